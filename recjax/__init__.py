@@ -1,0 +1,3 @@
+"""Recommendation with language models, on JAX."""
+
+__version__ = '0.1.0'

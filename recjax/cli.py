@@ -1,0 +1,127 @@
+"""The verbs around the experiments: `recjax recommend`, `doctor`, `compare`, `convert`."""
+import argparse
+import importlib
+import importlib.util
+import json
+import pathlib
+import sys
+
+from recjax import errors
+from recjax.errors import ConfigError
+
+
+def parser():
+  """Every verb with its flags."""
+  top = argparse.ArgumentParser(
+      prog='recjax', description='Recommendation with language models, on JAX. Experiments run '
+      'with: python -m recjax.main --config=configs/betag_scientific.py')
+  verbs = top.add_subparsers(dest='verb', required=True)
+
+  verb = verbs.add_parser('recommend', help='items for a history, a user, or a file of users')
+  verb.add_argument('workdir', help='the folder of a finished run')
+  who = verb.add_mutually_exclusive_group(required=True)
+  who.add_argument('--history', help='item ids, oldest first, parted by commas')
+  who.add_argument('--user', help='id of a user in the data')
+  who.add_argument('--input', help='JSON Lines: {"user_id": ..., "items": [...]} a line')
+  verb.add_argument('--output', help='where the answers to --input go (JSON Lines)')
+  verb.add_argument('--k', type=int, default=10, help='how many items (default 10)')
+
+  verb = verbs.add_parser('doctor', help='what is wrong with data, what a config costs')
+  verb.add_argument('data', help="folder of a data set, or 'sample'")
+  verb.add_argument('--config', help='a config file (with :argument) whose cost to print')
+
+  verb = verbs.add_parser('compare', help='one table of several runs, with paired tests')
+  verb.add_argument('workdirs', nargs='+')
+  verb.add_argument('--against', default='', help='test every row against this one only')
+  verb.add_argument('--format', default='text', choices=('text', 'csv', 'markdown', 'latex'))
+  verb.add_argument('--html', default='', help='also write a page, e.g. compare.html')
+
+  verb = verbs.add_parser('convert', help='the trained model for other programs')
+  verb.add_argument('workdir', help='the folder of a finished run')
+  verb.add_argument('--to', required=True, choices=('peft', 'merged'),
+                    help='a PEFT adapter folder, or a whole Hugging Face checkpoint')
+  verb.add_argument('--out', required=True, help='folder to make')
+  return top
+
+
+def main():
+  """Runs the verb that the command line names."""
+  args = parser().parse_args()
+  errors.guard(lambda: globals()[args.verb](args))
+
+
+def recommend(args):
+  """Prints item ids, scores and titles, or answers a file of users."""
+  from recjax import recommend as face
+  if args.input and not args.output:
+    raise ConfigError('--input needs --output, the file for the answers')
+  ask, shop = face.load(args.workdir)
+  if args.input:
+    written = face.batch(ask, args.input, args.output, args.k)
+    print(f'{written} users answered, in {args.output}')
+    return
+  history = args.history.split(',') if args.history else face.history_of(shop, args.user)
+  items, scores = ask([history], args.k)
+  titles = shop.catalog.columns.get('title', [''] * len(shop.catalog))
+  for item, score in zip(items[0], scores[0]):
+    print(f'{item}\t{score:.4f}\t{titles[shop.catalog.index(item) - 1] or ""}')
+
+
+def doctor(args):
+  """Prints findings about the data and the cost of a config."""
+  from recjax.data import catalog
+  from recjax.data import doctor as checks
+  shop = catalog.load_data(args.data)
+  print(f'{shop.name}: {len(shop.catalog):,} items, {len(shop.interactions):,} users, '
+        f'{len(shop.interactions.items):,} interactions, fingerprint {shop.fingerprint[:16]}')
+  for finding in checks.check(shop):
+    print(f'{finding.severity}: {finding.what}: {finding.count:,}'
+          + (f', e.g. {", ".join(map(str, finding.examples[:3]))}' if finding.examples else ''))
+    print(f'    {finding.remedy}')
+  if args.config:
+    cfg = read_config(args.config)
+    method = importlib.import_module(f'recjax.methods.{cfg.method}')
+    for name, value in method.cost(cfg, shop).items():
+      print(f'{name}: {value}')
+
+
+def read_config(text):
+  """Runs a config file. text: 'configs/x.py:argument' -> ConfigDict"""
+  path, _, argument = text.partition(':')
+  if not pathlib.Path(path).is_file():
+    raise ConfigError(f'{path} is not a config file; e.g. configs/betag_scientific.py')
+  spec = importlib.util.spec_from_file_location('config', path)
+  module = importlib.util.module_from_spec(spec)
+  spec.loader.exec_module(module)
+  try:
+    return module.get_config(argument)
+  except ValueError as error:
+    raise ConfigError(str(error)) from error
+
+
+def compare(args):
+  """Prints the table of several runs."""
+  from recjax.evaluation import compare as tables
+  table = tables.compare(args.workdirs, against=args.against)
+  sys.stdout.write(getattr(tables, f'{args.format}_table')(table).rstrip() + '\n')
+  if args.html:
+    from recjax.report import html, results
+    left = {k: v for k, v in table['left_out'].items() if v}
+    html.write(args.html, html.page(
+        'Runs compared', ', '.join(args.workdirs), f'{table["users"]:,} users that all runs '
+        f'ranked; {table["protocol"]}.', [
+            html.section('Results', results.results_table(table, main='HR@10')),
+            html.section('Paired tests', html.table(
+                ['Rows', 'HR@10', 'NDCG@10'],
+                [[name, results.p_value(p['HR@10']), results.p_value(p['NDCG@10'])]
+                 for name, p in table['tests'].items()], 'p-values, Holm-corrected')),
+            html.section('Users left out', html.facts(left) if left else 'none')]))
+    print(f'page: {args.html}')
+
+
+def convert(args):
+  """Writes the trained model in a layout that other programs read."""
+  config = json.loads((pathlib.Path(args.workdir) / 'config.json').read_text())['config']
+  method = importlib.import_module(f'recjax.methods.{config["method"]}')
+  method.convert(args.workdir, args.to, args.out)
+  print(f'{args.to}: {args.out}')

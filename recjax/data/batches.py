@@ -1,0 +1,56 @@
+"""Which examples a step sees: pure functions of (seed, step), so that any run can be resumed."""
+import functools
+
+import numpy as np
+
+
+class Batches:
+  """batches[i] is the i-th batch of an endless shuffled stream: a function of (seed, i) alone.
+
+  collate: takes an int array of example rows (size,) and returns a dict of arrays.
+  """
+
+  def __init__(self, collate, count, size, seed=0):
+    self.collate, self.count, self.size = collate, count, size
+    self.order = functools.lru_cache(2)(
+        lambda epoch: np.random.default_rng((seed, epoch)).permutation(count))
+
+  def __len__(self):
+    return 10**9
+
+  def __getitem__(self, i):
+    epoch, row = np.divmod(np.arange(i * self.size, (i + 1) * self.size), self.count)
+    rows = np.concatenate([self.order(e)[row[epoch == e]] for e in np.unique(epoch)])
+    return self.collate(rows)
+
+
+def halving_draws(lengths, epochs, seed):
+  """Draws sequences by length, halving a sequence's weight at each draw (betag 2.2).
+
+  lengths: (U,) int. -> (epochs * U,) int32 rows; an epoch is U draws. At an epoch's start the
+  weights go back to the lengths if every sequence has been drawn since they last were. (The
+  authors reset when data-set index 0 is asked for; with a shuffling loader that is at random.)
+  Weights stand in blocks with their sums, so one draw costs about sqrt(U).
+  """
+  rng = np.random.default_rng(seed)
+  count = len(lengths)
+  width = int(np.ceil(np.sqrt(count)))
+  full = np.zeros(width * width)
+  full[:count] = lengths
+  full = full.reshape(width, width)
+  weights, drawn = full.copy(), np.zeros(count, bool)
+  out = np.empty(epochs * count, np.int32)
+  for i, u in enumerate(rng.random(epochs * count)):
+    if i % count == 0 and drawn.all():
+      weights[:], drawn[:] = full, False
+    blocks = np.cumsum(weights.sum(1))
+    u *= blocks[-1]
+    block = min(int(np.searchsorted(blocks, u, 'right')), width - 1)
+    inside = np.cumsum(weights[block])
+    u -= blocks[block] - inside[-1]
+    column = min(int(np.searchsorted(inside, u, 'right')), np.flatnonzero(weights[block])[-1])
+    row = block * width + column
+    weights[block, column] /= 2
+    drawn[row] = True
+    out[i] = row
+  return out

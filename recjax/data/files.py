@@ -1,0 +1,166 @@
+"""Strict reading of JSON, JSON Lines and Parquet, and writing of whole files or nothing."""
+import gzip
+import json
+import os
+import pathlib
+import zlib
+
+from recjax.errors import DataError, WorkdirError
+
+SUFFIXES = ('.jsonl', '.jsonl.gz', '.parquet')
+
+
+def find_table(folder, stem):
+  """The one file `stem`.jsonl, .jsonl.gz or .parquet in `folder`, or None.
+
+  Raises DataError if there are several, since nothing says which one is meant.
+  """
+  found = [p for p in (pathlib.Path(folder) / f'{stem}{s}' for s in SUFFIXES) if p.is_file()]
+  if len(found) > 1:
+    names = ' and '.join(p.name for p in found)
+    raise DataError(f'{folder} holds {names}; keep one of them, so that it is clear which counts.')
+  return found[0] if found else None
+
+
+def read_rows(path):
+  """Yields (place, row): where each object stands, for error messages, and the object itself.
+
+  Lines end in LF or CRLF; a byte order mark and blank lines are tolerated. Raises DataError with
+  file and line for anything that is not one UTF-8 JSON object a line.
+  """
+  path = pathlib.Path(path)
+  if path.suffix == '.parquet':
+    yield from _parquet_rows(path)
+    return
+  for number, line in enumerate(read_bytes(path).split(b'\n'), start=1):
+    if not line.strip():
+      continue
+    place = f'{path} line {number}'
+    row = parse_json(line, path, number)
+    if not isinstance(row, dict):
+      raise DataError(f'{place}: a JSON object is expected, found {_kind(row)}.')
+    yield place, row
+
+
+def read_bytes(path):
+  """The file's bytes, unpacked if its name ends in .gz and without a UTF-8 byte order mark."""
+  path = pathlib.Path(path)
+  try:
+    data = path.read_bytes()
+    if path.suffix == '.gz':
+      data = gzip.decompress(data)
+  except FileNotFoundError as error:
+    raise DataError(f'{path} does not exist.') from error
+  except (OSError, EOFError, zlib.error) as error:
+    raise DataError(f'{path} cannot be read: {error}.') from error
+  return data.removeprefix(b'\xef\xbb\xbf')
+
+
+def read_json(path):
+  """The value of a whole JSON file. Raises DataError with line and column."""
+  return parse_json(read_bytes(path), path)
+
+
+def parse_json(data, path, line=None):
+  """Parses bytes as strict JSON: no NaN, no key given twice, no half surrogate pairs.
+
+  `line` says which line of `path` the bytes are, if not all of it. Raises DataError.
+  """
+  def complain(what, at_line, column):
+    where = f'line {line or at_line}, column {column}'
+    return DataError(f'{path} {where}: {what}.')
+
+  try:
+    text = data.decode('utf-8')
+  except UnicodeDecodeError as error:
+    row = data.count(b'\n', 0, error.start) + 1
+    byte = error.start - data.rfind(b'\n', 0, error.start)
+    raise complain('not UTF-8; save the file as UTF-8', row, byte) from error
+  try:
+    value = json.loads(text, object_pairs_hook=_unique, parse_constant=_refuse)
+    if '\\ud' in text or '\\uD' in text:
+      json.dumps(value, ensure_ascii=False).encode('utf-8')
+  except json.JSONDecodeError as error:
+    raise complain(f'not valid JSON ({error.msg})', error.lineno, error.colno) from error
+  except UnicodeEncodeError as error:
+    raise complain('half a surrogate pair, which no text may hold', 1, 1) from error
+  except (ValueError, RecursionError) as error:
+    raise complain(f'not usable JSON ({error})', 1, 1) from error
+  return value
+
+
+def write_text(path, text):
+  """Writes UTF-8 text so that `path` holds either all of it or what it held before.
+
+  Raises WorkdirError if the disk is full or the folder cannot be written.
+  """
+  path = pathlib.Path(path)
+  temporary = path.with_name(f'.{path.name}.{os.getpid()}.tmp')
+  try:
+    data = text.encode('utf-8')
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with open(temporary, 'wb') as out:
+      out.write(data)
+      out.flush()
+      os.fsync(out.fileno())
+    os.replace(temporary, path)
+    sync_folder(path.parent)
+  except UnicodeEncodeError as error:
+    raise DataError(f'{path}: the text to write holds half a surrogate pair.') from error
+  except OSError as error:
+    temporary.unlink(missing_ok=True)
+    raise WorkdirError(f'{path} cannot be written: {error.strerror or error}; '
+                       'free some space or choose another folder.') from error
+
+
+def sync_folder(folder):
+  """Makes renames inside `folder` survive a power cut."""
+  handle = os.open(folder, os.O_RDONLY)
+  try:
+    os.fsync(handle)
+  finally:
+    os.close(handle)
+
+
+def text_id(value, place, name):
+  """An id as text; JSON integers are written in decimal. Raises DataError for other types."""
+  if isinstance(value, str) and value:
+    return value
+  if isinstance(value, int) and not isinstance(value, bool):
+    return str(value)
+  shown = 'missing' if value is None else repr(value)[:60]
+  raise DataError(f'{place}: {name} is {shown}; it must be a non-empty text or an integer.')
+
+
+def _parquet_rows(path):
+  import pyarrow
+  from pyarrow import parquet
+  try:
+    file = parquet.ParquetFile(path)
+    number = 0
+    for batch in file.iter_batches(batch_size=8192):
+      for row in batch.to_pylist():
+        number += 1
+        yield f'{path} row {number}', row
+  except FileNotFoundError as error:
+    raise DataError(f'{path} does not exist.') from error
+  except (pyarrow.ArrowException, OSError, ValueError) as error:
+    raise DataError(f'{path} cannot be read as Parquet: {error}.') from error
+
+
+def _unique(pairs):
+  row = dict(pairs)
+  if len(row) < len(pairs):
+    seen = set()
+    twice = next(k for k, _ in pairs if k in seen or seen.add(k))
+    raise ValueError(f'key {twice!r} is given twice')
+  return row
+
+
+def _refuse(name):
+  raise ValueError(f'{name} is not a JSON number')
+
+
+def _kind(value):
+  return {list: 'a list', str: 'a text', bool: 'a truth value', type(None): 'null'}.get(
+      type(value), 'a number')

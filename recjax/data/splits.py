@@ -1,0 +1,78 @@
+"""Who is trained on what, and who is asked for what: the leave-one-out split."""
+import dataclasses
+
+import numpy as np
+
+from recjax.data.catalog import Interactions
+from recjax.errors import ConfigError
+
+
+@dataclasses.dataclass(frozen=True)
+class Cases:
+  """Questions of an evaluation: what came after this history?
+
+  users: (n,) int32, rows of the interactions that were split. targets: (n,) int32.
+  histories: (flat items int32, offsets (n + 1,) int64)
+  """
+  users: np.ndarray
+  histories: tuple[np.ndarray, np.ndarray]
+  targets: np.ndarray
+
+  def __len__(self):
+    return len(self.users)
+
+  def history(self, case):
+    """Items before the target of a case, oldest first. -> (n,) int32"""
+    flat, offsets = self.histories
+    return flat[offsets[case]:offsets[case + 1]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Split:
+  """Training sequences (one for each user, in the same rows) and what is held out of them."""
+  train: Interactions
+  valid: Cases | None
+  test: Cases
+  protocol: str
+
+
+def leave_one_out(interactions, holdout=2):
+  """Holds out each user's last item for testing and, with holdout 2, the one before to validate.
+
+  The history of a test case is all items before it, the validation item too. Users with fewer
+  than holdout + 1 items are trained on only. -> Split. Raises ConfigError for other holdouts.
+  """
+  if holdout not in (1, 2):
+    raise ConfigError(f'holdout is {holdout!r}; it must be 1 (test) or 2 (validation and test).')
+  lengths = interactions.lengths()
+  users = np.flatnonzero(lengths > holdout).astype(np.int32)
+  kept = lengths.copy()
+  kept[users] -= holdout
+  valid = _cases(interactions, users, 2) if holdout == 2 else None
+  least = holdout + 1
+  protocol = ('leave-one-out: the last item of each user is the test'
+              + (', the one before it the validation' if valid else '')
+              + f'; {len(users)} of {len(lengths)} users, those with {least} items or more')
+  return Split(_heads(interactions, kept), valid, _cases(interactions, users, 1), protocol)
+
+
+def _heads(interactions, kept):
+  """The first kept[u] items of each user. -> Interactions"""
+  picked, offsets = _positions(interactions.offsets[:-1], kept)
+  take = lambda array: None if array is None else array[picked]
+  return Interactions(interactions.users, interactions.items[picked], offsets,
+                      take(interactions.times), take(interactions.ratings))
+
+
+def _cases(interactions, users, back):
+  """Asks `users` for their item `back` from the end, all earlier ones given. -> Cases"""
+  starts, targets = interactions.offsets[users], interactions.offsets[users + 1] - back
+  picked, offsets = _positions(starts, targets - starts)
+  return Cases(users, (interactions.items[picked], offsets), interactions.items[targets])
+
+
+def _positions(starts, lengths):
+  """Indices starts[i] .. starts[i] + lengths[i] - 1 end to end. -> (sum,) int64, (n + 1,) int64"""
+  offsets = np.zeros(len(lengths) + 1, np.int64)
+  np.cumsum(lengths, out=offsets[1:])
+  return np.arange(offsets[-1]) + np.repeat(starts - offsets[:-1], lengths), offsets

@@ -1,0 +1,159 @@
+"""How sure a figure is: bootstrap intervals over users, paired randomisation tests, Holm.
+
+Metrics of ranks take few distinct values, so equal ones are resampled together: a multinomial over
+distinct values is the same bootstrap as drawing users, at a cost that does not grow with them.
+"""
+import itertools
+import math
+
+import numpy as np
+
+from recjax.errors import DataError
+
+DISTINCT = 20_000     # more distinct values than this are resampled one by one, with Poisson counts
+BLOCK = 1 << 18       # random numbers held at once
+BINOMIAL = 48         # equal differences that are cheaper as one binomial than as single signs
+
+
+def bootstrap_interval(values, seed, draws=1000, level=0.95):
+  """Mean and percentile bootstrap interval over users.
+
+  values: (n,) float. The order of users does not matter, and equal calls give equal results. With
+  more than DISTINCT distinct values every user gets a Poisson(1) count, which at that size equals
+  the multinomial for all purposes. -> (mean, low, high), the mean always inside.
+  Raises DataError for no values or NaN.
+  """
+  values = _checked(values, 'values')
+  rng = np.random.default_rng(seed)
+  distinct, counts = np.unique(values, return_counts=True)
+  mean = float(distinct @ counts / len(values))
+  if len(distinct) == 1:
+    return mean, mean, mean
+  if len(distinct) > DISTINCT:
+    means = _poisson_means(np.repeat(distinct, counts), rng, draws)
+  else:
+    share, means = counts / len(values), []
+    for size in _block_sizes(draws, len(distinct)):
+      means.append(rng.multinomial(len(values), share, size) @ distinct / len(values))
+    means = np.concatenate(means)
+  low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
+  return mean, min(float(low), mean), max(float(high), mean)
+
+
+def _poisson_means(values, rng, draws):
+  """Means under Poisson(1) counts looked up by 16 random bits, block by block of users."""
+  cut = np.cumsum([math.exp(-1) / math.factorial(k) for k in range(10)])
+  table = np.searchsorted(cut, (np.arange(1 << 16) + 0.5) / (1 << 16)).astype(np.float32)
+  sums = np.zeros((draws, 2))
+  step = max(1, BLOCK // draws)
+  for start in range(0, len(values), step):
+    part = values[start:start + step]
+    times = table[rng.integers(0, 1 << 16, (draws, len(part)), np.uint16)].astype(np.float64)
+    sums += times @ np.stack([part, np.ones(len(part))], axis=1)
+  return sums[:, 0] / sums[:, 1]
+
+
+def paired_test(a, b, seed, draws=10000):
+  """Two-sided randomisation test on per-user differences: do a and b differ in the mean?
+
+  Under the null each user's difference is as likely with the other sign. Users without a
+  difference cannot change the sum and are left out. a, b: (n,) float of the same users. -> p, the
+  share of random signs that give a sum as far from zero, with one added above and below, so never
+  0. Raises DataError for no values, NaN or unequal lengths.
+  """
+  a, b = _checked(a, 'the first values'), _checked(b, 'the second values')
+  if len(a) != len(b):
+    raise DataError(f'{len(a)} values against {len(b)}; a paired test needs the same users in both')
+  difference = a - b
+  sizes, group = np.unique(np.abs(difference), return_inverse=True)
+  net = np.bincount(group, np.sign(difference), len(sizes))
+  counts = np.bincount(group, minlength=len(sizes))
+  if sizes[0] == 0:
+    sizes, net, counts = sizes[1:], net[1:], counts[1:]
+  if not len(sizes):
+    return 1.0
+  scale = sizes.max()  # keeps sums of tiny or huge values in range
+  observed = abs(sizes / scale @ net)
+  sums = _flipped_sums(sizes / scale, counts, np.random.default_rng(seed), draws)
+  # Sums of the same terms in another order differ in the last bits; equal ones count as as far.
+  far = np.abs(sums) >= observed - 1e-9 * (sizes / scale @ counts)
+  return float((1 + far.sum()) / (1 + draws))
+
+
+def _flipped_sums(sizes, counts, rng, draws):
+  """Sums over all users under random signs: a binomial for common sizes, bits for rare ones."""
+  common = counts >= BINOMIAL
+  sums = []
+  for size in _block_sizes(draws, int(common.sum())):
+    up = rng.binomial(counts[common], 0.5, (size, int(common.sum())))
+    sums.append((2 * up - counts[common]) @ sizes[common])
+  sums = np.concatenate(sums)
+  rare = np.repeat(sizes[~common], counts[~common])
+  step = max(8, BLOCK // draws // 8 * 8)
+  for start in range(0, len(rare), step):
+    part = rare[start:start + step]
+    bits = np.frombuffer(rng.bytes(draws * (step // 8)), np.uint8).reshape(draws, step // 8)
+    signs = np.unpackbits(bits, axis=1, count=len(part)).astype(np.float64)
+    sums += 2 * (signs @ part) - part.sum()
+  return sums
+
+
+def _block_sizes(draws, width):
+  """Splits draws so that one block of (size, width) stays within BLOCK."""
+  step = max(1, BLOCK // max(1, width))
+  return [min(step, draws - done) for done in range(0, draws, step)]
+
+
+def _checked(values, what):
+  values = np.asarray(values, np.float64)
+  if values.ndim != 1 or not len(values):
+    raise DataError(f'{what} have shape {values.shape}; they must be a non-empty vector over users')
+  if not np.isfinite(values).all():
+    bad = int(np.argmin(np.isfinite(values)))
+    raise DataError(f'{what} hold {values[bad]} at position {bad}; every user needs a finite value')
+  return values
+
+
+def holm(p_values):
+  """Holm's step-down correction of one family. {name: p} -> {name: adjusted p}, at most 1."""
+  adjusted, worst = {}, 0.0
+  for done, name in enumerate(sorted(p_values, key=p_values.get)):
+    worst = max(worst, min(1.0, (len(p_values) - done) * p_values[name]))
+    adjusted[name] = worst
+  return {name: adjusted[name] for name in p_values}
+
+
+def summarise(rows, seed, masks=None, pairs=None, draws=1000, test_draws=10000):
+  """What results.json holds under 'rows' and 'tests'.
+
+  rows: {row: {metric: (n,) values}}, the same users in the same order everywhere. masks: {group:
+  (n,) bool} adds each metric over that group's users as 'metric:group', empty groups left out.
+  pairs: (row, other) to test, by default every row against every later one. -> {'rows': {row:
+  {metric: {'value', 'low', 'high', 'n'}}}, 'tests': {'row>other': {metric: p}}}. Intervals are 95 %
+  bootstraps over users; p is two-sided (the values say which row is better), over all users, and
+  Holm-corrected across the comparisons of the same metric. Raises DataError for unequal users.
+  """
+  if not rows:
+    raise DataError('there is no row to summarise; give at least one row of per-user values')
+  metrics = [m for m in next(iter(rows.values())) if all(m in values for values in rows.values())]
+  found = {row: _intervals(values, seed, masks or {}, draws) for row, values in rows.items()}
+  pairs = list(itertools.combinations(rows, 2)) if pairs is None else list(pairs)
+  tests = {f'{row}>{other}': {} for row, other in pairs}
+  for metric in metrics:
+    raw = {f'{row}>{other}': paired_test(rows[row][metric], rows[other][metric], seed, test_draws)
+           for row, other in pairs}
+    for name, p in holm(raw).items():
+      tests[name][metric] = p
+  return {'rows': found, 'tests': tests}
+
+
+def _intervals(values, seed, masks, draws):
+  chosen = {metric: x for metric, x in values.items()}
+  for group, mask in masks.items():
+    if np.any(mask):
+      chosen |= {f'{metric}:{group}': np.asarray(x)[mask] for metric, x in values.items()}
+  found = {}
+  for metric, x in chosen.items():
+    value, low, high = bootstrap_interval(x, seed, draws)
+    found[metric] = {'value': value, 'low': low, 'high': high, 'n': len(x)}
+  return found

@@ -1,0 +1,87 @@
+"""Runs one experiment: `python -m recjax.main --config=configs/betag_scientific.py`."""
+import importlib
+import pathlib
+import platform
+import subprocess
+import sys
+
+from absl import app, flags
+from ml_collections import config_flags
+
+from recjax import errors
+
+CONFIG = config_flags.DEFINE_config_file(
+    'config', None, 'The experiment, e.g. configs/betag_scientific.py, with its argument after a '
+    'colon: configs/betag_scientific.py:paper,data=data/mine.', lock_config=True)
+WORKDIR = flags.DEFINE_string(
+    'workdir', None, "The run's folder; default: checkpoints/ and the config's name.")
+
+
+def main(_):
+  """Opens the run's folder, says what runs, and hands over to the method."""
+  errors.guard(run)
+
+
+def run():
+  """The experiment that the flags name, from its first unfinished stage to its report."""
+  if CONFIG.value is None:
+    raise errors.ConfigError('--config is missing; e.g. --config=configs/betag_scientific.py')
+  cfg = CONFIG.value
+  name = pathlib.Path(config_flags.get_config_filename(flags.FLAGS['config']))
+  path = name.as_posix().partition(':')[0]
+  workdir = WORKDIR.value or f'checkpoints/{pathlib.Path(path).stem}'
+  import jax  # after the flags: a wrong flag should answer at once
+  cache = pathlib.Path.home() / '.cache' / 'recjax' / 'xla'
+  if not jax.config.jax_compilation_cache_dir:
+    jax.config.update('jax_compilation_cache_dir', str(cache))
+
+  from recjax import sharding
+  from recjax.training import work as works
+  overrides = dict(config_flags.get_override_values(flags.FLAGS['config']))
+  facts = run_facts(sys.argv, overrides)
+  config = {'config': cfg.to_dict(), 'facts': facts}
+  with works.open_work(workdir, config, sharding.make_mesh(cfg.mesh)) as work:
+    announce(work, cfg, facts)
+    importlib.import_module(f'recjax.methods.{cfg.method}').run(cfg, work)
+    work.say(f'all in {workdir}: report.html, results.json')
+
+
+def run_facts(argv, overrides):
+  """What one needs to run this again: versions, devices, the command."""
+  import flax
+  import jax
+
+  import recjax
+  git = subprocess.run(['git', 'rev-parse', '--short', 'HEAD'], capture_output=True, text=True,
+                       cwd=pathlib.Path(__file__).parent, check=False)
+  devices = jax.devices()
+  return {
+      'command': ' '.join(['python -m recjax.main', *argv[1:]]),
+      'overrides': {k: repr(v) for k, v in overrides.items()},
+      'versions': {'recjax': recjax.__version__, 'jax': jax.__version__, 'flax': flax.__version__,
+                   'python': platform.python_version()},
+      'devices': f'{len(devices)} x {devices[0].device_kind}',
+      'revision': git.stdout.strip() or 'unknown',
+  }
+
+
+def announce(work, cfg, facts):
+  """The few lines at the start: what runs, on what, with which settings of one's own."""
+  versions = ', '.join(f'{k} {v}' for k, v in facts['versions'].items())
+  work.say(f'recjax {cfg.method}, preset {cfg.preset}, data {cfg.data}, seed {cfg.seed}')
+  work.say(f'on {facts["devices"]}, {versions}; run folder {work.path}')
+  changed = ', '.join(f'{k}={v}' for k, v in facts['overrides'].items())
+  work.say(f'settings that differ from the preset: {changed or "none"}')
+
+
+def parse(argv):
+  """Flags from the command line; a wrong one is said in a sentence, with exit code 2."""
+  try:
+    return flags.FLAGS(argv)
+  except (flags.Error, ValueError, TypeError, AttributeError, KeyError, OSError) as error:
+    print(f'error: {str(error).strip()}', file=sys.stderr)
+    sys.exit(2)
+
+
+if __name__ == '__main__':
+  app.run(main, flags_parser=parse)

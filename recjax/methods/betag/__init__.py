@@ -1,0 +1,53 @@
+"""BETag: behaviour-enhanced item tagging with a fine-tuned LLM.
+
+Lin et al., WWW 2025, pp. 4996-5009, doi 10.1145/3696410.3714769. The authors announced a patent
+application; see docs/betag.md.
+
+Every item starts with a few base tags. A causal LLM is LoRA-tuned on users' sequences in which each
+item is spelled as its tags, so it learns which tags follow which. Shown one item, the tuned model
+then writes the next line many times over by diverse beam search: those are the item's BETags, and
+how many beams use a tag is its weight.
+
+Deliberate differences from the authors' code, none of which changes what is computed:
+  - samples are packed into rows with segment ids instead of padded to 1024 tokens, and the chat
+    prefix, equal in all of them, runs once per step; gradients flow through it;
+  - tag order, thinning and windows are drawn from (seed, draw number), never from a worker's state;
+  - text before and after the line's '2.' is encoded apart, in training as in generation;
+  - a last tag cut by the token limit is dropped (decode.drop_truncated), equal scores go to the
+    lower group.
+"""
+from recjax.data.catalog import load_data
+from recjax.errors import ConfigError
+from recjax.methods.betag import backbone, evaluate, generate, page, tags, tune
+
+
+def run(cfg, work):
+  """The experiment, stage by stage."""
+  check(cfg)
+  shop = load_data(cfg.data)
+  work.say(f'{shop.name}: {len(shop.catalog):,} items, {len(shop.interactions):,} users, '
+           f'{len(shop.interactions.items):,} interactions')
+  base = work.stage('base-tags', tags.stage, cfg.tags, shop)
+  llm = backbone.folder(cfg, work, shop, base)
+  lora = work.stage('tune', tune.stage, tune.settings(cfg), shop, base, llm)
+  raw = work.stage('generate', generate.stage, cfg.decode, cfg.llm, base, llm, lora)
+  found = work.stage('evaluate', evaluate.stage, cfg.select, cfg.seed, shop, base, raw)
+  work.publish(found, 'results.json', 'ranks.parquet', 'predictions.parquet')
+  page.write(cfg, work, shop, base, raw, found)
+  evaluate.show(work, found)
+
+
+def check(cfg):
+  """What can be known to be wrong before anything runs. Raises ConfigError."""
+  train, decode = cfg.train, cfg.decode
+  if train.loss_on not in ('assistant', 'continuation'):
+    raise ConfigError(f"train.loss_on={train.loss_on!r}; choose 'assistant' or 'continuation'")
+  if train.min_seq_len < 2 or train.max_seq_len < train.min_seq_len:
+    raise ConfigError(f'train.min_seq_len={train.min_seq_len} and max_seq_len={train.max_seq_len}: '
+                      'a sample needs two items, and the longest is not below the shortest')
+  if cfg.tags.sep.strip() == '':
+    raise ConfigError(f'tags.sep={cfg.tags.sep!r} is blank, so tags could not be told apart')
+  generate.search_config(decode)
+
+
+recommender = evaluate.recommender

@@ -1,0 +1,142 @@
+"""Next-item retrieval by tags (betag 2.8, 2.9): BETags against base tags and simple baselines."""
+import itertools
+import json
+import pathlib
+
+import numpy as np
+from rich.table import Table
+
+from recjax.data.catalog import load_data
+from recjax.data.formats import betag as files
+from recjax.errors import DataError
+from recjax.evaluation import compare, metrics, ranking, statistics
+from recjax.methods.betag import tags as base_tags
+from recjax.methods.betag import text
+from recjax.models import bm25
+from recjax.training.work import find_stage, read_json, write_json
+
+REDUCERS = ('union', 'sum', 'last')
+
+
+def stage(work, cfg, seed, shop, base, raw):
+  """Chooses the selection on validation users, ranks the test users, writes every result file."""
+  split = base_tags.split_of(shop)
+  rows = files.read_raw_betags(raw / 'raw_betags.json')
+  own = files.read_base_tags(base / 'base_tags.json')
+  candidates = {
+      'base_tags': {'': documents(shop, {i: [(t, 1) for t in tags] for i, tags in own.items()})},
+      'betags': {f'{m},{k}': documents(shop, {
+          i: text.select(r, m, k, cfg.casefold, cfg.dedup_within_beam) for i, r in rows.items()})
+          for m, k in itertools.product(cfg.top_m, cfg.top_k)}}
+  n, chosen, ranks = len(shop.catalog), {}, {}
+  for row, options in candidates.items():
+    chosen[row], model = choose(options, split.valid, n, cfg)
+    score = bm25.history_scores(model, chosen[row]['reducer'])
+    ranks[row], items, scores = ranking.rank_and_recommend(
+        score, split.test, n, min(cfg.save_top, n), mask_history=cfg.mask_history)
+  for row, score in baselines(split.train, n, seed).items():
+    ranks[row] = ranking.rank_cases(score, split.test, n, mask_history=cfg.mask_history)
+  best = candidates['betags'][chosen['betags']['option']]
+  save(work.folder, cfg, seed, shop, split, ranks, chosen, best, items, scores)
+  return {'users': len(split.test.targets), **{f'{r} HR@10': round(float((x < 10).mean()), 4)
+                                               for r, x in ranks.items()}}
+
+
+def documents(shop, tags):
+  """One document per item in index order, empty where an item was dropped."""
+  return [tags.get(i, []) for i in shop.catalog.ids]
+
+
+def baselines(train, n, seed):
+  """What any method must beat. -> {row: score function}"""
+  return {'popularity': ranking.popularity(train.items, n),
+          'recency': ranking.recency(train.items, train.offsets, n),
+          'random': ranking.random_scores(n, seed)}
+
+
+def choose(options, valid, n, cfg):
+  """The option and query reducer with the best NDCG@10 on validation users; the first without.
+
+  -> ({'option', 'reducer', 'valid NDCG@10'}, BM25)
+  """
+  best = None
+  for option, docs in options.items():
+    model = bm25.BM25.fit(docs, k1=cfg.k1, b=cfg.b, idf_cutoff=cfg.idf_cutoff)
+    if valid is None:
+      return {'option': option, 'reducer': cfg.reducer}, model
+    for how in REDUCERS:
+      ranks = ranking.rank_cases(bm25.history_scores(model, how), valid, n,
+                                 mask_history=cfg.mask_history)
+      score = float(metrics.per_case(ranks, (10,))['NDCG@10'].mean())
+      if best is None or score > best[0]:
+        best = score, {'option': option, 'reducer': how, 'valid NDCG@10': round(score, 5)}, model
+  return best[1], best[2]
+
+
+def save(folder, cfg, seed, shop, split, ranks, chosen, docs, items, scores):
+  """results.json, ranks, predictions, the chosen tags, and the items with their tags as text."""
+  per_case = {row: metrics.per_case(r) for row, r in ranks.items()}
+  pairs = [('betags', other) for other in ranks if other != 'betags']
+  summary = statistics.summarise(per_case, seed, pairs=pairs)
+  protocol = ranking.protocol(len(shop.catalog), split.protocol, cfg.mask_history)
+  write_json(folder / 'results.json', {
+      'protocol': protocol, 'seeds': [seed], 'data_fingerprint': shop.fingerprint,
+      'chosen': chosen, **summary})
+  users = [shop.interactions.users[u] for u in split.test.users]
+  compare.write_ranks(folder / 'ranks.parquet', users, ranks)
+  named = [[shop.catalog.id_of(i) if i else None for i in row] for row in items]
+  compare.write_predictions(folder / 'predictions.parquet', users, named, scores)
+  write_json(folder / 'tags.json', dict(zip(shop.catalog.ids, docs)))
+  columns = shop.catalog.columns
+  with open(folder / 'items_with_tags.jsonl', 'w', encoding='utf-8') as f:
+    for i, item in enumerate(shop.catalog.ids):
+      row = {k: v[i] for k, v in columns.items() if v[i] is not None}
+      f.write(json.dumps({'item_id': item, **row, 'betags': [t for t, _ in docs[i]]},
+                         ensure_ascii=False) + '\n')
+
+
+def show(work, found):
+  """The closing table."""
+  results = read_json(found / 'results.json')
+  names = ('HR@5', 'HR@10', 'HR@20', 'NDCG@10', 'MRR')
+  table = Table('row', *names, 'p, HR@10', title=results['protocol'])
+  for row, cells in results['rows'].items():
+    p = results['tests'].get(f'betags>{row}', {}).get('HR@10')
+    table.add_row(row, *(f'{cells[m]["value"]:.4f} [{cells[m]["low"]:.4f}, {cells[m]["high"]:.4f}]'
+                         for m in names), '' if p is None else f'{p:.2g}')
+  work.console.print(table)
+  with work.console.capture() as text_of_it:
+    work.console.print(table)
+  work.note(text_of_it.get().rstrip())
+
+
+def recommender(workdir):
+  """The trained method's face: BM25 over the BETags, with what validation chose.
+
+  -> recommend(histories, k, exclude_seen=True, allowed=None) -> (item ids [B][k], scores [B, k]);
+  histories are lists of item ids, `allowed` a set of item ids.
+  """
+  config = read_json(pathlib.Path(workdir) / 'config.json')['config']
+  found = find_stage(workdir, 'evaluate')
+  results = read_json(found / 'results.json')
+  shop = load_data(config['data'])
+  if shop.fingerprint != results['data_fingerprint']:
+    raise DataError(f'{config["data"]} has changed since {workdir} was made (its fingerprint is '
+                    f'now {shop.fingerprint[:12]}); run the experiment again')
+  docs = [[tuple(t) for t in tags] for tags in read_json(found / 'tags.json').values()]
+  select = config['select']
+  model = bm25.BM25.fit(docs, k1=select['k1'], b=select['b'], idf_cutoff=select['idf_cutoff'])
+  score = bm25.history_scores(model, results['chosen']['betags']['reducer'])
+
+  def recommend(histories, k, exclude_seen=True, allowed=None):
+    rows = [[shop.catalog.index(i) for i in h] for h in histories]
+    offsets = np.concatenate([[0], np.cumsum([len(r) for r in rows])]).astype(np.int64)
+    items = np.array([i for r in rows for i in r], np.int32)
+    mask = None
+    if allowed is not None:
+      mask = np.zeros(len(shop.catalog), bool)
+      mask[[shop.catalog.index(i) - 1 for i in allowed]] = True
+    found, scores = ranking.top_items(score, items, offsets, len(shop.catalog), k, exclude_seen,
+                                      mask)
+    return [[shop.catalog.id_of(i) for i in row if i] for row in found], scores
+  return recommend

@@ -1,0 +1,173 @@
+"""Diverse beam search over every item's own line (betag 2.5 to 2.7), resumable per batch."""
+import functools
+import json
+import os
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from recjax import sharding
+from recjax.data.formats import betag as files
+from recjax.decoding.group_search import SearchConfig, group_search
+from recjax.errors import DataError
+from recjax.methods.betag import text, tune
+from recjax.models import decode, huggingface, llm
+from recjax.text import chat
+from recjax.training import backbone
+from recjax.training.fit import place
+from recjax.training.work import read_json, write_json
+
+BUCKET = 16  # prompt lengths are rounded up to a multiple of this
+
+
+def stage(work, cfg, llm_cfg, base, folder, lora):
+  """Writes raw_predict.json (texts) and raw_betags.json (tags) for every item. -> counts
+
+  What is done stands in raw_predict_temp.jsonl, a line per batch of items; a killed run goes on
+  after the last whole line. Batches are cut the same way every time, so the end is the same.
+  """
+  report = work.folder / 'generation_report.json'
+  if report.exists():  # killed between the last file and the end of the stage
+    return read_json(report)
+  tags = files.read_base_tags(base / 'base_tags.json')
+  model, params, tokenizer, adapter = tuned(folder, llm_cfg, lora, work.mesh)
+  batches, prefix = prompt_batches(tags, tokenizer, cfg, model.cfg)
+  search = search_config(cfg, tokenizer)
+  write_json(work.folder / 'generation_config.json', published_config(cfg))
+  run = jax.jit(functools.partial(beams_of, model, search))
+  journal = Journal(work.folder / 'raw_predict_temp.jsonl')
+  prefix_ids = jnp.asarray(prefix, jnp.int32)
+  with jax.set_mesh(work.mesh), work.progress(
+      'generate', len(tags), journal.items, unit='item') as advance:
+    for number, (items, ids, lengths) in enumerate(batches):
+      if number < journal.batches:
+        continue
+      placed = place({'ids': ids, 'lengths': lengths}, work.mesh)
+      found = run(params, adapter, prefix_ids, **placed)
+      tokens, lengths_out, scores = jax.device_get(
+          (found.tokens, found.lengths, found.scores))
+      journal.add([(item, texts_of(tokenizer, tags[item], cfg, tokens[b], lengths_out[b]),
+                    [round(float(x), 5) for x in scores[b]]) for b, item in enumerate(items)])
+      advance(len(items))
+  return finish(work, journal, tags, cfg)
+
+
+def tuned(folder, llm_cfg, lora, mesh):
+  """The LLM with its trained adapter. -> (model, params, tokenizer, adapter)"""
+  shape, adapter = huggingface.load_adapter(lora, huggingface.read_config(folder))
+  model, params, tokenizer = backbone.load(folder, llm_cfg, mesh, shape.lora_rank,
+                                           shape.lora_alpha)
+  where = sharding.shardings(adapter, llm.RULES, mesh)
+  return model, params, tokenizer, jax.device_put(adapter, where)
+
+
+def search_config(cfg, tokenizer=None):
+  """The published decoding; stopping at a line's end is an extra that is off there."""
+  ends = tuple(line_ends(tokenizer)) if tokenizer and cfg.stop_at_line_end else ()
+  return SearchConfig(
+      beams=cfg.beams, groups=cfg.groups, diversity_penalty=float(cfg.diversity),
+      new_tokens=cfg.new_tokens, min_new_tokens=0 if ends else cfg.new_tokens,
+      eos_ids=ends, pad_id=tokenizer.pad_id if tokenizer else 0,
+      length_penalty=float(cfg.length_penalty))
+
+
+def line_ends(tokenizer):
+  """Ids of all tokens that hold a newline."""
+  return [i for i in range(tokenizer.vocab_size) if '\n' in tokenizer.decode([i])]
+
+
+def published_config(cfg):
+  """The names that the authors' file has."""
+  return {
+      'do_sample': False, 'num_beams': cfg.beams, 'num_beam_groups': cfg.groups,
+      'num_return_sequences': cfg.beams, 'diversity_penalty': cfg.diversity,
+      'min_new_tokens': cfg.new_tokens, 'max_new_tokens': cfg.new_tokens,
+      'no_repeat_ngram_size': 0, 'length_penalty': cfg.length_penalty,
+      'stop_at_line_end': cfg.stop_at_line_end, 'max_n_tags': cfg.max_tags, 'sep': cfg.sep}
+
+
+def prompt_batches(tags, tokenizer, cfg, shape):
+  """Items by prompt length, in batches of fixed shape; the last one repeats its last item.
+
+  -> ([(item ids, token ids (B, P), lengths (B,))], prefix ids)
+  """
+  prefix = chat.render(tokenizer, list(text.MESSAGES))
+  heading = tokenizer.encode(text.HEADING)
+  items = list(tags)
+  prompts = [heading + ids for ids in tokenizer.encode_batch(
+      [text.generation_prompt(tags[i], cfg.sep, cfg.max_tags) for i in items])]
+  room = shape.max_positions - len(prefix) - cfg.new_tokens
+  for item, ids in zip(items, prompts):
+    if len(ids) > room:
+      raise DataError(f'item {item}: its tags take {len(ids)} tokens, {room} fit the model; '
+                      'give it fewer or shorter tags, or lower decode.max_tags')
+  order = sorted(range(len(items)), key=lambda i: (len(prompts[i]), i))
+  batches = []
+  for start in range(0, len(order), cfg.items):
+    members = order[start:start + cfg.items]
+    full = members + members[-1:] * (cfg.items - len(members))
+    longest = max(len(prompts[i]) for i in members)
+    ids = np.zeros((cfg.items, -(-longest // BUCKET) * BUCKET), np.int32)
+    for row, i in enumerate(full):
+      ids[row, :len(prompts[i])] = prompts[i]
+    lengths = np.array([len(prompts[i]) for i in full], np.int32)
+    batches.append(([items[i] for i in members], ids, lengths))
+  return batches, prefix
+
+
+def beams_of(model, search, params, adapter, prefix, ids, lengths):
+  """All beams of a batch of items. prefix: (P0,). ids: (B, P). lengths: (B,). -> Beams
+
+  The chat prefix and each item's line are kept once, whatever the number of beams.
+  """
+  variables = {'params': params, 'lora': adapter}
+  _, shared = tune.prefix_past(model, variables, prefix)
+  logits, prompt = decode.prefill(model, variables, ids, lengths, (shared,))
+  step, cache = decode.make_step(model, variables, (shared, prompt),
+                                 prefix.shape[0] + lengths, search.beams, search.new_tokens)
+  return group_search(step, cache, logits, search, decode.reorder)
+
+
+def texts_of(tokenizer, tags, cfg, tokens, lengths):
+  """What the authors' raw_predict.json holds: the item's line, '2.', and what was generated."""
+  prompt = text.generation_prompt(tags, cfg.sep, cfg.max_tags)
+  return [prompt + tokenizer.decode(row[:n]) for row, n in zip(tokens.tolist(), lengths.tolist())]
+
+
+class Journal:
+  """Batches already generated: one JSON line each, flushed to disk; a torn last line is cut off."""
+
+  def __init__(self, path):
+    self.path, self.batches, self.items = path, 0, 0
+    whole = 0
+    if path.exists():
+      for line in path.read_bytes().split(b'\n')[:-1]:
+        self.items += len(json.loads(line))
+        self.batches += 1
+        whole += len(line) + 1
+      os.truncate(path, whole)
+
+  def add(self, rows):
+    """Appends a batch: [(item id, texts, scores)]."""
+    with open(self.path, 'a', encoding='utf-8') as f:
+      f.write(json.dumps(rows, ensure_ascii=False) + '\n')
+      f.flush()
+      os.fsync(f.fileno())
+
+  def read(self):
+    """-> {item id: (texts, scores)}"""
+    with open(self.path, encoding='utf-8') as f:
+      return {item: (texts, scores) for line in f for item, texts, scores in json.loads(line)}
+
+
+def finish(work, journal, tags, cfg):
+  """Writes the published files in the catalogue's order and removes the journal."""
+  found = journal.read()
+  raw = {item: found[item][0] for item in tags}
+  rows, counts = text.parse_raw(raw, cfg.sep, cfg.beams, cfg.drop_truncated)
+  files.write_raw_predict(work.folder / 'raw_predict.json', raw)
+  files.write_raw_betags(work.folder / 'raw_betags.json', rows)
+  write_json(work.folder / 'generation_report.json', counts)
+  os.remove(journal.path)
+  return counts

@@ -1,0 +1,358 @@
+"""The decoder of the Llama and Qwen families: one definition trains, prefills and decodes.
+
+The model writes no cache. A call returns the keys and values of its own tokens; the caller keeps
+them and passes remembered ones back as `Past` blocks, which are only read. So packed training rows,
+a prompt shared by a whole batch, and many streams over one prompt are the same program.
+Frozen weights live in 'params', adapters in 'lora'; norms, rotary angles, softmax and logits are
+float32 whatever the compute type.
+"""
+import dataclasses
+import math
+from typing import NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax.sharding import PartitionSpec as P
+
+from recjax.errors import ConfigError
+from recjax.models import rope
+from recjax.sharding import shard
+
+LINEAR = ('q', 'k', 'v', 'o', 'gate', 'up', 'down')
+ROWS = ('data', 'fsdp')
+MASKED = -1e30  # finite: a token with nothing to see gets a mean, not a NaN
+POLICIES = {
+    'dots': jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+    'full': jax.checkpoint_policies.nothing_saveable,
+}
+
+# Leaves carry their layer first. Outputs split over 'model', inputs over 'fsdp'; o and down turn
+# that round so that one all-reduce closes each half of a block.
+RULES = (
+    (r'embed', P('model', 'fsdp')),
+    (r'head', P('fsdp', 'model')),
+    (r'(q|k|v|gate|up)/kernel', P(None, 'fsdp', 'model')),
+    (r'(o|down)/kernel', P(None, 'model', 'fsdp')),
+    (r'(q|k|v|gate|up)/bias', P(None, 'model')),
+    (r'(q|k|v|gate|up)/a', P(None, 'fsdp', None)),
+    (r'(q|k|v|gate|up)/b', P(None, None, 'model')),
+    (r'(o|down)/a', P(None, 'model', None)),
+    (r'(o|down)/b', P(None, None, 'fsdp')),
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+  """A decoder's shape and numerics; hashable, so a module that holds it can be a static argument.
+
+  rope_scaling: pairs as in a checkpoint's rope_scaling, with 'rope_type'; () for none.
+  dtype computes, param_dtype stores the frozen weights; adapters are float32. remat: 'none' keeps
+  every activation, 'dots' keeps matmul results, 'full' keeps only each block's input.
+  """
+  vocab: int
+  width: int
+  layers: int
+  heads: int
+  kv_heads: int
+  head_dim: int
+  ffn: int
+  rope_theta: float = 10_000.0
+  rope_scaling: tuple = ()
+  norm_eps: float = 1e-6
+  tied: bool = False
+  qkv_bias: bool = False
+  out_bias: bool = False
+  mlp_bias: bool = False
+  qk_norm: bool = False
+  max_positions: int = 2048
+  dtype: str = 'float32'
+  param_dtype: str = 'float32'
+  remat: str = 'none'
+  scan_unroll: int = 1
+  lora_rank: int = 0
+  lora_alpha: float = 16.0
+  lora_targets: tuple = LINEAR
+
+  def __post_init__(self):
+    if self.heads % self.kv_heads:
+      raise ConfigError(f'{self.heads} heads do not divide over kv_heads={self.kv_heads}')
+    if self.head_dim % 2:
+      raise ConfigError(f'head_dim={self.head_dim} is odd; rotary positions turn pairs')
+    if self.remat not in ('none', *POLICIES):
+      raise ConfigError(f'remat={self.remat!r} is not one of none, {", ".join(POLICIES)}')
+    if unknown := set(self.lora_targets) - set(LINEAR):
+      raise ConfigError(f'lora_targets has {", ".join(sorted(unknown))}; known are '
+                        f'{", ".join(LINEAR)}')
+
+  @property
+  def linear(self):
+    """{name: (inputs, outputs, has a bias)} of a block's seven linear layers."""
+    q, kv = self.heads * self.head_dim, self.kv_heads * self.head_dim
+    return {
+        'q': (self.width, q, self.qkv_bias), 'k': (self.width, kv, self.qkv_bias),
+        'v': (self.width, kv, self.qkv_bias), 'o': (q, self.width, self.out_bias),
+        'gate': (self.width, self.ffn, self.mlp_bias), 'up': (self.width, self.ffn, self.mlp_bias),
+        'down': (self.ffn, self.width, self.mlp_bias),
+    }
+
+
+class Past(NamedTuple):
+  """One block of remembered keys and values, only read.
+
+  k, v: (L, P, G, Dh) shared by everybody, (L, B, P, G, Dh) for each row, or (L, B, S, T, G, Dh)
+  private to each query position. mask: bool of shape k.shape[1:-2], true where it may be seen.
+  """
+  k: jax.Array
+  v: jax.Array
+  mask: jax.Array
+
+
+class Weight(NamedTuple):
+  """A linear layer: kernel (in, out), bias (out,), adapter a (in, R) and b (R, out), or None."""
+  kernel: jax.Array
+  bias: jax.Array | None
+  a: jax.Array | None
+  b: jax.Array | None
+
+
+class Linear(nn.Module):
+  """Declares the arrays of the linear layer that has the module's name."""
+  cfg: Config
+
+  @nn.compact
+  def __call__(self):
+    cfg = self.cfg
+    n, out, bias = cfg.linear[self.name]
+    kernel = self.param('kernel', nn.initializers.normal(0.02), (n, out), cfg.param_dtype)
+    bias = self.param('bias', nn.initializers.zeros, (out,), cfg.param_dtype) if bias else None
+    if not cfg.lora_rank or self.name not in cfg.lora_targets:
+      return Weight(kernel, bias, None, None)
+    a = self.variable('lora', 'a', jnp.zeros, (n, cfg.lora_rank), jnp.float32).value
+    b = self.variable('lora', 'b', jnp.zeros, (cfg.lora_rank, out), jnp.float32).value
+    return Weight(kernel, bias, a, b * (cfg.lora_alpha / cfg.lora_rank))
+
+
+def project(x, weights, dtype):
+  """Applies linear layers that read the same input. x: (B, S, in). -> list of (B, S, out_i)
+
+  y = x W + b + s (x A) B. In float32, with many tokens, x (W + s A B) is the same to rounding and
+  spares the passes over the output; its backward never forms the dense gradient of W.
+  """
+  low = [w for w in weights if w.a is not None]
+  if low and len(low) == len(weights) and dtype == 'float32' and _many(x, weights):
+    kernels = tuple(w.kernel.astype(dtype) for w in weights)
+    ys = merged_matmul(x, kernels, tuple(w.a for w in weights), tuple(w.b for w in weights))
+  else:
+    ys = [x @ w.kernel.astype(dtype) for w in weights]
+    if low:
+      downs = iter(jnp.split(x @ jnp.concatenate([w.a for w in low], 1).astype(dtype), len(low), -1))
+      ys = [y if w.a is None else y + next(downs) @ w.b.astype(dtype) for y, w in zip(ys, weights)]
+  return [y if w.bias is None else y + w.bias.astype(dtype) for y, w in zip(ys, weights)]
+
+
+def _many(x, weights):
+  """Whether merging costs less than the low-rank path would."""
+  n, out = weights[0].kernel.shape
+  return math.prod(x.shape[:-1]) * (n + out) >= 2 * n * out
+
+
+@jax.custom_vjp
+def merged_matmul(x, kernels, a, b):
+  """[x (W + A B) for each layer]; kernels, a, b are tuples of equal length."""
+  return [x @ (w + p @ q) for w, p, q in zip(kernels, a, b)]
+
+
+def _merged_forward(x, kernels, a, b):
+  return merged_matmul(x, kernels, a, b), (x, kernels, a, b)
+
+
+def _merged_backward(saved, dys):
+  x, kernels, a, b = saved
+  flat, dys = x.reshape(-1, x.shape[-1]), [d.reshape(-1, d.shape[-1]) for d in dys]
+  dx = sum(dy @ (w + p @ q).T for dy, w, p, q in zip(dys, kernels, a, b))
+  da = tuple(flat.T @ (dy @ q.T) for dy, q in zip(dys, b))
+  db = tuple((flat @ p).T @ dy for dy, p in zip(dys, a))
+  dw = tuple(flat.T @ dy for dy in dys)  # dropped by the compiler while the kernels are frozen
+  return dx.reshape(x.shape), dw, da, db
+
+
+merged_matmul.defvjp(_merged_forward, _merged_backward)
+
+
+def norm(x, scale, eps):
+  """Root mean square norm over the last axis, in float32. -> x.dtype"""
+  y = x.astype(jnp.float32)
+  y = y * jax.lax.rsqrt(jnp.mean(y * y, -1, keepdims=True) + eps)
+  return (y * scale.astype(jnp.float32)).astype(x.dtype)
+
+
+def _mix(q, blocks):
+  """One softmax over all blocks of keys.
+
+  q: (B, S, G, R, Dh), scaled. blocks: (k, v, mask) with k (P, G, Dh), (B, P, G, Dh) or
+  (B, S, T, G, Dh), mask broadcastable to (B, S, R, keys). -> (B, S, G, R, Dh) float32
+  """
+  letters = {3: 'tgd', 4: 'btgd', 5: 'bstgd'}
+  scores = [
+      jnp.where(mask, jnp.einsum(f'bsgrd,{letters[k.ndim]}->gbsrt', q, k,
+                                 preferred_element_type=jnp.float32), MASKED)
+      for k, _, mask in blocks]
+  top = scores[0].max(-1)
+  for s in scores[1:]:
+    top = jnp.maximum(top, s.max(-1))
+  top = jax.lax.stop_gradient(top)[..., None]  # any constant gives the same quotient
+  weights = [jnp.exp(s - top) for s in scores]
+  total = sum(w.sum(-1) for w in weights)
+  out = sum(
+      jnp.einsum(f'gbsrt,{letters[v.ndim]}->gbsrd', w.astype(v.dtype), v,
+                 preferred_element_type=jnp.float32)
+      for w, (_, v, _) in zip(weights, blocks))
+  return jnp.einsum('gbsrd->bsgrd', out / total[..., None])
+
+
+def attend(q, k, v, allowed, past, chunk=128):
+  """Attention of tokens over remembered blocks and over each other.
+
+  q: (B, S, H, Dh); k, v: (B, S, G, Dh); allowed: (B, S, S) bool, already causal. Long rows go in
+  chunks of queries, each meeting only the keys before its end. -> (B, S, H*Dh) in q.dtype
+  """
+  rows, length, heads, size = q.shape
+  q = (q * size ** -0.5).reshape(rows, length, k.shape[2], -1, size)
+  outs = []
+  for start in range(0, length, chunk):
+    here, end = slice(start, start + chunk), min(start + chunk, length)
+    blocks = [(p.k, p.v, _facing(p.mask, here)) for p in past]
+    blocks = [(_part(pk, here), _part(pv, here), m) for pk, pv, m in blocks]
+    blocks.append((k[:, :end], v[:, :end], allowed[:, here, None, :end]))
+    outs.append(_mix(q[:, here], blocks))
+  out = jnp.concatenate(outs, 1) if len(outs) > 1 else outs[0]
+  return out.reshape(rows, length, heads * size).astype(q.dtype)
+
+
+def _part(k, here):
+  return k[:, here] if k.ndim == 5 else k
+
+
+def _facing(mask, here):
+  """Turns a block's mask to (B, S, R, keys)."""
+  if mask.ndim == 3:
+    return mask[:, here, None]
+  return mask[..., None, None, :]
+
+
+class Block(nn.Module):
+  """One layer; returns the keys and values of its tokens beside its output."""
+  cfg: Config
+
+  @nn.compact
+  def __call__(self, x, past, turns, allowed, masks):
+    cfg = self.cfg
+    linear = {name: Linear(cfg, name=name)() for name in LINEAR}
+
+    def ones(name, size=cfg.width):
+      return self.param(name, nn.initializers.ones, (size,), cfg.param_dtype)
+
+    def apply(y, *names):
+      return project(y, [linear[n] for n in names], cfg.dtype)
+    y = norm(x, ones('attn_norm'), cfg.norm_eps)
+    q, k, v = (t.reshape(*t.shape[:2], -1, cfg.head_dim) for t in apply(y, 'q', 'k', 'v'))
+    if cfg.qk_norm:
+      q = norm(q, ones('q_norm', cfg.head_dim), cfg.norm_eps)
+      k = norm(k, ones('k_norm', cfg.head_dim), cfg.norm_eps)
+    q, k = rope.rotate(q, *turns), rope.rotate(k, *turns)
+    seen = [Past(*kv, mask) for kv, mask in zip(past, masks)]
+    x += apply(attend(q, k, v, allowed, seen), 'o')[0]
+    gate, up = apply(norm(x, ones('mlp_norm'), cfg.norm_eps), 'gate', 'up')
+    x += apply(nn.silu(gate) * up, 'down')[0]
+    return by_row(x), (k, v)
+
+
+def by_row(x, *rest):
+  """Keeps rows on the data axes of the mesh; a row that all devices share stays where it is."""
+  mesh = jax.sharding.get_abstract_mesh()
+  spread = math.prod(mesh.shape.get(a, 1) for a in ROWS)
+  return x if x.shape[0] % spread else shard(x, ROWS, *(rest or (None,) * (x.ndim - 1)))
+
+
+class LM(nn.Module):
+  """Embedding, a scanned stack of blocks, final norm, and the head as a method of its own."""
+  cfg: Config
+
+  def setup(self):
+    cfg = self.cfg
+    spread = nn.initializers.normal(0.02)
+    self.embed = self.param('embed', spread, (cfg.vocab, cfg.width), cfg.param_dtype)
+    block = Block
+    if cfg.remat != 'none':
+      block = nn.remat(Block, prevent_cse=False, policy=POLICIES[cfg.remat])
+    fixed = nn.broadcast
+    self.blocks = nn.scan(
+        block, length=cfg.layers, in_axes=(0, fixed, fixed, fixed), out_axes=0,
+        variable_axes={'params': 0, 'lora': 0}, split_rngs={'params': True},
+        unroll=min(cfg.scan_unroll, cfg.layers))(cfg)
+    self.norm = self.param('norm', nn.initializers.ones, (cfg.width,), cfg.param_dtype)
+    if not cfg.tied:
+      self.head = self.param('head', spread, (cfg.width, cfg.vocab), cfg.param_dtype)
+
+  def __call__(self, tokens, positions, segments, past=()):
+    """Runs tokens; each sees itself, earlier tokens of its segment, and every unmasked past key.
+
+    tokens, positions, segments: (B, S) int32; segment 0 is padding, whose results are finite and
+    mean nothing. past: tuple of Past. -> (hidden (B, S, D) after the final norm in cfg.dtype,
+    (k, v) of these tokens, each (L, B, S, G, Dh), k already rotated)
+    """
+    x = by_row(jnp.take(self.embed, tokens, axis=0).astype(self.cfg.dtype))
+    allowed = (segments[:, :, None] == segments[:, None, :]) & (segments > 0)[:, :, None]
+    order = jnp.arange(tokens.shape[1])
+    allowed &= order[:, None] >= order
+    turns = rope.angles(self.cfg, positions)
+    x, kv = self.blocks(
+        x, tuple((p.k, p.v) for p in past), turns, allowed, tuple(p.mask for p in past))
+    return norm(x, self.norm, self.cfg.norm_eps), kv
+
+  def logits(self, hidden):
+    """hidden: (..., D). -> (..., V) float32"""
+    head = self.embed.T if self.cfg.tied else self.head
+    y = jnp.matmul(hidden, head.astype(hidden.dtype), preferred_element_type=jnp.float32)
+    return by_row(y, *(None,) * (y.ndim - 2), 'model') if y.ndim > 1 else y
+
+
+def head_matrix(params, cfg):
+  """The (D, V) kernel of the head in the compute type, for losses that go chunk by chunk."""
+  return (params['embed'].T if cfg.tied else params['head']).astype(cfg.dtype)
+
+
+def init(cfg, key):
+  """-> the 'params' tree with random weights, a function of the key alone; no adapters."""
+  one = jnp.ones((1, 1), jnp.int32)
+  model = LM(dataclasses.replace(cfg, lora_rank=0, remat='none'))
+  return model.init(key, one, one, one)['params']
+
+
+def shapes(cfg):
+  """-> the 'params' tree as jax.ShapeDtypeStruct, without computing anything."""
+  return jax.eval_shape(lambda key: init(cfg, key), jax.random.key(0))
+
+
+def count(params):
+  """Number of values in a tree."""
+  return sum(math.prod(x.shape) for x in jax.tree.leaves(params))
+
+
+def param_bytes(cfg):
+  """Bytes of the frozen weights as stored."""
+  return sum(math.prod(x.shape) * x.dtype.itemsize for x in jax.tree.leaves(shapes(cfg)))
+
+
+def flops_per_token(cfg, context):
+  """Forward floating point operations of one token that sees `context` keys, head included.
+
+  Counted by hand, because the compiler's own analysis counts a scanned layer once. A step that
+  trains everything costs three times this, one that trains adapters only about twice.
+  """
+  linear = sum(n * out for n, out, _ in cfg.linear.values())
+  linear += sum((n + out) * cfg.lora_rank for name, (n, out, _) in cfg.linear.items()
+                if name in cfg.lora_targets)
+  attention = 2 * context * cfg.heads * cfg.head_dim
+  return 2 * (cfg.layers * (linear + attention) + cfg.width * cfg.vocab)

@@ -1,0 +1,99 @@
+"""Rotary positions in the half-split layout, with the length scalings that checkpoints in use name.
+
+The rotation turns pairs (i, i + Dh/2) of a head by position * frequency_i. Frequencies and the
+factor on cosine and sine are constants of the configuration, computed in numpy at trace time.
+"""
+import math
+
+import jax.numpy as jnp
+import numpy as np
+
+from recjax.errors import ConfigError
+
+# What each scaling reads, and what it needs; anything else in a file is an error, not ignored.
+SCALINGS = {
+    'linear': {'factor'},
+    'llama3': {'factor', 'low_freq_factor', 'high_freq_factor', 'original_max_position_embeddings'},
+    'yarn': {'factor', 'original_max_position_embeddings'},
+}
+OPTIONAL = {'yarn': {'attention_factor', 'beta_fast', 'beta_slow', 'mscale', 'mscale_all_dim',
+                     'truncate'}}
+
+
+def check_scaling(scaling):
+  """Raises ConfigError if `scaling`, a dict with 'rope_type', is not one that is implemented."""
+  kind = scaling.get('rope_type', '')
+  if kind not in SCALINGS:
+    raise ConfigError(f'rope_scaling of type {kind!r} is not supported; these are: '
+                      f'{", ".join(SCALINGS)}')
+  given = set(scaling) - {'rope_type'}
+  if missing := SCALINGS[kind] - given:
+    raise ConfigError(f'rope_scaling of type {kind!r} lacks {", ".join(sorted(missing))}')
+  if extra := given - SCALINGS[kind] - OPTIONAL.get(kind, set()):
+    raise ConfigError(f'rope_scaling of type {kind!r} has {", ".join(sorted(extra))}, '
+                      'which is not supported')
+
+
+def frequencies(cfg):
+  """-> (float32 (Dh/2,) angle per position, factor on cosine and sine)."""
+  scaling = dict(cfg.rope_scaling)
+  freq = 1.0 / cfg.rope_theta ** (np.arange(0, cfg.head_dim, 2) / cfg.head_dim)
+  scale = 1.0
+  if scaling:
+    check_scaling(scaling)
+    kind = scaling['rope_type']
+    if kind == 'linear':
+      freq = freq / scaling['factor']
+    elif kind == 'llama3':
+      freq = _llama3(freq, scaling)
+    else:
+      freq, scale = _yarn(freq, scaling, cfg)
+  return freq.astype(np.float32), scale
+
+
+def _llama3(freq, scaling):
+  """Keeps fast frequencies, divides slow ones by the factor, and blends those between."""
+  low, high = scaling['low_freq_factor'], scaling['high_freq_factor']
+  turns = scaling['original_max_position_embeddings'] * freq / (2 * math.pi)
+  keep = np.clip((turns - low) / (high - low), 0, 1)
+  return freq * (keep + (1 - keep) / scaling['factor'])
+
+
+def _yarn(freq, scaling, cfg):
+  """Blends over a range of dimensions that is given in turns over the original length."""
+  length, half = scaling['original_max_position_embeddings'], cfg.head_dim // 2
+
+  def dimension(turns):
+    return half * math.log(length / (turns * 2 * math.pi)) / math.log(cfg.rope_theta)
+  low = dimension(scaling.get('beta_fast') or 32)
+  high = dimension(scaling.get('beta_slow') or 1)
+  if scaling.get('truncate', True):
+    low, high = math.floor(low), math.ceil(high)
+  low, high = max(low, 0), min(high, cfg.head_dim - 1)
+  stretch = np.clip((np.arange(half) - low) / max(high - low, 1e-3), 0, 1)
+  freq = freq * (1 - stretch + stretch / scaling['factor'])
+  return freq, _yarn_scale(scaling)
+
+
+def _yarn_scale(scaling):
+  if scaling.get('attention_factor') is not None:
+    return scaling['attention_factor']
+
+  def grow(m):
+    return 1.0 if scaling['factor'] <= 1 else 0.1 * m * math.log(scaling['factor']) + 1.0
+  if scaling.get('mscale') and scaling.get('mscale_all_dim'):
+    return grow(scaling['mscale']) / grow(scaling['mscale_all_dim'])
+  return grow(1.0)
+
+
+def angles(cfg, positions):
+  """positions: (B, S) int32. -> (cosine, sine), each (B, S, 1, Dh/2) float32."""
+  freq, scale = frequencies(cfg)
+  turn = positions[..., None, None].astype(jnp.float32) * freq
+  return jnp.cos(turn) * scale, jnp.sin(turn) * scale
+
+
+def rotate(x, cos, sin):
+  """x: (B, S, heads, Dh); cos, sin: (B, S, 1, Dh/2) float32. -> same shape and dtype as x"""
+  a, b = jnp.split(x.astype(jnp.float32), 2, axis=-1)
+  return jnp.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1).astype(x.dtype)

@@ -1,0 +1,289 @@
+"""Pictures as inline SVG that take their colours and their typeface from the page.
+
+Each function returns markup of a few kilobytes, equal for equal input. matplotlib draws with
+stand-in colours, which become the style sheet's variables, so one picture reads well by day and by
+night.
+"""
+import hashlib
+import io
+import math
+import re
+import warnings
+from collections.abc import Mapping, Sequence
+from xml.etree import ElementTree
+
+import numpy as np
+
+from recjax.report.html import Html, clean, number
+
+# Stand-in colour -> the page's variable and the colour to use where there is no page.
+_COLOURS = {
+    '#010203': ('ink', '#1d2229'), '#020304': ('muted', '#5a626d'), '#030405': ('line', '#dedbd5'),
+    '#040506': ('page', '#ffffff'), '#050607': ('c1', '#1f5f8b'), '#060708': ('c2', '#b3590b'),
+    '#070809': ('c3', '#3b7a3e'), '#08090a': ('c4', '#7d4f9e'), '#090a0b': ('c5', '#a63a50'),
+    '#0a0b0c': ('c6', '#56707f'),
+}
+_INK, _MUTED, _LINE, _PAGE, *_SERIES = _COLOURS
+_DASHES = ('-', (0, (5, 2)), (0, (1, 1.5)))
+_STYLE = {
+    'svg.fonttype': 'none', 'svg.hashsalt': 'recjax', 'svg.image_inline': True,
+    'text.parse_math': False, 'text.usetex': False, 'font.size': 12.5, 'text.color': _INK,
+    'axes.labelcolor': _MUTED, 'axes.labelsize': 12.5, 'axes.edgecolor': _LINE,
+    'axes.linewidth': 1.0, 'axes.spines.top': False, 'axes.spines.right': False,
+    'axes.grid': True, 'axes.axisbelow': True, 'grid.color': _LINE, 'grid.linewidth': 0.8,
+    'xtick.color': _LINE, 'ytick.color': _LINE, 'xtick.labelcolor': _MUTED,
+    'ytick.labelcolor': _MUTED, 'xtick.minor.visible': False, 'legend.frameon': False,
+    'path.simplify': True, 'path.simplify_threshold': 0.5, 'lines.linewidth': 1.8,
+    'lines.solid_capstyle': 'round',
+}
+_WIDTH = 6.4  # inches of 72 SVG units: text stays legible when a phone shows it at three quarters
+_MOST_POINTS = 400
+_LONGEST_LABEL = 28
+
+
+def loss_curves(curves: Mapping[str, Sequence], validation: Mapping[str, Sequence] | None = None,
+                ylabel: str = 'loss') -> Html:
+  """Draws curves over steps: smoothed lines, the raw values faint behind them, validation as dots.
+
+  curves, validation: {name: [(step, value), ...]} in step order; values that are not finite are
+  left out. A name has one colour in both. One picture holds curves of one scale; stages of other
+  scales get pictures of their own.
+  """
+  validation = validation or {}
+  names = list(dict.fromkeys([*curves, *validation]))
+
+  def paint(axes):
+    handles = {}
+    for i, name in enumerate(names):
+      colour, dash = _SERIES[i % len(_SERIES)], _DASHES[i // len(_SERIES) % len(_DASHES)]
+      steps, values = _finite_points(curves.get(name, ()))
+      if len(steps):
+        smooth = _smoothed(values)
+        if not np.array_equal(smooth, values):
+          axes.plot(*_thinned(steps, values), color=colour, linewidth=0.8, alpha=0.3)
+        handles[name], = axes.plot(*_thinned(steps, smooth), color=colour, linestyle=dash)
+      steps, values = _finite_points(validation.get(name, ()))
+      if len(steps):
+        label = f'{name}, validation' if len(names) > 1 else 'validation'
+        handles[label], = axes.plot(steps, values, color=colour, linestyle=(0, (2, 2)), linewidth=1,
+                                    marker='o', markersize=6, markeredgecolor=_PAGE)
+    axes.set_xlabel('step')
+    axes.set_ylabel(clean(ylabel))
+    axes.xaxis.set_major_formatter(_plain)
+    axes.xaxis.get_major_locator().set_params(integer=True, nbins=6)
+    axes.grid(axis='x', visible=False)
+    _legend(axes, handles)
+    if not handles:
+      _nothing(axes)
+
+  return _drawn(paint, height=3.6)
+
+
+def bars_with_intervals(rows: Mapping[str, Mapping], metric: str,
+                        labels: Mapping[str, str] | None = None, highlight: str = '') -> Html:
+  """Draws one bar per row, from zero, with its interval and its value.
+
+  rows: {row: {metric: {value, low, high}}}, as in results.json; rows without the metric are left
+  out. highlight: the row to draw in the accent colour; all of them when it is empty.
+  """
+  labels = labels or {}
+  cells = {row: made[metric] for row, made in rows.items()
+           if _finite(made.get(metric, {}).get('value'))}
+
+  def paint(axes):
+    left, top = 0.0, 0.0
+    for y, (row, cell) in enumerate(cells.items()):
+      value, low, high = (cell.get(k) for k in ('value', 'low', 'high'))
+      colour = _SERIES[0] if highlight in ('', row) else _SERIES[-1]
+      axes.barh(y, value, height=0.5, color=colour, alpha=0.35)
+      right = value
+      if _finite(low) and _finite(high):
+        axes.plot([low, high], [y, y], color=colour, linewidth=2.4)
+        left, right = min(left, low), max(value, high)
+      axes.plot([value], [y], 'o', color=colour, markersize=7, markeredgecolor=_PAGE)
+      axes.annotate(number(float(value), 4), (right, y), (8, 0), textcoords='offset points',
+                    va='center', ha='left')
+      top = max(top, right)
+    axes.set_yticks(range(len(cells)), [_label(labels.get(row, row)) for row in cells])
+    axes.tick_params(axis='y', length=0, labelcolor=_INK)
+    axes.grid(visible=False)
+    axes.set_ylim(len(cells) - 0.4, -0.6)
+    axes.set_xlim(left, (top or 1.0) * 1.16)
+    axes.set_xlabel(clean(metric))
+    axes.xaxis.get_major_locator().set_params(nbins=5)
+    if not cells:
+      _nothing(axes)
+
+  return _drawn(paint, height=0.95 + 0.42 * max(len(cells), 3))
+
+
+def tag_frequency(before: Mapping[str, float], after: Mapping[str, float],
+                  labels: tuple[str, str] = ('before', 'after')) -> Html:
+  """Draws use against rank on two logarithmic axes: how steeply tags go from common to rare.
+
+  before, after: {tag: count}; counts below 1 are left out.
+  """
+  def paint(axes):
+    handles = {}
+    for counts, label, colour, dash in zip((before, after), labels, _SERIES, _DASHES):
+      uses = np.sort([float(count) for count in counts.values() if count >= 1])[::-1]
+      if len(uses):
+        ranks = np.arange(1, len(uses) + 1)
+        # Equally many points per decade: a million tags draw as well as a thousand.
+        chosen = np.unique(np.geomspace(1, len(uses), _MOST_POINTS).round().astype(int)) - 1
+        handles[f'{label}, {len(uses):,} tags'], = axes.plot(
+            ranks[chosen], uses[chosen], color=colour, linestyle=dash, linewidth=2.2)
+    axes.set_xscale('log')
+    axes.set_yscale('log')
+    for axis in (axes.xaxis, axes.yaxis):
+      axis.set_major_formatter(_plain)
+      axis.set_minor_formatter('')
+    axes.tick_params(which='minor', length=0)
+    axes.set_xlabel('rank of the tag')
+    axes.set_ylabel('uses')
+    _legend(axes, handles)
+    if not handles:
+      _nothing(axes)
+
+  return _drawn(paint, height=3.6)
+
+
+def histogram(values: Sequence[float], xlabel: str, ylabel: str = 'count', bins: int = 30) -> Html:
+  """Draws how often values occur; whole numbers within a short range get one bar each.
+
+  values: numbers of any count; those that are not finite are left out.
+  """
+  values = np.asarray(values, float)
+  values = values[np.isfinite(values)]
+
+  def paint(axes):
+    if len(values):
+      whole = (values == values.round()).all() and np.ptp(values) < 2 * bins
+      edges = np.arange(values.min() - 0.5, values.max() + 1) if whole else bins
+      heights, edges = np.histogram(values, edges)
+      axes.bar(edges[:-1], heights, np.diff(edges), align='edge', color=_SERIES[0],
+               edgecolor=_PAGE, linewidth=1)
+      axes.xaxis.get_major_locator().set_params(integer=bool(whole))
+    axes.set_xlabel(clean(xlabel))
+    axes.set_ylabel(clean(ylabel))
+    axes.xaxis.set_major_formatter(_plain)
+    axes.yaxis.set_major_formatter(_plain)
+    axes.grid(axis='x', visible=False)
+    if not len(values):
+      _nothing(axes)
+
+  return _drawn(paint, height=3.6)
+
+
+def _drawn(paint, height: float) -> Html:
+  """Gives `paint` a pair of axes in the house style and returns what it drew."""
+  import matplotlib
+  from matplotlib.backends.backend_svg import FigureCanvasSVG
+  from matplotlib.figure import Figure
+  with matplotlib.rc_context(), warnings.catch_warnings():
+    # The page's typeface writes the text, so it does not matter what matplotlib's lacks.
+    warnings.filterwarnings('ignore', message='Glyph .* missing from')
+    matplotlib.rcdefaults()  # a reader's own matplotlibrc must not change the picture
+    matplotlib.rcParams.update(_STYLE)
+    figure = Figure(figsize=(_WIDTH, height), layout='constrained')
+    paint(figure.add_subplot())
+    made = io.StringIO()
+    FigureCanvasSVG(figure)
+    figure.savefig(made, format='svg', transparent=True, metadata={'Date': None})
+  return Html(_tidied(made.getvalue()))
+
+
+def _tidied(svg: str) -> str:
+  """Turns matplotlib's file into part of a page.
+
+  No metadata, global style, namespaces or unused ids; the used ids are made unique to this picture.
+  """
+  root = ElementTree.fromstring(svg)
+  for parent in root.iter():
+    parent.tag = parent.tag.rpartition('}')[2]
+    parent.attrib = {key.rpartition('}')[2]: value for key, value in parent.attrib.items()}
+    for child in list(parent):
+      if child.tag.rpartition('}')[2] in ('metadata', 'style'):
+        parent.remove(child)
+  root.attrib = {'viewBox': root.get('viewBox'), 'xmlns': 'http://www.w3.org/2000/svg',
+                 'font-family': 'sans-serif'}
+  prefix = hashlib.sha256(svg.encode()).hexdigest()[:8]
+  used = {}
+  def renamed(match):
+    return match[1] + used.setdefault(match[2], f'p{prefix}-{len(used)}') + match[3]
+  for node in root.iter():
+    for key in ('href', 'clip-path', 'style'):
+      if key in node.attrib:
+        node.set(key, re.sub(r'(^#|url\(#)(\w+)(\)|$)', renamed, node.get(key)))
+    if 'style' in node.attrib:
+      node.set('style', _paged(node.get('style')))
+  for node in root.iter():
+    name = used.get(node.attrib.pop('id', None))
+    if name:
+      node.set('id', name)
+    if not (node.text or '').strip():
+      node.text = None
+    node.tail = None
+  return ElementTree.tostring(root, encoding='unicode')
+
+
+def _paged(style: str) -> str:
+  """Writes a style in the page's colours and in its typeface; both ways matplotlib names a font."""
+  style = re.sub(r'\bfont: [^;]*?([\d.]+px)[^;]*', r'font-size: \1', style)
+  style = re.sub(r'\bfont-family: [^;]*;?', '', style)
+  for stand_in, (name, colour) in _COLOURS.items():
+    style = style.replace(stand_in, f'var(--{name}, {colour})')
+  return style
+
+
+def _finite(value) -> bool:
+  return value is not None and math.isfinite(value)
+
+
+def _finite_points(points: Sequence) -> tuple[np.ndarray, np.ndarray]:
+  pairs = np.asarray(list(points), float).reshape(-1, 2)
+  pairs = pairs[np.isfinite(pairs).all(1)]
+  return pairs[:, 0], pairs[:, 1]
+
+
+def _smoothed(values: np.ndarray) -> np.ndarray:
+  """Running mean around each point, so that the line does not lag behind a falling loss."""
+  width = len(values) / 80
+  if width < 0.5:
+    return values
+  reach = math.ceil(3 * width)
+  kernel = np.exp(-0.5 * (np.arange(-reach, reach + 1) / width) ** 2)
+  total, weight = (np.convolve(x, kernel)[reach:-reach] for x in (values, np.ones_like(values)))
+  return total / weight
+
+
+def _thinned(steps: np.ndarray, values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+  """Keeps the lowest and highest of each stretch, so that spikes survive."""
+  if len(steps) <= _MOST_POINTS:
+    return steps, values
+  stretches = np.array_split(np.arange(len(steps)), _MOST_POINTS // 2)
+  kept = np.unique([[part[values[part].argmin()], part[values[part].argmax()]]
+                    for part in stretches] + [[0, len(steps) - 1]])
+  return steps[kept], values[kept]
+
+
+def _plain(value: float, _position=None) -> str:
+  return number(int(value) if float(value).is_integer() else value)
+
+
+def _label(text) -> str:
+  text = ' '.join(clean(text).split())
+  return text if len(text) <= _LONGEST_LABEL else text[:_LONGEST_LABEL - 1].rstrip() + '…'
+
+
+def _legend(axes, handles: Mapping) -> None:
+  """Names the lines above the picture."""
+  if handles:
+    # matplotlib leaves out labels that begin with an underscore: a thin space keeps them.
+    names = [f'\u2009{_label(name)}' for name in handles]
+    axes.legend(list(handles.values()), names, loc='lower left', bbox_to_anchor=(0, 1),
+                ncols=2, borderaxespad=0.2, handlelength=1.6, columnspacing=1.6)
+
+
+def _nothing(axes) -> None:
+  axes.annotate('nothing to show', (0.5, 0.5), xycoords='axes fraction', ha='center', color=_MUTED)

@@ -1,0 +1,55 @@
+"""Mesh, path rules and activation constraints: one code path for one CPU and a pod."""
+import math
+import re
+
+import jax
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from recjax.errors import ConfigError
+
+
+def make_mesh(axes):
+  """Builds a mesh with Auto axes from {name: size}; one size may be -1, which takes what is left.
+
+  axes: {'data': -1, 'fsdp': 1, 'model': 1}. Raises ConfigError if the sizes do not fit the devices.
+  """
+  axes = dict(axes)
+  count = jax.device_count()
+  fixed = math.prod(n for n in axes.values() if n > 0)
+  if sum(n < 0 for n in axes.values()) > 1:
+    raise ConfigError(f'mesh {axes} leaves two sizes open; only one of them may be -1')
+  shape = tuple(n if n > 0 else count // fixed for n in axes.values())
+  if math.prod(shape) != count:
+    raise ConfigError(
+        f'mesh {axes} does not cover {count} devices; set one axis to -1, '
+        'e.g. --config.mesh.data=-1')
+  auto = (jax.sharding.AxisType.Auto,) * len(shape)
+  return jax.make_mesh(shape, tuple(axes), axis_types=auto)
+
+
+def path_of(path):
+  """'a/b/c' for a tree path as jax.tree_util gives it."""
+  return jax.tree_util.keystr(path, simple=True, separator='/')
+
+
+def shardings(tree, rules, mesh):
+  """The sharding of every leaf: the first rule whose regex matches the end of its path decides.
+
+  rules: pairs (regex, PartitionSpec). Leaves of fewer than two axes, and those that no rule names,
+  are replicated. Optimiser moments end in their parameter's path and so follow it.
+  """
+  def one(path, leaf):
+    name = path_of(path)
+    spec = next((s for r, s in rules if re.search(f'(^|/){r}$', name)), P())
+    return NamedSharding(mesh, spec if len(leaf.shape) > 1 else P())
+  return jax.tree_util.tree_map_with_path(one, tree)
+
+
+def shard(x, *axes):
+  """Constrains `x` to the mesh axes; does nothing where no mesh is set."""
+  mesh = jax.sharding.get_abstract_mesh()
+  if mesh.empty or mesh.size == 1:
+    return x
+  named = tuple(a if a is None or a in mesh.axis_names else None for a in axes)
+  return jax.lax.with_sharding_constraint(x, P(*named))

@@ -1,0 +1,144 @@
+"""Chat messages to token ids through a tokenizer's own template, contents always plain text.
+
+A message's content goes through the template with marks around it, and with each control token
+in it replaced by a stand-in, so that the template can neither see nor be fooled by it. What the
+template wrote is trusted to hold control tokens; what lies between marks is not.
+"""
+import datetime
+import functools
+import json
+import re
+
+import jinja2
+import jinja2.ext
+import jinja2.sandbox
+
+from recjax.errors import ConfigError
+from recjax.text import tokens
+
+# Noncharacters: tokens.clean removes them from every content first.
+_IN, _OUT, _HIDE, _SHOW = '\ufde0', '\ufde1', '\ufde2', '\ufde3'
+_MARKS = re.compile(f'[{_IN}{_OUT}]')
+_PIECES = re.compile(f'({_IN}[^{_OUT}]*{_OUT}|{_HIDE}[0-9]+{_SHOW})')
+_HIDDEN = re.compile(f'{_HIDE}([0-9]+){_SHOW}')
+
+
+def render(tokenizer, messages, generation_prompt: bool = True, **variables) -> list[int]:
+  """ids of [{'role', 'content'}, ...] as the tokenizer's chat template lays them out.
+
+  Equal to transformers' apply_chat_template(tokenize=True) when no content holds a control
+  token; where one does, that content is encoded as plain text. generation_prompt opens the
+  assistant's turn; variables go to the template (enable_thinking=False, date_string=...).
+  Raises ConfigError without a template, when the template refuses the messages, and when it
+  rewrites a content that could then pass for a control token.
+  """
+  if not tokenizer.chat_template:
+    raise ConfigError('this tokenizer has no chat template; use an instruction-tuned model, or add '
+                      'chat_template.jinja to the folder of the tokenizer')
+  hidden = [_hide(tokenizer, message) for message in messages]
+  values = dict(tokenizer.special_tokens, tools=None, documents=None, **variables)
+  values['add_generation_prompt'] = generation_prompt
+  marked = _fill(tokenizer.chat_template, [_mark(message) for message in hidden], values)
+  bare = _fill(tokenizer.chat_template, hidden, values)
+  if _MARKS.sub('', marked) == bare and not _torn(tokenizer, marked):
+    return tokenizer.encode_pieces(_pieces(tokenizer, marked))
+  # The template looks into contents or cuts them up, so marks are in its way; without them only
+  # a content that completes a control token with the text around it could do harm.
+  for index, message in enumerate(hidden):
+    _refuse_halves(tokenizer, index, message.get('content', ''))
+  return tokenizer.encode_pieces(_pieces(tokenizer, bare))
+
+
+def _hide(tokenizer, message):
+  """Replaces control tokens in every text of the message but its role by numbered stand-ins."""
+  if not isinstance(message.get('content', ''), str):
+    raise ConfigError(f'a chat message has content {message["content"]!r:.60}; only text works')
+
+  def stand_in(match):
+    return f'{_HIDE}{tokenizer.controls[match[0]]}{_SHOW}'
+
+  return {key: tokenizer.control_pattern.sub(stand_in, tokens.clean(value))
+          if isinstance(value, str) and key != 'role' else value
+          for key, value in message.items()}
+
+
+def _mark(message):
+  """Marks stand inside the white space at both ends, which many templates trim away."""
+  content = message.get('content', '')
+  core = content.strip()
+  if not core:
+    return message
+  start = content.index(core)
+  end = start + len(core)
+  return {**message, 'content': f'{content[:start]}{_IN}{core}{_OUT}{content[end:]}'}
+
+
+def _torn(tokenizer, marked):
+  """True if a mark lost its partner, or the template wrote a control token between two marks."""
+  pieces = _PIECES.split(marked)
+  return (_MARKS.search(''.join(pieces[::2])) is not None
+          or any(tokenizer.control_pattern.search(piece) for piece in pieces[1::2]))
+
+
+def _pieces(tokenizer, text):
+  """Splits rendered text into (text, trusted) pieces and brings hidden control tokens back."""
+  strings = {str(i): token for token, i in tokenizer.controls.items()}
+
+  def show(match):
+    return strings[match[1]]
+
+  return [(_HIDDEN.sub(show, _MARKS.sub('', piece)), place % 2 == 0)
+          for place, piece in enumerate(_PIECES.split(text)) if piece]
+
+
+def _refuse_halves(tokenizer, index, content):
+  """Raises if the content starts or ends with part of a control token."""
+  core = content.strip()
+  for token in tokenizer.controls:
+    cuts = range(1, len(token))
+    if any(core.endswith(token[:cut]) or core.startswith(token[cut:]) for cut in cuts):
+      raise ConfigError(
+          f'the chat template rewrites contents, and message {index} starts or ends with a part '
+          f'of the control token {token!r}; change that text or use another template')
+
+
+def _fill(template, messages, values):
+  try:
+    return _compile(template).render(messages=messages, **values)
+  except jinja2.TemplateError as error:
+    raise ConfigError(f'the chat template of this tokenizer refuses the messages: {error}; '
+                      'adapt the roles and their order to the model') from error
+
+
+@functools.lru_cache(maxsize=16)
+def _compile(template):
+  """The environment that templates on the Hugging Face hub are written for."""
+  environment = jinja2.sandbox.ImmutableSandboxedEnvironment(
+      trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, jinja2.ext.loopcontrols])
+  environment.filters['tojson'] = _tojson
+  environment.globals.update(raise_exception=_raise, strftime_now=_strftime_now)
+  return environment.from_string(template)
+
+
+class _Generation(jinja2.ext.Extension):
+  """{% generation %} marks the assistant's text in some templates; here it only passes through."""
+  tags = {'generation'}
+
+  def parse(self, parser):
+    line = next(parser.stream).lineno
+    body = parser.parse_statements(['name:endgeneration'], drop_needle=True)
+    return jinja2.nodes.Scope(body, lineno=line)
+
+
+def _tojson(value, ensure_ascii=False, indent=None, separators=None, sort_keys=False):
+  # Jinja's own filter escapes HTML characters.
+  return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators,
+                    sort_keys=sort_keys)
+
+
+def _raise(message):
+  raise jinja2.TemplateError(message)
+
+
+def _strftime_now(style):
+  return datetime.datetime.now().strftime(style)

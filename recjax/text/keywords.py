@@ -1,0 +1,322 @@
+"""Tags from a catalogue's own words: brand, categories, and the phrases that tell items apart.
+
+Deterministic, local, and for a whole catalogue at once, because a phrase is judged by the company
+it keeps: how many items share it, whether it appears in titles, whether it holds together as a
+phrase, and whether its last word is one that phrases end with.
+"""
+import collections
+import functools
+import html
+import itertools
+import math
+import re
+
+from recjax.errors import DataError
+
+BRANDS = ('brand', 'manufacturer', 'author', 'artist', 'developer', 'publisher')
+CATEGORIES = ('categories', 'category', 'genres', 'genre', 'tags')
+TITLES = ('title', 'name')
+
+
+def _words(text):
+  return frozenset(text.split())
+
+
+_STOP = _words("""
+a about above after again against all also am an and any are as at away back be because been before
+being below best better between both but by can cannot come comes could did do does doing down
+during each either else etc even ever every few for from further get gets give gives go goes got had
+has have having he her here hers him his how i if in include included includes including into is it
+its itself just keep keeps know less let lets like made make makes making many may me might mine
+more most much must my near need needs neither never new no non nor not nothing now of off often on
+once one only onto or other others our ours out over own per perfect perfectly please plus put quite
+rather really same see shall she should since so some such than that the their theirs them then
+there these they thing things this those through thus to too two three four five six seven eight
+nine ten toward under until up upon us use used user users uses using usually various very via was
+way we well were what when where whether which while who whom whose why will with within without
+would yet you your yours yourself approx approximately amp quot nbsp ideal ideally available
+designed design designs provide provides provided allow allows help helps offer offers ensure
+ensures feature features featuring suitable great good excellent easily easy product products item
+items brand quality brands high low package content contents specification specifications
+description descriptions note color colour size sizes picture pictures shown order orders buy
+purchase customer customers money amazon com www http https warranty guarantee guaranteed
+satisfaction manufacturer model type types style number part parts com name company inc llc ltd work
+works working fit fits different following first second years year able free day days time times
+want find sure take right left long short wide range variety job jobs choice ready simply simple
+""")
+# Measures and packing: they end a phrase and begin none.
+_MEASURES = _words("""
+inch inches in ft foot feet yard yards yd yds mm cm m km mil mils micron microns oz ounce ounces fl
+lb lbs pound pounds g gram grams kg mg ml l liter liters litre gal gallon gallons quart quarts qt
+pint pcs pc piece pieces pack packs pk packet packets count ct qty quantity set sets lot pair pairs
+dozen each bag per x w h d v volt volts amp amps a watt watts hz khz mhz degree degrees deg c f psi
+rpm mah ma ghz hp sq dia diameter length width height thickness thick depth weight approx us usa
+""")
+# Words that say something only beside another.
+_WEAK = _words("""
+black white red blue green yellow orange purple pink brown gray grey clear silver gold assorted
+colors color small medium large mini big extra heavy light single double dual full half standard
+premium professional super ultra strong durable fast quick fine open universal top bottom front
+side inside outside general multi max pro plain regular solid soft hard round square flat straight
+home office world industry commercial industrial american application applications surface surfaces
+area areas material materials end ends system line lines unit units kit base body inner outer
+based male female box case series overall issue issues volume nominal id od finish generation roll
+rolls specs adjustable handle handy cover covers minute capacity grade tip tips head purpose bit
+center listing thank king prime economy measuring drop friend forever ga fresh generation hot
+""")
+_COMPANY = _words('inc llc ltd co corp corporation company gmbh limited incorporated')
+_NOBODY = frozenset(('', 'unknown', 'generic', 'n/a', 'na', 'none', 'unbranded', 'no brand', 'by'))
+
+_MARKUP = re.compile(r'<[^<>]{1,80}>|/>')
+_WORD = re.compile(r"[^\W_]+(?:[-'’&][^\W_]+)*|[^\w\s]|_")
+_SHORT_NAME = re.compile(r'(?:[a-z]\d{1,2}|\d[a-z])$')  # m3, 3d: names, unlike 42mm or a1203ux
+_CHAIN = re.compile(r'[^\W_]+(?:-[^\W_]+)+')
+_PATH = re.compile(r'\s*[>|;]\s*')
+_UNFIT = re.compile(r'[|,\s]+')
+
+
+def extract_tags(columns: dict, n: int = 10, exclude=()) -> list[list[str]]:
+  """At most n tags for each item, most telling first: brand, categories leaf first, key phrases.
+
+  columns: name -> one value per item, each None, text, a number, or a list of texts. Columns are
+  understood by their names (BRANDS, CATEGORIES, TITLES); other text columns are descriptions.
+  exclude: names of columns to leave out. Tags are lower case, distinct, and hold no ',', '|' or
+  new line. An item with any text has at least one tag. Raises DataError on uneven columns.
+  """
+  used = {name: values for name, values in columns.items() if name not in exclude}
+  sizes = {name: len(values) for name, values in used.items()}
+  if len(set(sizes.values())) > 1:
+    raise DataError(f'columns differ in length: {sizes}; give one value per item in each')
+  items = [_read(used, i) for i in range(max(sizes.values(), default=0))]
+  common = _common_categories(items)
+  statistics = _Statistics(items)
+  return [_choose(item, statistics, common, n) for item in items]
+
+
+class _Item:
+  """One row read: brand, categories leaf first, and word runs of title and description."""
+
+  def __init__(self):
+    self.brand, self.categories, self.titles, self.texts, self.anything = '', [], [], [], ''
+
+
+def _read(columns, row):
+  item = _Item()
+  for name, values in columns.items():
+    texts = [_plain(text) for text in _texts(values[row])]
+    texts = [text for text in texts if text.strip()]
+    if not texts:
+      continue
+    if name in BRANDS:
+      item.brand = item.brand or _brand(texts[0])
+    elif name in CATEGORIES:
+      parts = [part for text in texts for part in _PATH.split(text)]
+      item.categories += [tag for tag in map(_tag, reversed(parts)) if tag]
+    elif name in TITLES:
+      item.titles += _runs('\n'.join(texts))
+    else:
+      item.texts += _runs('\n'.join(texts))
+    if name in TITLES or not item.anything:
+      item.anything = texts[0]
+  return item
+
+
+def _texts(value):
+  """Texts of one cell; numbers and None say nothing as tags."""
+  if isinstance(value, str):
+    return [] if value.startswith(('http://', 'https://')) else [value]
+  if isinstance(value, (list, tuple)):
+    return [text for part in value for text in _texts(part)]
+  return []
+
+
+def _plain(text):
+  return _MARKUP.sub(' . ', html.unescape(text)).lower() if text else ''
+
+
+def _tag(text):
+  """Text as a tag: one line, no separators, no loose punctuation, at most 60 characters."""
+  return _UNFIT.sub(' ', text)[:60].strip(' .;:!?"\'*-_/\\')
+
+
+def _brand(text):
+  words = _tag(text).removeprefix('by ').split()
+  while len(words) > 1 and words[-1].strip('.') in _COMPANY:
+    words.pop()
+  tag = _tag(' '.join(words))
+  return '' if tag in _NOBODY else tag
+
+
+def _split(text):
+  return _WORD.findall(_CHAIN.sub(_unchain, text))
+
+
+def _unchain(match):
+  """heat-shrink is two words, write-on and x-ray are one, sml-c125-500 is none."""
+  parts = match[0].split('-')
+  if any(letter.isdigit() for letter in match[0]):
+    return ' . '
+  whole = any(len(part) == 1 or part in _STOP or part in _MEASURES for part in parts)
+  return match[0] if whole else ' '.join(parts)
+
+
+def _runs(text):
+  """Stretches of words that a phrase may be cut from: no stop word, number, measure or code."""
+  runs, run = [], []
+  for word in _split(text):
+    if _speaks(word):
+      run.append(word)
+    elif run:
+      runs.append(run)
+      run = []
+  return runs + [run] if run else runs
+
+
+@functools.lru_cache(maxsize=1 << 16)
+def _speaks(word):
+  if word in _STOP or word in _MEASURES or not word[0].isalnum():
+    return False
+  if any(letter.isdigit() for letter in word):
+    return _SHORT_NAME.match(word) is not None
+  return len(word) > 1 or word > '\u2e80'  # one letter says nothing, one ideograph may
+
+
+@functools.lru_cache(maxsize=1 << 16)
+def _stem(word):
+  """Folds plurals, roughly: only used to see whether two tags say the same."""
+  if len(word) > 4 and word.endswith('ies'):
+    return word[:-3] + 'y'
+  if len(word) > 4 and word.endswith(('ches', 'shes', 'xes', 'sses')):
+    return word[:-2]
+  return word[:-1] if len(word) > 3 and word.endswith('s') and word[-2] not in 'su' else word
+
+
+def _stems(tag):
+  return {_stem(word) for word in _split(tag) if word[0].isalnum()}
+
+
+def _common_categories(items):
+  """Categories that most items share, such as the name of the shop's department."""
+  counts = collections.Counter(tag for item in items for tag in set(item.categories))
+  holders = sum(bool(item.categories) for item in items)
+  return {tag for tag, count in counts.items() if count > max(0.6 * holders, 2)}
+
+
+class _Statistics:
+  """How often phrases of one to three words stand in items, in titles, and inside longer ones."""
+
+  def __init__(self, items):
+    self.n = len(items)
+    self.df, self.title_df, self.end_df, self.longer = {}, {}, {}, {}
+    self.words, self.ends = collections.Counter(), collections.Counter()
+    for item in items:
+      for run in itertools.chain(item.titles, item.texts):
+        self.words.update(run)
+        self.ends[run[-1]] += 1
+    for size in (1, 2, 3):  # longer phrases only of parts that occur twice
+      self._count(items, size)
+    self.titled = any(item.titles for item in items)
+
+  def _count(self, items, size):
+    found, titled, ended = (collections.Counter() for _ in range(3))
+    for item in items:
+      in_title = {phrase: ends for _, ends, phrase in self.phrases(item.titles, size)}
+      titled.update(in_title.keys())
+      for _, ends, phrase in self.phrases(item.texts, size):
+        in_title[phrase] = ends or in_title.get(phrase, False)
+      found.update(in_title.keys())
+      ended.update(phrase for phrase, ends in in_title.items() if ends)
+    for phrase, count in found.items():
+      if count > 1:
+        self.df[phrase] = count
+        self.title_df[phrase], self.end_df[phrase] = titled[phrase], ended[phrase]
+        for part in (phrase[1:], phrase[:-1]) if size > 1 else ():
+          self.longer[part] = max(count, self.longer.get(part, 0))
+
+  def phrases(self, runs, size):
+    """(position, ends its run, words) of each phrase whose parts occur in two items."""
+    position = 0
+    for run in runs:
+      last = len(run) - size
+      for start in range(last + 1):
+        phrase = tuple(run[start:start + size])
+        # A name's last two words say what the thing is, even if nothing else has the first.
+        if size == 1 or (phrase[1:] in self.df and
+                         (phrase[:-1] in self.df or size == 2 and start == last)):
+          yield position + start, start == last, phrase
+      position += len(run)
+
+  @functools.cached_property
+  def worths(self):
+    return {phrase: self._worth(phrase, count) for phrase, count in self.df.items()}
+
+  def worth(self, phrase, closes_title):
+    """How telling a phrase is anywhere, about 0..2; one of a single item must close its title."""
+    known = self.worths.get(phrase)
+    if known is None:
+      known = self._worth(phrase, 1) if closes_title and len(phrase) > 1 else 0.
+    return known
+
+  def _worth(self, phrase, count):
+    if all(word in _WEAK for word in phrase):
+      return 0.
+    # Rarer is better down to a handful of items; beyond that nobody shares the tag.
+    enough = max(4., self.n / 400)
+    rarity = math.log(self.n / max(count, enough)) / math.log(self.n / enough + 1e-9)
+    titles = (self.title_df.get(phrase, 1) + .3) / (count + 1) if self.titled else 1.
+    # Whether the phrase is one that stretches of words end with, or a piece of a longer one.
+    head = (self.ends[phrase[-1]] + 1) / (self.words[phrase[-1]] + 2)
+    head = (self.end_df.get(phrase, 1) + 2 * head) / (count + 2)
+    parts = math.prod(self.df.get((word,), 1) for word in phrase) ** (1 / len(phrase))
+    nested = 1 - .8 * self.longer.get(phrase, 0) / count
+    return (max(rarity, 0.) * titles ** .8 * head ** .8 * (count / parts) ** .35 * nested
+            * min(1., count / 3) * (1., 1.7, 2.)[len(phrase) - 1])
+
+
+def _choose(item, statistics, common, n):
+  """The tags of one item; each new one must say something the earlier ones do not."""
+  tags, said = [], set()
+
+  def add(tag, share):
+    stems = _stems(tag)
+    if tag and stems and len(stems - said) >= share * len(stems) and len(tags) < n:
+      tags.append(tag)
+      said.update(stems)
+
+  add(item.brand, .01)
+  categories = [tag for tag in item.categories if tag not in common]
+  for tag in categories[:max(1, min(3, n // 3))]:
+    add(tag, .01)
+  own = _stems(item.brand)
+  ranked = _ranked(item, statistics)
+  for score, phrase in ranked:
+    if score < .13 * ranked[0][0]:
+      break
+    if own.isdisjoint(map(_stem, phrase)):
+      add(' '.join(phrase), .5)
+  if len(tags) < min(n, 4):
+    for tag in itertools.chain(categories, (' '.join(run[:3]) for run in item.titles)):
+      add(tag, .5)
+  for tag in (item.brand, *item.categories, _tag(' '.join(item.anything.split()[:6])),
+              item.anything.strip()[:60]):
+    if not tags:
+      add(tag, 0.)
+  return tags
+
+
+def _ranked(item, statistics):
+  """(score, phrase) of the item's phrases, best first; ties by place, title before text."""
+  places = {}
+  for base, runs in ((0, item.titles), (1000, item.texts)):
+    for size in (1, 2, 3):
+      for position, ends, phrase in statistics.phrases(runs, size):
+        places.setdefault(phrase, (base + position, ends))
+  scored = []
+  for phrase, (place, ends) in places.items():
+    in_title = place < 1000
+    worth = statistics.worth(phrase, in_title and ends)
+    # What only the description says, late and in one word, is rarely what the item is.
+    field = 1. if in_title else (.3, .6, .6)[len(phrase) - 1] / (1 + (place - 1000) / 60)
+    if worth:
+      scored.append((-worth * field, place, phrase))
+  return [(-score, phrase) for score, _, phrase in sorted(scored)]

@@ -1,0 +1,122 @@
+"""The LLM under a method: a checkpoint folder, or a tiny model really trained on the catalogue."""
+import dataclasses
+import pathlib
+
+import jax
+import numpy as np
+
+from recjax import sharding
+from recjax.data.batches import Batches
+from recjax.errors import ConfigError
+from recjax.models import huggingface, llm
+from recjax.text import tokens as tokenizers
+from recjax.training import losses
+from recjax.training.fit import Task, fit
+
+
+def folder(cfg, work, texts, *inputs):
+  """Where the LLM stands as a Hugging Face checkpoint; trains the tiny one where that is asked.
+
+  cfg.llm.weights: 'tiny', or the path of a checkpoint folder. texts: () -> list of documents to
+  train the tiny tokenizer and model on, decided by `inputs`. -> folder
+  """
+  weights = cfg.llm.weights
+  if weights == 'tiny':
+    settings = {**cfg.tiny.to_dict(), 'dtype': 'float32', 'seed': cfg.seed}
+    return work.stage('llm', lambda work, *_: train_tiny(work, cfg.tiny, cfg.seed, texts()),
+                      settings, *inputs)
+  if not weights:
+    raise ConfigError('llm.weights is empty: this preset needs a Hugging Face checkpoint folder, '
+                      "e.g. --config.llm.weights=/models/Meta-Llama-3-8B-Instruct, or 'tiny'")
+  if not (pathlib.Path(weights) / 'config.json').exists():
+    raise ConfigError(f'llm.weights={weights!r} holds no config.json; name a folder with a Hugging '
+                      "Face checkpoint (config.json, *.safetensors, tokenizer files), or 'tiny'")
+  return pathlib.Path(weights)
+
+
+def train_tiny(work, cfg, seed, texts):
+  """Trains a BPE tokenizer and a small Llama-type model on `texts` into `work.folder`.
+
+  cfg: vocab, width, layers, heads, kv_heads, ffn, row (tokens a row), batch (rows), epochs,
+  and the settings of `fit`. -> counts
+  """
+  tokenizer = tokenizers.train_bpe(texts, cfg.vocab)
+  shape = llm.Config(
+      vocab=tokenizer.vocab_size, width=cfg.width, layers=cfg.layers, heads=cfg.heads,
+      kv_heads=cfg.kv_heads, head_dim=cfg.width // cfg.heads, ffn=cfg.ffn, tied=True,
+      max_positions=4096)
+  batches, used = packed_documents(tokenizer, texts, cfg.row, cfg.batch, seed)
+  model = llm.LM(shape)
+
+  def loss(params, frozen, batch, key):
+    del frozen, key
+    hidden, _ = model.apply({'params': params}, batch['tokens'], batch['positions'],
+                            batch['segments'])
+    nll = losses.token_nll(hidden.reshape(-1, shape.width), llm.head_matrix(params, shape),
+                           batch['targets'].reshape(-1))
+    weight = batch['weights'].reshape(-1)
+    return (nll * weight).sum() / weight.sum(), {}
+
+  task = Task(init=lambda key: llm.init(shape, key), loss=loss, batches=batches, rules=llm.RULES)
+  steps = max(1, round(cfg.epochs * batches.count / cfg.batch))
+  params = fit(task, dataclasses.replace(FitSettings.of(cfg), steps=steps, seed=seed), work)
+  huggingface.save(jax.device_get(params), shape, work.folder)
+  tokenizer.save(work.folder)
+  return {'parameters': llm.count(params), 'vocabulary': tokenizer.vocab_size, 'steps': steps,
+          'tokens': used}
+
+
+@dataclasses.dataclass(frozen=True)
+class FitSettings:
+  """What `fit` reads; methods fill it from their own config groups."""
+  optim: object
+  steps: int = 0
+  seed: int = 0
+  log_every: int = 10
+  save_every: int = 100
+  eval_every: int = 0
+
+  @classmethod
+  def of(cls, cfg):
+    """From a config group that holds the optimiser's settings and the cadences."""
+    return cls(optim=cfg, log_every=cfg.log_every, save_every=cfg.save_every)
+
+
+def packed_documents(tokenizer, texts, row, batch, seed):
+  """Documents, each ended by the end token, in rows of `row` tokens; long ones are cut.
+
+  -> (Batches of tokens, positions, segments, targets (int32) and weights (float32), each
+  (batch, row), number of tokens)
+  """
+  end = tokenizer.eos_ids[0]
+  documents = [ids[:row] + [end] for ids in tokenizer.encode_batch(texts)]
+  rows = tokenizers.pack([len(d) - 1 for d in documents], row)
+  arrays = {k: np.zeros((len(rows), row), np.int32)
+            for k in ('tokens', 'positions', 'segments', 'targets')}
+  arrays['weights'] = np.zeros((len(rows), row), np.float32)
+  for i, members in enumerate(rows):
+    start = 0
+    for s, d in enumerate(members, 1):
+      ids = documents[d]
+      here = slice(start, start + len(ids) - 1)
+      arrays['tokens'][i, here], arrays['targets'][i, here] = ids[:-1], ids[1:]
+      arrays['positions'][i, here] = np.arange(len(ids) - 1)
+      arrays['segments'][i, here], arrays['weights'][i, here] = s, 1
+      start = here.stop
+  batches = Batches(lambda r: {k: v[r] for k, v in arrays.items()}, len(rows), batch, seed)
+  return batches, int(arrays['weights'].sum())
+
+
+def load(folder, cfg, mesh, lora_rank=0, lora_alpha=16.0):
+  """Opens a checkpoint folder for use on `mesh`. cfg: dtype ('auto' by backend), remat.
+
+  -> (llm.LM, params on the mesh, Tokenizer)
+  """
+  dtype = cfg.dtype
+  if dtype == 'auto':
+    dtype = 'float32' if jax.default_backend() == 'cpu' else 'bfloat16'
+  shape = dataclasses.replace(
+      huggingface.read_config(folder), dtype=dtype, param_dtype=dtype, remat=cfg.remat,
+      lora_rank=lora_rank, lora_alpha=float(lora_alpha))
+  where = sharding.shardings(llm.shapes(shape), llm.RULES, mesh)
+  return llm.LM(shape), huggingface.load(folder, shape, where), tokenizers.load(folder)

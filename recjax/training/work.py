@@ -1,0 +1,271 @@
+"""A run's folder: its lock, its log, its metrics, and stages that run once (design 3)."""
+import contextlib
+import dataclasses
+import datetime
+import fcntl
+import hashlib
+import json
+import os
+import pathlib
+import shutil
+import socket
+import time
+
+import jax
+import numpy as np
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from recjax.errors import WorkdirError
+
+SMALL_FILE = 64 << 20  # files up to this size are fingerprinted by content, larger ones by size
+
+
+def write_atomic(path, text):
+  """Writes a text or bytes file so that readers see the old one or the whole new one."""
+  path = pathlib.Path(path)
+  temporary = path.with_name(f'.{path.name}.{os.getpid()}')
+  data = text if isinstance(text, bytes) else text.encode()
+  with open(temporary, 'wb') as f:
+    f.write(data)
+    f.flush()
+    os.fsync(f.fileno())
+  os.replace(temporary, path)
+
+
+def write_json(path, value):
+  """Writes `value` as indented JSON, atomically."""
+  write_atomic(path, json.dumps(value, indent=1, ensure_ascii=False, default=str) + '\n')
+
+
+def read_json(path, default=None):
+  """The JSON in `path`, or `default` where there is no such file."""
+  path = pathlib.Path(path)
+  return json.loads(path.read_text()) if path.exists() else default
+
+
+def describe(value):
+  """What of an input decides a stage's result, as plain JSON."""
+  if hasattr(value, 'to_dict'):
+    value = value.to_dict()
+  if hasattr(value, 'fingerprint'):
+    return {'fingerprint': value.fingerprint}
+  if isinstance(value, pathlib.Path):
+    return describe_path(value)
+  if isinstance(value, dict):
+    return {str(k): describe(v) for k, v in sorted(value.items(), key=lambda kv: str(kv[0]))}
+  if isinstance(value, (list, tuple)):
+    return [describe(v) for v in value]
+  if isinstance(value, np.ndarray):
+    return {'array': hashlib.sha256(value.tobytes()).hexdigest(), 'shape': list(value.shape)}
+  if value is None or isinstance(value, (str, int, float, bool)):
+    return value
+  raise TypeError(f'a stage cannot depend on {type(value)}: give it a fingerprint attribute')
+
+
+def describe_path(path):
+  """A finished stage by its own fingerprint, a file by content, a folder by its files."""
+  done = read_json(path / 'DONE.json') if path.is_dir() else None
+  if done:
+    return {'stage': done['fingerprint']}
+  if path.is_dir():
+    return {p.name: describe_path(p) for p in sorted(path.iterdir())}
+  if path.stat().st_size > SMALL_FILE:
+    return {'bytes': path.stat().st_size}
+  return {'sha256': hashlib.sha256(path.read_bytes()).hexdigest()}
+
+
+def fingerprint(*values):
+  """Hash of everything that decides a result; equal inputs give equal strings on any machine."""
+  text = json.dumps([describe(v) for v in values], sort_keys=True, ensure_ascii=False)
+  return hashlib.sha256(text.encode()).hexdigest()[:32]
+
+
+@dataclasses.dataclass
+class Work:
+  """An open run folder. `stage` runs what is not done; the rest reports what happens."""
+  path: pathlib.Path
+  console: Console
+  mesh: object = None       # the devices, for `fit` and for decoding
+  tail: object = None       # run.log, open for appending
+  count: int = 0            # stages met so far
+  current: str = ''         # the stage that runs now
+  folder: pathlib.Path | None = None  # where it puts its files
+  board: object = None      # TensorBoard writer of that stage
+
+  def say(self, text):
+    """Shows a line and keeps it, with the time, in run.log."""
+    self.console.print(text, markup=False, highlight=False, soft_wrap=True)
+    self.note(text)
+
+  def note(self, text):
+    """Keeps lines in run.log alone."""
+    if not self.tail:
+      return
+    now = datetime.datetime.now().isoformat(' ', 'seconds')
+    self.tail.write(''.join(f'{now}  {line}\n' for line in text.split('\n')))
+    self.tail.flush()
+
+  def stage(self, name, fn, *inputs):
+    """Runs `fn(work, *inputs)` once, which fills `work.folder`, and returns that folder.
+
+    The folder appears under stages/ only when it is whole, with DONE.json beside the results: the
+    fingerprint of name and inputs, seconds, and the counts that `fn` may return as a dict. Where
+    that fingerprint is met again the stage is skipped. A stage that was killed finds its partial
+    folder as it left it, so `fn` may go on from there.
+    """
+    self.count += 1
+    folder = self.path / 'stages' / f'{self.count:02d}-{name}'
+    partial = folder.with_name(folder.name + '.partial')
+    key = fingerprint(name, *inputs)
+    if (read_json(folder / 'DONE.json') or {}).get('fingerprint') == key:
+      self.say(f'[{self.count}] {name}: done before')
+      return folder
+    if (read_json(partial / 'DONE.json') or {}).get('fingerprint') != key:
+      self.begin(name, partial, key)
+      self.say(f'[{self.count}] {name}')
+      start = time.monotonic()
+      self.current, self.folder = name, partial
+      counts = fn(self, *inputs) or {}
+      self.current, self.folder = '', None
+      seconds = round(time.monotonic() - start, 1)
+      write_json(partial / 'DONE.json', {
+          'stage': name, 'fingerprint': key, 'seconds': seconds, 'counts': counts})
+      shown = ', '.join(f'{k} {v}' for k, v in counts.items() if not isinstance(v, (dict, list)))
+      self.say(f'    {name} took {seconds:.1f} s' + (f': {shown}' if shown else ''))
+    shutil.rmtree(folder, ignore_errors=True)
+    os.replace(partial, folder)
+    return folder
+
+  def begin(self, name, partial, key):
+    """Clears what an earlier attempt with other inputs left, keeps what this one left."""
+    mark = partial / '.fingerprint'
+    if not mark.exists() or mark.read_text() != key:
+      shutil.rmtree(partial, ignore_errors=True)
+      shutil.rmtree(self.path / 'checkpoints' / name, ignore_errors=True)
+      self.drop_metrics(name, -1)
+      partial.mkdir(parents=True)
+      write_atomic(mark, key)
+
+  def publish(self, folder, *names):
+    """Copies files of a finished stage to the top of the run's folder."""
+    for name in names:
+      write_atomic(self.path / name, (folder / name).read_bytes())
+
+  def checkpoints(self):
+    """Where the running stage keeps its checkpoints."""
+    return self.path / 'checkpoints' / self.current
+
+  def record(self, step, values):
+    """Appends one step's numbers to metrics.jsonl and to TensorBoard."""
+    with open(self.path / 'metrics.jsonl', 'a') as f:
+      f.write(json.dumps({'step': step, 'stage': self.current, **values}) + '\n')
+    if self.board is None or self.board[0] != self.current:
+      from tensorboardX import SummaryWriter
+      self.board = (self.current, SummaryWriter(str(self.path / 'tb' / self.current)))
+    for name, value in values.items():
+      self.board[1].add_scalar(name, value, step)
+
+  def metrics(self):
+    """Every recorded line, in order; a line torn by a kill is left out."""
+    path, rows = self.path / 'metrics.jsonl', []
+    for line in path.read_text().splitlines() if path.exists() else ():
+      with contextlib.suppress(json.JSONDecodeError):
+        rows.append(json.loads(line))
+    return rows
+
+  def drop_metrics(self, stage, after):
+    """Forgets what `stage` recorded past step `after`: those steps will run again."""
+    rows = self.metrics()
+    kept = [r for r in rows if r['stage'] != stage or r['step'] <= after]
+    if rows or (self.path / 'metrics.jsonl').exists():
+      write_atomic(self.path / 'metrics.jsonl', ''.join(json.dumps(r) + '\n' for r in kept))
+
+  @contextlib.contextmanager
+  def progress(self, title, total, done=0, unit='step'):
+    """A bar with rate and ETA; where the output is no terminal, a line every ten seconds."""
+    if not self.console.is_terminal:
+      yield plain_progress(self.say, title, total, done, unit)
+      return
+    columns = (TextColumn('    {task.description}'), BarColumn(), MofNCompleteColumn(),
+               TextColumn('{task.fields[rate]}'), TimeRemainingColumn())
+    with Progress(*columns, console=self.console, transient=True) as bar:
+      row = bar.add_task(title, total=total, completed=done, rate='')
+      start, first = time.monotonic(), done
+      def advance(n=1, note=''):
+        now = bar.tasks[0].completed + n
+        rate = (now - first) / max(1e-9, time.monotonic() - start)
+        bar.update(row, advance=n, rate=f'{rate:,.1f} {unit}/s {note}')
+      yield advance
+
+
+def plain_progress(say, title, total, done, unit):
+  """The same face as a bar's `advance`, for logs and pipes."""
+  state = dict(done=done, first=done, start=time.monotonic(), said=time.monotonic())
+
+  def advance(n=1, note=''):
+    state['done'] += n
+    now = time.monotonic()
+    if now - state['said'] < 10 and state['done'] < total:
+      return
+    state['said'] = now
+    rate = (state['done'] - state['first']) / max(1e-9, now - state['start'])
+    left = (total - state['done']) / max(rate, 1e-9)
+    say(f'    {title} {state["done"]:,}/{total:,}, {rate:,.1f} {unit}/s, {left:.0f} s left {note}')
+  return advance
+
+
+@contextlib.contextmanager
+def open_work(path, config=None, mesh=None):
+  """Opens (and makes) a run's folder for this process alone.
+
+  config: what goes to config.json, or None to leave the one that stands there.
+  Raises WorkdirError where another process holds the folder, or it cannot be written.
+  """
+  path = pathlib.Path(path)
+  try:
+    path.mkdir(parents=True, exist_ok=True)
+    lock = open(path / 'lock', 'a+')  # noqa: SIM115  held for the whole run
+  except OSError as error:
+    raise WorkdirError(
+        f'cannot write to {path}: {error.strerror}; choose another --workdir') from error
+  with lock, contextlib.ExitStack() as stack:
+    claim(lock, path)
+    if config is not None:
+      write_json(path / 'config.json', config)
+    tail = stack.enter_context(open(path / 'run.log', 'a'))
+    work = Work(path, Console(), mesh, tail if jax.process_index() == 0 else None)
+    try:
+      yield work
+    except BaseException as error:
+      work.note(f'stopped by {type(error).__name__}: {error}')
+      raise
+    finally:
+      if work.board:
+        work.board[1].close()
+
+
+def find_stage(workdir, name):
+  """The folder of a finished stage of an earlier run. Raises WorkdirError where there is none."""
+  found = [f for f in sorted((pathlib.Path(workdir) / 'stages').glob(f'*-{name}'))
+           if (f / 'DONE.json').exists()]
+  if not found:
+    raise WorkdirError(f'{workdir} holds no finished stage {name!r}; run its experiment to the end '
+                       f'first: python -m recjax.main --config=... --workdir={workdir}')
+  return found[-1]
+
+
+def claim(lock, path):
+  """Takes the lock, which the system frees when this process ends however it ends."""
+  try:
+    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+  except BlockingIOError:
+    lock.seek(0)
+    holder = lock.read().strip() or 'another process'
+    raise WorkdirError(f'{path} is in use by {holder}; wait for it, stop it, or choose '
+                       'another --workdir') from None
+  lock.seek(0)
+  lock.truncate()
+  since = datetime.datetime.now().isoformat(' ', 'seconds')
+  lock.write(f'process {os.getpid()} on {socket.gethostname()} since {since}')
+  lock.flush()

@@ -1,0 +1,30 @@
+"""Packages, dependencies and the `recjax` command."""
+from setuptools import find_packages, setup
+
+CORE = [
+    'jax>=0.10.1', 'flax>=0.12.8', 'optax>=0.2.6', 'orbax-checkpoint>=0.12.8',
+    'ml-collections>=1.1', 'absl-py>=2.1', 'numpy>=2.0', 'scipy>=1.13',
+    'transformers>=5.17', 'tokenizers>=0.22', 'jinja2>=3.1', 'safetensors>=0.6',
+    'rich>=13.7', 'pyarrow>=17', 'tensorboardX>=2.6', 'matplotlib>=3.9',
+]
+TEST = ['hypothesis>=6.100', 'ruff>=0.6']
+PARITY = ['torch>=2.6', 'peft>=0.17']
+
+setup(
+    name='recjax',
+    version='0.1.0',
+    description='Recommendation with language models, on JAX',
+    license='Apache-2.0',
+    packages=find_packages(include=['recjax', 'recjax.*']),
+    package_data={'recjax.report': ['*.css', '*.html']},
+    python_requires='>=3.11',
+    install_requires=CORE,
+    extras_require={
+        'cuda': ['jax[cuda13]'],
+        'tpu': ['jax[tpu]'],
+        'test': TEST,
+        'parity': PARITY,
+        'dev': TEST + PARITY,
+    },
+    entry_points={'console_scripts': ['recjax = recjax.cli:main']},
+)

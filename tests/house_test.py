@@ -1,0 +1,136 @@
+"""The house's own rules: who imports whom, where heavy packages stand, which keys are read."""
+import ast
+import importlib.util
+import pathlib
+import re
+import subprocess
+import sys
+
+from absl.testing import absltest
+from ml_collections import ConfigDict
+
+ROOT = pathlib.Path(__file__).parents[1]
+PACKAGE = ROOT / 'recjax'
+LAYERS = (
+    ('main', 'cli', '__main__', 'serving'), ('recommend',), ('methods',),
+    ('training', 'decoding', 'evaluation', 'report'), ('models', 'text', 'data'),
+    ('sharding', 'errors'))
+LEVEL = {room: level for level, rooms in enumerate(LAYERS) for room in rooms}
+ONE_FILE = {'orbax': 'training/checkpoint.py', 'safetensors': 'models/huggingface.py',
+            'transformers': 'text/tokens.py'}
+INSIDE_FUNCTIONS = {'orbax', 'transformers', 'tensorflow_datasets', 'duckdb', 'matplotlib',
+                    'pyarrow', 'torch'}
+AT_IMPORT = {'recjax', 'tests'}
+
+
+def imports(path):
+  """Yields (module, whether at top level) for every import in a file."""
+  tree = ast.parse(path.read_text())
+  top = set(map(id, tree.body))
+  for node in ast.walk(tree):
+    if isinstance(node, ast.Import):
+      for name in node.names:
+        yield name.name, id(node) in top
+    elif isinstance(node, ast.ImportFrom) and node.module:
+      yield node.module, id(node) in top
+      for name in node.names:
+        yield f'{node.module}.{name.name}', id(node) in top
+
+
+def room_of(name):
+  parts = name.split('.')
+  return parts[1] if len(parts) > 1 and parts[0] == 'recjax' else None
+
+
+class HouseTest(absltest.TestCase):
+
+  def files(self):
+    return [p for p in PACKAGE.rglob('*.py') if p.name != '__init__.py' or p.stat().st_size]
+
+  def test_imports_point_downwards_and_never_to_a_room_of_the_same_layer(self):
+    for path in self.files():
+      parts = path.relative_to(PACKAGE).with_suffix('').parts
+      room = parts[0]
+      if room == '__init__':
+        continue
+      for name, _ in imports(path):
+        other = room_of(name)
+        if other not in LEVEL or other == room:
+          continue
+        self.assertGreater(LEVEL[other], LEVEL[room], f'{path} imports {name}')
+
+  def test_methods_do_not_import_methods(self):
+    for path in (PACKAGE / 'methods').rglob('*.py'):
+      own = path.relative_to(PACKAGE / 'methods').with_suffix('').parts[0]
+      for name, _ in imports(path):
+        match = re.match(r'recjax\.methods\.(\w+)', name)
+        self.assertIn(match and match[1], (None, own), f'{path} imports {name}')
+
+  def test_packages_that_change_stand_in_one_file(self):
+    for path in self.files():
+      where = path.relative_to(PACKAGE).as_posix()
+      for name, top in imports(path):
+        package = name.split('.')[0]
+        self.assertEqual(ONE_FILE.get(package, where), where, f'{where} imports {name}')
+        if top:
+          self.assertNotIn(package, INSIDE_FUNCTIONS, f'{where} imports {name} at its top')
+
+  def test_importing_the_package_touches_no_device(self):
+    modules = ['.'.join(('recjax', *p.relative_to(PACKAGE).with_suffix('').parts))
+               for p in self.files() if p.stem not in ('__main__', '__init__')]
+    code = (f'import importlib\nfor m in {modules!r}: importlib.import_module(m)\n'
+            'from jax._src import xla_bridge\nassert not xla_bridge.backends_are_initialized()\n')
+    done = subprocess.run([sys.executable, '-c', code], cwd=ROOT, capture_output=True, text=True)
+    self.assertEqual(done.returncode, 0, done.stderr)
+
+  def test_every_config_key_is_read_somewhere(self):
+    source = '\n'.join(p.read_text() for p in self.files())
+    for path in sorted((ROOT / 'configs').glob('*.py')):
+      for key in keys(load_config(path).get_config()):
+        self.assertRegex(source, rf"""[.]{key}\\b|['"]{key}['"]""".replace('\\\\', '\\'),
+                         f'{path.name}: no code reads {key}')
+
+  def test_configs_take_the_same_arguments_and_refuse_others(self):
+    for path in sorted((ROOT / 'configs').glob('*.py')):
+      config = load_config(path)
+      self.assertEqual(config.get_config('data=x').data, 'x')
+      paper = config.get_config('paper,data=y')
+      self.assertEqual((paper.preset, paper.data), ('paper', 'y'))
+      with self.assertRaisesRegex(ValueError, 'papre'):
+        config.get_config('papre')
+
+  def test_files_and_functions_keep_to_the_budget(self):
+    for path in self.files():
+      where = path.relative_to(PACKAGE).as_posix()
+      text = path.read_text()
+      self.assertLessEqual(text.count('\n'), 400, where)
+      for node in ast.walk(ast.parse(text)):
+        if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
+          self.assertLessEqual(node.end_lineno - node.lineno + 1, 60, f'{where}: {node.name}')
+
+  def test_ruff_finds_nothing(self):
+    if importlib.util.find_spec('ruff') is None:
+      self.skipTest('ruff is not installed')
+    done = subprocess.run([sys.executable, '-m', 'ruff', 'check', '--no-cache', '.'], cwd=ROOT,
+                          capture_output=True, text=True)
+    self.assertEqual(done.returncode, 0, done.stdout)
+
+
+def keys(config):
+  """All leaf keys of a config."""
+  for name, value in config.items():
+    if isinstance(value, ConfigDict):
+      yield from keys(value)
+    else:
+      yield name
+
+
+def load_config(path):
+  spec = importlib.util.spec_from_file_location('config', path)
+  module = importlib.util.module_from_spec(spec)
+  spec.loader.exec_module(module)
+  return module
+
+
+if __name__ == '__main__':
+  absltest.main()

@@ -1,0 +1,96 @@
+"""Pictures: small, equal for equal input, coloured by the page, and safe for any text."""
+import functools
+import re
+import warnings
+from xml.etree import ElementTree
+
+import numpy as np
+from absl.testing import absltest, parameterized
+
+from recjax.report import plots
+
+STEPS = [(step, 3.0 * np.exp(-step / 300) + 1) for step in range(0, 3000, 2)]
+CELL = {'value': 0.17, 'low': 0.16, 'high': 0.18, 'n': 10}
+HOSTILE = ('</text><script>alert(1)</script>', '$\\frac{1}{', '_hidden', '\ud800', 'a\x00b',
+           '数据 & "x"', '#010203 id="a"', 'url(#a)')
+
+
+@functools.cache
+def every_picture(text='name'):
+  rows = {text: {'HR@10': CELL}, 'zero': {'HR@10': {'value': 0.0}}, 'none': {}}
+  return {
+      'loss': plots.loss_curves({text: STEPS, 'b': STEPS[:3]}, {text: [(0, 3.0), (99, 2.0)]}, text),
+      'bars': plots.bars_with_intervals(rows, 'HR@10', {'zero': text}, highlight=text),
+      'tags': plots.tag_frequency({'a': 100, 'b': 10, text: 1}, {'a': 5}, (text, text)),
+      'histogram': plots.histogram([1, 2, 2, 3], text, text),
+  }
+
+
+class PlotsTest(parameterized.TestCase):
+
+  def test_pictures_are_small_and_equal_for_equal_input(self):
+    first, second = every_picture(), every_picture.__wrapped__()
+    for name, picture in first.items():
+      self.assertEqual(picture.text, second[name].text, name)
+      self.assertLess(len(picture.text), 60_000, name)
+
+  def test_colours_and_typeface_are_the_pages(self):
+    for name, picture in every_picture().items():
+      colours = re.findall(r'#[0-9a-f]{6}', re.sub(r'var\([^)]*\)', '', picture.text))
+      self.assertEmpty(colours, name)
+      self.assertIn('var(--muted, ', picture.text)
+      self.assertNotRegex(picture.text, r'<style|metadata|DejaVu|\d{4}-\d\d-\d\d')
+
+  def test_pictures_of_one_page_share_no_ids(self):
+    ids = [found for picture in every_picture().values()
+           for found in re.findall(r' id="([^"]*)"', picture.text)]
+    self.assertNotEmpty(ids)
+    self.assertLen(set(ids), len(ids))
+
+  def test_every_reference_has_its_target(self):
+    for picture in every_picture().values():
+      used = re.findall(r'(?:url\(|href=")#([\w-]+)', picture.text)
+      self.assertNotEmpty(used)
+      self.assertContainsSubset(used, re.findall(r' id="([^"]*)"', picture.text))
+
+  @parameterized.parameters(*HOSTILE)
+  def test_text_never_becomes_markup_nor_mathematics(self, text):
+    with warnings.catch_warnings():
+      warnings.simplefilter('error')
+      made = every_picture(text)
+    for picture in made.values():
+      root = ElementTree.fromstring(picture.text.encode('utf-8'))
+      names = {node.tag.rpartition('}')[2] for node in root.iter()}
+      self.assertContainsSubset(
+          names, {'svg', 'g', 'path', 'text', 'tspan', 'use', 'defs', 'clipPath', 'rect'})
+      self.assertIn(plots.clean(text)[:10], ''.join(root.itertext()))
+
+  @parameterized.parameters(
+      ('loss_curves', ({'a': [(0, float('nan'))]},)), ('bars_with_intervals', ({}, 'HR@10')),
+      ('tag_frequency', ({}, {})), ('histogram', ([], 'x')))
+  def test_nothing_to_show_is_said(self, name, arguments):
+    self.assertIn('nothing to show', getattr(plots, name)(*arguments).text)
+
+  def test_smoothing_keeps_a_constant_and_does_not_lag(self):
+    np.testing.assert_allclose(plots._smoothed(np.full(300, 2.0)), 2.0)
+    line = np.arange(400.0)
+    np.testing.assert_allclose(plots._smoothed(line)[50:-50], line[50:-50])
+
+  def test_thinning_keeps_spikes_and_ends(self):
+    values = np.zeros(100_000)
+    values[[7, 51_234]] = 5.0, -5.0
+    steps, kept = plots._thinned(np.arange(100_000.0), values)
+    self.assertLessEqual(len(steps), plots._MOST_POINTS + 2)
+    self.assertContainsSubset([0, 7, 51_234, 99_999], steps)
+    self.assertEqual((kept.max(), kept.min()), (5.0, -5.0))
+
+  def test_a_readers_own_settings_change_nothing(self):
+    import matplotlib
+    plain = plots.histogram([1, 2, 3], 'x').text
+    with matplotlib.rc_context({'font.size': 30, 'axes.facecolor': 'red'}):
+      self.assertEqual(plots.histogram([1, 2, 3], 'x').text, plain)
+      self.assertEqual(matplotlib.rcParams['font.size'], 30)
+
+
+if __name__ == '__main__':
+  absltest.main()

@@ -1,0 +1,100 @@
+"""The results table says what results.json holds: values, intervals, p-values, the best."""
+import re
+
+import numpy as np
+from absl.testing import absltest, parameterized
+
+from recjax.report import results
+from recjax.report.html import Html
+
+
+def cell(value, low=None, high=None, n=4000):
+  return {'value': value, 'low': low, 'high': high, 'n': n}
+
+
+MADE = {
+    'protocol': 'leave-one-out, 1,000 items', 'seeds': [0, 1],
+    'rows': {
+        'betags': {'HR@10': cell(0.1712, 0.16, 0.18), 'NDCG@10': cell(0.09, 0.08, 0.1),
+                   'HR@10:mid': cell(0.2, 0.1, 0.3, 40)},
+        'base_tags': {'HR@10': cell(0.1394, 0.13, 0.15), 'NDCG@10': cell(0.095, 0.08, 0.1)},
+        'random': {'HR@10': cell(0.0, 0.0, 0.0), 'NDCG@10': cell(None)},
+    },
+    'tests': {'betags>base_tags': {'HR@10': 0.0002, 'NDCG@10': 0.3},
+              'base_tags>random': {'HR@10': 0.0123}},
+}
+
+
+def text(made):
+  return re.sub(r'\s+', ' ', re.sub('<[^>]*>', ' ', made.text)).replace('&lt;', '<')
+
+
+def rows_of(made):
+  body = made.text.split('<tbody>')[1].split('</tbody>')[0]
+  return [text(Html(row)) for row in body.split('</tr>')[:-1]]
+
+
+class ResultsTest(parameterized.TestCase):
+
+  def test_rows_show_value_interval_p_and_best(self):
+    made = results.results_table(MADE, reference='base_tags', labels={'betags': 'BETags'})
+    first, second, third = rows_of(made)
+    self.assertIn('BETags 0.1712 (best) 0.1600 to 0.1800 < 0.001 0.0900', first)
+    self.assertIn('base_tags 0.1394 0.1300 to 0.1500 reference 0.0950 (best)', second)
+    self.assertIn('random 0.0000 0.0000 to 0.0000 0.012 –', third)
+    self.assertEqual(made.text.count('<strong>'), 2)
+
+  def test_what_the_figures_rest_on_is_said(self):
+    made = text(results.results_table(MADE, reference='base_tags'))
+    self.assertIn('Protocol: leave-one-out, 1,000 items. Seeds: 0, 1.', made)
+    self.assertIn('n = 4,000.', made)
+    self.assertIn('against base_tags', made)
+
+  def test_groups_stand_only_among_every_number(self):
+    short, full = results.results_table(MADE).text.split('<details>')
+    self.assertNotIn('HR@10:mid', short)
+    self.assertIn('HR@10:mid', full)
+
+  def test_main_metric_comes_first_and_has_the_bar(self):
+    made = results.results_table(MADE, ('HR@10', 'NDCG@10'), 'NDCG@10').text
+    self.assertLess(made.index('NDCG@10</th>'), made.index('HR@10</th>'))
+    self.assertEqual(made.count('class="bar"'), 2)
+
+  def test_an_unknown_reference_is_an_error(self):
+    with self.assertRaises(KeyError):
+      results.results_table(MADE, reference='sasrec')
+
+  def test_a_result_without_tests_or_values_still_makes_a_table(self):
+    made = results.results_table({'rows': {'a': {'HR@10': cell(float('nan'))}}}, reference='a')
+    self.assertIn('–', text(made))
+
+  @parameterized.parameters(
+      ([cell(0.1, 0.05, 0.15), cell(0.02, 0.01, 0.03)], (0.0, 0.15)),
+      ([cell(0.9, 0.89, 0.912), cell(0.85, 0.84, 0.86)], (0.84, 0.912)),
+      ([cell(-0.02, -0.041, 0.0)], (-0.041, 0.0)), ([cell(0.0, 0.0, 0.0)], (0.0, 1.0)),
+      ([], (0.0, 1.0)))
+  def test_bars_start_at_zero_unless_all_lie_far_from_it(self, cells, ends):
+    np.testing.assert_allclose(results._scale(cells), ends)
+
+  def test_bar_puts_values_where_they_belong(self):
+    made = results.interval_bar(cell(0.5, 0.0, 1.0), (0.0, 1.0), 0.25).text
+    width = results._WIDTH
+    self.assertIn(f'cx="{width / 2}"', made)
+    self.assertIn(f'x1="{results._EDGE}', made)
+    self.assertIn(f'x2="{width - results._EDGE}', made)
+    self.assertEqual(results.interval_bar(None, (0, 1)).text, '')
+
+  def test_counts_come_in_the_order_of_the_last_column(self):
+    counts = {'before': {'a': 9, 'b': 1}, 'after': {'b': 5, 'c': 5}}
+    made = results.counts_table('Tags', counts, top=2)
+    first, second = rows_of(made)
+    self.assertIn('b 1 5', first)
+    self.assertIn('c 0 5', second)
+
+  @parameterized.parameters((0.0, '< 0.001'), (0.0456, '0.046'), (1, '1.000'), (None, '–'))
+  def test_p_values_are_written_for_readers(self, p, shown):
+    self.assertEqual(results.p_value(p), shown)
+
+
+if __name__ == '__main__':
+  absltest.main()

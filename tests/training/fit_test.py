@@ -1,0 +1,135 @@
+"""The loop: it learns, it resumes bit for bit, and the number of devices changes nothing."""
+import dataclasses
+import pathlib
+import types
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from absl.testing import absltest
+
+from recjax import errors, sharding
+from recjax.data.batches import Batches
+from recjax.training import fit as fitting
+from recjax.training import work as works
+
+OPTIM = types.SimpleNamespace(lr=0.05, warmup=3, schedule='linear', decay=0.0, clip=1.0, beta2=0.99)
+
+
+def settings(**changes):
+  base = dict(steps=20, seed=3, log_every=5, save_every=4, eval_every=10, optim=OPTIM)
+  return types.SimpleNamespace(**{**base, **changes})
+
+
+def linear_task(nan_at=-1):
+  x = np.random.default_rng(0).normal(size=(64, 4)).astype(np.float32)
+  y = x @ np.array([[1.0], [2.0], [-1.0], [0.5]], np.float32)
+
+  def loss(train, frozen, batch, key):
+    noise = 0.01 * jax.random.normal(key, ())
+    error = batch['x'] @ train['w'] - batch['y'] + noise
+    return jnp.mean(error**2) * jnp.where(nan_at >= 0, jnp.nan, 1.0), {'frozen': frozen['c'] + 0.0}
+
+  return fitting.Task(
+      init=lambda key: {'w': jax.random.normal(key, (4, 1))}, loss=loss,
+      batches=Batches(lambda r: {'x': x[r], 'y': y[r]}, 64, 16, seed=1),
+      frozen={'c': jnp.float32(7)}, evaluate=lambda t, f: {'norm': float(jnp.abs(t['w']).sum())})
+
+
+def timeless(rows):
+  return [{k: v for k, v in r.items() if k != 'steps_per_s'} for r in rows]
+
+
+class Stopped(Exception):
+  pass
+
+
+class FitTest(absltest.TestCase):
+
+  def run_fit(self, path, task=None, cfg=None, devices=1):
+    mesh = jax.sharding.Mesh(np.array(jax.devices()[:devices]), ('data',),
+                             axis_types=(jax.sharding.AxisType.Auto,))
+    with works.open_work(path, {}, mesh) as work:
+      work.current = 'fit'
+      trained = jax.device_get(fitting.fit(task or linear_task(), cfg or settings(), work))
+      return trained['w'], work.metrics()
+
+  def folder(self):
+    return pathlib.Path(self.create_tempdir().full_path) / 'run'
+
+  def test_loss_falls_and_every_number_is_recorded(self):
+    _, rows = self.run_fit(self.folder(), cfg=settings(steps=60))
+    losses = [r['loss'] for r in rows if 'loss' in r]
+    self.assertLess(losses[-1], 0.2 * losses[0])
+    self.assertEqual([r['step'] for r in rows if 'norm' in r], [10, 20, 30, 40, 50, 60])
+    self.assertEqual(rows[0]['frozen'], 7.0)
+
+  def test_a_run_stopped_anywhere_ends_where_an_uninterrupted_one_ends(self):
+    straight, rows = self.run_fit(self.folder())
+    for stop in (1, 5, 8, 13, 19):
+      path, task = self.folder(), linear_task()
+      class Breaks:
+        def __getitem__(self, i, task=task, stop=stop):
+          if i >= stop:
+            raise Stopped
+          return task.batches[i]
+      with self.assertRaises(Stopped):
+        self.run_fit(path, dataclasses.replace(task, batches=Breaks()))
+      again, found = self.run_fit(path)
+      if stop >= 4:
+        self.assertIn(f'going on from step {stop // 4 * 4}', (path / 'run.log').read_text())
+      np.testing.assert_array_equal(again, straight)  # bit for bit, on the same machine
+      self.assertEqual(timeless(found), timeless(rows))
+
+  def test_one_two_and_eight_devices_agree(self):
+    one, _ = self.run_fit(self.folder())
+    for devices in (2, 8):
+      many, _ = self.run_fit(self.folder(), devices=devices)
+      np.testing.assert_allclose(many, one, rtol=1e-5, atol=1e-6)  # sums in another order
+
+  def test_a_damaged_newest_checkpoint_is_named_and_the_one_before_is_used(self):
+    path = self.folder()
+    straight, _ = self.run_fit(path)
+    newest = max((path / 'checkpoints' / 'fit').iterdir(), key=lambda p: int(p.name))
+    for f in newest.rglob('*'):
+      if f.is_file():
+        f.write_bytes(f.read_bytes()[: f.stat().st_size // 2])
+    again, _ = self.run_fit(path)
+    np.testing.assert_array_equal(again, straight)
+    self.assertIn('cannot be read', (path / 'run.log').read_text())
+
+  def test_a_loss_that_is_not_a_number_stops_the_run_with_a_remedy(self):
+    with self.assertRaisesRegex(errors.UserError, 'optim.lr'):
+      self.run_fit(self.folder(), linear_task(nan_at=0))
+
+  def test_a_batch_that_does_not_divide_over_the_devices_is_an_error(self):
+    task = linear_task()
+    odd = Batches(task.batches.collate, 64, 15)
+    with self.assertRaisesRegex(errors.ConfigError, 'multiple of 2'):
+      self.run_fit(self.folder(), dataclasses.replace(task, batches=odd), devices=2)
+
+
+class MeshTest(absltest.TestCase):
+
+  def test_one_open_axis_takes_what_is_left(self):
+    mesh = sharding.make_mesh({'data': -1, 'fsdp': 2, 'model': 2})
+    self.assertEqual(dict(mesh.shape), {'data': jax.device_count() // 4, 'fsdp': 2, 'model': 2})
+
+  def test_a_mesh_that_does_not_cover_the_devices_is_an_error(self):
+    for axes in ({'data': 3}, {'data': -1, 'model': -1}):
+      with self.assertRaises(errors.ConfigError):
+        sharding.make_mesh(axes)
+
+  def test_rules_shard_parameters_and_their_moments_alike(self):
+    mesh = sharding.make_mesh({'data': -1, 'model': 2})
+    spec = jax.sharding.PartitionSpec(None, 'model')
+    tree = {'a': {'kernel': jnp.zeros((4, 4)), 'bias': jnp.zeros(4)},
+            'opt': ({'a': {'kernel': jnp.zeros((4, 4))}},)}
+    found = sharding.shardings(tree, ((r'a/kernel', spec),), mesh)
+    self.assertEqual(found['a']['kernel'].spec, spec)
+    self.assertEqual(found['opt'][0]['a']['kernel'].spec, spec)
+    self.assertEqual(found['a']['bias'].spec, jax.sharding.PartitionSpec())
+
+
+if __name__ == '__main__':
+  absltest.main()
