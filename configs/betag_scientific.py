@@ -29,7 +29,7 @@ def get_config(arg=''):
                 epochs=6.0, lr=4e-3, warmup=20, schedule='cosine', decay=0.01, clip=1.0,
                 beta2=0.98, log_every=20, save_every=100)
   # source: auto (the data's own column 'tags', else keywords), data, keywords, file, api
-  c.tags = dict(source='auto', file='', sep='| ', most=10, on_missing='error', escape=False,
+  c.tags = dict(source='auto', file='', sep='| ', most=10, on_missing='error', on_bad_tag='error',
                 api_url='https://api.openai.com/v1', api_model='gpt-4o-mini', api_samples=5,
                 api_timeout=60.0, api_concurrency=8, api_budget=5.0, api_price_in=0.15,
                 api_price_out=0.6)
@@ -40,7 +40,7 @@ def get_config(arg=''):
                  log_every=20, save_every=100)
   # items: how many go through the search together
   c.decode = dict(beams=40, groups=40, diversity=1.0, new_tokens=32, length_penalty=1.0,
-                  stop_at_line_end=False, max_tags=15, sep='| ', drop_truncated=True, items=16)
+                  stop_at_line_end=False, max_tags=15, drop_truncated=True, items=16)
   # top_m, top_k: beams and tags kept (0: all), chosen on validation users
   c.select = dict(top_m=(40,), top_k=(10, 20, 40), casefold=False, dedup_within_beam=False, k1=0.75,
                   b=0.75, idf_cutoff=0.0, reducer='sum', mask_history=True, save_top=20)

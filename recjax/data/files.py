@@ -1,4 +1,5 @@
 """Strict reading of JSON, JSON Lines and Parquet, and writing of whole files or nothing."""
+import contextlib
 import gzip
 import json
 import os
@@ -108,7 +109,9 @@ def write_text(path, text):
   except UnicodeEncodeError as error:
     raise DataError(f'{path}: the text to write holds half a surrogate pair.') from error
   except OSError as error:
-    temporary.unlink(missing_ok=True)
+    # Where even this fails there is nothing to clean up; the first error is the one to show.
+    with contextlib.suppress(OSError):
+      temporary.unlink()
     raise WorkdirError(f'{path} cannot be written: {error.strerror or error}; '
                        'free some space or choose another folder.') from error
 

@@ -19,16 +19,16 @@ AXES = {
     'volume': ('50 ml', '100 ml', '250 ml', '500 ml', '1 litre'),
 }
 
-# Eight circles of five; a customer is at home in one circle.
+# Four circles of ten; a customer is at home in one circle.
 BRANDS = (
-    ('Orlevane', 'Brackmoor', 'Tessifen', 'Quillmere', 'Haldrith'),
-    ('Vantorry', 'Pellowick', 'Norriskell', 'Sundrell', 'Kestivar'),
-    ('Dunmarrow', 'Ashqual', 'Fennowick', 'Marrovic', 'Ostrelle'),
-    ('Grintham', 'Lumerack', 'Thornyke', 'Wexhollow', 'Calderisk'),
-    ('Ivenwright', 'Zephrane', 'Bollinth', 'Crestoval', 'Hobbermere'),
-    ('Juntarel', 'Kolvane', 'Lindraste', 'Mosgarrow', 'Nethercoil'),
-    ('Opplewood', 'Pyrenth', 'Rookendale', 'Selkworth', 'Tarnivick'),
-    ('Umberlane', 'Vexholm', 'Windrassel', 'Yarrowmint', 'Zinnoble'),
+    ('Orlevane', 'Brackmoor', 'Tessifen', 'Quillmere', 'Haldrith',
+     'Vantorry', 'Pellowick', 'Norriskell', 'Sundrell', 'Kestivar'),
+    ('Dunmarrow', 'Ashqual', 'Fennowick', 'Marrovic', 'Ostrelle',
+     'Grintham', 'Lumerack', 'Thornyke', 'Wexhollow', 'Calderisk'),
+    ('Ivenwright', 'Zephrane', 'Bollinth', 'Crestoval', 'Hobbermere',
+     'Juntarel', 'Kolvane', 'Lindraste', 'Mosgarrow', 'Nethercoil'),
+    ('Opplewood', 'Pyrenth', 'Rookendale', 'Selkworth', 'Tarnivick',
+     'Umberlane', 'Vexholm', 'Windrassel', 'Yarrowmint', 'Zinnoble'),
 )
 
 GOODS = """
@@ -54,26 +54,26 @@ testtube = test tube, culture tube | Vessels/Tubes | bore pack | 4-20
 buffer = calibration buffer, reference solution | Solutions/Buffers | volume grade | 7-26
     a colour for every value; a printed temperature table; a batch certificate
 citric = citric acid, fruit acid crystals | Acids | grade pack | 5-21
-    a coarse free-flowing grain; a resealable pouch; no anti-caking agent
+    a coarse free-flowing grain; a resealable pouch; a slow even taste
 copper = copper sulphate, bluestone crystals | Salts | grade pack | 6-27
     a deep blue shade; large clean grains; a child-proof lid
 agar = agar powder, gelling powder | Culture Media | grade pack | 9-38
-    a high gel strength; a clear set; hardly any odour
+    a high gel strength; a clear set; a neutral smell
 isopropanol = isopropyl alcohol, rinsing alcohol | Solvents | volume grade | 6-30
-    a certified low water content; a fine nozzle; no oily residue
+    a certified low water content; a fine nozzle; a residue-free finish
 glycerol = glycerol, vegetable glycerine | Solvents | volume grade | 5-23
     a syrup-like body; a wide neck for spooning; a taste-free finish
 charcoal = activated charcoal, granular carbon | Adsorbents | size pack | 8-33
     a washed dust-free grain; a huge inner surface; a tough coconut-shell base
 nutrients = nutrient salts, mineral feed | Salts | volume grade | 8-36
-    trace elements included; a balanced nitrogen share; quick clear dissolving
+    a full set of trace elements; a balanced nitrogen share; a quick clear dissolve
 stain = methylene blue, contrast dye | Dyes & Stains | volume grade | 6-25
     a dropper in the lid; a deep even tint; a long shelf life
 
 # Measuring Instruments
-phpen = acidity pen, pocket pH meter | Liquids/Acidity | grade voltage | 24-95
+phpen = acidity pen, pocket pH meter | Liquids/Acidity | grade size | 24-95
     a replaceable electrode; two-point adjustment; a display that can be read upside down
-conductivity = conductivity meter, salinity tester | Liquids/Conductivity | grade voltage | 22-120
+conductivity = conductivity meter, salinity tester | Liquids/Conductivity | grade colour | 22-120
     automatic ranging; graphite electrodes; a hold button
 refractometer = refractometer, sugar gauge | Liquids/Refractive | grade size | 26-90
     a rubber eyepiece; a scale adjusted by one screw; a padded case
@@ -97,12 +97,12 @@ loupe = hand lens, folding loupe | Magnifiers | metal size | 7-48
     three cemented elements; a lanyard hole; a case that swings over the lens
 micrometer = stage micrometer, ruled graticule | Calibration | grade metal | 23-85
     lines etched in chrome; a wooden box; crossed scales
-objective = achromat objective, long-distance objective | Components/Objectives | grade size | 32-160
+objective = achromat objective, long-focus lens | Components/Objectives | grade size | 32-160
     a spring-loaded nose; flat-field glass; a parfocal barrel
 prism = dispersion prism, right-angle prism | Components/Prisms | size grade | 9-60
     bevelled corners; faces flat to a fraction of a wave; a felt-lined tin
 tissue = lens tissue, optical paper | Care | pack size | 3-12
-    long soft fibres; no silicone; a tear-off booklet
+    long soft fibres; a silicone-free weave; a tear-off booklet
 ringlight = ring lamp, shadowless illuminator | Illumination | voltage colour | 17-79
     four switched quarters; a dimmer on the cord; a three-screw collar
 
@@ -147,7 +147,7 @@ stripper = wire stripper, automatic stripping pliers | Cutting/Strippers | size 
     self-adjusting jaws; a crimp nest; a length stop
 screwdriver = precision screwdriver, watchmaker's driver | Driving/Screwdrivers | metal pack | 6-39
     a spinning cap; hardened tips; a knurled barrel
-hexkey = hex key set, ball-end key set | Driving/Keys | metal thread | 5-31
+hexkey = hex key set, ball-end key set | Driving/Keys | size thread | 5-31
     sizes stamped twice; a folding holder; a ball end for awkward angles
 file = needle file, smoothing file | Shaping/Files | size pack | 6-29
     cross-cut teeth; a beech handle; six profiles
@@ -168,8 +168,8 @@ drillbit = twist drill, split-point bit | Boring/Drills | bore metal | 4-33
 sanding = sanding disc, abrasive sheet | Abrasives/Grits | pack size | 5-24
     a backing that survives water; graded grits; a clog-resistant coat
 polish = polishing compound, finishing paste | Abrasives/Compounds | grade colour | 5-22
-    a fine even cut; a bar form; hardly any dust
-wheel = cutting wheel, parting disc | Abrasives/Wheels | pack metal | 4-26
+    a fine even cut; a bar form; a low-dust recipe
+wheel = cutting wheel, parting disc | Abrasives/Wheels | pack size | 4-26
     a glass-fibre web; a thin kerf; a balanced hub
 holesaw = hole saw, annular cutter | Boring/Hole Saws | size metal | 9-58
     chip slots; a pilot point; bimetal teeth
@@ -186,7 +186,7 @@ insert = heat-set insert, threaded bush | Inserts | thread pack | 4-20
 standoff = hexagonal standoff, board spacer | Spacers | thread plastic | 3-16
     a male and a female end; chamfered corners; an insulating body
 locknut = lock nut, self-locking nut | Nuts | thread metal | 3-13
-    a captive ring; reuse in mind; clean chamfers
+    a captive ring; a body made for reuse; clean chamfers
 washer = flat washer, spring washer | Washers | thread metal | 2-11
     tumbled edges; a wide face; an even spring set
 clip = hose clip, worm-drive band | Clips & Bands | bore metal | 3-15
@@ -216,7 +216,7 @@ airstone = air stone, ceramic diffuser | Aeration | size colour | 3-18
 
 # Adhesives & Casting
 epoxy = epoxy resin, casting resin | Casting/Resins | volume colour | 12-85
-    a slow cure; few bubbles; a hardener that does not yellow
+    a slow cure; a nearly bubble-free pour; a hardener that does not yellow
 rubber = moulding rubber, two-part silicone | Casting/Rubbers | volume colour | 14-92
     a soft tear-proof set; an easy one-to-one mix; sharp detail
 release = release spray, parting wax | Casting/Release | volume grade | 6-27
@@ -252,7 +252,7 @@ stencil = stencil film, masking film | Sheet/Films | size pack | 5-23
 
 # Safety & Hygiene
 gloves = nitrile gloves, textured gloves | Hands | colour size | 6-24
-    beaded cuffs; textured fingertips; no powder
+    beaded cuffs; textured fingertips; a powder-free inside
 goggles = splash goggles, safety spectacles | Eyes | colour size | 5-32
     an anti-fog coat; a broad strap; room for ordinary glasses
 respirator = half mask, vapour respirator | Breathing | size grade | 14-68
@@ -261,7 +261,7 @@ apron = rubber apron, bib apron | Clothing | colour size | 8-36
     crossed back straps; a wipe-clean front; a towel loop
 spillkit = spill kit, absorbent granules | Spills | size pack | 9-57
     a scoop and a sack; a neutralising agent; a lid that serves as dustpan
-sharps = sharps bin, puncture-proof jar | Disposal | volume colour | 4-21
+sharps = sharps bin, puncture-proof jar | Disposal | size colour | 4-21
     a one-way flap; a fill line; a temporary lock
 eardefender = ear defenders, folding earmuffs | Hearing | colour size | 8-44
     gel cushions; a padded band; cups that fold away
@@ -292,14 +292,14 @@ drawer = parts drawer, small-parts cabinet | Storage/Cabinets | colour size | 11
 rack = draining rack, wire rack | Storage/Racks | metal size | 7-43
     a dipped finish; movable pegs; a tray below
 label = label tape, write-on stickers | Marking | colour pack | 4-20
-    a split backing; ink that stays through a wash; rounded edges
+    a split backing; an ink that stays through a wash; rounded edges
 desiccator = desiccator cabinet, dry keeper | Storage/Dry Storage | size colour | 17-98
     a dial hygrometer; a gasketed door; a grid shelf
 mat = bench mat, cutting mat | Surfaces | size colour | 8-47
     a printed centimetre grid; an earthing stud; a self-healing top
 stand = retort stand, boss-head support | Supports | metal size | 12-64
     a heavy foot; cork-lined jaws; a rod that unscrews
-tote = stacking tote, lidded crate | Storage/Crates | volume colour | 6-38
+tote = stacking tote, lidded crate | Storage/Crates | size colour | 6-38
     snap handles; a moulded drain corner; a lid that locks
 magnifier = bench magnifier, illuminated arm lens | Viewing | voltage size | 22-118
     a balanced arm; a flap against stray sun; daylight diodes
@@ -332,7 +332,7 @@ robot arm = hexkey controller capscrew threadlock battery tie
 drip garden = solenoid relay terminal tubing seedtray drillbit nutrients
 lavender still = condenser clip stand tubing infrared vial label
 gel tank = acrylic superglue benchsupply agar bananasocket stain gloves
-liquid printing = photoresin gloves isopropanol rack respirator sanding uvglue
+figurine workshop = photoresin gloves isopropanol rack respirator sanding uvglue
 acrylic aquarium = holesaw acrylic deburr membrane tote airstone
 compost lab = apron sieve scale testtube charcoal seedtray spatula bag
 cycle battery = battery multimeter stripper heatshrink locknut toggle

@@ -34,7 +34,7 @@ _FIRST = (
     '{Noun} that comes with {one}.',
     'Simple and sound, with {one} and {two}.',
     'Look for {one}; few others have that.',
-    'With {one}, as one knows it from {brand}.',
+    'With {one}, in the manner of {brand}.',
 )
 
 _SECOND = (
@@ -97,12 +97,13 @@ def pick(options, bits):
   return options[(bits >> 32) * len(options) >> 32]
 
 
-def describe(kind, brand, values, serial, bits):
+def describe(kind, brand, circle, values, serial, bits):
   """The row of one item.
 
-  values: dict axis -> text. serial: a number of its own. bits: 12 integers of 64 random bits
+  circle: of the brand; it has its own word for the thing. values: dict axis -> text.
+  serial: a number of its own. bits: 12 integers of 64 random bits
   """
-  noun = pick(kind.nouns, bits[0])
+  noun = kind.nouns[circle % len(kind.nouns)]
   code = f'{brand[:2].upper()}-{serial}'
   pack = pick(PACKS, bits[1]) if kind.packed else 0
   first = (bits[2] >> 32) * 3 >> 32
@@ -128,4 +129,4 @@ def describe(kind, brand, values, serial, bits):
 
 
 def _capitals(text):
-  return ' '.join(word[0].upper() + word[1:] for word in text.split())
+  return ' '.join(w.capitalize() if w.islower() else w for w in text.split())

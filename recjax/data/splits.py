@@ -59,9 +59,9 @@ def leave_one_out(interactions, holdout=2):
 def _heads(interactions, kept):
   """The first kept[u] items of each user. -> Interactions"""
   picked, offsets = _positions(interactions.offsets[:-1], kept)
-  take = lambda array: None if array is None else array[picked]
-  return Interactions(interactions.users, interactions.items[picked], offsets,
-                      take(interactions.times), take(interactions.ratings))
+  times, ratings = (None if array is None else array[picked]
+                    for array in (interactions.times, interactions.ratings))
+  return Interactions(interactions.users, interactions.items[picked], offsets, times, ratings)
 
 
 def _cases(interactions, users, back):

@@ -5,8 +5,8 @@ beam of groups 0..g-1 that has just chosen the same token; penalties stay in the
 in ties, which go to the lower group, beam and token, and in the end token, which a row keeps.
 
 No group sorts the vocabulary. The groups before g have penalised at most g*s tokens (s beams per
-group), so what g may choose lies among the beams + end tokens largest logits of each of its rows:
-one exact top-k of all rows, then a scan over groups on small arrays.
+group), so what g may choose lies among the end tokens and the g*s + s other tokens with the largest
+logits of each of its rows: one exact top-k of all rows, then a scan over groups on small arrays.
 """
 import dataclasses
 from collections.abc import Callable
@@ -14,12 +14,14 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
 from recjax.decoding.top_k import top_k
 from recjax.errors import ConfigError
 
 DEAD = -1e9  # the score of beams that do not exist yet, as transformers writes it
+FEW = 8       # up to so many end tokens it is cheaper to rank them than to mask the vocabulary
 
 
 @dataclasses.dataclass(frozen=True)
@@ -100,7 +102,7 @@ def group_search(step: Callable, cache, first_logits, cfg: SearchConfig, reorder
   with several beams per group. Raises ConfigError where it is missing or V is too small.
   """
   size = first_logits.shape[-1]
-  if size < cfg.size + len(cfg.eos_ids) or max((*cfg.eos_ids, cfg.pad_id)) >= size:
+  if size < cfg.size + len(set(cfg.eos_ids)) or max((*cfg.eos_ids, cfg.pad_id)) >= size:
     raise ConfigError(f'a vocabulary of {size} is too small for {cfg.size} beams per group, '
                       f'eos_ids={cfg.eos_ids} and pad_id={cfg.pad_id}')
   if cfg.size > 1 and reorder is None:
@@ -131,68 +133,66 @@ def start(cache, prompts, cfg):
 
 def choose(state, logits, cfg, reorder):
   """Lets every group choose the next token of its beams. logits: (B, K or 1, V). -> State"""
-  values, ids = candidates(logits, state.t, cfg)
-  ends, goes = pick(values, ids, state, cfg)
-  total, parents, chosen = goes
+  final = np.isin(np.arange(logits.shape[-1]), cfg.eos_ids)
+  values, ids = candidates(logits, final, state.t, cfg)
+  ends, (scores, parents, chosen) = pick(values, ids, final, state, cfg)
   tokens, cache = state.tokens, state.cache
   if cfg.size > 1:
     base = cfg.size * jnp.arange(cfg.groups)[:, None]
-    flat = (base + parents).reshape(len(tokens), cfg.beams)
-    tokens = jnp.take_along_axis(tokens, flat[..., None], 1)
-    cache = reorder(cache, flat) if reorder else cache
+    rows = (base + parents).reshape(len(tokens), cfg.beams)
+    tokens = jnp.take_along_axis(tokens, rows[..., None], 1)
+    cache = reorder(cache, rows) if reorder else cache
   tokens = lax.dynamic_update_index_in_dim(tokens, chosen.reshape(len(tokens), -1), state.t, 2)
-  if cfg.may_end:
-    best, done = finish(ends, state, cfg)
-  else:
-    best, done = state.best, state.done
-  return State(state.t + 1, tokens, total, done, best, cache)
+  best, done = finish(ends, final, state, cfg) if cfg.may_end else (state.best, state.done)
+  return State(state.t + 1, tokens, scores, done, best, cache)
 
 
-def candidates(logits, t, cfg):
-  """The tokens a row can possibly choose, ascending, so that ties go to the lower one.
+def candidates(logits, final, t, cfg):
+  """The tokens that any group can choose, ascending, so that ties go to the lower one.
 
-  logits: (B, K or 1, V). -> log-probabilities (B, K, C) float32, those of end tokens -inf while
-  they are forbidden, and ids (B, K, C)
+  logits: (B, K or 1, V). final: (V,) bool, numpy, the end tokens. -> log-probabilities (B, K, C)
+  float32, those of end tokens -inf while they are forbidden, and ids (B, K, C) int32
   """
   logits = logits.astype(jnp.float32)
-  values, ids = top_k(logits, min(cfg.beams + len(cfg.eos_ids), logits.shape[-1]))
+  ends = np.flatnonzero(final).astype(np.int32)
+  if len(ends) <= FEW:
+    values, ids = top_k(logits, min(cfg.beams + len(ends), len(final)))
+  else:  # all of them, and the best of the others
+    values, ids = top_k(jnp.where(final, -jnp.inf, logits), min(cfg.beams, len(final) - len(ends)))
+    values = jnp.concatenate([values, logits[..., ends]], -1)
+    ids = jnp.concatenate([ids, jnp.broadcast_to(ends, (*ids.shape[:-1], len(ends)))], -1)
+  if len(ends):
+    values = jnp.where(jnp.asarray(final)[ids] & (t < cfg.min_new_tokens), -jnp.inf, values)
   values -= jax.nn.logsumexp(logits, -1, keepdims=True)
   ids, values = lax.sort((ids, values), num_keys=1)
-  if cfg.eos_ids:
-    values = jnp.where(is_end(ids, cfg) & (t < cfg.min_new_tokens), -jnp.inf, values)
   shape = (len(logits), cfg.beams, ids.shape[-1])
   return jnp.broadcast_to(values, shape), jnp.broadcast_to(ids, shape)
 
 
-def is_end(ids, cfg):
-  return (ids[..., None] == jnp.array(cfg.eos_ids, jnp.int32)).any(-1)
-
-
-def pick(values, ids, state, cfg):
+def pick(values, ids, final, state, cfg):
   """Goes through the groups in order; each is penalised for what the ones before it chose.
 
-  values, ids: (B, K, C). -> (ends, goes), each (totals, parents within the group, tokens), all
-  (B, G, s): the best candidates of any kind, and the best that do not end a row
+  values, ids: (B, K, C). -> (ends, goes), each (scores, parents within the group, tokens), all
+  (B, G, s): the best candidates of any kind, None if no row can end, and the best that go on
   """
-  prompts = len(ids)
-  by_group = (cfg.groups, prompts, cfg.size, -1)
+  prompts, _, width = ids.shape
 
   def group(taken, given):
-    g, values, ids, scores, done = given  # (B, s, C), (B, s)
-    counts = (ids[..., None] == taken[:, None, None, :]).sum(-1)
+    g, values, ids, scores, done = given  # values, ids: (B, s, C); scores: (B, s); done: (B,)
+    counts = (ids[..., None] == taken[:, None, None]).sum(-1)
     total = scores[..., None] + (values - cfg.diversity_penalty * counts)
-    ends = goes = largest(total, ids, cfg.size)
+    ends, goes = None, largest(total, ids, cfg.size)
     if cfg.may_end:
-      goes = largest(jnp.where(is_end(ids, cfg), -jnp.inf, total), ids, cfg.size)
-      idle = (jnp.zeros_like(scores), jnp.arange(cfg.size), cfg.pad_id)
+      ends = goes
+      goes = largest(jnp.where(jnp.asarray(final)[ids], -jnp.inf, total), ids, cfg.size)
+      idle = (0.0, jnp.arange(cfg.size), cfg.pad_id)
       goes = tuple(jnp.where(done[:, None], i, x) for i, x in zip(idle, goes))
-    taken = lax.dynamic_update_slice(taken, goes[2], (0, g * cfg.size))
-    return taken, (ends if cfg.may_end else None, goes)
+    return lax.dynamic_update_slice(taken, goes[2], (0, g * cfg.size)), (ends, goes)
 
-  groups = (jnp.arange(cfg.groups), jnp.moveaxis(values.reshape(prompts, *by_group[::2], -1), 1, 0),
-            jnp.moveaxis(ids.reshape(prompts, *by_group[::2], -1), 1, 0),
-            jnp.moveaxis(state.scores, 1, 0), jnp.moveaxis(state.done, 1, 0))
-  _, picked = lax.scan(group, jnp.full((prompts, cfg.beams), -1), groups)
+  by_group = (prompts, cfg.groups, cfg.size, width)
+  given = (values.reshape(by_group), ids.reshape(by_group), state.scores, state.done)
+  given = (jnp.arange(cfg.groups), *(jnp.moveaxis(x, 1, 0) for x in given))
+  _, picked = lax.scan(group, jnp.full((prompts, cfg.beams), -1), given)
   return jax.tree.map(lambda x: jnp.moveaxis(x, 0, 1), picked)
 
 
@@ -204,7 +204,7 @@ def largest(total, ids, count):
   return total, place // width, jnp.take_along_axis(ids, place, 1)
 
 
-def finish(ends, state, cfg):
+def finish(ends, final, state, cfg):
   """Stores rows that end with this token and closes groups that cannot improve. -> best, done"""
   total, parents, chosen = ends
   length = state.t + 1
@@ -212,7 +212,7 @@ def finish(ends, state, cfg):
   rows = state.tokens.reshape(*total.shape, -1)
   rows = jnp.take_along_axis(rows, parents[..., None], 2)
   rows = lax.dynamic_update_index_in_dim(rows, chosen, state.t, 3)
-  ended = is_end(chosen, cfg) & ~state.done[..., None] & (state.t >= cfg.min_new_tokens)
+  ended = jnp.asarray(final)[chosen] & ~state.done[..., None] & (state.t >= cfg.min_new_tokens)
   new = Rows(jnp.where(ended, value, -jnp.inf), rows, jnp.where(ended, length, 0))
   best = keep(state.best, new)
   full = (best.lengths > 0).all(-1)

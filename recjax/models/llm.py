@@ -146,8 +146,9 @@ def project(x, weights, dtype):
   else:
     ys = [x @ w.kernel.astype(dtype) for w in weights]
     if low:
-      downs = iter(jnp.split(x @ jnp.concatenate([w.a for w in low], 1).astype(dtype), len(low), -1))
-      ys = [y if w.a is None else y + next(downs) @ w.b.astype(dtype) for y, w in zip(ys, weights)]
+      down = x @ jnp.concatenate([w.a for w in low], 1).astype(dtype)
+      down = iter(jnp.split(down, len(low), -1))
+      ys = [y if w.a is None else y + next(down) @ w.b.astype(dtype) for y, w in zip(ys, weights)]
   return [y if w.bias is None else y + w.bias.astype(dtype) for y, w in zip(ys, weights)]
 
 
@@ -171,8 +172,11 @@ def _merged_backward(saved, dys):
   x, kernels, a, b = saved
   flat, dys = x.reshape(-1, x.shape[-1]), [d.reshape(-1, d.shape[-1]) for d in dys]
   dx = sum(dy @ (w + p @ q).T for dy, w, p, q in zip(dys, kernels, a, b))
-  da = tuple(flat.T @ (dy @ q.T) for dy, q in zip(dys, b))
-  db = tuple((flat @ p).T @ dy for dy, p in zip(dys, a))
+  # The thin products of layers that share an input go through as one matmul each way.
+  down = jnp.concatenate([dy @ q.T for dy, q in zip(dys, b)], 1)
+  up = jnp.split(flat @ jnp.concatenate(a, 1), len(a), 1)
+  da = tuple(part.T for part in jnp.split(down.T @ flat, len(a)))
+  db = tuple(part.T @ dy for part, dy in zip(up, dys))
   dw = tuple(flat.T @ dy for dy in dys)  # dropped by the compiler while the kernels are frozen
   return dx.reshape(x.shape), dw, da, db
 

@@ -256,6 +256,7 @@ def write(path: str | os.PathLike, text: str) -> None:
     raise WorkdirError(
         f'{path}: the report cannot be written ({error.strerror}); {hint} and run again') from error
   finally:
+    # Whatever went wrong above is what the reader must hear of.
     with contextlib.suppress(OSError):
       made.unlink(missing_ok=True)
 

@@ -74,7 +74,7 @@ def interval_bar(cell: Mapping | None, scale: tuple[float, float],
       'svg', line(*scale, 'axis'),
       line(mark, mark, 'upright', 0, _HEIGHT) if _finite(mark) else None,
       line(low, high, 'range') if _finite(low) and _finite(high) else None,
-      element('circle', cx=x(cell['value']), cy=_HEIGHT / 2, r=4, class_='point'), class_='bar',
+      element('circle', cx=x(cell['value']), cy=_HEIGHT / 2, r=3.5, class_='point'), class_='bar',
       width=_WIDTH, height=_HEIGHT, viewBox=f'0 0 {_WIDTH} {_HEIGHT}', aria_hidden='true')
 
 

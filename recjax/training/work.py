@@ -191,21 +191,25 @@ class Work:
                TextColumn('{task.fields[rate]}'), TimeRemainingColumn())
     with Progress(*columns, console=self.console, transient=True) as bar:
       row = bar.add_task(title, total=total, completed=done, rate='')
-      start, first = time.monotonic(), done
+      begun = []  # the first call compiles, which says nothing about the rate
       def advance(n=1, note=''):
         now = bar.tasks[0].completed + n
-        rate = (now - first) / max(1e-9, time.monotonic() - start)
+        begun.extend([] if begun else [now, time.monotonic()])
+        rate = (now - begun[0]) / max(1e-9, time.monotonic() - begun[1])
         bar.update(row, advance=n, rate=f'{rate:,.1f} {unit}/s {note}')
       yield advance
 
 
 def plain_progress(say, title, total, done, unit):
   """The same face as a bar's `advance`, for logs and pipes."""
-  state = dict(done=done, first=done, start=time.monotonic(), said=time.monotonic())
+  state = dict(done=done, first=0, start=0.0, said=time.monotonic())
 
   def advance(n=1, note=''):
     state['done'] += n
     now = time.monotonic()
+    if not state['start']:  # the first one compiles, which says nothing about the rate
+      state.update(start=now, first=state['done'], said=now)
+      return
     if now - state['said'] < 10 and state['done'] < total:
       return
     state['said'] = now

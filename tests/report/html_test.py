@@ -189,7 +189,8 @@ class StyleTest(absltest.TestCase):
       for text, ground, least in [
           ('ink', 'page', 7), ('ink', 'sheet', 7), ('ink', 'soft', 7), ('ink', 'new-soft', 7),
           ('ink', 'code', 7), ('muted', 'page', 4.5), ('muted', 'sheet', 4.5),
-          ('accent', 'page', 4.5), ('accent', 'sheet', 4.5), ('new', 'sheet', 4.5), ('new', 'new-soft', 4.5),
+          ('accent', 'page', 4.5), ('accent', 'sheet', 4.5),
+          ('new', 'sheet', 4.5), ('new', 'new-soft', 4.5),
           *((f'c{i}', 'page', 3) for i in range(1, 7))]:
         self.assertGreaterEqual(contrast(colour[text], colour[ground]), least, (text, ground))
 

@@ -26,6 +26,13 @@ def every_picture(text='name'):
   }
 
 
+def lines(picture):
+  """Points of the lines that the first colour draws, in drawing order: [(n, 2) float]."""
+  found = [node for node in ElementTree.fromstring(picture.text).iter()
+           if node.get('clip-path') and 'stroke: var(--c1' in node.get('style', '')]
+  return [np.array(re.findall(r'-?[\d.]+', node.get('d')), float).reshape(-1, 2) for node in found]
+
+
 class PlotsTest(parameterized.TestCase):
 
   def test_pictures_are_small_and_equal_for_equal_input(self):
@@ -71,18 +78,25 @@ class PlotsTest(parameterized.TestCase):
   def test_nothing_to_show_is_said(self, name, arguments):
     self.assertIn('nothing to show', getattr(plots, name)(*arguments).text)
 
-  def test_smoothing_keeps_a_constant_and_does_not_lag(self):
-    np.testing.assert_allclose(plots._smoothed(np.full(300, 2.0)), 2.0)
-    line = np.arange(400.0)
-    np.testing.assert_allclose(plots._smoothed(line)[50:-50], line[50:-50])
+  def test_smoothing_does_not_lag_behind_a_falling_loss(self):
+    raw, smooth = lines(plots.loss_curves({'a': [(i, 9 - i / 100) for i in range(800)]}))
+    middle = (raw[0, 0] + raw[-1, 0]) / 2
+    drawn = [np.interp(middle, line[:, 0], line[:, 1]) for line in (raw, smooth)]
+    self.assertAlmostEqual(*drawn, delta=0.2)  # in 260 units of height
 
-  def test_thinning_keeps_spikes_and_ends(self):
-    values = np.zeros(100_000)
+  def test_smoothing_takes_the_noise_away(self):
+    noise = np.random.default_rng(0).normal(size=2000)
+    raw, smooth = lines(plots.loss_curves({'a': list(enumerate(noise))}))
+    self.assertLess(smooth[:, 1].std(), raw[:, 1].std() / 4)
+
+  def test_a_long_run_stays_small_and_keeps_its_spikes(self):
+    values = np.ones(100_000)
     values[[7, 51_234]] = 5.0, -5.0
-    steps, kept = plots._thinned(np.arange(100_000.0), values)
-    self.assertLessEqual(len(steps), plots._MOST_POINTS + 2)
-    self.assertContainsSubset([0, 7, 51_234, 99_999], steps)
-    self.assertEqual((kept.max(), kept.min()), (5.0, -5.0))
+    made = plots.loss_curves({'a': list(enumerate(values))})
+    raw, _ = lines(made)
+    self.assertLess(len(made.text), 30_000)
+    top, base, bottom = raw[:, 1].min(), np.median(raw[:, 1]), raw[:, 1].max()
+    np.testing.assert_allclose((base - top) / (bottom - top), 0.4, atol=0.01)
 
   def test_a_readers_own_settings_change_nothing(self):
     import matplotlib

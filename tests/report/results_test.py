@@ -69,19 +69,21 @@ class ResultsTest(parameterized.TestCase):
     self.assertIn('–', text(made))
 
   @parameterized.parameters(
-      ([cell(0.1, 0.05, 0.15), cell(0.02, 0.01, 0.03)], (0.0, 0.15)),
-      ([cell(0.9, 0.89, 0.912), cell(0.85, 0.84, 0.86)], (0.84, 0.912)),
-      ([cell(-0.02, -0.041, 0.0)], (-0.041, 0.0)), ([cell(0.0, 0.0, 0.0)], (0.0, 1.0)),
-      ([], (0.0, 1.0)))
+      ([cell(0.1, 0.05, 0.15), cell(0.02, 0.01, 0.03)], '0 to 0.15'),
+      ([cell(0.9, 0.89, 0.912), cell(0.85, 0.84, 0.86)], '0.84 to 0.912'),
+      ([cell(-0.02, -0.041, 0.0)], '−0.041 to 0'), ([cell(0.0, 0.0, 0.0)], '0 to 1'))
   def test_bars_start_at_zero_unless_all_lie_far_from_it(self, cells, ends):
-    np.testing.assert_allclose(results._scale(cells), ends)
+    rows = {f'row {i}': {'HR@10': found} for i, found in enumerate(cells)}
+    self.assertIn(f'HR@10 {ends} ', text(results.results_table({'rows': rows})))
 
   def test_bar_puts_values_where_they_belong(self):
-    made = results.interval_bar(cell(0.5, 0.0, 1.0), (0.0, 1.0), 0.25).text
-    width = results._WIDTH
-    self.assertIn(f'cx="{width / 2}"', made)
-    self.assertIn(f'x1="{results._EDGE}', made)
-    self.assertIn(f'x2="{width - results._EDGE}', made)
+    made = results.interval_bar(cell(0.5, 0.2, 0.8), (0.0, 1.0), 0.25).text
+    (left, right), mark, (low, high) = [
+        [float(x) for x in re.findall(r'x[12]="([^"]*)"', line)]
+        for line in made.split('<line')[1:]]
+    value = float(re.search(r'cx="([^"]*)"', made)[1])
+    np.testing.assert_allclose(
+        [value, low, high, *mark], left + np.array([0.5, 0.2, 0.8, 0.25, 0.25]) * (right - left))
     self.assertEqual(results.interval_bar(None, (0, 1)).text, '')
 
   def test_counts_come_in_the_order_of_the_last_column(self):

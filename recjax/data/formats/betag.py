@@ -161,9 +161,10 @@ def escape_tag(tag, sep='| '):
   text = tag
   if _BREAK.search(text):
     text = ' '.join(_BREAK.sub(' ', text).split())
-  # Also catches the end of a tag that would join with the separator behind it.
   if (text + sep + text).split(sep) != [text, text]:
-    text = ' '.join(text.replace(sep.strip(), ' ').split())
+    sign = sep.strip()
+    # An end of a tag that would run into the separator behind it goes too.
+    text = ' '.join(text.replace(sign, ' ').split()).strip(sign)
   text = text.strip()
   while match := _NUMBERED.match(text):
     text = text[match.end():].strip()

@@ -18,7 +18,8 @@ Deliberate differences from the authors' code, none of which changes what is com
 """
 from recjax.data.catalog import load_data
 from recjax.errors import ConfigError
-from recjax.methods.betag import backbone, evaluate, generate, page, tags, tune
+from recjax.methods.betag import evaluate, generate, page, plan, tags, tune
+from recjax.training import backbone
 
 
 def run(cfg, work):
@@ -28,9 +29,9 @@ def run(cfg, work):
   work.say(f'{shop.name}: {len(shop.catalog):,} items, {len(shop.interactions):,} users, '
            f'{len(shop.interactions.items):,} interactions')
   base = work.stage('base-tags', tags.stage, cfg.tags, shop)
-  llm = backbone.folder(cfg, work, shop, base)
+  llm = backbone.folder(cfg, work, lambda: tags.documents(shop, base, cfg.seed), shop, base)
   lora = work.stage('tune', tune.stage, tune.settings(cfg), shop, base, llm)
-  raw = work.stage('generate', generate.stage, cfg.decode, cfg.llm, base, llm, lora)
+  raw = work.stage('generate', generate.stage, generate.settings(cfg), base, llm, lora)
   found = work.stage('evaluate', evaluate.stage, cfg.select, cfg.seed, shop, base, raw)
   work.publish(found, 'results.json', 'ranks.parquet', 'predictions.parquet')
   page.write(cfg, work, shop, base, raw, found)
@@ -50,4 +51,4 @@ def check(cfg):
   generate.search_config(decode)
 
 
-recommender = evaluate.recommender
+recommender, cost, convert = evaluate.recommender, plan.cost, plan.convert

@@ -21,8 +21,8 @@ REDUCERS = ('union', 'sum', 'last')
 def stage(work, cfg, seed, shop, base, raw):
   """Chooses the selection on validation users, ranks the test users, writes every result file."""
   split = base_tags.split_of(shop)
-  rows = files.read_raw_betags(raw / 'raw_betags.json')
-  own = files.read_base_tags(base / 'base_tags.json')
+  rows = files.read_betags(raw / 'raw_betags.json')
+  own = files.read_tags(base / 'base_tags.json')
   candidates = {
       'base_tags': {'': documents(shop, {i: [(t, 1) for t in tags] for i, tags in own.items()})},
       'betags': {f'{m},{k}': documents(shop, {

@@ -6,6 +6,7 @@ import os
 import jax
 import jax.numpy as jnp
 import numpy as np
+from ml_collections import FrozenConfigDict
 
 from recjax import sharding
 from recjax.data.formats import betag as files
@@ -21,7 +22,12 @@ from recjax.training.work import read_json, write_json
 BUCKET = 16  # prompt lengths are rounded up to a multiple of this
 
 
-def stage(work, cfg, llm_cfg, base, folder, lora):
+def settings(cfg):
+  """Everything in the config that decides this stage's result."""
+  return FrozenConfigDict({'sep': cfg.tags.sep, 'llm': cfg.llm, **cfg.decode})
+
+
+def stage(work, cfg, base, folder, lora):
   """Writes raw_predict.json (texts) and raw_betags.json (tags) for every item. -> counts
 
   What is done stands in raw_predict_temp.jsonl, a line per batch of items; a killed run goes on
@@ -30,8 +36,8 @@ def stage(work, cfg, llm_cfg, base, folder, lora):
   report = work.folder / 'generation_report.json'
   if report.exists():  # killed between the last file and the end of the stage
     return read_json(report)
-  tags = files.read_base_tags(base / 'base_tags.json')
-  model, params, tokenizer, adapter = tuned(folder, llm_cfg, lora, work.mesh)
+  tags = files.read_tags(base / 'base_tags.json')
+  model, params, tokenizer, adapter = tuned(folder, cfg.llm, lora, work.mesh)
   batches, prefix = prompt_batches(tags, tokenizer, cfg, model.cfg)
   search = search_config(cfg, tokenizer)
   write_json(work.folder / 'generation_config.json', published_config(cfg))
@@ -124,8 +130,8 @@ def beams_of(model, search, params, adapter, prefix, ids, lengths):
   variables = {'params': params, 'lora': adapter}
   _, shared = tune.prefix_past(model, variables, prefix)
   logits, prompt = decode.prefill(model, variables, ids, lengths, (shared,))
-  step, cache = decode.make_step(model, variables, (shared, prompt),
-                                 prefix.shape[0] + lengths, search.beams, search.new_tokens)
+  step, cache = decode.make_step(model, variables, (shared, prompt), ids.shape[0], search.beams,
+                                 search.new_tokens)
   return group_search(step, cache, logits, search, decode.reorder)
 
 
@@ -166,8 +172,8 @@ def finish(work, journal, tags, cfg):
   found = journal.read()
   raw = {item: found[item][0] for item in tags}
   rows, counts = text.parse_raw(raw, cfg.sep, cfg.beams, cfg.drop_truncated)
-  files.write_raw_predict(work.folder / 'raw_predict.json', raw)
-  files.write_raw_betags(work.folder / 'raw_betags.json', rows)
+  files.write_predictions(work.folder / 'raw_predict.json', raw)
+  files.write_betags(work.folder / 'raw_betags.json', rows)
   write_json(work.folder / 'generation_report.json', counts)
   os.remove(journal.path)
   return counts

@@ -16,7 +16,7 @@ ITEMS = 12
 def write(cfg, work, shop, base, raw, found):
   """Writes report.html into the run's folder."""
   outcome = read_json(found / 'results.json')
-  before = files.read_base_tags(base / 'base_tags.json')
+  before = files.read_tags(base / 'base_tags.json')
   after = {i: collections.Counter(dict(map(tuple, t)))
            for i, t in read_json(found / 'tags.json').items()}
   sections = [

@@ -1,30 +1,34 @@
 """Base tags: from the data, a file, the local keyword extractor, or an LLM behind an API."""
+import numpy as np
+
 from recjax.data import splits
 from recjax.data.formats import betag as files
 from recjax.errors import ConfigError, DataError
-from recjax.text import keywords, llm_api
+from recjax.methods.betag import text
+from recjax.text import keywords, llm_api, taglists
 
+TEXT_FIELDS = ('title', 'brand', 'categories', 'description')
 SOURCES = ('auto', 'data', 'file', 'keywords', 'api')
 
 
 def stage(work, cfg, shop):
   """Writes base_tags.json and inters.train.json, checked against each other. -> counts
 
-  cfg: source, file, sep, most (tags an item), on_missing, escape, and the api_* settings.
+  cfg: source, file, sep, most (tags an item), on_missing, on_bad_tag, and the api_* settings.
   """
   found, counts = gather(work, cfg, shop)
   known = set(shop.catalog.ids)
-  unknown = [i for i in found if i not in known]
-  if unknown:
-    counts['tags_of_unknown_items'] = len(unknown)
+  counts['tags_of_unknown_items'] = sum(i not in known for i in found)
   found = {i: found[i] for i in shop.catalog.ids if i in found}
+  on_empty = 'error' if cfg.on_missing == 'error' else 'drop'
+  found, cleaned = files.clean_tags(found, 'base tags', cfg.sep, on_empty, cfg.on_bad_tag)
   train = split_of(shop).train
   sequences = [[shop.catalog.id_of(i) for i in train.history(u)] for u in range(len(train))]
-  checked = files.check(sequences, found, sep=cfg.sep, on_missing=cfg.on_missing,
-                        on_empty=cfg.on_missing, escape=cfg.escape)
-  files.write_base_tags(work.folder / 'base_tags.json', checked.tags)
-  files.write_interactions(work.folder / 'inters.train.json', checked.sequences)
-  return {**counts, **checked.counts, 'items': len(checked.tags)}
+  sequences, matched = files.match_tags(sequences, found, 'base tags', cfg.on_missing)
+  files.write_tags(work.folder / 'base_tags.json', found)
+  integers = all(str(int(i)) == i if i.isdecimal() else False for i in known)
+  files.write_sequences(work.folder / 'inters.train.json', sequences, integers)
+  return {**counts, **cleaned, **matched, 'items': len(found)}
 
 
 def split_of(shop):
@@ -45,7 +49,7 @@ def gather(work, cfg, shop):
                       'file with --config.tags.file=base_tags.json')
     return dict(zip(shop.catalog.ids, own)), {'source': 'data'}
   if source == 'file':
-    return files.read_base_tags(cfg.file), {'source': cfg.file}
+    return files.read_tags(cfg.file), {'source': cfg.file}
   if source == 'keywords':
     lists = keywords.extract_tags(shop.catalog.columns, n=cfg.most)
     return dict(zip(shop.catalog.ids, lists)), {'source': 'keywords'}
@@ -63,17 +67,24 @@ def ask(work, cfg, shop):
       base_url=cfg.api_url, model=cfg.api_model, n=cfg.api_samples, timeout=cfg.api_timeout,
       concurrency=cfg.api_concurrency, max_cost=cfg.api_budget, price_in=cfg.api_price_in,
       price_out=cfg.api_price_out)
-  answers = llm_api.run_requests(requests, api, work.folder, log=work.say)
-  tags = {item: llm_api.pool_samples([llm_api.parse_tag_list(t) for t in answer.texts],
-                                     cap=cfg.most)
+  with work.progress('ask for tags', len(requests), unit='item') as advance:
+    seen = [0]
+
+    def progress(done, total):
+      advance(done - seen[0])
+      seen[0] = done
+    answers = llm_api.run_requests(requests, api, work.folder, log=work.say, progress=progress)
+  tags = {item: taglists.pool_samples([taglists.parse_tag_list(t) for t in answer.texts], cfg.most)
           for item, answer in answers.items() if answer.texts}
-  return tags, {'source': cfg.api_url, 'failed': len(requests) - len(tags)}
+  unnumbered = sum(not all(map(taglists.is_numbered, a.texts)) for a in answers.values())
+  return tags, {'source': cfg.api_url, 'failed': len(requests) - len(tags),
+                'without_numbered_list': unnumbered}
 
 
 def question(fields):
   """The messages that ask for one item's tags."""
   lines = []
-  for name in ('title', 'brand', 'categories', 'description'):
+  for name in TEXT_FIELDS:
     value = fields.get(name)
     if value:
       value = ', '.join(value) if isinstance(value, list) else value
@@ -83,3 +94,27 @@ def question(fields):
       {'role': 'user', 'content': '\n'.join([
           'Write short English tags for this product, of one to three words each, that help to '
           'recommend it. Answer with a numbered list and nothing else.', *lines])}]
+
+
+def documents(shop, base, seed, lists=2, longest=12):
+  """Texts that the tiny model learns to write before it sees any behaviour.
+
+  Each item's own text and tags, lists of random items in the format of the prompts, and the chat's
+  constant turns; nothing of what users did. -> list of texts
+  """
+  tags = files.read_tags(base / 'base_tags.json')
+  rng = np.random.default_rng((seed, len(tags)))
+  out = []
+  for i, item in enumerate(shop.catalog.ids):
+    fields = {k: v[i] for k, v in shop.catalog.columns.items() if k in TEXT_FIELDS and v[i]}
+    prose = [', '.join(v) if isinstance(v, list) else str(v) for v in fields.values()]
+    out.append('\n'.join([*prose, text.item_line(1, tags.get(item, ()), '| ')]))
+  items = list(tags.values())
+  for _ in range(lists):
+    order = rng.permutation(len(items))
+    for start in range(0, len(order), longest):
+      chosen = [items[j] for j in order[start:start + longest]]
+      chosen = [[t[j] for j in rng.permutation(len(t))] for t in chosen]
+      out.append(text.HEADING + '\n'.join(
+          text.item_line(n, t, '| ') for n, t in enumerate(chosen, 1)))
+  return out + [m['content'] for m in text.MESSAGES] * 20

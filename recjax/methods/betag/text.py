@@ -87,7 +87,7 @@ def parse_beam(text, sep, drop_truncated=True):
   """
   _, mark, rest = text.partition('\n2.')
   line, ended, _ = rest.partition('\n')
-  tags = [t.strip() for t in line.split(sep.strip())]
+  tags = [t.strip() for t in line.split(sep)]
   cut = bool(mark) and not ended
   if cut and drop_truncated:
     tags = tags[:-1]
@@ -107,7 +107,7 @@ def parse_raw(raw, sep, beams=0, drop_truncated=True):
       raise DataError(f'item {item} has {len(texts)} generated texts, {beams or 1} are needed; '
                       'generate it again')
     own = texts[0].partition('\n')[0].partition('1. ')[2]
-    rows[item] = [[t.strip() for t in own.split(sep.strip()) if t.strip()]]
+    rows[item] = [[t.strip() for t in own.split(sep) if t.strip()]]
     for text in texts:
       tags, cut = parse_beam(text, sep, drop_truncated)
       counts.update(beams=1, cut_lines=int(cut), without_line=int(not tags))
@@ -126,15 +126,15 @@ def select(rows, top_m=0, top_k=0, casefold=False, dedup_within_beam=False):
   counts = collections.Counter()
   for row in kept:
     row = [t.casefold() for t in row] if casefold else row
-    counts.update(dict.fromkeys(row) if dedup_within_beam else row)
+    counts.update(list(dict.fromkeys(row)) if dedup_within_beam else row)
   return counts.most_common(top_k or None)
 
 
-def draw_sample(tags, sequence, draw, cfg):
+def draw_sample(sequence, draw, cfg):
   """The sample of one draw: window, shuffle and thinning depend on the draw's number alone.
 
-  tags: list of tag lists by dense item index. sequence: item indices. -> (prompt, output)
+  sequence: the tag list of each item, in order. -> (prompt, output)
   """
   rng = np.random.default_rng((cfg.seed, draw))
   start, stop = window(len(sequence), cfg.max_seq_len, rng)
-  return training_sample([tags[i] for i in sequence[start:stop]], cfg.sep, cfg.keep, rng)
+  return training_sample(sequence[start:stop], cfg.sep, cfg.keep, rng)

@@ -5,6 +5,7 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
+from ml_collections import FrozenConfigDict
 
 from recjax.data.batches import halving_draws
 from recjax.data.formats import betag as files
@@ -21,33 +22,27 @@ ROW_STEP = 64   # rows are a multiple of this long, so that few shapes are compi
 
 def settings(cfg):
   """Everything in the config that decides this stage's result."""
-  return {'train': cfg.train.to_dict(), 'lora': cfg.lora.to_dict(), 'optim': cfg.optim.to_dict(),
-          'llm': cfg.llm.to_dict(), 'sep': cfg.tags.sep, 'seed': cfg.seed}
+  return FrozenConfigDict({'train': cfg.train, 'lora': cfg.lora, 'optim': cfg.optim,
+                           'llm': cfg.llm, 'sep': cfg.tags.sep, 'seed': cfg.seed})
 
 
 def stage(work, cfg, shop, base, folder):
   """Trains the adapter into `work.folder`, in PEFT's format. -> counts"""
   del shop  # decides the result through the base-tags stage
-  work_cfg = _group(cfg)
-  model, params, tokenizer = backbone.load(folder, work_cfg.llm, work.mesh,
-                                           work_cfg.lora.rank, work_cfg.lora.alpha)
-  sequences = files.read_interactions(base / 'inters.train.json')
-  tags = files.read_base_tags(base / 'base_tags.json')
-  batches = SampleBatches(tokenizer, sequences, tags, work_cfg, work.mesh)
-  train = work_cfg.train
+  model, params, tokenizer = backbone.load(folder, cfg.llm, work.mesh,
+                                           cfg.lora.rank, cfg.lora.alpha)
+  sequences, _, _ = files.read_sequences(base / 'inters.train.json')
+  tags = files.read_tags(base / 'base_tags.json')
+  batches = SampleBatches(tokenizer, sequences, tags, cfg, work.mesh)
+  train = cfg.train
   steps = train.epochs * batches.per_epoch
   task = Task(init=lambda key: lora.init_lora(model.cfg, key),
               loss=functools.partial(sample_loss, model, batches.prefix),
               batches=batches, frozen=params, rules=llm.RULES)
-  fitting = backbone.FitSettings.of(work_cfg.optim)
-  trained = fit(task, dataclasses.replace(fitting, steps=steps, seed=work_cfg.seed), work)
+  fitting = backbone.FitSettings.of(cfg.optim)
+  trained = fit(task, dataclasses.replace(fitting, steps=steps, seed=cfg.seed), work)
   huggingface.save_adapter(jax.device_get(trained), model.cfg, work.folder, base=str(folder))
   return {'steps': steps, 'trained': llm.count(trained), **batches.counts}
-
-
-def _group(cfg):
-  from ml_collections import FrozenConfigDict
-  return FrozenConfigDict(cfg)
 
 
 class SampleBatches:

@@ -1,0 +1,85 @@
+"""What a BETag run would cost, and its trained model in other programs' layouts."""
+import dataclasses
+import pathlib
+
+import jax
+
+from recjax.errors import ConfigError
+from recjax.models import huggingface, llm, lora
+from recjax.training import backbone
+from recjax.training.work import find_stage, read_json
+
+PROMPT, LINE = 160, 24  # tokens of the chat prefix and of one item's line, typical
+
+
+def cost(cfg, shop):
+  """Parameters, memory, operations, tokens and API price, by hand count. -> {what: text}
+
+  Line lengths are taken as typical (24 tokens an item); the run itself counts the real ones.
+  """
+  shape = shape_of(cfg)
+  items, users = len(shop.catalog), len(shop.interactions)
+  length = min(cfg.train.max_seq_len, len(shop.interactions.items) / users)
+  train_tokens = cfg.train.epochs * users * length * LINE
+  new_tokens = items * cfg.decode.beams * cfg.decode.new_tokens
+  context = PROMPT + LINE + cfg.decode.new_tokens / 2
+  flops = llm.flops_per_token(shape, context)
+  kv = 2 * shape.layers * shape.kv_heads * shape.head_dim * (2 if shape.dtype != 'float32' else 4)
+  suffix = cfg.decode.items * cfg.decode.beams * cfg.decode.new_tokens * kv
+  api = 0.0
+  if cfg.tags.source == 'api':
+    api = items * (150 * cfg.tags.api_price_in
+                   + 100 * cfg.tags.api_samples * cfg.tags.api_price_out) / 1e6
+  adapter = dict_size(shape)
+  return {
+      'model': f'{llm.param_bytes(shape) / 2**30:,.2f} GiB of weights ({shape.dtype}), '
+               f'{adapter:,} adapter parameters',
+      'optimiser': f'{adapter * 12 / 2**20:,.1f} MiB (adapter and two moments, float32)',
+      'training': f'about {train_tokens / 1e6:,.1f} M tokens, '
+                  f'{2 * flops * train_tokens / 1e12:,.1f} TFLOP',
+      'generation': f'{new_tokens / 1e6:,.1f} M tokens, {flops * new_tokens / 1e12:,.1f} TFLOP',
+      'KV cache': f'{suffix / 2**20:,.1f} MiB for the beams of {cfg.decode.items} items; their '
+                  f'prompts, once each: {cfg.decode.items * LINE * kv / 2**20:,.2f} MiB',
+      'API': f'about {api:,.2f} (at most {cfg.tags.api_budget:,.2f}) at the prices of the config'
+             if cfg.tags.source == 'api' else 'none: tags come from ' + cfg.tags.source}
+
+
+def shape_of(cfg):
+  """The model's shape, from its folder or from the tiny model's settings. -> llm.Config"""
+  if cfg.llm.weights == 'tiny':
+    tiny = cfg.tiny
+    return llm.Config(
+        vocab=tiny.vocab, width=tiny.width, layers=tiny.layers, heads=tiny.heads,
+        kv_heads=tiny.kv_heads, head_dim=tiny.width // tiny.heads, ffn=tiny.ffn, tied=True,
+        lora_rank=cfg.lora.rank)
+  if not cfg.llm.weights:
+    raise ConfigError('llm.weights is empty, so there is no model to count; add '
+                      '--config.llm.weights=FOLDER, or use the sample preset')
+  return dataclasses.replace(huggingface.read_config(cfg.llm.weights), lora_rank=cfg.lora.rank)
+
+
+def dict_size(shape):
+  """Parameters of the adapter."""
+  return llm.count(jax.eval_shape(lambda k: lora.init_lora(shape, k), jax.random.key(0)))
+
+
+def convert(workdir, to, out):
+  """Writes the tuned model: 'peft' as an adapter folder, 'merged' as a whole checkpoint.
+
+  Raises WorkdirError where the run has not finished tuning, ConfigError where `out` exists.
+  """
+  out = pathlib.Path(out)
+  if out.exists() and any(out.iterdir()):
+    raise ConfigError(f'{out} is not empty; name a folder that does not exist yet')
+  config = read_json(pathlib.Path(workdir) / 'config.json')['config']
+  adapter_at = find_stage(workdir, 'tune')
+  weights = config['llm']['weights']
+  folder = find_stage(workdir, 'llm') if weights == 'tiny' else pathlib.Path(weights)
+  base = huggingface.read_config(folder)
+  shape, adapter = huggingface.load_adapter(adapter_at, base)
+  if to == 'peft':
+    huggingface.save_adapter(adapter, shape, out, base=str(folder))
+    return
+  params = huggingface.load(folder, base)
+  huggingface.save(lora.merge(params, adapter, shape), base, out)
+  backbone.tokenizers.load(folder).save(out)

@@ -1,0 +1,381 @@
+"""Hugging Face checkpoints and PEFT adapters, read and written without torch.
+
+One table pairs our paths with their names; reading, writing, checking and adapters all follow it.
+They keep linear weights as (out, in), one tensor for each layer; ours are (in, out), all layers in
+one array. Every device reads only its own slice of the files.
+"""
+import contextlib
+import dataclasses
+import json
+import math
+import os
+import pathlib
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import safetensors
+import safetensors.numpy
+
+from recjax.errors import ConfigError, DataError
+from recjax.models import llm, rope
+
+MODULES = {
+    'q': 'self_attn.q_proj', 'k': 'self_attn.k_proj', 'v': 'self_attn.v_proj',
+    'o': 'self_attn.o_proj', 'gate': 'mlp.gate_proj', 'up': 'mlp.up_proj', 'down': 'mlp.down_proj',
+}
+# (our path, their name with {} for the layer, whether to transpose)
+TABLE = (
+    ('embed', 'model.embed_tokens.weight', False),
+    ('norm', 'model.norm.weight', False),
+    ('head', 'lm_head.weight', True),
+    ('blocks/attn_norm', 'model.layers.{}.input_layernorm.weight', False),
+    ('blocks/mlp_norm', 'model.layers.{}.post_attention_layernorm.weight', False),
+    ('blocks/q_norm', 'model.layers.{}.self_attn.q_norm.weight', False),
+    ('blocks/k_norm', 'model.layers.{}.self_attn.k_norm.weight', False),
+    *((f'blocks/{ours}/{leaf}', f'{root}model.layers.{{}}.{theirs}.{name}', turn)
+      for ours, theirs in MODULES.items()
+      for leaf, root, name, turn in (
+          ('kernel', '', 'weight', True), ('bias', '', 'bias', False),
+          ('a', 'base_model.model.', 'lora_A.weight', True),
+          ('b', 'base_model.model.', 'lora_B.weight', True))),
+)
+NAMES = {path: (name, turn) for path, name, turn in TABLE}
+FLOATS = {'F64', 'F32', 'F16', 'BF16'}
+MARK = {'format': 'pt'}
+
+# Settings that change the function and that the model does not have: key -> values that are fine.
+PLAIN = {
+    'hidden_act': ('silu',), 'use_sliding_window': (False,), 'partial_rotary_factor': (1, 1.0),
+    'quantization_config': (), 'layer_types': (),
+}
+PLAIN_ADAPTER = {
+    'peft_type': ('LORA',), 'bias': ('none',), 'use_dora': (False,), 'use_rslora': (False,),
+    'modules_to_save': (), 'rank_pattern': (), 'alpha_pattern': (), 'layers_to_transform': (),
+    'layer_replication': (), 'trainable_token_indices': (), 'fan_in_fan_out': (False,),
+    'lora_bias': (False,), 'target_parameters': (), 'use_qalora': (False,),
+}
+
+
+def read_config(folder):
+  """The llm.Config of a checkpoint folder; its dtype is float32, its param_dtype the file's.
+
+  Raises DataError if config.json is missing or unreadable, ConfigError naming the key if the
+  model has an option that is not implemented.
+  """
+  path = pathlib.Path(folder) / 'config.json'
+  raw = _json(path)
+  kind = raw.get('model_type')
+  if kind not in ('llama', 'qwen2', 'qwen3'):
+    raise ConfigError(f'{path}: model_type {kind!r} is not supported; llama, qwen2 and qwen3 are')
+  if set(raw.get('layer_types') or ()) <= {'full_attention'}:
+    raw['layer_types'] = None
+  _check_plain(path, raw, PLAIN)
+  sizes = {ours: _need(path, raw, theirs) for ours, theirs in (
+      ('vocab', 'vocab_size'), ('width', 'hidden_size'), ('layers', 'num_hidden_layers'),
+      ('heads', 'num_attention_heads'), ('ffn', 'intermediate_size'),
+      ('max_positions', 'max_position_embeddings'))}
+  sizes['kv_heads'] = raw.get('num_key_value_heads') or sizes['heads']
+  width = 128 if kind == 'qwen3' else sizes['width'] // sizes['heads']
+  sizes['head_dim'] = raw.get('head_dim') or width
+  theta, scaling = _rotary(path, raw)
+  attention_bias = bool(raw.get('attention_bias')) and kind != 'qwen2'
+  stored = raw.get('dtype') or raw.get('torch_dtype')
+  return llm.Config(
+      **sizes, rope_theta=theta, rope_scaling=scaling, norm_eps=raw.get('rms_norm_eps', 1e-6),
+      tied=bool(raw.get('tie_word_embeddings', False)), qk_norm=kind == 'qwen3',
+      qkv_bias=attention_bias or kind == 'qwen2', out_bias=attention_bias,
+      mlp_bias=kind == 'llama' and bool(raw.get('mlp_bias')),
+      param_dtype='bfloat16' if stored == 'bfloat16' else 'float32')
+
+
+def _rotary(path, raw):
+  """Rotary base and scaling from the old spelling (rope_theta, rope_scaling) or the new one."""
+  new = dict(raw.get('rope_parameters') or {})
+  scaling = {**dict(raw.get('rope_scaling') or {}), **new}
+  theta = scaling.pop('rope_theta', None) or raw.get('rope_theta') or 10_000.0
+  kind = scaling.pop('rope_type', None) or scaling.get('type', 'default')
+  scaling.pop('type', None)
+  if scaling.pop('partial_rotary_factor', 1) != 1:
+    raise ConfigError(f'{path}: partial_rotary_factor below 1 is not supported')
+  if kind == 'default':
+    return float(theta), ()
+  scaling = {k: v for k, v in scaling.items() if v is not None}
+  if kind in ('llama3', 'yarn'):
+    length = scaling.setdefault('original_max_position_embeddings', raw['max_position_embeddings'])
+    scaling.setdefault('factor', raw['max_position_embeddings'] / length)
+  scaling['rope_type'] = kind
+  try:
+    rope.check_scaling(scaling)
+  except ConfigError as error:
+    raise ConfigError(f'{path}: {error}') from None
+  return float(theta), tuple(sorted(scaling.items()))
+
+
+def _check_plain(path, raw, plain):
+  for key, fine in plain.items():
+    value = raw.get(key)
+    if value is not None and value not in fine and not (fine == () and not value):
+      raise ConfigError(f'{path}: {key}={value!r} is not supported'
+                        + (f'; it must be {fine[0]!r}' if fine else ''))
+
+
+def _need(path, raw, key):
+  if raw.get(key) is None:
+    raise ConfigError(f'{path}: {key} is missing')
+  return raw[key]
+
+
+def _json(path):
+  try:
+    value = json.loads(path.read_text(encoding='utf-8'))
+  except FileNotFoundError:
+    raise DataError(f'{path} does not exist; give the folder of a checkpoint') from None
+  except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    raise DataError(f'{path} is not readable JSON: {error}') from None
+  if not isinstance(value, dict):
+    raise DataError(f'{path} holds a {type(value).__name__}, not an object')
+  return value
+
+
+def load(folder, cfg, shardings=None, dtype=None):
+  """Reads the weights of `cfg`'s model from one safetensors file or from several with an index.
+
+  shardings: a tree like the parameters (or one sharding for all); None puts all on one device.
+  dtype: of the result, cfg.param_dtype if None. -> 'params' tree of llm.LM
+  Raises DataError naming tensor and file where one is missing, left over, or of another shape.
+  """
+  shapes = llm.shapes(dataclasses.replace(cfg, param_dtype=dtype or cfg.param_dtype))
+  ignored = r'.*rotary_emb\.inv_freq' + ('|lm_head\\.weight' if cfg.tied else '')
+  return _read(pathlib.Path(folder), 'model', shapes, shardings, ignored)
+
+
+def _read(folder, stem, shapes, shardings, ignored):
+  """Fills a tree of jax.ShapeDtypeStruct from the files of `folder`."""
+  with contextlib.ExitStack() as stack:
+    found = _open(folder, stem, stack)
+    leaves = {_path(p): x for p, x in jax.tree_util.tree_flatten_with_path(shapes)[0]}
+    wanted = {name for path, leaf in leaves.items() for name in _their_names(path, leaf)}
+    extra = sorted(n for n in set(found) - wanted if not re.fullmatch(ignored, n))
+    if extra:
+      raise DataError(f'{found[extra[0]][0]}: tensor {extra[0]} has no place in this model '
+                      f'({len(extra)} such tensors); its config.json may belong to another')
+    if missing := sorted(wanted - set(found)):
+      raise DataError(f'{folder}: tensor {missing[0]} is in no file ({len(missing)} are missing)')
+    if shardings is None:
+      shardings = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    if isinstance(shardings, jax.sharding.Sharding):
+      one = shardings
+      shardings = jax.tree.map(lambda _: one, shapes)
+    return jax.tree_util.tree_map_with_path(
+        lambda path, leaf, where: _place(_path(path), leaf, where, found), shapes, shardings)
+
+
+def _path(path):
+  return jax.tree_util.keystr(path, simple=True, separator='/')
+
+
+def _their_names(path, leaf):
+  """Their tensors of one of our leaves, in layer order."""
+  name = NAMES[path][0]
+  return [name.format(i) for i in range(leaf.shape[0])] if '{}' in name else [name]
+
+
+def _open(folder, stem, stack):
+  """-> {tensor name: (file path, open file)} over all files of a checkpoint."""
+  index = folder / f'{stem}.safetensors.index.json'
+  single = folder / f'{stem}.safetensors'
+  listed = None
+  if single.exists():
+    files = [single]
+  elif index.exists():
+    listed = _need(index, _json(index), 'weight_map')
+    files = [folder / name for name in sorted(set(listed.values()))]
+  else:
+    pickled = next((p.name for p in sorted(folder.glob('*.bin'))), None)
+    if pickled:
+      raise DataError(
+          f'{folder / pickled} is a pickle, which can run code when read, and is refused; convert '
+          'it where you trust it: AutoModelForCausalLM.from_pretrained(FOLDER)'
+          '.save_pretrained(OUT) writes safetensors')
+    raise DataError(f'{folder} has neither {single.name} nor {index.name}')
+  found = {}
+  for path in files:
+    try:
+      file = stack.enter_context(safetensors.safe_open(str(path), 'numpy'))
+    except FileNotFoundError:
+      raise DataError(f'{path} is named in {index.name} but does not exist') from None
+    except (safetensors.SafetensorError, OSError) as error:
+      raise DataError(f'{path} is not a whole safetensors file: {error}') from None
+    found.update({name: (path, file) for name in file.keys()})  # noqa: SIM118, not a mapping
+  for name in listed or ():
+    if name not in found:
+      raise DataError(f'{folder / listed[name]}: tensor {name} is missing though the index '
+                      f'{index.name} names it')
+  return found
+
+
+def _place(path, leaf, sharding, found):
+  """One of our arrays, each device's part read on its own."""
+  turn = NAMES[path][1]
+  names = _their_names(path, leaf)
+  stacked = '{}' in NAMES[path][0]
+  shape = leaf.shape[1:] if stacked else leaf.shape
+  for name in names:
+    file, handle = found[name]
+    view = handle.get_slice(name)
+    stored = tuple(view.get_shape())
+    if stored != (shape[::-1] if turn else shape):
+      raise DataError(f'{file}: tensor {name} has shape {stored}, the model needs '
+                      f'{shape[::-1] if turn else shape}')
+    if view.get_dtype() not in FLOATS:
+      raise DataError(f'{file}: tensor {name} is stored as {view.get_dtype()}, not as a float')
+
+  def part(index):
+    inner = index[1:] if stacked else index
+    rows = [found[n][1].get_slice(n)[inner[::-1] if turn else inner]
+            for n in (names[index[0]] if stacked else names)]
+    rows = [(r.T if turn else r).astype(leaf.dtype) for r in rows]
+    return np.stack(rows) if stacked else rows[0]
+  return jax.make_array_from_callback(leaf.shape, sharding, part)
+
+
+def save(params, cfg, folder, max_shard_bytes=5 << 30):
+  """Writes a checkpoint that transformers loads: config.json and safetensors, split by size.
+
+  params: without adapters (see lora.merge). A folder that has config.json is whole: that file goes
+  first and comes back last. Raises ConfigError if no known family has cfg's options.
+  """
+  config = family_config(cfg)
+  config['dtype'] = str(params['embed'].dtype)
+  folder = pathlib.Path(folder)
+  folder.mkdir(parents=True, exist_ok=True)
+  (folder / 'config.json').unlink(missing_ok=True)
+  parts = _parts(params, max_shard_bytes)
+  files = ['model.safetensors'] if len(parts) == 1 else [
+      f'model-{i + 1:05d}-of-{len(parts):05d}.safetensors' for i in range(len(parts))]
+  for name, part in zip(files, parts):
+    _write_tensors(folder / name, {n: make() for n, _, make in part})
+  for old in folder.glob('model*.safetensors*'):
+    if old.name not in files:
+      old.unlink()
+  if len(parts) > 1:
+    _write_json(folder / 'model.safetensors.index.json', {
+        'metadata': {'total_size': sum(size for part in parts for _, size, _ in part)},
+        'weight_map': {n: f for f, part in zip(files, parts) for n, _, _ in part}})
+  _write_json(folder / 'config.json', config)
+
+
+def _parts(tree, limit):
+  """Splits a tree's tensors into files. -> lists of (their name, bytes, function to make it)"""
+  entries = []
+  for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]:
+    names, turn = _their_names(_path(path), leaf), NAMES[_path(path)][1]
+    stacked = '{}' in NAMES[_path(path)][0]
+    for i, name in enumerate(names):
+      def make(leaf=leaf, i=i, turn=turn, stacked=stacked):
+        x = np.asarray(leaf[i] if stacked else leaf)
+        return np.ascontiguousarray(x.T if turn else x)  # the writer saves strided arrays wrongly
+      size = leaf.size * leaf.dtype.itemsize // len(names)
+      entries.append(((i if stacked else -1), name, size, make))
+  entries.sort(key=lambda e: e[:2])  # a layer's tensors stay together
+  parts, filled = [[]], 0
+  for _, name, size, make in entries:
+    if parts[-1] and filled + size > limit:
+      parts.append([])
+      filled = 0
+    parts[-1].append((name, size, make))
+    filled += size
+  return parts
+
+
+def _write_tensors(path, tensors):
+  part = path.with_name(path.name + '.part')
+  safetensors.numpy.save_file(tensors, str(part), metadata=MARK)
+  os.replace(part, path)
+
+
+def _write_json(path, value):
+  part = path.with_name(path.name + '.part')
+  part.write_text(json.dumps(value, indent=2, sort_keys=True) + '\n', encoding='utf-8')
+  os.replace(part, path)
+
+
+def family_config(cfg):
+  """config.json of the family that has cfg's options, in the spelling that every version reads."""
+  bias = (cfg.qkv_bias, cfg.out_bias)
+  if cfg.qk_norm and bias in ((False, False), (True, True)) and not cfg.mlp_bias:
+    kind, more = 'qwen3', {'attention_bias': cfg.qkv_bias}
+  elif not cfg.qk_norm and bias == (True, False) and not cfg.mlp_bias:
+    kind, more = 'qwen2', {}
+  elif not cfg.qk_norm and cfg.qkv_bias == cfg.out_bias:
+    kind, more = 'llama', {'attention_bias': cfg.qkv_bias, 'mlp_bias': cfg.mlp_bias}
+  else:
+    raise ConfigError(
+        'no known family has this mix of qkv_bias, out_bias, mlp_bias and qk_norm: '
+        f'{cfg.qkv_bias}, {cfg.out_bias}, {cfg.mlp_bias}, {cfg.qk_norm}')
+  names = {'llama': 'LlamaForCausalLM', 'qwen2': 'Qwen2ForCausalLM', 'qwen3': 'Qwen3ForCausalLM'}
+  if kind != 'llama':
+    more['use_sliding_window'] = False
+  return {
+      'architectures': [names[kind]], 'model_type': kind, 'hidden_act': 'silu', **more,
+      'vocab_size': cfg.vocab, 'hidden_size': cfg.width, 'num_hidden_layers': cfg.layers,
+      'num_attention_heads': cfg.heads, 'num_key_value_heads': cfg.kv_heads,
+      'head_dim': cfg.head_dim, 'intermediate_size': cfg.ffn, 'rms_norm_eps': cfg.norm_eps,
+      'max_position_embeddings': cfg.max_positions, 'tie_word_embeddings': cfg.tied,
+      'rope_theta': cfg.rope_theta, 'rope_scaling': dict(cfg.rope_scaling) or None,
+      # transformers would otherwise assume its own ids, which mean nothing in this vocabulary
+      'bos_token_id': None, 'eos_token_id': None, 'pad_token_id': None,
+  }
+
+
+def save_adapter(lora, cfg, folder, base):
+  """Writes adapters in PEFT's layout. base: name or folder of the model they belong to."""
+  folder = pathlib.Path(folder)
+  folder.mkdir(parents=True, exist_ok=True)
+  (folder / 'adapter_config.json').unlink(missing_ok=True)
+  tensors = {n: make() for n, _, make in _parts(lora, math.inf)[0]}
+  _write_tensors(folder / 'adapter_model.safetensors', tensors)
+  alpha = int(cfg.lora_alpha) if float(cfg.lora_alpha).is_integer() else cfg.lora_alpha
+  _write_json(folder / 'adapter_config.json', {
+      'peft_type': 'LORA', 'task_type': 'CAUSAL_LM', 'base_model_name_or_path': str(base),
+      'r': cfg.lora_rank, 'lora_alpha': alpha, 'lora_dropout': 0.0, 'bias': 'none',
+      'target_modules': [MODULES[n].rpartition('.')[2] for n in cfg.lora_targets],
+      'inference_mode': True, 'init_lora_weights': True, 'fan_in_fan_out': False})
+
+
+def adapter_config(folder, cfg):
+  """`cfg` with the rank, alpha and targets of the adapter in `folder`.
+
+  Raises ConfigError naming the key if the adapter is of a kind that is not implemented.
+  """
+  folder = pathlib.Path(folder)
+  path = folder / 'adapter_config.json'
+  raw = _json(path)
+  _check_plain(path, raw, PLAIN_ADAPTER)
+  with contextlib.ExitStack() as stack:
+    names = set(_open(folder, 'adapter_model', stack))
+  targets = tuple(n for n in llm.LINEAR if any(f'.{MODULES[n]}.lora_A.' in name for name in names))
+  return dataclasses.replace(cfg, lora_rank=_need(path, raw, 'r'), lora_targets=targets,
+                             lora_alpha=float(_need(path, raw, 'lora_alpha')))
+
+
+def load_adapter(folder, cfg):
+  """Reads adapters in PEFT's layout for `cfg`. -> 'lora' tree of llm.LM, float32
+
+  Raises ConfigError if their rank, alpha or targets are not cfg's (`adapter_config` adopts them),
+  DataError naming tensor and file where one is missing, left over, or of another shape.
+  """
+  theirs = adapter_config(folder, cfg)
+  for key in ('lora_rank', 'lora_alpha', 'lora_targets'):
+    ours, found = getattr(cfg, key), getattr(theirs, key)
+    if (set(ours) != set(found)) if key == 'lora_targets' else ours != found:
+      raise ConfigError(f'{folder}: the adapter has {key}={found}, the configuration {ours}')
+  shapes = {}
+  for name in cfg.lora_targets:
+    n, out, _ = cfg.linear[name]
+    shapes[name] = {
+        'a': jax.ShapeDtypeStruct((cfg.layers, n, cfg.lora_rank), jnp.float32),
+        'b': jax.ShapeDtypeStruct((cfg.layers, cfg.lora_rank, out), jnp.float32)}
+  return _read(pathlib.Path(folder), 'adapter_model', {'blocks': shapes}, None, '')

@@ -1,0 +1,360 @@
+"""Chat completions from an OpenAI-compatible endpoint, as a durable job.
+
+Every answer goes to an append-only journal before it counts, under a hash of what was asked. A
+job that was killed, stopped or refused goes on where it was: what the journal holds is never
+asked, nor paid, again.
+"""
+import collections
+import concurrent.futures
+import dataclasses
+import datetime
+import email.utils
+import hashlib
+import http.client
+import json
+import os
+import pathlib
+import random
+import re
+import threading
+import time
+import urllib.error
+import urllib.parse
+import urllib.request
+
+from recjax.errors import ConfigError, ServiceError
+from recjax.text.journal import TRANSIENT, Journal
+
+_LONGEST_WAIT = 600.  # seconds a server may ask us to wait before we leave instead
+_LARGEST_ANSWER = 1 << 24  # bytes
+
+
+@dataclasses.dataclass(frozen=True)
+class ApiConfig:
+  """What is asked of which service. Prices are per million tokens; max_cost 0 sets no limit."""
+  base_url: str
+  model: str
+  n: int = 5
+  temperature: float = 1.
+  max_tokens: int = 256
+  timeout: float = 60.
+  concurrency: int = 8
+  retries: int = 3
+  backoff: float = 1.  # seconds before the first retry; doubles, with jitter
+  max_cost: float = 0.
+  price_in: float = 0.
+  price_out: float = 0.
+  failure_ratio: float = .05
+
+
+def run_requests(requests: dict, api: ApiConfig, folder, key_env: str = 'OPENAI_API_KEY',
+                 log=print, progress=None) -> dict:
+  """Answers {key: messages} as {key: Result}, in the same order; resumes from folder's journal.
+
+  progress(done, total) is called after each group of answers. The API key is read from the
+  environment variable key_env and goes nowhere but into the request. Raises ServiceError when the
+  next request could pass max_cost, when the service refuses the account or the address, or, after
+  all else is answered, when more than failure_ratio failed; every message says how to go on.
+  """
+  job = _Job(api, _secret(api, key_env), log)
+  hashes = {key: request_hash(messages, api) for key, messages in requests.items()}
+  with Journal(pathlib.Path(folder) / 'responses.jsonl') as journal:
+    job.ledger.spent = job.ledger.price_of(journal.tokens)
+    unanswered = {hashes[key]: messages for key, messages in requests.items()
+                  if not journal.holds(hashes[key])}
+    total = len(set(hashes.values()))
+    log(f'{total - len(unanswered)} of {total} requests are answered already')
+    job.run(unanswered, journal, lambda left: progress and progress(total - left, total))
+    results = {key: journal.results[h] for key, h in hashes.items()}
+  _judge(results, api, journal.path, log)
+  return results
+
+
+def request_hash(messages, api: ApiConfig) -> str:
+  """sha256 (hex) of all that shapes an answer: messages, model, n, temperature, max_tokens."""
+  asked = [messages, api.model, api.n, api.temperature, api.max_tokens]
+  return hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()
+
+
+def _judge(results, api, path, log):
+  kinds = collections.Counter(result.failure for result in results.values() if result.failure)
+  failed = sum(kinds.values())
+  if not failed:
+    return
+  told = ', '.join(f'{count} {kind}' for kind, count in sorted(kinds.items()))
+  log(f'{failed} of {len(results)} requests failed: {told}')
+  if failed > api.failure_ratio * len(results):
+    first = next(result.detail for result in results.values() if result.failure)
+    raise ServiceError(
+        f'{failed} of {len(results)} requests to {api.model} failed ({told}; the first: {first}), '
+        f'over the failure_ratio of {api.failure_ratio:g}; the answers are kept in {path}: run '
+        'again to retry what may pass, or raise failure_ratio')
+
+
+def _secret(api, key_env):
+  """Checks the settings and reads the key ('' where a local service needs none)."""
+  url = urllib.parse.urlsplit(api.base_url)
+  if url.scheme not in ('http', 'https') or not url.hostname or url.username or url.query:
+    raise ConfigError('base_url must look like https://host/v1, without user, key or query')
+  for name in ('n', 'max_tokens', 'concurrency', 'timeout'):
+    if getattr(api, name) <= 0:
+      raise ConfigError(f'{name} is {getattr(api, name)}; it must be above 0')
+  if api.max_cost and not (api.price_in or api.price_out):
+    raise ConfigError('max_cost needs price_in and price_out, in money per million tokens')
+  key = os.environ.get(key_env, '').strip() if key_env else ''
+  if not key and url.hostname not in ('localhost', '127.0.0.1', '::1'):
+    raise ConfigError(f'{url.hostname} needs a key: set the environment variable {key_env}')
+  if not key.isascii() or not key.isprintable() or ' ' in key:
+    raise ConfigError(f'the environment variable {key_env} does not hold a key: it has spaces or '
+                      'special characters')
+  return key
+
+
+class _Ledger:
+  """Money spent and money that requests under way may still cost."""
+
+  def __init__(self, api):
+    self.api, self.spent, self.held, self.lock = api, 0., 0., threading.Lock()
+
+  def price_of(self, record):
+    return (record.get('tokens_in', 0) * self.api.price_in
+            + record.get('tokens_out', 0) * self.api.price_out) / 1e6
+
+  def worst(self, body):
+    """Tokens a request (bytes) can take at most: none is shorter than a byte."""
+    return dict(tokens_in=len(body), tokens_out=self.api.n * self.api.max_tokens)
+
+  def hold(self, cost):
+    with self.lock:
+      if self.api.max_cost and self.spent + self.held + cost > self.api.max_cost:
+        return False
+      self.held += cost
+      return True
+
+  def settle(self, cost, real):
+    with self.lock:
+      self.held -= cost
+      self.spent += real
+
+
+class _Failure(Exception):
+  """One attempt that brought no answer. wait: seconds the server asks for; billed: it may cost."""
+
+  def __init__(self, kind, detail, wait=None, billed=False):
+    super().__init__(detail)
+    self.kind, self.detail, self.wait, self.billed = kind, detail, wait, billed
+
+
+class _Stopped(Exception):
+  """The job ended before this request was sent."""
+
+
+class _NoRedirect(urllib.request.HTTPRedirectHandler):
+  def redirect_request(self, *_):
+    return None  # following one would carry the key to another address
+
+
+class _Job:
+  """Sends requests from a few threads; one thread, the caller's, writes the journal."""
+
+  def __init__(self, api, secret, log):
+    self.api, self.secret, self.log = api, secret, log
+    self.ledger, self.stop = _Ledger(api), threading.Event()
+    self.failing = 0  # requests in a row that no retry could save
+    self.quiet_until = 0.  # monotonic time before which a server wants to hear nothing
+    self.opener = urllib.request.build_opener(_NoRedirect)
+
+  def run(self, unanswered, journal, report):
+    """Answers {hash: messages}; on any error still journals what is under way and paid for."""
+    waiting, running = collections.deque(unanswered.items()), set()
+    pool = concurrent.futures.ThreadPoolExecutor(self.api.concurrency)
+    try:
+      while waiting or running:
+        while waiting and len(running) < self.api.concurrency:
+          key, messages = waiting[0]
+          body = self._body(messages)
+          cost = self.ledger.price_of(self.ledger.worst(body))
+          if not self.ledger.hold(cost):
+            break
+          waiting.popleft()
+          running.add(pool.submit(self._answer, key, body, cost))
+        if not running:
+          raise self._broke(len(waiting), len(unanswered), journal.path)
+        done, running = concurrent.futures.wait(
+            running, return_when=concurrent.futures.FIRST_COMPLETED)
+        self._collect(done, journal)
+        report(len(waiting) + len(running))
+    finally:
+      self.stop.set()
+      pool.shutdown(cancel_futures=True)
+      journal.add([f.result() for f in running if not f.cancelled() and not f.exception()])
+
+  def _collect(self, done, journal):
+    """Journals finished requests, then raises what stops the job: a final word or an outage."""
+    records = [future.result() for future in done if not future.exception()]
+    journal.add(records)
+    for future in done:
+      if future.exception():
+        raise future.exception()
+    for record in records:
+      self.failing = self.failing + 1 if record['failure'] in TRANSIENT else 0
+    if self.failing >= 20 + self.api.concurrency:
+      raise ServiceError(f'the last {self.failing} requests to {self.api.base_url} all failed '
+                         f'({record["detail"]}); run again later to go on')
+
+  def _broke(self, left, total, path):
+    return ServiceError(
+        f'stopped before passing max_cost: {self.ledger.spent:.4f} of {self.api.max_cost:g} spent, '
+        f'and the next of {left} requests left may cost more than the rest; {total - left} answers '
+        f'of this run are kept in {path}: raise max_cost and run again to go on')
+
+  def _body(self, messages):
+    api = self.api
+    return json.dumps(dict(model=api.model, messages=messages, n=api.n, max_tokens=api.max_tokens,
+                           temperature=api.temperature)).encode()
+
+  def _answer(self, key, body, cost):
+    """The journal record of one request, after as many attempts as allowed."""
+    lost, tries, limits = 0, 0, 0
+    while True:
+      if not self._rest(self.quiet_until - time.monotonic()):
+        raise _Stopped
+      record, failure = self._settled(body, cost)
+      lost += failure is not None and failure.billed
+      limited = failure is not None and failure.kind == 'rate_limited'
+      tries, limits = tries + (not limited), limits + limited
+      # Being asked to slow down is no fault of the request: much more patience.
+      over = tries > self.api.retries or limits > 10 * (self.api.retries + 1)
+      if (failure is None or failure.kind not in TRANSIENT or over
+          or not self._pause(key, tries + limits, failure) or not self.ledger.hold(cost)):
+        for name, tokens in self.ledger.worst(body).items():
+          record[name] = record.get(name, 0) + lost * tokens
+        return dict(hash=key, **record)
+
+  def _settled(self, body, cost):
+    """One attempt and its bill -> (record without hash, _Failure or None)."""
+    real = 0.
+    try:
+      record = self._attempt(body)
+      real = self.ledger.price_of(record)
+      return record, None
+    except _Failure as failure:
+      real = cost if failure.billed else 0.  # an answer we did not read may be on the bill
+      return dict(texts=[], failure=failure.kind, detail=failure.detail), failure
+    finally:
+      self.ledger.settle(cost, real)
+
+  def _pause(self, key, attempt, failure):
+    """Waits before the next attempt; False if the job stops meanwhile."""
+    if failure.wait is not None:
+      self.quiet_until = max(self.quiet_until, time.monotonic() + failure.wait)
+      return not self.stop.is_set()
+    jitter = .5 + random.Random(f'{key}:{attempt}').random()
+    return self._rest(min(60., self.api.backoff * 2 ** (attempt - 1)) * jitter)
+
+  def _rest(self, seconds):
+    return not self.stop.wait(seconds) if seconds > 0 else not self.stop.is_set()
+
+  def _attempt(self, body):
+    """Sends one request -> record without hash; raises _Failure, or ServiceError to end the job."""
+    try:
+      answer = self._send(body)
+    except urllib.error.HTTPError as error:
+      raise self._refusal(error) from None
+    except TimeoutError:
+      raise _Failure('timeout', f'no answer in {self.api.timeout:g} s', billed=True) from None
+    except (http.client.HTTPException, ConnectionError) as error:
+      raise _Failure('unreachable', self._safe(f'the connection broke: {error!r}'),
+                     billed=True) from None
+    except OSError as error:  # URLError among them
+      if isinstance(getattr(error, 'reason', None), TimeoutError):
+        raise _Failure('timeout', f'no answer in {self.api.timeout:g} s', billed=True) from None
+      raise _Failure('unreachable', self._safe(f'cannot connect: {error}')) from None
+    return _read_answer(answer, len(body))
+
+  def _send(self, body):
+    headers = {'Content-Type': 'application/json', 'Accept': 'application/json'}
+    if self.secret:
+      headers['Authorization'] = f'Bearer {self.secret}'
+    url = self.api.base_url.rstrip('/') + '/chat/completions'
+    deadline = time.monotonic() + self.api.timeout
+    request = urllib.request.Request(url, body, headers)
+    with self.opener.open(request, timeout=self.api.timeout) as response:
+      expected = int(response.headers.get('Content-Length') or 0)
+      answer = bytearray()
+      while chunk := response.read1(1 << 16):
+        answer += chunk
+        if time.monotonic() > deadline:
+          raise TimeoutError
+        if len(answer) > _LARGEST_ANSWER:
+          raise _Failure('rejected', 'the answer is larger than 16 MiB', billed=True)
+    if len(answer) < expected:
+      raise _Failure('malformed', 'the answer broke off', billed=True)
+    return bytes(answer)
+
+  def _refusal(self, error):
+    """The exception that an HTTP error status stands for."""
+    try:
+      text = error.read(2000).decode('utf-8', 'replace')
+    except (OSError, http.client.HTTPException):
+      text = ''
+    detail = self._safe(f'HTTP {error.code} {error.reason}: {" ".join(text.split())[:300]}')
+    if error.code in (401, 402, 403) or 'insufficient_quota' in text:
+      return ServiceError(f'the service refuses this account (HTTP {error.code}); check the key in '
+                          'the environment and the credit behind it, then run again to go on')
+    if error.code == 404 or 300 <= error.code < 400:
+      return ServiceError(f'{self.api.base_url} does not offer {self.api.model} ({detail}); check '
+                          'base_url and model, then run again to go on')
+    wait = _retry_after(error.headers.get('Retry-After')) if error.code in (429, 503) else None
+    if wait is not None and wait > _LONGEST_WAIT:
+      return ServiceError(f'the service asks for a pause of {wait:.0f} s; run again after that')
+    if error.code == 429:
+      return _Failure('rate_limited', detail, wait)
+    if error.code >= 500 or error.code in (408, 409, 425):
+      return _Failure('server_error', detail, wait)
+    return _Failure('rejected', detail)
+
+  def _safe(self, text):
+    return text.replace(self.secret, '***') if self.secret else text
+
+
+def _retry_after(value):
+  """Seconds from a Retry-After header: a number or an HTTP date; None if it says neither."""
+  if not value:
+    return None
+  try:
+    return max(0., float(value))
+  except ValueError:
+    pass
+  try:
+    moment = email.utils.parsedate_to_datetime(value)
+  except ValueError:
+    return None
+  now = datetime.datetime.now(datetime.UTC)
+  return max(0., (moment.replace(tzinfo=moment.tzinfo or datetime.UTC) - now).total_seconds())
+
+
+_DECLINES = re.compile(
+    r"\W*(i['’]?m sorry|i am sorry|sorry,|i apologi[sz]e|i can(no|['’])t|i['’]m (not able|unable)"
+    r"|i am (not able|unable)|as an ai\b)", re.IGNORECASE)
+
+
+def _read_answer(data, asked_bytes):
+  """Body bytes -> record without hash; refusals and empty replies are failures, not texts."""
+  try:
+    answer = json.loads(data)
+    messages = [(choice['message'], choice.get('finish_reason')) for choice in answer['choices']]
+    texts = [(message.get('content') or '').strip() for message, _ in messages]
+    declined = [bool(message.get('refusal')) or reason == 'content_filter'
+                or _DECLINES.match(text) is not None
+                for (message, reason), text in zip(messages, texts, strict=True)]
+    usage = answer.get('usage') or {}
+    tokens_in = int(usage.get('prompt_tokens', asked_bytes))
+    tokens_out = int(usage.get('completion_tokens', sum(len(text.encode()) for text in texts)))
+  except (ValueError, KeyError, TypeError, AttributeError) as error:
+    raise _Failure('malformed', f'not a chat completion: {error!r:.100}', billed=True) from None
+  good = [text for text, no in zip(texts, declined, strict=True) if text and not no]
+  failure = '' if good else 'refused' if any(declined) else 'empty'
+  detail = dict(refused='the model declined', empty='no text in the reply').get(failure, '')
+  return dict(texts=good, failure=failure, detail=detail, tokens_in=tokens_in,
+              tokens_out=tokens_out)

@@ -1,0 +1,79 @@
+"""Leave-one-out holds out what it says, for users of every length."""
+import hypothesis
+import numpy as np
+from absl.testing import absltest
+from hypothesis import strategies as st
+
+from recjax.data.catalog import Interactions
+from recjax.data.splits import leave_one_out
+from recjax.errors import ConfigError
+
+
+def interactions(*rows):
+  offsets = np.cumsum([0] + [len(row) for row in rows]).astype(np.int64)
+  items = np.array([i for row in rows for i in row], np.int32)
+  return Interactions(tuple(str(u) for u in range(len(rows))), items, offsets, items * 10 + 0)
+
+
+class SplitsTest(absltest.TestCase):
+
+  def test_oracle_9(self):
+    split = leave_one_out(interactions([1, 2, 3, 4, 5]))
+    np.testing.assert_array_equal(split.train.history(0), [1, 2, 3])
+    np.testing.assert_array_equal(split.valid.history(0), [1, 2, 3])
+    np.testing.assert_array_equal(split.valid.targets, [4])
+    np.testing.assert_array_equal(split.test.history(0), [1, 2, 3, 4])
+    np.testing.assert_array_equal(split.test.targets, [5])
+
+  def test_short_users_train_only(self):
+    data = interactions([], [1], [2, 3], [4, 5, 6], [], [7, 8])
+    split = leave_one_out(data)
+    np.testing.assert_array_equal(split.train.lengths(), [0, 1, 2, 1, 0, 2])
+    np.testing.assert_array_equal(split.test.users, [3])
+    np.testing.assert_array_equal(split.valid.users, [3])
+    split = leave_one_out(data, holdout=1)
+    self.assertIsNone(split.valid)
+    np.testing.assert_array_equal(split.train.lengths(), [0, 1, 1, 2, 0, 1])
+    np.testing.assert_array_equal(split.test.users, [2, 3, 5])
+    np.testing.assert_array_equal(split.test.targets, [3, 6, 8])
+
+  def test_nobody_to_test_gives_empty_cases(self):
+    split = leave_one_out(interactions([1], [2, 3]))
+    self.assertLen(split.test, 0)
+    np.testing.assert_array_equal(split.test.histories[1], [0])
+
+  def test_types_stay_small_and_times_travel_along(self):
+    split = leave_one_out(interactions([1, 2, 3, 4], [5, 6, 7]))
+    self.assertEqual(split.train.items.dtype, np.int32)
+    self.assertEqual(split.train.offsets.dtype, np.int64)
+    self.assertEqual(split.test.users.dtype, np.int32)
+    self.assertEqual(split.test.targets.dtype, np.int32)
+    self.assertEqual(split.test.histories[0].dtype, np.int32)
+    np.testing.assert_array_equal(split.train.times, [10, 20, 50])
+    self.assertIn('leave-one-out', split.protocol)
+    self.assertIn('2 of 2 users', split.protocol)
+
+  def test_other_holdouts_are_refused(self):
+    with self.assertRaisesRegex(ConfigError, 'holdout is 3'):
+      leave_one_out(interactions([1, 2]), holdout=3)
+
+  @hypothesis.settings(max_examples=60, deadline=None, derandomize=True)
+  @hypothesis.given(st.lists(st.lists(st.integers(1, 9), max_size=6), min_size=1, max_size=8),
+                    st.sampled_from([1, 2]))
+  def test_split_equals_slicing_each_user(self, rows, holdout):
+    split = leave_one_out(interactions(*rows), holdout)
+    tested = [u for u, row in enumerate(rows) if len(row) > holdout]
+    np.testing.assert_array_equal(split.test.users, tested)
+    for u, row in enumerate(rows):
+      kept = row[:-holdout] if u in tested else row
+      np.testing.assert_array_equal(split.train.history(u), kept)
+    for case, u in enumerate(tested):
+      np.testing.assert_array_equal(split.test.history(case), rows[u][:-1])
+      self.assertEqual(split.test.targets[case], rows[u][-1])
+      if holdout == 2:
+        np.testing.assert_array_equal(split.valid.history(case), rows[u][:-2])
+        self.assertEqual(split.valid.targets[case], rows[u][-2])
+
+
+if __name__ == '__main__':
+  absltest.main()

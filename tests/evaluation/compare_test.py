@@ -1,0 +1,170 @@
+import csv
+import io
+import json
+import pathlib
+
+import numpy as np
+import pyarrow.parquet as pq
+from absl.testing import absltest, parameterized
+
+from recjax.errors import ConfigError, DataError, WorkdirError
+from recjax.evaluation import compare, metrics, statistics
+
+USERS = [f'u{i}' for i in range(60)]
+
+
+class RunsTest(parameterized.TestCase):
+
+  def setUp(self):
+    super().setUp()
+    self.room = pathlib.Path(self.create_tempdir().full_path)
+    rng = np.random.default_rng(0)
+    self.good = rng.integers(0, 20, 60).astype(np.int32)
+    self.bad = (self.good + 9).astype(np.int32)
+
+  def run_at(self, name, rows, users=USERS, protocol='p', data='d1'):
+    folder = self.room / name
+    folder.mkdir(parents=True)
+    results = {'protocol': protocol, 'data_fingerprint': data, 'rows': {}, 'tests': {}}
+    (folder / 'results.json').write_text(json.dumps(results))
+    compare.write_ranks(folder / 'ranks.parquet', users, rows)
+    return folder
+
+  def test_two_runs_in_one_table_over_shared_users(self):
+    a = self.run_at('a', {'betags': self.good, 'popularity': self.bad})
+    order = np.random.default_rng(1).permutation(60)[:50]
+    b = self.run_at('b', {'sasrec:bce': self.bad[order], 'popularity': self.bad[order]},
+                    [USERS[i] for i in order])
+    found = compare.compare([a, b])
+    self.assertEqual((found['users'], found['left_out'], found['protocol'], found['data']),
+                     (50, {'a': 10, 'b': 0}, 'p', 'd1'))
+    self.assertEqual(list(found['rows']),
+                     ['a:betags', 'a:popularity', 'b:sasrec:bce', 'b:popularity'])
+    shared = np.sort(order)
+    rows = {n: metrics.per_case(r[shared]) for n, r in
+            (('a:betags', self.good), ('a:popularity', self.bad), ('b:sasrec:bce', self.bad),
+             ('b:popularity', self.bad))}
+    pairs = [tuple(name.split('>')) for name in found['tests']]
+    self.assertNotIn(('a:popularity', 'b:popularity'), pairs)
+    self.assertLen(pairs, 5)
+    want = statistics.summarise(rows, 0, pairs=pairs)
+    self.assertEqual((found['rows'], found['tests']), (want['rows'], want['tests']))
+
+  def test_rows_can_be_chosen_and_tested_against_one(self):
+    a = self.run_at('a', {'betags': self.good, 'popularity': self.bad, 'random': self.bad})
+    b = self.run_at('b', {'betags': self.bad})
+    found = compare.compare([a, b], rows=('betags', 'a:random'), against='a:random')
+    self.assertEqual(list(found['tests']), ['a:betags>a:random', 'b:betags>a:random'])
+    with self.assertRaisesRegex(ConfigError, "'betags' names 2 rows"):
+      compare.compare([a, b], against='betags')
+    with self.assertRaisesRegex(DataError, 'no row is named tiger; these runs have a:betags'):
+      compare.compare([a, b], rows=('tiger',))
+
+  def test_folders_of_one_name_are_told_apart(self):
+    a = self.run_at('x/run', {'betags': self.good})
+    b = self.run_at('y/run', {'betags': self.good})
+    self.assertEqual(list(compare.compare([a, b])['rows']), [f'{a}:betags', f'{b}:betags'])
+
+  @parameterized.parameters(
+      (dict(data='d2'), 'differ in their data.*a: d1; b: d2'),
+      (dict(protocol='q'), 'differ in their protocol.*a: p; b: q'),
+      (dict(users=[f'v{i}' for i in range(60)]), 'no user is ranked in all of a, b'),
+      (dict(data=''), 'names no data_fingerprint'))
+  def test_runs_that_do_not_compare_say_why(self, other, words):
+    a = self.run_at('a', {'betags': self.good})
+    b = self.run_at('b', {'betags': self.good}, **other)
+    with self.assertRaisesRegex(DataError, words):
+      compare.compare([a, b])
+
+  def test_missing_or_broken_files_are_named(self):
+    a = self.run_at('a', {'betags': self.good})
+    with self.assertRaisesRegex(DataError, 'name each run once'):
+      compare.compare([a, a])
+    with self.assertRaisesRegex(DataError, 'none/results.json does not exist'):
+      compare.compare([self.room / 'none'])
+    (a / 'ranks.parquet').write_bytes(b'nothing')
+    with self.assertRaisesRegex(DataError, 'ranks.parquet is no Parquet file'):
+      compare.compare([a])
+    (a / 'results.json').write_text('{')
+    with self.assertRaisesRegex(DataError, 'not readable JSON'):
+      compare.compare([a])
+
+  def test_every_rendering_shows_the_same_figures(self):
+    a = self.run_at('a_1', {'betags': self.good, 'popularity': self.bad})
+    table = compare.compare([a])
+    cell = table['rows']['a_1:betags']['HR@10']
+    shown = '{value:.4f}'.format(**cell), '[{low:.4f}, {high:.4f}]'.format(**cell)
+    p = f'{table["tests"]["a_1:betags>a_1:popularity"]["HR@10"]:.4f}'
+    text = compare.text_table(table)
+    for words in (*shown, p, 'a_1:betags', 'HR@10'):
+      self.assertIn(words, text)
+    markdown = compare.markdown_table(table)
+    self.assertIn(f'| a_1:betags | 60 | **{shown[0]}** {shown[1]} |', markdown)
+    self.assertIn(f'| a_1:betags>a_1:popularity | {p} |', markdown)
+    latex = compare.latex_table(table)
+    self.assertIn(rf'a\_1:betags & 60 & \textbf{{{shown[0]}}} {shown[1]} &', latex)
+    self.assertIn(r'a\_1:betags\textgreater{}a\_1:popularity', latex)
+    lines = list(csv.DictReader(io.StringIO(compare.csv_table(table))))
+    self.assertLen(lines, 6)
+    self.assertEqual(float(lines[0]['value']), cell['value'])
+    self.assertEqual(lines[0]['p:a_1:betags'], '')
+    self.assertAlmostEqual(float(lines[0]['p:a_1:popularity']), float(p), places=4)
+    self.assertEqual(lines[0]['p:a_1:popularity'], lines[3]['p:a_1:betags'])
+
+
+class FilesTest(absltest.TestCase):
+
+  def setUp(self):
+    super().setUp()
+    self.path = pathlib.Path(self.create_tempdir().full_path) / 'x.parquet'
+
+  def test_ranks_come_back_and_equal_calls_write_equal_bytes(self):
+    rows = {'b': np.array([3, 0, 7], np.int32), 'a': np.array([1, 1, 2], np.int64)}
+    compare.write_ranks(self.path, ['x', 'ü', '3'], rows)
+    users, found = compare.read_ranks(self.path)
+    self.assertEqual((users, list(found)), (('x', 'ü', '3'), ['b', 'a']))
+    for row, ranks in rows.items():
+      np.testing.assert_array_equal(found[row], ranks)
+      self.assertEqual(found[row].dtype, np.int32)
+    self.assertEqual(str(pq.read_schema(self.path).remove_metadata()),
+                     'user: string\nrow: string\nrank: int32')
+    first = self.path.read_bytes()
+    compare.write_ranks(self.path, ['x', 'ü', '3'], rows)
+    self.assertEqual(self.path.read_bytes(), first)
+    self.assertEqual([p.name for p in self.path.parent.iterdir()], ['x.parquet'])
+
+  def test_lines_may_stand_in_any_order_but_rows_must_rank_the_same_users(self):
+    compare.write_ranks(self.path, ['x', 'y'], {'a': np.array([1, 2]), 'b': np.array([3, 4])})
+    table = pq.read_table(self.path)
+    pq.write_table(table.take([3, 1, 0, 2]), self.path)
+    users, found = compare.read_ranks(self.path)
+    self.assertEqual({u: r for u, r in zip(users, found['a'].tolist())}, {'x': 1, 'y': 2})
+    pq.write_table(table.take([0, 1, 2]), self.path)
+    with self.assertRaisesRegex(DataError, 'row b does not rank the same users as row a'):
+      compare.read_ranks(self.path)
+    pq.write_table(table.drop_columns(['rank']), self.path)
+    with self.assertRaisesRegex(DataError, 'no Parquet file with columns'):
+      compare.read_ranks(self.path)
+
+  def test_bad_ranks_are_not_written(self):
+    for users, ranks in ((['x'], [1, 2]), (['x', 'y'], [1.5, 2]), (['x', 'x'], [1, 2])):
+      with self.assertRaises(DataError):
+        compare.write_ranks(self.path, users, {'a': np.array(ranks)})
+    self.assertFalse(self.path.exists())
+
+  def test_predictions_leave_out_empty_places(self):
+    items = [['i1', 'i2', None], ['i3', '', None]]
+    compare.write_predictions(self.path, ['x', 'y'], items, np.arange(6).reshape(2, 3))
+    found = pq.read_table(self.path).to_pylist()
+    self.assertEqual([tuple(r.values()) for r in found],
+                     [('x', 1, 'i1', 0), ('x', 2, 'i2', 1), ('y', 1, 'i3', 3)])
+    with self.assertRaisesRegex(DataError, 'do not belong together'):
+      compare.write_predictions(self.path, ['x'], items, np.zeros((2, 3)))
+
+  def test_a_folder_that_cannot_be_written_is_named(self):
+    with self.assertRaisesRegex(WorkdirError, 'cannot write .*gone'):
+      compare.write_ranks(self.path.parent / 'gone' / 'x', ['x'], {'a': np.array([1])})
+
+
+if __name__ == '__main__':
+  absltest.main()

@@ -1,0 +1,198 @@
+import time
+
+import numpy as np
+from absl.testing import absltest, parameterized
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from recjax.errors import DataError
+from recjax.evaluation import metrics, statistics
+from tests.reference import metrics as judge
+
+VALUES = st.lists(st.floats(-1e6, 1e6), min_size=1, max_size=40)
+
+
+class BootstrapTest(parameterized.TestCase):
+
+  @settings(max_examples=50, deadline=None, database=None)
+  @given(VALUES, st.randoms(use_true_random=False))
+  def test_holds_the_mean_and_ignores_the_order_of_users(self, values, shuffle):
+    mean, low, high = statistics.bootstrap_interval(np.array(values), 0, draws=100)
+    self.assertLessEqual(low, mean)
+    self.assertLessEqual(mean, high)
+    np.testing.assert_allclose(mean, np.mean(values), rtol=1e-9, atol=1e-6)
+    shuffle.shuffle(values)
+    self.assertEqual(statistics.bootstrap_interval(np.array(values), 0, draws=100),
+                     (mean, low, high))
+
+  @parameterized.parameters('hits', 'gains')
+  def test_intervals_cover_the_truth_about_as_often_as_they_say(self, kind):
+    rng = np.random.default_rng(0)
+    if kind == 'hits':
+      draw, truth = (lambda: (rng.random(300) < 0.2).astype(float)), 0.2
+    else:
+      gains = metrics.per_case(np.arange(40), (10,))['NDCG@10']
+      draw, truth = (lambda: gains[rng.integers(0, 40, 300)]), gains.mean()
+    covered = 0
+    for _ in range(400):
+      _, low, high = statistics.bootstrap_interval(draw(), 0, draws=400)
+      covered += low <= truth <= high
+    # 95 % less the small-sample loss of percentile intervals; four sigma of 400 trials is 4.4 %
+    self.assertBetween(covered / 400, 0.90, 0.99)
+
+  def test_width_matches_the_normal_interval(self):
+    values = (np.random.default_rng(1).random(5000) < 0.1).astype(float)
+    mean, low, high = statistics.bootstrap_interval(values, 3)
+    wide = 2 * 1.96 * values.std() / 5000 ** 0.5
+    self.assertAlmostEqual((high - low) / wide, 1, delta=0.1)  # quantiles of 1000 draws
+    self.assertAlmostEqual(mean, values.mean())
+
+  def test_many_distinct_values_agree_with_the_normal_interval(self):
+    values = np.random.default_rng(2).random(statistics.DISTINCT + 5000)
+    mean, low, high = statistics.bootstrap_interval(values, 0, draws=400)
+    side = 1.96 * values.std() / len(values) ** 0.5
+    self.assertAlmostEqual((mean - low) / side, 1, delta=0.2)  # quantiles of 400 draws
+    self.assertAlmostEqual((high - mean) / side, 1, delta=0.2)
+
+  def test_a_million_users_take_seconds(self):
+    values = metrics.per_case(np.random.default_rng(0).integers(0, 1000, 1_000_000), (50,))
+    start = time.monotonic()
+    statistics.bootstrap_interval(values['NDCG@50'], 0)
+    self.assertLess(time.monotonic() - start, 20)  # 0.1 s alone; wide, for busy machines
+
+  def test_seed_decides(self):
+    values = np.arange(50.0)
+    one = statistics.bootstrap_interval(values, 0)
+    self.assertEqual(one, statistics.bootstrap_interval(values, 0))
+    self.assertNotEqual(one, statistics.bootstrap_interval(values, 1))
+
+  @parameterized.parameters(([], 'non-empty'), ([1, np.nan], 'nan at position 1'),
+                            ([np.inf], 'inf at position 0'), ([[1.0]], 'vector'))
+  def test_bad_values_are_named(self, values, words):
+    with self.assertRaisesRegex(DataError, words):
+      statistics.bootstrap_interval(values, 0)
+
+
+class PairedTest(parameterized.TestCase):
+
+  @parameterized.parameters('equal sizes', 'distinct sizes')
+  def test_p_is_that_of_all_sign_flips(self, kind):
+    rng = np.random.default_rng(4)
+    a = rng.integers(0, 2, 12) if kind == 'equal sizes' else rng.normal(0.4, 1, 12)
+    b = rng.integers(0, 2, 12) * 0 if kind == 'equal sizes' else np.zeros(12)
+    exact = judge.sign_flip_p(a.tolist(), b.tolist())
+    found = statistics.paired_test(a, b, 0, draws=20000)
+    self.assertAlmostEqual(found, exact, delta=4 * (exact / 20000) ** 0.5 + 1e-4)  # four sigma
+
+  def test_common_and_rare_sizes_together_match_the_normal_test(self):
+    rng = np.random.default_rng(5)
+    d = np.concatenate([rng.choice([-1, 0, 1], 400, p=[.28, .4, .32]), rng.normal(0, 1, 100)])
+    found = statistics.paired_test(d, 0 * d, 0)
+    z = abs(d.sum()) / (d ** 2).sum() ** 0.5
+    normal = 2 * (1 - _phi(z))
+    self.assertAlmostEqual(found, normal, delta=0.03)  # normal approximation and 10,000 draws
+
+  def test_p_is_uniform_under_the_null(self):
+    rng = np.random.default_rng(6)
+    p = []
+    for trial in range(300):
+      a, b = (metrics.per_case(rng.integers(0, 30, 200), (10,))['NDCG@10'] for _ in range(2))
+      p.append(statistics.paired_test(a, b, trial, draws=300))
+    for level in (0.05, 0.25, 0.5, 0.75):
+      self.assertAlmostEqual(np.mean(np.array(p) <= level), level, delta=0.12)  # 4 sigma of 300
+
+  def test_p_is_small_for_a_real_effect_and_never_zero(self):
+    rng = np.random.default_rng(7)
+    b = (rng.random(2000) < 0.1).astype(float)
+    a = np.maximum(b, rng.random(2000) < 0.03)
+    p = statistics.paired_test(a, b, 0)
+    self.assertEqual(p, 1 / 10001)
+    self.assertEqual(statistics.paired_test(b, a, 0), p)
+
+  def test_no_difference_is_p_one(self):
+    self.assertEqual(statistics.paired_test([1, 0, 1], [1, 0, 1], 0), 1)
+    self.assertEqual(statistics.paired_test([1, 0], [0, 1], 0), 1)
+
+  def test_users_without_a_difference_and_their_order_change_nothing(self):
+    rng = np.random.default_rng(8)
+    d = rng.normal(0.1, 1, 70)
+    p = statistics.paired_test(d, 0 * d, 0)
+    padded = rng.permutation(np.concatenate([d, np.zeros(500)]))
+    self.assertEqual(statistics.paired_test(padded, 0 * padded, 0), p)
+    # Powers of two scale without rounding.
+    self.assertEqual(statistics.paired_test(d * 2.0 ** -600, 0 * d, 0), p)
+
+  def test_unequal_users(self):
+    with self.assertRaisesRegex(DataError, '2 values against 3'):
+      statistics.paired_test([1, 2], [1, 2, 3], 0)
+    with self.assertRaisesRegex(DataError, 'second values hold nan'):
+      statistics.paired_test([1], [np.nan], 0)
+
+
+class HolmTest(absltest.TestCase):
+
+  def test_by_hand(self):
+    found = statistics.holm({'a': 0.01, 'b': 0.04, 'c': 0.03, 'd': 0.005})
+    self.assertEqual(list(found), ['a', 'b', 'c', 'd'])
+    for name, p in {'d': 0.02, 'a': 0.03, 'c': 0.06, 'b': 0.06}.items():
+      self.assertAlmostEqual(found[name], p)
+    self.assertEqual(statistics.holm({'x': 0.7, 'y': 0.8}), {'x': 1, 'y': 1})
+    self.assertEqual(statistics.holm({}), {})
+
+  @settings(max_examples=50, deadline=None, database=None)
+  @given(st.dictionaries(st.text(max_size=3), st.floats(1e-6, 1), max_size=8))
+  def test_lies_between_the_raw_and_the_bonferroni_p_and_keeps_the_order(self, raw):
+    found = statistics.holm(raw)
+    for name, p in raw.items():
+      self.assertBetween(found[name], p, min(1, len(raw) * p))
+    ordered = [found[n] for n in sorted(raw, key=raw.get)]
+    self.assertEqual(ordered, sorted(ordered))
+
+
+class SummariseTest(absltest.TestCase):
+
+  def setUp(self):
+    super().setUp()
+    rng = np.random.default_rng(0)
+    good = rng.integers(0, 40, 400)
+    self.rows = {row: metrics.per_case(r, (10,)) for row, r in (
+        ('good', good), ('worse', good + 10), ('random', rng.integers(0, 4000, 400)))}
+
+  def test_shape_of_results_json(self):
+    found = statistics.summarise(self.rows, 0)
+    self.assertEqual(list(found['rows']), ['good', 'worse', 'random'])
+    self.assertEqual(list(found['tests']), ['good>worse', 'good>random', 'worse>random'])
+    cell = found['rows']['good']['HR@10']
+    self.assertEqual((list(cell), cell['n']), (['value', 'low', 'high', 'n'], 400))
+    self.assertAlmostEqual(cell['value'], self.rows['good']['HR@10'].mean())
+    self.assertEqual(list(found['tests']['good>worse']), ['HR@10', 'NDCG@10', 'MRR'])
+
+  def test_p_values_are_corrected_within_each_metric(self):
+    pairs = [('good', 'worse'), ('worse', 'random')]
+    found = statistics.summarise(self.rows, 5, pairs=pairs)['tests']
+    for metric in ('HR@10', 'NDCG@10', 'MRR'):
+      raw = {f'{a}>{b}': statistics.paired_test(self.rows[a][metric], self.rows[b][metric], 5)
+             for a, b in pairs}
+      self.assertEqual({n: p[metric] for n, p in found.items()}, statistics.holm(raw))
+
+  def test_groups_are_metrics_with_a_suffix_and_empty_ones_are_left_out(self):
+    head = np.arange(400) < 100
+    found = statistics.summarise(self.rows, 0, {'head': head, 'long': head & ~head})['rows']['good']
+    self.assertEqual(found['HR@10:head']['n'], 100)
+    self.assertAlmostEqual(found['HR@10:head']['value'], self.rows['good']['HR@10'][:100].mean())
+    self.assertNotIn('HR@10:long', found)
+
+  def test_other_users_are_an_error(self):
+    with self.assertRaisesRegex(DataError, '400 values against 3'):
+      statistics.summarise(self.rows | {'short': metrics.per_case([1, 2, 3], (10,))}, 0)
+    with self.assertRaisesRegex(DataError, 'no row'):
+      statistics.summarise({}, 0)
+
+
+def _phi(z):
+  import math
+  return (1 + math.erf(z / 2 ** 0.5)) / 2
+
+
+if __name__ == '__main__':
+  absltest.main()

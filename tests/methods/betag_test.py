@@ -1,0 +1,294 @@
+"""BETag whole, on a toy whose next item is certain: learned, resumed, recommended, refused."""
+import contextlib
+import importlib.util
+import io
+import json
+import pathlib
+import signal
+import subprocess
+import sys
+
+import jax
+import numpy as np
+from absl.testing import absltest
+
+from recjax import errors, recommend, sharding
+from recjax.methods import betag
+from recjax.methods.betag import generate, tune
+from recjax.training import work as works
+
+ROOT = pathlib.Path(__file__).parents[2]
+WORDS = {'a': ('tent', 'camping'), 'b': ('stove', 'gas fuel'), 'c': ('mug', 'steel'),
+         'd': ('drill', 'battery'), 'e': ('screws', 'zinc'), 'f': ('wall plug', 'nylon')}
+CHAINS = ('abcabc', 'defdef')  # a -> b -> c -> a, d -> e -> f -> d
+
+
+def write_toy(folder, tags=None):
+  folder.mkdir(parents=True, exist_ok=True)
+  items = [{'item_id': i, 'title': ' '.join(w), 'tags': list(w)}
+           for i, w in (tags or WORDS).items()]
+  # The two last of each sequence are held out; what stays is long enough to train on.
+  rows = [{'user_id': f'u{n}', 'items': list(CHAINS[n % 2][n // 2 % 3:] + CHAINS[n % 2])[:7]}
+          for n in range(36)]
+  for name, lines in (('items', items), ('sequences', rows)):
+    (folder / f'{name}.jsonl').write_text(''.join(json.dumps(r) + '\n' for r in lines))
+  return folder
+
+
+def toy_config(data):
+  spec = importlib.util.spec_from_file_location('c', ROOT / 'configs' / 'betag_scientific.py')
+  module = importlib.util.module_from_spec(spec)
+  spec.loader.exec_module(module)
+  c = module.get_config(f'data={data}')
+  c.mesh.data = 1
+  c.tiny.update(vocab=400, width=32, layers=2, ffn=64, row=128, batch=4, epochs=4.0)
+  c.train.update(epochs=12, batch=8, row=128, max_seq_len=4)
+  c.lora.rank = 8
+  c.optim.update(lr=1e-2, warmup=5, save_every=10)
+  c.decode.update(beams=4, groups=4, new_tokens=12, items=4)
+  c.select.update(mask_history=False)
+  return c
+
+
+def run(cfg, path):
+  mesh = jax.sharding.Mesh(np.array(jax.devices()[:1]).reshape(1, 1, 1), ('data', 'fsdp', 'model'),
+                           axis_types=(jax.sharding.AxisType.Auto,) * 3)
+  facts = {'command': 'test', 'devices': '1', 'versions': {}, 'revision': '', 'overrides': {}}
+  with works.open_work(path, {'config': cfg.to_dict(), 'facts': facts}, mesh) as work:
+    betag.run(cfg, work)
+
+
+class ToyTest(absltest.TestCase):
+
+  @classmethod
+  def setUpClass(cls):
+    super().setUpClass()
+    import tempfile
+    cls.room = contextlib.ExitStack()
+    cls.folder = pathlib.Path(cls.room.enter_context(tempfile.TemporaryDirectory()))
+    cls.cfg = toy_config(write_toy(cls.folder / 'toy'))
+    cls.path = cls.folder / 'run'
+    run(cls.cfg, cls.path)
+
+  @classmethod
+  def tearDownClass(cls):
+    cls.room.close()
+    super().tearDownClass()
+
+  def file(self, stage, name):
+    return json.loads((works.find_stage(self.path, stage) / name).read_text())
+
+  def test_the_first_beam_of_every_item_is_the_item_that_follows(self):
+    found = self.file('generate', 'raw_betags.json')
+    for a, b in ('ab', 'bc', 'ca', 'de', 'ef', 'fd'):
+      self.assertContainsSubset(found[a][1][:1], WORDS[b], f'{a} is followed by {b}')
+
+  def test_tags_of_the_next_item_outweigh_unrelated_ones(self):
+    for a, b, far in (('a', 'b', 'e'), ('d', 'e', 'b')):
+      tags = dict(map(tuple, self.file('evaluate', 'tags.json')[a]))
+      near = sum(tags.get(t, 0) for t in WORDS[b])
+      self.assertGreater(near, sum(tags.get(t, 0) for t in WORDS[far]))
+
+  def test_every_published_file_is_there_and_row_zero_is_the_base_tags(self):
+    found = self.file('generate', 'raw_betags.json')
+    base = self.file('base-tags', 'base_tags.json')
+    self.assertEqual({i: rows[0] for i, rows in found.items()}, base)
+    self.assertLen(self.file('generate', 'raw_predict.json')['a'], 4)
+    self.assertEqual(self.file('generate', 'generation_config.json')['num_beam_groups'], 4)
+    for name in ('config.json', 'metrics.jsonl', 'results.json', 'report.html', 'ranks.parquet',
+                 'predictions.parquet', 'run.log'):
+      self.assertGreater((self.path / name).stat().st_size, 0, name)
+
+  def test_results_hold_every_row_with_an_interval_and_a_paired_test(self):
+    results = json.loads((self.path / 'results.json').read_text())
+    self.assertEqual(set(results['rows']),
+                     {'betags', 'base_tags', 'popularity', 'recency', 'random'})
+    for cells in results['rows'].values():
+      cell = cells['HR@10']
+      self.assertLessEqual(cell['low'], cell['value'])
+      self.assertLessEqual(cell['value'], cell['high'])
+      self.assertEqual(cell['n'], 36)
+    self.assertIn('betags>base_tags', results['tests'])
+
+  def test_recommendations_exist_and_are_not_repeated(self):
+    ask, shop = recommend.load(self.path)
+    items, scores = ask([['a'], ['d', 'e']], 3)
+    for row in items:
+      self.assertLen(set(row), 3)
+      self.assertContainsSubset(row, shop.catalog.ids)
+    self.assertEqual(items[0][0], 'b')
+    self.assertTrue(np.isfinite(scores).all())
+    self.assertEqual(ask([['a']], 2, allowed={'e', 'f', 'c'})[0][0][0] in 'efc', True)
+    with self.assertRaisesRegex(errors.DataError, "'nope'"):
+      ask([['nope']], 2)
+
+  def test_batch_recommendation_goes_on_after_a_torn_line(self):
+    source, target = self.folder / 'in.jsonl', self.folder / 'out.jsonl'
+    source.write_text(''.join(json.dumps({'user_id': n, 'items': ['a']}) + '\n' for n in range(5)))
+    ask, _ = recommend.load(self.path)
+    self.assertEqual(recommend.batch(ask, source, target, 2), 5)
+    whole = target.read_bytes()
+    target.rename(f'{target}.partial')
+    with open(f'{target}.partial', 'r+b') as f:
+      f.truncate(len(whole) * 3 // 5 + 7)
+    self.assertLess(recommend.batch(ask, source, target, 2), 5)
+    self.assertEqual(target.read_bytes(), whole)
+    source.write_text('{"user_id": 1}\n')
+    with self.assertRaisesRegex(errors.DataError, 'line 1'):
+      recommend.batch(ask, source, self.folder / 'x.jsonl', 2)
+
+  def test_a_run_that_is_done_does_nothing_again(self):
+    before = {p: p.stat().st_mtime_ns for p in (self.path / 'stages').rglob('*')}
+    run(self.cfg, self.path)
+    self.assertEqual({p: p.stat().st_mtime_ns for p in (self.path / 'stages').rglob('*')}, before)
+
+  def test_generation_killed_between_batches_ends_with_equal_files(self):
+    path = self.folder / 'again'
+    import shutil
+    shutil.copytree(self.path, path)
+    done = works.find_stage(path, 'generate')
+    want = {n: (done / n).read_bytes() for n in ('raw_predict.json', 'raw_betags.json')}
+    code = f"""
+import os, signal, sys
+sys.path.insert(0, {str(ROOT)!r})
+from tests.methods import betag_test as t
+from recjax.methods.betag import generate
+add = generate.Journal.add
+def once(self, rows):
+  add(self, rows)
+  with open(self.path, 'a') as f:
+    f.write('[["torn')
+  os.kill(os.getpid(), signal.SIGKILL)
+generate.Journal.add = once
+t.run(t.toy_config({str(self.folder / 'toy')!r}), {str(path)!r})
+"""
+    shutil.rmtree(done)
+    killed = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True)
+    self.assertEqual(killed.returncode, -signal.SIGKILL, killed.stderr[-2000:])
+    run(self.cfg, path)
+    for name, data in want.items():
+      self.assertEqual((works.find_stage(path, 'generate') / name).read_bytes(), data)
+
+  def test_generation_does_not_depend_on_batch_mates_or_devices(self):
+    cfg = generate.settings(self.cfg)
+    tags = self.file('base-tags', 'base_tags.json')
+    stages = [works.find_stage(self.path, s) for s in ('llm', 'tune')]
+    found = []
+    for devices in (1, 4):
+      mesh = sharding.make_mesh({'data': devices, 'model': jax.device_count() // devices})
+      model, params, tokenizer, adapter = generate.tuned(stages[0], cfg.llm, stages[1], mesh)
+      batches, prefix = generate.prompt_batches(tags, tokenizer, cfg, model.cfg)
+      items, ids, lengths = batches[0]
+      search = generate.search_config(cfg, tokenizer)
+      with jax.set_mesh(mesh):
+        placed = generate.place({'ids': ids, 'lengths': lengths}, mesh)
+        beams = generate.beams_of(model, search, params, adapter, np.asarray(prefix, np.int32),
+                                  **placed)
+        found.append(np.asarray(beams.tokens))
+        order = [3, 2, 1, 0]
+        turned = generate.beams_of(model, search, params, adapter, np.asarray(prefix, np.int32),
+                                   ids[order], lengths[order])
+        np.testing.assert_array_equal(np.asarray(turned.tokens)[order], found[-1])
+    np.testing.assert_array_equal(found[0], found[1])
+
+  def test_t5_loss_counts_the_assistants_tokens_and_packing_changes_nothing(self):
+    cfg = tune.settings(self.cfg)
+    stages = [works.find_stage(self.path, s) for s in ('llm', 'tune')]
+    mesh = sharding.make_mesh({'data': -1})
+    model, params, tokenizer, adapter = generate.tuned(stages[0], cfg.llm, stages[1], mesh)
+    base = works.find_stage(self.path, 'base-tags')
+    tags = json.loads((base / 'base_tags.json').read_text())
+    sequences = json.loads((base / 'inters.train.json').read_text())
+    one = jax.sharding.Mesh(np.array(jax.devices()[:1]), ('data',),
+                            axis_types=(jax.sharding.AxisType.Auto,))
+    batches = tune.SampleBatches(tokenizer, sequences, tags, cfg, one)
+    samples, batch = batches.samples(0), batches[0]
+    predicted = sum(len(ids) for ids, _ in samples)
+    self.assertEqual(batch['weights'].sum() + batch['first_weights'].sum(), predicted)
+    self.assertLess(batch['segments'].shape[0], len(samples))  # it did pack
+    ours, _ = tune.sample_loss(model, batches.prefix, adapter, params, batch, None)
+    total = 0.0
+    for ids, _ in samples:  # plainly: the whole text of one sample, prefix and all
+      text = np.array([batches.prefix + ids], np.int32)
+      at = np.arange(text.shape[1])[None]
+      hidden, _ = model.apply({'params': params, 'lora': adapter}, text, at, np.ones_like(text))
+      logits = np.asarray(model.apply({'params': params}, hidden, method='logits'))[0]
+      logp = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
+      start = len(batches.prefix)
+      total -= sum(logp[start - 1 + j, t] for j, t in enumerate(ids))
+    self.assertAlmostEqual(float(ours), total / predicted, delta=1e-4)
+
+  def test_continuation_loss_counts_only_what_follows_the_prompt(self):
+    cfg = self.cfg.copy_and_resolve_references()
+    cfg.train.loss_on = 'continuation'
+    _, _, tokenizer, _ = generate.tuned(
+        works.find_stage(self.path, 'llm'), cfg.llm, works.find_stage(self.path, 'tune'),
+        sharding.make_mesh({'data': -1}))
+    base = works.find_stage(self.path, 'base-tags')
+    one = jax.sharding.Mesh(np.array(jax.devices()[:1]), ('data',),
+                            axis_types=(jax.sharding.AxisType.Auto,))
+    batches = tune.SampleBatches(
+        tokenizer, json.loads((base / 'inters.train.json').read_text()),
+        json.loads((base / 'base_tags.json').read_text()), tune.settings(cfg), one)
+    expected = sum(len(ids) - boundary for ids, boundary in batches.samples(0))
+    batch = batches[0]
+    self.assertEqual(batch['weights'].sum() + batch['first_weights'].sum(), expected)
+
+
+class BadInputTest(absltest.TestCase):
+
+  def setUp(self):
+    super().setUp()
+    self.folder = pathlib.Path(self.create_tempdir().full_path)
+
+  def refuse(self, words, tags=None, **changes):
+    cfg = toy_config(write_toy(self.folder / 'toy', tags))
+    cfg.update_from_flattened_dict(changes)
+    with self.assertRaisesRegex(errors.UserError, words), contextlib.redirect_stdout(io.StringIO()):
+      run(cfg, self.folder / 'run')
+
+  def test_items_without_tags_are_named(self):
+    (self.folder / 'few.json').write_text('{"a": ["tent"], "b": ["stove"]}')
+    self.refuse(r'c, d, e, f|have no tags',
+                **{'tags.source': 'file', 'tags.file': str(self.folder / 'few.json')})
+
+  def test_an_empty_tag_list_names_the_item(self):
+    self.refuse("'b'", tags={**WORDS, 'b': ()})
+
+  def test_a_tag_with_the_separator_or_a_newline_names_item_and_tag(self):
+    self.refuse("'b'.*gas", tags={**WORDS, 'b': ('stove', 'gas| fuel')})
+    self.refuse("'b'.*gas", tags={**WORDS, 'b': ('stove', 'gas\nfuel')})
+
+  def test_unreadable_json_names_the_file(self):
+    (self.folder / 'bad.json').write_text('{"a": ["tent"')
+    self.refuse('bad.json', **{'tags.source': 'file', 'tags.file': str(self.folder / 'bad.json')})
+
+  def test_sequences_that_are_all_too_short_are_an_error(self):
+    self.refuse('min_seq_len', **{'train.min_seq_len': 9, 'train.max_seq_len': 15})
+
+  def test_settings_that_contradict_are_refused_before_anything_runs(self):
+    self.refuse('groups', **{'decode.groups': 3})
+    self.refuse('diversity', **{'decode.diversity': 0.0})
+    self.refuse('loss_on', **{'train.loss_on': 'all'})
+    self.refuse('weights', **{'llm.weights': '/nowhere'})
+    self.assertFalse((self.folder / 'run' / 'stages' / '02-llm').exists())
+
+
+class CommandTest(absltest.TestCase):
+
+  def test_a_wrong_key_or_argument_answers_in_a_sentence_with_exit_code_2(self):
+    folder = self.create_tempdir().full_path
+    for flags, words in ((['--config.optim.lrr=1'], 'lrr'), (['--config.optim.lr=x'], 'lr'),
+                         (['--config=configs/betag_scientific.py:papre'], 'papre'),
+                         (['--config=configs/nothing.py'], 'nothing')):
+      if not flags[0].startswith('--config='):
+        flags = ['--config=configs/betag_scientific.py', *flags]
+      done = subprocess.run([sys.executable, '-m', 'recjax.main', *flags, f'--workdir={folder}'],
+                            cwd=ROOT, capture_output=True, text=True)
+      self.assertEqual(done.returncode, 2, done.stderr)
+      self.assertIn(words, done.stderr)
+      self.assertNotIn('Traceback', done.stderr)
+
+
+if __name__ == '__main__':
+  absltest.main()

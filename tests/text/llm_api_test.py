@@ -1,0 +1,336 @@
+"""The API job against a local server that misbehaves: nothing paid is lost, nothing leaks."""
+import collections
+import contextlib
+import dataclasses
+import email.utils
+import http.server
+import json
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+
+from absl.testing import absltest, parameterized
+
+from recjax.errors import ConfigError, DataError, ServiceError, WorkdirError
+from recjax.text import llm_api
+
+KEY = 'sk-very-secret-4711'
+USAGE = dict(prompt_tokens=100, completion_tokens=50)
+
+
+def reply(texts, **extra):
+  choices = [dict(message=dict(role='assistant', content=text), finish_reason='stop')
+             for text in texts]
+  return json.dumps(dict(choices=choices, usage=USAGE, **extra))
+
+
+class Server(http.server.ThreadingHTTPServer):
+  """Answers by the last message's text; script[text] is a list of replies used up in turn.
+
+  A reply is a dict(status, headers, body, wait, cut); without one '1. tag of TEXT' comes back.
+  """
+  daemon_threads = True
+
+  def __init__(self, script=None):
+    super().__init__(('127.0.0.1', 0), Handler)
+    self.script, self.asked, self.lock = script or {}, collections.Counter(), threading.Lock()
+    self.times, self.keys, self.busy, self.busiest, self.wait = [], set(), 0, 0, 0.
+    self.release = threading.Event()
+
+  def handle_error(self, *_):
+    pass  # clients that hang up are part of the tests
+
+
+class Handler(http.server.BaseHTTPRequestHandler):
+
+  def do_POST(self):
+    server = self.server
+    asked = json.loads(self.rfile.read(int(self.headers['Content-Length'])))
+    text = asked['messages'][-1]['content']
+    with server.lock:
+      server.asked[text] += 1
+      server.times.append(time.monotonic())
+      server.keys.add(self.headers.get('Authorization'))
+      server.busy += 1
+      server.busiest = max(server.busiest, server.busy)
+      steps = server.script.get(text, [])
+      step = steps.pop(0) if len(steps) > 1 else steps[0] if steps else {}
+    try:
+      server.release.wait(step.get('wait', server.wait))
+    finally:
+      with server.lock:
+        server.busy -= 1
+    body = step.get('body', reply([f'1. tag of {text}'] * asked['n'])).encode()
+    self.send_response(step.get('status', 200))
+    for name, value in step.get('headers', {}).items():
+      self.send_header(name, value)
+    self.send_header('Content-Length', str(len(body)))
+    self.end_headers()
+    self.wfile.write(body[:step.get('cut', len(body))])
+
+  def log_message(self, *_):
+    pass
+
+
+@contextlib.contextmanager
+def serving(script=None):
+  server = Server(script)
+  thread = threading.Thread(target=server.serve_forever, args=(.02,), daemon=True)
+  thread.start()
+  try:
+    yield server
+  finally:
+    server.release.set()
+    server.shutdown()
+    server.server_close()
+    thread.join()
+
+
+def config(server, **changes):
+  settings = dict(base_url=f'http://127.0.0.1:{server.server_port}/v1', model='m', n=2,
+                  max_tokens=50, timeout=5., concurrency=4, retries=2, backoff=.01)
+  return llm_api.ApiConfig(**{**settings, **changes})
+
+
+def ask(*texts):
+  return {text: [dict(role='system', content='help'), dict(role='user', content=text)]
+          for text in texts}
+
+
+class ApiCase(parameterized.TestCase):
+
+  def setUp(self):
+    super().setUp()
+    os.environ.update(OPENAI_API_KEY=KEY, no_proxy='127.0.0.1')
+    self.folder = pathlib.Path(tempfile.mkdtemp())
+    self.journal = self.folder / 'responses.jsonl'
+    self.lines = []
+
+  def run_job(self, server, requests, **changes):
+    return llm_api.run_requests(requests, config(server, **changes), self.folder,
+                                log=self.lines.append)
+
+  def one(self, *steps, **changes):
+    """Result of one request that meets these steps, and how often it was asked."""
+    with serving({'x': list(steps)}) as server:
+      result = self.run_job(server, ask('x'), failure_ratio=1., **changes)['x']
+      return result, server.asked['x']
+
+
+class AnswersTest(ApiCase):
+
+  def test_answers_keep_order_and_are_never_asked_again(self):
+    names = [f'item {i}' for i in range(20)]
+    steps = []
+    with serving() as server:
+      api = config(server)
+      first = llm_api.run_requests(ask(*names), api, self.folder, log=self.lines.append,
+                                   progress=lambda done, total: steps.append((done, total)))
+      second = self.run_job(server, ask(*names, 'one more'))
+      self.assertEqual(set(server.asked.values()), {1})
+      self.assertLessEqual(server.busiest, 4)
+      self.assertEqual(server.keys, {f'Bearer {KEY}'})
+    self.assertEqual(list(first), names)
+    self.assertEqual(first['item 3'].texts, ('1. tag of item 3',) * 2)
+    self.assertEqual({name: second[name] for name in names}, first)
+    self.assertEqual(steps[-1], (20, 20))
+
+  def test_equal_requests_under_two_names_are_asked_once(self):
+    with serving() as server:
+      messages = ask('x')['x']
+      results = self.run_job(server, dict(a=messages, b=messages))
+      self.assertEqual(server.asked['x'], 1)
+    self.assertEqual(results['a'], results['b'])
+
+  def test_another_model_or_number_of_samples_is_another_request(self):
+    with serving() as server:
+      self.run_job(server, ask('x'))
+      self.run_job(server, ask('x'), n=3)
+      self.run_job(server, ask('x'), model='other')
+      self.assertEqual(server.asked['x'], 3)
+
+
+class FaultsTest(ApiCase):
+
+  def test_pauses_asked_for_in_seconds_or_as_a_date_are_kept(self):
+    soon = email.utils.formatdate(time.time() + 2, usegmt=True)
+    for code, value, least in ((429, '0.3', .3), (503, soon, .5), (429, '-5', 0)):
+      with serving({'x': [dict(status=code, headers={'Retry-After': value}), {}]}) as server:
+        self.assertNotEmpty(self.run_job(server, ask('x'), retries=1)['x'].texts)
+        self.assertGreaterEqual(server.times[1] - server.times[0], least)
+      self.journal.unlink()
+
+  def test_a_pause_of_hours_ends_the_job_with_advice(self):
+    with self.assertRaisesRegex(ServiceError, 'pause of 9000 s; run again'):
+      self.one(dict(status=429, headers={'Retry-After': '9000'}))
+
+  def test_rate_limits_do_not_use_up_the_retries(self):
+    limited = dict(status=429, headers={'Retry-After': '0'})
+    result, asked = self.one(*[limited] * 6, {}, retries=1)
+    self.assertEqual((result.failure, asked), ('', 7))
+
+  @parameterized.parameters(
+      dict(step=dict(status=500), kind='server_error'),
+      dict(step=dict(wait=9.), kind='timeout', timeout=.2),
+      dict(step=dict(body='{"choices": [{"mess'), kind='malformed'),
+      dict(step=dict(body='{"error": "odd"}'), kind='malformed'),
+      dict(step=dict(body=reply(['1. a']), cut=30), kind='malformed'))
+  def test_passing_faults_are_retried_then_recorded_as_failures(self, step, kind, timeout=5.):
+    result, asked = self.one(step, {}, timeout=timeout)
+    self.assertEqual((result.failure, asked), ('', 2))
+    self.journal.unlink()
+    result, asked = self.one(step, timeout=timeout)
+    self.assertEqual((result.failure, result.texts, asked), (kind, (), 3))
+    result, asked = self.one({})  # a later run tries again
+    self.assertEqual((result.failure, asked), ('', 1))
+
+  @parameterized.parameters(
+      (dict(status=400, body='too long'), 'rejected'), (dict(status=422), 'rejected'),
+      (dict(body=reply(['', None])), 'empty'), (dict(body=reply([])), 'empty'),
+      (dict(body=reply(["I'm sorry, but I can’t help.", 'As an AI model I must not'])), 'refused'),
+      (dict(body='{"choices": [{"message": {"content": null, "refusal": "no"}}]}'), 'refused'))
+  def test_lasting_failures_are_asked_once_ever(self, step, kind):
+    result, asked = self.one(step)
+    self.assertEqual((result.failure, result.texts, asked), (kind, (), 1))
+    self.assertEqual(self.one(step), (result, 0))
+
+  def test_a_refusal_among_the_samples_is_left_out(self):
+    result, _ = self.one(dict(body=reply(['1. a', 'I cannot do that', '1. b'])))
+    self.assertEqual(result.texts, ('1. a', '1. b'))
+
+  def test_too_many_failures_are_an_error_after_all_else_is_answered(self):
+    with serving({'bad': [dict(status=400, body='too long')]}) as server:
+      with self.assertRaisesRegex(ServiceError, '1 of 3 .*1 rejected.*too long.*responses.jsonl'):
+        self.run_job(server, ask('bad', 'a', 'b'), concurrency=1)
+      results = self.run_job(server, ask('bad', 'a', 'b'), failure_ratio=.34)
+      self.assertEqual(server.asked, dict(bad=1, a=1, b=1))
+    self.assertEqual([results[k].failure for k in results], ['rejected', '', ''])
+
+  def test_an_outage_ends_the_job_early(self):
+    names = [f'item {i}' for i in range(200)]
+    with (serving({name: [dict(status=500)] for name in names}) as server,
+          self.assertRaisesRegex(ServiceError, 'the last .* all failed .*HTTP 500')):
+      self.run_job(server, ask(*names), retries=0)
+    self.assertLess(sum(server.asked.values()), 40)
+
+  def test_nobody_listening_is_a_failure_not_a_crash(self):
+    with serving() as server:
+      api = config(server, retries=1, failure_ratio=1.)
+    results = llm_api.run_requests(ask('x'), api, self.folder, log=self.lines.append)
+    self.assertEqual(results['x'].failure, 'unreachable')
+
+
+class SecretsTest(ApiCase):
+
+  def test_the_key_is_in_no_file_log_or_error(self):
+    echo = dict(status=400, body=f'bad key {KEY}')
+    result, _ = self.one(echo)
+    self.assertIn('***', result.detail)
+    with (serving({'y': [dict(status=401, body=f'bad key {KEY}')]}) as server,
+          self.assertRaisesRegex(ServiceError, 'refuses this account') as caught):
+      self.run_job(server, ask('y', 'z'))
+    told = [str(caught.exception), self.journal.read_text(), *self.lines]
+    self.assertNotIn(KEY, '\n'.join(told))
+
+  def test_redirects_are_not_followed(self):
+    with serving() as other, serving({'x': [dict(status=307, headers={
+        'Location': f'http://127.0.0.1:{other.server_port}/v1/chat/completions'})]}) as server:
+      with self.assertRaisesRegex(ServiceError, 'check base_url'):
+        self.run_job(server, ask('x'))
+      self.assertEmpty(other.asked)
+
+  def test_settings_that_cannot_work_are_refused(self):
+    good = llm_api.ApiConfig('https://api.example.com/v1', 'm')
+    for changes, words in ((dict(base_url='api.example.com'), 'https://host/v1'),
+                           (dict(base_url='https://me:pw@host/v1'), 'without user'),
+                           (dict(n=0), 'n is 0'), (dict(max_cost=1.), 'price_in')):
+      with self.assertRaisesRegex(ConfigError, words):
+        llm_api.run_requests({}, dataclasses.replace(good, **changes), self.folder)
+    for value, words in ((' ', 'set the environment variable OPENAI_API_KEY'),
+                         ('a\nb', 'does not hold a key')):
+      os.environ['OPENAI_API_KEY'] = value
+      with self.assertRaisesRegex(ConfigError, words) as caught:
+        llm_api.run_requests({}, good, self.folder)
+      self.assertNotIn('a\nb', str(caught.exception))
+
+
+class BudgetTest(ApiCase):
+
+  def test_the_job_stops_before_the_cap_and_goes_on_with_a_higher_one(self):
+    names = [f'item {i}' for i in range(30)]
+    prices = dict(price_in=1e4, price_out=1e4)  # 1.5 a request as served, 100 tokens out at most
+    with serving() as server:
+      with self.assertRaisesRegex(ServiceError, 'before passing max_cost.*of 12 spent.*raise'):
+        self.run_job(server, ask(*names), max_cost=12., **prices)
+      paid = sum(server.asked.values())
+      self.assertBetween(paid, 5, 8)
+      with self.assertRaisesRegex(ServiceError, 'max_cost'):  # earlier runs count
+        self.run_job(server, ask(*names), max_cost=12., **prices)
+      self.assertEqual(sum(server.asked.values()), paid)
+      self.run_job(server, ask(*names), max_cost=60., **prices)
+      self.assertEqual(set(server.asked.values()), {1})
+
+  def test_answers_that_were_not_read_count_at_their_worst(self):
+    step = dict(body='{"oops": 1')
+    self.one(step, retries=1, max_cost=1e9, price_in=1., price_out=1.)
+    record = json.loads(self.journal.read_text())
+    self.assertEqual(record['tokens_out'], 2 * 2 * 50)  # attempts, samples, tokens
+
+
+class JournalTest(ApiCase):
+
+  def test_a_torn_last_line_is_cut_off_and_asked_again(self):
+    with serving() as server:
+      self.run_job(server, ask('a', 'b'), concurrency=1)
+      whole = self.journal.read_bytes()
+      self.journal.write_bytes(whole[:-9])
+      self.run_job(server, ask('a', 'b'))
+      self.assertEqual(server.asked, dict(a=1, b=2))
+      self.assertEqual(self.journal.read_bytes(), whole)
+      self.journal.write_bytes(whole[:-1])  # only the line end is missing: nothing is lost
+      self.run_job(server, ask('a', 'b'))
+      self.assertEqual(server.asked['b'], 2)
+      self.assertEqual(self.journal.read_bytes(), whole)
+
+  def test_a_damaged_line_and_a_second_process_are_refused(self):
+    with serving() as server:
+      with llm_api.Journal(self.journal), self.assertRaisesRegex(WorkdirError, 'in use'):
+        self.run_job(server, ask('a'))
+      self.journal.write_text('{"hash": 1}\n')
+      with self.assertRaisesRegex(DataError, 'line 1 is damaged'):
+        self.run_job(server, ask('a'))
+
+  def test_killed_jobs_never_ask_again_for_what_the_journal_holds(self):
+    names = [f'item {i}' for i in range(60)]
+    with serving() as server:
+      server.wait = .02
+      code = (f'from recjax.text import llm_api\nfrom tests.text import llm_api_test as t\n'
+              f'api = llm_api.ApiConfig(**{dataclasses.asdict(config(server))})\n'
+              f'llm_api.run_requests(t.ask(*{names}), api, {str(self.folder)!r})')
+      for lines in (5, 25, 40):
+        job = subprocess.Popen([sys.executable, '-c', code], stdout=subprocess.DEVNULL)
+        while not self.journal.exists() or self.journal.read_bytes().count(b'\n') < lines:
+          self.assertIsNone(job.poll())
+          time.sleep(.005)
+        job.send_signal(signal.SIGKILL)
+        job.wait()
+      lost = sum(server.asked.values()) - self.journal.read_bytes().count(b'\n')
+      self.assertLessEqual(lost, 3 * 4)  # what was under way at each of three kills
+      recorded = {json.loads(line)['hash'] for line in self.journal.read_bytes().split(b'\n')[:-1]}
+      before = dict(server.asked)
+      results = self.run_job(server, ask(*names))
+      api = config(server)
+      for name, messages in ask(*names).items():
+        again = server.asked[name] - before.get(name, 0)
+        self.assertEqual(again, llm_api.request_hash(messages, api) not in recorded)
+        self.assertEqual(results[name].texts, (f'1. tag of {name}',) * 2)
+    self.assertEqual(self.journal.read_bytes().count(b'\n'), len(names))
+
+
+if __name__ == '__main__':
+  absltest.main()
