@@ -131,7 +131,7 @@ class Work:
       seconds = round(time.monotonic() - start, 1)
       write_json(partial / 'DONE.json', {
           'stage': name, 'fingerprint': key, 'seconds': seconds, 'counts': counts})
-      shown = ', '.join(f'{k} {v}' for k, v in counts.items() if not isinstance(v, (dict, list)))
+      shown = ', '.join(f'{k.replace("_", " ")} {v}' for k, v in counts.items() if v)
       self.say(f'    {name} took {seconds:.1f} s' + (f': {shown}' if shown else ''))
     shutil.rmtree(folder, ignore_errors=True)
     os.replace(partial, folder)
