@@ -38,9 +38,9 @@ def get_config(arg=''):
                  row=256, loss_on='assistant')
   c.optim = dict(lr=4e-3, warmup=30, schedule='linear', decay=0.0, clip=1.0, beta2=0.999,
                  log_every=20, save_every=100)
-  # items: how many go through the search together
+  # batch: items that go through the search together
   c.decode = dict(beams=40, groups=40, diversity=1.0, new_tokens=32, length_penalty=1.0,
-                  stop_at_line_end=False, max_tags=15, drop_truncated=True, items=16)
+                  stop_at_line_end=False, max_tags=15, drop_truncated=True, batch=16)
   # top_m, top_k: beams and tags kept (0: all), chosen on validation users
   c.select = dict(top_m=(40,), top_k=(10, 20, 40), casefold=False, dedup_within_beam=False, k1=0.75,
                   b=0.75, idf_cutoff=0.0, reducer='sum', mask_history=True, save_top=20)
@@ -52,7 +52,7 @@ def get_config(arg=''):
     c.lora = dict(rank=64, alpha=16.0)
     c.train.batch, c.train.row = 8, 512
     c.optim.lr, c.optim.warmup, c.optim.save_every = 1e-4, 1000, 500
-    c.decode.new_tokens, c.decode.items = 64, 8
+    c.decode.new_tokens, c.decode.batch = 64, 8
   for part in parts:
     if part.startswith('data='):
       c.data = part.removeprefix('data=')

@@ -5,7 +5,7 @@ import platform
 import subprocess
 import sys
 
-from absl import app, flags
+from absl import app, flags, logging
 from ml_collections import config_flags
 
 from recjax import errors
@@ -19,6 +19,7 @@ WORKDIR = flags.DEFINE_string(
 
 def main(_):
   """Opens the run's folder, says what runs, and hands over to the method."""
+  logging.set_verbosity(logging.WARNING)  # jax tells of every backend that it does not find
   errors.guard(run)
 
 

@@ -107,16 +107,16 @@ def packed_documents(tokenizer, texts, row, batch, seed):
   return batches, int(arrays['weights'].sum())
 
 
-def load(folder, cfg, mesh, lora_rank=0, lora_alpha=16.0):
+def load(folder, cfg, mesh, **adapter):
   """Opens a checkpoint folder for use on `mesh`. cfg: dtype ('auto' by backend), remat.
 
+  adapter: lora_rank, lora_alpha, lora_targets of llm.Config, where the model is to have one.
   -> (llm.LM, params on the mesh, Tokenizer)
   """
   dtype = cfg.dtype
   if dtype == 'auto':
     dtype = 'float32' if jax.default_backend() == 'cpu' else 'bfloat16'
-  shape = dataclasses.replace(
-      huggingface.read_config(folder), dtype=dtype, param_dtype=dtype, remat=cfg.remat,
-      lora_rank=lora_rank, lora_alpha=float(lora_alpha))
+  shape = dataclasses.replace(huggingface.read_config(folder), dtype=dtype, param_dtype=dtype,
+                              remat=cfg.remat, **adapter)
   where = sharding.shardings(llm.shapes(shape), llm.RULES, mesh)
   return llm.LM(shape), huggingface.load(folder, shape, where), tokenizers.load(folder)

@@ -45,7 +45,7 @@ def toy_config(data):
   c.train.update(epochs=12, batch=8, row=128, max_seq_len=4)
   c.lora.rank = 8
   c.optim.update(lr=1e-2, warmup=5, save_every=10)
-  c.decode.update(beams=4, groups=4, new_tokens=12, items=4)
+  c.decode.update(beams=4, groups=4, new_tokens=12, batch=4)
   c.select.update(mask_history=False)
   return c
 

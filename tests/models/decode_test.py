@@ -42,7 +42,8 @@ class DecodeTest(absltest.TestCase):
     return [[*self.shared, *p[:n]] for p, n in zip(self.prompts, self.lengths)]
 
   def prepared(self):
-    _, (k, v) = MODEL.apply(VARIABLES, self.shared[None], jnp.arange(3)[None], jnp.ones((1, 3), int))
+    row = self.shared[None], jnp.arange(3)[None], jnp.ones((1, 3), int)
+    _, (k, v) = MODEL.apply(VARIABLES, *row)
     shared = llm.Past(k[:, 0], v[:, 0], jnp.ones(3, bool))
     first, own = decode.prefill(MODEL, VARIABLES, jnp.asarray(self.prompts),
                                 jnp.asarray(self.lengths), (shared,))

@@ -1,5 +1,6 @@
 """Adapters: what they start as, what they change, and that merging is the same function."""
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -18,6 +19,12 @@ def random_lora(cfg, seed=1):
   return jax.tree.map(lambda x: x + 0.1 * jax.random.normal(jax.random.key(x.size), x.shape), tree)
 
 
+@functools.cache
+def weights(cfg):
+  return jax.jit(lambda: llm.init(cfg, jax.random.key(0)))()
+
+
+@functools.partial(jax.jit, static_argnums=(0, 3, 4))
 def hidden(cfg, params, adapters, rows, length):
   tokens = jnp.asarray(np.random.default_rng(0).integers(0, cfg.vocab, (rows, length)))
   at = jnp.broadcast_to(jnp.arange(length), tokens.shape)
@@ -29,7 +36,7 @@ def hidden(cfg, params, adapters, rows, length):
 class LoraTest(parameterized.TestCase):
 
   def test_fresh_adapters_change_nothing(self):
-    params, fresh = llm.init(CFG, jax.random.key(0)), lora.init_lora(CFG, jax.random.key(1))
+    params, fresh = weights(CFG), lora.init_lora(CFG, jax.random.key(1))
     plain = hidden(dataclasses.replace(CFG, lora_rank=0), params, {}, 2, 3)
     np.testing.assert_allclose(hidden(CFG, params, fresh, 2, 3), plain, atol=1e-6)
     a = fresh['blocks']['down']['a']
@@ -40,7 +47,7 @@ class LoraTest(parameterized.TestCase):
   @parameterized.product(length=[2, 40], targets=[llm.LINEAR, ('q', 'down')])
   def test_merged_weights_equal_adapters(self, length, targets):
     cfg = dataclasses.replace(CFG, lora_targets=targets)
-    params, adapters = llm.init(cfg, jax.random.key(0)), random_lora(cfg)
+    params, adapters = weights(cfg), random_lora(cfg)
     got = hidden(cfg, params, adapters, 4, length)
     merged = lora.merge(params, adapters, cfg)
     plain = dataclasses.replace(cfg, lora_rank=0)
@@ -59,12 +66,12 @@ class LoraTest(parameterized.TestCase):
 
     def merged(x, w, a, b):
       return sum(jnp.sin(y).sum() for y in llm.merged_matmul(x, tuple(w), tuple(a), tuple(b)))
-    expected = jax.grad(plain, (0, 1, 2, 3))(x, w, a, b)
-    got = jax.grad(merged, (0, 1, 2, 3))(x, w, a, b)
+    expected = jax.jit(jax.grad(plain, (0, 1, 2, 3)))(x, w, a, b)
+    got = jax.jit(jax.grad(merged, (0, 1, 2, 3)))(x, w, a, b)
     jax.tree.map(lambda p, q: np.testing.assert_allclose(p, q, rtol=1e-3, atol=1e-4), got, expected)
 
   def test_no_dense_gradient_is_formed_for_frozen_weights(self):
-    params, adapters = llm.init(CFG, jax.random.key(0)), random_lora(CFG)
+    params, adapters = weights(CFG), random_lora(CFG)
 
     def loss(adapters, params):
       return jnp.sin(hidden(CFG, params, adapters, 4, 40)).sum()
@@ -77,7 +84,7 @@ class LoraTest(parameterized.TestCase):
 
   def test_merging_keeps_bfloat16_and_refuses_another_rank(self):
     cfg = dataclasses.replace(CFG, param_dtype='bfloat16')
-    params, adapters = llm.init(cfg, jax.random.key(0)), random_lora(cfg)
+    params, adapters = weights(cfg), random_lora(cfg)
     merged = lora.merge(params, adapters, cfg)
     self.assertEqual(merged['blocks']['q']['kernel'].dtype, jnp.bfloat16)
     with self.assertRaisesRegex(ConfigError, 'rank 3'):

@@ -61,9 +61,11 @@ def stage(work, cfg, base, folder, lora):
 
 def tuned(folder, llm_cfg, lora, mesh):
   """The LLM with its trained adapter. -> (model, params, tokenizer, adapter)"""
-  shape, adapter = huggingface.load_adapter(lora, huggingface.read_config(folder))
-  model, params, tokenizer = backbone.load(folder, llm_cfg, mesh, shape.lora_rank,
-                                           shape.lora_alpha)
+  shape = huggingface.adapter_config(lora, huggingface.read_config(folder))
+  model, params, tokenizer = backbone.load(
+      folder, llm_cfg, mesh, lora_rank=shape.lora_rank, lora_alpha=shape.lora_alpha,
+      lora_targets=shape.lora_targets)
+  adapter = huggingface.load_adapter(lora, shape)
   where = sharding.shardings(adapter, llm.RULES, mesh)
   return model, params, tokenizer, jax.device_put(adapter, where)
 
@@ -110,11 +112,11 @@ def prompt_batches(tags, tokenizer, cfg, shape):
                       'give it fewer or shorter tags, or lower decode.max_tags')
   order = sorted(range(len(items)), key=lambda i: (len(prompts[i]), i))
   batches = []
-  for start in range(0, len(order), cfg.items):
-    members = order[start:start + cfg.items]
-    full = members + members[-1:] * (cfg.items - len(members))
+  for start in range(0, len(order), cfg.batch):
+    members = order[start:start + cfg.batch]
+    full = members + members[-1:] * (cfg.batch - len(members))
     longest = max(len(prompts[i]) for i in members)
-    ids = np.zeros((cfg.items, -(-longest // BUCKET) * BUCKET), np.int32)
+    ids = np.zeros((cfg.batch, -(-longest // BUCKET) * BUCKET), np.int32)
     for row, i in enumerate(full):
       ids[row, :len(prompts[i])] = prompts[i]
     lengths = np.array([len(prompts[i]) for i in full], np.int32)

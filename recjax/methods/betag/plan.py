@@ -25,7 +25,7 @@ def cost(cfg, shop):
   context = PROMPT + LINE + cfg.decode.new_tokens / 2
   flops = llm.flops_per_token(shape, context)
   kv = 2 * shape.layers * shape.kv_heads * shape.head_dim * (2 if shape.dtype != 'float32' else 4)
-  suffix = cfg.decode.items * cfg.decode.beams * cfg.decode.new_tokens * kv
+  suffix = cfg.decode.batch * cfg.decode.beams * cfg.decode.new_tokens * kv
   api = 0.0
   if cfg.tags.source == 'api':
     api = items * (150 * cfg.tags.api_price_in
@@ -38,8 +38,8 @@ def cost(cfg, shop):
       'training': f'about {train_tokens / 1e6:,.1f} M tokens, '
                   f'{2 * flops * train_tokens / 1e12:,.1f} TFLOP',
       'generation': f'{new_tokens / 1e6:,.1f} M tokens, {flops * new_tokens / 1e12:,.1f} TFLOP',
-      'KV cache': f'{suffix / 2**20:,.1f} MiB for the beams of {cfg.decode.items} items; their '
-                  f'prompts, once each: {cfg.decode.items * LINE * kv / 2**20:,.2f} MiB',
+      'KV cache': f'{suffix / 2**20:,.1f} MiB for the beams of {cfg.decode.batch} items; their '
+                  f'prompts, once each: {cfg.decode.batch * LINE * kv / 2**20:,.2f} MiB',
       'API': f'about {api:,.2f} (at most {cfg.tags.api_budget:,.2f}) at the prices of the config'
              if cfg.tags.source == 'api' else 'none: tags come from ' + cfg.tags.source}
 
@@ -76,9 +76,10 @@ def convert(workdir, to, out):
   weights = config['llm']['weights']
   folder = find_stage(workdir, 'llm') if weights == 'tiny' else pathlib.Path(weights)
   base = huggingface.read_config(folder)
-  shape, adapter = huggingface.load_adapter(adapter_at, base)
+  shape = huggingface.adapter_config(adapter_at, base)
+  adapter = huggingface.load_adapter(adapter_at, shape)
   if to == 'peft':
-    huggingface.save_adapter(adapter, shape, out, base=str(folder))
+    huggingface.save_adapter(adapter, shape, out, base=str(folder.resolve()))
     return
   params = huggingface.load(folder, base)
   huggingface.save(lora.merge(params, adapter, shape), base, out)

@@ -1,6 +1,7 @@
 """Behaviour-enhanced fine-tuning: LoRA on sequences spelled as tags (betag 2.2 to 2.4)."""
 import dataclasses
 import functools
+import os
 
 import jax
 import jax.numpy as jnp
@@ -29,8 +30,8 @@ def settings(cfg):
 def stage(work, cfg, shop, base, folder):
   """Trains the adapter into `work.folder`, in PEFT's format. -> counts"""
   del shop  # decides the result through the base-tags stage
-  model, params, tokenizer = backbone.load(folder, cfg.llm, work.mesh,
-                                           cfg.lora.rank, cfg.lora.alpha)
+  model, params, tokenizer = backbone.load(folder, cfg.llm, work.mesh, lora_rank=cfg.lora.rank,
+                                           lora_alpha=float(cfg.lora.alpha))
   sequences, _, _ = files.read_sequences(base / 'inters.train.json')
   tags = files.read_tags(base / 'base_tags.json')
   batches = SampleBatches(tokenizer, sequences, tags, cfg, work.mesh)
@@ -41,7 +42,10 @@ def stage(work, cfg, shop, base, folder):
               batches=batches, frozen=params, rules=llm.RULES)
   fitting = backbone.FitSettings.of(cfg.optim)
   trained = fit(task, dataclasses.replace(fitting, steps=steps, seed=cfg.seed), work)
-  huggingface.save_adapter(jax.device_get(trained), model.cfg, work.folder, base=str(folder))
+  # A tiny model of this run is named relative to here: the run's folder may be moved.
+  inside = folder.resolve().is_relative_to(work.path.resolve())
+  name = os.path.relpath(folder, work.folder) if inside else str(folder)
+  huggingface.save_adapter(jax.device_get(trained), model.cfg, work.folder, base=name)
   return {'steps': steps, 'trained': llm.count(trained), **batches.counts}
 
 
