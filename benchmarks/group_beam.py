@@ -3,7 +3,7 @@
 Both run the same random Llama checkpoint in float32 on the CPU, turn by turn: the peer one prompt,
 ours the same prompt. All rows must be equal token for token before a time is printed.
 
-  python benchmarks/group_beam.py --peer-python=PATH   # an interpreter with torch, transformers 4.55
+  python benchmarks/group_beam.py --peer-python=PATH   # one that has torch, transformers 4.55
 """
 import argparse
 import datetime
@@ -111,12 +111,11 @@ def memory(model, params, args):
   from recjax.models import decode, llm
   variables = {'params': params}
   prompts = jnp.ones((1, args.prompt), jnp.int32)
-  _, past = jax.jit(lambda p: decode.prefill(model, variables, p, jnp.full(1, args.prompt)))(prompts)
+  lengths = jnp.full(1, args.prompt)
+  _, past = jax.jit(lambda p: decode.prefill(model, variables, p, lengths))(prompts)
   one = (1, args.beams)
-  copied = llm.Past(
-      jax.jit(lambda x: jnp.repeat(x[:, :, None], args.beams, 2))(past.k),
-      jax.jit(lambda x: jnp.repeat(x[:, :, None], args.beams, 2))(past.v),
-      jnp.broadcast_to(past.mask[:, None], (*one, args.prompt)))
+  copied = llm.Past(*(jnp.repeat(x[:, :, None], args.beams, 2) for x in (past.k, past.v)),
+                    jnp.broadcast_to(past.mask[:, None], (*one, args.prompt)))
   tokens, order = jnp.ones(one, jnp.int32), jnp.full(one, args.prompt)
   apart = jnp.arange(1, args.beams + 1)[None]
 
@@ -193,10 +192,10 @@ def report(found, versions, args):
   (once, once_step), (copied, copied_step) = found['memory']
   lines = [
       f'## Group beam search, {args.beams} groups x {args.new_tokens} tokens',
-      f'{datetime.date.today()}, {os.cpu_count()} CPU cores ({platform.machine()}), float32, random '
-      f'4-layer Llama (width 256, vocabulary 32,000), prompt {args.prompt}, jax {jax.__version__}; '
-      f'peer transformers {versions["transformers"]}, torch {versions["torch"]}, '
-      f'{versions["threads"]} threads; {args.rounds} rounds, interleaved.', '',
+      f'{datetime.date.today()}, {os.cpu_count()} CPU cores ({platform.machine()}), float32, '
+      f'random 4-layer Llama (width 256, vocabulary 32,000), prompt {args.prompt}, jax '
+      f'{jax.__version__}; peer transformers {versions["transformers"]}, torch '
+      f'{versions["torch"]}, {versions["threads"]} threads; {args.rounds} rounds, interleaved.', '',
       '| | seconds per item, median | min - max |', '| --- | --- | --- |',
       f'| transformers | {theirs:.2f} | {min(found["theirs"]):.2f} - {max(found["theirs"]):.2f} |',
       f'| recjax | {ours:.3f} | {min(found["ours"]):.3f} - {max(found["ours"]):.3f} |',
@@ -204,11 +203,12 @@ def report(found, versions, args):
       f'| ratio of each round | **{statistics.median(ratios):.1f}x** | '
       f'{min(ratios):.1f}x - {max(ratios):.1f}x |', '',
       f'All {args.beams} rows of every round equal token for token, scores within '
-      f'{found["gap"]:.1e}. Compile time {found["compile"]:.1f} s, not counted. The model alone is '
-      f'{found["flops"] / 1e9:.0f} GFLOP per item: {found["flops"] / ours / 1e9:.0f} GFLOP/s reached.',
+      f'{found["gap"]:.1e}. Compile time {found["compile"]:.1f} s, not counted. The model alone '
+      f'is {found["flops"] / 1e9:.1f} GFLOP per item: {found["flops"] / ours / 1e9:.0f} GFLOP/s '
+      'reached.',
       f'Prompt keys and values: {once:,} bytes held once, {copied:,} bytes copied to each beam '
-      f'({copied / once:.0f}x); arguments and temporaries of one compiled model pass '
-      f'{once_step:,} and {copied_step:,} bytes.', '']
+      f'({copied / once:.0f}x); arguments and temporaries of one compiled model pass, weights '
+      f'aside: {once_step:,} and {copied_step:,} bytes.', '']
   print('\n'.join(lines))
   with open(args.results, 'a', encoding='utf-8') as f:
     f.write('\n'.join(lines) + '\n')

@@ -306,7 +306,8 @@ class LM(nn.Module):
     mean nothing. past: tuple of Past. -> (hidden (B, S, D) after the final norm in cfg.dtype,
     (k, v) of these tokens, each (L, B, S, G, Dh), k already rotated)
     """
-    x = by_row(jnp.take(self.embed, tokens, axis=0).astype(self.cfg.dtype))
+    table = shard(self.embed, 'model', None)  # gathered over fsdp first, as rows split over it too
+    x = by_row(jnp.take(table, tokens, axis=0).astype(self.cfg.dtype))
     allowed = (segments[:, :, None] == segments[:, None, :]) & (segments > 0)[:, :, None]
     order = jnp.arange(tokens.shape[1])
     allowed &= order[:, None] >= order

@@ -44,7 +44,7 @@ class LoraTest(parameterized.TestCase):
     self.assertBetween(float(jnp.abs(a).max()), 0.9 / 40 ** 0.5, 1 / 40 ** 0.5)
     self.assertEqual(lora.init_lora(dataclasses.replace(CFG, lora_rank=0), jax.random.key(0)), {})
 
-  @parameterized.product(length=[2, 40], targets=[llm.LINEAR, ('q', 'down')])
+  @parameterized.parameters((2, llm.LINEAR), (2, ('q', 'down')), (40, llm.LINEAR))
   def test_merged_weights_equal_adapters(self, length, targets):
     cfg = dataclasses.replace(CFG, lora_targets=targets)
     params, adapters = weights(cfg), random_lora(cfg)

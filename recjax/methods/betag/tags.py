@@ -1,4 +1,6 @@
 """Base tags: from the data, a file, the local keyword extractor, or an LLM behind an API."""
+import collections
+
 import numpy as np
 
 from recjax.data import splits
@@ -96,25 +98,45 @@ def question(fields):
           'recommend it. Answer with a numbered list and nothing else.', *lines])}]
 
 
-def documents(shop, base, seed, lists=2, longest=12):
-  """Texts that the tiny model learns to write before it sees any behaviour.
+def documents(shop, base, seed, walks=2, longest=12):
+  """Texts that the tiny model learns to write before it sees any behaviour. -> list of texts
 
-  Each item's own text and tags, lists of random items in the format of the prompts, and the chat's
-  constant turns; nothing of what users did. -> list of texts
+  Each item's own text and tags; lists in the format of the prompts that wander from an item to one
+  that shares a tag with it, so that the model learns to look back at earlier lines; and the chat's
+  constant turns. Nothing of what users did.
   """
   tags = files.read_tags(base / 'base_tags.json')
-  rng = np.random.default_rng((seed, len(tags)))
   out = []
   for i, item in enumerate(shop.catalog.ids):
     fields = {k: v[i] for k, v in shop.catalog.columns.items() if k in TEXT_FIELDS and v[i]}
     prose = [', '.join(v) if isinstance(v, list) else str(v) for v in fields.values()]
     out.append('\n'.join([*prose, text.item_line(1, tags.get(item, ()), '| ')]))
-  items = list(tags.values())
-  for _ in range(lists):
-    order = rng.permutation(len(items))
+  rng = np.random.default_rng((seed, len(tags)))
+  for _ in range(walks):
+    order = wander(list(tags.values()), rng)
     for start in range(0, len(order), longest):
-      chosen = [items[j] for j in order[start:start + longest]]
-      chosen = [[t[j] for j in rng.permutation(len(t))] for t in chosen]
-      out.append(text.HEADING + '\n'.join(
-          text.item_line(n, t, '| ') for n, t in enumerate(chosen, 1)))
+      lines = [text.item_line(n, [t[j] for j in rng.permutation(len(t))], '| ')
+               for n, t in enumerate(order[start:start + longest], 1)]
+      out.append(text.HEADING + '\n'.join(lines))
   return out + [m['content'] for m in text.MESSAGES] * 20
+
+
+def wander(tag_lists, rng):
+  """Orders all tag lists so that each, where possible, shares a tag with the one before it."""
+  holders = collections.defaultdict(list)
+  for i in rng.permutation(len(tag_lists)):
+    for tag in tag_lists[i]:
+      holders[tag].append(int(i))
+  left = dict.fromkeys(int(i) for i in rng.permutation(len(tag_lists)))
+  order, now = [], None
+  while left:
+    near = []
+    if now is not None:
+      for tag in (tag_lists[now][j] for j in rng.permutation(len(tag_lists[now]))):
+        while holders[tag] and holders[tag][-1] not in left:
+          holders[tag].pop()
+        near += holders[tag][-1:]
+    now = near[0] if near else next(iter(left))
+    del left[now]
+    order.append(tag_lists[now])
+  return order

@@ -14,11 +14,11 @@ from recjax.errors import DataError
 from recjax.methods.betag import text
 from recjax.models import huggingface, llm, lora
 from recjax.text import chat
-from recjax.text import tokens as tokenizers
 from recjax.training import backbone, losses
 from recjax.training.fit import Task, fit
 
-ROW_STEP = 64   # rows are a multiple of this long, so that few shapes are compiled
+ROW_STEP = 64   # rows are a multiple of this long
+FILL = 0.88     # share of a row that samples in order fill, about
 
 
 def settings(cfg):
@@ -35,8 +35,7 @@ def stage(work, cfg, shop, base, folder):
   sequences, _, _ = files.read_sequences(base / 'inters.train.json')
   tags = files.read_tags(base / 'base_tags.json')
   batches = SampleBatches(tokenizer, sequences, tags, cfg, work.mesh)
-  train = cfg.train
-  steps = train.epochs * batches.per_epoch
+  steps = len(batches)
   task = Task(init=lambda key: lora.init_lora(model.cfg, key),
               loss=functools.partial(sample_loss, model, batches.prefix),
               batches=batches, frozen=params, rules=llm.RULES)
@@ -50,7 +49,11 @@ def stage(work, cfg, shop, base, folder):
 
 
 class SampleBatches:
-  """batches[i] is the packed i-th batch of the published sampler's draws (betag 2.2, 2.4)."""
+  """batches[i] holds the next draws of the published sampler that fit a fixed shape (betag 2.2).
+
+  Each batch is `rows` rows of `row` tokens, room for about `train.batch` samples of average length;
+  the draws keep their order, so only how many of them a step sees varies a little.
+  """
 
   def __init__(self, tokenizer, sequences, tags, cfg, mesh):
     train = cfg.train
@@ -61,73 +64,81 @@ class SampleBatches:
                       f'train.min_seq_len={train.min_seq_len}; lower it or bring longer ones')
     self.prefix = chat.render(tokenizer, list(text.MESSAGES))
     self.heading = tokenizer.encode(text.HEADING)
-    self.ways = max(1, mesh.size // mesh.shape.get('model', 1))
+    self.draw = DrawSettings(cfg.seed, train.max_seq_len, cfg.sep, tuple(train.keep))
     lengths = np.array([len(s) for s in self.sequences])
     self.draws = halving_draws(lengths, train.epochs, cfg.seed)
-    self.per_epoch = -(-len(lengths) // train.batch)
-    self.counts = {'sequences': len(lengths), 'dropped_short': len(sequences) - len(lengths)}
-    self.row, self.rows = ROW_STEP, self.ways
-    first = [self.samples(i) for i in range(self.per_epoch)]
-    self.row = max(-(-len(ids) // ROW_STEP) * ROW_STEP for batch in first for ids, _ in batch)
-    self.row = max(self.row, min(train.row, train.max_len))
-    self.rows = max(self.rows_for(batch) for batch in first)
-    real = sum(len(ids) for batch in first for ids, _ in batch)
-    self.counts.update(
-        prefix_tokens=len(self.prefix), tokens_per_epoch=real, rows=self.rows, row=self.row,
-        filled=round(real / (len(first) * self.rows * self.row), 3))
+    sizes = np.concatenate([
+        [len(ids) - 1 for ids, _ in self.samples(range(start, min(start + 4096, len(self.draws))))]
+        for start in range(0, len(self.draws), 4096)])
+    self.row = -(-max(train.row, sizes.max()) // ROW_STEP) * ROW_STEP
+    ways = max(1, mesh.size // mesh.shape.get('model', 1))
+    need = sizes.mean() * train.batch / (FILL * self.row * ways)
+    self.rows = max(1, round(need)) * ways
+    self.plan = plan_batches(sizes, self.rows, self.row)
+    self.counts = {
+        'sequences': len(lengths), 'dropped_short': len(sequences) - len(lengths),
+        'prefix_tokens': len(self.prefix), 'sample_tokens': int(sizes.sum()),
+        'rows': self.rows, 'row': int(self.row),
+        'filled': round(float(sizes.sum() / (len(self.plan) * self.rows * self.row)), 3)}
 
   def __len__(self):
-    return self.cfg.train.epochs * self.per_epoch
+    return len(self.plan)
 
-  def samples(self, i):
-    """The batch's samples as [(token ids of the assistant's text, where the output begins)]."""
-    train, n = self.cfg.train, len(self.sequences)
-    epoch, at = divmod(i, self.per_epoch)
-    draws = range(epoch * n + at * train.batch, min(epoch * n + (at + 1) * train.batch,
-                                                    (epoch + 1) * n))
-    draw_cfg = DrawSettings(self.cfg.seed, train.max_seq_len, self.cfg.sep, tuple(train.keep))
-    parts = [part for d in draws for part in text.draw_sample(
-        self.sequences[self.draws[d]], d, draw_cfg)]
+  def samples(self, draws):
+    """Samples by number of draw: [(token ids of the assistant's text, where the output begins)]."""
+    parts = [part for d in draws
+             for part in text.draw_sample(self.sequences[self.draws[d]], d, self.draw)]
     ids = self.tokenizer.encode_batch(parts)
-    most = train.max_len - len(self.prefix)
-    for d, prompt in zip(draws, ids[::2]):
+    most = self.cfg.train.max_len - len(self.prefix)
+    for j, prompt in enumerate(ids[::2]):
       if len(self.heading) + len(prompt) >= most:
         raise DataError(
-            f'the first item of training sequence {self.draws[d]} takes {len(prompt)} tokens, so '
-            f'nothing of what follows fits train.max_len={train.max_len}; shorten its tags '
-            f'({parts[2 * (d - draws.start)][:80]!r}) or raise max_len')
+            f'the first item of a training sequence takes {len(prompt)} tokens, so nothing of what '
+            f'follows fits train.max_len={self.cfg.train.max_len}; shorten its tags '
+            f'({parts[2 * j][:80]!r}) or raise max_len')
     return [((self.heading + p + o)[:most], len(self.heading) + len(p))
             for p, o in zip(ids[::2], ids[1::2])]
 
-  def rows_for(self, batch):
-    """Rows that the batch takes, rounded up so that they divide over the devices."""
-    need = len(tokenizers.pack([len(ids) - 1 for ids, _ in batch], self.row))
-    return -(-need // self.ways) * self.ways
-
   def __getitem__(self, i):
-    batch = self.samples(i % len(self))
-    row = max(self.row, *(-(-len(ids) // ROW_STEP) * ROW_STEP for ids, _ in batch))
-    members = tokenizers.pack([len(ids) - 1 for ids, _ in batch], row)
-    rows = max(self.rows, -(-len(members) // self.ways) * self.ways)
-    out = {k: np.zeros((rows, row), np.int32)
+    start, members = self.plan[i % len(self)]
+    count = sum(map(len, members))
+    batch = self.samples(range(start, start + count))
+    out = {k: np.zeros((self.rows, self.row), np.int32)
            for k in ('tokens', 'positions', 'segments', 'targets')}
-    out['weights'] = np.zeros((rows, row), np.float32)
-    first = np.zeros((2, self.cfg.train.batch), np.int32)  # first tokens, and whether they count
+    out['weights'] = np.zeros((self.rows, self.row), np.float32)
     late = self.cfg.train.loss_on == 'continuation'
     for r, chosen in enumerate(members):
-      start = 0
+      at = 0
       for s, j in enumerate(chosen, 1):
         ids, boundary = batch[j]
-        here = slice(start, start + len(ids) - 1)
+        here = slice(at, at + len(ids) - 1)
         out['tokens'][r, here], out['targets'][r, here] = ids[:-1], ids[1:]
         out['positions'][r, here] = len(self.prefix) + np.arange(len(ids) - 1)
-        out['segments'][r, here] = s
-        out['weights'][r, here] = 1
+        out['segments'][r, here], out['weights'][r, here] = s, 1
         if late:
-          out['weights'][r, start:start + boundary - 1] = 0
-        first[:, j] = ids[0], not late
-        start = here.stop
-    return {**out, 'first': first[:1], 'first_weights': first[1:].astype(np.float32)}
+          out['weights'][r, at:at + boundary - 1] = 0
+        at = here.stop
+    first = 0 if late else count  # all samples begin alike, with the heading
+    return {**out, 'first': np.array([self.heading[0]], np.int32),
+            'first_weight': np.array([first], np.float32)}
+
+
+def plan_batches(sizes, rows, row):
+  """Fills batches with samples in order, each into the first row with room.
+
+  sizes: (M,), none above `row`. -> [(first sample, [[place in the batch] for each row])]
+  """
+  out, start = [], 0
+  room, members = [row] * rows, [[] for _ in range(rows)]
+  for i, size in enumerate(sizes.tolist()):
+    r = next((r for r in range(rows) if room[r] >= size), None)
+    if r is None:
+      out.append((start, members))
+      start, r = i, 0
+      room, members = [row] * rows, [[] for _ in range(rows)]
+    room[r] -= size
+    members[r].append(i - start)
+  return [*out, (start, members)]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -161,6 +172,6 @@ def sample_loss(model, prefix, adapter, params, batch, key):
   nll = losses.token_nll(hidden.reshape(-1, model.cfg.width), head, batch['targets'].reshape(-1))
   weights = batch['weights'].reshape(-1)
   logits = jnp.dot(last, head.astype(last.dtype), preferred_element_type=jnp.float32)
-  first = jax.nn.logsumexp(logits) - logits[batch['first']]
-  total = (nll * weights).sum() + (first * batch['first_weights']).sum()
-  return total / (weights.sum() + batch['first_weights'].sum()), {}
+  first = jax.nn.logsumexp(logits) - logits[batch['first'][0]]
+  total = (nll * weights).sum() + first * batch['first_weight'][0]
+  return total / (weights.sum() + batch['first_weight'][0]), {}

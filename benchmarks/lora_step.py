@@ -1,0 +1,200 @@
+"""One LoRA training step (loss and gradient of the adapters) beside transformers + PEFT in torch.
+
+  python -m benchmarks.lora_step            # float32 on a CPU, bfloat16 where JAX finds a GPU
+  python -m benchmarks.lora_step --rounds=30 --width=1024 --layers=16 --vocab=32000
+
+Both sides hold the same weights and adapters, their losses are compared before any timing, and
+rounds alternate between them in one process. Lines of the table: the same (8, 256) batch; eight
+samples behind one shared prefix, packed here and padded to 1024 there as published; the same
+samples padded only to the longest there. Ratios are of medians, above 1 means faster than torch.
+"""
+import argparse
+import dataclasses
+import functools
+import importlib.util
+import os
+import statistics
+import sys
+import tempfile
+import time
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from recjax.models import huggingface, llm
+from recjax.training.losses import token_nll
+
+PREFIX, ROW = 120, 1024
+
+
+def parse():
+  parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+  for name, value in dict(rounds=15, width=256, layers=4, heads=8, kv_heads=4, ffn=704,
+                          vocab=8000, rank=16, seed=0, threads=os.cpu_count()).items():
+    parser.add_argument(f'--{name}', type=int, default=value)
+  return parser.parse_args()
+
+
+def samples(args):
+  """Eight token lists behind one prefix, 300 tokens long on average with the prefix."""
+  rng = np.random.default_rng(args.seed)
+  lengths = np.clip(rng.lognormal(np.log(165), 0.45, 8).astype(int), 40, ROW)
+  prefix = rng.integers(0, args.vocab, PREFIX)
+  return prefix, [rng.integers(0, args.vocab, n) for n in lengths]
+
+
+def peer(args, half, folder):
+  """A torch model with adapters whose B is not zero, also written to `folder`. -> model, device"""
+  import peft
+  import torch
+  import transformers
+  torch.set_num_threads(args.threads)
+  torch.manual_seed(args.seed)
+  device = 'cuda' if torch.cuda.is_available() and half else 'cpu'
+  model = transformers.LlamaForCausalLM(transformers.LlamaConfig(
+      vocab_size=args.vocab, hidden_size=args.width, num_hidden_layers=args.layers,
+      num_attention_heads=args.heads, num_key_value_heads=args.kv_heads,
+      intermediate_size=args.ffn, rms_norm_eps=1e-5, use_cache=False))
+  model = model.to(torch.bfloat16) if half else model
+  model.save_pretrained(f'{folder}/base')
+  names = [m.rpartition('.')[2] for m in huggingface.MODULES.values()]
+  model = peft.get_peft_model(model, peft.LoraConfig(
+      r=args.rank, lora_alpha=2 * args.rank, target_modules=names, task_type='CAUSAL_LM'))
+  for name, p in model.named_parameters():
+    if 'lora_B' in name:
+      torch.nn.init.normal_(p, std=0.02)
+  model.save_pretrained(f'{folder}/adapter')
+  return model.to(device).train(), device
+
+
+def torch_step(model, device, tokens, mask, labels):
+  """-> function that makes one step and returns the loss"""
+  import torch
+  put = functools.partial(torch.as_tensor, dtype=torch.long, device=device)
+  batch = dict(input_ids=put(tokens), attention_mask=put(mask), labels=put(labels))
+  if mask.all():
+    del batch['attention_mask']
+  trained = [p for p in model.parameters() if p.requires_grad]
+
+  def step():
+    for p in trained:
+      p.grad = None
+    loss = model(**batch).loss
+    loss.backward()
+    return loss.item()
+  return step
+
+
+def jax_step(cfg, params, adapters, prefix, tokens, positions, segments, targets):
+  """-> function that makes one step and returns the loss; targets below 0 are not counted."""
+  model = llm.LM(cfg)
+
+  def loss(adapters, params, prefix, tokens, positions, segments, targets):
+    apply = functools.partial(model.apply, {'params': params, 'lora': adapters})
+    past = ()
+    if prefix.size:
+      at = jnp.arange(prefix.shape[1])[None]
+      _, (k, v) = apply(prefix, at, jnp.ones_like(prefix))
+      past = (llm.Past(k[:, 0], v[:, 0], jnp.ones(prefix.shape[1], bool)),)
+    hidden, _ = apply(tokens, positions, segments, past)
+    counted = targets.reshape(-1) >= 0
+    nll = token_nll(hidden.reshape(-1, cfg.width), llm.head_matrix(params, cfg),
+                    jnp.maximum(targets.reshape(-1), 0))
+    return jnp.where(counted, nll, 0).sum() / counted.sum()
+  fn = jax.jit(jax.value_and_grad(loss))
+  batch = [jnp.asarray(x, jnp.int32) for x in (prefix, tokens, positions, segments, targets)]
+  return lambda: float(jax.block_until_ready(fn(adapters, params, *batch))[0])
+
+
+def padded(prefix, tails, length):
+  """-> tokens, mask, labels of right-padded rows; a sample's own tokens but the first count."""
+  tokens, mask, labels = (np.full((len(tails), length), fill) for fill in (0, 0, -100))
+  for row, tail in enumerate(tails):
+    end = len(prefix) + len(tail)
+    tokens[row, :end] = np.concatenate([prefix, tail])
+    mask[row, :end] = 1
+    labels[row, len(prefix) + 1:end] = tail[1:]
+  return tokens, mask, labels
+
+
+def packed(prefix, tails):
+  """First-fit rows without the prefix. -> prefix, tokens, positions, segments, targets"""
+  rows = []
+  for tail in sorted(tails, key=len, reverse=True):
+    row = next((r for r in rows if sum(map(len, r)) + len(tail) <= ROW), None)
+    if row is None:
+      rows.append(row := [])
+    row.append(tail)
+  used = -(-max(sum(map(len, r)) for r in rows) // 64) * 64
+  tokens, positions, segments = (np.zeros((len(rows), used), int) for _ in range(3))
+  targets = np.full((len(rows), used), -1)
+  for i, row in enumerate(rows):
+    at = 0
+    for j, tail in enumerate(row):
+      here = slice(at, at + len(tail))
+      tokens[i, here], segments[i, here] = tail, j + 1
+      positions[i, here] = len(prefix) + np.arange(len(tail))
+      targets[i, at:at + len(tail) - 1] = tail[1:]
+      at += len(tail)
+  return prefix[None], tokens, positions, segments, targets
+
+
+def same_shape(args):
+  tokens = np.random.default_rng(args.seed + 1).integers(0, args.vocab, (8, 256))
+  ones, at = np.ones_like(tokens), np.broadcast_to(np.arange(256), tokens.shape)
+  targets = np.concatenate([tokens[:, 1:], np.full((8, 1), -1)], 1)
+  return (np.zeros((1, 0)), tokens, at, ones, targets), (tokens, ones, tokens)
+
+
+def compare(name, ours, theirs, real, rounds, tolerance):
+  """Checks that the losses agree, then times alternating rounds and prints one line."""
+  a, b = ours(), theirs()
+  if abs(a - b) > tolerance * abs(b):
+    sys.exit(f'{name}: losses differ, {a:.6f} here and {b:.6f} in torch')
+  ours(), theirs()
+  times = ([], [])
+  for _ in range(rounds):
+    for step, seen in zip((ours, theirs), times):
+      start = time.perf_counter()
+      step()
+      seen.append(time.perf_counter() - start)
+  x, y = map(statistics.median, times)
+  print(f'{name:34} {a:8.4f} {real / x:10.0f} {real / y:10.0f} {y / x:7.2f}'
+        f' {min(times[1]) / min(times[0]):7.2f}', flush=True)
+
+
+def main():
+  args = parse()
+  absent = [p for p in ('torch', 'transformers', 'peft') if importlib.util.find_spec(p) is None]
+  if absent:
+    print(f'skipped: {", ".join(absent)} not installed')
+    return
+  half = jax.default_backend() == 'gpu'
+  with tempfile.TemporaryDirectory() as folder:
+    model, device = peer(args, half, folder)
+    cfg = huggingface.adapter_config(f'{folder}/adapter',
+                                     huggingface.read_config(f'{folder}/base'))
+    cfg = dataclasses.replace(cfg, dtype='bfloat16' if half else 'float32',
+                              scan_unroll=min(cfg.layers, 4))
+    params = huggingface.load(f'{folder}/base', cfg)
+    adapters = huggingface.load_adapter(f'{folder}/adapter', cfg)
+  print(f'{jax.devices()[0].device_kind}, {cfg.dtype}, torch on {device} with {args.threads} '
+        f'threads, {args.rounds} rounds\n'
+        f'{"":34} {"loss":>8} {"tokens/s":>10} {"torch":>10} {"ratio":>7} {"of best":>7}')
+  prefix, tails = samples(args)
+  real = len(tails) * PREFIX + sum(map(len, tails))
+  longest = PREFIX + max(map(len, tails))
+  mine, theirs = same_shape(args)
+  pack = packed(prefix, tails)
+  for name, batch, peers, tokens in (
+      ('same shapes (8, 256)', mine, theirs, 8 * 256),
+      (f'packed {pack[1].shape} / padded to 1024', pack, padded(prefix, tails, 1024), real),
+      (f'packed {pack[1].shape} / padded to {longest}', pack, padded(prefix, tails, longest), real),
+  ):
+    compare(name, jax_step(cfg, params, adapters, *batch), torch_step(model, device, *peers),
+            tokens, args.rounds, 2e-2 if half else 1e-4)
+
+
+if __name__ == '__main__':
+  main()
