@@ -25,7 +25,7 @@ import numpy as np
 from recjax.models import huggingface, llm
 from recjax.training.losses import token_nll
 
-PREFIX, ROW = 120, 1024
+PREFIX, ROW = 120, 512
 
 
 def parse():

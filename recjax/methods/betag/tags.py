@@ -98,7 +98,7 @@ def question(fields):
           'recommend it. Answer with a numbered list and nothing else.', *lines])}]
 
 
-def documents(shop, base, seed, walks=2, longest=12):
+def documents(shop, base, seed, walks=4, longest=12):
   """Texts that the tiny model learns to write before it sees any behaviour. -> list of texts
 
   Each item's own text and tags; lists in the format of the prompts that wander from an item to one
