@@ -51,5 +51,9 @@ def shard(x, *axes):
   mesh = jax.sharding.get_abstract_mesh()
   if mesh.empty or mesh.size == 1:
     return x
-  named = tuple(a if a is None or a in mesh.axis_names else None for a in axes)
+  def present(axis):
+    if isinstance(axis, tuple):
+      return tuple(a for a in axis if a in mesh.axis_names) or None
+    return axis if axis in mesh.axis_names else None
+  named = tuple(present(a) for a in axes)
   return jax.lax.with_sharding_constraint(x, P(*named))

@@ -323,6 +323,17 @@ class LM(nn.Module):
     return by_row(y, *(None,) * (y.ndim - 2), 'model') if y.ndim > 1 else y
 
 
+def shared_past(model, variables, prefix):
+  """Runs a prefix that every row will see, once. -> (hidden of its last token (D,), Past)
+
+  prefix: (P,) token ids. Gradients flow through the Past like through any other argument.
+  """
+  ids = jnp.asarray(prefix, jnp.int32)[None]
+  hidden, (k, v) = model.apply(
+      variables, ids, jnp.arange(ids.shape[1])[None], jnp.ones_like(ids))
+  return hidden[0, -1], Past(k[:, 0], v[:, 0], jnp.ones(ids.shape[1], bool))
+
+
 def head_matrix(params, cfg):
   """The (D, V) kernel of the head in the compute type, for losses that go chunk by chunk."""
   return (params['embed'].T if cfg.tied else params['head']).astype(cfg.dtype)

@@ -9,22 +9,25 @@ from recjax import sharding
 from recjax.data.batches import Batches
 from recjax.errors import ConfigError
 from recjax.models import huggingface, llm
+from recjax.text import chat
 from recjax.text import tokens as tokenizers
 from recjax.training import losses
 from recjax.training.fit import Task, fit
 
 
-def folder(cfg, work, texts, *inputs):
+def folder(cfg, work, messages, texts, *inputs):
   """Where the LLM stands as a Hugging Face checkpoint; trains the tiny one where that is asked.
 
   cfg.llm.weights: 'tiny', or the path of a checkpoint folder. texts: () -> list of documents to
-  train the tiny tokenizer and model on, decided by `inputs`. -> folder
+  train the tiny tokenizer and model on, decided by `inputs`; it learns them as answers to the chat
+  `messages`, as an instruction-tuned model would have. -> folder
   """
   weights = cfg.llm.weights
   if weights == 'tiny':
     settings = {**cfg.tiny.to_dict(), 'dtype': 'float32', 'seed': cfg.seed}
-    return work.stage('llm', lambda work, *_: train_tiny(work, cfg.tiny, cfg.seed, texts()),
-                      settings, *inputs)
+    return work.stage(
+        'llm', lambda work, *_: train_tiny(work, cfg.tiny, cfg.seed, messages, texts()),
+        settings, messages, *inputs)
   if not weights:
     raise ConfigError('llm.weights is empty: this preset needs a Hugging Face checkpoint folder, '
                       "e.g. --config.llm.weights=/models/Meta-Llama-3-8B-Instruct, or 'tiny'")
@@ -34,36 +37,50 @@ def folder(cfg, work, texts, *inputs):
   return pathlib.Path(weights)
 
 
-def train_tiny(work, cfg, seed, texts):
+def train_tiny(work, cfg, seed, messages, texts):
   """Trains a BPE tokenizer and a small Llama-type model on `texts` into `work.folder`.
 
   cfg: vocab, width, layers, heads, kv_heads, ffn, row (tokens a row), batch (rows), epochs,
   and the settings of `fit`. -> counts
   """
-  tokenizer = tokenizers.train_bpe(texts, cfg.vocab)
+  turns = [m['content'] for m in messages]
+  tokenizer = tokenizers.train_bpe(texts + turns * 20, cfg.vocab)  # a short prefix costs less
+  prefix = chat.render(tokenizer, list(messages))
   shape = llm.Config(
       vocab=tokenizer.vocab_size, width=cfg.width, layers=cfg.layers, heads=cfg.heads,
       kv_heads=cfg.kv_heads, head_dim=cfg.width // cfg.heads, ffn=cfg.ffn, tied=True,
       max_positions=4096)
-  batches, used = packed_documents(tokenizer, texts, cfg.row, cfg.batch, seed)
+  batches, used = packed_documents(tokenizer, texts, len(prefix), cfg.row, cfg.batch, seed)
   model = llm.LM(shape)
 
   def loss(params, frozen, batch, key):
     del frozen, key
+    _, past = llm.shared_past(model, {'params': params}, prefix)
     hidden, _ = model.apply({'params': params}, batch['tokens'], batch['positions'],
-                            batch['segments'])
+                            batch['segments'], (past,))
     nll = losses.token_nll(hidden.reshape(-1, shape.width), llm.head_matrix(params, shape),
                            batch['targets'].reshape(-1))
     weight = batch['weights'].reshape(-1)
     return (nll * weight).sum() / weight.sum(), {}
 
-  task = Task(init=lambda key: llm.init(shape, key), loss=loss, batches=batches, rules=llm.RULES)
+  task = Task(init=lambda key: fan_in(llm.init(shape, key)), loss=loss, batches=batches,
+              rules=llm.RULES)
   steps = max(1, round(cfg.epochs * batches.count / cfg.batch))
   params = fit(task, dataclasses.replace(FitSettings.of(cfg), steps=steps, seed=seed), work)
   huggingface.save(jax.device_get(params), shape, work.folder)
   tokenizer.save(work.folder)
   return {'parameters': llm.count(params), 'vocabulary': tokenizer.vocab_size, 'steps': steps,
           'tokens': used}
+
+
+def fan_in(params):
+  """Random weights at 1 / sqrt(inputs): at small widths the usual 0.02 learns slowly at first."""
+  def one(path, x):
+    name = sharding.path_of(path)
+    if name.endswith('kernel'):
+      return x * (x.shape[-2] ** -0.5 / 0.02)
+    return x * (x.shape[-1] ** -0.5 / 0.02) if name == 'embed' else x
+  return jax.tree_util.tree_map_with_path(one, params)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,8 +99,10 @@ class FitSettings:
     return cls(optim=cfg, log_every=cfg.log_every, save_every=cfg.save_every)
 
 
-def packed_documents(tokenizer, texts, row, batch, seed):
+def packed_documents(tokenizer, texts, start, row, batch, seed):
   """Documents, each ended by the end token, in rows of `row` tokens; long ones are cut.
+
+  start: position of every document's first token.
 
   -> (Batches of tokens, positions, segments, targets (int32) and weights (float32), each
   (batch, row), number of tokens)
@@ -95,14 +114,14 @@ def packed_documents(tokenizer, texts, row, batch, seed):
             for k in ('tokens', 'positions', 'segments', 'targets')}
   arrays['weights'] = np.zeros((len(rows), row), np.float32)
   for i, members in enumerate(rows):
-    start = 0
+    at = 0
     for s, d in enumerate(members, 1):
       ids = documents[d]
-      here = slice(start, start + len(ids) - 1)
+      here = slice(at, at + len(ids) - 1)
       arrays['tokens'][i, here], arrays['targets'][i, here] = ids[:-1], ids[1:]
-      arrays['positions'][i, here] = np.arange(len(ids) - 1)
+      arrays['positions'][i, here] = start + np.arange(len(ids) - 1)
       arrays['segments'][i, here], arrays['weights'][i, here] = s, 1
-      start = here.stop
+      at = here.stop
   batches = Batches(lambda r: {k: v[r] for k, v in arrays.items()}, len(rows), batch, seed)
   return batches, int(arrays['weights'].sum())
 

@@ -18,7 +18,7 @@ Deliberate differences from the authors' code, none of which changes what is com
 """
 from recjax.data.catalog import load_data
 from recjax.errors import ConfigError
-from recjax.methods.betag import evaluate, generate, page, plan, tags, tune
+from recjax.methods.betag import evaluate, generate, page, plan, tags, text, tune
 from recjax.training import backbone
 
 
@@ -29,7 +29,8 @@ def run(cfg, work):
   work.say(f'{shop.name}: {len(shop.catalog):,} items, {len(shop.interactions):,} users, '
            f'{len(shop.interactions.items):,} interactions')
   base = work.stage('base-tags', tags.stage, cfg.tags, shop)
-  llm = backbone.folder(cfg, work, lambda: tags.documents(shop, base, cfg.seed), shop, base)
+  llm = backbone.folder(cfg, work, text.MESSAGES, lambda: tags.documents(shop, base, cfg.seed),
+                        shop, base)
   lora = work.stage('tune', tune.stage, tune.settings(cfg), shop, base, llm)
   raw = work.stage('generate', generate.stage, generate.settings(cfg), base, llm, lora)
   found = work.stage('evaluate', evaluate.stage, cfg.select, cfg.seed, shop, base, raw)

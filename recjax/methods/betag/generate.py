@@ -12,7 +12,7 @@ from recjax import sharding
 from recjax.data.formats import betag as files
 from recjax.decoding.group_search import SearchConfig, group_search
 from recjax.errors import DataError
-from recjax.methods.betag import text, tune
+from recjax.methods.betag import text
 from recjax.models import decode, huggingface, llm
 from recjax.text import chat
 from recjax.training import backbone
@@ -130,7 +130,7 @@ def beams_of(model, search, params, adapter, prefix, ids, lengths):
   The chat prefix and each item's line are kept once, whatever the number of beams.
   """
   variables = {'params': params, 'lora': adapter}
-  _, shared = tune.prefix_past(model, variables, prefix)
+  _, shared = llm.shared_past(model, variables, prefix)
   logits, prompt = decode.prefill(model, variables, ids, lengths, (shared,))
   step, cache = decode.make_step(model, variables, (shared, prompt), ids.shape[0], search.beams,
                                  search.new_tokens)

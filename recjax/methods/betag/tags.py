@@ -98,7 +98,7 @@ def question(fields):
           'recommend it. Answer with a numbered list and nothing else.', *lines])}]
 
 
-def documents(shop, base, seed, walks=4, longest=12):
+def documents(shop, base, seed, walks=8, longest=12):
   """Texts that the tiny model learns to write before it sees any behaviour. -> list of texts
 
   Each item's own text and tags; lists in the format of the prompts that wander from an item to one
@@ -118,25 +118,23 @@ def documents(shop, base, seed, walks=4, longest=12):
       lines = [text.item_line(n, [t[j] for j in rng.permutation(len(t))], '| ')
                for n, t in enumerate(order[start:start + longest], 1)]
       out.append(text.HEADING + '\n'.join(lines))
-  return out + [m['content'] for m in text.MESSAGES] * 20
+  return out
 
 
 def wander(tag_lists, rng):
-  """Orders all tag lists so that each, where possible, shares a tag with the one before it."""
-  holders = collections.defaultdict(list)
-  for i in rng.permutation(len(tag_lists)):
-    for tag in tag_lists[i]:
-      holders[tag].append(int(i))
-  left = dict.fromkeys(int(i) for i in rng.permutation(len(tag_lists)))
+  """Orders all tag lists so that each shares as many tags as possible with the one before it."""
+  holders = collections.defaultdict(set)
+  for i, tags in enumerate(tag_lists):
+    for tag in tags:
+      holders[tag].add(i)
+  left = dict.fromkeys(rng.permutation(len(tag_lists)).tolist())
   order, now = [], None
   while left:
-    near = []
-    if now is not None:
-      for tag in (tag_lists[now][j] for j in rng.permutation(len(tag_lists[now]))):
-        while holders[tag] and holders[tag][-1] not in left:
-          holders[tag].pop()
-        near += holders[tag][-1:]
-    now = near[0] if near else next(iter(left))
+    shared = collections.Counter() if now is None else collections.Counter(
+        j for tag in tag_lists[now] for j in holders[tag])
+    now = max(shared, key=lambda j: (shared[j], j)) if shared else next(iter(left))
     del left[now]
+    for tag in tag_lists[now]:
+      holders[tag].discard(now)
     order.append(tag_lists[now])
   return order

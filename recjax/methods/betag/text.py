@@ -7,22 +7,21 @@ from recjax.errors import ConfigError, DataError
 
 HEADING = 'Products that follow:\n'
 MESSAGES = (
-    {'role': 'system', 'content': 'You foresee which products a shopper looks at next.'},
+    {'role': 'system', 'content': 'You foresee what a shopper looks at next.'},
     {'role': 'user', 'content': """\
-A shopper looks at products one after another. Each product is a line of tags, parted by "|".
-Carry the list on: write the tags of the products that the same shopper is likely to look at next.
+Each product is a line of tags. Carry the list on with the products that are looked at next.
 
 Looked at:
-1. tent pegs| camping| steel
-2. sleeping mat| camping| foam
+1. tent| camping
+2. sleeping mat| foam
 
 Carried on:
-1. tent pegs| camping| steel
-2. sleeping mat| camping| foam
-3. camping stove| gas
+1. tent| camping
+2. sleeping mat| foam
+3. stove| gas
 4. water bag| hiking
 
-Now do the same for the shopper at hand."""})
+Now another shopper."""})
 """Our own wording of the authors' structure (betag 2.3): the user turn holds no item."""
 
 

@@ -150,14 +150,6 @@ class DrawSettings:
   keep: tuple
 
 
-def prefix_past(model, variables, prefix):
-  """Runs the chat prefix once. -> (hidden of its last token (D,), Past shared by all rows)"""
-  ids = jnp.asarray(prefix, jnp.int32)[None]
-  hidden, (k, v) = model.apply(variables, ids, jnp.arange(len(prefix))[None],
-                               jnp.ones_like(ids))
-  return hidden[0, -1], llm.Past(k[:, 0], v[:, 0], jnp.ones(len(prefix), bool))
-
-
 def sample_loss(model, prefix, adapter, params, batch, key):
   """Mean negative log-likelihood over the assistant's tokens of all samples (betag 2.4, T5).
 
@@ -165,7 +157,7 @@ def sample_loss(model, prefix, adapter, params, batch, key):
   """
   del key
   variables = {'params': params, 'lora': adapter}
-  last, past = prefix_past(model, variables, prefix)
+  last, past = llm.shared_past(model, variables, prefix)
   hidden, _ = model.apply(variables, batch['tokens'], batch['positions'], batch['segments'],
                           (past,))
   head = llm.head_matrix(params, model.cfg)
