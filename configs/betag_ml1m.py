@@ -25,7 +25,7 @@ def get_config(arg=''):
 
   # weights: 'tiny' trains a tokenizer and a small model on the catalogue; or a checkpoint folder
   c.llm = dict(weights='tiny', dtype='auto', remat='none')
-  c.tiny = dict(vocab=1536, width=128, layers=2, heads=4, kv_heads=2, ffn=352, row=256, batch=4,
+  c.tiny = dict(vocab=2048, width=128, layers=2, heads=4, kv_heads=2, ffn=352, row=256, batch=4,
                 epochs=2.0, lr=4e-3, warmup=20, schedule='linear', decay=0.01, clip=1.0,
                 beta2=0.98, log_every=20, save_every=100)
   # source: auto (the data's own column 'tags', else keywords), data, keywords, file, api
@@ -37,14 +37,15 @@ def get_config(arg=''):
   # batch: samples a step, on average; row: tokens a packed row, or more where a sample is longer
   c.train = dict(epochs=2, batch=10, max_seq_len=10, min_seq_len=3, keep=(0.8, 1.0), max_len=1024,
                  row=256, loss_on='assistant')
-  c.optim = dict(lr=7e-3, warmup=30, schedule='linear', decay=0.0, clip=1.0, beta2=0.98,
+  c.optim = dict(lr=6e-3, warmup=30, schedule='linear', decay=0.0, clip=1.0, beta2=0.98,
                  log_every=20, save_every=100)
   # batch: items that go through the search together
   c.decode = dict(beams=20, groups=20, diversity=1.0, new_tokens=18, length_penalty=1.0,
                   stop_at_line_end=False, max_tags=15, drop_truncated=True, batch=32)
   # top_m, top_k: beams and tags kept (0: all), chosen on validation users
-  c.select = dict(top_m=(5, 10, 20), top_k=(16, 0), casefold=False, dedup_within_beam=False, k1=0.75,
-                  b=0.75, idf_cutoff=0.0, reducer='sum', mask_history=True, save_top=20)
+  c.select = dict(top_m=(2, 5, 10, 20), top_k=(8, 16, 32, 0), casefold=False,
+                  dedup_within_beam=False, k1=0.75, b=0.75, idf_cutoff=0.0, reducer='sum',
+                  mask_history=True, save_top=20)
 
   if 'paper' in parts:
     c.preset = 'paper'

@@ -16,7 +16,6 @@ from recjax.errors import DataError
 BRANDS = ('brand', 'manufacturer', 'author', 'artist', 'developer', 'publisher')
 CATEGORIES = ('categories', 'category', 'genres', 'genre', 'tags')
 TITLES = ('title', 'name')
-ATTRIBUTES = ('attributes',)  # lists of values that are tags as they stand
 
 
 def _words(text):
@@ -98,18 +97,13 @@ class _Item:
   """One row read: brand, categories leaf first, and word runs of title and description."""
 
   def __init__(self):
-    self.brand, self.categories, self.attributes = '', [], []
-    self.titles, self.texts, self.anything = [], [], ''
+    self.brand, self.categories, self.titles, self.texts, self.anything = '', [], [], [], ''
 
 
 def _read(columns, row):
   item = _Item()
-  values = [text for name in ATTRIBUTES if name in columns for text in _texts(columns[name][row])]
-  item.attributes = [tag for tag in map(_tag, map(_plain, values)) if tag]
   for name, values in columns.items():
     texts = [_plain(text) for text in _texts(values[row])]
-    for value in item.attributes if name in TITLES else ():  # or phrases would straddle them
-      texts = [text.replace(value, ' . ') for text in texts]
     texts = [text for text in texts if text.strip()]
     if not texts:
       continue
@@ -118,8 +112,6 @@ def _read(columns, row):
     elif name in CATEGORIES:
       parts = [part for text in texts for part in _PATH.split(text)]
       item.categories += [tag for tag in map(_tag, reversed(parts)) if tag]
-    elif name in ATTRIBUTES:
-      continue
     elif name in TITLES:
       item.titles += _runs('\n'.join(texts))
     else:
@@ -294,8 +286,6 @@ def _choose(item, statistics, common, n):
   add(item.brand, .01)
   categories = [tag for tag in item.categories if tag not in common]
   for tag in categories[:max(1, min(3, n // 3))]:
-    add(tag, .01)
-  for tag in item.attributes[:n // 2]:
     add(tag, .01)
   own = _stems(item.brand)
   ranked = _ranked(item, statistics)

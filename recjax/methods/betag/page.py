@@ -65,7 +65,7 @@ def results_section(outcome):
   rows = {r: outcome['rows'][r] for r in LABELS if r in outcome['rows']}
   table = results.results_table(
       {**outcome, 'rows': rows}, metrics=('HR@10', 'HR@5', 'HR@20', 'NDCG@10', 'MRR'),
-      main='HR@10', reference='base_tags', labels=LABELS,
+      main='HR@10', reference='betags', labels=LABELS,
       caption='The next item of every test user, found by its tags')
   chosen = outcome['chosen']
   return html.section(
@@ -130,7 +130,7 @@ def frequency_section(before, after):
   now = collections.Counter(t for tags in after.values() for t in tags)
   return html.section(
       'Tags over the catalogue',
-      html.figure(plots.tag_frequency(count, now),
+      html.figure(plots.tag_frequency(count, now, ('base tags', 'BETags')),
                   'How many items carry each tag, from the most used to the rarest.',
                   f'Rank-frequency curves of {len(count)} base tags and {len(now)} BETags.'),
       html.facts({'distinct base tags': len(count), 'distinct BETags': len(now),
@@ -149,7 +149,7 @@ def training_section(work):
   for row in work.metrics():
     if 'loss' in row:
       curves[row['stage']].append((row['step'], row['loss']))
-  names = {'llm': 'the tiny language model on the catalogue', 'tune': 'the adapter on behaviour'}
+  names = {'llm': 'the tiny language model', 'tune': 'the adapter'}
   shown = [html.figure(plots.loss_curves({names.get(s, s): points}),
                        f'Training {names.get(s, s)}.',
                        f'Loss falls from {points[0][1]:.2f} to {points[-1][1]:.2f} in '

@@ -98,17 +98,17 @@ def question(fields):
           'recommend it. Answer with a numbered list and nothing else.', *lines])}]
 
 
-def documents(shop, base, seed, walks=9, longest=12):
+def documents(shop, base, seed, walks=8, longest=12):
   """Texts that the tiny model learns to write before it sees any behaviour. -> list of texts
 
-  Each item's title, brand, categories and tags; lists in the format of the prompts that wander from an item to one
-  that shares a tag with it, so that the model learns to look back at earlier lines; and the chat's
-  constant turns. Nothing of what users did.
+  Each item's own text and tags; and lists in the format of the prompts that wander
+  from an item to a similar one, so that the model learns to look back at earlier lines. Nothing of
+  what users did.
   """
   tags = files.read_tags(base / 'base_tags.json')
   out = []
   for i, item in enumerate(shop.catalog.ids):
-    fields = {k: v[i] for k, v in shop.catalog.columns.items() if k in TEXT_FIELDS[:3] and v[i]}
+    fields = {k: v[i] for k, v in shop.catalog.columns.items() if k in TEXT_FIELDS and v[i]}
     prose = [', '.join(v) if isinstance(v, list) else str(v) for v in fields.values()]
     out.append('\n'.join([*prose, text.item_line(1, tags.get(item, ()), '| ')]))
   rng = np.random.default_rng((seed, len(tags)))
