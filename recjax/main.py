@@ -25,9 +25,7 @@ def main(_):
 
 def run():
   """The experiment that the flags name, from its first unfinished stage to its report."""
-  if CONFIG.value is None:
-    raise errors.ConfigError('--config is missing; e.g. --config=configs/betag_scientific.py')
-  cfg = CONFIG.value
+  cfg = read_config()
   name = pathlib.Path(config_flags.get_config_filename(flags.FLAGS['config']))
   path = name.as_posix().partition(':')[0]
   workdir = WORKDIR.value or f'checkpoints/{pathlib.Path(path).stem}'
@@ -45,6 +43,20 @@ def run():
     announce(work, cfg, facts)
     importlib.import_module(f'recjax.methods.{cfg.method}').run(cfg, work)
     work.say(f'all in {workdir}: report.html, results.json')
+
+
+def read_config():
+  """The config of the flags. Raises ConfigError where there is none, or no such file."""
+  try:
+    cfg = CONFIG.value
+    cfg = cfg and (cfg.method, cfg)[1]  # a file that is missing is found out only when it is read
+  except OSError as error:
+    name = config_flags.get_config_filename(flags.FLAGS['config'])
+    raise errors.ConfigError(f'{name} is not a config file; see configs/ for those there are, e.g. '
+                             '--config=configs/betag_scientific.py') from error
+  if cfg is None:
+    raise errors.ConfigError('--config is missing; e.g. --config=configs/betag_scientific.py')
+  return cfg
 
 
 def run_facts(argv, overrides):
@@ -80,7 +92,8 @@ def parse(argv):
   try:
     return flags.FLAGS(argv)
   except (flags.Error, ValueError, TypeError, AttributeError, KeyError, OSError) as error:
-    print(f'error: {str(error).strip()}', file=sys.stderr)
+    text = str(error.args[0] if error.args else error).strip()  # of an error inside a config file absl gives the whole traceback
+    print('error:', text.split('\n')[-1] if 'Traceback' in text else text, file=sys.stderr)
     sys.exit(2)
 
 

@@ -42,8 +42,17 @@ def shardings(tree, rules, mesh):
   def one(path, leaf):
     name = path_of(path)
     spec = next((s for r, s in rules if re.search(f'(^|/){r}$', name)), P())
-    return NamedSharding(mesh, spec if len(leaf.shape) > 1 else P())
+    return NamedSharding(mesh, present(mesh, spec) if len(leaf.shape) > 1 else P())
   return jax.tree_util.tree_map_with_path(one, tree)
+
+
+def present(mesh, axes):
+  """The spec without the axes that `mesh` lacks."""
+  def one(axis):
+    if isinstance(axis, tuple):
+      return tuple(a for a in axis if a in mesh.axis_names) or None
+    return axis if axis in mesh.axis_names else None
+  return P(*map(one, axes))
 
 
 def shard(x, *axes):
@@ -51,9 +60,4 @@ def shard(x, *axes):
   mesh = jax.sharding.get_abstract_mesh()
   if mesh.empty or mesh.size == 1:
     return x
-  def present(axis):
-    if isinstance(axis, tuple):
-      return tuple(a for a in axis if a in mesh.axis_names) or None
-    return axis if axis in mesh.axis_names else None
-  named = tuple(present(a) for a in axes)
-  return jax.lax.with_sharding_constraint(x, P(*named))
+  return jax.lax.with_sharding_constraint(x, present(mesh, axes))

@@ -14,7 +14,7 @@ PACKAGE = ROOT / 'recjax'
 LAYERS = (
     ('main', 'cli', '__main__', 'serving'), ('recommend',), ('methods',),
     ('training', 'decoding', 'evaluation', 'report'), ('models', 'text', 'data'),
-    ('sharding', 'errors'))
+    ('sharding',), ('errors',))
 LEVEL = {room: level for level, rooms in enumerate(LAYERS) for room in rooms}
 ONE_FILE = {'orbax': 'training/checkpoint.py', 'safetensors': 'models/huggingface.py',
             'transformers': 'text/tokens.py'}
