@@ -92,7 +92,8 @@ def parse(argv):
   try:
     return flags.FLAGS(argv)
   except (flags.Error, ValueError, TypeError, AttributeError, KeyError, OSError) as error:
-    text = str(error.args[0] if error.args else error).strip()  # of an error inside a config file absl gives the whole traceback
+    text = str(error.args[0] if error.args else error).strip()
+    # Of an error inside a config file absl gives the whole traceback.
     print('error:', text.split('\n')[-1] if 'Traceback' in text else text, file=sys.stderr)
     sys.exit(2)
 
