@@ -327,7 +327,10 @@ class JournalTest(ApiCase):
       api = config(server)
       for name, messages in ask(*names).items():
         again = server.asked[name] - before.get(name, 0)
-        self.assertEqual(again, llm_api.request_hash(messages, api) not in recorded)
+        if llm_api.request_hash(messages, api) in recorded:
+          self.assertEqual(again, 0, name)
+        else:  # once by this job; a request of the killed one may still be waiting in the socket
+          self.assertBetween(again, 1, 2, name)
         self.assertEqual(results[name].texts, (f'1. tag of {name}',) * 2)
     self.assertEqual(self.journal.read_bytes().count(b'\n'), len(names))
 
