@@ -47,16 +47,15 @@ def run():
 
 def read_config():
   """The config of the flags. Raises ConfigError where there is none, or no such file."""
-  try:
-    cfg = CONFIG.value
-    cfg = cfg and (cfg.method, cfg)[1]  # a file that is missing is found out only when it is read
+  try:  # a file that is missing is found out only when the config is read
+    method = CONFIG.value and CONFIG.value.method
   except OSError as error:
     name = config_flags.get_config_filename(flags.FLAGS['config'])
     raise errors.ConfigError(f'{name} is not a config file; see configs/ for those there are, e.g. '
                              '--config=configs/betag_scientific.py') from error
-  if cfg is None:
+  if not method:
     raise errors.ConfigError('--config is missing; e.g. --config=configs/betag_scientific.py')
-  return cfg
+  return CONFIG.value
 
 
 def run_facts(argv, overrides):
