@@ -7,6 +7,7 @@ holds results: everything below stages/ but DONE.json (it holds seconds), result
 predictions. Exit code 1 where any differs.
 """
 import argparse
+import json
 import pathlib
 import random
 import shutil
@@ -35,6 +36,11 @@ def start(args, workdir):
   return subprocess.Popen(command, stdout=log, stderr=log)
 
 
+def seconds_of(workdir):
+  """What the stages of a run took together."""
+  return sum(json.loads(p.read_text())['seconds'] for p in workdir.glob('stages/*/DONE.json'))
+
+
 def stage_of(workdir):
   """What was going on: the stage with a partial folder."""
   running = sorted((workdir / 'stages').glob('*.partial'))
@@ -56,13 +62,13 @@ def main():
   began = time.monotonic()
   if start(args, straight).wait():
     sys.exit(f'the uninterrupted run failed; see {straight}.log')
-  whole = time.monotonic() - began
+  whole = max(time.monotonic() - began, seconds_of(straight))  # it may stand there already
   print(f'uninterrupted: {whole:.0f} s', flush=True)
   rng = random.Random(args.seed)
   shutil.rmtree(fired, ignore_errors=True)
   for kill in range(args.kills):
-    # Moments spread over what one attempt may reach, start-up included.
-    wait = rng.uniform(0.05, 1.0) * whole / 3
+    # Starting and compiling takes a part of every attempt, so they are longer than a kill's share.
+    wait = rng.uniform(0.2, 1.0) * 2 * whole / args.kills
     process = start(args, fired)
     try:
       process.wait(wait)
