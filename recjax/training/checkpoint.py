@@ -1,6 +1,7 @@
 """Checkpoints of training state, through Orbax; the only file that knows it (jax_stack 5)."""
 import contextlib
 import logging
+import pathlib
 
 import jax
 
@@ -17,7 +18,7 @@ def open_checkpoints(folder, keep=2):
   logging.getLogger('absl').setLevel(logging.ERROR)  # one line per array otherwise
   policies = ocp.training.preservation_policies
   with ocp.training.Checkpointer(
-      folder, preservation_policy=policies.LatestN(keep), cleanup_tmp_directories=True) as open_one:
+      pathlib.Path(folder).absolute(), preservation_policy=policies.LatestN(keep), cleanup_tmp_directories=True) as open_one:
     yield open_one
 
 

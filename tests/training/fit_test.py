@@ -1,5 +1,6 @@
 """The loop: it learns, it resumes bit for bit, and the number of devices changes nothing."""
 import dataclasses
+import os
 import pathlib
 import types
 
@@ -86,6 +87,13 @@ class FitTest(absltest.TestCase):
     for devices in (2, 8):
       many, _ = self.run_fit(self.folder(), devices=devices)
       np.testing.assert_allclose(many, one, rtol=1e-5, atol=1e-6)  # sums in another order
+
+  def test_a_relative_run_folder_will_do(self):
+    here = os.getcwd()
+    self.addCleanup(os.chdir, here)
+    os.chdir(self.create_tempdir().full_path)
+    self.run_fit(pathlib.Path('run'), cfg=settings(steps=4))
+    self.assertTrue(pathlib.Path('run/checkpoints/fit/4').is_dir())
 
   def test_a_damaged_newest_checkpoint_is_named_and_the_one_before_is_used(self):
     path = self.folder()
