@@ -18,7 +18,8 @@ def open_checkpoints(folder, keep=2):
   logging.getLogger('absl').setLevel(logging.ERROR)  # one line per array otherwise
   policies = ocp.training.preservation_policies
   with ocp.training.Checkpointer(
-      pathlib.Path(folder).absolute(), preservation_policy=policies.LatestN(keep), cleanup_tmp_directories=True) as open_one:
+      pathlib.Path(folder).absolute(), preservation_policy=policies.LatestN(keep),
+      cleanup_tmp_directories=True) as open_one:
     yield open_one
 
 
