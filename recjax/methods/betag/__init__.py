@@ -8,9 +8,10 @@ item is spelled as its tags, so it learns which tags follow which. Shown one ite
 then writes the next line many times over by diverse beam search: those are the item's BETags, and
 how many beams use a tag is its weight.
 
-Deliberate differences from the authors' code, none of which changes what is computed:
+Deliberate differences from the authors' code:
   - samples are packed into rows with segment ids instead of padded to 1024 tokens, and the chat
     prefix, equal in all of them, runs once per step; gradients flow through it;
+  - a batch has a fixed shape that draws fill in order, so a step sees 8 samples on average only;
   - tag order, thinning and windows are drawn from (seed, draw number), never from a worker's state;
   - text before and after the line's '2.' is encoded apart, in training as in generation;
   - a last tag cut by the token limit is dropped (decode.drop_truncated), equal scores go to the
