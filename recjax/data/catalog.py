@@ -89,13 +89,17 @@ def make_dataset(name, catalog, interactions, notes=None):
 
 
 def load_data(source):
-  """Reads 'sample' (the built-in shop, seed 0) or a folder: canonical, or BETag's own two files.
+  """Reads 'sample', 'sample:SEED' or a folder: canonical, or BETag's own two files.
 
-  -> Dataset. Raises DataError with file and line for whatever is wrong.
+  'sample' is the built-in shop of seed 0; another seed makes another shop of the same kind, for a
+  second opinion. -> Dataset. Raises DataError with file and line for whatever is wrong.
   """
-  if str(source) == 'sample':
+  name, _, seed = str(source).partition(':')
+  if name == 'sample':
     from recjax.data import sample_shop
-    return sample_shop.make()
+    if seed and not seed.isdecimal():
+      raise DataError(f"data '{source}': a sample shop's seed is a whole number, as in 'sample:7'.")
+    return sample_shop.make(int(seed or 0))
   folder = pathlib.Path(source)
   if not folder.is_dir():
     what = 'is not a folder' if folder.exists() else 'does not exist'

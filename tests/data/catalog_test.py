@@ -117,6 +117,12 @@ class CatalogTest(parameterized.TestCase):
     (folder / 'items.jsonl').write_bytes(ITEMS[0].encode() + b'\n{"item_id":"\xff"}\n')
     self.fails(folder, 'line 2, column 13', 'not UTF-8')
 
+  def test_a_sample_shop_of_another_seed_is_another_shop(self):
+    one, other = catalog.load_data('sample'), catalog.load_data('sample:3')
+    self.assertNotEqual(one.fingerprint, other.fingerprint)
+    self.assertEqual(one.fingerprint, catalog.load_data('sample:0').fingerprint)
+    self.fails('sample:x', "'sample:x'", 'whole number')
+
   def test_what_was_looked_for_is_told(self):
     folder = self.folder()
     self.fails(folder / 'gone', 'does not exist', "'sample'")

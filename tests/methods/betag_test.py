@@ -15,6 +15,8 @@ from absl.testing import absltest
 from recjax import errors, recommend, sharding
 from recjax.methods import betag
 from recjax.methods.betag import generate, tune
+from recjax.models import llm
+from recjax.text import tokens
 from recjax.training import work as works
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -79,7 +81,7 @@ class ToyTest(absltest.TestCase):
     return json.loads((works.find_stage(self.path, stage) / name).read_text())
 
   def test_the_first_beam_of_every_item_is_the_item_that_follows(self):
-    found = self.file('generate', 'raw_betags.json')
+    found = self.file('parse', 'raw_betags.json')
     for a, b in ('ab', 'bc', 'ca', 'de', 'ef', 'fd'):
       self.assertContainsSubset(found[a][1][:1], WORDS[b], f'{a} is followed by {b}')
 
@@ -90,7 +92,7 @@ class ToyTest(absltest.TestCase):
       self.assertGreater(near, sum(tags.get(t, 0) for t in WORDS[far]))
 
   def test_every_published_file_is_there_and_row_zero_is_the_base_tags(self):
-    found = self.file('generate', 'raw_betags.json')
+    found = self.file('parse', 'raw_betags.json')
     base = self.file('base-tags', 'base_tags.json')
     self.assertEqual({i: rows[0] for i, rows in found.items()}, base)
     self.assertLen(self.file('generate', 'raw_predict.json')['a'], 4)
@@ -147,7 +149,7 @@ class ToyTest(absltest.TestCase):
     import shutil
     shutil.copytree(self.path, path)
     done = works.find_stage(path, 'generate')
-    want = {n: (done / n).read_bytes() for n in ('raw_predict.json', 'raw_betags.json')}
+    want = (done / 'raw_predict.json').read_bytes()
     code = f"""
 import os, signal, sys
 sys.path.insert(0, {str(ROOT)!r})
@@ -166,8 +168,48 @@ t.run(t.toy_config({str(self.folder / 'toy')!r}), {str(path)!r})
     killed = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True)
     self.assertEqual(killed.returncode, -signal.SIGKILL, killed.stderr[-2000:])
     run(self.cfg, path)
-    for name, data in want.items():
-      self.assertEqual((works.find_stage(path, 'generate') / name).read_bytes(), data)
+    self.assertEqual((works.find_stage(path, 'generate') / 'raw_predict.json').read_bytes(), want)
+
+  def test_another_parsing_generates_nothing_again(self):
+    import shutil
+    path = self.folder / 'parsed'
+    shutil.copytree(self.path, path)
+    cfg = self.cfg.copy_and_resolve_references()
+    cfg.decode.drop_truncated = not cfg.decode.drop_truncated
+
+    def done(stage):
+      return (works.find_stage(path, stage) / 'DONE.json').read_bytes()
+    generated, parsed = done('generate'), done('parse')
+    run(cfg, path)
+    self.assertEqual(done('generate'), generated)
+    self.assertNotEqual(done('parse'), parsed)
+
+  def test_beams_that_stop_at_the_lines_end_hold_that_line_alone(self):
+    cfg = self.cfg.copy_and_resolve_references()
+    cfg.decode.stop_at_line_end = True
+    cfg = generate.settings(cfg)
+    tags = self.file('base-tags', 'base_tags.json')
+    mesh = sharding.make_mesh({'data': 1, 'model': jax.device_count()})
+    model, params, tokenizer, adapter = generate.tuned(
+        works.find_stage(self.path, 'llm'), cfg.llm, works.find_stage(self.path, 'tune'), mesh)
+    batches, prefix = generate.prompt_batches(tags, tokenizer, cfg, model.cfg)
+    items, ids, lengths = batches[0]
+    search = generate.search_config(cfg, tokenizer)
+    with jax.set_mesh(mesh):
+      found = generate.beams_of(model, search, params, adapter, np.asarray(prefix, np.int32), ids,
+                                lengths)
+    ended = 0
+    for b, item in enumerate(items):
+      for full in generate.texts_of(tokenizer, tags[item], cfg, np.asarray(found.tokens[b]),
+                                    np.asarray(found.lengths[b])):
+        line = full.split('\n2.', 1)[1]
+        ended += line.endswith('\n')
+        self.assertNotIn('\n', line[:-1])  # nothing follows a line's end
+    self.assertGreater(ended, 0)
+    first = generate.texts_of(tokenizer, tags['a'], cfg, np.asarray(found.tokens[items.index('a')]),
+                              np.asarray(found.lengths[items.index('a')]))[0]
+    self.assertContainsSubset(  # the same line as without stopping
+        [t.strip() for t in first.split('\n2.', 1)[1].split('|')], WORDS['b'])
 
   def test_generation_does_not_depend_on_batch_mates_or_devices(self):
     cfg = generate.settings(self.cfg)
@@ -267,6 +309,16 @@ class BadInputTest(absltest.TestCase):
 
   def test_sequences_that_are_all_too_short_are_an_error(self):
     self.refuse('min_seq_len', **{'train.min_seq_len': 9, 'train.max_seq_len': 15})
+
+  def test_a_first_line_longer_than_the_context_names_item_or_tags(self):
+    long = {**WORDS, 'a': tuple(f'word{i}' for i in range(60))}
+    self.refuse('word.*max_len', tags=long, **{'train.max_len': 160, 'tags.most': 99})
+    cfg = toy_config(self.folder)
+    cfg.decode.max_tags = 60
+    shape = llm.Config(vocab=300, width=8, layers=1, heads=1, kv_heads=1, head_dim=8, ffn=8,
+                       max_positions=512)
+    with self.assertRaisesRegex(errors.DataError, 'item a: its tags take'):
+      generate.prompt_batches(long, tokens.train_bpe(['tent'], 300), generate.settings(cfg), shape)
 
   def test_settings_that_contradict_are_refused_before_anything_runs(self):
     self.refuse('groups', **{'decode.groups': 3})

@@ -34,9 +34,10 @@ def run(cfg, work):
                         shop, base)
   lora = work.stage('tune', tune.stage, tune.settings(cfg), shop, base, llm)
   raw = work.stage('generate', generate.stage, generate.settings(cfg), base, llm, lora)
-  found = work.stage('evaluate', evaluate.stage, cfg.select, cfg.seed, shop, base, raw)
+  rows = work.stage('parse', generate.parse, generate.parsing(cfg), raw)
+  found = work.stage('evaluate', evaluate.stage, cfg.select, cfg.seed, shop, base, rows)
   work.publish(found, 'results.json', 'ranks.parquet', 'predictions.parquet')
-  page.write(cfg, work, shop, base, raw, found)
+  page.write(cfg, work, shop, base, found)
   evaluate.show(work, found)
 
 

@@ -18,10 +18,10 @@ from recjax.training.work import find_stage, read_json, write_json
 REDUCERS = ('union', 'sum', 'last')
 
 
-def stage(work, cfg, seed, shop, base, raw):
+def stage(work, cfg, seed, shop, base, parsed):
   """Chooses the selection on validation users, ranks the test users, writes every result file."""
   split = base_tags.split_of(shop)
-  rows = files.read_betags(raw / 'raw_betags.json')
+  rows = files.read_betags(parsed / 'raw_betags.json')
   own = files.read_tags(base / 'base_tags.json')
   candidates = {
       'base_tags': {'': documents(shop, {i: [(t, 1) for t in tags] for i, tags in own.items()})},

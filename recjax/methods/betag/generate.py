@@ -17,25 +17,25 @@ from recjax.models import decode, huggingface, llm
 from recjax.text import chat
 from recjax.training import backbone
 from recjax.training.fit import place
-from recjax.training.work import read_json, write_json
+from recjax.training.work import write_json
 
 BUCKET = 16  # prompt lengths are rounded up to a multiple of this
 
 
 def settings(cfg):
-  """Everything in the config that decides this stage's result."""
-  return FrozenConfigDict({'sep': cfg.tags.sep, 'llm': cfg.llm, **cfg.decode})
+  """Everything in the config that decides what is generated."""
+  decode = {k: v for k, v in cfg.decode.items() if k != 'drop_truncated'}
+  return FrozenConfigDict({'sep': cfg.tags.sep, 'llm': cfg.llm, **decode})
 
 
 def stage(work, cfg, base, folder, lora):
-  """Writes raw_predict.json (texts) and raw_betags.json (tags) for every item. -> counts
+  """Writes raw_predict.json, the generated texts of every item. -> counts
 
   What is done stands in raw_predict_temp.jsonl, a line per batch of items; a killed run goes on
   after the last whole line. Batches are cut the same way every time, so the end is the same.
   """
-  report = work.folder / 'generation_report.json'
-  if report.exists():  # killed between the last file and the end of the stage
-    return read_json(report)
+  if (work.folder / 'raw_predict.json').exists():  # killed between it and the end of the stage
+    return counted(files.read_predictions(work.folder / 'raw_predict.json'))
   tags = files.read_tags(base / 'base_tags.json')
   model, params, tokenizer, adapter = tuned(folder, cfg.llm, lora, work.mesh)
   batches, prefix = prompt_batches(tags, tokenizer, cfg, model.cfg)
@@ -56,7 +56,7 @@ def stage(work, cfg, base, folder, lora):
       journal.add([(item, texts_of(tokenizer, tags[item], cfg, tokens[b], lengths_out[b]),
                     [round(float(x), 5) for x in scores[b]]) for b, item in enumerate(items)])
       advance(len(items))
-  return finish(work, journal, tags, cfg)
+  return finish(work, journal, tags)
 
 
 def tuned(folder, llm_cfg, lora, mesh):
@@ -169,13 +169,30 @@ class Journal:
       return {item: (texts, scores) for line in f for item, texts, scores in json.loads(line)}
 
 
-def finish(work, journal, tags, cfg):
-  """Writes the published files in the catalogue's order and removes the journal."""
+def finish(work, journal, tags):
+  """Writes the published file in the catalogue's order and removes the journal. -> counts"""
   found = journal.read()
   raw = {item: found[item][0] for item in tags}
-  rows, counts = text.parse_raw(raw, cfg.sep, cfg.beams, cfg.drop_truncated)
   files.write_predictions(work.folder / 'raw_predict.json', raw)
-  files.write_betags(work.folder / 'raw_betags.json', rows)
-  write_json(work.folder / 'generation_report.json', counts)
   os.remove(journal.path)
+  return counted(raw)
+
+
+def counted(raw):
+  """What the stage reports. raw: {item id: [text]}"""
+  return {'items': len(raw), 'beams': sum(map(len, raw.values()))}
+
+
+def parsing(cfg):
+  """Everything in the config that decides how texts become tags; nothing is generated again."""
+  return FrozenConfigDict({'sep': cfg.tags.sep, 'beams': cfg.decode.beams,
+                           'drop_truncated': cfg.decode.drop_truncated})
+
+
+def parse(work, cfg, raw):
+  """Writes raw_betags.json, rows of tags, and parse_report.json, what was dropped. -> counts"""
+  texts = files.read_predictions(raw / 'raw_predict.json')
+  rows, counts = text.parse_raw(texts, cfg.sep, cfg.beams, cfg.drop_truncated)
+  files.write_betags(work.folder / 'raw_betags.json', rows)
+  write_json(work.folder / 'parse_report.json', counts)
   return counts

@@ -13,7 +13,7 @@ LABELS = {'betags': 'BETags', 'base_tags': 'base tags', 'popularity': 'popularit
 ITEMS = 12
 
 
-def write(cfg, work, shop, base, raw, found):
+def write(cfg, work, shop, base, found):
   """Writes report.html into the run's folder."""
   outcome = read_json(found / 'results.json')
   before = files.read_tags(base / 'base_tags.json')
@@ -24,7 +24,7 @@ def write(cfg, work, shop, base, raw, found):
       items_section(shop, before, after),
       frequency_section(before, after),
       training_section(work),
-      facts_section(work, cfg, shop, base, raw, found),
+      facts_section(work, cfg, shop),
   ]
   html.write(work.path / 'report.html', html.page(
       'BETag: behaviour-enhanced item tags', f'{shop.name}, preset {cfg.preset}',
@@ -157,7 +157,7 @@ def training_section(work):
   return html.section('Training', html.grid(*shown) if shown else 'Nothing was trained here.')
 
 
-def facts_section(work, cfg, shop, base, raw, found):
+def facts_section(work, cfg, shop):
   """How long each stage took, what was counted, and how to run this again."""
   saved = read_json(work.path / 'config.json')['facts']
   stages = {}
