@@ -7,7 +7,38 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from recjax.models.decoder import Decoder
 from recjax.models.llm import Past
+
+
+def decoder(model, past=()):
+  """The LM as `recjax.decoding` wants it; its params are the variables {'params', 'lora'}.
+
+  past: blocks that every prompt continues, as from `shared_past`. -> Decoder
+  """
+  def start(variables, tokens, lengths, beams, new_tokens):
+    last, own = prefill_states(model, variables, tokens, lengths, past)
+    blocks = (*past, own)
+    return last, (blocks, suffix(model.cfg, len(tokens), beams, new_tokens))
+
+  def step(variables, cache, tokens, t):
+    blocks, own = cache
+    hidden, own = suffix_step(model, variables, blocks, own, tokens, t)
+    return hidden, (blocks, own)
+
+  def turn(cache, parents):
+    return cache[0], reorder(cache[1], parents)
+
+  def logits(variables, hidden):
+    return model.apply(variables, hidden, method='logits')
+
+  def rows(variables, hidden, ids):
+    return model.apply(variables, hidden, ids, method='some_logits')
+
+  def window(variables, hidden, first, size):
+    return model.apply(variables, hidden, first, size, method='window_logits')
+
+  return Decoder(start, step, turn, logits, rows, window)
 
 
 def prefill(model, variables, tokens, lengths, past=()):
@@ -16,13 +47,18 @@ def prefill(model, variables, tokens, lengths, past=()):
   tokens: (B, P) int32. lengths: (B,) int32, each at least 1. -> (logits (B, V) float32 after the
   last real token, Past of these tokens alone: (L, B, P, G, Dh), mask (B, P))
   """
+  last, own = prefill_states(model, variables, tokens, lengths, past)
+  return model.apply(variables, last, method='logits'), own
+
+
+def prefill_states(model, variables, tokens, lengths, past=()):
+  """As `prefill`, with the hidden states (B, D) after the last tokens instead of logits."""
   order = jnp.arange(tokens.shape[1])
   mask = order < lengths[:, None]
   positions = _seen(past) + order
   hidden, (k, v) = model.apply(
       variables, tokens, jnp.broadcast_to(positions, tokens.shape), mask.astype(jnp.int32), past)
-  last = jnp.take_along_axis(hidden, (lengths - 1)[:, None, None], 1)[:, 0]
-  return model.apply(variables, last, method='logits'), Past(k, v, mask)
+  return jnp.take_along_axis(hidden, (lengths - 1)[:, None, None], 1)[:, 0], Past(k, v, mask)
 
 
 def make_step(model, variables, past, prompts, beams, new_tokens):
@@ -31,22 +67,29 @@ def make_step(model, variables, past, prompts, beams, new_tokens):
   past: tuple of Past blocks in order, the prompt's last; prompts: B. -> (step, cache): the
   cache is (k, v), each (L, B, K, T - 1, G, Dh), zeros; step as `group_search` wants it
   """
-  cfg = model.cfg
-  start = jnp.broadcast_to(_seen(past), (prompts, 1))
-  shape = (cfg.layers, prompts, beams, max(new_tokens - 1, 1), cfg.kv_heads, cfg.head_dim)
-  cache = (jnp.zeros(shape, cfg.dtype), jnp.zeros(shape, cfg.dtype))
-  apart = jnp.broadcast_to(jnp.arange(1, beams + 1), (prompts, beams))  # beams do not see another
-
   def step(tokens, cache, t):
-    live = jnp.broadcast_to(jnp.arange(shape[3]) < t, shape[1:4])
-    positions = jnp.broadcast_to(start + t, tokens.shape)
-    hidden, new = model.apply(
-        variables, tokens, positions, apart, (*past, Past(*cache, live)))
-    cache = tuple(lax.dynamic_update_index_in_dim(c, n.astype(c.dtype), t, 3)
-                  for c, n in zip(cache, new))
+    hidden, cache = suffix_step(model, variables, past, cache, tokens, t)
     return model.apply(variables, hidden, method='logits'), cache
+  return step, suffix(model.cfg, prompts, beams, new_tokens)
 
-  return step, cache
+
+def suffix(cfg, prompts, beams, new_tokens):
+  """The empty private caches of all beams: (k, v), each (L, B, K, T - 1, G, Dh)."""
+  shape = (cfg.layers, prompts, beams, max(new_tokens - 1, 1), cfg.kv_heads, cfg.head_dim)
+  return jnp.zeros(shape, cfg.dtype), jnp.zeros(shape, cfg.dtype)
+
+
+def suffix_step(model, variables, past, cache, tokens, t):
+  """One token for every beam. tokens: (B, K), number t. -> (hidden (B, K, D), cache)"""
+  shape = cache[0].shape
+  apart = jnp.broadcast_to(jnp.arange(1, shape[2] + 1), tokens.shape)  # beams do not see another
+  live = jnp.broadcast_to(jnp.arange(shape[3]) < t, shape[1:4])
+  start = jnp.broadcast_to(_seen(past), (len(tokens), 1))
+  positions = jnp.broadcast_to(start + t, tokens.shape)
+  hidden, new = model.apply(variables, tokens, positions, apart, (*past, Past(*cache, live)))
+  cache = tuple(lax.dynamic_update_index_in_dim(c, n.astype(c.dtype), t, 3)
+                for c, n in zip(cache, new))
+  return hidden, cache
 
 
 def reorder(cache, parents):

@@ -323,6 +323,21 @@ class LM(nn.Module):
     return by_row(y, *(None,) * (y.ndim - 2), 'model') if y.ndim > 1 else y
 
 
+  def some_logits(self, hidden, ids):
+    """Logits of some tokens alone. hidden: (..., D). ids: (..., C). -> (..., C) float32"""
+    rows = jnp.take(self.embed, ids, 0) if self.cfg.tied else jnp.take(self.head.T, ids, 0)
+    return jnp.einsum('...d,...cd->...c', hidden, rows.astype(hidden.dtype),
+                      preferred_element_type=jnp.float32)
+
+  def window_logits(self, hidden, first, size):
+    """Logits of tokens first .. first + size - 1. hidden: (..., D). -> (..., size) float32"""
+    if self.cfg.tied:
+      part = jax.lax.dynamic_slice_in_dim(self.embed, first, size, 0).T
+    else:
+      part = jax.lax.dynamic_slice_in_dim(self.head, first, size, 1)
+    return jnp.matmul(hidden, part.astype(hidden.dtype), preferred_element_type=jnp.float32)
+
+
 def shared_past(model, variables, prefix):
   """Runs a prefix that every row will see, once. -> (hidden of its last token (D,), Past)
 

@@ -1,0 +1,328 @@
+"""Tries on the device: what may follow a node, under which limits, as gathers on arrays.
+
+Array sizes are rounded up, so another catalogue of about the same size is the same program. All
+of it works on places: the order of the sorted titles in which every node is an interval.
+"""
+import dataclasses
+import functools
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from recjax.errors import ConfigError, DataError
+
+WIDTHS = (4, 16, 64, 256, 1024, 4096, 16384, 65536, 262144)
+
+
+@functools.partial(
+    jax.tree_util.register_dataclass,
+    data_fields=['tok', 'first', 'lo', 'hi', 'item', 'start', 'rows', 'offset', 'roots', 'dense',
+                 'wide'],
+    meta_fields=['root_width', 'width', 'longest', 'length'])
+@dataclasses.dataclass(frozen=True)
+class Forest:
+  """One or several tries as one set of arrays; `plant` and `code_forest` make it.
+
+  The arrays are those of `Trie`, padded. offset: (longest,) int32, added to the tokens of each
+  depth. roots: (C,) the root node of each catalogue. dense: (R, V) int32, the child by token, or -1,
+  of the nodes `wide` (R,). root_width, width: bounds of the children of roots and of other nodes.
+  """
+  tok: jax.Array
+  first: jax.Array
+  lo: jax.Array
+  hi: jax.Array
+  item: jax.Array
+  start: jax.Array
+  rows: jax.Array
+  offset: jax.Array
+  roots: jax.Array
+  dense: jax.Array
+  wide: jax.Array
+  root_width: int
+  width: int
+  longest: int
+  length: int
+
+
+class Limits(NamedTuple):
+  """What one batch may not have, in places; None where there is no such limit.
+
+  bits, base: (A, ceil(N / 32) + 1) uint32 and int32, allowed places and their count before each
+  word; use: (B,) int32, which of the A lists a request has. taken: (B, E) int32, places that are
+  used up, ascending without repeats, padded with 2**31 - 1.
+  """
+  bits: jax.Array | None = None
+  base: jax.Array | None = None
+  use: jax.Array | None = None
+  taken: jax.Array | None = None
+
+
+PAD = np.int32(2**31 - 1)
+
+
+def roomy(size):
+  """Rounds up by an eighth at most, so that catalogues of nearly one size share a program."""
+  step = 1 << max(0, int(size).bit_length() - 4)
+  return -(-size // step) * step
+
+
+def plant(tries, level_offsets=None, dense_from=None):
+  """Puts tries on the device. -> Forest
+
+  tries: one Trie or a list, one catalogue each. level_offsets: (longest,) added to tokens by depth,
+  for codes whose levels have vocabularies of their own. dense_from: nodes with more children get a
+  row by token instead of being gathered; default an eighth of the vocabulary, where that is cheaper.
+  """
+  tries = tries if isinstance(tries, (list, tuple)) else [tries]
+  joined, roots = _join(tries)
+  longest = max(t.longest for t in tries)
+  fan = np.diff(joined['first'])
+  vocab = max(t.vocab for t in tries)
+  fan[len(fan) - 1:] = 0
+  dense_from = dense_from or max(WIDTHS[2], vocab // 8)
+  wide = np.flatnonzero(fan > dense_from)
+  narrow = np.where(fan > dense_from, 0, fan)
+  below = np.delete(narrow, roots)
+  arrays = {name: _padded(x) for name, x in joined.items()}
+  offset = np.zeros(-(-longest // 8) * 8, np.int32)
+  if level_offsets is not None:
+    offset[:longest] = level_offsets
+  length = tries[0].length if len(tries) == 1 else 0
+  return Forest(
+      **{k: jnp.asarray(v) for k, v in arrays.items()}, offset=jnp.asarray(offset),
+      roots=jnp.asarray(roots, jnp.int32), dense=jnp.asarray(_dense(joined, wide, vocab)),
+      wide=jnp.asarray(wide, jnp.int32), root_width=_width(narrow[roots].max()),
+      width=_width(below.max(initial=1)), longest=len(offset), length=length)
+
+
+def _width(children):
+  """The compiled width that holds so many children."""
+  return next(w for w in WIDTHS if w >= children)
+
+
+def _join(tries):
+  """Lays tries end to end, an idle node between them. -> {name: array}, roots"""
+  if len(tries) == 1:
+    t = tries[0]
+    return {k: getattr(t, k) for k in ('tok', 'first', 'lo', 'hi', 'item', 'start', 'rows')}, [0]
+  parts = {k: [] for k in ('tok', 'first', 'lo', 'hi', 'item', 'start', 'rows')}
+  nodes = places = tokens = 0
+  roots = []
+  for t in tries:
+    roots.append(nodes)
+    start = t.start if not t.length else np.arange(len(t) + 1) * t.length
+    parts['tok'] += [t.tok.astype(np.int32), [0]]
+    parts['first'].append(t.first.astype(np.int64) + nodes)  # the sentinel is the idle node's
+    parts['lo'] += [t.lo + places, [0]]
+    parts['hi'] += [t.hi + places, [0]]
+    parts['item'].append(t.item + places)
+    parts['start'].append(start[:-1].astype(np.int64) + tokens)
+    parts['rows'].append(t.rows.astype(np.int32))
+    nodes, places, tokens = nodes + len(t.tok) + 1, places + len(t), tokens + len(t.rows)
+  parts['first'].append([nodes])
+  parts['start'].append([tokens])
+  joined = {k: np.concatenate(v) for k, v in parts.items()}
+  return {k: v if k in ('tok', 'rows') else v.astype(np.int32) for k, v in joined.items()}, roots
+
+
+def _padded(x):
+  """Repeats the last value up to a roomy size; padding nodes so have no children."""
+  if not len(x):
+    return x
+  return np.concatenate([x, np.full(roomy(len(x)) - len(x), x[-1], x.dtype)])
+
+
+def _dense(joined, wide, vocab):
+  """The child by token of the widest nodes. -> (R, V) int32"""
+  out = np.full((len(wide), vocab), -1, np.int32)
+  for row, node in enumerate(wide):
+    kids = np.arange(joined['first'][node], joined['first'][node + 1])
+    out[row, joined['tok'][kids]] = kids
+  return out
+
+
+def code_forest(codes, code_size, level_offsets=None):
+  """The forest of a table of semantic IDs, built on the device: no host, no recompilation.
+
+  codes: (N, L) int32, each below `code_size`; equal rows are one ID of several items.
+  -> Forest; jit this with `code_size` static, and rebuild as often as the table changes
+  """
+  items, levels = codes.shape
+  *columns, item = lax.sort([*codes.T, jnp.arange(items, dtype=jnp.int32)], num_keys=levels)
+  place = jnp.arange(items, dtype=jnp.int32)
+  new = jnp.zeros(items, bool).at[0].set(True)
+  size = 1 + items * levels
+  tok, lo = jnp.zeros(size, jnp.int32), jnp.zeros(size, jnp.int32)
+  hi = jnp.zeros(size, jnp.int32).at[0].set(items)
+  first = jnp.full(size + 1, -1, jnp.int32)
+  parent, base = jnp.zeros(items, jnp.int32), jnp.int32(1)
+  for column in columns:
+    new = new | (column != jnp.roll(column, 1))
+    node = base + jnp.cumsum(new, dtype=jnp.int32) - 1
+    at = jnp.where(new, node, size)
+    tok = tok.at[at].set(column, mode='drop')
+    lo = lo.at[at].set(place, mode='drop')
+    hi = hi.at[node].max(place + 1)
+    first = first.at[jnp.where(jnp.roll(parent, 1) != parent, parent, size + 1).at[0].set(parent[0])
+                     ].set(node, mode='drop')
+    parent, base = node, node[-1] + 1
+  first = jnp.where(first < 0, base, first)  # leaves, and what is not used
+  root, width = _width(min(items, code_size)), _width(min(items, code_size))
+  offset = jnp.zeros(levels, jnp.int32) if level_offsets is None else jnp.asarray(level_offsets)
+  return Forest(tok, first, lo, hi, item, jnp.zeros(0, jnp.int32), codes.reshape(-1),
+                offset, jnp.zeros(1, jnp.int32), jnp.zeros((0, 1), jnp.int32),
+                jnp.zeros(0, jnp.int32), root, width, levels, levels)
+
+
+# What may follow. node, depth: int32 of one shape, or depth a scalar.
+
+
+def fan_out(forest, node):
+  """Children of each node; 0 where one title is left and its tokens follow from it."""
+  return forest.first[node + 1] - forest.first[node]
+
+
+def _begin(forest, node):
+  item = forest.item[forest.lo[node]]
+  return item * forest.length if forest.length else forest.start[item]
+
+
+def forced_token(forest, node, depth):
+  """The token at `depth` of the first title below a node. -> int32"""
+  at = _begin(forest, node) + depth
+  token = forest.rows.at[at].get(mode='clip').astype(jnp.int32)
+  return token + forest.offset.at[depth].get(mode='clip')
+
+
+def row_length(forest, node):
+  """Tokens of the first title below a node, its end included."""
+  if forest.length:
+    return jnp.full(jnp.shape(node), forest.length, jnp.int32)
+  item = forest.item[forest.lo[node]]
+  return (forest.start[item + 1] - forest.start[item]).astype(jnp.int32)
+
+
+def complete(forest, node, depth):
+  """Whether a title ends at a node reached with `depth` tokens."""
+  return (fan_out(forest, node) == 0) & (row_length(forest, node) <= depth)
+
+
+def children(forest, node, depth, width):
+  """The first `width` children. node: (B, K). -> tokens, nodes, which exist: each (B, K, width)"""
+  count = fan_out(forest, node)
+  cut = (count == 0)[..., None]
+  slot = jnp.arange(width)
+  child = jnp.where(cut, node[..., None], forest.first[node][..., None] + slot)
+  depth = jnp.broadcast_to(depth, node.shape)
+  token = forest.tok.at[child].get(mode='clip').astype(jnp.int32)
+  token += forest.offset.at[depth].get(mode='clip')[..., None]
+  token = jnp.where(cut, forced_token(forest, node, depth)[..., None], token)
+  left = ~cut[..., 0] | (row_length(forest, node) > depth)  # a title that is over has no child
+  return token, child, (slot < jnp.maximum(count, 1)[..., None]) & left[..., None]
+
+
+def dense_children(forest, node, depth, vocab):
+  """Children by token, where some node is too wide to gather. -> nodes (B, K, V), -1 for none"""
+  token, child, exists = children(forest, node, depth, forest.width)
+  at = jnp.where(exists, token, vocab)
+  grid = jnp.indices(at.shape, sparse=True)
+  out = jnp.full((*node.shape, vocab), -1, jnp.int32)
+  out = out.at[grid[0], grid[1], at].set(child, mode='drop')
+  row = jnp.searchsorted(forest.wide, node)
+  row = jnp.minimum(row, len(forest.wide) - 1)
+  by_token = forest.dense[row][..., :vocab]
+  by_token = jnp.pad(by_token, [(0, 0), (0, 0), (0, vocab - by_token.shape[-1])],
+                     constant_values=-1)
+  return jnp.where((forest.wide[row] == node)[..., None], by_token, out)
+
+
+# Limits of one batch.
+
+
+def limit(trie, allowed=None, use=None, taken=None):
+  """Builds Limits from item numbers, without touching the trie.
+
+  allowed: (A, N) bool by item, or a list of A lists of items; use: (B,) which of them a request
+  has, default its own. taken: B lists of items that a request may not have (again). Raises DataError
+  for an item number outside the catalogue. -> Limits
+  """
+  places = np.empty(len(trie), np.int64)
+  places[trie.item] = np.arange(len(trie))
+  bits = base = None
+  if allowed is not None:
+    mask = _mask(allowed, len(trie))[:, trie.item]
+    bits, base = allow_bits(jnp.asarray(mask))
+    use = jnp.arange(len(mask)) if use is None else jnp.asarray(use)
+  if taken is not None:
+    rows = [np.unique(places[_known(t, len(trie))]) for t in taken]
+    if allowed is not None:
+      rows = [r[mask[int(u)][r]] for r, u in zip(rows, np.broadcast_to(use, len(rows)))]
+    longest = max(8, 1 << max(map(len, rows)).bit_length())
+    taken = np.full((len(rows), longest), PAD, np.int32)
+    for row, r in zip(taken, rows):
+      row[:len(r)] = r
+    taken = jnp.asarray(taken)
+  return Limits(bits, base, None if use is None else use.astype(jnp.int32), taken)
+
+
+def _known(items, count):
+  items = np.asarray(items, np.int64)
+  wrong = items[(items < 0) | (items >= count)]
+  if len(wrong):
+    raise DataError(f'item number {wrong[0]} is outside the catalogue of {count} items')
+  return items
+
+
+def _mask(allowed, count):
+  if isinstance(allowed, np.ndarray) and allowed.dtype == bool:
+    if allowed.shape[-1] != count:
+      raise DataError(f'the allow list covers {allowed.shape[-1]} items, the catalogue {count}')
+    return np.atleast_2d(allowed)
+  mask = np.zeros((len(allowed), count), bool)
+  for row, items in zip(mask, allowed):
+    row[_known(items, count)] = True
+  return mask
+
+
+def allow_bits(mask):
+  """Packs allowed places into words with running counts. mask: (A, N) bool. -> bits, base"""
+  lists, count = mask.shape
+  words = jnp.pad(mask, [(0, 0), (0, -count % 32 + 32)]).reshape(lists, -1, 32)
+  bits = (words.astype(jnp.uint32) << jnp.arange(32, dtype=jnp.uint32)).sum(-1, dtype=jnp.uint32)
+  ones = words.sum(-1, dtype=jnp.int32)
+  return bits, jnp.cumsum(ones, -1) - ones
+
+
+def open_places(limits, lo, hi):
+  """How many places of lo .. hi - 1 a request may still have. lo, hi: (B, ...). -> int32"""
+  count = hi - lo
+  if limits.bits is not None:
+    count = _rank(limits, hi) - _rank(limits, lo)
+  if limits.taken is not None:
+    rows = limits.taken.reshape(len(lo), *(1,) * (lo.ndim - 1), -1)
+    count -= ((rows >= lo[..., None]) & (rows < hi[..., None])).sum(-1, dtype=jnp.int32)
+  return count
+
+
+def _rank(limits, place):
+  """Allowed places before each place."""
+  use = limits.use.reshape(-1, *(1,) * (place.ndim - 1))
+  word = limits.bits[use, place >> 5]
+  below = word & ((jnp.uint32(1) << (place & 31).astype(jnp.uint32)) - 1)
+  return limits.base[use, place >> 5] + lax.population_count(below).astype(jnp.int32)
+
+
+def first_open(limits, lo, hi, most):
+  """The first place of lo .. hi - 1 that is open, looking at `most` places. -> place or -1"""
+  at = lo[..., None] + jnp.arange(most)
+  good = (at < hi[..., None]) & (open_places(limits, at, at + 1) > 0)
+  return jnp.where(good.any(-1), lo + jnp.argmax(good, -1), -1)
+
+
+def check(forest, new_tokens):
+  """Refuses searches that would cut every title. Raises ConfigError."""
+  if new_tokens < 1:
+    raise ConfigError(f'new_tokens={new_tokens}; a search makes at least one token')

@@ -1,0 +1,43 @@
+"""The output layer of a model, computed as far as a search asks for it."""
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+
+class Head(NamedTuple):
+  """The output layer on one step's states, computed as far as it is asked for.
+
+  full: () -> (B, K, V). rows: ids (B, K, C) -> (B, K, C). window: (first, size) -> (B, K, size).
+  """
+  full: Callable
+  rows: Callable
+  window: Callable
+
+
+def head_of(decoder, params, state):
+  """The Head of a Decoder on states (B, K, D)."""
+  full = lambda: decoder.logits(params, state).astype(jnp.float32)  # noqa: E731
+  plain = plain_head(full)
+  rows = window = None
+  if decoder.rows:
+    rows = lambda ids: decoder.rows(params, state, ids).astype(jnp.float32)  # noqa: E731
+  if decoder.window:
+    window = lambda first, size: decoder.window(  # noqa: E731
+        params, state, first, size).astype(jnp.float32)
+  return Head(full, rows or plain.rows, window or plain.window)
+
+
+def plain_head(logits):
+  """The Head of logits that are there already, or of a function that gives them."""
+  full = logits if callable(logits) else lambda: logits.astype(jnp.float32)
+  return Head(
+      full, lambda ids: jnp.take_along_axis(full(), ids, -1),
+      lambda first, size: lax.dynamic_slice_in_dim(full(), first, size, 2))
+
+
+def log_sum_exp(logits):
+  """Over the last axis, float32."""
+  return jax.nn.logsumexp(logits, -1, keepdims=True)
