@@ -53,6 +53,7 @@ def main():
   parser.add_argument('--config', default='configs/betag_scientific.py')
   parser.add_argument('--kills', type=int, default=10)
   parser.add_argument('--seed', type=int, default=0)
+  parser.add_argument('--startup', type=float, default=8, help='seconds before a run does anything')
   parser.add_argument('--room', default='', help='keep the two runs here')
   parser.add_argument('flags', nargs='*', help='flags for the experiment, after --')
   args = parser.parse_args()
@@ -67,8 +68,9 @@ def main():
   rng = random.Random(args.seed)
   shutil.rmtree(fired, ignore_errors=True)
   for kill in range(args.kills):
-    # Starting and compiling takes a part of every attempt, so they are longer than a kill's share.
-    wait = rng.uniform(0.2, 1.0) * 2 * whole / args.kills
+    # Kills share what is left to do, so that they fall into every stage.
+    left = max(whole - seconds_of(fired), args.startup)
+    wait = args.startup + rng.uniform(0.0, 2.0) * left / (args.kills - kill)
     process = start(args, fired)
     try:
       process.wait(wait)

@@ -27,7 +27,7 @@ from recjax.errors import ConfigError
 
 DEAD = -1e30   # the score of what does not exist
 FLOOR = -1e8   # a token's log-probability is no lower, however broken the logits are
-LIVE = -1e29   # scores above are of real rows
+LIVE = -1e20   # scores above are of real rows, whatever they are divided by
 NORMALIZE = ('vocab', 'valid', 'level')
 
 
