@@ -179,6 +179,8 @@ class Titles:
 
   def _scorer(self, head, t):
     """(tokens (B, K, C), which exist) -> their log-probabilities."""
+    if self.normalize == 'vocab' and head.total:
+      return lambda token, _: tame(head.rows(token) - head.total())
     if self.normalize == 'vocab':
       logits = head.full()
       total = log_sum_exp(logits)

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from recjax.errors import ConfigError, DataError
+from recjax.errors import DataError
 
 WIDTHS = (4, 16, 64, 256, 1024, 4096, 16384, 65536, 262144)
 
@@ -321,8 +321,3 @@ def first_open(limits, lo, hi, most):
   good = (at < hi[..., None]) & (open_places(limits, at, at + 1) > 0)
   return jnp.where(good.any(-1), lo + jnp.argmax(good, -1), -1)
 
-
-def check(forest, new_tokens):
-  """Refuses searches that would cut every title. Raises ConfigError."""
-  if new_tokens < 1:
-    raise ConfigError(f'new_tokens={new_tokens}; a search makes at least one token')

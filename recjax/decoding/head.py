@@ -11,10 +11,12 @@ class Head(NamedTuple):
   """The output layer on one step's states, computed as far as it is asked for.
 
   full: () -> (B, K, V). rows: ids (B, K, C) -> (B, K, C). window: (first, size) -> (B, K, size).
+  total: () -> the log-sum-exp of all logits (B, K, 1), where it is known without them.
   """
   full: Callable
   rows: Callable
   window: Callable
+  total: Callable | None = None
 
 
 def head_of(decoder, params, state):

@@ -38,7 +38,18 @@ def decoder(model, past=()):
   def window(variables, hidden, first, size):
     return model.apply(variables, hidden, first, size, method='window_logits')
 
-  return Decoder(start, step, turn, logits, rows, window)
+  def extend(variables, cache, tokens, at, seen, within, slots):
+    blocks, own = cache
+    shape = own[0].shape  # the slots of all beams are one pool
+    k, v = (x.reshape(*shape[:2], -1, *shape[-2:]) for x in own)
+    positions = jnp.broadcast_to(_seen(blocks), (len(tokens), 1)) + at
+    hidden, new = model.apply(variables, tokens, positions, within, (*blocks, Past(k, v, seen)))
+    rows = jnp.arange(len(tokens))[:, None]
+    own = tuple(c.at[:, rows, slots].set(n.astype(c.dtype), mode='drop').reshape(shape)
+                for c, n in zip((k, v), new))
+    return hidden, (blocks, own)
+
+  return Decoder(start, step, turn, logits, rows, window, extend)
 
 
 def prefill(model, variables, tokens, lengths, past=()):

@@ -101,7 +101,8 @@ class Past(NamedTuple):
   """One block of remembered keys and values, only read.
 
   k, v: (L, P, G, Dh) shared by everybody, (L, B, P, G, Dh) for each row, or (L, B, S, T, G, Dh)
-  private to each query position. mask: bool of shape k.shape[1:-2], true where it may be seen.
+  private to each query position. mask: bool of shape k.shape[1:-2], true where it may be seen; or
+  (B, S, P) over blocks of each row, for every query its own.
   """
   k: jax.Array
   v: jax.Array
@@ -303,14 +304,17 @@ class LM(nn.Module):
     """Runs tokens; each sees itself, earlier tokens of its segment, and every unmasked past key.
 
     tokens, positions, segments: (B, S) int32; segment 0 is padding, whose results are finite and
-    mean nothing. past: tuple of Past. -> (hidden (B, S, D) after the final norm in cfg.dtype,
+    mean nothing; or segments (B, S, S) bool, which tokens each sees. past: tuple of Past. -> (hidden (B, S, D) after the final norm in cfg.dtype,
     (k, v) of these tokens, each (L, B, S, G, Dh), k already rotated)
     """
     table = shard(self.embed, 'model', None)  # gathered over fsdp first, as rows split over it too
     x = by_row(jnp.take(table, tokens, axis=0).astype(self.cfg.dtype))
-    allowed = (segments[:, :, None] == segments[:, None, :]) & (segments > 0)[:, :, None]
-    order = jnp.arange(tokens.shape[1])
-    allowed &= order[:, None] >= order
+    if segments.ndim == 3:
+      allowed = segments
+    else:
+      allowed = (segments[:, :, None] == segments[:, None, :]) & (segments > 0)[:, :, None]
+      order = jnp.arange(tokens.shape[1])
+      allowed &= order[:, None] >= order
     turns = rope.angles(self.cfg, positions)
     x, kv = self.blocks(
         x, tuple((p.k, p.v) for p in past), turns, allowed, tuple(p.mask for p in past))

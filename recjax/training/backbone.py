@@ -49,7 +49,7 @@ def train_tiny(work, cfg, seed, messages, texts):
   shape = llm.Config(
       vocab=tokenizer.vocab_size, width=cfg.width, layers=cfg.layers, heads=cfg.heads,
       kv_heads=cfg.kv_heads, head_dim=cfg.width // cfg.heads, ffn=cfg.ffn, tied=True,
-      max_positions=4096)
+      max_positions=4096, scan_unroll=cfg.layers)
   batches, used = packed_documents(tokenizer, texts, len(prefix), cfg.row, cfg.batch, seed)
   model = llm.LM(shape)
 
@@ -135,7 +135,10 @@ def load(folder, cfg, mesh, **adapter):
   dtype = cfg.dtype
   if dtype == 'auto':
     dtype = 'float32' if jax.default_backend() == 'cpu' else 'bfloat16'
-  shape = dataclasses.replace(huggingface.read_config(folder), dtype=dtype, param_dtype=dtype,
-                              remat=cfg.remat, **adapter)
+  shape = huggingface.read_config(folder)
+  # A loop over few layers costs a CPU more than it saves in compilation.
+  unroll = shape.layers if shape.layers <= 4 and jax.default_backend() == 'cpu' else 1
+  shape = dataclasses.replace(shape, dtype=dtype, param_dtype=dtype, remat=cfg.remat,
+                              scan_unroll=unroll, **adapter)
   where = sharding.shardings(llm.shapes(shape), llm.RULES, mesh)
   return llm.LM(shape), huggingface.load(folder, shape, where), tokenizers.load(folder)

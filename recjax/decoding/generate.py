@@ -1,0 +1,188 @@
+"""The public face: prompts in, rows and items out, one compiled program for each shape."""
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from recjax.decoding.beam import BeamConfig, beam_search
+from recjax.decoding.constraints import LIVE, Free, Titles
+from recjax.decoding.group_search import SearchConfig, group_search
+from recjax.decoding.head import head_of
+from recjax.decoding.item_mode import ItemMode
+from recjax.decoding.search import SampleConfig, sample
+from recjax.errors import ConfigError, DataError, UserError
+
+
+@dataclasses.dataclass(frozen=True)
+class Generated:
+  """Rows of every request, best first (sampled rows in order). K rows, T new tokens.
+
+  tokens: (B, K, T) int32, padded. scores: (B, K) float32. lengths: (B, K). exists: (B, K) bool, false
+  where there are fewer rows than asked for. complete: (B, K) bool, ended and not cut at T. places:
+  (B, K, 2), the interval of each title, or None. steps: tokens that the longest row took.
+  token_scores: (B, K, T) float32 where asked for.
+  """
+  tokens: np.ndarray
+  scores: np.ndarray
+  lengths: np.ndarray
+  exists: np.ndarray
+  complete: np.ndarray
+  places: np.ndarray | None
+  steps: int
+  token_scores: np.ndarray | None = None
+
+  def row(self, request, rank):
+    """The tokens of one row, its end token included. -> list of int"""
+    return self.tokens[request, rank, :self.lengths[request, rank]].tolist()
+
+  def items(self, trie, limits=None, every=False):
+    """The items of each request, best first. -> [B][(item, score)], fewer where fewer exist
+
+    Items that share a title share a row; of those the first open one is given, or with `every` all.
+    """
+    out = []
+    for b, (spans, scores) in enumerate(zip(self.places, self.scores)):
+      found = []
+      for (lo, hi), score, good in zip(spans, scores, self.exists[b] & self.complete[b]):
+        if good:
+          places = [p for p in range(lo, hi) if limits is None or _open(limits, b, p)]
+          found += [(int(trie.item[p]), float(score)) for p in places[:None if every else 1]]
+      out.append(found)
+    return out
+
+
+def _open(limits, request, place):
+  """Whether one place is open, on the host."""
+  good = True
+  if limits.bits is not None:
+    word = np.asarray(limits.bits[limits.use[request], place >> 5])
+    good = bool(word >> np.uint32(place & 31) & np.uint32(1))
+  return good and (limits.taken is None or place not in np.asarray(limits.taken[request]))
+
+
+@dataclasses.dataclass(frozen=True)
+class _Plan:
+  """What decides the program besides shapes; hashable."""
+  kind: str
+  config: object
+  keep_scores: bool
+
+
+def generate(decoder, params, prompts, constraint=None, *, beams=1, new_tokens=0, groups=1,
+             diversity_penalty=1.0, length_penalty=1.0, early_stopping=False, samples=0,
+             temperature=1.0, top_k=0, top_p=1.0, eos_ids=(), pad_id=0, min_new_tokens=0, seed=0,
+             token_scores=False, bucket=64, longest_prompt=0):
+  """Continues prompts by beam search (beams=1 is greedy), group beam search or sampling.
+
+  decoder: a `Decoder`. prompts: lists of token ids, of any lengths. constraint: None, `Titles` or
+  `ItemMode`. new_tokens: 0 takes the longest title of the constraint. groups: above 1 for diverse
+  beam search. samples: above 0 draws so many rows of each prompt instead. bucket: prompts are padded
+  to a multiple of it, so lengths that share a multiple share a program. longest_prompt: refuse
+  longer ones (0: no bound). -> Generated. Raises DataError for an empty or too long prompt or a
+  broken model, ConfigError for settings that contradict.
+  """
+  tokens, lengths = _padded(prompts, bucket, longest_prompt, pad_id)
+  if isinstance(constraint, Titles):
+    new_tokens = new_tokens or constraint.forest.longest
+    constraint = dataclasses.replace(constraint, min_new_tokens=min_new_tokens)
+  if new_tokens < 1:
+    raise ConfigError('new_tokens is missing: without titles nothing bounds the rows')
+  constraint = constraint if constraint is not None else Free(tuple(eos_ids), min_new_tokens)
+  ends = 1 if isinstance(constraint, Titles) else max(1, len(eos_ids))
+  if samples:
+    plan = _Plan('sample', SampleConfig(samples, new_tokens, temperature, top_k, top_p, pad_id),
+                 token_scores)
+  elif groups > 1:
+    if isinstance(constraint, ItemMode):
+      raise ConfigError('group beam search takes titles or free text, not item mode')
+    plan = _Plan('groups', SearchConfig(beams, groups, diversity_penalty, new_tokens,
+                                        min_new_tokens, tuple(eos_ids), pad_id, length_penalty),
+                 token_scores)
+  else:
+    plan = _Plan('beam', BeamConfig(beams, new_tokens, length_penalty, early_stopping, ends, pad_id,
+                                    token_scores), token_scores)
+  out = jax.device_get(_run(decoder, plan, params, tokens, lengths, constraint,
+                            jax.random.key(seed)))
+  broken = out.pop('broken')
+  if (broken >= 0).any():
+    bad = int(np.flatnonzero(broken >= 0)[0])
+    raise UserError(f'the model gave NaN for request {bad} at new token {broken[bad]}; its weights '
+                    'or their type are broken: try float32, then check the checkpoint')
+  return Generated(steps=int(out.pop('steps')), **out)
+
+
+def _padded(prompts, bucket, longest, pad_id):
+  """-> tokens (B, P) int32, padded on the right to a multiple of `bucket`, lengths (B,)"""
+  lengths = np.array([len(p) for p in prompts], np.int32)
+  if not len(lengths) or lengths.min() < 1:
+    where = 'no prompt was given' if not len(lengths) else f'prompt {lengths.argmin()} is empty'
+    raise DataError(f'{where}; a search continues at least one token')
+  if longest and lengths.max() > longest:
+    raise DataError(f'prompt {lengths.argmax()} has {lengths.max()} tokens, above longest_prompt='
+                    f'{longest}; shorten the history or raise the bound')
+  tokens = np.full((len(lengths), -(-int(lengths.max()) // bucket) * bucket), pad_id, np.int32)
+  for row, prompt in zip(tokens, prompts):
+    row[:len(prompt)] = prompt
+  return tokens, lengths
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _run(decoder, plan, params, tokens, lengths, constraint, key):
+  """The whole generation on the device. -> dict of arrays"""
+  cfg = plan.config
+  rows = cfg.rows if plan.kind == 'sample' else cfg.beams
+  first, cache = decoder.start(params, tokens, lengths, rows, cfg.new_tokens)
+  step = functools.partial(decoder.step, params)
+  head = functools.partial(head_of, decoder, params)
+  run = {'beam': _beam, 'groups': _groups, 'sample': _sample}[plan.kind]
+  forward = lambda tokens, cache, t: step(cache, tokens, t)  # noqa: E731
+  return run(decoder, forward, head, cache, first, constraint, plan, key)
+
+
+def _beam(decoder, step, head, cache, first, constraint, plan, key):
+  del key
+  found = beam_search(step, decoder.reorder, head, cache, first, constraint, plan.config)
+  rows = found.rows
+  return _pack(rows.tokens, rows.scores, rows.lengths, found.exists, rows.complete,
+               rows.state, constraint, found.steps, found.broken, rows.token_scores)
+
+
+def _groups(decoder, step, head, cache, first, constraint, plan, key):
+  del key
+
+  def logits(tokens, cache, t):
+    state, cache = step(tokens, cache, t)
+    return head(state).full(), cache
+  titles = constraint if isinstance(constraint, Titles) else None
+  found = group_search(logits, cache, head(first[:, None]).full()[:, 0], plan.config,
+                       decoder.reorder, titles)
+  exists = found.scores > LIVE
+  ends = (constraint.ends(found.node, _last(found), found.lengths - 1) if titles
+          else jnp.isin(_last(found), jnp.asarray(plan.config.eos_ids, jnp.int32)))
+  return _pack(found.tokens, found.scores, found.lengths, exists, ends, found.node, constraint,
+               found.lengths.max(), jnp.full(len(first), -1), None)
+
+
+def _last(found):
+  at = jnp.maximum(found.lengths - 1, 0)[..., None]
+  return jnp.take_along_axis(found.tokens, at, 2)[..., 0]
+
+
+def _sample(decoder, step, head, cache, first, constraint, plan, key):
+  found = sample(step, cache, first, constraint, plan.config, key, head)
+  return _pack(found.tokens, found.scores, found.lengths, found.lengths > 0, found.complete,
+               found.state, constraint, found.steps, jnp.full(len(first), -1),
+               found.token_scores if plan.keep_scores else None)
+
+
+def _pack(tokens, scores, lengths, exists, complete, state, constraint, steps, broken, each):
+  places = None
+  if isinstance(constraint, Titles):
+    forest = constraint.forest
+    places = jnp.stack([forest.lo[state], forest.hi[state]], -1)
+  return {'tokens': tokens, 'scores': scores, 'lengths': lengths, 'exists': exists,
+          'complete': complete, 'places': places, 'steps': steps, 'broken': broken,
+          'token_scores': each}
+
