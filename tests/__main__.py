@@ -32,7 +32,7 @@ def run_file(path):
     done = subprocess.run(
         [sys.executable, '-m', name, f'--xml_output_file={report}', f'--test_tmpdir={room}'],
         env=ENV, capture_output=True, text=True, errors='replace', cwd=ROOT.parent)
-    cases = list(ET.parse(report).iter('testcase')) if os.path.exists(report) else []
+    cases = cases_of(report)
   bad = sum(any(k.tag in ('failure', 'error') for k in case) for case in cases)
   skipped = [f'{name}.{case.get("name")}' for case in cases if case.get('status') == 'notrun'
              or case.get('result') == 'suppressed' or any(k.tag == 'skipped' for k in case)]
@@ -40,6 +40,14 @@ def run_file(path):
     bad = 1
   passed = max(0, len(cases) - bad - len(skipped))
   return name, time.monotonic() - start, passed, bad, skipped, done.stdout + done.stderr
+
+
+def cases_of(report):
+  """The test cases of a report; none where the process died before it was whole."""
+  try:
+    return list(ET.parse(report).iter('testcase'))
+  except (OSError, ET.ParseError):
+    return []
 
 
 def main(words):

@@ -84,9 +84,9 @@ def beam_search(step: Callable, reorder: Callable, head: Callable, cache, first,
                 cfg: BeamConfig) -> Found:
   """Searches all requests at once.
 
-  step: (tokens (B, K) int32, cache, t) -> (state (B, K, D), cache). reorder: (cache, parents (B, K))
-  -> cache. head: state -> Head. first: (B, D), the state after each prompt. constraint: see
-  `constraints`.
+  step: (tokens (B, K) int32, cache, t) -> (state (B, K, D), cache). reorder: (cache, parents
+  (B, K)) -> cache. head: state -> Head. first: (B, D), the state after each prompt. constraint:
+  see `constraints`.
   """
   def more(state):
     return (state.t < cfg.new_tokens) & state.open.any()

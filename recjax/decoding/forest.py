@@ -27,8 +27,8 @@ class Forest:
   """One or several tries as one set of arrays; `plant` and `code_forest` make it.
 
   The arrays are those of `Trie`, padded. offset: (longest,) int32, added to the tokens of each
-  depth. roots: (C,) the root node of each catalogue. dense: (R, V) int32, the child by token, or -1,
-  of the nodes `wide` (R,). root_width, width: bounds of the children of roots and of other nodes.
+  depth. roots: (C,) the root node of each catalogue. dense: (R, V) int32, the child by token, or
+  -1, of the nodes `wide` (R,). root_width, width: bounds of the children of roots and other nodes.
   """
   tok: jax.Array
   first: jax.Array
@@ -64,8 +64,8 @@ PAD = np.int32(2**31 - 1)
 
 
 def roomy(size):
-  """Rounds up by an eighth at most, so that catalogues of nearly one size share a program."""
-  step = 1 << max(0, int(size).bit_length() - 4)
+  """Rounds up by an eighth at most (small sizes to 256s), so that near sizes share a program."""
+  step = 1 << max(8, int(size).bit_length() - 4)
   return -(-size // step) * step
 
 
@@ -73,8 +73,8 @@ def plant(tries, level_offsets=None, dense_from=None):
   """Puts tries on the device. -> Forest
 
   tries: one Trie or a list, one catalogue each. level_offsets: (longest,) added to tokens by depth,
-  for codes whose levels have vocabularies of their own. dense_from: nodes with more children get a
-  row by token instead of being gathered; default an eighth of the vocabulary, where that is cheaper.
+  for codes whose levels have vocabularies of their own. dense_from: nodes with more children get
+  a row by token instead of being gathered; default an eighth of the vocabulary.
   """
   tries = tries if isinstance(tries, (list, tuple)) else [tries]
   joined, roots = _join(tries)
@@ -246,8 +246,8 @@ def limit(trie, allowed=None, use=None, taken=None):
   """Builds Limits from item numbers, without touching the trie.
 
   allowed: (A, N) bool by item, or a list of A lists of items; use: (B,) which of them a request
-  has, default its own. taken: B lists of items that a request may not have (again). Raises DataError
-  for an item number outside the catalogue. -> Limits
+  has, default its own. taken: B lists of items that a request may not have (again).
+  -> Limits. Raises DataError for an item number outside the catalogue
   """
   places = np.empty(len(trie), np.int64)
   places[trie.item] = np.arange(len(trie))

@@ -19,9 +19,9 @@ from recjax.errors import ConfigError, DataError, UserError
 class Generated:
   """Rows of every request, best first (sampled rows in order). K rows, T new tokens.
 
-  tokens: (B, K, T) int32, padded. scores: (B, K) float32. lengths: (B, K). exists: (B, K) bool, false
-  where there are fewer rows than asked for. complete: (B, K) bool, ended and not cut at T. places:
-  (B, K, 2), the interval of each title, or None. steps: tokens that the longest row took.
+  tokens: (B, K, T) int32, padded. scores: (B, K) float32. lengths: (B, K). exists: (B, K) bool,
+  false where there are fewer rows than asked for. complete: (B, K) bool, ended and not cut at T.
+  places: (B, K, 2), the interval of each title, or None. steps: tokens that the longest row took.
   token_scores: (B, K, T) float32 where asked for.
   """
   tokens: np.ndarray
@@ -78,10 +78,10 @@ def generate(decoder, params, prompts, constraint=None, *, beams=1, new_tokens=0
 
   decoder: a `Decoder`. prompts: lists of token ids, of any lengths. constraint: None, `Titles` or
   `ItemMode`. new_tokens: 0 takes the longest title of the constraint. groups: above 1 for diverse
-  beam search. samples: above 0 draws so many rows of each prompt instead. bucket: prompts are padded
-  to a multiple of it, so lengths that share a multiple share a program. longest_prompt: refuse
-  longer ones (0: no bound). -> Generated. Raises DataError for an empty or too long prompt or a
-  broken model, ConfigError for settings that contradict.
+  beam search. samples: above 0 draws so many rows of each prompt instead. bucket: prompts are
+  padded to a multiple of it, so lengths that share a multiple share a program. longest_prompt:
+  refuse longer ones (0: no bound). -> Generated. Raises DataError for an empty or too long prompt,
+  UserError for a model that gives NaN, ConfigError for settings that contradict.
   """
   tokens, lengths = _padded(prompts, bucket, longest_prompt, pad_id)
   if isinstance(constraint, Titles):

@@ -4,8 +4,8 @@ Beams advance in token time exactly as in `beam`; only the model runs ahead. Eve
 through the model has a slot in its request's pool: its key and value, its state, and (normalize=
 'vocab') its log-sum-exp. A request takes search steps as long as all it needs is in the pool, and
 requests have clocks of their own. A pass then feeds what live beams lack: their pending tokens, and
-the tokens forced after them. With normalize='valid' forced tokens cost nothing, so they wait until a
-beam comes to a fork, and a title that is alone from some token on never goes through to its end.
+the tokens forced after them. With normalize='valid' forced tokens cost nothing, so they wait until
+a beam comes to a fork, and a title that is alone from some token on never goes through to its end.
 """
 import dataclasses
 import functools
@@ -84,11 +84,11 @@ class Tree(NamedTuple):
 def tree_search(extend: Callable, head: Callable, cache, first, titles, cfg: TreeConfig) -> Tree:
   """Searches all requests at once; the rows are those of `beam_search`.
 
-  extend: (cache, tokens (B, Q), at (B, Q), seen (B, Q, S) bool, within (B, Q, Q) bool, slots (B, Q))
-  -> (state (B, Q, D), cache): runs tokens number `at` of their rows, each seeing the slots and the
-  tokens of this pass that it is told, and keeps their keys in `slots` (S: nowhere). head: state ->
-  Head. first: (B, D), the state after each prompt. titles: `Titles` with normalize 'vocab' or
-  'valid'. Raises ConfigError for another.
+  extend: (cache, tokens (B, Q), at (B, Q), seen (B, Q, S) bool, within (B, Q, Q) bool, slots
+  (B, Q)) -> (state (B, Q, D), cache): runs tokens number `at` of their rows, each seeing the slots
+  and the tokens of this pass that it is told, and keeps their keys in `slots` (S: nowhere). head:
+  state -> Head. first: (B, D), the state after each prompt. titles: `Titles` with normalize
+  'vocab' or 'valid'. Raises ConfigError for another.
   """
   if titles.normalize not in ('vocab', 'valid'):
     raise ConfigError(f"normalize={titles.normalize!r}: runs are worth while for 'vocab', 'valid'")

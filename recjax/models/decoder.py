@@ -8,10 +8,11 @@ import jax.numpy as jnp
 class Decoder(NamedTuple):
   """An autoregressive model as the search sees it. Functions are pure; params is any pytree.
 
-  start: (params, tokens (B, P), lengths (B,), beams, new_tokens) -> (state (B, D) after each prompt,
-  cache of `beams` suffixes each). step: (params, cache, tokens (B, K), t) -> (state (B, K, D),
-  cache), where tokens are number t of what was generated. reorder: (cache, parents (B, K)) ->
-  cache whose row i goes on from row parents[i]. logits: (params, state (..., D)) -> (..., V).
+  start: (params, tokens (B, P), lengths (B,), beams, new_tokens) -> (state (B, D) after each
+  prompt, cache of `beams` suffixes each). step: (params, cache, tokens (B, K), t) -> (state
+  (B, K, D), cache), where tokens are number t of what was generated. reorder: (cache, parents
+  (B, K)) -> cache whose row i goes on from row parents[i]. logits: (params, state (..., D)) ->
+  (..., V).
 
   Optional, None where the model has none: rows: (params, state (B, K, D), ids (B, K, C)) -> those
   logits alone. window: (params, state (..., D), first, size) -> logits first .. first + size - 1.

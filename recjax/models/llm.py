@@ -304,7 +304,8 @@ class LM(nn.Module):
     """Runs tokens; each sees itself, earlier tokens of its segment, and every unmasked past key.
 
     tokens, positions, segments: (B, S) int32; segment 0 is padding, whose results are finite and
-    mean nothing; or segments (B, S, S) bool, which tokens each sees. past: tuple of Past. -> (hidden (B, S, D) after the final norm in cfg.dtype,
+    mean nothing; or segments (B, S, S) bool, which tokens each sees. past: tuple of Past.
+    -> (hidden (B, S, D) after the final norm in cfg.dtype,
     (k, v) of these tokens, each (L, B, S, G, Dh), k already rotated)
     """
     table = shard(self.embed, 'model', None)  # gathered over fsdp first, as rows split over it too

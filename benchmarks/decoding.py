@@ -1,0 +1,498 @@
+"""Constrained decoding side by side with transformers, on real titles and semantic IDs.
+
+  python -m benchmarks.decoding [--lines=q1,q2,q4,...] [--data=FOLDER] [--rounds=5]
+
+FOLDER holds items.jsonl and semantic_ids.json. A 4-layer Qwen2-shaped model is trained on the
+titles once (kept in benchmarks/out), and both sides run its weights in float32. Every line asserts
+that the results are equal before it times anything; rounds are interleaved; compilation is apart.
+
+  q1  titles: exact and 'valid' against transformers with a prefix function
+  q2  titles: constrained against unconstrained, both ours      q3  against a direct port in JAX
+  q4  semantic IDs against a prefix-hash processor              q5  model passes by tokens a pass
+  q7  the trie's share of a step, 8 codes of 2048               q8  build time, bytes and peak
+  q9  memory of the prompt's cache                              share  time against the model's work
+"""
+import argparse
+import functools
+import json
+import pathlib
+import statistics
+import sys
+import time
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from recjax.decoding import constraints, forest, trie
+from recjax.decoding.beam import BeamConfig, beam_search
+from recjax.decoding.head import head_of
+from recjax.decoding.tree_search import TreeConfig, tree_search
+from recjax.models import decode, huggingface, llm
+from recjax.text import tokens as tokenizers
+
+OUT = pathlib.Path(__file__).parent / 'out'
+VOCAB, END, PAD = 32_000, 31_999, 31_998
+SHAPE = llm.Config(vocab=VOCAB, width=256, layers=4, heads=8, kv_heads=4, head_dim=32, ffn=704,
+                   tied=True, qkv_bias=True, scan_unroll=4, max_positions=1024, norm_eps=1e-6)
+CODES = 31_000  # the first code's token; three levels of 256
+
+
+def main():
+  parser = argparse.ArgumentParser(description=__doc__.split('\n')[0])
+  parser.add_argument('--lines', default='q1,q2,q3,q4,q5,q7,q8,q9,share')
+  parser.add_argument('--data', default='../shared/data/minionerec-scientific')
+  parser.add_argument('--rounds', type=int, default=5)
+  parser.add_argument('--requests', type=int, default=8)
+  parser.add_argument('--beams', type=int, default=10)
+  parser.add_argument('--prompt', type=int, default=128)
+  args = parser.parse_args()
+  args.data = pathlib.Path(args.data)
+  if not (args.data / 'items.jsonl').exists():
+    sys.exit(f'{args.data} holds no items.jsonl; name a folder with --data')
+  lines = {'q1': titles_against_peer, 'q2': against_free, 'q3': against_port, 'q4': codes,
+           'q5': passes, 'q7': trie_share, 'q8': build, 'q9': memory, 'share': share}
+  wanted = args.lines.split(',')
+  print(f'{jax.devices()[0].device_kind}, jax {jax.__version__}, {args.requests} requests, '
+        f'{args.beams} beams, prompt {args.prompt}, {args.rounds} rounds', flush=True)
+  setting = Setting(args)
+  for name in wanted:
+    print(f'\n{name}: {lines[name].__doc__.splitlines()[0]}', flush=True)
+    lines[name](setting)
+
+
+class Setting:
+  """The data, the model and what all lines share."""
+
+  def __init__(self, args):
+    self.args = args
+    titles = [json.loads(line)['title'] for line in open(args.data / 'items.jsonl')]
+    titles = list(dict.fromkeys(t for t in titles if t))
+    bpe = tokenizers.train_bpe(titles, 8000)
+    spread = np.random.default_rng(0).permutation(CODES)[:bpe.vocab_size]
+    self.rows = [spread[ids].tolist() for ids in bpe.encode_batch(titles)]
+    self.model = llm.LM(SHAPE)
+    self.params = {'params': trained(self.rows)}
+    self.decoder = decode.decoder(self.model)
+    rng = np.random.default_rng(1)
+    flat = [t for i in rng.permutation(len(self.rows)) for t in [*self.rows[i], END]]
+    self.prompts = np.array(flat[:args.requests * args.prompt], np.int32).reshape(
+        args.requests, args.prompt)
+
+  @functools.cached_property
+  def trie(self):
+    return trie.build(self.rows, end=END, vocab=VOCAB)
+
+  @functools.cached_property
+  def forest(self):
+    return forest.plant(self.trie)
+
+  def plain(self, constraint, new_tokens, beams=0, alpha=0.0):
+    """A compiled beam search. -> (run: () -> Found, seconds to compile)"""
+    cfg = BeamConfig(beams or self.args.beams, new_tokens, alpha)
+
+    def search(params, prompts, constraint):
+      lengths = jnp.full(len(prompts), prompts.shape[1])
+      first, cache = self.decoder.start(params, prompts, lengths, cfg.beams, cfg.new_tokens)
+      return beam_search(lambda tokens, cache, t: self.decoder.step(params, cache, tokens, t),
+                         self.decoder.reorder, lambda s: head_of(self.decoder, params, s), cache,
+                         first, constraint, cfg)
+    return self.compiled(search, constraint)
+
+  def tree(self, constraint, new_tokens, widths):
+    """A compiled tree search. -> (run: () -> Tree, seconds to compile)"""
+    cfg = TreeConfig(self.args.beams, new_tokens, widths=widths)
+
+    def search(params, prompts, constraint):
+      lengths = jnp.full(len(prompts), prompts.shape[1])
+      first, cache = self.decoder.start(params, prompts, lengths, 1, cfg.slots + 1)
+      return tree_search(lambda cache, *given: self.decoder.extend(params, cache, *given),
+                         lambda s: head_of(self.decoder, params, s), cache, first, constraint, cfg)
+    return self.compiled(search, constraint)
+
+  def compiled(self, search, constraint):
+    given = (self.params, jnp.asarray(self.prompts), constraint)
+    start = time.perf_counter()
+    program = jax.jit(search).lower(*given).compile()
+    seconds = time.perf_counter() - start
+    return lambda: jax.block_until_ready(program(*given)), seconds
+
+
+def trained(rows):
+  """Weights after 400 steps on the titles, from benchmarks/out where they are there already."""
+  folder = OUT / 'decoding-model'
+  if (folder / 'config.json').exists():
+    return huggingface.load(folder, SHAPE)
+  import optax
+  model, size, length = llm.LM(SHAPE), 16, 32
+  params = llm.init(SHAPE, jax.random.key(0))
+  tx = optax.adam(2e-3)
+  state = tx.init(params)
+
+  def loss(params, tokens):
+    hidden, _ = model.apply({'params': params}, tokens[:, :-1],
+                            jnp.broadcast_to(jnp.arange(length), (size, length)),
+                            jnp.ones((size, length), jnp.int32))
+    logits = model.apply({'params': params}, hidden, method='logits')
+    picked = jnp.take_along_axis(logits, tokens[:, 1:, None], -1)[..., 0]
+    return (jax.nn.logsumexp(logits, -1) - picked).mean()
+
+  @jax.jit
+  def step(params, state, tokens):
+    value, gradient = jax.value_and_grad(loss)(params, tokens)
+    updates, state = tx.update(gradient, state)
+    return jax.tree.map(jnp.add, params, updates), state, value
+  rng = np.random.default_rng(0)
+  for i in range(400):
+    stream = [t for r in rng.permutation(len(rows))[:size * 4] for t in [*rows[r], END]]
+    tokens = np.array(stream[:size * (length + 1)], np.int32).reshape(size, length + 1)
+    params, state, value = step(params, state, tokens)
+    if i % 100 == 99:
+      print(f'  training the model: step {i + 1}, loss {float(value):.2f}', flush=True)
+  huggingface.save(jax.device_get(params), SHAPE, folder)
+  return params
+
+
+def peer(setting):
+  """The same weights in transformers."""
+  import torch
+  import transformers
+  transformers.logging.set_verbosity_error()
+  model = transformers.AutoModelForCausalLM.from_pretrained(
+      OUT / 'decoding-model', dtype=torch.float32).eval()
+  prompts = torch.as_tensor(setting.prompts, dtype=torch.long)
+
+  def run(beams, new_tokens, alpha=0.0, **kw):
+    with torch.inference_mode():
+      out = model.generate(prompts, attention_mask=torch.ones_like(prompts), do_sample=False,
+                           num_beams=beams, num_return_sequences=beams, max_new_tokens=new_tokens,
+                           length_penalty=alpha, eos_token_id=END, pad_token_id=PAD,
+                           return_dict_in_generate=True, output_scores=True, **kw)
+    tokens = out.sequences[:, prompts.shape[1]:].reshape(len(prompts), beams, -1).numpy()
+    return tokens, out.sequences_scores.reshape(len(prompts), beams).numpy()
+  return run
+
+
+def rows_of(tokens):
+  """Rows up to their end token. tokens: (B, K, T) -> [B][K] tuples"""
+  def one(row):
+    row = row.tolist()
+    return tuple(row[:row.index(END) + 1] if END in row else row)
+  return [[one(r) for r in rows] for rows in np.asarray(tokens)]
+
+
+def equal(ours, scores, theirs, their_scores, gap=1e-3):
+  """Stops unless rows and scores agree; equal scores may change places."""
+  worst = float(np.abs(np.asarray(scores) - their_scores).max())
+  same = all(sorted(a) == sorted(b) for a, b in zip(rows_of(ours), rows_of(theirs)))
+  if not same or worst > gap:
+    wrong = sum(len(set(a) - set(b)) for a, b in zip(rows_of(ours), rows_of(theirs)))
+    sys.exit(f'FAIL: {wrong} rows differ, scores by up to {worst:.1e}')
+  print(f'  all {sum(map(len, ours))} rows equal, scores within {worst:.1e}', flush=True)
+
+
+def versus(rounds, **sides):
+  """Times the sides in turn. The first is the peer. -> {side: median seconds}"""
+  times = {name: [] for name in sides}
+  for _ in range(rounds):
+    for name, run in sides.items():
+      start = time.perf_counter()
+      run()
+      times[name].append(time.perf_counter() - start)
+  peer_times = next(iter(times.values()))
+  for name, seconds in times.items():
+    ratios = [a / b for a, b in zip(peer_times, seconds)]
+    print(f'  {name:34} {statistics.median(seconds) * 1e3:9.1f} ms  ({min(seconds) * 1e3:.1f} - '
+          f'{max(seconds) * 1e3:.1f})  {statistics.median(ratios):6.2f}x  (least '
+          f'{min(ratios):.2f}x)', flush=True)
+  return {name: statistics.median(t) for name, t in times.items()}
+
+
+def longest(setting):
+  return setting.forest.longest
+
+
+def titles_against_peer(setting):
+  """titles, alpha 0: transformers with a prefix function, ours exact, ours with runs"""
+  hf, beams, steps = peer(setting), setting.args.beams, longest(setting)
+  children = {}
+  for row in setting.rows:
+    for at in range(len(row) + 1):
+      children.setdefault(tuple(row[:at]), set()).add(row[at] if at < len(row) else END)
+  lists = {k: sorted(v) for k, v in children.items()}
+  width = setting.prompts.shape[1]
+
+  def allowed(_, ids):
+    return lists.get(tuple(ids[width:].tolist()), [PAD])
+  theirs = functools.partial(hf, beams, steps, prefix_allowed_tokens_fn=allowed)
+  exact, c1 = setting.plain(constraints.Titles(setting.forest), steps)
+  valid = constraints.Titles(setting.forest, normalize='valid')
+  plain_valid, c2 = setting.plain(valid, steps)
+  runs, c3 = setting.tree(valid, steps, (8, 32))
+  exact_runs, c4 = setting.tree(constraints.Titles(setting.forest), steps, (16, 64))
+  tokens, scores = theirs()
+  found = exact()
+  equal(found.rows.tokens, found.rows.scores, tokens, scores)
+  same(plain_valid(), runs(), 'valid')
+  same(found, exact_runs(), 'vocab')
+  print(f'  compile: exact {c1:.1f} s, valid {c2:.1f} s, valid with runs {c3:.1f} s, exact with '
+        f'runs {c4:.1f} s; steps {int(found.steps)}, passes {runs().passes.tolist()}, '
+        f'{int(runs().fed)} tokens fed', flush=True)
+  versus(setting.args.rounds, **{
+      'transformers, prefix function': theirs, 'transformers, free': functools.partial(
+          hf, beams, steps), 'ours, exact': exact, 'ours, exact, runs': exact_runs,
+      'ours, valid': plain_valid, 'ours, valid, runs': runs})
+
+
+def same(plain, tree, name):
+  """Stops unless a tree search found the rows of the plain one."""
+  a, b = np.asarray(plain.rows.state), np.asarray(tree.done.node)
+  gap = float(np.abs(np.asarray(plain.rows.scores) - np.asarray(tree.done.value)).max())
+  if sorted(map(sorted, a.tolist())) != sorted(map(sorted, b.tolist())) or gap > 1e-3:
+    sys.exit(f'FAIL: {name}: runs change the result (gap {gap:.1e})')
+
+
+def against_free(setting):
+  """constrained against unconstrained beam search, 24 steps of each, ours"""
+  free, _ = setting.plain(constraints.Free((END,)), 24, alpha=0.0)
+  exact, _ = setting.plain(constraints.Titles(setting.forest), 24, alpha=0.0)
+  f, e = free(), exact()
+  medians = versus(setting.args.rounds, unconstrained=free, constrained=exact)
+  each = medians['constrained'] / int(e.steps) / (medians['unconstrained'] / int(f.steps))
+  print(f'  steps {int(f.steps)} and {int(e.steps)}; a constrained step takes {each:.2f} of a free '
+        'one', flush=True)
+
+
+def against_port(setting):
+  """against what a direct port to JAX does: scatter mask, cache copied to beams, plain top_k"""
+  steps, beams = 24, setting.args.beams
+  cfg = BeamConfig(beams, steps, 0.0)
+  model, given = setting.model, setting.forest
+
+  class Port(constraints.Titles):
+    def expand(self, head, state, t, most, choose):
+      logp = jax.nn.log_softmax(head.full())
+      token, child, exists = forest.children(given, state, t, max(given.width, given.root_width))
+      grid = jnp.indices(token.shape, sparse=True)
+      at = jnp.where(exists, token, VOCAB)
+      kids = jnp.full(logp.shape, -1).at[grid[0], grid[1], at].set(child, mode='drop')
+      values = jnp.where(kids >= 0, logp, constraints.DEAD)
+      return choose(values, jnp.broadcast_to(jnp.arange(VOCAB), values.shape), kids)
+
+  def copied(params, prompts, _):
+    batch = len(prompts)
+    rows = jnp.repeat(prompts, beams, 0)
+    lengths = jnp.full(len(rows), prompts.shape[1])
+    hidden, past = decode.prefill_states(model, params, rows, lengths)
+    own = decode.suffix(SHAPE, len(rows), 1, steps)
+
+    def step(tokens, cache, t):
+      hidden, own = decode.suffix_step(model, params, (cache[0],), cache[1],
+                                       tokens.reshape(-1, 1), t)
+      return hidden.reshape(batch, -1, SHAPE.width), (cache[0], own)
+
+    def reorder(cache, parents):
+      flat = (jnp.arange(batch)[:, None] * beams + parents).reshape(-1)
+      return jax.tree.map(lambda x: x[:, flat] if x.ndim > 2 else x[flat], cache)
+    first = hidden.reshape(batch, beams, -1)[:, 0]
+    port = Port(setting.forest)
+    return beam_search(step, reorder, lambda s: head_of(setting.decoder, params, s), (past, own),
+                       first, port, cfg)
+  port, _ = setting.compiled(copied, 0)
+  exact, _ = setting.plain(constraints.Titles(setting.forest), steps)
+  a, b = port(), exact()
+  equal(b.rows.tokens, b.rows.scores, a.rows.tokens, np.asarray(a.rows.scores))
+  versus(setting.args.rounds, **{'direct port': port, 'ours, exact': exact})
+
+
+def codes(setting):
+  """semantic IDs, 3 codes and an end token, 50 beams: transformers with MiniOneRec's processor"""
+  import torch
+  import transformers
+  beams = 50
+  ids = json.load(open(setting.args.data / 'semantic_ids.json'))
+  table = np.array([[int(c[3:-1]) for c in row] for row in ids.values()])
+  table = np.unique(table, axis=0) + CODES + 256 * np.arange(3)
+  allowed = {}
+  for row in table.tolist():
+    for at, token in enumerate([*row, END]):
+      allowed.setdefault(tuple(row[:at]), set()).add(token)
+  width = setting.prompts.shape[1]
+
+  class Processor(transformers.LogitsProcessor):
+    """Adds -1e6 to whatever a hash of the prefix does not allow."""
+    def __call__(self, input_ids, scores):
+      mask = torch.full_like(scores, -1e6)
+      for row, prefix in enumerate(input_ids[:, width:].tolist()):
+        good = sorted(allowed.get(tuple(prefix), ()))
+        mask[row, good] = 0
+      return scores + mask
+  hf = peer(setting)
+  theirs = functools.partial(hf, beams, 4, logits_processor=[Processor()])
+  planted = forest.plant(trie.build(table.tolist(), end=END, vocab=VOCAB))
+  exact, c1 = setting.plain(constraints.Titles(planted), 4, beams)
+  bare = forest.plant(trie.build(table - CODES - 256 * np.arange(3), vocab=256),
+                      level_offsets=CODES + 256 * np.arange(3))
+  level, c2 = setting.plain(constraints.Titles(bare, normalize='level', code_size=256), 3, beams)
+  tokens, scores = theirs()
+  found = exact()
+  equal(found.rows.tokens, found.rows.scores, tokens, scores)
+  rebuilt = jax.jit(forest.code_forest, static_argnums=1)(
+      jnp.asarray(table - CODES - 256 * np.arange(3), jnp.int32), 256,
+      jnp.asarray(CODES + 256 * np.arange(3)))
+  other, _ = setting.plain(constraints.Titles(rebuilt, normalize='level', code_size=256), 3, beams)
+  if not np.array_equal(other().rows.tokens, level().rows.tokens):
+    sys.exit('FAIL: the table built on the device gives other rows')
+  print(f'  {len(table)} codes; compile {c1:.1f} and {c2:.1f} s', flush=True)
+  versus(setting.args.rounds, **{'transformers, processor': theirs, 'ours, exact': exact,
+                                 "ours, 'level'": level})
+
+
+def passes(setting):
+  """model passes and tokens by what goes through in one pass (counts, no times)"""
+  plain, _ = setting.plain(constraints.Titles(setting.forest), longest(setting))
+  print(f'  one token a pass: {int(plain().steps) - 1} passes')
+  for normalize in ('vocab', 'valid'):
+    run, _ = setting.tree(constraints.Titles(setting.forest, normalize=normalize),
+                          longest(setting), (16, 64))
+    found = run()
+    print(f'  runs, {normalize}: {np.mean(found.passes):.1f} passes a request (most '
+          f'{int(found.passes.max())}), {int(found.fed)} tokens', flush=True)
+
+
+def trie_share(setting):
+  """what the trie adds to a step, 140 beams, 8 codes of 2048, beside logits and log-sum-exp"""
+  del setting
+  rng = np.random.default_rng(0)
+  for items in (100_000, 1_000_000):
+    start = time.perf_counter()
+    built = trie.build(rng.integers(0, 2048, (items, 8)), vocab=2048)
+    seconds = time.perf_counter() - start
+    planted = forest.plant(built)
+    size = sum(x.nbytes for x in jax.tree.leaves(planted))
+    emb = jnp.asarray(rng.normal(size=(2048, 256)), jnp.float32)
+    mix = jnp.asarray(rng.normal(size=(256, 2048)) * 0.1, jnp.float32)
+    cfg = BeamConfig(70, 8, 0.0)
+
+    def model(tokens, cache, t):
+      del t
+      h = jnp.tanh(emb[tokens] @ mix)
+      return jnp.tanh(h @ mix.T) @ mix, cache
+
+    @jax.jit
+    def bare(first):
+      def step(_, carry):
+        tokens, total = carry
+        logits, _ = model(tokens, (), 0)
+        return jnp.argmax(logits, -1).astype(jnp.int32), total + jax.nn.logsumexp(logits, -1)
+      tokens = jnp.broadcast_to(jnp.argmax(first, -1)[:, None], (2, 70)).astype(jnp.int32)
+      return jax.lax.fori_loop(0, 7, step, (tokens, jnp.zeros((2, 70))))
+
+    @jax.jit
+    def search(first, titles):
+      from recjax.decoding.head import plain_head
+      return beam_search(model, lambda c, p: c, plain_head, (), first, titles, cfg)
+    first = jnp.asarray(rng.normal(size=(2, 2048)), jnp.float32)
+    titles = constraints.Titles(planted)
+    found = jax.block_until_ready(search(first, titles))
+    valid = {tuple(r) for r in built.rows.reshape(-1, 8).tolist()}
+    if not all(tuple(r) in valid for rows in found.rows.tokens.tolist() for r in rows):
+      sys.exit('FAIL: a row is not in the table')
+    print(f'  {items:,} items: build {seconds:.2f} s, {size / items:.0f} bytes an item on the '
+          'device', flush=True)
+    versus(15, **{'whole search': lambda: jax.block_until_ready(search(first, titles)),
+                  'model and log-sum-exp alone': lambda: jax.block_until_ready(bare(first))})
+
+
+def build(setting):
+  """build time and peak memory: 1 M titles of 15 tokens, 10 M codes"""
+  del setting
+  import subprocess
+  code = """
+import resource, sys, time
+import numpy as np
+from recjax.decoding import trie
+rng = np.random.default_rng(0)
+if sys.argv[1] == 'titles':
+  lengths = np.clip(rng.poisson(15, 1_000_000), 3, 40)
+  offsets = np.concatenate([[0], np.cumsum(lengths)])
+  rows = ((rng.zipf(1.3, offsets[-1]) % 31_000).astype(np.int32), offsets)
+  end, vocab = 31_999, 32_000
+else:
+  rows, end, vocab = rng.integers(0, 256, (10_000_000, 4)).astype(np.uint16), None, 256
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+start = time.perf_counter()
+made = trie.build(rows, end, vocab)
+seconds = time.perf_counter() - start
+peak = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024
+s = made.stats()
+print(f"  {sys.argv[1]}: {seconds:.2f} s, {s['bytes_per_item']} bytes an item, "
+      f"{s['nodes'] / s['titles']:.2f} nodes a title, "
+      f"peak {peak / s['bytes']:.1f} x the output's {s['bytes'] / 2**20:.0f} MiB")
+"""
+  for what in ('titles', 'codes'):
+    subprocess.run([sys.executable, '-c', code, what], check=True)
+
+
+def memory(setting):
+  """compiled memory of 40 beams, prompt 512, 64 new tokens: shared prompt against copies"""
+  model, steps = setting.model, 64
+
+  def shared(params, tokens):
+    lengths = jnp.full(len(tokens), tokens.shape[1])
+    _, cache = setting.decoder.start(params, tokens, lengths, 40, steps)
+    return cache
+
+  def copied(params, tokens):
+    rows = jnp.repeat(tokens, 40, 0)
+    _, past = decode.prefill_states(model, params, rows, jnp.full(len(rows), tokens.shape[1]))
+    return past, decode.suffix(SHAPE, len(rows), 1, steps)
+  tokens = jax.ShapeDtypeStruct((1, 512), 'int32')
+  sizes = []
+  for name, fn in (('shared', shared), ('copied', copied)):
+    made = jax.jit(fn).lower(self_shapes(setting.params), tokens).compile().memory_analysis()
+    size = made.output_size_in_bytes + made.temp_size_in_bytes
+    sizes.append(size)
+    print(f'  {name}: cache {made.output_size_in_bytes:,} bytes, with temporaries {size:,}')
+  print(f'  ratio {sizes[1] / sizes[0]:.1f}', flush=True)
+
+
+def self_shapes(tree):
+  return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), tree)
+
+
+def share(setting):
+  """one warm request, 10 beams: how much of the time the model's own work takes"""
+  titles = constraints.Titles(setting.forest)
+  whole, prompts = setting.prompts, setting.prompts[:1]
+  setting.prompts = prompts
+  run, compile_seconds = setting.plain(titles, longest(setting))
+  setting.prompts = whole
+  steps = int(run().steps)
+
+  @jax.jit
+  def model_alone(params, tokens):
+    lengths = jnp.full(len(tokens), tokens.shape[1])
+    first, cache = setting.decoder.start(params, tokens, lengths, setting.args.beams,
+                                         longest(setting))
+
+    def step(t, carry):
+      cache, total, last = carry
+      hidden, cache = setting.decoder.step(params, cache, last, t)
+      logits = setting.decoder.logits(params, hidden)
+      return cache, total + jax.nn.logsumexp(logits, -1), last + 1
+    last = jnp.broadcast_to(jnp.arange(setting.args.beams), (1, setting.args.beams))
+    start = (cache, jnp.zeros((1, setting.args.beams)) + first.sum(), last)
+    return jax.lax.fori_loop(0, steps - 1, step, start)
+  alone = lambda: jax.block_until_ready(model_alone(setting.params, jnp.asarray(prompts)))  # noqa: E731
+  alone()
+  medians = versus(15, **{'whole request': run, 'model and log-sum-exp alone': alone})
+  part = medians['model and log-sum-exp alone'] / medians['whole request']
+  flops = llm.flops_per_token(SHAPE, setting.args.prompt + steps / 2)
+  work = flops * setting.args.beams * (steps - 1)
+  print(f'  compile {compile_seconds:.1f} s; {steps} steps; the model takes {part:.0%} of the time; '
+        f'{work / medians["whole request"] / 1e9:.0f} GFLOP/s', flush=True)
+
+
+if __name__ == '__main__':
+  main()
