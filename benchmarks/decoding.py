@@ -25,7 +25,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from recjax.decoding import constraints, forest, trie
-from recjax.decoding.beam import BeamConfig, beam_search
+from recjax.decoding.beam import BeamConfig, beam_search, stages
 from recjax.decoding.head import head_of
 from recjax.decoding.tree_search import TreeConfig, tree_search
 from recjax.models import decode, huggingface, llm
@@ -93,10 +93,11 @@ class Setting:
 
     def search(params, prompts, constraint):
       lengths = jnp.full(len(prompts), prompts.shape[1])
-      first, cache = self.decoder.start(params, prompts, lengths, cfg.beams, cfg.new_tokens)
+      first, cache = self.decoder.start(params, prompts, lengths, cfg.beams,
+                                        stages(cfg.new_tokens)[0])
       return beam_search(lambda tokens, cache, t: self.decoder.step(params, cache, tokens, t),
                          self.decoder.reorder, lambda s: head_of(self.decoder, params, s), cache,
-                         first, constraint, cfg)
+                         first, constraint, cfg, self.decoder.grow)
     return self.compiled(search, constraint)
 
   def tree(self, constraint, new_tokens, widths):

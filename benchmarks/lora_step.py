@@ -96,7 +96,7 @@ def jax_step(cfg, params, adapters, prefix, tokens, positions, segments, targets
     if prefix.size:
       at = jnp.arange(prefix.shape[1])[None]
       _, (k, v) = apply(prefix, at, jnp.ones_like(prefix))
-      past = (llm.Past(k[:, 0], v[:, 0], jnp.ones(prefix.shape[1], bool)),)
+      past = (llm.remember(k[:, 0], v[:, 0], jnp.ones(prefix.shape[1], bool)),)
     hidden, _ = apply(tokens, positions, segments, past)
     counted = targets.reshape(-1) >= 0
     nll = token_nll(hidden.reshape(-1, cfg.width), llm.head_matrix(params, cfg),

@@ -81,16 +81,14 @@ class State(NamedTuple):
 
 
 def beam_search(step: Callable, reorder: Callable, head: Callable, cache, first, constraint,
-                cfg: BeamConfig) -> Found:
+                cfg: BeamConfig, grow: Callable | None = None) -> Found:
   """Searches all requests at once.
 
   step: (tokens (B, K) int32, cache, t) -> (state (B, K, D), cache). reorder: (cache, parents
   (B, K)) -> cache. head: state -> Head. first: (B, D), the state after each prompt. constraint:
-  see `constraints`.
+  see `constraints`. grow: (cache, new_tokens) -> cache, where the cache begins with room for
+  `stages(cfg.new_tokens)[0]` tokens only.
   """
-  def more(state):
-    return (state.t < cfg.new_tokens) & state.open.any()
-
   def advance(state):
     last = lax.dynamic_index_in_dim(state.beams.tokens, state.t - 1, 2, keepdims=False)
     hidden, cache = step(last, state.cache, state.t - 1)
@@ -98,9 +96,20 @@ def beam_search(step: Callable, reorder: Callable, head: Callable, cache, first,
 
   state = begin(cache, len(first), constraint, cfg)
   state = turn(state, first[:, None], head, None, constraint, cfg)
-  state = lax.while_loop(more, advance, state)
+  for limit in stages(cfg.new_tokens) if grow else [cfg.new_tokens]:
+    cache = grow(state.cache, limit) if grow else state.cache
+    state = lax.while_loop(lambda s, limit=limit: (s.t < limit) & s.open.any(), advance,
+                           state._replace(cache=cache))
   exists = state.done.scores > LIVE
   return Found(state.done, exists, exists.sum(-1, dtype=jnp.int32), state.t, state.broken)
+
+
+def stages(new_tokens, first=16):
+  """Room for tokens, doubling: what is read and reordered at a step is not the longest row's."""
+  out = [min(first, new_tokens)]
+  while out[-1] < new_tokens:
+    out.append(min(2 * out[-1], new_tokens))
+  return out
 
 
 def begin(cache, batch, constraint, cfg):

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from recjax.decoding.beam import BeamConfig, beam_search
+from recjax.decoding.beam import BeamConfig, beam_search, stages
 from recjax.decoding.constraints import LIVE, Free, Titles
 from recjax.decoding.group_search import SearchConfig, group_search
 from recjax.decoding.head import head_of
@@ -133,7 +133,10 @@ def _run(decoder, plan, params, tokens, lengths, constraint, key):
   """The whole generation on the device. -> dict of arrays"""
   cfg = plan.config
   rows = cfg.rows if plan.kind == 'sample' else cfg.beams
-  first, cache = decoder.start(params, tokens, lengths, rows, cfg.new_tokens)
+  room = cfg.new_tokens
+  if plan.kind == 'beam' and decoder.grow:
+    room = stages(room)[0]
+  first, cache = decoder.start(params, tokens, lengths, rows, room)
   step = functools.partial(decoder.step, params)
   head = functools.partial(head_of, decoder, params)
   run = {'beam': _beam, 'groups': _groups, 'sample': _sample}[plan.kind]
@@ -143,7 +146,8 @@ def _run(decoder, plan, params, tokens, lengths, constraint, key):
 
 def _beam(decoder, step, head, cache, first, constraint, plan, key):
   del key
-  found = beam_search(step, decoder.reorder, head, cache, first, constraint, plan.config)
+  found = beam_search(step, decoder.reorder, head, cache, first, constraint, plan.config,
+                      decoder.grow)
   rows = found.rows
   return _pack(rows.tokens, rows.scores, rows.lengths, found.exists, rows.complete,
                rows.state, constraint, found.steps, found.broken, rows.token_scores)

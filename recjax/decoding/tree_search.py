@@ -109,32 +109,28 @@ def tree_search(extend: Callable, head: Callable, cache, first, titles, cfg: Tre
 
 
 def begin(cache, first, head, titles, cfg):
-  """One live beam a request, at the root; slot 0 holds the prompt's state."""
+  """After the first token, which the prompt's state in slot 0 decides: one beam branches into K."""
   batch, slots = len(first), cfg.slots
   hidden = jnp.zeros((batch, slots, first.shape[-1]), first.dtype).at[:, 0].set(first)
   total = jnp.zeros((batch, slots))
   if titles.normalize == 'vocab':
     total = total.at[:, 0].set(log_sum_exp(head(first[:, None]).full())[:, 0, 0])
-  shape = (batch, cfg.beams)
-  node = jnp.broadcast_to(titles.start(batch), shape)
-  score = jnp.where(jnp.arange(cfg.beams) == 0, 0.0, DEAD)
-  beams = Beams(node, jnp.broadcast_to(score, shape), jnp.full((*shape, cfg.new_tokens), -1))
-  none = jnp.zeros(shape, jnp.int32)
-  done = Done(node, jnp.full(shape, DEAD), none, none > 0)
+  root = titles.start(batch)
+  beams = Beams(root, jnp.zeros((batch, 1)), jnp.full((batch, 1, cfg.new_tokens), -1))
+  none = jnp.zeros((batch, cfg.beams), jnp.int32)
+  done = Done(none + root, jnp.full(none.shape, DEAD), none, none > 0)
   zero = jnp.zeros(batch, jnp.int32)
-  return State(zero, beams, done, jnp.ones(batch, bool), (hidden, total), cache, zero,
-               jnp.int32(0), zero - 1)
+  state = State(zero, beams, done, jnp.ones(batch, bool), (hidden, total), cache, zero,
+                jnp.int32(0), zero - 1)
+  return moved(state, head, titles, cfg)
 
 
 def current_slot(state):
   """The slot of each beam's last token; the prompt's before the first. -> (B, K), -1 for none"""
   at = jnp.maximum(state.t - 1, 0)[:, None, None]
-  slot = jnp.take_along_axis(state.beams.path, jnp.broadcast_to(at, (*slot_shape(state), 1)), 2)
-  return jnp.where(state.t[:, None] == 0, 0, slot[..., 0])
-
-
-def slot_shape(state):
-  return state.beams.node.shape
+  at = jnp.broadcast_to(at, (*state.beams.node.shape, 1))
+  slot = jnp.take_along_axis(state.beams.path, at, 2)[..., 0]
+  return jnp.where(state.t[:, None] == 0, 0, slot)
 
 
 def lacking(state, titles, vocab):
@@ -150,14 +146,25 @@ def ready(state, titles, vocab):
 
 def search_step(state, head, titles, cfg):
   """One token for the requests that are ready; the others stay as they are."""
-  vocab = titles.normalize == 'vocab'
-  go = ready(state, titles, vocab)
+  go = ready(state, titles, titles.normalize == 'vocab')
+
+  def only(new, old):
+    return jnp.where(go.reshape(-1, *(1,) * (new.ndim - 1)), new, old)
+  new = moved(state, head, titles, cfg)
+  return state._replace(**{
+      k: jax.tree.map(only, getattr(new, k), getattr(state, k))
+      for k in ('t', 'beams', 'done', 'open', 'broken')})
+
+
+def moved(state, head, titles, cfg):
+  """All requests one token further."""
   slot = jnp.maximum(current_slot(state), 0)
   hidden, total = state.pool
   here = jnp.take_along_axis(hidden, slot[..., None], 1)
   plain = head(here)
   known = jnp.take_along_axis(total, slot, 1)[..., None]
-  scorer = Head(plain.full, plain.rows, plain.window, (lambda: known) if vocab else None)
+  scorer = Head(plain.full, plain.rows, plain.window,
+                (lambda: known) if titles.normalize == 'vocab' else None)
   t = state.t[:, None]
   kept = 2 * cfg.beams
   value, beam, node = titles.expand(scorer, state.beams.node, t, kept,
@@ -169,16 +176,10 @@ def search_step(state, head, titles, cfg):
   pick = lambda x: jnp.take_along_axis(x, order, 1)  # noqa: E731
   score = jnp.where(pick(ended), DEAD, pick(value))
   beams = Beams(pick(node), score, take(state.beams.path, pick(beam)))
-  nan = (jnp.isnan(here).any(-1) & (state.beams.score > LIVE)).any(-1) & go
+  nan = (jnp.isnan(here).any(-1) & (state.beams.score > LIVE)).any(-1)
   broken = jnp.where((state.broken < 0) & nan, state.t, state.broken)
-  moved = state._replace(t=state.t + 1, beams=beams, done=done)
-  moved = moved._replace(open=still_open(moved, cfg), broken=broken)
-
-  def only(new, old):
-    return jnp.where(go.reshape(-1, *(1,) * (new.ndim - 1)), new, old)
-  same = {k: jax.tree.map(only, getattr(moved, k), getattr(state, k))
-          for k in ('t', 'beams', 'done', 'open', 'broken')}
-  return state._replace(**same)
+  state = state._replace(t=state.t + 1, beams=beams, done=done, broken=broken)
+  return state._replace(open=still_open(state, cfg))
 
 
 def _chooser(scores, kept):

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from recjax.models.decoder import Decoder
-from recjax.models.llm import Past
+from recjax.models.llm import Past, remember
 
 
 def decoder(model, past=()):
@@ -40,23 +40,27 @@ def decoder(model, past=()):
 
   def extend(variables, cache, tokens, at, seen, within, slots):
     blocks, own = cache
-    shape = own[0].shape  # the slots of all beams are one pool
-    k, v = (x.reshape(*shape[:2], -1, *shape[-2:]) for x in own)
+    k, v = (x[:, :, 0] for x in own)  # one beam's slots are the pool of all
     positions = jnp.broadcast_to(_seen(blocks), (len(tokens), 1)) + at
     hidden, new = model.apply(variables, tokens, positions, within, (*blocks, Past(k, v, seen)))
     rows = jnp.arange(len(tokens))[:, None]
-    own = tuple(c.at[:, rows, slots].set(n.astype(c.dtype), mode='drop').reshape(shape)
-                for c, n in zip((k, v), new))
+    own = tuple(c.at[:, rows, 0, :, slots].set(jnp.moveaxis(n, 0, 2).astype(c.dtype), mode='drop')
+                for c, n in zip(own, new))
     return hidden, (blocks, own)
 
-  return Decoder(start, step, turn, logits, rows, window, extend)
+  def grow(cache, new_tokens):
+    blocks, own = cache
+    more = [(0, 0)] * 4 + [(0, max(0, new_tokens - 1 - own[0].shape[4])), (0, 0)]
+    return blocks, tuple(jnp.pad(x, more) for x in own)
+
+  return Decoder(start, step, turn, logits, rows, window, extend, grow)
 
 
 def prefill(model, variables, tokens, lengths, past=()):
   """Runs prompts, padded on the right, that continue the blocks of `past`.
 
   tokens: (B, P) int32. lengths: (B,) int32, each at least 1. -> (logits (B, V) float32 after the
-  last real token, Past of these tokens alone: (L, B, P, G, Dh), mask (B, P))
+  last real token, Past of these tokens alone: (L, B, G, P, Dh), mask (B, P))
   """
   last, own = prefill_states(model, variables, tokens, lengths, past)
   return model.apply(variables, last, method='logits'), own
@@ -69,14 +73,14 @@ def prefill_states(model, variables, tokens, lengths, past=()):
   positions = _seen(past) + order
   hidden, (k, v) = model.apply(
       variables, tokens, jnp.broadcast_to(positions, tokens.shape), mask.astype(jnp.int32), past)
-  return jnp.take_along_axis(hidden, (lengths - 1)[:, None, None], 1)[:, 0], Past(k, v, mask)
+  return jnp.take_along_axis(hidden, (lengths - 1)[:, None, None], 1)[:, 0], remember(k, v, mask)
 
 
 def make_step(model, variables, past, prompts, beams, new_tokens):
   """The step of `recjax.decoding` over prompts that are already run.
 
   past: tuple of Past blocks in order, the prompt's last; prompts: B. -> (step, cache): the
-  cache is (k, v), each (L, B, K, T - 1, G, Dh), zeros; step as `group_search` wants it
+  cache is (k, v), each (L, B, K, G, T - 1, Dh), zeros; step as `group_search` wants it
   """
   def step(tokens, cache, t):
     hidden, cache = suffix_step(model, variables, past, cache, tokens, t)
@@ -85,8 +89,8 @@ def make_step(model, variables, past, prompts, beams, new_tokens):
 
 
 def suffix(cfg, prompts, beams, new_tokens):
-  """The empty private caches of all beams: (k, v), each (L, B, K, T - 1, G, Dh)."""
-  shape = (cfg.layers, prompts, beams, max(new_tokens - 1, 1), cfg.kv_heads, cfg.head_dim)
+  """The empty private caches of all beams: (k, v), each (L, B, K, G, T - 1, Dh)."""
+  shape = (cfg.layers, prompts, beams, cfg.kv_heads, max(new_tokens - 1, 1), cfg.head_dim)
   return jnp.zeros(shape, cfg.dtype), jnp.zeros(shape, cfg.dtype)
 
 
@@ -94,11 +98,11 @@ def suffix_step(model, variables, past, cache, tokens, t):
   """One token for every beam. tokens: (B, K), number t. -> (hidden (B, K, D), cache)"""
   shape = cache[0].shape
   apart = jnp.broadcast_to(jnp.arange(1, shape[2] + 1), tokens.shape)  # beams do not see another
-  live = jnp.broadcast_to(jnp.arange(shape[3]) < t, shape[1:4])
+  live = jnp.broadcast_to(jnp.arange(shape[4]) < t, (*shape[1:3], shape[4]))
   start = jnp.broadcast_to(_seen(past), (len(tokens), 1))
   positions = jnp.broadcast_to(start + t, tokens.shape)
   hidden, new = model.apply(variables, tokens, positions, apart, (*past, Past(*cache, live)))
-  cache = tuple(lax.dynamic_update_index_in_dim(c, n.astype(c.dtype), t, 3)
+  cache = tuple(lax.dynamic_update_index_in_dim(c, n.astype(c.dtype), t, 4)
                 for c, n in zip(cache, new))
   return hidden, cache
 

@@ -16,7 +16,8 @@ class Decoder(NamedTuple):
 
   Optional, None where the model has none: rows: (params, state (B, K, D), ids (B, K, C)) -> those
   logits alone. window: (params, state (..., D), first, size) -> logits first .. first + size - 1.
-  extend: several tokens of a request in one pass, see `tree_search`.
+  extend: several tokens of a request in one pass, see `tree_search`. grow: (cache, new_tokens) ->
+  the cache with room for so many, so that long searches begin small.
   """
   start: Callable
   step: Callable
@@ -25,6 +26,7 @@ class Decoder(NamedTuple):
   rows: Callable | None = None
   window: Callable | None = None
   extend: Callable | None = None
+  grow: Callable | None = None
 
 
 def uncached(apply):

@@ -100,13 +100,19 @@ class Config:
 class Past(NamedTuple):
   """One block of remembered keys and values, only read.
 
-  k, v: (L, P, G, Dh) shared by everybody, (L, B, P, G, Dh) for each row, or (L, B, S, T, G, Dh)
-  private to each query position. mask: bool of shape k.shape[1:-2], true where it may be seen; or
-  (B, S, P) over blocks of each row, for every query its own.
+  k, v: (L, G, P, Dh) shared by everybody, (L, B, G, P, Dh) for each row, or (L, B, S, G, T, Dh)
+  private to each query position: as attention reads them, so that nothing is turned at every step.
+  mask: bool (P,), (B, P) or (B, S, T), true where it may be seen; or (B, S, P) over blocks of each
+  row, for every query its own.
   """
   k: jax.Array
   v: jax.Array
   mask: jax.Array
+
+
+def remember(k, v, mask):
+  """A Past of the keys and values that a call returned, or of parts of them: (..., P, G, Dh)."""
+  return Past(jnp.swapaxes(k, -3, -2), jnp.swapaxes(v, -3, -2), mask)
 
 
 class Weight(NamedTuple):
@@ -195,10 +201,10 @@ def norm(x, scale, eps):
 def _mix(q, blocks):
   """One softmax over all blocks of keys.
 
-  q: (B, S, G, R, Dh), scaled. blocks: (k, v, mask) with k (P, G, Dh), (B, P, G, Dh) or
-  (B, S, T, G, Dh), mask broadcastable to (B, S, R, keys). -> (B, S, G, R, Dh) float32
+  q: (B, S, G, R, Dh), scaled. blocks: (k, v, mask) with k (G, P, Dh), (B, G, P, Dh) or
+  (B, S, G, T, Dh), mask broadcastable to (B, S, R, keys). -> (B, S, G, R, Dh) float32
   """
-  letters = {3: 'tgd', 4: 'btgd', 5: 'bstgd'}
+  letters = {3: 'gtd', 4: 'bgtd', 5: 'bsgtd'}
   scores = [
       jnp.where(mask, jnp.einsum(f'bsgrd,{letters[k.ndim]}->gbsrt', q, k,
                                  preferred_element_type=jnp.float32), MASKED)
@@ -229,7 +235,8 @@ def attend(q, k, v, allowed, past, chunk=128):
     here, end = slice(start, start + chunk), min(start + chunk, length)
     blocks = [(p.k, p.v, _facing(p.mask, here)) for p in past]
     blocks = [(_part(pk, here), _part(pv, here), m) for pk, pv, m in blocks]
-    blocks.append((k[:, :end], v[:, :end], allowed[:, here, None, :end]))
+    own = remember(k[:, :end], v[:, :end], allowed[:, here, None, :end])
+    blocks.append(own)
     outs.append(_mix(q[:, here], blocks))
   out = jnp.concatenate(outs, 1) if len(outs) > 1 else outs[0]
   return out.reshape(rows, length, heads * size).astype(q.dtype)
@@ -351,7 +358,7 @@ def shared_past(model, variables, prefix):
   ids = jnp.asarray(prefix, jnp.int32)[None]
   hidden, (k, v) = model.apply(
       variables, ids, jnp.arange(ids.shape[1])[None], jnp.ones_like(ids))
-  return hidden[0, -1], Past(k[:, 0], v[:, 0], jnp.ones(ids.shape[1], bool))
+  return hidden[0, -1], remember(k[:, 0], v[:, 0], jnp.ones(ids.shape[1], bool))
 
 
 def head_matrix(params, cfg):

@@ -44,7 +44,7 @@ class DecodeTest(absltest.TestCase):
   def prepared(self):
     row = self.shared[None], jnp.arange(3)[None], jnp.ones((1, 3), int)
     _, (k, v) = MODEL.apply(VARIABLES, *row)
-    shared = llm.Past(k[:, 0], v[:, 0], jnp.ones(3, bool))
+    shared = llm.remember(k[:, 0], v[:, 0], jnp.ones(3, bool))
     first, own = decode.prefill(MODEL, VARIABLES, jnp.asarray(self.prompts),
                                 jnp.asarray(self.lengths), (shared,))
     return first * 20, (shared, own)
@@ -77,7 +77,7 @@ class DecodeTest(absltest.TestCase):
 
   def test_the_prompt_is_held_once_however_many_beams(self):
     _, (_, own) = self.prepared()
-    self.assertEqual(own.k.shape, (2, 2, 5, 2, 8))
+    self.assertEqual(own.k.shape, (2, 2, 2, 5, 8))
 
   def test_group_search_over_the_model_equals_the_judge(self):
     for beams, groups, ends in ((4, 4, ()), (4, 2, (7, 9)), (6, 2, (7,))):

@@ -53,11 +53,11 @@ class CacheTest(parameterized.TestCase):
     lengths = np.array([6, 4])
     tails = some_tokens(rows, streams, steps, seed=5)
     _, (pk, pv) = run(TINY, params, head[None])
-    shared = llm.Past(pk[:, 0], pv[:, 0], jnp.ones(prefix, bool))
+    shared = llm.remember(pk[:, 0], pv[:, 0], jnp.ones(prefix, bool))
     real = np.arange(6) < lengths[:, None]
     _, (rk, rv) = run(TINY, params, prompts, prefix + np.broadcast_to(np.arange(6), real.shape),
                       real.astype(np.int32), (shared,))
-    prompt = llm.Past(rk, rv, jnp.asarray(real))
+    prompt = llm.remember(rk, rv, jnp.asarray(real))
     room = (TINY.layers, rows, streams, steps, TINY.kv_heads, TINY.head_dim)
     k, v = jnp.zeros(room), jnp.full(room, 7.0)  # what is masked must not matter
     own = np.broadcast_to(np.arange(1, streams + 1, dtype=np.int32), (rows, streams))
@@ -65,7 +65,7 @@ class CacheTest(parameterized.TestCase):
       seen = jnp.broadcast_to(jnp.arange(steps) < t, (rows, streams, steps))
       at = np.broadcast_to((prefix + lengths + t)[:, None], own.shape)
       hidden, (nk, nv) = run(TINY, params, tails[:, :, t], at, own,
-                             (shared, prompt, llm.Past(k, v, seen)))
+                             (shared, prompt, llm.remember(k, v, seen)))
       k, v = k.at[:, :, :, t].set(nk), v.at[:, :, :, t].set(nv)
       for b in range(rows):
         for s in range(streams):
@@ -82,7 +82,7 @@ class CacheTest(parameterized.TestCase):
 
     def split(adapters):
       _, (k, v) = run(cfg, params, head[None], adapters=adapters)
-      past = llm.Past(k[:, 0], v[:, 0], jnp.ones(4, bool))
+      past = llm.remember(k[:, 0], v[:, 0], jnp.ones(4, bool))
       at = np.broadcast_to(4 + np.arange(5), tails.shape)
       return jnp.sin(run(cfg, params, tails, at, past=(past,), adapters=adapters)[0]).sum()
 
@@ -170,7 +170,7 @@ class VariantTest(parameterized.TestCase):
 
     def loss(adapters, params, tokens):
       _, (k, v) = run(cfg, params, tokens[:1, :3], adapters=adapters)
-      past = llm.Past(k[:, 0], v[:, 0], jnp.ones(3, bool))
+      past = llm.remember(k[:, 0], v[:, 0], jnp.ones(3, bool))
       hidden, _ = run(cfg, params, tokens, past=(past,), adapters=adapters)
       logits = llm.LM(cfg).apply({'params': params}, hidden, method='logits')
       return jnp.sin(logits).mean(), logits

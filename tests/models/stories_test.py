@@ -61,7 +61,7 @@ def greedy(cfg, params, steps):
 
   def step(carry, t):
     token, k, v = carry
-    past = llm.Past(k, v, (jnp.arange(steps) < t)[None])
+    past = llm.remember(k, v, (jnp.arange(steps) < t)[None])
     one = jnp.ones((1, 1), jnp.int32)
     hidden, (nk, nv) = model.apply({'params': params}, token, one * t, one, (past,))
     logits = model.apply({'params': params}, hidden, method='logits')
