@@ -26,7 +26,7 @@ import numpy as np
 
 from recjax.decoding import constraints, forest, trie
 from recjax.decoding.beam import BeamConfig, beam_search, stages
-from recjax.decoding.head import head_of
+from recjax.decoding.head import head_of, plain_head
 from recjax.decoding.tree_search import TreeConfig, tree_search
 from recjax.models import decode, huggingface, llm
 from recjax.text import tokens as tokenizers
@@ -66,7 +66,8 @@ class Setting:
 
   def __init__(self, args):
     self.args = args
-    titles = [json.loads(line)['title'] for line in open(args.data / 'items.jsonl')]
+    lines = (args.data / 'items.jsonl').read_text().splitlines()
+    titles = [json.loads(line)['title'] for line in lines]
     titles = list(dict.fromkeys(t for t in titles if t))
     bpe = tokenizers.train_bpe(titles, 8000)
     spread = np.random.default_rng(0).permutation(CODES)[:bpe.vocab_size]
@@ -311,7 +312,7 @@ def codes(setting):
   import torch
   import transformers
   beams = 50
-  ids = json.load(open(setting.args.data / 'semantic_ids.json'))
+  ids = json.loads((setting.args.data / 'semantic_ids.json').read_text())
   table = np.array([[int(c[3:-1]) for c in row] for row in ids.values()])
   table = np.unique(table, axis=0) + CODES + 256 * np.arange(3)
   allowed = {}
@@ -364,45 +365,51 @@ def passes(setting):
 def trie_share(setting):
   """what the trie adds to a step, 140 beams, 8 codes of 2048, beside logits and log-sum-exp"""
   del setting
-  rng = np.random.default_rng(0)
   for items in (100_000, 1_000_000):
+    rng = np.random.default_rng(0)
     start = time.perf_counter()
     built = trie.build(rng.integers(0, 2048, (items, 8)), vocab=2048)
     seconds = time.perf_counter() - start
-    planted = forest.plant(built)
-    size = sum(x.nbytes for x in jax.tree.leaves(planted))
-    emb = jnp.asarray(rng.normal(size=(2048, 256)), jnp.float32)
-    mix = jnp.asarray(rng.normal(size=(256, 2048)) * 0.1, jnp.float32)
-    cfg = BeamConfig(70, 8, 0.0)
-
-    def model(tokens, cache, t):
-      del t
-      h = jnp.tanh(emb[tokens] @ mix)
-      return jnp.tanh(h @ mix.T) @ mix, cache
-
-    @jax.jit
-    def bare(first):
-      def step(_, carry):
-        tokens, total = carry
-        logits, _ = model(tokens, (), 0)
-        return jnp.argmax(logits, -1).astype(jnp.int32), total + jax.nn.logsumexp(logits, -1)
-      tokens = jnp.broadcast_to(jnp.argmax(first, -1)[:, None], (2, 70)).astype(jnp.int32)
-      return jax.lax.fori_loop(0, 7, step, (tokens, jnp.zeros((2, 70))))
-
-    @jax.jit
-    def search(first, titles):
-      from recjax.decoding.head import plain_head
-      return beam_search(model, lambda c, p: c, plain_head, (), first, titles, cfg)
+    titles = constraints.Titles(forest.plant(built))
+    size = sum(x.nbytes for x in jax.tree.leaves(titles))
+    weights = (jnp.asarray(rng.normal(size=(2048, 256)), jnp.float32),
+               jnp.asarray(rng.normal(size=(256, 2048)) * 0.1, jnp.float32))
     first = jnp.asarray(rng.normal(size=(2, 2048)), jnp.float32)
-    titles = constraints.Titles(planted)
-    found = jax.block_until_ready(search(first, titles))
+    found = jax.block_until_ready(code_search(weights, first, titles))
     valid = {tuple(r) for r in built.rows.reshape(-1, 8).tolist()}
     if not all(tuple(r) in valid for rows in found.rows.tokens.tolist() for r in rows):
       sys.exit('FAIL: a row is not in the table')
     print(f'  {items:,} items: build {seconds:.2f} s, {size / items:.0f} bytes an item on the '
           'device', flush=True)
-    versus(15, **{'whole search': lambda: jax.block_until_ready(search(first, titles)),
-                  'model and log-sum-exp alone': lambda: jax.block_until_ready(bare(first))})
+    runs = (functools.partial(code_search, weights, first, titles),
+            functools.partial(code_model, weights, first))
+    versus(15, **{name: lambda run=run: jax.block_until_ready(run())
+                  for name, run in zip(('whole search', 'model, log-sum-exp alone'), runs)})
+
+
+def code_logits(weights, tokens):
+  """The harness's random model: an embedding and three products. tokens: (2, 70) -> logits"""
+  embed, product = weights
+  hidden = jnp.tanh(embed[tokens] @ product)
+  return jnp.tanh(hidden @ product.T) @ product
+
+
+@jax.jit
+def code_search(weights, first, titles):
+  return beam_search(lambda tokens, cache, t: (code_logits(weights, tokens), cache),
+                     lambda cache, parents: cache, plain_head, (), first, titles,
+                     BeamConfig(70, 8, 0.0))
+
+
+@jax.jit
+def code_model(weights, first):
+  """The same model passes with a log-sum-exp each, and nothing that searches."""
+  def step(_, carry):
+    tokens, total = carry
+    logits = code_logits(weights, tokens)
+    return tokens + 1, total + jax.nn.logsumexp(logits, -1)
+  tokens = jnp.broadcast_to(jnp.arange(70), (2, 70))
+  return jax.lax.fori_loop(0, 7, step, (tokens, jnp.zeros((2, 70)) + first.sum()))
 
 
 def build(setting):
@@ -485,7 +492,9 @@ def share(setting):
     last = jnp.broadcast_to(jnp.arange(setting.args.beams), (1, setting.args.beams))
     start = (cache, jnp.zeros((1, setting.args.beams)) + first.sum(), last)
     return jax.lax.fori_loop(0, steps - 1, step, start)
-  alone = lambda: jax.block_until_ready(model_alone(setting.params, jnp.asarray(prompts)))  # noqa: E731
+
+  def alone():
+    jax.block_until_ready(model_alone(setting.params, jnp.asarray(prompts)))
   alone()
   medians = versus(15, **{'whole request': run, 'model and log-sum-exp alone': alone})
   part = medians['model and log-sum-exp alone'] / medians['whole request']

@@ -139,8 +139,7 @@ class Titles:
     logp = self._scorer(head, t)
     counts = trees.fan_out(forest, node)
     widths = [w for w in trees.WIDTHS if w < forest.width] + [forest.width]
-    if node.shape[1] == 1:  # roots are wide, and there is one a request
-      widths += [forest.root_width] if forest.root_width > forest.width else []
+    widths += [forest.root_width] if forest.root_width > forest.width else []
     branches = [functools.partial(self._sparse, node, t, logp, choose, w) for w in widths]
     wide = len(forest.wide) > 0
     if wide:

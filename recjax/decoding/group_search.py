@@ -219,7 +219,8 @@ def pick(values, ids, nodes, over, state, cfg):
       goes = largest(jnp.where(over, DEAD_TOKEN, total), ids, nodes, over, cfg.size)
       idle = Picks(0.0, jnp.arange(cfg.size), cfg.pad_id, 0, False)
       goes = Picks(*(jnp.where(done[:, None], i, x) for i, x in zip(idle, goes)))
-    return lax.dynamic_update_slice(taken, goes.tokens, (0, g * cfg.size)), (ends, goes)
+    met = jnp.where(goes.scores > LIVE, goes.tokens, -1)  # what does not exist costs nobody
+    return lax.dynamic_update_slice(taken, met, (0, g * cfg.size)), (ends, goes)
 
   by_group = (prompts, cfg.groups, cfg.size, width)
   given = (*(x.reshape(by_group) for x in (values, ids, nodes, over)), state.scores, state.done)

@@ -1,4 +1,4 @@
-"""Beam search with transformers' rules, spelled out in plain numpy as the judge of the jitted one."""
+"""Beam search with transformers' rules in plain numpy, the judge of the jitted one."""
 import numpy as np
 
 

@@ -1,0 +1,171 @@
+"""Items inside free text: the specs' oracles, and no made-up or repeated item under any logits."""
+import functools
+
+import hypothesis
+import jax
+import jax.numpy as jnp
+import numpy as np
+from absl.testing import absltest, parameterized
+from hypothesis import strategies as st
+
+from recjax.decoding import forest, item_mode, trie
+from recjax.decoding.beam import BeamConfig, beam_search
+from recjax.decoding.constraints import LIVE
+from recjax.decoding.head import plain_head
+from recjax.decoding.search import SampleConfig, sample
+from recjax.errors import DataError
+
+V, SOI, EOI, EOS = 12, 9, 10, 11
+A, B, C, D = [1, 2, 3, 4], [1, 2, 3, 4, 5, 6], [1, 2, 3, 5, 6], [1, 2, 5, 6]
+ABCD = [A, B, C, D]
+
+
+def constraint(rows, new_tokens=24, **kw):
+  built = trie.build(rows, end=EOI, vocab=V)
+  return built, item_mode.item_mode(built, forest.plant(built), SOI, (EOS,), new_tokens, **kw)
+
+
+def allowed_after(rows, tail, new_tokens=24, **kw):
+  """The tokens that may follow an answer so far."""
+  _, mode = constraint(rows, new_tokens, tails=[tail], **kw)
+  values, ids, _ = mode.expand(plain_head(jnp.zeros((1, 1, V))), mode.start(1), 0, 0,
+                               lambda *given: given)
+  return {int(i) for i, v in zip(ids[0, 0], values[0, 0]) if v > LIVE}
+
+
+@functools.partial(jax.jit, static_argnames='cfg')
+def draw(logits, mode, key, cfg):
+  return sample(lambda tokens, c, t: (logits[tokens], c), (), logits[:1].repeat(
+      mode.root.shape[0], 0), mode, cfg, key)
+
+
+class OracleTest(parameterized.TestCase):
+
+  @parameterized.parameters(
+      ([], {1}), ([1, 2], {3, 5}), (A, {5, EOI}))
+  def test_t2_nothing_used(self, prefix, want):
+    self.assertEqual(allowed_after(ABCD, [SOI, *prefix]), want)
+
+  @parameterized.parameters(
+      ([A], A, {5}), ([B], A, {EOI}), ([A, B], [1, 2, 3], {5}), ([A, B, C], [1, 2], {5}))
+  def test_t3_used_titles_close(self, used, prefix, want):
+    tail = [t for title in used for t in (SOI, *title, EOI)]
+    self.assertEqual(allowed_after(ABCD, [*tail, SOI, *prefix]), want)
+
+  def test_t3_when_all_are_used_no_item_opens(self):
+    tail = [t for title in ABCD for t in (SOI, *title, EOI)]
+    self.assertNotIn(SOI, allowed_after(ABCD, tail))
+    self.assertIn(SOI, allowed_after(ABCD, tail[:-6]))
+    self.assertIn(SOI, allowed_after(ABCD, tail, repeat=True))
+
+  def test_t4_an_answer_that_left_the_catalogue_is_refused_with_its_position(self):
+    with self.assertRaisesRegex(DataError, 'position 6'):
+      constraint(ABCD, tails=[[SOI, 1, 2, 3, 4, 5, EOI]])
+    with self.assertRaisesRegex(DataError, 'position 1 ends an item that was not opened'):
+      constraint(ABCD, tails=[[3, EOI]])
+
+  def test_t5_duplicates_come_as_often_as_they_are(self):
+    rows = [[5, 6], [5, 6], [7]]
+    once = [SOI, 5, 6, EOI]
+    self.assertEqual(allowed_after(rows, [*once, SOI]), {5, 7})
+    self.assertEqual(allowed_after(rows, [*once, *once, SOI]), {7})
+
+  def test_t6_a_single_item_is_forced_and_comes_once(self):
+    for at, token in enumerate([*A, EOI]):
+      self.assertEqual(allowed_after([A], [SOI, *A[:at]]), {token})
+    self.assertNotIn(SOI, allowed_after([A], [SOI, *A, EOI]))
+
+  def test_t7_text_is_free_but_for_a_stray_end(self):
+    self.assertEqual(allowed_after(ABCD, []), set(range(V)) - {EOI})
+    self.assertEqual(allowed_after(ABCD, [3, 4]), set(range(V)) - {EOI})
+
+  def test_items_are_not_opened_that_could_not_be_finished(self):
+    self.assertIn(SOI, allowed_after(ABCD, [], new_tokens=6))
+    self.assertNotIn(SOI, allowed_after(ABCD, [], new_tokens=5))
+    self.assertEqual(allowed_after(ABCD, [SOI, 1, 2, 3], new_tokens=2), {4})  # C needs three
+
+  def test_the_end_of_the_answer_does_not_come_inside_an_item(self):
+    self.assertNotIn(EOS, allowed_after(ABCD, [SOI, 1]))
+
+  def test_max_items_ends_the_list(self):
+    self.assertNotIn(SOI, allowed_after(ABCD, [SOI, *A, EOI], max_items=1))
+
+  def test_limits_hold_inside_items(self):
+    built = trie.build(ABCD, end=EOI, vocab=V)
+    limits = forest.limit(built, allowed=[[1, 3]])
+    self.assertEqual(allowed_after(ABCD, [SOI, 1, 2, 3], limits=limits), {4})
+    self.assertEqual(allowed_after(ABCD, [SOI, *A], limits=limits), {5})
+
+  def test_titles_without_an_end_are_refused(self):
+    built = trie.build(np.array([[1, 2], [1, 3]]), vocab=V)
+    with self.assertRaisesRegex(DataError, 'end-of-item'):
+      item_mode.item_mode(built, forest.plant(built), SOI, (EOS,), 8)
+
+
+class ReplyTest(parameterized.TestCase):
+
+  @hypothesis.settings(max_examples=60, deadline=None)
+  @hypothesis.given(
+      st.lists(st.lists(st.integers(0, 8), min_size=1, max_size=4), min_size=1, max_size=9),
+      st.integers(0, 10**6), st.sampled_from([0.0, 2.0]),
+      st.sampled_from([0.0, np.nan, np.inf, -np.inf]))
+  def test_g1_items_exist_and_none_is_repeated(self, rows, seed, temperature, value):
+    rng = np.random.default_rng(seed)
+    logits = rng.normal(size=(V, V))
+    logits[:, SOI] += 3  # so that items occur
+    logits = np.where(rng.uniform(size=(V, V)) < .2, value, logits)
+    built, mode = constraint(rows, 40, batch=2)
+    found = draw(jnp.asarray(logits, jnp.float32), mode, jax.random.key(seed),
+                 SampleConfig(3, 40, temperature))
+    for row, n in zip(np.asarray(found.tokens).reshape(6, -1),
+                      np.asarray(found.lengths).reshape(-1)):
+      items, _ = item_mode.parse(built, row[:n], SOI)  # walks the trie, raises where it leaves
+      self.assertLen(set(items), len(items))
+
+  def test_g4_a_model_that_wants_ten_of_two_items_gets_two(self):
+    logits = np.zeros((V, V), np.float32)
+    logits[:, SOI] = 9
+    built, mode = constraint([[1, 2], [3]], 40)
+    found = draw(jnp.asarray(logits), mode, jax.random.key(0), SampleConfig(1, 40, 0.0))
+    items, open_ = item_mode.parse(built, np.asarray(found.tokens)[0, 0], SOI)
+    self.assertEqual((sorted(items), open_), ([0, 1], False))
+
+  def test_g5_no_budget_leaves_an_item_open(self):
+    logits = np.random.default_rng(0).normal(size=(V, V)).astype(np.float32)
+    logits[:, SOI] += 4
+    for budget in range(2, 14):
+      built, mode = constraint(ABCD, budget)
+      found = draw(jnp.asarray(logits), mode, jax.random.key(0), SampleConfig(1, budget, 0.0))
+      row = np.asarray(found.tokens)[0, 0, :int(found.lengths[0, 0])]
+      self.assertFalse(item_mode.parse(built, row, SOI)[1], row)
+
+  @parameterized.parameters(1, 2, 4)
+  def test_beams_keep_their_own_lists(self, beams):
+    logits = np.random.default_rng(1).normal(size=(V, V)).astype(np.float32)
+    logits[:, SOI] += 2
+    built, mode = constraint(ABCD, 20, batch=2)
+    table = jnp.asarray(logits)
+    found = jax.jit(lambda table, mode: beam_search(
+        lambda tokens, c, t: (table[tokens], c), lambda c, p: c, plain_head, (), table[:2], mode,
+        BeamConfig(beams, 20, 0.0)))(table, mode)
+    self.assertTrue(found.exists.all())
+    for b in range(2):
+      for k in range(beams):
+        items, _ = item_mode.parse(
+            built, np.asarray(found.rows.tokens)[b, k, :int(found.rows.lengths[b, k])], SOI)
+        self.assertLen(set(items), len(items))
+
+  def test_g2_rows_do_not_depend_on_their_mates(self):
+    logits = np.random.default_rng(2).normal(size=(V, V)).astype(np.float32)
+    logits[:, SOI] += 2
+    tails = [[SOI, 1, 2], [], [SOI, *A, EOI]]
+    _, together = constraint(ABCD, 20, tails=tails)
+    cfg, table = SampleConfig(1, 20, 0.0), jnp.asarray(logits)
+    found = draw(table, together, jax.random.key(0), cfg)
+    for b, tail in enumerate(tails):
+      alone = draw(table, constraint(ABCD, 20, tails=[tail])[1], jax.random.key(0), cfg)
+      np.testing.assert_array_equal(found.tokens[b], alone.tokens[0])
+
+
+if __name__ == '__main__':
+  absltest.main()

@@ -1,0 +1,121 @@
+"""Runs through the model together: the rows of the plain search, in fewer passes."""
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from absl.testing import absltest, parameterized
+
+from recjax.decoding import forest, trie
+from recjax.decoding.beam import BeamConfig, beam_search, stages
+from recjax.decoding.constraints import LIVE, Titles
+from recjax.decoding.head import head_of
+from recjax.decoding.tree_search import TreeConfig, forced_run, tree_search
+from recjax.errors import ConfigError
+from recjax.models import decode, llm
+
+V, END = 60, 59
+CFG = llm.Config(vocab=V, width=32, layers=2, heads=4, kv_heads=2, head_dim=8, ffn=48)
+DECODER = decode.decoder(llm.LM(CFG))
+# Wide weights: at the usual 0.02 all logits are nearly equal and searches would test nothing.
+PARAMS = {'params': jax.tree.map(lambda x: x * 15 if x.ndim > 2 else x,
+                                 llm.init(CFG, jax.random.key(0)))}
+PROMPTS = np.random.default_rng(9).integers(0, END, (3, 8)).astype(np.int32)
+LENGTHS = np.array([8, 3, 5], np.int32)
+
+
+@functools.partial(jax.jit, static_argnames='cfg')
+def plain(titles, cfg):
+  first, cache = DECODER.start(PARAMS, PROMPTS, LENGTHS, cfg.beams, stages(cfg.new_tokens)[0])
+  return beam_search(lambda tokens, c, t: DECODER.step(PARAMS, c, tokens, t), DECODER.reorder,
+                     lambda s: head_of(DECODER, PARAMS, s), cache, first, titles, cfg, DECODER.grow)
+
+
+@functools.partial(jax.jit, static_argnames='cfg')
+def tree(titles, cfg):
+  first, cache = DECODER.start(PARAMS, PROMPTS, LENGTHS, 1, cfg.slots + 1)
+  return tree_search(lambda c, *given: DECODER.extend(PARAMS, c, *given),
+                     lambda s: head_of(DECODER, PARAMS, s), cache, first, titles, cfg)
+
+
+def catalogue(seed, count, alphabet=8, stem=4):
+  """Titles of which every other one has a common beginning."""
+  rng = np.random.default_rng(seed)
+  start = rng.integers(0, alphabet, stem).tolist()
+  rows = [rng.integers(0, alphabet, rng.integers(1, 14)).tolist() for _ in range(count)]
+  return [start + r if i % 2 else r for i, r in enumerate(rows)]
+
+
+class TreeSearchTest(parameterized.TestCase):
+
+  @parameterized.product(count=(1, 30, 90), normalize=('vocab', 'valid'))
+  def test_rows_are_those_of_the_plain_search_in_fewer_passes(self, count, normalize):
+    for seed in range(3):
+      built = trie.build(catalogue(seed, count), end=END, vocab=V)
+      titles = Titles(forest.plant(built), normalize=normalize)
+      want = plain(titles, BeamConfig(5, 24, 0.0))
+      got = tree(titles, TreeConfig(5, 24, widths=(4, 16)))
+      exists = np.asarray(want.exists)
+      np.testing.assert_array_equal(np.asarray(got.done.value) > LIVE, exists)
+      np.testing.assert_array_equal(np.where(exists, got.done.node, 0),
+                                    np.where(exists, want.rows.state, 0))
+      np.testing.assert_array_equal(np.where(exists, got.done.length, 0),
+                                    np.where(exists, want.rows.lengths, 0))
+      np.testing.assert_allclose(np.where(exists, got.done.value, 0),  # sums of up to 18 logits
+                                 np.where(exists, want.rows.scores, 0), atol=5e-4)
+      self.assertLess(int(got.passes.max()), max(2, int(want.steps)))
+
+  @parameterized.parameters(False, True, 'never')
+  def test_length_penalty_and_stopping_are_those_of_the_plain_search(self, early):
+    titles = Titles(forest.plant(trie.build(catalogue(7, 60), end=END, vocab=V)))
+    want = plain(titles, BeamConfig(4, 24, 1.0, early))
+    got = tree(titles, TreeConfig(4, 24, 1.0, early, (8,)))
+    np.testing.assert_array_equal(got.done.node, want.rows.state)
+    np.testing.assert_allclose(got.done.value, want.rows.scores, atol=5e-4)
+
+  def test_a_title_alone_from_its_first_token_needs_no_pass(self):
+    rows = [[i, *range(10, 20)] for i in range(5)]
+    titles = Titles(forest.plant(trie.build(rows, end=END, vocab=V)), normalize='valid')
+    got = tree(titles, TreeConfig(5, 16, widths=(4,)))
+    self.assertEqual(got.passes.tolist(), [0, 0, 0])
+    self.assertEqual(int(got.fed), 0)
+    vocab = Titles(forest.plant(trie.build(rows, end=END, vocab=V)))
+    self.assertEqual(tree(vocab, TreeConfig(5, 16, widths=(64,))).passes.tolist(), [1, 1, 1])
+
+  def test_limits_hold(self):
+    rows = catalogue(3, 40)
+    built = trie.build(rows, end=END, vocab=V)
+    keep = [1, 5, 8, 20, 21, 33]
+    limits = forest.limit(built, allowed=[keep] * 3, taken=[[1], [5, 8], []])
+    got = tree(Titles(forest.plant(built), limits, normalize='valid'),
+               TreeConfig(8, 24, widths=(8,)))
+    for b, taken in enumerate(([1], [5, 8], [])):
+      found = {int(built.item[built.lo[n]]) for n, v in zip(
+          got.done.node[b].tolist(), got.done.value[b].tolist()) if v > LIVE}
+      self.assertEqual(found, set(keep) - set(taken))
+
+  def test_runs_are_as_long_as_by_hand(self):
+    built = trie.build([[1, 2, 3, 4], [1, 2, 3, 5], [6, 7, 8]], end=END, vocab=V)
+    planted = forest.plant(built)
+
+    def run(prefix):
+      node = jnp.full((1, 1), built.walk(prefix))
+      return int(forced_run(planted, node, jnp.full((1, 1), len(prefix)), 24)[0, 0])
+    self.assertEqual(run([1]), 2)        # 2 and 3 are forced, then it forks
+    self.assertEqual(run([1, 2]), 1)
+    self.assertEqual(run([1, 2, 3]), 0)
+    self.assertEqual(run([1, 2, 3, 4]), 0)  # the end alone needs no pass
+    self.assertEqual(run([6]), 2)        # 7 and 8, not the end
+
+  def test_settings_that_mislead_are_refused(self):
+    titles = Titles(forest.plant(trie.build([[1]], end=END, vocab=V)), normalize='valid')
+    with self.assertRaisesRegex(ConfigError, 'length_penalty'):
+      tree(titles, TreeConfig(2, 4, 1.0))
+    with self.assertRaisesRegex(ConfigError, 'normalize'):
+      tree(Titles(titles.forest, normalize='level', code_size=4), TreeConfig(2, 4))
+    with self.assertRaises(ConfigError):
+      TreeConfig(2, 4, widths=())
+
+
+if __name__ == '__main__':
+  absltest.main()
