@@ -500,8 +500,8 @@ def share(setting):
   part = medians['model and log-sum-exp alone'] / medians['whole request']
   flops = llm.flops_per_token(SHAPE, setting.args.prompt + steps / 2)
   work = flops * setting.args.beams * (steps - 1)
-  print(f'  compile {compile_seconds:.1f} s; {steps} steps; the model takes {part:.0%} of the time; '
-        f'{work / medians["whole request"] / 1e9:.0f} GFLOP/s', flush=True)
+  print(f'  compile {compile_seconds:.1f} s; {steps} steps; the model takes {part:.0%} of the '
+        f'time; {work / medians["whole request"] / 1e9:.0f} GFLOP/s', flush=True)
 
 
 if __name__ == '__main__':

@@ -74,7 +74,7 @@ def plant(tries, level_offsets=None, dense_from=None):
 
   tries: one Trie or a list, one catalogue each. level_offsets: (longest,) added to tokens by depth,
   for codes whose levels have vocabularies of their own. dense_from: nodes with more children get
-  a row by token instead of being gathered; default an eighth of the vocabulary.
+  a row by token instead of being gathered; default an eighth of the vocabulary, never for codes.
   """
   tries = tries if isinstance(tries, (list, tuple)) else [tries]
   joined, roots = _join(tries)
@@ -82,6 +82,8 @@ def plant(tries, level_offsets=None, dense_from=None):
   fan = np.diff(joined['first'])
   vocab = max(t.vocab for t in tries)
   fan[len(fan) - 1:] = 0
+  if level_offsets is not None:  # rows by token know no offsets, and levels are narrow
+    dense_from = vocab
   dense_from = dense_from or max(WIDTHS[2], vocab // 8)
   wide = np.flatnonzero(fan > dense_from)
   narrow = np.where(fan > dense_from, 0, fan)

@@ -7,8 +7,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from recjax.models.attention import Past, remember
 from recjax.models.decoder import Decoder
-from recjax.models.llm import Past, remember
 
 
 def decoder(model, past=()):

@@ -224,6 +224,19 @@ class OracleTest(parameterized.TestCase):
         titles, normalize='vocab'), BeamConfig(2, 2, 0.0)), 0)
     self.assertEqual([r for _, r in two], [(0, 1), (0, 2)])  # (2, 0) is pruned at the first step
 
+  def test_tables_of_wide_levels_are_one_on_host_and_device(self):
+    codes = np.random.default_rng(0).integers(0, 256, (2000, 2))
+    offsets = 10 + 256 * np.arange(2)
+    device = jax.jit(forest.code_forest, static_argnums=1)(
+        jnp.asarray(codes, jnp.int32), 256, jnp.asarray(offsets))
+    host = forest.plant(trie.build(codes, vocab=256), level_offsets=offsets)
+    table, first = tables(0, 2, 600)
+    found = [search(table, first, Titles(f, normalize='level', code_size=256),
+                    BeamConfig(20, 2, 0.0)) for f in (host, device)]
+    np.testing.assert_array_equal(found[0].rows.tokens, found[1].rows.tokens)
+    real = {tuple(r) for r in (codes + offsets).tolist()}
+    self.assertContainsSubset({r for _, r in rows_of(found[0], 0)}, real)
+
   def test_levels_are_normalised_over_their_own_codes(self):
     rng = np.random.default_rng(0)
     codes = rng.integers(0, 4, (12, 3))
