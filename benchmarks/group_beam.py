@@ -6,6 +6,7 @@ ours the same prompt. All rows must be equal token for token before a time is pr
   python benchmarks/group_beam.py --peer-python=PATH   # one that has torch, transformers 4.55
 """
 import argparse
+import dataclasses
 import datetime
 import json
 import os
@@ -65,6 +66,7 @@ def compiled(model, params, items, args):
   import jax.numpy as jnp
 
   from recjax.decoding.group_search import SearchConfig, group_search
+  from recjax.decoding.head import stages
   from recjax.models import decode
   cfg = SearchConfig(args.beams, args.beams, PENALTY, args.new_tokens, args.new_tokens, (EOS,), PAD)
 
@@ -72,8 +74,9 @@ def compiled(model, params, items, args):
     variables = {'params': params}
     first, past = decode.prefill(model, variables, prompts,
                                  jnp.full(items, args.prompt), ())
-    step, cache = decode.make_step(model, variables, (past,), items, args.beams, args.new_tokens)
-    return group_search(step, cache, first, cfg)
+    step, cache = decode.make_step(model, variables, (past,), items, args.beams,
+                                   stages(args.new_tokens)[0])
+    return group_search(step, cache, first, cfg, grow=decode.grow)
   start = time.perf_counter()
   program = jax.jit(generate).lower(
       params, jax.ShapeDtypeStruct((items, args.prompt), 'int32')).compile()
@@ -159,7 +162,7 @@ def measure(process, folder, args):
   import numpy as np
 
   from recjax.models import huggingface, llm
-  shape = huggingface.read_config(folder)
+  shape = dataclasses.replace(huggingface.read_config(folder), scan_unroll=4)
   model, params = llm.LM(shape), huggingface.load(folder, shape)
   program, compile_time = compiled(model, params, 1, args)
   rng = np.random.default_rng(0)

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from recjax.decoding.constraints import DEAD, LIVE
+from recjax.decoding.head import stages
 from recjax.errors import ConfigError
 
 
@@ -102,14 +103,6 @@ def beam_search(step: Callable, reorder: Callable, head: Callable, cache, first,
                            state._replace(cache=cache))
   exists = state.done.scores > LIVE
   return Found(state.done, exists, exists.sum(-1, dtype=jnp.int32), state.t, state.broken)
-
-
-def stages(new_tokens, first=16):
-  """Room for tokens, doubling: what is read and reordered at a step is not the longest row's."""
-  out = [min(first, new_tokens)]
-  while out[-1] < new_tokens:
-    out.append(min(2 * out[-1], new_tokens))
-  return out
 
 
 def begin(cache, batch, constraint, cfg):

@@ -6,10 +6,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from recjax.decoding.beam import BeamConfig, beam_search, stages
+from recjax.decoding.beam import BeamConfig, beam_search
 from recjax.decoding.constraints import LIVE, Free, Titles
 from recjax.decoding.group_search import SearchConfig, group_search
-from recjax.decoding.head import head_of
+from recjax.decoding.head import head_of, stages
 from recjax.decoding.item_mode import ItemMode
 from recjax.decoding.search import SampleConfig, sample
 from recjax.errors import ConfigError, DataError, UserError
@@ -134,7 +134,7 @@ def _run(decoder, plan, params, tokens, lengths, constraint, key):
   cfg = plan.config
   rows = cfg.rows if plan.kind == 'sample' else cfg.beams
   room = cfg.new_tokens
-  if plan.kind == 'beam' and decoder.grow:
+  if plan.kind != 'sample' and decoder.grow:
     room = stages(room)[0]
   first, cache = decoder.start(params, tokens, lengths, rows, room)
   step = functools.partial(decoder.step, params)
@@ -161,7 +161,7 @@ def _groups(decoder, step, head, cache, first, constraint, plan, key):
     return head(state).full(), cache
   titles = constraint if isinstance(constraint, Titles) else None
   found = group_search(logits, cache, head(first[:, None]).full()[:, 0], plan.config,
-                       decoder.reorder, titles)
+                       decoder.reorder, titles, decoder.grow)
   exists = found.scores > LIVE
   ends = (constraint.ends(found.node, _last(found), found.lengths - 1) if titles
           else jnp.isin(_last(found), jnp.asarray(plan.config.eos_ids, jnp.int32)))

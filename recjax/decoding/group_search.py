@@ -19,7 +19,7 @@ from jax import lax
 
 from recjax.decoding.constraints import DEAD as DEAD_TOKEN
 from recjax.decoding.constraints import LIVE
-from recjax.decoding.head import plain_head
+from recjax.decoding.head import plain_head, stages
 from recjax.decoding.top_k import top_k
 from recjax.errors import ConfigError
 
@@ -111,14 +111,15 @@ class State(NamedTuple):
 
 
 def group_search(step: Callable, cache, first_logits, cfg: SearchConfig, reorder=None,
-                 constraint=None) -> Beams:
+                 constraint=None, grow=None) -> Beams:
   """Searches all prompts at once; what one finds does not depend on the others.
 
   step: (tokens (B, K) int32, cache, t int32) -> (logits (B, K, V), cache), where tokens are number
   t of each row, counted from 0. first_logits: (B, V), shared by the beams of a prompt.
   reorder: (cache, parents (B, K) int32) -> cache whose row i continues row parents[i]; needed only
   with several beams per group. constraint: None or Titles; its ends then take the place of
-  cfg.eos_ids. Raises ConfigError where reorder is missing or V is too small.
+  cfg.eos_ids. grow: as in `beam_search`. Raises ConfigError where reorder is missing or V is too
+  small.
   """
   size = first_logits.shape[-1]
   if size < cfg.size + len(set(cfg.eos_ids)) or max((*cfg.eos_ids, cfg.pad_id)) >= size:
@@ -126,9 +127,6 @@ def group_search(step: Callable, cache, first_logits, cfg: SearchConfig, reorder
                       f'eos_ids={cfg.eos_ids} and pad_id={cfg.pad_id}')
   if cfg.size > 1 and reorder is None:
     raise ConfigError(f'beams={cfg.beams} in groups={cfg.groups} change places; pass reorder')
-
-  def more(state):
-    return (state.t < cfg.new_tokens) & ~jnp.all(state.done)
 
   def advance(state):
     last = lax.dynamic_index_in_dim(state.tokens, state.t - 1, 2, keepdims=False)
@@ -140,7 +138,11 @@ def group_search(step: Callable, cache, first_logits, cfg: SearchConfig, reorder
   state = start(cache, prompts, node, cfg, constraint is not None)
   # identical beams need no reordering
   state = choose(state, first_logits[:, None], cfg, None, constraint)
-  return pool(lax.while_loop(more, advance, state), cfg)
+  for limit in stages(cfg.new_tokens) if grow else [cfg.new_tokens]:
+    cache = grow(state.cache, limit) if grow else state.cache
+    state = lax.while_loop(lambda s, limit=limit: (s.t < limit) & ~jnp.all(s.done), advance,
+                           state._replace(cache=cache))
+  return pool(state, cfg)
 
 
 def start(cache, prompts, node, cfg, may_end):

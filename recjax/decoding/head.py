@@ -1,4 +1,4 @@
-"""The output layer of a model, computed as far as a search asks for it."""
+"""A model's output layer, computed as far as a search asks for it, and the room of its cache."""
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -43,3 +43,11 @@ def plain_head(logits):
 def log_sum_exp(logits):
   """Over the last axis, float32."""
   return jax.nn.logsumexp(logits, -1, keepdims=True)
+
+
+def stages(new_tokens, first=16):
+  """Room for tokens, doubling: what is read and reordered at a step is not the longest row's."""
+  out = [min(first, new_tokens)]
+  while out[-1] < new_tokens:
+    out.append(min(2 * out[-1], new_tokens))
+  return out

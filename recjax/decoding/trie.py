@@ -141,7 +141,7 @@ def build(rows, end=None, vocab=0):
   vocab = vocab or int(max(flat.max(initial=0), -1 if end is None else end)) + 1
   _check(flat, offsets, end, vocab)
   flat, offsets = _ended(flat, offsets, end, vocab)
-  lengths = np.diff(offsets)
+  lengths = np.diff(offsets).astype(np.int32)
   order, shared = sort_rows(flat, offsets, vocab.bit_length())
   equal = np.concatenate([[False], shared[1:] == lengths[order[1:]]])
   equal[1:] &= lengths[order[1:]] == lengths[order[:-1]]
@@ -149,10 +149,10 @@ def build(rows, end=None, vocab=0):
   if len(clash):
     raise DataError(f'row {order[clash[0]]} begins row {order[clash[0] + 1]}, so it could never be '
                     'told apart; give `end`, a token that ends every row')
-  nodes = _nodes(flat, offsets, order, shared, np.flatnonzero(~equal))
+  nodes = _nodes(flat, offsets, order, shared, np.flatnonzero(~equal).astype(np.int32))
   same = len(lengths) and (lengths == lengths[0]).all()
   start = np.zeros(0, np.int32) if same else offsets.astype(_index_type(len(flat)))
-  return Trie(**nodes, item=order.astype(np.int32), start=start, rows=flat,
+  return Trie(**nodes, item=order, start=start, rows=flat,
               length=int(lengths[0]) if same else 0, end=-1 if end is None else int(end),
               vocab=int(vocab))
 
@@ -197,7 +197,7 @@ def _ended(flat, offsets, end, vocab):
   """Rows in the smallest type, each with its end token."""
   kind = np.uint16 if vocab <= 1 << 16 else np.int32
   if end is None:
-    return flat.astype(kind), offsets
+    return flat.astype(kind, copy=False), offsets
   longer = offsets + np.arange(len(offsets))
   out = np.empty(int(longer[-1]), kind)
   last = np.zeros(len(out), bool)
@@ -219,19 +219,21 @@ def sort_rows(flat, offsets, bits):
   """
   bits = (bits + 1)  # 0 stands for a row that is over
   bits = min(bits, 32)
-  lengths = np.diff(offsets)
+  lengths = np.diff(offsets).astype(np.int32)
   count = len(lengths)
-  order, shared = np.arange(count), np.zeros(count, np.int32)
-  active, group, groups, depth = np.arange(count), None, 1, 0
+  order, shared = np.arange(count, dtype=np.int32), np.zeros(count, np.int32)
+  active, group, groups, depth = order.copy(), None, 1, 0
   while len(active):
     fields = max(1, (64 - (groups - 1).bit_length()) // bits)
     keys = _keys(flat, offsets, lengths, order[active], depth, fields, bits)
     if group is not None:
       keys |= group.astype(np.uint64) << np.uint64(bits * fields) if groups > 1 else np.uint64(0)
-    turn = np.argsort(keys)
+    turn = np.argsort(keys).astype(np.int32)
     order[active] = order[active][turn]
     keys = keys[turn]
+    del turn
     differ = keys[1:] ^ keys[:-1]
+    del keys
     near = np.zeros(len(differ), np.int32)
     for field in range(fields):  # how many leading tokens agree
       near += (differ >> np.uint64(bits * (fields - 1 - field))) == 0
@@ -247,8 +249,8 @@ def sort_rows(flat, offsets, bits):
     tied = inside & (differ == 0) & (lengths[order[active[1:]]] > depth)
     member = np.concatenate([tied, [False]]) | np.concatenate([[False], tied])
     begins = np.concatenate([[True], ~tied])
-    group = (np.cumsum(begins) - 1)[member]
-    group = np.cumsum(np.concatenate([[0], np.diff(group) > 0]))[:len(group)]
+    group = (np.cumsum(begins, dtype=np.int32) - 1)[member]
+    group = np.cumsum(np.concatenate([[0], np.diff(group) > 0]), dtype=np.int32)[:len(group)]
     active, groups = active[member], int(group[-1]) + 1 if len(group) else 1
   return order, shared
 
@@ -266,13 +268,13 @@ def _keys(flat, offsets, lengths, rows, depth, fields, bits):
 
 def _nodes(flat, offsets, order, shared, places):
   """The node arrays, level by level. places: (D,) first place of each distinct title."""
-  ends = np.concatenate([places[1:], [len(order)]])  # where the items of each title end
+  ends = np.append(places[1:], np.int32(len(order)))  # where the items of each title end
   near = shared[places]
-  begin = offsets[order[places]]
-  tok, lo, hi = [np.zeros(1, flat.dtype)], [np.zeros(1, np.int64)], [np.array([len(order)])]
+  begin = offsets[order[places]].astype(_index_type(len(flat)))
+  tok, lo, hi = [np.zeros(1, flat.dtype)], [np.zeros(1, np.int32)], [ends[-1:]]
   fans = []
-  ranks, depth = np.arange(len(places)), 0
-  parent = np.zeros(len(places), np.int64)  # of each rank, counted inside its level
+  ranks, depth = np.arange(len(places), dtype=np.int32), 0
+  parent = np.zeros(len(places), np.int32)  # of each rank, counted inside its level
   parents = 1
   while len(ranks) and (depth or len(places) > 1):
     new = near[ranks] <= depth
@@ -282,14 +284,13 @@ def _nodes(flat, offsets, order, shared, places):
     tok.append(flat[begin[ranks[heads]] + depth])
     lo.append(places[ranks[heads]])
     hi.append(ends[ranks[tails]])
-    fan = np.zeros(parents, np.int64)
-    np.add.at(fan, parent[heads], 1)
-    fans.append(fan)
-    node, parents = np.cumsum(new) - 1, len(heads)
+    fans.append(np.bincount(parent[heads], minlength=parents).astype(np.int32))
+    node, parents = np.cumsum(new, dtype=np.int32) - 1, len(heads)
     several = (tails > heads)[node]
     ranks, parent, depth = ranks[several], node[several], depth + 1
   total = sum(map(len, tok))
-  fan = np.concatenate([*fans, np.zeros(total - sum(map(len, fans)), np.int64)])
-  first = 1 + np.concatenate([[0], np.cumsum(fan)])
-  return {'tok': np.concatenate(tok), 'first': first.astype(np.int32),
-          'lo': np.concatenate(lo).astype(np.int32), 'hi': np.concatenate(hi).astype(np.int32)}
+  first = np.ones(total + 1, np.int32)
+  fan = np.concatenate([*fans, np.zeros(total - sum(map(len, fans)), np.int32)])
+  first[1:] += np.cumsum(fan, dtype=np.int32)
+  return {'tok': np.concatenate(tok), 'first': first, 'lo': np.concatenate(lo),
+          'hi': np.concatenate(hi)}

@@ -48,12 +48,10 @@ def decoder(model, past=()):
                 for c, n in zip(own, new))
     return hidden, (blocks, own)
 
-  def grow(cache, new_tokens):
-    blocks, own = cache
-    more = [(0, 0)] * 4 + [(0, max(0, new_tokens - 1 - own[0].shape[4])), (0, 0)]
-    return blocks, tuple(jnp.pad(x, more) for x in own)
+  def roomier(cache, new_tokens):
+    return cache[0], grow(cache[1], new_tokens)
 
-  return Decoder(start, step, turn, logits, rows, window, extend, grow)
+  return Decoder(start, step, turn, logits, rows, window, extend, roomier)
 
 
 def prefill(model, variables, tokens, lengths, past=()):
@@ -112,6 +110,12 @@ def reorder(cache, parents):
   def rows(x):
     return jax.vmap(lambda rows, order: rows[:, order], (1, 0), 1)(x, parents)
   return jax.tree.map(rows, cache)
+
+
+def grow(cache, new_tokens):
+  """Private caches with room for rows of `new_tokens`."""
+  more = max(0, new_tokens - 1 - cache[0].shape[4])
+  return tuple(jnp.pad(x, [(0, 0)] * 4 + [(0, more), (0, 0)]) for x in cache)
 
 
 def _seen(past):

@@ -7,9 +7,9 @@ import numpy as np
 from absl.testing import absltest, parameterized
 
 from recjax.decoding import forest, trie
-from recjax.decoding.beam import BeamConfig, beam_search, stages
+from recjax.decoding.beam import BeamConfig, beam_search
 from recjax.decoding.constraints import LIVE, Titles
-from recjax.decoding.head import head_of
+from recjax.decoding.head import head_of, stages
 from recjax.decoding.tree_search import TreeConfig, forced_run, tree_search
 from recjax.errors import ConfigError
 from recjax.models import decode, llm

@@ -11,6 +11,7 @@ from ml_collections import FrozenConfigDict
 from recjax import sharding
 from recjax.data.formats import betag as files
 from recjax.decoding.group_search import SearchConfig, group_search
+from recjax.decoding.head import stages
 from recjax.errors import DataError
 from recjax.methods.betag import text
 from recjax.models import decode, huggingface, llm
@@ -133,8 +134,8 @@ def beams_of(model, search, params, adapter, prefix, ids, lengths):
   _, shared = llm.shared_past(model, variables, prefix)
   logits, prompt = decode.prefill(model, variables, ids, lengths, (shared,))
   step, cache = decode.make_step(model, variables, (shared, prompt), ids.shape[0], search.beams,
-                                 search.new_tokens)
-  return group_search(step, cache, logits, search, decode.reorder)
+                                 stages(search.new_tokens)[0])
+  return group_search(step, cache, logits, search, decode.reorder, grow=decode.grow)
 
 
 def texts_of(tokenizer, tags, cfg, tokens, lengths):
