@@ -98,7 +98,7 @@ class Setting:
                                         stages(cfg.new_tokens)[0])
       return beam_search(lambda tokens, cache, t: self.decoder.step(params, cache, tokens, t),
                          self.decoder.reorder, lambda s: head_of(self.decoder, params, s), cache,
-                         first, constraint, cfg, self.decoder.grow)
+                         first, constraint, cfg, self.decoder.grow, self.decoder.pick)
     return self.compiled(search, constraint)
 
   def tree(self, constraint, new_tokens, widths):

@@ -6,6 +6,7 @@ its score / length ** length_penalty, the end token counted. Requests do not inf
 and beams that do not exist (fewer titles than beams) never come back as rows.
 """
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -82,15 +83,19 @@ class State(NamedTuple):
 
 
 def beam_search(step: Callable, reorder: Callable, head: Callable, cache, first, constraint,
-                cfg: BeamConfig, grow: Callable | None = None) -> Found:
+                cfg: BeamConfig, grow: Callable | None = None,
+                pick: Callable | None = None) -> Found:
   """Searches all requests at once.
 
   step: (tokens (B, K) int32, cache, t) -> (state (B, K, D), cache). reorder: (cache, parents
   (B, K)) -> cache. head: state -> Head. first: (B, D), the state after each prompt. constraint:
   see `constraints`. grow: (cache, new_tokens) -> cache, where the cache begins with room for
-  `stages(cfg.new_tokens)[0]` tokens only.
+  `stages(cfg.new_tokens)[0]` tokens only. pick: (cache, requests (A,)) -> cache; with it the last
+  half of the requests goes on alone once the other half is done.
   """
-  def advance(state):
+  half = len(first) // 2 if pick else 0
+
+  def advance(constraint, state):
     last = lax.dynamic_index_in_dim(state.beams.tokens, state.t - 1, 2, keepdims=False)
     hidden, cache = step(last, state.cache, state.t - 1)
     return turn(state._replace(cache=cache), hidden, head, reorder, constraint, cfg)
@@ -99,8 +104,17 @@ def beam_search(step: Callable, reorder: Callable, head: Callable, cache, first,
   state = turn(state, first[:, None], head, None, constraint, cfg)
   for limit in stages(cfg.new_tokens) if grow else [cfg.new_tokens]:
     cache = grow(state.cache, limit) if grow else state.cache
-    state = lax.while_loop(lambda s, limit=limit: (s.t < limit) & s.open.any(), advance,
-                           state._replace(cache=cache))
+    state = lax.while_loop(lambda s, limit=limit: (s.t < limit) & (s.open.sum() > half),
+                           functools.partial(advance, constraint), state._replace(cache=cache))
+  if half:
+    few = lax.top_k(state.open.astype(jnp.int32), half)[1]
+    rest = jax.tree.map(lambda x: x[few] if x.ndim else x, state._replace(cache=()))
+    rest = lax.while_loop(lambda s: (s.t < cfg.new_tokens) & s.open.any(),
+                          functools.partial(advance, constraint.pick(few)),
+                          rest._replace(cache=pick(state.cache, few)))
+    done, broken = jax.tree.map(lambda a, b: a.at[few].set(b), (state.done, state.broken),
+                                (rest.done, rest.broken))
+    state = state._replace(t=rest.t, done=done, broken=broken)
   exists = state.done.scores > LIVE
   return Found(state.done, exists, exists.sum(-1, dtype=jnp.int32), state.t, state.broken)
 

@@ -10,6 +10,7 @@ leading axes (B, K) that the search reorders with its beams.
       affair, so what `choose` returns must not have it in its shape.
   follow(state, beam, token, node) -> the state after tokens (B, M) of beams (B, M)
   ends(state, token, t) -> whether token number t, just followed, is a row's last. bool (B, M)
+  pick(requests) -> the constraint of some of the requests
 """
 import dataclasses
 import functools
@@ -69,6 +70,10 @@ class Free:
   def ends(self, state, token, t):
     del state, t
     return jnp.isin(token, jnp.asarray(self.eos_ids, jnp.int32)) if self.eos_ids else token < 0
+
+  def pick(self, requests):
+    del requests
+    return self
 
 
 class Mix(NamedTuple):
@@ -203,3 +208,10 @@ class Titles:
   def ends(self, state, token, t):
     del token
     return trees.complete(self.forest, state, t + 1)
+
+  def pick(self, requests):
+    mixed = self.mix and self.mix._replace(high=self.mix.high[requests],
+                                           low=self.mix.low[requests])
+    root = None if self.root is None else self.root[requests]
+    return dataclasses.replace(self, limits=trees.pick_limits(self.limits, requests), mix=mixed,
+                               root=root)

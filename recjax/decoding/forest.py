@@ -244,6 +244,13 @@ def dense_children(forest, node, depth, vocab):
 # Limits of one batch.
 
 
+def pick_limits(limits, requests):
+  """The limits of some of the requests. requests: (A,) int32"""
+  return limits._replace(
+      use=None if limits.use is None else limits.use[requests],
+      taken=None if limits.taken is None else limits.taken[requests])
+
+
 def limit(trie, allowed=None, use=None, taken=None):
   """Builds Limits from item numbers, without touching the trie.
 

@@ -147,7 +147,7 @@ def _run(decoder, plan, params, tokens, lengths, constraint, key):
 def _beam(decoder, step, head, cache, first, constraint, plan, key):
   del key
   found = beam_search(step, decoder.reorder, head, cache, first, constraint, plan.config,
-                      decoder.grow)
+                      decoder.grow, decoder.pick)
   rows = found.rows
   return _pack(rows.tokens, rows.scores, rows.lengths, found.exists, rows.complete,
                rows.state, constraint, found.steps, found.broken, rows.token_scores)

@@ -151,6 +151,11 @@ class ItemMode:
     del t
     return jnp.isin(token, jnp.asarray(self.eos_ids, jnp.int32)) & ~state.inside
 
+  def pick(self, requests):
+    return dataclasses.replace(
+        self, begin=jax.tree.map(lambda x: x[requests], self.begin), root=self.root[requests],
+        limits=trees.pick_limits(self.limits, requests))
+
 
 def item_mode(trie, forest, soi, eos_ids, new_tokens, batch=1, max_items=32, tails=None, root=None,
               limits=None, pad_id=None, repeat=False):

@@ -51,7 +51,13 @@ def decoder(model, past=()):
   def roomier(cache, new_tokens):
     return cache[0], grow(cache[1], new_tokens)
 
-  return Decoder(start, step, turn, logits, rows, window, extend, roomier)
+  def pick(cache, requests):
+    blocks, own = cache
+    blocks = tuple(b if b.mask.ndim == 1 else Past(b.k[:, requests], b.v[:, requests],
+                                                   b.mask[requests]) for b in blocks)
+    return blocks, tuple(x[:, requests] for x in own)
+
+  return Decoder(start, step, turn, logits, rows, window, extend, roomier, pick)
 
 
 def prefill(model, variables, tokens, lengths, past=()):

@@ -17,7 +17,8 @@ class Decoder(NamedTuple):
   Optional, None where the model has none: rows: (params, state (B, K, D), ids (B, K, C)) -> those
   logits alone. window: (params, state (..., D), first, size) -> logits first .. first + size - 1.
   extend: several tokens of a request in one pass, see `tree_search`. grow: (cache, new_tokens) ->
-  the cache with room for so many, so that long searches begin small.
+  the cache with room for so many, so that long searches begin small. pick: (cache, requests (A,))
+  -> the cache of those requests alone, so that few do not pay for many that are done.
   """
   start: Callable
   step: Callable
@@ -27,6 +28,7 @@ class Decoder(NamedTuple):
   window: Callable | None = None
   extend: Callable | None = None
   grow: Callable | None = None
+  pick: Callable | None = None
 
 
 def uncached(apply):

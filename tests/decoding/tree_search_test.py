@@ -28,7 +28,8 @@ LENGTHS = np.array([8, 3, 5], np.int32)
 def plain(titles, cfg):
   first, cache = DECODER.start(PARAMS, PROMPTS, LENGTHS, cfg.beams, stages(cfg.new_tokens)[0])
   return beam_search(lambda tokens, c, t: DECODER.step(PARAMS, c, tokens, t), DECODER.reorder,
-                     lambda s: head_of(DECODER, PARAMS, s), cache, first, titles, cfg, DECODER.grow)
+                     lambda s: head_of(DECODER, PARAMS, s), cache, first, titles, cfg, DECODER.grow,
+                     DECODER.pick)
 
 
 @functools.partial(jax.jit, static_argnames='cfg')
