@@ -35,7 +35,7 @@ def get_config(arg=''):
                 api_price_out=0.6)
   c.lora = dict(rank=32, alpha=64.0)
   # batch: samples a step, on average; row: tokens a packed row, or more where a sample is longer
-  c.train = dict(epochs=2, batch=10, max_seq_len=10, min_seq_len=3, keep=(0.8, 1.0), max_len=1024,
+  c.train = dict(epochs=4, batch=10, max_seq_len=10, min_seq_len=3, keep=(0.8, 1.0), max_len=1024,
                  row=256, loss_on='assistant')
   c.optim = dict(lr=6e-3, warmup=30, schedule='linear', decay=0.0, clip=1.0, beta2=0.98,
                  log_every=20, save_every=100)

@@ -95,7 +95,8 @@ def make(seed=0, items=1000, users=4000):
   offsets = np.concatenate([[0], np.cumsum(lengths)])
   names = tuple(f'U{u:05d}' for u in range(1, users + 1))
   interactions = Interactions(names, items, offsets, _times(seed, lengths))
-  return make_dataset('sample', catalog, interactions)
+  name = f'sample:{seed}' if seed else 'sample'
+  return make_dataset(name, catalog, interactions)
 
 
 def oracle(seed=0, items=1000, users=4000):

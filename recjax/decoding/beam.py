@@ -142,7 +142,7 @@ def turn(state, hidden, head, reorder, constraint, cfg):
   nan = (jnp.isnan(hidden).any(-1) & (beams.scores > LIVE)).any(-1)
   broken = jnp.where((state.broken < 0) & nan & state.open, t, state.broken)
   total, beam, token, node = constraint.expand(
-      head(hidden), beams.state, t, cfg.kept, _chooser(beams.scores, cfg.kept))
+      head(hidden), beams.state, t, cfg.kept, best_of(beams.scores, cfg.kept))
   follow = constraint.follow(take(beams.state, beam), beam, token, node)
   made = extend(beams, total, beam, token, follow, t)
   over = constraint.ends(follow, token, t)
@@ -154,11 +154,15 @@ def turn(state, hidden, head, reorder, constraint, cfg):
   alive = ~jnp.take_along_axis(ended, order, 1)
   running = running._replace(scores=jnp.where(alive, running.scores, DEAD))
   cache = reorder(state.cache, jnp.take_along_axis(beam, order, 1)) if reorder else state.cache
-  return State(t + 1, running, done, still_open(state, running, done, cfg), broken, cache)
+  still = state.open & may_improve(running.scores[:, 0], t + 1, done.scores, cfg)
+  return State(t + 1, running, done, still, broken, cache)
 
 
-def _chooser(scores, kept):
-  """Keeps the best continuations of all beams: ties by beam, then by place."""
+def best_of(scores, kept):
+  """What `expand` asks: the best continuations of all beams, ties by beam, then by place.
+
+  scores: (B, K). -> choose(values, ids, nodes) -> totals, beams, tokens, nodes, each (B, kept)
+  """
   def choose(values, ids, nodes):
     batch, _, width = values.shape
     total = jnp.maximum(scores[..., None] + values, DEAD).reshape(batch, -1)
@@ -193,24 +197,31 @@ def extend(beams, total, beam, token, follow, t):
 
 def finish(state, made, ended, cfg):
   """Merges rows that end now with those that ended before. -> Rows (B, K)"""
-  rank = jnp.arange(made.scores.shape[1])
-  value = made.scores / (state.t + 1).astype(jnp.float32) ** cfg.length_penalty
-  new = ended & (rank < cfg.beams) & (made.scores > LIVE) & state.open[:, None]
-  if cfg.early_stopping is True:
-    new &= ~(state.done.scores > LIVE).all(-1, keepdims=True)
-  made = made._replace(scores=jnp.where(new, value, DEAD))
+  made = made._replace(scores=values_of(
+      made.scores, ended & state.open[:, None], state.t + 1, state.done.scores, cfg))
   both = jax.tree.map(lambda a, b: jnp.concatenate([a, b], 1), state.done, made)
   return take(both, lax.top_k(both.scores, cfg.beams)[1])
 
 
-def still_open(state, running, done, cfg):
-  """Which requests can still improve. -> (B,) bool"""
-  length = state.t + 1
-  if cfg.early_stopping == 'never' and cfg.length_penalty > 0:
-    length = jnp.int32(cfg.new_tokens)
-  best = running.scores[:, 0] / length.astype(jnp.float32) ** cfg.length_penalty
-  full = (done.scores > LIVE).all(-1)
-  better = ~full | (best > done.scores.min(-1))
+def values_of(scores, ended, length, done, cfg):
+  """Values of rows that end now, DEAD for those that do not, or rank too low to.
+
+  scores, ended: (B, M), best first. length: tokens, () or (B, 1). done: (B, K) values so far
+  """
+  new = ended & (jnp.arange(scores.shape[1]) < cfg.beams) & (scores > LIVE)
   if cfg.early_stopping is True:
-    better = ~full
-  return state.open & better & (running.scores[:, 0] > LIVE)
+    new &= ~(done > LIVE).all(-1, keepdims=True)
+  return jnp.where(new, scores / length.astype(jnp.float32) ** cfg.length_penalty, DEAD)
+
+
+def may_improve(best, length, done, cfg):
+  """Whether a request's open beams can still beat its finished rows. -> (B,) bool
+
+  best: (B,), the best open beam's score. length: tokens so far, () or (B,). done: (B, K) values
+  """
+  if cfg.early_stopping == 'never' and cfg.length_penalty > 0:
+    length = jnp.full_like(length, cfg.new_tokens)
+  value = best / length.astype(jnp.float32) ** cfg.length_penalty
+  full = (done > LIVE).all(-1)
+  better = ~full if cfg.early_stopping is True else ~full | (value > done.min(-1))
+  return better & (best > LIVE)

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from recjax.decoding import forest as trees
-from recjax.decoding.beam import take
+from recjax.decoding.beam import best_of, may_improve, take, values_of
 from recjax.decoding.constraints import DEAD, LIVE
 from recjax.decoding.head import Head, log_sum_exp
 from recjax.errors import ConfigError
@@ -167,8 +167,8 @@ def moved(state, head, titles, cfg):
                 (lambda: known) if titles.normalize == 'vocab' else None)
   t = state.t[:, None]
   kept = 2 * cfg.beams
-  value, beam, node = titles.expand(scorer, state.beams.node, t, kept,
-                                    _chooser(state.beams.score, kept))
+  value, beam, _, node = titles.expand(scorer, state.beams.node, t, kept,
+                                       best_of(state.beams.score, kept))
   over = trees.complete(titles.forest, node, t + 1)
   ended = over | (t + 1 == cfg.new_tokens)
   done = finish(state, value, node, over, ended, cfg)
@@ -179,47 +179,17 @@ def moved(state, head, titles, cfg):
   nan = (jnp.isnan(here).any(-1) & (state.beams.score > LIVE)).any(-1)
   broken = jnp.where((state.broken < 0) & nan, state.t, state.broken)
   state = state._replace(t=state.t + 1, beams=beams, done=done, broken=broken)
-  return state._replace(open=still_open(state, cfg))
-
-
-def _chooser(scores, kept):
-  """Keeps the best continuations of all beams: ties by beam, then by token."""
-  def choose(values, ids, nodes):
-    del ids
-    batch, beams, width = values.shape
-    total = jnp.maximum(scores[..., None] + values, DEAD).reshape(batch, -1)
-    nodes = nodes.reshape(batch, -1)
-    lack = max(0, kept - total.shape[1])
-    total = jnp.pad(total, [(0, 0), (0, lack)], constant_values=DEAD)
-    total, place = lax.top_k(total, kept)
-    nodes = jnp.take_along_axis(jnp.pad(nodes, [(0, 0), (0, lack)]), place, 1)
-    return total, jnp.minimum(place // width, beams - 1), nodes
-  return choose
+  still = may_improve(beams.score[:, 0], state.t, done.value, cfg)
+  return state._replace(open=state.open & still & (state.t < cfg.new_tokens))
 
 
 def finish(state, value, node, over, ended, cfg):
   """Merges rows that end now with those that ended before. value, ...: (B, 2 K) -> Done"""
-  rank = jnp.arange(value.shape[1])
-  new = ended & (rank < cfg.beams) & (value > LIVE)
-  if cfg.early_stopping is True:
-    new &= ~(state.done.value > LIVE).all(-1, keepdims=True)
   length = (state.t + 1)[:, None]
-  value = jnp.where(new, value / length.astype(jnp.float32) ** cfg.length_penalty, DEAD)
-  made = Done(node, value, jnp.broadcast_to(length, node.shape), over)
+  made = Done(node, values_of(value, ended, length, state.done.value, cfg),
+              jnp.broadcast_to(length, node.shape), over)
   both = jax.tree.map(lambda a, b: jnp.concatenate([a, b], 1), state.done, made)
   return take(both, lax.top_k(both.value, cfg.beams)[1])
-
-
-def still_open(state, cfg):
-  """Which requests can still improve, as in `beam`. -> (B,)"""
-  length = state.t
-  if cfg.early_stopping == 'never' and cfg.length_penalty > 0:
-    length = jnp.full_like(length, cfg.new_tokens)
-  best = state.beams.score[:, 0] / length.astype(jnp.float32) ** cfg.length_penalty
-  full = (state.done.value > LIVE).all(-1)
-  better = ~full | (best > state.done.value.min(-1))
-  better = ~full if cfg.early_stopping is True else better
-  return state.open & better & (state.beams.score[:, 0] > LIVE) & (state.t < cfg.new_tokens)
 
 
 # The model's passes.

@@ -120,6 +120,7 @@ class CatalogTest(parameterized.TestCase):
   def test_a_sample_shop_of_another_seed_is_another_shop(self):
     one, other = catalog.load_data('sample'), catalog.load_data('sample:3')
     self.assertNotEqual(one.fingerprint, other.fingerprint)
+    self.assertEqual((one.name, other.name), ('sample', 'sample:3'))
     self.assertEqual(one.fingerprint, catalog.load_data('sample:0').fingerprint)
     self.fails('sample:x', "'sample:x'", 'whole number')
 

@@ -47,7 +47,9 @@ def rows_of(found, request):
 
 
 def planted(rows, **kw):
-  return Titles(forest.plant(trie.build(rows, end=END, vocab=V)), **kw)
+  """Titles of a catalogue; one width for all of them, so that they share compiled programs."""
+  small = forest.plant(trie.build(rows, end=END, vocab=V))
+  return Titles(dataclasses.replace(small, width=16, root_width=16), **kw)
 
 
 def brute(rows, logp, alpha=0.0, valid=False):
@@ -68,7 +70,7 @@ def brute(rows, logp, alpha=0.0, valid=False):
 class WholeCatalogueTest(parameterized.TestCase):
 
   @hypothesis.settings(max_examples=200, deadline=None)
-  @hypothesis.given(CATALOGUES, st.integers(0, 10**6), st.sampled_from([0.0, 0.5, 1.0]),
+  @hypothesis.given(CATALOGUES, st.integers(0, 10**6), st.sampled_from([0.0, 0.5]),
                     st.booleans())
   def test_enough_beams_give_all_titles_in_exact_order(self, rows, seed, alpha, valid):
     alpha = 0.0 if valid else alpha
@@ -94,8 +96,10 @@ class WholeCatalogueTest(parameterized.TestCase):
 
 class JudgeTest(parameterized.TestCase):
 
-  @parameterized.product(alpha=(0.0, 0.5, 1.0), early=(False, True, 'never'), ends=((7,), (6, 7)),
-                         beams=(1, 3))
+  @parameterized.parameters(
+      (0.0, False, (7,), 3), (0.5, False, (6, 7), 3), (1.0, False, (7,), 1),
+      (0.0, True, (6, 7), 3), (1.0, True, (7,), 3), (1.0, True, (6, 7), 1),
+      (0.5, 'never', (7,), 3), (1.0, 'never', (6, 7), 3))
   def test_free_rows_are_those_of_the_judge(self, alpha, early, ends, beams):
     for seed in range(4):
       table, first = tables(seed)
@@ -268,7 +272,7 @@ class LimitTest(absltest.TestCase):
     built = trie.build(rows, end=END, vocab=V)
     table, first = tables(0, 1)
     limits = forest.limit(built, allowed=[keep], taken=[taken])
-    titles = Titles(forest.plant(built), limits)
+    titles = planted(rows, limits=limits)
     left = [rows[i] for i in keep if i not in taken]
     found = rows_of(search(table, first, titles, BeamConfig(26, 6, 0.0)), 0)
     want = rows_of(search(table, first, planted(left), BeamConfig(26, 6, 0.0)), 0)
