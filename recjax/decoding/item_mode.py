@@ -161,28 +161,43 @@ def item_mode(trie, forest, soi, eos_ids, new_tokens, batch=1, max_items=32, tai
               limits=None, pad_id=None, repeat=False):
   """The constraint for `batch` requests.
 
-  trie: its rows end with the end-of-item token. soi: the start-of-item token. tails: for each
+  trie: its rows end with the end-of-item token; or a list of tries, those of `forest` in order,
+  and root: (B,), the catalogue of each request. soi: the start-of-item token. tails: for each
   request the tokens of the answer that the prompt already holds, so that a prompt may end inside a
   title and earlier items count as used. max_items: per reply, those of the tail included. Raises
   DataError where a tail leaves the catalogue. -> ItemMode
   """
-  if trie.end < 0 or soi == trie.end:
-    raise DataError('item mode needs titles that end with an end-of-item token, other than the '
-                    f'start-of-item token {soi}; build the trie with end=')
-  states = [resume(trie, tail, soi, max_items) for tail in (tails or [()] * batch)]
+  tries = trie if isinstance(trie, (list, tuple)) else [trie]
+  end = tries[0].end
+  if any(t.end != end for t in tries) or end < 0 or soi == end:
+    raise DataError('item mode needs titles that end with an end-of-item token, one for all '
+                    f'catalogues and not the start-of-item token {soi}; build tries with end=')
+  tails = tails or [()] * batch
+  root = np.zeros(len(tails), np.int32) if root is None else np.asarray(root, np.int32)
+  sizes = np.cumsum([0, *map(len, tries)])
+  states = [resume(tries[r], tail, soi, max_items, int(forest.roots[r]), sizes[r])
+            for tail, r in zip(tails, root)]
   begin = Reply(*(jnp.asarray(np.stack(x)) for x in zip(*states)))
+  shortest = np.concatenate([x for t in tries for x in (shortest_below(t), [1 << 30])])
+  shortest = np.resize(shortest, len(forest.tok))  # what stands after the last node is not read
+  banned = (end,) if pad_id is None or pad_id in eos_ids else (end, pad_id)
+  return ItemMode(forest, jnp.asarray(shortest, jnp.int32), begin, limits or trees.Limits(),
+                  jnp.asarray(root), int(soi), tuple(eos_ids), new_tokens, max_items, banned,
+                  repeat)
+
+
+def shortest_below(trie):
+  """Tokens of the shortest title below each node. -> (M,)"""
   lengths = np.diff(trie.start)[trie.item] if not trie.length else np.full(len(trie), trie.length)
   edges = np.stack([trie.lo, trie.hi], 1).reshape(-1)
-  shortest = np.minimum.reduceat(np.append(lengths, 1 << 30), edges)[::2]
-  shortest = np.pad(shortest, (0, len(forest.tok) - len(shortest)), constant_values=1 << 30)
-  banned = (trie.end,) if pad_id is None or pad_id in eos_ids else (trie.end, pad_id)
-  return ItemMode(forest, jnp.asarray(shortest, jnp.int32), begin, limits or trees.Limits(),
-                  jnp.zeros(len(states), jnp.int32) if root is None else jnp.asarray(root),
-                  int(soi), tuple(eos_ids), new_tokens, max_items, banned, repeat)
+  return np.minimum.reduceat(np.append(lengths, 1 << 30), edges)[::2]
 
 
-def resume(trie, tail, soi, max_items):
-  """Where a reply stands after the tokens of `tail`. -> the fields of one Reply, numpy"""
+def resume(trie, tail, soi, max_items, root=0, first_place=0):
+  """Where a reply stands after the tokens of `tail`. -> the fields of one Reply, numpy
+
+  root, first_place: where the trie's nodes and places begin in the forest.
+  """
   used, at, inside = [], 0, None
   for position, token in enumerate(tail):
     if inside is None:
@@ -203,8 +218,8 @@ def resume(trie, tail, soi, max_items):
   if len(used) > max_items:
     raise DataError(f'the answer so far holds {len(used)} items, max_items is {max_items}')
   slots = np.full(max_items, trees.PAD, np.int32)
-  slots[:len(used)] = used
-  return (np.bool_(inside is not None), np.int32(at if inside else 0),
+  slots[:len(used)] = np.array(used, np.int32) + np.int32(first_place)
+  return (np.bool_(inside is not None), np.int32(root + (at if inside else 0)),
           np.int32(len(inside or [])), slots, np.int32(len(used)))
 
 

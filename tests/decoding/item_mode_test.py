@@ -155,6 +155,23 @@ class ReplyTest(parameterized.TestCase):
             built, np.asarray(found.rows.tokens)[b, k, :int(found.rows.lengths[b, k])], SOI)
         self.assertLen(set(items), len(items))
 
+  def test_g8_a_batch_over_two_catalogues_equals_separate_runs(self):
+    logits = np.random.default_rng(3).normal(size=(V, V)).astype(np.float32)
+    logits[:, SOI] += 2
+    catalogues, tails = [ABCD, [[7, 8], [7], [0, 8, 7]]], [[SOI, *A, EOI, SOI, 1], [SOI, 7]]
+    tries = [trie.build(rows, end=EOI, vocab=V) for rows in catalogues]
+    both = item_mode.item_mode(tries, forest.plant(tries), SOI, (EOS,), 20, tails=tails,
+                               root=[0, 1])
+    cfg, table = SampleConfig(1, 20, 0.0), jnp.asarray(logits)
+    found = draw(table, both, jax.random.key(0), cfg)
+    for b, rows in enumerate(catalogues):
+      alone = draw(table, constraint(rows, 20, tails=[tails[b]])[1], jax.random.key(0), cfg)
+      np.testing.assert_array_equal(found.tokens[b], alone.tokens[0])
+      items, _ = item_mode.parse(tries[b], [*tails[b], *np.asarray(
+          found.tokens)[b, 0, :int(found.lengths[b, 0])]], SOI)
+      self.assertLen(set(items), len(items))
+      self.assertNotEmpty(items)
+
   def test_g2_rows_do_not_depend_on_their_mates(self):
     logits = np.random.default_rng(2).normal(size=(V, V)).astype(np.float32)
     logits[:, SOI] += 2

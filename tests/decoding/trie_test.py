@@ -59,6 +59,13 @@ class TrieTest(parameterized.TestCase):
           self.assertEqual(set(places.tolist()), below)
         self.assertContainsSubset(places.tolist(), below)
 
+  def test_t1_every_prefix_counts_the_titles_below_it(self):
+    built = trie.build(TITLES, end=END)
+    for prefix, count in (([], 4), ([32], 4), ([32, 426], 4), ([32, 426, 356], 3), (A, 2),
+                          ([*A, END], 1)):
+      node = built.walk(prefix)
+      self.assertEqual(built.hi[node] - built.lo[node], count, prefix)
+
   def test_t2_a_title_that_begins_another_may_end_or_go_on(self):
     built = trie.build(TITLES, end=END)
     self.assertEqual(built.children([]), [32])
