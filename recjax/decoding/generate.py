@@ -8,10 +8,12 @@ import numpy as np
 
 from recjax.decoding.beam import BeamConfig, beam_search
 from recjax.decoding.constraints import LIVE, Free, Titles
+from recjax.decoding.forest import forced_token
 from recjax.decoding.group_search import SearchConfig, group_search
 from recjax.decoding.head import head_of, stages
 from recjax.decoding.item_mode import ItemMode
 from recjax.decoding.search import SampleConfig, sample
+from recjax.decoding.tree_search import TreeConfig, tree_search
 from recjax.errors import ConfigError, DataError, UserError
 
 
@@ -21,7 +23,7 @@ class Generated:
 
   tokens: (B, K, T) int32, padded. scores: (B, K) float32. lengths: (B, K). exists: (B, K) bool,
   false where there are fewer rows than asked for. complete: (B, K) bool, ended and not cut at T.
-  places: (B, K, 2), the interval of each title, or None. steps: tokens that the longest row took.
+  places: (B, K, 2), the interval of each title, or None. steps: how often the model was asked.
   token_scores: (B, K, T) float32 where asked for.
   """
   tokens: np.ndarray
@@ -68,17 +70,19 @@ class _Plan:
   kind: str
   config: object
   keep_scores: bool
+  pad_id: int = 0
 
 
 def generate(decoder, params, prompts, constraint=None, *, beams=1, new_tokens=0, groups=1,
              diversity_penalty=1.0, length_penalty=1.0, early_stopping=False, samples=0,
              temperature=1.0, top_k=0, top_p=1.0, eos_ids=(), pad_id=0, min_new_tokens=0, seed=0,
-             token_scores=False, bucket=64, longest_prompt=0):
+             token_scores=False, runs=(), bucket=64, longest_prompt=0):
   """Continues prompts by beam search (beams=1 is greedy), group beam search or sampling.
 
   decoder: a `Decoder`. prompts: lists of token ids, of any lengths. constraint: None, `Titles` or
   `ItemMode`. new_tokens: 0 takes the longest title of the constraint. groups: above 1 for diverse
-  beam search. samples: above 0 draws so many rows of each prompt instead. bucket: prompts are
+  beam search. samples: above 0 draws so many rows of each prompt instead. runs: tokens a request
+  may feed in one pass, e.g. (8, 32), to find the same rows by `tree_search`. bucket: prompts are
   padded to a multiple of it, so lengths that share a multiple share a program. longest_prompt:
   refuse longer ones (0: no bound). -> Generated. Raises DataError for an empty or too long prompt,
   UserError for a model that gives NaN, ConfigError for settings that contradict.
@@ -100,6 +104,11 @@ def generate(decoder, params, prompts, constraint=None, *, beams=1, new_tokens=0
     plan = _Plan('groups', SearchConfig(beams, groups, diversity_penalty, new_tokens,
                                         min_new_tokens, tuple(eos_ids), pad_id, length_penalty),
                  token_scores)
+  elif runs:
+    if not isinstance(constraint, Titles) or not decoder.extend or min_new_tokens:
+      raise ConfigError('runs need Titles without min_new_tokens, and a decoder with extend')
+    plan = _Plan('tree', TreeConfig(beams, new_tokens, length_penalty, early_stopping,
+                                    tuple(runs)), False, pad_id)
   else:
     plan = _Plan('beam', BeamConfig(beams, new_tokens, length_penalty, early_stopping, ends, pad_id,
                                     token_scores), token_scores)
@@ -134,14 +143,19 @@ def _run(decoder, plan, params, tokens, lengths, constraint, key):
   cfg = plan.config
   rows = cfg.rows if plan.kind == 'sample' else cfg.beams
   room = cfg.new_tokens
-  if plan.kind != 'sample' and decoder.grow:
+  if plan.kind in ('beam', 'groups') and decoder.grow:
     room = stages(room)[0]
+  if plan.kind == 'tree':
+    rows, room = 1, cfg.slots + 1
   first, cache = decoder.start(params, tokens, lengths, rows, room)
-  step = functools.partial(decoder.step, params)
   head = functools.partial(head_of, decoder, params)
-  run = {'beam': _beam, 'groups': _groups, 'sample': _sample}[plan.kind]
-  forward = lambda tokens, cache, t: step(cache, tokens, t)  # noqa: E731
-  return run(decoder, forward, head, cache, first, constraint, plan, key)
+  run = {'beam': _beam, 'groups': _groups, 'sample': _sample, 'tree': _tree}[plan.kind]
+
+  def step(tokens, cache, t):
+    return decoder.step(params, cache, tokens, t)
+  if plan.kind == 'tree':
+    step = functools.partial(decoder.extend, params)
+  return run(decoder, step, head, cache, first, constraint, plan, key)
 
 
 def _beam(decoder, step, head, cache, first, constraint, plan, key):
@@ -167,6 +181,19 @@ def _groups(decoder, step, head, cache, first, constraint, plan, key):
           else jnp.isin(_last(found), jnp.asarray(plan.config.eos_ids, jnp.int32)))
   return _pack(found.tokens, found.scores, found.lengths, exists, ends, found.node, constraint,
                found.lengths.max(), jnp.full(len(first), -1), None)
+
+
+def _tree(decoder, extend, head, cache, first, titles, plan, key):
+  del decoder, key
+  found = tree_search(extend, head, cache, first, titles, plan.config)
+  done, forest = found.done, titles.forest
+  at = jnp.arange(plan.config.new_tokens)
+  tokens = forced_token(forest, done.node[..., None], jnp.broadcast_to(
+      at, (*done.node.shape, len(at))))  # the first title below a node begins with its tokens
+  exists = done.value > LIVE
+  tokens = jnp.where((at < done.length[..., None]) & exists[..., None], tokens, plan.pad_id)
+  return _pack(tokens, done.value, done.length, exists, done.complete, done.node, titles,
+               found.passes.max() + 1, found.broken, None)
 
 
 def _last(found):

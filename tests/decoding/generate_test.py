@@ -181,6 +181,22 @@ class GenerateTest(parameterized.TestCase):
     np.testing.assert_array_equal(together.tokens, slow.tokens)
     np.testing.assert_allclose(together.scores, slow.scores, atol=1e-4)
 
+  def test_runs_give_the_same_rows(self):
+    cfg = llm.Config(vocab=V, width=32, layers=2, heads=4, kv_heads=2, head_dim=8, ffn=48)
+    decoder = decode.decoder(llm.LM(cfg))
+    params = {'params': jax.tree.map(lambda x: x * 15 if x.ndim > 2 else x,
+                                     llm.init(cfg, jax.random.key(0)))}
+    prompts = [[1, 2, 3], [4]]
+    for titles in (TITLES, dataclasses.replace(TITLES, normalize='valid')):
+      want = generate(decoder, params, prompts, titles, beams=50, length_penalty=0.0)
+      found = generate(decoder, params, prompts, titles, beams=50, length_penalty=0.0, runs=(8, 32))
+      np.testing.assert_array_equal(found.exists, want.exists)
+      np.testing.assert_array_equal(found.tokens[found.exists], want.tokens[want.exists])
+      self.assertEqual(found.items(TRIE)[0][0][0], want.items(TRIE)[0][0][0])
+      self.assertTrue(found.complete[found.exists].all())
+    with self.assertRaisesRegex(ConfigError, 'runs need'):
+      generate(decoder, params, prompts, new_tokens=4, runs=(8,))
+
   def test_eight_devices_give_what_one_gives(self):
     cfg = llm.Config(vocab=V, width=32, layers=2, heads=4, kv_heads=2, head_dim=8, ffn=48)
     decoder = decode.decoder(llm.LM(cfg))
