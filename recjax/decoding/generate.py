@@ -85,7 +85,7 @@ def generate(decoder, params, prompts, constraint=None, *, beams=1, new_tokens=0
   may feed in one pass, e.g. (8, 32), to find the same rows by `tree_search`. bucket: prompts are
   padded to a multiple of it, so lengths that share a multiple share a program. longest_prompt:
   refuse longer ones (0: no bound). -> Generated. Raises DataError for an empty or too long prompt,
-  UserError for a model that gives NaN, ConfigError for settings that contradict.
+  UserError where a beam meets NaN of the model, ConfigError for settings that contradict.
   """
   tokens, lengths = _padded(prompts, bucket, longest_prompt, pad_id)
   if isinstance(constraint, Titles):
@@ -95,6 +95,8 @@ def generate(decoder, params, prompts, constraint=None, *, beams=1, new_tokens=0
     raise ConfigError('new_tokens is missing: without titles nothing bounds the rows')
   constraint = constraint if constraint is not None else Free(tuple(eos_ids), min_new_tokens)
   ends = 1 if isinstance(constraint, Titles) else max(1, len(eos_ids))
+  if token_scores and (groups > 1 or runs):
+    raise ConfigError('token_scores come with beams and samples, not with groups or runs')
   if samples:
     plan = _Plan('sample', SampleConfig(samples, new_tokens, temperature, top_k, top_p, pad_id),
                  token_scores)

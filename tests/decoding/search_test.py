@@ -1,10 +1,18 @@
-"""Greedy search over tables."""
+"""Greedy search over tables, which is sampling at temperature 0."""
 import jax
 import jax.numpy as jnp
 import numpy as np
 from absl.testing import absltest
 
-from recjax.decoding.search import greedy
+from recjax.decoding.constraints import Free
+from recjax.decoding.search import SampleConfig, sample
+
+
+def greedy(step, first, new_tokens, eos_ids=(), pad_id=0):
+  """Sampling at temperature 0. -> tokens (B, T), lengths (B,)"""
+  found = sample(step, (), first, Free(eos_ids), SampleConfig(1, new_tokens, 0.0, pad_id=pad_id),
+                 jax.random.key(0))
+  return found.tokens[:, 0], found.lengths[:, 0]
 
 
 class GreedyTest(absltest.TestCase):
@@ -13,7 +21,7 @@ class GreedyTest(absltest.TestCase):
     rng = np.random.default_rng(0)
     first, table = rng.normal(size=(5, 8)), rng.normal(size=(8, 8))
     tokens, lengths = jax.jit(lambda first: greedy(
-        lambda tokens, cache, t: (jnp.asarray(table)[tokens], cache), (), first, 6, (3, 4), 7)
+        lambda tokens, cache, t: (jnp.asarray(table)[tokens], cache), first, 6, (3, 4), 7)
     )(jnp.asarray(first))
     for b in range(5):
       want = [int(first[b].argmax())]
@@ -24,7 +32,7 @@ class GreedyTest(absltest.TestCase):
 
   def test_one_token_needs_no_model_call(self):
     tokens, lengths = greedy(
-        lambda tokens, cache, t: (jnp.zeros((*tokens.shape, 4)), cache), (), jnp.eye(4), 1)
+        lambda tokens, cache, t: (jnp.zeros((*tokens.shape, 4)), cache), jnp.eye(4), 1)
     self.assertEqual(tokens.tolist(), [[0], [1], [2], [3]])
     self.assertEqual(lengths.tolist(), [1, 1, 1, 1])
 
