@@ -1,11 +1,12 @@
-"""Beam search over titles with fewer model passes than tokens: forced runs go through together.
+"""Beam search over titles with fewer model passes than tokens, exactly.
 
-Beams advance in token time exactly as in `beam`; only the model runs ahead. Every token that went
-through the model has a slot in its request's pool: its key and value, its state, and (normalize=
-'vocab') its log-sum-exp. A request takes search steps as long as all it needs is in the pool, and
-requests have clocks of their own. A pass then feeds what live beams lack: their pending tokens, and
-the tokens forced after them. With normalize='valid' forced tokens cost nothing, so they wait until
-a beam comes to a fork, and a title that is alone from some token on never goes through to its end.
+Beams advance in token time as in `beam`; only the model runs ahead. Every token that went through
+the model has a slot in its request's pool: its key and value, its state, and (normalize='vocab')
+its log-sum-exp. A request takes search steps as long as all it needs is in the pool, and requests
+have clocks of their own. A pass then feeds what live beams lack: their pending tokens, and the
+tokens forced after them; with look-ahead it is filled up with tokens that beams may come to
+(`lookahead`). With normalize='valid' forced tokens cost nothing, so they wait until a beam comes to
+a fork, and a title that is alone from some token on never goes through to its end.
 """
 import dataclasses
 import functools
@@ -19,36 +20,50 @@ from jax import lax
 from recjax.decoding import forest as trees
 from recjax.decoding.beam import best_of, may_improve, take, values_of
 from recjax.decoding.constraints import DEAD, LIVE
-from recjax.decoding.head import Head, log_sum_exp
+from recjax.decoding.head import Head, log_sum_exp, plain_head
+from recjax.decoding.lookahead import likely
+from recjax.decoding.pool import Kids, Pool, above, slot_of
 from recjax.errors import ConfigError
 
 
 @dataclasses.dataclass(frozen=True)
 class TreeConfig:
-  """Settings; hashable. widths: tokens of a request that go through in one pass, ascending; the
-  smallest that holds what is pending is used. The rest as in `BeamConfig`. Raises ConfigError."""
+  """Settings; hashable. The rest as in `BeamConfig`. Raises ConfigError.
+
+  widths: tokens of a request that go through in one pass, ascending; the smallest that holds what
+  is pending is used. lookahead: passes are filled up to so many tokens, 0 for no look-ahead; worth
+  while where a pass of few tokens is bound by reading the weights, so not on a CPU.
+  """
   beams: int
   new_tokens: int
   length_penalty: float = 0.0
   early_stopping: bool | str = False
   widths: tuple = (8, 32)
+  lookahead: int = 0
 
   def __post_init__(self):
     if self.beams < 1 or self.new_tokens < 1 or not self.widths or min(self.widths) < 1:
       raise ConfigError(f'beams={self.beams}, new_tokens={self.new_tokens} and widths='
                         f'{self.widths} must be at least 1')
+    if self.lookahead < 0:
+      raise ConfigError(f'lookahead={self.lookahead} is a number of tokens, 0 for none')
+
+  @property
+  def passes(self):
+    """Compiled widths of a pass; with look-ahead none is below it."""
+    ahead = (self.lookahead,) if self.lookahead else ()
+    return (*ahead, *(w for w in self.widths if w > self.lookahead))
 
   @property
   def slots(self):
-    """Slots of a request's pool: all paths, one pass, and the prompt's state."""
-    return self.beams * self.new_tokens + self.widths[-1] + 1
+    """Slots of a request's pool: all paths, one pass, what is ahead, and the prompt's state."""
+    return self.beams * self.new_tokens + self.passes[-1] + 2 * self.lookahead + 1
 
 
 class Beams(NamedTuple):
-  """node, score: (B, K). path: (B, K, T) int32, the slot of each token, -1 where it has none."""
+  """node, score: (B, K)."""
   node: jax.Array
   score: jax.Array
-  path: jax.Array
 
 
 class Done(NamedTuple):
@@ -60,13 +75,13 @@ class Done(NamedTuple):
 
 
 class State(NamedTuple):
-  """t: (B,) tokens of each request. pool: (hidden (B, S, D), log-sum-exp (B, S)). passes: (B,)
-  model passes each request took part in. fed: () tokens that went through the model."""
+  """t: (B,) tokens of each request. passes: (B,) model passes each request took part in. fed: ()
+  tokens that went through the model."""
   t: jax.Array
   beams: Beams
   done: Done
   open: jax.Array
-  pool: tuple
+  pool: Pool
   cache: object
   passes: jax.Array
   fed: jax.Array
@@ -111,31 +126,33 @@ def tree_search(extend: Callable, head: Callable, cache, first, titles, cfg: Tre
 def begin(cache, first, head, titles, cfg):
   """After the first token, which the prompt's state in slot 0 decides: one beam branches into K."""
   batch, slots = len(first), cfg.slots
-  hidden = jnp.zeros((batch, slots, first.shape[-1]), first.dtype).at[:, 0].set(first)
-  total = jnp.zeros((batch, slots))
-  if titles.normalize == 'vocab':
-    total = total.at[:, 0].set(log_sum_exp(head(first[:, None]).full())[:, 0, 0])
   root = titles.start(batch)
-  beams = Beams(root, jnp.zeros((batch, 1)), jnp.full((batch, 1, cfg.new_tokens), -1))
+  none = jnp.full((batch, slots), -1)
+  of_root = lambda of: none.at[:, :1].set(of[root])  # noqa: E731
+  pool = Pool(of_root(titles.forest.lo), of_root(titles.forest.hi), none.at[:, 0].set(0),
+              jnp.zeros((batch, slots, first.shape[-1]), first.dtype).at[:, 0].set(first),
+              jnp.zeros((batch, slots)), Kids.none(batch, slots if cfg.lookahead else 1))
+  if titles.normalize == 'vocab':
+    total = log_sum_exp(head(first[:, None]).full())[:, 0, 0]
+    pool = pool._replace(total=pool.total.at[:, 0].set(total))
+  beams = Beams(root, jnp.zeros((batch, 1)))
   none = jnp.zeros((batch, cfg.beams), jnp.int32)
   done = Done(none + root, jnp.full(none.shape, DEAD), none, none > 0)
   zero = jnp.zeros(batch, jnp.int32)
-  state = State(zero, beams, done, jnp.ones(batch, bool), (hidden, total), cache, zero,
-                jnp.int32(0), zero - 1)
+  state = State(zero, beams, done, jnp.ones(batch, bool), pool, cache, zero, jnp.int32(0), zero - 1)
   return moved(state, head, titles, cfg)
 
 
-def current_slot(state):
+def current_slot(state, forest):
   """The slot of each beam's last token; the prompt's before the first. -> (B, K), -1 for none"""
-  at = jnp.maximum(state.t - 1, 0)[:, None, None]
-  at = jnp.broadcast_to(at, (*state.beams.node.shape, 1))
-  slot = jnp.take_along_axis(state.beams.path, at, 2)[..., 0]
-  return jnp.where(state.t[:, None] == 0, 0, slot)
+  node = state.beams.node
+  return slot_of(state.pool, forest.lo[node], jnp.broadcast_to(state.t[:, None], node.shape))
 
 
 def lacking(state, titles, vocab):
   """Which beams cannot be scored before a pass. -> (B, K)"""
-  lacks = (state.beams.score > LIVE) & (current_slot(state) < 0) & state.open[:, None]
+  slot = current_slot(state, titles.forest)
+  lacks = (state.beams.score > LIVE) & (slot < 0) & state.open[:, None]
   return lacks if vocab else lacks & (trees.fan_out(titles.forest, state.beams.node) > 1)
 
 
@@ -158,16 +175,15 @@ def search_step(state, head, titles, cfg):
 
 def moved(state, head, titles, cfg):
   """All requests one token further."""
-  slot = jnp.maximum(current_slot(state), 0)
-  hidden, total = state.pool
-  here = jnp.take_along_axis(hidden, slot[..., None], 1)
+  slot = jnp.maximum(current_slot(state, titles.forest), 0)
+  here = jnp.take_along_axis(state.pool.state, slot[..., None], 1)
   plain = head(here)
-  known = jnp.take_along_axis(total, slot, 1)[..., None]
+  known = jnp.take_along_axis(state.pool.total, slot, 1)[..., None]
   scorer = Head(plain.full, plain.rows, plain.window,
                 (lambda: known) if titles.normalize == 'vocab' else None)
   t = state.t[:, None]
   kept = 2 * cfg.beams
-  value, beam, _, node = titles.expand(scorer, state.beams.node, t, kept,
+  value, _, _, node = titles.expand(scorer, state.beams.node, t, kept,
                                        best_of(state.beams.score, kept))
   over = trees.complete(titles.forest, node, t + 1)
   ended = over | (t + 1 == cfg.new_tokens)
@@ -175,7 +191,7 @@ def moved(state, head, titles, cfg):
   order = lax.top_k(jnp.where(ended, 4 * DEAD, value), cfg.beams)[1]
   pick = lambda x: jnp.take_along_axis(x, order, 1)  # noqa: E731
   score = jnp.where(pick(ended), DEAD, pick(value))
-  beams = Beams(pick(node), score, take(state.beams.path, pick(beam)))
+  beams = Beams(pick(node), score)
   nan = (jnp.isnan(here).any(-1) & (state.beams.score > LIVE)).any(-1)
   broken = jnp.where((state.broken < 0) & nan, state.t, state.broken)
   state = state._replace(t=state.t + 1, beams=beams, done=done, broken=broken)
@@ -196,9 +212,10 @@ def finish(state, value, node, over, ended, cfg):
 
 
 def forced_run(forest, node, depth, longest):
-  """How many tokens after a node's are forced before a fork or the title's end. -> int32
+  """The tokens after a node's that are forced before a fork or the title's end.
 
   The end itself needs no pass, so a run stops one short of it. node: (B, K), depth: (B, 1).
+  -> how many, and the node that the last one leads to; each (B, K)
   """
   def more(carry):
     return carry[2].any()
@@ -212,66 +229,103 @@ def forced_run(forest, node, depth, longest):
     return jnp.where(chain, child, node), count + jnp.where(going, tail, 0) + chain, chain
 
   start = (node, jnp.zeros_like(node), jnp.ones(node.shape, bool))
-  return jnp.minimum(lax.while_loop(more, advance, start)[1], longest - depth - 1)
+  node, count, _ = lax.while_loop(more, advance, start)
+  return jnp.minimum(count, longest - depth - 1), node
 
 
 def pending(state, titles, vocab, cfg):
-  """Which tokens of which beams a pass should feed. -> (B, K, T) bool"""
+  """Which tokens of which beams a pass should feed, and where those of each beam lead.
+
+  -> (B, K, T) bool, node (B, K), depth (B, K)
+  """
+  forest, node, pool = titles.forest, state.beams.node, state.pool
   lacks = lacking(state, titles, vocab)
-  end = state.t[:, None]
+  end = jnp.broadcast_to(state.t[:, None], node.shape)
+  last = node
   if vocab:
-    end = end + forced_run(titles.forest, state.beams.node, end, cfg.new_tokens)
+    more, last = forced_run(forest, node, end, cfg.new_tokens)
+    end, last = end + jnp.where(lacks, more, 0), jnp.where(lacks, last, node)
+  held = above(pool.lo, pool.hi, pool.depth, forest.lo[node], forest.hi[node], end)
+  depth = jnp.where(held, pool.depth[:, None], 0)
+  grid = jnp.indices(held.shape, sparse=True)
+  there = jnp.zeros((*node.shape, cfg.new_tokens + 1), bool)
+  there = there.at[grid[0], grid[1], depth].set(True)[..., 1:]
   token = jnp.arange(cfg.new_tokens)
-  return lacks[..., None] & (state.beams.path < 0) & (token < end[..., None])
+  return lacks[..., None] & ~there & (token < end[..., None]), last, end
 
 
 def feed_pending(extend, head, titles, cfg, vocab, state):
   """One model pass of the smallest width that holds what is pending."""
-  want = pending(state, titles, vocab, cfg)
+  want, last, depth = pending(state, titles, vocab, cfg)
   most = want.sum((1, 2)).max()
-  branches = [functools.partial(feed, extend, head, titles, cfg, vocab, w) for w in cfg.widths]
-  need = jnp.searchsorted(jnp.asarray(cfg.widths), most)
-  return lax.switch(jnp.minimum(need, len(branches) - 1), branches, state, want)
+  branches = [functools.partial(feed, extend, head, titles, cfg, vocab, w) for w in cfg.passes]
+  need = jnp.searchsorted(jnp.asarray(cfg.passes), most)
+  return lax.switch(jnp.minimum(need, len(branches) - 1), branches, state, want, last, depth)
 
 
-def feed(extend, head, titles, cfg, vocab, width, state, want):
+def feed(extend, head, titles, cfg, vocab, width, state, want, last, depth):
   """Feeds up to `width` pending tokens of each request, those that come first in their rows."""
-  batch, beams, longest = want.shape
-  token = jnp.arange(longest)
-  rank = jnp.where(want, token * beams + jnp.arange(beams)[:, None], longest * beams)
-  key, flat = lax.top_k(-rank.reshape(batch, -1), width)
-  real = -key < longest * beams
-  beam, at = flat // longest, flat % longest
-  path = jnp.take_along_axis(state.beams.path, beam[..., None], 1)  # (B, Q, T)
-  node = jnp.take_along_axis(state.beams.node, beam, 1)
-  tokens = trees.forced_token(titles.forest, node, at)
-  rows = jnp.arange(batch)[:, None]
-  slots = cfg.slots
-  seen = jnp.zeros((batch, width, slots), bool)
-  prior = jnp.where((path >= 0) & (token < at[..., None]), path, slots)
-  grid = jnp.indices(prior.shape, sparse=True)
-  seen = seen.at[grid[0], grid[1], prior].set(True, mode='drop')
-  within = (beam[:, :, None] == beam[:, None]) & (at[:, :, None] >= at[:, None]) & real[:, None]
-  within |= jnp.eye(width, dtype=bool)
-  free = free_slots(state.beams, slots)[:, :width]
-  slot = jnp.where(real, free, slots)
-  hidden, cache = extend(state.cache, tokens, at, seen, within, slot)
-  kept, total = state.pool
-  kept = kept.at[rows, slot].set(hidden, mode='drop')
+  beams, longest = want.shape[1:]
+  forest = titles.forest
+  rank = jnp.where(want, jnp.arange(longest) * beams + jnp.arange(beams)[:, None],
+                   longest * beams)
+  key, flat = lax.top_k(-rank.reshape(len(rank), -1), width)
+  real, at = -key < longest * beams, flat % longest
+  node = jnp.take_along_axis(state.beams.node, flat // longest, 1)
+  spot, state = room(state, forest, real.sum(-1))
+  if cfg.lookahead:
+    end = jnp.take_along_axis(depth, flat // longest, 1) == at + 1
+    node = jnp.where(end, jnp.take_along_axis(last, flat // longest, 1), node)
+    node, at, real = likely(state, titles, cfg, vocab, (node, at, real), last, depth, want.any(-1),
+                            (spot >= 0).sum(-1))
+  slot = jnp.where(real, spot[:, :width], cfg.slots)
+  return through(extend, head, titles, cfg, vocab, state, node, at, real, slot)
+
+
+def through(extend, head, titles, cfg, vocab, state, node, at, real, slot):
+  """The pass itself. node, at, real, slot: (B, Q), tokens number `at` of the rows of `node`."""
+  forest, pool = titles.forest, state.pool
+  lo, hi = forest.lo[node], forest.hi[node]
+  seen = above(pool.lo, pool.hi, pool.depth, lo, hi, at)
+  within = above(lo, hi, jnp.where(real, at + 1, 0), lo, hi, at + 1)
+  within |= jnp.eye(at.shape[1], dtype=bool)
+  hidden, cache = extend(state.cache, trees.forced_token(forest, node, at), at, seen, within, slot)
+  rows = jnp.arange(len(at))[:, None]
+
+  def put(old, new):
+    return old.at[rows, slot].set(new, mode='drop')
+  pool = pool._replace(lo=put(pool.lo, lo), hi=put(pool.hi, hi), depth=put(pool.depth, at + 1),
+                       state=put(pool.state, hidden))
+  scorer = head(hidden)
   if vocab:
-    total = total.at[rows, slot].set(log_sum_exp(head(hidden).full())[..., 0], mode='drop')
-  spot = jnp.where(real, at, longest)
-  new = state.beams.path.at[rows, beam, spot].set(slot, mode='drop')
-  return state._replace(
-      beams=state.beams._replace(path=new), pool=(kept, total), cache=cache,
-      passes=state.passes + real.any(-1), fed=state.fed + real.sum())
+    logits = scorer.full()
+    total = log_sum_exp(logits)
+    pool = pool._replace(total=put(pool.total, total[..., 0]))
+    scorer = plain_head(logits)._replace(total=lambda: total)
+  if cfg.lookahead:
+    kids = Kids.of(titles, scorer, node, at + 1)
+    pool = pool._replace(kids=jax.tree.map(put, pool.kids, kids))
+  return state._replace(pool=pool, cache=cache, passes=state.passes + real.any(-1),
+                        fed=state.fed + real.sum())
 
 
-def free_slots(beams, slots):
-  """Slots that no live beam's path holds, first; slot 0 is the prompt's. -> (B, S)"""
-  batch = len(beams.node)
-  live = (beams.score > LIVE)[..., None] & (beams.path >= 0)
-  held = jnp.where(live, beams.path, slots).reshape(batch, -1)
-  used = jnp.zeros((batch, slots), bool).at[:, 0].set(True)
-  used = used.at[jnp.arange(batch)[:, None], held].set(True, mode='drop')
-  return jnp.argsort(used, -1, stable=True)
+def room(state, forest, needed):
+  """Slots that may be overwritten, first those that hold nothing. -> (B, S), -1 for none; State
+
+  What live beams have behind them stays, and what they may come to, unless `needed` (B,) slots are
+  not free otherwise: then all that is ahead of beams is forgotten.
+  """
+  pool, node = state.pool, state.beams.node
+  lo, hi = forest.lo[node], forest.hi[node]
+  live = state.beams.score > LIVE
+  t = jnp.broadcast_to(state.t[:, None], node.shape)
+  behind = (above(pool.lo, pool.hi, pool.depth, lo, hi, t) & live[..., None]).any(1)
+  ahead = ((pool.lo[:, None] >= lo[..., None]) & (pool.hi[:, None] <= hi[..., None])
+           & (pool.depth[:, None] > t[..., None]) & live[..., None]).any(1)
+  keep = behind | (pool.depth == 0)
+  tight = (~(keep | ahead)).sum(-1) < needed
+  keep |= ahead & ~tight[:, None]
+  pool = pool._replace(depth=jnp.where(keep, pool.depth, -1))
+  order = jnp.argsort(keep, -1, stable=True)
+  free = jnp.arange(keep.shape[1]) < (~keep).sum(-1, keepdims=True)
+  return jnp.where(free, order, -1), state._replace(pool=pool)

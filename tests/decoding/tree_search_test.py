@@ -49,13 +49,13 @@ def catalogue(seed, count, alphabet=8, stem=4):
 
 class TreeSearchTest(parameterized.TestCase):
 
-  @parameterized.product(count=(1, 30, 90), normalize=('vocab', 'valid'))
-  def test_rows_are_those_of_the_plain_search_in_fewer_passes(self, count, normalize):
+  @parameterized.product(count=(1, 30, 90), normalize=('vocab', 'valid'), lookahead=(0, 12))
+  def test_rows_are_those_of_the_plain_search_in_fewer_passes(self, count, normalize, lookahead):
     for seed in range(3):
       built = trie.build(catalogue(seed, count), end=END, vocab=V)
       titles = Titles(forest.plant(built), normalize=normalize)
       want = plain(titles, BeamConfig(5, 24, 0.0))
-      got = tree(titles, TreeConfig(5, 24, widths=(4, 16)))
+      got = tree(titles, TreeConfig(5, 24, widths=(4, 16), lookahead=lookahead))
       exists = np.asarray(want.exists)
       np.testing.assert_array_equal(np.asarray(got.done.value) > LIVE, exists)
       np.testing.assert_array_equal(np.where(exists, got.done.node, 0),
@@ -101,7 +101,7 @@ class TreeSearchTest(parameterized.TestCase):
 
     def run(prefix):
       node = jnp.full((1, 1), built.walk(prefix))
-      return int(forced_run(planted, node, jnp.full((1, 1), len(prefix)), 24)[0, 0])
+      return int(forced_run(planted, node, jnp.full((1, 1), len(prefix)), 24)[0][0, 0])
     self.assertEqual(run([1]), 2)        # 2 and 3 are forced, then it forks
     self.assertEqual(run([1, 2]), 1)
     self.assertEqual(run([1, 2, 3]), 0)
