@@ -101,9 +101,9 @@ class Setting:
                          first, constraint, cfg, self.decoder.grow, self.decoder.pick)
     return self.compiled(search, constraint)
 
-  def tree(self, constraint, new_tokens, widths):
+  def tree(self, constraint, new_tokens, widths, lookahead=0):
     """A compiled tree search. -> (run: () -> Tree, seconds to compile)"""
-    cfg = TreeConfig(self.args.beams, new_tokens, widths=widths)
+    cfg = TreeConfig(self.args.beams, new_tokens, widths=widths, lookahead=lookahead)
 
     def search(params, prompts, constraint):
       lengths = jnp.full(len(prompts), prompts.shape[1])
@@ -352,14 +352,17 @@ def codes(setting):
 
 def passes(setting):
   """model passes and tokens by what goes through in one pass (counts, no times)"""
-  plain, _ = setting.plain(constraints.Titles(setting.forest), longest(setting))
-  print(f'  one token a pass: {int(plain().steps) - 1} passes')
+  steps = longest(setting)
   for normalize in ('vocab', 'valid'):
-    run, _ = setting.tree(constraints.Titles(setting.forest, normalize=normalize),
-                          longest(setting), (16, 64))
-    found = run()
-    print(f'  runs, {normalize}: {np.mean(found.passes):.1f} passes a request (most '
-          f'{int(found.passes.max())}), {int(found.fed)} tokens', flush=True)
+    titles = constraints.Titles(setting.forest, normalize=normalize)
+    plain = setting.plain(titles, steps)[0]()
+    print(f'  {normalize}, one token a pass: {int(plain.steps) - 1} passes', flush=True)
+    for lookahead in (0, 64, 128, 256):
+      found = setting.tree(titles, steps, (16, 64), lookahead)[0]()
+      same(plain, found, f'{normalize}, look-ahead {lookahead}')
+      name = f'look-ahead {lookahead}' if lookahead else 'runs alone, (16, 64)'
+      print(f'  {normalize}, {name}: {np.mean(found.passes):.2f} passes a request (most '
+            f'{int(found.passes.max())}), {int(found.fed)} tokens', flush=True)
 
 
 def trie_share(setting):

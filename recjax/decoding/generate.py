@@ -12,6 +12,7 @@ from recjax.decoding.forest import forced_token
 from recjax.decoding.group_search import SearchConfig, group_search
 from recjax.decoding.head import head_of, stages
 from recjax.decoding.item_mode import ItemMode
+from recjax.decoding.item_runs import sample_runs
 from recjax.decoding.search import SampleConfig, sample
 from recjax.decoding.tree_search import TreeConfig, tree_search
 from recjax.errors import ConfigError, DataError, UserError
@@ -71,18 +72,21 @@ class _Plan:
   config: object
   keep_scores: bool
   pad_id: int = 0
+  runs: int = 0
 
 
 def generate(decoder, params, prompts, constraint=None, *, beams=1, new_tokens=0, groups=1,
              diversity_penalty=1.0, length_penalty=1.0, early_stopping=False, samples=0,
              temperature=1.0, top_k=0, top_p=1.0, eos_ids=(), pad_id=0, min_new_tokens=0, seed=0,
-             token_scores=False, runs=(), bucket=64, longest_prompt=0):
+             token_scores=False, runs=(), lookahead=0, bucket=64, longest_prompt=0):
   """Continues prompts by beam search (beams=1 is greedy), group beam search or sampling.
 
   decoder: a `Decoder`. prompts: lists of token ids, of any lengths. constraint: None, `Titles` or
   `ItemMode`. new_tokens: 0 takes the longest title of the constraint. groups: above 1 for diverse
   beam search. samples: above 0 draws so many rows of each prompt instead. runs: tokens a request
-  may feed in one pass, e.g. (8, 32), to find the same rows by `tree_search`. bucket: prompts are
+  may feed in one pass, e.g. (8, 32), to find the same rows by `tree_search`; for samples in item
+  mode, e.g. (8,), tokens of a row. lookahead: tokens that passes of `tree_search` are filled up to
+  with what may be needed. bucket: prompts are
   padded to a multiple of it, so lengths that share a multiple share a program. longest_prompt:
   refuse longer ones (0: no bound). -> Generated. Raises DataError for an empty or too long prompt,
   UserError where a beam meets NaN of the model, ConfigError for settings that contradict.
@@ -95,11 +99,15 @@ def generate(decoder, params, prompts, constraint=None, *, beams=1, new_tokens=0
     raise ConfigError('new_tokens is missing: without titles nothing bounds the rows')
   constraint = constraint if constraint is not None else Free(tuple(eos_ids), min_new_tokens)
   ends = 1 if isinstance(constraint, Titles) else max(1, len(eos_ids))
-  if token_scores and (groups > 1 or runs):
+  if token_scores and (groups > 1 or runs and not samples):
     raise ConfigError('token_scores come with beams and samples, not with groups or runs')
+  if lookahead and (samples or not runs):
+    raise ConfigError(f'lookahead={lookahead} fills the passes of runs with beams; set runs, or 0')
   if samples:
+    if runs and not (isinstance(constraint, ItemMode) and decoder.extend):
+      raise ConfigError('runs with samples need ItemMode, and a decoder with extend')
     plan = _Plan('sample', SampleConfig(samples, new_tokens, temperature, top_k, top_p, pad_id),
-                 token_scores)
+                 token_scores, runs=max(runs, default=0))
   elif groups > 1:
     if isinstance(constraint, ItemMode):
       raise ConfigError('group beam search takes titles or free text, not item mode')
@@ -110,7 +118,7 @@ def generate(decoder, params, prompts, constraint=None, *, beams=1, new_tokens=0
     if not isinstance(constraint, Titles) or not decoder.extend or min_new_tokens:
       raise ConfigError('runs need Titles without min_new_tokens, and a decoder with extend')
     plan = _Plan('tree', TreeConfig(beams, new_tokens, length_penalty, early_stopping,
-                                    tuple(runs)), False, pad_id)
+                                    tuple(runs), lookahead), False, pad_id)
   else:
     plan = _Plan('beam', BeamConfig(beams, new_tokens, length_penalty, early_stopping, ends, pad_id,
                                     token_scores), token_scores)
@@ -149,13 +157,15 @@ def _run(decoder, plan, params, tokens, lengths, constraint, key):
     room = stages(room)[0]
   if plan.kind == 'tree':
     rows, room = 1, cfg.slots + 1
+  elif plan.runs:
+    rows, room = 1, cfg.rows * cfg.new_tokens + 1
   first, cache = decoder.start(params, tokens, lengths, rows, room)
   head = functools.partial(head_of, decoder, params)
   run = {'beam': _beam, 'groups': _groups, 'sample': _sample, 'tree': _tree}[plan.kind]
 
   def step(tokens, cache, t):
     return decoder.step(params, cache, tokens, t)
-  if plan.kind == 'tree':
+  if plan.kind == 'tree' or plan.runs:
     step = functools.partial(decoder.extend, params)
   return run(decoder, step, head, cache, first, constraint, plan, key)
 
@@ -204,7 +214,8 @@ def _last(found):
 
 
 def _sample(decoder, step, head, cache, first, constraint, plan, key):
-  found = sample(step, cache, first, constraint, plan.config, key, head)
+  given = (step, cache, first, constraint, plan.config, key, head)
+  found = sample_runs(*given, plan.runs) if plan.runs else sample(*given)
   return _pack(found.tokens, found.scores, found.lengths, found.lengths > 0, found.complete,
                found.state, constraint, found.steps, jnp.full(len(first), -1),
                found.token_scores if plan.keep_scores else None)

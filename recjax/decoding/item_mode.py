@@ -38,7 +38,7 @@ class Reply(NamedTuple):
 class ItemMode:
   """The constraint; `item_mode` makes it.
 
-  shortest: (M,) int32, tokens of the shortest title below each node. begin: Reply (B, ...), where
+  shortest: (M, S + 1) int32, see `shortest_below`. begin: Reply (B, ...), where
   the prompts end. banned: tokens that may not come in text. repeat: whether items may come twice.
   """
   forest: trees.Forest
@@ -80,7 +80,7 @@ class ItemMode:
 
   def _children(self, state, t, vocab):
     """The child by token of rows in item mode. -> (B, K, V) int32, -1 for none"""
-    left = self.new_tokens - t - 1
+    left = self._left(state, t)
 
     def sparse(width):
       token, child, exists = trees.children(self.forest, state.node, state.depth, width)
@@ -102,11 +102,33 @@ class ItemMode:
     need = jnp.searchsorted(jnp.asarray(widths), counts)
     return lax.switch(jnp.minimum(need, len(branches) - 1), branches)
 
+  def _left(self, state, t):
+    """Tokens that may come after number t (() or (B, K)). -> (B, K, 1)"""
+    return jnp.broadcast_to(self.new_tokens - t - 1, state.node.shape)[..., None]
+
+  def forced(self, state, t):
+    """The one token that may come, where rows are inside an item and it is so.
+
+    -> token, node, whether; each (B, K). Nodes of more than 4 children count as a choice.
+    """
+    few = trees.WIDTHS[0]
+    token, child, exists = trees.children(self.forest, state.node, state.depth, few)
+    exists &= self._open(state, child, self._left(state, t))
+    one = state.inside & (exists.sum(-1) == 1) & (trees.fan_out(self.forest, state.node) <= few)
+    pick = lambda x: jnp.take_along_axis(x, jnp.argmax(exists, -1)[..., None], -1)[..., 0]  # noqa: E731
+    return pick(token), pick(child), one
+
   def _open(self, state, child, left):
-    """Whether an unused title is left below each child, and time to finish one."""
+    """Whether an unused title is left below each child, and time to finish one.
+
+    If n titles below a node are closed, one of the n + 1 shortest is not. Some child of a node
+    passes this test if the node does: its children cannot all have as many closed as short ones.
+    """
     lo, hi = self.forest.lo[child], self.forest.hi[child]
     free = trees.open_places(self.limits, lo, hi) - self._used(state, lo, hi)
-    return (free > 0) & (self.shortest[child] - state.depth[..., None] - 1 <= left)
+    closed = jnp.minimum(hi - lo - free, self.shortest.shape[1] - 1)
+    length = jnp.take_along_axis(self.shortest[child], closed[..., None], -1)[..., 0]
+    return (free > 0) & (length - state.depth[..., None] - 1 <= left)
 
   def _used(self, state, lo, hi):
     """How many places of lo .. hi - 1 the reply has used. lo, hi: (B, K, C)"""
@@ -120,7 +142,7 @@ class ItemMode:
     root = self.forest.roots[self.root][:, None]
     root = jnp.broadcast_to(root, state.node.shape)
     fresh = state._replace(depth=jnp.full_like(state.depth, -1))  # counts the opening token
-    good = self._open(fresh, root[..., None], self.new_tokens - t - 1)[..., 0]
+    good = self._open(fresh, root[..., None], self._left(state, t))[..., 0]
     return good & (state.count < self.max_items)
 
   def follow(self, state, beam, token, node):
@@ -178,19 +200,33 @@ def item_mode(trie, forest, soi, eos_ids, new_tokens, batch=1, max_items=32, tai
   states = [resume(tries[r], tail, soi, max_items, int(forest.roots[r]), sizes[r])
             for tail, r in zip(tails, root)]
   begin = Reply(*(jnp.asarray(np.stack(x)) for x in zip(*states)))
-  shortest = np.concatenate([x for t in tries for x in (shortest_below(t), [1 << 30])])
-  shortest = np.resize(shortest, len(forest.tok))  # what stands after the last node is not read
+  most = min(max_items, 16)
+  idle = np.zeros((1, most + 1), np.int32)
+  shortest = np.concatenate([x for t in tries for x in (shortest_below(t, most), idle)])
+  shortest = np.resize(shortest, (len(forest.tok), most + 1))  # the end is not read
   banned = (end,) if pad_id is None or pad_id in eos_ids else (end, pad_id)
-  return ItemMode(forest, jnp.asarray(shortest, jnp.int32), begin, limits or trees.Limits(),
+  return ItemMode(forest, jnp.asarray(shortest), begin, limits or trees.Limits(),
                   jnp.asarray(root), int(soi), tuple(eos_ids), new_tokens, max_items, banned,
                   repeat)
 
 
-def shortest_below(trie):
-  """Tokens of the shortest title below each node. -> (M,)"""
+def shortest_below(trie, most):
+  """Tokens of the `most` shortest titles below each node, ascending, and of the longest.
+
+  -> (M, most + 1) int32; where a node has fewer titles, the longest's fills up
+  """
   lengths = np.diff(trie.start)[trie.item] if not trie.length else np.full(len(trie), trie.length)
-  edges = np.stack([trie.lo, trie.hi], 1).reshape(-1)
-  return np.minimum.reduceat(np.append(lengths, 1 << 30), edges)[::2]
+  out = np.repeat(lengths[trie.lo].astype(np.int32)[:, None], most + 1, 1)
+  many = np.flatnonzero(trie.hi - trie.lo > 1)
+  size = (trie.hi - trie.lo)[many].astype(np.int64)
+  start = np.cumsum(size) - size
+  place = np.arange(size.sum()) - np.repeat(start - trie.lo[many], size)
+  rows = np.repeat(np.arange(len(many)), size)
+  ordered = lengths[place][np.lexsort([lengths[place], rows])]
+  for rank in range(most):
+    out[many, rank] = ordered[start + np.minimum(rank, size - 1)]
+  out[many, most] = ordered[start + size - 1]
+  return out
 
 
 def resume(trie, tail, soi, max_items, root=0, first_place=0):

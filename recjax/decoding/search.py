@@ -62,7 +62,7 @@ def sample(step: Callable, cache, first, constraint, cfg: SampleConfig, key, hea
     if hidden.shape[1] == 1:
       hidden = jnp.broadcast_to(hidden, (*shape, hidden.shape[-1]))
     token, node, logp = constraint.expand(
-        head(hidden), state, t, 0, lambda *given: draw(*given, jax.random.fold_in(key, t), cfg))
+        head(hidden), state, t, 0, lambda *given: draw(*given, key, t, cfg))
     live = ~found.complete & (logp > LIVE)
     beam = jnp.broadcast_to(jnp.arange(cfg.rows), shape)
     follow = constraint.follow(state, beam, token, node)
@@ -91,28 +91,31 @@ def sample(step: Callable, cache, first, constraint, cfg: SampleConfig, key, hea
   return lax.while_loop(more, advance, (put(found, first[:, None]), cache))[0]
 
 
-def draw(values, ids, nodes, key, cfg):
-  """One token for each row by the Gumbel trick. values: (B, K, C), DEAD where forbidden.
+def draw(values, ids, nodes, key, t, cfg):
+  """Token number t (() or (B, K)) of each row by the Gumbel trick. values: (B, K, C), DEAD where
+  forbidden.
 
   -> tokens, nodes, log-probabilities, each (B, K)
   """
   if cfg.temperature:
     scaled = jnp.where(values > LIVE, values / cfg.temperature, DEAD)
     kept = cut(scaled, cfg.top_k, cfg.top_p)
-    place = jnp.argmax(jnp.where(kept, scaled + noise(key, values.shape), DEAD * 2), -1)
+    place = jnp.argmax(jnp.where(kept, scaled + noise(key, t, values.shape), DEAD * 2), -1)
   else:
     place = jnp.argmax(values, -1)
   at = lambda x: jnp.take_along_axis(x, place[..., None], -1)[..., 0]  # noqa: E731
   return at(ids), at(nodes), at(values)
 
 
-def noise(key, shape):
-  """Gumbel noise whose rows depend on their own numbers, not on the batch's size."""
-  batch, rows, width = shape
-  keys = jax.vmap(lambda b: jax.vmap(
-      lambda r: jax.random.fold_in(jax.random.fold_in(key, b), r))(jnp.arange(rows)))(
-          jnp.arange(batch))
-  return jax.vmap(jax.vmap(lambda k: jax.random.gumbel(k, (width,))))(keys)
+def noise(key, t, shape):
+  """Gumbel noise of a row's step, which depends on its own numbers, not on the batch's size."""
+  *rows, width = shape
+  number = jnp.indices(rows)
+
+  def one(t, request, row):
+    here = jax.random.fold_in(jax.random.fold_in(jax.random.fold_in(key, t), request), row)
+    return jax.random.gumbel(here, (width,))
+  return jax.vmap(jax.vmap(one))(jnp.broadcast_to(t, rows), *number)
 
 
 def cut(values, top_k, top_p):

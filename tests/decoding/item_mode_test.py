@@ -11,9 +11,11 @@ from hypothesis import strategies as st
 from recjax.decoding import forest, item_mode, trie
 from recjax.decoding.beam import BeamConfig, beam_search
 from recjax.decoding.constraints import LIVE
+from recjax.decoding.generate import generate
 from recjax.decoding.head import plain_head
 from recjax.decoding.search import SampleConfig, sample
-from recjax.errors import DataError
+from recjax.errors import ConfigError, DataError
+from recjax.models import decode, llm
 
 V, SOI, EOI, EOS = 12, 9, 10, 11
 A, B, C, D = [1, 2, 3, 4], [1, 2, 3, 4, 5, 6], [1, 2, 3, 5, 6], [1, 2, 5, 6]
@@ -139,6 +141,34 @@ class ReplyTest(parameterized.TestCase):
       row = np.asarray(found.tokens)[0, 0, :int(found.lengths[0, 0])]
       self.assertFalse(item_mode.parse(built, row, SOI)[1], row)
 
+  @hypothesis.settings(max_examples=80, deadline=None)
+  @hypothesis.given(
+      st.lists(st.lists(st.integers(0, 2), min_size=1, max_size=5), min_size=2, max_size=12),
+      st.integers(0, 10**6), st.lists(st.booleans(), min_size=12, max_size=12))
+  def test_no_budget_leaves_an_item_open_whatever_is_used_or_forbidden(self, rows, seed, keep):
+    logits = np.random.default_rng(seed).normal(size=(V, V))
+    logits[:, SOI] += 4
+    allowed = [i for i in range(len(rows)) if keep[i]] or [0]
+    built = trie.build(rows, end=EOI, vocab=V)
+    limits = forest.limit(built, allowed=[allowed, list(range(len(rows)))])
+    mode = item_mode.item_mode(built, forest.plant(built), SOI, (EOS,), 33, batch=2, max_items=6,
+                               limits=limits)
+    found = draw(jnp.asarray(logits, jnp.float32), mode, jax.random.key(seed),
+                 SampleConfig(3, 33, 1.0))
+    for b in range(2):
+      for row, n in zip(np.asarray(found.tokens)[b], np.asarray(found.lengths)[b]):
+        items, left_open = item_mode.parse(built, row[:n], SOI)
+        self.assertFalse(left_open, row)
+        self.assertEqual(n, 33 if EOS not in row[:n] else list(row).index(EOS) + 1)
+
+  def test_shortest_titles_below_by_hand(self):
+    built = trie.build([[1], [1, 2], [1, 2, 3], [4, 5, 6, 7]], end=EOI, vocab=V)
+    below = item_mode.shortest_below(built, 2)
+    self.assertEqual(below[0].tolist(), [2, 3, 5])
+    self.assertEqual(below[built.walk([1])].tolist(), [2, 3, 4])
+    self.assertEqual(below[built.walk([1, 2])].tolist(), [3, 4, 4])
+    self.assertEqual(below[built.walk([4])].tolist(), [5, 5, 5])
+
   @parameterized.parameters(1, 2, 4)
   def test_beams_keep_their_own_lists(self, beams):
     logits = np.random.default_rng(1).normal(size=(V, V)).astype(np.float32)
@@ -182,6 +212,60 @@ class ReplyTest(parameterized.TestCase):
     for b, tail in enumerate(tails):
       alone = draw(table, constraint(ABCD, 20, tails=[tail])[1], jax.random.key(0), cfg)
       np.testing.assert_array_equal(found.tokens[b], alone.tokens[0])
+
+class RunsTest(parameterized.TestCase):
+  """T-G7: forced tokens together, the reply unchanged; with a model that has a cache."""
+
+  @parameterized.product(temperature=(0.0, 1.0), width=(2, 6))
+  def test_g7_replies_are_those_of_one_token_at_a_time(self, temperature, width):
+    vocab, soi, eoi, eos = 40, 37, 38, 39
+    cfg = llm.Config(vocab=vocab, width=32, layers=2, heads=4, kv_heads=2, head_dim=8, ffn=48)
+    params = llm.init(cfg, jax.random.key(1))
+    params = {'params': jax.tree.map(lambda x: x * 8 if x.ndim > 2 else x, params)}
+    bare = decode.decoder(llm.LM(cfg))
+    want_items = jnp.zeros(vocab).at[soi].set(4.0)  # so that items occur
+    decoder = bare._replace(logits=lambda p, h: bare.logits(p, h) + want_items, rows=None)
+    rng = np.random.default_rng(0)
+    rows = [rng.integers(0, 36, rng.integers(3, 9)).tolist() for _ in range(30)]
+    rows += [rows[0][:2] + [1, 2], rows[1][:1], rows[3]]
+    built = trie.build(rows, end=eoi, vocab=vocab)
+    planted = forest.plant(built)
+    prompts = [rng.integers(0, 36, n).tolist() for n in (5, 9)]
+    prompts[1] += [soi, *rows[2][:1]]
+    mode = item_mode.item_mode(built, planted, soi, (eos,), 40,
+                               tails=[[], [soi, *rows[2][:1]]])
+    given = dict(samples=3, new_tokens=40, temperature=temperature, seed=5, bucket=16,
+                 token_scores=True)
+    plain = generate(decoder, params, prompts, mode, **given)
+    runs = generate(decoder, params, prompts, mode, runs=(width,), **given)
+    np.testing.assert_array_equal(runs.tokens, plain.tokens)
+    np.testing.assert_array_equal(runs.lengths, plain.lengths)
+    np.testing.assert_array_equal(runs.complete, plain.complete)
+    np.testing.assert_allclose(runs.scores, plain.scores, atol=1e-3)
+    np.testing.assert_allclose(runs.token_scores, plain.token_scores, atol=1e-3)
+    items = [item_mode.parse(built, plain.row(b, k), soi)[0] if not b else
+             item_mode.parse(built, [soi, *rows[2][:1], *plain.row(b, k)], soi)[0]
+             for b in range(2) for k in range(3)]
+    self.assertGreater(min(map(len, items)), 1)
+    self.assertLess(runs.steps, plain.steps * (.8 if width == 2 else .6))
+
+  def test_forced_tokens_by_hand(self):
+    cases = [([], None), ([SOI], 1), ([SOI, 1], 2), ([SOI, 1, 2], None), ([SOI, 1, 2, 5], 6),
+             ([SOI, 1, 2, 5, 6], EOI), ([SOI, *A], None), ([SOI, *A, 5], 6)]
+    for tail, want in cases:
+      _, mode = constraint(ABCD, tails=[tail])
+      token, _, one = mode.forced(mode.start(1), 0)
+      self.assertEqual(int(token[0, 0]) if one[0, 0] else None, want, tail)
+    used = [SOI, *A, EOI, SOI, *B, EOI, SOI, 1, 2, 3]  # two titles went, one is left below
+    _, mode = constraint(ABCD, tails=[used])
+    token, _, one = mode.forced(mode.start(1), 0)
+    self.assertEqual((int(token[0, 0]), bool(one[0, 0])), (5, True))
+
+  def test_runs_with_samples_need_item_mode(self):
+    with self.assertRaisesRegex(ConfigError, 'runs with samples'):
+      generate(None, None, [[1]], samples=1, new_tokens=4, runs=(4,))
+    with self.assertRaisesRegex(ConfigError, 'lookahead=8'):
+      generate(None, None, [[1]], new_tokens=4, lookahead=8)
 
 
 if __name__ == '__main__':

@@ -83,6 +83,40 @@ class TreeSearchTest(parameterized.TestCase):
     vocab = Titles(forest.plant(trie.build(rows, end=END, vocab=V)))
     self.assertEqual(tree(vocab, TreeConfig(5, 16, widths=(64,))).passes.tolist(), [1, 1, 1])
 
+  @parameterized.parameters(('vocab', 16), ('valid', 32))
+  def test_look_ahead_leaves_fewer_passes(self, normalize, lookahead):
+    titles = Titles(forest.plant(trie.build(catalogue(0, 90), end=END, vocab=V)),
+                    normalize=normalize)
+    off, on = (tree(titles, TreeConfig(5, 24, widths=(16,), lookahead=n)) for n in (0, lookahead))
+    self.assertLess(int(on.passes.sum()), int(off.passes.sum()))
+    np.testing.assert_array_equal(on.done.node, off.done.node)
+
+  @parameterized.parameters('vocab', 'valid')
+  def test_a_pool_without_room_forgets_what_is_ahead_and_nothing_else(self, normalize):
+    class Tight(TreeConfig):
+      slots = property(lambda self: self.beams * self.new_tokens + self.passes[-1] + 1)
+
+    titles = Titles(forest.plant(trie.build(catalogue(5, 90), end=END, vocab=V)),
+                    normalize=normalize)
+    want = plain(titles, BeamConfig(2, 20, 0.0))
+    got = tree(titles, Tight(2, 20, widths=(4,), lookahead=40))
+    np.testing.assert_array_equal(got.done.node, want.rows.state)
+    np.testing.assert_allclose(got.done.value, want.rows.scores, atol=5e-4)
+
+  def test_look_ahead_under_limits_and_several_catalogues(self):
+    tries = [trie.build(catalogue(s, 40), end=END, vocab=V) for s in (1, 2)]
+    titles = Titles(forest.plant(tries), root=jnp.array([1, 0, 1]))
+    want = plain(titles, BeamConfig(4, 24, 0.0))
+    got = tree(titles, TreeConfig(4, 24, lookahead=32))
+    np.testing.assert_array_equal(got.done.node, want.rows.state)
+    limits = forest.limit(tries[0], allowed=[[1, 5, 8, 20, 21, 33]] * 3, taken=[[1], [5, 8], []])
+    titles = Titles(forest.plant(tries[0]), limits)
+    want = plain(titles, BeamConfig(8, 24, 0.0))
+    got = tree(titles, TreeConfig(8, 24, lookahead=32))
+    exists = np.asarray(want.exists)
+    np.testing.assert_array_equal(np.where(exists, got.done.node, 0),
+                                  np.where(exists, want.rows.state, 0))
+
   def test_limits_hold(self):
     rows = catalogue(3, 40)
     built = trie.build(rows, end=END, vocab=V)
@@ -116,6 +150,8 @@ class TreeSearchTest(parameterized.TestCase):
       tree(Titles(titles.forest, normalize='level', code_size=4), TreeConfig(2, 4))
     with self.assertRaises(ConfigError):
       TreeConfig(2, 4, widths=())
+    with self.assertRaises(ConfigError):
+      TreeConfig(2, 4, lookahead=-1)
 
 
 if __name__ == '__main__':
