@@ -367,11 +367,11 @@ def passes(setting):
 
 def trie_share(setting):
   """what the trie adds to a step, 140 beams, 8 codes of 2048, beside logits and log-sum-exp"""
-  del setting
   for items in (10_000, 100_000, 1_000_000, 10_000_000):
     rng = np.random.default_rng(0)
     start = time.perf_counter()
-    built = trie.build(rng.integers(0, 2048, (items, 8)), vocab=2048)
+    codes = rng.integers(0, 2048, (items, 8))
+    built = trie.build(codes, vocab=2048)
     seconds = time.perf_counter() - start
     titles = constraints.Titles(forest.plant(built))
     size = sum(x.nbytes for x in jax.tree.leaves(titles))
@@ -383,10 +383,69 @@ def trie_share(setting):
       built.walk(row)  # raises where a row is not in the table
     print(f'  {items:,} items: build {seconds:.2f} s, {size / items:.0f} bytes an item on the '
           'device', flush=True)
-    runs = (functools.partial(code_search, weights, first, titles),
-            functools.partial(code_model, weights, first))
-    versus(41, **{name: lambda run=run: jax.block_until_ready(run())
-                  for name, run in zip(('whole search', 'model, log-sum-exp alone'), runs)})
+    runs = {'model, log-sum-exp alone': functools.partial(code_model, weights, first),
+            'whole search': functools.partial(code_search, weights, first, titles)}
+    if items <= 1_000_000:
+      pair_table, levels, widths = static_tables(codes)
+      static = functools.partial(static_search, weights, first, pair_table, levels, widths)
+      gap = float(np.abs(static() - found.rows.scores).max())
+      if gap > 1e-3:
+        sys.exit(f'FAIL: tables in the manner of STATIC give other scores (by {gap:.1e})')
+      size = sum(x.nbytes for x in jax.tree.leaves((pair_table, levels))) / items
+      runs[f'as STATIC, {size:.0f} bytes an item'] = static
+    versus(setting.args.rounds * 20, **{
+        name: lambda run=run: jax.block_until_ready(run()) for name, run in runs.items()})
+
+
+def static_tables(codes, size=2048):
+  """The index that STATIC (arXiv 2602.22647) describes: a table over two tokens, rows below.
+
+  -> next node by token pair (V, V); for each later level (row starts, tokens, next nodes); the
+  widest row of each level
+  """
+  codes = codes[np.lexsort(codes.T[::-1])]
+  new = np.zeros(len(codes), bool)
+  new[0] = True
+  levels, widths, node = [], [], None
+  for level, column in enumerate(codes.T):
+    new[1:] |= column[1:] != column[:-1]
+    at = np.flatnonzero(new)
+    if level == 1:
+      table = np.full((size, size), -1, np.int32)
+      table[codes[at, 0], codes[at, 1]] = np.arange(len(at))
+    elif level > 1:
+      parent = node[at]
+      starts = np.searchsorted(parent, np.arange(node[-1] + 2))
+      widths.append(int(np.diff(starts).max()))
+      levels.append(tuple(jnp.asarray(x, jnp.int32) for x in (
+          starts, column[at], np.arange(len(at)))))
+    node = np.cumsum(new) - 1
+  return jnp.asarray(table), tuple(levels), tuple(widths)
+
+
+@functools.partial(jax.jit, static_argnames='widths')
+def static_search(weights, first, table, levels, widths, beams=70):
+  """Its search: log-softmax in full, masks over V for two levels, then slices of pairs."""
+  def best(total, *of):
+    score, place = jax.lax.top_k(total.reshape(2, -1), beams)
+    return score, [jnp.take_along_axis(jnp.broadcast_to(x, total.shape).reshape(2, -1), place, 1)
+                   for x in of], place // total.shape[-1]
+  dead = constraints.DEAD
+  vocab = jnp.arange(len(table))
+  start = jnp.where((table >= 0).any(1), jax.nn.log_softmax(first), dead)
+  score, (token,), _ = best(start[:, None], vocab)
+  logp = jax.nn.log_softmax(code_logits(weights, token))
+  total = jnp.where(table[token] >= 0, score[..., None] + logp, dead)
+  score, (token, node), _ = best(total, vocab, table[token])
+  for (starts, tokens, after), width in zip(levels, widths):
+    logp = jax.nn.log_softmax(code_logits(weights, token))
+    at = starts[node][..., None] + jnp.arange(width)
+    real = at < starts[node + 1][..., None]
+    kid = tokens.at[at].get(mode='clip')
+    values = score[..., None] + jnp.take_along_axis(logp, kid, -1)
+    score, (token, node), _ = best(jnp.where(real, values, dead), kid,
+                                   after.at[at].get(mode='clip'))
+  return score
 
 
 def code_logits(weights, tokens):
