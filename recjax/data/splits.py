@@ -27,6 +27,13 @@ class Cases:
     return flat[offsets[case]:offsets[case + 1]]
 
 
+  def picked(self, order):
+    """Some of the cases, in another order. order: (m,) case numbers -> Cases"""
+    flat, offsets = self.histories
+    at, cuts = _positions(offsets[:-1][order], np.diff(offsets)[order])
+    return Cases(self.users[order], (flat[at], cuts), self.targets[order])
+
+
 @dataclasses.dataclass(frozen=True)
 class Split:
   """Training sequences (one for each user, in the same rows) and what is held out of them."""

@@ -1,0 +1,151 @@
+"""Test users ranked by every seed's best epoch, beside popularity and random."""
+import pathlib
+import shutil
+
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+from rich.table import Table
+
+from recjax.data import splits
+from recjax.data.catalog import load_data
+from recjax.errors import ConfigError, DataError
+from recjax.evaluation import compare, metrics, ranking, statistics
+from recjax.methods.sequential import train
+from recjax.models import seqrec
+from recjax.training.work import find_stage, read_json, write_json
+
+
+def settings(cfg):
+  """What of the config decides the figures besides the trained model."""
+  return ConfigDict({k: cfg[k] for k in ('model', 'loss', 'train', 'judge', 'seed', 'seeds')})
+
+
+def row_name(cfg):
+  """The row of results.json: the model, and the loss where it is not the full softmax."""
+  kind = cfg.model.kind
+  return kind if cfg.loss.kind in ('ce', 'chunked') else f'{kind}:{cfg.loss.kind}'
+
+
+def stage(work, cfg, shop, made):
+  """Ranks the test users once for each seed and writes every result file."""
+  split = splits.leave_one_out(shop.interactions)
+  model = train.model_config(cfg, len(shop.catalog))
+  row, n = row_name(cfg), len(shop.catalog)
+  valid = read_json(made / 'valid.json')['NDCG@10']
+  first = int(np.argmax(valid))
+  ranks, top = {}, None
+  with work.progress('ranking', cfg.seeds, unit='seed') as advance:
+    for seed in range(cfg.seeds):
+      name = row if cfg.seeds == 1 else f'{row}:seed={cfg.seed + seed}'
+      score = train.scorer(model, train.load(made / 'model.npz', seed))
+      ranks[name], items, scores = ranking.rank_and_recommend(
+          score, split.test, n, min(cfg.judge.save_top, n), mask_history=cfg.judge.mask_history)
+      if seed == first:
+        top = items, scores
+      advance()
+  others = {'popularity': ranking.popularity(split.train.items, n),
+            'recency': ranking.recency(split.train.items, split.train.offsets, n),
+            'random': ranking.random_scores(n, cfg.seed)}
+  for name, score in others.items():
+    ranks[name] = ranking.rank_cases(score, split.test, n, mask_history=cfg.judge.mask_history)
+  save(work.folder, cfg, shop, split, ranks, row, top)
+  best = read_json(work.folder / 'results.json')['rows'][row]
+  return {'users': len(split.test), **{m.replace('_', ' '): round(best[m]['value'], 4)
+                                       for m in ('HR@10', 'NDCG@10')}}
+
+
+def save(folder, cfg, shop, split, ranks, row, top):
+  """results.json (a user's figures are means over the seeds), ranks and predictions."""
+  each = {name: metrics.per_case(r) for name, r in ranks.items()}
+  seeds = [name for name in each if name.startswith(row)]
+  rows = {row: {m: np.mean([each[s][m] for s in seeds], 0) for m in each[seeds[0]]}}
+  rows |= {name: values for name, values in each.items() if name not in seeds}
+  counts = np.bincount(split.train.items, minlength=len(shop.catalog) + 1)[1:]
+  lengths = np.diff(split.test.histories[1])
+  masks = metrics.groups(split.test.targets, counts, lengths)
+  summary = statistics.summarise(rows, cfg.seed, masks, [(row, o) for o in rows if o != row])
+  by_seed = {s: {m: float(v.mean()) for m, v in each[s].items()} for s in seeds}
+  spread = {m: float(np.std([f[m] for f in by_seed.values()], ddof=1)) if len(seeds) > 1 else None
+            for m in each[seeds[0]]}
+  cold = int((counts[split.test.targets - 1] == 0).sum())
+  write_json(folder / 'results.json', {
+      'protocol': ranking.protocol(len(shop.catalog), split.protocol, cfg.judge.mask_history),
+      'seeds': [cfg.seed + s for s in range(cfg.seeds)], 'data_fingerprint': shop.fingerprint,
+      **summary, 'by_seed': by_seed, 'sd_of_seeds': spread,
+      'lists': metrics.list_metrics(top[0][:, :10], counts, split.test.histories),
+      'cold_targets': cold})
+  users = [shop.interactions.users[u] for u in split.test.users]
+  compare.write_ranks(folder / 'ranks.parquet', users, ranks)
+  named = [[shop.catalog.id_of(i) if i else None for i in items] for items in top[0]]
+  compare.write_predictions(folder / 'predictions.parquet', users, named, top[1])
+
+
+def show(work, found):
+  """The closing table, 80 columns wide."""
+  results = read_json(found / 'results.json')
+  names, row = ('HR@10', 'NDCG@10'), next(iter(results['rows']))
+  table = Table('row', *names, 'p, HR@10')
+  for name, cells in results['rows'].items():
+    p = results['tests'].get(f'{row}>{name}', {}).get('HR@10')
+    table.add_row(name, *('{value:.4f} [{low:.4f}, {high:.4f}]'.format(**cells[m]) for m in names),
+                  '' if p is None else f'{p:.4f}')
+  work.console.print(table)
+  work.note(f'{results["rows"]}')
+  if len(results['seeds']) > 1:
+    said = ', '.join(f'{m} {results["rows"][row][m]["value"]:.4f} ± {results["sd_of_seeds"][m]:.4f}'
+                     for m in names)
+    work.say(f'{len(results["seeds"])} seeds, mean ± standard deviation: {said}')
+  work.say(results['protocol'])
+
+
+def recommender(workdir):
+  """The method's face: the best seed's model on any history.
+
+  -> recommend(histories, k, exclude_seen=True, allowed=None) -> (item ids [B][k], scores [B, k]);
+  histories are lists of item ids, oldest first, `allowed` a set of item ids.
+  """
+  config = ConfigDict(read_json(pathlib.Path(workdir) / 'config.json')['config'])
+  made = find_stage(workdir, 'train')
+  results = read_json(find_stage(workdir, 'evaluate') / 'results.json')
+  shop = load_data(config.data)
+  if shop.fingerprint != results['data_fingerprint']:
+    raise DataError(f'{config.data} has changed since {workdir} was made (its fingerprint is now '
+                    f'{shop.fingerprint[:12]}); run the experiment again')
+  best = int(np.argmax(read_json(made / 'valid.json')['NDCG@10']))
+  score = train.scorer(train.model_config(config, len(shop.catalog)),
+                       train.load(made / 'model.npz', best))
+
+  def recommend(histories, k, exclude_seen=True, allowed=None):
+    rows = [[shop.catalog.index(i) for i in h] for h in histories]
+    offsets = np.concatenate([[0], np.cumsum([len(r) for r in rows])]).astype(np.int64)
+    items = np.array([i for r in rows for i in r], np.int32)
+    mask = None
+    if allowed is not None:
+      mask = np.zeros(len(shop.catalog), bool)
+      mask[[shop.catalog.index(i) - 1 for i in allowed]] = True
+    found, scores = ranking.top_items(score, items, offsets, len(shop.catalog), k, exclude_seen,
+                                      mask)
+    return [[shop.catalog.id_of(i) for i in row if i] for row in found], scores
+  return recommend
+
+
+def cost(cfg, shop):
+  """What a run would take, before it runs. -> {name: text}"""
+  model = train.model_config(cfg, len(shop.catalog))
+  shapes = jax.eval_shape(lambda: seqrec.init(model, jax.random.key(0)))
+  count = seqrec.parameters(shapes)
+  targets = int(np.maximum(np.minimum(shop.interactions.lengths() - 2, model.length + 1) - 1,
+                           0).sum())
+  flops = 6 * targets * model.width * (model.items if cfg.loss.kind in ('ce', 'chunked')
+                                       else 1 + cfg.loss.negatives)
+  return {'parameters': f'{count:,} a seed, {count * 16 / 2**20:.0f} MiB with Adam and the best '
+          'epoch', 'targets an epoch': f'{targets:,}',
+          'output layer an epoch': f'{flops / 1e9:,.0f} GFLOP a seed'}
+
+
+def convert(workdir, kind, out):
+  """Writes the trained parameters as one .npz of plain arrays. Raises ConfigError otherwise."""
+  if kind != 'npz':
+    raise ConfigError(f'--to={kind} is unknown for this method; npz writes all parameters')
+  shutil.copyfile(find_stage(workdir, 'train') / 'model.npz', out)

@@ -1,0 +1,126 @@
+"""The run's report: the figures, how they came about, and what is recommended."""
+import numpy as np
+
+from recjax.data import splits
+from recjax.report import html, plots, results
+from recjax.training.work import read_json
+
+LABELS = {'popularity': 'popularity', 'recency': 'recent popularity', 'random': 'random'}
+GROUPS = ('head', 'mid', 'tail', 'short', 'long')
+EXAMPLES = 8
+
+
+def write(cfg, work, shop, found):
+  """Writes report.html into the run's folder."""
+  outcome = read_json(found / 'results.json')
+  row = next(iter(outcome['rows']))
+  html.write(work.path / 'report.html', html.page(
+      f'Sequential recommendation: {row}', f'{shop.name}, preset {cfg.preset}',
+      [verdict(outcome, row), html.tiles(figures(outcome, row))],
+      [results_section(outcome, row), groups_section(outcome, row), training_section(work),
+       examples_section(shop, work), facts_section(work, cfg, shop, outcome)],
+      'How to read these figures: docs/evaluation.md.'))
+
+
+def verdict(outcome, row):
+  """The result in a sentence."""
+  ours, base = outcome['rows'][row], outcome['rows']['popularity']
+  items = outcome['protocol'].split('over ')[1].split(' items')[0]
+  return (f'For {ours["HR@10"]["value"]:.1%} of {ours["HR@10"]["n"]:,} users the next item is '
+          f'among the first ten of all {items} items; '
+          f'the most popular items alone give {base["HR@10"]["value"]:.1%}.')
+
+
+def figures(outcome, row):
+  """Tiles of the summary."""
+  def tile(metric):
+    cell = outcome['rows'][row][metric]
+    return (metric, f'{cell["value"]:.4f}', f'{cell["low"]:.4f} to {cell["high"]:.4f}')
+  spread = outcome['sd_of_seeds']['NDCG@10']
+  return [tile('HR@10'), tile('NDCG@10'),
+          ('seeds', str(len(outcome['seeds'])),
+           f'NDCG@10 varies by {spread:.4f}' if spread is not None else 'one alone'),
+          ('items shown', f'{outcome["lists"]["coverage@10"]:.0%}' if 'coverage@10' in
+           outcome['lists'] else '', 'of the catalogue, in any top ten')]
+
+
+def results_section(outcome, row):
+  """The table with intervals, and every seed."""
+  names = ['HR@5', 'HR@10', 'NDCG@5', 'NDCG@10', 'MRR']
+  every = ['HR@10', 'NDCG@10']
+  names = [m for m in names if m in outcome['rows'][row]]
+  parts = [results.results_table(outcome, names, 'NDCG@10', row, LABELS,
+                                 outcome['protocol'])]
+  if len(outcome['seeds']) > 1:
+    parts.append(html.table(['Seed', *every], [
+        [name.rpartition('=')[2], *(f'{cells[m]:.4f}' for m in every)]
+        for name, cells in outcome['by_seed'].items()], 'Each seed', 'lrr'))
+  return html.section('Results', *parts, intro='Intervals are 95 % bootstraps over users; a user '
+                      'counts with the mean over the seeds.')
+
+
+def groups_section(outcome, row):
+  """Where the hits are: popular and rare targets, short and long histories."""
+  cells = outcome['rows'][row]
+  some = {g: {'HR@10': cells[f'HR@10:{g}']} for g in GROUPS if f'HR@10:{g}' in cells}
+  return html.section(
+      'Popular and rare items, short and long histories',
+      html.figure(plots.bars_with_intervals(some, 'HR@10'), 'HR@10 by group of test users',
+                  'bars of HR@10 by group'),
+      intro=f'Head, mid and tail items make a third of all training interactions each. '
+            f'{outcome["cold_targets"]:,} test items were never seen in training.')
+
+
+def training_section(work):
+  """Learning curves of all seeds."""
+  rows = [r for r in work.metrics() if r['stage'] == 'train']
+  def curve(prefix):
+    names = sorted({k for r in rows for k in r if k.startswith(prefix)})
+    return {f'seed {k.removeprefix(prefix)}': [(r['step'], r[k]) for r in rows if k in r]
+            for k in names}
+  return html.section(
+      'Training',
+      html.figure(plots.loss_curves(curve('loss_')), 'Training loss by epoch', 'curves'),
+      html.figure(plots.loss_curves(curve('valid_'), ylabel='NDCG@10'),
+                  'Validation NDCG@10 by epoch; the best epoch of each seed is kept', 'curves'))
+
+
+def examples_section(shop, work):
+  """Test users with what was recommended, the true next item marked."""
+  import pyarrow.parquet as pq
+  table = pq.read_table(work.path / 'predictions.parquet').to_pydict()
+  lists = {}
+  for user, item in zip(table['user'], table['item']):
+    lists.setdefault(user, []).append(item)
+  test = splits.leave_one_out(shop.interactions).test
+  rng = np.random.default_rng(0)
+  chosen = np.sort(rng.permutation(len(test))[:EXAMPLES])
+  titles = shop.catalog.columns.get('title', shop.catalog.ids)
+
+  def name(index):
+    return str(titles[index - 1] or shop.catalog.id_of(index))[:90]
+  cards = []
+  for case in chosen:
+    user = shop.interactions.users[test.users[case]]
+    target = int(test.targets[case])
+    found = [shop.catalog.index(i) for i in lists.get(user, [])[:10] if i is not None]
+    rows = [[str(r), name(i), 'the next item' if i == target else '']
+            for r, i in enumerate(found, 1)]
+    last = '; '.join(name(int(i)) for i in test.history(case)[-5:])
+    cards.append(html.card(f'User {user}', f'last items: {last}. Next: {name(target)}',
+                           html.table(['', 'Recommended', ''], rows, 'Top ten', 'rll')))
+  return html.section('Examples', html.cards(cards, shown=3))
+
+
+def facts_section(work, cfg, shop, outcome):
+  """What one needs to run this again."""
+  saved = read_json(work.path / 'config.json')
+  facts = saved['facts']
+  return html.section('This run', html.facts({
+      'command': facts['command'], 'data': f'{shop.name}, fingerprint {shop.fingerprint[:16]}: '
+      f'{len(shop.interactions):,} users, {len(shop.catalog):,} items, '
+      f'{len(shop.interactions.items):,} interactions', 'protocol': outcome['protocol'],
+      'devices': facts['devices'], 'revision': facts['revision'],
+      'versions': ', '.join(f'{k} {v}' for k, v in facts['versions'].items()),
+      'seeds': ', '.join(map(str, outcome['seeds']))}),
+      html.details('All settings', html.code(str(cfg))))

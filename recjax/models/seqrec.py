@@ -1,0 +1,229 @@
+"""SASRec, GRU4Rec and BERT4Rec over packed rows (specification: sequential.md 2).
+
+Several users share a row of L places: `segment` says whose token a place holds (0: nobody's) and
+`position` where the token would stand if its user had the row alone, padded on the left; so the
+last token of every user is at L - 1, and more padding in front changes nothing. R rows, L places,
+D width, N items: ids 1..N, 0 is padding, N + 1 the mask of BERT4Rec.
+"""
+import dataclasses
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from recjax.errors import ConfigError
+
+KINDS = ('sasrec', 'gru4rec', 'bert4rec')
+FAR = -1e9  # instead of -inf, so that rows without a single key stay finite
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+  """Shape of a model; hashable. Raises ConfigError.
+
+  kind: sasrec, gru4rec, bert4rec. norm: 'pre', 'original' (the authors': residual from the
+  normalised query) or 'post', of SASRec. hidden: inner width of the feed-forward layers; the GRU's
+  state. separate: scores use an output table of their own.
+  """
+  kind: str
+  items: int
+  length: int
+  width: int = 64
+  layers: int = 2
+  heads: int = 1
+  hidden: int = 64
+  dropout: float = 0.2
+  norm: str = 'pre'
+  separate: bool = False
+
+  def __post_init__(self):
+    if self.kind not in KINDS:
+      raise ConfigError(f'model={self.kind!r}; choose one of {", ".join(KINDS)}')
+    if self.norm not in ('pre', 'original', 'post'):
+      raise ConfigError(f"model.norm={self.norm!r}; choose 'pre', 'original' or 'post'")
+    if self.width % self.heads:
+      raise ConfigError(f'model.width={self.width} does not divide into {self.heads} heads')
+    if self.items < 2 or self.length < 1:
+      raise ConfigError(f'{self.items} items and length {self.length}: a recommender needs two '
+                        'items and a history')
+
+  @property
+  def mask(self):
+    """The id that stands for a hidden item."""
+    return self.items + 1
+
+  @property
+  def causal(self):
+    """Whether a token sees only those before it."""
+    return self.kind != 'bert4rec'
+
+
+def init_std(std=0.02):
+  return nn.initializers.normal(std)
+
+
+class SeqRec(nn.Module):
+  """The three models behind one face: item ids in, a state for each place out."""
+  cfg: Config
+
+  @nn.compact
+  def __call__(self, items, position, segment, train=False):
+    """items, position, segment: (R, L) int32. -> (R, L, D), zeros where segment is 0"""
+    cfg = self.cfg
+    table = self.param('items', init_std(), (cfg.items + 2, cfg.width))
+    if cfg.separate:
+      self.param('output', init_std(), (cfg.items + 2, cfg.width))
+    if cfg.kind == 'bert4rec':
+      self.param('bias', nn.initializers.zeros, (cfg.items + 2,))
+    real = (segment > 0)[..., None]
+    x = table[items]
+    if cfg.kind == 'sasrec':
+      x = x * cfg.width ** 0.5
+    if cfg.kind != 'gru4rec':
+      x = x + self.param('positions', init_std(), (cfg.length, cfg.width))[position]
+    if cfg.kind == 'bert4rec':
+      x = nn.LayerNorm(epsilon=1e-12, name='norm_in')(x)
+    x = nn.Dropout(cfg.dropout, deterministic=not train)(x) * real
+    if cfg.kind == 'gru4rec':
+      for layer in range(cfg.layers):
+        x = Gru(cfg.hidden, name=f'gru_{layer}')(x, position, segment)
+      return nn.Dense(cfg.width, kernel_init=init_std(), name='out')(x) * real
+    seen = visible(segment, cfg.causal)
+    for layer in range(cfg.layers):
+      x = Block(cfg, name=f'block_{layer}')(x, seen, train) * real
+    if cfg.kind == 'sasrec':
+      return nn.LayerNorm(epsilon=1e-8, name='norm')(x) * real
+    x = nn.gelu(nn.Dense(cfg.width, kernel_init=init_std(), name='out')(x), approximate=False)
+    return nn.LayerNorm(epsilon=1e-12, name='norm_out')(x) * real
+
+
+def visible(segment, causal):
+  """Which places each place sees: its own user's, with `causal` only those not after it.
+
+  segment: (R, L) -> (R, 1, L, L) bool
+  """
+  same = (segment[:, :, None] == segment[:, None]) & (segment > 0)[:, None]
+  if causal:
+    at = jnp.arange(segment.shape[1])
+    same &= at[:, None] >= at
+  return same[:, None]
+
+
+class Block(nn.Module):
+  """Self-attention and a feed-forward layer, with the norms where `cfg.norm` says."""
+  cfg: Config
+
+  @nn.compact
+  def __call__(self, x, seen, train):
+    cfg = self.cfg
+    bert = cfg.kind == 'bert4rec'
+    eps = 1e-12 if bert else 1e-8
+    norm = lambda name: nn.LayerNorm(epsilon=eps, name=name)  # noqa: E731
+    drop = nn.Dropout(cfg.dropout, deterministic=not train)
+    attend = Attention(cfg, name='attention')
+    feed = FeedForward(cfg, name='feed')
+    if bert or cfg.norm == 'post':
+      x = norm('norm_1')(x + drop(attend(x, x, seen, train)))
+      return norm('norm_2')(x + drop(feed(x, train)))
+    if cfg.norm == 'original':
+      query = norm('norm_1')(x)
+      x = norm('norm_2')(query + attend(query, x, seen, train))
+      return x + drop(feed(x, train))
+    y = norm('norm_1')(x)
+    x = x + drop(attend(y, y, seen, train))
+    return x + drop(feed(norm('norm_2')(x), train))
+
+
+class Attention(nn.Module):
+  """Attention of each place to the places it sees."""
+  cfg: Config
+
+  @nn.compact
+  def __call__(self, query, x, seen, train):
+    """query, x: (R, L, D). seen: (R, 1, L, L). -> (R, L, D)"""
+    cfg = self.cfg
+    size = cfg.width // cfg.heads
+    dense = lambda name: nn.DenseGeneral(  # noqa: E731
+        (cfg.heads, size), kernel_init=init_std(), name=name)
+    q, k, v = dense('q')(query), dense('k')(x), dense('v')(x)
+    weights = jnp.einsum('rqhd,rkhd->rhqk', q, k) / size ** 0.5
+    weights = nn.softmax(jnp.where(seen, weights.astype(jnp.float32), FAR), -1)
+    weights = nn.Dropout(cfg.dropout, deterministic=not train)(jnp.where(seen, weights, 0))
+    out = jnp.einsum('rhqk,rkhd->rqhd', weights.astype(v.dtype), v)
+    return nn.DenseGeneral(cfg.width, axis=(-2, -1), kernel_init=init_std(), name='out')(out)
+
+
+class FeedForward(nn.Module):
+  """Two layers at each place: ReLU in SASRec, GELU in BERT4Rec."""
+  cfg: Config
+
+  @nn.compact
+  def __call__(self, x, train):
+    cfg = self.cfg
+    act = nn.relu if cfg.kind == 'sasrec' else lambda y: nn.gelu(y, approximate=False)
+    y = act(nn.Dense(cfg.hidden, kernel_init=init_std(), name='up')(x))
+    y = nn.Dropout(cfg.dropout, deterministic=not train)(y)
+    return nn.Dense(cfg.width, kernel_init=init_std(), name='down')(y)
+
+
+class Gru(nn.Module):
+  """A gated recurrent layer without biases, reset where another user's tokens begin.
+
+  r, z from input and state; the candidate's reset acts after its projection, as in cuDNN.
+  """
+  hidden: int
+
+  @nn.compact
+  def __call__(self, x, position, segment):
+    """x: (R, L, D). -> (R, L, hidden); places of nobody leave the state as it is"""
+    del position
+    w = self.param('input', nn.initializers.xavier_uniform(), (x.shape[-1], 3 * self.hidden))
+    u = self.param('state', nn.initializers.xavier_uniform(), (self.hidden, 3 * self.hidden))
+    before = jnp.pad(segment[:, :-1], [(0, 0), (1, 0)])
+    begins = (segment != before) & (segment > 0)
+
+    def step(h, given):
+      y, begin, real = given
+      h = jnp.where(begin[:, None], 0, h)
+      a, b = jnp.split(y, [2 * self.hidden], -1)
+      c, d = jnp.split(h @ u, [2 * self.hidden], -1)
+      r, z = jnp.split(nn.sigmoid(a + c), 2, -1)
+      new = (1 - z) * jnp.tanh(b + r * d) + z * h
+      h = jnp.where(real[:, None], new, h)
+      return h, h
+
+    turn = lambda y: jnp.moveaxis(y, 1, 0)  # noqa: E731
+    start = jnp.zeros((len(x), self.hidden), x.dtype)
+    _, out = lax.scan(step, start, (turn(x @ w), turn(begins), turn(segment > 0)))
+    return turn(out)
+
+
+def output_table(params, cfg):
+  """What states are multiplied with for scores: rows 1..N. -> (N, D), bias (N,) or None"""
+  table = params['output' if cfg.separate else 'items'][1:cfg.items + 1]
+  bias = params['bias'][1:cfg.items + 1] if 'bias' in params else None
+  return table, bias
+
+
+def init(cfg, key):
+  """Parameters of a new model, float32."""
+  like = jnp.zeros((1, cfg.length), jnp.int32)
+  return SeqRec(cfg).init(key, like, like, like)['params']
+
+
+def last_states(cfg, params, rows):
+  """The state that answers 'what comes next' for histories.
+
+  rows: (B, W) int32, padded with 0 on the left, W at most cfg.length; BERT4Rec's end with its mask.
+  -> (B, D)
+  """
+  width = rows.shape[1]
+  position = jnp.broadcast_to(jnp.arange(width) + cfg.length - width, rows.shape)
+  states = SeqRec(cfg).apply({'params': params}, rows, position, (rows > 0).astype(jnp.int32))
+  return states[:, -1]
+
+
+def parameters(params):
+  """How many numbers a model holds."""
+  return sum(x.size for x in jax.tree.leaves(params))

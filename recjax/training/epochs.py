@@ -1,0 +1,81 @@
+"""Training by whole epochs on the device, several seeds at once, judged after each on validation.
+
+`fit` feeds steps from the host, which suits large models; here the data are on the device and one
+call is one epoch. An epoch depends on its number and the seeds alone, so a run that was killed ends
+bit for bit where an uninterrupted one ends.
+"""
+import math
+import time
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from recjax.errors import UserError
+from recjax.training import checkpoint
+
+
+def fit_epochs(init: Callable, epoch: Callable, validate: Callable, cfg, work):
+  """Trains until no seed has got better for `cfg.patience` epochs, or for `cfg.epochs`.
+
+  init: () -> {'params', 'opt'}, every leaf with a leading axis of S seeds. epoch: (state, number)
+  -> (state, {name: (S,)} means), jitted, its argument donated. validate: params -> (S,) host
+  floats, higher is better. cfg: epochs, patience, save_every (epochs).
+  -> (best params (S, ...), best scores (S,), their epochs (S,), counted from 1)
+  """
+  with jax.set_mesh(work.mesh), checkpoint.open_checkpoints(work.checkpoints()) as saved:
+    shapes = jax.eval_shape(begin, jax.eval_shape(init))
+    where = jax.tree.map(lambda _: jax.NamedSharding(work.mesh, jax.P()), shapes)
+    done, tree = checkpoint.restore(saved, checkpoint.abstract(shapes, where), work.say)
+    if tree is None:
+      tree = jax.jit(lambda: begin(init()), out_shardings=where)()
+    elif done:
+      work.say(f'    going on from epoch {done}')
+    work.drop_metrics(work.current, done)
+    with work.progress(work.current, cfg.epochs, done, 'epoch') as advance:
+      while done < cfg.epochs and (done - np.asarray(tree['at']) < cfg.patience).any():
+        start = time.monotonic()
+        state, means = epoch(tree['state'], jnp.int32(done))
+        means = jax.device_get(means)
+        seconds = time.monotonic() - start
+        done += 1
+        check(means, done, work)
+        scores = validate(state['params'])
+        tree = keep_best(tree, state, jnp.asarray(scores, jnp.float32), jnp.int32(done))
+        work.record(done, {
+            **{f'{k}_{s}': float(v) for k, vs in means.items() for s, v in enumerate(vs)},
+            **{f'valid_{s}': float(v) for s, v in enumerate(scores)},
+            'seconds': round(seconds, 2), 'with_validation': round(time.monotonic() - start, 2)})
+        if done % cfg.save_every == 0:
+          checkpoint.save(saved, done, tree)
+        advance(note=f'valid {np.mean(scores):.4f}')
+    if done % cfg.save_every:
+      checkpoint.save(saved, done, tree)
+  return tree['best'], np.asarray(tree['score']), np.asarray(tree['at'])
+
+
+def begin(state):
+  """Everything that a checkpoint holds, before the first epoch."""
+  seeds = len(jax.tree.leaves(state)[0])
+  return {'state': state, 'best': jax.tree.map(jnp.array, state['params']),
+          'score': jnp.full(seeds, -jnp.inf), 'at': jnp.zeros(seeds, jnp.int32)}
+
+
+@jax.jit
+def keep_best(tree, state, scores, done):
+  """Takes over the parameters of those seeds that are better than ever."""
+  better = scores > tree['score']
+  best = jax.tree.map(
+      lambda new, old: jnp.where(better.reshape(-1, *(1,) * (new.ndim - 1)), new, old),
+      state['params'], tree['best'])
+  return {'state': state, 'best': best, 'score': jnp.where(better, scores, tree['score']),
+          'at': jnp.where(better, done, tree['at'])}
+
+
+def check(means, epoch, work):
+  """Raises UserError where a loss is no number."""
+  bad = [s for s, v in enumerate(means['loss']) if not math.isfinite(v)]
+  if bad:
+    raise UserError(f'the loss of {work.current} became {means["loss"][bad[0]]} in epoch {epoch} '
+                    f'(seed number {bad[0]}); lower --config.optim.lr and run again')
