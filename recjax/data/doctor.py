@@ -26,7 +26,8 @@ class Finding:
 
 def check(dataset):
   """Looks a data set over; changes nothing. -> list of Finding, the gravest first"""
-  found = [*_texts(dataset.catalog), *_sequences(dataset), *_items(dataset)]
+  found = [*_texts(dataset.catalog), *_sequences(dataset), *_times(dataset.interactions),
+           *_items(dataset), *_version(dataset)]
   order = ('error', 'warning', 'note')
   return sorted((f for f in found if f.count), key=lambda f: order.index(f.severity))
 
@@ -75,13 +76,38 @@ def _sequences(dataset):
   yield Finding('warning', 'users with an item more than once', len(again), _names(data, again),
                 'masking the history then hides repeated targets; keep first purchases, or '
                 'evaluate without the mask')
-  if data.times is not None:
-    steps = np.diff(data.times)
-    tied, back = (np.unique(user[1:][same & odd]) for odd in (steps == 0, steps < 0))
-    yield Finding('note', 'users with tied times', len(tied), _names(data, tied),
-                  'their order is that of the file; sort by a finer time if there is one')
-    yield Finding('error', 'users whose times run backwards', len(back), _names(data, back),
-                  'sequences must be in time order; sort them, and times along')
+  rows = [data.history(u).tobytes() for u in range(len(data))]
+  copies = collections.Counter(rows)
+  twins = [u for u, row in enumerate(rows) if len(row) > 4 and copies[row] > 1]
+  yield Finding('warning', 'users with the very sequence of another', len(twins),
+                _names(data, twins), 'one of them is tested on what the other was trained on; keep '
+                'one of each')
+
+
+def _times(data):
+  if data.times is None:
+    return
+  lengths = data.lengths()
+  user = np.repeat(np.arange(len(data)), lengths)
+  same, steps = user[1:] == user[:-1], np.diff(data.times)
+  tied, back = (np.unique(user[1:][same & odd]) for odd in (steps == 0, steps < 0))
+  yield Finding('note', 'users with tied times', len(tied), _names(data, tied),
+                'their order is that of the file; sort by a finer time if there is one')
+  yield Finding('error', 'users whose times run backwards', len(back), _names(data, back),
+                'sequences must be in time order; sort them, and times along')
+  ends = data.offsets[1:][lengths >= 3] - 1
+  if not len(ends):
+    return
+  open_end = user[ends[steps[ends - 1] == 0]]
+  yield Finding('warning', 'users whose test item has the time of the item before', len(open_end),
+                _names(data, open_end), 'the file decides which of them is tested: shuffled, about '
+                'half of these tests ask for another item, and an order by item code can be learnt')
+  held = np.zeros(len(data.items), bool)
+  held[ends] = held[ends - 1] = True
+  late = int((data.times[~held] > np.median(data.times[ends])).sum())
+  yield Finding('note', 'training interactions later than half of all test items', late, (),
+                'leave-one-out lets models see the future of other users; for forecasting, compare '
+                'under a split by time as well')
 
 
 def _items(dataset):
@@ -98,6 +124,35 @@ def _items(dataset):
   cold = np.flatnonzero((counts > 0) & (seen == 0))
   yield _about('note', 'cold items: bought, but never in training under leave-one-out',
                dataset.catalog, cold, 'methods that learn from ids alone cannot find them')
+
+
+# (users, items, interactions) of data sets that are often mixed up (sequential.md 1.2).
+KNOWN = {
+    (22363, 12101, 198502): 'Amazon Beauty of S3-Rec, P5 and TIGER (2014, 5-core)',
+    (40226, 54542, 353962): 'Amazon Beauty of BERT4Rec, not that of S3-Rec and TIGER',
+    (52024, 57289, 394908): 'Amazon Beauty of SASRec and LLMEmb, not that of S3-Rec and TIGER',
+    (35598, 18357, 296337): 'Amazon Sports of S3-Rec, P5 and TIGER',
+    (19412, 11924, 167597): 'Amazon Toys of S3-Rec, P5 and TIGER',
+    (30431, 20033, 316354): 'Yelp of S3-Rec',
+    (6040, 3416, 999611): 'MovieLens-1M of SASRec, BERT4Rec and gSASRec',
+    (6040, 3706, 1000209): 'MovieLens-1M as released, with 290 rare films that SASRec leaves out',
+    (31013, 23715, 287107): 'Amazon Video Games of SASRec',
+}
+
+
+def _version(dataset):
+  data = dataset.interactions
+  size = (len(data), len(dataset.catalog), len(data.items))
+  if size in KNOWN:
+    yield Finding('note', f'this is {KNOWN[size]}', 1, (),
+                  'figures compare only with those that were made on this version')
+    return
+  users, items, _ = size
+  for known, name in KNOWN.items():
+    if abs(users - known[0]) <= known[0] // 100 and abs(items - known[1]) <= known[1] // 100:
+      yield Finding('warning', f'nearly {name}, which has {known[0]:,} users, {known[1]:,} items, '
+                    f'{known[2]:,} interactions', 1, (),
+                    'rows went missing or were added; published figures do not compare')
 
 
 def _strings(catalog, i):

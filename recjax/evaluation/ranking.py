@@ -108,7 +108,7 @@ def _judge(score_fn, cases, n_items, k, block, mask_history, tie):
   if targets.min() < 1 or targets.max() > n_items:
     raise DataError(f'a target lies outside 1..{n_items}: found {targets.min()}..{targets.max()}')
   parts = []
-  for rows, part, cuts, coordinates in _blocks(items, offsets, n_items, block, mask_history):
+  for rows, part, cuts, coordinates in blocks(items, offsets, n_items, block, mask_history):
     scores = _scores(score_fn, part, cuts, n_items)
     found = _judge_block(scores, jnp.asarray(targets[rows], jnp.int32), *coordinates, k, tie)
     parts.append([np.asarray(x) for x in found])  # waits: blocks in flight would pile up in memory
@@ -131,7 +131,7 @@ def top_items(score_fn, items, offsets, n_items, k, exclude_seen=True, allowed=N
   if allowed.shape != (n_items,) or allowed.dtype != bool:
     raise DataError(f'allowed is {allowed.dtype}{allowed.shape}; it must be bool({n_items},)')
   parts = []
-  for rows, part, cuts, coordinates in _blocks(items, offsets, n_items, block, exclude_seen):
+  for rows, part, cuts, coordinates in blocks(items, offsets, n_items, block, exclude_seen):
     masked, bad = _mask_block(_scores(score_fn, part, cuts, n_items), allowed, *coordinates)
     _check_numbers(np.asarray(bad), rows)
     parts.append([np.asarray(x) for x in _top_block(masked, k)])
@@ -143,7 +143,7 @@ def block_size(n_items, memory=MEMORY):
   return int(np.clip(memory // (12 * n_items), 1, 256))
 
 
-def _blocks(items, offsets, n_items, block, mask):
+def blocks(items, offsets, n_items, block, mask):
   """Yields case rows, their ragged histories and (rows, columns) to mask, all of fixed shapes.
 
   Cases are spread evenly; the last one stands again where the last block is not full.

@@ -53,8 +53,28 @@ class DoctorTest(absltest.TestCase):
         'users with an item more than once': (2, ('u0', 'u1')),
         'users with tied times': (1, ('u0',)),
         'users whose times run backwards': (1, ('u1',)),
+        'users whose test item has the time of the item before': (1, ('u0',)),
+        'training interactions later than half of all test items': (1, ()),
         'items never bought': (2, ('d: D', 'e: E')),
         'cold items: bought, but never in training under leave-one-out': (1, ('b: B',))})
+
+  def test_users_that_are_copies_of_another_are_counted(self):
+    found = findings(list('ABC'), [[1, 2, 3], [1, 2, 3], [1, 2], [1, 3, 2]])
+    self.assertEqual(found['users with the very sequence of another'].examples, ('u0', 'u1'))
+
+  def test_known_data_sets_are_told_by_their_counts(self):
+    class Sized:
+      def __init__(self, users, items, rows):
+        self.interactions, self.catalog = self, [0] * items
+        self.users, self.items = users, [0] * rows
+
+      def __len__(self):
+        return self.users
+    what = [f.what for f in doctor._version(Sized(22363, 12101, 198502))]
+    self.assertEqual(what, ['this is Amazon Beauty of S3-Rec, P5 and TIGER (2014, 5-core)'])
+    near = list(doctor._version(Sized(22360, 12101, 198000)))
+    self.assertEqual([f.severity for f in near], ['warning'])
+    self.assertEqual(list(doctor._version(Sized(10, 12101, 198502))), [])
 
   def test_the_gravest_comes_first_and_nobody_to_test_is_grave(self):
     found = doctor.check(dataset(['A', '', 'C'], [[1, 2], []]))

@@ -10,7 +10,7 @@ from rich.table import Table
 from recjax.data import splits
 from recjax.data.catalog import load_data
 from recjax.errors import ConfigError, DataError
-from recjax.evaluation import compare, metrics, ranking, statistics
+from recjax.evaluation import compare, metrics, ranking, sampled, statistics
 from recjax.methods.sequential import train
 from recjax.models import seqrec
 from recjax.training.work import find_stage, read_json, write_json
@@ -43,19 +43,33 @@ def stage(work, cfg, shop, made):
           score, split.test, n, min(cfg.judge.save_top, n), mask_history=cfg.judge.mask_history)
       if seed == first:
         top = items, scores
+        extra = among_few(cfg, shop, split, score)
       advance()
   others = {'popularity': ranking.popularity(split.train.items, n),
             'recency': ranking.recency(split.train.items, split.train.offsets, n),
             'random': ranking.random_scores(n, cfg.seed)}
   for name, score in others.items():
     ranks[name] = ranking.rank_cases(score, split.test, n, mask_history=cfg.judge.mask_history)
-  save(work.folder, cfg, shop, split, ranks, row, top)
+  save(work.folder, cfg, shop, split, ranks, row, top, extra)
   best = read_json(work.folder / 'results.json')['rows'][row]
   return {'users': len(split.test), **{m.replace('_', ' '): round(best[m]['value'], 4)
                                        for m in ('HR@10', 'NDCG@10')}}
 
 
-def save(folder, cfg, shop, split, ranks, row, top):
+def among_few(cfg, shop, split, score):
+  """Figures of a sampled protocol, where one is asked for. -> dict to stand in results.json"""
+  how = cfg.judge.sampled
+  if not how:
+    return {}
+  counts = np.bincount(split.train.items, minlength=len(shop.catalog) + 1)[1:]
+  drawn = sampled.draw(how, split.test, counts, cfg.seed,
+                       split.train if how == 'uniform100_sasrec' else None)
+  values = metrics.per_case(sampled.rank_cases(score, split.test, len(shop.catalog), drawn))
+  return {'sampled': {'protocol': sampled.protocol(how),
+                      **{m: float(v.mean()) for m, v in values.items()}}}
+
+
+def save(folder, cfg, shop, split, ranks, row, top, extra):
   """results.json (a user's figures are means over the seeds), ranks and predictions."""
   each = {name: metrics.per_case(r) for name, r in ranks.items()}
   seeds = [name for name in each if name.startswith(row)]
@@ -74,7 +88,7 @@ def save(folder, cfg, shop, split, ranks, row, top):
       'seeds': [cfg.seed + s for s in range(cfg.seeds)], 'data_fingerprint': shop.fingerprint,
       **summary, 'by_seed': by_seed, 'sd_of_seeds': spread,
       'lists': metrics.list_metrics(top[0][:, :10], counts, split.test.histories),
-      'cold_targets': cold})
+      'cold_targets': cold, **extra})
   users = [shop.interactions.users[u] for u in split.test.users]
   compare.write_ranks(folder / 'ranks.parquet', users, ranks)
   named = [[shop.catalog.id_of(i) if i else None for i in items] for items in top[0]]
@@ -97,6 +111,9 @@ def show(work, found):
                      for m in names)
     work.say(f'{len(results["seeds"])} seeds, mean ± standard deviation: {said}')
   work.say(results['protocol'])
+  if 'sampled' in results:
+    few = results['sampled']
+    work.say(f'{few["protocol"]}: HR@10 {few["HR@10"]:.4f}, NDCG@10 {few["NDCG@10"]:.4f}')
 
 
 def recommender(workdir):

@@ -11,7 +11,7 @@ from ml_collections import ConfigDict
 from recjax import sharding
 from recjax.data import splits
 from recjax.errors import ConfigError, DataError
-from recjax.evaluation import metrics, ranking
+from recjax.evaluation import metrics, ranking, sampled
 from recjax.models import seqrec
 from recjax.training import epochs, item_losses, optim
 from recjax.training.work import write_json
@@ -285,6 +285,8 @@ def check(cfg, items):
     raise ConfigError(f'seeds={cfg.seeds}, train.batch={cfg.train.batch} and train.epochs='
                       f'{cfg.train.epochs} must be at least 1')
   model_config(cfg, items)
+  if cfg.judge.sampled:
+    sampled.protocol(cfg.judge.sampled)
 
 
 # Scores.

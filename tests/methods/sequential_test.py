@@ -1,0 +1,271 @@
+"""Sequential recommenders whole: packing, losses, training, resume, devices, the face."""
+import importlib.util
+import pathlib
+import tempfile
+from unittest import mock
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from absl.testing import absltest, parameterized
+
+from recjax.data import catalog, splits
+from recjax.errors import ConfigError, DataError
+from recjax.evaluation import metrics, ranking
+from recjax.methods import sequential
+from recjax.methods.sequential import train
+from recjax.models import seqrec
+from recjax.training import work as works
+
+ROOT = pathlib.Path(__file__).parents[2]
+
+
+def config(**kw):
+  path = ROOT / 'configs' / 'sequential_beauty.py'
+  spec = importlib.util.spec_from_file_location('c', path)
+  module = importlib.util.module_from_spec(spec)
+  spec.loader.exec_module(module)
+  cfg = module.get_config(','.join(f'{k}={v}' for k, v in kw.items()))
+  cfg.model.update(length=12, width=32, hidden=32, dropout=0.1)
+  cfg.train.update(batch=64, epochs=4, patience=4, save_every=1)
+  return cfg
+
+
+def ring(users=2000, length=12, items=50, seed=0):
+  """The spec's ring: the next item is the successor with probability .9, else anything."""
+  rng = np.random.default_rng(seed)
+  rows = np.zeros((users, length), np.int64)
+  rows[:, 0] = rng.integers(0, items, users)
+  for t in range(1, length):
+    jump = rng.uniform(size=users) > .9
+    rows[:, t] = np.where(jump, rng.integers(0, items, users), (rows[:, t - 1] + 1) % items)
+  return dataset([r + 1 for r in rows], items)
+
+
+def dataset(rows, items):
+  titles = [f'item {i}' for i in range(1, items + 1)]
+  goods = catalog.Catalog(tuple(f'i{i}' for i in range(1, items + 1)), {'title': titles})
+  offsets = np.cumsum([0, *map(len, rows)]).astype(np.int64)
+  flat = np.concatenate(rows).astype(np.int32)
+  users = tuple(f'u{i}' for i in range(len(rows)))
+  return catalog.make_dataset('ring', goods, catalog.Interactions(users, flat, offsets))
+
+
+def mesh(ways=1):
+  return jax.sharding.Mesh(np.array(jax.devices()[:ways]).reshape(ways, 1, 1),
+                           ('data', 'fsdp', 'model'),
+                           axis_types=(jax.sharding.AxisType.Auto,) * 3)
+
+
+def train_on(shop, cfg, folder, ways=1):
+  with works.open_work(folder, {'config': cfg.to_dict(), 'facts': {}}, mesh(ways)) as work:
+    return work.stage('train', train.stage, train.settings(cfg), shop)
+
+
+class PackTest(parameterized.TestCase):
+
+  def test_9_split_and_targets_of_a_short_user(self):
+    shop = dataset([np.array([1, 2, 3, 4, 5])], 6)
+    split = splits.leave_one_out(shop.interactions)
+    seqs = train.sequences(split.train, 4)
+    self.assertEqual(seqs.tolist(), [[0, 0, 1, 2, 3], [0] * 5])
+    model = seqrec.Config('sasrec', 6, 4)
+    inputs, targets = train.example(config(), model, seqs, jax.random.key(0))
+    self.assertEqual((inputs[0].tolist(), targets[0].tolist()), ([0, 0, 1, 2], [0, 0, 2, 3]))
+    self.assertEqual((split.valid.history(0).tolist(), split.valid.targets[0]), ([1, 2, 3], 4))
+    self.assertEqual((split.test.history(0).tolist(), split.test.targets[0]), ([1, 2, 3, 4], 5))
+
+  def test_long_users_keep_their_latest_items(self):
+    split = splits.leave_one_out(dataset([np.arange(1, 21), np.array([3])], 20).interactions)
+    self.assertEqual(train.sequences(split.train, 4).tolist(),
+                     [[14, 15, 16, 17, 18], [0, 0, 0, 0, 3], [0] * 5])
+
+  @parameterized.parameters(0, 1, 2)
+  def test_every_token_is_laid_down_once(self, seed):
+    rng = np.random.default_rng(seed)
+    counts = rng.integers(0, 9, 30)
+    inputs = np.array([[0] * (8 - n) + rng.integers(1, 99, n).tolist() for n in counts])
+    packed = train.pack(jnp.asarray(inputs), jnp.asarray(inputs) * 2, 30)
+    items, position, segment, targets = map(np.asarray, packed)
+    self.assertEqual((items > 0).sum(), counts.sum())
+    np.testing.assert_array_equal(targets, items * 2)
+    for user, n in enumerate(counts):
+      mine = segment == user + 1
+      self.assertLessEqual(len(set(np.nonzero(mine)[0])), 1)
+      self.assertEqual(items[mine].tolist(), inputs[user, 8 - n:].tolist())
+      self.assertEqual(position[mine].tolist(), list(range(8 - n, 8)))
+
+  def test_room_is_enough_for_every_batch(self):
+    shop = ring(300)
+    seqs = train.sequences(splits.leave_one_out(shop.interactions).train, 12)
+    for kind in seqrec.KINDS:
+      cfg = config(model=kind)
+      model = train.model_config(cfg, 50)
+      rows, targets, steps = train.capacity(cfg, model, seqs)
+      for number in range(cfg.train.epochs):
+        for users in train.order_of(jax.random.key(0), number, 300, 64):
+          inputs, wanted = train.example(cfg, model, seqs[users], jax.random.key(number))
+          packed = train.pack(inputs, wanted, rows)
+          self.assertEqual(int((packed[0] > 0).sum()), int((inputs > 0).sum()))
+          self.assertLessEqual(int((wanted > 0).sum()), targets)
+      self.assertEqual(steps, 5)
+
+  @parameterized.parameters((10, .2, 99, 2), (2, .2, 99, 1), (100, .6, 30, 30))
+  def test_12_hidden_items(self, length, share, most, want):
+    self.assertEqual(int(train.hidden_count(jnp.array(length), share, most)), want)
+
+  def test_bert4rec_hides_items_or_the_last_alone(self):
+    cfg = config(model='bert4rec')
+    model = train.model_config(cfg, 50)
+    seqs = jnp.asarray(np.pad(np.arange(1, 11)[None], [(0, 0), (3, 0)]).repeat(400, 0))
+    inputs, targets = train.example(cfg, model, seqs, jax.random.key(0))
+    hidden = np.asarray(targets) > 0
+    self.assertTrue((np.asarray(inputs)[hidden] == model.mask).all())
+    self.assertEqual(set(hidden.sum(1)), {1, 2})
+    alone = hidden.sum(1) == 1
+    self.assertTrue(hidden[alone][:, -1].all())
+    self.assertBetween(alone.mean(), .4, .6)
+
+
+class LossTest(parameterized.TestCase):
+
+  @parameterized.product(kind=('bce', 'gbce', 'sampled'), shared=train.SHARED,
+                         exclude=train.EXCLUDE)
+  def test_losses_are_finite_with_and_without_targets(self, kind, shared, exclude):
+    cfg = config(loss=kind)
+    cfg.loss.update(negatives=5, shared=shared, exclude=exclude)
+    model = train.model_config(cfg, 50)
+    params = seqrec.init(model, jax.random.key(0))
+    seqs = train.sequences(splits.leave_one_out(ring(20).interactions).train, 12)
+    run = jax.jit(jax.value_and_grad(lambda p, s: train.loss_of(
+        cfg, model, mesh(), 24, 256, p, s, jax.random.key(1))))
+    value, _ = run(params, seqs)
+    self.assertGreater(float(value), 0)
+    value, grads = run(params, jnp.zeros_like(seqs))
+    self.assertEqual(float(value), 0)
+    self.assertTrue(all(np.isfinite(g).all() for g in jax.tree.leaves(grads)))
+
+  def test_excluded_negatives(self):
+    drawn = jnp.array([1, 2, 3])
+    goal, history = jnp.array([2, 3]), jnp.array([[0, 1], [0, 2]])
+    self.assertIsNone(train.keep('none', drawn, goal, history))
+    self.assertEqual(train.keep('target', drawn, goal, history).tolist(),
+                     [[True, False, True], [True, True, False]])
+    self.assertEqual(train.keep('train_history', drawn, goal, history).tolist(),
+                     [[False, False, True], [True, False, False]])
+
+  def test_wrong_settings_are_refused(self):
+    for group, key, value in (('loss', 'kind', 'hinge'), ('loss', 'shared', 'all'),
+                              ('loss', 'exclude', 'some'), ('train', 'batch', 0)):
+      cfg = config()
+      cfg[group][key] = value
+      with self.assertRaises(ConfigError):
+        train.check(cfg, 50)
+    cfg = config(loss='sampled')
+    with self.assertRaisesRegex(ConfigError, 'loss.negatives=256 of 50'):
+      train.check(cfg, 50)
+
+
+class RingTest(parameterized.TestCase):
+
+  @parameterized.parameters(('sasrec', .85), ('gru4rec', .85), ('bert4rec', .80))
+  def test_models_learn_the_ring(self, kind, least):
+    cfg = config(model=kind)
+    cfg.optim.lr = 4e-3
+    cfg.train.update(epochs=12 if kind != 'bert4rec' else 30, patience=30, save_every=100,
+                     valid_users=50)
+    if kind == 'gru4rec':
+      cfg.model.hidden = 64
+    shop = ring()
+    made = train_on(shop, cfg, tempfile.mkdtemp())
+    model = train.model_config(cfg, 50)
+    score = train.scorer(model, train.load(made / 'model.npz', 0))
+    cases = splits.leave_one_out(shop.interactions).test
+    ranks = ranking.rank_cases(score, cases, 50, mask_history=False)
+    self.assertGreaterEqual(metrics.per_case(ranks, (1,))['HR@1'].mean(), least)
+
+
+class RunTest(parameterized.TestCase):
+
+  def test_a_run_that_was_killed_ends_where_an_uninterrupted_one_does(self):
+    cfg, shop = config(), ring(300)
+    cfg.seeds = 2
+    whole = train_on(shop, cfg, tempfile.mkdtemp())
+    folder, count = tempfile.mkdtemp(), [0]
+    judge = train.validator
+
+    def dying(*given):
+      inner = judge(*given)
+
+      def run(params):
+        count[0] += 1
+        if count[0] == 3:
+          raise KeyboardInterrupt
+        return inner(params)
+      return run
+    with mock.patch.object(train, 'validator', dying), self.assertRaises(KeyboardInterrupt):
+      train_on(shop, cfg, folder)
+    again = train_on(shop, cfg, folder)
+    self.assertEqual((whole / 'valid.json').read_text(), (again / 'valid.json').read_text())
+    self.assertEqual((whole / 'model.npz').read_bytes(), (again / 'model.npz').read_bytes())
+
+  def test_eight_devices_learn_what_one_does(self):
+    cfg, shop = config(), ring(300)
+    cfg.train.update(epochs=2)
+    one, eight = (train.load(train_on(shop, cfg, tempfile.mkdtemp(), n) / 'model.npz', 0)
+                  for n in (1, 8))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-3), one, eight)
+
+  def test_seeds_in_one_program_are_those_of_programs_of_their_own(self):
+    cfg, shop = config(), ring(300)
+    cfg.train.update(epochs=2)
+    cfg.seeds = 2
+    both = train.load(train_on(shop, cfg, tempfile.mkdtemp()) / 'model.npz', 1)
+    cfg.seeds, cfg.seed = 1, 1
+    alone = train.load(train_on(shop, cfg, tempfile.mkdtemp()) / 'model.npz', 0)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-3), both, alone)
+
+  def test_from_files_to_report_and_recommendations(self):
+    shop, cfg = ring(200), config(loss='bce')
+    cfg.seeds, cfg.data = 2, tempfile.mkdtemp() + '/shop'
+    catalog.save_data(shop, cfg.data)
+    folder = pathlib.Path(tempfile.mkdtemp())
+    facts = {'command': 'x', 'devices': '1', 'revision': 'r', 'versions': {}}
+    with works.open_work(folder, {'config': cfg.to_dict(), 'facts': facts}, mesh()) as work:
+      sequential.run(cfg, work)
+    results = works.read_json(folder / 'results.json')
+    self.assertEqual(list(results['rows']), ['sasrec:bce', 'popularity', 'recency', 'random'])
+    self.assertEqual(results['seeds'], [0, 1])
+    cells = results['rows']['sasrec:bce']
+    self.assertAlmostEqual(cells['HR@10']['value'],
+                           np.mean([c['HR@10'] for c in results['by_seed'].values()]), places=6)
+    self.assertLessEqual(cells['NDCG@10']['value'], cells['HR@10']['value'])
+    self.assertIn('Examples', (folder / 'report.html').read_text())
+    ask = sequential.recommender(folder)
+    items, scores = ask([['i3', 'i4', 'i5'], ['i9']], 5)
+    self.assertEqual([len(set(r)) for r in items], [5, 5])
+    self.assertNotIn('i4', items[0])
+    self.assertTrue((np.diff(scores, axis=1) <= 0).all())
+    with self.assertRaisesRegex(DataError, 'i99'):
+      ask([['i99']], 5)
+    self.assertIn('a seed', sequential.cost(cfg, shop)['parameters'])
+
+  def test_nobody_to_judge_is_an_error(self):
+    with self.assertRaisesRegex(DataError, 'no user'):
+      train_on(dataset([np.array([1, 2])], 5), config(), tempfile.mkdtemp())
+
+  def test_popularity_on_beauty_proves_loader_split_and_metric(self):
+    folder = ROOT.parent / 'shared' / 'data' / 'amazon-beauty'
+    if not folder.exists():
+      self.skipTest(f'{folder} is not there')
+    shop = catalog.load_data(folder)
+    n = len(shop.catalog)
+    split = splits.leave_one_out(shop.interactions)
+    ranks = ranking.rank_cases(ranking.popularity(split.train.items, n), split.test, n)
+    got = metrics.per_case(ranks, (5, 10))
+    for name, want in (('HR@5', .0075), ('NDCG@5', .0041), ('HR@10', .0115), ('NDCG@10', .0055)):
+      self.assertAlmostEqual(got[name].mean(), want, delta=.0002)
+
+
+if __name__ == '__main__':
+  absltest.main()

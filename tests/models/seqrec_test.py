@@ -1,0 +1,113 @@
+"""SASRec, GRU4Rec, BERT4Rec: the spec's oracles and invariants."""
+import jax
+import jax.numpy as jnp
+import numpy as np
+from absl.testing import absltest, parameterized
+
+from recjax.errors import ConfigError
+from recjax.models import seqrec
+
+KINDS = ('sasrec', 'gru4rec', 'bert4rec')
+
+
+def small(kind, **kw):
+  return seqrec.Config(kind, **{**dict(items=20, length=8, width=16, layers=2, heads=2, hidden=16,
+                                       dropout=0.3), **kw})
+
+
+def states(cfg, params, items, position, segment):
+  return seqrec.SeqRec(cfg).apply({'params': params}, *(
+      jnp.asarray(x, jnp.int32) for x in (items, position, segment)))
+
+
+def wide(cfg, seed=0):
+  """Parameters large enough that outputs differ."""
+  return jax.tree.map(lambda x: x * 8 if x.ndim > 1 else x, seqrec.init(cfg, jax.random.key(seed)))
+
+
+class OracleTest(parameterized.TestCase):
+
+  @parameterized.parameters((12101, 64, 50, 828288), (3416, 50, 200, 211950),
+                            (57289, 128, 200, 7558144))
+  def test_14_parameter_counts_and_the_row_of_the_mask(self, items, width, length, count):
+    cfg = seqrec.Config('sasrec', items, length, width, 2, 1, width)
+    shapes = jax.eval_shape(lambda: seqrec.init(cfg, jax.random.key(0)))
+    self.assertEqual(seqrec.parameters(shapes), count + width)
+
+  def test_7_causal_attention_without_projections(self):
+    cfg = small('sasrec', width=2, heads=1, dropout=0.0)
+    eye = {'kernel': np.eye(2).reshape(2, 1, 2), 'bias': np.zeros((1, 2))}
+    out = {'kernel': np.eye(2).reshape(1, 2, 2), 'bias': np.zeros(2)}
+    x = jnp.array([[[1.0, 0], [0, 1], [1, 1]]])
+    seen = seqrec.visible(jnp.ones((1, 3), jnp.int32), True)
+    got = seqrec.Attention(cfg).apply({'params': {'q': eye, 'k': eye, 'v': eye, 'out': out}}, x, x,
+                                      seen, False)
+    np.testing.assert_allclose(got[0], [[1, 0], [.330238, .669762], [.751745, .751745]], atol=1e-5)
+
+  def test_8_gru_of_width_one(self):
+    one = np.ones((1, 3), np.float32)
+    segment = jnp.array([[1, 1, 0]])
+    got = seqrec.Gru(1).apply({'params': {'input': one, 'state': one}}, jnp.ones((1, 3, 1)),
+                              segment, segment)
+    np.testing.assert_allclose(got[0, :, 0], [.204824, .346753, .346753], atol=1e-5)
+
+
+class InvariantTest(parameterized.TestCase):
+
+  @parameterized.parameters(*KINDS)
+  def test_later_items_change_earlier_states_in_bert4rec_alone(self, kind):
+    cfg = small(kind)
+    params = wide(cfg)
+    at, one = np.arange(8)[None], np.ones((1, 8))
+    a, b = np.arange(1, 9)[None], np.arange(1, 9)[None].copy()
+    b[0, 5] = 17
+    a, b = (np.asarray(states(cfg, params, x, at, one)) for x in (a, b))
+    same = np.abs(a - b)[0, :5].max() < 1e-6
+    self.assertEqual(same, kind != 'bert4rec')
+    self.assertGreater(np.abs(a - b)[0, 5:].max(), 1e-3)
+
+  @parameterized.product(kind=KINDS, norm=('pre', 'original', 'post'))
+  def test_users_that_share_a_row_do_not_see_each_other(self, kind, norm):
+    cfg = small(kind, norm=norm)
+    params = wide(cfg)
+    packed = states(cfg, params, [[3, 4, 5, 7, 8, 0, 0, 0]], [[5, 6, 7, 6, 7, 0, 0, 0]],
+                    [[1, 1, 1, 2, 2, 0, 0, 0]])
+    for items, part in (([3, 4, 5], slice(0, 3)), ([7, 8], slice(3, 5))):
+      row = np.array([[0] * (8 - len(items)) + items])
+      alone = states(cfg, params, row, np.arange(8)[None], row > 0)
+      np.testing.assert_allclose(packed[0, part], alone[0, -len(items):], atol=1e-5)
+    self.assertEqual(float(jnp.abs(packed[0, 5:]).max()), 0)
+
+  @parameterized.parameters(*KINDS)
+  def test_more_padding_in_front_changes_nothing(self, kind):
+    cfg = small(kind)
+    params = wide(cfg)
+    row = np.array([[4, 2, 9]])
+    short = seqrec.last_states(cfg, params, jnp.asarray(row))
+    long = seqrec.last_states(cfg, params, jnp.asarray(np.pad(row, [(0, 0), (5, 0)])))
+    np.testing.assert_allclose(short, long, atol=1e-5)
+
+  @parameterized.parameters(*KINDS)
+  def test_rows_of_nobody_are_finite_and_padding_has_no_gradient(self, kind):
+    cfg = small(kind)
+    params = wide(cfg)
+    nobody = np.zeros((2, 8), np.int32)
+    got = states(cfg, params, nobody, nobody, nobody)
+    self.assertTrue(np.isfinite(got).all())
+    row = np.array([[0, 0, 0, 5, 6, 7, 8, 9]])
+
+    def loss(params):
+      return (states(cfg, params, row, np.arange(8)[None], row > 0) ** 2).sum()
+    grads = jax.grad(loss)(params)
+    self.assertEqual(float(jnp.abs(grads['items'][0]).max()), 0)
+    self.assertGreater(float(jnp.abs(grads['items'][5]).max()), 0)
+    self.assertTrue(all(np.isfinite(g).all() for g in jax.tree.leaves(grads)))
+
+  def test_wrong_settings_are_refused(self):
+    for kw in (dict(kind='sasrecs'), dict(norm='mid'), dict(heads=3), dict(items=1)):
+      with self.assertRaises(ConfigError):
+        small(**{'kind': 'sasrec', **kw})
+
+
+if __name__ == '__main__':
+  absltest.main()
