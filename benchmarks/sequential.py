@@ -9,6 +9,8 @@ anything is timed, with dropout .2; rounds are interleaved; compilation is apart
   bce   one negative at every target        last  full softmax, the last place of each user alone
   all   full softmax at every target, torch scoring every padded place, and torch gathering as we do
   long  all, with users whose rows are full, so that packing saves nothing
+  recbole  last, against RecBole's own SASRec at the same sizes; --recbole=SITE_PACKAGES names where
+           it is installed (it needs old pins, so an environment of its own is best)
   memory  compiled memory of dense and chunked cross-entropy at 10^4, 10^5, 10^6 items
 """
 import argparse
@@ -36,6 +38,7 @@ def main():
   parser.add_argument('--lines', default='bce,last,all,long,memory')
   parser.add_argument('--data', default='../shared/data/amazon-beauty')
   parser.add_argument('--rounds', type=int, default=7)
+  parser.add_argument('--recbole', default='', help='a site-packages folder that holds recbole')
   args = parser.parse_args()
   if not (pathlib.Path(args.data) / 'items.jsonl').exists():
     sys.exit(f'{args.data} holds no items.jsonl; name a folder with --data')
@@ -65,19 +68,22 @@ def step(line, args):
   model = train.model_config(cfg, len(shop.catalog))
   params = seqrec.init(model, jax.random.key(0))
   example = train.example
-  if line == 'last':
+  if line in ('last', 'recbole'):
     def only_last(*given):
       inputs, targets = example(*given)
       return inputs, targets.at[:, :-1].set(0)
     train.example = only_last
   ours, value = our_step(cfg, model, params, batch)
-  theirs = {name: peer_step(line, name, model, params, batch) for name in (
-      ('every place', 'gathered') if line in ('all', 'long') else ('plain',))}
+  if line == 'recbole':
+    theirs = {'RecBole': (recbole_step(args.recbole, model, batch), value)}
+  else:
+    theirs = {name: peer_step(line, name, model, params, batch) for name in (
+        ('every place', 'gathered') if line in ('all', 'long') else ('plain',))}
   train.example = example
   for name, (_, check) in theirs.items():
-    if line != 'bce' and abs(check - value) > 1e-4 * abs(value):
+    if line not in ('bce', 'recbole') and abs(check - value) > 1e-4 * abs(value):
       sys.exit(f'FAIL: the losses are {value:.6f} and {check:.6f} ({name})')
-  print(f'  loss {value:.5f} on both sides; {int((batch > 0).sum()):,} tokens in 256 rows of 51')
+  print(f'  loss {value:.5f}; {int((batch > 0).sum()):,} tokens in 256 rows of 51')
   versus(args.rounds, {**{f'torch, {k}': f for k, (f, _) in theirs.items()}, 'recjax': ours})
 
 
@@ -189,6 +195,42 @@ def peer_step(line, name, model, params, batch):
     adam.step()
   run()
   return run, value
+
+
+def recbole_step(where, model, batch):
+  """RecBole's SASRec, CE, on the same users: it scores the last place. -> run one step"""
+  import torch
+  if where:
+    sys.path.append(where)
+  from recbole.model.sequential_recommender.sasrec import SASRec
+
+  class Sizes:
+    def num(self, _):
+      return model.items + 1
+  given = {
+      'USER_ID_FIELD': 'user', 'ITEM_ID_FIELD': 'item', 'LIST_SUFFIX': '_list',
+      'ITEM_LIST_LENGTH_FIELD': 'length', 'NEG_PREFIX': 'neg_', 'MAX_ITEM_LIST_LENGTH': 50,
+      'device': 'cpu', 'n_layers': model.layers, 'n_heads': model.heads, 'hidden_act': 'relu',
+      'hidden_size': model.width, 'inner_size': model.hidden, 'hidden_dropout_prob': .2,
+      'attn_dropout_prob': .2, 'layer_norm_eps': 1e-12, 'initializer_range': .02,
+      'loss_type': 'CE'}
+  net = SASRec(given, Sizes())
+  rows, goals = batch[:, :-1], batch[:, -1]
+  lengths = (rows > 0).sum(1)
+  left = np.zeros_like(rows)
+  for row, source, n in zip(left, rows, lengths):
+    row[:n] = source[len(source) - n:]  # RecBole pads on the right
+  known = {'item_list': torch.as_tensor(left.astype(np.int64)),
+           'length': torch.as_tensor(np.maximum(lengths, 1)),
+           'item': torch.as_tensor(goals.astype(np.int64))}
+  adam = torch.optim.Adam(net.parameters(), lr=1e-3)
+
+  def run():
+    adam.zero_grad()
+    net.calculate_loss(known).backward()
+    adam.step()
+  run()
+  return run
 
 
 def fill(net, params):

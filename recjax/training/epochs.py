@@ -49,7 +49,9 @@ def fit_epochs(init: Callable, epoch: Callable, validate: Callable, cfg, work):
             'seconds': round(seconds, 2), 'with_validation': round(time.monotonic() - start, 2)})
         if done % cfg.save_every == 0:
           checkpoint.save(saved, done, tree)
-        advance(note=f'valid {np.mean(scores):.4f}')
+        best, at = (np.asarray(tree[k]) for k in ('score', 'at'))
+        advance(note=f'at most; valid {np.mean(scores):.4f}, best {best.mean():.4f}, stops at '
+                f'{min(cfg.epochs, at.max() + cfg.patience)}')
     if done % cfg.save_every:
       checkpoint.save(saved, done, tree)
   return tree['best'], np.asarray(tree['score']), np.asarray(tree['at'])
