@@ -12,6 +12,7 @@ anything is timed, with dropout .2; rounds are interleaved; compilation is apart
   recbole  last, against RecBole's own SASRec at the same sizes; --recbole=SITE_PACKAGES names where
            it is installed (it needs old pins, so an environment of its own is best)
   memory  compiled memory of dense and chunked cross-entropy at 10^4, 10^5, 10^6 items
+  evaluate  full ranking of 20,000 users over a million items within 256 MiB of scores
 """
 import argparse
 import functools
@@ -35,7 +36,7 @@ ROOT = pathlib.Path(__file__).parents[1]
 
 def main():
   parser = argparse.ArgumentParser(description=__doc__.split('\n')[0])
-  parser.add_argument('--lines', default='bce,last,all,long,memory')
+  parser.add_argument('--lines', default='bce,last,all,long,memory,evaluate')
   parser.add_argument('--data', default='../shared/data/amazon-beauty')
   parser.add_argument('--rounds', type=int, default=7)
   parser.add_argument('--recbole', default='', help='a site-packages folder that holds recbole')
@@ -45,7 +46,10 @@ def main():
   print(f'{jax.devices()[0].device_kind}, jax {jax.__version__}, {args.rounds} rounds', flush=True)
   for line in args.lines.split(','):
     print(f'\n{line}', flush=True)
-    memory() if line == 'memory' else step(line, args)
+    if line in ('memory', 'evaluate'):
+      {'memory': memory, 'evaluate': evaluate}[line]()
+    else:
+      step(line, args)
 
 
 def config(loss):
@@ -290,6 +294,30 @@ def memory():
     print(f'  {items:,} items: dense {sizes[0] / 2**20:,.0f} MiB, chunks of 4,096 '
           f'{sizes[1] / 2**20:,.0f} MiB, {sizes[0] / sizes[1]:.1f}x less (the table and its '
           f'gradient take {2 * items * 256 / 2**20:,.0f} MiB more)', flush=True)
+
+
+def evaluate():
+  """Ranks 20,000 users of a random model among a million items; says seconds and peak memory."""
+  import resource
+
+  from recjax.evaluation import ranking
+  items, users = 1_000_000, 20_000
+  model = seqrec.Config('sasrec', items, 50)
+  params = seqrec.init(model, jax.random.key(0))
+  rng = np.random.default_rng(0)
+  flat = rng.integers(1, items + 1, users * 8).astype(np.int32)
+  cases = splits.Cases(np.arange(users, dtype=np.int32),
+                       (flat, np.arange(users + 1, dtype=np.int64) * 8),
+                       rng.integers(1, items + 1, users).astype(np.int32))
+  before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+  start = time.perf_counter()
+  ranks = ranking.rank_cases(train.scorer(model, params), cases, items)
+  seconds = time.perf_counter() - start
+  after = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+  print(f'  {users:,} users over {items:,} items in {seconds:.0f} s, blocks of '
+        f'{ranking.block_size(items)} users; peak memory grew by {(after - before) / 1024:,.0f} '
+        f'MiB (table {items * 256 / 2**20:.0f} MiB before); mean rank {ranks.mean():,.0f}',
+        flush=True)
 
 
 if __name__ == '__main__':

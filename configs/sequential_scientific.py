@@ -44,7 +44,8 @@ def get_config(arg=''):
                  mask_most=50, mask_last=0.5)
   c.optim = dict(lr=2e-3, warmup=0, schedule='constant', decay=0.0, clip=0.0, beta2=0.98)
   # sampled: also rank among few items, as old tables do: uniform100, uniform99, pop100, ...
-  c.judge = dict(mask_history=True, save_top=20, sampled='')
+  # memory: MiB that the scores of one block of users may take
+  c.judge = dict(mask_history=True, save_top=20, sampled='', memory=256)
   if given['loss'] == 'sampled':
     c.loss.update(negatives=256, shared='batch', exclude='target')
   if given['loss'] == 'gbce':

@@ -34,13 +34,14 @@ def stage(work, cfg, shop, made):
   row, n = row_name(cfg), len(shop.catalog)
   valid = read_json(made / 'valid.json')['NDCG@10']
   first = int(np.argmax(valid))
-  ranks, top = {}, None
+  ranks, top, block = {}, None, ranking.block_size(n, cfg.judge.memory << 20)
   with work.progress('ranking', cfg.seeds, unit='seed') as advance:
     for seed in range(cfg.seeds):
       name = row if cfg.seeds == 1 else f'{row}:seed={cfg.seed + seed}'
       score = train.scorer(model, train.load(made / 'model.npz', seed))
       ranks[name], items, scores = ranking.rank_and_recommend(
-          score, split.test, n, min(cfg.judge.save_top, n), mask_history=cfg.judge.mask_history)
+          score, split.test, n, min(cfg.judge.save_top, n), block,
+          mask_history=cfg.judge.mask_history)
       if seed == first:
         top = items, scores
         extra = among_few(cfg, shop, split, score)
@@ -49,7 +50,8 @@ def stage(work, cfg, shop, made):
             'recency': ranking.recency(split.train.items, split.train.offsets, n),
             'random': ranking.random_scores(n, cfg.seed)}
   for name, score in others.items():
-    ranks[name] = ranking.rank_cases(score, split.test, n, mask_history=cfg.judge.mask_history)
+    ranks[name] = ranking.rank_cases(score, split.test, n, block,
+                                     mask_history=cfg.judge.mask_history)
   save(work.folder, cfg, shop, split, ranks, row, top, extra)
   best = read_json(work.folder / 'results.json')['rows'][row]
   return {'users': len(split.test), **{m.replace('_', ' '): round(best[m]['value'], 4)
