@@ -15,6 +15,7 @@ anything is timed, with dropout .2; rounds are interleaved; compilation is apart
   evaluate  full ranking of 20,000 users over a million items within 256 MiB of scores
 """
 import argparse
+import dataclasses
 import functools
 import importlib.util
 import pathlib
@@ -100,7 +101,6 @@ def our_step(cfg, model, params, batch):
   targets = -(-int((goals > 0).sum()) // 128) * 128
   mesh = jax.make_mesh((1,), ('data',))
   tx = optim.make(cfg.optim, 1000)
-  import dataclasses
   still = dataclasses.replace(model, dropout=0.0)
   value = float(train.loss_of(cfg, still, mesh, rows, targets, params, jnp.asarray(batch),
                               jax.random.key(1)))

@@ -9,9 +9,8 @@
 
 Published on the split of S3-Rec (22,363 users, 12,101 items; HR@10 / NDCG@10, full ranking): SASRec
 with the full softmax .0897 / .0539, with one negative and BCE .0550 / .0290 (the controlled study
-in Haneol99/semantic-id-recsys),
-with 256 negatives and sampled softmax .0921 / .0531 (eSASRec, RecSys 2025). Rows of .0605 / .0318
-that many papers print are the BCE baseline of S3-Rec (CIKM 2020).
+in Haneol99/semantic-id-recsys), with 256 negatives and sampled softmax .0921 / .0531 (eSASRec,
+RecSys 2025). Rows of .0605 / .0318 that many papers print are the BCE baseline of S3-Rec.
 """
 from ml_collections import ConfigDict
 

@@ -118,6 +118,15 @@ def load_data(source):
   return make_dataset(name, catalog, interactions, notes)
 
 
+def load_unchanged(source, fingerprint, workdir):
+  """`load_data`, of the very data that a run was made on. Raises DataError where they changed."""
+  dataset = load_data(source)
+  if dataset.fingerprint != fingerprint:
+    raise DataError(f'{source} has changed since {workdir} was made (its fingerprint is now '
+                    f'{dataset.fingerprint[:12]}); run the experiment again')
+  return dataset
+
+
 def save_data(dataset, folder, overwrite=False):
   """Writes items.jsonl and sequences.jsonl; the folder appears whole or not at all.
 

@@ -26,7 +26,6 @@ class Cases:
     flat, offsets = self.histories
     return flat[offsets[case]:offsets[case + 1]]
 
-
   def picked(self, order):
     """Some of the cases, in another order. order: (m,) case numbers -> Cases"""
     flat, offsets = self.histories

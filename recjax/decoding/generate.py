@@ -86,9 +86,9 @@ def generate(decoder, params, prompts, constraint=None, *, beams=1, new_tokens=0
   beam search. samples: above 0 draws so many rows of each prompt instead. runs: tokens a request
   may feed in one pass, e.g. (8, 32), to find the same rows by `tree_search`; for samples in item
   mode, e.g. (8,), tokens of a row. lookahead: tokens that passes of `tree_search` are filled up to
-  with what may be needed. bucket: prompts are
-  padded to a multiple of it, so lengths that share a multiple share a program. longest_prompt:
-  refuse longer ones (0: no bound). -> Generated. Raises DataError for an empty or too long prompt,
+  with what may be needed. bucket: prompts are padded to a multiple of it, so lengths that share a
+  multiple share a program. longest_prompt: refuse longer ones (0: no bound).
+  -> Generated. Raises DataError for an empty or too long prompt,
   UserError where a beam meets NaN of the model, ConfigError for settings that contradict.
   """
   tokens, lengths = _padded(prompts, bucket, longest_prompt, pad_id)

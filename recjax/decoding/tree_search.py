@@ -184,7 +184,7 @@ def moved(state, head, titles, cfg):
   t = state.t[:, None]
   kept = 2 * cfg.beams
   value, _, _, node = titles.expand(scorer, state.beams.node, t, kept,
-                                       best_of(state.beams.score, kept))
+                                    best_of(state.beams.score, kept))
   over = trees.complete(titles.forest, node, t + 1)
   ended = over | (t + 1 == cfg.new_tokens)
   done = finish(state, value, node, over, ended, cfg)

@@ -138,6 +138,26 @@ def top_items(score_fn, items, offsets, n_items, k, exclude_seen=True, allowed=N
   return tuple(np.concatenate(x)[:len(offsets) - 1] for x in zip(*parts))
 
 
+def recommender(score_fn, catalog):
+  """The face of a method that scores the whole catalogue: item ids in, item ids out.
+
+  -> recommend(histories, k, exclude_seen=True, allowed=None) -> (item ids [B][k], scores (B, k));
+  histories are lists of item ids, oldest first, `allowed` a set of item ids. Raises DataError for
+  an id that the catalogue lacks.
+  """
+  def recommend(histories, k, exclude_seen=True, allowed=None):
+    rows = [[catalog.index(i) for i in h] for h in histories]
+    offsets = np.concatenate([[0], np.cumsum([len(r) for r in rows])]).astype(np.int64)
+    items = np.array([i for r in rows for i in r], np.int32)
+    mask = None
+    if allowed is not None:
+      mask = np.zeros(len(catalog), bool)
+      mask[[catalog.index(i) - 1 for i in allowed]] = True
+    found, scores = top_items(score_fn, items, offsets, len(catalog), k, exclude_seen, mask)
+    return [[catalog.id_of(i) for i in row if i] for row in found], scores
+  return recommend
+
+
 def block_size(n_items, memory=MEMORY):
   """How many users fit: scores, their masked copy and room for the score function's own."""
   return int(np.clip(memory // (12 * n_items), 1, 256))

@@ -87,7 +87,7 @@ class SeqRec(nn.Module):
     x = nn.Dropout(cfg.dropout, deterministic=not train)(x) * real
     if cfg.kind == 'gru4rec':
       for layer in range(cfg.layers):
-        x = Gru(cfg.hidden, name=f'gru_{layer}')(x, position, segment)
+        x = Gru(cfg.hidden, name=f'gru_{layer}')(x, segment)
       return nn.Dense(cfg.width, kernel_init=init_std(), name='out')(x) * real
     seen = visible(segment, cfg.causal)
     for layer in range(cfg.layers):
@@ -175,9 +175,8 @@ class Gru(nn.Module):
   hidden: int
 
   @nn.compact
-  def __call__(self, x, position, segment):
+  def __call__(self, x, segment):
     """x: (R, L, D). -> (R, L, hidden); places of nobody leave the state as it is"""
-    del position
     w = self.param('input', nn.initializers.xavier_uniform(), (x.shape[-1], 3 * self.hidden))
     u = self.param('state', nn.initializers.xavier_uniform(), (self.hidden, 3 * self.hidden))
     before = jnp.pad(segment[:, :-1], [(0, 0), (1, 0)])

@@ -251,6 +251,10 @@ class RunTest(parameterized.TestCase):
     self.assertTrue((np.diff(scores, axis=1) <= 0).all())
     with self.assertRaisesRegex(DataError, 'i99'):
       ask([['i99']], 5)
+    sequential.convert(folder, 'npz', folder / 'copy.npz')
+    self.assertEqual(train.load(folder / 'copy.npz')['items'].shape, (2, 52, 32))
+    with self.assertRaisesRegex(ConfigError, 'peft'):
+      sequential.convert(folder, 'peft', folder / 'x')
     self.assertIn('a seed', sequential.cost(cfg, shop)['parameters'])
 
   def test_nobody_to_judge_is_an_error(self):

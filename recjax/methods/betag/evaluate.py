@@ -3,12 +3,10 @@ import itertools
 import json
 import pathlib
 
-import numpy as np
 from rich.table import Table
 
-from recjax.data.catalog import load_data
+from recjax.data.catalog import load_unchanged
 from recjax.data.formats import betag as files
-from recjax.errors import DataError
 from recjax.evaluation import compare, metrics, ranking, statistics
 from recjax.methods.betag import tags as base_tags
 from recjax.methods.betag import text
@@ -114,30 +112,15 @@ def show(work, found):
 def recommender(workdir):
   """The trained method's face: BM25 over the BETags, with what validation chose.
 
-  -> recommend(histories, k, exclude_seen=True, allowed=None) -> (item ids [B][k], scores [B, k]);
-  histories are lists of item ids, `allowed` a set of item ids.
+  -> recommend, as `ranking.recommender` makes it
   """
   config = read_json(pathlib.Path(workdir) / 'config.json')['config']
   found = find_stage(workdir, 'evaluate')
   results = read_json(found / 'results.json')
-  shop = load_data(config['data'])
-  if shop.fingerprint != results['data_fingerprint']:
-    raise DataError(f'{config["data"]} has changed since {workdir} was made (its fingerprint is '
-                    f'now {shop.fingerprint[:12]}); run the experiment again')
+  shop = load_unchanged(config['data'], results['data_fingerprint'], workdir)
   docs = [[tuple(t) for t in tags] for tags in read_json(found / 'tags.json').values()]
   select = config['select']
   model = bm25.BM25.fit(docs, k1=select['k1'], b=select['b'], idf_cutoff=select['idf_cutoff'])
   score = bm25.history_scores(model, results['chosen']['betags']['reducer'])
 
-  def recommend(histories, k, exclude_seen=True, allowed=None):
-    rows = [[shop.catalog.index(i) for i in h] for h in histories]
-    offsets = np.concatenate([[0], np.cumsum([len(r) for r in rows])]).astype(np.int64)
-    items = np.array([i for r in rows for i in r], np.int32)
-    mask = None
-    if allowed is not None:
-      mask = np.zeros(len(shop.catalog), bool)
-      mask[[shop.catalog.index(i) - 1 for i in allowed]] = True
-    found, scores = ranking.top_items(score, items, offsets, len(shop.catalog), k, exclude_seen,
-                                      mask)
-    return [[shop.catalog.id_of(i) for i in row if i] for row in found], scores
-  return recommend
+  return ranking.recommender(score, shop.catalog)

@@ -66,8 +66,11 @@ def dict_size(shape):
 def convert(workdir, to, out):
   """Writes the tuned model: 'peft' as an adapter folder, 'merged' as a whole checkpoint.
 
-  Raises WorkdirError where the run has not finished tuning, ConfigError where `out` exists.
+  Raises WorkdirError where the run has not finished tuning, ConfigError where `out` exists or `to`
+  is another.
   """
+  if to not in ('peft', 'merged'):
+    raise ConfigError(f'--to={to} is unknown for this method; choose peft or merged')
   out = pathlib.Path(out)
   if out.exists() and any(out.iterdir()):
     raise ConfigError(f'{out} is not empty; name a folder that does not exist yet')

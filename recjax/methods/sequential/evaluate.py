@@ -8,8 +8,8 @@ from ml_collections import ConfigDict
 from rich.table import Table
 
 from recjax.data import splits
-from recjax.data.catalog import load_data
-from recjax.errors import ConfigError, DataError
+from recjax.data.catalog import load_unchanged
+from recjax.errors import ConfigError
 from recjax.evaluation import compare, metrics, ranking, sampled, statistics
 from recjax.methods.sequential import train
 from recjax.models import seqrec
@@ -54,8 +54,8 @@ def stage(work, cfg, shop, made):
                                      mask_history=cfg.judge.mask_history)
   save(work.folder, cfg, shop, split, ranks, row, top, extra)
   best = read_json(work.folder / 'results.json')['rows'][row]
-  return {'users': len(split.test), **{m.replace('_', ' '): round(best[m]['value'], 4)
-                                       for m in ('HR@10', 'NDCG@10')}}
+  return {'users': len(split.test),
+          **{m: round(best[m]['value'], 4) for m in ('HR@10', 'NDCG@10')}}
 
 
 def among_few(cfg, shop, split, score):
@@ -121,32 +121,17 @@ def show(work, found):
 def recommender(workdir):
   """The method's face: the best seed's model on any history.
 
-  -> recommend(histories, k, exclude_seen=True, allowed=None) -> (item ids [B][k], scores [B, k]);
-  histories are lists of item ids, oldest first, `allowed` a set of item ids.
+  -> recommend, as `ranking.recommender` makes it
   """
   config = ConfigDict(read_json(pathlib.Path(workdir) / 'config.json')['config'])
   made = find_stage(workdir, 'train')
   results = read_json(find_stage(workdir, 'evaluate') / 'results.json')
-  shop = load_data(config.data)
-  if shop.fingerprint != results['data_fingerprint']:
-    raise DataError(f'{config.data} has changed since {workdir} was made (its fingerprint is now '
-                    f'{shop.fingerprint[:12]}); run the experiment again')
+  shop = load_unchanged(config.data, results['data_fingerprint'], workdir)
   best = int(np.argmax(read_json(made / 'valid.json')['NDCG@10']))
   score = train.scorer(train.model_config(config, len(shop.catalog)),
                        train.load(made / 'model.npz', best))
 
-  def recommend(histories, k, exclude_seen=True, allowed=None):
-    rows = [[shop.catalog.index(i) for i in h] for h in histories]
-    offsets = np.concatenate([[0], np.cumsum([len(r) for r in rows])]).astype(np.int64)
-    items = np.array([i for r in rows for i in r], np.int32)
-    mask = None
-    if allowed is not None:
-      mask = np.zeros(len(shop.catalog), bool)
-      mask[[shop.catalog.index(i) - 1 for i in allowed]] = True
-    found, scores = ranking.top_items(score, items, offsets, len(shop.catalog), k, exclude_seen,
-                                      mask)
-    return [[shop.catalog.id_of(i) for i in row if i] for row in found], scores
-  return recommend
+  return ranking.recommender(score, shop.catalog)
 
 
 def cost(cfg, shop):
@@ -164,7 +149,9 @@ def cost(cfg, shop):
 
 
 def convert(workdir, kind, out):
-  """Writes the trained parameters as one .npz of plain arrays. Raises ConfigError otherwise."""
+  """Writes the trained parameters as one .npz. Raises ConfigError for others, or a file there."""
   if kind != 'npz':
     raise ConfigError(f'--to={kind} is unknown for this method; npz writes all parameters')
+  if pathlib.Path(out).exists():
+    raise ConfigError(f'{out} is there already; name a file that does not exist yet')
   shutil.copyfile(find_stage(workdir, 'train') / 'model.npz', out)
