@@ -28,9 +28,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from recjax.data import catalog, splits
-from recjax.methods.sequential import train
 from recjax.models import seqrec
 from recjax.training import item_losses, optim
+from recjax.training import sequential as train
 
 ROOT = pathlib.Path(__file__).parents[1]
 

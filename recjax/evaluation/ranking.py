@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from recjax.errors import ConfigError, DataError
+from recjax.evaluation import metrics
 
 MEMORY = 256 << 20  # bytes that the score arrays of one block may take
 TIES = ('pessimistic', 'optimistic', 'mean')
@@ -114,6 +115,22 @@ def _judge(score_fn, cases, n_items, k, block, mask_history, tie):
     parts.append([np.asarray(x) for x in found])  # waits: blocks in flight would pile up in memory
     _check_numbers(parts[-1][0] < 0, rows)
   return tuple(np.concatenate(x)[:len(targets)] for x in zip(*parts))
+
+
+def validator(scorer, cases, n_items, seeds, most=0):
+  """NDCG@10 of validation users for the parameters of several seeds.
+
+  scorer: parameters of one seed -> a score function. most: judge so many users (drawn once) at
+  most, 0 for all. -> (params with a leading axis of seeds) -> [float] * seeds
+  """
+  some = np.sort(np.random.default_rng(0).permutation(len(cases))[:most or len(cases)])
+  cases = cases.picked(some)
+  cases = cases.picked(np.argsort(np.diff(cases.histories[1]), kind='stable'))
+
+  def ndcg(params):
+    ranks = rank_cases(scorer(params), cases, n_items)
+    return float(metrics.per_case(ranks, (10,))['NDCG@10'].mean())
+  return lambda params: [ndcg(jax.tree.map(lambda x, s=s: x[s], params)) for s in range(seeds)]
 
 
 def top_items(score_fn, items, offsets, n_items, k, exclude_seen=True, allowed=None, block=0):

@@ -13,8 +13,9 @@ from recjax.data import catalog, splits
 from recjax.errors import ConfigError, DataError
 from recjax.evaluation import metrics, ranking
 from recjax.methods import sequential
-from recjax.methods.sequential import train
+from recjax.methods.sequential import train as stages
 from recjax.models import seqrec
+from recjax.training import sequential as train
 from recjax.training import work as works
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -59,7 +60,7 @@ def mesh(ways=1):
 
 def train_on(shop, cfg, folder, ways=1):
   with works.open_work(folder, {'config': cfg.to_dict(), 'facts': {}}, mesh(ways)) as work:
-    return work.stage('train', train.stage, train.settings(cfg), shop)
+    return work.stage('train', stages.stage, stages.settings(cfg), shop)
 
 
 class PackTest(parameterized.TestCase):
@@ -195,7 +196,7 @@ class RunTest(parameterized.TestCase):
     cfg.seeds = 2
     whole = train_on(shop, cfg, tempfile.mkdtemp())
     folder, count = tempfile.mkdtemp(), [0]
-    judge = train.validator
+    judge = ranking.validator
 
     def dying(*given):
       inner = judge(*given)
@@ -206,7 +207,7 @@ class RunTest(parameterized.TestCase):
           raise KeyboardInterrupt
         return inner(params)
       return run
-    with mock.patch.object(train, 'validator', dying), self.assertRaises(KeyboardInterrupt):
+    with mock.patch.object(ranking, 'validator', dying), self.assertRaises(KeyboardInterrupt):
       train_on(shop, cfg, folder)
     again = train_on(shop, cfg, folder)
     self.assertEqual((whole / 'valid.json').read_text(), (again / 'valid.json').read_text())

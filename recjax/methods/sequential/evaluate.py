@@ -11,8 +11,8 @@ from recjax.data import splits
 from recjax.data.catalog import load_unchanged
 from recjax.errors import ConfigError
 from recjax.evaluation import compare, metrics, ranking, sampled, statistics
-from recjax.methods.sequential import train
 from recjax.models import seqrec
+from recjax.training import sequential
 from recjax.training.work import find_stage, read_json, write_json
 
 
@@ -30,7 +30,7 @@ def row_name(cfg):
 def stage(work, cfg, shop, made):
   """Ranks the test users once for each seed and writes every result file."""
   split = splits.leave_one_out(shop.interactions)
-  model = train.model_config(cfg, len(shop.catalog))
+  model = sequential.model_config(cfg, len(shop.catalog))
   row, n = row_name(cfg), len(shop.catalog)
   valid = read_json(made / 'valid.json')['NDCG@10']
   first = int(np.argmax(valid))
@@ -38,7 +38,7 @@ def stage(work, cfg, shop, made):
   with work.progress('ranking', cfg.seeds, unit='seed') as advance:
     for seed in range(cfg.seeds):
       name = row if cfg.seeds == 1 else f'{row}:seed={cfg.seed + seed}'
-      score = train.scorer(model, train.load(made / 'model.npz', seed))
+      score = sequential.scorer(model, sequential.load(made / 'model.npz', seed))
       ranks[name], items, scores = ranking.rank_and_recommend(
           score, split.test, n, min(cfg.judge.save_top, n), block,
           mask_history=cfg.judge.mask_history)
@@ -128,15 +128,15 @@ def recommender(workdir):
   results = read_json(find_stage(workdir, 'evaluate') / 'results.json')
   shop = load_unchanged(config.data, results['data_fingerprint'], workdir)
   best = int(np.argmax(read_json(made / 'valid.json')['NDCG@10']))
-  score = train.scorer(train.model_config(config, len(shop.catalog)),
-                       train.load(made / 'model.npz', best))
+  score = sequential.scorer(sequential.model_config(config, len(shop.catalog)),
+                       sequential.load(made / 'model.npz', best))
 
   return ranking.recommender(score, shop.catalog)
 
 
 def cost(cfg, shop):
   """What a run would take, before it runs. -> {name: text}"""
-  model = train.model_config(cfg, len(shop.catalog))
+  model = sequential.model_config(cfg, len(shop.catalog))
   shapes = jax.eval_shape(lambda: seqrec.init(model, jax.random.key(0)))
   count = seqrec.parameters(shapes)
   targets = int(np.maximum(np.minimum(shop.interactions.lengths() - 2, model.length + 1) - 1,

@@ -1,0 +1,314 @@
+"""Training of sequential recommenders: users packed into rows on the device, losses over items.
+
+One epoch is one call: `fit` trains all seeds at once and keeps the best epoch of each, as the
+method that asks judges them.
+"""
+import functools
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from recjax import sharding
+from recjax.errors import ConfigError
+from recjax.models import seqrec
+from recjax.training import epochs, item_losses, optim
+
+LOSSES = ('ce', 'chunked', 'bce', 'gbce', 'sampled')
+SHARED = ('position', 'sequence', 'batch')
+EXCLUDE = ('train_history', 'target', 'none')
+
+
+def model_config(cfg, items):
+  """The model of a config over so many items. -> seqrec.Config"""
+  m = cfg.model
+  return seqrec.Config(m.kind, items, m.length, m.width, m.layers, m.heads, m.hidden, m.dropout,
+                       m.norm, m.separate)
+
+
+def fit(work, cfg, items, train, validate):
+  """Trains all seeds of a config and keeps the best epoch of each.
+
+  cfg: model, loss, train, optim, seed, seeds. train: Interactions to learn from. validate: params
+  with a leading axis of S seeds -> (S,) host floats, higher is better. -> (best params (S, ...),
+  best scores (S,), their epochs (S,))
+  """
+  model = model_config(cfg, items)
+  seqs = sequences(train, model.length)
+  rows, targets, steps = capacity(cfg, model, seqs)
+  tx = optim.make(cfg.optim, steps * cfg.train.epochs)
+  keys = jnp.stack([jax.random.key(cfg.seed + s) for s in range(cfg.seeds)])
+  work.say(f'    {steps} steps an epoch; a batch of {cfg.train.batch} users fits {rows} rows of '
+           f'{model.length} and {targets:,} targets; {cfg.seeds} seeds at once')
+
+  def init():
+    def one(key):
+      params = seqrec.init(model, jax.random.fold_in(key, 0))
+      return {'params': params, 'opt': tx.init(params)}
+    return jax.vmap(one)(keys)
+
+  run = jax.jit(jax.vmap(functools.partial(epoch, cfg, model, tx, work.mesh, rows, targets, steps),
+                         (0, 0, None, None)), donate_argnums=0)
+  return epochs.fit_epochs(
+      init, lambda state, number: run(state, keys, seqs, number), validate, cfg.train, work)
+
+
+def sequences(train, length):
+  """The last length + 1 training items of each user, and nobody's row. -> (U + 1, length + 1)"""
+  out = np.zeros((len(train) + 1, length + 1), np.int32)
+  counts = np.minimum(train.lengths(), length + 1)
+  at = np.arange(length + 1) >= length + 1 - counts[:, None]
+  ends = train.offsets[1:]
+  out[:-1][at] = train.items[np.repeat(ends, counts) - 1 - (
+      np.repeat(np.cumsum(counts), counts) - 1 - np.arange(counts.sum()))]
+  return jnp.asarray(out)
+
+
+def save(path, params):
+  """Writes parameters as plain arrays, named by their paths."""
+  flat = jax.tree_util.tree_flatten_with_path(params)[0]
+  with open(path, 'wb') as f:
+    np.savez(f, **{sharding.path_of(p): np.asarray(x) for p, x in flat})
+
+
+def load(path, seed=None):
+  """What `save` wrote. seed: one seed's alone. -> tree of float32 arrays"""
+  tree = {}
+  with np.load(path, allow_pickle=False) as arrays:
+    for name in arrays.files:
+      *parents, leaf = name.split('/')
+      node = functools.reduce(lambda t, p: t.setdefault(p, {}), parents, tree)
+      node[leaf] = arrays[name] if seed is None else arrays[name][seed]
+  return tree
+
+
+# An epoch.
+
+
+def order_of(key, number, users, batch):
+  """Which users each step trains on; the last step is filled up with nobody. -> (steps, batch)"""
+  order = jax.random.permutation(jax.random.fold_in(key, 2 * number + 1), users)
+  return jnp.pad(order, (0, -users % batch), constant_values=users).reshape(-1, batch)
+
+
+def epoch(cfg, model, tx, mesh, rows, targets, steps, state, key, seqs, number):
+  """All steps of one epoch. -> state, {'loss': (), 'grad_norm': ()}"""
+  order = order_of(key, number, len(seqs) - 1, cfg.train.batch)
+  key = jax.random.fold_in(key, 2 * number + 2)
+
+  def step(state, given):
+    users, at = given
+    loss = functools.partial(loss_of, cfg, model, mesh, rows, targets)
+    value, grads = jax.value_and_grad(loss)(state['params'], seqs[users],
+                                            jax.random.fold_in(key, at))
+    updates, opt = tx.update(grads, state['opt'], state['params'])
+    norm = jnp.sqrt(sum(jnp.vdot(g, g) for g in jax.tree.leaves(grads)))
+    params = jax.tree.map(jnp.add, state['params'], updates)
+    return {'params': params, 'opt': opt}, (value, norm)
+
+  state, (losses, norms) = lax.scan(step, state, (order, jnp.arange(steps)))
+  return state, {'loss': losses.mean(), 'grad_norm': norms.mean()}
+
+
+def loss_of(cfg, model, mesh, rows, targets, params, seqs, key):
+  """The mean loss over all targets of a batch. seqs: (B, L + 1), 0 in front."""
+  hide, drop, draw = jax.random.split(key, 3)
+  inputs, wanted = example(cfg, model, seqs, hide)
+  packed = pack(inputs, wanted, rows)
+  items, position, segment, goal = (sharding.shard(x, ('data', 'fsdp')) for x in packed)
+  states = seqrec.SeqRec(model).apply({'params': params}, items, position, segment, True,
+                                      rngs={'dropout': drop})
+  spot = jnp.nonzero(goal.reshape(-1), size=targets, fill_value=goal.size)[0]
+  take = lambda x: x.reshape(goal.size, *x.shape[2:]).at[spot].get(  # noqa: E731
+      mode='fill', fill_value=0)
+  states, goal, user = take(states), take(goal), take(segment) - 1
+  each = item_loss(cfg.loss, model, mesh, params, states, goal, seqs[user], user, draw)
+  real = goal > 0
+  return jnp.where(real, each, 0).sum() / jnp.maximum(real.sum(), 1)
+
+
+def example(cfg, model, seqs, key):
+  """What is seen and what is asked: the next item at every place, or hidden items (BERT4Rec).
+
+  seqs: (B, L + 1). -> inputs, targets: (B, L) each; 0 where nothing is seen, or asked
+  """
+  if model.causal:
+    return seqs[:, :-1], jnp.where(seqs[:, :-1] > 0, seqs[:, 1:], 0)
+  seqs = seqs[:, 1:]
+  real = seqs > 0
+  count = hidden_count(real.sum(-1), cfg.train.mask_share, cfg.train.mask_most)
+  choose, last = jax.random.split(key)
+  noise = jnp.where(real, jax.random.uniform(choose, seqs.shape), 2.0)
+  place = jnp.argsort(jnp.argsort(noise, -1), -1)
+  only_last = jax.random.uniform(last, (len(seqs), 1)) < cfg.train.mask_last
+  at_end = jnp.arange(seqs.shape[1]) == seqs.shape[1] - 1
+  hidden = real & jnp.where(only_last, at_end, place < count[:, None])
+  return jnp.where(hidden, model.mask, seqs), jnp.where(hidden, seqs, 0)
+
+
+def hidden_count(length, share, most):
+  """How many of so many items are hidden: at least one, `most` at most (sequential.md 2.3)."""
+  return jnp.minimum(most, jnp.maximum(1, jnp.round(share * length).astype(jnp.int32)))
+
+
+def shelves(lengths, length):
+  """Puts sequences into rows, each behind the one before where there is room.
+
+  lengths: (B,). -> row and first place of each (B,), rows used ()
+  """
+  def put(carry, n):
+    row, fill = carry
+    new = fill + n > length
+    row, start = row + new, jnp.where(new, 0, fill)
+    return (row, start + n), (row, start)
+
+  (last, fill), (row, start) = lax.scan(put, (jnp.int32(0), jnp.int32(0)), lengths)
+  return row, start, last + (fill > 0)
+
+
+def pack(inputs, targets, rows):
+  """Lays sequences side by side. inputs, targets: (B, L).
+
+  -> items, position, segment (user of the batch, from 1), targets: (rows, L) each
+  """
+  batch, length = inputs.shape
+  counts = (inputs > 0).sum(-1)
+  row, start, _ = shelves(counts, length)
+  at = jnp.arange(length)
+  column = start[:, None] + at - (length - counts[:, None])
+  spot = jnp.where(inputs > 0, row[:, None] * length + column, rows * length).reshape(-1)
+
+  def lay(x):
+    flat = jnp.zeros(rows * length, jnp.int32)
+    return flat.at[spot].set(x.reshape(-1), mode='drop').reshape(rows, length)
+  position = jnp.broadcast_to(at, inputs.shape)
+  segment = jnp.broadcast_to(jnp.arange(1, batch + 1)[:, None], inputs.shape)
+  return lay(inputs), lay(position), lay(segment), lay(targets)
+
+
+def capacity(cfg, model, seqs):
+  """Room that holds every batch of every epoch and seed, found by laying out all of them.
+
+  -> rows, targets, steps an epoch
+  """
+  users, batch = len(seqs) - 1, cfg.train.batch
+  counts = (seqs > 0).sum(-1)
+  if model.causal:
+    counts = seen = jnp.maximum(counts - 1, 0)
+  else:
+    counts = jnp.minimum(counts, model.length)
+    seen = jnp.where(counts > 0, hidden_count(counts, cfg.train.mask_share, cfg.train.mask_most), 0)
+
+  @jax.jit
+  def most(key, number):
+    order = order_of(key, number, users, batch)
+    used = jax.vmap(lambda n: shelves(n, model.length)[2])(counts[order])
+    return used.max(), seen[order].sum(-1).max()
+  found = np.array([most(jax.random.key(cfg.seed + s), e) for s in range(cfg.seeds)
+                    for e in range(cfg.train.epochs)]).reshape(-1, 2).max(0)
+  return -(-int(found[0]) // 8) * 8, -(-int(found[1]) // 128) * 128, math.ceil(users / batch)
+
+
+# Losses.
+
+
+def item_loss(cfg, model, mesh, params, states, goal, history, user, key):
+  """The loss at each position. states: (T, D). goal: (T,), 0 for none. history: (T, L + 1)."""
+  table, bias = seqrec.output_table(params, model)
+  targets = jnp.maximum(goal - 1, 0)
+  zeros = jnp.zeros(model.items)
+  if cfg.kind == 'ce' and mesh.shape.get('model', 1) > 1:
+    return item_losses.sharded_cross_entropy(states, table, targets,
+                                             zeros if bias is None else bias, mesh)
+  if cfg.kind == 'ce':
+    return item_losses.cross_entropy(states, table, targets, bias)
+  if cfg.kind == 'chunked':
+    return item_losses.chunked_cross_entropy(states, table, targets,
+                                             zeros if bias is None else bias, cfg.chunk)
+  bias = zeros if bias is None else bias
+  drawn = negatives(cfg, model.items, len(states), history, user, key)
+  positive = (states * table[targets]).sum(-1) + bias[targets]
+  negative = (states @ table[drawn].T if drawn.ndim == 1 else
+              jnp.einsum('td,tkd->tk', states, table[drawn])) + bias[drawn]
+  kept = keep(cfg.exclude, drawn + 1, goal, history)
+  if cfg.kind == 'bce':
+    return item_losses.binary(positive, negative, kept)
+  if cfg.kind == 'gbce':
+    return item_losses.generalised_binary(positive, negative, model.items, cfg.t, kept)
+  expected = math.log(cfg.negatives / model.items) if cfg.log_q else None
+  return item_losses.sampled_softmax(positive, negative, expected, kept)
+
+
+def negatives(cfg, items, count, history, user, key):
+  """Uniform rows of the output table: (T, K), or (K,) where the batch shares them."""
+  if cfg.shared == 'batch':
+    return jax.random.randint(key, (cfg.negatives,), 0, items)
+  if cfg.shared == 'position':
+    return jax.random.randint(key, (count, cfg.negatives), 0, items)
+  drawn = jax.random.randint(key, (count, cfg.negatives), 0, items)  # a row for each user number
+  return drawn[jnp.maximum(user, 0)]
+
+
+def keep(exclude, drawn, goal, history):
+  """Which negatives count. drawn: item ids (K,) or (T, K). -> (T, K) bool or None"""
+  if exclude == 'none':
+    return None
+  drawn = jnp.broadcast_to(drawn, (len(goal), drawn.shape[-1]))
+  good = drawn != goal[:, None]
+  if exclude == 'train_history':
+    good &= (drawn[..., None] != history[:, None]).all(-1)
+  return good
+
+
+def check(cfg, items):
+  """What can be known to be wrong before anything is trained. Raises ConfigError."""
+  loss = cfg.loss
+  for name, value, known in (('loss', loss.kind, LOSSES), ('loss.shared', loss.shared, SHARED),
+                             ('loss.exclude', loss.exclude, EXCLUDE)):
+    if value not in known:
+      raise ConfigError(f'{name}={value!r}; choose one of {", ".join(known)}')
+  if loss.kind in ('bce', 'gbce', 'sampled'):
+    item_losses.beta(items, loss.negatives, loss.t)
+  if cfg.seeds < 1 or cfg.train.batch < 1 or cfg.train.epochs < 1:
+    raise ConfigError(f'seeds={cfg.seeds}, train.batch={cfg.train.batch} and train.epochs='
+                      f'{cfg.train.epochs} must be at least 1')
+  model_config(cfg, items)
+
+
+# Scores.
+
+
+def scorer(model, params):
+  """Scores of all items for blocks of histories, as `evaluation.ranking` wants them.
+
+  Histories are cut to what the model reads and padded to powers of two, so short ones are cheap.
+  """
+  params = jax.tree.map(jnp.asarray, params)
+
+  def run(items, offsets):
+    return score_all(model, params, padded(model, np.asarray(items), np.asarray(offsets)))
+  return run
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def score_all(model, params, rows):
+  """Scores of items 1..N after histories. rows: as in `seqrec.last_states`. -> (B, N)"""
+  table, bias = seqrec.output_table(params, model)
+  scores = seqrec.last_states(model, params, rows) @ table.T
+  return scores if bias is None else scores + bias
+
+
+def padded(model, items, offsets):
+  """Ragged histories, latest items last, BERT4Rec's mask behind them. -> (B, W) int32"""
+  extra = not model.causal
+  counts = np.minimum(np.diff(offsets), model.length - extra)
+  width = min(model.length, max(8, 1 << int(counts.max(initial=1) + extra - 1).bit_length()))
+  out = np.zeros((len(counts), width), np.int32)
+  at = np.arange(width - extra) >= width - extra - counts[:, None]
+  back = np.concatenate([np.arange(n, 0, -1) for n in counts]) if len(counts) else counts
+  out[:, :width - extra][at] = items[np.repeat(offsets[1:], counts) - back]
+  if extra:
+    out[:, -1] = model.mask
+  return out
