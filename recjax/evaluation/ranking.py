@@ -238,6 +238,13 @@ def _check_numbers(bad, rows):
                     'divides by zero, so its ranks would mean nothing')
 
 
+def baselines(train, n_items, seed):
+  """What any method must beat. train: Interactions. -> {row: score function}"""
+  return {'popularity': popularity(train.items, n_items),
+          'recency': recency(train.items, train.offsets, n_items),
+          'random': random_scores(n_items, seed)}
+
+
 def popularity(items, n_items):
   """The same list for everyone: items by how often they stand in the training interactions.
 

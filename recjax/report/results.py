@@ -3,8 +3,10 @@ import math
 import numbers
 from collections.abc import Mapping, Sequence
 
-from recjax.report.html import Html, details, element, join, number, table
+from recjax.report import plots
+from recjax.report.html import Html, details, element, figure, join, number, section, table
 
+GROUPS = ('head', 'mid', 'tail', 'short', 'long')
 _WIDTH, _HEIGHT, _EDGE = 140, 16, 5  # of an interval bar, in CSS pixels
 
 
@@ -76,6 +78,21 @@ def interval_bar(cell: Mapping | None, scale: tuple[float, float],
       line(low, high, 'range') if _finite(low) and _finite(high) else None,
       element('circle', cx=x(cell['value']), cy=_HEIGHT / 2, r=3.5, class_='point'), class_='bar',
       width=_WIDTH, height=_HEIGHT, viewBox=f'0 0 {_WIDTH} {_HEIGHT}', aria_hidden='true')
+
+
+def groups_section(results: Mapping, row: str, metric: str = 'HR@10') -> Html:
+  """Returns where the hits are: popular and rare targets, short and long histories."""
+  cells = results['rows'][row]
+  some = {group: {metric: cells[f'{metric}:{group}']} for group in GROUPS
+          if f'{metric}:{group}' in cells}
+  return section(
+      'Popular and rare items, short and long histories',
+      figure(plots.bars_with_intervals(some, metric), f'{metric} of {row} by group of test users',
+             f'bars of {metric} by group'),
+      table(['Lists of ten', 'Value'], [[name, f'{value:.4f}'] for name, value in
+                                        results['lists'].items()], 'What is shown', 'lr'),
+      intro='Head, mid and tail items hold a third of all training interactions each. '
+            f'{number(results["cold_targets"])} test items were never seen in training.')
 
 
 def counts_table(caption: str, counts: Mapping[str, Mapping[str, float]], head: str = 'Tag',

@@ -19,6 +19,7 @@ Deliberate differences from the authors' code:
 """
 from recjax.data.catalog import load_data
 from recjax.errors import ConfigError
+from recjax.evaluation import outcome
 from recjax.methods.betag import evaluate, generate, page, plan, tags, text, tune
 from recjax.training import backbone
 
@@ -38,7 +39,7 @@ def run(cfg, work):
   found = work.stage('evaluate', evaluate.stage, cfg.select, cfg.seed, shop, base, rows)
   work.publish(found, 'results.json', 'ranks.parquet', 'predictions.parquet')
   page.write(cfg, work, shop, base, found)
-  evaluate.show(work, found)
+  outcome.show(work, found)
 
 
 def check(cfg):

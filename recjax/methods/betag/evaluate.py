@@ -3,11 +3,9 @@ import itertools
 import json
 import pathlib
 
-from rich.table import Table
-
 from recjax.data.catalog import load_unchanged
 from recjax.data.formats import betag as files
-from recjax.evaluation import compare, metrics, ranking, statistics
+from recjax.evaluation import metrics, outcome, ranking
 from recjax.methods.betag import tags as base_tags
 from recjax.methods.betag import text
 from recjax.models import bm25
@@ -32,10 +30,12 @@ def stage(work, cfg, seed, shop, base, parsed):
     score = bm25.history_scores(model, chosen[row]['reducer'])
     ranks[row], items, scores = ranking.rank_and_recommend(
         score, split.test, n, min(cfg.save_top, n), mask_history=cfg.mask_history)
-  for row, score in baselines(split.train, n, seed).items():
+  for row, score in ranking.baselines(split.train, n, seed).items():
     ranks[row] = ranking.rank_cases(score, split.test, n, mask_history=cfg.mask_history)
   best = candidates['betags'][chosen['betags']['option']]
-  save(work.folder, cfg, seed, shop, split, ranks, chosen, best, items, scores)
+  outcome.save(work.folder, shop, split, 'betags', ranks, (items, scores),
+               ranking.protocol(n, split.protocol, cfg.mask_history), [seed], chosen=chosen)
+  save_tags(work.folder, shop, best)
   return {'users': len(split.test.targets), **{f'{r} HR@10': round(float((x < 10).mean()), 4)
                                                for r, x in ranks.items()}}
 
@@ -43,13 +43,6 @@ def stage(work, cfg, seed, shop, base, parsed):
 def documents(shop, tags):
   """One document per item in index order, empty where an item was dropped."""
   return [tags.get(i, []) for i in shop.catalog.ids]
-
-
-def baselines(train, n, seed):
-  """What any method must beat. -> {row: score function}"""
-  return {'popularity': ranking.popularity(train.items, n),
-          'recency': ranking.recency(train.items, train.offsets, n),
-          'random': ranking.random_scores(n, seed)}
 
 
 def choose(options, valid, n, cfg):
@@ -71,19 +64,8 @@ def choose(options, valid, n, cfg):
   return best[1], best[2]
 
 
-def save(folder, cfg, seed, shop, split, ranks, chosen, docs, items, scores):
-  """results.json, ranks, predictions, the chosen tags, and the items with their tags as text."""
-  per_case = {row: metrics.per_case(r) for row, r in ranks.items()}
-  pairs = [('betags', other) for other in ranks if other != 'betags']
-  summary = statistics.summarise(per_case, seed, pairs=pairs)
-  protocol = ranking.protocol(len(shop.catalog), split.protocol, cfg.mask_history)
-  write_json(folder / 'results.json', {
-      'protocol': protocol, 'seeds': [seed], 'data_fingerprint': shop.fingerprint,
-      'chosen': chosen, **summary})
-  users = [shop.interactions.users[u] for u in split.test.users]
-  compare.write_ranks(folder / 'ranks.parquet', users, ranks)
-  named = [[shop.catalog.id_of(i) if i else None for i in row] for row in items]
-  compare.write_predictions(folder / 'predictions.parquet', users, named, scores)
+def save_tags(folder, shop, docs):
+  """The chosen tags, and the items with their tags as text."""
   write_json(folder / 'tags.json', dict(zip(shop.catalog.ids, docs)))
   columns = shop.catalog.columns
   with open(folder / 'items_with_tags.jsonl', 'w', encoding='utf-8') as f:
@@ -91,22 +73,6 @@ def save(folder, cfg, seed, shop, split, ranks, chosen, docs, items, scores):
       row = {k: v[i] for k, v in columns.items() if v[i] is not None}
       f.write(json.dumps({'item_id': item, **row, 'betags': [t for t, _ in docs[i]]},
                          ensure_ascii=False) + '\n')
-
-
-def show(work, found):
-  """The closing table, 80 columns wide."""
-  results = read_json(found / 'results.json')
-  names = ('HR@10', 'NDCG@10')
-  table = Table('row', *names, 'p, HR@10')
-  for row, cells in results['rows'].items():
-    p = results['tests'].get(f'betags>{row}', {}).get('HR@10')
-    table.add_row(row, *('{value:.4f} [{low:.4f}, {high:.4f}]'.format(**cells[m]) for m in names),
-                  '' if p is None else f'{p:.2g}')
-  with work.console.capture() as drawn:
-    work.console.print(table)
-  work.say(drawn.get().rstrip())
-  work.say(f'{results["protocol"]}; 95 % bootstrap intervals; p: paired '
-           'randomisation test of betags against the row, Holm-corrected')
 
 
 def recommender(workdir):

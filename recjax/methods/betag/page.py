@@ -21,6 +21,7 @@ def write(cfg, work, shop, base, found):
            for i, t in read_json(found / 'tags.json').items()}
   sections = [
       results_section(outcome),
+      results.groups_section(outcome, 'betags'),
       items_section(shop, before, after),
       frequency_section(before, after),
       training_section(work),

@@ -11,7 +11,9 @@ Deliberate differences from the authors' code:
     looked at before.
 """
 from recjax.data.catalog import load_data
+from recjax.evaluation import outcome
 from recjax.methods.sequential import evaluate, page, train
+from recjax.training.work import read_json
 
 
 def run(cfg, work):
@@ -24,7 +26,10 @@ def run(cfg, work):
   found = work.stage('evaluate', evaluate.stage, evaluate.settings(cfg), shop, made)
   work.publish(found, 'results.json', 'ranks.parquet', 'predictions.parquet')
   page.write(cfg, work, shop, found)
-  evaluate.show(work, found)
+  outcome.show(work, found)
+  few = read_json(found / 'results.json').get('sampled')
+  if few:
+    work.say(f'{few["protocol"]}: HR@10 {few["HR@10"]:.4f}, NDCG@10 {few["NDCG@10"]:.4f}')
 
 
 recommender, cost, convert = evaluate.recommender, evaluate.cost, evaluate.convert

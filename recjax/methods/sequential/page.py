@@ -6,7 +6,6 @@ from recjax.report import html, plots, results
 from recjax.training.work import read_json
 
 LABELS = {'popularity': 'popularity', 'recency': 'recent popularity', 'random': 'random'}
-GROUPS = ('head', 'mid', 'tail', 'short', 'long')
 EXAMPLES = 8
 
 
@@ -17,7 +16,7 @@ def write(cfg, work, shop, found):
   html.write(work.path / 'report.html', html.page(
       f'Sequential recommendation: {row}', f'{shop.name}, preset {cfg.preset}',
       [verdict(outcome, row), html.tiles(figures(outcome, row))],
-      [results_section(outcome, row), groups_section(outcome, row), training_section(work),
+      [results_section(outcome, row), results.groups_section(outcome, row), training_section(work),
        examples_section(shop, work), facts_section(work, cfg, shop, outcome)],
       'How to read these figures: docs/evaluation.md.'))
 
@@ -50,22 +49,10 @@ def results_section(outcome, row):
   parts = [results.results_table(outcome, [*every, 'HR@5'], 'NDCG@10', row, LABELS)]
   if len(outcome['seeds']) > 1:
     parts.append(html.table(['Seed', *every], [
-        [name.rpartition('=')[2], *(f'{cells[m]:.4f}' for m in every)]
+        [name, *(f'{cells[m]:.4f}' for m in every)]
         for name, cells in outcome['by_seed'].items()], 'Each seed', 'lrr'))
   return html.section('Results', *parts, intro='Intervals are 95 % bootstraps over users; a user '
                       'counts with the mean over the seeds.')
-
-
-def groups_section(outcome, row):
-  """Where the hits are: popular and rare targets, short and long histories."""
-  cells = outcome['rows'][row]
-  some = {g: {'HR@10': cells[f'HR@10:{g}']} for g in GROUPS if f'HR@10:{g}' in cells}
-  return html.section(
-      'Popular and rare items, short and long histories',
-      html.figure(plots.bars_with_intervals(some, 'HR@10'), 'HR@10 by group of test users',
-                  'bars of HR@10 by group'),
-      intro=f'Head, mid and tail items make a third of all training interactions each. '
-            f'{outcome["cold_targets"]:,} test items were never seen in training.')
 
 
 def training_section(work):

@@ -1,0 +1,83 @@
+"""Result files of an evaluation: means over seeds, groups, lists, the closing table."""
+import io
+import json
+import pathlib
+import tempfile
+import types
+
+import numpy as np
+from absl.testing import absltest
+from rich.console import Console
+
+from recjax.data import catalog, splits
+from recjax.errors import DataError
+from recjax.evaluation import compare, outcome
+
+
+def shop(users=6, items=8):
+  rng = np.random.default_rng(0)
+  rows = [rng.permutation(items)[:5] + 1 for _ in range(users)]
+  goods = catalog.Catalog(tuple(f'i{i}' for i in range(1, items + 1)),
+                          {'title': [f'title {i}' for i in range(1, items + 1)]})
+  offsets = np.arange(users + 1, dtype=np.int64) * 5
+  data = catalog.Interactions(tuple(f'u{u}' for u in range(users)),
+                              np.concatenate(rows).astype(np.int32), offsets)
+  return catalog.make_dataset('x', goods, data)
+
+
+class OutcomeTest(absltest.TestCase):
+
+  def saved(self, **ranks):
+    self.folder = pathlib.Path(self.enterContext(tempfile.TemporaryDirectory()))
+    data = shop()
+    split = splits.leave_one_out(data.interactions)
+    lists = np.array([[1, 2, 0]] * 6, np.int32), np.array([[2., 1, -np.inf]] * 6, np.float32)
+    return outcome.save(self.folder, data, split, 'ours', ranks, lists, 'by hand', [3, 4], note='n')
+
+  def test_users_count_with_their_mean_over_seeds(self):
+    base = np.arange(6)
+    both = np.array([[0] * 6, [20] * 6])
+    results = self.saved(random=base, ours=both)
+    self.assertEqual(results, json.loads((self.folder / 'results.json').read_text()))
+    self.assertEqual(list(results['rows']), ['ours', 'random'])
+    self.assertEqual(results['rows']['ours']['HR@10']['value'], .5)
+    self.assertEqual([f['HR@10'] for f in results['by_seed'].values()], [1, 0])
+    self.assertEqual(list(results['by_seed']), ['3', '4'])
+    self.assertAlmostEqual(results['sd_of_seeds']['HR@10'], .5 ** .5)
+    self.assertEqual(list(results['tests']), ['ours>random'])
+    self.assertEqual((results['note'], results['protocol'], results['seeds']),
+                     ('n', 'by hand', [3, 4]))
+    users, rows = compare.read_ranks(self.folder / 'ranks.parquet')
+    self.assertEqual((len(users), set(rows)), (6, {'ours:seed=3', 'ours:seed=4', 'random'}))
+    np.testing.assert_array_equal(rows['ours:seed=4'], both[1])
+
+  def test_groups_lists_and_cold_targets_by_hand(self):
+    results = self.saved(ours=np.zeros(6, int), random=np.arange(6))
+    cells = results['rows']['ours']
+    split = splits.leave_one_out(shop().interactions)
+    sizes = [cells[f'HR@10:{g}']['n'] for g in ('head', 'mid', 'tail') if f'HR@10:{g}' in cells]
+    self.assertEqual(sum(sizes), 6)
+    self.assertEqual(cells['HR@10:short']['n'], 6)  # all histories have the median length
+    self.assertEqual(results['lists']['coverage'], 2 / 8)
+    trained = set(split.train.items.tolist())
+    self.assertEqual(results['cold_targets'],
+                     sum(t not in trained for t in split.test.targets.tolist()))
+    self.assertIsNone(results['sd_of_seeds']['HR@10'])
+
+  def test_the_closing_table_says_rows_tests_and_protocol(self):
+    self.saved(ours=np.array([[0] * 6, [1] * 6]), random=np.arange(6) + 20)
+    said = []
+    work = types.SimpleNamespace(console=Console(file=io.StringIO(), width=80), say=said.append)
+    outcome.show(work, self.folder)
+    text = '\n'.join(said)
+    for words in ('ours', 'random', '2 seeds', 'by hand', '1.0000 [1.0000, 1.0000]'):
+      self.assertIn(words, text)
+
+  def test_ranks_of_other_users_are_refused(self):
+    for wrong in (np.zeros(5, int), np.zeros((3, 6), int)):
+      with self.assertRaisesRegex(DataError, 'row ours has ranks'):
+        self.saved(ours=wrong)
+
+
+if __name__ == '__main__':
+  absltest.main()
