@@ -22,8 +22,10 @@ def parser():
   who = verb.add_mutually_exclusive_group(required=True)
   who.add_argument('--history', help='item ids, oldest first, parted by commas')
   who.add_argument('--user', help='id of a user in the data')
-  who.add_argument('--input', help='JSON Lines: {"user_id": ..., "items": [...]} a line')
-  verb.add_argument('--output', help='where the answers to --input go (JSON Lines)')
+  who.add_argument('--input', help='users.jsonl, {"user_id": ..., "items": [...]} a line, or '
+                   'users.parquet with these columns')
+  verb.add_argument('--output', help='where the answers to --input go: x.jsonl or x.parquet; the '
+                    'same command goes on where it was stopped')
   verb.add_argument('--k', type=int, default=10, help='how many items (default 10)')
 
   verb = verbs.add_parser('doctor', help='what is wrong with data, what a config costs')
@@ -58,14 +60,13 @@ def recommend(args):
     raise ConfigError('--input needs --output, the file for the answers')
   ask, shop = face.load(args.workdir)
   if args.input:
-    written = face.batch(ask, args.input, args.output, args.k)
+    written = face.batch(ask, shop, args.input, args.output, args.k, face.mark(args.workdir))
     print(f'{written} users answered, in {args.output}')
     return
   history = args.history.split(',') if args.history else face.history_of(shop, args.user)
   items, scores = ask([history], args.k)
-  titles = shop.catalog.columns.get('title', [''] * len(shop.catalog))
   for item, score in zip(items[0], scores[0]):
-    print(f'{item}\t{score:.4f}\t{titles[shop.catalog.index(item) - 1] or ""}')
+    print(f'{item}\t{score:.4f}\t{face.title_of(shop.catalog, item)}')
 
 
 def doctor(args):

@@ -1,12 +1,18 @@
 """A trained method's uniform face, and batch recommendation that can be resumed."""
+import contextlib
+import fcntl
+import hashlib
 import importlib
+import itertools
 import json
 import os
 import pathlib
 
-from recjax.data import catalog
-from recjax.errors import DataError, WorkdirError
-from recjax.training.work import read_json
+from recjax.data import catalog, files
+from recjax.errors import ConfigError, DataError, WorkdirError
+from recjax.training.work import plain_progress, read_json
+
+BLOCK = 256  # users that are answered, and come to disk, together
 
 
 def load(workdir):
@@ -23,6 +29,12 @@ def load(workdir):
   return method.recommender(workdir), catalog.load_data(saved['config']['data'])
 
 
+def mark(workdir):
+  """What tells the model of a run from one that is trained later in the same folder. -> str"""
+  done = sorted((pathlib.Path(workdir) / 'stages').glob('*/DONE.json'))
+  return ' '.join(read_json(path)['fingerprint'][:12] for path in done)
+
+
 def history_of(shop, user_id):
   """All items of a known user, oldest first. Raises DataError for an unknown one."""
   users = shop.interactions.users
@@ -31,58 +43,151 @@ def history_of(shop, user_id):
   return [shop.catalog.id_of(i) for i in shop.interactions.history(users.index(user_id))]
 
 
-def batch(recommend, source, target, k, block=256):
-  """Recommends for every line of `source` into `target`, both JSON Lines; goes on where it was.
+def title_of(goods, item_id):
+  """The title of an item id of a catalogue, '' where it has none."""
+  titles = goods.columns.get('title')
+  return titles[goods.index(item_id) - 1] or '' if titles else ''
 
-  A source line: {"user_id": ..., "items": [...]}. A target line adds "recommended": [{"item",
-  "score"}]. -> number of lines written now. Raises DataError naming the line that is wrong.
+
+def batch(recommend, shop, source, target, k, model='', say=print):
+  """Recommends for every row of `source` into `target`; a call that was killed goes on.
+
+  source: JSON Lines, {"user_id": ..., "items": [...]} a line, or Parquet with these columns (name
+  ends in .parquet). target: x.jsonl, the same rows with "recommended": [{"item", "title",
+  "score"}], or x.parquet with a row an answer: user, rank (1 is best), item, title, score. All of
+  source is checked first; answers gather in TARGET.partial, and target appears whole. model: as
+  `mark` gives it. -> users answered now. Raises DataError naming the row that is wrong, ConfigError
+  for another ending, WorkdirError where TARGET.partial belongs to another request.
   """
-  partial = pathlib.Path(f'{target}.partial')
-  done = whole_lines(partial)
-  written = 0
-  with open(source, encoding='utf-8') as lines, open(partial, 'a', encoding='utf-8') as out:
-    rows = []
-    for number, line in enumerate(lines, 1):
-      if number > done and line.strip():
-        rows.append(parse_row(line, source, number))
-      elif number > done:
-        raise DataError(f'{source} line {number} is empty; remove it')
-      if len(rows) == block:
-        written += answer(recommend, rows, k, out)
-        rows = []
-    written += answer(recommend, rows, k, out)
-  os.replace(partial, target)
-  return written
+  target = pathlib.Path(target)
+  if target.suffix not in ('.jsonl', '.parquet'):
+    raise ConfigError(f'{target}: the answers go to a file that ends in .jsonl or .parquet')
+  total = sum(1 for _ in read_users(source, shop.catalog))
+  with open(source, 'rb') as f:
+    request = {'source': hashlib.file_digest(f, 'sha256').hexdigest(), 'k': k, 'model': model,
+               'data': shop.fingerprint}
+  partial = target.with_name(target.name + '.partial')
+  with open_journal(partial, request, total) as (out, done):
+    advance = plain_progress(say, 'answered', total, done, 'user')
+    users = itertools.islice(read_users(source, shop.catalog), done, None)
+    while some := list(itertools.islice(users, BLOCK)):
+      append(out, answers(recommend, shop.catalog, some, k))
+      advance(len(some))
+    (write_parquet if target.suffix == '.parquet' else write_lines)(partial, target)
+    partial.unlink()
+  return total - done
 
 
-def whole_lines(path):
-  """Counts finished lines and cuts off a torn one."""
-  if not path.exists():
-    return 0
-  data = path.read_bytes()
-  os.truncate(path, data.rfind(b'\n') + 1)
-  return data.count(b'\n')
+def read_users(source, goods):
+  """Yields the rows of a batch, items as texts; read as a stream. Raises DataError naming one."""
+  for place, row in read_rows(source):
+    files.text_id(row.get('user_id'), place, 'user_id')
+    if not isinstance(row.get('items'), list) or not row['items']:
+      raise DataError(f'{place}: items must be a list of one item id or more, oldest first, found '
+                      f'{row.get("items")!r:.60}')
+    row['items'] = [files.text_id(item, place, 'an item') for item in row['items']]
+    for item in row['items']:
+      try:
+        goods.index(item)
+      except DataError as error:
+        raise DataError(f'{place}: {str(error).rstrip(".")}; leave it out of `items`, or train on '
+                        'data that hold it') from error
+    yield row
 
 
-def parse_row(line, source, number):
-  """One user of a batch file. -> dict with 'items' as strings"""
+def read_rows(source):
+  """Yields (place, row) of a JSON Lines or Parquet file, one at a time."""
+  source = pathlib.Path(source)
+  if source.suffix == '.parquet':
+    yield from files.read_rows(source)
+    return
   try:
-    row = json.loads(line)
-    row['items'] = [str(i) for i in row['items']]
-  except (ValueError, TypeError, KeyError) as error:
-    raise DataError(f'{source} line {number} is not {{"user_id": ..., "items": [...]}}: '
-                    f'{error}') from error
-  return row
+    with open(source, 'rb') as lines:
+      for number, line in enumerate(lines, 1):
+        place = f'{source} line {number}'
+        if not line.strip():
+          raise DataError(f'{place} is empty; remove it')
+        row = files.parse_json(line.removeprefix(b'\xef\xbb\xbf'), source, number)
+        if not isinstance(row, dict):
+          raise DataError(f'{place} is not {{"user_id": ..., "items": [...]}}: {row!r:.60}')
+        yield place, row
+  except OSError as error:
+    raise DataError(f'{source} cannot be read: {error.strerror}; name a JSON Lines or Parquet '
+                    'file') from error
 
 
-def answer(recommend, rows, k, out):
-  """Writes the answers of one block, flushed to disk. -> how many"""
-  if not rows:
-    return 0
-  items, scores = recommend([r['items'] for r in rows], k)
-  for row, found, values in zip(rows, items, scores):
-    row['recommended'] = [{'item': i, 'score': round(float(s), 6)} for i, s in zip(found, values)]
-    out.write(json.dumps(row, ensure_ascii=False) + '\n')
+@contextlib.contextmanager
+def open_journal(path, request, total):
+  """The answers so far, for this process alone: first the request, then a line each.
+
+  Cut back to whole blocks, so that every answer is computed beside the same others as in a call
+  that nobody stopped. Yields the open file and how many users are answered.
+  """
+  with open(path, 'a+b') as out:
+    try:
+      fcntl.flock(out, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+      raise WorkdirError(f'{path} is being written by another process; wait for it') from None
+    out.seek(0)
+    first = out.readline()
+    sizes = [len(line) for line in out if line.endswith(b'\n')]
+    done = len(sizes) if len(sizes) == total else len(sizes) // BLOCK * BLOCK
+    if done and json.loads(first) != request:
+      raise WorkdirError(f'{path} holds {done} answers to another request (other input, k, data or '
+                         'model); repeat that one to finish it, or remove the file')
+    out.truncate(len(first) + sum(sizes[:done]) if done else 0)
+    if not done:
+      append(out, [request])
+    yield out, done
+
+
+def append(out, rows):
+  """Writes rows as JSON Lines, flushed to disk."""
+  out.write(''.join(json.dumps(row, ensure_ascii=False) + '\n' for row in rows).encode())
   out.flush()
   os.fsync(out.fileno())
-  return len(rows)
+
+
+def answers(recommend, goods, rows, k):
+  """The rows of one block with what is recommended. -> list of dict"""
+  items, scores = recommend([row['items'] for row in rows], k)
+  return [{**row, 'recommended': [
+      {'item': i, 'title': title_of(goods, i), 'score': round(float(s), 6)}
+      for i, s in zip(found, values)]} for row, found, values in zip(rows, items, scores)]
+
+
+@contextlib.contextmanager
+def whole(target):
+  """Yields a file beside `target` that takes its place when all went well."""
+  fresh = target.with_name(f'.{target.name}.{os.getpid()}')
+  try:
+    yield fresh
+    with open(fresh, 'rb+') as f:
+      os.fsync(f.fileno())
+    os.replace(fresh, target)
+    files.sync_folder(target.absolute().parent)
+  finally:
+    fresh.unlink(missing_ok=True)
+
+
+def write_lines(journal, target):
+  """The answers of a journal as JSON Lines."""
+  with whole(target) as fresh, open(journal, 'rb') as lines, open(fresh, 'wb') as out:
+    next(lines)
+    for line in lines:
+      out.write(line)
+
+
+def write_parquet(journal, target):
+  """The answers of a journal as Parquet: user, rank, item, title, score."""
+  import pyarrow as pa
+  import pyarrow.parquet as pq
+  kinds = pa.schema([('user', pa.string()), ('rank', pa.int32()), ('item', pa.string()),
+                     ('title', pa.string()), ('score', pa.float32())])
+  with whole(target) as fresh, open(journal, 'rb') as lines:
+    next(lines)
+    with pq.ParquetWriter(fresh, kinds) as out:
+      while some := list(itertools.islice(lines, 64 * BLOCK)):
+        rows = [{'user': str(row['user_id']), 'rank': rank, **found} for row in
+                map(json.loads, some) for rank, found in enumerate(row['recommended'], 1)]
+        out.write_table(pa.Table.from_pylist(rows, kinds))

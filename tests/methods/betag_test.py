@@ -124,20 +124,16 @@ class ToyTest(absltest.TestCase):
     with self.assertRaisesRegex(errors.DataError, "'nope'"):
       ask([['nope']], 2)
 
-  def test_batch_recommendation_goes_on_after_a_torn_line(self):
+  def test_batch_recommendation_writes_a_row_for_each_user(self):
     source, target = self.folder / 'in.jsonl', self.folder / 'out.jsonl'
     source.write_text(''.join(json.dumps({'user_id': n, 'items': ['a']}) + '\n' for n in range(5)))
-    ask, _ = recommend.load(self.path)
-    self.assertEqual(recommend.batch(ask, source, target, 2), 5)
-    whole = target.read_bytes()
-    target.rename(f'{target}.partial')
-    with open(f'{target}.partial', 'r+b') as f:
-      f.truncate(len(whole) * 3 // 5 + 7)
-    self.assertLess(recommend.batch(ask, source, target, 2), 5)
-    self.assertEqual(target.read_bytes(), whole)
-    source.write_text('{"user_id": 1}\n')
-    with self.assertRaisesRegex(errors.DataError, 'line 1'):
-      recommend.batch(ask, source, self.folder / 'x.jsonl', 2)
+    ask, shop = recommend.load(self.path)
+    self.assertEqual(recommend.batch(ask, shop, source, target, 2, recommend.mark(self.path)), 5)
+    rows = [json.loads(line) for line in target.read_text().splitlines()]
+    self.assertEqual([row['user_id'] for row in rows], list(range(5)))
+    found = rows[0]['recommended']
+    self.assertEqual({f['item'] for f in found}, {'b', 'c'})
+    self.assertEqual(found[0]['title'], recommend.title_of(shop.catalog, found[0]['item']))
 
   def test_a_run_that_is_done_does_nothing_again(self):
     before = {p: p.stat().st_mtime_ns for p in (self.path / 'stages').rglob('*')}
@@ -190,7 +186,7 @@ t.run(t.toy_config({str(self.folder / 'toy')!r}), {str(path)!r})
     cfg = generate.settings(cfg)
     tags = self.file('base-tags', 'base_tags.json')
     mesh = sharding.make_mesh({'data': 1, 'model': jax.device_count()})
-    model, params, tokenizer, adapter = generate.tuned(
+    model, params, tokenizer, adapter = backbone.load_adapted(
         works.find_stage(self.path, 'llm'), cfg.llm, works.find_stage(self.path, 'tune'), mesh)
     batches, prefix = generate.prompt_batches(tags, tokenizer, cfg, model.cfg)
     items, ids, lengths = batches[0]
@@ -218,7 +214,7 @@ t.run(t.toy_config({str(self.folder / 'toy')!r}), {str(path)!r})
     found = []
     for devices in (1, 4):
       mesh = sharding.make_mesh({'data': devices, 'model': jax.device_count() // devices})
-      model, params, tokenizer, adapter = generate.tuned(stages[0], cfg.llm, stages[1], mesh)
+      model, params, tokenizer, adapter = backbone.load_adapted(stages[0], cfg.llm, stages[1], mesh)
       batches, prefix = generate.prompt_batches(tags, tokenizer, cfg, model.cfg)
       items, ids, lengths = batches[0]
       search = generate.search_config(cfg, tokenizer)
@@ -237,7 +233,7 @@ t.run(t.toy_config({str(self.folder / 'toy')!r}), {str(path)!r})
     cfg = tune.settings(self.cfg)
     stages = [works.find_stage(self.path, s) for s in ('llm', 'tune')]
     mesh = sharding.make_mesh({'data': -1})
-    model, params, tokenizer, adapter = generate.tuned(stages[0], cfg.llm, stages[1], mesh)
+    model, params, tokenizer, adapter = backbone.load_adapted(stages[0], cfg.llm, stages[1], mesh)
     base = works.find_stage(self.path, 'base-tags')
     tags = json.loads((base / 'base_tags.json').read_text())
     sequences = json.loads((base / 'inters.train.json').read_text())
@@ -264,7 +260,7 @@ t.run(t.toy_config({str(self.folder / 'toy')!r}), {str(path)!r})
   def test_continuation_loss_counts_only_what_follows_the_prompt(self):
     cfg = self.cfg.copy_and_resolve_references()
     cfg.train.loss_on = 'continuation'
-    _, _, tokenizer, _ = generate.tuned(
+    _, _, tokenizer, _ = backbone.load_adapted(
         works.find_stage(self.path, 'llm'), cfg.llm, works.find_stage(self.path, 'tune'),
         sharding.make_mesh({'data': -1}))
     base = works.find_stage(self.path, 'base-tags')

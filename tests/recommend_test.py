@@ -1,0 +1,164 @@
+"""Batch recommendation: both formats, kills at any byte, and rows that are wrong."""
+import json
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+
+import numpy as np
+from absl.testing import absltest, parameterized
+
+from recjax import recommend
+from recjax.data import catalog
+from recjax.errors import ConfigError, DataError, WorkdirError
+
+ITEMS = [f'i{n}' for n in range(40)]
+
+
+def shop():
+  titles = [f'title {n}' if n else '' for n in range(40)]
+  goods = catalog.Catalog(tuple(ITEMS), {'title': titles})
+  data = catalog.Interactions(('u',), np.array([1, 2, 3], np.int32), np.array([0, 3], np.int64))
+  return catalog.make_dataset('x', goods, data)
+
+
+def ask(histories, k):
+  """Items after the last one; scores depend on who else is in the block, as in floating point."""
+  first = [ITEMS.index(h[-1]) for h in histories]
+  scores = np.array([[1 / (1 + r) + len(histories) * 1e-4 for r in range(k)] for _ in first])
+  return [[ITEMS[(f + 1 + r) % 40] for r in range(k)] for f in first], scores
+
+
+def write_users(path, count):
+  path.write_text(''.join(json.dumps({'user_id': f'u{n}', 'items': [ITEMS[n % 40]], 'note': n})
+                          + '\n' for n in range(count)))
+
+
+class BatchTest(parameterized.TestCase):
+
+  def setUp(self):
+    super().setUp()
+    self.folder = pathlib.Path(self.enterContext(tempfile.TemporaryDirectory()))
+    self.source = self.folder / 'in.jsonl'
+
+  def batch(self, name, k=3, ask=ask, **kw):
+    return recommend.batch(ask, shop(), self.source, self.folder / name, k, say=lambda _: None,
+                           **kw)
+
+  def test_lines_hold_the_row_and_items_titles_scores(self):
+    write_users(self.source, 3)
+    self.assertEqual(self.batch('out.jsonl', 2), 3)
+    rows = [json.loads(line) for line in (self.folder / 'out.jsonl').read_text().splitlines()]
+    self.assertEqual(rows[1], {'user_id': 'u1', 'items': ['i1'], 'note': 1, 'recommended': [
+        {'item': 'i2', 'title': 'title 2', 'score': 1.0003},
+        {'item': 'i3', 'title': 'title 3', 'score': .5003}]})
+    self.assertEqual(os.listdir(self.folder), ['in.jsonl', 'out.jsonl'])
+
+  def test_parquet_holds_a_row_an_answer_and_can_be_read_in(self):
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+    write_users(self.source, 3)
+    self.batch('out.parquet', 2)
+    table = pq.read_table(self.folder / 'out.parquet')
+    self.assertEqual(table.column_names, ['user', 'rank', 'item', 'title', 'score'])
+    self.assertEqual(table.slice(2, 1).to_pylist()[0] | {'score': 0}, {
+        'user': 'u1', 'rank': 1, 'item': 'i2', 'title': 'title 2', 'score': 0})
+    rows = [json.loads(line) for line in self.source.read_text().splitlines()]
+    pq.write_table(pa.Table.from_pylist(rows), self.folder / 'in.parquet')
+    self.batch('one.jsonl', 2)
+    self.source = self.folder / 'in.parquet'
+    self.batch('two.jsonl', 2)
+    self.assertEqual((self.folder / 'one.jsonl').read_text(),
+                     (self.folder / 'two.jsonl').read_text())
+
+  @parameterized.product(ending=('jsonl', 'parquet'), share=(0, .1, .5, .77, .999, 1))
+  def test_whatever_a_kill_left_the_end_has_equal_bytes(self, ending, share):
+    write_users(self.source, 600)
+    self.batch(f'whole.{ending}')
+    calls = []
+    def dying(histories, k):
+      calls.append(len(histories))
+      if len(calls) == 3:
+        raise KeyboardInterrupt
+      return ask(histories, k)
+    with self.assertRaises(KeyboardInterrupt):
+      self.batch(f'out.{ending}', ask=dying)
+    partial = self.folder / f'out.{ending}.partial'
+    os.truncate(partial, int(partial.stat().st_size * share))
+    left = self.batch(f'out.{ending}')
+    self.assertIn(left, (88, 344, 600))
+    if share == 1:
+      self.assertEqual(left, 88)
+    self.assertEqual((self.folder / f'out.{ending}').read_bytes(),
+                     (self.folder / f'whole.{ending}').read_bytes())
+    self.assertFalse(partial.exists())
+
+  def test_kill_9_in_the_middle_and_again(self):
+    write_users(self.source, 3000)
+    self.batch('whole.parquet')
+    code = ('import sys, time\nfrom tests import recommend_test as t\n'
+            'def slow(h, k):\n  time.sleep(.05)\n  return t.ask(h, k)\n'
+            't.recommend.batch(slow, t.shop(), *sys.argv[1:], 3)')
+    command = [sys.executable, '-c', code, str(self.source), str(self.folder / 'out.parquet')]
+    partial = self.folder / 'out.parquet.partial'
+    for _ in range(2):
+      before = partial.stat().st_size if partial.exists() else 0
+      run = subprocess.Popen(command, cwd=pathlib.Path(__file__).parents[1])
+      while not partial.exists() or partial.stat().st_size <= max(before, 1000):
+        self.assertIsNone(run.poll())
+        time.sleep(.01)
+      run.send_signal(signal.SIGKILL)
+      run.wait()
+    self.assertLess(self.batch('out.parquet'), 3000)
+    self.assertEqual((self.folder / 'out.parquet').read_bytes(),
+                     (self.folder / 'whole.parquet').read_bytes())
+
+  def test_answers_to_another_request_are_not_mixed_in(self):
+    write_users(self.source, 300)
+    calls = []
+    def dying(histories, k):
+      calls.append(1)
+      if len(calls) % 2 == 0:
+        raise KeyboardInterrupt
+      return ask(histories, k)
+    with self.assertRaises(KeyboardInterrupt):
+      self.batch('out.jsonl', ask=dying, model='first')
+    for changed in (dict(k=4, model='first'), dict(model='second')):
+      with self.assertRaisesRegex(WorkdirError, 'another request'):
+        self.batch('out.jsonl', **changed)
+    self.assertEqual(self.batch('out.jsonl', model='first'), 44)
+
+  @parameterized.parameters(
+      (b'{"user_id": "a", "items": ["nope"]}', "in.jsonl line 3: item 'nope' is not in"),
+      (b'', 'in.jsonl line 3 is empty; remove it'),
+      (b'{"user_id": "a", "items": ["i1"]', 'in.jsonl line 3, column .* not valid JSON'),
+      (b'{"items": ["i1"]}', 'in.jsonl line 3: user_id is missing'),
+      (b'{"user_id": "a"}', 'in.jsonl line 3: items must be a list'),
+      (b'{"user_id": "a", "items": []}', 'in.jsonl line 3: items must be a list of one'),
+      (b'{"user_id": "a", "items": [1.5]}', 'in.jsonl line 3: an item is 1.5'),
+      (b'["i1"]', 'in.jsonl line 3 is not {"user_id"'),
+      (b'{"user_id": "a", "items": ["\xff"]}', 'in.jsonl line 3, column .* not UTF-8'))
+  def test_a_wrong_row_is_named_before_anything_is_answered(self, line, words):
+    write_users(self.source, 2)
+    with open(self.source, 'ab') as f:
+      f.write(line + b'\n')
+    with self.assertRaisesRegex(DataError, words):
+      self.batch('out.jsonl')
+    self.assertEqual(os.listdir(self.folder), ['in.jsonl'])
+
+  def test_files_that_cannot_be_used_are_named(self):
+    with self.assertRaisesRegex(DataError, 'in.jsonl cannot be read'):
+      self.batch('out.jsonl')
+    with self.assertRaisesRegex(ConfigError, r'ends in .jsonl or .parquet'):
+      self.batch('out.csv')
+    write_users(self.source, 2)
+    self.source = self.source.rename(self.folder / 'in.parquet')
+    with self.assertRaisesRegex(DataError, 'in.parquet cannot be read as Parquet'):
+      self.batch('out.jsonl')
+
+
+if __name__ == '__main__':
+  absltest.main()
