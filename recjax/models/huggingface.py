@@ -6,6 +6,7 @@ one array. Every device reads only its own slice of the files.
 """
 import contextlib
 import dataclasses
+import functools
 import json
 import math
 import os
@@ -65,14 +66,14 @@ def read_config(folder):
   model has an option that is not implemented.
   """
   path = pathlib.Path(folder) / 'config.json'
-  raw = _json(path)
+  raw = read_json(path)
   kind = raw.get('model_type')
   if kind not in ('llama', 'qwen2', 'qwen3'):
     raise ConfigError(f'{path}: model_type {kind!r} is not supported; llama, qwen2 and qwen3 are')
   if set(raw.get('layer_types') or ()) <= {'full_attention'}:
     raw['layer_types'] = None
   _check_plain(path, raw, PLAIN)
-  sizes = {ours: _need(path, raw, theirs) for ours, theirs in (
+  sizes = {ours: need(path, raw, theirs) for ours, theirs in (
       ('vocab', 'vocab_size'), ('width', 'hidden_size'), ('layers', 'num_hidden_layers'),
       ('heads', 'num_attention_heads'), ('ffn', 'intermediate_size'),
       ('max_positions', 'max_position_embeddings'))}
@@ -121,21 +122,24 @@ def _check_plain(path, raw, plain):
                         + (f'; it must be {fine[0]!r}' if fine else ''))
 
 
-def _need(path, raw, key):
+def need(path, raw, key):
+  """A setting that has no default. Raises ConfigError where it is missing."""
   if raw.get(key) is None:
     raise ConfigError(f'{path}: {key} is missing')
   return raw[key]
 
 
-def _json(path):
+def read_json(path, kind=dict):
+  """The object in a JSON file. Raises DataError where it is missing, torn or of another kind."""
   try:
     value = json.loads(path.read_text(encoding='utf-8'))
   except FileNotFoundError:
     raise DataError(f'{path} does not exist; give the folder of a checkpoint') from None
   except (json.JSONDecodeError, UnicodeDecodeError) as error:
     raise DataError(f'{path} is not readable JSON: {error}') from None
-  if not isinstance(value, dict):
-    raise DataError(f'{path} holds a {type(value).__name__}, not an object')
+  if not isinstance(value, kind):
+    raise DataError(f'{path} holds a {type(value).__name__}, not '
+                    + ('an object' if kind is dict else f'a {kind.__name__}'))
   return value
 
 
@@ -148,15 +152,19 @@ def load(folder, cfg, shardings=None, dtype=None):
   """
   shapes = llm.shapes(dataclasses.replace(cfg, param_dtype=dtype or cfg.param_dtype))
   ignored = r'.*rotary_emb\.inv_freq' + ('|lm_head\\.weight' if cfg.tied else '')
-  return _read(pathlib.Path(folder), 'model', shapes, shardings, ignored)
+  return read(folder, shapes, shardings, ignored)
 
 
-def _read(folder, stem, shapes, shardings, ignored):
-  """Fills a tree of jax.ShapeDtypeStruct from the files of `folder`."""
+def read(folder, shapes, shardings, ignored, names=NAMES, root='', stem='model'):
+  """Fills a tree of jax.ShapeDtypeStruct from the files of `folder`.
+
+  names: our path -> (their name, whether to transpose). root: what some files put before names.
+  """
+  folder = pathlib.Path(folder)
   with contextlib.ExitStack() as stack:
-    found = _open(folder, stem, stack)
+    found = {n.removeprefix(root): f for n, f in _open(folder, stem, stack).items()}
     leaves = {_path(p): x for p, x in jax.tree_util.tree_flatten_with_path(shapes)[0]}
-    wanted = {name for path, leaf in leaves.items() for name in _their_names(path, leaf)}
+    wanted = {name for path, leaf in leaves.items() for name in _their_names(path, leaf, names)}
     extra = sorted(n for n in set(found) - wanted if not re.fullmatch(ignored, n))
     if extra:
       raise DataError(f'{found[extra[0]][0]}: tensor {extra[0]} has no place in this model '
@@ -169,28 +177,28 @@ def _read(folder, stem, shapes, shardings, ignored):
       one = shardings
       shardings = jax.tree.map(lambda _: one, shapes)
     return jax.tree_util.tree_map_with_path(
-        lambda path, leaf, where: _place(_path(path), leaf, where, found), shapes, shardings)
+        lambda path, leaf, where: _place(names[_path(path)], leaf, where, found), shapes, shardings)
 
 
 def _path(path):
   return jax.tree_util.keystr(path, simple=True, separator='/')
 
 
-def _their_names(path, leaf):
+def _their_names(path, leaf, names=NAMES):
   """Their tensors of one of our leaves, in layer order."""
-  name = NAMES[path][0]
+  name = names[path][0]
   return [name.format(i) for i in range(leaf.shape[0])] if '{}' in name else [name]
 
 
 def _open(folder, stem, stack):
-  """-> {tensor name: (file path, open file)} over all files of a checkpoint."""
+  """-> {tensor name: (file path, () -> its slices)} over all files of a checkpoint."""
   index = folder / f'{stem}.safetensors.index.json'
   single = folder / f'{stem}.safetensors'
   listed = None
   if single.exists():
     files = [single]
   elif index.exists():
-    listed = _need(index, _json(index), 'weight_map')
+    listed = need(index, read_json(index), 'weight_map')
     files = [folder / name for name in sorted(set(listed.values()))]
   else:
     pickled = next((p.name for p in sorted(folder.glob('*.bin'))), None)
@@ -208,7 +216,8 @@ def _open(folder, stem, stack):
       raise DataError(f'{path} is named in {index.name} but does not exist') from None
     except (safetensors.SafetensorError, OSError) as error:
       raise DataError(f'{path} is not a whole safetensors file: {error}') from None
-    found.update({name: (path, file) for name in file.keys()})  # noqa: SIM118, not a mapping
+    for name in file.keys():  # noqa: SIM118, not a mapping
+      found[name] = path, functools.partial(file.get_slice, name)
   for name in listed or ():
     if name not in found:
       raise DataError(f'{folder / listed[name]}: tensor {name} is missing though the index '
@@ -216,15 +225,14 @@ def _open(folder, stem, stack):
   return found
 
 
-def _place(path, leaf, sharding, found):
-  """One of our arrays, each device's part read on its own."""
-  turn = NAMES[path][1]
-  names = _their_names(path, leaf)
-  stacked = '{}' in NAMES[path][0]
+def _place(theirs, leaf, sharding, found):
+  """One of our arrays, each device's part read on its own. theirs: name, whether to transpose."""
+  name, turn = theirs
+  stacked = '{}' in name
+  names = [name.format(i) for i in range(leaf.shape[0])] if stacked else [name]
   shape = leaf.shape[1:] if stacked else leaf.shape
   for name in names:
-    file, handle = found[name]
-    view = handle.get_slice(name)
+    file, view = found[name][0], found[name][1]()
     stored = tuple(view.get_shape())
     if stored != (shape[::-1] if turn else shape):
       raise DataError(f'{file}: tensor {name} has shape {stored}, the model needs '
@@ -234,7 +242,7 @@ def _place(path, leaf, sharding, found):
 
   def part(index):
     inner = index[1:] if stacked else index
-    rows = [found[n][1].get_slice(n)[inner[::-1] if turn else inner]
+    rows = [found[n][1]()[inner[::-1] if turn else inner]
             for n in (names[index[0]] if stacked else names)]
     rows = [(r.T if turn else r).astype(leaf.dtype) for r in rows]
     return np.stack(rows) if stacked else rows[0]
@@ -352,13 +360,13 @@ def adapter_config(folder, cfg):
   """
   folder = pathlib.Path(folder)
   path = folder / 'adapter_config.json'
-  raw = _json(path)
+  raw = read_json(path)
   _check_plain(path, raw, PLAIN_ADAPTER)
   with contextlib.ExitStack() as stack:
     names = set(_open(folder, 'adapter_model', stack))
   targets = tuple(n for n in llm.LINEAR if any(f'.{MODULES[n]}.lora_A.' in name for name in names))
-  return dataclasses.replace(cfg, lora_rank=_need(path, raw, 'r'), lora_targets=targets,
-                             lora_alpha=float(_need(path, raw, 'lora_alpha')))
+  return dataclasses.replace(cfg, lora_rank=need(path, raw, 'r'), lora_targets=targets,
+                             lora_alpha=float(need(path, raw, 'lora_alpha')))
 
 
 def load_adapter(folder, cfg):
@@ -378,4 +386,4 @@ def load_adapter(folder, cfg):
     shapes[name] = {
         'a': jax.ShapeDtypeStruct((cfg.layers, n, cfg.lora_rank), jnp.float32),
         'b': jax.ShapeDtypeStruct((cfg.layers, cfg.lora_rank, out), jnp.float32)}
-  return _read(pathlib.Path(folder), 'adapter_model', {'blocks': shapes}, None, '')
+  return read(folder, {'blocks': shapes}, None, '', stem='adapter_model')
