@@ -47,7 +47,9 @@ def get_config(arg=''):
   c.optim = dict(lr=2e-3, warmup=0, schedule='constant', decay=0.0, clip=0.0, beta2=0.98)
   # sampled: also rank among few items, as old tables do: uniform100, uniform99, pop100, ...
   # memory: MiB that the scores of one block of users may take
-  c.judge = dict(mask_history=True, save_top=20, sampled='', memory=256)
+  # tie_order: of equal times, or 'shuffle(SEED)'. seen_mask: or 'zero'. test_history: or 'train'
+  c.judge = dict(mask_history=True, save_top=20, sampled='', memory=256, tie_order='file',
+                 seen_mask='inf', test_history='train+valid', drop_cold_targets=False)
   if given['loss'] == 'sampled':
     c.loss.update(negatives=256, shared='batch', exclude='target')
   if given['loss'] == 'gbce':

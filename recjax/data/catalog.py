@@ -9,13 +9,14 @@ import hashlib
 import json
 import os
 import pathlib
+import re
 import shutil
 
 import numpy as np
 
 from recjax.data import files
 from recjax.data.formats import betag
-from recjax.errors import DataError, WorkdirError
+from recjax.errors import ConfigError, DataError, WorkdirError
 
 TEXT_COLUMNS = ('title', 'brand', 'description')
 LIST_COLUMNS = ('categories', 'tags')
@@ -88,12 +89,17 @@ def make_dataset(name, catalog, interactions, notes=None):
   return Dataset(name, catalog, interactions, mark, notes or {})
 
 
-def load_data(source):
+def load_data(source, tie_order='file'):
   """Reads 'sample', 'sample:SEED' or a folder: canonical, or BETag's own two files.
 
   'sample' is the built-in shop of seed 0; another seed makes another shop of the same kind, for a
-  second opinion. -> Dataset. Raises DataError with file and line for whatever is wrong.
+  second opinion. tie_order: as in `in_tie_order`. -> Dataset. Raises DataError with file and line
+  for whatever is wrong.
   """
+  return in_tie_order(_load(source), tie_order)
+
+
+def _load(source):
   name, _, seed = str(source).partition(':')
   if name == 'sample':
     from recjax.data import sample_shop
@@ -118,9 +124,34 @@ def load_data(source):
   return make_dataset(name, catalog, interactions, notes)
 
 
-def load_unchanged(source, fingerprint, workdir):
+def in_tie_order(dataset, order):
+  """The data set with each user's items of one time as the file has them, or shuffled.
+
+  order: 'file', or 'shuffle(SEED)', which moves items among neighbours of equal time alone; their
+  order in a file often follows ids, which can be learnt. -> Dataset, with a fingerprint of its own
+  where it was shuffled. Raises ConfigError for other orders, DataError without times.
+  """
+  if order == 'file':
+    return dataset
+  seed = re.fullmatch(r'shuffle\((\d+)\)', str(order))
+  if not seed:
+    raise ConfigError(f"tie_order={order!r}; choose 'file' or 'shuffle(SEED)', as in 'shuffle(0)'")
+  data = dataset.interactions
+  if data.times is None:
+    raise DataError(f'{dataset.name} has no times, so nothing says which items are tied; add '
+                    "`times` to its sequences, or keep tie_order='file'")
+  first = np.ones(len(data.items), bool)
+  first[1:] = np.diff(data.times) != 0
+  first[data.offsets[:-1][data.lengths() > 0]] = True
+  moved = np.lexsort((np.random.default_rng(int(seed[1])).random(len(first)), np.cumsum(first)))
+  ratings = None if data.ratings is None else data.ratings[moved]
+  data = dataclasses.replace(data, items=data.items[moved], ratings=ratings)
+  return make_dataset(dataset.name, dataset.catalog, data, dataset.notes)
+
+
+def load_unchanged(source, fingerprint, workdir, tie_order='file'):
   """`load_data`, of the very data that a run was made on. Raises DataError where they changed."""
-  dataset = load_data(source)
+  dataset = load_data(source, tie_order)
   if dataset.fingerprint != fingerprint:
     raise DataError(f'{source} has changed since {workdir} was made (its fingerprint is now '
                     f'{dataset.fingerprint[:12]}); run the experiment again')

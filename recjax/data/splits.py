@@ -4,7 +4,9 @@ import dataclasses
 import numpy as np
 
 from recjax.data.catalog import Interactions
-from recjax.errors import ConfigError
+from recjax.errors import ConfigError, DataError
+
+HISTORIES = ('train+valid', 'train')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,7 +31,7 @@ class Cases:
   def picked(self, order):
     """Some of the cases, in another order. order: (m,) case numbers -> Cases"""
     flat, offsets = self.histories
-    at, cuts = _positions(offsets[:-1][order], np.diff(offsets)[order])
+    at, cuts = positions(offsets[:-1][order], np.diff(offsets)[order])
     return Cases(self.users[order], (flat[at], cuts), self.targets[order])
 
 
@@ -42,42 +44,66 @@ class Split:
   protocol: str
 
 
-def leave_one_out(interactions, holdout=2):
+def leave_one_out(interactions, holdout=2, test_history='train+valid', drop_cold_targets=False):
   """Holds out each user's last item for testing and, with holdout 2, the one before to validate.
 
-  The history of a test case is all items before it, the validation item too. Users with fewer
-  than holdout + 1 items are trained on only. -> Split. Raises ConfigError for other holdouts.
+  The history of a test case is all items before it, the validation item too; test_history='train'
+  leaves that one out. Users with fewer than holdout + 1 items are trained on only, and with
+  drop_cold_targets those are not tested whose target is in nobody's training part.
+  -> Split. Raises ConfigError for other settings.
   """
   if holdout not in (1, 2):
     raise ConfigError(f'holdout is {holdout!r}; it must be 1 (test) or 2 (validation and test).')
+  if test_history not in HISTORIES:
+    raise ConfigError(f'test_history={test_history!r}; choose one of {", ".join(HISTORIES)}')
   lengths = interactions.lengths()
   users = np.flatnonzero(lengths > holdout).astype(np.int32)
   kept = lengths.copy()
   kept[users] -= holdout
-  valid = _cases(interactions, users, 2) if holdout == 2 else None
+  train = heads(interactions, kept)
+  valid = _cases(interactions, users, 2, 2) if holdout == 2 else None
+  test = _cases(interactions, users, 1, 1 if test_history == 'train+valid' else holdout)
   least = holdout + 1
   protocol = ('leave-one-out: the last item of each user is the test'
               + (', the one before it the validation' if valid else '')
-              + f'; {len(users)} of {len(lengths)} users, those with {least} items or more')
-  return Split(_heads(interactions, kept), valid, _cases(interactions, users, 1), protocol)
+              + f'; {len(users)} of {len(lengths)} users, those with {least} items or more'
+              + ('' if test_history == 'train+valid' else '; test histories end with training'))
+  if drop_cold_targets:
+    warm = np.isin(test.targets, train.items)
+    protocol += f'; without {int((~warm).sum())} whose target is in nobody\'s training'
+    test = test.picked(np.flatnonzero(warm))
+  return Split(train, valid, test, protocol)
 
 
-def _heads(interactions, kept):
+def of(dataset, judge):
+  """The leave-one-out split that a config asks for. judge: tie_order (in which the data set was
+  loaded), test_history, drop_cold_targets. -> Split. Raises DataError where nobody can be tested.
+  """
+  split = leave_one_out(dataset.interactions, 2, judge.test_history, judge.drop_cold_targets)
+  if not len(split.test):
+    more = ', the last one in the training of others' if judge.drop_cold_targets else ''
+    raise DataError(f'no user of {dataset.name} can be tested: each needs 3 items{more}')
+  if judge.tie_order == 'file':
+    return split
+  return dataclasses.replace(split, protocol=f'{split.protocol}; tied times: {judge.tie_order}')
+
+
+def heads(interactions, kept):
   """The first kept[u] items of each user. -> Interactions"""
-  picked, offsets = _positions(interactions.offsets[:-1], kept)
+  picked, offsets = positions(interactions.offsets[:-1], kept)
   times, ratings = (None if array is None else array[picked]
                     for array in (interactions.times, interactions.ratings))
   return Interactions(interactions.users, interactions.items[picked], offsets, times, ratings)
 
 
-def _cases(interactions, users, back):
-  """Asks `users` for their item `back` from the end, all earlier ones given. -> Cases"""
-  starts, targets = interactions.offsets[users], interactions.offsets[users + 1] - back
-  picked, offsets = _positions(starts, targets - starts)
-  return Cases(users, (interactions.items[picked], offsets), interactions.items[targets])
+def _cases(interactions, users, back, held):
+  """Asks `users` for their item `back` from the end, given all but the last `held`. -> Cases"""
+  starts, ends = interactions.offsets[users], interactions.offsets[users + 1]
+  picked, offsets = positions(starts, ends - held - starts)
+  return Cases(users, (interactions.items[picked], offsets), interactions.items[ends - back])
 
 
-def _positions(starts, lengths):
+def positions(starts, lengths):
   """Indices starts[i] .. starts[i] + lengths[i] - 1 end to end. -> (sum,) int64, (n + 1,) int64"""
   offsets = np.zeros(len(lengths) + 1, np.int64)
   np.cumsum(lengths, out=offsets[1:])

@@ -17,11 +17,15 @@ from recjax.evaluation import metrics
 
 MEMORY = 256 << 20  # bytes that the score arrays of one block may take
 TIES = ('pessimistic', 'optimistic', 'mean')
+SEEN = {'inf': -np.inf, 'zero': 0.0}  # the score that items of a history get
 
 
-def protocol(n_items, split='leave-one-out', mask_history=True, tie='pessimistic'):
+def protocol(n_items, split='leave-one-out', mask_history=True, tie='pessimistic',
+             seen_mask='inf'):
   """The sentence that stands beside every figure: two figures compare only where it is equal."""
-  history = 'masked' if mask_history else 'not masked'
+  _filling(seen_mask)
+  history = 'not masked' if not mask_history else (
+      'masked' if seen_mask == 'inf' else 'SET TO ZERO, not masked')
   return f'{split}, full ranking over {n_items:,} items, history {history}, {tie} ties'
 
 
@@ -56,9 +60,9 @@ def _count(scores, own, counted, tie):
 
 
 @functools.partial(jax.jit, static_argnames=('k', 'tie'))
-def _judge_block(scores, target, rows, columns, k, tie):
+def _judge_block(scores, target, rows, columns, filling, k, tie):
   """Ranks and, for k > 0, top-k of one block. rows, columns: what to mask; row B is dropped."""
-  masked = scores.at[rows, columns].set(-jnp.inf, mode='drop')
+  masked = scores.at[rows, columns].set(filling, mode='drop')
   # A repeated target is judged as scored, but a list made before it is known cannot hold it.
   own = _own(scores, target)
   ranks = _count(masked, own, (_own(masked, target) == own)[:, 0], tie)
@@ -80,28 +84,39 @@ def _mask_block(scores, allowed, rows, columns):
   return masked.at[rows, columns].set(-jnp.inf, mode='drop'), _has_nan(scores)
 
 
-def rank_cases(score_fn, cases, n_items, block=0, mask_history=True, tie='pessimistic'):
+def _filling(seen_mask):
+  if seen_mask not in SEEN:
+    raise ConfigError(f'seen_mask={seen_mask!r}; choose one of {", ".join(SEEN)}')
+  return SEEN[seen_mask]
+
+
+def rank_cases(score_fn, cases, n_items, block=0, mask_history=True, tie='pessimistic',
+               seen_mask='inf'):
   """Ranks every case's target among all items.
 
   cases: data.splits.Cases, or anything with ragged histories and targets. block: cases scored at a
   time; 0 takes what MEMORY allows, at most 256. With mask_history the items of a history are out of
-  the ranking, except the target where it is one of them. -> (n,) int32, 0 is best; float32 for
-  tie='mean'. Raises DataError for no cases, ids outside 1..N, scores of another shape, or NaN.
+  the ranking, except the target where it is one of them; seen_mask='zero' scores them 0 instead,
+  for parity with code that does (they then outrank targets below 0). -> (n,) int32, 0 is best;
+  float32 for tie='mean'. Raises DataError for no cases, ids outside 1..N, scores of another shape,
+  or NaN.
   """
-  return _judge(score_fn, cases, n_items, 0, block, mask_history, tie)[0]
+  return _judge(score_fn, cases, n_items, 0, block, mask_history, tie, seen_mask)[0]
 
 
-def rank_and_recommend(score_fn, cases, n_items, k, block=0, mask_history=True, tie='pessimistic'):
+def rank_and_recommend(score_fn, cases, n_items, k, block=0, mask_history=True, tie='pessimistic',
+                       seen_mask='inf'):
   """`rank_cases` and `top_items` from one pass of scores.
 
   -> ranks (n,) int32, items (n, k) int32, scores (n, k) float32. With mask_history the lists leave
   out the whole history, so a target that repeats has a rank but stands in no list.
   """
   _check_k(k, n_items)
-  return _judge(score_fn, cases, n_items, k, block, mask_history, tie)
+  return _judge(score_fn, cases, n_items, k, block, mask_history, tie, seen_mask)
 
 
-def _judge(score_fn, cases, n_items, k, block, mask_history, tie):
+def _judge(score_fn, cases, n_items, k, block, mask_history, tie, seen_mask):
+  filling = _filling(seen_mask)
   items, offsets, targets = (np.asarray(x) for x in (*cases.histories, cases.targets))
   _check_histories(items, offsets, n_items)
   if len(targets) != len(offsets) - 1:
@@ -111,7 +126,8 @@ def _judge(score_fn, cases, n_items, k, block, mask_history, tie):
   parts = []
   for rows, part, cuts, coordinates in blocks(items, offsets, n_items, block, mask_history):
     scores = _scores(score_fn, part, cuts, n_items)
-    found = _judge_block(scores, jnp.asarray(targets[rows], jnp.int32), *coordinates, k, tie)
+    found = _judge_block(scores, jnp.asarray(targets[rows], jnp.int32), *coordinates, filling,
+                         k, tie)
     parts.append([np.asarray(x) for x in found])  # waits: blocks in flight would pile up in memory
     _check_numbers(parts[-1][0] < 0, rows)
   return tuple(np.concatenate(x)[:len(targets)] for x in zip(*parts))

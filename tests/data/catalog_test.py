@@ -1,5 +1,6 @@
 """The data set's files are read strictly, kept whole, and fingerprinted by content."""
 import gzip
+import itertools
 import json
 import os
 import pathlib
@@ -11,7 +12,7 @@ from absl.testing import absltest, parameterized
 from hypothesis import strategies as st
 
 from recjax.data import catalog, files
-from recjax.errors import DataError, UserError, WorkdirError
+from recjax.errors import ConfigError, DataError, UserError, WorkdirError
 
 SHARED = pathlib.Path(__file__).parents[2].parent / 'shared' / 'data'
 
@@ -241,6 +242,50 @@ class CatalogTest(parameterized.TestCase):
       copy = folder / 'copy'
       catalog.save_data(data, copy)
       self.assertEqual(catalog.load_data(copy).fingerprint, data.fingerprint)
+
+
+class TieOrderTest(parameterized.TestCase):
+
+  def dataset(self, rows, times=True):
+    offsets = np.cumsum([0, *map(len, rows)]).astype(np.int64)
+    flat = [pair for row in rows for pair in row]
+    data = catalog.Interactions(
+        tuple(map(str, range(len(rows)))), np.array([i for i, _ in flat], np.int32), offsets,
+        np.array([t for _, t in flat], np.int64) if times else None,
+        np.array([i / 2 for i, _ in flat], np.float32))
+    return catalog.make_dataset('x', catalog.Catalog(tuple('abcdefghi'), {}), data)
+
+  @hypothesis.settings(max_examples=60, deadline=None, derandomize=True)
+  @hypothesis.given(st.lists(st.lists(st.tuples(st.integers(1, 9), st.integers(0, 2)), max_size=6),
+                             min_size=1, max_size=5), st.integers(0, 9))
+  def test_items_move_among_neighbours_of_equal_time_alone(self, rows, seed):
+    data = self.dataset(rows)
+    moved = catalog.in_tie_order(data, f'shuffle({seed})').interactions
+    np.testing.assert_array_equal(moved.times, data.interactions.times)
+    np.testing.assert_array_equal(moved.offsets, data.interactions.offsets)
+    np.testing.assert_array_equal(moved.ratings, moved.items / 2)  # ratings go along
+    for u, row in enumerate(rows):
+      at = 0
+      for _, group in itertools.groupby(row, lambda pair: pair[1]):
+        want = sorted(i for i, _ in group)
+        self.assertEqual(sorted(moved.history(u)[at:at + len(want)].tolist()), want)
+        at += len(want)
+
+  def test_every_order_comes_up_and_the_fingerprint_says_so(self):
+    data = self.dataset([[(1, 0), (2, 5), (3, 5), (4, 6)]])
+    orders = {tuple(catalog.in_tie_order(data, f'shuffle({s})').interactions.items.tolist())
+              for s in range(20)}
+    self.assertEqual(orders, {(1, 2, 3, 4), (1, 3, 2, 4)})
+    self.assertIs(catalog.in_tie_order(data, 'file'), data)
+    self.assertLen({catalog.in_tie_order(data, f'shuffle({s})').fingerprint for s in range(20)}, 2)
+
+  def test_wrong_orders_and_missing_times_are_refused(self):
+    data = self.dataset([[(1, 0), (2, 0)]])
+    for order in ('random', 'shuffle', 'shuffle(x)', 'shuffle(1) '):
+      with self.assertRaisesRegex(ConfigError, 'shuffle.SEED'):
+        catalog.in_tie_order(data, order)
+    with self.assertRaisesRegex(DataError, 'x has no times'):
+      catalog.in_tie_order(self.dataset([[(1, 0)]], times=False), 'shuffle(1)')
 
 
 if __name__ == '__main__':

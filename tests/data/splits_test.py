@@ -1,12 +1,15 @@
 """Leave-one-out holds out what it says, for users of every length."""
+import dataclasses
+import types
+
 import hypothesis
 import numpy as np
 from absl.testing import absltest
 from hypothesis import strategies as st
 
-from recjax.data.catalog import Interactions
-from recjax.data.splits import leave_one_out
-from recjax.errors import ConfigError
+from recjax.data.catalog import Catalog, Dataset, Interactions
+from recjax.data.splits import leave_one_out, of
+from recjax.errors import ConfigError, DataError
 
 
 def interactions(*rows):
@@ -52,6 +55,39 @@ class SplitsTest(absltest.TestCase):
     np.testing.assert_array_equal(split.train.times, [10, 20, 50])
     self.assertIn('leave-one-out', split.protocol)
     self.assertIn('2 of 2 users', split.protocol)
+
+  def test_the_history_can_leave_the_validation_item_out(self):
+    data = interactions([1, 2, 3, 4, 5], [1, 2], [6, 7, 8])
+    usual, short = leave_one_out(data), leave_one_out(data, test_history='train')
+    self.assertEqual([short.test.history(c).tolist() for c in range(2)], [[1, 2, 3], [6]])
+    np.testing.assert_array_equal(short.test.targets, usual.test.targets)
+    np.testing.assert_array_equal(short.train.items, usual.train.items)
+    self.assertNotEqual(short.protocol, usual.protocol)
+    self.assertIn('end with training', short.protocol)
+
+  def test_cold_targets_can_be_left_out(self):
+    data = interactions([1, 2, 3], [3, 1, 2], [1, 4, 1], [2, 1, 4])  # trained on: 1, 3, 1, 2
+    split = leave_one_out(data, drop_cold_targets=True)
+    np.testing.assert_array_equal(split.test.users, [0, 1, 2])  # 4 is in validation alone
+    np.testing.assert_array_equal(split.test.targets, [3, 2, 1])
+    np.testing.assert_array_equal(split.test.history(2), [1, 4])
+    self.assertLen(split.valid, 4)
+    self.assertIn('without 1 whose target', split.protocol)
+
+  def judge(self, **kw):
+    return types.SimpleNamespace(**{**dict(test_history='train+valid', drop_cold_targets=False,
+                                           tie_order='file'), **kw})
+
+  def test_a_config_names_the_split_and_its_sentence(self):
+    data = Dataset('x', Catalog(('a',), {}), interactions([1, 1, 2], [2, 2, 1]), '', {})
+    self.assertEqual(of(data, self.judge()).protocol, leave_one_out(data.interactions).protocol)
+    self.assertIn('tied times: shuffle(3)', of(data, self.judge(tie_order='shuffle(3)')).protocol)
+    self.assertIn('end with training', of(data, self.judge(test_history='train')).protocol)
+    cold = dataclasses.replace(data, interactions=interactions([1, 1, 2]))
+    with self.assertRaisesRegex(DataError, 'in the training of others'):
+      of(cold, self.judge(drop_cold_targets=True))
+    with self.assertRaisesRegex(ConfigError, "test_history='all'"):
+      of(data, self.judge(test_history='all'))
 
   def test_other_holdouts_are_refused(self):
     with self.assertRaisesRegex(ConfigError, 'holdout is 3'):

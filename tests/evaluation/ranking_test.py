@@ -63,8 +63,14 @@ class ItemRanksTest(parameterized.TestCase):
     scores = np.array([[-0.5, 3.0, -1.0, -2.0]], np.float32)
     case = make_cases([[2]], [1])
     self.assertEqual(ranking.rank_cases(lambda *_: scores, case, 4)[0], 0)
-    scores[0, 1] = 0
-    self.assertEqual(ranking.rank_cases(lambda *_: scores, case, 4, mask_history=False)[0], 1)
+    self.assertEqual(ranking.rank_cases(lambda *_: scores, case, 4, seen_mask='zero')[0], 1)
+    ranks, items, values = ranking.rank_and_recommend(lambda *_: scores, case, 4, 2,
+                                                      seen_mask='zero')
+    self.assertEqual((ranks.tolist(), items.tolist()), ([1], [[2, 1]]))
+    np.testing.assert_array_equal(values, [[0, -.5]])
+    self.assertIn('SET TO ZERO', ranking.protocol(4, seen_mask='zero'))
+    with self.assertRaisesRegex(ConfigError, "seen_mask='one'"):
+      ranking.rank_cases(lambda *_: scores, case, 4, seen_mask='one')
 
   def test_all_equal_scores_rank_last_less_the_masked(self):
     case = make_cases([[1, 2, 2], []], [5, 5])

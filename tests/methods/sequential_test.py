@@ -1,4 +1,5 @@
 """Sequential recommenders whole: packing, losses, training, resume, devices, the face."""
+import dataclasses
 import importlib.util
 import pathlib
 import tempfile
@@ -257,6 +258,36 @@ class RunTest(parameterized.TestCase):
     with self.assertRaisesRegex(ConfigError, 'peft'):
       sequential.convert(folder, 'peft', folder / 'x')
     self.assertIn('a seed', sequential.cost(cfg, shop)['parameters'])
+
+  def test_options_of_the_evaluation_stand_in_the_protocol_and_change_the_data(self):
+    shop, cfg = ring(200), config()
+    times = np.tile(np.repeat(np.arange(6), 2), 200)
+    tied = dataclasses.replace(shop.interactions, times=times)
+    shop = catalog.make_dataset('ring', shop.catalog, tied)
+    cfg.data = tempfile.mkdtemp() + '/shop'
+    catalog.save_data(shop, cfg.data)
+    cfg.train.update(epochs=1)
+    cfg.judge.update(tie_order='shuffle(2)', seen_mask='zero', test_history='train',
+                     drop_cold_targets=True)
+    folder = pathlib.Path(tempfile.mkdtemp())
+    facts = {'command': 'x', 'devices': '1', 'revision': 'r', 'versions': {}}
+    with works.open_work(folder, {'config': cfg.to_dict(), 'facts': facts}, mesh()) as work:
+      sequential.run(cfg, work)
+    results = works.read_json(folder / 'results.json')
+    for words in ('tied times: shuffle(2)', 'SET TO ZERO', 'end with training', 'without 0 whose'):
+      self.assertIn(words, results['protocol'])
+    self.assertNotEqual(results['data_fingerprint'], shop.fingerprint)
+    self.assertLen(sequential.recommender(folder)([['i1']], 3)[0][0], 3)
+
+  @parameterized.parameters(('tie_order', 'shuffle(1)', DataError), ('tie_order', 'x', ConfigError),
+                            ('seen_mask', 'x', ConfigError), ('test_history', 'x', ConfigError),
+                            ('sampled', 'x', ConfigError))
+  def test_options_that_cannot_be_stop_a_run_before_it_trains(self, key, value, error):
+    cfg = config()
+    cfg.judge[key], cfg.data = value, tempfile.mkdtemp() + '/shop'
+    catalog.save_data(ring(20), cfg.data)
+    with works.open_work(tempfile.mkdtemp(), {}, mesh()) as work, self.assertRaises(error):
+      sequential.run(cfg, work)
 
   def test_nobody_to_judge_is_an_error(self):
     with self.assertRaisesRegex(DataError, 'no user'):

@@ -18,8 +18,8 @@ from recjax.training.work import read_json
 
 def run(cfg, work):
   """The experiment, stage by stage."""
-  shop = load_data(cfg.data)
-  train.check(cfg, len(shop.catalog))
+  shop = load_data(cfg.data, cfg.judge.tie_order)
+  train.check(cfg, shop)
   work.say(f'{shop.name}: {len(shop.catalog):,} items, {len(shop.interactions):,} users, '
            f'{len(shop.interactions.items):,} interactions, fingerprint {shop.fingerprint[:12]}')
   made = work.stage('train', train.stage, train.settings(cfg), shop)

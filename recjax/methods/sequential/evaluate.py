@@ -28,29 +28,34 @@ def row_name(cfg):
 
 def stage(work, cfg, shop, made):
   """Ranks the test users once for each seed and writes every result file."""
-  split = splits.leave_one_out(shop.interactions)
+  split = splits.of(shop, cfg.judge)
   n, row = len(shop.catalog), row_name(cfg)
   model = sequential.model_config(cfg, n)
-  block, mask = ranking.block_size(n, cfg.judge.memory << 20), cfg.judge.mask_history
+  how = dict(block=ranking.block_size(n, cfg.judge.memory << 20), **masking(cfg))
   best = int(np.argmax(read_json(made / 'valid.json')['NDCG@10']))
   ours = []
   with work.progress('ranking', cfg.seeds, unit='seed') as advance:
     for seed in range(cfg.seeds):
       score = sequential.scorer(model, sequential.load(made / 'model.npz', seed))
       found, *top = ranking.rank_and_recommend(
-          score, split.test, n, min(cfg.judge.save_top, n), block, mask_history=mask)
+          score, split.test, n, min(cfg.judge.save_top, n), **how)
       ours.append(found)
       if seed == best:
         lists, few = top, among_few(cfg, shop, split, score)
       advance()
   ranks = {row: np.stack(ours)}
   for name, score in ranking.baselines(split.train, n, cfg.seed).items():
-    ranks[name] = ranking.rank_cases(score, split.test, n, block, mask_history=mask)
+    ranks[name] = ranking.rank_cases(score, split.test, n, **how)
   results = outcome.save(work.folder, shop, split, row, ranks, lists,
-                         ranking.protocol(n, split.protocol, mask),
+                         ranking.protocol(n, split.protocol, **masking(cfg)),
                          range(cfg.seed, cfg.seed + cfg.seeds), **few)
   return {'users': len(split.test), **{m: round(results['rows'][row][m]['value'], 4)
                                        for m in outcome.CLOSING}}
+
+
+def masking(cfg):
+  """What happens to items of the history, as `ranking` takes it."""
+  return dict(mask_history=cfg.judge.mask_history, seen_mask=cfg.judge.seen_mask)
 
 
 def among_few(cfg, shop, split, score):
@@ -74,7 +79,8 @@ def recommender(workdir):
   config = ConfigDict(read_json(pathlib.Path(workdir) / 'config.json')['config'])
   made = find_stage(workdir, 'train')
   results = read_json(find_stage(workdir, 'evaluate') / 'results.json')
-  shop = load_unchanged(config.data, results['data_fingerprint'], workdir)
+  shop = load_unchanged(config.data, results['data_fingerprint'], workdir,
+                        config.judge.tie_order)
   best = int(np.argmax(read_json(made / 'valid.json')['NDCG@10']))
   score = sequential.scorer(sequential.model_config(config, len(shop.catalog)),
                             sequential.load(made / 'model.npz', best))

@@ -17,7 +17,7 @@ def write(cfg, work, shop, found):
       f'Sequential recommendation: {row}', f'{shop.name}, preset {cfg.preset}',
       [verdict(outcome, row), html.tiles(figures(outcome, row))],
       [results_section(outcome, row), results.groups_section(outcome, row), training_section(work),
-       examples_section(shop, work), facts_section(work, cfg, shop, outcome)],
+       examples_section(cfg, shop, work), facts_section(work, cfg, shop, outcome)],
       'How to read these figures: docs/evaluation.md.'))
 
 
@@ -69,14 +69,14 @@ def training_section(work):
                   'Validation NDCG@10 by epoch; the best epoch of each seed is kept', 'curves'))
 
 
-def examples_section(shop, work):
+def examples_section(cfg, shop, work):
   """Test users with what was recommended, the true next item marked."""
   import pyarrow.parquet as pq
   table = pq.read_table(work.path / 'predictions.parquet').to_pydict()
   lists = {}
   for user, item in zip(table['user'], table['item']):
     lists.setdefault(user, []).append(item)
-  test = splits.leave_one_out(shop.interactions).test
+  test = splits.of(shop, cfg.judge).test
   rng = np.random.default_rng(0)
   order = rng.permutation(len(test))
   hit = np.array([shop.catalog.id_of(int(test.targets[c])) in lists.get(

@@ -32,8 +32,10 @@ def stage(work, cfg, shop):
           'valid_NDCG@10': ', '.join(f'{s:.4f}' for s in scores)}
 
 
-def check(cfg, items):
-  """What can be known to be wrong before anything runs. Raises ConfigError."""
-  sequential.check(cfg, items)
+def check(cfg, shop):
+  """What can be known to be wrong before anything runs. Raises ConfigError or DataError."""
+  sequential.check(cfg, len(shop.catalog))
+  splits.of(shop, cfg.judge)
+  ranking.protocol(len(shop.catalog), seen_mask=cfg.judge.seen_mask)
   if cfg.judge.sampled:
     sampled.protocol(cfg.judge.sampled)
