@@ -255,6 +255,7 @@ def _check_columns(row, place):
 
 def _read_sequences(path, catalog, notes):
   users, rows, extras, places = [], [], {'times': [], 'ratings': []}, {}
+  unread = set()
   index = {item: i for i, item in enumerate(catalog.ids, start=1)}
   for place, row in files.read_rows(path):
     user = files.text_id(row.get('user_id'), place, 'user_id')
@@ -264,6 +265,7 @@ def _read_sequences(path, catalog, notes):
     items = row.get('items')
     if not isinstance(items, list):
       raise DataError(f'{place}: items must be a list of item ids, found {items!r:.60}.')
+    unread.update(row.keys() - {'user_id', 'items', *extras})
     users.append(user)
     rows.append([_known(item, index, place) for item in items])
     for name, kept in extras.items():
@@ -271,6 +273,8 @@ def _read_sequences(path, catalog, notes):
   if not users:
     raise DataError(f'{path} holds no users.')
   notes['empty_sequences'] = sum(not row for row in rows)
+  if unread:
+    notes['unread_columns'] = ', '.join(sorted(unread))
   times, ratings = (_column(extras[name], name, places) for name in extras)
   items, offsets = _flatten(rows)
   if times is not None:

@@ -5,8 +5,12 @@ import re
 
 import numpy as np
 
+from recjax.data import splits
+from recjax.data.catalog import in_tie_order
+
 LONG_TEXT = 4_000  # letters; about a thousand tokens, more than any preset reads of one item
 EXAMPLES = 3
+SHUFFLES = 3   # orders of tied times that are tried
 
 # Marks that chat models and tokenizers give a meaning of their own.
 _CONTROL = re.compile(
@@ -26,8 +30,9 @@ class Finding:
 
 def check(dataset):
   """Looks a data set over; changes nothing. -> list of Finding, the gravest first"""
-  found = [*_texts(dataset.catalog), *_sequences(dataset), *_times(dataset.interactions),
-           *_items(dataset), *_version(dataset)]
+  found = [*_texts(dataset.catalog), *_sequences(dataset), *_columns(dataset.notes),
+           *_times(dataset.interactions), *_ties(dataset), *_items(dataset), *_ids(dataset),
+           *_version(dataset)]
   order = ('error', 'warning', 'note')
   return sorted((f for f in found if f.count), key=lambda f: order.index(f.severity))
 
@@ -84,6 +89,12 @@ def _sequences(dataset):
                 'one of each')
 
 
+def _columns(notes):
+  unread = notes.get('unread_columns')
+  yield Finding('note', f'columns of the sequences that are not read: {unread}', bool(unread), (),
+                '`times` and `ratings` are the names that are read; rename them if that is meant')
+
+
 def _times(data):
   if data.times is None:
     return
@@ -110,6 +121,68 @@ def _times(data):
                 'under a split by time as well')
 
 
+def _ties(dataset):
+  """What the order of items of equal time does, and whether it follows the item ids."""
+  data = dataset.interactions
+  if data.times is None:
+    return
+  user = np.repeat(np.arange(len(data)), data.lengths())
+  tied = np.flatnonzero((user[1:] == user[:-1]) & (np.diff(data.times) == 0))
+  up = int((data.items[tied + 1] > data.items[tied]).sum())
+  if len(tied) >= 20 and max(up, len(tied) - up) > 0.9 * len(tied):
+    yield Finding('warning', "steps between tied items in the order of the items file, or against "
+                  f'it, of {len(tied):,} such steps', max(up, len(tied) - up), (),
+                  'that order can be learnt and is no behaviour; compare with '
+                  "tie_order='shuffle(0)'")
+  split = splits.leave_one_out(data)
+  if not len(tied) or not len(split.test):
+    return
+  before, after, changed = _popularity(split, len(dataset.catalog)), [], 0
+  for seed in range(SHUFFLES):
+    mixed = splits.leave_one_out(in_tie_order(dataset, f'shuffle({seed})').interactions)
+    after.append(_popularity(mixed, len(dataset.catalog)))
+    changed += int((mixed.test.targets != split.test.targets).sum())
+  yield Finding('note', 'test items that change when tied times are shuffled (popularity has '
+                f'NDCG@10 {before:.4f} in file order and {np.mean(after):.4f} shuffled)',
+                round(changed / SHUFFLES), (), "tie_order='shuffle(0)' trains and tests on such an "
+                'order; published figures mostly keep that of the file')
+
+
+def _popularity(split, n):
+  """NDCG@10 of the most popular items, history masked, without a device."""
+  counts = np.bincount(split.train.items, minlength=n + 1)[1:]
+  place = np.empty(n + 1, np.int64)
+  place[1 + np.argsort(-counts, kind='stable')] = np.arange(n)
+  flat, offsets = split.test.histories
+  owner = np.repeat(np.arange(len(split.test)), np.diff(offsets))
+  once = np.unique(owner * (n + 1) + flat)  # a history may hold an item twice
+  owner, seen = np.divmod(once, n + 1)
+  own = place[split.test.targets]
+  ranks = own - np.bincount(owner[place[seen] < own[owner]], minlength=len(own))
+  return float(np.where(ranks < 10, 1 / np.log2(ranks + 2.0), 0).mean())
+
+
+def _ids(dataset):
+  """Holes in numbered item ids, and ids that were handed out along the histories."""
+  goods, data = dataset.catalog, dataset.interactions
+  if not all(i.isascii() and i.isdecimal() and len(i) < 16 for i in goods.ids):
+    return
+  ids = np.array(goods.ids, np.int64)
+  low, high = int(ids.min()), int(ids.max())
+  if high - low < 2 * len(ids):  # else they are numbers of another system, not a count
+    holes = np.setdiff1d(np.arange(low, high + 1), ids)
+    yield Finding('note', f'numbers between {low} and {high} that are no item id', len(holes),
+                  tuple(map(str, holes[:EXAMPLES])), 'were items lost? Indices here have no holes, '
+                  'but code that sizes tables by the highest id needs rows for them')
+  user = np.repeat(np.arange(len(data)), data.lengths())
+  steps = np.diff(ids[data.items - 1])[user[1:] == user[:-1]]
+  next_up = int((steps == 1).sum())
+  if next_up > 0.05 * len(steps):
+    yield Finding('warning', f'steps to the next higher item id, of {len(steps):,} steps', next_up,
+                  (), 'ids were handed out along the histories, which tells models that read ids '
+                  'as text, or sort by them, what comes next; number the items otherwise')
+
+
 def _items(dataset):
   n = len(dataset.catalog)
   data = dataset.interactions
@@ -124,6 +197,11 @@ def _items(dataset):
   cold = np.flatnonzero((counts > 0) & (seen == 0))
   yield _about('note', 'cold items: bought, but never in training under leave-one-out',
                dataset.catalog, cold, 'methods that learn from ids alone cannot find them')
+  asked = np.flatnonzero(lengths >= 3)
+  asked = asked[seen[data.items[data.offsets[1:][asked] - 1] - 1] == 0]
+  yield Finding('note', "users whose test item is in nobody's training", len(asked),
+                _names(data, asked), 'they count as misses of such methods; drop_cold_targets '
+                'leaves them out, as some papers do')
 
 
 # (users, items, interactions) of data sets that are often mixed up (sequential.md 1.2).
