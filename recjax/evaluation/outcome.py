@@ -11,13 +11,15 @@ from recjax.evaluation import compare, metrics, statistics
 CLOSING = ('HR@10', 'NDCG@10')
 
 
-def save(folder, shop, split, row, ranks, lists, protocol, seeds=(0,), **more):
+def save(folder, shop, split, row, ranks, lists, protocol, seeds=(0,),
+         ks=metrics.KS, **more):
   """Writes results.json, ranks.parquet and predictions.parquet about the test users.
 
   shop: Dataset, split: what was held out of it. ranks: {row: (n,) int ranks, or (S, n), a line for
   each of `seeds`}; a user's figure is the mean over the seeds. `row` is tested against all others,
   and lists are its own: items (n, k) int32, 0 for an empty place, and scores (n, k). protocol: the
-  sentence of `ranking.protocol`. more: further entries of results.json. -> its content, a dict.
+  sentence of `ranking.protocol`. ks: cut-offs, fewer for lists that end early. more: further
+  entries of results.json. -> its content, a dict.
   Raises DataError for ranks of another shape.
   """
   folder, test = pathlib.Path(folder), split.test
@@ -26,7 +28,7 @@ def save(folder, shop, split, row, ranks, lists, protocol, seeds=(0,), **more):
     if np.shape(x)[-1] != len(test) or np.ndim(x) == 2 and len(x) != len(seeds):
       raise DataError(f'row {name} has ranks {np.shape(x)}; give one for each of {len(test)} test '
                       f'users, and with two axes a line for each of {len(seeds)} seeds')
-  each = {name: [metrics.per_case(r) for r in np.atleast_2d(x)] for name, x in ranks.items()}
+  each = {name: [metrics.per_case(r, ks) for r in np.atleast_2d(x)] for name, x in ranks.items()}
   rows = {name: {m: np.mean([values[m] for values in lines], 0) for m in lines[0]}
           for name, lines in each.items()}
   counts = np.bincount(split.train.items, minlength=len(shop.catalog) + 1)[1:]

@@ -1,4 +1,5 @@
 """The LLM under a method: a checkpoint folder, or a tiny model really trained on the catalogue."""
+import collections
 import dataclasses
 import pathlib
 
@@ -8,7 +9,7 @@ import numpy as np
 from recjax import sharding
 from recjax.data.batches import Batches
 from recjax.errors import ConfigError
-from recjax.models import huggingface, llm
+from recjax.models import huggingface, llm, lora
 from recjax.text import chat
 from recjax.text import tokens as tokenizers
 from recjax.training import losses
@@ -20,7 +21,8 @@ def folder(cfg, work, messages, texts, *inputs):
 
   cfg.llm.weights: 'tiny', or the path of a checkpoint folder. texts: () -> list of documents to
   train the tiny tokenizer and model on, decided by `inputs`; it learns them as answers to the chat
-  `messages`, as an instruction-tuned model would have. -> folder
+  `messages`, as an instruction-tuned model would have, or as what follows a plain text, where
+  `messages` is one. -> folder
   """
   weights = cfg.llm.weights
   if weights == 'tiny':
@@ -43,9 +45,10 @@ def train_tiny(work, cfg, seed, messages, texts):
   cfg: vocab, width, layers, heads, kv_heads, ffn, row (tokens a row), batch (rows), epochs,
   and the settings of `fit`. -> counts
   """
-  turns = [m['content'] for m in messages]
+  plain = isinstance(messages, str)
+  turns = [messages] if plain else [m['content'] for m in messages]
   tokenizer = tokenizers.train_bpe(texts + turns * 20, cfg.vocab)  # a short prefix costs less
-  prefix = chat.render(tokenizer, list(messages))
+  prefix = tokenizer.encode(messages) if plain else chat.render(tokenizer, list(messages))
   shape = llm.Config(
       vocab=tokenizer.vocab_size, width=cfg.width, layers=cfg.layers, heads=cfg.heads,
       kv_heads=cfg.kv_heads, head_dim=cfg.width // cfg.heads, ffn=cfg.ffn, tied=True,
@@ -92,6 +95,7 @@ class FitSettings:
   log_every: int = 10
   save_every: int = 100
   eval_every: int = 0
+  patience: int = 0
 
   @classmethod
   def of(cls, cfg):
@@ -124,6 +128,50 @@ def packed_documents(tokenizer, texts, start, row, batch, seed):
       at = here.stop
   batches = Batches(lambda r: {k: v[r] for k, v in arrays.items()}, len(rows), batch, seed)
   return batches, int(arrays['weights'].sum())
+
+
+def wander(word_lists, rng):
+  """An order of items in which each shares as many words as possible with the one before it.
+
+  word_lists: the words of each item. -> list of item rows
+  """
+  holders = collections.defaultdict(set)
+  for i, words in enumerate(word_lists):
+    for word in words:
+      holders[word].add(i)
+  left = dict.fromkeys(rng.permutation(len(word_lists)).tolist())
+  order, now = [], None
+  while left:
+    shared = collections.Counter() if now is None else collections.Counter(
+        j for word in word_lists[now] for j in holders[word])
+    now = max(shared, key=lambda j: (shared[j], j)) if shared else next(iter(left))
+    del left[now]
+    for word in word_lists[now]:
+      holders[word].discard(now)
+    order.append(now)
+  return order
+
+
+def load_adapted(folder, cfg, adapter, mesh):
+  """A checkpoint with a trained adapter, saved as PEFT's. -> (llm.LM, params, Tokenizer, LoRA)"""
+  shape = huggingface.adapter_config(adapter, huggingface.read_config(folder))
+  model, params, tokenizer = load(folder, cfg, mesh, lora_rank=shape.lora_rank,
+                                  lora_alpha=shape.lora_alpha, lora_targets=shape.lora_targets)
+  trained = huggingface.load_adapter(adapter, shape)
+  where = sharding.shardings(trained, llm.RULES, mesh)
+  return model, params, tokenizer, jax.device_put(trained, where)
+
+
+def export_adapted(folder, adapter, to, out):
+  """A checkpoint's adapter in PEFT's layout ('peft'), or merged into a whole one ('merged')."""
+  base = huggingface.read_config(folder)
+  shape = huggingface.adapter_config(adapter, base)
+  lora_params = huggingface.load_adapter(adapter, shape)
+  if to == 'peft':
+    huggingface.save_adapter(lora_params, shape, out, base=str(pathlib.Path(folder).resolve()))
+    return
+  huggingface.save(lora.merge(huggingface.load(folder, base), lora_params, shape), base, out)
+  tokenizers.load(folder).save(out)
 
 
 def load(folder, cfg, mesh, **adapter):

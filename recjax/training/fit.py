@@ -20,18 +20,21 @@ from recjax.training import checkpoint, optim
 @dataclasses.dataclass(frozen=True)
 class Task:
   """One optimisation problem: what is trained, on what, judged how. All functions are pure."""
-  init: Callable             # key -> tree to train; runs under jit with shardings
+  init: Callable | None      # key -> tree to train; runs under jit with shardings
   loss: Callable             # (train, frozen, batch, key) -> (scalar, {name: scalar})
   batches: Sequence          # batches[i] -> dict of host arrays for step i, a function of i alone
   frozen: object = ()        # tree that the loss reads and nobody changes
   rules: tuple = ()          # (path regex, PartitionSpec) for `train` and its optimiser moments
   evaluate: Callable | None = None  # (train, frozen) -> {name: float}
+  start: object = None       # tree to begin from instead of `init`
 
 
 def fit(task, cfg, work):
   """Trains `task` for `cfg.steps` steps from wherever the stage's checkpoints stand.
 
-  cfg: steps, seed, log_every, save_every, eval_every (0: only at the end), optim.
+  cfg: steps, seed, log_every, save_every, eval_every (0: only at the end), optim, patience. With
+  patience above 0 the tree with the lowest 'valid_loss' of `evaluate` is kept and returned, and
+  training ends after so many evaluations without a lower one.
   -> the trained tree. Batches, keys and schedules depend on the step alone, so a run that was
   killed ends bit for bit where an uninterrupted one ends.
   """
@@ -39,14 +42,16 @@ def fit(task, cfg, work):
   key = jax.random.key(cfg.seed)
   mesh = work.mesh
   with jax.set_mesh(mesh), checkpoint.open_checkpoints(work.checkpoints()) as saved:
-    step, state = restore_or_init(task, tx, key, mesh, saved, work)
+    step, state = restore_or_init(task, tx, key, mesh, saved, work, cfg.patience)
+    wait = cfg.patience * cfg.eval_every if cfg.patience else math.inf
+    best = best_step(state)  # kept on the host: asking the device would wait for every step
     work.drop_metrics(work.current, step)
     update = make_update(task, tx, key)
     window, start = [], time.monotonic()
     with work.progress(work.current, cfg.steps, step) as advance, \
         concurrent.futures.ThreadPoolExecutor(1) as reader:
       coming = reader.submit(task.batches.__getitem__, step)
-      while step < cfg.steps:
+      while step < cfg.steps and step - best < wait:
         batch = place(coming.result(), mesh)
         coming = reader.submit(task.batches.__getitem__, step + 1)
         state, values = update(state, task.frozen, batch, jnp.int32(step))
@@ -56,25 +61,47 @@ def fit(task, cfg, work):
         if last or keep or step % cfg.log_every == 0:
           report(step, window, start, work)
           window, start = [], time.monotonic()
-        if task.evaluate and (last or cfg.eval_every and step % cfg.eval_every == 0):
-          work.record(step, task.evaluate(state['train'], task.frozen))
-        if keep or last:
+        judged = task.evaluate and (last or cfg.eval_every and step % cfg.eval_every == 0)
+        if judged:
+          values = task.evaluate(state['train'], task.frozen)
+          work.record(step, values)
+          state = keep_best(state, values, step)
+          best = best_step(state)
+        if keep or last or judged and cfg.patience:
           checkpoint.save(saved, step, state)
         advance()
-  return state['train']
+  return state['best']['train'] if 'best' in state else state['train']
 
 
-def restore_or_init(task, tx, key, mesh, saved, work):
-  """The newest whole checkpoint, or step 0. -> (step, {'train', 'opt'})"""
-  def init(key):
-    train = task.init(key)
-    return {'train': train, 'opt': tx.init(train)}
+def best_step(state):
+  """The step of the best tree so far; 0 where none is kept."""
+  return int(state['best']['step']) if 'best' in state else 0
 
-  shapes = jax.eval_shape(init, key)
+
+def keep_best(state, values, step):
+  """Takes the trained tree over where its validation loss is the lowest yet."""
+  if 'best' not in state or not values['valid_loss'] < float(state['best']['loss']):
+    return state
+  best = {'train': jax.tree.map(jnp.copy, state['train']),
+          'loss': jnp.float32(values['valid_loss']), 'step': jnp.int32(step)}
+  return {**state, 'best': best}
+
+
+def restore_or_init(task, tx, key, mesh, saved, work, patience=0):
+  """The newest whole checkpoint, or step 0. -> (step, {'train', 'opt'}, and 'best' if asked)"""
+  def init(key, start):
+    train = task.init(key) if start is None else start
+    state = {'train': train, 'opt': tx.init(train)}
+    if patience:
+      state['best'] = {'train': jax.tree.map(jnp.copy, train), 'loss': jnp.float32(jnp.inf),
+                       'step': jnp.int32(0)}
+    return state
+
+  shapes = jax.eval_shape(init, key, task.start)
   where = sharding.shardings(shapes, task.rules, mesh)
   step, state = checkpoint.restore(saved, checkpoint.abstract(shapes, where), work.say)
   if state is None:
-    return 0, jax.jit(init, out_shardings=where)(key)
+    return 0, jax.jit(init, out_shardings=where)(key, task.start)
   if step:
     work.say(f'    going on from step {step:,}')
   return step, state
@@ -88,7 +115,7 @@ def make_update(task, tx, key):
     updates, opt = tx.update(grads, state['opt'], state['train'])
     train = optax.apply_updates(state['train'], updates)
     values = {'loss': loss, 'grad_norm': optax.tree.norm(grads), **values}
-    return {'train': train, 'opt': opt}, values
+    return {**state, 'train': train, 'opt': opt}, values
   return jax.jit(update, donate_argnums=0)
 
 

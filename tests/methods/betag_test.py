@@ -17,6 +17,7 @@ from recjax.methods import betag
 from recjax.methods.betag import generate, tune
 from recjax.models import llm
 from recjax.text import tokens
+from recjax.training import backbone
 from recjax.training import work as works
 
 ROOT = pathlib.Path(__file__).parents[2]

@@ -18,7 +18,7 @@ OPTIM = types.SimpleNamespace(lr=0.05, warmup=3, schedule='linear', decay=0.0, c
 
 
 def settings(**changes):
-  base = dict(steps=20, seed=3, log_every=5, save_every=4, eval_every=10, optim=OPTIM)
+  base = dict(steps=20, seed=3, log_every=5, save_every=4, eval_every=10, optim=OPTIM, patience=0)
   return types.SimpleNamespace(**{**base, **changes})
 
 

@@ -1,6 +1,5 @@
 """Diverse beam search over every item's own line (betag 2.5 to 2.7), resumable per batch."""
 import functools
-import json
 import os
 
 import jax
@@ -8,16 +7,16 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import FrozenConfigDict
 
-from recjax import sharding
 from recjax.data.formats import betag as files
 from recjax.decoding.group_search import SearchConfig, group_search
 from recjax.decoding.head import stages
 from recjax.errors import DataError
 from recjax.methods.betag import text
-from recjax.models import decode, huggingface, llm
+from recjax.models import decode, llm
 from recjax.text import chat
 from recjax.training import backbone
 from recjax.training.fit import place
+from recjax.training.journal import Journal
 from recjax.training.work import write_json
 
 BUCKET = 16  # prompt lengths are rounded up to a multiple of this
@@ -38,7 +37,7 @@ def stage(work, cfg, base, folder, lora):
   if (work.folder / 'raw_predict.json').exists():  # killed between it and the end of the stage
     return counted(files.read_predictions(work.folder / 'raw_predict.json'))
   tags = files.read_tags(base / 'base_tags.json')
-  model, params, tokenizer, adapter = tuned(folder, cfg.llm, lora, work.mesh)
+  model, params, tokenizer, adapter = backbone.load_adapted(folder, cfg.llm, lora, work.mesh)
   batches, prefix = prompt_batches(tags, tokenizer, cfg, model.cfg)
   search = search_config(cfg, tokenizer)
   write_json(work.folder / 'generation_config.json', published_config(cfg))
@@ -58,17 +57,6 @@ def stage(work, cfg, base, folder, lora):
                     [round(float(x), 5) for x in scores[b]]) for b, item in enumerate(items)])
       advance(len(items))
   return finish(work, journal, tags)
-
-
-def tuned(folder, llm_cfg, lora, mesh):
-  """The LLM with its trained adapter. -> (model, params, tokenizer, adapter)"""
-  shape = huggingface.adapter_config(lora, huggingface.read_config(folder))
-  model, params, tokenizer = backbone.load(
-      folder, llm_cfg, mesh, lora_rank=shape.lora_rank, lora_alpha=shape.lora_alpha,
-      lora_targets=shape.lora_targets)
-  adapter = huggingface.load_adapter(lora, shape)
-  where = sharding.shardings(adapter, llm.RULES, mesh)
-  return model, params, tokenizer, jax.device_put(adapter, where)
 
 
 def search_config(cfg, tokenizer=None):
@@ -142,32 +130,6 @@ def texts_of(tokenizer, tags, cfg, tokens, lengths):
   """What the authors' raw_predict.json holds: the item's line, '2.', and what was generated."""
   prompt = text.generation_prompt(tags, cfg.sep, cfg.max_tags)
   return [prompt + tokenizer.decode(row[:n]) for row, n in zip(tokens.tolist(), lengths.tolist())]
-
-
-class Journal:
-  """Batches already generated: one JSON line each, flushed to disk; a torn last line is cut off."""
-
-  def __init__(self, path):
-    self.path, self.batches, self.items = path, 0, 0
-    whole = 0
-    if path.exists():
-      for line in path.read_bytes().split(b'\n')[:-1]:
-        self.items += len(json.loads(line))
-        self.batches += 1
-        whole += len(line) + 1
-      os.truncate(path, whole)
-
-  def add(self, rows):
-    """Appends a batch: [(item id, texts, scores)]."""
-    with open(self.path, 'a', encoding='utf-8') as f:
-      f.write(json.dumps(rows, ensure_ascii=False) + '\n')
-      f.flush()
-      os.fsync(f.fileno())
-
-  def read(self):
-    """-> {item id: (texts, scores)}"""
-    with open(self.path, encoding='utf-8') as f:
-      return {item: (texts, scores) for line in f for item, texts, scores in json.loads(line)}
 
 
 def finish(work, journal, tags):

@@ -5,7 +5,7 @@ import numpy as np
 
 from recjax.data.formats import betag as files
 from recjax.methods.betag import tags as base_tags
-from recjax.report import html, plots, results
+from recjax.report import html, plots, results, run
 from recjax.training.work import read_json
 
 LABELS = {'betags': 'BETags', 'base_tags': 'base tags', 'popularity': 'popularity',
@@ -24,8 +24,11 @@ def write(cfg, work, shop, base, found):
       results.groups_section(outcome, 'betags'),
       items_section(shop, before, after),
       frequency_section(before, after),
-      training_section(work),
-      facts_section(work, cfg, shop),
+      run.training_section(work.metrics(), {'llm': 'the tiny language model',
+                                            'tune': 'the adapter'}),
+      run.facts_section(work.path, cfg, {
+          'data': f'{shop.name}, {len(shop.catalog):,} items, {len(shop.interactions):,} users',
+          'data fingerprint': shop.fingerprint}),
   ]
   html.write(work.path / 'report.html', html.page(
       'BETag: behaviour-enhanced item tags', f'{shop.name}, preset {cfg.preset}',
@@ -142,36 +145,3 @@ def frequency_section(before, after):
 def new_share(count, now):
   """Share of BETag uses whose tag no item had before: words that the model made up."""
   return sum(n for t, n in now.items() if t not in count) / max(1, sum(now.values()))
-
-
-def training_section(work):
-  """Loss curves of every trained stage."""
-  curves = collections.defaultdict(list)
-  for row in work.metrics():
-    if 'loss' in row:
-      curves[row['stage']].append((row['step'], row['loss']))
-  names = {'llm': 'the tiny language model', 'tune': 'the adapter'}
-  shown = [html.figure(plots.loss_curves({names.get(s, s): points}),
-                       f'Training {names.get(s, s)}.',
-                       f'Loss falls from {points[0][1]:.2f} to {points[-1][1]:.2f} in '
-                       f'{points[-1][0]} steps.') for s, points in curves.items()]
-  return html.section('Training', html.grid(*shown) if shown else 'Nothing was trained here.')
-
-
-def facts_section(work, cfg, shop):
-  """How long each stage took, what was counted, and how to run this again."""
-  saved = read_json(work.path / 'config.json')['facts']
-  stages = {}
-  for path in sorted((work.path / 'stages').glob('*/DONE.json')):
-    done = read_json(path)
-    stages[done['stage']] = done
-  rows = [[name, s['seconds'], ', '.join(f'{k.replace("_", " ")} {v}' for k, v in
-                                         s['counts'].items())] for name, s in stages.items()]
-  return html.section(
-      'The run', html.table(['Stage', 'Seconds', 'Counts'], rows, 'What each stage did', 'lrl'),
-      html.facts({'data': f'{shop.name}, {len(shop.catalog):,} items, '
-                          f'{len(shop.interactions):,} users', 'data fingerprint': shop.fingerprint,
-                  'devices': saved['devices'], 'versions': saved['versions'],
-                  'revision': saved['revision'],
-                  'settings that differ from the preset': saved['overrides'] or 'none'}),
-      html.code(saved['command']), html.details('Every setting', html.facts(cfg.to_dict())))

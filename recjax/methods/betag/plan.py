@@ -78,12 +78,4 @@ def convert(workdir, to, out):
   adapter_at = find_stage(workdir, 'tune')
   weights = config['llm']['weights']
   folder = find_stage(workdir, 'llm') if weights == 'tiny' else pathlib.Path(weights)
-  base = huggingface.read_config(folder)
-  shape = huggingface.adapter_config(adapter_at, base)
-  adapter = huggingface.load_adapter(adapter_at, shape)
-  if to == 'peft':
-    huggingface.save_adapter(adapter, shape, out, base=str(folder.resolve()))
-    return
-  params = huggingface.load(folder, base)
-  huggingface.save(lora.merge(params, adapter, shape), base, out)
-  backbone.tokenizers.load(folder).save(out)
+  backbone.export_adapted(folder, adapter_at, to, out)

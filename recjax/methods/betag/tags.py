@@ -1,6 +1,4 @@
 """Base tags: from the data, a file, the local keyword extractor, or an LLM behind an API."""
-import collections
-
 import numpy as np
 
 from recjax.data import splits
@@ -8,6 +6,7 @@ from recjax.data.formats import betag as files
 from recjax.errors import ConfigError, DataError
 from recjax.methods.betag import text
 from recjax.text import keywords, llm_api, taglists
+from recjax.training import backbone
 
 TEXT_FIELDS = ('title', 'brand', 'categories', 'description')
 SOURCES = ('auto', 'data', 'file', 'keywords', 'api')
@@ -113,28 +112,10 @@ def documents(shop, base, seed, walks=8, longest=12):
     out.append('\n'.join([*prose, text.item_line(1, tags.get(item, ()), '| ')]))
   rng = np.random.default_rng((seed, len(tags)))
   for _ in range(walks):
-    order = wander(list(tags.values()), rng)
+    lists = list(tags.values())
+    order = [lists[i] for i in backbone.wander(lists, rng)]
     for start in range(0, len(order), longest):
       lines = [text.item_line(n, [t[j] for j in rng.permutation(len(t))], '| ')
                for n, t in enumerate(order[start:start + longest], 1)]
       out.append(text.HEADING + '\n'.join(lines))
   return out
-
-
-def wander(tag_lists, rng):
-  """Orders all tag lists so that each shares as many tags as possible with the one before it."""
-  holders = collections.defaultdict(set)
-  for i, tags in enumerate(tag_lists):
-    for tag in tags:
-      holders[tag].add(i)
-  left = dict.fromkeys(rng.permutation(len(tag_lists)).tolist())
-  order, now = [], None
-  while left:
-    shared = collections.Counter() if now is None else collections.Counter(
-        j for tag in tag_lists[now] for j in holders[tag])
-    now = max(shared, key=lambda j: (shared[j], j)) if shared else next(iter(left))
-    del left[now]
-    for tag in tag_lists[now]:
-      holders[tag].discard(now)
-    order.append(tag_lists[now])
-  return order

@@ -1,0 +1,161 @@
+"""The files of BIGRec and D3: instruction records, title lists, sample tables (bigrec.md 2).
+
+Tables hold lists as Python literals; they are read with `ast.literal_eval`, never `eval`.
+"""
+import ast
+import csv
+import html
+import json
+import pathlib
+import re
+
+from recjax.data import files
+from recjax.errors import DataError
+
+RECORD = ('instruction', 'input', 'output')
+PARTS = ('train', 'valid', 'test')
+TABLE = ('user_id', 'item_asins', 'item_asin', 'history_item_id', 'item_id', 'history_item_title',
+         'item_title', 'history_rating', 'rating', 'timestamp')
+
+
+def clean_title(text):
+  """One spelling of a title for data, trie and metric: entities decoded, white space single, no
+  quotes around it. -> str, '' where nothing is left"""
+  text = ' '.join(html.unescape(str(text)).split()).strip()
+  return text.strip('"').strip() if text.startswith('"') or text.endswith('"') else text
+
+
+def quoted(titles):
+  """'"A", "B"': how a history is spelled."""
+  return ', '.join(f'"{t}"' for t in titles)
+
+
+def unquoted(text):
+  """The titles of a text that holds `quoted` ones, oldest first. -> list of str
+
+  A title may hold quotes itself, so the text is cut at '", "' alone.
+  """
+  start, end = text.find('"'), text.rfind('"')
+  if start < 0 or end <= start:
+    return []
+  return [clean_title(t) for t in re.split(r'",\s*"', text[start + 1:end])]
+
+
+def read_records(path):
+  """Instruction records. -> list of {'instruction', 'input', 'output'}, further keys kept
+
+  Raises DataError naming the file and the record.
+  """
+  rows = files.read_json(path)
+  if not isinstance(rows, list) or not rows:
+    raise DataError(f'{path} must hold a list of records with {", ".join(RECORD)}')
+  for number, row in enumerate(rows):
+    missing = [k for k in RECORD if not isinstance(row, dict) or not isinstance(row.get(k), str)]
+    if missing:
+      raise DataError(f'{path} record {number} lacks the text {missing[0]!r}')
+  return rows
+
+
+def write_records(path, rows):
+  """Writes records as the authors do: a JSON list, indented by four."""
+  files.write_text(path, json.dumps(list(rows), indent=4, ensure_ascii=False))
+
+
+def read_id2name(path):
+  """Titles by number: a line each, title TAB number, in any order. -> list of str by number
+
+  Titles may hold tabs. Raises DataError for a line without a number, or numbers with holes.
+  """
+  found = {}
+  lines = files.read_bytes(path).decode('utf-8').splitlines()
+  for place, line in enumerate(lines, 1):
+    title, tab, number = line.rpartition('\t')
+    if not tab or not number.strip().isdecimal():
+      raise DataError(f'{path} line {place}: {line[:60]!r} must be a title, a tab and a number')
+    if int(number) in found:
+      raise DataError(f'{path} line {place}: number {number} stands there twice')
+    found[int(number)] = title
+  if sorted(found) != list(range(len(found))) or not found:
+    raise DataError(f'{path} numbers {len(found)} titles, but not 0 to {len(found) - 1} each once')
+  return [found[i] for i in range(len(found))]
+
+
+def write_id2name(path, titles):
+  """Writes `read_id2name`'s file, which is D3's info file too."""
+  files.write_text(path, ''.join(f'{t}\t{i}\n' for i, t in enumerate(titles)))
+
+
+def read_movies(path):
+  """MovieLens' movies.dat. -> {movie id: title}; UTF-8, or ISO-8859-1 where it is not"""
+  data = files.read_bytes(path)
+  try:
+    text = data.decode('utf-8')
+  except UnicodeDecodeError:
+    text = data.decode('iso-8859-1')
+  found = {}
+  for place, line in enumerate(text.splitlines(), 1):
+    parts = line.split('::')
+    if len(parts) != 3:
+      raise DataError(f'{path} line {place}: {line[:60]!r} must be id::title::genres')
+    found[parts[0]] = parts[1]
+  return found
+
+
+def read_titles(folder):
+  """The catalogue beside the records: id2name.txt, movies.dat or a D3 info file. -> {id: title}"""
+  folder = pathlib.Path(folder)
+  if (folder / 'id2name.txt').exists():
+    return {str(i): t for i, t in enumerate(read_id2name(folder / 'id2name.txt'))}
+  if (folder / 'movies.dat').exists():
+    return read_movies(folder / 'movies.dat')
+  infos = sorted(folder.glob('*.txt'))
+  if len(infos) == 1:
+    return {str(i): t for i, t in enumerate(read_id2name(infos[0]))}
+  raise DataError(f'{folder} holds no id2name.txt, movies.dat or single title list (title TAB '
+                  'number), so the catalogue is unknown')
+
+
+def read_table(path):
+  """A sample table. -> list of {'user_id', 'history' [title], 'title', 'timestamp'}
+
+  Works for the game, movie and D3 columns. Raises DataError naming the line and column.
+  """
+  with open(path, encoding='utf-8', newline='') as f:
+    rows = list(csv.DictReader(f))
+  if not rows:
+    raise DataError(f'{path} holds no row')
+  prefix = 'item_title' if 'item_title' in rows[0] else 'movie_title'
+  history = f'history_{prefix}'
+  for key in ('user_id', history, 'timestamp'):
+    if key not in rows[0]:
+      raise DataError(f'{path} lacks the column {key!r}; it has {", ".join(rows[0])}')
+  out = []
+  for place, row in enumerate(rows, 2):
+    try:
+      titles = ast.literal_eval(row[history])
+      time = int(float(row['timestamp']))
+    except (ValueError, SyntaxError) as error:
+      raise DataError(f'{path} line {place}: {history} must be a list such as ["A", "B"], and '
+                      f'timestamp a number ({error})') from error
+    out.append({'user_id': row['user_id'], 'history': [clean_title(t) for t in titles],
+                'title': clean_title(row[prefix]) if prefix in row else None,
+                'id': row.get('item_id', row.get('movie_id')), 'timestamp': time})
+  return out
+
+
+def write_table(path, rows):
+  """Writes samples in the game columns. rows: dicts with the names of TABLE."""
+  import io
+  out = io.StringIO()
+  writer = csv.DictWriter(out, TABLE, lineterminator='\n')
+  writer.writeheader()
+  writer.writerows(rows)
+  files.write_text(path, out.getvalue())
+
+
+def write_predictions(path, records, predicted, scores=None):
+  """The authors' result file: each record with 'predict', and D3's 'predict_score'."""
+  rows = [{**{k: r[k] for k in RECORD}, 'predict': list(p)} for r, p in zip(records, predicted)]
+  for row, s in zip(rows, scores if scores is not None else ()):
+    row['predict_score'] = [float(x) for x in s]
+  write_records(path, rows)
