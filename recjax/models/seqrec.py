@@ -24,7 +24,9 @@ class Config:
 
   kind: sasrec, gru4rec, bert4rec. norm: 'pre', 'original' (the authors': residual from the
   normalised query) or 'post', of SASRec. hidden: inner width of the feed-forward layers; the GRU's
-  state. separate: scores use an output table of their own.
+  state. separate: scores use an output table of their own. Of published code: future, places see
+  later ones; pads, padding in front is seen as a token; count, positions run from the 'start' of a
+  history (1, 2, ...; 0 on padding) instead of its 'end'.
   """
   kind: str
   items: int
@@ -36,12 +38,17 @@ class Config:
   dropout: float = 0.2
   norm: str = 'pre'
   separate: bool = False
+  future: bool = False
+  pads: bool = False
+  count: str = 'end'
 
   def __post_init__(self):
     if self.kind not in KINDS:
       raise ConfigError(f'model={self.kind!r}; choose one of {", ".join(KINDS)}')
     if self.norm not in ('pre', 'original', 'post'):
       raise ConfigError(f"model.norm={self.norm!r}; choose 'pre', 'original' or 'post'")
+    if self.count not in ('end', 'start'):
+      raise ConfigError(f"model.count={self.count!r}; choose 'end' or 'start'")
     if self.width % self.heads:
       raise ConfigError(f'model.width={self.width} does not divide into {self.heads} heads')
     if self.items < 2 or self.length < 1:
@@ -81,7 +88,8 @@ class SeqRec(nn.Module):
     if cfg.kind == 'sasrec':
       x = x * cfg.width ** 0.5
     if cfg.kind != 'gru4rec':
-      x = x + self.param('positions', init_std(), (cfg.length, cfg.width))[position]
+      x = x + self.param('positions', init_std(), (
+          cfg.length + (cfg.count == 'start'), cfg.width))[position]
     if cfg.kind == 'bert4rec':
       x = nn.LayerNorm(epsilon=1e-12, name='norm_in')(x)
     x = nn.Dropout(cfg.dropout, deterministic=not train)(x) * real
@@ -89,7 +97,7 @@ class SeqRec(nn.Module):
       for layer in range(cfg.layers):
         x = Gru(cfg.hidden, name=f'gru_{layer}')(x, segment)
       return nn.Dense(cfg.width, kernel_init=init_std(), name='out')(x) * real
-    seen = visible(segment, cfg.causal)
+    seen = visible(segment, cfg.causal and not cfg.future)
     for layer in range(cfg.layers):
       x = Block(cfg, name=f'block_{layer}')(x, seen, train) * real
     if cfg.kind == 'sasrec':
@@ -211,15 +219,22 @@ def init(cfg, key):
   return SeqRec(cfg).init(key, like, like, like)['params']
 
 
+def places(cfg, rows):
+  """The position of each token of histories, padded on the left. rows: (B, W) -> (B, W) int32"""
+  if cfg.count == 'start':
+    return jnp.cumsum(rows > 0, -1)
+  width = rows.shape[1]
+  return jnp.broadcast_to(jnp.arange(width) + cfg.length - width, rows.shape)
+
+
 def last_states(cfg, params, rows):
   """The state that answers 'what comes next' for histories.
 
   rows: (B, W) int32, padded with 0 on the left, W at most cfg.length; BERT4Rec's end with its mask.
   -> (B, D)
   """
-  width = rows.shape[1]
-  position = jnp.broadcast_to(jnp.arange(width) + cfg.length - width, rows.shape)
-  states = SeqRec(cfg).apply({'params': params}, rows, position, (rows > 0).astype(jnp.int32))
+  segment = ((rows > 0) | cfg.pads).astype(jnp.int32)
+  states = SeqRec(cfg).apply({'params': params}, rows, places(cfg, rows), segment)
   return states[:, -1]
 
 

@@ -24,16 +24,26 @@ EXCLUDE = ('train_history', 'target', 'none')
 def model_config(cfg, items):
   """The model of a config over so many items. -> seqrec.Config"""
   m = cfg.model
+  more = {name: m[name] for name in ('future', 'pads', 'count') if name in m}
   return seqrec.Config(m.kind, items, m.length, m.width, m.layers, m.heads, m.hidden, m.dropout,
-                       m.norm, m.separate)
+                       m.norm, m.separate, **more)
 
 
-def fit(work, cfg, items, train, validate):
+def plain(model, loss, targets):
+  """What is trained by default: the model as it is. See `fit`. -> init, loss"""
+  del targets
+  return functools.partial(seqrec.init, model), lambda params, shared, own, seqs, key: loss(
+      params, seqs, key)
+
+
+def fit(work, cfg, items, train, validate, teach=plain, shared=(), own=()):
   """Trains all seeds of a config and keeps the best epoch of each.
 
   cfg: model, loss, train, optim, seed, seeds. train: Interactions to learn from. validate: params
-  with a leading axis of S seeds -> (S,) host floats, higher is better. -> (best params (S, ...),
-  best scores (S,), their epochs (S,))
+  with a leading axis of S seeds -> (S,) host floats, higher is better. teach: (model, loss(params
+  of the model, seqs, key) -> (), places in the loss) -> init(key), loss(params, shared, own, seqs,
+  key), where another tree than the model's own is trained; it may read `shared` arrays and, with a
+  leading axis of seeds, its `own`. -> (best params (S, ...), best scores (S,), their epochs (S,))
   """
   model = model_config(cfg, items)
   seqs = sequences(train, model.length)
@@ -43,16 +53,19 @@ def fit(work, cfg, items, train, validate):
   work.say(f'    {steps} steps an epoch; a batch of {cfg.train.batch} users fits {rows} rows of '
            f'{model.length} and {targets:,} targets; {cfg.seeds} seeds at once')
 
+  begin, loss = teach(model, functools.partial(loss_of, cfg, model, work.mesh, rows, targets),
+                      targets)
+
   def init():
     def one(key):
-      params = seqrec.init(model, jax.random.fold_in(key, 0))
+      params = begin(jax.random.fold_in(key, 0))
       return {'params': params, 'opt': tx.init(params)}
     return jax.vmap(one)(keys)
 
-  run = jax.jit(jax.vmap(functools.partial(epoch, cfg, model, tx, work.mesh, rows, targets, steps),
-                         (0, 0, None, None)), donate_argnums=0)
-  return epochs.fit_epochs(
-      init, lambda state, number: run(state, keys, seqs, number), validate, cfg.train, work)
+  run = jax.jit(jax.vmap(functools.partial(epoch, cfg, tx, loss, steps),
+                         (0, 0, None, None, None, 0)), donate_argnums=0)
+  return epochs.fit_epochs(init, lambda state, number: run(state, keys, seqs, number, shared, own),
+                           validate, cfg.train, work)
 
 
 def sequences(train, length):
@@ -93,15 +106,14 @@ def order_of(key, number, users, batch):
   return jnp.pad(order, (0, -users % batch), constant_values=users).reshape(-1, batch)
 
 
-def epoch(cfg, model, tx, mesh, rows, targets, steps, state, key, seqs, number):
+def epoch(cfg, tx, loss, steps, state, key, seqs, number, shared=(), own=()):
   """All steps of one epoch. -> state, {'loss': (), 'grad_norm': ()}"""
   order = order_of(key, number, len(seqs) - 1, cfg.train.batch)
   key = jax.random.fold_in(key, 2 * number + 2)
 
   def step(state, given):
     users, at = given
-    loss = functools.partial(loss_of, cfg, model, mesh, rows, targets)
-    value, grads = jax.value_and_grad(loss)(state['params'], seqs[users],
+    value, grads = jax.value_and_grad(loss)(state['params'], shared, own, seqs[users],
                                             jax.random.fold_in(key, at))
     updates, opt = tx.update(grads, state['opt'], state['params'])
     norm = jnp.sqrt(sum(jnp.vdot(g, g) for g in jax.tree.leaves(grads)))
@@ -116,7 +128,11 @@ def loss_of(cfg, model, mesh, rows, targets, params, seqs, key):
   """The mean loss over all targets of a batch. seqs: (B, L + 1), 0 in front."""
   hide, drop, draw = jax.random.split(key, 3)
   inputs, wanted = example(cfg, model, seqs, hide)
-  packed = pack(inputs, wanted, rows)
+  position = seqrec.places(model, inputs)
+  packed = pack(inputs, wanted, rows, position)
+  if model.pads:  # a row for each user, nothing of it hidden
+    user = jnp.broadcast_to(jnp.arange(1, len(seqs) + 1)[:, None], inputs.shape)
+    packed = inputs, position, user, wanted
   items, position, segment, goal = (sharding.shard(x, ('data', 'fsdp')) for x in packed)
   states = seqrec.SeqRec(model).apply({'params': params}, items, position, segment, True,
                                       rngs={'dropout': drop})
@@ -135,7 +151,9 @@ def example(cfg, model, seqs, key):
   seqs: (B, L + 1). -> inputs, targets: (B, L) each; 0 where nothing is seen, or asked
   """
   if model.causal:
-    return seqs[:, :-1], jnp.where(seqs[:, :-1] > 0, seqs[:, 1:], 0)
+    asked = (seqs[:, :-1] > 0) & (jnp.arange(model.length) >= (
+        model.length - 1 if cfg.train.get('last_only') else 0))
+    return seqs[:, :-1], jnp.where(asked, seqs[:, 1:], 0)
   seqs = seqs[:, 1:]
   real = seqs > 0
   count = hidden_count(real.sum(-1), cfg.train.mask_share, cfg.train.mask_most)
@@ -168,8 +186,8 @@ def shelves(lengths, length):
   return row, start, last + (fill > 0)
 
 
-def pack(inputs, targets, rows):
-  """Lays sequences side by side. inputs, targets: (B, L).
+def pack(inputs, targets, rows, position=None):
+  """Lays sequences side by side. inputs, targets: (B, L). position: (B, L), from the end if None.
 
   -> items, position, segment (user of the batch, from 1), targets: (rows, L) each
   """
@@ -183,7 +201,7 @@ def pack(inputs, targets, rows):
   def lay(x):
     flat = jnp.zeros(rows * length, jnp.int32)
     return flat.at[spot].set(x.reshape(-1), mode='drop').reshape(rows, length)
-  position = jnp.broadcast_to(at, inputs.shape)
+  position = jnp.broadcast_to(at, inputs.shape) if position is None else position
   segment = jnp.broadcast_to(jnp.arange(1, batch + 1)[:, None], inputs.shape)
   return lay(inputs), lay(position), lay(segment), lay(targets)
 
@@ -305,6 +323,7 @@ def padded(model, items, offsets):
   extra = not model.causal
   counts = np.minimum(np.diff(offsets), model.length - extra)
   width = min(model.length, max(8, 1 << int(counts.max(initial=1) + extra - 1).bit_length()))
+  width = model.length if model.pads else width
   out = np.zeros((len(counts), width), np.int32)
   at = np.arange(width - extra) >= width - extra - counts[:, None]
   back = np.concatenate([np.arange(n, 0, -1) for n in counts]) if len(counts) else counts
