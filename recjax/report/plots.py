@@ -38,12 +38,13 @@ _STYLE = {
 }
 _WIDTH = 6.4  # inches of 72 SVG units: text stays legible when a phone shows it at three quarters
 _MOST_POINTS = 400
+_MOST_DOTS = 1200
 _LONGEST_LABEL = 28
 
 
 def loss_curves(curves: Mapping[str, Sequence], validation: Mapping[str, Sequence] | None = None,
-                ylabel: str = 'loss') -> Html:
-  """Draws curves over steps: smoothed lines, the raw values faint behind them, validation as dots.
+                ylabel: str = 'loss', xlabel: str = 'step') -> Html:
+  """Draws curves over steps: smoothed lines, raw values faint behind them, validation as dots.
 
   curves, validation: {name: [(step, value), ...]} in step order; values that are not finite are
   left out. A name has one colour in both. One picture holds curves of one scale; stages of other
@@ -67,7 +68,7 @@ def loss_curves(curves: Mapping[str, Sequence], validation: Mapping[str, Sequenc
         label = f'{name}, validation' if len(names) > 1 else 'validation'
         handles[label], = axes.plot(steps, values, color=colour, linestyle=(0, (2, 2)), linewidth=1,
                                     marker='o', markersize=6, markeredgecolor=_PAGE)
-    axes.set_xlabel('step')
+    axes.set_xlabel(clean(xlabel))
     axes.set_ylabel(clean(ylabel))
     axes.xaxis.set_major_formatter(_plain)
     axes.xaxis.get_major_locator().set_params(integer=True, nbins=6)
@@ -173,6 +174,33 @@ def histogram(values: Sequence[float], xlabel: str, ylabel: str = 'count', bins:
       _nothing(axes)
 
   return _drawn(paint, height=3.6)
+
+
+def plane(groups: Mapping[str, np.ndarray], lines: Sequence = ()) -> Html:
+  """Draws points of a plane in groups, thinned evenly where there are many.
+
+  groups: {name: (n, 2)}. lines: pairs of points, drawn thin from one to the other.
+  """
+  def paint(axes):
+    handles = {}
+    for start, end in lines:
+      axes.plot([start[0], end[0]], [start[1], end[1]], color=_MUTED, linewidth=0.7, alpha=0.6)
+    for i, (name, points) in enumerate(groups.items()):
+      points = np.asarray(points, float).reshape(-1, 2)
+      points = points[np.isfinite(points).all(1)]
+      if len(points):
+        points = points[np.linspace(0, len(points) - 1, min(len(points), _MOST_DOTS)).astype(int)]
+        handles[name], = axes.plot(
+            *points.T, linestyle='', marker='o' if i % 2 == 0 else 's', markersize=3.2,
+            color=_SERIES[i % len(_SERIES)], alpha=0.5 if i == 0 else 0.9, markeredgewidth=0)
+    axes.set_xticks([])
+    axes.set_yticks([])
+    axes.grid(visible=False)
+    _legend(axes, handles)
+    if not handles:
+      _nothing(axes)
+
+  return _drawn(paint, height=4.6)
 
 
 def _drawn(paint, height: float) -> Html:

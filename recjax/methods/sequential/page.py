@@ -64,8 +64,9 @@ def training_section(work):
             for k in names}
   return html.section(
       'Training',
-      html.figure(plots.loss_curves(curve('loss_')), 'Training loss by epoch', 'curves'),
-      html.figure(plots.loss_curves(curve('valid_'), ylabel='NDCG@10'),
+      html.figure(plots.loss_curves(curve('loss_'), xlabel='epoch'),
+                  'Training loss by epoch', 'curves'),
+      html.figure(plots.loss_curves(curve('valid_'), ylabel='NDCG@10', xlabel='epoch'),
                   'Validation NDCG@10 by epoch; the best epoch of each seed is kept', 'curves'))
 
 
