@@ -11,6 +11,8 @@ from jax.sharding import PartitionSpec as P
 
 from recjax.errors import ConfigError
 
+DENSE = 64  # so many rows of a matmul cost about as much as one gathered row and its gradient
+
 
 def cross_entropy(states, table, targets, bias=None):
   """Full softmax: -s+ + log-sum-exp of all scores. states (T, D), table (N, D), targets (T,)."""
@@ -96,6 +98,30 @@ def sharded_cross_entropy(states, table, targets, bias, mesh, axis='model'):
 
   return jax.shard_map(local, mesh=mesh, in_specs=(P(), P(axis), P(axis), P()), out_specs=P())(
       states, table, bias, targets)
+
+
+def scores_by_position(states, table, drawn):
+  """Scores of negatives that each position draws anew. states (T, D), drawn (T, K). -> (T, K)
+
+  Rows gathered one by one cost far more than rows in a matmul, so a catalogue up to DENSE times K
+  items is scored whole and K scores are picked.
+  """
+  if len(table) <= DENSE * drawn.shape[1]:
+    return jnp.take_along_axis(states @ table.T, drawn, 1)
+  return jnp.einsum('td,tkd->tk', states, table[drawn])
+
+
+def scores_by_user(states, table, drawn, user, most):
+  """Scores of negatives that all positions of a user share: a matmul for each user.
+
+  states: (T, D). drawn: (B, K). user: (T,), 0..B - 1 and never falling, then -1; nobody has more
+  than `most` positions. -> (T, K); scores of positions of nobody mean nothing.
+  """
+  user = jnp.where(user < 0, len(drawn), user)
+  place = jnp.arange(len(user)) - jnp.searchsorted(user, user)
+  laid = jnp.zeros((len(drawn), most, states.shape[1]), states.dtype)
+  laid = laid.at[user, place].set(states, mode='drop')
+  return jnp.einsum('bld,bkd->blk', laid, table[drawn])[user, place]
 
 
 def binary(positive, negative, kept=None):

@@ -140,7 +140,7 @@ def loss_of(cfg, model, mesh, rows, targets, params, seqs, key):
   take = lambda x: x.reshape(goal.size, *x.shape[2:]).at[spot].get(  # noqa: E731
       mode='fill', fill_value=0)
   states, goal, user = take(states), take(goal), take(segment) - 1
-  each = item_loss(cfg.loss, model, mesh, params, states, goal, seqs[user], user, draw)
+  each = item_loss(cfg.loss, model, mesh, params, states, goal, seqs, user, draw)
   real = goal > 0
   return jnp.where(real, each, 0).sum() / jnp.maximum(real.sum(), 1)
 
@@ -232,8 +232,11 @@ def capacity(cfg, model, seqs):
 # Losses.
 
 
-def item_loss(cfg, model, mesh, params, states, goal, history, user, key):
-  """The loss at each position. states: (T, D). goal: (T,), 0 for none. history: (T, L + 1)."""
+def item_loss(cfg, model, mesh, params, states, goal, seqs, user, key):
+  """The loss at each position. states: (T, D). goal: (T,), 0 for none. seqs: (B, L + 1).
+
+  user: (T,) row of seqs that a position belongs to, never falling; -1 behind the last one.
+  """
   table, bias = seqrec.output_table(params, model)
   targets = jnp.maximum(goal - 1, 0)
   zeros = jnp.zeros(model.items)
@@ -246,11 +249,10 @@ def item_loss(cfg, model, mesh, params, states, goal, history, user, key):
     return item_losses.chunked_cross_entropy(states, table, targets,
                                              zeros if bias is None else bias, cfg.chunk)
   bias = zeros if bias is None else bias
-  drawn = negatives(cfg, model.items, len(states), history, user, key)
+  drawn, negative = drawn_scores(cfg, model, states, table, len(seqs), user, key)
   positive = (states * table[targets]).sum(-1) + bias[targets]
-  negative = (states @ table[drawn].T if drawn.ndim == 1 else
-              jnp.einsum('td,tkd->tk', states, table[drawn])) + bias[drawn]
-  kept = keep(cfg.exclude, drawn + 1, goal, history)
+  negative = negative + bias[drawn]
+  kept = keep(cfg.exclude, drawn + 1, goal, seqs[user])
   if cfg.kind == 'bce':
     return item_losses.binary(positive, negative, kept)
   if cfg.kind == 'gbce':
@@ -259,14 +261,20 @@ def item_loss(cfg, model, mesh, params, states, goal, history, user, key):
   return item_losses.sampled_softmax(positive, negative, expected, kept)
 
 
-def negatives(cfg, items, count, history, user, key):
-  """Uniform rows of the output table: (T, K), or (K,) where the batch shares them."""
+def drawn_scores(cfg, model, states, table, batch, user, key):
+  """Uniform negatives and their scores: drawn (T, K), or (K,) where the batch shares them."""
+  drawn = negatives(cfg, model.items, len(states), batch, key)
   if cfg.shared == 'batch':
-    return jax.random.randint(key, (cfg.negatives,), 0, items)
+    return drawn, states @ table[drawn].T
   if cfg.shared == 'position':
-    return jax.random.randint(key, (count, cfg.negatives), 0, items)
-  drawn = jax.random.randint(key, (count, cfg.negatives), 0, items)  # a row for each user number
-  return drawn[jnp.maximum(user, 0)]
+    return drawn, item_losses.scores_by_position(states, table, drawn)
+  return drawn[user], item_losses.scores_by_user(states, table, drawn, user, model.length)
+
+
+def negatives(cfg, items, positions, users, key):
+  """Uniform rows of the output table: (K,) of a batch, (users, K) or (positions, K)."""
+  shape = {'batch': (), 'sequence': (users,), 'position': (positions,)}[cfg.shared]
+  return jax.random.randint(key, (*shape, cfg.negatives), 0, items)
 
 
 def keep(exclude, drawn, goal, history):

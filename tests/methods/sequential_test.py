@@ -16,6 +16,7 @@ from recjax.evaluation import metrics, ranking
 from recjax.methods import sequential
 from recjax.methods.sequential import train as stages
 from recjax.models import seqrec
+from recjax.training import item_losses
 from recjax.training import sequential as train
 from recjax.training import work as works
 
@@ -149,6 +150,31 @@ class LossTest(parameterized.TestCase):
     value, grads = run(params, jnp.zeros_like(seqs))
     self.assertEqual(float(value), 0)
     self.assertTrue(all(np.isfinite(g).all() for g in jax.tree.leaves(grads)))
+
+  @parameterized.parameters('sasrec', 'bert4rec')
+  def test_a_users_positions_share_negatives_wherever_packing_puts_them(self, kind):
+    cfg = config(loss='sampled', model=kind)
+    cfg.loss.update(negatives=5, shared='sequence', exclude='none')
+    cfg.model.dropout = 0.0
+    model = train.model_config(cfg, 50)
+    params = seqrec.init(model, jax.random.key(0))
+    rng = np.random.default_rng(0)
+    rows = [rng.integers(1, 51, n) for n in (13, 2, 1, 7, 5, 9, 3, 4)]
+    split = splits.leave_one_out(dataset(rows, 50).interactions)
+    seqs = train.sequences(split.train, 12)
+    drawn = []
+
+    def spy(states, table, ids, user, most):
+      want = (states[:, None] * table[ids[user]]).sum(-1)
+      got = item_losses.scores_by_user(states, table, ids, user, most)
+      drawn.append(jnp.where(user[:, None] >= 0, got - want, 0))
+      return got
+    with mock.patch.object(train, 'item_losses', mock.Mock(wraps=item_losses)) as spied:
+      spied.scores_by_user.side_effect = spy
+      value = train.loss_of(cfg, model, mesh(), 8, 128, params, seqs, jax.random.key(1))
+    self.assertGreater(float(value), 0)
+    self.assertLen(drawn, 1)
+    np.testing.assert_allclose(drawn[0], 0, atol=1e-6)
 
   def test_excluded_negatives(self):
     drawn = jnp.array([1, 2, 3])

@@ -1,4 +1,6 @@
 """Losses over items: the spec's oracles, and equality of the ways to compute one."""
+from unittest import mock
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -70,6 +72,42 @@ class LossTest(parameterized.TestCase):
     got, want = (jax.jit(jax.value_and_grad(f, (0, 1, 2)))(states, table, bias)
                  for f in (over, whole))
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), got, want)
+
+  @parameterized.parameters(64, 1)
+  def test_scores_of_negatives_by_position_in_value_and_gradient(self, dense):
+    states, table, _, _ = case(2)
+    drawn = jax.random.randint(jax.random.key(3), (7, 4), 0, 23)
+    weight = jax.random.normal(jax.random.key(4), (7, 4))
+
+    def plain(states, table):
+      return ((states[:, None] * table[drawn]).sum(-1) * weight).sum()
+
+    def ours(states, table):
+      return (losses.scores_by_position(states, table, drawn) * weight).sum()
+    with mock.patch.object(losses, 'DENSE', dense):
+      got, want = (jax.value_and_grad(f, (0, 1))(states, table) for f in (ours, plain))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), got, want)
+
+  def test_scores_of_negatives_by_user_in_value_and_gradient(self):
+    states, table, _, _ = case(2)
+    user = jnp.array([0, 0, 2, 3, 3, 3, -1])  # nobody asks for user 1; the last is filled up
+    drawn = jax.random.randint(jax.random.key(3), (4, 5), 0, 23)
+    weight = jax.random.normal(jax.random.key(4), (7, 5)).at[6].set(0)
+
+    def plain(states, table):
+      return ((states[:, None] * table[drawn[user]]).sum(-1) * weight).sum()
+
+    def ours(states, table):
+      return (losses.scores_by_user(states, table, drawn, user, 3) * weight).sum()
+    got, want = (jax.jit(jax.value_and_grad(f, (0, 1)))(states, table) for f in (ours, plain))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), got, want)
+
+  def test_a_users_negatives_are_never_gathered_for_each_position(self):
+    states, table, _, _ = case(0, 64, 100)
+    user, drawn = jnp.arange(64) // 8, jnp.zeros((8, 50), jnp.int32)
+    text = str(jax.make_jaxpr(jax.grad(lambda s: losses.scores_by_user(
+        s, table, drawn, user, 8).sum()))(states))
+    self.assertNotIn('f32[64,50,5]', text)
 
   def test_negatives_that_do_not_count(self):
     positive, negative = jnp.array([1.0]), jnp.array([[0.0, 50.0]])
