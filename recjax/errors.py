@@ -26,6 +26,10 @@ class DataError(UserError):
   """A file, row, item or user that cannot be used as it is."""
 
 
+class EmptyDatasetError(DataError):
+  """Filters that leave nothing."""
+
+
 class WorkdirError(UserError):
   """A run's folder that is in use, full, unwritable, or made by another run."""
 

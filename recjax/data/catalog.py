@@ -15,7 +15,7 @@ import shutil
 import numpy as np
 
 from recjax.data import files
-from recjax.data.formats import betag
+from recjax.data.formats import betag, llmemb
 from recjax.errors import ConfigError, DataError, WorkdirError
 
 TEXT_COLUMNS = ('title', 'brand', 'description')
@@ -114,6 +114,8 @@ def _load(source):
   name = folder.resolve().name
   if items is None and sequences is None and (folder / betag.SEQUENCES).is_file():
     return _load_betag(folder, name)
+  if items is None and sequences is None and llmemb.find(folder):
+    return _load_llmemb(folder, name)
   for path, stem in ((items, 'items'), (sequences, 'sequences')):
     if path is None:
       looked = ', '.join(stem + suffix for suffix in files.SUFFIXES)
@@ -210,6 +212,13 @@ def _load_betag(folder, name):
   interactions = Interactions(tuple(str(u) for u in range(len(rows))), *_flatten(rows))
   notes = {'source': 'betag', 'integer_ids': int(published.integer_ids), **published.counts}
   return make_dataset(name, catalog, interactions, notes)
+
+
+def _load_llmemb(folder, name):
+  items, users, rows, prompts = llmemb.read(folder)
+  columns = {} if prompts is None else {'prompt': prompts, 'title': llmemb.titles(prompts)}
+  interactions = Interactions(tuple(users), *_flatten(rows))
+  return make_dataset(name, Catalog(items, columns), interactions, {'source': 'llmemb'})
 
 
 def _read_items(path):

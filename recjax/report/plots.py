@@ -118,6 +118,33 @@ def bars_with_intervals(rows: Mapping[str, Mapping], metric: str,
   return _drawn(paint, height=0.95 + 0.42 * max(len(cells), 3))
 
 
+def scatter(points: np.ndarray, groups: Sequence[str]) -> Html:
+  """Draws points of a plane in the colours of their groups; the axes mean nothing.
+
+  points: (N, 2). groups: what each belongs to; the largest get colours, the rest shares one.
+  """
+  points = np.asarray(points, float).reshape(-1, 2)
+  some = np.linspace(0, len(points) - 1, min(len(points), _MOST_DOTS)).astype(int)
+  points, groups = points[some], np.asarray([str(g) for g in groups], object)[some]
+  sizes = {name: int((groups == name).sum()) for name in sorted(set(groups))}
+  named = sorted(sizes, key=lambda name: -sizes[name])[:len(_SERIES) - (len(sizes) > len(_SERIES))]
+
+  def paint(axes):
+    handles = {}
+    for i, name in enumerate([*named, None]):
+      mine = groups == name if name is not None else ~np.isin(groups, named)
+      if mine.any():
+        handles[name or 'other'], = axes.plot(
+            *points[mine].T, 'o', color=_SERIES[i], markersize=3.5, alpha=0.7, markeredgewidth=0)
+    axes.set_xticks([])
+    axes.set_yticks([])
+    _legend(axes, handles)
+    if not handles:
+      _nothing(axes)
+
+  return _drawn(paint, height=4.2)
+
+
 def tag_frequency(before: Mapping[str, float], after: Mapping[str, float],
                   labels: tuple[str, str] = ('before', 'after')) -> Html:
   """Draws use against rank on two logarithmic axes: how steeply tags go from common to rare.

@@ -1,0 +1,111 @@
+"""Item vectors out of the encoder, shard by shard, and their principal components (llmemb.md 5)."""
+import hashlib
+import io
+import json
+
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+
+from recjax.data.formats import llmemb as files
+from recjax.errors import DataError
+from recjax.methods.llmemb import prompts
+from recjax.models import huggingface, llm, pca
+from recjax.sharding import shardings
+from recjax.training import encoder
+from recjax.training.work import write_atomic, write_json
+
+TABLE, ABOUT = 'table.npy', 'table.json'
+
+
+def settings(cfg, source):
+  """What of the config decides the vectors."""
+  pool = {'last': 'last', 'text': cfg.text.pool}.get(source, cfg.scft.pool)
+  return ConfigDict({'llm': cfg.llm, 'pool': pool, 'max_len': cfg.scft.max_len,
+                     'export': cfg.export})
+
+
+def stage(work, cfg, texts, folder, tuned):
+  """Writes one row an item into shards; a run that was killed goes on behind the last one.
+
+  tuned: the SCFT stage, or None for the encoder as it is. -> counts
+  """
+  more = {}
+  if tuned is not None:
+    shape = huggingface.adapter_config(tuned, huggingface.read_config(folder))
+    more = dict(lora_rank=shape.lora_rank, lora_alpha=shape.lora_alpha,
+                lora_targets=shape.lora_targets)
+  reader = encoder.load(folder, cfg.llm, work.mesh, cfg.pool, cfg.max_len, **more)
+  if tuned is not None:
+    adapter = huggingface.load_adapter(tuned, shape)
+    reader.variables['lora'] = jax.device_put(adapter, shardings(adapter, llm.RULES, work.mesh))
+  texts, size, infos = prompts.read(texts), cfg.export.shard, []
+  count = -(-len(texts) // size)
+  with work.progress('embedding', len(texts), unit='item') as advance:
+    for n in range(count):
+      path = work.folder / f'items-{n:05d}-of-{count:05d}.npy'
+      some, note = texts[n * size:(n + 1) * size], path.with_suffix('.json')
+      if not note.exists():
+        z, info = encoder.embed(reader, some, work.mesh, cfg.export.budget, cfg.export.rungs,
+                                advance)
+        write_array(path, z)
+        write_json(note, info)
+      infos.append(json.loads(note.read_text()))
+  total = sum(i['tokens'] for i in infos)
+  padding = 1 - total / sum(i['tokens'] / (1 - i['padding']) for i in infos)
+  write_json(work.folder / ABOUT, {
+      'num_items': len(texts), 'dim': reader.width, 'dtype': 'float32', 'tuned': tuned is not None,
+      'prompts_sha256': hashlib.sha256('\0'.join(texts).encode()).hexdigest(), **reader.about})
+  return {'items': len(texts), 'dim': reader.width, 'tokens': total, 'padding': round(padding, 4),
+          'cut_texts': sum(i['cut'] for i in infos)}
+
+
+def write_array(path, x):
+  """Writes a plain array, whole or not at all."""
+  held = io.BytesIO()
+  np.save(held, np.asarray(x, np.float32), allow_pickle=False)
+  write_atomic(path, held.getvalue())
+
+
+def read_shards(folder):
+  """All rows of an export in item order. -> (N, d) float32. Raises DataError for missing rows."""
+  about = json.loads((folder / ABOUT).read_text())
+  parts = [np.load(p, allow_pickle=False) for p in sorted(folder.glob('items-*.npy'))]
+  table = np.concatenate(parts) if parts else np.zeros((0, 1), np.float32)
+  if len(table) != about['num_items']:
+    raise DataError(f'{folder} holds {len(table)} rows of {about["num_items"]} items; delete it and'
+                    ' run again')
+  return table
+
+
+def reduce(work, cfg, raw):
+  """Principal components of an export. -> counts"""
+  return write_reduced(work, read_shards(raw), cfg.dim)
+
+
+def write_reduced(work, table, dim):
+  """Writes the first `dim` components of every item, by falling variance."""
+  found = pca.fit(table, dim)
+  write_array(work.folder / TABLE, found(table))
+  with open(work.folder / 'pca.npz', 'wb') as f:
+    np.savez(f, mean=found.mean, components=found.components, variance=found.variance)
+  total = float(np.var(table, 0, ddof=1).sum())
+  kept = float(np.asarray(found.variance).sum()) / max(total, 1e-30)
+  write_json(work.folder / ABOUT, {'num_items': len(table), 'dim': dim, 'dtype': 'float32',
+                                   'of': table.shape[1], 'variance_kept': round(kept, 4)})
+  return {'items': len(table), 'from': table.shape[1], 'to': dim, 'variance_kept': round(kept, 4)}
+
+
+def file_settings(cfg):
+  """The file of item vectors and what is made of it."""
+  return ConfigDict({'file': cfg.export.file, 'dim': cfg.pca.dim})
+
+
+def reduce_file(work, cfg, texts):
+  """The same from a file of item vectors, .npy or a published pickle. -> counts"""
+  return write_reduced(work, files.read_array(cfg.file, len(prompts.read(texts))), cfg.dim)
+
+
+def read(folder):
+  """The reduced table of a finished stage. -> (N, k) float32"""
+  return np.load(folder / TABLE, allow_pickle=False)

@@ -1,0 +1,200 @@
+"""What a run consists of: variants and the tables they read; its cost; its parts for others."""
+import dataclasses
+import pathlib
+import shutil
+
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+
+from recjax.errors import ConfigError
+from recjax.methods.llmemb import prompts
+from recjax.models import huggingface, llm, lora, seqrec
+from recjax.training import backbone, sequential
+from recjax.training.work import find_stage
+
+
+@dataclasses.dataclass(frozen=True)
+class Variant:
+  """Which vectors are read, whether through an adapter, frozen, and drawn to those of ids."""
+  source: str = 'tuned'
+  adapter: bool = True
+  freeze: bool = True
+  align: bool = True
+
+
+VARIANTS = {
+    'full': Variant(),
+    'no_scft': Variant('plain'),
+    'no_adapter': Variant(adapter=False),
+    'no_freeze': Variant(freeze=False),
+    'no_align': Variant(align=False),
+    'pool_last': Variant('last'),
+    'pca': Variant('plain', adapter=False, align=False),
+    'text': Variant('text'),
+}
+
+
+def variants(cfg):
+  """The variants of a run, the one that the run is about first."""
+  return list(dict.fromkeys([cfg.rat.variant, *cfg.rat.ablations]))
+
+
+def source(cfg, variant):
+  """Where a variant's item vectors come from: a stage's name, or the file of the config."""
+  return 'file' if cfg.export.file else VARIANTS[variant].source
+
+
+def sources(cfg):
+  """The tables of item vectors that a run needs. 'plain' comes along where 'tuned' is shown."""
+  needed = [source(cfg, v) for v in variants(cfg)]
+  return list(dict.fromkeys(needed + (['plain'] if 'tuned' in needed else [])))
+
+
+def needs_llm(cfg):
+  """Whether the LLM is read at all."""
+  return any(s in ('tuned', 'plain', 'last') for s in sources(cfg))
+
+
+def row_name(variant):
+  """The row of results.json."""
+  return 'llmemb' if variant == 'full' else f'llmemb:{variant}'
+
+
+def aligned_to(cfg):
+  """Whose table is the aim of the alignment: SASRec's, or the same backbone's."""
+  return 'sasrec' if cfg.rat.align_source == 'sasrec' else cfg.model.kind
+
+
+def id_models(cfg):
+  """The recommenders over ids alone: the backbone's, and the aim of the alignment."""
+  return list(dict.fromkeys([cfg.model.kind, aligned_to(cfg)]))
+
+
+def recommender_config(cfg, kind):
+  """What `training.sequential` reads, for one kind of recommender; defects of the profile in it."""
+  model = (cfg.model if kind == cfg.model.kind else cfg.base).to_dict()
+  train = cfg.train.to_dict()
+  model.update(future=cfg.defects.future_seen and kind == 'sasrec', pads=cfg.defects.pads_seen)
+  train.update(last_only=cfg.defects.last_target_only and kind == 'gru4rec')
+  return ConfigDict({'model': model, 'train': train, **{
+      k: cfg[k] for k in ('loss', 'optim', 'seed', 'seeds')}})
+
+
+def check(cfg):
+  """What can be known to be wrong before anything runs. Raises ConfigError."""
+  for variant in variants(cfg):
+    if variant not in VARIANTS:
+      raise ConfigError(f'variant={variant!r} is unknown; choose one of {", ".join(VARIANTS)}')
+  if cfg.rat.align_source not in ('sasrec', 'same_backbone'):
+    raise ConfigError(f"rat.align_source={cfg.rat.align_source!r}; choose 'sasrec' or "
+                      "'same_backbone'")
+  if 'text' in sources(cfg):
+    text_folder(cfg)
+  scft = cfg.scft
+  if scft.batch < 2:
+    raise ConfigError(f'scft.batch={scft.batch}: contrast needs two items or more')
+  if scft.parts < 1 or scft.batch % scft.parts:
+    raise ConfigError(f'scft.parts={scft.parts} must divide scft.batch={scft.batch}')
+  if not 0 <= scft.ratio < 1:
+    raise ConfigError(f'scft.ratio={scft.ratio}: the share of attributes dropped lies in 0..1')
+  if not scft.tau > 0 or not cfg.rat.tau > 0:
+    raise ConfigError('scft.tau and rat.tau must be above 0')
+  if cfg.export.file and any(VARIANTS[v].source in ('last', 'text') for v in variants(cfg)):
+    raise ConfigError('export.file gives the item vectors, so variants pool_last and text have none'
+                      '; leave them out')
+
+
+def llm_folder(cfg, work, texts):
+  """Where the LLM stands; trains the tiny one on the prompts. None where nothing reads it."""
+  if not needs_llm(cfg):
+    return None
+  return backbone.folder(cfg, work, '\n', lambda: prompts.documents(texts, cfg.seed), texts)
+
+
+def text_folder(cfg):
+  """The folder of the sentence encoder. Raises ConfigError where there is none."""
+  folder = pathlib.Path(cfg.text.weights)
+  if not cfg.text.weights or not (folder / 'config.json').exists():
+    raise ConfigError(f'text.weights={cfg.text.weights!r} holds no config.json, which variant=text '
+                      'needs; name the folder of a sentence encoder, e.g. all-MiniLM-L6-v2')
+  return folder
+
+
+def cost(cfg, shop):
+  """What a run would take, by hand count. -> {what: text}"""
+  items, words = len(shop.catalog), 120  # tokens of a prompt, typical
+  found = {}
+  if needs_llm(cfg):
+    shape = llm_shape(cfg)
+    flops = llm.flops_per_token(shape, words)
+    tuned = sum(s in ('tuned', 'last') for s in sources(cfg))
+    steps = cfg.scft.steps * cfg.scft.batch * 2 * words * (1 - cfg.scft.ratio)
+    adapter = llm.count(jax.eval_shape(lambda k: lora.init_lora(shape, k), jax.random.key(0)))
+    found = {
+        'model': f'{llm.param_bytes(shape) / 2**20:,.1f} MiB of weights, {adapter:,} adapter '
+                 'parameters',
+        'SCFT': f'{tuned} times about {steps / 1e6:,.1f} M tokens, '
+                f'{(2 if cfg.scft.parts == 1 else 3) * flops * steps / 1e12:,.1f} TFLOP',
+        'export': f'{items * words / 1e6:,.2f} M tokens a table, '
+                  f'{flops * items * words / 1e12:,.1f} TFLOP'}
+  model = sequential.model_config(recommender_config(cfg, cfg.model.kind), items)
+  shapes = jax.eval_shape(lambda: seqrec.init(model, jax.random.key(0)))
+  hidden = cfg.rat.hidden or cfg.pca.dim // 2
+  adapter = (cfg.pca.dim + 1) * hidden + (hidden + 1) * model.width
+  rest = seqrec.parameters(shapes) - int(np.prod(shapes['items'].shape))
+  return found | {
+      'recommender': f'{rest + adapter:,} parameters trained a seed, of them {adapter:,} of the '
+                     f'adapter; over ids alone {seqrec.parameters(shapes):,}',
+      'trainings': f'{len(variants(cfg))} of RAT, {len(id_models(cfg))} over ids, '
+                   f'{cfg.seeds} seeds each'}
+
+
+def llm_shape(cfg):
+  """The LLM's shape, from its folder or the tiny model's settings. -> llm.Config"""
+  if cfg.llm.weights == 'tiny':
+    tiny = cfg.tiny
+    return llm.Config(
+        vocab=tiny.vocab, width=tiny.width, layers=tiny.layers, heads=tiny.heads,
+        kv_heads=tiny.kv_heads, head_dim=tiny.width // tiny.heads, ffn=tiny.ffn, tied=True,
+        lora_rank=cfg.lora.rank)
+  if not cfg.llm.weights:
+    raise ConfigError('llm.weights is empty, so there is no model to count; add '
+                      '--config.llm.weights=FOLDER, or use the sample preset')
+  return dataclasses.replace(huggingface.read_config(cfg.llm.weights), lora_rank=cfg.lora.rank)
+
+
+def convert(workdir, kind, out):
+  """Writes the trained recommender ('npz'), or the tuned LLM as 'peft' adapter or 'merged'.
+
+  Raises ConfigError where `out` is there already, WorkdirError where that was not trained.
+  """
+  out = pathlib.Path(out)
+  if out.exists() and (out.is_file() or any(out.iterdir())):
+    raise ConfigError(f'{out} is there already; name one that does not exist yet')
+  if kind == 'npz':
+    shutil.copyfile(main_stage(workdir) / 'model.npz', out)
+    return
+  if kind not in ('peft', 'merged'):
+    raise ConfigError(f'--to={kind} is unknown for this method; choose npz, peft or merged')
+  at = find_stage(workdir, 'scft-tuned')
+  weights = saved_config(workdir).llm.weights
+  folder = find_stage(workdir, 'llm') if weights == 'tiny' else pathlib.Path(weights)
+  base = huggingface.read_config(folder)
+  shape = huggingface.adapter_config(at, base)
+  adapter = huggingface.load_adapter(at, shape)
+  if kind == 'peft':
+    huggingface.save_adapter(adapter, shape, out, base=str(folder.resolve()))
+    return
+  huggingface.save(lora.merge(huggingface.load(folder, base), adapter, shape), base, out)
+  backbone.tokenizers.load(folder).save(out)
+
+
+def saved_config(workdir):
+  """The config of a run. -> ConfigDict"""
+  return ConfigDict(huggingface.read_json(pathlib.Path(workdir) / 'config.json')['config'])
+
+
+def main_stage(workdir):
+  """The stage of the variant that a run is about."""
+  return find_stage(workdir, f'rat-{saved_config(workdir).rat.variant}')

