@@ -13,7 +13,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from recjax.errors import ConfigError, DataError
-from recjax.evaluation import metrics
+from recjax.evaluation import metrics, pieces
+from recjax.models.scores import Product
 
 MEMORY = 256 << 20  # bytes that the score arrays of one block may take
 TIES = ('pessimistic', 'optimistic', 'mean')
@@ -37,7 +38,7 @@ def item_ranks(scores, target, tie='pessimistic'):
   1..N. -> (B,) int32, 0 is best; float32 for tie='mean'. A target at -inf is last (N - 1) whatever
   the tie rule, and a row that holds NaN gives -1. Raises ConfigError for an unknown tie rule.
   """
-  return jnp.where(_has_nan(scores), -1, _count(scores, _own(scores, target), 1, tie))
+  return jnp.where(_has_nan(scores), -1, _count(scores, *[_own(scores, target)] * 2, tie))
 
 
 def _has_nan(scores):
@@ -48,13 +49,13 @@ def _own(scores, target):
   return jnp.take_along_axis(scores, target[:, None] - 1, axis=1)  # (B, 1)
 
 
-def _count(scores, own, counted, tie):
-  """Ranks of targets with scores own (B, 1), of which counted (B,) or () stand among the scores."""
+def _count(scores, own, itself, tie):
+  """Ranks of targets with scores own (B, 1), which stand among the scores as itself (B, 1)."""
   if tie not in TIES:
     raise ConfigError(f'tie rule {tie!r} is unknown; use one of {", ".join(TIES)}')
-  ranks = jnp.sum(scores >= own, axis=1, dtype=jnp.int32) - counted
+  ranks = jnp.sum(scores >= own, axis=1, dtype=jnp.int32) - (itself >= own)[:, 0]
   if tie != 'pessimistic':
-    above = jnp.sum(scores > own, axis=1, dtype=jnp.int32)
+    above = jnp.sum(scores > own, axis=1, dtype=jnp.int32) - (itself > own)[:, 0]
     ranks = above if tie == 'optimistic' else (above + ranks) / 2
   return jnp.where(own[:, 0] == -jnp.inf, jnp.asarray(scores.shape[1] - 1, ranks.dtype), ranks)
 
@@ -65,7 +66,7 @@ def _judge_block(scores, target, rows, columns, filling, k, tie):
   masked = scores.at[rows, columns].set(filling, mode='drop')
   # A repeated target is judged as scored, but a list made before it is known cannot hold it.
   own = _own(scores, target)
-  ranks = _count(masked, own, (_own(masked, target) == own)[:, 0], tie)
+  ranks = _count(masked, own, _own(masked, target), tie)
   ranks = jnp.where(_has_nan(scores), -1, ranks)
   return (ranks, *_top_block(masked, k)) if k else (ranks,)
 
@@ -95,11 +96,12 @@ def rank_cases(score_fn, cases, n_items, block=0, mask_history=True, tie='pessim
   """Ranks every case's target among all items.
 
   cases: data.splits.Cases, or anything with ragged histories and targets. block: cases scored at a
-  time; 0 takes what MEMORY allows, at most 256. With mask_history the items of a history are out of
-  the ranking, except the target where it is one of them; seen_mask='zero' scores them 0 instead,
-  for parity with code that does (they then outrank targets below 0). -> (n,) int32, 0 is best;
-  float32 for tie='mean'. Raises DataError for no cases, ids outside 1..N, scores of another shape,
-  or NaN.
+  time; 0 takes what MEMORY allows, at most 256. A `Product` over a large catalogue is never scored
+  whole, so its blocks are 256 and take a few tens of MB. With mask_history the items of a history
+  are out of the ranking, except the target where it is one of them; seen_mask='zero' scores them 0
+  instead, for parity with code that does (they then outrank targets below 0). -> (n,) int32, 0 is
+  best; float32 for tie='mean'. Raises DataError for no cases, ids outside 1..N, scores of another
+  shape, or NaN.
   """
   return _judge(score_fn, cases, n_items, 0, block, mask_history, tie, seen_mask)[0]
 
@@ -123,11 +125,21 @@ def _judge(score_fn, cases, n_items, k, block, mask_history, tie, seen_mask):
     raise DataError(f'{len(targets)} targets for {len(offsets) - 1} histories; give one for each')
   if targets.min() < 1 or targets.max() > n_items:
     raise DataError(f'a target lies outside 1..{n_items}: found {targets.min()}..{targets.max()}')
-  parts = []
-  for rows, part, cuts, coordinates in blocks(items, offsets, n_items, block, mask_history):
-    scores = _scores(score_fn, part, cuts, n_items)
-    found = _judge_block(scores, jnp.asarray(targets[rows], jnp.int32), *coordinates, filling,
-                         k, tie)
+  if tie not in TIES:
+    raise ConfigError(f'tie rule {tie!r} is unknown; use one of {", ".join(TIES)}')
+  large = isinstance(score_fn, Product) and n_items >= pieces.FROM
+  if large and len(score_fn.table) != n_items:
+    raise DataError(f'the score function has a table of {len(score_fn.table)} rows for {n_items} '
+                    'items; index it with the catalogue of this data set')
+  parts, peaks = [], pieces.peak(score_fn.table, score_fn.bias) if large else None
+  for rows, part, cuts, coordinates in blocks(items, offsets, n_items,
+                                              pieces.USERS if large else block, mask_history):
+    target = jnp.asarray(targets[rows], jnp.int32)
+    if large:
+      found = pieces.judge(score_fn, peaks, target, coordinates, filling, part, cuts, k, tie)
+    else:
+      scores = _scores(score_fn, part, cuts, n_items)
+      found = _judge_block(scores, target, *coordinates, filling, k, tie)
     parts.append([np.asarray(x) for x in found])  # waits: blocks in flight would pile up in memory
     _check_numbers(parts[-1][0] < 0, rows)
   return tuple(np.concatenate(x)[:len(targets)] for x in zip(*parts))

@@ -13,7 +13,7 @@ from jax import lax
 
 from recjax import sharding
 from recjax.errors import ConfigError
-from recjax.models import seqrec
+from recjax.models import scores, seqrec
 from recjax.training import epochs, item_losses, optim
 
 LOSSES = ('ce', 'chunked', 'bce', 'gbce', 'sampled')
@@ -307,23 +307,18 @@ def check(cfg, items):
 
 
 def scorer(model, params):
-  """Scores of all items for blocks of histories, as `evaluation.ranking` wants them.
+  """Scores of all items for blocks of histories, as `evaluation.ranking` wants them. -> Product
 
   Histories are cut to what the model reads and padded to powers of two, so short ones are cheap.
   """
   params = jax.tree.map(jnp.asarray, params)
 
-  def run(items, offsets):
-    return score_all(model, params, padded(model, np.asarray(items), np.asarray(offsets)))
-  return run
+  def states(items, offsets):
+    return last_states(model, params, padded(model, np.asarray(items), np.asarray(offsets)))
+  return scores.Product(states, *seqrec.output_table(params, model))
 
 
-@functools.partial(jax.jit, static_argnums=0)
-def score_all(model, params, rows):
-  """Scores of items 1..N after histories. rows: as in `seqrec.last_states`. -> (B, N)"""
-  table, bias = seqrec.output_table(params, model)
-  scores = seqrec.last_states(model, params, rows) @ table.T
-  return scores if bias is None else scores + bias
+last_states = jax.jit(seqrec.last_states, static_argnums=0)
 
 
 def padded(model, items, offsets):

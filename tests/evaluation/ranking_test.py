@@ -68,6 +68,10 @@ class ItemRanksTest(parameterized.TestCase):
                                                       seen_mask='zero')
     self.assertEqual((ranks.tolist(), items.tolist()), ([1], [[2, 1]]))
     np.testing.assert_array_equal(values, [[0, -.5]])
+    again = make_cases([[1, 2]], [1])  # a repeated target keeps its score and never beats itself
+    for tie in ranking.TIES:
+      found = ranking.rank_cases(lambda *_: scores, again, 4, seen_mask='zero', tie=tie)
+      self.assertEqual(found[0], 1)
     self.assertIn('SET TO ZERO', ranking.protocol(4, seen_mask='zero'))
     with self.assertRaisesRegex(ConfigError, "seen_mask='one'"):
       ranking.rank_cases(lambda *_: scores, case, 4, seen_mask='one')
