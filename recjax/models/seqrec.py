@@ -15,6 +15,7 @@ from jax import lax
 from recjax.errors import ConfigError
 
 KINDS = ('sasrec', 'gru4rec', 'bert4rec')
+NORMS = ('pre', 'original', 'post', 'ligr')
 FAR = -1e9  # instead of -inf, so that rows without a single key stay finite
 
 
@@ -22,11 +23,11 @@ FAR = -1e9  # instead of -inf, so that rows without a single key stay finite
 class Config:
   """Shape of a model; hashable. Raises ConfigError.
 
-  kind: sasrec, gru4rec, bert4rec. norm: 'pre', 'original' (the authors': residual from the
-  normalised query) or 'post', of SASRec. hidden: inner width of the feed-forward layers; the GRU's
-  state. separate: scores use an output table of their own. Of published code: future, places see
-  later ones; pads, padding in front is seen as a token; count, positions run from the 'start' of a
-  history (1, 2, ...; 0 on padding) instead of its 'end'.
+  kind: sasrec, gru4rec, bert4rec. norm, of SASRec: 'pre', 'original' (the authors': residual from
+  the normalised query), 'post', or 'ligr' (eSASRec's: pre, gated branches, SwiGLU). hidden: inner
+  width of the feed-forward layers; the GRU's state. separate: scores use an output table of their
+  own. Of published code: future, places see later ones; pads, padding in front is seen as a token;
+  count, positions run from the 'start' of a history (1, 2, ...; 0 on padding), not its 'end'.
   """
   kind: str
   items: int
@@ -45,8 +46,8 @@ class Config:
   def __post_init__(self):
     if self.kind not in KINDS:
       raise ConfigError(f'model={self.kind!r}; choose one of {", ".join(KINDS)}')
-    if self.norm not in ('pre', 'original', 'post'):
-      raise ConfigError(f"model.norm={self.norm!r}; choose 'pre', 'original' or 'post'")
+    if self.norm not in NORMS:
+      raise ConfigError(f'model.norm={self.norm!r}; choose one of {", ".join(NORMS)}')
     if self.count not in ('end', 'start'):
       raise ConfigError(f"model.count={self.count!r}; choose 'end' or 'start'")
     if self.width % self.heads:
@@ -139,6 +140,11 @@ class Block(nn.Module):
       x = norm('norm_2')(query + attend(query, x, seen, train))
       return x + drop(feed(x, train))
     y = norm('norm_1')(x)
+    if cfg.norm == 'ligr':
+      gate = lambda name, x: nn.sigmoid(nn.Dense(  # noqa: E731
+          cfg.width, kernel_init=init_std(), name=name)(x))
+      x = x + gate('gate_1', x) * drop(attend(y, y, seen, train))
+      return x + gate('gate_2', x) * drop(feed(norm('norm_2')(x), train))
     x = x + drop(attend(y, y, seen, train))
     return x + drop(feed(norm('norm_2')(x), train))
 
@@ -163,14 +169,16 @@ class Attention(nn.Module):
 
 
 class FeedForward(nn.Module):
-  """Two layers at each place: ReLU in SASRec, GELU in BERT4Rec."""
+  """Two layers at each place: ReLU in SASRec (SwiGLU with LiGR), GELU in BERT4Rec."""
   cfg: Config
 
   @nn.compact
   def __call__(self, x, train):
     cfg = self.cfg
     act = nn.relu if cfg.kind == 'sasrec' else lambda y: nn.gelu(y, approximate=False)
-    y = act(nn.Dense(cfg.hidden, kernel_init=init_std(), name='up')(x))
+    up = lambda name: nn.Dense(cfg.hidden, kernel_init=init_std(), name=name)(x)  # noqa: E731
+    y = nn.silu(up('up')) * up('side') if cfg.kind == 'sasrec' and cfg.norm == 'ligr' else act(
+        up('up'))
     y = nn.Dropout(cfg.dropout, deterministic=not train)(y)
     return nn.Dense(cfg.width, kernel_init=init_std(), name='down')(y)
 

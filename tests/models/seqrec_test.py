@@ -44,6 +44,32 @@ class OracleTest(parameterized.TestCase):
                                       seen, False)
     np.testing.assert_allclose(got[0], [[1, 0], [.330238, .669762], [.751745, .751745]], atol=1e-5)
 
+  def test_a_ligr_block_by_its_formula(self):
+    cfg = small('sasrec', norm='ligr', hidden=24, dropout=0.0)
+    params = wide(cfg)['block_0']
+    x = jax.random.normal(jax.random.key(1), (1, 5, 16))
+    seen = seqrec.visible(jnp.ones((1, 5), jnp.int32), True)
+    got = seqrec.Block(cfg).apply({'params': params}, x, seen, False)
+
+    def linear(name, x, part=params):
+      return x @ np.asarray(part[name]['kernel']) + np.asarray(part[name]['bias'])
+
+    def norm(name, x):
+      x = (x - x.mean(-1, keepdims=True)) / np.sqrt(x.var(-1, keepdims=True) + 1e-8)
+      return x * np.asarray(params[name]['scale']) + np.asarray(params[name]['bias'])
+
+    def sigmoid(x):
+      return 1 / (1 + np.exp(-x))
+    x = np.asarray(x)
+    y = jnp.asarray(norm('norm_1', x))
+    attended = seqrec.Attention(cfg).apply({'params': params['attention']}, y, y, seen, False)
+    x = x + sigmoid(linear('gate_1', x)) * np.asarray(attended)
+    y = norm('norm_2', x)
+    up, side = (linear(name, y, params['feed']) for name in ('up', 'side'))
+    want = x + sigmoid(linear('gate_2', x)) * linear('down', up * sigmoid(up) * side,
+                                                     params['feed'])
+    np.testing.assert_allclose(got, want, atol=1e-5)
+
   def test_8_gru_of_width_one(self):
     one = np.ones((1, 3), np.float32)
     segment = jnp.array([[1, 1, 0]])
@@ -66,7 +92,7 @@ class InvariantTest(parameterized.TestCase):
     self.assertEqual(same, kind != 'bert4rec')
     self.assertGreater(np.abs(a - b)[0, 5:].max(), 1e-3)
 
-  @parameterized.product(kind=KINDS, norm=('pre', 'original', 'post'))
+  @parameterized.product(kind=KINDS, norm=seqrec.NORMS)
   def test_users_that_share_a_row_do_not_see_each_other(self, kind, norm):
     cfg = small(kind, norm=norm)
     params = wide(cfg)
