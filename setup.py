@@ -16,7 +16,8 @@ setup(
     description='Recommendation with language models, on JAX',
     license='Apache-2.0',
     packages=find_packages(include=['recjax', 'recjax.*']),
-    package_data={'recjax.report': ['*.css', '*.html']},
+    package_data={'recjax.report': ['*.css', '*.html'],
+                  'recjax.methods.bigrec': ['templates/*.txt']},
     python_requires='>=3.11',
     install_requires=CORE,
     extras_require={

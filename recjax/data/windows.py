@@ -20,13 +20,19 @@ FIRST = {
     'every': lambda n, longest: 1 + 0 * n,
 }
 
+
 @dataclasses.dataclass(frozen=True)
 class Samples:
-  """Cases to learn from, to choose by and to judge by; `known` is what training may look at."""
+  """Cases to learn from, to choose by and to judge by.
+
+  known: what training may look at. masked: whether this split's origin takes a history's items out
+  of the ranking.
+  """
   train: Cases
   valid: Cases
   test: Cases
   known: Interactions
+  masked: bool
   protocol: str
 
 
@@ -35,10 +41,14 @@ def make(shop, folder, window, split, longest):
 
   window: which places are asked for in training, 'movie' (the 11th item on), 'game' (the same, or
   the last item of a shorter sequence), 'every' (all but the first item). split: 'leave_one_out',
-  'time' (80/10/10 by the target's time), 'rows' (valid.jsonl and test.jsonl of `folder`). longest:
-  items of a window; histories of leave-one-out are whole. -> Samples. Raises ConfigError for other
-  names, DataError where the data lack times, rows, or any sample.
+  'time' (80/10/10 by the target's time), 'rows' (valid.jsonl and test.jsonl of `folder`), 'auto'
+  ('rows' where the folder has them, else leave-one-out). longest: items of a window; histories of
+  leave-one-out are whole. -> Samples. Raises ConfigError for other names, DataError where the data
+  lack times, rows, or any sample.
   """
+  if split == 'auto':
+    held = files.find_table(folder, 'test') if pathlib.Path(folder).is_dir() else None
+    split = 'rows' if held else 'leave_one_out'
   if window not in FIRST:
     raise ConfigError(f'data.window={window!r}; choose one of {", ".join(FIRST)}')
   makers = {'leave_one_out': _leave_one_out, 'time': _by_time,
@@ -84,7 +94,7 @@ def _leave_one_out(interactions, window, longest):
   return Samples(
       cases(interactions, users, places, longest),
       cases(interactions, asked, lengths[asked] - 2),
-      cases(interactions, asked, lengths[asked] - 1), heads(interactions, kept),
+      cases(interactions, asked, lengths[asked] - 1), heads(interactions, kept), True,
       'leave-one-out: the last item of each user is the test, the one before it the validation; '
       f'{len(asked)} of {len(lengths)} users, those with 3 items or more')
 
@@ -101,7 +111,7 @@ def _by_time(interactions, window, longest):
   np.maximum.at(kept, users[order[:first]], places[order[:first]] + 1)
   train, valid, test = (cases(interactions, users[o], places[o], longest)
                         for o in np.split(order, (first, second)))
-  return Samples(train, valid, test, heads(interactions, kept),
+  return Samples(train, valid, test, heads(interactions, kept), False,
                  f'windows of up to {longest} items and the next ({window}), by the time of the '
                  f'next item: first 80 % train, then 10 % validation, last 10 % test; '
                  f'{len(test)} test samples')
@@ -118,7 +128,7 @@ def _by_rows(shop, folder, interactions, window, longest):
       kept[u] = min(kept[u], _find(interactions.history(u), history, target))
   users, places = cut(kept, window, longest)
   return Samples(cases(interactions, users, places, longest), held['valid'], held['test'],
-                 heads(interactions, kept), f'the rows of valid.jsonl and test.jsonl; '
+                 heads(interactions, kept), False, f'the rows of valid.jsonl and test.jsonl; '
                  f'{len(held["test"])} test rows')
 
 

@@ -1,0 +1,78 @@
+"""What both methods leave: result files with the assistant's row and the sanity rows."""
+import numpy as np
+
+from recjax.data.catalog import Dataset, Interactions
+from recjax.data.splits import Split
+from recjax.errors import ConfigError
+from recjax.evaluation import metrics, outcome, ranking
+from recjax.methods.bigrec import samples
+
+POLICIES = ('exact_id', 'best')
+
+
+def save(work, cfg, data, cases, main, ranks, lists, score, ks=metrics.KS, **more):
+  """Adds the sanity rows and the assistant's, and writes the files of `outcome.save`.
+
+  cases: the test cases that were asked. ranks: {row: (n,)}. score: the assistant's score function,
+  or None. -> counts
+  """
+  n, known = len(data.catalog), data.cases.known
+  others = ranking.baselines(known, n, cfg.seed)
+  if score is not None:
+    others = {'sasrec': score, **others}
+  for name, row in others.items():
+    ranks[name] = ranking.rank_cases(row, cases, n, mask_history=samples.masked(cfg, data))
+  names = tuple(case_names(known.users, cases.users))
+  shop = Dataset(data.name, data.catalog,
+                 Interactions(names, known.items, known.offsets), data.fingerprint, data.notes)
+  test = type(cases)(np.arange(len(cases), dtype=np.int32), cases.histories, cases.targets)
+  protocol = ranking.protocol(n, data.cases.protocol, samples.masked(cfg, data))
+  results = outcome.save(
+      work.folder, shop, Split(known, None, test, data.cases.protocol), main, ranks, lists,
+      protocol, (cfg.seed,), ks, notes=data.notes, **more)
+  return {'cases': len(cases), **{f'{row} HR@10': round(cells['HR@10']['value'], 4)
+                                  for row, cells in results['rows'].items()}}
+
+
+def case_names(users, rows):
+  """A user's name for each case; where a user is asked more than once, with a number."""
+  count, out = {}, []
+  for r in rows:
+    name = users[r]
+    count[name] = count.get(name, 0) + 1
+    out.append(name if count[name] == 1 else f'{name}#{count[name]}')
+  return out
+
+
+def rank_in(items, targets, titles, policy, last):
+  """Ranks in lists that end early: the place, or `last` where the target is missing.
+
+  items: (n, K) int32, 0 for none. titles: by index - 1. policy: 'exact_id' wants that very item,
+  'best' any item of its title, titles counted once (bigrec.md 6). -> (n,) int32
+  """
+  if policy not in POLICIES:
+    raise ConfigError(f'judge.duplicate_titles={policy!r}; choose one of {", ".join(POLICIES)}')
+  if policy == 'exact_id':
+    hit = items == np.asarray(targets)[:, None]
+    return np.where(hit.any(1), hit.argmax(1), last).astype(np.int32)
+  out = np.full(len(items), last, np.int32)
+  for b, (row, target) in enumerate(zip(items, targets)):
+    names = list(dict.fromkeys(titles[i - 1] for i in row if i))
+    if titles[target - 1] in names:
+      out[b] = names.index(titles[target - 1])
+  return out
+
+
+def likeness(items, titles, most=10):
+  """How alike the titles of a list are: the mean over pairs of the share of common words.
+
+  items: (n, K), 0 for none. -> float in 0 .. 1
+  """
+  words = [frozenset(t.lower().split()) for t in titles]
+  values = []
+  for row in items[:, :most]:
+    some = [words[i - 1] for i in row if i]
+    for a in range(len(some)):
+      for b in range(a):
+        values.append(len(some[a] & some[b]) / max(1, len(some[a] | some[b])))
+  return float(np.mean(values)) if values else 0.0

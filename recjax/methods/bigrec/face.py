@@ -1,0 +1,128 @@
+"""Recommendations out of a trained run, for histories of anybody."""
+import pathlib
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from ml_collections import ConfigDict
+
+from recjax import sharding
+from recjax.decoding import grounding
+from recjax.errors import DataError
+from recjax.methods.bigrec import assist, ground, prompts, samples, tune
+from recjax.methods.bigrec import generate as gen
+from recjax.training import encoder, instruct
+from recjax.training.work import find_stage, read_json
+
+
+def recommender(workdir):
+  """The trained method's face.
+
+  -> recommend(histories, k, exclude_seen=True, allowed=None) -> (item ids [B][k], scores (B, k));
+  histories are lists of item ids, oldest first, `allowed` a set of item ids. D3 gives as many items
+  as it has beams at most. Raises DataError for an unknown id or an empty history.
+  """
+  config = ConfigDict(read_json(pathlib.Path(workdir) / 'config.json')['config'])
+  results = read_json(find_stage(workdir, 'evaluate') / 'results.json')
+  data = samples.load(config.data, config.samples)
+  if data.fingerprint != results['data_fingerprint']:
+    raise DataError(f'{config.data} has changed since {workdir} was made; run the experiment again')
+  weights = config.llm.weights
+  folder = find_stage(workdir, 'llm') if weights == 'tiny' else pathlib.Path(weights)
+  mesh = sharding.make_mesh(config.mesh)
+  model, variables, tokenizer = tune.tuned(config, folder, find_stage(workdir, 'tune'), mesh)
+  score = assist.scorer(find_stage(workdir, 'assistant'), data)
+  template = prompts.load_template(config.prompt.template)
+  with jax.set_mesh(mesh):
+    writer = gen.Writer(model, variables, tokenizer, opening(config, template, tokenizer),
+                        config.prompt.cutoff)
+  if config.way == 'ground':
+    reader = ground.text_encoder(config, folder, find_stage(workdir, 'tune'), mesh)
+    answer = grounded(config, data, find_stage(workdir, 'embed'), results, score,
+                      lambda texts: encoder.embed(reader, texts, mesh)[0])
+  else:
+    answer = decoded(config, results, score, gen.plant(tokenizer, template, data.titles))
+
+  def recommend(histories, k, exclude_seen=True, allowed=None):
+    rows = [np.array([data.catalog.index(i) for i in h], np.int32) for h in histories]
+    empty = [i for i, h in enumerate(rows) if not len(h)]
+    if empty:
+      raise DataError(f'history {empty[0]} is empty; this method continues at least one item')
+    mask = None
+    if allowed is not None:
+      mask = np.zeros(len(data.catalog), bool)
+      mask[[data.catalog.index(i) - 1 for i in allowed]] = True
+    asked = asked_of(config, data, template, tokenizer, rows)
+    items, scores = [], []
+    size = config.decode.batch
+    with jax.set_mesh(mesh):
+      for start in range(0, len(rows), size):
+        some = list(range(start, min(start + size, len(rows))))
+        full = some + some[-1:] * (size - len(some))
+        found = answer(writer, [rows[i] for i in full], [asked[i] for i in full], k, exclude_seen,
+                       mask)
+        items.append(found[0][:len(some)])
+        scores.append(found[1][:len(some)])
+    items, scores = np.concatenate(items), np.concatenate(scores)
+    return [[data.catalog.id_of(i) for i in row if i] for row in items], scores
+  return recommend
+
+
+def opening(config, template, tokenizer):
+  """The tokens that every prompt begins with, as two unlike histories show. -> token list"""
+  start = [tokenizer.bos_id] if tokenizer.bos_id is not None else []
+  return instruct.common_prefix([
+      start + tokenizer.encode(template.text(template.record(config.prompt.noun, [h], '')))
+      for h in ('a', 'B', '1', '(')])
+
+
+def asked_of(config, data, template, tokenizer, histories):
+  """Prompts of new histories."""
+  records = [template.record(config.prompt.noun,
+                             [data.titles[i - 1] for i in h[-config.samples.history:]], '')
+             for h in histories]
+  return prompts.encode_prompts(tokenizer, template, records, config.prompt.cutoff)[0]
+
+
+def grounded(config, data, made, results, score, embed):
+  """BIGRec's answer: the first beam, embedded, the catalogue ranked as the run's lists were."""
+  items = grounding.catalogue(np.load(made / 'items.npy'))
+  n = len(data.catalog)
+  popular = grounding.popularity(np.bincount(data.cases.known.items, minlength=n + 1)[1:])
+  how = results['list_of']
+
+  def answer(writer, histories, asked, k, seen, mask):
+    texts = [prompts.title_of(beams[0]) for beams, _ in writer.texts(asked, config.decode)]
+    vectors = np.zeros((len(texts), items.items.shape[1]), np.float32)
+    some = [i for i, t in enumerate(texts) if t]
+    if some:
+      vectors[some] = embed([texts[i] for i in some])
+    offsets = np.concatenate([[0], np.cumsum([len(h) for h in histories])]).astype(np.int64)
+    flat = np.concatenate(histories)
+    rows = np.repeat(np.arange(len(histories)), np.diff(offsets))
+    near, weight, closed, _ = ground.pulls(items, popular, score, vectors,
+                                           (flat, offsets, (rows, flat - 1)), n, seen)
+    value = (-jnp.log(near) if how['inject'] == 'none'
+             else -grounding.pulled(near, weight[how['inject']], how['gamma']))
+    value = jnp.minimum(value, 1e9)
+    if closed is not None:
+      value = jnp.where(closed, -jnp.inf, value)
+    if mask is not None:
+      value = jnp.where(mask, value, -jnp.inf)
+    best, at = jax.lax.top_k(value, min(k, n))
+    return np.asarray(jnp.where(best > -jnp.inf, at + 1, 0)), np.asarray(best)
+  return answer
+
+
+def decoded(config, results, score, catalogue):
+  """D3's answer: beams of open titles with the run's weight of the LLM."""
+  tree, planted = catalogue
+  alpha = results['alpha']
+
+  def answer(writer, histories, asked, k, seen, mask):
+    closed = gen.limits(tree, histories, seen, mask)
+    share = assist.probabilities(score, histories, seen)
+    found = writer.titles(asked, config.decode, catalogue, closed,
+                          gen.mixed(planted, share, alpha))
+    return gen.rows_of(found, tree, closed, min(k, config.decode.beams))
+  return answer

@@ -1,0 +1,99 @@
+"""Generation: free titles by beam search (bigrec.md 3.4), or real titles alone (4.4)."""
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from recjax.decoding import constraints, forest, trie
+from recjax.decoding.generate import generate
+from recjax.errors import DataError
+from recjax.methods.bigrec import prompts
+from recjax.models import decode, llm
+
+SIZES = 2     # shapes that prompts are padded to: each costs a compilation
+STEP = 32     # they are multiples of this
+
+
+class Writer:
+  """The tuned LLM with the opening of its prompts, `prefix`, run once.
+
+  longest: tokens of the longest prompt to come, about; it decides what prompts are padded to.
+  """
+
+  def __init__(self, model, variables, tokenizer, prefix, longest):
+    self.tokenizer, self.prefix = tokenizer, prefix
+    past = ()
+    if self.prefix:
+      past = (jax.jit(lambda v: llm.shared_past(model, v, self.prefix)[1])(variables),)
+    self.decoder = decode.decoder(model, past)
+    bucket = -(-max(1, longest - len(prefix)) // (SIZES * STEP)) * STEP
+    self.generate = functools.partial(generate, self.decoder, variables, bucket=bucket,
+                                      pad_id=tokenizer.pad_id)
+
+  def own(self, prompt):
+    """What of a prompt comes after the opening."""
+    return prompt[len(self.prefix):]
+
+  def texts(self, asked, cfg):
+    """Beams of free text, best first. -> [([text], [score])] in the order of the prompts"""
+    found = self.generate([self.own(p) for p in asked], beams=cfg.beams, eos_ids=ends(self),
+                          new_tokens=cfg.new_tokens, length_penalty=float(cfg.length_penalty))
+    return [([self.tokenizer.decode(found.row(b, k)) for k in range(cfg.beams)],
+             [round(float(s), 5) for s in found.scores[b]]) for b in range(len(asked))]
+
+  def titles(self, asked, cfg, catalogue, limits=None, mixing=None, length_penalty=0.0,
+             token_scores=False):
+    """Beams of titles of the catalogue. catalogue: (Trie, Forest). -> Generated"""
+    tree, planted = catalogue
+    titles = constraints.Titles(planted, limits=limits or forest.Limits(), mix=mixing)
+    del tree
+    return self.generate([self.own(p) for p in asked], titles, beams=cfg.beams,
+                         length_penalty=float(length_penalty), token_scores=token_scores)
+
+
+def ends(writer):
+  """Ids that end an answer."""
+  return tuple(writer.tokenizer.eos_ids)
+
+
+def plant(tokenizer, template, titles):
+  """The catalogue as a trie over the very tokens that training used. -> (Trie, Forest)
+
+  Raises DataError where a title's tokens do not spell it again.
+  """
+  rows = prompts.encode_answers(tokenizer, template, titles)
+  for title, row in zip(titles, rows):
+    text = tokenizer.decode(row)
+    if prompts.title_of(text) != title:
+      raise DataError(f'the title {title!r} comes back as {prompts.title_of(text)!r} from its '
+                      'tokens; change its spelling, or use another tokenizer')
+  tree = trie.build(rows, tokenizer.eos_ids[0], tokenizer.vocab_size)
+  return tree, forest.plant(tree)
+
+
+def limits(tree, histories, seen, allowed=None):
+  """Which items requests may have. histories: list of (n,) item arrays, 1..N. seen: whether those
+  are out. allowed: (N,) bool or None -> Limits"""
+  taken = [np.asarray(h) - 1 for h in histories] if seen else None
+  return forest.limit(tree, None if allowed is None else allowed[None],
+                      None if allowed is None else np.zeros(len(histories), np.int32), taken)
+
+
+def rows_of(found, tree, limits, most, every=True):
+  """Item indices 1..N and scores of every request, equal titles side by side, 0 where none is.
+
+  -> items (B, most) int32, scores (B, most) float32
+  """
+  items, scores = np.zeros((len(found.scores), most), np.int32), None
+  scores = np.full(items.shape, -np.inf, np.float32)
+  for b, row in enumerate(found.items(tree, limits, every=every)):
+    row = row[:most]
+    items[b, :len(row)] = [i + 1 for i, _ in row]
+    scores[b, :len(row)] = [s for _, s in row]
+  return items, scores
+
+
+def mixed(planted, probabilities, alpha):
+  """D3's assistant at one weight of the LLM; at 1 it changes no bit of a score."""
+  return constraints.mix(planted, jnp.asarray(probabilities), alpha)

@@ -1,0 +1,198 @@
+"""The run's report: what was written, where it landed, what pulled it, and whether it helps."""
+import json
+
+import numpy as np
+
+from recjax.methods.bigrec import evaluate
+from recjax.report import html, plots, results, run
+from recjax.training.work import find_stage, read_json
+
+LABELS = {'bigrec': 'BIGRec', 'bigrec:pop': 'BIGRec, pulled by popularity',
+          'bigrec:cf': 'BIGRec, pulled by SASRec', 'd3': 'D3', 'd3:no_mixing': 'D3, the LLM alone',
+          'd3:length_norm': 'constrained beams divided by length',
+          'sasrec': 'SASRec (the assistant)', 'popularity': 'popularity',
+          'recency': 'recent popularity', 'random': 'random'}
+EXAMPLES, DRAWN = 8, 60
+
+
+def write(cfg, work, data, found):
+  """Writes report.html into the run's folder."""
+  outcome = read_json(found / 'results.json')
+  main = next(iter(outcome['rows']))
+  special = grounded_sections if cfg.way == 'ground' else decoded_sections
+  name = 'BIGRec: titles are written, then grounded'
+  if cfg.way == 'decode':
+    name = 'D3: beams of real titles'
+  html.write(work.path / 'report.html', html.page(
+      name, f'{data.name}, preset {cfg.preset}',
+      [verdict(outcome, main), html.tiles(figures(cfg, outcome, main))],
+      [results_section(outcome, main), results.groups_section(outcome, main),
+       *special(cfg, work, data, outcome),
+       run.training_section(work.metrics(), {'llm': 'the tiny language model', 'tune': 'the LLM',
+                                             'assistant': 'the assistant'}),
+       run.facts_section(work.path, cfg, {
+           'data': f'{data.name}: {len(data.catalog):,} items, {len(data.cases.train):,} training '
+           'samples', 'data fingerprint': data.fingerprint, 'protocol': outcome['protocol']})],
+      'Bao et al., arXiv 2308.08434 and arXiv 2406.14900.'))
+
+
+def verdict(outcome, main):
+  """The result in a sentence."""
+  ours, base = outcome['rows'][main], outcome['rows']['popularity']
+  p = outcome['tests'][f'{main}>popularity']['HR@10']
+  return (f'For {ours["HR@10"]["value"]:.1%} of {ours["HR@10"]["n"]:,} test cases the next item is '
+          f'among the first ten ({LABELS[main]}); the most popular items give '
+          f'{base["HR@10"]["value"]:.1%} (paired test, p {results.p_value(p)}).')
+
+
+def figures(cfg, outcome, main):
+  """Tiles of the summary."""
+  def tile(metric):
+    cell = outcome['rows'][main][metric]
+    return (metric, f'{cell["value"]:.4f}', f'{cell["low"]:.4f} to {cell["high"]:.4f}')
+  if 'alpha' in outcome:
+    last = ('LLM weight', f'{outcome["alpha"]:g}', 'chosen on validation')
+  else:
+    last = ('first beams that are titles', f'{1 - outcome["invalid_first"]:.1%}', 'as written')
+  return [tile('HR@10'), tile('NDCG@10'),
+          ('invalid titles', f'{outcome["invalid_titles"]:.1%}',
+           'of what was recommended' if cfg.way == 'decode' else 'of all beams, before grounding'),
+          last]
+
+
+def results_section(outcome, main):
+  """The table with intervals."""
+  every = [m for m in ('HR@10', 'NDCG@10', 'HR@5') if m in outcome['rows'][main]]
+  return html.section('Results', results.results_table(outcome, every, 'NDCG@10', main, LABELS),
+                      intro='Intervals are 95 % bootstraps over test cases.')
+
+
+def grounded_sections(cfg, work, data, outcome):
+  """BIGRec: the map of what was written, the gamma curves, examples."""
+  vectors, written = find_stage(work.path, 'embed'), find_stage(work.path, 'generate')
+  records = json.loads((written / 'test.json').read_text())
+  return [map_section(data, vectors, records), gamma_section(work, outcome),
+          written_section(data, records)]
+
+
+def map_section(data, vectors, records):
+  """A plane through the catalogue's vectors, and where generated texts fall on it."""
+  items, texts = (np.load(vectors / f'{n}.npy') for n in ('items', 'test'))
+  known = {t: i for i, t in enumerate(data.titles)}
+  first = [r['predict'][0] for r in records]
+  odd = [i for i, t in enumerate(first) if t not in known and t][:DRAWN]
+  centre = items.mean(0)
+  _, _, axes = np.linalg.svd((items - centre)[:4000], full_matrices=False)
+  flat = (items - centre) @ axes[:2].T
+  near, lines = [], []
+  for i in odd:
+    at = int(((items - texts[i]) ** 2).sum(1).argmin())
+    point = (texts[i] - centre) @ axes[:2].T
+    near.append(point)
+    lines.append((point, flat[at]))
+  rows = [[first[i], data.titles[int(((items - texts[i]) ** 2).sum(1).argmin())]]
+          for i in odd[:10]]
+  return html.section(
+      'Grounding',
+      html.figure(plots.plane({'items': flat, 'generated texts that are no title': np.array(near)},
+                              lines), 'The first two principal directions of the catalogue, and '
+                  'where texts that are no title were grounded', 'points and lines'),
+      html.table(['Generated', 'Grounded to'], rows, 'Texts that are no title of the catalogue'),
+      intro=f'{len(set(first) - set(known)):,} different first beams are no title of the '
+            f'catalogue; '
+            f'{sum(t in known for t in first):,} of {len(first):,} are one as written.')
+
+
+def gamma_section(work, outcome):
+  """Test and validation NDCG@10 over the whole grid; validation alone chooses."""
+  gamma = read_json(find_stage(work.path, 'evaluate') / 'gamma.json')
+  names = {'pop': 'popularity', 'cf': 'the assistant'}
+  curves = {f'{names[k]}, {part}': list(zip(g['gammas'], g[part]['NDCG@10']))
+            for k, g in gamma.items() for part in ('valid', 'test')}
+  chosen = [[names[k], f'{g["one"]:g}', *(f'{m}: {c["gamma"]:g} ({c["test"]:.4f})' for m, c in
+             g['per_metric'].items() if m in ('HR@5', 'HR@10', 'NDCG@5', 'NDCG@10'))]
+            for k, g in gamma.items()]
+  del outcome
+  return html.section(
+      'Injection',
+      html.figure(plots.loss_curves(curves, ylabel='NDCG@10', xlabel='gamma'),
+                  'NDCG@10 by gamma', 'curves'),
+      html.table(['Pulled by', 'one gamma', *[f'per metric {i}' for i in range(1, 5)]], chosen,
+                 'The gamma of the rows above, and the published choice for each metric with its '
+                 'test value'),
+      intro='Distances are multiplied by (1 + W) to the power of minus gamma. One gamma is chosen '
+            'on validation by NDCG@10; choosing one for each metric, as published, is optimistic.')
+
+
+def written_section(data, records):
+  """Some prompts and what was written."""
+  cards = []
+  for r in records[:EXAMPLES]:
+    rows = [[str(k), t, 'a title' if t in set(data.titles) else 'no title']
+            for k, t in enumerate(r['predict'], 1)]
+    cards.append(html.card(r['output'], r['input'][:300],
+                           html.table(['', 'Beam', ''], rows, 'Beams', 'rll')))
+  return html.section('Examples', html.cards(cards, shown=3))
+
+
+def decoded_sections(cfg, work, data, outcome):
+  """D3: the weight's curve, ghost tokens, how alike lists are, examples."""
+  return [alpha_section(work), ghost_section(work), likeness_section(outcome),
+          lists_section(cfg, work, data)]
+
+
+def alpha_section(work):
+  """Validation metrics by the LLM's weight."""
+  choice = read_json(find_stage(work.path, 'choose') / 'alpha.json')
+  curves = {m: [(a, values[m]) for a, values in sorted(choice['curve'], key=lambda c: c[0])]
+            for m in ('HR@10', 'NDCG@10') if m in choice['curve'][0][1]}
+  return html.section(
+      'Mixing',
+      html.figure(plots.loss_curves(curves, ylabel='validation', xlabel='weight of the LLM'),
+                  'Validation by the weight of the LLM', 'curves'),
+      intro=f'At weight 1 the LLM stands alone, at 0 the assistant. {choice["alpha"]:g} was chosen '
+            f'by {choice["by"]} of {choice["cases"]:,} validation cases.')
+
+
+def ghost_section(work):
+  """Tokens that are all but certain."""
+  ghosts = read_json(find_stage(work.path, 'decode') / 'ghosts.json')
+  return html.section(
+      'Ghost tokens',
+      html.table(['Token', 'Times', 'Mean probability'],
+                 [[repr(t), n, f'{p:.4f}'] for t, n, p in ghosts['tokens']],
+                 'Tokens of first titles that are likelier than 0.99', 'lrr'),
+      html.facts({f'mean tokens of first titles, {LABELS[row]}': f'{n:.2f}'
+                  for row, n in ghosts['length'].items()}),
+      intro=f'{ghosts["share"]:.0%} of the tokens of first titles are all but certain. They add '
+            'nothing to a score and one to its length, so division by length favours long titles.')
+
+
+def likeness_section(outcome):
+  """How alike the lists are."""
+  names = {'alike': 'title words shared within a list', 'coverage': 'catalogue shown',
+           'Gini': 'Gini', 'repeat': 'repeats', 'out_of_catalogue': 'no item'}
+  rows = [[LABELS[row], *(f'{cells[k]:.3f}' for k in names)]
+          for row, cells in outcome['homogeneity'].items()]
+  return html.section('How alike the lists are', html.table(
+      ['Row', *names.values()], rows, 'Top-10 lists of the test cases', 'l' + 'r' * len(names)))
+
+
+def lists_section(cfg, work, data):
+  """Test cases with their lists, the target marked."""
+  from recjax.methods.bigrec import samples
+  cases = data.cases.test.picked(samples.held(data, 'test', cfg.judge.test_most))
+  with np.load(find_stage(work.path, 'decode') / 'd3.npz') as arrays:
+    items = arrays['items']
+  ranks = evaluate.rank_in(items, cases.targets, data.titles, 'exact_id', -1)
+  order = np.random.default_rng(0).permutation(len(cases))
+  some = [*order[ranks[order] >= 0][:EXAMPLES // 2], *order[ranks[order] < 0][:EXAMPLES // 2]]
+  cards = []
+  for c in some:
+    rows = [[str(r), data.titles[i - 1], 'the next item' if i == cases.targets[c] else '']
+            for r, i in enumerate(items[c], 1) if i]
+    last = '; '.join(data.titles[i - 1] for i in cases.history(c)[-4:])
+    cards.append(html.card(f'Next: {data.titles[cases.targets[c] - 1]}', f'last items: {last}',
+                           html.table(['', 'Recommended', ''], rows, 'Beams', 'rll')))
+  return html.section('Examples', html.cards(cards, shown=3),
+                      intro='Test cases drawn at random, first some whose next item was found.')

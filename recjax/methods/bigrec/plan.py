@@ -1,0 +1,88 @@
+"""What a run would cost, and its trained model in other programs' layouts."""
+import dataclasses
+import pathlib
+import shutil
+
+import jax
+import numpy as np
+
+from recjax.data import windows
+from recjax.errors import ConfigError
+from recjax.models import huggingface, llm, lora
+from recjax.training import backbone
+from recjax.training.work import find_stage, read_json
+
+OPENING, TITLE = 60, 14  # tokens of a prompt around its history, and of a title, typical
+PEAK = {'H200': 989e12, 'H100': 989e12}  # dense bf16 FLOP/s of the data sheets
+USED = 0.4               # share of the peak that training reaches, typical
+
+
+def cost(cfg, shop):
+  """Parameters, memory, operations and time, by hand count. -> {what: text}
+
+  Titles are taken as typical (14 tokens); the run itself counts the real ones.
+  """
+  shape = shape_of(cfg)
+  users, _ = windows.cut(np.maximum(shop.interactions.lengths() - 2, 0), cfg.samples.window,
+                         cfg.samples.history)
+  count = len(users) if cfg.train.sample < 0 else min(len(users), cfg.train.sample)
+  share = min(cfg.samples.history, len(shop.interactions.items) / max(1, len(shop.interactions)))
+  length = OPENING + TITLE * (share + 1)
+  forward = llm.flops_per_token(shape, length / 2)
+  full = cfg.train.mode == 'full'
+  trained = (llm.count(llm.shapes(shape)) if full else llm.count(
+      jax.eval_shape(lambda k: lora.init_lora(shape, k), jax.random.key(0))))
+  tokens = cfg.train.epochs * count * length
+  flops = (3 if full else 2) * forward * tokens
+  asked = cfg.judge.test_most or len(shop.interactions)
+  written = asked * cfg.decode.beams * (TITLE if cfg.way == 'decode' else cfg.decode.new_tokens)
+  seconds = flops / (USED * PEAK['H200'])
+  return {
+      'model': f'{llm.count(llm.shapes(shape)):,} parameters, '
+               f'{llm.param_bytes(shape) / 2**20:,.0f} MiB as stored ({shape.dtype})',
+      'trained': f'{trained:,} parameters ({cfg.train.mode}), {trained * 12 / 2**20:,.0f} MiB with '
+                 'two moments in float32',
+      'training': f'{count:,} samples, at most {tokens / 1e6:,.1f} M tokens, '
+                  f'{flops / 1e12:,.1f} TFLOP: {seconds:,.0f} s on one H200 at {USED:.0%} of its '
+                  '989 TFLOP/s',
+      'generation': f'{asked:,} prompts, {written / 1e6:,.2f} M beam tokens, '
+                    f'{forward * (written + asked * length) / 1e12:,.1f} TFLOP'}
+
+
+def shape_of(cfg):
+  """The model's shape, from its folder or from the tiny model's settings. -> llm.Config"""
+  adapter = {}
+  if cfg.train.mode == 'lora':
+    adapter = dict(lora_rank=cfg.lora.rank, lora_targets=tuple(cfg.lora.targets))
+  if cfg.llm.weights == 'tiny':
+    tiny = cfg.tiny
+    return llm.Config(
+        vocab=tiny.vocab, width=tiny.width, layers=tiny.layers, heads=tiny.heads,
+        kv_heads=tiny.kv_heads, head_dim=tiny.width // tiny.heads, ffn=tiny.ffn, tied=True,
+        **adapter)
+  if not cfg.llm.weights:
+    raise ConfigError('llm.weights is empty, so there is no model to count; add '
+                      '--config.llm.weights=FOLDER, or use the sample preset')
+  return dataclasses.replace(huggingface.read_config(cfg.llm.weights), **adapter)
+
+
+def convert(workdir, to, out):
+  """Writes the tuned model: 'peft' as an adapter folder, 'merged' as a whole checkpoint.
+
+  Raises WorkdirError where the run has not finished tuning, ConfigError where `out` exists, or `to`
+  is another or does not fit how the run was tuned.
+  """
+  config = read_json(pathlib.Path(workdir) / 'config.json')['config']
+  made, mode = find_stage(workdir, 'tune'), config['train']['mode']
+  if to not in ('peft', 'merged') or (to == 'peft' and mode == 'full'):
+    raise ConfigError(f'--to={to} does not fit this run, which was tuned with train.mode={mode}; '
+                      + ('choose merged' if mode == 'full' else 'choose peft or merged'))
+  out = pathlib.Path(out)
+  if out.exists() and any(out.iterdir()):
+    raise ConfigError(f'{out} is not empty; name a folder that does not exist yet')
+  if mode == 'full':
+    shutil.copytree(made, out, dirs_exist_ok=True, ignore=shutil.ignore_patterns('DONE.json', '.*'))
+    return
+  weights = config['llm']['weights']
+  folder = find_stage(workdir, 'llm') if weights == 'tiny' else pathlib.Path(weights)
+  backbone.export_adapted(folder, made, to, out)

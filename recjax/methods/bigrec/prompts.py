@@ -1,0 +1,113 @@
+"""Templates, instruction records, and their tokens (bigrec.md 3.2, 4.2).
+
+A template is a plain file of four parts, each under its name in brackets: [instruction] and [input]
+make a record out of a history ({noun}, {history}), [prompt] makes the prompt out of a record
+({instruction}, {input}), [answer] is what the model shall write ({title}). A part reaches to the
+line before the next name; white space counts.
+"""
+import dataclasses
+import importlib.resources
+import pathlib
+import re
+
+from recjax.data.formats import bigrec as files
+from recjax.errors import ConfigError, DataError
+
+FIELDS = {'instruction': ('noun',), 'input': ('history',), 'prompt': ('instruction', 'input'),
+          'answer': ('title',)}
+
+
+@dataclasses.dataclass(frozen=True)
+class Template:
+  """The four parts of a template file."""
+  instruction: str
+  input: str
+  prompt: str
+  answer: str
+
+  def record(self, noun, history, title):
+    """The record of a history of titles. -> {'instruction', 'input', 'output'}"""
+    return {'instruction': fill(self.instruction, noun=noun),
+            'input': fill(self.input, noun=noun, history=files.quoted(history)),
+            'output': f'"{title}"'}
+
+  def text(self, record):
+    """The prompt of a record."""
+    return fill(self.prompt, instruction=record['instruction'], input=record['input'])
+
+  def reply(self, title):
+    """What the model shall write, its end token aside."""
+    return fill(self.answer, title=title)
+
+
+def fill(text, **values):
+  """Puts values into {names}; braces in the values, or around other words, stay as they are."""
+  return re.sub(r'\{(\w+)\}', lambda m: values.get(m[1], m[0]), text)
+
+
+def load_template(name):
+  """Reads 'bigrec', 'd3' or a file of one's own. Raises ConfigError naming what it lacks."""
+  path = pathlib.Path(name)
+  if path.suffix:
+    if not path.is_file():
+      raise ConfigError(f'prompt.template={name!r} does not exist; name a file, bigrec or d3')
+    text = path.read_text(encoding='utf-8')
+  else:
+    path = importlib.resources.files('recjax.methods.bigrec') / 'templates' / f'{name}.txt'
+    if not path.is_file():
+      raise ConfigError(f'prompt.template={name!r} is unknown; choose bigrec, d3 or a file.txt')
+    text = path.read_text(encoding='utf-8')
+  cut = re.split(r'^\[(\w+)\]\n', text, flags=re.M)
+  parts = {k: v[:-1] if v.endswith('\n') else v for k, v in zip(cut[1::2], cut[2::2])}
+  for part, fields in FIELDS.items():
+    if part not in parts:
+      raise ConfigError(f'template {name}: part [{part}] is missing; it needs '
+                        f'{", ".join(f"[{p}]" for p in FIELDS)}')
+    for field in fields if part != 'instruction' else ():
+      if f'{{{field}}}' not in parts[part]:
+        raise ConfigError(f'template {name}: part [{part}] lacks {{{field}}}')
+  return Template(**{part: parts[part] for part in FIELDS})
+
+
+def shorter(record):
+  """The record without its oldest title, or None where it has none left to drop."""
+  text = record['input']
+  start = text.find('"')
+  cut = re.search(r'",\s*"', text[start + 1:]) if start >= 0 else None
+  if not cut:
+    return None
+  return {**record, 'input': text[:start] + text[start + 1 + cut.end() - 1:]}
+
+
+def encode_prompts(tokenizer, template, records, longest):
+  """Token ids of all prompts, whole ones; the oldest titles go where a prompt is too long.
+
+  longest: tokens that a prompt may have. -> (list of token lists, how many were shortened).
+  Raises DataError where a record without any history to drop does not fit.
+  """
+  start = [tokenizer.bos_id] if tokenizer.bos_id is not None else []
+  rows = [start + ids for ids in tokenizer.encode_batch([template.text(r) for r in records])]
+  cut = 0
+  for i, ids in enumerate(rows):
+    if len(ids) <= longest:
+      continue
+    cut += 1
+    record = records[i]
+    while len(ids) > longest:
+      record = shorter(record)
+      if record is None:
+        raise DataError(f'record {i} takes {len(ids)} tokens with one title of its history, '
+                        f'{longest} fit; raise prompt.cutoff, or shorten its titles')
+      ids = start + tokenizer.encode(template.text(record))
+    rows[i] = ids
+  return rows, cut
+
+
+def encode_answers(tokenizer, template, titles):
+  """Token ids of answers without the end token, the same in training and in the trie."""
+  return tokenizer.encode_batch([template.reply(t) for t in titles])
+
+
+def title_of(text):
+  """The title in a generated text: its first line, without quotes. -> str"""
+  return files.clean_title(text.strip().partition('\n')[0])

@@ -1,0 +1,106 @@
+"""Grounding: oracles B3 to B5, distances against float64, curves against sorting, invariants."""
+import jax.numpy as jnp
+import numpy as np
+from absl.testing import absltest, parameterized
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from recjax.decoding import grounding
+
+
+def ranks_by_sorting(distance, weight, gamma):
+  """The published way: score everything, sort twice. -> (N,) ranks"""
+  score = distance * (1 + weight) ** -gamma
+  return np.argsort(np.argsort(score, kind='stable'), kind='stable')
+
+
+class GroundingTest(parameterized.TestCase):
+
+  def test_distances_b3(self):
+    items = grounding.catalogue([[0, 0], [3, 4], [6, 8], [0, 2]])
+    found = grounding.distances(items, jnp.array([[0.0, 1.0]]))
+    np.testing.assert_allclose(found[0], [1, 4.242641, 9.219544, 1], rtol=1e-5)
+    np.testing.assert_allclose(grounding.normalised(found)[0], [0, .394504, 1, 0], atol=1e-5)
+    near, order = grounding.nearest(items, jnp.array([[0.0, 1.0]]), 4)
+    self.assertEqual(order[0].tolist(), [0, 3, 1, 2])
+    np.testing.assert_allclose(near[0], [1, 1, 4.242641, 9.219544], rtol=1e-5)
+
+  @parameterized.parameters((0, [0, 1, 2, 3, 4]), (0.5, [0, 1, 2, 3, 4]), (1, [0, 2, 1, 3, 4]),
+                            (2, [0, 3, 1, 2, 4]))
+  def test_injection_b4(self, gamma, want):
+    near = grounding.normalised(jnp.array([[2.0, 4, 5, 8, 10]]))
+    weight = jnp.array([0.0, 0, 1, 1, .5])
+    np.testing.assert_allclose(near[0], [0, .25, .375, .75, 1])
+    ranks = [int(grounding.rank_curve(near, weight, jnp.array([t]), jnp.array([gamma], jnp.float32),
+                                      ties='index')[0, 0]) for t in range(5)]
+    self.assertEqual(ranks, want)
+
+  def test_crossings_b4(self):
+    near = grounding.normalised(jnp.array([[2.0, 4, 5, 8, 10]]))
+    weight = jnp.array([0.0, 0, 1, 1, .5])
+    grid = jnp.array([.5849, .5851, 1.5849, 1.5851], jnp.float32)
+    item1 = grounding.rank_curve(near, weight, jnp.array([1]), grid)[:, 0]
+    self.assertEqual(item1.tolist(), [1, 2, 2, 3])
+
+  def test_popularity_b5(self):
+    np.testing.assert_allclose(grounding.popularity([6, 3, 0, 1]), [1, .5, 0, 1 / 6], rtol=1e-6)
+    self.assertEqual(grounding.popularity([0, 0]).tolist(), [0, 0])
+
+  def test_equal_distances_and_constant_weights_are_no_division_by_zero(self):
+    near = grounding.normalised(jnp.full((1, 3), 7.0))
+    self.assertEqual(near.tolist(), [[0, 0, 0]])
+    ranks = grounding.rank_curve(near, jnp.zeros(3), jnp.array([1]), jnp.array([0.0, 5.0]))
+    self.assertEqual(ranks.tolist(), [[2], [2]])  # ties count against the target
+
+  @settings(max_examples=60, deadline=None)
+  @given(st.integers(0, 10**6))
+  def test_curves_are_those_of_the_published_double_sort(self, seed):
+    rng = np.random.default_rng(seed)
+    near = np.asarray(grounding.normalised(rng.random((4, 37)).astype(np.float32)))
+    weight = rng.random(37).astype(np.float32)
+    grid, targets = np.array([0, .3, 1, 7], np.float32), rng.integers(0, 37, 4)
+    found = grounding.rank_curve(jnp.asarray(near), jnp.asarray(weight), jnp.asarray(targets),
+                                 jnp.asarray(grid), ties='index')
+    for g, row in zip(grid, np.asarray(found)):
+      for b in range(4):
+        want = ranks_by_sorting(near[b].astype(np.float64), weight, g)
+        self.assertEqual(row[b], want[targets[b]])
+
+  @settings(max_examples=30, deadline=None)
+  @given(st.integers(0, 10**6))
+  def test_invariants(self, seed):
+    rng = np.random.default_rng(seed)
+    items, queries = rng.normal(size=(25, 6)), rng.normal(size=(3, 6))
+    shift = rng.normal(size=6) * 50
+    one = grounding.distances(grounding.catalogue(items), jnp.asarray(queries, jnp.float32))
+    two = grounding.distances(grounding.catalogue(items + shift),
+                              jnp.asarray(queries + shift, jnp.float32))
+    exact = np.sqrt(((items - queries[:, None]) ** 2).sum(-1))
+    np.testing.assert_allclose(one, exact, rtol=2e-5, atol=1e-5)
+    np.testing.assert_allclose(two, exact, rtol=1e-4, atol=2e-4)
+    near = grounding.normalised(one)
+    first = np.asarray(near).argmin(1)
+    grid = jnp.array([0, 1, 50], jnp.float32)
+    weight = jnp.asarray(rng.random((3, 25)), jnp.float32)
+    ranks = grounding.rank_curve(near, weight, jnp.asarray(first), grid)
+    self.assertTrue((np.asarray(ranks) == 0).all())  # the nearest item stays first for every gamma
+    order = rng.permutation(25)
+    targets = rng.integers(0, 25, 3)
+    there = np.argsort(order)[targets]
+    np.testing.assert_array_equal(
+        grounding.rank_curve(near, weight, jnp.asarray(targets), grid),
+        grounding.rank_curve(near[:, order], weight[:, order], jnp.asarray(there), grid))
+
+  def test_seen_items_are_out_but_a_target_never_is(self):
+    near = jnp.array([[0.0, .2, .4, 1.0]])
+    seen = jnp.array([[True, False, True, False]])
+    rank = lambda t: int(grounding.rank_curve(near, jnp.zeros(4), jnp.array([t]),  # noqa: E731
+                                              jnp.zeros(1), seen)[0, 0])
+    self.assertEqual([rank(1), rank(3), rank(2)], [0, 1, 1])
+
+  def test_the_smallest_of_equal_gammas_is_taken(self):
+    self.assertEqual(grounding.best_gamma([.1, .3, .3], [0, .5, 1]), (.5, 1))
+
+
+if __name__ == '__main__':
+  absltest.main()
