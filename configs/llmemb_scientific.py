@@ -53,7 +53,7 @@ def get_config(arg=''):
   c.lora = dict(rank=8, alpha=32.0)
   # parts: pieces in which a batch goes through the model (gradient caching). loss: infonce,
   # soft_target (as released), decoupled
-  c.scft = dict(steps=300, batch=64, parts=1, ratio=0.4, pool='avg', loss='infonce', tau=0.05,
+  c.scft = dict(steps=150, batch=64, parts=1, ratio=0.4, pool='avg', loss='infonce', tau=0.05,
                 max_len=256)
   c.scft.optim = dict(lr=2e-3, warmup=20, schedule='linear', decay=0.0, clip=1.0, beta2=0.999,
                       log_every=20, save_every=100)
@@ -68,14 +68,16 @@ def get_config(arg=''):
   c.base = dict(c.model, kind='sasrec')
   c.loss = dict(kind='ce', negatives=1, shared='position', exclude='train_history', t=0.75,
                 log_q=False, chunk=4096)
-  c.train = dict(batch=256, epochs=40, patience=6, save_every=5, valid_users=0, mask_share=0.2,
+  c.train = dict(batch=256, epochs=40, patience=8, save_every=5, valid_users=0, mask_share=0.2,
                  mask_most=50, mask_last=0.5)
   c.optim = dict(lr=2e-3, warmup=0, schedule='constant', decay=0.0, clip=0.0, beta2=0.98)
   # hidden: inner width of the adapter, 0 for half of pca.dim. spread: size of its first outputs.
-  # alpha, tau: of the alignment. align_most: distinct items compared a step
-  c.rat = dict(variant=given['variant'], ablations=('no_scft', 'no_align', 'no_adapter'), hidden=0,
-               activation='none', spread=0.02, alpha=0.01, tau=2.0, align_loss='soft_target',
-               align_source='sasrec', align_items='distinct', align_most=4096)
+  # whiten: components enter with equal spread. alpha, tau: of the alignment. align_most: distinct
+  # items compared a step
+  c.rat = dict(variant=given['variant'], ablations=('no_scft', 'no_align', 'no_adapter'),
+               hidden=512, activation='gelu', spread=0.02, whiten=True, alpha=1.0, tau=0.1,
+               align_loss='infonce', align_source='sasrec', align_items='distinct',
+               align_most=4096)
   # sampled: also rank among few items. tail_*: fewer interactions, or a shorter input, are tail
   c.judge = dict(mask_history=True, save_top=20, sampled='uniform100', memory=256, tail_item=3,
                  tail_user=9)
@@ -104,7 +106,9 @@ def get_config(arg=''):
     c.loss.kind = 'bce'
     c.train.update(batch=128, epochs=200, patience=20, mask_share=0.6, mask_most=120)
     c.optim = dict(lr=1e-3, warmup=0, schedule='constant', decay=0.0, clip=0.0, beta2=0.999)
-    c.rat.ablations = ('no_scft', 'no_adapter', 'no_freeze', 'no_align', 'pool_last')
+    c.rat.update(hidden=0, activation='none', whiten=False, alpha=0.01, tau=2.0,
+                 align_loss='soft_target', ablations=(
+                     'no_scft', 'no_adapter', 'no_freeze', 'no_align', 'pool_last'))
     if given['variant'] != 'full':
       c.rat.ablations = ()
   if given['profile'] == 'faithful':

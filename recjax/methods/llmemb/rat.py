@@ -111,11 +111,14 @@ def stage(work, cfg, shop, table, ids):
 def inputs(cfg, model, table, items):
   """The frozen vectors as the recommender reads them, on one scale. -> (N, k)
 
-  Without an adapter: the first D components, rows of length one on average. Raises DataError for
-  a table of another catalogue, ConfigError where there are fewer than D components.
+  With rat.whiten every component has the same spread, so that an adapter learns them at the same
+  pace. Without an adapter: the first D components, rows of length one on average. Raises DataError
+  for a table of another catalogue, ConfigError where there are fewer than D components.
   """
   if len(table) != items:
     raise DataError(f'the table of item vectors has {len(table)} rows, the catalogue {items} items')
+  if cfg.rat.adapter and cfg.rat.whiten:
+    return table / np.maximum(table.std(0), 1e-6 * max(float(table.std()), 1e-30))
   if cfg.rat.adapter:
     return table / max(float(np.sqrt((table ** 2).mean())), 1e-30)
   if table.shape[1] < model.width:
@@ -231,7 +234,7 @@ def alignment(cfg, model, table, aim, seqs, key, targets):
     at = jnp.nonzero(goals, size=targets, fill_value=goals.size)[0]
     ids = goals.at[at].get(mode='fill', fill_value=0)
   else:
-    ids = distinct(goals, model.items, min(cfg.rat.align_most, model.items), draw)
+    ids = distinct(goals, model.items, min(cfg.rat.align_most, model.items, targets), draw)
   return contrastive.loss(aim[ids - 1], table[ids], cfg.rat.tau, cfg.rat.align_loss, ids > 0)
 
 
