@@ -118,8 +118,9 @@ def bars_with_intervals(rows: Mapping[str, Mapping], metric: str,
   return _drawn(paint, height=0.95 + 0.42 * max(len(cells), 3))
 
 
-def scatter(points: np.ndarray, groups: Sequence[str]) -> Html:
-  """Draws points of a plane in the colours of their groups; the axes mean nothing.
+def scatter(points: np.ndarray, groups: Sequence[str], xlabel: str = 'first component',
+            ylabel: str = 'second component') -> Html:
+  """Draws points of a plane in the colours of their groups, without scales.
 
   points: (N, 2). groups: what each belongs to; the largest get colours, the rest shares one.
   """
@@ -138,6 +139,8 @@ def scatter(points: np.ndarray, groups: Sequence[str]) -> Html:
             *points[mine].T, 'o', color=_SERIES[i], markersize=3.5, alpha=0.7, markeredgewidth=0)
     axes.set_xticks([])
     axes.set_yticks([])
+    axes.set_xlabel(clean(xlabel))
+    axes.set_ylabel(clean(ylabel))
     _legend(axes, handles)
     if not handles:
       _nothing(axes)

@@ -135,5 +135,35 @@ class InvariantTest(parameterized.TestCase):
         small(**{'kind': 'sasrec', **kw})
 
 
+class ReleasedTest(parameterized.TestCase):
+
+  def test_future_places_are_seen_only_where_asked(self):
+    rows = jnp.array([[1, 2, 3, 4]])
+    for future in (False, True):
+      cfg = small('sasrec', length=4, future=future)
+      params = wide(cfg)
+      at = seqrec.places(cfg, rows)
+      one, two = (states(cfg, params, r, at, np.ones((1, 4))) for r in (rows, rows.at[0, 3].set(9)))
+      self.assertEqual(bool(jnp.allclose(one[0, 0], two[0, 0], atol=1e-6)), not future)
+
+  @parameterized.parameters(*KINDS)
+  def test_padding_is_seen_only_where_asked(self, kind):
+    short, long = jnp.array([[0, 0, 5, 6]]), jnp.array([[0, 0, 0, 0, 0, 0, 5, 6]])
+    for pads in (False, True):
+      cfg = small(kind, pads=pads)
+      params = wide(cfg)
+      one, two = (seqrec.last_states(cfg, params, r) for r in (short, long))
+      self.assertEqual(bool(jnp.allclose(one, two, atol=1e-4)), not pads)
+
+  def test_positions_from_the_start_or_from_the_end(self):
+    rows = jnp.array([[0, 0, 5, 6]])
+    self.assertEqual(seqrec.places(small('sasrec'), rows).tolist(), [[4, 5, 6, 7]])
+    cfg = small('sasrec', count='start')
+    self.assertEqual(seqrec.places(cfg, rows).tolist(), [[0, 0, 1, 2]])
+    self.assertLen(seqrec.init(cfg, jax.random.key(0))['positions'], 9)
+    with self.assertRaisesRegex(ConfigError, 'model.count'):
+      small('sasrec', count='middle')
+
+
 if __name__ == '__main__':
   absltest.main()

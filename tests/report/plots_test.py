@@ -23,6 +23,7 @@ def every_picture(text='name'):
       'bars': plots.bars_with_intervals(rows, 'HR@10', {'zero': text}, highlight=text),
       'tags': plots.tag_frequency({'a': 100, 'b': 10, text: 1}, {'a': 5}, (text, text)),
       'histogram': plots.histogram([1, 2, 2, 3], text, text),
+      'scatter': plots.scatter([[0, 0], [1, 2], [3, 1]], [text, 'b', 'b'], text, text),
   }
 
 
@@ -31,6 +32,19 @@ def lines(picture):
   found = [node for node in ElementTree.fromstring(picture.text).iter()
            if node.get('clip-path') and 'stroke: var(--c1' in node.get('style', '')]
   return [np.array(re.findall(r'-?[\d.]+', node.get('d')), float).reshape(-1, 2) for node in found]
+
+
+class ScatterTest(absltest.TestCase):
+
+  def test_the_largest_groups_have_names_and_the_rest_is_one(self):
+    groups = [f'g{i}' for i in range(9) for _ in range(10 - i)]
+    points = np.random.default_rng(0).normal(size=(len(groups), 2))
+    drawn = plots.scatter(points, groups).text
+    for name in ('g0', 'g4', 'other'):
+      self.assertIn(name, drawn)
+    self.assertNotIn('g8', drawn)
+    self.assertNotIn('other', plots.scatter(points[:20], groups[:20]).text)
+    self.assertIn('nothing to show', plots.scatter(np.zeros((0, 2)), []).text)
 
 
 class PlotsTest(parameterized.TestCase):
