@@ -114,6 +114,20 @@ class DevicesTest(parameterized.TestCase):
     np.testing.assert_allclose(got, want, atol=1e-5)
     np.testing.assert_allclose(many, grads, atol=1e-5)
 
+  def test_eight_devices_cache_gradients_as_one_differentiates(self):
+    x = jnp.stack(pairs(64), 1)
+    encode = lambda w, frozen, batch: jnp.tanh(batch) @ w  # noqa: E731
+    judge = lambda w, z: contrastive.loss(z[:, 0], z[:, 1], .3)  # noqa: E731
+    w = jnp.asarray(np.random.default_rng(0).normal(size=(6, 5)), jnp.float32)
+    want, grads = jax.value_and_grad(lambda w: judge(w, encode(w, None, x)))(w)
+    spread = lambda w, z: judge(w, shard(z, None, None, None))  # noqa: E731
+    run = contrastive.cached(encode, spread, 4)
+    with jax.set_mesh(self.mesh):
+      batch = jax.device_put(x, NamedSharding(self.mesh, P('data')))
+      got, many = jax.jit(jax.value_and_grad(run))(w, (), batch)
+    np.testing.assert_allclose(got, want, atol=1e-5)
+    np.testing.assert_allclose(many, grads, atol=1e-4)
+
 
 class CachedTest(parameterized.TestCase):
 
