@@ -73,7 +73,7 @@ def get_config(arg=''):
   # whiten: components enter with equal spread. alpha, tau: of the alignment. align_most: distinct
   # items compared a step
   c.rat = dict(variant=given['variant'], ablations=('no_scft', 'no_align', 'no_adapter'),
-               hidden=512, activation='gelu', spread=0.02, whiten=True, alpha=1.0, tau=0.1,
+               hidden=512, activation='gelu', spread=0.02, whiten=True, alpha=0.3, tau=0.1,
                align_loss='infonce', align_source='sasrec', align_items='distinct',
                align_most=4096)
   # sampled: also rank among few items. tail_*: fewer interactions, or a shorter input, are tail
