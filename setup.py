@@ -7,6 +7,7 @@ CORE = [
     'transformers>=5.17', 'tokenizers>=0.22', 'jinja2>=3.1', 'safetensors>=0.6',
     'rich>=13.7', 'pyarrow>=17', 'tensorboardX>=2.6', 'matplotlib>=3.9',
 ]
+DATA = ['duckdb>=2.0']
 TEST = ['hypothesis>=6.100', 'ruff>=0.6']
 PARITY = ['torch>=2.6', 'peft>=0.17']
 
@@ -23,9 +24,10 @@ setup(
     extras_require={
         'cuda': ['jax[cuda13]'],
         'tpu': ['jax[tpu]'],
-        'test': TEST,
+        'data': DATA,
+        'test': TEST + DATA,
         'parity': PARITY,
-        'dev': TEST + PARITY,
+        'dev': TEST + DATA + PARITY,
     },
     entry_points={'console_scripts': ['recjax = recjax.cli:main']},
 )

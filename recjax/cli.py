@@ -1,4 +1,4 @@
-"""The verbs around the experiments: `recjax prepare`, `recommend`, `doctor`, `compare` and `convert`."""
+"""The verbs around the experiments: prepare, recommend, doctor, compare and convert."""
 import argparse
 import importlib
 import importlib.util
@@ -7,6 +7,7 @@ import pathlib
 import sys
 
 from recjax import errors
+from recjax.data import prepare as prepare_verb
 from recjax.errors import ConfigError
 
 
@@ -17,15 +18,7 @@ def parser():
       'with: python -m recjax.main --config=configs/betag_scientific.py')
   verbs = top.add_subparsers(dest='verb', required=True)
 
-  verb = verbs.add_parser('prepare', help='public raw files to a data set')
-  verb.add_argument('source', choices=('amazon',), help='reviews and metadata of Amazon, 2018')
-  verb.add_argument('--reviews', required=True, help='e.g. Video_Games_5.json.gz')
-  verb.add_argument('--meta', required=True, help='e.g. meta_Video_Games.json.gz')
-  verb.add_argument('--out', required=True, help='folder to make')
-  verb.add_argument('--start', default='2017-10', help='first month; goes back where items lack')
-  verb.add_argument('--end', default='2018-11', help='last month, its first day alone')
-  verb.add_argument('--k', type=int, default=5, help='reviews that each user and item keeps')
-  verb.add_argument('--min-items', type=int, default=10_000, help='fewer items widen the window')
+  prepare_verb.add_flags(verbs.add_parser('prepare', help='raw files to a data set'))
 
   verb = verbs.add_parser('recommend', help='items for a history, a user, or a file of users')
   verb.add_argument('workdir', help='the folder of a finished run')
@@ -65,11 +58,7 @@ def main():
 
 def prepare(args):
   """Writes the canonical data set and says what was left out."""
-  from recjax.data.sources import amazon
-  found = amazon.prepare(args.reviews, args.meta, args.out, args.start, args.end, args.k,
-                         args.min_items)
-  print('\n'.join(f'{what.replace("_", " ")}: {count}' for what, count in found.items()))
-  print(f'data set: {args.out}')
+  prepare_verb.run(args)
 
 
 def recommend(args):

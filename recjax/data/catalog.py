@@ -7,16 +7,14 @@ import dataclasses
 import functools
 import hashlib
 import json
-import os
 import pathlib
 import re
-import shutil
 
 import numpy as np
 
 from recjax.data import files
 from recjax.data.formats import betag, llmemb
-from recjax.errors import ConfigError, DataError, WorkdirError
+from recjax.errors import ConfigError, DataError
 
 TEXT_COLUMNS = ('title', 'brand', 'description')
 LIST_COLUMNS = ('categories', 'tags')
@@ -166,27 +164,9 @@ def save_data(dataset, folder, overwrite=False):
   Raises DataError if the folder holds something and `overwrite` is False, WorkdirError if it
   cannot be written.
   """
-  folder = pathlib.Path(folder).absolute()
-  if folder.exists() and (not folder.is_dir() or (any(folder.iterdir()) and not overwrite)):
-    raise DataError(f'{folder} exists already; remove it or write somewhere else.')
-  fresh = folder.with_name(f'.{folder.name}.{os.getpid()}.new')
-  stale = folder.with_name(f'.{folder.name}.{os.getpid()}.old')
-  try:
-    shutil.rmtree(fresh, ignore_errors=True)
+  with files.new_folder(folder, overwrite) as fresh:
     files.write_text(fresh / 'items.jsonl', _lines(_item_rows(dataset.catalog)))
     files.write_text(fresh / 'sequences.jsonl', _lines(_sequence_rows(dataset)))
-    if folder.exists():
-      os.replace(folder, stale)
-    os.replace(fresh, folder)
-    files.sync_folder(folder.parent)
-  except OSError as error:
-    raise WorkdirError(f'{folder} cannot be written: {error.strerror or error}.') from error
-  finally:
-    shutil.rmtree(fresh, ignore_errors=True)
-    # A swap that failed half-way must not lose what stood there before.
-    if stale.exists() and not folder.exists():
-      os.replace(stale, folder)
-    shutil.rmtree(stale, ignore_errors=True)
 
 
 def fingerprint(catalog, interactions):

@@ -4,6 +4,7 @@ import gzip
 import json
 import os
 import pathlib
+import shutil
 import zlib
 
 from recjax.errors import DataError, WorkdirError
@@ -114,6 +115,70 @@ def write_text(path, text):
       temporary.unlink()
     raise WorkdirError(f'{path} cannot be written: {error.strerror or error}; '
                        'free some space or choose another folder.') from error
+
+
+@contextlib.contextmanager
+def table_writer(path):
+  """Yields write(rows), which adds dicts to a new .jsonl, .jsonl.gz or .parquet file, as a stream.
+
+  Parquet takes its columns from the first rows. The file is on disk, flushed, when this ends.
+  """
+  with open(path, 'wb') as out:
+    if path.suffix == '.parquet':
+      with contextlib.closing(_parquet_writer(out)) as writer:
+        next(writer)
+        yield writer.send
+    else:
+      packed = gzip.GzipFile('', 'wb', 6, out, mtime=0) if path.suffix == '.gz' else out
+      yield lambda rows: packed.write(''.join(
+          json.dumps(row, ensure_ascii=False) + '\n' for row in rows).encode())
+      if packed is not out:
+        packed.close()
+    out.flush()
+    os.fsync(out.fileno())
+
+
+def _parquet_writer(out):
+  import pyarrow
+  from pyarrow import parquet
+  rows = yield
+  if rows is None:
+    return
+  table = pyarrow.Table.from_pylist(rows)
+  with parquet.ParquetWriter(out, table.schema) as writer:
+    while True:
+      writer.write_table(table)
+      table = pyarrow.Table.from_pylist((yield), table.schema)
+
+
+@contextlib.contextmanager
+def new_folder(folder, overwrite=False):
+  """Yields an empty folder that becomes `folder`, whole, when all went well, or goes away.
+
+  Raises DataError if the folder holds something and `overwrite` is False, WorkdirError if it
+  cannot be written.
+  """
+  folder = pathlib.Path(folder).absolute()
+  if folder.exists() and (not folder.is_dir() or (any(folder.iterdir()) and not overwrite)):
+    raise DataError(f'{folder} exists already; remove it or write somewhere else.')
+  fresh = folder.with_name(f'.{folder.name}.{os.getpid()}.new')
+  stale = folder.with_name(f'.{folder.name}.{os.getpid()}.old')
+  try:
+    shutil.rmtree(fresh, ignore_errors=True)
+    fresh.mkdir(parents=True)
+    yield fresh
+    if folder.exists():
+      os.replace(folder, stale)
+    os.replace(fresh, folder)
+    sync_folder(folder.parent)
+  except OSError as error:
+    raise WorkdirError(f'{folder} cannot be written: {error.strerror or error}.') from error
+  finally:
+    shutil.rmtree(fresh, ignore_errors=True)
+    # A swap that failed half-way must not lose what stood there before.
+    if stale.exists() and not folder.exists():
+      os.replace(stale, folder)
+    shutil.rmtree(stale, ignore_errors=True)
 
 
 def sync_folder(folder):

@@ -1,0 +1,385 @@
+"""Interactions and items in any order and number to the canonical data set, in bounded memory.
+
+Rows stream into a DuckDB file beside the result, which counts, filters and sorts on disk where
+memory does not do. The only file that knows DuckDB.
+"""
+import collections
+import contextlib
+import dataclasses
+import itertools
+import json
+import pathlib
+import tempfile
+
+import numpy as np
+
+from recjax.data import files, raw
+from recjax.errors import ConfigError, DataError, EmptyDatasetError, WorkdirError
+
+BLOCK = 1 << 16    # rows that come to DuckDB, or from it, together
+EXAMPLES = 5
+REPEATS = {'keep': '', 'first': 't, n', 'last': 't DESC, n DESC', 'first-in-file': 'n'}
+TIES = {'file': 'n', 'item': 'item, n'}
+
+
+@dataclasses.dataclass(frozen=True)
+class Source:
+  """Raw rows. events: (path, number, (user, item, time, rating) or None, why), times all None or
+  none. goods: (path, number, (item id, columns) or None, why), in the order of the catalogue.
+  """
+  name: str
+  events: collections.abc.Iterable
+  goods: collections.abc.Iterable = ()
+
+
+@dataclasses.dataclass(frozen=True)
+class Rules:
+  """What stays, in the order in which it is applied; 0 and '' switch a rule off.
+
+  start, end: times, both included. untitled: 'keep' or 'drop' items without a title. repeats: which
+  of a user's meetings with one item stay. user_k, item_k: interactions each needs, counted once or
+  until nothing changes. max_length keeps a user's last or first items. sample: users drawn by seed.
+  max_bad: the share of unusable rows that is still tolerated.
+  """
+  min_rating: float = 0.0
+  start: str = ''
+  end: str = ''
+  untitled: str = 'keep'
+  repeats: str = 'keep'
+  user_k: int = 0
+  item_k: int = 0
+  once: bool = False
+  min_length: int = 0
+  max_length: int = 0
+  cut: str = 'last'
+  sample: int = 0
+  seed: int = 0
+  ties: str = 'file'
+  all_items: bool = False
+  max_bad: float = 0.01
+
+
+def prepare(source, out, rules=Rules(), layout='jsonl', memory='2GB', overwrite=False, say=print):
+  """Writes items, sequences and prepared.json to `out`, whole or not at all. -> report
+
+  layout: 'jsonl', 'jsonl.gz' or 'parquet' (of sequences; items stay jsonl.gz). memory: what DuckDB
+  may hold, beside about 0.5 GB of Python. report: {'bad': {...}, 'steps': [{'step', 'users',
+  'items', 'interactions'}], ...}.
+  Raises DataError where too many rows are bad, EmptyDatasetError where nothing is left.
+  """
+  check(rules)
+  out = pathlib.Path(out).absolute()
+  with files.new_folder(out, overwrite) as fresh, database(out, memory) as con:
+    bad = {'interactions': load_events(con, source.events, rules.max_bad),
+           'items': load_goods(con, source.goods, rules.max_bad)}
+    say('numbering users and items')
+    number(con)
+    steps = []
+    for name in apply(con, rules):
+      steps.append({'step': name, **sizes(con)})
+      say(f'{name}: {counted(steps[-1])}')
+      if not steps[-1]['interactions']:
+        raise EmptyDatasetError(f'nothing is left after "{name}", of {counted(steps[0])}; loosen '
+                                'that rule')
+    say('writing')
+    goods = fresh / f'items.{"jsonl.gz" if layout == "parquet" else layout}'
+    written = {'items': write_items(con, goods, rules.all_items),
+               'users': write_sequences(con, fresh / f'sequences.{layout}', rules.ties)}
+    report = {'source': source.name, 'rules': dataclasses.asdict(rules), 'bad': bad,
+              'items_not_in_the_items_file': unlisted(con), 'steps': steps, 'written': written}
+    files.write_text(fresh / 'prepared.json', json.dumps(report, indent=2) + '\n')
+  return report
+
+
+def check(rules):
+  """Raises ConfigError for settings that are none."""
+  for name, allowed in (('untitled', ('keep', 'drop')), ('repeats', tuple(REPEATS)),
+                        ('cut', ('last', 'first')), ('ties', tuple(TIES))):
+    if getattr(rules, name) not in allowed:
+      raise ConfigError(f'{name}={getattr(rules, name)!r}; choose one of {", ".join(allowed)}')
+  for name in ('start', 'end'):
+    moment(getattr(rules, name), name)
+
+
+def moment(text, name):
+  """A date or a number of seconds as a time. -> int, or None of ''. Raises ConfigError."""
+  try:
+    return raw.as_time(text) if text else None
+  except ValueError as error:
+    raise ConfigError(f'{name}={text!r}: {error}') from error
+
+
+def counted(size):
+  """Sizes in words."""
+  return (f'{size["users"]:,} users, {size["items"]:,} items, {size["interactions"]:,} '
+          'interactions')
+
+
+@contextlib.contextmanager
+def database(out, memory):
+  """A DuckDB connection whose file, and what does not fit into memory, lie beside `out`."""
+  try:
+    import duckdb
+  except ImportError as error:
+    raise ConfigError('preparing needs DuckDB; install it with: pip install "recjax[data]"'
+                      ) from error
+  with tempfile.TemporaryDirectory(prefix=f'.{out.name}.', dir=out.parent) as folder:
+    try:
+      con = duckdb.connect(f'{folder}/rows.duckdb', config={
+          'memory_limit': memory, 'temp_directory': f'{folder}/spill'})
+    except duckdb.Error as error:
+      raise ConfigError(f'memory={memory!r} is no size, as in 2GB ({error})') from error
+    try:
+      con.execute('SET preserve_insertion_order = false')
+      yield con
+    except duckdb.OutOfMemoryException as error:
+      raise ConfigError(f'{memory} of memory is not enough for these data; give more with --memory'
+                        ) from error
+    except duckdb.IOException as error:
+      raise WorkdirError(f'DuckDB cannot write beside {out}: {error}; free some space or choose '
+                         'another folder') from error
+    finally:
+      con.close()
+
+
+def load_events(con, rows, max_bad):
+  """Brings interactions to table `events` (user, item, t, r, n). -> what was bad"""
+  import pyarrow as pa
+  con.execute('CREATE TABLE events (user VARCHAR, item VARCHAR, t BIGINT, r DOUBLE, n BIGINT)')
+  kinds = pa.schema([('user', pa.string()), ('item', pa.string()), ('t', pa.int64()),
+                     ('r', pa.float64()), ('n', pa.int64())])
+  tally, start = new_tally(), 0
+  for block in blocks(rows, tally):
+    count = np.arange(start, start + len(block))
+    start += len(block)
+    columns = [*zip(*block), count]
+    insert(con, 'events', pa.table([pa.array(c, kind) for c, kind in zip(columns, kinds.types)],
+                                   schema=kinds))
+  return judged(tally, max_bad, 'interactions')
+
+
+def load_goods(con, rows, max_bad):
+  """Brings items to table `goods` (item, data as JSON, titled, n). -> what was bad"""
+  import pyarrow as pa
+  con.execute('CREATE TABLE goods (item VARCHAR, data VARCHAR, titled BOOLEAN, n BIGINT)')
+  tally, start = new_tally(), 0
+  for block in blocks(as_json(rows), tally):
+    names, data, titled = zip(*block)
+    insert(con, 'goods', pa.table({
+        'item': pa.array(names, pa.string()), 'data': pa.array(data, pa.string()),
+        'titled': pa.array(titled, pa.bool_()), 'n': np.arange(start, start + len(block))}))
+    start += len(block)
+  found = judged(tally, max_bad, 'items')
+  twice, = con.sql('SELECT count(*) - count(DISTINCT item) FROM goods').fetchall()[0]
+  return found | {'given_twice': twice}
+
+
+def as_json(rows):
+  """Items with their columns as one JSON text, and whether they have a title."""
+  for path, number, found, why in rows:
+    if found is not None:
+      item, columns = found
+      try:
+        text = json.dumps({'item_id': item} | columns, ensure_ascii=False, allow_nan=False)
+        text.encode()
+        found = (item, text, bool(columns.get('title')))
+      except (ValueError, TypeError) as error:
+        found, why = None, f'a value that JSON cannot hold ({error})'
+    yield path, number, found, why
+
+
+def new_tally():
+  """Counts of rows and of what was wrong with them."""
+  return {'rows': 0, 'bad': 0, 'why': collections.Counter(), 'examples': []}
+
+
+def blocks(rows, tally):
+  """Good rows in blocks; the others are counted in `tally`, the first ones with their place."""
+  rows = iter(rows)
+  while some := list(itertools.islice(rows, BLOCK)):
+    good = []
+    for path, number, row, why in some:
+      if row is not None:
+        good.append(row)
+        continue
+      tally['bad'] += 1
+      tally['why'][why] += 1
+      if len(tally['examples']) < EXAMPLES:
+        tally['examples'].append(f'{raw.place(path, number)}: {why}')
+    tally['rows'] += len(some)
+    if good:
+      yield good
+    elif tally['bad'] == tally['rows']:
+      judged(tally, 0, 'rows')  # a file of another kind, to all appearance
+
+
+def judged(tally, max_bad, what):
+  """The tally as it is reported. Raises DataError where more rows are bad than is tolerated."""
+  if tally['bad'] > max_bad * tally['rows']:
+    raise DataError(f'{tally["bad"]:,} of {tally["rows"]:,} {what} cannot be used, e.g. '
+                    f'{"; ".join(tally["examples"])}. Mend them, or tolerate a greater share: '
+                    f'--max-bad (now {max_bad:g})')
+  why = dict(tally['why'].most_common(50))
+  return {'rows': tally['rows'], 'bad': tally['bad'], 'why': why, 'examples': tally['examples']}
+
+
+def insert(con, table, block):
+  con.register('block', block)
+  con.execute(f'INSERT INTO {table} SELECT * FROM block')
+  con.unregister('block')
+
+
+def number(con):
+  """Numbers users by first appearance, and items as listed, then by first appearance.
+
+  Makes tables users (user, u), items (item, i, titled, listed), kept (u, i, t, r, n).
+  """
+  con.execute('CREATE TABLE users AS SELECT user, row_number() OVER (ORDER BY min(n)) AS u '
+              'FROM events GROUP BY user')
+  con.execute('''
+      CREATE TABLE items AS WITH
+        listed AS (SELECT item, min(n) AS n, arg_min(titled, n) AS titled FROM goods GROUP BY item),
+        met AS (SELECT item, min(n) AS n FROM events GROUP BY item)
+      SELECT coalesce(l.item, m.item) AS item, coalesce(l.titled, false) AS titled,
+        l.n AS listed, row_number() OVER (ORDER BY l.n IS NULL, coalesce(l.n, m.n)) AS i
+      FROM listed l FULL JOIN met m ON l.item = m.item''')
+  con.execute('CREATE TABLE kept AS SELECT u, i, t, r, n FROM events JOIN users USING (user) '
+              'JOIN items USING (item)')
+  con.execute('DROP TABLE events')
+
+
+def sizes(con):
+  """Users, items and interactions of table `kept`."""
+  found = con.sql('SELECT count(DISTINCT u), count(DISTINCT i), count(*) FROM kept').fetchall()[0]
+  return dict(zip(('users', 'items', 'interactions'), found))
+
+
+def keep(con, query):
+  """Replaces table `kept` by what a query over it finds."""
+  con.execute(f'CREATE TABLE fewer AS {query}')
+  con.execute('DROP TABLE kept')
+  con.execute('ALTER TABLE fewer RENAME TO kept')
+
+
+def apply(con, rules):
+  """Applies one rule after the other to table `kept`. Yields the name of each that was applied."""
+  yield 'as read'
+  tests = []
+  if rules.min_rating:
+    tests.append(('min_rating', f'r >= {float(rules.min_rating)}'))
+  for name, sign in (('start', '>='), ('end', '<=')):
+    if getattr(rules, name):
+      tests.append((name, f't {sign} {moment(getattr(rules, name), name)}'))
+  if rules.untitled == 'drop':
+    tests.append(('untitled=drop', 'i IN (SELECT i FROM items WHERE titled)'))
+  for name, test in tests:
+    keep(con, f'SELECT * FROM kept WHERE {test}')
+    yield name
+  if rules.repeats != 'keep':
+    keep(con, 'SELECT * FROM kept QUALIFY row_number() OVER (PARTITION BY u, i ORDER BY '
+         f'{REPEATS[rules.repeats]}) = 1')
+    yield f'repeats={rules.repeats}'
+  if rules.user_k or rules.item_k:
+    core(con, rules.user_k, rules.item_k, rules.once)
+    yield (f'users with {rules.user_k} and items with {rules.item_k}, '
+           + ('counted once' if rules.once else 'until nothing changes'))
+  yield from apply_lengths(con, rules)
+
+
+def apply_lengths(con, rules):
+  """The rules about whole users, as `apply`."""
+  if rules.min_length:
+    keep(con, 'SELECT k.* FROM kept k SEMI JOIN (SELECT u FROM kept GROUP BY u HAVING count(*) >= '
+         f'{int(rules.min_length)}) USING (u)')
+    yield f'min_length={rules.min_length}'
+  if rules.max_length:
+    way = 't DESC, n DESC' if rules.cut == 'last' else 't, n'
+    keep(con, f'SELECT * FROM kept QUALIFY row_number() OVER (PARTITION BY u ORDER BY {way}) <= '
+         f'{int(rules.max_length)}')
+    yield f'max_length={rules.max_length}, {rules.cut}'
+  if rules.sample:
+    keep(con, 'SELECT k.* FROM kept k SEMI JOIN (SELECT u FROM (SELECT DISTINCT u FROM kept) '
+         f"ORDER BY md5(concat('{int(rules.seed)}:', u)), u LIMIT {int(rules.sample)}) USING (u)")
+    yield f'{rules.sample} users by seed {rules.seed}'
+
+
+def core(con, user_k, item_k, once):
+  """Users and items with enough interactions, repeats counted; again until nothing changes."""
+  while True:
+    before = sizes(con)['interactions']
+    keep(con, f'''SELECT k.* FROM kept k
+        SEMI JOIN (SELECT u FROM kept GROUP BY u HAVING count(*) >= {int(user_k)}) USING (u)
+        SEMI JOIN (SELECT i FROM kept GROUP BY i HAVING count(*) >= {int(item_k)}) USING (i)''')
+    if once or sizes(con)['interactions'] == before:
+      return
+
+
+def unlisted(con):
+  """How many items of the interactions the items file lacked."""
+  return con.sql('SELECT count(*) FROM items WHERE listed IS NULL').fetchall()[0][0]
+
+
+def write_items(con, path, all_items):
+  """Writes the items that were met, or all, in order. -> how many"""
+  which = '' if all_items else 'WHERE i IN (SELECT i FROM kept)'
+  reader = con.sql(f'''
+      SELECT item, data FROM items LEFT JOIN (SELECT n, data FROM goods) g ON listed = g.n {which}
+      ORDER BY i''').to_arrow_reader(4096)
+  count = 0
+  with files.table_writer(path) as write:
+    for batch in reader:
+      rows = [json.loads(data) if data else {'item_id': item, 'title': ''}
+              for item, data in zip(*(c.to_pylist() for c in batch.columns))]
+      write(rows)
+      count += len(rows)
+  return count
+
+
+def write_sequences(con, path, ties):
+  """Writes each user's items in order of time, ties as asked for. -> how many users"""
+  timed, rated = con.sql('SELECT count(t) > 0, count(r) > 0 FROM kept').fetchall()[0]
+  names = con.sql('SELECT item FROM items ORDER BY i').to_arrow_table().column(0)
+  users = con.cursor().execute('SELECT user FROM users WHERE u IN (SELECT u FROM kept) ORDER BY u')
+  join = 'JOIN items USING (i)' if ties == 'item' else ''
+  reader = con.sql(f'SELECT u, i, t, r FROM kept {join} ORDER BY u, t, {TIES[ties]}'
+                       ).to_arrow_reader(BLOCK)
+  count, rest = 0, None
+  with files.table_writer(path) as write:
+    for batch in itertools.chain(reader, [None]):
+      part = None if batch is None else [c.to_numpy(zero_copy_only=False) for c in batch.columns]
+      whole, rest = whole_users(rest, part)
+      if whole is None or not len(whole[0]):
+        continue
+      rows = sequences(whole, users, names, timed, rated)
+      write(rows)
+      count += len(rows)
+  return count
+
+
+def whole_users(rest, part):
+  """Parts columns sorted by user after the last user that is sure to be whole. -> whole, rest"""
+  if part is None:
+    return rest, None
+  if rest is not None:
+    part = [np.concatenate(pair) for pair in zip(rest, part)]
+  end = np.searchsorted(part[0], part[0][-1]) if len(part[0]) else 0
+  return [c[:end] for c in part], [c[end:] for c in part]
+
+
+def sequences(columns, users, names, timed, rated):
+  """Rows of sequences.jsonl. columns: u, i (from 1), t, r, each (M,). -> list of dict"""
+  u, i, t, r = columns
+  starts = np.flatnonzero(np.diff(u, prepend=u[0] - 1))
+  who = [name for name, in users.fetchmany(len(starts))]
+  items = names.take(i - 1).to_pylist()
+  t = t.astype(np.int64).tolist() if timed else []
+  r = r.tolist() if rated else []
+  rows = []
+  for name, a, b in zip(who, starts, [*starts[1:], len(u)]):
+    row = {'user_id': name, 'items': items[a:b]}
+    if timed:
+      row['times'] = t[a:b]
+    if rated:
+      row['ratings'] = r[a:b]
+    rows.append(row)
+  return rows

@@ -1,0 +1,174 @@
+"""What `recjax prepare` does: sources and rules from the command line, figures and a page back."""
+import dataclasses
+import pathlib
+import sys
+import time
+
+from recjax.data import files, funnel
+from recjax.errors import ConfigError
+
+PAUSE = 5.0  # seconds between two words of progress
+
+# Published variants: rules, and where known (users, items, interactions) that must come out.
+# llmemb.md 2.1, sequential.md 1.2, etegrec.md 2.1
+FIVE = dict(user_k=5, item_k=5)
+VARIANTS = {
+    'amazon2014': {
+        's3rec': (FIVE, {'Beauty': (22363, 12101, 198502), 'Sports_and_Outdoors':
+                         (35598, 18357, 296337), 'Toys_and_Games': (19412, 11924, 167597)}),
+        'sasrec': (FIVE | dict(once=True), {'Beauty': (52024, 57289, 394908)}),
+        'llmemb': (FIVE | dict(once=True, min_length=3), {'Beauty': (52024, 57289, 394908)})},
+    'amazon2018': {
+        '5core': (FIVE, {}),
+        'llmemb': (dict(user_k=3, item_k=2, min_length=3), {'AMAZON_FASHION': (9049, 4722, 0)}),
+        'reclm': (dict(untitled='drop', repeats='first-in-file', min_length=17, max_length=17,
+                       cut='first', sample=10000), {})},
+    'amazon2023': {
+        'etegrec': (FIVE, {'Musical_Instruments': (57439, 24587, 511836), 'Video_Games':
+                           (94762, 25612, 814586), 'Industrial_and_Scientific':
+                           (50985, 25848, 412947)})},
+    'movielens': {
+        'sasrec': (dict(item_k=5, once=True), {'ml-1m': (6040, 3416, 999611)}),
+        'all': ({}, {'ml-1m': (6040, 3706, 1000209), 'ml-100k': (943, 1682, 100000)}),
+        'recbole': (dict(min_rating=3, user_k=10, item_k=10), {'ml-1m': (0, 3124, 834449)})},
+    'yelp': {
+        's3rec': (FIVE | dict(start='2019-01-01', end='2019-12-31'),
+                  {'yelp': (30431, 20033, 316354)}),
+        'llmemb': (dict(user_k=3, item_k=3, once=True, min_length=3, start='2000-01-01',
+                        end='2019-12-31'), {'yelp': (0, 11383, 0)})},
+    'steam': {'5core': (FIVE, {})},
+    'table': {},
+}
+
+
+def add_flags(verb):
+  """Gives the verb its sources and their flags."""
+  sources = verb.add_subparsers(dest='source', required=True)
+  one = sources.add_parser('table', help='your own interactions: CSV, TSV, Parquet, JSON Lines or '
+                           "RecBole's atomic files, gzipped or not")
+  one.add_argument('interactions', help='one row an interaction')
+  one.add_argument('--items', default='', help='one row an item')
+  one.add_argument('--columns', default='', help='user=NAME,item=NAME,time=NAME,rating=NAME')
+  one.add_argument('--item-columns', default='', help='item=NAME,title=NAME,brand=NAME,... or any '
+                   'more to keep, as in price=NAME')
+  one.add_argument('--header', default='', help='names of the columns, where the file has none')
+  one.add_argument('--sep', default='', help='what parts columns, of other endings')
+  one.add_argument('--list-sep', default='|', help='what parts categories (default |)')
+  add_rules(one)
+  one = sources.add_parser('amazon', help='reviews of 2018 as D3 prepares them: a growing window')
+  one.add_argument('--reviews', required=True, help='e.g. Video_Games_5.json.gz')
+  one.add_argument('--meta', required=True, help='e.g. meta_Video_Games.json.gz')
+  one.add_argument('--out', required=True, help='folder to make')
+  one.add_argument('--start', default='2017-10', help='first month; goes back where items lack')
+  one.add_argument('--end', default='2018-11', help='last month, its first day alone')
+  one.add_argument('--k', type=int, default=5, help='reviews that each user and item keeps')
+  one.add_argument('--min-items', type=int, default=10_000, help='fewer items widen the window')
+
+
+def add_rules(verb):
+  """The flags that every source has: a published variant, or one rule after the other."""
+  verb.add_argument('--out', required=True, help='folder to make')
+  verb.add_argument('--variant', default='', help='rules of a published set, by name')
+  for field in dataclasses.fields(funnel.Rules):
+    name = '--' + field.name.replace('_', '-')
+    if field.type is bool:
+      verb.add_argument(name, action='store_true', default=None)
+    else:
+      verb.add_argument(name, type=field.type, help=f'(default {field.default!r})')
+  verb.add_argument('--k-core', type=int, help='for --user-k and --item-k alike')
+  verb.add_argument('--layout', default='jsonl', choices=('jsonl', 'jsonl.gz', 'parquet'))
+  verb.add_argument('--memory', default='2GB', help='what DuckDB may hold (default 2GB)')
+  verb.add_argument('--overwrite', action='store_true', help='replace what --out holds')
+
+
+def run(args):
+  """Does what the command line asks and prints what came of it."""
+  if args.source == 'amazon':
+    from recjax.data.sources import amazon
+    found = amazon.prepare(args.reviews, args.meta, args.out, args.start, args.end, args.k,
+                           args.min_items)
+    print('\n'.join(f'{what.replace("_", " ")}: {count}' for what, count in found.items()))
+  else:
+    rules, expected = rules_of(args)
+    start = time.monotonic()
+    source = OPENERS[args.source](args)
+    report = funnel.prepare(source, args.out, rules, args.layout, args.memory, args.overwrite, say)
+    text = page(pathlib.Path(args.out).name, report, expected.get(source.name))
+    files.write_text(pathlib.Path(args.out) / 'README.md', text)
+    rows = report['bad']['interactions']['rows']
+    print(text + f'\n{rows:,} rows in {time.monotonic() - start:.1f} s', flush=True)
+  print(f'data set: {args.out}')
+
+
+def progress(what):
+  """A tick(share of bytes read) that says now and then how far the reading is."""
+  start = last = time.monotonic()
+
+  def tick(share):
+    nonlocal last
+    now = time.monotonic()
+    if now - last > PAUSE and share > 0:
+      last = now
+      say(f'{what}: {share:.0%} read, about {(now - start) * (1 / share - 1):,.0f} s to go')
+  return tick
+
+
+def say(text):
+  """Progress, away from what a pipe reads."""
+  print(text, file=sys.stderr, flush=True)
+
+
+def rules_of(args):
+  """-> funnel.Rules, {name of the raw set: published sizes}. Raises ConfigError."""
+  known = VARIANTS[args.source]
+  if args.variant and args.variant not in known:
+    raise ConfigError(f'--variant={args.variant}: {args.source} has '
+                      + (', '.join(known) or 'none; give the rules themselves'))
+  settings, expected = known[args.variant] if args.variant else ({}, {})
+  given = {f.name: getattr(args, f.name) for f in dataclasses.fields(funnel.Rules)}
+  if args.k_core is not None:
+    given = {'user_k': args.k_core, 'item_k': args.k_core} | {
+        k: v for k, v in given.items() if v is not None}
+  given = {k: v for k, v in given.items() if v is not None}
+  changed = any(settings.get(k, v) != v or k not in settings for k, v in given.items())
+  return funnel.Rules(**settings | given), {} if changed else expected
+
+
+def page(name, report, expected):
+  """The figures of a preparation, as Markdown."""
+  out = [f'# {name}', '', f'Prepared from {report["source"]}.', '',
+         '| after | users | items | interactions |', '| --- | --- | --- | --- |']
+  out += [f'| {s["step"]} | {s["users"]:,} | {s["items"]:,} | {s["interactions"]:,} |'
+          for s in report['steps']]
+  last = report['steps'][-1]
+  out += ['', f'{last["interactions"] / last["users"]:.2f} interactions a user, '
+          f'{last["interactions"] / last["items"]:.2f} an item; {report["written"]["items"]:,} '
+          'items written.']
+  if expected:
+    got = (last['users'], last['items'], last['interactions'])
+    same = all(e in (0, g) for e, g in zip(expected, got))
+    out += [f'{"As published" if same else "NOT as published"}: '
+            + ', '.join(f'{e:,} {what}' for e, what in zip(
+                expected, ('users', 'items', 'interactions')) if e) + '.']
+  for what, bad in report['bad'].items():
+    if bad['rows']:
+      out.append(f'{bad["bad"]:,} of {bad["rows"]:,} rows of {what} could not be used.')
+      out += [f'- {count:,} times: {why}' for why, count in bad['why'].items()]
+      out += [f'- e.g. {example}' for example in bad['examples'][:3]]
+  if report['bad']['items'].get('given_twice'):
+    out.append(f'{report["bad"]["items"]["given_twice"]:,} items were given again; the first '
+               'counts.')
+  if report['bad']['items']['rows'] and report['items_not_in_the_items_file']:
+    out.append(f'{report["items_not_in_the_items_file"]:,} items of the interactions are not in '
+               'the items file; they have no title (untitled=drop leaves them out).')
+  return '\n'.join(out) + '\n'
+
+
+def open_table(args):
+  """A user's own tables."""
+  from recjax.data.sources import table
+  return table.source(args.interactions, args.items, args.columns, args.item_columns, args.header,
+                      args.sep, args.list_sep, progress(args.interactions))
+
+
+OPENERS = {'table': open_table}

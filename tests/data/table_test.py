@@ -1,0 +1,116 @@
+"""A user's own tables, from the command line to a data set that loads; every mistake is named."""
+import contextlib
+import io
+import json
+import pathlib
+import sys
+from unittest import mock
+
+from absl.testing import absltest, parameterized
+
+from recjax import cli
+from recjax.data import catalog
+from recjax.data.sources import table
+from recjax.errors import ConfigError, DataError
+
+try:
+  import duckdb
+except ImportError:
+  duckdb = None
+
+ROWS = [('ann', 'x', '2024-01-02', 5), ('ann', 'y', '2024-01-03', 4), ('bob', 'y', '2024-01-01', 2),
+        ('bob', 'x', '2024-01-05 10:00', 3), ('bob', 'z', '2024-01-04', 1)]
+
+
+class TableTest(parameterized.TestCase):
+
+  def setUp(self):
+    super().setUp()
+    self.folder = pathlib.Path(self.create_tempdir().full_path)
+
+  def write(self, name, text):
+    path = self.folder / name
+    path.write_text(text)
+    return str(path)
+
+  def interactions(self, header='customer,sku,when,stars'):
+    return self.write('log.csv', header + '\n' + ''.join(','.join(map(str, r)) + '\n'
+                                                         for r in ROWS))
+
+  def run_cli(self, *words):
+    out, err = io.StringIO(), io.StringIO()
+    code = 0
+    with (mock.patch.object(sys, 'argv', ['recjax', 'prepare', *words]),
+          contextlib.redirect_stdout(out), contextlib.redirect_stderr(err)):
+      try:
+        cli.main()
+      except SystemExit as stop:
+        code = stop.code
+    return code, out.getvalue(), err.getvalue()
+
+  @absltest.skipIf(duckdb is None, 'duckdb is not installed; pip install "recjax[data]"')
+  def test_from_the_command_line_to_a_data_set(self):
+    items = self.write('goods.jsonl', ''.join(json.dumps(r) + '\n' for r in (
+        {'id': 'y', 'name': 'Why', 'kind': 'A|B', 'cost': 2.5}, {'id': 'x', 'name': ' Ex  x '})))
+    out = str(self.folder / 'data')
+    flags = ('--columns=user=customer,item=sku,time=when,rating=stars', f'--out={out}')
+    code, said, _ = self.run_cli(
+        'table', self.interactions(), *flags, f'--items={items}', '--untitled=drop', '--k-core=2',
+        '--item-columns=item=id,categories=kind,price=cost', '--layout=parquet')
+    self.assertEqual(code, 0)
+    data = catalog.load_data(out)
+    self.assertEqual(data.catalog.ids, ('y', 'x'))
+    self.assertEqual(data.catalog.columns, {'title': ['Why', 'Ex x'], 'price': [2.5, None],
+                                            'categories': [['A', 'B'], None]})
+    self.assertEqual(data.interactions.items.tolist(), [2, 1, 1, 2])
+    self.assertEqual(data.interactions.times.tolist()[0], 1704153600)
+    self.assertEqual(data.interactions.ratings.tolist(), [5, 4, 2, 3])
+    for words in ('| as read | 2 | 3 | 5 |', '| untitled=drop | 2 | 2 | 4 |',
+                  '1 items of the interactions are not in', '5 rows in', f'data set: {out}'):
+      self.assertIn(words, said)
+    self.assertIn('untitled=drop', (self.folder / 'data' / 'README.md').read_text())
+    code, _, error = self.run_cli('table', self.interactions(), *flags)
+    self.assertEqual(code, 2)
+    self.assertIn('exists already', error)
+    code, _, _ = self.run_cli('table', self.interactions(), *flags, '--overwrite')
+    self.assertEqual((code, len(catalog.load_data(out).catalog)), (0, 3))
+
+  def events(self, path, **given):
+    return [event for _, _, event, _ in table.source(path, **given).events]
+
+  def test_well_known_names_need_no_flag(self):
+    found = self.events(self.interactions('User_ID,parent_asin,Timestamp,overall'))
+    self.assertEqual(found[1], ('ann', 'y', 1704240000, 4.0))
+    found = self.events(self.interactions('user_id:token,item_id:token,date:token,note:token'))
+    self.assertEqual(found[1], ('ann', 'y', 1704240000, None))
+
+  def test_a_column_can_be_left_out_or_lack_names(self):
+    path = self.interactions('user,item,time,rating')
+    self.assertEqual(self.events(path, columns='time=,rating=')[0], ('ann', 'x', None, None))
+    bare = self.write('bare.tsv', 'ann\tx\t7\n')
+    self.assertEqual(self.events(bare, header='user,item,time'), [('ann', 'x', 7, None)])
+
+  def test_mistakes_in_the_mapping_are_named(self):
+    path = self.interactions()
+    for columns, why in (('', r'log.csv: which column is the user\?.*customer, sku.*--columns'),
+                         ('user=customers', "no column 'customers'; it has customer, sku"),
+                         ('user', 'OURS=THEIRS'), ('users=customer', "'users' is none of")):
+      with self.assertRaisesRegex(ConfigError, why):
+        table.source(path, columns=columns)
+    with self.assertRaisesRegex(ConfigError, r'which column is the item\?.*--item-columns'):
+      table.source(self.interactions('user,item,time,rating'), self.write('i.csv', 'a,b\n1,2\n'))
+    for name, text, why in (('e.csv', '', 'no row that can be read'),
+                            ('b.jsonl', 'no\n', 'b.jsonl line 1: not JSON')):
+      with self.assertRaisesRegex(DataError, why):
+        table.source(self.write(name, text))
+
+  @absltest.skipIf(duckdb is None, 'duckdb is not installed; pip install "recjax[data]"')
+  def test_unknown_variants_are_refused(self):
+    code, _, error = self.run_cli('table', self.interactions('user,item,time,rating'),
+                                  '--out', str(self.folder / 'o'), '--variant=best')
+    self.assertEqual(code, 2)
+    self.assertIn('table has none', error)
+
+
+if __name__ == '__main__':
+  absltest.main()
