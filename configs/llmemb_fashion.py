@@ -66,14 +66,14 @@ def get_config(arg=''):
   c.base = dict(c.model, kind='sasrec')
   c.loss = dict(kind='ce', negatives=1, shared='position', exclude='train_history', t=0.75,
                 log_q=False, chunk=4096)
-  c.train = dict(batch=256, epochs=40, patience=8, save_every=5, valid_users=0, mask_share=0.2,
+  c.train = dict(batch=256, epochs=80, patience=10, save_every=5, valid_users=0, mask_share=0.2,
                  mask_most=50, mask_last=0.5)
   c.optim = dict(lr=2e-3, warmup=0, schedule='constant', decay=0.0, clip=0.0, beta2=0.98)
   # hidden: inner width of the adapter, 0 for half of pca.dim. spread: size of its first outputs.
   # whiten: components enter with equal spread. alpha, tau: of the alignment. align_most: distinct
   # items compared a step
-  c.rat = dict(variant=given['variant'], ablations=('no_scft', 'no_align', 'no_adapter'),
-               hidden=512, activation='gelu', spread=0.02, whiten=True, alpha=0.3, tau=0.1,
+  c.rat = dict(variant=given['variant'], ablations=('no_scft', 'no_align'),
+               hidden=512, activation='gelu', spread=0.02, whiten=True, alpha=0.1, tau=0.1,
                align_loss='infonce', align_source='sasrec', align_items='distinct',
                align_most=4096)
   # sampled: also rank among few items. tail_*: fewer interactions, or a shorter input, are tail
