@@ -36,10 +36,10 @@ class Source:
 class Rules:
   """What stays, in the order in which it is applied; 0 and '' switch a rule off.
 
-  start, end: times, both included. untitled: 'keep' or 'drop' items without a title. repeats: which
-  of a user's meetings with one item stay. user_k, item_k: interactions each needs, counted once or
-  until nothing changes. max_length keeps a user's last or first items. sample: users drawn by seed.
-  max_bad: the share of unusable rows that is still tolerated.
+  start, end: dates or times, both included. untitled: 'keep' or 'drop' items without a title.
+  repeats: which of a user's meetings with one item stay. user_k, item_k: interactions each needs,
+  counted once or until nothing changes. max_length keeps a user's last or first items. sample:
+  users drawn by seed. max_bad: the share of unusable rows that is still tolerated.
   """
   min_rating: float = 0.0
   start: str = ''
@@ -101,12 +101,24 @@ def check(rules):
     moment(getattr(rules, name), name)
 
 
-def moment(text, name):
-  """A date or a number of seconds as a time. -> int, or None of ''. Raises ConfigError."""
+def moment(text, name, unit=1):
+  """A number as it is, or a date in units of 1/unit seconds; the end of a day is its last moment.
+
+  -> int, or None of ''. Raises ConfigError.
+  """
   try:
-    return raw.as_time(text) if text else None
+    if not text or text.lstrip('-').isdecimal():
+      return int(text) if text else None
+    whole_day = name == 'end' and len(text.strip()) == len('2024-03-31')
+    return (raw.as_time(text) + (86_400 if whole_day else 0)) * unit - whole_day
   except ValueError as error:
     raise ConfigError(f'{name}={text!r}: {error}') from error
+
+
+def unit_of_time(con):
+  """Whether times look like seconds, milliseconds or microseconds. -> 1, 1000 or 10**6"""
+  latest = con.sql('SELECT max(abs(t)) FROM kept').fetchall()[0][0] or 0
+  return 1 if latest < 10 ** 11 else 1000 if latest < 10 ** 14 else 10 ** 6
 
 
 def counted(size):
@@ -266,10 +278,11 @@ def apply(con, rules):
   yield 'as read'
   tests = []
   if rules.min_rating:
-    tests.append(('min_rating', f'r >= {float(rules.min_rating)}'))
+    tests.append((f'min_rating={rules.min_rating}', f'r >= {float(rules.min_rating)}'))
   for name, sign in (('start', '>='), ('end', '<=')):
     if getattr(rules, name):
-      tests.append((name, f't {sign} {moment(getattr(rules, name), name)}'))
+      bound = moment(getattr(rules, name), name, unit_of_time(con))
+      tests.append((f'{name}={getattr(rules, name)}', f't {sign} {bound}'))
   if rules.untitled == 'drop':
     tests.append(('untitled=drop', 'i IN (SELECT i FROM items WHERE titled)'))
   for name, test in tests:

@@ -7,6 +7,10 @@ import time
 from recjax.data import files, funnel
 from recjax.errors import ConfigError
 
+REVIEWS = {'2014': 'reviews_Beauty_5.json.gz', '2018': 'Video_Games_5.json.gz',
+           '2023': 'Video_Games.jsonl.gz'}
+META = {'2014': 'meta_Beauty.json.gz', '2018': 'meta_Video_Games.json.gz',
+        '2023': 'meta_Video_Games.jsonl.gz'}
 PAUSE = 5.0  # seconds between two words of progress
 
 # Published variants: rules, and where known (users, items, interactions) that must come out.
@@ -32,7 +36,7 @@ VARIANTS = {
         'all': ({}, {'ml-1m': (6040, 3706, 1000209), 'ml-100k': (943, 1682, 100000)}),
         'recbole': (dict(min_rating=3, user_k=10, item_k=10), {'ml-1m': (0, 3124, 834449)})},
     'yelp': {
-        's3rec': (FIVE | dict(start='2019-01-01', end='2019-12-31'),
+        's3rec': (FIVE | dict(start='2019-01-01', end='2019-12-31 00:00:00'),
                   {'yelp': (30431, 20033, 316354)}),
         'llmemb': (dict(user_k=3, item_k=3, once=True, min_length=3, start='2000-01-01',
                         end='2019-12-31'), {'yelp': (0, 11383, 0)})},
@@ -54,6 +58,20 @@ def add_flags(verb):
   one.add_argument('--header', default='', help='names of the columns, where the file has none')
   one.add_argument('--sep', default='', help='what parts columns, of other endings')
   one.add_argument('--list-sep', default='|', help='what parts categories (default |)')
+  add_rules(one)
+  for edition in ('2014', '2018', '2023'):
+    one = sources.add_parser(f'amazon{edition}', help=f'a category of the Amazon data of {edition}')
+    one.add_argument('reviews', help='as downloaded, e.g. ' + REVIEWS[edition])
+    one.add_argument('--meta', default='', help='its metadata, e.g. ' + META[edition])
+    add_rules(one)
+  for name, help_text in (('movielens', 'MovieLens, 100k to 32M'),
+                          ('yelp', 'Yelp, academic or of 2013')):
+    one = sources.add_parser(name, help=help_text)
+    one.add_argument('folder', help='where its archive was unpacked')
+    add_rules(one)
+  one = sources.add_parser('steam', help='Steam reviews')
+  one.add_argument('reviews', help='steam_reviews.json.gz')
+  one.add_argument('--games', default='', help='steam_games.json.gz')
   add_rules(one)
   one = sources.add_parser('amazon', help='reviews of 2018 as D3 prepares them: a growing window')
   one.add_argument('--reviews', required=True, help='e.g. Video_Games_5.json.gz')
@@ -91,7 +109,7 @@ def run(args):
   else:
     rules, expected = rules_of(args)
     start = time.monotonic()
-    source = OPENERS[args.source](args)
+    source = open_source(args)
     report = funnel.prepare(source, args.out, rules, args.layout, args.memory, args.overwrite, say)
     text = page(pathlib.Path(args.out).name, report, expected.get(source.name))
     files.write_text(pathlib.Path(args.out) / 'README.md', text)
@@ -164,11 +182,19 @@ def page(name, report, expected):
   return '\n'.join(out) + '\n'
 
 
-def open_table(args):
-  """A user's own tables."""
-  from recjax.data.sources import table
-  return table.source(args.interactions, args.items, args.columns, args.item_columns, args.header,
-                      args.sep, args.list_sep, progress(args.interactions))
-
-
-OPENERS = {'table': open_table}
+def open_source(args):
+  """The raw rows that the command line names. -> funnel.Source"""
+  name = args.source
+  tick = progress(name)
+  if name == 'table':
+    from recjax.data.sources import table
+    return table.source(args.interactions, args.items, args.columns, args.item_columns,
+                        args.header, args.sep, args.list_sep, tick)
+  if name.startswith('amazon'):
+    from recjax.data.sources import amazon_files
+    return amazon_files.source(name.removeprefix('amazon'), args.reviews, args.meta, tick)
+  if name == 'steam':
+    from recjax.data.sources import steam
+    return steam.source(args.reviews, args.games, tick)
+  from recjax.data.sources import movielens, yelp
+  return {'movielens': movielens, 'yelp': yelp}[name].source(args.folder, tick)

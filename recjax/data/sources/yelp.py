@@ -1,0 +1,38 @@
+"""Yelp: the academic data set of any year, and the training set of the 2013 challenge.
+
+Both are JSON Lines; only the names of the files and a few columns differ. LLMEmb uses the set of
+2013 (llmemb.md 2.1).
+"""
+import pathlib
+
+from recjax.data import funnel, raw
+from recjax.errors import DataError
+
+EDITIONS = ('yelp_academic_dataset', 'yelp_training_set')
+
+
+def source(folder, tick=None):
+  """The folder's reviews and businesses as raw rows. -> funnel.Source"""
+  folder = pathlib.Path(folder)
+  reviews, places = (find(folder, what) for what in ('review', 'business'))
+  events = raw.events(reviews, raw.read(reviews, tick=tick), 'user_id', 'business_id', 'date',
+                      'stars')
+  return funnel.Source('yelp', events, raw.goods(places, raw.read(places), 'business_id', shape))
+
+
+def find(folder, what):
+  """The file of reviews or of businesses. Raises DataError saying which are looked for."""
+  names = [f'{edition}_{what}.json{packed}' for edition in EDITIONS for packed in ('', '.gz')]
+  for name in names:
+    if (folder / name).is_file():
+      return folder / name
+  raise DataError(f'{folder} has none of {", ".join(names)}; fetch the set from yelp.com/dataset '
+                  '(it asks for consent to its terms), unpack it and name its folder.')
+
+
+def shape(row):
+  """A business as columns of the catalogue; categories are a list in 2013, a text later."""
+  return {'title': raw.as_text(row.get('name')),
+          'categories': raw.as_list(row.get('categories'), ','),
+          'city': raw.as_text(row.get('city')), 'state': raw.as_text(row.get('state')),
+          'neighborhoods': raw.as_list(row.get('neighborhoods'), ','), 'stars': row.get('stars')}
