@@ -7,7 +7,8 @@ CORE = [
     'transformers>=5.17', 'tokenizers>=0.22', 'jinja2>=3.1', 'safetensors>=0.6',
     'rich>=13.7', 'pyarrow>=17', 'tensorboardX>=2.6', 'matplotlib>=3.9',
 ]
-DATA = ['duckdb>=2.0']
+DATA = ['duckdb>=2.0', 'tensorflow-datasets>=4.9.10', 'array-record>=0.8', 'grain>=0.2.18',
+        'importlib-resources>=6.0']
 TEST = ['hypothesis>=6.100', 'ruff>=0.6']
 PARITY = ['torch>=2.6', 'peft>=0.17']
 

@@ -17,9 +17,10 @@ LAYERS = (
     ('sharding',), ('errors',))
 LEVEL = {room: level for level, rooms in enumerate(LAYERS) for room in rooms}
 ONE_FILE = {'orbax': 'training/checkpoint.py', 'safetensors': 'models/huggingface.py',
-            'transformers': 'text/tokens.py'}
-INSIDE_FUNCTIONS = {'orbax', 'transformers', 'tensorflow_datasets', 'duckdb', 'matplotlib',
-                    'pyarrow', 'torch'}
+            'transformers': 'text/tokens.py', 'duckdb': 'data/funnel.py',
+            'tensorflow_datasets': 'data/records.py', 'grain': 'data/records.py'}
+INSIDE_FUNCTIONS = {'orbax', 'transformers', 'tensorflow_datasets', 'grain', 'duckdb',
+                    'matplotlib', 'pyarrow', 'torch'}
 AT_IMPORT = {'recjax', 'tests'}
 
 

@@ -119,7 +119,7 @@ def _load(source):
       looked = ', '.join(stem + suffix for suffix in files.SUFFIXES)
       raise DataError(f'{folder} holds none of {looked} (nor {betag.SEQUENCES} with '
                       f'{betag.TAGS}); see `recjax prepare` for making them.')
-  catalog, notes = _read_items(items)
+  catalog, notes = read_items(items)
   interactions = _read_sequences(sequences, catalog, notes)
   return make_dataset(name, catalog, interactions, notes)
 
@@ -201,7 +201,8 @@ def _load_llmemb(folder, name):
   return make_dataset(name, Catalog(items, columns), interactions, {'source': 'llmemb'})
 
 
-def _read_items(path):
+def read_items(path):
+  """The items file. -> Catalog, notes. Raises DataError with file and line."""
   ids, rows, places = [], [], {}
   for place, row in files.read_rows(path):
     item = files.text_id(row.pop('item_id', None), place, 'item_id')

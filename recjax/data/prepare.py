@@ -73,6 +73,10 @@ def add_flags(verb):
   one.add_argument('reviews', help='steam_reviews.json.gz')
   one.add_argument('--games', default='', help='steam_games.json.gz')
   add_rules(one)
+  one = sources.add_parser('records', help='a data set as TFDS records (ArrayRecord), for training '
+                           'on more than memory holds')
+  one.add_argument('folder', help='a canonical data set')
+  one.add_argument('--out', required=True, help='the TFDS data_dir to write under')
   one = sources.add_parser('amazon', help='reviews of 2018 as D3 prepares them: a growing window')
   one.add_argument('--reviews', required=True, help='e.g. Video_Games_5.json.gz')
   one.add_argument('--meta', required=True, help='e.g. meta_Video_Games.json.gz')
@@ -101,7 +105,10 @@ def add_rules(verb):
 
 def run(args):
   """Does what the command line asks and prints what came of it."""
-  if args.source == 'amazon':
+  if args.source == 'records':
+    from recjax.data import records
+    args.out = records.write(args.folder, args.out)
+  elif args.source == 'amazon':
     from recjax.data.sources import amazon
     found = amazon.prepare(args.reviews, args.meta, args.out, args.start, args.end, args.k,
                            args.min_items)

@@ -1,5 +1,6 @@
 """A user's own tables, from the command line to a data set that loads; every mistake is named."""
 import contextlib
+import importlib.util
 import io
 import json
 import pathlib
@@ -9,7 +10,7 @@ from unittest import mock
 from absl.testing import absltest, parameterized
 
 from recjax import cli
-from recjax.data import catalog
+from recjax.data import catalog, records
 from recjax.data.sources import table
 from recjax.errors import ConfigError, DataError
 
@@ -74,6 +75,15 @@ class TableTest(parameterized.TestCase):
     self.assertIn('exists already', error)
     code, _, _ = self.run_cli('table', self.interactions(), *flags, '--overwrite')
     self.assertEqual((code, len(catalog.load_data(out).catalog)), (0, 3))
+
+  @absltest.skipIf(importlib.util.find_spec('tensorflow_datasets') is None, 'needs TFDS')
+  def test_records_of_a_data_set(self):
+    self.write('items.jsonl', '{"item_id": "a"}\n')
+    self.write('sequences.jsonl', '{"user_id": "u", "items": ["a", "a"]}\n')
+    code, said, _ = self.run_cli('records', str(self.folder), f'--out={self.folder / "tfds"}')
+    self.assertEqual(code, 0)
+    _, source = records.load(said.split('data set: ')[1].strip())
+    self.assertEqual(source[0]['items'].tolist(), [1, 1])
 
   def events(self, path, **given):
     return [event for _, _, event, _ in table.source(path, **given).events]
