@@ -41,7 +41,8 @@ VARIANTS = {
         'llmemb': (dict(user_k=3, item_k=3, once=True, min_length=3, start='2000-01-01',
                         end='2019-12-31'), {'yelp': (0, 11383, 0)})},
     'steam': {'5core': (FIVE, {})},
-    'table': {},
+    'table': {}, 'etegrec': {}, 'reclm': {},
+    'sequences': {'all': ({}, {'Beauty': (22363, 12101, 198502), 'ml-1m': (6040, 3416, 999611)})},
 }
 
 
@@ -72,6 +73,18 @@ def add_flags(verb):
   one = sources.add_parser('steam', help='Steam reviews')
   one.add_argument('reviews', help='steam_reviews.json.gz')
   one.add_argument('--games', default='', help='steam_games.json.gz')
+  add_rules(one)
+  one = sources.add_parser('sequences', help="lines 'user item item ...' of S3-Rec, P5, LETTER and "
+                           "LLMEmb, or 'user item' of SASRec")
+  one.add_argument('file', help='e.g. Beauty.txt')
+  one.add_argument('--items', default='', help='a table of the items')
+  add_rules(one)
+  one = sources.add_parser('etegrec', help='a folder of ETEGRec')
+  one.add_argument('folder', help='with NAME.test.jsonl and NAME.emb_map.json')
+  add_rules(one)
+  one = sources.add_parser('reclm', help='a folder of RecLM-cgen, or of RecLM-gen')
+  one.add_argument('folder', help='with sequential.jsonl and metas.jsonl')
+  one.add_argument('--allow-pickle', action='store_true', help='read the pickles of RecLM-gen')
   add_rules(one)
   one = sources.add_parser('records', help='a data set as TFDS records (ArrayRecord), for training '
                            'on more than memory holds')
@@ -203,5 +216,10 @@ def open_source(args):
   if name == 'steam':
     from recjax.data.sources import steam
     return steam.source(args.reviews, args.games, tick)
+  if name in ('sequences', 'etegrec', 'reclm'):
+    from recjax.data.sources import systems
+    return {'sequences': lambda: systems.sequences(args.file, args.items, tick),
+            'etegrec': lambda: systems.etegrec(args.folder, tick),
+            'reclm': lambda: systems.reclm(args.folder, args.allow_pickle)}[name]()
   from recjax.data.sources import movielens, yelp
   return {'movielens': movielens, 'yelp': yelp}[name].source(args.folder, tick)

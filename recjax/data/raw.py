@@ -57,7 +57,7 @@ def read(path, header=(), sep='', encoding='utf-8', literal=False, tick=None):
 
 def place(path, number):
   """Where a row stands, for messages."""
-  return f'{path} {"row" if kind(path) == ".parquet" else "line"} {number}'
+  return f'{path} {({".parquet": "row", "": "entry"}).get(kind(path), "line")} {number}'
 
 
 def lines(path, tick=None):

@@ -34,12 +34,15 @@ def source(interactions, items='', columns='', item_columns='', header='', sep='
   first, rows = peek(raw.read(interactions, named, sep, tick=tick), interactions)
   found = choose(first, NAMES, pairs(columns), interactions, '--columns', ('user', 'item'))
   events = raw.events(interactions, rows, **found)
-  goods = ()
-  if items:
-    first, rows = peek(raw.read(items, sep=sep), items)
-    names = choose(first, GOODS, pairs(item_columns), items, '--item-columns', ('item',))
-    goods = raw.goods(items, rows, names['item'], shape(names, list_sep))
-  return funnel.Source(pathlib.Path(interactions).name, events, goods)
+  found = goods(items, item_columns, sep, list_sep) if items else ()
+  return funnel.Source(pathlib.Path(interactions).name, events, found)
+
+
+def goods(path, columns='', sep='', list_sep='|'):
+  """A table of items as raw rows; settings as in `source`."""
+  first, rows = peek(raw.read(path, sep=sep), path)
+  names = choose(first, GOODS, pairs(columns), path, '--item-columns', ('item',))
+  return raw.goods(path, rows, names['item'], shape(names, list_sep))
 
 
 def peek(rows, path):

@@ -1,0 +1,116 @@
+"""Files that published systems read, back to raw rows: S3-Rec and its kin, ETEGRec, RecLM.
+
+Their own ids stay. None of them holds times, so the order is that of the files.
+"""
+import pathlib
+
+from recjax.data import files, funnel, raw
+from recjax.data.formats import pickles
+from recjax.errors import ConfigError, DataError
+
+
+def sequences(path, items='', tick=None):
+  """Lines `user item item ...` (S3-Rec, P5, LETTER, LLMEmb) or `user item` (SASRec).
+
+  items: a table of items in any form, columns under their usual names. -> funnel.Source
+  """
+  goods = ()
+  if items:
+    from recjax.data.sources import table
+    goods = table.goods(items)
+  return funnel.Source(pathlib.Path(path).stem, _words(path, tick), goods)
+
+
+def _words(path, tick):
+  for number, line in raw.lines(path, tick):
+    try:
+      words = (line or b'\xff').decode('utf-8').split()
+    except UnicodeDecodeError:
+      yield path, number, None, 'not UTF-8, or a line over 4 MB'
+      continue
+    if len(words) == 1:
+      yield path, number, None, 'a user without items'
+    for item in words[1:]:
+      yield path, number, (words[0], item, None, None), ''
+
+
+def etegrec(folder, tick=None):
+  """NAME.test.jsonl and its two siblings: a user's history and target of the test. -> Source
+
+  Histories hold 50 items at most, so longer ones are already cut. Items come in the order of
+  NAME.emb_map.json, without texts.
+  """
+  folder = pathlib.Path(folder)
+  found = sorted(folder.glob('*.emb_map.json'))
+  if len(found) != 1:
+    raise DataError(f'{folder} must hold one NAME.emb_map.json, found {len(found)}.')
+  name = found[0].name.removesuffix('.emb_map.json')
+  numbers = files.read_json(found[0])
+  if not isinstance(numbers, dict) or sorted(numbers.values(), key=str) != sorted(
+      range(len(numbers)), key=str):
+    raise DataError(f'{found[0]}: an object from item to number, 0 to N, is expected.')
+  ids = sorted((item for item in numbers if numbers[item]), key=numbers.get)
+  goods = ((found[0], number, (item, {}), '') for number, item in enumerate(ids, 1))
+  path = folder / f'{name}.test.jsonl'
+  return funnel.Source(name, _questions(path, numbers, tick), goods)
+
+
+def _questions(path, known, tick):
+  for number, row, why in raw.read(path, tick=tick):
+    items = None if row is None else row.get('inter_history')
+    if not why and (not isinstance(items, list) or 'target_id' not in row):
+      why = 'no inter_history and target_id'
+    if why:
+      yield path, number, None, why
+      continue
+    for item in [*items, row['target_id']]:
+      good = isinstance(item, str) and item in known
+      yield (path, number, (str(row.get('user_id', number)), item, None, None) if good else None,
+             '' if good else f'{item!r:.40} is not in the map of items')
+
+
+def reclm(folder, allow_pickle=False):
+  """sequential, metas and category, each one JSON object; or the pickles of RecLM-gen. -> Source
+
+  A title is `title_t` where there is one. Raises ConfigError for pickles that were not allowed.
+  """
+  folder = pathlib.Path(folder)
+  users = _whole(folder, ('sequential.jsonl', 'sequential.json', 'sequential.pickle'), allow_pickle)
+  metas = _whole(folder, ('metas.jsonl', 'metas.json', 'meta.pickle'), allow_pickle)
+  events = ((folder / 'sequential', n, *_event(user, item, metas))
+            for n, (user, items) in enumerate(users.items(), 1)
+            for item in (items if isinstance(items, list) else [None]))
+  goods = ((folder / 'metas', n, (str(item), _meta(row)) if isinstance(row, dict) else None,
+            '' if isinstance(row, dict) else 'no columns')
+           for n, (item, row) in enumerate(metas.items(), 1))
+  return funnel.Source(folder.resolve().name, events, goods)
+
+
+def _whole(folder, names, allow_pickle):
+  path = next((folder / n for n in names if (folder / n).is_file()), None)
+  if path is None:
+    raise DataError(f'{folder} has none of {", ".join(names)}.')
+  if path.suffix == '.pickle' and not allow_pickle:
+    raise ConfigError(f'{path} is a pickle; add --allow-pickle to read it. Only plain lists, '
+                      'dicts, texts and numbers are admitted.')
+  value = pickles.read(path) if path.suffix == '.pickle' else files.read_json(path)
+  if not isinstance(value, dict):
+    raise DataError(f'{path}: one object with ids as keys is expected.')
+  return value
+
+
+def _event(user, item, metas):
+  try:
+    event = (raw.as_id(user, 'the user'), raw.as_id(item, 'an item'), None, None)
+  except ValueError as error:
+    return None, str(error)
+  # Keys of JSON are texts, those of pickles may be numbers.
+  known = item in metas or event[1] in metas
+  return (event, '') if known else (None, f'{item!r:.40} is not in metas')
+
+
+def _meta(row):
+  made = {'title': raw.as_text(row.get('title_t') or row.get('title')),
+          'brand': raw.as_text(row.get('brand')), 'categories': raw.as_list(row.get('category')),
+          'description': raw.as_text(row.get('description'))}
+  return {name: value for name, value in made.items() if value is not None}
