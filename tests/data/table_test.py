@@ -4,13 +4,14 @@ import importlib.util
 import io
 import json
 import pathlib
+import random
 import sys
 from unittest import mock
 
 from absl.testing import absltest, parameterized
 
 from recjax import cli
-from recjax.data import catalog, records
+from recjax.data import catalog, funnel, records
 from recjax.data.sources import table
 from recjax.errors import ConfigError, DataError
 
@@ -99,6 +100,31 @@ class TableTest(parameterized.TestCase):
     self.assertEqual(self.events(path, columns='time=,rating=')[0], ('ann', 'x', None, None))
     bare = self.write('bare.tsv', 'ann\tx\t7\n')
     self.assertEqual(self.events(bare, header='user,item,time'), [('ann', 'x', 7, None)])
+
+  @absltest.skipIf(duckdb is None, 'duckdb is not installed; pip install "recjax[data]"')
+  def test_counts_reconcile_for_damaged_tables(self):
+    damage = ['"', '\x00', '\r', '\n', ',', '\ufeff', '{', '\\ud800', 'nan', 'x' * 200_000, '']
+    for seed in range(60):
+      draw = random.Random(seed)
+      if seed % 2:
+        text = ''.join(json.dumps({'user': f'u{n % 9}', 'item': n % 7, 'time': n}) + '\n'
+                       for n in range(60))
+      else:
+        text = 'user,item,time\n' + ''.join(f'u{n % 9},"i {n % 7}",{n}\n' for n in range(60))
+      for _ in range(draw.randint(0, 8)):
+        at = draw.randrange(16, len(text))
+        text = text[:at] + draw.choice(damage) + text[at + draw.randint(0, 3):]
+      path = self.folder / ('log.jsonl' if seed % 2 else 'log.csv')
+      path.write_bytes(text.encode().replace(b'i 3', b'\xff', draw.randint(0, 2)))
+      report = funnel.prepare(table.source(path), self.folder / 'out', funnel.Rules(max_bad=1.0),
+                              overwrite=True, say=lambda said: None)
+      bad = report['bad']['interactions']
+      self.assertEqual(sum(bad['why'].values()), bad['bad'])
+      self.assertEqual(report['steps'][0]['interactions'], bad['rows'] - bad['bad'])
+      data = catalog.load_data(self.folder / 'out')
+      self.assertLen(data.interactions.items, bad['rows'] - bad['bad'])
+      if seed % 2:
+        self.assertEqual(bad['rows'], sum(bool(s.strip()) for s in path.read_bytes().split(b'\n')))
 
   def test_mistakes_in_the_mapping_are_named(self):
     path = self.interactions()
