@@ -55,6 +55,12 @@ def read(path, header=(), sep='', encoding='utf-8', literal=False, tick=None):
   return _delimited(path, list(header), sep, encoding, tick)
 
 
+def check_file(path, where):
+  """Raises DataError saying where to get a published file that is not there."""
+  if not pathlib.Path(path).is_file():
+    raise DataError(f'{path} does not exist; fetch it from {where} and name its place.')
+
+
 def place(path, number):
   """Where a row stands, for messages."""
   return f'{path} {({".parquet": "row", "": "entry"}).get(kind(path), "line")} {number}'

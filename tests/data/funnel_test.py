@@ -2,6 +2,8 @@
 import collections
 import json
 import pathlib
+import sys
+from unittest import mock
 
 import hypothesis
 from absl.testing import absltest, parameterized
@@ -150,6 +152,18 @@ class FunnelTest(parameterized.TestCase):
     self.assertEqual([p.name for p in pathlib.Path(folder).iterdir()], ['out'])
     with self.assertRaisesRegex(DataError, 'exists already'):
       self.prepare(events, folder=folder)
+
+  def test_without_duckdb_the_way_to_get_it_is_said(self):
+    with (mock.patch.dict(sys.modules, {'duckdb': None}),
+          self.assertRaisesRegex(ConfigError, r'pip install "recjax\[data\]"')):
+      self.prepare([('u', 'a', 1, 1.0)])
+
+  def test_too_little_memory_is_said(self):
+    events = [(f'u{n}' * 40, f'i{n}' * 40, n, 1.0) for n in range(60_000)]
+    folder = self.create_tempdir().full_path
+    with self.assertRaisesRegex(ConfigError, '2MB of memory is not enough.*--memory'):
+      self.prepare(events, memory='2MB', folder=folder)
+    self.assertEmpty(list(pathlib.Path(folder).iterdir()))
 
   def test_settings_that_are_none_are_refused(self):
     for given in ({'repeats': 'some'}, {'start': 'May'}, {'ties': 'random'}, {'cut': 'middle'}):

@@ -56,6 +56,17 @@ class RecordsTest(absltest.TestCase):
     want = padded([source[u] for u in range(len(source))])['items']
     self.assertEqual(sorted(map(tuple, seen)), sorted(map(tuple, want)))
 
+  def test_any_folder_name_will_do(self):
+    room = pathlib.Path(self.create_tempdir().full_path)
+    for number, name in enumerate(('1', '-x', 'a b.c', '\u6570\u636e', '..\\x', 'Con')):
+      folder = room / name
+      folder.mkdir()
+      (folder / 'items.jsonl').write_text('{"item_id": "a"}\n')
+      (folder / 'sequences.jsonl').write_text('{"user_id": "u", "items": ["a"]}\n')
+      path = records.write(folder, room / f'out{number}')
+      self.assertIn(room / f'out{number}', path.parents)
+      self.assertLen(records.load(path)[1], 1)
+
   def test_what_is_wrong_is_named(self):
     room = pathlib.Path(self.create_tempdir().full_path)
     with self.assertRaisesRegex(DataError, 'holds no items and sequences'):

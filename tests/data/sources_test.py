@@ -175,6 +175,11 @@ class SourcesTest(parameterized.TestCase):
       movielens.source(self.folder)
     with self.assertRaisesRegex(DataError, 'yelp_academic_dataset_review.json.*yelp.com/dataset'):
       yelp.source(self.folder)
+    for edition in amazon_files.EDITIONS:
+      with self.assertRaisesRegex(DataError, 'nowhere.json does not exist; fetch it from .*amazon'):
+        amazon_files.source(edition, 'nowhere.json')
+    with self.assertRaisesRegex(DataError, 'none.json does not exist; .*steam'):
+      steam.source(self.write('steam_reviews.json', ''), 'none.json')
     self.write('u.data', '')
     with self.assertRaisesRegex(DataError, 'u.data but no u.item'):
       movielens.source(self.folder)

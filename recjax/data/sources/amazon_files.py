@@ -17,6 +17,11 @@ EDITIONS = {
              ('asin', 'reviewerID', 'overall', 'unixReviewTime')),
     '2023': (('user_id', 'parent_asin', 'timestamp', 'rating'), 'parent_asin', ()),
 }
+WHERE = {
+    '2014': 'cseweb.ucsd.edu/~jmcauley/datasets/amazon/links.html',
+    '2018': 'cseweb.ucsd.edu/~jmcauley/datasets/amazon_v2',
+    '2023': 'amazon-reviews-2023.github.io',
+}
 _AFFIXES = re.compile(r'^(reviews_|ratings_|meta_)|(_5)$|(\.(json|jsonl|csv|gz))+$')
 
 
@@ -31,6 +36,8 @@ def category(path):
 def source(edition, reviews, meta='', tick=None):
   """The files of one category as raw rows. -> funnel.Source, named by the category"""
   columns, key, bare = EDITIONS[edition]
+  for path in filter(None, (reviews, meta)):
+    raw.check_file(path, WHERE[edition])
   header = bare if raw.kind(reviews) == '.csv' else ()
   events = raw.events(reviews, raw.read(reviews, header, tick=tick), *columns)
   goods = raw.goods(meta, raw.read(meta, literal=True), key, shape) if meta else ()

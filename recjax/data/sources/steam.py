@@ -7,6 +7,8 @@ from recjax.data import funnel, raw
 
 def source(reviews, games='', tick=None):
   """The files as raw rows: steam_reviews.json.gz, steam_games.json.gz. -> funnel.Source"""
+  for path in filter(None, (reviews, games)):
+    raw.check_file(path, 'cseweb.ucsd.edu/~jmcauley/datasets.html#steam_data')
   rows = raw.read(reviews, literal=True, tick=tick)
   events = raw.events(reviews, rows, 'username', 'product_id', 'date')
   goods = raw.goods(games, raw.read(games, literal=True), 'id', shape) if games else ()
