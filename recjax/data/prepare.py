@@ -86,6 +86,10 @@ def add_flags(verb):
   one.add_argument('folder', help='with sequential.jsonl and metas.jsonl')
   one.add_argument('--allow-pickle', action='store_true', help='read the pickles of RecLM-gen')
   add_rules(one)
+  one = sources.add_parser('export', help='a data set in the files of other programs')
+  one.add_argument('folder', help="a data set, or 'sample'")
+  one.add_argument('--to', required=True, choices=('recbole', 'sequences', 'etegrec', 'reclm'))
+  one.add_argument('--out', required=True, help='folder to make; its name is that of the files')
   one = sources.add_parser('records', help='a data set as TFDS records (ArrayRecord), for training '
                            'on more than memory holds')
   one.add_argument('folder', help='a canonical data set')
@@ -118,7 +122,13 @@ def add_rules(verb):
 
 def run(args):
   """Does what the command line asks and prints what came of it."""
-  if args.source == 'records':
+  if args.source == 'export':
+    from recjax.data import catalog
+    from recjax.data.formats import exports
+    data = catalog.load_data(args.folder)
+    with files.new_folder(args.out) as fresh:
+      getattr(exports, args.to)(data, fresh, pathlib.Path(args.out).name)
+  elif args.source == 'records':
     from recjax.data import records
     args.out = records.write(args.folder, args.out)
   elif args.source == 'amazon':

@@ -77,6 +77,14 @@ class TableTest(parameterized.TestCase):
     code, _, _ = self.run_cli('table', self.interactions(), *flags, '--overwrite')
     self.assertEqual((code, len(catalog.load_data(out).catalog)), (0, 3))
 
+  @parameterized.parameters(('recbole', 'x.inter'), ('sequences', 'x.ids.json'),
+                            ('etegrec', 'x.test.jsonl'), ('reclm', 'category.jsonl'))
+  def test_export(self, to, name):
+    out = self.folder / 'x'
+    code, _, _ = self.run_cli('export', 'sample', f'--to={to}', f'--out={out}')
+    self.assertEqual(code, 0)
+    self.assertGreater((out / name).stat().st_size, 1000)
+
   @absltest.skipIf(importlib.util.find_spec('tensorflow_datasets') is None, 'needs TFDS')
   def test_records_of_a_data_set(self):
     self.write('items.jsonl', '{"item_id": "a"}\n')
