@@ -27,6 +27,14 @@ _SURROGATE = re.compile(r'[\ud800-\udfff]')
 _EPOCH = datetime.datetime(1970, 1, 1, tzinfo=datetime.UTC)
 
 
+def _refuse(name):
+  raise ValueError(f'{name} is not a JSON number')
+
+
+# Made once: json.loads makes a decoder for each call that has settings, which takes longer.
+_JSON = json.JSONDecoder(parse_constant=_refuse)
+
+
 def kind(path):
   """What a file's name says it holds. -> '.csv', '.jsonl', '.parquet', ..., without '.gz'"""
   path = pathlib.Path(path)
@@ -116,7 +124,7 @@ def _object(line, literal):
   except UnicodeDecodeError:
     return None, 'not UTF-8'
   try:
-    row = json.loads(text, parse_constant=_refuse)
+    row = _JSON.decode(text)
   except (ValueError, RecursionError):
     row, why = None, 'not JSON'
     if literal:
@@ -131,10 +139,6 @@ def _literal(text):
     return ast.literal_eval(text.strip()), ''
   except (ValueError, SyntaxError, RecursionError, MemoryError, TypeError):
     return None, 'neither JSON nor a Python dict'
-
-
-def _refuse(name):
-  raise ValueError(f'{name} is not a JSON number')
 
 
 def _delimited(path, header, sep, encoding, tick):
