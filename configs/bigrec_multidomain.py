@@ -40,11 +40,12 @@ def get_config(arg=''):
   # domains: further (data, noun) pairs that are learnt from
   c.domains = ((given['other'], 'goods'),)
   c.prompt = dict(template='bigrec', noun='goods', cutoff=512)
+  # mode: 'lora' or 'full' (a model as small as the tiny one learns little through an adapter)
   # sample, valid_sample: samples drawn (-1: all); row: tokens of a packed row
-  c.train = dict(mode='lora', sample=2500, valid_sample=256, batch=8, epochs=4, patience=2, row=256,
+  c.train = dict(mode='full', sample=2500, valid_sample=128, batch=8, epochs=2, patience=2, row=256,
                  loss_on='all')
-  c.lora = dict(rank=32, alpha=64.0, targets=('q', 'k', 'v', 'o', 'gate', 'up', 'down'))
-  c.optim = dict(lr=6e-3, warmup=20, schedule='linear', decay=0.0, clip=1.0, beta2=0.98,
+  c.lora = dict(rank=8, alpha=16.0, targets=('q', 'v'))
+  c.optim = dict(lr=4e-3, warmup=20, schedule='linear', decay=0.0, clip=1.0, beta2=0.98,
                  log_every=20, save_every=200)
   # source: 'train' a sequential recommender here, the folder of a `sequential` run, or scores.npz
   c.assist = dict(source='train')
@@ -52,7 +53,7 @@ def get_config(arg=''):
                         dropout=0.2, norm='pre', separate=False)
   c.assist.loss = dict(kind='ce', negatives=1, shared='position', exclude='train_history', t=0.75,
                        log_q=False, chunk=4096)
-  c.assist.train = dict(batch=256, epochs=40, patience=5, save_every=10, valid_users=2000,
+  c.assist.train = dict(batch=256, epochs=30, patience=5, save_every=10, valid_users=1000,
                         mask_share=0.2, mask_most=50, mask_last=0.5)
   c.assist.optim = dict(lr=2e-3, warmup=0, schedule='constant', decay=0.0, clip=0.0, beta2=0.98)
   # batch: prompts answered together
@@ -63,8 +64,8 @@ def get_config(arg=''):
   c.judge = dict(mask_history='auto', valid_most=1000, test_most=2000, save_top=20)
   if preset == 'paper':
     c.llm.weights, c.llm.remat = '', 'dots'
-    c.lora.update(rank=8, alpha=16.0, targets=('q', 'v'))
-    c.train.update(sample=1024, batch=128, epochs=50, patience=5, row=512, valid_sample=1024)
+    c.train.update(mode='lora', sample=1024, batch=128, epochs=50, patience=5, row=512,
+                   valid_sample=1024)
     c.optim.update(lr=1e-4, beta2=0.999)
     c.decode.update(new_tokens=128, batch=8)
     c.judge.update(test_most=5000, valid_most=5000)

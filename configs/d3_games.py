@@ -40,10 +40,10 @@ def get_config(arg=''):
   c.domains = ()
   c.prompt = dict(template='d3', noun='goods', cutoff=512)
   # sample, valid_sample: samples drawn (-1: all); row: tokens of a packed row
-  c.train = dict(mode='full', sample=-1, valid_sample=256, batch=8, epochs=4, patience=2, row=256,
+  c.train = dict(mode='full', sample=-1, valid_sample=128, batch=8, epochs=2, patience=2, row=256,
                  loss_on='all')
   c.lora = dict(rank=8, alpha=16.0, targets=('q', 'v'))
-  c.optim = dict(lr=3e-3, warmup=20, schedule='linear', decay=0.0, clip=1.0, beta2=0.98,
+  c.optim = dict(lr=4e-3, warmup=20, schedule='linear', decay=0.0, clip=1.0, beta2=0.98,
                  log_every=20, save_every=200)
   # source: 'train' a sequential recommender here, the folder of a `sequential` run, or scores.npz
   c.assist = dict(source='train')
@@ -51,14 +51,14 @@ def get_config(arg=''):
                         dropout=0.2, norm='pre', separate=False)
   c.assist.loss = dict(kind='ce', negatives=1, shared='position', exclude='train_history', t=0.75,
                        log_q=False, chunk=4096)
-  c.assist.train = dict(batch=256, epochs=40, patience=5, save_every=10, valid_users=2000,
+  c.assist.train = dict(batch=256, epochs=30, patience=5, save_every=10, valid_users=1000,
                         mask_share=0.2, mask_most=50, mask_last=0.5)
   c.assist.optim = dict(lr=2e-3, warmup=0, schedule='constant', decay=0.0, clip=0.0, beta2=0.98)
   # alphas: weights of the LLM, one is chosen on validation; batch: prompts decoded together
-  c.decode = dict(beams=10, batch=64, alphas=(1.0, 0.8, 0.6, 0.4, 0.2),
-                  plain_length_penalty=1.0, ghost_cases=128)
+  c.decode = dict(beams=10, batch=64, alphas=(1.0, 0.6, 0.3),
+                  plain_length_penalty=1.0, ghost_cases=64)
   # duplicate_titles: 'exact_id' wants the very item, 'best' any item of its title
-  c.judge = dict(mask_history='auto', valid_most=320, test_most=1600,
+  c.judge = dict(mask_history='auto', valid_most=192, test_most=1024,
                  duplicate_titles='exact_id')
   if preset == 'paper':
     c.llm.weights, c.llm.remat = '', 'dots'

@@ -63,7 +63,7 @@ def show(work, folder):
   from rich.table import Table
   results = json.loads((pathlib.Path(folder) / 'results.json').read_text())
   first = next(iter(results['rows']))
-  table = Table('row', *CLOSING, f'p, {CLOSING[0]}')
+  table = Table('row', *CLOSING, 'p')
   for row, cells in results['rows'].items():
     p = results['tests'].get(f'{first}>{row}', {}).get(CLOSING[0])
     table.add_row(row, *('{value:.4f} [{low:.4f}, {high:.4f}]'.format(**cells[m]) for m in CLOSING),
@@ -76,4 +76,4 @@ def show(work, folder):
                      f'{results["sd_of_seeds"][m]:.4f}' for m in CLOSING)
     work.say(f'{len(results["seeds"])} seeds, mean ± standard deviation: {said}')
   work.say(f'{results["protocol"]}; 95 % bootstrap intervals; p: paired randomisation test of '
-           f'{first} against the row, Holm-corrected')
+           f'{first} against the row by {CLOSING[0]}, Holm-corrected')

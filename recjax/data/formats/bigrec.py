@@ -20,9 +20,11 @@ TABLE = ('user_id', 'item_asins', 'item_asin', 'history_item_id', 'item_id', 'hi
 
 def clean_title(text):
   """One spelling of a title for data, trie and metric: entities decoded, white space single, no
-  quotes around it. -> str, '' where nothing is left"""
-  text = ' '.join(html.unescape(str(text)).split()).strip()
-  return text.strip('"').strip() if text.startswith('"') or text.endswith('"') else text
+  pair of quotes around it. -> str, '' where nothing is left"""
+  text = ' '.join(html.unescape(str(text)).split())
+  if text.startswith('"') and text.endswith('"'):
+    text = text[1:-1].strip()  # a mark of inches at the end alone stays
+  return text
 
 
 def quoted(titles):
@@ -38,7 +40,7 @@ def unquoted(text):
   start, end = text.find('"'), text.rfind('"')
   if start < 0 or end <= start:
     return []
-  return [clean_title(t) for t in re.split(r'",\s*"', text[start + 1:end])]
+  return [' '.join(html.unescape(t).split()) for t in re.split(r'",\s*"', text[start + 1:end])]
 
 
 def read_records(path):

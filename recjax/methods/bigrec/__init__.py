@@ -60,6 +60,9 @@ def check(cfg):
   if cfg.decode.beams < 1 or cfg.decode.batch < 1 or cfg.train.batch < 1:
     raise ConfigError(f'decode.beams={cfg.decode.beams}, decode.batch={cfg.decode.batch} and '
                       f'train.batch={cfg.train.batch} must be at least 1')
+  if cfg.way == 'decode' and cfg.decode.beams < 10:
+    raise ConfigError(f'decode.beams={cfg.decode.beams}: lists of ten are judged, and fewer beams '
+                      'cannot fill them; choose 10 or more')
   return prompts.load_template(cfg.prompt.template)
 
 

@@ -88,9 +88,8 @@ def choose(work, cfg, data, folder, made, helper):
                              len(data.catalog) - 1)
     each = metrics.per_case(ranks, ks(cfg))
     curve[alpha] = {m: round(float(v.mean()), 6) for m, v in each.items()}
-  main = f'NDCG@{min(10, cfg.decode.beams)}'
-  best = max(alphas, key=lambda a: curve[a][main])
-  write_json(work.folder / 'alpha.json', {'alpha': best, 'cases': len(cases), 'by': main,
+  best = max(alphas, key=lambda a: curve[a]['NDCG@10'])
+  write_json(work.folder / 'alpha.json', {'alpha': best, 'cases': len(cases), 'by': 'NDCG@10',
                                           'curve': [[a, curve[a]] for a in alphas]})
   return {'alpha': best, 'cases': len(cases), 'shortened_prompts': cut}
 
@@ -151,7 +150,7 @@ def ghosts(search, cases, asked, most, found):
 
 def settings(cfg):
   """Everything in the config that decides the figures besides the beams."""
-  return ConfigDict({k: cfg[k] for k in ('data', 'samples', 'judge', 'seed')})
+  return ConfigDict({k: cfg[k] for k in ('data', 'samples', 'decode', 'judge', 'seed')})
 
 
 def stage(work, cfg, data, helper, choice, decoded):

@@ -29,7 +29,7 @@ def recommender(workdir):
     raise DataError(f'{config.data} has changed since {workdir} was made; run the experiment again')
   weights = config.llm.weights
   folder = find_stage(workdir, 'llm') if weights == 'tiny' else pathlib.Path(weights)
-  mesh = sharding.make_mesh(config.mesh)
+  mesh = sharding.make_mesh({'data': -1, 'fsdp': 1, 'model': 1})  # whatever is here
   model, variables, tokenizer = tune.tuned(config, folder, find_stage(workdir, 'tune'), mesh)
   score = assist.scorer(find_stage(workdir, 'assistant'), data)
   template = prompts.load_template(config.prompt.template)

@@ -11,7 +11,7 @@ from recjax.errors import DataError
 from recjax.methods.bigrec import prompts
 from recjax.models import decode, llm
 
-SIZES = 2     # shapes that prompts are padded to: each costs a compilation
+SIZES = 1     # shapes that prompts are padded to: each costs a compilation
 STEP = 32     # they are multiples of this
 
 

@@ -109,5 +109,6 @@ def encode_answers(tokenizer, template, titles):
 
 
 def title_of(text):
-  """The title in a generated text: its first line, without quotes. -> str"""
-  return files.clean_title(text.strip().partition('\n')[0])
+  """The title in a generated text: its first line, without the quotes around it. -> str"""
+  line = text.strip().partition('\n')[0].strip()
+  return files.clean_title(line if line.endswith('"') else line.removeprefix('"'))

@@ -19,7 +19,7 @@ def settings(cfg):
                                          'optim', 'llm', 'seed')})
 
 
-def documents(template, noun, titles, seed, walks=6, longest=8):
+def documents(template, noun, titles, seed, walks=4, longest=8):
   """Texts that the tiny model learns to write before it sees any behaviour, and their opening.
 
   Prompts and answers of made-up histories that wander from an item to one of like words, so that

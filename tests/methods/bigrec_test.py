@@ -1,0 +1,257 @@
+"""BIGRec and D3 whole, on a ring of fifty titles whose next one is certain; what they refuse."""
+import contextlib
+import importlib.util
+import json
+import pathlib
+import tempfile
+
+import jax
+import numpy as np
+from absl.testing import absltest, parameterized
+from ml_collections import ConfigDict
+
+from recjax import recommend
+from recjax.data.formats import bigrec as files
+from recjax.errors import ConfigError, DataError
+from recjax.methods import bigrec
+from recjax.methods.bigrec import assist, evaluate, plan, prompts, samples
+from recjax.training import work as works
+
+ROOT = pathlib.Path(__file__).parents[2]
+COLOURS = ('red', 'blue', 'green', 'white', 'black')
+THINGS = ('kettle', 'lamp', 'rope', 'drill', 'mug', 'tent', 'stove', 'chair', 'saw', 'pump')
+TITLES = [f'{c} {t}' for c in COLOURS for t in THINGS]
+
+
+def write_ring(folder, users=150):
+  folder.mkdir(parents=True, exist_ok=True)
+  items = [{'item_id': f'i{n}', 'title': t} for n, t in enumerate(TITLES)]
+  rows = [{'user_id': f'u{n}', 'items': [f'i{(17 * n + k) % 50}' for k in range(5 + n % 7)]}
+          for n in range(users)]
+  for name, lines in (('items', items), ('sequences', rows)):
+    (folder / f'{name}.jsonl').write_text(''.join(json.dumps(r) + '\n' for r in lines))
+  return folder
+
+
+def config(name, data, **changes):
+  spec = importlib.util.spec_from_file_location('c', ROOT / 'configs' / f'{name}.py')
+  module = importlib.util.module_from_spec(spec)
+  spec.loader.exec_module(module)
+  c = module.get_config(f'data={data}')
+  c.mesh.data = 1
+  c.tiny.update(vocab=400, width=48, layers=2, ffn=96, row=128, batch=4, epochs=2.0)
+  c.prompt.template = 'bigrec'
+  c.train.update(mode='full', epochs=40, batch=16, row=128, patience=0, valid_sample=20)
+  c.optim.update(lr=6e-3, warmup=10, save_every=200, beta2=0.98)
+  c.lora.update(rank=4, alpha=8.0, targets=('q', 'v'))
+  c.assist.train.update(epochs=2, patience=2, batch=32)
+  c.assist.model.update(width=16, hidden=16, length=10)
+  c.decode.batch = 16
+  c.judge.update(valid_most=32, test_most=100)
+  for key, value in changes.items():
+    c[key].update(value)
+  return c
+
+
+def run(cfg, path):
+  mesh = jax.sharding.Mesh(np.array(jax.devices()[:1]).reshape(1, 1, 1), ('data', 'fsdp', 'model'),
+                           axis_types=(jax.sharding.AxisType.Auto,) * 3)
+  facts = {'command': 'test', 'devices': '1', 'versions': {}, 'revision': '', 'overrides': {}}
+  with works.open_work(path, {'config': cfg.to_dict(), 'facts': facts}, mesh) as work:
+    bigrec.run(cfg, work)
+  return json.loads((path / 'results.json').read_text())
+
+
+class RingTest(absltest.TestCase):
+
+  @classmethod
+  def setUpClass(cls):
+    super().setUpClass()
+    cls.room = contextlib.ExitStack()
+    cls.folder = pathlib.Path(cls.room.enter_context(tempfile.TemporaryDirectory()))
+    cls.data = write_ring(cls.folder / 'ring')
+
+  @classmethod
+  def tearDownClass(cls):
+    cls.room.close()
+    super().tearDownClass()
+
+  def test_whole(self):
+    path = self.folder / 'run'
+    self.grounded(path)
+    self.decoded(path)  # the tuned model of the same folder is used again
+    self.perfect_assistant(path)
+
+  def grounded(self, path):
+    found = run(config('bigrec_games', self.data), path)
+    self.assertGreater(found['rows']['bigrec']['HR@1']['value'], 0.9)
+    self.assertLess(found['invalid_titles'], 1)
+    self.assertIn('sasrec', found['rows'])
+    written = works.find_stage(path, 'generate')
+    want = (written / 'test.json').read_bytes()
+    # One prompt at a time is the same as sixteen.
+    single = run(config('bigrec_games', self.data, decode={'batch': 1},
+                        judge={'valid_most': 8, 'test_most': 12}), path)
+    self.assertEqual(single['rows']['bigrec']['HR@1']['n'], 12)
+    few = json.loads((works.find_stage(path, 'generate') / 'test.json').read_text())
+    all_of_them = {r['input']: r for r in json.loads(want)}
+    for row in few:
+      self.assertEqual(row['predict'], all_of_them[row['input']]['predict'])
+      np.testing.assert_allclose(row['predict_score'],
+                                 all_of_them[row['input']]['predict_score'], atol=1e-3)
+    ask, shop = recommend.load(path)
+    items, scores = ask([['i3', 'i4', 'i5'], ['i20']], 5)
+    self.assertEqual(items[0][0], 'i6')
+    self.assertEqual((len(items[1]), scores.shape), (5, (2, 5)))
+    self.assertNotIn('i5', items[0])
+    items, _ = ask([['i3', 'i4', 'i5']], 3, allowed={'i9', 'i4'})
+    self.assertEqual(items, [['i9']])
+    with self.assertRaisesRegex(DataError, 'history 1 is empty'):
+      ask([['i1'], []], 3)
+    self.assertIn('Grounding', (path / 'report.html').read_text())
+    del shop
+
+  def decoded(self, path):
+    cfg = config('d3_scientific', self.data, prompt={'noun': 'goods'},
+                 decode={'alphas': (1.0, 0.5), 'beams': 10, 'ghost_cases': 16})
+    found = run(cfg, path)
+    self.assertGreater(found['rows']['d3:no_mixing']['HR@1']['value'], 0.9)
+    self.assertEqual(found['invalid_titles'], 0)
+    self.assertNotIn('HR@20', found['rows']['d3'])  # ten beams cannot tell
+    ask, _ = recommend.load(path)
+    items, scores = ask([['i3', 'i4', 'i5']], 20)
+    self.assertLessEqual(len(items[0]), 10)
+    self.assertTrue((np.diff(scores[0][:len(items[0])]) <= 0).all())
+    items, _ = ask([['i3', 'i4', 'i5']], 3, allowed={'i9', 'i4'})
+    self.assertEqual(items, [['i9']])
+    self.assertIn('Ghost tokens', (path / 'report.html').read_text())
+    for kind in ('merged', 'peft'):
+      with contextlib.ExitStack() as room:
+        if kind == 'peft':
+          room.enter_context(self.assertRaisesRegex(ConfigError, 'choose merged'))
+        plan.convert(path, kind, self.folder / kind)
+    self.assertTrue((self.folder / 'merged' / 'config.json').exists())
+
+  def perfect_assistant(self, path):
+    data = samples.load(self.data, config('d3_scientific', self.data).samples)
+    scores = {part: np.zeros((len(getattr(data.cases, part)), 50), np.float32)
+              for part in ('valid', 'test')}
+    for part, table in scores.items():
+      table[np.arange(len(table)), getattr(data.cases, part).targets - 1] = 30
+    order = np.random.default_rng(0).permutation(50)  # columns in another order
+    file = self.folder / 'scores.npz'
+    np.savez(file, item_ids=np.array(data.catalog.ids)[order],
+             **{k: v[:, order] for k, v in scores.items()})
+    cfg = config('d3_scientific', self.data, prompt={'noun': 'goods'}, assist={'source': str(file)},
+                 decode={'alphas': (0.02,), 'beams': 10, 'ghost_cases': 16},
+                 judge={'valid_most': 8, 'test_most': 24})
+    found = run(cfg, path)
+    self.assertEqual(found['rows']['d3']['HR@1']['value'], 1)
+    np.savez(file, item_ids=np.array(data.catalog.ids), valid=scores['valid'][:3],
+             test=scores['test'])
+    with self.assertRaisesRegex(DataError, r'valid has shape \(3, 50\), it must be \(150, 50\)'):
+      assist.read_scores(file, data)
+    np.savez(file, item_ids=np.array(data.catalog.ids[:-1]), **scores)
+    with self.assertRaisesRegex(DataError, 'item_ids has 49 ids, the catalogue 50'):
+      assist.read_scores(file, data)
+
+
+class PromptTest(parameterized.TestCase):
+
+  def test_templates_hold_what_records_need(self):
+    for name in ('bigrec', 'd3'):
+      template = prompts.load_template(name)
+      record = template.record('games', ['A {x}', 'B'], 'C')
+      text = template.text(record)
+      self.assertIn('"A {x}", "B"', text)
+      self.assertNotIn('{history}', text)
+      self.assertEqual(prompts.title_of(template.reply('C')), 'C')
+    self.assertTrue(prompts.load_template('d3').text(record).endswith('### Response: '))
+    self.assertTrue(prompts.load_template('d3').reply('C').endswith('"C"\n'))
+
+  @parameterized.parameters(
+      ('[instruction]\nx\n[input]\n{history}\n[prompt]\n{instruction}{input}\n', r'\[answer\] is'),
+      ('[instruction]\nx\n[input]\nno\n[prompt]\n{instruction}{input}\n[answer]\n{title}\n',
+       r'\[input\] lacks \{history\}'))
+  def test_templates_that_lack_something(self, text, what):
+    path = pathlib.Path(tempfile.mkdtemp()) / 't.txt'
+    path.write_text(text)
+    with self.assertRaisesRegex(ConfigError, what):
+      prompts.load_template(str(path))
+    with self.assertRaisesRegex(ConfigError, 'is unknown'):
+      prompts.load_template('other')
+    with self.assertRaisesRegex(ConfigError, 'does not exist'):
+      prompts.load_template('none.txt')
+
+  def test_too_long_prompts_lose_their_oldest_titles_alone(self):
+    from recjax.text import tokens
+    template = prompts.load_template('bigrec')
+    record = template.record('games', ['one', 'two', 'three'], 'four')
+    tokenizer = tokens.train_bpe([template.text(record)] * 5, 300)
+    (ids,), cut = prompts.encode_prompts(tokenizer, template, [record], 10**6)
+    (short,), was = prompts.encode_prompts(tokenizer, template, [record], len(ids) - 1)
+    self.assertEqual((cut, was), (0, 1))
+    self.assertIn('"two", "three"', tokenizer.decode(short))
+    self.assertNotIn('"one"', tokenizer.decode(short))
+    with self.assertRaisesRegex(DataError, 'raise prompt.cutoff'):
+      prompts.encode_prompts(tokenizer, template, [record], 5)
+
+  def test_records_of_ones_own_stay_as_they_are(self):
+    folder = pathlib.Path(tempfile.mkdtemp())
+    rows = [{'instruction': 'Say.', 'input': 'Had:"A", "X", "B"\n ', 'output': '"C"'}]
+    for part in ('train', 'valid', 'test'):
+      files.write_records(folder / f'{part}.json', rows)
+    files.write_id2name(folder / 'id2name.txt', ['A', 'B', 'C', 'A'])
+    data = samples.load(folder, ConfigDict(dict(window='game', split='auto', history=10)))
+    template = prompts.load_template('bigrec')
+    self.assertEqual(data.records_of('test', template, 'x'), rows)
+    self.assertEqual(data.cases.test.history(0).tolist(), [1, 2])
+    self.assertEqual(data.notes, {'items_with_a_shared_title': 1, 'unknown_history_titles': 3})
+    self.assertEqual(data.cases.known.items.tolist(), [1, 2, 3])
+    files.write_records(folder / 'test.json', [dict(rows[0], output='"Z"')])
+    with self.assertRaisesRegex(DataError, 'test.json: the targets of 1 records are no title'):
+      samples.load(folder, ConfigDict(dict(window='game', split='auto', history=10)))
+
+
+class JudgeTest(absltest.TestCase):
+
+  def test_duplicate_titles_b8(self):
+    titles = ['A', 'B', 'A']
+    items, rank = np.array([[2, 1, 3], [1, 3, 2]]), lambda policy, t: evaluate.rank_in(  # noqa: E731
+        items, [t, t], titles, policy, 9).tolist()
+    self.assertEqual(rank('exact_id', 3), [2, 1])  # the last id, as the movie files judge
+    self.assertEqual(rank('best', 3), [1, 0])      # the best of equal titles, as the game files do
+    self.assertEqual(evaluate.rank_in(np.array([[1, 0, 0]]), [2], titles, 'best', 9).tolist(), [9])
+    with self.assertRaisesRegex(ConfigError, 'duplicate_titles'):
+      rank('some', 1)
+
+  def test_likeness(self):
+    self.assertEqual(evaluate.likeness(np.array([[1, 2]]), ['a b', 'a b']), 1)
+    self.assertAlmostEqual(evaluate.likeness(np.array([[1, 2, 0]]), ['a b', 'a c']), 1 / 3)
+
+  def test_a_user_asked_twice_has_two_names(self):
+    self.assertEqual(evaluate.case_names(['x', 'y'], [0, 0, 1]), ['x', 'x#2', 'y'])
+
+
+class RefusalTest(parameterized.TestCase):
+
+  @parameterized.parameters(('way', None, 'other', 'way='), ('decode', 'beams', 0, 'decode.beams'),
+                            ('train', 'batch', 0, 'train.batch'))
+  def test_wrong_settings(self, group, key, value, what):
+    cfg = config('bigrec_games', 'sample')
+    if key:
+      cfg[group][key] = value
+    else:
+      cfg[group] = value
+    with self.assertRaisesRegex(ConfigError, what):
+      bigrec.check(cfg)
+
+  def test_an_assistant_of_other_data_is_refused(self):
+    cfg = config('d3_scientific', 'sample')
+    cfg.assist.source = tempfile.mkdtemp()
+    with self.assertRaisesRegex(ConfigError, "no run of the method 'sequential'"):
+      assist.stage(None, cfg, None)
+
+
+if __name__ == '__main__':
+  absltest.main()
