@@ -318,12 +318,13 @@ def apply_lengths(con, rules):
 
 def core(con, user_k, item_k, once):
   """Users and items with enough interactions, repeats counted; again until nothing changes."""
+  rows = 'SELECT count(*) FROM kept'
   while True:
-    before = sizes(con)['interactions']
+    before = con.sql(rows).fetchall()
     keep(con, f'''SELECT k.* FROM kept k
         SEMI JOIN (SELECT u FROM kept GROUP BY u HAVING count(*) >= {int(user_k)}) USING (u)
         SEMI JOIN (SELECT i FROM kept GROUP BY i HAVING count(*) >= {int(item_k)}) USING (i)''')
-    if once or sizes(con)['interactions'] == before:
+    if once or con.sql(rows).fetchall() == before:
       return
 
 
