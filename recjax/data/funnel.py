@@ -333,63 +333,61 @@ def unlisted(con):
   return con.sql('SELECT count(*) FROM items WHERE listed IS NULL').fetchall()[0][0]
 
 
+def spans(con, column, table, per_span):
+  """Parts the numbers in a column into spans of about so many rows. Yields (first, last)."""
+  top, rows = con.sql(f'SELECT max({column}), count(*) FROM {table}').fetchall()[0]
+  width = max(1, top * per_span // max(1, rows))
+  for first in range(1, top + 1, width):
+    yield first, first + width - 1
+
+
 def write_items(con, path, all_items):
-  """Writes the items that were met, or all, in order. -> how many"""
-  which = '' if all_items else 'WHERE i IN (SELECT i FROM kept)'
-  reader = con.sql(f'''
-      SELECT item, data FROM items LEFT JOIN (SELECT n, data FROM goods) g ON listed = g.n {which}
-      ORDER BY i''').to_arrow_reader(4096)
+  """Writes the items that were met, or all, in order; span by span. -> how many"""
+  met = '' if all_items else 'AND i IN (SELECT i FROM kept)'
   count = 0
   with files.table_writer(path) as write:
-    for batch in reader:
-      rows = [json.loads(data) if data else {'item_id': item, 'title': ''}
-              for item, data in zip(*(c.to_pylist() for c in batch.columns))]
-      write(rows)
+    for first, last in spans(con, 'i', 'items', BLOCK // 4):
+      # Listed items are numbered as they are listed, so a span of numbers is one of rows.
+      rows = con.sql(f"""
+          WITH part AS (SELECT * FROM items WHERE i BETWEEN {first} AND {last} {met})
+          SELECT item, data FROM part LEFT JOIN (SELECT n, data FROM goods WHERE n BETWEEN
+            (SELECT min(listed) FROM part) AND (SELECT max(listed) FROM part)) g ON listed = g.n
+          ORDER BY i""").fetchall()
+      write([json.loads(data) if data else {'item_id': item, 'title': ''} for item, data in rows])
       count += len(rows)
   return count
 
 
 def write_sequences(con, path, ties):
-  """Writes each user's items in order of time, ties as asked for. -> how many users"""
+  """Writes each user's items in order of time, ties as asked; span by span. -> how many users"""
   timed, rated = con.sql('SELECT count(t) > 0, count(r) > 0 FROM kept').fetchall()[0]
   names = con.sql('SELECT item FROM items ORDER BY i').to_arrow_table().column(0)
-  users = con.cursor().execute('SELECT user FROM users WHERE u IN (SELECT u FROM kept) ORDER BY u')
   join = 'JOIN items USING (i)' if ties == 'item' else ''
-  reader = con.sql(f'SELECT u, i, t, r FROM kept {join} ORDER BY u, t, {TIES[ties]}'
-                       ).to_arrow_reader(BLOCK)
-  count, rest = 0, None
+  count = 0
   with files.table_writer(path) as write:
-    for batch in itertools.chain(reader, [None]):
-      part = None if batch is None else [c.to_numpy(zero_copy_only=False) for c in batch.columns]
-      whole, rest = whole_users(rest, part)
-      if whole is None or not len(whole[0]):
+    for first, last in spans(con, 'u', 'kept', 8 * BLOCK):
+      some = f'WHERE u BETWEEN {first} AND {last}'
+      table = con.sql(f'SELECT u, i, t, r FROM kept {join} {some} ORDER BY u, t, {TIES[ties]}'
+                      ).to_arrow_table()
+      if not len(table):
         continue
-      rows = sequences(whole, users, names, timed, rated)
-      write(rows)
-      count += len(rows)
+      users = con.sql(f'SELECT user FROM users {some} AND u IN (SELECT u FROM kept {some}) '
+                      'ORDER BY u').fetchall()
+      columns = [c.to_numpy() for c in table.columns]
+      write(sequences(columns, users, names, timed, rated))
+      count += len(users)
   return count
 
 
-def whole_users(rest, part):
-  """Parts columns sorted by user after the last user that is sure to be whole. -> whole, rest"""
-  if part is None:
-    return rest, None
-  if rest is not None:
-    part = [np.concatenate(pair) for pair in zip(rest, part)]
-  end = np.searchsorted(part[0], part[0][-1]) if len(part[0]) else 0
-  return [c[:end] for c in part], [c[end:] for c in part]
-
-
 def sequences(columns, users, names, timed, rated):
-  """Rows of sequences.jsonl. columns: u, i (from 1), t, r, each (M,). -> list of dict"""
+  """Rows of sequences.jsonl. columns: u, i (from 1), t, r, each (M,); users: their names."""
   u, i, t, r = columns
   starts = np.flatnonzero(np.diff(u, prepend=u[0] - 1))
-  who = [name for name, in users.fetchmany(len(starts))]
   items = names.take(i - 1).to_pylist()
   t = t.astype(np.int64).tolist() if timed else []
   r = r.tolist() if rated else []
   rows = []
-  for name, a, b in zip(who, starts, [*starts[1:], len(u)]):
+  for (name,), a, b in zip(users, starts, [*starts[1:], len(u)]):
     row = {'user_id': name, 'items': items[a:b]}
     if timed:
       row['times'] = t[a:b]
