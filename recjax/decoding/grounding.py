@@ -69,17 +69,11 @@ def popularity(counts):
   return normalised(counts / jnp.maximum(counts.sum(), 1))
 
 
-def pulled(distance, weight, gamma):
-  """log of Dn (1 + W) ** -gamma, which sorts as it does; -inf at the nearest item.
-
-  distance: (..., N) in 0 .. 1. weight: (..., N) in 0 .. 1. gamma: () -> (..., N)
-  """
-  return jnp.log(distance) - gamma * jnp.log1p(weight)
-
-
 @functools.partial(jax.jit, static_argnames='ties')
 def rank_curve(distance, weight, targets, gammas, seen=None, ties='pessimistic'):
-  """The rank of each target for every gamma, without sorting.
+  """The rank of each target by Dn (1 + W) ** -gamma for every gamma, without sorting.
+
+  Logarithms are compared, which order alike; the nearest item, at minus infinity, is always first.
 
   distance: (B, N) as `normalised`. weight: (N,) or (B, N). targets: (B,) rows of items. gammas:
   (G,). seen: (B, N) bool, items out of the ranking; a target never is. ties: 'pessimistic' counts

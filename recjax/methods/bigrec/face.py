@@ -102,9 +102,7 @@ def grounded(config, data, made, results, score, embed):
     rows = np.repeat(np.arange(len(histories)), np.diff(offsets))
     near, weight, closed, _ = ground.pulls(items, popular, score, vectors,
                                            (flat, offsets, (rows, flat - 1)), n, seen)
-    value = (-jnp.log(near) if how['inject'] == 'none'
-             else -grounding.pulled(near, weight[how['inject']], how['gamma']))
-    value = jnp.minimum(value, 1e9)
+    value = ground.closeness(near, weight, how['inject'], how['gamma'])
     if closed is not None:
       value = jnp.where(closed, -jnp.inf, value)
     if mask is not None:

@@ -175,13 +175,17 @@ def chosen(found, grid):
   return out
 
 
+def closeness(near, weight, kind, gamma):
+  """What lists show as scores: 1 for the nearest item, 0 for the farthest. -> (B, N)"""
+  return 1 - (near if kind == 'none' else near * (1 + weight[kind]) ** -gamma)
+
+
 def top(items, popular, score, queries, cases, n, k, kind, gamma, mask):
   """The best k of each case under one pull. -> items (m, k) int32, 0 for none, scores (m, k)"""
   out = []
   for rows, *given in ranking.blocks(*cases.histories, n, ROWS, True):
     near, weight, seen, _ = pulls(items, popular, score, queries[rows], given, n, mask)
-    value = -jnp.log(near) if kind == 'none' else -grounding.pulled(near, weight[kind], gamma)
-    value = jnp.minimum(value, 1e9)
+    value = closeness(near, weight, kind, gamma)
     best, at = jax.lax.top_k(value if seen is None else jnp.where(seen, -jnp.inf, value), k)
     out.append([np.asarray(jnp.where(best > -jnp.inf, at + 1, 0), np.int32), np.asarray(best)])
   return tuple(np.concatenate(x)[:len(cases)] for x in zip(*out))
