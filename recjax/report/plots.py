@@ -119,10 +119,11 @@ def bars_with_intervals(rows: Mapping[str, Mapping], metric: str,
 
 
 def scatter(points: np.ndarray, groups: Sequence[str], xlabel: str = 'first component',
-            ylabel: str = 'second component') -> Html:
+            ylabel: str = 'second component', lines: Sequence = ()) -> Html:
   """Draws points of a plane in the colours of their groups, without scales.
 
   points: (N, 2). groups: what each belongs to; the largest get colours, the rest shares one.
+  lines: pairs of points, drawn thin from one to the other.
   """
   points = np.asarray(points, float).reshape(-1, 2)
   some = np.linspace(0, len(points) - 1, min(len(points), _MOST_DOTS)).astype(int)
@@ -132,6 +133,8 @@ def scatter(points: np.ndarray, groups: Sequence[str], xlabel: str = 'first comp
 
   def paint(axes):
     handles = {}
+    for start, end in lines:
+      axes.plot([start[0], end[0]], [start[1], end[1]], color=_MUTED, linewidth=0.7, alpha=0.6)
     for i, name in enumerate([*named, None]):
       mine = groups == name if name is not None else ~np.isin(groups, named)
       if mine.any():
@@ -204,33 +207,6 @@ def histogram(values: Sequence[float], xlabel: str, ylabel: str = 'count', bins:
       _nothing(axes)
 
   return _drawn(paint, height=3.6)
-
-
-def plane(groups: Mapping[str, np.ndarray], lines: Sequence = ()) -> Html:
-  """Draws points of a plane in groups, thinned evenly where there are many.
-
-  groups: {name: (n, 2)}. lines: pairs of points, drawn thin from one to the other.
-  """
-  def paint(axes):
-    handles = {}
-    for start, end in lines:
-      axes.plot([start[0], end[0]], [start[1], end[1]], color=_MUTED, linewidth=0.7, alpha=0.6)
-    for i, (name, points) in enumerate(groups.items()):
-      points = np.asarray(points, float).reshape(-1, 2)
-      points = points[np.isfinite(points).all(1)]
-      if len(points):
-        points = points[np.linspace(0, len(points) - 1, min(len(points), _MOST_DOTS)).astype(int)]
-        handles[name], = axes.plot(
-            *points.T, linestyle='', marker='o' if i % 2 == 0 else 's', markersize=3.2,
-            color=_SERIES[i % len(_SERIES)], alpha=0.5 if i == 0 else 0.9, markeredgewidth=0)
-    axes.set_xticks([])
-    axes.set_yticks([])
-    axes.grid(visible=False)
-    _legend(axes, handles)
-    if not handles:
-      _nothing(axes)
-
-  return _drawn(paint, height=4.6)
 
 
 def _drawn(paint, height: float) -> Html:

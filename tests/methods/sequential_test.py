@@ -261,7 +261,7 @@ class RunTest(parameterized.TestCase):
     cfg.seeds, cfg.data = 2, tempfile.mkdtemp() + '/shop'
     catalog.save_data(shop, cfg.data)
     folder = pathlib.Path(tempfile.mkdtemp())
-    facts = {'command': 'x', 'devices': '1', 'revision': 'r', 'versions': {}}
+    facts = {'command': 'x', 'devices': '1', 'revision': 'r', 'versions': {}, 'overrides': {}}
     with works.open_work(folder, {'config': cfg.to_dict(), 'facts': facts}, mesh()) as work:
       sequential.run(cfg, work)
     results = works.read_json(folder / 'results.json')
@@ -299,7 +299,7 @@ class RunTest(parameterized.TestCase):
     cfg.judge.update(tie_order='shuffle(2)', seen_mask='zero', test_history='train',
                      drop_cold_targets=True)
     folder = pathlib.Path(tempfile.mkdtemp())
-    facts = {'command': 'x', 'devices': '1', 'revision': 'r', 'versions': {}}
+    facts = {'command': 'x', 'devices': '1', 'revision': 'r', 'versions': {}, 'overrides': {}}
     with works.open_work(folder, {'config': cfg.to_dict(), 'facts': facts}, mesh()) as work:
       sequential.run(cfg, work)
     results = works.read_json(folder / 'results.json')

@@ -90,13 +90,15 @@ def map_section(data, vectors, records):
     point = (texts[i] - centre) @ axes[:2].T
     near.append(point)
     lines.append((point, flat[at]))
+  groups = ['items'] * len(flat) + ['generated, no title'] * len(near)
   rows = [[first[i], data.titles[int(((items - texts[i]) ** 2).sum(1).argmin())]]
           for i in odd[:10]]
   return html.section(
       'Grounding',
-      html.figure(plots.plane({'items': flat, 'generated, no title': np.array(near)},
-                              lines), 'The first two principal directions of the catalogue, and '
-                  'where texts that are no title were grounded', 'points and lines'),
+      html.figure(plots.scatter(np.concatenate([flat, *(p[None] for p in near)]), groups,
+                                lines=lines),
+                  'The first two principal directions of the catalogue, and where texts that are '
+                  'no title were grounded', 'points and lines'),
       html.table(['Generated', 'Grounded to'], rows, 'Texts that are no title of the catalogue'),
       intro=f'{len(set(first) - set(known)):,} different first beams are no title of the '
             f'catalogue; '

@@ -3,7 +3,7 @@ import numpy as np
 
 from recjax.methods.llmemb import export, plan
 from recjax.models import pca
-from recjax.report import html, plots, results
+from recjax.report import html, plots, results, run
 from recjax.training import sequential
 from recjax.training.work import read_json
 
@@ -26,7 +26,10 @@ def write(cfg, work, shop, tables, ids, made, found):
       [verdict(cfg, outcome, row), html.tiles(figures(outcome, row))],
       [results_section(outcome, row), tail_section(cfg, outcome),
        map_section(cfg, shop, tables, made), results.groups_section(outcome, row),
-       training_section(work, ids, made), facts_section(work, cfg, shop, outcome)],
+       training_section(work, ids, made), run.facts_section(work.path, cfg, {
+           'data': f'{shop.name}: {len(shop.interactions):,} users, {len(shop.catalog):,} items',
+           'data fingerprint': shop.fingerprint, 'protocol': outcome['protocol'],
+           'seeds': ', '.join(map(str, outcome['seeds']))})],
       'Liu et al., AAAI 2025, arXiv 2409.19925.'))
 
 
@@ -126,20 +129,3 @@ def training_section(work, ids, made):
                            'Validation NDCG@10 of the first seed by epoch; the best one is kept',
                            'validation curves'))
   return html.section('Training', html.grid(*parts))
-
-
-def facts_section(work, cfg, shop, outcome):
-  """How long each stage took and what one needs to run this again."""
-  saved = read_json(work.path / 'config.json')['facts']
-  stages = [read_json(p) for p in sorted((work.path / 'stages').glob('*/DONE.json'))]
-  rows = [[s['stage'], s['seconds'], ', '.join(f'{k.replace("_", " ")} {v}' for k, v in
-                                               s['counts'].items())] for s in stages]
-  return html.section(
-      'The run', html.table(['Stage', 'Seconds', 'Counts'], rows, 'What each stage did', 'lrl'),
-      html.facts({'command': saved['command'], 'data': f'{shop.name}, fingerprint '
-                  f'{shop.fingerprint[:16]}: {len(shop.interactions):,} users, '
-                  f'{len(shop.catalog):,} items', 'protocol': outcome['protocol'],
-                  'devices': saved['devices'], 'revision': saved['revision'],
-                  'versions': ', '.join(f'{k} {v}' for k, v in saved['versions'].items()),
-                  'seeds': ', '.join(map(str, outcome['seeds']))}),
-      html.details('All settings', html.code(str(cfg))))

@@ -2,7 +2,7 @@
 import numpy as np
 
 from recjax.data import splits
-from recjax.report import html, plots, results
+from recjax.report import html, plots, results, run
 from recjax.training.work import read_json
 
 LABELS = {'popularity': 'popularity', 'recency': 'recent popularity', 'random': 'random'}
@@ -17,7 +17,10 @@ def write(cfg, work, shop, found):
       f'Sequential recommendation: {row}', f'{shop.name}, preset {cfg.preset}',
       [verdict(outcome, row), html.tiles(figures(outcome, row))],
       [results_section(outcome, row), results.groups_section(outcome, row), training_section(work),
-       examples_section(cfg, shop, work), facts_section(work, cfg, shop, outcome)],
+       examples_section(cfg, shop, work), run.facts_section(work.path, cfg, {
+           'data': f'{shop.name}: {len(shop.interactions):,} users, {len(shop.catalog):,} items',
+           'data fingerprint': shop.fingerprint, 'protocol': outcome['protocol'],
+           'seeds': ', '.join(map(str, outcome['seeds']))})],
       'How to read these figures: docs/evaluation.md.'))
 
 
@@ -99,17 +102,3 @@ def examples_section(cfg, shop, work):
                            html.table(['', 'Recommended', ''], rows, 'Top ten', 'rll')))
   return html.section('Examples', html.cards(cards, shown=EXAMPLES // 2 + 1), intro='Test users '
                       'drawn at random, first some whose next item was found.')
-
-
-def facts_section(work, cfg, shop, outcome):
-  """What one needs to run this again."""
-  saved = read_json(work.path / 'config.json')
-  facts = saved['facts']
-  return html.section('This run', html.facts({
-      'command': facts['command'], 'data': f'{shop.name}, fingerprint {shop.fingerprint[:16]}: '
-      f'{len(shop.interactions):,} users, {len(shop.catalog):,} items, '
-      f'{len(shop.interactions.items):,} interactions', 'protocol': outcome['protocol'],
-      'devices': facts['devices'], 'revision': facts['revision'],
-      'versions': ', '.join(f'{k} {v}' for k, v in facts['versions'].items()),
-      'seeds': ', '.join(map(str, outcome['seeds']))}),
-      html.details('All settings', html.code(str(cfg))))
