@@ -255,6 +255,8 @@ def _read_sequences(path, catalog, notes):
     items = row.get('items')
     if not isinstance(items, list):
       raise DataError(f'{place}: items must be a list of item ids, found {items!r:.60}.')
+    if 'times' not in row and 'timestamps' in row:  # as some published sets call them
+      row['times'] = row.pop('timestamps')
     unread.update(row.keys() - {'user_id', 'items', *extras})
     users.append(user)
     rows.append([_known(item, index, place) for item in items])

@@ -155,6 +155,14 @@ class CatalogTest(parameterized.TestCase):
     self.assertEqual(data.notes['times_out_of_order'], 1)
     np.testing.assert_array_equal(data.interactions.ratings, np.array([1, 2.5, 3], np.float32))
 
+  def test_timestamps_are_times_under_another_name(self):
+    rows = [row.replace('"times"', '"timestamps"') for row in SEQUENCES]
+    same, other = (catalog.load_data(self.folder(**given)) for given in ({}, {'sequences': rows}))
+    self.assertNotEqual(rows, list(SEQUENCES))
+    self.assertEqual(other.fingerprint, same.fingerprint)
+    rows[0] = rows[0].replace('"timestamps":[', '"timestamps":["x",')
+    self.fails(self.folder(sequences=rows), 'sequences.jsonl line', 'times must')
+
   def test_saving_and_loading_changes_nothing(self):
     data = catalog.load_data(self.folder())
     folder = pathlib.Path(self.create_tempdir().full_path) / 'new'
