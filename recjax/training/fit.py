@@ -47,20 +47,22 @@ def fit(task, cfg, work):
     best = best_step(state)  # kept on the host: asking the device would wait for every step
     work.drop_metrics(work.current, step)
     update = make_update(task, tx, key)
-    window, start = [], time.monotonic()
+    window, waits, start = [], [], time.monotonic()
     with work.progress(work.current, cfg.steps, step) as advance, \
         concurrent.futures.ThreadPoolExecutor(1) as reader:
       coming = reader.submit(task.batches.__getitem__, step)
       while step < cfg.steps and step - best < wait:
-        batch = place(coming.result(), mesh)
+        host, lost = awaited(coming, window)
+        batch = place(host, mesh)
         coming = reader.submit(task.batches.__getitem__, step + 1)
         state, values = update(state, task.frozen, batch, jnp.int32(step))
         step += 1
         window.append(values)
+        waits.append(lost)
         last, keep = step == cfg.steps, step % cfg.save_every == 0
         if last or keep or step % cfg.log_every == 0:
-          report(step, window, start, work)
-          window, start = [], time.monotonic()
+          report(step, window, waits, start, work)
+          window, waits, start = [], [], time.monotonic()
         judged = task.evaluate and (last or cfg.eval_every and step % cfg.eval_every == 0)
         if judged:
           values = task.evaluate(state['train'], task.frozen)
@@ -134,13 +136,29 @@ def place(batch, mesh):
   return {name: one(name, np.asarray(x)) for name, x in batch.items()}
 
 
-def report(step, window, start, work):
-  """Means over the window, fetched in one go: the only host sync of the loop."""
+def awaited(coming, window):
+  """The next batch, and for how many seconds at most the devices had nothing to do before it came.
+
+  Where the step before is still running when the batch arrives, nothing was lost.
+  """
+  start = time.monotonic()
+  batch = coming.result()
+  idle = not window or window[-1]['loss'].is_ready()
+  return batch, (time.monotonic() - start) * idle
+
+
+def report(step, window, waits, start, work):
+  """Means over the window, fetched in one go: the only host sync of the loop.
+
+  waits: seconds lost to reading, of each step; `data_wait` is their share of the window's time.
+  """
   host = jax.device_get(window)
   means = {k: float(np.mean([w[k] for w in host], dtype=np.float64)) for k in host[0]}
   if not math.isfinite(means['loss']):
     raise UserError(
         f'the loss of {work.current} became {means["loss"]} before step {step}; lower '
         '--config.optim.lr or raise warmup, then run again: it goes on from the last checkpoint')
-  means['steps_per_s'] = round(len(host) / max(1e-9, time.monotonic() - start), 3)
+  seconds = max(1e-9, time.monotonic() - start)
+  means['steps_per_s'] = round(len(host) / seconds, 3)
+  means['data_wait'] = round(sum(waits) / seconds, 4)
   work.record(step, means)

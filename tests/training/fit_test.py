@@ -2,6 +2,7 @@
 import dataclasses
 import os
 import pathlib
+import time
 import types
 
 import jax
@@ -38,7 +39,8 @@ def linear_task(nan_at=-1):
 
 
 def timeless(rows):
-  return [{k: v for k, v in r.items() if k != 'steps_per_s'} for r in rows]
+  return [{k: v for k, v in r.items() if k not in ('steps_per_s', 'data_wait')}
+          for r in rows]
 
 
 class Stopped(Exception):
@@ -81,6 +83,19 @@ class FitTest(absltest.TestCase):
         self.assertIn(f'going on from step {stop // 4 * 4}', (path / 'run.log').read_text())
       np.testing.assert_array_equal(again, straight)  # bit for bit, on the same machine
       self.assertEqual(timeless(found), timeless(rows))
+
+  def test_the_share_of_time_that_waits_for_data_is_recorded(self):
+    task = linear_task()
+
+    class Slow:
+      def __getitem__(self, i):
+        time.sleep(0.03)
+        return task.batches[i]
+    _, slow = self.run_fit(self.folder(), dataclasses.replace(task, batches=Slow()))
+    share = [r['data_wait'] for r in slow if 'data_wait' in r]
+    self.assertLen(share, 4)
+    self.assertGreater(min(share[1:]), 0.3)  # the first window compiles
+    self.assertLessEqual(max(share), 1)
 
   def test_one_two_and_eight_devices_agree(self):
     one, _ = self.run_fit(self.folder())
