@@ -91,10 +91,11 @@ class FitTest(absltest.TestCase):
       def __getitem__(self, i):
         time.sleep(0.03)
         return task.batches[i]
-    _, slow = self.run_fit(self.folder(), dataclasses.replace(task, batches=Slow()))
+    cfg = settings(save_every=100)
+    _, slow = self.run_fit(self.folder(), dataclasses.replace(task, batches=Slow()), cfg)
     share = [r['data_wait'] for r in slow if 'data_wait' in r]
     self.assertLen(share, 4)
-    self.assertGreater(min(share[1:]), 0.3)  # the first window compiles
+    self.assertGreater(max(share), 0.5)
     self.assertLessEqual(max(share), 1)
 
   def test_one_two_and_eight_devices_agree(self):
