@@ -18,6 +18,7 @@ from recjax.errors import ConfigError, DataError
 
 TEXT_COLUMNS = ('title', 'brand', 'description')
 LIST_COLUMNS = ('categories', 'tags')
+KINDS = {'items': '<i4', 'offsets': '<i8', 'times': '<i8', 'ratings': '<f4'}  # of arrays on disk
 
 
 @dataclasses.dataclass(frozen=True)
@@ -171,15 +172,31 @@ def save_data(dataset, folder, overwrite=False):
 
 def fingerprint(catalog, interactions):
   """Hash over the content of items and sequences, whatever file format they came in. -> hex"""
-  digest = hashlib.sha256()
+  arrays = [array if array is None else [np.ascontiguousarray(array, kind)]
+            for array, kind in zip((interactions.items, interactions.offsets, interactions.times,
+                                    interactions.ratings), KINDS.values())]
+  return digest(catalog, [_compact(interactions.users)], arrays)
+
+
+def digest(catalog, users, arrays):
+  """`fingerprint` of parts that may come in pieces.
+
+  users: pieces of the ids as one JSON list. arrays: pieces of each of KINDS, None for none.
+  """
+  made = hashlib.sha256()
   columns = {k: v for k, v in catalog.columns.items() if any(x is not None for x in v)}
-  for part in (catalog.ids, columns, interactions.users):
-    text = json.dumps(part, ensure_ascii=False, sort_keys=True, separators=(',', ':'))
-    digest.update(text.encode('utf-8') + b'\n')
-  for array, kind in ((interactions.items, '<i4'), (interactions.offsets, '<i8'),
-                      (interactions.times, '<i8'), (interactions.ratings, '<f4')):
-    digest.update(b'-' if array is None else np.ascontiguousarray(array, kind).tobytes())
-  return digest.hexdigest()
+  for pieces in ([_compact(catalog.ids)], [_compact(columns)], users):
+    for piece in pieces:
+      made.update(piece)
+    made.update(b'\n')
+  for pieces in arrays:
+    for piece in [b'-'] if pieces is None else pieces:
+      made.update(piece)
+  return made.hexdigest()
+
+
+def _compact(part):
+  return json.dumps(part, ensure_ascii=False, sort_keys=True, separators=(',', ':')).encode()
 
 
 def _load_betag(folder, name):

@@ -3,8 +3,11 @@
 The only file that knows TFDS and grain; TensorFlow is needed for neither. Record u is user u of the
 canonical data set, so rows mean the same in both.
 """
+import dataclasses
+import json
 import pathlib
 import shutil
+import tempfile
 
 import numpy as np
 
@@ -12,6 +15,40 @@ from recjax.data import catalog, files, raw
 from recjax.errors import ConfigError, DataError, WorkdirError
 
 MISSING = 'records need TFDS and grain; install them with: pip install "recjax[data]"'
+ABOUT = 'records.json'
+
+
+@dataclasses.dataclass(frozen=True)
+class Records:
+  """A data set whose users stay on disk; the catalogue is in memory.
+
+  source[u] -> {'user_id': bytes, 'items': (n,) int32, 'times': (n,) int64, 'ratings': (n,)
+  float32}; the last two are empty where the data set has none. fingerprint: that of the same data
+  set in memory.
+  """
+  name: str
+  catalog: catalog.Catalog
+  source: object
+  fingerprint: str
+
+  def __len__(self):
+    return len(self.source)
+
+  def users(self, rows):
+    """Some users in memory, under the fingerprint of all. rows: (n,) int -> Dataset"""
+    found = self.source.__getitems__([int(row) for row in rows])
+    offsets = np.cumsum([0, *(len(one['items']) for one in found)]).astype(np.int64)
+    columns = [np.concatenate([one[name] for one in found])
+               for name in ('items', 'times', 'ratings')]
+    items, *more = (column if len(column) else None for column in columns)
+    data = catalog.Interactions(tuple(one['user_id'].decode() for one in found),
+                                np.zeros(0, np.int32) if items is None else items, offsets, *more)
+    return catalog.Dataset(self.name, self.catalog, data, self.fingerprint, {'source': 'records'})
+
+
+def found(path):
+  """Whether a folder is one that `write` made."""
+  return (pathlib.Path(path) / ABOUT).is_file()
 
 
 def write(folder, data_dir):
@@ -25,45 +62,60 @@ def write(folder, data_dir):
   if not items or not sequences:
     raise DataError(f'{folder} holds no items and sequences; make them with `recjax prepare`.')
   goods, _ = catalog.read_items(items)
-  builder = _builder(folder.resolve().name, sequences, goods, data_dir)
-  target = pathlib.Path(builder.data_dir)
-  if target.exists():
-    raise WorkdirError(f'{target} exists already; remove it or write somewhere else.')
-  builder.download_and_prepare()
+  name = folder.resolve().name
+  with tempfile.TemporaryDirectory(dir=folder.resolve().parent, prefix='.records.') as room:
+    tally = _Tally(goods, room)
+    builder = _builder(name, sequences, goods, data_dir, tally)
+    target = pathlib.Path(builder.data_dir)
+    if target.exists():
+      raise WorkdirError(f'{target} exists already; remove it or write somewhere else.')
+    builder.download_and_prepare()
+  about = {'name': name, **tally.result}
   shutil.copyfile(items, target / items.name)
+  files.write_text(target / ABOUT, json.dumps(about, ensure_ascii=False, indent=2) + '\n')
   return target
 
 
 def load(path):
-  """What `write` made. -> Catalog, source
-
-  source[u] -> {'user_id': str, 'items': (n,) int32, 'times': (n,) int64, 'ratings': (n,) float32};
-  the last two are empty where the data set has none. source reads one record at a time from disk.
-  """
+  """What `write` made, read one record at a time. -> Records. Raises DataError."""
   tfds = _tfds()
+  path = pathlib.Path(path)
   items = files.find_table(path, 'items')
-  if items is None:
-    raise DataError(f'{path} holds no records; make them with records.write.')
+  if items is None or not found(path):
+    raise DataError(f'{path} holds no records; make them with: recjax prepare records')
+  about = files.read_json(path / ABOUT)
   try:
     source = tfds.builder_from_directory(str(path)).as_data_source('train')
   except (OSError, ValueError, tfds.core.DatasetNotFoundError) as error:
     raise DataError(f'{path} holds no records that can be read: {error}.') from error
-  return catalog.read_items(items)[0], source
+  return Records(about['name'], catalog.read_items(items)[0], source, about['fingerprint'])
 
 
-def batches(source, collate, size, seed=0, process=0, processes=1):
+class Batches:
   """batches[i] is the i-th batch of an endless shuffled stream: a function of (seed, i) alone.
 
-  collate: list of examples -> dict of arrays. Each of `processes` gets its own `size` examples of
-  step i; together they are those that one process with size * processes would get. The stream's
-  position is the step, so a run goes on with another number of processes.
+  collate: list of examples -> dict of arrays. Of each step's size * processes examples a process
+  reads its own `size` alone, those that stand together; so the parts side by side are what one
+  process would get, and a run goes on with another number of processes, bit for bit. The stream's
+  position is the step.
   """
-  try:
-    import grain
-  except ImportError as error:
-    raise ConfigError(MISSING) from error
-  stream = grain.MapDataset.source(source).seed(seed).shuffle().repeat()
-  return stream[process::processes].batch(size, batch_fn=collate)
+
+  def __init__(self, source, collate, size, seed=0, process=0, processes=1):
+    try:
+      import grain
+    except ImportError as error:
+      raise ConfigError(MISSING) from error
+    self.order = grain.MapDataset.range(len(source)).seed(seed).shuffle().repeat()
+    self.source, self.collate, self.size = source, collate, size
+    self.process, self.processes = process, processes
+
+  def __len__(self):
+    return 10**9
+
+  def __getitem__(self, step):
+    first = (step * self.processes + self.process) * self.size
+    rows = [int(self.order[i]) for i in range(first, first + self.size)]
+    return self.collate(self.source.__getitems__(rows))
 
 
 def _tfds():
@@ -74,7 +126,7 @@ def _tfds():
   return tensorflow_datasets
 
 
-def _builder(name, sequences, goods, data_dir):
+def _builder(name, sequences, goods, data_dir, tally):
   tfds = _tfds()
 
   class Sequences(tfds.core.GeneratorBasedBuilder, skip_registration=True):
@@ -91,7 +143,10 @@ def _builder(name, sequences, goods, data_dir):
       return {'train': self._generate_examples()}
 
     def _generate_examples(self):
-      yield from enumerate(_examples(sequences, goods))
+      for number, row in enumerate(_examples(sequences, goods)):
+        tally.add(row)
+        yield number, row
+      tally.close(sequences)
 
   Sequences.name = ''.join(c if c.isascii() and c.isalnum() else '_' for c in name.lower())
   return Sequences(data_dir=str(data_dir), file_format='array_record')
@@ -107,12 +162,60 @@ def _examples(path, goods):
     if not isinstance(items, list):
       raise DataError(f'{place}: items must be a list of item ids, found {items!r:.60}.')
     lists = {}
+    if 'times' not in row and 'timestamps' in row:  # as in catalog
+      row['times'] = row['timestamps']
     for name, kind in (('times', np.int64), ('ratings', np.float32)):
-      lists[name] = np.asarray(row.get(name) or [], kind)
-      if len(lists[name]) not in (0, len(items)):
-        raise DataError(f'{place}: {name} must be as long as items ({len(items)}).')
+      try:
+        lists[name] = np.asarray(row.get(name) or [], kind)
+      except (TypeError, ValueError, OverflowError):
+        lists[name] = np.zeros((), kind)
+      if lists[name].shape not in ((0,), (len(items),)):
+        raise DataError(f'{place}: {name} must be numbers, as long as items ({len(items)}).')
     try:
       indices = np.array([goods.index(item) for item in items], np.int32)
     except DataError as error:
       raise DataError(f'{place}: {error}') from error
     yield {'user_id': files.text_id(row.get('user_id'), place, 'user_id'), 'items': indices} | lists
+
+
+class _Tally:
+  """Counts and `catalog.fingerprint` of users that pass one by one; arrays wait on disk."""
+
+  def __init__(self, goods, room):
+    self.goods, self.result = goods, {}
+    self.spools = {name: open(pathlib.Path(room) / name, 'w+b')  # noqa: SIM115  closed in `close`
+                   for name in ('users', *catalog.KINDS)}
+    self.users = self.total = 0
+    self.spools['users'].write(b'[')
+    self._keep('offsets', 0)
+
+  def add(self, row):
+    """Takes in a row as `_examples` makes it."""
+    text = json.dumps(row['user_id'], ensure_ascii=False)
+    self.spools['users'].write((',' * bool(self.users) + text).encode())
+    self.users += 1
+    self.total += len(row['items'])
+    self._keep('offsets', self.total)
+    for name in ('items', 'times', 'ratings'):
+      self._keep(name, row[name])
+
+  def _keep(self, name, values):
+    self.spools[name].write(np.asarray(values, catalog.KINDS[name]).tobytes())
+
+  def close(self, path):
+    """Fills `result`. Raises DataError where some users alone have times or ratings."""
+    self.spools['users'].write(b']')
+    for name in ('times', 'ratings'):
+      size = self.spools[name].tell() // np.dtype(catalog.KINDS[name]).itemsize
+      if size not in (0, self.total):
+        raise DataError(f'{path}: only some users have {name}; give it to all users or to none.')
+    users, *arrays = (self._pieces(name) if spool.tell() or name in ('items', 'offsets') else None
+                      for name, spool in self.spools.items())
+    self.result = {'users': self.users, 'interactions': self.total,
+                   'fingerprint': catalog.digest(self.goods, users, arrays)}
+    for spool in self.spools.values():
+      spool.close()
+
+  def _pieces(self, name):
+    self.spools[name].seek(0)
+    return iter(lambda: self.spools[name].read(1 << 20), b'')

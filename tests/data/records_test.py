@@ -30,9 +30,20 @@ class RecordsTest(absltest.TestCase):
     catalog.save_data(shop, room / 'Shop 1')
     path = records.write(room / 'Shop 1', room / 'tfds')
     self.assertEqual(path, room / 'tfds' / 'shop_1' / '1.0.0')
-    goods, source = records.load(path)
+    stored = records.load(path)
+    goods, source = stored.catalog, stored.source
     self.assertEqual(goods.ids, shop.catalog.ids)
     self.assertEqual(goods.columns['title'], shop.catalog.columns['title'])
+    self.assertEqual((stored.name, len(stored)), ('Shop 1', len(shop.interactions)))
+    self.assertEqual(stored.fingerprint, catalog.load_data(room / 'Shop 1').fingerprint)
+    self.assertTrue(records.found(path) and not records.found(room / 'Shop 1'))
+    some = stored.users(np.array([7, 0]))
+    self.assertEqual(some.interactions.users, tuple(shop.interactions.users[u] for u in (7, 0)))
+    for row, u in enumerate((7, 0)):
+      np.testing.assert_array_equal(some.interactions.history(row), shop.interactions.history(u))
+    np.testing.assert_array_equal(some.interactions.times, np.concatenate([
+        shop.interactions.times[shop.interactions.offsets[u]:shop.interactions.offsets[u + 1]]
+        for u in (7, 0)]))
     self.assertLen(source, len(shop.interactions))
     for u in (0, 7, len(source) - 1):
       self.assertEqual(source[u]['user_id'].decode(), shop.interactions.users[u])
@@ -41,20 +52,39 @@ class RecordsTest(absltest.TestCase):
     with self.assertRaisesRegex(WorkdirError, 'exists already'):
       records.write(room / 'Shop 1', room / 'tfds')
 
-    one = records.batches(source, padded, 8, seed=3)
-    again = records.batches(source, padded, 8, seed=3)
+    one = records.Batches(source, padded, 8, seed=3)
+    again = records.Batches(source, padded, 8, seed=3)
     far = len(source)  # many epochs on
     for step in (0, 5, far, 1):
       whole = one[step]['items']
       np.testing.assert_array_equal(again[step]['items'], whole)
-      parts = [records.batches(source, padded, 4, 3, p, 2)[step]['items'] for p in range(2)]
-      self.assertEqual(sorted(map(tuple, np.concatenate(parts))), sorted(map(tuple, whole)))
-    other = records.batches(source, padded, 8, seed=4)
+      for ways in (2, 4):
+        parts = [records.Batches(source, padded, 8 // ways, 3, p, ways)[step]['items']
+                 for p in range(ways)]
+        np.testing.assert_array_equal(np.concatenate(parts), whole)
+    other = records.Batches(source, padded, 8, seed=4)
     self.assertFalse(np.array_equal(one[0]['items'], other[0]['items']))
     whole_pass = -(-len(source) // 8)
     seen = np.concatenate([one[i]['items'] for i in range(whole_pass)])[:len(source)]
     want = padded([source[u] for u in range(len(source))])['items']
     self.assertEqual(sorted(map(tuple, seen)), sorted(map(tuple, want)))
+
+  def test_the_fingerprint_is_that_of_the_data_set_in_memory(self):
+    room = pathlib.Path(self.create_tempdir().full_path)
+    rows = (['{"user_id": "\u00fc", "items": []}', '{"user_id": 7, "items": ["b", "a"]}'],
+            ['{"user_id": "u", "items": ["a"], "timestamps": [3], "ratings": [0.1]}',
+             '{"user_id": "v", "items": []}'], ['{"user_id": "u", "items": []}'])
+    for number, lines in enumerate(rows):
+      folder = room / str(number)
+      folder.mkdir()
+      (folder / 'items.jsonl').write_text('{"item_id": "a", "title": "\u00c4"}\n{"item_id": "b"}\n')
+      (folder / 'sequences.jsonl').write_text('\n'.join(lines))
+      stored = records.load(records.write(folder, room / 'tfds'))
+      data = catalog.load_data(folder)
+      self.assertEqual(stored.fingerprint, data.fingerprint)
+      again = stored.users(np.arange(len(stored)))
+      self.assertEqual(catalog.fingerprint(again.catalog, again.interactions), data.fingerprint)
+    self.assertCountEqual([p.name for p in room.iterdir()], ['0', '1', '2', 'tfds'])
 
   def test_any_folder_name_will_do(self):
     room = pathlib.Path(self.create_tempdir().full_path)
@@ -65,7 +95,7 @@ class RecordsTest(absltest.TestCase):
       (folder / 'sequences.jsonl').write_text('{"user_id": "u", "items": ["a"]}\n')
       path = records.write(folder, room / f'out{number}')
       self.assertIn(room / f'out{number}', path.parents)
-      self.assertLen(records.load(path)[1], 1)
+      self.assertLen(records.load(path), 1)
 
   def test_what_is_wrong_is_named(self):
     room = pathlib.Path(self.create_tempdir().full_path)
@@ -77,9 +107,16 @@ class RecordsTest(absltest.TestCase):
     for line, why in (('{"user_id": "u", "items": ["b"]}', "'b' is not in the catalogue"),
                       ('{"user_id": "u", "items": "a"}', 'must be a list'),
                       ('{"user_id": "u", "items": ["a"], "times": [1, 2]}', 'as long as items'),
+                      ('{"user_id": "u", "items": ["a"], "times": "x"}', 'times must be'),
+                      ('{"user_id": "u", "items": ["a"], "times": ["x"]}', 'times must be'),
                       ('no', 'not JSON')):
       (room / 'sequences.jsonl').write_text('{"user_id": "v", "items": ["a"]}\n' + line + '\n')
       with self.assertRaisesRegex(DataError, f'sequences.jsonl line 2: .*{why}'):
+        records.write(room, room / 'tfds')
+    (room / 'sequences.jsonl').write_text('{"user_id": "v", "items": ["a"]}\n'
+                                          '{"user_id": "u", "items": ["a"], "times": [1]}\n')
+    for _ in range(2):  # nothing of it stays behind
+      with self.assertRaisesRegex(DataError, 'only some users have times'):
         records.write(room, room / 'tfds')
 
 

@@ -91,8 +91,8 @@ class TableTest(parameterized.TestCase):
     self.write('sequences.jsonl', '{"user_id": "u", "items": ["a", "a"]}\n')
     code, said, _ = self.run_cli('records', str(self.folder), f'--out={self.folder / "tfds"}')
     self.assertEqual(code, 0)
-    _, source = records.load(said.split('data set: ')[1].strip())
-    self.assertEqual(source[0]['items'].tolist(), [1, 1])
+    stored = records.load(said.split('data set: ')[1].strip())
+    self.assertEqual(stored.source[0]['items'].tolist(), [1, 1])
 
   def events(self, path, **given):
     return [event for _, _, event, _ in table.source(path, **given).events]
