@@ -8,7 +8,7 @@ import json
 import os
 import pathlib
 
-from recjax.data import catalog, files
+from recjax.data import catalog, files, records
 from recjax.errors import ConfigError, DataError, WorkdirError
 from recjax.training.work import plain_progress, read_json
 
@@ -26,7 +26,9 @@ def load(workdir):
     raise WorkdirError(f'{workdir} holds no config.json, so no run was made there; name the folder '
                        'that --workdir named')
   method = importlib.import_module(f'recjax.methods.{saved["config"]["method"]}')
-  return method.recommender(workdir), catalog.load_data(saved['config']['data'])
+  data = saved['config']['data']
+  shop = records.load(data) if records.found(data) else catalog.load_data(data)
+  return method.recommender(workdir), shop
 
 
 def mark(workdir):
@@ -37,6 +39,9 @@ def mark(workdir):
 
 def history_of(shop, user_id):
   """All items of a known user, oldest first. Raises DataError for an unknown one."""
+  if isinstance(shop, records.Records):
+    raise DataError(f'{shop.name} keeps its users on disk, by number; give the items themselves: '
+                    '--history=ID,ID,...')
   users = shop.interactions.users
   if user_id not in users:
     raise DataError(f'user {user_id!r} is not among the {len(users)} users of {shop.name}')

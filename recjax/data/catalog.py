@@ -110,6 +110,9 @@ def _load(source):
     what = 'is not a folder' if folder.exists() else 'does not exist'
     raise DataError(f"data folder '{source}' {what}; give a folder or 'sample'.")
   items, sequences = (files.find_table(folder, stem) for stem in ('items', 'sequences'))
+  if sequences is None and (folder / 'records.json').is_file():
+    raise DataError(f'{folder} holds records, which the sequential recommenders train on; for '
+                    'anything else name the data set that they were made of.')
   name = folder.resolve().name
   if items is None and sequences is None and (folder / betag.SEQUENCES).is_file():
     return _load_betag(folder, name)

@@ -91,6 +91,15 @@ def load(path):
   return Records(about['name'], catalog.read_items(items)[0], source, about['fingerprint'])
 
 
+def load_unchanged(path, fingerprint, workdir, tie_order='file'):
+  """`load`, of the very data that a run was made on. Raises DataError where they changed."""
+  del tie_order  # that of the file
+  stored = load(path)
+  if stored.fingerprint != fingerprint:
+    raise DataError(f'{path} has changed since {workdir} was made; run the experiment again')
+  return stored
+
+
 class Batches:
   """batches[i] is the i-th batch of an endless shuffled stream: a function of (seed, i) alone.
 

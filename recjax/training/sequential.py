@@ -212,12 +212,7 @@ def capacity(cfg, model, seqs):
   -> rows, targets, steps an epoch
   """
   users, batch = len(seqs) - 1, cfg.train.batch
-  counts = (seqs > 0).sum(-1)
-  if model.causal:
-    counts = seen = jnp.maximum(counts - 1, 0)
-  else:
-    counts = jnp.minimum(counts, model.length)
-    seen = jnp.where(counts > 0, hidden_count(counts, cfg.train.mask_share, cfg.train.mask_most), 0)
+  counts, seen = needs(cfg, model, seqs)
 
   @jax.jit
   def most(key, number):
@@ -227,6 +222,17 @@ def capacity(cfg, model, seqs):
   found = np.array([most(jax.random.key(cfg.seed + s), e) for s in range(cfg.seeds)
                     for e in range(cfg.train.epochs)]).reshape(-1, 2).max(0)
   return -(-int(found[0]) // 8) * 8, -(-int(found[1]) // 128) * 128, math.ceil(users / batch)
+
+
+def needs(cfg, model, seqs):
+  """Places that each user's row takes, and targets that it gives. seqs: (B, L + 1) -> (B,), (B,)"""
+  counts = (seqs > 0).sum(-1)
+  if model.causal:
+    counts = jnp.maximum(counts - 1, 0)
+    return counts, counts
+  counts = jnp.minimum(counts, model.length)
+  hidden = hidden_count(counts, cfg.train.mask_share, cfg.train.mask_most)
+  return counts, jnp.where(counts > 0, hidden, 0)
 
 
 # Losses.

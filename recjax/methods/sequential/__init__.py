@@ -10,14 +10,17 @@ Deliberate differences from the authors' code:
   - the epoch that is kept is the best on validation NDCG@10, full ranking; test users are never
     looked at before.
 """
+from recjax.data import records
 from recjax.data.catalog import load_data
 from recjax.evaluation import outcome
-from recjax.methods.sequential import evaluate, page, train
+from recjax.methods.sequential import evaluate, page, stream, train
 from recjax.training.work import read_json
 
 
 def run(cfg, work):
   """The experiment, stage by stage."""
+  if records.found(cfg.data):
+    return stream.run(cfg, work)
   shop = load_data(cfg.data, cfg.judge.tie_order)
   train.check(cfg, shop)
   work.say(f'{shop.name}: {len(shop.catalog):,} items, {len(shop.interactions):,} users, '

@@ -6,7 +6,7 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from recjax.data import splits
+from recjax.data import records, splits
 from recjax.data.catalog import load_unchanged
 from recjax.errors import ConfigError
 from recjax.evaluation import metrics, outcome, ranking, sampled
@@ -26,8 +26,11 @@ def row_name(cfg):
   return kind if cfg.loss.kind in ('ce', 'chunked') else f'{kind}:{cfg.loss.kind}'
 
 
-def stage(work, cfg, shop, made):
-  """Ranks the test users once for each seed and writes every result file."""
+def stage(work, cfg, shop, made, drawn=''):
+  """Ranks the test users once for each seed and writes every result file.
+
+  drawn: what the protocol says where `shop` holds some users alone.
+  """
   split = splits.of(shop, cfg.judge)
   n, row = len(shop.catalog), row_name(cfg)
   model = sequential.model_config(cfg, n)
@@ -47,7 +50,7 @@ def stage(work, cfg, shop, made):
   for name, score in ranking.baselines(split.train, n, cfg.seed).items():
     ranks[name] = ranking.rank_cases(score, split.test, n, **how)
   results = outcome.save(work.folder, shop, split, row, ranks, lists,
-                         ranking.protocol(n, split.protocol, **masking(cfg)),
+                         ranking.protocol(n, split.protocol + drawn, **masking(cfg)),
                          range(cfg.seed, cfg.seed + cfg.seeds), **few)
   return {'users': len(split.test), **{m: round(results['rows'][row][m]['value'], 4)
                                        for m in outcome.CLOSING}}
@@ -79,8 +82,8 @@ def recommender(workdir):
   config = ConfigDict(read_json(pathlib.Path(workdir) / 'config.json')['config'])
   made = find_stage(workdir, 'train')
   results = read_json(find_stage(workdir, 'evaluate') / 'results.json')
-  shop = load_unchanged(config.data, results['data_fingerprint'], workdir,
-                        config.judge.tie_order)
+  load = records.load_unchanged if records.found(config.data) else load_unchanged
+  shop = load(config.data, results['data_fingerprint'], workdir, config.judge.tie_order)
   best = int(np.argmax(read_json(made / 'valid.json')['NDCG@10']))
   score = sequential.scorer(sequential.model_config(config, len(shop.catalog)),
                             sequential.load(made / 'model.npz', best))

@@ -61,6 +61,8 @@ def results_section(outcome, row):
 def training_section(work):
   """Learning curves of all seeds."""
   rows = [r for r in work.metrics() if r['stage'] == 'train']
+  if any('data_wait' in r for r in rows):
+    return streamed_section(rows)
   def curve(prefix):
     names = sorted({k for r in rows for k in r if k.startswith(prefix)})
     return {f'seed {k.removeprefix(prefix)}': [(r['step'], r[k]) for r in rows if k in r]
@@ -71,6 +73,17 @@ def training_section(work):
                   'Training loss by epoch', 'curves'),
       html.figure(plots.loss_curves(curve('valid_'), ylabel='NDCG@10', xlabel='epoch'),
                   'Validation NDCG@10 by epoch; the best epoch of each seed is kept', 'curves'))
+
+
+def streamed_section(rows):
+  """Curves by step of training on records, and how long it waited for them."""
+  curve = lambda name: {name: [(r['step'], r[name]) for r in rows if name in r]}  # noqa: E731
+  return html.section('Training', *(
+      html.figure(plots.loss_curves(curve(name), ylabel=label), caption, 'curves')
+      for name, label, caption in (
+          ('loss', 'loss', 'Training loss by step'),
+          ('valid_NDCG@10', 'NDCG@10', 'Validation NDCG@10 by step; the best epoch is kept'),
+          ('data_wait', 'share', 'Share of time in which training waited for data'))))
 
 
 def examples_section(cfg, shop, work):

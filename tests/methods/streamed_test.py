@@ -1,0 +1,201 @@
+"""Training on users that stay on disk: the same losses, any number of processes, the whole run."""
+import importlib.util
+import os
+import pathlib
+import socket
+import subprocess
+import sys
+import tempfile
+from unittest import mock
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from absl.testing import absltest, parameterized
+
+from recjax import recommend
+from recjax.data import catalog, records
+from recjax.errors import ConfigError, DataError
+from recjax.methods import sequential
+from recjax.methods.sequential import stream
+from recjax.methods.sequential import train as stages
+from recjax.models import seqrec
+from recjax.training import sequential as train
+from recjax.training import streamed
+from recjax.training import work as works
+from tests.methods.sequential_test import config, mesh, ring
+
+MISSING = [m for m in ('tensorflow_datasets', 'grain', 'array_record')
+           if importlib.util.find_spec(m) is None]
+FACTS = {'command': 'x', 'devices': '1', 'revision': 'r', 'versions': {}, 'overrides': {}}
+
+# Three steps in two processes, or six in one: the batches are shared by row of a global array.
+WORKER = '''
+import sys
+import jax, numpy as np
+from recjax.data import records
+from recjax.training import fit, optim, streamed, sequential
+from recjax.models import seqrec
+from tests.methods.sequential_test import config
+number, count, port, path, start, steps, old, out = sys.argv[1:]
+number, count, start, steps = map(int, (number, count, start, steps))
+if count > 1:
+  jax.config.update('jax_cpu_collectives_implementation', 'gloo')
+  jax.distributed.initialize(f'127.0.0.1:{port}', count, number)
+mesh = jax.sharding.Mesh(np.array(jax.devices()).reshape(-1, 1, 1), ('data', 'fsdp', 'model'),
+                         axis_types=(jax.sharding.AxisType.Auto,) * 3)
+cfg, shop = config(), records.load(path)
+model = sequential.model_config(cfg, len(shop.catalog))
+part = streamed.batches(cfg, shop, model.length, 2)
+loss = streamed.objective(cfg, model, (64, 768), mesh)
+with jax.set_mesh(mesh):
+  params = jax.jit(lambda: seqrec.init(model, jax.random.key(0)))()
+  if start:
+    params = jax.tree.map(lambda x: jax.device_put(x, jax.NamedSharding(mesh, jax.P())),
+                          sequential.load(old))
+  step = jax.jit(lambda p, b, k: jax.tree.map(lambda x, g: x - 0.1 * g, p, jax.grad(
+      lambda p: loss(p, (), b, k)[0])(p)), out_shardings=jax.NamedSharding(mesh, jax.P()))
+  for i in range(start, start + steps):
+    params = step(params, fit.place(part[i], mesh), jax.random.fold_in(jax.random.key(1), i))
+if number == 0:
+  sequential.save(out, params)
+'''
+
+
+def stored(shop, room):
+  """A data set as records. -> their folder"""
+  catalog.save_data(shop, room / 'shop')
+  return records.write(room / 'shop', room / 'tfds')
+
+
+@absltest.skipIf(MISSING, f'{", ".join(MISSING)} missing; pip install "recjax[data]"')
+class StreamedTest(parameterized.TestCase):
+
+  def setUp(self):
+    super().setUp()
+    self.room = pathlib.Path(tempfile.mkdtemp())
+
+  def run_on(self, cfg, folder):
+    with works.open_work(folder, {'config': cfg.to_dict(), 'facts': FACTS}, mesh()) as work:
+      sequential.run(cfg, work)
+    return works.read_json(folder / 'results.json')
+
+  def train_on(self, cfg, folder):
+    shop = records.load(cfg.data)
+    few, _ = stream.sample(shop)
+    with works.open_work(folder, {}, mesh()) as work:
+      work.stage('train', stream.stage, stages.settings(cfg), shop, few)
+
+  def test_from_records_to_report_and_recommendations(self):
+    cfg, folder = config(), self.room / 'run'
+    cfg.optim.lr = 1e-2
+    cfg.train.update(epochs=6, patience=8, valid_users=300)
+    shop = ring(800)
+    cfg.data = str(stored(shop, self.room))
+    with mock.patch.object(stream, 'JUDGED', 400):
+      results = self.run_on(cfg, folder)
+    self.assertIn('400 users drawn of 800', results['protocol'])
+    self.assertEqual(results['data_fingerprint'], shop.fingerprint)
+    self.assertGreater(results['rows']['sasrec']['HR@1']['value'], 0.6)
+    self.assertIn('waited for data', (folder / 'report.html').read_text())
+    waits = [r['data_wait'] for r in map(dict, self.rows(folder)) if 'data_wait' in r]
+    self.assertTrue(waits and all(0 <= w <= 1 for w in waits))
+    ask, known = recommend.load(folder)
+    self.assertEqual(ask([['i3', 'i4', 'i5']], 1)[0], [['i6']])
+    with self.assertRaisesRegex(DataError, '--history'):
+      recommend.history_of(known, 'u0')
+    about = pathlib.Path(cfg.data) / 'records.json'
+    about.write_text(about.read_text().replace(shop.fingerprint, 'other'))
+    with self.assertRaisesRegex(DataError, 'has changed since'):
+      recommend.load(folder)
+
+  def rows(self, folder):
+    with works.open_work(folder) as work:
+      return work.metrics()
+
+  def test_a_run_that_was_killed_ends_where_an_uninterrupted_one_does(self):
+    cfg = config()
+    cfg.train.update(epochs=2, batch=64)
+    cfg.data = str(stored(ring(300), self.room))
+    self.train_on(cfg, self.room / 'whole')
+    inner = records.Batches.__getitem__
+
+    def dying(batches, step):
+      if step == 7 and batches.size == 64:
+        raise KeyboardInterrupt
+      return inner(batches, step)
+    with (mock.patch.object(streamed, 'SAVE_EVERY', 3), mock.patch.object(streamed, 'SAMPLE', 4),
+          mock.patch.object(records.Batches, '__getitem__', dying),
+          self.assertRaises(KeyboardInterrupt)):
+      self.train_on(cfg, self.room / 'killed')
+    with mock.patch.object(streamed, 'SAMPLE', 4):
+      self.train_on(cfg, self.room / 'killed')
+    one, other = (next((self.room / n / 'stages').glob('*train/model.npz')).read_bytes()
+                  for n in ('whole', 'killed'))
+    self.assertIn('going on from step 6', (self.room / 'killed' / 'run.log').read_text())
+    self.assertEqual(one, other)
+
+  @parameterized.parameters('sasrec', 'bert4rec')
+  def test_a_batch_that_does_not_fit_has_the_same_loss(self, kind):
+    cfg = config(model=kind)
+    cfg.model.dropout = 0.0
+    model = train.model_config(cfg, 50)
+    params = seqrec.init(model, jax.random.key(0))
+    rng = np.random.default_rng(0)
+    examples = [{'items': rng.integers(1, 51, n).astype(np.int32)} for n in rng.integers(0, 20, 64)]
+    batch = streamed.rows_of(examples, 12, 2)
+    values = [float(jax.jit(streamed.objective(cfg, model, room, mesh()))(
+        params, (), batch, jax.random.key(1))[0]) for room in ((64, 768), (56, 768), (8, 64))]
+    np.testing.assert_allclose(values, values[0], rtol=1e-6)
+    self.assertGreater(values[0], 1)
+
+  def test_held_out_items_are_not_read_and_short_users_are_whole(self):
+    rows = [np.arange(1, n + 1, dtype=np.int32) for n in (0, 1, 2, 3, 5, 9)]
+    got = streamed.rows_of([{'items': r} for r in rows], 3, 2)['seqs']
+    self.assertEqual(got.tolist(), [[0] * 4, [0, 0, 0, 1], [0, 0, 1, 2], [0, 0, 0, 1], [0, 1, 2, 3],
+                                    [4, 5, 6, 7]])
+
+  def test_two_processes_and_a_change_of_their_number_learn_what_one_does(self):
+    path = stored(ring(300), self.room)
+
+    def run(count, start, steps, old, out):
+      with socket.socket() as free:
+        free.bind(('127.0.0.1', 0))
+        port = free.getsockname()[1]
+      jobs = [subprocess.Popen(
+          [sys.executable, '-c', WORKER, *map(str, (n, count, port, path, start, steps, old, out))],
+          env=self.one_device(), stderr=subprocess.PIPE, text=True) for n in range(count)]
+      for job in jobs:
+        self.assertEqual(job.wait(300), 0, job.stderr.read())
+      return train.load(out)
+    one = run(1, 0, 4, '', self.room / 'one.npz')
+    run(2, 0, 2, '', self.room / 'two.npz')
+    changed = run(1, 2, 2, self.room / 'two.npz', self.room / 'changed.npz')
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), one, changed)
+    fresh = seqrec.init(train.model_config(config(), 50), jax.random.key(0))
+    self.assertGreater(float(jnp.abs(one['items'] - fresh['items']).max()), 1e-4)
+
+  def one_device(self):
+    root = str(pathlib.Path(__file__).parents[2])
+    return {**os.environ, 'JAX_NUM_CPU_DEVICES': '1', 'JAX_PLATFORMS': 'cpu', 'PYTHONPATH': root}
+
+  def test_what_cannot_be_is_said_before_anything_runs(self):
+    path = stored(ring(30), self.room)
+    with self.assertRaisesRegex(DataError, 'holds records, which the sequential'):
+      catalog.load_data(path)
+    for change, why in ((dict(seeds=2), 'seeds=2'),
+                        (dict(judge={'tie_order': 'shuffle(1)'}), 'tie_order'),
+                        (dict(judge={'drop_cold_targets': True}), 'drop_cold')):
+      cfg = config()
+      cfg.data = str(path)
+      cfg.update(change)
+      with self.assertRaisesRegex(ConfigError, why):
+        self.run_on(cfg, self.room / 'run')
+    cfg = config()
+    with (mock.patch.object(jax, 'process_count', lambda: 3),
+          self.assertRaisesRegex(ConfigError, 'batch=64 does not divide over 3')):
+      streamed.batches(cfg, records.load(path), 12, 2)
+
+
+if __name__ == '__main__':
+  absltest.main()
