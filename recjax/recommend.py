@@ -28,7 +28,18 @@ def load(workdir):
   method = importlib.import_module(f'recjax.methods.{saved["config"]["method"]}')
   data = saved['config']['data']
   shop = records.load(data) if records.found(data) else catalog.load_data(data)
-  return method.recommender(workdir), shop
+  return in_stock(method.recommender(workdir), shop.catalog), shop
+
+
+def in_stock(recommend, goods):
+  """The same face without retired items, which stay known in histories."""
+  live = goods.live()
+  if live is None:
+    return recommend
+
+  def among_live(histories, k, exclude_seen=True, allowed=None):
+    return recommend(histories, k, exclude_seen, live if allowed is None else live & set(allowed))
+  return among_live
 
 
 def mark(workdir):

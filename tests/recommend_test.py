@@ -37,6 +37,22 @@ def write_users(path, count):
                           + '\n' for n in range(count)))
 
 
+class StockTest(absltest.TestCase):
+
+  def test_retired_items_are_not_recommended(self):
+    asked = []
+
+    def spy(histories, k, exclude_seen=True, allowed=None):
+      asked.append((histories, k, exclude_seen, allowed))
+    goods = shop().catalog
+    self.assertIs(recommend.in_stock(spy, goods), spy)
+    goods.columns['retired'] = [None, True, False, *[True] * 37]
+    face = recommend.in_stock(spy, goods)
+    face([['i1']], 5)
+    face([['i1']], 5, False, ['i0', 'i1'])
+    self.assertEqual(asked, [([['i1']], 5, True, {'i0', 'i2'}), ([['i1']], 5, False, {'i0'})])
+
+
 class BatchTest(parameterized.TestCase):
 
   def setUp(self):

@@ -34,6 +34,11 @@ class Catalog:
   def _indices(self):
     return {item: i for i, item in enumerate(self.ids, start=1)}
 
+  def live(self):
+    """Ids of the items that may be recommended, or None where none is retired."""
+    gone = self.columns.get('retired') or ()
+    return frozenset(i for i, g in zip(self.ids, gone) if not g) if any(gone) else None
+
   def index(self, item_id):
     """Dense index 1..N of an item id. Raises DataError if the catalogue lacks it."""
     found = self._indices.get(str(item_id))
@@ -252,6 +257,8 @@ def _check_columns(row, place):
     if value is not None and not (isinstance(value, list)
                                   and all(isinstance(x, str) for x in value)):
       raise DataError(f'{place}: {name} must be a list of texts, found {value!r:.60}.')
+  if not isinstance(row.get('retired'), bool | None):
+    raise DataError(f'{place}: retired must be true or false, found {row["retired"]!r:.60}.')
   for name, value in row.items():
     if value != value:  # Parquet's way to leave a number out
       row[name] = None

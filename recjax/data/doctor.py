@@ -187,6 +187,9 @@ def _items(dataset):
   n = len(dataset.catalog)
   data = dataset.interactions
   counts = np.bincount(data.items, minlength=n + 1)[1:]
+  gone = [i for i, gone in enumerate(dataset.catalog.columns.get('retired', ())) if gone]
+  yield _about('note', 'retired items', dataset.catalog, gone, 'they keep their numbers and stand '
+               'in histories; `recjax recommend` leaves them out')
   yield _about('note', 'items never bought', dataset.catalog, np.flatnonzero(counts == 0),
                'only methods that read text can recommend them')
   lengths = data.lengths()

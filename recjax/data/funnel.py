@@ -13,10 +13,10 @@ import tempfile
 
 import numpy as np
 
-from recjax.data import files, raw
+from recjax.data import canonical, files, raw
 from recjax.errors import ConfigError, DataError, EmptyDatasetError, WorkdirError
 
-BLOCK = 1 << 16    # rows that come to DuckDB, or from it, together
+BLOCK = 1 << 16    # rows that come to DuckDB together
 EXAMPLES = 5
 REPEATS = {'keep': '', 'first': 't, n', 'last': 't DESC, n DESC', 'first-in-file': 'n'}
 TIES = {'file': 'n', 'item': 'item, n'}
@@ -59,12 +59,14 @@ class Rules:
   max_bad: float = 0.01
 
 
-def prepare(source, out, rules=Rules(), layout='jsonl', memory='2GB', overwrite=False, say=print):
+def prepare(source, out, rules=Rules(), layout='jsonl', memory='2GB', overwrite=False, say=print,
+            update=''):
   """Writes items, sequences and prepared.json to `out`, whole or not at all. -> report
 
   layout: 'jsonl', 'jsonl.gz' or 'parquet' (of sequences; items stay jsonl.gz). memory: what DuckDB
-  may hold, beside about 0.5 GB of Python. report: {'bad': {...}, 'steps': [{'step', 'users',
-  'items', 'interactions'}], ...}.
+  may hold, beside about 0.5 GB of Python. update: a data set whose items keep their places, as
+  `load_old` says. report: {'bad': {...}, 'steps': [{'step', 'users', 'items', 'interactions'}],
+  ...}.
   Raises DataError where too many rows are bad, EmptyDatasetError where nothing is left.
   """
   check(rules)
@@ -72,6 +74,7 @@ def prepare(source, out, rules=Rules(), layout='jsonl', memory='2GB', overwrite=
   with files.new_folder(out, overwrite) as fresh, database(out, memory) as con:
     bad = {'interactions': load_events(con, source.events, rules.max_bad),
            'items': load_goods(con, source.goods, rules.max_bad)}
+    load_old(con, update)
     say('numbering users and items')
     number(con)
     steps = []
@@ -83,10 +86,13 @@ def prepare(source, out, rules=Rules(), layout='jsonl', memory='2GB', overwrite=
                                 'that rule')
     say('writing')
     goods = fresh / f'items.{"jsonl.gz" if layout == "parquet" else layout}'
-    written = {'items': write_items(con, goods, rules.all_items),
-               'users': write_sequences(con, fresh / f'sequences.{layout}', rules.ties)}
+    update = {'of': str(update)} if update else {}
+    written = {'items': canonical.write_items(con, goods, rules.all_items, update),
+               'users': canonical.write_sequences(con, fresh / f'sequences.{layout}',
+                                                    TIES[rules.ties])}
     report = {'source': source.name, 'rules': dataclasses.asdict(rules), 'bad': bad,
-              'items_not_in_the_items_file': unlisted(con), 'steps': steps, 'written': written}
+              'items_not_in_the_items_file': unlisted(con), 'steps': steps, 'written': written,
+              'update': update}
     files.write_text(fresh / 'prepared.json', json.dumps(report, indent=2) + '\n')
   return report
 
@@ -172,18 +178,48 @@ def load_events(con, rows, max_bad):
 
 def load_goods(con, rows, max_bad):
   """Brings items to table `goods` (item, data as JSON, titled, n). -> what was bad"""
-  import pyarrow as pa
   con.execute('CREATE TABLE goods (item VARCHAR, data VARCHAR, titled BOOLEAN, n BIGINT)')
   tally, start = new_tally(), 0
   for block in blocks(as_json(rows), tally):
-    names, data, titled = zip(*block)
-    insert(con, 'goods', pa.table({
-        'item': pa.array(names, pa.string()), 'data': pa.array(data, pa.string()),
-        'titled': pa.array(titled, pa.bool_()), 'n': np.arange(start, start + len(block))}))
+    insert(con, 'goods', goods_block(block, start))
     start += len(block)
   found = judged(tally, max_bad, 'items')
   twice, = con.sql('SELECT count(*) - count(DISTINCT item) FROM goods').fetchall()[0]
   return found | {'given_twice': twice}
+
+
+def load_old(con, folder):
+  """Brings the items of an earlier data set to table `old` (item, data, titled, n); '' for none.
+
+  They keep their places, new items come behind them. Old ones that are missing now are retired:
+  they stay, with `retired` true. Missing means in the items file, or without one in the
+  interactions. Raises DataError where the folder is no data set.
+  """
+  con.execute('CREATE TABLE old (item VARCHAR, data VARCHAR, titled BOOLEAN, n BIGINT)')
+  if not folder:
+    return
+  path = files.find_table(folder, 'items') if pathlib.Path(folder).is_dir() else None
+  if path is None:
+    raise DataError(f'--update={folder}: no data set stands there; name the folder that holds the '
+                    'items file of the last time')
+  rows = ((path, n, (files.text_id(row.pop('item_id', None), place, 'item_id'), row), '')
+          for n, (place, row) in enumerate(files.read_rows(path), 1))
+  tally, start = new_tally(), 0
+  for block in blocks(as_json(rows), tally):
+    insert(con, 'old', goods_block(block, start))
+    start += len(block)
+  judged(tally, 0, f'items of {folder}')
+  if con.sql('SELECT count(*) - count(DISTINCT item) FROM old').fetchall()[0][0]:
+    raise DataError(f'{path} gives an item twice; see `recjax doctor {folder}`')
+
+
+def goods_block(block, start):
+  """Items as columns, numbered from `start`."""
+  import pyarrow as pa
+  names, data, titled = zip(*block)
+  return pa.table({'item': pa.array(names, pa.string()), 'data': pa.array(data, pa.string()),
+                   'titled': pa.array(titled, pa.bool_()),
+                   'n': np.arange(start, start + len(block))})
 
 
 def as_json(rows):
@@ -242,9 +278,9 @@ def insert(con, table, block):
 
 
 def number(con):
-  """Numbers users by first appearance, and items as listed, then by first appearance.
+  """Numbers users by first appearance; items as before, then as listed, then by first appearance.
 
-  Makes tables users (user, u), items (item, i, titled, listed), kept (u, i, t, r, n).
+  Makes tables users (user, u), items (item, i, titled, listed, before, met), kept (u, i, t, r, n).
   """
   con.execute('CREATE TABLE users AS SELECT user, row_number() OVER (ORDER BY min(n)) AS u '
               'FROM events GROUP BY user')
@@ -252,9 +288,10 @@ def number(con):
       CREATE TABLE items AS WITH
         listed AS (SELECT item, min(n) AS n, arg_min(titled, n) AS titled FROM goods GROUP BY item),
         met AS (SELECT item, min(n) AS n FROM events GROUP BY item)
-      SELECT coalesce(l.item, m.item) AS item, coalesce(l.titled, false) AS titled,
-        l.n AS listed, row_number() OVER (ORDER BY l.n IS NULL, coalesce(l.n, m.n)) AS i
-      FROM listed l FULL JOIN met m ON l.item = m.item''')
+      SELECT item, coalesce(l.titled, o.titled, false) AS titled, l.n AS listed, o.n AS before,
+        m.n AS met, row_number() OVER (
+          ORDER BY o.n IS NULL, o.n, l.n IS NULL, coalesce(l.n, m.n)) AS i
+      FROM listed l FULL JOIN met m USING (item) FULL JOIN old o USING (item)''')
   con.execute('CREATE TABLE kept AS SELECT u, i, t, r, n FROM events JOIN users USING (user) '
               'JOIN items USING (item)')
   con.execute('DROP TABLE events')
@@ -330,68 +367,5 @@ def core(con, user_k, item_k, once):
 
 def unlisted(con):
   """How many items of the interactions the items file lacked."""
-  return con.sql('SELECT count(*) FROM items WHERE listed IS NULL').fetchall()[0][0]
-
-
-def spans(con, column, table, per_span):
-  """Parts the numbers in a column into spans of about so many rows. Yields (first, last)."""
-  top, rows = con.sql(f'SELECT max({column}), count(*) FROM {table}').fetchall()[0]
-  width = max(1, top * per_span // max(1, rows))
-  for first in range(1, top + 1, width):
-    yield first, first + width - 1
-
-
-def write_items(con, path, all_items):
-  """Writes the items that were met, or all, in order; span by span. -> how many"""
-  met = '' if all_items else 'AND i IN (SELECT i FROM kept)'
-  count = 0
-  with files.table_writer(path) as write:
-    for first, last in spans(con, 'i', 'items', BLOCK // 4):
-      # Listed items are numbered as they are listed, so a span of numbers is one of rows.
-      rows = con.sql(f"""
-          WITH part AS (SELECT * FROM items WHERE i BETWEEN {first} AND {last} {met})
-          SELECT item, data FROM part LEFT JOIN (SELECT n, data FROM goods WHERE n BETWEEN
-            (SELECT min(listed) FROM part) AND (SELECT max(listed) FROM part)) g ON listed = g.n
-          ORDER BY i""").fetchall()
-      write([json.loads(data) if data else {'item_id': item, 'title': ''} for item, data in rows])
-      count += len(rows)
-  return count
-
-
-def write_sequences(con, path, ties):
-  """Writes each user's items in order of time, ties as asked; span by span. -> how many users"""
-  timed, rated = con.sql('SELECT count(t) > 0, count(r) > 0 FROM kept').fetchall()[0]
-  names = con.sql('SELECT item FROM items ORDER BY i').to_arrow_table().column(0)
-  join = 'JOIN items USING (i)' if ties == 'item' else ''
-  count = 0
-  with files.table_writer(path) as write:
-    for first, last in spans(con, 'u', 'kept', 8 * BLOCK):
-      some = f'WHERE u BETWEEN {first} AND {last}'
-      table = con.sql(f'SELECT u, i, t, r FROM kept {join} {some} ORDER BY u, t, {TIES[ties]}'
-                      ).to_arrow_table()
-      if not len(table):
-        continue
-      users = con.sql(f'SELECT user FROM users {some} AND u IN (SELECT u FROM kept {some}) '
-                      'ORDER BY u').fetchall()
-      columns = [c.to_numpy() for c in table.columns]
-      write(sequences(columns, users, names, timed, rated))
-      count += len(users)
-  return count
-
-
-def sequences(columns, users, names, timed, rated):
-  """Rows of sequences.jsonl. columns: u, i (from 1), t, r, each (M,); users: their names."""
-  u, i, t, r = columns
-  starts = np.flatnonzero(np.diff(u, prepend=u[0] - 1))
-  items = names.take(i - 1).to_pylist()
-  t = t.astype(np.int64).tolist() if timed else []
-  r = r.tolist() if rated else []
-  rows = []
-  for (name,), a, b in zip(users, starts, [*starts[1:], len(u)]):
-    row = {'user_id': name, 'items': items[a:b]}
-    if timed:
-      row['times'] = t[a:b]
-    if rated:
-      row['ratings'] = r[a:b]
-    rows.append(row)
-  return rows
+  return con.sql('SELECT count(*) FROM items WHERE listed IS NULL AND met IS NOT NULL'
+                 ).fetchall()[0][0]

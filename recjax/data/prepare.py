@@ -117,6 +117,8 @@ def add_rules(verb):
   verb.add_argument('--k-core', type=int, help='for --user-k and --item-k alike')
   verb.add_argument('--layout', default='jsonl', choices=('jsonl', 'jsonl.gz', 'parquet'))
   verb.add_argument('--memory', default='2GB', help='what DuckDB may hold (default 2GB)')
+  verb.add_argument('--update', default='', metavar='OLD', help='a data set whose items keep their '
+                    'numbers: new ones come behind, missing ones are retired')
   verb.add_argument('--overwrite', action='store_true', help='replace what --out holds')
 
 
@@ -140,7 +142,8 @@ def run(args):
     rules, expected = rules_of(args)
     start = time.monotonic()
     source = open_source(args)
-    report = funnel.prepare(source, args.out, rules, args.layout, args.memory, args.overwrite, say)
+    report = funnel.prepare(source, args.out, rules, args.layout, args.memory, args.overwrite, say,
+                            args.update)
     text = page(pathlib.Path(args.out).name, report, expected.get(source.name))
     files.write_text(pathlib.Path(args.out) / 'README.md', text)
     rows = report['bad']['interactions']['rows']
@@ -198,6 +201,8 @@ def page(name, report, expected):
     out += [f'{"As published" if same else "NOT as published"}: '
             + ', '.join(f'{e:,} {what}' for e, what in zip(
                 expected, ('users', 'items', 'interactions')) if e) + '.']
+  if report.get('update'):
+    out.append(updated(report['update']))
   for what, bad in report['bad'].items():
     if bad['rows']:
       out.append(f'{bad["bad"]:,} of {bad["rows"]:,} rows of {what} could not be used.')
@@ -210,6 +215,14 @@ def page(name, report, expected):
     out.append(f'{report["items_not_in_the_items_file"]:,} items of the interactions are not in '
                'the items file; they have no title (untitled=drop leaves them out).')
   return '\n'.join(out) + '\n'
+
+
+def updated(counts):
+  """What became of the items of an earlier data set, in a sentence."""
+  old = sum(counts[fate] for fate in ('same', 'changed', 'retired', 'back'))
+  return (f'Of {old:,} items of {counts["of"]}, which keep their numbers, {counts["same"]:,} are '
+          f'the same, {counts["changed"]:,} changed, {counts["back"]:,} came back and '
+          f'{counts["retired"]:,} are retired; {counts["new"]:,} are new.')
 
 
 def open_source(args):

@@ -99,6 +99,7 @@ class CatalogTest(parameterized.TestCase):
       ('items', 1, '{"item_id":"b","title":"\\ud800"}', 'half a surrogate pair'),
       ('items', 1, '{"item_id":"b","item_id":"d"}', "'item_id' is given twice"),
       ('items', 1, '[' * 100_000, 'items.jsonl line 2'),
+      ('items', 1, '{"item_id":"b","retired":1}', 'retired must be true or false'),
       ('sequences', 0, '{"user_id":"u","items":["a","z"]}', "'z' is not in the items file"),
       ('sequences', 0, '{"user_id":2,"items":["a"]}', "'2' was given before"),
       ('sequences', 0, '{"user_id":"u","items":"a"}', 'must be a list of item ids'),

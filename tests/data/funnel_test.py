@@ -9,7 +9,7 @@ import hypothesis
 from absl.testing import absltest, parameterized
 from hypothesis import strategies as st
 
-from recjax.data import catalog, funnel
+from recjax.data import canonical, catalog, funnel, prepare
 from recjax.errors import ConfigError, DataError, EmptyDatasetError
 
 try:
@@ -106,8 +106,8 @@ class FunnelTest(parameterized.TestCase):
 
   @parameterized.parameters('jsonl', 'jsonl.gz', 'parquet')
   def test_layouts_hold_the_same_data_in_many_blocks(self, layout):
-    self.addCleanup(setattr, funnel, 'BLOCK', funnel.BLOCK)
-    funnel.BLOCK = 7
+    for module in (funnel, canonical):
+      self.enter_context(mock.patch.object(module, 'BLOCK', 7))
     events = [(f'u{n % 10}', f'i{n % 13}', n // 3, 0.1 * (n % 5)) for n in range(200)]
     out, _ = self.prepare(events, [('i5', {'title': 'five', 'price': 1.5})], layout=layout)
     data = catalog.load_data(out)
@@ -133,6 +133,62 @@ class FunnelTest(parameterized.TestCase):
     self.assertEqual(catalog.load_data(out).catalog.columns['title'], ['Y', 'X'])
     self.assertEqual(report['bad']['items']['given_twice'], 1)
     self.assertEqual(report['items_not_in_the_items_file'], 0)
+
+  def test_an_update_keeps_numbers_and_retires_what_is_gone(self):
+    folder = self.create_tempdir().full_path
+    first = [('a', {'title': 'A'}), ('b', {'title': 'B', 'price': 2}), ('c', {'title': 'C'})]
+    events = [('u', i, n, 1.0) for n, i in enumerate('abcx')]
+    old, report = self.prepare(events, first, folder=folder)
+    self.assertEqual(report['update'], {})
+    before = catalog.load_data(old)
+    self.assertIsNone(before.catalog.live())
+
+    rules = funnel.Rules(min_length=2)
+    second = [('new', {'title': 'N'}), ('c', {'title': 'C'}), ('b', {'title': 'B', 'price': 1})]
+    events = [('u', i, n, 1.0) for n, i in enumerate(['a', 'new', 'late', 'c'])] + [
+        ('v', 'rare', 9, 1.0)]
+    new, report = self.prepare(events, second, rules, self.create_tempdir().full_path, update=old)
+    data = catalog.load_data(new)
+    self.assertEqual(data.catalog.ids, ('a', 'b', 'c', 'x', 'new', 'late'))
+    self.assertEqual(data.catalog.columns['retired'], [True, None, None, True, None, None])
+    self.assertEqual(data.catalog.columns['title'], ['A', 'B', 'C', '', 'N', ''])
+    self.assertEqual(data.catalog.columns['price'][1], 1)
+    self.assertEqual(data.catalog.live(), {'b', 'c', 'new', 'late'})
+    self.assertEqual([data.catalog.id_of(i) for i in data.interactions.history(0)],
+                     ['a', 'new', 'late', 'c'])
+    self.assertEqual(report['update'], {'of': str(old), 'same': 1, 'changed': 1, 'retired': 2,
+                                        'back': 0, 'new': 2})
+    self.assertNotEqual(data.fingerprint, before.fingerprint)
+
+    # Once more, in place and without a file of items: what is bought again is back, texts stay.
+    _, report = self.prepare([('u', 'x', 1, 1.0), ('u', 'b', 2, 1.0)], folder=new.parent,
+                             update=new, overwrite=True)
+    data = catalog.load_data(new)
+    self.assertEqual(data.catalog.ids, ('a', 'b', 'c', 'x', 'new', 'late'))
+    self.assertEqual(data.catalog.live(), {'b', 'x'})
+    self.assertEqual(data.catalog.columns['title'], ['A', 'B', 'C', '', 'N', ''])
+    self.assertEqual(report['update'], {'of': str(new), 'same': 1, 'changed': 0, 'retired': 4,
+                                        'back': 1, 'new': 0})
+    self.assertIn('1 came back and 4 are retired; 0 are new', prepare.page('x', report, None))
+
+  @hypothesis.settings(deadline=None, max_examples=30)
+  @hypothesis.given(*[st.lists(ids, max_size=8)] * 2, *[st.lists(ids, min_size=1, max_size=8)] * 2)
+  def test_numbers_never_change_by_an_update(self, listed, then, met, later):
+    goods = [[(i, {'title': f'{i} {n}'}) for i in row] for n, row in enumerate((listed, then))]
+    rules = funnel.Rules(all_items=True)
+    old, _ = self.prepare([('u', i, 0, 1.0) for i in met], goods[0], rules)
+    new, report = self.prepare([('u', i, 0, 1.0) for i in later], goods[1], rules, update=old)
+    before, after = (catalog.load_data(f).catalog for f in (old, new))
+    self.assertEqual(after.ids[:len(before)], before.ids)
+    self.assertEqual(set(after.ids), set(before.ids) | set(then) | set(later))
+    gone = set(before.ids) - set(then or later)
+    self.assertEqual(after.live() or set(after.ids), set(after.ids) - gone)
+    self.assertEqual(sum(v for k, v in report['update'].items() if k != 'of'), len(after))
+
+  def test_an_update_of_nothing_is_refused(self):
+    for folder in ('nowhere', self.create_tempdir().full_path):
+      with self.assertRaisesRegex(DataError, 'no data set stands there'):
+        self.prepare([('u', 'a', 1, 1.0)], update=folder)
 
   def test_without_times_and_ratings_the_file_has_the_order(self):
     out, _ = self.prepare([('u', 'b', None, None), ('v', 'a', None, None), ('u', 'a', None, None)])
