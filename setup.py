@@ -9,6 +9,7 @@ CORE = [
 ]
 DATA = ['duckdb>=2.0', 'tensorflow-datasets>=4.9.10', 'array-record>=0.8', 'grain>=0.2.18',
         'importlib-resources>=6.0']
+BEAM = ['apache-beam>=2.77']
 TEST = ['hypothesis>=6.100', 'ruff>=0.6']
 PARITY = ['torch>=2.6', 'peft>=0.17']
 
@@ -26,6 +27,7 @@ setup(
         'cuda': ['jax[cuda13]'],
         'tpu': ['jax[tpu]'],
         'data': DATA,
+        'beam': BEAM,
         'test': TEST + DATA,
         'parity': PARITY,
         'dev': TEST + DATA + PARITY,

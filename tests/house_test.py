@@ -18,9 +18,10 @@ LAYERS = (
 LEVEL = {room: level for level, rooms in enumerate(LAYERS) for room in rooms}
 ONE_FILE = {'orbax': 'training/checkpoint.py', 'safetensors': 'models/huggingface.py',
             'transformers': 'text/tokens.py', 'duckdb': 'data/funnel.py',
-            'tensorflow_datasets': 'data/records.py', 'grain': 'data/records.py'}
+            'tensorflow_datasets': 'data/records.py', 'grain': 'data/records.py',
+            'apache_beam': 'data/beam.py'}
 INSIDE_FUNCTIONS = {'orbax', 'transformers', 'tensorflow_datasets', 'grain', 'duckdb',
-                    'matplotlib', 'pyarrow', 'torch'}
+                    'matplotlib', 'pyarrow', 'torch', 'apache_beam'}
 AT_IMPORT = {'recjax', 'tests'}
 
 

@@ -122,8 +122,12 @@ def moment(text, name, unit=1):
 
 
 def unit_of_time(con):
+  """`unit_of` the times in table `kept`."""
+  return unit_of(con.sql('SELECT max(abs(t)) FROM kept').fetchall()[0][0] or 0)
+
+
+def unit_of(latest):
   """Whether times look like seconds, milliseconds or microseconds. -> 1, 1000 or 10**6"""
-  latest = con.sql('SELECT max(abs(t)) FROM kept').fetchall()[0][0] or 0
   return 1 if latest < 10 ** 11 else 1000 if latest < 10 ** 14 else 10 ** 6
 
 
@@ -348,8 +352,9 @@ def apply_lengths(con, rules):
          f'{int(rules.max_length)}')
     yield f'max_length={rules.max_length}, {rules.cut}'
   if rules.sample:
-    keep(con, 'SELECT k.* FROM kept k SEMI JOIN (SELECT u FROM (SELECT DISTINCT u FROM kept) '
-         f"ORDER BY md5(concat('{int(rules.seed)}:', u)), u LIMIT {int(rules.sample)}) USING (u)")
+    keep(con, 'SELECT k.* FROM kept k SEMI JOIN (SELECT u FROM users '
+         f"WHERE u IN (SELECT u FROM kept) ORDER BY md5(concat('{int(rules.seed)}:', user)), user "
+         f'LIMIT {int(rules.sample)}) USING (u)')
     yield f'{rules.sample} users by seed {rules.seed}'
 
 

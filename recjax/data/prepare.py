@@ -1,6 +1,8 @@
 """What `recjax prepare` does: sources and rules from the command line, figures and a page back."""
 import dataclasses
+import functools
 import pathlib
+import shlex
 import sys
 import time
 
@@ -119,6 +121,8 @@ def add_rules(verb):
   verb.add_argument('--memory', default='2GB', help='what DuckDB may hold (default 2GB)')
   verb.add_argument('--update', default='', metavar='OLD', help='a data set whose items keep their '
                     'numbers: new ones come behind, missing ones are retired')
+  verb.add_argument('--beam', default=None, metavar='OPTIONS', help='run on Apache Beam, with its '
+                    "own flags in one text: --beam='--runner=DirectRunner'")
   verb.add_argument('--overwrite', action='store_true', help='replace what --out holds')
 
 
@@ -142,13 +146,25 @@ def run(args):
     rules, expected = rules_of(args)
     start = time.monotonic()
     source = open_source(args)
-    report = funnel.prepare(source, args.out, rules, args.layout, args.memory, args.overwrite, say,
-                            args.update)
+    if args.beam is None:
+      report = funnel.prepare(source, args.out, rules, args.layout, args.memory, args.overwrite,
+                              say, args.update)
+    else:
+      report = on_beam(args, rules)
     text = page(pathlib.Path(args.out).name, report, expected.get(source.name))
     files.write_text(pathlib.Path(args.out) / 'README.md', text)
     rows = report['bad']['interactions']['rows']
     print(text + f'\n{rows:,} rows in {time.monotonic() - start:.1f} s', flush=True)
   print(f'data set: {args.out}')
+
+
+def on_beam(args, rules):
+  """The preparation on Apache Beam. -> report"""
+  from recjax.data import beam
+  if args.update:
+    raise ConfigError('--update works with DuckDB alone; leave --beam out')
+  return beam.prepare(functools.partial(open_source, args), args.out, rules, args.layout,
+                      args.overwrite, say, shlex.split(args.beam))
 
 
 def progress(what):
