@@ -1,6 +1,7 @@
 """Strict reading of JSON, JSON Lines and Parquet, and writing of whole files or nothing."""
 import contextlib
 import gzip
+import io
 import json
 import os
 import pathlib
@@ -50,12 +51,27 @@ def read_bytes(path):
   try:
     data = path.read_bytes()
     if path.suffix == '.gz':
-      data = gzip.decompress(data)
+      data = unpack(data, path)
   except FileNotFoundError as error:
     raise DataError(f'{path} does not exist.') from error
   except (OSError, EOFError, zlib.error) as error:
     raise DataError(f'{path} cannot be read: {error}.') from error
   return data.removeprefix(b'\xef\xbb\xbf')
+
+
+def unpack(data, path):
+  """gzip's bytes unpacked. Raises DataError for what unpacks to far more than data do."""
+  most = plausible(len(data))
+  with gzip.GzipFile(fileobj=io.BytesIO(data)) as stream:
+    found = stream.read(most + 1)
+  if len(found) > most:
+    raise DataError(f'{path} unpacks to more than {most / 1e6:,.0f} MB, far more than data do.')
+  return found
+
+
+def plausible(packed):
+  """What so many packed bytes may unpack to: 200 times as many, or 256 MB if that is more."""
+  return max(256 << 20, 200 * packed)
 
 
 def read_json(path):

@@ -1,4 +1,5 @@
 """What `recjax prepare` does: sources and rules from the command line, figures and a page back."""
+import contextlib
 import dataclasses
 import functools
 import pathlib
@@ -6,8 +7,8 @@ import shlex
 import sys
 import time
 
-from recjax.data import files, funnel
-from recjax.errors import ConfigError
+from recjax.data import archives, files, funnel
+from recjax.errors import ConfigError, DataError
 
 REVIEWS = {'2014': 'reviews_Beauty_5.json.gz', '2018': 'Video_Games_5.json.gz',
            '2023': 'Video_Games.jsonl.gz'}
@@ -70,7 +71,10 @@ def add_flags(verb):
   for name, help_text in (('movielens', 'MovieLens, 100k to 32M'),
                           ('yelp', 'Yelp, academic or of 2013')):
     one = sources.add_parser(name, help=help_text)
-    one.add_argument('folder', help='where its archive was unpacked')
+    one.add_argument('folder', help='its archive, zip or tar, or the folder where it was unpacked')
+    if name == 'movielens':
+      one.add_argument('--download', action='store_true', help='fetch the archive of that name, '
+                       'e.g. ml-1m.zip, if it is not there')
     add_rules(one)
   one = sources.add_parser('steam', help='Steam reviews')
   one.add_argument('reviews', help='steam_reviews.json.gz')
@@ -143,19 +147,39 @@ def run(args):
                            args.min_items)
     print('\n'.join(f'{what.replace("_", " ")}: {count}' for what, count in found.items()))
   else:
-    rules, expected = rules_of(args)
-    start = time.monotonic()
-    source = open_source(args)
-    if args.beam is None:
-      report = funnel.prepare(source, args.out, rules, args.layout, args.memory, args.overwrite,
-                              say, args.update)
-    else:
-      report = on_beam(args, rules)
-    text = page(pathlib.Path(args.out).name, report, expected.get(source.name))
-    files.write_text(pathlib.Path(args.out) / 'README.md', text)
-    rows = report['bad']['interactions']['rows']
-    print(text + f'\n{rows:,} rows in {time.monotonic() - start:.1f} s', flush=True)
+    with contextlib.ExitStack() as stack:
+      if args.source in ('movielens', 'yelp') and archives.is_archive(args.folder):
+        args.folder = stack.enter_context(archives.unpacked(
+            archive_of(args), pathlib.Path(args.out).absolute().parent))
+      filtered(args)
   print(f'data set: {args.out}')
+
+
+def filtered(args):
+  """Brings raw rows through the rules, and writes and prints the page."""
+  rules, expected = rules_of(args)
+  start = time.monotonic()
+  source = open_source(args)
+  if args.beam is None:
+    report = funnel.prepare(source, args.out, rules, args.layout, args.memory, args.overwrite, say,
+                            args.update)
+  else:
+    report = on_beam(args, rules)
+  text = page(pathlib.Path(args.out).name, report, expected.get(source.name))
+  files.write_text(pathlib.Path(args.out) / 'README.md', text)
+  rows = report['bad']['interactions']['rows']
+  print(text + f'\n{rows:,} rows in {time.monotonic() - start:.1f} s', flush=True)
+
+
+def archive_of(args):
+  """The archive that the command line names, fetched if asked. Raises DataError."""
+  if not pathlib.Path(args.folder).exists():
+    if not getattr(args, 'download', False):
+      where = {'movielens': archives.PLACE + ' or add --download', 'yelp': 'yelp.com/dataset (it '
+               'asks for consent to its terms)'}[args.source]
+      raise DataError(f'{args.folder} does not exist; fetch it from {where}.')
+    archives.fetch_movielens(args.folder, say)
+  return args.folder
 
 
 def on_beam(args, rules):

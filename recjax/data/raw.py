@@ -15,6 +15,7 @@ import pathlib
 import re
 import zlib
 
+from recjax.data import files
 from recjax.errors import ConfigError, DataError
 
 LINE = 4 << 20    # bytes; a longer line is damage, or meant to fill the memory
@@ -82,7 +83,10 @@ def lines(path, tick=None):
       size = max(1, os.fstat(base.fileno()).st_size)
       opened = gzip.GzipFile(fileobj=base) if path.suffix == '.gz' else base
       with io.BufferedReader(opened, 1 << 20) as stream:
-        yield from _numbered(stream, tick, lambda: base.tell() / size)
+        for number, line in _numbered(stream, tick, lambda: base.tell() / size):
+          if number % TICK == 0 and stream.tell() > files.plausible(base.tell()):
+            raise DataError(f'{path} unpacks to far more than data do, at line {number}.')
+          yield number, line
   except FileNotFoundError as error:
     raise DataError(f'{path} does not exist.') from error
   except (EOFError, zlib.error, gzip.BadGzipFile) as error:

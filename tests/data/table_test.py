@@ -6,6 +6,7 @@ import json
 import pathlib
 import random
 import sys
+import zipfile
 from unittest import mock
 
 from absl.testing import absltest, parameterized
@@ -93,6 +94,26 @@ class TableTest(parameterized.TestCase):
     self.assertEqual(code, 0)
     stored = records.load(said.split('data set: ')[1].strip())
     self.assertEqual(stored.source[0]['items'].tolist(), [1, 1])
+
+  @absltest.skipIf(duckdb is None, 'duckdb is not installed; pip install "recjax[data]"')
+  def test_an_archive_is_read_without_being_unpacked_by_hand(self):
+    path = self.folder / 'ml-1m.zip'
+    out = self.folder / 'films'
+    flags = ('movielens', str(path), f'--out={out}')
+    code, _, error = self.run_cli(*flags)
+    self.assertEqual(code, 2)
+    self.assertIn('ml-1m.zip does not exist; fetch it from https://files.grouplens.org', error)
+    self.assertIn('--download', error)
+    with zipfile.ZipFile(path, 'w') as archive:
+      archive.writestr('ml-1m/ratings.dat', '1::1193::5::978300760\n' * 2)
+      archive.writestr('ml-1m/movies.dat', '1193::One (1975)::Drama\n')
+      archive.writestr('ml-1m/README', 'of GroupLens')
+    code, said, _ = self.run_cli(*flags, '--variant=all')
+    self.assertEqual(code, 0)
+    self.assertIn('Prepared from ml-1m.', said)
+    self.assertIn('NOT as published: 6,040 users', said)
+    self.assertEqual(catalog.load_data(out).interactions.items.tolist(), [1, 1])
+    self.assertCountEqual([p.name for p in self.folder.iterdir()], ['ml-1m.zip', 'films'])
 
   def events(self, path, **given):
     return [event for _, _, event, _ in table.source(path, **given).events]
