@@ -13,7 +13,7 @@ import re
 import numpy as np
 
 from recjax.data import files
-from recjax.data.formats import betag, llmemb
+from recjax.data.formats import betag, llmemb, reclm
 from recjax.errors import ConfigError, DataError
 
 TEXT_COLUMNS = ('title', 'brand', 'description')
@@ -94,7 +94,8 @@ def make_dataset(name, catalog, interactions, notes=None):
 
 
 def load_data(source, tie_order='file'):
-  """Reads 'sample', 'sample:SEED' or a folder: canonical, or BETag's own two files.
+  """Reads 'sample', 'sample:SEED' or a folder: canonical, or the own files of BETag, LLMEmb or
+  RecLM.
 
   'sample' is the built-in shop of seed 0; another seed makes another shop of the same kind, for a
   second opinion. tie_order: as in `in_tie_order`. -> Dataset. Raises DataError with file and line
@@ -123,6 +124,8 @@ def _load(source):
     return _load_betag(folder, name)
   if items is None and sequences is None and llmemb.find(folder):
     return _load_llmemb(folder, name)
+  if items is None and sequences is None and reclm.find(folder):
+    return _load_reclm(folder, name)
   for path, stem in ((items, 'items'), (sequences, 'sequences')):
     if path is None:
       looked = ', '.join(stem + suffix for suffix in files.SUFFIXES)
@@ -224,6 +227,12 @@ def _load_llmemb(folder, name):
   columns = {} if prompts is None else {'prompt': prompts, 'title': llmemb.titles(prompts)}
   interactions = Interactions(tuple(users), *_flatten(rows))
   return make_dataset(name, Catalog(items, columns), interactions, {'source': 'llmemb'})
+
+
+def _load_reclm(folder, name):
+  items, columns, users, rows = reclm.read_reclm(folder)
+  interactions = Interactions(users, *_flatten(rows))
+  return make_dataset(name, Catalog(items, columns), interactions, {'source': 'reclm'})
 
 
 def read_items(path):

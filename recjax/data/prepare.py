@@ -44,7 +44,7 @@ VARIANTS = {
         'llmemb': (dict(user_k=3, item_k=3, once=True, min_length=3, start='2000-01-01',
                         end='2019-12-31'), {'yelp': (0, 11383, 0)})},
     'steam': {'5core': (FIVE, {})},
-    'table': {}, 'etegrec': {}, 'reclm': {},
+    'table': {}, 'etegrec': {}, 'reclm': {}, 'unirec': {},
     'sequences': {'all': ({}, {'Beauty': (22363, 12101, 198502), 'ml-1m': (6040, 3416, 999611)})},
 }
 
@@ -92,9 +92,15 @@ def add_flags(verb):
   one.add_argument('folder', help='with sequential.jsonl and metas.jsonl')
   one.add_argument('--allow-pickle', action='store_true', help='read the pickles of RecLM-gen')
   add_rules(one)
+  one = sources.add_parser('unirec', help="a folder of UniRec's pickled tables, as RecLM makes it")
+  one.add_argument('folder', help='with map.pkl, user_history.pkl and test.pkl')
+  one.add_argument('--items', default='', help='a table of the items')
+  one.add_argument('--allow-pickle', action='store_true', help='read them')
+  add_rules(one)
   one = sources.add_parser('export', help='a data set in the files of other programs')
   one.add_argument('folder', help="a data set, or 'sample'")
-  one.add_argument('--to', required=True, choices=('recbole', 'sequences', 'etegrec', 'reclm'))
+  one.add_argument('--to', required=True, choices=(
+      'recbole', 'sequences', 'etegrec', 'reclm', 'unirec'))
   one.add_argument('--out', required=True, help='folder to make; its name is that of the files')
   one = sources.add_parser('records', help='a data set as TFDS records (ArrayRecord), for training '
                            'on more than memory holds')
@@ -279,10 +285,11 @@ def open_source(args):
   if name == 'steam':
     from recjax.data.sources import steam
     return steam.source(args.reviews, args.games, tick)
-  if name in ('sequences', 'etegrec', 'reclm'):
+  if name in ('sequences', 'etegrec', 'reclm', 'unirec'):
     from recjax.data.sources import systems
     return {'sequences': lambda: systems.sequences(args.file, args.items, tick),
             'etegrec': lambda: systems.etegrec(args.folder, tick),
-            'reclm': lambda: systems.reclm(args.folder, args.allow_pickle)}[name]()
+            'reclm': lambda: systems.reclm(args.folder, args.allow_pickle),
+            'unirec': lambda: systems.unirec(args.folder, args.allow_pickle, args.items)}[name]()
   from recjax.data.sources import movielens, yelp
   return {'movielens': movielens, 'yelp': yelp}[name].source(args.folder, tick)

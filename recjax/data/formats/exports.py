@@ -1,4 +1,5 @@
-"""The data set in the files that other programs read: RecBole, S3-Rec and its kin, ETEGRec, RecLM.
+"""The data set in the files that other programs read: RecBole, S3-Rec and its kin, ETEGRec, RecLM,
+UniRec.
 
 Each function writes into a folder under a name; ids stay as they are unless said.
 """
@@ -8,6 +9,8 @@ import re
 import numpy as np
 
 from recjax.data import files
+from recjax.data.formats import reclm as reclm_files
+from recjax.data.formats import unirec as unirec_files
 from recjax.errors import DataError
 
 HISTORY = 50  # items of an ETEGRec history at most (etegrec.md 2.1)
@@ -85,33 +88,14 @@ def etegrec(data, folder, name):
 
 
 def reclm(data, folder, name):
-  """sequential, metas and category.jsonl, each one JSON object (reclm.md 1.1).
-
-  `title_t` is the title, numbered where others had it before: ' (1)', ' (2)'. Categories below the
-  root are joined with those above them. name is not used.
-  """
+  """RecLM's three files, as `formats.reclm` writes them; name is not used."""
   del name
-  shop, goods = data.interactions, data.catalog
-  metas, category, taken = {}, {}, set()
-  for i, item in enumerate(goods.ids):
-    row = {k: v[i] for k, v in goods.columns.items() if v[i] is not None}
-    path = row.pop('categories', [])
-    metas[item] = row | {'category': path, 'title_t': _free(row.get('title', ''), taken)}
-    for n in range(2, len(path) + 1):
-      category.setdefault(', '.join(path[1:n]), []).append(item)
-  users = {user: [goods.id_of(i) for i in shop.history(u)] for u, user in enumerate(shop.users)}
-  for stem, value in (('sequential', users), ('metas', metas), ('category', category)):
-    _write(folder / f'{stem}.jsonl', value, indent=2)
+  reclm_files.write_reclm(data, folder)
 
 
-def _free(title, taken):
-  """The title, or with the smallest number that nobody has yet."""
-  number, made = 0, title
-  while made in taken:
-    number += 1
-    made = f'{title} ({number})'
-  taken.add(made)
-  return made
+def unirec(data, folder, name):
+  """UniRec's tables, as `formats.unirec` writes them."""
+  unirec_files.write(data, folder, name)
 
 
 def _write(path, value, indent=None):

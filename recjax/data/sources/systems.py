@@ -1,4 +1,5 @@
-"""Files that published systems read, back to raw rows: S3-Rec and its kin, ETEGRec, RecLM.
+"""Files that published systems read, back to raw rows: S3-Rec and its kin, ETEGRec, RecLM,
+UniRec.
 
 Their own ids stay. None of them holds times, so the order is that of the files.
 """
@@ -6,6 +7,8 @@ import pathlib
 
 from recjax.data import files, funnel, raw
 from recjax.data.formats import pickles
+from recjax.data.formats import reclm as reclm_files
+from recjax.data.formats import unirec as unirec_files
 from recjax.errors import ConfigError, DataError
 
 
@@ -80,8 +83,8 @@ def reclm(folder, allow_pickle=False):
   events = ((folder / 'sequential', n, *_event(user, item, metas))
             for n, (user, items) in enumerate(users.items(), 1)
             for item in (items if isinstance(items, list) else [None]))
-  goods = ((folder / 'metas', n, (str(item), _meta(row)) if isinstance(row, dict) else None,
-            '' if isinstance(row, dict) else 'no columns')
+  goods = ((folder / 'metas', n, (str(item), reclm_files.columns_of(row)), '')
+           if isinstance(row, dict) else (folder / 'metas', n, None, 'no columns')
            for n, (item, row) in enumerate(metas.items(), 1))
   return funnel.Source(folder.resolve().name, events, goods)
 
@@ -109,8 +112,20 @@ def _event(user, item, metas):
   return (event, '') if known else (None, f'{item!r:.40} is not in metas')
 
 
-def _meta(row):
-  made = {'title': raw.as_text(row.get('title_t') or row.get('title')),
-          'brand': raw.as_text(row.get('brand')), 'categories': raw.as_list(row.get('category')),
-          'description': raw.as_text(row.get('description'))}
-  return {name: value for name, value in made.items() if value is not None}
+def unirec(folder, allow_pickle=False, items=''):
+  """The pickled tables that UniRec reads; items: a table of the items, for texts. -> Source
+
+  Raises ConfigError where pickles were not allowed.
+  """
+  folder = pathlib.Path(folder)
+  if not allow_pickle:
+    raise ConfigError(f'{folder}: UniRec keeps its tables as pickles; add --allow-pickle to read '
+                      'them. Only tables of numbers and texts are admitted, and nothing is run.')
+  ids, users, rows = unirec_files.read(folder)
+  events = ((folder / 'user_history.pkl', n, (user, ids[i - 1], None, None), '')
+            for n, (user, row) in enumerate(zip(users, rows), 1) for i in row)
+  goods = ((folder / 'map.pkl', n, (item, {}), '') for n, item in enumerate(ids, 1))
+  if items:
+    from recjax.data.sources import table
+    goods = table.goods(items)
+  return funnel.Source(folder.resolve().name, events, goods)
