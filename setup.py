@@ -10,7 +10,8 @@ CORE = [
 DATA = ['duckdb>=2.0', 'tensorflow-datasets>=4.9.10', 'array-record>=0.8', 'grain>=0.2.18',
         'importlib-resources>=6.0']
 BEAM = ['apache-beam>=2.77']
-TEST = ['hypothesis>=6.100', 'ruff>=0.6']
+SERVE = ['fastapi>=0.115', 'uvicorn>=0.30']
+TEST = ['hypothesis>=6.100', 'ruff>=0.6', 'httpx>=0.27']
 PARITY = ['torch>=2.6', 'peft>=0.17']
 
 setup(
@@ -20,7 +21,8 @@ setup(
     license='Apache-2.0',
     packages=find_packages(include=['recjax', 'recjax.*']),
     package_data={'recjax.report': ['*.css', '*.html'],
-                  'recjax.methods.bigrec': ['templates/*.txt']},
+                  'recjax.methods.bigrec': ['templates/*.txt'],
+                  'recjax.methods.reclm': ['templates/*.txt']},
     python_requires='>=3.11',
     install_requires=CORE,
     extras_require={
@@ -28,9 +30,10 @@ setup(
         'tpu': ['jax[tpu]'],
         'data': DATA,
         'beam': BEAM,
-        'test': TEST + DATA,
+        'serve': SERVE,
+        'test': TEST + DATA + SERVE,
         'parity': PARITY,
-        'dev': TEST + DATA + PARITY,
+        'dev': TEST + DATA + SERVE + PARITY,
     },
     entry_points={'console_scripts': ['recjax = recjax.cli:main']},
 )

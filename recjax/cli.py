@@ -31,6 +31,16 @@ def parser():
                     'same command goes on where it was stopped')
   verb.add_argument('--k', type=int, default=10, help='how many items (default 10)')
 
+  verb = verbs.add_parser('chat', help='talk to a trained chat model, its items all real')
+  verb.add_argument('workdir', help='the folder of a finished run')
+  verb.add_argument('--data', action='append', default=[], metavar='FOLDER',
+                    help='a further data set to recommend from; /domain NAME switches')
+
+  verb = verbs.add_parser('serve', help='a trained sequential recommender over HTTP')
+  verb.add_argument('workdir', help='the folder of a finished run')
+  verb.add_argument('--host', default='127.0.0.1', help='address to listen on (default: local)')
+  verb.add_argument('--port', type=int, default=8000)
+
   verb = verbs.add_parser('doctor', help='what is wrong with data, what a config costs')
   verb.add_argument('data', help="folder of a data set, or 'sample'")
   verb.add_argument('--config', help='a config file (with :argument) whose cost to print')
@@ -75,6 +85,19 @@ def recommend(args):
   items, scores = ask([history], args.k)
   for item, score in zip(items[0], scores[0]):
     print(f'{item}\t{score:.4f}\t{face.title_of(shop.catalog, item)}')
+
+
+def chat(args):
+  """A conversation in the terminal."""
+  import recjax.chat
+  recjax.chat.run(args.workdir, args.data)
+
+
+def serve(args):
+  """The teacher's routes of RecLM, until stopped."""
+  from recjax.serving import teacher
+  print(f'http://{args.host}:{args.port}/inference', flush=True)
+  teacher.serve(args.workdir, args.host, args.port)
 
 
 def doctor(args):

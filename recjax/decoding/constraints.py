@@ -76,6 +76,37 @@ class Free:
     return self
 
 
+@functools.partial(jax.tree_util.register_dataclass, data_fields=[],
+                   meta_fields=['levels', 'code_size'])
+@dataclasses.dataclass(frozen=True)
+class Codes:
+  """Any code at each of `levels` levels, whether an item has them or not; the last one ends."""
+  levels: int
+  code_size: int
+
+  def start(self, batch):
+    return jnp.zeros((batch, 1), jnp.int32)
+
+  def expand(self, head, state, t, most, choose):
+    del state, most
+    first = t * self.code_size
+    logits = head.window(first, self.code_size)
+    ids = jnp.broadcast_to(first + jnp.arange(self.code_size), logits.shape)
+    return choose(tame(logits - log_sum_exp(logits)), ids, ids)
+
+  def follow(self, state, beam, token, node):
+    del state, beam, node
+    return jnp.zeros_like(token)
+
+  def ends(self, state, token, t):
+    del state
+    return jnp.broadcast_to(t + 1 >= self.levels, token.shape)
+
+  def pick(self, requests):
+    del requests
+    return self
+
+
 class Mix(NamedTuple):
   """D3's text-free assistant: gamma log p + (1 - gamma) log of its share among open items.
 

@@ -8,6 +8,7 @@ import numpy as np
 
 from recjax.decoding.beam import BeamConfig, beam_search
 from recjax.decoding.constraints import LIVE, Free, Titles
+from recjax.decoding.fetch import Fetch
 from recjax.decoding.forest import forced_token
 from recjax.decoding.group_search import SearchConfig, group_search
 from recjax.decoding.head import head_of, stages
@@ -81,13 +82,13 @@ def generate(decoder, params, prompts, constraint=None, *, beams=1, new_tokens=0
              token_scores=False, runs=(), lookahead=0, bucket=64, longest_prompt=0):
   """Continues prompts by beam search (beams=1 is greedy), group beam search or sampling.
 
-  decoder: a `Decoder`. prompts: lists of token ids, of any lengths. constraint: None, `Titles` or
-  `ItemMode`. new_tokens: 0 takes the longest title of the constraint. groups: above 1 for diverse
-  beam search. samples: above 0 draws so many rows of each prompt instead. runs: tokens a request
-  may feed in one pass, e.g. (8, 32), to find the same rows by `tree_search`; for samples in item
-  mode, e.g. (8,), tokens of a row. lookahead: tokens that passes of `tree_search` are filled up to
-  with what may be needed. bucket: prompts are padded to a multiple of it, so lengths that share a
-  multiple share a program. longest_prompt: refuse longer ones (0: no bound).
+  decoder: a `Decoder`. prompts: lists of token ids, of any lengths. constraint: None, `Titles`,
+  `ItemMode` or `Fetch`. new_tokens: 0 takes the longest title of the constraint. groups: above 1
+  for diverse beam search. samples: above 0 draws so many rows of each prompt instead. runs: tokens
+  a request may feed in one pass, e.g. (8, 32), to find the same rows by `tree_search`; for samples
+  in item mode, e.g. (8,), tokens of a row. lookahead: tokens that passes of `tree_search` are
+  filled up to with what may be needed. bucket: prompts are padded to a multiple of it, so lengths
+  that share a multiple share a program. longest_prompt: refuse longer ones (0: no bound).
   -> Generated. Raises DataError for an empty or too long prompt,
   UserError where a beam meets NaN of the model, ConfigError for settings that contradict.
   """
@@ -104,10 +105,12 @@ def generate(decoder, params, prompts, constraint=None, *, beams=1, new_tokens=0
   if lookahead and (samples or not runs):
     raise ConfigError(f'lookahead={lookahead} fills the passes of runs with beams; set runs, or 0')
   if samples:
-    if runs and not (isinstance(constraint, ItemMode) and decoder.extend):
-      raise ConfigError('runs with samples need ItemMode, and a decoder with extend')
+    if runs and not (isinstance(constraint, ItemMode | Fetch) and decoder.extend):
+      raise ConfigError('runs with samples need ItemMode or Fetch, and a decoder with extend')
     plan = _Plan('sample', SampleConfig(samples, new_tokens, temperature, top_k, top_p, pad_id),
                  token_scores, runs=max(runs, default=0))
+  elif isinstance(constraint, Fetch):
+    raise ConfigError('items are fetched with samples (temperature 0 is greedy), not with beams')
   elif groups > 1:
     if isinstance(constraint, ItemMode):
       raise ConfigError('group beam search takes titles or free text, not item mode')

@@ -11,12 +11,14 @@ class Head(NamedTuple):
   """The output layer on one step's states, computed as far as it is asked for.
 
   full: () -> (B, K, V). rows: ids (B, K, C) -> (B, K, C). window: (first, size) -> (B, K, size).
-  total: () -> the log-sum-exp of all logits (B, K, 1), where it is known without them.
+  total: () -> the log-sum-exp of all logits (B, K, 1), where it is known without them. state: the
+  states (B, K, D) themselves, where there are any.
   """
   full: Callable
   rows: Callable
   window: Callable
   total: Callable | None = None
+  state: jax.Array | None = None
 
 
 def head_of(decoder, params, state):
@@ -29,7 +31,7 @@ def head_of(decoder, params, state):
   if decoder.window:
     window = lambda first, size: decoder.window(  # noqa: E731
         params, state, first, size).astype(jnp.float32)
-  return Head(full, rows or plain.rows, window or plain.window)
+  return Head(full, rows or plain.rows, window or plain.window, state=state)
 
 
 def plain_head(logits):

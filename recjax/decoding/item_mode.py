@@ -33,13 +33,14 @@ class Reply(NamedTuple):
 @functools.partial(
     jax.tree_util.register_dataclass,
     data_fields=['forest', 'shortest', 'begin', 'limits', 'root'],
-    meta_fields=['soi', 'eos_ids', 'new_tokens', 'max_items', 'banned', 'repeat'])
+    meta_fields=['soi', 'eos_ids', 'new_tokens', 'max_items', 'banned', 'repeat', 'least'])
 @dataclasses.dataclass(frozen=True)
 class ItemMode:
   """The constraint; `item_mode` makes it.
 
   shortest: (M, S + 1) int32, see `shortest_below`. begin: Reply (B, ...), where
   the prompts end. banned: tokens that may not come in text. repeat: whether items may come twice.
+  least: items before the reply may end, as long as another may be opened.
   """
   forest: trees.Forest
   shortest: jax.Array
@@ -52,6 +53,7 @@ class ItemMode:
   max_items: int
   banned: tuple
   repeat: bool
+  least: int = 0
 
   def start(self, batch):
     del batch
@@ -65,8 +67,9 @@ class ItemMode:
     inside = state.inside[..., None]
     token = np.arange(vocab)
     ends = np.isin(token, (*self.banned, self._end()))
-    allowed = jnp.where(
-        inside, child >= 0, ~ends & ((token != self.soi) | self._may_open(state, t)[..., None]))
+    opens = self._may_open(state, t)[..., None]
+    early = np.isin(token, self.eos_ids) & opens & (state.count < self.least)[..., None]
+    allowed = jnp.where(inside, child >= 0, ~ends & ~early & ((token != self.soi) | opens))
     logits = jnp.where(jnp.isnan(logits), -jnp.inf, logits)
     values = jnp.where(allowed, tame(logits - log_sum_exp(logits)), DEAD)
     ids = jnp.broadcast_to(jnp.arange(vocab), values.shape)
@@ -180,13 +183,14 @@ class ItemMode:
 
 
 def item_mode(trie, forest, soi, eos_ids, new_tokens, batch=1, max_items=32, tails=None, root=None,
-              limits=None, pad_id=None, repeat=False):
+              limits=None, pad_id=None, repeat=False, least=0):
   """The constraint for `batch` requests.
 
   trie: its rows end with the end-of-item token; or a list of tries, those of `forest` in order,
   and root: (B,), the catalogue of each request. soi: the start-of-item token. tails: for each
   request the tokens of the answer that the prompt already holds, so that a prompt may end inside a
-  title and earlier items count as used. max_items: per reply, those of the tail included. Raises
+  title and earlier items count as used. max_items: per reply, those of the tail included. least:
+  see `ItemMode`. Raises
   DataError where a tail leaves the catalogue. -> ItemMode
   """
   tries = trie if isinstance(trie, (list, tuple)) else [trie]
@@ -207,7 +211,7 @@ def item_mode(trie, forest, soi, eos_ids, new_tokens, batch=1, max_items=32, tai
   banned = (end,) if pad_id is None or pad_id in eos_ids else (end, pad_id)
   return ItemMode(forest, jnp.asarray(shortest), begin, limits or trees.Limits(),
                   jnp.asarray(root), int(soi), tuple(eos_ids), new_tokens, max_items, banned,
-                  repeat)
+                  repeat, least)
 
 
 def shortest_below(trie, most):

@@ -60,6 +60,37 @@ def decoder(model, past=()):
   return Decoder(start, step, turn, logits, rows, window, extend, roomier, pick)
 
 
+def continuing(model):
+  """As `decoder`, for prompts that go on from keys given with the parameters, {'variables': ...,
+  'past': Past}: a conversation's rounds are one program as long as the Past has one size."""
+  def bound(call):
+    def run(params, *given):
+      return getattr(decoder(model, (params['past'],)), call)(params['variables'], *given)
+    return run
+  bare = decoder(model)
+  names = ('start', 'step', 'logits', 'rows', 'window', 'extend')
+  return bare._replace(**{name: bound(name) for name in names})
+
+
+def room(cfg, size):
+  """An empty Past of one row with room for `size` tokens."""
+  shape = (cfg.layers, 1, cfg.kv_heads, size, cfg.head_dim)
+  return Past(jnp.zeros(shape, cfg.dtype), jnp.zeros(shape, cfg.dtype), jnp.zeros((1, size), bool))
+
+
+def remembered(model, variables, past, tokens, count):
+  """The Past with the keys of more tokens behind those it has; the caller sees to the room.
+
+  tokens: (1, S) int32, `count` () of them real. -> Past
+  """
+  start = past.mask.sum(-1, dtype=jnp.int32)[0]
+  _, own = prefill_states(model, variables, tokens, jnp.asarray(count)[None], (past,))
+  at = start + jnp.arange(tokens.shape[1])
+  at = jnp.where(jnp.arange(tokens.shape[1]) < count, at, past.mask.shape[1])
+  put = lambda x, y: x.at[:, :, :, at].set(y.astype(x.dtype), mode='drop')  # noqa: E731
+  return Past(put(past.k, own.k), put(past.v, own.v), past.mask.at[:, at].set(True, mode='drop'))
+
+
 def prefill(model, variables, tokens, lengths, past=()):
   """Runs prompts, padded on the right, that continue the blocks of `past`.
 

@@ -15,7 +15,7 @@ from jax import lax
 from recjax.errors import ConfigError
 
 KINDS = ('sasrec', 'gru4rec', 'bert4rec')
-NORMS = ('pre', 'original', 'post', 'ligr')
+NORMS = ('pre', 'original', 'post', 'ligr', 'unirec')
 FAR = -1e9  # instead of -inf, so that rows without a single key stay finite
 
 
@@ -24,7 +24,8 @@ class Config:
   """Shape of a model; hashable. Raises ConfigError.
 
   kind: sasrec, gru4rec, bert4rec. norm, of SASRec: 'pre', 'original' (the authors': residual from
-  the normalised query), 'post', or 'ligr' (eSASRec's: pre, gated branches, SwiGLU). hidden: inner
+  the normalised query), 'post', 'ligr' (eSASRec's: pre, gated branches, SwiGLU), or 'unirec' (post,
+  a norm of the input instead of its scale and the last norm, GELU; RecLM's teacher). hidden: inner
   width of the feed-forward layers; the GRU's state. separate: scores use an output table of their
   own. Of published code: future, places see later ones; pads, padding in front is seen as a token;
   count, positions run from the 'start' of a history (1, 2, ...; 0 on padding), not its 'end'.
@@ -57,6 +58,11 @@ class Config:
                         'items and a history')
 
   @property
+  def bert(self):
+    """Whether blocks are those of BERT: norms behind the residuals, GELU."""
+    return self.kind == 'bert4rec' or self.norm == 'unirec'
+
+  @property
   def mask(self):
     """The id that stands for a hidden item."""
     return self.items + 1
@@ -86,12 +92,13 @@ class SeqRec(nn.Module):
       self.param('bias', nn.initializers.zeros, (cfg.items + 2,))
     real = (segment > 0)[..., None]
     x = table[items]
-    if cfg.kind == 'sasrec':
+    unirec = cfg.kind == 'sasrec' and cfg.norm == 'unirec'
+    if cfg.kind == 'sasrec' and not unirec:
       x = x * cfg.width ** 0.5
     if cfg.kind != 'gru4rec':
       x = x + self.param('positions', init_std(), (
-          cfg.length + (cfg.count == 'start'), cfg.width))[position]
-    if cfg.kind == 'bert4rec':
+          cfg.length + (cfg.count == 'start' or unirec), cfg.width))[position]
+    if cfg.kind == 'bert4rec' or unirec:
       x = nn.LayerNorm(epsilon=1e-12, name='norm_in')(x)
     x = nn.Dropout(cfg.dropout, deterministic=not train)(x) * real
     if cfg.kind == 'gru4rec':
@@ -101,6 +108,8 @@ class SeqRec(nn.Module):
     seen = visible(segment, cfg.causal and not cfg.future)
     for layer in range(cfg.layers):
       x = Block(cfg, name=f'block_{layer}')(x, seen, train) * real
+    if unirec:
+      return x
     if cfg.kind == 'sasrec':
       return nn.LayerNorm(epsilon=1e-8, name='norm')(x) * real
     x = nn.gelu(nn.Dense(cfg.width, kernel_init=init_std(), name='out')(x), approximate=False)
@@ -126,13 +135,12 @@ class Block(nn.Module):
   @nn.compact
   def __call__(self, x, seen, train):
     cfg = self.cfg
-    bert = cfg.kind == 'bert4rec'
-    eps = 1e-12 if bert else 1e-8
+    eps = 1e-12 if cfg.bert else 1e-8
     norm = lambda name: nn.LayerNorm(epsilon=eps, name=name)  # noqa: E731
     drop = nn.Dropout(cfg.dropout, deterministic=not train)
     attend = Attention(cfg, name='attention')
     feed = FeedForward(cfg, name='feed')
-    if bert or cfg.norm == 'post':
+    if cfg.bert or cfg.norm == 'post':
       x = norm('norm_1')(x + drop(attend(x, x, seen, train)))
       return norm('norm_2')(x + drop(feed(x, train)))
     if cfg.norm == 'original':
@@ -175,7 +183,7 @@ class FeedForward(nn.Module):
   @nn.compact
   def __call__(self, x, train):
     cfg = self.cfg
-    act = nn.relu if cfg.kind == 'sasrec' else lambda y: nn.gelu(y, approximate=False)
+    act = (lambda y: nn.gelu(y, approximate=False)) if cfg.bert else nn.relu
     up = lambda name: nn.Dense(cfg.hidden, kernel_init=init_std(), name=name)(x)  # noqa: E731
     y = nn.silu(up('up')) * up('side') if cfg.kind == 'sasrec' and cfg.norm == 'ligr' else act(
         up('up'))

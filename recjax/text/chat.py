@@ -17,7 +17,7 @@ from recjax.errors import ConfigError
 from recjax.text import tokens
 
 # Noncharacters: tokens.clean removes them from every content first.
-_IN, _OUT, _HIDE, _SHOW = '\ufde0', '\ufde1', '\ufde2', '\ufde3'
+_IN, _OUT, _HIDE, _SHOW, _SLOT = '\ufde0', '\ufde1', '\ufde2', '\ufde3', '\ufde4'
 _MARKS = re.compile(f'[{_IN}{_OUT}]')
 _PIECES = re.compile(f'({_IN}[^{_OUT}]*{_OUT}|{_HIDE}[0-9]+{_SHOW})')
 _HIDDEN = re.compile(f'{_HIDE}([0-9]+){_SHOW}')
@@ -32,34 +32,71 @@ def render(tokenizer, messages, generation_prompt: bool = True, **variables) -> 
   Raises ConfigError without a template, when the template refuses the messages, and when it
   rewrites a content that could then pass for a control token.
   """
+  parts = render_parts(tokenizer, messages, generation_prompt, **variables)
+  return [i for part in parts for i in part]
+
+
+def render_parts(tokenizer, messages, generation_prompt: bool = True, **variables):
+  """As `render`, where contents may hold token ids: a content is a text, or a list of texts and id
+  lists, which stand in their places as they are.
+
+  -> [ids, ids, ...]: what is before the first id list, that list, what is up to the next, ...
+  """
   if not tokenizer.chat_template:
     raise ConfigError('this tokenizer has no chat template; use an instruction-tuned model, or add '
                       'chat_template.jinja to the folder of the tokenizer')
+  slots = [list(p) for m in messages if not isinstance(m.get('content', ''), str)
+           for p in m['content'] if not isinstance(p, str)]
   hidden = [_hide(tokenizer, message) for message in messages]
   values = dict(tokenizer.special_tokens, tools=None, documents=None, **variables)
   values['add_generation_prompt'] = generation_prompt
   marked = _fill(tokenizer.chat_template, [_mark(message) for message in hidden], values)
   bare = _fill(tokenizer.chat_template, hidden, values)
   if _MARKS.sub('', marked) == bare and not _torn(tokenizer, marked):
-    return tokenizer.encode_pieces(_pieces(tokenizer, marked))
+    return _spliced(tokenizer, _pieces(tokenizer, marked), slots)
   # The template looks into contents or cuts them up, so marks are in its way; without them only
   # a content that completes a control token with the text around it could do harm.
   for index, message in enumerate(hidden):
     _refuse_halves(tokenizer, index, message.get('content', ''))
-  return tokenizer.encode_pieces(_pieces(tokenizer, bare))
+  return _spliced(tokenizer, _pieces(tokenizer, bare), slots)
+
+
+def _spliced(tokenizer, pieces, slots):
+  """Encodes (text, trusted) pieces, with the id lists of `slots` where their marks stand."""
+  around = [[]]
+  for text, trusted in pieces:
+    for number, part in enumerate(text.split(_SLOT)):
+      if number:
+        around.append([])
+      if part:
+        around[-1].append((part, trusted))
+  if len(around) != len(slots) + 1:
+    raise ConfigError(f'the chat template of this tokenizer drops or repeats a message: of '
+                      f'{len(slots)} places for tokens {len(around) - 1} are left')
+  out = [tokenizer.encode_pieces(around[0])]
+  for slot, part in zip(slots, around[1:]):
+    out += [slot, tokenizer.encode_pieces(part)]
+  return out
 
 
 def _hide(tokenizer, message):
   """Replaces control tokens in every text of the message but its role by numbered stand-ins."""
-  if not isinstance(message.get('content', ''), str):
-    raise ConfigError(f'a chat message has content {message["content"]!r:.60}; only text works')
+  content = message.get('content', '')
+  parts = content if isinstance(content, list) else [content]
+  if any(isinstance(p, dict) or p is None for p in parts):
+    raise ConfigError(f'a chat message has content {content!r:.60}; only text works')
 
   def stand_in(match):
     return f'{_HIDE}{tokenizer.controls[match[0]]}{_SHOW}'
 
-  return {key: tokenizer.control_pattern.sub(stand_in, tokens.clean(value))
-          if isinstance(value, str) and key != 'role' else value
-          for key, value in message.items()}
+  def plain(text):
+    return tokenizer.control_pattern.sub(stand_in, tokens.clean(text))
+
+  out = {key: plain(value) if isinstance(value, str) and key != 'role' else value
+         for key, value in message.items()}
+  if isinstance(content, list):
+    out['content'] = ''.join(plain(p) if isinstance(p, str) else _SLOT for p in parts)
+  return out
 
 
 def _mark(message):

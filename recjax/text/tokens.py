@@ -223,6 +223,21 @@ def wrap(backend, special_tokens, chat_template='', more_eos=()):
                    special_tokens, chat_template or '')
 
 
+def extend(tokenizer, names):
+  """The tokenizer with further control tokens, and their ids; those it has keep theirs.
+
+  -> (Tokenizer, list of int). Raises ConfigError where a name does not become one token of its own.
+  """
+  from tokenizers import AddedToken
+  backend = type(tokenizer.backend).from_str(tokenizer.backend.to_str())
+  backend.add_special_tokens([AddedToken(n, normalized=False, special=True) for n in names])
+  ids = [backend.token_to_id(name) for name in names]
+  if None in ids or len(set(ids)) < len(names):
+    raise ConfigError(f'control tokens {", ".join(names)} become the ids {ids}; each needs one of '
+                      'its own: choose other names')
+  return dataclasses.replace(tokenizer, backend=backend), ids
+
+
 def load(folder) -> Tokenizer:
   """Reads the tokenizer of a Hugging Face folder.
 

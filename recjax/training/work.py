@@ -196,7 +196,7 @@ class Work:
         now = bar.tasks[0].completed + n
         begun.extend([] if begun else [now, time.monotonic()])
         rate = (now - begun[0]) / max(1e-9, time.monotonic() - begun[1])
-        bar.update(row, advance=n, rate=f'{rate:,.1f} {unit}/s {note}')
+        bar.update(row, advance=n, rate=f'{pace(rate, unit)} {note}')
       yield advance
 
 
@@ -215,8 +215,13 @@ def plain_progress(say, title, total, done, unit):
     state['said'] = now
     rate = (state['done'] - state['first']) / max(1e-9, now - state['start'])
     left = (total - state['done']) / max(rate, 1e-9)
-    say(f'    {title} {state["done"]:,}/{total:,}, {rate:,.1f} {unit}/s, {left:.0f} s left {note}')
+    say(f'    {title} {state["done"]:,}/{total:,}, {pace(rate, unit)}, {left:.0f} s left {note}')
   return advance
+
+
+def pace(rate, unit):
+  """'12.3 step/s', or '28.1 s/epoch' where one takes long."""
+  return f'{rate:,.1f} {unit}/s' if rate >= 0.5 or rate <= 0 else f'{1 / rate:,.1f} s/{unit}'
 
 
 @contextlib.contextmanager

@@ -6,10 +6,10 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from recjax.errors import ConfigError, DataError
+from recjax.errors import DataError
 from recjax.evaluation import ranking
-from recjax.training import sequential
-from recjax.training.work import find_stage, read_json, write_json
+from recjax.training import companion, sequential
+from recjax.training.work import read_json, write_json
 
 
 def settings(cfg):
@@ -21,47 +21,19 @@ def settings(cfg):
 
 def stage(work, cfg, data):
   """Trains the assistant on what training may look at, or checks and links a trained one."""
-  source = cfg.assist.source
+  source, n = cfg.assist.source, len(data.catalog)
   if source == 'train':
-    return train(work, training(cfg), data)
+    given = companion.settings(cfg.assist, cfg.seed)
+    model = sequential.model_config(given, n)
+    judge = ranking.validator(lambda params: sequential.scorer(model, params), data.cases.valid, n,
+                              1, given.train.valid_users)
+    return companion.train(work, given, n, data.cases.known, judge)
   if source.endswith('.npz'):
     read_scores(source, data)
-    write_json(work.folder / 'assistant.json', {'scores': str(pathlib.Path(source).resolve())})
+    write_json(work.folder / 'scores.json', {'scores': str(pathlib.Path(source).resolve())})
     return {'scores': source}
-  saved = read_json(pathlib.Path(source) / 'config.json')
-  if saved is None or saved['config'].get('method') != 'sequential':
-    raise ConfigError(f"assist.source={source!r} is no run of the method 'sequential'; give its "
-                      "folder, a file of scores ending in .npz, or 'train'")
-  results = read_json(find_stage(source, 'evaluate') / 'results.json')
-  if results['data_fingerprint'] != data.fingerprint:
-    raise DataError(f'{source} was trained on other data (fingerprint '
-                    f'{results["data_fingerprint"][:12]}, here {data.fingerprint[:12]}); train it '
-                    'on this data set')
-  made = find_stage(source, 'train')
-  best = int(np.argmax(read_json(made / 'valid.json')['NDCG@10']))
-  sequential.save(work.folder / 'model.npz', sequential.load(made / 'model.npz', best))
-  write_json(work.folder / 'assistant.json', {'config': saved['config']})
-  return {'from': source}
-
-
-def training(cfg):
-  """The settings of the sequential trainer. -> ConfigDict"""
-  a = cfg.assist
-  return ConfigDict({'model': a.model, 'loss': a.loss, 'train': a.train, 'optim': a.optim,
-                     'seed': cfg.seed, 'seeds': 1})
-
-
-def train(work, cfg, data):
-  """One SASRec (or another kind) on the known part of the sequences; the best validation epoch."""
-  n = len(data.catalog)
-  sequential.check(cfg, n)
-  model = sequential.model_config(cfg, n)
-  judge = ranking.validator(lambda params: sequential.scorer(model, params), data.cases.valid, n, 1,
-                            cfg.train.valid_users)
-  best, scores, at = sequential.fit(work, cfg, n, data.cases.known, judge)
-  sequential.save(work.folder / 'model.npz', jax.tree.map(lambda x: x[0], best))
-  write_json(work.folder / 'assistant.json', {'config': cfg.to_dict()})
-  return {'best_epoch': int(at[0]), 'valid_NDCG@10': round(float(scores[0]), 4)}
+  return companion.adopt(work, source, data.fingerprint, 'assist.source',
+                         "a file of scores ending in .npz, or 'train'")
 
 
 def scorer(made, data):
@@ -69,11 +41,10 @@ def scorer(made, data):
 
   Scores of a file know the held-out cases alone: they are looked up by history.
   """
-  saved = read_json(made / 'assistant.json')
-  if 'scores' in saved:
+  saved = read_json(made / 'scores.json')
+  if saved:
     return looked_up(read_scores(saved['scores'], data), data)
-  model = sequential.model_config(ConfigDict(saved['config']), len(data.catalog))
-  return sequential.scorer(model, sequential.load(made / 'model.npz'))
+  return companion.scorer(made, len(data.catalog))
 
 
 def read_scores(path, data):

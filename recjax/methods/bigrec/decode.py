@@ -5,6 +5,7 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
+from recjax.decoding.writer import Writer
 from recjax.errors import ConfigError
 from recjax.evaluation import metrics
 from recjax.methods.bigrec import assist, evaluate, prompts, samples, tune
@@ -41,7 +42,7 @@ class Search:
 
   def writer(self, asked):
     """The LLM, with what these prompts share run once."""
-    return gen.Writer(self.model, self.variables, self.tokenizer, instruct.common_prefix(asked),
+    return Writer(self.model, self.variables, self.tokenizer, instruct.common_prefix(asked),
                       max(map(len, asked)))
 
   def beams(self, writer, cases, asked, alpha, length_penalty, some):
@@ -52,8 +53,8 @@ class Search:
     tree, planted = self.catalogue
     closed = gen.limits(tree, histories, mask)
     share = assist.probabilities(self.score, histories, mask)
-    found = writer.titles([asked[i] for i in some], self.cfg.decode, self.catalogue, closed,
-                          gen.mixed(planted, share, alpha), length_penalty, not length_penalty)
+    found = gen.titles(writer, [asked[i] for i in some], self.cfg.decode, planted, closed,
+                       gen.mixed(planted, share, alpha), length_penalty, not length_penalty)
     return found, closed
 
   def rows(self, *given):

@@ -8,6 +8,7 @@ from ml_collections import ConfigDict
 
 from recjax import sharding
 from recjax.decoding import grounding
+from recjax.decoding.writer import Writer
 from recjax.errors import DataError
 from recjax.methods.bigrec import assist, ground, prompts, samples, tune
 from recjax.methods.bigrec import generate as gen
@@ -34,7 +35,7 @@ def recommender(workdir):
   score = assist.scorer(find_stage(workdir, 'assistant'), data)
   template = prompts.load_template(config.prompt.template)
   with jax.set_mesh(mesh):
-    writer = gen.Writer(model, variables, tokenizer, opening(config, template, tokenizer),
+    writer = Writer(model, variables, tokenizer, opening(config, template, tokenizer),
                         config.prompt.cutoff)
   if config.way == 'ground':
     reader = ground.text_encoder(config, folder, find_stage(workdir, 'tune'), mesh)
@@ -92,7 +93,7 @@ def grounded(config, data, made, results, score, embed):
   how = results['list_of']
 
   def answer(writer, histories, asked, k, seen, mask):
-    texts = [prompts.title_of(beams[0]) for beams, _ in writer.texts(asked, config.decode)]
+    texts = [prompts.title_of(beams[0]) for beams, _ in gen.texts(writer, asked, config.decode)]
     vectors = np.zeros((len(texts), items.items.shape[1]), np.float32)
     some = [i for i, t in enumerate(texts) if t]
     if some:
@@ -120,7 +121,7 @@ def decoded(config, results, score, catalogue):
   def answer(writer, histories, asked, k, seen, mask):
     closed = gen.limits(tree, histories, seen, mask)
     share = assist.probabilities(score, histories, seen)
-    found = writer.titles(asked, config.decode, catalogue, closed,
-                          gen.mixed(planted, share, alpha))
+    found = gen.titles(writer, asked, config.decode, planted, closed,
+                       gen.mixed(planted, share, alpha))
     return gen.rows_of(found, tree, closed, min(k, config.decode.beams))
   return answer

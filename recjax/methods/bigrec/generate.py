@@ -1,54 +1,25 @@
 """Generation: free titles by beam search (bigrec.md 3.4), or real titles alone (4.4)."""
-import functools
-
-import jax
 import jax.numpy as jnp
 import numpy as np
 
 from recjax.decoding import constraints, forest, trie
-from recjax.decoding.generate import generate
 from recjax.errors import DataError
 from recjax.methods.bigrec import prompts
-from recjax.models import decode, llm
-
-SIZES = 1     # shapes that prompts are padded to: each costs a compilation
-STEP = 32     # they are multiples of this
 
 
-class Writer:
-  """The tuned LLM with the opening of its prompts, `prefix`, run once.
-
-  longest: tokens of the longest prompt to come, about; it decides what prompts are padded to.
-  """
-
-  def __init__(self, model, variables, tokenizer, prefix, longest):
-    self.tokenizer, self.prefix = tokenizer, prefix
-    past = ()
-    if self.prefix:
-      past = (jax.jit(lambda v: llm.shared_past(model, v, self.prefix)[1])(variables),)
-    self.decoder = decode.decoder(model, past)
-    bucket = -(-max(1, longest - len(prefix)) // (SIZES * STEP)) * STEP
-    self.generate = functools.partial(generate, self.decoder, variables, bucket=bucket,
-                                      pad_id=tokenizer.pad_id)
-
-  def own(self, prompt):
-    """What of a prompt comes after the opening."""
-    return prompt[len(self.prefix):]
-
-  def texts(self, asked, cfg):
-    """Beams of free text, best first. -> [([text], [score])] in the order of the prompts"""
-    found = self.generate([self.own(p) for p in asked], beams=cfg.beams, eos_ids=ends(self),
+def texts(writer, asked, cfg):
+  """Beams of free text, best first. -> [([text], [score])] in the order of the prompts"""
+  found = writer.generate([writer.own(p) for p in asked], beams=cfg.beams, eos_ids=ends(writer),
                           new_tokens=cfg.new_tokens, length_penalty=float(cfg.length_penalty))
-    return [([self.tokenizer.decode(found.row(b, k)) for k in range(cfg.beams)],
-             [round(float(s), 5) for s in found.scores[b]]) for b in range(len(asked))]
+  return [([writer.tokenizer.decode(found.row(b, k)) for k in range(cfg.beams)],
+           [round(float(s), 5) for s in found.scores[b]]) for b in range(len(asked))]
 
-  def titles(self, asked, cfg, catalogue, limits=None, mixing=None, length_penalty=0.0,
-             token_scores=False):
-    """Beams of titles of the catalogue. catalogue: (Trie, Forest). -> Generated"""
-    tree, planted = catalogue
-    titles = constraints.Titles(planted, limits=limits or forest.Limits(), mix=mixing)
-    del tree
-    return self.generate([self.own(p) for p in asked], titles, beams=cfg.beams,
+
+def titles(writer, asked, cfg, planted, limits=None, mixing=None, length_penalty=0.0,
+           token_scores=False):
+  """Beams of titles of the catalogue, a Forest. -> Generated"""
+  only = constraints.Titles(planted, limits=limits or forest.Limits(), mix=mixing)
+  return writer.generate([writer.own(p) for p in asked], only, beams=cfg.beams,
                          length_penalty=float(length_penalty), token_scores=token_scores)
 
 

@@ -8,10 +8,11 @@ from ml_collections import ConfigDict
 
 from recjax.data.formats import bigrec as files
 from recjax.decoding import grounding
+from recjax.decoding.writer import Writer
 from recjax.errors import ConfigError
 from recjax.evaluation import metrics, ranking
 from recjax.methods.bigrec import assist, evaluate, prompts, samples, tune
-from recjax.methods.bigrec.generate import Writer
+from recjax.methods.bigrec import generate as gen
 from recjax.models import bert
 from recjax.training import backbone, encoder, instruct, journal
 from recjax.training.work import write_json
@@ -51,7 +52,7 @@ def generate(work, cfg, data, folder, made):
                       max(map(len, asked)))
       found = journal.answer_all(
           work, part, work.folder / f'{part}.partial.jsonl', asked, cfg.decode.batch,
-          lambda some, w=writer, a=asked: w.texts([a[i] for i in some], cfg.decode))
+          lambda some, w=writer, a=asked: gen.texts(w, [a[i] for i in some], cfg.decode))
       texts = [[prompts.title_of(t) for t in beams] for beams, _ in found]
       files.write_predictions(work.folder / f'{part}.json', records, texts, [s for _, s in found])
       counts[f'{part}_prompts'] = len(rows)

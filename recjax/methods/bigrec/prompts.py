@@ -6,12 +6,12 @@ make a record out of a history ({noun}, {history}), [prompt] makes the prompt ou
 line before the next name; white space counts.
 """
 import dataclasses
-import importlib.resources
-import pathlib
 import re
 
 from recjax.data.formats import bigrec as files
-from recjax.errors import ConfigError, DataError
+from recjax.errors import DataError
+from recjax.text import templates
+from recjax.text.templates import fill
 
 FIELDS = {'instruction': ('noun',), 'input': ('history',), 'prompt': ('instruction', 'input'),
           'answer': ('title',)}
@@ -40,32 +40,10 @@ class Template:
     return fill(self.answer, title=title)
 
 
-def fill(text, **values):
-  """Puts values into {names}; braces in the values, or around other words, stay as they are."""
-  return re.sub(r'\{(\w+)\}', lambda m: values.get(m[1], m[0]), text)
-
-
 def load_template(name):
   """Reads 'bigrec', 'd3' or a file of one's own. Raises ConfigError naming what it lacks."""
-  path = pathlib.Path(name)
-  if path.suffix:
-    if not path.is_file():
-      raise ConfigError(f'prompt.template={name!r} does not exist; name a file, bigrec or d3')
-    text = path.read_text(encoding='utf-8')
-  else:
-    path = importlib.resources.files('recjax.methods.bigrec') / 'templates' / f'{name}.txt'
-    if not path.is_file():
-      raise ConfigError(f'prompt.template={name!r} is unknown; choose bigrec, d3 or a file.txt')
-    text = path.read_text(encoding='utf-8')
-  cut = re.split(r'^\[(\w+)\]\n', text, flags=re.M)
-  parts = {k: v[:-1] if v.endswith('\n') else v for k, v in zip(cut[1::2], cut[2::2])}
-  for part, fields in FIELDS.items():
-    if part not in parts:
-      raise ConfigError(f'template {name}: part [{part}] is missing; it needs '
-                        f'{", ".join(f"[{p}]" for p in FIELDS)}')
-    for field in fields if part != 'instruction' else ():
-      if f'{{{field}}}' not in parts[part]:
-        raise ConfigError(f'template {name}: part [{part}] lacks {{{field}}}')
+  wanted = {**FIELDS, 'instruction': ()}
+  parts = templates.read(name, 'recjax.methods.bigrec', wanted)
   return Template(**{part: parts[part] for part in FIELDS})
 
 

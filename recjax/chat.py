@@ -1,0 +1,90 @@
+"""`recjax chat`: a conversation in the terminal with a model that recommends real items alone."""
+import importlib
+import json
+import sys
+
+import jax
+from rich.console import Console
+from rich.text import Text
+
+from recjax.errors import ConfigError, UserError, WorkdirError
+from recjax.training.work import read_json
+
+HELP = ('/domain NAME recommends from another catalogue, /about ID,ID says what was bought, /clear '
+        'begins anew, /json shows replies as JSON, /quit ends')
+
+
+def run(workdir, catalogues=(), lines=None, console=None):
+  """Reads turns from `lines` (the terminal) and answers each until there are no more.
+
+  Raises ConfigError where the run's method does not converse.
+  """
+  saved = read_json(f'{workdir}/config.json')
+  if saved is None:
+    raise WorkdirError(f'{workdir} holds no config.json; name the folder of a finished run')
+  method = saved['config']['method']
+  module = importlib.import_module(f'recjax.methods.{method}')
+  if not hasattr(module, 'converse'):
+    raise ConfigError(f'{workdir} is a run of {method}, which does not converse; ask it for items '
+                      'with `recjax recommend`')
+  talk, mesh = module.converse(workdir, catalogues)
+  console = console or Console(highlight=False)
+  console.print(f'{", ".join(talk.domains)}. {HELP}')
+  state = {'json': False, 'history': ()}
+  with jax.set_mesh(mesh):
+    for line in lines if lines is not None else typed(console):
+      line = line.strip()
+      if line in ('/quit', '/exit'):
+        break
+      if line:
+        try:
+          turn(talk, line, state, console)
+        except UserError as error:
+          console.print(str(error), style='red', markup=False)
+
+
+def typed(console):
+  """Lines of the terminal or a pipe."""
+  while True:
+    try:
+      yield console.input('> ' if sys.stdin.isatty() else '')
+    except (EOFError, KeyboardInterrupt):
+      return
+
+
+def turn(talk, line, state, console):
+  """One line: a command, or something said."""
+  word, _, rest = line.partition(' ')
+  if word == '/clear':
+    talk.clear()
+    state['history'] = ()
+  elif word == '/json':
+    state['json'] = not state['json']
+  elif word == '/domain':
+    talk.use(rest.strip())
+  elif word == '/about':
+    state['history'] = tuple(i.strip() for i in rest.split(',') if i.strip())
+  elif word.startswith('/'):
+    console.print(HELP)
+  else:
+    reply = talk.say(line, history=state['history'])
+    state['history'] = ()
+    stock = talk.shelf.stocks[0]
+    items = [{'id': stock.catalog.id_of(i), 'title': stock.titles[i - 1]} for i in reply.items]
+    if state['json']:
+      console.print(json.dumps({'text': reply.text, 'items': items, 'complete': reply.complete},
+                               ensure_ascii=False), markup=False, soft_wrap=True)
+    else:
+      console.print(shown(reply.text, items))
+
+
+def shown(text, items):
+  """The reply with its items highlighted, their ids behind."""
+  out, rest = Text(), text
+  for item in items:
+    before, found, rest = rest.partition(f'"{item["title"]}"')
+    out.append(before)
+    if found:
+      out.append(item['title'], 'bold cyan')
+      out.append(f' [{item["id"]}]', 'dim')
+  return out.append(rest)

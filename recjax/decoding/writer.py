@@ -1,0 +1,31 @@
+"""A language model that continues prompts with a common opening, which runs once."""
+import functools
+
+import jax
+
+from recjax.decoding.generate import generate
+from recjax.models import decode, llm
+
+STEP = 32  # prompts are padded to a multiple
+
+
+class Writer:
+  """The LLM behind the opening `prefix` of its prompts. `generate` is `decoding.generate` on it.
+
+  longest: tokens of the longest prompt to come, about; prompts are padded to that, so that one
+  program serves them all.
+  """
+
+  def __init__(self, model, variables, tokenizer, prefix, longest):
+    self.tokenizer, self.prefix = tokenizer, list(prefix)
+    past = ()
+    if self.prefix:
+      past = (jax.jit(lambda v: llm.shared_past(model, v, self.prefix)[1])(variables),)
+    self.decoder = decode.decoder(model, past)
+    bucket = -(-max(1, longest - len(self.prefix)) // STEP) * STEP
+    self.generate = functools.partial(generate, self.decoder, variables, bucket=bucket,
+                                      pad_id=tokenizer.pad_id)
+
+  def own(self, prompt):
+    """What of a prompt comes after the opening."""
+    return prompt[len(self.prefix):]

@@ -1,0 +1,63 @@
+"""RecLM: a chat model whose recommended items always exist (reclm.md).
+
+Lian et al., *Avoid Recommending Out-of-Domain Items: Constrained Generative Recommendation with
+LLMs*, arXiv 2505.03336; Lu et al., *Aligning LLMs for Controllable Recommendations*, arXiv
+2403.05063.
+
+Two new tokens open and close an item. Between them decoding may only follow the catalogue's titles
+(`grounding='cgen'`), pastes the title that is nearest to a projected state ('ret'), or follows
+semantic IDs ('token'). A SASRec teacher completes the lists that the model learns.
+
+Deliberate differences from the authors' code:
+  - one BOS, no loss on padding, any batch size; samples stand side by side in rows;
+  - the teacher is asked for all windows of an epoch at once, in process;
+  - the rows of new tokens are trained and stored; a constraint never opens, and the end of an item
+    is masked in training as in decoding (`train.scope_end`);
+  - empty lists count in every rate; epochs are drawn up front and trained in one shuffled pass.
+"""
+from recjax.data.catalog import load_data
+from recjax.errors import ConfigError
+from recjax.evaluation import outcome
+from recjax.methods.reclm import codes, evaluate, face, page, plan, samples, teacher, tune
+from recjax.text import templates
+from recjax.training import backbone, scope
+
+GROUNDINGS = ('cgen', 'ret', 'token')
+
+
+def run(cfg, work):
+  """The experiment, stage by stage."""
+  template = check(cfg)
+  shop = load_data(cfg.data)
+  work.say(f'{shop.name}: {len(shop.catalog):,} items, {len(shop.interactions):,} users, '
+           f'{len(shop.interactions.items):,} interactions, fingerprint {shop.fingerprint[:12]}')
+  titles = [' '.join((t or '').split()) for t in shop.catalog.columns.get('title') or ()]
+  opening = [samples.said('system', template['system'])]
+  llm = backbone.folder(cfg, work, opening, lambda: plan.documents(template, titles, cfg.seed),
+                        shop)
+  helper = work.stage('teacher', teacher.stage, teacher.settings(cfg), shop)
+  coded = None
+  if cfg.grounding == 'token':
+    coded = work.stage('codes', codes.stage, codes.settings(cfg), shop, llm, helper)
+  made = work.stage('tune', tune.stage, tune.settings(cfg), shop, llm, helper, coded)
+  found = work.stage('evaluate', evaluate.stage, evaluate.settings(cfg), shop, llm, made, helper,
+                     coded)
+  work.publish(found, 'results.json', 'ranks.parquet', 'predictions.parquet')
+  page.write(cfg, work, shop, found)
+  outcome.show(work, found)
+
+
+def check(cfg):
+  """What can be known to be wrong before anything runs. Raises ConfigError. -> template parts"""
+  if cfg.grounding not in GROUNDINGS:
+    raise ConfigError(f'grounding={cfg.grounding!r}; choose one of {", ".join(GROUNDINGS)}')
+  if cfg.train.scope not in scope.KINDS:
+    raise ConfigError(f'train.scope={cfg.train.scope!r}; choose one of {", ".join(scope.KINDS)}')
+  if cfg.decode.count < 1 or cfg.decode.batch < 1 or cfg.train.batch < 1:
+    raise ConfigError(f'decode.count={cfg.decode.count}, decode.batch={cfg.decode.batch} and '
+                      f'train.batch={cfg.train.batch} must be at least 1')
+  return templates.read(cfg.prompt.template, 'recjax.methods.reclm', samples.FIELDS)
+
+
+recommender, cost, convert = face.recommender, plan.cost, plan.convert
+converse = face.converse

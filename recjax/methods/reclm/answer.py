@@ -1,0 +1,134 @@
+"""Lists out of the language model: titles between control symbols, real ones alone."""
+import dataclasses
+
+import jax
+import numpy as np
+
+from recjax.decoding import fetch, forest, item_mode
+from recjax.decoding.writer import Writer
+from recjax.errors import ConfigError
+from recjax.methods.reclm import goods, render, tune
+
+RUNS = (8,)  # tokens of a row that go through the model together where they are forced
+
+
+@dataclasses.dataclass(frozen=True)
+class Reply:
+  """One answer. ids: its tokens. items: item indices 1..N in order. text: without control symbols,
+  titles in double quotes. complete: it ended by itself. unfinished: a title was cut at the end."""
+  ids: list
+  items: list
+  text: str
+  complete: bool
+  unfinished: bool
+
+
+class Shelf:
+  """One or several catalogues, planted for a speaker. stocks: list of Goods, named by `names`."""
+
+  def __init__(self, speaker, stocks, names=('',), kind='cgen'):
+    self.speaker, self.stocks, self.names, self.kind = speaker, list(stocks), list(names), kind
+    self.trees = [s.plant(speaker.eoi, speaker.model.cfg.vocab) for s in self.stocks]
+    self.planted = forest.plant(self.trees)
+    if kind == 'ret' and len(self.stocks) > 1:
+      raise ConfigError('RecLM-ret has vectors of its own catalogue alone; give one catalogue')
+
+  def constraint(self, cfg, batch, closed=None, allowed=None, least=0, root=None):
+    """The rule of one batch. closed: list of (n,) item indices that may not come. allowed: (N,)
+    bool. root: (B,), the catalogue of each request."""
+    speaker = self.speaker
+    ends = tuple(speaker.tokenizer.eos_ids)
+    if self.kind == 'ret':
+      return fetch.fetch(self.stocks[0].rows, speaker.extra['items'], speaker.extra['project'],
+                         tune.project, speaker.soi, speaker.eoi, ends, cfg.new_tokens, cfg.count,
+                         self.shut(batch, closed, allowed), speaker.tokenizer.pad_id, least)
+    limits = None
+    if closed is not None or allowed is not None:
+      limits = goods.limits(self.trees[0], closed or [()] * batch, allowed)
+    return item_mode.item_mode(
+        self.trees, self.planted, speaker.soi, ends, cfg.new_tokens, batch, cfg.count, root=root,
+        limits=limits, pad_id=speaker.tokenizer.pad_id, least=least)
+
+  def shut(self, batch, closed, allowed):
+    """Items that requests of `fetch` may not have. -> (B, N) bool or None"""
+    if closed is None and allowed is None:
+      return None
+    out = np.zeros((batch, len(self.stocks[0].titles)), bool)
+    if allowed is not None:
+      out |= ~np.asarray(allowed)
+    for row, items in zip(out, closed or ()):
+      row[np.asarray(items, np.int64) - 1] = True
+    return out
+
+  def read(self, ids, root=0):
+    """The Reply that tokens make."""
+    speaker, stock = self.speaker, self.stocks[root]
+    if self.kind == 'ret':
+      found, open_ = fetch.parse(stock.rows, ids, speaker.soi, speaker.eoi)
+    else:
+      found, open_ = item_mode.parse(self.trees[root], ids, speaker.soi)
+    complete = bool(ids) and ids[-1] in speaker.tokenizer.eos_ids
+    return Reply(list(ids), [i + 1 for i in found], self.text(ids, found, stock), complete, open_)
+
+  def text(self, ids, found, stock):
+    """What a person reads: titles in double quotes, a cut one left out."""
+    out, plain, titles, inside = [], [], iter(found), False
+    speaker = self.speaker
+
+    def flush():
+      out.append(speaker.tokenizer.decode(plain))
+      plain.clear()
+    for token in ids:
+      if token == speaker.soi:
+        flush()
+        inside = True
+      elif token == speaker.eoi:
+        out.append(f'"{stock.titles[next(titles)]}"')
+        inside = False
+      elif not inside:
+        plain.append(token)
+    flush()
+    return ''.join(out).strip()
+
+
+def replies(shelf, writer, cfg, prompts, closed=None, allowed=None, least=0, root=None, seed=0):
+  """Answers to a batch of prompts, token lists. cfg: count, new_tokens, temperature, top_p.
+
+  least: items before a reply may end. -> [Reply]
+  """
+  rule = shelf.constraint(cfg, len(prompts), closed, allowed, least, root)
+  found = writer.generate([writer.own(p) for p in prompts], rule, samples=1, runs=RUNS,
+                          temperature=float(cfg.temperature), top_p=float(cfg.top_p),
+                          new_tokens=cfg.new_tokens, eos_ids=tuple(
+                              shelf.speaker.tokenizer.eos_ids), seed=seed)
+  return [shelf.read(found.row(b, 0), 0 if root is None else int(root[b]))
+          for b in range(len(prompts))]
+
+
+def writer_of(speaker, prompts):
+  """The LLM with what these prompts share run once."""
+  first, last = min(prompts), max(prompts)
+  size = min(map(len, prompts)) - 1
+  same = next((i for i in range(min(size, len(first), len(last))) if first[i] != last[i]), size)
+  return Writer(speaker.model, speaker.variables, speaker.tokenizer, first[:max(0, same)],
+                max(map(len, prompts)))
+
+
+def renderer(cfg, speaker, stock):
+  """How prompts become tokens."""
+  return render.Renderer(speaker.tokenizer, stock.rows, speaker.soi, speaker.eoi, None,
+                         cfg.prompt.cutoff, dict(cfg.prompt.variables))
+
+
+def many(work, name, shelf, cfg, prompts, closed, seed=0, writer=None):
+  """All prompts, in batches, resumable: a journal in the stage's folder. -> [Reply]"""
+  from recjax.training import journal
+  writer = writer or writer_of(shelf.speaker, prompts)
+
+  def run(some):
+    found = replies(shelf, writer, cfg, [prompts[i] for i in some],
+                    None if closed is None else [closed[i] for i in some], seed=seed)
+    return [[r.ids] for r in found]
+  with jax.set_mesh(work.mesh):
+    rows = journal.answer_all(work, name, work.folder / f'{name}.jsonl', prompts, cfg.batch, run)
+  return [shelf.read(ids) for ids, in rows]

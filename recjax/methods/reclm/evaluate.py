@@ -1,0 +1,135 @@
+"""Test users asked for lists, the teacher and the sanity rows beside them; several rounds; another
+catalogue (reclm.md 5)."""
+import dataclasses
+
+import numpy as np
+from ml_collections import ConfigDict
+
+from recjax.data import splits
+from recjax.data.catalog import load_data
+from recjax.data.formats import conversations
+from recjax.data.sample_talk import questions
+from recjax.evaluation import outcome, ranking
+from recjax.methods.reclm import answer, goods, rates, samples, teacher, tune
+from recjax.text import templates
+
+KS = (1, 3, 5, 10)
+
+
+def settings(cfg):
+  """Everything in the config that decides the figures besides the tuned model."""
+  return ConfigDict({k: cfg[k] for k in ('grounding', 'prompt', 'decode', 'judge', 'talk', 'llm',
+                                         'train', 'seed')})
+
+
+def stage(work, cfg, shop, folder, made, helper, coded=None):
+  """Writes every result file."""
+  table = None if coded is None else np.load(coded / 'codes.npy')
+  speaker = tune.load(cfg, folder, made, work.mesh)
+  split, n = splits.leave_one_out(shop.interactions), len(shop.catalog)
+  cases = split.test
+  if 0 < cfg.judge.users < len(cases):
+    cases = cases.picked(np.sort(np.random.default_rng(42).permutation(len(cases))[
+        :cfg.judge.users]))
+  stock = tune.stock_of(cfg, shop, speaker, table)
+  shelf = answer.Shelf(speaker, [stock], kind=cfg.grounding)
+  found, short = ask(work, 'lists', cfg, shelf, stock, cases, cfg.judge.words,
+                     cfg.judge.mask_history)
+  lists = [r.items[:cfg.decode.count] for r in found]
+  histories = [cases.history(c) for c in range(len(cases))]
+  clean = rates.of_lists(lists, histories, cases.targets, stock.categories, n, cfg.decode.count)
+  more = {'rates': clean, 'unfinished': sum(r.unfinished for r in found),
+          'shortened_prompts': short}
+  more['rounds'] = rounds(work, cfg, shelf, stock, cases)
+  if cfg.judge.cross:
+    more['cross'] = cross(work, cfg, speaker)
+  return save(work, cfg, shop, split, cases, lists, teacher.scorer(helper, shop), more)
+
+
+def ask(work, name, cfg, shelf, stock, cases, words, masked):
+  """Lists for cases. -> [Reply], prompts that were shortened"""
+  template = templates.read(cfg.prompt.template, 'recjax.methods.reclm', samples.FIELDS)
+  histories = [cases.history(c) for c in range(len(cases))]
+  prompts, short = samples.prompts(answer.renderer(cfg, shelf.speaker, stock), stock, template,
+                                   histories, words, cfg.decode.count)
+  return answer.many(work, name, shelf, cfg.decode, prompts, histories if masked else None,
+                     cfg.seed), short
+
+
+def save(work, cfg, shop, split, cases, lists, score, more):
+  """Adds the rows of the teacher and for sanity. Lists end early: so do the cut-offs. -> counts"""
+  n, width = len(shop.catalog), cfg.decode.count
+  items = np.zeros((len(cases), width), np.int32)
+  for row, some in zip(items, lists):
+    row[:len(some)] = some
+  values = np.where(items > 0, 1 / (1 + np.arange(width)), 0).astype(np.float32)
+  hit = items == cases.targets[:, None]
+  ranks = {cfg.grounding: np.where(hit.any(1), hit.argmax(1), n - 1).astype(np.int32)}
+  others = {**({'sasrec': score} if score else {}), **ranking.baselines(split.train, n, cfg.seed)}
+  for name, one in others.items():
+    ranks[name] = ranking.rank_cases(one, cases, n, mask_history=cfg.judge.mask_history)
+  protocol = ranking.protocol(n, split.protocol, cfg.judge.mask_history)
+  results = outcome.save(
+      work.folder, shop, dataclasses.replace(split, test=cases), cfg.grounding, ranks,
+      (items, values), protocol, (cfg.seed,), tuple(k for k in KS if k <= width), **more)
+  rows = {row: round(cells['HR@10' if width >= 10 else f'HR@{KS[0]}']['value'], 4)
+          for row, cells in results['rows'].items()}
+  return {'users': len(cases), **{f'{row} HR@10': v for row, v in rows.items()},
+          'out_of_catalogue': more['rates'][f'NonExistRate@{width}'],
+          'repeats': more['rates'][f'RepeatRate@{width}']}
+
+
+# Several rounds (reclm.md 5.2).
+
+
+def rounds(work, cfg, shelf, stock, cases):
+  """A worked question, a request, another question: what of lists and answers is left. -> rates"""
+  count = min(cfg.judge.rounds, len(cases))
+  if not count:
+    return {}
+  talk = (questions(count + 1, cfg.seed + 1) if cfg.talk.questions == 'sample'
+          else conversations.read(cfg.talk.questions)[0])
+  first, later = talk[0], talk[1:count + 1]
+  count = len(later)
+  template = templates.read(cfg.prompt.template, 'recjax.methods.reclm', samples.FIELDS)
+  turn, said = answer.renderer(cfg, shelf.speaker, stock), samples.said
+  opening = [said('system', template['system']), said('user', first[0]),
+             said('assistant', [first[1]])]
+  turns = [opening + samples.question(stock, template, cases.history(c)[-samples.LONGEST:],
+                                      'rule', cfg.decode.count)[1:] for c in range(count)]
+  lists = answer.many(work, 'rounds-1', shelf, cfg.decode, [turn.tokens(t) for t in turns], None)
+  ends = set(shelf.speaker.tokenizer.eos_ids)
+  for t, r, (question, _) in zip(turns, lists, later):
+    t += [said('assistant', [[i for i in r.ids if i not in ends]]), said('user', question)]
+  plain = answer.many(work, 'rounds-2', shelf, ConfigDict({**cfg.decode.to_dict(),
+                                                           'new_tokens': cfg.judge.answer_tokens}),
+                      [turn.tokens(t) for t in turns], None)
+  right = [rates.last_number(r.text) is not None
+           and rates.last_number(r.text) == rates.last_number(gold)
+           for r, (_, gold) in zip(plain, later)]
+  few = cases.picked(np.arange(count))
+  return {'conversations': count,
+          'CSN_R1': float(np.mean([len(r.items) == cfg.decode.count for r in lists])),
+          'CSN_R2': float(np.mean([not r.items and not r.unfinished for r in plain])),
+          'accuracy': float(np.mean(right)),
+          **rates.of_lists([r.items for r in lists], [few.history(c) for c in range(count)],
+                           few.targets, stock.categories, len(stock.titles), cfg.decode.count)}
+
+
+def cross(work, cfg, speaker):
+  """The same weights over another catalogue: only the trie and the prompts change. -> rates"""
+  shop = load_data(cfg.judge.cross)
+  stock = goods.load(shop.catalog, speaker.tokenizer)
+  shelf = answer.Shelf(speaker, [stock])
+  cases = splits.leave_one_out(shop.interactions).test
+  cases = cases.picked(np.sort(np.random.default_rng(42).permutation(len(cases))[
+      :cfg.judge.cross_users]))
+  found, _ = ask(work, 'cross', cfg, shelf, stock, cases, cfg.judge.words, cfg.judge.mask_history)
+  counts = np.bincount(splits.leave_one_out(shop.interactions).train.items,
+                       minlength=len(shop.catalog) + 1)[1:]
+  top = set((np.argsort(-counts, kind='stable')[:10] + 1).tolist())
+  return {'data': shop.name, 'popularity HR@10': float(np.mean([t in top for t in cases.targets])),
+          **rates.of_lists([r.items for r in found], [cases.history(c) for c in range(len(cases))],
+                           cases.targets, stock.categories, len(stock.titles), cfg.decode.count)}
+
+

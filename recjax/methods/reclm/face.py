@@ -1,0 +1,92 @@
+"""Recommendations and conversation out of a trained run."""
+import pathlib
+
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+
+from recjax import sharding
+from recjax.data.catalog import load_data, load_unchanged
+from recjax.errors import ConfigError
+from recjax.methods.reclm import answer, goods, samples, talk, tune
+from recjax.text import templates
+from recjax.training.work import find_stage, read_json
+
+
+def open_run(workdir):
+  """-> config, data set, Shelf, folder-independent mesh of what is here"""
+  config = ConfigDict(read_json(pathlib.Path(workdir) / 'config.json')['config'])
+  results = read_json(find_stage(workdir, 'evaluate') / 'results.json')
+  shop = load_unchanged(config.data, results['data_fingerprint'], workdir)
+  weights = config.llm.weights
+  folder = find_stage(workdir, 'llm') if weights == 'tiny' else pathlib.Path(weights)
+  mesh = sharding.make_mesh({'data': -1, 'fsdp': 1, 'model': 1})
+  speaker = tune.load(config, folder, find_stage(workdir, 'tune'), mesh)
+  table = None
+  if config.grounding == 'token':
+    table = np.load(find_stage(workdir, 'codes') / 'codes.npy')
+  stock = tune.stock_of(config, shop, speaker, table)
+  return config, shop, answer.Shelf(speaker, [stock], [shop.name], config.grounding), mesh
+
+
+def recommender(workdir):
+  """The trained method's face.
+
+  -> recommend(histories, k, exclude_seen=True, allowed=None) -> (item ids [B][k], scores (B, k)),
+  scores are 1 / rank, as a list says an order alone; histories are lists of item ids, oldest first,
+  `allowed` a set of item ids. Raises DataError for an unknown id.
+  """
+  config, shop, shelf, mesh = open_run(workdir)
+  stock, template = shelf.stocks[0], templates.read(
+      config.prompt.template, 'recjax.methods.reclm', samples.FIELDS)
+  turn, writers = answer.renderer(config, shelf.speaker, stock), {}
+
+  def recommend(histories, k, exclude_seen=True, allowed=None):
+    rows = [[shop.catalog.index(i) for i in h] for h in histories]
+    mask = None
+    if allowed is not None:
+      mask = np.zeros(len(shop.catalog), bool)
+      mask[[shop.catalog.index(i) - 1 for i in allowed]] = True
+    prompts, _ = samples.prompts(turn, stock, template, rows, config.judge.words, k)
+    how = ConfigDict({**config.decode.to_dict(), 'count': k,
+                      'new_tokens': room(shelf, k)})
+    out, size = [], config.decode.batch
+    with jax.set_mesh(mesh):
+      if k not in writers:
+        writers[k] = answer.Writer(shelf.speaker.model, shelf.speaker.variables,
+                                   shelf.speaker.tokenizer, [], config.prompt.cutoff // 2)
+      for start in range(0, len(rows), size):
+        some = list(range(start, min(start + size, len(rows))))
+        full = some + some[-1:] * (size - len(some))
+        found = answer.replies(shelf, writers[k], how, [prompts[i] for i in full],
+                               [rows[i] for i in full] if exclude_seen else None, mask, least=k)
+        out += [r.items[:k] for r in found[:len(some)]]
+    scores = np.full((len(rows), k), -np.inf, np.float32)
+    for line, items in zip(scores, out):
+      line[:len(items)] = 1 / (1 + np.arange(len(items)))
+    return [[shop.catalog.id_of(i) for i in items] for items in out], scores
+  return recommend
+
+
+def converse(workdir, catalogues=()):
+  """A conversation with the trained model. catalogues: further data sets to recommend from.
+
+  -> talk.Conversation, mesh
+  """
+  config, _, shelf, mesh = open_run(workdir)
+  domains = {shelf.names[0]: shelf}
+  if catalogues and config.grounding != 'cgen':
+    raise ConfigError(f'grounding={config.grounding} knows its own catalogue alone; other data '
+                      'sets need a run with grounding=cgen')
+  for source in catalogues:
+    shop = load_data(source)
+    stock = goods.load(shop.catalog, shelf.speaker.tokenizer)
+    domains[shop.name] = answer.Shelf(shelf.speaker, [stock], [shop.name])
+  system = templates.read(config.prompt.template, 'recjax.methods.reclm', samples.FIELDS)['system']
+  return talk.Conversation(config, domains, system), mesh
+
+
+def room(shelf, k):
+  """Tokens that a list of k titles takes at most."""
+  longest = max(len(r) for r in shelf.stocks[0].rows)
+  return 64 * -(-(k * (longest + 8) + 16) // 64)

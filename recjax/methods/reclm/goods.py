@@ -1,0 +1,119 @@
+"""The catalogue as a language model writes it: titles that survive their tokens, and their trie."""
+import dataclasses
+import functools
+import unicodedata
+
+import numpy as np
+
+from recjax.data.catalog import Catalog
+from recjax.decoding import forest, trie
+from recjax.errors import DataError
+
+SOI, EOI = '<SOI>', '<EOI>'
+ROUNDS = 3  # of encoding and decoding until a title stays as it is
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Goods:
+  """Items by index - 1. titles: unique spellings. rows: their token lists, without the end token.
+
+  categories: every path of an item below the root, the most specific last, as one text each.
+  notes: what was odd, counted.
+  """
+  catalog: Catalog
+  titles: list
+  rows: list
+  categories: list
+  notes: dict
+
+  @functools.cached_property
+  def index(self):
+    """{title: item index 1..N}"""
+    return {t: i for i, t in enumerate(self.titles, 1)}
+
+  def plant(self, end, vocab):
+    """The titles as a trie whose rows end with the end-of-item token. -> Trie"""
+    return trie.build(self.rows, end, vocab)
+
+
+def load(catalog, tokenizer):
+  """Titles of a catalogue, spelt so that they come back from their tokens. -> Goods
+
+  Raises DataError for an empty catalogue, or naming an item without a title, or one whose title
+  does not stay as it is.
+  """
+  if not len(catalog):
+    raise DataError('the catalogue is empty; nothing can be recommended')
+  raw = catalog.columns.get('title')
+  if raw is None:
+    raise DataError('the catalogue has no titles to write; add `title` to its items')
+  titles = [normalised(tokenizer, title, item) for title, item in zip(raw, catalog.ids)]
+  spelt = unlike(titles)
+  rows = tokenizer.encode_batch(spelt)
+  twins = len(rows) - len(set(map(tuple, rows)))
+  notes = {'titles_made_unlike': sum(a != b for a, b in zip(titles, spelt)), 'equal_tokens': twins}
+  return Goods(catalog, spelt, rows, paths(catalog), notes)
+
+
+def normalised(tokenizer, title, item):
+  """NFC, single spaces, and equal to what its tokens spell (reclm.md 1.1). -> str"""
+  text = ' '.join(unicodedata.normalize('NFC', title or '').split())
+  if not text:
+    raise DataError(f'item {item} has no title; give it one, or remove it')
+  for _ in range(ROUNDS):
+    again = ' '.join(tokenizer.decode(tokenizer.encode(text)).split())
+    if again == text:
+      return text
+    text = again
+  if not text:
+    raise DataError(f'the title of item {item} vanishes in its tokens; use another tokenizer')
+  raise DataError(f'the title of item {item} changes with every encoding, now {text[:60]!r}; '
+                  'change its spelling, or use another tokenizer')
+
+
+def unlike(titles):
+  """Titles with ' (1)', ' (2)', ... behind later holders: the smallest number not taken (D6)."""
+  taken, out = set(), []
+  for title in titles:
+    spelt, number = title, 0
+    while spelt in taken:
+      number += 1
+      spelt = f'{title} ({number})'
+    taken.add(spelt)
+    out.append(spelt)
+  return out
+
+
+def paths(catalog):
+  """Every category path of each item without its root: [Root, A, B] -> ['A', 'A, B'] (D6)."""
+  lists = catalog.columns.get('categories') or [None] * len(catalog)
+  roots = {c[0] for c in lists if c}
+  cut = 1 if len(roots) == 1 and any(len(c) > 1 for c in lists if c) else 0
+  return [[', '.join(c[cut:end]) for end in range(cut + 1, len(c) + 1)] if c else [] for c in lists]
+
+
+def members(goods):
+  """{category: (n,) item indices}, as category.jsonl lists them."""
+  out = {}
+  for index, some in enumerate(goods.categories, 1):
+    for name in some:
+      out.setdefault(name, []).append(index)
+  return {name: np.array(items, np.int32) for name, items in out.items()}
+
+
+def codes(goods, table, first):
+  """The catalogue with semantic-ID tokens instead of titles (RecLM-token).
+
+  table: (N, levels) int, unique rows. first: the id of the first code token, level by level of
+  equal size. -> Goods whose rows are code tokens; titles stay for people
+  """
+  size = int(table.max()) + 1
+  rows = table + first + size * np.arange(table.shape[1])
+  return dataclasses.replace(goods, rows=rows.tolist())
+
+
+def limits(tree, closed, allowed=None):
+  """Items that requests may not have. closed: list of (n,) item indices 1..N. -> Limits"""
+  some = None if allowed is None else np.asarray(allowed)[None]
+  return forest.limit(tree, some, None if some is None else np.zeros(len(closed), np.int32),
+                      [np.asarray(c, np.int64) - 1 for c in closed])

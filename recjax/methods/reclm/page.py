@@ -1,0 +1,123 @@
+"""The run's report: conversations, how clean the lists are, and whether they help."""
+import numpy as np
+
+from recjax.data import splits
+from recjax.methods.reclm import face
+from recjax.report import html, plots, results, run
+from recjax.training.work import find_stage
+
+LABELS = {'cgen': 'RecLM-cgen', 'ret': 'RecLM-ret', 'token': 'RecLM-token',
+          'sasrec': 'SASRec (the teacher)', 'popularity': 'popularity',
+          'recency': 'recent popularity', 'random': 'random'}
+RATES = {'NonExistRate': 'items that do not exist', 'RepeatRate': 'repeats',
+         'InHistoryRate': 'items of the history shown', 'CorrectCount': 'lists of the right length',
+         'EmptyRate': 'empty lists', 'TargetCategoryRate': "items of the target's category",
+         'coverage': 'catalogue shown'}
+EXAMPLES = 8
+
+
+def write(cfg, work, shop, found):
+  """Writes report.html into the run's folder."""
+  from recjax.training.work import read_json
+  outcome = read_json(found / 'results.json')
+  main = next(iter(outcome['rows']))
+  html.write(work.path / 'report.html', html.page(
+      f'{LABELS[main]}: a chat model whose items exist', f'{shop.name}, preset {cfg.preset}',
+      [verdict(outcome, main), html.tiles(figures(cfg, outcome, main))],
+      [html.section('Results', results.results_table(
+          outcome, ('HR@10', 'NDCG@10', 'HR@5'), 'NDCG@10', main, LABELS),
+          intro='Intervals are 95 % bootstraps over test users.'),
+       results.groups_section(outcome, main), rates_section(cfg, outcome), curves(work),
+       examples(cfg, work, shop),
+       run.training_section(work.metrics(), {'llm': 'the tiny language model',
+                                             'teacher': 'the teacher', 'tune': 'the LLM'}),
+       run.facts_section(work.path, cfg, {
+           'data': f'{shop.name}: {len(shop.catalog):,} items, {len(shop.interactions):,} users',
+           'data fingerprint': shop.fingerprint, 'protocol': outcome['protocol']})],
+      'Lian et al., arXiv 2505.03336; Lu et al., arXiv 2403.05063.'))
+
+
+def verdict(outcome, main):
+  """The result in a sentence."""
+  ours, base = outcome['rows'][main]['HR@10'], outcome['rows']['popularity']['HR@10']
+  p = outcome['tests'][f'{main}>popularity']['HR@10']
+  text = (f'For {ours["value"]:.1%} of {ours["n"]:,} test users the next item is in the list of '
+          f'ten; the most popular items give {base["value"]:.1%} (paired test, p '
+          f'{results.p_value(p)}).')
+  if 'sasrec' in outcome['rows']:
+    teach = outcome['rows']['sasrec']['HR@10']['value']
+    text += f' The teacher reaches {teach:.1%}: a ratio of {ours["value"] / max(teach, 1e-9):.2f}.'
+  return text
+
+
+def figures(cfg, outcome, main):
+  """Tiles of the summary."""
+  def tile(metric):
+    cell = outcome['rows'][main][metric]
+    return (metric, f'{cell["value"]:.4f}', f'{cell["low"]:.4f} to {cell["high"]:.4f}')
+  k = cfg.decode.count
+  return [tile('HR@10'), tile('NDCG@10'),
+          ('items that do not exist', f'{outcome["rates"][f"NonExistRate@{k}"]:g}', 'in all lists'),
+          ('repeats', f'{outcome["rates"][f"RepeatRate@{k}"]:g}', 'in all lists')]
+
+
+def rates_section(cfg, outcome):
+  """How clean lists are: in one turn, amid other talk, over another catalogue."""
+  tests = {'one turn': outcome['rates']}
+  if outcome.get('rounds'):
+    tests['between questions'] = outcome['rounds']
+  if outcome.get('cross'):
+    tests[f'another catalogue ({outcome["cross"]["data"]})'] = outcome['cross']
+  k = cfg.decode.count
+  rows = [[label, *(f'{t[f"{name}@{k}"]:.3f}' for t in tests.values())]
+          for name, label in {'HR': f'hits in {k}', 'NDCG': f'NDCG@{k}', **RATES}.items()]
+  body = [html.table(['', *tests], rows, f'Means over lists, counts out of {k} items, empty lists '
+                     'counted', 'l' + 'r' * len(tests))]
+  if outcome.get('rounds'):
+    r = outcome['rounds']
+    body.append(html.facts({
+        'conversations of three rounds': r['conversations'],
+        f'lists of exactly {k} items in the second round': f'{r["CSN_R1"]:.1%}',
+        'answers without a list in the third round': f'{r["CSN_R2"]:.1%}',
+        'right answers in the third round': f'{r["accuracy"]:.1%}'}))
+  return html.section('How clean the lists are', *body)
+
+
+def curves(work):
+  """Likelihood of held-out titles among what the catalogue allows."""
+  rows = [r for r in work.metrics() if r['stage'] == 'tune']
+  found = {name: [(r['step'], r[name]) for r in rows if name in r]
+           for name in ('title_nll', 'item_nll', 'valid_loss')}
+  return html.section('Held-out lists', html.figure(
+      plots.loss_curves({k.replace('_', ' '): v for k, v in found.items() if v},
+                        ylabel='nats a token', xlabel='step'),
+      'Validation loss, and of titles among what the catalogue allows', 'curves'))
+
+
+def examples(cfg, work, shop):
+  """Conversations: what was shown, what was asked, what came."""
+  import json
+  _, _, shelf, _ = face.open_run(work.path)
+  split = splits.leave_one_out(shop.interactions)
+  cases = split.test
+  if 0 < cfg.judge.users < len(cases):
+    cases = cases.picked(np.sort(np.random.default_rng(42).permutation(len(cases))[
+        :cfg.judge.users]))
+  replies = {}
+  for line in (find_stage(work.path, 'evaluate') / 'lists.jsonl').read_text().splitlines():
+    replies |= {name: ids for name, ids in json.loads(line)}
+  order = np.random.default_rng(0).permutation(len(cases))
+  read = {int(c): shelf.read(replies[int(c)]) for c in order[:400]}
+  good = [c for c, r in read.items() if cases.targets[c] in r.items][:EXAMPLES // 2]
+  bad = [c for c, r in read.items() if cases.targets[c] not in r.items][:EXAMPLES // 2]
+  titles, cards = shelf.stocks[0].titles, []
+  for c in [*good, *bad]:
+    rows = [[str(n), titles[i - 1], 'the next item' if i == cases.targets[c] else '']
+            for n, i in enumerate(read[c].items, 1)]
+    last = '; '.join(titles[i - 1] for i in cases.history(c)[-4:])
+    cards.append(html.card(f'Next: {titles[cases.targets[c] - 1]}', f'last items: {last}',
+                           html.table(['', 'Recommended', ''], rows, 'The list', 'rll'),
+                           html.code(read[c].text)))
+  return html.section('Conversations', html.cards(cards, shown=3),
+                      intro='Test users drawn at random, first some whose next item was found. The '
+                            'reply as it is read stands below each list.')

@@ -1,0 +1,96 @@
+"""Texts for the tiny model, what a run would cost, and its model in other programs' layouts."""
+import dataclasses
+import pathlib
+import shutil
+
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+
+from recjax.errors import ConfigError
+from recjax.methods.reclm import samples, tune
+from recjax.models import huggingface, llm, lora
+from recjax.training import backbone
+from recjax.training.work import find_stage, read_json
+
+OPENING, TITLE = 60, 14  # tokens of a prompt around its titles, and of a title, typical
+PEAK, USED = 989e12, 0.4  # dense bf16 FLOP/s of an H200, share that training reaches, typical
+
+
+def documents(template, titles, seed, walks=3, longest=samples.LONGEST):
+  """What the tiny model learns before it sees any behaviour: lists that wander from an item to one
+  of like words, asked for and answered, so that it knows titles and form and nothing of users."""
+  words = [sorted(set(t.lower().split())) for t in titles]
+  rng = np.random.default_rng((seed, len(titles)))
+  out = []
+  for _ in range(walks):
+    order = backbone.wander(words, rng)
+    for start in range(0, len(order), longest):
+      some = [titles[i] for i in order[start:start + longest]]
+      cut = int(rng.integers(1, len(some) + 1)) if len(some) > 1 else 1
+      history = ' → '.join(f"'{t}'" for t in some[:cut])
+      lines = '\n '.join(f'{n}. {t}' for n, t in enumerate(some[cut:] or some, 1))
+      form = template['train' if rng.random() < 0.5 else 'test']
+      out.append(form.replace('{history}', history).replace('{count}', str(len(some) - cut or 1))
+                 + '\n' + lines + '\n')
+  return out
+
+
+def cost(cfg, shop):
+  """Parameters, operations and time, by hand count. -> {what: text}"""
+  shape = shape_of(cfg)
+  users = int((shop.interactions.lengths() > 3).sum())
+  users = min(users, cfg.train.sample) if cfg.train.sample else users
+  length = OPENING + TITLE * (samples.LONGEST // 2 + cfg.train.longest_list / 2)
+  forward = llm.flops_per_token(shape, length / 2)
+  full = cfg.train.mode == 'full'
+  trained = llm.count(llm.shapes(shape)) if full else llm.count(
+      jax.eval_shape(lambda k: lora.init_lora(shape, k), jax.random.key(0)))
+  tokens = cfg.train.epochs * users * length
+  flops = (3 if full else 2) * forward * tokens
+  return {
+      'model': f'{llm.count(llm.shapes(shape)):,} parameters, '
+               f'{llm.param_bytes(shape) / 2**20:,.0f} MiB as stored ({shape.dtype})',
+      'trained': f'{trained:,} parameters ({cfg.train.mode})',
+      'training': f'{cfg.train.epochs} epochs of {users:,} samples, about {tokens / 1e6:,.1f} M '
+                  f'tokens, {flops / 1e12:,.1f} TFLOP: {flops / (USED * PEAK):,.0f} s on one H200 '
+                  f'at {USED:.0%} of its 989 TFLOP/s'}
+
+
+def shape_of(cfg):
+  """The model's shape, from its folder or from the tiny model's settings. -> llm.Config"""
+  adapter = {}
+  if cfg.train.mode == 'lora':
+    adapter = dict(lora_rank=cfg.lora.rank, lora_targets=tuple(cfg.lora.targets))
+  if cfg.llm.weights == 'tiny':
+    tiny = cfg.tiny
+    return llm.Config(
+        vocab=tiny.vocab, width=tiny.width, layers=tiny.layers, heads=tiny.heads,
+        kv_heads=tiny.kv_heads, head_dim=tiny.width // tiny.heads, ffn=tiny.ffn, tied=True,
+        **adapter)
+  if not cfg.llm.weights:
+    raise ConfigError('llm.weights is empty, so there is no model to count; add '
+                      '--config.llm.weights=FOLDER, or use the sample preset')
+  return dataclasses.replace(huggingface.read_config(cfg.llm.weights), **adapter)
+
+
+def convert(workdir, to, out):
+  """Writes the tuned chat model, control tokens included, as a whole Hugging Face checkpoint.
+
+  Raises WorkdirError where the run has not finished tuning, ConfigError where `out` is not empty or
+  `to` is another.
+  """
+  config = ConfigDict(read_json(pathlib.Path(workdir) / 'config.json')['config'])
+  made, out = find_stage(workdir, 'tune'), pathlib.Path(out)
+  if to != 'merged':
+    raise ConfigError(f'--to={to} does not fit: an adapter alone lacks the new tokens; choose '
+                      'merged')
+  if out.exists() and any(out.iterdir()):
+    raise ConfigError(f'{out} is not empty; name a folder that does not exist yet')
+  if config.train.mode == 'full':
+    shutil.copytree(made, out, dirs_exist_ok=True,
+                    ignore=shutil.ignore_patterns('DONE.json', '.*', '*.npz'))
+    return
+  weights = config.llm.weights
+  folder = find_stage(workdir, 'llm') if weights == 'tiny' else pathlib.Path(weights)
+  tune.merged(config, folder, made, out)

@@ -1,0 +1,171 @@
+"""What is learnt: windows of users, the lists that a teacher completes, and the turns around them.
+
+Every draw is a function of (seed, epoch, user) alone (reclm.md 2.3, 3.1).
+"""
+import dataclasses
+
+import numpy as np
+
+from recjax.errors import ConfigError, DataError
+from recjax.text.templates import fill
+
+LONGEST = 10  # items of a history that a prompt shows, and of a list that is asked for
+FIELDS = {'system': (), 'train': ('history', 'count'), 'rule': (),
+          'train_candidates': ('history', 'candidates', 'count'), 'test': ('history', 'count'),
+          'first': (), 'acknowledge': ()}
+
+
+@dataclasses.dataclass(frozen=True)
+class Sample:
+  """One conversation. turns: [{'role', 'content'}], contents of the assistant may be lists of texts
+  and item indices. history, labels: item indices 1..N; target: the true next item, 0 in chat."""
+  turns: list
+  task: str = 'chat'
+  user: int = -1
+  history: tuple = ()
+  target: int = 0
+  labels: tuple = ()
+  candidates: tuple = ()
+
+
+def windows(sequences, epoch, seed):
+  """One window of each user whose training part has two items: s[a:t] -> s[t].
+
+  sequences: Interactions of the training part. t is uniform in 1 .. n - 1, a in max(0, t - 10) ..
+  t - 1 (D4). -> users, begins, ends: (M,) positions in the flat items
+  """
+  lengths = sequences.lengths()
+  users = np.flatnonzero(lengths >= 2)
+  rng = np.random.default_rng((seed, epoch, 1))
+  u = rng.random((2, len(lengths)))[:, users]
+  t = 1 + np.floor(u[0] * (lengths[users] - 1)).astype(np.int64)
+  a = np.maximum(0, t - LONGEST)
+  a = a + np.floor(u[1] * (t - a)).astype(np.int64)
+  start = sequences.offsets[users]
+  return users, start + a, start + t
+
+
+def label_list(target, taught, count):
+  """The true item first, then the teacher's without it, cut to `count` (D3). -> list"""
+  return [target, *(i for i in taught if i != target and i)][:count]
+
+
+def epoch(cfg, goods, train, teach, number, template, talk, count=0):
+  """The samples of one epoch, one a user, chat mixed in. -> list of Sample
+
+  cfg: the `train` group and its seed. teach: (histories, k) -> (M, k) item indices, those of the
+  history left out, 0 behind the last. talk: [(question, answer)]. count: so many of the users,
+  drawn (0: all).
+  """
+  users, begin, end = windows(train, number, cfg.seed)
+  if count and count < len(users):
+    some = np.sort(np.random.default_rng((cfg.seed, number, 2)).permutation(len(users))[:count])
+    users, begin, end = users[some], begin[some], end[some]
+  histories = [train.items[a:b] for a, b in zip(begin, end)]
+  taught = teach(histories, LONGEST + 1)
+  out = []
+  for i, user in enumerate(users):
+    rng = np.random.default_rng((cfg.seed, number, int(user)))
+    size = int(rng.integers(1, min(cfg.longest_list, len(goods.titles) - 1) + 1))
+    if cfg.full_lists:
+      size = min(cfg.longest_list, len(goods.titles) - 1)
+    target = int(train.items[end[i]])
+    labels = label_list(target, taught[i].tolist(), size)
+    sample = recommend(goods, template, histories[i], labels, rng, cfg)
+    out.append(dataclasses.replace(sample, user=int(user), target=target))
+    if talk and rng.random() < cfg.multi_round:
+      out[-1] = beside(out[-1], talk[rng.integers(len(talk))], int(rng.integers(2)))
+  rng = np.random.default_rng((cfg.seed, number, 3))
+  for _ in range(round(cfg.chat_share * len(out)) if talk else 0):
+    question, answer = talk[rng.integers(len(talk))]
+    out.append(Sample([said('system', template['system']), said('user', question),
+                       said('assistant', [answer])]))
+  return out
+
+
+def said(role, content):
+  return {'role': role, 'content': content}
+
+
+def recommend(goods, template, history, labels, rng, cfg):
+  """A request and its answer: free or among candidates, the rule stated or not, drawn uniformly."""
+  candidates = ()
+  if rng.random() < cfg.candidates:
+    candidates = among(labels, len(goods.titles), rng, cfg.longest_list)
+  form = template['train_candidates' if candidates else 'train']
+  rule = template['rule'] if rng.random() < cfg.rule else ''
+  request = asked(goods, form, history, len(labels), candidates) + rule
+  return Sample([said('system', template['system']), said('user', request),
+                 said('assistant', written(labels))], 'recommend', -1,
+                tuple(map(int, history)), 0, tuple(labels), candidates)
+
+
+def among(labels, n, rng, most):
+  """The labels and other items without repeats, shuffled: c in len(labels) .. `most` in all."""
+  size = int(rng.integers(len(labels), max(most, len(labels)) + 1))
+  some = list(labels)
+  while len(some) < min(size, n):
+    one = int(rng.integers(1, n + 1))
+    if one not in some:
+      some.append(one)
+  return tuple(some[i] for i in rng.permutation(len(some)))
+
+
+def asked(goods, form, history, count, candidates=()):
+  """The text of a request (reclm.md 3.1): titles in single quotes, joined by arrows."""
+  title = lambda i: f"'{goods.titles[i - 1]}'"  # noqa: E731
+  return fill(form, history=' → '.join(map(title, history)),
+              candidates=', '.join(map(title, candidates)), count=str(count))
+
+
+def written(labels):
+  """An answer: numbered items, one a line, a new line at its end (D5). -> [str or int, ...]"""
+  out = []
+  for number, item in enumerate(labels, 1):
+    out += [('' if number == 1 else '\n ') + f'{number}. ', int(item)]
+  return [*out, '\n']
+
+
+def beside(sample, pair, late):
+  """A chat turn before the recommendation, or after it (reclm.md 3.1, multi-round mixing)."""
+  turns = [said('user', pair[0]), said('assistant', [pair[1]])]
+  system, *rest = sample.turns
+  return dataclasses.replace(sample, turns=[system, *rest, *turns] if late
+                             else [system, *turns, *rest])
+
+
+def question(goods, template, history, way='plain', count=LONGEST):
+  """The turns that ask for `count` items, in words that training does not use.
+
+  way: 'plain' (one turn), 'rule' (with the rule of control symbols), 'acknowledged' (after a first
+  turn), or 'trained' (training's own words). Raises ConfigError for another.
+  """
+  if way not in ('plain', 'rule', 'acknowledged', 'trained'):
+    raise ConfigError(f"judge.words={way!r}; choose 'plain', 'rule', 'acknowledged' or 'trained'")
+  turns = [said('system', template['system'])]
+  if way == 'acknowledged':
+    turns += [said('user', template['first']), said('assistant', template['acknowledge'])]
+  form = template['train' if way == 'trained' else 'test']
+  rule = template['rule'] if way == 'rule' else ''
+  return [*turns, said('user', asked(goods, form, history, count) + rule)]
+
+
+def prompts(renderer, goods, template, histories, way='plain', count=LONGEST):
+  """Prompts for histories: their last items, fewer where a prompt would be too long.
+
+  histories: lists of item indices. -> (token lists, how many were shortened)
+  """
+  out, short = [], 0
+  for number, history in enumerate(histories):
+    kept = list(history[-LONGEST:])
+    while True:
+      ids = renderer.tokens(question(goods, template, kept, way, count))
+      if len(ids) <= renderer.longest:
+        break
+      if len(kept) < 2:
+        raise DataError(f'history {number}: one title alone makes a prompt of {len(ids)} tokens, '
+                        f'{renderer.longest} fit; raise prompt.cutoff')
+      kept = kept[1:]
+    short += len(kept) < min(LONGEST, len(history))
+    out.append(ids)
+  return out, short

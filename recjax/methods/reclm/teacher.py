@@ -1,0 +1,115 @@
+"""The teacher that completes label lists: a SASRec in process, or behind HTTP (reclm.md 2)."""
+import json
+import urllib.error
+import urllib.request
+
+import numpy as np
+from ml_collections import ConfigDict
+
+from recjax.data import splits
+from recjax.errors import ConfigError, DataError
+from recjax.evaluation import ranking
+from recjax.training import companion, encoder, sequential
+from recjax.training.work import read_json, write_json
+
+
+def settings(cfg):
+  """Everything in the config that decides the teacher."""
+  if cfg.teacher.source == 'train':
+    return ConfigDict({'teacher': cfg.teacher, 'seed': cfg.seed})
+  return ConfigDict({'teacher': {'source': cfg.teacher.source}})
+
+
+def stage(work, cfg, shop):
+  """Trains the teacher on the training part, or checks and takes over a trained one."""
+  source, n = cfg.teacher.source, len(shop.catalog)
+  if source.startswith('http'):
+    write_json(work.folder / 'served.json', {'url': source})
+    return {'url': source}
+  if source != 'train':
+    return companion.adopt(work, source, shop.fingerprint, 'teacher.source',
+                           "the address of a served one (http://...), or 'train'")
+  given, split = companion.settings(cfg.teacher, cfg.seed), splits.leave_one_out(shop.interactions)
+  model = sequential.model_config(given, n)
+  judge = ranking.validator(lambda p: sequential.scorer(model, p), split.valid, n, 1,
+                            given.train.valid_users)
+  return companion.train(work, given, n, split.train, judge)
+
+
+def scorer(made, shop):
+  """The teacher's scores of all items. -> score function, or None where it is behind HTTP"""
+  return None if read_json(made / 'served.json') else companion.scorer(made, len(shop.catalog))
+
+
+def asker(made, shop):
+  """-> teach(histories, k): (M, k) item indices, best first, none of the history, 0 behind"""
+  score, n = scorer(made, shop), len(shop.catalog)
+  if score is None:
+    url = read_json(made / 'served.json')['url']
+    return lambda histories, k: over_http(url, shop.catalog, histories, k)
+
+  def teach(histories, k):
+    offsets = np.concatenate([[0], np.cumsum([len(h) for h in histories])]).astype(np.int64)
+    flat = np.concatenate(histories).astype(np.int32)
+    return ranking.top_items(score, flat, offsets, n, min(k, n))[0]
+  return teach
+
+
+def over_http(url, catalog, histories, k, batch=512):
+  """Asks a served teacher, many histories a request (reclm.md 2.2). -> (M, k) int32
+
+  Raises DataError where it cannot be reached or names items that the catalogue lacks.
+  """
+  out = np.zeros((len(histories), k), np.int32)
+  for start in range(0, len(histories), batch):
+    some = histories[start:start + batch]
+    found = post(f'{url.rstrip("/")}/inference', {
+        'users': [str(i) for i in range(len(some))], 'item_lengths': [len(h) for h in some],
+        'item_lists': [[catalog.id_of(int(i)) for i in h] for h in some], 'k': k,
+        'immediately': 1})['inference']
+    for row, items in zip(out[start:], found):
+      row[:len(items)] = [catalog.index(i) for i in items[:k]]
+  return out
+
+
+def post(url, request, timeout=60):
+  """One JSON request. Raises DataError with what went wrong. -> the answer"""
+  body = json.dumps(request).encode()
+  call = urllib.request.Request(url, body, {'Content-Type': 'application/json'})
+  try:
+    with urllib.request.urlopen(call, timeout=timeout) as answer:
+      return json.loads(answer.read())
+  except urllib.error.HTTPError as error:
+    raise DataError(f'{url} answered {error.code}: {error.read()[:200].decode(errors="replace")}'
+                    ) from error
+  except (OSError, ValueError) as error:
+    raise DataError(f'{url} does not answer ({error}); start it with `recjax serve WORKDIR`, '
+                    'or set teacher.source=train') from error
+
+
+def item_vectors(work, cfg, made, shop, folder):
+  """Item vectors that RecLM-ret begins from. -> (N, E) float32
+
+  ret.vectors: 'teacher' (its item table), 'text' (the LLM's mean state over title and description),
+  or a .npy file in the order of the items.
+  """
+  how, n = cfg.ret.vectors, len(shop.catalog)
+  if how == 'teacher':
+    if not (made / 'model.npz').exists():
+      raise ConfigError("ret.vectors='teacher' needs a teacher in process; choose 'text' or a .npy")
+    return np.asarray(sequential.load(made / 'model.npz')['items'][1:n + 1], np.float32)
+  if how == 'text':
+    columns = shop.catalog.columns
+    about = columns.get('description') or [''] * n
+    texts = [f'{t}\n{d or ""}'.strip() for t, d in zip(columns['title'], about)]
+    reader = encoder.load(folder, cfg.llm, work.mesh, 'avg', cfg.ret.tokens)
+    return np.asarray(encoder.embed(reader, texts, work.mesh)[0], np.float32)
+  try:
+    found = np.load(how, allow_pickle=False)
+  except (OSError, ValueError) as error:
+    raise ConfigError(f"ret.vectors={how!r} is no readable .npy file ({error}); choose 'teacher', "
+                      "'text' or a file") from error
+  if found.ndim != 2 or len(found) != n or not np.isfinite(found).all():
+    raise DataError(f'{how} has shape {found.shape}; it needs {n:,} rows of finite numbers, one an '
+                    'item in their order')
+  return found.astype(np.float32)

@@ -1,0 +1,314 @@
+"""Supervised fine-tuning: scope-masked titles (cgen, token), or fetched items (ret)."""
+import dataclasses
+import functools
+import os
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from ml_collections import ConfigDict
+
+from recjax import sharding
+from recjax.data import splits
+from recjax.data.formats import conversations
+from recjax.data.sample_talk import questions
+from recjax.errors import ConfigError
+from recjax.methods.reclm import goods, render, samples, teacher
+from recjax.models import huggingface, llm, lora, vocabulary
+from recjax.text import templates
+from recjax.text import tokens as tokenizers
+from recjax.training import backbone, dialogue, item_losses, scope
+from recjax.training import sequential as plain_arrays
+from recjax.training.fit import Task, fit
+from recjax.training.work import read_json, write_json
+
+LIKE = {goods.SOI: 'start of an item', goods.EOI: 'end of an item'}
+
+
+def settings(cfg):
+  """Everything in the config that decides this stage's result."""
+  return ConfigDict({k: cfg[k] for k in ('grounding', 'prompt', 'talk', 'train', 'lora', 'ret',
+                                         'token', 'optim', 'llm', 'seed')})
+
+
+@dataclasses.dataclass(eq=False)
+class Speaker:
+  """A language model with the catalogue's control tokens. params: weights with their rows; lora: an
+  adapter's tree, or None. extra: {'project', 'items'} of ret, or None."""
+  model: object
+  params: dict
+  lora: dict | None
+  tokenizer: object
+  soi: int
+  eoi: int
+  codes: list
+  extra: dict | None = None
+
+  @property
+  def variables(self):
+    return {'params': self.params, **({'lora': self.lora} if self.lora else {})}
+
+
+def names(cfg, table=None):
+  """Control tokens, their order is that of their ids. table: (N, levels) codes of 'token'."""
+  if cfg.grounding != 'token':
+    return [goods.SOI, goods.EOI]
+  size = int(table.max()) + 1
+  return [goods.SOI, goods.EOI, *(f'<{level}_{code}>' for level in range(table.shape[1])
+                                  for code in range(size))]
+
+
+def fresh(cfg, folder, mesh, table=None):
+  """The LLM of `folder` with control tokens, untrained. -> Speaker"""
+  adapter = {}
+  if cfg.train.mode == 'lora':
+    adapter = dict(lora_rank=cfg.lora.rank, lora_alpha=float(cfg.lora.alpha),
+                   lora_targets=tuple(cfg.lora.targets))
+  elif cfg.train.mode != 'full':
+    raise ConfigError(f"train.mode={cfg.train.mode!r}; choose 'lora' or 'full'")
+  model, params, base = backbone.load(folder, cfg.llm, mesh, **adapter)
+  tokenizer, ids = tokenizers.extend(base, names(cfg, table))
+  like = [base.encode(LIKE.get(n, 'item')) for n in names(cfg, table)]
+  params, shape = vocabulary.grow(params, model.cfg, ids, like)
+  if len(ids) > 2:  # codes that begin alike would stay alike under symmetric gradients
+    rows = vocabulary.rows_of(params, ids)
+    key = jax.random.key(cfg.seed)
+    rows = {n: x + x.std() * jax.random.normal(jax.random.fold_in(key, i), x.shape)
+            for i, (n, x) in enumerate(sorted(rows.items()))}
+    params = vocabulary.put(params, rows, ids)
+  model = llm.LM(shape)
+  return Speaker(model, params, None, tokenizer, *ids[:2], ids[2:])
+
+
+def renderer(cfg, speaker, stock, nodes=None):
+  """How this speaker's conversations become tokens."""
+  return render.Renderer(speaker.tokenizer, stock.rows, speaker.soi, speaker.eoi, nodes,
+                         cfg.prompt.cutoff, dict(cfg.prompt.variables))
+
+
+def stock_of(cfg, shop, speaker, table=None):
+  """The catalogue as the speaker writes it. -> Goods"""
+  stock = goods.load(shop.catalog, speaker.tokenizer)
+  return stock if table is None else goods.codes(stock, table, speaker.codes[0])
+
+
+def talk_of(cfg):
+  """Chat pairs: of a file, the built-in ones, or none. -> [(question, answer)], left out"""
+  if not cfg.talk.source or not (cfg.train.multi_round or cfg.train.chat_share):
+    return [], 0
+  if cfg.talk.source == 'sample':
+    return questions(1000, cfg.seed), 0
+  return conversations.read(cfg.talk.source)
+
+
+def stage(work, cfg, shop, folder, helper, coded=None):
+  """Tunes the LLM of `folder` into `work.folder`. helper, coded: stages of teacher and codes."""
+  table = None if coded is None else np.load(coded / 'codes.npy')
+  speaker = fresh(cfg, folder, work.mesh, table)
+  stock = stock_of(cfg, shop, speaker, table)
+  tree = stock.plant(speaker.eoi, speaker.model.cfg.vocab)
+  talk, left = talk_of(cfg)
+  parts, counts = rendered(cfg, shop, stock, speaker, tree, teacher.asker(helper, shop), talk)
+  prefix = dialogue.shared_prefix(parts['train'] + parts['valid'])
+  train, valid = (dialogue.pack(parts[p], cfg.train.row, prefix, render.MARKS)
+                  for p in ('train', 'valid'))
+  batches, an_epoch = dialogue.batches(train, cfg.train.batch, work.mesh, cfg.seed)
+  items = teacher.item_vectors(work, cfg, helper, shop, folder) if cfg.grounding == 'ret' else None
+  task = task_of(cfg, speaker, tree, items, train, valid, batches)
+  steps = max(1, round(an_epoch))
+  fitting = dataclasses.replace(
+      backbone.FitSettings.of(cfg.optim), steps=steps, seed=cfg.seed,
+      eval_every=max(1, round(steps / cfg.train.epochs)), patience=cfg.train.patience)
+  trained = jax.device_get(fit(task, fitting, work))
+  save(work, cfg, speaker, folder, trained)
+  return {**counts, 'chat_left_out': left, 'steps': steps, 'trained': llm.count(trained),
+          'shared_prefix': len(prefix), 'rows': len(train.members), 'row': train.row,
+          **{k: v for k, v in stock.notes.items() if v}}
+
+
+def rendered(cfg, shop, stock, speaker, tree, teach, talk):
+  """Examples of every epoch, and of validation: the last training item's follower, same words.
+
+  Those longer than prompt.cutoff are counted and left out. -> {part: [Example]}, counts
+  """
+  split = splits.leave_one_out(shop.interactions)
+  template = templates.read(cfg.prompt.template, 'recjax.methods.reclm', samples.FIELDS)
+  nodes = scope.title_nodes(tree.first, tree.tok, [[*r, speaker.eoi] for r in stock.rows],
+                            'all' if cfg.train.scope == 'none' else cfg.train.scope,
+                            cfg.train.scope_end)
+  turn = renderer(cfg, speaker, stock, nodes)
+  given = ConfigDict({**cfg.train.to_dict(), 'seed': cfg.seed})
+  parts = {'train': [s for e in range(cfg.train.epochs) for s in samples.epoch(
+      given, stock, split.train, teach, e, template, talk, cfg.train.sample)]}
+  few = np.arange(min(len(split.valid), cfg.train.valid_users))
+  cases = split.valid.picked(few)
+  asked = teach([cases.history(c) for c in few], samples.LONGEST + 1)
+  rng = np.random.default_rng(cfg.seed)
+  parts['valid'] = [samples.recommend(
+      stock, template, cases.history(c)[-samples.LONGEST:],
+      samples.label_list(int(cases.targets[c]), asked[c].tolist(), samples.LONGEST), rng,
+      ConfigDict({**cfg.train.to_dict(), 'candidates': 0.0})) for c in few]
+  out, long = {}, 0
+  for part, some in parts.items():
+    made = [turn.example(s) for s in some]
+    out[part] = [e for e in made if len(e.ids) <= cfg.prompt.cutoff]
+    long += len(made) - len(out[part])
+  return out, {'samples': len(out['train']), 'too_long': long}
+
+
+# What is trained.
+
+
+def start_of(cfg, speaker, items):
+  """The tree to train: all weights or an adapter with the new rows; ret's parts beside them."""
+  if cfg.train.mode == 'full':
+    out = {'params': speaker.params}
+  else:
+    out = {'lora': lora.init_lora(speaker.model.cfg, jax.random.key(cfg.seed)),
+           'rows': vocabulary.rows_of(speaker.params, new_ids(speaker))}
+  if items is not None:
+    width = speaker.model.cfg.width
+    key = jax.random.key(cfg.seed + 1)
+    out['project'] = init_project(key, width, cfg.ret.hidden, items.shape[1])
+    out['items'] = jnp.asarray(items)
+  return out
+
+
+def new_ids(speaker):
+  return [speaker.soi, speaker.eoi, *speaker.codes]
+
+
+def variables_of(cfg, speaker, train, frozen):
+  """The LLM's variables out of what is trained and what is not."""
+  if cfg.train.mode == 'full':
+    return {'params': train['params']}
+  return {'params': vocabulary.put(frozen, train['rows'], new_ids(speaker)), 'lora': train['lora']}
+
+
+def init_project(key, width, hidden, out):
+  """A layer of GELU between two linear ones, or one linear layer (hidden 0)."""
+  shapes = [(width, out)] if not hidden else [(width, hidden), (hidden, out)]
+  return [{'kernel': jax.random.normal(jax.random.fold_in(key, i), s) / s[0] ** 0.5,
+           'bias': jnp.zeros(s[1])} for i, s in enumerate(shapes)]
+
+
+def project(layers, states):
+  """States (..., D) to the items' space (..., E) (reclm.md 3.5)."""
+  for number, layer in enumerate(layers):
+    states = (nn.gelu(states, approximate=False) if number else states) @ layer['kernel']
+    states = states + layer['bias']
+  return states
+
+
+def task_of(cfg, speaker, tree, items, train, valid, batches):
+  """The optimisation problem of `fit`."""
+  table = scope.scope_of(tree.first, tree.tok, speaker.model.cfg.vocab)
+  sums = functools.partial(loss_sums, cfg, speaker, train.prefix, table,
+                           packed_items(train, batches))
+
+  def loss(given, frozen, batch, key):
+    del key
+    found, count = sums(given, frozen, batch)
+    return found['valid_loss'] / count, {}
+  start = start_of(cfg, speaker, items)
+  frozen = () if cfg.train.mode == 'full' else speaker.params
+  return Task(init=None, start=start, loss=loss, batches=batches, frozen=frozen, rules=llm.RULES,
+              evaluate=dialogue.judge_by(functools.partial(
+                  loss_sums, cfg, speaker, train.prefix, table, packed_items(valid, batches)),
+                  valid, batches.size))
+
+
+def packed_items(packed, batches):
+  """Room for the items that a batch of rows asks for."""
+  most = max(sum(int((packed.examples[i].marks['item'] > 0).sum()) for i in row)
+             for row in packed.members)
+  return -(-most * batches.size // 8) * 8
+
+
+def loss_sums(cfg, speaker, prefix, table, room, train, frozen, batch):
+  """Sums over the tokens of a batch that are learnt, and their count.
+
+  -> {'valid_loss': what is minimised, 'title_nll': of titles among what the catalogue allows}
+  """
+  variables = variables_of(cfg, speaker, train, frozen)
+  hidden = dialogue.states(speaker.model, prefix, variables, batch)
+  head = dialogue.head_of(variables, speaker.model.cfg)
+  flat = {k: batch[k].reshape(-1) for k in ('targets', 'weights', 'node', 'item')}
+  weights, count = flat['weights'], flat['weights'].sum()
+  if cfg.grounding == 'ret':
+    kept = weights * (flat['item'] >= 0)
+    nll = scope.token_nll(hidden, head, flat['targets'], jnp.full_like(flat['node'], scope.FREE),
+                          table)
+    language = (nll * kept).sum() / jnp.maximum(kept.sum(), 1)
+    found = fetch_loss(train, hidden, flat['item'] * (weights > 0), room)
+    total = language + cfg.ret.alpha * found
+    return {'valid_loss': total * count, 'item_nll': found * count}, count
+  masked = scope.token_nll(hidden, head, flat['targets'], flat['node'], table, cfg.train.gamma,
+                           cfg.train.focus)
+  titles = weights * (flat['item'] < 0)
+  share = count / jnp.maximum(titles.sum(), 1)
+  within = (masked * titles).sum() * share
+  if cfg.train.scope == 'none':
+    masked = scope.token_nll(hidden, head, flat['targets'],
+                             jnp.full_like(flat['node'], scope.FREE), table)
+  return {'valid_loss': (masked * weights).sum(), 'title_nll': within}, count
+
+
+def fetch_loss(train, hidden, items, room):
+  """The full softmax over the catalogue where an item begins. items: (M,), 0 for none. -> mean"""
+  spot = jnp.nonzero(items > 0, size=room, fill_value=len(items))[0]
+  take = lambda x: x.at[spot].get(mode='fill', fill_value=0)  # noqa: E731
+  z = project(train['project'], take(hidden).astype(jnp.float32))
+  goal = take(items)
+  nll = item_losses.cross_entropy(z, train['items'], jnp.maximum(goal - 1, 0))
+  return (nll * (goal > 0)).sum() / jnp.maximum((goal > 0).sum(), 1)
+
+
+# What is kept.
+
+
+def save(work, cfg, speaker, folder, trained):
+  """A whole checkpoint, or an adapter with the new rows; ret's parts as plain arrays."""
+  speaker.tokenizer.save(work.folder)
+  if cfg.train.mode == 'full':
+    huggingface.save(trained['params'], speaker.model.cfg, work.folder)
+  else:
+    inside = folder.resolve().is_relative_to(work.path.resolve())
+    base = os.path.relpath(folder, work.folder) if inside else str(folder)
+    huggingface.save_adapter(trained['lora'], speaker.model.cfg, work.folder, base=base)
+    plain_arrays.save(work.folder / 'rows.npz', trained['rows'])
+  if cfg.grounding == 'ret':
+    plain_arrays.save(work.folder / 'ret.npz', {
+        'items': trained['items'], 'project': dict(enumerate(trained['project']))})
+  write_json(work.folder / 'control.json', {'soi': speaker.soi, 'eoi': speaker.eoi,
+                                            'codes': speaker.codes})
+
+
+def load(cfg, folder, made, mesh):
+  """The tuned LLM. folder: of the base, made: the stage's. -> Speaker"""
+  control = read_json(made / 'control.json')
+  extra = None
+  if cfg.grounding == 'ret':
+    parts = plain_arrays.load(made / 'ret.npz')
+    layers = [jax.tree.map(jnp.asarray, parts['project'][k]) for k in sorted(parts['project'])]
+    extra = {'project': layers, 'items': jnp.asarray(parts['items'])}
+  if cfg.train.mode == 'full':
+    model, params, tokenizer = backbone.load(made, cfg.llm, mesh)
+    return Speaker(model, params, None, tokenizer, control['soi'], control['eoi'],
+                   control['codes'], extra)
+  model, params, _, adapter = backbone.load_adapted(folder, cfg.llm, made, mesh)
+  tokenizer = tokenizers.load(made)
+  ids = [control['soi'], control['eoi'], *control['codes']]
+  params, shape = vocabulary.grow(params, model.cfg, ids, [[0]] * len(ids))
+  params = vocabulary.put(params, plain_arrays.load(made / 'rows.npz'), ids)
+  return Speaker(llm.LM(shape), params, adapter, tokenizer, *ids[:2], ids[2:], extra)
+
+
+def merged(cfg, folder, made, out):
+  """Writes base, adapter and new rows as one checkpoint that transformers loads."""
+  mesh = sharding.make_mesh({'data': -1, 'fsdp': 1, 'model': 1})
+  speaker = load(cfg, folder, made, mesh)
+  shape = dataclasses.replace(speaker.model.cfg, lora_rank=0)
+  huggingface.save(lora.merge(speaker.params, speaker.lora, speaker.model.cfg), shape, out)
+  speaker.tokenizer.save(out)

@@ -1,0 +1,59 @@
+"""The recommender without text that stands beside an LLM: trained here, or a finished run."""
+import pathlib
+
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+
+from recjax.errors import ConfigError, DataError
+from recjax.training import sequential
+from recjax.training.work import find_stage, read_json, write_json
+
+FACTS = 'companion.json'
+
+
+def settings(group, seed):
+  """The sequential trainer's settings out of a config group (model, loss, train, optim)."""
+  return ConfigDict({k: group[k] for k in ('model', 'loss', 'train', 'optim')}
+                    | {'seed': seed, 'seeds': 1})
+
+
+def train(work, cfg, n, known, judge):
+  """Trains one model over `n` items into `work.folder`.
+
+  cfg: as from `settings`. known: Interactions to learn from. judge: as `sequential.fit` takes it.
+  -> counts
+  """
+  sequential.check(cfg, n)
+  best, scores, at = sequential.fit(work, cfg, n, known, judge)
+  sequential.save(work.folder / 'model.npz', jax.tree.map(lambda x: x[0], best))
+  write_json(work.folder / FACTS, {'config': cfg.to_dict()})
+  return {'best_epoch': int(at[0]), 'valid_NDCG@10': round(float(scores[0]), 4)}
+
+
+def adopt(work, source, fingerprint, flag, others):
+  """Takes over the best seed of a finished `sequential` run on the same data. -> counts
+
+  flag: the config key that named it; others: what else it may be, for the message.
+  Raises ConfigError for another kind of folder, DataError for other data.
+  """
+  saved = read_json(pathlib.Path(source) / 'config.json')
+  if saved is None or saved['config'].get('method') != 'sequential':
+    raise ConfigError(f"{flag}={source!r} is no run of the method 'sequential'; give its folder, "
+                      f'{others}')
+  results = read_json(find_stage(source, 'evaluate') / 'results.json')
+  if results['data_fingerprint'] != fingerprint:
+    raise DataError(f'{source} was trained on other data (fingerprint '
+                    f'{results["data_fingerprint"][:12]}, here {fingerprint[:12]}); train it on '
+                    'this data set')
+  made = find_stage(source, 'train')
+  best = int(np.argmax(read_json(made / 'valid.json')['NDCG@10']))
+  sequential.save(work.folder / 'model.npz', sequential.load(made / 'model.npz', best))
+  write_json(work.folder / FACTS, {'config': saved['config']})
+  return {'from': source}
+
+
+def scorer(made, n):
+  """The scores of all `n` items by the model of a stage's folder. -> score function"""
+  config = ConfigDict(read_json(made / FACTS)['config'])
+  return sequential.scorer(sequential.model_config(config, n), sequential.load(made / 'model.npz'))

@@ -1,0 +1,137 @@
+"""Conversations in rows: many turns, a loss on the assistant's tokens alone, marks on some of them.
+
+What all conversations begin with runs once a step and its gradient flows; the rest of each stands
+beside others in rows, told apart by segments.
+"""
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from recjax.data.batches import Batches
+from recjax.errors import DataError
+from recjax.models import llm
+from recjax.models.attention import remember
+from recjax.text import tokens
+
+ROW_STEP = 64  # rows are a multiple of this long
+
+
+@dataclasses.dataclass(frozen=True)
+class Example:
+  """One conversation. ids: (n,) int32. weights: (n,) bool, the tokens that are learnt. marks:
+  {name: (n,) int32}, further facts about each token."""
+  ids: np.ndarray
+  weights: np.ndarray
+  marks: dict
+
+
+@dataclasses.dataclass(frozen=True)
+class Packed:
+  """Examples laid into rows of `row` tokens behind a shared prefix. members: the examples of each
+  row. fills: {mark: its value where there is no token}."""
+  prefix: list
+  examples: list
+  members: list
+  row: int
+  fills: dict
+
+  def arrays(self, rows):
+    """Some rows as a batch. -> dict of (len(rows), row) arrays"""
+    shape, start = (len(rows), self.row), len(self.prefix)
+    out = {k: np.zeros(shape, np.int32) for k in ('tokens', 'positions', 'segments', 'targets')}
+    out['weights'] = np.zeros(shape, np.float32)
+    for name, fill in self.fills.items():
+      out[name] = np.full(shape, fill, np.int32)
+    for line, r in enumerate(rows):
+      at = 0
+      for s, i in enumerate(self.members[r], 1):
+        one = self.examples[i]
+        here = slice(at, at + len(one.ids) - start - 1)
+        out['tokens'][line, here] = one.ids[start:-1]
+        out['targets'][line, here] = one.ids[start + 1:]
+        out['weights'][line, here] = one.weights[start + 1:]
+        out['positions'][line, here] = np.arange(start, len(one.ids) - 1)
+        out['segments'][line, here] = s
+        for name in self.fills:
+          out[name][line, here] = one.marks[name][start + 1:]
+        at = here.stop
+    return out
+
+
+def shared_prefix(examples):
+  """Tokens that all examples begin with, short of the first that is learnt."""
+  first, last = (min(examples, key=lambda e: e.ids.tolist()).ids,
+                 max(examples, key=lambda e: e.ids.tolist()).ids)
+  most = min(int(np.argmax(e.weights)) for e in examples) - 1
+  size = max(0, min(most, len(first), len(last)))
+  same = np.flatnonzero(first[:size] != last[:size])
+  return first[:same[0] if len(same) else size].tolist()
+
+
+def pack(examples, row, prefix, fills):
+  """Lays examples into rows of `row` tokens, or more where one is longer. -> Packed
+
+  Raises DataError without examples, or where one learns nothing.
+  """
+  if not examples:
+    raise DataError('there is no conversation to learn from')
+  for i, one in enumerate(examples):
+    if not one.weights.any():
+      raise DataError(f'conversation {i} has no answer to learn')
+  sizes = [len(e.ids) - len(prefix) - 1 for e in examples]
+  row = -(-max(row, *sizes) // ROW_STEP) * ROW_STEP
+  return Packed(prefix, examples, tokens.pack(sizes, row), row, fills)
+
+
+def batches(packed, examples, mesh, seed):
+  """Shuffled batches of about so many examples. -> (Batches, batches that see all once, a float)"""
+  count = len(packed.members)
+  ways = max(1, mesh.size // mesh.shape.get('model', 1))
+  rows = max(1, round(examples * count / len(packed.examples) / ways)) * ways
+  return Batches(packed.arrays, count, rows, seed), count / rows
+
+
+def once(packed, rows):
+  """Every row once, in batches of one shape; the last is filled with rows that count nothing."""
+  for start in range(0, len(packed.members), rows):
+    some = packed.arrays(range(start, min(start + rows, len(packed.members))))
+    short = rows - len(some['tokens'])
+    yield {k: np.pad(v, [(0, short), (0, 0)], constant_values=packed.fills.get(k, 0))
+           for k, v in some.items()}
+
+
+def states(model, prefix, variables, batch):
+  """Hidden states of a batch's tokens behind the prefix. -> (R * L, D)"""
+  past = ()
+  if prefix:
+    ids = jnp.asarray(prefix, jnp.int32)[None]
+    _, (k, v) = model.apply(variables, ids, jnp.arange(ids.shape[1])[None], jnp.ones_like(ids))
+    past = (remember(k[:, 0], v[:, 0], jnp.ones(ids.shape[1], bool)),)
+  hidden, _ = model.apply(variables, batch['tokens'], batch['positions'], batch['segments'], past)
+  return hidden.reshape(-1, model.cfg.width)
+
+
+def head_of(variables, cfg):
+  """The output layer's matrix. -> (D, V)"""
+  return llm.head_matrix(variables['params'], cfg)
+
+
+def mean(values, weights):
+  """The mean over tokens that count. values, weights: (M,)"""
+  return (values * weights).sum() / jnp.maximum(weights.sum(), 1)
+
+
+def judge_by(sums, packed, rows):
+  """{name: value} over all of `packed`, by sums(train, frozen, batch) -> ({name: sum}, count)."""
+  run = jax.jit(sums)
+
+  def judge(train, frozen):
+    total, count = {}, 0.0
+    for batch in once(packed, rows):
+      some, of = run(train, frozen, batch)
+      count += float(of)
+      total = {k: total.get(k, 0.0) + float(v) for k, v in some.items()}
+    return {k: v / max(count, 1) for k, v in total.items()}
+  return judge
