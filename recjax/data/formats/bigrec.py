@@ -69,10 +69,13 @@ def read_id2name(path):
   Titles may hold tabs. Raises DataError for a line without a number, or numbers with holes.
   """
   found = {}
-  lines = files.read_bytes(path).decode('utf-8').splitlines()
+  try:
+    lines = files.read_bytes(path).decode('utf-8').splitlines()
+  except UnicodeDecodeError as error:
+    raise DataError(f'{path} is not UTF-8 at byte {error.start + 1}; save it so') from error
   for place, line in enumerate(lines, 1):
     title, tab, number = line.rpartition('\t')
-    if not tab or not number.strip().isdecimal():
+    if not tab or not number.strip().isdecimal() or len(number) > 18:
       raise DataError(f'{path} line {place}: {line[:60]!r} must be a title, a tab and a number')
     if int(number) in found:
       raise DataError(f'{path} line {place}: number {number} stands there twice')
@@ -122,21 +125,29 @@ def read_table(path):
 
   Works for the game, movie and D3 columns. Raises DataError naming the line and column.
   """
-  with open(path, encoding='utf-8', newline='') as f:
-    rows = list(csv.DictReader(f))
+  try:
+    with open(path, encoding='utf-8', newline='') as f:
+      rows = list(csv.DictReader(f, strict=True))
+  except (OSError, UnicodeDecodeError, csv.Error) as error:
+    raise DataError(f'{path} cannot be read as a table: {error}') from error
   if not rows:
     raise DataError(f'{path} holds no row')
   prefix = 'item_title' if 'item_title' in rows[0] else 'movie_title'
   history = f'history_{prefix}'
   for key in ('user_id', history, 'timestamp'):
     if key not in rows[0]:
-      raise DataError(f'{path} lacks the column {key!r}; it has {", ".join(rows[0])}')
+      raise DataError(f'{path} lacks the column {key!r}; it has {", ".join(map(str, rows[0]))}')
   out = []
   for place, row in enumerate(rows, 2):
     try:
       titles = ast.literal_eval(row[history])
+      if not isinstance(titles, list) or not all(isinstance(t, str) for t in titles):
+        raise ValueError(f'it is {titles!r:.40}')
       time = int(float(row['timestamp']))
-    except (ValueError, SyntaxError) as error:
+      if None in row or None in row.values():
+        raise ValueError('the row has another number of columns than the header')
+    except (ValueError, SyntaxError, TypeError, RecursionError, MemoryError,
+            OverflowError) as error:
       raise DataError(f'{path} line {place}: {history} must be a list such as ["A", "B"], and '
                       f'timestamp a number ({error})') from error
     out.append({'user_id': row['user_id'], 'history': [clean_title(t) for t in titles],

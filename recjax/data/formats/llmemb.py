@@ -39,7 +39,9 @@ def read(folder):
   Raises DataError with file and line for ids outside 1..N, a number given twice, and whatever else
   does not fit together.
   """
-  folder = find(folder)
+  folder = find(named := folder)
+  if folder is None:
+    raise DataError(f'{named} holds no {IDS} with {SEQUENCES} or {PAIRS}')
   items, users = (_numbered(folder / IDS, name) for name in ('id2item', 'id2user'))
   if (folder / SEQUENCES).is_file():
     rows = _sequences(folder / SEQUENCES, len(items), len(users))

@@ -57,4 +57,4 @@ def shape(row):
     genres = None if genres == ['(no genres listed)'] else genres
   else:
     genres = [g for g in GENRES if row.get(g) == '1'] or None
-  return {'title': raw.as_text(row['title']), 'categories': genres}
+  return {'title': raw.as_text(row.get('title')), 'categories': genres}
