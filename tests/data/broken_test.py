@@ -13,8 +13,8 @@ from recjax.errors import UserError
 
 DAMAGE = [b'\xff\xfe', b'\x00', b'\r', b'\r\n', b'\n', b'\n\n', b'"', b'\xef\xbb\xbf',
           b'{', b'}', b'[', b'[' * 3000, b',', b'\t', b'::', b'|', b'\\ud800', b'NaN', b'1e999',
-          b'9' * 5000, b'-1', b'0', b'a' * 5000, b'null', b'true', b'[]', b'{}', b'""', b'\xed\xa0\x80',
-          b' ', b'-']
+          b'9' * 5000, b'-1', b'0', b'a' * 5000, b'null', b'true', b'[]', b'{}', b'""',
+          b'\xed\xa0\x80', b' ', b'-']
 NUMBER = 500  # damaged folders of each reader
 
 
