@@ -80,23 +80,7 @@ def add_flags(verb):
   one.add_argument('reviews', help='steam_reviews.json.gz')
   one.add_argument('--games', default='', help='steam_games.json.gz')
   add_rules(one)
-  one = sources.add_parser('sequences', help="lines 'user item item ...' of S3-Rec, P5, LETTER and "
-                           "LLMEmb, or 'user item' of SASRec")
-  one.add_argument('file', help='e.g. Beauty.txt')
-  one.add_argument('--items', default='', help='a table of the items')
-  add_rules(one)
-  one = sources.add_parser('etegrec', help='a folder of ETEGRec')
-  one.add_argument('folder', help='with NAME.test.jsonl and NAME.emb_map.json')
-  add_rules(one)
-  one = sources.add_parser('reclm', help='a folder of RecLM-cgen, or of RecLM-gen')
-  one.add_argument('folder', help='with sequential.jsonl and metas.jsonl')
-  one.add_argument('--allow-pickle', action='store_true', help='read the pickles of RecLM-gen')
-  add_rules(one)
-  one = sources.add_parser('unirec', help="a folder of UniRec's pickled tables, as RecLM makes it")
-  one.add_argument('folder', help='with map.pkl, user_history.pkl and test.pkl')
-  one.add_argument('--items', default='', help='a table of the items')
-  one.add_argument('--allow-pickle', action='store_true', help='read them')
-  add_rules(one)
+  add_systems(sources)
   one = sources.add_parser('export', help='a data set in the files of other programs')
   one.add_argument('folder', help="a data set, or 'sample'")
   one.add_argument('--to', required=True, choices=(
@@ -114,6 +98,27 @@ def add_flags(verb):
   one.add_argument('--end', default='2018-11', help='last month, its first day alone')
   one.add_argument('--k', type=int, default=5, help='reviews that each user and item keeps')
   one.add_argument('--min-items', type=int, default=10_000, help='fewer items widen the window')
+
+
+def add_systems(sources):
+  """The folders of published systems."""
+  one = sources.add_parser('sequences', help="lines 'user item item ...' of S3-Rec, P5, LETTER and "
+                           "LLMEmb, or 'user item' of SASRec")
+  one.add_argument('file', help='e.g. Beauty.txt')
+  one.add_argument('--items', default='', help='a table of the items')
+  add_rules(one)
+  one = sources.add_parser('etegrec', help='a folder of ETEGRec')
+  one.add_argument('folder', help='with NAME.test.jsonl and NAME.emb_map.json')
+  add_rules(one)
+  one = sources.add_parser('reclm', help='a folder of RecLM-cgen, or of RecLM-gen')
+  one.add_argument('folder', help='with sequential.jsonl and metas.jsonl')
+  one.add_argument('--allow-pickle', action='store_true', help='read the pickles of RecLM-gen')
+  add_rules(one)
+  one = sources.add_parser('unirec', help="a folder of UniRec's pickled tables, as RecLM makes it")
+  one.add_argument('folder', help='with map.pkl, user_history.pkl and test.pkl')
+  one.add_argument('--items', default='', help='a table of the items')
+  one.add_argument('--allow-pickle', action='store_true', help='read them')
+  add_rules(one)
 
 
 def add_rules(verb):
