@@ -1,0 +1,62 @@
+"""T5 checkpoints of Hugging Face: original T5, T5 1.1, Flan-T5 and their like."""
+import pathlib
+
+from recjax.errors import ConfigError
+from recjax.models import huggingface, t5
+
+# (our path, their name with {} for the layer, whether to transpose)
+NAMES = {'shared': ('shared.weight', False), 'head': ('lm_head.weight', True)}
+for _side, _feed in (('encoder', 1), ('decoder', 2)):
+  _layer, _ours = f'{_side}.block.{{}}.layer', f'stacks/{_side}'
+  NAMES |= {
+      f'{_ours}/norm': (f'{_side}.final_layer_norm.weight', False),
+      f'{_ours}/bias': (f'{_side}.block.0.layer.0.SelfAttention.relative_attention_bias.weight',
+                        False),
+      f'{_ours}/blocks/norm': (f'{_layer}.0.layer_norm.weight', False),
+      f'{_ours}/blocks/feed_norm': (f'{_layer}.{_feed}.layer_norm.weight', False),
+      f'{_ours}/blocks/gate': (f'{_layer}.{_feed}.DenseReluDense.wi_0.weight', True),
+      f'{_ours}/blocks/down': (f'{_layer}.{_feed}.DenseReluDense.wo.weight', True),
+      **{f'{_ours}/blocks/{n}': (f'{_layer}.0.SelfAttention.{n}.weight', True) for n in 'qkvo'}}
+NAMES |= {
+    'stacks/decoder/blocks/cross_norm': ('decoder.block.{}.layer.1.layer_norm.weight', False),
+    **{f'stacks/decoder/{where}cross_{n}': (
+        f'decoder.block.{{}}.layer.1.EncDecAttention.{n}.weight', True)
+       for n, where in (('q', 'blocks/'), ('o', 'blocks/'), ('k', ''), ('v', ''))}}
+IGNORED = r'(en|de)coder\.embed_tokens\.weight'
+
+
+def names(cfg):
+  """The table of a model: the first feed-forward matrix has another name where it is gated."""
+  wi = 'wi_1' if cfg.gated else 'wi'
+  return NAMES | {f'stacks/{side}/blocks/up': (
+      f'{side}.block.{{}}.layer.{feed}.DenseReluDense.{wi}.weight', True)
+      for side, feed in (('encoder', 1), ('decoder', 2))}
+
+
+def read_config(folder):
+  """The t5.Config of a checkpoint folder. Raises DataError, or ConfigError naming the key."""
+  path = pathlib.Path(folder) / 'config.json'
+  raw = huggingface.read_json(path)
+  if raw.get('model_type') != 't5':
+    raise ConfigError(f'{path}: model_type {raw.get("model_type")!r} is no T5; t5 is supported')
+  feed = raw.get('feed_forward_proj', 'relu')
+  if feed not in ('relu', 'gated-gelu'):
+    raise ConfigError(f"{path}: feed_forward_proj={feed!r} is not supported; 'relu' and "
+                      "'gated-gelu' are")
+  sizes = {ours: huggingface.need(path, raw, theirs) for ours, theirs in (
+      ('vocab', 'vocab_size'), ('width', 'd_model'), ('layers', 'num_layers'),
+      ('heads', 'num_heads'), ('head_dim', 'd_kv'), ('ffn', 'd_ff'))}
+  tied = raw.get('tie_word_embeddings', True)
+  return t5.Config(
+      **sizes, decoder_layers=raw.get('num_decoder_layers') or sizes['layers'],
+      buckets=raw.get('relative_attention_num_buckets', 32),
+      distance=raw.get('relative_attention_max_distance', 128),
+      norm_eps=raw.get('layer_norm_epsilon', 1e-6), dropout=raw.get('dropout_rate', 0.1),
+      gated=feed == 'gated-gelu', tied=tied,
+      scaled=raw.get('scale_decoder_outputs', tied))  # transformers 4 has no such key
+
+
+def load(folder, cfg, shardings=None):
+  """The weights of a folder. -> 'params' of t5.T5. Raises DataError naming tensor and file."""
+  ignored = IGNORED + (r'|lm_head\.weight' if cfg.tied else '')
+  return huggingface.read(folder, t5.shapes(cfg), shardings, ignored, names(cfg))
