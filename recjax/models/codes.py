@@ -64,6 +64,17 @@ def suffix(codes):
   return jnp.zeros(n, jnp.int32).at[order].set(at - begin)
 
 
+@jax.jit
+def table(codes):
+  """What a recommender reads, on the device: with the suffix, and a row 0 of -1 for padding.
+
+  codes: (N, L) int32 -> (N + 1, L + 1) int32, the largest group (), to be checked on the host
+  """
+  extra = suffix(codes)
+  whole = jnp.concatenate([codes, extra[:, None]], 1).astype(jnp.int32)
+  return jnp.pad(whole, [(1, 0), (0, 0)], constant_values=-1), extra.max() + 1
+
+
 def with_suffix(codes, size):
   """The table with one level more that tells equal rows apart. -> (N, L + 1)
 

@@ -134,6 +134,18 @@ class TableTest(parameterized.TestCase):
       seen[row] = want[-1] + 1
     self.assertEqual(codes.suffix(jnp.asarray(many)).tolist(), want)
 
+  def test_the_table_on_the_device_is_rebuilt_without_compiling_again(self):
+    rng = np.random.default_rng(0)
+    before = None
+    for _ in range(3):
+      some = rng.integers(0, 3, (50, 2))
+      whole, largest = codes.table(jnp.asarray(some, jnp.int32))
+      np.testing.assert_array_equal(whole[1:], codes.with_suffix(some, 64))
+      self.assertEqual(whole[0].tolist(), [-1] * 3)
+      self.assertEqual(int(largest), codes.health(some, 64)['max_group'])
+      before = before or codes.table._cache_size()
+    self.assertEqual(codes.table._cache_size(), before)
+
   def test_balance(self):
     for column, want in (([0, 0, 0, 1, 2, 2, 3, 3], .875), ([0] * 8, .25), ([0, 1, 2, 3] * 2, 1)):
       self.assertEqual(codes.health(np.array(column)[:, None], 4)['balance'], [want])
