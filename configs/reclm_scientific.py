@@ -58,7 +58,7 @@ def get_config(arg=''):
   # full_lists: always that many. candidates, rule: shares of prompts with them. multi_round: share
   # with a chat turn beside; chat_share: chat alone. gamma, focus: focal weighting
   c.train = dict(mode='full', scope='all', scope_end=True, epochs=4, patience=3, batch=16, row=512,
-                 sample=0, valid_users=128, longest_list=10, full_lists=False, candidates=0.1,
+                 sample=0, valid_users=128, longest_list=10, full_lists=True, candidates=0.05,
                  rule=0.5, multi_round=0.1, chat_share=0.05, gamma=0.0, focus='title')
   c.lora = dict(rank=16, alpha=8.0, targets=('q', 'k', 'v', 'o', 'gate', 'up', 'down'))
   # vectors: 'teacher', 'text' or a .npy. alpha: weight of fetching in the loss
@@ -70,18 +70,20 @@ def get_config(arg=''):
   c.decode = dict(count=10, new_tokens=320, batch=64, temperature=0.0, top_p=1.0)
   # words: of the request: plain, rule, acknowledged, trained. users: asked at most (0: all).
   # rounds: conversations of the multi-round test. cross: another data set for the same weights
-  c.judge = dict(words='plain', mask_history=True, users=1000, rounds=64, answer_tokens=96,
+  c.judge = dict(words='trained', mask_history=True, users=500, rounds=64, answer_tokens=96,
                  cross='', cross_users=500)
+  if given['grounding'] != 'cgen':
+    c.train.epochs = 2 if given['grounding'] == 'token' else 3
   if preset == 'paper':
     c.llm.weights, c.llm.remat = '', 'dots'
     c.teacher.model.update(length=10, width=128, hidden=256, heads=2, dropout=0.5, norm='unirec')
     c.teacher.train.update(batch=1024, epochs=100, patience=10, valid_users=0)
     c.teacher.optim.update(lr=1e-3, beta2=0.999)
-    c.train.update(mode='lora', scope_end=False, epochs=20, patience=0, batch=64, row=1024,
-                   valid_users=320, candidates=0.5, chat_share=0.0)
+    c.train.update(mode='lora', scope_end=False, full_lists=False, epochs=20, patience=0,
+                   batch=64, row=1024, valid_users=320, candidates=0.5, chat_share=0.0)
     c.ret.update(vectors='text', hidden=2048, tokens=1024)
     c.token.update(levels=4, size=256)
     c.optim.update(lr=1e-4, warmup=20, decay=0.01, beta2=0.999)
     c.decode.update(new_tokens=1024, batch=16)
-    c.judge.update(users=0, rounds=1319, mask_history=False)
+    c.judge.update(words='plain', users=0, rounds=1319, mask_history=False)
   return c

@@ -92,7 +92,7 @@ def generate(decoder, params, prompts, constraint=None, *, beams=1, new_tokens=0
   -> Generated. Raises DataError for an empty or too long prompt,
   UserError where a beam meets NaN of the model, ConfigError for settings that contradict.
   """
-  tokens, lengths = _padded(prompts, bucket, longest_prompt, pad_id)
+  tokens, lengths = padded(prompts, bucket, longest_prompt, pad_id)
   if isinstance(constraint, Titles):
     new_tokens = new_tokens or constraint.forest.longest
     constraint = dataclasses.replace(constraint, min_new_tokens=min_new_tokens)
@@ -135,7 +135,7 @@ def generate(decoder, params, prompts, constraint=None, *, beams=1, new_tokens=0
   return Generated(steps=int(out.pop('steps')), **out)
 
 
-def _padded(prompts, bucket, longest, pad_id):
+def padded(prompts, bucket, longest=0, pad_id=0):
   """-> tokens (B, P) int32, padded on the right to a multiple of `bucket`, lengths (B,)"""
   lengths = np.array([len(p) for p in prompts], np.int32)
   if not len(lengths) or lengths.min() < 1:

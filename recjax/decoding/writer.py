@@ -3,7 +3,7 @@ import functools
 
 import jax
 
-from recjax.decoding.generate import generate
+from recjax.decoding.generate import generate, padded
 from recjax.models import decode, llm
 
 STEP = 32  # prompts are padded to a multiple
@@ -17,7 +17,7 @@ class Writer:
   """
 
   def __init__(self, model, variables, tokenizer, prefix, longest):
-    self.tokenizer, self.prefix = tokenizer, list(prefix)
+    self.tokenizer, self.prefix, self.variables = tokenizer, list(prefix), variables
     past = ()
     if self.prefix:
       past = (jax.jit(lambda v: llm.shared_past(model, v, self.prefix)[1])(variables),)
@@ -26,6 +26,17 @@ class Writer:
     self.generate = functools.partial(generate, self.decoder, variables, bucket=bucket,
                                       pad_id=tokenizer.pad_id)
 
+  def states(self, prompts):
+    """The state after each prompt's last token. prompts: what comes after the opening. -> (B, D)"""
+    tokens, lengths = padded(prompts, self.generate.keywords['bucket'],
+                             pad_id=self.tokenizer.pad_id)
+    return _states(self.decoder, self.variables, tokens, lengths)
+
   def own(self, prompt):
     """What of a prompt comes after the opening."""
     return prompt[len(self.prefix):]
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _states(decoder, variables, tokens, lengths):
+  return decoder.start(variables, tokens, lengths, 1, 1)[0]

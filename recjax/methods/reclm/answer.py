@@ -4,12 +4,14 @@ import dataclasses
 import jax
 import numpy as np
 
-from recjax.decoding import fetch, forest, item_mode
+from recjax.decoding import constraints, fetch, forest, item_mode
 from recjax.decoding.writer import Writer
 from recjax.errors import ConfigError
 from recjax.methods.reclm import goods, render, tune
+from recjax.training import journal
 
-RUNS = (8,)  # tokens of a row that go through the model together where they are forced
+BEAMS = 20    # of which ranked lists are made, or more where more are asked for
+RUNS = (8,)   # tokens of a row that go through the model together where they are forced
 
 
 @dataclasses.dataclass(frozen=True)
@@ -105,6 +107,44 @@ def replies(shelf, writer, cfg, prompts, closed=None, allowed=None, least=0, roo
           for b in range(len(prompts))]
 
 
+def ranked(shelf, writer, prompts, k, closed=None, allowed=None):
+  """The k best first items of a list, which a greedy list shows one of: beams over the catalogue,
+  or with fetching the nearest vectors.
+
+  prompts: up to where the assistant begins. -> items (B, k) int32 1..N, 0 where fewer may come,
+  scores (B, k): log-probabilities of titles, or products with the projected state
+  """
+  speaker = shelf.speaker
+  start = [*speaker.tokenizer.encode('1. ')]
+  if shelf.kind == 'ret':
+    return nearest(shelf, writer, [[*p, *start] for p in prompts], k, closed, allowed)
+  tree = shelf.trees[0]
+  limits = goods.limits(tree, closed or [()] * len(prompts), allowed)
+  found = writer.generate([writer.own([*p, *start, speaker.soi]) for p in prompts],
+                          constraints.Titles(shelf.planted, limits=limits), beams=max(k, BEAMS),
+                          length_penalty=0.0)
+  items = np.zeros((len(prompts), k), np.int32)
+  scores = np.full(items.shape, -np.inf, np.float32)
+  for b, row in enumerate(found.items(tree, limits, every=True)):
+    row = row[:k]
+    items[b, :len(row)] = [i + 1 for i, _ in row]
+    scores[b, :len(row)] = [s for _, s in row]
+  return items, scores
+
+
+def nearest(shelf, writer, prompts, k, closed, allowed):
+  """The items whose vectors go best with the state at the end of prompts."""
+  extra, n = shelf.speaker.extra, len(shelf.stocks[0].titles)
+  z = tune.project(extra['project'], writer.states([writer.own(p) for p in prompts]))
+  scores = np.array(z @ extra['items'].T, np.float32)
+  shut = shelf.shut(len(prompts), closed, allowed)
+  if shut is not None:
+    scores[shut] = -np.inf
+  order = np.argsort(-scores, 1, kind='stable')[:, :min(k, n)]
+  best = np.take_along_axis(scores, order, 1)
+  return np.where(best > -np.inf, order + 1, 0).astype(np.int32), best
+
+
 def writer_of(speaker, prompts):
   """The LLM with what these prompts share run once."""
   first, last = min(prompts), max(prompts)
@@ -120,9 +160,21 @@ def renderer(cfg, speaker, stock):
                          cfg.prompt.cutoff, dict(cfg.prompt.variables))
 
 
+def ranked_many(work, name, shelf, cfg, prompts, closed, k):
+  """`ranked` for all prompts, in batches, resumable. -> items (n, k) int32, scores (n, k)"""
+  writer = writer_of(shelf.speaker, prompts)
+
+  def run(some):
+    items, scores = ranked(shelf, writer, [prompts[i] for i in some], k,
+                           None if closed is None else [closed[i] for i in some])
+    return [[i.tolist(), [round(float(x), 5) for x in s]] for i, s in zip(items, scores)]
+  with jax.set_mesh(work.mesh):
+    found = journal.answer_all(work, name, work.folder / f'{name}.jsonl', prompts, cfg.batch, run)
+  return (np.array([i for i, _ in found], np.int32), np.array([s for _, s in found], np.float32))
+
+
 def many(work, name, shelf, cfg, prompts, closed, seed=0, writer=None):
   """All prompts, in batches, resumable: a journal in the stage's folder. -> [Reply]"""
-  from recjax.training import journal
   writer = writer or writer_of(shelf.speaker, prompts)
 
   def run(some):

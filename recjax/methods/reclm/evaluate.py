@@ -38,12 +38,13 @@ def stage(work, cfg, shop, folder, made, helper, coded=None):
   lists = [r.items[:cfg.decode.count] for r in found]
   histories = [cases.history(c) for c in range(len(cases))]
   clean = rates.of_lists(lists, histories, cases.targets, stock.categories, n, cfg.decode.count)
+  order = rank_all(work, cfg, shelf, stock, cases)
   more = {'rates': clean, 'unfinished': sum(r.unfinished for r in found),
           'shortened_prompts': short}
   more['rounds'] = rounds(work, cfg, shelf, stock, cases)
   if cfg.judge.cross:
     more['cross'] = cross(work, cfg, speaker)
-  return save(work, cfg, shop, split, cases, lists, teacher.scorer(helper, shop), more)
+  return save(work, cfg, shop, split, cases, lists, order, teacher.scorer(helper, shop), more)
 
 
 def ask(work, name, cfg, shelf, stock, cases, words, masked):
@@ -56,22 +57,39 @@ def ask(work, name, cfg, shelf, stock, cases, words, masked):
                      cfg.seed), short
 
 
-def save(work, cfg, shop, split, cases, lists, score, more):
+def rank_all(work, cfg, shelf, stock, cases):
+  """The best first items of each case's list. -> items (n, k), scores (n, k)"""
+  template = templates.read(cfg.prompt.template, 'recjax.methods.reclm', samples.FIELDS)
+  histories = [cases.history(c) for c in range(len(cases))]
+  prompts, _ = samples.prompts(answer.renderer(cfg, shelf.speaker, stock), stock, template,
+                               histories, cfg.judge.words, cfg.decode.count)
+  return answer.ranked_many(work, 'ranked', shelf, cfg.decode, prompts,
+                            histories if cfg.judge.mask_history else None, cfg.decode.count)
+
+
+def places(items, targets, last):
+  """Ranks in lists that end early: the place, or `last`. items: (n, k). -> (n,) int32"""
+  hit = items == targets[:, None]
+  return np.where(hit.any(1), hit.argmax(1), last).astype(np.int32)
+
+
+def save(work, cfg, shop, split, cases, lists, order, score, more):
   """Adds the rows of the teacher and for sanity. Lists end early: so do the cut-offs. -> counts"""
   n, width = len(shop.catalog), cfg.decode.count
   items = np.zeros((len(cases), width), np.int32)
   for row, some in zip(items, lists):
     row[:len(some)] = some
   values = np.where(items > 0, 1 / (1 + np.arange(width)), 0).astype(np.float32)
-  hit = items == cases.targets[:, None]
-  ranks = {cfg.grounding: np.where(hit.any(1), hit.argmax(1), n - 1).astype(np.int32)}
+  ranks = {cfg.grounding: places(items, cases.targets, n - 1),
+           f'{cfg.grounding}:ranked': places(order[0], cases.targets, n - 1)}
   others = {**({'sasrec': score} if score else {}), **ranking.baselines(split.train, n, cfg.seed)}
   for name, one in others.items():
     ranks[name] = ranking.rank_cases(one, cases, n, mask_history=cfg.judge.mask_history)
   protocol = ranking.protocol(n, split.protocol, cfg.judge.mask_history)
+  shown = (items, values) if items.any() else order  # a model that writes no list has no own
   results = outcome.save(
       work.folder, shop, dataclasses.replace(split, test=cases), cfg.grounding, ranks,
-      (items, values), protocol, (cfg.seed,), tuple(k for k in KS if k <= width), **more)
+      shown, protocol, (cfg.seed,), tuple(k for k in KS if k <= width), **more)
   rows = {row: round(cells['HR@10' if width >= 10 else f'HR@{KS[0]}']['value'], 4)
           for row, cells in results['rows'].items()}
   return {'users': len(cases), **{f'{row} HR@10': v for row, v in rows.items()},

@@ -7,6 +7,7 @@ from ml_collections import ConfigDict
 
 from recjax import sharding
 from recjax.data.catalog import load_data, load_unchanged
+from recjax.decoding.writer import Writer
 from recjax.errors import ConfigError
 from recjax.methods.reclm import answer, goods, samples, talk, tune
 from recjax.text import templates
@@ -33,13 +34,14 @@ def recommender(workdir):
   """The trained method's face.
 
   -> recommend(histories, k, exclude_seen=True, allowed=None) -> (item ids [B][k], scores (B, k)),
-  scores are 1 / rank, as a list says an order alone; histories are lists of item ids, oldest first,
+  ranked as the first item of a reply would be: scores are log-probabilities of titles, or of
+  RecLM-ret products with the projected state; histories are lists of item ids, oldest first,
   `allowed` a set of item ids. Raises DataError for an unknown id.
   """
   config, shop, shelf, mesh = open_run(workdir)
   stock, template = shelf.stocks[0], templates.read(
       config.prompt.template, 'recjax.methods.reclm', samples.FIELDS)
-  turn, writers = answer.renderer(config, shelf.speaker, stock), {}
+  turn, writers = answer.renderer(config, shelf.speaker, stock), []
 
   def recommend(histories, k, exclude_seen=True, allowed=None):
     rows = [[shop.catalog.index(i) for i in h] for h in histories]
@@ -48,23 +50,20 @@ def recommender(workdir):
       mask = np.zeros(len(shop.catalog), bool)
       mask[[shop.catalog.index(i) - 1 for i in allowed]] = True
     prompts, _ = samples.prompts(turn, stock, template, rows, config.judge.words, k)
-    how = ConfigDict({**config.decode.to_dict(), 'count': k,
-                      'new_tokens': room(shelf, k)})
-    out, size = [], config.decode.batch
+    items, scores, size = [], [], config.decode.batch
     with jax.set_mesh(mesh):
-      if k not in writers:
-        writers[k] = answer.Writer(shelf.speaker.model, shelf.speaker.variables,
-                                   shelf.speaker.tokenizer, [], config.prompt.cutoff // 2)
+      if not writers:
+        longest = max(map(len, prompts)) + 64
+        writers.append(Writer(shelf.speaker.model, shelf.speaker.variables,
+                              shelf.speaker.tokenizer, [], min(longest, config.prompt.cutoff)))
       for start in range(0, len(rows), size):
         some = list(range(start, min(start + size, len(rows))))
         full = some + some[-1:] * (size - len(some))
-        found = answer.replies(shelf, writers[k], how, [prompts[i] for i in full],
-                               [rows[i] for i in full] if exclude_seen else None, mask, least=k)
-        out += [r.items[:k] for r in found[:len(some)]]
-    scores = np.full((len(rows), k), -np.inf, np.float32)
-    for line, items in zip(scores, out):
-      line[:len(items)] = 1 / (1 + np.arange(len(items)))
-    return [[shop.catalog.id_of(i) for i in items] for items in out], scores
+        found = answer.ranked(shelf, writers[0], [prompts[i] for i in full], k,
+                              [rows[i] for i in full] if exclude_seen else None, mask)
+        items += found[0][:len(some)].tolist()
+        scores.append(found[1][:len(some)])
+    return [[shop.catalog.id_of(i) for i in row if i] for row in items], np.concatenate(scores)
   return recommend
 
 
@@ -84,9 +83,3 @@ def converse(workdir, catalogues=()):
     domains[shop.name] = answer.Shelf(shelf.speaker, [stock], [shop.name])
   system = templates.read(config.prompt.template, 'recjax.methods.reclm', samples.FIELDS)['system']
   return talk.Conversation(config, domains, system), mesh
-
-
-def room(shelf, k):
-  """Tokens that a list of k titles takes at most."""
-  longest = max(len(r) for r in shelf.stocks[0].rows)
-  return 64 * -(-(k * (longest + 8) + 16) // 64)

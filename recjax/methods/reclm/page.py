@@ -7,6 +7,7 @@ from recjax.report import html, plots, results, run
 from recjax.training.work import find_stage
 
 LABELS = {'cgen': 'RecLM-cgen', 'ret': 'RecLM-ret', 'token': 'RecLM-token',
+          **{f'{k}:ranked': f'RecLM-{k}, first items ranked' for k in ('cgen', 'ret', 'token')},
           'sasrec': 'SASRec (the teacher)', 'popularity': 'popularity',
           'recency': 'recent popularity', 'random': 'random'}
 RATES = {'NonExistRate': 'items that do not exist', 'RepeatRate': 'repeats',

@@ -1,0 +1,222 @@
+"""RecLM whole on a ring of thirty titles, trained and untrained: items exist, none comes twice."""
+import contextlib
+import importlib.util
+import io
+import json
+import pathlib
+import tempfile
+
+import jax
+import numpy as np
+from absl.testing import absltest, parameterized
+from ml_collections import ConfigDict
+from rich.console import Console
+
+from recjax import chat, recommend
+from recjax.data.catalog import Catalog
+from recjax.errors import ConfigError
+from recjax.methods import reclm
+from recjax.methods.reclm import answer, plan, samples, talk, tune
+from recjax.models import huggingface, llm
+from recjax.text import templates, tokens
+from recjax.training import work as works
+
+ROOT = pathlib.Path(__file__).parents[2]
+TITLES = [f'{c} {t}' for c in ('red', 'blue', 'green') for t in (
+    'kettle', 'lamp', 'rope', 'drill', 'mug', 'tent', 'stove', 'chair', 'saw', 'pump')]
+TEMPLATE = templates.read('reclm', 'recjax.methods.reclm', samples.FIELDS)
+
+
+def write_ring(folder, users=90):
+  folder.mkdir(parents=True, exist_ok=True)
+  items = [{'item_id': f'i{n}', 'title': t, 'categories': ['goods', t.split()[1]]}
+           for n, t in enumerate(TITLES)]
+  rows = [{'user_id': f'u{n}', 'items': [f'i{(7 * n + k) % 30}' for k in range(5 + n % 5)]}
+          for n in range(users)]
+  for name, lines in (('items', items), ('sequences', rows)):
+    (folder / f'{name}.jsonl').write_text(''.join(json.dumps(r) + '\n' for r in lines))
+  return folder
+
+
+def config(data, grounding='cgen', **changes):
+  spec = importlib.util.spec_from_file_location('c', ROOT / 'configs' / 'reclm_scientific.py')
+  module = importlib.util.module_from_spec(spec)
+  spec.loader.exec_module(module)
+  c = module.get_config(f'data={data},grounding={grounding}')
+  c.mesh.data = 1
+  c.tiny.update(vocab=400, width=32, layers=1, ffn=64, heads=2, row=128, epochs=1.0)
+  c.train.update(epochs=2, batch=16, row=256, valid_users=16)
+  c.teacher.train.update(epochs=2, batch=32)
+  c.teacher.model.update(width=16, hidden=16, length=10)
+  c.ret.update(hidden=0)
+  c.token.update(levels=2, size=8)
+  c.decode.update(new_tokens=160, batch=16)
+  c.judge.update(users=32, rounds=4, answer_tokens=16, cross_users=8)
+  for key, value in changes.items():
+    c[key].update(value)
+  return c
+
+
+def one_device():
+  return jax.sharding.Mesh(np.array(jax.devices()[:1]).reshape(1, 1, 1), ('data', 'fsdp', 'model'),
+                           axis_types=(jax.sharding.AxisType.Auto,) * 3)
+
+
+def run(cfg, path):
+  facts = {'command': 'test', 'devices': '1', 'versions': {}, 'revision': '', 'overrides': {}}
+  with works.open_work(path, {'config': cfg.to_dict(), 'facts': facts}, one_device()) as work, \
+      contextlib.redirect_stdout(io.StringIO()):
+    reclm.run(cfg, work)
+
+
+class WholeTest(parameterized.TestCase):
+
+  @classmethod
+  def setUpClass(cls):
+    super().setUpClass()
+    cls.folder = pathlib.Path(cls.enterClassContext(tempfile.TemporaryDirectory()))
+    write_ring(cls.folder / 'ring')
+
+  @parameterized.parameters('cgen', 'ret', 'token')
+  def test_lists_exist_and_a_face_recommends(self, grounding):
+    path = self.folder / grounding
+    cross = {'cross': str(self.folder / 'ring')} if grounding == 'cgen' else {}
+    run(config(self.folder / 'ring', grounding, judge=cross), path)
+    found = works.read_json(path / 'results.json')
+    self.assertEqual((found['rates']['NonExistRate@10'], found['rates']['RepeatRate@10']), (0, 0))
+    self.assertEqual(found['rounds']['RepeatRate@10'], 0)
+    self.assertEqual(list(found['rows'])[:3], [grounding, f'{grounding}:ranked', 'sasrec'])
+    self.assertTrue((path / 'report.html').exists())
+    if cross:
+      self.assertEqual(found['cross']['NonExistRate@10'], 0)
+    face, shop = recommend.load(path)
+    items, scores = face([['i3', 'i4'], ['i9']], 4)
+    for history, row in zip((['i3', 'i4'], ['i9']), items):
+      self.assertLen(set(row), 4)
+      self.assertFalse(set(row) & set(history))
+    self.assertTrue((np.diff(scores, axis=1) <= 0).all())
+    self.assertEqual(face([['i3']], 4, allowed={'i1', 'i2'})[0][0].sort(), ['i1', 'i2'].sort())
+    self.assertLess(set(face([['i3']], 4, allowed={'i1', 'i2'})[0][0]), {'i1', 'i2', 'i3'})
+
+  def test_one_adapter_run_converts_and_talks(self):
+    path = self.folder / 'lora'
+    cfg = config(self.folder / 'ring', train=dict(mode='lora', epochs=1))
+    run(cfg, path)
+    reclm.convert(path, 'merged', self.folder / 'merged')
+    shape = huggingface.read_config(self.folder / 'merged')
+    speaker = tune.load(cfg, works.find_stage(path, 'llm'), works.find_stage(path, 'tune'),
+                        one_device())
+    ids = np.array([[5, 9, speaker.soi, 7]])
+    at = np.arange(4)[None]
+    ours = speaker.model.apply(speaker.variables, ids, at, np.ones_like(ids))[0]
+    merged = huggingface.load(self.folder / 'merged', shape)
+    theirs = llm.LM(shape).apply({'params': merged}, ids, at, np.ones_like(ids))[0]
+    np.testing.assert_allclose(ours, theirs, atol=1e-4)
+    with self.assertRaisesRegex(ConfigError, 'choose merged'):
+      reclm.convert(path, 'peft', self.folder / 'other')
+    shown = io.StringIO()
+    chat.run(path, [], ['/about i1,i2', 'What now? <SOI>', '/json', 'More please', '/domain x',
+                        '/clear', '/what', '/quit', 'never'], Console(file=shown, width=200))
+    said = shown.getvalue()
+    self.assertIn("no catalogue 'x'", said)
+    self.assertIn('"items"', said)
+    self.assertNotIn('never', said)
+
+
+class UntrainedTest(parameterized.TestCase):
+  """A chat model as it is, over catalogues given at the start."""
+
+  def speaker(self):
+    folder = pathlib.Path(self.enter_context(tempfile.TemporaryDirectory()))
+    made = tokens.train_bpe(TITLES + list(TEMPLATE.values()), 400)
+    shape = llm.Config(vocab=made.vocab_size, width=32, layers=2, heads=2, kv_heads=1, head_dim=16,
+                       ffn=48, max_positions=4096)
+    huggingface.save(llm.init(shape, jax.random.key(0)), shape, folder)
+    made.save(folder)
+    cfg = config('sample')
+    speaker = tune.fresh(cfg, folder, one_device())
+    p = speaker.params  # a model that likes to begin items: the first width is always large
+    speaker.params = {**p, 'embed': p['embed'].at[:, 0].set(1.0),
+                      'head': p['head'].at[0].set(0.0).at[0, speaker.soi].set(1.0)}
+    return cfg, speaker
+
+  @parameterized.parameters(0.0, 2.0)
+  def test_two_catalogues_and_no_training(self, temperature):
+    cfg, speaker = self.speaker()
+    cfg.decode.update(temperature=temperature, new_tokens=64, count=4)
+    shelves = talk.untrained(speaker, {
+        'tools': Catalog(tuple(f't{i}' for i in range(30)), {'title': TITLES}),
+        'two': Catalog(('x', 'y'), {'title': ['One', 'Two']})})
+    some = talk.Conversation(cfg, shelves, TEMPLATE['system'])
+    total = 0
+    for n, domain in enumerate(['tools', 'two', 'tools']):
+      some.use(domain)
+      reply = some.say(f'What do you have? {n}', max_items=4, seed=n)
+      self.assertLen(set(reply.items), len(reply.items))
+      self.assertLessEqual(len(reply.items), 2 if domain == 'two' else 4)
+      total += len(reply.items)
+    self.assertGreater(total, 2)
+
+  def test_rounds_read_new_tokens_alone_and_say_the_same(self):
+    cfg, speaker = self.speaker()
+    cfg.decode.update(new_tokens=24, count=3)
+    shelves = talk.untrained(speaker, {'tools': Catalog(
+        tuple(f't{i}' for i in range(30)), {'title': TITLES})})
+    kept = talk.Conversation(cfg, shelves, TEMPLATE['system'])
+    whole = talk.Conversation(cfg, shelves, TEMPLATE['system'])
+    for text in ('Hello', 'Something red?', 'Thanks'):
+      whole.held, whole.past = [], None  # reads everything again
+      self.assertEqual(kept.say(text).ids, whole.say(text).ids)
+    self.assertLess(kept.read_tokens, 0.7 * whole.read_tokens)
+
+  def test_a_conversation_drops_its_oldest_rounds(self):
+    cfg, speaker = self.speaker()
+    cfg.decode.update(new_tokens=16, count=2)
+    cfg.prompt.cutoff = 128
+    shelves = talk.untrained(speaker, {'': Catalog(('x', 'y'), {'title': ['One', 'Two']})})
+    some = talk.Conversation(cfg, shelves, 'Be kind.')
+    for n in range(6):
+      some.say(f'Round {n} of a talk')
+    self.assertLess(len(some.turns), 13)
+    self.assertEqual(some.turns[0]['role'], 'system')
+    with self.assertRaisesRegex(ConfigError, 'fewer words'):
+      some.say('word ' * 400)
+
+
+class CheckTest(parameterized.TestCase):
+
+  @parameterized.parameters(
+      ('grounding', 'x', 'grounding'), ('train.scope', 'x', 'train.scope'),
+      ('decode.count', 0, 'at least 1'), ('prompt.template', 'x', 'prompt.template'))
+  def test_settings_that_cannot_work(self, key, value, what):
+    cfg = config('sample')
+    with cfg.unlocked():
+      cfg.update(ConfigDict({key: value}) if '.' not in key else {})
+      if '.' in key:
+        group, name = key.split('.')
+        cfg[group][name] = value
+    with self.assertRaisesRegex(ConfigError, what):
+      reclm.check(cfg)
+
+  def test_cost_is_counted(self):
+    from recjax.data.catalog import load_data
+    found = plan.cost(config('sample'), load_data('sample'))
+    self.assertIn('TFLOP', found['training'])
+
+  def test_documents_name_every_title(self):
+    text = '\n'.join(plan.documents(TEMPLATE, TITLES, 0, walks=1))
+    self.assertTrue(all(t in text for t in TITLES))
+
+  def test_ret_takes_one_catalogue(self):
+    made = tokens.train_bpe(TITLES, 400)
+    made, (soi, eoi) = tokens.extend(made, ['<SOI>', '<EOI>'])
+    from recjax.methods.reclm import goods
+    stock = goods.load(Catalog(('x',), {'title': ['One']}), made)
+    model = llm.LM(llm.Config(made.vocab_size, 16, 1, 1, 1, 16, 16))
+    speaker = tune.Speaker(model, {}, None, made, soi, eoi, [])
+    with self.assertRaisesRegex(ConfigError, 'give one catalogue'):
+      answer.Shelf(speaker, [stock, stock], ['a', 'b'], 'ret')
+
+
+if __name__ == '__main__':
+  absltest.main()
