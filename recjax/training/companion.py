@@ -31,10 +31,11 @@ def train(work, cfg, n, known, judge):
   return {'best_epoch': int(at[0]), 'valid_NDCG@10': round(float(scores[0]), 4)}
 
 
-def adopt(work, source, fingerprint, flag, others):
+def adopt(work, source, data, flag, others):
   """Takes over the best seed of a finished `sequential` run on the same data. -> counts
 
-  flag: the config key that named it; others: what else it may be, for the message.
+  data: whose fingerprint must be the run's. flag: the config key that named it; others: what else
+  it may be, for the message.
   Raises ConfigError for another kind of folder, DataError for other data.
   """
   saved = read_json(pathlib.Path(source) / 'config.json')
@@ -42,10 +43,10 @@ def adopt(work, source, fingerprint, flag, others):
     raise ConfigError(f"{flag}={source!r} is no run of the method 'sequential'; give its folder, "
                       f'{others}')
   results = read_json(find_stage(source, 'evaluate') / 'results.json')
-  if results['data_fingerprint'] != fingerprint:
+  if results['data_fingerprint'] != data.fingerprint:
     raise DataError(f'{source} was trained on other data (fingerprint '
-                    f'{results["data_fingerprint"][:12]}, here {fingerprint[:12]}); train it on '
-                    'this data set')
+                    f'{results["data_fingerprint"][:12]}, here {data.fingerprint[:12]}); train it '
+                    'on this data set')
   made = find_stage(source, 'train')
   best = int(np.argmax(read_json(made / 'valid.json')['NDCG@10']))
   sequential.save(work.folder / 'model.npz', sequential.load(made / 'model.npz', best))

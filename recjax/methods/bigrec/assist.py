@@ -21,9 +21,9 @@ def settings(cfg):
 
 def stage(work, cfg, data):
   """Trains the assistant on what training may look at, or checks and links a trained one."""
-  source, n = cfg.assist.source, len(data.catalog)
+  source = cfg.assist.source
   if source == 'train':
-    given = companion.settings(cfg.assist, cfg.seed)
+    given, n = companion.settings(cfg.assist, cfg.seed), len(data.catalog)
     model = sequential.model_config(given, n)
     judge = ranking.validator(lambda params: sequential.scorer(model, params), data.cases.valid, n,
                               1, given.train.valid_users)
@@ -32,7 +32,7 @@ def stage(work, cfg, data):
     read_scores(source, data)
     write_json(work.folder / 'scores.json', {'scores': str(pathlib.Path(source).resolve())})
     return {'scores': source}
-  return companion.adopt(work, source, data.fingerprint, 'assist.source',
+  return companion.adopt(work, source, data, 'assist.source',
                          "a file of scores ending in .npz, or 'train'")
 
 

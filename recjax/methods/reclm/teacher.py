@@ -27,7 +27,7 @@ def stage(work, cfg, shop):
     write_json(work.folder / 'served.json', {'url': source})
     return {'url': source}
   if source != 'train':
-    return companion.adopt(work, source, shop.fingerprint, 'teacher.source',
+    return companion.adopt(work, source, shop, 'teacher.source',
                            "the address of a served one (http://...), or 'train'")
   given, split = companion.settings(cfg.teacher, cfg.seed), splits.leave_one_out(shop.interactions)
   model = sequential.model_config(given, n)
