@@ -39,6 +39,24 @@ def folder(cfg, work, messages, texts, *inputs):
   return pathlib.Path(weights)
 
 
+def shape_of(cfg, **adapter):
+  """The model's shape before anything runs, from its folder or the tiny model's settings.
+
+  cfg: llm.weights and tiny. adapter: lora_rank, lora_targets. -> llm.Config. Raises ConfigError
+  where no model is named.
+  """
+  if cfg.llm.weights == 'tiny':
+    tiny = cfg.tiny
+    return llm.Config(
+        vocab=tiny.vocab, width=tiny.width, layers=tiny.layers, heads=tiny.heads,
+        kv_heads=tiny.kv_heads, head_dim=tiny.width // tiny.heads, ffn=tiny.ffn, tied=True,
+        **adapter)
+  if not cfg.llm.weights:
+    raise ConfigError('llm.weights is empty, so there is no model to count; add '
+                      '--config.llm.weights=FOLDER, or use the sample preset')
+  return dataclasses.replace(huggingface.read_config(cfg.llm.weights), **adapter)
+
+
 def train_tiny(work, cfg, seed, messages, texts):
   """Trains a BPE tokenizer and a small Llama-type model on `texts` into `work.folder`.
 

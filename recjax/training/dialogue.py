@@ -6,13 +6,11 @@ beside others in rows, told apart by segments.
 import dataclasses
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from recjax.data.batches import Batches
 from recjax.errors import DataError
 from recjax.models import llm
-from recjax.models.attention import remember
 from recjax.text import tokens
 
 ROW_STEP = 64  # rows are a multiple of this long
@@ -106,21 +104,9 @@ def states(model, prefix, variables, batch):
   """Hidden states of a batch's tokens behind the prefix. -> (R * L, D)"""
   past = ()
   if prefix:
-    ids = jnp.asarray(prefix, jnp.int32)[None]
-    _, (k, v) = model.apply(variables, ids, jnp.arange(ids.shape[1])[None], jnp.ones_like(ids))
-    past = (remember(k[:, 0], v[:, 0], jnp.ones(ids.shape[1], bool)),)
+    past = (llm.shared_past(model, variables, prefix)[1],)
   hidden, _ = model.apply(variables, batch['tokens'], batch['positions'], batch['segments'], past)
   return hidden.reshape(-1, model.cfg.width)
-
-
-def head_of(variables, cfg):
-  """The output layer's matrix. -> (D, V)"""
-  return llm.head_matrix(variables['params'], cfg)
-
-
-def mean(values, weights):
-  """The mean over tokens that count. values, weights: (M,)"""
-  return (values * weights).sum() / jnp.maximum(weights.sum(), 1)
 
 
 def judge_by(sums, packed, rows):

@@ -1,11 +1,10 @@
 """What a BETag run would cost, and its trained model in other programs' layouts."""
-import dataclasses
 import pathlib
 
 import jax
 
 from recjax.errors import ConfigError
-from recjax.models import huggingface, llm, lora
+from recjax.models import llm, lora
 from recjax.training import backbone
 from recjax.training.work import find_stage, read_json
 
@@ -17,7 +16,7 @@ def cost(cfg, shop):
 
   Line lengths are taken as typical (24 tokens an item); the run itself counts the real ones.
   """
-  shape = shape_of(cfg)
+  shape = backbone.shape_of(cfg, lora_rank=cfg.lora.rank)
   items, users = len(shop.catalog), len(shop.interactions)
   length = min(cfg.train.max_seq_len, len(shop.interactions.items) / users)
   train_tokens = cfg.train.epochs * users * length * LINE
@@ -42,20 +41,6 @@ def cost(cfg, shop):
                   f'prompts, once each: {cfg.decode.batch * LINE * kv / 2**20:,.2f} MiB',
       'API': f'about {api:,.2f} (at most {cfg.tags.api_budget:,.2f}) at the prices of the config'
              if cfg.tags.source == 'api' else 'none: tags come from ' + cfg.tags.source}
-
-
-def shape_of(cfg):
-  """The model's shape, from its folder or from the tiny model's settings. -> llm.Config"""
-  if cfg.llm.weights == 'tiny':
-    tiny = cfg.tiny
-    return llm.Config(
-        vocab=tiny.vocab, width=tiny.width, layers=tiny.layers, heads=tiny.heads,
-        kv_heads=tiny.kv_heads, head_dim=tiny.width // tiny.heads, ffn=tiny.ffn, tied=True,
-        lora_rank=cfg.lora.rank)
-  if not cfg.llm.weights:
-    raise ConfigError('llm.weights is empty, so there is no model to count; add '
-                      '--config.llm.weights=FOLDER, or use the sample preset')
-  return dataclasses.replace(huggingface.read_config(cfg.llm.weights), lora_rank=cfg.lora.rank)
 
 
 def dict_size(shape):

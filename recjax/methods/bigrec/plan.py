@@ -1,5 +1,4 @@
 """What a run would cost, and its trained model in other programs' layouts."""
-import dataclasses
 import pathlib
 import shutil
 
@@ -8,7 +7,7 @@ import numpy as np
 
 from recjax.data import windows
 from recjax.errors import ConfigError
-from recjax.models import huggingface, llm, lora
+from recjax.models import llm, lora
 from recjax.training import backbone
 from recjax.training.work import find_stage, read_json
 
@@ -22,7 +21,8 @@ def cost(cfg, shop):
 
   Titles are taken as typical (14 tokens); the run itself counts the real ones.
   """
-  shape = shape_of(cfg)
+  shape = backbone.shape_of(cfg, **({} if cfg.train.mode == 'full' else dict(
+      lora_rank=cfg.lora.rank, lora_targets=tuple(cfg.lora.targets))))
   users, _ = windows.cut(np.maximum(shop.interactions.lengths() - 2, 0), cfg.samples.window,
                          cfg.samples.history)
   count = len(users) if cfg.train.sample < 0 else min(len(users), cfg.train.sample)
@@ -47,23 +47,6 @@ def cost(cfg, shop):
                   '989 TFLOP/s',
       'generation': f'{asked:,} prompts, {written / 1e6:,.2f} M beam tokens, '
                     f'{forward * (written + asked * length) / 1e12:,.1f} TFLOP'}
-
-
-def shape_of(cfg):
-  """The model's shape, from its folder or from the tiny model's settings. -> llm.Config"""
-  adapter = {}
-  if cfg.train.mode == 'lora':
-    adapter = dict(lora_rank=cfg.lora.rank, lora_targets=tuple(cfg.lora.targets))
-  if cfg.llm.weights == 'tiny':
-    tiny = cfg.tiny
-    return llm.Config(
-        vocab=tiny.vocab, width=tiny.width, layers=tiny.layers, heads=tiny.heads,
-        kv_heads=tiny.kv_heads, head_dim=tiny.width // tiny.heads, ffn=tiny.ffn, tied=True,
-        **adapter)
-  if not cfg.llm.weights:
-    raise ConfigError('llm.weights is empty, so there is no model to count; add '
-                      '--config.llm.weights=FOLDER, or use the sample preset')
-  return dataclasses.replace(huggingface.read_config(cfg.llm.weights), **adapter)
 
 
 def convert(workdir, to, out):

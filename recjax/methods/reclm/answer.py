@@ -7,8 +7,8 @@ import numpy as np
 from recjax.decoding import constraints, fetch, forest, item_mode
 from recjax.decoding.writer import Writer
 from recjax.errors import ConfigError
-from recjax.methods.reclm import goods, render, tune
-from recjax.training import journal
+from recjax.methods.reclm import goods, tune
+from recjax.training import instruct, journal
 
 BEAMS = 20    # of which ranked lists are made, or more where more are asked for
 RUNS = (8,)   # tokens of a row that go through the model together where they are forced
@@ -147,17 +147,8 @@ def nearest(shelf, writer, prompts, k, closed, allowed):
 
 def writer_of(speaker, prompts):
   """The LLM with what these prompts share run once."""
-  first, last = min(prompts), max(prompts)
-  size = min(map(len, prompts)) - 1
-  same = next((i for i in range(min(size, len(first), len(last))) if first[i] != last[i]), size)
-  return Writer(speaker.model, speaker.variables, speaker.tokenizer, first[:max(0, same)],
-                max(map(len, prompts)))
-
-
-def renderer(cfg, speaker, stock):
-  """How prompts become tokens."""
-  return render.Renderer(speaker.tokenizer, stock.rows, speaker.soi, speaker.eoi, None,
-                         cfg.prompt.cutoff, dict(cfg.prompt.variables))
+  return Writer(speaker.model, speaker.variables, speaker.tokenizer,
+                instruct.common_prefix(prompts), max(map(len, prompts)))
 
 
 def ranked_many(work, name, shelf, cfg, prompts, closed, k):

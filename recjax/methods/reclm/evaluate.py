@@ -51,7 +51,7 @@ def ask(work, name, cfg, shelf, stock, cases, words, masked):
   """Lists for cases. -> [Reply], prompts that were shortened"""
   template = templates.read(cfg.prompt.template, 'recjax.methods.reclm', samples.FIELDS)
   histories = [cases.history(c) for c in range(len(cases))]
-  prompts, short = samples.prompts(answer.renderer(cfg, shelf.speaker, stock), stock, template,
+  prompts, short = samples.prompts(tune.renderer(cfg, shelf.speaker, stock), stock, template,
                                    histories, words, cfg.decode.count)
   return answer.many(work, name, shelf, cfg.decode, prompts, histories if masked else None,
                      cfg.seed), short
@@ -61,7 +61,7 @@ def rank_all(work, cfg, shelf, stock, cases):
   """The best first items of each case's list. -> items (n, k), scores (n, k)"""
   template = templates.read(cfg.prompt.template, 'recjax.methods.reclm', samples.FIELDS)
   histories = [cases.history(c) for c in range(len(cases))]
-  prompts, _ = samples.prompts(answer.renderer(cfg, shelf.speaker, stock), stock, template,
+  prompts, _ = samples.prompts(tune.renderer(cfg, shelf.speaker, stock), stock, template,
                                histories, cfg.judge.words, cfg.decode.count)
   return answer.ranked_many(work, 'ranked', shelf, cfg.decode, prompts,
                             histories if cfg.judge.mask_history else None, cfg.decode.count)
@@ -110,7 +110,7 @@ def rounds(work, cfg, shelf, stock, cases):
   first, later = talk[0], talk[1:count + 1]
   count = len(later)
   template = templates.read(cfg.prompt.template, 'recjax.methods.reclm', samples.FIELDS)
-  turn, said = answer.renderer(cfg, shelf.speaker, stock), samples.said
+  turn, said = tune.renderer(cfg, shelf.speaker, stock), samples.said
   opening = [said('system', template['system']), said('user', first[0]),
              said('assistant', [first[1]])]
   turns = [opening + samples.question(stock, template, cases.history(c)[-samples.LONGEST:],

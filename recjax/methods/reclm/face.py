@@ -41,7 +41,7 @@ def recommender(workdir):
   config, shop, shelf, mesh = open_run(workdir)
   stock, template = shelf.stocks[0], templates.read(
       config.prompt.template, 'recjax.methods.reclm', samples.FIELDS)
-  turn, writers = answer.renderer(config, shelf.speaker, stock), []
+  turn, writers = tune.renderer(config, shelf.speaker, stock), []
 
   def recommend(histories, k, exclude_seen=True, allowed=None):
     rows = [[shop.catalog.index(i) for i in h] for h in histories]

@@ -92,15 +92,6 @@ def paths(catalog):
   return [[', '.join(c[cut:end]) for end in range(cut + 1, len(c) + 1)] if c else [] for c in lists]
 
 
-def members(goods):
-  """{category: (n,) item indices}, as category.jsonl lists them."""
-  out = {}
-  for index, some in enumerate(goods.categories, 1):
-    for name in some:
-      out.setdefault(name, []).append(index)
-  return {name: np.array(items, np.int32) for name, items in out.items()}
-
-
 def codes(goods, table, first):
   """The catalogue with semantic-ID tokens instead of titles (RecLM-token).
 

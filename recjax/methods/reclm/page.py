@@ -1,10 +1,12 @@
 """The run's report: conversations, how clean the lists are, and whether they help."""
+import json
+
 import numpy as np
 
 from recjax.data import splits
 from recjax.methods.reclm import face
 from recjax.report import html, plots, results, run
-from recjax.training.work import find_stage
+from recjax.training.work import find_stage, read_json
 
 LABELS = {'cgen': 'RecLM-cgen', 'ret': 'RecLM-ret', 'token': 'RecLM-token',
           **{f'{k}:ranked': f'RecLM-{k}, first items ranked' for k in ('cgen', 'ret', 'token')},
@@ -19,7 +21,6 @@ EXAMPLES = 8
 
 def write(cfg, work, shop, found):
   """Writes report.html into the run's folder."""
-  from recjax.training.work import read_json
   outcome = read_json(found / 'results.json')
   main = next(iter(outcome['rows']))
   html.write(work.path / 'report.html', html.page(
@@ -97,7 +98,6 @@ def curves(work):
 
 def examples(cfg, work, shop):
   """Conversations: what was shown, what was asked, what came."""
-  import json
   _, _, shelf, _ = face.open_run(work.path)
   split = splits.leave_one_out(shop.interactions)
   cases = split.test

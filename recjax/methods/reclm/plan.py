@@ -1,5 +1,4 @@
 """Texts for the tiny model, what a run would cost, and its model in other programs' layouts."""
-import dataclasses
 import pathlib
 import shutil
 
@@ -9,7 +8,7 @@ from ml_collections import ConfigDict
 
 from recjax.errors import ConfigError
 from recjax.methods.reclm import samples, tune
-from recjax.models import huggingface, llm, lora
+from recjax.models import llm, lora
 from recjax.training import backbone
 from recjax.training.work import find_stage, read_json
 
@@ -38,7 +37,8 @@ def documents(template, titles, seed, walks=3, longest=samples.LONGEST):
 
 def cost(cfg, shop):
   """Parameters, operations and time, by hand count. -> {what: text}"""
-  shape = shape_of(cfg)
+  shape = backbone.shape_of(cfg, **({} if cfg.train.mode == 'full' else dict(
+      lora_rank=cfg.lora.rank, lora_targets=tuple(cfg.lora.targets))))
   users = int((shop.interactions.lengths() > 3).sum())
   users = min(users, cfg.train.sample) if cfg.train.sample else users
   length = OPENING + TITLE * (samples.LONGEST // 2 + cfg.train.longest_list / 2)
@@ -55,23 +55,6 @@ def cost(cfg, shop):
       'training': f'{cfg.train.epochs} epochs of {users:,} samples, about {tokens / 1e6:,.1f} M '
                   f'tokens, {flops / 1e12:,.1f} TFLOP: {flops / (USED * PEAK):,.0f} s on one H200 '
                   f'at {USED:.0%} of its 989 TFLOP/s'}
-
-
-def shape_of(cfg):
-  """The model's shape, from its folder or from the tiny model's settings. -> llm.Config"""
-  adapter = {}
-  if cfg.train.mode == 'lora':
-    adapter = dict(lora_rank=cfg.lora.rank, lora_targets=tuple(cfg.lora.targets))
-  if cfg.llm.weights == 'tiny':
-    tiny = cfg.tiny
-    return llm.Config(
-        vocab=tiny.vocab, width=tiny.width, layers=tiny.layers, heads=tiny.heads,
-        kv_heads=tiny.kv_heads, head_dim=tiny.width // tiny.heads, ffn=tiny.ffn, tied=True,
-        **adapter)
-  if not cfg.llm.weights:
-    raise ConfigError('llm.weights is empty, so there is no model to count; add '
-                      '--config.llm.weights=FOLDER, or use the sample preset')
-  return dataclasses.replace(huggingface.read_config(cfg.llm.weights), **adapter)
 
 
 def convert(workdir, to, out):

@@ -12,13 +12,13 @@ def of_lists(lists, histories, targets, categories, n, asked, unknown=None):
 
   lists: item indices 1..N, as long as they came. histories: what was shown. targets: (n,).
   categories: by index - 1, the most specific last. asked: items asked for. unknown: titles of each
-  list that no item has (None: there are none). -> {name: float}
+  list that no item has, beside indices outside 1..N. -> {name: float}
   """
   rows, shown = [], set()
   for number, (items, history, target) in enumerate(zip(lists, histories, targets)):
     cut = list(items[:asked])
     shown.update(cut)
-    strange = unknown[number] if unknown is not None else 0
+    strange = sum(not 1 <= i <= n for i in cut) + (unknown[number] if unknown is not None else 0)
     seen = set(map(int, history))
     place = cut.index(target) if target in cut else None
     kind = (categories[target - 1] or [None])[-1]
@@ -28,7 +28,8 @@ def of_lists(lists, histories, targets, categories, n, asked, unknown=None):
         'NonExistRate': strange, 'RepeatRate': len(cut) - len(set(cut)),
         'InHistoryRate': sum(i in seen for i in cut), 'CorrectCount': len(items) == asked,
         'EmptyRate': not items,
-        'TargetCategoryRate': sum(kind is not None and kind in categories[i - 1] for i in cut)})
+        'TargetCategoryRate': sum(kind is not None and kind in categories[i - 1]
+                                  for i in cut if 1 <= i <= n)})
   out = {f'{k}@{asked}': float(np.mean([r[k] for r in rows])) for k in rows[0]}
   out[f'OOD@{asked} share'] = out[f'NonExistRate@{asked}'] / asked
   return {**out, f'coverage@{asked}': len(shown) / n, 'lists': len(rows)}

@@ -8,7 +8,7 @@ from ml_collections import ConfigDict
 
 from recjax.decoding.generate import generate
 from recjax.errors import ConfigError
-from recjax.methods.reclm import answer, samples
+from recjax.methods.reclm import answer, goods, samples, tune
 from recjax.models import decode
 
 STEP = 64  # tokens that are read together are padded to a multiple
@@ -48,7 +48,7 @@ class Conversation:
     if history:
       rows = [shelf.stocks[0].catalog.index(i) for i in history][-samples.LONGEST:]
       text = ' → '.join(f"'{shelf.stocks[0].titles[i - 1]}'" for i in rows) + '. ' + text
-    turn = answer.renderer(self.cfg, speaker, shelf.stocks[0])
+    turn = tune.renderer(self.cfg, speaker, shelf.stocks[0])
     self.turns.append(samples.said('user', text))
     ids = turn.tokens(self.turns)
     while len(ids) > self.cfg.prompt.cutoff:
@@ -103,6 +103,5 @@ def untrained(speaker, catalogs):
 
   speaker: as from `tune.fresh`. catalogs: {name: Catalog}. -> {name: Shelf}
   """
-  from recjax.methods.reclm import goods
   return {name: answer.Shelf(speaker, [goods.load(c, speaker.tokenizer)], [name])
           for name, c in catalogs.items()}

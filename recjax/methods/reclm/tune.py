@@ -233,7 +233,7 @@ def loss_sums(cfg, speaker, prefix, table, room, train, frozen, batch):
   """
   variables = variables_of(cfg, speaker, train, frozen)
   hidden = dialogue.states(speaker.model, prefix, variables, batch)
-  head = dialogue.head_of(variables, speaker.model.cfg)
+  head = llm.head_matrix(variables['params'], speaker.model.cfg)
   flat = {k: batch[k].reshape(-1) for k in ('targets', 'weights', 'node', 'item')}
   weights, count = flat['weights'], flat['weights'].sum()
   if cfg.grounding == 'ret':
