@@ -37,16 +37,16 @@ def scope_of(first, tok, vocab):
                int(count[1:].max(initial=1)) or 1)
 
 
-def title_nodes(first, tok, rows, kind='all', scope_end=False):
+def title_nodes(first, tok, rows):
   """The node before each token of a title's row, which ends with the end-of-item token.
 
-  rows: list of token lists. kind: 'all' positions, or 'branches', those with a choice alone.
-  scope_end: whether the end token is masked too. -> list of (T,) int32
+  rows: list of token lists. -> list of (T,) int32: every token is marked, FORCED where no other
+  may come; `narrowed` says which marks a loss uses
   """
-  return [_nodes_of(first, tok, row, kind, scope_end) for row in rows]
+  return [_nodes_of(first, tok, row) for row in rows]
 
 
-def _nodes_of(first, tok, row, kind, scope_end):
+def _nodes_of(first, tok, row):
   out, node = np.full(len(row), FORCED, np.int32), 0
   for at, token in enumerate(row):
     a, b = first[node], first[node + 1]
@@ -54,11 +54,22 @@ def _nodes_of(first, tok, row, kind, scope_end):
       break
     out[at] = node if b - a > 1 else FORCED
     node = a + int(np.searchsorted(tok[a:b], token))
-  if kind == 'branches':
-    out[out == FORCED] = FREE
-  if not scope_end:
-    out[-1] = FREE
   return out
+
+
+def narrowed(nodes, ends, kind='all', scope_end=False):
+  """The marks where the softmax is over what may come there (reclm.md 3.3).
+
+  nodes: (M,) int32 of `title_nodes`. ends: (M,) bool, end-of-item tokens. kind: 'all' positions of
+  titles, 'branches', those with a choice alone, or 'none'. scope_end: whether end tokens count.
+  -> (M,) int32, FREE elsewhere
+  """
+  off = jnp.zeros_like(ends) if scope_end else ends
+  if kind == 'none':
+    off = jnp.ones_like(ends)
+  elif kind == 'branches':
+    off = off | (nodes == FORCED)
+  return jnp.where(off, FREE, nodes)
 
 
 def token_nll(hidden, head, targets, nodes, scope, gamma=0.0, focus='title',

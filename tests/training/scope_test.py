@@ -13,8 +13,9 @@ SOI, EOI, V = 6, 7, 8
 def table(rows, vocab=V, end=EOI, **kw):
   built = trie.build(rows, end, vocab)
   full = [[*r, end] for r in rows]
-  return scope.scope_of(built.first, built.tok, vocab), scope.title_nodes(
-      built.first, built.tok, full, **kw)
+  nodes = scope.title_nodes(built.first, built.tok, full)
+  return scope.scope_of(built.first, built.tok, vocab), [
+      np.asarray(scope.narrowed(n, np.array(r) == end, **kw)) for n, r in zip(nodes, full)]
 
 
 def nll(logits, targets, nodes, made, **kw):
@@ -43,7 +44,7 @@ class OracleTest(parameterized.TestCase):
     self.assertAlmostEqual(float(nll(logits, [0], first, made, gamma=2.0)[0]), 0.00180356,
                            delta=1e-7)
 
-  @parameterized.parameters(('all', 0.0), ('branches', np.log(8)))
+  @parameterized.parameters(('all', 0.0), ('branches', np.log(8)), ('none', np.log(8)))
   def test_s5_single_children(self, kind, want):
     made, nodes = table([[0, 1, 4], [3]], kind=kind)
     got = nll(np.zeros((1, V)), [1], [int(nodes[0][1])], made)

@@ -134,9 +134,7 @@ def rendered(cfg, shop, stock, speaker, tree, teach, talk):
   """
   split = splits.leave_one_out(shop.interactions)
   template = templates.read(cfg.prompt.template, 'recjax.methods.reclm', samples.FIELDS)
-  nodes = scope.title_nodes(tree.first, tree.tok, [[*r, speaker.eoi] for r in stock.rows],
-                            'all' if cfg.train.scope == 'none' else cfg.train.scope,
-                            cfg.train.scope_end)
+  nodes = scope.title_nodes(tree.first, tree.tok, [[*r, speaker.eoi] for r in stock.rows])
   turn = renderer(cfg, speaker, stock, nodes)
   given = ConfigDict({**cfg.train.to_dict(), 'seed': cfg.seed})
   parts = {'train': [s for e in range(cfg.train.epochs) for s in samples.epoch(
@@ -214,9 +212,21 @@ def task_of(cfg, speaker, tree, items, train, valid, batches):
   start = start_of(cfg, speaker, items)
   frozen = () if cfg.train.mode == 'full' else speaker.params
   return Task(init=None, start=start, loss=loss, batches=batches, frozen=frozen, rules=llm.RULES,
-              evaluate=dialogue.judge_by(functools.partial(
+              evaluate=judge_of(functools.partial(
                   loss_sums, cfg, speaker, train.prefix, table, packed_items(valid, batches)),
                   valid, batches.size))
+
+
+def judge_of(sums, valid, rows):
+  """Means over held-out lists: `title_nll` is a mean over the tokens of titles, whatever the loss
+  is, so runs with another `train.scope` compare. -> judge(train, frozen) -> {name: value}"""
+  run = dialogue.judge_by(sums, valid, rows)
+
+  def judge(train, frozen):
+    found = run(train, frozen)
+    share = found.pop('titles', None)
+    return {**found, 'title_nll': found['title_nll'] / share} if share else found
+  return judge
 
 
 def packed_items(packed, batches):
@@ -229,7 +239,8 @@ def packed_items(packed, batches):
 def loss_sums(cfg, speaker, prefix, table, room, train, frozen, batch):
   """Sums over the tokens of a batch that are learnt, and their count.
 
-  -> {'valid_loss': what is minimised, 'title_nll': of titles among what the catalogue allows}
+  -> {'valid_loss': what is minimised, 'title_nll': of the `titles` tokens of titles and their ends
+  among what the catalogue allows}
   """
   variables = variables_of(cfg, speaker, train, frozen)
   hidden = dialogue.states(speaker.model, prefix, variables, batch)
@@ -244,15 +255,14 @@ def loss_sums(cfg, speaker, prefix, table, room, train, frozen, batch):
     found = fetch_loss(train, hidden, flat['item'] * (weights > 0), room)
     total = language + cfg.ret.alpha * found
     return {'valid_loss': total * count, 'item_nll': found * count}, count
-  masked = scope.token_nll(hidden, head, flat['targets'], flat['node'], table, cfg.train.gamma,
-                           cfg.train.focus)
+  ends = flat['targets'] == speaker.eoi
+  nodes = scope.narrowed(flat['node'], ends, cfg.train.scope, cfg.train.scope_end)
+  nll = scope.token_nll(hidden, head, flat['targets'], nodes, table, cfg.train.gamma,
+                        cfg.train.focus)
+  within = scope.token_nll(hidden, head, flat['targets'], flat['node'], table)
   titles = weights * (flat['item'] < 0)
-  share = count / jnp.maximum(titles.sum(), 1)
-  within = (masked * titles).sum() * share
-  if cfg.train.scope == 'none':
-    masked = scope.token_nll(hidden, head, flat['targets'],
-                             jnp.full_like(flat['node'], scope.FREE), table)
-  return {'valid_loss': (masked * weights).sum(), 'title_nll': within}, count
+  return {'valid_loss': (nll * weights).sum(), 'title_nll': (within * titles).sum(),
+          'titles': titles.sum()}, count
 
 
 def fetch_loss(train, hidden, items, room):
