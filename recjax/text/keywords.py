@@ -93,6 +93,11 @@ def extract_tags(columns: dict, n: int = 10, exclude=()) -> list[list[str]]:
   return [_choose(item, statistics, common, n) for item in items]
 
 
+def phrases(text: str) -> list[list[str]]:
+  """Stretches of lower-case words that a phrase may be cut from: no stop words, numbers, codes."""
+  return _runs(_plain(text))
+
+
 class _Item:
   """One row read: brand, categories leaf first, and word runs of title and description."""
 
@@ -182,7 +187,7 @@ def _speaks(word):
 
 
 @functools.lru_cache(maxsize=1 << 16)
-def _stem(word):
+def stem(word):
   """Folds plurals, roughly: only used to see whether two tags say the same."""
   if len(word) > 4 and word.endswith('ies'):
     return word[:-3] + 'y'
@@ -192,7 +197,7 @@ def _stem(word):
 
 
 def _stems(tag):
-  return {_stem(word) for word in _split(tag) if word[0].isalnum()}
+  return {stem(word) for word in _split(tag) if word[0].isalnum()}
 
 
 def _common_categories(items):
@@ -292,7 +297,7 @@ def _choose(item, statistics, common, n):
   for score, phrase in ranked:
     if score < .13 * ranked[0][0]:
       break
-    if own.isdisjoint(map(_stem, phrase)):
+    if own.isdisjoint(map(stem, phrase)):
       add(' '.join(phrase), .5)
   if len(tags) < min(n, 4):
     for tag in itertools.chain(categories, (' '.join(run[:3]) for run in item.titles)):

@@ -23,7 +23,7 @@ import urllib.parse
 import urllib.request
 
 from recjax.errors import ConfigError, ServiceError
-from recjax.text.journal import TRANSIENT, Journal
+from recjax.text.journal import TRANSIENT, Journal, Result
 
 _LONGEST_WAIT = 600.  # seconds a server may ask us to wait before we leave instead
 _LARGEST_ANSWER = 1 << 24  # bytes
@@ -68,6 +68,28 @@ def run_requests(requests: dict, api: ApiConfig, folder, key_env: str = 'OPENAI_
     results = {key: journal.results[h] for key, h in hashes.items()}
   _judge(results, api, journal.path, log)
   return results
+
+
+def ask(messages, api: ApiConfig, key_env: str = 'OPENAI_API_KEY', deadline: float = 20.):
+  """One request now, kept nowhere, for somebody who waits. -> Result
+
+  deadline: seconds after which no further attempt begins, nor a pause goes on. Raises ServiceError
+  where the deadline passed or the service refuses account or address, ConfigError for bad settings.
+  """
+  job = _Job(api, _secret(api, key_env), None)
+  timer = threading.Timer(deadline, job.stop.set)
+  timer.daemon = True
+  timer.start()
+  try:
+    body = job._body(messages)
+    if not job.ledger.hold(job.ledger.price_of(job.ledger.worst(body))):
+      raise ServiceError(f'this request may cost more than max_cost={api.max_cost:g}')
+    record = job._answer('', body, job.ledger.held)
+    return Result(tuple(record['texts']), record['failure'], record.get('detail', ''))
+  except _Stopped:
+    raise ServiceError(f'{api.base_url} gave no answer in {deadline:g} s') from None
+  finally:
+    timer.cancel()
 
 
 def request_hash(messages, api: ApiConfig) -> str:
