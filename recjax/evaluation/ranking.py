@@ -145,6 +145,15 @@ def _judge(score_fn, cases, n_items, k, block, mask_history, tie, seen_mask):
   return tuple(np.concatenate(x)[:len(targets)] for x in zip(*parts))
 
 
+def list_ranks(items, targets, last):
+  """Ranks in lists that end early: the place, or `last` where the target is missing.
+
+  items: (n, K) int32, 0 for none. targets: (n,). -> (n,) int32
+  """
+  hit = items == np.asarray(targets)[:, None]
+  return np.where(hit.any(1), hit.argmax(1), last).astype(np.int32)
+
+
 def validator(scorer, cases, n_items, seeds, most=0):
   """NDCG@10 of validation users for the parameters of several seeds.
 
@@ -164,8 +173,8 @@ def validator(scorer, cases, n_items, seeds, most=0):
 def top_items(score_fn, items, offsets, n_items, k, exclude_seen=True, allowed=None, block=0):
   """The k best items for every history.
 
-  items, offsets: ragged histories. allowed: (N,) bool, which items may appear. block: as in
-  rank_cases. -> items (n, k) int32, 0 where fewer than k may appear, and their scores (n, k)
+  items, offsets: ragged histories. allowed: (N,) bool, which items may appear, or (n, N), a row a
+  history. block: as in rank_cases. -> items (n, k) int32, 0 where fewer than k may appear, and their scores (n, k)
   float32, best first, ties to the lower index. Raises DataError as rank_cases does and for k
   outside 1..N.
   """
@@ -173,11 +182,13 @@ def top_items(score_fn, items, offsets, n_items, k, exclude_seen=True, allowed=N
   _check_k(k, n_items)
   _check_histories(items, offsets, n_items)
   allowed = np.ones(n_items, bool) if allowed is None else np.asarray(allowed)
-  if allowed.shape != (n_items,) or allowed.dtype != bool:
-    raise DataError(f'allowed is {allowed.dtype}{allowed.shape}; it must be bool({n_items},)')
+  if allowed.shape not in ((n_items,), (len(offsets) - 1, n_items)) or allowed.dtype != bool:
+    raise DataError(f'allowed is {allowed.dtype}{allowed.shape}; it must be bool({n_items},), or '
+                    f'bool({len(offsets) - 1}, {n_items})')
   parts = []
   for rows, part, cuts, coordinates in blocks(items, offsets, n_items, block, exclude_seen):
-    masked, bad = _mask_block(_scores(score_fn, part, cuts, n_items), allowed, *coordinates)
+    some = allowed if allowed.ndim == 1 else allowed[rows]
+    masked, bad = _mask_block(_scores(score_fn, part, cuts, n_items), some, *coordinates)
     _check_numbers(np.asarray(bad), rows)
     parts.append([np.asarray(x) for x in _top_block(masked, k)])
   return tuple(np.concatenate(x)[:len(offsets) - 1] for x in zip(*parts))
@@ -187,19 +198,20 @@ def recommender(score_fn, catalog):
   """The face of a method that scores the whole catalogue: item ids in, item ids out.
 
   -> recommend(histories, k, exclude_seen=True, allowed=None) -> (item ids [B][k], scores (B, k));
-  histories are lists of item ids, oldest first, `allowed` a set of item ids. Raises DataError for
-  an id that the catalogue lacks.
+  histories are lists of item ids, oldest first, `allowed` a set of item ids, or (B, N) bool, a row
+  a history (which recommend.rows says). Raises DataError for an id that the catalogue lacks.
   """
   def recommend(histories, k, exclude_seen=True, allowed=None):
     rows = [[catalog.index(i) for i in h] for h in histories]
     offsets = np.concatenate([[0], np.cumsum([len(r) for r in rows])]).astype(np.int64)
     items = np.array([i for r in rows for i in r], np.int32)
-    mask = None
-    if allowed is not None:
+    mask = allowed
+    if allowed is not None and not isinstance(allowed, np.ndarray):
       mask = np.zeros(len(catalog), bool)
       mask[[catalog.index(i) - 1 for i in allowed]] = True
     found, scores = top_items(score_fn, items, offsets, len(catalog), k, exclude_seen, mask)
     return [[catalog.id_of(i) for i in row if i] for row in found], scores
+  recommend.rows = True
   return recommend
 
 

@@ -55,7 +55,7 @@ def recommender(workdir):
       mask[[data.catalog.index(i) - 1 for i in allowed]] = True
     asked = asked_of(config, data, template, tokenizer, rows)
     items, scores = [], []
-    size = config.decode.batch
+    size = min(config.decode.batch, 1 << (len(rows) - 1).bit_length())
     with jax.set_mesh(mesh):
       for start in range(0, len(rows), size):
         some = list(range(start, min(start + size, len(rows))))

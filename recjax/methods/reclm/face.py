@@ -50,7 +50,8 @@ def recommender(workdir):
       mask = np.zeros(len(shop.catalog), bool)
       mask[[shop.catalog.index(i) - 1 for i in allowed]] = True
     prompts, _ = samples.prompts(turn, stock, template, rows, config.judge.words, k)
-    items, scores, size = [], [], config.decode.batch
+    items, scores = [], []
+    size = min(config.decode.batch, 1 << (len(rows) - 1).bit_length())
     with jax.set_mesh(mesh):
       if not writers:
         longest = max(map(len, prompts)) + 64
