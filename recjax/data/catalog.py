@@ -46,6 +46,10 @@ class Catalog:
       raise DataError(f'item {item_id!r} is not in the catalogue of {len(self)} items.')
     return found
 
+  def find(self, item_id):
+    """Dense index 1..N of an item id, 0 for one that is not there."""
+    return self._indices.get(str(item_id), 0)
+
   def id_of(self, index):
     """Item id of a dense index. Raises DataError outside 1..N."""
     if not 1 <= index <= len(self):
