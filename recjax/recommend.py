@@ -21,14 +21,19 @@ def load(workdir):
   recommend(histories, k, exclude_seen=True, allowed=None) -> (item ids [B][k], scores [B, k]);
   histories are lists of item ids, oldest first, and may come from people never seen in training.
   """
+  module, shop = opened(workdir)
+  return in_stock(module.recommender(workdir), shop.catalog), shop
+
+
+def opened(workdir):
+  """The package of the method that made a run, and its data. -> module, Dataset or Records"""
   saved = read_json(pathlib.Path(workdir) / 'config.json')
   if saved is None:
     raise WorkdirError(f'{workdir} holds no config.json, so no run was made there; name the folder '
                        'that --workdir named')
-  method = importlib.import_module(f'recjax.methods.{saved["config"]["method"]}')
+  module = importlib.import_module(f'recjax.methods.{saved["config"]["method"]}')
   data = saved['config']['data']
-  shop = records.load(data) if records.found(data) else catalog.load_data(data)
-  return in_stock(method.recommender(workdir), shop.catalog), shop
+  return module, records.load(data) if records.found(data) else catalog.load_data(data)
 
 
 def in_stock(recommend, goods):

@@ -56,3 +56,4 @@ def check(cfg):
 
 
 recommender, cost, convert = evaluate.recommender, plan.cost, plan.convert
+item_tags = evaluate.item_tags

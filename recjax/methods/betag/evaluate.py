@@ -90,3 +90,9 @@ def recommender(workdir):
   score = bm25.history_scores(model, results['chosen']['betags']['reducer'])
 
   return ranking.recommender(score, shop.catalog)
+
+
+def item_tags(workdir):
+  """What the run found. -> {item id: [(tag, weight), ...]}, heaviest first"""
+  found = read_json(find_stage(workdir, 'evaluate') / 'tags.json')
+  return {item: sorted(map(tuple, tags), key=lambda t: -t[1]) for item, tags in found.items()}

@@ -9,7 +9,7 @@ from recjax import sharding
 from recjax.data.catalog import load_data, load_unchanged
 from recjax.decoding.writer import Writer
 from recjax.errors import ConfigError
-from recjax.methods.reclm import answer, goods, samples, talk, tune
+from recjax.methods.reclm import answer, goods, replies, samples, talk, tune
 from recjax.text import templates
 from recjax.training.work import find_stage, read_json
 
@@ -38,7 +38,21 @@ def recommender(workdir):
   RecLM-ret products with the projected state; histories are lists of item ids, oldest first,
   `allowed` a set of item ids. Raises DataError for an unknown id.
   """
-  config, shop, shelf, mesh = open_run(workdir)
+  return recommending(*open_run(workdir))
+
+
+def faces(workdir, catalogues=()):
+  """One opened run for serving: `recommender` and `replies.Replier`. catalogues: as in `converse`.
+
+  -> recommend, Replier
+  """
+  config, shop, shelf, mesh = opened = open_run(workdir)
+  domains = domains_of(config, shelf, catalogues)
+  return recommending(*opened), replies.Replier(config, domains, system_of(config), mesh)
+
+
+def recommending(config, shop, shelf, mesh):
+  """The face of a run that `open_run` opened."""
   stock, template = shelf.stocks[0], templates.read(
       config.prompt.template, 'recjax.methods.reclm', samples.FIELDS)
   turn, writers = tune.renderer(config, shelf.speaker, stock), []
@@ -74,6 +88,16 @@ def converse(workdir, catalogues=()):
   -> talk.Conversation, mesh
   """
   config, _, shelf, mesh = open_run(workdir)
+  return talk.Conversation(config, domains_of(config, shelf, catalogues), system_of(config)), mesh
+
+
+def system_of(config):
+  """What the model is told before a conversation."""
+  return templates.read(config.prompt.template, 'recjax.methods.reclm', samples.FIELDS)['system']
+
+
+def domains_of(config, shelf, catalogues):
+  """The run's own catalogue and further data sets. -> {name: Shelf}"""
   domains = {shelf.names[0]: shelf}
   if catalogues and config.grounding != 'cgen':
     raise ConfigError(f'grounding={config.grounding} knows its own catalogue alone; other data '
@@ -82,5 +106,4 @@ def converse(workdir, catalogues=()):
     shop = load_data(source)
     stock = goods.load(shop.catalog, shelf.speaker.tokenizer)
     domains[shop.name] = answer.Shelf(shelf.speaker, [stock], [shop.name])
-  system = templates.read(config.prompt.template, 'recjax.methods.reclm', samples.FIELDS)['system']
-  return talk.Conversation(config, domains, system), mesh
+  return domains
