@@ -1,0 +1,170 @@
+"""Replies to conversations that clients keep: many at once, nothing remembered between them."""
+import dataclasses
+import re
+
+import jax
+from ml_collections import ConfigDict
+
+from recjax.decoding.writer import Writer
+from recjax.errors import ConfigError, DataError
+from recjax.methods.reclm import answer, samples, tune
+
+BUCKET = 128  # tokens that prompts are padded to a multiple of
+SIZES = (1, 8)  # conversations of a batch, padded up
+WARMTHS = (0.0, 0.5, 1.0)  # temperatures that are programs of their own
+MOST = 10  # items of a reply
+LEAST = (0, 3)  # of which so many must come, padded up
+
+
+@dataclasses.dataclass(frozen=True)
+class Said:
+  """A conversation that waits for a reply. turns: ({'role', 'content'}, ...), the last a user's.
+
+  domain: a catalogue's name, '' the first. history: item ids that the last turn is about. least,
+  most: items of the reply. tokens: at most so many. temperature: None takes the run's.
+  """
+  turns: tuple
+  domain: str = ''
+  history: tuple = ()
+  least: int = 0
+  most: int = MOST
+  tokens: int = 0
+  temperature: float | None = None
+  seed: int = 0
+
+
+@dataclasses.dataclass(frozen=True)
+class Answer:
+  """A reply. items: ids in the order that the text names them, titles: of these."""
+  text: str
+  items: tuple
+  titles: tuple
+  complete: bool
+  tokens_in: int
+  tokens_out: int
+
+
+class Replier:
+  """One model for many conversations. domains: {name: Shelf}. system: what it is told first."""
+
+  def __init__(self, cfg, domains, system, mesh):
+    self.cfg, self.domains, self.system, self.mesh = cfg, domains, system, mesh
+    shelf = next(iter(domains.values()))
+    speaker = shelf.speaker
+    with jax.set_mesh(mesh):
+      self.writer = Writer(speaker.model, speaker.variables, speaker.tokenizer, [], BUCKET)
+    self.quoted = {name: {t: i for i, t in enumerate(s.stocks[0].titles, 1)}
+                   for name, s in domains.items()}
+
+  def shelf(self, said):
+    """-> its catalogue's name, Shelf. Raises ConfigError naming the known ones."""
+    name = said.domain or next(iter(self.domains))
+    if name not in self.domains:
+      raise ConfigError(f'there is no catalogue {name!r:.60}; known are {", ".join(self.domains)}')
+    return name, self.domains[name]
+
+  def prompt(self, said):
+    """The tokens of a conversation, its oldest rounds dropped where it is too long.
+
+    Raises ConfigError where the last turn alone is.
+    """
+    name, shelf = self.shelf(said)
+    stock = shelf.stocks[0]
+    turns = [dict(t) for t in said.turns]
+    if turns[0]['role'] != 'system':
+      turns.insert(0, samples.said('system', self.system))
+    if said.history:
+      rows = [stock.catalog.index(i) for i in said.history][-samples.LONGEST:]
+      about = ' → '.join(f"'{stock.titles[i - 1]}'" for i in rows)
+      turns[-1]['content'] = f'{about}. {turns[-1]["content"]}'
+    turns = [samples.said(t['role'], recalled(t['content'], self.quoted[name]))
+             if t['role'] == 'assistant' else t for t in turns]
+    turn = tune.renderer(self.cfg, shelf.speaker, stock)
+    ids = turn.tokens(turns)
+    while len(ids) > self.cfg.prompt.cutoff:
+      if len(turns) < 3:
+        raise ConfigError(f'the last turn takes {len(ids)} tokens, {self.cfg.prompt.cutoff} fit; '
+                          'say it in fewer words')
+      del turns[1:next((i for i in range(2, len(turns)) if turns[i]['role'] == 'user'), 2)]
+      ids = turn.tokens(turns)
+    return ids
+
+  def __call__(self, asked):
+    """Replies to a batch. asked: [Said]. -> [Answer]. Raises ConfigError or DataError of any."""
+    out, alike = [None] * len(asked), {}
+    prompts = [self.prompt(s) for s in asked]
+    for row, s in enumerate(asked):
+      least = next(n for n in LEAST if n >= min(s.least, LEAST[-1]))
+      key = self.shelf(s)[0], least, self.warmth(s), s.seed, len(prompts[row]) // BUCKET
+      alike.setdefault(key, []).append(row)
+    for (name, least, warmth, seed, _), rows in alike.items():
+      for start in range(0, len(rows), SIZES[-1]):
+        some = rows[start:start + SIZES[-1]]
+        count = next(s for s in SIZES if s >= len(some))
+        given = ConfigDict({**self.cfg.decode.to_dict(), 'count': MOST, 'temperature': warmth})
+        with jax.set_mesh(self.mesh):
+          found = answer.replies(self.domains[name], self.writer, given, [
+              prompts[r] for r in some + some[-1:] * (count - len(some))], least=least, seed=seed)
+        for row, reply in zip(some, found):
+          out[row] = self.made(self.domains[name], asked[row], reply, len(prompts[row]))
+    return out
+
+  def warmth(self, said):
+    """The temperature that is used: the run's, or the nearest of WARMTHS."""
+    if said.temperature is None:
+      return float(self.cfg.decode.temperature)
+    return min(WARMTHS, key=lambda w: abs(w - said.temperature))
+
+  def made(self, shelf, said, reply, tokens_in):
+    """The Answer, cut where fewer items or tokens were asked for; a cut item is left out."""
+    ends = [i + 1 for i, t in enumerate(reply.ids) if t == shelf.speaker.eoi]
+    cut = ends[said.most - 1] if len(ends) > said.most else len(reply.ids)
+    cut = min(cut, said.tokens or cut)
+    if cut < len(reply.ids):
+      reply = shelf.read(reply.ids[:cut])
+    stock = shelf.stocks[0]
+    return Answer(reply.text, tuple(stock.catalog.id_of(i) for i in reply.items),
+                  tuple(stock.titles[i - 1] for i in reply.items), reply.complete, tokens_in,
+                  len(reply.ids))
+
+  def warm(self):
+    """Compiles the programs of short conversations."""
+    for size in SIZES:
+      for least in LEAST:
+        self([Said((samples.said('user', 'Hello'),), least=least)] * size)
+
+
+def recalled(text, titles):
+  """An earlier reply as it was: quoted titles become the items they are. -> [str or item index]"""
+  out = []
+  for part in re.split(r'("[^"\n]{1,400}")', text):
+    item = titles.get(part[1:-1]) if part[:1] == '"' else None
+    if item is not None:
+      out.append(item)
+    elif out and isinstance(out[-1], str):
+      out[-1] += part
+    elif part:
+      out.append(part)
+  return out or ['']
+
+
+def checked(turns):
+  """Turns in an order that a template takes: system first if at all, then user and assistant by
+  turns, a user last; neighbours of one role are joined. -> tuple of turns. Raises DataError."""
+  out = []
+  for turn in turns:
+    role = 'system' if turn['role'] == 'developer' else turn['role']
+    if role not in ('system', 'user', 'assistant'):
+      raise DataError(f'a message has the role {role!r:.40}; give system, user or assistant')
+    if role == 'system' and out and out[-1]['role'] != 'system':
+      raise DataError('the system message stands first, before the others')
+    if out and out[-1]['role'] == role:
+      out[-1] = samples.said(role, out[-1]['content'] + '\n' + turn['content'])
+    else:
+      out.append(samples.said(role, turn['content']))
+  if not out or out[-1]['role'] != 'user':
+    raise DataError('the last message must be of the user')
+  if out[0]['role'] == 'assistant' or out[0]['role'] == 'system' and len(out) > 1 and (
+      out[1]['role'] == 'assistant'):
+    raise DataError('the first message after the system message must be of the user')
+  return tuple(out)
