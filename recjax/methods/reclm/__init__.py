@@ -60,4 +60,4 @@ def check(cfg):
 
 
 recommender, cost, convert = face.recommender, plan.cost, plan.convert
-converse = face.converse
+converse, faces = face.converse, face.faces
