@@ -56,10 +56,14 @@ def get_config(arg=''):
   # scope: where the softmax is over the catalogue's tokens alone: none, all, branches; scope_end:
   # at the end token too. sample: users an epoch (0: all). longest_list: items of a training list;
   # full_lists: always that many. candidates, rule: shares of prompts with them. multi_round: share
-  # with a chat turn beside; chat_share: chat alone. gamma, focus: focal weighting
+  # with a chat turn beside; chat_share: chat alone. gamma, focus: focal weighting. static: a folder
+  # of samples to read instead of drawing them
   c.train = dict(mode='full', scope='all', scope_end=True, epochs=4, patience=3, batch=16, row=512,
                  sample=0, valid_users=128, longest_list=10, full_lists=True, candidates=0.05,
-                 rule=0.5, multi_round=0.1, chat_share=0.05, gamma=0.0, focus='title')
+                 rule=0.5, multi_round=0.1, chat_share=0.05, gamma=0.0, focus='title',
+                 static='')
+  # requests about categories: share of training samples, users asked with each of them in the test
+  c.control = dict(share=0.0, users=100)
   c.lora = dict(rank=16, alpha=8.0, targets=('q', 'k', 'v', 'o', 'gate', 'up', 'down'))
   # vectors: 'teacher', 'text' or a .npy. alpha: weight of fetching in the loss
   c.ret = dict(vectors='teacher', hidden=256, alpha=1.0, tokens=256)
@@ -69,9 +73,11 @@ def get_config(arg=''):
   # count: items of a list. temperature 0 is greedy
   c.decode = dict(count=10, new_tokens=320, batch=64, temperature=0.0, top_p=1.0)
   # words: of the request: plain, rule, acknowledged, trained. users: asked at most (0: all).
-  # rounds: conversations of the multi-round test. cross: another data set for the same weights
+  # rounds: conversations of the multi-round test. cross: another data set for the same weights.
+  # free: users whom the same model answers without the constraint, to see what it would make up;
+  # vague: edits within which such a title passes for an item's
   c.judge = dict(words='trained', mask_history=True, users=500, rounds=64, answer_tokens=96,
-                 cross='', cross_users=500)
+                 cross='', cross_users=500, free=0, vague=0)
   if given['grounding'] != 'cgen':
     c.train.epochs = 2 if given['grounding'] == 'token' else 3
   if preset == 'paper':

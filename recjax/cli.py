@@ -53,9 +53,9 @@ def parser():
 
   verb = verbs.add_parser('convert', help='the trained model for other programs')
   verb.add_argument('workdir', help='the folder of a finished run')
-  verb.add_argument('--to', required=True, choices=('peft', 'merged', 'npz'),
-                    help='a PEFT adapter folder or a whole Hugging Face checkpoint; or plain '
-                    'arrays, of methods without a language model')
+  verb.add_argument('--to', required=True, choices=('peft', 'merged', 'npz', 'samples'),
+                    help='a PEFT adapter folder or a whole Hugging Face checkpoint; plain '
+                    'arrays, of methods without a language model; or what RecLM was trained on')
   verb.add_argument('--out', required=True, help='folder to make')
   return top
 

@@ -78,11 +78,12 @@ def checked(request):
 
 
 def categories(catalog):
-  """{category: set of item ids}: every part of an item's list, and every path below its root."""
+  """{category: set of item ids}: every part of an item's list, and every path, with and without
+  its root."""
   out = {}
   for item, some in zip(catalog.ids, catalog.columns.get('categories') or ()):
-    for name in {*(some or ()), *(', '.join((some or ())[1:e])
-                                  for e in range(2, len(some or ()) + 1))}:
+    for name in {*(some or ()), *(', '.join((some or ())[a:e]) for a in (0, 1)
+                                  for e in range(a + 1, len(some or ()) + 1))}:
       out.setdefault(name, set()).add(item)
   return out
 

@@ -18,7 +18,7 @@ from recjax.text import templates, tokens
 TITLES = ['blue lamp', 'blue lamp shade', 'red rope', 'big mug']
 TEMPLATE = templates.read('reclm', 'recjax.methods.reclm', samples.FIELDS)
 TRAIN = ConfigDict(dict(seed=0, longest_list=10, full_lists=False, candidates=0.5, rule=0.5,
-                        multi_round=0.0, chat_share=0.0))
+                        multi_round=0.0, chat_share=0.0, control=0.0))
 
 
 def tokenizer():
@@ -206,6 +206,22 @@ class RateTest(parameterized.TestCase):
     self.assertIsNone(rates.nearest('Toy Stor', ['Something else']))
     self.assertEqual(rates.edits('kitten', 'sitting', 3), 3)
     self.assertEqual(rates.edits('abcdef', 'ghijkl', 3), 4)
+
+  def test_free_text_is_read_and_counted(self):
+    made, (soi, eoi) = tokenizer()
+    some = stock(made)
+    ids = [*made.encode('1. '), soi, *some.rows[1], eoi, soi, *made.encode('blue lamq'), eoi,
+           soi, *made.encode('nothing'), eoi, soi, *made.encode('nothing'), eoi, soi, *some.rows[0]]
+    titles = rates.titles_of(ids, made, soi, eoi)
+    self.assertLen(titles, 4)  # the last one is never closed
+    self.assertEqual(rates.recognised(titles, some, made), [2, -1, -2, -2])
+    self.assertEqual(rates.recognised(titles, some, made, vague=2), [2, 1, -1, -1])
+    found = rates.of_lists([[2, -1, -2, -2]], [[]], [3], some.categories, 4, 10)
+    self.assertEqual((found['NonExistRate@10'], found['RepeatRate@10'], found['coverage@10']),
+                     (3, 1, 0.25))
+    plain = rates.titles_of(made.encode('1. red rope\n\n 2. big mug\nblue lamp'), made, soi, eoi)
+    self.assertEqual(plain, ['red rope', 'big mug', 'blue lamp'])
+    self.assertEqual(rates.recognised(plain, some, made), [3, 4, 1])
 
   @parameterized.parameters(
       ('#### 18', '18'), ('18.', '18'), ('$1,234', '1234'), ('so 12.50', '12.5'), ('007', '7'),

@@ -13,10 +13,10 @@ from ml_collections import ConfigDict
 from rich.console import Console
 
 from recjax import chat, recommend
-from recjax.data.catalog import Catalog
+from recjax.data.catalog import Catalog, load_data
 from recjax.errors import ConfigError
 from recjax.methods import reclm
-from recjax.methods.reclm import answer, plan, samples, talk, tune
+from recjax.methods.reclm import answer, controls, goods, plan, samples, static, talk, tune
 from recjax.models import huggingface, llm
 from recjax.text import templates, tokens
 from recjax.training import work as works
@@ -80,8 +80,11 @@ class WholeTest(parameterized.TestCase):
   @parameterized.parameters('cgen', 'ret', 'token')
   def test_lists_exist_and_a_face_recommends(self, grounding):
     path = self.folder / grounding
-    cross = {'cross': str(self.folder / 'ring')} if grounding == 'cgen' else {'rounds': 0}
-    run(config(self.folder / 'ring', grounding, judge=cross), path)
+    more = {'judge': {'rounds': 0}}
+    if grounding == 'cgen':
+      more = {'judge': {'cross': str(self.folder / 'ring'), 'free': 8},
+              'control': {'share': 0.3, 'users': 8}}
+    run(config(self.folder / 'ring', grounding, **more), path)
     found = works.read_json(path / 'results.json')
     self.assertEqual((found['rates']['NonExistRate@10'], found['rates']['RepeatRate@10']), (0, 0))
     self.assertEqual(list(found['rows'])[:3], [grounding, f'{grounding}:ranked', 'sasrec'])
@@ -89,6 +92,12 @@ class WholeTest(parameterized.TestCase):
     if grounding == 'cgen':
       self.assertEqual(found['rounds']['RepeatRate@10'], 0)
       self.assertEqual(found['cross']['NonExistRate@10'], 0)
+      self.assertEqual(found['free']['lists'], 8)
+      self.assertEqual(list(found['control']), [*controls.LISTS, 'category_of'])
+      for kind in controls.LISTS:
+        self.assertEqual(found['control'][kind]['users'], 8)
+        self.assertBetween(found['control'][kind]['followed'], 0, 1)
+      self.assertIn('Requests about categories', (path / 'report.html').read_text())
     face, shop = recommend.load(path)
     items, scores = face([['i3', 'i4'], ['i9']], 4)
     for history, row in zip((['i3', 'i4'], ['i9']), items):
@@ -113,6 +122,13 @@ class WholeTest(parameterized.TestCase):
     merged = huggingface.load(self.folder / 'merged', shape)
     theirs = llm.LM(shape).apply({'params': merged}, ids, at, np.ones_like(ids))[0]
     np.testing.assert_allclose(ours, theirs, atol=1e-4)
+    reclm.convert(path, 'samples', self.folder / 'samples')
+    shop = load_data(str(self.folder / 'ring'))
+    kept = static.read(self.folder / 'samples', shop, goods.load(shop.catalog, speaker.tokenizer),
+                       '')
+    done = works.read_json(works.find_stage(path, 'tune') / 'DONE.json')['counts']
+    self.assertEqual(done['samples'], sum(map(len, kept['train'])))
+    self.assertLen(kept['valid'], 16)
     with self.assertRaisesRegex(ConfigError, 'choose merged'):
       reclm.convert(path, 'peft', self.folder / 'other')
     shown = io.StringIO()
@@ -188,7 +204,8 @@ class CheckTest(parameterized.TestCase):
 
   @parameterized.parameters(
       ('grounding', 'x', 'grounding'), ('train.scope', 'x', 'train.scope'),
-      ('decode.count', 0, 'at least 1'), ('prompt.template', 'x', 'prompt.template'))
+      ('decode.count', 0, 'at least 1'), ('train.static', '/nowhere', 'train.static'),
+      ('control.share', 2.0, 'between 0 and 1'), ('prompt.template', 'x', 'prompt.template'))
   def test_settings_that_cannot_work(self, key, value, what):
     cfg = config('sample')
     with cfg.unlocked():
@@ -200,7 +217,6 @@ class CheckTest(parameterized.TestCase):
       reclm.check(cfg)
 
   def test_cost_is_counted(self):
-    from recjax.data.catalog import load_data
     found = plan.cost(config('sample'), load_data('sample'))
     self.assertIn('TFLOP', found['training'])
 
@@ -211,7 +227,6 @@ class CheckTest(parameterized.TestCase):
   def test_ret_takes_one_catalogue(self):
     made = tokens.train_bpe(TITLES, 400)
     made, (soi, eoi) = tokens.extend(made, ['<SOI>', '<EOI>'])
-    from recjax.methods.reclm import goods
     stock = goods.load(Catalog(('x',), {'title': ['One']}), made)
     model = llm.LM(llm.Config(made.vocab_size, 16, 1, 1, 1, 16, 16))
     speaker = tune.Speaker(model, {}, None, made, soi, eoi, [])

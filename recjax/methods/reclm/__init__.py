@@ -15,11 +15,12 @@ Deliberate differences from the authors' code:
     is masked in training as in decoding (`train.scope_end`);
   - empty lists count in every rate; epochs are drawn up front and trained in one shuffled pass.
 """
+import pathlib
+
 from recjax.data.catalog import load_data
 from recjax.errors import ConfigError
 from recjax.evaluation import outcome
-from recjax.methods.reclm import codes, evaluate, face, page, plan, samples, teacher, tune
-from recjax.text import templates
+from recjax.methods.reclm import codes, evaluate, face, page, plan, samples, static, teacher, tune
 from recjax.training import backbone, scope
 
 GROUNDINGS = ('cgen', 'ret', 'token')
@@ -39,7 +40,8 @@ def run(cfg, work):
   coded = None
   if cfg.grounding == 'token':
     coded = work.stage('codes', codes.stage, codes.settings(cfg), shop, llm, helper)
-  made = work.stage('tune', tune.stage, tune.settings(cfg), shop, llm, helper, coded)
+  given = pathlib.Path(cfg.train.static) if cfg.train.static else None
+  made = work.stage('tune', tune.stage, tune.settings(cfg), shop, llm, helper, coded, given)
   found = work.stage('evaluate', evaluate.stage, evaluate.settings(cfg), shop, llm, made, helper,
                      coded)
   work.publish(found, 'results.json', 'ranks.parquet', 'predictions.parquet')
@@ -56,7 +58,10 @@ def check(cfg):
   if cfg.decode.count < 1 or cfg.decode.batch < 1 or cfg.train.batch < 1:
     raise ConfigError(f'decode.count={cfg.decode.count}, decode.batch={cfg.decode.batch} and '
                       f'train.batch={cfg.train.batch} must be at least 1')
-  return templates.read(cfg.prompt.template, 'recjax.methods.reclm', samples.FIELDS)
+  if not 0 <= cfg.control.share <= 1:
+    raise ConfigError(f'control.share={cfg.control.share} must lie between 0 and 1')
+  static.check(cfg)
+  return samples.forms(cfg)
 
 
 recommender, cost, convert = face.recommender, plan.cost, plan.convert

@@ -175,3 +175,19 @@ def many(work, name, shelf, cfg, prompts, closed, seed=0, writer=None):
   with jax.set_mesh(work.mesh):
     rows = journal.answer_all(work, name, work.folder / f'{name}.jsonl', prompts, cfg.batch, run)
   return [shelf.read(ids) for ids, in rows]
+
+
+def free(work, name, shelf, cfg, prompts, seed=0):
+  """Replies that nothing constrains, in batches, resumable. -> token lists"""
+  writer = writer_of(shelf.speaker, prompts)
+  ends = tuple(shelf.speaker.tokenizer.eos_ids)
+
+  def run(some):
+    found = writer.generate([writer.own(prompts[i]) for i in some], samples=1, eos_ids=ends,
+                            temperature=float(cfg.temperature), top_p=float(cfg.top_p),
+                            new_tokens=cfg.new_tokens, seed=seed)
+    rows = [list(map(int, found.row(b, 0))) for b in range(len(some))]
+    return [[r[:-1] if r and r[-1] in ends else r] for r in rows]
+  with jax.set_mesh(work.mesh):
+    rows = journal.answer_all(work, name, work.folder / f'{name}.jsonl', prompts, cfg.batch, run)
+  return [ids for ids, in rows]

@@ -10,8 +10,7 @@ from recjax.data.catalog import load_data
 from recjax.data.formats import conversations
 from recjax.data.sample_talk import questions
 from recjax.evaluation import outcome, ranking
-from recjax.methods.reclm import answer, goods, rates, samples, teacher, tune
-from recjax.text import templates
+from recjax.methods.reclm import answer, controls, goods, rates, samples, teacher, tune
 
 KS = (1, 3, 5, 10)
 
@@ -19,7 +18,7 @@ KS = (1, 3, 5, 10)
 def settings(cfg):
   """Everything in the config that decides the figures besides the tuned model."""
   return ConfigDict({k: cfg[k] for k in ('grounding', 'prompt', 'decode', 'judge', 'talk', 'llm',
-                                         'train', 'seed')})
+                                         'train', 'seed', 'control')})
 
 
 def stage(work, cfg, shop, folder, made, helper, coded=None):
@@ -42,24 +41,29 @@ def stage(work, cfg, shop, folder, made, helper, coded=None):
   more = {'rates': clean, 'unfinished': sum(r.unfinished for r in found),
           'shortened_prompts': short}
   more['rounds'] = rounds(work, cfg, shelf, stock, cases)
+  if cfg.judge.free:
+    more['free'] = free(work, cfg, shelf, stock, cases)
+  if cfg.control.share:
+    more['control'] = controlled(work, cfg, shelf, stock, cases, lists,
+                                 teacher.asker(helper, shop))
   if cfg.judge.cross:
     more['cross'] = cross(work, cfg, speaker)
   return save(work, cfg, shop, split, cases, lists, order, teacher.scorer(helper, shop), more)
 
 
-def ask(work, name, cfg, shelf, stock, cases, words, masked):
-  """Lists for cases. -> [Reply], prompts that were shortened"""
-  template = templates.read(cfg.prompt.template, 'recjax.methods.reclm', samples.FIELDS)
+def ask(work, name, cfg, shelf, stock, cases, words, masked, wishes=None):
+  """Lists for cases. wishes: the last sentence of each request. -> [Reply], prompts that were
+  shortened"""
   histories = [cases.history(c) for c in range(len(cases))]
-  prompts, short = samples.prompts(tune.renderer(cfg, shelf.speaker, stock), stock, template,
-                                   histories, words, cfg.decode.count)
+  prompts, short = samples.prompts(tune.renderer(cfg, shelf.speaker, stock), stock,
+                                   samples.forms(cfg), histories, words, cfg.decode.count, wishes)
   return answer.many(work, name, shelf, cfg.decode, prompts, histories if masked else None,
                      cfg.seed), short
 
 
 def rank_all(work, cfg, shelf, stock, cases):
   """The best first items of each case's list. -> items (n, k), scores (n, k)"""
-  template = templates.read(cfg.prompt.template, 'recjax.methods.reclm', samples.FIELDS)
+  template = samples.forms(cfg)
   histories = [cases.history(c) for c in range(len(cases))]
   prompts, _ = samples.prompts(tune.renderer(cfg, shelf.speaker, stock), stock, template,
                                histories, cfg.judge.words, cfg.decode.count)
@@ -109,7 +113,7 @@ def rounds(work, cfg, shelf, stock, cases):
           else conversations.read(cfg.talk.questions)[0])
   first, later = talk[0], talk[1:count + 1]
   count = len(later)
-  template = templates.read(cfg.prompt.template, 'recjax.methods.reclm', samples.FIELDS)
+  template = samples.forms(cfg)
   turn, said = tune.renderer(cfg, shelf.speaker, stock), samples.said
   opening = [said('system', template['system']), said('user', first[0]),
              said('assistant', [first[1]])]
@@ -119,9 +123,7 @@ def rounds(work, cfg, shelf, stock, cases):
   ends = set(shelf.speaker.tokenizer.eos_ids)
   for t, r, (question, _) in zip(turns, lists, later):
     t += [said('assistant', [[i for i in r.ids if i not in ends]]), said('user', question)]
-  plain = answer.many(work, 'rounds-2', shelf, ConfigDict({**cfg.decode.to_dict(),
-                                                           'new_tokens': cfg.judge.answer_tokens}),
-                      [turn.tokens(t) for t in turns], None)
+  plain = answer.many(work, 'rounds-2', shelf, brief(cfg), [turn.tokens(t) for t in turns], None)
   right = [rates.last_number(r.text) is not None
            and rates.last_number(r.text) == rates.last_number(gold)
            for r, (_, gold) in zip(plain, later)]
@@ -151,3 +153,73 @@ def cross(work, cfg, speaker):
                            cases.targets, stock.categories, len(stock.titles), cfg.decode.count)}
 
 
+# Requests about categories, and replies that nothing holds to the catalogue.
+
+
+def controlled(work, cfg, shelf, stock, cases, plain, teach):
+  """How often requests about categories are followed (reclm.md 5.1, control pack).
+
+  plain: the lists without such a request; 'unasked' is how often they happen to follow it.
+  -> {kind: {'users', 'followed', 'unasked', 'in_category', 'HR@k'}, 'category_of': {'users',
+  'right'}}
+  """
+  k, template, out = cfg.decode.count, samples.forms(cfg), {}
+  few = np.arange(min(len(cases), cfg.control.users))
+  some, groups = cases.picked(few), controls.members(stock)
+  histories = [some.history(c) for c in few]
+  for number, kind in enumerate(controls.LISTS):
+    made = controls.lists(stock, histories, some.targets.tolist(), teach,
+                          [(cfg.seed, 6, number, c) for c in few.tolist()], [kind] * len(few), k)
+    kept = [c for c in few.tolist() if made[c]]
+    if not kept:
+      continue
+    wishes, own = [made[c][1] for c in kept], some.picked(np.array(kept))
+    found, _ = ask(work, f'control-{kind}', cfg, shelf, stock, own, cfg.judge.words,
+                   cfg.judge.mask_history, [w.text(template) for w in wishes])
+    lists = [r.items[:k] for r in found]
+    follows = lambda lists, wishes=wishes: float(np.mean([  # noqa: E731
+        w.followed(items, groups[w.category]) for w, items in zip(wishes, lists)]))
+    out[kind] = {
+        'users': len(kept), 'followed': follows(lists),
+        'unasked': follows([plain[c] for c in kept]),
+        'in_category': float(np.mean([sum(i in groups[w.category] for i in items) / k
+                                      for w, items in zip(wishes, lists)])),
+        f'HR@{k}': float(np.mean([t in items for t, items in zip(own.targets.tolist(), lists)]))}
+  return {**out, **category_questions(work, cfg, shelf, stock, some)}
+
+
+def category_questions(work, cfg, shelf, stock, cases):
+  """Of what kind items are: right where the answer is one of their categories. -> rates"""
+  items = [t for t in cases.targets.tolist() if stock.categories[t - 1]]
+  if not items:
+    return {}
+  template, rng = samples.forms(cfg), np.random.default_rng(cfg.seed)
+  turn = tune.renderer(cfg, shelf.speaker, stock)
+  prompts = [turn.tokens([samples.said('system', template['system']), samples.said(
+      'user', controls.question(stock, template, 'category_of', i, rng, 1)[0])]) for i in items]
+  found = answer.many(work, 'control-category_of', shelf, brief(cfg), prompts, None)
+  right = [r.text.strip() in stock.categories[i - 1] for i, r in zip(items, found)]
+  return {'category_of': {'users': len(items), 'right': float(np.mean(right))}}
+
+
+def brief(cfg):
+  """Settings of decoding for answers that are no lists."""
+  return ConfigDict({**cfg.decode.to_dict(), 'new_tokens': cfg.judge.answer_tokens})
+
+
+def free(work, cfg, shelf, stock, cases):
+  """What the same model names when nothing holds it to the catalogue (reclm.md 5.1).
+
+  judge.vague above 0 takes a title within so many edits for the nearest item's, which hides a part
+  of what does not exist (M5). -> rates
+  """
+  some = cases.picked(np.arange(min(len(cases), cfg.judge.free)))
+  histories = [some.history(c) for c in range(len(some))]
+  speaker = shelf.speaker
+  prompts, _ = samples.prompts(tune.renderer(cfg, speaker, stock), stock, samples.forms(cfg),
+                               histories, cfg.judge.words, cfg.decode.count)
+  found = [rates.recognised(rates.titles_of(ids, speaker.tokenizer, speaker.soi, speaker.eoi),
+                            stock, speaker.tokenizer, cfg.judge.vague)
+           for ids in answer.free(work, 'free', shelf, cfg.decode, prompts, cfg.seed)]
+  return rates.of_lists(found, histories, some.targets, stock.categories, len(stock.titles),
+                        cfg.decode.count)

@@ -16,6 +16,9 @@ RATES = {'NonExistRate': 'items that do not exist', 'RepeatRate': 'repeats',
          'InHistoryRate': 'items of the history shown', 'CorrectCount': 'lists of the right length',
          'EmptyRate': 'empty lists', 'TargetCategoryRate': "items of the target's category",
          'coverage': 'catalogue shown'}
+WISHES = {'with': 'items of a category alone', 'without': 'none of a category',
+          'at_most': 'at most so many of a category', 'at_least': 'at least so many',
+          'about': 'about so many'}
 EXAMPLES = 8
 
 
@@ -29,7 +32,8 @@ def write(cfg, work, shop, found):
       [html.section('Results', results.results_table(
           outcome, ('HR@10', 'NDCG@10', 'HR@5'), 'NDCG@10', main, LABELS),
           intro='Intervals are 95 % bootstraps over test users.'),
-       results.groups_section(outcome, main), rates_section(cfg, outcome), curves(work),
+       results.groups_section(outcome, main), rates_section(cfg, outcome),
+       *control_section(cfg, outcome), curves(work),
        examples(cfg, work, shop),
        run.training_section(work.metrics(), {'llm': 'the tiny language model',
                                              'teacher': 'the teacher', 'tune': 'the LLM'}),
@@ -70,6 +74,8 @@ def rates_section(cfg, outcome):
     tests['between questions'] = outcome['rounds']
   if outcome.get('cross'):
     tests[f'another catalogue ({outcome["cross"]["data"]})'] = outcome['cross']
+  if outcome.get('free'):
+    tests['without the constraint'] = outcome['free']
   k = cfg.decode.count
   rows = [[label, *(f'{t[f"{name}@{k}"]:.3f}' for t in tests.values())]
           for name, label in {'HR': f'hits in {k}', 'NDCG': f'NDCG@{k}', **RATES}.items()]
@@ -83,6 +89,25 @@ def rates_section(cfg, outcome):
         'answers without a list in the third round': f'{r["CSN_R2"]:.1%}',
         'right answers in the third round': f'{r["accuracy"]:.1%}'}))
   return html.section('How clean the lists are', *body)
+
+
+def control_section(cfg, outcome):
+  """How often requests about categories are followed, beside lists that were not asked to. -> a
+  section where there were such requests"""
+  found = outcome.get('control') or {}
+  k = cfg.decode.count
+  rows = [[WISHES[kind], str(r['users']), f'{r["followed"]:.1%}', f'{r["unasked"]:.1%}',
+           f'{r["in_category"]:.1%}', f'{r[f"HR@{k}"]:.3f}']
+          for kind, r in found.items() if kind in WISHES]
+  if not rows:
+    return []
+  body = [html.table(['', 'users', 'followed', 'unasked', 'in the category', f'hits in {k}'], rows,
+                     'Empty lists follow nothing; unasked: the plain lists of the same users',
+                     'lrrrrr')]
+  if 'category_of' in found:
+    body.append(html.facts({'categories of items named right':
+                            f'{found["category_of"]["right"]:.1%}'}))
+  return [html.section('Requests about categories', *body)]
 
 
 def curves(work):

@@ -6,9 +6,12 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
+from recjax import sharding
+from recjax.data.catalog import load_unchanged
 from recjax.errors import ConfigError
-from recjax.methods.reclm import samples, tune
+from recjax.methods.reclm import goods, samples, static, teacher, tune
 from recjax.models import llm, lora
+from recjax.text import tokens
 from recjax.training import backbone
 from recjax.training.work import find_stage, read_json
 
@@ -58,18 +61,22 @@ def cost(cfg, shop):
 
 
 def convert(workdir, to, out):
-  """Writes the tuned chat model, control tokens included, as a whole Hugging Face checkpoint.
+  """Writes the tuned chat model, control tokens included, as a whole Hugging Face checkpoint
+  ('merged'), or the samples that it learnt from, as List[List[Dict]] files ('samples').
 
   Raises WorkdirError where the run has not finished tuning, ConfigError where `out` is not empty or
   `to` is another.
   """
   config = ConfigDict(read_json(pathlib.Path(workdir) / 'config.json')['config'])
   made, out = find_stage(workdir, 'tune'), pathlib.Path(out)
-  if to != 'merged':
+  if to not in ('merged', 'samples'):
     raise ConfigError(f'--to={to} does not fit: an adapter alone lacks the new tokens; choose '
-                      'merged')
+                      'merged, or samples for what it was trained on')
   if out.exists() and any(out.iterdir()):
     raise ConfigError(f'{out} is not empty; name a folder that does not exist yet')
+  if to == 'samples':
+    write_samples(config, workdir, made, out)
+    return
   if config.train.mode == 'full':
     shutil.copytree(made, out, dirs_exist_ok=True,
                     ignore=shutil.ignore_patterns('DONE.json', '.*', '*.npz'))
@@ -77,3 +84,13 @@ def convert(workdir, to, out):
   weights = config.llm.weights
   folder = find_stage(workdir, 'llm') if weights == 'tiny' else pathlib.Path(weights)
   tune.merged(config, folder, made, out)
+
+
+def write_samples(cfg, workdir, made, out):
+  """The samples of a run, drawn again as training drew them, into the folder `out`."""
+  shop = load_unchanged(cfg.data, read_json(
+      find_stage(workdir, 'evaluate') / 'results.json')['data_fingerprint'], workdir)
+  stock = goods.load(shop.catalog, tokens.load(made))
+  with jax.set_mesh(sharding.make_mesh({'data': -1, 'fsdp': 1, 'model': 1})):
+    teach = teacher.asker(find_stage(workdir, 'teacher'), shop)
+    static.write(out, static.of_run(cfg, shop, stock, teach, tune.talk_of(cfg)[0]), shop, stock)

@@ -4,21 +4,22 @@ import re
 
 import numpy as np
 
+LINE = re.compile(r'^\s*\d+\.\s+')
 NUMBER = re.compile(r'[-+]?\d[\d,]*(?:\.\d+)?|[-+]?\.\d+')
 
 
-def of_lists(lists, histories, targets, categories, n, asked, unknown=None):
+def of_lists(lists, histories, targets, categories, n, asked):
   """Rates of recommendation lists: means over all lists, the empty ones too.
 
-  lists: item indices 1..N, as long as they came. histories: what was shown. targets: (n,).
-  categories: by index - 1, the most specific last. asked: items asked for. unknown: titles of each
-  list that no item has, beside indices outside 1..N. -> {name: float}
+  lists: item indices, as long as they came; one outside 1..N stands for a title that no item has.
+  histories: what was shown. targets: (n,). categories: by index - 1, the most specific last. asked:
+  items asked for. -> {name: float}
   """
   rows, shown = [], set()
-  for number, (items, history, target) in enumerate(zip(lists, histories, targets)):
+  for items, history, target in zip(lists, histories, targets):
     cut = list(items[:asked])
-    shown.update(cut)
-    strange = sum(not 1 <= i <= n for i in cut) + (unknown[number] if unknown is not None else 0)
+    shown.update(i for i in cut if 1 <= i <= n)
+    strange = sum(not 1 <= i <= n for i in cut)
     seen = set(map(int, history))
     place = cut.index(target) if target in cut else None
     kind = (categories[target - 1] or [None])[-1]
@@ -44,6 +45,40 @@ def last_number(text):
     return decimal.Decimal(found[-1].replace(',', ''))
   except decimal.InvalidOperation:
     return None
+
+
+def titles_of(ids, tokenizer, soi, eoi):
+  """Titles that an unconstrained reply names (reclm.md 5.1). -> list of token lists or texts
+
+  Between control symbols they are tokens; where none is opened every line that is not empty is one,
+  without its number, as text. A title that is not closed is none.
+  """
+  out, start = [], None
+  for at, token in enumerate(ids):
+    if token == soi:
+      start = at + 1
+    elif token == eoi and start is not None:
+      out.append(list(ids[start:at]))
+      start = None
+  if soi in ids:
+    return out
+  lines = (LINE.sub('', line).strip() for line in tokenizer.decode(list(ids)).splitlines())
+  return [line for line in lines if line]
+
+
+def recognised(found, stock, tokenizer, vague=0):
+  """Titles of `titles_of` as items: by tokens, by spelling, or within `vague` edits.
+
+  -> item indices; below 0, equal for equal titles, where no item has the title
+  """
+  rows, out, strange = {tuple(r): i for i, r in enumerate(stock.rows, 1)}, [], {}
+  for one in found:
+    text = one if isinstance(one, str) else tokenizer.decode(one).strip()
+    item = (0 if isinstance(one, str) else rows.get(tuple(one), 0)) or stock.index.get(text, 0)
+    if not item and vague:
+      item = stock.index.get(nearest(text, stock.titles, vague), 0)
+    out.append(item or strange.setdefault(text, -1 - len(strange)))
+  return out
 
 
 def nearest(title, titles, most=3):

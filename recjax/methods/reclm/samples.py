@@ -7,12 +7,20 @@ import dataclasses
 import numpy as np
 
 from recjax.errors import ConfigError, DataError
+from recjax.methods.reclm import controls
+from recjax.text import templates
 from recjax.text.templates import fill
 
 LONGEST = 10  # items of a history that a prompt shows, and of a list that is asked for
 FIELDS = {'system': (), 'train': ('history', 'count'), 'rule': (),
           'train_candidates': ('history', 'candidates', 'count'), 'test': ('history', 'count'),
           'first': (), 'acknowledge': ()}
+
+
+def forms(cfg):
+  """The template's parts, those of `control` too where it is on. Raises ConfigError."""
+  more = controls.FIELDS if cfg.control.share else {}
+  return templates.read(cfg.prompt.template, 'recjax.methods.reclm', {**FIELDS, **more})
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,9 +61,9 @@ def label_list(target, taught, count):
 def epoch(cfg, goods, train, teach, number, template, talk, count=0):
   """The samples of one epoch, one a user, chat mixed in. -> list of Sample
 
-  cfg: the `train` group and its seed. teach: (histories, k) -> (M, k) item indices, those of the
-  history left out, 0 behind the last. talk: [(question, answer)]. count: so many of the users,
-  drawn (0: all).
+  cfg: the `train` group, `control`, the share of requests about categories, and its seed. teach:
+  (histories, k[, signs]) -> (M, k) item indices, those of the history left out, 0 behind the last.
+  talk: [(question, answer)]. count: so many of the users, drawn (0: all).
   """
   users, begin, end = windows(train, number, cfg.seed)
   if count and count < len(users):
@@ -63,6 +71,7 @@ def epoch(cfg, goods, train, teach, number, template, talk, count=0):
     users, begin, end = users[some], begin[some], end[some]
   histories = [train.items[a:b] for a, b in zip(begin, end)]
   taught = teach(histories, LONGEST + 1)
+  wished = controlled(cfg, goods, template, histories, train.items[end], users, number, teach)
   out = []
   for i, user in enumerate(users):
     rng = np.random.default_rng((cfg.seed, number, int(user)))
@@ -71,7 +80,8 @@ def epoch(cfg, goods, train, teach, number, template, talk, count=0):
       size = min(cfg.longest_list, len(goods.titles) - 1)
     target = int(train.items[end[i]])
     labels = label_list(target, taught[i].tolist(), size)
-    sample = recommend(goods, template, histories[i], labels, rng, cfg)
+    sample = wished[i] if i in wished else recommend(goods, template, histories[i], labels, rng,
+                                                     cfg)
     out.append(dataclasses.replace(sample, user=int(user), target=target))
     if talk and rng.random() < cfg.multi_round:
       out[-1] = beside(out[-1], talk[rng.integers(len(talk))], int(rng.integers(2)))
@@ -83,18 +93,48 @@ def epoch(cfg, goods, train, teach, number, template, talk, count=0):
   return out
 
 
+def controlled(cfg, goods, template, histories, targets, users, number, teach):
+  """Samples about categories, for `cfg.control` of the users. -> {place in users: Sample}"""
+  if not cfg.control:
+    return {}
+  draws = [np.random.default_rng((cfg.seed, number, int(u), 4)) for u in users]
+  kinds = {i: controls.KINDS[r.integers(len(controls.KINDS))] for i, r in enumerate(draws)
+           if r.random() < cfg.control}
+  lists, out = [i for i, k in kinds.items() if k in controls.LISTS], {}
+  most = min(cfg.longest_list, len(goods.titles) - 1)
+  found = controls.lists(
+      goods, [histories[i] for i in lists], [int(targets[i]) for i in lists], teach,
+      [(cfg.seed, number, int(users[i]), 5) for i in lists], [kinds[i] for i in lists], most)
+  for i, made in zip(lists, found):
+    if made:
+      out[i] = dataclasses.replace(recommend(
+          goods, template, histories[i], made[0], draws[i],
+          cfg, made[1].text(template)), task=f'control:{made[1].kind}')
+  for i, kind in kinds.items():
+    if kind in controls.QUESTIONS and goods.categories[targets[i] - 1]:
+      request, answer = controls.question(goods, template, kind, int(targets[i]), draws[i], most)
+      labels = () if kind == 'category_of' else tuple(answer)
+      out[i] = Sample([said('system', template['system']), said('user', request),
+                       said('assistant', written(labels) if labels else answer)],
+                      f'control:{kind}', labels=labels)
+  return out
+
+
 def said(role, content):
   return {'role': role, 'content': content}
 
 
-def recommend(goods, template, history, labels, rng, cfg):
-  """A request and its answer: free or among candidates, the rule stated or not, drawn uniformly."""
+def recommend(goods, template, history, labels, rng, cfg, wish=''):
+  """A request and its answer: free or among candidates, the rule stated or not, drawn uniformly.
+
+  wish: a sentence that the request ends with; candidates do not come with it.
+  """
   candidates = ()
-  if rng.random() < cfg.candidates:
+  if not wish and rng.random() < cfg.candidates:
     candidates = among(labels, len(goods.titles), rng, cfg.longest_list)
   form = template['train_candidates' if candidates else 'train']
   rule = template['rule'] if rng.random() < cfg.rule else ''
-  request = asked(goods, form, history, len(labels), candidates) + rule
+  request = asked(goods, form, history, len(labels), candidates) + wish + rule
   return Sample([said('system', template['system']), said('user', request),
                  said('assistant', written(labels))], 'recommend', -1,
                 tuple(map(int, history)), 0, tuple(labels), candidates)
@@ -113,9 +153,13 @@ def among(labels, n, rng, most):
 
 def asked(goods, form, history, count, candidates=()):
   """The text of a request (reclm.md 3.1): titles in single quotes, joined by arrows."""
-  title = lambda i: f"'{goods.titles[i - 1]}'"  # noqa: E731
-  return fill(form, history=' → '.join(map(title, history)),
-              candidates=', '.join(map(title, candidates)), count=str(count))
+  return fill(form, history=quoted(goods, history, ' → '),
+              candidates=quoted(goods, candidates, ', '), count=str(count))
+
+
+def quoted(goods, items, between):
+  """Titles in single quotes. -> str"""
+  return between.join(f"'{goods.titles[i - 1]}'" for i in items)
 
 
 def written(labels):
@@ -134,8 +178,9 @@ def beside(sample, pair, late):
                              else [system, *turns, *rest])
 
 
-def question(goods, template, history, way='plain', count=LONGEST):
-  """The turns that ask for `count` items, in words that training does not use.
+def question(goods, template, history, way='plain', count=LONGEST, wish=''):
+  """The turns that ask for `count` items, in words that training does not use. wish: its last
+  sentence.
 
   way: 'plain' (one turn), 'rule' (with the rule of control symbols), 'acknowledged' (after a first
   turn), or 'trained' (training's own words). Raises ConfigError for another.
@@ -147,19 +192,21 @@ def question(goods, template, history, way='plain', count=LONGEST):
     turns += [said('user', template['first']), said('assistant', template['acknowledge'])]
   form = template['train' if way == 'trained' else 'test']
   rule = template['rule'] if way == 'rule' else ''
-  return [*turns, said('user', asked(goods, form, history, count) + rule)]
+  return [*turns, said('user', asked(goods, form, history, count) + wish + rule)]
 
 
-def prompts(renderer, goods, template, histories, way='plain', count=LONGEST):
+def prompts(renderer, goods, template, histories, way='plain', count=LONGEST, wishes=None):
   """Prompts for histories: their last items, fewer where a prompt would be too long.
 
-  histories: lists of item indices. -> (token lists, how many were shortened)
+  histories: lists of item indices. wishes: the last sentence of each request. -> (token lists, how
+  many were shortened)
   """
   out, short = [], 0
   for number, history in enumerate(histories):
     kept = list(history[-LONGEST:])
     while True:
-      ids = renderer.tokens(question(goods, template, kept, way, count))
+      wish = wishes[number] if wishes else ''
+      ids = renderer.tokens(question(goods, template, kept, way, count, wish))
       if len(ids) <= renderer.longest:
         break
       if len(kept) < 2:

@@ -9,8 +9,11 @@ from ml_collections import ConfigDict
 from recjax.data import splits
 from recjax.errors import ConfigError, DataError
 from recjax.evaluation import ranking
+from recjax.methods.reclm import goods
 from recjax.training import companion, encoder, sequential
 from recjax.training.work import read_json, write_json
+
+WHOLE = 1024  # histories whose whole rankings are held at once
 
 
 def settings(cfg):
@@ -42,20 +45,42 @@ def scorer(made, shop):
 
 
 def asker(made, shop):
-  """-> teach(histories, k): (M, k) item indices, best first, none of the history, 0 behind"""
+  """-> teach(histories, k, signs=None): (M, k) item indices, best first, none of the history, 0
+  behind. signs: '+CATEGORY' of each history for items of it alone, '-CATEGORY' for others."""
   score, n = scorer(made, shop), len(shop.catalog)
   if score is None:
     url = read_json(made / 'served.json')['url']
-    return lambda histories, k: over_http(url, shop.catalog, histories, k)
+    return lambda histories, k, signs=None: over_http(url, shop.catalog, histories, k, signs=signs)
 
-  def teach(histories, k):
+  def best(histories, k):
     offsets = np.concatenate([[0], np.cumsum([len(h) for h in histories])]).astype(np.int64)
     flat = np.concatenate(histories).astype(np.int32)
     return ranking.top_items(score, flat, offsets, n, min(k, n))[0]
+
+  def teach(histories, k, signs=None):
+    if signs is None:
+      return best(histories, k)
+    groups, out = groups_of(shop.catalog), np.zeros((len(histories), k), np.int32)
+    for start in range(0, len(histories), WHOLE):
+      order = best(histories[start:start + WHOLE], n)
+      for row, items, sign in zip(out[start:], order, signs[start:]):
+        kept = items[groups[sign[1:]][items] == (sign[0] == '+')]
+        kept = kept[kept > 0][:k]
+        row[:len(kept)] = kept
+    return out
   return teach
 
 
-def over_http(url, catalog, histories, k, batch=512):
+def groups_of(catalog):
+  """-> {category: (N + 1,) bool, by item index}, categories as in `goods.paths`"""
+  out = {}
+  for item, some in enumerate(goods.paths(catalog), 1):
+    for path in some:
+      out.setdefault(path, np.zeros(len(catalog) + 1, bool))[item] = True
+  return out
+
+
+def over_http(url, catalog, histories, k, batch=512, signs=None):
   """Asks a served teacher, many histories a request (reclm.md 2.2). -> (M, k) int32
 
   Raises DataError where it cannot be reached or names items that the catalogue lacks.
@@ -66,7 +91,8 @@ def over_http(url, catalog, histories, k, batch=512):
     found = post(f'{url.rstrip("/")}/inference', {
         'users': [str(i) for i in range(len(some))], 'item_lengths': [len(h) for h in some],
         'item_lists': [[catalog.id_of(int(i)) for i in h] for h in some], 'k': k,
-        'immediately': 1})['inference']
+        'immediately': 1,
+        **({'target_category': signs[start:start + batch]} if signs else {})})['inference']
     for row, items in zip(out[start:], found):
       row[:len(items)] = [catalog.index(i) for i in items[:k]]
   return out

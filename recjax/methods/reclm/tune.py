@@ -10,13 +10,11 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from recjax import sharding
-from recjax.data import splits
 from recjax.data.formats import conversations
 from recjax.data.sample_talk import questions
 from recjax.errors import ConfigError
-from recjax.methods.reclm import goods, render, samples, teacher
+from recjax.methods.reclm import goods, render, static, teacher
 from recjax.models import huggingface, llm, lora, vocabulary
-from recjax.text import templates
 from recjax.text import tokens as tokenizers
 from recjax.training import backbone, dialogue, item_losses, scope
 from recjax.training import sequential as plain_arrays
@@ -29,7 +27,8 @@ LIKE = {goods.SOI: 'start of an item', goods.EOI: 'end of an item'}
 def settings(cfg):
   """Everything in the config that decides this stage's result."""
   return ConfigDict({k: cfg[k] for k in ('grounding', 'prompt', 'talk', 'train', 'lora', 'ret',
-                                         'token', 'optim', 'llm', 'seed')})
+                                         'token', 'optim', 'llm', 'seed',
+                                         'control')})
 
 
 @dataclasses.dataclass(eq=False)
@@ -102,8 +101,10 @@ def talk_of(cfg):
   return conversations.read(cfg.talk.source)
 
 
-def stage(work, cfg, shop, folder, helper, coded=None):
-  """Tunes the LLM of `folder` into `work.folder`. helper, coded: stages of teacher and codes."""
+def stage(work, cfg, shop, folder, helper, coded=None, given=None):
+  """Tunes the LLM of `folder` into `work.folder`. helper, coded: stages of teacher and codes.
+  given: the folder of `train.static`, whose content decides the result too."""
+  del given
   table = None if coded is None else np.load(coded / 'codes.npy')
   speaker = fresh(cfg, folder, work.mesh, table)
   stock = stock_of(cfg, shop, speaker, table)
@@ -128,31 +129,21 @@ def stage(work, cfg, shop, folder, helper, coded=None):
 
 
 def rendered(cfg, shop, stock, speaker, tree, teach, talk):
-  """Examples of every epoch, and of validation: the last training item's follower, same words.
+  """Examples of every epoch, and of validation.
 
   Those longer than prompt.cutoff are counted and left out. -> {part: [Example]}, counts
   """
-  split = splits.leave_one_out(shop.interactions)
-  template = templates.read(cfg.prompt.template, 'recjax.methods.reclm', samples.FIELDS)
   nodes = scope.title_nodes(tree.first, tree.tok, [[*r, speaker.eoi] for r in stock.rows])
   turn = renderer(cfg, speaker, stock, nodes)
-  given = ConfigDict({**cfg.train.to_dict(), 'seed': cfg.seed})
-  parts = {'train': [s for e in range(cfg.train.epochs) for s in samples.epoch(
-      given, stock, split.train, teach, e, template, talk, cfg.train.sample)]}
-  few = np.arange(min(len(split.valid), cfg.train.valid_users))
-  cases = split.valid.picked(few)
-  asked = teach([cases.history(c) for c in few], samples.LONGEST + 1)
-  rng = np.random.default_rng(cfg.seed)
-  parts['valid'] = [samples.recommend(
-      stock, template, cases.history(c)[-samples.LONGEST:],
-      samples.label_list(int(cases.targets[c]), asked[c].tolist(), samples.LONGEST), rng,
-      ConfigDict({**cfg.train.to_dict(), 'candidates': 0.0})) for c in few]
+  parts = static.of_run(cfg, shop, stock, teach, talk)
+  parts['train'] = [s for some in parts['train'] for s in some]
   out, long = {}, 0
   for part, some in parts.items():
     made = [turn.example(s) for s in some]
     out[part] = [e for e in made if len(e.ids) <= cfg.prompt.cutoff]
     long += len(made) - len(out[part])
-  return out, {'samples': len(out['train']), 'too_long': long}
+  about = sum(s.task.startswith('control') for s in parts['train'])
+  return out, {'samples': len(out['train']), 'about_categories': about, 'too_long': long}
 
 
 # What is trained.

@@ -1,0 +1,279 @@
+"""RecLM's samples: requests about categories, files of samples, and what a mask is judged by."""
+import json
+import pathlib
+import tempfile
+
+import jax
+import numpy as np
+from absl.testing import absltest, parameterized
+from ml_collections import ConfigDict
+
+from recjax.data.catalog import Catalog, Interactions, load_data, make_dataset
+from recjax.data.formats import sft
+from recjax.errors import ConfigError, DataError
+from recjax.methods.reclm import controls, goods, render, samples, static, teacher, tune
+from recjax.models import llm, vocabulary
+from recjax.text import templates, tokens
+from recjax.training import dialogue, scope
+
+SHARED = pathlib.Path(__file__).parents[2].parent / 'shared/data/formats/reclm-cgen'
+TEMPLATE = templates.read('reclm', 'recjax.methods.reclm', {**samples.FIELDS, **controls.FIELDS})
+N = 12
+CATALOG = Catalog(tuple(f'i{n}' for n in range(N)), {
+    'title': [f'thing {chr(97 + n)}' for n in range(N)],
+    'categories': [['Root', 'odd' if n % 2 else 'even', f'third {n % 3}'] for n in range(N)]})
+
+
+def teach(histories, k, signs=None):
+  """Items in their order, without the history; those of a category, or the others."""
+  groups, out = teacher.groups_of(CATALOG), np.zeros((len(histories), k), np.int32)
+  for b, history in enumerate(histories):
+    row = [i for i in range(1, N + 1) if i not in history and (
+        signs is None or groups[signs[b][1:]][i] == (signs[b][0] == '+'))][:k]
+    out[b, :len(row)] = row
+  return out
+
+
+def shop(users=40):
+  items = [(7 * u + 5 * j) % N + 1 for u in range(users) for j in range(6)]
+  return make_dataset('things', CATALOG, Interactions(
+      tuple(f'u{n}' for n in range(users)), np.array(items, np.int32),
+      np.arange(0, 6 * users + 1, 6)), {})
+
+
+def tokenizer():
+  return tokens.train_bpe([*CATALOG.columns['title'], *TEMPLATE.values()], 320)
+
+
+def config(**changes):
+  c = ConfigDict(dict(seed=0, prompt=dict(template='reclm', cutoff=1024, variables={}),
+                      control=dict(share=0.0, users=4)))
+  c.train = dict(epochs=2, longest_list=5, full_lists=False, candidates=0.3, rule=0.5,
+                 multi_round=0.5, chat_share=0.2, sample=0, valid_users=8, static='', scope='all',
+                 scope_end=True, gamma=0.0, focus='title', mode='full')
+  c.grounding = 'cgen'
+  c.update(changes)
+  return c
+
+
+class WishTest(parameterized.TestCase):
+
+  @parameterized.parameters(
+      ('with', 0, [2, 4], True), ('with', 0, [2, 1], False), ('with', 0, [], False),
+      ('without', 0, [1, 3], True), ('without', 0, [1, 2], False), ('without', 0, [], False),
+      ('at_most', 1, [1, 2], True), ('at_most', 1, [4, 2], False), ('at_most', 1, [], False),
+      ('at_least', 2, [1, 2, 4], True), ('at_least', 2, [1, 2], False),
+      ('about', 2, [1, 2], True), ('about', 2, [1, 3], False), ('about', 0, [1, 2], True))
+  def test_when_a_wish_is_followed(self, kind, wanted, items, want):
+    self.assertEqual(controls.Wish(kind, 'even', wanted).followed(items, {2, 4}), want)
+
+  def test_lists_that_are_learnt_follow_their_wishes(self):
+    stock = goods.load(CATALOG, tokenizer())
+    groups, rng, kinds = controls.members(stock), np.random.default_rng(0), []
+    for _ in range(40):
+      kinds += controls.LISTS
+    histories = [rng.permutation(N)[:3] + 1 for _ in kinds]
+    targets = [int(rng.choice(np.setdiff1d(np.arange(1, N + 1), h))) for h in histories]
+    made = controls.lists(stock, histories, targets, teach, list(range(len(kinds))), kinds, 5)
+    wanted = set()
+    for kind, target, history, (labels, wish) in zip(kinds, targets, histories, made):
+      own = groups[wish.category]
+      self.assertEqual((wish.kind, labels[0]), (kind, target))
+      self.assertTrue(wish.followed(labels, own), (labels, wish))
+      self.assertLen(set(labels), len(labels))
+      self.assertFalse(set(labels) & set(history.tolist()))
+      self.assertEqual(target in own, kind != 'without')
+      inside = sum(i in own for i in labels)
+      if kind in ('at_most', 'at_least', 'about'):
+        self.assertLen(labels, 5)
+        self.assertIn(wish.wanted - inside, {'at_most': (0, 1), 'at_least': (-1, 0),
+                                             'about': (0,)}[kind])
+        wanted.add(wish.wanted)
+    self.assertGreater(len(wanted), 3)
+
+  def test_items_without_categories_are_asked_plainly(self):
+    bare = goods.load(Catalog(CATALOG.ids, {'title': CATALOG.columns['title']}), tokenizer())
+    found = controls.lists(bare, [[1], [1]], [2, 3], lambda h, k, s=None: np.array([[4, 5]] * 2),
+                           [0, 1], ['with', 'without'], 3)
+    self.assertEqual(found, [None, None])
+
+  def test_share_of_an_epoch(self):
+    stock, train = goods.load(CATALOG, tokenizer()), shop(300).interactions
+    given = {**config().train.to_dict(), 'seed': 0, 'multi_round': 0.0}
+    make = lambda share, n=0: samples.epoch(  # noqa: E731
+        ConfigDict({**given, 'control': share}), stock, train, teach, n, TEMPLATE, [])
+    none, half = make(0.0), make(0.5)
+    self.assertEqual({s.task for s in none}, {'recommend'})
+    self.assertEqual({s.task for s in half},
+                     {'recommend', *(f'control:{k}' for k in controls.KINDS)})
+    about = [s.task.startswith('control') for s in half]
+    self.assertBetween(np.mean(about), 0.4, 0.6)
+    self.assertEqual([s for s, a in zip(none, about) if not a],
+                     [s for s, a in zip(half, about) if not a])  # the others stay as they were
+    self.assertEqual(repr(half), repr(make(0.5)))
+    self.assertNotEqual(repr(half), repr(make(0.5, 1)))
+    for s in half:
+      text = s.turns[1]['content']
+      if s.task == 'control:with':
+        self.assertIn('All of them should be of this kind: ', text)
+      if s.task == 'control:category_of':
+        self.assertIn(s.turns[2]['content'][0], ['odd, third 0', 'odd, third 1', 'odd, third 2',
+                                                 'even, third 0', 'even, third 1', 'even, third 2'])
+
+  def test_a_template_without_the_sentences_is_refused_only_where_they_are_needed(self):
+    path = pathlib.Path(self.enter_context(tempfile.TemporaryDirectory())) / 't.txt'
+    path.write_text(''.join(f'[{k}]\n{v}\n' for k, v in TEMPLATE.items() if k in samples.FIELDS))
+    cfg = config(prompt=dict(template=str(path)))
+    self.assertIn('system', samples.forms(cfg))
+    cfg.control.share = 0.1
+    with self.assertRaisesRegex(ConfigError, r'part \[with\] is missing'):
+      samples.forms(cfg)
+
+
+class TeacherTest(absltest.TestCase):
+
+  def test_categories_in_process(self):
+    folder = pathlib.Path(self.enter_context(tempfile.TemporaryDirectory()))
+    data = shop()
+    self.enter_context(absltest.mock.patch.object(
+        teacher, 'scorer', lambda *_: lambda items, offsets: np.tile(
+            np.arange(N, 0, -1.0, np.float32), (len(offsets) - 1, 1))))
+    ask = teacher.asker(folder, data)
+    histories = [np.array([1, 2]), np.array([5])]
+    np.testing.assert_array_equal(ask(histories, 4), teach(histories, 4))
+    signs = ['+even', '-even, third 0']
+    np.testing.assert_array_equal(ask(histories, 9, signs), teach(histories, 9, signs))
+
+
+class FileTest(parameterized.TestCase):
+
+  def setUp(self):
+    super().setUp()
+    self.folder = pathlib.Path(self.enter_context(tempfile.TemporaryDirectory()))
+
+  def parts(self, cfg, data, stock, ask):
+    return static.of_run(cfg, data, stock, ask, [('How many <SOI>?', 'Two.'), ('So?', 'So.')])
+
+  def test_what_is_written_is_read(self):
+    data, stock = shop(), goods.load(CATALOG, tokenizer())
+    cfg = config(control=dict(share=0.3))
+    made = self.parts(cfg, data, stock, teach)
+    static.write(self.folder, made, data, stock)
+    cfg.train.static = str(self.folder)
+    again = self.parts(cfg, data, stock, None)  # no teacher is asked
+    self.assertEqual(again, made)
+    self.assertLen(made['train'], 2)
+    cfg.train.epochs = 1
+    self.assertEqual(self.parts(cfg, data, stock, None)['train'], made['train'][:1])
+    cfg.train.epochs = 3
+    with self.assertRaisesRegex(ConfigError, 'holds 2 epochs'):
+      self.parts(cfg, data, stock, None)
+
+  def test_the_published_data_set(self):
+    if not SHARED.is_dir():
+      self.skipTest('no sample of the published files here')
+    data = load_data(str(SHARED))
+    stock = goods.load(data.catalog, tokens.train_bpe(data.catalog.columns['title'], 600))
+    n = len(data.catalog)
+    ask = lambda histories, k, signs=None: np.array([  # noqa: E731
+        [(7 * int(h[-1]) + j) % n + 1 for j in range(k)] for h in histories], np.int32)
+    made = self.parts(config(), data, stock, ask)
+    static.write(self.folder, made, data, stock)
+    back = static.read(self.folder, data, stock, 'unused')
+    self.assertEqual(back, made)
+    self.assertLen([s for s in made['train'][0] if s.task == 'recommend'], 189)
+    row = json.loads((self.folder / 'train.jsonl').read_text().split('\n')[0])
+    self.assertEqual(row['task'], 'SFTSeqRec-CS-MR')
+    self.assertEqual(row['input_field_data']['user'], data.interactions.users[0])
+    self.assertIn(row['output_field_data']['item_title_list'][0], row['output_texts'][-1]
+                  + row['output_texts'][0])
+
+  @parameterized.parameters('nested lines', 'one list', 'single text')
+  def test_published_layouts(self, layout):
+    data, stock = shop(), goods.load(CATALOG, tokenizer())
+    one = {'input_text': 'Name one.', 'output_text': '1. <SOI>thing c<EOI>\n'}
+    other = {'input_texts': ['Hello'], 'output_texts': ['Hi']}
+    epochs = [[one, other], [other]]
+    text = {'nested lines': '\n'.join(map(json.dumps, epochs)), 'one list': json.dumps(epochs),
+            'single text': '\n'.join(json.dumps({'epoch': n, **s}) for n, e in enumerate(epochs)
+                                     for s in e)}[layout]
+    name = 'train.json' if layout == 'one list' else 'train.jsonl'
+    (self.folder / name).write_text(text)
+    found = static.read(self.folder, data, stock, 'Be kind.')
+    self.assertEqual([[s.task for s in e] for e in found['train']], [['recommend', 'chat'],
+                                                                     ['chat']])
+    first = found['train'][0][0]
+    self.assertEqual(first.labels, (3,))
+    self.assertEqual([t['content'] for t in first.turns],
+                     ['Be kind.', 'Name one.', ['1. ', 3, '\n']])
+    self.assertNotIn('valid', found)
+
+  @parameterized.parameters(
+      ({'output_text': 'x'}, 'needs input_text'),
+      ({'input_text': 'x', 'output_texts': ['a', 'b']}, '1 inputs and 2 outputs'),
+      ({'input_text': 'x', 'output_text': '<SOI>thing zz<EOI>'}, "line 1: <SOI> 'thing zz' is no"),
+      ({'input_text': 'x', 'output_text': '<SOI>thing a'}, 'never closed'),
+      ({'input_text': 'x', 'output_text': 'y', 'input_field_data': {'user': 'who'}}, "user 'who'"),
+      ({'input_text': 'x', 'output_text': 'y', 'input_field_data': {'sub_sequential': ['i99']}},
+       'line 1, sub_sequential'),
+      ({'input_text': 'x', 'output_text': 'y', 'input_field_data': 3}, 'must be an object'),
+      ({'epoch': 1, 'input_text': 'x', 'output_text': 'y'}, 'no sample of epoch 0'),
+      ({'epoch': 'a', 'input_text': 'x', 'output_text': 'y'}, 'an `epoch` from 0'), (3, '`epoch`'))
+  def test_what_is_wrong_is_named(self, row, what):
+    (self.folder / 'train.jsonl').write_text(json.dumps(row) + '\n')
+    with self.assertRaisesRegex(DataError, what):
+      static.read(self.folder, shop(), goods.load(CATALOG, tokenizer()), '')
+
+  def test_folders_that_hold_nothing(self):
+    with self.assertRaisesRegex(DataError, 'holds no train.jsonl'):
+      static.read(self.folder, shop(), goods.load(CATALOG, tokenizer()), '')
+    with self.assertRaisesRegex(ConfigError, 'is no folder'):
+      static.check(config(train=dict(static='/nowhere/at/all')))
+    (self.folder / 'train.jsonl').write_text('\n')
+    with self.assertRaisesRegex(DataError, 'holds no sample'):
+      sft.read(self.folder, 'train')
+
+  def test_titles_with_the_symbols(self):
+    made = tokenizer()
+    some = goods.load(Catalog(('x', 'y'), {'title': ['<EOI> cut', 'a<SOI>']}), made)
+    parts = ['1. ', 1, '\n 2. ', 2, '\n']
+    self.assertEqual(static.parsed(static.spelt(parts, some), some, 'here'), parts)
+
+
+class MaskTest(absltest.TestCase):
+
+  def test_title_nll_is_the_same_whatever_the_loss_is(self):
+    """An untrained model judged under every `train.scope`: one figure, over the same tokens."""
+    base = tokenizer()
+    made, ids = tokens.extend(base, [goods.SOI, goods.EOI])
+    shape = llm.Config(vocab=base.vocab_size, width=16, layers=1, heads=1, kv_heads=1, head_dim=16,
+                       ffn=16)
+    params, shape = vocabulary.grow(llm.init(shape, jax.random.key(0)), shape, ids, [[5], [6]])
+    speaker = tune.Speaker(llm.LM(shape), params, None, made, *ids, [])
+    stock = goods.load(CATALOG, made)
+    tree = stock.plant(speaker.eoi, shape.vocab)
+    nodes = scope.title_nodes(tree.first, tree.tok, [[*r, speaker.eoi] for r in stock.rows])
+    table = scope.scope_of(tree.first, tree.tok, shape.vocab)
+    cfg = config()
+    turn = render.Renderer(made, stock.rows, speaker.soi, speaker.eoi, nodes)
+    drawn = static.of_run(cfg, shop(12), stock, teach, [('Why?', 'So.')])
+    packed = dialogue.pack([turn.example(s) for e in drawn['train'] for s in e], 256, [],
+                           render.MARKS)
+
+    def judged(rows, **changes):
+      sums = lambda *a: tune.loss_sums(  # noqa: E731
+          config(train=changes), speaker, [], table, 64, *a)
+      return tune.judge_of(sums, packed, rows)({'params': params}, ())
+    whole = judged(2, scope='all')
+    for changes in (dict(scope='none'), dict(scope='branches'), dict(scope_end=False),
+                    dict(gamma=2.0)):
+      found = judged(2, **changes)
+      self.assertAlmostEqual(found['title_nll'], whole['title_nll'], places=5)
+      self.assertNotAlmostEqual(found['valid_loss'], whole['valid_loss'], places=3)
+    self.assertLess(whole['valid_loss'], judged(2, scope='none')['valid_loss'])  # S10
+    self.assertAlmostEqual(judged(3)['title_nll'], whole['title_nll'], places=5)  # other batches
+    self.assertNotIn('titles', whole)
+
+
+if __name__ == '__main__':
+  absltest.main()
