@@ -10,8 +10,8 @@ CORE = [
 DATA = ['duckdb>=2.0', 'tensorflow-datasets>=4.9.10', 'array-record>=0.8', 'grain>=0.2.18',
         'importlib-resources>=6.0']
 BEAM = ['apache-beam>=2.77']
-SERVE = ['fastapi>=0.115', 'uvicorn>=0.30']
-TEST = ['hypothesis>=6.100', 'ruff>=0.6', 'httpx>=0.27']
+SERVE = ['fastapi>=0.115', 'uvicorn>=0.30', 'prometheus-client>=0.20']
+TEST = ['hypothesis>=6.100', 'ruff>=0.6', 'httpx>=0.27', 'openai>=3', 'schemathesis>=4']
 PARITY = ['torch>=2.6', 'peft>=0.17']
 
 setup(
@@ -21,6 +21,7 @@ setup(
     license='Apache-2.0',
     packages=find_packages(include=['recjax', 'recjax.*']),
     package_data={'recjax.report': ['*.css', '*.html'],
+                  'recjax.serving': ['pages/*'],
                   'recjax.methods.bigrec': ['templates/*.txt'],
                   'recjax.methods.reclm': ['templates/*.txt']},
     python_requires='>=3.11',
