@@ -36,10 +36,19 @@ def parser():
   verb.add_argument('--data', action='append', default=[], metavar='FOLDER',
                     help='a further data set to recommend from; /domain NAME switches')
 
-  verb = verbs.add_parser('serve', help='a trained sequential recommender over HTTP')
-  verb.add_argument('workdir', help='the folder of a finished run')
+  verb = verbs.add_parser('serve', help='trained runs over HTTP, and a web shop')
+  verb.add_argument('workdirs', nargs='+', metavar='workdir', help='folders of finished runs')
   verb.add_argument('--host', default='127.0.0.1', help='address to listen on (default: local)')
   verb.add_argument('--port', type=int, default=8000)
+  verb.add_argument('--data', action='append', default=[], metavar='FOLDER',
+                    help='a further data set that chat models recommend from')
+  verb.add_argument('--catalogue', metavar='FILE', help='items as they are now, items.jsonl; read '
+                    'again at POST /v1/catalogue/reload')
+  verb.add_argument('--timeout', type=float, default=60., help='seconds an answer may take')
+  verb.add_argument('--most', type=int, default=256, help='requests at a time')
+  verb.add_argument('--interests-url', default='', metavar='URL', help='an OpenAI-compatible '
+                    'endpoint that foresees interests; its key is in OPENAI_API_KEY')
+  verb.add_argument('--interests-model', default='', metavar='NAME')
 
   verb = verbs.add_parser('doctor', help='what is wrong with data, what a config costs')
   verb.add_argument('data', help="folder of a data set, or 'sample'")
@@ -94,10 +103,14 @@ def chat(args):
 
 
 def serve(args):
-  """The teacher's routes of RecLM, until stopped."""
-  from recjax.serving import teacher
-  print(f'http://{args.host}:{args.port}/inference', flush=True)
-  teacher.serve(args.workdir, args.host, args.port)
+  """Answers over HTTP until stopped; RECJAX_API_KEY, where set, guards every route."""
+  from recjax.serving import server
+  from recjax.serving.service import Settings
+  if bool(args.interests_url) != bool(args.interests_model):
+    raise ConfigError('--interests-url and --interests-model go together')
+  settings = Settings(args.host, args.port, seconds=args.timeout, most=args.most,
+                      interests_url=args.interests_url, interests_model=args.interests_model)
+  server.run(args.workdirs, settings, args.data, args.catalogue)
 
 
 def doctor(args):
