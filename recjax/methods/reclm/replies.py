@@ -13,6 +13,7 @@ BUCKET = 128  # tokens that prompts are padded to a multiple of
 SIZES = (1, 8)  # conversations of a batch, padded up
 WARMTHS = (0.0, 0.5, 1.0)  # temperatures that are programs of their own
 MOST = 10  # items of a reply
+LETTERS = 32  # of a token at most, about
 LEAST = (0, 3)  # of which so many must come, padded up
 
 
@@ -35,8 +36,9 @@ class Said:
 
 @dataclasses.dataclass(frozen=True)
 class Answer:
-  """A reply. items: ids in the order that the text names them, titles: of these."""
+  """A reply. items: ids in the order that the text names them, titles: of these. domain: whose."""
   text: str
+  domain: str
   items: tuple
   titles: tuple
   complete: bool
@@ -73,6 +75,9 @@ class Replier:
     turns = [dict(t) for t in said.turns]
     if turns[0]['role'] != 'system':
       turns.insert(0, samples.said('system', self.system))
+    long = LETTERS * self.cfg.prompt.cutoff  # more letters never fit, and take long to see
+    while sum(len(t['content']) for t in turns) > long and drop(turns):
+      pass
     if said.history:
       rows = [stock.catalog.index(i) for i in said.history][-samples.LONGEST:]
       about = ' → '.join(f"'{stock.titles[i - 1]}'" for i in rows)
@@ -82,10 +87,9 @@ class Replier:
     turn = tune.renderer(self.cfg, shelf.speaker, stock)
     ids = turn.tokens(turns)
     while len(ids) > self.cfg.prompt.cutoff:
-      if len(turns) < 3:
+      if not drop(turns):
         raise ConfigError(f'the last turn takes {len(ids)} tokens, {self.cfg.prompt.cutoff} fit; '
                           'say it in fewer words')
-      del turns[1:next((i for i in range(2, len(turns)) if turns[i]['role'] == 'user'), 2)]
       ids = turn.tokens(turns)
     return ids
 
@@ -109,6 +113,20 @@ class Replier:
           out[row] = self.made(self.domains[name], asked[row], reply, len(prompts[row]))
     return out
 
+  def asked(self, turns, **how):
+    """A conversation, checked before it waits. turns: [{'role', 'content'}]. how: of Said. -> Said
+
+    Raises DataError or ConfigError for turns that no template takes, a catalogue or an item that
+    is not there, a last turn that is too long.
+    """
+    said = Said(checked(turns), **how)
+    self.prompt(said)
+    return said
+
+  def own(self, answer):
+    """Whether a reply is about the catalogue that the model was trained on."""
+    return answer.domain == next(iter(self.domains))
+
   def warmth(self, said):
     """The temperature that is used: the run's, or the nearest of WARMTHS."""
     if said.temperature is None:
@@ -123,7 +141,8 @@ class Replier:
     if cut < len(reply.ids):
       reply = shelf.read(reply.ids[:cut])
     stock = shelf.stocks[0]
-    return Answer(reply.text, tuple(stock.catalog.id_of(i) for i in reply.items),
+    return Answer(reply.text, self.shelf(said)[0],
+                  tuple(stock.catalog.id_of(i) for i in reply.items),
                   tuple(stock.titles[i - 1] for i in reply.items), reply.complete, tokens_in,
                   len(reply.ids))
 
@@ -132,6 +151,14 @@ class Replier:
     for size in SIZES:
       for least in LEAST:
         self([Said((samples.said('user', 'Hello'),), least=least)] * size)
+
+
+def drop(turns):
+  """Takes the oldest round out, in place. -> whether there was one besides the last"""
+  at = next((i for i in range(2, len(turns)) if turns[i]['role'] == 'user'), None)
+  if at is not None:
+    del turns[1:at]
+  return at is not None
 
 
 def recalled(text, titles):

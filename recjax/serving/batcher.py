@@ -1,0 +1,83 @@
+"""Requests of many clients, answered together: what waits when the device is free is one batch."""
+import collections
+import concurrent.futures
+import threading
+import time
+
+
+class Busy(Exception):
+  """Too many requests wait already."""
+
+
+class Batcher:
+  """One thread that gathers waiting requests and answers them by one call.
+
+  answer: list of requests -> list of answers, in order. most: requests of a batch. room: requests
+  that may wait. wait: seconds that a first request waits for others; 0 loses no time, as others
+  gather while a batch is being answered. seen: called with (size, seconds) of every batch.
+  """
+
+  def __init__(self, answer, most=64, room=1024, wait=0.0, seen=None, name='batcher'):
+    self.answer, self.most, self.room, self.wait = answer, most, room, wait
+    self.seen = seen or (lambda size, seconds: None)
+    self.queue, self.ready, self.closed = collections.deque(), threading.Condition(), False
+    self.thread = threading.Thread(target=self._work, name=name, daemon=True)
+    self.thread.start()
+
+  def __len__(self):
+    return len(self.queue)
+
+  def submit(self, request):
+    """-> concurrent Future of its answer. Cancelling it takes it out. Raises Busy when full."""
+    future = concurrent.futures.Future()
+    with self.ready:
+      if self.closed or len(self.queue) >= self.room:
+        raise Busy(f'{len(self.queue)} requests wait already')
+      self.queue.append((request, future))
+      self.ready.notify()
+    return future
+
+  def close(self, timeout=None):
+    """Takes no more; returns when what waits is answered, or after `timeout` seconds."""
+    with self.ready:
+      self.closed = True
+      self.ready.notify()
+    self.thread.join(timeout)
+
+  def _gather(self):
+    with self.ready:
+      while not self.queue:
+        if self.closed:
+          return None
+        self.ready.wait()
+    until = time.monotonic() + self.wait
+    while len(self.queue) < self.most and not self.closed and time.monotonic() < until:
+      time.sleep(min(0.001, self.wait))
+    out = []
+    with self.ready:
+      while self.queue and len(out) < self.most:
+        request, future = self.queue.popleft()
+        if future.set_running_or_notify_cancel():
+          out.append((request, future))
+    return out
+
+  def _work(self):
+    while (batch := self._gather()) is not None:
+      if batch:
+        start = time.perf_counter()
+        self._answer(batch)
+        self.seen(len(batch), time.perf_counter() - start)
+
+  def _answer(self, batch):
+    """Answers all; where that fails, each alone, so that one's mistake is not the others'."""
+    try:
+      answers = self.answer([request for request, _ in batch])
+    except Exception as error:
+      if len(batch) == 1:
+        batch[0][1].set_exception(error)
+        return
+      for one in batch:
+        self._answer([one])
+      return
+    for (_, future), answer in zip(batch, answers, strict=True):
+      future.set_result(answer)
