@@ -38,8 +38,15 @@ class ServiceError(UserError):
   """A remote service that refuses, fails too often, or costs more than allowed."""
 
 
+class Preempted(BaseException):
+  """SIGTERM came and what was to be saved is saved. No Exception: nothing may swallow it."""
+
+
 def guard(main):
-  """Runs `main()`; a UserError or a full disk becomes one paragraph on stderr and exit code 2."""
+  """Runs `main()`; a UserError or a full disk becomes one paragraph on stderr and exit code 2.
+
+  After SIGTERM the code is 143, so that whoever sent it may start the same command again.
+  """
   try:
     return main()
   except UserError as error:
@@ -47,8 +54,11 @@ def guard(main):
   except KeyboardInterrupt:
     print('\nstopped; the same command goes on from here', file=sys.stderr)
     sys.exit(130)
+  except Preempted:
+    print('stopped by SIGTERM; the same command goes on from here', file=sys.stderr)
+    sys.exit(143)
   except Exception as error:
-    text = disk_error(error)
+    text = disk_error(error) or memory_error(error)
     if not text:
       raise
   print(f'error: {text}', file=sys.stderr)
@@ -67,3 +77,45 @@ def disk_error(error):
               'and checkpoints are kept')
     error = error.__cause__ or error.__context__
   return ''
+
+
+# Settings that save memory, as they are called in configs, with what to do to them.
+SAVERS = (
+    ('llm.remat', "='full' recomputes activations"), ('train.batch', ': lower it'),
+    ('tiny.batch', ': lower it'), ('scft.batch', ': lower it'),
+    ('scft.parts', ': raise it, a batch then goes through in so many parts'),
+    ('decode.batch', ': lower it'), ('decode.beams', ': lower it'),
+    ('llm.dtype', "='bfloat16' halves weights and activations"),
+    ('loss.kind', "='chunked' or 'sampled' spares the scores of all items"),
+    ('judge.memory', ': lower it (MiB of scores)'), ('seeds', ': fewer train at once'),
+    ('mesh.fsdp', ': shards weights and optimiser over so many devices'),
+    ('mesh.model', ': shards layers over so many devices'))
+
+
+def memory_error(error, config=None):
+  """What to tell where memory ran out, wherever in the chain of causes; '' otherwise.
+
+  config: ConfigDict whose own settings are named, else those that many configs have.
+  """
+  while error is not None:
+    text = str(error)
+    if isinstance(error, MemoryError) or 'RESOURCE_EXHAUSTED' in text or (
+        'ut of memory' in text and 'Error' in type(error).__name__):
+      where = 'host' if isinstance(error, MemoryError) else 'device'
+      known = [f'--config.{name}{what}' for name, what in SAVERS if _has(config, name)]
+      first = text.strip().partition('\n')[0][:200] or type(error).__name__
+      return (f'the {where} is out of memory ({first}). What helps: {"; ".join(known)}. `recjax '
+              'doctor DATA --config=...` tells what a run takes. The same command goes on from the '
+              'last checkpoint')
+    error = error.__cause__ or error.__context__
+  return ''
+
+
+def _has(config, name):
+  if config is None:
+    return True
+  for part in name.split('.'):
+    if part not in config:
+      return False
+    config = config[part]
+  return True

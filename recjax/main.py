@@ -15,6 +15,18 @@ CONFIG = config_flags.DEFINE_config_file(
     'colon: configs/betag_scientific.py:paper,data=data/mine.', lock_config=True)
 WORKDIR = flags.DEFINE_string(
     'workdir', None, "The run's folder; default: checkpoints/ and the config's name.")
+MULTIHOST = flags.DEFINE_bool(
+    'multihost', False, 'One of several processes that run this together; started on every host.')
+COORDINATOR = flags.DEFINE_string(
+    'coordinator', None, 'HOST:PORT of process 0. Left out with the next two on TPU pods, SLURM '
+    'and Kubernetes, where JAX finds all three, and where JAX_COORDINATOR_ADDRESS, '
+    'JAX_NUM_PROCESSES and JAX_PROCESS_ID are set.')
+PROCESSES = flags.DEFINE_integer('processes', None, 'How many processes run together.')
+PROCESS_ID = flags.DEFINE_integer('process_id', None, 'Which of them this one is, from 0.')
+ON_NAN = flags.DEFINE_string(
+    'on_nan', 'stop', "At a step whose loss is no number: 'stop', or 'skip' its batch.")
+WATCHDOG = flags.DEFINE_float(
+    'watchdog', 0.0, 'End the process (code 75) after so many seconds without a step; 0: never.')
 
 
 def main(_):
@@ -30,19 +42,41 @@ def run():
   path = name.as_posix().partition(':')[0]
   workdir = WORKDIR.value or f'checkpoints/{pathlib.Path(path).stem}'
   import jax  # after the flags: a wrong flag should answer at once
+
+  from recjax import sharding
+  from recjax.training import guards
+  from recjax.training import work as works
+  guarded = guards.Guards(ON_NAN.value, WATCHDOG.value)
+  if MULTIHOST.value:
+    join(jax)
   cache = pathlib.Path.home() / '.cache' / 'recjax' / 'xla'
   if not jax.config.jax_compilation_cache_dir:
     jax.config.update('jax_compilation_cache_dir', str(cache))
 
-  from recjax import sharding
-  from recjax.training import work as works
   overrides = dict(config_flags.get_override_values(flags.FLAGS['config']))
   facts = run_facts(sys.argv, overrides)
   config = {'config': cfg.to_dict(), 'facts': facts}
-  with works.open_work(workdir, config, sharding.make_mesh(cfg.mesh)) as work:
+  guards.listen()
+  with works.open_work(workdir, config, sharding.make_mesh(cfg.mesh), guarded) as work:
     announce(work, cfg, facts)
-    importlib.import_module(f'recjax.methods.{cfg.method}').run(cfg, work)
+    try:
+      importlib.import_module(f'recjax.methods.{cfg.method}').run(cfg, work)
+    except Exception as error:
+      if text := errors.memory_error(error, cfg):
+        raise errors.UserError(text) from error
+      raise
     work.say(f'all in {workdir}: report.html, results.json')
+
+
+def join(jax):
+  """Meets the other processes. Raises ConfigError where they are not found."""
+  try:
+    jax.distributed.initialize(COORDINATOR.value, PROCESSES.value, PROCESS_ID.value)
+  except (ValueError, RuntimeError) as error:
+    raise errors.ConfigError(
+        f'--multihost: {str(error).splitlines()[0]}; on a TPU pod, under SLURM or Kubernetes leave '
+        'the other flags out, elsewhere give all of --coordinator=HOST:PORT --processes=N '
+        '--process_id=I, or use launch/local.py on one machine') from error
 
 
 def read_config():
@@ -72,7 +106,8 @@ def run_facts(argv, overrides):
       'overrides': {k: repr(v) for k, v in overrides.items()},
       'versions': {'recjax': recjax.__version__, 'jax': jax.__version__, 'flax': flax.__version__,
                    'python': platform.python_version()},
-      'devices': f'{len(devices)} x {devices[0].device_kind}',
+      'devices': f'{len(devices)} x {devices[0].device_kind}' + (
+          f' of {jax.process_count()} processes' if jax.process_count() > 1 else ''),
       'revision': git.stdout.strip() or 'unknown',
   }
 

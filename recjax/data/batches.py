@@ -7,21 +7,33 @@ import numpy as np
 class Batches:
   """batches[i] is the i-th batch of an endless shuffled stream: a function of (seed, i) alone.
 
-  collate: takes an int array of example rows (size,) and returns a dict of arrays.
+  collate: takes an int array of example rows (size,) and returns a dict of arrays. ways: arrays are
+  filled up with rows of zeros to a multiple of it, so that they divide over so many devices while
+  the examples of a batch stay the same for any number of them.
   """
 
-  def __init__(self, collate, count, size, seed=0):
-    self.collate, self.count, self.size = collate, count, size
+  def __init__(self, collate, count, size, seed=0, ways=1):
+    self.collate, self.count, self.size, self.ways = collate, count, size, ways
     self.order = functools.lru_cache(2)(
         lambda epoch: np.random.default_rng((seed, epoch)).permutation(count))
 
   def __len__(self):
     return 10**9
 
-  def __getitem__(self, i):
+  def rows_of(self, i):
+    """The examples of batch i. -> (size,) int"""
     epoch, row = np.divmod(np.arange(i * self.size, (i + 1) * self.size), self.count)
-    rows = np.concatenate([self.order(e)[row[epoch == e]] for e in np.unique(epoch)])
-    return self.collate(rows)
+    return np.concatenate([self.order(e)[row[epoch == e]] for e in np.unique(epoch)])
+
+  def __getitem__(self, i):
+    return filled(self.collate(self.rows_of(i)), self.ways)
+
+
+def filled(batch, ways):
+  """Arrays with rows of zeros behind, up to a multiple of `ways`. batch: dict of arrays"""
+  def one(x):
+    return np.pad(x, [(0, -len(x) % ways)] + [(0, 0)] * (x.ndim - 1)) if -len(x) % ways else x
+  return {name: one(x) for name, x in batch.items()}
 
 
 def halving_draws(lengths, epochs, seed):

@@ -121,10 +121,13 @@ class Batches:
   def __len__(self):
     return 10**9
 
-  def __getitem__(self, step):
+  def rows_of(self, step):
+    """The examples of this process in a step. -> list of int"""
     first = (step * self.processes + self.process) * self.size
-    rows = [int(self.order[i]) for i in range(first, first + self.size)]
-    return self.collate(self.source.__getitems__(rows))
+    return [int(self.order[i]) for i in range(first, first + self.size)]
+
+  def __getitem__(self, step):
+    return self.collate(self.source.__getitems__(self.rows_of(step)))
 
 
 def _tfds():

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from recjax import sharding
 from recjax.decoding.beam import BeamConfig, beam_search
 from recjax.decoding.constraints import LIVE, Free, Titles
 from recjax.decoding.fetch import Fetch
@@ -125,7 +126,7 @@ def generate(decoder, params, prompts, constraint=None, *, beams=1, new_tokens=0
   else:
     plan = _Plan('beam', BeamConfig(beams, new_tokens, length_penalty, early_stopping, ends, pad_id,
                                     token_scores), token_scores)
-  out = jax.device_get(_run(decoder, plan, params, tokens, lengths, constraint,
+  out = sharding.fetch(_run(decoder, plan, params, tokens, lengths, constraint,
                             jax.random.key(seed)))
   broken = out.pop('broken')
   if (broken >= 0).any():

@@ -71,7 +71,8 @@ def train_tiny(work, cfg, seed, messages, texts):
       vocab=tokenizer.vocab_size, width=cfg.width, layers=cfg.layers, heads=cfg.heads,
       kv_heads=cfg.kv_heads, head_dim=cfg.width // cfg.heads, ffn=cfg.ffn, tied=True,
       max_positions=4096, scan_unroll=cfg.layers)
-  batches, used = packed_documents(tokenizer, texts, len(prefix), cfg.row, cfg.batch, seed)
+  batches, used = packed_documents(tokenizer, texts, len(prefix), cfg.row, cfg.batch, seed,
+                                   sharding.ways(work.mesh))
   model = llm.LM(shape)
 
   def loss(params, frozen, batch, key):
@@ -88,7 +89,7 @@ def train_tiny(work, cfg, seed, messages, texts):
               rules=llm.RULES)
   steps = max(1, round(cfg.epochs * batches.count / cfg.batch))
   params = fit(task, dataclasses.replace(FitSettings.of(cfg), steps=steps, seed=seed), work)
-  huggingface.save(jax.device_get(params), shape, work.folder)
+  huggingface.save(sharding.fetch(params), shape, work.folder)
   tokenizer.save(work.folder)
   return {'parameters': llm.count(params), 'vocabulary': tokenizer.vocab_size, 'steps': steps,
           'tokens': used}
@@ -121,10 +122,10 @@ class FitSettings:
     return cls(optim=cfg, log_every=cfg.log_every, save_every=cfg.save_every)
 
 
-def packed_documents(tokenizer, texts, start, row, batch, seed):
+def packed_documents(tokenizer, texts, start, row, batch, seed, ways=1):
   """Documents, each ended by the end token, in rows of `row` tokens; long ones are cut.
 
-  start: position of every document's first token.
+  start: position of every document's first token. ways: as Batches takes it.
 
   -> (Batches of tokens, positions, segments, targets (int32) and weights (float32), each
   (batch, row), number of tokens)
@@ -144,7 +145,7 @@ def packed_documents(tokenizer, texts, start, row, batch, seed):
       arrays['positions'][i, here] = start + np.arange(len(ids) - 1)
       arrays['segments'][i, here], arrays['weights'][i, here] = s, 1
       at = here.stop
-  batches = Batches(lambda r: {k: v[r] for k, v in arrays.items()}, len(rows), batch, seed)
+  batches = Batches(lambda r: {k: v[r] for k, v in arrays.items()}, len(rows), batch, seed, ways)
   return batches, int(arrays['weights'].sum())
 
 

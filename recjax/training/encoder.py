@@ -120,12 +120,12 @@ def embed(encoder, texts, mesh, budget=8192, per_octave=4, advance=None):
       out.append((some, run(encoder.variables, batch['tokens'], batch['mask'])))
       at, places = at + size, places + tokens.size
       if len(out) > 1:  # one batch computes while the one before comes back
-        out[-2] = (out[-2][0], np.asarray(out[-2][1]))
+        out[-2] = (out[-2][0], sharding.fetch(out[-2][1]))
       if advance:
         advance(len(some))
   found = np.zeros((len(texts), encoder.width), np.float32)
   for some, z in out:
-    found[some] = np.asarray(z)[:len(some)]
+    found[some] = sharding.fetch(z)[:len(some)]
   if not np.isfinite(found).all():
     bad = int((~np.isfinite(found)).any(1).argmax())
     raise DataError(f'the vector of text {bad} is not finite; try --config.llm.dtype=float32')

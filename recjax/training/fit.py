@@ -13,8 +13,8 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from recjax import sharding
-from recjax.errors import ConfigError, UserError
-from recjax.training import checkpoint, optim
+from recjax.errors import ConfigError, Preempted
+from recjax.training import checkpoint, guards, optim
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,6 +27,7 @@ class Task:
   rules: tuple = ()          # (path regex, PartitionSpec) for `train` and its optimiser moments
   evaluate: Callable | None = None  # (train, frozen) -> {name: float}
   start: object = None       # tree to begin from instead of `init`
+  share: bool = False        # batches[i] holds this process's rows alone, not the whole batch
 
 
 def fit(task, cfg, work):
@@ -41,7 +42,8 @@ def fit(task, cfg, work):
   tx = optim.make(cfg.optim, cfg.steps)
   key = jax.random.key(cfg.seed)
   mesh = work.mesh
-  with jax.set_mesh(mesh), checkpoint.open_checkpoints(work.checkpoints()) as saved:
+  with jax.set_mesh(mesh), checkpoint.open_checkpoints(work.checkpoints()) as saved, \
+      guards.holding():
     step, state = restore_or_init(task, tx, key, mesh, saved, work, cfg.patience)
     wait = cfg.patience * cfg.eval_every if cfg.patience else math.inf
     best = best_step(state)  # kept on the host: asking the device would wait for every step
@@ -49,19 +51,22 @@ def fit(task, cfg, work):
     update = make_update(task, tx, key)
     window, waits, start = [], [], time.monotonic()
     with work.progress(work.current, cfg.steps, step) as advance, \
+        guards.watch(work, work.guards.watchdog) as beat, \
         concurrent.futures.ThreadPoolExecutor(1) as reader:
       coming = reader.submit(task.batches.__getitem__, step)
       while step < cfg.steps and step - best < wait:
-        host, lost = awaited(coming, window)
-        batch = place(host, mesh)
+        host, lost = awaited(coming, window, work, step)
+        batch = place(host, mesh, task.share)
         coming = reader.submit(task.batches.__getitem__, step + 1)
-        state, values = update(state, task.frozen, batch, jnp.int32(step))
+        state, values = update(state, task.frozen, batch, np.int32(step))
         step += 1
         window.append(values)
         waits.append(lost)
+        beat()
+        leave = guards.asked()
         last, keep = step == cfg.steps, step % cfg.save_every == 0
-        if last or keep or step % cfg.log_every == 0:
-          report(step, window, waits, start, work)
+        if last or keep or leave or step % cfg.log_every == 0 or seen_bad(window):
+          report(step, window, waits, start, work, task.batches)
           window, waits, start = [], [], time.monotonic()
         judged = task.evaluate and (last or cfg.eval_every and step % cfg.eval_every == 0)
         if judged:
@@ -69,8 +74,11 @@ def fit(task, cfg, work):
           work.record(step, values)
           state = keep_best(state, values, step)
           best = best_step(state)
-        if keep or last or judged and cfg.patience:
+        if keep or last or leave or judged and cfg.patience:
           checkpoint.save(saved, step, state)
+        if leave and not last:
+          work.say(f'    SIGTERM: saving step {step:,}')
+          raise Preempted
         advance()
   return state['best']['train'] if 'best' in state else state['train']
 
@@ -85,7 +93,8 @@ def keep_best(state, values, step):
   if 'best' not in state or not values['valid_loss'] < float(state['best']['loss']):
     return state
   best = {'train': jax.tree.map(jnp.copy, state['train']),
-          'loss': jnp.float32(values['valid_loss']), 'step': jnp.int32(step)}
+          'loss': sharding.spread(np.float32(values['valid_loss']), state['best']['loss'].sharding),
+          'step': sharding.spread(np.int32(step), state['best']['step'].sharding)}
   return {**state, 'best': best}
 
 
@@ -110,54 +119,80 @@ def restore_or_init(task, tx, key, mesh, saved, work, patience=0):
 
 
 def make_update(task, tx, key):
-  """One jitted step: gradient with respect to `train` alone, old state donated."""
+  """One jitted step: gradient with respect to `train` alone, old state donated.
+
+  Where loss or gradient is not finite the state stays as it was, and `values` say it as 'bad'.
+  """
   def update(state, frozen, batch, step):
     grad = jax.value_and_grad(task.loss, has_aux=True)
     (loss, values), grads = grad(state['train'], frozen, batch, jax.random.fold_in(key, step))
     updates, opt = tx.update(grads, state['opt'], state['train'])
     train = optax.apply_updates(state['train'], updates)
-    values = {'loss': loss, 'grad_norm': optax.tree.norm(grads), **values}
-    return {**state, 'train': train, 'opt': opt}, values
+    norm = optax.tree.norm(grads)
+    good = jnp.isfinite(loss) & jnp.isfinite(norm)
+    fresh = {'train': train, 'opt': opt}
+    fresh = jax.tree.map(lambda new, old: jnp.where(good, new, old), fresh,
+                         {k: state[k] for k in fresh})
+    return {**state, **fresh}, {'loss': loss, 'grad_norm': norm, **values, 'bad': ~good}
   return jax.jit(update, donate_argnums=0)
 
 
-def place(batch, mesh):
-  """Puts host arrays on the mesh, first axis over the data axes; 1-row arrays are replicated."""
+def seen_bad(window):
+  """Whether the step before the last is known to have gone wrong, without waiting for it.
+
+  Several processes would find out at different moments, so they look when they report.
+  """
+  if jax.process_count() > 1 or len(window) < 2:
+    return False
+  bad = window[-2]['bad']
+  return bad.is_ready() and bool(bad)
+
+
+def place(batch, mesh, share=False):
+  """Puts host arrays on the mesh, first axis over the data axes; 1-row arrays are replicated.
+
+  share: whether the arrays hold the rows of this process alone, else each process has all rows.
+  """
   axes = tuple(a for a in ('data', 'fsdp') if a in mesh.axis_names)
   ways = math.prod(mesh.shape[a] for a in axes)
 
   def one(name, x):
-    if x.ndim and x.shape[0] > 1 and x.shape[0] % ways:
+    count = x.shape[0] * (jax.process_count() if share else 1) if x.ndim else 1
+    if x.ndim and x.shape[0] > 1 and count % ways:
       raise ConfigError(
-          f'batch array {name!r} has {x.shape[0]} rows, which do not divide over {ways} devices; '
+          f'batch array {name!r} has {count} rows, which do not divide over {ways} devices; '
           f'set --config.batch to a multiple of {ways}')
     spec = P(axes) if x.ndim and x.shape[0] > 1 else P()
-    return jax.make_array_from_process_local_data(NamedSharding(mesh, spec), x)
+    where = NamedSharding(mesh, spec)
+    if share:
+      return jax.make_array_from_process_local_data(where, x)
+    return sharding.spread(x, where)
   return {name: one(name, np.asarray(x)) for name, x in batch.items()}
 
 
-def awaited(coming, window):
+def awaited(coming, window, work, step):
   """The next batch, and for how many seconds at most the devices had nothing to do before it came.
 
   Where the step before is still running when the batch arrives, nothing was lost.
   """
   start = time.monotonic()
-  batch = coming.result()
+  batch = guards.awaited(coming, work, step)
   idle = not window or window[-1]['loss'].is_ready()
   return batch, (time.monotonic() - start) * idle
 
 
-def report(step, window, waits, start, work):
+def report(step, window, waits, start, work, batches):
   """Means over the window, fetched in one go: the only host sync of the loop.
 
-  waits: seconds lost to reading, of each step; `data_wait` is their share of the window's time.
+  Steps that were no numbers count nowhere. waits: seconds lost to reading, of each step;
+  `data_wait` is their share of the window's time.
   """
   host = jax.device_get(window)
-  means = {k: float(np.mean([w[k] for w in host], dtype=np.float64)) for k in host[0]}
-  if not math.isfinite(means['loss']):
-    raise UserError(
-        f'the loss of {work.current} became {means["loss"]} before step {step}; lower '
-        '--config.optim.lr or raise warmup, then run again: it goes on from the last checkpoint')
+  good = guards.check(work, batches, step - len(host), host)
+  means = {k: float(np.mean([w[k] for w in good], dtype=np.float64)) for k in host[0]
+           if k != 'bad'}
+  if len(good) < len(host):
+    means['skipped'] = len(host) - len(good)
   seconds = max(1e-9, time.monotonic() - start)
   means['steps_per_s'] = round(len(host) / seconds, 3)
   means['data_wait'] = round(sum(waits) / seconds, 4)

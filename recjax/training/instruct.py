@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from recjax import sharding
 from recjax.data.batches import Batches
 from recjax.errors import ConfigError, DataError
 from recjax.models import llm, lora
@@ -128,7 +129,7 @@ def tune(work, cfg, model, params, train, valid):
 
   def judge(trained, frozen):
     total = count = 0.0
-    for batch in whole(valid, batches.size):
+    for batch in whole(valid, -(-batches.size // batches.ways) * batches.ways):
       one, of = sums(trained, frozen, batch)
       total, count = total + float(one), count + float(of)
     return {'valid_loss': total / count}
@@ -149,10 +150,9 @@ def tune(work, cfg, model, params, train, valid):
 def batched(packed, samples, mesh, seed):
   """Shuffled batches of so many samples on average. -> (Batches, batches an epoch, a float)"""
   count = len(packed.rows['tokens'])
-  ways = max(1, mesh.size // mesh.shape.get('model', 1))
-  rows = max(1, round(samples * count / packed.samples / ways)) * ways
-  return Batches(lambda r: {k: v[r] for k, v in packed.rows.items()}, count, rows,
-                 seed), count / rows
+  rows = max(1, round(samples * count / packed.samples))
+  return Batches(lambda r: {k: v[r] for k, v in packed.rows.items()}, count, rows, seed,
+                 sharding.ways(mesh)), count / rows
 
 
 def whole(packed, rows):

@@ -64,8 +64,10 @@ def fit(work, cfg, items, train, validate, teach=plain, shared=(), own=()):
 
   run = jax.jit(jax.vmap(functools.partial(epoch, cfg, tx, loss, steps),
                          (0, 0, None, None, None, 0)), donate_argnums=0)
-  return epochs.fit_epochs(init, lambda state, number: run(state, keys, seqs, number, shared, own),
-                           validate, cfg.train, work)
+  return epochs.fit_epochs(
+      init, lambda state, number: run(state, keys, seqs, number, shared, own), validate, cfg.train,
+      work, lambda seed, number, step: order_of(
+          keys[seed], number, len(seqs) - 1, cfg.train.batch)[step])
 
 
 def sequences(train, length):
@@ -107,7 +109,7 @@ def order_of(key, number, users, batch):
 
 
 def epoch(cfg, tx, loss, steps, state, key, seqs, number, shared=(), own=()):
-  """All steps of one epoch. -> state, {'loss': (), 'grad_norm': ()}"""
+  """All steps of one epoch. -> state, {'loss': (), 'grad_norm': (), 'bad': step or -1}"""
   order = order_of(key, number, len(seqs) - 1, cfg.train.batch)
   key = jax.random.fold_in(key, 2 * number + 2)
 
@@ -121,7 +123,9 @@ def epoch(cfg, tx, loss, steps, state, key, seqs, number, shared=(), own=()):
     return {'params': params, 'opt': opt}, (value, norm)
 
   state, (losses, norms) = lax.scan(step, state, (order, jnp.arange(steps)))
-  return state, {'loss': losses.mean(), 'grad_norm': norms.mean()}
+  bad = ~jnp.isfinite(losses)
+  return state, {'loss': losses.mean(), 'grad_norm': norms.mean(),
+                 'bad': jnp.where(bad.any(), bad.argmax(), -1)}
 
 
 def loss_of(cfg, model, mesh, rows, targets, params, seqs, key):

@@ -11,6 +11,7 @@ import jax
 import numpy as np
 from jax import lax
 
+from recjax import sharding
 from recjax.data import records
 from recjax.errors import ConfigError
 from recjax.models import seqrec
@@ -38,11 +39,11 @@ def fit_records(work, cfg, shop, validate, held=2):
 
   def evaluate(params, frozen):
     del frozen
-    score, = validate(jax.tree.map(lambda x: x[None], params))
+    score, = validate(jax.tree.map(lambda x: x[None], sharding.local(params)))
     return {'valid_NDCG@10': score, 'valid_loss': 1 - score}  # `fit` keeps the lowest loss
 
   task = Task(functools.partial(seqrec.init, model), objective(cfg, model, room, work.mesh),
-              batches(cfg, shop, model.length, held), evaluate=evaluate)
+              batches(cfg, shop, model.length, held), evaluate=evaluate, share=True)
   how = FitSettings(cfg.optim, steps * cfg.train.epochs, cfg.seed, log_every=max(1, steps // 10),
                     save_every=min(SAVE_EVERY, steps), eval_every=steps,
                     patience=cfg.train.patience)

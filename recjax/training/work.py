@@ -9,6 +9,7 @@ import os
 import pathlib
 import shutil
 import socket
+import tempfile
 import time
 
 import jax
@@ -16,7 +17,9 @@ import numpy as np
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from recjax.errors import WorkdirError
+from recjax import sharding
+from recjax.errors import DataError, WorkdirError
+from recjax.training.guards import Guards
 
 SMALL_FILE = 64 << 20  # files up to this size are fingerprinted by content, larger ones by size
 
@@ -88,6 +91,8 @@ class Work:
   console: Console
   mesh: object = None       # the devices, for `fit` and for decoding
   tail: object = None       # run.log, open for appending
+  first: bool = True        # whether this is process 0, the one that writes
+  guards: Guards = Guards()
   count: int = 0            # stages met so far
   current: str = ''         # the stage that runs now
   folder: pathlib.Path | None = None  # where it puts its files
@@ -106,36 +111,70 @@ class Work:
     self.tail.write(''.join(f'{now}  {line}\n' for line in text.split('\n')))
     self.tail.flush()
 
-  def stage(self, name, fn, *inputs):
+  def stage(self, name, fn, *inputs, alone=False):
     """Runs `fn(work, *inputs)` once, which fills `work.folder`, and returns that folder.
 
     The folder appears under stages/ only when it is whole, with DONE.json beside the results: the
     fingerprint of name and inputs, seconds, and the counts that `fn` may return as a dict. Where
     that fingerprint is met again the stage is skipped. A stage that was killed finds its partial
     folder as it left it, so `fn` may go on from there.
+
+    With several processes all of them run `fn`, as computations over the mesh need, and what
+    process 0 wrote is kept; alone: it runs `fn` by itself, e.g. because a service is paid for.
+    Raises DataError where their inputs differ.
     """
     self.count += 1
     folder = self.path / 'stages' / f'{self.count:02d}-{name}'
     partial = folder.with_name(folder.name + '.partial')
     key = fingerprint(name, *inputs)
-    if (read_json(folder / 'DONE.json') or {}).get('fingerprint') == key:
+    state, first_key = sharding.agree([self.state_of(folder, partial, key), key])
+    if len(set(sharding.every([int(key[:7], 16)])[:, 0])) > 1:
+      raise DataError(f'the processes disagree about what stage {name} is made of (here {key[:7]}, '
+                      f'in process 0 {first_key[:7]}): give every host the same config and data')
+    if state == 'done':
       self.say(f'[{self.count}] {name}: done before')
       return folder
-    if (read_json(partial / 'DONE.json') or {}).get('fingerprint') != key:
-      self.begin(name, partial, key)
+    if state == 'open':
+      if self.first:
+        self.begin(name, partial, key)
       self.say(f'[{self.count}] {name}')
-      start = time.monotonic()
-      self.current, self.folder = name, partial
+      self.run_stage(name, fn, inputs, partial, key, alone)
+    if self.first:
+      shutil.rmtree(folder, ignore_errors=True)
+      os.replace(partial, folder)
+    sharding.agree('moved')
+    return folder
+
+  def state_of(self, folder, partial, key):
+    """'done'; 'made', where it was killed before the folder took its place; else 'open'."""
+    for at, state in ((folder, 'done'), (partial, 'made')):
+      if (read_json(at / 'DONE.json') or {}).get('fingerprint') == key:
+        return state
+    return 'open'
+
+  def run_stage(self, name, fn, inputs, partial, key, alone):
+    """Runs `fn` in the partial folder; processes other than 0 work in a copy of it of their own."""
+    start, mine = time.monotonic(), partial
+    sharding.agree('begun')
+    if not self.first:
+      mine = self.path / 'partial' / partial.name
+      shutil.rmtree(mine, ignore_errors=True)
+      if not alone:
+        shutil.copytree(partial, mine)
+    sharding.agree('copied')
+    self.current, self.folder = name, mine
+    counts = {}
+    if self.first or not alone:
       counts = fn(self, *inputs) or {}
-      self.current, self.folder = '', None
-      seconds = round(time.monotonic() - start, 1)
+    elif not self.first:
+      await_file(partial / 'DONE.json')
+    self.current, self.folder = '', None
+    seconds = round(time.monotonic() - start, 1)
+    if self.first:
       write_json(partial / 'DONE.json', {
           'stage': name, 'fingerprint': key, 'seconds': seconds, 'counts': counts})
-      shown = ', '.join(f'{k.replace("_", " ")} {v}' for k, v in counts.items() if v)
-      self.say(f'    {name} took {seconds:.1f} s' + (f': {shown}' if shown else ''))
-    shutil.rmtree(folder, ignore_errors=True)
-    os.replace(partial, folder)
-    return folder
+    shown = ', '.join(f'{k.replace("_", " ")} {v}' for k, v in counts.items() if v)
+    self.say(f'    {name} took {seconds:.1f} s' + (f': {shown}' if shown else ''))
 
   def begin(self, name, partial, key):
     """Clears what an earlier attempt with other inputs left, keeps what this one left."""
@@ -160,6 +199,8 @@ class Work:
     """Appends one step's numbers to metrics.jsonl and to TensorBoard."""
     with open(self.path / 'metrics.jsonl', 'a') as f:
       f.write(json.dumps({'step': step, 'stage': self.current, **values}) + '\n')
+    if not self.first:
+      return
     if self.board is None or self.board[0] != self.current:
       from tensorboardX import SummaryWriter
       self.board = (self.current, SummaryWriter(str(self.path / 'tb' / self.current)))
@@ -225,13 +266,21 @@ def pace(rate, unit):
 
 
 @contextlib.contextmanager
-def open_work(path, config=None, mesh=None):
+def open_work(path, config=None, mesh=None, guards=None):
   """Opens (and makes) a run's folder for this process alone.
 
-  config: what goes to config.json, or None to leave the one that stands there.
+  config: what goes to config.json, or None to leave the one that stands there. With several
+  processes, process 0 has the folder; the others see its stages, which takes a file system that
+  they share, and write into a folder of their own that is thrown away.
   Raises WorkdirError where another process holds the folder, or it cannot be written.
   """
-  path = pathlib.Path(path)
+  path, guards = pathlib.Path(path), guards or Guards()
+  if jax.process_index():
+    sharding.agree('opened')
+    with tempfile.TemporaryDirectory(prefix='recjax-') as room:
+      yield Work(mirror(path, pathlib.Path(room)), Console(quiet=True), mesh, first=False,
+                 guards=guards)
+    return
   try:
     path.mkdir(parents=True, exist_ok=True)
     lock = open(path / 'lock', 'a+')  # noqa: SIM115  held for the whole run
@@ -243,7 +292,10 @@ def open_work(path, config=None, mesh=None):
     if config is not None:
       write_json(path / 'config.json', config)
     tail = stack.enter_context(open(path / 'run.log', 'a'))
-    work = Work(path, Console(), mesh, tail if jax.process_index() == 0 else None)
+    for name in ('stages', 'checkpoints'):
+      (path / name).mkdir(exist_ok=True)
+    sharding.agree('opened')
+    work = Work(path, Console(), mesh, tail, guards=guards)
     try:
       yield work
     except BaseException as error:
@@ -252,6 +304,28 @@ def open_work(path, config=None, mesh=None):
     finally:
       if work.board:
         work.board[1].close()
+
+
+def mirror(path, room):
+  """A folder of one's own from which the shared run folder is read. -> it
+
+  Raises WorkdirError where process 0's folder is not to be seen from here.
+  """
+  path = path.absolute()
+  if not (path / 'stages').is_dir():
+    raise WorkdirError(f'process {jax.process_index()} does not see {path}, which process 0 has '
+                       'made; give a --workdir on a file system that all hosts share')
+  for name in ('stages', 'checkpoints', 'config.json'):
+    os.symlink(path / name, room / name)
+  if (path / 'metrics.jsonl').exists():
+    shutil.copyfile(path / 'metrics.jsonl', room / 'metrics.jsonl')
+  return room
+
+
+def await_file(path):
+  """Returns when `path` is there; process 0 makes it, and if that one dies so does this one."""
+  while not path.exists():
+    time.sleep(0.5)
 
 
 def find_stage(workdir, name):

@@ -13,6 +13,7 @@ from recjax.decoding.head import stages
 from recjax.errors import DataError
 from recjax.methods.betag import text
 from recjax.models import decode, llm
+from recjax.sharding import fetch
 from recjax.text import chat
 from recjax.training import backbone
 from recjax.training.fit import place
@@ -51,7 +52,7 @@ def stage(work, cfg, base, folder, lora):
         continue
       placed = place({'ids': ids, 'lengths': lengths}, work.mesh)
       found = run(params, adapter, prefix_ids, **placed)
-      tokens, lengths_out, scores = jax.device_get(
+      tokens, lengths_out, scores = fetch(
           (found.tokens, found.lengths, found.scores))
       journal.add([(item, texts_of(tokenizer, tags[item], cfg, tokens[b], lengths_out[b]),
                     [round(float(x), 5) for x in scores[b]]) for b, item in enumerate(items)])

@@ -8,11 +8,12 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import FrozenConfigDict
 
-from recjax.data.batches import halving_draws
+from recjax.data.batches import filled, halving_draws
 from recjax.data.formats import betag as files
 from recjax.errors import DataError
 from recjax.methods.betag import text
 from recjax.models import huggingface, llm, lora
+from recjax.sharding import fetch, ways
 from recjax.text import chat
 from recjax.training import backbone, losses
 from recjax.training.fit import Task, fit
@@ -44,7 +45,7 @@ def stage(work, cfg, shop, base, folder):
   # A tiny model of this run is named relative to here: the run's folder may be moved.
   inside = folder.resolve().is_relative_to(work.path.resolve())
   name = os.path.relpath(folder, work.folder) if inside else str(folder)
-  huggingface.save_adapter(jax.device_get(trained), model.cfg, work.folder, base=name)
+  huggingface.save_adapter(fetch(trained), model.cfg, work.folder, base=name)
   return {'steps': steps, 'trained': llm.count(trained), **batches.counts}
 
 
@@ -71,9 +72,8 @@ class SampleBatches:
         [len(ids) - 1 for ids, _ in self.samples(range(start, min(start + 4096, len(self.draws))))]
         for start in range(0, len(self.draws), 4096)])
     self.row = -(-max(train.row, sizes.max()) // ROW_STEP) * ROW_STEP
-    ways = max(1, mesh.size // mesh.shape.get('model', 1))
-    need = sizes.mean() * train.batch / (FILL * self.row * ways)
-    self.rows = max(1, round(need)) * ways
+    self.ways = ways(mesh)
+    self.rows = max(1, round(sizes.mean() * train.batch / (FILL * self.row)))
     self.plan = plan_batches(sizes, self.rows, self.row)
     self.counts = {
         'sequences': len(lengths), 'dropped_short': len(sequences) - len(lengths),
@@ -99,6 +99,11 @@ class SampleBatches:
     return [((self.heading + p + o)[:most], len(self.heading) + len(p))
             for p, o in zip(ids[::2], ids[1::2])]
 
+  def rows_of(self, i):
+    """The users of batch i, as rows of the sequences that are long enough."""
+    start, members = self.plan[i % len(self)]
+    return self.draws[start:start + sum(map(len, members))]
+
   def __getitem__(self, i):
     start, members = self.plan[i % len(self)]
     count = sum(map(len, members))
@@ -119,7 +124,7 @@ class SampleBatches:
           out['weights'][r, at:at + boundary - 1] = 0
         at = here.stop
     first = 0 if late else count  # all samples begin alike, with the heading
-    return {**out, 'first': np.array([self.heading[0]], np.int32),
+    return {**filled(out, self.ways), 'first': np.array([self.heading[0]], np.int32),
             'first_weight': np.array([first], np.float32)}
 
 

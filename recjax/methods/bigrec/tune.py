@@ -1,13 +1,13 @@
 """Supervised fine-tuning on prompts and titles: LoRA (BIGRec) or all weights (D3)."""
 import os
 
-import jax
 import numpy as np
 from ml_collections import ConfigDict
 
 from recjax.errors import ConfigError
 from recjax.methods.bigrec import prompts, samples
 from recjax.models import huggingface
+from recjax.sharding import fetch
 from recjax.training import backbone, instruct
 
 MODES = ('lora', 'full')
@@ -60,9 +60,9 @@ def stage(work, cfg, data, folder):
   if cfg.train.mode == 'lora':
     inside = folder.resolve().is_relative_to(work.path.resolve())
     name = os.path.relpath(folder, work.folder) if inside else str(folder)
-    huggingface.save_adapter(jax.device_get(trained), model.cfg, work.folder, base=name)
+    huggingface.save_adapter(fetch(trained), model.cfg, work.folder, base=name)
   else:
-    huggingface.save(jax.device_get(trained), model.cfg, work.folder)
+    huggingface.save(fetch(trained), model.cfg, work.folder)
     tokenizer.save(work.folder)
   return {**counts, 'shortened_prompts': parts[0][2] + parts[1][2]}
 

@@ -11,7 +11,7 @@ from ml_collections import ConfigDict
 from recjax.errors import ConfigError
 from recjax.methods.llmemb import prompts
 from recjax.models import huggingface, llm, lora
-from recjax.sharding import shard
+from recjax.sharding import fetch, shard
 from recjax.training import backbone, contrastive, encoder
 from recjax.training.fit import Task, fit
 from recjax.training.work import write_json
@@ -39,7 +39,7 @@ def stage(work, cfg, texts, folder):
               rules=llm.RULES)
   how = dataclasses.replace(backbone.FitSettings.of(cfg.scft.optim), steps=cfg.scft.steps,
                             seed=cfg.seed)
-  trained = jax.device_get(fit(task, how, work))
+  trained = fetch(fit(task, how, work))
   # A tiny model of this run is named relative to here: the run's folder may be moved.
   inside = folder.resolve().is_relative_to(work.path.resolve())
   name = os.path.relpath(folder, work.folder) if inside else str(folder)
