@@ -6,6 +6,7 @@ from recjax.errors import ConfigError
 SCHEDULES = {
     'linear': lambda lr, steps: optax.linear_schedule(lr, 0.0, steps),
     'cosine': lambda lr, steps: optax.cosine_decay_schedule(lr, steps),
+    'square': lambda lr, steps: optax.polynomial_schedule(lr, min(lr, 1e-7), 2, steps),
     'constant': lambda lr, steps: optax.constant_schedule(lr),
 }
 

@@ -115,6 +115,17 @@ class SystemsTest(parameterized.TestCase):
     self.assertEqual([why for *_, why in systems.reclm(self.folder).events],
                      ["'x' is not in metas", 'an item is empty'])
 
+  def test_reclm_in_true_lines_and_with_a_beginning_in_titles(self):
+    (self.folder / 'sequential.jsonl').write_text('{"u": ["b", "a"]}\n\n{"v": ["a"]}\n')
+    (self.folder / 'metas.jsonl').write_text(
+        '{"a": {"title_t": "<|begin_of_text|> A"}}\n{"b": {"title": "B <s>"}}\n')
+    for data in (self.prepared(systems.reclm(self.folder)), catalog.load_data(self.folder)):
+      self.assertEqual(self.histories(data), {'u': ['b', 'a'], 'v': ['a']})
+      self.assertEqual(data.catalog.columns['title'], ['A', 'B <s>'])
+    (self.folder / 'sequential.jsonl').write_text('{"u": ["b"]}\n{"u": ["a"]}\n')
+    with self.assertRaisesRegex(DataError, "object 2: 'u' was there before"):
+      systems.reclm(self.folder)
+
   @parameterized.parameters('reclm-cgen', 'reclm-gen')
   def test_reclm_as_published(self, name):
     if not (SHARED / 'formats' / name).is_dir():

@@ -12,6 +12,7 @@ from recjax.errors import DataError
 SEQUENTIAL = ('sequential.jsonl', 'sequential.json')
 METAS = ('metas.jsonl', 'metas.json')
 CATEGORY = ('category.jsonl', 'category.json')
+BEGINNINGS = ('<|begin_of_text|>', '<s>', '<bos>')  # that tokenizers left in published titles
 ROOT = 'all'  # of paths that are known from `category` alone, which leaves the root out
 
 
@@ -31,7 +32,7 @@ def read_reclm(folder):
   A title is `title_t`, or `title`; categories are paths from the root. Raises DataError naming the
   file and what is wrong in it.
   """
-  users, metas = (_object(_path(folder, names) or pathlib.Path(folder) / names[0])
+  users, metas = (read_object(_path(folder, names) or pathlib.Path(folder) / names[0])
                   for names in (SEQUENTIAL, METAS))
   path = _path(folder, METAS)
   made = []
@@ -56,18 +57,39 @@ def columns_of(row):
   """A row of metas as columns of the catalogue."""
   path = row.get('category')
   plain = isinstance(path, list) and path and all(isinstance(x, str) and x for x in path)
-  made = {'title': raw.as_text(row.get('title_t') or row.get('title')),
+  title = raw.as_text(row.get('title_t') or row.get('title'))
+  for sign in BEGINNINGS:
+    title = title and title.removeprefix(sign).lstrip()
+  made = {'title': title,
           'brand': raw.as_text(row.get('brand')),
           'categories': path if plain else raw.as_list(path),  # as they stand in `category`
           'description': raw.as_text(row.get('description'))}
   return {name: value for name, value in made.items() if value is not None}
 
 
-def _object(path):
-  value = files.read_json(path)
+def read_object(path):
+  """One object, or lines of objects that are its parts. -> dict"""
+  value = None
+  if path.suffix == '.jsonl' and path.is_file():
+    value = _merged(path)
+  value = files.read_json(path) if value is None else value
   if not isinstance(value, dict):
     raise DataError(f'{path}: one object with ids as keys is expected.')
   return value
+
+
+def _merged(path):
+  """True JSON Lines, an object with some of the keys a line; None where the file is none."""
+  lines = [x for x in files.read_bytes(path).split(b'\n') if x.strip()]
+  if len(lines) < 2 or not all(x.strip().startswith(b'{') for x in lines):
+    return None
+  out = {}
+  for number, (_, row) in enumerate(files.read_rows(path), 1):
+    twice = out.keys() & row.keys()
+    if twice:
+      raise DataError(f'{path} object {number}: {min(twice)!r:.60} was there before.')
+    out |= row
+  return out
 
 
 def _numbers(path, user, items, index):
@@ -82,7 +104,7 @@ def _numbers(path, user, items, index):
 def _add_paths(path, ids, made):
   """Paths out of `category`: 'A' and 'A, B' make [ROOT, 'A', 'B']."""
   row_of = dict(zip(ids, made))
-  for category, items in sorted(_object(path).items(), key=lambda pair: len(pair[0])):
+  for category, items in sorted(read_object(path).items(), key=lambda pair: len(pair[0])):
     for item in items if isinstance(items, list) else [None]:
       row = row_of.get(item) if isinstance(item, str) else None
       if row is None:

@@ -96,7 +96,7 @@ def _whole(folder, names, allow_pickle):
   if path.suffix == '.pickle' and not allow_pickle:
     raise ConfigError(f'{path} is a pickle; add --allow-pickle to read it. Only plain lists, '
                       'dicts, texts and numbers are admitted.')
-  value = pickles.read(path) if path.suffix == '.pickle' else files.read_json(path)
+  value = pickles.read(path) if path.suffix == '.pickle' else reclm_files.read_object(path)
   if not isinstance(value, dict):
     raise DataError(f'{path}: one object with ids as keys is expected.')
   return value
