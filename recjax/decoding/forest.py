@@ -254,19 +254,21 @@ def pick_limits(limits, requests):
 def limit(trie, allowed=None, use=None, taken=None):
   """Builds Limits from item numbers, without touching the trie.
 
+  trie: a Trie, or a Forest of one catalogue.
   allowed: (A, N) bool by item, or a list of A lists of items; use: (B,) which of them a request
   has, default its own. taken: B lists of items that a request may not have (again).
   -> Limits. Raises DataError for an item number outside the catalogue
   """
-  places = np.empty(len(trie), np.int64)
-  places[trie.item] = np.arange(len(trie))
+  item = np.asarray(trie.item)
+  places = np.empty(len(item), np.int64)
+  places[item] = np.arange(len(item))
   bits = base = None
   if allowed is not None:
-    mask = _mask(allowed, len(trie))[:, trie.item]
+    mask = _mask(allowed, len(item))[:, item]
     bits, base = allow_bits(jnp.asarray(mask))
     use = jnp.arange(len(mask)) if use is None else jnp.asarray(use)
   if taken is not None:
-    rows = [np.unique(places[_known(t, len(trie))]) for t in taken]
+    rows = [np.unique(places[_known(t, len(item))]) for t in taken]
     if allowed is not None:
       rows = [r[mask[int(u)][r]] for r, u in zip(rows, np.broadcast_to(use, len(rows)))]
     longest = max(8, 1 << max(map(len, rows)).bit_length())

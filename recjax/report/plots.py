@@ -151,6 +151,21 @@ def scatter(points: np.ndarray, groups: Sequence[str], xlabel: str = 'first comp
   return _drawn(paint, height=4.2)
 
 
+def heat_map(values: np.ndarray, rows: Sequence[str], xlabel: str, label: str) -> Html:
+  """Draws a matrix as colours, one line a row. values: (R, C), never negative; 0 is left white."""
+  values = np.asarray(values, float)
+
+  def paint(axes):
+    shown = np.ma.masked_less_equal(values, 0)
+    drawn = axes.imshow(shown, aspect='auto', cmap='viridis', interpolation='nearest')
+    axes.set_yticks(range(len(rows)), [_label(r) for r in rows])
+    axes.set_xlabel(clean(xlabel))
+    axes.grid(visible=False)
+    axes.figure.colorbar(drawn, ax=axes, label=clean(label))
+
+  return _drawn(paint, height=1.4 + 0.5 * len(rows))
+
+
 def tag_frequency(before: Mapping[str, float], after: Mapping[str, float],
                   labels: tuple[str, str] = ('before', 'after')) -> Html:
   """Draws use against rank on two logarithmic axes: how steeply tags go from common to rare.

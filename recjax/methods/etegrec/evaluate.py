@@ -1,0 +1,99 @@
+"""Test users' lists by beams over real IDs, beside the recommender that gave the item vectors."""
+import numpy as np
+from ml_collections import ConfigDict
+
+from recjax.evaluation import outcome, ranking
+from recjax.methods.etegrec import lists, tune, vectors
+from recjax.training import companion
+
+SWAPPED = 2000  # users at most whose interests are taken away, or given to others
+FREE = 1000     # users at most whose beams are left free
+
+
+def settings(cfg):
+  """What of the config decides the figures besides the trained models."""
+  names = ('way', 'fusion', 'model', 'tokenizer', 'decode', 'judge', 'seed', 'seeds')
+  return ConfigDict({**{k: cfg[k] for k in names}, 'batch': cfg.train.batch})
+
+
+def row_name(cfg):
+  """The row of results.json."""
+  return cfg.way if cfg.fusion == 'none' else f'{cfg.way}:{cfg.fusion}'
+
+
+def stage(work, cfg, shop, made, coded, heard, model):
+  """Ranks the test users with every seed's best epoch and writes every result file. -> counts"""
+  given = tune.task(with_train(cfg), shop, made, coded, heard)
+  cases, n, row = given.split.test, len(shop.catalog), row_name(cfg)
+  best = int(np.argmax(tune.valid_of(model)['NDCG@10']))
+  ours, kept = [], None
+  with work.progress('ranking', cfg.seeds * len(cases), unit='user') as advance:
+    for seed in range(cfg.seeds):
+      items, scores = ask(cfg, given, tune.trained(model, seed), given.given('test'), advance)
+      ours.append(ranking.list_ranks(items, cases.targets, n))
+      if seed == best:
+        kept = items[:, :cfg.judge.save_top], scores[:, :cfg.judge.save_top]
+  ranks, chosen = {row: np.stack(ours)}, tune.trained(model, best)
+  more = {'free': free(cfg, given, chosen)}
+  if cfg.fusion != 'none':
+    more['interests'], ranks['no interests'] = without(work, cfg, given, chosen, kept[0])
+  mask = cfg.judge.mask_history
+  if vectors.trained(made):
+    ranks['sasrec'] = ranking.rank_cases(companion.scorer(made, n), cases, n, mask_history=mask)
+  for name, score in ranking.baselines(given.split.train, n, cfg.seed).items():
+    ranks[name] = ranking.rank_cases(score, cases, n, mask_history=mask)
+  protocol = ranking.protocol(n, given.split.protocol, mask)
+  results = outcome.save(
+      work.folder, shop, given.split, row, ranks, kept,
+      f'{protocol}; lists of {cfg.decode.beams} beams, a target outside counts as not found',
+      range(cfg.seed, cfg.seed + cfg.seeds),
+      tuple(k for k in (1, 5, 10, 20) if k <= min(cfg.decode.beams, n)), **more)
+  return {'users': len(cases), **{m: round(results['rows'][row][m]['value'], 4)
+                                  for m in outcome.CLOSING},
+          'invalid_rate_of_free_beams': f'{more["free"]["invalid_rate"]:.2%}'}
+
+
+def with_train(cfg):
+  """The settings of this stage as `tune.task` reads them."""
+  return ConfigDict({**cfg, 'train': {'batch': cfg.batch}})
+
+
+def ask(cfg, given, params, heard, advance=None, some=None):
+  """Lists of test users, of all or of `some`. -> items (n, beams), scores"""
+  cases = given.split.test
+  order = np.arange(len(cases)) if some is None else some
+  return lists.ranked(given.cfg, params['rec'], params['table'],
+                      [cases.history(i) for i in order], cfg.model.history, cfg.decode, heard,
+                      cfg.judge.mask_history, advance=advance)
+
+
+def free(cfg, given, params):
+  """How often beams that may be any codes are codes of no item (semantic_ids.md 5.4)."""
+  cases = given.split.test
+  order = np.random.default_rng(cfg.seed).permutation(len(cases))[:FREE]
+  heard = given.given('test')
+  items, _ = lists.ranked(given.cfg, params['rec'], params['table'],
+                          [cases.history(i) for i in order], cfg.model.history, cfg.decode,
+                          None if heard is None else tuple(h[order] for h in heard), free=True)
+  return {'users': len(order), 'invalid_rate': float((items[:, :10] == 0).mean())}
+
+
+def without(work, cfg, given, params, items):
+  """What interests do to lists: taken away, and those of another user given.
+
+  items: (n, k), with their own. -> figures, ranks of all test users without interests (1, n)
+  """
+  cases, heard = given.split.test, given.given('test')
+  work.say('    the same users without their interests, and with those of others')
+  none = tuple(np.zeros_like(h) for h in heard)
+  plain, _ = ask(cfg, given, params, none)
+  rng = np.random.default_rng(cfg.seed)
+  some = rng.permutation(len(cases))[:SWAPPED]
+  swapped, _ = ask(cfg, given, params, tuple(h[np.roll(some, 1)] for h in heard), some=some)
+  top = slice(0, min(10, items.shape[1]))
+  changed = lambda a, b: float((a[:, top] != b[:, top]).any(1).mean())  # noqa: E731
+  places = ranking.list_ranks(plain, cases.targets, len(given.x))
+  return {'users': len(cases), 'with_interests': int(heard[1].any(1).sum()),
+          'top10_changed_without': changed(items, plain),
+          'top10_changed_by_others': changed(items[some], swapped),
+          'swapped_users': len(some)}, np.broadcast_to(places, (cfg.seeds, len(places)))

@@ -1,0 +1,108 @@
+"""Recommendations out of a trained run, for histories of anybody."""
+import pathlib
+
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+
+from recjax import sharding
+from recjax.data.catalog import load_unchanged
+from recjax.data.formats import etegrec as files
+from recjax.errors import ConfigError, DataError, WorkdirError
+from recjax.methods.etegrec import interests, lists, tune
+from recjax.training.work import Work, find_stage, read_json
+
+
+def open_run(workdir):
+  """-> config, data set, coder.Config, parameters of the best seed"""
+  config = ConfigDict(read_json(pathlib.Path(workdir) / 'config.json')['config'])
+  results = read_json(find_stage(workdir, 'evaluate') / 'results.json')
+  shop = load_unchanged(config.data, results['data_fingerprint'], workdir)
+  model = model_stage(workdir)
+  params = tune.trained(model, int(np.argmax(tune.valid_of(model)['NDCG@10'])))
+  dim = params['rec'].get('dec_adapter', {'bias': np.zeros(1)})['bias'].shape[0]
+  text = params['rec'].get('interest', {'kernel': np.zeros((1, 1))})['kernel'].shape[0]
+  cfg = tune.shape(config, params['table'].shape[1], config.tokenizer.size, dim, text)
+  return config, shop, cfg, params
+
+
+def model_stage(workdir):
+  """The folder of the last training: finetuned where that was done."""
+  try:
+    return find_stage(workdir, 'finetune')
+  except WorkdirError:
+    return find_stage(workdir, 'train')
+
+
+def recommender(workdir):
+  """The trained method's face.
+
+  -> recommend(histories, k, exclude_seen=True, allowed=None) -> (item ids [B][k], scores (B, k));
+  scores are log-probabilities of IDs. Histories are lists of item ids, oldest first, `allowed` a
+  set of item ids. At most k or `decode.beams` items are searched, whichever is more.
+  Raises DataError for an unknown id or an empty history.
+  """
+  config, shop, cfg, params = open_run(workdir)
+  mesh = sharding.make_mesh({'data': -1, 'fsdp': 1, 'model': 1})
+  ask = listener(config, shop, mesh) if config.fusion != 'none' else None
+  rec, table = jax.tree.map(jax.numpy.asarray, (params['rec'], params['table']))
+
+  def recommend(histories, k, exclude_seen=True, allowed=None):
+    rows = [np.array([shop.catalog.index(i) for i in h], np.int32) for h in histories]
+    empty = [i for i, h in enumerate(rows) if not len(h)]
+    if empty:
+      raise DataError(f'history {empty[0]} is empty; this method continues at least one item')
+    mask = None
+    if allowed is not None:
+      mask = np.zeros(len(shop.catalog), bool)
+      mask[[shop.catalog.index(i) - 1 for i in allowed]] = True
+    how = ConfigDict({'beams': max(k, config.decode.beams), 'batch': config.decode.batch})
+    with jax.set_mesh(mesh):
+      items, scores = lists.ranked(cfg, rec, table, rows, config.model.history, how,
+                                   ask(rows) if ask else None, exclude_seen, mask)
+    items, scores = items[:, :k], scores[:, :k]
+    return [[shop.catalog.id_of(int(i)) for i in row if i] for row in items], scores
+  return recommend
+
+
+def listener(config, shop, mesh):
+  """Interests of new histories, from the local provider: files know those of the data alone."""
+  from rich.console import Console
+  if config.interests.source != 'local' and not pathlib.Path(config.interests.source).exists():
+    raise ConfigError(f'interests.source={config.interests.source!r} is no longer there')
+  return interests.asker(Work(pathlib.Path('.'), Console(quiet=True), mesh), config.interests, shop)
+
+
+def convert(workdir, kind, out):
+  """Writes what was trained: 'npz', all parameters; 'index', the items' codes as index JSON.
+
+  Raises ConfigError for others, or a file that is there.
+  """
+  if kind not in ('npz', 'index'):
+    raise ConfigError(f'--to={kind} is unknown for this method; npz writes all parameters, index '
+                      'the codes of all items as JSON')
+  if pathlib.Path(out).exists():
+    raise ConfigError(f'{out} is there already; name a file that does not exist yet')
+  _, shop, _, params = open_run(workdir)
+  if kind == 'index':
+    files.write_index(out, np.asarray(params['table'])[1:], shop.catalog.ids)
+  else:
+    pathlib.Path(out).write_bytes((model_stage(workdir) / 'model.npz').read_bytes())
+
+
+def cost(cfg, shop):
+  """What a run would take, before it runs. -> {name: text}"""
+  q, t = cfg.tokenizer.levels + (cfg.tokenizer.dedupe in ('suffix', 'random')), cfg.tokenizer
+  net = tune.shape(cfg, q, t.size, cfg.vectors.model.width, interests.HASHED)
+  shapes = jax.eval_shape(lambda: tune.coder.init(net, jax.random.key(0)))
+  count = sum(x.size for x in jax.tree.leaves(shapes))
+  lengths = np.maximum(shop.interactions.lengths() - 2, 0)
+  targets = int(np.maximum(lengths - 1, 0).sum())
+  tokens = sum(int(np.minimum(np.arange(1, n), cfg.model.history).sum()) for n in lengths) * q
+  flops = 6 * count * (tokens + targets * q) // 2
+  return {'way': cfg.way, 'parameters': f'{count:,} a seed, {count * 16 / 2**20:.0f} MiB with Adam',
+          'rows an epoch': f'{targets:,}, {tokens:,} tokens read',
+          'an epoch': f'about {flops / 1e9:,.0f} GFLOP a seed',
+          'codes': f'{q} levels of {t.size}, by {t.kind}'}
+
+

@@ -1,0 +1,86 @@
+"""Item vectors that the tokenizer reads: of a SASRec, of a text encoder, or of a file."""
+import pathlib
+
+import numpy as np
+from ml_collections import ConfigDict
+
+from recjax.data import splits
+from recjax.errors import ConfigError, DataError
+from recjax.evaluation import ranking
+from recjax.models import codes
+from recjax.training import companion, encoder, sequential
+
+SOURCES = ('train', 'text')
+
+
+def settings(cfg):
+  """What of the config decides the vectors."""
+  if cfg.vectors.source == 'train':
+    return ConfigDict({'vectors': cfg.vectors, 'seed': cfg.seed})
+  return ConfigDict({'vectors': {k: cfg.vectors[k] for k in ('source', 'encoder')}})
+
+
+def stage(work, cfg, shop):
+  """Writes vectors.npy, (N, d) float32, row i - 1 of item i. -> counts"""
+  how, n, counts = cfg.vectors, len(shop.catalog), {}
+  if how.source == 'text':
+    found = of_text(work, shop, how.encoder)
+  elif how.source == 'train':
+    given, split = companion.settings(how, cfg.seed), splits.leave_one_out(shop.interactions)
+    model = sequential.model_config(given, n)
+    counts = companion.train(work, given, n, split.train, ranking.validator(
+        lambda p: sequential.scorer(model, p), split.valid, n, 1, given.train.valid_users))
+    found = sequential.load(work.folder / 'model.npz')['items'][1:n + 1]
+  elif how.source.endswith('.npy'):
+    found = of_file(how.source, n)
+  else:  # a finished run of the method 'sequential'
+    counts = companion.adopt(work, how.source, shop, 'vectors.source',
+                             "a .npy file, 'train' or 'text'")
+    found = sequential.load(work.folder / 'model.npz')['items'][1:n + 1]
+  found = codes.check_vectors(found)
+  np.save(work.folder / 'vectors.npy', found, allow_pickle=False)
+  return {**counts, 'items': len(found), 'numbers': found.shape[1]}
+
+
+def of_text(work, shop, folder):
+  """Vectors of title, brand, categories and price, by a text encoder's folder. -> (N, d)"""
+  if not folder:
+    raise ConfigError("vectors.source='text' needs vectors.encoder, the folder of a text encoder")
+  reader = encoder.load(folder, ConfigDict({'dtype': 'auto', 'remat': 'none'}), work.mesh)
+  texts = texts_of(shop.catalog)
+  with work.progress('embedding', len(texts), unit='item') as advance:
+    return np.asarray(encoder.embed(reader, texts, work.mesh, advance=advance)[0], np.float32)
+
+
+def texts_of(catalog):
+  """What TIGER reads of an item: title, price, brand, categories. -> [str]"""
+  columns, n = catalog.columns, len(catalog)
+  parts = [columns.get(name) or [''] * n for name in ('title', 'price', 'brand', 'categories')]
+  def text(value):
+    if isinstance(value, (list, tuple)):
+      return ', '.join(map(text, value))
+    return '' if value is None else str(value)
+  return [', '.join(t for t in map(text, row) if t) or catalog.id_of(i + 1)
+          for i, row in enumerate(zip(*parts))]
+
+
+def of_file(path, n):
+  """A .npy file in the order of the items. -> (N, d). Raises DataError"""
+  try:
+    found = np.load(path, allow_pickle=False)
+  except (OSError, ValueError) as error:
+    raise DataError(f'{path} is no readable .npy file ({error})') from error
+  if found.ndim != 2 or len(found) != n:
+    raise DataError(f'{path} has shape {found.shape}; it needs {n:,} rows, one an item in their '
+                    'order')
+  return found
+
+
+def trained(folder):
+  """Whether the vectors' folder holds the recommender that they came from."""
+  return (pathlib.Path(folder) / 'model.npz').exists()
+
+
+def read(folder):
+  """-> (N, d) float32"""
+  return np.load(folder / 'vectors.npy', allow_pickle=False)

@@ -1,0 +1,187 @@
+"""The whole path of semantic IDs on a tiny shop: stages, lists, interests, resume, the face."""
+import json
+import pathlib
+
+import numpy as np
+from absl.testing import absltest, parameterized
+from ml_collections import ConfigDict
+from rich.console import Console
+
+from configs import etegrec_scientific, tiger_beauty
+from recjax import recommend, sharding
+from recjax.data.catalog import load_data
+from recjax.errors import ConfigError, DataError, UserError
+from recjax.methods import etegrec
+from recjax.methods.etegrec import interests, rows, tune
+from recjax.training.work import Work, find_stage, open_work, read_json
+
+USERS, ITEMS = 60, 24
+
+
+def shop_folder(folder):
+  """A shop whose users walk round a circle of items, in which a next item can be learnt."""
+  folder = pathlib.Path(folder)
+  rng = np.random.default_rng(0)
+  kinds = ('Lamps', 'Pumps', 'Gloves')
+  folder.joinpath('items.jsonl').write_text(''.join(json.dumps({
+      'item_id': f'i{i}', 'title': f'{kinds[i // 8]} number{i} shade{i % 4}',
+      'categories': ['Shop', kinds[i // 8]]}) + '\n' for i in range(ITEMS)))
+  lines = []
+  for user in range(USERS):
+    start, count = int(rng.integers(ITEMS)), int(rng.integers(4, 9))
+    lines.append(json.dumps({'user_id': f'u{user}', 'items': [
+        f'i{(start + at) % ITEMS}' for at in range(count)]}) + '\n')
+  folder.joinpath('interactions.jsonl').write_text(''.join(lines))
+  return str(folder)
+
+
+def small(cfg, data):
+  """A config in which every stage takes a moment."""
+  cfg.data = data
+  cfg.mesh = dict(data=1, fsdp=1, model=1)
+  cfg.vectors.model.update(width=8, hidden=8, length=8)
+  cfg.vectors.train.update(epochs=3, batch=32)
+  cfg.tokenizer.update(hidden=(8,), width=8, levels=2, size=8, steps=60, look_every=20, batch=24)
+  cfg.model.update(history=4, width=16, layers=1, decoder_layers=1, heads=2, head_dim=8, ffn=16,
+                   fusion_heads=2, fusion_layers=1)
+  cfg.train.update(epochs=4, batch=64, save_every=1, valid_users=0)
+  cfg.optim.update(lr=1e-2, warmup=0)
+  cfg.decode.update(beams=10, batch=32)
+  if 'lr' in cfg.finetune:
+    cfg.finetune.update(epochs=2, save_every=1)
+  return cfg
+
+
+def run(cfg, folder):
+  mesh = sharding.make_mesh(cfg.mesh)
+  with open_work(folder, {'config': cfg.to_dict(), 'facts': {
+      'devices': 'cpu', 'versions': {}, 'revision': '', 'overrides': {}, 'command': ''}},
+                 mesh) as work:
+    work.console = Console(quiet=True)
+    etegrec.run(cfg, work)
+  return read_json(pathlib.Path(folder) / 'results.json')
+
+
+class WholeTest(parameterized.TestCase):
+
+  @parameterized.parameters(('tiger', 'none'), ('etegrec', 'encoder'))
+  def test_run(self, way, fusion):
+    data = shop_folder(self.create_tempdir())
+    made = tiger_beauty.get_config() if way == 'tiger' else etegrec_scientific.get_config()
+    cfg, folder = small(made, data), self.create_tempdir().full_path
+    self.assertEqual((cfg.way, cfg.fusion), (way, fusion))
+    results = run(cfg, folder)
+    name = way if fusion == 'none' else f'{way}:{fusion}'
+    self.assertEqual(next(iter(results['rows'])), name)
+    self.assertContainsSubset({'sasrec', 'popularity', 'recency', 'random'}, results['rows'])
+    self.assertGreater(results['rows'][name]['HR@10']['value'],
+                       results['rows']['random']['HR@10']['value'])
+    self.assertBetween(results['free']['invalid_rate'], 0, 1)
+    page = (pathlib.Path(folder) / 'report.html').read_text()
+    for word in ('Semantic IDs', 'Codes in use', 'Examples') + (
+        ('Interests',) if fusion != 'none' else ()):
+      self.assertIn(word, page)
+    self.check_face(folder)
+    if fusion != 'none':
+      self.assertIn('no interests', results['rows'])
+      self.assertGreater(results['interests']['with_interests'], 0)
+
+  def check_face(self, folder):
+    ask, shop = recommend.load(folder)
+    items, scores = ask([['i3', 'i4'], ['i9']], 7)
+    self.assertEqual([len(set(row)) for row in items], [7, 7])
+    self.assertNoCommonElements(items[0], ['i3', 'i4'])
+    self.assertTrue((np.diff(scores, axis=1) <= 0).all())
+    self.assertContainsSubset(items[0], shop.catalog.ids)
+    few, _ = ask([['i3', 'i4']], 5, allowed={'i1', 'i2', 'i3'})
+    self.assertCountEqual(few[0], ['i1', 'i2'])
+    with self.assertRaisesRegex(DataError, 'empty'):
+      ask([[]], 3)
+    out = pathlib.Path(folder) / 'codes.json'
+    etegrec.convert(folder, 'index', out)
+    self.assertLen(json.loads(out.read_text()), ITEMS)
+    with self.assertRaisesRegex(ConfigError, 'is there already'):
+      etegrec.convert(folder, 'index', out)
+
+  def test_a_killed_run_ends_alike(self):
+    data = shop_folder(self.create_tempdir())
+    cfg = small(etegrec_scientific.get_config('fusion=none'), data)
+    cfg.train.epochs, cfg.finetune.epochs = 3, 0
+    whole, broken = self.create_tempdir().full_path, self.create_tempdir().full_path
+    run(cfg, whole)
+    original = tune.judged
+
+    def failing(*given):
+      raise UserError('killed')
+    tune.judged = failing
+    try:
+      with self.assertRaisesRegex(UserError, 'killed'):
+        run(cfg, broken)
+    finally:
+      tune.judged = original
+    run(cfg, broken)
+    one, other = (dict(np.load(find_stage(f, 'train') / 'model.npz')) for f in (whole, broken))
+    self.assertCountEqual(one, other)
+    for name in one:
+      np.testing.assert_array_equal(one[name], other[name], name)
+
+
+class PartsTest(parameterized.TestCase):
+
+  def test_every_prefix_is_a_row_once_an_epoch(self):
+    import jax
+    shop = load_data(shop_folder(self.create_tempdir()))
+    histories, targets = rows.prefixes(shop.interactions, 4)
+    self.assertLen(targets, int((shop.interactions.lengths() - 1).sum()))
+    self.assertLessEqual(max(map(len, histories)), 4)
+    made, shares, steps = rows.bins(histories, targets, np.arange(len(targets))[:, None], 4, 32)
+    order = rows.shuffled(jax.random.key(0), made, shares, steps)
+    met = []
+    for step in range(steps):
+      for part in rows.take(made, [o[step] for o in order]):
+        met += [(tuple(int(i) for i in h if i), int(t)) for h, t in zip(
+            part.history, part.target) if t]
+    want = [(tuple(map(int, h)), int(t)) for h, t in zip(histories, targets)]
+    self.assertCountEqual(met, want)
+
+  def test_interests_know_nothing_of_the_target(self):
+    shop = load_data(shop_folder(self.create_tempdir()))
+    work = Work(pathlib.Path('.'), Console(quiet=True))
+    cfg = ConfigDict({'source': 'local', 'encoder': ''})
+    history = shop.interactions.items[:3]
+    said, _ = interests.told(work, cfg, shop, [history])
+    again, _ = interests.told(work, cfg, shop, [history, shop.interactions.items[:4]])
+    self.assertEqual(said[0], again[0])
+    self.assertNotEmpty(said[0])
+
+  def test_hashed_words(self):
+    one, plural, other = (interests.hashed(t) for t in ('Glass lamp', 'glass lamps', 'Pumps'))
+    np.testing.assert_allclose(one, plural)
+    self.assertAlmostEqual(float(one @ one), 1, places=5)
+    self.assertLess(abs(float(one @ other)), 0.6)
+
+  @parameterized.parameters(
+      (dict(way='both'), 'way'), (dict(fusion='early'), 'fusion'),
+      (dict(interests=dict(source='')), 'needs interests'),
+      (dict(train=dict(cycle=1)), 'cycle'), (dict(tokenizer=dict(kind='pq')), 'tokenizer.kind'),
+      (dict(tokenizer=dict(dedupe='none')), 'dedupe'),
+      (dict(fusion='pooled', tokenizer=dict(width=8)), 'width'))
+  def test_what_is_refused(self, change, said):
+    cfg = etegrec_scientific.get_config()
+    for key, value in change.items():
+      if isinstance(value, dict):
+        cfg[key].update(value)
+      else:
+        cfg[key] = value
+    with self.assertRaisesRegex(ConfigError, said):
+      tune.check(cfg)
+
+  def test_pooled_interests_are_refused_where_nothing_reads_them(self):
+    cfg = tiger_beauty.get_config()
+    cfg.fusion = 'pooled'
+    with self.assertRaisesRegex(ConfigError, 'never a recommendation'):
+      tune.check(cfg)
+
+
+if __name__ == '__main__':
+  absltest.main()

@@ -1,0 +1,126 @@
+"""Both sides of ETEGRec's training, who moves and who stands still; the fit of the tokenizer."""
+import pathlib
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from absl.testing import absltest
+from ml_collections import ConfigDict
+from rich.console import Console
+
+from recjax.errors import ConfigError, DataError
+from recjax.models import coder, codes, rqvae, t5
+from recjax.training import align, tokenizer
+from recjax.training import coder as training
+from recjax.training.work import Work
+
+ID = rqvae.Config(6, (8,), 8, 2, 4)
+NET = coder.Config(t5.Config(width=16, layers=1, decoder_layers=1, heads=2, head_dim=8, ffn=16,
+                             dropout=0.0), levels=3, size=4, item=6, code=8)
+
+
+def parts(items=9):
+  x = jnp.asarray(np.random.default_rng(0).normal(size=(items, 6)), jnp.float32)
+  ids = rqvae.seed_codes(ID, rqvae.init(ID, jax.random.key(0)), x, jax.random.key(1))
+  table = codes.table(rqvae.codes_of(ID, ids, x))[0]
+  rec = coder.init(NET, jax.random.key(2))
+  rng = np.random.default_rng(1)
+  some = [(jnp.asarray(rng.integers(0, items + 1, (4, 3))), jnp.asarray([3, 5, 3, 0]),
+           jnp.zeros((4, 1), jnp.int32))]
+  return x, ids, table, rec, some
+
+
+def epoch(side, weights, state, some, x, number=0):
+  tx = optax.sgd(1e-2)
+  run = training.epoch_of(side, NET, weights, ID, tx, lambda key: jnp.arange(2),
+                          lambda data, at: data)
+  state = {'params': state, 'opt': {side: tx.init(state[side])}}
+  new, means = run(state, jax.random.key(0), some, x, jnp.zeros((1, 1)), jnp.int32(number))
+  return new['params'], means
+
+
+class SidesTest(absltest.TestCase):
+
+  def test_only_one_side_moves(self):
+    x, ids, table, rec, some = parts()
+    state = {'rec': rec, 'id': ids, 'table': table}
+    for side, still in (('rec', 'id'), ('id', 'rec')):
+      new, means = epoch(side, training.Weights(0.1, 0.1), state, some, x)
+      same = jax.tree.map(lambda a, b: bool((a == b).all()), new[still], state[still])
+      self.assertTrue(all(jax.tree.leaves(same)))
+      moved = jax.tree.map(lambda a, b: bool((a != b).any()), new[side], state[side])
+      self.assertTrue(any(jax.tree.leaves(moved)))
+      self.assertEqual(int(means['bad']), -1)
+    self.assertEqual(new['table'].shape, table.shape)  # made anew by the tokenizer's epoch
+    self.assertIn('largest_group', means)
+
+  def test_warm_epochs_do_without_alignment(self):
+    x, ids, table, rec, some = parts()
+    state = {'rec': rec, 'id': ids, 'table': table}
+    alone, _ = epoch('rec', training.Weights(), state, some, x)
+    for number, same in ((0, True), (2, False)):
+      new, _ = epoch('rec', training.Weights(1.0, 1.0, warm=2), state, some, x, number)
+      gap = max(float(jnp.abs(a - b).max()) for a, b in zip(
+          jax.tree.leaves(alone['rec']), jax.tree.leaves(new['rec'])))
+      (self.assertLess if same else self.assertGreater)(gap, 1e-7)
+
+  def test_loss_is_that_of_the_distinct_targets(self):
+    x, ids, table, rec, some = parts()
+    value, found = training.id_loss(NET, training.Weights(), ID, x, None, ids,
+                                    {'rec': rec, 'table': table}, some, None, jnp.float32(0))
+    want, _ = rqvae.loss(ID, ids, x[jnp.array([2, 4])])
+    self.assertAlmostEqual(float(value), float(want), places=5)
+    self.assertAlmostEqual(float(found['vq']), float(want), places=5)
+    self.assertEqual(align.first(some[0][1]).tolist(), [True, True, False, False])
+
+  def test_large_groups_are_refused(self):
+    training.check_groups({'largest_group': [4]}, 4)
+    with self.assertRaisesRegex(DataError, '5 items share'):
+      training.check_groups({'largest_group': [2, 5]}, 4)
+
+
+class TokenizerTest(absltest.TestCase):
+
+  def fit(self, x, cfg=ID, letter=tokenizer.NONE, partners=None):
+    how = ConfigDict(dict(steps=60, batch=64, look_every=20, revive=True, lr=3e-3, warmup=0,
+                          schedule='constant', decay=0.0, clip=1.0, beta2=0.999))
+    work = Work(pathlib.Path(self.create_tempdir().full_path), Console(quiet=True))
+    work.current = 'tokenizer'
+    return (*tokenizer.fit(work, cfg, how, x, 0, letter, partners), work.metrics())
+
+  def test_reconstruction_gets_better(self):
+    x = np.random.default_rng(0).normal(size=(40, 6)).astype(np.float32)
+    params, kept, rows = self.fit(x)
+    self.assertLess(rows[-1]['loss'], rows[0]['loss'])
+    self.assertEqual(kept['collision_rate'], min(r['collision_rate'] for r in rows))
+    found = codes.health(rqvae.codes_of(ID, params, x), ID.size)
+    self.assertEqual(found['collision_rate'], kept['collision_rate'])
+
+  def test_letter_needs_partners_of_the_codes_width(self):
+    x = np.random.default_rng(0).normal(size=(30, 6)).astype(np.float32)
+    with self.assertRaisesRegex(ConfigError, 'width 8'):
+      self.fit(x, letter=tokenizer.Letter(0.1), partners=x)
+    partners = np.random.default_rng(1).normal(size=(30, 8)).astype(np.float32)
+    _, _, rows = self.fit(x, letter=tokenizer.Letter(0.1, 1e-3), partners=partners)
+    self.assertTrue(np.isfinite(rows[-1]['loss']))
+
+  def test_dead_codes_start_anew_from_the_worst_items(self):
+    x = jnp.asarray(np.random.default_rng(0).normal(size=(20, 6)), jnp.float32)
+    params = rqvae.init(ID, jax.random.key(0))
+    far = params['codebooks'].at[0, 1:].set(1e3)
+    params = {**params, 'codebooks': far}
+    tx = optax.adam(1e-3)
+    grads = jax.tree.map(jnp.ones_like, params)
+    _, opt = tx.update(grads, tx.init(params), params)
+    new, fresh = tokenizer.revive(ID, params, opt, x)
+    before = np.unique(rqvae.codes_of(ID, params, x)[:, 0])
+    after = np.unique(rqvae.codes_of(ID, new, x)[:, 0])
+    self.assertLen(before, 1)
+    self.assertGreater(len(after), 2)
+    self.assertEqual(float(jnp.abs(fresh[0].mu['codebooks'][0, 1:]).max()), 0)
+    self.assertGreater(float(jnp.abs(fresh[0].mu['codebooks'][0, 0]).min()), 0)
+
+
+if __name__ == '__main__':
+  absltest.main()
