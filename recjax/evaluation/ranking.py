@@ -174,9 +174,9 @@ def top_items(score_fn, items, offsets, n_items, k, exclude_seen=True, allowed=N
   """The k best items for every history.
 
   items, offsets: ragged histories. allowed: (N,) bool, which items may appear, or (n, N), a row a
-  history. block: as in rank_cases. -> items (n, k) int32, 0 where fewer than k may appear, and their scores (n, k)
-  float32, best first, ties to the lower index. Raises DataError as rank_cases does and for k
-  outside 1..N.
+  history. block: as in rank_cases. -> items (n, k) int32, 0 where fewer than k may appear, and
+  their scores (n, k) float32, best first, ties to the lower index. Raises DataError as rank_cases
+  does and for k outside 1..N.
   """
   items, offsets = np.asarray(items), np.asarray(offsets)
   _check_k(k, n_items)

@@ -17,7 +17,7 @@ from recjax.serving import service as services
 from recjax.serving.limits import Refused
 from recjax.serving.service import MOST_HISTORY, MOST_K, MOST_LIST
 
-Id = Annotated[str, pydantic.Field(max_length=500)] | int
+Id = Annotated[pydantic.StrictStr, pydantic.Field(max_length=500)] | pydantic.StrictInt
 Ids = Annotated[list[Id], pydantic.Field(max_length=MOST_LIST)]
 History = Annotated[list[Id], pydantic.Field(max_length=MOST_HISTORY,
                                              description='item ids, oldest first')]
@@ -60,6 +60,7 @@ class Past(Strict):
 def make(service):
   """The application around a Service. -> ASGI application"""
   app = fastapi.FastAPI(title='recjax', version='1', docs_url=None, redoc_url=None,
+                        redirect_slashes=False,
                         responses=ERRORS, description='Recommendations of trained models.')
   app.state.service = service
   refusals(app)
@@ -75,7 +76,8 @@ def make(service):
                         if getattr(r, 'path', '') in limits.LARGE_PATHS]
   local = service.settings.host in limits.LOCAL
   return limits.Gate(app, service.settings.key, limits.LOCAL if local else (),
-                     service.settings.most, count=service.counters.request)
+                     service.settings.most, service.settings.patience,
+                     count=service.counters.request)
 
 
 def refusals(app):

@@ -53,7 +53,8 @@ class Talk(pydantic.BaseModel):
   temperature: float | None = pydantic.Field(None, ge=0, le=2)
   seed: int | None = pydantic.Field(None, ge=-2**63, lt=2**63)
   domain: str = pydantic.Field('', description='which catalogue, where several are served')
-  history: Annotated[list[Annotated[str, pydantic.Field(max_length=500)] | int], pydantic.Field(
+  history: Annotated[list[Annotated[
+      pydantic.StrictStr, pydantic.Field(max_length=500)] | pydantic.StrictInt], pydantic.Field(
       max_length=services.MOST_HISTORY)] = pydantic.Field(
           [], description='ids of items that the last turn is about')
   min_items: int = pydantic.Field(0, ge=0, le=3, description='items that must come')
@@ -92,7 +93,7 @@ def asked(model, talk):
     turns.append({'role': message.role, 'content': services.clean(content)})
   try:
     return model.talk.asked(
-        turns, domain=talk.domain, history=tuple(map(str, talk.history)),
+        turns, domain=talk.domain, history=model.talk.known(map(str, talk.history), talk.domain),
         least=min(talk.min_items, talk.max_items), most=talk.max_items,
         tokens=talk.max_completion_tokens or talk.max_tokens or 0, temperature=talk.temperature,
         seed=(talk.seed or 0) % 2**31)

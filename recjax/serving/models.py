@@ -170,14 +170,21 @@ def open_all(workdirs, data=(), items_file=None, together=True, seen=None):
 
 
 def together_bought(pairs, item, history, most=2):
-  """Items of a history that most people who bought `item` bought too. -> [(index, people)]"""
+  """Items of a history that the people who bought `item` bought too, most telling first.
+
+  -> [(index, people)], those that many buy anyway further behind
+  """
   if pairs is None:
     return []
   offsets, users = pairs
   own = users[offsets[item - 1]:offsets[item]]
-  found = [(len(np.intersect1d(own, users[offsets[h - 1]:offsets[h]])), h)
-           for h in dict.fromkeys(history)]
-  return [(h, n) for n, h in sorted(found, key=lambda x: -x[0])[:most] if n > 1]
+  found = []
+  for other in dict.fromkeys(history):
+    theirs = users[offsets[other - 1]:offsets[other]]
+    both = len(np.intersect1d(own, theirs))
+    if both > 1:
+      found.append((both / len(theirs) ** 0.5, other, both))
+  return [(other, both) for _, other, both in sorted(found, key=lambda x: -x[0])[:most]]
 
 
 def warm_all(models):

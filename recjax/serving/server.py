@@ -33,8 +33,8 @@ def run(workdirs, settings, data=(), items_file=None, say=print):
   listen(service, say)
 
 
-def server_of(service):
-  """The uvicorn server of a Service, its models being warmed."""
+def server_of(service, warm=True):
+  """The uvicorn server of a Service, its models being warmed if asked."""
   import uvicorn
   settings = service.settings
   config = uvicorn.Config(
@@ -49,7 +49,8 @@ def server_of(service):
     def handle_exit(self, sig, frame):
       service.closing = True
       super().handle_exit(sig, frame)
-  models.warm_all(service.models)
+  if warm:
+    models.warm_all(service.models)
   return Server(config)
 
 

@@ -6,6 +6,7 @@ import time
 
 from recjax.data.formats import etegrec
 from recjax.errors import ConfigError, DataError, ServiceError, UserError
+from recjax.serving import limits
 from recjax.serving import models as served
 from recjax.serving.batcher import Busy
 from recjax.serving.counters import Counters
@@ -19,13 +20,15 @@ WORKERS = 8  # interests that are asked for at a time
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
-  """How a server is run. seconds: that an answer may take. interests_*: an OpenAI-compatible
-  endpoint that interests come from, '' for words of the catalogue; its key is in key_env."""
+  """How a server is run. seconds: that an answer may take. most: requests at a time. patience:
+  seconds that a request may take to come in. interests_*: an OpenAI-compatible endpoint that
+  interests come from, '' for words of the catalogue; its key is in key_env."""
   host: str = '127.0.0.1'
   port: int = 8000
   key: str = ''
   seconds: float = 60.0
   most: int = 256
+  patience: float = limits.PATIENCE
   interests_url: str = ''
   interests_model: str = ''
   key_env: str = 'OPENAI_API_KEY'

@@ -23,11 +23,12 @@ Name = Annotated[str, fastapi.Query(max_length=200)]
 
 
 class Session:
-  """One visitor. baskets: shelves -> item indices, oldest first."""
+  """One visitor. baskets: shelves -> item indices, oldest first. found: shelves -> interests, their
+  source and a note. waiting: an event of each open stream."""
 
   def __init__(self):
     self.baskets, self.found = collections.defaultdict(list), {}
-    self.version, self.job, self.changed = 0, None, asyncio.Condition()
+    self.version, self.job, self.waiting = 0, None, set()
 
 
 class Bought(pydantic.BaseModel):
@@ -76,9 +77,9 @@ class Visitors:
       found = await asyncio.get_running_loop().run_in_executor(
           self.service.pool, self.service.interests, model.stock, history)
       if done == session.version:
-        async with session.changed:
-          session.found[shelves] = found
-          session.changed.notify_all()
+        session.found[shelves] = found
+        for fresh in session.waiting:
+          fresh.set()
 
 
 def add(app, service):
@@ -223,6 +224,8 @@ def events(app, service, visitors):
       raise Refused(503, 'too many pages are open; try again', {'Retry-After': '10'})
 
     async def lines():
+      fresh = asyncio.Event()
+      session.waiting.add(fresh)
       visitors.streams += 1
       try:
         last, quiet = None, 0.0
@@ -236,12 +239,14 @@ def events(app, service, visitors):
           elif quiet >= HEARTBEAT:
             quiet = 0.0
             yield ': still here\n\n'
-          async with session.changed:
-            try:
-              await asyncio.wait_for(session.changed.wait(), 1.0)
-            except TimeoutError:
-              quiet += 1.0
+          try:
+            async with asyncio.timeout(1.0):  # seldom enough, and the end of the server is seen
+              await fresh.wait()
+            fresh.clear()
+          except TimeoutError:
+            quiet += 1.0
       finally:
+        session.waiting.discard(fresh)
         visitors.streams -= 1
     return StreamingResponse(lines(), media_type='text/event-stream',
                              headers={'Cache-Control': 'no-store', 'X-Accel-Buffering': 'no'})

@@ -48,12 +48,12 @@ class Stock:
 
   def show(self, item):
     """What people are shown of item index 1..N. -> dict of JSON values"""
-    out = {'id': self.catalog.ids[item - 1]}
+    out = {'id': self.catalog.ids[item - 1], 'title': ''}
     for name in SHOWN:
       value = (self.columns.get(name) or [None] * len(self))[item - 1]
       if value is not None:
         out[name] = value[:LONGEST[name]] if name in LONGEST and isinstance(value, str) else value
-    return {'title': '', **out}
+    return out
 
   def index(self, item_id):
     """Index 1..N, or 0 for an id that the model does not know."""

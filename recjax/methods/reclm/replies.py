@@ -123,6 +123,11 @@ class Replier:
     self.prompt(said)
     return said
 
+  def known(self, ids, domain=''):
+    """Those of some item ids that a catalogue has. -> tuple"""
+    shelf = self.domains.get(domain or next(iter(self.domains)))
+    return tuple(i for i in ids if shelf and shelf.stocks[0].catalog.find(i))
+
   def own(self, answer):
     """Whether a reply is about the catalogue that the model was trained on."""
     return answer.domain == next(iter(self.domains))

@@ -4,7 +4,7 @@
 const at = id => document.getElementById(id);
 const PAGE = 24;
 let model = '', offset = 0, stream = null, turns = [], round = 0, listing = 0, viewed = null;
-let fresh = '';
+let fresh = '', bought = [];
 
 function make(tag, text, name) {
   const node = document.createElement(tag);
@@ -108,6 +108,7 @@ function tell(state) {
                                     guarded(() => forget(item.position)), 'quiet'));
     return row;
   });
+  bought = state.history.map(item => item.id);
   at('history').replaceChildren(...rows.reverse());
   at('count').textContent = state.history.length;
   at('empty').hidden = state.history.length > 0;
@@ -245,7 +246,8 @@ async function say(text) {
   try {
     const answer = await fetch('/v1/chat/completions', {
       method: 'POST', headers: {'Content-Type': 'application/json'},
-      body: JSON.stringify({model: fresh, messages: turns.slice(-40), stream: true, max_items: 5})});
+      body: JSON.stringify({model: fresh, messages: turns.slice(-40), stream: true,
+        history: bought, min_items: 1, max_items: 5})});
     if (!answer.ok) throw new Error((await answer.json()).detail);
     let text = '', items = [];
     for await (const event of events(answer)) {

@@ -1,0 +1,371 @@
+"""The routes: answers, filters, refusals, batches, catalogues that change, keys, broken bodies."""
+import concurrent.futures
+import json
+import pathlib
+import socket
+import tempfile
+import threading
+import time
+import urllib.request
+
+import httpx
+from absl.testing import absltest, parameterized
+from fastapi.testclient import TestClient
+
+from recjax.serving import app as apps
+from recjax.serving import limits
+from recjax.serving.batcher import Batcher, Busy
+from tests.serving import shopkeeper
+from tests.text import llm_api_test
+
+
+def client(shop=None, **settings):
+  shop = shop or shopkeeper.service(**settings)
+  shop.app = getattr(shop, 'app', None) or apps.make(shop)
+  return TestClient(shop.app, base_url='http://127.0.0.1', raise_server_exceptions=False)
+
+
+def ids(answer):
+  return [row['id'] for row in answer.json()['items']]
+
+
+class RecommendTest(parameterized.TestCase):
+
+  def setUp(self):
+    super().setUp()
+    self.http = client()
+
+  def ask(self, **body):
+    return self.http.post('/v1/recommend', json=body)
+
+  @parameterized.parameters(
+      (dict(history=['i3']), ['i4', 'i5', 'i6']),
+      (dict(history=['i5', 'i4', 'i3']), ['i6', 'i7', 'i8']),
+      (dict(history=['i4', 'i3'], exclude_seen=False), ['i4', 'i5', 'i6']),
+      (dict(history=['i3'], block=['i4', 'i6', 'none']), ['i5', 'i7', 'i8']),
+      (dict(history=['i3'], allow=['i9', 'i3', 'i5', 'none']), ['i5', 'i9']),
+      (dict(history=['i18'], category='light'), ['i20', 'i21', 'i22']),
+      (dict(history=['i18'], category='goods, climbing'), ['i40', 'i41', 'i42']),
+      (dict(history=['i18'], allow=[]), []),
+      (dict(history=[]), ['i0', 'i1', 'i2']), (dict(history=['none']), ['i0', 'i1', 'i2']))
+  def test_items_and_filters(self, body, want):
+    answer = self.ask(k=3, **body)
+    self.assertEqual(answer.status_code, 200, answer.text)
+    self.assertEqual(ids(answer), want)
+    self.assertEqual(answer.json()['short'], len(want) < 3)
+
+  def test_what_an_answer_says(self):
+    found = self.ask(history=['i3', 'nix', 7], k=2, why=True, model='ring').json()
+    self.assertEqual(found['unknown'], ['nix', '7'])
+    self.assertEqual((found['model'], found['source'], found['catalogue']), ('ring', 'model', 1))
+    first = found['items'][0]
+    self.assertEqual((first['id'], first['title'], first['price']), ('i4', 'blue kettle 4', 4.5))
+    self.assertEqual(first['why']['tags'], ['tall', 'red'])
+    self.assertEqual(self.ask().json()['source'], 'popularity')
+
+  @parameterized.parameters(
+      (dict(k=0), 422, 'greater'), (dict(k=101), 422, 'less'), (dict(k='x'), 422, 'integer'),
+      (dict(model='no'), 404, 'ring, talk'), (dict(category='no'), 422, 'kitchen'),
+      (dict(histroy=[]), 422, 'histroy'), (dict(history=[[]]), 422, 'history'),
+      (dict(history=['i1'] * 10_001), 422, '10000'), (dict(history=['x' * 501]), 422, '500'),
+      (dict(history=[True]), 422, 'history'), (dict(history=None), 422, 'history'))
+  def test_refusals(self, body, status, what):
+    answer = self.ask(**body)
+    self.assertEqual(answer.status_code, status, answer.text)
+    self.assertIn(what, answer.json()['error']['message'])
+
+  def test_every_method_of_a_batch_gets_its_own(self):
+    """64 clients at once, each with its own history and filters: nobody gets another's items."""
+    def one(n):
+      body = dict(history=[f'i{n % 60}'], k=5, block=[f'i{(n + 1) % 60}'] if n % 2 else [])
+      return self.ask(**body)
+    with concurrent.futures.ThreadPoolExecutor(32) as pool:
+      found = list(pool.map(one, range(192)))
+    for n, answer in enumerate(found):
+      start = n + 1 + n % 2
+      self.assertEqual(ids(answer), [f'i{(start + j) % 60}' for j in range(5)])
+
+  def test_tags_interests_models(self):
+    found = self.http.post('/v1/tags', json={'items': ['i1', 'none']}).json()['tags']
+    self.assertEqual(found, {'i1': [{'tag': 'tall', 'weight': 3}, {'tag': 'red', 'weight': 1}],
+                             'none': []})
+    self.assertEqual(self.http.post('/v1/tags', json={'items': [], 'model': 'talk'}).status_code,
+                     422)
+    found = self.http.post('/v1/interests', json={'history': ['i41', 'i44', 'nix']}).json()
+    self.assertEqual((found['source'], found['unknown']), ('local', ['nix']))
+    self.assertEqual(found['interests'], ['Green Rope'])
+    listed = self.http.get('/v1/models').json()['data']
+    self.assertEqual([(m['id'], m['converses'], m['tags']) for m in listed],
+                     [('ring', False, True), ('talk', True, False)])
+
+  def test_published_routes(self):
+    found = self.http.post('/inference', json={'item_lists': [['i3'], ['i18']], 'k': 2,
+                                               'users': ['u', 'v'], 'item_lengths': [1, 1]}).json()
+    self.assertEqual(found, {'inference': [['i4', 'i5'], ['i19', 'i20']]})
+    found = self.http.post('/ranking', json={'item_lists': [['i3']],
+                                             'candidate_item_lists': [['i9', 'i4']]}).json()
+    self.assertEqual(found, {'ranking': [[5, 0]]})
+
+  def test_health_metrics_and_pages(self):
+    self.ask(history=['i1'])
+    self.http.get('/no/such/path')
+    self.assertEqual(self.http.get('/readyz').status_code, 200)
+    text = self.http.get('/metrics').text
+    self.assertIn('recjax_requests_total{method="POST",route="/v1/recommend",status="200"} 1.0',
+                  text)
+    self.assertIn('route="none",status="404"', text)
+    for path in ('/', '/docs', '/static/shop.js', '/static/shop.css', '/openapi.json'):
+      answer = self.http.get(path)
+      self.assertEqual(answer.status_code, 200, path)
+      self.assertIn("default-src 'none'", answer.headers['content-security-policy'])
+      self.assertNotIn('http://' if path != '/openapi.json' else '\0', answer.text.replace(
+          'http://www.w3.org/2000/svg', ''))
+
+
+class GateTest(parameterized.TestCase):
+
+  def test_a_key_guards_every_route(self):
+    http = client(key='secret')
+    routes = [(m, path) for path, methods in http.get('/openapi.json', headers={
+        'X-API-Key': 'secret'}).json()['paths'].items() for m in methods]
+    self.assertGreater(len(routes), 15)
+    routes += [('get', p) for p in ('/', '/docs', '/static/shop.js', '/openapi.json', '/none')]
+    for method, path in routes:
+      for heads in ({}, {'Authorization': 'Bearer secre'}, {'X-API-Key': ''},
+                    {'Authorization': 'Basic !'}, {'Authorization': 'Bearer secret\xe9'.encode(
+                        'latin1')}):
+        answer = http.request(method, path, headers=heads)
+        self.assertEqual(answer.status_code, 401, (method, path, heads))
+        self.assertNotIn('secret', answer.text)
+    for heads in ({'Authorization': 'Bearer secret'}, {'X-API-Key': 'secret'}):
+      self.assertEqual(http.get('/healthz', headers=heads).status_code, 200)
+    self.assertEqual(http.get('/', auth=('anyone', 'secret')).status_code, 200)
+
+  @parameterized.parameters(
+      (b'{"history": [', 400), (b'', 422), (b'[]', 422), (b'nonsense', 400), (b'\xff\xfe', 400),
+      (b'[' * 100_000, 422), (b'{"a":' * 40 + b'1' + b'}' * 40, 422), (b'{"k": NaN}', 422),
+      (b'{"history": ["' + b'[' * 5000 + b'"]}', 422), (b'{"k": 1e999}', 422),
+      (b'{"k": ' + b'9' * 5000 + b'}', 400), (b'{"history": ["\\ud800"]}', 422),
+      (b'{"history": ["[[[[", "\\"{{{{"]}', 200), (b' ' * ((1 << 20) + 1), 413),
+      (b'{"history": ["i1"], "category": "\\u0000"}', 422))
+  def test_broken_bodies(self, body, status):
+    answer = client().post('/v1/recommend', content=body,
+                           headers={'Content-Type': 'application/json'})
+    self.assertEqual(answer.status_code, status, answer.text)
+    self.assertIn('application/json', answer.headers['content-type'])
+
+  def test_depth_is_found_in_time_that_grows_with_length_alone(self):
+    start = time.perf_counter()
+    self.assertFalse(limits.deep(b'"' + b'\\"' * 500_000))
+    self.assertFalse(limits.deep(b'[]' * 500_000))
+    self.assertTrue(limits.deep(b'[' * 33))
+    self.assertFalse(limits.deep(b'[' * 32 + b'"' + b'[' * 99))
+    self.assertLess(time.perf_counter() - start, 2)
+
+  @parameterized.parameters(
+      '/static/../app.py', '/static/..%2f..%2fapp.py', '/static/%2e%2e/app.py', '//etc/passwd',
+      '/static/shop.html/', '/static/', '/static/app.py', '/shop/item?id=../../etc/passwd')
+  def test_path_tricks(self, path):
+    self.assertEqual(client().get(path).status_code, 404)
+
+  def test_foreign_pages_and_hosts(self):
+    http = client()
+    for heads, status in (({'Origin': 'http://evil.example'}, 403), ({'Origin': 'null'}, 403),
+                          ({'Origin': 'http://127.0.0.1'}, 200), ({'Host': 'evil.example'}, 421)):
+      answer = http.post('/v1/recommend', json={}, headers=heads)
+      self.assertEqual(answer.status_code, status, heads)
+
+  def test_a_full_house(self):
+    shop = shopkeeper.service(slow=0.5, most=4)
+    http = client(shop)
+    with concurrent.futures.ThreadPoolExecutor(12) as pool:
+      found = list(pool.map(lambda n: http.post('/v1/recommend', json={
+          'history': ['i1']}).status_code, range(12)))
+    self.assertEqual(set(found), {200, 503})
+
+  def test_an_answer_that_takes_too_long(self):
+    http = client(shopkeeper.service(slow=1.0, seconds=0.2))
+    self.assertEqual(http.post('/v1/recommend', json={'history': ['i1']}).status_code, 504)
+
+
+class InterestsTest(parameterized.TestCase):
+
+  @parameterized.parameters(
+      (dict(body=llm_api_test.reply(['<interest>Ropes</interest>'])), 'model', ['Ropes'], ''),
+      (dict(status=429), 'local', None, 'rate_limited'), (dict(wait=9), 'local', None, 'no'),
+      (dict(body='{"broken'), 'local', None, 'malformed'),
+      (dict(body=llm_api_test.reply([''])), 'local', None, 'empty'),
+      (dict(body=llm_api_test.reply(['Ropes!'])), 'local', None, 'without interests'))
+  def test_an_endpoint_and_what_stands_in_for_it(self, step, source, want, note):
+    from recjax.text import interests
+    asked = interests.question([42, 45], shopkeeper.CATALOG.columns)[-1]['content']
+    with llm_api_test.serving({asked: [step]}) as server:
+      http = client(interests_url=f'http://127.0.0.1:{server.server_port}/v1', interests_model='m',
+                    interests_seconds=0.5)
+      found = http.post('/v1/interests', json={'history': ['i41', 'i44']}).json()
+    self.assertEqual(found['source'], source)
+    self.assertIn(note, found['note'])
+    if want:
+      self.assertEqual(found['interests'], want)
+    else:
+      self.assertNotEmpty(found['interests'])
+
+
+class CatalogueTest(parameterized.TestCase):
+
+  def setUp(self):
+    super().setUp()
+    self.path = pathlib.Path(self.enterContext(tempfile.TemporaryDirectory())) / 'items.jsonl'
+    self.write([{'item_id': i, 'title': t} for i, t in zip(shopkeeper.CATALOG.ids,
+                                                           shopkeeper.TITLES)])
+    self.http = client(shopkeeper.service(self.path))
+
+  def write(self, rows):
+    self.path.write_text(''.join(json.dumps(r) + '\n' for r in rows))
+
+  def first(self):
+    found = self.http.post('/v1/recommend', json={'history': ['i3'], 'k': 1}).json()
+    return found['items'][0]['title'], found['catalogue']
+
+  def test_reload_rollback_and_broken_files(self):
+    self.assertEqual(self.first(), ('blue kettle 4', 2))
+    self.write([{'item_id': 'i4', 'title': 'new', 'retired': True}, {'item_id': 'i5', 'title': 'v'},
+                {'item_id': 'zzz', 'title': 'unknown'}])
+    told = self.http.post('/v1/catalogue/reload').json()
+    self.assertEqual((told['recommended'], told['unknown_to_the_model']), (1, 1))
+    self.assertEqual(self.first(), ('v', 3))
+    for broken in ('{"item_id": ', '', '{"item_id": "other"}\n', '{"item_id": 3, "title": []}\n'):
+      self.path.write_text(broken)
+      answer = self.http.post('/v1/catalogue/reload')
+      self.assertEqual(answer.status_code, 422)
+      self.assertEqual(self.first(), ('v', 3))
+    self.path.unlink()
+    self.assertEqual(self.http.post('/v1/catalogue/reload').status_code, 422)
+    self.assertEqual(self.http.post('/v1/catalogue/rollback').json()['version'], 2)
+    self.assertEqual(self.first(), ('blue kettle 4', 2))
+    for _ in range(3):
+      answer = self.http.post('/v1/catalogue/rollback')
+    self.assertEqual(answer.status_code, 422)
+
+  def test_without_a_file(self):
+    answer = client().post('/v1/catalogue/reload')
+    self.assertEqual(answer.status_code, 422)
+    self.assertIn('--catalogue', answer.json()['error']['message'])
+
+  def test_answers_under_reloads_are_of_one_catalogue(self):
+    """Broken and good reloads while others ask: every answer is whole."""
+    stop, bad = threading.Event(), []
+
+    def asker():
+      while not stop.is_set():
+        answer = self.http.post('/v1/recommend', json={'history': ['i3'], 'k': 5})
+        if answer.status_code != 200 or len(set(ids(answer))) != 5:
+          bad.append(answer.text)
+    threads = [threading.Thread(target=asker) for _ in range(4)]
+    for t in threads:
+      t.start()
+    good = self.path.read_text()
+    for n in range(20):
+      self.path.write_text(good if n % 2 else '{"broken')
+      self.http.post('/v1/catalogue/reload')
+    stop.set()
+    for t in threads:
+      t.join()
+    self.assertEmpty(bad)
+
+
+class BatcherTest(absltest.TestCase):
+
+  def test_what_waits_is_answered_together_and_errors_stay_alone(self):
+    gate, sizes = threading.Event(), []
+
+    def answer(asked):
+      gate.wait(5)
+      sizes.append(len(asked))
+      if 'bad' in asked:
+        raise ValueError('bad')
+      return [x.upper() for x in asked]
+    batcher = Batcher(answer, most=8, room=10)
+    futures = [batcher.submit(x) for x in ['a', 'b', 'bad', 'c', 'd']]
+    time.sleep(0.1)
+    futures[1].cancel()
+    gate.set()
+    with self.assertRaisesRegex(ValueError, 'bad'):
+      futures[2].result(5)
+    self.assertEqual([futures[i].result(5) for i in (0, 3, 4)], ['A', 'C', 'D'])
+    self.assertIn(max(sizes), (3, 4, 5))
+    batcher.close(5)
+    with self.assertRaises(Busy):
+      batcher.submit('late')
+
+  def test_a_full_queue_refuses(self):
+    gate = threading.Event()
+    batcher = Batcher(lambda asked: [gate.wait(5) for _ in asked], most=1, room=2)
+    batcher.submit(1)
+    time.sleep(0.1)
+    batcher.submit(2)
+    batcher.submit(3)
+    with self.assertRaises(Busy):
+      batcher.submit(4)
+    gate.set()
+    batcher.close(5)
+
+
+class SocketTest(absltest.TestCase):
+  """A real server: slow and vanishing clients, chunked bodies, drain."""
+
+  def test_slow_heads_and_bodies_are_ended(self):
+    self.enterContext(absltest.mock.patch.object(limits, 'PATIENCE', 0.5))
+    with shopkeeper.listening(shopkeeper.service(patience=0.5)) as url:
+      port = int(url.rpartition(':')[2])
+      slow = socket.create_connection(('127.0.0.1', port))
+      slow.sendall(b'GET /healthz HT')
+      body = socket.create_connection(('127.0.0.1', port))
+      body.sendall(b'POST /v1/recommend HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: 9\r\n\r\n{')
+      self.assertEqual(httpx.get(f'{url}/healthz').status_code, 200)
+      slow.settimeout(5)
+      self.assertEqual(slow.recv(100), b'')
+      body.settimeout(5)
+      self.assertIn(b' 408 ', body.recv(1000))
+      slow.close()
+      body.close()
+
+  def test_chunked_bodies_are_counted(self):
+    with shopkeeper.listening(shopkeeper.service()) as url:
+      answer = httpx.post(f'{url}/v1/recommend', content=(b' ' * 65536 for _ in range(40)))
+      self.assertEqual(answer.status_code, 413)
+
+  def test_a_client_that_goes_away_takes_its_request_out(self):
+    shop = shopkeeper.service(slow=0.4, together=False)
+    asked = []
+    batcher = shop.models['ring'].batcher
+    inner = batcher.answer
+    batcher.answer = lambda some: asked.extend(some) or inner(some)
+    with shopkeeper.listening(shop) as url:
+      port = int(url.rpartition(':')[2])
+      body = b'{"history": ["i1"]}'
+      head = (b'POST /v1/recommend HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: %d\r\n'
+              b'Content-Type: application/json\r\n\r\n' % len(body))
+      clients = [socket.create_connection(('127.0.0.1', port)) for _ in range(6)]
+      for c in clients:
+        c.sendall(head + body)
+      time.sleep(0.2)
+      for c in clients[1:]:
+        c.close()
+      self.assertIn(b' 200 ', clients[0].recv(1000))
+      time.sleep(1)
+      clients[0].close()
+    self.assertLess(len(asked), 4)
+
+  def test_drain(self):
+    shop = shopkeeper.service(slow=0.5)
+    with concurrent.futures.ThreadPoolExecutor(4) as pool, shopkeeper.listening(shop) as url:
+      stream = pool.submit(lambda: urllib.request.urlopen(f'{url}/shop/events', timeout=20).read())
+      found = pool.submit(httpx.post, f'{url}/v1/recommend', json={'history': ['i1']})
+      time.sleep(0.2)
+    self.assertEqual(found.result().status_code, 200)
+    stream.result()
+
+
+if __name__ == '__main__':
+  absltest.main()

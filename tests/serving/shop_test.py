@@ -1,0 +1,201 @@
+"""The web shop in headless Chromium: the whole path, hostile titles, a phone, the keyboard."""
+import json
+import time
+
+from absl.testing import absltest
+
+from tests.browser import Browser
+from tests.serving import app_test, shopkeeper
+
+CARDS = "document.querySelectorAll('#items .card').length"
+
+
+class SessionTest(absltest.TestCase):
+
+  def test_histories_are_each_visitors_own(self):
+    shop = shopkeeper.service()
+    one, two = app_test.client(shop), app_test.client(shop)
+    for http, item in ((one, 'i3'), (two, 'i30')):
+      http.get('/shop/state')
+      self.assertEqual(http.post('/shop/history', json={'item': item}).status_code, 200)
+    for http, first in ((one, 'i4'), (two, 'i31')):
+      self.assertEqual(http.get('/shop/recommend').json()['items'][0]['id'], first)
+    self.assertEqual(app_test.client(shop).get('/shop/state').json()['history'], [])
+    for n in range(60):
+      found = one.post('/shop/history', json={'item': f'i{n % 60}'}).json()
+    self.assertEqual([h['id'] for h in found['history']], [f'i{n}' for n in range(10, 60)])
+    self.assertEqual(one.delete('/shop/history', params={'position': 50}).status_code, 404)
+    found = one.delete('/shop/history', params={'position': 0}).json()
+    self.assertEqual(found['history'][0]['id'], 'i11')
+    self.assertEqual(one.delete('/shop/history').json()['history'], [])
+    self.assertEqual(one.post('/shop/history', json={'item': 'nix'}).status_code, 404)
+
+  def test_the_cookie_is_out_of_reach_for_scripts(self):
+    cookie = app_test.client().get('/shop/state').headers['set-cookie'].lower()
+    self.assertIn('httponly', cookie)
+    self.assertIn('samesite=strict', cookie)
+
+  def test_search(self):
+    http = app_test.client()
+    found = http.get('/shop/items', params={'q': 'GREEN rop', 'limit': 5}).json()
+    self.assertEqual(found['total'], 7)
+    self.assertEqual([i['id'] for i in found['items']][0], 'i41')
+    found = http.get('/shop/items', params={'category': 'light', 'offset': 18}).json()
+    self.assertLen(found['items'], 2)
+    self.assertEqual(http.get('/shop/items', params={'category': 'no'}).status_code, 422)
+    self.assertEqual(http.get('/shop/items', params={'limit': 1000}).status_code, 422)
+    self.assertLen(http.get('/shop/items', params={'q': 'long'}).json()['items'][0]['title'], 300)
+
+
+class PageTest(absltest.TestCase):
+
+  @classmethod
+  def setUpClass(cls):
+    super().setUpClass()
+    cls.browser = Browser()
+    cls.addClassCleanup(cls.browser.close)
+
+  def setUp(self):
+    super().setUp()
+    self.browser.size(1200, 900)
+    self.browser.problems.clear()
+    self.url = self.enterContext(shopkeeper.listening(shopkeeper.service()))
+    self.browser.go(self.url)
+    self.browser.until(f'{CARDS} === 24')
+
+  def text(self, where):
+    return self.browser.run(f'document.querySelector({json.dumps(where)}).textContent')
+
+  def click(self, where):
+    self.browser.run(f'document.querySelector({json.dumps(where)}).click()')
+
+  def bought(self):
+    return self.browser.run(
+        "[...document.querySelectorAll('#history .open')].map(b => b.textContent)")
+
+  def test_the_whole_path(self):
+    b = self.browser
+    self.assertEqual(self.text('#foryou-title'), 'Bought most')
+    b.run("document.getElementById('query').focus()")
+    b.type('green rope')
+    b.until(f'{CARDS} === 7')
+    self.click('#items .card .foot button')
+    b.until("document.querySelectorAll('#chips li').length > 0")
+    self.assertEqual(self.bought(), ['green rope 41'])
+    b.until("document.querySelector('#recommended .open').textContent === 'red rope 42'")
+    self.assertEqual(self.text('#foryou-title'), 'For you')
+    self.assertIn('Shares tall, red', self.text('#recommended .why'))
+    self.assertIn('Green Rope', self.text('#chips'))
+    self.assertIn('Found here', self.text('#source'))
+    self.click('#recommended .card .foot button')
+    b.until("document.querySelectorAll('#history li').length === 2")
+    b.until("document.querySelector('#recommended .open').textContent === 'blue rope 43'")
+    self.click('#history .open')
+    b.until("document.getElementById('one').open")
+    self.assertEqual(self.text('#one-title'), 'red rope 42')
+    b.key('Escape')
+    b.until("!document.getElementById('one').open")
+    self.click('#history .quiet')
+    b.until("document.querySelectorAll('#history li').length === 1")
+    self.assertEqual(self.bought(), ['green rope 41'])
+    b.run("const m = document.getElementById('model'); m.value = 'talk';"
+          "m.dispatchEvent(new Event('change'))")
+    b.until("!document.getElementById('recommended').textContent.includes('Shares')")
+    self.assertEqual(self.bought(), ['green rope 41'])
+    b.run("document.getElementById('words').focus()")
+    b.type('<b>More</b> rope')
+    b.key('Enter')
+    b.until("document.querySelectorAll('.turn.assistant li').length === 1")
+    self.assertIn('You said: <b>More</b> rope', self.text('.turn.assistant'))
+    self.click('.turn.assistant li button:last-child')
+    b.until("document.querySelectorAll('#history li').length === 2")
+    self.assertEqual(self.bought()[0], 'red rope 42')
+    self.click('#clear')
+    b.until("document.querySelectorAll('#history li').length === 0")
+    b.until("document.getElementById('foryou-title').textContent === 'Bought most'")
+    self.assertEqual(self.text('#source'), 'None yet.')
+    self.assertEqual(b.problems, [])
+
+  def test_hostile_titles_stay_text(self):
+    b = self.browser
+    for item in shopkeeper.HOSTILE:
+      b.run(f"document.querySelectorAll('#items .foot button')[{item}].click()")
+      b.until(f"document.querySelectorAll('#history li').length === {item - 6}")
+    self.assertIn('<script>', self.bought()[-1])
+    b.until("document.querySelectorAll('#chips li').length > 0")
+    self.assertEqual(b.run('document.title'), 'Shop – recjax')
+    self.assertEqual(b.run("document.querySelectorAll('main script, main img').length"), 0)
+    for width in (360, 1200):
+      b.size(width, 900, width < 500)
+      self.assertLessEqual(b.run('document.documentElement.scrollWidth'), width)
+    self.assertLess(b.run("Math.max(...[...document.querySelectorAll('#items .card')]"
+                          ".map(c => c.offsetHeight))"), 400)
+    self.assertEqual(b.problems, [])
+
+  def test_the_policy_keeps_foreign_code_out(self):
+    self.browser.run("const s = document.createElement('script'); s.textContent = 'window.bad = 1';"
+                     "document.body.append(s)")
+    self.assertIsNone(self.browser.run('window.bad'))
+    self.assertTrue(any('Content Security Policy' in p for p in self.browser.problems))
+
+  def test_keyboard_alone(self):
+    b = self.browser
+    b.key('Tab')
+    self.assertEqual(b.run('document.activeElement.className'), 'skip')
+    b.key('Enter')
+    for _ in range(9):
+      b.key('Tab')
+      if b.run("document.activeElement.closest('#items') && "
+               "document.activeElement.textContent === 'Buy'"):
+        break
+    b.key('Enter')
+    b.until("document.querySelectorAll('#history li').length === 1")
+    self.assertEqual(b.run("document.getElementById('said').textContent"), 'Bought: red kettle 0')
+    self.assertTrue(b.run("[...document.querySelectorAll('button, select, input, textarea')].every("
+                          "n => n.textContent || n.labels?.length || n.ariaLabel)"))
+
+  def test_a_server_that_is_gone_is_said(self):
+    b = self.browser
+    b.run("fetch = () => Promise.reject(new Error('no connection'))")
+    self.click('#items .card .foot button')
+    b.until("!document.getElementById('trouble').hidden")
+    self.assertIn('no connection', self.text('#trouble'))
+
+  def test_the_api_page(self):
+    b = self.browser
+    b.go(f'{self.url}/docs')
+    b.until("document.querySelectorAll('details').length > 15")
+    b.run("const d = [...document.querySelectorAll('details')].find(d => d.textContent.includes("
+          "'/v1/recommend')); d.open = true; d.querySelector('form').requestSubmit()")
+    b.until("document.querySelector('details[open] pre').textContent.startsWith('200')")
+    self.assertEqual(b.problems, [])
+
+
+class FirstPageTest(absltest.TestCase):
+
+  def test_interests_come_by_events_of_the_newest_history(self):
+    shop = shopkeeper.service()
+    calls = []
+    inner = shop.interests
+
+    def slow(stock, history):
+      calls.append(list(history))
+      time.sleep(0.2)
+      return inner(stock, history)
+    shop.interests = slow
+    import httpx
+    with shopkeeper.listening(shop) as url, httpx.Client(base_url=url, timeout=10) as http:
+      http.get('/shop/state')
+      for item in ('i21', 'i24', 'i27', 'i41', 'i44'):
+        http.post('/shop/history', json={'item': item})
+      with http.stream('GET', '/shop/events') as answer:
+        for line in answer.iter_lines():
+          if line.startswith('data:') and json.loads(line[5:])['interests']:
+            break
+    self.assertIn('Green Rope', json.loads(line[5:])['interests'])
+    self.assertLess(len(calls), 4)
+    self.assertEqual(calls[-1], [22, 25, 28, 42, 45])
+
+
+if __name__ == '__main__':
+  absltest.main()

@@ -1,0 +1,118 @@
+"""A small shop for the tests of serving: a rule instead of a model, a talker instead of an LLM."""
+import contextlib
+import dataclasses
+import threading
+import time
+
+import numpy as np
+
+from recjax.data.catalog import Catalog
+from recjax.errors import DataError
+from recjax.evaluation import ranking
+from recjax.serving import models, server
+from recjax.serving.service import Service, Settings
+from recjax.serving.stock import Shelves
+
+N = 60
+HOSTILE = {7: '<script>document.title="owned"</script><img src=x onerror=alert(1)>',
+           8: '\u202eretsaot \u05e9\u05dc\u05d5\u05dd \u0645\u0631\u062d\u0628\u0627',
+           9: '\U0001f469\U0001f3fd\u200d\U0001f52c tent \U0001f3d5\ufe0f', 10: 'long ' * 20_000}
+TITLES = [HOSTILE.get(i, f'{("red", "blue", "green")[i % 3]} {("kettle", "lamp", "rope")[i // 20]} '
+                         f'{i}') for i in range(N)]
+CATALOG = Catalog(tuple(f'i{i}' for i in range(N)), {
+    'title': TITLES, 'categories': [['goods', ('kitchen', 'light', 'climbing')[i // 20]]
+                                    for i in range(N)], 'price': [i + 0.5 for i in range(N)]})
+
+
+def follow(items, offsets):
+  """Items score by how soon they come after the last of the history, round the ring."""
+  last = np.array([items[e - 1] if e > b else 1 for b, e in zip(offsets, offsets[1:])])
+  return -((np.arange(1, N + 1)[None] - last[:, None] - 1) % N).astype(np.float32)
+
+
+@dataclasses.dataclass
+class Said:
+  """As reclm.replies.Said."""
+  turns: tuple
+  domain: str
+  history: tuple
+  least: int
+  most: int
+  tokens: int
+  temperature: float | None
+  seed: int
+
+
+@dataclasses.dataclass
+class Answer:
+  """As reclm.replies.Answer."""
+  text: str
+  items: tuple
+  titles: tuple
+  complete: bool = True
+  tokens_in: int = 5
+  tokens_out: int = 7
+
+
+class Talker:
+  """Says what it heard and names the item after those of the history."""
+
+  def __call__(self, asked):
+    return [self.one(said) for said in asked]
+
+  def one(self, said):
+    item = (CATALOG.find(said.history[-1]) if said.history else 0) % N
+    return Answer(f'You said: {said.turns[-1]["content"]}\nTry "{TITLES[item][:40]}".',
+                  (CATALOG.ids[item],), (TITLES[item],))
+
+  def asked(self, turns, **how):
+    if turns[-1]['role'] != 'user':
+      raise DataError('the last message must be of the user')
+    return Said(tuple(turns), **how)
+
+  def known(self, ids, domain=''):
+    return tuple(i for i in ids if CATALOG.find(i))
+
+  def own(self, answer):
+    return True
+
+  def warm(self):
+    pass
+
+
+def shelves(path=None):
+  return Shelves(CATALOG, np.arange(N, 0, -1), path)
+
+
+def service(path=None, together=True, slow=0.0, **settings):
+  """A Service of two models on one catalogue: `ring` has tags, `talk` converses."""
+  face, shelf = ranking.recommender(follow, CATALOG), shelves(path)
+
+  def slowly(*given):
+    time.sleep(slow)
+    return face(*given)
+  slowly.rows = True
+  ring = models.Model('ring', 'sequential', slowly, shelf, together=together)
+  talk = models.Model('talk', 'reclm', face, shelf, Talker())
+  ring.tags = {i: [('tall', 3), ('red', 1)] for i in CATALOG.ids}
+  for model in (ring, talk):
+    model.ready = True
+  return Service({'ring': ring, 'talk': talk}, Settings(**settings))
+
+
+@contextlib.contextmanager
+def listening(shop):
+  """Yields the address of a server on a free port."""
+  found = server.server_of(shop, warm=False)
+  found.config.port = 0
+  thread = threading.Thread(target=found.run, daemon=True)
+  thread.start()
+  while not found.started:
+    time.sleep(0.01)
+  try:
+    yield f'http://127.0.0.1:{found.servers[0].sockets[0].getsockname()[1]}'
+  finally:
+    shop.closing = True
+    found.should_exit = True
+    thread.join(30)
+    shop.close()
