@@ -1,32 +1,56 @@
-"""RecLM's teacher: all windows of an epoch in one go, in process, against one HTTP call a sample.
+"""RecLM's teacher in process against HTTP, and what masking the loss to the catalogue is worth.
 
-  python -m benchmarks.reclm [--samples=2000] [--items=10000]
+  python -m benchmarks.reclm [--part=teacher] [--samples=2000] [--items=10000]
+  python -m benchmarks.reclm --part=scope [--users=400] [--epochs=2] [--data=sample]
 
-Both sides ask the same random SASRec (width 64, two layers) for 11 items; the HTTP side is the
-served teacher on this machine, first with one history a call as published, then with 512.
+teacher: both sides ask the same random SASRec (width 64, two layers) for 11 items; the HTTP side is
+the served teacher on this machine, first with one history a call as published, then with 512.
+scope: the same model tuned twice on the same samples, with the softmax inside titles over what the
+catalogue allows (train.scope=all) or over the vocabulary (none); both are judged on held-out lists
+by the same measure, the negative log-likelihood of title tokens among what the catalogue allows.
 """
 import argparse
+import pathlib
 import statistics
+import tempfile
 import threading
 import time
 
 import jax
 import numpy as np
 
-from recjax.data.catalog import Catalog
+from configs import reclm_scientific
+from recjax import sharding
+from recjax.data.catalog import Catalog, load_data
 from recjax.evaluation import ranking
+from recjax.methods.reclm import plan, samples, tune
 from recjax.methods.reclm import teacher as client
 from recjax.models import seqrec
 from recjax.serving import teacher
-from recjax.training import sequential
+from recjax.training import backbone, sequential
+from recjax.training import work as works
 
 
 def main():
   parser = argparse.ArgumentParser(description=__doc__.split('\n')[0])
+  parser.add_argument('--part', choices=('teacher', 'scope'), default='teacher')
   parser.add_argument('--samples', type=int, default=2000)
   parser.add_argument('--items', type=int, default=10_000)
   parser.add_argument('--rounds', type=int, default=3)
+  parser.add_argument('--users', type=int, default=400)
+  parser.add_argument('--epochs', type=int, default=2)
+  parser.add_argument('--seeds', type=int, default=1)
+  parser.add_argument('--data', default='sample')
   args = parser.parse_args()
+  if args.part == 'scope':
+    for seed in range(args.seeds):
+      compare_scopes(args, seed)
+  else:
+    compare_teachers(args)
+
+
+def compare_teachers(args):
+  """Milliseconds a sample of each way to ask."""
   n = args.items
   catalog = Catalog(tuple(f'i{i}' for i in range(n)), {})
   model = seqrec.Config('sasrec', n, 10)
@@ -57,6 +81,34 @@ def main():
     middle = statistics.median(each)
     print(f'  {name:18} {middle:8.3f} ms a sample ({min(each):.3f} to {max(each):.3f}), '
           f'{middle / base:6.1f}x the time in process')
+
+
+def compare_scopes(args, seed):
+  """Held-out title NLL with and without the mask, at every evaluation, and their ratio."""
+  cfg = reclm_scientific.get_config(f'data={args.data}')
+  cfg.seed = seed
+  cfg.train.update(sample=args.users, epochs=args.epochs, patience=0)
+  cfg.teacher.train.update(epochs=10)
+  shop, found = load_data(cfg.data), {}
+  titles = [' '.join((t or '').split()) for t in shop.catalog.columns['title']]
+  template = samples.forms(cfg)
+  mesh = sharding.make_mesh({'data': 1, 'fsdp': 1, 'model': 1})
+  facts = {'command': 'benchmark', 'devices': '1', 'versions': {}, 'revision': '', 'overrides': {}}
+  with tempfile.TemporaryDirectory() as folder, works.open_work(
+      pathlib.Path(folder) / 'run', {'config': cfg.to_dict(), 'facts': facts}, mesh) as work:
+    llm = backbone.folder(cfg, work, [samples.said('system', template['system'])],
+                          lambda: plan.documents(template, titles, cfg.seed), shop)
+    helper = work.stage('teacher', client.stage, client.settings(cfg), shop)
+    for kind in ('all', 'none'):
+      cfg.train.scope = kind
+      work.stage(f'tune-{kind}', tune.stage, tune.settings(cfg), shop, llm, helper)
+      found[kind] = {r['step']: r['title_nll'] for r in work.metrics()
+                     if r['stage'] == f'tune-{kind}' and 'title_nll' in r}
+  print(f'seed {seed}: {cfg.data}, {args.users} users an epoch, {args.epochs} epochs; nats a token '
+        'of held-out titles')
+  for step, masked in found['all'].items():
+    plain = found['none'][step]
+    print(f'  step {step:5}: mask {masked:.4f}, none {plain:.4f}, ratio {masked / plain:.4f}')
 
 
 def start(face, catalog):

@@ -74,10 +74,11 @@ def get_config(arg=''):
   c.decode = dict(count=10, new_tokens=320, batch=64, temperature=0.0, top_p=1.0)
   # words: of the request: plain, rule, acknowledged, trained. users: asked at most (0: all).
   # rounds: conversations of the multi-round test. cross: another data set for the same weights.
+  # candidates: so many that each user chooses from in a further test (0: no such test).
   # free: users whom the same model answers without the constraint, to see what it would make up;
   # vague: edits within which such a title passes for an item's
   c.judge = dict(words='trained', mask_history=True, users=500, rounds=64, answer_tokens=96,
-                 cross='', cross_users=500, free=0, vague=0)
+                 cross='', cross_users=500, candidates=0, free=0, vague=0)
   if given['grounding'] != 'cgen':
     c.train.epochs = 2 if given['grounding'] == 'token' else 3
   if preset == 'paper':
@@ -89,7 +90,7 @@ def get_config(arg=''):
                    batch=64, row=1024, valid_users=320, candidates=0.5, chat_share=0.0)
     c.ret.update(vectors='text', hidden=2048, tokens=1024)
     c.token.update(levels=4, size=256)
-    c.optim.update(lr=1e-4, warmup=20, decay=0.01, beta2=0.999)
+    c.optim.update(lr=1e-4, warmup=39, schedule='square', decay=0.01, beta2=0.999)
     c.decode.update(new_tokens=1024, batch=16)
     c.judge.update(words='plain', users=0, rounds=1319, mask_history=False)
   return c

@@ -96,6 +96,9 @@ class WishTest(parameterized.TestCase):
     found = controls.lists(bare, [[1], [1]], [2, 3], lambda h, k, s=None: np.array([[4, 5]] * 2),
                            [0, 1], ['with', 'without'], 3)
     self.assertEqual(found, [None, None])
+    self.assertEqual(controls.lists(bare, [], [], None, [], [], 3), [])
+    with self.assertRaisesRegex(DataError, 'add `categories`'):
+      static.drawn(config(control=dict(share=0.1)), shop(), bare, teach, [])
 
   def test_share_of_an_epoch(self):
     stock, train = goods.load(CATALOG, tokenizer()), shop(300).interactions
@@ -128,6 +131,31 @@ class WishTest(parameterized.TestCase):
     cfg.control.share = 0.1
     with self.assertRaisesRegex(ConfigError, r'part \[with\] is missing'):
       samples.forms(cfg)
+
+
+class QuestionTest(absltest.TestCase):
+
+  def test_candidates_and_wishes_stand_in_the_request(self):
+    stock = goods.load(CATALOG, tokenizer())
+    ask = lambda **kw: samples.question(  # noqa: E731
+        stock, TEMPLATE, [1, 2], 'plain', 3, **kw)[-1]['content']
+    self.assertIn("Out of these products: 'thing c', 'thing e', name 3", ask(candidates=(3, 5)))
+    self.assertNotIn('Out of these', ask())
+    self.assertEqual(ask(wish=' All red.'), ask() + ' All red.')
+
+
+  def test_d8_chat_never_always_and_on_both_sides(self):
+    stock, train = goods.load(CATALOG, tokenizer()), shop(400).interactions
+    sides = {}
+    for ratio in (0.0, 1.0):
+      cfg = ConfigDict({**config().train.to_dict(), 'seed': 0, 'control': 0.0, 'chat_share': 0.0,
+                        'multi_round': ratio})
+      made = samples.epoch(cfg, stock, train, teach, 0, TEMPLATE, [('How?', 'So.')])
+      sides[ratio] = [[t['content'] for t in s.turns].index('How?')
+                      if len(s.turns) == 5 else None for s in made]
+    self.assertEqual(set(sides[0.0]), {None})
+    self.assertEqual(set(sides[1.0]), {1, 3})
+    self.assertBetween(np.mean([s == 1 for s in sides[1.0]]), 0.42, 0.58)
 
 
 class TeacherTest(absltest.TestCase):

@@ -82,7 +82,7 @@ class WholeTest(parameterized.TestCase):
     path = self.folder / grounding
     more = {'judge': {'rounds': 0}}
     if grounding == 'cgen':
-      more = {'judge': {'cross': str(self.folder / 'ring'), 'free': 8},
+      more = {'judge': {'cross': str(self.folder / 'ring'), 'free': 8, 'candidates': 12},
               'control': {'share': 0.3, 'users': 8}}
     run(config(self.folder / 'ring', grounding, **more), path)
     found = works.read_json(path / 'results.json')
@@ -93,6 +93,8 @@ class WholeTest(parameterized.TestCase):
       self.assertEqual(found['rounds']['RepeatRate@10'], 0)
       self.assertEqual(found['cross']['NonExistRate@10'], 0)
       self.assertEqual(found['free']['lists'], 8)
+      self.assertEqual(found['ranking']['candidates'], 12)
+      self.assertBetween(found['ranking']['NotInCandidateRate@10'], 0, 10)
       self.assertEqual(list(found['control']), [*controls.LISTS, 'category_of'])
       for kind in controls.LISTS:
         self.assertEqual(found['control'][kind]['users'], 8)
@@ -205,7 +207,9 @@ class CheckTest(parameterized.TestCase):
   @parameterized.parameters(
       ('grounding', 'x', 'grounding'), ('train.scope', 'x', 'train.scope'),
       ('decode.count', 0, 'at least 1'), ('train.static', '/nowhere', 'train.static'),
-      ('control.share', 2.0, 'between 0 and 1'), ('prompt.template', 'x', 'prompt.template'))
+      ('control.share', 2.0, 'between 0 and 1'), ('talk.source', '/no/chat', 'talk.source'),
+      ('talk.questions', '/no/sums', 'talk.questions'), ('judge.cross', '/no/data', 'judge.cross'),
+      ('prompt.template', 'x', 'prompt.template'))
   def test_settings_that_cannot_work(self, key, value, what):
     cfg = config('sample')
     with cfg.unlocked():

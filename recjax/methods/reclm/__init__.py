@@ -61,7 +61,21 @@ def check(cfg):
   if not 0 <= cfg.control.share <= 1:
     raise ConfigError(f'control.share={cfg.control.share} must lie between 0 and 1')
   static.check(cfg)
+  missing_files(cfg)
   return samples.forms(cfg)
+
+
+def missing_files(cfg):
+  """Raises ConfigError for a file that a later stage reads and that is not there."""
+  chats = cfg.train.multi_round or cfg.train.chat_share
+  named = {'talk.source': cfg.talk.source if chats else '',
+           'talk.questions': cfg.talk.questions if cfg.judge.rounds else '',
+           'judge.cross': cfg.judge.cross,
+           'ret.vectors': cfg.ret.vectors if cfg.grounding == 'ret' else ''}
+  for key, value in named.items():
+    known = value in ('', 'teacher', 'text') or value.partition(':')[0] == 'sample'
+    if not known and not pathlib.Path(value).exists():
+      raise ConfigError(f'{key}={value!r} does not exist; name what does')
 
 
 recommender, cost, convert = face.recommender, plan.cost, plan.convert

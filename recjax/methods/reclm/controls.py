@@ -53,6 +53,8 @@ def lists(stock, histories, targets, teach, seeds, kinds, most):
   (histories, k, signs) -> (M, k) items, signs '+C' or '-C'. seeds: a seed of each; kinds: of LISTS,
   of each; most: items of a list. -> [(labels, Wish) or None where no category serves]
   """
+  if not histories:
+    return []
   plain, groups = teach(histories, most + 1), members(stock)
   drawn = [np.random.default_rng(s) for s in seeds]
   chosen = [_category(stock, kind, target, row.tolist(), rng)

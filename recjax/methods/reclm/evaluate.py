@@ -41,6 +41,8 @@ def stage(work, cfg, shop, folder, made, helper, coded=None):
   more = {'rates': clean, 'unfinished': sum(r.unfinished for r in found),
           'shortened_prompts': short}
   more['rounds'] = rounds(work, cfg, shelf, stock, cases)
+  if cfg.judge.candidates:
+    more['ranking'] = chosen(work, cfg, shelf, stock, cases)
   if cfg.judge.free:
     more['free'] = free(work, cfg, shelf, stock, cases)
   if cfg.control.share:
@@ -51,12 +53,13 @@ def stage(work, cfg, shop, folder, made, helper, coded=None):
   return save(work, cfg, shop, split, cases, lists, order, teacher.scorer(helper, shop), more)
 
 
-def ask(work, name, cfg, shelf, stock, cases, words, masked, wishes=None):
-  """Lists for cases. wishes: the last sentence of each request. -> [Reply], prompts that were
-  shortened"""
+def ask(work, name, cfg, shelf, stock, cases, words, masked, wishes=None, candidates=None):
+  """Lists for cases. wishes: the last sentence of each request; candidates: what each chooses from.
+  -> [Reply], prompts that were shortened"""
   histories = [cases.history(c) for c in range(len(cases))]
   prompts, short = samples.prompts(tune.renderer(cfg, shelf.speaker, stock), stock,
-                                   samples.forms(cfg), histories, words, cfg.decode.count, wishes)
+                                   samples.forms(cfg), histories, words, cfg.decode.count, wishes,
+                                   candidates)
   return answer.many(work, name, shelf, cfg.decode, prompts, histories if masked else None,
                      cfg.seed), short
 
@@ -153,6 +156,26 @@ def cross(work, cfg, speaker):
                            cases.targets, stock.categories, len(stock.titles), cfg.decode.count)}
 
 
+def chosen(work, cfg, shelf, stock, cases):
+  """The best of given candidates: the next item among others that the user has not had, shuffled
+  (reclm.md 5.1). The words alone say what may be named, so another item is counted. -> rates"""
+  k, n, given = cfg.decode.count, len(stock.titles), []
+  histories = [cases.history(c) for c in range(len(cases))]
+  size = min(max(cfg.judge.candidates, k), n)
+  for number, (history, target) in enumerate(zip(histories, cases.targets.tolist())):
+    rng = np.random.default_rng((cfg.seed, 7, number))
+    others = np.setdiff1d(np.arange(1, n + 1), [*history, target])
+    some = np.concatenate([[target], rng.permutation(others)[:size - 1]])
+    given.append(tuple(rng.permutation(some).tolist()))
+  found, _ = ask(work, 'ranking', cfg, shelf, stock, cases, cfg.judge.words, cfg.judge.mask_history,
+                 candidates=given)
+  lists = [r.items[:k] for r in found]
+  return {**rates.of_lists([r.items for r in found], histories, cases.targets, stock.categories, n,
+                           k), 'candidates': size,
+          f'NotInCandidateRate@{k}': float(np.mean([sum(i not in own for i in items)
+                                                    for items, own in zip(lists, given)]))}
+
+
 # Requests about categories, and replies that nothing holds to the catalogue.
 
 
@@ -163,28 +186,28 @@ def controlled(work, cfg, shelf, stock, cases, plain, teach):
   -> {kind: {'users', 'followed', 'unasked', 'in_category', 'HR@k'}, 'category_of': {'users',
   'right'}}
   """
-  k, template, out = cfg.decode.count, samples.forms(cfg), {}
+  k, template, asked = cfg.decode.count, samples.forms(cfg), []
   few = np.arange(min(len(cases), cfg.control.users))
   some, groups = cases.picked(few), controls.members(stock)
   histories = [some.history(c) for c in few]
   for number, kind in enumerate(controls.LISTS):
     made = controls.lists(stock, histories, some.targets.tolist(), teach,
                           [(cfg.seed, 6, number, c) for c in few.tolist()], [kind] * len(few), k)
-    kept = [c for c in few.tolist() if made[c]]
-    if not kept:
-      continue
-    wishes, own = [made[c][1] for c in kept], some.picked(np.array(kept))
-    found, _ = ask(work, f'control-{kind}', cfg, shelf, stock, own, cfg.judge.words,
-                   cfg.judge.mask_history, [w.text(template) for w in wishes])
-    lists = [r.items[:k] for r in found]
-    follows = lambda lists, wishes=wishes: float(np.mean([  # noqa: E731
-        w.followed(items, groups[w.category]) for w, items in zip(wishes, lists)]))
-    out[kind] = {
-        'users': len(kept), 'followed': follows(lists),
-        'unasked': follows([plain[c] for c in kept]),
-        'in_category': float(np.mean([sum(i in groups[w.category] for i in items) / k
-                                      for w, items in zip(wishes, lists)])),
-        f'HR@{k}': float(np.mean([t in items for t, items in zip(own.targets.tolist(), lists)]))}
+    asked += [(c, m[1]) for c, m in enumerate(made) if m]
+  if not asked:
+    return {}
+  found, _ = ask(work, 'control', cfg, shelf, stock, some.picked(np.array([c for c, _ in asked])),
+                 cfg.judge.words, cfg.judge.mask_history, [w.text(template) for _, w in asked])
+  out = {}
+  for (c, wish), reply in zip(asked, found):
+    own, items = groups[wish.category], reply.items[:k]
+    row = out.setdefault(wish.kind, {'users': [], 'followed': [], 'unasked': [], 'in_category': [],
+                                     f'HR@{k}': []})
+    for name, value in zip(row, (1, wish.followed(items, own), wish.followed(plain[c], own),
+                                 sum(i in own for i in items) / k, some.targets[c] in items)):
+      row[name].append(value)
+  out = {kind: {name: sum(v) if name == 'users' else float(np.mean(v)) for name, v in row.items()}
+         for kind, row in out.items()}
   return {**out, **category_questions(work, cfg, shelf, stock, some)}
 
 

@@ -74,6 +74,8 @@ def rates_section(cfg, outcome):
     tests['between questions'] = outcome['rounds']
   if outcome.get('cross'):
     tests[f'another catalogue ({outcome["cross"]["data"]})'] = outcome['cross']
+  if outcome.get('ranking'):
+    tests[f'out of {outcome["ranking"]["candidates"]} candidates'] = outcome['ranking']
   if outcome.get('free'):
     tests['without the constraint'] = outcome['free']
   k = cfg.decode.count
@@ -81,6 +83,9 @@ def rates_section(cfg, outcome):
           for name, label in {'HR': f'hits in {k}', 'NDCG': f'NDCG@{k}', **RATES}.items()]
   body = [html.table(['', *tests], rows, f'Means over lists, counts out of {k} items, empty lists '
                      'counted', 'l' + 'r' * len(tests))]
+  if outcome.get('ranking'):
+    body.append(html.facts({f'items of {k} that are no candidates':
+                            f'{outcome["ranking"][f"NotInCandidateRate@{k}"]:.2f}'}))
   if outcome.get('rounds'):
     r = outcome['rounds']
     body.append(html.facts({

@@ -12,6 +12,7 @@ from recjax.text import templates
 from recjax.text.templates import fill
 
 LONGEST = 10  # items of a history that a prompt shows, and of a list that is asked for
+SHORTEST = 4  # items of a user who can be learnt from: two train, one validates, one tests
 FIELDS = {'system': (), 'train': ('history', 'count'), 'rule': (),
           'train_candidates': ('history', 'candidates', 'count'), 'test': ('history', 'count'),
           'first': (), 'acknowledge': ()}
@@ -178,9 +179,9 @@ def beside(sample, pair, late):
                              else [system, *turns, *rest])
 
 
-def question(goods, template, history, way='plain', count=LONGEST, wish=''):
+def question(goods, template, history, way='plain', count=LONGEST, wish='', candidates=()):
   """The turns that ask for `count` items, in words that training does not use. wish: its last
-  sentence.
+  sentence. candidates: items to choose from, asked for in training's words.
 
   way: 'plain' (one turn), 'rule' (with the rule of control symbols), 'acknowledged' (after a first
   turn), or 'trained' (training's own words). Raises ConfigError for another.
@@ -190,23 +191,25 @@ def question(goods, template, history, way='plain', count=LONGEST, wish=''):
   turns = [said('system', template['system'])]
   if way == 'acknowledged':
     turns += [said('user', template['first']), said('assistant', template['acknowledge'])]
-  form = template['train' if way == 'trained' else 'test']
+  form = template['train_candidates' if candidates else 'train' if way == 'trained' else 'test']
   rule = template['rule'] if way == 'rule' else ''
-  return [*turns, said('user', asked(goods, form, history, count) + wish + rule)]
+  return [*turns, said('user', asked(goods, form, history, count, candidates) + wish + rule)]
 
 
-def prompts(renderer, goods, template, histories, way='plain', count=LONGEST, wishes=None):
+def prompts(renderer, goods, template, histories, way='plain', count=LONGEST, wishes=None,
+            candidates=None):
   """Prompts for histories: their last items, fewer where a prompt would be too long.
 
-  histories: lists of item indices. wishes: the last sentence of each request. -> (token lists, how
-  many were shortened)
+  histories: lists of item indices. wishes: the last sentence of each request. candidates: items to
+  choose from, of each. -> (token lists, how many were shortened)
   """
   out, short = [], 0
   for number, history in enumerate(histories):
     kept = list(history[-LONGEST:])
     while True:
-      wish = wishes[number] if wishes else ''
-      ids = renderer.tokens(question(goods, template, kept, way, count, wish))
+      ids = renderer.tokens(question(goods, template, kept, way, count,
+                                     wishes[number] if wishes else '',
+                                     candidates[number] if candidates else ()))
       if len(ids) <= renderer.longest:
         break
       if len(kept) < 2:

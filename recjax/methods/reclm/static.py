@@ -38,6 +38,9 @@ def of_run(cfg, shop, stock, teach, talk):
 
 def drawn(cfg, shop, stock, teach, talk):
   """The samples of every training epoch. -> [[Sample]]"""
+  if cfg.control.share and not any(stock.categories):
+    raise DataError(f'control.share={cfg.control.share} asks about categories, and no item has any;'
+                    ' add `categories` to the items, or set it to 0')
   template = samples.forms(cfg)
   given = ConfigDict({**cfg.train.to_dict(), 'control': cfg.control.share, 'seed': cfg.seed})
   train = splits.leave_one_out(shop.interactions).train

@@ -13,7 +13,7 @@ from recjax import sharding
 from recjax.data.formats import conversations
 from recjax.data.sample_talk import questions
 from recjax.errors import ConfigError
-from recjax.methods.reclm import goods, render, static, teacher
+from recjax.methods.reclm import goods, render, samples, static, teacher
 from recjax.models import huggingface, llm, lora, vocabulary
 from recjax.text import tokens as tokenizers
 from recjax.training import backbone, dialogue, item_losses, scope
@@ -143,7 +143,8 @@ def rendered(cfg, shop, stock, speaker, tree, teach, talk):
     out[part] = [e for e in made if len(e.ids) <= cfg.prompt.cutoff]
     long += len(made) - len(out[part])
   about = sum(s.task.startswith('control') for s in parts['train'])
-  return out, {'samples': len(out['train']), 'about_categories': about, 'too_long': long}
+  return out, {'samples': len(out['train']), 'about_categories': about, 'too_long': long,
+               'users_too_short': int((shop.interactions.lengths() < samples.SHORTEST).sum())}
 
 
 # What is trained.
