@@ -36,7 +36,7 @@ def commands(args, port):
 def supervise(processes, poll=0.1, grace=20.0):
   """Waits for all; where one fails, ends the others. -> exit code"""
   code = 0
-  while any(p.poll() is None for p in processes):
+  while None in [p.poll() for p in processes]:
     bad = [p.returncode for p in processes if p.returncode]
     if bad and not code:
       code, end = bad[0], time.monotonic() + grace

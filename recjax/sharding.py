@@ -98,6 +98,7 @@ def spread(x, where):
   """A host array that every process has whole, on the devices of `where`. -> jax.Array"""
   if jax.process_count() == 1:
     return jax.device_put(x, where)
+  x = np.asarray(x)
   return jax.make_array_from_callback(x.shape, where, lambda index: x[index])
 
 

@@ -172,7 +172,7 @@ def read(folder, shapes, shardings, ignored, names=NAMES, root='', stem='model')
     if missing := sorted(wanted - set(found)):
       raise DataError(f'{folder}: tensor {missing[0]} is in no file ({len(missing)} are missing)')
     if shardings is None:
-      shardings = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+      shardings = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     if isinstance(shardings, jax.sharding.Sharding):
       one = shardings
       shardings = jax.tree.map(lambda _: one, shapes)

@@ -178,7 +178,7 @@ def load_adapted(folder, cfg, adapter, mesh):
                                   lora_alpha=shape.lora_alpha, lora_targets=shape.lora_targets)
   trained = huggingface.load_adapter(adapter, shape)
   where = sharding.shardings(trained, llm.RULES, mesh)
-  return model, params, tokenizer, jax.device_put(trained, where)
+  return model, params, tokenizer, jax.tree.map(sharding.spread, trained, where)
 
 
 def export_adapted(folder, adapter, to, out):

@@ -11,7 +11,7 @@ from recjax.data.formats import llmemb as files
 from recjax.errors import DataError
 from recjax.methods.llmemb import prompts
 from recjax.models import huggingface, llm, pca
-from recjax.sharding import shardings
+from recjax.sharding import shardings, spread
 from recjax.training import encoder
 from recjax.training.work import write_atomic, write_json
 
@@ -38,7 +38,8 @@ def stage(work, cfg, texts, folder, tuned):
   reader = encoder.load(folder, cfg.llm, work.mesh, cfg.pool, cfg.max_len, **more)
   if tuned is not None:
     adapter = huggingface.load_adapter(tuned, shape)
-    reader.variables['lora'] = jax.device_put(adapter, shardings(adapter, llm.RULES, work.mesh))
+    reader.variables['lora'] = jax.tree.map(
+        spread, adapter, shardings(adapter, llm.RULES, work.mesh))
   texts, size, infos = prompts.read(texts), cfg.export.shard, []
   count = -(-len(texts) // size)
   with work.progress('embedding', len(texts), unit='item') as advance:
