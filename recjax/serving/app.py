@@ -136,8 +136,8 @@ def health(app, service):
 
 def items(app, service):
   """Recommendations, and what explains them."""
-  @app.post('/v1/recommend')
-  async def recommend(wanted: Wanted, request: fastapi.Request):
+  @app.post('/v1/recommend', response_model=None)
+  async def recommend(wanted: Wanted, request: fastapi.Request) -> JSONResponse:
     """The best items for a history; ids that the model does not know are left out and named."""
     model = service.model(wanted.model)
     stock = model.stock
@@ -150,9 +150,10 @@ def items(app, service):
       liked = services.interests.interests(history, stock.terms)
       for row, (i, _) in zip(out, found):
         row['why'] = service.why(model, i, history, liked)
-    return {'model': model.name, 'items': out, 'short': len(out) < wanted.k,
-            'source': 'model' if history else 'popularity', 'unknown': unknown[:100],
-            'catalogue': stock.version}
+    return JSONResponse({  # as it is: FastAPI would copy every value first
+        'model': model.name, 'items': out, 'short': len(out) < wanted.k,
+        'source': 'model' if history else 'popularity', 'unknown': unknown[:100],
+        'catalogue': stock.version})
 
   @app.post('/v1/interests')
   async def interests(past: Past):

@@ -167,9 +167,9 @@ def goods(app, service, visitors):
     return {**model.stock.show(index), 'tags': tags,
             'sold': int(model.stock.live[index - 1]) == 1}
 
-  @app.get('/shop/recommend')
+  @app.get('/shop/recommend', response_model=None)
   async def recommend(request: fastapi.Request, model: Name = '',
-                      k: Annotated[int, fastapi.Query(ge=1, le=50)] = 12):
+                      k: Annotated[int, fastapi.Query(ge=1, le=50)] = 12) -> JSONResponse:
     """What this visitor may like next, best first, and why."""
     model, session = service.model(model), visitors.of(request)
     basket = list(session.baskets[model.shelves])
@@ -178,9 +178,9 @@ def goods(app, service, visitors):
                                     services.allowed(stock, history=basket))
     liked = services.interests.interests(basket, stock.terms)
     liked = list(dict.fromkeys([*session.found.get(model.shelves, ([],))[0], *liked]))
-    return {'source': 'model' if basket else 'popularity', 'items': [
+    return JSONResponse({'source': 'model' if basket else 'popularity', 'items': [
         {**brief(stock, i), 'score': s, 'why': service.why(model, i, basket, liked)}
-        for i, s in found]}
+        for i, s in found]})
 
 
 def history(app, service, visitors):

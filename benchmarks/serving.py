@@ -1,0 +1,313 @@
+"""A server under mixed clients, and what answering together is worth.
+
+  python -m benchmarks.serving WORKDIR [WORKDIR ...] [--seconds=300] [--clients=64]
+  python -m benchmarks.serving --part=ratio [--items=1000 100000] [--clients=64]
+
+load: starts `recjax serve` and sends recommendations with filters, interests, searches, purchases,
+event streams and, where a run converses, chat. Every client has canary items of its own: what it is
+answered must be allowed to it alone, exist, and come once; what it bought must be what its session
+says. Memory and descriptors of the server are read after a tenth of the time and at the end.
+ratio: the same random SASRec behind two servers, one of which answers one request at a time; both
+give equal items, then throughput is measured by turns: of the model called with 64 or with 1, of
+its queue, and through HTTP.
+"""
+import argparse
+import asyncio
+import collections
+import concurrent.futures
+import json
+import os
+import pathlib
+import random
+import signal
+import statistics
+import subprocess
+import sys
+import threading
+import time
+import urllib.error
+import urllib.request
+
+import jax
+import numpy as np
+
+
+def main():
+  parser = argparse.ArgumentParser(description=__doc__.split('\n')[0])
+  parser.add_argument('workdirs', nargs='*')
+  parser.add_argument('--part', choices=('load', 'ratio'), default='load')
+  parser.add_argument('--seconds', type=float, default=300)
+  parser.add_argument('--clients', type=int, default=64)
+  parser.add_argument('--pause', type=float, default=0.0, help='seconds between requests, about')
+  parser.add_argument('--items', type=int, nargs='+', default=[1000, 100_000])
+  parser.add_argument('--rounds', type=int, default=3)
+  parser.add_argument('--port', type=int, default=8765)
+  args = parser.parse_args()
+  if args.part == 'ratio':
+    for items in args.items:
+      ratio(args, items)
+  else:
+    load(args)
+
+
+class Client:
+  """HTTP over one connection that stays open. cookie: of the shop's session."""
+
+  def __init__(self, port):
+    self.port, self.pipe, self.cookie = port, None, ''
+
+  async def ask(self, method, path, body=None):
+    """-> status, JSON or text"""
+    if self.pipe is None:
+      self.pipe = await asyncio.open_connection('127.0.0.1', self.port, limit=1 << 24)
+    reader, writer = self.pipe
+    data = b'' if body is None else json.dumps(body).encode()
+    head = (f'{method} {path} HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\n'
+            f'Cookie: {self.cookie}\r\nContent-Length: {len(data)}\r\n\r\n')
+    writer.write(head.encode() + data)
+    head = (await reader.readuntil(b'\r\n\r\n')).decode('latin1')
+    heads = dict(line.lower().split(': ', 1) for line in head.split('\r\n')[1:] if ': ' in line)
+    if 'set-cookie' in heads:
+      start = head.lower().index('set-cookie: ') + len('set-cookie: ')
+      self.cookie = head[start:].split(';')[0]
+    if heads.get('transfer-encoding') == 'chunked':
+      parts = []
+      while size := int(await reader.readline(), 16):
+        parts.append(await reader.readexactly(size))
+        await reader.readexactly(2)
+      await reader.readexactly(2)
+      text = b''.join(parts)
+    else:
+      text = await reader.readexactly(int(heads.get('content-length', 0)))
+    status = int(head.split(' ', 2)[1])
+    return status, json.loads(text) if 'json' in heads.get('content-type', '') else text.decode()
+
+  def close(self):
+    if self.pipe:
+      self.pipe[1].close()
+    self.pipe = None
+
+
+class Tally:
+  """What happened."""
+
+  def __init__(self):
+    self.times, self.statuses = collections.defaultdict(list), collections.Counter()
+    self.wrong = []
+
+  def check(self, good, what):
+    if not good:
+      self.wrong.append(what)
+
+
+async def one_client(number, port, goods, models, end, pause, tally):
+  """Requests of one person until the time is over."""
+  rng, http = random.Random(number), Client(port)
+  own = goods[number::97][:12]  # canaries: no two clients share them
+  talkers = [m['id'] for m in models if m['converses']]
+  bought = []
+  status, _ = await http.ask('GET', '/shop/state')
+
+  async def timed(kind, *given):
+    begun = time.perf_counter()
+    status, found = await http.ask(*given)
+    tally.times[kind].append(time.perf_counter() - begun)
+    tally.statuses[status] += 1
+    return status, found
+  while time.monotonic() < end:
+    draw = rng.random()
+    history = rng.sample(goods, rng.randint(1, 30))
+    model = rng.choice(models)['id']
+    if draw < 0.45:
+      only = rng.random() < 0.5
+      body = {'history': history, 'k': rng.choice((5, 10, 20)), 'model': model,
+              'block': rng.sample(goods, 5), **({'allow': own} if only else {})}
+      status, found = await timed('recommend', 'POST', '/v1/recommend', body)
+      if status == 200:
+        ids = [i['id'] for i in found['items']]
+        legal = set(own if only else goods) - set(history) - set(body['block'])
+        tally.check(len(set(ids)) == len(ids) and legal.issuperset(ids), ('items', body, ids))
+        tally.check(len(ids) == min(body['k'], len(legal)), ('count', body, ids))
+    elif draw < 0.6:
+      item = rng.choice(own)
+      status, found = await timed('buy', 'POST', '/shop/history', {'item': item, 'model': model})
+      if status == 200:
+        bought = [*bought, item][-50:]
+        tally.check([h['id'] for h in found['history']] == bought, ('session', bought, found))
+    elif draw < 0.75:
+      status, found = await timed('shop', 'GET', f'/shop/recommend?model={model}')
+      if status == 200:
+        ids = [i['id'] for i in found['items']]
+        tally.check(len(set(ids)) == len(ids) and not set(ids) & set(bought), ('shop', ids))
+    elif draw < 0.85:
+      await timed('interests', 'POST', '/v1/interests', {'history': history})
+    elif draw < 0.95 or draw >= 0.97 and not talkers:
+      await timed('search', 'GET', f'/shop/items?q={rng.choice("abcdefgh")}&limit=24')
+    elif draw < 0.97:
+      await leave(port, http.cookie)
+    else:
+      text = f'What would you recommend to client {number}?'
+      status, found = await timed('chat', 'POST', '/v1/chat/completions', {
+          'model': talkers[0], 'messages': [{'role': 'user', 'content': text}], 'min_items': 1})
+      if status == 200:
+        ids = [i['id'] for i in found['items']]
+        tally.check(ids and len(set(ids)) == len(ids) and set(goods).issuperset(ids), ('chat', ids))
+    if pause:
+      await asyncio.sleep(pause * 2 * rng.random())
+  http.close()
+
+
+async def leave(port, cookie):
+  """Opens an event stream and goes away."""
+  reader, writer = await asyncio.open_connection('127.0.0.1', port)
+  writer.write(f'GET /shop/events HTTP/1.1\r\nHost: 127.0.0.1\r\nCookie: {cookie}\r\n\r\n'.encode())
+  await reader.readline()
+  writer.close()
+
+
+def figures(pid):
+  """Resident MiB and open descriptors of a process."""
+  pages = int(pathlib.Path(f'/proc/{pid}/statm').read_text().split()[1])
+  return pages * os.sysconf('SC_PAGE_SIZE') / 2**20, len(os.listdir(f'/proc/{pid}/fd'))
+
+
+def load(args):
+  """The table of a run."""
+  begun = time.monotonic()
+  server = subprocess.Popen([sys.executable, '-m', 'recjax', 'serve', *args.workdirs,
+                             f'--port={args.port}'])
+  try:
+    first = await_status(f'http://127.0.0.1:{args.port}/', begun)
+    ready = await_status(f'http://127.0.0.1:{args.port}/readyz', begun)
+    print(f'first page after {first:.1f} s, every model compiled after {ready:.1f} s')
+    asyncio.run(under_load(args, server.pid))
+    server.send_signal(signal.SIGTERM)
+    print(f'SIGTERM: exit code {server.wait(60)}')
+  finally:
+    server.kill()
+
+
+def await_status(url, begun):
+  """Seconds until a page answers 200."""
+  while True:
+    try:
+      with urllib.request.urlopen(url, timeout=5):
+        return time.monotonic() - begun
+    except (urllib.error.URLError, OSError):
+      time.sleep(0.1)
+
+
+async def under_load(args, pid):
+  """Clients for the given time; prints what they saw."""
+  http = Client(args.port)
+  _, found = await http.ask('GET', '/shop/items?limit=100')
+  goods = [i['id'] for i in found['items']]
+  while len(goods) < found['total']:
+    _, more = await http.ask('GET', f'/shop/items?limit=100&offset={len(goods)}')
+    goods += [i['id'] for i in more['items']]
+  goods.sort()
+  _, models = await http.ask('GET', '/v1/models')
+  tally, end = Tally(), time.monotonic() + args.seconds
+  clients = [asyncio.create_task(one_client(n, args.port, goods, models['data'], end, args.pause,
+                                            tally)) for n in range(args.clients)]
+  await asyncio.sleep(args.seconds / 10)
+  before = figures(pid)
+  await asyncio.sleep(max(0, end - time.monotonic() - args.seconds / 50))
+  after = figures(pid)
+  await asyncio.gather(*clients)
+  count = sum(map(len, tally.times.values()))
+  print(f'{args.clients} clients, {args.seconds:g} s, {count:,} requests, '
+        f'{count / args.seconds:.0f} a second; statuses '
+        + ', '.join(f'{s}: {n:,}' for s, n in sorted(tally.statuses.items())))
+  print(f'wrong answers: {len(tally.wrong)}', *tally.wrong[:2])
+  for kind, times in sorted(tally.times.items()):
+    times = np.array(times) * 1e3
+    p50, p99 = np.percentile(times, (50, 99))
+    print(f'  {kind:10} {len(times):8,}  p50 {p50:7.1f} ms  p99 {p99:7.1f} ms')
+  for name, a, b in zip(('MiB', 'descriptors'), before, after):
+    print(f'  {name}: {a:.0f} after a tenth of the time, {b:.0f} at the end, {b / a - 1:+.1%}')
+
+
+def ratio(args, n):
+  """Throughput together and one at a time, by turns."""
+  from recjax.data.catalog import Catalog
+  from recjax.evaluation import ranking
+  from recjax.models import seqrec
+  from recjax.serving import models as served
+  from recjax.serving import server
+  from recjax.serving.service import Service, Settings
+  from recjax.serving.stock import Shelves
+  from recjax.training import sequential
+  catalog = Catalog(tuple(f'i{i}' for i in range(n)), {'title': [f't{i}' for i in range(n)]})
+  model = seqrec.Config('sasrec', n, 50)
+  face = ranking.recommender(
+      sequential.scorer(model, seqrec.init(model, jax.random.key(0))), catalog)
+  shelves, sides = Shelves(catalog, np.zeros(n, np.int64)), {}
+  for number, name in enumerate(('together', 'one at a time')):
+    port = args.port + 10 * args.items.index(n) + number
+    found = served.Model('m', 'sequential', face, shelves, together=name == 'together')
+    found.warm()
+    web = server.server_of(Service({'m': found}, Settings(port=port)), warm=False)
+    threading.Thread(target=web.run, daemon=True).start()
+    while not web.started:
+      time.sleep(0.01)
+    sides[name] = found, port
+  rng = random.Random(0)
+  asks = [[rng.randrange(n) + 1 for _ in range(rng.randint(1, 30))] for _ in range(512)]
+  for way, measure in (('model', called), ('queue', queued), ('HTTP', over_http)):
+    rates, answers = collections.defaultdict(list), {}
+    for _ in range(args.rounds):
+      for name, (found, port) in sides.items():
+        begun = time.perf_counter()
+        answers[name] = measure(found, port, asks, args.clients)
+        rates[name].append(len(asks) / (time.perf_counter() - begun))
+    first, second = (answers[name] for name in sides)
+    middle = [statistics.median(rates[name]) for name in sides]
+    print(f'{n:,} items, {args.clients} clients, {way}: {middle[0]:.0f} a second together, '
+          f'{middle[1]:.0f} one at a time, ratio {middle[0] / middle[1]:.1f}; equal items: '
+          f'{np.mean([a == b for a, b in zip(first, second)]):.1%}')
+
+
+def called(model, port, asks, clients):
+  """All asks by calls of the model, as many in each as it answers together. -> item indices"""
+  from recjax.serving.models import Ask
+  del port, clients
+  full, size, out = np.ones(len(model.stock), bool), model.sizes[-1], []
+  for start in range(0, len(asks), size):
+    found = model.answer([Ask(h, 10, full) for h in asks[start:start + size]])
+    out += [[i for i, _ in row] for row in found]
+  return out
+
+
+def queued(model, port, asks, clients):
+  """All asks through the model's queue, `clients` at a time. -> item indices"""
+  from recjax.serving.models import Ask
+  del port
+  full = np.ones(len(model.stock), bool)
+  with concurrent.futures.ThreadPoolExecutor(clients) as pool:
+    return list(pool.map(lambda h: [i for i, _ in model.batcher.submit(Ask(h, 10, full)).result()],
+                         asks))
+
+
+def over_http(model, port, asks, clients):
+  """All asks as requests, `clients` at a time. -> item ids"""
+  del model
+
+  async def every():
+    out, left = [None] * len(asks), list(enumerate(asks))
+
+    async def one():
+      http = Client(port)
+      while left:
+        at, history = left.pop()
+        _, found = await http.ask('POST', '/v1/recommend', {
+            'history': [f'i{i - 1}' for i in history], 'exclude_seen': False})
+        out[at] = [i['id'] for i in found['items']]
+      http.close()
+    await asyncio.gather(*(one() for _ in range(clients)))
+    return out
+  return asyncio.run(every())
+
+
+if __name__ == '__main__':
+  main()
