@@ -157,11 +157,14 @@ def heat_map(values: np.ndarray, rows: Sequence[str], xlabel: str, label: str) -
 
   def paint(axes):
     shown = np.ma.masked_less_equal(values, 0)
-    drawn = axes.imshow(shown, aspect='auto', cmap='viridis', interpolation='nearest')
-    axes.set_yticks(range(len(rows)), [_label(r) for r in rows])
+    drawn = axes.pcolormesh(shown, cmap='viridis')
+    axes.set_yticks(np.arange(len(rows)) + 0.5, [_label(r) for r in rows])
+    axes.invert_yaxis()
     axes.set_xlabel(clean(xlabel))
     axes.grid(visible=False)
-    axes.figure.colorbar(drawn, ax=axes, label=clean(label))
+    bar = axes.figure.colorbar(drawn, ax=axes, label=clean(label))
+    bar.solids.set_rasterized(False)  # pictures inside pictures do not survive `_tidied`
+    bar.solids.set_edgecolor('face')
 
   return _drawn(paint, height=1.4 + 0.5 * len(rows))
 

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import optax
 from jax import lax
 
+from recjax import sharding
 from recjax.errors import DataError
 from recjax.models import coder, codes, rqvae
 from recjax.training import align
@@ -85,6 +86,11 @@ def id_loss(cfg, weights, id_cfg, x, texts, ids, fixed, some, key, on):
 LOSSES = {'rec': rec_loss, 'id': id_loss}
 
 
+def spread(some):
+  """A step's rows over the devices."""
+  return jax.tree.map(lambda rows: sharding.shard(rows, ('data', 'fsdp')), some)
+
+
 def epoch_of(side, cfg, weights, id_cfg, tx, orders, take):
   """One epoch of one side. side: 'rec' or 'id', the part of the state that learns.
 
@@ -102,8 +108,8 @@ def epoch_of(side, cfg, weights, id_cfg, tx, orders, take):
       params, opt = carry
       rows, at = given
       (value, parts), grads = jax.value_and_grad(
-          lambda p: loss(x, texts, p, fixed, take(data, rows), jax.random.fold_in(key, at), on),
-          has_aux=True)(params)
+          lambda p: loss(x, texts, p, fixed, spread(take(data, rows)), jax.random.fold_in(key, at),
+                         on), has_aux=True)(params)
       change, opt = tx.update(grads, opt, params)
       return (optax.apply_updates(params, change), opt), {
           'loss': value, **parts, 'grad_norm': optax.global_norm(grads)}

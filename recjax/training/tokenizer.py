@@ -55,13 +55,15 @@ def fit(work, cfg, how, x, seed, letter=NONE, partners=None):
   with work.progress('tokenizer', how.steps) as advance:
     for done in range(steps, how.steps + 1, steps):
       groups = _groups(cfg, params, seed + done) if letter.diversity else None
-      params, opt, loss = run(params, opt, x, partners, groups, jax.random.fold_in(key, done + 2))
+      params, opt, loss, recon = run(params, opt, x, partners, groups,
+                                     jax.random.fold_in(key, done + 2))
       if not np.isfinite(loss):
         raise UserError(f'the loss of the tokenizer became {loss} before step {done}; lower '
                         'tokenizer.lr and run again')
       found = codes.health(rqvae.codes_of(cfg, params, x), cfg.size)
-      work.record(done, {'loss': float(loss), 'collision_rate': found['collision_rate'],
-                         'usage_of_first': found['usage'][0]})
+      work.record(done, {
+          'loss': float(loss), 'recon': float(recon), 'collision_rate': found['collision_rate'],
+          **{f'usage_{level + 1}': u for level, u in enumerate(found['usage'])}})
       if found['collision_rate'] < best[0]:
         best = (found['collision_rate'], done, params)
       if how.revive and done < 0.8 * how.steps:
@@ -85,7 +87,10 @@ def _groups(cfg, params, seed):
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2, 3, 4))
 def _steps(cfg, tx, count, batch, letter, params, opt, x, partners, groups, key):
-  """`count` updates on rows drawn without repeats in a batch. -> params, opt, mean loss ()"""
+  """`count` updates on rows drawn without repeats in a batch.
+
+  -> params, opt, mean loss (), mean reconstruction ()
+  """
   def loss_of(params, rows, key):
     draw, noise = jax.random.split(key)
     value, found = rqvae.loss(cfg, params, x[rows], draw)
@@ -94,17 +99,18 @@ def _steps(cfg, tx, count, batch, letter, params, opt, x, partners, groups, key)
     if letter.diversity:
       value += letter.diversity * rqvae.diversity(params['codebooks'], found['parts'],
                                                   found['codes'], groups, noise)
-    return value
+    return value, rqvae.recon_loss(cfg, found['recon'], x[rows])
 
   def step(state, number):
     params, opt = state
     own = jax.random.fold_in(key, number)
     rows = jax.random.permutation(jax.random.fold_in(own, 0), len(x))[:batch]
-    value, grads = jax.value_and_grad(loss_of)(params, rows, jax.random.fold_in(own, 1))
+    found, grads = jax.value_and_grad(loss_of, has_aux=True)(params, rows,
+                                                             jax.random.fold_in(own, 1))
     change, opt = tx.update(grads, opt, params)
-    return (optax.apply_updates(params, change), opt), value
-  (params, opt), losses = lax.scan(step, (params, opt), jnp.arange(count))
-  return params, opt, losses.mean()
+    return (optax.apply_updates(params, change), opt), found
+  (params, opt), found = lax.scan(step, (params, opt), jnp.arange(count))
+  return params, opt, *(x.mean() for x in found)
 
 
 @functools.partial(jax.jit, static_argnums=0)

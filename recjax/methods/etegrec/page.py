@@ -84,13 +84,12 @@ def ids_section(shop, cfg, made, coded, table):
           for q in range(len(used))]
   x = vectors.read(made)
   points = np.asarray(pca.fit(x, 2)(x))
-  common = [c for c, _ in collections.Counter(table[:, 0].tolist()).most_common(6)]
-  colours = [f'code {c}' if c in common else 'other' for c in table[:, 0]]
+  colours = [f'code {c}' for c in table[:, 0]]
   groups = shop.catalog.columns.get('categories')
   kinds = [str((c[0] if isinstance(c, (list, tuple)) and c else c) or 'none')
            for c in groups] if groups else None
   maps = [html.figure(plots.scatter(points, colours),
-                      'Item vectors in the plane, by the six most frequent first codes',
+                      'Item vectors in the plane, in colours of their first codes',
                       'items by first code')]
   if kinds:
     maps.append(html.figure(plots.scatter(points, kinds), 'The same by category',
@@ -120,6 +119,7 @@ def training_section(work):
   shown = []
   for stage, key, label, caption in (
       ('tokenizer', 'loss', 'loss', 'The tokenizer: loss by step'),
+      ('tokenizer', 'recon', 'loss', 'The tokenizer: reconstruction by step'),
       ('tokenizer', 'collision_rate', 'share', 'The tokenizer: items that share codes'),
       ('train', 'code_0', 'loss', 'Code loss of the recommender by epoch, first seed'),
       ('train', 'vq_0', 'loss', "The tokenizer's loss in its own epochs"),

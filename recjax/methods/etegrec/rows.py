@@ -7,10 +7,11 @@ import math
 from typing import NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from recjax.errors import DataError
+
+EVEN = 8
 
 
 class Bin(NamedTuple):
@@ -50,23 +51,24 @@ def widths(most):
   return sorted({max(1, -(-most // part)) for part in (8, 4, 2, 1)})
 
 
-def bins(histories, targets, interests, most, batch):
-  """Parts rows among bins. interests: (R, K) int32. -> [Bin], shares [rows a step], steps
+def bins(histories, targets, interests, most, batch, ways=1):
+  """Parts rows among bins. interests: (R, K) int32. -> [Bin] on the host, shares [rows], steps
 
-  Bins are filled up with nobody to steps times their share. Together the shares are about `batch`.
+  Bins are filled up with nobody to steps times their share. Together the shares are about `batch`;
+  each divides by EVEN and by the `ways` of a mesh, so up to EVEN devices train bit for bit alike.
   """
   lengths = np.array([len(h) for h in histories])
   width = np.array(widths(most))
   which = np.searchsorted(width, lengths)
-  steps = math.ceil(len(targets) / batch)
+  steps, even = math.ceil(len(targets) / batch), math.lcm(EVEN, ways)
   made, shares = [], []
   for number, w in enumerate(width):
     rows = np.flatnonzero(which == number)
     if not len(rows):
       continue
-    share = math.ceil(len(rows) / steps)
+    share = -(-math.ceil(len(rows) / steps) // even) * even
     more = share * steps - len(rows)
-    fill = lambda x: jnp.pad(jnp.asarray(x), [(0, more)] + [(0, 0)] * (x.ndim - 1))  # noqa: E731, B023
+    fill = lambda x: np.pad(x, [(0, more)] + [(0, 0)] * (x.ndim - 1))  # noqa: E731, B023
     made.append(Bin(fill(padded([histories[r] for r in rows], w)), fill(targets[rows]),
                     fill(interests[rows])))
     shares.append(share)

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
+from recjax import sharding
 from recjax.data import splits
 from recjax.errors import ConfigError
 from recjax.evaluation import metrics, ranking
@@ -65,7 +66,7 @@ class Task:
     return None if self.cfg.fusion == 'none' else (self.texts[rows], rows > 0)
 
 
-def task(cfg, shop, made, coded, heard):
+def task(cfg, shop, made, coded, heard, ways=1):
   """Reads what the stages before left. heard: the folder of interests, or None. -> Task"""
   split = splits.leave_one_out(shop.interactions)
   x, table = vectors.read(made), ids.read(coded)
@@ -75,7 +76,7 @@ def task(cfg, shop, made, coded, heard):
   if heard is not None:
     told, texts, _ = interests.read(heard)
   bins, shares, steps = rows.bins(histories, targets, told[:len(targets)], cfg.model.history,
-                                  cfg.train.batch)
+                                  cfg.train.batch, ways)
   net = shape(cfg, table.shape[1], cfg.tokenizer.size, x.shape[1], texts.shape[1])
   id_cfg = ids.shape(cfg.tokenizer, x.shape[1]) if cfg.way == 'etegrec' else None
   rest = told[len(targets):]
@@ -106,7 +107,7 @@ def check(cfg):
 
 def stage(work, cfg, shop, made, coded, heard):
   """Trains all seeds, keeps the best epoch of each by validation NDCG@10. -> counts"""
-  given = task(cfg, shop, made, coded, heard)
+  given = task(cfg, shop, made, coded, heard, sharding.ways(work.mesh))
   both = given.id_cfg is not None
   turn = 1 / cfg.train.cycle if both else 0  # the tokenizer's part of all epochs
   tx = {'rec': optim.make(cfg.optim, max(1, int(given.steps * cfg.train.epochs * (1 - turn))))}
@@ -131,7 +132,7 @@ def stage(work, cfg, shop, made, coded, heard):
 
 def finetune(work, cfg, shop, made, coded, heard, trained):
   """The recommender alone again, from the best of before, its codes held. -> counts"""
-  given = task(cfg, shop, made, coded, heard)
+  given = task(cfg, shop, made, coded, heard, sharding.ways(work.mesh))
   tx = {'rec': optim.make(cfg.finetune, given.steps * cfg.finetune.epochs)}
   best = jax.tree.map(jnp.asarray, sequential.load(trained / 'model.npz'))
 
@@ -150,12 +151,15 @@ def fit(work, cfg, how, given, init, tx, weights, cycle):
   run = {side: jax.jit(jax.vmap(training.epoch_of(side, given.cfg, weights, given.id_cfg, tx[side],
                                                   orders, rows.take),
                                 (0, 0, None, None, None, None)), donate_argnums=0) for side in tx}
-  x, texts, keys = jnp.asarray(given.x), jnp.asarray(given.texts), keys_of(cfg)
+  everywhere = jax.NamedSharding(work.mesh, jax.P())
+  bins, x, texts = jax.tree.map(lambda a: sharding.spread(a, everywhere),
+                                (given.bins, given.x, given.texts))
+  keys = keys_of(cfg)
   last = {}
 
   def epoch(state, number):
     last['side'] = 'id' if cycle and int(number) % cycle == 0 else 'rec'
-    state, means = run[last['side']](state, keys, given.bins, x, texts, number)
+    state, means = run[last['side']](state, keys, bins, x, texts, number)
     training.check_groups(jax.device_get(means), given.cfg.size)
     return state, means
 

@@ -17,7 +17,7 @@ def settings(cfg):
   """What of the config decides the vectors."""
   if cfg.vectors.source == 'train':
     return ConfigDict({'vectors': cfg.vectors, 'seed': cfg.seed})
-  return ConfigDict({'vectors': {k: cfg.vectors[k] for k in ('source', 'encoder')}})
+  return ConfigDict({'vectors': {k: cfg.vectors[k] for k in ('source', 'encoder', 'unit')}})
 
 
 def stage(work, cfg, shop):
@@ -38,6 +38,8 @@ def stage(work, cfg, shop):
                              "a .npy file, 'train' or 'text'")
     found = sequential.load(work.folder / 'model.npz')['items'][1:n + 1]
   found = codes.check_vectors(found)
+  if how.unit:  # losses of the tokenizer weigh alike whatever the vectors' scale
+    found = (found - found.mean(0)) / max(float(found.std()), 1e-9)
   np.save(work.folder / 'vectors.npy', found, allow_pickle=False)
   return {**counts, 'items': len(found), 'numbers': found.shape[1]}
 
