@@ -2,13 +2,14 @@
 import json
 import pathlib
 
+import jax
 import numpy as np
 from absl.testing import absltest, parameterized
 from ml_collections import ConfigDict
 from rich.console import Console
 
 from configs import etegrec_scientific, tiger_beauty
-from recjax import recommend, sharding
+from recjax import recommend
 from recjax.data.catalog import load_data
 from recjax.errors import ConfigError, DataError, UserError
 from recjax.methods import etegrec
@@ -52,7 +53,8 @@ def small(cfg, data):
 
 
 def run(cfg, folder):
-  mesh = sharding.make_mesh(cfg.mesh)
+  mesh = jax.sharding.Mesh(np.array(jax.devices()[:2]).reshape(2, 1, 1), tuple(cfg.mesh),
+                           axis_types=(jax.sharding.AxisType.Auto,) * 3)
   with open_work(folder, {'config': cfg.to_dict(), 'facts': {
       'devices': 'cpu', 'versions': {}, 'revision': '', 'overrides': {}, 'command': ''}},
                  mesh) as work:
@@ -129,7 +131,6 @@ class WholeTest(parameterized.TestCase):
 class PartsTest(parameterized.TestCase):
 
   def test_every_prefix_is_a_row_once_an_epoch(self):
-    import jax
     shop = load_data(shop_folder(self.create_tempdir()))
     histories, targets = rows.prefixes(shop.interactions, 4)
     self.assertLen(targets, int((shop.interactions.lengths() - 1).sum()))
