@@ -122,7 +122,7 @@ async def one_client(number, port, goods, models, end, pause, tally):
       only = rng.random() < 0.5
       body = {'history': history, 'k': rng.choice((5, 10, 20)), 'model': model,
               'block': rng.sample(goods, 5), **({'allow': own} if only else {})}
-      status, found = await timed('recommend', 'POST', '/v1/recommend', body)
+      status, found = await timed(f'recommend {model}', 'POST', '/v1/recommend', body)
       if status == 200:
         ids = [i['id'] for i in found['items']]
         legal = set(own if only else goods) - set(history) - set(body['block'])
@@ -135,7 +135,7 @@ async def one_client(number, port, goods, models, end, pause, tally):
         bought = [*bought, item][-50:]
         tally.check([h['id'] for h in found['history']] == bought, ('session', bought, found))
     elif draw < 0.75:
-      status, found = await timed('shop', 'GET', f'/shop/recommend?model={model}')
+      status, found = await timed(f'shop {model}', 'GET', f'/shop/recommend?model={model}')
       if status == 200:
         ids = [i['id'] for i in found['items']]
         tally.check(len(set(ids)) == len(ids) and not set(ids) & set(bought), ('shop', ids))
@@ -223,7 +223,7 @@ async def under_load(args, pid):
   for kind, times in sorted(tally.times.items()):
     times = np.array(times) * 1e3
     p50, p99 = np.percentile(times, (50, 99))
-    print(f'  {kind:10} {len(times):8,}  p50 {p50:7.1f} ms  p99 {p99:7.1f} ms')
+    print(f'  {kind:24} {len(times):8,}  p50 {p50:7.1f} ms  p99 {p99:7.1f} ms')
   for name, a, b in zip(('MiB', 'descriptors'), before, after):
     print(f'  {name}: {a:.0f} after a tenth of the time, {b:.0f} at the end, {b / a - 1:+.1%}')
 

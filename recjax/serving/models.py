@@ -14,7 +14,6 @@ from recjax.serving.stock import Shelves
 from recjax.training.work import read_json
 
 SIZES = (1, 8, 64)  # histories of a batch, padded up
-FEW = (1, 8)  # the same where a language model answers
 COUNTS = (20, 100)  # items of an answer, padded up, as few as suffice
 LENGTHS = (1, 9, 17, 33, 65)  # of histories that are run before the first request
 READ = 1000  # last items of a history that a model is shown
@@ -34,8 +33,10 @@ class Model:
 
   def __init__(self, name, method, face, shelves, talk=None, together=True, seen=None):
     self.name, self.method, self.face, self.shelves = name, method, face, shelves
-    self.by_row = getattr(face, 'rows', False)
-    self.sizes = (SIZES if self.by_row else FEW) if together else (1,)
+    self.by_row = getattr(face, 'rows', False)  # a filter for each history
+    most = getattr(face, 'most', SIZES[-1] if self.by_row else 8)
+    self.sizes = tuple(s for s in SIZES if s <= most) if together else (1,)
+    self.light = most == SIZES[-1]  # no language model answers
     seen = seen or (lambda kind, name, size, seconds: None)
     self.batcher = Batcher(self.answer, self.sizes[-1], name=f'recommend {name}',
                            seen=functools.partial(seen, 'recommend', name))
@@ -101,10 +102,13 @@ class Model:
     """Compiles what requests need, before they come."""
     start, full = time.monotonic(), np.ones(len(self.stock), bool)
     try:
+      titles = [len(self.stock.title(i)) for i in range(1, len(full) + 1)]
+      long = (np.argsort(titles)[-20:] + 1).tolist()  # later prompts are padded to the first
       for size in self.sizes:
-        for length in LENGTHS if self.by_row else LENGTHS[:1]:
-          for k in COUNTS if self.by_row and length == 1 else COUNTS[:1]:
-            self.answer([Ask([1] * length, k, full)] * size)
+        for length in LENGTHS if self.light else LENGTHS[:1]:
+          for k in COUNTS if self.light and length == 1 else COUNTS[:1]:
+            history = [1] * length if self.light else long
+            self.answer([Ask(history, k, full)] * size)
       if self.talk is not None:
         self.talk.warm()
     except Exception as error:

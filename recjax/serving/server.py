@@ -2,6 +2,7 @@
 import dataclasses
 import logging
 import os
+import signal
 import sys
 
 from recjax.errors import ConfigError
@@ -44,11 +45,12 @@ def server_of(service, warm=True):
       timeout_graceful_shutdown=DRAIN)
 
   class Server(uvicorn.Server):
-    """Ends open event streams as soon as a signal comes, so that the rest can end."""
+    """Ends open event streams as soon as a signal comes, so that the rest can end, and then ends as
+    a program that did what it was told; uvicorn would raise the signal again."""
 
     def handle_exit(self, sig, frame):
-      service.closing = True
-      super().handle_exit(sig, frame)
+      self.force_exit = self.should_exit and sig == signal.SIGINT
+      service.closing = self.should_exit = True
   if warm:
     models.warm_all(service.models)
   return Server(config)

@@ -36,7 +36,8 @@ def recommender(workdir):
   -> recommend(histories, k, exclude_seen=True, allowed=None) -> (item ids [B][k], scores (B, k)),
   ranked as the first item of a reply would be: scores are log-probabilities of titles, or of
   RecLM-ret products with the projected state; histories are lists of item ids, oldest first,
-  `allowed` a set of item ids. Raises DataError for an unknown id.
+  `allowed` a set of item ids, or (B, N) bool, a row a history (which recommend.rows says; .most is
+  how many histories do well together). Raises DataError for an unknown id.
   """
   return recommending(*open_run(workdir))
 
@@ -59,8 +60,8 @@ def recommending(config, shop, shelf, mesh):
 
   def recommend(histories, k, exclude_seen=True, allowed=None):
     rows = [[shop.catalog.index(i) for i in h] for h in histories]
-    mask = None
-    if allowed is not None:
+    mask = allowed
+    if allowed is not None and not isinstance(allowed, np.ndarray):
       mask = np.zeros(len(shop.catalog), bool)
       mask[[shop.catalog.index(i) - 1 for i in allowed]] = True
     prompts, _ = samples.prompts(turn, stock, template, rows, config.judge.words, k)
@@ -75,10 +76,12 @@ def recommending(config, shop, shelf, mesh):
         some = list(range(start, min(start + size, len(rows))))
         full = some + some[-1:] * (size - len(some))
         found = answer.ranked(shelf, writers[0], [prompts[i] for i in full], k,
-                              [rows[i] for i in full] if exclude_seen else None, mask)
+                              [rows[i] for i in full] if exclude_seen else None,
+                              mask[full] if mask is not None and mask.ndim == 2 else mask)
         items += found[0][:len(some)].tolist()
         scores.append(found[1][:len(some)])
     return [[shop.catalog.id_of(i) for i in row if i] for row in items], np.concatenate(scores)
+  recommend.rows, recommend.most = True, 8
   return recommend
 
 

@@ -104,7 +104,8 @@ def codes(goods, table, first):
 
 
 def limits(tree, closed, allowed=None):
-  """Items that requests may not have. closed: list of (n,) item indices 1..N. -> Limits"""
-  some = None if allowed is None else np.asarray(allowed)[None]
-  return forest.limit(tree, some, None if some is None else np.zeros(len(closed), np.int32),
-                      [np.asarray(c, np.int64) - 1 for c in closed])
+  """Items that requests may not have. closed: list of (n,) item indices 1..N. allowed: (N,) bool of
+  all requests, or (B, N). -> Limits"""
+  some = None if allowed is None else np.atleast_2d(allowed)
+  use = None if some is None else np.arange(len(closed), dtype=np.int32) % len(some)
+  return forest.limit(tree, some, use, [np.asarray(c, np.int64) - 1 for c in closed])
