@@ -52,7 +52,8 @@ def parser():
 
   verb = verbs.add_parser('doctor', help='what is wrong with data, what a config costs')
   verb.add_argument('data', help="folder of a data set, or 'sample'")
-  verb.add_argument('--config', help='a config file (with :argument) whose cost to print')
+  verb.add_argument('--config', help='a config file (with :argument) whose cost to print; its '
+                    'settings change by --config.a.b=VALUE, as in recjax.main')
 
   verb = verbs.add_parser('compare', help='one table of several runs, with paired tests')
   verb.add_argument('workdirs', nargs='+')
@@ -71,7 +72,12 @@ def parser():
 
 def main():
   """Runs the verb that the command line names."""
-  args = parser().parse_args()
+  top = parser()
+  args, rest = top.parse_known_args()
+  args.settings = [word.removeprefix('--config.') for word in rest]
+  if rest and (args.verb != 'doctor' or not all(
+      word.startswith('--config.') and '=' in word for word in rest)):
+    top.error(f'unrecognized arguments: {" ".join(rest)}')
   errors.guard(lambda: globals()[args.verb](args))
 
 
@@ -125,10 +131,26 @@ def doctor(args):
           + (f', e.g. {", ".join(map(str, finding.examples[:3]))}' if finding.examples else ''))
     print(f'    {finding.remedy}')
   if args.config:
-    cfg = read_config(args.config)
+    cfg = changed(read_config(args.config), args.settings)
     method = importlib.import_module(f'recjax.methods.{cfg.method}')
     for name, value in method.cost(cfg, shop).items():
       print(f'{name}: {value}')
+
+
+def changed(cfg, settings):
+  """A config with some settings changed. settings: ['a.b=VALUE']. Raises ConfigError."""
+  for word in settings:
+    name, _, text = word.partition('=')
+    try:
+      value = cfg
+      for part in name.split('.'):
+        value = value[part]
+      kind = type(value)
+      cfg.update_from_flattened_dict({name: (
+          text.lower() in ('1', 'true') if kind is bool else kind(text))})
+    except (KeyError, TypeError, ValueError) as error:
+      raise ConfigError(f'--config.{word}: {str(error).strip(chr(39))[:200]}') from error
+  return cfg
 
 
 def read_config(text):

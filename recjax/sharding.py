@@ -41,11 +41,26 @@ def shardings(tree, rules, mesh):
   rules: pairs (regex, PartitionSpec). Leaves of fewer than two axes, and those that no rule names,
   are replicated. Optimiser moments end in their parameter's path and so follow it.
   """
+  return jax.tree_util.tree_map_with_path(
+      lambda path, leaf: NamedSharding(mesh, present(mesh, spec_of(path, leaf, rules))), tree)
+
+
+def spec_of(path, leaf, rules):
+  """The PartitionSpec that `rules` give a leaf."""
+  if len(leaf.shape) < 2:
+    return P()
+  return next((s for r, s in rules if re.search(f'(^|/){r}$', path_of(path))), P())
+
+
+def device_bytes(tree, rules, axes):
+  """Bytes of a tree on each device of a mesh that need not exist. axes: {'data': 1, 'fsdp': 8}"""
   def one(path, leaf):
-    name = path_of(path)
-    spec = next((s for r, s in rules if re.search(f'(^|/){r}$', name)), P())
-    return NamedSharding(mesh, present(mesh, spec) if len(leaf.shape) > 1 else P())
-  return jax.tree_util.tree_map_with_path(one, tree)
+    spec = [*spec_of(path, leaf, rules), *[None] * len(leaf.shape)]
+    names = [a if isinstance(a, tuple) else (a,) for a in spec]
+    return leaf.dtype.itemsize * math.prod(
+        math.ceil(n / math.prod(axes.get(a, 1) for a in of if a))
+        for n, of in zip(leaf.shape, names))
+  return sum(jax.tree.leaves(jax.tree_util.tree_map_with_path(one, tree)))
 
 
 def present(mesh, axes):

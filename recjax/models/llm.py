@@ -289,8 +289,18 @@ def shared_past(model, variables, prefix):
 
 
 def head_matrix(params, cfg):
-  """The (D, V) kernel of the head in the compute type, for losses that go chunk by chunk."""
-  return (params['embed'].T if cfg.tied else params['head']).astype(cfg.dtype)
+  """The (D, V) kernel of the head in the compute type, for losses that go chunk by chunk.
+
+  Gathered over 'fsdp' once: products with a part of D each would add up whole logits instead.
+  """
+  head = (params['embed'].T if cfg.tied else params['head']).astype(cfg.dtype)
+  return shard(head, None, 'model')
+
+
+def gathered(params):
+  """Parameters whose token tables are gathered over 'fsdp', once, for programs of many steps."""
+  tables = {'embed': ('model', None), 'head': (None, 'model')}
+  return {k: shard(v, *tables[k]) if k in tables else v for k, v in params.items()}
 
 
 def init(cfg, key):

@@ -119,7 +119,7 @@ def beams_of(model, search, params, adapter, prefix, ids, lengths):
 
   The chat prefix and each item's line are kept once, whatever the number of beams.
   """
-  variables = {'params': params, 'lora': adapter}
+  variables = {'params': llm.gathered(params), 'lora': adapter}
   _, shared = llm.shared_past(model, variables, prefix)
   logits, prompt = decode.prefill(model, variables, ids, lengths, (shared,))
   step, cache = decode.make_step(model, variables, (shared, prompt), ids.shape[0], search.beams,

@@ -5,7 +5,7 @@ import jax
 
 from recjax.errors import ConfigError
 from recjax.models import llm, lora
-from recjax.training import backbone
+from recjax.training import backbone, plan
 from recjax.training.work import find_stage, read_json
 
 PROMPT, LINE = 160, 24  # tokens of the chat prefix and of one item's line, typical
@@ -25,6 +25,10 @@ def cost(cfg, shop):
   flops = llm.flops_per_token(shape, context)
   kv = 2 * shape.layers * shape.kv_heads * shape.head_dim * (2 if shape.dtype != 'float32' else 4)
   suffix = cfg.decode.batch * cfg.decode.beams * cfg.decode.new_tokens * kv
+  count = max(1, round(length * LINE * cfg.train.batch / (0.88 * cfg.train.row)))
+  run = plan.Run(plan.numerics(shape, cfg.llm), count, cfg.train.row, PROMPT,
+                 train_tokens / cfg.train.epochs, cfg.train.epochs, items, cfg.decode.batch,
+                 cfg.decode.beams, LINE, cfg.decode.new_tokens)
   api = 0.0
   if cfg.tags.source == 'api':
     api = items * (150 * cfg.tags.api_price_in
@@ -40,7 +44,8 @@ def cost(cfg, shop):
       'KV cache': f'{suffix / 2**20:,.1f} MiB for the beams of {cfg.decode.batch} items; their '
                   f'prompts, once each: {cfg.decode.batch * LINE * kv / 2**20:,.2f} MiB',
       'API': f'about {api:,.2f} (at most {cfg.tags.api_budget:,.2f}) at the prices of the config'
-             if cfg.tags.source == 'api' else 'none: tags come from ' + cfg.tags.source}
+             if cfg.tags.source == 'api' else 'none: tags come from ' + cfg.tags.source,
+      **plan.lines(run, cfg.mesh, jax.device_count())}
 
 
 def dict_size(shape):

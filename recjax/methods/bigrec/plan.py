@@ -8,12 +8,10 @@ import numpy as np
 from recjax.data import windows
 from recjax.errors import ConfigError
 from recjax.models import llm, lora
-from recjax.training import backbone
+from recjax.training import backbone, plan
 from recjax.training.work import find_stage, read_json
 
 OPENING, TITLE = 60, 14  # tokens of a prompt around its history, and of a title, typical
-PEAK = {'H200': 989e12, 'H100': 989e12}  # dense bf16 FLOP/s of the data sheets
-USED = 0.4               # share of the peak that training reaches, typical
 
 
 def cost(cfg, shop):
@@ -36,17 +34,19 @@ def cost(cfg, shop):
   flops = (3 if full else 2) * forward * tokens
   asked = cfg.judge.test_most or len(shop.interactions)
   written = asked * cfg.decode.beams * (TITLE if cfg.way == 'decode' else cfg.decode.new_tokens)
-  seconds = flops / (USED * PEAK['H200'])
+  run = plan.Run(plan.numerics(shape, cfg.llm), max(1, round(
+      cfg.train.batch * (length - OPENING) / cfg.train.row)), cfg.train.row, OPENING,
+                 count * length, cfg.train.epochs, asked, cfg.decode.batch, cfg.decode.beams,
+                 round(length), TITLE if cfg.way == 'decode' else cfg.decode.new_tokens)
   return {
       'model': f'{llm.count(llm.shapes(shape)):,} parameters, '
                f'{llm.param_bytes(shape) / 2**20:,.0f} MiB as stored ({shape.dtype})',
-      'trained': f'{trained:,} parameters ({cfg.train.mode}), {trained * 12 / 2**20:,.0f} MiB with '
-                 'two moments in float32',
+      'trained': f'{trained:,} parameters ({cfg.train.mode})',
       'training': f'{count:,} samples, at most {tokens / 1e6:,.1f} M tokens, '
-                  f'{flops / 1e12:,.1f} TFLOP: {seconds:,.0f} s on one H200 at {USED:.0%} of its '
-                  '989 TFLOP/s',
+                  f'{flops / 1e12:,.1f} TFLOP',
       'generation': f'{asked:,} prompts, {written / 1e6:,.2f} M beam tokens, '
-                    f'{forward * (written + asked * length) / 1e12:,.1f} TFLOP'}
+                    f'{forward * (written + asked * length) / 1e12:,.1f} TFLOP',
+      **plan.lines(run, cfg.mesh, jax.device_count())}
 
 
 def convert(workdir, to, out):

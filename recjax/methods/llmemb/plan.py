@@ -10,7 +10,7 @@ from ml_collections import ConfigDict
 from recjax.errors import ConfigError
 from recjax.methods.llmemb import prompts
 from recjax.models import huggingface, llm, lora, seqrec
-from recjax.training import backbone, sequential
+from recjax.training import backbone, plan, sequential
 from recjax.training.work import find_stage
 
 
@@ -137,7 +137,11 @@ def cost(cfg, shop):
         'SCFT': f'{tuned} times about {steps / 1e6:,.1f} M tokens, '
                 f'{(2 if cfg.scft.parts == 1 else 3) * flops * steps / 1e12:,.1f} TFLOP',
         'export': f'{items * words / 1e6:,.2f} M tokens a table, '
-                  f'{flops * items * words / 1e12:,.1f} TFLOP'}
+                  f'{flops * items * words / 1e12:,.1f} TFLOP',
+        **plan.lines(plan.Run(
+            plan.numerics(shape, cfg.llm), max(1, 2 * cfg.scft.batch // cfg.scft.parts),
+            round(words * (1 - cfg.scft.ratio)), 0, tuned * steps, 1), cfg.mesh,
+                     jax.device_count())}
   model = sequential.model_config(recommender_config(cfg, cfg.model.kind), items)
   shapes = jax.eval_shape(lambda: seqrec.init(model, jax.random.key(0)))
   hidden = cfg.rat.hidden or cfg.pca.dim // 2

@@ -12,11 +12,10 @@ from recjax.errors import ConfigError
 from recjax.methods.reclm import goods, samples, static, teacher, tune
 from recjax.models import llm, lora
 from recjax.text import tokens
-from recjax.training import backbone
+from recjax.training import backbone, plan
 from recjax.training.work import find_stage, read_json
 
 OPENING, TITLE = 60, 14  # tokens of a prompt around its titles, and of a title, typical
-PEAK, USED = 989e12, 0.4  # dense bf16 FLOP/s of an H200, share that training reaches, typical
 
 
 def documents(template, titles, seed, walks=3, longest=samples.LONGEST):
@@ -51,13 +50,16 @@ def cost(cfg, shop):
       jax.eval_shape(lambda k: lora.init_lora(shape, k), jax.random.key(0)))
   tokens = cfg.train.epochs * users * length
   flops = (3 if full else 2) * forward * tokens
+  run = plan.Run(plan.numerics(shape, cfg.llm), max(1, round(
+      cfg.train.batch * length / cfg.train.row)), cfg.train.row, 0, users * length,
+                 cfg.train.epochs, users, cfg.decode.batch, 1, round(length), cfg.decode.new_tokens)
   return {
       'model': f'{llm.count(llm.shapes(shape)):,} parameters, '
                f'{llm.param_bytes(shape) / 2**20:,.0f} MiB as stored ({shape.dtype})',
       'trained': f'{trained:,} parameters ({cfg.train.mode})',
       'training': f'{cfg.train.epochs} epochs of {users:,} samples, about {tokens / 1e6:,.1f} M '
-                  f'tokens, {flops / 1e12:,.1f} TFLOP: {flops / (USED * PEAK):,.0f} s on one H200 '
-                  f'at {USED:.0%} of its 989 TFLOP/s'}
+                  f'tokens, {flops / 1e12:,.1f} TFLOP',
+      **plan.lines(run, cfg.mesh, jax.device_count())}
 
 
 def convert(workdir, to, out):
