@@ -4,7 +4,10 @@ import logging
 import pathlib
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 
+from recjax import sharding
 from recjax.errors import WorkdirError
 
 
@@ -24,9 +27,13 @@ def open_checkpoints(folder, keep=2):
 
 
 def save(checkpoints, step, state):
-  """Writes `state` as `step` in the background; host memory holds a copy before this returns."""
+  """Writes `state` as `step` in the background; host memory holds a copy before this returns.
+
+  The sum of every array goes along, so that damage which still decodes is found on reading.
+  """
   # Without `force` Orbax leaves out a step that comes while the one before is being written.
-  checkpoints.save_async(step, state, force=True, overwrite=True)
+  checkpoints.save_async(step, state, force=True, overwrite=True,
+                         custom_metadata={'sums': sums(state)})
 
 
 def restore(checkpoints, like, log):
@@ -37,15 +44,59 @@ def restore(checkpoints, like, log):
   """
   found = sorted((c.step for c in checkpoints.checkpoints), reverse=True)
   for step in found:
-    try:
-      return step, checkpoints.load(step, like)
-    except (ValueError, OSError, KeyError) as error:
-      log(f'checkpoint {step} cannot be read ({str(error)[:200]}); trying the one before')
+    state, why = attempt(checkpoints, step, like)
+    # With several processes one alone may meet the damaged file.
+    if sharding.every([int(bool(why))]).any():
+      log(f'checkpoint {step} cannot be read ({why or "by another process"}); trying the one '
+          'before')
+    else:
+      return step, state
   if found:
     raise WorkdirError(
         f'none of the checkpoints {found} in {checkpoints.directory} can be read; delete that '
         'folder to train this stage again from its start')
   return 0, None
+
+
+def attempt(checkpoints, step, like):
+  """One checkpoint, if it is whole. -> (state, ''), or (None, why not)"""
+  try:
+    state = checkpoints.load(step, like)
+    saved = (checkpoints.metadata(step).custom_metadata or {}).get('sums')
+  except Exception as error:  # a damaged file may raise anything from the libraries that read it
+    return None, str(error).replace('\n', ' ')[:300]
+  if saved is None:  # written before sums were
+    return state, ''
+  now = sums(state)
+  wrong = sorted(name for name in saved if now.get(name) != saved[name])
+  return (None, f'array {wrong[0]} is not as it was saved, nor are {len(wrong) - 1} others') if (
+      wrong) else (state, '')
+
+
+def sums(state):
+  """A number for the bits of every array, the same on any mesh. -> {path: int}"""
+  flat = jax.tree_util.tree_flatten_with_path(state)[0]
+  found = sharding.fetch(_sums([x for _, x in flat]))
+  return {sharding.path_of(path): int(n) for (path, _), n in zip(flat, found)}
+
+
+@jax.jit
+def _sums(arrays):
+  return [_sum(x) for x in arrays]
+
+
+def _sum(x):
+  """Bits as whole numbers, each times an odd one by its place, added up modulo 2 ** 32."""
+  if jnp.issubdtype(x.dtype, jax.dtypes.prng_key):
+    x = jax.random.key_data(x)
+  if x.dtype == bool:
+    x = x.astype(np.uint8)
+  bits = jax.lax.bitcast_convert_type(x, f'uint{8 * x.dtype.itemsize}').astype(jnp.uint32)
+  weight = jnp.uint32(1)
+  for axis in range(x.ndim):
+    place = jax.lax.broadcasted_iota(jnp.uint32, x.shape, axis)
+    weight = weight * jnp.uint32(2654435761) + 2 * place
+  return (bits * (weight | 1)).sum(dtype=jnp.uint32)
 
 
 def abstract(state, shardings):
