@@ -1,12 +1,15 @@
 """A server under mixed clients, and what answering together is worth.
 
   python -m benchmarks.serving WORKDIR [WORKDIR ...] [--seconds=300] [--clients=64]
+  python -m benchmarks.serving WORKDIR --part=attack [--seconds=60]
   python -m benchmarks.serving --part=ratio [--items=1000 100000] [--clients=64]
 
 load: starts `recjax serve` and sends recommendations with filters, interests, searches, purchases,
 event streams and, where a run converses, chat. Every client has canary items of its own: what it is
 answered must be allowed to it alone, exist, and come once; what it bought must be what its session
 says. Memory and descriptors of the server are read after a tenth of the time and at the end.
+attack: recommendations of 8 clients in peace, then beside reloads of broken and sound catalogues,
+bodies too large, too deep and cut off, heads that never end, unknown routes; by turns.
 ratio: the same random SASRec behind two servers, one of which answers one request at a time; both
 give equal items, then throughput is measured by turns: of the model called with 64 or with 1, of
 its queue, and through HTTP.
@@ -19,10 +22,12 @@ import json
 import os
 import pathlib
 import random
+import shutil
 import signal
 import statistics
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 import urllib.error
@@ -31,11 +36,14 @@ import urllib.request
 import jax
 import numpy as np
 
+from recjax import recommend as faces
+from recjax.data.catalog import save_data
+
 
 def main():
   parser = argparse.ArgumentParser(description=__doc__.split('\n')[0])
   parser.add_argument('workdirs', nargs='*')
-  parser.add_argument('--part', choices=('load', 'ratio'), default='load')
+  parser.add_argument('--part', choices=('load', 'attack', 'ratio'), default='load')
   parser.add_argument('--seconds', type=float, default=300)
   parser.add_argument('--clients', type=int, default=64)
   parser.add_argument('--pause', type=float, default=0.0, help='seconds between requests, about')
@@ -47,7 +55,7 @@ def main():
     for items in args.items:
       ratio(args, items)
   else:
-    load(args)
+    serve(args, under_load if args.part == 'load' else under_attack)
 
 
 class Client:
@@ -171,16 +179,21 @@ def figures(pid):
   return pages * os.sysconf('SC_PAGE_SIZE') / 2**20, len(os.listdir(f'/proc/{pid}/fd'))
 
 
-def load(args):
-  """The table of a run."""
-  begun = time.monotonic()
-  server = subprocess.Popen([sys.executable, '-m', 'recjax', 'serve', *args.workdirs,
+def serve(args, task):
+  """Starts a server, and runs task(args, its process id) when it is ready."""
+  begun, catalogue = time.monotonic(), pathlib.Path(tempfile.mkdtemp()) / 'items.jsonl'
+  more = []
+  if args.part == 'attack':
+    save_data(faces.load(args.workdirs[0])[1], catalogue.parent / 'sound')
+    shutil.copy(catalogue.parent / 'sound' / 'items.jsonl', catalogue)
+    args.catalogue, more = catalogue, [f'--catalogue={catalogue}']
+  server = subprocess.Popen([sys.executable, '-m', 'recjax', 'serve', *args.workdirs, *more,
                              f'--port={args.port}'])
   try:
     first = await_status(f'http://127.0.0.1:{args.port}/', begun)
     ready = await_status(f'http://127.0.0.1:{args.port}/readyz', begun)
     print(f'first page after {first:.1f} s, every model compiled after {ready:.1f} s')
-    asyncio.run(under_load(args, server.pid))
+    asyncio.run(task(args, server.pid))
     server.send_signal(signal.SIGTERM)
     print(f'SIGTERM: exit code {server.wait(60)}')
   finally:
@@ -226,6 +239,85 @@ async def under_load(args, pid):
     print(f'  {kind:24} {len(times):8,}  p50 {p50:7.1f} ms  p99 {p99:7.1f} ms')
   for name, a, b in zip(('MiB', 'descriptors'), before, after):
     print(f'  {name}: {a:.0f} after a tenth of the time, {b:.0f} at the end, {b / a - 1:+.1%}')
+
+
+async def under_attack(args, pid):
+  """Peace and attack by turns; prints what recommendations took in each."""
+  times, statuses = collections.defaultdict(list), collections.defaultdict(collections.Counter)
+  before = figures(pid)
+
+  async def client(number, turn, end):
+    rng, http = random.Random(number), Client(args.port)
+    while time.monotonic() < end:
+      begun = time.perf_counter()
+      status, _ = await http.ask('POST', '/v1/recommend', {'history': [
+          f'P{rng.randint(1, 999):04}' for _ in range(10)]})
+      times[turn].append(time.perf_counter() - begun)
+      statuses[turn][status] += 1
+      await asyncio.sleep(0.1 * rng.random())
+    http.close()
+  rounds = 4
+  for _ in range(rounds):
+    for turn in ('peace', 'attack'):
+      end = time.monotonic() + args.seconds / rounds / 2
+      tasks = [client(n, turn, end) for n in range(8)]
+      if turn == 'attack':
+        tasks += [attacker(args, end, statuses['attacks'], n) for n in range(4)]
+      await asyncio.gather(*tasks)
+  for turn, each in times.items():
+    p50, p99 = np.percentile(np.array(each) * 1e3, (50, 99))
+    print(f'{turn}: {len(each):,} recommendations, p50 {p50:.1f} ms, p99 {p99:.1f} ms')
+  for turn, each in statuses.items():
+    print(f'  {turn}: ' + ', '.join(f'{s}: {n:,}' for s, n in sorted(each.items())))
+  after = figures(pid)
+  print(f'{before[0]:.0f} MiB, {before[1]} descriptors before, {after[0]:.0f} and {after[1]} after')
+
+
+async def attacker(args, end, statuses, number):
+  """One thing after another that should not be sent."""
+  head = 'POST /v1/recommend HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\n'
+  sound, step = (args.catalogue.parent / 'sound' / 'items.jsonl').read_bytes(), number
+  open_ended = []
+  while time.monotonic() < end:
+    step += 1
+    kind = step % 6
+    if kind == 0 and number == 0:
+      args.catalogue.write_bytes(sound if step % 12 else sound[:len(sound) // 2])
+      statuses[(await once(args.port, 'POST', '/v1/catalogue/reload'))] += 1
+    elif kind == 1:
+      statuses[await raw(args.port, head + 'Content-Length: 99999999\r\n\r\n')] += 1
+    elif kind == 2:
+      body = '[' * 500_000
+      statuses[await raw(args.port, f'{head}Content-Length: {len(body)}\r\n\r\n{body}')] += 1
+    elif kind == 3:
+      body = json.dumps({'history': ['x'] * 100_000})
+      statuses[await raw(args.port, f'{head}Content-Length: {len(body)}\r\n\r\n{body}')] += 1
+    elif kind == 4 and len(open_ended) < 50:
+      pipe = await asyncio.open_connection('127.0.0.1', args.port)
+      pipe[1].write((head if step % 2 else head + 'Content-Length: 50\r\n\r\n{').encode())
+      open_ended.append(pipe[1])
+    else:
+      statuses[await once(args.port, 'GET', f'/static/../../{step}')] += 1
+    await asyncio.sleep(0.02)
+  for writer in open_ended:
+    writer.close()
+
+
+async def once(port, method, path):
+  """-> status of one request"""
+  http = Client(port)
+  status, _ = await http.ask(method, path)
+  http.close()
+  return status
+
+
+async def raw(port, text):
+  """-> status of what is sent as it is"""
+  reader, writer = await asyncio.open_connection('127.0.0.1', port)
+  writer.write(text.encode())
+  line = await reader.readline()
+  writer.close()
+  return int(line.split()[1])
 
 
 def ratio(args, n):

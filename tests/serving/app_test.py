@@ -9,11 +9,12 @@ import time
 import urllib.request
 
 import httpx
+import numpy as np
 from absl.testing import absltest, parameterized
 from fastapi.testclient import TestClient
 
 from recjax.serving import app as apps
-from recjax.serving import limits
+from recjax.serving import limits, models
 from recjax.serving.batcher import Batcher, Busy
 from tests.serving import shopkeeper
 from tests.text import llm_api_test
@@ -272,6 +273,24 @@ class CatalogueTest(parameterized.TestCase):
     for t in threads:
       t.join()
     self.assertEmpty(bad)
+
+
+class ModelTest(absltest.TestCase):
+
+  def test_a_method_that_takes_one_filter_is_asked_once_for_each(self):
+    calls = []
+
+    def face(histories, k, exclude_seen=True, allowed=None):
+      calls.append((len(histories), k, exclude_seen, len(allowed)))
+      good = [i for i in shopkeeper.CATALOG.ids if i in allowed][:k]
+      return [good for _ in histories], np.zeros((len(histories), k))
+    model = models.Model('x', 'x', face, shopkeeper.shelves())
+    full, few, none = np.ones(60, bool), np.arange(60) > 50, np.zeros(60, bool)
+    asks = [models.Ask([1], 3, f) for f in (full, few, full, none, full)]
+    asks.append(models.Ask([], 2, few))
+    found = [[i for i, _ in row] for row in model.answer(asks)]
+    self.assertEqual(found, [[1, 2, 3], [52, 53, 54], [1, 2, 3], [], [1, 2, 3], [52, 53]])
+    self.assertEqual(calls, [(8, 20, False, 60), (1, 20, False, 9)])
 
 
 class BatcherTest(absltest.TestCase):
