@@ -70,6 +70,21 @@ class WorkTest(absltest.TestCase):
       folder = work.stage('one', lambda w, x: None, 2)
     self.assertFalse((folder / 'half').exists())
 
+  def test_other_processes_read_the_shared_folder_and_write_into_their_own(self):
+    with self.open() as work:
+      work.stage('one', lambda w: (w.folder / 'a').write_text('x') and None)
+      work.record(1, {'loss': 2.0})
+    room = pathlib.Path(self.create_tempdir().full_path)
+    seen = works.mirror(self.path, room)
+    self.assertEqual((works.find_stage(seen, 'one') / 'a').read_text(), 'x')
+    other = works.Work(seen, None, first=False)
+    other.record(2, {'loss': 1.0})
+    self.assertEqual([r['step'] for r in other.metrics()], [1, 2])
+    with self.open() as work:
+      self.assertEqual([r['step'] for r in work.metrics()], [1])
+    with self.assertRaisesRegex(errors.WorkdirError, 'file system that all hosts share'):
+      works.mirror(self.path.with_name('elsewhere'), room)
+
   def test_a_second_process_is_told_who_holds_the_folder(self):
     with self.open():
       code = f"""

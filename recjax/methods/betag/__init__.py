@@ -30,7 +30,7 @@ def run(cfg, work):
   shop = load_data(cfg.data)
   work.say(f'{shop.name}: {len(shop.catalog):,} items, {len(shop.interactions):,} users, '
            f'{len(shop.interactions.items):,} interactions')
-  base = work.stage('base-tags', tags.stage, cfg.tags, shop)
+  base = work.stage('base-tags', tags.stage, cfg.tags, shop, alone=cfg.tags.source == 'api')
   llm = backbone.folder(cfg, work, text.MESSAGES, lambda: tags.documents(shop, base, cfg.seed),
                         shop, base)
   lora = work.stage('tune', tune.stage, tune.settings(cfg), shop, base, llm)
