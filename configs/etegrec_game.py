@@ -33,8 +33,8 @@ def get_config(arg=''):
                       data=given['data'], seed=0, seeds=1))
   c.mesh = dict(data=-1, fsdp=1, model=1)
   # source: 'train' a SASRec here, the folder of a `sequential` run, a .npy file, or 'text' with the
-  # folder of a text encoder. unit: centred, mean square 1; not where released weights read them
-  c.vectors = dict(source='train', encoder='', unit=True)
+  # folder of a text encoder. unit: centred, mean square 1
+  c.vectors = dict(source='train', encoder='', unit=False)
   c.vectors.model = dict(kind='sasrec', length=50, width=64, layers=2, heads=1, hidden=64,
                          dropout=0.2, norm='pre', separate=False)
   c.vectors.loss = dict(kind='ce', negatives=1, shared='position', exclude='train_history', t=0.75,

@@ -39,8 +39,8 @@ def get_config(arg=''):
                       data=given['data'], seed=0, seeds=1))
   c.mesh = dict(data=-1, fsdp=1, model=1)
   # source: 'train' a SASRec here, the folder of a `sequential` run, a .npy file, or 'text' with the
-  # folder of a text encoder. unit: centred, mean square 1; not where released weights read them
-  c.vectors = dict(source='train', encoder='', unit=True)
+  # folder of a text encoder. unit: centred, mean square 1
+  c.vectors = dict(source='train', encoder='', unit=False)
   c.vectors.model = dict(kind='sasrec', length=50, width=64, layers=2, heads=1, hidden=64,
                          dropout=0.2, norm='pre', separate=False)
   c.vectors.loss = dict(kind='ce', negatives=1, shared='position', exclude='train_history', t=0.75,
@@ -62,7 +62,7 @@ def get_config(arg=''):
   c.model = dict(history=20, width=64, layers=2, decoder_layers=2, heads=4, head_dim=16, ffn=256,
                  dropout=0.1, gated=False, dtype='float32', fusion_heads=4, fusion_layers=3,
                  compat=False, apart=False)
-  c.train = dict(epochs=12, patience=4, batch=128, save_every=4, valid_users=500)
+  c.train = dict(epochs=8, patience=4, batch=128, save_every=4, valid_users=500)
   c.optim = dict(lr=3e-3, warmup=50, schedule='cosine', decay=0.05, clip=1.0, beta2=0.999)
   c.finetune = dict(epochs=0)
   c.decode = dict(beams=20, batch=256)
