@@ -167,7 +167,7 @@ def items(app, service):
   @app.post('/v1/tags')
   async def tags(asked: Items):
     """The BETags of items with their weights."""
-    model = service.model(asked.model, 'tags', 'has no tags; serve the folder of a BETag run')
+    model = service.model(asked.model, 'tags', 'for tags serve the folder of a BETag run')
     return {'model': model.name, 'tags': {
         services.clean(str(i)): [{'tag': t, 'weight': w} for t, w in model.tags.get(str(i), ())]
         for i in asked.items}}

@@ -20,7 +20,7 @@ from recjax.serving.limits import Refused
 
 MESSAGES, LETTERS = 200, 20_000  # of a conversation, of a message
 PIECES = re.compile(r'\s*\S+(?:\s+$)?')
-NO_CHAT = 'does not converse; serve the folder of a RecLM run'
+NO_CHAT = 'for conversation serve the folder of a RecLM run'
 
 
 class Part(pydantic.BaseModel):

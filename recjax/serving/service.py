@@ -51,19 +51,19 @@ class Service:
     self.counters.gauge('recjax_models_ready', 'Models that answer', lambda: sum(
         m.ready for m in models.values()))
 
-  def model(self, name=None, need=None, what=''):
+  def model(self, name=None, need=None, remedy=''):
     """A model by name, or the first that has attribute `need`. Raises Refused."""
     if name:
       found = self.models.get(name)
       if found is None:
         raise Refused(404, f'there is no model {name!r:.100}; there are {", ".join(self.models)}')
       if need and getattr(found, need) is None:
-        raise Refused(422, f'{name} {what}')
+        raise Refused(422, f'{name} cannot do this; {remedy}')
       return found
     for found in self.models.values():
       if not need or getattr(found, need) is not None:
         return found
-    raise Refused(404, f'no model that is served here {what}')
+    raise Refused(404, f'no model here can do this; {remedy}')
 
   async def wait(self, request, batcher, asked):
     """The answer to `asked`. A client that goes away takes its request out. Raises Refused."""

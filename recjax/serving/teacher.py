@@ -130,13 +130,3 @@ def rank(recommend, catalog, request):
   order = recommend(request.item_lists, len(catalog), False)[0]
   places = [{item: r for r, item in enumerate(row)} for row in order]
   return [[place[i] for i in some] for place, some in zip(places, request.candidate_item_lists)]
-
-
-def serve(workdir, host, port):
-  """Serves a trained `sequential` run until it is stopped."""
-  import uvicorn
-
-  from recjax import recommend as faces
-  found, shop = faces.load(workdir)
-  found([[shop.catalog.ids[0]]], 1)  # compiles before the first request
-  uvicorn.run(app(found, shop.catalog, str(workdir)), host=host, port=port, log_level='warning')
