@@ -1,7 +1,9 @@
 """Checkpoints of training state, through Orbax; the only file that knows it (jax_stack 5)."""
 import contextlib
 import logging
+import os
 import pathlib
+import tempfile
 
 import jax
 import jax.numpy as jnp
@@ -15,15 +17,35 @@ from recjax.errors import WorkdirError
 def open_checkpoints(folder, keep=2):
   """Opens the checkpoints in `folder`; on leaving, waits for the last one to be on disk.
 
-  A checkpoint that was being written when the process died is not seen: Orbax renames it last.
+  A checkpoint that was being written when the process died is not seen: Orbax renames it last. One
+  whose own description is damaged is put aside, as STEP.damaged, since Orbax would open none then.
   """
   from orbax.checkpoint import v1 as ocp
   logging.getLogger('absl').setLevel(logging.ERROR)  # one line per array otherwise
+  if jax.process_count() == 1:  # with several, all would have to open, and so to fail, together
+    put_aside(pathlib.Path(folder).absolute(), ocp)
   policies = ocp.training.preservation_policies
   with ocp.training.Checkpointer(
       pathlib.Path(folder).absolute(), preservation_policy=policies.LatestN(keep),
       cleanup_tmp_directories=True) as open_one:
     yield open_one
+
+
+def put_aside(folder, ocp):
+  """Renames steps that Orbax cannot even list. Other errors than of their content are raised."""
+  def listed(path):
+    try:
+      with ocp.training.Checkpointer(path) as alone:
+        return [c.step for c in alone.checkpoints]
+    except (ValueError, KeyError, TypeError, AttributeError):
+      return None
+  if not folder.is_dir() or listed(folder) is not None:
+    return
+  for step in [p for p in folder.iterdir() if p.name.isdigit()]:
+    with tempfile.TemporaryDirectory() as room:
+      os.symlink(step, pathlib.Path(room) / step.name)
+      if listed(pathlib.Path(room)) is None:
+        os.replace(step, step.with_name(f'{step.name}.damaged'))
 
 
 def save(checkpoints, step, state):
@@ -42,6 +64,8 @@ def restore(checkpoints, like, log):
   like: tree of ShapeDtypeStruct with shardings, so that any mesh can read any other's files.
   Raises WorkdirError where checkpoints exist and none of them can be read.
   """
+  for step in pathlib.Path(checkpoints.directory).glob('*.damaged'):
+    log(f'checkpoint {step.stem} cannot be read (its description is damaged); it is now {step}')
   found = sorted((c.step for c in checkpoints.checkpoints), reverse=True)
   for step in found:
     state, why = attempt(checkpoints, step, like)

@@ -99,6 +99,15 @@ class CheckpointTest(absltest.TestCase):
       damage(self.arrays(8)[0])
       self.expect_fall_back(damage.__name__)
 
+  def test_a_damaged_description_does_not_hide_the_other_steps(self):
+    self.write(4, 8)
+    about = self.path / '8' / '_CHECKPOINT_METADATA'
+    about.write_text(about.read_text().replace('commit_timestamp_nsecs', 'commit_timestamp_ncecs'))
+    self.expect_fall_back('description')
+    self.assertTrue((self.path / '8.damaged').is_dir())
+    self.write(12)
+    self.assertEqual(self.read()[0], 12)
+
   def test_an_array_that_decodes_to_something_else_is_named(self):
     self.write(4)
     with checkpoint.open_checkpoints(self.path) as saved:
