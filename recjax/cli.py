@@ -63,9 +63,10 @@ def parser():
 
   verb = verbs.add_parser('convert', help='the trained model for other programs')
   verb.add_argument('workdir', help='the folder of a finished run')
-  verb.add_argument('--to', required=True, choices=('peft', 'merged', 'npz', 'samples'),
+  verb.add_argument('--to', required=True, choices=('peft', 'merged', 'npz', 'samples', 'index'),
                     help='a PEFT adapter folder or a whole Hugging Face checkpoint; plain '
-                    'arrays, of methods without a language model; or what RecLM was trained on')
+                    'arrays, of methods without a language model; what RecLM was trained on; or '
+                    'the semantic IDs of all items')
   verb.add_argument('--out', required=True, help='folder to make')
   return top
 
