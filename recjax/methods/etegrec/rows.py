@@ -47,8 +47,11 @@ def padded(histories, width):
 
 
 def widths(most):
-  """The widths of bins: an eighth, a quarter, a half and the whole of the longest history."""
-  return sorted({max(1, -(-most // part)) for part in (8, 4, 2, 1)})
+  """The widths of bins: a quarter, a half and the whole of the longest history.
+
+  Each is a network of its own to the compiler, so there are few.
+  """
+  return sorted({-(-most // part) for part in (4, 2, 1)})
 
 
 def bins(histories, targets, interests, most, batch, ways=1):
