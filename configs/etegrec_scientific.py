@@ -62,10 +62,10 @@ def get_config(arg=''):
   c.align = dict(sia=1e-4, psa=3e-4, sign='neg', reduce='sum_levels', temperature=1.0, tau=0.07,
                  warm=2)
   # cycle: of so many epochs one is the tokenizer's. patience: epochs, of either kind
-  c.train = dict(epochs=12, cycle=2, patience=12, batch=128, save_every=4, valid_users=500)
+  c.train = dict(epochs=8, cycle=2, patience=8, batch=128, save_every=4, valid_users=500)
   c.optim = dict(lr=3e-3, warmup=50, schedule='cosine', decay=0.05, clip=1.0, beta2=0.999)
   c.id_optim = dict(lr=1e-4, warmup=50, schedule='cosine', decay=0.05, clip=1.0, beta2=0.999)
-  c.finetune = dict(epochs=4, patience=2, save_every=4, lr=1e-3, warmup=0, schedule='cosine',
+  c.finetune = dict(epochs=3, patience=2, save_every=3, lr=1e-3, warmup=0, schedule='cosine',
                     decay=0.05, clip=1.0, beta2=0.999)
   c.decode = dict(beams=20, batch=256)
   c.judge = dict(mask_history=True, save_top=20)

@@ -78,7 +78,7 @@ def ids_section(shop, cfg, made, coded, table):
   size, about = cfg.tokenizer.size, ids.health(coded)
   used = np.stack([np.bincount(table[:, q], minlength=size) for q in range(table.shape[1])])
   order = np.sort(used, 1)[:, ::-1]
-  names = [f'level {q + 1}' for q in range(len(used))]
+  names, learnt = [f'level {q + 1}' for q in range(len(used))], len(about['balance'])
   rows = [[names[q], f'{(used[q] > 0).mean():.1%}', f'{np.exp(entropy(used[q])):.1f}',
            f'{about["balance"][q]:.3f}' if q < len(about['balance']) else '']
           for q in range(len(used))]
@@ -98,8 +98,10 @@ def ids_section(shop, cfg, made, coded, table):
       'Semantic IDs',
       html.table(['Level', 'Codes in use', 'Perplexity', 'Balance'], rows, 'At the end of training',
                  'lrrr'),
-      html.figure(plots.heat_map(order, names, 'codes, most frequent first', 'items'),
-                  'Items of each code, levels apart', 'code usage'),
+      html.figure(plots.heat_map(order[:learnt], names[:learnt], 'codes, most frequent first',
+                                 'items'),
+                  'Items of each code; the level that tells equal items apart is left out',
+                  'code usage'),
       html.grid(*maps),
       intro=f'{cfg.tokenizer.kind}; {about["collision_rate"]:.2%} of items shared the codes of '
       f'another when the tokenizer was made (largest group {about["max_group"]}); the last level '
