@@ -42,7 +42,7 @@ def small(cfg, data):
   cfg.vectors.model.update(width=8, hidden=8, length=8)
   cfg.vectors.train.update(epochs=3, batch=32)
   cfg.tokenizer.update(hidden=(8,), width=8, levels=2, size=8, steps=60, look_every=20, batch=24)
-  cfg.model.update(history=4, width=16, layers=1, decoder_layers=1, heads=2, head_dim=8, ffn=16,
+  cfg.model.update(history=2, width=16, layers=1, decoder_layers=1, heads=2, head_dim=8, ffn=16,
                    fusion_heads=2, fusion_layers=1)
   cfg.train.update(epochs=12, batch=64, save_every=6, valid_users=40)
   cfg.optim.update(lr=1e-2, warmup=0)
