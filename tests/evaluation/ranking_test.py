@@ -97,6 +97,13 @@ class ItemRanksTest(parameterized.TestCase):
       ranking.item_ranks(np.zeros((1, 2), np.float32), np.array([1]), 'random')
 
 
+class ListRanksTest(absltest.TestCase):
+
+  def test_places_and_what_is_missing(self):
+    items = np.array([[4, 2, 0], [1, 3, 5], [0, 0, 0]])
+    self.assertEqual(ranking.list_ranks(items, [2, 2, 7], 9).tolist(), [1, 9, 9])
+
+
 class RankCasesTest(parameterized.TestCase):
 
   @parameterized.product(tie=ranking.TIES, mask=(True, False))

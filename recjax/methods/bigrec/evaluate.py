@@ -53,8 +53,7 @@ def rank_in(items, targets, titles, policy, last):
   if policy not in POLICIES:
     raise ConfigError(f'judge.duplicate_titles={policy!r}; choose one of {", ".join(POLICIES)}')
   if policy == 'exact_id':
-    hit = items == np.asarray(targets)[:, None]
-    return np.where(hit.any(1), hit.argmax(1), last).astype(np.int32)
+    return ranking.list_ranks(items, targets, last)
   out = np.full(len(items), last, np.int32)
   for b, (row, target) in enumerate(zip(items, targets)):
     names = list(dict.fromkeys(titles[i - 1] for i in row if i))

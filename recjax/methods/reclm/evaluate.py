@@ -74,12 +74,6 @@ def rank_all(work, cfg, shelf, stock, cases):
                             histories if cfg.judge.mask_history else None, cfg.decode.count)
 
 
-def places(items, targets, last):
-  """Ranks in lists that end early: the place, or `last`. items: (n, k). -> (n,) int32"""
-  hit = items == targets[:, None]
-  return np.where(hit.any(1), hit.argmax(1), last).astype(np.int32)
-
-
 def save(work, cfg, shop, split, cases, lists, order, score, more):
   """Adds the rows of the teacher and for sanity. Lists end early: so do the cut-offs. -> counts"""
   n, width = len(shop.catalog), cfg.decode.count
@@ -87,8 +81,8 @@ def save(work, cfg, shop, split, cases, lists, order, score, more):
   for row, some in zip(items, lists):
     row[:len(some)] = some
   values = np.where(items > 0, 1 / (1 + np.arange(width)), 0).astype(np.float32)
-  ranks = {cfg.grounding: places(items, cases.targets, n - 1),
-           f'{cfg.grounding}:ranked': places(order[0], cases.targets, n - 1)}
+  ranks = {cfg.grounding: ranking.list_ranks(items, cases.targets, n - 1),
+           f'{cfg.grounding}:ranked': ranking.list_ranks(order[0], cases.targets, n - 1)}
   others = {**({'sasrec': score} if score else {}), **ranking.baselines(split.train, n, cfg.seed)}
   for name, one in others.items():
     ranks[name] = ranking.rank_cases(one, cases, n, mask_history=cfg.judge.mask_history)
