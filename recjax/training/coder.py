@@ -52,7 +52,8 @@ def read(cfg, params, table, some, texts, key=None):
 def aligned(weights, id_cfg, id_params, x, out, target):
   """Both alignment losses of a batch. x: (N, d) item vectors. -> SIA (), PSA (), rqvae's dict"""
   rows = align.first(target)
-  found = rqvae.forward(id_cfg, id_params, x[jnp.maximum(target - 1, 0)])
+  found = rqvae.forward(id_cfg, id_params, x[jnp.maximum(target - 1, 0)],
+                        weight=rows.astype(jnp.float32))
   state = rqvae.quantise(id_cfg, id_params['codebooks'], out['pooled'])['dist']
   return (align.sia(found['dist'], state, rows, weights.sign, weights.reduce, weights.temperature),
           align.psa(found['recon'], out['first'], rows, weights.tau), found)
@@ -70,16 +71,13 @@ def rec_loss(cfg, weights, id_cfg, x, texts, rec, fixed, some, key, on):
   return value, parts
 
 
-def id_loss(cfg, weights, id_cfg, x, texts, ids, fixed, some, key, on):
+def id_loss(cfg, weights, id_cfg, x, texts, ids, fixed, some, _key, on):
   """Quantisation of the distinct targets, and alignment with a recommender that stands still."""
   _, out, target = read(cfg, fixed['rec'], fixed['table'], some, texts)
   sia, psa, found = aligned(weights, id_cfg, ids, x, out, target)
   rows = align.first(target).astype(jnp.float32)
-  items = x[jnp.maximum(target - 1, 0)]
-  del key
-  vq = rqvae.recon_loss(id_cfg, found['recon'], items, rows)
-  again = rqvae.quantise(id_cfg, ids['codebooks'], rqvae.encode(id_cfg, ids, items), None, rows)
-  vq = vq + id_cfg.alpha * again['loss']
+  vq = id_cfg.alpha * found['loss'] + rqvae.recon_loss(
+      id_cfg, found['recon'], x[jnp.maximum(target - 1, 0)], rows)
   return vq + on * (weights.sia * sia + weights.psa * psa), {'vq': vq, 'sia': sia, 'psa': psa}
 
 

@@ -101,4 +101,5 @@ def read(folder):
 
 
 def health(folder):
+  """What `codes.health` said when the codes were made. -> dict"""
   return read_json(pathlib.Path(folder) / 'health.json')
