@@ -55,8 +55,10 @@ def get_config(arg=''):
   c.assist.train = dict(batch=256, epochs=30, patience=5, save_every=10, valid_users=1000,
                         mask_share=0.2, mask_most=50, mask_last=0.5)
   c.assist.optim = dict(lr=2e-3, warmup=0, schedule='constant', decay=0.0, clip=0.0, beta2=0.98)
-  # batch: prompts answered together
-  c.decode = dict(beams=4, batch=64, new_tokens=32, length_penalty=1.0)
+  # batch: prompts answered together. length_norm: what divides a score, the answer's tokens
+  # ('generated') or the prompt's too ('full', as old releases of transformers did)
+  c.decode = dict(beams=4, batch=64, new_tokens=32, length_penalty=1.0,
+                  length_norm='generated')
   # model: 'base' or 'tuned' embeds both sides, by its 'last' token or 'avg'. inject: what the lists
   # are pulled by (none, pop, cf); rows of all three are judged. step, most: the grid of gammas
   c.ground = dict(model='base', pooling='last', inject='none', step=0.01, most=99)

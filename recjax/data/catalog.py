@@ -98,23 +98,25 @@ def make_dataset(name, catalog, interactions, notes=None):
 
 
 def load_data(source, tie_order='file'):
-  """Reads 'sample', 'sample:SEED' or a folder: canonical, or the own files of BETag, LLMEmb or
-  RecLM.
+  """Reads 'sample', 'sample:SEED', 'sample:SEED:USERS' or a folder: canonical, or the own files of
+  BETag, LLMEmb or RecLM.
 
-  'sample' is the built-in shop of seed 0; another seed makes another shop of the same kind, for a
-  second opinion. tie_order: as in `in_tie_order`. -> Dataset. Raises DataError with file and line
-  for whatever is wrong.
+  'sample' is the built-in shop of seed 0 with 4,000 customers; another seed makes another shop of
+  the same kind, for a second opinion, and fewer customers leave more items rare. tie_order: as in
+  `in_tie_order`. -> Dataset. Raises DataError with file and line for whatever is wrong.
   """
   return in_tie_order(_load(source), tie_order)
 
 
 def _load(source):
-  name, _, seed = str(source).partition(':')
+  name, *numbers = str(source).split(':')
   if name == 'sample':
     from recjax.data import sample_shop
-    if seed and not seed.isdecimal():
-      raise DataError(f"data '{source}': a sample shop's seed is a whole number, as in 'sample:7'.")
-    return sample_shop.make(int(seed or 0))
+    if not all(n.isdecimal() for n in numbers) or len(numbers) > 2:
+      raise DataError(f"data '{source}': seed and customers of a sample shop are whole numbers, as "
+                      "in 'sample:7' or 'sample:7:1000'.")
+    seed, users = (numbers + ['0', sample_shop.CUSTOMERS][len(numbers):])
+    return sample_shop.make(int(seed), users=int(users))
   folder = pathlib.Path(source)
   if not folder.is_dir():
     what = 'is not a folder' if folder.exists() else 'does not exist'

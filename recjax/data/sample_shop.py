@@ -31,6 +31,7 @@ from recjax.data.catalog import Catalog, Interactions, make_dataset
 from recjax.data.sample_goods import AXES, BRANDS
 from recjax.errors import ConfigError
 
+CUSTOMERS = 4000
 SHORTEST, LONGEST = 5, 20
 NOISE = 10                      # per cent of purchases by popularity alone
 RETURN = 38                     # per cent of steps that go back to an earlier one
@@ -80,7 +81,7 @@ class Walk:
   bought: np.ndarray
 
 
-def make(seed=0, items=1000, users=4000):
+def make(seed=0, items=1000, users=CUSTOMERS):
   """Generates the shop. -> Dataset with title, brand, categories, description, price, attributes
 
   Few items make a shop of fewer kinds and projects. Raises ConfigError below 60 items or 1 user.
@@ -95,11 +96,12 @@ def make(seed=0, items=1000, users=4000):
   offsets = np.concatenate([[0], np.cumsum(lengths)])
   names = tuple(f'U{u:05d}' for u in range(1, users + 1))
   interactions = Interactions(names, items, offsets, _times(seed, lengths))
-  name = f'sample:{seed}' if seed else 'sample'
+  name = 'sample' if (seed, users) == (0, CUSTOMERS) else f'sample:{seed}'
+  name += f':{users}' if users != CUSTOMERS else ''
   return make_dataset(name, catalog, interactions)
 
 
-def oracle(seed=0, items=1000, users=4000):
+def oracle(seed=0, items=1000, users=CUSTOMERS):
   """What can be reached on the shop's leave-one-out test, history masked, ties against the target.
 
   'oracle' ranks by the true probability of the next item, given the customer's true circle,

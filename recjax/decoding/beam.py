@@ -78,20 +78,22 @@ class State(NamedTuple):
   beams: Rows          # scores are sums of log-probabilities
   done: Rows           # scores are values
   open: jax.Array      # (B,)
+  before: jax.Array    # (B,) tokens that lengths count besides the new ones
   broken: jax.Array    # (B,)
   cache: object
 
 
 def beam_search(step: Callable, reorder: Callable, head: Callable, cache, first, constraint,
                 cfg: BeamConfig, grow: Callable | None = None,
-                pick: Callable | None = None) -> Found:
+                pick: Callable | None = None, before=None) -> Found:
   """Searches all requests at once.
 
   step: (tokens (B, K) int32, cache, t) -> (state (B, K, D), cache). reorder: (cache, parents
   (B, K)) -> cache. head: state -> Head. first: (B, D), the state after each prompt. constraint:
   see `constraints`. grow: (cache, new_tokens) -> cache, where the cache begins with room for
   `stages(cfg.new_tokens)[0]` tokens only. pick: (cache, requests (A,)) -> cache; with it the last
-  half of the requests goes on alone once the other half is done.
+  half of the requests goes on alone once the other half is done. before: (B,) int32, tokens that
+  lengths count besides the new ones; the prompts' give the values of old releases of transformers.
   """
   half = len(first) // 2 if pick else 0
 
@@ -100,7 +102,8 @@ def beam_search(step: Callable, reorder: Callable, head: Callable, cache, first,
     hidden, cache = step(last, state.cache, state.t - 1)
     return turn(state._replace(cache=cache), hidden, head, reorder, constraint, cfg)
 
-  state = begin(cache, len(first), constraint, cfg)
+  before = jnp.zeros(len(first), jnp.int32) if before is None else before
+  state = begin(cache, before, constraint, cfg)
   state = turn(state, first[:, None], head, None, constraint, cfg)
   for limit in stages(cfg.new_tokens) if grow else [cfg.new_tokens]:
     cache = grow(state.cache, limit) if grow else state.cache
@@ -119,12 +122,13 @@ def beam_search(step: Callable, reorder: Callable, head: Callable, cache, first,
   return Found(state.done, exists, exists.sum(-1, dtype=jnp.int32), state.t, state.broken)
 
 
-def begin(cache, batch, constraint, cfg):
-  """The state before the first token: one beam a request."""
+def begin(cache, before, constraint, cfg):
+  """The state before the first token: one beam a request. before: (B,) int32"""
+  batch = len(before)
   start = constraint.start(batch)
   beams = _empty(batch, 1, start, cfg)._replace(scores=jnp.zeros((batch, 1)))
   return State(jnp.int32(0), beams, _empty(batch, cfg.beams, start, cfg), jnp.ones(batch, bool),
-               jnp.full(batch, -1, jnp.int32), cache)
+               before, jnp.full(batch, -1, jnp.int32), cache)
 
 
 def _empty(batch, rows, start, cfg):
@@ -154,8 +158,8 @@ def turn(state, hidden, head, reorder, constraint, cfg):
   alive = ~jnp.take_along_axis(ended, order, 1)
   running = running._replace(scores=jnp.where(alive, running.scores, DEAD))
   cache = reorder(state.cache, jnp.take_along_axis(beam, order, 1)) if reorder else state.cache
-  still = state.open & may_improve(running.scores[:, 0], t + 1, done.scores, cfg)
-  return State(t + 1, running, done, still, broken, cache)
+  still = state.open & may_improve(running.scores[:, 0], t + 1, done.scores, cfg, state.before)
+  return State(t + 1, running, done, still, state.before, broken, cache)
 
 
 def best_of(scores, kept):
@@ -198,7 +202,8 @@ def extend(beams, total, beam, token, follow, t):
 def finish(state, made, ended, cfg):
   """Merges rows that end now with those that ended before. -> Rows (B, K)"""
   made = made._replace(scores=values_of(
-      made.scores, ended & state.open[:, None], state.t + 1, state.done.scores, cfg))
+      made.scores, ended & state.open[:, None], state.t + 1 + state.before[:, None],
+      state.done.scores, cfg))
   both = jax.tree.map(lambda a, b: jnp.concatenate([a, b], 1), state.done, made)
   return take(both, lax.top_k(both.scores, cfg.beams)[1])
 
@@ -206,7 +211,8 @@ def finish(state, made, ended, cfg):
 def values_of(scores, ended, length, done, cfg):
   """Values of rows that end now, DEAD for those that do not, or rank too low to.
 
-  scores, ended: (B, M), best first. length: tokens, () or (B, 1). done: (B, K) values so far
+  scores, ended: (B, M), best first. length: tokens that count, () or (B, 1). done:
+  (B, K) values so far
   """
   new = ended & (jnp.arange(scores.shape[1]) < cfg.beams) & (scores > LIVE)
   if cfg.early_stopping is True:
@@ -214,14 +220,15 @@ def values_of(scores, ended, length, done, cfg):
   return jnp.where(new, scores / length.astype(jnp.float32) ** cfg.length_penalty, DEAD)
 
 
-def may_improve(best, length, done, cfg):
+def may_improve(best, length, done, cfg, before=0):
   """Whether a request's open beams can still beat its finished rows. -> (B,) bool
 
-  best: (B,), the best open beam's score. length: tokens so far, () or (B,). done: (B, K) values
+  best: (B,), the best open beam's score. length: new tokens so far, () or (B,). done: (B, K)
+  values. before: tokens that count besides the new ones, () or (B,)
   """
   if cfg.early_stopping == 'never' and cfg.length_penalty > 0:
     length = jnp.full_like(length, cfg.new_tokens)
-  value = best / length.astype(jnp.float32) ** cfg.length_penalty
+  value = best / (length + before).astype(jnp.float32) ** cfg.length_penalty
   full = (done > LIVE).all(-1)
   better = ~full if cfg.early_stopping is True else ~full | (value > done.min(-1))
   return better & (best > LIVE)

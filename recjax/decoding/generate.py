@@ -78,18 +78,21 @@ class _Plan:
 
 
 def generate(decoder, params, prompts, constraint=None, *, beams=1, new_tokens=0, groups=1,
-             diversity_penalty=1.0, length_penalty=1.0, early_stopping=False, samples=0,
-             temperature=1.0, top_k=0, top_p=1.0, eos_ids=(), pad_id=0, min_new_tokens=0, seed=0,
-             token_scores=False, runs=(), lookahead=0, bucket=64, longest_prompt=0):
+             diversity_penalty=1.0, length_penalty=1.0, length_offset=None, early_stopping=False,
+             samples=0, temperature=1.0, top_k=0, top_p=1.0, eos_ids=(), pad_id=0,
+             min_new_tokens=0, seed=0, token_scores=False, runs=(), lookahead=0, bucket=64,
+             longest_prompt=0):
   """Continues prompts by beam search (beams=1 is greedy), group beam search or sampling.
 
   decoder: a `Decoder`. prompts: lists of token ids, of any lengths. constraint: None, `Titles`,
   `ItemMode` or `Fetch`. new_tokens: 0 takes the longest title of the constraint. groups: above 1
-  for diverse beam search. samples: above 0 draws so many rows of each prompt instead. runs: tokens
-  a request may feed in one pass, e.g. (8, 32), to find the same rows by `tree_search`; for samples
-  in item mode, e.g. (8,), tokens of a row. lookahead: tokens that passes of `tree_search` are
-  filled up to with what may be needed. bucket: prompts are padded to a multiple of it, so lengths
-  that share a multiple share a program. longest_prompt: refuse longer ones (0: no bound).
+  for diverse beam search. length_offset: (B,) tokens that the penalty of plain beams counts besides
+  the new ones, such as the prompts'. samples: above 0 draws so many rows of each prompt instead.
+  runs: tokens a request may feed in one pass, e.g. (8, 32), to find the same rows by `tree_search`;
+  for samples in item mode, e.g. (8,), tokens of a row. lookahead: tokens that passes of
+  `tree_search` are filled up to with what may be needed. bucket: prompts are padded to a multiple
+  of it, so lengths that share a multiple share a program. longest_prompt: refuse longer ones (0: no
+  bound).
   -> Generated. Raises DataError for an empty or too long prompt,
   UserError where a beam meets NaN of the model, ConfigError for settings that contradict.
   """
@@ -105,6 +108,8 @@ def generate(decoder, params, prompts, constraint=None, *, beams=1, new_tokens=0
     raise ConfigError('token_scores come with beams and samples, not with groups or runs')
   if lookahead and (samples or not runs):
     raise ConfigError(f'lookahead={lookahead} fills the passes of runs with beams; set runs, or 0')
+  if length_offset is not None and (samples or runs or groups > 1):
+    raise ConfigError('length_offset comes with plain beams')
   if samples:
     if runs and not (isinstance(constraint, ItemMode | Fetch) and decoder.extend):
       raise ConfigError('runs with samples need ItemMode or Fetch, and a decoder with extend')
@@ -126,8 +131,9 @@ def generate(decoder, params, prompts, constraint=None, *, beams=1, new_tokens=0
   else:
     plan = _Plan('beam', BeamConfig(beams, new_tokens, length_penalty, early_stopping, ends, pad_id,
                                     token_scores), token_scores)
+  before = np.broadcast_to(np.int32(0 if length_offset is None else length_offset), len(tokens))
   out = sharding.fetch(_run(decoder, plan, params, tokens, lengths, constraint,
-                            jax.random.key(seed)))
+                            jax.random.key(seed), before))
   broken = out.pop('broken')
   if (broken >= 0).any():
     bad = int(np.flatnonzero(broken >= 0)[0])
@@ -152,7 +158,7 @@ def padded(prompts, bucket, longest=0, pad_id=0):
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
-def _run(decoder, plan, params, tokens, lengths, constraint, key):
+def _run(decoder, plan, params, tokens, lengths, constraint, key, before):
   """The whole generation on the device. -> dict of arrays"""
   cfg = plan.config
   rows = cfg.rows if plan.kind == 'sample' else cfg.beams
@@ -165,19 +171,20 @@ def _run(decoder, plan, params, tokens, lengths, constraint, key):
     rows, room = 1, cfg.rows * cfg.new_tokens + 1
   first, cache = decoder.start(params, tokens, lengths, rows, room)
   head = functools.partial(head_of, decoder, params)
-  run = {'beam': _beam, 'groups': _groups, 'sample': _sample, 'tree': _tree}[plan.kind]
 
   def step(tokens, cache, t):
     return decoder.step(params, cache, tokens, t)
   if plan.kind == 'tree' or plan.runs:
     step = functools.partial(decoder.extend, params)
+  if plan.kind == 'beam':
+    return _beam(decoder, step, head, cache, first, constraint, plan, before)
+  run = {'groups': _groups, 'sample': _sample, 'tree': _tree}[plan.kind]
   return run(decoder, step, head, cache, first, constraint, plan, key)
 
 
-def _beam(decoder, step, head, cache, first, constraint, plan, key):
-  del key
+def _beam(decoder, step, head, cache, first, constraint, plan, before):
   found = beam_search(step, decoder.reorder, head, cache, first, constraint, plan.config,
-                      decoder.grow, decoder.pick)
+                      decoder.grow, decoder.pick, before)
   rows = found.rows
   return _pack(rows.tokens, rows.scores, rows.lengths, found.exists, rows.complete,
                rows.state, constraint, found.steps, found.broken, rows.token_scores)

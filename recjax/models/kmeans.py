@@ -10,6 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from recjax.models.layers import argmin
+
 CHUNK = 8192  # points whose distances are held at a time
 
 
@@ -24,7 +26,7 @@ def nearest(x, centres):
   """-> the nearest centre of each point (N,) int32, its squared distance (N,)"""
   def one(part):
     d = distances(part, centres)
-    return d.argmin(-1).astype(jnp.int32), d.min(-1)
+    return argmin(d).astype(jnp.int32), d.min(-1)
   if len(x) <= CHUNK:
     return one(x)
   pad = -len(x) % CHUNK

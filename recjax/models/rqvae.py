@@ -13,6 +13,7 @@ from jax import lax
 
 from recjax.errors import ConfigError, DataError
 from recjax.models import kmeans
+from recjax.models.layers import argmin
 
 CHOICES = {'residual': ('ste', 'sg'), 'distance': ('l2', 'dot', 'cos'),
            'recon': ('mse', 'l1', 'infonce'), 'reduction': ('mean', 'sum'),
@@ -136,7 +137,7 @@ def quantise(cfg, books, v, key=None, weight=None):
     book = books[level]
     d = distances(cfg, v, book)
     eps = cfg.sinkhorn[level] if cfg.sinkhorn and key is not None else 0
-    code = kmeans.sinkhorn(sg(d), eps).argmax(-1) if eps else d.argmin(-1)
+    code = kmeans.sinkhorn(sg(d), eps).argmax(-1) if eps else argmin(d)
     e = book[code]
     if cfg.estimator == 'gumbel' and key is not None:
       noise = jax.random.gumbel(jax.random.fold_in(key, level), d.shape)

@@ -17,6 +17,7 @@ from jax.sharding import PartitionSpec as P
 
 from recjax.errors import ConfigError
 from recjax.models.decoder import Decoder
+from recjax.models.layers import dropout, linear
 
 FAR = -1e9  # instead of -inf, so that a row without a single key stays finite
 RULES = (
@@ -76,20 +77,14 @@ def buckets(offset, count, distance, both):
   return (base + np.where(offset < near, offset, far)).astype(np.int32)
 
 
-def thin(x, rate, key):
-  """Dropout with a byte for each number: a quarter of the random bits, rate in steps of 1 / 256."""
-  cut = round(256 * rate)
-  keep = jax.random.bits(key, x.shape, jnp.uint8) >= cut
-  return jnp.where(keep, x * (256 / (256 - cut)), 0).astype(x.dtype)
-
-
 class Part(nn.Module):
   """What the modules below share: weights of a layer, norm, dropout."""
   cfg: Config
 
-  def kernel(self, name, *shape):
+  def linear(self, x, name, out):
+    shape = (x.shape[-1], out)
     weight = self.param(name, nn.initializers.normal(self.cfg.std), shape)
-    return weight.astype(self.cfg.dtype)
+    return linear(x, weight.astype(self.cfg.dtype))
 
   def norm(self, x, name):
     """Divided by the root of the mean square, no mean taken off."""
@@ -101,30 +96,43 @@ class Part(nn.Module):
   def drop(self, x, train):
     if not train or not self.cfg.dropout:
       return x
-    return thin(x, self.cfg.dropout, self.make_rng('dropout'))
+    return dropout(x, self.cfg.dropout, self.make_rng('dropout'))
 
   def heads(self, x):
     return x.reshape(*x.shape[:-1], self.cfg.heads, self.cfg.head_dim)
 
-  def attend(self, q, k, v, bias, train):
-    """Scores are not divided. q: (B, S, H, Dh). k, v: (B, T, H, Dh), or (B, S, T, H, Dh) with keys
-    of each query's own. bias: float32, broadcasts to (B, H, S, T). -> (B, S, H * Dh)
+  def attend(self, q, k, v, bias, train, keys='bthd', values='bthd'):
+    """Scores are not divided. q: (B, S, H, Dh). keys, values: the axes of k and v. bias: float32,
+    broadcasts to (B, H, S, T). -> (B, S, H * Dh)
     """
-    keys = 'bthd' if k.ndim == 4 else 'bsthd'
     scores = jnp.einsum(f'bshd,{keys}->bhst', q, k, preferred_element_type=jnp.float32) + bias
     share = self.drop(jax.nn.softmax(scores, -1).astype(v.dtype), train)
-    out = jnp.einsum(f'bhst,{keys}->bshd', share, v)
+    out = jnp.einsum(f'bhst,{values}->bshd', share, v)
+    return out.reshape(*out.shape[:2], -1)
+
+  def attend_memory(self, q, memory, w_k, w_v, bias, train):
+    """`attend` to keys memory @ w_k and values memory @ w_v that are never made. -> (B, T, H * Dh)
+
+    q w_k' is scored against what is read itself, and what is seen of that goes through w_v. q: (B,
+    T, H, Dh), memory: (B, S, D), w_k, w_v: (D, H * Dh).
+    """
+    w_k, w_v = (self.heads(w.astype(self.cfg.dtype)) for w in (w_k, w_v))
+    q = jnp.einsum('bthd,mhd->bthm', q, w_k)
+    scores = jnp.einsum('bthm,bsm->bhts', q, memory, preferred_element_type=jnp.float32) + bias
+    share = self.drop(jax.nn.softmax(scores, -1).astype(memory.dtype), train)
+    seen = jnp.einsum('bhts,bsm->bthm', share, memory)
+    out = jnp.einsum('bthm,mhd->bthd', seen, w_v)
     return out.reshape(*out.shape[:2], -1)
 
   def feed(self, x, train):
     """The feed-forward layer with its residual."""
     cfg, y = self.cfg, self.norm(x, 'feed_norm')
-    up = y @ self.kernel('up', cfg.width, cfg.ffn)
+    up = self.linear(y, 'up', cfg.ffn)
     if cfg.gated:
-      up = nn.gelu(y @ self.kernel('gate', cfg.width, cfg.ffn)) * up
+      up = nn.gelu(self.linear(y, 'gate', cfg.ffn)) * up
     else:
       up = nn.relu(up)
-    return x + self.drop(self.drop(up, train) @ self.kernel('down', cfg.ffn, cfg.width), train)
+    return x + self.drop(self.linear(self.drop(up, train), 'down', cfg.width), train)
 
 
 class EncoderBlock(Part):
@@ -133,31 +141,33 @@ class EncoderBlock(Part):
   def __call__(self, x, bias, train):
     inner = self.cfg.heads * self.cfg.head_dim
     y = self.norm(x, 'norm')
-    q, k, v = (self.heads(y @ self.kernel(n, self.cfg.width, inner)) for n in 'qkv')
+    q, k, v = (self.heads(self.linear(y, n, inner)) for n in 'qkv')
     seen = self.attend(q, k, v, bias, train)
-    x = x + self.drop(seen @ self.kernel('o', inner, self.cfg.width), train)
+    x = x + self.drop(self.linear(seen, 'o', self.cfg.width), train)
     return self.feed(x, train), None
 
 
 class DecoderBlock(Part):
 
   @nn.compact
-  def __call__(self, x, given, bias, across, t, train):
-    """given: (keys, values) of what is read, of this layer, and where tokens come one by one
-    (slots of keys, of values). -> x, the slots with token t in them
+  def __call__(self, x, given, bias, across, t, memory, train):
+    """given: (keys, values) of what is read, of this layer, or with `memory` the kernels of both;
+    and where tokens come one by one (slots of keys, of values). -> x, the slots with token t in
     """
     inner = self.cfg.heads * self.cfg.head_dim
-    (keys, values), slots = given
+    read, slots = given
     y = self.norm(x, 'norm')
-    q, k, v = (self.heads(y @ self.kernel(n, self.cfg.width, inner)) for n in 'qkv')
+    q, k, v = (self.heads(self.linear(y, n, inner)) for n in 'qkv')
     if slots is not None:
       k, v = slots = tuple(lax.dynamic_update_index_in_dim(s, n.astype(s.dtype), t, 2)
                            for s, n in zip(slots, (k, v)))
-    seen = self.attend(q, k, v, bias, train)
-    x = x + self.drop(seen @ self.kernel('o', inner, self.cfg.width), train)
-    q = self.heads(self.norm(x, 'cross_norm') @ self.kernel('cross_q', self.cfg.width, inner))
-    seen = self.attend(q, keys, values, across, train)
-    x = x + self.drop(seen @ self.kernel('cross_o', inner, self.cfg.width), train)
+    own = 'bthd' if slots is None else 'bsthd'
+    seen = self.attend(q, k, v, bias, train, own, own)
+    x = x + self.drop(self.linear(seen, 'o', self.cfg.width), train)
+    q = self.heads(self.linear(self.norm(x, 'cross_norm'), 'cross_q', inner))
+    seen = (self.attend(q, *read, across, train, 'bhdt', 'bhtd') if memory is None
+            else self.attend_memory(q, memory, *read, across, train))
+    x = x + self.drop(self.linear(seen, 'cross_o', self.cfg.width), train)
     return self.feed(x, train), slots
 
 
@@ -186,13 +196,15 @@ class DecoderStack(Part):
     self.bias = self.param('bias', std, (cfg.buckets, cfg.heads))
     self.last = self.param('norm', nn.initializers.ones, (cfg.width,))
     self.blocks = nn.scan(
-        DecoderBlock, length=cfg.decoder_layers, in_axes=(0, *(nn.broadcast,) * 4),
+        DecoderBlock, length=cfg.decoder_layers, in_axes=(0, *(nn.broadcast,) * 5),
         variable_axes={'params': 0}, split_rngs={'params': True, 'dropout': True})(cfg)
 
   def cross(self, memory):
-    """Keys and values of what is read, of all layers: (L, B, S, H, Dh) each."""
-    return tuple(self.heads(jnp.einsum('bsd,lde->lbse', memory, w.astype(self.cfg.dtype)))
-                 for w in (self.cross_k, self.cross_v))
+    """Keys (L, B, H, Dh, S) and values (L, B, H, S, Dh) of what is read, of all layers."""
+    memory, dtype = memory.astype(self.cfg.dtype), self.cfg.dtype
+    keys, values = (jnp.stack([self.heads(linear(memory, w)) for w in stacked.astype(dtype)])
+                    for stacked in (self.cross_k, self.cross_v))
+    return jnp.moveaxis(keys, 2, 4), jnp.moveaxis(values, 2, 3)
 
   def near(self, first, count, keys):
     """The bias of `count` tokens from `first` on towards tokens 0 .. keys - 1. -> (1, H, ., .)"""
@@ -203,21 +215,31 @@ class DecoderStack(Part):
     rows = lax.dynamic_slice_in_dim(each, first, count) if count < size else each
     return jnp.moveaxis(rows[:, :keys], 2, 0)[None]
 
-  def __call__(self, x, across, mask, slots=None, t=0, train=False):
+  def __call__(self, x, across, mask, slots=None, t=0, train=False, memory=None):
     """x: (B, T, D), all tokens; or with slots (L, B, K, T, H, Dh) token t of K beams, (B, K, D).
 
-    across: of `cross`. mask: (B, S). -> (B, T or K, D) float32, slots
+    across: of `cross`, or instead of it memory (B, S, D). mask: (B, S). -> (B, T or K, D) float32,
+    slots
     """
+    if memory is not None:
+      across = self.cross_k, self.cross_v
     away = jnp.where(mask > 0, 0.0, FAR)[:, None, None]
     if slots is None:
       bias = self.near(0, x.shape[1], x.shape[1])
     else:
       bias = self.near(t, 1, slots[0].shape[3])
     x = self.drop(x.astype(self.cfg.dtype), train)
-    x, slots = self.blocks(x, (across, slots), bias, away, t, train)
+    x, slots = self.blocks(x, (across, slots), bias, away, t, memory, train)
     y = x.astype(jnp.float32)
     y = self.last * y * lax.rsqrt(jnp.mean(y * y, -1, keepdims=True) + self.cfg.norm_eps)
     return self.drop(y, train), slots
+
+
+def keys_cost_more(cfg, written, read):
+  """Whether keys and values of what is read take more products than `attend_memory` does."""
+  inner = cfg.heads * cfg.head_dim
+  direct = read * cfg.width * inner + written * read * inner
+  return direct > written * cfg.width * (inner + read * cfg.heads)
 
 
 class Stacks(nn.Module):
@@ -236,6 +258,8 @@ class Stacks(nn.Module):
     return self.encoder(x, mask, train)
 
   def decode(self, y, memory, mask, train=False):
+    if keys_cost_more(self.cfg, y.shape[1], memory.shape[1]):
+      return self.decoder(y, None, mask, train=train, memory=memory.astype(self.cfg.dtype))[0]
     return self.decoder(y, self.decoder.cross(memory), mask, train=train)[0]
 
   def cross(self, memory):

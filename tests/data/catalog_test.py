@@ -124,7 +124,10 @@ class CatalogTest(parameterized.TestCase):
     self.assertNotEqual(one.fingerprint, other.fingerprint)
     self.assertEqual((one.name, other.name), ('sample', 'sample:3'))
     self.assertEqual(one.fingerprint, catalog.load_data('sample:0').fingerprint)
-    self.fails('sample:x', "'sample:x'", 'whole number')
+    few = catalog.load_data('sample:3:50')
+    self.assertEqual((few.name, len(few.interactions.users)), ('sample:3:50', 50))
+    for wrong in ('sample:x', 'sample:', 'sample:1:-2', 'sample:1:2:3'):
+      self.fails(wrong, wrong, 'whole number')
 
   def test_what_was_looked_for_is_told(self):
     folder = self.folder()

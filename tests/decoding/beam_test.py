@@ -22,10 +22,10 @@ CATALOGUES = st.lists(st.lists(st.integers(0, END - 1), min_size=1, max_size=5),
 
 
 @functools.partial(jax.jit, static_argnames='cfg')
-def search(table, first, constraint, cfg):
+def search(table, first, constraint, cfg, before=None):
   """A model whose next token depends on the last one alone. table: (V, V), first: (B, V)"""
   return beam_search(lambda tokens, cache, t: (table[tokens], cache), lambda c, p: c, plain_head,
-                     (), first, constraint, cfg)
+                     (), first, constraint, cfg, before=before)
 
 
 def tables(seed, batch=2, size=V, scale=2.0):
@@ -109,6 +109,22 @@ class JudgeTest(parameterized.TestCase):
         got = rows_of(found, b)
         self.assertEqual([r for _, r in got], [r for _, r in want])
         np.testing.assert_allclose([s for s, _ in got], [s for s, _ in want], atol=1e-4)
+
+  @parameterized.parameters(False, True, 'never')
+  def test_tokens_of_prompts_may_count_in_the_length(self, early):
+    changed = 0
+    for seed in range(4):
+      table, first = tables(seed)
+      cfg = BeamConfig(3, 6, 1.0, early, 2)
+      found = search(table, first, Free((6, 7)), cfg, jnp.array([3, 40]))
+      for b, before in enumerate((3, 40)):
+        want = judge.beam_search(logp_of(table, first[b]), 3, 6, {6, 7}, 1.0, early, before=before)
+        self.assertEqual([r for _, r in rows_of(found, b)], [r for _, r in want])
+        np.testing.assert_allclose([s for s, _ in rows_of(found, b)], [s for s, _ in want],
+                                   atol=1e-5)
+      short = search(table, first, Free((6, 7)), cfg)
+      changed += int((short.rows.tokens != found.rows.tokens).any())
+    self.assertGreater(changed, 0)
 
   @hypothesis.settings(max_examples=100, deadline=None)
   @hypothesis.given(CATALOGUES, st.integers(0, 10**6), st.sampled_from([0.0, 1.0]),

@@ -322,6 +322,7 @@ class GenerateTest(parameterized.TestCase):
       (dict(constraint=None), ConfigError, 'new_tokens'),
       (dict(beams=5, groups=2), ConfigError, 'groups'),
       (dict(beams=4, groups=2, token_scores=True), ConfigError, 'token_scores'),
+      (dict(samples=2, length_offset=[3]), ConfigError, 'length_offset'),
       (dict(samples=2, top_p=0.0), ConfigError, 'top_p'))
   def test_bad_requests_are_refused(self, changes, error, words):
     given = dict(prompts=[[5]], constraint=TITLES, beams=2) | changes

@@ -151,10 +151,7 @@ class InvarianceTest(absltest.TestCase):
         swap = jnp.array([[1, 0], [1, 0]])
         cache = model.reorder(model.reorder(cache, swap), swap)
 
-  def test_dropout_keeps_the_mean(self):
-    x = t5.thin(jnp.ones((300, 300)), 0.1, jax.random.key(0))
-    self.assertAlmostEqual(float(x.mean()), 1, places=2)
-    self.assertAlmostEqual(float((x == 0).mean()), 26 / 256, places=2)
+  def test_dropout_depends_on_its_key(self):
     apply = lambda key: self.model.apply(  # noqa: E731
         {'params': self.params}, self.tokens, self.mask, self.written, True,
         rngs={'dropout': jax.random.key(key)})

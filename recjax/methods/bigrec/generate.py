@@ -3,14 +3,21 @@ import jax.numpy as jnp
 import numpy as np
 
 from recjax.decoding import constraints, forest, trie
-from recjax.errors import DataError
+from recjax.errors import ConfigError, DataError
 from recjax.methods.bigrec import prompts
 
 
 def texts(writer, asked, cfg):
-  """Beams of free text, best first. -> [([text], [score])] in the order of the prompts"""
+  """Beams of free text, best first. -> [([text], [score])] in the order of the prompts
+
+  Raises ConfigError for an unknown cfg.length_norm.
+  """
+  if cfg.length_norm not in ('generated', 'full'):
+    raise ConfigError(f"decode.length_norm={cfg.length_norm!r}; choose 'generated' or 'full'")
+  offset = [len(p) for p in asked] if cfg.length_norm == 'full' else None
   found = writer.generate([writer.own(p) for p in asked], beams=cfg.beams, eos_ids=ends(writer),
-                          new_tokens=cfg.new_tokens, length_penalty=float(cfg.length_penalty))
+                          new_tokens=cfg.new_tokens, length_penalty=float(cfg.length_penalty),
+                          length_offset=offset)
   return [([writer.tokenizer.decode(found.row(b, k)) for k in range(cfg.beams)],
            [round(float(s), 5) for s in found.scores[b]]) for b in range(len(asked))]
 

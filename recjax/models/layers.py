@@ -1,0 +1,51 @@
+"""Plain operations in a form that XLA compiles well for CPUs too."""
+import math
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+
+def linear(x, w):
+  """x (..., D) times w (D, E) as one product of two matrices.
+
+  The gradients of the product with more axes than two took twice as long on CPUs.
+  """
+  return (x.reshape(-1, x.shape[-1]) @ w).reshape(*x.shape[:-1], w.shape[-1])
+
+
+def dropout(x, rate, key):
+  """Zeros a share `rate` of x, chosen by `key`, and scales the rest by 1 / (1 - rate).
+
+  Which numbers stay is decided by an integer hash of their place and the key (the finaliser of
+  MurmurHash3, twice): a tenth of the time of jax.random's bits on a CPU, the same for any sharding.
+  """
+  if not rate:
+    return x
+  one, two = jax.random.key_data(key).reshape(-1)[:2].astype(jnp.uint32)
+  place = lax.iota(jnp.uint32, x.size).reshape(x.shape)
+  kept = _mix(_mix(place ^ one) + two) >= jnp.uint32(round(2**32 * rate))
+  return jnp.where(kept, x * (1 / (1 - rate)), 0).astype(x.dtype)
+
+
+def argmin(x):
+  """The first place of the least number, as jnp.argmin over the last axis. x: (..., C) -> (...)
+
+  Least numbers of blocks first, then one block: a sixth of the time on a CPU, where a reduction
+  that carries places is not vectorised.
+  """
+  size = x.shape[-1]
+  block = next(b for b in range(math.isqrt(size), 0, -1) if size % b == 0)
+  if block == 1:
+    return x.argmin(-1)
+  parts = x.reshape(*x.shape[:-1], size // block, block)
+  best = parts.min(-1).argmin(-1)
+  inside = jnp.take_along_axis(parts, best[..., None, None], -2)[..., 0, :].argmin(-1)
+  return best * block + inside
+
+
+def _mix(h):
+  """The finaliser of MurmurHash3, a bijection of uint32 in which each bit depends on all."""
+  h = (h ^ (h >> 16)) * jnp.uint32(0x85EBCA6B)
+  h = (h ^ (h >> 13)) * jnp.uint32(0xC2B2AE35)
+  return h ^ (h >> 16)
