@@ -18,6 +18,7 @@ from jax.sharding import PartitionSpec as P
 from recjax.errors import ConfigError
 from recjax.models import rope
 from recjax.models.attention import Past, attend, remember
+from recjax.models.layers import linear
 from recjax.sharding import shard
 
 LINEAR = ('q', 'k', 'v', 'o', 'gate', 'up', 'down')
@@ -133,7 +134,7 @@ def project(x, weights, dtype):
     kernels = tuple(w.kernel.astype(dtype) for w in weights)
     ys = merged_matmul(x, kernels, tuple(w.a for w in weights), tuple(w.b for w in weights))
   else:
-    ys = [x @ w.kernel.astype(dtype) for w in weights]
+    ys = [linear(x, w.kernel.astype(dtype)) for w in weights]
     if low:
       down = x @ jnp.concatenate([w.a for w in low], 1).astype(dtype)
       down = iter(jnp.split(down, len(low), -1))
