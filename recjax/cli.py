@@ -62,12 +62,15 @@ def parser():
   verb.add_argument('--html', default='', help='also write a page, e.g. compare.html')
 
   verb = verbs.add_parser('convert', help='the trained model for other programs')
-  verb.add_argument('workdir', help='the folder of a finished run')
-  verb.add_argument('--to', required=True, choices=('peft', 'merged', 'npz', 'samples', 'index'),
+  verb.add_argument('workdir', help='the folder of a finished run; for vectors, of a sentence '
+                    'encoder (sentence-transformers) or another checkpoint')
+  verb.add_argument('--to', required=True, choices=('peft', 'merged', 'npz', 'samples', 'index',
+                                                    'vectors'),
                     help='a PEFT adapter folder or a whole Hugging Face checkpoint; plain '
-                    'arrays, of methods without a language model; what RecLM was trained on; or '
-                    'the semantic IDs of all items')
-  verb.add_argument('--out', required=True, help='folder to make')
+                    'arrays, of methods without a language model; what RecLM was trained on; '
+                    'the semantic IDs of all items; or vectors of the texts of --data, a .npy')
+  verb.add_argument('--data', default='', help="of vectors: a data set, or 'sample'")
+  verb.add_argument('--out', required=True, help='folder or file to make')
   return top
 
 
@@ -190,7 +193,36 @@ def compare(args):
 
 def convert(args):
   """Writes the trained model in a layout that other programs read."""
+  if args.to == 'vectors':
+    return embed(args)
   config = json.loads((pathlib.Path(args.workdir) / 'config.json').read_text())['config']
   method = importlib.import_module(f'recjax.methods.{config["method"]}')
   method.convert(args.workdir, args.to, args.out)
   print(f'{args.to}: {args.out}')
+
+
+def embed(args):
+  """Writes the vectors of a catalogue's texts by an encoder, row i - 1 of item i, float32."""
+  import numpy as np
+  from ml_collections import ConfigDict
+
+  from recjax import sharding
+  from recjax.data import catalog
+  from recjax.training import encoder
+  from recjax.training.work import plain_progress
+  out = pathlib.Path(args.out)
+  if not args.data:
+    raise ConfigError('--to=vectors embeds the items of a data set; add --data=FOLDER')
+  if out.exists() or out.suffix != '.npy':
+    raise ConfigError(f'--out={out}: name a .npy file that does not exist yet')
+  shop = catalog.load_data(args.data)
+  mesh = sharding.make_mesh({'data': -1, 'fsdp': 1, 'model': 1})
+  reader = encoder.load(args.workdir, ConfigDict({'dtype': 'auto', 'remat': 'none'}), mesh)
+  advance = plain_progress(print, 'embedding', len(shop.catalog), 0, 'item')
+  found, about = encoder.embed(reader, catalog.item_texts(shop.catalog), mesh, advance=advance)
+  partial = out.with_name(f'{out.name}.partial')
+  with open(partial, 'wb') as f:
+    np.save(f, found.astype(np.float32), allow_pickle=False)
+  partial.replace(out)
+  cut = f'; {about["cut"]:,} texts were cut' if about['cut'] else ''
+  print(f'{out}: {len(found):,} items, {found.shape[1]} numbers each{cut}')

@@ -97,6 +97,19 @@ def make_dataset(name, catalog, interactions, notes=None):
   return Dataset(name, catalog, interactions, mark, notes or {})
 
 
+def item_texts(catalog):
+  """One text of each item for encoders: title, price, brand, categories, or its id. -> [str]"""
+  columns, n = catalog.columns, len(catalog)
+  parts = [columns.get(name) or [''] * n for name in ('title', 'price', 'brand', 'categories')]
+
+  def text(value):
+    if isinstance(value, (list, tuple)):
+      return ', '.join(map(text, value))
+    return '' if value is None else str(value)
+  return [', '.join(t for t in map(text, row) if t) or catalog.id_of(i + 1)
+          for i, row in enumerate(zip(*parts))]
+
+
 def load_data(source, tie_order='file'):
   """Reads 'sample', 'sample:SEED', 'sample:SEED:USERS' or a folder: canonical, or the own files of
   BETag, LLMEmb or RecLM.

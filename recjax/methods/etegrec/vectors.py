@@ -5,6 +5,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from recjax.data import splits
+from recjax.data.catalog import item_texts
 from recjax.errors import ConfigError, DataError
 from recjax.evaluation import ranking
 from recjax.models import codes
@@ -49,21 +50,9 @@ def of_text(work, shop, folder):
   if not folder:
     raise ConfigError("vectors.source='text' needs vectors.encoder, the folder of a text encoder")
   reader = encoder.load(folder, ConfigDict({'dtype': 'auto', 'remat': 'none'}), work.mesh)
-  texts = texts_of(shop.catalog)
+  texts = item_texts(shop.catalog)
   with work.progress('embedding', len(texts), unit='item') as advance:
     return np.asarray(encoder.embed(reader, texts, work.mesh, advance=advance)[0], np.float32)
-
-
-def texts_of(catalog):
-  """What TIGER reads of an item: title, price, brand, categories. -> [str]"""
-  columns, n = catalog.columns, len(catalog)
-  parts = [columns.get(name) or [''] * n for name in ('title', 'price', 'brand', 'categories')]
-  def text(value):
-    if isinstance(value, (list, tuple)):
-      return ', '.join(map(text, value))
-    return '' if value is None else str(value)
-  return [', '.join(t for t in map(text, row) if t) or catalog.id_of(i + 1)
-          for i, row in enumerate(zip(*parts))]
 
 
 def of_file(path, n):
