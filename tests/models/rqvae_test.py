@@ -47,6 +47,15 @@ class QuantiseTest(parameterized.TestCase):
       again, _ = codes.encode_residual(x[:n], params['codebooks'])
       np.testing.assert_array_equal(rqvae.codes_of(plus, params, x[:n]), again)
 
+  def test_many_items_get_the_codes_that_few_get(self):
+    cfg = rqvae.Config(6, (8,), 4, 2, 16)
+    params = rqvae.init(cfg, jax.random.key(0))
+    x = jax.random.normal(jax.random.key(1), (2 * rqvae.CHUNK + 5, 6))
+    found = rqvae.codes_of(cfg, params, x)
+    self.assertEqual(found.shape, (len(x), 2))
+    for some in (slice(0, 9), slice(rqvae.CHUNK - 3, rqvae.CHUNK + 3), slice(-7, None)):
+      np.testing.assert_array_equal(found[some], rqvae.codes_of(cfg, params, x[some]))
+
   def test_rotation_moves_to_the_code_and_passes_gradients(self):
     v, e = jnp.array([[3., 4.]]), jnp.array([[0., 2.]])
     np.testing.assert_allclose(rqvae.rotate(v, e), e, atol=1e-6)
