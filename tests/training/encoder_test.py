@@ -7,7 +7,9 @@ import numpy as np
 from absl.testing import absltest, parameterized
 from ml_collections import ConfigDict
 
-from recjax.errors import DataError
+from recjax import cli
+from recjax.data import catalog
+from recjax.errors import ConfigError, DataError
 from recjax.models import huggingface, llm
 from recjax.sharding import make_mesh
 from recjax.text import tokens
@@ -73,6 +75,22 @@ class EncoderTest(parameterized.TestCase):
     end = tokens.load(self.folder).eos_ids[0]
     self.assertTrue(all(len(r) <= 5 and r[-1] == end and end not in r[:-1] for r in rows))
     self.assertGreater(encoder.embed(reader, TEXTS, self.mesh)[1]['cut'], 10)
+
+  def test_convert_writes_the_vectors_of_a_catalogue(self):
+    out = self.folder / 'vectors.npy'
+    run = lambda *words: cli.convert(cli.parser().parse_args(  # noqa: E731
+        ['convert', str(self.folder), '--to=vectors', *words]))
+    run('--data=sample:1:50', f'--out={out}')
+    shop = catalog.load_data('sample:1:50')
+    texts = catalog.item_texts(shop.catalog)
+    self.assertIn(shop.catalog.columns['brand'][3], texts[3])
+    want, _ = encoder.embed(encoder.load(self.folder, HOW, self.mesh), texts, self.mesh)
+    np.testing.assert_allclose(np.load(out), want, atol=1e-5)
+    for words, message in (((f'--out={out}',), '--data'),
+                           (('--data=sample', f'--out={out}'), 'does not exist yet'),
+                           (('--data=sample', '--out=x.npz'), '.npy file')):
+      with self.assertRaisesRegex(ConfigError, message):
+        run(*words)
 
   def test_vectors_that_are_no_numbers_name_their_text(self):
     reader = encoder.load(self.folder, HOW, self.mesh)
