@@ -50,7 +50,7 @@ def config(**changes):
                       control=dict(share=0.0, users=4)))
   c.train = dict(epochs=2, longest_list=5, full_lists=False, candidates=0.3, rule=0.5,
                  multi_round=0.5, chat_share=0.2, sample=0, valid_users=8, static='', scope='all',
-                 scope_end=True, gamma=0.0, focus='title', mode='full')
+                 scope_end=True, gamma=0.0, focus='title', mode='full', prompt=0.0)
   c.grounding = 'cgen'
   c.update(changes)
   return c
@@ -301,6 +301,14 @@ class MaskTest(absltest.TestCase):
     self.assertLess(whole['valid_loss'], judged(2, scope='none')['valid_loss'])  # S10
     self.assertAlmostEqual(judged(3)['title_nll'], whole['title_nll'], places=5)  # other batches
     self.assertNotIn('titles', whole)
+    everything = packed.arrays(range(len(packed.members)))
+    answers = everything['weights'].sum()
+    requests = (everything['segments'] > 0).sum() - answers
+    alone, once, twice = (judged(2, prompt=w)['valid_loss'] for w in (0.0, 1.0, 2.0))
+    read = once * (answers + requests) - alone * answers  # what the requests' tokens add
+    self.assertGreater(read, 0)
+    self.assertAlmostEqual(twice, (alone * answers + 2 * read) / (answers + 2 * requests), places=4)
+    self.assertAlmostEqual(judged(2, prompt=1.0)['title_nll'], whole['title_nll'], places=5)
 
 
 if __name__ == '__main__':

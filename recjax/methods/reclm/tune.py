@@ -238,9 +238,14 @@ def loss_sums(cfg, speaker, prefix, table, room, train, frozen, batch):
   hidden = dialogue.states(speaker.model, prefix, variables, batch)
   head = llm.head_matrix(variables['params'], speaker.model.cfg)
   flat = {k: batch[k].reshape(-1) for k in ('targets', 'weights', 'node', 'item')}
-  weights, count = flat['weights'], flat['weights'].sum()
+  weights = flat['weights']
+  learnt = weights
+  if cfg.train.prompt:  # histories are sequences to learn from, too
+    read = (batch['segments'].reshape(-1) > 0) & (weights == 0)
+    learnt = weights + cfg.train.prompt * read
+  count = learnt.sum()
   if cfg.grounding == 'ret':
-    kept = weights * (flat['item'] >= 0)
+    kept = learnt * (flat['item'] >= 0)
     nll = scope.token_nll(hidden, head, flat['targets'], jnp.full_like(flat['node'], scope.FREE),
                           table)
     language = (nll * kept).sum() / jnp.maximum(kept.sum(), 1)
@@ -253,7 +258,7 @@ def loss_sums(cfg, speaker, prefix, table, room, train, frozen, batch):
                         cfg.train.focus)
   within = scope.token_nll(hidden, head, flat['targets'], flat['node'], table)
   titles = weights * (flat['item'] < 0)
-  return {'valid_loss': (nll * weights).sum(), 'title_nll': (within * titles).sum(),
+  return {'valid_loss': (nll * learnt).sum(), 'title_nll': (within * titles).sum(),
           'titles': titles.sum()}, count
 
 
