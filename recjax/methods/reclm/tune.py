@@ -121,7 +121,7 @@ def stage(work, cfg, shop, folder, helper, coded=None, given=None):
   fitting = dataclasses.replace(
       backbone.FitSettings.of(cfg.optim), steps=steps, seed=cfg.seed,
       eval_every=max(1, round(steps / cfg.train.epochs)), patience=cfg.train.patience)
-  trained = jax.device_get(fit(task, fitting, work))
+  trained = sharding.fetch(fit(task, fitting, work))
   save(work, cfg, speaker, folder, trained)
   return {**counts, 'chat_left_out': left, 'steps': steps, 'trained': llm.count(trained),
           'shared_prefix': len(prefix), 'rows': len(train.members), 'row': train.row,
