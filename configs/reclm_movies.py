@@ -58,11 +58,11 @@ def get_config(arg=''):
   # full_lists: always that many. candidates, rule: shares of prompts with them. multi_round: share
   # with a chat turn beside; chat_share: chat alone. gamma, focus: focal weighting. static: a folder
   # of samples to read instead of drawing them. prompt: weight of the tokens of requests, whose
-  # histories are sequences too; 0 learns answers alone
+  # histories are sequences too; 0 learns answers alone. full_histories: not cut at a random place
   c.train = dict(mode='full', scope='all', scope_end=True, epochs=4, patience=3, batch=16, row=512,
                  sample=0, valid_users=128, longest_list=10, full_lists=True, candidates=0.05,
                  rule=0.5, multi_round=0.1, chat_share=0.05, gamma=0.0, focus='title',
-                 static='', prompt=1.0)
+                 static='', prompt=1.0, full_histories=True)
   # requests about categories: share of training samples, users asked with each of them in the test
   c.control = dict(share=0.0, users=100)
   c.lora = dict(rank=16, alpha=8.0, targets=('q', 'k', 'v', 'o', 'gate', 'up', 'down'))
@@ -87,8 +87,9 @@ def get_config(arg=''):
     c.teacher.model.update(length=10, width=128, hidden=256, heads=2, dropout=0.5, norm='unirec')
     c.teacher.train.update(batch=1024, epochs=100, patience=10, valid_users=0)
     c.teacher.optim.update(lr=1e-3, beta2=0.999)
-    c.train.update(mode='lora', prompt=0.0, scope_end=False, full_lists=False, epochs=20,
-                   patience=0, batch=64, row=1024, valid_users=320, candidates=0.5, chat_share=0.0)
+    c.train.update(mode='lora', prompt=0.0, full_histories=False, scope_end=False,
+                   full_lists=False, epochs=20, patience=0, batch=64, row=1024, valid_users=320,
+                   candidates=0.5, chat_share=0.0)
     c.ret.update(vectors='text', hidden=2048, tokens=1024)
     c.token.update(levels=4, size=256)
     c.optim.update(lr=1e-4, warmup=39, schedule='square', decay=0.01, beta2=0.999)

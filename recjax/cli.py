@@ -10,6 +10,8 @@ from recjax import errors
 from recjax.data import prepare as prepare_verb
 from recjax.errors import ConfigError
 
+LAYOUTS = ('peft', 'merged', 'npz', 'samples', 'index', 'vectors')
+
 
 def parser():
   """Every verb with its flags."""
@@ -64,8 +66,7 @@ def parser():
   verb = verbs.add_parser('convert', help='the trained model for other programs')
   verb.add_argument('workdir', help='the folder of a finished run; for vectors, of a sentence '
                     'encoder (sentence-transformers) or another checkpoint')
-  verb.add_argument('--to', required=True, choices=('peft', 'merged', 'npz', 'samples', 'index',
-                                                    'vectors'),
+  verb.add_argument('--to', required=True, choices=LAYOUTS,
                     help='a PEFT adapter folder or a whole Hugging Face checkpoint; plain '
                     'arrays, of methods without a language model; what RecLM was trained on; '
                     'the semantic IDs of all items; or vectors of the texts of --data, a .npy')

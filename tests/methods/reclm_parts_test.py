@@ -18,7 +18,7 @@ from recjax.text import templates, tokens
 TITLES = ['blue lamp', 'blue lamp shade', 'red rope', 'big mug']
 TEMPLATE = templates.read('reclm', 'recjax.methods.reclm', samples.FIELDS)
 TRAIN = ConfigDict(dict(seed=0, longest_list=10, full_lists=False, candidates=0.5, rule=0.5,
-                        multi_round=0.0, chat_share=0.0, control=0.0))
+                        multi_round=0.0, chat_share=0.0, control=0.0, full_histories=False))
 
 
 def tokenizer():
@@ -83,6 +83,9 @@ class SampleTest(parameterized.TestCase):
         seen.add((t, t - a))
     self.assertEqual({t for t, _ in seen}, set(range(1, 15)))
     self.assertEqual({n for _, n in seen}, set(range(1, 11)))
+    _, begin, end = samples.windows(sequences, 0, 0, full=True)
+    np.testing.assert_array_equal(
+        begin, np.maximum(sequences.offsets[[0, 2]], end - samples.LONGEST))
 
   def test_d8_chat_stands_before_or_after(self):
     some = stock()

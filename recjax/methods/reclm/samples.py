@@ -37,11 +37,12 @@ class Sample:
   candidates: tuple = ()
 
 
-def windows(sequences, epoch, seed):
+def windows(sequences, epoch, seed, full=False):
   """One window of each user whose training part has two items: s[a:t] -> s[t].
 
   sequences: Interactions of the training part. t is uniform in 1 .. n - 1, a in max(0, t - 10) ..
-  t - 1 (D4). -> users, begins, ends: (M,) positions in the flat items
+  t - 1 (D4), or with `full` the first of these. -> users, begins, ends: (M,) positions in the flat
+  items
   """
   lengths = sequences.lengths()
   users = np.flatnonzero(lengths >= 2)
@@ -49,7 +50,8 @@ def windows(sequences, epoch, seed):
   u = rng.random((2, len(lengths)))[:, users]
   t = 1 + np.floor(u[0] * (lengths[users] - 1)).astype(np.int64)
   a = np.maximum(0, t - LONGEST)
-  a = a + np.floor(u[1] * (t - a)).astype(np.int64)
+  if not full:
+    a = a + np.floor(u[1] * (t - a)).astype(np.int64)
   start = sequences.offsets[users]
   return users, start + a, start + t
 
@@ -66,7 +68,7 @@ def epoch(cfg, goods, train, teach, number, template, talk, count=0):
   (histories, k[, signs]) -> (M, k) item indices, those of the history left out, 0 behind the last.
   talk: [(question, answer)]. count: so many of the users, drawn (0: all).
   """
-  users, begin, end = windows(train, number, cfg.seed)
+  users, begin, end = windows(train, number, cfg.seed, cfg.full_histories)
   if count and count < len(users):
     some = np.sort(np.random.default_rng((cfg.seed, number, 2)).permutation(len(users))[:count])
     users, begin, end = users[some], begin[some], end[some]
