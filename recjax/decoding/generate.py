@@ -78,7 +78,7 @@ class _Plan:
 
 
 def generate(decoder, params, prompts, constraint=None, *, beams=1, new_tokens=0, groups=1,
-             diversity_penalty=1.0, length_penalty=1.0, length_offset=None, early_stopping=False,
+             diversity_penalty=1.0, length_penalty=1.0, length_offset=0, early_stopping=False,
              samples=0, temperature=1.0, top_k=0, top_p=1.0, eos_ids=(), pad_id=0,
              min_new_tokens=0, seed=0, token_scores=False, runs=(), lookahead=0, bucket=64,
              longest_prompt=0):
@@ -87,14 +87,12 @@ def generate(decoder, params, prompts, constraint=None, *, beams=1, new_tokens=0
   decoder: a `Decoder`. prompts: lists of token ids, of any lengths. constraint: None, `Titles`,
   `ItemMode` or `Fetch`. new_tokens: 0 takes the longest title of the constraint. groups: above 1
   for diverse beam search. length_offset: (B,) tokens that the penalty of plain beams counts besides
-  the new ones, such as the prompts'. samples: above 0 draws so many rows of each prompt instead.
-  runs: tokens a request may feed in one pass, e.g. (8, 32), to find the same rows by `tree_search`;
-  for samples in item mode, e.g. (8,), tokens of a row. lookahead: tokens that passes of
-  `tree_search` are filled up to with what may be needed. bucket: prompts are padded to a multiple
-  of it, so lengths that share a multiple share a program. longest_prompt: refuse longer ones (0: no
-  bound).
-  -> Generated. Raises DataError for an empty or too long prompt,
-  UserError where a beam meets NaN of the model, ConfigError for settings that contradict.
+  the new ones, such as the prompts'. samples: above 0 draws so many rows of each prompt. runs:
+  tokens a request may feed in one pass, e.g. (8, 32), to find the same rows by `tree_search`; for
+  samples in item mode, e.g. (8,), tokens of a row. lookahead: tokens that passes of `tree_search`
+  are filled up to. bucket: prompts are padded to a multiple of it, and share a program that way.
+  longest_prompt: refuse longer ones (0: no bound). -> Generated. Raises DataError for an empty or
+  too long prompt, UserError where a beam meets NaN, ConfigError for settings that contradict.
   """
   tokens, lengths = padded(prompts, bucket, longest_prompt, pad_id)
   if isinstance(constraint, Titles):
@@ -108,7 +106,7 @@ def generate(decoder, params, prompts, constraint=None, *, beams=1, new_tokens=0
     raise ConfigError('token_scores come with beams and samples, not with groups or runs')
   if lookahead and (samples or not runs):
     raise ConfigError(f'lookahead={lookahead} fills the passes of runs with beams; set runs, or 0')
-  if length_offset is not None and (samples or runs or groups > 1):
+  if np.any(length_offset) and (samples or runs or groups > 1):
     raise ConfigError('length_offset comes with plain beams')
   if samples:
     if runs and not (isinstance(constraint, ItemMode | Fetch) and decoder.extend):
@@ -131,9 +129,8 @@ def generate(decoder, params, prompts, constraint=None, *, beams=1, new_tokens=0
   else:
     plan = _Plan('beam', BeamConfig(beams, new_tokens, length_penalty, early_stopping, ends, pad_id,
                                     token_scores), token_scores)
-  before = np.broadcast_to(np.int32(0 if length_offset is None else length_offset), len(tokens))
-  out = sharding.fetch(_run(decoder, plan, params, tokens, lengths, constraint,
-                            jax.random.key(seed), before))
+  key, before = jax.random.key(seed), np.broadcast_to(np.int32(length_offset), len(tokens))
+  out = sharding.fetch(_run(decoder, plan, params, tokens, lengths, constraint, key, before))
   broken = out.pop('broken')
   if (broken >= 0).any():
     bad = int(np.flatnonzero(broken >= 0)[0])

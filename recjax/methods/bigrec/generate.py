@@ -14,7 +14,7 @@ def texts(writer, asked, cfg):
   """
   if cfg.length_norm not in ('generated', 'full'):
     raise ConfigError(f"decode.length_norm={cfg.length_norm!r}; choose 'generated' or 'full'")
-  offset = [len(p) for p in asked] if cfg.length_norm == 'full' else None
+  offset = [len(p) for p in asked] if cfg.length_norm == 'full' else 0
   found = writer.generate([writer.own(p) for p in asked], beams=cfg.beams, eos_ids=ends(writer),
                           new_tokens=cfg.new_tokens, length_penalty=float(cfg.length_penalty),
                           length_offset=offset)
