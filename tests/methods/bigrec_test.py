@@ -4,6 +4,7 @@ import importlib.util
 import json
 import pathlib
 import tempfile
+import types
 
 import jax
 import numpy as np
@@ -15,6 +16,7 @@ from recjax.data.formats import bigrec as files
 from recjax.errors import ConfigError, DataError
 from recjax.methods import bigrec
 from recjax.methods.bigrec import assist, evaluate, plan, prompts, samples
+from recjax.methods.bigrec import generate as gen
 from recjax.training import work as works
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -211,6 +213,25 @@ class PromptTest(parameterized.TestCase):
     files.write_records(folder / 'test.json', [dict(rows[0], output='"Z"')])
     with self.assertRaisesRegex(DataError, 'test.json: the targets of 1 records are no title'):
       samples.load(folder, ConfigDict(dict(window='game', split='auto', history=10)))
+
+
+class LengthTest(absltest.TestCase):
+
+  def test_prompts_count_in_the_length_of_old_releases_alone(self):
+    asked, given = [[1, 2, 3], [1, 2, 3, 4, 5]], []
+
+    def answer(rows, **settings):
+      given.append((rows, settings))
+      return types.SimpleNamespace(row=lambda b, k: [b, k], scores=np.zeros((2, 2)))
+    writer = types.SimpleNamespace(
+        own=lambda prompt: prompt[2:], generate=answer, tokenizer=types.SimpleNamespace(
+            eos_ids=[0], decode=str))
+    cfg = ConfigDict(dict(beams=2, new_tokens=4, length_penalty=1.0, length_norm='full'))
+    self.assertEqual(gen.texts(writer, asked, cfg)[1][0], ['[1, 0]', '[1, 1]'])
+    gen.texts(writer, asked, ConfigDict({**cfg, 'length_norm': 'generated'}))
+    self.assertEqual([s['length_offset'] for _, s in given], [[3, 5], 0])  # the opening counts too
+    with self.assertRaisesRegex(ConfigError, 'length_norm'):
+      gen.texts(writer, asked, ConfigDict({**cfg, 'length_norm': 'none'}))
 
 
 class JudgeTest(absltest.TestCase):
