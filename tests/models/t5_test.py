@@ -157,6 +157,24 @@ class InvarianceTest(absltest.TestCase):
         rngs={'dropout': jax.random.key(key)})
     self.assertGreater(float(jnp.abs(apply(0) - apply(1)).max()), 1e-3)
 
+  def test_cross_attention_without_keys_is_that_with_them(self):
+    cfg = t5.Config(width=8, layers=1, decoder_layers=2, heads=2, head_dim=4, ffn=16)
+    key = jax.random.key
+    x, y = (jax.random.normal(key(s), (3, n, 8)) for s, n in ((0, 40), (1, 2)))
+    mask = jnp.arange(40) < jnp.array([40, 7, 1])[:, None]
+    net = t5.Stacks(cfg)
+    params = jax.tree.map(lambda p: 10 * p if p.ndim > 1 else p, net.init(key(2), x, mask, y))
+    self.assertTrue(t5.keys_cost_more(cfg, 2, 40))
+    self.assertFalse(t5.keys_cost_more(cfg, 40, 40))
+
+    def with_keys(net, y, x, mask):
+      return net.decoder(y, net.decoder.cross(x), mask)[0]
+    ways = [lambda p, m: net.apply(p, y, m, mask, method='decode'),
+            lambda p, m: net.apply(p, y, m, mask, method=with_keys)]
+    both = [jax.value_and_grad(lambda p, m, f=f: (f(p, m) ** 3).sum(), (0, 1))(params, x)
+            for f in ways]
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-3), *both)
+
 
 if __name__ == '__main__':
   absltest.main()
