@@ -23,20 +23,23 @@ CATALOGUES = st.lists(st.lists(st.integers(0, END - 1), min_size=1, max_size=5),
 
 @functools.partial(jax.jit, static_argnames='cfg')
 def search(table, first, constraint, cfg, before=None):
-  """A model whose next token depends on the last one alone. table: (V, V), first: (B, V)"""
-  return beam_search(lambda tokens, cache, t: (table[tokens], cache), lambda c, p: c, plain_head,
+  """A model whose next token depends on the last one and its place. table: (steps, V, V), or
+  (V, V) for every step; first: (B, V)"""
+  table = table if table.ndim == 3 else jnp.stack([table] * cfg.new_tokens)
+  return beam_search(lambda tokens, cache, t: (table[t, tokens], cache), lambda c, p: c, plain_head,
                      (), first, constraint, cfg, before=before)
 
 
-def tables(seed, batch=2, size=V, scale=2.0):
+def tables(seed, batch=2, size=V, scale=2.0, steps=6):
+  """Each step has its own table: with one for all, two orders of the same tokens can tie."""
   rng = np.random.default_rng(seed)
-  return (jnp.asarray(rng.normal(size=(size, size)) * scale, jnp.float32),
+  return (jnp.asarray(rng.normal(size=(steps, size, size)) * scale, jnp.float32),
           jnp.asarray(rng.normal(size=(batch, size)) * scale, jnp.float32))
 
 
 def logp_of(table, first):
   table, first = (np.asarray(jax.nn.log_softmax(x)) for x in (table, first))
-  return lambda row: table[row[-1]] if row else first
+  return lambda row: table[len(row) - 1, row[-1]] if row else first
 
 
 def rows_of(found, request):
@@ -271,7 +274,7 @@ class OracleTest(parameterized.TestCase):
       for level, code in enumerate(row):
         part = at[10 * (level + 1):10 * (level + 1) + 4]
         total += part[code] - np.logaddexp.reduce(part)
-        at = table[10 * (level + 1) + code]
+        at = table[level, 10 * (level + 1) + code]
       want[tuple(10 * (i + 1) + c for i, c in enumerate(row))] = total
     want = sorted(want.items(), key=lambda x: -x[1])
     self.assertEqual([r for _, r in found], [r for r, _ in want])
@@ -369,8 +372,8 @@ class RobustTest(parameterized.TestCase):
     @jax.jit
     def run(table, first, titles):
       count.append(1)
-      return beam_search(lambda t, c, _: (table[t], c), lambda c, p: c, plain_head, (), first,
-                         titles, BeamConfig(4, 8, 0.0)).rows.scores
+      return beam_search(lambda token, c, t: (table[t, token], c), lambda c, p: c,
+                         plain_head, (), first, titles, BeamConfig(4, 8, 0.0)).rows.scores
     table, first = tables(0, 2, 64)
     for n in (390, 400, 410):
       rows = rng.integers(0, 60, (n, 3)).tolist()
