@@ -1,7 +1,9 @@
-"""The verbs around the experiments: prepare, recommend, doctor, compare and convert."""
+"""The verbs around the experiments: prepare, recommend, chat, serve, doctor, compare, sweep, ..."""
 import argparse
+import ast
 import importlib
 import importlib.util
+import itertools
 import json
 import pathlib
 import sys
@@ -52,6 +54,12 @@ def parser():
                     'endpoint that foresees interests; its key is in OPENAI_API_KEY')
   verb.add_argument('--interests-model', default='', metavar='NAME')
 
+  add_study_verbs(verbs)
+  return top
+
+
+def add_study_verbs(verbs):
+  """The verbs that look at data and at runs, or make many runs."""
   verb = verbs.add_parser('doctor', help='what is wrong with data, what a config costs')
   verb.add_argument('data', help="folder of a data set, or 'sample'")
   verb.add_argument('--config', help='a config file (with :argument) whose cost to print; its '
@@ -63,6 +71,14 @@ def parser():
   verb.add_argument('--format', default='text', choices=('text', 'csv', 'markdown', 'latex'))
   verb.add_argument('--html', default='', help='also write a page, e.g. compare.html')
 
+  verb = verbs.add_parser('sweep', help='a grid of settings and seeds, the best by validation')
+  verb.add_argument('--config', required=True, help='a config file, as recjax.main takes it')
+  verb.add_argument('--set', action='append', default=[], metavar='KEY=V1,V2', help='values of a '
+                    'setting, e.g. optim.lr=1e-3,3e-4; several --set make a grid')
+  verb.add_argument('--seeds', type=int, default=1, help='runs of each setting (default 1)')
+  verb.add_argument('--out', default='', help="the sweep's folder; default: checkpoints/sweep- and "
+                    "the config's name. The same command goes on where it was stopped")
+
   verb = verbs.add_parser('convert', help='the trained model for other programs')
   verb.add_argument('workdir', help='the folder of a finished run; for vectors, of a sentence '
                     'encoder (sentence-transformers) or another checkpoint')
@@ -72,7 +88,6 @@ def parser():
                     'the semantic IDs of all items; or vectors of the texts of --data, a .npy')
   verb.add_argument('--data', default='', help="of vectors: a data set, or 'sample'")
   verb.add_argument('--out', required=True, help='folder or file to make')
-  return top
 
 
 def main():
@@ -152,8 +167,9 @@ def changed(cfg, settings):
         value = value[part]
       kind = type(value)
       cfg.update_from_flattened_dict({name: (
-          text.lower() in ('1', 'true') if kind is bool else kind(text))})
-    except (KeyError, TypeError, ValueError) as error:
+          text.lower() in ('1', 'true') if kind is bool else
+          ast.literal_eval(text) if kind in (tuple, list) else kind(text))})
+    except (KeyError, TypeError, ValueError, SyntaxError) as error:
       raise ConfigError(f'--config.{word}: {str(error).strip(chr(39))[:200]}') from error
   return cfg
 
@@ -190,6 +206,22 @@ def compare(args):
                  for name, p in table['tests'].items()], 'p-values, Holm-corrected')),
             html.section('Users left out', html.facts(left) if left else 'none')]))
     print(f'page: {args.html}')
+
+
+def sweep(args):
+  """Runs a grid and chooses by validation; exit code 1 where runs failed."""
+  from recjax import sweep as sweeps
+  if args.seeds < 1:
+    raise ConfigError(f'--seeds={args.seeds}: give 1 or more')
+  out = args.out or f'checkpoints/sweep-{pathlib.Path(args.config.partition(":")[0]).stem}'
+  sweeps.check_folder(out)
+  points = sweeps.grid(args.set)
+  cfgs = {}
+  for (place, point), s in itertools.product(enumerate(points), range(args.seeds)):
+    cfg = read_config(args.config)
+    cfg.seed += s
+    cfgs[place, cfg.seed] = changed(cfg, [f'{k}={v}' for k, v in point.items()])
+  sys.exit(sweeps.run(args.config, points, cfgs, out) > 0)
 
 
 def convert(args):

@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 ROOT = pathlib.Path(__file__).parents[1]
 PACKAGE = ROOT / 'recjax'
 LAYERS = (
-    ('__main__',), ('main', 'cli'), ('serving',), ('recommend', 'chat'), ('methods',),
+    ('__main__',), ('main', 'cli'), ('serving',), ('recommend', 'chat', 'sweep'), ('methods',),
     ('training', 'decoding', 'evaluation', 'report'), ('models', 'text', 'data'),
     ('sharding',), ('errors',))
 LEVEL = {room: level for level, rooms in enumerate(LAYERS) for room in rooms}

@@ -45,6 +45,25 @@ def compare(workdirs, rows=(), against='', seed=0, ks=KS):
   }
 
 
+def average(workdirs, seed=0, ks=KS):
+  """The first row of several runs, e.g. of one setting and several seeds, as one row.
+
+  A user's figure is the mean over the runs; only users that all of them ranked count. -> {metric:
+  {value, low, high, n}}. Raises DataError as `compare` does.
+  """
+  runs = {name: _read_run(path) for name, path in _names(workdirs).items()}
+  for key in ('data', 'protocol'):
+    _check_equal(key, {name: run[key] for name, run in runs.items()})
+  _, takes = _shared_users(runs)
+  found = []
+  for name, run in runs.items():
+    ours = next(iter(run['ranks'])).partition(':seed=')[0]
+    found += [per_case(ranks[takes[name]], ks) for row, ranks in run['ranks'].items()
+              if row.partition(':seed=')[0] == ours]
+  values = {m: np.mean([each[m] for each in found], 0) for m in found[0]}
+  return summarise({'mean': values}, seed, pairs=[])['rows']['mean']
+
+
 def _names(workdirs):
   """Folder names where they tell the runs apart, else the paths as given. -> {name: path}"""
   paths = [pathlib.Path(w) for w in workdirs]

@@ -57,3 +57,8 @@ def check(cfg):
 
 recommender, cost, convert = evaluate.recommender, plan.cost, plan.convert
 item_tags = evaluate.item_tags
+
+
+def validated(cfg):
+  """None: nothing is held out while an LLM is tuned on behaviour. For `recjax sweep`."""
+  return None

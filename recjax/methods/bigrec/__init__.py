@@ -67,3 +67,8 @@ def check(cfg):
 
 
 recommender, cost, convert = face.recommender, plan.cost, plan.convert
+
+
+def validated(cfg):
+  """The stage whose validation figures tell settings apart, for `recjax sweep`."""
+  return 'tune'

@@ -42,3 +42,8 @@ def run(cfg, work):
 
 
 recommender, cost, convert = face.recommender, face.cost, face.convert
+
+
+def validated(cfg):
+  """The stage whose validation figures tell settings apart, for `recjax sweep`."""
+  return 'train'

@@ -56,3 +56,8 @@ def embeddings(cfg, work, texts, llm, source):
 
 
 recommender, cost, convert = evaluate.recommender, plan.cost, plan.convert
+
+
+def validated(cfg):
+  """The stage whose validation figures tell settings apart, for `recjax sweep`."""
+  return f'rat-{cfg.rat.variant}'

@@ -80,3 +80,8 @@ def missing_files(cfg):
 
 recommender, cost, convert = face.recommender, plan.cost, plan.convert
 converse, faces = face.converse, face.faces
+
+
+def validated(cfg):
+  """The stage whose validation figures tell settings apart, for `recjax sweep`."""
+  return 'tune'

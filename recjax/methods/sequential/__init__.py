@@ -36,3 +36,8 @@ def run(cfg, work):
 
 
 recommender, cost, convert = evaluate.recommender, evaluate.cost, evaluate.convert
+
+
+def validated(cfg):
+  """The stage whose validation figures tell settings apart, for `recjax sweep`."""
+  return 'train'

@@ -1,0 +1,269 @@
+"""`recjax sweep`: one config over settings and seeds, the best setting chosen by validation alone.
+
+Every run is a run folder of its own, made by `recjax.main` in a process of its own, so memory and
+compiled programs never leak from one into the next. What is finished is not run again.
+"""
+import csv
+import importlib
+import io
+import itertools
+import json
+import math
+import pathlib
+import re
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+
+from recjax.errors import ConfigError, Preempted, WorkdirError
+from recjax.evaluation import compare
+from recjax.evaluation.outcome import CLOSING
+from recjax.training.work import read_json, write_atomic
+
+
+def grid(settings):
+  """Every combination. settings: ['optim.lr=1e-3,3e-4', ...] -> [{'optim.lr': '1e-3'}, ...]
+
+  Raises ConfigError for a setting without values, or one that is named twice.
+  """
+  axes = {}
+  for word in settings:
+    name, equals, values = word.partition('=')
+    texts = [v.strip() for v in values.split(',') if v.strip()]
+    if not name or not equals or not texts:
+      raise ConfigError(f'--set {word}: write --set optim.lr=1e-3,3e-4')
+    if name in axes or name == 'seed':
+      raise ConfigError(f'--set {name}: ' + ('seeds are counted by --seeds' if name == 'seed' else
+                                             'give all its values in one --set'))
+    axes[name] = list(dict.fromkeys(texts))
+  return [dict(zip(axes, values)) for values in itertools.product(*axes.values())]
+
+
+def run(config, points, cfgs, out):
+  """Runs what is not finished and writes sweep.csv, sweep.json and sweep.html after every run.
+
+  config: what `--config` of recjax.main takes. points: of `grid`. cfgs: {(place in points, seed):
+  resolved config}, in the order to run. -> how many runs failed.
+  """
+  out = pathlib.Path(out)
+  runs = {key: out / folder_name(points[key[0]], key[1]) for key in cfgs}
+  left = [key for key in cfgs if not finished(runs[key], cfgs[key])]
+  kept = len(runs) - len(left)
+  print(f'{len(points)} settings x {len(runs) // len(points)} seeds = {len(runs)} runs in {out}'
+        + (f', {kept} of them done before' if kept else ''), flush=True)
+  took, failed = [], {}
+  for number, key in enumerate(left, kept + 1):
+    name = runs[key].relative_to(out).as_posix()
+    print(f'[{number}/{len(runs)}] {name}', flush=True)
+    start = time.monotonic()
+    error = run_one(config, points[key[0]], key[1], runs[key])
+    took.append(time.monotonic() - start)
+    if error:
+      failed[key] = error
+      print(f'    failed after {took[-1]:.0f} s: {error}', flush=True)
+      continue
+    write(out, config, table(points, runs, cfgs), failed)
+    test = ', '.join(f'{m} {read_cell(runs[key], m):.4f}' for m in CLOSING)
+    to_go = np.mean(took) * (len(runs) - number)
+    print(f'    {took[-1]:.0f} s, {said(validation(runs[key], cfgs[key]))}; test {test}'
+          + (f'; about {to_go / 60:.0f} min left' if number < len(runs) else ''), flush=True)
+  rows = table(points, runs, cfgs)
+  write(out, config, rows, failed)
+  print(text(rows))
+  for key, error in failed.items():
+    print(f'failed: {runs[key]}: {error}')
+  if failed:
+    print('the same command runs the failed ones again')
+  print(f'all in {out}: sweep.html, sweep.csv, sweep.json')
+  return len(failed)
+
+
+def folder_name(point, seed):
+  """Where a run goes: its settings and its seed, as a path that any file system takes."""
+  name = '_'.join(f'{k}={v}' for k, v in point.items()) or 'preset'
+  return f'{re.sub(r"[^A-Za-z0-9=._+-]", "-", name)}/seed={seed}'
+
+
+def finished(folder, cfg):
+  """Whether a run of that very config has ended there."""
+  made = read_json(folder / 'config.json')
+  same = made and made['config'] == json.loads(json.dumps(cfg.to_dict(), default=str))
+  return bool(same) and (folder / 'report.html').exists() and (folder / 'results.json').exists()
+
+
+def run_one(config, point, seed, folder):
+  """One experiment in a process of its own. -> '' or what went wrong. Raises Preempted."""
+  folder.mkdir(parents=True, exist_ok=True)
+  command = [sys.executable, '-m', 'recjax.main', f'--config={config}', f'--workdir={folder}',
+             *(f'--config.{k}={v}' for k, v in point.items()), f'--config.seed={seed}']
+  with open(folder / 'output.log', 'w') as log:
+    child = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT)
+    before = signal.signal(signal.SIGTERM, lambda *_: child.terminate())
+    try:
+      code = child.wait()
+    except KeyboardInterrupt:
+      child.wait()  # the terminal told it too
+      raise
+    finally:
+      signal.signal(signal.SIGTERM, before)
+  if code in (143, -signal.SIGTERM):
+    raise Preempted
+  if code == 130:
+    raise KeyboardInterrupt
+  lines = (folder / 'output.log').read_text(errors='replace').strip().splitlines()
+  return '' if not code else f'exit code {code}: {lines[-1] if lines else "no output"}'
+
+
+def validation(folder, cfg):
+  """What a run reached on validation. -> (metric, value, whether more is better), or None.
+
+  It is read from metrics.jsonl for the stage that the method names: the lowest loss, or the best
+  NDCG@10, the mean over seeds that were trained side by side. None: the method holds nothing out.
+  """
+  stage = importlib.import_module(f'recjax.methods.{cfg.method}').validated(cfg)
+  path, found = folder / 'metrics.jsonl', {}
+  for line in path.read_text().splitlines() if stage and path.exists() else ():
+    row = json.loads(line)
+    for name, value in row.items() if row.get('stage') == stage else ():
+      if name.startswith('valid_'):
+        found.setdefault(name, []).append(value)
+  if 'valid_loss' in found:
+    return 'loss', min(found['valid_loss']), False
+  if found:
+    return 'NDCG@10', float(np.mean([max(values) for values in found.values()])), True
+  return None
+
+
+def said(valid):
+  return f'validation {valid[0]} {valid[1]:.4f}' if valid else 'no validation figure'
+
+
+def read_cell(folder, metric):
+  """The value of the run's first row."""
+  rows = read_json(folder / 'results.json')['rows']
+  return next(iter(rows.values()))[metric]['value']
+
+
+def table(points, runs, cfgs):
+  """One row a setting, of its finished runs. -> [dict], the best by validation marked.
+
+  Each has 'settings', 'seeds', 'validation' (metric, mean, sd) or None, 'test' {metric: {value,
+  low, high, n, sd}}, 'folders' and 'best'. The interval is over users, of their mean over seeds; sd
+  is over seeds, None for one.
+  """
+  rows = []
+  for place, point in enumerate(points):
+    done = {seed: runs[p, seed] for p, seed in cfgs
+            if p == place and finished(runs[p, seed], cfgs[p, seed])}
+    if not done:
+      continue
+    valid = [validation(folder, cfgs[place, seed]) for seed, folder in done.items()]
+    cells = compare.average(done.values())
+    test = {m: {**cells[m], 'sd': deviation([read_cell(f, m) for f in done.values()])}
+            for m in CLOSING}
+    mean = None if None in valid else {
+        'metric': valid[0][0], 'mean': float(np.mean([v[1] for v in valid])),
+        'sd': deviation([v[1] for v in valid]), 'more_is_better': valid[0][2]}
+    rows.append({'settings': point, 'seeds': list(done), 'validation': mean, 'test': test,
+                 'folders': [str(f) for f in done.values()], 'best': False})
+  judged = [r for r in rows if r['validation']]
+  if judged:
+    sign = 1 if judged[0]['validation']['more_is_better'] else -1
+    best = max(judged, key=lambda r: sign * r['validation']['mean'])
+    tied = [r for r in judged if r['validation']['mean'] == best['validation']['mean']]
+    best['best'] = len(tied) == 1
+  return rows
+
+
+def deviation(values):
+  return float(np.std(values, ddof=1)) if len(values) > 1 else None
+
+
+def cells_of(row):
+  """What a table shows of a setting, as text; an interval stands on a line of its own."""
+  def spread(value, sd):
+    return f'{value:.4f}' + (f' ± {sd:.4f}' if sd is not None else '')
+
+  valid = row['validation']
+  return [*row['settings'].values(), str(len(row['seeds'])),
+          spread(valid['mean'], valid['sd']) if valid else '–',
+          *(f'{spread(c["value"], c["sd"])}\n[{c["low"]:.4f}, {c["high"]:.4f}]'
+            for c in row['test'].values())]
+
+
+def heads_of(rows):
+  metric = next((r['validation']['metric'] for r in rows if r['validation']), '')
+  return [*rows[0]['settings'], 'seeds', f'validation {metric}'.strip(),
+          *(f'test {m}' for m in CLOSING)]
+
+
+def verdict(rows):
+  """Which setting won, in a sentence."""
+  best = next((r for r in rows if r['best']), None)
+  if best:
+    named = ', '.join(f'{k}={v}' for k, v in best['settings'].items()) or 'the config as it is'
+    return f'best by validation: {named}; its first run: {best["folders"][0]}'
+  if any(r['validation'] for r in rows):
+    return 'validation does not tell the settings apart, so none is called best'
+  return 'the method holds nothing out for validation, so no setting is called best'
+
+
+NOTE = ('± is the standard deviation over seeds, [ ] the 95 % bootstrap interval over users of '
+        'their mean over seeds; test figures choose nothing')
+
+
+def text(rows):
+  """The closing table of a sweep."""
+  from rich.console import Console
+  from rich.table import Table
+  from rich.text import Text
+  if not rows:
+    return 'no run has ended'
+  out = io.StringIO()
+  console = Console(file=out, width=120, force_terminal=False)
+  shown = Table(*heads_of(rows))
+  for row in rows:
+    shown.add_row(*map(Text, cells_of(row)), style='bold' if row['best'] else None)
+  console.print(shown)
+  return f'{out.getvalue()}{verdict(rows)}\n{NOTE}'
+
+
+def write(out, config, rows, failed):
+  """sweep.json, sweep.csv (one line a setting, full precision) and sweep.html, each whole."""
+  from recjax.report import html
+  if not rows:
+    return
+  write_atomic(out / 'sweep.json', json.dumps({'config': config, 'rows': rows}, indent=1) + '\n')
+  lines = io.StringIO()
+  names = list(rows[0]['settings'])
+  writer = csv.writer(lines, lineterminator='\n')
+  writer.writerow([*names, 'seeds', 'validation', 'validation_sd', 'best', *(
+      f'{m}{end}' for m in CLOSING for end in ('', '_low', '_high', '_sd'))])
+  for row in rows:
+    valid = row['validation'] or {'mean': math.nan, 'sd': None}
+    writer.writerow([*(row['settings'][n] for n in names), len(row['seeds']), valid['mean'],
+                     valid['sd'], row['best'], *(c[k] for c in row['test'].values()
+                                                 for k in ('value', 'low', 'high', 'sd'))])
+  write_atomic(out / 'sweep.csv', lines.getvalue())
+
+  def cell(row, shown):
+    value, _, interval = shown.partition('\n')
+    value = html.element('strong', value) if row['best'] else value
+    return html.element('span', html.element('span', value, class_='value'), ' ', html.element(
+        'span', interval, class_='ends') if interval else None, class_='interval')
+
+  marked = [[cell(row, shown) for shown in cells_of(row)] for row in rows]
+  html.write(out / 'sweep.html', html.page('Sweep', config, f'{verdict(rows)}. {NOTE}.', [
+      html.section('Settings', html.table(heads_of(rows), marked, 'One row a setting',
+                                           'l' * len(names) + 'rrrr')),
+      html.section('Runs', html.facts({f: 'finished' for row in rows for f in row['folders']} | {
+          f'{k}': v for k, v in failed.items()}))]))
+
+
+def check_folder(out):
+  """Raises WorkdirError where the folder is that of a run."""
+  if (pathlib.Path(out) / 'config.json').exists():
+    raise WorkdirError(f'{out} is the folder of a run; name another --out for the sweep')
