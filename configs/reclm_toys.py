@@ -62,7 +62,8 @@ def get_config(arg=''):
   c.train = dict(mode='full', scope='all', scope_end=True, epochs=4, patience=3, batch=16, row=512,
                  sample=0, valid_users=128, longest_list=10, full_lists=True, candidates=0.05,
                  rule=0.5, multi_round=0.1, chat_share=0.05, gamma=0.0, focus='title',
-                 static='', prompt=1.0, full_histories=True)
+                 static='', prompt=1.0, full_histories=True,
+                 control_like='quotes')
   # requests about categories: share of training samples, users asked with each of them in the test
   c.control = dict(share=0.0, users=100)
   c.lora = dict(rank=16, alpha=8.0, targets=('q', 'k', 'v', 'o', 'gate', 'up', 'down'))
@@ -87,7 +88,7 @@ def get_config(arg=''):
     c.teacher.model.update(length=10, width=128, hidden=256, heads=2, dropout=0.5, norm='unirec')
     c.teacher.train.update(batch=1024, epochs=100, patience=10, valid_users=0)
     c.teacher.optim.update(lr=1e-3, beta2=0.999)
-    c.train.update(mode='lora', prompt=0.0, full_histories=False, scope_end=False,
+    c.train.update(mode='lora', control_like='words', prompt=0.0, full_histories=False, scope_end=False,
                    full_lists=False, epochs=20, patience=0, batch=64, row=1024, valid_users=320,
                    candidates=0.5, chat_share=0.0)
     c.ret.update(vectors='text', hidden=2048, tokens=1024)

@@ -32,6 +32,7 @@ def documents(template, titles, seed, walks=3, longest=samples.LONGEST):
       history = ' → '.join(f"'{t}'" for t in some[:cut])
       lines = '\n '.join(f'{n}. {t}' for n, t in enumerate(some[cut:] or some, 1))
       form = template['train' if rng.random() < 0.5 else 'test']
+      form += template['rule'] if rng.random() < 0.5 else ''
       out.append(form.replace('{history}', history).replace('{count}', str(len(some) - cut or 1))
                  + '\n' + lines + '\n')
   return out

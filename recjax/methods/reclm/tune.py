@@ -21,7 +21,10 @@ from recjax.training import sequential as plain_arrays
 from recjax.training.fit import Task, fit
 from recjax.training.work import read_json, write_json
 
-LIKE = {goods.SOI: 'start of an item', goods.EOI: 'end of an item'}
+# What control tokens begin as: the mean of these words, as published, or the quotes that enclose
+# the titles of a history, so that what is learnt of those titles holds for answers at once.
+LIKE = {'words': {goods.SOI: 'start of an item', goods.EOI: 'end of an item'},
+        'quotes': {goods.SOI: " '", goods.EOI: "'"}}
 
 
 def settings(cfg):
@@ -68,7 +71,7 @@ def fresh(cfg, folder, mesh, table=None):
     raise ConfigError(f"train.mode={cfg.train.mode!r}; choose 'lora' or 'full'")
   model, params, base = backbone.load(folder, cfg.llm, mesh, **adapter)
   tokenizer, ids = tokenizers.extend(base, names(cfg, table))
-  like = [base.encode(LIKE.get(n, 'item')) for n in names(cfg, table)]
+  like = [base.encode(LIKE[cfg.train.control_like].get(n, 'item')) for n in names(cfg, table)]
   params, shape = vocabulary.grow(params, model.cfg, ids, like)
   if len(ids) > 2:  # codes that begin alike would stay alike under symmetric gradients
     rows = vocabulary.rows_of(params, ids)
