@@ -39,7 +39,7 @@ def main():
   parser.add_argument('--data', default='sample')
   parser.add_argument('--items', type=int, default=0)
   parser.add_argument('--rounds', type=int, default=5)
-  parser.add_argument('--budget', type=int, default=8192)
+  parser.add_argument('--budget', type=int, default=0)
   parser.add_argument('--rungs', type=int, default=8)
   args = parser.parse_args()
   (export if args.what == 'export' else step)(args)

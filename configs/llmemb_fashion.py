@@ -55,9 +55,9 @@ def get_config(arg=''):
                 max_len=256)
   c.scft.optim = dict(lr=2e-3, warmup=20, schedule='linear', decay=0.0, clip=1.0, beta2=0.999,
                       log_every=20, save_every=100)
-  # budget: padded tokens of a batch. rungs: padded lengths between powers of two. shard: items of a
-  # file. file: item vectors from elsewhere (.npy, .pkl), instead of the LLM
-  c.export = dict(budget=8192, rungs=4, shard=65536, file='')
+  # budget: padded tokens of a batch (0: by device). rungs: padded lengths between powers of two.
+  # shard: items of a file. file: item vectors from elsewhere (.npy, .pkl), instead of the LLM
+  c.export = dict(budget=0, rungs=4, shard=65536, file='')
   c.pca = dict(dim=96)
 
   # length: items of a history that are read. hidden: inner width, or the GRU's state

@@ -58,8 +58,9 @@ def get_config(arg=''):
   # full_lists: always that many. candidates, rule: shares of prompts with them. multi_round: share
   # with a chat turn beside; chat_share: chat alone. gamma, focus: focal weighting. static: a folder
   # of samples to read instead of drawing them. prompt: weight of the tokens of requests, whose
-  # histories are sequences too; 0 learns answers alone. full_histories: not cut at a random place
-  c.train = dict(mode='full', scope='all', scope_end=True, epochs=4, patience=3, batch=16, row=512,
+  # histories are sequences too; 0 learns answers alone. full_histories: whole ones, not
+  # windows cut at random. control_like: what <SOI> and <EOI> begin as, words or quotes
+  c.train = dict(mode='full', scope='all', scope_end=True, epochs=2, patience=3, batch=4, row=512,
                  sample=0, valid_users=128, longest_list=10, full_lists=True, candidates=0.05,
                  rule=0.5, multi_round=0.1, chat_share=0.05, gamma=0.0, focus='title',
                  static='', prompt=1.0, full_histories=True,
@@ -81,16 +82,14 @@ def get_config(arg=''):
   # vague: edits within which such a title passes for an item's
   c.judge = dict(words='trained', mask_history=True, users=500, rounds=64, answer_tokens=96,
                  cross='', cross_users=500, candidates=0, free=0, vague=0)
-  if given['grounding'] != 'cgen':
-    c.train.epochs = 2 if given['grounding'] == 'token' else 3
   if preset == 'paper':
     c.llm.weights, c.llm.remat = '', 'dots'
     c.teacher.model.update(length=10, width=128, hidden=256, heads=2, dropout=0.5, norm='unirec')
     c.teacher.train.update(batch=1024, epochs=100, patience=10, valid_users=0)
     c.teacher.optim.update(lr=1e-3, beta2=0.999)
-    c.train.update(mode='lora', control_like='words', prompt=0.0, full_histories=False, scope_end=False,
-                   full_lists=False, epochs=20, patience=0, batch=64, row=1024, valid_users=320,
-                   candidates=0.5, chat_share=0.0)
+    c.train.update(mode='lora', control_like='words', prompt=0.0, full_histories=False,
+                   scope_end=False, full_lists=False, epochs=20, patience=0, batch=64,
+                   row=1024, valid_users=320, candidates=0.5, chat_share=0.0)
     c.ret.update(vectors='text', hidden=2048, tokens=1024)
     c.token.update(levels=4, size=256)
     c.optim.update(lr=1e-4, warmup=39, schedule='square', decay=0.01, beta2=0.999)

@@ -1,14 +1,12 @@
 """The verbs around the experiments: prepare, recommend, chat, serve, doctor, compare, sweep, ..."""
 import argparse
-import ast
 import importlib
-import importlib.util
 import itertools
 import json
 import pathlib
 import sys
 
-from recjax import errors
+from recjax import errors, experiment
 from recjax.data import prepare as prepare_verb
 from recjax.errors import ConfigError
 
@@ -151,41 +149,10 @@ def doctor(args):
           + (f', e.g. {", ".join(map(str, finding.examples[:3]))}' if finding.examples else ''))
     print(f'    {finding.remedy}')
   if args.config:
-    cfg = changed(read_config(args.config), args.settings)
+    cfg = experiment.changed(experiment.read_config(args.config), args.settings)
     method = importlib.import_module(f'recjax.methods.{cfg.method}')
     for name, value in method.cost(cfg, shop).items():
       print(f'{name}: {value}')
-
-
-def changed(cfg, settings):
-  """A config with some settings changed. settings: ['a.b=VALUE']. Raises ConfigError."""
-  for word in settings:
-    name, _, text = word.partition('=')
-    try:
-      value = cfg
-      for part in name.split('.'):
-        value = value[part]
-      kind = type(value)
-      cfg.update_from_flattened_dict({name: (
-          text.lower() in ('1', 'true') if kind is bool else
-          ast.literal_eval(text) if kind in (tuple, list) else kind(text))})
-    except (KeyError, TypeError, ValueError, SyntaxError) as error:
-      raise ConfigError(f'--config.{word}: {str(error).strip(chr(39))[:200]}') from error
-  return cfg
-
-
-def read_config(text):
-  """Runs a config file. text: 'configs/x.py:argument' -> ConfigDict"""
-  path, _, argument = text.partition(':')
-  if not pathlib.Path(path).is_file():
-    raise ConfigError(f'{path} is not a config file; e.g. configs/betag_scientific.py')
-  spec = importlib.util.spec_from_file_location('config', path)
-  module = importlib.util.module_from_spec(spec)
-  spec.loader.exec_module(module)
-  try:
-    return module.get_config(argument)
-  except ValueError as error:
-    raise ConfigError(str(error)) from error
 
 
 def compare(args):
@@ -218,9 +185,9 @@ def sweep(args):
   points = sweeps.grid(args.set)
   cfgs = {}
   for (place, point), s in itertools.product(enumerate(points), range(args.seeds)):
-    cfg = read_config(args.config)
+    cfg = experiment.read_config(args.config)
     cfg.seed += s
-    cfgs[place, cfg.seed] = changed(cfg, [f'{k}={v}' for k, v in point.items()])
+    cfgs[place, cfg.seed] = experiment.changed(cfg, [f'{k}={v}' for k, v in point.items()])
   sys.exit(sweeps.run(args.config, points, cfgs, out) > 0)
 
 

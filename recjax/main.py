@@ -1,14 +1,11 @@
 """Runs one experiment: `python -m recjax.main --config=configs/betag_scientific.py`."""
-import importlib
 import pathlib
-import platform
-import subprocess
 import sys
 
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from recjax import errors
+from recjax import errors, experiment
 
 CONFIG = config_flags.DEFINE_config_file(
     'config', None, 'The experiment, e.g. configs/betag_scientific.py, with its argument after a '
@@ -30,7 +27,7 @@ WATCHDOG = flags.DEFINE_float(
 
 
 def main(_):
-  """Opens the run's folder, says what runs, and hands over to the method."""
+  """Runs the experiment; what went wrong becomes a sentence and an exit code."""
   logging.set_verbosity(logging.WARNING)  # jax tells of every backend that it does not find
   errors.guard(run)
 
@@ -43,29 +40,14 @@ def run():
   workdir = WORKDIR.value or f'checkpoints/{pathlib.Path(path).stem}'
   import jax  # after the flags: a wrong flag should answer at once
 
-  from recjax import sharding
   from recjax.training import guards
-  from recjax.training import work as works
   guarded = guards.Guards(ON_NAN.value, WATCHDOG.value)
   if MULTIHOST.value:
     join(jax)
-  cache = pathlib.Path.home() / '.cache' / 'recjax' / 'xla'
-  if not jax.config.jax_compilation_cache_dir:
-    jax.config.update('jax_compilation_cache_dir', str(cache))
-
   overrides = dict(config_flags.get_override_values(flags.FLAGS['config']))
-  facts = run_facts(sys.argv, overrides)
-  config = {'config': cfg.to_dict(), 'facts': facts}
   guards.listen()
-  with works.open_work(workdir, config, sharding.make_mesh(cfg.mesh), guarded) as work:
-    announce(work, cfg, facts)
-    try:
-      importlib.import_module(f'recjax.methods.{cfg.method}').run(cfg, work)
-    except Exception as error:
-      if text := errors.memory_error(error, cfg):
-        raise errors.UserError(text) from error
-      raise
-    work.say(f'all in {workdir}: report.html, results.json')
+  experiment.run(cfg, workdir, experiment.facts(
+      ' '.join(['python -m recjax.main', *sys.argv[1:]]), overrides), guarded)
 
 
 def join(jax):
@@ -90,35 +72,6 @@ def read_config():
   if not method:
     raise errors.ConfigError('--config is missing; e.g. --config=configs/betag_scientific.py')
   return CONFIG.value
-
-
-def run_facts(argv, overrides):
-  """What one needs to run this again: versions, devices, the command."""
-  import flax
-  import jax
-
-  import recjax
-  git = subprocess.run(['git', 'rev-parse', '--short', 'HEAD'], capture_output=True, text=True,
-                       cwd=pathlib.Path(__file__).parent, check=False)
-  devices = jax.devices()
-  return {
-      'command': ' '.join(['python -m recjax.main', *argv[1:]]),
-      'overrides': {k: repr(v) for k, v in overrides.items()},
-      'versions': {'recjax': recjax.__version__, 'jax': jax.__version__, 'flax': flax.__version__,
-                   'python': platform.python_version()},
-      'devices': f'{len(devices)} x {devices[0].device_kind}' + (
-          f' of {jax.process_count()} processes' if jax.process_count() > 1 else ''),
-      'revision': git.stdout.strip() or 'unknown',
-  }
-
-
-def announce(work, cfg, facts):
-  """The few lines at the start: what runs, on what, with which settings of one's own."""
-  versions = ', '.join(f'{k} {v}' for k, v in facts['versions'].items())
-  work.say(f'recjax {cfg.method}, preset {cfg.preset}, data {cfg.data}, seed {cfg.seed}')
-  work.say(f'on {facts["devices"]}, {versions}; run folder {work.path}')
-  changed = ', '.join(f'{k}={v}' for k, v in facts['overrides'].items())
-  work.say(f'settings that differ from the preset: {changed or "none"}')
 
 
 def parse(argv):

@@ -1,6 +1,7 @@
 """A headless Chromium that tests steer through its debugging pipe; skips where there is none."""
 import base64
 import contextlib
+import importlib.util
 import json
 import os
 import pathlib
@@ -114,6 +115,21 @@ class Browser:
     """The window."""
     self.call('Emulation.setDeviceMetricsOverride', width=width, height=height,
               deviceScaleFactor=1, mobile=phone)
+
+  def theme(self, name):
+    """'light' or 'dark', as the system would ask for."""
+    self.call('Emulation.setEmulatedMedia',
+              features=[{'name': 'prefers-color-scheme', 'value': name}])
+
+  def violations(self):
+    """What axe-core finds against accessibility. -> ['rule: where']; skips where it is missing."""
+    found = importlib.util.find_spec('axe_core_python')
+    if found is None:
+      raise unittest.SkipTest('axe-core-python is not installed')
+    code = pathlib.Path(found.submodule_search_locations[0], 'axe.min.js').read_text()
+    self.call('Runtime.evaluate', expression=code)
+    return self.run('axe.run().then(r => r.violations.flatMap('
+                    'v => v.nodes.map(n => `${v.id}: ${n.html.slice(0, 200)}`)))')
 
   def picture(self, path):
     """Writes what is seen as PNG."""

@@ -12,8 +12,8 @@ from ml_collections import ConfigDict
 ROOT = pathlib.Path(__file__).parents[1]
 PACKAGE = ROOT / 'recjax'
 LAYERS = (
-    ('__main__',), ('main', 'cli'), ('serving',), ('recommend', 'chat', 'sweep'), ('methods',),
-    ('training', 'decoding', 'evaluation', 'report'), ('models', 'text', 'data'),
+    ('__main__',), ('main', 'cli'), ('serving', 'experiment'), ('recommend', 'chat', 'sweep'),
+    ('methods',), ('training', 'decoding', 'evaluation', 'report'), ('models', 'text', 'data'),
     ('sharding',), ('errors',))
 LEVEL = {room: level for level, rooms in enumerate(LAYERS) for room in rooms}
 ONE_FILE = {'orbax': 'training/checkpoint.py', 'safetensors': 'models/huggingface.py',

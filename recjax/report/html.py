@@ -160,8 +160,9 @@ def table(head: Sequence, rows: Sequence[Sequence], caption, align: str = '') ->
     first = element('th', _shown(cells[0]), scope='row', class_=sides[0])
     return element('tr', first, [element('td', _shown(cell), class_=side)
                                  for cell, side in zip(cells[1:], sides[1:])])
-  top = element('tr', [element('th', cell, scope='col', class_=side)
-                       for cell, side in zip(head, sides)])
+  # A heading without words is no heading to a screen reader.
+  top = element('tr', [element('th', cell, scope='col', class_=side) if cell != '' else
+                       element('td', class_=side) for cell, side in zip(head, sides)])
   # The inner span stays in view while the table scrolls beneath it.
   body = element('table', element('caption', element('span', caption)), element('thead', top),
                  element('tbody', [row(cells) for cells in rows]))

@@ -17,6 +17,8 @@ from recjax.models import bert, sentence
 from recjax.text import tokens as tokenizers
 from recjax.training import backbone, fit
 
+ON_CPU, ON_ACCELERATOR = 2048, 8192  # padded tokens of a device's batch: caches hold 2,048 states
+
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Encoder:
@@ -97,17 +99,19 @@ def padded(rows, width):
   return tokens, mask
 
 
-def embed(encoder, texts, mesh, budget=8192, per_octave=4, advance=None):
+def embed(encoder, texts, mesh, budget=0, per_octave=4, advance=None):
   """Vectors of texts, those of like length together.
 
-  budget: padded tokens of one batch. -> (N, d) float32, {'tokens', 'padding' (share of places that
-  are padding), 'batches', 'cut' (texts that were longer than the encoder reads)}. Raises DataError
-  naming the first text whose vector is not finite.
+  budget: padded tokens of one batch, 0 for what suits the device. -> (N, d) float32, {'tokens',
+  'padding' (share of places that are padding), 'batches', 'cut' (texts that were longer than the
+  encoder reads)}. Raises DataError naming the first text whose vector is not finite.
   """
   rows = encoder.ids(texts)
   lengths = np.array([len(r) for r in rows])
   order = np.argsort(-lengths, kind='stable')
   ways = max(1, mesh.size // mesh.shape.get('model', 1))
+  on_cpu = mesh.devices.flat[0].platform == 'cpu'
+  budget = budget or ways * (ON_CPU if on_cpu else ON_ACCELERATOR)
   run, out, at, places = jax.jit(encoder.run), [], 0, 0
   with jax.set_mesh(mesh):
     while at < len(order):

@@ -84,6 +84,7 @@ class SampleTest(parameterized.TestCase):
     self.assertEqual({t for t, _ in seen}, set(range(1, 15)))
     self.assertEqual({n for _, n in seen}, set(range(1, 11)))
     _, begin, end = samples.windows(sequences, 0, 0, full=True)
+    np.testing.assert_array_equal(end, sequences.offsets[[1, 3]] - 1)
     np.testing.assert_array_equal(
         begin, np.maximum(sequences.offsets[[0, 2]], end - samples.LONGEST))
 

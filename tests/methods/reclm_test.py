@@ -206,7 +206,8 @@ class CheckTest(parameterized.TestCase):
 
   @parameterized.parameters(
       ('grounding', 'x', 'grounding'), ('train.scope', 'x', 'train.scope'),
-      ('decode.count', 0, 'at least 1'), ('train.static', '/nowhere', 'train.static'),
+      ('decode.count', 9, '10 or more'), ('decode.batch', 0, 'at least 1'),
+      ('train.control_like', 'x', 'words, quotes'), ('train.static', '/nowhere', 'train.static'),
       ('control.share', 2.0, 'between 0 and 1'), ('talk.source', '/no/chat', 'talk.source'),
       ('talk.questions', '/no/sums', 'talk.questions'), ('judge.cross', '/no/data', 'judge.cross'),
       ('prompt.template', 'x', 'prompt.template'))

@@ -63,6 +63,11 @@ class PageTest(absltest.TestCase):
     self.browser.go(self.url)
     self.browser.until(f'{CARDS} === 24')
 
+  def test_axe_finds_nothing(self):
+    for theme in ('light', 'dark'):
+      self.browser.theme(theme)
+      self.assertEqual(self.browser.violations(), [], theme)
+
   def text(self, where):
     return self.browser.run(f'document.querySelector({json.dumps(where)}).textContent')
 

@@ -55,8 +55,14 @@ def check(cfg):
     raise ConfigError(f'grounding={cfg.grounding!r}; choose one of {", ".join(GROUNDINGS)}')
   if cfg.train.scope not in scope.KINDS:
     raise ConfigError(f'train.scope={cfg.train.scope!r}; choose one of {", ".join(scope.KINDS)}')
-  if cfg.decode.count < 1 or cfg.decode.batch < 1 or cfg.train.batch < 1:
-    raise ConfigError(f'decode.count={cfg.decode.count}, decode.batch={cfg.decode.batch} and '
+  if cfg.train.control_like not in tune.LIKE:
+    raise ConfigError(f'train.control_like={cfg.train.control_like!r}; choose one of '
+                      f'{", ".join(tune.LIKE)}')
+  if cfg.decode.count < 10:
+    raise ConfigError(f'decode.count={cfg.decode.count}: lists of ten are judged; ask for 10 or '
+                      'more')
+  if cfg.decode.batch < 1 or cfg.train.batch < 1:
+    raise ConfigError(f'decode.batch={cfg.decode.batch} and '
                       f'train.batch={cfg.train.batch} must be at least 1')
   if not 0 <= cfg.control.share <= 1:
     raise ConfigError(f'control.share={cfg.control.share} must lie between 0 and 1')

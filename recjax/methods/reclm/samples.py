@@ -41,14 +41,14 @@ def windows(sequences, epoch, seed, full=False):
   """One window of each user whose training part has two items: s[a:t] -> s[t].
 
   sequences: Interactions of the training part. t is uniform in 1 .. n - 1, a in max(0, t - 10) ..
-  t - 1 (D4), or with `full` the first of these. -> users, begins, ends: (M,) positions in the flat
-  items
+  t - 1 (D4); with `full` t = n - 1 and a is the first of these. -> users, begins, ends: (M,)
+  positions in the flat items
   """
   lengths = sequences.lengths()
   users = np.flatnonzero(lengths >= 2)
   rng = np.random.default_rng((seed, epoch, 1))
   u = rng.random((2, len(lengths)))[:, users]
-  t = 1 + np.floor(u[0] * (lengths[users] - 1)).astype(np.int64)
+  t = lengths[users] - 1 if full else 1 + np.floor(u[0] * (lengths[users] - 1)).astype(np.int64)
   a = np.maximum(0, t - LONGEST)
   if not full:
     a = a + np.floor(u[1] * (t - a)).astype(np.int64)

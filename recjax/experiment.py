@@ -1,0 +1,169 @@
+"""One experiment: its config, its folder, its run. What `recjax.main` and notebooks share.
+
+    from recjax import experiment
+    run = experiment.train('configs/sequential_beauty.py', 'checkpoints/mine', {'train.epochs': 5})
+    run.results['rows']['sasrec']['NDCG@10'], run.recommend([['P0001', 'P0002']], k=5)
+"""
+import ast
+import dataclasses
+import functools
+import importlib
+import importlib.util
+import json
+import pathlib
+import platform
+import subprocess
+
+from recjax import errors
+from recjax.errors import ConfigError, WorkdirError
+
+ROOT = pathlib.Path(__file__).parents[1]  # of an editable install, where configs/ lies
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+  """A finished run's folder."""
+  workdir: pathlib.Path
+
+  @functools.cached_property
+  def results(self):
+    """What results.json holds: 'rows' {row: {metric: {value, low, high, n}}}, 'tests', ..."""
+    return json.loads((self.workdir / 'results.json').read_text())
+
+  @functools.cached_property
+  def _asked(self):
+    from recjax import recommend
+    return recommend.load(self.workdir)
+
+  @property
+  def data(self):
+    """The Dataset that it was trained on."""
+    return self._asked[1]
+
+  def recommend(self, histories, k=10, exclude_seen=True, allowed=None):
+    """Items for histories of item ids, oldest first. -> item ids [B][k], scores [B, k]"""
+    return self._asked[0](histories, k, exclude_seen, allowed)
+
+  def table(self):
+    """Rows of the first cut-offs with intervals, as text. -> str"""
+    from recjax.evaluation import compare
+    return compare.text_table(self.results)
+
+  def _repr_html_(self):
+    """The report's table, as notebooks show it."""
+    from recjax.report import results
+    return results.results_table(self.results, main='HR@10').text
+
+
+def train(config, workdir, settings=None):
+  """Runs a config from its first unfinished stage to its report, as `python -m recjax.main` does.
+
+  config: 'configs/NAME.py:ARGUMENT', or a ConfigDict. workdir: the run's folder; the same call goes
+  on where it was stopped. settings: {'a.b': value}. -> Run. Raises the errors of recjax.errors.
+  """
+  named = isinstance(config, str)
+  cfg = read_config(config) if named else config.copy_and_resolve_references()
+  words = [f'{k}={v}' for k, v in (settings or {}).items()]
+  changed(cfg, words)
+  if named:
+    command = ' '.join(['python -m recjax.main', f'--config={config}', f'--workdir={workdir}',
+                        *(f'--config.{w}' for w in words)])
+  else:
+    command = 'from Python, with the settings below'
+  run(cfg, workdir, facts(command, settings or {}))
+  return Run(pathlib.Path(workdir))
+
+
+def opened(workdir):
+  """A run that has ended before. Raises WorkdirError where none has. -> Run"""
+  workdir = pathlib.Path(workdir)
+  if not (workdir / 'results.json').exists():
+    raise WorkdirError(f'{workdir} holds no results.json, so no run has ended there')
+  return Run(workdir)
+
+
+def run(cfg, workdir, about, guarded=None):
+  """Opens the run's folder, says what runs, and hands over to the method.
+
+  about: as `facts` gives. guarded: training.guards.Guards, by default its own defaults.
+  """
+  import jax
+
+  from recjax import sharding
+  from recjax.training import guards
+  from recjax.training import work as works
+  if not jax.config.jax_compilation_cache_dir:
+    jax.config.update('jax_compilation_cache_dir',
+                      str(pathlib.Path.home() / '.cache' / 'recjax' / 'xla'))
+  config = {'config': cfg.to_dict(), 'facts': about}
+  with works.open_work(workdir, config, sharding.make_mesh(cfg.mesh),
+                       guarded or guards.Guards()) as work:
+    announce(work, cfg, about)
+    try:
+      importlib.import_module(f'recjax.methods.{cfg.method}').run(cfg, work)
+    except Exception as error:
+      if text := errors.memory_error(error, cfg):
+        raise errors.UserError(text) from error
+      raise
+    work.say(f'all in {workdir}: report.html, results.json')
+
+
+def facts(command, overrides):
+  """What one needs to run this again: versions, devices, the command."""
+  import flax
+  import jax
+
+  import recjax
+  git = subprocess.run(['git', 'rev-parse', '--short', 'HEAD'], capture_output=True, text=True,
+                       cwd=ROOT, check=False)
+  devices = jax.devices()
+  return {
+      'command': command, 'overrides': {k: repr(v) for k, v in overrides.items()},
+      'versions': {'recjax': recjax.__version__, 'jax': jax.__version__, 'flax': flax.__version__,
+                   'python': platform.python_version()},
+      'devices': f'{len(devices)} x {devices[0].device_kind}' + (
+          f' of {jax.process_count()} processes' if jax.process_count() > 1 else ''),
+      'revision': git.stdout.strip() or 'unknown',
+  }
+
+
+def announce(work, cfg, about):
+  """The few lines at the start: what runs, on what, with which settings of one's own."""
+  versions = ', '.join(f'{k} {v}' for k, v in about['versions'].items())
+  work.say(f'recjax {cfg.method}, preset {cfg.preset}, data {cfg.data}, seed {cfg.seed}')
+  work.say(f'on {about["devices"]}, {versions}; run folder {work.path}')
+  told = ', '.join(f'{k}={v}' for k, v in about['overrides'].items())
+  work.say(f'settings that differ from the preset: {told or "none"}')
+
+
+def read_config(text):
+  """Runs a config file. text: 'configs/x.py:argument', from here or from where recjax's own configs
+  lie -> ConfigDict. Raises ConfigError where there is no such file or argument."""
+  path, _, argument = text.partition(':')
+  found = next((p for p in (pathlib.Path(path), ROOT / path) if p.is_file()), None)
+  if not found:
+    raise ConfigError(f'{path} is not a config file; e.g. configs/betag_scientific.py')
+  spec = importlib.util.spec_from_file_location('config', found)
+  module = importlib.util.module_from_spec(spec)
+  spec.loader.exec_module(module)
+  try:
+    return module.get_config(argument)
+  except ValueError as error:
+    raise ConfigError(str(error)) from error
+
+
+def changed(cfg, settings):
+  """A config with some settings changed. settings: ['a.b=VALUE']. Raises ConfigError."""
+  for word in settings:
+    name, _, text = word.partition('=')
+    try:
+      value = cfg
+      for part in name.split('.'):
+        value = value[part]
+      kind = type(value)
+      cfg.update_from_flattened_dict({name: (
+          text.lower() in ('1', 'true') if kind is bool else
+          ast.literal_eval(text) if kind in (tuple, list) else kind(text))})
+    except (KeyError, TypeError, ValueError, SyntaxError) as error:
+      raise ConfigError(f'--config.{word}: {str(error).strip(chr(39))[:200]}') from error
+  return cfg

@@ -1,0 +1,211 @@
+"""The pages: links lead somewhere, commands are ones that recjax takes, Python blocks run."""
+import contextlib
+import io
+import json
+import pathlib
+import re
+import shlex
+import sys
+import types
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from absl.testing import absltest, parameterized
+
+from recjax import cli, experiment
+from recjax.data.catalog import Catalog
+from recjax.models import decode, llm
+from recjax.text import tokens
+from recjax.training import work as works
+from tests.methods import reclm_test
+
+ROOT = pathlib.Path(__file__).parents[1]
+PAGES = sorted([ROOT / 'README.md', *(ROOT / 'docs').glob('*.md'),
+                *(ROOT / name / 'README.md' for name in ('launch', 'benchmarks'))])
+ELLIPSES = ('…', '...')
+
+
+def blocks(page):
+  """Fenced blocks. -> [(language, text)]"""
+  return re.findall(r'^```(\w*)\n(.*?)^```', page.read_text(), re.S | re.M)
+
+
+def anchors(page):
+  """Anchors of the headings, as GitHub makes them."""
+  heads = re.findall(r'^#+ (.*)$', page.read_text(), re.M)
+  return {re.sub(r'[^\w\- ]', '', head.lower()).replace(' ', '-') for head in heads}
+
+
+def commands(text):
+  """Command lines of a block, their comments left out. -> [[word]]"""
+  for line in text.replace('\\\n', ' ').splitlines():
+    for part in re.split(r'\s&&\s', line):
+      words = shlex.split(part, comments=True)
+      if words and not any(e in word for word in words for e in ELLIPSES):
+        yield words
+
+
+class PagesTest(parameterized.TestCase):
+
+  @parameterized.parameters(*((p.relative_to(ROOT).as_posix(),) for p in PAGES))
+  def test_links_lead_somewhere(self, name):
+    page = ROOT / name
+    text = re.sub(r'```.*?```', '', page.read_text(), flags=re.S)
+    for target in re.findall(r'\]\(([^)\s]+)\)', text):
+      if re.match(r'https?:|mailto:', target):
+        continue
+      path, _, anchor = target.partition('#')
+      found = (page.parent / path).resolve() if path else page
+      self.assertTrue(found.exists(), f'{name}: {target}')
+      if anchor:
+        self.assertIn(anchor, anchors(found), f'{name}: {target}')
+
+  @parameterized.parameters(*((p.relative_to(ROOT).as_posix(),) for p in PAGES))
+  def test_commands_are_ones_that_recjax_takes(self, name):
+    for language, text in blocks(ROOT / name):
+      if language == 'bash':
+        for words in commands(text):
+          self.check(words, name)
+
+  def check(self, words, name):
+    """Fails for a command whose file, flag, setting or config argument does not exist."""
+    said = f'{name}: {" ".join(words)}'
+    while '=' in words[0]:  # a variable in front
+      words = words[1:]
+    if words[:3] == ['python', '-m', 'recjax.main']:
+      given = dict(w.removeprefix('--').partition('=')[::2] for w in words[3:])
+      cfg = experiment.read_config(given.pop('config'))
+      experiment.changed(cfg, [f'{k.removeprefix("config.")}={v}' for k, v in given.items()
+                               if k.startswith('config.')])
+      known = {'workdir', 'multihost', 'coordinator', 'processes', 'process_id', 'on_nan',
+               'watchdog'}
+      self.assertContainsSubset({k for k in given if not k.startswith('config.')}, known, said)
+    elif words[0] == 'recjax' and len(words) > 1:
+      try:
+        with contextlib.redirect_stderr(io.StringIO()) as wrong:
+          args, rest = cli.parser().parse_known_args(words[1:])
+      except SystemExit:
+        self.fail(f'{said}: {wrong.getvalue()}')
+      self.assertFalse([w for w in rest if not w.startswith('--config.')], said)
+      if getattr(args, 'config', None):
+        experiment.read_config(args.config)
+    elif words[:2] == ['python', '-m'] and words[2].startswith('benchmarks.'):
+      self.assertTrue((ROOT / f'{words[2].replace(".", "/")}.py').exists(), said)
+    elif words[0].startswith('launch/'):
+      self.assertTrue((ROOT / words[0]).exists(), said)
+
+
+class PythonTest(absltest.TestCase):
+  """Every Python block runs with what its page takes for granted."""
+
+  def test_every_block_is_run_here(self):
+    found = [(p.name, text) for p in PAGES for language, text in blocks(p) if language == 'python']
+    self.assertEqual([page for page, _ in found], [
+        'README.md', 'README.md', 'decoding.md', 'decoding.md', 'reclm.md', 'serving.md'])
+
+  def block(self, name, holding):
+    page = ROOT / name
+    return next(t for lang, t in blocks(page) if lang == 'python' and holding in t)
+
+  def test_recommendations_out_of_a_run(self):
+    run = trained(self)
+    text = self.block('README.md', 'recommend.load')
+    space = {}
+    exec(text.replace('checkpoints/betag_scientific', str(run.workdir)), space)
+    self.assertEqual(np.shape(space['items']), (1, 5))
+    self.assertContainsSubset(space['items'][0], set(space['shop'].catalog.ids))
+
+  def test_decoding_of_any_model(self):
+    titles = [f'the {c} {t}' for c in ('red', 'blue') for t in ('tent', 'stove', 'rope', 'saw')]
+    tokenizer = tokens.train_bpe(titles * 20, 300)
+    shape = llm.Config(vocab=tokenizer.vocab_size, width=16, layers=1, heads=2, kv_heads=1, head_dim=8,
+                       ffn=32)
+    model = llm.LM(shape)
+    params = {'params': llm.init(shape, jax.random.key(0))}
+    space = dict(tokenizer=tokenizer, titles=titles, decoder=decode.decoder(model), params=params,
+                 prompts=[[5, 6, 7], [8]])
+    for page in ('README.md', 'docs/decoding.md'):
+      exec(self.block(page, 'trie.build'), space)
+      found = space['found'].items(space['catalogue'])
+      self.assertEqual([sorted(i for i, _ in one) for one in found], [list(range(8))] * 2)
+    table = jnp.asarray(np.random.default_rng(0).normal(size=(tokenizer.vocab_size,) * 2))
+    space['model'] = types.SimpleNamespace(apply=lambda p, tokens: p['params'][tokens])
+    exec(self.block('docs/decoding.md', 'uncached'), space)
+    space['params'] = table
+    exec(self.block('docs/decoding.md', 'trie.build'), space)
+    self.assertLen(space['found'].items(space['catalogue'])[0], 8)
+
+  def test_an_untrained_chat_model(self):
+    room = pathlib.Path(self.create_tempdir().full_path)
+    data = reclm_test.write_ring(room / 'ring', users=12)
+    config = reclm_test.config(str(data))
+    config.decode.update(new_tokens=48, count=2)
+    mesh = reclm_test.one_device()
+    text = self.block('docs/reclm.md', 'talk.untrained')
+    with works.open_work(room / 'run', {'config': {}, 'facts': {}}, mesh) as work, \
+        jax.set_mesh(mesh):
+      folder = work.stage('llm', tiny, config, data)
+      space = dict(config=config, mesh=mesh, catalog=Catalog(
+          tuple('abc'), {'title': ['One kettle', 'Two lamps', 'A rope']}))
+      exec(text.replace("'chat-model-folder'", repr(str(folder))), space)
+    self.assertContainsSubset(set(space['reply'].items), {1, 2, 3})
+
+
+def tiny(work, config, data):
+  """A chat model's folder."""
+  del data
+  from recjax.training import backbone
+  return backbone.train_tiny(work, config.tiny, 0, [{'role': 'system', 'content': 'x'}],
+                             reclm_test.TITLES * 4)
+
+
+class NotebookTest(absltest.TestCase):
+
+  def test_every_cell_runs(self):
+    notebook = json.loads((ROOT / 'docs' / 'first_hour.ipynb').read_text())
+    room, space = self.create_tempdir().full_path, {}
+    cells = [c for c in notebook['cells'] if c['cell_type'] == 'code']
+    for cell in cells:
+      self.assertTrue(cell['outputs'] or cell is cells[0], 'run the notebook before it is kept')
+      text = ''.join(cell['source']).replace('checkpoints/first_hour', f'{room}/run')
+      with contextlib.redirect_stdout(io.StringIO()):
+        exec(text, space)
+    self.assertIn('sasrec', space['run'].table())
+    self.assertIn('<table', space['run']._repr_html_())
+
+
+def trained(test, epochs=1):
+  """A SASRec of the built-in shop. -> experiment.Run"""
+  room = test.create_tempdir().full_path
+  with contextlib.redirect_stdout(sys.stderr):
+    return experiment.train('configs/sequential_beauty.py', f'{room}/run', {
+        'train.epochs': epochs})
+
+
+class ExperimentTest(absltest.TestCase):
+
+  def test_a_run_from_python_is_a_run(self):
+    run = trained(self)
+    self.assertContainsSubset({'sasrec', 'popularity'}, run.results['rows'])
+    items, scores = run.recommend([list(run.data.catalog.ids[:2])], k=4)
+    self.assertEqual((len(items[0]), np.shape(scores)), (4, (1, 4)))
+    saved = json.loads((run.workdir / 'config.json').read_text())
+    self.assertIn('--config.train.epochs=1', saved['facts']['command'])
+    self.assertEqual(experiment.opened(run.workdir).results, run.results)
+    with self.assertRaisesRegex(experiment.WorkdirError, 'no run has ended there'):
+      experiment.opened(run.workdir / 'stages')
+
+  def test_settings_keep_their_types(self):
+    cfg = experiment.read_config('configs/bigrec_games.py')
+    experiment.changed(cfg, ["lora.targets=('q',)", 'optim.lr=3e-4', 'train.batch=2',
+                             'samples.window=every'])
+    self.assertEqual((tuple(cfg.lora.targets), cfg.optim.lr, cfg.train.batch, cfg.samples.window),
+                     (('q',), 3e-4, 2, 'every'))
+    for word in ('nosuch=1', 'train.batch=x', "lora.targets=('q"):
+      with self.assertRaisesRegex(experiment.ConfigError, '--config.' + word.partition('=')[0]):
+        experiment.changed(cfg, [word])
+
+
+if __name__ == '__main__':
+  absltest.main()
