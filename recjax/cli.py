@@ -163,14 +163,15 @@ def compare(args):
   if args.html:
     from recjax.report import html, results
     left = {k: v for k, v in table['left_out'].items() if v}
+    tests = [] if table['against'] else [html.section('Paired tests', html.table(
+        ['Rows', 'HR@10', 'NDCG@10'],
+        [[name, results.p_value(p['HR@10']), results.p_value(p['NDCG@10'])]
+         for name, p in table['tests'].items()], 'p-values, Holm-corrected'))]
     html.write(args.html, html.page(
         'Runs compared', ', '.join(args.workdirs), f'{table["users"]:,} users that all runs '
-        f'ranked; {table["protocol"]}.', [
-            html.section('Results', results.results_table(table, main='HR@10')),
-            html.section('Paired tests', html.table(
-                ['Rows', 'HR@10', 'NDCG@10'],
-                [[name, results.p_value(p['HR@10']), results.p_value(p['NDCG@10'])]
-                 for name, p in table['tests'].items()], 'p-values, Holm-corrected')),
+        f'ranked; {table["protocol"]}. {tables.note(table)}', [
+            html.section('Results', results.results_table(
+                table, tables.SHOWN, main='HR@10', reference=table['against'])), *tests,
             html.section('Users left out', html.facts(left) if left else 'none')]))
     print(f'page: {args.html}')
 

@@ -119,8 +119,8 @@ class PythonTest(absltest.TestCase):
   def test_decoding_of_any_model(self):
     titles = [f'the {c} {t}' for c in ('red', 'blue') for t in ('tent', 'stove', 'rope', 'saw')]
     tokenizer = tokens.train_bpe(titles * 20, 300)
-    shape = llm.Config(vocab=tokenizer.vocab_size, width=16, layers=1, heads=2, kv_heads=1, head_dim=8,
-                       ffn=32)
+    shape = llm.Config(vocab=tokenizer.vocab_size, width=16, layers=1, heads=2, kv_heads=1,
+                       head_dim=8, ffn=32)
     model = llm.LM(shape)
     params = {'params': llm.init(shape, jax.random.key(0))}
     space = dict(tokenizer=tokenizer, titles=titles, decoder=decode.decoder(model), params=params,

@@ -20,17 +20,22 @@ def compare(workdirs, rows=(), against='', seed=0, ks=KS):
   """Puts the rows of several runs side by side, over the users that all of them ranked.
 
   workdirs: folders with results.json ('protocol'), ranks.parquet, and 'data_fingerprint' in
-  results.json or config.json. rows: which rows to take, by row name or 'workdir:row'; all if empty.
+  results.json or config.json. rows: which rows to take, by row name or 'workdir:row'; if empty all,
+  where several runs hold the same ranks under one row name (popularity, a teacher) only the first.
   against: one row that every other is tested against; if empty, all pairs are tested, sanity rows
   not among themselves. -> {'protocol', 'data', 'users': count, 'left_out': {workdir: users that
-  others lack}, 'rows', 'tests'}, the last two as in statistics.summarise with rows named
-  'workdir:row'. Raises DataError where data or protocols differ, or no user or row is shared.
+  others lack}, 'once': row names that were found again, 'against': its full name or '', 'rows',
+  'tests'}, the last two as in statistics.summarise with rows named 'workdir:row'. Raises DataError
+  where data or protocols differ, or no user or row is shared.
   """
   runs = {name: _read_run(path) for name, path in _names(workdirs).items()}
   for key in ('data', 'protocol'):
     _check_equal(key, {name: run[key] for name, run in runs.items()})
   users, takes = _shared_users(runs)
   plain = {f'{name}:{row}': (name, row) for name, run in runs.items() for row in run['ranks']}
+  once = [] if rows else _found_again(runs, takes, plain)
+  for full in once:
+    del plain[full]
   chosen = {full: of for full, of in plain.items() if not rows or full in rows or of[1] in rows}
   if not chosen:
     raise DataError(f'no row is named {", ".join(rows)}; these runs have {", ".join(plain)}')
@@ -41,8 +46,21 @@ def compare(workdirs, rows=(), against='', seed=0, ks=KS):
   return {
       'protocol': first['protocol'], 'data': first['data'], 'users': len(users),
       'left_out': {name: len(run['users']) - len(users) for name, run in runs.items()},
-      **summarise(values, seed, pairs=pairs),
+      'once': list(dict.fromkeys(full.partition(':')[2] for full in once)), 'against': against and
+      pairs[0][1], **summarise(values, seed, pairs=pairs),
   }
+
+
+def _found_again(runs, takes, plain):
+  """Rows whose name and ranks an earlier run has, a run's own first row never. -> ['run:row']"""
+  seen, again = {}, []
+  for full, (name, row) in plain.items():
+    ranks = runs[name]['ranks'][row][takes[name]]
+    if row != next(iter(runs[name]['ranks'])) and any(
+        np.array_equal(ranks, other) for other in seen.get(row, ())):
+      again.append(full)
+    seen.setdefault(row, []).append(ranks)
+  return again
 
 
 def average(workdirs, seed=0, ks=KS):
@@ -98,8 +116,11 @@ def _read_json(path):
 
 
 def _check_equal(key, found):
-  if len({json.dumps(value, sort_keys=True) for value in found.values()}) > 1:
-    listed = '; '.join(f'{name}: {value}' for name, value in found.items())
+  alike = {}
+  for name, value in found.items():
+    alike.setdefault(json.dumps(value, sort_keys=True), []).append(name)
+  if len(alike) > 1:
+    listed = '; '.join(f'{", ".join(names)}: {found[names[0]]}' for names in alike.values())
     raise DataError(f'the runs differ in their {key}, so their figures do not compare: {listed}; '
                     'compare runs of one data set and one protocol')
 
@@ -127,12 +148,33 @@ def _pairs(rows, against):
 # Rendering. Every function takes what compare returns (or a results.json) and the metrics to show.
 
 def _cells(table, metrics):
-  """Headings and rows of text for the figures, then for the tests."""
+  """Headings and rows of text for the figures, then for the tests.
+
+  Where all rows were tested against one, p-values stand beside the figures and no tests follow.
+  """
+  heads, test_heads = ['row', 'users', *metrics], ['p, Holm-corrected', *metrics]
   figures = [[row, f'{found[metrics[0]]["n"]:,}'] + [
       '{value:.4f} [{low:.4f}, {high:.4f}]'.format(**found[m]) for m in metrics]
       for row, found in table['rows'].items()]
   tests = [[name, *(f'{p[m]:.4f}' for m in metrics)] for name, p in table['tests'].items()]
-  return ['row', 'users', *metrics], figures, ['p, Holm-corrected', *metrics], tests
+  against = table.get('against')
+  if against:
+    p = {name.removesuffix(f'>{against}'): found[metrics[0]]
+         for name, found in table['tests'].items()}
+    for row in figures:
+      row.append('reference' if row[0] == against else f'{p[row[0]]:.4f}')
+    heads, tests = [*heads, f'p of {metrics[0]}'], []
+  return heads, figures, test_heads, tests
+
+
+def note(table):
+  """What a reader of the table has to know beside the protocol, '' where there is nothing."""
+  said = []
+  if table.get('against'):
+    said.append(f'p: paired randomisation test against {table["against"]}, Holm-corrected')
+  if table.get('once'):
+    said.append(f'{", ".join(table["once"])}: the same in several runs, shown once')
+  return '; '.join(said)
 
 
 def text_table(table, metrics=SHOWN, width=120):
@@ -143,11 +185,14 @@ def text_table(table, metrics=SHOWN, width=120):
   heads, figures, test_heads, tests = _cells(table, metrics)
   out = io.StringIO()
   console = Console(file=out, width=width, force_terminal=False)
-  console.print(table['protocol'], markup=False, highlight=False)
+  for line in filter(None, (table['protocol'], note(table))):
+    console.print(line, markup=False, highlight=False)
   for head, body in ((heads, figures), (test_heads, tests)):
     shown = Table()
     for i, name in enumerate(head):
       shown.add_column(name, justify='right' if i else 'left', overflow='fold')
+    if len(head) > len(metrics) + 2:  # too wide for one line
+      body = [[cell.replace(' [', '\n[') for cell in cells] for cells in body]
     for cells in body:
       shown.add_row(*map(Text, cells))
     if body:
@@ -162,7 +207,7 @@ def markdown_table(table, metrics=SHOWN):
     for row in cells:
       row[0] = row[0].replace('|', r'\|')
   _mark_best(table, metrics, figures, '**{}**')
-  parts = [table['protocol'], '']
+  parts = [p for line in (table['protocol'], note(table)) if line for p in (line, '')]
   for head, body in ((heads, figures), (test_heads, tests)):
     lines = [head, ['---'] + ['---:'] * (len(head) - 1), *body]
     parts += ['| ' + ' | '.join(line) + ' |' for line in lines if body] + [''] * bool(body)
@@ -175,7 +220,7 @@ def latex_table(table, metrics=SHOWN):
   for cells in (heads, test_heads, *figures, *tests):
     cells[:] = [_latex(cell) for cell in cells]
   _mark_best(table, metrics, figures, r'\textbf{{{}}}')
-  parts = ['% ' + str(table['protocol'])]
+  parts = [f'% {line}' for line in (table['protocol'], note(table)) if line]
   for head, body in ((heads, figures), (test_heads, tests)):
     if body:
       lines = [' & '.join(line) + r' \\' for line in (head, *body)]

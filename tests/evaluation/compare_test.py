@@ -38,17 +38,43 @@ class RunsTest(parameterized.TestCase):
     found = compare.compare([a, b])
     self.assertEqual((found['users'], found['left_out'], found['protocol'], found['data']),
                      (50, {'a': 10, 'b': 0}, 'p', 'd1'))
-    self.assertEqual(list(found['rows']),
-                     ['a:betags', 'a:popularity', 'b:sasrec:bce', 'b:popularity'])
+    self.assertEqual(list(found['rows']), ['a:betags', 'a:popularity', 'b:sasrec:bce'])
+    self.assertEqual(found['once'], ['popularity'])  # the same ranks in both
+    self.assertIn('popularity: the same in several runs, shown once', compare.text_table(found))
     shared = np.sort(order)
     rows = {n: metrics.per_case(r[shared]) for n, r in
-            (('a:betags', self.good), ('a:popularity', self.bad), ('b:sasrec:bce', self.bad),
-             ('b:popularity', self.bad))}
+            (('a:betags', self.good), ('a:popularity', self.bad), ('b:sasrec:bce', self.bad))}
     pairs = [tuple(name.split('>')) for name in found['tests']]
-    self.assertNotIn(('a:popularity', 'b:popularity'), pairs)
-    self.assertLen(pairs, 5)
+    self.assertLen(pairs, 3)
     want = statistics.summarise(rows, 0, pairs=pairs)
     self.assertEqual((found['rows'], found['tests']), (want['rows'], want['tests']))
+
+  def test_sanity_rows_are_not_tested_against_each_other(self):
+    a = self.run_at('a', {'betags': self.good, 'popularity': self.bad, 'random': self.bad + 1})
+    b = self.run_at('b', {'betags': self.good, 'popularity': self.bad + 2})
+    pairs = list(compare.compare([a, b])['tests'])
+    self.assertNotIn('a:popularity>b:popularity', pairs)
+    self.assertIn('a:betags>b:betags', pairs)  # a run's own row is never left out
+    self.assertLen(pairs, 7)
+
+  def test_one_reference_puts_its_p_beside_the_figures(self):
+    a = self.run_at('a', {'betags': self.good, 'popularity': self.bad})
+    table = compare.compare([a], against='popularity')
+    p = table['tests']['a:betags>a:popularity']['HR@10']
+    self.assertEqual(table['against'], 'a:popularity')
+    for render in (compare.text_table, compare.markdown_table, compare.latex_table):
+      text = render(table)
+      self.assertIn(f'{p:.4f}', text)
+      self.assertIn('reference', text)
+      self.assertEqual(text.count('p, Holm'), 0)
+
+  def test_several_seeds_make_one_row(self):
+    runs = [self.run_at(n, {'betags': r, 'popularity': self.bad}) for n, r in
+            (('s0', self.good), ('s1', self.bad))]
+    cells = compare.average(runs)
+    want = [metrics.per_case(r)['NDCG@10'].mean() for r in (self.good, self.bad)]
+    self.assertAlmostEqual(cells['NDCG@10']['value'], np.mean(want))
+    self.assertEqual(cells['NDCG@10']['n'], 60)
 
   def test_rows_can_be_chosen_and_tested_against_one(self):
     a = self.run_at('a', {'betags': self.good, 'popularity': self.bad, 'random': self.bad})

@@ -42,10 +42,10 @@ def stage(work, cfg, shop, made, coded, heard, model):
     ranks['sasrec'] = ranking.rank_cases(companion.scorer(made, n), cases, n, mask_history=mask)
   for name, score in ranking.baselines(given.split.train, n, cfg.seed).items():
     ranks[name] = ranking.rank_cases(score, cases, n, mask_history=mask)
-  protocol = ranking.protocol(n, given.split.protocol, mask)
+  more['note'] = f'lists of {cfg.decode.beams} beams, a target outside counts as not found'
   results = outcome.save(
       work.folder, shop, given.split, row, ranks, kept,
-      f'{protocol}; lists of {cfg.decode.beams} beams, a target outside counts as not found',
+      ranking.protocol(n, given.split.protocol, mask),
       range(cfg.seed, cfg.seed + cfg.seeds),
       tuple(k for k in (1, 5, 10, 20) if k <= min(cfg.decode.beams, n)), **more)
   return {'users': len(cases), **{m: round(results['rows'][row][m]['value'], 4)

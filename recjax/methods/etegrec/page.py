@@ -27,7 +27,8 @@ def write(cfg, work, shop, made, coded, heard, model, found):
        ids_section(shop, cfg, made, coded, table), training_section(work),
        examples_section(cfg, shop, work, table, heard), run.facts_section(work.path, cfg, {
            'data': f'{shop.name}: {len(shop.interactions):,} users, {len(shop.catalog):,} items',
-           'data fingerprint': shop.fingerprint, 'protocol': outcome['protocol'],
+           'data fingerprint': shop.fingerprint,
+           'protocol': f'{outcome["protocol"]}; {outcome["note"]}',
            'seeds': ', '.join(map(str, outcome['seeds']))})],
       'How this method works and what is reproduced: docs/etegrec.md.'))
 
