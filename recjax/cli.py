@@ -13,12 +13,34 @@ from recjax.errors import ConfigError
 LAYOUTS = ('peft', 'merged', 'npz', 'samples', 'index', 'vectors')
 
 
+FIRST_HOUR = """\
+from raw files to recommendations:
+  recjax prepare table log.csv --out=data/mine                  counts after every step
+  recjax doctor data/mine --config=CONFIG                       what is odd, what a run would cost
+  python -m recjax.main --config=CONFIG:data=data/mine --workdir=checkpoints/mine
+  recjax recommend checkpoints/mine --user=ID                   or --history=, or --input=FILE
+  recjax compare checkpoints/mine checkpoints/other --html=compare.html
+  recjax serve checkpoints/mine                                 a shop at http://127.0.0.1:8000
+
+CONFIG is a file of configs/, e.g. configs/betag_scientific.py, which has a built-in shop as well.
+every verb tells more: recjax VERB --help"""
+EXAMPLES = {
+    'prepare': 'table log.csv --columns=user=customer,item=sku --out=data/mine',
+    'recommend': 'checkpoints/betag_scientific --user=U00001 --k=5',
+    'chat': 'checkpoints/reclm_scientific',
+    'serve': 'checkpoints/betag_scientific checkpoints/sequential_beauty',
+    'doctor': 'sample --config=configs/betag_scientific.py:paper',
+    'compare': 'checkpoints/a checkpoints/b --against=sasrec --html=compare.html',
+    'sweep': '--config=configs/sequential_beauty.py --set optim.lr=1e-3,3e-3 --seeds=3',
+    'convert': 'checkpoints/betag_scientific --to=peft --out=adapter'}
+
+
 def parser():
   """Every verb with its flags."""
   top = argparse.ArgumentParser(
-      prog='recjax', description='Recommendation with language models, on JAX. Experiments run '
-      'with: python -m recjax.main --config=configs/betag_scientific.py')
-  verbs = top.add_subparsers(dest='verb', required=True)
+      prog='recjax', description='Recommendation with language models, on JAX.', epilog=FIRST_HOUR,
+      formatter_class=argparse.RawDescriptionHelpFormatter)
+  verbs = top.add_subparsers(dest='verb', required=True, metavar='VERB')
 
   prepare_verb.add_flags(verbs.add_parser('prepare', help='raw files to a data set'))
 
@@ -53,6 +75,8 @@ def parser():
   verb.add_argument('--interests-model', default='', metavar='NAME')
 
   add_study_verbs(verbs)
+  for name, verb in verbs.choices.items():
+    verb.epilog = f'example: recjax {name} {EXAMPLES[name]}'
   return top
 
 

@@ -68,6 +68,10 @@ class PagesTest(parameterized.TestCase):
         for words in commands(text):
           self.check(words, name)
 
+  def test_examples_of_help_are_ones_too(self):
+    for verb, example in cli.EXAMPLES.items():
+      self.check(['recjax', verb, *shlex.split(example)], 'recjax --help')
+
   def check(self, words, name):
     """Fails for a command whose file, flag, setting or config argument does not exist."""
     said = f'{name}: {" ".join(words)}'
