@@ -8,6 +8,7 @@ import dataclasses
 import jax
 import numpy as np
 
+from recjax import sharding
 from recjax.data.batches import Batches
 from recjax.errors import DataError
 from recjax.models import llm
@@ -35,9 +36,9 @@ class Packed:
   row: int
   fills: dict
 
-  def arrays(self, rows):
-    """Some rows as a batch. -> dict of (len(rows), row) arrays"""
-    shape, start = (len(rows), self.row), len(self.prefix)
+  def arrays(self, rows, size):
+    """Some rows as a batch of `size`, the rest of it counting nothing. -> dict of (size, row)"""
+    shape, start = (size, self.row), len(self.prefix)
     out = {k: np.zeros(shape, np.int32) for k in ('tokens', 'positions', 'segments', 'targets')}
     out['weights'] = np.zeros(shape, np.float32)
     for name, fill in self.fills.items():
@@ -84,20 +85,22 @@ def pack(examples, row, prefix, fills):
 
 
 def batches(packed, examples, mesh, seed):
-  """Shuffled batches of about so many examples. -> (Batches, batches that see all once, a float)"""
-  count = len(packed.members)
-  ways = max(1, mesh.size // mesh.shape.get('model', 1))
-  rows = max(1, round(examples * count / len(packed.examples) / ways)) * ways
-  return Batches(packed.arrays, count, rows, seed), count / rows
+  """Shuffled batches of about so many examples, the same for any number of devices.
+
+  -> (Batches, batches that see all once, a float)
+  """
+  count, ways = len(packed.members), sharding.ways(mesh)
+  rows = max(1, round(examples * count / len(packed.examples)))
+
+  def collate(some):
+    return packed.arrays(some, -(-len(some) // ways) * ways)
+  return Batches(collate, count, rows, seed), count / rows
 
 
 def once(packed, rows):
   """Every row once, in batches of one shape; the last is filled with rows that count nothing."""
   for start in range(0, len(packed.members), rows):
-    some = packed.arrays(range(start, min(start + rows, len(packed.members))))
-    short = rows - len(some['tokens'])
-    yield {k: np.pad(v, [(0, short), (0, 0)], constant_values=packed.fills.get(k, 0))
-           for k, v in some.items()}
+    yield packed.arrays(range(start, min(start + rows, len(packed.members))), rows)
 
 
 def states(model, prefix, variables, batch):

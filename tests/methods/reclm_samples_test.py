@@ -302,7 +302,7 @@ class MaskTest(absltest.TestCase):
     self.assertLess(whole['valid_loss'], judged(2, scope='none')['valid_loss'])  # S10
     self.assertAlmostEqual(judged(3)['title_nll'], whole['title_nll'], places=5)  # other batches
     self.assertNotIn('titles', whole)
-    everything = packed.arrays(range(len(packed.members)))
+    everything = packed.arrays(range(len(packed.members)), len(packed.members))
     answers = everything['weights'].sum()
     requests = (everything['segments'] > 0).sum() - answers
     alone, once, twice = (judged(2, prompt=w)['valid_loss'] for w in (0.0, 1.0, 2.0))

@@ -16,9 +16,20 @@ from recjax import chat, recommend
 from recjax.data.catalog import Catalog, load_data
 from recjax.errors import ConfigError
 from recjax.methods import reclm
-from recjax.methods.reclm import answer, controls, goods, plan, samples, static, talk, tune
+from recjax.methods.reclm import (
+    answer,
+    controls,
+    goods,
+    plan,
+    samples,
+    static,
+    talk,
+    teacher,
+    tune,
+)
 from recjax.models import huggingface, llm
 from recjax.text import templates, tokens
+from recjax.training import backbone
 from recjax.training import work as works
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -59,6 +70,11 @@ def config(data, grounding='cgen', **changes):
 
 def one_device():
   return jax.sharding.Mesh(np.array(jax.devices()[:1]).reshape(1, 1, 1), ('data', 'fsdp', 'model'),
+                           axis_types=(jax.sharding.AxisType.Auto,) * 3)
+
+
+def eight_devices():
+  return jax.sharding.Mesh(np.array(jax.devices()[:8]).reshape(4, 2, 1), ('data', 'fsdp', 'model'),
                            axis_types=(jax.sharding.AxisType.Auto,) * 3)
 
 
@@ -108,6 +124,23 @@ class WholeTest(parameterized.TestCase):
     self.assertTrue((np.diff(scores, axis=1) <= 0).all())
     self.assertEqual(face([['i3']], 4, allowed={'i1', 'i2'})[0][0].sort(), ['i1', 'i2'].sort())
     self.assertLess(set(face([['i3']], 4, allowed={'i1', 'i2'})[0][0]), {'i1', 'i2', 'i3'})
+
+  def test_eight_devices_learn_what_one_does(self):
+    cfg = config(self.folder / 'ring', train=dict(batch=3, epochs=1), optim=dict(log_every=1))
+    shop, found = load_data(cfg.data), []
+    for number, mesh in enumerate((one_device(), eight_devices())):
+      with works.open_work(self.folder / f'devices-{number}', {'config': {}, 'facts': {}}, mesh) \
+          as work, contextlib.redirect_stdout(io.StringIO()):
+        if not number:
+          llm = backbone.folder(cfg, work, [samples.said('system', 'x')], lambda: TITLES * 9, shop)
+          helper = work.stage('teacher', teacher.stage, teacher.settings(cfg), shop)
+        work.stage('tune', tune.stage, tune.settings(cfg), shop, llm, helper, None, None)
+        found.append([r for r in work.metrics() if r['stage'] == 'tune'])
+    one, eight = ([r['loss'] for r in rows if 'loss' in r] for rows in found)
+    self.assertGreater(len(one), 5)
+    np.testing.assert_allclose(one[:8], eight[:8], rtol=1e-5)
+    last = [[r['title_nll'] for r in rows if 'title_nll' in r][-1] for rows in found]
+    self.assertAlmostEqual(*last, delta=1e-3)
 
   def test_one_adapter_run_converts_and_talks(self):
     path = self.folder / 'lora'

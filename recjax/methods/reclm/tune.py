@@ -119,7 +119,7 @@ def stage(work, cfg, shop, folder, helper, coded=None, given=None):
                   for p in ('train', 'valid'))
   batches, an_epoch = dialogue.batches(train, cfg.train.batch, work.mesh, cfg.seed)
   items = teacher.item_vectors(work, cfg, helper, shop, folder) if cfg.grounding == 'ret' else None
-  task = task_of(cfg, speaker, tree, items, train, valid, batches)
+  task = task_of(cfg, speaker, tree, items, train, valid, batches, sharding.ways(work.mesh))
   steps = max(1, round(an_epoch))
   fitting = dataclasses.replace(
       backbone.FitSettings.of(cfg.optim), steps=steps, seed=cfg.seed,
@@ -194,11 +194,11 @@ def project(layers, states):
   return states
 
 
-def task_of(cfg, speaker, tree, items, train, valid, batches):
-  """The optimisation problem of `fit`."""
+def task_of(cfg, speaker, tree, items, train, valid, batches, ways=1):
+  """The optimisation problem of `fit`. ways: devices over which rows of a batch divide."""
   table = scope.scope_of(tree.first, tree.tok, speaker.model.cfg.vocab)
   sums = functools.partial(loss_sums, cfg, speaker, train.prefix, table,
-                           packed_items(train, batches))
+                           packed_items(train, batches.size))
 
   def loss(given, frozen, batch, key):
     del key
@@ -206,10 +206,11 @@ def task_of(cfg, speaker, tree, items, train, valid, batches):
     return found['valid_loss'] / count, {}
   start = start_of(cfg, speaker, items)
   frozen = () if cfg.train.mode == 'full' else speaker.params
+  together = -(-batches.size // ways) * ways
   return Task(init=None, start=start, loss=loss, batches=batches, frozen=frozen, rules=llm.RULES,
               evaluate=judge_of(functools.partial(
-                  loss_sums, cfg, speaker, train.prefix, table, packed_items(valid, batches)),
-                  valid, batches.size))
+                  loss_sums, cfg, speaker, train.prefix, table, packed_items(valid, together)),
+                  valid, together))
 
 
 def judge_of(sums, valid, rows):
@@ -224,11 +225,11 @@ def judge_of(sums, valid, rows):
   return judge
 
 
-def packed_items(packed, batches):
-  """Room for the items that a batch of rows asks for."""
+def packed_items(packed, rows):
+  """Room for the items that a batch of so many rows asks for."""
   most = max(sum(int((packed.examples[i].marks['item'] > 0).sum()) for i in row)
              for row in packed.members)
-  return -(-most * batches.size // 8) * 8
+  return -(-most * rows // 8) * 8
 
 
 def loss_sums(cfg, speaker, prefix, table, room, train, frozen, batch):
