@@ -58,7 +58,8 @@ def get_config(arg=''):
   c.decode = dict(beams=10, batch=64, alphas=(1.0, 0.6, 0.3),
                   plain_length_penalty=1.0, ghost_cases=64)
   # duplicate_titles: 'exact_id' wants the very item, 'best' any item of its title
-  c.judge = dict(mask_history='auto', valid_most=192, test_most=1024,
+  c.judge = dict(mask_history='auto', valid_most=128 if given['data'] == 'sample' else 192,
+                 test_most=512 if given['data'] == 'sample' else 1024,
                  duplicate_titles='exact_id')
   if preset == 'paper':
     c.llm.weights, c.llm.remat = '', 'dots'

@@ -4,6 +4,7 @@ Distances are |e|^2 + |o|^2 - 2 e.o in float32 at the highest matmul precision, 
 catalogue's mean is taken from both sides: the distances stay, less cancels.
 """
 import functools
+import pathlib
 from typing import NamedTuple
 
 import jax
@@ -16,11 +17,25 @@ from recjax.decoding.top_k import top_k
 NEVER = jnp.inf  # the distance of an item that may not come
 
 
+MANY = 32_768  # items from which a pass in bfloat16 saves more than its second look costs
+
+
+class Coarse(NamedTuple):
+  """Items in bfloat16 (N, D), the longest vector, the longest part of one that rounding took."""
+  items: jax.Array
+  long: jax.Array
+  lost: jax.Array
+
+
 class Vectors(NamedTuple):
-  """A catalogue of vectors, centred. items: (N, D) float32. squared: (N,). mean: (D,)"""
+  """A catalogue of vectors, centred. items: (N, D) float32. squared: (N,). mean: (D,)
+
+  coarse: the same rounded, where `nearest` gains by it, or None.
+  """
   items: jax.Array
   squared: jax.Array
   mean: jax.Array
+  coarse: Coarse | None = None
 
 
 def catalogue(vectors):
@@ -28,7 +43,30 @@ def catalogue(vectors):
   vectors = jnp.asarray(vectors, jnp.float32)
   mean = vectors.mean(0)
   items = vectors - mean
-  return Vectors(items, (items * items).sum(-1), mean)
+  coarse = rounded(items) if len(items) >= MANY and bfloat16_pays() else None
+  return Vectors(items, (items * items).sum(-1), mean, coarse)
+
+
+@jax.jit
+def rounded(items):
+  """items: (N, D) float32. -> Coarse"""
+  low = items.astype(jnp.bfloat16)
+  return Coarse(low, _length(items).max(), _length(items - low.astype(jnp.float32)).max())
+
+
+def _length(x):
+  return jnp.sqrt((x * x).sum(-1))
+
+
+def bfloat16_pays():
+  """Whether this machine multiplies in bfloat16 faster: accelerators, and CPUs that say so."""
+  if jax.default_backend() != 'cpu':
+    return True
+  try:
+    told = pathlib.Path('/proc/cpuinfo').read_text()
+  except OSError:
+    return False
+  return 'avx512_bf16' in told or 'amx_bf16' in told
 
 
 @jax.jit
@@ -46,12 +84,47 @@ def distances(items, queries):
 
 @functools.partial(jax.jit, static_argnums=2)
 def nearest(items, queries, k):
-  """The k nearest items, ties to the lower index. -> distances (B, k), item rows (B, k) int32"""
+  """The k nearest items, ties to the lower index. -> distances (B, k), item rows (B, k) int32
+
+  With items.coarse a pass in bfloat16 picks candidates and float32 decides among them; where
+  rounding could hide an item of the k from any query of the batch, all is done in float32.
+  """
   queries = queries.astype(jnp.float32) - items.mean
-  dot = jnp.matmul(queries, items.items.T, precision=lax.Precision.HIGHEST)
-  # What orders as the distance does; the barrier keeps it from being computed twice by top_k.
-  value, at = top_k(lax.optimization_barrier(2 * dot - items.squared), k)
+
+  def fine():
+    dot = jnp.matmul(queries, items.items.T, precision=lax.Precision.HIGHEST)
+    return top_k(_once(2 * dot - items.squared), k)
+  if items.coarse is None:
+    value, at = fine()
+  else:
+    value, at, sure = _two_looks(items, queries, k)
+    value, at = lax.cond(sure.all(), lambda: (value, at), fine)
   return jnp.sqrt(jnp.maximum((queries * queries).sum(-1, keepdims=True) - value, 0)), at
+
+
+def _once(x):
+  """x, which orders as the distance does, kept from being computed twice by top_k."""
+  return lax.optimization_barrier(x)
+
+
+def _two_looks(items, queries, k):
+  """2 q.x - x.x, the largest k among candidates. -> values, rows (B, k), sure (B,) bool
+
+  sure: no other item can be among the k. With q = q' + r and x = x' + s, |q.x - q'.x'| is at most
+  |r| |x| + |q'| |s| (Cauchy-Schwarz), and float32 sums of D products err by D 2^-24 |q| |x| each.
+  """
+  half = queries.astype(jnp.bfloat16)
+  dot = lax.dot_general(half, items.coarse.items, (((1,), (1,)), ((), ())),
+                        preferred_element_type=jnp.float32)
+  guess, at = top_k(_once(2 * dot - items.squared), 2 * k + 12)
+  last, at = guess[:, -1], lax.sort(at)  # in index order, which ties fall back on
+  exact = jnp.einsum('bd,bmd->bm', queries, items.items[at], precision=lax.Precision.HIGHEST)
+  value, place = lax.top_k(2 * exact - items.squared[at], k)
+
+  back, long = half.astype(jnp.float32), items.coarse.long
+  sums = 2.0 ** -23 * queries.shape[1] * _length(queries) * long
+  slack = 2 * (_length(queries - back) * long + _length(back) * items.coarse.lost + sums)
+  return value, jnp.take_along_axis(at, place, -1), value[:, -1] > last + slack
 
 
 def normalised(x, allowed=True):

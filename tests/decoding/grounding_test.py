@@ -25,6 +25,24 @@ class GroundingTest(parameterized.TestCase):
     self.assertEqual(order[0].tolist(), [0, 3, 1, 2])
     np.testing.assert_allclose(near[0], [1, 1, 4.242641, 9.219544], rtol=1e-5)
 
+  @parameterized.named_parameters(
+      ('spread', lambda rng: rng.normal(size=(3000, 64)), True),
+      ('copies', lambda rng: np.repeat(rng.normal(size=(40, 64)), 60, 0), False),
+      ('alike', lambda rng: 1 + 1e-3 * rng.normal(size=(3000, 64)), True),
+      ('tied', lambda rng: np.concatenate([rng.normal(size=(1500, 64))] * 2), True),
+      ('close', lambda rng: rng.normal(size=(3000, 2)) @ rng.normal(size=(2, 64)), False))
+  def test_two_looks_find_what_one_finds(self, make, sure):
+    rng = np.random.default_rng(0)
+    plain = grounding.catalogue(make(rng))._replace(coarse=None)
+    coarse = plain._replace(coarse=grounding.rounded(plain.items))
+    queries = plain.mean + plain.items[::300] * 1.1
+    want, got = (grounding.nearest(x, queries, 5) for x in (plain, coarse))
+    np.testing.assert_allclose(got[0], want[0], rtol=1e-4, atol=1e-4)
+    np.testing.assert_array_equal(got[1], want[1])
+    told = grounding._two_looks(coarse, queries - plain.mean, 5)
+    self.assertEqual(bool(told[2].all()), sure)
+    np.testing.assert_array_equal(told[1][told[2]], want[1][told[2]])
+
   @parameterized.parameters((0, [0, 1, 2, 3, 4]), (0.5, [0, 1, 2, 3, 4]), (1, [0, 2, 1, 3, 4]),
                             (2, [0, 3, 1, 2, 4]))
   def test_injection_b4(self, gamma, want):
