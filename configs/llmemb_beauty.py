@@ -22,7 +22,7 @@ PROFILES = ('fixed', 'faithful')
 
 def get_config(arg=''):
   """arg: 'paper', 'data=', 'backbone=', 'variant=', 'profile=', in any order, parted by commas."""
-  given = dict(backbone='sasrec', variant='full', profile='fixed', data='sample')
+  given = dict(backbone='sasrec', variant='full', profile='fixed', data='sample:1:1200')
   preset = 'sample'
   for part in [p for p in arg.split(',') if p]:
     key, equals, value = part.partition('=')
@@ -41,24 +41,24 @@ def get_config(arg=''):
 
   # weights: 'tiny' trains a tokenizer and a small model on the prompts; or a checkpoint folder
   c.llm = dict(weights='tiny', dtype='auto', remat='none')
-  c.tiny = dict(vocab=2048, width=128, layers=2, heads=4, kv_heads=2, ffn=352, row=256, batch=4,
+  c.tiny = dict(vocab=2048, width=256, layers=1, heads=4, kv_heads=2, ffn=352, row=256, batch=4,
                 epochs=1.0, lr=4e-3, warmup=20, schedule='linear', decay=0.01, clip=1.0,
                 beta2=0.98, log_every=20, save_every=100)
   # a sentence encoder for variant=text; pool: '' as its folder says
   c.text = dict(weights='', pool='')
   # rules: any, beauty, fashion, yelp. header: '' for that of the rules. empty: omit, none
   c.prompts = dict(rules='any', header='', empty='omit')
-  c.lora = dict(rank=8, alpha=32.0)
+  c.lora = dict(rank=32, alpha=64.0)
   # parts: pieces in which a batch goes through the model (gradient caching). loss: infonce,
   # soft_target (as released), decoupled
-  c.scft = dict(steps=150, batch=64, parts=1, ratio=0.4, pool='avg', loss='infonce', tau=0.05,
+  c.scft = dict(steps=120, batch=128, parts=1, ratio=0.4, pool='avg', loss='infonce', tau=0.1,
                 max_len=256)
   c.scft.optim = dict(lr=2e-3, warmup=20, schedule='linear', decay=0.0, clip=1.0, beta2=0.999,
                       log_every=20, save_every=100)
   # budget: padded tokens of a batch (0: by device). rungs: padded lengths between powers of two.
   # shard: items of a file. file: item vectors from elsewhere (.npy, .pkl), instead of the LLM
   c.export = dict(budget=0, rungs=4, shard=65536, file='')
-  c.pca = dict(dim=96)
+  c.pca = dict(dim=192)
 
   # length: items of a history that are read. hidden: inner width, or the GRU's state
   c.model = dict(kind=given['backbone'], length=50, width=64, layers=2, heads=1, hidden=64,
@@ -72,10 +72,11 @@ def get_config(arg=''):
   # hidden: inner width of the adapter, 0 for half of pca.dim. spread: size of its first outputs.
   # whiten: components enter with equal spread. alpha, tau: of the alignment. align_most: distinct
   # items compared a step
+  # ids_from: items with so many training interactions have a row of their own beside it (0: none)
   c.rat = dict(variant=given['variant'], ablations=('no_scft', 'no_align'),
                hidden=512, activation='gelu', spread=0.02, whiten=True, alpha=0.1, tau=0.1,
                align_loss='infonce', align_source='sasrec', align_items='distinct',
-               align_most=4096)
+               align_most=4096, ids_from=5)
   # sampled: also rank among few items. tail_*: fewer interactions, or a shorter input, are tail
   c.judge = dict(mask_history=True, save_top=20, sampled='uniform100', memory=256, tail_item=3,
                  tail_user=9)
@@ -97,7 +98,8 @@ def get_config(arg=''):
     c.llm.weights, c.llm.remat = '', 'full'
     c.prompts.rules = 'beauty'
     c.judge.update(tail_item=4, tail_user=9)
-    c.scft.update(steps=4000, batch=128, max_len=1024)
+    c.lora = dict(rank=8, alpha=32.0)
+    c.scft.update(steps=4000, batch=128, max_len=1024, tau=0.05)
     c.scft.optim = dict(lr=2e-4, warmup=120, schedule='linear', decay=0.0, clip=1.0, beta2=0.999,
                         log_every=20, save_every=500)
     c.export.budget, c.pca.dim = 65536, 1536
@@ -107,7 +109,7 @@ def get_config(arg=''):
     c.train.update(batch=128, epochs=200, patience=20, mask_share=0.6, mask_most=120)
     c.optim = dict(lr=1e-3, warmup=0, schedule='constant', decay=0.0, clip=0.0, beta2=0.999)
     c.rat.update(hidden=0, activation='none', whiten=False, alpha=0.01, tau=2.0,
-                 align_loss='soft_target', ablations=(
+                 align_loss='soft_target', ids_from=0, ablations=(
                      'no_scft', 'no_adapter', 'no_freeze', 'no_align', 'pool_last'))
     if given['variant'] != 'full':
       c.rat.ablations = ()
@@ -115,7 +117,7 @@ def get_config(arg=''):
     c.defects = {name: True for name in c.defects}
     c.scft.loss = 'soft_target'
     c.loss.kind = 'bce'
-    c.rat.align_items = 'positions'
+    c.rat.align_items, c.rat.ids_from = 'positions', 0
     for model in (c.model, c.base):
       model.update(norm='original', count='start')
   return c

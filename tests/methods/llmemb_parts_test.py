@@ -212,7 +212,7 @@ def small(variant='full', arg='', **over):
     model.update(length=4, width=8, hidden=8, dropout=0.)
   cfg.train.batch = 4
   cfg.rat.update({'hidden': 0, 'activation': 'none', 'whiten': False, 'alpha': .01,
-                  'tau': 2., 'align_loss': 'soft_target', **over})
+                  'tau': 2., 'align_loss': 'soft_target', 'ids_from': 0, **over})
   return rat.settings(cfg, variant)
 
 
@@ -248,6 +248,22 @@ class RatTest(parameterized.TestCase):
       table = rat.expand(cfg, model, params, self.vectors())['items']
       np.testing.assert_allclose(table, jnp.stack([jnp.zeros(8), *rows[:2], mask, rows[2]]),
                                  atol=1e-6)
+
+  def test_items_that_many_met_have_a_row_of_their_own_beside_the_adapters(self):
+    cfg = small(ids_from=2)
+    model = sequential.model_config(cfg, 3)
+    data = catalog.Interactions(('u', 'v'), np.array([1, 1, 2, 3, 1, 3, 2, 2], np.int32),
+                                np.array([0, 4, 8]))
+    own = rat.known(cfg, splits.leave_one_out(data), 3)
+    self.assertEqual(own.tolist(), [True, False, False])  # trained on 1, 1 and 1, 3
+    params = rat.init(cfg, model, 6, jax.random.key(0))
+    plain = rat.expand(cfg, model, params, self.vectors(), own=own)['items']
+    params['own'] += jnp.arange(1., 4)[:, None]
+    table = rat.expand(cfg, model, params, self.vectors(), own=own)['items']
+    np.testing.assert_allclose(table - plain, np.outer([0, 1, 0, 0, 0], np.ones(8)), atol=1e-6)
+    some = rat.expand(cfg, model, params, self.vectors(), jnp.array([0, 1, 3]), own)['items']
+    np.testing.assert_allclose(some[jnp.array([0, 1, 3])], table[jnp.array([0, 1, 3])], atol=1e-6)
+    self.assertEqual(rat.settings(config('variant=pca'), 'pca').rat.ids_from, 0)
 
   def test_padding_as_released_is_the_bias(self):
     cfg = small()

@@ -73,14 +73,15 @@ def config(room, arg=''):
   cfg = module.get_config(f'data={room / "data"}' + (f',{arg}' if arg else ''))
   cfg.llm.weights = str(room / 'llm')
   cfg.rat.ablations = ('no_scft',) if arg == '' else ()
-  cfg.scft.update(steps=60, batch=50)
+  cfg.scft.update(steps=60, batch=50, tau=.05)
+  cfg.lora.update(rank=8, alpha=32.0)
   cfg.scft.optim.lr = 5e-3
   cfg.pca.dim = 48
   for model in (cfg.model, cfg.base):
     model.update(length=12, width=16, hidden=16, layers=1, dropout=.1)
   cfg.train.update(batch=16, epochs=20, patience=6, save_every=2)
   cfg.optim.lr = 5e-3
-  cfg.rat.update(hidden=0, activation='none', alpha=.03)
+  cfg.rat.update(hidden=0, activation='none', alpha=.03, ids_from=0)
   cfg.judge.update(tail_user=6, sampled='uniform99')
   return cfg
 

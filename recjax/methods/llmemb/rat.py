@@ -87,7 +87,8 @@ def settings(cfg, variant):
   """Everything in the config that decides this stage's result."""
   what = plan.VARIANTS[variant]
   rat = {**cfg.rat.to_dict(), 'adapter': what.adapter, 'freeze': what.freeze,
-         'alpha': cfg.rat.alpha if what.align else 0.0}
+         'alpha': cfg.rat.alpha if what.align else 0.0,
+         'ids_from': cfg.rat.ids_from if what.adapter else 0}
   del rat['variant'], rat['ablations']
   return ConfigDict({**plan.recommender_config(cfg, cfg.model.kind), 'rat': rat,
                      'early_mask_row': cfg.defects.early_mask_row})
@@ -98,14 +99,23 @@ def stage(work, cfg, shop, table, ids):
   split = split_of(shop)
   model = sequential.model_config(cfg, len(shop.catalog))
   vectors = jnp.asarray(inputs(cfg, model, export.read(table), len(shop.catalog)))
+  own = known(cfg, split, model.items)
   aim = jnp.asarray(sequential.load(ids / 'model.npz')['items'][:, 1:model.items + 1])
-  whole = jax.jit(lambda params: expand(cfg, model, params, vectors))
+  whole = jax.jit(lambda params: expand(cfg, model, params, vectors, own=own))
   judge = ranking.validator(lambda params: sequential.scorer(model, whole(params)), split.valid,
                             model.items, cfg.seeds, cfg.train.valid_users)
-  best, scores, at = sequential.fit(work, cfg, model.items, split.train, judge,
-                                    functools.partial(teach, cfg, vectors.shape[1]), vectors, aim)
+  taught = functools.partial(teach, cfg, vectors.shape[1], own=own)
+  best, scores, at = sequential.fit(work, cfg, model.items, split.train, judge, taught, vectors,
+                                    aim)
   sequential.save(work.folder / 'adapter.npz', {k: v for k, v in best.items() if k != 'rest'})
   return keep(work, cfg, jax.vmap(whole)(best), scores, at)
+
+
+def known(cfg, split, items):
+  """Items with rat.ids_from training interactions or more; None where that is 0. -> (N,) bool"""
+  if not cfg.rat.ids_from:
+    return None
+  return jnp.asarray(np.bincount(split.train.items, minlength=items + 1)[1:] >= cfg.rat.ids_from)
 
 
 def inputs(cfg, model, table, items):
@@ -128,16 +138,17 @@ def inputs(cfg, model, table, items):
   return table / max(float(np.sqrt((table ** 2).sum(1).mean())), 1e-30)
 
 
-def teach(cfg, k, model, loss, targets):
+def teach(cfg, k, model, loss, targets, own=None):
   """What `training.sequential.fit` is to train instead of the model as it is.
 
-  k: components. loss: of the whole recommender. -> init(key), loss(params, vectors, aim, seqs, key)
+  k: components. loss: of the whole recommender. own: as `known` gives it.
+  -> init(key), loss(params, vectors, aim, seqs, key)
   """
   most = distinct_room(cfg, model, targets)
 
   def total(params, vectors, aim, seqs, key):
     some = batch_items(cfg, model, targets, most, seqs, key)
-    full = expand(cfg, model, params, vectors, some)
+    full = expand(cfg, model, params, vectors, some, own)
     value = loss(full, seqs, key)
     if not cfg.rat.alpha:
       return value
@@ -155,6 +166,8 @@ def init(cfg, model, k, key):
                                      jax.random.fold_in(key, 1))
   if not cfg.rat.freeze:
     params['moved'] = jnp.zeros((model.items, k))  # what training adds to the frozen vectors
+  if cfg.rat.ids_from:
+    params['own'] = jnp.zeros((model.items, model.width))  # what texts do not say
   if not model.causal:
     params['mask'] = 0.01 * jax.random.normal(jax.random.fold_in(key, 2), (model.width,))
   return params
@@ -179,17 +192,19 @@ def collapse(adapter):
   return adapter['w1'] @ adapter['w2'], adapter['b1'] @ adapter['w2'] + adapter['b2']
 
 
-def expand(cfg, model, params, vectors, some=None):
+def expand(cfg, model, params, vectors, some=None, own=None):
   """The recommender's parameters with the item table that the adapter makes.
 
   vectors: (N, k). some: (C,) item ids that are read, 0 for none; the rest of the table is zeros.
-  None makes all. -> tree of seqrec
+  None makes all. own: (N,) bool, items with a row of their own beside it. -> tree of seqrec
   """
   ids = jnp.arange(1, model.items + 1) if some is None else some
   x = vectors if some is None else vectors[ids - 1]
   if 'moved' in params:
     x = x + params['moved'][ids - 1]
   rows = adapt(params['adapter'], x, cfg.rat.activation) if 'adapter' in params else x
+  if 'own' in params:
+    rows = rows + jnp.where(own[ids - 1, None], params['own'][ids - 1], 0)
   at = jnp.where(ids > 0, ids, model.items + 2)
   if cfg.early_mask_row:  # as released: the mask's row before the last item's
     at = jnp.where(ids == model.items, model.items + 1, at)
