@@ -54,6 +54,8 @@ def parser():
   verb.add_argument('--output', help='where the answers to --input go: x.jsonl or x.parquet; the '
                     'same command goes on where it was stopped')
   verb.add_argument('--k', type=int, default=10, help='how many items (default 10)')
+  verb.add_argument('--data', metavar='NEW', help="a later data set, of `recjax prepare "
+                    "--update`: new items come along where the method can read them")
 
   verb = verbs.add_parser('chat', help='talk to a trained chat model, its items all real')
   verb.add_argument('workdir', help='the folder of a finished run')
@@ -133,7 +135,7 @@ def recommend(args):
   from recjax import recommend as face
   if args.input and not args.output:
     raise ConfigError('--input needs --output, the file for the answers')
-  ask, shop = face.load(args.workdir)
+  ask, shop = face.load(args.workdir, args.data)
   if args.input:
     written = face.batch(ask, shop, args.input, args.output, args.k, face.mark(args.workdir))
     print(f'{written} users answered, in {args.output}')
