@@ -85,7 +85,7 @@ def attributes(record, rules, empty='omit', crude=False):
     raise ConfigError(f"prompts.empty={empty!r}; choose 'omit' or 'none'")
   parts = []
   for key, value in record.items():
-    if key in rules.drop:
+    if key in rules.drop or key == 'retired':  # that says nothing about what it is
       continue
     text = value_text(key, value, rules, crude)
     if not text and (empty == 'none' or key in rules.none and value is not None):

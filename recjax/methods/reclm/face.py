@@ -44,7 +44,7 @@ def check_later(config):
              config.grounding)
   if why:
     raise ConfigError(f'grounding={config.grounding} {why}, so it cannot read new ones; train '
-                      'again on the later data, or use a run with grounding=cgen, which writes titles')
+                      'again on the later data, or use a run of grounding=cgen, which writes titles')
 
 
 def recommender(workdir, data=None):
