@@ -3,11 +3,13 @@ import itertools
 import json
 import pathlib
 
+from ml_collections import ConfigDict
+
 from recjax.data.catalog import load_unchanged
 from recjax.data.formats import betag as files
 from recjax.evaluation import metrics, outcome, ranking
+from recjax.methods.betag import later, text
 from recjax.methods.betag import tags as base_tags
-from recjax.methods.betag import text
 from recjax.models import bm25
 from recjax.training.work import find_stage, read_json, write_json
 
@@ -75,20 +77,21 @@ def save_tags(folder, shop, docs):
                          ensure_ascii=False) + '\n')
 
 
-def recommender(workdir):
+def recommender(workdir, data=None):
   """The trained method's face: BM25 over the BETags, with what validation chose.
 
-  -> recommend, as `ranking.recommender` makes it
+  data: a later data set, whose new items get their BETags from the run's LLM once. -> recommend, as `ranking.recommender` makes it
   """
-  config = read_json(pathlib.Path(workdir) / 'config.json')['config']
+  config = ConfigDict(read_json(pathlib.Path(workdir) / 'config.json')['config'])
   found = find_stage(workdir, 'evaluate')
   results = read_json(found / 'results.json')
-  shop = load_unchanged(config['data'], results['data_fingerprint'], workdir)
+  shop = load_unchanged(config.data, results['data_fingerprint'], workdir)
   docs = [[tuple(t) for t in tags] for tags in read_json(found / 'tags.json').values()]
-  select = config['select']
-  model = bm25.BM25.fit(docs, k1=select['k1'], b=select['b'], idf_cutoff=select['idf_cutoff'])
-  score = bm25.history_scores(model, results['chosen']['betags']['reducer'])
-
+  chosen, select, known = results['chosen']['betags'], config.select, len(docs)
+  if data:
+    shop, docs = later.carried_on(workdir, config, shop, data, docs, chosen['option'])
+  model = bm25.BM25.fit(docs, select.k1, select.b, select.idf_cutoff, known)
+  score = bm25.history_scores(model, chosen['reducer'])
   return ranking.recommender(score, shop.catalog)
 
 

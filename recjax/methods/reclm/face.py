@@ -43,8 +43,9 @@ def check_later(config):
          'token': 'writes codes that were dealt out among the items of the run'}.get(
              config.grounding)
   if why:
-    raise ConfigError(f'grounding={config.grounding} {why}, so it cannot read new ones; train '
-                      'again on the later data, or use a run of grounding=cgen, which writes titles')
+    raise ConfigError(f'grounding={config.grounding} {why}, so it cannot read new ones; '
+                      'train again on the later data, or use a run of grounding=cgen, which writes '
+                      'titles')
 
 
 def recommender(workdir, data=None):
