@@ -34,8 +34,9 @@ class BM25:
     weights, dropped tags included. Tags with ln(N - n + 0.5) - ln(n + 0.5) <= idf_cutoff are
     dropped; where that leaves none, a warning says so and all scores are 0. An empty document is
     kept and never scores. known: how many documents, the first ones, say how rare tags and how long
-    documents are (default: all), so that further ones change no score of theirs. Raises DataError for no tags at all or weights that are not finite and
-    positive, ConfigError for k1 < 0 or b outside 0..1.
+    documents are (default: all), so that further ones change no score of theirs. Raises DataError
+    for no tags at all or weights that are not finite and positive, ConfigError for k1 < 0 or b
+    outside 0..1.
     """
     if k1 < 0 or not 0 <= b <= 1:
       raise ConfigError(f'k1={k1}, b={b}: k1 must be 0 or more, b between 0 and 1')

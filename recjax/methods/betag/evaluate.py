@@ -80,7 +80,8 @@ def save_tags(folder, shop, docs):
 def recommender(workdir, data=None):
   """The trained method's face: BM25 over the BETags, with what validation chose.
 
-  data: a later data set, whose new items get their BETags from the run's LLM once. -> recommend, as `ranking.recommender` makes it
+  data: a later data set, whose new items get their BETags from the run's LLM once. -> recommend, as
+  `ranking.recommender` makes it
   """
   config = ConfigDict(read_json(pathlib.Path(workdir) / 'config.json')['config'])
   found = find_stage(workdir, 'evaluate')
