@@ -16,6 +16,7 @@ from recjax import errors, recommend, sharding
 from recjax.methods import betag
 from recjax.methods.betag import generate, tune
 from recjax.models import llm
+from recjax.serving import models
 from recjax.text import tokens
 from recjax.training import backbone
 from recjax.training import work as works
@@ -148,6 +149,14 @@ class ToyTest(absltest.TestCase):
     written = works.find_stage(kept, 'generate').stat().st_mtime_ns
     self.assertEqual(recommend.load(self.path, data)[0]([['a']], 3)[0], items[:1])
     self.assertEqual(works.find_stage(kept, 'generate').stat().st_mtime_ns, written)
+    shops = models.open_all([self.path], later=data)
+    model, = shops.values()
+    self.assertEqual(len(model.stock), 8)
+    self.assertContainsSubset({'stove', 'camping'}, [t for t, _ in model.tags['n']])
+    mask = np.ones(8, bool)
+    (found,), = model.answer([models.Ask([1], 1, mask)]),
+    self.assertIn(model.stock.catalog.id_of(found[0][0]), 'nc')
+    model.close(5)
 
   def test_later_data_that_do_not_fit_are_refused(self):
     for name, new, kw, words in (

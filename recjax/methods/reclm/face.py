@@ -60,12 +60,13 @@ def recommender(workdir, data=None):
   return recommending(*open_run(workdir, data))
 
 
-def faces(workdir, catalogues=()):
-  """One opened run for serving: `recommender` and `replies.Replier`. catalogues: as in `converse`.
+def faces(workdir, catalogues=(), data=None):
+  """One opened run for serving: `recommender` and `replies.Replier`. catalogues: as in `converse`;
+  data: a later data set, as in `open_run`.
 
   -> recommend, Replier
   """
-  config, shop, shelf, mesh = opened = open_run(workdir)
+  config, shop, shelf, mesh = opened = open_run(workdir, data)
   domains = domains_of(config, shelf, catalogues)
   return recommending(*opened), replies.Replier(config, domains, system_of(config), mesh)
 
