@@ -38,9 +38,3 @@ def fresh(known, goods, columns=None):
     old, new = (c.columns.get(name) or itertools.repeat(None) for c in (known, goods))
     changed.update(i for i, a, b in zip(rows, old, new) if (a or None) != (b or None))
   return [i + 1 for i in sorted(changed)]
-
-
-def part(goods, items):
-  """Some items of a Catalog, as one of their own. items: indices 1..N. -> Catalog"""
-  return catalog.Catalog(tuple(goods.id_of(i) for i in items),
-                         {k: [v[i - 1] for i in items] for k, v in goods.columns.items()})

@@ -154,7 +154,7 @@ class ToyTest(absltest.TestCase):
     self.assertEqual(len(model.stock), 8)
     self.assertContainsSubset({'stove', 'camping'}, [t for t, _ in model.tags['n']])
     mask = np.ones(8, bool)
-    (found,), = model.answer([models.Ask([1], 1, mask)]),
+    found, = model.answer([models.Ask([1], 1, mask)])
     self.assertIn(model.stock.catalog.id_of(found[0][0]), 'nc')
     model.close(5)
 
