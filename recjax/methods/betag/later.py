@@ -40,11 +40,14 @@ def written(workdir, config, shop, items):
   weights = config.llm.weights
   llm = find_stage(workdir, 'llm') if weights == 'tiny' else pathlib.Path(weights)
   source = read_json(find_stage(workdir, 'base-tags') / 'DONE.json')['counts']['source']
-  with open_adopted(workdir, shop, sharding.make_mesh({'data': -1, 'fsdp': 1, 'model': 1})) as work:
+  mesh = sharding.make_mesh({'data': -1, 'fsdp': 1, 'model': 1})
+  how = config.copy_and_resolve_references()
+  how.decode.batch += -how.decode.batch % mesh.size  # the devices here may be others
+  with open_adopted(workdir, shop, mesh) as work:
     base = work.stage('base-tags', base_tags, config.tags, source, shop, items)
     if not files.read_tags(base / 'base_tags.json'):
       return {}
-    raw = work.stage('generate', generate.stage, generate.settings(config), base, llm,
+    raw = work.stage('generate', generate.stage, generate.settings(how), base, llm,
                      find_stage(workdir, 'tune'))
     parsed = work.stage('parse', generate.parse, generate.parsing(config), raw)
   return files.read_betags(parsed / 'raw_betags.json')
