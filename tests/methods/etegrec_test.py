@@ -110,7 +110,7 @@ class WholeTest(parameterized.TestCase):
       etegrec.convert(folder, 'index', out)
 
   @parameterized.parameters(('tiger', 'rqvae', 'suffix'), ('tiger', 'rkmeans', 'nearest'),
-                            ('tiger', 'pq', 'suffix'), ('etegrec', 'rqvae', 'suffix'))
+                            ('etegrec', 'rqvae', 'suffix'))
   def test_new_items_get_ids_of_their_texts(self, way, kind, dedupe):
     data = shop_folder(self.create_tempdir())
     texts = [' '.join(t) for t in zip(*(load_data(data).catalog.columns['title'],) * 2)]
@@ -127,10 +127,6 @@ class WholeTest(parameterized.TestCase):
     new = [{'item_id': f'n{i}', 'title': t, 'categories': ['Shop', t.split()[0]]}
            for i, t in enumerate(('Lamps shade2', 'Ropes shade9', 'Lamps shade2'))]
     data = later.write(data, self.create_tempdir().full_path + '/later', new, retired=['i2'])
-    if kind == 'pq':
-      with self.assertRaisesRegex(ConfigError, 'tokenizer.kind=pq .* gives no code'):
-        recommend.load(folder, data)
-      return
     more, shop = recommend.load(folder, data)
     self.assertLen(shop.catalog, ITEMS + 3)
     items, scores = more([['i3', 'i4'], ['n0']], 3, allowed={'n0', 'n1', 'n2', 'i2'})
@@ -170,6 +166,14 @@ class WholeTest(parameterized.TestCase):
 
 
 class PartsTest(parameterized.TestCase):
+
+  def test_tokenizers_that_read_no_further_vector_say_so(self):
+    room = pathlib.Path(self.create_tempdir().full_path)
+    (room / 'stages' / '02-tokenizer').mkdir(parents=True)
+    (room / 'stages' / '02-tokenizer' / 'DONE.json').write_text('{}')
+    for kind in ('pq', 'items.json'):
+      with self.assertRaisesRegex(ConfigError, f'tokenizer.kind={kind} of .* gives no code'):
+        later_ids.encoded(room, ConfigDict({'kind': kind}), np.zeros((1, 4), np.float32), None)
 
   def test_a_new_id_is_one_that_nobody_has(self):
     table = np.array([[0, 0, 0], [0, 0, 2], [1, 0, 0]])
