@@ -47,12 +47,8 @@ def recommender(workdir, data=None):
   if grounds:
     reader = ground.text_encoder(config, folder, find_stage(workdir, 'tune'), mesh)
     embed = lambda texts: encoder.embed(reader, texts, mesh)[0]  # noqa: E731
-    vectors = find_stage(workdir, 'embed')
-    if later:
-      with open_adopted(workdir, data, mesh) as work:
-        vectors = work.stage('embed', functools.partial(ground.embed_new, embed=embed),
-                             data.titles, before.titles, vectors)
-    answer = grounded(config, data, vectors, results, score, embed)
+    made = vectors_of(workdir, data, before, embed, mesh)
+    answer = grounded(config, data, made, results, score, embed)
   else:
     answer = decoded(config, results, score, gen.plant(tokenizer, template, data.titles))
 
@@ -79,6 +75,16 @@ def recommender(workdir, data=None):
     items, scores = np.concatenate(items), np.concatenate(scores)
     return [[data.catalog.id_of(i) for i in row if i] for row in items], scores
   return recommend
+
+
+def vectors_of(workdir, data, before, embed, mesh):
+  """The folder with items.npy of `data`: the run's own, or of a later data set, made once."""
+  made = find_stage(workdir, 'embed')
+  if data is before:
+    return made
+  with open_adopted(workdir, data, mesh) as work:
+    return work.stage('embed', functools.partial(ground.embed_new, embed=embed), data.titles,
+                      before.titles, made)
 
 
 def opening(config, template, tokenizer):
