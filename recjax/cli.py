@@ -54,6 +54,8 @@ def parser():
   verb.add_argument('--output', help='where the answers to --input go: x.jsonl or x.parquet; the '
                     'same command goes on where it was stopped')
   verb.add_argument('--k', type=int, default=10, help='how many items (default 10)')
+  verb.add_argument('--data', metavar='NEW', help='the data as `recjax prepare --update` carried '
+                    'them on: new items are recommended, too, where the method can read them')
 
   verb = verbs.add_parser('chat', help='talk to a trained chat model, its items all real')
   verb.add_argument('workdir', help='the folder of a finished run')
@@ -66,6 +68,8 @@ def parser():
   verb.add_argument('--port', type=int, default=8000)
   verb.add_argument('--data', action='append', default=[], metavar='FOLDER',
                     help='a further data set that chat models recommend from')
+  verb.add_argument('--later', metavar='NEW', help='the data of the runs as `recjax prepare '
+                    '--update` carried them on: new items are recommended, too')
   verb.add_argument('--catalogue', metavar='FILE', help='items as they are now, items.jsonl; read '
                     'again at POST /v1/catalogue/reload')
   verb.add_argument('--timeout', type=float, default=60., help='seconds an answer may take')
@@ -133,7 +137,7 @@ def recommend(args):
   from recjax import recommend as face
   if args.input and not args.output:
     raise ConfigError('--input needs --output, the file for the answers')
-  ask, shop = face.load(args.workdir)
+  ask, shop = face.load(args.workdir, args.data)
   if args.input:
     written = face.batch(ask, shop, args.input, args.output, args.k, face.mark(args.workdir))
     print(f'{written} users answered, in {args.output}')
@@ -158,7 +162,7 @@ def serve(args):
     raise ConfigError('--interests-url and --interests-model go together')
   settings = Settings(args.host, args.port, seconds=args.timeout, most=args.most,
                       interests_url=args.interests_url, interests_model=args.interests_model)
-  server.run(args.workdirs, settings, args.data, args.catalogue)
+  server.run(args.workdirs, settings, args.data, args.catalogue, args.later)
 
 
 def doctor(args):

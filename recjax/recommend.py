@@ -15,24 +15,27 @@ from recjax.training.work import plain_progress, read_json
 BLOCK = 256  # users that are answered, and come to disk, together
 
 
-def load(workdir):
+def load(workdir, data=None):
   """Opens what a run trained. -> (recommend, Dataset)
 
   recommend(histories, k, exclude_seen=True, allowed=None) -> (item ids [B][k], scores [B, k]);
   histories are lists of item ids, oldest first, and may come from people never seen in training.
+  data: a later data set, made from the run's by `recjax prepare --update`: its new items come along
+  without training, or a ConfigError says why this run cannot read them.
   """
-  module, shop = opened(workdir)
-  return in_stock(module.recommender(workdir), shop.catalog), shop
+  module, shop = opened(workdir, data)
+  return in_stock(module.recommender(workdir, data), shop.catalog), shop
 
 
-def opened(workdir):
-  """The package of the method that made a run, and its data. -> module, Dataset or Records"""
+def opened(workdir, data=None):
+  """The package of the method that made a run, and its data, or later ones. -> module, Dataset or
+  Records"""
   saved = read_json(pathlib.Path(workdir) / 'config.json')
   if saved is None:
     raise WorkdirError(f'{workdir} holds no config.json, so no run was made there; name the folder '
                        'that --workdir named')
   module = importlib.import_module(f'recjax.methods.{saved["config"]["method"]}')
-  data = saved['config']['data']
+  data = data or saved['config']['data']
   return module, records.load(data) if records.found(data) else catalog.load_data(data)
 
 
@@ -111,8 +114,8 @@ def read_users(source, goods):
       try:
         goods.index(item)
       except DataError as error:
-        raise DataError(f'{place}: {str(error).rstrip(".")}; leave it out of `items`, or train on '
-                        'data that hold it') from error
+        raise DataError(f'{place}: {str(error).rstrip(".")}; leave it out of `items`, or name '
+                        'later data that hold it: --data') from error
     yield row
 
 

@@ -27,23 +27,25 @@ class BM25:
   dropped: int
 
   @classmethod
-  def fit(cls, docs, k1=0.75, b=0.75, idf_cutoff=0.0):
+  def fit(cls, docs, k1=0.75, b=0.75, idf_cutoff=0.0, known=None):
     """Indexes documents: lists of tags, lists of (tag, weight), or {tag: weight} mappings.
 
     A tag's frequency is its weight, summed over repetitions, and a document's length the sum of its
     weights, dropped tags included. Tags with ln(N - n + 0.5) - ln(n + 0.5) <= idf_cutoff are
     dropped; where that leaves none, a warning says so and all scores are 0. An empty document is
-    kept and never scores. Raises DataError for no tags at all or weights that are not finite and
-    positive, ConfigError for k1 < 0 or b outside 0..1.
+    kept and never scores. known: how many documents, the first ones, say how rare tags and how long
+    documents are (default: all), so that further ones change no score of theirs. Raises DataError
+    for no tags at all or weights that are not finite and positive, ConfigError for k1 < 0 or b
+    outside 0..1.
     """
     if k1 < 0 or not 0 <= b <= 1:
       raise ConfigError(f'k1={k1}, b={b}: k1 must be 0 or more, b between 0 and 1')
     terms = {}
     counts = count_matrix(docs, terms, grow=True)
-    n_docs = counts.shape[0]
+    n_docs = counts.shape[0] if known is None else known
     if not counts.nnz:
       raise DataError(f'{n_docs} documents hold no tag at all; there is nothing to index')
-    holding = np.bincount(counts.indices, minlength=len(terms))
+    holding = np.bincount(counts[:n_docs].indices, minlength=len(terms))
     idf = np.log(n_docs - holding + 0.5) - np.log(holding + 0.5)
     keep = idf > idf_cutoff
     if not keep.any():
@@ -51,7 +53,7 @@ class BM25:
                     'documents and are dropped: every score is 0; lower idf_cutoff', stacklevel=2)
     idf = np.where(keep, idf, 0.0)
     length = counts.sum(axis=1, dtype=np.float64)
-    norm = k1 * (1 - b + b * length / length.mean())
+    norm = k1 * (1 - b + b * length / length[:n_docs].mean())
     tf = counts.data.astype(np.float64)
     tf = tf * (k1 + 1) / (tf + np.repeat(norm, np.diff(counts.indptr)))
     weights = sp.csr_array(((tf * idf[counts.indices]).astype(np.float32), counts.indices.copy(),

@@ -143,15 +143,16 @@ def counts_of(shop):
   return counts, (np.concatenate([[0], np.cumsum(counts)]), users[order])
 
 
-def open_all(workdirs, data=(), items_file=None, together=True, seen=None):
+def open_all(workdirs, data=(), items_file=None, together=True, seen=None, later=None):
   """Opens runs. -> {name: Model}, in order; runs on the same data share a catalogue.
 
-  data: further data sets that chat models recommend from. Raises ConfigError where two folders have
+  data: further data sets that chat models recommend from. later: one that carries on that of every
+  run, as `recommend.load` takes it. Raises ConfigError where two folders have
   one name.
   """
   out, shelves = {}, {}
   for workdir in workdirs:
-    module, shop = recommend.opened(workdir)
+    module, shop = recommend.opened(workdir, later)
     name = str(workdir).rstrip('/').rsplit('/', 1)[-1] or str(workdir)
     if name in out:
       raise ConfigError(f'two folders are called {name!r}, which clients could not tell apart; '
@@ -162,14 +163,14 @@ def open_all(workdirs, data=(), items_file=None, together=True, seen=None):
     shelf, bought = shelves[shop.fingerprint]
     talk = None
     if hasattr(module, 'faces'):
-      face, talk = module.faces(workdir, data)
+      face, talk = module.faces(workdir, data, later)
     else:
-      face = module.recommender(workdir)
+      face = module.recommender(workdir, later)
     method = module.__name__.rsplit('.', 1)[-1]
     out[name] = Model(name, method, face, shelf, talk, together, seen)
     out[name].pairs = bought
     if hasattr(module, 'item_tags'):
-      out[name].tags = module.item_tags(workdir)
+      out[name].tags = module.item_tags(workdir, later)
   return out
 
 

@@ -15,8 +15,11 @@ KEY_ENV = 'RECJAX_API_KEY'
 DRAIN = 20  # seconds that requests under way have to end
 
 
-def run(workdirs, settings, data=(), items_file=None, say=print):
-  """Serves runs until SIGTERM or SIGINT. The API key is read from RECJAX_API_KEY."""
+def run(workdirs, settings, data=(), items_file=None, later=None, say=print):
+  """Serves runs until SIGTERM or SIGINT. The API key is read from RECJAX_API_KEY.
+
+  data, items_file, later: as `models.open_all` takes them
+  """
   key = os.environ.get(KEY_ENV, '').strip()
   if not key.isascii() or not key.isprintable():
     raise ConfigError(f'the environment variable {KEY_ENV} does not hold a key: it has special '
@@ -25,7 +28,8 @@ def run(workdirs, settings, data=(), items_file=None, say=print):
                       format='%(asctime)s %(levelname)s %(message)s')
   logging.getLogger('recjax').setLevel(logging.INFO)
   counters = Counters()
-  found = models.open_all(list(map(str, workdirs)), data, items_file, seen=counters.batch)
+  found = models.open_all(list(map(str, workdirs)), data, items_file, seen=counters.batch,
+                          later=later)
   for line in models.describe(found, workdirs):
     say(line)
   service = Service(found, dataclasses.replace(settings, key=key), counters)

@@ -2,6 +2,7 @@
 import pathlib
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
@@ -58,3 +59,32 @@ def scorer(made, n):
   """The scores of all `n` items by the model of a stage's folder. -> score function"""
   config = ConfigDict(read_json(made / FACTS)['config'])
   return sequential.scorer(sequential.model_config(config, n), sequential.load(made / 'model.npz'))
+
+
+def widened(score, known, n, blank):
+  """A score function over `known` items, for a catalogue of `n` that begins with them.
+
+  Histories lose the items that it does not know; one of these alone scores all known items alike.
+  blank: (B, known) scores -> (B, 1), what each further item scores. -> score function
+  """
+  if n == known:
+    return score
+
+  def wide(items, offsets):
+    kept = np.asarray(items) <= known
+    cuts = np.concatenate([[0], np.cumsum(kept)])[offsets]
+    found = jnp.asarray(score(items[kept], cuts), jnp.float32)
+    found = jnp.where((np.diff(cuts) > 0)[:, None], found, 0)
+    more = jnp.broadcast_to(blank(found), (len(found), n - known))
+    return jnp.concatenate([found, more], 1)
+  return wide
+
+
+def least(scores):
+  """For `widened`: further items score as the last of the known ones."""
+  return scores.min(-1, keepdims=True)
+
+
+def mean_share(scores):
+  """For `widened`: further items get the mean share of the known ones in a softmax."""
+  return jax.nn.logsumexp(scores, -1, keepdims=True) - np.log(scores.shape[-1])

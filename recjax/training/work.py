@@ -306,6 +306,17 @@ def open_work(path, config=None, mesh=None, guards=None):
         work.board[1].close()
 
 
+@contextlib.contextmanager
+def open_adopted(workdir, data, mesh):
+  """Opens the folder in which a run keeps what it makes of a later data set. Yields Work
+
+  What it says goes to standard error, as answers go to standard output. Raises as `open_work`.
+  """
+  with open_work(pathlib.Path(workdir) / 'adopted' / data.fingerprint[:16], None, mesh) as work:
+    work.console = Console(stderr=True)
+    yield work
+
+
 def mirror(path, room):
   """A folder of one's own from which the shared run folder is read. -> it
 

@@ -16,9 +16,11 @@ from recjax import errors, recommend, sharding
 from recjax.methods import betag
 from recjax.methods.betag import generate, tune
 from recjax.models import llm
+from recjax.serving import models
 from recjax.text import tokens
 from recjax.training import backbone
 from recjax.training import work as works
+from tests import later
 
 ROOT = pathlib.Path(__file__).parents[2]
 WORDS = {'a': ('tent', 'camping'), 'b': ('stove', 'gas fuel'), 'c': ('mug', 'steel'),
@@ -124,6 +126,45 @@ class ToyTest(absltest.TestCase):
     self.assertEqual(ask([['a']], 2, allowed={'e', 'f', 'c'})[0][0][0] in 'efc', True)
     with self.assertRaisesRegex(errors.DataError, "'nope'"):
       ask([['nope']], 2)
+
+  def test_new_items_get_their_tags_from_the_tuned_model(self):
+    data = later.write(self.folder / 'toy', self.folder / 'later', [
+        {'item_id': 'n', 'title': 'x', 'tags': ['stove', 'camping']},  # as a and b
+        {'item_id': 'm', 'title': 'y', 'tags': ['zinc', 'nylon']}],  # as e and f
+        retired=['b'])
+    ask, _ = recommend.load(self.path)
+    more, shop = recommend.load(self.path, data)
+    self.assertLen(shop.catalog, 8)
+    items, scores = more([['a'], ['d'], ['n', 'a']], 3)
+    self.assertTrue(np.isfinite(scores[:2]).all())
+    self.assertEqual([set(items[0][:2]), 'm' in items[1]], [{'n', 'c'}, True])
+    self.assertNoCommonElements(items[2], {'b', 'n'})
+    old, before = ask([['a'], ['d', 'e']], 4, allowed=set('acdef'))
+    new, after = more([['a'], ['d', 'e']], 4, allowed=set('abcdef'))
+    self.assertEqual(new, old)
+    np.testing.assert_array_equal(after, before)
+    kept, = (self.path / 'adopted').iterdir()
+    found = json.loads((works.find_stage(kept, 'generate') / 'raw_predict.json').read_text())
+    self.assertCountEqual(found, 'nm')
+    written = works.find_stage(kept, 'generate').stat().st_mtime_ns
+    self.assertEqual(recommend.load(self.path, data)[0]([['a']], 3)[0], items[:1])
+    self.assertEqual(works.find_stage(kept, 'generate').stat().st_mtime_ns, written)
+    shops = models.open_all([self.path], later=data)
+    model, = shops.values()
+    self.assertEqual(len(model.stock), 8)
+    self.assertContainsSubset({'stove', 'camping'}, [t for t, _ in model.tags['n']])
+    mask = np.arange(8) > 0  # all but a
+    found, = model.answer([models.Ask([1], 1, mask)])
+    self.assertIn(model.stock.catalog.id_of(found[0][0]), 'nc')
+    model.close(5)
+
+  def test_later_data_that_do_not_fit_are_refused(self):
+    for name, new, kw, words in (
+        ('swapped', [], {'swap': True}, "item 1 was 'a', now it is 'b'.*--update"),
+        ('untagged', [{'item_id': 'n', 'title': 'x'}], {}, "item 'n' has no tags")):
+      data = later.write(self.folder / 'toy', self.folder / name, new, **kw)
+      with self.assertRaisesRegex(errors.DataError, words):
+        recommend.load(self.path, data)
 
   def test_batch_recommendation_writes_a_row_for_each_user(self):
     source, target = self.folder / 'in.jsonl', self.folder / 'out.jsonl'

@@ -18,6 +18,7 @@ from recjax.methods import bigrec
 from recjax.methods.bigrec import assist, evaluate, plan, prompts, samples
 from recjax.methods.bigrec import generate as gen
 from recjax.training import work as works
+from tests import later
 
 ROOT = pathlib.Path(__file__).parents[2]
 COLOURS = ('red', 'blue', 'green', 'white', 'black')
@@ -110,8 +111,35 @@ class RingTest(absltest.TestCase):
     self.assertEqual(items, [['i9']])
     with self.assertRaisesRegex(DataError, 'history 1 is empty'):
       ask([['i1'], []], 3)
+    self.later(path, ask)
     self.assertIn('Grounding', (path / 'report.html').read_text())
     del shop
+
+  def later(self, path, ask):
+    """New items in both ways, after no training; the old ones keep what they had."""
+    data = self.folder / 'later'
+    if not data.exists():
+      later.write(self.data, data, [{'item_id': 'n0', 'title': 'red spoon'},
+                                    {'item_id': 'n1', 'title': 'blue kettle'},
+                                    {'item_id': 'n2', 'title': 'green drill mug'}], retired=['i6'])
+    more, shop = recommend.load(path, data)
+    self.assertLen(shop.catalog, 53)
+    for history in (['i3', 'i4'], ['i3', 'n0'], ['n2']):
+      items, scores = more([history], 3, allowed={'n1', 'i4', 'i6'})
+      self.assertCountEqual(items[0], {'n1', 'i4'} - set(history))
+      self.assertTrue(np.isfinite(scores[0, :len(items[0])]).all())
+    some = [f'i{n}' for n in (9, 17, 25, 33)]
+    old, before = ask([['i3', 'i4'], ['i20']], 4, allowed=some)
+    new, after = more([['i3', 'i4'], ['i20']], 4, allowed=some)
+    self.assertEqual(new, old)
+    np.testing.assert_allclose(after, before, atol=.1)
+    items, _ = more([['i3', 'i4', 'i5']], 8)
+    self.assertNotIn('i6', items[0])
+    wrong = self.folder / 'wrong'
+    if not wrong.exists():
+      later.write(self.data, wrong, [], swap=True)
+    with self.assertRaisesRegex(DataError, "item 1 was 'i0', now it is 'i1'.*--update"):
+      recommend.load(path, wrong)
 
   def decoded(self, path):
     cfg = config('d3_scientific', self.data, prompt={'noun': 'goods'},
@@ -126,6 +154,7 @@ class RingTest(absltest.TestCase):
     self.assertTrue((np.diff(scores[0][:len(items[0])]) <= 0).all())
     items, _ = ask([['i3', 'i4', 'i5']], 3, allowed={'i9', 'i4'})
     self.assertEqual(items, [['i9']])
+    self.later(path, ask)
     self.assertIn('Ghost tokens', (path / 'report.html').read_text())
     for kind in ('merged', 'peft'):
       with contextlib.ExitStack() as room:

@@ -14,7 +14,10 @@ from recjax.data.catalog import load_data
 from recjax.errors import ConfigError, DataError, UserError
 from recjax.methods import etegrec
 from recjax.methods.etegrec import interests, rows, tune
+from recjax.methods.etegrec import later as later_ids
 from recjax.training.work import Work, find_stage, open_work, read_json
+from tests import later
+from tests.methods.llmemb_test import random_decoder
 
 USERS, ITEMS = 120, 24
 
@@ -98,11 +101,45 @@ class WholeTest(parameterized.TestCase):
     self.assertCountEqual(few[0], ['i1', 'i2'])
     with self.assertRaisesRegex(DataError, 'empty'):
       ask([[]], 3)
+    with self.assertRaisesRegex(ConfigError, 'SASRec that knows items by their numbers alone'):
+      recommend.load(folder, read_json(pathlib.Path(folder) / 'config.json')['config']['data'])
     out = pathlib.Path(folder) / 'codes.json'
     etegrec.convert(folder, 'index', out)
     self.assertLen(json.loads(out.read_text()), ITEMS)
     with self.assertRaisesRegex(ConfigError, 'is there already'):
       etegrec.convert(folder, 'index', out)
+
+  @parameterized.parameters(('tiger', 'rqvae', 'suffix'), ('tiger', 'rkmeans', 'nearest'),
+                            ('etegrec', 'rqvae', 'suffix'))
+  def test_new_items_get_ids_of_their_texts(self, way, kind, dedupe):
+    data = shop_folder(self.create_tempdir())
+    texts = [' '.join(t) for t in zip(*(load_data(data).catalog.columns['title'],) * 2)]
+    llm = random_decoder(pathlib.Path(self.create_tempdir().full_path), texts)
+    cfg = small(tiger_beauty.get_config() if way == 'tiger' else
+                etegrec_scientific.get_config('fusion=none'), data)
+    cfg.vectors.update(source='text', encoder=str(llm), unit=True)
+    cfg.tokenizer.update(kind=kind, dedupe=dedupe)
+    cfg.train.update(epochs=2)
+    cfg.finetune.epochs = 0
+    folder = self.create_tempdir().full_path
+    run(cfg, folder)
+    ask, _ = recommend.load(folder)
+    new = [{'item_id': f'n{i}', 'title': t, 'categories': ['Shop', t.split()[0]]}
+           for i, t in enumerate(('Lamps shade2', 'Ropes shade9', 'Lamps shade2'))]
+    data = later.write(data, self.create_tempdir().full_path + '/later', new, retired=['i2'])
+    more, shop = recommend.load(folder, data)
+    self.assertLen(shop.catalog, ITEMS + 3)
+    items, scores = more([['i3', 'i4'], ['n0']], 3, allowed={'n0', 'n1', 'n2', 'i2'})
+    self.assertEqual([set(row) for row in items], [{'n0', 'n1', 'n2'}, {'n1', 'n2'}])
+    self.assertTrue(np.isfinite(scores[0]).all())
+    some = {'i5', 'i9', 'i13', 'i20'}
+    old, before = ask([['i3', 'i4'], ['i9']], 4, allowed=some)
+    again, after = more([['i3', 'i4'], ['i9']], 4, allowed=some)
+    self.assertEqual(again, old)
+    for a, b, row in zip(after, before, old):
+      np.testing.assert_allclose(a[:len(row)], b[:len(row)], atol=1e-4)
+    with self.assertRaisesRegex(DataError, "item 1 was 'i0', now it is 'i1'.*--update"):
+      recommend.load(folder, later.write(data, data + '-wrong', [], swap=True))
 
   def test_a_killed_run_ends_alike(self):
     data = shop_folder(self.create_tempdir())
@@ -129,6 +166,25 @@ class WholeTest(parameterized.TestCase):
 
 
 class PartsTest(parameterized.TestCase):
+
+  def test_tokenizers_that_read_no_further_vector_say_so(self):
+    room = pathlib.Path(self.create_tempdir().full_path)
+    (room / 'stages' / '02-tokenizer').mkdir(parents=True)
+    (room / 'stages' / '02-tokenizer' / 'DONE.json').write_text('{}')
+    for kind in ('pq', 'items.json'):
+      with self.assertRaisesRegex(ConfigError, f'tokenizer.kind={kind} of .* gives no code'):
+        later_ids.encoded(room, ConfigDict({'kind': kind}), np.zeros((1, 4), np.float32), None)
+
+  def test_a_new_id_is_one_that_nobody_has(self):
+    table = np.array([[0, 0, 0], [0, 0, 2], [1, 0, 0]])
+    some, far = np.array([[0, 0], [0, 0], [2, 1]]), np.zeros((3, 3))
+    np.testing.assert_array_equal(later_ids.settled(table, some, far, 4),
+                                  [[0, 0, 1], [0, 0, 3], [2, 1, 0]])
+    far = np.array([[2., 0, 1], [2, 0, 1], [0, 0, 0]])  # without a level that counts: the nearest
+    np.testing.assert_array_equal(later_ids.settled(np.array([[0, 1]]), np.array([[0, 1]] * 2),
+                                                    far, 3), [[0, 2], [0, 0]])
+    with self.assertRaisesRegex(DataError, r'all 3 IDs that begin with \(0, 0\) are taken'):
+      later_ids.settled(table, some, far, 3)
 
   def test_every_prefix_is_a_row_once_an_epoch(self):
     shop = load_data(shop_folder(self.create_tempdir()))

@@ -17,6 +17,7 @@ from recjax.models import huggingface, llm
 from recjax.text import tokens
 from recjax.training import sequential
 from recjax.training import work as works
+from tests import later
 
 ROOT = pathlib.Path(__file__).parents[2]
 CLUSTERS, ITEMS, USERS = 20, 200, 500
@@ -180,6 +181,38 @@ class WholeTest(absltest.TestCase):
     with self.assertRaisesRegex(DataError, 'nothing'):
       ask([['nothing']], 3)
 
+  def test_new_items_by_their_texts(self):
+    columns = self.shop.catalog.columns
+    twins = [{'item_id': f'n{i}', **{k: v[i] for k, v in columns.items()}} for i in (0, 1)]
+    data = later.write(self.room / 'data', self.room / 'later', [*twins, {'item_id': 'n2'}],
+                       retired=['i020'])
+    ask, _ = recommend.load(self.path)
+    more, shop = recommend.load(self.path, data)
+    self.assertLen(shop.catalog, ITEMS + 3)
+    histories = [['i040', 'i060'], ['i041', 'i061']]
+    items, scores = more(histories, 3, allowed={'n0', 'n1', 'n2'})
+    self.assertCountEqual(items[0], {'n0', 'n1', 'n2'})
+    self.assertTrue(np.isfinite(scores).all())
+    for new, twin in (('n0', 'i000'), ('n1', 'i001')):  # who say the same are the same
+      both, value = more(histories, 2, allowed={new, twin})
+      self.assertCountEqual(both[0], {new, twin})
+      np.testing.assert_allclose(value[:, 0], value[:, 1], atol=1e-3)
+      others = set(self.shop.catalog.ids) - {'i040', twin}
+      read, again = (more([['i040', i]], 5, allowed=others) for i in (new, twin))
+      self.assertEqual(read[0], again[0])
+      np.testing.assert_allclose(read[1], again[1], atol=1e-3)
+    old, before = ask(histories, 50, allowed=set(self.shop.catalog.ids) - {'i020'})
+    new, after = more(histories, 50, allowed=self.shop.catalog.ids)
+    self.assertEqual(new, old)
+    np.testing.assert_allclose(after, before, atol=1e-5)
+    kept, = (self.path / 'adopted').iterdir()
+    before = works.find_stage(kept, 'export-tuned').stat().st_mtime_ns
+    again, _ = recommend.load(self.path, data)
+    self.assertEqual(again(histories, 3, allowed={'n0', 'n1', 'n2'})[0], items)
+    self.assertEqual(works.find_stage(kept, 'export-tuned').stat().st_mtime_ns, before)
+    with self.assertRaisesRegex(DataError, "item 1 was 'i000', now it is 'i001'.*--update"):
+      recommend.load(self.path, later.write(self.room / 'data', self.room / 'wrong', [], swap=True))
+
   def test_what_was_trained_goes_out(self):
     llmemb.convert(self.path, 'npz', self.path / 'out.npz')
     self.assertEqual(sequential.load(self.path / 'out.npz')['items'].shape, (2, ITEMS + 2, 16))
@@ -205,6 +238,8 @@ class WholeTest(absltest.TestCase):
     run(cfg, self.room / 'file')
     rows = works.read_json(self.room / 'file' / 'results.json')['rows']
     self.assertEqual(list(rows)[:3], ['llmemb:no_freeze', 'gru4rec', 'sasrec'])
+    with self.assertRaisesRegex(ConfigError, 'vectors.npy, so nothing here can make'):
+      recommend.load(self.room / 'file', self.room / 'data')
     np.save(path, np.ones((7, 60), np.float32))
     with self.assertRaisesRegex(DataError, '7 rows, the catalogue 200 items'):
       run(cfg, self.room / 'file2')
@@ -215,6 +250,15 @@ class WholeTest(absltest.TestCase):
     run(cfg, self.room / 'bert')
     rows = works.read_json(self.room / 'bert' / 'results.json')['rows']
     self.assertEqual(list(rows)[:3], ['llmemb:no_scft', 'bert4rec', 'sasrec'])
+    data = later.write(self.room / 'data', self.room / 'more', [{'item_id': 'n', 'title': 'mug'}])
+    ask, more = (recommend.load(self.room / 'bert', d)[0] for d in (None, data))
+    self.assertEqual(more([['i003', 'n']], 1, allowed={'n', 'i009'})[0], [['i009']])
+    self.assertTrue(np.isfinite(more([['i003']], 2, allowed={'n', 'i009'})[1]).all())
+    for old, new in zip(ask([['i003']], 40), more([['i003']], 40, allowed=self.shop.catalog.ids)):
+      if isinstance(old, list):
+        self.assertEqual(new, old)
+      else:
+        np.testing.assert_allclose(new, old, atol=1e-5)
 
   def test_a_sentence_encoder_is_not_tuned_but_read(self):
     from tests.training.encoder_test import minilm

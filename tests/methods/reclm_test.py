@@ -14,7 +14,7 @@ from rich.console import Console
 
 from recjax import chat, recommend
 from recjax.data.catalog import Catalog, load_data
-from recjax.errors import ConfigError
+from recjax.errors import ConfigError, DataError
 from recjax.methods import reclm
 from recjax.methods.reclm import (
     answer,
@@ -31,6 +31,7 @@ from recjax.models import huggingface, llm
 from recjax.text import templates, tokens
 from recjax.training import backbone
 from recjax.training import work as works
+from tests import later
 
 ROOT = pathlib.Path(__file__).parents[2]
 TITLES = [f'{c} {t}' for c in ('red', 'blue', 'green') for t in (
@@ -124,6 +125,34 @@ class WholeTest(parameterized.TestCase):
     self.assertTrue((np.diff(scores, axis=1) <= 0).all())
     self.assertEqual(face([['i3']], 4, allowed={'i1', 'i2'})[0][0].sort(), ['i1', 'i2'].sort())
     self.assertLess(set(face([['i3']], 4, allowed={'i1', 'i2'})[0][0]), {'i1', 'i2', 'i3'})
+    self.later(path, grounding, face)
+
+  def later(self, path, grounding, face):
+    """New titles after no training, where titles are all that is known of an item."""
+    data = self.folder / f'later-{grounding}'
+    later.write(self.folder / 'ring', data, [
+        {'item_id': 'n0', 'title': 'red spoon'}, {'item_id': 'n1', 'title': 'blue kettle drill'}],
+        retired=['i6'])
+    if grounding != 'cgen':
+      with self.assertRaisesRegex(ConfigError, f'grounding={grounding} .* grounding=cgen'):
+        recommend.load(path, data)
+      return
+    more, shop = recommend.load(path, data)
+    self.assertLen(shop.catalog, 32)
+    items, scores = more([['i3', 'n0'], ['n0']], 3, allowed={'n1', 'i6', 'n0'})
+    self.assertEqual(items, [['n1'], ['n1']])
+    self.assertTrue(np.isfinite(scores[:, 0]).all())
+    some = {'i1', 'i2', 'i9', 'i20'}
+    for old, new in zip(face([['i3'], ['i7']], 4, allowed=some),
+                        more([['i3'], ['i7']], 4, allowed=some)):
+      if isinstance(old, list):
+        self.assertEqual(new, old)
+      else:
+        np.testing.assert_allclose(new, old, atol=1e-3)
+    self.assertNotIn('i6', more([['i3', 'i4', 'i5']], 20)[0][0])
+    later.write(self.folder / 'ring', self.folder / 'wrong', [], swap=True)
+    with self.assertRaisesRegex(DataError, "item 1 was 'i0', now it is 'i1'.*--update"):
+      recommend.load(path, self.folder / 'wrong')
 
   def test_eight_devices_learn_what_one_does(self):
     cfg = config(self.folder / 'ring', train=dict(batch=3, epochs=1), optim=dict(log_every=1))

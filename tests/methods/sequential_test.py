@@ -282,6 +282,8 @@ class RunTest(parameterized.TestCase):
     self.assertTrue((np.diff(scores, axis=1) <= 0).all())
     with self.assertRaisesRegex(DataError, 'i99'):
       ask([['i99']], 5)
+    with self.assertRaisesRegex(ConfigError, 'by their numbers alone.*betag'):
+      sequential.recommender(folder, cfg.data)
     sequential.convert(folder, 'npz', folder / 'copy.npz')
     self.assertEqual(train.load(folder / 'copy.npz')['items'].shape, (2, 52, 32))
     with self.assertRaisesRegex(ConfigError, 'peft'):

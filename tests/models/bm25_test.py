@@ -35,6 +35,17 @@ class BM25Test(parameterized.TestCase):
     np.testing.assert_allclose(scores[0, :3], [0.530904, 1.817639, 0], atol=1e-6)
     self.assertEqual(model.dropped, 0)
 
+  def test_further_documents_change_no_score_of_those_before(self):
+    more = [*T12, ['x', 'new', 'x', 'z'], ['x'] * 9]
+    before = bm25.BM25.fit(T12, idf_cutoff=OFF).scores([['x', 'z'], ['y']])
+    after = bm25.BM25.fit(more, idf_cutoff=OFF, known=6).scores([['x', 'z'], ['y']])
+    np.testing.assert_array_equal(after[:, :6], before)
+    self.assertTrue((after[0, 6:] > 0).all())
+    found = bm25.BM25.fit(more, idf_cutoff=OFF, known=6).scores([['new']])[0]
+    self.assertEqual(found.argmax(), 6)  # a tag that nobody had is as rare as can be
+    self.assertNotAlmostEqual(bm25.BM25.fit(more, idf_cutoff=OFF).scores([['x']])[0, 0],
+                              before[0, 0])
+
   def test_cutoff_that_drops_every_tag_warns_and_scores_zero(self):
     with self.assertWarnsRegex(UserWarning, 'all 7 tags .* lower idf_cutoff'):
       model = bm25.BM25.fit(T12, idf_cutoff=4)

@@ -3,11 +3,13 @@ import itertools
 import json
 import pathlib
 
+from ml_collections import ConfigDict
+
 from recjax.data.catalog import load_unchanged
 from recjax.data.formats import betag as files
 from recjax.evaluation import metrics, outcome, ranking
+from recjax.methods.betag import later, text
 from recjax.methods.betag import tags as base_tags
-from recjax.methods.betag import text
 from recjax.models import bm25
 from recjax.training.work import find_stage, read_json, write_json
 
@@ -75,24 +77,35 @@ def save_tags(folder, shop, docs):
                          ensure_ascii=False) + '\n')
 
 
-def recommender(workdir):
+def recommender(workdir, data=None):
   """The trained method's face: BM25 over the BETags, with what validation chose.
 
-  -> recommend, as `ranking.recommender` makes it
+  data: a later data set, whose new items get their BETags from the run's LLM once. -> recommend, as
+  `ranking.recommender` makes it
   """
-  config = read_json(pathlib.Path(workdir) / 'config.json')['config']
+  config, shop, docs, known = opened(workdir, data)
+  select, chosen = config.select, read_json(
+      find_stage(workdir, 'evaluate') / 'results.json')['chosen']['betags']
+  model = bm25.BM25.fit(docs, select.k1, select.b, select.idf_cutoff, known)
+  return ranking.recommender(bm25.history_scores(model, chosen['reducer']), shop.catalog)
+
+
+def opened(workdir, data=None):
+  """-> config, Dataset, a weighted tag list an item, how many items the run was trained on"""
+  config = ConfigDict(read_json(pathlib.Path(workdir) / 'config.json')['config'])
   found = find_stage(workdir, 'evaluate')
   results = read_json(found / 'results.json')
-  shop = load_unchanged(config['data'], results['data_fingerprint'], workdir)
+  shop = load_unchanged(config.data, results['data_fingerprint'], workdir)
   docs = [[tuple(t) for t in tags] for tags in read_json(found / 'tags.json').values()]
-  select = config['select']
-  model = bm25.BM25.fit(docs, k1=select['k1'], b=select['b'], idf_cutoff=select['idf_cutoff'])
-  score = bm25.history_scores(model, results['chosen']['betags']['reducer'])
+  known = len(docs)
+  if data:
+    shop, docs = later.carried_on(workdir, config, shop, data, docs,
+                                  results['chosen']['betags']['option'])
+  return config, shop, docs, known
 
-  return ranking.recommender(score, shop.catalog)
 
-
-def item_tags(workdir):
-  """What the run found. -> {item id: [(tag, weight), ...]}, heaviest first"""
-  found = read_json(find_stage(workdir, 'evaluate') / 'tags.json')
-  return {item: sorted(map(tuple, tags), key=lambda t: -t[1]) for item, tags in found.items()}
+def item_tags(workdir, data=None):
+  """What the run found, or finds of a later data set. -> {item id: [(tag, weight), ...]}, heaviest
+  first"""
+  _, shop, docs, _ = opened(workdir, data)
+  return {item: sorted(tags, key=lambda t: -t[1]) for item, tags in zip(shop.catalog.ids, docs)}

@@ -1,4 +1,5 @@
 """Recommendations out of a trained run, for histories of anybody."""
+import functools
 import pathlib
 
 import jax
@@ -12,12 +13,12 @@ from recjax.decoding.writer import Writer
 from recjax.errors import DataError
 from recjax.methods.bigrec import assist, ground, prompts, samples, tune
 from recjax.methods.bigrec import generate as gen
-from recjax.training import encoder, instruct
-from recjax.training.work import find_stage, read_json
+from recjax.training import companion, encoder, instruct
+from recjax.training.work import find_stage, open_adopted, read_json
 
 
-def recommender(workdir):
-  """The trained method's face.
+def recommender(workdir, data=None):
+  """The trained method's face. data: a later data set than the run's, whose titles it reads.
 
   -> recommend(histories, k, exclude_seen=True, allowed=None) -> (item ids [B][k], scores (B, k));
   histories are lists of item ids, oldest first, `allowed` a set of item ids. D3 gives as many items
@@ -25,22 +26,29 @@ def recommender(workdir):
   """
   config = ConfigDict(read_json(pathlib.Path(workdir) / 'config.json')['config'])
   results = read_json(find_stage(workdir, 'evaluate') / 'results.json')
-  data = samples.load(config.data, config.samples)
+  later, data = data, samples.load(config.data, config.samples)
   if data.fingerprint != results['data_fingerprint']:
     raise DataError(f'{config.data} has changed since {workdir} was made; run the experiment again')
+  before = data
+  if later:
+    data = samples.carried_on(before, later, workdir)
   weights = config.llm.weights
   folder = find_stage(workdir, 'llm') if weights == 'tiny' else pathlib.Path(weights)
   mesh = sharding.make_mesh({'data': -1, 'fsdp': 1, 'model': 1})  # whatever is here
   model, variables, tokenizer = tune.tuned(config, folder, find_stage(workdir, 'tune'), mesh)
-  score = assist.scorer(find_stage(workdir, 'assistant'), data)
+  grounds = config.way == 'ground'
+  score = companion.widened(  # of a new item the assistant knows nothing
+      assist.scorer(find_stage(workdir, 'assistant'), before), len(before.catalog),
+      len(data.catalog), companion.least if grounds else companion.mean_share)
   template = prompts.load_template(config.prompt.template)
   with jax.set_mesh(mesh):
     writer = Writer(model, variables, tokenizer, opening(config, template, tokenizer),
                         config.prompt.cutoff)
-  if config.way == 'ground':
+  if grounds:
     reader = ground.text_encoder(config, folder, find_stage(workdir, 'tune'), mesh)
-    answer = grounded(config, data, find_stage(workdir, 'embed'), results, score,
-                      lambda texts: encoder.embed(reader, texts, mesh)[0])
+    embed = lambda texts: encoder.embed(reader, texts, mesh)[0]  # noqa: E731
+    made = vectors_of(workdir, data, before, embed, mesh)
+    answer = grounded(config, data, made, results, score, embed)
   else:
     answer = decoded(config, results, score, gen.plant(tokenizer, template, data.titles))
 
@@ -67,6 +75,16 @@ def recommender(workdir):
     items, scores = np.concatenate(items), np.concatenate(scores)
     return [[data.catalog.id_of(i) for i in row if i] for row in items], scores
   return recommend
+
+
+def vectors_of(workdir, data, before, embed, mesh):
+  """The folder with items.npy of `data`: the run's own, or of a later data set, made once."""
+  made = find_stage(workdir, 'embed')
+  if data is before:
+    return made
+  with open_adopted(workdir, data, mesh) as work:
+    return work.stage('embed', functools.partial(ground.embed_new, embed=embed), data.titles,
+                      before.titles, made)
 
 
 def opening(config, template, tokenizer):

@@ -85,6 +85,17 @@ def embed_all(work, cfg, titles, folder, made, written):
   return {'texts': len(every), 'width': vectors.shape[1], **counts}
 
 
+def embed_new(work, titles, before, vectors, embed):
+  """Vectors of a later catalogue: items.npy. Titles of `before` keep what the stage at `vectors`
+  made, the others are read by `embed`, equal ones once. -> counts"""
+  known = dict(zip(before, np.load(vectors / 'items.npy')))
+  some = sorted(set(titles) - known.keys())
+  if some:
+    known |= dict(zip(some, embed(some)))
+  np.save(work.folder / 'items.npy', np.stack([known[t] for t in titles]))
+  return {'texts': len(some)}
+
+
 def text_encoder(cfg, folder, made, mesh):
   """The model that both sides are embedded by: a start token where its tokenizer has one, no end
   token, the last layer's states, 'last' or 'avg'. -> encoder.Encoder"""

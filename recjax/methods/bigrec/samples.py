@@ -5,7 +5,7 @@ import pathlib
 
 import numpy as np
 
-from recjax.data import catalog, windows
+from recjax.data import adopted, catalog, windows
 from recjax.data.formats import bigrec as files
 from recjax.data.splits import Cases
 from recjax.errors import ConfigError, DataError
@@ -49,6 +49,14 @@ def load(source, cfg):
   if all((folder / f'{part}.json').is_file() for part in PARTS):
     return load_records(folder)
   shop = catalog.load_data(source)
+  titles = titles_of(shop)
+  cases = windows.make(shop, folder, cfg.window, cfg.split, cfg.history)
+  return Data(shop.name, shop.catalog, titles, cases, cfg.history, {}, shop.fingerprint,
+              noted(titles, {}))
+
+
+def titles_of(shop):
+  """The titles of a data set in one spelling. -> [str]. Raises DataError where one is missing"""
   raw = shop.catalog.columns.get('title')
   if raw is None:
     raise DataError(f'{shop.name} has no titles to write; add `title` to its items')
@@ -57,9 +65,14 @@ def load(source, cfg):
   if empty:
     raise DataError(f'{len(empty)} items of {shop.name} have no title, e.g. '
                     f'{", ".join(empty[:3])}; give them one, or remove them')
-  cases = windows.make(shop, folder, cfg.window, cfg.split, cfg.history)
-  return Data(shop.name, shop.catalog, titles, cases, cfg.history, {}, shop.fingerprint,
-              noted(titles, {}))
+  return titles
+
+
+def carried_on(data, source, workdir):
+  """The same Data with the items of a later data set, about which its cases say nothing. -> Data"""
+  shop = adopted.load(source, data.catalog, workdir)
+  return dataclasses.replace(data, catalog=shop.catalog, titles=titles_of(shop),
+                             fingerprint=shop.fingerprint)
 
 
 def masked(cfg, data):

@@ -9,7 +9,7 @@ from recjax import sharding
 from recjax.data.catalog import load_unchanged
 from recjax.data.formats import etegrec as files
 from recjax.errors import ConfigError, DataError, WorkdirError
-from recjax.methods.etegrec import interests, lists, tune
+from recjax.methods.etegrec import interests, later, lists, tune
 from recjax.training.work import Work, find_stage, read_json
 
 
@@ -34,8 +34,9 @@ def model_stage(workdir):
     return find_stage(workdir, 'train')
 
 
-def recommender(workdir):
-  """The trained method's face.
+def recommender(workdir, data=None):
+  """The trained method's face. data: a later data set; its new items get IDs where texts made the
+  run's.
 
   -> recommend(histories, k, exclude_seen=True, allowed=None) -> (item ids [B][k], scores (B, k));
   scores are log-probabilities of IDs. Histories are lists of item ids, oldest first, `allowed` a
@@ -43,6 +44,8 @@ def recommender(workdir):
   Raises DataError for an unknown id or an empty history.
   """
   config, shop, cfg, params = open_run(workdir)
+  if data:
+    shop, params['table'] = later.carried_on(workdir, config, shop, data, params)
   mesh = sharding.make_mesh({'data': -1, 'fsdp': 1, 'model': 1})
   ask = listener(config, shop, mesh) if config.fusion != 'none' else None
   rec, table = jax.tree.map(jax.numpy.asarray, (params['rec'], params['table']))

@@ -13,6 +13,7 @@ from recjax.training import sequential, tokenizer
 from recjax.training.work import read_json, write_json
 
 NETWORKS = {'rqvae': 'mlp', 'letter': 'mlp', 'rqkmeans_plus': 'residual', 'rvq': 'none'}
+RESIDUAL = ('rqkmeans', 'rkmeans', 'rkmeans_balanced', 'rkmeans_mapped')  # codebooks of residuals
 
 
 def settings(cfg):
@@ -29,7 +30,8 @@ def shape(how, dim):
 
 
 def stage(work, cfg, made, ids):
-  """Writes codes.npy, (N, Q) int32, health.json, and of networks tokenizer.npz. -> counts
+  """Writes codes.npy, (N, Q) int32, health.json, and tokenizer.npz of networks, codebooks.npy of
+  RESIDUAL. -> counts
 
   tokenizer.kind: one of NETWORKS or codes.PLAIN, or an index file, whose items go by `ids`.
   """
@@ -45,6 +47,8 @@ def stage(work, cfg, made, ids):
   elif how.kind in codes.PLAIN:
     plain, state = codes.PLAIN[how.kind](x, how.levels, how.size, cfg.seed)
     dist = None
+    if how.kind in RESIDUAL:
+      np.save(work.folder / 'codebooks.npy', state['codebooks'], allow_pickle=False)
     if how.kind in ('rqkmeans', 'rkmeans'):
       dist = codes.encode_residual(x, state['codebooks'], how.kind == 'rkmeans')[1]
   else:

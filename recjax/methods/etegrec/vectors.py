@@ -25,7 +25,7 @@ def stage(work, cfg, shop):
   """Writes vectors.npy, (N, d) float32, row i - 1 of item i. -> counts"""
   how, n, counts = cfg.vectors, len(shop.catalog), {}
   if how.source == 'text':
-    found = of_text(work, shop, how.encoder)
+    found = of_text(work, item_texts(shop.catalog), how.encoder)
   elif how.source == 'train':
     given, split = companion.settings(how, cfg.seed), splits.leave_one_out(shop.interactions)
     model = sequential.model_config(given, n)
@@ -40,17 +40,23 @@ def stage(work, cfg, shop):
     found = sequential.load(work.folder / 'model.npz')['items'][1:n + 1]
   found = codes.check_vectors(found)
   if how.unit:  # losses of the tokenizer weigh alike whatever the vectors' scale
-    found = (found - found.mean(0)) / max(float(found.std()), 1e-9)
+    np.savez(work.folder / 'scale.npz', mean=found.mean(0), std=max(float(found.std()), 1e-9))
+    found = scaled(found, work.folder)
   np.save(work.folder / 'vectors.npy', found, allow_pickle=False)
   return {**counts, 'items': len(found), 'numbers': found.shape[1]}
 
 
-def of_text(work, shop, folder):
+def scaled(found, folder):
+  """Vectors on the scale that a stage's folder holds. -> (N, d)"""
+  with np.load(folder / 'scale.npz', allow_pickle=False) as kept:
+    return ((found - kept['mean']) / kept['std']).astype(np.float32)
+
+
+def of_text(work, texts, folder):
   """Vectors of title, brand, categories and price, by a text encoder's folder. -> (N, d)"""
   if not folder:
     raise ConfigError("vectors.source='text' needs vectors.encoder, the folder of a text encoder")
   reader = encoder.load(folder, ConfigDict({'dtype': 'auto', 'remat': 'none'}), work.mesh)
-  texts = item_texts(shop.catalog)
   with work.progress('embedding', len(texts), unit='item') as advance:
     return np.asarray(encoder.embed(reader, texts, work.mesh, advance=advance)[0], np.float32)
 

@@ -7,7 +7,7 @@ from ml_collections import ConfigDict
 from recjax.data.catalog import load_unchanged
 from recjax.errors import ConfigError
 from recjax.evaluation import metrics, outcome, ranking, sampled, statistics
-from recjax.methods.llmemb import plan, rat
+from recjax.methods.llmemb import later, plan, rat
 from recjax.training import sequential
 from recjax.training.work import find_stage, read_json
 
@@ -138,16 +138,20 @@ def cell(group, row):
   return f'{group["rows"][row]["NDCG@10"]["value"]:.4f}' + ('' if p is None else f' ({p:.2g})')
 
 
-def recommender(workdir):
+def recommender(workdir, data=None):
   """The method's face: the best seed's model on any history; no LLM runs.
 
-  -> recommend, as `ranking.recommender` makes it
+  data: a later data set, whose new items the run's LLM reads once. -> recommend, as
+  `ranking.recommender` makes it
   """
   config, made = plan.saved_config(workdir), plan.main_stage(workdir)
   results = read_json(find_stage(workdir, 'evaluate') / 'results.json')
   shop = load_unchanged(config.data, results['data_fingerprint'], workdir)
   best = int(np.argmax(read_json(made / 'valid.json')['NDCG@10']))
+  if data:
+    shop, params = later.carried_on(workdir, config, shop, data, best)
+  else:
+    params = sequential.load(made / 'model.npz', best)
   model = sequential.model_config(plan.recommender_config(config, config.model.kind),
                                   len(shop.catalog))
-  score = sequential.scorer(model, sequential.load(made / 'model.npz', best))
-  return ranking.recommender(score, shop.catalog)
+  return ranking.recommender(sequential.scorer(model, params), shop.catalog)

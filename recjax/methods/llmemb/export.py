@@ -26,7 +26,12 @@ def settings(cfg, source):
 
 
 def stage(work, cfg, texts, folder, tuned):
-  """Writes one row an item into shards; a run that was killed goes on behind the last one.
+  """Embeds the prompts of a finished stage, as `write`. -> counts"""
+  return write(work, cfg, prompts.read(texts), folder, tuned)
+
+
+def write(work, cfg, texts, folder, tuned):
+  """Writes one row a text into shards; a run that was killed goes on behind the last one.
 
   tuned: the SCFT stage, or None for the encoder as it is. -> counts
   """
@@ -40,7 +45,7 @@ def stage(work, cfg, texts, folder, tuned):
     adapter = huggingface.load_adapter(tuned, shape)
     reader.variables['lora'] = jax.tree.map(
         spread, adapter, shardings(adapter, llm.RULES, work.mesh))
-  texts, size, infos = prompts.read(texts), cfg.export.shard, []
+  size, infos = cfg.export.shard, []
   count = -(-len(texts) // size)
   with work.progress('embedding', len(texts), unit='item') as advance:
     for n in range(count):

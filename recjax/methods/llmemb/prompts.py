@@ -47,9 +47,21 @@ def settings(cfg):
 
 def stage(work, cfg, shop):
   """Writes item_str.jsonline, one prompt an item, and counts what had to be made up. -> counts"""
+  ids = shop.catalog.ids
+  prompts, without = texts_of(cfg, shop.catalog)
+  files.write_prompts(work.folder / files.PROMPTS, ids, prompts)
+  write_json(work.folder / 'report.json', {'items': len(ids), 'without_attributes': without})
+  if without:
+    work.say(f'    {len(without)} items have no attribute and read {UNKNOWN!r}, e.g. {without[0]}')
+  return {'items': len(ids), 'without_attributes': len(without),
+          'characters': round(float(np.mean([len(p) for p in prompts])), 1)}
+
+
+def texts_of(cfg, goods):
+  """The prompts of a Catalog. cfg: as `settings`. -> [text], ids of items without an attribute"""
   if cfg.rules not in RULES:
     raise ConfigError(f'prompts.rules={cfg.rules!r}; choose one of {", ".join(RULES)}')
-  columns, ids = shop.catalog.columns, shop.catalog.ids
+  columns, ids = goods.columns, goods.ids
   given = columns.get('prompt')
   prompts, without = [], []
   for i, item in enumerate(ids):
@@ -60,12 +72,7 @@ def stage(work, cfg, shop):
       without += [] if parts else [item]
       text = (cfg.header or RULES[cfg.rules].header) + '\n' + SEP.join(parts or [UNKNOWN])
     prompts.append(text)
-  files.write_prompts(work.folder / files.PROMPTS, ids, prompts)
-  write_json(work.folder / 'report.json', {'items': len(ids), 'without_attributes': without})
-  if without:
-    work.say(f'    {len(without)} items have no attribute and read {UNKNOWN!r}, e.g. {without[0]}')
-  return {'items': len(ids), 'without_attributes': len(without),
-          'characters': round(float(np.mean([len(p) for p in prompts])), 1)}
+  return prompts, without
 
 
 def attributes(record, rules, empty='omit', crude=False):
@@ -78,7 +85,7 @@ def attributes(record, rules, empty='omit', crude=False):
     raise ConfigError(f"prompts.empty={empty!r}; choose 'omit' or 'none'")
   parts = []
   for key, value in record.items():
-    if key in rules.drop:
+    if key in rules.drop or key == 'retired':  # that says nothing about what it is
       continue
     text = value_text(key, value, rules, crude)
     if not text and (empty == 'none' or key in rules.none and value is not None):

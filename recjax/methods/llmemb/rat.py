@@ -118,8 +118,10 @@ def known(cfg, split, items):
   return jnp.asarray(np.bincount(split.train.items, minlength=items + 1)[1:] >= cfg.rat.ids_from)
 
 
-def inputs(cfg, model, table, items):
+def inputs(cfg, model, table, items, rows=None):
   """The frozen vectors as the recommender reads them, on one scale. -> (N, k)
+
+  rows: others, that are brought to the same scale instead of the table.
 
   With rat.whiten every component has the same spread, so that an adapter learns them at the same
   pace. Without an adapter: the first D components, rows of length one on average. Raises DataError
@@ -127,15 +129,16 @@ def inputs(cfg, model, table, items):
   """
   if len(table) != items:
     raise DataError(f'the table of item vectors has {len(table)} rows, the catalogue {items} items')
+  rows = table if rows is None else rows
   if cfg.rat.adapter and cfg.rat.whiten:
-    return table / np.maximum(table.std(0), 1e-6 * max(float(table.std()), 1e-30))
+    return rows / np.maximum(table.std(0), 1e-6 * max(float(table.std()), 1e-30))
   if cfg.rat.adapter:
-    return table / max(float(np.sqrt((table ** 2).mean())), 1e-30)
+    return rows / max(float(np.sqrt((table ** 2).mean())), 1e-30)
   if table.shape[1] < model.width:
     raise ConfigError(f'no_adapter uses {model.width} components (model.width), pca.dim='
                       f'{table.shape[1]} has fewer; raise it')
-  table = table[:, :model.width]
-  return table / max(float(np.sqrt((table ** 2).sum(1).mean())), 1e-30)
+  table, rows = table[:, :model.width], rows[:, :model.width]
+  return rows / max(float(np.sqrt((table ** 2).sum(1).mean())), 1e-30)
 
 
 def teach(cfg, k, model, loss, targets, own=None):

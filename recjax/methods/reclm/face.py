@@ -6,6 +6,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from recjax import sharding
+from recjax.data import adopted
 from recjax.data.catalog import load_data, load_unchanged
 from recjax.decoding.writer import Writer
 from recjax.errors import ConfigError
@@ -14,11 +15,17 @@ from recjax.text import templates
 from recjax.training.work import find_stage, read_json
 
 
-def open_run(workdir):
-  """-> config, data set, Shelf, folder-independent mesh of what is here"""
+def open_run(workdir, later=None):
+  """-> config, data set, Shelf, folder-independent mesh of what is here
+
+  later: a data set that carries the run's on. Raises ConfigError where its items cannot be read.
+  """
   config = ConfigDict(read_json(pathlib.Path(workdir) / 'config.json')['config'])
   results = read_json(find_stage(workdir, 'evaluate') / 'results.json')
   shop = load_unchanged(config.data, results['data_fingerprint'], workdir)
+  if later:
+    check_later(config)
+    shop = adopted.load(later, shop.catalog, workdir)
   weights = config.llm.weights
   folder = find_stage(workdir, 'llm') if weights == 'tiny' else pathlib.Path(weights)
   mesh = sharding.make_mesh({'data': -1, 'fsdp': 1, 'model': 1})
@@ -30,8 +37,19 @@ def open_run(workdir):
   return config, shop, answer.Shelf(speaker, [stock], [shop.name], config.grounding), mesh
 
 
-def recommender(workdir):
-  """The trained method's face.
+def check_later(config):
+  """Raises ConfigError where new items have no place in what was trained."""
+  why = {'ret': 'finds items by vectors that were trained one an item',
+         'token': 'writes codes that were dealt out among the items of the run'}.get(
+             config.grounding)
+  if why:
+    raise ConfigError(f'grounding={config.grounding} {why}, so it cannot read new ones; '
+                      'train again on the later data, or use a run of grounding=cgen, which writes '
+                      'titles')
+
+
+def recommender(workdir, data=None):
+  """The trained method's face. data: a later data set, as in `open_run`.
 
   -> recommend(histories, k, exclude_seen=True, allowed=None) -> (item ids [B][k], scores (B, k)),
   ranked as the first item of a reply would be: scores are log-probabilities of titles, or of
@@ -39,15 +57,16 @@ def recommender(workdir):
   `allowed` a set of item ids, or (B, N) bool, a row a history (which recommend.rows says; .most is
   how many histories do well together). Raises DataError for an unknown id.
   """
-  return recommending(*open_run(workdir))
+  return recommending(*open_run(workdir, data))
 
 
-def faces(workdir, catalogues=()):
-  """One opened run for serving: `recommender` and `replies.Replier`. catalogues: as in `converse`.
+def faces(workdir, catalogues=(), data=None):
+  """One opened run for serving: `recommender` and `replies.Replier`. catalogues: as in `converse`;
+  data: a later data set, as in `open_run`.
 
   -> recommend, Replier
   """
-  config, shop, shelf, mesh = opened = open_run(workdir)
+  config, shop, shelf, mesh = opened = open_run(workdir, data)
   domains = domains_of(config, shelf, catalogues)
   return recommending(*opened), replies.Replier(config, domains, system_of(config), mesh)
 

@@ -74,11 +74,16 @@ def among_few(cfg, shop, split, score):
                       **{m: float(v.mean()) for m, v in values.items()}}}
 
 
-def recommender(workdir):
+def recommender(workdir, data=None):
   """The method's face: the best seed's model on any history.
 
-  -> recommend, as `ranking.recommender` makes it
+  -> recommend, as `ranking.recommender` makes it. Raises ConfigError for `data`, a later
+  data set with items that the run was not trained on
   """
+  if data:
+    raise ConfigError(f'{workdir} knows items by their numbers alone, so it can say nothing of new '
+                      'ones: train it again on later data, or ask a run of a method that reads '
+                      'texts: betag, bigrec, llmemb, reclm, etegrec')
   config = ConfigDict(read_json(pathlib.Path(workdir) / 'config.json')['config'])
   made = find_stage(workdir, 'train')
   results = read_json(find_stage(workdir, 'evaluate') / 'results.json')
