@@ -64,7 +64,7 @@ class FetchTest(parameterized.TestCase):
     listed = 0
     for b in range(4):
       for k in range(2):
-        items, _ = fetch.parse(rows, found.row(b, k), SOI, EOI)
+        items, _ = fetch.parse(fetch.spelling(rows), found.row(b, k), SOI, EOI)
         self.assertEqual(len(items), len(set(items)))
         listed += len(items)
     self.assertGreater(listed, 16)
@@ -104,7 +104,7 @@ class FetchTest(parameterized.TestCase):
       generate(decode.decoder(model), variables, [[1]], rule([[1]], [[1, 0]]), beams=2,
                new_tokens=4)
     with self.assertRaisesRegex(DataError, 'spell no title'):
-      fetch.parse([[1]], [SOI, 2, EOI], SOI, EOI)
+      fetch.parse(fetch.spelling([[1]]), [SOI, 2, EOI], SOI, EOI)
 
 
 if __name__ == '__main__':
