@@ -60,10 +60,10 @@ class Answer:
 
 class Talker:
   """Says what it heard and names the item after those of the history. before: called before each
-  word but the first that it tells; words: how many it has told."""
+  word but the first that it tells; words: how many it has told; ended: replies that ended."""
 
   def __init__(self):
-    self.before, self.words = lambda: None, 0
+    self.before, self.words, self.ended = lambda: None, 0, 0
 
   def __call__(self, asked):
     return [self.one(said) for said in asked]
@@ -78,6 +78,7 @@ class Talker:
         break
       said.tell(text[:word.end()])
       self.words += 1
+    self.ended += 1
     return Answer(text, (CATALOG.ids[item],), (TITLES[item],))
 
   def asked(self, turns, **how):
@@ -117,8 +118,9 @@ def service(path=None, together=True, slow=0.0, **settings):
 
 @contextlib.contextmanager
 def listening(shop):
-  """Yields the address of a server on a free port."""
+  """Yields the address of a server on a free port; shop.gate is what its requests meet first."""
   found = server.server_of(shop, warm=False)
+  shop.gate = found.config.app
   found.config.port = 0
   thread = threading.Thread(target=found.run, daemon=True)
   thread.start()

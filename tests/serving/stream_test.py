@@ -1,6 +1,6 @@
 """Chat over real sockets: streams that come while the reply is made, clients that leave or half
 close, and the control symbols of RecLM in what people write."""
-import http.client
+import contextlib
 import json
 import socket
 import threading
@@ -9,7 +9,7 @@ import time
 from absl.testing import absltest, parameterized
 
 from recjax.errors import DataError
-from tests.serving import app_test, shopkeeper
+from tests.serving import shopkeeper
 
 ASK = {'messages': [{'role': 'user', 'content': 'some words'}], 'stream': True, 'model': 'talk'}
 
@@ -77,9 +77,9 @@ class StreamTest(parameterized.TestCase):
         pipe.close()
       else:
         pipe.close()
-      self.assertTrue(settled(lambda: self.gate().running == 0))
+      self.assertTrue(settled(lambda: self.shop.gate.running == 0))
       self.go.set()
-      self.assertTrue(settled(lambda: not self.shop.models['talk'].chat.working))
+      self.assertTrue(settled(lambda: self.talker.ended == 1))
       self.assertEqual(self.talker.words, 1)
       self.assertEqual(self.answered(url), 200)
       pipe.close()
@@ -90,18 +90,13 @@ class StreamTest(parameterized.TestCase):
       until(pipe, b'"You"')
       pipe.shutdown(socket.SHUT_RD)
       self.go.set()
-      self.assertTrue(settled(lambda: self.gate().running == 0))
+      self.assertTrue(settled(lambda: self.shop.gate.running == 0))
       self.assertEqual(self.answered(url), 200)
       pipe.close()
 
-  def gate(self):
-    return self.shop.gate
-
   def answered(self, url):
-    http_ = http.client.HTTPConnection(url.removeprefix('http://'), timeout=20)
-    http_.request('POST', '/v1/recommend', json.dumps({'history': ['i1']}),
-                  {'Content-Type': 'application/json'})
-    return http_.getresponse().status
+    with contextlib.closing(sent(url, {'history': ['i1']}, '/v1/recommend')) as pipe:
+      return int(until(pipe, b'\r\n').split()[1])
 
   @parameterized.parameters('/v1/recommend', '/v1/interests', '/shop/history')
   def test_half_closed_requests_end_and_hurt_nobody(self, path):
@@ -118,7 +113,7 @@ class StreamTest(parameterized.TestCase):
       part.shutdown(socket.SHUT_WR)
       self.assertEqual(until(part, b'}')[9:12], b'')
       part.close()
-      self.assertTrue(settled(lambda: self.gate().running == 0))
+      self.assertTrue(settled(lambda: self.shop.gate.running == 0))
       self.assertEqual(self.answered(url), 200)
 
   def test_a_reply_that_fails_is_said_by_a_status_or_in_the_stream(self):
@@ -130,11 +125,13 @@ class StreamTest(parameterized.TestCase):
       raise DataError('no more words')
     with shopkeeper.listening(self.shop) as url:
       self.talker.before = fail
-      found = until(sent(url), b'}}')
+      with contextlib.closing(sent(url)) as pipe:
+        found = until(pipe, b'}}')
       self.assertIn(b'no more words', found)
       self.assertNotIn(b'[DONE]', found)
       self.shop.models['talk'].chat.answer = lambda some: fail()
-      found = until(sent(url), b'}}')
+      with contextlib.closing(sent(url)) as pipe:
+        found = until(pipe, b'}}')
       self.assertIn(b' 422 ', found)
     self.assertLen(steps, 2)
 
