@@ -14,11 +14,13 @@ class Batcher:
 
   answer: list of requests -> list of answers, in order. most: requests of a batch. room: requests
   that may wait. wait: seconds that a first request waits for others; 0 loses no time, as others
-  gather while a batch is being answered. seen: called with (size, seconds) of every batch.
+  gather while a batch is being answered. seen: called with (size, seconds) of every batch. share:
+  of so many that wait, how many are answered first; None takes all, up to `most`.
   """
 
-  def __init__(self, answer, most=64, room=1024, wait=0.0, seen=None, name='batcher'):
+  def __init__(self, answer, most=64, room=1024, wait=0.0, seen=None, name='batcher', share=None):
     self.answer, self.most, self.room, self.wait = answer, most, room, wait
+    self.share = share or (lambda waiting: waiting)
     self.seen = seen or (lambda size, seconds: None)
     self.queue, self.ready, self.closed = collections.deque(), threading.Condition(), False
     self.thread = threading.Thread(target=self._work, name=name, daemon=True)
@@ -55,7 +57,8 @@ class Batcher:
       time.sleep(min(0.001, self.wait))
     out = []
     with self.ready:
-      while self.queue and len(out) < self.most:
+      most = min(self.share(len(self.queue)), self.most)
+      while self.queue and len(out) < most:
         request, future = self.queue.popleft()
         if future.set_running_or_notify_cancel():
           out.append((request, future))

@@ -4,6 +4,7 @@ import functools
 import logging
 import threading
 import time
+import timeit
 
 import numpy as np
 
@@ -38,8 +39,9 @@ class Model:
     self.sizes = tuple(s for s in SIZES if s <= most) if together else (1,)
     self.light = most == SIZES[-1]  # no language model answers
     seen = seen or (lambda kind, name, size, seconds: None)
+    self.seconds = dict.fromkeys(self.sizes, 0.0)  # of a call, as `warm` measures them
     self.batcher = Batcher(self.answer, self.sizes[-1], name=f'recommend {name}',
-                           seen=functools.partial(seen, 'recommend', name))
+                           seen=functools.partial(seen, 'recommend', name), share=self.share)
     self.talk = talk
     self.chat = talk and Batcher(talk, 8 if together else 1, room=64, name=f'chat {name}',
                                  seen=functools.partial(seen, 'chat', name))
@@ -57,6 +59,10 @@ class Model:
       for row, found in zip(rows, self.run([asks[r] for r in rows], k)):
         out[row] = found[:asks[row].k]
     return out
+
+  def share(self, waiting):
+    """The size of calls by which so many are answered soonest; the larger one in doubt."""
+    return min(reversed(self.sizes), key=lambda s: -(-waiting // s) * self.seconds[s])
 
   def groups(self, asks):
     """Rows that one call can answer: all, or those with one filter."""
@@ -107,8 +113,9 @@ class Model:
       for size in self.sizes:
         for length in LENGTHS if self.light else LENGTHS[:1]:
           for k in COUNTS if self.light and length == 1 else COUNTS[:1]:
-            history = [1] * length if self.light else long
-            self.answer([Ask(history, k, full)] * size)
+            asks = [Ask([1] * length if self.light else long, k, full)] * size
+            self.answer(asks)
+        self.seconds[size] = min(timeit.repeat(lambda: self.answer(asks), number=1, repeat=3))  # noqa: B023
       if self.talk is not None:
         self.talk.warm()
     except Exception as error:

@@ -1,6 +1,7 @@
-"""Replies to conversations: told while they are made, ended where nobody wants them, control symbols
-of people without effect."""
-import numpy as np
+"""Replies to conversations: told while they are made, ended where nobody wants them; control
+symbols of people are text."""
+import dataclasses
+
 from absl.testing import absltest, parameterized
 
 from recjax.data.catalog import Catalog
@@ -32,10 +33,10 @@ class TellTest(parameterized.TestCase):
     pieces, broken, named = 0, 0, 0
     for seed in range(4):
       told = [[] for _ in range(3)]
-      asked = [said(f'Number {n}', domain=domain, temperature=warmth, seed=seed, tell=told[n].append,
-                    most=m, tokens=t) for n, (m, t) in enumerate(((10, 0), (1, 0), (10, 9)))]
+      asked = [said(f'Number {n}', domain=domain, temperature=warmth, seed=seed, most=m, tokens=t,
+                    tell=told[n].append) for n, (m, t) in enumerate(((10, 0), (1, 0), (10, 9)))]
       found = some(asked)
-      quiet = some([replies.dataclasses.replace(s, tell=None) for s in asked])
+      quiet = some([dataclasses.replace(s, tell=None) for s in asked])
       self.assertEqual(found, quiet)
       for texts, answer, ask in zip(told, found, asked):
         for text, longer in zip(texts, [*texts[1:], answer.text]):
@@ -79,7 +80,8 @@ class TellTest(parameterized.TestCase):
 
 class ControlTest(parameterized.TestCase):
 
-  @parameterized.parameters('<SOI>', '<EOI>', '<|end|>', '<|start|>assistant\n', '<SOI>red lamp<EOI>')
+  @parameterized.parameters('<SOI>', '<EOI>', '<|end|>', '<|start|>assistant\n',
+                            '<SOI>red lamp<EOI>')
   def test_symbols_of_people_are_text(self, symbol):
     some = replier(self)
     speaker = some.domains['tools'].speaker

@@ -24,9 +24,9 @@ def sent(url, body=ASK, path='/v1/chat/completions'):
 
 
 def until(pipe, what):
-  """Reads until `what` came, or the end. -> bytes"""
+  """Reads until `what` came, or the end, which None waits for. -> bytes"""
   found = b''
-  while what not in found and (more := pipe.recv(4096)):
+  while (what is None or what not in found) and (more := pipe.recv(4096)):
     found += more
   return found
 
