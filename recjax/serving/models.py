@@ -44,7 +44,7 @@ class Model:
                            seen=functools.partial(seen, 'recommend', name), share=self.share)
     self.talk = talk
     self.chat = talk and Batcher(talk, 8 if together else 1, room=64, name=f'chat {name}',
-                                 seen=functools.partial(seen, 'chat', name))
+                                 seen=functools.partial(seen, 'chat', name), early=True)
     self.ready, self.trouble, self.tags, self.pairs = False, '', None, None
 
   @property

@@ -71,6 +71,12 @@ class TellTest(parameterized.TestCase):
     short, = some([said(tokens=5, tell=told.append)])
     self.assertEqual(short.tokens_out, 5)
     self.assertLess(len(told), 6)
+    told.clear()
+    early, order = {}, []
+    asked = [said(tell=told.append), said(tokens=1)]
+    found = some(asked, lambda row, answer: (early.update({row: answer}), order.append(len(told))))
+    self.assertEqual(early[1], found[1])
+    self.assertLess(order[0], len(told) / 2)
     one, = some([said(most=1, least=1)])
     whole, = some([said(least=1)])
     self.assertEqual(one.items, whole.items[:1])

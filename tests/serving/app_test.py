@@ -291,7 +291,8 @@ class BatcherTest(absltest.TestCase):
       return asked
     batcher = Batcher(answer, most=64, share=lambda waiting: 4 if waiting < 9 else 64)
     first = batcher.submit(0)
-    time.sleep(0.1)
+    while len(batcher):
+      time.sleep(0.01)
     found = [batcher.submit(n) for n in range(10)]
     gate.set()
     self.assertEqual([f.result(5) for f in found], list(range(10)))
@@ -323,6 +324,23 @@ class BatcherTest(absltest.TestCase):
     batcher.close(5)
     with self.assertRaises(Busy):
       batcher.submit('late')
+
+  def test_answers_that_come_before_the_others_and_before_a_failure(self):
+    gate = threading.Event()
+
+    def answer(asked, settle):
+      if len(asked) > 1:
+        settle(1, 'early')
+        gate.wait(5)
+        raise ValueError('late')
+      return asked
+    batcher = Batcher(answer, wait=0.2, early=True)
+    found = [batcher.submit(x) for x in 'abc']
+    self.assertEqual(found[1].result(5), 'early')
+    self.assertFalse(found[0].done())
+    gate.set()
+    self.assertEqual([f.result(5) for f in found], ['a', 'early', 'c'])
+    batcher.close(5)
 
   def test_a_full_queue_refuses(self):
     gate = threading.Event()

@@ -65,7 +65,7 @@ class Talker:
   def __init__(self):
     self.before, self.words, self.ended = lambda: None, 0, 0
 
-  def __call__(self, asked):
+  def __call__(self, asked, settle=None):
     return [self.one(said) for said in asked]
 
   def one(self, said):

@@ -129,7 +129,7 @@ class StreamTest(parameterized.TestCase):
         found = until(pipe, b'}}')
       self.assertIn(b'no more words', found)
       self.assertNotIn(b'[DONE]', found)
-      self.shop.models['talk'].chat.answer = lambda some: fail()
+      self.shop.models['talk'].chat.answer = lambda some, settle: fail()
       with contextlib.closing(sent(url)) as pipe:
         found = until(pipe, b'}}')
       self.assertIn(b' 422 ', found)

@@ -100,8 +100,10 @@ class Replier:
       ids = turn.tokens(turns)
     return ids
 
-  def __call__(self, asked):
-    """Replies to a batch. asked: [Said]. -> [Answer]. Raises ConfigError or DataError of any."""
+  def __call__(self, asked, settle=lambda row, answer: None):
+    """Replies to a batch. asked: [Said]. settle: called with the row and the Answer of each whose
+    reply ends before others'. -> [Answer]. Raises ConfigError or DataError of any.
+    """
     out, alike = [None] * len(asked), {}
     prompts = [self.prompt(s) for s in asked]
     for row, s in enumerate(asked):
@@ -111,16 +113,34 @@ class Replier:
     for (name, least, warmth, seed, _), rows in alike.items():
       for start in range(0, len(rows), SIZES[-1]):
         some = rows[start:start + SIZES[-1]]
-        count = next(s for s in SIZES if s >= len(some))
-        given = ConfigDict({**self.cfg.decode.to_dict(), 'count': MOST, 'temperature': warmth})
-        with jax.set_mesh(self.mesh):
-          found = answer.replies(
-              self.domains[name], self.writer, given,
-              [prompts[r] for r in some + some[-1:] * (count - len(some))], least=least, seed=seed,
-              told=self.listening(self.domains[name], [asked[r] for r in some], count))
-        for row, reply in zip(some, found):
-          out[row] = self.made(self.domains[name], asked[row], reply, len(prompts[row]))
+        found = self.batch(
+            self.domains[name], [asked[r] for r in some], [prompts[r] for r in some], least, warmth,
+            seed, lambda at, answer, some=some: settle(some[at], answer))
+        for row, one in zip(some, found):
+          out[row] = one
     return out
+
+  def batch(self, shelf, asked, prompts, least, warmth, seed, settle):
+    """Replies to conversations that one program takes together. -> [Answer]"""
+    count = next(s for s in SIZES if s >= len(asked))
+    given = ConfigDict({**self.cfg.decode.to_dict(), 'count': MOST, 'temperature': warmth})
+    over = np.arange(count) >= len(asked)
+
+    def made(at, reply):
+      return self.made(shelf, asked[at], reply, len(prompts[at]))
+
+    def told(rows):
+      for at, (said, ids) in enumerate(zip(asked, rows)):
+        if not over[at]:
+          over[at] = self.heard(shelf, said, ids)
+          if over[at]:
+            settle(at, made(at, shelf.read(ids)))
+      return ~over
+    with jax.set_mesh(self.mesh):
+      found = answer.replies(shelf, self.writer, given,
+                             prompts + prompts[-1:] * (count - len(prompts)), least=least,
+                             seed=seed, told=told)
+    return [made(at, reply) for at, reply in enumerate(found[:len(asked)])]
 
   def asked(self, turns, **how):
     """A conversation, checked before it waits. turns: [{'role', 'content'}]. how: of Said. -> Said
@@ -147,24 +167,17 @@ class Replier:
       return float(self.cfg.decode.temperature)
     return min(WARMTHS, key=lambda w: abs(w - said.temperature))
 
-  def listening(self, shelf, some, count):
-    """What a batch of `count` rows does as it grows, those of `some` first. -> told of `stream`"""
-    def told(rows):
-      return np.array([self.heard(shelf, said, ids) for said, ids in zip(some, rows)]
-                      + [False] * (count - len(some)))
-    return told
-
   def heard(self, shelf, said, ids):
-    """Tells a client the text of a reply's tokens so far. -> whether the reply goes on"""
+    """Tells a client the text of a reply's tokens so far. -> whether the reply is at its end"""
     if said.gone():
-      return False
+      return True
     size, over = ending(said, shelf.speaker, ids)
     if said.tell:
       ends = [i + 1 for i, t in enumerate(ids[:size]) if t == shelf.speaker.eoi]
       if len(ends) >= said.most:  # what follows is left out where another item follows it
         size = ends[said.most - 1]
       said.tell(shelf.read(ids[:size]).text.rstrip(UNSURE))
-    return not over
+    return over or ids[-1] in shelf.speaker.tokenizer.eos_ids
 
   def made(self, shelf, said, reply, tokens_in):
     """The Answer, cut where fewer items or tokens were asked for; a cut item is left out."""
