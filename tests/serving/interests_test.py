@@ -14,9 +14,9 @@ class InterestsTest(parameterized.TestCase):
 
   @parameterized.parameters(
       (dict(body=llm_api_test.reply(['<interest>Ropes</interest>'])), 'model', ['Ropes'], ''),
-      (dict(status=429), 'local', None, 'rate_limited'), (dict(wait=9), 'local', None, 'no'),
+      (dict(status=429), 'local', None, 'rate_limited'), (dict(wait=9), 'local', None, 'gave no'),
       (dict(body='{"broken'), 'local', None, 'malformed'),
-      (dict(body='x' * 100, cut=3), 'local', None, 'no answer'),
+      (dict(body='x' * 100, cut=3), 'local', None, 'gave no'),
       (dict(body=llm_api_test.reply([''])), 'local', None, 'empty'),
       (dict(body=llm_api_test.reply(['Ropes!'])), 'local', None, 'without interests'))
   def test_an_endpoint_and_what_stands_in_for_it(self, step, source, want, note):
@@ -46,7 +46,7 @@ class InterestsTest(parameterized.TestCase):
             break
     found = json.loads(line[5:])
     self.assertEqual((found['source'], found['interests']), ('local', ['Green Rope']))
-    self.assertIn('no answer', found['note'])
+    self.assertIn('gave no', found['note'])
 
 
 if __name__ == '__main__':
