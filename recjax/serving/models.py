@@ -111,9 +111,9 @@ class Model:
       titles = [len(self.stock.title(i)) for i in range(1, len(full) + 1)]
       long = (np.argsort(titles)[-20:] + 1).tolist()  # later prompts are padded to the first
       for size in self.sizes:
-        for length in LENGTHS if self.light else LENGTHS[:1]:
-          for k in COUNTS if self.light and length == 1 else COUNTS[:1]:
-            asks = [Ask([1] * length if self.light else long, k, full)] * size
+        for history in [[1] * n for n in LENGTHS] if self.light else (long, long[:3]):
+          for k in COUNTS if len(history) == 1 else COUNTS[:1]:
+            asks = [Ask(history, k, full)] * size
             self.answer(asks)
         self.seconds[size] = min(timeit.repeat(lambda: self.answer(asks), number=1, repeat=3))  # noqa: B023
       if self.talk is not None:
