@@ -355,12 +355,14 @@ def ratio(args, port, label, make, clients):
   """Throughput together and one at a time, by turns. clients: pool of a process that asks."""
   from recjax.serving import server
   from recjax.serving.service import Service, Settings
-  sides = {}
+  sides, running = {}, []
   for number, name in enumerate(('together', 'one at a time')):
     found = make(number == 0)
     found.warm()
-    web = server.server_of(Service({'m': found}, Settings(port=port + number)), warm=False)
-    threading.Thread(target=web.run, daemon=True).start()
+    service = Service({'m': found}, Settings(port=port + number))
+    web = server.server_of(service, warm=False)
+    running.append((web, service, threading.Thread(target=web.run, daemon=True)))
+    running[-1][-1].start()
     while not web.started:
       time.sleep(0.01)
     sides[name] = found, port + number
@@ -384,6 +386,10 @@ def ratio(args, port, label, make, clients):
     print(f'{label}, {args.clients} clients, {way}: {middle[0]:.0f} a second together, '
           f'{middle[1]:.0f} one at a time, ratio {middle[0] / middle[1]:.1f}; equal items: '
           f'{np.mean([a == b for a, b in zip(first, second)]):.1%}')
+  for web, service, thread in running:
+    web.should_exit = True
+    thread.join()
+    service.close()
 
 
 def called(model, asks):
