@@ -2,7 +2,7 @@
 
   python -m benchmarks.serving WORKDIR [WORKDIR ...] [--seconds=300] [--clients=64]
   python -m benchmarks.serving WORKDIR --part=attack [--seconds=60]
-  python -m benchmarks.serving --part=ratio [--items=1000 100000] [--clients=64]
+  python -m benchmarks.serving [WORKDIR ...] --part=ratio [--items=1000 100000] [--width=64]
 
 load: starts `recjax serve` and sends recommendations with filters, interests, searches, purchases,
 event streams and, where a run converses, chat. Every client has canary items of its own: what it is
@@ -10,15 +10,17 @@ answered must be allowed to it alone, exist, and come once; what it bought must 
 says. Memory and descriptors of the server are read after a tenth of the time and at the end.
 attack: recommendations of 8 clients in peace, then beside reloads of broken and sound catalogues,
 bodies too large, too deep and cut off, heads that never end, unknown routes; by turns.
-ratio: the same random SASRec behind two servers, one of which answers one request at a time; both
-give equal items, then throughput is measured by turns: of the model called with 64 or with 1, of
-its queue, and through HTTP.
+ratio: the same model, a trained run or a random SASRec, behind two servers, one of which answers
+one request at a time; throughput is measured by turns: of the model called with as many as it
+answers together or with 1, of its queue, and through HTTP by a process of clients; and whether the
+items are equal.
 """
 import argparse
 import asyncio
 import collections
 import concurrent.futures
 import json
+import multiprocessing
 import os
 import pathlib
 import random
@@ -48,12 +50,18 @@ def main():
   parser.add_argument('--clients', type=int, default=64)
   parser.add_argument('--pause', type=float, default=0.0, help='seconds between requests, about')
   parser.add_argument('--items', type=int, nargs='+', default=[1000, 100_000])
+  parser.add_argument('--width', type=int, default=64)
+  parser.add_argument('--layers', type=int, default=2)
+  parser.add_argument('--asks', type=int, default=512)
   parser.add_argument('--rounds', type=int, default=3)
   parser.add_argument('--port', type=int, default=8765)
   args = parser.parse_args()
   if args.part == 'ratio':
-    for items in args.items:
-      ratio(args, items)
+    kinds = [trained(w) for w in args.workdirs] or [random_model(args, n) for n in args.items]
+    with concurrent.futures.ProcessPoolExecutor(
+        1, multiprocessing.get_context('spawn')) as clients:
+      for number, kind in enumerate(kinds):
+        ratio(args, args.port + 10 * number, *kind, clients)
   else:
     serve(args, under_load if args.part == 'load' else under_attack)
 
@@ -320,50 +328,73 @@ async def raw(port, text):
   return int(line.split()[1])
 
 
-def ratio(args, n):
-  """Throughput together and one at a time, by turns."""
+def random_model(args, n):
+  """-> name, make(together) -> served.Model"""
   from recjax.data.catalog import Catalog
   from recjax.evaluation import ranking
   from recjax.models import seqrec
   from recjax.serving import models as served
-  from recjax.serving import server
-  from recjax.serving.service import Service, Settings
   from recjax.serving.stock import Shelves
   from recjax.training import sequential
   catalog = Catalog(tuple(f'i{i}' for i in range(n)), {'title': [f't{i}' for i in range(n)]})
-  model = seqrec.Config('sasrec', n, 50)
+  model = seqrec.Config('sasrec', n, 50, args.width, args.layers, hidden=args.width)
   face = ranking.recommender(
       sequential.scorer(model, seqrec.init(model, jax.random.key(0))), catalog)
-  shelves, sides = Shelves(catalog, np.zeros(n, np.int64)), {}
+  shelves = Shelves(catalog, np.zeros(n, np.int64))
+  return (f'SASRec, {n:,} items, width {args.width}, {args.layers} layers',
+          lambda together: served.Model('m', 'sequential', face, shelves, together=together))
+
+
+def trained(workdir):
+  """-> name, make(together) -> served.Model"""
+  from recjax.serving import models as served
+  return workdir, lambda together: served.open_all([workdir], together=together).popitem()[1]
+
+
+def ratio(args, port, label, make, clients):
+  """Throughput together and one at a time, by turns. clients: pool of a process that asks."""
+  from recjax.serving import server
+  from recjax.serving.service import Service, Settings
+  sides, running = {}, []
   for number, name in enumerate(('together', 'one at a time')):
-    port = args.port + 10 * args.items.index(n) + number
-    found = served.Model('m', 'sequential', face, shelves, together=name == 'together')
+    found = make(number == 0)
     found.warm()
-    web = server.server_of(Service({'m': found}, Settings(port=port)), warm=False)
-    threading.Thread(target=web.run, daemon=True).start()
+    service = Service({'m': found}, Settings(port=port + number))
+    web = server.server_of(service, warm=False)
+    running.append((web, service, threading.Thread(target=web.run, daemon=True)))
+    running[-1][-1].start()
     while not web.started:
       time.sleep(0.01)
-    sides[name] = found, port
+    sides[name] = found, port + number
+  n, ids = len(found.stock), found.stock.catalog.ids
   rng = random.Random(0)
-  asks = [[rng.randrange(n) + 1 for _ in range(rng.randint(1, 30))] for _ in range(512)]
-  for way, measure in (('model', called), ('queue', queued), ('HTTP', over_http)):
+  asks = [[rng.randrange(n) + 1 for _ in range(rng.randint(1, 30))] for _ in range(args.asks)]
+  named = [[ids[i - 1] for i in h] for h in asks]
+  clients.submit(over_http, port, named[:8], args.clients).result()  # the process is there
+  for way, measure in (
+      ('model', lambda model, port: called(model, asks)),
+      ('queue', lambda model, port: queued(model, asks, args.clients)),
+      ('HTTP', lambda model, port: clients.submit(over_http, port, named, args.clients).result())):
     rates, answers = collections.defaultdict(list), {}
     for _ in range(args.rounds):
       for name, (found, port) in sides.items():
         begun = time.perf_counter()
-        answers[name] = measure(found, port, asks, args.clients)
+        answers[name] = measure(found, port)
         rates[name].append(len(asks) / (time.perf_counter() - begun))
     first, second = (answers[name] for name in sides)
     middle = [statistics.median(rates[name]) for name in sides]
-    print(f'{n:,} items, {args.clients} clients, {way}: {middle[0]:.0f} a second together, '
+    print(f'{label}, {args.clients} clients, {way}: {middle[0]:.0f} a second together, '
           f'{middle[1]:.0f} one at a time, ratio {middle[0] / middle[1]:.1f}; equal items: '
           f'{np.mean([a == b for a, b in zip(first, second)]):.1%}')
+  for web, service, thread in running:
+    web.should_exit = True
+    thread.join()
+    service.close()
 
 
-def called(model, port, asks, clients):
+def called(model, asks):
   """All asks by calls of the model, as many in each as it answers together. -> item indices"""
   from recjax.serving.models import Ask
-  del port, clients
   full, size, out = np.ones(len(model.stock), bool), model.sizes[-1], []
   for start in range(0, len(asks), size):
     found = model.answer([Ask(h, 10, full) for h in asks[start:start + size]])
@@ -371,20 +402,17 @@ def called(model, port, asks, clients):
   return out
 
 
-def queued(model, port, asks, clients):
+def queued(model, asks, clients):
   """All asks through the model's queue, `clients` at a time. -> item indices"""
   from recjax.serving.models import Ask
-  del port
   full = np.ones(len(model.stock), bool)
   with concurrent.futures.ThreadPoolExecutor(clients) as pool:
     return list(pool.map(lambda h: [i for i, _ in model.batcher.submit(Ask(h, 10, full)).result()],
                          asks))
 
 
-def over_http(model, port, asks, clients):
-  """All asks as requests, `clients` at a time. -> item ids"""
-  del model
-
+def over_http(port, asks, clients):
+  """All asks (item ids) as requests, `clients` at a time. -> item ids"""
   async def every():
     out, left = [None] * len(asks), list(enumerate(asks))
 
@@ -393,7 +421,7 @@ def over_http(model, port, asks, clients):
       while left:
         at, history = left.pop()
         _, found = await http.ask('POST', '/v1/recommend', {
-            'history': [f'i{i - 1}' for i in history], 'exclude_seen': False})
+            'history': history, 'exclude_seen': False})
         out[at] = [i['id'] for i in found['items']]
       http.close()
     await asyncio.gather(*(one() for _ in range(clients)))

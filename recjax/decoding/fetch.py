@@ -149,12 +149,16 @@ def fetch(rows, items, project, query, soi, end, eos_ids, new_tokens, max_items=
                tuple(eos_ids), new_tokens, max_items, int(pad_id), least)
 
 
-def parse(rows, tokens, soi, end):
+def spelling(rows):
+  """{title tokens: item, 0-based}, the first of those that share a title."""
+  return {tuple(map(int, r)): i for i, r in reversed(list(enumerate(rows)))}
+
+
+def parse(known, tokens, soi, end):
   """The items of a reply by their title tokens, in order, and whether one is left open.
 
-  -> [item, 0-based], bool. Raises DataError for a title that no row has.
+  known: as from `spelling`. -> [item, 0-based], bool. Raises DataError for an unknown title.
   """
-  known = {tuple(map(int, r)): i for i, r in reversed(list(enumerate(rows)))}
   items, inside = [], None
   for token in map(int, tokens):
     if inside is None:

@@ -29,6 +29,12 @@ def sample_runs(extend: Callable, cache, first, constraint, cfg: SampleConfig, k
 
   extend: see `tree_search`; its pool has cfg.rows * cfg.new_tokens slots. constraint: `ItemMode`.
   """
+  state = State(begin(first, constraint, cfg, key, head), cache)
+  return advance(extend, head, constraint, cfg, key, width, state, cfg.new_tokens).found
+
+
+def begin(first, constraint, cfg, key, head):
+  """Rows with their first token. first: (B, D), the state after each prompt. -> Sampled"""
   batch = len(first)
   shape = (batch, cfg.rows)
   state = jax.tree.map(lambda x: jnp.broadcast_to(x, (*shape, *x.shape[2:])),
@@ -37,9 +43,14 @@ def sample_runs(extend: Callable, cache, first, constraint, cfg: SampleConfig, k
                   jnp.zeros(shape, jnp.int32), jnp.zeros(shape, bool), state,
                   jnp.zeros((*shape, cfg.new_tokens)), jnp.int32(0))
   hidden = jnp.broadcast_to(first[:, None], (*shape, first.shape[-1]))
-  found = choose(found, hidden, head, constraint, cfg, key)
-  advance = functools.partial(pass_, extend, head, constraint, cfg, key, width)
-  return lax.while_loop(lambda s: going(s.found, cfg).any(), advance, State(found, cache)).found
+  return choose(found, hidden, head, constraint, cfg, key)
+
+
+def advance(extend, head, constraint, cfg, key, width, state, passes):
+  """Goes on until every row ended, for `passes` passes at most. -> State"""
+  until = state.found.steps + passes
+  run = functools.partial(pass_, extend, head, constraint, cfg, key, width)
+  return lax.while_loop(lambda s: going(s.found, cfg).any() & (s.found.steps < until), run, state)
 
 
 def going(found, cfg):

@@ -4,13 +4,15 @@ import functools
 import jax
 
 from recjax.decoding.generate import generate, padded
+from recjax.decoding.stream import stream
 from recjax.models import decode, llm
 
 STEP = 32  # prompts are padded to a multiple
 
 
 class Writer:
-  """The LLM behind the opening `prefix` of its prompts. `generate` is `decoding.generate` on it.
+  """The LLM behind the opening `prefix` of its prompts. `generate` and `stream` are those of
+  `decoding` on it.
 
   longest: tokens of the longest prompt to come, about; prompts are padded to that, so that one
   program serves them all.
@@ -23,8 +25,9 @@ class Writer:
       past = (jax.jit(lambda v: llm.shared_past(model, v, self.prefix)[1])(variables),)
     self.decoder = decode.decoder(model, past)
     bucket = -(-max(1, longest - len(self.prefix)) // STEP) * STEP
-    self.generate = functools.partial(generate, self.decoder, variables, bucket=bucket,
-                                      pad_id=tokenizer.pad_id)
+    self.generate, self.stream = (
+        functools.partial(call, self.decoder, variables, bucket=bucket, pad_id=tokenizer.pad_id)
+        for call in (generate, stream))
 
   def states(self, prompts):
     """The state after each prompt's last token. prompts: what comes after the opening. -> (B, D)"""

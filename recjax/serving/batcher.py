@@ -14,11 +14,15 @@ class Batcher:
 
   answer: list of requests -> list of answers, in order. most: requests of a batch. room: requests
   that may wait. wait: seconds that a first request waits for others; 0 loses no time, as others
-  gather while a batch is being answered. seen: called with (size, seconds) of every batch.
+  gather while a batch is being answered. seen: called with (size, seconds) of every batch. share:
+  of so many that wait, how many are answered first; None takes all, up to `most`. early: whether
+  `answer` takes a second argument, settle(row, answer), by which it may give some before all.
   """
 
-  def __init__(self, answer, most=64, room=1024, wait=0.0, seen=None, name='batcher'):
+  def __init__(self, answer, most=64, room=1024, wait=0.0, seen=None, name='batcher', share=None,
+               early=False):
     self.answer, self.most, self.room, self.wait = answer, most, room, wait
+    self.share, self.early = share or (lambda waiting: waiting), early
     self.seen = seen or (lambda size, seconds: None)
     self.queue, self.ready, self.closed = collections.deque(), threading.Condition(), False
     self.thread = threading.Thread(target=self._work, name=name, daemon=True)
@@ -55,7 +59,8 @@ class Batcher:
       time.sleep(min(0.001, self.wait))
     out = []
     with self.ready:
-      while self.queue and len(out) < self.most:
+      most = min(self.share(len(self.queue)), self.most)
+      while self.queue and len(out) < most:
         request, future = self.queue.popleft()
         if future.set_running_or_notify_cancel():
           out.append((request, future))
@@ -70,14 +75,18 @@ class Batcher:
 
   def _answer(self, batch):
     """Answers all; where that fails, each alone, so that one's mistake is not the others'."""
+    def settle(row, answer):
+      if not batch[row][1].done():
+        batch[row][1].set_result(answer)
     try:
-      answers = self.answer([request for request, _ in batch])
+      requests = [request for request, _ in batch]
+      answers = self.answer(requests, settle) if self.early else self.answer(requests)
     except Exception as error:
-      if len(batch) == 1:
-        batch[0][1].set_exception(error)
-        return
-      for one in batch:
+      left = [one for one in batch if not one[1].done()]
+      for one in left if len(batch) > 1 else ():
         self._answer([one])
+      if left and len(batch) == 1:
+        left[0][1].set_exception(error)
       return
-    for (_, future), answer in zip(batch, answers, strict=True):
-      future.set_result(answer)
+    for row, answer in zip(range(len(batch)), answers, strict=True):
+      settle(row, answer)

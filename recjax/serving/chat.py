@@ -1,10 +1,11 @@
 """Conversation in the form of OpenAI's chat completions, its items beside the text.
 
-A reply is made whole and then sent; with `stream` it comes in pieces of a few words.
+With `stream` the text comes while the model writes it, a title in one piece.
 """
 import asyncio
+import contextlib
 import json
-import re
+import threading
 import time
 import uuid
 from typing import Annotated
@@ -16,10 +17,9 @@ from fastapi.responses import JSONResponse, StreamingResponse
 
 from recjax.errors import UserError
 from recjax.serving import service as services
-from recjax.serving.limits import Refused
+from recjax.serving.limits import Refused, trouble
 
 MESSAGES, LETTERS = 200, 20_000  # of a conversation, of a message
-PIECES = re.compile(r'\s*\S+(?:\s+$)?')
 NO_CHAT = 'for conversation serve the folder of a RecLM run'
 
 
@@ -67,22 +67,34 @@ def add(app, service):
   async def complete(talk: Talk, request: fastapi.Request) -> JSONResponse | StreamingResponse:
     """The next turn. `items` lists what it recommends: all of the catalogue, none twice."""
     model = service.model(talk.model, 'talk', NO_CHAT)
-    said = await run_in_threadpool(asked, model, talk)
-    answer = await service.wait(request, model.chat, said)
+    over, heard, loop = threading.Event(), asyncio.Queue(), asyncio.get_running_loop()
+
+    def tell(text):
+      with contextlib.suppress(RuntimeError):  # the server has ended
+        loop.call_soon_threadsafe(heard.put_nowait, text)
+
+    def done(answer):
+      over.set()
+      heard.put_nowait(None)
+      answer.cancelled() or answer.exception()  # looked at, wherever nobody waits for it
+    asking = await run_in_threadpool(asked, model, talk, tell=tell if talk.stream else None,
+                                     gone=over.is_set)
+    answer = asyncio.ensure_future(service.wait(request, model.chat, asking))
+    answer.add_done_callback(done)
     head = {'id': f'chatcmpl-{uuid.uuid4().hex}', 'created': int(time.time()), 'model': model.name}
-    if talk.stream:
-      usage = talk.stream_options is not None and talk.stream_options.include_usage
-      return StreamingResponse(pieces(head, model, answer, usage), media_type='text/event-stream',
-                               headers={'Cache-Control': 'no-store'})
-    return JSONResponse({
-        **head, 'object': 'chat.completion', 'usage': usage_of(answer),
-        'choices': [{'index': 0, 'logprobs': None, 'finish_reason': ended(answer), 'message': {
-            'role': 'assistant', 'content': services.clean(answer.text), 'refusal': None}}],
-        'items': listed(model, answer)})
+    if not talk.stream:
+      return JSONResponse(whole(head, model, await answer))
+    first = await heard.get()
+    if first is None:
+      answer.result()  # raises what keeps the reply from coming, while there is a status for it
+    usage = talk.stream_options is not None and talk.stream_options.include_usage
+    return StreamingResponse(
+        pieces(head, model, first, heard, answer, usage), media_type='text/event-stream',
+        headers={'Cache-Control': 'no-store', 'X-Accel-Buffering': 'no'})
 
 
-def asked(model, talk):
-  """The request as the model takes it. Raises Refused."""
+def asked(model, talk, **how):
+  """The request as the model takes it. how: of a listener, `tell` and `gone`. Raises Refused."""
   turns = []
   for message in talk.messages:
     content = message.content
@@ -96,7 +108,7 @@ def asked(model, talk):
         turns, domain=talk.domain, history=model.talk.known(map(str, talk.history), talk.domain),
         least=min(talk.min_items, talk.max_items), most=talk.max_items,
         tokens=talk.max_completion_tokens or talk.max_tokens or 0, temperature=talk.temperature,
-        seed=(talk.seed or 0) % 2**31)
+        seed=(talk.seed or 0) % 2**31, **how)
   except UserError as error:
     raise Refused(422, services.clean(str(error))) from error
 
@@ -122,18 +134,46 @@ def listed(model, answer):
   return out
 
 
-async def pieces(head, model, answer, usage):
-  """The reply as server-sent events: words, then the items, then the end."""
-  head = {**head, 'object': 'chat.completion.chunk'}
+def whole(head, model, answer):
+  """The reply as one object."""
+  message = {'role': 'assistant', 'content': services.clean(answer.text), 'refusal': None}
+  return {**head, 'object': 'chat.completion', 'usage': usage_of(answer), 'choices': [
+      {'index': 0, 'logprobs': None, 'finish_reason': ended(answer), 'message': message}],
+      'items': listed(model, answer)}
+
+
+async def pieces(head, model, text, heard, answer, usage):
+  """The reply as server-sent events: text as it comes, then the items, then the end.
+
+  text: what was heard first, heard: a queue of what comes, each the text so far, None at the end.
+  answer: a task of the Answer; it is cancelled where nobody reads on.
+  """
+  head, sent = {**head, 'object': 'chat.completion.chunk'}, 0
 
   def event(delta, reason=None, **more):
     choice = {'index': 0, 'delta': delta, 'logprobs': None, 'finish_reason': reason}
-    return f'data: {json.dumps({**head, "choices": [choice], **more})}\n\n'
-  yield event({'role': 'assistant', 'content': ''})
-  for piece in PIECES.findall(services.clean(answer.text)):
-    yield event({'content': piece})
-    await asyncio.sleep(0)
-  yield event({}, ended(answer), items=listed(model, answer))
-  if usage:
-    yield f'data: {json.dumps({**head, "choices": [], "usage": usage_of(answer)})}\n\n'
-  yield 'data: [DONE]\n\n'
+    return said({**head, 'choices': [choice], **more})
+  try:
+    yield event({'role': 'assistant', 'content': ''})
+    while True:
+      final = text is None
+      text = services.clean(answer.result().text if final else text)
+      if len(text) > sent:
+        yield event({'content': text[sent:]})
+        sent = len(text)
+      if final:
+        break
+      text = await heard.get()
+    yield event({}, ended(answer.result()), items=listed(model, answer.result()))
+    if usage:
+      yield said({**head, 'choices': [], 'usage': usage_of(answer.result())})
+    yield 'data: [DONE]\n\n'
+  except Refused as error:  # the status is sent already
+    yield said(trouble(error.status, services.clean(error.message)))
+  finally:
+    answer.cancel()
+
+
+def said(value):
+  """One server-sent event."""
+  return f'data: {json.dumps(value)}\n\n'

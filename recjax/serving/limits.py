@@ -23,6 +23,7 @@ HEADERS = {
     'X-Content-Type-Options': 'nosniff', 'Referrer-Policy': 'no-referrer',
     'Cross-Origin-Resource-Policy': 'same-origin', 'Cross-Origin-Opener-Policy': 'same-origin',
     'Permissions-Policy': 'camera=(), microphone=(), geolocation=()'}
+RAW_HEADERS = [(k.lower().encode(), v.encode()) for k, v in HEADERS.items()]
 KINDS = {401: 'authentication_error', 403: 'permission_error', 404: 'not_found_error',
          408: 'timeout_error', 413: 'invalid_request_error', 429: 'rate_limit_error',
          503: 'overloaded_error', 504: 'timeout_error'}
@@ -74,8 +75,7 @@ class Gate:
       if message['type'] == 'http.response.start':
         status = message['status']
         have = {k.lower() for k, _ in message['headers']}
-        message['headers'] = [*message['headers'], *(
-            (k.encode(), v.encode()) for k, v in HEADERS.items() if k.lower().encode() not in have)]
+        message['headers'] = [*message['headers'], *(h for h in RAW_HEADERS if h[0] not in have)]
       await send(message)
     self.running += 1
     try:

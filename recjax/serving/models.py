@@ -1,9 +1,11 @@
 """Trained runs, opened for serving: one batcher each, programs compiled for few shapes."""
 import dataclasses
 import functools
+import gc
 import logging
 import threading
 import time
+import timeit
 
 import numpy as np
 
@@ -38,11 +40,12 @@ class Model:
     self.sizes = tuple(s for s in SIZES if s <= most) if together else (1,)
     self.light = most == SIZES[-1]  # no language model answers
     seen = seen or (lambda kind, name, size, seconds: None)
+    self.seconds = dict.fromkeys(self.sizes, 0.0)  # of a call, as `warm` measures them
     self.batcher = Batcher(self.answer, self.sizes[-1], name=f'recommend {name}',
-                           seen=functools.partial(seen, 'recommend', name))
+                           seen=functools.partial(seen, 'recommend', name), share=self.share)
     self.talk = talk
     self.chat = talk and Batcher(talk, 8 if together else 1, room=64, name=f'chat {name}',
-                                 seen=functools.partial(seen, 'chat', name))
+                                 seen=functools.partial(seen, 'chat', name), early=True)
     self.ready, self.trouble, self.tags, self.pairs = False, '', None, None
 
   @property
@@ -57,6 +60,10 @@ class Model:
       for row, found in zip(rows, self.run([asks[r] for r in rows], k)):
         out[row] = found[:asks[row].k]
     return out
+
+  def share(self, waiting):
+    """The size of calls by which so many are answered soonest; the larger one in doubt."""
+    return min(reversed(self.sizes), key=lambda s: -(-waiting // s) * self.seconds[s])
 
   def groups(self, asks):
     """Rows that one call can answer: all, or those with one filter."""
@@ -105,16 +112,19 @@ class Model:
       titles = [len(self.stock.title(i)) for i in range(1, len(full) + 1)]
       long = (np.argsort(titles)[-20:] + 1).tolist()  # later prompts are padded to the first
       for size in self.sizes:
-        for length in LENGTHS if self.light else LENGTHS[:1]:
-          for k in COUNTS if self.light and length == 1 else COUNTS[:1]:
-            history = [1] * length if self.light else long
-            self.answer([Ask(history, k, full)] * size)
+        for history in [[1] * n for n in LENGTHS] if self.light else (long, long[:3]):
+          for k in COUNTS if len(history) == 1 else COUNTS[:1]:
+            asks = [Ask(history, k, full)] * size
+            self.answer(asks)
+        self.seconds[size] = min(timeit.repeat(lambda: self.answer(asks), number=1, repeat=3))  # noqa: B023
       if self.talk is not None:
         self.talk.warm()
     except Exception as error:
       log.exception('%s does not work', self.name)
       self.trouble = f'{self.name}: {error}'
       return
+    gc.collect()
+    gc.freeze()  # what stays for good is not looked through again and again between requests
     self.ready = True
     log.info('%s is ready after %.1f s', self.name, time.monotonic() - start)
 

@@ -7,6 +7,7 @@ from absl.testing import absltest, parameterized
 from recjax.decoding import fetch
 from recjax.decoding.generate import generate
 from recjax.decoding.head import plain_head
+from recjax.decoding.stream import stream
 from recjax.errors import ConfigError, DataError
 from recjax.models import decode, llm
 from recjax.models.decoder import uncached
@@ -64,7 +65,7 @@ class FetchTest(parameterized.TestCase):
     listed = 0
     for b in range(4):
       for k in range(2):
-        items, _ = fetch.parse(rows, found.row(b, k), SOI, EOI)
+        items, _ = fetch.parse(fetch.spelling(rows), found.row(b, k), SOI, EOI)
         self.assertEqual(len(items), len(set(items)))
         listed += len(items)
     self.assertGreater(listed, 16)
@@ -87,6 +88,9 @@ class FetchTest(parameterized.TestCase):
     for runs in ((), (8,)):
       found = generate(decode.decoder(model), variables, prompts, made, runs=runs, **given)
       np.testing.assert_array_equal(found.tokens, whole.tokens)
+    found = stream(decode.decoder(model), variables, prompts, made, lambda rows: [True, True],
+                   new_tokens=40, width=8, temperature=0.0)
+    np.testing.assert_array_equal(found.tokens, whole.tokens)
 
   def test_closed_items_and_short_budgets(self):
     made = rule([[1], [2, 3, 4, 5]], [[1, 0], [5, 0]], new_tokens=3,
@@ -104,7 +108,7 @@ class FetchTest(parameterized.TestCase):
       generate(decode.decoder(model), variables, [[1]], rule([[1]], [[1, 0]]), beams=2,
                new_tokens=4)
     with self.assertRaisesRegex(DataError, 'spell no title'):
-      fetch.parse([[1]], [SOI, 2, EOI], SOI, EOI)
+      fetch.parse(fetch.spelling([[1]]), [SOI, 2, EOI], SOI, EOI)
 
 
 if __name__ == '__main__':

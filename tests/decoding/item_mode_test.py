@@ -14,6 +14,7 @@ from recjax.decoding.constraints import LIVE
 from recjax.decoding.generate import generate
 from recjax.decoding.head import plain_head
 from recjax.decoding.search import SampleConfig, sample
+from recjax.decoding.stream import stream
 from recjax.errors import ConfigError, DataError
 from recjax.models import decode, llm
 
@@ -213,27 +214,35 @@ class ReplyTest(parameterized.TestCase):
       alone = draw(table, constraint(ABCD, 20, tails=[tail])[1], jax.random.key(0), cfg)
       np.testing.assert_array_equal(found.tokens[b], alone.tokens[0])
 
+
+def eager():
+  """A model that likes items, 33 titles, two prompts. -> decoder, params, trie, prompts, rule"""
+  vocab, soi, eoi, eos = 40, 37, 38, 39
+  cfg = llm.Config(vocab=vocab, width=32, layers=2, heads=4, kv_heads=2, head_dim=8, ffn=48)
+  params = llm.init(cfg, jax.random.key(1))
+  params = {'params': jax.tree.map(lambda x: x * 8 if x.ndim > 2 else x, params)}
+  bare = decode.decoder(llm.LM(cfg))
+  want_items = jnp.zeros(vocab).at[soi].set(4.0)  # so that items occur
+  decoder = bare._replace(logits=lambda p, h: bare.logits(p, h) + want_items, rows=None)
+  rng = np.random.default_rng(0)
+  rows = [rng.integers(0, 36, rng.integers(3, 9)).tolist() for _ in range(30)]
+  rows += [rows[0][:2] + [1, 2], rows[1][:1], rows[3]]
+  built = trie.build(rows, end=eoi, vocab=vocab)
+  planted = forest.plant(built)
+  prompts = [rng.integers(0, 36, n).tolist() for n in (5, 9)]
+  prompts[1] += [soi, *rows[2][:1]]
+  mode = item_mode.item_mode(built, planted, soi, (eos,), 40,
+                             tails=[[], [soi, *rows[2][:1]]])
+  return decoder, params, built, prompts, mode
+
+
 class RunsTest(parameterized.TestCase):
   """T-G7: forced tokens together, the reply unchanged; with a model that has a cache."""
 
   @parameterized.product(temperature=(0.0, 1.0), width=(2, 6))
   def test_g7_replies_are_those_of_one_token_at_a_time(self, temperature, width):
-    vocab, soi, eoi, eos = 40, 37, 38, 39
-    cfg = llm.Config(vocab=vocab, width=32, layers=2, heads=4, kv_heads=2, head_dim=8, ffn=48)
-    params = llm.init(cfg, jax.random.key(1))
-    params = {'params': jax.tree.map(lambda x: x * 8 if x.ndim > 2 else x, params)}
-    bare = decode.decoder(llm.LM(cfg))
-    want_items = jnp.zeros(vocab).at[soi].set(4.0)  # so that items occur
-    decoder = bare._replace(logits=lambda p, h: bare.logits(p, h) + want_items, rows=None)
-    rng = np.random.default_rng(0)
-    rows = [rng.integers(0, 36, rng.integers(3, 9)).tolist() for _ in range(30)]
-    rows += [rows[0][:2] + [1, 2], rows[1][:1], rows[3]]
-    built = trie.build(rows, end=eoi, vocab=vocab)
-    planted = forest.plant(built)
-    prompts = [rng.integers(0, 36, n).tolist() for n in (5, 9)]
-    prompts[1] += [soi, *rows[2][:1]]
-    mode = item_mode.item_mode(built, planted, soi, (eos,), 40,
-                               tails=[[], [soi, *rows[2][:1]]])
+    decoder, params, built, prompts, mode = eager()
+    soi, start = 37, [[], prompts[1][9:]]
     given = dict(samples=3, new_tokens=40, temperature=temperature, seed=5, bucket=16,
                  token_scores=True)
     plain = generate(decoder, params, prompts, mode, **given)
@@ -243,11 +252,47 @@ class RunsTest(parameterized.TestCase):
     np.testing.assert_array_equal(runs.complete, plain.complete)
     np.testing.assert_allclose(runs.scores, plain.scores, atol=1e-3)
     np.testing.assert_allclose(runs.token_scores, plain.token_scores, atol=1e-3)
-    items = [item_mode.parse(built, plain.row(b, k), soi)[0] if not b else
-             item_mode.parse(built, [soi, *rows[2][:1], *plain.row(b, k)], soi)[0]
+    items = [item_mode.parse(built, [*start[b], *plain.row(b, k)], soi)[0]
              for b in range(2) for k in range(3)]
     self.assertGreater(min(map(len, items)), 1)
     self.assertLess(runs.steps, plain.steps * (.8 if width == 2 else .6))
+
+  @parameterized.product(temperature=(0.0, 1.0), passes=(1, 3))
+  def test_rows_that_are_told_while_they_grow(self, temperature, passes):
+    decoder, params, _, prompts, mode = eager()
+    given = dict(new_tokens=40, temperature=temperature, seed=5, bucket=16)
+    whole = generate(decoder, params, prompts, mode, samples=1, runs=(6,), **given)
+    told = []
+
+    def all_go_on(rows):
+      told.append(rows)
+      return [True, True]
+    found = stream(decoder, params, prompts, mode, all_go_on, width=6, passes=passes, **given)
+    np.testing.assert_array_equal(found.tokens, whole.tokens)
+    np.testing.assert_array_equal(found.complete, whole.complete)
+    self.assertEqual(found.steps, whole.steps)
+    self.assertGreater(len(told), 4)
+    for b in range(2):
+      grown = [rows[b] for rows in told]
+      self.assertLen(grown[0], 1)
+      for row, longer in zip(grown, grown[1:]):
+        self.assertEqual(longer[:len(row)], row)
+        self.assertLessEqual(len(longer) - len(row), 6 * passes)
+      self.assertEqual(grown[-1], whole.row(b, 0))
+
+    def first_stops(rows):
+      told.append(rows)
+      return [len(told) < 2, True]
+    told.clear()
+    found = stream(decoder, params, prompts, mode, first_stops, width=6, passes=passes, **given)
+    self.assertEqual(found.row(0, 0), told[1][0])
+    self.assertLess(found.lengths[0, 0], whole.lengths[0, 0])
+    self.assertFalse(found.complete[0, 0])
+    self.assertEqual(found.row(1, 0), whole.row(1, 0))
+    told.clear()
+    stream(decoder, params, prompts, mode, lambda rows: told.append(rows) or [False, False],
+           width=6, passes=passes, **given)
+    self.assertLen(told, 1)
 
   def test_forced_tokens_by_hand(self):
     cases = [([], None), ([SOI], 1), ([SOI, 1], 2), ([SOI, 1, 2], None), ([SOI, 1, 2, 5], 6),

@@ -204,26 +204,28 @@ class WholeTest(parameterized.TestCase):
     self.assertNotIn('never', said)
 
 
+def eager(test):
+  """An untrained model that likes to begin items. -> config, Speaker"""
+  folder = pathlib.Path(test.enter_context(tempfile.TemporaryDirectory()))
+  made = tokens.train_bpe(TITLES + list(TEMPLATE.values()), 400)
+  shape = llm.Config(vocab=made.vocab_size, width=32, layers=2, heads=2, kv_heads=1, head_dim=16,
+                     ffn=48, max_positions=4096)
+  huggingface.save(llm.init(shape, jax.random.key(0)), shape, folder)
+  made.save(folder)
+  cfg = config('sample')
+  speaker = tune.fresh(cfg, folder, one_device())
+  p = speaker.params  # the first width is always large
+  speaker.params = {**p, 'embed': p['embed'].at[:, 0].set(1.0),
+                    'head': p['head'].at[0].set(0.0).at[0, speaker.soi].set(1.0)}
+  return cfg, speaker
+
+
 class UntrainedTest(parameterized.TestCase):
   """A chat model as it is, over catalogues given at the start."""
 
-  def speaker(self):
-    folder = pathlib.Path(self.enter_context(tempfile.TemporaryDirectory()))
-    made = tokens.train_bpe(TITLES + list(TEMPLATE.values()), 400)
-    shape = llm.Config(vocab=made.vocab_size, width=32, layers=2, heads=2, kv_heads=1, head_dim=16,
-                       ffn=48, max_positions=4096)
-    huggingface.save(llm.init(shape, jax.random.key(0)), shape, folder)
-    made.save(folder)
-    cfg = config('sample')
-    speaker = tune.fresh(cfg, folder, one_device())
-    p = speaker.params  # a model that likes to begin items: the first width is always large
-    speaker.params = {**p, 'embed': p['embed'].at[:, 0].set(1.0),
-                      'head': p['head'].at[0].set(0.0).at[0, speaker.soi].set(1.0)}
-    return cfg, speaker
-
   @parameterized.parameters(0.0, 2.0)
   def test_two_catalogues_and_no_training(self, temperature):
-    cfg, speaker = self.speaker()
+    cfg, speaker = eager(self)
     cfg.decode.update(temperature=temperature, new_tokens=64, count=4)
     shelves = talk.untrained(speaker, {
         'tools': Catalog(tuple(f't{i}' for i in range(30)), {'title': TITLES}),
@@ -239,7 +241,7 @@ class UntrainedTest(parameterized.TestCase):
     self.assertGreater(total, 2)
 
   def test_rounds_read_new_tokens_alone_and_say_the_same(self):
-    cfg, speaker = self.speaker()
+    cfg, speaker = eager(self)
     cfg.decode.update(new_tokens=24, count=3)
     shelves = talk.untrained(speaker, {'tools': Catalog(
         tuple(f't{i}' for i in range(30)), {'title': TITLES})})
@@ -251,7 +253,7 @@ class UntrainedTest(parameterized.TestCase):
     self.assertLess(kept.read_tokens, 0.7 * whole.read_tokens)
 
   def test_a_conversation_drops_its_oldest_rounds(self):
-    cfg, speaker = self.speaker()
+    cfg, speaker = eager(self)
     cfg.decode.update(new_tokens=16, count=2)
     cfg.prompt.cutoff = 128
     shelves = talk.untrained(speaker, {'': Catalog(('x', 'y'), {'title': ['One', 'Two']})})

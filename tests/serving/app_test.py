@@ -17,7 +17,6 @@ from recjax.serving import app as apps
 from recjax.serving import limits, models
 from recjax.serving.batcher import Batcher, Busy
 from tests.serving import shopkeeper
-from tests.text import llm_api_test
 
 
 def client(shop=None, **settings):
@@ -189,29 +188,6 @@ class GateTest(parameterized.TestCase):
     self.assertEqual(http.post('/v1/recommend', json={'history': ['i1']}).status_code, 504)
 
 
-class InterestsTest(parameterized.TestCase):
-
-  @parameterized.parameters(
-      (dict(body=llm_api_test.reply(['<interest>Ropes</interest>'])), 'model', ['Ropes'], ''),
-      (dict(status=429), 'local', None, 'rate_limited'), (dict(wait=9), 'local', None, 'no'),
-      (dict(body='{"broken'), 'local', None, 'malformed'),
-      (dict(body=llm_api_test.reply([''])), 'local', None, 'empty'),
-      (dict(body=llm_api_test.reply(['Ropes!'])), 'local', None, 'without interests'))
-  def test_an_endpoint_and_what_stands_in_for_it(self, step, source, want, note):
-    from recjax.text import interests
-    asked = interests.question([42, 45], shopkeeper.CATALOG.columns)[-1]['content']
-    with llm_api_test.serving({asked: [step]}) as server:
-      http = client(interests_url=f'http://127.0.0.1:{server.server_port}/v1', interests_model='m',
-                    interests_seconds=0.5)
-      found = http.post('/v1/interests', json={'history': ['i41', 'i44']}).json()
-    self.assertEqual(found['source'], source)
-    self.assertIn(note, found['note'])
-    if want:
-      self.assertEqual(found['interests'], want)
-    else:
-      self.assertNotEmpty(found['interests'])
-
-
 class CatalogueTest(parameterized.TestCase):
 
   def setUp(self):
@@ -293,7 +269,39 @@ class ModelTest(absltest.TestCase):
     self.assertEqual(calls, [(8, 20, False, 60), (1, 20, False, 9)])
 
 
+  def test_calls_of_the_size_that_answers_all_soonest(self):
+    model = models.Model('x', 'x', shopkeeper.service().models['ring'].face, shopkeeper.shelves())
+    self.assertEqual([model.share(n) for n in (1, 9, 64)], [64] * 3)  # nothing was measured yet
+    model.seconds = {1: 0.9, 8: 2.0, 64: 10.7}
+    self.assertEqual([model.share(n) for n in (1, 2, 3, 8, 15, 40, 41, 64, 99)],
+                     [1, 1, 8, 8, 8, 8, 64, 64, 64])
+    model.warm()
+    self.assertTrue(model.ready, model.trouble)
+    self.assertGreater(min(model.seconds.values()), 0)
+
+
 class BatcherTest(absltest.TestCase):
+
+  def test_as_many_as_are_shared_out_are_answered_together(self):
+    gate, sizes = threading.Event(), []
+
+    def answer(asked):
+      gate.wait(5)
+      sizes.append(len(asked))
+      return asked
+    batcher = Batcher(answer, most=64, share=lambda waiting: 4 if waiting < 9 else 64)
+    first = batcher.submit(0)
+    while len(batcher):
+      time.sleep(0.01)
+    found = [batcher.submit(n) for n in range(10)]
+    gate.set()
+    self.assertEqual([f.result(5) for f in found], list(range(10)))
+    found = [batcher.submit(n) for n in range(7)]
+    self.assertEqual([f.result(5) for f in found], list(range(7)))
+    self.assertEqual((first.result(), sizes[:2]), (0, [1, 10]))
+    self.assertLessEqual(max(sizes[2:]), 4)
+    batcher.close(5)
+
 
   def test_what_waits_is_answered_together_and_errors_stay_alone(self):
     gate, sizes = threading.Event(), []
@@ -316,6 +324,23 @@ class BatcherTest(absltest.TestCase):
     batcher.close(5)
     with self.assertRaises(Busy):
       batcher.submit('late')
+
+  def test_answers_that_come_before_the_others_and_before_a_failure(self):
+    gate = threading.Event()
+
+    def answer(asked, settle):
+      if len(asked) > 1:
+        settle(1, 'early')
+        gate.wait(5)
+        raise ValueError('late')
+      return asked
+    batcher = Batcher(answer, wait=0.2, early=True)
+    found = [batcher.submit(x) for x in 'abc']
+    self.assertEqual(found[1].result(5), 'early')
+    self.assertFalse(found[0].done())
+    gate.set()
+    self.assertEqual([f.result(5) for f in found], ['a', 'early', 'c'])
+    batcher.close(5)
 
   def test_a_full_queue_refuses(self):
     gate = threading.Event()

@@ -1,8 +1,10 @@
 """A small shop for the tests of serving: a rule instead of a model, a talker instead of an LLM."""
 import contextlib
 import dataclasses
+import re
 import threading
 import time
+from collections.abc import Callable
 
 import numpy as np
 
@@ -41,6 +43,8 @@ class Said:
   tokens: int
   temperature: float | None
   seed: int
+  tell: Callable | None
+  gone: Callable
 
 
 @dataclasses.dataclass
@@ -55,15 +59,27 @@ class Answer:
 
 
 class Talker:
-  """Says what it heard and names the item after those of the history."""
+  """Says what it heard and names the item after those of the history. before: called before each
+  word but the first that it tells; words: how many it has told; ended: replies that ended."""
 
-  def __call__(self, asked):
+  def __init__(self):
+    self.before, self.words, self.ended = lambda: None, 0, 0
+
+  def __call__(self, asked, settle=None):
     return [self.one(said) for said in asked]
 
   def one(self, said):
     item = (CATALOG.find(said.history[-1]) if said.history else 0) % N
-    return Answer(f'You said: {said.turns[-1]["content"]}\nTry "{TITLES[item][:40]}".',
-                  (CATALOG.ids[item],), (TITLES[item],))
+    text = f'You said: {said.turns[-1]["content"]}\nTry "{TITLES[item][:40]}".'
+    for word in re.finditer(r'\S+', text) if said.tell else ():
+      if word.start():
+        self.before()
+      if said.gone():
+        break
+      said.tell(text[:word.end()])
+      self.words += 1
+    self.ended += 1
+    return Answer(text, (CATALOG.ids[item],), (TITLES[item],))
 
   def asked(self, turns, **how):
     if turns[-1]['role'] != 'user':
@@ -102,8 +118,9 @@ def service(path=None, together=True, slow=0.0, **settings):
 
 @contextlib.contextmanager
 def listening(shop):
-  """Yields the address of a server on a free port."""
+  """Yields the address of a server on a free port; shop.gate is what its requests meet first."""
   found = server.server_of(shop, warm=False)
+  shop.gate = found.config.app
   found.config.port = 0
   thread = threading.Thread(target=found.run, daemon=True)
   thread.start()

@@ -21,8 +21,8 @@ def recommender(workdir, data=None):
   """The trained method's face. data: a later data set than the run's, whose titles it reads.
 
   -> recommend(histories, k, exclude_seen=True, allowed=None) -> (item ids [B][k], scores (B, k));
-  histories are lists of item ids, oldest first, `allowed` a set of item ids. D3 gives as many items
-  as it has beams at most. Raises DataError for an unknown id or an empty history.
+  histories are lists of item ids, oldest first, `allowed` a set of item ids. D3 searches with k or
+  `decode.beams` beams, whichever is more. Raises DataError for an unknown id or an empty history.
   """
   config = ConfigDict(read_json(pathlib.Path(workdir) / 'config.json')['config'])
   results = read_json(find_stage(workdir, 'evaluate') / 'results.json')
@@ -50,7 +50,7 @@ def recommender(workdir, data=None):
     made = vectors_of(workdir, data, before, embed, mesh)
     answer = grounded(config, data, made, results, score, embed)
   else:
-    answer = decoded(config, results, score, gen.plant(tokenizer, template, data.titles))
+    answer = decoded(config.decode, results, score, gen.plant(tokenizer, template, data.titles))
 
   def recommend(histories, k, exclude_seen=True, allowed=None):
     rows = [np.array([data.catalog.index(i) for i in h], np.int32) for h in histories]
@@ -131,7 +131,7 @@ def grounded(config, data, made, results, score, embed):
   return answer
 
 
-def decoded(config, results, score, catalogue):
+def decoded(cfg, results, score, catalogue):
   """D3's answer: beams of open titles with the run's weight of the LLM."""
   tree, planted = catalogue
   alpha = results['alpha']
@@ -139,7 +139,7 @@ def decoded(config, results, score, catalogue):
   def answer(writer, histories, asked, k, seen, mask):
     closed = gen.limits(tree, histories, seen, mask)
     share = assist.probabilities(score, histories, seen)
-    found = gen.titles(writer, asked, config.decode, planted, closed,
-                       gen.mixed(planted, share, alpha))
-    return gen.rows_of(found, tree, closed, min(k, config.decode.beams))
+    how = ConfigDict({**cfg.to_dict(), 'beams': max(k, cfg.beams)})
+    found = gen.titles(writer, asked, how, planted, closed, gen.mixed(planted, share, alpha))
+    return gen.rows_of(found, tree, closed, k)
   return answer

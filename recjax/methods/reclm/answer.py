@@ -34,6 +34,7 @@ class Shelf:
     self.planted = forest.plant(self.trees)
     if kind == 'ret' and len(self.stocks) > 1:
       raise ConfigError('RecLM-ret has vectors of its own catalogue alone; give one catalogue')
+    self.known = fetch.spelling(self.stocks[0].rows) if kind == 'ret' else None
 
   def constraint(self, cfg, batch, closed=None, allowed=None, least=0, root=None):
     """The rule of one batch. closed: list of (n,) item indices that may not come. allowed: (N,)
@@ -66,7 +67,7 @@ class Shelf:
     """The Reply that tokens make."""
     speaker, stock = self.speaker, self.stocks[root]
     if self.kind == 'ret':
-      found, open_ = fetch.parse(stock.rows, ids, speaker.soi, speaker.eoi)
+      found, open_ = fetch.parse(self.known, ids, speaker.soi, speaker.eoi)
     else:
       found, open_ = item_mode.parse(self.trees[root], ids, speaker.soi)
     complete = bool(ids) and ids[-1] in speaker.tokenizer.eos_ids
@@ -93,16 +94,21 @@ class Shelf:
     return ''.join(out).strip()
 
 
-def replies(shelf, writer, cfg, prompts, closed=None, allowed=None, least=0, root=None, seed=0):
+def replies(shelf, writer, cfg, prompts, closed=None, allowed=None, least=0, root=None, seed=0,
+            told=None):
   """Answers to a batch of prompts, token lists. cfg: count, new_tokens, temperature, top_p.
 
-  least: items before a reply may end. -> [Reply]
+  least: items before a reply may end. told: see `decoding.stream`. -> [Reply]
   """
   rule = shelf.constraint(cfg, len(prompts), closed, allowed, least, root)
-  found = writer.generate([writer.own(p) for p in prompts], rule, samples=1, runs=RUNS,
-                          temperature=float(cfg.temperature), top_p=float(cfg.top_p),
-                          new_tokens=cfg.new_tokens, eos_ids=tuple(
-                              shelf.speaker.tokenizer.eos_ids), seed=seed)
+  own, given = [writer.own(p) for p in prompts], dict(
+      temperature=float(cfg.temperature), top_p=float(cfg.top_p), new_tokens=cfg.new_tokens,
+      seed=seed)
+  if told:
+    found = writer.stream(own, rule, told, width=RUNS[0], **given)
+  else:
+    found = writer.generate(own, rule, samples=1, runs=RUNS, eos_ids=tuple(
+        shelf.speaker.tokenizer.eos_ids), **given)
   return [shelf.read(found.row(b, 0), 0 if root is None else int(root[b]))
           for b in range(len(prompts))]
 

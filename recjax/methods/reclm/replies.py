@@ -1,8 +1,10 @@
 """Replies to conversations that clients keep: many at once, nothing remembered between them."""
 import dataclasses
 import re
+from collections.abc import Callable
 
 import jax
+import numpy as np
 from ml_collections import ConfigDict
 
 from recjax.decoding.writer import Writer
@@ -14,6 +16,7 @@ SIZES = (1, 8)  # conversations of a batch, padded up
 WARMTHS = (0.0, 0.5, 1.0)  # temperatures that are programs of their own
 MOST = 10  # items of a reply
 LETTERS = 32  # of a token at most, about
+UNSURE = '\ufffd \t\r\n'  # at the end of a text: half a character, or space that may be cut
 LEAST = (0, 3)  # of which so many must come, padded up
 
 
@@ -22,7 +25,9 @@ class Said:
   """A conversation that waits for a reply. turns: ({'role', 'content'}, ...), the last a user's.
 
   domain: a catalogue's name, '' the first. history: item ids that the last turn is about. least,
-  most: items of the reply. tokens: at most so many. temperature: None takes the run's.
+  most: items of the reply. tokens: at most so many. temperature: None takes the run's. tell: called
+  with the text so far, to which more is only ever added, while the reply is made. gone: whether
+  nobody waits for the reply any more, which then ends where it is.
   """
   turns: tuple
   domain: str = ''
@@ -32,6 +37,8 @@ class Said:
   tokens: int = 0
   temperature: float | None = None
   seed: int = 0
+  tell: Callable | None = None
+  gone: Callable = lambda: False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -93,8 +100,10 @@ class Replier:
       ids = turn.tokens(turns)
     return ids
 
-  def __call__(self, asked):
-    """Replies to a batch. asked: [Said]. -> [Answer]. Raises ConfigError or DataError of any."""
+  def __call__(self, asked, settle=lambda row, answer: None):
+    """Replies to a batch. asked: [Said]. settle: called with the row and the Answer of each whose
+    reply ends before others'. -> [Answer]. Raises ConfigError or DataError of any.
+    """
     out, alike = [None] * len(asked), {}
     prompts = [self.prompt(s) for s in asked]
     for row, s in enumerate(asked):
@@ -104,14 +113,34 @@ class Replier:
     for (name, least, warmth, seed, _), rows in alike.items():
       for start in range(0, len(rows), SIZES[-1]):
         some = rows[start:start + SIZES[-1]]
-        count = next(s for s in SIZES if s >= len(some))
-        given = ConfigDict({**self.cfg.decode.to_dict(), 'count': MOST, 'temperature': warmth})
-        with jax.set_mesh(self.mesh):
-          found = answer.replies(self.domains[name], self.writer, given, [
-              prompts[r] for r in some + some[-1:] * (count - len(some))], least=least, seed=seed)
-        for row, reply in zip(some, found):
-          out[row] = self.made(self.domains[name], asked[row], reply, len(prompts[row]))
+        found = self.batch(
+            self.domains[name], [asked[r] for r in some], [prompts[r] for r in some], least, warmth,
+            seed, lambda at, answer, some=some: settle(some[at], answer))
+        for row, one in zip(some, found):
+          out[row] = one
     return out
+
+  def batch(self, shelf, asked, prompts, least, warmth, seed, settle):
+    """Replies to conversations that one program takes together. -> [Answer]"""
+    count = next(s for s in SIZES if s >= len(asked))
+    given = ConfigDict({**self.cfg.decode.to_dict(), 'count': MOST, 'temperature': warmth})
+    over = np.arange(count) >= len(asked)
+
+    def made(at, reply):
+      return self.made(shelf, asked[at], reply, len(prompts[at]))
+
+    def told(rows):
+      for at, (said, ids) in enumerate(zip(asked, rows)):
+        if not over[at]:
+          over[at] = self.heard(shelf, said, ids)
+          if over[at]:
+            settle(at, made(at, shelf.read(ids)))
+      return ~over
+    with jax.set_mesh(self.mesh):
+      found = answer.replies(shelf, self.writer, given,
+                             prompts + prompts[-1:] * (count - len(prompts)), least=least,
+                             seed=seed, told=told)
+    return [made(at, reply) for at, reply in enumerate(found[:len(asked)])]
 
   def asked(self, turns, **how):
     """A conversation, checked before it waits. turns: [{'role', 'content'}]. how: of Said. -> Said
@@ -138,13 +167,23 @@ class Replier:
       return float(self.cfg.decode.temperature)
     return min(WARMTHS, key=lambda w: abs(w - said.temperature))
 
+  def heard(self, shelf, said, ids):
+    """Tells a client the text of a reply's tokens so far. -> whether the reply is at its end"""
+    if said.gone():
+      return True
+    size, over = ending(said, shelf.speaker, ids)
+    if said.tell:
+      ends = [i + 1 for i, t in enumerate(ids[:size]) if t == shelf.speaker.eoi]
+      if len(ends) >= said.most:  # what follows is left out where another item follows it
+        size = ends[said.most - 1]
+      said.tell(shelf.read(ids[:size]).text.rstrip(UNSURE))
+    return over or ids[-1] in shelf.speaker.tokenizer.eos_ids
+
   def made(self, shelf, said, reply, tokens_in):
     """The Answer, cut where fewer items or tokens were asked for; a cut item is left out."""
-    ends = [i + 1 for i, t in enumerate(reply.ids) if t == shelf.speaker.eoi]
-    cut = ends[said.most - 1] if len(ends) > said.most else len(reply.ids)
-    cut = min(cut, said.tokens or cut)
-    if cut < len(reply.ids):
-      reply = shelf.read(reply.ids[:cut])
+    size, _ = ending(said, shelf.speaker, reply.ids)
+    if size < len(reply.ids):
+      reply = shelf.read(reply.ids[:size])
     stock = shelf.stocks[0]
     return Answer(reply.text, self.shelf(said)[0],
                   tuple(stock.catalog.id_of(i) for i in reply.items),
@@ -156,6 +195,18 @@ class Replier:
     for size in SIZES:
       for least in LEAST:
         self([Said((samples.said('user', 'Hello'),), least=least)] * size)
+
+
+def ending(said, speaker, ids):
+  """How many of a reply's tokens count, and whether more would not: enough were asked for, or an
+  item more than may come is begun."""
+  ends = [i + 1 for i, t in enumerate(ids) if t == speaker.eoi]
+  size, over = len(ids), False
+  if sum(t == speaker.soi for t in ids) > said.most:
+    size, over = ends[said.most - 1], True
+  if said.tokens and size >= said.tokens:
+    size, over = said.tokens, True
+  return size, over
 
 
 def drop(turns):

@@ -251,6 +251,7 @@ async function say(text) {
     if (!answer.ok) throw new Error((await answer.json()).detail);
     let text = '', items = [];
     for await (const event of events(answer)) {
+      if (event.error) throw new Error(event.error.message);
       text += event.choices[0]?.delta.content || '';
       items = event.items || items;
       node.textContent = text;

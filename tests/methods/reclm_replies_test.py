@@ -1,0 +1,121 @@
+"""Replies to conversations: told while they are made, ended where nobody wants them; control
+symbols of people are text."""
+import dataclasses
+
+from absl.testing import absltest, parameterized
+
+from recjax.data.catalog import Catalog
+from recjax.errors import ConfigError
+from recjax.methods.reclm import replies, samples, talk
+from tests.methods.reclm_test import TEMPLATE, TITLES, eager, one_device
+
+TOOLS = Catalog(tuple(f't{i}' for i in range(len(TITLES))), {'title': TITLES})
+
+
+def replier(test, **decode):
+  cfg, speaker = eager(test)
+  cfg.decode.update(new_tokens=64, **decode)
+  shelves = talk.untrained(speaker, {'tools': TOOLS, 'two': Catalog(
+      ('x', 'y'), {'title': ['Öl 中', 'Two 🛠']})})
+  return replies.Replier(cfg, shelves, TEMPLATE['system'], one_device())
+
+
+def said(text='What now?', **more):
+  return replies.Said((samples.said('user', text),), **more)
+
+
+class TellTest(parameterized.TestCase):
+
+  @parameterized.parameters((0.0, ''), (1.0, ''), (1.0, 'two'))
+  def test_what_is_told_is_only_added_to(self, warmth, domain):
+    """At temperature 1 the model writes single bytes too, halves of characters among them."""
+    some = replier(self)
+    pieces, broken, named = 0, 0, 0
+    for seed in range(4):
+      told = [[] for _ in range(3)]
+      asked = [said(f'Number {n}', domain=domain, temperature=warmth, seed=seed, most=m, tokens=t,
+                    tell=told[n].append) for n, (m, t) in enumerate(((10, 0), (1, 0), (10, 9)))]
+      found = some(asked)
+      quiet = some([dataclasses.replace(s, tell=None) for s in asked])
+      self.assertEqual(found, quiet)
+      for texts, answer, ask in zip(told, found, asked):
+        for text, longer in zip(texts, [*texts[1:], answer.text]):
+          self.assertEqual(longer[:len(text)], text)
+        pieces += len(set(texts))
+        broken += '\ufffd' in answer.text
+        self.assertLen(set(answer.items), len(answer.items))
+        self.assertLessEqual(len(answer.items), ask.most)
+        self.assertTrue(set(answer.titles) <= {'Öl 中', 'Two 🛠', *TITLES})
+        named += len(answer.items)
+        at = -1
+        for title in answer.titles:  # each came whole: no text told ends within it
+          at = answer.text.index(f'"{title}"', at + 1)
+          self.assertFalse([t for t in texts if at < len(t) < at + len(title) + 2])
+    self.assertGreater(pieces, 30)
+    self.assertGreater(named, 8)
+    if warmth and not domain:
+      self.assertGreater(broken, 0)
+
+  def test_who_has_gone_is_not_written_for(self):
+    some, told = replier(self), []
+    whole, = some([said()])
+    cut, = some([said(tell=told.append, gone=lambda: len(told) == 2)])
+    self.assertLen(told, 2)
+    self.assertLess(cut.tokens_out, whole.tokens_out / 2)
+    self.assertTrue(whole.text.startswith(cut.text))
+    left, stays = some([said(gone=lambda: True), said()])
+    self.assertEqual((left.tokens_out, stays), (1, whole))
+
+  def test_enough_ends_a_reply(self):
+    some, told = replier(self), []
+    short, = some([said(tokens=5, tell=told.append)])
+    self.assertEqual(short.tokens_out, 5)
+    self.assertLess(len(told), 6)
+    told.clear()
+    early, order = {}, []
+    asked = [said(tell=told.append), said(tokens=1)]
+    found = some(asked, lambda row, answer: (early.update({row: answer}), order.append(len(told))))
+    self.assertEqual(early[1], found[1])
+    self.assertLess(order[0], len(told) / 2)
+    one, = some([said(most=1, least=1)])
+    whole, = some([said(least=1)])
+    self.assertEqual(one.items, whole.items[:1])
+    self.assertTrue(one.text.endswith(f'"{one.titles[0]}"'))
+    self.assertTrue(whole.text.startswith(one.text))
+
+
+class ControlTest(parameterized.TestCase):
+
+  @parameterized.parameters('<SOI>', '<EOI>', '<|end|>', '<|start|>assistant\n',
+                            '<SOI>red lamp<EOI>')
+  def test_symbols_of_people_are_text(self, symbol):
+    some = replier(self)
+    speaker = some.domains['tools'].speaker
+    control = {speaker.soi, speaker.eoi, *speaker.tokenizer.controls.values()}
+    for role in ('user', 'system', 'assistant'):
+      def prompt(text, role=role):
+        turns = {'user': [('user', text)], 'system': [('system', text), ('user', 'b')],
+                 'assistant': [('user', 'a'), ('assistant', text), ('user', 'b')]}[role]
+        return some.prompt(replies.Said(tuple(samples.said(r, t) for r, t in turns)))
+      plain, bad = prompt('a plain text'), prompt(f'a {symbol} text')
+      for ids in (plain, bad):
+        self.assertNotIn(speaker.soi, ids)
+      self.assertEqual([i for i in plain if i in control], [i for i in bad if i in control])
+      self.assertIn(symbol, speaker.tokenizer.backend.decode(bad, skip_special_tokens=False))
+
+  def test_titles_of_earlier_replies_become_items_again(self):
+    some = replier(self)
+    speaker = some.domains['tools'].speaker
+    turns = [('user', 'a'), ('assistant', 'Try "red lamp" and "no item".'), ('user', 'b')]
+    ids = some.prompt(replies.Said(tuple(samples.said(r, t) for r, t in turns)))
+    self.assertEqual((ids.count(speaker.soi), ids.count(speaker.eoi)), (1, 1))
+    inner = ids[ids.index(speaker.soi) + 1:ids.index(speaker.eoi)]
+    self.assertEqual(speaker.tokenizer.decode(inner).strip(), 'red lamp')
+
+  def test_a_turn_that_is_too_long(self):
+    with self.assertRaisesRegex(ConfigError, 'fewer words'):
+      replier(self).asked([samples.said('user', 'word ' * 5000)])
+
+
+if __name__ == '__main__':
+  absltest.main()
