@@ -1,7 +1,6 @@
 """Trained runs, opened for serving: one batcher each, programs compiled for few shapes."""
 import dataclasses
 import functools
-import gc
 import logging
 import threading
 import time
@@ -123,8 +122,6 @@ class Model:
       log.exception('%s does not work', self.name)
       self.trouble = f'{self.name}: {error}'
       return
-    gc.collect()
-    gc.freeze()  # what stays for good is not looked through again and again between requests
     self.ready = True
     log.info('%s is ready after %.1f s', self.name, time.monotonic() - start)
 
