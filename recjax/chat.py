@@ -67,15 +67,34 @@ def turn(talk, line, state, console):
   elif word.startswith('/'):
     console.print(HELP)
   else:
-    reply = talk.say(line, history=state['history'])
-    state['history'] = ()
-    stock = talk.shelf.stocks[0]
-    items = [{'id': stock.catalog.id_of(i), 'title': stock.titles[i - 1]} for i in reply.items]
+    about, state['history'] = state['history'], ()
     if state['json']:
-      console.print(json.dumps({'text': reply.text, 'items': items, 'complete': reply.complete},
+      reply = talk.say(line, history=about)
+      console.print(json.dumps({'text': reply.text, 'items': named(talk, reply),
+                                'complete': reply.complete},
                                ensure_ascii=False), markup=False, soft_wrap=True)
     else:
-      console.print(shown(reply.text, items))
+      written = Written(talk, console)
+      written(talk.say(line, history=about, tell=written))
+      console.print()
+
+
+class Written:
+  """Prints of a reply what is new each time. talk: whose catalogue it is about."""
+
+  def __init__(self, talk, console):
+    self.talk, self.console, self.size = talk, console, 0
+
+  def __call__(self, reply):
+    line = shown(reply.text, named(self.talk, reply))
+    self.console.print(line[self.size:], end='', soft_wrap=True)
+    self.size = len(line)
+
+
+def named(talk, reply):
+  """The items of a reply. -> [{'id', 'title'}]"""
+  stock = talk.shelf.stocks[0]
+  return [{'id': stock.catalog.id_of(i), 'title': stock.titles[i - 1]} for i in reply.items]
 
 
 def shown(text, items):

@@ -252,6 +252,29 @@ class UntrainedTest(parameterized.TestCase):
       self.assertEqual(kept.say(text).ids, whole.say(text).ids)
     self.assertLess(kept.read_tokens, 0.7 * whole.read_tokens)
 
+  @parameterized.parameters(0.0, 1.5)
+  def test_a_reply_is_told_while_it_is_made(self, temperature):
+    cfg, speaker = eager(self)
+    cfg.decode.update(temperature=temperature, new_tokens=64, count=4)
+    shelves = talk.untrained(speaker, {'tools': Catalog(
+        tuple(f't{i}' for i in range(30)), {'title': TITLES})})
+    some, told, shown = talk.Conversation(cfg, shelves, TEMPLATE['system']), [], io.StringIO()
+    written = chat.Written(some, Console(file=shown, width=60))
+
+    def tell(reply):
+      told.append(reply)
+      written(reply)
+    reply = some.say('What do you have?', max_items=4, seed=3, tell=tell)
+    written(reply)
+    self.assertGreater(len({t.text for t in told}), 3)
+    for before, after in zip(told, [*told[1:], reply]):
+      self.assertStartsWith(after.text, before.text)
+      self.assertEqual(after.items[:len(before.items)], before.items)
+    self.assertNotEmpty(reply.items)
+    self.assertEqual(shown.getvalue(), chat.shown(reply.text, chat.named(some, reply)).plain)
+    again = talk.Conversation(cfg, shelves, TEMPLATE['system'])
+    self.assertEqual(again.say('What do you have?', max_items=4, seed=3), reply)
+
   def test_a_conversation_drops_its_oldest_rounds(self):
     cfg, speaker = eager(self)
     cfg.decode.update(new_tokens=16, count=2)

@@ -1,4 +1,5 @@
 """A conversation that recommends: rounds over one KV cache, real items, several catalogues."""
+import dataclasses
 import functools
 
 import jax
@@ -6,9 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from recjax.decoding.generate import generate
+from recjax.decoding.stream import stream
 from recjax.errors import ConfigError
-from recjax.methods.reclm import answer, goods, samples, tune
+from recjax.methods.reclm import answer, goods, replies, samples, tune
 from recjax.models import decode
 
 STEP = 64  # tokens that are read together are padded to a multiple
@@ -39,10 +40,11 @@ class Conversation:
       raise ConfigError(f'there is no catalogue {domain!r}; known are {", ".join(self.domains)}')
     self.domain = domain
 
-  def say(self, text, max_items=10, history=(), seed=0):
+  def say(self, text, max_items=10, history=(), seed=0, tell=None):
     """A person's turn. history: item ids that it is about, shown before the text. -> Reply
 
-    The oldest rounds are dropped where the conversation would grow beyond prompt.cutoff.
+    tell: called with the Reply so far while it is made; its text is only ever added to. The oldest
+    rounds are dropped where the conversation would grow beyond prompt.cutoff.
     """
     shelf, speaker = self.shelf, self.shelf.speaker
     if history:
@@ -58,12 +60,12 @@ class Conversation:
                           'it in fewer words')
       del self.turns[1:3]
       ids = turn.tokens(self.turns)
-    found = self._generate(ids, max_items, seed)
+    found = self._generate(ids, max_items, seed, tell)
     ends = set(speaker.tokenizer.eos_ids)
     self.turns.append(samples.said('assistant', [[i for i in found.ids if i not in ends]]))
     return found
 
-  def _generate(self, ids, max_items, seed):
+  def _generate(self, ids, max_items, seed, tell):
     """Reads what is new, but the last token, into the cache; the reply goes on from there."""
     speaker = self.shelf.speaker
     model, how = speaker.model, self.cfg.decode
@@ -86,11 +88,17 @@ class Conversation:
     self.held = list(ids[:-1])
     given = ConfigDict({**how.to_dict(), 'count': max_items})
     rule = self.shelf.constraint(given, 1)
-    found = generate(_decoder(model), {'variables': speaker.variables, 'past': self.past},
-                     [ids[-1:]], rule, samples=1, runs=answer.RUNS, bucket=1,
-                     temperature=float(how.temperature), top_p=float(how.top_p),
-                     new_tokens=how.new_tokens, eos_ids=tuple(speaker.tokenizer.eos_ids),
-                     pad_id=speaker.tokenizer.pad_id, seed=seed)
+
+    def told(rows):
+      if tell:
+        made = self.shelf.read(rows[0])
+        tell(dataclasses.replace(made, text=made.text.rstrip(replies.UNSURE)))
+      return np.array([rows[0][-1:] not in ends])
+    ends = [[t] for t in speaker.tokenizer.eos_ids]
+    found = stream(_decoder(model), {'variables': speaker.variables, 'past': self.past},
+                   [ids[-1:]], rule, told, new_tokens=how.new_tokens, width=answer.RUNS[0],
+                   temperature=float(how.temperature), top_p=float(how.top_p),
+                   pad_id=speaker.tokenizer.pad_id, seed=seed, bucket=1)
     return self.shelf.read(found.row(0, 0))
 
 
