@@ -39,7 +39,7 @@ class Guards:
 
 # SIGTERM, as spot machines, Kubernetes and SLURM send it.
 
-_state = {'asked': False, 'holding': 0, 'calls': 0, 'timer': None}
+_state = {'asked': False, 'heard': False, 'holding': 0, 'calls': 0}
 
 
 def listen(grace=GRACE):
@@ -52,14 +52,27 @@ def listen(grace=GRACE):
   def handler(number, frame):
     del number, frame
     _state['asked'] = True
-    if _state['timer'] is None:
-      _state['timer'] = threading.Timer(grace, os._exit, (128 + signal.SIGTERM,))
-      _state['timer'].daemon = True
-      _state['timer'].start()
     if not _state['holding']:
       raise Preempted
   if jax.process_count() == 1:
+    ear, mouth = os.pipe()
+    os.set_blocking(mouth, False)
+    threading.Thread(target=_attend, args=(ear, grace), daemon=True).start()
     signal.signal(signal.SIGTERM, handler)
+    signal.set_wakeup_fd(mouth, warn_on_full_buffer=False)
+
+
+def _attend(ear, grace):
+  """Hears SIGTERM beside the main thread, which may not run its handler for long."""
+  while signal.SIGTERM not in os.read(ear, 64):
+    pass
+  ends = time.monotonic() + grace
+  while not _state['heard'] and time.monotonic() < ends:
+    if not _state['asked']:  # it may have come just before a call that waits: wake that
+      signal.pthread_kill(threading.main_thread().ident, signal.SIGTERM)
+    time.sleep(min(1.0, grace))
+  if not _state['heard']:
+    os._exit(128 + signal.SIGTERM)
 
 
 @contextlib.contextmanager
@@ -78,8 +91,7 @@ def asked():
     from jax.experimental import multihost_utils
     _state['calls'] += 1
     return multihost_utils.reached_preemption_sync_point(_state['calls'])
-  if _state['asked'] and _state['timer']:
-    _state['timer'].cancel()  # saving may take as long as it takes
+  _state['heard'] |= _state['asked']  # saving may take as long as it takes
   return _state['asked']
 
 

@@ -143,7 +143,7 @@ class ToyTest(absltest.TestCase):
     new, after = more([['a'], ['d', 'e']], 4, allowed=set('abcdef'))
     self.assertEqual(new, old)
     np.testing.assert_array_equal(after, before)
-    kept, = (self.path / 'adopted').iterdir()
+    kept = self.path / 'adopted' / shop.fingerprint[:16]
     found = json.loads((works.find_stage(kept, 'generate') / 'raw_predict.json').read_text())
     self.assertCountEqual(found, 'nm')
     written = works.find_stage(kept, 'generate').stat().st_mtime_ns

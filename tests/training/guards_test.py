@@ -250,6 +250,20 @@ class SigtermTest(absltest.TestCase):
     process.communicate(timeout=30)
     self.assertEqual(process.returncode, 143)
 
+  def test_a_long_call_that_hears_nothing_is_ended(self):
+    _, process = self.start('''
+        import hashlib
+        from recjax.training import guards
+        guards.listen(grace=0.5)
+        with guards.holding():
+          print('here', flush=True)
+          hashlib.pbkdf2_hmac('sha256', b'x', b'y', 2**31 - 1)  # Python's handlers wait for its end
+    ''')
+    self.assertEqual(process.stdout.readline().strip(), 'here')
+    process.send_signal(signal.SIGTERM)
+    process.communicate(timeout=50)
+    self.assertEqual(process.returncode, 143)
+
 
 if __name__ == '__main__':
   absltest.main()
