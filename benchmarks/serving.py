@@ -198,8 +198,8 @@ def serve(args, task):
   server = subprocess.Popen([sys.executable, '-m', 'recjax', 'serve', *args.workdirs, *more,
                              f'--port={args.port}'])
   try:
-    first = await_status(f'http://127.0.0.1:{args.port}/', begun)
-    ready = await_status(f'http://127.0.0.1:{args.port}/readyz', begun)
+    first = await_status(f'http://127.0.0.1:{args.port}/', begun, server)
+    ready = await_status(f'http://127.0.0.1:{args.port}/readyz', begun, server)
     print(f'first page after {first:.1f} s, every model compiled after {ready:.1f} s')
     asyncio.run(task(args, server.pid))
     server.send_signal(signal.SIGTERM)
@@ -208,9 +208,11 @@ def serve(args, task):
     server.kill()
 
 
-def await_status(url, begun):
-  """Seconds until a page answers 200."""
+def await_status(url, begun, server):
+  """Seconds until a page answers 200. Leaves where the server ended."""
   while True:
+    if server.poll() is not None:
+      raise SystemExit(f'the server ended with {server.returncode}; its message stands above')
     try:
       with urllib.request.urlopen(url, timeout=5):
         return time.monotonic() - begun
