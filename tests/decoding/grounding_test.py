@@ -33,7 +33,8 @@ class GroundingTest(parameterized.TestCase):
       ('close', lambda rng: rng.normal(size=(3000, 2)) @ rng.normal(size=(2, 64)), False))
   def test_two_looks_find_what_one_finds(self, make, sure):
     rng = np.random.default_rng(0)
-    plain = grounding.catalogue(make(rng))._replace(coarse=None)
+    plain = grounding.catalogue(make(rng))
+    self.assertIs(grounding.quick(plain), plain)  # few items go as they are
     coarse = plain._replace(coarse=grounding.rounded(plain.items))
     queries = plain.mean + plain.items[::300] * 1.1
     want, got = (grounding.nearest(x, queries, 5) for x in (plain, coarse))
@@ -42,6 +43,9 @@ class GroundingTest(parameterized.TestCase):
     told = grounding._two_looks(coarse, queries - plain.mean, 5)
     self.assertEqual(bool(told[2].all()), sure)
     np.testing.assert_array_equal(told[1][told[2]], want[1][told[2]])
+    most = len(plain.items)  # no candidates are left over
+    every = [grounding.nearest(x, queries, most)[1] for x in (plain, coarse)]
+    np.testing.assert_array_equal(*every)
 
   @parameterized.parameters((0, [0, 1, 2, 3, 4]), (0.5, [0, 1, 2, 3, 4]), (1, [0, 2, 1, 3, 4]),
                             (2, [0, 3, 1, 2, 4]))
