@@ -1,5 +1,7 @@
 """Optimisers from a config group."""
+import jax
 import optax
+from optax import contrib
 
 from recjax.errors import ConfigError
 
@@ -26,7 +28,21 @@ def schedule(cfg, steps):
 
 
 def make(cfg, steps):
-  """AdamW with clipping by global norm. cfg: lr, warmup, schedule, decay, clip, beta2."""
+  """AdamW with clipping by global norm. cfg: lr, warmup, schedule, decay, clip, beta2.
+
+  Where cfg has `muon` above 0, that is the peak rate of Muon (Jordan 2024, arXiv 2502.16982) for the
+  matrices of stacked layers (layers, in, out), on the same schedule; AdamW with Nesterov's step has the rest.
+  """
   clip = optax.clip_by_global_norm(cfg.clip) if cfg.clip else optax.identity()
-  return optax.chain(
-      clip, optax.adamw(schedule(cfg, steps), b2=cfg.beta2, weight_decay=cfg.decay))
+  rate, muon = schedule(cfg, steps), getattr(cfg, 'muon', 0.0)
+  if not muon:
+    return optax.chain(clip, optax.adamw(rate, b2=cfg.beta2, weight_decay=cfg.decay))
+  return optax.chain(clip, contrib.muon(
+      lambda step: rate(step) * (muon / cfg.lr), weight_decay=cfg.decay, adam_learning_rate=rate,
+      adam_b2=cfg.beta2, adam_weight_decay=cfg.decay, muon_weight_dimension_numbers=stacked))
+
+
+def stacked(params):
+  """Which leaves are matrices, one a layer. -> tree of optax's MuonDimensionNumbers or None"""
+  return jax.tree.map(
+      lambda x: contrib.MuonDimensionNumbers(1, 2) if x.ndim == 3 else None, params)
