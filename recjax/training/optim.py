@@ -30,8 +30,9 @@ def schedule(cfg, steps):
 def make(cfg, steps):
   """AdamW with clipping by global norm. cfg: lr, warmup, schedule, decay, clip, beta2.
 
-  Where cfg has `muon` above 0, that is the peak rate of Muon (Jordan 2024, arXiv 2502.16982) for the
-  matrices of stacked layers (layers, in, out), on the same schedule; AdamW with Nesterov's step has the rest.
+  Where cfg has `muon` above 0, that is the peak rate of Muon (Jordan 2024, arXiv 2502.16982) for
+  the matrices of stacked layers (layers, in, out), on the same schedule; AdamW with Nesterov's step
+  has the rest.
   """
   clip = optax.clip_by_global_norm(cfg.clip) if cfg.clip else optax.identity()
   rate, muon = schedule(cfg, steps), getattr(cfg, 'muon', 0.0)
