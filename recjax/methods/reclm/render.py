@@ -38,20 +38,22 @@ class Renderer:
 
   def example(self, sample):
     """A sample as training sees it. -> Example"""
-    answers = [self.answer(t['content']) for t in sample.turns if t['role'] == 'assistant']
-    given = iter([a[0] for a in answers])
-    turns = [{**t, 'content': [next(given)]} if t['role'] == 'assistant' else t
-             for t in sample.turns]
+    slots, turns = [], []
+    for turn in sample.turns:
+      learnt = turn['role'] == 'assistant'
+      if learnt or not isinstance(turn['content'], str):
+        slots.append((learnt, self.answer(turn['content'])))
+        turn = {**turn, 'content': [slots[-1][1][0]]}
+      turns.append(turn)
     parts = chat.render_parts(self.tokenizer, turns, False, **self.variables)
     ids, weights, nodes, items, after = [], [], [], [], False
     for number, part in enumerate(parts):
-      spoken = number % 2 == 1
       ids += part
-      if spoken:
-        own = answers[number // 2]
+      spoken, own = slots[number // 2] if number % 2 else (False, None)
+      if own:
         nodes += own[1]
-        items += own[2]
-        weights += [True] * len(part)
+        items += own[2] if spoken else [0] * len(part)
+        weights += [spoken] * len(part)
       else:
         nodes += [scope.FREE] * len(part)
         items += [0] * len(part)
@@ -61,9 +63,13 @@ class Renderer:
                    {'node': np.array(nodes, np.int32), 'item': np.array(items, np.int32)})
 
   def tokens(self, turns):
-    """The tokens up to where the assistant begins. Earlier answers are texts, texts and item
-    indices, or [ids]."""
-    made = [{**t, 'content': [self.answer(t['content'])[0]]}
-            if t['role'] == 'assistant' and not any(isinstance(p, list) for p in t['content'])
-            else t for t in turns]
+    """The tokens up to where the assistant begins. Contents are texts, lists of texts and item
+    indices, or earlier answers as [ids]."""
+    def whole(turn):
+      content = turn['content']
+      own = turn['role'] == 'assistant' or not isinstance(content, str)
+      if own and not any(isinstance(p, list) for p in content):
+        return {**turn, 'content': [self.answer(content)[0]]}
+      return turn
+    made = [whole(t) for t in turns]
     return chat.render(self.tokenizer, made, True, **self.variables)

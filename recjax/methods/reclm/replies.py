@@ -87,8 +87,7 @@ class Replier:
       pass
     if said.history:
       rows = [stock.catalog.index(i) for i in said.history][-samples.LONGEST:]
-      about = ' → '.join(f"'{stock.titles[i - 1]}'" for i in rows)
-      turns[-1]['content'] = f'{about}. {turns[-1]["content"]}'
+      turns[-1]['content'] = samples.about(self.cfg, stock, rows, turns[-1]['content'])
     turns = [samples.said(t['role'], recalled(t['content'], self.quoted[name]))
              if t['role'] == 'assistant' else t for t in turns]
     turn = tune.renderer(self.cfg, shelf.speaker, stock)

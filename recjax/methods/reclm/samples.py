@@ -13,9 +13,9 @@ from recjax.text.templates import fill
 
 LONGEST = 10  # items of a history that a prompt shows, and of a list that is asked for
 SHORTEST = 4  # items of a user who can be learnt from: two train, one validates, one tests
-FIELDS = {'system': (), 'train': ('history', 'count'), 'rule': (),
-          'train_candidates': ('history', 'candidates', 'count'), 'test': ('history', 'count'),
-          'first': (), 'acknowledge': ()}
+FIELDS = {'system': (), 'train': ('history|items', 'count'), 'rule': (),
+          'train_candidates': ('history|items', 'candidates', 'count'),
+          'test': ('history|items', 'count'), 'first': (), 'acknowledge': ()}
 
 
 def forms(cfg):
@@ -137,7 +137,7 @@ def recommend(goods, template, history, labels, rng, cfg, wish=''):
     candidates = among(labels, len(goods.titles), rng, cfg.longest_list)
   form = template['train_candidates' if candidates else 'train']
   rule = template['rule'] if rng.random() < cfg.rule else ''
-  request = asked(goods, form, history, len(labels), candidates) + wish + rule
+  request = asked(goods, form, history, len(labels), candidates, wish + rule)
   return Sample([said('system', template['system']), said('user', request),
                  said('assistant', written(labels))], 'recommend', -1,
                 tuple(map(int, history)), 0, tuple(labels), candidates)
@@ -154,10 +154,26 @@ def among(labels, n, rng, most):
   return tuple(some[i] for i in rng.permutation(len(some)))
 
 
-def asked(goods, form, history, count, candidates=()):
-  """The text of a request (reclm.md 3.1): titles in single quotes, joined by arrows."""
-  return fill(form, history=quoted(goods, history, ' → '),
-              candidates=quoted(goods, candidates, ', '), count=str(count))
+def asked(goods, form, history, count, candidates=(), more=''):
+  """A request (reclm.md 3.1), `more` at its end: a text, its titles in single quotes and joined by
+  arrows; or, where the form has {items} for {history}, [text or item index, ...], the history
+  written as answers are."""
+  def filled(text):
+    return fill(text, history=quoted(goods, history, ' → '),
+                candidates=quoted(goods, candidates, ', '), count=str(count))
+  before, listed, after = form.partition('{items}')
+  if not listed:
+    return filled(form) + more
+  first, *rest, last = written(history)
+  return [filled(before) + first, *rest, last + filled(after) + more]
+
+
+def about(cfg, goods, history, text):
+  """A turn of free text after the items that it is about, as the template shows histories."""
+  if '{items}' in forms(cfg)['train']:
+    *some, last = written(history)
+    return [*some, last + text]
+  return f'{quoted(goods, history, " → ")}. {text}'
 
 
 def quoted(goods, items, between):
@@ -195,7 +211,7 @@ def question(goods, template, history, way='plain', count=LONGEST, wish='', cand
     turns += [said('user', template['first']), said('assistant', template['acknowledge'])]
   form = template['train_candidates' if candidates else 'train' if way == 'trained' else 'test']
   rule = template['rule'] if way == 'rule' else ''
-  return [*turns, said('user', asked(goods, form, history, count, candidates) + wish + rule)]
+  return [*turns, said('user', asked(goods, form, history, count, candidates, wish + rule))]
 
 
 def prompts(renderer, goods, template, histories, way='plain', count=LONGEST, wishes=None,

@@ -1,6 +1,7 @@
 """Samples drawn ahead: written as List[List[Dict]] files, and read instead of being drawn."""
 import dataclasses
 import pathlib
+import re
 
 import numpy as np
 from ml_collections import ConfigDict
@@ -81,7 +82,7 @@ def as_dict(sample, shop, stock):
   texts = {role: [t['content'] for t in sample.turns if t['role'] == role]
            for role in ('system', 'user', 'assistant')}
   out = {'task': TASKS.get(sample.task, sample.task), 'system': texts['system'][0],
-         'input_texts': texts['user'],
+         'input_texts': [spelt(c, stock) for c in texts['user']],
          'output_texts': [spelt(c, stock) for c in texts['assistant']]}
   if sample.labels:
     titles = [stock.titles[i - 1] for i in sample.labels]
@@ -130,7 +131,7 @@ def _sample(one, place, shop, stock, users, opening):
   said = samples.said
   turns = [said('system', one.get('system') or opening)]
   for question, answer in zip(one['input_texts'], one['output_texts']):
-    turns += [said('user', question), said('assistant', parsed(answer, stock, place))]
+    turns += [said('user', told(question, stock)), said('assistant', parsed(answer, stock, place))]
   items = [p for t in turns if t['role'] == 'assistant' for p in t['content']
            if not isinstance(p, str)]
   facts = one.get('input_field_data') or {}
@@ -149,6 +150,22 @@ def _sample(one, place, shop, stock, users, opening):
   return samples.Sample(turns, OURS.get(task, task), -1 if user is None else users[str(user)],
                         numbers('sub_sequential'), (*numbers('target_item'), 0)[0], tuple(items),
                         numbers('candidate_items'))
+
+
+def told(text, stock):
+  """A request as it was: text, or [str or item index] where it names items between the control
+  symbols; all else is plain text."""
+  parts = re.split(f'{goods.SOI}(.*?){goods.EOI}', text)
+  known = [stock.index.get(title) for title in parts[1::2]]
+  if not any(known):
+    return text
+  out = [parts[0]]
+  for item, title, after in zip(known, parts[1::2], parts[2::2]):
+    if item:
+      out += [item, after]
+    else:
+      out[-1] += f'{goods.SOI}{title}{goods.EOI}{after}'
+  return out
 
 
 def parsed(text, stock, place):

@@ -49,7 +49,7 @@ class Conversation:
     shelf, speaker = self.shelf, self.shelf.speaker
     if history:
       rows = [shelf.stocks[0].catalog.index(i) for i in history][-samples.LONGEST:]
-      text = ' → '.join(f"'{shelf.stocks[0].titles[i - 1]}'" for i in rows) + '. ' + text
+      text = samples.about(self.cfg, shelf.stocks[0], rows, text)
     turn = tune.renderer(self.cfg, speaker, shelf.stocks[0])
     self.turns.append(samples.said('user', text))
     ids = turn.tokens(self.turns)
