@@ -156,23 +156,26 @@ def among(labels, n, rng, most):
 
 def asked(goods, form, history, count, candidates=(), more=''):
   """A request (reclm.md 3.1), `more` at its end: a text, its titles in single quotes and joined by
-  arrows; or, where the form has {items} for {history}, [text or item index, ...], the history
-  written as answers are."""
+  arrows; or, where the form has {items} for {history}, [text or item index, ...], the
+  history's items between control tokens, as they are in answers."""
   def filled(text):
     return fill(text, history=quoted(goods, history, ' → '),
                 candidates=quoted(goods, candidates, ', '), count=str(count))
   before, listed, after = form.partition('{items}')
   if not listed:
     return filled(form) + more
-  first, *rest, last = written(history)
-  return [filled(before) + first, *rest, last + filled(after) + more]
+  return [filled(before), *named(history), filled(after) + more]
+
+
+def named(items):
+  """Items in a request, by themselves, joined by arrows. -> [str or int, ...]"""
+  return [part for i in items for part in (' → ', int(i))][1:]
 
 
 def about(cfg, goods, history, text):
   """A turn of free text after the items that it is about, as the template shows histories."""
   if '{items}' in forms(cfg)['train']:
-    *some, last = written(history)
-    return [*some, last + text]
+    return ['', *named(history), '. ' + text]
   return f'{quoted(goods, history, " → ")}. {text}'
 
 
