@@ -155,8 +155,8 @@ def users_section(cfg, work, shop, outcome, after):
   return users.section(
       work.path, shop.catalog, test, 'betags', outcome['seeds'][0], tell, 'BM25', intro=(
           f'Beside each item stand the {TAGS} tags that say most about it in BM25, with their '
-          f'weights; beside each recommended one the {TAGS} tags that bring most of its score, with '
-          'what they bring.'))
+          f'weights; beside each recommended one the {TAGS} tags that bring most of its score, '
+          'with what they bring.'))
 
 
 def frequency_section(before, after):
