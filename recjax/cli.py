@@ -194,19 +194,32 @@ def compare(args):
   table = tables.compare(args.workdirs, against=args.against)
   sys.stdout.write(getattr(tables, f'{args.format}_table')(table).rstrip() + '\n')
   if args.html:
-    from recjax.report import html, results
-    left = {k: v for k, v in table['left_out'].items() if v}
-    tests = [] if table['against'] else [html.section('Paired tests', html.table(
-        ['Rows', 'HR@10', 'NDCG@10'],
-        [[name, results.p_value(p['HR@10']), results.p_value(p['NDCG@10'])]
-         for name, p in table['tests'].items()], 'p-values, Holm-corrected'))]
-    html.write(args.html, html.page(
-        'Runs compared', ', '.join(args.workdirs), f'{table["users"]:,} users that all runs '
-        f'ranked; {table["protocol"]}. {tables.note(table)}', [
-            html.section('Results', results.results_table(
-                table, tables.SHOWN, main='HR@10', reference=table['against'])), *tests,
-            html.section('Users left out', html.facts(left) if left else 'none')]))
+    from recjax.report import html
+    html.write(args.html, compare_page(args.workdirs, table, tables))
     print(f'page: {args.html}')
+
+
+def compare_page(workdirs, table, tables):
+  """The page of `recjax compare --html`. -> str"""
+  from recjax.report import html, results
+  tests = [] if table['against'] else [html.section('Paired tests', html.table(
+      ['Rows', 'HR@10', 'NDCG@10'], [[name, results.p_value(p['HR@10']), results.p_value(
+          p['NDCG@10'])] for name, p in table['tests'].items()], 'p-values, Holm-corrected'))]
+  heads = ['Run', 'Method', 'Preset', 'Revision', 'Seeds', 'Users', 'Left out']
+  runs = [[name, *(run[k] or '–' for k in ('method', 'preset', 'revision')), ', '.join(
+      map(str, run['seeds'])), run['users'], table['left_out'][name]]
+          for name, run in table['runs'].items()]
+  commands = '\n'.join(run['command'] for run in table['runs'].values() if run['command'])
+  notes = [f'{name}: {run["note"]}.' for name, run in table['runs'].items() if run['note']]
+  said = tables.note(table)
+  return html.page('Runs compared', ', '.join(workdirs), [
+      f'{table["users"]:,} users that all runs ranked. Protocol of every row: {table["protocol"]}.',
+      f'{said}.' if said else ''], [
+          html.section('Results', results.results_table(
+              table, tables.SHOWN, main='HR@10', reference=table['against'], sizes=True)), *tests,
+          html.section('The runs', html.table(heads, runs, 'What each run is', 'lllllrr'), notes,
+                       html.code(commands) if commands else None,
+                       intro='Left out: users of a run that the others did not rank.')])
 
 
 def sweep(args):

@@ -61,7 +61,7 @@ def guard(main):
     text = disk_error(error) or memory_error(error)
     if not text:
       raise
-  print(f'error: {text.removesuffix(".")}', file=sys.stderr)
+  print('error:', text if text.endswith('..') else text.removesuffix('.'), file=sys.stderr)
   sys.exit(2)
 
 

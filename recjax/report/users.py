@@ -35,6 +35,8 @@ def section(path, catalog, cases, row, seed=0, tell=None, score='Score', ends=Fa
       if ends and ranks[c] >= length:
         where = f'not in the list of {length}'
       target, items = int(cases.targets[c]), shown.get(users[c], [])
+      if target in cases.history(c) and catalog.id_of(target) not in dict(items):
+        where += ', had before and so in no list'
       parts.append(html.element('div', html.details(
           f'{users[c]}, {where}: {title_of(catalog, target)}',
           *user(catalog, cases.history(c), target, where, items, score,

@@ -82,7 +82,7 @@ class WholeTest(parameterized.TestCase):
                        1.5 * results['rows']['random']['NDCG@5']['value'])
     self.assertBetween(results['free']['invalid_rate'], 0, 1)
     page = (pathlib.Path(folder) / 'report.html').read_text()
-    for word in ('Semantic IDs', 'Codes in use', 'Examples') + (
+    for word in ('Semantic IDs', 'Codes in use', 'Users one by one') + (
         ('Interests',) if fusion != 'none' else ()):
       self.assertIn(word, page)
     self.check_face(folder)
