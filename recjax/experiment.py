@@ -114,8 +114,8 @@ def facts(command, overrides):
   import jax
 
   import recjax
-  git = subprocess.run(['git', 'rev-parse', '--short', 'HEAD'], capture_output=True, text=True,
-                       cwd=ROOT, check=False)
+  git = subprocess.run(['git', 'describe', '--always', '--dirty', '--exclude=*'], cwd=ROOT,
+                       capture_output=True, text=True, check=False)
   devices = jax.devices()
   return {
       'command': command, 'overrides': {k: repr(v) for k, v in overrides.items()},

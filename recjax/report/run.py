@@ -3,6 +3,7 @@ import collections
 import json
 import pathlib
 
+import recjax
 from recjax.report import html, plots
 
 
@@ -55,12 +56,13 @@ def reproduce_section(path, cfg, about, saved):
       html.details('Every setting', html.facts(cfg.to_dict())),
       intro='The same command at the same revision, with these versions and data of the same '
             'fingerprint, makes these stages again. A fingerprint stands for the settings and '
-            'inputs of a stage; where it is the same, the stage had the same task.')
+            'inputs of a stage; where it is the same, the stage had the same task. Command, '
+            'revision and versions are those of the last start of this run.')
 
 
 def cite_section(papers, saved):
   """The papers whose methods ran, and recjax."""
   ours = ('@misc{recjax,\n  title = {recjax: recommendation with language models, on {JAX}},\n'
-          f'  note = {{version {saved["versions"]["recjax"]}, revision {saved["revision"]}}}\n}}')
+          f'  note = {{version {recjax.__version__}, revision {saved["revision"]}}}\n}}')
   return html.section('How to cite', html.code('\n\n'.join([*papers, ours])), intro=(
       'The papers whose methods stand in the tables, for the ideas; recjax, for the figures.'))
