@@ -125,9 +125,10 @@ def users_section(cfg, work, shop, tables, made, row):
   after, best = trained(cfg, shop, made)
   read = export.read(tables[plan.source(cfg, cfg.rat.variant)])
   test = rat.split_of(shop).test
+  read, after = (x / np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1e-9)
+                 for x in (read, after))
 
-  def nearest(vectors, item):
-    unit = vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-9)
+  def nearest(unit, item):
     close = unit @ unit[item - 1]
     return [f'{users.title_of(shop.catalog, i + 1)} ({close[i]:.2f})'
             for i in np.argsort(-close, kind='stable') if i != item - 1][:NEAREST]
