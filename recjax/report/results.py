@@ -7,6 +7,11 @@ from recjax.report import plots
 from recjax.report.html import Html, details, element, figure, join, number, section, table
 
 GROUPS = ('head', 'mid', 'tail', 'short', 'long')
+LISTS = {'coverage': 'share of the catalogue that stands in some list',
+         'Gini': 'Gini: 0 where all items are shown alike, near 1 where a few get all',
+         'novelty': "novelty: mean −log2 of an item's share of training interactions",
+         'out_of_catalogue': 'share of answers that are no item',
+         'repeat': 'share that stand twice in a list', 'seen': 'share that the user had before'}
 _WIDTH, _HEIGHT, _EDGE = 140, 16, 5  # of an interval bar, in CSS pixels
 
 
@@ -91,7 +96,7 @@ def groups_section(results: Mapping, row: str, metric: str = 'HR@10') -> Html:
       'Popular and rare items, short and long histories',
       figure(plots.bars_with_intervals(some, metric), f'{metric} of {row} by group of test users',
              f'bars of {metric} by group'),
-      table(['Lists of ten', 'Value'], [[name, f'{value:.4f}'] for name, value in
+      table(['Lists of ten', 'Value'], [[LISTS.get(name, name), f'{value:.4f}'] for name, value in
                                         results['lists'].items()], 'What is shown', 'lr'),
       intro='Head, mid and tail items hold a third of all training interactions each. '
             f'{number(results["cold_targets"])} test items were never seen in training.')

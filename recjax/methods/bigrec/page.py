@@ -50,7 +50,7 @@ def write(cfg, work, data, found):
   html.write(work.path / 'report.html', html.page(
       name, f'{data.name}, preset {cfg.preset}',
       [verdict(outcome, main), html.tiles(figures(cfg, outcome, main))],
-      [results_section(outcome, main), results.groups_section(outcome, main),
+      [results_section(cfg, outcome, main), results.groups_section(outcome, main),
        *special(cfg, work, data, outcome),
        run.training_section(work.metrics(), {'llm': 'the tiny language model', 'tune': 'the LLM',
                                              'assistant': 'the assistant'}),
@@ -85,11 +85,13 @@ def figures(cfg, outcome, main):
           last]
 
 
-def results_section(outcome, main):
+def results_section(cfg, outcome, main):
   """The table with intervals."""
   every = [m for m in ('HR@10', 'NDCG@10', 'HR@5') if m in outcome['rows'][main]]
   return html.section('Results', results.results_table(outcome, every, 'NDCG@10', main, LABELS),
-                      intro='Intervals are 95 % bootstraps over test cases.')
+                      intro='Intervals are 95 % bootstraps over test cases.' + (
+                          f' A list of D3 holds {cfg.decode.beams} beams; a target outside counts '
+                          'as not found.' if cfg.way == 'decode' else ''))
 
 
 def grounded_sections(cfg, work, data, outcome):

@@ -49,7 +49,8 @@ def write(cfg, work, shop, found):
       [verdict(outcome, main), html.tiles(figures(cfg, outcome, main))],
       [html.section('Results', results.results_table(
           outcome, ('HR@10', 'NDCG@10', 'HR@5'), 'NDCG@10', main, LABELS),
-          intro='Intervals are 95 % bootstraps over test users.'),
+          intro='Intervals are 95 % bootstraps over test users. A list of RecLM holds '
+          f'{cfg.decode.count} items; a target outside counts as not found.'),
        results.groups_section(outcome, main), rates_section(cfg, outcome),
        *control_section(cfg, outcome), curves(work),
        users_section(cfg, work, shop),
