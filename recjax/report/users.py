@@ -12,7 +12,7 @@ RULE = ('A third of a dozen users comes from each of three groups, more from the
         'places in the order of the data.')
 
 
-def section(path, catalog, cases, row, seed=0, tell=None, score='Score', ends=False, intro=''):
+def section(path, catalog, cases, row, seed=0, tell=None, score='Score', ends=0, intro=''):
   """A dozen test users by a rule that the page states: hits, near misses and failures.
 
   path: the run's folder, with ranks.parquet and predictions.parquet. cases: the test cases in the
@@ -20,20 +20,20 @@ def section(path, catalog, cases, row, seed=0, tell=None, score='Score', ends=Fa
   `seed` where there are several. tell: what the method adds, called with a case and the items of
   its history and of its list that are shown, (n,) indices each; -> {head: cells of the history},
   {head: cells of the list}, parts for below. score: what the scores are, '' leaves them out. ends:
-  whether a target outside the list has no place. intro: about the method's own columns.
+  items of a list where a target outside has no place, 0 for full ranking. intro: about the method's
+  own columns.
   """
   users, ranks = read_ranks(path, row, seed)
-  length, lists = read_lists(path)
-  groups = grouped(ranks, length, ends)
+  groups = grouped(ranks, ends)
   chosen = choose([rows for _, rows in groups])
-  shown = lists([users[c] for some in chosen for c in some])
+  shown = read_lists(path, [users[c] for some in chosen for c in some])
   first, parts = next((some[0] for some in chosen if len(some)), None), []
   for (name, rows), some in zip(groups, chosen):
     parts.append(html.element('h3', f'{name}: {len(rows):,} of {len(users):,} users'))
     for c in some:
       where = f'place {ranks[c] + 1:,}'
-      if ends and ranks[c] >= length:
-        where = f'not in the list of {length}'
+      if ends and ranks[c] >= ends:
+        where = f'not in the list of {ends}'
       target, items = int(cases.targets[c]), shown.get(users[c], [])
       if target in cases.history(c) and catalog.id_of(target) not in dict(items):
         where += ', had before and so in no list'
@@ -69,13 +69,13 @@ def marked(catalog, item, target):
   return [html.element('strong', title), ' (the next item)'] if item == target else title
 
 
-def grouped(ranks, length, ends):
+def grouped(ranks, ends):
   """Hits, near misses and failures. ranks: (n,), 0 is best. -> [(name, cases by rank)]"""
-  near, far = (TOP, 50) if not ends else (TOP, length) if length > TOP else (3, length)
+  near, far = (TOP, 50) if not ends else (TOP, ends) if ends > TOP else (3, ends)
   order = np.argsort(ranks, kind='stable')
   cuts = np.searchsorted(ranks[order], [near, far])
   names = (f'Hits, at places 1 to {near}', f'Near misses, at places {near + 1} to {far}',
-           f'Failures, not in the list of {length}' if ends else f'Failures, after place {far}')
+           f'Failures, not in the list of {ends}' if ends else f'Failures, after place {far}')
   return list(zip(names, np.split(order, cuts)))
 
 
@@ -97,18 +97,14 @@ def read_ranks(path, row, seed):
   return table['user'].to_pylist(), table['rank'].to_numpy()
 
 
-def read_lists(path):
-  """-> how long lists are, a function of user names -> {user: [(item id, score)], best first}"""
-  import pyarrow.compute as pc
+def read_lists(path, users):
+  """-> {user: [(item id, score)], best first} of some users"""
   import pyarrow.parquet as pq
-  path = pathlib.Path(path) / 'predictions.parquet'
-
-  def lists(users):
-    found = {}
-    for line in pq.read_table(path, filters=[('user', 'in', users)]).to_pylist():
-      found.setdefault(line['user'], []).append((line['rank'], line['item'], line['score']))
-    return {user: [(i, s) for _, i, s in sorted(lines)] for user, lines in found.items()}
-  return pc.max(pq.read_table(path, columns=['rank'])['rank']).as_py() or 0, lists
+  found = {}
+  for line in pq.read_table(pathlib.Path(path) / 'predictions.parquet',
+                            filters=[('user', 'in', users)]).to_pylist():
+    found.setdefault(line['user'], []).append((line['rank'], line['item'], line['score']))
+  return {user: [(i, s) for _, i, s in sorted(lines)] for user, lines in found.items()}
 
 
 def title_of(catalog, item):

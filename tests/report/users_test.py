@@ -70,7 +70,8 @@ class UsersTest(parameterized.TestCase):
       (10, [0, 2, 3, 9, 99], ['1 to 3: 2', '4 to 10: 2', 'not in the list of 10: 1']))
   def test_lists_that_end(self, length, ranks, heads):
     room = self.folder({'ours': ranks}, [[1] * length] * 5)
-    page = users.section(room, CATALOG, cases_of([[3]] * 5, [2] * 5), 'ours', ends=True).body.text
+    page = users.section(room, CATALOG, cases_of([[3]] * 5, [2] * 5), 'ours',
+                         ends=length).body.text
     for head, found in zip(heads, re.findall(r'<h3>([^<]*) of 5 users</h3>', page), strict=True):
       self.assertTrue(found.endswith(head), found)
     self.assertIn(f'u4, not in the list of {length}:', page)
@@ -90,7 +91,7 @@ class UsersTest(parameterized.TestCase):
 
   def test_empty_lists_and_targets_that_repeat(self):
     room = self.folder({'ours': [0, 99]}, [[5, 6], [0, 0]])
-    page = users.section(room, CATALOG, cases_of([[3], [4]], [3, 8]), 'ours', ends=True).body.text
+    page = users.section(room, CATALOG, cases_of([[3], [4]], [3, 8]), 'ours', ends=2).body.text
     self.assertIn('u0, place 1, had before and so in no list:', page)
     self.assertIn('The list is empty.', page)
 

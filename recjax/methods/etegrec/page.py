@@ -184,7 +184,8 @@ def users_section(cfg, work, shop, made, coded, heard, model, row):
   extra = (' The weight of an interest is the share of attention that the history pays to it, '
            'the mean over tokens and heads.' if cfg.fusion == 'encoder' else '')
   return users.section(
-      work.path, shop.catalog, test, row, cfg.seed + best, tell, 'Log-probability', True,
+      work.path, shop.catalog, test, row, cfg.seed + best, tell, 'Log-probability',
+      cfg.decode.beams,
       f'Items are written as their codes, one a level; a list is {cfg.decode.beams} beams.{extra}')
 
 

@@ -160,6 +160,6 @@ def users_section(cfg, work, shop):
   def tell(case, had, items):
     return {}, {}, [html.element('p', 'The reply', class_='label'),
                     html.code(shelf.read(replies[int(case)]).text or '(nothing)')]
-  return users.section(work.path, shop.catalog, cases, cfg.grounding, cfg.seed, tell, '', True,
-                       'Below each list stands the reply that it was read from. Items have no '
-                       'scores: their order is that of the reply.')
+  return users.section(work.path, shop.catalog, cases, cfg.grounding, cfg.seed, tell, '',
+                       cfg.decode.count, 'Below each list stands the reply that it was read '
+                       'from. Items have no scores: their order is that of the reply.')
