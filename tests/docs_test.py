@@ -234,8 +234,10 @@ class ExperimentTest(absltest.TestCase):
                              'samples.window=every'])
     self.assertEqual((tuple(cfg.lora.targets), cfg.optim.lr, cfg.train.batch, cfg.samples.window),
                      (('q',), 3e-4, 2, 'every'))
-    for word in ('nosuch=1', 'train.batch=x', "lora.targets=('q"):
-      with self.assertRaisesRegex(experiment.ConfigError, '--config.' + word.partition('=')[0]):
+    for word, said in (('nosuch=1', 'nosuch is not among'), ('train.batch=x', 'invalid literal'),
+                       ("lora.targets=('q", 'unterminated'), ('train=1', 'holds settings')):
+      with self.assertRaisesRegex(experiment.ConfigError,
+                                  f'--config.{word.partition("=")[0]}.*{said}'):
         experiment.changed(cfg, [word])
 
 

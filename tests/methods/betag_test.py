@@ -384,8 +384,10 @@ class CommandTest(absltest.TestCase):
 
   def test_a_wrong_key_or_argument_answers_in_a_sentence_with_exit_code_2(self):
     folder = self.create_tempdir().full_path
-    for flags, words in ((['--config.optim.lrr=1'], 'lrr'), (['--config.optim.lr=x'], 'lr'),
-                         (['--config=configs/betag_scientific.py:papre'], 'papre'),
+    for flags, words in ((['--config.optim.lrr=1'], 'lrr is not among beta2'),
+                         (['--config.optim.lr=x'], 'lr'),
+                         (['--config=configs/betag_scientific.py:papre'],
+                          "error: unknown config argument 'papre'"),
                          (['--config=configs/nothing.py'], 'nothing')):
       if not flags[0].startswith('--config='):
         flags = ['--config=configs/betag_scientific.py', *flags]
