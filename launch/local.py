@@ -54,9 +54,10 @@ def supervise(processes, poll=0.1, grace=20.0):
 def main():
   """Starts, waits, hands SIGTERM and SIGINT on. -> exit code"""
   parser = argparse.ArgumentParser(description=__doc__.split('\n')[0])
-  parser.add_argument('--processes', type=int, default=2)
-  parser.add_argument('--devices', type=int, default=1, help='virtual CPU devices of each process')
-  parser.add_argument('--platform', default='cpu', help='cpu, cuda or tpu')
+  parser.add_argument('--processes', type=int, default=2, help='how many (default 2)')
+  parser.add_argument('--devices', type=int, default=1, help='virtual CPU devices of each '
+                      'process (default 1)')
+  parser.add_argument('--platform', default='cpu', help='cpu, cuda or tpu (default cpu)')
   parser.add_argument('--dry-run', action='store_true', help='print the commands and end')
   parser.add_argument('flags', nargs='*', help='flags for recjax.main, after --')
   args = parser.parse_args()

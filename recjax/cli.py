@@ -2,7 +2,6 @@
 import argparse
 import importlib
 import itertools
-import json
 import pathlib
 import sys
 
@@ -64,23 +63,27 @@ def parser():
 
   verb = verbs.add_parser('serve', help='trained runs over HTTP, and a web shop')
   verb.add_argument('workdirs', nargs='+', metavar='workdir', help='folders of finished runs')
-  verb.add_argument('--host', default='127.0.0.1', help='address to listen on (default: local)')
-  verb.add_argument('--port', type=int, default=8000)
+  verb.add_argument('--host', default='127.0.0.1', help='address to listen on (default '
+                    '127.0.0.1, this machine alone)')
+  verb.add_argument('--port', type=int, default=8000, help='(default 8000)')
   verb.add_argument('--data', action='append', default=[], metavar='FOLDER',
                     help='a further data set that chat models recommend from')
   verb.add_argument('--later', metavar='NEW', help='the data of the runs as `recjax prepare '
                     '--update` carried them on: new items are recommended, too')
   verb.add_argument('--catalogue', metavar='FILE', help='items as they are now, items.jsonl; read '
                     'again at POST /v1/catalogue/reload')
-  verb.add_argument('--timeout', type=float, default=60., help='seconds an answer may take')
-  verb.add_argument('--most', type=int, default=256, help='requests at a time')
+  verb.add_argument('--timeout', type=float, default=60., help='seconds that an answer '
+                    'may take (default 60)')
+  verb.add_argument('--most', type=int, default=256, help='requests at a time '
+                    '(default 256)')
   verb.add_argument('--interests-url', default='', metavar='URL', help='an OpenAI-compatible '
                     'endpoint that foresees interests; its key is in OPENAI_API_KEY')
-  verb.add_argument('--interests-model', default='', metavar='NAME')
+  verb.add_argument('--interests-model', default='', metavar='NAME', help='the model to ask there')
 
   add_study_verbs(verbs)
   for name, verb in verbs.choices.items():
-    verb.epilog = f'example: recjax {name} {EXAMPLES[name]}'
+    verb.epilog = f'example:\n  recjax {name} {EXAMPLES[name]}'
+    verb.formatter_class = argparse.RawDescriptionHelpFormatter  # a command stays in one line
   return top
 
 
@@ -92,9 +95,11 @@ def add_study_verbs(verbs):
                     'settings change by --config.a.b=VALUE, as in recjax.main')
 
   verb = verbs.add_parser('compare', help='one table of several runs, with paired tests')
-  verb.add_argument('workdirs', nargs='+')
-  verb.add_argument('--against', default='', help='test every row against this one only')
-  verb.add_argument('--format', default='text', choices=('text', 'csv', 'markdown', 'latex'))
+  verb.add_argument('workdirs', nargs='+', metavar='workdir', help='folders of finished runs')
+  verb.add_argument('--against', default='', metavar='ROW', help='test every row against '
+                    'this one alone, e.g. sasrec; RUN:ROW where several runs have it')
+  verb.add_argument('--format', default='text', choices=('text', 'csv', 'markdown', 'latex'),
+                    help='of the table (default text)')
   verb.add_argument('--html', default='', help='also write a page, e.g. compare.html')
 
   verb = verbs.add_parser('sweep', help='a grid of settings and seeds, the best by validation')
@@ -189,19 +194,32 @@ def compare(args):
   table = tables.compare(args.workdirs, against=args.against)
   sys.stdout.write(getattr(tables, f'{args.format}_table')(table).rstrip() + '\n')
   if args.html:
-    from recjax.report import html, results
-    left = {k: v for k, v in table['left_out'].items() if v}
-    tests = [] if table['against'] else [html.section('Paired tests', html.table(
-        ['Rows', 'HR@10', 'NDCG@10'],
-        [[name, results.p_value(p['HR@10']), results.p_value(p['NDCG@10'])]
-         for name, p in table['tests'].items()], 'p-values, Holm-corrected'))]
-    html.write(args.html, html.page(
-        'Runs compared', ', '.join(args.workdirs), f'{table["users"]:,} users that all runs '
-        f'ranked; {table["protocol"]}. {tables.note(table)}', [
-            html.section('Results', results.results_table(
-                table, tables.SHOWN, main='HR@10', reference=table['against'])), *tests,
-            html.section('Users left out', html.facts(left) if left else 'none')]))
+    from recjax.report import html
+    html.write(args.html, compare_page(args.workdirs, table, tables))
     print(f'page: {args.html}')
+
+
+def compare_page(workdirs, table, tables):
+  """The page of `recjax compare --html`. -> str"""
+  from recjax.report import html, results
+  tests = [] if table['against'] else [html.section('Paired tests', html.table(
+      ['Rows', 'HR@10', 'NDCG@10'], [[name, results.p_value(p['HR@10']), results.p_value(
+          p['NDCG@10'])] for name, p in table['tests'].items()], 'p-values, Holm-corrected'))]
+  heads = ['Run', 'Method', 'Preset', 'Revision', 'Seeds', 'Users', 'Left out']
+  runs = [[name, *(run[k] or '–' for k in ('method', 'preset', 'revision')), ', '.join(
+      map(str, run['seeds'])), run['users'], table['left_out'][name]]
+          for name, run in table['runs'].items()]
+  commands = '\n'.join(run['command'] for run in table['runs'].values() if run['command'])
+  notes = [f'{name}: {run["note"]}.' for name, run in table['runs'].items() if run['note']]
+  said = tables.note(table)
+  return html.page('Runs compared', ', '.join(workdirs), [
+      f'{table["users"]:,} users that all runs ranked. Protocol of every row: {table["protocol"]}.',
+      f'{said}.' if said else ''], [
+          html.section('Results', results.results_table(
+              table, tables.SHOWN, main='HR@10', reference=table['against'], sizes=True)), *tests,
+          html.section('The runs', html.table(heads, runs, 'What each run is', 'lllllrr'), notes,
+                       html.code(commands) if commands else None,
+                       intro='Left out: users of a run that the others did not rank.')])
 
 
 def sweep(args):
@@ -224,8 +242,8 @@ def convert(args):
   """Writes the trained model in a layout that other programs read."""
   if args.to == 'vectors':
     return embed(args)
-  config = json.loads((pathlib.Path(args.workdir) / 'config.json').read_text())['config']
-  method = importlib.import_module(f'recjax.methods.{config["method"]}')
+  from recjax import recommend as face
+  method, _ = face.method_of(args.workdir)
   method.convert(args.workdir, args.to, args.out)
   print(f'{args.to}: {args.out}')
 
@@ -255,3 +273,7 @@ def embed(args):
   partial.replace(out)
   cut = f'; {about["cut"]:,} texts were cut' if about['cut'] else ''
   print(f'{out}: {len(found):,} items, {found.shape[1]} numbers each{cut}')
+
+
+if __name__ == '__main__':
+  main()

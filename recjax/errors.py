@@ -1,5 +1,7 @@
 """Errors that a user can mend, and how they are shown."""
 import errno
+import os
+import select
 import sys
 
 DISK = {
@@ -45,10 +47,13 @@ class Preempted(BaseException):
 def guard(main):
   """Runs `main()`; a UserError or a full disk becomes one paragraph on stderr and exit code 2.
 
-  After SIGTERM the code is 143, so that whoever sent it may start the same command again.
+  After SIGTERM the code is 143, so that whoever sent it may start the same command again. Where
+  nobody reads the output any more (`| head`) it ends quietly.
   """
   try:
-    return main()
+    result = main()
+    sys.stdout.flush()
+    return result
   except UserError as error:
     text = str(error)
   except KeyboardInterrupt:
@@ -57,12 +62,24 @@ def guard(main):
   except Preempted:
     print('stopped by SIGTERM; the same command goes on from here', file=sys.stderr)
     sys.exit(143)
+  except BrokenPipeError:
+    if not reader_left():
+      raise
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    sys.exit(141)
   except Exception as error:
     text = disk_error(error) or memory_error(error)
     if not text:
       raise
-  print(f'error: {text}', file=sys.stderr)
+  print('error:', text if text.endswith('..') else text.removesuffix('.'), file=sys.stderr)
   sys.exit(2)
+
+
+def reader_left():
+  """Whether standard output is a pipe that nobody reads any more."""
+  watch = select.poll()
+  watch.register(sys.stdout.fileno(), 0)
+  return any(event & select.POLLERR for _, event in watch.poll(0))
 
 
 def disk_error(error):

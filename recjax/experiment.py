@@ -114,8 +114,8 @@ def facts(command, overrides):
   import jax
 
   import recjax
-  git = subprocess.run(['git', 'rev-parse', '--short', 'HEAD'], capture_output=True, text=True,
-                       cwd=ROOT, check=False)
+  git = subprocess.run(['git', 'describe', '--always', '--dirty', '--exclude=*'], cwd=ROOT,
+                       capture_output=True, text=True, check=False)
   devices = jax.devices()
   return {
       'command': command, 'overrides': {k: repr(v) for k, v in overrides.items()},
@@ -161,9 +161,15 @@ def changed(cfg, settings):
       for part in name.split('.'):
         value = value[part]
       kind = type(value)
+      if kind is type(cfg):
+        raise ConfigError(f'--config.{word}: {name} holds settings; name one of them, e.g. '
+                          f'--config.{name}.{next(iter(value))}=...')
       cfg.update_from_flattened_dict({name: (
           text.lower() in ('1', 'true') if kind is bool else
           ast.literal_eval(text) if kind in (tuple, list) else kind(text))})
-    except (KeyError, TypeError, ValueError, SyntaxError) as error:
-      raise ConfigError(f'--config.{word}: {str(error).strip(chr(39))[:200]}') from error
+    except KeyError as error:
+      raise ConfigError(f'--config.{word}: there is no such setting; {part} is not among '
+                        f'{", ".join(value)}') from error
+    except (TypeError, ValueError, SyntaxError) as error:
+      raise ConfigError(f'--config.{word}: {str(error)[:200]}') from error
   return cfg

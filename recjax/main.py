@@ -9,7 +9,8 @@ from recjax import errors, experiment
 
 CONFIG = config_flags.DEFINE_config_file(
     'config', None, 'The experiment, e.g. configs/betag_scientific.py, with its argument after a '
-    'colon: configs/betag_scientific.py:paper,data=data/mine.', lock_config=True)
+    'colon: configs/betag_scientific.py:paper,data=data/mine. Any of its settings is a flag, too: '
+    '--config.optim.lr=1e-3.', lock_config=True)
 WORKDIR = flags.DEFINE_string(
     'workdir', None, "The run's folder; default: checkpoints/ and the config's name.")
 MULTIHOST = flags.DEFINE_bool(
@@ -81,8 +82,23 @@ def parse(argv):
   except (flags.Error, ValueError, TypeError, AttributeError, KeyError, OSError) as error:
     text = str(error.args[0] if error.args else error).strip()
     # Of an error inside a config file absl gives the whole traceback.
-    print('error:', text.split('\n')[-1] if 'Traceback' in text else text, file=sys.stderr)
+    text = explained(argv) or (text.split('\n')[-1] if 'Traceback' in text else text)
+    print('error:', text, file=sys.stderr)
     sys.exit(2)
+
+
+def explained(argv):
+  """What is wrong with the config or a setting of it, where absl names the bare key. -> str"""
+  given = dict(word.removeprefix('--').partition('=')[::2] for word in argv[1:])
+  try:
+    cfg = experiment.read_config(given.get('config', ''))
+    experiment.changed(cfg, [f'{name.removeprefix("config.")}={value}' for name, value
+                             in given.items() if name.startswith('config.')])
+  except errors.ConfigError as error:
+    return str(error) if 'config' in given else ''
+  except Exception:  # the config file itself is broken: absl tells where
+    return ''
+  return ''
 
 
 if __name__ == '__main__':

@@ -30,13 +30,18 @@ def load(workdir, data=None):
 def opened(workdir, data=None):
   """The package of the method that made a run, and its data, or later ones. -> module, Dataset or
   Records"""
+  module, config = method_of(workdir)
+  data = data or config['data']
+  return module, records.load(data) if records.found(data) else catalog.load_data(data)
+
+
+def method_of(workdir):
+  """The package of the method that made a run, and its config. Raises WorkdirError for no run."""
   saved = read_json(pathlib.Path(workdir) / 'config.json')
   if saved is None:
     raise WorkdirError(f'{workdir} holds no config.json, so no run was made there; name the folder '
                        'that --workdir named')
-  module = importlib.import_module(f'recjax.methods.{saved["config"]["method"]}')
-  data = data or saved['config']['data']
-  return module, records.load(data) if records.found(data) else catalog.load_data(data)
+  return importlib.import_module(f'recjax.methods.{saved["config"]["method"]}'), saved['config']
 
 
 def in_stock(recommend, goods):

@@ -106,7 +106,8 @@ class PythonTest(absltest.TestCase):
   def test_every_block_is_run_here(self):
     found = [(p.name, text) for p in PAGES for language, text in blocks(p) if language == 'python']
     self.assertEqual([page for page, _ in found], [
-        'README.md', 'README.md', 'decoding.md', 'decoding.md', 'reclm.md', 'serving.md'])
+        'README.md', 'README.md', 'adding_a_method.md', 'adding_a_method.md', 'decoding.md',
+        'decoding.md', 'reclm.md', 'serving.md'])
 
   def block(self, name, holding):
     page = ROOT / name
@@ -139,6 +140,33 @@ class PythonTest(absltest.TestCase):
     space['params'] = table
     exec(self.block('docs/decoding.md', 'trie.build'), space)
     self.assertLen(space['found'].items(space['catalogue'])[0], 8)
+
+  def test_a_method_of_ones_own(self):
+    room = pathlib.Path(self.create_tempdir().full_path)
+    (room / 'follow_shop.py').write_text(self.block('docs/adding_a_method.md', 'get_config'))
+    module = types.ModuleType('recjax.methods.follow')
+    exec(self.block('docs/adding_a_method.md', 'def recommender'), module.__dict__)
+    sys.modules[module.__name__] = module
+    self.addCleanup(sys.modules.pop, module.__name__)
+    config = f'{room}/follow_shop.py:data=sample:1:300'
+    with contextlib.redirect_stdout(sys.stderr):
+      run = experiment.train(config, room / 'run')
+      marks = [p.stat().st_mtime_ns for p in (room / 'run' / 'stages').glob('*/DONE.json')]
+      run = experiment.train(config, room / 'run')
+    self.assertEqual(
+        [p.stat().st_mtime_ns for p in (room / 'run' / 'stages').glob('*/DONE.json')], marks)
+    rows = run.results['rows']
+    self.assertGreater(rows['follow']['HR@10']['value'], 2 * rows['random']['HR@10']['value'])
+    history = list(run.data.catalog.ids[:3])
+    items, _ = run.recommend([history, history[:1]], k=4)
+    self.assertNoCommonElements(items[0], history)
+    self.assertLen(set(items[0]), 4)
+    self.assertIn('Times after the last item', (room / 'run' / 'report.html').read_text())
+    cfg = experiment.read_config(config)
+    self.assertContainsSubset({'pairs'}, module.cost(cfg, run.data))
+    self.assertIsNone(module.validated(cfg))
+    with self.assertRaisesRegex(experiment.ConfigError, 'papre'):
+      experiment.read_config(f'{room}/follow_shop.py:papre')
 
   def test_an_untrained_chat_model(self):
     room = pathlib.Path(self.create_tempdir().full_path)
@@ -206,8 +234,10 @@ class ExperimentTest(absltest.TestCase):
                              'samples.window=every'])
     self.assertEqual((tuple(cfg.lora.targets), cfg.optim.lr, cfg.train.batch, cfg.samples.window),
                      (('q',), 3e-4, 2, 'every'))
-    for word in ('nosuch=1', 'train.batch=x', "lora.targets=('q"):
-      with self.assertRaisesRegex(experiment.ConfigError, '--config.' + word.partition('=')[0]):
+    for word, said in (('nosuch=1', 'nosuch is not among'), ('train.batch=x', 'invalid literal'),
+                       ("lora.targets=('q", 'unterminated'), ('train=1', 'holds settings')):
+      with self.assertRaisesRegex(experiment.ConfigError,
+                                  f'--config.{word.partition("=")[0]}.*{said}'):
         experiment.changed(cfg, [word])
 
 

@@ -165,6 +165,22 @@ class BatchTest(parameterized.TestCase):
       self.batch('out.jsonl')
     self.assertEqual(os.listdir(self.folder), ['in.jsonl'])
 
+  def test_a_folder_without_a_run_is_named(self):
+    done = subprocess.run([sys.executable, '-m', 'recjax', 'convert', self.folder, '--to=npz',
+                           '--out=x.npz'], capture_output=True, text=True)
+    self.assertEqual(done.returncode, 2, done.stderr)
+    self.assertRegex(done.stderr, f'^error: {self.folder} holds no config.json')
+
+  def test_a_reader_that_has_enough_ends_a_verb_quietly(self):
+    for buffered in ('', '1'):
+      child = subprocess.Popen(
+          [sys.executable, '-m', 'recjax', 'doctor', 'sample:1:50'], stdout=subprocess.PIPE,
+          stderr=subprocess.PIPE, text=True, env={**os.environ, 'PYTHONUNBUFFERED': buffered})
+      child.stdout.close()
+      with child.stderr:
+        said = child.stderr.read()
+      self.assertEqual((child.wait(), said), (141, ''))
+
   def test_files_that_cannot_be_used_are_named(self):
     with self.assertRaisesRegex(DataError, 'in.jsonl cannot be read'):
       self.batch('out.jsonl')

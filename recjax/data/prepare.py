@@ -47,11 +47,24 @@ VARIANTS = {
     'table': {}, 'etegrec': {}, 'reclm': {}, 'unirec': {},
     'sequences': {'all': ({}, {'Beauty': (22363, 12101, 198502), 'ml-1m': (6040, 3416, 999611)})},
 }
+RULES = {
+    'min_rating': 'keep interactions rated so or better', 'start': 'keep those from this day on',
+    'end': 'keep those up to this day', 'untitled': "'drop' leaves out items without a title",
+    'repeats': "of a user's meetings with one item keep all, or the 'first', 'last', "
+               "'first-in-file'",
+    'user_k': 'interactions that each user needs', 'item_k': 'interactions that each item needs',
+    'once': 'count for --user-k and --item-k once, not until nothing changes',
+    'min_length': 'interactions that each user needs at the end',
+    'max_length': 'keep so many of a user', 'cut': "which: the 'last' or the 'first'",
+    'sample': 'keep so many users', 'seed': 'that draws them',
+    'ties': "order of equal times: as in the 'file', or by 'item' id",
+    'all_items': 'keep items that nobody met',
+    'max_bad': 'share of rows that may be unusable'}
 
 
 def add_flags(verb):
   """Gives the verb its sources and their flags."""
-  sources = verb.add_subparsers(dest='source', required=True)
+  sources = verb.add_subparsers(dest='source', required=True, metavar='SOURCE')
   one = sources.add_parser('table', help='your own interactions: CSV, TSV, Parquet, JSON Lines or '
                            "RecBole's atomic files, gzipped or not")
   one.add_argument('interactions', help='one row an interaction')
@@ -126,13 +139,15 @@ def add_rules(verb):
   verb.add_argument('--out', required=True, help='folder to make')
   verb.add_argument('--variant', default='', help='rules of a published set, by name')
   for field in dataclasses.fields(funnel.Rules):
-    name = '--' + field.name.replace('_', '-')
+    name, text = '--' + field.name.replace('_', '-'), RULES[field.name]
     if field.type is bool:
-      verb.add_argument(name, action='store_true', default=None)
+      verb.add_argument(name, action='store_true', default=None, help=text)
     else:
-      verb.add_argument(name, type=field.type, help=f'(default {field.default!r})')
+      shown = f' (default {field.default})' if field.default else ''
+      verb.add_argument(name, type=field.type, help=text + shown)
   verb.add_argument('--k-core', type=int, help='for --user-k and --item-k alike')
-  verb.add_argument('--layout', default='jsonl', choices=('jsonl', 'jsonl.gz', 'parquet'))
+  verb.add_argument('--layout', default='jsonl', choices=('jsonl', 'jsonl.gz', 'parquet'),
+                    help='of the files that are made (default jsonl)')
   verb.add_argument('--memory', default='2GB', help='what DuckDB may hold (default 2GB)')
   verb.add_argument('--update', default='', metavar='OLD', help='a data set whose items keep their '
                     'numbers: new ones come behind, missing ones are retired')

@@ -24,9 +24,10 @@ def compare(workdirs, rows=(), against='', seed=0, ks=KS):
   where several runs hold the same ranks under one row name (popularity, a teacher) only the first.
   against: one row that every other is tested against; if empty, all pairs are tested, sanity rows
   not among themselves. -> {'protocol', 'data', 'users': count, 'left_out': {workdir: users that
-  others lack}, 'once': row names that were found again, 'against': its full name or '', 'rows',
-  'tests'}, the last two as in statistics.summarise with rows named 'workdir:row'. Raises DataError
-  where data or protocols differ, or no user or row is shared.
+  others lack}, 'runs': {workdir: what its figures rest on}, 'once': row names that were found
+  again, 'against': its full name or '', 'rows', 'tests'}, the last two as in statistics.summarise
+  with rows named 'workdir:row'. Raises DataError where data or protocols differ, or no user or row
+  is shared.
   """
   runs = {name: _read_run(path) for name, path in _names(workdirs).items()}
   for key in ('data', 'protocol'):
@@ -46,6 +47,7 @@ def compare(workdirs, rows=(), against='', seed=0, ks=KS):
   return {
       'protocol': first['protocol'], 'data': first['data'], 'users': len(users),
       'left_out': {name: len(run['users']) - len(users) for name, run in runs.items()},
+      'runs': {name: run['about'] for name, run in runs.items()},
       'once': list(dict.fromkeys(full.partition(':')[2] for full in once)), 'against': against and
       pairs[0][1], **summarise(values, seed, pairs=pairs),
   }
@@ -94,11 +96,16 @@ def _names(workdirs):
 
 def _read_run(path):
   results, config = _read_json(path / 'results.json'), {}
-  if 'data_fingerprint' not in results and (path / 'config.json').exists():
+  if (path / 'config.json').exists():
     config = _read_json(path / 'config.json')
+  settings, facts = config.get('config', {}), config.get('facts', {})
   users, ranks = read_ranks(path / 'ranks.parquet')
   run = {'protocol': results.get('protocol'), 'users': users, 'ranks': ranks,
-         'data': results.get('data_fingerprint') or config.get('data_fingerprint')}
+         'data': results.get('data_fingerprint') or config.get('data_fingerprint'), 'about': {
+             'method': settings.get('method'), 'preset': settings.get('preset'),
+             'seeds': results.get('seeds', []), 'users': len(users),
+             'note': results.get('note', ''), 'revision': facts.get('revision'),
+             'command': facts.get('command')}}
   for key, what in (('protocol', 'protocol'), ('data', 'data_fingerprint')):
     if not run[key]:
       raise DataError(f'{path / "results.json"} names no {what}, so nothing compares with it; run '
@@ -141,7 +148,8 @@ def _pairs(rows, against):
             if rows[a] not in SANITY or rows[b] not in SANITY]
   chosen = [full for full, row in rows.items() if against in (full, row)]
   if len(chosen) != 1:
-    raise ConfigError(f'{against!r} names {len(chosen)} rows; give one of {", ".join(rows)}')
+    raise ConfigError(f'{against!r} names {len(chosen)} rows; give one of '
+                      f'{", ".join(chosen or rows)}')
   return [(full, chosen[0]) for full in rows if full != chosen[0]]
 
 

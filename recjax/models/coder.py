@@ -165,6 +165,7 @@ class CrossAttention(nn.Module):
     q, k, v = part('q', x), part('k', keys), part('v', keys)
     scores = jnp.einsum('bshd,bkhd->bhsk', q, k) * q.shape[-1] ** -0.5
     share = jax.nn.softmax(scores + jnp.where(there, 0.0, FAR)[:, None, None], -1)
+    self.sow('intermediates', 'share', share)  # nothing, unless a report asks for it
     out = jnp.einsum('bhsk,bkhd->bshd', share, v).reshape(x.shape[0], x.shape[1], -1)
     return nn.Dense(self.width, name='o', kernel_init=nn.initializers.normal(0.02))(out)
 

@@ -16,6 +16,35 @@ from recjax.errors import ConfigError
 
 KINDS = ('sasrec', 'gru4rec', 'bert4rec')
 NORMS = ('pre', 'original', 'post', 'ligr', 'unirec')
+PAPERS = {  # BibTeX, for reports
+    'sasrec': '''\
+@inproceedings{kang2018sasrec,
+  title = {Self-Attentive Sequential Recommendation},
+  author = {Kang, Wang-Cheng and McAuley, Julian},
+  booktitle = {2018 IEEE International Conference on Data Mining (ICDM)},
+  pages = {197--206},
+  year = {2018}
+}''',
+    'gru4rec': '''\
+@inproceedings{hidasi2016gru4rec,
+  title = {Session-based Recommendations with Recurrent Neural Networks},
+  author = {Hidasi, Bal{\\'a}zs and Karatzoglou, Alexandros and Baltrunas, Linas and Tikk,
+            Domonkos},
+  booktitle = {International Conference on Learning Representations (ICLR)},
+  year = {2016},
+  note = {arXiv 1511.06939}
+}''',
+    'bert4rec': '''\
+@inproceedings{sun2019bert4rec,
+  title = {{BERT4Rec}: Sequential Recommendation with Bidirectional Encoder Representations from
+           Transformer},
+  author = {Sun, Fei and Liu, Jun and Wu, Jian and Pei, Changhua and Lin, Xiao and Ou, Wenwu and
+            Jiang, Peng},
+  booktitle = {Proceedings of the 28th ACM International Conference on Information and Knowledge
+               Management (CIKM)},
+  pages = {1441--1450},
+  year = {2019}
+}'''}
 FAR = -1e9  # instead of -inf, so that rows without a single key stay finite
 
 

@@ -7,6 +7,11 @@ from recjax.report import plots
 from recjax.report.html import Html, details, element, figure, join, number, section, table
 
 GROUPS = ('head', 'mid', 'tail', 'short', 'long')
+LISTS = {'coverage': 'share of the catalogue that stands in some list',
+         'Gini': 'Gini: 0 where all items are shown alike, near 1 where a few get all',
+         'novelty': "novelty: mean −log2 of an item's share of training interactions",
+         'out_of_catalogue': 'share of answers that are no item',
+         'repeat': 'share that stand twice in a list', 'seen': 'share that the user had before'}
 _WIDTH, _HEIGHT, _EDGE = 140, 16, 5  # of an interval bar, in CSS pixels
 
 
@@ -19,14 +24,14 @@ def p_value(p: float | None) -> str:
 
 def results_table(results: Mapping, metrics: Sequence[str] = (), main: str = '',
                   reference: str = '', labels: Mapping[str, str] | None = None,
-                  caption: str = '') -> Html:
+                  caption: str = '', sizes: bool = False) -> Html:
   """Returns the table of a `results.json`: values with intervals, bars, p-values, the best in bold.
 
   results: {'protocol', 'seeds', 'rows': {row: {metric: {value, low, high, n}}}, 'tests': {'a>b':
   {metric: p}}}, the tests two-sided. metrics: the columns, by default all that are not of a group
   (`HR@10:mid`); higher is better in each. main: the metric with bar and p-value, the first by
   default. reference: the row that p-values and the mark in the bars refer to. labels: row -> what
-  to call it. Raises KeyError when `reference` is no row.
+  to call it. sizes: whether each row says its n. Raises KeyError when `reference` is no row.
   """
   rows, labels = results['rows'], labels or {}
   every = dict.fromkeys(metric for cells in rows.values() for metric in cells)
@@ -38,19 +43,21 @@ def results_table(results: Mapping, metrics: Sequence[str] = (), main: str = '',
   scale = _scale([cells[main] for cells in rows.values() if main in cells])
   mark = _value(rows[reference], main) if reference else None
   ends = element('small', f'{number(scale[0])} to {number(scale[1])}')
-  head = ['Row', main, [f'{main} ', ends], *(['p'] if reference else []), *others]
+  head = ['Row', *(['n'] if sizes else []), main, [f'{main} ', ends],
+          *(['p'] if reference else []), *others]
 
   def cells(row):
     made = rows[row]
     p = element('span', 'reference', class_='ends') if row == reference else (
         p_value(_paired(results, row, reference, main)))
-    return [labels.get(row, row), _interval(made.get(main), best[main]),
+    return [labels.get(row, row), *([number(made.get(main, {}).get('n'))] if sizes else []),
+            _interval(made.get(main), best[main]),
             interval_bar(made.get(main), scale, mark),
             *([p] if reference else []),
             *(_interval(made.get(metric), best[metric]) for metric in others)]
 
   body = table(head, [cells(row) for row in rows], caption or f'Results by {main}',
-               'lrl' + 'r' * (len(head) - 3))
+               ('lrrl' if sizes else 'lrl').ljust(len(head), 'r'))
   note = _note(results, main, labels.get(reference, reference))
   return join([body, note, _every_number(results, reference, labels)])
 
@@ -89,7 +96,7 @@ def groups_section(results: Mapping, row: str, metric: str = 'HR@10') -> Html:
       'Popular and rare items, short and long histories',
       figure(plots.bars_with_intervals(some, metric), f'{metric} of {row} by group of test users',
              f'bars of {metric} by group'),
-      table(['Lists of ten', 'Value'], [[name, f'{value:.4f}'] for name, value in
+      table(['Lists of ten', 'Value'], [[LISTS.get(name, name), f'{value:.4f}'] for name, value in
                                         results['lists'].items()], 'What is shown', 'lr'),
       intro='Head, mid and tail items hold a third of all training interactions each. '
             f'{number(results["cold_targets"])} test items were never seen in training.')
@@ -163,14 +170,15 @@ def _paired(results: Mapping, row: str, other: str, metric: str) -> float | None
 
 def _note(results: Mapping, main: str, reference: str) -> Html:
   """Says what the figures rest on: users, protocol, seeds, tests."""
-  seeds = results.get('seeds', '–')
+  seeds = results.get('seeds')
   seeds = ', '.join(map(str, seeds)) if isinstance(seeds, list | tuple) else seeds
+  seeds = f' Seeds: {seeds}.' if seeds is not None else ''
   sizes = {cells[main].get('n') for cells in results['rows'].values() if main in cells} - {None}
   users = ' to '.join(number(n) for n in sorted({min(sizes), max(sizes)})) if sizes else '–'
   test = (f' p: paired test of {main} against {reference}, '
           'whose value is the upright line in the bars.') if reference else ''
   return element('p', f'Under each value and in the bars: its interval. n = {users}.{test} '
-                      f'Protocol: {results.get("protocol", "–")}. Seeds: {seeds}.', class_='note')
+                      f'Protocol: {results.get("protocol", "–")}.{seeds}', class_='note')
 
 
 def _every_number(results: Mapping, reference: str, labels: Mapping[str, str]) -> Html:

@@ -1,8 +1,9 @@
-"""Sections that every run's report has: how it was trained, how to run it again."""
+"""Sections that every run's report has: how it was trained, how to run it again, whom to cite."""
 import collections
 import json
 import pathlib
 
+import recjax
 from recjax.report import html, plots
 
 
@@ -27,22 +28,41 @@ def training_section(rows, names=None):
   return html.section('Training', html.grid(*shown) if shown else 'Nothing was trained here.')
 
 
-def facts_section(path, cfg, about):
-  """How long each stage took, what was counted, and how to run this again.
+def closing(path, cfg, about, papers):
+  """The last two sections: how to reproduce the run, how to cite what it used.
 
-  path: the run's folder. cfg: the resolved config. about: {what: text} of the data.
+  path: the run's folder. cfg: the resolved config. about: {what: text} of the data. papers: BibTeX
+  entries of what was run.
   """
-  path = pathlib.Path(path)
-  saved = json.loads((path / 'config.json').read_text())['facts']
+  saved = json.loads((pathlib.Path(path) / 'config.json').read_text())['facts']
+  return [reproduce_section(pathlib.Path(path), cfg, about, saved), cite_section(papers, saved)]
+
+
+def reproduce_section(path, cfg, about, saved):
+  """The command and what it ran on; each stage with its time, counts and fingerprint."""
   stages = {}
   for file in sorted((path / 'stages').glob('*/DONE.json')):
     done = json.loads(file.read_text())
     stages[done['stage']] = done
-  rows = [[name, s['seconds'], ', '.join(f'{k.replace("_", " ")} {v}' for k, v in
-                                         s['counts'].items())] for name, s in stages.items()]
+  rows = [[name, s['seconds'], s['fingerprint'][:12], ', '.join(
+      f'{k.replace("_", " ")} {v}' for k, v in s['counts'].items())] for name, s in stages.items()]
   return html.section(
-      'The run', html.table(['Stage', 'Seconds', 'Counts'], rows, 'What each stage did', 'lrl'),
-      html.facts({**about, 'devices': saved['devices'], 'versions': saved['versions'],
-                  'revision': saved['revision'],
+      'How to reproduce', html.code(saved['command']),
+      html.facts({'revision of recjax': saved['revision'], 'versions': saved['versions'],
+                  'devices': saved['devices'], **about,
                   'settings that differ from the preset': saved['overrides'] or 'none'}),
-      html.code(saved['command']), html.details('Every setting', html.facts(cfg.to_dict())))
+      html.table(['Stage', 'Seconds', 'Fingerprint', 'Counts'], rows, 'What each stage did',
+                 'lrll'),
+      html.details('Every setting', html.facts(cfg.to_dict())),
+      intro='The same command at the same revision, with these versions and data of the same '
+            'fingerprint, makes these stages again. A fingerprint stands for the settings and '
+            'inputs of a stage; where it is the same, the stage had the same task. Command, '
+            'revision and versions are those of the last start of this run.')
+
+
+def cite_section(papers, saved):
+  """The papers whose methods ran, and recjax."""
+  ours = ('@misc{recjax,\n  title = {recjax: recommendation with language models, on {JAX}},\n'
+          f'  note = {{version {recjax.__version__}, revision {saved["revision"]}}}\n}}')
+  return html.section('How to cite', html.code('\n\n'.join([*papers, ours])), intro=(
+      'The papers whose methods stand in the tables, for the ideas; recjax, for the figures.'))

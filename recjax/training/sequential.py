@@ -51,7 +51,8 @@ def fit(work, cfg, items, train, validate, teach=plain, shared=(), own=()):
   tx = optim.make(cfg.optim, steps * cfg.train.epochs)
   keys = jnp.stack([jax.random.key(cfg.seed + s) for s in range(cfg.seeds)])
   work.say(f'    {steps} steps an epoch; a batch of {cfg.train.batch} users fits {rows} rows of '
-           f'{model.length} and {targets:,} targets; {cfg.seeds} seeds at once')
+           f'{model.length} and {targets:,} targets; {cfg.seeds} seed'
+           + 's at once' * (cfg.seeds > 1))
 
   begin, loss = teach(model, functools.partial(loss_of, cfg, model, work.mesh, rows, targets),
                       targets)

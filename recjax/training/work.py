@@ -229,15 +229,16 @@ class Work:
       yield plain_progress(self.say, title, total, done, unit)
       return
     columns = (TextColumn('    {task.description}'), BarColumn(), MofNCompleteColumn(),
-               TextColumn('{task.fields[rate]}'), TimeRemainingColumn())
+               TextColumn('{task.fields[rate]}'), TimeRemainingColumn(),
+               TextColumn('{task.fields[note]}'))
     with Progress(*columns, console=self.console, transient=True) as bar:
-      row = bar.add_task(title, total=total, completed=done, rate='')
+      row = bar.add_task(title, total=total, completed=done, rate='', note='')
       begun = []  # the first call compiles, which says nothing about the rate
       def advance(n=1, note=''):
         now = bar.tasks[0].completed + n
         begun.extend([] if begun else [now, time.monotonic()])
         rate = (now - begun[0]) / max(1e-9, time.monotonic() - begun[1])
-        bar.update(row, advance=n, rate=f'{pace(rate, unit)} {note}')
+        bar.update(row, advance=n, rate=pace(rate, unit) if rate else '', note=note)
       yield advance
 
 

@@ -2,11 +2,13 @@ import csv
 import io
 import json
 import pathlib
+import re
 
 import numpy as np
 import pyarrow.parquet as pq
 from absl.testing import absltest, parameterized
 
+from recjax import cli
 from recjax.errors import ConfigError, DataError, WorkdirError
 from recjax.evaluation import compare, metrics, statistics
 
@@ -68,6 +70,24 @@ class RunsTest(parameterized.TestCase):
       self.assertIn('reference', text)
       self.assertEqual(text.count('p, Holm'), 0)
 
+  def test_the_page_says_what_each_row_rests_on(self):
+    a = self.run_at('a', {'betags': self.good, 'popularity': self.bad})
+    b = self.run_at('b', {'tiger': self.bad[:50]}, USERS[:50])
+    (b / 'config.json').write_text(json.dumps({
+        'config': {'method': 'etegrec', 'preset': 'paper'},
+        'facts': {'revision': 'abc1234', 'command': 'python -m recjax.main --config=b'}}))
+    table = compare.compare([a, b], against='popularity')
+    page = re.sub(r'\s+', ' ', re.sub('<[^>]*>', ' ', cli.compare_page([str(a), str(b)], table,
+                                                                      compare)))
+    self.assertIn('50 users that all runs ranked. Protocol of every row: p.', page)
+    self.assertRegex(page, r'a:betags 50 0\.\d{4}')
+    self.assertRegex(page, r'b:tiger 50 0\.\d{4}')
+    self.assertIn('paired randomisation test against a:popularity, Holm-corrected', page)
+    self.assertRegex(page, r'b etegrec paper abc1234 50 0 ')
+    self.assertRegex(page, r'a – – – 60 10 ')
+    self.assertIn('python -m recjax.main --config=b', page)
+    self.assertNotIn('Seeds:', page)
+
   def test_several_seeds_make_one_row(self):
     runs = [self.run_at(n, {'betags': r, 'popularity': self.bad}) for n, r in
             (('s0', self.good), ('s1', self.bad))]
@@ -81,7 +101,7 @@ class RunsTest(parameterized.TestCase):
     b = self.run_at('b', {'betags': self.bad})
     found = compare.compare([a, b], rows=('betags', 'a:random'), against='a:random')
     self.assertEqual(list(found['tests']), ['a:betags>a:random', 'b:betags>a:random'])
-    with self.assertRaisesRegex(ConfigError, "'betags' names 2 rows"):
+    with self.assertRaisesRegex(ConfigError, "'betags' .* one of a:betags, b:betags$"):
       compare.compare([a, b], against='betags')
     with self.assertRaisesRegex(DataError, 'no row is named tiger; these runs have a:betags'):
       compare.compare([a, b], rows=('tiger',))

@@ -4,6 +4,7 @@ import importlib.util
 import io
 import json
 import pathlib
+import re
 import signal
 import subprocess
 import sys
@@ -15,6 +16,7 @@ from absl.testing import absltest
 from recjax import errors, recommend, sharding
 from recjax.methods import betag
 from recjax.methods.betag import generate, tune
+from recjax.methods.betag import page as page_of
 from recjax.models import llm
 from recjax.serving import models
 from recjax.text import tokens
@@ -103,6 +105,19 @@ class ToyTest(absltest.TestCase):
     for name in ('config.json', 'metrics.jsonl', 'results.json', 'report.html', 'ranks.parquet',
                  'predictions.parquet', 'run.log'):
       self.assertGreater((self.path / name).stat().st_size, 0, name)
+
+  def test_the_report_says_from_which_tags_a_score_comes(self):
+    page = (self.path / 'report.html').read_text().partition('id="users-one-by-one"')[2]
+    page = page.partition('<h2')[0]
+    rows = re.findall(r'<td class="num">([\d.]+)</td><td>([^<]+)</td>', page)
+    self.assertNotEmpty(rows)
+    for score, tags in rows:
+      parts = [float(tag.rpartition(' ')[2]) for tag in tags.split(', ')]
+      self.assertEqual(parts, sorted(parts, reverse=True))
+      if len(parts) < page_of.TAGS:
+        self.assertAlmostEqual(sum(parts), float(score), delta=2e-3)
+      self.assertLess(sum(parts), float(score) + 2e-3)
+    self.assertTrue(any(tags.count(', ') < page_of.TAGS - 1 for _, tags in rows))
 
   def test_results_hold_every_row_with_an_interval_and_a_paired_test(self):
     results = json.loads((self.path / 'results.json').read_text())
@@ -370,8 +385,10 @@ class CommandTest(absltest.TestCase):
 
   def test_a_wrong_key_or_argument_answers_in_a_sentence_with_exit_code_2(self):
     folder = self.create_tempdir().full_path
-    for flags, words in ((['--config.optim.lrr=1'], 'lrr'), (['--config.optim.lr=x'], 'lr'),
-                         (['--config=configs/betag_scientific.py:papre'], 'papre'),
+    for flags, words in ((['--config.optim.lrr=1'], 'lrr is not among beta2'),
+                         (['--config.optim.lr=x'], 'lr'),
+                         (['--config=configs/betag_scientific.py:papre'],
+                          "error: unknown config argument 'papre'"),
                          (['--config=configs/nothing.py'], 'nothing')):
       if not flags[0].startswith('--config='):
         flags = ['--config=configs/betag_scientific.py', *flags]

@@ -112,7 +112,9 @@ class RingTest(absltest.TestCase):
     with self.assertRaisesRegex(DataError, 'history 1 is empty'):
       ask([['i1'], []], 3)
     self.later(path, ask)
-    self.assertIn('Grounding', (path / 'report.html').read_text())
+    page = (path / 'report.html').read_text()
+    for said in ('Grounding', 'Beams, before grounding', 'bao2025bigrec'):
+      self.assertIn(said, page)
     del shop
 
   def later(self, path, ask):
@@ -156,7 +158,9 @@ class RingTest(absltest.TestCase):
     items, _ = ask([['i3', 'i4', 'i5']], 3, allowed={'i9', 'i4'})
     self.assertEqual(items, [['i9']])
     self.later(path, ask)
-    self.assertIn('Ghost tokens', (path / 'report.html').read_text())
+    page = (path / 'report.html').read_text()
+    for said in ('Ghost tokens', 'The LLM alone wrote', 'bao2024d3'):
+      self.assertIn(said, page)
     for kind in ('merged', 'peft'):
       with contextlib.ExitStack() as room:
         if kind == 'peft':

@@ -82,8 +82,9 @@ class WholeTest(parameterized.TestCase):
                        1.5 * results['rows']['random']['NDCG@5']['value'])
     self.assertBetween(results['free']['invalid_rate'], 0, 1)
     page = (pathlib.Path(folder) / 'report.html').read_text()
-    for word in ('Semantic IDs', 'Codes in use', 'Examples') + (
-        ('Interests',) if fusion != 'none' else ()):
+    for word in ('Semantic IDs', 'Codes in use', 'Users one by one') + (
+        ('Interests',) if fusion != 'none' else ()) + (
+            ('the share of attention',) if fusion == 'encoder' else ()):
       self.assertIn(word, page)
     self.check_face(folder)
     if fusion != 'none':

@@ -128,7 +128,8 @@ class WholeTest(absltest.TestCase):
     every = self.results['sampled']['all']['rows']['llmemb']['HR@10']['value']
     self.assertGreater(every, self.results['rows']['llmemb']['HR@10']['value'])
     page = (self.path / 'report.html').read_text()
-    for said in ('After SCFT', 'After RAT', 'Rare items', 'without SCFT'):
+    for said in ('After SCFT', 'After RAT', 'Rare items', 'without SCFT', 'As the texts say',
+                 'liu2025llmemb', 'kang2018sasrec'):
       self.assertIn(said, page)
 
   def test_on_rare_items_texts_beat_ids(self):

@@ -105,7 +105,9 @@ class WholeTest(parameterized.TestCase):
     found = works.read_json(path / 'results.json')
     self.assertEqual((found['rates']['NonExistRate@10'], found['rates']['RepeatRate@10']), (0, 0))
     self.assertEqual(list(found['rows'])[:3], [grounding, f'{grounding}:ranked', 'sasrec'])
-    self.assertTrue((path / 'report.html').exists())
+    page = (path / 'report.html').read_text()
+    for said in ('The reply', 'liao2025reclm'):
+      self.assertIn(said, page)
     if grounding == 'cgen':
       self.assertEqual(found['rounds']['RepeatRate@10'], 0)
       self.assertEqual(found['cross']['NonExistRate@10'], 0)
@@ -116,7 +118,7 @@ class WholeTest(parameterized.TestCase):
       for kind in controls.LISTS:
         self.assertEqual(found['control'][kind]['users'], 8)
         self.assertBetween(found['control'][kind]['followed'], 0, 1)
-      self.assertIn('Requests about categories', (path / 'report.html').read_text())
+      self.assertIn('Requests about categories', page)
     face, shop = recommend.load(path)
     items, scores = face([['i3', 'i4'], ['i9']], 4)
     for history, row in zip((['i3', 'i4'], ['i9']), items):

@@ -272,7 +272,8 @@ class RunTest(parameterized.TestCase):
                            np.mean([c['HR@10'] for c in results['by_seed'].values()]), places=6)
     self.assertLessEqual(cells['NDCG@10']['value'], cells['HR@10']['value'])
     page = (folder / 'report.html').read_text()
-    for words in ('the next item', '>epoch<', 'What is shown', 'HR@10 of sasrec:bce by group'):
+    for words in ('the next item', '>epoch<', 'What is shown', 'HR@10 of sasrec:bce by group',
+                  'The most bought instead', 'kang2018sasrec', 'How to reproduce'):
       self.assertIn(words, page)
     self.assertNotIn('>step<', page)
     ask = sequential.recommender(folder)

@@ -20,6 +20,7 @@ class PagesTest(absltest.TestCase):
     browser.call('Page.setBypassCSP', enabled=True)  # for axe-core, not for the page
     browser.go((room / 'run' / 'report.html').as_uri())
     browser.until("document.readyState === 'complete' && document.querySelector('h1') !== null")
+    browser.run("document.querySelectorAll('details').forEach(d => { d.open = true; })")
     for theme in ('light', 'dark'):
       browser.theme(theme)
       self.assertEqual(browser.violations(), [], theme)

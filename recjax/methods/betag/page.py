@@ -5,12 +5,23 @@ import numpy as np
 
 from recjax.data.formats import betag as files
 from recjax.methods.betag import tags as base_tags
-from recjax.report import html, plots, results, run
+from recjax.models import bm25
+from recjax.report import html, plots, results, run, users
 from recjax.training.work import read_json
 
 LABELS = {'betags': 'BETags', 'base_tags': 'base tags', 'popularity': 'popularity',
           'recency': 'recent popularity', 'random': 'random'}
-ITEMS = 12
+ITEMS, TAGS = 12, 3  # items shown, tags of an item in a list
+PAPER = '''\
+@inproceedings{lin2025betag,
+  title = {{BETag}: Behavior-enhanced Item Tagging with Finetuned Large Language Models},
+  author = {Lin, Shao-En and Liu, Brian and Chiang, Miao-Chen and Hong, Ming-Yi and Huang, Yu-Shiang
+            and Wang, Chuan-Ju and Lin, Che},
+  booktitle = {Proceedings of the ACM on Web Conference 2025},
+  pages = {4996--5009},
+  year = {2025},
+  doi = {10.1145/3696410.3714769}
+}'''
 
 
 def write(cfg, work, shop, base, found):
@@ -23,12 +34,13 @@ def write(cfg, work, shop, base, found):
       results_section(outcome),
       results.groups_section(outcome, 'betags'),
       items_section(shop, before, after),
+      users_section(cfg, work, shop, outcome, after),
       frequency_section(before, after),
       run.training_section(work.metrics(), {'llm': 'the tiny language model',
                                             'tune': 'the adapter'}),
-      run.facts_section(work.path, cfg, {
+      *run.closing(work.path, cfg, {
           'data': f'{shop.name}, {len(shop.catalog):,} items, {len(shop.interactions):,} users',
-          'data fingerprint': shop.fingerprint}),
+          'data fingerprint': shop.fingerprint, 'protocol': outcome['protocol']}, [PAPER]),
   ]
   html.write(work.path / 'report.html', html.page(
       'BETag: behaviour-enhanced item tags', f'{shop.name}, preset {cfg.preset}',
@@ -112,20 +124,39 @@ def item_card(shop, item, before, after, follow):
   own = before[ident]
 
   def sources(tag):
-    return tuple(f'{title_of(catalog, j)} (followed {n} times)' for j, n in follow.most_common(40)
-                 if tag in before.get(catalog.id_of(j), ()))[:3]
+    return tuple(f'{users.title_of(catalog, j)} (followed {n} times)'
+                 for j, n in follow.most_common(40) if tag in before.get(catalog.id_of(j), ()))[:3]
 
   chips = [html.Tag(t, weight=n, new=t not in own, sources=sources(t) if t not in own else ())
            for t, n in after.get(ident, {}).items()][:16]
   about = [catalog.columns[c][item - 1] for c in ('brand', 'categories') if c in catalog.columns]
   about = ', '.join(a if isinstance(a, str) else ' › '.join(a) for a in about if a)
-  return html.card(title_of(catalog, item), about, html.tags('base tags', own),
+  return html.card(users.title_of(catalog, item), about, html.tags('base tags', own),
                    html.tags('BETags', chips))
 
 
-def title_of(catalog, item):
-  """The title, or the id where there is none."""
-  return catalog.columns.get('title', [''] * len(catalog))[item - 1] or catalog.id_of(item)
+def users_section(cfg, work, shop, outcome, after):
+  """Test users with the tags of what they had, and those that each score comes from."""
+  test, select = base_tags.split_of(shop).test, cfg.select
+  docs = [list(after.get(i, {}).items()) for i in shop.catalog.ids]
+  model = bm25.BM25.fit(docs, select.k1, select.b, select.idf_cutoff)
+  words, how = list(model.terms), outcome['chosen']['betags']['reducer']
+
+  def heaviest(row):
+    best = sorted(zip(row.indices, row.data), key=lambda pair: -pair[1])[:TAGS]
+    return ', '.join(f'{words[t]} {w:.4g}' for t, w in best)
+
+  def tell(case, had, items):
+    history = test.history(case)
+    asked = bm25.reduce_queries(model.counts, history, [0, len(history)], how)
+    parts = [heaviest(model.weights[[i - 1]].multiply(asked).tocsr()) for i in items]
+    return ({'Its tags': [heaviest(model.weights[[i - 1]]) for i in had]},
+            {'The tags that the score is from': parts}, [])
+  return users.section(
+      work.path, shop.catalog, test, 'betags', outcome['seeds'][0], tell, 'BM25', intro=(
+          f'Beside each item stand the {TAGS} tags that say most about it in BM25, with their '
+          f'weights; beside each recommended one the {TAGS} tags that bring most of its score, '
+          'with what they bring.'))
 
 
 def frequency_section(before, after):

@@ -3,8 +3,9 @@ import json
 
 import numpy as np
 
-from recjax.methods.bigrec import evaluate
-from recjax.report import html, plots, results, run
+from recjax.methods.bigrec import samples
+from recjax.models import seqrec
+from recjax.report import html, plots, results, run, users
 from recjax.training.work import find_stage, read_json
 
 LABELS = {'bigrec': 'BIGRec', 'bigrec:pop': 'BIGRec, pulled by popularity',
@@ -12,7 +13,30 @@ LABELS = {'bigrec': 'BIGRec', 'bigrec:pop': 'BIGRec, pulled by popularity',
           'd3:length_norm': 'constrained beams divided by length',
           'sasrec': 'SASRec (the assistant)', 'popularity': 'popularity',
           'recency': 'recent popularity', 'random': 'random'}
-EXAMPLES, DRAWN = 8, 60
+DRAWN = 60
+PAPERS = {'ground': '''\
+@article{bao2025bigrec,
+  title = {A Bi-Step Grounding Paradigm for Large Language Models in Recommendation Systems},
+  author = {Bao, Keqin and Zhang, Jizhi and Wang, Wenjie and Zhang, Yang and Yang, Zhengyi and Luo,
+            Yanchen and Chen, Chong and Feng, Fuli and Tian, Qi},
+  journal = {ACM Transactions on Recommender Systems},
+  volume = {3},
+  number = {4},
+  pages = {1--27},
+  year = {2025},
+  doi = {10.1145/3716393},
+  note = {arXiv 2308.08434}
+}''', 'decode': '''\
+@inproceedings{bao2024d3,
+  title = {Decoding Matters: Addressing Amplification Bias and Homogeneity Issue in Recommendations
+           for Large Language Models},
+  author = {Bao, Keqin and Zhang, Jizhi and Zhang, Yang and Huo, Xinyue and Chen, Chong and Feng,
+            Fuli},
+  booktitle = {Proceedings of the 2024 Conference on Empirical Methods in Natural Language
+               Processing (EMNLP)},
+  year = {2024},
+  note = {arXiv 2406.14900}
+}'''}
 
 
 def write(cfg, work, data, found):
@@ -26,13 +50,14 @@ def write(cfg, work, data, found):
   html.write(work.path / 'report.html', html.page(
       name, f'{data.name}, preset {cfg.preset}',
       [verdict(outcome, main), html.tiles(figures(cfg, outcome, main))],
-      [results_section(outcome, main), results.groups_section(outcome, main),
+      [results_section(cfg, outcome, main), results.groups_section(outcome, main),
        *special(cfg, work, data, outcome),
        run.training_section(work.metrics(), {'llm': 'the tiny language model', 'tune': 'the LLM',
                                              'assistant': 'the assistant'}),
-       run.facts_section(work.path, cfg, {
+       *run.closing(work.path, cfg, {
            'data': f'{data.name}: {len(data.catalog):,} items, {len(data.cases.train):,} training '
-           'samples', 'data fingerprint': data.fingerprint, 'protocol': outcome['protocol']})],
+           'samples', 'data fingerprint': data.fingerprint, 'protocol': outcome['protocol']},
+                    [PAPERS[cfg.way], seqrec.PAPERS[cfg.assist.model.kind]])],
       'Bao et al., arXiv 2308.08434 and arXiv 2406.14900.'))
 
 
@@ -60,19 +85,21 @@ def figures(cfg, outcome, main):
           last]
 
 
-def results_section(outcome, main):
+def results_section(cfg, outcome, main):
   """The table with intervals."""
   every = [m for m in ('HR@10', 'NDCG@10', 'HR@5') if m in outcome['rows'][main]]
   return html.section('Results', results.results_table(outcome, every, 'NDCG@10', main, LABELS),
-                      intro='Intervals are 95 % bootstraps over test cases.')
+                      intro='Intervals are 95 % bootstraps over test cases.' + (
+                          f' A list of D3 holds {cfg.decode.beams} beams; a target outside counts '
+                          'as not found.' if cfg.way == 'decode' else ''))
 
 
 def grounded_sections(cfg, work, data, outcome):
   """BIGRec: the map of what was written, the gamma curves, examples."""
   vectors, written = find_stage(work.path, 'embed'), find_stage(work.path, 'generate')
   records = json.loads((written / 'test.json').read_text())
-  return [map_section(data, vectors, records), gamma_section(work, outcome),
-          written_section(data, records)]
+  return [map_section(data, vectors, records), gamma_section(work),
+          written_users(cfg, work, data, outcome, records)]
 
 
 def map_section(data, vectors, records):
@@ -105,7 +132,7 @@ def map_section(data, vectors, records):
             f'{sum(t in known for t in first):,} of {len(first):,} are one as written.')
 
 
-def gamma_section(work, outcome):
+def gamma_section(work):
   """Test and validation NDCG@10 over the whole grid; validation alone chooses."""
   gamma = read_json(find_stage(work.path, 'evaluate') / 'gamma.json')
   names = {'pop': 'popularity', 'cf': 'the assistant'}
@@ -114,7 +141,6 @@ def gamma_section(work, outcome):
   some = ('HR@5', 'NDCG@5', 'HR@10', 'NDCG@10')
   chosen = [[names[k], f'{g["one"]:g}', *(f'{c["gamma"]:g} ({c["test"]:.4f})' for c in
              (g['per_metric'][m] for m in some))] for k, g in gamma.items()]
-  del outcome
   return html.section(
       'Injection',
       html.figure(plots.loss_curves(curves, ylabel='NDCG@10', xlabel='gamma'),
@@ -126,21 +152,32 @@ def gamma_section(work, outcome):
             'on validation by NDCG@10; choosing one for each metric, as published, is optimistic.')
 
 
-def written_section(data, records):
-  """Some prompts and what was written."""
-  cards = []
-  for r in records[:EXAMPLES]:
-    rows = [[str(k), t, 'a title' if t in set(data.titles) else 'no title']
-            for k, t in enumerate(r['predict'], 1)]
-    cards.append(html.card(r['output'], r['input'][:300],
-                           html.table(['', 'Beam', ''], rows, 'Beams', 'rll')))
-  return html.section('Examples', html.cards(cards, shown=3))
+def written_users(cfg, work, data, outcome, records):
+  """Test cases with the beams that were written; the first one was grounded."""
+  known = set(data.titles)
+
+  def tell(case, had, items):
+    beams = [[str(n), text or '(nothing)', 'a title' if text in known else 'no title']
+             for n, text in enumerate(records[case]['predict'], 1)]
+    return {}, {}, [html.table(['', 'Written', ''], beams, 'Beams, before grounding', 'rll')]
+  how = outcome['list_of']
+  pull = '' if how['inject'] == 'none' else f', pulled with gamma {how["gamma"]:g}'
+  return users.section(
+      work.path, data.catalog, asked(cfg, data), next(iter(outcome['rows'])), cfg.seed, tell,
+      'Closeness', intro='The model wrote the beams below each list. The first beam stands among '
+      f'the items by the distance of its vector{pull}: closeness is 1 for the nearest item, 0 for '
+      'the farthest.')
+
+
+def asked(cfg, data):
+  """The test cases that were judged."""
+  return data.cases.test.picked(samples.held(data, 'test', cfg.judge.test_most))
 
 
 def decoded_sections(cfg, work, data, outcome):
   """D3: the weight's curve, ghost tokens, how alike lists are, examples."""
   return [alpha_section(work), ghost_section(work), likeness_section(outcome),
-          lists_section(cfg, work, data)]
+          decoded_users(cfg, work, data, outcome)]
 
 
 def alpha_section(work):
@@ -180,21 +217,18 @@ def likeness_section(outcome):
       ['Row', *names.values()], rows, 'Top-10 lists of the test cases', 'l' + 'r' * len(names)))
 
 
-def lists_section(cfg, work, data):
-  """Test cases with their lists, the target marked."""
-  from recjax.methods.bigrec import samples
-  cases = data.cases.test.picked(samples.held(data, 'test', cfg.judge.test_most))
-  with np.load(find_stage(work.path, 'decode') / 'd3.npz') as arrays:
-    items = arrays['items']
-  ranks = evaluate.rank_in(items, cases.targets, data.titles, 'exact_id', -1)
-  order = np.random.default_rng(0).permutation(len(cases))
-  some = [*order[ranks[order] >= 0][:EXAMPLES // 2], *order[ranks[order] < 0][:EXAMPLES // 2]]
-  cards = []
-  for c in some:
-    rows = [[str(r), data.titles[i - 1], 'the next item' if i == cases.targets[c] else '']
-            for r, i in enumerate(items[c], 1) if i]
-    last = '; '.join(data.titles[i - 1] for i in cases.history(c)[-4:])
-    cards.append(html.card(f'Next: {data.titles[cases.targets[c] - 1]}', f'last items: {last}',
-                           html.table(['', 'Recommended', ''], rows, 'Beams', 'rll')))
-  return html.section('Examples', html.cards(cards, shown=3),
-                      intro='Test cases drawn at random, first some whose next item was found.')
+def decoded_users(cfg, work, data, outcome):
+  """Test cases with their beams, beside those of the LLM alone."""
+  with np.load(find_stage(work.path, 'decode') / 'd3-no_mixing.npz') as arrays:
+    alone = arrays['items']
+
+  def tell(case, had, items):
+    rest = [i for i in alone[case] if i][:len(items)]
+    rest = [users.title_of(data.catalog, i) for i in rest] + [''] * (len(items) - len(rest))
+    return {}, {'The LLM alone wrote': rest}, []
+  return users.section(
+      work.path, data.catalog, asked(cfg, data), 'd3', cfg.seed, tell, 'Score',
+      cfg.decode.beams,
+      f'A list is the {cfg.decode.beams} best beams, each the title of an item as it was written; '
+      f'a score is the sum of its tokens, log-probabilities of the LLM by {outcome["alpha"]:g} and '
+      'of the assistant by the rest. Beside it the beams without the assistant.')

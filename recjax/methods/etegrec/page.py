@@ -1,17 +1,36 @@
 """The run's report: the figures, the IDs, how training went, what interests changed."""
-import collections
-
+import jax
 import numpy as np
 
 from recjax.data import splits
-from recjax.methods.etegrec import ids, interests, vectors
-from recjax.models import pca
-from recjax.report import html, plots, results, run
+from recjax.methods.etegrec import ids, interests, tune, vectors
+from recjax.models import coder, pca, seqrec
+from recjax.report import html, plots, results, run, users
 from recjax.training.work import read_json
 
 LABELS = {'popularity': 'popularity', 'recency': 'recent popularity', 'random': 'random',
           'sasrec': 'SASRec of the item vectors', 'no interests': 'the same without interests'}
-EXAMPLES = 8
+PAPERS = {'tiger': '''\
+@inproceedings{rajput2023tiger,
+  title = {Recommender Systems with Generative Retrieval},
+  author = {Rajput, Shashank and Mehta, Nikhil and Singh, Anima and Keshavan, Raghunandan H. and Vu,
+            Trung and Heldt, Lukasz and Hong, Lichan and Tay, Yi and Tran, Vinh Q. and Samost, Jonah
+            and Kula, Maciej and Chi, Ed H. and Sathiamoorthy, Maheswaran},
+  booktitle = {Advances in Neural Information Processing Systems},
+  volume = {36},
+  pages = {10299--10315},
+  year = {2023}
+}''', 'etegrec': '''\
+@inproceedings{liu2025etegrec,
+  title = {Generative Recommender with End-to-End Learnable Item Tokenization},
+  author = {Liu, Enze and Zheng, Bowen and Ling, Cheng and Hu, Lantao and Li, Han and Zhao, Wayne
+            Xin},
+  booktitle = {Proceedings of the 48th International ACM SIGIR Conference on Research and
+               Development in Information Retrieval},
+  pages = {729--739},
+  year = {2025},
+  doi = {10.1145/3726302.3729989}
+}'''}
 
 
 def write(cfg, work, shop, made, coded, heard, model, found):
@@ -19,17 +38,19 @@ def write(cfg, work, shop, made, coded, heard, model, found):
   outcome = read_json(found / 'results.json')
   row = next(iter(outcome['rows']))
   table = np.load(model / 'model.npz')['table'][0][1:]
+  papers = [PAPERS[cfg.way], *(seqrec.PAPERS[r] for r in ('sasrec',) if r in outcome['rows'])]
   html.write(work.path / 'report.html', html.page(
       f'Semantic IDs: {row}', f'{shop.name}, preset {cfg.preset}',
       [verdict(outcome, row), html.tiles(figures(outcome, row, coded))],
       [results_section(outcome, row), results.groups_section(outcome, row),
        *([interests_section(outcome)] if heard is not None else []),
        ids_section(shop, cfg, made, coded, table), training_section(work),
-       examples_section(cfg, shop, work, table, heard), run.facts_section(work.path, cfg, {
+       users_section(cfg, work, shop, made, coded, heard, model, row),
+       *run.closing(work.path, cfg, {
            'data': f'{shop.name}: {len(shop.interactions):,} users, {len(shop.catalog):,} items',
            'data fingerprint': shop.fingerprint,
            'protocol': f'{outcome["protocol"]}; {outcome["note"]}',
-           'seeds': ', '.join(map(str, outcome['seeds']))})],
+           'seeds': ', '.join(map(str, outcome['seeds']))}, papers)],
       'How this method works and what is reproduced: docs/etegrec.md.'))
 
 
@@ -138,30 +159,47 @@ def training_section(work):
   return html.section('Training', html.grid(*shown) if shown else 'One epoch alone.')
 
 
-def examples_section(cfg, shop, work, table, heard):
-  """Test users with what was recommended, its codes, and their interests."""
-  import pyarrow.parquet as pq
-  rows = pq.read_table(work.path / 'predictions.parquet').to_pydict()
-  lists = collections.defaultdict(list)
-  for user, item in zip(rows['user'], rows['item']):
-    lists[user].append(item)
-  split = splits.leave_one_out(shop.interactions)
-  test, said = split.test, None
+def users_section(cfg, work, shop, made, coded, heard, model, row):
+  """Test users with semantic IDs, and the weights of their interests where these are attended."""
+  best = int(np.argmax(tune.valid_of(model)['NDCG@10']))
+  params = tune.trained(model, best)
+  table, test = params['table'], splits.leave_one_out(shop.interactions).test
+  code = lambda some: [' '.join(map(str, table[i])) for i in some]  # noqa: E731
+  said, weigh = None, lambda case: None
   if heard is not None:
     told, _, texts = interests.read(heard)
-    said = [[texts[t] for t in row if t] for row in told[len(told) - len(test):]]
-  titles = shop.catalog.columns.get('title') or shop.catalog.ids
-  name = lambda i: str(titles[i - 1] or shop.catalog.id_of(i))[:80]  # noqa: E731
-  code = lambda i: ' '.join(map(str, table[i - 1]))  # noqa: E731
-  cards = []
-  for case in np.random.default_rng(0).permutation(len(test))[:EXAMPLES]:
-    user, target = shop.interactions.users[test.users[case]], int(test.targets[case])
-    found = [shop.catalog.index(i) for i in lists[user][:10] if i is not None]
-    last = '; '.join(name(int(i)) for i in test.history(case)[-5:])
-    parts = [html.tags('interests', said[case])] if said is not None else []
-    cards.append(html.card(
-        f'User {user}', f'last items: {last}. Next: {name(target)}, {code(target)}', *parts,
-        html.table(['', 'Codes', 'Recommended', ''],
-                   [[str(r), code(i), name(i), 'the next item' if i == target else '']
-                    for r, i in enumerate(found, 1)], 'Top ten', 'rlll')))
-  return html.section('Examples', html.cards(cards, shown=3), intro='Test users drawn at random.')
+    said = [[texts[t] for t in line if t] for line in told[len(told) - len(test):]]
+    weigh = interests_weights(cfg, tune.task(cfg, shop, made, coded, heard), params)
+
+  def tell(case, had, items):
+    parts = []
+    if said is not None:
+      weights = weigh(case)
+      tags = said[case] if weights is None else [
+          html.Tag(t, round(float(w), 3)) for t, w in zip(said[case], weights)]
+      parts = [html.tags('Interests', tags)]
+    target = int(test.targets[case])
+    return {'Codes': code(had)}, {'Codes': code(items)}, [
+        f'Codes of what came next: {code([target])[0]}.', *parts]
+  extra = (' The weight of an interest is the share of attention that the history pays to it, '
+           'the mean over tokens and heads.' if cfg.fusion == 'encoder' else '')
+  return users.section(
+      work.path, shop.catalog, test, row, cfg.seed + best, tell, 'Log-probability',
+      cfg.decode.beams,
+      f'Items are written as their codes, one a level; a list is {cfg.decode.beams} beams.{extra}')
+
+
+def interests_weights(cfg, given, params):
+  """-> a function of a case: shares of attention (K,), None where no attention is paid"""
+  if cfg.fusion != 'encoder':
+    return lambda case: None
+  heard, cases = given.given('test'), given.split.test
+
+  def weigh(case):
+    items = cases.history(case)[-cfg.model.history:]
+    some = tuple(jax.numpy.asarray(h[case:case + 1]) for h in heard)
+    _, kept = coder.Coder(given.cfg).apply(
+        {'params': params['rec']}, jax.numpy.asarray(params['table'])[items][None], some,
+        method='read', mutable=['intermediates'])
+    return np.asarray(jax.tree.leaves(kept)[0])[0].mean((0, 1))
+  return weigh

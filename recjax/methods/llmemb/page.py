@@ -1,9 +1,9 @@
 """The run's report: what the vectors became, whom it helps, and what each part is worth."""
 import numpy as np
 
-from recjax.methods.llmemb import export, plan
-from recjax.models import pca
-from recjax.report import html, plots, results, run
+from recjax.methods.llmemb import export, plan, rat
+from recjax.models import pca, seqrec
+from recjax.report import html, plots, results, run, users
 from recjax.training import sequential
 from recjax.training.work import read_json
 
@@ -15,6 +15,19 @@ LABELS = {'llmemb': 'LLMEmb', 'sasrec': 'SASRec, ids alone', 'gru4rec': 'GRU4Rec
           'popularity': 'popularity', 'recency': 'recent popularity', 'random': 'random'}
 GROUPS = {'tail_item': 'Rare items', 'head_item': 'Frequent items', 'tail_user': 'Short histories',
           'head_user': 'Long histories'}
+NEAREST = 5
+PAPER = '''\
+@inproceedings{liu2025llmemb,
+  title = {{LLMEmb}: Large Language Model Can Be a Good Embedding Generator for Sequential
+           Recommendation},
+  author = {Liu, Qidong and Wu, Xian and Wang, Wanyu and Wang, Yejing and Zhu, Yuanshao and Zhao,
+            Xiangyu and Tian, Feng and Zheng, Yefeng},
+  booktitle = {Proceedings of the AAAI Conference on Artificial Intelligence},
+  volume = {39},
+  pages = {12183--12191},
+  year = {2025},
+  note = {arXiv 2409.19925}
+}'''
 
 
 def write(cfg, work, shop, tables, ids, made, found):
@@ -26,10 +39,12 @@ def write(cfg, work, shop, tables, ids, made, found):
       [verdict(cfg, outcome, row), html.tiles(figures(outcome, row))],
       [results_section(outcome, row), tail_section(cfg, outcome),
        map_section(cfg, shop, tables, made), results.groups_section(outcome, row),
-       training_section(work, ids, made), run.facts_section(work.path, cfg, {
+       users_section(cfg, work, shop, tables, made, row), training_section(work, ids, made),
+       *run.closing(work.path, cfg, {
            'data': f'{shop.name}: {len(shop.interactions):,} users, {len(shop.catalog):,} items',
            'data fingerprint': shop.fingerprint, 'protocol': outcome['protocol'],
-           'seeds': ', '.join(map(str, outcome['seeds']))})],
+           'seeds': ', '.join(map(str, outcome['seeds']))},
+                    [PAPER, *(seqrec.PAPERS[kind] for kind in ids)])],
       'Liu et al., AAAI 2025, arXiv 2409.19925.'))
 
 
@@ -90,15 +105,43 @@ def map_section(cfg, shop, tables, made):
   shown = [(name, export.read(tables[source])) for source, name in (
       ('plain', 'The LLM as it is'), ('tuned', 'After SCFT'), ('text', 'Sentence encoder'),
       ('file', 'Vectors of the file')) if source in tables]
-  main = made[cfg.rat.variant]
-  best = int(np.argmax(read_json(main / 'valid.json')['NDCG@10']))
-  table = sequential.load(main / 'model.npz', best)['items'][1:len(shop.catalog) + 1]
-  shown.append(('After RAT', table))
+  shown.append(('After RAT', trained(cfg, shop, made)[0]))
   return html.section('Where items lie', html.grid(*[
       html.figure(plots.scatter(np.asarray(pca.fit(x, 2)(x)), groups), name,
                   f'{name}: items in the plane of their first two principal components')
       for name, x in shown]), intro='First two principal components, coloured by '
       'category. Overlap in a plane is not overlap in the full space.')
+
+
+def trained(cfg, shop, made):
+  """-> the item vectors that are recommended by (N, d), the number of their seed"""
+  main = made[cfg.rat.variant]
+  best = int(np.argmax(read_json(main / 'valid.json')['NDCG@10']))
+  return sequential.load(main / 'model.npz', best)['items'][1:len(shop.catalog) + 1], best
+
+
+def users_section(cfg, work, shop, tables, made, row):
+  """Test users with what lies nearest to their last item, before and after RAT."""
+  after, best = trained(cfg, shop, made)
+  read = export.read(tables[plan.source(cfg, cfg.rat.variant)])
+  test = rat.split_of(shop).test
+  read, after = (x / np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1e-9)
+                 for x in (read, after))
+
+  def nearest(unit, item):
+    close = unit @ unit[item - 1]
+    return [f'{users.title_of(shop.catalog, i + 1)} ({close[i]:.2f})'
+            for i in np.argsort(-close, kind='stable') if i != item - 1][:NEAREST]
+
+  def tell(case, had, items):
+    last = int(had[-1])
+    rows = zip(map(str, range(1, NEAREST + 1)), nearest(read, last), nearest(after, last))
+    return {}, {}, [html.table(['', 'As the texts say', 'After RAT'], [list(r) for r in rows],
+                               f'Nearest to {users.title_of(shop.catalog, last)}', 'rll')]
+  return users.section(
+      work.path, shop.catalog, test, row, cfg.seed + best, tell, intro='Below each list stand the '
+      "items whose vectors lie nearest to that of the user's last item, by cosine: as they come "
+      'from the texts, and as RAT made them.')
 
 
 def categories(shop):

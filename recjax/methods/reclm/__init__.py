@@ -1,6 +1,6 @@
 """RecLM: a chat model whose recommended items always exist (reclm.md).
 
-Lian et al., *Avoid Recommending Out-of-Domain Items: Constrained Generative Recommendation with
+Liao et al., *Avoid Recommending Out-of-Domain Items: Constrained Generative Recommendation with
 LLMs*, arXiv 2505.03336; Lu et al., *Aligning LLMs for Controllable Recommendations*, arXiv
 2403.05063.
 

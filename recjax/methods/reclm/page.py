@@ -5,7 +5,8 @@ import numpy as np
 
 from recjax.data import splits
 from recjax.methods.reclm import face
-from recjax.report import html, plots, results, run
+from recjax.models import seqrec
+from recjax.report import html, plots, results, run, users
 from recjax.training.work import find_stage, read_json
 
 LABELS = {'cgen': 'RecLM-cgen', 'ret': 'RecLM-ret', 'token': 'RecLM-token',
@@ -19,7 +20,24 @@ RATES = {'NonExistRate': 'items that do not exist', 'RepeatRate': 'repeats',
 WISHES = {'with': 'items of a category alone', 'without': 'none of a category',
           'at_most': 'at most so many of a category', 'at_least': 'at least so many',
           'about': 'about so many'}
-EXAMPLES = 8
+PAPERS = ('''\
+@article{liao2025reclm,
+  title = {Avoid Recommending Out-of-Domain Items: Constrained Generative Recommendation with
+           {LLMs}},
+  author = {Liao, Hao and Lu, Wensheng and Lian, Jianxun and Wu, Mingqi and Wang, Shuo and Zhang,
+            Yong and Huang, Yitian and Zhou, Mingyang and Xie, Xing},
+  journal = {arXiv preprint arXiv:2505.03336},
+  year = {2025}
+}''', '''\
+@inproceedings{lu2024aligning,
+  title = {Aligning Large Language Models for Controllable Recommendations},
+  author = {Lu, Wensheng and Lian, Jianxun and Zhang, Wei and Li, Guanghua and Zhou, Mingyang and
+            Liao, Hao and Xie, Xing},
+  booktitle = {Proceedings of the 62nd Annual Meeting of the Association for Computational
+               Linguistics (Volume 1: Long Papers)},
+  year = {2024},
+  note = {arXiv 2403.05063}
+}''')
 
 
 def write(cfg, work, shop, found):
@@ -31,16 +49,18 @@ def write(cfg, work, shop, found):
       [verdict(outcome, main), html.tiles(figures(cfg, outcome, main))],
       [html.section('Results', results.results_table(
           outcome, ('HR@10', 'NDCG@10', 'HR@5'), 'NDCG@10', main, LABELS),
-          intro='Intervals are 95 % bootstraps over test users.'),
+          intro='Intervals are 95 % bootstraps over test users. A list of RecLM holds '
+          f'{cfg.decode.count} items; a target outside counts as not found.'),
        results.groups_section(outcome, main), rates_section(cfg, outcome),
        *control_section(cfg, outcome), curves(work),
-       examples(cfg, work, shop),
+       users_section(cfg, work, shop),
        run.training_section(work.metrics(), {'llm': 'the tiny language model',
                                              'teacher': 'the teacher', 'tune': 'the LLM'}),
-       run.facts_section(work.path, cfg, {
+       *run.closing(work.path, cfg, {
            'data': f'{shop.name}: {len(shop.catalog):,} items, {len(shop.interactions):,} users',
-           'data fingerprint': shop.fingerprint, 'protocol': outcome['protocol']})],
-      'Lian et al., arXiv 2505.03336; Lu et al., arXiv 2403.05063.'))
+           'data fingerprint': shop.fingerprint, 'protocol': outcome['protocol']},
+                    [*PAPERS, seqrec.PAPERS[cfg.teacher.model.kind]])],
+      'Liao et al., arXiv 2505.03336; Lu et al., arXiv 2403.05063.'))
 
 
 def verdict(outcome, main):
@@ -126,29 +146,20 @@ def curves(work):
       'Validation loss, and of titles among what the catalogue allows', 'curves'))
 
 
-def examples(cfg, work, shop):
-  """Conversations: what was shown, what was asked, what came."""
+def users_section(cfg, work, shop):
+  """Test users with the reply that each list was read from."""
   _, _, shelf, _ = face.open_run(work.path)
-  split = splits.leave_one_out(shop.interactions)
-  cases = split.test
+  cases = splits.leave_one_out(shop.interactions).test
   if 0 < cfg.judge.users < len(cases):
     cases = cases.picked(np.sort(np.random.default_rng(42).permutation(len(cases))[
         :cfg.judge.users]))
   replies = {}
   for line in (find_stage(work.path, 'evaluate') / 'lists.jsonl').read_text().splitlines():
     replies |= {name: ids for name, ids in json.loads(line)}
-  order = np.random.default_rng(0).permutation(len(cases))
-  read = {int(c): shelf.read(replies[int(c)]) for c in order[:400]}
-  good = [c for c, r in read.items() if cases.targets[c] in r.items][:EXAMPLES // 2]
-  bad = [c for c, r in read.items() if cases.targets[c] not in r.items][:EXAMPLES // 2]
-  titles, cards = shelf.stocks[0].titles, []
-  for c in [*good, *bad]:
-    rows = [[str(n), titles[i - 1], 'the next item' if i == cases.targets[c] else '']
-            for n, i in enumerate(read[c].items, 1)]
-    last = '; '.join(titles[i - 1] for i in cases.history(c)[-4:])
-    cards.append(html.card(f'Next: {titles[cases.targets[c] - 1]}', f'last items: {last}',
-                           html.table(['', 'Recommended', ''], rows, 'The list', 'rll'),
-                           html.code(read[c].text)))
-  return html.section('Conversations', html.cards(cards, shown=3),
-                      intro='Test users drawn at random, first some whose next item was found. The '
-                            'reply as it is read stands below each list.')
+
+  def tell(case, had, items):
+    return {}, {}, [html.element('p', 'The reply', class_='label'),
+                    html.code(shelf.read(replies[int(case)]).text or '(nothing)')]
+  return users.section(work.path, shop.catalog, cases, cfg.grounding, cfg.seed, tell, '',
+                       cfg.decode.count, 'Below each list stands the reply that it was read '
+                       'from. Items have no scores: their order is that of the reply.')

@@ -2,11 +2,11 @@
 import numpy as np
 
 from recjax.data import splits
-from recjax.report import html, plots, results, run
-from recjax.training.work import read_json
+from recjax.models import seqrec
+from recjax.report import html, plots, results, run, users
+from recjax.training.work import find_stage, read_json
 
 LABELS = {'popularity': 'popularity', 'recency': 'recent popularity', 'random': 'random'}
-EXAMPLES = 8
 
 
 def write(cfg, work, shop, found):
@@ -16,11 +16,11 @@ def write(cfg, work, shop, found):
   html.write(work.path / 'report.html', html.page(
       f'Sequential recommendation: {row}', f'{shop.name}, preset {cfg.preset}',
       [verdict(outcome, row), html.tiles(figures(outcome, row))],
-      [results_section(outcome, row), results.groups_section(outcome, row), training_section(work),
-       examples_section(cfg, shop, work), run.facts_section(work.path, cfg, {
+      [results_section(outcome, row), results.groups_section(outcome, row),
+       users_section(cfg, shop, work, row), training_section(work), *run.closing(work.path, cfg, {
            'data': f'{shop.name}: {len(shop.interactions):,} users, {len(shop.catalog):,} items',
            'data fingerprint': shop.fingerprint, 'protocol': outcome['protocol'],
-           'seeds': ', '.join(map(str, outcome['seeds']))})],
+           'seeds': ', '.join(map(str, outcome['seeds']))}, [seqrec.PAPERS[cfg.model.kind]])],
       'How to read these figures: docs/evaluation.md.'))
 
 
@@ -86,32 +86,18 @@ def streamed_section(rows):
           ('data_wait', 'share', 'Share of time in which training waited for data'))))
 
 
-def examples_section(cfg, shop, work):
-  """Test users with what was recommended, the true next item marked."""
-  import pyarrow.parquet as pq
-  table = pq.read_table(work.path / 'predictions.parquet').to_pydict()
-  lists = {}
-  for user, item in zip(table['user'], table['item']):
-    lists.setdefault(user, []).append(item)
-  test = splits.of(shop, cfg.judge).test
-  rng = np.random.default_rng(0)
-  order = rng.permutation(len(test))
-  hit = np.array([shop.catalog.id_of(int(test.targets[c])) in lists.get(
-      shop.interactions.users[test.users[c]], [])[:10] for c in order])
-  chosen = [*order[hit][:EXAMPLES // 2], *order[~hit][:EXAMPLES // 2]]
-  titles = shop.catalog.columns.get('title', shop.catalog.ids)
+def users_section(cfg, shop, work, row):
+  """Test users with what was recommended, beside what the most popular items would have been."""
+  split = splits.of(shop, cfg.judge)
+  counts = np.bincount(split.train.items, minlength=len(shop.catalog) + 1)[1:]
+  popular = np.argsort(-counts, kind='stable') + 1
+  best = int(np.argmax(read_json(find_stage(work.path, 'train') / 'valid.json')['NDCG@10']))
 
-  def name(index):
-    return str(titles[index - 1] or shop.catalog.id_of(index))[:90]
-  cards = []
-  for case in chosen:
-    user = shop.interactions.users[test.users[case]]
-    target = int(test.targets[case])
-    found = [shop.catalog.index(i) for i in lists.get(user, [])[:10] if i is not None]
-    rows = [[str(r), name(i), 'the next item' if i == target else '']
-            for r, i in enumerate(found, 1)]
-    last = '; '.join(name(int(i)) for i in test.history(case)[-5:])
-    cards.append(html.card(f'User {user}', f'last items: {last}. Next: {name(target)}',
-                           html.table(['', 'Recommended', ''], rows, 'Top ten', 'rll')))
-  return html.section('Examples', html.cards(cards, shown=EXAMPLES // 2 + 1), intro='Test users '
-                      'drawn at random, first some whose next item was found.')
+  def tell(case, had, items):
+    had = set(split.test.history(case).tolist()) if cfg.judge.mask_history else ()
+    top = [i for i in popular if i not in had][:len(items)]
+    return ({}, {'Bought': [f'{counts[i - 1]:,}' for i in items],
+                 'The most bought instead': [users.title_of(shop.catalog, i) for i in top]}, [])
+  return users.section(work.path, shop.catalog, split.test, row, cfg.seed + best, tell, intro=(
+      '“Bought” counts the training interactions of an item; beside the list stand the most bought '
+      'items, those of the history left out where they are left out of the list.'))
