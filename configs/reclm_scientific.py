@@ -64,7 +64,7 @@ def get_config(arg=''):
                  sample=0, valid_users=128, longest_list=10, full_lists=True, candidates=0.05,
                  rule=0.5, multi_round=0.1, chat_share=0.05, gamma=0.0, focus='title',
                  static='', prompt=1.0, full_histories=True,
-                 control_like='quotes', soft=0.0)
+                 control_like='quotes', soft=0.0, free=0.0)
   # requests about categories: share of training samples, users asked with each of them in the test
   c.control = dict(share=0.0, users=100)
   c.lora = dict(rank=16, alpha=8.0, targets=('q', 'k', 'v', 'o', 'gate', 'up', 'down'))

@@ -73,12 +73,13 @@ def narrowed(nodes, ends, kind='all', scope_end=False):
 
 
 def token_nll(hidden, head, targets, nodes, scope, gamma=0.0, focus='title',
-              chunk_bytes=1 << 28, shares=None):
+              chunk_bytes=1 << 28, shares=None, free=0.0):
   """Negative log-likelihood of each target, inside titles among the children of its node.
 
   hidden: (M, D). head: (D, V). targets, nodes: (M,) int32. shares: (M, K), of K tokens each, which
   targets (M, K) then are: the mean of their negative log-likelihoods by these shares. gamma: above 0 multiplies by (1 - p) to
-  its power, at positions in titles or, with focus 'all', everywhere. -> (M,) float32
+  its power, at positions in titles or, with focus 'all', everywhere. free: weight of the same over
+  the whole vocabulary, beside, at positions in titles. -> (M,) float32
   """
   rows, vocab = hidden.shape[0], head.shape[1]
   chunks = max(1, math.ceil(rows * vocab * 4 / chunk_bytes))
@@ -86,7 +87,7 @@ def token_nll(hidden, head, targets, nodes, scope, gamma=0.0, focus='title',
   pad = size * chunks - rows
   parts = [jnp.pad(x, [(0, pad)] + [(0, 0)] * (x.ndim - 1)).reshape(chunks, size, *x.shape[1:])
            for x in (hidden, targets, nodes, *(() if shares is None else (shares,)))]
-  one = functools.partial(_nll, head, scope)
+  one = functools.partial(_nll, head, scope, free)
   if chunks == 1:
     nll = one([x[0] for x in parts])
   else:
@@ -97,7 +98,7 @@ def token_nll(hidden, head, targets, nodes, scope, gamma=0.0, focus='title',
   return nll
 
 
-def _nll(head, scope, part):
+def _nll(head, scope, free, part):
   h, target, node, *shares = part
   logits = jnp.dot(h, head.astype(h.dtype), preferred_element_type=jnp.float32)
   if shares:
@@ -113,4 +114,7 @@ def _nll(head, scope, part):
   first = jax.nn.logsumexp(jnp.where(scope.root, logits, -jnp.inf), -1)
   every = jax.nn.logsumexp(logits, -1)
   total = jnp.where(inner, below, jnp.where(node == 0, first, every))
-  return jnp.where(node == FORCED, 0, total - picked)
+  within = jnp.where(node == FORCED, 0, total - picked)
+  if not free:
+    return within
+  return jnp.where(node == FREE, within, (within + free * (every - picked)) / (1 + free))

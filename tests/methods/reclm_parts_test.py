@@ -148,6 +148,23 @@ class RenderTest(parameterized.TestCase):
     prompt = turn.tokens(turns[:2])
     self.assertEqual(one.ids[:len(prompt)].tolist(), prompt)
 
+  def test_a_template_may_write_histories_as_items(self):
+    _, some, turn = self.turn()
+    turn.nodes = [np.full(len(r) + 1, 10 * i) for i, r in enumerate(some.rows)]
+    template = {**TEMPLATE, 'train': 'Name {count}, I have: {items}'}
+    ask = samples.question(some, template, [2, 4], 'trained', 3, ' All <SOI>.')
+    self.assertEqual(ask[1]['content'], ['Name 3, I have: ', 2, ' → ', 4, ' All <SOI>.'])
+    one = turn.example(samples.Sample([*ask, samples.said('assistant', samples.written([1]))]))
+    prompt = turn.tokens(ask)
+    self.assertEqual(one.ids[:len(prompt)].tolist(), prompt)
+    self.assertEqual(prompt.count(turn.soi), 2)  # the wish is plain text
+    self.assertFalse(one.weights[:len(prompt)].any())
+    at = prompt.index(turn.soi) + 1
+    row = [*some.rows[1], turn.eoi]
+    self.assertEqual(prompt[at:at + len(row)], row)
+    np.testing.assert_array_equal(one.marks['node'][at:at + len(row)], 10)
+    self.assertFalse(one.marks['item'][:len(prompt)].any())  # nothing is fetched in a request
+
   def test_users_cannot_open_an_item(self):
     """5,000 user texts around the control symbols never put one into a prompt."""
     made, _, turn = self.turn()

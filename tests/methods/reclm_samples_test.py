@@ -184,9 +184,10 @@ class FileTest(parameterized.TestCase):
   def parts(self, cfg, data, stock, ask):
     return static.of_run(cfg, data, stock, ask, [('How many <SOI>?', 'Two.'), ('So?', 'So.')])
 
-  def test_what_is_written_is_read(self):
+  @parameterized.parameters('reclm', 'last')
+  def test_what_is_written_is_read(self, template):
     data, stock = shop(), goods.load(CATALOG, tokenizer())
-    cfg = config(control=dict(share=0.3))
+    cfg = config(control=dict(share=0.3), prompt=dict(template=template))
     made = self.parts(cfg, data, stock, teach)
     static.write(self.folder, made, data, stock)
     cfg.train.static = str(self.folder)

@@ -84,6 +84,14 @@ class OracleTest(parameterized.TestCase):
     np.testing.assert_allclose(got, dense, atol=1e-6)
     free = nll(logits, targets, np.full_like(node, scope.FREE), made)
     self.assertTrue((np.asarray(got) <= np.asarray(free) + 1e-6).all())
+    both = nll(logits, targets, node, made, chunk_bytes=chunk, free=3.0)
+    np.testing.assert_allclose(both, (np.asarray(got) + 3 * np.asarray(free)) / 4, atol=1e-5)
+
+  def test_outside_titles_the_free_loss_changes_nothing(self):
+    made, _ = table([[0, 1], [3]])
+    logits, node = np.random.default_rng(1).normal(size=(3, V)), [scope.FREE] * 3
+    np.testing.assert_array_equal(nll(logits, [1, 4, 5], node, made),
+                                  nll(logits, [1, 4, 5], node, made, free=1.0))
 
 
 if __name__ == '__main__':

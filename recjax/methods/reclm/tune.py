@@ -266,7 +266,7 @@ def loss_sums(cfg, speaker, prefix, table, room, train, frozen, batch):
   else:
     tokens, shares = flat['targets'], None
   nll = scope.token_nll(hidden, head, tokens, nodes, table, cfg.train.gamma, cfg.train.focus,
-                        shares=shares)
+                        shares=shares, free=cfg.train.free)
   within = scope.token_nll(hidden, head, flat['targets'], flat['node'], table)
   titles = weights * (flat['item'] < 0)
   return {'valid_loss': (nll * learnt).sum(), 'title_nll': (within * titles).sum(),
