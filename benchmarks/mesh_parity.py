@@ -28,8 +28,8 @@ LAYOUTS = {
     'fsdp': (8, 1, ('mesh.fsdp=2',)), 'model': (8, 1, ('mesh.model=2',)),
     'both': (8, 1, ('mesh.fsdp=2', 'mesh.model=2'))}
 
-TINY = ('tiny.vocab=512', 'tiny.width=32', 'tiny.layers=1', 'tiny.ffn=64', 'tiny.batch=3', 'tiny.epochs=0.04',
-        'tiny.log_every=1', 'tiny.warmup=5')
+TINY = ('tiny.vocab=512', 'tiny.width=32', 'tiny.layers=1', 'tiny.ffn=64',
+        'tiny.batch=3', 'tiny.epochs=0.04', 'tiny.log_every=1', 'tiny.warmup=5')
 TUNE = ('optim.log_every=1', 'optim.warmup=5')
 IDS = ('{}model.width=16', '{}model.hidden=16', '{}model.layers=1', '{}model.length=16',
        '{}train.batch=30', '{}train.epochs=6')
@@ -66,7 +66,8 @@ CASES = {
     'reclm ret': ('reclm_scientific', 'grounding=ret', (*RECLM, 'ret.hidden=16')),
     'reclm token': ('reclm_scientific', 'grounding=token', (*RECLM, 'token.size=16')),
     'llmemb': ('llmemb_scientific', '', LLMEMB),
-    'etegrec': ('etegrec_scientific', '', (*CODES, 'train.epochs=4', 'align.warm=1', 'finetune.epochs=1')),
+    'etegrec': ('etegrec_scientific', '', (
+        *CODES, 'train.epochs=4', 'align.warm=1', 'finetune.epochs=1')),
     'tiger': ('tiger_beauty', '', CODES)}
 
 

@@ -61,7 +61,7 @@ def measure(args):
         'temporary': program.memory_analysis().temp_size_in_bytes / 2**20,
         'collectives': plan.collectives(program.as_text()),
         'parameters': sum(x.size * 4 for x in jax.tree.leaves(state['params'])),
-        'states': users * MEAN * args.width * 4, 'targets': users * MEAN}
+        'states': users * MEAN * args.width * 4}
     times = []
     for _ in range(0 if args.compile_only else 12):
       start = time.monotonic()
@@ -93,9 +93,10 @@ def main():
     found = json.loads(done.stdout.splitlines()[-1])
     moved = ', '.join(f'{n} {kind} of {size / 1e6:.2f} MB'
                       for kind, (n, size) in sorted(found['collectives'].items())) or 'none'
-    print(f'{count} devices, {found["users"]} users: {found["gflop"]:.3f} GFLOP and '
+    print(f'{count} devices, {found["users"]} users: {found["gflop"]:.2f} GFLOP and '
           f'{found["temporary"]:.0f} MiB a device, {found.get("seconds", 0) * 1e3:.0f} ms; {moved}; '
-          f'gradients {found["parameters"] / 1e6:.2f} MB', flush=True)
+          f'of all: gradients {found["parameters"] / 1e6:.2f} MB, states of targets '
+          f'{found["states"] / 1e6:.2f} MB', flush=True)
 
 
 if __name__ == '__main__':

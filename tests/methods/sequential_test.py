@@ -250,7 +250,8 @@ class RunTest(parameterized.TestCase):
     one, many = (train.load(train_on(shop, cfg, folder, n) / 'model.npz', 0)
                  for folder, n in zip(folders, (1, devices)))
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-3), one, many)
-    curves = [[json.loads(row)['loss_0'] for row in open(f'{folder}/metrics.jsonl')]
+    curves = [[json.loads(row)['loss_0'] for row in
+               (pathlib.Path(folder) / 'metrics.jsonl').read_text().splitlines()]
               for folder in folders]
     self.assertLen(curves[0], 2)
     np.testing.assert_allclose(*curves, rtol=1e-5)
