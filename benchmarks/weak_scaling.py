@@ -94,8 +94,8 @@ def main():
     moved = ', '.join(f'{n} {kind} of {size / 1e6:.2f} MB'
                       for kind, (n, size) in sorted(found['collectives'].items())) or 'none'
     print(f'{count} devices, {found["users"]} users: {found["gflop"]:.2f} GFLOP and '
-          f'{found["temporary"]:.0f} MiB a device, {found.get("seconds", 0) * 1e3:.0f} ms; {moved}; '
-          f'of all: gradients {found["parameters"] / 1e6:.2f} MB, states of targets '
+          f'{found["temporary"]:.0f} MiB a device, {found.get("seconds", 0) * 1e3:.0f} ms; '
+          f'{moved}; of all: gradients {found["parameters"] / 1e6:.2f} MB, states of targets '
           f'{found["states"] / 1e6:.2f} MB', flush=True)
 
 
