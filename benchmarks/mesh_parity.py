@@ -58,8 +58,9 @@ CASES = {
     'gru4rec': ('sequential_beauty', 'model=gru4rec', ids()),
     'bert4rec': ('sequential_beauty', 'model=bert4rec', ids()),
     'betag': ('betag_scientific', '', (
-        *TINY, *TUNE, 'train.epochs=1', 'train.batch=5', 'lora.rank=4', 'decode.beams=4',
-        'decode.groups=4', 'decode.new_tokens=6', 'select.top_m=(2,4)', 'select.top_k=(8,)')),
+        *TINY, 'tiny.layers=2', 'tiny.epochs=0.1', *TUNE, 'train.epochs=1', 'train.batch=5',
+        'lora.rank=4', 'decode.beams=4', 'decode.groups=4', 'decode.new_tokens=6',
+        'select.top_m=(2,4)', 'select.top_k=(8,)')),
     'bigrec': ('bigrec_games', '', BIGREC),
     'd3': ('d3_scientific', '', BIGREC[:-2]),
     'reclm cgen': ('reclm_scientific', 'grounding=cgen', RECLM),
