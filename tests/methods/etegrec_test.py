@@ -143,6 +143,7 @@ class WholeTest(parameterized.TestCase):
 
   def test_eight_devices_learn_what_one_does(self):
     cfg = small(etegrec_scientific.get_config('fusion=none'), shop_folder(self.create_tempdir()))
+    cfg.model.history = 1  # one width of rows is one network to compile
     cfg.train.update(epochs=4, valid_users=8)
     cfg.align.warm = 1
     shop, curves = load_data(cfg.data), []
