@@ -51,8 +51,9 @@ RECLM = (*TINY, *TUNE, *ids('teacher.'), 'train.batch=3', 'train.sample=60', 'tr
 BIGREC = (*TINY, *TUNE, *ids('assist.'), 'train.sample=120', 'train.epochs=1', 'train.batch=5',
           'train.valid_sample=20', 'judge.valid_most=20', 'judge.test_most=20', 'ground.most=5',
           'ground.step=0.2')
-LLMEMB = (*TINY, *ids(), *ids('base.')[:4], 'lora.rank=4', 'scft.steps=12', 'scft.batch=24',
-          'scft.optim.log_every=1', 'pca.dim=16', 'rat.hidden=16', 'rat.ablations=()')
+LLMEMB = (*TINY, *ids(), 'base.width=16', 'base.hidden=16', 'base.layers=1', 'base.length=16',
+          'lora.rank=4', 'scft.steps=12', 'scft.batch=24', 'scft.optim.log_every=1', 'pca.dim=16',
+          'rat.hidden=16', 'rat.ablations=()')
 CASES = {
     'sasrec': ('sequential_beauty', '', ids()),
     'gru4rec': ('sequential_beauty', 'model=gru4rec', ids()),
