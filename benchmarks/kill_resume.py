@@ -41,6 +41,18 @@ def seconds_of(workdir):
   return sum(json.loads(p.read_text())['seconds'] for p in workdir.glob('stages/*/DONE.json'))
 
 
+def begun(process, workdir, count):
+  """Waits until a run has begun its `count`-th stage of all attempts; start-up is not at issue."""
+  log = workdir / 'run.log'
+  while process.poll() is None and not (log.exists() and stages_begun(log) >= count):
+    time.sleep(0.05)
+
+
+def stages_begun(log):
+  """How often the log of all attempts says that a stage begins, not that it was done before."""
+  return sum('  [' in line and 'done before' not in line for line in log.read_text().splitlines())
+
+
 def stage_of(workdir):
   """What was going on: the stage with a partial folder."""
   running = sorted((workdir / 'stages').glob('*.partial'))
@@ -53,7 +65,8 @@ def main():
   parser.add_argument('--config', default='configs/betag_scientific.py')
   parser.add_argument('--kills', type=int, default=10)
   parser.add_argument('--seed', type=int, default=0)
-  parser.add_argument('--startup', type=float, default=8, help='seconds before a run does anything')
+  parser.add_argument('--restart', type=float, default=4,
+                      help='seconds that a restarted stage needs to come to new work')
   parser.add_argument('--room', default='', help='keep the two runs here')
   parser.add_argument('flags', nargs='*', help='flags for the experiment, after --')
   args = parser.parse_args()
@@ -69,17 +82,21 @@ def main():
   shutil.rmtree(fired, ignore_errors=True)
   for kill in range(args.kills):
     # Kills share what is left to do, so that they fall into every stage.
-    left = max(whole - seconds_of(fired), args.startup)
-    wait = args.startup + rng.uniform(0.0, 2.0) * left / (args.kills - kill)
+    left = max(whole - seconds_of(fired), args.restart)
+    wait = rng.uniform(0.0, 2.0) * (args.restart + left / (args.kills - kill))
+    log = fired / 'run.log'
+    before = stages_begun(log) if log.exists() else 0
     process = start(args, fired)
+    begun(process, fired, before + 1)
     try:
       process.wait(wait)
-      print(f'attempt {kill + 1}: over before its kill at {wait:.0f} s')
+      print(f'attempt {kill + 1}: over before its kill, {wait:.1f} s after its first stage began')
       break
     except subprocess.TimeoutExpired:
       process.send_signal(signal.SIGKILL)
       process.wait()
-      print(f'attempt {kill + 1}: killed after {wait:.1f} s in {stage_of(fired)}', flush=True)
+      print(f'attempt {kill + 1}: killed {wait:.1f} s after its first stage began, in '
+            f'{stage_of(fired)}', flush=True)
   if start(args, fired).wait():
     sys.exit(f'the restarted run failed; see {fired}.log')
   want, got = files(straight), files(fired)

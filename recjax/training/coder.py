@@ -85,8 +85,13 @@ LOSSES = {'rec': rec_loss, 'id': id_loss}
 
 
 def spread(some):
-  """A step's rows over the devices."""
-  return jax.tree.map(lambda rows: sharding.shard(rows, ('data', 'fsdp')), some)
+  """A step's rows over the devices, filled up with nobody's where they do not divide."""
+  ways = sharding.ways(jax.sharding.get_abstract_mesh())
+
+  def one(x):
+    x = jnp.pad(x, [(0, -len(x) % ways)] + [(0, 0)] * (x.ndim - 1))
+    return sharding.shard(x, ('data', 'fsdp'))
+  return jax.tree.map(one, some)
 
 
 def epoch_of(side, cfg, weights, id_cfg, tx, orders, take):

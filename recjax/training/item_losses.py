@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from jax import lax
 from jax.sharding import PartitionSpec as P
 
+from recjax import sharding
 from recjax.errors import ConfigError
 
 DENSE = 64  # so many rows of a matmul cost about as much as one gathered row and its gradient
@@ -80,8 +81,10 @@ chunked_cross_entropy.defvjp(_chunked_forward, _chunked_backward)
 def sharded_cross_entropy(states, table, targets, bias, mesh, axis='model'):
   """`cross_entropy` with the table's rows over a mesh axis; each device scores its own rows.
 
-  bias: (N,), zeros for none. Rows are filled up where N does not divide. -> (T,)
+  bias: (N,), zeros for none. States lie over the data axes. Both are filled up where they do not
+  divide. -> (T,)
   """
+  data, short = sharding.present(mesh, [('data', 'fsdp')]), -len(states) % sharding.ways(mesh)
   pad = -len(table) % mesh.shape[axis]
   table = jnp.pad(table, [(0, pad), (0, 0)])
   bias = jnp.pad(bias, (0, pad), constant_values=-1e30)
@@ -96,8 +99,9 @@ def sharded_cross_entropy(states, table, targets, bias, mesh, axis='model'):
     total = lax.psum(jnp.exp(logits - peak[:, None]).sum(-1), axis)
     return peak + jnp.log(total) - lax.psum(jnp.where(mine, own, 0), axis)
 
-  return jax.shard_map(local, mesh=mesh, in_specs=(P(), P(axis), P(axis), P()), out_specs=P())(
-      states, table, bias, targets)
+  run = jax.shard_map(local, mesh=mesh, in_specs=(data, P(axis), P(axis), data), out_specs=data)
+  return run(jnp.pad(states, [(0, short), (0, 0)]), table, bias, jnp.pad(targets, (0, short)))[
+      :len(states)]
 
 
 def scores_by_position(states, table, drawn):

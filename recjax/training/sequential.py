@@ -130,20 +130,26 @@ def epoch(cfg, tx, loss, steps, state, key, seqs, number, shared=(), own=()):
 
 
 def loss_of(cfg, model, mesh, rows, targets, params, seqs, key):
-  """The mean loss over all targets of a batch. seqs: (B, L + 1), 0 in front."""
+  """The mean loss over all targets of a batch. seqs: (B, L + 1), 0 in front.
+
+  Rows and targets are filled up with nobody's where they do not divide over the devices.
+  """
   hide, drop, draw = jax.random.split(key, 3)
+  ways = sharding.ways(mesh)
+  targets += -targets % ways
   inputs, wanted = example(cfg, model, seqs, hide)
   position = seqrec.places(model, inputs)
   packed = pack(inputs, wanted, rows, position)
   if model.pads:  # a row for each user, nothing of it hidden
     user = jnp.broadcast_to(jnp.arange(1, len(seqs) + 1)[:, None], inputs.shape)
     packed = inputs, position, user, wanted
-  items, position, segment, goal = (sharding.shard(x, ('data', 'fsdp')) for x in packed)
+  items, position, segment, goal = (sharding.shard(
+      jnp.pad(x, [(0, -len(x) % ways), (0, 0)]), ('data', 'fsdp')) for x in packed)
   states = seqrec.SeqRec(model).apply({'params': params}, items, position, segment, True,
                                       rngs={'dropout': drop})
   spot = jnp.nonzero(goal.reshape(-1), size=targets, fill_value=goal.size)[0]
-  take = lambda x: x.reshape(goal.size, *x.shape[2:]).at[spot].get(  # noqa: E731
-      mode='fill', fill_value=0)
+  take = lambda x: sharding.shard(x.reshape(goal.size, *x.shape[2:]).at[spot].get(  # noqa: E731
+      mode='fill', fill_value=0), ('data', 'fsdp'))  # else every device would score all targets
   states, goal, user = take(states), take(goal), take(segment) - 1
   each = item_loss(cfg.loss, model, mesh, params, states, goal, seqs, user, draw)
   real = goal > 0

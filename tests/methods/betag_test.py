@@ -142,6 +142,21 @@ class ToyTest(absltest.TestCase):
     with self.assertRaisesRegex(errors.DataError, "'nope'"):
       ask([['nope']], 2)
 
+  def test_eight_devices_learn_what_one_does(self):
+    cfg, curves = self.cfg.copy_and_resolve_references(), []
+    cfg.train.epochs, cfg.optim.log_every = 3, 1
+    base, llm_folder = (works.find_stage(self.path, name) for name in ('base-tags', 'llm'))
+    for count in (1, 8):
+      mesh = jax.sharding.Mesh(np.array(jax.devices()[:count]).reshape(1, count, 1),
+                               ('data', 'fsdp', 'model'),
+                               axis_types=(jax.sharding.AxisType.Auto,) * 3)
+      with works.open_work(self.folder / f'devices-{count}', {}, mesh) as work, \
+          contextlib.redirect_stdout(io.StringIO()):
+        work.stage('tune', tune.stage, tune.settings(cfg), None, base, llm_folder)
+        curves.append([row['loss'] for row in work.metrics()])
+    self.assertGreater(len(curves[0]), 5)
+    np.testing.assert_allclose(*curves, rtol=1e-5)
+
   def test_new_items_get_their_tags_from_the_tuned_model(self):
     data = later.write(self.folder / 'toy', self.folder / 'later', [
         {'item_id': 'n', 'title': 'x', 'tags': ['stove', 'camping']},  # as a and b

@@ -13,7 +13,7 @@ from recjax import recommend
 from recjax.data.catalog import load_data
 from recjax.errors import ConfigError, DataError, UserError
 from recjax.methods import etegrec
-from recjax.methods.etegrec import interests, rows, tune
+from recjax.methods.etegrec import ids, interests, rows, tune, vectors
 from recjax.methods.etegrec import later as later_ids
 from recjax.training.work import Work, find_stage, open_work, read_json
 from tests import later
@@ -141,6 +141,25 @@ class WholeTest(parameterized.TestCase):
       np.testing.assert_allclose(a[:len(row)], b[:len(row)], atol=1e-4)
     with self.assertRaisesRegex(DataError, "item 1 was 'i0', now it is 'i1'.*--update"):
       recommend.load(folder, later.write(data, data + '-wrong', [], swap=True))
+
+  def test_eight_devices_learn_what_one_does(self):
+    cfg = small(etegrec_scientific.get_config('fusion=none'), shop_folder(self.create_tempdir()))
+    cfg.model.history = 1  # one width of rows is one network to compile
+    cfg.train.update(epochs=4, valid_users=8)
+    cfg.align.warm = 1
+    shop, curves = load_data(cfg.data), []
+    for count in (1, 8):
+      mesh = jax.sharding.Mesh(np.array(jax.devices()[:count]).reshape(count, 1, 1),
+                               tuple(cfg.mesh), axis_types=(jax.sharding.AxisType.Auto,) * 3)
+      with open_work(self.create_tempdir().full_path, {}, mesh) as work:
+        work.console = Console(quiet=True)
+        if count == 1:
+          made = work.stage('vectors', vectors.stage, vectors.settings(cfg), shop)
+          coded = work.stage('tokenizer', ids.stage, ids.settings(cfg), made, shop.catalog.ids)
+        work.stage('train', tune.stage, tune.settings(cfg), shop, made, coded, None)
+        curves.append([row['loss_0'] for row in work.metrics() if row['stage'] == 'train'])
+    self.assertLen(curves[0], 4)  # of both sides in turn
+    np.testing.assert_allclose(*curves, rtol=1e-5)
 
   def test_a_killed_run_ends_alike(self):
     data = shop_folder(self.create_tempdir())

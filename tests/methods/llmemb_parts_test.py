@@ -121,7 +121,7 @@ class Reader:
 
   def run(self, variables, tokens, mask):
     rows = self.table[tokens] @ variables['params'] + self.table[tokens] @ variables['lora']
-    return (rows * mask[..., None]).sum(1) / mask.sum(1)[:, None]
+    return (rows * mask[..., None]).sum(1) / jnp.maximum(mask.sum(1), 1)[:, None]
 
 
 class ScftTest(parameterized.TestCase):
@@ -161,8 +161,8 @@ class ScftTest(parameterized.TestCase):
     rng = np.random.default_rng(1)
     train = {'lora': jnp.asarray(rng.normal(size=(6, 5)), jnp.float32)}
     frozen = jnp.asarray(rng.normal(size=(6, 5)), jnp.float32)
-    batch = scft.ViewBatches(Reader(), self.texts, self.cfg)[0]
     ways = scft.ways_of(mesh) if mesh is not None else 1
+    batch = scft.ViewBatches(Reader(), self.texts, self.cfg, ways)[0]
     run = jax.jit(jax.value_and_grad(
         lambda t: scft.objective(Reader(), self.cfg, ways)(t, frozen, batch, None)[0]))
     if mesh is None:
@@ -186,6 +186,21 @@ class ScftTest(parameterized.TestCase):
       got, many = self.loss(mesh)
       np.testing.assert_allclose(got, want, atol=1e-5)
       np.testing.assert_allclose(many['lora'], grads['lora'], atol=1e-4)
+
+  @parameterized.parameters('infonce', 'soft_target', 'decoupled')
+  def test_pairs_that_do_not_divide_over_devices_are_filled_up(self, kind):
+    self.cfg.scft.update(loss=kind, batch=6)
+    want, grads = self.loss()
+    for parts in (1, 3):
+      self.cfg.scft.parts = parts
+      got, many = self.loss(jax.make_mesh(
+          (4,), ('data',), devices=jax.devices()[:4], axis_types=(jax.sharding.AxisType.Auto,)))
+      np.testing.assert_allclose(got, want, rtol=1e-5)
+      np.testing.assert_allclose(many['lora'], grads['lora'], atol=1e-4)
+    self.assertLen(scft.ViewBatches(Reader(), self.texts, self.cfg, 4)[0]['mask'], 12)
+    self.cfg.defects.local_negatives = True
+    with self.assertRaisesRegex(ConfigError, 'scft.batch=6 does not divide over 4'):
+      scft.ViewBatches(Reader(), self.texts, self.cfg, 4)
 
   def test_local_negatives_are_the_mean_over_devices(self):
     z = jnp.asarray(np.random.default_rng(0).normal(size=(8, 2, 5)))

@@ -1,6 +1,8 @@
 """Sequential recommenders whole: packing, losses, training, resume, devices, the face."""
 import dataclasses
+import functools
 import importlib.util
+import json
 import pathlib
 import tempfile
 from unittest import mock
@@ -240,12 +242,33 @@ class RunTest(parameterized.TestCase):
     self.assertEqual((whole / 'valid.json').read_text(), (again / 'valid.json').read_text())
     self.assertEqual((whole / 'model.npz').read_bytes(), (again / 'model.npz').read_bytes())
 
-  def test_eight_devices_learn_what_one_does(self):
-    cfg, shop = config(), ring(300)
-    cfg.train.update(epochs=2)
-    one, eight = (train.load(train_on(shop, cfg, tempfile.mkdtemp(), n) / 'model.npz', 0)
-                  for n in (1, 8))
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-3), one, eight)
+  @parameterized.parameters(('sasrec', 8), ('gru4rec', 5), ('bert4rec', 5))
+  def test_many_devices_learn_what_one_does(self, kind, devices):
+    cfg, shop = config(model=kind), ring(300)
+    cfg.train.update(epochs=2, batch=60)  # neither users nor rows divide over 5
+    folders = [tempfile.mkdtemp() for _ in range(2)]
+    one, many = (train.load(train_on(shop, cfg, folder, n) / 'model.npz', 0)
+                 for folder, n in zip(folders, (1, devices)))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-3), one, many)
+    curves = [[json.loads(row)['loss_0'] for row in
+               (pathlib.Path(folder) / 'metrics.jsonl').read_text().splitlines()]
+              for folder in folders]
+    self.assertLen(curves[0], 2)
+    np.testing.assert_allclose(*curves, rtol=1e-5)
+
+  def test_a_device_scores_its_own_targets_alone(self):
+    cfg, shop = config(), ring(256)
+    model = train.model_config(cfg, 50)
+    given = (seqrec.init(model, jax.random.key(0)), train.sequences(shop.interactions, 12)[:256],
+             jax.random.key(1))
+    cost = []
+    for ways in (1, 8):
+      loss = functools.partial(train.loss_of, cfg, model, mesh(ways), 256, 3072)
+      where = jax.NamedSharding(mesh(ways), jax.P())
+      with jax.set_mesh(mesh(ways)):
+        program = jax.jit(jax.grad(loss)).lower(*jax.device_put(given, where)).compile()
+      cost.append(program.cost_analysis()['flops'])
+    self.assertLess(cost[1], 0.2 * cost[0])
 
   def test_seeds_in_one_program_are_those_of_programs_of_their_own(self):
     cfg, shop = config(), ring(300)

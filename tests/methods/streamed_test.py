@@ -1,5 +1,6 @@
 """Training on users that stay on disk: the same losses, any number of processes, the whole run."""
 import importlib.util
+import json
 import os
 import pathlib
 import socket
@@ -29,9 +30,9 @@ MISSING = [m for m in ('tensorflow_datasets', 'grain', 'array_record')
            if importlib.util.find_spec(m) is None]
 FACTS = {'command': 'x', 'devices': '1', 'revision': 'r', 'versions': {}, 'overrides': {}}
 
-# Three steps in two processes, or six in one: the batches are shared by row of a global array.
+# Some steps in one or more processes: the batches are shared by row of a global array.
 WORKER = '''
-import sys
+import json, sys
 import jax, numpy as np
 from recjax.data import records
 from recjax.training import fit, optim, streamed, sequential
@@ -57,6 +58,8 @@ with jax.set_mesh(mesh):
       lambda p: loss(p, (), b, k)[0])(p)), out_shardings=jax.NamedSharding(mesh, jax.P()))
   for i in range(start, start + steps):
     params = step(params, fit.place(part[i], mesh, True), jax.random.fold_in(jax.random.key(1), i))
+with open(f'{out}.{number}.json', 'w') as f:  # which users this process has read
+  json.dump([part.rows_of(i) for i in range(start, start + steps)], f)
 if number == 0:
   sequential.save(out, params)
 '''
@@ -167,11 +170,15 @@ class StreamedTest(parameterized.TestCase):
           env=self.one_device(), stderr=subprocess.PIPE, text=True) for n in range(count)]
       for job in jobs:
         self.assertEqual(job.wait(300), 0, job.stderr.read())
-      return train.load(out)
-    one = run(1, 0, 4, '', self.room / 'one.npz')
-    run(2, 0, 2, '', self.room / 'two.npz')
-    changed = run(1, 2, 2, self.room / 'two.npz', self.room / 'changed.npz')
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), one, changed)
+      read = [json.loads(pathlib.Path(f'{out}.{n}.json').read_text()) for n in range(count)]
+      return train.load(out), [sum(rows, []) for rows in zip(*read)]  # of each step
+    one, users = run(1, 0, 4, '', self.room / 'one.npz')
+    parts = [run(2, 0, 2, '', self.room / 'a.npz'),
+             run(1, 2, 1, self.room / 'a.npz', self.room / 'b.npz'),
+             run(2, 3, 1, self.room / 'b.npz', self.room / 'c.npz')]
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), one, parts[-1][0])
+    self.assertEqual(sum((steps for _, steps in parts), []), users)
+    self.assertLen(set(sum(users, [])), 4 * 64)  # of 300 nobody is read twice
     fresh = seqrec.init(train.model_config(config(), 50), jax.random.key(0))
     self.assertGreater(float(jnp.abs(one['items'] - fresh['items']).max()), 1e-4)
 

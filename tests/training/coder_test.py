@@ -55,6 +55,17 @@ class SidesTest(absltest.TestCase):
     self.assertEqual(new['table'].shape, table.shape)  # made anew by the tokenizer's epoch
     self.assertIn('largest_group', means)
 
+  def test_devices_that_do_not_divide_a_step_learn_what_one_does(self):
+    x, ids, table, rec, some = parts()
+    state, found = {'rec': rec, 'id': ids, 'table': table}, []
+    for count in (1, 3):
+      mesh = jax.make_mesh((count,), ('data',), devices=jax.devices()[:count],
+                           axis_types=(jax.sharding.AxisType.Auto,))
+      with jax.set_mesh(mesh):
+        found.append([jax.device_get(epoch(side, training.Weights(0.1, 0.1), state, some, x))
+                      for side in ('rec', 'id')])
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), *found)
+
   def test_warm_epochs_do_without_alignment(self):
     x, ids, table, rec, some = parts()
     state = {'rec': rec, 'id': ids, 'table': table}

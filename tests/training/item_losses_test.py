@@ -59,9 +59,10 @@ class LossTest(parameterized.TestCase):
     self.assertNotIn('f32[64,1000]', text)
     self.assertIn('f32[64,100]', text)
 
-  @parameterized.parameters(22, 24)
-  def test_a_table_over_devices_equals_one_device(self, items):
-    mesh = jax.make_mesh((8,), ('model',), axis_types=(jax.sharding.AxisType.Auto,))
+  @parameterized.parameters((22, 1), (24, 1), (23, 4))
+  def test_a_table_over_devices_equals_one_device(self, items, data):
+    mesh = jax.make_mesh((data, 8 // data), ('data', 'model'),
+                         axis_types=(jax.sharding.AxisType.Auto,) * 2)
     states, table, targets, bias = case(1, items=items)
 
     def over(states, table, bias):

@@ -54,22 +54,22 @@ def widths(most):
   return sorted({-(-most // part) for part in (4, 2, 1)})
 
 
-def bins(histories, targets, interests, most, batch, ways=1):
+def bins(histories, targets, interests, most, batch):
   """Parts rows among bins. interests: (R, K) int32. -> [Bin] on the host, shares [rows], steps
 
   Bins are filled up with nobody to steps times their share. Together the shares are about `batch`;
-  each divides by EVEN and by the `ways` of a mesh, so up to EVEN devices train bit for bit alike.
+  each divides by EVEN, whatever the mesh is: any number of devices sees the same rows in a step.
   """
   lengths = np.array([len(h) for h in histories])
   width = np.array(widths(most))
   which = np.searchsorted(width, lengths)
-  steps, even = math.ceil(len(targets) / batch), math.lcm(EVEN, ways)
+  steps = math.ceil(len(targets) / batch)
   made, shares = [], []
   for number, w in enumerate(width):
     rows = np.flatnonzero(which == number)
     if not len(rows):
       continue
-    share = -(-math.ceil(len(rows) / steps) // even) * even
+    share = -(-math.ceil(len(rows) / steps) // EVEN) * EVEN
     more = share * steps - len(rows)
     fill = lambda x: np.pad(x, [(0, more)] + [(0, 0)] * (x.ndim - 1))  # noqa: E731, B023
     made.append(Bin(fill(padded([histories[r] for r in rows], w)), fill(targets[rows]),

@@ -66,7 +66,7 @@ class Task:
     return None if self.cfg.fusion == 'none' else (self.texts[rows], rows > 0)
 
 
-def task(cfg, shop, made, coded, heard, ways=1):
+def task(cfg, shop, made, coded, heard):
   """Reads what the stages before left. heard: the folder of interests, or None. -> Task"""
   split = splits.leave_one_out(shop.interactions)
   x, table = vectors.read(made), ids.read(coded)
@@ -76,7 +76,7 @@ def task(cfg, shop, made, coded, heard, ways=1):
   if heard is not None:
     told, texts, _ = interests.read(heard)
   bins, shares, steps = rows.bins(histories, targets, told[:len(targets)], cfg.model.history,
-                                  cfg.train.batch, ways)
+                                  cfg.train.batch)
   net = shape(cfg, table.shape[1], cfg.tokenizer.size, x.shape[1], texts.shape[1])
   id_cfg = ids.shape(cfg.tokenizer, x.shape[1]) if cfg.way == 'etegrec' else None
   rest = told[len(targets):]
@@ -107,7 +107,7 @@ def check(cfg):
 
 def stage(work, cfg, shop, made, coded, heard):
   """Trains all seeds, keeps the best epoch of each by validation NDCG@10. -> counts"""
-  given = task(cfg, shop, made, coded, heard, sharding.ways(work.mesh))
+  given = task(cfg, shop, made, coded, heard)
   both = given.id_cfg is not None
   turn = 1 / cfg.train.cycle if both else 0  # the tokenizer's part of all epochs
   tx = {'rec': optim.make(cfg.optim, max(1, int(given.steps * cfg.train.epochs * (1 - turn))))}
@@ -132,7 +132,7 @@ def stage(work, cfg, shop, made, coded, heard):
 
 def finetune(work, cfg, shop, made, coded, heard, trained):
   """The recommender alone again, from the best of before, its codes held. -> counts"""
-  given = task(cfg, shop, made, coded, heard, sharding.ways(work.mesh))
+  given = task(cfg, shop, made, coded, heard)
   tx = {'rec': optim.make(cfg.finetune, given.steps * cfg.finetune.epochs)}
   best = jax.tree.map(jnp.asarray, sequential.load(trained / 'model.npz'))
 

@@ -1,6 +1,7 @@
 """Supervised contrastive fine-tuning: two views of an item meet, other items part (llmemb.md 4)."""
 import dataclasses
 import functools
+import math
 import os
 
 import jax
@@ -8,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
+from recjax.data.batches import filled
 from recjax.errors import ConfigError
 from recjax.methods.llmemb import prompts
 from recjax.models import huggingface, llm, lora
@@ -33,7 +35,7 @@ def stage(work, cfg, texts, folder):
     raise ConfigError(f'{folder} is a {reader.about["kind"]}; SCFT tunes decoder models. Use '
                       'variant=no_scft, or name it as text.weights with variant=text')
   texts = prompts.read(texts)
-  batches = ViewBatches(reader, texts, cfg)
+  batches = ViewBatches(reader, texts, cfg, ways_of(work.mesh))
   task = Task(init=functools.partial(begin, reader.model.cfg, cfg), batches=batches,
               loss=objective(reader, cfg, ways_of(work.mesh)), frozen=reader.variables['params'],
               rules=llm.RULES)
@@ -64,22 +66,27 @@ def begin(shape, cfg, key):
 class ViewBatches:
   """batches[i] holds two views of B items, a function of (seed, i) alone.
 
-  Every epoch draws new views of an item; with `views_frozen` all see those of the first.
+  Every epoch draws new views of an item; with `views_frozen` all see those of the first. ways:
+  devices; where B does not divide over them, empty pairs are put behind that count nothing.
   """
 
-  def __init__(self, reader, texts, cfg):
+  def __init__(self, reader, texts, cfg, ways=1):
     self.reader, self.texts, self.cfg = reader, texts, cfg
     self.size = cfg.scft.batch
     if len(texts) < self.size:
       raise ConfigError(f'scft.batch={self.size} of {len(texts)} items: an item would stand beside '
                         'itself as a negative; lower it')
     self.steps = len(texts) // self.size  # a batch holds an item once
+    self.ways = math.lcm(ways, cfg.scft.parts)
+    if cfg.defects.local_negatives and self.size % ways:
+      raise ConfigError(f'scft.batch={self.size} does not divide over {ways} devices, which '
+                        'defects.local_negatives asks for; set it to a multiple of them')
 
   def __len__(self):
     return 10**9
 
   def __getitem__(self, i):
-    """-> tokens, mask (B, 2, S) int32"""
+    """-> tokens, mask (B or more, 2, S) int32"""
     epoch, step = divmod(i, self.steps)
     order = np.random.default_rng((self.cfg.seed, epoch)).permutation(len(self.texts))
     items = order[step * self.size:(step + 1) * self.size]
@@ -88,7 +95,8 @@ class ViewBatches:
         self.texts[item], self.cfg.scft.ratio, self.cfg.seed, drawn, int(item),
         self.cfg.defects.lone_attribute_lost)])
     tokens, mask = encoder.padded(rows, encoder.rung(max(map(len, rows)), 2))
-    return {'tokens': tokens.reshape(self.size, 2, -1), 'mask': mask.reshape(self.size, 2, -1)}
+    return filled({'tokens': tokens.reshape(self.size, 2, -1),
+                   'mask': mask.reshape(self.size, 2, -1)}, self.ways)
 
 
 def objective(reader, cfg, ways=1):
@@ -107,10 +115,11 @@ def objective(reader, cfg, ways=1):
 
 
 def judged(cfg, ways, train, z):
-  """The contrastive loss of vectors of pairs. z: (B, 2, d) -> ()"""
+  """The contrastive loss of vectors of pairs, the first scft.batch of them. z: (B, 2, d) -> ()"""
   tau = train.get('tau', cfg.scft.tau)
   if cfg.defects.local_negatives:
     parts = z.reshape(ways, -1, *z.shape[1:])
     return jax.vmap(lambda p: contrastive.loss(p[:, 0], p[:, 1], tau, cfg.scft.loss))(parts).mean()
   z = shard(z, None, None, None)  # every device meets the vectors of all
-  return contrastive.loss(z[:, 0], z[:, 1], tau, cfg.scft.loss)
+  return contrastive.loss(z[:, 0], z[:, 1], tau, cfg.scft.loss,
+                          jnp.arange(len(z)) < cfg.scft.batch)
