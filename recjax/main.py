@@ -20,6 +20,9 @@ COORDINATOR = flags.DEFINE_string(
     'JAX_NUM_PROCESSES and JAX_PROCESS_ID are set.')
 PROCESSES = flags.DEFINE_integer('processes', None, 'How many processes run together.')
 PROCESS_ID = flags.DEFINE_integer('process_id', None, 'Which of them this one is, from 0.')
+PART = flags.DEFINE_string(
+    'part', '', 'I/N: one of N commands, alike but for I, that share the shards of a stage (BETag: '
+    'generate, LLMEmb: export), on hosts that see the same --workdir.')
 ON_NAN = flags.DEFINE_string(
     'on_nan', 'stop', "At a step whose loss is no number: 'stop', or 'skip' its batch.")
 WATCHDOG = flags.DEFINE_float(
@@ -40,14 +43,18 @@ def run():
   workdir = WORKDIR.value or f'checkpoints/{pathlib.Path(path).stem}'
   import jax  # after the flags: a wrong flag should answer at once
 
-  from recjax.training import guards
+  from recjax.training import guards, parts
   guarded = guards.Guards(ON_NAN.value, WATCHDOG.value)
+  part = parts.parse(PART.value)
+  if part and MULTIHOST.value:
+    raise errors.ConfigError('--part is for processes that know nothing of each other; leave it or '
+                             '--multihost out')
   if MULTIHOST.value:
     join(jax)
   overrides = dict(config_flags.get_override_values(flags.FLAGS['config']))
   guards.listen()
   experiment.run(cfg, workdir, experiment.facts(
-      ' '.join(['python -m recjax.main', *sys.argv[1:]]), overrides), guarded)
+      ' '.join(['python -m recjax.main', *sys.argv[1:]]), overrides), guarded, part)
 
 
 def join(jax):
