@@ -28,6 +28,10 @@ ON_NAN = flags.DEFINE_string(
 WATCHDOG = flags.DEFINE_float(
     'watchdog', 0.0, 'End the process (code 75) after so many seconds without a step; 0: never.')
 
+MEMORY = flags.DEFINE_float(
+    'memory', 0.0, 'GiB of a device that a step of LLM training may take; one that is planned to '
+    'take more goes through in parts. 0: what the device says.')
+
 
 def main(_):
   """Runs the experiment; what went wrong becomes a sentence and an exit code."""
@@ -44,7 +48,7 @@ def run():
   import jax  # after the flags: a wrong flag should answer at once
 
   from recjax.training import guards, parts
-  guarded = guards.Guards(ON_NAN.value, WATCHDOG.value)
+  guarded = guards.Guards(ON_NAN.value, WATCHDOG.value, memory=MEMORY.value)
   part = parts.parse(PART.value)
   if part and MULTIHOST.value:
     raise errors.ConfigError('--part is for processes that know nothing of each other; leave it or '
