@@ -56,7 +56,12 @@ def embeddings(cfg, work, texts, llm, source):
 
 
 SHARED = ('export',)  # stages made of shards, which parts of a run divide
-recommender, cost, convert = evaluate.recommender, plan.cost, plan.convert
+recommender, convert = evaluate.recommender, plan.convert
+
+
+def cost(cfg, shop):
+  """What a run would take, before it runs. -> {what: text}"""
+  return plan.cost(cfg, shop) | rat.cost(cfg, shop)
 
 
 def validated(cfg):
