@@ -52,6 +52,8 @@ def parser():
                    'users.parquet with these columns')
   verb.add_argument('--output', help='where the answers to --input go: x.jsonl or x.parquet; the '
                     'same command goes on where it was stopped')
+  verb.add_argument('--part', metavar='I/N', help='answer only share I of N of --input, here or on '
+                    'another host; the last to finish merges all into --output')
   verb.add_argument('--k', type=int, default=10, help='how many items (default 10)')
   verb.add_argument('--data', metavar='NEW', help='the data as `recjax prepare --update` carried '
                     'them on: new items are recommended, too, where the method can read them')
@@ -140,12 +142,17 @@ def prepare(args):
 def recommend(args):
   """Prints item ids, scores and titles, or answers a file of users."""
   from recjax import recommend as face
+  from recjax.training import parts
   if args.input and not args.output:
     raise ConfigError('--input needs --output, the file for the answers')
+  if args.part and not args.input:
+    raise ConfigError('--part shares out the users of --input; add it, or leave --part out')
+  part = parts.parse(args.part)
   ask, shop = face.load(args.workdir, args.data)
   if args.input:
-    written = face.batch(ask, shop, args.input, args.output, args.k, face.mark(args.workdir))
-    print(f'{written} users answered, in {args.output}')
+    written = face.batch(ask, shop, args.input, args.output, args.k, face.mark(args.workdir),
+                         part=part)
+    print(f'{written} users answered, ' + (f'part {args.part}' if part else f'in {args.output}'))
     return
   history = args.history.split(',') if args.history else face.history_of(shop, args.user)
   items, scores = ask([history], args.k)

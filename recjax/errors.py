@@ -44,6 +44,10 @@ class Preempted(BaseException):
   """SIGTERM came and what was to be saved is saved. No Exception: nothing may swallow it."""
 
 
+class PartDone(BaseException):
+  """A part of a run has done its share, and others have not, or go on. No Exception, as above."""
+
+
 def guard(main):
   """Runs `main()`; a UserError or a full disk becomes one paragraph on stderr and exit code 2.
 

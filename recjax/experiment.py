@@ -82,10 +82,11 @@ def opened(workdir):
   return Run(workdir)
 
 
-def run(cfg, workdir, about, guarded=None):
+def run(cfg, workdir, about, guarded=None, part=None):
   """Opens the run's folder, says what runs, and hands over to the method.
 
-  about: as `facts` gives. guarded: training.guards.Guards, by default its own defaults.
+  about: as `facts` gives. guarded: training.guards.Guards, by default its own defaults. part: (i,
+  n), where this process is one of n that share its shards. Raises ConfigError where there are none.
   """
   import jax
 
@@ -96,11 +97,17 @@ def run(cfg, workdir, about, guarded=None):
     jax.config.update('jax_compilation_cache_dir',
                       str(pathlib.Path.home() / '.cache' / 'recjax' / 'xla'))
   config = {'config': cfg.to_dict(), 'facts': about}
+  method = importlib.import_module(f'recjax.methods.{cfg.method}')
+  if part and not hasattr(method, 'SHARED'):
+    raise ConfigError(f'--part: no stage of {cfg.method} is made of shards; leave it out')
   with works.open_work(workdir, config, sharding.make_mesh(cfg.mesh),
-                       guarded or guards.Guards()) as work:
+                       guarded or guards.Guards(), part) as work:
     announce(work, cfg, about)
     try:
-      importlib.import_module(f'recjax.methods.{cfg.method}').run(cfg, work)
+      method.run(cfg, work)
+    except errors.PartDone as done:
+      work.say(f'{done}; run folder {workdir}')
+      return
     except Exception as error:
       if text := errors.memory_error(error, cfg):
         raise errors.UserError(text) from error

@@ -21,10 +21,17 @@ COORDINATOR = flags.DEFINE_string(
     'JAX_NUM_PROCESSES and JAX_PROCESS_ID are set.')
 PROCESSES = flags.DEFINE_integer('processes', None, 'How many processes run together.')
 PROCESS_ID = flags.DEFINE_integer('process_id', None, 'Which of them this one is, from 0.')
+PART = flags.DEFINE_string(
+    'part', '', 'I/N: one of N commands, alike but for I, that share the shards of a stage (BETag: '
+    'generate, LLMEmb: export), on hosts that see the same --workdir.')
 ON_NAN = flags.DEFINE_string(
     'on_nan', 'stop', "At a step whose loss is no number: 'stop', or 'skip' its batch.")
 WATCHDOG = flags.DEFINE_float(
     'watchdog', 0.0, 'End the process (code 75) after so many seconds without a step; 0: never.')
+
+MEMORY = flags.DEFINE_float(
+    'memory', 0.0, 'GiB of a device that a step of LLM training may take; one that is planned to '
+    'take more goes through in parts. 0: what the device says.')
 
 
 def main(_):
@@ -41,14 +48,18 @@ def run():
   workdir = WORKDIR.value or f'checkpoints/{pathlib.Path(path).stem}'
   import jax  # after the flags: a wrong flag should answer at once
 
-  from recjax.training import guards
-  guarded = guards.Guards(ON_NAN.value, WATCHDOG.value)
+  from recjax.training import guards, parts
+  guarded = guards.Guards(ON_NAN.value, WATCHDOG.value, memory=MEMORY.value)
+  part = parts.parse(PART.value)
+  if part and MULTIHOST.value:
+    raise errors.ConfigError('--part is for processes that know nothing of each other; leave it or '
+                             '--multihost out')
   if MULTIHOST.value:
     join(jax)
   overrides = dict(config_flags.get_override_values(flags.FLAGS['config']))
   guards.listen()
   experiment.run(cfg, workdir, experiment.facts(
-      ' '.join(['python -m recjax.main', *sys.argv[1:]]), overrides), guarded)
+      ' '.join(['python -m recjax.main', *sys.argv[1:]]), overrides), guarded, part)
 
 
 def join(jax):

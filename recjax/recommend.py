@@ -1,6 +1,7 @@
 """A trained method's uniform face, and batch recommendation that can be resumed."""
 import contextlib
 import fcntl
+import functools
 import hashlib
 import importlib
 import itertools
@@ -10,9 +11,10 @@ import pathlib
 
 from recjax.data import catalog, files, records
 from recjax.errors import ConfigError, DataError, WorkdirError
-from recjax.training.work import plain_progress, read_json
+from recjax.training.work import plain_progress, read_json, write_json
 
 BLOCK = 256  # users that are answered, and come to disk, together
+MERGED = 'merged.json'  # in TARGET.parts: the digest of what they became
 
 
 def load(workdir, data=None):
@@ -78,33 +80,113 @@ def title_of(goods, item_id):
   return titles[goods.index(item_id) - 1] or '' if titles else ''
 
 
-def batch(recommend, shop, source, target, k, model='', say=print):
+def batch(recommend, shop, source, target, k, model='', say=print, part=None):
   """Recommends for every row of `source` into `target`; a call that was killed goes on.
 
   source: JSON Lines, {"user_id": ..., "items": [...]} a line, or Parquet with these columns (name
   ends in .parquet). target: x.jsonl, the same rows with "recommended": [{"item", "title",
   "score"}], or x.parquet with a row an answer: user, rank (1 is best), item, title, score. All of
   source is checked first; answers gather in TARGET.partial, and target appears whole. model: as
-  `mark` gives it. -> users answered now. Raises DataError naming the row that is wrong, ConfigError
-  for another ending, WorkdirError where TARGET.partial belongs to another request.
+  `mark` gives it. part: (i, n) for the i-th of n shares, from 0, see `batch_part`. -> users
+  answered now. Raises DataError naming the row that is wrong, ConfigError for another ending,
+  WorkdirError where TARGET.partial belongs to another request.
   """
   target = pathlib.Path(target)
   if target.suffix not in ('.jsonl', '.parquet'):
     raise ConfigError(f'{target}: the answers go to a file that ends in .jsonl or .parquet')
   total = sum(1 for _ in read_users(source, shop.catalog))
-  with open(source, 'rb') as f:
-    request = {'source': hashlib.file_digest(f, 'sha256').hexdigest(), 'k': k, 'model': model,
-               'data': shop.fingerprint}
+  request = {'source': digest(source), 'k': k, 'model': model, 'data': shop.fingerprint}
+  answer = functools.partial(answer_share, recommend, shop.catalog, source, k, say)
+  if part:
+    return batch_part(answer, target, request, total, part, say)
   partial = target.with_name(target.name + '.partial')
   with open_journal(partial, request, total) as (out, done):
-    advance = plain_progress(say, 'answered', total, done, 'user')
-    users = itertools.islice(read_users(source, shop.catalog), done, None)
-    while some := list(itertools.islice(users, BLOCK)):
-      append(out, answers(recommend, shop.catalog, some, k))
-      advance(len(some))
-    (write_parquet if target.suffix == '.parquet' else write_lines)(partial, target)
+    answer(out, range(done, total), total)
+    write([partial], target)
     partial.unlink()
   return total - done
+
+
+def answer_share(recommend, goods, source, k, say, out, users, of):
+  """Appends the answers to some users, a range that begins at a block's start; `of` are the job."""
+  advance = plain_progress(say, 'answered', of, of - len(users), 'user')
+  rows = itertools.islice(read_users(source, goods), users.start, users.stop)
+  while some := list(itertools.islice(rows, BLOCK)):
+    append(out, answers(recommend, goods, some, k))
+    advance(len(some))
+
+
+def batch_part(answer, target, request, total, part, say):
+  """Answers one of n shares; the call that finds all of them finished merges them into `target`.
+
+  A share is whole blocks side by side, so answers have the bytes that one process gives them. All
+  stands in TARGET.parts, which hosts must see alike; after the merge it tells that it was done.
+  -> users answered now. Raises WorkdirError where TARGET.parts belongs to another request.
+  """
+  index, parts = part
+  folder, request = target.with_name(target.name + '.parts'), {**request, 'parts': parts}
+  journals = [folder / f'{i + 1}-of-{parts}.jsonl' for i in range(parts)]
+  mine, partial = journals[index], journals[index].with_suffix('.partial')
+  with alone(folder, request):
+    if merged(folder, target):
+      say(f'{target} was merged from {parts} parts before; nothing is left to do')
+      return 0
+  blocks = -(-total // BLOCK)
+  first, last = (min(total, i * blocks // parts * BLOCK) for i in (index, index + 1))
+  done = last - first
+  if not mine.exists():
+    with open_journal(partial, request, last - first) as (out, done):
+      answer(out, range(first + done, last), last - first)
+      os.replace(partial, mine)
+  with alone(folder, request):
+    left = [i for i, path in enumerate(journals, 1) if not path.exists()]
+    if merged(folder, target):
+      say(f'all {parts} parts are finished, and merged by another in {target}')
+    elif left:
+      say(f'part {index + 1} of {parts} is finished; to come: {", ".join(map(str, left))}. The '
+          f'last to finish writes {target}')
+    else:
+      write(journals, target)
+      write_json(folder / MERGED, digest(target))
+      for path in journals:
+        path.unlink()
+      say(f'all {parts} parts are finished, and merged in {target}')
+  return last - first - done
+
+
+@contextlib.contextmanager
+def alone(folder, request):
+  """The folder of a request's parts, held by this process alone for a moment.
+
+  Raises WorkdirError where it belongs to another request, or to this one in other parts.
+  """
+  folder.mkdir(exist_ok=True)
+  with open(folder / 'request.json', 'a+b') as f:
+    fcntl.flock(f, fcntl.LOCK_EX)
+    f.seek(0)
+    found = f.read()
+    held = json.loads(found) if found.endswith(b'\n') else request
+    if held != request:
+      what = (f'this request in {held["parts"]} parts, not {request["parts"]}'
+              if {**held, 'parts': 0} == {**request, 'parts': 0} else
+              'another request (other input, k, data or model)')
+      raise WorkdirError(f'{folder} belongs to {what}; give all parts the same flags, or remove '
+                         'the folder to begin anew')
+    if not found.endswith(b'\n'):  # new, or whoever made it was killed there
+      f.truncate(0)
+      append(f, [request])
+    yield
+
+
+def merged(folder, target):
+  """Whether the parts in `folder` became `target`, and it is still the same file."""
+  return target.exists() and read_json(folder / MERGED) == digest(target)
+
+
+def digest(path):
+  """SHA-256 of a file. -> str"""
+  with open(path, 'rb') as f:
+    return hashlib.file_digest(f, 'sha256').hexdigest()
 
 
 def read_users(source, goods):
@@ -199,24 +281,34 @@ def whole(target):
     fresh.unlink(missing_ok=True)
 
 
-def write_lines(journal, target):
-  """The answers of a journal as JSON Lines."""
-  with whole(target) as fresh, open(journal, 'rb') as lines, open(fresh, 'wb') as out:
-    next(lines)
-    for line in lines:
-      out.write(line)
+def write(journals, target):
+  """The answers of journals, one behind the other, as `target`, which appears whole."""
+  with whole(target) as fresh:
+    (write_parquet if target.suffix == '.parquet' else write_lines)(lines_of(journals), fresh)
 
 
-def write_parquet(journal, target):
-  """The answers of a journal as Parquet: user, rank, item, title, score."""
+def lines_of(journals):
+  """Yields the answers of journals, as bytes, without the requests above them."""
+  for path in journals:
+    with open(path, 'rb') as lines:
+      next(lines)
+      yield from lines
+
+
+def write_lines(lines, path):
+  """Answers as JSON Lines."""
+  with open(path, 'wb') as out:
+    out.writelines(lines)
+
+
+def write_parquet(lines, path):
+  """Answers as Parquet: user, rank, item, title, score."""
   import pyarrow as pa
   import pyarrow.parquet as pq
   kinds = pa.schema([('user', pa.string()), ('rank', pa.int32()), ('item', pa.string()),
                      ('title', pa.string()), ('score', pa.float32())])
-  with whole(target) as fresh, open(journal, 'rb') as lines:
-    next(lines)
-    with pq.ParquetWriter(fresh, kinds) as out:
-      while some := list(itertools.islice(lines, 64 * BLOCK)):
-        rows = [{'user': str(row['user_id']), 'rank': rank, **found} for row in
-                map(json.loads, some) for rank, found in enumerate(row['recommended'], 1)]
-        out.write_table(pa.Table.from_pylist(rows, kinds))
+  with pq.ParquetWriter(path, kinds) as out:
+    while some := list(itertools.islice(lines, 64 * BLOCK)):
+      rows = [{'user': str(row['user_id']), 'rank': rank, **found} for row in
+              map(json.loads, some) for rank, found in enumerate(row['recommended'], 1)]
+      out.write_table(pa.Table.from_pylist(rows, kinds))

@@ -2,11 +2,13 @@
 import json
 import os
 import pathlib
+import shutil
 import signal
 import subprocess
 import sys
 import tempfile
 import time
+from unittest import mock
 
 import numpy as np
 from absl.testing import absltest, parameterized
@@ -14,6 +16,7 @@ from absl.testing import absltest, parameterized
 from recjax import recommend
 from recjax.data import catalog
 from recjax.errors import ConfigError, DataError, WorkdirError
+from recjax.training import parts
 
 ITEMS = [f'i{n}' for n in range(40)]
 
@@ -190,6 +193,141 @@ class BatchTest(parameterized.TestCase):
     self.source = self.source.rename(self.folder / 'in.parquet')
     with self.assertRaisesRegex(DataError, 'in.parquet cannot be read as Parquet'):
       self.batch('out.jsonl')
+
+
+class PartsTest(parameterized.TestCase):
+
+  def setUp(self):
+    super().setUp()
+    self.folder = pathlib.Path(self.enterContext(tempfile.TemporaryDirectory()))
+    self.source, self.said = self.folder / 'in.jsonl', []
+
+  def part(self, text, name='out.jsonl', k=3, ask=ask, **kw):
+    return recommend.batch(ask, shop(), self.source, self.folder / name, k, say=self.said.append,
+                           part=parts.parse(text), **kw)
+
+  def one(self, name):
+    recommend.batch(ask, shop(), self.source, self.folder / f'whole-{name}', 3,
+                    say=lambda _: None)
+    return (self.folder / f'whole-{name}').read_bytes()
+
+  @parameterized.product(count=(0, 1, 256, 257, 1000), name=('out.jsonl', 'out.parquet'))
+  def test_parts_in_any_order_have_the_bytes_of_one_process(self, count, name):
+    write_users(self.source, count)
+    answered = [self.part(f'{i}/3', name) for i in (2, 3, 1)]
+    self.assertEqual(sum(answered), count)
+    self.assertEqual((self.folder / name).read_bytes(), self.one(name))
+    if count == 1000:
+      self.assertEqual(answered, [256, 488, 256])
+      self.assertIn('to come: 1, 3', self.said[0])
+    self.assertEqual(sorted(os.listdir(self.folder / f'{name}.parts')),
+                     ['merged.json', 'request.json'])
+
+  def test_more_parts_than_blocks_and_the_answers_row_group_by_row_group(self):
+    write_users(self.source, 300)
+    for i in range(1, 6):
+      self.part(f'{i}/5', 'out.parquet')
+    self.assertEqual((self.folder / 'out.parquet').read_bytes(), self.one('out.parquet'))
+
+  def test_a_part_after_the_merge_says_so_and_asks_nobody(self):
+    write_users(self.source, 300)
+    self.part('1/2')
+    self.part('2/2')
+    before = (self.folder / 'out.jsonl').stat()
+    self.assertEqual(self.part('1/2', ask=None), 0)
+    self.assertIn('merged from 2 parts before', self.said[-1])
+    self.assertEqual((self.folder / 'out.jsonl').stat(), before)
+    (self.folder / 'out.jsonl').write_text('another file took its place')
+    self.assertEqual((self.part('1/2'), self.part('2/2')), (256, 44))
+    self.assertEqual((self.folder / 'out.jsonl').read_bytes(), self.one('out.jsonl'))
+
+  @parameterized.parameters(0, .3, .9, 1)
+  def test_a_part_that_was_killed_goes_on(self, share):
+    write_users(self.source, 1300)
+    calls = []
+    def dying(histories, k):
+      calls.append(1)
+      if len(calls) == 3:
+        raise KeyboardInterrupt
+      return ask(histories, k)
+    with self.assertRaises(KeyboardInterrupt):
+      self.part('2/2', ask=dying)
+    partial = self.folder / 'out.jsonl.parts' / '2-of-2.partial'
+    os.truncate(partial, int(partial.stat().st_size * share))
+    self.part('1/2')
+    self.assertFalse((self.folder / 'out.jsonl').exists())
+    self.assertEqual(self.part('2/2'), {0: 532, .3: 532, .9: 276, 1: 20}[share])
+    self.assertEqual((self.folder / 'out.jsonl').read_bytes(), self.one('out.jsonl'))
+
+  def test_whatever_a_kill_leaves_of_the_merge_is_mended_by_any_part(self):
+    write_users(self.source, 300)
+    for name in ('write', 'write_json'):  # before the answers stand there; before that is noted
+      shutil.rmtree(self.folder / 'out.jsonl.parts', ignore_errors=True)
+      self.part('1/2')
+      with mock.patch.object(recommend, name, side_effect=KeyboardInterrupt), \
+          self.assertRaises(KeyboardInterrupt):
+        self.part('2/2')
+      self.assertEqual(self.part('1/2'), 0)
+      self.assertIn('merged in', self.said[-1])
+      self.assertEqual((self.folder / 'out.jsonl').read_bytes(), self.one('out.jsonl'))
+
+  def test_parts_that_finish_at_once_merge_once(self):
+    write_users(self.source, 1100)
+    code = ('import sys, time\nfrom tests import recommend_test as t\n'
+            'def gather(journals, target):\n'
+            '  print("MERGES")\n  time.sleep(1)\n  return own(journals, target)\n'
+            'own, t.recommend.write = t.recommend.write, gather\n'
+            'open(sys.argv[3] + ".ready", "w").close()\n'
+            'while len(list(t.pathlib.Path(sys.argv[1]).parent.glob("*.ready"))) < 4:\n'
+            '  time.sleep(.01)\n'
+            't.recommend.batch(t.ask, t.shop(), *sys.argv[1:3], 3, part=(int(sys.argv[4]), 4))')
+    runs = [subprocess.Popen(
+        [sys.executable, '-c', code, str(self.source), str(self.folder / 'out.jsonl'),
+         str(self.folder / str(i)), str(i)], cwd=pathlib.Path(__file__).parents[1],
+        stdout=subprocess.PIPE, text=True) for i in range(4)]
+    said = [run.communicate()[0] for run in runs]
+    self.assertEqual([run.returncode for run in runs], [0] * 4)
+    self.assertEqual(''.join(said).count('MERGES'), 1)
+    self.assertEqual((self.folder / 'out.jsonl').read_bytes(), self.one('out.jsonl'))
+
+  def test_the_one_that_waited_for_a_merge_finds_it_done(self):
+    write_users(self.source, 300)
+    self.part('1/2')
+    own = recommend.alone
+    def later(folder, request):
+      if (folder / '2-of-2.jsonl').exists() and not (folder / 'merged.json').exists():
+        with mock.patch.object(recommend, 'alone', own):
+          self.part('1/2')  # gets there first
+      return own(folder, request)
+    with mock.patch.object(recommend, 'alone', later):
+      self.assertEqual(self.part('2/2'), 44)
+    self.assertIn('merged by another', self.said[-1])
+    self.assertEqual((self.folder / 'out.jsonl').read_bytes(), self.one('out.jsonl'))
+
+  def test_parts_of_another_request_or_number_are_refused(self):
+    write_users(self.source, 300)
+    self.part('1/2', model='a')
+    for text, words, kw in (('1/3', 'in 2 parts, not 3', dict(model='a')),
+                            ('2/2', 'another request', dict(model='b')),
+                            ('2/2', 'another request', dict(model='a', k=4))):
+      with self.assertRaisesRegex(WorkdirError, words):
+        self.part(text, **kw)
+    write_users(self.source, 299)
+    with self.assertRaisesRegex(WorkdirError, 'another request'):
+      self.part('2/2', model='a')
+
+  def test_a_part_that_runs_already_is_not_run_beside_itself(self):
+    write_users(self.source, 300)
+    def again(histories, k):
+      with self.assertRaisesRegex(WorkdirError, 'another process'):
+        self.part('1/2')
+      return ask(histories, k)
+    self.assertEqual(self.part('1/2', ask=again), 256)
+
+  @parameterized.parameters('0/4', '5/4', 'a/b', '1', '1/0', '-1/4', '1/4/4', '1.0/4', ' 1/4')
+  def test_what_is_no_part_is_refused(self, text):
+    with self.assertRaisesRegex(ConfigError, 'with I from 1 to N'):
+      parts.parse(text)
 
 
 if __name__ == '__main__':

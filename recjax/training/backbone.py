@@ -12,7 +12,7 @@ from recjax.errors import ConfigError
 from recjax.models import huggingface, llm, lora
 from recjax.text import chat
 from recjax.text import tokens as tokenizers
-from recjax.training import losses
+from recjax.training import losses, micro
 from recjax.training.fit import Task, fit
 
 
@@ -75,17 +75,18 @@ def train_tiny(work, cfg, seed, messages, texts):
                                    sharding.ways(work.mesh))
   model = llm.LM(shape)
 
-  def loss(params, frozen, batch, key):
-    del frozen, key
+  def sums(params, frozen, batch):
+    del frozen
     _, past = llm.shared_past(model, {'params': params}, prefix)
     hidden, _ = model.apply({'params': params}, batch['tokens'], batch['positions'],
                             batch['segments'], (past,))
     nll = losses.token_nll(hidden.reshape(-1, shape.width), llm.head_matrix(params, shape),
                            batch['targets'].reshape(-1))
     weight = batch['weights'].reshape(-1)
-    return (nll * weight).sum() / weight.sum(), {}
+    return (nll * weight).sum(), weight.sum()
 
-  task = Task(init=lambda key: fan_in(llm.init(shape, key)), loss=loss, batches=batches,
+  task = Task(init=lambda key: fan_in(llm.init(shape, key)), loss=micro.mean(sums),
+              split=micro.by_sums(sums), shape=(shape, len(prefix)), batches=batches,
               rules=llm.RULES)
   steps = max(1, round(cfg.epochs * batches.count / cfg.batch))
   params = fit(task, dataclasses.replace(FitSettings.of(cfg), steps=steps, seed=seed), work)

@@ -14,7 +14,7 @@ from jax.sharding import PartitionSpec as P
 
 from recjax import sharding
 from recjax.errors import ConfigError, Preempted
-from recjax.training import checkpoint, guards, optim
+from recjax.training import checkpoint, guards, micro, optim
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,6 +27,9 @@ class Task:
   rules: tuple = ()          # (path regex, PartitionSpec) for `train` and its optimiser moments
   evaluate: Callable | None = None  # (train, frozen) -> {name: float}
   start: object = None       # tree to begin from instead of `init`
+  split: Callable | None = None  # parts -> the loss, in the memory of one part; see `micro`
+  parts: int = 1             # in how many parts `loss` goes through already
+  shape: object = None       # (llm.Config, tokens of the prefix), from which a step is planned
   share: bool = False        # batches[i] holds this process's rows alone, not the whole batch
 
 
@@ -48,7 +51,12 @@ def fit(task, cfg, work):
     wait = cfg.patience * cfg.eval_every if cfg.patience else math.inf
     best = best_step(state)  # kept on the host: asking the device would wait for every step
     work.drop_metrics(work.current, step)
-    update = make_update(task, tx, key)
+
+    def make(task):
+      run = make_update(task, tx, key)
+      return lambda state, host, step: run(state, task.frozen, place(host, mesh, task.share), step)
+    update = micro.stepper(task, work, make, lambda: restore_or_init(
+        task, tx, key, mesh, saved, work, cfg.patience)[1])
     window, waits, start = [], [], time.monotonic()
     with work.progress(work.current, cfg.steps, step) as advance, \
         guards.watch(work, work.guards.watchdog) as beat, \
@@ -56,9 +64,8 @@ def fit(task, cfg, work):
       coming = reader.submit(task.batches.__getitem__, step)
       while step < cfg.steps and step - best < wait:
         host, lost = awaited(coming, window, work, step)
-        batch = place(host, mesh, task.share)
         coming = reader.submit(task.batches.__getitem__, step + 1)
-        state, values = update(state, task.frozen, batch, np.int32(step))
+        state, values = update(state, host, np.int32(step))
         step += 1
         window.append(values)
         waits.append(lost)

@@ -24,10 +24,12 @@ ON_NAN = ('stop', 'skip')
 class Guards:
   """on_nan: 'stop' the run at a loss that is no number, or 'skip' that batch. watchdog: seconds
   without a step after which the process ends with code 75, 0 for never. stall: seconds without a
-  batch after which that is said."""
+  batch after which that is said. memory: GiB of a device that a step may take, 0 for what
+  the device says."""
   on_nan: str = 'stop'
   watchdog: float = 0.0
   stall: float = 60.0
+  memory: float = 0.0
 
   def __post_init__(self):
     if self.on_nan not in ON_NAN:
@@ -35,6 +37,8 @@ class Guards:
     if self.watchdog < 0 or not self.stall > 0:
       raise ConfigError(f'--watchdog={self.watchdog} must not be below 0 and stall={self.stall} '
                         'must be above it')
+    if self.memory < 0:
+      raise ConfigError(f'--memory={self.memory} must not be below 0 (GiB of a device)')
 
 
 # SIGTERM, as spot machines, Kubernetes and SLURM send it.

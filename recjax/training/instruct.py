@@ -15,7 +15,7 @@ from recjax.errors import ConfigError, DataError
 from recjax.models import llm, lora
 from recjax.models.attention import remember
 from recjax.text import tokens
-from recjax.training import losses
+from recjax.training import losses, micro
 from recjax.training.backbone import FitSettings
 from recjax.training.fit import Task, fit
 
@@ -120,10 +120,8 @@ def tune(work, cfg, model, params, train, valid):
   def variables(trained, frozen):
     return {'params': frozen, 'lora': trained} if adapted else {'params': trained}
 
-  def loss(trained, frozen, batch, key):
-    del key
-    total, count = loss_sums(model, train.prefix, variables(trained, frozen), batch)
-    return total / count, {}
+  def learnt(trained, frozen, batch):
+    return loss_sums(model, train.prefix, variables(trained, frozen), batch)
 
   sums = jax.jit(lambda t, f, b: loss_sums(model, valid.prefix, variables(t, f), b))
 
@@ -135,7 +133,8 @@ def tune(work, cfg, model, params, train, valid):
     return {'valid_loss': total / count}
 
   task = Task(init=(lambda key: lora.init_lora(model.cfg, key)) if adapted else None,
-              start=None if adapted else params, loss=loss, batches=batches,
+              start=None if adapted else params, loss=micro.mean(learnt), batches=batches,
+              split=micro.by_sums(learnt), shape=(model.cfg, len(train.prefix)),
               frozen=params if adapted else (), rules=llm.RULES,
               evaluate=judge if valid is not None else None)
   fitting = dataclasses.replace(

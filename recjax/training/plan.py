@@ -65,6 +65,18 @@ def training_bytes(shape, axes, rows, row, prefix=0):
           'logits': _logits(shape, axes, rows * row), 'gathered': _gathered(shape, axes)}
 
 
+def step_bytes(shape, axes, tokens, parts=1):
+  """Bytes of each device in a step that goes through in parts (`training.micro`).
+
+  shape: (llm.Config, tokens of the prefix). tokens: the batch's, (..., S), of all devices.
+  """
+  cfg, prefix = shape
+  row = tokens.shape[-1]
+  rows = max(_ways(axes), math.ceil(tokens.size / row / parts))
+  more = _trained(cfg, axes)['gradients'] if parts > 1 else 0  # the sum, beside a part's own
+  return sum(training_bytes(cfg, axes, rows, row, prefix).values()) + more
+
+
 def generation_bytes(shape, axes, batch, beams, prompt, new_tokens, prefix=0):
   """Bytes of each device while a batch is generated, by what they hold. axes: {'data': 1, ...}"""
   ways, model = _ways(axes), axes.get('model', 1)
@@ -197,14 +209,14 @@ def lines(run, mesh, devices=1):
   found = {
       'parameters': f'{llm.count(llm.shapes(shape)):,}, of which trained: '
                     + (f'{trained:,} of adapters' if shape.lora_rank else 'all'),
-      f'bytes a device in training ({named})': _said(training_bytes(
+      f'bytes a device in training ({named})': said(training_bytes(
           shape, axes, max(run.rows, _ways(axes)), run.row, run.prefix)),
       'a step': f'{run.rows} rows of {run.row} tokens, {step / 1e12:,.2f} TFLOP',
       'an epoch': f'{run.tokens / 1e6:,.1f} M tokens, '
                   f'{run.tokens * step / (run.rows * run.row) / 1e12:,.1f} TFLOP; {run.epochs:g} '
                   'epochs at most'}
   if run.requests:
-    found[f'bytes a device in generation ({named})'] = _said(generation_bytes(
+    found[f'bytes a device in generation ({named})'] = said(generation_bytes(
         shape, axes, max(run.batch, _ways(axes)), run.beams, run.prompt, run.new_tokens,
         run.prefix))
   for name, (peak, memory, speed) in HARDWARE.items():
@@ -221,10 +233,11 @@ def lines(run, mesh, devices=1):
   return found
 
 
-def _said(parts):
+def said(parts, unit=GIB, name='GiB'):
+  """Bytes by what they hold, as text; what is next to nothing is left out."""
   total = sum(parts.values())
-  return f'{total / GIB:,.2f} GiB: ' + ', '.join(
-      f'{name} {size / GIB:,.2f}' for name, size in parts.items() if size >= GIB / 200)
+  return f'{total / unit:,.2f} {name}: ' + ', '.join(
+      f'{what} {size / unit:,.2f}' for what, size in parts.items() if size >= unit / 200)
 
 
 COLLECTIVE = re.compile(

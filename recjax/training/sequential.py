@@ -14,7 +14,7 @@ from jax import lax
 from recjax import sharding
 from recjax.errors import ConfigError
 from recjax.models import scores, seqrec
-from recjax.training import epochs, item_losses, optim
+from recjax.training import epochs, item_losses, optim, traced
 
 LOSSES = ('ce', 'chunked', 'bce', 'gbce', 'sampled')
 SHARED = ('position', 'sequence', 'batch')
@@ -233,6 +233,23 @@ def capacity(cfg, model, seqs):
   found = np.array([most(jax.random.key(cfg.seed + s), e) for s in range(cfg.seeds)
                     for e in range(cfg.train.epochs)]).reshape(-1, 2).max(0)
   return -(-int(found[0]) // 8) * 8, -(-int(found[1]) // 128) * 128, math.ceil(users / batch)
+
+
+def planned(cfg, items, train, teach=plain, shared=(), own=()):
+  """What `fit` would take, from shapes. -> (traced.Step, steps, targets an epoch)
+
+  Arguments as of `fit`, `own` of one seed. Rows and targets of a step are those of the first epoch.
+  """
+  model, seqs = model_config(cfg, items), sequences(train, cfg.model.length)
+  first = cfg.copy_and_resolve_references()
+  first.train.epochs = first.seeds = 1
+  rows, targets, steps = capacity(first, model, seqs)
+  key = jax.eval_shape(lambda: jax.random.key(0))
+  mesh = sharding.make_mesh({'data': -1})
+  begin, loss = teach(model, functools.partial(loss_of, cfg, model, mesh, rows, targets), targets)
+  step = traced.trace(loss, jax.eval_shape(begin, key), shared, own,
+                      jax.ShapeDtypeStruct((cfg.train.batch, model.length + 1), jnp.int32), key)
+  return step, steps, int(needs(cfg, model, seqs)[1].sum())
 
 
 def needs(cfg, model, seqs):

@@ -2,7 +2,7 @@
 import contextlib
 import dataclasses
 import datetime
-import fcntl
+import functools
 import hashlib
 import json
 import os
@@ -19,6 +19,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from recjax import sharding
 from recjax.errors import DataError, WorkdirError
+from recjax.training import parts
 from recjax.training.guards import Guards
 
 SMALL_FILE = 64 << 20  # files up to this size are fingerprinted by content, larger ones by size
@@ -27,7 +28,7 @@ SMALL_FILE = 64 << 20  # files up to this size are fingerprinted by content, lar
 def write_atomic(path, text):
   """Writes a text or bytes file so that readers see the old one or the whole new one."""
   path = pathlib.Path(path)
-  temporary = path.with_name(f'.{path.name}.{os.getpid()}')
+  temporary = path.with_name(f'.{path.name}.{socket.gethostname()}.{os.getpid()}')
   data = text if isinstance(text, bytes) else text.encode()
   with open(temporary, 'wb') as f:
     f.write(data)
@@ -93,6 +94,9 @@ class Work:
   tail: object = None       # run.log, open for appending
   first: bool = True        # whether this is process 0, the one that writes
   guards: Guards = Guards()
+  part: tuple | None = None  # (i, n) where other processes share in, see `training.parts`
+  lock: object = None       # the file whose lock is the right to write here
+  holds: bool = True        # whether this process has it
   count: int = 0            # stages met so far
   current: str = ''         # the stage that runs now
   folder: pathlib.Path | None = None  # where it puts its files
@@ -111,7 +115,7 @@ class Work:
     self.tail.write(''.join(f'{now}  {line}\n' for line in text.split('\n')))
     self.tail.flush()
 
-  def stage(self, name, fn, *inputs, alone=False):
+  def stage(self, name, fn, *inputs, alone=False, shared=False):
     """Runs `fn(work, *inputs)` once, which fills `work.folder`, and returns that folder.
 
     The folder appears under stages/ only when it is whole, with DONE.json beside the results: the
@@ -121,6 +125,7 @@ class Work:
 
     With several processes all of them run `fn`, as computations over the mesh need, and what
     process 0 wrote is kept; alone: it runs `fn` by itself, e.g. because a service is paid for.
+    shared: whether parts of the run may each fill it with shards, see `training.shards`.
     Raises DataError where their inputs differ.
     """
     self.count += 1
@@ -131,12 +136,16 @@ class Work:
     if len(set(sharding.every([int(key[:7], 16)])[:, 0])) > 1:
       raise DataError(f'the processes disagree about what stage {name} is made of (here {key[:7]}, '
                       f'in process 0 {first_key[:7]}): give every host the same config and data')
+    if self.part:
+      state = parts.turn(self, name, functools.partial(self.state_of, folder, partial, key), shared)
     if state == 'done':
       self.say(f'[{self.count}] {name}: done before')
       return folder
-    if state == 'open':
-      if self.first:
+    if state != 'made':
+      if self.first and state == 'open':
         self.begin(name, partial, key)
+      if self.part and shared:
+        parts.release(self)
       self.say(f'[{self.count}] {name}')
       self.run_stage(name, fn, inputs, partial, key, alone)
     if self.first:
@@ -146,11 +155,13 @@ class Work:
     return folder
 
   def state_of(self, folder, partial, key):
-    """'done'; 'made', where it was killed before the folder took its place; else 'open'."""
+    """'done'; 'made', where it was killed before the folder took its place; 'begun', where files of
+    an earlier attempt are of use; else 'open'."""
     for at, state in ((folder, 'done'), (partial, 'made')):
       if (read_json(at / 'DONE.json') or {}).get('fingerprint') == key:
         return state
-    return 'open'
+    mark = partial / '.fingerprint'
+    return 'begun' if mark.exists() and mark.read_text() == key else 'open'
 
   def run_stage(self, name, fn, inputs, partial, key, alone):
     """Runs `fn` in the partial folder; processes other than 0 work in a copy of it of their own."""
@@ -177,14 +188,12 @@ class Work:
     self.say(f'    {name} took {seconds:.1f} s' + (f': {shown}' if shown else ''))
 
   def begin(self, name, partial, key):
-    """Clears what an earlier attempt with other inputs left, keeps what this one left."""
-    mark = partial / '.fingerprint'
-    if not mark.exists() or mark.read_text() != key:
-      shutil.rmtree(partial, ignore_errors=True)
-      shutil.rmtree(self.path / 'checkpoints' / name, ignore_errors=True)
-      self.drop_metrics(name, -1)
-      partial.mkdir(parents=True)
-      write_atomic(mark, key)
+    """Clears what an earlier attempt with other inputs left."""
+    shutil.rmtree(partial, ignore_errors=True)
+    shutil.rmtree(self.path / 'checkpoints' / name, ignore_errors=True)
+    self.drop_metrics(name, -1)
+    partial.mkdir(parents=True)
+    write_atomic(partial / '.fingerprint', key)
 
   def publish(self, folder, *names):
     """Copies files of a finished stage to the top of the run's folder."""
@@ -267,12 +276,13 @@ def pace(rate, unit):
 
 
 @contextlib.contextmanager
-def open_work(path, config=None, mesh=None, guards=None):
+def open_work(path, config=None, mesh=None, guards=None, part=None):
   """Opens (and makes) a run's folder for this process alone.
 
   config: what goes to config.json, or None to leave the one that stands there. With several
   processes, process 0 has the folder; the others see its stages, which takes a file system that
-  they share, and write into a folder of their own that is thrown away.
+  they share, and write into a folder of their own that is thrown away. part: (i, n), where this is
+  one of several that open the folder side by side.
   Raises WorkdirError where another process holds the folder, or it cannot be written.
   """
   path, guards = pathlib.Path(path), guards or Guards()
@@ -289,14 +299,19 @@ def open_work(path, config=None, mesh=None, guards=None):
     raise WorkdirError(
         f'cannot write to {path}: {error.strerror}; choose another --workdir') from error
   with lock, contextlib.ExitStack() as stack:
-    claim(lock, path)
-    if config is not None:
+    holds = parts.take(lock)
+    if not holds and not part:
+      raise WorkdirError(f'{path} is in use by {parts.holder(lock)}; wait for it, stop it, or '
+                         'choose another --workdir')
+    if config is not None and not (part and (path / 'config.json').exists()) and holds:
       write_json(path / 'config.json', config)
+    if part:
+      parts.same_settings(path, config['config'])
     tail = stack.enter_context(open(path / 'run.log', 'a'))
     for name in ('stages', 'checkpoints'):
       (path / name).mkdir(exist_ok=True)
     sharding.agree('opened')
-    work = Work(path, Console(), mesh, tail, guards=guards)
+    work = Work(path, Console(), mesh, tail, guards=guards, part=part, lock=lock, holds=holds)
     try:
       yield work
     except BaseException as error:
@@ -348,19 +363,3 @@ def find_stage(workdir, name):
     raise WorkdirError(f'{workdir} holds no finished stage {name!r}; run its experiment to the end '
                        f'first: python -m recjax.main --config=... --workdir={workdir}')
   return found[-1]
-
-
-def claim(lock, path):
-  """Takes the lock, which the system frees when this process ends however it ends."""
-  try:
-    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-  except BlockingIOError:
-    lock.seek(0)
-    holder = lock.read().strip() or 'another process'
-    raise WorkdirError(f'{path} is in use by {holder}; wait for it, stop it, or choose '
-                       'another --workdir') from None
-  lock.seek(0)
-  lock.truncate()
-  since = datetime.datetime.now().isoformat(' ', 'seconds')
-  lock.write(f'process {os.getpid()} on {socket.gethostname()} since {since}')
-  lock.flush()

@@ -3,11 +3,14 @@ import contextlib
 import importlib.util
 import io
 import json
+import os
 import pathlib
 import re
+import shutil
 import signal
 import subprocess
 import sys
+from unittest import mock
 
 import jax
 import numpy as np
@@ -57,11 +60,11 @@ def toy_config(data):
   return c
 
 
-def run(cfg, path):
+def run(cfg, path, part=None):
   mesh = jax.sharding.Mesh(np.array(jax.devices()[:1]).reshape(1, 1, 1), ('data', 'fsdp', 'model'),
                            axis_types=(jax.sharding.AxisType.Auto,) * 3)
   facts = {'command': 'test', 'devices': '1', 'versions': {}, 'revision': '', 'overrides': {}}
-  with works.open_work(path, {'config': cfg.to_dict(), 'facts': facts}, mesh) as work:
+  with works.open_work(path, {'config': cfg.to_dict(), 'facts': facts}, mesh, part=part) as work:
     betag.run(cfg, work)
 
 
@@ -214,7 +217,6 @@ class ToyTest(absltest.TestCase):
 
   def test_generation_killed_between_batches_ends_with_equal_files(self):
     path = self.folder / 'again'
-    import shutil
     shutil.copytree(self.path, path)
     done = works.find_stage(path, 'generate')
     want = (done / 'raw_predict.json').read_bytes()
@@ -223,23 +225,42 @@ import os, signal, sys
 sys.path.insert(0, {str(ROOT)!r})
 from tests.methods import betag_test as t
 from recjax.methods.betag import generate
-add = generate.Journal.add
-def once(self, rows):
-  add(self, rows)
-  with open(self.path, 'a') as f:
-    f.write('[["torn')
+write = generate.write_json
+def once(path, rows):
+  write(path, rows)
+  path.with_name('.torn').write_text('[["torn')
   os.kill(os.getpid(), signal.SIGKILL)
-generate.Journal.add = once
+generate.write_json = once
 t.run(t.toy_config({str(self.folder / 'toy')!r}), {str(path)!r})
 """
     shutil.rmtree(done)
     killed = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True)
     self.assertEqual(killed.returncode, -signal.SIGKILL, killed.stderr[-2000:])
     run(self.cfg, path)
-    self.assertEqual((works.find_stage(path, 'generate') / 'raw_predict.json').read_bytes(), want)
+    found = works.find_stage(path, 'generate')
+    self.assertEqual((found / 'raw_predict.json').read_bytes(), want)
+    self.assertEqual(sorted(p.name for p in found.iterdir()), [
+        '.fingerprint', 'DONE.json', 'generation_config.json', 'raw_predict.json'])
+
+  def test_generation_in_parts_of_any_number_has_equal_bytes(self):
+    path = self.folder / 'parts'
+    shutil.copytree(self.path, path)
+    done = works.find_stage(path, 'generate')
+    want = {p.name: p.read_bytes() for p in done.glob('*.json') if p.name != 'DONE.json'}
+    shutil.rmtree(done)
+    with self.assertRaisesRegex(errors.PartDone, 'its 1 of 2 shards of stage generate'):
+      run(self.cfg, path, (1, 2))
+    with self.assertRaisesRegex(errors.PartDone, 'its 0 of 2 shards .* 1 of other parts'):
+      run(self.cfg, path, (4, 5))
+    with mock.patch.object(generate, 'texts_of', wraps=generate.texts_of) as made:
+      run(self.cfg, path, (0, 3))  # the last one goes on to the end
+    self.assertEqual(made.call_count, 4)
+    done = works.find_stage(path, 'generate')
+    self.assertEqual({p.name: p.read_bytes() for p in done.glob('*.json')
+                      if p.name != 'DONE.json'}, want)
+    self.assertEqual((path / 'lock').read_text().split()[1], str(os.getpid()))
 
   def test_another_parsing_generates_nothing_again(self):
-    import shutil
     path = self.folder / 'parsed'
     shutil.copytree(self.path, path)
     cfg = self.cfg.copy_and_resolve_references()

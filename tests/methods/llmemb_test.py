@@ -3,12 +3,13 @@ import importlib.util
 import pathlib
 import shutil
 import tempfile
+from unittest import mock
 
 import jax
 import numpy as np
 from absl.testing import absltest
 
-from recjax import recommend
+from recjax import errors, recommend
 from recjax.data import catalog
 from recjax.errors import ConfigError, DataError
 from recjax.methods import llmemb
@@ -87,11 +88,11 @@ def config(room, arg=''):
   return cfg
 
 
-def run(cfg, path):
+def run(cfg, path, part=None):
   mesh = jax.sharding.Mesh(np.array(jax.devices()[:1]).reshape(1, 1, 1), ('data', 'fsdp', 'model'),
                            axis_types=(jax.sharding.AxisType.Auto,) * 3)
   facts = {'command': 'test', 'devices': '1', 'versions': {}, 'revision': '', 'overrides': {}}
-  with works.open_work(path, {'config': cfg.to_dict(), 'facts': facts}, mesh) as work:
+  with works.open_work(path, {'config': cfg.to_dict(), 'facts': facts}, mesh, part=part) as work:
     llmemb.run(cfg, work)
 
 
@@ -166,6 +167,29 @@ class WholeTest(absltest.TestCase):
     (again / 'items-00000-of-00001.npy').unlink()
     with self.assertRaisesRegex(DataError, '0 rows of 200'):
       export.read_shards(again)
+
+  def test_an_export_in_parts_has_the_bytes_of_one(self):
+    path = self.room / 'parts'
+    shutil.copytree(self.path, path)
+    done = works.find_stage(path, 'export-tuned')
+    want = {p.name: p.read_bytes() for p in done.iterdir() if p.name != 'DONE.json'}
+    shutil.rmtree(done)
+    embed, made = export.encoder.embed, []
+
+    def dying(*args):
+      made.append(1)
+      if len(made) == 2:
+        raise KeyboardInterrupt
+      return embed(*args)
+    with mock.patch.object(export.encoder, 'embed', dying), self.assertRaises(KeyboardInterrupt):
+      run(self.cfg, path, (0, 2))
+    with self.assertRaisesRegex(errors.PartDone, 'its 2 of 4 shards of stage export-tuned; 1 of'):
+      run(self.cfg, path, (1, 2))
+    run(self.cfg, path, (0, 2))
+    done = works.find_stage(path, 'export-tuned')
+    self.assertEqual({p.name: p.read_bytes() for p in done.iterdir() if p.name != 'DONE.json'},
+                     want)
+    self.assertEqual(works.read_json(path / 'results.json')['rows'], self.results['rows'])
 
   def test_a_second_run_does_nothing_again(self):
     before = {p: p.stat().st_mtime_ns for p in (self.path / 'stages').rglob('*') if p.is_file()}

@@ -34,7 +34,8 @@ def run(cfg, work):
   llm = backbone.folder(cfg, work, text.MESSAGES, lambda: tags.documents(shop, base, cfg.seed),
                         shop, base)
   lora = work.stage('tune', tune.stage, tune.settings(cfg), shop, base, llm)
-  raw = work.stage('generate', generate.stage, generate.settings(cfg), base, llm, lora)
+  raw = work.stage('generate', generate.stage, generate.settings(cfg), base, llm, lora,
+                   shared=True)
   rows = work.stage('parse', generate.parse, generate.parsing(cfg), raw)
   found = work.stage('evaluate', evaluate.stage, cfg.select, cfg.seed, shop, base, rows)
   work.publish(found, 'results.json', 'ranks.parquet', 'predictions.parquet')
@@ -55,6 +56,7 @@ def check(cfg):
   generate.search_config(decode)
 
 
+SHARED = ('generate',)  # stages made of shards, which parts of a run divide
 recommender, cost, convert = evaluate.recommender, plan.cost, plan.convert
 item_tags = evaluate.item_tags
 

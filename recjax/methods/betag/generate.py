@@ -1,6 +1,7 @@
-"""Diverse beam search over every item's own line (betag 2.5 to 2.7), resumable per batch."""
+"""Diverse beam search over every item's own line (betag 2.5 to 2.7), a shard for every batch."""
 import functools
 import os
+import shutil
 
 import jax
 import jax.numpy as jnp
@@ -15,11 +16,11 @@ from recjax.methods.betag import text
 from recjax.models import decode, llm
 from recjax.sharding import fetch
 from recjax.text import chat
-from recjax.training import backbone
+from recjax.training import backbone, parts, shards
 from recjax.training.fit import place
-from recjax.training.journal import Journal
-from recjax.training.work import write_json
+from recjax.training.work import read_json, write_json
 
+SHARDS = 'shards'
 BUCKET = 16  # prompt lengths are rounded up to a multiple of this
 
 
@@ -32,32 +33,39 @@ def settings(cfg):
 def stage(work, cfg, base, folder, lora):
   """Writes raw_predict.json, the generated texts of every item. -> counts
 
-  What is done stands in raw_predict_temp.jsonl, a line per batch of items; a killed run goes on
-  after the last whole line. Batches are cut the same way every time, so the end is the same.
+  Every batch of items is a file in shards/ until all are there. Batches are cut the same way every
+  time, so the end is the same.
   """
   if (work.folder / 'raw_predict.json').exists():  # killed between it and the end of the stage
-    return counted(files.read_predictions(work.folder / 'raw_predict.json'))
+    parts.gather(work, work.folder)
+    return finish(work, files.read_predictions(work.folder / 'raw_predict.json'))
   tags = files.read_tags(base / 'base_tags.json')
   model, params, tokenizer, adapter = backbone.load_adapted(folder, cfg.llm, lora, work.mesh)
   batches, prefix = prompt_batches(tags, tokenizer, cfg, model.cfg)
   search = search_config(cfg, tokenizer)
-  write_json(work.folder / 'generation_config.json', published_config(cfg))
   run = jax.jit(functools.partial(beams_of, model, search))
-  journal = Journal(work.folder / 'raw_predict_temp.jsonl')
   prefix_ids = jnp.asarray(prefix, jnp.int32)
-  with jax.set_mesh(work.mesh), work.progress(
-      'generate', len(tags), journal.items, unit='item') as advance:
-    for number, (items, ids, lengths) in enumerate(batches):
-      if number < journal.batches:
-        continue
-      placed = place({'ids': ids, 'lengths': lengths}, work.mesh)
-      found = run(params, adapter, prefix_ids, **placed)
-      tokens, lengths_out, scores = fetch(
-          (found.tokens, found.lengths, found.scores))
-      journal.add([(item, texts_of(tokenizer, tags[item], cfg, tokens[b], lengths_out[b]),
-                    [round(float(x), 5) for x in scores[b]]) for b, item in enumerate(items)])
-      advance(len(items))
-  return finish(work, journal, tags)
+  paths = [work.folder / SHARDS / f'{n:06d}-of-{len(batches):06d}.json'
+           for n in range(len(batches))]
+
+  def make(number, advance):
+    items, ids, lengths = batches[number]
+    placed = place({'ids': ids, 'lengths': lengths}, work.mesh)
+    found = run(params, adapter, prefix_ids, **placed)
+    tokens, lengths = fetch((found.tokens, found.lengths))
+    write_json(paths[number], {
+        item: texts_of(tokenizer, tags[item], cfg, tokens[b], lengths[b])
+        for b, item in enumerate(items)})
+    advance(len(items))
+  with jax.set_mesh(work.mesh):
+    shards.fill(work, 'generate', paths, [len(items) for items, *_ in batches], make)
+  if not work.first:
+    return {}
+  found = {item: texts for path in paths for item, texts in read_json(path).items()}
+  write_json(work.folder / 'generation_config.json', published_config(cfg))
+  raw = {item: found[item] for item in tags}
+  files.write_predictions(work.folder / 'raw_predict.json', raw)
+  return finish(work, raw)
 
 
 def search_config(cfg, tokenizer=None):
@@ -133,17 +141,12 @@ def texts_of(tokenizer, tags, cfg, tokens, lengths):
   return [prompt + tokenizer.decode(row[:n]) for row, n in zip(tokens.tolist(), lengths.tolist())]
 
 
-def finish(work, journal, tags):
-  """Writes the published file in the catalogue's order and removes the journal. -> counts"""
-  found = journal.read()
-  raw = {item: found[item][0] for item in tags}
-  files.write_predictions(work.folder / 'raw_predict.json', raw)
-  os.remove(journal.path)
-  return counted(raw)
-
-
-def counted(raw):
-  """What the stage reports. raw: {item id: [text]}"""
+def finish(work, raw):
+  """Removes the shards of the published file. raw: {item id: [text]}, as it holds. -> counts"""
+  room, gone = work.folder / SHARDS, work.folder / '.shards'
+  if room.exists():
+    os.replace(room, gone)  # parts see all shards or none
+  shutil.rmtree(gone, ignore_errors=True)
   return {'items': len(raw), 'beams': sum(map(len, raw.values()))}
 
 

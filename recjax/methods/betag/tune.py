@@ -15,7 +15,7 @@ from recjax.methods.betag import text
 from recjax.models import huggingface, llm, lora
 from recjax.sharding import fetch, ways
 from recjax.text import chat
-from recjax.training import backbone, losses
+from recjax.training import backbone, losses, micro
 from recjax.training.fit import Task, fit
 
 ROW_STEP = 64   # rows are a multiple of this long
@@ -39,7 +39,9 @@ def stage(work, cfg, shop, base, folder):
   steps = len(batches)
   task = Task(init=lambda key: lora.init_lora(model.cfg, key),
               loss=functools.partial(sample_loss, model, batches.prefix),
-              batches=batches, frozen=params, rules=llm.RULES)
+              split=micro.by_sums(functools.partial(loss_sums, model, batches.prefix)),
+              shape=(model.cfg, len(batches.prefix)), batches=batches, frozen=params,
+              rules=llm.RULES)
   fitting = backbone.FitSettings.of(cfg.optim)
   trained = fit(task, dataclasses.replace(fitting, steps=steps, seed=cfg.seed), work)
   # A tiny model of this run is named relative to here: the run's folder may be moved.
@@ -160,7 +162,11 @@ def sample_loss(model, prefix, adapter, params, batch, key):
 
   The prefix runs once, not once a sample; its last state predicts every sample's first token.
   """
-  del key
+  return micro.mean(functools.partial(loss_sums, model, prefix))(adapter, params, batch, key)
+
+
+def loss_sums(model, prefix, adapter, params, batch):
+  """The sum that `sample_loss` is the mean of, and over how many tokens."""
   variables = {'params': params, 'lora': adapter}
   last, past = llm.shared_past(model, variables, prefix)
   hidden, _ = model.apply(variables, batch['tokens'], batch['positions'], batch['segments'],
@@ -171,4 +177,4 @@ def sample_loss(model, prefix, adapter, params, batch, key):
   logits = jnp.dot(last, head.astype(last.dtype), preferred_element_type=jnp.float32)
   first = jax.nn.logsumexp(logits) - logits[batch['first'][0]]
   total = (nll * weights).sum() + first * batch['first_weight'][0]
-  return total / (weights.sum() + batch['first_weight'][0]), {}
+  return total, weights.sum() + batch['first_weight'][0]

@@ -10,6 +10,7 @@ from recjax.data.catalog import load_unchanged
 from recjax.data.formats import etegrec as files
 from recjax.errors import ConfigError, DataError, WorkdirError
 from recjax.methods.etegrec import interests, later, lists, tune
+from recjax.training import traced
 from recjax.training.work import Work, find_stage, read_json
 
 
@@ -94,18 +95,14 @@ def convert(workdir, kind, out):
 
 
 def cost(cfg, shop):
-  """What a run would take, before it runs. -> {name: text}"""
-  q, t = cfg.tokenizer.levels + (cfg.tokenizer.dedupe in ('suffix', 'random')), cfg.tokenizer
-  net = tune.shape(cfg, q, t.size, cfg.vectors.model.width, interests.HASHED)
-  shapes = jax.eval_shape(lambda: tune.coder.init(net, jax.random.key(0)))
-  count = sum(x.size for x in jax.tree.leaves(shapes))
-  lengths = np.maximum(shop.interactions.lengths() - 2, 0)
-  targets = int(np.maximum(lengths - 1, 0).sum())
-  tokens = sum(int(np.minimum(np.arange(1, n), cfg.model.history).sum()) for n in lengths) * q
-  flops = 6 * count * (tokens + targets * q) // 2
-  return {'way': cfg.way, 'parameters': f'{count:,} a seed, {count * 16 / 2**20:.0f} MiB with Adam',
-          'rows an epoch': f'{targets:,}, {tokens:,} tokens read',
-          'an epoch': f'about {flops / 1e9:,.0f} GFLOP a seed',
-          'codes': f'{q} levels of {t.size}, by {t.kind}'}
-
-
+  """What a run would take, before it runs: of the recommender's side. -> {name: text}"""
+  step, steps, given = tune.planned(cfg, shop)
+  m, q = cfg.model, tune.levels(cfg)
+  read = sum(b.history.size for b in given) * q
+  count = sum(int((b.target > 0).sum()) for b in given)
+  # A beam keeps its own codes, a request what it has read, once for every decoder layer.
+  held = m.decoder_layers * 2 * m.heads * m.head_dim * jax.numpy.dtype(m.dtype).itemsize * (
+      cfg.decode.batch * q * (cfg.decode.beams + m.history))
+  return {'way': cfg.way, 'codes': f'{q} levels of {cfg.tokenizer.size}, by {cfg.tokenizer.kind}',
+          **traced.lines(step, steps, read, cfg.train.epochs, cfg.seeds, jax.device_count(), held,
+                         unit=f'code positions read for {count:,} targets')}

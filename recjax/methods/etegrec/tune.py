@@ -15,7 +15,7 @@ from recjax.evaluation import metrics, ranking
 from recjax.methods.etegrec import ids, interests, lists, rows, vectors
 from recjax.models import coder, rqvae, t5
 from recjax.training import coder as training
-from recjax.training import epochs, optim, sequential
+from recjax.training import epochs, optim, sequential, traced
 from recjax.training.work import write_json
 
 WAYS = ('tiger', 'etegrec')
@@ -82,6 +82,39 @@ def task(cfg, shop, made, coded, heard):
   rest = told[len(targets):]
   return Task(net, id_cfg, split, np.pad(table, [(1, 0), (0, 0)], constant_values=-1), x, texts,
               bins, shares, steps, rest[:len(split.valid)], rest[len(split.valid):])
+
+
+def levels(cfg):
+  """Codes of an item: those of the tokenizer, and one more that tells equal items apart."""
+  return cfg.tokenizer.levels + (cfg.tokenizer.dedupe in ('suffix', 'random'))
+
+
+def planned(cfg, shop):
+  """What the recommender's side takes, from shapes. -> (traced.Step, steps an epoch, [rows.Bin])
+
+  Interests are taken to have the width of hashed ones.
+  """
+  train = splits.leave_one_out(shop.interactions).train
+  histories, targets = rows.prefixes(train, cfg.model.history)
+  told = np.zeros((len(targets), interests.MOST if cfg.fusion != 'none' else 1), np.int32)
+  made, shares, steps = rows.bins(histories, targets, told, cfg.model.history, cfg.train.batch)
+  some = [tuple(jax.ShapeDtypeStruct((share, *x.shape[1:]), np.int32)
+                for x in (b.history, b.target, b.interests)) for share, b in zip(shares, made)]
+  dim = cfg.vectors.model.width
+  net = shape(cfg, levels(cfg), cfg.tokenizer.size, dim, interests.HASHED)
+  key = jax.eval_shape(lambda: jax.random.key(0))
+  fixed = {'table': jax.ShapeDtypeStruct((len(shop.catalog) + 1, levels(cfg)), np.int32)}
+  weights, id_cfg = training.Weights(), None
+  if cfg.way == 'etegrec':
+    weights, id_cfg = training.Weights(1.0, 1.0), ids.shape(cfg.tokenizer, dim)
+    fixed['id'] = jax.eval_shape(functools.partial(rqvae.init, id_cfg), key)
+  x = jax.ShapeDtypeStruct((len(shop.catalog), dim), np.float32)
+  texts = jax.ShapeDtypeStruct((1, interests.HASHED), np.float32)
+
+  def loss(rec, x, texts, fixed, some, key):
+    return training.rec_loss(net, weights, id_cfg, x, texts, rec, fixed, some, key, 1.0)[0]
+  return traced.trace(loss, jax.eval_shape(functools.partial(coder.init, net), key), x, texts,
+                      fixed, some, key), steps, made
 
 
 def check(cfg):

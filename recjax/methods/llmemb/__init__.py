@@ -46,16 +46,22 @@ def embeddings(cfg, work, texts, llm, source):
     return work.stage('pca-file', export.reduce_file, export.file_settings(cfg), texts)
   if source == 'text':
     raw = work.stage('export-text', export.stage, export.settings(cfg, source), texts,
-                     plan.text_folder(cfg), None)
+                     plan.text_folder(cfg), None, shared=True)
   else:
     tuned = None if source == 'plain' else work.stage(
         f'scft-{source}', scft.stage, scft.settings(cfg, source), texts, llm)
     raw = work.stage(f'export-{source}', export.stage, export.settings(cfg, source), texts, llm,
-                     tuned)
+                     tuned, shared=True)
   return work.stage(f'pca-{source}', export.reduce, cfg.pca, raw)
 
 
-recommender, cost, convert = evaluate.recommender, plan.cost, plan.convert
+SHARED = ('export',)  # stages made of shards, which parts of a run divide
+recommender, convert = evaluate.recommender, plan.convert
+
+
+def cost(cfg, shop):
+  """What a run would take, before it runs. -> {what: text}"""
+  return plan.cost(cfg, shop) | rat.cost(cfg, shop)
 
 
 def validated(cfg):

@@ -12,7 +12,7 @@ from recjax.errors import DataError
 from recjax.methods.llmemb import prompts
 from recjax.models import huggingface, llm, pca
 from recjax.sharding import shardings, spread
-from recjax.training import encoder
+from recjax.training import encoder, shards
 from recjax.training.work import write_atomic, write_json
 
 TABLE, ABOUT = 'table.npy', 'table.json'
@@ -31,7 +31,7 @@ def stage(work, cfg, texts, folder, tuned):
 
 
 def write(work, cfg, texts, folder, tuned):
-  """Writes one row a text into shards; a run that was killed goes on behind the last one.
+  """Writes one row a text into shards, which are made once, whoever makes them.
 
   tuned: the SCFT stage, or None for the encoder as it is. -> counts
   """
@@ -45,18 +45,19 @@ def write(work, cfg, texts, folder, tuned):
     adapter = huggingface.load_adapter(tuned, shape)
     reader.variables['lora'] = jax.tree.map(
         spread, adapter, shardings(adapter, llm.RULES, work.mesh))
-  size, infos = cfg.export.shard, []
-  count = -(-len(texts) // size)
-  with work.progress('embedding', len(texts), unit='item') as advance:
-    for n in range(count):
-      path = work.folder / f'items-{n:05d}-of-{count:05d}.npy'
-      some, note = texts[n * size:(n + 1) * size], path.with_suffix('.json')
-      if not note.exists():
-        z, info = encoder.embed(reader, some, work.mesh, cfg.export.budget, cfg.export.rungs,
-                                advance)
-        write_array(path, z)
-        write_json(note, info)
-      infos.append(json.loads(note.read_text()))
+  size = cfg.export.shard
+  some = [texts[at:at + size] for at in range(0, len(texts), size)]
+  notes = [work.folder / f'items-{n:05d}-of-{len(some):05d}.json' for n in range(len(some))]
+
+  def make(n, advance):
+    z, info = encoder.embed(reader, some[n], work.mesh, cfg.export.budget, cfg.export.rungs,
+                            advance)
+    write_array(notes[n].with_suffix('.npy'), z)
+    write_json(notes[n], info)
+  shards.fill(work, 'embedding', notes, list(map(len, some)), make)
+  if not work.first:
+    return {}
+  infos = [json.loads(note.read_text()) for note in notes]
   total = sum(i['tokens'] for i in infos)
   padding = 1 - total / sum(i['tokens'] / (1 - i['padding']) for i in infos)
   write_json(work.folder / ABOUT, {

@@ -4,13 +4,12 @@ import pathlib
 import shutil
 
 import jax
-import numpy as np
 from ml_collections import ConfigDict
 
 from recjax.errors import ConfigError
 from recjax.methods.llmemb import prompts
-from recjax.models import huggingface, llm, lora, seqrec
-from recjax.training import backbone, plan, sequential
+from recjax.models import huggingface, llm, lora
+from recjax.training import backbone, plan
 from recjax.training.work import find_stage
 
 
@@ -142,14 +141,7 @@ def cost(cfg, shop):
             plan.numerics(shape, cfg.llm), max(1, 2 * cfg.scft.batch // cfg.scft.parts),
             round(words * (1 - cfg.scft.ratio)), 0, tuned * steps, 1), cfg.mesh,
                      jax.device_count())}
-  model = sequential.model_config(recommender_config(cfg, cfg.model.kind), items)
-  shapes = jax.eval_shape(lambda: seqrec.init(model, jax.random.key(0)))
-  hidden = cfg.rat.hidden or cfg.pca.dim // 2
-  adapter = (cfg.pca.dim + 1) * hidden + (hidden + 1) * model.width
-  rest = seqrec.parameters(shapes) - int(np.prod(shapes['items'].shape))
   return found | {
-      'recommender': f'{rest + adapter:,} parameters trained a seed, of them {adapter:,} of the '
-                     f'adapter; over ids alone {seqrec.parameters(shapes):,}',
       'trainings': f'{len(variants(cfg))} of RAT, {len(id_models(cfg))} over ids, '
                    f'{cfg.seeds} seeds each'}
 

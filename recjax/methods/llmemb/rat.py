@@ -14,7 +14,7 @@ from recjax.errors import ConfigError, DataError
 from recjax.evaluation import ranking
 from recjax.methods.llmemb import export, plan
 from recjax.models import seqrec
-from recjax.training import contrastive, sequential
+from recjax.training import contrastive, sequential, traced
 from recjax.training.work import write_json
 
 ACTIVATIONS = {'none': lambda x: x, 'gelu': jax.nn.gelu, 'relu': jax.nn.relu}
@@ -109,6 +109,25 @@ def stage(work, cfg, shop, table, ids):
                                     aim)
   sequential.save(work.folder / 'adapter.npz', {k: v for k, v in best.items() if k != 'rest'})
   return keep(work, cfg, jax.vmap(whole)(best), scores, at)
+
+
+def cost(cfg, shop):
+  """What the trainings of recommenders take, each over all seeds at once. -> {what: text}"""
+  split, items, found = splits.leave_one_out(shop.interactions), len(shop.catalog), {}
+  for kind in plan.id_models(cfg):
+    parts = sequential.planned(id_settings(cfg, kind), items, split.train)
+    found[f'{kind} over ids'] = parts
+  for variant in plan.variants(cfg):
+    how = settings(cfg, variant)
+    model = sequential.model_config(how, items)
+    k = cfg.pca.dim if how.rat.adapter else model.width
+    shape = lambda *n: jax.ShapeDtypeStruct(n, jnp.float32)  # noqa: E731
+    found[f'RAT {variant}'] = sequential.planned(
+        how, items, split.train, functools.partial(teach, how, k, own=known(how, split, items)),
+        shape(items, k), shape(items, model.width))
+  return {f'{name}: {what}': said for name, (step, steps, targets) in found.items()
+          for what, said in traced.lines(step, steps, targets, cfg.train.epochs, cfg.seeds,
+                                         jax.device_count(), unit='targets').items()}
 
 
 def known(cfg, split, items):

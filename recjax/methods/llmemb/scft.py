@@ -36,9 +36,12 @@ def stage(work, cfg, texts, folder):
                       'variant=no_scft, or name it as text.weights with variant=text')
   texts = prompts.read(texts)
   batches = ViewBatches(reader, texts, cfg, ways_of(work.mesh))
+  def split(parts):  # pairs divide evenly
+    count = next(n for n in range(parts, cfg.scft.batch + 1) if cfg.scft.batch % n == 0)
+    return objective(reader, cfg, ways_of(work.mesh), count)
   task = Task(init=functools.partial(begin, reader.model.cfg, cfg), batches=batches,
               loss=objective(reader, cfg, ways_of(work.mesh)), frozen=reader.variables['params'],
-              rules=llm.RULES)
+              split=split, parts=cfg.scft.parts, shape=(reader.model.cfg, 0), rules=llm.RULES)
   how = dataclasses.replace(backbone.FitSettings.of(cfg.scft.optim), steps=cfg.scft.steps,
                             seed=cfg.seed)
   trained = fetch(fit(task, how, work))
@@ -99,17 +102,21 @@ class ViewBatches:
                    'mask': mask.reshape(self.size, 2, -1)}, self.ways)
 
 
-def objective(reader, cfg, ways=1):
+def objective(reader, cfg, ways=1, parts=0):
   """The loss that `fit` wants. ways: devices, each of which keeps to itself with local negatives.
+
+  parts: in which a batch goes through, 0 for those of the config.
   """
+  parts = parts or cfg.scft.parts
+
   def encode(train, frozen, batch):
     flat = {k: v.reshape(-1, v.shape[-1]) for k, v in batch.items()}
     z = reader.run({'params': frozen, 'lora': train['lora']}, flat['tokens'], flat['mask'])
     return z.reshape(-1, 2, z.shape[-1])
 
   judge = functools.partial(judged, cfg, ways)
-  if cfg.scft.parts > 1:
-    whole = contrastive.cached(encode, judge, cfg.scft.parts)
+  if parts > 1:
+    whole = contrastive.cached(encode, judge, parts)
     return lambda train, frozen, batch, key: (whole(train, frozen, batch), {})
   return lambda train, frozen, batch, key: (judge(train, encode(train, frozen, batch)), {})
 

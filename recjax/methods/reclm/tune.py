@@ -16,7 +16,7 @@ from recjax.errors import ConfigError
 from recjax.methods.reclm import goods, render, samples, soft, static, teacher
 from recjax.models import huggingface, llm, lora, vocabulary
 from recjax.text import tokens as tokenizers
-from recjax.training import backbone, dialogue, item_losses, scope
+from recjax.training import backbone, dialogue, item_losses, micro, scope
 from recjax.training import sequential as plain_arrays
 from recjax.training.fit import Task, fit
 from recjax.training.work import read_json, write_json
@@ -203,15 +203,17 @@ def task_of(cfg, speaker, tree, items, train, valid, batches, ways=1):
   sums = functools.partial(loss_sums, cfg, speaker, train.prefix, table,
                            packed_items(train, batches.size))
 
-  def loss(given, frozen, batch, key):
-    del key
+  def learnt(given, frozen, batch):
     found, count = sums(given, frozen, batch)
-    return found['valid_loss'] / count, {}
+    return found['valid_loss'], count
+  # The loss of ret is two means, over tokens and over items.
+  split = None if cfg.grounding == 'ret' else micro.by_sums(learnt)
   start = start_of(cfg, speaker, items)
   frozen = () if cfg.train.mode == 'full' else speaker.params
   together = -(-batches.size // ways) * ways
-  return Task(init=None, start=start, loss=loss, batches=batches, frozen=frozen, rules=llm.RULES,
-              evaluate=judge_of(functools.partial(
+  return Task(init=None, start=start, loss=micro.mean(learnt), split=split,
+              shape=(speaker.model.cfg, len(train.prefix)), batches=batches, frozen=frozen,
+              rules=llm.RULES, evaluate=judge_of(functools.partial(
                   loss_sums, cfg, speaker, train.prefix, table, packed_items(valid, together)),
                   valid, together))
 

@@ -10,8 +10,7 @@ from recjax.data import records, splits
 from recjax.data.catalog import load_unchanged
 from recjax.errors import ConfigError
 from recjax.evaluation import metrics, outcome, ranking, sampled
-from recjax.models import seqrec
-from recjax.training import sequential
+from recjax.training import sequential, traced
 from recjax.training.work import find_stage, read_json
 
 
@@ -97,16 +96,10 @@ def recommender(workdir, data=None):
 
 def cost(cfg, shop):
   """What a run would take, before it runs. -> {name: text}"""
-  model = sequential.model_config(cfg, len(shop.catalog))
-  shapes = jax.eval_shape(lambda: seqrec.init(model, jax.random.key(0)))
-  count = seqrec.parameters(shapes)
-  targets = int(np.maximum(np.minimum(shop.interactions.lengths() - 2, model.length + 1) - 1,
-                           0).sum())
-  flops = 6 * targets * model.width * (model.items if cfg.loss.kind in ('ce', 'chunked')
-                                       else 1 + cfg.loss.negatives)
-  return {'parameters': f'{count:,} a seed, {count * 16 / 2**20:.0f} MiB with Adam and the best '
-          'epoch', 'targets an epoch': f'{targets:,}',
-          'output layer an epoch': f'{flops / 1e9:,.0f} GFLOP a seed'}
+  train = splits.leave_one_out(shop.interactions).train
+  step, steps, targets = sequential.planned(cfg, len(shop.catalog), train)
+  return traced.lines(step, steps, targets, cfg.train.epochs, cfg.seeds, jax.device_count(),
+                      unit='targets')
 
 
 def convert(workdir, kind, out):

@@ -1,0 +1,159 @@
+"""What doctor counts by tracing: products by hand, recommenders' steps beside the compiler."""
+import functools
+import pathlib
+from unittest import mock
+
+import jax
+import jax.numpy as jnp
+from absl.testing import absltest, parameterized
+
+from recjax import experiment, sharding
+from recjax.data import catalog
+from recjax.methods import etegrec, llmemb, sequential
+from recjax.methods.etegrec import tune
+from recjax.models import seqrec
+from recjax.training import plan, traced
+from recjax.training import sequential as training
+
+ROOT = pathlib.Path(__file__).parents[2]
+
+
+def config(name, **model):
+  cfg = experiment.read_config(str(ROOT / 'configs' / f'{name}.py'))
+  cfg.model.update(model)
+  return cfg
+
+
+@functools.cache
+def shop():
+  return catalog.load_data('sample:1:300')
+
+
+def compiled(loss, params, *rest):
+  return jax.jit(jax.value_and_grad(loss)).lower(params, *rest).compile()
+
+
+class CountTest(absltest.TestCase):
+
+  def test_products_by_hand_loops_as_often_as_they_run_and_the_dearer_branch(self):
+    a, b = jnp.ones((3, 5)), jnp.ones((5, 7))
+    count = lambda fn, *x: traced.flops(jax.make_jaxpr(fn)(*x).jaxpr)  # noqa: E731
+    self.assertEqual(count(jnp.dot, a, b), 2 * 3 * 5 * 7)
+    self.assertEqual(count(lambda x, y: jnp.einsum('bij,bjk->bik', x, y), jnp.ones((4, 3, 5)),
+                           jnp.ones((4, 5, 7))), 4 * 2 * 3 * 5 * 7)
+    self.assertEqual(count(jax.jit(jax.checkpoint(jnp.dot)), a, b), 2 * 3 * 5 * 7)
+    square = jnp.ones((5, 5))
+    self.assertEqual(count(lambda x: jax.lax.scan(lambda c, _: (c @ square, None), x, None, 9)[0],
+                           a), 9 * 2 * 3 * 5 * 5)
+    self.assertEqual(count(lambda x, i: jax.lax.cond(i, lambda x: (x @ b).sum(), jnp.sum, x), a,
+                           True), 2 * 3 * 5 * 7)
+
+  def test_a_step_by_hand(self):
+    def loss(p, x):
+      return jnp.tanh(jnp.tanh(x @ p['a']) @ p['b']).sum()
+    p = {'a': jnp.ones((8, 16)), 'b': jnp.ones((16, 4))}
+    found = traced.trace(loss, p, jnp.ones((32, 8)))
+    self.assertEqual(found.parameters, 8 * 16 + 16 * 4)
+    # Forward both; backward both for the weights, and once for what lies between.
+    self.assertEqual(found.flops, 2 * 32 * (2 * 8 * 16 + 3 * 16 * 4))
+    self.assertBetween(found.kept, 4 * 32 * (8 + 16 + 4), 4 * 32 * (8 + 2 * 16 + 2 * 4))
+
+  def test_chips_are_as_many_as_the_rows_need(self):
+    step = traced.Step(10**6, 60 * plan.GIB, 10**12)
+    found = traced.lines(step, 100, 5, 3, 1, 1)
+    self.assertIn('fits 8 chips (data=8): 0.159 s an epoch', found['TPU v5e'])  # 16 GiB each
+    self.assertIn('fits 1 chip (data=1)', found['A100 80 GB'])
+    self.assertIn('does not fit', traced.lines(
+        traced.Step(10**10, 0, 1), 1, 1, 1, 1, 1)['H200'])
+    self.assertIn('fits 16 chips', traced.lines(step, 1, 1, 1, 3, 1)['TPU v5e'])
+    self.assertIn('fits 2 chips', traced.lines(
+        traced.Step(1, 0, 1), 1, 1, 1, 1, 1, 20 * plan.GIB)['TPU v5e'])
+
+
+class RecommenderTest(parameterized.TestCase):
+
+  def step_of(self, cfg):
+    """What is planned, and the same step compiled. -> traced.Step, compiled"""
+    got = []
+    def kept(*args):
+      got.append(args)
+      return trace(*args)
+    trace = traced.trace
+    with mock.patch.object(traced, 'trace', kept):
+      found = training.planned(cfg, len(shop().catalog), shop().interactions)[0]
+    return found, compiled(*got[0])
+
+  @parameterized.parameters(('sasrec', 'ce'), ('bert4rec', 'ce'), ('sasrec', 'bce'),
+                            ('sasrec', 'sampled'))
+  def test_operations_are_those_of_the_compiler(self, kind, loss):
+    cfg = config('sequential_scientific', kind=kind, width=128, hidden=256, layers=1)
+    cfg.loss.update(kind=loss, negatives=256)
+    cfg.train.batch = 64
+    found, program = self.step_of(cfg)
+    self.assertAlmostEqual(found.flops / program.cost_analysis()['flops'], 1, delta=.12)
+    used = program.memory_analysis().temp_size_in_bytes
+    self.assertBetween(found.kept / used, .4, 2.5)
+
+  def test_a_recurrence_counts_every_step(self):
+    key, rows, found = jax.eval_shape(lambda: jax.random.key(0)), 8, []
+    for n in (8, 16, 32):
+      cfg = config('sequential_scientific', kind='gru4rec', length=n, layers=1)
+      model = training.model_config(cfg, 50)
+      loss = functools.partial(training.loss_of, cfg, model, sharding.make_mesh({'data': -1}), rows,
+                               128)
+      found.append(traced.trace(
+          loss, jax.eval_shape(functools.partial(seqrec.init, model), key),
+          jax.ShapeDtypeStruct((rows, n + 1), jnp.int32), key).flops)
+    self.assertEqual(found[2] - found[1], 2 * (found[1] - found[0]))
+    place = (found[1] - found[0]) / (8 * rows)  # inputs, recurrence; forward, and backward twice
+    self.assertBetween(place / (6 * (64 * 3 * 64 + 64 * 3 * 64)), .9, 1.4)
+
+  @parameterized.parameters('sasrec', 'gru4rec', 'bert4rec')
+  def test_parameters_are_those_that_are_made(self, kind):
+    cfg = config('sequential_scientific', kind=kind)
+    model = training.model_config(cfg, len(shop().catalog))
+    real = seqrec.parameters(seqrec.init(model, jax.random.key(0)))
+    self.assertTrue(sequential.cost(cfg, shop())['parameters'].startswith(f'{real:,} a seed'))
+
+  @parameterized.parameters('tiger_beauty', 'etegrec_scientific')
+  def test_semantic_ids(self, name):
+    cfg = config(name, width=128, ffn=256, layers=1, decoder_layers=1, history=10, dropout=0.0)
+    cfg.train.batch, got, trace = 64, [], traced.trace
+    def kept(*args):
+      got.append(args)
+      return trace(*args)
+    with mock.patch.object(traced, 'trace', kept):
+      found, steps, given = tune.planned(cfg, shop())
+    self.assertEqual(steps, -(-sum(int((b.target > 0).sum()) for b in given) // 64))
+    program = compiled(*got[0])
+    self.assertAlmostEqual(found.flops / program.cost_analysis()['flops'], 1, delta=.15)
+    self.assertBetween(found.kept / program.memory_analysis().temp_size_in_bytes, .4, 2.5)
+    net = tune.shape(cfg, tune.levels(cfg), cfg.tokenizer.size, cfg.vectors.model.width, 64)
+    real = sum(x.size for x in jax.tree.leaves(tune.coder.init(net, jax.random.key(0))))
+    self.assertEqual(found.parameters, real)
+    said = etegrec.cost(cfg, shop())
+    ways = jax.device_count()
+    q = tune.levels(cfg)
+    held = 2 * cfg.model.heads * cfg.model.head_dim * 4 * cfg.decode.batch * q * (
+        cfg.decode.beams + 10) / ways / 2**20
+    self.assertIn(f'KV caches {held:,.2f}', said[f'bytes a device in generation (data={ways})'])
+    self.assertIn('s an epoch at', said['H100'])
+
+  def test_llmemb_says_what_each_training_takes(self):
+    cfg = experiment.read_config(str(ROOT / 'configs' / 'llmemb_scientific.py'))
+    said = llmemb.cost(cfg, shop())
+    k, model = cfg.pca.dim, training.model_config(
+        llmemb.plan.recommender_config(cfg, cfg.model.kind), len(shop().catalog))
+    whole = seqrec.parameters(seqrec.init(model, jax.random.key(0)))
+    self.assertIn(f'{whole:,} a seed', said['sasrec over ids: parameters'])
+    hidden = cfg.rat.hidden or k // 2
+    table = (len(shop().catalog) + 2) * model.width
+    adapter = (k + 1) * hidden + (hidden + 1) * model.width
+    own = len(shop().catalog) * model.width if cfg.rat.ids_from else 0
+    self.assertIn(f'{whole - table + adapter + own:,} a seed', said['RAT full: parameters'])
+    self.assertIn('fits 1 chip', said['RAT full: TPU v5e'])
+    self.assertIn('export', said)
+
+
+if __name__ == '__main__':
+  absltest.main()
