@@ -41,7 +41,7 @@ def get_config(arg=''):
                 epochs=1.0, lr=4e-3, warmup=20, schedule='linear', decay=0.01, clip=1.0,
                 beta2=0.98, log_every=20, save_every=100)
   # cutoff: tokens of a conversation. variables: of the chat template, such as enable_thinking
-  c.prompt = dict(template='reclm', cutoff=1024, variables=dict())
+  c.prompt = dict(template='last', cutoff=1024, variables=dict())
   # source: chat pairs for training, 'sample', a file or ''. questions: of the multi-round test
   c.talk = dict(source='sample', questions='sample')
   # source: 'train' here, the folder of a `sequential` run, or http://... of a served one
@@ -61,18 +61,18 @@ def get_config(arg=''):
   # histories are sequences too; 0 learns answers alone. full_histories: whole ones, not
   # windows cut at random. control_like: what <SOI> and <EOI> begin as, words or quotes
   c.train = dict(mode='full', scope='all', scope_end=True, epochs=2, patience=3, batch=4, row=512,
-                 sample=0, valid_users=128, longest_list=10, full_lists=True, candidates=0.05,
-                 rule=0.5, multi_round=0.1, chat_share=0.05, gamma=0.0, focus='title',
+                 sample=3000, valid_users=128, longest_list=10, full_lists=True, candidates=0.05,
+                 rule=0.1, multi_round=0.1, chat_share=0.05, gamma=0.0, focus='title',
                  static='', prompt=1.0, full_histories=True,
-                 control_like='quotes')
+                 control_like='quotes', free=1.0)
   # requests about categories: share of training samples, users asked with each of them in the test
   c.control = dict(share=0.0, users=100)
   c.lora = dict(rank=16, alpha=8.0, targets=('q', 'k', 'v', 'o', 'gate', 'up', 'down'))
   # vectors: 'teacher', 'text' or a .npy. alpha: weight of fetching in the loss
   c.ret = dict(vectors='teacher', hidden=256, alpha=1.0, tokens=256)
   c.token = dict(levels=3, size=32)
-  c.optim = dict(lr=4e-3, warmup=20, schedule='linear', decay=0.0, clip=1.0, beta2=0.98,
-                 log_every=20, save_every=200)
+  c.optim = dict(lr=4e-3, muon=0.02, warmup=20, schedule='linear', decay=0.0, clip=1.0,
+                 beta2=0.98, log_every=20, save_every=200)
   # count: items of a list. temperature 0 is greedy
   c.decode = dict(count=10, new_tokens=320, batch=64, temperature=0.0, top_p=1.0)
   # words: of the request: plain, rule, acknowledged, trained. users: asked at most (0: all).
@@ -82,17 +82,21 @@ def get_config(arg=''):
   # vague: edits within which such a title passes for an item's
   c.judge = dict(words='trained', mask_history=True, users=500, rounds=64, answer_tokens=96,
                  cross='', cross_users=500, candidates=0, free=0, vague=0)
+  if given['data'] != 'sample':
+    c.train.update(sample=0, epochs=1)
+    c.decode.new_tokens = 640
   if preset == 'paper':
     c.llm.weights, c.llm.remat = '', 'dots'
     c.teacher.model.update(length=10, width=128, hidden=256, heads=2, dropout=0.5, norm='unirec')
     c.teacher.train.update(batch=1024, epochs=100, patience=10, valid_users=0)
     c.teacher.optim.update(lr=1e-3, beta2=0.999)
-    c.train.update(mode='lora', control_like='words', prompt=0.0, full_histories=False,
-                   scope_end=False, full_lists=False, epochs=20, patience=0, batch=64,
-                   row=1024, valid_users=320, candidates=0.5, chat_share=0.0)
+    c.prompt.template = 'reclm'
+    c.train.update(mode='lora', control_like='words', prompt=0.0, free=0.0, rule=0.5, sample=0,
+                   full_histories=False, scope_end=False, full_lists=False, epochs=20,
+                   patience=0, batch=64, row=1024, valid_users=320, candidates=0.5, chat_share=0.0)
     c.ret.update(vectors='text', hidden=2048, tokens=1024)
     c.token.update(levels=4, size=256)
-    c.optim.update(lr=1e-4, warmup=39, schedule='square', decay=0.01, beta2=0.999)
+    c.optim.update(lr=1e-4, muon=0.0, warmup=39, schedule='square', decay=0.01, beta2=0.999)
     c.decode.update(new_tokens=1024, batch=16)
     c.judge.update(words='plain', users=0, rounds=1319, mask_history=False)
   return c

@@ -13,7 +13,8 @@ from recjax.errors import ConfigError
 def read(name, home, fields):
   """Reads a template: a name of those in package `home`, folder templates, or a file's path.
 
-  fields: {part: the fields it must hold}, 'a|b' for one of two. -> {part: text}. Raises ConfigError for what it lacks.
+  fields: {part: the fields it must hold}, 'a|b' for one of two. -> {part: text}. Raises
+  ConfigError for what it lacks.
   """
   path = pathlib.Path(name)
   if not path.suffix:
@@ -30,8 +31,9 @@ def read(name, home, fields):
       raise ConfigError(f'template {name}: part [{part}] is missing; it needs '
                         f'{", ".join(f"[{p}]" for p in fields)}')
     for field in wanted:
-      if not any(f'{{{f}}}' in parts[part] for f in field.split('|')):
-        raise ConfigError(f'template {name}: part [{part}] lacks {{{field.replace("|", "} or {")}}}')
+      ways = [f'{{{f}}}' for f in field.split('|')]
+      if not any(way in parts[part] for way in ways):
+        raise ConfigError(f'template {name}: part [{part}] lacks {" or ".join(ways)}')
   return parts
 
 

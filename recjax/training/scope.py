@@ -73,11 +73,10 @@ def narrowed(nodes, ends, kind='all', scope_end=False):
 
 
 def token_nll(hidden, head, targets, nodes, scope, gamma=0.0, focus='title',
-              chunk_bytes=1 << 28, shares=None, free=0.0):
+              chunk_bytes=1 << 28, free=0.0):
   """Negative log-likelihood of each target, inside titles among the children of its node.
 
-  hidden: (M, D). head: (D, V). targets, nodes: (M,) int32. shares: (M, K), of K tokens each, which
-  targets (M, K) then are: the mean of their negative log-likelihoods by these shares. gamma: above 0 multiplies by (1 - p) to
+  hidden: (M, D). head: (D, V). targets, nodes: (M,) int32. gamma: above 0 multiplies by (1 - p) to
   its power, at positions in titles or, with focus 'all', everywhere. free: weight of the same over
   the whole vocabulary, beside, at positions in titles. -> (M,) float32
   """
@@ -86,7 +85,7 @@ def token_nll(hidden, head, targets, nodes, scope, gamma=0.0, focus='title',
   size = math.ceil(rows / chunks)
   pad = size * chunks - rows
   parts = [jnp.pad(x, [(0, pad)] + [(0, 0)] * (x.ndim - 1)).reshape(chunks, size, *x.shape[1:])
-           for x in (hidden, targets, nodes, *(() if shares is None else (shares,)))]
+           for x in (hidden, targets, nodes)]
   one = functools.partial(_nll, head, scope, free)
   if chunks == 1:
     nll = one([x[0] for x in parts])
@@ -99,12 +98,9 @@ def token_nll(hidden, head, targets, nodes, scope, gamma=0.0, focus='title',
 
 
 def _nll(head, scope, free, part):
-  h, target, node, *shares = part
+  h, target, node = part
   logits = jnp.dot(h, head.astype(h.dtype), preferred_element_type=jnp.float32)
-  if shares:
-    picked = (jnp.take_along_axis(logits, target, -1) * shares[0]).sum(-1)
-  else:
-    picked = jnp.take_along_axis(logits, target[:, None], -1)[:, 0]
+  picked = jnp.take_along_axis(logits, target[:, None], -1)[:, 0]
   at = jnp.arange(scope.width)
   inner = node > 0
   here = jnp.where(inner, node, 0)

@@ -12,7 +12,6 @@ from recjax.data.catalog import Catalog, Interactions, load_data, make_dataset
 from recjax.data.formats import sft
 from recjax.errors import ConfigError, DataError
 from recjax.methods.reclm import controls, goods, render, samples, static, teacher, tune
-from recjax.methods.reclm import soft as soft_labels
 from recjax.models import llm, vocabulary
 from recjax.text import templates, tokens
 from recjax.training import dialogue, scope
@@ -51,7 +50,7 @@ def config(**changes):
                       control=dict(share=0.0, users=4)))
   c.train = dict(epochs=2, longest_list=5, full_lists=False, candidates=0.3, rule=0.5,
                  multi_round=0.5, chat_share=0.2, sample=0, valid_users=8, static='', scope='all',
-                 scope_end=True, gamma=0.0, focus='title', mode='full', prompt=0.0,
+                 scope_end=True, gamma=0.0, focus='title', mode='full', prompt=0.0, free=0.0,
                  full_histories=False)
   c.grounding = 'cgen'
   c.update(changes)
@@ -312,48 +311,6 @@ class MaskTest(absltest.TestCase):
     self.assertGreater(read, 0)
     self.assertAlmostEqual(twice, (alone * answers + 2 * read) / (answers + 2 * requests), places=4)
     self.assertAlmostEqual(judged(2, prompt=1.0)['title_nll'], whole['title_nll'], places=5)
-
-
-class SoftTest(absltest.TestCase):
-  SOI, EOI = 8, 9
-  TITLES = [[1, 2], [1, 3], [4]]
-
-  def made(self, soft, listed=(1, 2, 3)):
-    ids, items = [7], [0]
-    for item in listed:
-      ids += [self.SOI, *self.TITLES[item - 1], self.EOI]
-      items += [item, *[-1] * (len(self.TITLES[item - 1]) + 1)]
-    return soft_labels.Shares(self.TITLES, self.EOI, soft, 4).of(
-        np.array([*ids, 7]), np.array([*items, 0]))
-
-  def test_by_hand(self):
-    """1 and 2 begin alike: the list's first place is 1, 2 or 3 with 1, 1/2 and 1/4 of 7/4."""
-    tokens_of, shares = self.made(0.5)
-    found = [{t: round(float(s), 6) for t in set(row) if (s := shares[at][row == t].sum())}
-             for at, row in enumerate(tokens_of)]
-    self.assertEqual(found, [
-        {7: 1}, {8: 1}, {1: round(6 / 7, 6), 4: round(1 / 7, 6)},
-        {2: round(2 / 3, 6), 3: round(1 / 3, 6)}, {9: 1},
-        {8: 1}, {1: round(2 / 3, 6), 4: round(1 / 3, 6)}, {3: 1}, {9: 1},
-        {8: 1}, {4: 1}, {9: 1}, {7: 1}])
-
-  def test_shares_are_of_what_the_list_still_holds(self):
-    tokens_of, shares = self.made(1.0, (3, 1))
-    np.testing.assert_allclose(shares.sum(-1), 1)
-    self.assertEqual(tokens_of[2, :2].tolist(), [4, 1])
-    np.testing.assert_allclose(shares[2], [0.5, 0.5, 0, 0])
-    np.testing.assert_allclose(shares[5:8, 0], 1)  # one item is left
-
-  def test_the_loss_is_the_mean_over_the_shares(self):
-    rng = np.random.default_rng(0)
-    logits, k = rng.normal(size=(6, 10)), 3
-    targets, shares = rng.integers(0, 10, (6, k)), rng.dirichlet(np.ones(k), 6)
-    table = scope.Scope(*(np.zeros(2, np.int32),) * 3, np.ones(10, bool), 1)
-    found = scope.token_nll(logits.astype(np.float32), np.eye(10, dtype=np.float32), targets,
-                            np.full(6, scope.FREE), table, shares=shares.astype(np.float32))
-    nll = np.log(np.exp(logits).sum(-1, keepdims=True)) - logits
-    want = [sum(s * nll[i, t] for t, s in zip(targets[i], shares[i])) for i in range(6)]
-    np.testing.assert_allclose(found, want, rtol=1e-5)
 
 
 if __name__ == '__main__':

@@ -13,7 +13,7 @@ from recjax import sharding
 from recjax.data.formats import conversations
 from recjax.data.sample_talk import questions
 from recjax.errors import ConfigError
-from recjax.methods.reclm import goods, render, samples, soft, static, teacher
+from recjax.methods.reclm import goods, render, samples, static, teacher
 from recjax.models import huggingface, llm, lora, vocabulary
 from recjax.text import tokens as tokenizers
 from recjax.training import backbone, dialogue, item_losses, micro, scope
@@ -118,9 +118,6 @@ def stage(work, cfg, shop, folder, helper, coded=None, given=None):
   train, valid = (dialogue.pack(parts[p], cfg.train.row, prefix, render.MARKS)
                   for p in ('train', 'valid'))
   batches, an_epoch = dialogue.batches(train, cfg.train.batch, work.mesh, cfg.seed)
-  if cfg.train.soft:
-    batches.collate = soft.collate(batches.collate, soft.Shares(
-        stock.rows, speaker.eoi, cfg.train.soft, cfg.train.longest_list))
   items = teacher.item_vectors(work, cfg, helper, shop, folder) if cfg.grounding == 'ret' else None
   task = task_of(cfg, speaker, tree, items, train, valid, batches, sharding.ways(work.mesh))
   steps = max(1, round(an_epoch))
@@ -263,12 +260,8 @@ def loss_sums(cfg, speaker, prefix, table, room, train, frozen, batch):
     return {'valid_loss': total * count, 'item_nll': found * count}, count
   ends = flat['targets'] == speaker.eoi
   nodes = scope.narrowed(flat['node'], ends, cfg.train.scope, cfg.train.scope_end)
-  if 'shares' in batch:
-    tokens, shares = (batch[k].reshape(-1, batch[k].shape[-1]) for k in ('tokens_of', 'shares'))
-  else:
-    tokens, shares = flat['targets'], None
-  nll = scope.token_nll(hidden, head, tokens, nodes, table, cfg.train.gamma, cfg.train.focus,
-                        shares=shares, free=cfg.train.free)
+  nll = scope.token_nll(hidden, head, flat['targets'], nodes, table, cfg.train.gamma,
+                        cfg.train.focus, free=cfg.train.free)
   within = scope.token_nll(hidden, head, flat['targets'], flat['node'], table)
   titles = weights * (flat['item'] < 0)
   return {'valid_loss': (nll * learnt).sum(), 'title_nll': (within * titles).sum(),
