@@ -59,8 +59,8 @@ def get_config(arg=''):
   # with a chat turn beside; chat_share: chat alone. gamma, focus: focal weighting. static: a folder
   # of samples to read instead of drawing them. prompt: weight of the tokens of requests, whose
   # histories are sequences too; 0 learns answers alone. full_histories: whole ones, not
-  # windows cut at random. control_like: what <SOI> and <EOI> begin as, words or quotes. free: weight
-  # of the loss over the whole vocabulary beside the scope's, in titles
+  # windows cut at random. control_like: what <SOI> and <EOI> begin as, words or quotes. free:
+  # weight of the loss over the whole vocabulary beside the scope's, in titles
   c.train = dict(mode='full', scope='all', scope_end=True, epochs=2, patience=3, batch=4, row=512,
                  sample=3000, valid_users=128, longest_list=10, full_lists=True, candidates=0.05,
                  rule=0.1, multi_round=0.1, chat_share=0.05, gamma=0.0, focus='title',

@@ -52,8 +52,8 @@ class GoodsTest(parameterized.TestCase):
 
   def test_bad_titles(self):
     made = tokenizer()[0]
-    with self.assertRaisesRegex(DataError, 'item y has no title'):
-      goods.load(Catalog(('x', 'y'), {'title': ['a', '   ']}), made)
+    some = goods.load(Catalog(('x', 'y', 'z'), {'title': ['a', '   ', None]}), made)
+    self.assertEqual((some.titles, some.notes['named_by_id']), (['a', 'y', 'z'], 2))
     with self.assertRaisesRegex(DataError, 'catalogue is empty'):
       goods.load(Catalog((), {'title': []}), made)
     with self.assertRaisesRegex(DataError, 'no titles to write'):

@@ -145,7 +145,8 @@ def cross(work, cfg, speaker):
   counts = np.bincount(splits.leave_one_out(shop.interactions).train.items,
                        minlength=len(shop.catalog) + 1)[1:]
   top = set((np.argsort(-counts, kind='stable')[:10] + 1).tolist())
-  return {'data': shop.name, 'popularity HR@10': float(np.mean([t in top for t in cases.targets])),
+  return {'data': shop.name, 'notes': {k: v for k, v in stock.notes.items() if v},
+          'popularity HR@10': float(np.mean([t in top for t in cases.targets])),
           **rates.of_lists([r.items for r in found], [cases.history(c) for c in range(len(cases))],
                            cases.targets, stock.categories, len(stock.titles), cfg.decode.count)}
 

@@ -37,29 +37,30 @@ class Goods:
 
 
 def load(catalog, tokenizer):
-  """Titles of a catalogue, spelt so that they come back from their tokens. -> Goods
+  """Titles of a catalogue, spelt so that they come back from their tokens; an item without one is
+  called by its id. -> Goods
 
-  Raises DataError for an empty catalogue, or naming an item without a title, or one whose title
-  does not stay as it is.
+  Raises DataError for an empty catalogue, or naming an item whose title does not stay as it is.
   """
   if not len(catalog):
     raise DataError('the catalogue is empty; nothing can be recommended')
   raw = catalog.columns.get('title')
   if raw is None:
     raise DataError('the catalogue has no titles to write; add `title` to its items')
-  titles = [normalised(tokenizer, title, item) for title, item in zip(raw, catalog.ids)]
+  bare = [not (title or '').strip() for title in raw]
+  titles = [normalised(tokenizer, item if none else title, item)
+            for title, item, none in zip(raw, catalog.ids, bare)]
   spelt = unlike(titles)
   rows = tokenizer.encode_batch(spelt)
   twins = len(rows) - len(set(map(tuple, rows)))
-  notes = {'titles_made_unlike': sum(a != b for a, b in zip(titles, spelt)), 'equal_tokens': twins}
+  notes = {'titles_made_unlike': sum(a != b for a, b in zip(titles, spelt)), 'equal_tokens': twins,
+           'named_by_id': sum(bare)}
   return Goods(catalog, spelt, rows, paths(catalog), notes)
 
 
 def normalised(tokenizer, title, item):
   """NFC, single spaces, and equal to what its tokens spell (reclm.md 1.1). -> str"""
-  text = ' '.join(unicodedata.normalize('NFC', title or '').split())
-  if not text:
-    raise DataError(f'item {item} has no title; give it one, or remove it')
+  text = ' '.join(unicodedata.normalize('NFC', title).split())
   for _ in range(ROUNDS):
     again = ' '.join(tokenizer.decode(tokenizer.encode(text)).split())
     if again == text:
