@@ -1,6 +1,7 @@
 """kill -9 at random moments of a run, restarting each time: are the final files byte-equal?
 
   python -m benchmarks.kill_resume --kills=10 [--config=configs/betag_scientific.py] [-- FLAGS ...]
+  python -m benchmarks.kill_resume --kills=25 --case=etegrec     # the small models of mesh_parity
 
 Runs the experiment once without interruption, then again under fire, and compares every file that
 holds results: everything below stages/ but DONE.json (it holds seconds), results.json, ranks and
@@ -17,6 +18,23 @@ import sys
 import tempfile
 import time
 
+from benchmarks import mesh_parity
+
+SHOP = 'data=sample:1:400'
+# What makes the small models of mesh_parity.CASES train for 200 steps or more, and save often.
+TINY, TUNE = ('tiny.save_every=10',), ('optim.save_every=10',)
+IDS = ('train.save_every=1', 'train.patience=100')
+TITLES = (*TINY, *TUNE, 'train.sample=-1', 'train.epochs=3')
+RECLM = (*TINY, *TUNE, 'train.sample=0', 'train.epochs=2')
+CODES = (*IDS, 'vectors.train.save_every=1', 'train.epochs=8', 'tokenizer.size=32')
+LONGER = {
+    'sasrec': (*IDS, 'train.epochs=25'), 'gru4rec': (*IDS, 'train.epochs=25'),
+    'bert4rec': (*IDS, 'train.epochs=25'), 'betag': (*TINY, *TUNE, 'train.epochs=3'),
+    'bigrec': TITLES, 'd3': TITLES,
+    'reclm cgen': RECLM, 'reclm ret': RECLM, 'reclm token': RECLM,
+    'llmemb': (*TINY, *IDS, 'train.epochs=40', 'scft.steps=200', 'scft.optim.save_every=20'),
+    'etegrec': (*CODES, 'id_optim.lr=1e-6'), 'tiger': CODES}
+
 TOP = ('results.json', 'ranks.parquet', 'predictions.parquet')
 
 
@@ -30,8 +48,13 @@ def files(workdir):
 
 def start(args, workdir):
   """One attempt at the experiment, in a process of its own."""
-  command = [sys.executable, '-m', 'recjax.main', f'--config={args.config}', f'--workdir={workdir}',
-             *args.flags]
+  config, flags = args.config, ()
+  if args.case:
+    name, words, small = mesh_parity.CASES[args.case]
+    config = f'configs/{name}.py:{",".join(filter(None, (words, SHOP)))}'
+    flags = [f'--config.{flag}' for flag in (*small, *LONGER[args.case])]
+  command = [sys.executable, '-m', 'recjax.main', f'--config={config}', f'--workdir={workdir}',
+             *flags, *args.flags]
   log = open(workdir.parent / f'{workdir.name}.log', 'a')  # noqa: SIM115  lives with the process
   return subprocess.Popen(command, stdout=log, stderr=log)
 
@@ -63,6 +86,7 @@ def main():
   """Runs, kills, restarts, compares."""
   parser = argparse.ArgumentParser(description=__doc__.split('\n')[0])
   parser.add_argument('--config', default='configs/betag_scientific.py')
+  parser.add_argument('--case', default='', choices=['', *LONGER], help='instead of --config')
   parser.add_argument('--kills', type=int, default=10)
   parser.add_argument('--seed', type=int, default=0)
   parser.add_argument('--restart', type=float, default=4,

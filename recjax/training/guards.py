@@ -1,5 +1,6 @@
 """What ends a run in good order: SIGTERM, numbers that are none, input that stalls, a hung step."""
 import contextlib
+import ctypes
 import dataclasses
 import faulthandler
 import json
@@ -50,26 +51,36 @@ def listen(grace=GRACE):
   """Makes SIGTERM end this process in good order: at the next step where `holding`, else at once.
 
   Where that does not come about within `grace` seconds (a long compilation), the process just ends:
-  what is on disk is whole at any moment. With several processes JAX listens instead, because they
-  must all stop at the same step.
+  what is on disk is whole at any moment. Several processes must all stop at the same step, on which
+  JAX makes them agree: its handler, set when they met, is handed the signal.
   """
   def handler(number, frame):
     del number, frame
     _state['asked'] = True
     if not _state['holding']:
       raise Preempted
-  if jax.process_count() == 1:
-    ear, mouth = os.pipe()
-    os.set_blocking(mouth, False)
-    threading.Thread(target=_attend, args=(ear, grace), daemon=True).start()
-    signal.signal(signal.SIGTERM, handler)
-    signal.set_wakeup_fd(mouth, warn_on_full_buffer=False)
+  hand_on = _handler_of_jax() if jax.process_count() > 1 else None
+  ear, mouth = os.pipe()
+  os.set_blocking(mouth, False)
+  threading.Thread(target=_attend, args=(ear, grace, hand_on), daemon=True).start()
+  signal.signal(signal.SIGTERM, handler)
+  signal.set_wakeup_fd(mouth, warn_on_full_buffer=False)
 
 
-def _attend(ear, grace):
+def _handler_of_jax():
+  """The handler that `jax.distributed.initialize` set in C++, where Python does not see it."""
+  libc = ctypes.CDLL(None)
+  libc.signal.restype = ctypes.c_void_p
+  libc.signal.argtypes = ctypes.c_int, ctypes.c_void_p
+  return ctypes.CFUNCTYPE(None, ctypes.c_int)(libc.signal(signal.SIGTERM, int(signal.SIG_IGN)))
+
+
+def _attend(ear, grace, hand_on):
   """Hears SIGTERM beside the main thread, which may not run its handler for long."""
   while signal.SIGTERM not in os.read(ear, 64):
     pass
+  if hand_on:
+    hand_on(signal.SIGTERM)
   ends = time.monotonic() + grace
   while not _state['heard'] and time.monotonic() < ends:
     if not _state['asked']:  # it may have come just before a call that waits: wake that
@@ -94,7 +105,8 @@ def asked():
   if jax.process_count() > 1:
     from jax.experimental import multihost_utils
     _state['calls'] += 1
-    return multihost_utils.reached_preemption_sync_point(_state['calls'])
+    _state['heard'] |= multihost_utils.reached_preemption_sync_point(_state['calls'])
+    return _state['heard']
   _state['heard'] |= _state['asked']  # saving may take as long as it takes
   return _state['asked']
 

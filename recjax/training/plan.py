@@ -240,8 +240,8 @@ def said(parts, unit=GIB, name='GiB'):
       f'{what} {size / unit:,.2f}' for what, size in parts.items() if size >= unit / 200)
 
 
-COLLECTIVE = re.compile(
-    r'= \(?([a-z0-9]+\[[^=]*?) (all-gather|all-reduce|reduce-scatter|all-to-all|'
+COLLECTIVE = re.compile(  # long tuples are numbered: /*index=5*/
+    r'= \(?([a-z0-9]+\[(?:[^=]|(?<=index)=)*?) (all-gather|all-reduce|reduce-scatter|all-to-all|'
     r'collective-permute)(?:-start)?\(')
 WIDTHS = {'pred': 1, 's8': 1, 'u8': 1, 'bf16': 2, 'f16': 2, 's16': 2, 'u16': 2, 's64': 8, 'u64': 8,
           'f64': 8}

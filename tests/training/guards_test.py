@@ -5,6 +5,7 @@ import json
 import os
 import pathlib
 import signal
+import socket
 import subprocess
 import sys
 import textwrap
@@ -263,6 +264,59 @@ class SigtermTest(absltest.TestCase):
     process.send_signal(signal.SIGTERM)
     process.communicate(timeout=50)
     self.assertEqual(process.returncode, 143)
+
+  def pair(self, code):
+    """Two processes that have met and run `code`, up to its 'here'. -> processes"""
+    with socket.socket() as s:
+      s.bind(('127.0.0.1', 0))
+      port = s.getsockname()[1]
+    both = [self.start(f'''
+        import jax
+        me = {me}
+        jax.distributed.initialize('127.0.0.1:{port}', 2, me)
+        from recjax import errors
+        from recjax.training import guards
+        guards.listen(grace=5)
+        {textwrap.indent(textwrap.dedent(code), ' ' * 8).strip()}
+    ''')[1] for me in range(2)]
+    for process in both:
+      self.assertEqual(process.stdout.readline().strip(), 'here')
+    return both
+
+  def test_two_processes_outside_training_leave_too(self):
+    both = self.pair('''
+        import time
+        def main():
+          print('here', flush=True)
+          time.sleep(100)
+        errors.guard(main)
+    ''')
+    asked = time.monotonic()
+    for process in both:
+      process.send_signal(signal.SIGTERM)
+    for process in both:
+      process.communicate(timeout=60)
+      self.assertEqual(process.returncode, 143)
+    self.assertLess(time.monotonic() - asked, 30)
+
+  def test_one_of_two_is_told_and_both_leave_at_the_same_step(self):
+    both = self.pair('''
+        import time
+        def main():
+          print('here', flush=True)
+          with guards.holding():
+            for step in range(1000):
+              time.sleep(0.05 * (1 + me))
+              if guards.asked():
+                print('left at', step, flush=True)
+                raise errors.Preempted
+        errors.guard(main)
+    ''')
+    both[1].send_signal(signal.SIGTERM)
+    said = [process.communicate(timeout=60)[0] for process in both]
+    self.assertEqual([process.returncode for process in both], [143, 143])
+    self.assertStartsWith(said[0], 'left at')
+    self.assertEqual(*said)
 
 
 if __name__ == '__main__':

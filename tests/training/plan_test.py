@@ -100,8 +100,9 @@ class PlanTest(absltest.TestCase):
   def test_collectives_are_counted_with_their_bytes(self):
     text = ('%a = f32[4,8]{1,0} all-gather(f32[1,8] %x), dims\n'
             '%b = (bf16[16]{0}, f32[2]{0}) all-reduce(%y, %z)\n %c = f32[3] add(%a, %b)\n'
-            '%d = f32[4,8]{1,0} all-gather-start(f32[1,8] %x)')
-    self.assertEqual(plan.collectives(text), {'all-gather': (2, 256), 'all-reduce': (1, 40)})
+            '%d = f32[4,8]{1,0} all-gather-start(f32[1,8] %x)\n'
+            '%e = (f32[1]{0}, /*index=5*/f32[2]{0}) all-reduce(%y, /*index=5*/%z)')
+    self.assertEqual(plan.collectives(text), {'all-gather': (2, 256), 'all-reduce': (2, 52)})
 
   def test_a_step_moves_weights_and_activations_and_never_logits(self):
     shape = dataclasses.replace(TINY, vocab=4096, layers=3)
