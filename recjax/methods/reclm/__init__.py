@@ -1,8 +1,8 @@
 """RecLM: a chat model whose recommended items always exist (reclm.md).
 
-Liao et al., *Avoid Recommending Out-of-Domain Items: Constrained Generative Recommendation with
-LLMs*, arXiv 2505.03336; Lu et al., *Aligning LLMs for Controllable Recommendations*, arXiv
-2403.05063.
+Liao et al., *Eliminating Out-of-Domain Recommendations in LLM-based Recommender Systems: A Unified
+View*, ACL Findings 2026 (arXiv 2505.03336); Lu et al., *Aligning LLMs for Controllable
+Recommendations*, arXiv 2403.05063.
 
 Two new tokens open and close an item. Between them decoding may only follow the catalogue's titles
 (`grounding='cgen'`), pastes the title that is nearest to a projected state ('ret'), or follows

@@ -21,13 +21,14 @@ WISHES = {'with': 'items of a category alone', 'without': 'none of a category',
           'at_most': 'at most so many of a category', 'at_least': 'at least so many',
           'about': 'about so many'}
 PAPERS = ('''\
-@article{liao2025reclm,
-  title = {Avoid Recommending Out-of-Domain Items: Constrained Generative Recommendation with
-           {LLMs}},
-  author = {Liao, Hao and Lu, Wensheng and Lian, Jianxun and Wu, Mingqi and Wang, Shuo and Zhang,
-            Yong and Huang, Yitian and Zhou, Mingyang and Xie, Xing},
-  journal = {arXiv preprint arXiv:2505.03336},
-  year = {2025}
+@inproceedings{liao2026reclm,
+  title = {Eliminating Out-of-Domain Recommendations in {LLM}-based Recommender Systems: A Unified
+           View},
+  author = {Liao, Hao and Zhang, Jiwei and Lian, Jianxun and Lu, Wensheng and Wu, Mingqi and
+            Shuowangg and Zhang, Yong and Huang, Yitian and Zhou, Mingyang and Mao, Rui},
+  booktitle = {Findings of the Association for Computational Linguistics: ACL 2026},
+  year = {2026},
+  note = {arXiv 2505.03336}
 }''', '''\
 @inproceedings{lu2024aligning,
   title = {Aligning Large Language Models for Controllable Recommendations},
@@ -60,7 +61,7 @@ def write(cfg, work, shop, found):
            'data': f'{shop.name}: {len(shop.catalog):,} items, {len(shop.interactions):,} users',
            'data fingerprint': shop.fingerprint, 'protocol': outcome['protocol']},
                     [*PAPERS, seqrec.PAPERS[cfg.teacher.model.kind]])],
-      'Liao et al., arXiv 2505.03336; Lu et al., arXiv 2403.05063.'))
+      'Liao et al., ACL Findings 2026 (arXiv 2505.03336); Lu et al., arXiv 2403.05063.'))
 
 
 def verdict(outcome, main):
