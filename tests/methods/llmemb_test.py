@@ -145,7 +145,9 @@ class WholeTest(absltest.TestCase):
     cluster = np.arange(ITEMS) % CLUSTERS
 
     def purity(source):
-      x = export.read_shards(works.find_stage(self.path, f'export-{source}'))
+      folder = works.find_stage(self.path, f'export-{source}')
+      x = export.read_shards(folder)
+      self.assertNotIn(str(self.path), (folder / export.ABOUT).read_text())  # runs may move
       x = x - x.mean(0)
       x /= np.linalg.norm(x, axis=1, keepdims=True)
       near = np.argsort(-(x @ x.T), 1)[:, 1:6]

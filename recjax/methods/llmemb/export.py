@@ -2,6 +2,7 @@
 import hashlib
 import io
 import json
+import pathlib
 
 import jax
 import numpy as np
@@ -60,9 +61,12 @@ def write(work, cfg, texts, folder, tuned):
   infos = [json.loads(note.read_text()) for note in notes]
   total = sum(i['tokens'] for i in infos)
   padding = 1 - total / sum(i['tokens'] / (1 - i['padding']) for i in infos)
+  about, model = dict(reader.about), pathlib.Path(folder)
+  if model.is_relative_to(work.path):  # a run's folder may move
+    about['model'] = model.relative_to(work.path).as_posix()
   write_json(work.folder / ABOUT, {
       'num_items': len(texts), 'dim': reader.width, 'dtype': 'float32', 'tuned': tuned is not None,
-      'prompts_sha256': hashlib.sha256('\0'.join(texts).encode()).hexdigest(), **reader.about})
+      'prompts_sha256': hashlib.sha256('\0'.join(texts).encode()).hexdigest(), **about})
   return {'items': len(texts), 'dim': reader.width, 'tokens': total, 'padding': round(padding, 4),
           'cut_texts': sum(i['cut'] for i in infos)}
 
