@@ -1,10 +1,12 @@
 """Runs the suite: one process per file, all cores, a last line that a machine can read.
 
 `python -m tests` runs everything; `python -m tests beam work` only files whose path holds a word.
+Warnings that point at a line of ours are listed at the end.
 """
 import concurrent.futures
 import os
 import pathlib
+import re
 import subprocess
 import sys
 import tempfile
@@ -20,7 +22,9 @@ ENV = {
     'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '0.3',
     'TOKENIZERS_PARALLELISM': 'false',
     'HF_HUB_OFFLINE': '1',
+    'PYTHONWARNINGS': 'default',
 }
+OURS = re.compile(rf'{re.escape(str(ROOT.parent))}/(?!\.)\S+:\d+: \w*Warning: .*')
 
 
 def run_file(path):
@@ -55,7 +59,7 @@ def main(words):
   files = sorted(f for f in ROOT.rglob('*_test.py')
                  if not words or any(w in str(f.relative_to(ROOT)) for w in words))
   passed = failed = 0
-  skips = []
+  skips, warned = [], set()
   with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
     for name, seconds, good, bad, skipped, output in pool.map(run_file, files):
       note = f', {len(skipped)} skipped' if skipped else ''
@@ -63,6 +67,9 @@ def main(words):
       if bad:
         print(output, flush=True)
       passed, failed, skips = passed + good, failed + bad, skips + skipped
+      warned |= set(OURS.findall(output))
+  if warned:
+    print('warnings:', *sorted(warned), sep='\n  ')
   if skips:
     print('skipped:', *skips, sep='\n  ')
   print(f'{passed} passed, {failed} failed, {len(skips)} skipped')
