@@ -97,9 +97,11 @@ class DryRunTest(absltest.TestCase):
     self.assertLen({w for words in lines for w in words if w.startswith('--coordinator')}, 1)
 
   def test_shellcheck_finds_nothing(self):
-    if not shutil.which('shellcheck'):
+    here = os.pathsep.join([str(pathlib.Path(sys.executable).parent), os.environ['PATH']])
+    shellcheck = shutil.which('shellcheck', path=here)
+    if not shellcheck:
       self.skipTest('shellcheck is not installed')
-    done = subprocess.run(['shellcheck', *LAUNCH.glob('*.sh'), LAUNCH / 'slurm.sbatch'],
+    done = subprocess.run([shellcheck, *LAUNCH.glob('*.sh'), LAUNCH / 'slurm.sbatch'],
                           capture_output=True, text=True)
     self.assertEqual(done.returncode, 0, done.stdout)
 
