@@ -92,7 +92,7 @@ def generate(decoder, params, prompts, constraint=None, *, beams=1, new_tokens=0
   samples in item mode, e.g. (8,), tokens of a row. lookahead: tokens that passes of `tree_search`
   are filled up to. bucket: prompts are padded to a multiple of it, and share a program that way.
   longest_prompt: refuse longer ones (0: no bound). -> Generated. Raises DataError for an empty or
-  too long prompt, UserError where a beam meets NaN, ConfigError for settings that contradict.
+  too long prompt, UserError where the model gives NaN, ConfigError for settings that contradict.
   """
   tokens, lengths = padded(prompts, bucket, longest_prompt, pad_id)
   if isinstance(constraint, Titles):
@@ -131,12 +131,15 @@ def generate(decoder, params, prompts, constraint=None, *, beams=1, new_tokens=0
                                     token_scores), token_scores)
   key, before = jax.random.key(seed), np.broadcast_to(np.int32(length_offset), len(tokens))
   out = sharding.fetch(_run(decoder, plan, params, tokens, lengths, constraint, key, before))
-  broken = out.pop('broken')
-  if (broken >= 0).any():
-    bad = int(np.flatnonzero(broken >= 0)[0])
+  whole(out.pop('broken'))
+  return Generated(steps=int(out.pop('steps')), **out)
+
+
+def whole(broken):
+  """Raises UserError where a request met NaN. broken: (B,) int32, the new token or -1."""
+  for bad in np.flatnonzero(broken >= 0)[:1]:
     raise UserError(f'the model gave NaN for request {bad} at new token {broken[bad]}; its weights '
                     'or their type are broken: try float32, then check the checkpoint')
-  return Generated(steps=int(out.pop('steps')), **out)
 
 
 def padded(prompts, bucket, longest=0, pad_id=0):
@@ -225,7 +228,7 @@ def _sample(decoder, step, head, cache, first, constraint, plan, key):
   given = (step, cache, first, constraint, plan.config, key, head)
   found = sample_runs(*given, plan.runs) if plan.runs else sample(*given)
   return _pack(found.tokens, found.scores, found.lengths, found.lengths > 0, found.complete,
-               found.state, constraint, found.steps, jnp.full(len(first), -1),
+               found.state, constraint, found.steps, found.broken,
                found.token_scores if plan.keep_scores else None)
 
 

@@ -14,7 +14,7 @@ from jax import lax
 
 from recjax.decoding.constraints import tame
 from recjax.decoding.head import log_sum_exp
-from recjax.decoding.search import SampleConfig, Sampled, draw
+from recjax.decoding.search import SampleConfig, Sampled, draw, met_nan
 
 
 class State(NamedTuple):
@@ -41,7 +41,7 @@ def begin(first, constraint, cfg, key, head):
                        constraint.start(batch))
   found = Sampled(jnp.full((*shape, cfg.new_tokens), cfg.pad_id, jnp.int32), jnp.zeros(shape),
                   jnp.zeros(shape, jnp.int32), jnp.zeros(shape, bool), state,
-                  jnp.zeros((*shape, cfg.new_tokens)), jnp.int32(0))
+                  jnp.zeros((*shape, cfg.new_tokens)), jnp.int32(0), jnp.full(batch, -1))
   hidden = jnp.broadcast_to(first[:, None], (*shape, first.shape[-1]))
   return choose(found, hidden, head, constraint, cfg, key)
 
@@ -63,8 +63,10 @@ def choose(found, hidden, head, constraint, cfg, key):
   t = found.lengths
   token, node, logp = constraint.expand(
       head(hidden), found.state, t, 0, lambda *given: draw(*given, key, t, cfg))
-  found = append(found, constraint, going(found, cfg), token, node, logp)
-  return found._replace(steps=found.steps + 1)
+  live = going(found, cfg)
+  broken = met_nan(found.broken, hidden, live, t)
+  found = append(found, constraint, live, token, node, logp)
+  return found._replace(steps=found.steps + 1, broken=broken)
 
 
 def append(found, constraint, which, token, node, logp):

@@ -37,7 +37,8 @@ class SampleConfig:
 class Sampled(NamedTuple):
   """tokens: (B, K, T) int32, padded. scores: (B, K) float32, sums of log-probabilities before
   temperature and cuts. lengths: (B, K) int32. complete: (B, K) bool, ended. state: the
-  constraint's. token_scores: (B, K, T) float32. steps: () int32"""
+  constraint's. token_scores: (B, K, T) float32. steps: () int32. broken: (B,) int32, the token at
+  which the model gave NaN to a row that went on, or -1"""
   tokens: jax.Array
   scores: jax.Array
   lengths: jax.Array
@@ -45,6 +46,15 @@ class Sampled(NamedTuple):
   state: object
   token_scores: jax.Array
   steps: jax.Array
+  broken: jax.Array
+
+
+def met_nan(broken, hidden, live, t):
+  """Notes requests with NaN in the state of a live row. hidden: (B, K, D), live: (B, K), t: token
+  number, () or (B, K). -> (B,) int32, the first such t, or -1"""
+  nan = jnp.isnan(hidden).any(-1) & live
+  first = jnp.where(nan, t, jnp.iinfo(jnp.int32).max).min(-1)
+  return jnp.where((broken < 0) & nan.any(-1), first, broken)
 
 
 def sample(step: Callable, cache, first, constraint, cfg: SampleConfig, key, head=plain_head):
@@ -73,7 +83,8 @@ def sample(step: Callable, cache, first, constraint, cfg: SampleConfig, key, hea
     gained = jnp.where(live, logp, 0)
     each = lax.dynamic_update_index_in_dim(found.token_scores, gained, t, 2)
     return Sampled(tokens, found.scores + gained, found.lengths + live,
-                   found.complete | (live & over), jax.tree.map(keep, follow, state), each, t + 1)
+                   found.complete | (live & over), jax.tree.map(keep, follow, state), each, t + 1,
+                   met_nan(found.broken, hidden, ~found.complete, t))
 
   def more(carry):
     found, _ = carry
@@ -87,7 +98,8 @@ def sample(step: Callable, cache, first, constraint, cfg: SampleConfig, key, hea
 
   tokens = jnp.full((*shape, cfg.new_tokens), cfg.pad_id, jnp.int32)
   found = Sampled(tokens, jnp.zeros(shape), jnp.zeros(shape, jnp.int32), jnp.zeros(shape, bool),
-                  constraint.start(batch), jnp.zeros(tokens.shape), jnp.int32(0))
+                  constraint.start(batch), jnp.zeros(tokens.shape), jnp.int32(0),
+                  jnp.full(batch, -1))
   return lax.while_loop(more, advance, (put(found, first[:, None]), cache))[0]
 
 

@@ -5,7 +5,7 @@ import jax
 import numpy as np
 
 from recjax import sharding
-from recjax.decoding.generate import Generated, padded
+from recjax.decoding.generate import Generated, padded, whole
 from recjax.decoding.head import head_of
 from recjax.decoding.item_runs import State, advance, begin
 from recjax.decoding.search import SampleConfig
@@ -19,14 +19,16 @@ def stream(decoder, params, prompts, constraint, told, *, new_tokens, width, pas
 
   told: called after every few passes with the rows so far, [B] token lists; says which requests go
   on, [B] bool. A request that does not ends where it is. constraint: `ItemMode` or `Fetch`.
-  -> Generated
+  -> Generated. Raises UserError where the model gives NaN
   """
   tokens, lengths = padded(prompts, bucket, 0, pad_id)
   cfg, key = SampleConfig(1, new_tokens, temperature, 0, top_p, pad_id), jax.random.key(seed)
   found, cache = _begin(decoder, cfg, params, tokens, lengths, constraint, key)
   wanted, ended = np.ones(len(tokens), bool), np.zeros(len(tokens), bool)
   while True:
-    rows, sizes, over = sharding.fetch((found.tokens, found.lengths, found.complete))
+    rows, sizes, over, broken = sharding.fetch(
+        (found.tokens, found.lengths, found.complete, found.broken))
+    whole(np.where(wanted, broken, -1))
     ended |= over[:, 0] & wanted  # the device counts those that nobody wants as ended
     wanted &= told([row[0, :n].tolist() for row, (n,) in zip(rows, sizes)])
     if not (wanted & ~ended & (sizes[:, 0] < new_tokens)).any():

@@ -336,6 +336,11 @@ class GenerateTest(parameterized.TestCase):
       generate(TABLE, logits, [[7]], titles, beams=2)
     with self.assertRaisesRegex(UserError, 'NaN for request 0 at new token 1'):
       generate(TABLE, logits, [[5]], titles, beams=2)
+    for given in (dict(samples=3), dict(samples=1, temperature=0.0)):
+      with self.assertRaisesRegex(UserError, 'NaN for request 1 at new token 0'):
+        generate(TABLE, logits, [[5], [7]], Free((END,)), new_tokens=4, **given)
+      with self.assertRaisesRegex(UserError, 'NaN for request 0 at new token 1'):
+        generate(TABLE, logits, [[5]], titles, **given)
 
   def test_sampling_over_the_whole_vocabulary_ends_at_an_end_token(self):
     found = jax.jit(lambda table, key: sample(

@@ -15,7 +15,7 @@ from recjax.decoding.generate import generate
 from recjax.decoding.head import plain_head
 from recjax.decoding.search import SampleConfig, sample
 from recjax.decoding.stream import stream
-from recjax.errors import ConfigError, DataError
+from recjax.errors import ConfigError, DataError, UserError
 from recjax.models import decode, llm
 
 V, SOI, EOI, EOS = 12, 9, 10, 11
@@ -293,6 +293,16 @@ class RunsTest(parameterized.TestCase):
     stream(decoder, params, prompts, mode, lambda rows: told.append(rows) or [False, False],
            width=6, passes=passes, **given)
     self.assertLen(told, 1)
+
+  def test_a_model_that_gives_nan_is_told_when_it_does(self):
+    decoder, params, _, prompts, mode = eager()
+    torn = decoder._replace(extend=lambda *given: (lambda h, c: (h * jnp.nan, c))(
+        *decoder.extend(*given)))
+    told = []
+    with self.assertRaisesRegex(UserError, 'NaN for request 0 at new token 1'):
+      stream(torn, params, prompts, mode, lambda rows: told.append(rows) or [True, True],
+             new_tokens=40, temperature=0.0, bucket=16, width=6, passes=1)
+    self.assertEqual([len(row) for row in told[0]], [1, 1])
 
   def test_forced_tokens_by_hand(self):
     cases = [([], None), ([SOI], 1), ([SOI, 1], 2), ([SOI, 1, 2], None), ([SOI, 1, 2, 5], 6),
