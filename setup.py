@@ -2,7 +2,7 @@
 from setuptools import find_packages, setup
 
 CORE = [
-    'jax>=0.10.1', 'flax>=0.12.8', 'optax>=0.2.7', 'orbax-checkpoint>=0.12.8',
+    'jax>=0.10.1', 'flax>=0.12.8', 'optax>=0.2.8', 'orbax-checkpoint>=0.12.8',
     'ml-collections>=1.1', 'absl-py>=2.1', 'numpy>=2.0', 'scipy>=1.13',
     'transformers>=5.17', 'tokenizers>=0.22', 'jinja2>=3.1', 'safetensors>=0.6',
     'rich>=13.7', 'pyarrow>=17', 'tensorboardX>=2.6', 'matplotlib>=3.9',
