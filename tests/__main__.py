@@ -31,11 +31,12 @@ def run_file(path):
   """Runs one test file. -> (name, seconds, passed, failed, [names skipped], output)"""
   name = '.'.join(('tests', *path.relative_to(ROOT).with_suffix('').parts))
   start = time.monotonic()
-  with tempfile.TemporaryDirectory() as room:
+  with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as room:
     report = os.path.join(room, 'report.xml')
     done = subprocess.run(
         [sys.executable, '-m', name, f'--xml_output_file={report}', f'--test_tmpdir={room}'],
-        env=ENV, capture_output=True, text=True, errors='replace', cwd=ROOT.parent)
+        env={**ENV, 'TMPDIR': room}, capture_output=True, text=True, errors='replace',
+        cwd=ROOT.parent)
     cases = cases_of(report)
   bad = sum(any(k.tag in ('failure', 'error') for k in case) for case in cases)
   skipped = [f'{name}.{case.get("name")}' for case in cases if case.get('status') == 'notrun'

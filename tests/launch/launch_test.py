@@ -113,7 +113,7 @@ class GpuBoxTest(absltest.TestCase):
     room = pathlib.Path(self.create_tempdir().full_path)
     (room / 'python').write_text('#!/usr/bin/env bash\n' + code.replace('ROOM', str(room)))
     (room / 'python').chmod(0o755)
-    return subprocess.Popen([LAUNCH / 'gpu.sh', '--config=x'], stderr=subprocess.PIPE, text=True,
+    return subprocess.Popen([LAUNCH / 'gpu.sh', '--config=x'], stderr=subprocess.DEVNULL,
                             env={**os.environ, 'PATH': f'{room}:{os.environ["PATH"]}'}), room
 
   def test_a_hung_run_is_started_again_and_a_failed_one_is_not(self):
@@ -165,9 +165,9 @@ class LocalTest(absltest.TestCase):
              '--config.model.hidden=8', '--config.model.layers=1', '--config.model.length=8',
              '--config.train.save_every=1000', '--config.train.patience=1000']
     env = {**os.environ, 'JAX_NUM_CPU_DEVICES': '1', 'JAX_PLATFORMS': 'cpu'}
-    return subprocess.Popen([sys.executable, LAUNCH / 'local.py', f'--processes={processes}', '--',
-                             *flags], env=env, cwd=ROOT, stderr=subprocess.STDOUT,
-                            stdout=open(f'{workdir}.log', 'a'))  # noqa: SIM115
+    with open(f'{workdir}.log', 'a') as log:
+      return subprocess.Popen([sys.executable, LAUNCH / 'local.py', f'--processes={processes}',
+                               '--', *flags], env=env, cwd=ROOT, stderr=log, stdout=log)
 
   def test_two_processes_stopped_and_gone_on_with_by_one_end_as_one_alone(self):
     room = pathlib.Path(self.create_tempdir().full_path)
@@ -187,8 +187,8 @@ class LocalTest(absltest.TestCase):
     epoch = re.search(r'saving epoch (\d+)', said)[1]
     self.assertIn(f'going on from epoch {epoch}', (room / 'many.log').read_text())
     self.assertEqual(self.start(1, data, room / 'one', 40).wait(240), 0)
-    losses = [[json.loads(line)['loss_0'] for line in (room / n / 'metrics.jsonl').open()]
-              for n in ('one', 'many')]
+    losses = [[json.loads(line)['loss_0'] for line in
+               (room / n / 'metrics.jsonl').read_text().splitlines()] for n in ('one', 'many')]
     self.assertLen(losses[0], 40)
     np.testing.assert_allclose(*losses, rtol=1e-5)  # sums in another order
     self.assertLess(losses[0][-1], 0.7 * losses[0][0])
