@@ -223,7 +223,8 @@ def compare_page(workdirs, table, tables):
       f'{table["users"]:,} users that all runs ranked. Protocol of every row: {table["protocol"]}.',
       f'{said}.' if said else ''], [
           html.section('Results', results.results_table(
-              table, tables.SHOWN, main='HR@10', reference=table['against'], sizes=True)), *tests,
+              table, tables.SHOWN, main='HR@10', reference=table['against'], sizes=True,
+              labels={row: row.replace(':', ': ', 1) for row in table['rows']})), *tests,
           html.section('The runs', html.table(heads, runs, 'What each run is', 'lllllrr'), notes,
                        html.code(commands) if commands else None,
                        intro='Left out: users of a run that the others did not rank.')])
