@@ -1,5 +1,9 @@
 """The parts of RecLM: titles, windows, lists, tokens, rates (oracles D3-D8, M1-M6 of reclm.md)."""
+import os
 import pathlib
+import socket
+import subprocess
+import sys
 import tempfile
 
 import numpy as np
@@ -15,6 +19,7 @@ from recjax.methods.reclm import goods, rates, render, samples, tune
 from recjax.models import seqrec
 from recjax.text import templates, tokens
 
+ROOT = pathlib.Path(__file__).parents[2]
 TITLES = ['blue lamp', 'blue lamp shade', 'red rope', 'big mug']
 TEMPLATE = templates.read('reclm', 'recjax.methods.reclm', samples.FIELDS)
 TRAIN = ConfigDict(dict(seed=0, longest_list=10, full_lists=False, candidates=0.5, rule=0.5,
@@ -293,6 +298,40 @@ class ControlTest(absltest.TestCase):
     cfg = ConfigDict({'grounding': 'token'})
     self.assertEqual(tune.names(cfg, np.array([[0, 1], [1, 0]])),
                      ['<SOI>', '<EOI>', '<0_0>', '<0_1>', '<1_0>', '<1_1>'])
+
+
+# States whose rows lie in two processes, as a batch of prompts leaves them.
+NEAREST = '''
+import sys, types
+import jax, jax.numpy as jnp, numpy as np
+from recjax.methods.reclm import answer
+jax.config.update('jax_cpu_collectives_implementation', 'gloo')
+jax.distributed.initialize(f'127.0.0.1:{sys.argv[1]}', 2, int(sys.argv[2]))
+mesh = jax.sharding.Mesh(np.array(jax.devices()), ('data',))
+states = jax.make_array_from_callback((2, 3), jax.NamedSharding(mesh, jax.P('data')),
+                                      lambda at: np.eye(2, 3, dtype=np.float32)[at])
+extra = {'project': [{'kernel': jnp.eye(3), 'bias': jnp.zeros(3)}],
+         'items': jnp.array([[1., 5, 0], [3, 1, 0], [2, 9, 0]])}
+shelf = types.SimpleNamespace(speaker=types.SimpleNamespace(extra=extra),
+                              stocks=[types.SimpleNamespace(titles='abc')], shut=lambda *_: None)
+writer = types.SimpleNamespace(states=lambda prompts: states, own=lambda prompt: prompt)
+items, scores = answer.nearest(shelf, writer, [[1], [2]], 2, None, None)
+print(items.tolist(), scores.tolist())
+'''
+
+
+class ProcessesTest(absltest.TestCase):
+
+  def test_two_processes_find_the_nearest_items(self):
+    with socket.socket() as s:
+      s.bind(('127.0.0.1', 0))
+      port = s.getsockname()[1]
+    both = [subprocess.Popen(
+        [sys.executable, '-c', NEAREST, str(port), str(me)], text=True, cwd=ROOT,
+        stdout=subprocess.PIPE, env={**os.environ, 'JAX_PLATFORMS': 'cpu',
+                                     'JAX_NUM_CPU_DEVICES': '1'}) for me in range(2)]
+    said = [process.communicate(timeout=200)[0].splitlines()[-1:] for process in both]
+    self.assertEqual(said, [['[[2, 3], [3, 1]] [[3.0, 2.0], [9.0, 5.0]]']] * 2)
 
 
 if __name__ == '__main__':

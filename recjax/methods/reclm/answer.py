@@ -4,6 +4,7 @@ import dataclasses
 import jax
 import numpy as np
 
+from recjax import sharding
 from recjax.decoding import constraints, fetch, forest, item_mode
 from recjax.decoding.writer import Writer
 from recjax.errors import ConfigError
@@ -142,7 +143,7 @@ def nearest(shelf, writer, prompts, k, closed, allowed):
   """The items whose vectors go best with the state at the end of prompts."""
   extra, n = shelf.speaker.extra, len(shelf.stocks[0].titles)
   z = tune.project(extra['project'], writer.states([writer.own(p) for p in prompts]))
-  scores = np.array(z @ extra['items'].T, np.float32)
+  scores = np.array(sharding.fetch(z @ extra['items'].T), np.float32)
   shut = shelf.shut(len(prompts), closed, allowed)
   if shut is not None:
     scores[shut] = -np.inf
