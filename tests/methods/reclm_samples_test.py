@@ -303,6 +303,17 @@ class MaskTest(absltest.TestCase):
     self.assertLess(whole['valid_loss'], judged(2, scope='none')['valid_loss'])  # S10
     self.assertAlmostEqual(judged(3)['title_nll'], whole['title_nll'], places=5)  # other batches
     self.assertNotIn('titles', whole)
+    fetched = config(grounding='ret', ret=dict(alpha=2.0))
+    keys = jax.random.split(jax.random.key(1))
+    parts = {'params': params, 'items': jax.random.normal(keys[0], (len(stock.rows), 4)),
+             'project': [{'kernel': jax.random.normal(keys[1], (16, 4)),
+                          'bias': np.zeros(4, np.float32)}]}
+    few, many = (tune.judge_of(lambda *a: tune.loss_sums(fetched, speaker, [], table, 64, *a),
+                               packed, rows, fetched.ret.alpha)(parts, ()) for rows in (2, 5))
+    self.assertGreater(few['item_nll'], 0)
+    self.assertSameElements(few, ['valid_loss', 'item_nll'])
+    for name, value in few.items():  # batches are larger on more devices
+      self.assertAlmostEqual(many[name], value, places=5)
     everything = packed.arrays(range(len(packed.members)), len(packed.members))
     answers = everything['weights'].sum()
     requests = (everything['segments'] > 0).sum() - answers

@@ -106,7 +106,7 @@ class WholeTest(parameterized.TestCase):
     self.assertEqual((found['rates']['NonExistRate@10'], found['rates']['RepeatRate@10']), (0, 0))
     self.assertEqual(list(found['rows'])[:3], [grounding, f'{grounding}:ranked', 'sasrec'])
     page = (path / 'report.html').read_text()
-    for said in ('The reply', 'liao2025reclm'):
+    for said in ('The reply', 'liao2026reclm'):
       self.assertIn(said, page)
     if grounding == 'cgen':
       self.assertEqual(found['rounds']['RepeatRate@10'], 0)

@@ -212,18 +212,24 @@ def task_of(cfg, speaker, tree, items, train, valid, batches, ways=1):
               shape=(speaker.model.cfg, len(train.prefix)), batches=batches, frozen=frozen,
               rules=llm.RULES, evaluate=judge_of(functools.partial(
                   loss_sums, cfg, speaker, train.prefix, table, packed_items(valid, together)),
-                  valid, together))
+                  valid, together, cfg.ret.alpha))
 
 
-def judge_of(sums, valid, rows):
+def judge_of(sums, valid, rows, alpha=0.0):
   """Means over held-out lists: `title_nll` is a mean over the tokens of titles, whatever the loss
-  is, so runs with another `train.scope` compare. -> judge(train, frozen) -> {name: value}"""
+  is, so runs with another `train.scope` compare. alpha: ret's weight of items in the loss.
+  -> judge(train, frozen) -> {name: value}"""
   run = dialogue.judge_by(sums, valid, rows)
 
   def judge(train, frozen):
     found = run(train, frozen)
-    share = found.pop('titles', None)
-    return {**found, 'title_nll': found['title_nll'] / share} if share else found
+    for name, count in (('title_nll', 'titles'), ('token_nll', 'tokens'), ('item_nll', 'items')):
+      share = found.pop(count, 0)
+      if share:
+        found[name] /= share
+    if 'token_nll' in found:  # ret: the means of all lists, not of a batch, whose size depends on
+      found['valid_loss'] = found.pop('token_nll') + alpha * found['item_nll']  # the devices
+    return found
   return judge
 
 
@@ -254,10 +260,12 @@ def loss_sums(cfg, speaker, prefix, table, room, train, frozen, batch):
     kept = learnt * (flat['item'] >= 0)
     nll = scope.token_nll(hidden, head, flat['targets'], jnp.full_like(flat['node'], scope.FREE),
                           table)
-    language = (nll * kept).sum() / jnp.maximum(kept.sum(), 1)
-    found = fetch_loss(train, hidden, flat['item'] * (weights > 0), room)
-    total = language + cfg.ret.alpha * found
-    return {'valid_loss': total * count, 'item_nll': found * count}, count
+    sums = {'token_nll': (nll * kept).sum(), 'tokens': kept.sum()}
+    sums['item_nll'], sums['items'] = fetch_loss(
+        train, hidden, flat['item'] * (weights > 0), room)
+    total = (sums['token_nll'] / jnp.maximum(sums['tokens'], 1)
+             + cfg.ret.alpha * sums['item_nll'] / jnp.maximum(sums['items'], 1))
+    return {**sums, 'valid_loss': total * count}, count
   ends = flat['targets'] == speaker.eoi
   nodes = scope.narrowed(flat['node'], ends, cfg.train.scope, cfg.train.scope_end)
   nll = scope.token_nll(hidden, head, flat['targets'], nodes, table, cfg.train.gamma,
@@ -269,13 +277,14 @@ def loss_sums(cfg, speaker, prefix, table, room, train, frozen, batch):
 
 
 def fetch_loss(train, hidden, items, room):
-  """The full softmax over the catalogue where an item begins. items: (M,), 0 for none. -> mean"""
+  """The full softmax over the catalogue where an item begins. items: (M,), 0 for none. -> sum,
+  count"""
   spot = jnp.nonzero(items > 0, size=room, fill_value=len(items))[0]
   take = lambda x: x.at[spot].get(mode='fill', fill_value=0)  # noqa: E731
   z = project(train['project'], take(hidden).astype(jnp.float32))
   goal = take(items)
   nll = item_losses.cross_entropy(z, train['items'], jnp.maximum(goal - 1, 0))
-  return (nll * (goal > 0)).sum() / jnp.maximum((goal > 0).sum(), 1)
+  return (nll * (goal > 0)).sum(), (goal > 0).sum()
 
 
 # What is kept.
