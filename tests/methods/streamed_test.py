@@ -169,7 +169,8 @@ class StreamedTest(parameterized.TestCase):
           [sys.executable, '-c', WORKER, *map(str, (n, count, port, path, start, steps, old, out))],
           env=self.one_device(), stderr=subprocess.PIPE, text=True) for n in range(count)]
       for job in jobs:
-        self.assertEqual(job.wait(300), 0, job.stderr.read())
+        said = job.communicate(timeout=300)[1]
+        self.assertEqual(job.returncode, 0, said)
       read = [json.loads(pathlib.Path(f'{out}.{n}.json').read_text()) for n in range(count)]
       return train.load(out), [sum(rows, []) for rows in zip(*read)]  # of each step
     one, users = run(1, 0, 4, '', self.room / 'one.npz')
