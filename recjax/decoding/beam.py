@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from recjax.decoding.constraints import DEAD, LIVE
+from recjax.decoding.constraints import DEAD, LIVE, met_nan
 from recjax.decoding.head import stages
 from recjax.errors import ConfigError
 
@@ -142,9 +142,8 @@ def _empty(batch, rows, start, cfg):
 def turn(state, hidden, head, reorder, constraint, cfg):
   """One step of all requests after the model's. hidden: (B, K, D) -> State"""
   t, beams = state.t, state.beams
-  # rows that are dead may hold anything
-  nan = (jnp.isnan(hidden).any(-1) & (beams.scores > LIVE)).any(-1)
-  broken = jnp.where((state.broken < 0) & nan & state.open, t, state.broken)
+  open_rows = state.open[:, None] & (beams.scores > LIVE)  # rows that are dead may hold anything
+  broken = met_nan(state.broken, hidden, open_rows, t)
   total, beam, token, node = constraint.expand(
       head(hidden), beams.state, t, cfg.kept, best_of(beams.scores, cfg.kept))
   follow = constraint.follow(take(beams.state, beam), beam, token, node)

@@ -37,6 +37,14 @@ def tame(logp):
   return jnp.clip(jnp.where(jnp.isnan(logp), FLOOR, logp), FLOOR, -FLOOR)
 
 
+def met_nan(broken, hidden, live, t):
+  """Notes requests with NaN in the state of a live row. hidden: (B, K, D), live: (B, K), t: token
+  number, () or (B, K). -> (B,) int32, the first such t, or -1"""
+  nan = jnp.isnan(hidden).any(-1) & live
+  first = jnp.where(nan, t, jnp.iinfo(jnp.int32).max).min(-1)
+  return jnp.where((broken < 0) & nan.any(-1), first, broken)
+
+
 @functools.partial(jax.tree_util.register_dataclass, data_fields=[],
                    meta_fields=['eos_ids', 'min_new_tokens'])
 @dataclasses.dataclass(frozen=True)

@@ -324,11 +324,3 @@ def _rank(limits, place):
   word = limits.bits[use, place >> 5]
   below = word & ((jnp.uint32(1) << (place & 31).astype(jnp.uint32)) - 1)
   return limits.base[use, place >> 5] + lax.population_count(below).astype(jnp.int32)
-
-
-def first_open(limits, lo, hi, most):
-  """The first place of lo .. hi - 1 that is open, looking at `most` places. -> place or -1"""
-  at = lo[..., None] + jnp.arange(most)
-  good = (at < hi[..., None]) & (open_places(limits, at, at + 1) > 0)
-  return jnp.where(good.any(-1), lo + jnp.argmax(good, -1), -1)
-

@@ -58,6 +58,20 @@ class Generated:
     return out
 
 
+  def best(self, most, trie, limits=None, every=True):
+    """`items` as arrays: items 1..N and scores, 0 and -inf where there are fewer than `most`.
+
+    -> (B, most) int32, (B, most) float32
+    """
+    items = np.zeros((len(self.scores), most), np.int32)
+    scores = np.full(items.shape, -np.inf, np.float32)
+    for b, row in enumerate(self.items(trie, limits, every)):
+      row = row[:most]
+      items[b, :len(row)] = [i + 1 for i, _ in row]
+      scores[b, :len(row)] = [s for _, s in row]
+    return items, scores
+
+
 def _open(limits, request, place):
   """Whether one place is open, on the host."""
   good = True

@@ -12,9 +12,9 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from recjax.decoding.constraints import tame
+from recjax.decoding.constraints import met_nan, tame
 from recjax.decoding.head import log_sum_exp
-from recjax.decoding.search import SampleConfig, Sampled, draw, met_nan
+from recjax.decoding.search import SampleConfig, Sampled, draw
 
 
 class State(NamedTuple):

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from recjax.decoding.constraints import DEAD, LIVE
+from recjax.decoding.constraints import DEAD, LIVE, met_nan
 from recjax.decoding.head import plain_head
 from recjax.errors import ConfigError
 
@@ -47,14 +47,6 @@ class Sampled(NamedTuple):
   token_scores: jax.Array
   steps: jax.Array
   broken: jax.Array
-
-
-def met_nan(broken, hidden, live, t):
-  """Notes requests with NaN in the state of a live row. hidden: (B, K, D), live: (B, K), t: token
-  number, () or (B, K). -> (B,) int32, the first such t, or -1"""
-  nan = jnp.isnan(hidden).any(-1) & live
-  first = jnp.where(nan, t, jnp.iinfo(jnp.int32).max).min(-1)
-  return jnp.where((broken < 0) & nan.any(-1), first, broken)
 
 
 def sample(step: Callable, cache, first, constraint, cfg: SampleConfig, key, head=plain_head):

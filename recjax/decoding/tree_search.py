@@ -19,7 +19,7 @@ from jax import lax
 
 from recjax.decoding import forest as trees
 from recjax.decoding.beam import best_of, may_improve, take, values_of
-from recjax.decoding.constraints import DEAD, LIVE
+from recjax.decoding.constraints import DEAD, LIVE, met_nan
 from recjax.decoding.head import Head, log_sum_exp, plain_head
 from recjax.decoding.lookahead import likely
 from recjax.decoding.pool import Kids, Pool, above, slot_of
@@ -192,8 +192,7 @@ def moved(state, head, titles, cfg):
   pick = lambda x: jnp.take_along_axis(x, order, 1)  # noqa: E731
   score = jnp.where(pick(ended), DEAD, pick(value))
   beams = Beams(pick(node), score)
-  nan = (jnp.isnan(here).any(-1) & (state.beams.score > LIVE)).any(-1)
-  broken = jnp.where((state.broken < 0) & nan, state.t, state.broken)
+  broken = met_nan(state.broken, here, state.beams.score > LIVE, t)
   state = state._replace(t=state.t + 1, beams=beams, done=done, broken=broken)
   still = may_improve(beams.score[:, 0], state.t, done.value, cfg)
   return state._replace(open=state.open & still & (state.t < cfg.new_tokens))

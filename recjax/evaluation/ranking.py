@@ -205,14 +205,23 @@ def recommender(score_fn, catalog):
     rows = [[catalog.index(i) for i in h] for h in histories]
     offsets = np.concatenate([[0], np.cumsum([len(r) for r in rows])]).astype(np.int64)
     items = np.array([i for r in rows for i in r], np.int32)
-    mask = allowed
-    if allowed is not None and not isinstance(allowed, np.ndarray):
-      mask = np.zeros(len(catalog), bool)
-      mask[[catalog.index(i) - 1 for i in allowed]] = True
+    mask = mask_of(allowed, catalog)
     found, scores = top_items(score_fn, items, offsets, len(catalog), k, exclude_seen, mask)
     return [[catalog.id_of(i) for i in row if i] for row in found], scores
   recommend.rows = True
   return recommend
+
+
+def mask_of(allowed, catalog):
+  """What `allowed` of a recommender opens: (N,) bool for a set of item ids; None and a mask stay.
+
+  Raises DataError for an id that the catalogue lacks.
+  """
+  if allowed is None or isinstance(allowed, np.ndarray):
+    return allowed
+  mask = np.zeros(len(catalog), bool)
+  mask[[catalog.index(i) - 1 for i in allowed]] = True
+  return mask
 
 
 def block_size(n_items, memory=MEMORY):

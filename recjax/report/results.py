@@ -62,6 +62,13 @@ def results_table(results: Mapping, metrics: Sequence[str] = (), main: str = '',
   return join([body, note, _every_number(results, reference, labels)])
 
 
+def tiles(results: Mapping, row: str, metrics: Sequence[str]) -> list[tuple]:
+  """Tiles of a summary: a metric, its value, its interval."""
+  cells = results['rows'][row]
+  return [(m, _four(cells[m]['value']), f'{_four(cells[m]["low"])} to {_four(cells[m]["high"])}')
+          for m in metrics]
+
+
 def interval_bar(cell: Mapping | None, scale: tuple[float, float],
                  mark: float | None = None) -> Html:
   """Returns a small picture of a value, its interval and the reference's value on one scale.
@@ -100,28 +107,6 @@ def groups_section(results: Mapping, row: str, metric: str = 'HR@10') -> Html:
                                         results['lists'].items()], 'What is shown', 'lr'),
       intro='Head, mid and tail items hold a third of all training interactions each. '
             f'{number(results["cold_targets"])} test items were never seen in training.')
-
-
-def counts_table(caption: str, counts: Mapping[str, Mapping[str, float]], head: str = 'Tag',
-                 top: int = 15) -> Html:
-  """Returns the most frequent keys with their counts as numbers and bars.
-
-  counts: {column: {key: count}}. The last column decides the order, the ones before it break ties.
-  """
-  columns = list(counts.values())
-  largest = max((v for column in columns for v in column.values()), default=0) or 1
-
-  def rank(key):
-    return [-column.get(key, 0) for column in reversed(columns)]
-
-  def cell(value):
-    fill = element('span', class_='fill', style=f'width:{100 * value / largest:.1f}%')
-    return element('span', element('span', number(value), class_='count'),
-                   element('span', fill, class_='track'), class_='amount')
-
-  keys = sorted(dict.fromkeys(key for column in columns for key in column), key=rank)[:top]
-  rows = [[element('bdi', key), *(cell(column.get(key, 0)) for column in columns)] for key in keys]
-  return table([head, *counts], rows, caption, 'l' * (1 + len(columns)))
 
 
 def _finite(value) -> bool:

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 SIGNS = ('neg', 'pos')
-REDUCE = ('sum_levels', 'mean_levels')
+REDUCERS = ('sum_levels', 'mean_levels')
 
 
 def first(targets):

@@ -240,6 +240,7 @@ class PartsTest(parameterized.TestCase):
   @parameterized.parameters(
       (dict(way='both'), 'way'), (dict(fusion='early'), 'fusion'),
       (dict(interests=dict(source='')), 'needs interests'),
+      (dict(align=dict(sign='-')), 'align.sign'), (dict(align=dict(reduce='max')), 'align.reduce'),
       (dict(train=dict(cycle=1)), 'cycle'), (dict(tokenizer=dict(kind='pq')), 'tokenizer.kind'),
       (dict(tokenizer=dict(dedupe='none')), 'dedupe'),
       (dict(fusion='pooled', tokenizer=dict(width=8)), 'width'))

@@ -64,8 +64,7 @@ def full_page(text):
           made, reference='other', labels={text: text}, caption=text)),
       page.section('Items', page.cards([page.card(text, text, page.grid(chips))] * 3, 1, text)),
       page.section('Rest', page.figure(page.Html('<svg></svg>'), text, text),
-                   page.details(text, text), page.facts({text: {'a': [text]}}),
-                   results.counts_table(text, {'before': {text: 1}, 'after': {text: 2}}, text)),
+                   page.details(text, text), page.facts({text: {'a': [text]}})),
   ], text)
 
 

@@ -86,12 +86,10 @@ class ResultsTest(parameterized.TestCase):
         [value, low, high, *mark], left + np.array([0.5, 0.2, 0.8, 0.25, 0.25]) * (right - left))
     self.assertEqual(results.interval_bar(None, (0, 1)).text, '')
 
-  def test_counts_come_in_the_order_of_the_last_column(self):
-    counts = {'before': {'a': 9, 'b': 1}, 'after': {'b': 5, 'c': 5}}
-    made = results.counts_table('Tags', counts, top=2)
-    first, second = rows_of(made)
-    self.assertIn('b 1 5', first)
-    self.assertIn('c 0 5', second)
+  def test_tiles_show_four_decimals_and_the_interval(self):
+    made = results.tiles({'rows': {'a': {'HR@10': {'value': .5, 'low': .4, 'high': .6}}}}, 'a',
+                         ['HR@10'])
+    self.assertEqual(made, [('HR@10', '0.5000', '0.4000 to 0.6000')])
 
   @parameterized.parameters((0.0, '< 0.001'), (0.0456, '0.046'), (1, '1.000'), (None, '–'))
   def test_p_values_are_written_for_readers(self, p, shown):

@@ -60,7 +60,7 @@ class Search:
   def rows(self, *given):
     """The items of some cases, as `beams` takes them. -> items (b, beams), scores (b, beams)"""
     found, closed = self.beams(*given)
-    return gen.rows_of(found, self.catalogue[0], closed, self.cfg.decode.beams)
+    return found.best(self.cfg.decode.beams, self.catalogue[0], closed)
 
   def run(self, name, cases, asked, alpha, length_penalty):
     """All cases, resumable. -> items (n, beams) int32, scores (n, beams) float32"""

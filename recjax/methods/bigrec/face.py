@@ -11,6 +11,7 @@ from recjax import sharding
 from recjax.decoding import grounding
 from recjax.decoding.writer import Writer
 from recjax.errors import DataError
+from recjax.evaluation import ranking
 from recjax.methods.bigrec import assist, ground, prompts, samples, tune
 from recjax.methods.bigrec import generate as gen
 from recjax.training import companion, encoder, instruct
@@ -57,10 +58,7 @@ def recommender(workdir, data=None):
     empty = [i for i, h in enumerate(rows) if not len(h)]
     if empty:
       raise DataError(f'history {empty[0]} is empty; this method continues at least one item')
-    mask = None
-    if allowed is not None:
-      mask = np.zeros(len(data.catalog), bool)
-      mask[[data.catalog.index(i) - 1 for i in allowed]] = True
+    mask = ranking.mask_of(allowed, data.catalog)
     asked = asked_of(config, data, template, tokenizer, rows)
     items, scores = [], []
     size = min(config.decode.batch, 1 << (len(rows) - 1).bit_length())
@@ -141,5 +139,5 @@ def decoded(cfg, results, score, catalogue):
     share = assist.probabilities(score, histories, seen)
     how = ConfigDict({**cfg.to_dict(), 'beams': max(k, cfg.beams)})
     found = gen.titles(writer, asked, how, planted, closed, gen.mixed(planted, share, alpha))
-    return gen.rows_of(found, tree, closed, k)
+    return found.best(k, tree, closed)
   return answer

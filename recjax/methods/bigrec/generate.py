@@ -58,20 +58,6 @@ def limits(tree, histories, seen, allowed=None):
                       None if allowed is None else np.zeros(len(histories), np.int32), taken)
 
 
-def rows_of(found, tree, limits, most, every=True):
-  """Item indices 1..N and scores of every request, equal titles side by side, 0 where none is.
-
-  -> items (B, most) int32, scores (B, most) float32
-  """
-  items, scores = np.zeros((len(found.scores), most), np.int32), None
-  scores = np.full(items.shape, -np.inf, np.float32)
-  for b, row in enumerate(found.items(tree, limits, every=every)):
-    row = row[:most]
-    items[b, :len(row)] = [i + 1 for i, _ in row]
-    scores[b, :len(row)] = [s for _, s in row]
-  return items, scores
-
-
 def mixed(planted, probabilities, alpha):
   """D3's assistant at one weight of the LLM; at 1 it changes no bit of a score."""
   return constraints.mix(planted, jnp.asarray(probabilities), alpha)

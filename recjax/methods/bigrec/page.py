@@ -72,14 +72,11 @@ def verdict(outcome, main):
 
 def figures(cfg, outcome, main):
   """Tiles of the summary."""
-  def tile(metric):
-    cell = outcome['rows'][main][metric]
-    return (metric, f'{cell["value"]:.4f}', f'{cell["low"]:.4f} to {cell["high"]:.4f}')
   if 'alpha' in outcome:
     last = ('LLM weight', f'{outcome["alpha"]:g}', 'chosen on validation')
   else:
     last = ('first beams that are titles', f'{1 - outcome["invalid_first"]:.1%}', 'as written')
-  return [tile('HR@10'), tile('NDCG@10'),
+  return [*results.tiles(outcome, main, ('HR@10', 'NDCG@10')),
           ('invalid titles', f'{outcome["invalid_titles"]:.1%}',
            'of what was recommended' if cfg.way == 'decode' else 'of all beams, before grounding'),
           last]

@@ -9,6 +9,7 @@ from recjax import sharding
 from recjax.data.catalog import load_unchanged
 from recjax.data.formats import etegrec as files
 from recjax.errors import ConfigError, DataError, WorkdirError
+from recjax.evaluation import ranking
 from recjax.methods.etegrec import interests, later, lists, tune
 from recjax.training import traced
 from recjax.training.work import Work, find_stage, read_json
@@ -56,10 +57,7 @@ def recommender(workdir, data=None):
     empty = [i for i, h in enumerate(rows) if not len(h)]
     if empty:
       raise DataError(f'history {empty[0]} is empty; this method continues at least one item')
-    mask = None
-    if allowed is not None:
-      mask = np.zeros(len(shop.catalog), bool)
-      mask[[shop.catalog.index(i) - 1 for i in allowed]] = True
+    mask = ranking.mask_of(allowed, shop.catalog)
     how = ConfigDict({'beams': max(k, config.decode.beams), 'batch': config.decode.batch})
     with jax.set_mesh(mesh):
       items, scores = lists.ranked(cfg, rec, table, rows, config.model.history, how,

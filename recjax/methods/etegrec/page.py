@@ -64,11 +64,8 @@ def verdict(outcome, row):
 
 def figures(outcome, row, coded):
   """Tiles of the summary."""
-  def tile(metric):
-    cell = outcome['rows'][row][metric]
-    return (metric, f'{cell["value"]:.4f}', f'{cell["low"]:.4f} to {cell["high"]:.4f}')
   about = ids.health(coded)
-  return [tile('HR@10'), tile('NDCG@10'),
+  return [*results.tiles(outcome, row, ('HR@10', 'NDCG@10')),
           ('codes in use', f'{min(about["usage"]):.0%}', 'of the level that uses fewest'),
           ('items that share codes', f'{about["collision_rate"]:.2%}',
            'before they are told apart'),

@@ -14,8 +14,8 @@ from recjax.errors import ConfigError
 from recjax.evaluation import metrics, ranking
 from recjax.methods.etegrec import ids, interests, lists, rows, vectors
 from recjax.models import coder, rqvae, t5
+from recjax.training import align, epochs, optim, sequential, traced
 from recjax.training import coder as training
-from recjax.training import epochs, optim, sequential, traced
 from recjax.training.work import write_json
 
 WAYS = ('tiger', 'etegrec')
@@ -128,6 +128,9 @@ def check(cfg):
     if cfg.tokenizer.kind not in ids.NETWORKS or cfg.tokenizer.dedupe != 'suffix':
       raise ConfigError(f'ETEGRec trains its tokenizer, so tokenizer.kind must be one of '
                         f'{", ".join(ids.NETWORKS)}, with tokenizer.dedupe=suffix')
+    for key, known in (('sign', align.SIGNS), ('reduce', align.REDUCERS)):
+      if cfg.align[key] not in known:
+        raise ConfigError(f'align.{key}={cfg.align[key]!r}; choose one of {", ".join(known)}')
     if cfg.train.cycle < 2:
       raise ConfigError(f'train.cycle={cfg.train.cycle}: the recommender learns in all epochs but '
                         'one of a cycle, so it must be at least 2')

@@ -65,9 +65,7 @@ def verdict(cfg, outcome, row):
 
 def figures(outcome, row):
   """Tiles of the summary."""
-  cells = outcome['rows'][row]
-  tiles = [(m, f'{cells[m]["value"]:.4f}', f'{cells[m]["low"]:.4f} to {cells[m]["high"]:.4f}')
-           for m in ('HR@10', 'NDCG@10')]
+  tiles = results.tiles(outcome, row, ('HR@10', 'NDCG@10'))
   tail = outcome['groups'].get('tail_item')
   if tail:
     cell = tail['rows'][row]['NDCG@10']

@@ -209,11 +209,6 @@ def adapt(adapter, x, activation='none'):
   return inner @ adapter['w2'] + adapter['b2']
 
 
-def collapse(adapter):
-  """The one affine map that an adapter without activation is. -> (k, D), (D,)"""
-  return adapter['w1'] @ adapter['w2'], adapter['b1'] @ adapter['w2'] + adapter['b2']
-
-
 def expand(cfg, model, params, vectors, some=None, own=None):
   """The recommender's parameters with the item table that the adapter makes.
 

@@ -130,13 +130,7 @@ def ranked(shelf, writer, prompts, k, closed=None, allowed=None):
   found = writer.generate([writer.own([*p, *start, speaker.soi]) for p in prompts],
                           constraints.Titles(shelf.planted, limits=limits), beams=max(k, BEAMS),
                           length_penalty=0.0)
-  items = np.zeros((len(prompts), k), np.int32)
-  scores = np.full(items.shape, -np.inf, np.float32)
-  for b, row in enumerate(found.items(tree, limits, every=True)):
-    row = row[:k]
-    items[b, :len(row)] = [i + 1 for i, _ in row]
-    scores[b, :len(row)] = [s for _, s in row]
-  return items, scores
+  return found.best(k, tree, limits)
 
 
 def nearest(shelf, writer, prompts, k, closed, allowed):

@@ -10,6 +10,7 @@ from recjax.data import adopted
 from recjax.data.catalog import load_data, load_unchanged
 from recjax.decoding.writer import Writer
 from recjax.errors import ConfigError
+from recjax.evaluation import ranking
 from recjax.methods.reclm import answer, goods, replies, samples, talk, tune
 from recjax.text import templates
 from recjax.training.work import find_stage, read_json
@@ -79,10 +80,7 @@ def recommending(config, shop, shelf, mesh):
 
   def recommend(histories, k, exclude_seen=True, allowed=None):
     rows = [[shop.catalog.index(i) for i in h] for h in histories]
-    mask = allowed
-    if allowed is not None and not isinstance(allowed, np.ndarray):
-      mask = np.zeros(len(shop.catalog), bool)
-      mask[[shop.catalog.index(i) - 1 for i in allowed]] = True
+    mask = ranking.mask_of(allowed, shop.catalog)
     prompts, _ = samples.prompts(turn, stock, template, rows, config.judge.words, k)
     items, scores = [], []
     size = min(config.decode.batch, 1 << (len(rows) - 1).bit_length())

@@ -79,11 +79,8 @@ def verdict(outcome, main):
 
 def figures(cfg, outcome, main):
   """Tiles of the summary."""
-  def tile(metric):
-    cell = outcome['rows'][main][metric]
-    return (metric, f'{cell["value"]:.4f}', f'{cell["low"]:.4f} to {cell["high"]:.4f}')
   k = cfg.decode.count
-  return [tile('HR@10'), tile('NDCG@10'),
+  return [*results.tiles(outcome, main, ('HR@10', 'NDCG@10')),
           ('items that do not exist', f'{outcome["rates"][f"NonExistRate@{k}"]:g}', 'in all lists'),
           ('repeats', f'{outcome["rates"][f"RepeatRate@{k}"]:g}', 'in all lists')]
 

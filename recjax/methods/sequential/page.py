@@ -35,11 +35,8 @@ def verdict(outcome, row):
 
 def figures(outcome, row):
   """Tiles of the summary."""
-  def tile(metric):
-    cell = outcome['rows'][row][metric]
-    return (metric, f'{cell["value"]:.4f}', f'{cell["low"]:.4f} to {cell["high"]:.4f}')
   spread = outcome['sd_of_seeds']['NDCG@10']
-  return [tile('HR@10'), tile('NDCG@10'),
+  return [*results.tiles(outcome, row, ('HR@10', 'NDCG@10')),
           ('seeds', str(len(outcome['seeds'])),
            f'NDCG@10 varies by {spread:.4f}' if spread is not None else 'one alone'),
           ('items shown', f'{outcome["lists"]["coverage"]:.0%}',
