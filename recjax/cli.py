@@ -197,16 +197,16 @@ def doctor(args):
 
 def compare(args):
   """Prints the table of several runs."""
-  from recjax.evaluation import compare as tables
-  table = tables.compare(args.workdirs, against=args.against)
-  sys.stdout.write(getattr(tables, f'{args.format}_table')(table).rstrip() + '\n')
+  from recjax.evaluation import compare as comparison
+  table = comparison.compare(args.workdirs, against=args.against)
+  sys.stdout.write(getattr(comparison, f'{args.format}_table')(table).rstrip() + '\n')
   if args.html:
     from recjax.report import html
-    html.write(args.html, compare_page(args.workdirs, table, tables))
+    html.write(args.html, compare_page(args.workdirs, table, comparison))
     print(f'page: {args.html}')
 
 
-def compare_page(workdirs, table, tables):
+def compare_page(workdirs, table, comparison):
   """The page of `recjax compare --html`. -> str"""
   from recjax.report import html, results
   tests = [] if table['against'] else [html.section('Paired tests', html.table(
@@ -218,13 +218,13 @@ def compare_page(workdirs, table, tables):
           for name, run in table['runs'].items()]
   commands = '\n'.join(run['command'] for run in table['runs'].values() if run['command'])
   notes = [f'{name}: {run["note"]}.' for name, run in table['runs'].items() if run['note']]
-  said = tables.note(table)
+  said, labels = comparison.note(table), {row: row.replace(':', ': ', 1) for row in table['rows']}
   return html.page('Runs compared', ', '.join(workdirs), [
       f'{table["users"]:,} users that all runs ranked. Protocol of every row: {table["protocol"]}.',
       f'{said}.' if said else ''], [
           html.section('Results', results.results_table(
-              table, tables.SHOWN, main='HR@10', reference=table['against'], sizes=True,
-              labels={row: row.replace(':', ': ', 1) for row in table['rows']})), *tests,
+              table, comparison.SHOWN, main='HR@10', reference=table['against'], sizes=True,
+              labels=labels)), *tests, *results.by_group(table['groups'], labels),
           html.section('The runs', html.table(heads, runs, 'What each run is', 'lllllrr'), notes,
                        html.code(commands) if commands else None,
                        intro='Left out: users of a run that the others did not rank.')])

@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 
 from recjax import sweep
 from recjax.errors import ConfigError, WorkdirError
-from recjax.evaluation import compare, metrics
+from recjax.evaluation import metrics, tables
 from recjax.training.work import read_json
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -50,7 +50,7 @@ class TableTest(parameterized.TestCase):
     folder = self.room / name
     folder.mkdir(parents=True)
     users = [f'u{i}' for i in range(len(ranks))]
-    compare.write_ranks(folder / 'ranks.parquet', users, {'sasrec': np.int32(ranks)})
+    tables.write_ranks(folder / 'ranks.parquet', users, {'sasrec': np.int32(ranks)})
     rows = {'sasrec': {m: {'value': float(v.mean())} for m, v in
                        metrics.per_case(np.int32(ranks)).items()}}
     for file, value in (('results.json', {'protocol': 'p', 'data_fingerprint': 'd', 'rows': rows}),

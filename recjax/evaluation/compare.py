@@ -1,16 +1,16 @@
-"""Several runs in one table: intervals, paired tests over the users they share, and the files."""
+"""Several runs in one table: intervals, paired tests over the users they share, their groups."""
 import csv
 import io
 import itertools
 import json
-import os
 import pathlib
 
 import numpy as np
 
-from recjax.errors import ConfigError, DataError, WorkdirError
-from recjax.evaluation.metrics import KS, per_case
-from recjax.evaluation.statistics import summarise
+from recjax.errors import ConfigError, DataError
+from recjax.evaluation.metrics import GROUPS, KS, per_case
+from recjax.evaluation.statistics import bootstrap_interval, holm, paired_test, summarise
+from recjax.evaluation.tables import read_groups, read_ranks
 
 SANITY = ('popularity', 'random')  # rows that every run repeats; not tested against each other
 SHOWN = ('HR@10', 'NDCG@10', 'MRR')
@@ -25,9 +25,9 @@ def compare(workdirs, rows=(), against='', seed=0, ks=KS):
   against: one row that every other is tested against; if empty, all pairs are tested, sanity rows
   not among themselves. -> {'protocol', 'data', 'users': count, 'left_out': {workdir: users that
   others lack}, 'runs': {workdir: what its figures rest on}, 'once': row names that were found
-  again, 'against': its full name or '', 'rows', 'tests'}, the last two as in statistics.summarise
-  with rows named 'workdir:row'. Raises DataError where data or protocols differ, or no user or row
-  is shared.
+  again, 'against': its full name or '', 'groups': of `by_group`, 'rows', 'tests'}, the last two as
+  in statistics.summarise with rows named 'workdir:row'. Raises DataError where data or protocols
+  differ, or no user or row is shared.
   """
   runs = {name: _read_run(path) for name, path in _names(workdirs).items()}
   for key in ('data', 'protocol'):
@@ -43,14 +43,50 @@ def compare(workdirs, rows=(), against='', seed=0, ks=KS):
   values = {full: per_case(runs[name]['ranks'][row][takes[name]], ks)
             for full, (name, row) in chosen.items()}
   pairs = _pairs({full: row for full, (_, row) in chosen.items()}, against)
-  first = next(iter(runs.values()))
+  first, reference = next(iter(runs.values())), pairs[0][1] if against else next(iter(chosen))
   return {
       'protocol': first['protocol'], 'data': first['data'], 'users': len(users),
       'left_out': {name: len(run['users']) - len(users) for name, run in runs.items()},
       'runs': {name: run['about'] for name, run in runs.items()},
-      'once': list(dict.fromkeys(full.partition(':')[2] for full in once)), 'against': against and
-      pairs[0][1], **summarise(values, seed, pairs=pairs),
+      'once': list(dict.fromkeys(full.partition(':')[2] for full in once)),
+      'against': against and reference,
+      'groups': by_group(values, reference, _masks(runs, users), seed),
+      **summarise(values, seed, pairs=pairs),
   }
+
+
+def _masks(runs, users):
+  """The users of each group, as the run of most users tells them. -> {group: (n,) bool}"""
+  for run in sorted(runs.values(), key=lambda run: -len(run['users'])):
+    if run['groups']:
+      of = [run['groups'][u] for u in users]
+      masks = {name: np.array([name in each for each in of]) for name in GROUPS}
+      return {name: mask for name, mask in masks.items() if mask.any()}
+  return {}
+
+
+def by_group(values, reference, masks, seed, metric=SHOWN[0]):
+  """How far every row is from one in each group of users.
+
+  values: {row: {metric: (n,)}}. masks: {group: (n,) bool}. -> {} without groups, else {'reference',
+  'metric', 'sizes': {group: n}, 'rows': {row: {group: {'value', 'low', 'high', 'p'}}}}: the mean
+  difference of users, its 95 % bootstrap interval, and the paired test, Holm-corrected over all
+  rows and groups; for the reference its own figure, without p.
+  """
+  if not masks or metric not in values[reference]:
+    return {}
+  base = values[reference][metric]
+  rows, tests = {row: {} for row in values}, {}
+  for (row, found), (group, mask) in itertools.product(values.items(), masks.items()):
+    mine = found[metric]
+    value, low, high = bootstrap_interval((mine if row == reference else mine - base)[mask], seed)
+    rows[row][group] = {'value': value, 'low': low, 'high': high}
+    if row != reference:
+      tests[row, group] = paired_test(mine[mask], base[mask], seed)
+  for (row, group), p in holm(tests).items():
+    rows[row][group]['p'] = p
+  return {'reference': reference, 'metric': metric, 'rows': rows,
+          'sizes': {group: int(mask.sum()) for group, mask in masks.items()}}
 
 
 def _found_again(runs, takes, plain):
@@ -101,6 +137,7 @@ def _read_run(path):
   settings, facts = config.get('config', {}), config.get('facts', {})
   users, ranks = read_ranks(path / 'ranks.parquet')
   run = {'protocol': results.get('protocol'), 'users': users, 'ranks': ranks,
+         'groups': read_groups(path / 'ranks.parquet'),
          'data': results.get('data_fingerprint') or config.get('data_fingerprint'), 'about': {
              'method': settings.get('method'), 'preset': settings.get('preset'),
              'seeds': results.get('seeds', []), 'users': len(users),
@@ -268,99 +305,3 @@ def _latex(text):
       '\\': r'\textbackslash{}', '~': r'\textasciitilde{}', '^': r'\textasciicircum{}',
       '<': r'\textless{}', '>': r'\textgreater{}'}
   return ''.join(special.get(c, c) for c in text)
-
-
-# Files of a run: what compare reads and what a person looks at.
-
-def write_ranks(path, users, rows):
-  """Writes columns user, row, rank (0 is best), atomically.
-
-  users: n strings. rows: {row: (n,) int32 ranks}. Raises DataError for unequal lengths, ranks that
-  are no integers, or a user named twice; WorkdirError where the file cannot be written.
-  """
-  import pyarrow as pa
-  users = [str(u) for u in users]
-  for row, ranks in rows.items():
-    ranks = np.asarray(ranks)
-    if ranks.shape != (len(users),) or not np.issubdtype(ranks.dtype, np.integer):
-      raise DataError(f'row {row}: ranks are {ranks.dtype}{ranks.shape} for {len(users)} users; '
-                      'give one integer each')
-  if len(set(users)) < len(users):
-    raise DataError(f'{len(users) - len(set(users))} users are named twice; a rank belongs to one')
-  column = pa.array(users, pa.string())
-  _write_parquet(path, pa.table({
-      'user': pa.chunked_array([column] * len(rows), pa.string()),
-      'row': pa.array(np.repeat(np.array(list(rows), object), len(users)), pa.string()),
-      'rank': pa.array(np.concatenate([np.zeros(0), *rows.values()]).astype(np.int32)),
-  }))
-
-
-def read_ranks(path):
-  """Reads what write_ranks wrote, in whatever order of lines.
-
-  -> users tuple of n str, {row: (n,) int32}. Raises DataError where the file is missing or broken,
-  or its rows do not rank the same users once each.
-  """
-  table = _read_parquet(path, ('user', 'row', 'rank'))
-  labels = table['row'].combine_chunks().dictionary_encode()
-  owner, order = labels.indices.to_numpy(zero_copy_only=False), labels.dictionary.to_pylist()
-  user, rank = np.array(table['user'].to_pylist(), object), table['rank'].to_numpy()
-  users, rows = (), {}
-  for number, name in enumerate(order):
-    mine = owner == number
-    found = dict(zip(user[mine], rank[mine]))
-    users = users or tuple(found)
-    if len(found) != mine.sum() or found.keys() != set(users):
-      raise DataError(f'{path}: row {name} does not rank the same users as row {order[0]}, each '
-                      'once; write the ranks again')
-    rows[name] = np.array([found[u] for u in users], np.int32)
-  if not users:
-    raise DataError(f'{path} holds no rank; run the evaluation again')
-  return users, rows
-
-
-def write_predictions(path, users, items, scores):
-  """Writes columns user, rank (1 is best), item, score, atomically.
-
-  users: n strings. items: (n, k) item ids, None or '' where a list is shorter. scores: (n, k)
-  float32. Raises DataError for unequal shapes, WorkdirError where the file cannot be written.
-  """
-  import pyarrow as pa
-  items, scores = np.asarray(items, object), np.asarray(scores, np.float32)
-  if items.ndim != 2 or items.shape != scores.shape or len(users) != len(items):
-    raise DataError(f'{len(users)} users, items {items.shape} and scores {scores.shape} do not '
-                    'belong together; give one list of k items and scores a user')
-  row, place = np.nonzero((items != None) & (items != ''))  # noqa: E711  elementwise
-  names = pa.array([str(u) for u in users], pa.string())
-  _write_parquet(path, pa.table({
-      'user': names.take(pa.array(row)),
-      'rank': pa.array((place + 1).astype(np.int32)),
-      'item': pa.array([str(i) for i in items[row, place]], pa.string()),
-      'score': pa.array(scores[row, place]),
-  }))
-
-
-def _write_parquet(path, table):
-  import pyarrow.parquet as pq
-  path = pathlib.Path(path)
-  temporary = path.with_name(f'.{path.name}.{os.getpid()}')
-  try:
-    pq.write_table(table, temporary)
-    with open(temporary, 'rb+') as f:
-      os.fsync(f.fileno())
-    os.replace(temporary, path)
-  except OSError as error:
-    temporary.unlink(missing_ok=True)
-    raise WorkdirError(f'cannot write {path}: {error}; free space or change folder') from error
-
-
-def _read_parquet(path, columns):
-  import pyarrow as pa
-  import pyarrow.parquet as pq
-  try:
-    return pq.read_table(path, columns=list(columns)).select(columns)
-  except FileNotFoundError:
-    raise DataError(f'{path} does not exist; compare takes folders of finished runs') from None
-  except (pa.ArrowInvalid, KeyError) as error:
-    raise DataError(f'{path} is no Parquet file with columns {", ".join(columns)} ({error}); run '
-                    'the evaluation again') from error

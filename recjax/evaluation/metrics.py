@@ -7,6 +7,7 @@ import numpy as np
 from recjax.errors import ConfigError, DataError
 
 KS = (1, 3, 5, 10, 20, 50)
+GROUPS = ('head', 'mid', 'tail', 'short', 'long')
 
 
 def per_case(ranks, ks=KS):

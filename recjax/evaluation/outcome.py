@@ -6,7 +6,7 @@ import numpy as np
 
 from recjax.data import files
 from recjax.errors import DataError
-from recjax.evaluation import compare, metrics, statistics
+from recjax.evaluation import metrics, statistics, tables
 
 CLOSING = ('HR@10', 'NDCG@10')
 
@@ -43,9 +43,9 @@ def save(folder, shop, split, row, ranks, lists, protocol, seeds=(0,),
       'lists': metrics.list_metrics(lists[0][:, :10], counts, test.histories),
       'cold_targets': int((counts[test.targets - 1] == 0).sum()), **more}
   users = [shop.interactions.users[u] for u in test.users]
-  compare.write_ranks(folder / 'ranks.parquet', users, _lines(ranks, seeds))
+  tables.write_ranks(folder / 'ranks.parquet', users, _lines(ranks, seeds), masks)
   named = [[shop.catalog.id_of(i) if i else None for i in items] for items in lists[0]]
-  compare.write_predictions(folder / 'predictions.parquet', users, named, lists[1])
+  tables.write_predictions(folder / 'predictions.parquet', users, named, lists[1])
   text = json.dumps(results, indent=1, ensure_ascii=False)
   files.write_text(folder / 'results.json', text + '\n')
   return results

@@ -109,6 +109,38 @@ def groups_section(results: Mapping, row: str, metric: str = 'HR@10') -> Html:
             f'{number(results["cold_targets"])} test items were never seen in training.')
 
 
+def by_group(made: Mapping, labels: Mapping[str, str]) -> list:
+  """Returns the section of differences from one row by group of users, none where none are known.
+
+  made: what `evaluation.compare.by_group` returns. Differences with p below 0.05 are bold.
+  """
+  if not made:
+    return []
+  name, metric = labels.get(made['reference'], made['reference']), made['metric']
+
+  def cell(found):
+    ends, p = f'{_four(found["low"])} to {_four(found["high"])}', found.get('p')
+    sign = '+' if p is not None and found['value'] > 0 else ''
+    value = element('strong' if p is not None and p < 0.05 else 'span',
+                    sign + _four(found['value']))
+    return element('span', element('span', value, class_='value'), ' ',
+                   element('span', ends, class_='ends'), ' ', element(
+                       'span', 'its own' if p is None else f'p {p_value(p)}', class_='ends'),
+                   class_='interval')
+
+  head = ['Row', *([f'{group} ', element('small', f'n = {number(n)}')]
+                   for group, n in made['sizes'].items())]
+  body = [[labels.get(row, row), *(cell(cells[group]) for group in made['sizes'])]
+          for row, cells in made['rows'].items()]
+  return [section(
+      'Differences by group', table(head, body, f'{metric} less that of {name}', 'l'.ljust(
+          len(head), 'r')),
+      intro='Head, mid and tail: users whose next item is among the most, less and least bought; '
+            'each third of the items holds a third of all training interactions. Short and long: '
+            'histories up to the median and beyond. Under each difference its 95 % interval and '
+            'its paired test, Holm-corrected over the whole table; bold where p is below 0.05.')]
+
+
 def _finite(value) -> bool:
   return isinstance(value, numbers.Real) and math.isfinite(value)
 

@@ -10,7 +10,7 @@ from absl.testing import absltest, parameterized
 
 from recjax import cli
 from recjax.errors import ConfigError, DataError, WorkdirError
-from recjax.evaluation import compare, metrics, statistics
+from recjax.evaluation import compare, metrics, statistics, tables
 
 USERS = [f'u{i}' for i in range(60)]
 
@@ -24,12 +24,12 @@ class RunsTest(parameterized.TestCase):
     self.good = rng.integers(0, 20, 60).astype(np.int32)
     self.bad = (self.good + 9).astype(np.int32)
 
-  def run_at(self, name, rows, users=USERS, protocol='p', data='d1'):
+  def run_at(self, name, rows, users=USERS, protocol='p', data='d1', groups=None):
     folder = self.room / name
     folder.mkdir(parents=True)
     results = {'protocol': protocol, 'data_fingerprint': data, 'rows': {}, 'tests': {}}
     (folder / 'results.json').write_text(json.dumps(results))
-    compare.write_ranks(folder / 'ranks.parquet', users, rows)
+    tables.write_ranks(folder / 'ranks.parquet', users, rows, groups)
     return folder
 
   def test_two_runs_in_one_table_over_shared_users(self):
@@ -87,6 +87,35 @@ class RunsTest(parameterized.TestCase):
     self.assertRegex(page, r'a – – – 60 10 ')
     self.assertIn('python -m recjax.main --config=b', page)
     self.assertNotIn('Seeds:', page)
+
+  def test_differences_by_group_by_hand(self):
+    ours = np.where(np.arange(60) < 20, 0, 30).astype(np.int32)  # hits the first 20 users
+    base = np.where(np.arange(60) < 30, 0, 30).astype(np.int32)
+    masks = {'head': np.arange(60) < 30, 'tail': np.arange(60) >= 30, 'mid': np.zeros(60, bool)}
+    a = self.run_at('a', {'ours': ours}, USERS, groups=masks)
+    b = self.run_at('b', {'sasrec': base[10:]}, USERS[10:])  # a run that does not say its groups
+    found = compare.compare([b, a], against='sasrec')['groups']
+    self.assertEqual((found['reference'], found['metric']), ('b:sasrec', 'HR@10'))
+    self.assertEqual(found['sizes'], {'head': 20, 'tail': 30})
+    cells = found['rows']['a:ours']
+    self.assertEqual((cells['head']['value'], cells['tail']['value']), (-.5, 0))
+    self.assertLess(cells['head']['low'], -.5)
+    self.assertGreater(cells['head']['high'], -.5)
+    self.assertEqual(cells['tail']['p'], 1)
+    want = 2 * statistics.paired_test(ours[10:30] < 10., base[10:30] < 10., 0)
+    self.assertAlmostEqual(cells['head']['p'], want)  # Holm over two tests
+    self.assertEqual(found['rows']['b:sasrec']['head'], {'value': 1, 'low': 1, 'high': 1})
+    page = cli.compare_page([str(b), str(a)], compare.compare([b, a], against='sasrec'), compare)
+    words = re.sub(r'\s+', ' ', re.sub('<[^>]*>', ' ', page))
+    self.assertIn('Differences by group', words)
+    self.assertRegex(words, r'a: ours −0\.5000 −0\.\d{4} to −0\.\d{4} p (< )?0\.\d{3} 0\.0000 ')
+    self.assertIn('<strong>−0.5000</strong>', page)
+
+  def test_runs_that_say_no_groups_have_no_such_section(self):
+    a = self.run_at('a', {'betags': self.good, 'popularity': self.bad})
+    table = compare.compare([a])
+    self.assertEqual(table['groups'], {})
+    self.assertNotIn('Differences by group', cli.compare_page([str(a)], table, compare))
 
   def test_several_seeds_make_one_row(self):
     runs = [self.run_at(n, {'betags': r, 'popularity': self.bad}) for n, r in
@@ -166,8 +195,8 @@ class FilesTest(absltest.TestCase):
 
   def test_ranks_come_back_and_equal_calls_write_equal_bytes(self):
     rows = {'b': np.array([3, 0, 7], np.int32), 'a': np.array([1, 1, 2], np.int64)}
-    compare.write_ranks(self.path, ['x', 'ü', '3'], rows)
-    users, found = compare.read_ranks(self.path)
+    tables.write_ranks(self.path, ['x', 'ü', '3'], rows)
+    users, found = tables.read_ranks(self.path)
     self.assertEqual((users, list(found)), (('x', 'ü', '3'), ['b', 'a']))
     for row, ranks in rows.items():
       np.testing.assert_array_equal(found[row], ranks)
@@ -175,41 +204,49 @@ class FilesTest(absltest.TestCase):
     self.assertEqual(str(pq.read_schema(self.path).remove_metadata()),
                      'user: string\nrow: string\nrank: int32')
     first = self.path.read_bytes()
-    compare.write_ranks(self.path, ['x', 'ü', '3'], rows)
+    tables.write_ranks(self.path, ['x', 'ü', '3'], rows)
     self.assertEqual(self.path.read_bytes(), first)
     self.assertEqual([p.name for p in self.path.parent.iterdir()], ['x.parquet'])
 
+  def test_groups_stand_beside_ranks(self):
+    masks = {'head': np.array([True, False]), 'short': np.array([True, True])}
+    tables.write_ranks(self.path, ['x', 'y'], {'a': np.array([1, 2]), 'b': np.array([3, 4])}, masks)
+    self.assertEqual(tables.read_groups(self.path), {'x': ['head', 'short'], 'y': ['short']})
+    self.assertEqual(list(tables.read_ranks(self.path)[1]), ['a', 'b'])
+    tables.write_ranks(self.path, ['x'], {'a': np.array([1])})
+    self.assertEqual(tables.read_groups(self.path), {})
+
   def test_lines_may_stand_in_any_order_but_rows_must_rank_the_same_users(self):
-    compare.write_ranks(self.path, ['x', 'y'], {'a': np.array([1, 2]), 'b': np.array([3, 4])})
+    tables.write_ranks(self.path, ['x', 'y'], {'a': np.array([1, 2]), 'b': np.array([3, 4])})
     table = pq.read_table(self.path)
     pq.write_table(table.take([3, 1, 0, 2]), self.path)
-    users, found = compare.read_ranks(self.path)
+    users, found = tables.read_ranks(self.path)
     self.assertEqual({u: r for u, r in zip(users, found['a'].tolist())}, {'x': 1, 'y': 2})
     pq.write_table(table.take([0, 1, 2]), self.path)
     with self.assertRaisesRegex(DataError, 'row b does not rank the same users as row a'):
-      compare.read_ranks(self.path)
+      tables.read_ranks(self.path)
     pq.write_table(table.drop_columns(['rank']), self.path)
     with self.assertRaisesRegex(DataError, 'no Parquet file with columns'):
-      compare.read_ranks(self.path)
+      tables.read_ranks(self.path)
 
   def test_bad_ranks_are_not_written(self):
     for users, ranks in ((['x'], [1, 2]), (['x', 'y'], [1.5, 2]), (['x', 'x'], [1, 2])):
       with self.assertRaises(DataError):
-        compare.write_ranks(self.path, users, {'a': np.array(ranks)})
+        tables.write_ranks(self.path, users, {'a': np.array(ranks)})
     self.assertFalse(self.path.exists())
 
   def test_predictions_leave_out_empty_places(self):
     items = [['i1', 'i2', None], ['i3', '', None]]
-    compare.write_predictions(self.path, ['x', 'y'], items, np.arange(6).reshape(2, 3))
+    tables.write_predictions(self.path, ['x', 'y'], items, np.arange(6).reshape(2, 3))
     found = pq.read_table(self.path).to_pylist()
     self.assertEqual([tuple(r.values()) for r in found],
                      [('x', 1, 'i1', 0), ('x', 2, 'i2', 1), ('y', 1, 'i3', 3)])
     with self.assertRaisesRegex(DataError, 'do not belong together'):
-      compare.write_predictions(self.path, ['x'], items, np.zeros((2, 3)))
+      tables.write_predictions(self.path, ['x'], items, np.zeros((2, 3)))
 
   def test_a_folder_that_cannot_be_written_is_named(self):
     with self.assertRaisesRegex(WorkdirError, 'cannot write .*gone'):
-      compare.write_ranks(self.path.parent / 'gone' / 'x', ['x'], {'a': np.array([1])})
+      tables.write_ranks(self.path.parent / 'gone' / 'x', ['x'], {'a': np.array([1])})
 
 
 if __name__ == '__main__':

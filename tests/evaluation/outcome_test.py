@@ -11,7 +11,7 @@ from rich.console import Console
 
 from recjax.data import catalog, splits
 from recjax.errors import DataError
-from recjax.evaluation import compare, outcome
+from recjax.evaluation import outcome, tables
 
 
 def shop(users=6, items=8):
@@ -47,7 +47,7 @@ class OutcomeTest(absltest.TestCase):
     self.assertEqual(list(results['tests']), ['ours>random'])
     self.assertEqual((results['note'], results['protocol'], results['seeds']),
                      ('n', 'by hand', [3, 4]))
-    users, rows = compare.read_ranks(self.folder / 'ranks.parquet')
+    users, rows = tables.read_ranks(self.folder / 'ranks.parquet')
     self.assertEqual((len(users), set(rows)), (6, {'ours:seed=3', 'ours:seed=4', 'random'}))
     np.testing.assert_array_equal(rows['ours:seed=4'], both[1])
 
@@ -58,6 +58,10 @@ class OutcomeTest(absltest.TestCase):
     sizes = [cells[f'HR@10:{g}']['n'] for g in ('head', 'mid', 'tail') if f'HR@10:{g}' in cells]
     self.assertEqual(sum(sizes), 6)
     self.assertEqual(cells['HR@10:short']['n'], 6)  # all histories have the median length
+    groups = tables.read_groups(self.folder / 'ranks.parquet')
+    self.assertEqual(sum('tail' in of for of in groups.values()),
+                     cells.get('HR@10:tail', {'n': 0})['n'])
+    self.assertTrue(all(of[-1] == 'short' for of in groups.values()))
     self.assertEqual(results['lists']['coverage'], 2 / 8)
     trained = set(split.train.items.tolist())
     self.assertEqual(results['cold_targets'],
