@@ -135,10 +135,10 @@ def by_group(made: Mapping, labels: Mapping[str, str]) -> list:
   return [section(
       'Differences by group', table(head, body, f'{metric} less that of {name}', 'l'.ljust(
           len(head), 'r')),
-      intro='Head, mid and tail: users whose next item is among the most, less and least bought; '
-            'each third of the items holds a third of all training interactions. Short and long: '
-            'histories up to the median and beyond. Under each difference its 95 % interval and '
-            'its paired test, Holm-corrected over the whole table; bold where p is below 0.05.')]
+      intro='Users by what came next and by how much came before. Head, mid and tail items hold a '
+            'third of all training interactions each; short and long histories are cut at the '
+            'median. Under each difference its 95 % interval and its paired test, Holm-corrected '
+            'over the whole table; bold where p is below 0.05.')]
 
 
 def _finite(value) -> bool:
