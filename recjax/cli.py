@@ -100,6 +100,8 @@ def add_study_verbs(verbs):
   verb.add_argument('workdirs', nargs='+', metavar='workdir', help='folders of finished runs')
   verb.add_argument('--against', default='', metavar='ROW', help='test every row against '
                     'this one alone, e.g. sasrec; RUN:ROW where several runs have it')
+  verb.add_argument('--rows', default='', metavar='ROW,…', help='only these, as ROW or RUN:ROW '
+                    '(default: all)')
   verb.add_argument('--format', default='text', choices=('text', 'csv', 'markdown', 'latex'),
                     help='of the table (default text)')
   verb.add_argument('--html', default='', help='also write a page, e.g. compare.html')
@@ -198,7 +200,8 @@ def doctor(args):
 def compare(args):
   """Prints the table of several runs."""
   from recjax.evaluation import compare as comparison
-  table = comparison.compare(args.workdirs, against=args.against)
+  table = comparison.compare(args.workdirs, args.rows.split(',') if args.rows else (),
+                             args.against)
   sys.stdout.write(getattr(comparison, f'{args.format}_table')(table).rstrip() + '\n')
   if args.html:
     from recjax.report import html

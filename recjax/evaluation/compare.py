@@ -38,8 +38,9 @@ def compare(workdirs, rows=(), against='', seed=0, ks=KS):
   for full in once:
     del plain[full]
   chosen = {full: of for full, of in plain.items() if not rows or full in rows or of[1] in rows}
-  if not chosen:
-    raise DataError(f'no row is named {", ".join(rows)}; these runs have {", ".join(plain)}')
+  lacking = [row for row in rows if not any(row in (full, of[1]) for full, of in plain.items())]
+  if lacking:
+    raise DataError(f'no row is named {", ".join(lacking)}; these runs have {", ".join(plain)}')
   values = {full: per_case(runs[name]['ranks'][row][takes[name]], ks)
             for full, (name, row) in chosen.items()}
   pairs = _pairs({full: row for full, (_, row) in chosen.items()}, against)

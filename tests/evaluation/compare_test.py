@@ -3,6 +3,7 @@ import io
 import json
 import pathlib
 import re
+from unittest import mock
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -133,7 +134,13 @@ class RunsTest(parameterized.TestCase):
     with self.assertRaisesRegex(ConfigError, "'betags' .* one of a:betags, b:betags$"):
       compare.compare([a, b], against='betags')
     with self.assertRaisesRegex(DataError, 'no row is named tiger; these runs have a:betags'):
-      compare.compare([a, b], rows=('tiger',))
+      compare.compare([a, b], rows=('betags', 'tiger'))
+    self.enterContext(mock.patch('sys.argv', ['recjax', 'compare', str(a), str(b), '--format=csv',
+                                              '--rows=betags,a:random', '--against=a:random']))
+    said = self.enterContext(mock.patch('sys.stdout', io.StringIO()))
+    cli.main()
+    self.assertEqual(list(dict.fromkeys(r['row'] for r in csv.DictReader(io.StringIO(
+        said.getvalue())))), ['a:betags', 'a:random', 'b:betags'])
 
   def test_folders_of_one_name_are_told_apart(self):
     a = self.run_at('x/run', {'betags': self.good})
