@@ -55,8 +55,8 @@ class BertTest(parameterized.TestCase):
 
   @parameterized.parameters('gelu', 'gelu_new', 'relu')
   def test_states_are_those_of_transformers(self, act):
-    import torch
     folder, model = self.folder(hidden_act=act)
+    import torch
     spec = sentence.read(folder)
     params = sentence.load(folder, spec.cfg)
     tokens, mask = batch()
