@@ -20,8 +20,9 @@ def compare(workdirs, rows=(), against='', seed=0, ks=KS):
   """Puts the rows of several runs side by side, over the users that all of them ranked.
 
   workdirs: folders with results.json ('protocol'), ranks.parquet, and 'data_fingerprint' in
-  results.json or config.json. rows: which rows to take, by row name or 'workdir:row'; if empty all,
-  where several runs hold the same ranks under one row name (popularity, a teacher) only the first.
+  results.json or config.json. rows: which rows to take, by row name or 'workdir:row', if empty all;
+  where several runs hold the same ranks under one row name (popularity, a teacher) the first, but
+  for those named 'workdir:row'.
   against: one row that every other is tested against; if empty, all pairs are tested, sanity rows
   not among themselves. -> {'protocol', 'data', 'users': count, 'left_out': {workdir: users that
   others lack}, 'runs': {workdir: what its figures rest on}, 'once': row names that were found
@@ -34,10 +35,10 @@ def compare(workdirs, rows=(), against='', seed=0, ks=KS):
     _check_equal(key, {name: run[key] for name, run in runs.items()})
   users, takes = _shared_users(runs)
   plain = {f'{name}:{row}': (name, row) for name, run in runs.items() for row in run['ranks']}
-  once = [] if rows else _found_again(runs, takes, plain)
-  for full in once:
-    del plain[full]
   chosen = {full: of for full, of in plain.items() if not rows or full in rows or of[1] in rows}
+  once = [full for full in _found_again(runs, takes, chosen) if full not in rows]
+  for full in once:
+    del chosen[full]
   lacking = [row for row in rows if not any(row in (full, of[1]) for full, of in plain.items())]
   if lacking:
     raise DataError(f'no row is named {", ".join(lacking)}; these runs have {", ".join(plain)}')

@@ -131,6 +131,10 @@ class RunsTest(parameterized.TestCase):
     b = self.run_at('b', {'betags': self.bad})
     found = compare.compare([a, b], rows=('betags', 'a:random'), against='a:random')
     self.assertEqual(list(found['tests']), ['a:betags>a:random', 'b:betags>a:random'])
+    c = self.run_at('c', {'tiger': self.bad, 'random': self.bad})
+    self.assertEqual(list(compare.compare([a, c], rows=('random',))['rows']), ['a:random'])
+    self.assertEqual(list(compare.compare([a, c], rows=('random', 'c:random'))['rows']),
+                     ['a:random', 'c:random'])
     with self.assertRaisesRegex(ConfigError, "'betags' .* one of a:betags, b:betags$"):
       compare.compare([a, b], against='betags')
     with self.assertRaisesRegex(DataError, 'no row is named tiger; these runs have a:betags'):
