@@ -59,7 +59,7 @@ def fit(task, cfg, work):
         task, tx, key, mesh, saved, work, cfg.patience)[1])
     window, waits, start = [], [], time.monotonic()
     with work.progress(work.current, cfg.steps, step) as advance, \
-        guards.watch(work, work.guards.watchdog) as beat, \
+        guards.watch(work, work.guards.watchdog, cfg.log_every) as beat, \
         concurrent.futures.ThreadPoolExecutor(1) as reader:
       coming = reader.submit(task.batches.__getitem__, step)
       while step < cfg.steps and step - best < wait:

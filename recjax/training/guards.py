@@ -4,6 +4,7 @@ import ctypes
 import dataclasses
 import faulthandler
 import json
+import math
 import os
 import signal
 import statistics
@@ -114,18 +115,27 @@ def asked():
 # Hung steps.
 
 
+def patience(took, ahead):
+  """Seconds without a step that are worth a line. took: seconds of the latest steps; ahead: as of
+  `watch`. Infinite until the wait for all steps under way has been seen once."""
+  if len(took) <= ahead:
+    return math.inf
+  return max(PATIENT * max(3.0, statistics.median(took)), 3 * max(took))
+
+
 @contextlib.contextmanager
-def watch(work, limit, now=time.monotonic, leave=os._exit):
+def watch(work, limit, ahead=1, now=time.monotonic, leave=os._exit):
   """Yields a function to call after every step; says when steps stop coming.
 
   limit: seconds after which `leave(75)` is called, with the stacks of all threads in run.log; 0
-  for never. The first step compiles, so nothing is said before it is done.
+  for never. ahead: so many steps are handed to the device before one is waited for, so the wait
+  for all of them is usual too. Nothing is said before they are over; the first one also compiles.
   """
   seen, took, over = [now()], [], threading.Event()
 
   def beat():
     took.append(now() - seen[0])
-    del took[:-50]
+    del took[:-max(50, 2 * ahead)]
     seen[0] = now()
 
   def look():
@@ -139,11 +149,10 @@ def watch(work, limit, now=time.monotonic, leave=os._exit):
           faulthandler.dump_traceback(work.tail)
         leave(HUNG)
         return
-      slow = PATIENT * max(3.0, statistics.median(took)) if took else float('inf')
-      if quiet > slow and said != last:
+      if quiet > patience(took, ahead) and said != last:
         said = last
         work.say(f'    no step of {work.current} for {quiet:.0f} s, usually one takes '
-                 f'{statistics.median(took):.1f} s; --watchdog=SECONDS would end a hung run')
+                 f'{statistics.mean(took):.1f} s; --watchdog=SECONDS would end a hung run')
 
   thread = threading.Thread(target=look, daemon=True)
   thread.start()

@@ -2,6 +2,7 @@
 import concurrent.futures
 import dataclasses
 import json
+import math
 import os
 import pathlib
 import signal
@@ -151,6 +152,15 @@ class GuardsTest(absltest.TestCase):
       for _ in range(10):
         time.sleep(0.1)
         beat()
+
+  def test_slowness_is_said_beyond_what_is_usual(self):
+    self.assertEqual(guards.patience([], 1), math.inf)
+    self.assertEqual(guards.patience([30.0], 1), math.inf)  # the first one compiles
+    self.assertEqual(guards.patience([2.0, .1, .1], 1), 60)
+    self.assertEqual(guards.patience([5.0] * 9, 1), 100)
+    ahead = [1.0] + [0.1] * 19  # twenty steps are under way, none is known to be done
+    self.assertEqual(guards.patience(ahead, 20), math.inf)
+    self.assertEqual(guards.patience([*ahead, 62.0], 20), 186)  # they take a minute together
 
   def test_unknown_policies_are_refused(self):
     for bad in (dict(on_nan='ignore'), dict(watchdog=-1.0)):
