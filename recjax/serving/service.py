@@ -38,7 +38,8 @@ class Settings:
 class Service:
   """Everything behind the routes."""
 
-  def __init__(self, models, settings=Settings(), counters=None):
+  def __init__(self, models, settings=None, counters=None):
+    settings = settings or Settings()
     self.models, self.settings = models, settings
     self.counters = counters or Counters()
     self.closing, self.started = False, time.time()
