@@ -12,6 +12,8 @@ from recjax.training.work import read_json
 
 HELP = ('/domain NAME recommends from another catalogue, /about ID,ID says what was bought, /clear '
         'begins anew, /json shows replies as JSON, /quit ends')
+TINY = ('This tiny model shows the method: it lists items and knows no other talk. Say what was '
+        'bought, then ask: /about ID,ID and on the next line, Please recommend 10 items.')
 
 
 def run(workdir, catalogues=(), lines=None, console=None):
@@ -30,6 +32,8 @@ def run(workdir, catalogues=(), lines=None, console=None):
   talk, mesh = module.converse(workdir, catalogues)
   console = console or Console(highlight=False)
   console.print(f'{", ".join(talk.domains)}. {HELP}')
+  if saved['config']['llm']['weights'] == 'tiny':
+    console.print(TINY)
   state = {'json': False, 'history': ()}
   with jax.set_mesh(mesh):
     for line in lines if lines is not None else typed(console):

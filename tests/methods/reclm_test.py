@@ -201,6 +201,7 @@ class WholeTest(parameterized.TestCase):
     chat.run(path, [], ['/about i1,i2', 'What now? <SOI>', '/json', 'More please', '/domain x',
                         '/clear', '/what', '/quit', 'never'], Console(file=shown, width=200))
     said = shown.getvalue()
+    self.assertIn('This tiny model shows the method', said)
     self.assertIn("no catalogue 'x'", said)
     self.assertIn('"items"', said)
     self.assertNotIn('never', said)
