@@ -53,15 +53,15 @@ class Outline(html.parser.HTMLParser):
 
 def full_page(text):
   """A page with `text` in every slot."""
-  cell = {'value': 0.5, 'low': 0.4, 'high': 0.6, 'n': 9}
+  cell, other = {'value': 0.5, 'low': 0.4, 'high': 0.6, 'n': 9}, f'{text}+'
   made = {'protocol': text, 'seeds': [text],
-          'rows': {text: {'HR@10': cell}, 'other': {'HR@10': cell}},
-          'tests': {f'{text}>other': {'HR@10': 0.04}}}
+          'rows': {text: {'HR@10': cell}, other: {'HR@10': cell}},
+          'tests': {f'{text}>{other}': {'HR@10': 0.04}}}
   chips = page.tags(text, [text, page.Tag(text, 3, True, (text, text)), page.Tag(text, 2.0)])
   return page.page(text, text, [text, page.tiles([(text, text, text)])], [
       page.section(text, page.table([text, 'b'], [[text, text]], text, 'lr'), text, intro=text),
       page.section('Results', results.results_table(
-          made, reference='other', labels={text: text}, caption=text)),
+          made, reference=other, labels={text: text}, caption=text)),
       page.section('Items', page.cards([page.card(text, text, page.grid(chips))] * 3, 1, text)),
       page.section('Rest', page.figure(page.Html('<svg></svg>'), text, text),
                    page.details(text, text), page.facts({text: {'a': [text]}})),
