@@ -313,8 +313,8 @@ class SigtermTest(absltest.TestCase):
     both = self.pair('''
         import time
         def main():
-          print('here', flush=True)
           with guards.holding():
+            print('here', flush=True)
             for step in range(1000):
               time.sleep(0.05 * (1 + me))
               if guards.asked():
