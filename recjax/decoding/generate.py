@@ -57,7 +57,6 @@ class Generated:
       out.append(found)
     return out
 
-
   def best(self, most, trie, limits=None, every=True):
     """`items` as arrays: items 1..N and scores, 0 and -inf where there are fewer than `most`.
 
