@@ -20,7 +20,8 @@ def plant(table, size):
 
 def ranked(cfg, params, table, histories, most, how, interests=None, seen=True, allowed=None,
            advance=None, free=False):
-  """The best items of each history.
+  """The best items of each history, by the log-probability that training gives their codes: each
+  level has a softmax of its own.
 
   cfg: coder.Config. params: the recommender's. table: (N + 1, Q) int32. histories: [(n,) item
   indices, oldest first], none empty. most: items of a history that are read. how: beams, batch.
@@ -48,7 +49,7 @@ def ranked(cfg, params, table, histories, most, how, interests=None, seen=True, 
       limits = forest.limit(tree, None if allowed is None else allowed[None],
                             None if allowed is None else np.zeros(len(full), np.int32),
                             [np.asarray(h) - 1 for h in some] if seen else None)
-      rule = constraints.Titles(tree, limits=limits)
+      rule = constraints.Titles(tree, limits=limits, normalize='level', code_size=cfg.size)
     found = generate(decoder, given, [h[-most:].tolist() for h in some], rule, beams=beams,
                      length_penalty=0.0, new_tokens=cfg.levels, bucket=bucket)
     good = found.exists & found.complete
