@@ -1,5 +1,6 @@
 """Who is trained on what, and who is asked for what: the leave-one-out split."""
 import dataclasses
+import re
 
 import numpy as np
 
@@ -7,6 +8,9 @@ from recjax.data.catalog import Interactions
 from recjax.errors import ConfigError, DataError
 
 HISTORIES = ('train+valid', 'train')
+DRAWN_BY = 42  # the seed that draws test cases where not all are asked
+_ASKED = re.compile(r'\b(\d+)(?= of \d+ users\b| test (?:samples|rows|records)\b)')
+_DRAWN = re.compile(r'; drawn by seed \d+ out of \d+')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,6 +48,30 @@ class Split:
   protocol: str
 
 
+def asked(protocol):
+  """How many test cases a protocol's sentence names. -> int, None where it names no number"""
+  found = _ASKED.search(protocol)
+  return int(found[1]) if found else None
+
+
+def told(protocol, count):
+  """A protocol's sentence for `count` of its test cases, however they were chosen. -> str"""
+  return _ASKED.sub(str(count), _DRAWN.sub('', protocol), count=1)
+
+
+def drawn(cases, most, protocol):
+  """At most `most` of the test cases (0: all), the same ones for every run.
+
+  protocol: the sentence about all of them. -> rows of `cases` (n,), ascending, and the sentence
+  about these
+  """
+  count = len(cases)
+  if not 0 < most < count:
+    return np.arange(count), protocol
+  rows = np.sort(np.random.default_rng(DRAWN_BY).permutation(count)[:most])
+  return rows, f'{told(protocol, most)}; drawn by seed {DRAWN_BY} out of {count}'
+
+
 def leave_one_out(interactions, holdout=2, test_history='train+valid', drop_cold_targets=False):
   """Holds out each user's last item for testing and, with holdout 2, the one before to validate.
 
@@ -64,14 +92,14 @@ def leave_one_out(interactions, holdout=2, test_history='train+valid', drop_cold
   valid = _cases(interactions, users, 2, 2) if holdout == 2 else None
   test = _cases(interactions, users, 1, 1 if test_history == 'train+valid' else holdout)
   least = holdout + 1
+  warm = np.isin(test.targets, train.items) | (not drop_cold_targets)
+  test = test.picked(np.flatnonzero(warm))
   protocol = ('leave-one-out: the last item of each user is the test'
               + (', the one before it the validation' if valid else '')
-              + f'; {len(users)} of {len(lengths)} users, those with {least} items or more'
+              + f'; {len(test)} of {len(lengths)} users, those with {least} items or more'
               + ('' if test_history == 'train+valid' else '; test histories end with training'))
   if drop_cold_targets:
-    warm = np.isin(test.targets, train.items)
     protocol += f'; without {int((~warm).sum())} whose target is in nobody\'s training'
-    test = test.picked(np.flatnonzero(warm))
   return Split(train, valid, test, protocol)
 
 

@@ -7,6 +7,7 @@ import pathlib
 
 import numpy as np
 
+from recjax.data import splits
 from recjax.errors import ConfigError, DataError
 from recjax.evaluation.metrics import GROUPS, KS, per_case
 from recjax.evaluation.statistics import bootstrap_interval, holm, paired_test, summarise
@@ -47,7 +48,7 @@ def compare(workdirs, rows=(), against='', seed=0, ks=KS):
   pairs = _pairs({full: row for full, (_, row) in chosen.items()}, against)
   first, reference = next(iter(runs.values())), pairs[0][1] if against else next(iter(chosen))
   return {
-      'protocol': first['protocol'], 'data': first['data'], 'users': len(users),
+      'protocol': _protocol(runs, len(users)), 'data': first['data'], 'users': len(users),
       'left_out': {name: len(run['users']) - len(users) for name, run in runs.items()},
       'runs': {name: run['about'] for name, run in runs.items()},
       'once': list(dict.fromkeys(full.partition(':')[2] for full in once)),
@@ -55,6 +56,16 @@ def compare(workdirs, rows=(), against='', seed=0, ks=KS):
       'groups': by_group(values, reference, _masks(runs, users), seed),
       **summarise(values, seed, pairs=pairs),
   }
+
+
+def _protocol(runs, count):
+  """The sentence about the users that all runs ranked. -> str"""
+  first = next(iter(runs.values()))['protocol']
+  if splits.asked(first) is None or all(
+      run['protocol'] == first and len(run['users']) == count for run in runs.values()):
+    return first
+  return splits.told(first, count).replace(', full ranking', '; those that all runs ranked, full '
+                                           'ranking')
 
 
 def _masks(runs, users):
@@ -162,9 +173,11 @@ def _read_json(path):
 
 
 def _check_equal(key, found):
+  """Raises DataError where runs differ. Of a protocol everything counts but how many were asked."""
   alike = {}
   for name, value in found.items():
-    alike.setdefault(json.dumps(value, sort_keys=True), []).append(name)
+    rule = splits.told(value, 'so many') if key == 'protocol' else value
+    alike.setdefault(json.dumps(rule, sort_keys=True), []).append(name)
   if len(alike) > 1:
     listed = '; '.join(f'{", ".join(names)}: {found[names[0]]}' for names in alike.values())
     raise DataError(f'the runs differ in their {key}, so their figures do not compare: {listed}; '

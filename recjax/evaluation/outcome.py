@@ -4,7 +4,7 @@ import pathlib
 
 import numpy as np
 
-from recjax.data import files
+from recjax.data import files, splits
 from recjax.errors import DataError
 from recjax.evaluation import metrics, statistics, tables
 
@@ -18,11 +18,14 @@ def save(folder, shop, split, row, ranks, lists, protocol, seeds=(0,),
   shop: Dataset, split: what was held out of it. ranks: {row: (n,) int ranks, or (S, n), a line for
   each of `seeds`}; a user's figure is the mean over the seeds. `row` is tested against all others,
   and lists are its own: items (n, k) int32, 0 for an empty place, and scores (n, k). protocol: the
-  sentence of `ranking.protocol`. ks: cut-offs, fewer for lists that end early. more: further
-  entries of results.json. -> its content, a dict.
-  Raises DataError for ranks of another shape.
+  sentence of `ranking.protocol` about these very users. ks: cut-offs, fewer for lists that end
+  early. more: further entries of results.json. -> its content, a dict.
+  Raises DataError for ranks of another shape, or a sentence about another number of users.
   """
   folder, test = pathlib.Path(folder), split.test
+  if splits.asked(protocol) not in (None, len(test)):
+    raise DataError(f'{len(test)} test users were ranked, and the protocol says {protocol!r}; '
+                    'build its sentence for these users, as splits.drawn does')
   ranks = {row: ranks[row]} | ranks
   for name, x in ranks.items():
     if np.shape(x)[-1] != len(test) or np.ndim(x) == 2 and len(x) != len(seeds):

@@ -7,6 +7,7 @@ import numpy as np
 from absl.testing import absltest
 from hypothesis import strategies as st
 
+from recjax.data import splits
 from recjax.data.catalog import Catalog, Dataset, Interactions
 from recjax.data.splits import leave_one_out, of
 from recjax.errors import ConfigError, DataError
@@ -73,6 +74,21 @@ class SplitsTest(absltest.TestCase):
     np.testing.assert_array_equal(split.test.history(2), [1, 4])
     self.assertLen(split.valid, 4)
     self.assertIn('without 1 whose target', split.protocol)
+    self.assertIn('; 3 of 4 users', split.protocol)  # those that are asked
+
+  def test_the_sentence_names_those_that_are_drawn(self):
+    split = leave_one_out(interactions(*[[1, 2, 3]] * 30, [1, 2]))
+    rows, said = splits.drawn(split.test, 7, split.protocol)
+    self.assertLen(set(rows.tolist()), 7)
+    self.assertTrue((np.diff(rows) > 0).all())
+    self.assertEqual(said, 'leave-one-out: the last item of each user is the test, the one before '
+                     'it the validation; 7 of 31 users, those with 3 items or more; drawn by seed '
+                     '42 out of 30')
+    self.assertEqual((splits.asked(said), splits.told(said, 30)), (7, split.protocol))
+    for most in (0, 30, 99):
+      rows, said = splits.drawn(split.test, most, split.protocol)
+      self.assertEqual((rows.tolist(), said), (list(range(30)), split.protocol))
+    self.assertIsNone(splits.asked('by hand'))
 
   def judge(self, **kw):
     return types.SimpleNamespace(**{**dict(test_history='train+valid', drop_cold_targets=False,

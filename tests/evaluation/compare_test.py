@@ -52,6 +52,22 @@ class RunsTest(parameterized.TestCase):
     want = statistics.summarise(rows, 0, pairs=pairs)
     self.assertEqual((found['rows'], found['tests']), (want['rows'], want['tests']))
 
+  def test_runs_that_drew_other_users_compare_over_those_they_share(self):
+    said = 'leave-one-out: x; {} of 60 users, those with 3 items or more{}, full ranking over 9'
+    drawn = '; drawn by seed 42 out of 60'
+    every = self.run_at('every', {'a': self.good}, protocol=said.format(60, ''))
+    few = self.run_at('few', {'b': self.bad[:20]}, USERS[:20], said.format(20, drawn))
+    old = self.run_at('old', {'c': self.bad[:20]}, USERS[:20], said.format(60, ''))
+    for runs in ((every, few), (few, every), (every, old), (few, old)):
+      found = compare.compare(runs)
+      self.assertEqual(found['protocol'], said.format(20, '; those that all runs ranked'))
+      self.assertEqual(found['users'], 20)
+    for runs, want in (([every], said.format(60, '')), ([few], said.format(20, drawn))):
+      self.assertEqual(compare.compare(runs)['protocol'], want)
+    other = self.run_at('other', {'d': self.good}, protocol=said.format(60, '; tied times: x'))
+    with self.assertRaisesRegex(DataError, 'differ in their protocol'):
+      compare.compare([every, other])
+
   def test_sanity_rows_are_not_tested_against_each_other(self):
     a = self.run_at('a', {'betags': self.good, 'popularity': self.bad, 'random': self.bad + 1})
     b = self.run_at('b', {'betags': self.good, 'popularity': self.bad + 2})

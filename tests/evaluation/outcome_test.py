@@ -1,4 +1,5 @@
 """Result files of an evaluation: means over seeds, groups, lists, the closing table."""
+import dataclasses
 import io
 import json
 import pathlib
@@ -9,9 +10,14 @@ import numpy as np
 from absl.testing import absltest
 from rich.console import Console
 
+from recjax import experiment
 from recjax.data import catalog, splits
 from recjax.errors import DataError
-from recjax.evaluation import outcome, tables
+from recjax.evaluation import outcome, ranking, tables
+from recjax.methods.bigrec import samples
+from tests import told
+
+ROOT = pathlib.Path(__file__).parents[2]
 
 
 def shop(users=6, items=8):
@@ -81,6 +87,38 @@ class OutcomeTest(absltest.TestCase):
     for wrong in (np.zeros(5, int), np.zeros((3, 6), int)):
       with self.assertRaisesRegex(DataError, 'row ours has ranks'):
         self.saved(ours=wrong)
+
+  def test_a_sentence_about_other_users_is_refused(self):
+    data = shop()
+    split = splits.leave_one_out(data.interactions)
+    rows, said = splits.drawn(split.test, 4, split.protocol)
+    few = dataclasses.replace(split, test=split.test.picked(rows))
+    lists = np.ones((4, 1), np.int32), np.ones((4, 1), np.float32)
+    folder = pathlib.Path(self.enterContext(tempfile.TemporaryDirectory()))
+    give = lambda protocol: outcome.save(  # noqa: E731
+        folder, data, few, 'ours', {'ours': np.arange(4)}, lists, ranking.protocol(8, protocol))
+    for wrong in (split.protocol, 'the rows of valid.jsonl and test.jsonl; 6 test rows'):
+      with self.assertRaisesRegex(DataError, '4 test users were ranked, and the protocol says'):
+        give(wrong)
+    self.assertEqual(told.check(give(said)), (4, 6))
+    self.assertEqual(told.check(give('the records of x; 4 test records')), (4, None))
+
+  def test_every_config_says_how_many_it_asks(self):
+    data = catalog.load_data('sample:1:120')
+    for path in sorted((ROOT / 'configs').glob('*.py')):
+      cfg = experiment.read_config(f'{path}:data=sample:1:120')
+      split, most = splits.leave_one_out(data.interactions), 0
+      if cfg.method == 'bigrec':
+        cases = samples.load(cfg.data, cfg.samples).cases
+        split, most = splits.Split(cases.known, None, cases.test, cases.protocol), 50
+      elif cfg.method == 'sequential':
+        split = splits.of(data, cfg.judge)
+      elif cfg.method == 'reclm':
+        most = 50
+      rows, said = splits.drawn(split.test, most, split.protocol)
+      found = told.ASKED.search(ranking.protocol(len(data.catalog), said))
+      self.assertEqual(int(found[1]), len(rows), path.name)
+      self.assertEqual(len(rows), most or len(split.test), path.name)
 
 
 if __name__ == '__main__':

@@ -25,7 +25,7 @@ from recjax.serving import models
 from recjax.text import tokens
 from recjax.training import backbone
 from recjax.training import work as works
-from tests import later
+from tests import later, told
 
 ROOT = pathlib.Path(__file__).parents[2]
 WORDS = {'a': ('tent', 'camping'), 'b': ('stove', 'gas fuel'), 'c': ('mug', 'steel'),
@@ -124,6 +124,7 @@ class ToyTest(absltest.TestCase):
 
   def test_results_hold_every_row_with_an_interval_and_a_paired_test(self):
     results = json.loads((self.path / 'results.json').read_text())
+    told.check(results)
     self.assertEqual(set(results['rows']),
                      {'betags', 'base_tags', 'popularity', 'recency', 'random'})
     for cells in results['rows'].values():

@@ -18,7 +18,7 @@ from recjax.methods import bigrec
 from recjax.methods.bigrec import assist, evaluate, plan, prompts, samples
 from recjax.methods.bigrec import generate as gen
 from recjax.training import work as works
-from tests import later
+from tests import later, told
 
 ROOT = pathlib.Path(__file__).parents[2]
 COLOURS = ('red', 'blue', 'green', 'white', 'black')
@@ -62,7 +62,9 @@ def run(cfg, path):
   facts = {'command': 'test', 'devices': '1', 'versions': {}, 'revision': '', 'overrides': {}}
   with works.open_work(path, {'config': cfg.to_dict(), 'facts': facts}, mesh) as work:
     bigrec.run(cfg, work)
-  return json.loads((path / 'results.json').read_text())
+  results = json.loads((path / 'results.json').read_text())
+  told.check(results)
+  return results
 
 
 class RingTest(absltest.TestCase):
@@ -95,7 +97,9 @@ class RingTest(absltest.TestCase):
     # One prompt at a time is the same as sixteen.
     single = run(config('bigrec_games', self.data, decode={'batch': 1},
                         judge={'valid_most': 8, 'test_most': 12}), path)
-    self.assertEqual(single['rows']['bigrec']['HR@1']['n'], 12)
+    self.assertEqual(told.check(single), (12, 150))
+    self.assertIn('12 of 150 users, those with 3 items or more; drawn by seed 42 out of 150',
+                  (path / 'report.html').read_text())
     few = json.loads((works.find_stage(path, 'generate') / 'test.json').read_text())
     all_of_them = {r['input']: r for r in json.loads(want)}
     for row in few:

@@ -16,7 +16,7 @@ from recjax.methods import etegrec
 from recjax.methods.etegrec import ids, interests, rows, tune, vectors
 from recjax.methods.etegrec import later as later_ids
 from recjax.training.work import Work, find_stage, open_work, read_json
-from tests import later
+from tests import later, told
 from tests.methods.llmemb_test import random_decoder
 
 USERS, ITEMS = 120, 24
@@ -63,7 +63,9 @@ def run(cfg, folder):
                  mesh) as work:
     work.console = Console(quiet=True)
     etegrec.run(cfg, work)
-  return read_json(pathlib.Path(folder) / 'results.json')
+  results = read_json(pathlib.Path(folder) / 'results.json')
+  told.check(results)
+  return results
 
 
 class WholeTest(parameterized.TestCase):

@@ -18,7 +18,7 @@ from recjax.models import huggingface, llm
 from recjax.text import tokens
 from recjax.training import sequential
 from recjax.training import work as works
-from tests import later
+from tests import later, told
 
 ROOT = pathlib.Path(__file__).parents[2]
 CLUSTERS, ITEMS, USERS = 20, 200, 500
@@ -122,6 +122,7 @@ class WholeTest(absltest.TestCase):
   def test_rows_and_what_stands_beside_them(self):
     self.assertEqual(list(self.results['rows']), [
         'llmemb', 'llmemb:no_scft', 'sasrec', 'popularity', 'recency', 'random'])
+    told.check(self.results)
     self.assertEqual(self.results['seeds'], [0, 1])
     groups = self.results['groups']
     self.assertEqual(groups['tail_item']['n'] + groups['head_item']['n'], USERS)

@@ -31,7 +31,7 @@ from recjax.models import huggingface, llm
 from recjax.text import templates, tokens
 from recjax.training import backbone
 from recjax.training import work as works
-from tests import later
+from tests import later, told
 
 ROOT = pathlib.Path(__file__).parents[2]
 TITLES = [f'{c} {t}' for c in ('red', 'blue', 'green') for t in (
@@ -103,6 +103,7 @@ class WholeTest(parameterized.TestCase):
               'control': {'share': 0.3, 'users': 8}}
     run(config(self.folder / 'ring', grounding, **more), path)
     found = works.read_json(path / 'results.json')
+    self.assertEqual(told.check(found)[0], 32)
     self.assertEqual((found['rates']['NonExistRate@10'], found['rates']['RepeatRate@10']), (0, 0))
     self.assertEqual(list(found['rows'])[:3], [grounding, f'{grounding}:ranked', 'sasrec'])
     page = (path / 'report.html').read_text()

@@ -21,6 +21,7 @@ from recjax.models import seqrec
 from recjax.training import item_losses
 from recjax.training import sequential as train
 from recjax.training import work as works
+from tests import told
 
 ROOT = pathlib.Path(__file__).parents[2]
 
@@ -289,6 +290,7 @@ class RunTest(parameterized.TestCase):
       sequential.run(cfg, work)
     results = works.read_json(folder / 'results.json')
     self.assertEqual(list(results['rows']), ['sasrec:bce', 'popularity', 'recency', 'random'])
+    self.assertEqual(told.check(results), (200, 200))
     self.assertEqual(results['seeds'], [0, 1])
     cells = results['rows']['sasrec:bce']
     self.assertAlmostEqual(cells['HR@10']['value'],
@@ -331,6 +333,7 @@ class RunTest(parameterized.TestCase):
     results = works.read_json(folder / 'results.json')
     for words in ('tied times: shuffle(2)', 'SET TO ZERO', 'end with training', 'without 0 whose'):
       self.assertIn(words, results['protocol'])
+    told.check(results)
     self.assertNotEqual(results['data_fingerprint'], shop.fingerprint)
     self.assertLen(sequential.recommender(folder)([['i1']], 3)[0][0], 3)
 

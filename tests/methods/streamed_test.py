@@ -24,6 +24,7 @@ from recjax.models import seqrec
 from recjax.training import sequential as train
 from recjax.training import streamed
 from recjax.training import work as works
+from tests import told
 from tests.methods.sequential_test import config, mesh, ring
 
 MISSING = [m for m in ('tensorflow_datasets', 'grain', 'array_record')
@@ -98,6 +99,7 @@ class StreamedTest(parameterized.TestCase):
     with mock.patch.object(stream, 'JUDGED', 400):
       results = self.run_on(cfg, folder)
     self.assertIn('400 users drawn of 800', results['protocol'])
+    self.assertEqual(told.check(results)[0], 400)
     self.assertEqual(results['data_fingerprint'], shop.fingerprint)
     self.assertGreater(results['rows']['sasrec']['HR@1']['value'], 0.6)
     self.assertIn('waited for data', (folder / 'report.html').read_text())

@@ -1,8 +1,8 @@
 """What both methods leave: result files with the assistant's row and the sanity rows."""
 import numpy as np
 
+from recjax.data import splits
 from recjax.data.catalog import Dataset, Interactions
-from recjax.data.splits import Split
 from recjax.errors import ConfigError
 from recjax.evaluation import metrics, outcome, ranking
 from recjax.methods.bigrec import samples
@@ -26,10 +26,11 @@ def save(work, cfg, data, cases, main, ranks, lists, score, ks=metrics.KS, **mor
   shop = Dataset(data.name, data.catalog,
                  Interactions(names, known.items, known.offsets), data.fingerprint, data.notes)
   test = type(cases)(np.arange(len(cases), dtype=np.int32), cases.histories, cases.targets)
-  protocol = ranking.protocol(n, data.cases.protocol, samples.masked(cfg, data))
+  _, said = splits.drawn(data.cases.test, cfg.judge.test_most, data.cases.protocol)
   results = outcome.save(
-      work.folder, shop, Split(known, None, test, data.cases.protocol), main, ranks, lists,
-      protocol, (cfg.seed,), ks, notes=data.notes, **more)
+      work.folder, shop, splits.Split(known, None, test, said), main, ranks, lists,
+      ranking.protocol(n, said, samples.masked(cfg, data)), (cfg.seed,), ks, notes=data.notes,
+      **more)
   return {'cases': len(cases), **{f'{row} HR@10': round(cells['HR@10']['value'], 4)
                                   for row, cells in results['rows'].items()}}
 

@@ -5,7 +5,7 @@ import pathlib
 
 import numpy as np
 
-from recjax.data import adopted, catalog, windows
+from recjax.data import adopted, catalog, splits, windows
 from recjax.data.formats import bigrec as files
 from recjax.data.splits import Cases
 from recjax.errors import ConfigError, DataError
@@ -85,10 +85,7 @@ def masked(cfg, data):
 
 def held(data, part, most):
   """Which cases of a part are asked: `most` drawn once, or all (0). -> rows (n,), ascending"""
-  count = len(getattr(data.cases, part))
-  if not 0 < most < count:
-    return np.arange(count)
-  return np.sort(np.random.default_rng(42).permutation(count)[:most])
+  return splits.drawn(getattr(data.cases, part), most, '')[0]
 
 
 def noted(titles, notes):

@@ -26,10 +26,9 @@ def stage(work, cfg, shop, folder, made, helper, coded=None):
   table = None if coded is None else np.load(coded / 'codes.npy')
   speaker = tune.load(cfg, folder, made, work.mesh)
   split, n = splits.leave_one_out(shop.interactions), len(shop.catalog)
-  cases = split.test
-  if 0 < cfg.judge.users < len(cases):
-    cases = cases.picked(np.sort(np.random.default_rng(42).permutation(len(cases))[
-        :cfg.judge.users]))
+  rows, protocol = splits.drawn(split.test, cfg.judge.users, split.protocol)
+  cases = split.test.picked(rows)
+  split = dataclasses.replace(split, test=cases, protocol=protocol)
   stock = tune.stock_of(cfg, shop, speaker, table)
   shelf = answer.Shelf(speaker, [stock], kind=cfg.grounding)
   found, short = ask(work, 'lists', cfg, shelf, stock, cases, cfg.judge.words,
@@ -50,7 +49,7 @@ def stage(work, cfg, shop, folder, made, helper, coded=None):
                                  teacher.asker(helper, shop))
   if cfg.judge.cross:
     more['cross'] = cross(work, cfg, speaker)
-  return save(work, cfg, shop, split, cases, lists, order, teacher.scorer(helper, shop), more)
+  return save(work, cfg, shop, split, lists, order, teacher.scorer(helper, shop), more)
 
 
 def ask(work, name, cfg, shelf, stock, cases, words, masked, wishes=None, candidates=None):
@@ -74,9 +73,9 @@ def rank_all(work, cfg, shelf, stock, cases):
                             histories if cfg.judge.mask_history else None, cfg.decode.count)
 
 
-def save(work, cfg, shop, split, cases, lists, order, score, more):
+def save(work, cfg, shop, split, lists, order, score, more):
   """Adds the rows of the teacher and for sanity. Lists end early: so do the cut-offs. -> counts"""
-  n, width = len(shop.catalog), cfg.decode.count
+  cases, n, width = split.test, len(shop.catalog), cfg.decode.count
   items = np.zeros((len(cases), width), np.int32)
   for row, some in zip(items, lists):
     row[:len(some)] = some
@@ -89,8 +88,8 @@ def save(work, cfg, shop, split, cases, lists, order, score, more):
   protocol = ranking.protocol(n, split.protocol, cfg.judge.mask_history)
   shown = (items, values) if items.any() else order  # a model that writes no list has no own
   results = outcome.save(
-      work.folder, shop, dataclasses.replace(split, test=cases), cfg.grounding, ranks,
-      shown, protocol, (cfg.seed,), tuple(k for k in KS if k <= width), **more)
+      work.folder, shop, split, cfg.grounding, ranks, shown, protocol, (cfg.seed,),
+      tuple(k for k in KS if k <= width), **more)
   rows = {row: round(cells['HR@10' if width >= 10 else f'HR@{KS[0]}']['value'], 4)
           for row, cells in results['rows'].items()}
   return {'users': len(cases), **{f'{row} HR@10': v for row, v in rows.items()},
@@ -139,8 +138,7 @@ def cross(work, cfg, speaker):
   stock = goods.load(shop.catalog, speaker.tokenizer)
   shelf = answer.Shelf(speaker, [stock])
   cases = splits.leave_one_out(shop.interactions).test
-  cases = cases.picked(np.sort(np.random.default_rng(42).permutation(len(cases))[
-      :cfg.judge.cross_users]))
+  cases = cases.picked(splits.drawn(cases, cfg.judge.cross_users, '')[0])
   found, _ = ask(work, 'cross', cfg, shelf, stock, cases, cfg.judge.words, cfg.judge.mask_history)
   counts = np.bincount(splits.leave_one_out(shop.interactions).train.items,
                        minlength=len(shop.catalog) + 1)[1:]

@@ -1,8 +1,6 @@
 """The run's report: conversations, how clean the lists are, and whether they help."""
 import json
 
-import numpy as np
-
 from recjax.data import splits
 from recjax.methods.reclm import face
 from recjax.models import seqrec
@@ -148,9 +146,7 @@ def users_section(cfg, work, shop):
   """Test users with the reply that each list was read from."""
   _, _, shelf, _ = face.open_run(work.path)
   cases = splits.leave_one_out(shop.interactions).test
-  if 0 < cfg.judge.users < len(cases):
-    cases = cases.picked(np.sort(np.random.default_rng(42).permutation(len(cases))[
-        :cfg.judge.users]))
+  cases = cases.picked(splits.drawn(cases, cfg.judge.users, '')[0])
   replies = {}
   for line in (find_stage(work.path, 'evaluate') / 'lists.jsonl').read_text().splitlines():
     replies |= {name: ids for name, ids in json.loads(line)}
