@@ -7,7 +7,7 @@ import pathlib
 import sys
 import threading
 
-from recjax import errors, experiment
+from recjax import errors, experiment, settings
 from recjax.data import prepare as prepare_verb
 from recjax.errors import ConfigError
 
@@ -56,7 +56,8 @@ def parser():
                     'same command goes on where it was stopped')
   verb.add_argument('--part', metavar='I/N', help='answer only share I of N of --input, here or on '
                     'another host; the last to finish merges all into --output')
-  verb.add_argument('--k', type=int, default=10, help='how many items (default 10)')
+  verb.add_argument('--k', type=settings.flag(int, 'at least 1'), default=10,
+                    help='how many items (default 10)')
   verb.add_argument('--data', metavar='NEW', help='the data as `recjax prepare --update` carried '
                     'them on: new items are recommended, too, where the method can read them')
 
@@ -76,10 +77,10 @@ def parser():
                     '--update` carried them on: new items are recommended, too')
   verb.add_argument('--catalogue', metavar='FILE', help='items as they are now, items.jsonl; read '
                     'again at POST /v1/catalogue/reload')
-  verb.add_argument('--timeout', type=float, default=60., help='seconds that an answer '
-                    'may take (default 60)')
-  verb.add_argument('--most', type=int, default=256, help='requests at a time '
-                    '(default 256)')
+  verb.add_argument('--timeout', type=settings.flag(float, 'above 0'), default=60.,
+                    help='seconds that an answer may take (default 60)')
+  verb.add_argument('--most', type=settings.flag(int, 'at least 1'), default=256,
+                    help='requests at a time (default 256)')
   verb.add_argument('--interests-url', default='', metavar='URL', help='an OpenAI-compatible '
                     'endpoint that foresees interests; its key is in OPENAI_API_KEY')
   verb.add_argument('--interests-model', default='', metavar='NAME', help='the model to ask there')
@@ -112,7 +113,8 @@ def add_study_verbs(verbs):
   verb.add_argument('--config', required=True, help='a config file, as recjax.main takes it')
   verb.add_argument('--set', action='append', default=[], metavar='KEY=V1,V2', help='values of a '
                     'setting, e.g. optim.lr=1e-3,3e-4; several --set make a grid')
-  verb.add_argument('--seeds', type=int, default=1, help='runs of each setting (default 1)')
+  verb.add_argument('--seeds', type=settings.flag(int, 'at least 1'), default=1,
+                    help='runs of each setting (default 1)')
   verb.add_argument('--out', default='', help="the sweep's folder; default: checkpoints/sweep- and "
                     "the config's name. The same command goes on where it was stopped")
 
@@ -130,11 +132,11 @@ def add_study_verbs(verbs):
 def main():
   """Runs the verb that the command line names."""
   top = parser()
-  args, rest = top.parse_known_args()
-  args.settings = [word.removeprefix('--config.') for word in rest]
-  if rest and (args.verb != 'doctor' or not all(
-      word.startswith('--config.') and '=' in word for word in rest)):
-    top.error(f'unrecognized arguments: {" ".join(rest)}')
+  words, rest = settings.taken(sys.argv[1:])
+  args = top.parse_args(rest)
+  args.settings = words
+  if words and args.verb != 'doctor':
+    top.error(f'--config.{words[0]}: settings are of `recjax doctor` and of python -m recjax.main')
   errors.guard(lambda: globals()[args.verb](args))
 
 
@@ -188,6 +190,10 @@ def doctor(args):
   """Prints findings about the data and the cost of a config."""
   from recjax.data import catalog
   from recjax.data import doctor as checks
+  if args.settings and not args.config:
+    raise ConfigError(f'--config.{args.settings[0]} changes a config; name it, e.g. '
+                      '--config=configs/betag_scientific.py')
+  cfg = args.config and experiment.changed(experiment.read_config(args.config), args.settings)
   shop = catalog.load_data(args.data)
   print(f'{shop.name}: {len(shop.catalog):,} items, {len(shop.interactions):,} users, '
         f'{len(shop.interactions.items):,} interactions, fingerprint {shop.fingerprint[:16]}')
@@ -195,8 +201,7 @@ def doctor(args):
     print(f'{finding.severity}: {finding.what}: {finding.count:,}'
           + (f', e.g. {", ".join(map(str, finding.examples[:3]))}' if finding.examples else ''))
     print(f'    {finding.remedy}')
-  if args.config:
-    cfg = experiment.changed(experiment.read_config(args.config), args.settings)
+  if cfg:
     method = importlib.import_module(f'recjax.methods.{cfg.method}')
     for name, value in method.cost(cfg, shop).items():
       print(f'{name}: {value}')
@@ -241,8 +246,6 @@ def compare_page(workdirs, table, comparison):
 def sweep(args):
   """Runs a grid and chooses by validation; exit code 1 where runs failed."""
   from recjax import sweep as sweeps
-  if args.seeds < 1:
-    raise ConfigError(f'--seeds={args.seeds}: give 1 or more')
   out = args.out or f'checkpoints/sweep-{pathlib.Path(args.config.partition(":")[0]).stem}'
   sweeps.check_folder(out)
   points = sweeps.grid(args.set)
@@ -251,6 +254,7 @@ def sweep(args):
     cfg = experiment.read_config(args.config)
     cfg.seed += s
     cfgs[place, cfg.seed] = experiment.changed(cfg, [f'{k}={v}' for k, v in point.items()])
+  sweeps.check_points(points, [cfgs[key] for key in cfgs if key[1] == cfg.seed])
   sys.exit(sweeps.run(args.config, points, cfgs, out) > 0)
 
 

@@ -4,7 +4,6 @@
     run = experiment.train('configs/sequential_beauty.py', 'checkpoints/mine', {'train.epochs': 5})
     run.results['rows']['sasrec']['NDCG@10'], run.recommend([['P0001', 'P0002']], k=5)
 """
-import ast
 import dataclasses
 import functools
 import importlib
@@ -12,9 +11,11 @@ import importlib.util
 import json
 import pathlib
 import platform
+import shlex
 import subprocess
 
 from recjax import errors
+from recjax import settings as parser
 from recjax.errors import ConfigError, WorkdirError
 
 ROOT = pathlib.Path(__file__).parents[1]  # of an editable install, where configs/ lies
@@ -59,18 +60,19 @@ def train(config, workdir, settings=None):
   """Runs a config from its first unfinished stage to its report, as `python -m recjax.main` does.
 
   config: 'configs/NAME.py:ARGUMENT', or a ConfigDict. workdir: the run's folder; the same call goes
-  on where it was stopped. settings: {'a.b': value}. -> Run. Raises the errors of recjax.errors.
+  on where it was stopped. settings: {'a.b': value}, each of its setting's type. -> Run. Raises the
+  errors of recjax.errors.
   """
   named = isinstance(config, str)
   cfg = read_config(config) if named else config.copy_and_resolve_references()
-  words = [f'{k}={v}' for k, v in (settings or {}).items()]
-  changed(cfg, words)
+  given = parser.changed(cfg, settings or {})
   if named:
-    command = ' '.join(['python -m recjax.main', f'--config={config}', f'--workdir={workdir}',
-                        *(f'--config.{w}' for w in words)])
+    words = [f'--config.{k}={v}' for k, v in given.items()]
+    command = 'python -m recjax.main ' + shlex.join(
+        [f'--config={config}', f'--workdir={workdir}', *words])
   else:
     command = 'from Python, with the settings below'
-  run(cfg, workdir, facts(command, settings or {}))
+  run(cfg, workdir, facts(command, given))
   return Run(pathlib.Path(workdir))
 
 
@@ -86,8 +88,10 @@ def run(cfg, workdir, about, guarded=None, part=None):
   """Opens the run's folder, says what runs, and hands over to the method.
 
   about: as `facts` gives. guarded: training.guards.Guards, by default its own defaults. part: (i,
-  n), where this process is one of n that share its shards. Raises ConfigError where there are none.
+  n), where this process is one of n that share its shards. Raises ConfigError where there are none,
+  and for a setting that is out of its range.
   """
+  parser.check(cfg)
   import jax
 
   from recjax import sharding
@@ -152,7 +156,10 @@ def read_config(text):
     raise ConfigError(f'{path} is not a config file; e.g. configs/betag_scientific.py')
   spec = importlib.util.spec_from_file_location('config', found)
   module = importlib.util.module_from_spec(spec)
-  spec.loader.exec_module(module)
+  try:
+    spec.loader.exec_module(module)
+  except Exception as error:
+    raise ConfigError(f'{found} is no config that runs: {type(error).__name__}: {error}') from error
   try:
     return module.get_config(argument)
   except ValueError as error:
@@ -160,23 +167,9 @@ def read_config(text):
 
 
 def changed(cfg, settings):
-  """A config with some settings changed. settings: ['a.b=VALUE']. Raises ConfigError."""
-  for word in settings:
-    name, _, text = word.partition('=')
-    try:
-      value = cfg
-      for part in name.split('.'):
-        value = value[part]
-      kind = type(value)
-      if kind is type(cfg):
-        raise ConfigError(f'--config.{word}: {name} holds settings; name one of them, e.g. '
-                          f'--config.{name}.{next(iter(value))}=...')
-      cfg.update_from_flattened_dict({name: (
-          text.lower() in ('1', 'true') if kind is bool else
-          ast.literal_eval(text) if kind in (tuple, list) else kind(text))})
-    except KeyError as error:
-      raise ConfigError(f'--config.{word}: there is no such setting; {part} is not among '
-                        f'{", ".join(value)}') from error
-    except (TypeError, ValueError, SyntaxError) as error:
-      raise ConfigError(f'--config.{word}: {str(error)[:200]}') from error
+  """A config with some settings changed. settings: ['a.b=TEXT'], or {'a.b': value} from Python.
+
+  -> the config. Raises ConfigError.
+  """
+  parser.changed(cfg, settings)
   return cfg

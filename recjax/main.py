@@ -1,16 +1,16 @@
 """Runs one experiment: `python -m recjax.main --config=configs/betag_scientific.py`."""
 import pathlib
+import shlex
 import sys
 
 from absl import app, flags, logging
-from ml_collections import config_flags
 
-from recjax import errors, experiment
+from recjax import errors, experiment, settings
 
-CONFIG = config_flags.DEFINE_config_file(
+CONFIG = flags.DEFINE_string(
     'config', None, 'The experiment, e.g. configs/betag_scientific.py, with its argument after a '
     'colon: configs/betag_scientific.py:paper,data=data/mine. Any of its settings is a flag, too: '
-    '--config.optim.lr=1e-3.', lock_config=True)
+    '--config.optim.lr=1e-3.')
 WORKDIR = flags.DEFINE_string(
     'workdir', None, "The run's folder; default: checkpoints/ and the config's name.")
 MULTIHOST = flags.DEFINE_bool(
@@ -19,8 +19,10 @@ COORDINATOR = flags.DEFINE_string(
     'coordinator', None, 'HOST:PORT of process 0. Left out with the next two on TPU pods, SLURM '
     'and Kubernetes, where JAX finds all three, and where JAX_COORDINATOR_ADDRESS, '
     'JAX_NUM_PROCESSES and JAX_PROCESS_ID are set.')
-PROCESSES = flags.DEFINE_integer('processes', None, 'How many processes run together.')
-PROCESS_ID = flags.DEFINE_integer('process_id', None, 'Which of them this one is, from 0.')
+PROCESSES = flags.DEFINE_integer('processes', None, 'How many processes run together.',
+                                 lower_bound=1)
+PROCESS_ID = flags.DEFINE_integer('process_id', None, 'Which of them this one is, from 0.',
+                                  lower_bound=0)
 PART = flags.DEFINE_string(
     'part', '', 'I/N: one of N commands, alike but for I, that share the shards of a stage (BETag: '
     'generate, LLMEmb: export), on hosts that see the same --workdir.')
@@ -28,24 +30,33 @@ ON_NAN = flags.DEFINE_string(
     'on_nan', 'stop', "At a step whose loss is no number: 'stop', or 'skip' its batch.")
 WATCHDOG = flags.DEFINE_float(
     'watchdog', 0.0, 'End the process (code 75) after so many seconds without a step; 0: never.')
-
 MEMORY = flags.DEFINE_float(
     'memory', 0.0, 'GiB of a device that a step of LLM training may take; one that is planned to '
     'take more goes through in parts. 0: what the device says.')
 
 
-def main(_):
-  """Runs the experiment; what went wrong becomes a sentence and an exit code."""
+def main(argv):
+  """Runs the experiment; what went wrong becomes a sentence and an exit code. argv: of `parse`."""
   logging.set_verbosity(logging.WARNING)  # jax tells of every backend that it does not find
-  errors.guard(run)
+  errors.guard(lambda: run(argv[1:]))
 
 
-def run():
-  """The experiment that the flags name, from its first unfinished stage to its report."""
-  cfg = read_config()
-  name = pathlib.Path(config_flags.get_config_filename(flags.FLAGS['config']))
-  path = name.as_posix().partition(':')[0]
-  workdir = WORKDIR.value or f'checkpoints/{pathlib.Path(path).stem}'
+def run(words):
+  """The experiment that the flags name, from its first unfinished stage to its report.
+
+  words: the settings of the command line, as `settings.taken` gives them.
+  """
+  if not CONFIG.value:
+    raise errors.ConfigError('--config is missing; e.g. --config=configs/betag_scientific.py')
+  cfg = experiment.read_config(CONFIG.value)
+  given = settings.changed(cfg, words)
+  cfg.lock()
+  path = pathlib.Path(CONFIG.value.partition(':')[0])
+  workdir = WORKDIR.value or f'checkpoints/{path.stem}'
+  alone = [f'--{flag.name}' for flag in (COORDINATOR, PROCESSES, PROCESS_ID)
+           if flag.value is not None and not MULTIHOST.value]
+  if alone:
+    raise errors.ConfigError(f'{", ".join(alone)} is of --multihost; add it, or leave that out')
   import jax  # after the flags: a wrong flag should answer at once
 
   from recjax.training import guards, parts
@@ -56,10 +67,9 @@ def run():
                              '--multihost out')
   if MULTIHOST.value:
     join(jax)
-  overrides = dict(config_flags.get_override_values(flags.FLAGS['config']))
   guards.listen()
   experiment.run(cfg, workdir, experiment.facts(
-      ' '.join(['python -m recjax.main', *sys.argv[1:]]), overrides), guarded, part)
+      f'python -m recjax.main {shlex.join(sys.argv[1:])}', given), guarded, part)
 
 
 def join(jax):
@@ -73,43 +83,22 @@ def join(jax):
         '--process_id=I, or use launch/local.py on one machine') from error
 
 
-def read_config():
-  """The config of the flags. Raises ConfigError where there is none, or no such file."""
-  try:  # a file that is missing is found out only when the config is read
-    method = CONFIG.value and CONFIG.value.method
-  except OSError as error:
-    name = config_flags.get_config_filename(flags.FLAGS['config'])
-    raise errors.ConfigError(f'{name} is not a config file; see configs/ for those there are, e.g. '
-                             '--config=configs/betag_scientific.py') from error
-  if not method:
-    raise errors.ConfigError('--config is missing; e.g. --config=configs/betag_scientific.py')
-  return CONFIG.value
-
-
 def parse(argv):
-  """Flags from the command line; a wrong one is said in a sentence, with exit code 2."""
+  """Flags from the command line, but for settings; a wrong one is said in a sentence, exit code 2.
+
+  -> the program's name and the settings, ['optim.lr=1e-3', ...], for `main`
+  """
+  words, rest = settings.taken(argv[1:])
   try:
-    return flags.FLAGS(argv)
-  except (flags.Error, ValueError, TypeError, AttributeError, KeyError, OSError) as error:
-    text = str(error.args[0] if error.args else error).strip()
-    # Of an error inside a config file absl gives the whole traceback.
-    text = explained(argv) or (text.split('\n')[-1] if 'Traceback' in text else text)
+    left = flags.FLAGS([argv[0], *rest])[1:]
+    text = left and (f'{" ".join(left)}: flags alone are read, and --config names the experiment, '
+                     'e.g. --config=configs/betag_scientific.py')
+  except flags.Error as error:
+    text = str(error).strip()
+  if text:
     print('error:', text, file=sys.stderr)
     sys.exit(2)
-
-
-def explained(argv):
-  """What is wrong with the config or a setting of it, where absl names the bare key. -> str"""
-  given = dict(word.removeprefix('--').partition('=')[::2] for word in argv[1:])
-  try:
-    cfg = experiment.read_config(given.get('config', ''))
-    experiment.changed(cfg, [f'{name.removeprefix("config.")}={value}' for name, value
-                             in given.items() if name.startswith('config.')])
-  except errors.ConfigError as error:
-    return str(error) if 'config' in given else ''
-  except Exception:  # the config file itself is broken: absl tells where
-    return ''
-  return ''
+  return [argv[0], *words]
 
 
 if __name__ == '__main__':

@@ -32,7 +32,7 @@ def grid(settings):
   axes = {}
   for word in settings:
     name, equals, values = word.partition('=')
-    texts = [v.strip() for v in values.split(',') if v.strip()]
+    texts = [v.strip() for v in split(values) if v.strip()]
     if not name or not equals or not texts:
       raise ConfigError(f'--set {word}: write --set optim.lr=1e-3,3e-4')
     if name in axes or name == 'seed':
@@ -40,6 +40,28 @@ def grid(settings):
                                              'give all its values in one --set'))
     axes[name] = list(dict.fromkeys(texts))
   return [dict(zip(axes, values)) for values in itertools.product(*axes.values())]
+
+
+def split(values):
+  """Values parted by commas outside of brackets: '(1,2),(3,)' -> ['(1,2)', '(3,)']"""
+  parts, depth = [''], 0
+  for letter in values:
+    depth += (letter in '([{') - (letter in ')]}')
+    if letter == ',' and not depth:
+      parts.append('')
+    else:
+      parts[-1] += letter
+  return parts
+
+
+def check_points(points, cfgs):
+  """Raises ConfigError where two points mean the same config, as 1e-3 and 0.001 do."""
+  seen = {}
+  for point, cfg in zip(points, cfgs):
+    key = json.dumps(cfg.to_dict(), sort_keys=True, default=str)
+    if key in seen:
+      raise ConfigError(f'--set: {seen[key]} and {point} are the same settings; leave one out')
+    seen[key] = point
 
 
 def run(config, points, cfgs, out):

@@ -14,7 +14,7 @@ PACKAGE = ROOT / 'recjax'
 LAYERS = (
     ('__main__',), ('main', 'cli'), ('serving', 'experiment'), ('recommend', 'chat', 'sweep'),
     ('methods',), ('training', 'decoding', 'evaluation', 'report'), ('models', 'text', 'data'),
-    ('sharding',), ('errors',))
+    ('sharding', 'settings'), ('errors',))
 LEVEL = {room: level for level, rooms in enumerate(LAYERS) for room in rooms}
 ONE_FILE = {'orbax': 'training/checkpoint.py', 'safetensors': 'models/huggingface.py',
             'transformers': 'text/tokens.py', 'duckdb': 'data/funnel.py',

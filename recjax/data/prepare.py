@@ -1,12 +1,14 @@
 """What `recjax prepare` does: sources and rules from the command line, figures and a page back."""
 import contextlib
 import dataclasses
+import difflib
 import functools
 import pathlib
 import shlex
 import sys
 import time
 
+from recjax import settings
 from recjax.data import archives, files, funnel
 from recjax.errors import ConfigError, DataError
 
@@ -62,6 +64,11 @@ RULES = {
     'max_bad': 'share of rows that may be unusable'}
 
 
+COUNT = settings.flag(int, 'at least 0')
+FLAGS = {'min_rating': settings.flag(float), 'max_bad': settings.flag(float, 'between 0 and 1'),
+         **dict.fromkeys(('user_k', 'item_k', 'min_length', 'max_length', 'sample', 'seed'), COUNT)}
+
+
 def add_flags(verb):
   """Gives the verb its sources and their flags."""
   sources = verb.add_subparsers(dest='source', required=True, metavar='SOURCE')
@@ -109,8 +116,8 @@ def add_flags(verb):
   one.add_argument('--out', required=True, help='folder to make')
   one.add_argument('--start', default='2017-10', help='first month; goes back where items lack')
   one.add_argument('--end', default='2018-11', help='last month, its first day alone')
-  one.add_argument('--k', type=int, default=5, help='reviews that each user and item keeps')
-  one.add_argument('--min-items', type=int, default=10_000, help='fewer items widen the window')
+  one.add_argument('--k', type=COUNT, default=5, help='reviews that each user and item keeps')
+  one.add_argument('--min-items', type=COUNT, default=10_000, help='fewer items widen the window')
 
 
 def add_systems(sources):
@@ -144,11 +151,12 @@ def add_rules(verb):
       verb.add_argument(name, action='store_true', default=None, help=text)
     else:
       shown = f' (default {field.default})' if field.default else ''
-      verb.add_argument(name, type=field.type, help=text + shown)
-  verb.add_argument('--k-core', type=int, help='for --user-k and --item-k alike')
+      verb.add_argument(name, type=FLAGS.get(field.name, field.type), help=text + shown)
+  verb.add_argument('--k-core', type=COUNT, help='for --user-k and --item-k alike')
   verb.add_argument('--layout', default='jsonl', choices=('jsonl', 'jsonl.gz', 'parquet'),
                     help='of the files that are made (default jsonl)')
-  verb.add_argument('--memory', default='2GB', help='what DuckDB may hold (default 2GB)')
+  verb.add_argument('--memory', type=settings.size, default='2GB',
+                    help='what DuckDB may hold (default 2GB)')
   verb.add_argument('--update', default='', metavar='OLD', help='a data set whose items keep their '
                     'numbers: new ones come behind, missing ones are retired')
   verb.add_argument('--beam', default=None, metavar='OPTIONS', help='run on Apache Beam, with its '
@@ -156,8 +164,30 @@ def add_rules(verb):
   verb.add_argument('--overwrite', action='store_true', help='replace what --out holds')
 
 
+def check_columns(args):
+  """Raises ConfigError for names on the left of --columns and --item-columns that mean nothing.
+
+  Items may have columns of any name, but not one that is nearly a name which is read.
+  """
+  from recjax.data.sources import table
+  if args.item_columns and not args.items:
+    raise ConfigError('--item-columns names columns of --items; add that, or leave it out')
+  for flag, text, known in (('--columns', args.columns, table.NAMES),
+                            ('--item-columns', args.item_columns, (*table.GOODS, *table.LISTS))):
+    ours = [part.partition('=')[0].strip() for part in text.split(',')]
+    for name, equals, theirs in (part.partition('=') for part in filter(None, text.split(','))):
+      name, near = name.strip(), difflib.get_close_matches(name.strip().lower(), known, 1, 0.8)
+      if equals and name not in known and (flag == '--columns' or near or not theirs.strip()):
+        raise ConfigError(f'{flag}: {name!r} is none of {", ".join(dict.fromkeys(known))}'
+                          + (f'; is it {near[0]}?' if near else ''))
+      if ours.count(name) > 1:
+        raise ConfigError(f'{flag}: {name!r} is given twice')
+
+
 def run(args):
   """Does what the command line asks and prints what came of it."""
+  if args.source == 'table':
+    check_columns(args)
   if args.source == 'export':
     from recjax.data import catalog
     from recjax.data.formats import exports

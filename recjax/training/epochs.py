@@ -20,7 +20,7 @@ from recjax.training import checkpoint, guards
 
 def fit_epochs(init: Callable, epoch: Callable, validate: Callable, cfg, work,
                rows: Callable | None = None):
-  """Trains until no seed has got better for `cfg.patience` epochs, or for `cfg.epochs`.
+  """Trains until no seed has got better for `cfg.patience` epochs (0: ever), or for `cfg.epochs`.
 
   init: () -> {'params', 'opt'}, every leaf with a leading axis of S seeds. epoch: (state, number)
   -> (state, {name: (S,)} means, 'bad' being the first step whose loss is no number, or -1), jitted,
@@ -40,7 +40,8 @@ def fit_epochs(init: Callable, epoch: Callable, validate: Callable, cfg, work,
     work.drop_metrics(work.current, done)
     with work.progress(work.current, cfg.epochs, done, 'epoch') as advance, \
         guards.watch(work, work.guards.watchdog) as beat:
-      while done < cfg.epochs and (done - np.asarray(tree['at']) < cfg.patience).any():
+      while done < cfg.epochs and (
+          not cfg.patience or (done - np.asarray(tree['at']) < cfg.patience).any()):
         start = time.monotonic()
         state, means = epoch(tree['state'], np.int32(done))
         means = sharding.fetch(means)
@@ -63,7 +64,7 @@ def fit_epochs(init: Callable, epoch: Callable, validate: Callable, cfg, work,
         best, at = (np.asarray(tree[k]) for k in ('score', 'at'))
         judged = f'valid {np.mean(scores):.4f}, ' if np.isfinite(scores).all() else ''
         advance(note=f'at most; {judged}best {best.mean():.4f}, stops at '
-                f'{min(cfg.epochs, at.max() + cfg.patience)}')
+                f'{min(cfg.epochs, at.max() + (cfg.patience or cfg.epochs))}')
     if done % cfg.save_every:
       checkpoint.save(saved, done, tree)
   return sharding.local(tree['best']), np.asarray(tree['score']), np.asarray(tree['at'])

@@ -36,10 +36,10 @@ class Guards:
   def __post_init__(self):
     if self.on_nan not in ON_NAN:
       raise ConfigError(f'--on_nan={self.on_nan!r}; choose one of {", ".join(ON_NAN)}')
-    if self.watchdog < 0 or not self.stall > 0:
+    if not 0 <= self.watchdog < math.inf or not self.stall > 0:
       raise ConfigError(f'--watchdog={self.watchdog} must not be below 0 and stall={self.stall} '
                         'must be above it')
-    if self.memory < 0:
+    if not 0 <= self.memory < math.inf:
       raise ConfigError(f'--memory={self.memory} must not be below 0 (GiB of a device)')
 
 

@@ -1,0 +1,351 @@
+"""One parser of settings for the command line, Python, `recjax sweep` and `recjax doctor`.
+
+A setting is a value of a config, named by dots: optim.lr. A text becomes a value of the type that
+the config has there, a value of Python must be of that type. What there is no such setting of, what
+is of another type or out of its range is refused with a ConfigError, before anything is trained.
+"""
+import argparse
+import ast
+import contextlib
+import fnmatch
+import math
+import numbers
+import re
+
+from ml_collections import ConfigDict
+
+from recjax.errors import ConfigError
+
+WORDS = {'true': True, '1': True, 'yes': True, 'on': True,
+         'false': False, '0': False, 'no': False, 'off': False}
+OPEN = ('prompt.variables',)  # settings whose names the config does not know: any may be given
+
+# What numbers may be: the patterns of settings (* takes any letters, dots too), by their range. Of
+# a tuple every element counts.
+RANGES = {
+    'at least 1': '''
+        seeds *.batch *.epochs *.log_every *.save_every *model.layers *model.heads *model.hidden
+        *model.length *model.width base.layers base.heads base.hidden base.length base.width
+        model.decoder_layers model.head_dim model.ffn model.history model.fusion_heads
+        model.fusion_layers tiny.vocab tiny.width tiny.layers tiny.heads tiny.kv_heads tiny.ffn
+        tiny.row *loss.chunk *loss.negatives *train.mask_most tags.most tags.api_samples
+        tags.api_concurrency lora.rank train.row train.max_len train.max_seq_len train.min_seq_len
+        train.longest_list train.cycle decode.beams decode.groups decode.count decode.new_tokens
+        decode.max_tags decode.ghost_cases select.save_top judge.save_top judge.memory
+        judge.answer_tokens prompt.cutoff samples.history ret.hidden ret.tokens token.levels
+        token.size tokenizer.hidden tokenizer.width tokenizer.levels tokenizer.size tokenizer.steps
+        tokenizer.look_every scft.steps scft.parts scft.max_len export.rungs export.shard pca.dim
+        rat.align_most ground.most''',
+    'at least 0': '''
+        *.patience *.warmup *.decay *.clip *.muon *.valid_users align.sia align.psa align.warm
+        control.users decode.diversity decode.temperature export.budget judge.candidates
+        judge.cross_users judge.free judge.rounds judge.tail_item judge.tail_user judge.test_most
+        judge.valid_most judge.users judge.vague rat.alpha rat.hidden rat.ids_from rat.spread
+        ret.alpha select.k1 select.top_k select.top_m tags.api_budget tags.api_price_in
+        tags.api_price_out tokenizer.alpha tokenizer.beta tokenizer.collaborative
+        tokenizer.diversity tokenizer.sinkhorn train.free train.gamma train.prompt''',
+    'above 0': '''
+        *.lr tags.api_timeout lora.alpha align.temperature align.tau rat.tau scft.tau tokenizer.tau
+        ground.step''',
+    'between 0 and 1': '''
+        *loss.t *train.mask_share *train.mask_last control.share decode.alphas select.b
+        train.candidates train.chat_share train.keep train.multi_round train.rule''',
+    'at least 0 and below 1': '*.beta2 *model.dropout base.dropout scft.ratio',
+    'above 0 and at most 1': 'decode.top_p',
+    'a count, or -1 for all': 'train.sample train.valid_sample',
+    'a count above 0, or -1 for what is left': 'mesh.*',
+    'between 0 and 2147483647': 'seed',
+}
+WITHIN = {
+    'at least 1': lambda x: x >= 1, 'at least 0': lambda x: x >= 0, 'above 0': lambda x: x > 0,
+    'between 0 and 1': lambda x: 0 <= x <= 1, 'at least 0 and below 1': lambda x: 0 <= x < 1,
+    'above 0 and at most 1': lambda x: 0 < x <= 1,
+    'a count, or -1 for all': lambda x: x >= -1,
+    'a count above 0, or -1 for what is left': lambda x: x >= 1 or x == -1,
+    'between 0 and 2147483647': lambda x: 0 <= x < 1 << 31,  # else JAX takes another seed's key
+}
+EXCEPT = {'finetune.epochs': 'at least 0', 'tiny.epochs': 'above 0'}  # before the patterns
+
+# What texts may be (* as above). Of a tuple every element counts.
+CHOICES = {
+    '*.schedule': ('linear', 'cosine', 'square', 'constant'),
+    '*model.norm': ('pre', 'original', 'post', 'ligr', 'unirec'),
+    'base.norm': ('pre', 'original', 'post', 'ligr', 'unirec'),
+    '*model.kind': ('sasrec', 'gru4rec', 'bert4rec'),
+    'base.kind': ('sasrec', 'gru4rec', 'bert4rec'),
+    'model.count': ('end', 'start'), 'base.count': ('end', 'start'),
+    'model.dtype': ('float32', 'bfloat16'),
+    '*.loss.kind': ('ce', 'chunked', 'bce', 'gbce', 'sampled'),
+    'loss.kind': ('ce', 'chunked', 'bce', 'gbce', 'sampled'),
+    '*loss.shared': ('position', 'sequence', 'batch'),
+    '*loss.exclude': ('train_history', 'target', 'none'),
+    'llm.dtype': ('auto', 'float32', 'bfloat16', 'float16'),
+    'llm.remat': ('none', 'dots', 'full'),
+    'lora.targets': ('q', 'k', 'v', 'o', 'gate', 'up', 'down'),
+    'fusion': ('none', 'pooled', 'encoder', 'prefix'),
+    'grounding': ('cgen', 'ret', 'token'),
+    'align.sign': ('neg', 'pos'), 'align.reduce': ('sum_levels', 'mean_levels'),
+    'tokenizer.reduction': ('mean', 'sum'), 'tokenizer.residual': ('ste', 'sg'),
+    'tokenizer.distance': ('l2', 'dot', 'cos'), 'tokenizer.recon': ('mse', 'l1', 'infonce'),
+    'tokenizer.kind': ('rqvae', 'letter', 'rqkmeans_plus', 'rvq', 'rqkmeans', 'rkmeans',
+                       'rkmeans_balanced', 'rkmeans_mapped', 'pq', 'opq', 'random', 'lsh',
+                       '*.json'),
+    'tokenizer.estimator': ('ste', 'rotation', 'gumbel'),
+    'tokenizer.dedupe': ('suffix', 'random', 'nearest', 'sinkhorn', 'balance', 'none'),
+    'samples.window': ('movie', 'game', 'every'),
+    'samples.split': ('auto', 'leave_one_out', 'time', 'rows'),
+    'decode.length_norm': ('generated', 'full'),
+    'ground.model': ('base', 'tuned'), 'ground.pooling': ('avg', 'last', 'cls'),
+    'ground.inject': ('none', 'pop', 'cf'),
+    'judge.duplicate_titles': ('exact_id', 'best'),
+    'judge.mask_history': ('auto', 'yes', 'no'),
+    'judge.sampled': ('', 'uniform100', 'uniform100_sasrec', 'uniform99', 'pop100'),
+    'judge.tie_order': ('file', 'shuffle(*)'),
+    'judge.seen_mask': ('inf', 'zero'), 'judge.test_history': ('train+valid', 'train'),
+    'judge.words': ('plain', 'rule', 'acknowledged', 'trained'),
+    'select.reducer': ('union', 'sum', 'intersection', 'last'),
+    'tags.source': ('auto', 'data', 'file', 'keywords', 'api'),
+    'tags.on_missing': ('error', 'drop_item', 'drop_sequence'),
+    'tags.on_bad_tag': ('error', 'escape'),
+    'train.mode': ('lora', 'full'), 'train.scope': ('none', 'all', 'branches'),
+    'train.focus': ('title', 'all'), 'train.control_like': ('words', 'quotes'),
+    'train.loss_on': ('all', 'response', 'assistant', 'continuation'),
+    'prompts.rules': ('any', 'beauty', 'fashion', 'yelp'), 'prompts.empty': ('omit', 'none'),
+    'text.pool': ('', 'avg', 'last', 'cls'), 'scft.pool': ('avg', 'last', 'cls'),
+    'scft.loss': ('infonce', 'soft_target', 'decoupled'),
+    'rat.align_loss': ('infonce', 'soft_target', 'decoupled'),
+    'rat.align_source': ('sasrec', 'same_backbone'),
+    'rat.align_items': ('distinct', 'positions'), 'rat.activation': ('none', 'gelu', 'relu'),
+    'rat.variant': ('full', 'no_scft', 'no_adapter', 'no_freeze', 'no_align', 'pool_last', 'pca',
+                    'text'),
+    'rat.ablations': ('full', 'no_scft', 'no_adapter', 'no_freeze', 'no_align', 'pool_last', 'pca',
+                      'text'),
+}
+ELEMENTS = {'tokenizer.sinkhorn': 0.0, 'domains': ('', ''), 'rat.ablations': ''}  # of tuples: like
+
+
+def taken(argv):
+  """The settings out of a command line. argv: words, e.g. ['--config.optim.lr=1e-3', '--x=2'].
+
+  -> settings ['optim.lr=1e-3'], the other words. A setting's value may also be the next word; one
+  that stands alone is true, --noconfig.NAME is false.
+  """
+  settings, rest, words = [], [], list(argv)
+  while words:
+    word = words.pop(0)
+    found = re.fullmatch(r'--?(no)?config\.([^=]*)(=.*)?', word, re.DOTALL)
+    if word == '--' or not found:
+      rest += [word, *words] if word == '--' else [word]
+      words = [] if word == '--' else words
+      continue
+    no, name, value = found.groups()
+    if value is None and not no and words and not re.match(r'-(?!\.?\d)', words[0]):
+      value = f'={words.pop(0)}'
+    settings.append(name + ('=false' if no and value is None else value or '=true'))
+  return settings, rest
+
+
+def changed(cfg, settings):
+  """A config with some settings changed. settings: ['a.b=TEXT'], or {'a.b': value} from Python.
+
+  -> the values that were set, {'a.b': value}. Raises ConfigError.
+  """
+  free = {name for name, value in _flat(cfg) if isinstance(value, ConfigDict)} | set(OPEN)
+  texts = not isinstance(settings, dict)
+  given = [tuple(word.partition('=')[::2]) for word in settings] if texts else settings.items()
+  out = {}
+  for word, (name, value) in zip(settings if texts else given, given):
+    said = f'--config.{word}' if texts else f'{name}={value!r}'
+    if texts and '=' not in word:
+      raise ConfigError(f'{said} has no value; write --config.{name}=VALUE')
+    if name in out:
+      raise ConfigError(f'{said}: {name} is given twice')
+    try:
+      out[name] = _put(cfg, str(name), value, texts, free)
+    except (TypeError, ValueError, SyntaxError, MemoryError, RecursionError) as error:
+      why = error.msg if isinstance(error, SyntaxError) else str(error)
+      raise ConfigError(f'{said[:200]}: {why[:200]}') from error
+  check(cfg)
+  return out
+
+
+def check(cfg):
+  """Raises ConfigError for a number out of its range, or a text that is no choice, by its name."""
+  for name, value in _flat(cfg):
+    for one in value if isinstance(value, (tuple, list)) else (value,):
+      numeric = isinstance(one, numbers.Real) and not isinstance(one, bool)
+      if numeric and not math.isfinite(one):
+        raise ConfigError(f'{name}={value}: {one} is no number to calculate with')
+      rule = range_of(name) if numeric else None
+      if rule and not WITHIN[rule](one):
+        raise ConfigError(f'{name}={value}: it must be {rule}')
+      known = choices_of(name) if isinstance(one, str) else None
+      if known and not any(fnmatch.fnmatchcase(one, k) for k in known):
+        listed = ', '.join(k or 'nothing' for k in known)
+        raise ConfigError(f'{name}={value!r}; choose one of {listed}')
+
+
+def range_of(name):
+  """The range of a number, in words; None where any will do."""
+  return EXCEPT.get(name) or next(
+      (rule for rule, patterns in RANGES.items()
+       if any(fnmatch.fnmatchcase(name, p) for p in patterns.split())), None)
+
+
+def choices_of(name):
+  """What a text may be; None where any will do."""
+  return next((known for p, known in CHOICES.items() if fnmatch.fnmatchcase(name, p)), None)
+
+
+def flag(kind, rule='', name=''):
+  """What argparse makes of a flag's text: a number of a range, in the words of RANGES.
+
+  kind: int or float. name: what the number counts, for the message. -> text -> number
+  """
+  def read(text):
+    try:
+      value = of_text(text, kind())
+    except ValueError:
+      what = 'whole number' if kind is int else 'number'
+      raise argparse.ArgumentTypeError(f'{text!r} is no {what}{name and " of "}{name}') from None
+    if rule and not WITHIN[rule](value):
+      raise argparse.ArgumentTypeError(f'{text} must be {rule}')
+    return value
+  return read
+
+
+def size(text):
+  """What argparse makes of an amount of memory, as DuckDB writes it. -> the text"""
+  found = re.fullmatch(r'(\d+(?:\.\d+)?) ?(?:[KMGT]i?B|B|%)', text, re.IGNORECASE)
+  if not found or not float(found[1]):
+    raise argparse.ArgumentTypeError(f'{text!r} is no size, as in 2GB or 500MB')
+  return text
+
+
+def _flat(cfg, above=''):
+  """Yields every setting with its value, and groups without any."""
+  for key, value in cfg.items():
+    if isinstance(value, ConfigDict) and len(value):
+      yield from _flat(value, f'{above}{key}.')
+    else:
+      yield f'{above}{key}', value
+
+
+def _put(cfg, name, value, texts, free):
+  """Sets one setting. free: groups that take any name. -> the value of its type"""
+  holder, parts, at = cfg, name.split('.'), ''
+  for i, part in enumerate(parts):
+    if at in free:
+      return _put_free(holder, '.'.join(parts[i:]), at, value, texts)
+    if not isinstance(holder, ConfigDict) or part not in holder:
+      why = (f'{part} is not among {", ".join(holder)}' if isinstance(holder, ConfigDict) else
+             f'{at} holds a value and no {part}')
+      raise ConfigError(f'--config.{name}={value}: there is no such setting; {why}')
+    above, holder, at = holder, holder[part], f'{at}.{part}'.lstrip('.')
+  if isinstance(holder, ConfigDict):
+    return _put_group(holder, name, value, texts, free)
+  value = (of_text if texts else of_python)(value, holder, name)
+  with above.unlocked():
+    above[parts[-1]] = value
+  return value
+
+
+def _put_group(group, name, value, texts, free):
+  """A whole group at once, which only one that takes any name can be. -> dict"""
+  eg = next(iter(group), 'NAME')
+  if name not in free:
+    raise ConfigError(f'--config.{name}={value}: {name} holds settings; name one of them, e.g. '
+                      f'--config.{name}.{eg}=...')
+  given = ast.literal_eval(value) if texts and value.lstrip().startswith('{') else value
+  given = given.to_dict() if isinstance(given, ConfigDict) else given
+  if not isinstance(given, dict) or not all(
+      isinstance(k, str) and k.isidentifier() for k in given):
+    raise ConfigError(f'--config.{name}={value}: {name} takes any names; give each a flag, e.g. '
+                      f'--config.{name}.{eg}=VALUE')
+  with group.unlocked():
+    for key in [k for k in group if k not in given]:
+      del group[key]
+    group.update(given)
+  return given
+
+
+def _put_free(group, key, at, value, texts):
+  """A setting in a group that takes any name: numbers, true, false, None, or else a text."""
+  if not key.isidentifier():
+    raise ConfigError(f'--config.{at}.{key}={value}: {key!r} is no name; write '
+                      f'--config.{at}.NAME=VALUE')
+  if texts:
+    if value.lower() in ('true', 'false'):
+      value = value.title()
+    with contextlib.suppress(ValueError, SyntaxError):  # a word stays one
+      value = ast.literal_eval(value)
+  with group.unlocked(), group.ignore_type():
+    group[key] = value
+  return value
+
+
+def of_text(text, like, name=''):
+  """The value that a text stands for, of the type of `like`. Raises ValueError, SyntaxError."""
+  if isinstance(like, bool):
+    if text.lower() not in WORDS:
+      raise ValueError(f'{text!r} is neither true nor false; write one of {", ".join(WORDS)}')
+    return WORDS[text.lower()]
+  if isinstance(like, int):
+    try:
+      return int(text)
+    except ValueError as error:
+      raise ValueError(f'{error}; it must be a whole number') from None
+  if isinstance(like, float):
+    return _finite(float(text))
+  if isinstance(like, (tuple, list)):
+    return _elements(_listed(text), like, name)
+  if like is None:
+    return None if text in ('None', '') else text
+  return text
+
+
+def of_python(value, like, name=''):
+  """A value of Python as one of the type of `like`. Raises TypeError, ValueError."""
+  if hasattr(value, 'item') and getattr(value, 'ndim', None) == 0:
+    value = value.item()  # of numpy or jax
+  kind = type(like)
+  if isinstance(like, (tuple, list)) and isinstance(value, (tuple, list)):
+    return _elements(value, like, name)
+  if kind is float and type(value) is int:
+    value = float(value)
+  if like is not None and type(value) is not kind:
+    raise TypeError(f'{value!r} is of type {type(value).__name__}; it must be of type '
+                    f'{kind.__name__}, as {like!r} is')
+  return _finite(value) if kind is float else value
+
+
+def _finite(value):
+  if not math.isfinite(value):
+    raise ValueError(f'{value} is no number to calculate with')
+  return value
+
+
+def _listed(text):
+  """The elements of a tuple that stands as text: (1, 2), [1, 2], 1,2, 'a', or words a,b."""
+  try:
+    found = ast.literal_eval(text) if text.strip() else ()
+  except ValueError:
+    found = tuple(word.strip() for word in text.strip('()[]').split(',') if word.strip())
+  return found if isinstance(found, (tuple, list)) else (found,)
+
+
+def _elements(found, like, name):
+  """Elements of the types that those of `like` have, in its own type of list."""
+  each = like[0] if len(like) else ELEMENTS.get(name)
+  if any(isinstance(x, float) for x in like):
+    each = 0.0
+  if len({type(x) for x in like} - {int, float}) > 1 or each is None:
+    return type(like)(found)
+  return type(like)(_pair(x, each) if isinstance(each, tuple) else of_python(x, each)
+                    for x in found)
+
+
+def _pair(found, like):
+  if not isinstance(found, (tuple, list)) or len(found) != len(like):
+    raise TypeError(f'{found!r} must be {len(like)} values, as in {like!r}')
+  return tuple(of_python(x, y) for x, y in zip(found, like))

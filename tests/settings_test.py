@@ -1,0 +1,311 @@
+"""One parser of settings: what texts and values of Python become, and what is refused."""
+import contextlib
+import io
+import pathlib
+import sys
+from unittest import mock
+
+import numpy as np
+from absl.testing import absltest, flagsaver, parameterized
+from ml_collections import ConfigDict
+
+from recjax import cli, experiment, main, settings, sweep
+from recjax.data import splits, windows
+from recjax.data.formats import betag as tag_files
+from recjax.errors import ConfigError
+from recjax.evaluation import ranking, sampled
+from recjax.methods import reclm
+from recjax.methods.betag import tags
+from recjax.methods.bigrec import evaluate, ground
+from recjax.methods.bigrec import tune as bigrec_tune
+from recjax.methods.etegrec import ids
+from recjax.methods.llmemb import plan, prompts, rat
+from recjax.methods.reclm import tune as reclm_tune
+from recjax.models import bert, bm25, coder, codes, llm, rqvae, seqrec
+from recjax.training import align, contrastive, instruct, optim, scope, sequential
+
+ROOT = pathlib.Path(__file__).parents[1]
+CONFIGS = sorted((ROOT / 'configs').glob('*.py'))
+PATHS = {  # texts that name a file, a model or whatever one likes
+    'data', 'preset', 'method', 'way', 'llm.weights', 'tags.api_model', 'tags.api_url', 'tags.file',
+    'tags.sep', 'assist.source', 'prompt.noun', 'prompt.template', 'interests.encoder',
+    'interests.source', 'tokenizer.weights', 'vectors.encoder', 'vectors.source', 'export.file',
+    'prompts.header', 'text.weights', 'judge.cross', 'ret.vectors', 'talk.questions', 'talk.source',
+    'teacher.source', 'train.static', 'domains'}
+
+ANY = ('decode.length_penalty', 'decode.plain_length_penalty', 'select.idf_cutoff')
+
+
+def made(name='sequential_beauty', argument=''):
+  return experiment.read_config(f'{ROOT}/configs/{name}.py:{argument}')
+
+
+class TypesTest(parameterized.TestCase):
+
+  @parameterized.parameters(
+      ('judge.mask_history', 'yes', True), ('judge.mask_history', 'off', False),
+      ('judge.mask_history', 'TRUE', True), ('judge.mask_history', '0', False),
+      ('judge.mask_history', 'no', False), ('judge.mask_history', 'On', True),
+      ('train.epochs', '7', 7), ('optim.lr', '1', 1.0), ('optim.lr', '3e-4', 3e-4),
+      ('loss.kind', 'bce', 'bce'), ('judge.sampled', '', ''))
+  def test_a_text_becomes_a_value_of_the_type_that_the_config_has(self, name, text, want):
+    cfg = made()
+    self.assertEqual(settings.changed(cfg, [f'{name}={text}']), {name: want})
+    group, key = name.split('.')
+    self.assertEqual((cfg[group][key], type(cfg[group][key])), (want, type(want)))
+
+  @parameterized.parameters(
+      ('bigrec_games', 'lora.targets', "('q',)", ('q',)),
+      ('bigrec_games', 'lora.targets', 'q', ('q',)),
+      ('bigrec_games', 'lora.targets', 'q,v', ('q', 'v')),
+      ('bigrec_games', 'domains', "(('a', 'b'), ('c', 'd'))", (('a', 'b'), ('c', 'd'))),
+      ('betag_ml1m', 'select.top_m', '(2,5)', (2, 5)), ('betag_ml1m', 'select.top_m', '5', (5,)),
+      ('betag_ml1m', 'train.keep', '(0,1)', (0.0, 1.0)),
+      ('tiger_beauty', 'tokenizer.sinkhorn', '(0, 0, 0.003)', (0.0, 0.0, 0.003)),
+      ('tiger_beauty', 'tokenizer.sinkhorn', '()', ()),
+      ('llmemb_beauty', 'rat.ablations', 'no_scft,no_align', ('no_scft', 'no_align')),
+      ('llmemb_beauty', 'rat.ablations', '', ()))
+  def test_tuples(self, config, name, text, want):
+    cfg = made(config)
+    self.assertEqual(settings.changed(cfg, [f'{name}={text}']), {name: want})
+    if text and text[0] == '(':
+      self.assertEqual(settings.changed(cfg, {name: want}), {name: want})
+
+  @parameterized.parameters(
+      'judge.mask_history=maybe', 'judge.mask_history=', 'judge.mask_history=2', 'train.epochs=2.0',
+      'train.epochs=1e3', 'train.epochs=', 'train.epochs=True', 'optim.lr=fast', 'optim.lr=nan',
+      'optim.lr=inf', 'optim.clip=-inf', 'nosuch=1', 'train.nosuch=1', 'train=1', 'model.width.x=1',
+      'train.epochs', '=1', '', '.=1', 'train..epochs=1', 'loss.kind=bec', 'optim.schedule=linaer',
+      'judge.tie_order=random', 'judge.sampled=uniform101', 'model.kind=SASRec', 'seed=-1',
+      'seed=4294967296', 'seeds=0', 'train.epochs=0', 'train.batch=-4', 'optim.lr=0',
+      'optim.lr=-1e-3', 'optim.beta2=1', 'model.dropout=1.0', 'model.dropout=-.1', 'loss.t=1.5',
+      'train.mask_share=7', 'mesh.data=0', 'mesh.model=-2', 'judge.memory=0', 'train.save_every=0',
+      'train.valid_users=-1')
+  def test_what_is_refused_names_the_setting(self, word):
+    name = word.partition('=')[0]
+    with self.assertRaises(ConfigError) as caught:
+      settings.changed(made(), [word])
+    self.assertIn(name, str(caught.exception))
+    self.assertRegex(str(caught.exception), r'\w+ \w+')
+
+  @parameterized.parameters(
+      ('lora.targets', "('q'"), ('lora.targets', '(1,)'), ('lora.targets', 'query'),
+      ('train.keep', '(0.5, 1.2)'), ('train.keep', '(0.5, True)'), ('select.top_m', '(2.5,)'),
+      ('select.top_k', '(-1,)'), ('tokenizer.kind', 'rqvea'), ('domains', '(1,)'),
+      ('domains', "('a',)"), ('train.sample', '-2'), ('decode.alphas', '(2,)'))
+  def test_tuples_and_choices_that_are_refused(self, name, text):
+    cfg = next(c for c in map(experiment.read_config, map(str, CONFIGS))
+               if name in dict(settings._flat(c)))
+    with self.assertRaisesRegex(ConfigError, name):
+      settings.changed(cfg, [f'{name}={text}'])
+
+  @parameterized.parameters(
+      ('train.epochs', '5'), ('train.epochs', 5.0), ('train.epochs', True), ('train.epochs', None),
+      ('optim.lr', '1e-3'), ('optim.lr', float('nan')), ('optim.lr', False),
+      ('judge.mask_history', 'yes'), ('judge.mask_history', 1), ('loss.kind', 3), ('seed', -1),
+      ('train', {'epochs': 1}), ('nosuch', 1), (3, 1), ('train.epochs', [5]), ('mesh', 1))
+  def test_python_is_held_to_the_same_types(self, name, value):
+    with self.assertRaisesRegex(ConfigError, str(name)):
+      experiment.train(made(), '/nowhere/at/all', {name: value})
+
+  def test_python_gives_values(self):
+    cfg = made()
+    given = {'train.epochs': np.int64(3), 'optim.lr': 1, 'judge.mask_history': np.bool_(False)}
+    self.assertEqual(settings.changed(cfg, given), {
+        'train.epochs': 3, 'optim.lr': 1.0, 'judge.mask_history': False})
+    self.assertIs(type(cfg.train.epochs), int)
+    self.assertIs(type(cfg.optim.lr), float)
+    self.assertIs(cfg.judge.mask_history, False)
+
+  def test_a_setting_is_given_once(self):
+    with self.assertRaisesRegex(ConfigError, 'seed is given twice'):
+      settings.changed(made(), ['seed=1', 'seed=2'])
+
+  def test_a_config_that_is_out_of_range_itself_is_refused_before_it_runs(self):
+    cfg = made()
+    cfg.optim.lr = -1.0
+    with self.assertRaisesRegex(ConfigError, 'optim.lr=-1.0: it must be above 0'):
+      experiment.run(cfg, '/nowhere/at/all', {})
+
+  @parameterized.parameters(
+      ('False', False), ('true', True), ('3', 3), ('.5', .5), ('low', 'low'), ("'3'", '3'),
+      ('None', None), ('a b', 'a b'), ('', ''))
+  def test_groups_of_any_names_take_them_by_dots(self, text, want):
+    cfg = made('reclm_scientific')
+    name = 'prompt.variables.enable_thinking'
+    self.assertEqual(settings.changed(cfg, [f'{name}={text}', 'prompt.variables.more=1']),
+                     {name: want, 'prompt.variables.more': 1})
+    self.assertEqual(cfg.prompt.variables.to_dict(), {'enable_thinking': want, 'more': 1})
+    settings.changed(cfg, [f'{name}=word'])  # once there, it takes another type
+    cfg = made('reclm_scientific')
+    settings.changed(cfg, {name: want})
+    self.assertEqual(cfg.prompt.variables.to_dict(), {'enable_thinking': want})
+
+  def test_groups_of_any_names_as_a_whole(self):
+    for given in (["prompt.variables={'a': False}"], {'prompt.variables': {'a': False}},
+                  {'prompt.variables': ConfigDict({'a': False})}):
+      cfg = made('reclm_scientific')
+      settings.changed(cfg, ['prompt.variables.b=1'])
+      settings.changed(cfg, given)
+      self.assertEqual(cfg.prompt.variables.to_dict(), {'a': False})
+    for word in ('prompt.variables=3', 'prompt.variables.a.b=1', 'prompt.variables.=1',
+                 'prompt.variables={1: 2}'):
+      with self.assertRaisesRegex(ConfigError, r'--config\.prompt\.variables\.NAME=VALUE'):
+        settings.changed(made('reclm_scientific'), [word])
+
+
+class TablesTest(absltest.TestCase):
+
+  def test_every_config_passes_and_every_key_of_one_is_ruled(self):
+    for path in CONFIGS:
+      for argument in ('', 'paper'):
+        cfg = experiment.read_config(f'{path}:{argument}')
+        settings.check(cfg)
+        for name, value in settings._flat(cfg):
+          for one in value if isinstance(value, tuple) else (value,):
+            if isinstance(one, str):
+              self.assertTrue(settings.choices_of(name) or name in PATHS, name)
+            elif isinstance(one, (int, float)) and not isinstance(one, bool):
+              self.assertTrue(settings.range_of(name) or name in ANY, name)
+
+  def test_arguments_of_configs_pass_too(self):
+    for name, arguments in (
+        ('sequential_ml1m', [f'model={m},loss={s}' for m in seqrec.KINDS
+                             for s in sequential.LOSSES]),
+        ('llmemb_yelp', [f'variant={v}' for v in plan.VARIANTS] + ['profile=faithful']),
+        ('reclm_toys', [f'grounding={g}' for g in reclm.GROUNDINGS]),
+        ('tiger_beauty', [f'tokenizer={k}' for k in [*ids.NETWORKS, *codes.PLAIN]]),
+        ('bigrec_movies', ['split=time'])):
+      for argument in arguments:
+        for preset in ('', 'paper,'):
+          settings.check(made(name, preset + argument))
+
+  def test_choices_are_those_that_the_code_knows(self):
+    for name, known in {
+        'optim.schedule': optim.SCHEDULES, 'model.norm': seqrec.NORMS, 'model.kind': seqrec.KINDS,
+        'loss.kind': sequential.LOSSES, 'teacher.loss.kind': sequential.LOSSES,
+        'loss.shared': sequential.SHARED, 'loss.exclude': sequential.EXCLUDE,
+        'llm.remat': ['none', *llm.POLICIES], 'lora.targets': llm.LINEAR, 'fusion': coder.SITES,
+        'grounding': reclm.GROUNDINGS, 'align.sign': align.SIGNS, 'align.reduce': align.REDUCERS,
+        **{f'tokenizer.{k}': v for k, v in rqvae.CHOICES.items() if k != 'encoder'},
+        'tokenizer.kind': [*ids.NETWORKS, *codes.PLAIN, '*.json'],
+        'tokenizer.dedupe': codes.POLICIES, 'samples.window': windows.FIRST,
+        'ground.pooling': bert.POOLS, 'scft.pool': bert.POOLS, 'text.pool': ['', *bert.POOLS],
+        'ground.inject': ['none', *ground.KINDS], 'judge.duplicate_titles': evaluate.POLICIES,
+        'judge.sampled': ['', *sampled.PROTOCOLS], 'judge.seen_mask': ranking.SEEN,
+        'judge.test_history': splits.HISTORIES, 'select.reducer': bm25.REDUCERS,
+        'tags.source': tags.SOURCES, 'tags.on_missing': tag_files.ON_MISSING,
+        'tags.on_bad_tag': tag_files.ON_BAD_TAG, 'train.mode': bigrec_tune.MODES,
+        'train.scope': scope.KINDS, 'train.control_like': reclm_tune.LIKE,
+        'train.loss_on': [*instruct.LOSS_ON, 'assistant', 'continuation'],
+        'prompts.rules': prompts.RULES, 'scft.loss': contrastive.KINDS,
+        'rat.align_loss': contrastive.KINDS, 'rat.align_items': rat.ALIGN_ITEMS,
+        'rat.activation': rat.ACTIVATIONS, 'rat.variant': plan.VARIANTS,
+        'rat.ablations': plan.VARIANTS}.items():
+      self.assertCountEqual(settings.choices_of(name), list(known), name)
+
+
+class CommandsTest(parameterized.TestCase):
+
+  @parameterized.parameters(
+      (['--config.a.b=1', '--x=2'], ['a.b=1'], ['--x=2']),
+      (['-config.a=x=y', 'w'], ['a=x=y'], ['w']), (['--config.a', '5'], ['a=5'], []),
+      (['--config.a', '-5'], ['a=-5'], []), (['--config.a', '--x'], ['a=true'], ['--x']),
+      (['--config.a'], ['a=true'], []), (['--noconfig.a', 'w'], ['a=false'], ['w']),
+      (['--config=c.py', '--config.a='], ['a='], ['--config=c.py']),
+      (['--config', 'c.py'], [], ['--config', 'c.py']),
+      (['--', '--config.a=1'], [], ['--', '--config.a=1']))
+  def test_settings_are_taken_out_of_a_command_line(self, argv, words, rest):
+    self.assertEqual(settings.taken(argv), (words, rest))
+
+  def ended(self, call, *argv):
+    """What a command prints where it ends with code 2."""
+    said = io.StringIO()
+    with mock.patch.object(sys, 'argv', ['recjax', *argv]), contextlib.redirect_stderr(said), \
+        contextlib.redirect_stdout(said), self.assertRaises(SystemExit) as caught:
+      call()
+    self.assertEqual(caught.exception.code, 2, said.getvalue())
+    self.assertNotIn('Traceback', said.getvalue())
+    return said.getvalue()
+
+  @parameterized.parameters('judge.mask_history=maybe', 'seed=-1', 'train.epochs=2.5', 'nosuch=1',
+                            'prompt.variables=1', 'optim.lr=0')
+  def test_all_commands_say_the_same(self, word):
+    config = f'--config={ROOT}/configs/reclm_scientific.py'
+    if word.startswith('judge') or word.startswith('train'):
+      config = f'--config={ROOT}/configs/sequential_beauty.py'
+    with self.assertRaises(ConfigError) as caught:
+      settings.changed(experiment.read_config(config.partition('=')[2]), [word])
+    want = f'error: {caught.exception}\n'
+
+    with flagsaver.flagsaver():
+      self.assertEqual(self.ended(lambda: main.main(main.parse(
+          ['main', config, f'--config.{word}']))), want)
+    self.assertEqual(self.ended(cli.main, 'doctor', 'sample:1:60', config, f'--config.{word}'),
+                     want)
+    if not word.startswith('seed'):
+      self.assertEqual(self.ended(cli.main, 'sweep', config, '--set', word,
+                                  f'--out={self.create_tempdir().full_path}'), want)
+
+  @parameterized.parameters(
+      ('recommend', 'x', '--user=u', '--k=0'), ('recommend', 'x', '--user=u', '--k=-1'),
+      ('recommend', 'x', '--user=u', '--k=2.5'), ('serve', 'x', '--timeout=0'),
+      ('serve', 'x', '--timeout=nan'), ('serve', 'x', '--most=0'),
+      ('sweep', '--config=x', '--seeds=0'), ('sweep', '--config=x', '--seeds=many'),
+      ('prepare', 'table', 'x', '--out=y', '--k-core=-2'),
+      ('prepare', 'table', 'x', '--out=y', '--max-bad=7'),
+      ('prepare', 'table', 'x', '--out=y', '--max-bad=-0.1'),
+      ('prepare', 'yelp', 'x', '--out=y', '--max-bad=nan'),
+      ('prepare', 'table', 'x', '--out=y', '--user-k=-1'),
+      ('prepare', 'table', 'x', '--out=y', '--item-k=1.5'),
+      ('prepare', 'steam', 'x', '--out=y', '--min-length=-3'),
+      ('prepare', 'table', 'x', '--out=y', '--max-length=-3'),
+      ('prepare', 'table', 'x', '--out=y', '--sample=-3'),
+      ('prepare', 'table', 'x', '--out=y', '--seed=-1'),
+      ('prepare', 'table', 'x', '--out=y', '--min-rating=inf'),
+      ('prepare', 'table', 'x', '--out=y', '--memory=lots'),
+      ('prepare', 'table', 'x', '--out=y', '--memory=0GB'),
+      ('prepare', 'table', 'x', '--out=y', '--memory=-2GB'),
+      ('prepare', 'amazon', '--reviews=x', '--meta=x', '--out=y', '--k=-5'),
+      ('prepare', 'amazon', '--reviews=x', '--meta=x', '--out=y', '--min-items=-1'),
+      ('prepare', 'table', 'x', '--out=y', '--columns=titel=a'),
+      ('prepare', 'table', 'x', '--out=y', '--columns=titel='),
+      ('prepare', 'table', 'x', '--out=y', '--columns=user=a,user=b'),
+      ('prepare', 'table', 'x', '--items=i', '--out=y', '--item-columns=titel=a'),
+      ('prepare', 'table', 'x', '--items=i', '--out=y', '--item-columns=price='),
+      ('prepare', 'table', 'x', '--out=y', '--item-columns=title=a'),
+      ('doctor', 'sample:1:60', '--config.seed=1'), ('compare', 'a', '--config.seed=1'))
+  def test_flags_out_of_range_are_refused_by_name(self, *argv):
+    flag = argv[-1].partition('=')[0]
+    self.assertIn(flag, self.ended(cli.main, *argv))
+
+  def test_a_misspelt_column_is_told_those_there_are(self):
+    said = self.ended(cli.main, 'prepare', 'table', 'x', '--items=i', '--out=y',
+                      '--item-columns=titel=a')
+    self.assertRegex(said, "'titel' is none of item, title, brand, .*is it title")
+
+  def test_main_takes_no_other_words(self):
+    with flagsaver.flagsaver():
+      self.assertIn('stray', self.ended(lambda: main.parse(['main', 'stray'])))
+      self.assertIn('bogus', self.ended(lambda: main.parse(['main', '--bogus=1'])))
+      self.assertIn('--process_id is of --multihost', self.ended(lambda: main.main(main.parse(
+          ['main', f'--config={CONFIGS[0]}', '--process_id=1']))))
+
+
+class GridTest(absltest.TestCase):
+
+  def test_tuples_are_values_of_a_grid(self):
+    self.assertEqual(sweep.grid(['select.top_m=(2,5),(10,)', 'optim.lr=1e-3']), [
+        {'select.top_m': '(2,5)', 'optim.lr': '1e-3'},
+        {'select.top_m': '(10,)', 'optim.lr': '1e-3'}])
+
+  def test_two_spellings_of_one_value_are_one_setting(self):
+    points = sweep.grid(['optim.lr=1e-3,0.001'])
+    cfgs = [experiment.changed(made(), [f'{k}={v}' for k, v in p.items()]) for p in points]
+    with self.assertRaisesRegex(ConfigError, '1e-3.*0.001.*are the same settings'):
+      sweep.check_points(points, cfgs)
+    sweep.check_points(points[:1], cfgs[:1])
+
+
+if __name__ == '__main__':
+  absltest.main()
