@@ -7,6 +7,7 @@ import jax
 from rich.console import Console
 from rich.text import Text
 
+from recjax import settings
 from recjax.errors import ConfigError, UserError, WorkdirError
 from recjax.training.work import read_json
 
@@ -29,7 +30,8 @@ def run(workdir, catalogues=(), lines=None, console=None):
   if not hasattr(module, 'converse'):
     raise ConfigError(f'{workdir} is a run of {method}, which does not converse; ask it for items '
                       'with `recjax recommend`')
-  talk, mesh = module.converse(workdir, catalogues)
+  with settings.of_run(workdir):
+    talk, mesh = module.converse(workdir, catalogues)
   console = console or Console(highlight=False)
   console.print(f'{", ".join(talk.domains)}. {HELP}')
   if saved['config']['llm']['weights'] == 'tiny':

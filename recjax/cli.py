@@ -264,7 +264,8 @@ def convert(args):
     return embed(args)
   from recjax import recommend as face
   method, _ = face.method_of(args.workdir)
-  method.convert(args.workdir, args.to, args.out)
+  with settings.of_run(args.workdir):
+    method.convert(args.workdir, args.to, args.out)
   print(f'{args.to}: {args.out}')
 
 

@@ -156,10 +156,7 @@ def read_config(text):
     raise ConfigError(f'{path} is not a config file; e.g. configs/betag_scientific.py')
   spec = importlib.util.spec_from_file_location('config', found)
   module = importlib.util.module_from_spec(spec)
-  try:
-    spec.loader.exec_module(module)
-  except Exception as error:
-    raise ConfigError(f'{found} is no config that runs: {type(error).__name__}: {error}') from error
+  spec.loader.exec_module(module)
   try:
     return module.get_config(argument)
   except ValueError as error:

@@ -9,6 +9,7 @@ import json
 import os
 import pathlib
 
+from recjax import settings
 from recjax.data import catalog, files, records
 from recjax.errors import ConfigError, DataError, WorkdirError
 from recjax.training.work import plain_progress, read_json, write_json
@@ -26,7 +27,8 @@ def load(workdir, data=None):
   without training, or a ConfigError says why this run cannot read them.
   """
   module, shop = opened(workdir, data)
-  return in_stock(module.recommender(workdir, data), shop.catalog), shop
+  with settings.of_run(workdir):
+    return in_stock(module.recommender(workdir, data), shop.catalog), shop
 
 
 def opened(workdir, data=None):

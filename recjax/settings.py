@@ -11,10 +11,11 @@ import fnmatch
 import math
 import numbers
 import re
+import traceback
 
 from ml_collections import ConfigDict
 
-from recjax.errors import ConfigError
+from recjax.errors import ConfigError, WorkdirError
 
 WORDS = {'true': True, '1': True, 'yes': True, 'on': True,
          'false': False, '0': False, 'no': False, 'off': False}
@@ -64,12 +65,13 @@ WITHIN = {
     'a count above 0, or -1 for what is left': lambda x: x >= 1 or x == -1,
     'between 0 and 2147483647': lambda x: 0 <= x < 1 << 31,  # else JAX takes another seed's key
 }
+UNBOUNDED = ('select.idf_cutoff',)  # -inf keeps all tags
 EXCEPT = {'finetune.epochs': 'at least 0', 'tiny.epochs': 'above 0'}  # before the patterns
 
 # What texts may be (* as above). Of a tuple every element counts.
 CHOICES = {
     '*.schedule': ('linear', 'cosine', 'square', 'constant'),
-    '*model.norm': ('pre', 'original', 'post', 'ligr', 'unirec'),
+    '*.model.norm': ('pre', 'original', 'post', 'ligr', 'unirec'),  # model.norm: by the method
     'base.norm': ('pre', 'original', 'post', 'ligr', 'unirec'),
     '*model.kind': ('sasrec', 'gru4rec', 'bert4rec'),
     'base.kind': ('sasrec', 'gru4rec', 'bert4rec'),
@@ -174,7 +176,7 @@ def check(cfg):
   for name, value in _flat(cfg):
     for one in value if isinstance(value, (tuple, list)) else (value,):
       numeric = isinstance(one, numbers.Real) and not isinstance(one, bool)
-      if numeric and not math.isfinite(one):
+      if numeric and (math.isnan(one) or math.isinf(one) and name not in UNBOUNDED):
         raise ConfigError(f'{name}={value}: {one} is no number to calculate with')
       rule = range_of(name) if numeric else None
       if rule and not WITHIN[rule](one):
@@ -183,6 +185,23 @@ def check(cfg):
       if known and not any(fnmatch.fnmatchcase(one, k) for k in known):
         listed = ', '.join(k or 'nothing' for k in known)
         raise ConfigError(f'{name}={value!r}; choose one of {listed}')
+
+
+@contextlib.contextmanager
+def of_run(workdir):
+  """Code that reads the config which a run's folder keeps. Raises WorkdirError for a setting that
+  it lacks, as the runs of an earlier version may."""
+  try:
+    yield
+  except (AttributeError, KeyError) as error:
+    at = traceback.extract_tb(error.__traceback__)[-1]
+    if 'ml_collections' not in at.filename:
+      raise
+    found = re.search(r"""['"](\w+)['"]""", str(error))
+    raise WorkdirError(
+        f'{workdir}/config.json has no setting {found[1] if found else error}, which this version '
+        'reads: the run was made by an earlier one. Run its command again in a new folder, or use '
+        f'the version that it names') from error
 
 
 def range_of(name):
@@ -208,8 +227,8 @@ def flag(kind, rule='', name=''):
     except ValueError:
       what = 'whole number' if kind is int else 'number'
       raise argparse.ArgumentTypeError(f'{text!r} is no {what}{name and " of "}{name}') from None
-    if rule and not WITHIN[rule](value):
-      raise argparse.ArgumentTypeError(f'{text} must be {rule}')
+    if math.isinf(value) or rule and not WITHIN[rule](value):
+      raise argparse.ArgumentTypeError(f'{text} must be {rule or "finite"}')
     return value
   return read
 
@@ -296,7 +315,7 @@ def of_text(text, like, name=''):
     except ValueError as error:
       raise ValueError(f'{error}; it must be a whole number') from None
   if isinstance(like, float):
-    return _finite(float(text))
+    return _number(float(text))
   if isinstance(like, (tuple, list)):
     return _elements(_listed(text), like, name)
   if like is None:
@@ -316,11 +335,11 @@ def of_python(value, like, name=''):
   if like is not None and type(value) is not kind:
     raise TypeError(f'{value!r} is of type {type(value).__name__}; it must be of type '
                     f'{kind.__name__}, as {like!r} is')
-  return _finite(value) if kind is float else value
+  return _number(value) if kind is float else value
 
 
-def _finite(value):
-  if not math.isfinite(value):
+def _number(value):
+  if math.isnan(value):
     raise ValueError(f'{value} is no number to calculate with')
   return value
 

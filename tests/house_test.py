@@ -9,6 +9,8 @@ import sys
 from absl.testing import absltest
 from ml_collections import ConfigDict
 
+from recjax import errors
+
 ROOT = pathlib.Path(__file__).parents[1]
 PACKAGE = ROOT / 'recjax'
 LAYERS = (
@@ -92,6 +94,44 @@ class HouseTest(absltest.TestCase):
         self.assertRegex(source, rf"""[.]{key}\\b|['"]{key}['"]""".replace('\\\\', '\\'),
                          f'{path.name}: no code reads {key}')
 
+  def test_no_code_has_a_default_for_a_config_key(self):
+    known = {part for name in config_keys() for part in name.split('.')}
+    for path in self.files():
+      for node in ast.walk(ast.parse(path.read_text())):
+        found = fallback(node)
+        self.assertNotIn(found, known, f'{path} line {getattr(node, "lineno", 0)}: a default for '
+                         f'the setting {found}; configs/ name every setting')
+
+  def test_errors_name_settings_that_there_are(self):
+    keys = config_keys()
+    groups = {name[:at] for name in keys for at, letter in enumerate(name) if letter == '.'}
+    tops = {name.partition('.')[0] for name in keys}
+    said = 0
+    for path in self.files():
+      tree = ast.parse(path.read_text())
+      raised = {id(part) for node in ast.walk(tree) if isinstance(node, ast.Raise)
+                for part in ast.walk(node)}
+      for node in ast.walk(tree):
+        if not isinstance(node, ast.Constant) or not isinstance(node.value, str):
+          continue
+        for flag, name in NAMED.findall(node.value):
+          top, _, end = name.partition('.')
+          if flag and top != 'a' or id(node) in raised and top in tops and end not in FILES:
+            said += 1
+            self.assertIn(name, keys | groups, f'{path} line {node.lineno}: {node.value}')
+    self.assertGreater(said, 50)
+    self.assertContainsSubset({name for name, _ in errors.SAVERS}, keys)
+
+  def test_the_rules_for_errors_and_defaults_see_what_they_should(self):
+    self.assertEqual([m[1] for m in NAMED.findall('make tokenizer.code_width and --config.a.b=1')],
+                     ['tokenizer.code_width', 'a.b'])
+    for text, name in (("getattr(cfg, 'muon', 0)", 'muon'), ("cfg.train.get('row')", 'row'),
+                       ("'row' in cfg.train", 'row'), ("'row' not in config", 'row'),
+                       ("self.cfg.pop('row', 1)", 'row')):
+      self.assertEqual(fallback(ast.parse(text, mode='eval').body), name)
+    for text in ("getattr(x, 'row', 0)", "params.get('row')", "'row' in rows", 'cfg.row'):
+      self.assertIsNone(fallback(ast.parse(text, mode='eval').body))
+
   def test_configs_take_the_same_arguments_and_refuse_others(self):
     for path in sorted((ROOT / 'configs').glob('*.py')):
       config = load_config(path)
@@ -116,6 +156,46 @@ class HouseTest(absltest.TestCase):
     done = subprocess.run([sys.executable, '-m', 'ruff', 'check', '--no-cache', '.'], cwd=ROOT,
                           capture_output=True, text=True)
     self.assertEqual(done.returncode, 0, done.stdout)
+
+
+NAMED = re.compile(r'(?:(--config\.)|(?<![\w./-]))([a-z_]\w*(?:\.[a-z_]\w*)+)(?![\w(/])')
+FILES = {'json', 'jsonl', 'npz', 'npy', 'txt', 'parquet', 'pkl'}  # as in data.pkl
+OF_CONFIG = {'cfg', 'config', 'how', 'select'}  # what a config is called
+
+
+def config_keys():
+  """Every setting of every config, by dots."""
+  return {name for path in sorted((ROOT / 'configs').glob('*.py')) for preset in ('', 'paper')
+          for name in dotted(load_config(path).get_config(preset))}
+
+
+def dotted(config, above=''):
+  for name, value in config.items():
+    yield f'{above}{name}'
+    if isinstance(value, ConfigDict):
+      yield from dotted(value, f'{above}{name}.')
+
+
+def fallback(node):
+  """The key that an expression takes from a config or does without; None for any other."""
+  def of_config(node):
+    while isinstance(node, ast.Attribute):
+      if node.attr == 'cfg':
+        return True
+      node = node.value
+    return isinstance(node, ast.Name) and node.id in OF_CONFIG
+
+  if isinstance(node, ast.Compare) and isinstance(node.ops[0], (ast.In, ast.NotIn)):
+    key, holder = node.left, node.comparators[0]
+  elif isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and (
+      node.func.id == 'getattr' and len(node.args) == 3):
+    holder, key = node.args[:2]
+  elif isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and (
+      node.func.attr in ('get', 'pop', 'setdefault') and node.args):
+    holder, key = node.func.value, node.args[0]
+  else:
+    return None
+  return key.value if isinstance(key, ast.Constant) and of_config(holder) else None
 
 
 def keys(config):

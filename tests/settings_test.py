@@ -26,12 +26,12 @@ from recjax.training import align, contrastive, instruct, optim, scope, sequenti
 
 ROOT = pathlib.Path(__file__).parents[1]
 CONFIGS = sorted((ROOT / 'configs').glob('*.py'))
-PATHS = {  # texts that name a file, a model or whatever one likes
+PATHS = {  # texts that name a file, a model or whatever one likes, or that a method checks at once
     'data', 'preset', 'method', 'way', 'llm.weights', 'tags.api_model', 'tags.api_url', 'tags.file',
     'tags.sep', 'assist.source', 'prompt.noun', 'prompt.template', 'interests.encoder',
     'interests.source', 'tokenizer.weights', 'vectors.encoder', 'vectors.source', 'export.file',
     'prompts.header', 'text.weights', 'judge.cross', 'ret.vectors', 'talk.questions', 'talk.source',
-    'teacher.source', 'train.static', 'domains'}
+    'teacher.source', 'train.static', 'domains', 'model.norm'}
 
 ANY = ('decode.length_penalty', 'decode.plain_length_penalty', 'select.idf_cutoff')
 
@@ -182,7 +182,7 @@ class TablesTest(absltest.TestCase):
 
   def test_choices_are_those_that_the_code_knows(self):
     for name, known in {
-        'optim.schedule': optim.SCHEDULES, 'model.norm': seqrec.NORMS, 'model.kind': seqrec.KINDS,
+        'optim.schedule': optim.SCHEDULES, 'base.norm': seqrec.NORMS, 'model.kind': seqrec.KINDS,
         'loss.kind': sequential.LOSSES, 'teacher.loss.kind': sequential.LOSSES,
         'loss.shared': sequential.SHARED, 'loss.exclude': sequential.EXCLUDE,
         'llm.remat': ['none', *llm.POLICIES], 'lora.targets': llm.LINEAR, 'fusion': coder.SITES,

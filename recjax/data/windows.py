@@ -50,16 +50,16 @@ def make(shop, folder, window, split, longest):
     held = files.find_table(folder, 'test') if pathlib.Path(folder).is_dir() else None
     split = 'rows' if held else 'leave_one_out'
   if window not in FIRST:
-    raise ConfigError(f'data.window={window!r}; choose one of {", ".join(FIRST)}')
+    raise ConfigError(f'samples.window={window!r}; choose one of {", ".join(FIRST)}')
   makers = {'leave_one_out': _leave_one_out, 'time': _by_time,
             'rows': lambda *given: _by_rows(shop, folder, *given)}
   if split not in makers:
-    raise ConfigError(f'data.split={split!r}; choose one of {", ".join(makers)}')
+    raise ConfigError(f'samples.split={split!r}; choose one of {", ".join(makers)}')
   found = makers[split](shop.interactions, window, longest)
   for name in ('train', 'valid', 'test'):
     if not len(getattr(found, name)):
-      raise DataError(f'{shop.name} leaves no {name} sample with window={window!r}, split={split!r}'
-                      '; its sequences are too short or too few')
+      raise DataError(f'{shop.name} leaves no {name} sample with samples.window={window!r}, '
+                      f'samples.split={split!r}; its sequences are too short or too few')
   return found
 
 
@@ -101,8 +101,8 @@ def _leave_one_out(interactions, window, longest):
 
 def _by_time(interactions, window, longest):
   if interactions.times is None:
-    raise DataError("data.split='time' needs times, which this data set lacks; use "
-                    "data.split='leave_one_out', or add `times` to its sequences")
+    raise DataError("samples.split='time' needs times, which this data set lacks; use "
+                    "samples.split='leave_one_out', or add `times` to its sequences")
   users, places = cut(interactions.lengths(), window, longest)
   at = interactions.offsets[users] + places
   order = np.argsort(interactions.times[at], kind='stable')
@@ -149,7 +149,7 @@ def _find(sequence, history, target):
 def _read_rows(folder, name, shop, row_of, longest):
   path = files.find_table(folder, name)
   if path is None:
-    raise DataError(f"data.split='rows' needs {folder}/{name}.jsonl with user_id, history and "
+    raise DataError(f"samples.split='rows' needs {folder}/{name}.jsonl with user_id, history and "
                     'target in each line')
   users, items, offsets, targets = [], [], [0], []
   for place, row in files.read_rows(path):

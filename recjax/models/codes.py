@@ -113,10 +113,10 @@ def settle(codes, size, policy='suffix', dist=None, seed=0):
   if policy == 'balance':
     return _dealt(codes, size)
   if policy not in ('nearest', 'sinkhorn'):
-    raise ConfigError(f'dedupe={policy!r}; choose one of {", ".join(POLICIES)}')
+    raise ConfigError(f'tokenizer.dedupe={policy!r}; choose one of {", ".join(POLICIES)}')
   if dist is None:
-    raise ConfigError(f'dedupe={policy} moves codes of the last level by distance, which this '
-                      'tokenizer has none of; choose suffix')
+    raise ConfigError(f'tokenizer.dedupe={policy} moves codes of the last level by distance, which '
+                      'this tokenizer has none of; choose suffix')
   return _moved(codes, np.asarray(dist)) if policy == 'nearest' else _spread(codes, dist)
 
 

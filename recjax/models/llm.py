@@ -81,7 +81,7 @@ class Config:
     if self.head_dim % 2:
       raise ConfigError(f'head_dim={self.head_dim} is odd; rotary positions turn pairs')
     if self.remat not in ('none', *POLICIES):
-      raise ConfigError(f'remat={self.remat!r} is not one of none, {", ".join(POLICIES)}')
+      raise ConfigError(f'llm.remat={self.remat!r} is not one of none, {", ".join(POLICIES)}')
     if unknown := set(self.lora_targets) - set(LINEAR):
       raise ConfigError(f'lora_targets has {", ".join(sorted(unknown))}; known are '
                         f'{", ".join(LINEAR)}')

@@ -56,8 +56,8 @@ class Config:
     if min(self.dim, self.width, self.levels, self.size, *self.hidden, 9) < 1:
       raise ConfigError(f'the tokenizer has an empty part: {self}')
     if self.encoder != 'mlp' and self.width != self.dim:
-      raise ConfigError(f'tokenizer.encoder={self.encoder!r} needs codes as wide as the item '
-                        f'vectors, {self.dim}, not {self.width}')
+      raise ConfigError(f'a tokenizer with encoder={self.encoder!r} needs codes as wide as the '
+                        f'item vectors, {self.dim}, not {self.width}')
     if self.sinkhorn and len(self.sinkhorn) != self.levels:
       raise ConfigError(f'tokenizer.sinkhorn={self.sinkhorn} must have {self.levels} numbers')
 

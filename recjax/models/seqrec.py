@@ -75,7 +75,7 @@ class Config:
 
   def __post_init__(self):
     if self.kind not in KINDS:
-      raise ConfigError(f'model={self.kind!r}; choose one of {", ".join(KINDS)}')
+      raise ConfigError(f'model.kind={self.kind!r}; choose one of {", ".join(KINDS)}')
     if self.norm not in NORMS:
       raise ConfigError(f'model.norm={self.norm!r}; choose one of {", ".join(NORMS)}')
     if self.count not in ('end', 'start'):

@@ -8,7 +8,7 @@ import timeit
 
 import numpy as np
 
-from recjax import recommend
+from recjax import recommend, settings
 from recjax.errors import ConfigError
 from recjax.serving.batcher import Batcher
 from recjax.serving.stock import Shelves
@@ -169,10 +169,11 @@ def open_all(workdirs, data=(), items_file=None, together=True, seen=None, later
       shelves[shop.fingerprint] = Shelves(shop.catalog, counts, items_file), bought
     shelf, bought = shelves[shop.fingerprint]
     talk = None
-    if hasattr(module, 'faces'):
-      face, talk = module.faces(workdir, data, later)
-    else:
-      face = module.recommender(workdir, later)
+    with settings.of_run(workdir):
+      if hasattr(module, 'faces'):
+        face, talk = module.faces(workdir, data, later)
+      else:
+        face = module.recommender(workdir, later)
     method = module.__name__.rsplit('.', 1)[-1]
     out[name] = Model(name, method, face, shelf, talk, together, seen)
     out[name].pairs = bought

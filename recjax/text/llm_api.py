@@ -110,7 +110,7 @@ def _judge(results, api, path, log):
     raise ServiceError(
         f'{failed} of {len(results)} requests to {api.model} failed ({told}; the first: {first}), '
         f'over the failure_ratio of {api.failure_ratio:g}; the answers are kept in {path}: run '
-        'again to retry what may pass, or raise failure_ratio')
+        'again to retry what may pass')
 
 
 def _secret(api, key_env):

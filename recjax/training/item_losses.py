@@ -147,7 +147,7 @@ def beta(items, count, t):
     raise ConfigError(f'loss.t={t} must lie between 0 (plain BCE) and 1 (fully calibrated)')
   if count >= items:
     raise ConfigError(f'loss.negatives={count} of {items} items: there must be fewer negatives '
-                      "than items; use loss='ce' for all of them")
+                      "than items; use loss.kind=ce for all of them")
   a = count / (items - 1)
   return a * (t * (1 - 1 / a) + 1 / a)
 

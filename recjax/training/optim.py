@@ -30,17 +30,18 @@ def schedule(cfg, steps):
 def make(cfg, steps):
   """AdamW with clipping by global norm. cfg: lr, warmup, schedule, decay, clip, beta2.
 
-  Where cfg has `muon` above 0, that is the peak rate of Muon (Jordan 2024, arXiv 2502.16982) for
-  the matrices of stacked layers (layers, in, out), on the same schedule; AdamW with Nesterov's step
-  has the rest.
+  A group that has `muon` too, above 0, gives with it the peak rate of Muon (Jordan 2024, arXiv
+  2502.16982) for the matrices of stacked layers (layers, in, out), on the same schedule; AdamW with
+  Nesterov's step has the rest.
   """
   clip = optax.clip_by_global_norm(cfg.clip) if cfg.clip else optax.identity()
-  rate, muon = schedule(cfg, steps), getattr(cfg, 'muon', 0.0)
-  if not muon:
+  rate = schedule(cfg, steps)
+  if not hasattr(cfg, 'muon') or not cfg.muon:
     return optax.chain(clip, optax.adamw(rate, b2=cfg.beta2, weight_decay=cfg.decay))
   return optax.chain(clip, contrib.muon(
-      lambda step: rate(step) * (muon / cfg.lr), weight_decay=cfg.decay, adam_learning_rate=rate,
-      adam_b2=cfg.beta2, adam_weight_decay=cfg.decay, muon_weight_dimension_numbers=stacked))
+      lambda step: rate(step) * (cfg.muon / cfg.lr), weight_decay=cfg.decay,
+      adam_learning_rate=rate, adam_b2=cfg.beta2, adam_weight_decay=cfg.decay,
+      muon_weight_dimension_numbers=stacked))
 
 
 def stacked(params):

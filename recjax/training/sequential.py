@@ -23,10 +23,7 @@ EXCLUDE = ('train_history', 'target', 'none')
 
 def model_config(cfg, items):
   """The model of a config over so many items. -> seqrec.Config"""
-  m = cfg.model
-  more = {name: m[name] for name in ('future', 'pads', 'count') if name in m}
-  return seqrec.Config(m.kind, items, m.length, m.width, m.layers, m.heads, m.hidden, m.dropout,
-                       m.norm, m.separate, **more)
+  return seqrec.Config(items=items, **cfg.model)
 
 
 def plain(model, loss, targets):
@@ -325,7 +322,7 @@ def keep(exclude, drawn, goal, history):
 def check(cfg, items):
   """What can be known to be wrong before anything is trained. Raises ConfigError."""
   loss = cfg.loss
-  for name, value, known in (('loss', loss.kind, LOSSES), ('loss.shared', loss.shared, SHARED),
+  for name, value, known in (('loss.kind', loss.kind, LOSSES), ('loss.shared', loss.shared, SHARED),
                              ('loss.exclude', loss.exclude, EXCLUDE)):
     if value not in known:
       raise ConfigError(f'{name}={value!r}; choose one of {", ".join(known)}')

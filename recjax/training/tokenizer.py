@@ -42,7 +42,7 @@ def fit(work, cfg, how, x, seed, letter=NONE, partners=None):
   """
   if letter.collaborative and (partners is None or partners.shape[1] != cfg.width):
     raise ConfigError(f'tokenizer.collaborative contrasts codes of width {cfg.width} with '
-                      'collaborative vectors of that width; make tokenizer.code_width and '
+                      'collaborative vectors of that width; make tokenizer.width and '
                       'vectors.model.width equal')
   x, key = jnp.asarray(x), jax.random.key(seed)
   params = rqvae.seed_codes(cfg, rqvae.init(cfg, jax.random.fold_in(key, 0)), x[_some(key, len(x))],

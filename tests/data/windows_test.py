@@ -85,9 +85,9 @@ class WindowsTest(parameterized.TestCase):
 
   def test_wrong_names_and_data_that_cannot_be_cut(self):
     made = shop([[1, 2, 3, 4]])
-    with self.assertRaisesRegex(ConfigError, 'data.window'):
+    with self.assertRaisesRegex(ConfigError, 'samples.window'):
       windows.make(made, '.', 'all', 'leave_one_out', 10)
-    with self.assertRaisesRegex(ConfigError, 'data.split'):
+    with self.assertRaisesRegex(ConfigError, 'samples.split'):
       windows.make(made, '.', 'every', 'random', 10)
     with self.assertRaisesRegex(DataError, 'needs times'):
       windows.make(made, '.', 'every', 'time', 10)

@@ -49,8 +49,9 @@ def check(cfg):
   if train.loss_on not in ('assistant', 'continuation'):
     raise ConfigError(f"train.loss_on={train.loss_on!r}; choose 'assistant' or 'continuation'")
   if train.min_seq_len < 2 or train.max_seq_len < train.min_seq_len:
-    raise ConfigError(f'train.min_seq_len={train.min_seq_len} and max_seq_len={train.max_seq_len}: '
-                      'a sample needs two items, and the longest is not below the shortest')
+    raise ConfigError(f'train.min_seq_len={train.min_seq_len} and train.max_seq_len='
+                      f'{train.max_seq_len}: a sample needs two items, and the longest is not '
+                      'below the shortest')
   if cfg.tags.sep.strip() == '':
     raise ConfigError(f'tags.sep={cfg.tags.sep!r} is blank, so tags could not be told apart')
   generate.search_config(decode)

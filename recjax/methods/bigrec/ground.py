@@ -25,8 +25,8 @@ ROWS = 256              # cases ranked at a time
 def gammas(cfg):
   """The grid: 0, steps of `step` up to 1, then whole numbers up to `most`. -> (G,) float32"""
   if not 0 < cfg.step <= 1 or cfg.most < 1:
-    raise ConfigError(f'ground.step={cfg.step} and most={cfg.most}: steps lie in 0 .. 1, whole '
-                      'gammas begin at 1')
+    raise ConfigError(f'ground.step={cfg.step} and ground.most={cfg.most}: steps lie in '
+                      '0 .. 1, whole gammas begin at 1')
   fine = np.arange(0, 1 + cfg.step / 2, cfg.step)
   return np.concatenate([fine, np.arange(2, cfg.most + 1)]).astype(np.float32)
 

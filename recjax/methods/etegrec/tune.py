@@ -23,9 +23,9 @@ WAYS = ('tiger', 'etegrec')
 
 def settings(cfg):
   """What of the config decides the trained models."""
-  names = ('way', 'fusion', 'model', 'align', 'tokenizer', 'train', 'optim', 'id_optim', 'decode',
-           'seed', 'seeds')
-  return ConfigDict({k: cfg[k] for k in names if k in cfg})
+  names = ['way', 'fusion', 'model', 'tokenizer', 'train', 'optim', 'decode', 'seed', 'seeds']
+  names += ['align', 'id_optim'] if cfg.way == 'etegrec' else []
+  return ConfigDict({k: cfg[k] for k in names})
 
 
 def finetune_settings(cfg):

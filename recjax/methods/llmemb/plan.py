@@ -84,7 +84,7 @@ def check(cfg):
   """What can be known to be wrong before anything runs. Raises ConfigError."""
   for variant in variants(cfg):
     if variant not in VARIANTS:
-      raise ConfigError(f'variant={variant!r} is unknown; choose one of {", ".join(VARIANTS)}')
+      raise ConfigError(f'rat.variant={variant!r} is unknown; choose one of {", ".join(VARIANTS)}')
   if cfg.rat.align_source not in ('sasrec', 'same_backbone'):
     raise ConfigError(f"rat.align_source={cfg.rat.align_source!r}; choose 'sasrec' or "
                       "'same_backbone'")

@@ -95,8 +95,8 @@ class Shelf:
     return ''.join(out).strip()
 
 
-def replies(shelf, writer, cfg, prompts, closed=None, allowed=None, least=0, root=None, seed=0,
-            told=None):
+def replies(shelf, writer, cfg, prompts, closed=None, allowed=None, least=0, root=None, *,
+            seed, told=None):
   """Answers to a batch of prompts, token lists. cfg: count, new_tokens, temperature, top_p.
 
   least: items before a reply may end. told: see `decoding.stream`. -> [Reply]
@@ -165,7 +165,7 @@ def ranked_many(work, name, shelf, cfg, prompts, closed, k):
   return (np.array([i for i, _ in found], np.int32), np.array([s for _, s in found], np.float32))
 
 
-def many(work, name, shelf, cfg, prompts, closed, seed=0, writer=None):
+def many(work, name, shelf, cfg, prompts, closed, seed, writer=None):
   """All prompts, in batches, resumable: a journal in the stage's folder. -> [Reply]"""
   writer = writer or writer_of(shelf.speaker, prompts)
 
@@ -178,7 +178,7 @@ def many(work, name, shelf, cfg, prompts, closed, seed=0, writer=None):
   return [shelf.read(ids) for ids, in rows]
 
 
-def free(work, name, shelf, cfg, prompts, seed=0):
+def free(work, name, shelf, cfg, prompts, seed):
   """Replies that nothing constrains, in batches, resumable. -> token lists"""
   writer = writer_of(shelf.speaker, prompts)
   ends = tuple(shelf.speaker.tokenizer.eos_ids)

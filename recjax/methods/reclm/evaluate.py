@@ -115,11 +115,13 @@ def rounds(work, cfg, shelf, stock, cases):
              said('assistant', [first[1]])]
   turns = [opening + samples.question(stock, template, cases.history(c)[-samples.LONGEST:],
                                       'rule', cfg.decode.count)[1:] for c in range(count)]
-  lists = answer.many(work, 'rounds-1', shelf, cfg.decode, [turn.tokens(t) for t in turns], None)
+  lists = answer.many(work, 'rounds-1', shelf, cfg.decode, [turn.tokens(t) for t in turns], None,
+                      cfg.seed)
   ends = set(shelf.speaker.tokenizer.eos_ids)
   for t, r, (question, _) in zip(turns, lists, later):
     t += [said('assistant', [[i for i in r.ids if i not in ends]]), said('user', question)]
-  plain = answer.many(work, 'rounds-2', shelf, brief(cfg), [turn.tokens(t) for t in turns], None)
+  plain = answer.many(work, 'rounds-2', shelf, brief(cfg), [turn.tokens(t) for t in turns], None,
+                      cfg.seed)
   right = [rates.last_number(r.text) is not None
            and rates.last_number(r.text) == rates.last_number(gold)
            for r, (_, gold) in zip(plain, later)]
@@ -213,7 +215,7 @@ def category_questions(work, cfg, shelf, stock, cases):
   turn = tune.renderer(cfg, shelf.speaker, stock)
   prompts = [turn.tokens([samples.said('system', template['system']), samples.said(
       'user', controls.question(stock, template, 'category_of', i, rng, 1)[0])]) for i in items]
-  found = answer.many(work, 'control-category_of', shelf, brief(cfg), prompts, None)
+  found = answer.many(work, 'control-category_of', shelf, brief(cfg), prompts, None, cfg.seed)
   right = [r.text.strip() in stock.categories[i - 1] for i, r in zip(items, found)]
   return {'category_of': {'users': len(items), 'right': float(np.mean(right))}}
 

@@ -34,9 +34,10 @@ def check(cfg, shop):
     raise ConfigError(f'seeds={cfg.seeds}: records are trained on with one seed a run; set '
                       '--config.seeds=1 and give each --config.seed a workdir')
   if cfg.judge.tie_order != 'file':
-    raise ConfigError(f'tie_order={cfg.judge.tie_order!r}: records keep the order of the file')
+    raise ConfigError(f'judge.tie_order={cfg.judge.tie_order!r}: records keep the order of the '
+                      'file')
   if cfg.judge.drop_cold_targets:
-    raise ConfigError('drop_cold_targets needs all training users in memory; leave it False')
+    raise ConfigError('judge.drop_cold_targets needs all training users in memory; leave it False')
   streamed.batches(cfg, shop, 1, 2)
 
 
