@@ -40,7 +40,7 @@ def get_config(arg=''):
   c.domains = ()
   c.prompt = dict(template='bigrec', noun='goods', cutoff=512)
   # mode: 'lora' or 'full' (a model as small as the tiny one learns little through an adapter)
-  # sample, valid_sample: samples drawn (-1: all); row: tokens of a packed row
+  # sample, valid_sample: samples drawn (-1 or 0: all); row: tokens of a packed row
   c.train = dict(mode='full', sample=-1, valid_sample=128, batch=8, epochs=2, patience=2, row=256,
                  loss_on='all')
   c.lora = dict(rank=8, alpha=16.0, targets=('q', 'v'))

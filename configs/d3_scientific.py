@@ -39,7 +39,7 @@ def get_config(arg=''):
   # domains: further (data, noun) pairs that are learnt from
   c.domains = ()
   c.prompt = dict(template='d3', noun='goods', cutoff=512)
-  # sample, valid_sample: samples drawn (-1: all); row: tokens of a packed row
+  # sample, valid_sample: samples drawn (-1 or 0: all); row: tokens of a packed row
   c.train = dict(mode='full', sample=-1, valid_sample=128, batch=8, epochs=2, patience=2, row=256,
                  loss_on='all')
   c.lora = dict(rank=8, alpha=16.0, targets=('q', 'v'))

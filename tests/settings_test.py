@@ -9,10 +9,10 @@ import numpy as np
 from absl.testing import absltest, flagsaver, parameterized
 from ml_collections import ConfigDict
 
-from recjax import cli, experiment, main, settings, sweep
-from recjax.data import splits, windows
+from recjax import cli, experiment, main, recommend, settings, sweep
+from recjax.data import catalog, splits, windows
 from recjax.data.formats import betag as tag_files
-from recjax.errors import ConfigError
+from recjax.errors import ConfigError, WorkdirError
 from recjax.evaluation import ranking, sampled
 from recjax.methods import reclm
 from recjax.methods.betag import tags
@@ -22,7 +22,7 @@ from recjax.methods.etegrec import ids
 from recjax.methods.llmemb import plan, prompts, rat
 from recjax.methods.reclm import tune as reclm_tune
 from recjax.models import bert, bm25, coder, codes, llm, rqvae, seqrec
-from recjax.training import align, contrastive, instruct, optim, scope, sequential
+from recjax.training import align, contrastive, instruct, optim, scope, sequential, work
 
 ROOT = pathlib.Path(__file__).parents[1]
 CONFIGS = sorted((ROOT / 'configs').glob('*.py'))
@@ -152,6 +152,35 @@ class TypesTest(parameterized.TestCase):
                  'prompt.variables={1: 2}'):
       with self.assertRaisesRegex(ConfigError, r'--config\.prompt\.variables\.NAME=VALUE'):
         settings.changed(made('reclm_scientific'), [word])
+
+
+class SavedTest(absltest.TestCase):
+
+  def test_a_run_of_an_earlier_version_says_which_setting_it_lacks(self):
+    for read in (lambda c: c.judge.tie_order, lambda c: c['judge']['tie_order'],
+                 lambda c: c.tie_order):
+      with self.assertRaisesRegex(WorkdirError, 'old/config.json has no setting tie_order'):
+        with settings.of_run('old'):
+          read(ConfigDict({'judge': {'save_top': 3}}))
+    for wrong in (lambda: {}['tie_order'], lambda: (1).tie_order):  # no config's
+      with self.assertRaises((KeyError, AttributeError)):
+        with settings.of_run('old'):
+          wrong()
+
+  def test_faces_of_a_run_are_opened_so(self):
+    room = pathlib.Path(self.create_tempdir().full_path)
+    shop = catalog.load_data('sample:1:60')
+    saved = made(argument='data=sample:1:60').to_dict()
+    del saved['judge']['tie_order']
+    work.write_json(room / 'config.json', {'config': saved, 'facts': {}})
+    for stage, name, what in (('1-train', 'valid.json', {}), ('2-evaluate', 'results.json', {
+        'data_fingerprint': shop.fingerprint})):
+      (room / 'stages' / stage).mkdir(parents=True)
+      work.write_json(room / 'stages' / stage / name, what)
+      work.write_json(room / 'stages' / stage / 'DONE.json', {'fingerprint': 'f'})
+    with self.assertRaises(WorkdirError) as caught:
+      recommend.load(room)
+    self.assertIn('tie_order', str(caught.exception))
 
 
 class TablesTest(absltest.TestCase):

@@ -23,7 +23,7 @@ def cost(cfg, shop):
       lora_rank=cfg.lora.rank, lora_targets=tuple(cfg.lora.targets))))
   users, _ = windows.cut(np.maximum(shop.interactions.lengths() - 2, 0), cfg.samples.window,
                          cfg.samples.history)
-  count = len(users) if cfg.train.sample < 0 else min(len(users), cfg.train.sample)
+  count = len(users) if cfg.train.sample <= 0 else min(len(users), cfg.train.sample)
   share = min(cfg.samples.history, len(shop.interactions.items) / max(1, len(shop.interactions)))
   length = OPENING + TITLE * (share + 1)
   forward = llm.flops_per_token(shape, length / 2)
