@@ -159,13 +159,12 @@ class SavedTest(absltest.TestCase):
   def test_a_run_of_an_earlier_version_says_which_setting_it_lacks(self):
     for read in (lambda c: c.judge.tie_order, lambda c: c['judge']['tie_order'],
                  lambda c: c.tie_order):
-      with self.assertRaisesRegex(WorkdirError, 'old/config.json has no setting tie_order'):
-        with settings.of_run('old'):
-          read(ConfigDict({'judge': {'save_top': 3}}))
+      with self.assertRaisesRegex(WorkdirError, 'old/config.json has no setting tie_order'), \
+          settings.of_run('old'):
+        read(ConfigDict({'judge': {'save_top': 3}}))
     for wrong in (lambda: {}['tie_order'], lambda: (1).tie_order):  # no config's
-      with self.assertRaises((KeyError, AttributeError)):
-        with settings.of_run('old'):
-          wrong()
+      with self.assertRaises((KeyError, AttributeError)), settings.of_run('old'):
+        wrong()
 
   def test_faces_of_a_run_are_opened_so(self):
     room = pathlib.Path(self.create_tempdir().full_path)
