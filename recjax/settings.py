@@ -241,6 +241,13 @@ def size(text):
   return text
 
 
+def month(text):
+  """What argparse makes of a month, as in 2017-10. -> the text"""
+  if not re.fullmatch(r'[0-9]{4}-(0[1-9]|1[0-2])', text):
+    raise argparse.ArgumentTypeError(f'{text!r} is no month, as in 2017-10')
+  return text
+
+
 def _flat(cfg, above=''):
   """Yields every setting with its value, and groups without any."""
   for key, value in cfg.items():

@@ -55,13 +55,15 @@ def split(values):
 
 
 def check_points(points, cfgs):
-  """Raises ConfigError where two points mean the same config, as 1e-3 and 0.001 do."""
+  """Raises ConfigError where two points mean the same config, as 1e-3 and 0.001 do, or would share
+  a folder."""
   seen = {}
   for point, cfg in zip(points, cfgs):
-    key = json.dumps(cfg.to_dict(), sort_keys=True, default=str)
-    if key in seen:
-      raise ConfigError(f'--set: {seen[key]} and {point} are the same settings; leave one out')
-    seen[key] = point
+    for key, what in ((json.dumps(cfg.to_dict(), sort_keys=True, default=str), 'are the same '
+                       'settings'), (folder_name(point, 0), 'would be in one folder')):
+      if key in seen:
+        raise ConfigError(f'--set: {seen[key]} and {point} {what}; leave one out')
+      seen[key] = point
 
 
 def run(config, points, cfgs, out):

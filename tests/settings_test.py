@@ -296,6 +296,9 @@ class CommandsTest(parameterized.TestCase):
       ('prepare', 'table', 'x', '--out=y', '--memory=-2GB'),
       ('prepare', 'amazon', '--reviews=x', '--meta=x', '--out=y', '--k=-5'),
       ('prepare', 'amazon', '--reviews=x', '--meta=x', '--out=y', '--min-items=-1'),
+      ('prepare', 'amazon', '--reviews=x', '--meta=x', '--out=y', '--start=2017-13'),
+      ('prepare', 'amazon', '--reviews=x', '--meta=x', '--out=y', '--end=2017'),
+      ('prepare', 'amazon', '--reviews=x', '--meta=x', '--out=y', '--start=2019-01'),
       ('prepare', 'table', 'x', '--out=y', '--columns=titel=a'),
       ('prepare', 'table', 'x', '--out=y', '--columns=titel='),
       ('prepare', 'table', 'x', '--out=y', '--columns=user=a,user=b'),
@@ -333,6 +336,10 @@ class GridTest(absltest.TestCase):
     with self.assertRaisesRegex(ConfigError, '1e-3.*0.001.*are the same settings'):
       sweep.check_points(points, cfgs)
     sweep.check_points(points[:1], cfgs[:1])
+    points = sweep.grid(['data=a b,a-b'])
+    cfgs = [experiment.changed(made(), [f'{k}={v}' for k, v in p.items()]) for p in points]
+    with self.assertRaisesRegex(ConfigError, 'in one folder'):
+      sweep.check_points(points, cfgs)
 
 
 if __name__ == '__main__':

@@ -114,8 +114,10 @@ def add_flags(verb):
   one.add_argument('--reviews', required=True, help='e.g. Video_Games_5.json.gz')
   one.add_argument('--meta', required=True, help='e.g. meta_Video_Games.json.gz')
   one.add_argument('--out', required=True, help='folder to make')
-  one.add_argument('--start', default='2017-10', help='first month; goes back where items lack')
-  one.add_argument('--end', default='2018-11', help='last month, its first day alone')
+  one.add_argument('--start', type=settings.month, default='2017-10',
+                   help='first month; goes back where items lack')
+  one.add_argument('--end', type=settings.month, default='2018-11',
+                   help='last month, its first day alone')
   one.add_argument('--k', type=COUNT, default=5, help='reviews that each user and item keeps')
   one.add_argument('--min-items', type=COUNT, default=10_000, help='fewer items widen the window')
 
@@ -199,6 +201,8 @@ def run(args):
     args.out = records.write(args.folder, args.out)
   elif args.source == 'amazon':
     from recjax.data.sources import amazon
+    if args.start > args.end:
+      raise ConfigError(f'--start={args.start} is after --end={args.end}')
     found = amazon.prepare(args.reviews, args.meta, args.out, args.start, args.end, args.k,
                            args.min_items)
     print('\n'.join(f'{what.replace("_", " ")}: {count}' for what, count in found.items()))
