@@ -61,8 +61,8 @@ def compare(workdirs, rows=(), against='', seed=0, ks=KS):
 def _protocol(runs, count):
   """The sentence about the users that all runs ranked. -> str"""
   first = next(iter(runs.values()))['protocol']
-  if splits.asked(first) is None or all(
-      run['protocol'] == first and len(run['users']) == count for run in runs.values()):
+  same = all(run['protocol'] == first for run in runs.values())
+  if splits.asked(first) is None or same and splits.asked(first) == count:
     return first
   return splits.told(first, count).replace(', full ranking', '; those that all runs ranked, full '
                                            'ranking')

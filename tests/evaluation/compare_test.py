@@ -62,7 +62,8 @@ class RunsTest(parameterized.TestCase):
       found = compare.compare(runs)
       self.assertEqual(found['protocol'], said.format(20, '; those that all runs ranked'))
       self.assertEqual(found['users'], 20)
-    for runs, want in (([every], said.format(60, '')), ([few], said.format(20, drawn))):
+    for runs, want in (([every], said.format(60, '')), ([few], said.format(20, drawn)),
+                       ([old], said.format(20, '; those that all runs ranked'))):
       self.assertEqual(compare.compare(runs)['protocol'], want)
     other = self.run_at('other', {'d': self.good}, protocol=said.format(60, '; tied times: x'))
     with self.assertRaisesRegex(DataError, 'differ in their protocol'):
