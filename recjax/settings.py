@@ -33,7 +33,7 @@ RANGES = {
         tags.api_concurrency lora.rank train.row train.max_len train.max_seq_len train.min_seq_len
         train.longest_list train.cycle decode.beams decode.groups decode.count decode.new_tokens
         decode.max_tags decode.ghost_cases select.save_top judge.save_top judge.memory
-        judge.answer_tokens prompt.cutoff samples.history ret.hidden ret.tokens token.levels
+        judge.answer_tokens prompt.cutoff samples.history ret.tokens token.levels
         token.size tokenizer.hidden tokenizer.width tokenizer.levels tokenizer.size tokenizer.steps
         tokenizer.look_every scft.steps scft.parts scft.max_len export.rungs export.shard pca.dim
         rat.align_most ground.most''',
@@ -42,7 +42,7 @@ RANGES = {
         control.users decode.diversity decode.temperature export.budget judge.candidates
         judge.cross_users judge.free judge.rounds judge.tail_item judge.tail_user judge.test_most
         judge.valid_most judge.users judge.vague rat.alpha rat.hidden rat.ids_from rat.spread
-        ret.alpha select.k1 select.top_k select.top_m tags.api_budget tags.api_price_in
+        ret.alpha ret.hidden select.k1 select.top_k select.top_m tags.api_budget tags.api_price_in
         tags.api_price_out tokenizer.alpha tokenizer.beta tokenizer.collaborative
         tokenizer.diversity tokenizer.sinkhorn train.free train.gamma train.prompt''',
     'above 0': '''
