@@ -43,9 +43,10 @@ def prepare(open_source, out, rules, layout='jsonl', overwrite=False, say=print,
 
   open_source: () -> funnel.Source, called on a worker too. options: flags of Beam, such as
   '--runner=FlinkRunner'; --temp_location names the folder that all workers see, if not that of
-  `out`. Raises as `funnel.prepare`.
+  `out`. Raises as `funnel.prepare`, and ConfigError for a flag that Beam does not know.
   """
   _beam()
+  check_options(options)
   funnel.check(rules)
   out = pathlib.Path(out).absolute()
   with (files.new_folder(out, overwrite) as fresh,
@@ -77,6 +78,15 @@ def _beam():
     raise ConfigError('this needs Apache Beam; install it with: pip install "recjax[beam]"'
                       ) from error
   return apache_beam
+
+
+def check_options(options):
+  """Raises ConfigError for flags that Beam does not know, which it would only log and pass over."""
+  from apache_beam.options.pipeline_options import PipelineOptions
+  given = PipelineOptions(list(options))
+  odd = set(given.get_all_options(retain_unknown_options=True)) - set(given.get_all_options())
+  if odd:
+    raise ConfigError(f'--beam: Beam has no flag --{", --".join(sorted(odd))}')
 
 
 def _shared(out, options):

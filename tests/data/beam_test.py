@@ -35,6 +35,12 @@ class BeamTest(parameterized.TestCase):
     super().setUp()
     self.folder = pathlib.Path(self.create_tempdir().full_path)
 
+  def test_a_misspelt_flag_of_beam_is_refused(self):
+    with self.assertRaisesRegex(ConfigError, '--beam: Beam has no flag --runer'):
+      beam.prepare(source, self.folder / 'out', funnel.Rules(), options=['--runer=DirectRunner'])
+    self.assertFalse((self.folder / 'out').exists())
+    beam.check_options(['--runner=DirectRunner', '--direct_num_workers=2', '--temp_location=/x'])
+
   @parameterized.parameters(
       dict(), dict(user_k=8, item_k=12), dict(user_k=14, item_k=14, once=True, ties='item'),
       dict(min_rating=2.0, start='3', end='17', repeats='last', min_length=3),
