@@ -14,7 +14,9 @@ from recjax import experiment
 from recjax.data import catalog, splits
 from recjax.errors import DataError
 from recjax.evaluation import outcome, ranking, tables
+from recjax.methods import reclm
 from recjax.methods.bigrec import samples
+from recjax.methods.reclm import evaluate as lists
 from tests import told
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -102,6 +104,21 @@ class OutcomeTest(absltest.TestCase):
         give(wrong)
     self.assertEqual(told.check(give(said)), (4, 6))
     self.assertEqual(told.check(give('the records of x; 4 test records')), (4, None))
+
+  def test_recommenders_that_write_lists_say_whom_they_asked(self):
+    data = shop()
+    split = splits.leave_one_out(data.interactions)
+    rows, said = splits.drawn(split.test, 4, split.protocol)
+    few = dataclasses.replace(split, test=split.test.picked(rows), protocol=said)
+    items = np.array([[1, 2, 3]] * 4, np.int32)
+    for kind in reclm.GROUNDINGS:
+      cfg = experiment.read_config(f'{ROOT}/configs/reclm_scientific.py:grounding={kind}')
+      cfg.decode.count = 3
+      work = types.SimpleNamespace(folder=pathlib.Path(self.create_tempdir().full_path))
+      lists.save(work, cfg, data, few, [[1, 2]] * 4, (items, items.astype(np.float32)), None,
+                 {'rates': {'NonExistRate@3': 0, 'RepeatRate@3': 0}})
+      results = json.loads((work.folder / 'results.json').read_text())
+      self.assertEqual(told.check(results), (4, 6))
 
   def test_every_config_says_how_many_it_asks(self):
     data = catalog.load_data('sample:1:120')
