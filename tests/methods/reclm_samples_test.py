@@ -287,7 +287,8 @@ class MaskTest(absltest.TestCase):
     cfg = config()
     turn = render.Renderer(made, stock.rows, speaker.soi, speaker.eoi, nodes)
     drawn = static.of_run(cfg, shop(12), stock, teach, [('Why?', 'So.')])
-    packed = dialogue.pack([turn.example(s) for e in drawn['train'] for s in e], 256, [],
+    made = [one for e in drawn['train'] for s in e for one in turn.examples(s)]
+    packed = dialogue.pack(made, 256, [],
                            render.MARKS)
 
     def judged(rows, **changes):

@@ -98,7 +98,7 @@ def prompt_batches(tags, tokenizer, cfg, shape):
 
   -> ([(item ids, token ids (B, P), lengths (B,))], prefix ids)
   """
-  prefix = chat.render(tokenizer, list(text.MESSAGES))
+  prefix = chat.ask(tokenizer, text.MESSAGES)
   heading = tokenizer.encode(text.HEADING)
   items = list(tags)
   prompts = [heading + ids for ids in tokenizer.encode_batch(

@@ -20,7 +20,19 @@ import pathlib
 from recjax.data.catalog import load_data
 from recjax.errors import ConfigError
 from recjax.evaluation import outcome
-from recjax.methods.reclm import codes, evaluate, face, page, plan, samples, static, teacher, tune
+from recjax.methods.reclm import (
+    codes,
+    evaluate,
+    face,
+    page,
+    plan,
+    render,
+    samples,
+    static,
+    teacher,
+    tune,
+)
+from recjax.text import tokens
 from recjax.training import backbone, scope
 
 GROUNDINGS = ('cgen', 'ret', 'token')
@@ -36,6 +48,7 @@ def run(cfg, work):
   opening = [samples.said('system', template['system'])]
   llm = backbone.folder(cfg, work, opening, lambda: plan.documents(template, titles, cfg.seed),
                         shop)
+  check_template(cfg, llm)
   helper = work.stage('teacher', teacher.stage, teacher.settings(cfg), shop)
   coded = None
   if cfg.grounding == 'token':
@@ -69,6 +82,16 @@ def check(cfg):
   static.check(cfg)
   missing_files(cfg)
   return samples.forms(cfg)
+
+
+def check_template(cfg, folder):
+  """Raises ConfigError naming the folder whose chat template cannot be used, before training."""
+  several = bool(cfg.train.multi_round or cfg.train.static or cfg.judge.rounds
+                 or cfg.judge.words == 'acknowledged')
+  try:
+    render.check(tokens.load(folder), dict(cfg.prompt.variables), several)
+  except ConfigError as error:
+    raise ConfigError(f'{folder}: {error}') from error
 
 
 def missing_files(cfg):

@@ -140,13 +140,17 @@ def rendered(cfg, shop, stock, speaker, tree, teach, talk):
   turn = renderer(cfg, speaker, stock, nodes)
   parts = static.of_run(cfg, shop, stock, teach, talk)
   parts['train'] = [s for some in parts['train'] for s in some]
-  out, long = {}, 0
+  out, long, counts = {}, 0, {}
   for part, some in parts.items():
-    made = [turn.example(s) for s in some]
-    out[part] = [e for e in made if len(e.ids) <= cfg.prompt.cutoff]
-    long += len(made) - len(out[part])
+    made = [turn.examples(s) for s in some]
+    fit = [m for m in made if all(len(e.ids) <= cfg.prompt.cutoff for e in m)]
+    out[part] = [e for m in fit for e in m]
+    long += len(made) - len(fit)
+    counts[part] = len(fit)
   about = sum(s.task.startswith('control') for s in parts['train'])
-  return out, {'samples': len(out['train']), 'about_categories': about, 'too_long': long,
+  apart = len(out['train']) - counts['train']
+  return out, {'samples': counts['train'], **({'answers_learnt_apart': apart} if apart else {}),
+               'about_categories': about, 'too_long': long,
                'users_too_short': int((shop.interactions.lengths() < samples.SHORTEST).sum())}
 
 
