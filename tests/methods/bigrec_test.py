@@ -5,6 +5,7 @@ import json
 import pathlib
 import tempfile
 import types
+from unittest import mock
 
 import jax
 import numpy as np
@@ -15,8 +16,10 @@ from recjax import recommend
 from recjax.data.formats import bigrec as files
 from recjax.errors import ConfigError, DataError
 from recjax.methods import bigrec
-from recjax.methods.bigrec import assist, evaluate, plan, prompts, samples
+from recjax.methods.bigrec import assist, decode, evaluate, plan, prompts, samples
 from recjax.methods.bigrec import generate as gen
+from recjax.models import huggingface, llm
+from recjax.text import tokens
 from recjax.training import work as works
 from tests import later
 
@@ -192,6 +195,60 @@ class RingTest(absltest.TestCase):
       assist.read_scores(file, data)
 
 
+class TokenizerTest(absltest.TestCase):
+  """A checkpoint whose tokenizer writes titles in another form, or not at all."""
+
+  def folder(self, normaliser):
+    from tokenizers import Tokenizer
+    path = pathlib.Path(self.enter_context(tempfile.TemporaryDirectory())) / 'llm'
+    made = tokens.train_bpe(TITLES * 4, 330)
+    backend = Tokenizer.from_str(made.backend.to_str())
+    backend.normalizer = normaliser
+    made = tokens.wrap(backend, made.special_tokens, made.chat_template)
+    shape = llm.Config(vocab=made.vocab_size, width=32, layers=1, heads=2, kv_heads=1, head_dim=16,
+                       ffn=48, max_positions=4096)
+    huggingface.save(llm.init(shape, jax.random.key(0)), shape, path)
+    made.save(path)
+    return path
+
+  def data(self, odd):
+    path = write_ring(pathlib.Path(self.enter_context(tempfile.TemporaryDirectory())) / 'ring', 40)
+    lines = (path / 'items.jsonl').read_text().splitlines()
+    lines[:len(odd)] = [json.dumps({'item_id': f'i{n}', 'title': t}) for n, t in enumerate(odd)]
+    (path / 'items.jsonl').write_text('\n'.join(lines) + '\n')
+    return path
+
+  def config(self, name, odd, normaliser, **changes):
+    return config(name, self.data(odd), llm={'weights': str(self.folder(normaliser))},
+                  judge={'valid_most': 4, 'test_most': 8}, train={'epochs': 1}, **changes)
+
+  def test_decomposed_titles_are_decoded_after_training(self):
+    from tokenizers import normalizers
+    odd, reached = ['10 k\u2126 resistor', 'Cafe\u0301 scale'], []
+    cfg = self.config('d3_scientific', odd, normalizers.NFC(), prompt={'noun': 'goods'},
+                      decode={'alphas': (1.0,), 'beams': 10})
+
+    def choose(work, cfg, data, *rest):
+      search = decode.Search(work, cfg, data, *rest)
+      reached.append((len(search.catalogue[0]), data.titles[:2],
+                      data.notes['titles_as_the_tokenizer_spells_them']))
+      raise ConfigError('far enough')
+    path = pathlib.Path(self.enter_context(tempfile.TemporaryDirectory()))
+    with mock.patch.object(decode, 'choose', choose), \
+        self.assertRaisesRegex(ConfigError, 'far enough'):
+      run(cfg, path)
+    self.assertEqual(reached, [(50, ['10 k\u03a9 resistor', 'Caf\u00e9 scale'], 2)])
+
+  def test_lost_letters_are_named_before_training(self):
+    from tokenizers import normalizers
+    for name in ('d3_scientific', 'bigrec_games'):
+      cfg = self.config(name, ['Don\u2019t'], normalizers.Replace('\u2019', ''))
+      path = pathlib.Path(self.enter_context(tempfile.TemporaryDirectory()))
+      with self.assertRaisesRegex(DataError, r'item i0, .*at character 4 U\+2019'):
+        run(cfg, path)
+      self.assertFalse(list(path.glob('stages/*')))
+
+
 class PromptTest(parameterized.TestCase):
 
   def test_templates_hold_what_records_need(self):
@@ -220,7 +277,6 @@ class PromptTest(parameterized.TestCase):
       prompts.load_template('none.txt')
 
   def test_too_long_prompts_lose_their_oldest_titles_alone(self):
-    from recjax.text import tokens
     template = prompts.load_template('bigrec')
     record = template.record('games', ['one', 'two', 'three'], 'four')
     tokenizer = tokens.train_bpe([template.text(record)] * 5, 300)

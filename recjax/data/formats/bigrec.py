@@ -21,9 +21,11 @@ TABLE = ('user_id', 'item_asins', 'item_asin', 'history_item_id', 'item_id', 'hi
 def clean_title(text):
   """One spelling of a title for data, trie and metric: entities decoded, white space single, no
   pair of quotes around it. -> str, '' where nothing is left"""
-  text = ' '.join(html.unescape(str(text)).split())
-  if text.startswith('"') and text.endswith('"'):
-    text = text[1:-1].strip()  # a mark of inches at the end alone stays
+  text, before = str(text), None
+  while text != before:  # what was encoded twice, too: a title is read again and again
+    before, text = text, ' '.join(html.unescape(text).split())
+    if text.startswith('"') and text.endswith('"'):
+      text = text[1:-1].strip()  # a mark of inches at the end alone stays
   return text
 
 

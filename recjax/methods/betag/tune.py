@@ -34,7 +34,7 @@ def stage(work, cfg, shop, base, folder):
   model, params, tokenizer = backbone.load(folder, cfg.llm, work.mesh, lora_rank=cfg.lora.rank,
                                            lora_alpha=float(cfg.lora.alpha))
   sequences, _, _ = files.read_sequences(base / 'inters.train.json')
-  tags = files.read_tags(base / 'base_tags.json')
+  tags = text.spelt(tokenizer, files.read_tags(base / 'base_tags.json'))
   batches = SampleBatches(tokenizer, sequences, tags, cfg, work.mesh)
   steps = len(batches)
   task = Task(init=lambda key: lora.init_lora(model.cfg, key),

@@ -9,6 +9,8 @@ from recjax.data import adopted, catalog, windows
 from recjax.data.formats import bigrec as files
 from recjax.data.splits import Cases
 from recjax.errors import ConfigError, DataError
+from recjax.methods.bigrec import prompts
+from recjax.text import spelling
 
 PARTS = ('train', 'valid', 'test')
 
@@ -55,6 +57,17 @@ def load(source, cfg):
               noted(titles, {}))
 
 
+def spelt(data, tokenizer, template):
+  """The Data with titles as they come back from the tokens of answers. -> Data
+
+  Raises DataError naming an item whose title the tokenizer cannot write.
+  """
+  titles = spelling.settled(lambda some: prompts.come_back(tokenizer, template, some),
+                            data.titles, data.catalog.ids)
+  more = spelling.notes(data.titles, titles)
+  return dataclasses.replace(data, titles=titles, notes={**noted(titles, data.notes), **more})
+
+
 def titles_of(shop):
   """The titles of a data set in one spelling. -> [str]. Raises DataError where one is missing"""
   raw = shop.catalog.columns.get('title')
@@ -93,7 +106,7 @@ def held(data, part, most):
 
 def noted(titles, notes):
   """How many items share their title with another, beside other notes."""
-  return {'items_with_a_shared_title': len(titles) - len(set(titles)), **notes}
+  return {**notes, 'items_with_a_shared_title': len(titles) - len(set(titles))}
 
 
 def load_records(folder):

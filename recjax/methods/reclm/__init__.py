@@ -24,6 +24,7 @@ from recjax.methods.reclm import (
     codes,
     evaluate,
     face,
+    goods,
     page,
     plan,
     render,
@@ -48,7 +49,7 @@ def run(cfg, work):
   opening = [samples.said('system', template['system'])]
   llm = backbone.folder(cfg, work, opening, lambda: plan.documents(template, titles, cfg.seed),
                         shop)
-  check_template(cfg, llm)
+  check_texts(cfg, shop, llm)
   helper = work.stage('teacher', teacher.stage, teacher.settings(cfg), shop)
   coded = None
   if cfg.grounding == 'token':
@@ -84,14 +85,22 @@ def check(cfg):
   return samples.forms(cfg)
 
 
-def check_template(cfg, folder):
-  """Raises ConfigError naming the folder whose chat template cannot be used, before training."""
+def check_texts(cfg, shop, folder):
+  """What the tokenizer of `folder` may not be able to write, before anything is trained: what its
+  chat template makes of conversations, titles of the catalogue and of the test's other one.
+
+  Raises ConfigError naming the folder, DataError naming the item.
+  """
+  tokenizer = tokens.load(folder)
   several = bool(cfg.train.multi_round or cfg.train.static or cfg.judge.rounds
                  or cfg.judge.words == 'acknowledged')
   try:
-    render.check(tokens.load(folder), dict(cfg.prompt.variables), several)
+    render.check(tokenizer, dict(cfg.prompt.variables), several)
   except ConfigError as error:
     raise ConfigError(f'{folder}: {error}') from error
+  for one in (shop, load_data(cfg.judge.cross) if cfg.judge.cross else None):
+    if one:
+      goods.load(one.catalog, tokenizer)
 
 
 def missing_files(cfg):
