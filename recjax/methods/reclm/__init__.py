@@ -69,6 +69,9 @@ def check(cfg):
     raise ConfigError(f'grounding={cfg.grounding!r}; choose one of {", ".join(GROUNDINGS)}')
   if cfg.train.scope not in scope.KINDS:
     raise ConfigError(f'train.scope={cfg.train.scope!r}; choose one of {", ".join(scope.KINDS)}')
+  if cfg.train.average not in tune.AVERAGES:
+    raise ConfigError(f'train.average={cfg.train.average!r}; choose one of '
+                      f'{", ".join(tune.AVERAGES)}')
   if cfg.train.control_like not in tune.LIKE:
     raise ConfigError(f'train.control_like={cfg.train.control_like!r}; choose one of '
                       f'{", ".join(tune.LIKE)}')
