@@ -24,6 +24,7 @@ from recjax.training import work as works
 from tests import later
 
 ROOT = pathlib.Path(__file__).parents[2]
+SHARED = ROOT.parent / 'shared' / 'data' / 'formats' / 'bigrec'
 COLOURS = ('red', 'blue', 'green', 'white', 'black')
 THINGS = ('kettle', 'lamp', 'rope', 'drill', 'mug', 'tent', 'stove', 'chair', 'saw', 'pump')
 TITLES = [f'{c} {t}' for c in COLOURS for t in THINGS]
@@ -303,6 +304,101 @@ class PromptTest(parameterized.TestCase):
     files.write_records(folder / 'test.json', [dict(rows[0], output='"Z"')])
     with self.assertRaisesRegex(DataError, 'test.json: the targets of 1 records are no title'):
       samples.load(folder, ConfigDict(dict(window='game', split='auto', history=10)))
+
+
+class MisreadTest(parameterized.TestCase):
+  """Records that were written from a movies.dat read as Latin-1, as the authors' are."""
+  TITLES = ['Misérables, Les (1995)', 'Voilà (1999)', 'Á köldum klaka (1994)', 'Schindler’s List',
+            'Toy Story', 'Łódź, 東京 (2001)', 'CAFÉ®']
+
+  def load(self, catalogue, written, code='utf-8', told=None):
+    """written: function of a title to how the records spell it. -> Data, raw records"""
+    folder = pathlib.Path(self.enter_context(tempfile.TemporaryDirectory()))
+    told = [written(t) for t in told or self.TITLES]
+    rows = [{'instruction': 'Say.', 'input': f'Vu :{files.quoted(told[:n] or told[-1:])}\n ',
+             'output': f'"{told[n]}"'} for n in range(len(told))]
+    for part in ('train', 'valid', 'test'):
+      files.write_records(folder / f'{part}.json', rows)
+    (folder / 'movies.dat').write_bytes(''.join(
+        f'{n}::{t}::Drama\n' for n, t in enumerate(catalogue, 1)).encode(code))
+    data = samples.load(folder, ConfigDict(dict(window='movie', split='auto', history=10)))
+    return data, rows
+
+  def check(self, data):
+    self.assertEqual(data.titles, self.TITLES)
+    self.assertEqual(data.cases.train.targets.tolist(), [1, 2, 3, 4, 5, 6, 7])
+    self.assertEqual(data.cases.test.history(6).tolist(), [1, 2, 3, 4, 5, 6])
+    self.assertEqual(data.notes['unknown_history_titles'], 0)
+    record = data.records['test'][6]
+    self.assertEqual(record, {'instruction': 'Say.', 'output': '"CAFÉ®"',
+                              'input': f'Vu :{files.quoted(self.TITLES[:6])}\n '})
+
+  @staticmethod
+  def windows(title):
+    return ''.join(bytes([b]).decode('cp1252', 'ignore') or chr(b) for b in title.encode())
+
+  @parameterized.named_parameters(
+      ('latin', lambda t: t.encode().decode('latin-1')), ('windows', windows),
+      ('twice', lambda t: t.encode().decode('latin-1').encode().decode('latin-1')),
+      ('spaces', lambda t: ' '.join(t.encode().decode('latin-1').split())))
+  def test_records_alone_are_misread(self, written):
+    data, _ = self.load(self.TITLES, written)
+    self.check(data)
+    # Six are not plain ASCII; they stand in 1 output and 5, 4, 3, 2, 0 histories, the last in one.
+    self.assertEqual(data.notes['misread_titles_of_records'],
+                     3 * (6 + sum(6 - n for n in (0, 1, 2, 3, 5)) + 1))
+    self.assertNotIn('misread_titles_of_the_catalogue', data.notes)
+
+  def test_the_catalogue_alone_is_misread(self):
+    data, rows = self.load([t.encode().decode('latin-1') for t in self.TITLES], lambda t: t)
+    self.check(data)
+    self.assertEqual(data.notes['misread_titles_of_the_catalogue'], 6)
+    self.assertEqual(data.records['test'], rows)
+
+  def test_both_are_misread(self):
+    titles = ['Misérables, Les (1995)', 'Voilà (1999)', 'Café', 'Toy Story']
+    wrong = lambda t: t.encode().decode('latin-1')  # noqa: E731
+    data, _ = self.load([wrong(t) for t in titles], wrong, told=titles)
+    self.assertEqual(data.titles, titles)
+    self.assertEqual(data.notes['misread_titles_of_the_catalogue'], 3)
+    self.assertEqual(data.records['test'][1]['output'], '"Voilà (1999)"')
+
+  @parameterized.parameters('utf-8', 'cp1252')
+  def test_what_is_right_stays(self, code):
+    titles = [t for t in self.TITLES if '東' not in t]
+    titles += ['MINHA IRMÃ…', 'NÃO', '«Ürgüp»', 'Â', 'É®']
+    data, rows = self.load(titles, lambda t: t, code, titles)
+    self.assertEqual(data.titles, titles)
+    self.assertEqual(data.records['test'], rows)
+    self.assertEqual({k for k in data.notes if 'misread' in k}, set())
+
+  def test_one_that_was_misread_among_others(self):
+    data, _ = self.load(self.TITLES, lambda t: (
+        t.encode().decode('latin-1') if t.startswith('V') else t))
+    self.check(data)
+
+  def test_what_means_no_title_is_refused(self):
+    with self.assertRaisesRegex(DataError, 'record 0: "MisÃ©'):
+      self.load(['Toy Story'], lambda t: t.encode().decode('latin-1'))
+
+  @absltest.skipUnless(SHARED.is_dir(), f'needs {SHARED}')
+  def test_published_layout(self):
+    settings = ConfigDict(dict(window='movie', split='auto', history=10))
+    want = samples.load(SHARED / 'movie', settings)
+    folder = pathlib.Path(self.enter_context(tempfile.TemporaryDirectory()))
+    (folder / 'movies.dat').write_bytes((SHARED / 'movie' / 'movies.dat').read_bytes())
+    for part in ('train', 'valid', 'test'):
+      text = (SHARED / 'movie' / f'{part}.json').read_text(encoding='utf-8')
+      rows = json.loads(text)
+      files.write_records(folder / f'{part}.json', [
+          {k: v.encode().decode('latin-1') for k, v in r.items()} for r in rows])
+    found = samples.load(folder, settings)
+    self.assertEqual(found.records, want.records)
+    odd = sum(not t.isascii() for rows in want.records.values() for r in rows
+              for t in (r['output'], *files.unquoted(r['input'])))
+    self.assertGreater(odd, 5)
+    self.assertEqual(found.notes.pop('misread_titles_of_records'), odd)
+    self.assertEqual((found.titles, found.notes), (want.titles, want.notes))
 
 
 class LengthTest(absltest.TestCase):
