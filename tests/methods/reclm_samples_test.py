@@ -4,6 +4,7 @@ import importlib.util
 import json
 import pathlib
 import tempfile
+import types
 
 import jax
 import numpy as np
@@ -382,6 +383,30 @@ class AverageTest(parameterized.TestCase):
     spec.loader.exec_module(module)
     self.assertEqual([module.get_config(p).train.average for p in ('', 'paper')],
                      ['tokens', 'samples'])
+
+
+class ApartTest(absltest.TestCase):
+
+  def test_answers_that_a_template_lays_out_anew_are_counted(self):
+    """Samples stay conversations; one too long leaves with all its rows."""
+    base = dataclasses.replace(tokenizer(), chat_template=tokens.CHAT_TEMPLATE.replace(
+        '<|start|>assistant\\n', "<|start|>assistant\\n' ~ ('' if think else '<none>') ~ '"))
+    found = {}
+    for think in (True, False):
+      made, (soi, eoi) = tokens.extend(base, [goods.SOI, goods.EOI])
+      speaker = types.SimpleNamespace(tokenizer=made, soi=soi, eoi=eoi)
+      stock = goods.load(CATALOG, made)
+      cfg = config()
+      cfg.train.update(multi_round=1.0, epochs=1)
+      cfg.prompt.variables = {'think': think}
+      parts, counts = tune.rendered(cfg, shop(12), stock, speaker,
+                                    stock.plant(eoi, made.vocab_size), teach, [('Why?', 'So.')])
+      found[think] = parts['train'], counts
+    self.assertEqual(found[True][1]['samples'], found[False][1]['samples'])
+    self.assertLen(found[True][0], found[True][1]['samples'])
+    self.assertNotIn('answers_learnt_apart', found[True][1])
+    self.assertEqual(found[False][1]['answers_learnt_apart'], 12)  # every user's conversation
+    self.assertLen(found[False][0], found[False][1]['samples'] + 12)
 
 
 class MaskTest(absltest.TestCase):
