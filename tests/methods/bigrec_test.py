@@ -5,6 +5,7 @@ import json
 import pathlib
 import tempfile
 import types
+import unicodedata
 from unittest import mock
 
 import jax
@@ -340,6 +341,7 @@ class MisreadTest(parameterized.TestCase):
   @parameterized.named_parameters(
       ('latin', lambda t: t.encode().decode('latin-1')), ('windows', windows),
       ('twice', lambda t: t.encode().decode('latin-1').encode().decode('latin-1')),
+      ('decomposed', lambda t: unicodedata.normalize('NFD', t).replace('’', '\u00e2\u20ac\u2122')),
       ('spaces', lambda t: ' '.join(t.encode().decode('latin-1').split())))
   def test_records_alone_are_misread(self, written):
     data, _ = self.load(self.TITLES, written)

@@ -8,6 +8,7 @@ import html
 import json
 import pathlib
 import re
+import unicodedata
 
 from recjax.data import files
 from recjax.errors import DataError
@@ -40,6 +41,11 @@ def misread(title):
   return out
 
 
+def forms(title):
+  """A title in other normal forms of Unicode, which look the same. -> set of str"""
+  return {unicodedata.normalize(form, title) for form in ('NFC', 'NFD', 'NFKC')} - {title}
+
+
 def _latin(data):
   return data.decode('latin-1')
 
@@ -54,8 +60,9 @@ def mend(titles, records):
 
   Catalogue and records tell each other what was meant: a title that the one lacks is taken for the
   misreading of one that the other has, and for nothing else. Where both are alike, a title is
-  misread that no language spells so ('Ã' before a sign), and that UTF-8 makes sense of. -> titles,
-  records, {what: how many titles}
+  misread that no language spells so ('Ã' before a sign), and that UTF-8 makes sense of. Records
+  that hold a title in another form of Unicode mean the catalogue's, too. -> titles, records,
+  {what: how many titles}
   """
   known = {clean_title(t) for t in titles.values()}
   told = {clean_title(t) for rows in records.values() for r in rows
@@ -63,7 +70,7 @@ def mend(titles, records):
   meant = {m: t for t in told - known for m in misread(t) & known}
   new = {i: meant.get(clean_title(t)) or _undone(t) for i, t in titles.items()}
   known = {clean_title(t) for t in new.values()}
-  meant = {m: t for t in known for m in misread(t) - known}
+  meant = {m: t for t in known for m in (misread(t) | forms(t)) - known}
   counts = {'misread_titles_of_the_catalogue': sum(new[i] != t for i, t in titles.items()),
             'misread_titles_of_records': 0}
 
