@@ -7,14 +7,15 @@ from unittest import mock
 import numpy as np
 from absl.testing import absltest, parameterized
 from ml_collections import ConfigDict
+from tokenizers import Tokenizer as Backend
+from tokenizers import decoders, models, normalizers, pre_tokenizers, trainers
 
-from recjax.data.catalog import Catalog
-from recjax.errors import ConfigError
+from recjax.data.catalog import Catalog, Interactions, make_dataset
+from recjax.errors import ConfigError, DataError
 from recjax.methods import reclm
 from recjax.methods.reclm import goods, render, samples
 from recjax.text import chat, tokens
 from recjax.training import scope
-from tests.text.tokens_test import metaspace
 
 SHARED = pathlib.Path(__file__).parents[2].parent / 'shared' / 'models'
 TITLES = ['blue lamp', 'blue lamp shade', 'red rope', 'big mug']
@@ -130,8 +131,14 @@ class PrefixTest(parameterized.TestCase):
 
   @parameterized.parameters('first', 'always', 'never')
   def test_sentencepiece_style_tokenizers(self, scheme):
-    base = dataclasses.replace(metaspace(scheme),
-                               chat_template=TEMPLATES['llama 2'].replace('<|end|>', '</s>'))
+    backend = Backend(models.BPE(unk_token='<unk>'))
+    backend.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme=scheme)
+    backend.decoder = decoders.Metaspace(prepend_scheme=scheme)
+    backend.train_from_iterator([*TITLES, 'Advise How So Name two [INST] SYS 1234567890'] * 9,
+                                trainers.BpeTrainer(vocab_size=200, show_progress=False,
+                                                    special_tokens=['<unk>', '<s>', '</s>']))
+    base = tokens.wrap(backend, dict(bos_token='<s>', eos_token='</s>', unk_token='<unk>'),
+                       TEMPLATES['llama 2'].replace('<|end|>', '</s>'))
     self.check(renderer(base), TURNS[:5])
 
   @absltest.skipUnless(SHARED.is_dir(), f'needs the tokenizers in {SHARED}')
@@ -182,11 +189,27 @@ class PrefixTest(parameterized.TestCase):
     base = tokenizer(template)
     with self.assertRaisesRegex(ConfigError, said):
       render.check(base, {})
-    cfg = ConfigDict({'prompt': {'variables': {}}, 'judge': {'rounds': 0, 'words': 'plain'},
-                      'train': {'multi_round': 0.0, 'static': ''}})
     with mock.patch.object(reclm.tokens, 'load', return_value=base), \
         self.assertRaisesRegex(ConfigError, f'^/models/x: .*{said}'):
-      reclm.check_template(cfg, '/models/x')
+      reclm.check_texts(self.config(), None, '/models/x')
+
+  def config(self, **judge):
+    return ConfigDict({'prompt': {'variables': {}}, 'train': {'multi_round': 0.0, 'static': ''},
+                       'judge': {'rounds': 0, 'words': 'plain', 'cross': '', **judge}})
+
+  def test_titles_that_cannot_be_written_are_named_before_training(self):
+    """Of the catalogue, and of the one that the weights are tested with afterwards."""
+    base = tokenizer(tokens.CHAT_TEMPLATE)
+    base.backend.normalizer = normalizers.Replace('\u2019', '')
+    right, wrong = (make_dataset('x', Catalog(('i0', 'i1'), {'title': ['lamp', t]}), Interactions(
+        ('u',), np.array([1], np.int32), np.array([0, 1]))) for t in ('mug', 'Don\u2019t'))
+    with mock.patch.object(reclm.tokens, 'load', return_value=base):
+      reclm.check_texts(self.config(), right, 'x')
+      with self.assertRaisesRegex(DataError, r'item i1, .*at character 4 U\+2019'):
+        reclm.check_texts(self.config(), wrong, 'x')
+      with mock.patch.object(reclm, 'load_data', return_value=wrong), \
+          self.assertRaisesRegex(DataError, r'item i1, .*at character 4 U\+2019'):
+        reclm.check_texts(self.config(cross='other'), right, 'x')
 
   def test_one_round_is_enough_where_one_is_asked(self):
     """A template of a single round is refused only where there are more."""
