@@ -60,11 +60,13 @@ def get_config(arg=''):
   # of samples to read instead of drawing them. prompt: weight of the tokens of requests, whose
   # histories are sequences too; 0 learns answers alone. full_histories: whole ones, not
   # windows cut at random. control_like: what <SOI> and <EOI> begin as, words or quotes
+  # average: the loss is a mean over the tokens of a batch, or over its samples, each the mean of
+  # its own tokens
   c.train = dict(mode='full', scope='all', scope_end=True, epochs=2, patience=3, batch=4, row=512,
                  sample=3000, valid_users=128, longest_list=10, full_lists=True, candidates=0.05,
                  rule=0.1, multi_round=0.1, chat_share=0.05, gamma=0.0, focus='title',
                  static='', prompt=1.0, full_histories=True,
-                 control_like='quotes', free=1.0)
+                 control_like='quotes', free=1.0, average='tokens')
   # requests about categories: share of training samples, users asked with each of them in the test
   c.control = dict(share=0.0, users=100)
   c.lora = dict(rank=16, alpha=8.0, targets=('q', 'k', 'v', 'o', 'gate', 'up', 'down'))
@@ -91,9 +93,10 @@ def get_config(arg=''):
     c.teacher.train.update(batch=1024, epochs=100, patience=10, valid_users=0)
     c.teacher.optim.update(lr=1e-3, beta2=0.999)
     c.prompt.template = 'reclm'
-    c.train.update(mode='lora', control_like='words', prompt=0.0, free=0.0, rule=0.5, sample=0,
-                   full_histories=False, scope_end=False, full_lists=False, epochs=20,
-                   patience=0, batch=64, row=1024, valid_users=320, candidates=0.5, chat_share=0.0)
+    c.train.update(mode='lora', average='samples', control_like='words', prompt=0.0, free=0.0,
+                   rule=0.5, sample=0, full_histories=False, scope_end=False, full_lists=False,
+                   epochs=20, patience=0, batch=64, row=1024, valid_users=320, candidates=0.5,
+                   chat_share=0.0)
     c.ret.update(vectors='text', hidden=2048, tokens=1024)
     c.token.update(levels=4, size=256)
     c.optim.update(lr=1e-4, muon=0.0, warmup=39, schedule='square', decay=0.01, beta2=0.999)

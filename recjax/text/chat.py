@@ -18,6 +18,8 @@ from recjax.text import tokens
 
 # Noncharacters: tokens.clean removes them from every content first.
 _IN, _OUT, _HIDE, _SHOW, _SLOT = '\ufde0', '\ufde1', '\ufde2', '\ufde3', '\ufde4'
+# What templates take for the present day: the one that Llama 3.1's names where it knows no clock.
+TODAY = datetime.datetime(2024, 7, 26)
 _MARKS = re.compile(f'[{_IN}{_OUT}]')
 _PIECES = re.compile(f'({_IN}[^{_OUT}]*{_OUT}|{_HIDE}[0-9]+{_SHOW})')
 _HIDDEN = re.compile(f'{_HIDE}([0-9]+){_SHOW}')
@@ -42,23 +44,60 @@ def render_parts(tokenizer, messages, generation_prompt: bool = True, **variable
 
   -> [ids, ids, ...]: what is before the first id list, that list, what is up to the next, ...
   """
+  slots, hidden = _hidden(tokenizer, messages)
+  return _spliced(tokenizer, _laid_out(tokenizer, hidden, generation_prompt, variables), slots)
+
+
+def ask_parts(tokenizer, messages, **variables):
+  """As `render_parts`, up to where the assistant's answer begins, whatever the template does.
+
+  Where it has no generation prompt, or none for these messages, the answer is opened as the
+  template opens one that is there; white space alone is left to the answer.
+  """
+  slots, hidden = _hidden(tokenizer, messages)
+  asked, bare = (_written(tokenizer, hidden, how, variables) for how in (True, False))
+  if asked == bare:
+    more = [*hidden, {'role': 'assistant', 'content': _SLOT}]
+    answered = _written(tokenizer, more, False, variables).rpartition(_SLOT)[0]
+    if not answered.startswith(bare) or answered[len(bare):].strip():
+      pieces = _laid_out(tokenizer, more, False, variables)
+      return _spliced(tokenizer, pieces, [*slots, []])[:-2]
+  return _spliced(tokenizer, _laid_out(tokenizer, hidden, True, variables), slots)
+
+
+def ask(tokenizer, messages, **variables) -> list[int]:
+  """`ask_parts` in one: the ids of messages up to where the assistant's answer begins."""
+  return [i for part in ask_parts(tokenizer, messages, **variables) for i in part]
+
+
+def _hidden(tokenizer, messages):
+  """-> the id lists within contents, messages whose contents hold neither these nor controls"""
   if not tokenizer.chat_template:
     raise ConfigError('this tokenizer has no chat template; use an instruction-tuned model, or add '
                       'chat_template.jinja to the folder of the tokenizer')
   slots = [list(p) for m in messages if not isinstance(m.get('content', ''), str)
            for p in m['content'] if not isinstance(p, str)]
-  hidden = [_hide(tokenizer, message) for message in messages]
-  values = dict(tokenizer.special_tokens, tools=None, documents=None, **variables)
-  values['add_generation_prompt'] = generation_prompt
-  marked = _fill(tokenizer.chat_template, [_mark(message) for message in hidden], values)
-  bare = _fill(tokenizer.chat_template, hidden, values)
+  return slots, [_hide(tokenizer, message) for message in messages]
+
+
+def _written(tokenizer, messages, generation_prompt, variables):
+  """What the template writes of messages as `_hidden` gives them. -> str"""
+  values = {**tokenizer.special_tokens, 'tools': None, 'documents': None, **variables,
+            'add_generation_prompt': generation_prompt}
+  return _fill(tokenizer.chat_template, messages, values)
+
+
+def _laid_out(tokenizer, hidden, generation_prompt, variables):
+  """-> (text, trusted) pieces of what the template writes"""
+  marked = _written(tokenizer, [_mark(m) for m in hidden], generation_prompt, variables)
+  bare = _written(tokenizer, hidden, generation_prompt, variables)
   if _MARKS.sub('', marked) == bare and not _torn(tokenizer, marked):
-    return _spliced(tokenizer, _pieces(tokenizer, marked), slots)
+    return _pieces(tokenizer, marked)
   # The template looks into contents or cuts them up, so marks are in its way; without them only
   # a content that completes a control token with the text around it could do harm.
   for index, message in enumerate(hidden):
     _refuse_halves(tokenizer, index, message.get('content', ''))
-  return _spliced(tokenizer, _pieces(tokenizer, bare), slots)
+  return _pieces(tokenizer, bare)
 
 
 def _spliced(tokenizer, pieces, slots):
@@ -141,8 +180,9 @@ def _refuse_halves(tokenizer, index, content):
 
 def _fill(template, messages, values):
   try:
-    return _compile(template).render(messages=messages, **values)
-  except jinja2.TemplateError as error:
+    return _compile(template).render({**values, 'messages': messages})
+  except (jinja2.TemplateError, ArithmeticError, AttributeError, LookupError, TypeError,
+          ValueError) as error:  # the latter where it expects other values
     raise ConfigError(f'the chat template of this tokenizer refuses the messages: {error}; '
                       'adapt the roles and their order to the model') from error
 
@@ -178,4 +218,5 @@ def _raise(message):
 
 
 def _strftime_now(style):
-  return datetime.datetime.now().strftime(style)
+  # What is asked on another day than it was learnt on must read alike.
+  return TODAY.strftime(style)

@@ -6,6 +6,7 @@ beside others in rows, told apart by segments.
 import dataclasses
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from recjax import sharding
@@ -110,6 +111,17 @@ def states(model, prefix, variables, batch):
     past = (llm.shared_past(model, variables, prefix)[1],)
   hidden, _ = model.apply(variables, batch['tokens'], batch['positions'], batch['segments'], past)
   return hidden.reshape(-1, model.cfg.width)
+
+
+def shares(weights, segments):
+  """Weights under which every conversation counts alike: those of one sum to 1.
+
+  weights: (R, L) float32, of tokens. segments: (R, L), the conversation of each token of a row, 0
+  for none. -> (R, L)
+  """
+  def whole(row, of):
+    return jax.ops.segment_sum(row, of, len(row) + 1)[of]
+  return weights / jnp.maximum(jax.vmap(whole)(weights, segments), 1e-9)
 
 
 def judge_by(sums, packed, rows):

@@ -5,6 +5,8 @@ import json
 import pathlib
 import tempfile
 import types
+import unicodedata
+from unittest import mock
 
 import jax
 import numpy as np
@@ -15,12 +17,15 @@ from recjax import recommend
 from recjax.data.formats import bigrec as files
 from recjax.errors import ConfigError, DataError
 from recjax.methods import bigrec
-from recjax.methods.bigrec import assist, evaluate, plan, prompts, samples
+from recjax.methods.bigrec import assist, decode, evaluate, plan, prompts, samples
 from recjax.methods.bigrec import generate as gen
+from recjax.models import huggingface, llm
+from recjax.text import tokens
 from recjax.training import work as works
 from tests import later, told
 
 ROOT = pathlib.Path(__file__).parents[2]
+SHARED = ROOT.parent / 'shared' / 'data' / 'formats' / 'bigrec'
 COLOURS = ('red', 'blue', 'green', 'white', 'black')
 THINGS = ('kettle', 'lamp', 'rope', 'drill', 'mug', 'tent', 'stove', 'chair', 'saw', 'pump')
 TITLES = [f'{c} {t}' for c in COLOURS for t in THINGS]
@@ -196,6 +201,60 @@ class RingTest(absltest.TestCase):
       assist.read_scores(file, data)
 
 
+class TokenizerTest(absltest.TestCase):
+  """A checkpoint whose tokenizer writes titles in another form, or not at all."""
+
+  def folder(self, normaliser):
+    from tokenizers import Tokenizer
+    path = pathlib.Path(self.enter_context(tempfile.TemporaryDirectory())) / 'llm'
+    made = tokens.train_bpe(TITLES * 4, 330)
+    backend = Tokenizer.from_str(made.backend.to_str())
+    backend.normalizer = normaliser
+    made = tokens.wrap(backend, made.special_tokens, made.chat_template)
+    shape = llm.Config(vocab=made.vocab_size, width=32, layers=1, heads=2, kv_heads=1, head_dim=16,
+                       ffn=48, max_positions=4096)
+    huggingface.save(llm.init(shape, jax.random.key(0)), shape, path)
+    made.save(path)
+    return path
+
+  def data(self, odd):
+    path = write_ring(pathlib.Path(self.enter_context(tempfile.TemporaryDirectory())) / 'ring', 40)
+    lines = (path / 'items.jsonl').read_text().splitlines()
+    lines[:len(odd)] = [json.dumps({'item_id': f'i{n}', 'title': t}) for n, t in enumerate(odd)]
+    (path / 'items.jsonl').write_text('\n'.join(lines) + '\n')
+    return path
+
+  def config(self, name, odd, normaliser, **changes):
+    return config(name, self.data(odd), llm={'weights': str(self.folder(normaliser))},
+                  judge={'valid_most': 4, 'test_most': 8}, train={'epochs': 1}, **changes)
+
+  def test_decomposed_titles_are_decoded_after_training(self):
+    from tokenizers import normalizers
+    odd, reached = ['10 k\u2126 resistor', 'Cafe\u0301 scale'], []
+    cfg = self.config('d3_scientific', odd, normalizers.NFC(), prompt={'noun': 'goods'},
+                      decode={'alphas': (1.0,), 'beams': 10})
+
+    def choose(work, cfg, data, *rest):
+      search = decode.Search(work, cfg, data, *rest)
+      reached.append((len(search.catalogue[0]), data.titles[:2],
+                      data.notes['titles_as_the_tokenizer_spells_them']))
+      raise ConfigError('far enough')
+    path = pathlib.Path(self.enter_context(tempfile.TemporaryDirectory()))
+    with mock.patch.object(decode, 'choose', choose), \
+        self.assertRaisesRegex(ConfigError, 'far enough'):
+      run(cfg, path)
+    self.assertEqual(reached, [(50, ['10 k\u03a9 resistor', 'Caf\u00e9 scale'], 2)])
+
+  def test_lost_letters_are_named_before_training(self):
+    from tokenizers import normalizers
+    for name in ('d3_scientific', 'bigrec_games'):
+      cfg = self.config(name, ['Don\u2019t'], normalizers.Replace('\u2019', ''))
+      path = pathlib.Path(self.enter_context(tempfile.TemporaryDirectory()))
+      with self.assertRaisesRegex(DataError, r'item i0, .*at character 4 U\+2019'):
+        run(cfg, path)
+      self.assertFalse(list(path.glob('stages/*')))
+
+
 class PromptTest(parameterized.TestCase):
 
   def test_templates_hold_what_records_need(self):
@@ -224,7 +283,6 @@ class PromptTest(parameterized.TestCase):
       prompts.load_template('none.txt')
 
   def test_too_long_prompts_lose_their_oldest_titles_alone(self):
-    from recjax.text import tokens
     template = prompts.load_template('bigrec')
     record = template.record('games', ['one', 'two', 'three'], 'four')
     tokenizer = tokens.train_bpe([template.text(record)] * 5, 300)
@@ -251,6 +309,102 @@ class PromptTest(parameterized.TestCase):
     files.write_records(folder / 'test.json', [dict(rows[0], output='"Z"')])
     with self.assertRaisesRegex(DataError, 'test.json: the targets of 1 records are no title'):
       samples.load(folder, ConfigDict(dict(window='game', split='auto', history=10)))
+
+
+class MisreadTest(parameterized.TestCase):
+  """Records that were written from a movies.dat read as Latin-1, as the authors' are."""
+  TITLES = ['Misérables, Les (1995)', 'Voilà (1999)', 'Á köldum klaka (1994)', 'Schindler’s List',
+            'Toy Story', 'Łódź, 東京 (2001)', 'CAFÉ®']
+
+  def load(self, catalogue, written, code='utf-8', told=None):
+    """written: function of a title to how the records spell it. -> Data, raw records"""
+    folder = pathlib.Path(self.enter_context(tempfile.TemporaryDirectory()))
+    told = [written(t) for t in told or self.TITLES]
+    rows = [{'instruction': 'Say.', 'input': f'Vu :{files.quoted(told[:n] or told[-1:])}\n ',
+             'output': f'"{told[n]}"'} for n in range(len(told))]
+    for part in ('train', 'valid', 'test'):
+      files.write_records(folder / f'{part}.json', rows)
+    (folder / 'movies.dat').write_bytes(''.join(
+        f'{n}::{t}::Drama\n' for n, t in enumerate(catalogue, 1)).encode(code))
+    data = samples.load(folder, ConfigDict(dict(window='movie', split='auto', history=10)))
+    return data, rows
+
+  def check(self, data):
+    self.assertEqual(data.titles, self.TITLES)
+    self.assertEqual(data.cases.train.targets.tolist(), [1, 2, 3, 4, 5, 6, 7])
+    self.assertEqual(data.cases.test.history(6).tolist(), [1, 2, 3, 4, 5, 6])
+    self.assertEqual(data.notes['unknown_history_titles'], 0)
+    record = data.records['test'][6]
+    self.assertEqual(record, {'instruction': 'Say.', 'output': '"CAFÉ®"',
+                              'input': f'Vu :{files.quoted(self.TITLES[:6])}\n '})
+
+  @staticmethod
+  def windows(title):
+    return ''.join(bytes([b]).decode('cp1252', 'ignore') or chr(b) for b in title.encode())
+
+  @parameterized.named_parameters(
+      ('latin', lambda t: t.encode().decode('latin-1')), ('windows', windows),
+      ('twice', lambda t: t.encode().decode('latin-1').encode().decode('latin-1')),
+      ('decomposed', lambda t: unicodedata.normalize('NFD', t).replace('’', '\u00e2\u20ac\u2122')),
+      ('spaces', lambda t: ' '.join(t.encode().decode('latin-1').split())))
+  def test_records_alone_are_misread(self, written):
+    data, _ = self.load(self.TITLES, written)
+    self.check(data)
+    # Six are not plain ASCII; they stand in 1 output and 5, 4, 3, 2, 0 histories, the last in one.
+    self.assertEqual(data.notes['misread_titles_of_records'],
+                     3 * (6 + sum(6 - n for n in (0, 1, 2, 3, 5)) + 1))
+    self.assertNotIn('misread_titles_of_the_catalogue', data.notes)
+
+  def test_the_catalogue_alone_is_misread(self):
+    data, rows = self.load([t.encode().decode('latin-1') for t in self.TITLES], lambda t: t)
+    self.check(data)
+    self.assertEqual(data.notes['misread_titles_of_the_catalogue'], 6)
+    self.assertEqual(data.records['test'], rows)
+
+  def test_both_are_misread(self):
+    titles = ['Misérables, Les (1995)', 'Voilà (1999)', 'Café', 'Toy Story']
+    wrong = lambda t: t.encode().decode('latin-1')  # noqa: E731
+    data, _ = self.load([wrong(t) for t in titles], wrong, told=titles)
+    self.assertEqual(data.titles, titles)
+    self.assertEqual(data.notes['misread_titles_of_the_catalogue'], 3)
+    self.assertEqual(data.records['test'][1]['output'], '"Voilà (1999)"')
+
+  @parameterized.parameters('utf-8', 'cp1252')
+  def test_what_is_right_stays(self, code):
+    titles = [t for t in self.TITLES if '東' not in t]
+    titles += ['MINHA IRMÃ…', 'NÃO', '«Ürgüp»', 'Â', 'É®']
+    data, rows = self.load(titles, lambda t: t, code, titles)
+    self.assertEqual(data.titles, titles)
+    self.assertEqual(data.records['test'], rows)
+    self.assertEqual({k for k in data.notes if 'misread' in k}, set())
+
+  def test_one_that_was_misread_among_others(self):
+    data, _ = self.load(self.TITLES, lambda t: (
+        t.encode().decode('latin-1') if t.startswith('V') else t))
+    self.check(data)
+
+  def test_what_means_no_title_is_refused(self):
+    with self.assertRaisesRegex(DataError, 'record 0: "MisÃ©'):
+      self.load(['Toy Story'], lambda t: t.encode().decode('latin-1'))
+
+  @absltest.skipUnless(SHARED.is_dir(), f'needs {SHARED}')
+  def test_published_layout(self):
+    settings = ConfigDict(dict(window='movie', split='auto', history=10))
+    want = samples.load(SHARED / 'movie', settings)
+    folder = pathlib.Path(self.enter_context(tempfile.TemporaryDirectory()))
+    (folder / 'movies.dat').write_bytes((SHARED / 'movie' / 'movies.dat').read_bytes())
+    for part in ('train', 'valid', 'test'):
+      text = (SHARED / 'movie' / f'{part}.json').read_text(encoding='utf-8')
+      rows = json.loads(text)
+      files.write_records(folder / f'{part}.json', [
+          {k: v.encode().decode('latin-1') for k, v in r.items()} for r in rows])
+    found = samples.load(folder, settings)
+    self.assertEqual(found.records, want.records)
+    odd = sum(not t.isascii() for rows in want.records.values() for r in rows
+              for t in (r['output'], *files.unquoted(r['input'])))
+    self.assertGreater(odd, 5)
+    self.assertEqual(found.notes.pop('misread_titles_of_records'), odd)
+    self.assertEqual((found.titles, found.notes), (want.titles, want.notes))
 
 
 class LengthTest(absltest.TestCase):

@@ -144,7 +144,7 @@ class RenderTest(parameterized.TestCase):
     turns = [samples.said('system', 's'), samples.said('user', 'Name <SOI>one<EOI>'),
              samples.said('assistant', samples.written([4])), samples.said('user', 'q'),
              samples.said('assistant', ['fine'])]
-    one = turn.example(samples.Sample(turns))
+    one, = turn.examples(samples.Sample(turns))
     learnt = one.ids[one.weights].tolist()
     want = turn.answer(samples.written([4]))[0] + [made.eos_ids[0]] + made.encode('fine') + [
         made.eos_ids[0]]
@@ -159,7 +159,8 @@ class RenderTest(parameterized.TestCase):
     template = {**TEMPLATE, 'train': 'Name {count}, I have: {items}'}
     ask = samples.question(some, template, [2, 4], 'trained', 3, ' All <SOI>.')
     self.assertEqual(ask[1]['content'], ['Name 3, I have: ', 2, ' → ', 4, ' All <SOI>.'])
-    one = turn.example(samples.Sample([*ask, samples.said('assistant', samples.written([1]))]))
+    one, = turn.examples(
+        samples.Sample([*ask, samples.said('assistant', samples.written([1]))]))
     prompt = turn.tokens(ask)
     self.assertEqual(one.ids[:len(prompt)].tolist(), prompt)
     self.assertEqual(prompt.count(turn.soi), 2)  # the wish is plain text

@@ -1,7 +1,10 @@
 """RecLM's samples: requests about categories, files of samples, and what a mask is judged by."""
+import dataclasses
+import importlib.util
 import json
 import pathlib
 import tempfile
+import types
 
 import jax
 import numpy as np
@@ -14,9 +17,10 @@ from recjax.errors import ConfigError, DataError
 from recjax.methods.reclm import controls, goods, render, samples, static, teacher, tune
 from recjax.models import llm, vocabulary
 from recjax.text import templates, tokens
-from recjax.training import dialogue, scope
+from recjax.training import dialogue, micro, scope
 
-SHARED = pathlib.Path(__file__).parents[2].parent / 'shared/data/formats/reclm-cgen'
+ROOT = pathlib.Path(__file__).parents[2]
+SHARED = ROOT.parent / 'shared/data/formats/reclm-cgen'
 TEMPLATE = templates.read('reclm', 'recjax.methods.reclm', {**samples.FIELDS, **controls.FIELDS})
 N = 12
 CATALOG = Catalog(tuple(f'i{n}' for n in range(N)), {
@@ -51,7 +55,7 @@ def config(**changes):
   c.train = dict(epochs=2, longest_list=5, full_lists=False, candidates=0.3, rule=0.5,
                  multi_round=0.5, chat_share=0.2, sample=0, valid_users=8, static='', scope='all',
                  scope_end=True, gamma=0.0, focus='title', mode='full', prompt=0.0, free=0.0,
-                 full_histories=False)
+                 full_histories=False, average='tokens')
   c.grounding = 'cgen'
   c.update(changes)
   return c
@@ -270,6 +274,141 @@ class FileTest(parameterized.TestCase):
     self.assertEqual(static.parsed(static.spelt(parts, some), some, 'here'), parts)
 
 
+def log_softmax(logits):
+  top = logits.max()
+  return logits - top - np.log(np.exp(logits - top).sum())
+
+
+class AverageTest(parameterized.TestCase):
+  """The loss against the release's formula (RecAI, RecLM-cgen, trainer.py and loss.py) in NumPy:
+  one sample a device, its mean over labels, summed up over 64 samples and divided by them."""
+
+  def setUp(self):
+    super().setUp()
+    base = tokenizer()
+    made, ids = tokens.extend(base, [goods.SOI, goods.EOI])
+    shape = llm.Config(vocab=base.vocab_size, width=16, layers=1, heads=2, kv_heads=1, head_dim=8,
+                       ffn=16)
+    params, shape = vocabulary.grow(llm.init(shape, jax.random.key(2)), shape, ids, [[5], [6]])
+    params = jax.tree.map(lambda x: x * 4, params)  # far from even
+    self.speaker = tune.Speaker(llm.LM(shape), params, None, made, *ids, [])
+    self.stock = goods.load(CATALOG, made)
+    self.tree = self.stock.plant(ids[1], shape.vocab)
+    nodes = scope.title_nodes(self.tree.first, self.tree.tok,
+                              [[*r, ids[1]] for r in self.stock.rows])
+    self.table = scope.scope_of(self.tree.first, self.tree.tok, shape.vocab)
+    turn = render.Renderer(made, self.stock.rows, *ids, nodes)
+    said, written = samples.said, samples.written
+    talks = [[said('user', 'One?'), said('assistant', written([3]))],
+             [said('user', 'Four?'), said('assistant', written([1, 2, 4, 5]))],
+             [said('user', 'Why so?'), said('assistant', ['Because of that.']),
+              said('user', 'Two?'), said('assistant', written([6, 1]))]]
+    self.examples = [one for t in talks for one in turn.examples(samples.Sample(t))]
+    self.packed = dialogue.pack(self.examples, 192, [], render.MARKS)
+    self.hidden = jax.jit(lambda params, ids: self.speaker.model.apply(
+        {'params': params}, ids, jax.numpy.arange(192)[None], ids * 0 + 1)[0])
+    keys = jax.random.split(jax.random.key(1))
+    self.parts = {'params': params, 'items': jax.random.normal(keys[0], (len(self.stock.rows), 4)),
+                  'project': [{'kernel': jax.random.normal(keys[1], (16, 4)),
+                               'bias': np.zeros(4, np.float32)}]}
+
+  def by_hand(self, one, masked):
+    """-> negative log-likelihoods of the labels, whether each stands in a title, of its items"""
+    params, ids = self.parts['params'], one.ids
+    hidden = np.array(self.hidden(params, np.pad(ids, (0, 192 - len(ids)))[None])[0])
+    logits = hidden @ np.array(llm.head_matrix(params, self.speaker.model.cfg))
+    rows = [[*r, self.speaker.eoi] for r in self.stock.rows]
+    nll, inside, fetched, prefix = [], [], [], None
+    for at in np.flatnonzero(one.weights):
+      label, scores = ids[at], logits[at - 1].copy()
+      title = prefix is not None
+      if title and masked and label != self.speaker.eoi:
+        open_ = {r[len(prefix)] for r in rows if r[:len(prefix)] == prefix}
+        scores[[i for i in range(len(scores)) if i not in open_]] = -np.inf
+      nll.append(-log_softmax(scores)[label])
+      inside.append(title)
+      if label == self.speaker.soi:
+        prefix = []
+        z = hidden[at - 1] @ np.array(self.parts['project'][0]['kernel'])
+        fetched.append(-log_softmax(np.array(self.parts['items']) @ z)[
+            one.marks['item'][at] - 1])
+      elif label == self.speaker.eoi:
+        prefix = None
+      elif title:
+        prefix = [*prefix, int(label)]
+    return np.array(nll), np.array(inside), np.array(fetched)
+
+  def loss(self, average, grounding='cgen', parts=1, **changes):
+    cfg = config(grounding=grounding, ret=dict(alpha=2.0), train=dict(
+        {'average': average, 'prompt': 0.0, 'free': 0.0, 'scope': 'all', 'scope_end': False,
+         'gamma': 0.0}, **changes))
+    batch = self.packed.arrays(range(len(self.packed.members)), len(self.packed.members) + 1)
+    sums = lambda *a: tune.loss_sums(cfg, self.speaker, [], self.table, 16, *a)  # noqa: E731
+    learnt = lambda *a: (sums(*a)[0]['valid_loss'], sums(*a)[1])  # noqa: E731
+    run = micro.by_sums(learnt)(parts) if parts > 1 else micro.mean(learnt)
+    return float(jax.jit(lambda p, b: run(p, (), b, None)[0])(self.parts, batch))
+
+  def test_cgen(self):
+    each = [self.by_hand(one, True)[0] for one in self.examples]
+    released = np.mean([nll.mean() for nll in each])
+    self.assertAlmostEqual(self.loss('samples'), released, delta=1e-4)
+    self.assertAlmostEqual(self.loss('samples', parts=2), released, delta=1e-4)
+    self.assertAlmostEqual(self.loss('tokens'), np.concatenate(each).mean(), delta=1e-4)
+    self.assertGreater(abs(np.concatenate(each).mean() - released), .01)
+
+  def test_without_the_mask(self):
+    each = [self.by_hand(one, False)[0].mean() for one in self.examples]
+    self.assertAlmostEqual(self.loss('samples', scope='none'), np.mean(each), delta=1e-4)
+
+  def test_ret(self):
+    each = [self.by_hand(one, False) for one in self.examples]
+    released = np.mean([nll[~inside].mean() + 2 * fetched.mean() for nll, inside, fetched in each])
+    self.assertAlmostEqual(self.loss('samples', 'ret'), released, delta=1e-4)
+    together = np.concatenate([nll[~inside] for nll, inside, _ in each]).mean()
+    together += 2 * np.concatenate([f for *_, f in each]).mean()
+    self.assertAlmostEqual(self.loss('tokens', 'ret'), together, delta=1e-4)
+    self.assertGreater(abs(together - released), .01)
+
+  def test_requests_count_within_their_sample(self):
+    def with_requests(one):
+      nll = self.by_hand(dataclasses.replace(one, weights=np.arange(len(one.ids)) > 0), False)[0]
+      weight = np.where(one.weights[1:], 1, .5)
+      return (nll * weight).sum() / weight.sum()
+    want = np.mean([with_requests(one) for one in self.examples])
+    self.assertAlmostEqual(self.loss('samples', scope='none', prompt=.5), want, delta=1e-4)
+
+  def test_presets(self):
+    spec = importlib.util.spec_from_file_location('c', ROOT / 'configs' / 'reclm_toys.py')
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    self.assertEqual([module.get_config(p).train.average for p in ('', 'paper')],
+                     ['tokens', 'samples'])
+
+
+class ApartTest(absltest.TestCase):
+
+  def test_answers_that_a_template_lays_out_anew_are_counted(self):
+    """Samples stay conversations; one too long leaves with all its rows."""
+    base = dataclasses.replace(tokenizer(), chat_template=tokens.CHAT_TEMPLATE.replace(
+        '<|start|>assistant\\n', "<|start|>assistant\\n' ~ ('' if think else '<none>') ~ '"))
+    found = {}
+    for think in (True, False):
+      made, (soi, eoi) = tokens.extend(base, [goods.SOI, goods.EOI])
+      speaker = types.SimpleNamespace(tokenizer=made, soi=soi, eoi=eoi)
+      stock = goods.load(CATALOG, made)
+      cfg = config()
+      cfg.train.update(multi_round=1.0, epochs=1)
+      cfg.prompt.variables = {'think': think}
+      parts, counts = tune.rendered(cfg, shop(12), stock, speaker,
+                                    stock.plant(eoi, made.vocab_size), teach, [('Why?', 'So.')])
+      found[think] = parts['train'], counts
+    self.assertEqual(found[True][1]['samples'], found[False][1]['samples'])
+    self.assertLen(found[True][0], found[True][1]['samples'])
+    self.assertNotIn('answers_learnt_apart', found[True][1])
+    self.assertEqual(found[False][1]['answers_learnt_apart'], 12)  # every user's conversation
+    self.assertLen(found[False][0], found[False][1]['samples'] + 12)
+
+
 class MaskTest(absltest.TestCase):
 
   def test_title_nll_is_the_same_whatever_the_loss_is(self):
@@ -287,8 +426,8 @@ class MaskTest(absltest.TestCase):
     cfg = config()
     turn = render.Renderer(made, stock.rows, speaker.soi, speaker.eoi, nodes)
     drawn = static.of_run(cfg, shop(12), stock, teach, [('Why?', 'So.')])
-    packed = dialogue.pack([turn.example(s) for e in drawn['train'] for s in e], 256, [],
-                           render.MARKS)
+    made = [one for e in drawn['train'] for s in e for one in turn.examples(s)]
+    packed = dialogue.pack(made, 256, [], render.MARKS)
 
     def judged(rows, **changes):
       sums = lambda *a: tune.loss_sums(  # noqa: E731

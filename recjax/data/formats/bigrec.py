@@ -8,6 +8,7 @@ import html
 import json
 import pathlib
 import re
+import unicodedata
 
 from recjax.data import files
 from recjax.errors import DataError
@@ -16,15 +17,87 @@ RECORD = ('instruction', 'input', 'output')
 PARTS = ('train', 'valid', 'test')
 TABLE = ('user_id', 'item_asins', 'item_asin', 'history_item_id', 'item_id', 'history_item_title',
          'item_title', 'history_rating', 'rating', 'timestamp')
+MISREAD = re.compile('[\u00c2\u00c3][\u0080-\u00bf]')  # as nothing is spelt in any language
 
 
 def clean_title(text):
   """One spelling of a title for data, trie and metric: entities decoded, white space single, no
   pair of quotes around it. -> str, '' where nothing is left"""
-  text = ' '.join(html.unescape(str(text)).split())
-  if text.startswith('"') and text.endswith('"'):
-    text = text[1:-1].strip()  # a mark of inches at the end alone stays
+  text, before = str(text), None
+  while text != before:  # what was encoded twice, too: a title is read again and again
+    before, text = text, ' '.join(html.unescape(text).split())
+    if text.startswith('"') and text.endswith('"'):
+      text = text[1:-1].strip()  # a mark of inches at the end alone stays
   return text
+
+
+def misread(title):
+  """What becomes of a title in UTF-8 that is read as Latin-1 or Windows-1252, once or twice, as the
+  authors read movies.dat: 'MisÃ©rables' of 'Misérables'. -> set of str, in one spelling"""
+  out = set()
+  for read in (_latin, _windows) if not title.isascii() else ():
+    once = read(title.encode('utf-8', 'replace'))
+    out |= {clean_title(once), clean_title(read(once.encode('utf-8', 'replace')))}
+  return out
+
+
+def forms(title):
+  """A title in other normal forms of Unicode, which look the same. -> set of str"""
+  return {unicodedata.normalize(form, title) for form in ('NFC', 'NFD', 'NFKC')} - {title}
+
+
+def _latin(data):
+  return data.decode('latin-1')
+
+
+def _windows(data):
+  """Windows-1252, its five unused bytes as control characters, which is how browsers read it."""
+  return ''.join(bytes([b]).decode('cp1252', 'ignore') or chr(b) for b in data)
+
+
+def mend(titles, records):
+  """Undoes misreadings of UTF-8. titles: {id: title}. records: {part: [record]}.
+
+  Catalogue and records tell each other what was meant: a title that the one lacks is taken for the
+  misreading of one that the other has, and for nothing else. Where both are alike, a title is
+  misread that no language spells so ('Ã' before a sign), and that UTF-8 makes sense of. Records
+  that hold a title in another form of Unicode mean the catalogue's, too. -> titles, records,
+  {what: how many titles}
+  """
+  known = {clean_title(t) for t in titles.values()}
+  told = {clean_title(t) for rows in records.values() for r in rows
+          for t in (r['output'], *unquoted(r['input']))}
+  meant = {m: t for t in told - known for m in misread(t) & known}
+  new = {i: meant.get(clean_title(t)) or _undone(t) for i, t in titles.items()}
+  known = {clean_title(t) for t in new.values()}
+  meant = {m: t for t in known for m in (misread(t) | forms(t)) - known}
+  counts = {'misread_titles_of_the_catalogue': sum(new[i] != t for i, t in titles.items()),
+            'misread_titles_of_records': 0}
+
+  def right(text):
+    found = meant.get(clean_title(text))
+    counts['misread_titles_of_records'] += found is not None
+    return found or text
+
+  def row(record):
+    text, out = record['input'], record['output']
+    start, end = text.find('"'), text.rfind('"')
+    if 0 <= start < end:
+      parts = re.split(r'(",\s*")', text[start + 1:end])
+      parts[::2] = map(right, parts[::2])
+      text = text[:start + 1] + ''.join(parts) + text[end:]
+    if (found := right(out)) is not out:
+      out = f'"{found}"' + out[len(out.rstrip()):]
+    return {**record, 'input': text, 'output': out}
+  return new, {part: list(map(row, rows)) for part, rows in records.items()}, counts
+
+
+def _undone(title):
+  """A title that no language spells so, read again; another one as it is."""
+  try:
+    return title.encode('latin-1').decode('utf-8') if MISREAD.search(title) else title
+  except (UnicodeEncodeError, UnicodeDecodeError):
+    return title
 
 
 def quoted(titles):
@@ -70,7 +143,7 @@ def read_id2name(path):
   """
   found = {}
   try:
-    lines = files.read_bytes(path).decode('utf-8').splitlines()
+    lines = _lines(files.read_bytes(path).decode('utf-8'))
   except UnicodeDecodeError as error:
     raise DataError(f'{path} is not UTF-8 at byte {error.start + 1}; save it so') from error
   for place, line in enumerate(lines, 1):
@@ -85,20 +158,27 @@ def read_id2name(path):
   return [found[i] for i in range(len(found))]
 
 
+def _lines(text):
+  """Lines by their ends alone: U+0085 and U+2028 may stand in titles."""
+  lines = re.split('\r\n|\r|\n', text)
+  return lines if lines[-1] else lines[:-1]
+
+
 def write_id2name(path, titles):
   """Writes `read_id2name`'s file, which is D3's info file too."""
   files.write_text(path, ''.join(f'{t}\t{i}\n' for i, t in enumerate(titles)))
 
 
 def read_movies(path):
-  """MovieLens' movies.dat. -> {movie id: title}; UTF-8, or ISO-8859-1 where it is not"""
+  """MovieLens' movies.dat. -> {movie id: title}; UTF-8, or where it is not ISO-8859-1, or
+  Windows-1252 where that has signs in place of control characters"""
   data = files.read_bytes(path)
   try:
     text = data.decode('utf-8')
   except UnicodeDecodeError:
-    text = data.decode('iso-8859-1')
+    text = _windows(data)
   found = {}
-  for place, line in enumerate(text.splitlines(), 1):
+  for place, line in enumerate(_lines(text), 1):
     parts = line.split('::')
     if len(parts) != 3:
       raise DataError(f'{path} line {place}: {line[:60]!r} must be id::title::genres')

@@ -41,6 +41,7 @@ def stage(work, cfg, base, folder, lora):
     return finish(work, files.read_predictions(work.folder / 'raw_predict.json'))
   tags = files.read_tags(base / 'base_tags.json')
   model, params, tokenizer, adapter = backbone.load_adapted(folder, cfg.llm, lora, work.mesh)
+  tags = text.spelt(tokenizer, tags)
   batches, prefix = prompt_batches(tags, tokenizer, cfg, model.cfg)
   search = search_config(cfg, tokenizer)
   run = jax.jit(functools.partial(beams_of, model, search))
@@ -98,7 +99,7 @@ def prompt_batches(tags, tokenizer, cfg, shape):
 
   -> ([(item ids, token ids (B, P), lengths (B,))], prefix ids)
   """
-  prefix = chat.render(tokenizer, list(text.MESSAGES))
+  prefix = chat.ask(tokenizer, text.MESSAGES)
   heading = tokenizer.encode(text.HEADING)
   items = list(tags)
   prompts = [heading + ids for ids in tokenizer.encode_batch(

@@ -4,6 +4,7 @@ import collections
 import numpy as np
 
 from recjax.errors import ConfigError, DataError
+from recjax.text import spelling
 
 HEADING = 'Products that follow:\n'
 MESSAGES = (
@@ -23,6 +24,22 @@ Carried on:
 
 Now another shopper."""})
 """Our own wording of the authors' structure (betag 2.3): the user turn holds no item."""
+
+
+def spelt(tokenizer, tags):
+  """Tags as they come back from their tokens, as generated ones do, so that equal ones are equal.
+
+  tags: {item id: [tag]}. -> the same. Raises DataError naming an item with a tag that the tokenizer
+  cannot write.
+  """
+  items = {t: i for i, own in tags.items() for t in own}
+
+  def back(some):
+    return [tokenizer.decode(ids).strip() for ids in tokenizer.encode_batch(some)]
+  found = dict(zip(items, spelling.settled(back, list(items), list(items.values()), 'tag')))
+  same = all(old == new for old, new in found.items())
+  return tags if same else {
+      i: list(dict.fromkeys(found[t] for t in own)) for i, own in tags.items()}
 
 
 def keep_range(n_tags, keep):

@@ -34,7 +34,7 @@ def stage(work, cfg, shop, base, folder):
   model, params, tokenizer = backbone.load(folder, cfg.llm, work.mesh, lora_rank=cfg.lora.rank,
                                            lora_alpha=float(cfg.lora.alpha))
   sequences, _, _ = files.read_sequences(base / 'inters.train.json')
-  tags = files.read_tags(base / 'base_tags.json')
+  tags = text.spelt(tokenizer, files.read_tags(base / 'base_tags.json'))
   batches = SampleBatches(tokenizer, sequences, tags, cfg, work.mesh)
   steps = len(batches)
   task = Task(init=lambda key: lora.init_lora(model.cfg, key),
@@ -65,7 +65,7 @@ class SampleBatches:
     if not self.sequences:
       raise DataError(f'all {len(sequences)} training sequences are shorter than '
                       f'train.min_seq_len={train.min_seq_len}; lower it or bring longer ones')
-    self.prefix = chat.render(tokenizer, list(text.MESSAGES))
+    self.prefix = chat.ask(tokenizer, text.MESSAGES)
     self.heading = tokenizer.encode(text.HEADING)
     self.draw = DrawSettings(cfg.seed, train.max_seq_len, cfg.sep, tuple(train.keep))
     lengths = np.array([len(s) for s in self.sequences])

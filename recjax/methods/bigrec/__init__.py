@@ -21,6 +21,7 @@ Deliberate differences from the authors' code:
 from recjax.errors import ConfigError
 from recjax.evaluation import outcome
 from recjax.methods.bigrec import assist, decode, face, ground, page, plan, prompts, samples, tune
+from recjax.text import tokens
 from recjax.training import backbone
 
 WAYS = ('ground', 'decode')
@@ -35,6 +36,9 @@ def run(cfg, work):
            + ''.join(f'; {v:,} {k.replace("_", " ")}' for k, v in data.notes.items() if v))
   opening, texts = tune.documents(template, cfg.prompt.noun, data.titles, cfg.seed)
   llm = backbone.folder(cfg, work, opening, lambda: texts, data)
+  data = samples.spelt(data, tokens.load(llm), template)
+  if spelt := data.notes.get('titles_as_the_tokenizer_spells_them'):
+    work.say(f'{spelt:,} titles are read and written as the tokenizer spells them')
   made = work.stage('tune', tune.stage, tune.settings(cfg), data, llm)
   helper = work.stage('assistant', assist.stage, assist.settings(cfg), data)
   if cfg.way == 'ground':

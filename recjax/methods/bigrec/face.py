@@ -30,18 +30,18 @@ def recommender(workdir, data=None):
   later, data = data, samples.load(config.data, config.samples)
   if data.fingerprint != results['data_fingerprint']:
     raise DataError(f'{config.data} has changed since {workdir} was made; run the experiment again')
-  before = data
-  if later:
-    data = samples.carried_on(before, later, workdir)
   weights = config.llm.weights
   folder = find_stage(workdir, 'llm') if weights == 'tiny' else pathlib.Path(weights)
   mesh = sharding.make_mesh({'data': -1, 'fsdp': 1, 'model': 1})  # whatever is here
   model, variables, tokenizer = tune.tuned(config, folder, find_stage(workdir, 'tune'), mesh)
+  template = prompts.load_template(config.prompt.template)
+  before = data = samples.spelt(data, tokenizer, template)
+  if later:
+    data = samples.spelt(samples.carried_on(before, later, workdir), tokenizer, template)
   grounds = config.way == 'ground'
   score = companion.widened(  # of a new item the assistant knows nothing
       assist.scorer(find_stage(workdir, 'assistant'), before), len(before.catalog),
       len(data.catalog), companion.least if grounds else companion.mean_share)
-  template = prompts.load_template(config.prompt.template)
   with jax.set_mesh(mesh):
     writer = Writer(model, variables, tokenizer, opening(config, template, tokenizer),
                         config.prompt.cutoff)

@@ -5,6 +5,7 @@ import numpy as np
 from recjax.decoding import constraints, forest, trie
 from recjax.errors import ConfigError, DataError
 from recjax.methods.bigrec import prompts
+from recjax.text import spelling
 
 
 def texts(writer, asked, cfg):
@@ -40,12 +41,11 @@ def plant(tokenizer, template, titles):
 
   Raises DataError where a title's tokens do not spell it again.
   """
+  for title, back in zip(titles, prompts.come_back(tokenizer, template, titles)):
+    if back != title:
+      raise DataError(f'the title {title!r} comes back as {back!r} from its tokens: '
+                      f'{spelling.difference(title, back)}; `samples.spelt` spells titles so')
   rows = prompts.encode_answers(tokenizer, template, titles)
-  for title, row in zip(titles, rows):
-    text = tokenizer.decode(row)
-    if prompts.title_of(text) != title:
-      raise DataError(f'the title {title!r} comes back as {prompts.title_of(text)!r} from its '
-                      'tokens; change its spelling, or use another tokenizer')
   tree = trie.build(rows, tokenizer.eos_ids[0], tokenizer.vocab_size)
   return tree, forest.plant(tree)
 

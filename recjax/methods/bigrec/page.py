@@ -56,7 +56,8 @@ def write(cfg, work, data, found):
                                              'assistant': 'the assistant'}),
        *run.closing(work.path, cfg, {
            'data': f'{data.name}: {len(data.catalog):,} items, {len(data.cases.train):,} training '
-           'samples', 'data fingerprint': data.fingerprint, 'protocol': outcome['protocol']},
+           'samples', **{k.replace('_', ' '): f'{v:,}' for k, v in data.notes.items() if v},
+           'data fingerprint': data.fingerprint, 'protocol': outcome['protocol']},
                     [PAPERS[cfg.way], seqrec.PAPERS[cfg.assist.model.kind]])],
       'Bao et al., arXiv 2308.08434 and arXiv 2406.14900.'))
 

@@ -86,6 +86,11 @@ def encode_answers(tokenizer, template, titles):
   return tokenizer.encode_batch([template.reply(t) for t in titles])
 
 
+def come_back(tokenizer, template, titles):
+  """Titles as they are read from the tokens of their answers. -> list of str"""
+  return [title_of(tokenizer.decode(row)) for row in encode_answers(tokenizer, template, titles)]
+
+
 def title_of(text):
   """The title in a generated text: its first line, without the quotes around it. -> str"""
   line = text.strip().partition('\n')[0].strip()

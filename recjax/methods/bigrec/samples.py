@@ -9,6 +9,8 @@ from recjax.data import adopted, catalog, splits, windows
 from recjax.data.formats import bigrec as files
 from recjax.data.splits import Cases
 from recjax.errors import ConfigError, DataError
+from recjax.methods.bigrec import prompts
+from recjax.text import spelling
 
 PARTS = ('train', 'valid', 'test')
 
@@ -55,6 +57,17 @@ def load(source, cfg):
               noted(titles, {}))
 
 
+def spelt(data, tokenizer, template):
+  """The Data with titles as they come back from the tokens of answers. -> Data
+
+  Raises DataError naming an item whose title the tokenizer cannot write.
+  """
+  titles = spelling.settled(lambda some: prompts.come_back(tokenizer, template, some),
+                            data.titles, data.catalog.ids)
+  more = spelling.notes(data.titles, titles)
+  return dataclasses.replace(data, titles=titles, notes={**noted(titles, data.notes), **more})
+
+
 def titles_of(shop):
   """The titles of a data set in one spelling. -> [str]. Raises DataError where one is missing"""
   raw = shop.catalog.columns.get('title')
@@ -90,22 +103,23 @@ def held(data, part, most):
 
 def noted(titles, notes):
   """How many items share their title with another, beside other notes."""
-  return {'items_with_a_shared_title': len(titles) - len(set(titles)), **notes}
+  return {**notes, 'items_with_a_shared_title': len(titles) - len(set(titles))}
 
 
 def load_records(folder):
-  """A folder with train.json, valid.json, test.json and a title list; records stay as they are.
+  """A folder with train.json, valid.json, test.json and a title list; records stay as they are, but
+  for titles that were misread (`files.mend`), which are counted.
 
   Where a title belongs to several items the first one is meant. Titles of histories that the
   catalogue lacks are counted and left out; a target that it lacks is an error.
   """
-  ids = files.read_titles(folder)
+  records = {part: files.read_records(folder / f'{part}.json') for part in PARTS}
+  ids, records, mended = files.mend(files.read_titles(folder), records)
   titles = [files.clean_title(t) for t in ids.values()]
   first = {}
   for index, title in enumerate(titles, 1):
     first.setdefault(title, index)
-  notes = {'unknown_history_titles': 0}
-  records = {part: files.read_records(folder / f'{part}.json') for part in PARTS}
+  notes = {'unknown_history_titles': 0, **{k: v for k, v in mended.items() if v}}
   cases = {part: cases_of(rows, first, folder / f'{part}.json', notes)
            for part, rows in records.items()}
   known = sequences(cases['train'])
@@ -126,7 +140,7 @@ def cases_of(records, first, path, notes):
                     f'e.g. record {lost[0]}: {records[lost[0]]["output"][:60]}; correct them, or '
                     'remove these records')
   for number, record in enumerate(records):
-    history = files.unquoted(record['input'])
+    history = list(map(files.clean_title, files.unquoted(record['input'])))
     known = [first[t] for t in history if t in first]
     notes['unknown_history_titles'] += len(history) - len(known)
     users.append(number)

@@ -50,7 +50,8 @@ def stage(work, cfg, data, folder):
                    lora_targets=tuple(cfg.lora.targets))
   model, params, tokenizer = backbone.load(folder, cfg.llm, work.mesh, **adapter)
   template = prompts.load_template(cfg.prompt.template)
-  parts = [encoded(tokenizer, template, cfg, domains(cfg, data), part, most) for part, most in (
+  every = domains(cfg, data, tokenizer, template)
+  parts = [encoded(tokenizer, template, cfg, every, part, most) for part, most in (
       ('train', cfg.train.sample), ('valid', cfg.train.valid_sample))]
   prefix = instruct.common_prefix(parts[0][0] + parts[1][0])
   train, valid = (instruct.pack(p, a, cfg.train.loss_on, cfg.train.row, prefix)
@@ -67,9 +68,10 @@ def stage(work, cfg, data, folder):
   return {**counts, 'shortened_prompts': parts[0][2] + parts[1][2]}
 
 
-def domains(cfg, data):
+def domains(cfg, data, tokenizer, template):
   """The data sets that are learnt from, with what their items are called. -> [(Data, noun)]"""
-  more = [(samples.load(source, cfg.samples), noun) for source, noun in cfg.domains]
+  more = [(samples.spelt(samples.load(source, cfg.samples), tokenizer, template), noun)
+          for source, noun in cfg.domains]
   return [(data, cfg.prompt.noun), *more]
 
 

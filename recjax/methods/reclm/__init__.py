@@ -20,7 +20,20 @@ import pathlib
 from recjax.data.catalog import load_data
 from recjax.errors import ConfigError
 from recjax.evaluation import outcome
-from recjax.methods.reclm import codes, evaluate, face, page, plan, samples, static, teacher, tune
+from recjax.methods.reclm import (
+    codes,
+    evaluate,
+    face,
+    goods,
+    page,
+    plan,
+    render,
+    samples,
+    static,
+    teacher,
+    tune,
+)
+from recjax.text import tokens
 from recjax.training import backbone, scope
 
 GROUNDINGS = ('cgen', 'ret', 'token')
@@ -36,6 +49,7 @@ def run(cfg, work):
   opening = [samples.said('system', template['system'])]
   llm = backbone.folder(cfg, work, opening, lambda: plan.documents(template, titles, cfg.seed),
                         shop)
+  check_texts(cfg, shop, llm)
   helper = work.stage('teacher', teacher.stage, teacher.settings(cfg), shop)
   coded = None
   if cfg.grounding == 'token':
@@ -55,6 +69,9 @@ def check(cfg):
     raise ConfigError(f'grounding={cfg.grounding!r}; choose one of {", ".join(GROUNDINGS)}')
   if cfg.train.scope not in scope.KINDS:
     raise ConfigError(f'train.scope={cfg.train.scope!r}; choose one of {", ".join(scope.KINDS)}')
+  if cfg.train.average not in tune.AVERAGES:
+    raise ConfigError(f'train.average={cfg.train.average!r}; choose one of '
+                      f'{", ".join(tune.AVERAGES)}')
   if cfg.train.control_like not in tune.LIKE:
     raise ConfigError(f'train.control_like={cfg.train.control_like!r}; choose one of '
                       f'{", ".join(tune.LIKE)}')
@@ -69,6 +86,24 @@ def check(cfg):
   static.check(cfg)
   missing_files(cfg)
   return samples.forms(cfg)
+
+
+def check_texts(cfg, shop, folder):
+  """What the tokenizer of `folder` may not be able to write, before anything is trained: what its
+  chat template makes of conversations, titles of the catalogue and of the test's other one.
+
+  Raises ConfigError naming the folder, DataError naming the item.
+  """
+  tokenizer = tokens.load(folder)
+  several = bool(cfg.train.multi_round or cfg.train.static or cfg.judge.rounds
+                 or cfg.judge.words == 'acknowledged')
+  try:
+    render.check(tokenizer, dict(cfg.prompt.variables), several)
+  except ConfigError as error:
+    raise ConfigError(f'{folder}: {error}') from error
+  for one in (shop, load_data(cfg.judge.cross) if cfg.judge.cross else None):
+    if one:
+      goods.load(one.catalog, tokenizer)
 
 
 def missing_files(cfg):

@@ -8,9 +8,9 @@ import numpy as np
 from recjax.data.catalog import Catalog
 from recjax.decoding import forest, trie
 from recjax.errors import DataError
+from recjax.text import spelling
 
 SOI, EOI = '<SOI>', '<EOI>'
-ROUNDS = 3  # of encoding and decoding until a title stays as it is
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -28,8 +28,12 @@ class Goods:
 
   @functools.cached_property
   def index(self):
-    """{title: item index 1..N}"""
-    return {t: i for i, t in enumerate(self.titles, 1)}
+    """{title: item index 1..N}, titles also as the catalogue spells them"""
+    spelt = {t: i for i, t in enumerate(self.titles, 1)}
+    own = {}
+    for i, title in enumerate(self.catalog.columns.get('title') or (), 1):
+      own.setdefault(tidy(title or ''), i)
+    return {**own, **spelt}
 
   def plant(self, end, vocab):
     """The titles as a trie whose rows end with the end-of-item token. -> Trie"""
@@ -40,7 +44,7 @@ def load(catalog, tokenizer):
   """Titles of a catalogue, spelt so that they come back from their tokens; an item without one is
   called by its id. -> Goods
 
-  Raises DataError for an empty catalogue, or naming an item whose title does not stay as it is.
+  Raises DataError for an empty catalogue, or naming an item whose title the tokenizer cannot write.
   """
   if not len(catalog):
     raise DataError('the catalogue is empty; nothing can be recommended')
@@ -48,28 +52,22 @@ def load(catalog, tokenizer):
   if raw is None:
     raise DataError('the catalogue has no titles to write; add `title` to its items')
   bare = [not (title or '').strip() for title in raw]
-  titles = [normalised(tokenizer, item if none else title, item)
-            for title, item, none in zip(raw, catalog.ids, bare)]
+  plain = [tidy(item if none else title) for title, item, none in zip(raw, catalog.ids, bare)]
+
+  def back(some):
+    return [' '.join(tokenizer.decode(ids).split()) for ids in tokenizer.encode_batch(some)]
+  titles = spelling.settled(back, plain, catalog.ids)
   spelt = unlike(titles)
   rows = tokenizer.encode_batch(spelt)
   twins = len(rows) - len(set(map(tuple, rows)))
-  notes = {'titles_made_unlike': sum(a != b for a, b in zip(titles, spelt)), 'equal_tokens': twins,
-           'named_by_id': sum(bare)}
+  notes = {**spelling.notes(plain, titles), 'equal_tokens': twins, 'named_by_id': sum(bare),
+           'titles_made_unlike': sum(a != b for a, b in zip(titles, spelt))}
   return Goods(catalog, spelt, rows, paths(catalog), notes)
 
 
-def normalised(tokenizer, title, item):
-  """NFC, single spaces, and equal to what its tokens spell (reclm.md 1.1). -> str"""
-  text = ' '.join(unicodedata.normalize('NFC', title).split())
-  for _ in range(ROUNDS):
-    again = ' '.join(tokenizer.decode(tokenizer.encode(text)).split())
-    if again == text:
-      return text
-    text = again
-  if not text:
-    raise DataError(f'the title of item {item} vanishes in its tokens; use another tokenizer')
-  raise DataError(f'the title of item {item} changes with every encoding, now {text[:60]!r}; '
-                  'change its spelling, or use another tokenizer')
+def tidy(title):
+  """A title in Unicode's NFC, with single spaces (reclm.md 1.1). -> str"""
+  return ' '.join(unicodedata.normalize('NFC', title).split())
 
 
 def unlike(titles):

@@ -62,8 +62,7 @@ class Replier:
     speaker = shelf.speaker
     with jax.set_mesh(mesh):
       self.writer = Writer(speaker.model, speaker.variables, speaker.tokenizer, [], BUCKET)
-    self.quoted = {name: {t: i for i, t in enumerate(s.stocks[0].titles, 1)}
-                   for name, s in domains.items()}
+    self.quoted = {name: s.stocks[0].index for name, s in domains.items()}
 
   def shelf(self, said):
     """-> its catalogue's name, Shelf. Raises ConfigError naming the known ones."""

@@ -34,6 +34,9 @@ def settings(cfg):
                                          'control')})
 
 
+AVERAGES = ('tokens', 'samples')  # what a loss is a mean over
+
+
 @dataclasses.dataclass(eq=False)
 class Speaker:
   """A language model with the catalogue's control tokens. params: weights with their rows; lora: an
@@ -140,13 +143,17 @@ def rendered(cfg, shop, stock, speaker, tree, teach, talk):
   turn = renderer(cfg, speaker, stock, nodes)
   parts = static.of_run(cfg, shop, stock, teach, talk)
   parts['train'] = [s for some in parts['train'] for s in some]
-  out, long = {}, 0
+  out, long, counts = {}, 0, {}
   for part, some in parts.items():
-    made = [turn.example(s) for s in some]
-    out[part] = [e for e in made if len(e.ids) <= cfg.prompt.cutoff]
-    long += len(made) - len(out[part])
+    made = [turn.examples(s) for s in some]
+    fit = [m for m in made if all(len(e.ids) <= cfg.prompt.cutoff for e in m)]
+    out[part] = [e for m in fit for e in m]
+    long += len(made) - len(fit)
+    counts[part] = len(fit)
   about = sum(s.task.startswith('control') for s in parts['train'])
-  return out, {'samples': len(out['train']), 'about_categories': about, 'too_long': long,
+  apart = len(out['train']) - counts['train']
+  return out, {'samples': counts['train'], **({'answers_learnt_apart': apart} if apart else {}),
+               'about_categories': about, 'too_long': long,
                'users_too_short': int((shop.interactions.lengths() < samples.SHORTEST).sum())}
 
 
@@ -241,7 +248,8 @@ def packed_items(packed, rows):
 
 
 def loss_sums(cfg, speaker, prefix, table, room, train, frozen, batch):
-  """Sums over the tokens of a batch that are learnt, and their count.
+  """Sums over the tokens of a batch that are learnt, and their count; with train.average='samples',
+  as released, over conversations: each the mean of its own tokens.
 
   -> {'valid_loss': what is minimised, 'title_nll': of the `titles` tokens of titles and their ends
   among what the catalogue allows}
@@ -250,19 +258,24 @@ def loss_sums(cfg, speaker, prefix, table, room, train, frozen, batch):
   hidden = dialogue.states(speaker.model, prefix, variables, batch)
   head = llm.head_matrix(variables['params'], speaker.model.cfg)
   flat = {k: batch[k].reshape(-1) for k in ('targets', 'weights', 'node', 'item')}
+
+  def counted(some):  # how much each token counts
+    if cfg.train.average == 'tokens':
+      return some
+    return dialogue.shares(some.reshape(batch['segments'].shape), batch['segments']).reshape(-1)
   weights = flat['weights']
   learnt = weights
   if cfg.train.prompt:  # histories are sequences to learn from, too
     read = (batch['segments'].reshape(-1) > 0) & (weights == 0)
     learnt = weights + cfg.train.prompt * read
-  count = learnt.sum()
   if cfg.grounding == 'ret':
-    kept = learnt * (flat['item'] >= 0)
+    count, kept = learnt.sum(), counted(learnt * (flat['item'] >= 0))
     nll = scope.token_nll(hidden, head, flat['targets'], jnp.full_like(flat['node'], scope.FREE),
                           table)
     sums = {'token_nll': (nll * kept).sum(), 'tokens': kept.sum()}
+    items = flat['item'] * (weights > 0)
     sums['item_nll'], sums['items'] = fetch_loss(
-        train, hidden, flat['item'] * (weights > 0), room)
+        train, hidden, items, counted((items > 0).astype(jnp.float32)), room)
     total = (sums['token_nll'] / jnp.maximum(sums['tokens'], 1)
              + cfg.ret.alpha * sums['item_nll'] / jnp.maximum(sums['items'], 1))
     return {**sums, 'valid_loss': total * count}, count
@@ -271,20 +284,20 @@ def loss_sums(cfg, speaker, prefix, table, room, train, frozen, batch):
   nll = scope.token_nll(hidden, head, flat['targets'], nodes, table, cfg.train.gamma,
                         cfg.train.focus, free=cfg.train.free)
   within = scope.token_nll(hidden, head, flat['targets'], flat['node'], table)
-  titles = weights * (flat['item'] < 0)
+  titles, learnt = weights * (flat['item'] < 0), counted(learnt)
   return {'valid_loss': (nll * learnt).sum(), 'title_nll': (within * titles).sum(),
-          'titles': titles.sum()}, count
+          'titles': titles.sum()}, learnt.sum()
 
 
-def fetch_loss(train, hidden, items, room):
-  """The full softmax over the catalogue where an item begins. items: (M,), 0 for none. -> sum,
-  count"""
+def fetch_loss(train, hidden, items, weights, room):
+  """The full softmax over the catalogue where an item begins. items: (M,), 0 for none. weights:
+  (M,), how much each counts. -> sum, count"""
   spot = jnp.nonzero(items > 0, size=room, fill_value=len(items))[0]
   take = lambda x: x.at[spot].get(mode='fill', fill_value=0)  # noqa: E731
   z = project(train['project'], take(hidden).astype(jnp.float32))
   goal = take(items)
   nll = item_losses.cross_entropy(z, train['items'], jnp.maximum(goal - 1, 0))
-  return (nll * (goal > 0)).sum(), (goal > 0).sum()
+  return (nll * take(weights)).sum(), weights.sum()
 
 
 # What is kept.
