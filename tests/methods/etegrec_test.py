@@ -16,7 +16,7 @@ from recjax.methods import etegrec
 from recjax.methods.etegrec import ids, interests, rows, tune, vectors
 from recjax.methods.etegrec import later as later_ids
 from recjax.training.work import Work, find_stage, open_work, read_json
-from tests import later
+from tests import devices, later
 from tests.methods.llmemb_test import random_decoder
 
 USERS, ITEMS = 120, 24
@@ -56,8 +56,7 @@ def small(cfg, data):
 
 
 def run(cfg, folder):
-  mesh = jax.sharding.Mesh(np.array(jax.devices()[:2]).reshape(2, 1, 1), tuple(cfg.mesh),
-                           axis_types=(jax.sharding.AxisType.Auto,) * 3)
+  mesh = devices.mesh(data=2, fsdp=1, model=1)
   with open_work(folder, {'config': cfg.to_dict(), 'facts': {
       'devices': 'cpu', 'versions': {}, 'revision': '', 'overrides': {}, 'command': ''}},
                  mesh) as work:
@@ -149,8 +148,7 @@ class WholeTest(parameterized.TestCase):
     cfg.align.warm = 1
     shop, curves = load_data(cfg.data), []
     for count in (1, 8):
-      mesh = jax.sharding.Mesh(np.array(jax.devices()[:count]).reshape(count, 1, 1),
-                               tuple(cfg.mesh), axis_types=(jax.sharding.AxisType.Auto,) * 3)
+      mesh = devices.mesh(data=count, fsdp=1, model=1)
       with open_work(self.create_tempdir().full_path, {}, mesh) as work:
         work.console = Console(quiet=True)
         if count == 1:

@@ -21,6 +21,7 @@ from recjax.models import seqrec
 from recjax.training import item_losses
 from recjax.training import sequential as train
 from recjax.training import work as works
+from tests import devices
 
 ROOT = pathlib.Path(__file__).parents[2]
 
@@ -57,9 +58,7 @@ def dataset(rows, items):
 
 
 def mesh(ways=1):
-  return jax.sharding.Mesh(np.array(jax.devices()[:ways]).reshape(ways, 1, 1),
-                           ('data', 'fsdp', 'model'),
-                           axis_types=(jax.sharding.AxisType.Auto,) * 3)
+  return devices.mesh(data=ways, fsdp=1, model=1)
 
 
 def train_on(shop, cfg, folder, ways=1):

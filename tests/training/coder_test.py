@@ -15,6 +15,7 @@ from recjax.models import coder, codes, rqvae, t5
 from recjax.training import align, guards, tokenizer
 from recjax.training import coder as training
 from recjax.training import work as works
+from tests import devices
 
 ID = rqvae.Config(6, (8,), 8, 2, 4)
 NET = coder.Config(t5.Config(width=16, layers=1, decoder_layers=1, heads=2, head_dim=8, ffn=16,
@@ -64,8 +65,7 @@ class SidesTest(absltest.TestCase):
     x, ids, table, rec, some = parts()
     state, found = {'rec': rec, 'id': ids, 'table': table}, []
     for count in (1, 3):
-      mesh = jax.make_mesh((count,), ('data',), devices=jax.devices()[:count],
-                           axis_types=(jax.sharding.AxisType.Auto,))
+      mesh = devices.mesh(data=count)
       with jax.set_mesh(mesh):
         found.append([jax.device_get(epoch(side, training.Weights(0.1, 0.1), state, some, x))
                       for side in ('rec', 'id')])

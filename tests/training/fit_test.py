@@ -14,6 +14,7 @@ from recjax import errors, sharding
 from recjax.data.batches import Batches
 from recjax.training import fit as fitting
 from recjax.training import work as works
+from tests import devices as several
 
 OPTIM = types.SimpleNamespace(lr=0.05, warmup=3, schedule='linear', decay=0.0, clip=1.0, beta2=0.99)
 
@@ -50,8 +51,7 @@ class Stopped(Exception):
 class FitTest(absltest.TestCase):
 
   def run_fit(self, path, task=None, cfg=None, devices=1):
-    mesh = jax.sharding.Mesh(np.array(jax.devices()[:devices]), ('data',),
-                             axis_types=(jax.sharding.AxisType.Auto,))
+    mesh = several.mesh(data=devices)
     with works.open_work(path, {}, mesh) as work:
       work.current = 'fit'
       trained = jax.device_get(fitting.fit(task or linear_task(), cfg or settings(), work))
