@@ -1,4 +1,4 @@
-"""Metrics equal those of ranx on identical lists; needs `pip install ranx`, else it is skipped."""
+"""Metrics equal those of ranx on identical lists; needs ranx (recjax[parity]), else it is skipped."""
 import importlib.util
 
 import numpy as np

@@ -227,11 +227,9 @@ class SigtermTest(absltest.TestCase):
     for line in process.stdout:
       if line.strip() == 'step 8':
         break
-    asked = time.monotonic()
     process.send_signal(signal.SIGTERM)
     _, said = process.communicate(timeout=300)
     self.assertEqual(process.returncode, 143, said)
-    self.assertLess(time.monotonic() - asked, 30)
     self.assertIn('the same command goes on', said)
     step, = (int(p.name) for p in (pathlib.Path(room) / 'run' / 'checkpoints' / 'fit').iterdir()
              if p.name.isdigit())
@@ -314,7 +312,7 @@ class SigtermTest(absltest.TestCase):
     for process in both:
       process.communicate(timeout=300)
       self.assertEqual(process.returncode, 143)
-    self.assertLess(time.monotonic() - asked, 30)
+    self.assertLess(time.monotonic() - asked, 90)  # before they end by themselves
 
   def test_one_of_two_is_told_and_both_leave_at_the_same_step(self):
     both = self.pair('''
