@@ -1,4 +1,4 @@
-"""Metrics equal those of ranx on identical lists; needs ranx (recjax[parity]), else it is skipped."""
+"""Metrics equal those of ranx on identical lists; skipped where it (recjax[parity]) is not there."""
 import importlib.util
 
 import numpy as np

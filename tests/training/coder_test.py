@@ -167,6 +167,20 @@ class TokenizerTest(absltest.TestCase):
     jax.tree.map(np.testing.assert_array_equal, again, straight)
     self.assertEqual((found, seen), (kept, rows))
 
+  def test_every_look_and_every_step_draws_anew(self):
+    x = np.random.default_rng(0).normal(size=(40, 6)).astype(np.float32)
+    keys, steps = [], tokenizer._steps
+    def spied(*given):
+      keys.append(jax.random.key_data(given[-1]).tolist())
+      return steps(*given)
+    with mock.patch.object(tokenizer, '_steps', spied):
+      self.fit(x, steps=100)
+    self.assertLen(set(map(tuple, keys)), 5)
+    tx, params = optax.sgd(0.0), rqvae.init(ID, jax.random.key(0))  # nothing is learnt
+    one, two = (float(tokenizer._steps(ID, tx, count, 8, tokenizer.NONE, params, tx.init(params), x,
+                                       x[:, :0], None, jax.random.key(1))[2]) for count in (1, 2))
+    self.assertGreater(abs(2 * two - one - one), 1e-4)  # the second step reads other rows
+
   def test_cadences_below_one_are_refused(self):
     x = np.zeros((30, 6), np.float32)
     for changes in (dict(look_every=0), dict(save_every=0)):
