@@ -5,6 +5,8 @@ tokens, d width.
 """
 import dataclasses
 import functools
+import io
+import json
 from collections.abc import Callable
 
 import jax
@@ -16,7 +18,9 @@ from recjax.errors import ConfigError, DataError
 from recjax.models import bert, sentence
 from recjax.text import tokens as tokenizers
 from recjax.training import backbone, fit
+from recjax.training.work import PIECES, write_atomic
 
+PIECE = 4096  # texts whose vectors a kill may cost
 ON_CPU, ON_ACCELERATOR = 2048, 8192  # padded tokens of a device's batch: caches hold 2,048 states
 
 
@@ -136,3 +140,31 @@ def embed(encoder, texts, mesh, budget=0, per_octave=4, advance=None):
   total = int(lengths.sum())
   return found, {'tokens': total, 'padding': round(1 - total / places, 4), 'batches': len(out),
                  'cut': int((lengths >= encoder.about['most']).sum())}
+
+
+def embed_kept(work, encoder, texts, title):
+  """`embed` on the mesh of a running stage, in pieces that the stage finds again after a kill.
+
+  title: of the progress bar, its own for each call of a stage. -> as `embed`
+  """
+  some = [texts[at:at + PIECE] for at in range(0, len(texts), PIECE)]
+  paths = [work.folder / PIECES / f'{title}-{n:05d}.npz' for n in range(len(some))]
+  there = sharding.agree([path.exists() for path in paths])
+  done = sum(len(part) for part, known in zip(some, there) if known)
+  (work.folder / PIECES).mkdir(exist_ok=True)
+  with work.progress(title, len(texts), done, 'text') as advance:
+    for path, part, known in zip(paths, some, there):
+      if not known:
+        found, info = embed(encoder, part, work.mesh, advance=advance)
+        held = io.BytesIO()
+        np.savez(held, found=found, info=json.dumps(info))
+        write_atomic(path, held.getvalue())
+  found, infos = [np.zeros((0, encoder.width), np.float32)], []
+  for path in paths:
+    with np.load(path, allow_pickle=False) as piece:
+      found.append(piece['found'])
+      infos.append(json.loads(str(piece['info'])))
+  tokens, batches, cut = (sum(i[k] for i in infos) for k in ('tokens', 'batches', 'cut'))
+  places = sum(i['tokens'] / (1 - i['padding']) for i in infos)
+  return np.concatenate(found), {'tokens': tokens, 'padding': round(1 - tokens / max(places, 1), 4),
+                                 'batches': batches, 'cut': cut}

@@ -23,6 +23,7 @@ from recjax.training import parts
 from recjax.training.guards import Guards
 
 SMALL_FILE = 64 << 20  # files up to this size are fingerprinted by all of their content
+PIECES = '.pieces'  # what a stage keeps in its folder to go on with; gone when the stage is done
 BLOCK, BLOCKS = 1 << 16, 256  # larger ones by their size and so many pieces, evenly spread
 
 
@@ -191,6 +192,7 @@ class Work:
     elif not self.first:
       await_file(partial / 'DONE.json')
     self.current, self.folder = '', None
+    shutil.rmtree(mine / PIECES, ignore_errors=True)
     seconds = round(time.monotonic() - start, 1)
     if self.first:
       write_json(partial / 'DONE.json', {

@@ -75,8 +75,7 @@ def embed_all(work, cfg, titles, folder, made, written):
     raise ConfigError(f"ground.model={cfg.ground.model!r}; choose 'base' or 'tuned'")
   reader = text_encoder(cfg, folder, made, work.mesh)
   every = sorted({t for t in [*titles, *texts['valid'], *texts['test']] if t})
-  with work.progress('texts', len(every), unit='text') as advance:
-    vectors, counts = encoder.embed(reader, every, work.mesh, advance=advance)
+  vectors, counts = encoder.embed_kept(work, reader, every, 'texts')
   place = {t: i for i, t in enumerate(every)}
   blank = np.zeros((1, vectors.shape[1]), np.float32)
   vectors = np.concatenate([vectors, blank])
