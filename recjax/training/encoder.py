@@ -5,7 +5,6 @@ tokens, d width.
 """
 import dataclasses
 import functools
-import io
 import json
 from collections.abc import Callable
 
@@ -17,8 +16,7 @@ from recjax import sharding
 from recjax.errors import ConfigError, DataError
 from recjax.models import bert, sentence
 from recjax.text import tokens as tokenizers
-from recjax.training import backbone, fit
-from recjax.training.work import PIECES, write_atomic
+from recjax.training import backbone, fit, shards
 
 PIECE = 4096  # texts whose vectors a kill may cost
 ON_CPU, ON_ACCELERATOR = 2048, 8192  # padded tokens of a device's batch: caches hold 2,048 states
@@ -147,23 +145,16 @@ def embed_kept(work, encoder, texts, title):
 
   title: of the progress bar, its own for each call of a stage. -> as `embed`
   """
-  some = [texts[at:at + PIECE] for at in range(0, len(texts), PIECE)]
-  paths = [work.folder / PIECES / f'{title}-{n:05d}.npz' for n in range(len(some))]
-  there = sharding.agree([path.exists() for path in paths])
-  done = sum(len(part) for part, known in zip(some, there) if known)
-  (work.folder / PIECES).mkdir(exist_ok=True)
-  with work.progress(title, len(texts), done, 'text') as advance:
-    for path, part, known in zip(paths, some, there):
-      if not known:
-        found, info = embed(encoder, part, work.mesh, advance=advance)
-        held = io.BytesIO()
-        np.savez(held, found=found, info=json.dumps(info))
-        write_atomic(path, held.getvalue())
   found, infos = [np.zeros((0, encoder.width), np.float32)], []
-  for path in paths:
-    with np.load(path, allow_pickle=False) as piece:
-      found.append(piece['found'])
+  with work.progress(title, len(texts), unit='text') as advance:
+    for at in range(0, len(texts), PIECE):
+      def make(part=texts[at:at + PIECE]):
+        vectors, info = embed(encoder, part, work.mesh)
+        return {'vectors': vectors, 'info': json.dumps(info)}
+      piece = shards.kept(work, f'{title}-{at}', make)
+      found.append(piece['vectors'])
       infos.append(json.loads(str(piece['info'])))
+      advance(len(found[-1]))
   tokens, batches, cut = (sum(i[k] for i in infos) for k in ('tokens', 'batches', 'cut'))
   places = sum(i['tokens'] / (1 - i['padding']) for i in infos)
   return np.concatenate(found), {'tokens': tokens, 'padding': round(1 - tokens / max(places, 1), 4),
