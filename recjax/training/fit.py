@@ -71,17 +71,18 @@ def fit(task, cfg, work):
         waits.append(lost)
         beat()
         leave = guards.asked()
-        last, keep = step == cfg.steps, step % cfg.save_every == 0
-        if last or keep or leave or step % cfg.log_every == 0 or seen_bad(window):
+        last = step == cfg.steps
+        judged = task.evaluate and (last or cfg.eval_every and step % cfg.eval_every == 0)
+        keep = last or leave or step % cfg.save_every == 0 or judged and cfg.patience
+        if keep or step % cfg.log_every == 0 or seen_bad(window):  # no window spans a checkpoint
           report(step, window, waits, start, work, task.batches)
           window, waits, start = [], [], time.monotonic()
-        judged = task.evaluate and (last or cfg.eval_every and step % cfg.eval_every == 0)
         if judged:
           values = task.evaluate(state['train'], task.frozen)
           work.record(step, values)
           state = keep_best(state, values, step)
           best = best_step(state)
-        if keep or last or leave or judged and cfg.patience:
+        if keep:
           checkpoint.save(saved, step, state)
         if leave and not last:
           work.say(f'    SIGTERM: saving step {step:,}')
@@ -96,11 +97,17 @@ def best_step(state):
 
 
 def keep_best(state, values, step):
-  """Takes the trained tree over where its validation loss is the lowest yet."""
-  if 'best' not in state or not values['valid_loss'] < float(state['best']['loss']):
+  """Takes the trained tree over where its validation loss is the lowest yet, the first of equals.
+
+  Losses are compared in float32, as the best one is held.
+  """
+  if 'best' not in state:
+    return state
+  loss = np.float32(values['valid_loss'])
+  if not loss < np.asarray(state['best']['loss']):
     return state
   best = {'train': jax.tree.map(jnp.copy, state['train']),
-          'loss': sharding.spread(np.float32(values['valid_loss']), state['best']['loss'].sharding),
+          'loss': sharding.spread(loss, state['best']['loss'].sharding),
           'step': sharding.spread(np.int32(step), state['best']['step'].sharding)}
   return {**state, 'best': best}
 

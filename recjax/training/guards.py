@@ -197,8 +197,9 @@ def check(work, batches, first, window):
     raise UserError(
         f'the loss of {work.current} became {float(values["loss"])} in step {step} (norm of the '
         f'gradient {float(values["grad_norm"])}), which changed nothing; its batch is in '
-        f'{work.path / "bad"}. Lower --config.optim.lr or raise warmup and run again, which goes '
-        'on from the last checkpoint, or add --on_nan=skip to leave such batches out')
+        f'{work.path / "bad"}. Lower --config.optim.lr or raise warmup and run again, which trains '
+        'this stage anew, or add --on_nan=skip: that goes on from the last checkpoint and leaves '
+        'such batches out')
   work.say(f'    {len(bad)} steps were no numbers and are left out, first step {step}')
   return good
 

@@ -1,9 +1,28 @@
 """A stage's result in shards, each whole once it is there: a kill or a lost host costs one."""
+import io
+
 import jax
+import numpy as np
 
 from recjax import sharding
 from recjax.errors import PartDone
 from recjax.training import parts
+from recjax.training.work import PIECES, write_atomic
+
+
+def kept(work, name, make):
+  """Arrays that the running stage computes once, and finds again after a kill.
+
+  make: () -> {name: array}. name: of the piece, its own in the stage. -> {name: numpy array}
+  """
+  path = work.folder / PIECES / f'{name}.npz'
+  if not sharding.agree(path.exists()):
+    path.parent.mkdir(exist_ok=True)
+    held = io.BytesIO()
+    np.savez(held, **make())
+    write_atomic(path, held.getvalue())
+  with np.load(path, allow_pickle=False) as found:
+    return dict(found)
 
 
 def fill(work, title, paths, sizes, make, unit='item'):

@@ -49,7 +49,7 @@ def fit_records(work, cfg, shop, validate, held=2):
                     patience=cfg.train.patience)
   best = fit(task, how, work)
   rows = [r for r in work.metrics() if r['stage'] == work.current]
-  top = max((r for r in rows if 'valid_NDCG@10' in r), key=lambda r: r['valid_NDCG@10'])
+  top = min((r for r in rows if 'valid_loss' in r), key=lambda r: np.float32(r['valid_loss']))
   return best, top['valid_NDCG@10'], round(top['step'] / steps)
 
 

@@ -12,9 +12,10 @@ import numpy as np
 import optax
 from jax import lax
 
-from recjax.errors import ConfigError, UserError
+from recjax import sharding
+from recjax.errors import ConfigError, Preempted, UserError
 from recjax.models import codes, kmeans, rqvae
-from recjax.training import optim
+from recjax.training import checkpoint, guards, optim
 
 GROUPS = 10  # LETTER: groups of codes that are drawn together
 
@@ -35,41 +36,92 @@ NONE = Letter()
 def fit(work, cfg, how, x, seed, letter=NONE, partners=None):
   """Trains an RQ-VAE and keeps the parameters with the fewest items that share their codes.
 
-  cfg: rqvae.Config. how: steps, batch, look_every (steps), revive, and what `optim.make` reads.
-  x: (N, d) float32. letter: weights of LETTER's terms; partners: (N, E) collaborative vectors that
-  its first one contrasts with. -> params, {'step', 'collision_rate'} of the kept ones
-  Raises ConfigError for partners of another width, UserError where the loss is no number.
+  cfg: rqvae.Config. how: steps, batch, look_every and save_every (steps; a checkpoint is written at
+  looks alone), revive, and what `optim.make` reads. x: (N, d) float32. letter: weights of LETTER's
+  terms; partners: (N, E) collaborative vectors that its first one contrasts with. -> params,
+  {'step', 'collision_rate'} of the kept ones, the first of equals.
+  Steps depend on their number and the seed alone, so a run that was killed ends bit for bit where
+  an uninterrupted one ends.
+  Raises ConfigError for partners of another width or cadences below 1, UserError where the loss is
+  no number.
   """
   if letter.collaborative and (partners is None or partners.shape[1] != cfg.width):
     raise ConfigError(f'tokenizer.collaborative contrasts codes of width {cfg.width} with '
                       'collaborative vectors of that width; make tokenizer.width and '
                       'vectors.model.width equal')
-  x, key = jnp.asarray(x), jax.random.key(seed)
+  if min(how.look_every, how.save_every) < 1:
+    raise ConfigError(f'tokenizer.look_every={how.look_every} and save_every={how.save_every} '
+                      'count steps; each must be 1 or more')
+  x, key, tx = jnp.asarray(x), jax.random.key(seed), optim.make(how, how.steps)
+  partners = x[:, :0] if partners is None else jnp.asarray(partners)
+  with checkpoint.open_checkpoints(work.checkpoints()) as saved, guards.holding():
+    done, tree = resumed(saved, work, functools.partial(begin, cfg, tx, x, key))
+    work.drop_metrics(work.current, done)
+    with work.progress('tokenizer', how.steps, done) as advance, \
+        guards.watch(work, work.guards.watchdog) as beat:
+      while done < how.steps:
+        before, done = done, min(done + how.look_every, how.steps)
+        groups = _groups(cfg, tree['params'], seed + done) if letter.diversity else None
+        params, opt, loss, recon = _steps(
+            cfg, tx, done - before, min(how.batch, len(x)), letter, tree['params'], tree['opt'], x,
+            partners, groups, jax.random.fold_in(key, done + 2))
+        tree = looked(work, cfg, x, {**tree, 'params': params, 'opt': opt}, done, loss, recon)
+        beat()
+        if how.revive and done < 0.8 * how.steps:
+          params, opt = revive(cfg, params, opt, x)
+          tree.update(params=params, opt=opt)
+        leave, last = guards.asked(), done == how.steps
+        if leave or last or done // how.save_every > before // how.save_every:
+          checkpoint.save(saved, done, spread(tree, work.mesh))
+        if leave and not last:
+          work.say(f'    SIGTERM: saving step {done:,}')
+          raise Preempted
+        advance(done - before, f'collisions {float(tree["rate"]):.2%} at best')
+  return tree['best'], {'step': int(tree['at']), 'collision_rate': round(float(tree['rate']), 6)}
+
+
+def begin(cfg, tx, x, key):
+  """Everything that a checkpoint holds, before the first step."""
   params = rqvae.seed_codes(cfg, rqvae.init(cfg, jax.random.fold_in(key, 0)), x[_some(key, len(x))],
                             jax.random.fold_in(key, 1))
-  tx = optim.make(how, how.steps)
-  opt, best = tx.init(params), (np.inf, 0, params)
-  steps = min(how.look_every, how.steps)
-  partners = x[:, :0] if partners is None else jnp.asarray(partners)
-  run = functools.partial(_steps, cfg, tx, steps, min(how.batch, len(x)), letter)
-  with work.progress('tokenizer', how.steps) as advance:
-    for done in range(steps, how.steps + 1, steps):
-      groups = _groups(cfg, params, seed + done) if letter.diversity else None
-      params, opt, loss, recon = run(params, opt, x, partners, groups,
-                                     jax.random.fold_in(key, done + 2))
-      if not np.isfinite(loss):
-        raise UserError(f'the loss of the tokenizer became {loss} before step {done}; lower '
-                        'tokenizer.lr and run again')
-      found = codes.health(rqvae.codes_of(cfg, params, x), cfg.size)
-      work.record(done, {
-          'loss': float(loss), 'recon': float(recon), 'collision_rate': found['collision_rate'],
-          **{f'usage_{level + 1}': u for level, u in enumerate(found['usage'])}})
-      if found['collision_rate'] < best[0]:
-        best = (found['collision_rate'], done, params)
-      if how.revive and done < 0.8 * how.steps:
-        params, opt = revive(cfg, params, opt, x)
-      advance(steps, f'collisions {found["collision_rate"]:.2%}')
-  return best[2], {'step': best[1], 'collision_rate': best[0]}
+  return {'params': params, 'opt': tx.init(params), 'best': params, 'rate': np.float32(np.inf),
+          'at': np.int32(0)}
+
+
+def resumed(saved, work, start):
+  """The newest whole checkpoint, or what `start` makes. -> steps done, tree as of `begin`
+
+  Every process holds the tree whole, as `_steps` works on one device.
+  """
+  everywhere = jax.NamedSharding(work.mesh, jax.P())
+  shapes = jax.eval_shape(start)
+  done, tree = checkpoint.restore(saved, checkpoint.abstract(
+      shapes, jax.tree.map(lambda _: everywhere, shapes)), work.say)
+  if tree is None:
+    return 0, start()
+  work.say(f'    going on from step {done:,}')
+  return done, jax.tree.map(jnp.asarray, sharding.fetch(tree))
+
+
+def spread(tree, mesh):
+  """The tree as several processes write it together."""
+  everywhere = jax.NamedSharding(mesh, jax.P())
+  return jax.tree.map(lambda leaf: sharding.spread(leaf, everywhere), tree)
+
+
+def looked(work, cfg, x, tree, done, loss, recon):
+  """Records a look at the codes; parameters that are better than ever become the best. -> tree"""
+  if not np.isfinite(loss):
+    raise UserError(f'the loss of the tokenizer became {loss} before step {done}, of which nothing '
+                    'is kept; lower tokenizer.lr and run again, which trains it anew')
+  found = codes.health(rqvae.codes_of(cfg, tree['params'], x), cfg.size)
+  work.record(done, {
+      'loss': float(loss), 'recon': float(recon), 'collision_rate': found['collision_rate'],
+      **{f'usage_{level + 1}': u for level, u in enumerate(found['usage'])}})
+  rate = np.float32(found['collision_rate'])  # as a checkpoint holds it, so that equals stay equal
+  if rate < tree['rate']:
+    tree = {**tree, 'best': tree['params'], 'rate': rate, 'at': np.int32(done)}
+  return tree
 
 
 def _some(key, n, most=20_000):

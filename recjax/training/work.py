@@ -22,7 +22,9 @@ from recjax.errors import DataError, WorkdirError
 from recjax.training import parts
 from recjax.training.guards import Guards
 
-SMALL_FILE = 64 << 20  # files up to this size are fingerprinted by content, larger ones by size
+SMALL_FILE = 64 << 20  # files up to this size are fingerprinted by all of their content
+PIECES = '.pieces'  # what a stage keeps in its folder to go on with; gone when the stage is done
+BLOCK, BLOCKS = 1 << 16, 256  # larger ones by their size and so many pieces, evenly spread
 
 
 def write_atomic(path, text):
@@ -61,21 +63,31 @@ def describe(value):
   if isinstance(value, (list, tuple)):
     return [describe(v) for v in value]
   if isinstance(value, np.ndarray):
-    return {'array': hashlib.sha256(value.tobytes()).hexdigest(), 'shape': list(value.shape)}
+    return {'array': hashlib.sha256(value.tobytes()).hexdigest(), 'shape': list(value.shape),
+            'dtype': str(value.dtype)}
   if value is None or isinstance(value, (str, int, float, bool)):
     return value
   raise TypeError(f'a stage cannot depend on {type(value)}: give it a fingerprint attribute')
 
 
 def describe_path(path):
-  """A finished stage by its own fingerprint, a file by content, a folder by its files."""
+  """A finished stage by its own fingerprint, a file by content, a folder by its files.
+
+  Of files above SMALL_FILE pieces are read, so weights that were trained further are others.
+  """
   done = read_json(path / 'DONE.json') if path.is_dir() else None
   if done:
     return {'stage': done['fingerprint']}
   if path.is_dir():
     return {p.name: describe_path(p) for p in sorted(path.iterdir())}
-  if path.stat().st_size > SMALL_FILE:
-    return {'bytes': path.stat().st_size}
+  size = path.stat().st_size
+  if size > SMALL_FILE:
+    found = hashlib.sha256()
+    with open(path, 'rb') as f:
+      for at in np.linspace(0, size - BLOCK, BLOCKS, dtype=np.int64):
+        f.seek(int(at))
+        found.update(f.read(BLOCK))
+    return {'bytes': size, 'pieces': found.hexdigest()}
   return {'sha256': hashlib.sha256(path.read_bytes()).hexdigest()}
 
 
@@ -180,6 +192,7 @@ class Work:
     elif not self.first:
       await_file(partial / 'DONE.json')
     self.current, self.folder = '', None
+    shutil.rmtree(mine / PIECES, ignore_errors=True)
     seconds = round(time.monotonic() - start, 1)
     if self.first:
       write_json(partial / 'DONE.json', {

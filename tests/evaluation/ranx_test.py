@@ -1,4 +1,4 @@
-"""Metrics equal those of ranx on identical lists; needs `pip install ranx`, else it is skipped."""
+"""Metrics equal those of ranx on identical lists; skipped where it (recjax[parity]) is missing."""
 import importlib.util
 
 import numpy as np

@@ -118,10 +118,10 @@ class GpuBoxTest(absltest.TestCase):
 
   def test_a_hung_run_is_started_again_and_a_failed_one_is_not(self):
     process, room = self.box('echo x >>ROOM/starts; [ $(wc -l <ROOM/starts) -ge 3 ] || exit 75\n')
-    self.assertEqual(process.wait(20), 0)
+    self.assertEqual(process.wait(120), 0)
     self.assertLen((room / 'starts').read_text().split(), 3)
     process, room = self.box('echo x >>ROOM/starts; exit 2\n')
-    self.assertEqual(process.wait(20), 2)
+    self.assertEqual(process.wait(120), 2)
     self.assertLen((room / 'starts').read_text().split(), 1)
 
   def test_sigterm_reaches_the_run_and_its_code_comes_back(self):
@@ -131,7 +131,7 @@ class GpuBoxTest(absltest.TestCase):
     while not (room / 'up').exists():
       time.sleep(0.05)
     process.send_signal(signal.SIGTERM)
-    self.assertEqual(process.wait(20), 143)
+    self.assertEqual(process.wait(120), 143)
     self.assertTrue((room / 'saved').exists())
 
 
@@ -142,7 +142,7 @@ class LocalTest(absltest.TestCase):
     jobs = [subprocess.Popen([sys.executable, '-c', code.format(i)]) for i in range(3)]
     start = time.monotonic()
     self.assertEqual(local().supervise(jobs), 3)
-    self.assertLess(time.monotonic() - start, 20)
+    self.assertLess(time.monotonic() - start, 50)  # before they end by themselves
     self.assertTrue(all(j.poll() is not None for j in jobs))
 
   def data(self, room):

@@ -25,6 +25,7 @@ from recjax.serving import models
 from recjax.text import tokens
 from recjax.training import backbone
 from recjax.training import work as works
+from tests import devices as several
 from tests import later, told
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -151,9 +152,7 @@ class ToyTest(absltest.TestCase):
     cfg.train.epochs, cfg.optim.log_every = 3, 1
     base, llm_folder = (works.find_stage(self.path, name) for name in ('base-tags', 'llm'))
     for count in (1, 8):
-      mesh = jax.sharding.Mesh(np.array(jax.devices()[:count]).reshape(1, count, 1),
-                               ('data', 'fsdp', 'model'),
-                               axis_types=(jax.sharding.AxisType.Auto,) * 3)
+      mesh = several.mesh(data=1, fsdp=count, model=1)
       with works.open_work(self.folder / f'devices-{count}', {}, mesh) as work, \
           contextlib.redirect_stdout(io.StringIO()):
         work.stage('tune', tune.stage, tune.settings(cfg), None, base, llm_folder)
@@ -279,7 +278,7 @@ t.run(t.toy_config({str(self.folder / 'toy')!r}), {str(path)!r})
     cfg.decode.stop_at_line_end = True
     cfg = generate.settings(cfg)
     tags = self.file('base-tags', 'base_tags.json')
-    mesh = sharding.make_mesh({'data': 1, 'model': jax.device_count()})
+    mesh = several.mesh(data=1, model=8)
     model, params, tokenizer, adapter = backbone.load_adapted(
         works.find_stage(self.path, 'llm'), cfg.llm, works.find_stage(self.path, 'tune'), mesh)
     batches, prefix = generate.prompt_batches(tags, tokenizer, cfg, model.cfg)
@@ -307,7 +306,7 @@ t.run(t.toy_config({str(self.folder / 'toy')!r}), {str(path)!r})
     stages = [works.find_stage(self.path, s) for s in ('llm', 'tune')]
     found = []
     for devices in (1, 4):
-      mesh = sharding.make_mesh({'data': devices, 'model': jax.device_count() // devices})
+      mesh = several.mesh(data=devices, model=8 // devices)
       model, params, tokenizer, adapter = backbone.load_adapted(stages[0], cfg.llm, stages[1], mesh)
       batches, prefix = generate.prompt_batches(tags, tokenizer, cfg, model.cfg)
       items, ids, lengths = batches[0]

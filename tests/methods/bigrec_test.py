@@ -14,10 +14,12 @@ from absl.testing import absltest, parameterized
 from ml_collections import ConfigDict
 
 from recjax import recommend
+from recjax.data import splits
 from recjax.data.formats import bigrec as files
+from recjax.decoding import grounding
 from recjax.errors import ConfigError, DataError
 from recjax.methods import bigrec
-from recjax.methods.bigrec import assist, decode, evaluate, plan, prompts, samples
+from recjax.methods.bigrec import assist, decode, evaluate, ground, plan, prompts, samples
 from recjax.methods.bigrec import generate as gen
 from recjax.models import huggingface, llm
 from recjax.text import tokens
@@ -70,6 +72,75 @@ def run(cfg, path):
   results = json.loads((path / 'results.json').read_text())
   told.check(results)
   return results
+
+
+class PullTest(parameterized.TestCase):
+  """Lists and ranks by the paper's score: the normalised distance times (1 + W) ** -gamma, small
+  first (BIGRec, arXiv 2308.08434, section 3.2), in plain numpy."""
+
+  def setUp(self):
+    super().setUp()
+    rng = np.random.default_rng(0)
+    self.n, self.vectors = 40, rng.normal(size=(40, 6))
+    self.items = grounding.catalogue(self.vectors)
+    self.counts = rng.integers(0, 30, 40)
+    self.popular = grounding.popularity(self.counts)
+    self.queries = self.vectors[:9] + rng.normal(size=(9, 6)).astype(np.float32)
+    self.table = rng.normal(size=(41, 40)).astype(np.float32)
+    rows = [rng.permutation(np.arange(1, 41))[:3] for _ in range(9)]
+    self.cases = splits.Cases(np.arange(9), (np.concatenate(rows).astype(np.int32), np.arange(
+        0, 28, 3)), rng.integers(1, 41, 9).astype(np.int32))
+
+  def score(self, items, offsets):
+    return self.table[np.asarray(items)[np.asarray(offsets)[1:] - 1]]
+
+  def want(self, kind, gamma, case):
+    """The score of all items, the smallest first."""
+    far = np.sqrt(((self.queries[case] - self.vectors) ** 2).sum(-1))
+    scaled = lambda x: (x - x.min()) / (x.max() - x.min())  # noqa: E731
+    weight = {'none': np.zeros(self.n), 'pop': scaled(self.counts / self.counts.sum()),
+              'cf': scaled(self.table[self.cases.history(case)[-1]].astype(np.float64))}[kind]
+    return scaled(far) * (1 + weight) ** -gamma
+
+  @parameterized.parameters(('none', 0.0), ('pop', 0.0), ('pop', 1.0), ('pop', 9.0), ('cf', 0.5),
+                            ('cf', 20.0), ('pop', 100.0))
+  def test_lists_are_in_the_order_of_the_papers_score(self, kind, gamma):
+    for mask in (False, True):
+      found, scores = ground.top(self.items, self.popular, self.score, self.queries, self.cases,
+                                 self.n, 12, kind, gamma, mask)
+      for case in range(9):
+        value = self.want(kind, gamma, case)
+        value[self.cases.history(case)[:3 * mask] - 1] = np.inf
+        order = np.argsort(value, kind='stable')[:12]
+        self.assertEqual(found[case].tolist(), (order + 1).tolist())
+        np.testing.assert_allclose(scores[case], 1 - value[order], atol=2e-5)
+
+  def test_a_strong_pull_brings_popular_items_up(self):
+    mean = [self.counts[ground.top(self.items, self.popular, self.score, self.queries, self.cases,
+                                   self.n, 5, 'pop', gamma, False)[0] - 1].mean()
+            for gamma in (0., 3., 30.)]
+    self.assertEqual(mean, sorted(mean))
+    self.assertGreater(mean[2], mean[0] + 5)
+
+  def test_ranks_of_all_gammas_are_places_in_those_lists(self):
+    cfg = ConfigDict({'ground': {'step': .5, 'most': 3}, 'judge': {
+        'valid_most': 0, 'test_most': 0}, 'seed': 0})
+    data = types.SimpleNamespace(catalog=range(self.n), cases=types.SimpleNamespace(
+        known=types.SimpleNamespace(items=np.repeat(np.arange(1, 41), self.counts)),
+        valid=self.cases, test=self.cases))
+    folder = pathlib.Path(self.create_tempdir().full_path)
+    for name, x in (('items', self.vectors), ('valid', self.queries), ('test', self.queries)):
+      np.save(folder / f'{name}.npy', x)
+    with works.open_work(folder / 'run', {}) as work, mock.patch.multiple(
+        ground, samples=mock.Mock(held=lambda *_: np.arange(9), masked=lambda *_: False),
+        assist=mock.Mock(scorer=lambda *_: self.score)):
+      found = ground.rank_all(work, cfg, data, folder, None)[0]
+    for kind in ground.KINDS:
+      self.assertEqual(found['test'][kind].shape, (5, 9))
+      for gamma, ranks in zip((0, .5, 1, 2, 3), found['test'][kind]):
+        for case in range(9):
+          value = self.want(kind, gamma, case)
+          self.assertEqual(ranks[case], (value < value[self.cases.targets[case] - 1]).sum())
 
 
 class RingTest(absltest.TestCase):

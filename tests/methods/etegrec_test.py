@@ -1,6 +1,8 @@
 """The whole path of semantic IDs on a tiny shop: stages, lists, interests, resume, the face."""
+import functools
 import json
 import pathlib
+from unittest import mock
 
 import jax
 import numpy as np
@@ -13,10 +15,11 @@ from recjax import recommend
 from recjax.data.catalog import load_data
 from recjax.errors import ConfigError, DataError, UserError
 from recjax.methods import etegrec
-from recjax.methods.etegrec import ids, interests, rows, tune, vectors
+from recjax.methods.etegrec import evaluate, ids, interests, rows, tune, vectors
 from recjax.methods.etegrec import later as later_ids
+from recjax.training import shards
 from recjax.training.work import Work, find_stage, open_work, read_json
-from tests import later, told
+from tests import devices, later, told
 from tests.methods.llmemb_test import random_decoder
 
 USERS, ITEMS = 120, 24
@@ -56,8 +59,7 @@ def small(cfg, data):
 
 
 def run(cfg, folder):
-  mesh = jax.sharding.Mesh(np.array(jax.devices()[:2]).reshape(2, 1, 1), tuple(cfg.mesh),
-                           axis_types=(jax.sharding.AxisType.Auto,) * 3)
+  mesh = devices.mesh(data=2, fsdp=1, model=1)
   with open_work(folder, {'config': cfg.to_dict(), 'facts': {
       'devices': 'cpu', 'versions': {}, 'revision': '', 'overrides': {}, 'command': ''}},
                  mesh) as work:
@@ -151,8 +153,7 @@ class WholeTest(parameterized.TestCase):
     cfg.align.warm = 1
     shop, curves = load_data(cfg.data), []
     for count in (1, 8):
-      mesh = jax.sharding.Mesh(np.array(jax.devices()[:count]).reshape(count, 1, 1),
-                               tuple(cfg.mesh), axis_types=(jax.sharding.AxisType.Auto,) * 3)
+      mesh = devices.mesh(data=count, fsdp=1, model=1)
       with open_work(self.create_tempdir().full_path, {}, mesh) as work:
         work.console = Console(quiet=True)
         if count == 1:
@@ -168,6 +169,7 @@ class WholeTest(parameterized.TestCase):
     cfg = small(etegrec_scientific.get_config('fusion=none'), data)
     cfg.train.update(epochs=3, save_every=1)
     cfg.finetune.epochs = 0
+    cfg.decode.batch = 48
     whole, broken = self.create_tempdir().full_path, self.create_tempdir().full_path
     run(cfg, whole)
     original = tune.judged
@@ -180,7 +182,25 @@ class WholeTest(parameterized.TestCase):
         run(cfg, broken)
     finally:
       tune.judged = original
-    run(cfg, broken)
+    calls, kept = [], shards.kept
+
+    def counted(stop, work, name, make):
+      def once():
+        if len(calls) == stop:
+          raise UserError('killed')
+        calls.append(name)
+        return make()
+      return kept(work, name, once)
+    with mock.patch.object(evaluate, 'PIECE', 1):
+      with mock.patch.object(shards, 'kept', functools.partial(counted, 1)), \
+          self.assertRaisesRegex(UserError, 'killed'):
+        run(cfg, broken)
+      with mock.patch.object(shards, 'kept', functools.partial(counted, 99)):
+        run(cfg, broken)
+    self.assertEqual(calls, ['seed-0-0', 'seed-0-48', 'seed-0-96'])
+    for name in ('ranks.parquet', 'predictions.parquet'):
+      self.assertEqual((pathlib.Path(whole) / name).read_bytes(),
+                       (pathlib.Path(broken) / name).read_bytes())
     one, other = (dict(np.load(find_stage(f, 'train') / 'model.npz')) for f in (whole, broken))
     self.assertCountEqual(one, other)
     for name in one:

@@ -19,6 +19,7 @@ from recjax.models import seqrec
 from recjax.sharding import make_mesh
 from recjax.training import encoder, item_losses, sequential
 from recjax.training import work as works
+from tests import devices
 
 ROOT = pathlib.Path(__file__).parents[2]
 RULES = prompts.RULES['any']
@@ -193,8 +194,7 @@ class ScftTest(parameterized.TestCase):
     want, grads = self.loss()
     for parts in (1, 3):
       self.cfg.scft.parts = parts
-      got, many = self.loss(jax.make_mesh(
-          (4,), ('data',), devices=jax.devices()[:4], axis_types=(jax.sharding.AxisType.Auto,)))
+      got, many = self.loss(devices.mesh(data=4))
       np.testing.assert_allclose(got, want, rtol=1e-5)
       np.testing.assert_allclose(many['lora'], grads['lora'], atol=1e-4)
     self.assertLen(scft.ViewBatches(Reader(), self.texts, self.cfg, 4)[0]['mask'], 12)
@@ -314,8 +314,7 @@ class RatTest(parameterized.TestCase):
     model = sequential.model_config(cfg, 9)
     vectors, aim = self.vectors(9), self.vectors(9, 8)
     seqs = jnp.array([[0, 0, 3, 4, 5], [1, 2, 3, 9, 8], [0, 0, 0, 7, 2], [0, 6, 1, 2, 4]])
-    mesh = make_mesh({'data': 1, 'model': -1}) if len(jax.devices()) == 1 else jax.sharding.Mesh(
-        np.array(jax.devices()[:1]).reshape(1, 1), ('data', 'model'))
+    mesh = devices.mesh(data=1, model=1)
     loss = functools.partial(sequential.loss_of, cfg, model, mesh, 8, 128)
     init, total = rat.teach(cfg, 6, model, loss, 128)
     params, key = init(jax.random.key(0)), jax.random.key(1)
@@ -335,7 +334,7 @@ class RatTest(parameterized.TestCase):
     model = sequential.model_config(cfg, 5000)
     vectors, aim = self.vectors(5000), self.vectors(5000, 8)
     seqs = jnp.asarray(np.random.default_rng(0).integers(1, 5001, (4, 5)))
-    mesh = jax.sharding.Mesh(np.array(jax.devices()[:1]).reshape(1, 1), ('data', 'model'))
+    mesh = devices.mesh(data=1, model=1)
     loss = functools.partial(sequential.loss_of, cfg, model, mesh, 8, 128)
     init, total = rat.teach(cfg, 6, model, loss, 128)
     params, key = init(jax.random.key(0)), jax.random.key(1)

@@ -18,7 +18,7 @@ from recjax.models import huggingface, llm
 from recjax.text import tokens
 from recjax.training import sequential
 from recjax.training import work as works
-from tests import later, told
+from tests import devices, later, told
 
 ROOT = pathlib.Path(__file__).parents[2]
 CLUSTERS, ITEMS, USERS = 20, 200, 500
@@ -161,8 +161,7 @@ class WholeTest(absltest.TestCase):
     want = export.read_shards(folder)
     cfg = export.settings(self.cfg, 'tuned')
     cfg.export.update(shard=1000, budget=256, rungs=1)
-    mesh = jax.sharding.Mesh(np.array(jax.devices()).reshape(-1, 1), ('data', 'model'),
-                             axis_types=(jax.sharding.AxisType.Auto,) * 2)
+    mesh = devices.mesh(data=8, model=1)
     with works.open_work(tempfile.mkdtemp(), None, mesh) as work:
       again = work.stage('export', export.stage, cfg, works.find_stage(self.path, 'prompts'),
                          self.room / 'llm', works.find_stage(self.path, 'scft-tuned'))

@@ -31,7 +31,7 @@ from recjax.models import huggingface, llm
 from recjax.text import templates, tokens
 from recjax.training import backbone
 from recjax.training import work as works
-from tests import later, told
+from tests import devices, later, told
 
 ROOT = pathlib.Path(__file__).parents[2]
 TITLES = [f'{c} {t}' for c in ('red', 'blue', 'green') for t in (
@@ -70,13 +70,11 @@ def config(data, grounding='cgen', **changes):
 
 
 def one_device():
-  return jax.sharding.Mesh(np.array(jax.devices()[:1]).reshape(1, 1, 1), ('data', 'fsdp', 'model'),
-                           axis_types=(jax.sharding.AxisType.Auto,) * 3)
+  return devices.mesh(data=1, fsdp=1, model=1)
 
 
 def eight_devices():
-  return jax.sharding.Mesh(np.array(jax.devices()[:8]).reshape(4, 2, 1), ('data', 'fsdp', 'model'),
-                           axis_types=(jax.sharding.AxisType.Auto,) * 3)
+  return devices.mesh(data=4, fsdp=2, model=1)
 
 
 def run(cfg, path):

@@ -21,7 +21,7 @@ from recjax.models import seqrec
 from recjax.training import item_losses
 from recjax.training import sequential as train
 from recjax.training import work as works
-from tests import told
+from tests import devices, told
 
 ROOT = pathlib.Path(__file__).parents[2]
 
@@ -58,9 +58,7 @@ def dataset(rows, items):
 
 
 def mesh(ways=1):
-  return jax.sharding.Mesh(np.array(jax.devices()[:ways]).reshape(ways, 1, 1),
-                           ('data', 'fsdp', 'model'),
-                           axis_types=(jax.sharding.AxisType.Auto,) * 3)
+  return devices.mesh(data=ways, fsdp=1, model=1)
 
 
 def train_on(shop, cfg, folder, ways=1):
@@ -178,6 +176,49 @@ class LossTest(parameterized.TestCase):
     self.assertGreater(float(value), 0)
     self.assertLen(drawn, 1)
     np.testing.assert_allclose(drawn[0], 0, atol=1e-6)
+
+  @parameterized.parameters(
+      ('ce', False, 'batch', 'bert4rec'), ('chunked', False, 'batch', 'sasrec'),
+      ('bce', False, 'position', 'sasrec'), ('gbce', False, 'batch', 'bert4rec'),
+      ('sampled', False, 'position', 'bert4rec'), ('sampled', True, 'position', 'sasrec'),
+      ('sampled', True, 'batch', 'bert4rec'))
+  def test_losses_are_those_of_their_formulas(self, name, log_q, shared, kind):
+    """Full softmax; BCE (SASRec); gBCE (gSASRec, eq. 7 and 8); sampled softmax, whose scores of
+    negatives lose the log of how often each is expected among the drawn (logQ, Bengio 2008)."""
+    cfg, items, k = config(loss=name, model=kind), 50, 7
+    cfg.loss.update(negatives=k, shared=shared, exclude='target', log_q=log_q, t=.6, chunk=16)
+    model = train.model_config(cfg, items)
+    rng = np.random.default_rng(0)
+    params = {'output' if model.separate else 'items': rng.normal(size=(52, model.width))}
+    if kind == 'bert4rec':
+      params['bias'] = rng.normal(size=52)
+    params = jax.tree.map(jnp.float32, params)
+    states = jnp.float32(rng.normal(size=(6, model.width)))
+    goal, user = jnp.array([3, 50, 1, 7, 7, 20]), jnp.array([0, 0, 1, 1, 1, 2])
+    seqs, key = jnp.ones((3, 13), jnp.int32), jax.random.key(2)
+    got = train.item_loss(cfg.loss, model, mesh(), params, states, goal, seqs, user, key)
+
+    table = np.asarray(params['output' if model.separate else 'items'], np.float64)[1:items + 1]
+    every = np.asarray(states, np.float64) @ table.T
+    every += np.asarray(params['bias'], np.float64)[1:items + 1] if 'bias' in params else 0
+    drawn = np.asarray(train.negatives(cfg.loss, items, 6, 3, key))  # rows of the table
+    want = []
+    for at, target in enumerate(np.asarray(goal) - 1):
+      some = np.broadcast_to(drawn, (6, k))[at]
+      up, down = every[at, target], every[at, some[some != target]]
+      log1p = lambda x: np.logaddexp(0, x)  # noqa: E731
+      if name == 'bce':
+        want.append(log1p(-up) + log1p(down).sum())
+      elif name == 'gbce':
+        share = k / (items - 1)
+        power = share * (.6 * (1 - 1 / share) + 1 / share)
+        want.append((power * log1p(-up) + log1p(down).sum()) / (k + 1))
+      elif name == 'sampled':
+        down = down - np.log(k / items) * log_q
+        want.append(np.logaddexp.reduce([up, *down]) - up)
+      else:
+        want.append(np.logaddexp.reduce(every[at]) - up)
+    np.testing.assert_allclose(got, want, rtol=2e-5, atol=1e-5)
 
   def test_excluded_negatives(self):
     drawn = jnp.array([1, 2, 3])

@@ -11,6 +11,7 @@ from jax.sharding import PartitionSpec as P
 from recjax.errors import ConfigError
 from recjax.models import llm, lora, rope
 from recjax.sharding import make_mesh, shardings
+from tests import devices
 
 TINY = llm.Config(vocab=48, width=32, layers=2, heads=4, kv_heads=2, head_dim=8, ffn=40,
                   qkv_bias=True, qk_norm=True)
@@ -179,8 +180,7 @@ class VariantTest(parameterized.TestCase):
     step = jax.jit(jax.value_and_grad(loss, has_aux=True))
     (_, expected), wanted = step(adapters, params, tokens)
     for shape in ((2, 1, 1), (2, 2, 2), (1, 4, 2)):
-      mesh = jax.make_mesh(shape, ('data', 'fsdp', 'model'), devices=jax.devices()[:np.prod(shape)],
-                           axis_types=(jax.sharding.AxisType.Auto,) * 3)
+      mesh = devices.mesh(**dict(zip(('data', 'fsdp', 'model'), shape)))
       with jax.set_mesh(mesh):
         put = [jax.device_put(t, shardings(t, llm.RULES, mesh)) for t in (adapters, params)]
         rows = jax.device_put(tokens, jax.NamedSharding(mesh, P(('data', 'fsdp'))))

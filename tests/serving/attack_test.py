@@ -13,12 +13,13 @@ from recjax.serving.service import Service, Settings
 from recjax.serving.stock import Shelves
 from tests.methods import reclm_replies_test
 from tests.serving import shopkeeper
+from tests.serving.shopkeeper import LONG
 from tests.serving.stream_test import until
 
 
 def raw(url, line, *heads):
   """A request that is sent as it is. -> status, all that came"""
-  with socket.create_connection(('127.0.0.1', int(url.rpartition(':')[2])), timeout=20) as pipe:
+  with socket.create_connection(('127.0.0.1', int(url.rpartition(':')[2])), timeout=LONG) as pipe:
     lines = [f'{line} HTTP/1.1', 'Host: 127.0.0.1', 'Connection: close', *heads, '', '']
     pipe.sendall('\r\n'.join(lines).encode('latin1'))
     found = until(pipe, None)

@@ -23,7 +23,8 @@ class InterestsTest(parameterized.TestCase):
     asked = interests.question([42, 45], shopkeeper.CATALOG.columns)[-1]['content']
     with llm_api_test.serving({asked: [step]}) as server:
       http = app_test.client(interests_url=f'http://127.0.0.1:{server.server_port}/v1',
-                             interests_model='m', interests_seconds=0.5)
+                             interests_model='m',
+                             interests_seconds=0.5 if 'wait' in step else 5)
       found = http.post('/v1/interests', json={'history': ['i41', 'i44']}).json()
     self.assertEqual(found['source'], source)
     self.assertIn(note, found['note'])
@@ -37,7 +38,7 @@ class InterestsTest(parameterized.TestCase):
       port = free.getsockname()[1]
     shop = shopkeeper.service(interests_url=f'http://127.0.0.1:{port}/v1', interests_model='m',
                               interests_seconds=0.5)
-    with shopkeeper.listening(shop) as url, httpx.Client(base_url=url, timeout=20) as http:
+    with shopkeeper.listening(shop) as url, httpx.Client(base_url=url, timeout=60) as http:
       http.get('/shop/state')
       http.post('/shop/history', json={'item': 'i41'})
       with http.stream('GET', '/shop/events') as answer:

@@ -16,6 +16,7 @@ from recjax.serving.service import Service, Settings
 from recjax.serving.stock import Shelves
 
 N = 60
+LONG = 60  # seconds after which what is waited for will not come
 HOSTILE = {7: '<script>document.title="owned"</script><img src=x onerror=alert(1)>',
            8: '\u202eretsaot \u05e9\u05dc\u05d5\u05dd \u0645\u0631\u062d\u0628\u0627',
            9: '\U0001f469\U0001f3fd\u200d\U0001f52c tent \U0001f3d5\ufe0f', 10: 'long ' * 20_000}
@@ -96,19 +97,41 @@ class Talker:
     pass
 
 
+class Hold:
+  """Holds callers until `go` is set. count: how many have come so far."""
+
+  def __init__(self):
+    self.go, self.count, self.lock = threading.Event(), 0, threading.Lock()
+
+  def __call__(self, *given):
+    with self.lock:
+      self.count += 1
+    self.go.wait(LONG)
+
+
+def settled(check, seconds=LONG):
+  """Whether something comes true in time; a test waits for it, however busy the machine is."""
+  end = time.monotonic() + seconds
+  while not check() and time.monotonic() < end:
+    time.sleep(0.01)
+  return check()
+
+
 def shelves(path=None):
   return Shelves(CATALOG, np.arange(N, 0, -1), path)
 
 
-def service(path=None, together=True, slow=0.0, **settings):
-  """A Service of two models on one catalogue: `ring` has tags, `talk` converses."""
+def service(path=None, together=True, hold=None, **settings):
+  """A Service of two models on one catalogue: `ring` has tags, `talk` converses. hold: called
+  before each batch of `ring` is answered."""
   face, shelf = ranking.recommender(follow, CATALOG), shelves(path)
 
-  def slowly(*given):
-    time.sleep(slow)
+  def held(*given):
+    if hold:
+      hold()
     return face(*given)
-  slowly.rows = True
-  ring = models.Model('ring', 'sequential', slowly, shelf, together=together)
+  held.rows = True
+  ring = models.Model('ring', 'sequential', held, shelf, together=together)
   talk = models.Model('talk', 'reclm', face, shelf, Talker())
   ring.tags = {i: [('tall', 3), ('red', 1)] for i in CATALOG.ids}
   for model in (ring, talk):
@@ -131,5 +154,5 @@ def listening(shop):
   finally:
     shop.closing = True
     found.should_exit = True
-    thread.join(30)
+    thread.join(LONG)
     shop.close()

@@ -4,12 +4,12 @@ import contextlib
 import json
 import socket
 import threading
-import time
 
 from absl.testing import absltest, parameterized
 
 from recjax.errors import DataError
 from tests.serving import shopkeeper
+from tests.serving.shopkeeper import LONG, settled
 
 ASK = {'messages': [{'role': 'user', 'content': 'some words'}], 'stream': True, 'model': 'talk'}
 
@@ -17,7 +17,7 @@ ASK = {'messages': [{'role': 'user', 'content': 'some words'}], 'stream': True, 
 def sent(url, body=ASK, path='/v1/chat/completions'):
   """A connection on which a request was sent."""
   data = json.dumps(body).encode()
-  pipe = socket.create_connection(('127.0.0.1', int(url.rpartition(':')[2])), timeout=20)
+  pipe = socket.create_connection(('127.0.0.1', int(url.rpartition(':')[2])), timeout=LONG)
   pipe.sendall(b'POST %s HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\n'
                b'Content-Length: %d\r\n\r\n%s' % (path.encode(), len(data), data))
   return pipe
@@ -31,21 +31,13 @@ def until(pipe, what):
   return found
 
 
-def settled(check, seconds=10):
-  """Whether something comes true in time."""
-  end = time.monotonic() + seconds
-  while not check() and time.monotonic() < end:
-    time.sleep(0.01)
-  return check()
-
-
 class StreamTest(parameterized.TestCase):
 
   def setUp(self):
     super().setUp()
     self.shop = shopkeeper.service()
     self.talker, self.go = self.shop.models['talk'].talk, threading.Event()
-    self.talker.before = lambda: self.go.wait(10)
+    self.talker.before = lambda: self.go.wait(LONG)
 
   def test_the_first_words_come_before_the_others_are_made(self):
     with shopkeeper.listening(self.shop) as url:
@@ -108,7 +100,7 @@ class StreamTest(parameterized.TestCase):
         pipe.shutdown(side)
         self.assertIn(until(pipe, b'}')[9:12], (b'', b'200'))
         pipe.close()
-      part = socket.create_connection(('127.0.0.1', int(url.rpartition(':')[2])), timeout=20)
+      part = socket.create_connection(('127.0.0.1', int(url.rpartition(':')[2])), timeout=LONG)
       part.sendall(b'POST /v1/recommend HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: 9\r\n\r\n{')
       part.shutdown(socket.SHUT_WR)
       self.assertEqual(until(part, b'}')[9:12], b'')

@@ -13,6 +13,7 @@ import sys
 import tempfile
 import threading
 import time
+from unittest import mock
 
 from absl.testing import absltest, parameterized
 
@@ -40,7 +41,7 @@ class Server(http.server.ThreadingHTTPServer):
     super().__init__(('127.0.0.1', 0), Handler)
     self.script, self.asked, self.lock = script or {}, collections.Counter(), threading.Lock()
     self.times, self.keys, self.busy, self.busiest, self.wait = [], set(), 0, 0, 0.
-    self.release = threading.Event()
+    self.release, self.crowd, self.crowded = threading.Event(), 0, threading.Event()
 
   def handle_error(self, *_):
     pass  # clients that hang up are part of the tests
@@ -60,7 +61,11 @@ class Handler(http.server.BaseHTTPRequestHandler):
       server.busiest = max(server.busiest, server.busy)
       steps = server.script.get(text, [])
       step = steps.pop(0) if len(steps) > 1 else steps[0] if steps else {}
+      if server.busy >= server.crowd:
+        server.crowded.set()
     try:
+      if server.crowd:  # nobody is answered before so many are here, and then for a moment more
+        server.crowded.wait(20)
       server.release.wait(step.get('wait', server.wait))
     finally:
       with server.lock:
@@ -140,6 +145,25 @@ class AnswersTest(ApiCase):
     self.assertEqual({name: second[name] for name in names}, first)
     self.assertEqual(steps[-1], (20, 20))
 
+  @parameterized.parameters(1, 3, 4)
+  def test_as_many_as_concurrency_says_are_under_way_no_more_and_no_fewer(self, most):
+    held, hold = [], llm_api._Ledger.hold
+
+    def seen(ledger, cost):
+      good = hold(ledger, cost)
+      held.append(ledger.held)
+      return good
+    with serving() as server, mock.patch.object(llm_api._Ledger, 'hold', seen):
+      server.crowd, server.wait = most, .05
+      names = [f'item {i:02d}' for i in range(12)]
+      prices = dict(max_cost=1e9, price_in=1., price_out=1.)
+      self.run_job(server, ask(*names), concurrency=most, timeout=60., **prices)
+      self.assertEqual(server.busiest, most)
+      api = config(server, **prices)
+      job = llm_api._Job(api, '', None)
+      cost = job.ledger.price_of(job.ledger.worst(job._body(ask(names[0])[names[0]])))
+    self.assertAlmostEqual(max(held), most * cost)  # money is put aside for those alone
+
   def test_equal_requests_under_two_names_are_asked_once(self):
     with serving() as server:
       messages = ask('x')['x']
@@ -158,11 +182,14 @@ class AnswersTest(ApiCase):
 class FaultsTest(ApiCase):
 
   def test_pauses_asked_for_in_seconds_or_as_a_date_are_kept(self):
-    soon = email.utils.formatdate(time.time() + 2, usegmt=True)
-    for code, value, least in ((429, '0.3', .3), (503, soon, .5), (429, '-5', 0)):
+    for code, value, least in ((429, '0.3', .3), (503, 'date', 0), (429, '-5', 0)):
+      moment = int(time.time()) + 2 if value == 'date' else 0
+      if moment:
+        value = email.utils.formatdate(moment, usegmt=True)
       with serving({'x': [dict(status=code, headers={'Retry-After': value}), {}]}) as server:
         self.assertNotEmpty(self.run_job(server, ask('x'), retries=1)['x'].texts)
         self.assertGreaterEqual(server.times[1] - server.times[0], least)
+        self.assertGreaterEqual(time.time(), moment)
       self.journal.unlink()
 
   def test_a_pause_of_hours_ends_the_job_with_advice(self):
@@ -176,7 +203,7 @@ class FaultsTest(ApiCase):
 
   @parameterized.parameters(
       dict(step=dict(status=500), kind='server_error'),
-      dict(step=dict(wait=9.), kind='timeout', timeout=.2),
+      dict(step=dict(wait=60.), kind='timeout', timeout=1.),
       dict(step=dict(body='{"choices": [{"mess'), kind='malformed'),
       dict(step=dict(body='{"error": "odd"}'), kind='malformed'),
       dict(step=dict(body=reply(['1. a']), cut=30), kind='malformed'))
@@ -203,6 +230,12 @@ class FaultsTest(ApiCase):
     result, _ = self.one(dict(body=reply(['1. a', 'I cannot do that', '1. b'])))
     self.assertEqual(result.texts, ('1. a', '1. b'))
 
+  def test_the_allowed_share_of_failures_is_still_allowed(self):
+    with serving({'bad': [dict(status=400)], 'bad too': [dict(status=400)]}) as server:
+      self.run_job(server, ask('bad', 'a'), failure_ratio=.5)
+      with self.assertRaisesRegex(ServiceError, '2 of 3'):
+        self.run_job(server, ask('bad', 'bad too', 'a'), failure_ratio=.5)
+
   def test_too_many_failures_are_an_error_after_all_else_is_answered(self):
     with serving({'bad': [dict(status=400, body='too long')]}) as server:
       with self.assertRaisesRegex(ServiceError, '1 of 3 .*1 rejected.*too long.*responses.jsonl'):
@@ -214,9 +247,9 @@ class FaultsTest(ApiCase):
   def test_an_outage_ends_the_job_early(self):
     names = [f'item {i}' for i in range(200)]
     with (serving({name: [dict(status=500)] for name in names}) as server,
-          self.assertRaisesRegex(ServiceError, 'the last .* all failed .*HTTP 500')):
-      self.run_job(server, ask(*names), retries=0)
-    self.assertLess(sum(server.asked.values()), 40)
+          self.assertRaisesRegex(ServiceError, 'the last 21 .* all failed .*HTTP 500')):
+      self.run_job(server, ask(*names), retries=0, concurrency=1)
+    self.assertBetween(sum(server.asked.values()), 21, 22)  # one may be under way as it ends
 
   def test_nobody_listening_is_a_failure_not_a_crash(self):
     with serving() as server:
@@ -280,6 +313,40 @@ class BudgetTest(ApiCase):
     self.one(step, retries=1, max_cost=1e9, price_in=1., price_out=1.)
     record = json.loads(self.journal.read_text())
     self.assertEqual(record['tokens_out'], 2 * 2 * 50)  # attempts, samples, tokens
+
+
+  @parameterized.parameters(
+      (dict(body='{"oops": 1'), True), (dict(body=reply(['1. a']), cut=30), True),
+      (dict(wait=60.), True), (dict(body='[]'), True),
+      (dict(status=500), False), (dict(status=429, headers={'Retry-After': '0'}), False))
+  def test_an_answer_that_was_not_read_takes_its_worst_price_from_the_budget(self, step, billed):
+    """Such an answer may be on the bill, so the next attempt may pass the budget."""
+    with serving({'x': [step]}) as server:
+      api = config(server, price_in=1., price_out=1.)
+      job = llm_api._Job(api, '', None)
+      worst = job.ledger.price_of(job.ledger.worst(job._body(ask('x')['x'])))
+      given = dict(price_in=1., price_out=1., retries=4, timeout=.5 if 'wait' in step else 5.)
+      with self.assertRaisesRegex(ServiceError, 'failed|max_cost'):
+        self.run_job(server, ask('x'), max_cost=2.5 * worst, **given)
+      asked = server.asked['x']
+      self.assertEqual(asked, 2 if billed else 51 if step['status'] == 429 else 5)
+      spent = llm_api._Ledger(api).price_of(json.loads(self.journal.read_text()))
+      self.assertAlmostEqual(spent, asked * worst if billed else 0)
+      if billed:  # nor does a later run forget it
+        with self.assertRaisesRegex(ServiceError, 'before passing max_cost'):
+          self.run_job(server, ask('x'), max_cost=2.5 * worst, **given)
+        self.assertEqual(server.asked['x'], 2)
+
+  def test_the_last_request_may_take_the_budget_to_the_cent(self):
+    with serving() as server:
+      given = dict(price_in=1e6 / 100, price_out=0., concurrency=1)  # 1 for each request as served
+      body = llm_api._Job(config(server), '', None)._body(ask('a')['a'])
+      worst = len(body) / 100
+      self.run_job(server, ask('a', 'b'), max_cost=1 + worst, **given)
+      self.assertEqual(server.asked, dict(a=1, b=1))
+      with self.assertRaisesRegex(ServiceError, 'before passing max_cost'):
+        self.run_job(server, ask('a', 'b', 'c'), max_cost=2 + worst - .001, **given)
+      self.assertEqual(server.asked, dict(a=1, b=1))
 
 
 class JournalTest(ApiCase):

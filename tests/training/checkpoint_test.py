@@ -14,13 +14,9 @@ from absl.testing import absltest
 
 from recjax import errors
 from recjax.training import checkpoint
+from tests import devices as several
 
 ROOT = pathlib.Path(__file__).parents[2]
-
-
-def mesh(devices):
-  return jax.sharding.Mesh(np.array(jax.devices()[:devices]), ('data',),
-                           axis_types=(jax.sharding.AxisType.Auto,))
 
 
 def state(step, devices=1):
@@ -33,7 +29,8 @@ def state(step, devices=1):
 
 
 def where(x, devices):
-  return jax.NamedSharding(mesh(devices), jax.P('data') if np.ndim(x) == 2 else jax.P())
+  spec = jax.P('data') if np.ndim(x) == 2 else jax.P()
+  return jax.NamedSharding(several.mesh(data=devices), spec)
 
 
 def like(devices=1):

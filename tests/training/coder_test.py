@@ -1,5 +1,6 @@
 """Both sides of ETEGRec's training, who moves and who stands still; the fit of the tokenizer."""
 import pathlib
+from unittest import mock
 
 import jax
 import jax.numpy as jnp
@@ -7,13 +8,14 @@ import numpy as np
 import optax
 from absl.testing import absltest
 from ml_collections import ConfigDict
-from rich.console import Console
 
-from recjax.errors import ConfigError, DataError
+from recjax import sharding
+from recjax.errors import ConfigError, DataError, Preempted
 from recjax.models import coder, codes, rqvae, t5
-from recjax.training import align, tokenizer
+from recjax.training import align, guards, tokenizer
 from recjax.training import coder as training
-from recjax.training.work import Work
+from recjax.training import work as works
+from tests import devices
 
 ID = rqvae.Config(6, (8,), 8, 2, 4)
 NET = coder.Config(t5.Config(width=16, layers=1, decoder_layers=1, heads=2, head_dim=8, ffn=16,
@@ -40,6 +42,10 @@ def epoch(side, weights, state, some, x, number=0):
   return new['params'], means
 
 
+class Stopped(Exception):
+  pass
+
+
 class SidesTest(absltest.TestCase):
 
   def test_only_one_side_moves(self):
@@ -59,8 +65,7 @@ class SidesTest(absltest.TestCase):
     x, ids, table, rec, some = parts()
     state, found = {'rec': rec, 'id': ids, 'table': table}, []
     for count in (1, 3):
-      mesh = jax.make_mesh((count,), ('data',), devices=jax.devices()[:count],
-                           axis_types=(jax.sharding.AxisType.Auto,))
+      mesh = devices.mesh(data=count)
       with jax.set_mesh(mesh):
         found.append([jax.device_get(epoch(side, training.Weights(0.1, 0.1), state, some, x))
                       for side in ('rec', 'id')])
@@ -93,12 +98,16 @@ class SidesTest(absltest.TestCase):
 
 class TokenizerTest(absltest.TestCase):
 
-  def fit(self, x, cfg=ID, letter=tokenizer.NONE, partners=None):
-    how = ConfigDict(dict(steps=60, batch=64, look_every=20, revive=True, lr=3e-3, warmup=0,
-                          schedule='constant', decay=0.0, clip=1.0, beta2=0.999))
-    work = Work(pathlib.Path(self.create_tempdir().full_path), Console(quiet=True))
-    work.current = 'tokenizer'
-    return (*tokenizer.fit(work, cfg, how, x, 0, letter, partners), work.metrics())
+  def folder(self):
+    return pathlib.Path(self.create_tempdir().full_path) / 'run'
+
+  def fit(self, x, cfg=ID, letter=tokenizer.NONE, partners=None, path=None, **changes):
+    how = ConfigDict(dict(steps=60, batch=64, look_every=20, save_every=20, revive=True, lr=3e-3,
+                          warmup=0, schedule='constant', decay=0.0, clip=1.0, beta2=0.999))
+    how.update(changes)
+    with works.open_work(path or self.folder(), {}, sharding.make_mesh({'data': -1})) as work:
+      work.current = 'tokenizer'
+      return (*tokenizer.fit(work, cfg, how, x, 0, letter, partners), work.metrics())
 
   def test_reconstruction_gets_better(self):
     x = np.random.default_rng(0).normal(size=(40, 6)).astype(np.float32)
@@ -107,6 +116,76 @@ class TokenizerTest(absltest.TestCase):
     self.assertEqual(kept['collision_rate'], min(r['collision_rate'] for r in rows))
     found = codes.health(rqvae.codes_of(ID, params, x), ID.size)
     self.assertEqual(found['collision_rate'], kept['collision_rate'])
+
+  def test_a_run_stopped_at_any_look_ends_where_an_uninterrupted_one_ends(self):
+    x = np.random.default_rng(0).normal(size=(40, 6)).astype(np.float32)
+    more = dict(steps=110, save_every=40, letter=tokenizer.Letter(0.1, 1e-3), partners=np.tile(
+        x, (1, 2))[:, :8])
+    straight, kept, rows = self.fit(x, **more)
+    self.assertEqual([r['step'] for r in rows], [20, 40, 60, 80, 100, 110])
+    for stop, back in ((1, 0), (3, 40), (5, 80), (6, 80)):
+      path, looks, looked = self.folder(), [], tokenizer.looked
+      def breaks(*given, looks=looks, stop=stop, looked=looked):
+        looks.append(given)
+        if len(looks) == stop:
+          raise Stopped
+        return looked(*given)
+      with self.assertRaises(Stopped), mock.patch.object(tokenizer, 'looked', breaks):
+        self.fit(x, path=path, **more)
+      again, found, seen = self.fit(x, path=path, **more)
+      if back:
+        self.assertIn(f'going on from step {back}', (path / 'run.log').read_text())
+      jax.tree.map(np.testing.assert_array_equal, again, straight)  # bit for bit
+      self.assertEqual((found, seen), (kept, rows))
+    with mock.patch.object(tokenizer, '_steps', side_effect=Stopped):  # nothing is left to do
+      again, found, _ = self.fit(x, path=path, **more)
+    jax.tree.map(np.testing.assert_array_equal, again, straight)
+
+  def test_what_was_best_before_a_kill_stays_so_against_an_equal_after_it(self):
+    x = np.random.default_rng(0).normal(size=(40, 6)).astype(np.float32)
+    path, looks = self.folder(), []
+    def alike(*given):
+      looks.append(given)
+      if len(looks) == 3:
+        raise Stopped
+      return {'collision_rate': 0.1, 'usage': []}  # no float32 is equal to it
+    with mock.patch.object(codes, 'health', alike):
+      with self.assertRaises(Stopped):
+        self.fit(x, path=path)
+      _, kept, rows = self.fit(x, path=path)
+    self.assertEqual(kept, {'step': 20, 'collision_rate': 0.1})
+    self.assertLen(rows, 3)
+
+  def test_sigterm_saves_the_look_and_leaves(self):
+    x = np.random.default_rng(0).normal(size=(40, 6)).astype(np.float32)
+    straight, kept, rows = self.fit(x)
+    path = self.folder()
+    with mock.patch.object(guards, 'asked', side_effect=[True]), self.assertRaises(Preempted):
+      self.fit(x, path=path, save_every=1000)
+    self.assertTrue((path / 'checkpoints' / 'tokenizer' / '20').is_dir())
+    again, found, seen = self.fit(x, path=path, save_every=1000)
+    jax.tree.map(np.testing.assert_array_equal, again, straight)
+    self.assertEqual((found, seen), (kept, rows))
+
+  def test_every_look_and_every_step_draws_anew(self):
+    x = np.random.default_rng(0).normal(size=(40, 6)).astype(np.float32)
+    keys, steps = [], tokenizer._steps
+    def spied(*given):
+      keys.append(jax.random.key_data(given[-1]).tolist())
+      return steps(*given)
+    with mock.patch.object(tokenizer, '_steps', spied):
+      self.fit(x, steps=100)
+    self.assertLen(set(map(tuple, keys)), 5)
+    tx, params = optax.sgd(0.0), rqvae.init(ID, jax.random.key(0))  # nothing is learnt
+    one, two = (float(tokenizer._steps(ID, tx, count, 8, tokenizer.NONE, params, tx.init(params), x,
+                                       x[:, :0], None, jax.random.key(1))[2]) for count in (1, 2))
+    self.assertGreater(abs(2 * two - one - one), 1e-4)  # the second step reads other rows
+
+  def test_cadences_below_one_are_refused(self):
+    x = np.zeros((30, 6), np.float32)
+    for changes in (dict(look_every=0), dict(save_every=0)):
+      with self.assertRaisesRegex(ConfigError, 'must be 1 or more'):
+        self.fit(x, **changes)
 
   def test_letter_needs_partners_of_the_codes_width(self):
     x = np.random.default_rng(0).normal(size=(30, 6)).astype(np.float32)

@@ -7,8 +7,9 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from recjax.errors import ConfigError
-from recjax.sharding import make_mesh, shard
+from recjax.sharding import shard
 from recjax.training import contrastive
+from tests import devices
 
 X = jnp.eye(2)
 Y = jnp.array([[.8, .6], [0, 1]])
@@ -96,9 +97,7 @@ class DevicesTest(parameterized.TestCase):
 
   def setUp(self):
     super().setUp()
-    if len(jax.devices()) < 8:
-      self.skipTest('needs 8 virtual devices: run `python -m tests contrastive`')
-    self.mesh = make_mesh({'data': -1})
+    self.mesh = devices.mesh(data=8)
 
   @parameterized.parameters(*contrastive.KINDS)
   def test_eight_devices_give_the_loss_of_one(self, kind):

@@ -1,6 +1,7 @@
 """Texts to vectors: batches, padding and devices do not matter; a published encoder's numbers."""
 import importlib.util
 import pathlib
+from unittest import mock
 
 import jax
 import numpy as np
@@ -14,6 +15,7 @@ from recjax.models import huggingface, llm
 from recjax.sharding import make_mesh
 from recjax.text import tokens
 from recjax.training import encoder
+from recjax.training import work as works
 
 TEXTS = [' '.join(f'word{(i * j) % 7}' for j in range(1 + 3 * i % 40)) for i in range(30)]
 HOW = ConfigDict(dict(dtype='float32', remat='none'))
@@ -68,6 +70,41 @@ class EncoderTest(parameterized.TestCase):
     for i, row in enumerate(rows):
       ids[i, 60 - len(row):], mask[i, 60 - len(row):] = row, 1
     np.testing.assert_allclose(np.asarray(reader.run(reader.variables, ids, mask)), want, atol=1e-5)
+
+  def test_a_stage_stopped_between_pieces_goes_on_and_leaves_none(self):
+    reader, calls, own = encoder.load(self.folder, HOW, self.mesh), [], encoder.embed
+
+    def counted(reader, texts, *given, **more):
+      calls.append(len(texts))
+      if stop and len(calls) == stop:
+        raise KeyboardInterrupt
+      return own(reader, texts, *given, **more)
+
+    def stage(work, texts):
+      found, info = encoder.embed_kept(work, reader, texts, 'embedding')
+      np.save(work.folder / 'found.npy', found)
+      return info
+    files = []
+    for stops in ((0,), (2, 2, 0)):
+      path, calls[:] = pathlib.Path(self.create_tempdir().full_path) / 'run', []
+      for stop in stops:
+        with mock.patch.multiple(encoder, embed=counted, PIECE=8), \
+            works.open_work(path, {}, self.mesh) as work:
+          if stop:
+            with self.assertRaises(KeyboardInterrupt):
+              work.stage('embed', stage, TEXTS)
+          else:
+            made = work.stage('embed', stage, TEXTS)
+            self.assertEqual(calls, [8, 8, 8, 6] if len(stops) == 1 else [8, 6])
+        calls.clear()
+      self.assertCountEqual([p.name for p in made.iterdir()],
+                            ['found.npy', 'DONE.json', '.fingerprint'])
+      files.append((made / 'found.npy').read_bytes())
+    self.assertEqual(*files)
+    want, info = own(reader, TEXTS, self.mesh)
+    np.testing.assert_allclose(np.load(made / 'found.npy'), want, atol=1e-5)
+    counts = works.read_json(made / 'DONE.json')['counts']
+    self.assertEqual((counts['tokens'], counts['cut']), (info['tokens'], info['cut']))
 
   def test_texts_are_cut_and_end_with_the_end_token(self):
     reader = encoder.load(self.folder, HOW, self.mesh, most=5)

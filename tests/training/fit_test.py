@@ -1,19 +1,24 @@
 """The loop: it learns, it resumes bit for bit, and the number of devices changes nothing."""
+import concurrent.futures
 import dataclasses
+import math
 import os
 import pathlib
-import time
 import types
+from unittest import mock
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 from absl.testing import absltest
 
 from recjax import errors, sharding
 from recjax.data.batches import Batches
 from recjax.training import fit as fitting
+from recjax.training import guards
 from recjax.training import work as works
+from tests import devices as several
 
 OPTIM = types.SimpleNamespace(lr=0.05, warmup=3, schedule='linear', decay=0.0, clip=1.0, beta2=0.99)
 
@@ -50,8 +55,7 @@ class Stopped(Exception):
 class FitTest(absltest.TestCase):
 
   def run_fit(self, path, task=None, cfg=None, devices=1):
-    mesh = jax.sharding.Mesh(np.array(jax.devices()[:devices]), ('data',),
-                             axis_types=(jax.sharding.AxisType.Auto,))
+    mesh = several.mesh(data=devices)
     with works.open_work(path, {}, mesh) as work:
       work.current = 'fit'
       trained = jax.device_get(fitting.fit(task or linear_task(), cfg or settings(), work))
@@ -85,18 +89,18 @@ class FitTest(absltest.TestCase):
       self.assertEqual(timeless(found), timeless(rows))
 
   def test_the_share_of_time_that_waits_for_data_is_recorded(self):
-    task = linear_task()
-
-    class Slow:
-      def __getitem__(self, i):
-        time.sleep(0.03)
-        return task.batches[i]
-    cfg = settings(save_every=100)
-    _, slow = self.run_fit(self.folder(), dataclasses.replace(task, batches=Slow()), cfg)
-    share = [r['data_wait'] for r in slow if 'data_wait' in r]
-    self.assertLen(share, 4)
-    self.assertGreater(max(share), 0.5)
-    self.assertLessEqual(max(share), 1)
+    coming = concurrent.futures.Future()
+    coming.set_result('batch')
+    work = types.SimpleNamespace(guards=guards.Guards())
+    for ready, lost in ((True, 3), (False, 0)):  # what computes meanwhile loses nothing
+      window = [{'loss': mock.Mock(is_ready=lambda ready=ready: ready)}]
+      with mock.patch.object(fitting.time, 'monotonic', mock.Mock(side_effect=[10, 11, 13])):
+        self.assertEqual(fitting.awaited(coming, window, work, 0), ('batch', lost))
+    said, window = [], [{'loss': 1.0, 'bad': False}] * 4
+    with mock.patch.object(fitting.time, 'monotonic', lambda: 30):
+      fitting.report(4, window, [1, 2, 0, 2], 10, mock.Mock(
+          record=lambda step, values: said.append(values)), None)
+    self.assertEqual(said, [{'loss': 1, 'steps_per_s': .2, 'data_wait': .25}])
 
   def test_one_two_and_eight_devices_agree(self):
     one, _ = self.run_fit(self.folder())
@@ -131,6 +135,60 @@ class FitTest(absltest.TestCase):
     odd = Batches(task.batches.collate, 64, 15)
     with self.assertRaisesRegex(errors.ConfigError, 'multiple of 2'):
       self.run_fit(self.folder(), dataclasses.replace(task, batches=odd), devices=2)
+
+
+  def test_every_step_has_a_random_key_of_its_own_and_so_has_every_seed(self):
+    task = linear_task()
+    def loss(train, frozen, batch, key):
+      return task.loss(train, frozen, batch, key)[0], {'draw': jax.random.uniform(key)}
+    drawn = []
+    for seed in (3, 4):
+      _, rows = self.run_fit(self.folder(), dataclasses.replace(task, loss=loss),
+                             settings(log_every=1, seed=seed))
+      drawn += [r['draw'] for r in rows if 'draw' in r]
+    self.assertLen(set(drawn), 40)
+
+  def scripted(self, losses, path=None, stop=0, **changes):
+    """Trains with these validation losses, one each two steps. -> w, metrics, w at each look"""
+    task, seen = linear_task(), []
+
+    def evaluate(train, frozen):
+      at = round(float(train['steps'])) // 2 - 1
+      if at + 1 == stop:
+        raise Stopped
+      seen.append(np.asarray(train['w']))
+      return {'valid_loss': losses[at]}
+
+    def loss(train, frozen, batch, key):  # counts steps in a parameter whose gradient is fixed
+      return 0.01 * task.loss(train, frozen, batch, key)[0] - train['steps'], {}
+    cfg = settings(eval_every=2, steps=2 * len(losses), **changes)
+    with mock.patch.object(fitting.optim, 'make', lambda cfg, steps: optax.sgd(1.0)):
+      w, rows = self.run_fit(path or self.folder(), dataclasses.replace(
+          task, loss=loss, evaluate=evaluate, init=lambda key: {
+              **task.init(key), 'steps': jnp.zeros(())}), cfg)
+    return w, rows, seen
+
+  def test_the_first_of_equal_evaluations_is_kept_and_no_number_never(self):
+    for losses, best in (([.5, .1, .3, .1, .1], 1),  # .1 is no float32
+                         ([.3, .2, .1, .4, .2], 2), ([math.nan, .2, math.nan, .3, math.nan], 1)):
+      w, _, seen = self.scripted(losses, patience=9)
+      self.assertLen(seen, 5)
+      np.testing.assert_array_equal(w, seen[best])
+
+  def test_patience_counts_evaluations_without_a_lower_loss(self):
+    losses = [.5, .1, .3, .1, .1, .05, .2, .2, .2, .2]
+    for patience, looks, best in ((1, 3, 1), (2, 4, 1), (3, 5, 1), (4, 10, 5)):
+      w, rows, seen = self.scripted(losses, patience=patience)
+      self.assertLen(seen, looks)
+      self.assertEqual(max(r['step'] for r in rows), 2 * looks)
+      np.testing.assert_array_equal(w, seen[best])
+    for stop in (2, 4, 7):
+      path = self.folder()
+      with self.assertRaises(Stopped):
+        self.scripted(losses, path, stop, patience=4)
+      again, found, _ = self.scripted(losses, path, patience=4)
+      np.testing.assert_array_equal(again, w)
+      self.assertEqual(timeless(found), timeless(rows))
 
 
 class MeshTest(absltest.TestCase):

@@ -120,9 +120,9 @@ class GuardsTest(absltest.TestCase):
   def test_stalled_input_is_named(self):
     late = threading.Event()
     with self.open(stall=0.05) as work, concurrent.futures.ThreadPoolExecutor(1) as reader:
-      work.current = 'tune'
-      coming = reader.submit(lambda: late.wait(5) and 'batch')
-      threading.Timer(0.3, late.set).start()
+      work.current, say = 'tune', work.say
+      work.say = lambda text: (say(text), late.set())
+      coming = reader.submit(lambda: late.wait(60) and 'batch')
       self.assertEqual(guards.awaited(coming, work, 41), 'batch')
     self.assertIn('input stalled: the batch of step 41 of tune', (
         self.path / 'run.log').read_text())
@@ -141,17 +141,24 @@ class GuardsTest(absltest.TestCase):
       work.current = 'tune'
       with guards.watch(work, 0.2, leave=lambda code: (codes.append(code), left.set())) as beat:
         beat()
-        self.assertTrue(left.wait(10))
+        self.assertTrue(left.wait(60))
     self.assertEqual(codes, [guards.HUNG])
     log = (self.path / 'run.log').read_text()
     self.assertIn('no step of tune', log)
     self.assertIn('Thread', log)  # where everybody stood
 
   def test_the_watchdog_lets_a_run_go_whose_steps_come(self):
-    with self.open() as work, guards.watch(work, 0.5, leave=self.fail) as beat:
-      for _ in range(10):
-        time.sleep(0.1)
+    seen, looks, left = [0.0], threading.Semaphore(0), []
+    def now():  # a clock of our own, that the watchdog reads at each look
+      looks.release()
+      return seen[0]
+    with self.open() as work, guards.watch(work, 0.5, now=now, leave=left.append) as beat:
+      for step in range(1, 11):
+        for _ in range(3):
+          self.assertTrue(looks.acquire(timeout=60))
+        seen[0] = step * 0.4
         beat()
+    self.assertEqual(left, [])
 
   def test_slowness_is_said_beyond_what_is_usual(self):
     self.assertEqual(guards.patience([], 1), math.inf)
@@ -220,11 +227,9 @@ class SigtermTest(absltest.TestCase):
     for line in process.stdout:
       if line.strip() == 'step 8':
         break
-    asked = time.monotonic()
     process.send_signal(signal.SIGTERM)
-    _, said = process.communicate(timeout=60)
+    _, said = process.communicate(timeout=300)
     self.assertEqual(process.returncode, 143, said)
-    self.assertLess(time.monotonic() - asked, 30)
     self.assertIn('the same command goes on', said)
     step, = (int(p.name) for p in (pathlib.Path(room) / 'run' / 'checkpoints' / 'fit').iterdir()
              if p.name.isdigit())
@@ -244,7 +249,7 @@ class SigtermTest(absltest.TestCase):
     ''')
     self.assertEqual(process.stdout.readline().strip(), 'here')
     process.send_signal(signal.SIGTERM)
-    process.communicate(timeout=50)  # a loaded machine is slow
+    process.communicate(timeout=300)
     self.assertEqual(process.returncode, 143)
 
   def test_what_does_not_end_in_time_is_ended(self):
@@ -258,7 +263,7 @@ class SigtermTest(absltest.TestCase):
     ''')
     self.assertEqual(process.stdout.readline().strip(), 'here')
     process.send_signal(signal.SIGTERM)
-    process.communicate(timeout=30)
+    process.communicate(timeout=300)
     self.assertEqual(process.returncode, 143)
 
   def test_a_long_call_that_hears_nothing_is_ended(self):
@@ -272,7 +277,7 @@ class SigtermTest(absltest.TestCase):
     ''')
     self.assertEqual(process.stdout.readline().strip(), 'here')
     process.send_signal(signal.SIGTERM)
-    process.communicate(timeout=50)
+    process.communicate(timeout=300)
     self.assertEqual(process.returncode, 143)
 
   def pair(self, code):
@@ -305,9 +310,9 @@ class SigtermTest(absltest.TestCase):
     for process in both:
       process.send_signal(signal.SIGTERM)
     for process in both:
-      process.communicate(timeout=60)
+      process.communicate(timeout=300)
       self.assertEqual(process.returncode, 143)
-    self.assertLess(time.monotonic() - asked, 30)
+    self.assertLess(time.monotonic() - asked, 90)  # before they end by themselves
 
   def test_one_of_two_is_told_and_both_leave_at_the_same_step(self):
     both = self.pair('''
@@ -323,7 +328,7 @@ class SigtermTest(absltest.TestCase):
         errors.guard(main)
     ''')
     both[1].send_signal(signal.SIGTERM)
-    said = [process.communicate(timeout=60)[0] for process in both]
+    said = [process.communicate(timeout=300)[0] for process in both]
     self.assertEqual([process.returncode for process in both], [143, 143])
     self.assertStartsWith(said[0], 'left at')
     self.assertEqual(*said)

@@ -12,6 +12,7 @@ from recjax.errors import ConfigError, DataError
 from recjax.models import llm
 from recjax.training import instruct
 from recjax.training import work as works
+from tests import devices as several
 
 SHAPE = llm.Config(vocab=40, width=16, layers=2, heads=2, kv_heads=1, head_dim=8, ffn=24, tied=True)
 OPTIM = ConfigDict(dict(lr=1e-2, warmup=2, schedule='linear', decay=0.0, clip=1.0, beta2=0.98,
@@ -81,9 +82,7 @@ class TuneTest(parameterized.TestCase):
     train, valid = (instruct.pack(p, a, 'response', 0, [1, 2, 3]) for p, a in (
         (prompts, answers), samples(6, 9)))
     cfg = ConfigDict(dict(epochs=epochs, batch=batch, patience=patience, seed=0, optim=OPTIM))
-    mesh = jax.sharding.Mesh(np.array(jax.devices()[:devices]).reshape(devices, 1, 1),
-                             ('data', 'fsdp', 'model'),
-                             axis_types=(jax.sharding.AxisType.Auto,) * 3)
+    mesh = several.mesh(data=devices, fsdp=1, model=1)
     with works.open_work(folder, {}, mesh) as work:
       work.current = 'tune'
       if stop:

@@ -8,6 +8,7 @@ from absl.testing import absltest, parameterized
 
 from recjax.errors import ConfigError
 from recjax.training import item_losses as losses
+from tests import devices
 
 
 def case(seed, count=7, items=23, width=5):
@@ -61,8 +62,7 @@ class LossTest(parameterized.TestCase):
 
   @parameterized.parameters((22, 1), (24, 1), (23, 4))
   def test_a_table_over_devices_equals_one_device(self, items, data):
-    mesh = jax.make_mesh((data, 8 // data), ('data', 'model'),
-                         axis_types=(jax.sharding.AxisType.Auto,) * 2)
+    mesh = devices.mesh(data=data, model=8 // data)
     states, table, targets, bias = case(1, items=items)
 
     def over(states, table, bias):

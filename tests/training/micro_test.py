@@ -13,6 +13,7 @@ from recjax.methods.betag import tune as betag
 from recjax.models import llm, lora
 from recjax.training import fit, guards, instruct, micro, plan
 from recjax.training import work as works
+from tests import devices as several
 from tests.training import fit_test
 
 SHAPE = llm.Config(vocab=96, width=32, layers=2, heads=4, kv_heads=2, head_dim=8, ffn=64,
@@ -59,8 +60,7 @@ class SplitTest(parameterized.TestCase):
   def test_loss_and_gradient_are_those_of_the_whole(self, case, split):
     parts, devices = split
     sums, frozen, batch = case()
-    mesh = jax.sharding.Mesh(np.array(jax.devices()[:devices]), ('data',),
-                             axis_types=(jax.sharding.AxisType.Auto,))
+    mesh = several.mesh(data=devices)
     rows = len(batch['tokens'])
     self.assertGreaterEqual(rows, 8)
     counts = [float(batch['weights'][p::parts].sum()) for p in range(parts)]
@@ -111,8 +111,7 @@ class FitTest(absltest.TestCase):
 
   def trained(self, task, fails=0, memory=0.0, devices=1, at=0, path=None):
     """Trains; the first `fails` programs run out of memory. -> w, what was said, parts tried"""
-    mesh = jax.sharding.Mesh(np.array(jax.devices()[:devices]), ('data',),
-                             axis_types=(jax.sharding.AxisType.Auto,))
+    mesh = several.mesh(data=devices)
     make, tried = fit.make_update, []
 
     def scarce(task, *rest):

@@ -45,6 +45,11 @@ class CountTest(absltest.TestCase):
     square = jnp.ones((5, 5))
     self.assertEqual(count(lambda x: jax.lax.scan(lambda c, _: (c @ square, None), x, None, 9)[0],
                            a), 9 * 2 * 3 * 5 * 5)
+    twice = lambda x: jax.lax.scan(lambda c, _: (jax.lax.scan(  # noqa: E731
+        lambda c, _: (c @ square, None), c, None, 4)[0], None), x, None, 3)[0]
+    self.assertEqual(count(twice, a), 3 * 4 * 2 * 3 * 5 * 5)
+    self.assertEqual(count(lambda x: jax.lax.fori_loop(0, 6, lambda i, c: c @ square, x), a),
+                     6 * 2 * 3 * 5 * 5)
     self.assertEqual(count(lambda x, i: jax.lax.cond(i, lambda x: (x @ b).sum(), jnp.sum, x), a,
                            True), 2 * 3 * 5 * 7)
 
@@ -57,6 +62,19 @@ class CountTest(absltest.TestCase):
     # Forward both; backward both for the weights, and once for what lies between.
     self.assertEqual(found.flops, 2 * 32 * (2 * 8 * 16 + 3 * 16 * 4))
     self.assertBetween(found.kept, 4 * 32 * (8 + 16 + 4), 4 * 32 * (8 + 2 * 16 + 2 * 4))
+
+  def test_layers_in_a_loop_count_as_layers_side_by_side(self):
+    def loss(p, x):
+      return jax.lax.scan(lambda x, w: (jnp.tanh(x @ w), None), x, p)[0].sum()
+
+    def plain(p, x):
+      for w in p:
+        x = jnp.tanh(x @ w)
+      return x.sum()
+    p, x = jnp.ones((7, 8, 8)), jnp.ones((32, 8))
+    want = 3 * 7 * 2 * 32 * 8 * 8  # forward, and backward for the weights and for what lies between
+    self.assertEqual(traced.trace(loss, p, x).flops, want)
+    self.assertEqual(traced.trace(plain, list(p), x).flops, want - 2 * 32 * 8 * 8)  # not for x
 
   def test_chips_are_as_many_as_the_rows_need(self):
     step = traced.Step(10**6, 60 * plan.GIB, 10**12)

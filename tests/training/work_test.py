@@ -1,4 +1,5 @@
 """The run folder: stages run once, whole or not at all, and only for one process."""
+import dataclasses
 import json
 import os
 import pathlib
@@ -6,13 +7,35 @@ import signal
 import subprocess
 import sys
 import textwrap
+from unittest import mock
 
+import jax.numpy as jnp
+import numpy as np
 from absl.testing import absltest
+from ml_collections import ConfigDict
 
 from recjax import errors
+from recjax.training import fit
 from recjax.training import work as works
+from tests import devices
 
 ROOT = pathlib.Path(__file__).parents[2]
+
+
+class Stopped(Exception):
+  pass
+
+
+class Breaks:
+  """Batches, up to one that cannot be read."""
+
+  def __init__(self, batches, stop):
+    self.batches, self.stop = batches, stop
+
+  def __getitem__(self, i):
+    if i >= self.stop:
+      raise Stopped
+    return self.batches[i]
 
 
 class WorkTest(absltest.TestCase):
@@ -69,6 +92,56 @@ class WorkTest(absltest.TestCase):
     with self.open() as work:
       folder = work.stage('one', lambda w, x: None, 2)
     self.assertFalse((folder / 'half').exists())
+
+  def test_training_state_of_other_inputs_is_cleared_and_that_of_other_stages_stays(self):
+    def fails(work, x):
+      work.checkpoints().mkdir(parents=True, exist_ok=True)
+      (work.checkpoints() / '4').write_text(str(x))
+      work.record(4, {'loss': x})
+      raise Stopped
+    seen = []
+
+    def fn(work, x):
+      found = work.checkpoints() / '4'
+      seen.append((found.read_text() if found.exists() else None,
+                   [r['loss'] for r in work.metrics() if r['stage'] == 'train']))
+      raise Stopped
+    for what, x in ((fails, 1), (fn, 1), (fn, 2)):
+      with self.assertRaises(Stopped), self.open() as work:
+        work.stage('first', lambda w: w.checkpoints().mkdir(exist_ok=True) or w.record(
+            1, {'loss': 0}))
+        work.stage('train', what, x)
+    self.assertEqual(seen, [('1', [1]), (None, [])])
+    self.assertTrue((self.path / 'checkpoints' / 'first').is_dir())
+    with self.open() as work:
+      self.assertEqual([r['stage'] for r in work.metrics()], ['first'])
+
+  def test_training_goes_on_for_equal_inputs_and_begins_anew_for_others(self):
+    def settings(lr, steps=20):
+      return ConfigDict(dict(steps=steps, seed=3, log_every=5, save_every=4, eval_every=0,
+                             patience=0, optim=dict(lr=lr, warmup=0, schedule='constant', decay=0.0,
+                                                    clip=0.0, beta2=0.99)))
+    x = np.random.default_rng(0).normal(size=(8, 4)).astype(np.float32)
+    task = fit.Task(init=lambda key: {'w': jnp.ones(4)}, batches=[{'x': x}] * 30,
+                    loss=lambda t, f, b, k: (((b['x'] @ t['w']) ** 2).mean(), {}))
+
+    def run(path, cfg, stop=99):
+      def fn(work, cfg):
+        batches = Breaks(task.batches, stop)
+        np.save(work.folder / 'w.npy', fit.fit(dataclasses.replace(
+            task, batches=batches), cfg, work)['w'])
+      with works.open_work(path, {'config': {}}, devices.mesh(data=1)) as work:
+        return np.load(work.stage('train', fn, cfg) / 'w.npy')
+    want = run(self.path.with_name('straight'), settings(.05))
+    for other in (settings(.1), settings(.05, 12)):  # the second ends where a checkpoint stands
+      path = self.path.with_name(f'{other.optim.lr} {other.steps}')
+      with self.assertRaises(Stopped):
+        run(path, other, stop=10)
+      np.testing.assert_array_equal(run(path, settings(.05)), want)
+      self.assertNotIn('going on', (path / 'run.log').read_text())
+      log = [json.loads(line)['step'] for line in (
+          path / 'metrics.jsonl').read_text().splitlines()]
+      self.assertEqual(log, [4, 5, 8, 10, 12, 15, 16, 20])
 
   def test_other_processes_read_the_shared_folder_and_write_into_their_own(self):
     with self.open() as work:
@@ -150,6 +223,43 @@ class WorkTest(absltest.TestCase):
   def test_fingerprints_do_not_depend_on_key_order(self):
     self.assertEqual(works.fingerprint({'a': 1, 'b': (2, 3)}),
                      works.fingerprint({'b': [2, 3], 'a': 1}))
+
+  def test_fingerprints_tell_apart_all_that_may_decide_a_result(self):
+    values = (
+        [1, 2], [2, 1], [1, 2, 2], [[1], 2], [1, [2]], [], None, '', 0, 1, '1', 1.0, True, [1],
+        {'a': [1, 2]}, {'a': [2, 1]}, {'b': [1, 2]}, {}, ['a', 'b'], ['b', 'a'], ['ab'],
+        (('x', 1), ('y', 2)), (('y', 2), ('x', 1)), ['', 'a'], ['a', ''],
+        np.array([1, 2]), np.array([2, 1]), np.array([[1, 2]]), np.array([1, 2], np.float32),
+        np.zeros(2, np.float32), np.zeros(2, np.int32), ConfigDict({'a': (2, 3)}),
+        ConfigDict({'a': (3, 2)}))
+    found = [works.fingerprint(v) for v in values]
+    found += [works.fingerprint(*some) for some in (([1], [2]), ([2], [1]), ('a', 'b'), ('b', 'a'))]
+    again = {f: i for i, f in enumerate(found)}
+    self.assertEqual([again[f] for f in found], list(range(len(found))))
+
+  def test_a_folder_is_known_by_names_and_contents_and_a_large_file_by_parts_of_it(self):
+    room = self.path.parent / 'weights'
+    room.mkdir()
+    for name, text in (('a', 'one'), ('b', 'two')):
+      (room / name).write_text(text)
+    big = room / 'model.safetensors'
+    found = []
+    with mock.patch.object(works, 'SMALL_FILE', 1 << 20):
+      data = np.random.default_rng(0).bytes(5 << 20)
+      for change in (None, 0, 123_456, 3 << 20, len(data) - 1):
+        now = bytearray(data)
+        if change is not None:
+          now[change:change + works.BLOCK] = bytes(len(now[change:change + works.BLOCK]))
+        big.write_bytes(now)
+        found.append(works.fingerprint(room))
+      big.write_bytes(data)
+      self.assertEqual(works.fingerprint(room), found[0])
+      os.replace(room / 'a', room / 'c')
+      found.append(works.fingerprint(room))
+      (room / 'c').write_text('two')
+      (room / 'b').write_text('one')
+      found.append(works.fingerprint(room))
+    self.assertLen(set(found), len(found))
 
 
 if __name__ == '__main__':

@@ -3,7 +3,6 @@ import functools
 import pathlib
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
@@ -119,13 +118,9 @@ def grounded(config, data, made, results, score, embed):
     rows = np.repeat(np.arange(len(histories)), np.diff(offsets))
     near, weight, closed, _ = ground.pulls(items, popular, score, vectors,
                                            (flat, offsets, (rows, flat - 1)), n, seen)
-    value = ground.closeness(near, weight, how['inject'], how['gamma'])
-    if closed is not None:
-      value = jnp.where(closed, -jnp.inf, value)
     if mask is not None:
-      value = jnp.where(mask, value, -jnp.inf)
-    best, at = jax.lax.top_k(value, min(k, n))
-    return np.asarray(jnp.where(best > -jnp.inf, at + 1, 0)), np.asarray(best)
+      closed = ~mask if closed is None else closed | ~mask
+    return ground.best(near, weight, how['inject'], how['gamma'], closed, min(k, n))
   return answer
 
 

@@ -75,8 +75,7 @@ def embed_all(work, cfg, titles, folder, made, written):
     raise ConfigError(f"ground.model={cfg.ground.model!r}; choose 'base' or 'tuned'")
   reader = text_encoder(cfg, folder, made, work.mesh)
   every = sorted({t for t in [*titles, *texts['valid'], *texts['test']] if t})
-  with work.progress('texts', len(every), unit='text') as advance:
-    vectors, counts = encoder.embed(reader, every, work.mesh, advance=advance)
+  vectors, counts = encoder.embed_kept(work, reader, every, 'texts')
   place = {t: i for i, t in enumerate(every)}
   blank = np.zeros((1, vectors.shape[1]), np.float32)
   vectors = np.concatenate([vectors, blank])
@@ -192,14 +191,29 @@ def closeness(near, weight, kind, gamma):
   return 1 - (near if kind == 'none' else near * (1 + weight[kind]) ** -gamma)
 
 
+def best(near, weight, kind, gamma, shut, k):
+  """The k items with the smallest Dn (1 + W) ** -gamma, by its logarithm, as ranks are: closeness
+  is 1 for many items where gamma is large.
+
+  near, weight: as from `pulls`. shut: (B, N) bool, items that may not come, or None. -> items
+  (B, k) int32, 0 for none, closeness (B, k), -inf there
+  """
+  value = (0 if kind == 'none' else gamma * jnp.log1p(weight[kind])) - jnp.log(near)
+  if shut is not None:
+    value = jnp.where(shut, -jnp.inf, value)
+  value, at = jax.lax.top_k(value, k)
+  score = jnp.take_along_axis(closeness(near, weight, kind, gamma), at, 1)
+  there = value > -jnp.inf
+  return (np.asarray(jnp.where(there, at + 1, 0), np.int32),
+          np.asarray(jnp.where(there, score, -jnp.inf)))
+
+
 def top(items, popular, score, queries, cases, n, k, kind, gamma, mask):
   """The best k of each case under one pull. -> items (m, k) int32, 0 for none, scores (m, k)"""
   out = []
   for rows, *given in ranking.blocks(*cases.histories, n, ROWS, True):
     near, weight, seen, _ = pulls(items, popular, score, queries[rows], given, n, mask)
-    value = closeness(near, weight, kind, gamma)
-    best, at = jax.lax.top_k(value if seen is None else jnp.where(seen, -jnp.inf, value), k)
-    out.append([np.asarray(jnp.where(best > -jnp.inf, at + 1, 0), np.int32), np.asarray(best)])
+    out.append(best(near, weight, kind, gamma, seen, k))
   return tuple(np.concatenate(x)[:len(cases)] for x in zip(*out))
 
 

@@ -4,9 +4,10 @@ from ml_collections import ConfigDict
 
 from recjax.evaluation import outcome, ranking
 from recjax.methods.etegrec import lists, tune, vectors
-from recjax.training import companion
+from recjax.training import companion, shards
 
 SWAPPED = 2000  # users at most whose interests are taken away, or given to others
+PIECE = 2048    # users whose lists a kill may cost
 FREE = 1000     # users at most whose beams are left free
 
 
@@ -29,7 +30,8 @@ def stage(work, cfg, shop, made, coded, heard, model):
   ours, kept = [], None
   with work.progress('ranking', cfg.seeds * len(cases), unit='user') as advance:
     for seed in range(cfg.seeds):
-      items, scores = ask(cfg, given, tune.trained(model, seed), given.given('test'), advance)
+      items, scores = ask(work, f'seed-{seed}', cfg, given, tune.trained(model, seed),
+                          given.given('test'), advance=advance)
       ours.append(ranking.list_ranks(items, cases.targets, n))
       if seed == best:
         kept = items[:, :cfg.judge.save_top], scores[:, :cfg.judge.save_top]
@@ -58,13 +60,28 @@ def with_train(cfg):
   return ConfigDict({**cfg, 'train': {'batch': cfg.batch}})
 
 
-def ask(cfg, given, params, heard, advance=None, some=None):
-  """Lists of test users, of all or of `some`. -> items (n, beams), scores"""
-  cases = given.split.test
-  order = np.arange(len(cases)) if some is None else some
-  return lists.ranked(given.cfg, params['rec'], params['table'],
-                      [cases.history(i) for i in order], cfg.model.history, cfg.decode, heard,
-                      cfg.judge.mask_history, advance=advance)
+def ask(work, name, cfg, given, params, heard, some=None, advance=None):
+  """Lists of test users, of all or of `some`, in pieces that a killed stage finds again.
+
+  name: of these lists, its own in the stage. -> items (n, beams), scores
+  """
+  cases, batch = given.split.test, cfg.decode.batch
+  histories = [cases.history(i) for i in (range(len(cases)) if some is None else some)]
+  # Batches are those of one call, so pieces change no list.
+  order = np.argsort([min(len(h), cfg.model.history) for h in histories], kind='stable')
+  size, found = -(-PIECE // batch) * batch, []
+  for at in range(0, len(order), size):
+    def make(part=order[at:at + size]):
+      items, scores = lists.ranked(
+          given.cfg, params['rec'], params['table'], [histories[i] for i in part],
+          cfg.model.history, cfg.decode, None if heard is None else tuple(h[part] for h in heard),
+          cfg.judge.mask_history)
+      return {'items': items, 'scores': scores}
+    found.append(shards.kept(work, f'{name}-{at}', make))
+    if advance:
+      advance(len(found[-1]['items']))
+  back = np.argsort(order)
+  return tuple(np.concatenate([f[k] for f in found])[back] for k in ('items', 'scores'))
 
 
 def free(cfg, given, params):
@@ -86,10 +103,11 @@ def without(work, cfg, given, params, items):
   cases, heard = given.split.test, given.given('test')
   work.say('    the same users without their interests, and with those of others')
   none = tuple(np.zeros_like(h) for h in heard)
-  plain, _ = ask(cfg, given, params, none)
+  plain, _ = ask(work, 'none', cfg, given, params, none)
   rng = np.random.default_rng(cfg.seed)
   some = rng.permutation(len(cases))[:SWAPPED]
-  swapped, _ = ask(cfg, given, params, tuple(h[np.roll(some, 1)] for h in heard), some=some)
+  swapped, _ = ask(work, 'swapped', cfg, given, params, tuple(h[np.roll(some, 1)] for h in heard),
+                   some)
   top = slice(0, min(10, items.shape[1]))
   changed = lambda a, b: float((a[:, top] != b[:, top]).any(1).mean())  # noqa: E731
   places = ranking.list_ranks(plain, cases.targets, len(given.x))

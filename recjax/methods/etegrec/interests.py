@@ -40,7 +40,7 @@ def stage(work, cfg, shop):
   for row, texts in zip(table, said):
     for at, text in enumerate(texts):
       row[at] = numbers.setdefault(text, len(numbers) + 1)
-  found = vectors(work, cfg.interests.encoder, list(numbers))
+  found = vectors(work, cfg.interests.encoder, list(numbers), kept=True)
   np.save(work.folder / 'vectors.npy', np.pad(found, [(1, 0), (0, 0)]), allow_pickle=False)
   np.save(work.folder / 'rows.npy', table, allow_pickle=False)
   write_json(work.folder / 'texts.json', ['', *numbers])
@@ -71,11 +71,14 @@ def told(work, cfg, shop, histories):
   return out, {'known_to_the_file': sum(map(bool, out)), **counts}
 
 
-def vectors(work, folder, texts):
-  """-> (n, d) float32, of a text encoder's folder; without one, words are hashed"""
+def vectors(work, folder, texts, kept=False):
+  """-> (n, d) float32, of a text encoder's folder; without one, words are hashed. kept: in pieces
+  that a killed stage finds again"""
   if not folder:
     return np.array([hashed(t) for t in texts], np.float32).reshape(len(texts), HASHED)
   reader = encoder.load(folder, ConfigDict({'dtype': 'auto', 'remat': 'none'}), work.mesh)
+  if kept:
+    return encoder.embed_kept(work, reader, texts, 'embedding')[0]
   return np.asarray(encoder.embed(reader, texts, work.mesh)[0], np.float32)
 
 

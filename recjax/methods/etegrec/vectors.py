@@ -57,8 +57,7 @@ def of_text(work, texts, folder):
   if not folder:
     raise ConfigError("vectors.source='text' needs vectors.encoder, the folder of a text encoder")
   reader = encoder.load(folder, ConfigDict({'dtype': 'auto', 'remat': 'none'}), work.mesh)
-  with work.progress('embedding', len(texts), unit='item') as advance:
-    return np.asarray(encoder.embed(reader, texts, work.mesh, advance=advance)[0], np.float32)
+  return encoder.embed_kept(work, reader, texts, 'embedding')[0]
 
 
 def of_file(path, n):

@@ -129,7 +129,7 @@ def item_vectors(work, cfg, made, shop, folder):
     about = columns.get('description') or [''] * n
     texts = [f'{t}\n{d or ""}'.strip() for t, d in zip(columns['title'], about)]
     reader = encoder.load(folder, cfg.llm, work.mesh, 'avg', cfg.ret.tokens)
-    return np.asarray(encoder.embed(reader, texts, work.mesh)[0], np.float32)
+    return encoder.embed_kept(work, reader, texts, 'embedding')[0]
   try:
     found = np.load(how, allow_pickle=False)
   except (OSError, ValueError) as error:
