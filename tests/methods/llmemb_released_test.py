@@ -11,7 +11,6 @@ import jax.numpy as jnp
 import numpy as np
 from absl.testing import absltest, parameterized
 
-from recjax.data import catalog
 from recjax.errors import ConfigError
 from recjax.methods.llmemb import plan, prompts, rat
 from recjax.models import seqrec
