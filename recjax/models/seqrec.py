@@ -143,7 +143,7 @@ class SeqRec(nn.Module):
     if cfg.kind != 'gru4rec':
       x = x + self.param('positions', init_std(), (
           cfg.length + (cfg.count == 'start' or unirec) + cfg.shifted, cfg.width))[position]
-    if cfg.bert:
+    if cfg.kind == 'bert4rec' and not cfg.bare or unirec:
       x = nn.LayerNorm(epsilon=1e-12, name='norm_in')(x)
     if cfg.kind == 'gru4rec':
       drop = 0 if cfg.bare else cfg.dropout
