@@ -84,7 +84,8 @@ def get_config(arg=''):
   c.defects = dict(early_mask_row=False, future_seen=False, pads_seen=False,
                    lone_attribute_lost=False, views_frozen=False, learned_tau=False,
                    local_negatives=False, crude_values=False, popularity_of_all=False,
-                   last_target_only=False)
+                   last_target_only=False, raw_vectors=False, bare_backbones=False,
+                   noisy_masks=False)
   if given['variant'] != 'full':
     c.rat.ablations = ()
   if given['backbone'] == 'gru4rec':
@@ -117,7 +118,9 @@ def get_config(arg=''):
     c.defects = {name: True for name in c.defects}
     c.scft.loss = 'soft_target'
     c.loss.kind = 'bce'
-    c.rat.align_items, c.rat.ids_from = 'positions', 0
+    c.rat.update(hidden=0, activation='none', whiten=False, alpha=0.01, tau=2.0,
+                 align_loss='soft_target', align_items='positions', ids_from=0)
+    c.scft.optim.warmup = 0
     for model in (c.model, c.base):
-      model.update(norm='original', count='start')
+      model.update(norm='original', count='start', heads=1, hidden=model.width)
   return c

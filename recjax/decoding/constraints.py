@@ -29,7 +29,7 @@ from recjax.errors import ConfigError
 DEAD = -1e30   # the score of what does not exist
 FLOOR = -1e8   # a token's log-probability is no lower, however broken the logits are
 LIVE = -1e20   # scores above are of real rows, whatever they are divided by
-NORMALIZE = ('vocab', 'valid', 'level')
+NORMALIZE = ('vocab', 'valid', 'level', 'scope')
 
 
 def tame(logp):
@@ -141,6 +141,14 @@ def mix(forest, probabilities, gamma):
   return Mix(jnp.pad(high, pad), jnp.pad(low, pad), jnp.float32(gamma))
 
 
+def _every(head):
+  """The logits of tokens, as a function of their ids, and the log-sum-exp of all."""
+  if head.total:
+    return head.rows, head.total()
+  logits = head.full()
+  return lambda token: jnp.take_along_axis(logits, token, -1), log_sum_exp(logits)
+
+
 def _mass(given, lo, hi):
   """Probability of the items of places lo .. hi - 1. lo, hi: (B, K, C)"""
   def at(x, place):
@@ -150,14 +158,18 @@ def _mass(given, lo, hi):
 
 @functools.partial(jax.tree_util.register_dataclass,
                    data_fields=['forest', 'limits', 'mix', 'root'],
-                   meta_fields=['normalize', 'code_size', 'min_new_tokens'])
+                   meta_fields=['normalize', 'code_size', 'min_new_tokens', 'free', 'whole',
+                                'forced'])
 @dataclasses.dataclass(frozen=True)
 class Titles:
   """Rows of a catalogue: titles of any length, or semantic IDs.
 
   root: (B,) int32, the catalogue of each request, or None for the first. normalize: 'vocab' divides
   by the whole vocabulary as Hugging Face does; 'valid' by what may come, so forced tokens cost
-  nothing; 'level' by the `code_size` codes of the level.
+  nothing; 'level' by the `code_size` codes of the level; 'scope' by what the catalogue has there,
+  whatever the limits close, as `training.scope` learns it. free: of 'scope', the weight of the
+  whole vocabulary's beside it; whole: tokens that count over the vocabulary alone, and with
+  `forced` those that no other of the catalogue could replace.
   """
   forest: trees.Forest
   limits: trees.Limits = trees.Limits()
@@ -166,6 +178,9 @@ class Titles:
   normalize: str = 'vocab'
   code_size: int = 0
   min_new_tokens: int = 0
+  free: float = 0.0
+  whole: tuple = ()
+  forced: bool = False
 
   def __post_init__(self):
     if self.normalize not in NORMALIZE:
@@ -204,14 +219,14 @@ class Titles:
     return self._weigh(node, t, logp, choose, token, jnp.maximum(child, 0), child >= 0)
 
   def _weigh(self, node, t, logp, choose, token, child, exists):
-    limits = self.limits
+    limits, there = self.limits, exists
     if limits.bits is not None or limits.taken is not None:
       lo, hi = self.forest.lo[child], self.forest.hi[child]
       exists &= trees.open_places(limits, lo, hi) > 0
     if self.min_new_tokens:
       over = trees.complete(self.forest, child, t + 1)
       exists &= ~(over & (t + 1 < self.min_new_tokens))
-    values = logp(token, exists)
+    values = logp(token, there if self.normalize == 'scope' else exists)
     if self.mix is not None:
       share = jnp.where(exists, _mass(self.mix, self.forest.lo[child], self.forest.hi[child]), 0)
       share += 1e-20
@@ -222,12 +237,9 @@ class Titles:
 
   def _scorer(self, head, t):
     """(tokens (B, K, C), which exist) -> their log-probabilities."""
-    if self.normalize == 'vocab' and head.total:
-      return lambda token, _: tame(head.rows(token) - head.total())
     if self.normalize == 'vocab':
-      logits = head.full()
-      total = log_sum_exp(logits)
-      return lambda token, _: tame(jnp.take_along_axis(logits, token, -1) - total)
+      rows, total = _every(head)
+      return lambda token, _: tame(rows(token) - total)
     if self.normalize == 'level':
       start = self.forest.offset.at[t].get(mode='clip')
       logits = head.window(start, self.code_size)
@@ -238,7 +250,17 @@ class Titles:
     def valid(token, exists):
       x = jnp.where(exists, tame(head.rows(token)), DEAD)
       return tame(x - log_sum_exp(x))
+    if self.normalize == 'scope' and (self.free or self.whole or self.forced):
+      return functools.partial(self._scope, valid, *_every(head))
     return valid
+
+  def _scope(self, valid, rows, total, token, exists):
+    """As `training.scope.token_nll`: tokens among the catalogue's and among all."""
+    every = tame(rows(token) - total)
+    alone = jnp.isin(token, jnp.asarray(self.whole, jnp.int32)) if self.whole else False
+    if self.forced:
+      alone |= exists.sum(-1, keepdims=True) == 1
+    return jnp.where(alone, every, (valid(token, exists) + self.free * every) / (1 + self.free))
 
   def follow(self, state, beam, token, node):
     del state, beam, token

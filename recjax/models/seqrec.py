@@ -56,8 +56,10 @@ class Config:
   the normalised query), 'post', 'ligr' (eSASRec's: pre, gated branches, SwiGLU), or 'unirec' (post,
   a norm of the input instead of its scale and the last norm, GELU; RecLM's teacher). hidden: inner
   width of the feed-forward layers; the GRU's state. separate: scores use an output table of their
-  own. Of published code: future, places see later ones; pads, padding in front is seen as a token;
-  count, positions run from the 'start' of a history (1, 2, ...; 0 on padding), not its 'end'.
+  own. Of published code: future, places see later ones; pads, padding in front is seen (as zeros
+  by attention, as the table's row 0 by the GRU); count, positions run from the 'start' of a history
+  (1, 2, ...; 0 on padding), not its 'end'; bare, as LLMEmb's authors released them: BERT4Rec is
+  SASRec's block without its causal mask, GRU4Rec has neither dropout nor an output layer.
   """
   kind: str
   items: int
@@ -72,6 +74,7 @@ class Config:
   future: bool = False
   pads: bool = False
   count: str = 'end'
+  bare: bool = False
 
   def __post_init__(self):
     if self.kind not in KINDS:
@@ -82,6 +85,9 @@ class Config:
       raise ConfigError(f"model.count={self.count!r}; choose 'end' or 'start'")
     if self.width % self.heads:
       raise ConfigError(f'model.width={self.width} does not divide into {self.heads} heads')
+    if self.bare and self.kind == 'gru4rec' and self.hidden != self.width:
+      raise ConfigError(f'model.hidden={self.hidden} must equal model.width={self.width} where '
+                        'GRU4Rec has no output layer (defects.bare_backbones)')
     if self.items < 2 or self.length < 1:
       raise ConfigError(f'{self.items} items and length {self.length}: a recommender needs two '
                         'items and a history')
@@ -89,7 +95,17 @@ class Config:
   @property
   def bert(self):
     """Whether blocks are those of BERT: norms behind the residuals, GELU."""
-    return self.kind == 'bert4rec' or self.norm == 'unirec'
+    return self.kind == 'bert4rec' and not self.bare or self.norm == 'unirec'
+
+  @property
+  def sasrec(self):
+    """Whether blocks are SASRec's, which BERT4Rec borrows where it is bare."""
+    return self.kind == 'sasrec' or self.kind == 'bert4rec' and self.bare
+
+  @property
+  def shifted(self):
+    """Whether a full history's mask stands at L + 1, its items from 2 on, as released (bare)."""
+    return self.kind == 'bert4rec' and self.bare
 
   @property
   def mask(self):
@@ -117,29 +133,33 @@ class SeqRec(nn.Module):
     table = self.param('items', init_std(), (cfg.items + 2, cfg.width))
     if cfg.separate:
       self.param('output', init_std(), (cfg.items + 2, cfg.width))
-    if cfg.kind == 'bert4rec':
+    if cfg.kind == 'bert4rec' and not cfg.bare:
       self.param('bias', nn.initializers.zeros, (cfg.items + 2,))
     real = (segment > 0)[..., None]
     x = table[items]
     unirec = cfg.kind == 'sasrec' and cfg.norm == 'unirec'
-    if cfg.kind == 'sasrec' and not unirec:
+    if cfg.sasrec and not unirec:
       x = x * cfg.width ** 0.5
     if cfg.kind != 'gru4rec':
       x = x + self.param('positions', init_std(), (
-          cfg.length + (cfg.count == 'start' or unirec), cfg.width))[position]
-    if cfg.kind == 'bert4rec' or unirec:
+          cfg.length + (cfg.count == 'start' or unirec) + cfg.shifted, cfg.width))[position]
+    if cfg.kind == 'bert4rec' and not cfg.bare or unirec:
       x = nn.LayerNorm(epsilon=1e-12, name='norm_in')(x)
-    x = nn.Dropout(cfg.dropout, deterministic=not train)(x) * real
     if cfg.kind == 'gru4rec':
+      drop = 0 if cfg.bare else cfg.dropout
+      x = nn.Dropout(drop, deterministic=not train)(x) * real
       for layer in range(cfg.layers):
         x = Gru(cfg.hidden, name=f'gru_{layer}')(x, segment)
-      return nn.Dense(cfg.width, kernel_init=init_std(), name='out')(x) * real
+      return x if cfg.bare else nn.Dense(cfg.width, kernel_init=init_std(), name='out')(x) * real
+    if cfg.pads:  # seen, and yet zeros in front of every block
+      real = (items > 0)[..., None]
+    x = nn.Dropout(cfg.dropout, deterministic=not train)(x) * real
     seen = visible(segment, cfg.causal and not cfg.future)
     for layer in range(cfg.layers):
       x = Block(cfg, name=f'block_{layer}')(x, seen, train) * real
     if unirec:
       return x
-    if cfg.kind == 'sasrec':
+    if cfg.sasrec:
       return nn.LayerNorm(epsilon=1e-8, name='norm')(x) * real
     x = nn.gelu(nn.Dense(cfg.width, kernel_init=init_std(), name='out')(x), approximate=False)
     return nn.LayerNorm(epsilon=1e-12, name='norm_out')(x) * real
@@ -275,11 +295,12 @@ def places(cfg, rows):
 def last_states(cfg, params, rows):
   """The state that answers 'what comes next' for histories.
 
-  rows: (B, W) int32, padded with 0 on the left, W at most cfg.length; BERT4Rec's end with its mask.
-  -> (B, D)
+  rows: (B, W) int32, padded with 0 on the left, BERT4Rec's end with its mask. W: at most
+  cfg.length, or one more of which the first is counted and not read (cfg.shifted). -> (B, D)
   """
+  position, rows = places(cfg, rows)[:, -cfg.length:], rows[:, -cfg.length:]
   segment = ((rows > 0) | cfg.pads).astype(jnp.int32)
-  states = SeqRec(cfg).apply({'params': params}, rows, places(cfg, rows), segment)
+  states = SeqRec(cfg).apply({'params': params}, rows, position, segment)
   return states[:, -1]
 
 

@@ -29,8 +29,13 @@ def model_config(cfg, items):
 def plain(model, loss, targets):
   """What is trained by default: the model as it is. See `fit`. -> init, loss"""
   del targets
-  return functools.partial(seqrec.init, model), lambda params, shared, own, seqs, key: loss(
-      params, seqs, key)
+
+  def total(params, shared, own, seqs, key):
+    if model.pads:  # the row that padding reads stays as it was drawn
+      table = params['items']
+      params = {**params, 'items': table.at[0].set(lax.stop_gradient(table[0]))}
+    return loss(params, seqs, key)
+  return functools.partial(seqrec.init, model), total
 
 
 def fit(work, cfg, items, train, validate, teach=plain, shared=(), own=()):
@@ -167,11 +172,18 @@ def example(cfg, model, seqs, key):
   count = hidden_count(real.sum(-1), cfg.train.mask_share, cfg.train.mask_most)
   choose, last = jax.random.split(key)
   noise = jnp.where(real, jax.random.uniform(choose, seqs.shape), 2.0)
-  place = jnp.argsort(jnp.argsort(noise, -1), -1)
+  chosen = jnp.argsort(jnp.argsort(noise, -1), -1) < count[:, None]
   only_last = jax.random.uniform(last, (len(seqs), 1)) < cfg.train.mask_last
   at_end = jnp.arange(seqs.shape[1]) == seqs.shape[1] - 1
-  hidden = real & jnp.where(only_last, at_end, place < count[:, None])
-  return jnp.where(hidden, model.mask, seqs), jnp.where(hidden, seqs, 0)
+  shown = jnp.full_like(seqs, model.mask)
+  if cfg.train.get('noisy_masks'):  # each by chance; of ten, one is another item, one stays
+    chosen = noise < cfg.train.mask_share
+    kind, other = jax.random.split(jax.random.fold_in(choose, 1))
+    kind = jnp.where(only_last, 0, jax.random.uniform(kind, seqs.shape))
+    shown = jnp.where(kind < .8, shown, jnp.where(
+        kind < .9, jax.random.randint(other, seqs.shape, 1, model.items + 1), seqs))
+  hidden = real & jnp.where(only_last, at_end, chosen)
+  return jnp.where(hidden, shown, seqs), jnp.where(hidden, seqs, 0)
 
 
 def hidden_count(length, share, most):
@@ -256,6 +268,8 @@ def needs(cfg, model, seqs):
     counts = jnp.maximum(counts - 1, 0)
     return counts, counts
   counts = jnp.minimum(counts, model.length)
+  if cfg.train.get('noisy_masks'):
+    return counts, counts
   hidden = hidden_count(counts, cfg.train.mask_share, cfg.train.mask_most)
   return counts, jnp.where(counts > 0, hidden, 0)
 
@@ -354,10 +368,10 @@ last_states = jax.jit(seqrec.last_states, static_argnums=0)
 
 def padded(model, items, offsets):
   """Ragged histories, latest items last, BERT4Rec's mask behind them. -> (B, W) int32"""
-  extra = not model.causal
-  counts = np.minimum(np.diff(offsets), model.length - extra)
-  width = min(model.length, max(8, 1 << int(counts.max(initial=1) + extra - 1).bit_length()))
-  width = model.length if model.pads else width
+  extra, most = not model.causal, model.length + model.shifted
+  counts = np.minimum(np.diff(offsets), most - extra)
+  width = min(most, max(8, 1 << int(counts.max(initial=1) + extra - 1).bit_length()))
+  width = most if model.pads else width
   out = np.zeros((len(counts), width), np.int32)
   at = np.arange(width - extra) >= width - extra - counts[:, None]
   back = np.concatenate([np.arange(n, 0, -1) for n in counts]) if len(counts) else counts

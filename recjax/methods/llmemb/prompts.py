@@ -124,7 +124,8 @@ def read(folder):
 
 
 def split(prompt, crude=False):
-  """A prompt's header and its attributes. crude: only the text up to the second line break counts.
+  """A prompt's header and its attributes. crude: as released, those up to the second line break
+  alone, with the blanks that stand around them.
 
   Raises DataError for a prompt of one line.
   """
@@ -132,21 +133,22 @@ def split(prompt, crude=False):
   if not broken:
     raise DataError(f'prompt {prompt[:60]!r} has no line break behind its header')
   if crude:
-    body = body.partition('\n')[0]
+    return header, body.partition('\n')[0].split(';')
   return header, [part.strip() for part in body.split(';') if part.strip()]
 
 
 def view(prompt, ratio, rng, crude=False):
   """The prompt with its attributes in another order, the last floor(n * ratio) of them dropped.
 
-  crude: as released, an item's only attribute is lost.
+  crude: as released, an item's only attribute is lost with the line break in front of it, and
+  attributes keep their blanks: 'b; a' may follow as ' a;b'.
   """
   header, parts = split(prompt, crude)
   drop = int(np.floor(len(parts) * ratio + 1e-9))
   order = rng.permutation(len(parts))[:len(parts) - drop]
   if crude and len(parts) == 1:
-    order = []
-  return header + '\n' + SEP.join(parts[i] for i in order)
+    return header
+  return header + '\n' + (';' if crude else SEP).join(parts[i] for i in order)
 
 
 def views(prompt, ratio, seed, epoch, item, crude=False):

@@ -91,7 +91,8 @@ def settings(cfg, variant):
          'ids_from': cfg.rat.ids_from if what.adapter else 0}
   del rat['variant'], rat['ablations']
   return ConfigDict({**plan.recommender_config(cfg, cfg.model.kind), 'rat': rat,
-                     'early_mask_row': cfg.defects.early_mask_row})
+                     'early_mask_row': cfg.defects.early_mask_row,
+                     'raw_vectors': cfg.defects.raw_vectors})
 
 
 def stage(work, cfg, shop, table, ids):
@@ -149,6 +150,8 @@ def inputs(cfg, model, table, items, rows=None):
   if len(table) != items:
     raise DataError(f'the table of item vectors has {len(table)} rows, the catalogue {items} items')
   rows = table if rows is None else rows
+  if cfg.rat.adapter and cfg.raw_vectors:  # as released
+    return rows
   if cfg.rat.adapter and cfg.rat.whiten:
     return rows / np.maximum(table.std(0), 1e-6 * max(float(table.std()), 1e-30))
   if cfg.rat.adapter:
@@ -157,6 +160,8 @@ def inputs(cfg, model, table, items, rows=None):
     raise ConfigError(f'no_adapter uses {model.width} components (model.width), pca.dim='
                       f'{table.shape[1]} has fewer; raise it')
   table, rows = table[:, :model.width], rows[:, :model.width]
+  if cfg.raw_vectors:
+    return rows
   return rows / max(float(np.sqrt((table ** 2).sum(1).mean())), 1e-30)
 
 
@@ -217,14 +222,14 @@ def expand(cfg, model, params, vectors, some=None, own=None):
   """
   ids = jnp.arange(1, model.items + 1) if some is None else some
   x = vectors if some is None else vectors[ids - 1]
+  if cfg.early_mask_row and model.causal:  # as released: a row of zeros in the last item's place
+    x = jnp.where(ids[:, None] == model.items, 0, x)
   if 'moved' in params:
     x = x + params['moved'][ids - 1]
   rows = adapt(params['adapter'], x, cfg.rat.activation) if 'adapter' in params else x
   if 'own' in params:
     rows = rows + jnp.where(own[ids - 1, None], params['own'][ids - 1], 0)
   at = jnp.where(ids > 0, ids, model.items + 2)
-  if cfg.early_mask_row:  # as released: the mask's row before the last item's
-    at = jnp.where(ids == model.items, model.items + 1, at)
   table = jnp.zeros((model.items + 2, model.width)).at[at].set(rows, mode='drop')
   if 'mask' in params:
     table = table.at[model.mask].set(params['mask'])
@@ -236,9 +241,9 @@ def expand(cfg, model, params, vectors, some=None, own=None):
 def distinct_room(cfg, model, targets):
   """How many distinct items a batch can hold at most; 0 where that is no less than all.
 
-  A softmax over the catalogue reads them all.
+  A softmax over the catalogue reads them all; noisy masks show any item.
   """
-  if cfg.loss.kind in ('ce', 'chunked'):
+  if cfg.loss.kind in ('ce', 'chunked') or cfg.train.get('noisy_masks'):
     return 0
   drawn = cfg.loss.negatives * {'batch': 1, 'sequence': cfg.train.batch, 'position': targets}[
       cfg.loss.shared]

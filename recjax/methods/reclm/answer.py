@@ -119,7 +119,8 @@ def ranked(shelf, writer, prompts, k, closed=None, allowed=None):
   or with fetching the nearest vectors.
 
   prompts: up to where the assistant begins. -> items (B, k) int32 1..N, 0 where fewer may come,
-  scores (B, k): log-probabilities of titles, or products with the projected state
+  scores (B, k): log-probabilities of titles as training has them, or products with the projected
+  state
   """
   speaker = shelf.speaker
   start = [*speaker.tokenizer.encode('1. ')]
@@ -128,8 +129,8 @@ def ranked(shelf, writer, prompts, k, closed=None, allowed=None):
   tree = shelf.trees[0]
   limits = goods.limits(tree, closed or [()] * len(prompts), allowed)
   found = writer.generate([writer.own([*p, *start, speaker.soi]) for p in prompts],
-                          constraints.Titles(shelf.planted, limits=limits), beams=max(k, BEAMS),
-                          length_penalty=0.0)
+                          constraints.Titles(shelf.planted, limits=limits, **speaker.scoring),
+                          beams=max(k, BEAMS), length_penalty=0.0)
   return found.best(k, tree, limits)
 
 

@@ -40,7 +40,7 @@ AVERAGES = ('tokens', 'samples')  # what a loss is a mean over
 @dataclasses.dataclass(eq=False)
 class Speaker:
   """A language model with the catalogue's control tokens. params: weights with their rows; lora: an
-  adapter's tree, or None. extra: {'project', 'items'} of ret, or None."""
+  adapter's tree, or None. extra: {'project', 'items'} of ret, or None. scoring: see `scoring`."""
   model: object
   params: dict
   lora: dict | None
@@ -49,6 +49,7 @@ class Speaker:
   eoi: int
   codes: list
   extra: dict | None = None
+  scoring: dict = dataclasses.field(default_factory=dict)
 
   @property
   def variables(self):
@@ -62,6 +63,17 @@ def names(cfg, table=None):
   size = int(table.max()) + 1
   return [goods.SOI, goods.EOI, *(f'<{level}_{code}>' for level in range(table.shape[1])
                                   for code in range(size))]
+
+
+def scoring(train, eoi):
+  """How `constraints.Titles` gives a title the log-probability that `loss_sums` gives it.
+
+  train: scope, scope_end, free. eoi: the end-of-item token. -> arguments of Titles
+  """
+  if train.scope == 'none':
+    return {}
+  return dict(normalize='scope', free=float(train.free), forced=train.scope == 'branches',
+              whole=() if train.scope_end else (eoi,))
 
 
 def fresh(cfg, folder, mesh, table=None):
@@ -83,7 +95,8 @@ def fresh(cfg, folder, mesh, table=None):
             for i, (n, x) in enumerate(sorted(rows.items()))}
     params = vocabulary.put(params, rows, ids)
   model = llm.LM(shape)
-  return Speaker(model, params, None, tokenizer, *ids[:2], ids[2:])
+  return Speaker(model, params, None, tokenizer, *ids[:2], ids[2:],
+                 scoring=scoring(cfg.train, ids[1]))
 
 
 def renderer(cfg, speaker, stock, nodes=None):
@@ -331,13 +344,14 @@ def load(cfg, folder, made, mesh):
   if cfg.train.mode == 'full':
     model, params, tokenizer = backbone.load(made, cfg.llm, mesh)
     return Speaker(model, params, None, tokenizer, control['soi'], control['eoi'],
-                   control['codes'], extra)
+                   control['codes'], extra, scoring(cfg.train, control['eoi']))
   model, params, _, adapter = backbone.load_adapted(folder, cfg.llm, made, mesh)
   tokenizer = tokenizers.load(made)
   ids = [control['soi'], control['eoi'], *control['codes']]
   params, shape = vocabulary.grow(params, model.cfg, ids, [[0]] * len(ids))
   params = vocabulary.put(params, plain_arrays.load(made / 'rows.npz'), ids)
-  return Speaker(llm.LM(shape), params, adapter, tokenizer, *ids[:2], ids[2:], extra)
+  return Speaker(llm.LM(shape), params, adapter, tokenizer, *ids[:2], ids[2:], extra,
+                 scoring(cfg.train, ids[1]))
 
 
 def merged(cfg, folder, made, out):
