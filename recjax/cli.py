@@ -1,16 +1,18 @@
 """The verbs around the experiments: prepare, recommend, chat, serve, doctor, compare, sweep, ..."""
 import argparse
-import importlib
 import itertools
 import os
 import pathlib
 import sys
 import threading
 
-from recjax import errors, experiment
+from recjax import errors, experiment, methods
 from recjax.data import prepare as prepare_verb
+from recjax.data import stored
 from recjax.errors import ConfigError
 
+READ = ('interactions', 'items', 'reviews', 'meta', 'games', 'file', 'folder')  # of prepare
+MADE = ('prepared.json', 'README.md')  # beside items and sequences
 LAYOUTS = ('peft', 'merged', 'npz', 'samples', 'index', 'vectors')
 
 
@@ -140,7 +142,26 @@ def main():
 
 def prepare(args):
   """Writes the canonical data set and says what was left out."""
+  if getattr(args, 'overwrite', False):
+    check_overwrite(args.out, [value for name in READ if (value := getattr(args, name, ''))])
   prepare_verb.run(args)
+
+
+def check_overwrite(out, sources):
+  """Raises ConfigError where --overwrite would remove what `recjax prepare` did not make, or what
+  it is to read. sources: the paths that are read."""
+  out = pathlib.Path(out)
+  if not out.is_dir():
+    return
+  for source in sources:
+    if pathlib.Path(source).resolve().is_relative_to(out.resolve()):
+      raise ConfigError(f'--overwrite would remove {source}, which is read; name another --out')
+  odd = sorted(p.name for p in out.iterdir() if not (
+      p.name in MADE or p.name.partition('.')[0] in ('items', 'sequences') and p.is_file()))
+  if odd or any(out.iterdir()) and not (out / 'prepared.json').is_file():
+    what = f'{odd[0]}, which' if odd else 'a data set that'
+    raise ConfigError(f'--overwrite: {out} holds {what} `recjax prepare` did not make; name '
+                      'another --out, or remove it yourself')
 
 
 def recommend(args):
@@ -197,7 +218,7 @@ def doctor(args):
     print(f'    {finding.remedy}')
   if args.config:
     cfg = experiment.changed(experiment.read_config(args.config), args.settings)
-    method = importlib.import_module(f'recjax.methods.{cfg.method}')
+    method = methods.find(cfg.get('method'), args.config)
     for name, value in method.cost(cfg, shop).items():
       print(f'{name}: {value}')
 
@@ -205,11 +226,14 @@ def doctor(args):
 def compare(args):
   """Prints the table of several runs."""
   from recjax.evaluation import compare as comparison
+  if args.html:
+    stored.absent(args.html, '--html')
   table = comparison.compare(args.workdirs, args.rows.split(',') if args.rows else (),
                              args.against)
   sys.stdout.write(getattr(comparison, f'{args.format}_table')(table).rstrip() + '\n')
   if args.html:
     from recjax.report import html
+    stored.absent(args.html, '--html')  # a comparison takes a while
     html.write(args.html, compare_page(args.workdirs, table, comparison))
     print(f'page: {args.html}')
 
@@ -244,7 +268,7 @@ def sweep(args):
   if args.seeds < 1:
     raise ConfigError(f'--seeds={args.seeds}: give 1 or more')
   out = args.out or f'checkpoints/sweep-{pathlib.Path(args.config.partition(":")[0]).stem}'
-  sweeps.check_folder(out)
+  sweeps.check_folder(out, args.config)
   points = sweeps.grid(args.set)
   cfgs = {}
   for (place, point), s in itertools.product(enumerate(points), range(args.seeds)):
@@ -260,7 +284,8 @@ def convert(args):
     return embed(args)
   from recjax import recommend as face
   method, _ = face.method_of(args.workdir)
-  method.convert(args.workdir, args.to, args.out)
+  with stored.opening(args.workdir):
+    method.convert(args.workdir, args.to, args.out)
   print(f'{args.to}: {args.out}')
 
 
@@ -276,17 +301,16 @@ def embed(args):
   out = pathlib.Path(args.out)
   if not args.data:
     raise ConfigError('--to=vectors embeds the items of a data set; add --data=FOLDER')
-  if out.exists() or out.suffix != '.npy':
+  if out.suffix != '.npy':
     raise ConfigError(f'--out={out}: name a .npy file that does not exist yet')
+  stored.absent(out, '--out')
   shop = catalog.load_data(args.data)
   mesh = sharding.make_mesh({'data': -1, 'fsdp': 1, 'model': 1})
   reader = encoder.load(args.workdir, ConfigDict({'dtype': 'auto', 'remat': 'none'}), mesh)
   advance = plain_progress(print, 'embedding', len(shop.catalog), 0, 'item')
   found, about = encoder.embed(reader, catalog.item_texts(shop.catalog), mesh, advance=advance)
-  partial = out.with_name(f'{out.name}.partial')
-  with open(partial, 'wb') as f:
+  with stored.new_file(out, '--out') as fresh, open(fresh, 'wb') as f:
     np.save(f, found.astype(np.float32), allow_pickle=False)
-  partial.replace(out)
   cut = f'; {about["cut"]:,} texts were cut' if about['cut'] else ''
   print(f'{out}: {len(found):,} items, {found.shape[1]} numbers each{cut}')
 

@@ -3,7 +3,7 @@ import pathlib
 import sys
 
 from absl import app, flags, logging
-from ml_collections import config_flags
+from ml_collections import ConfigDict, config_flags
 
 from recjax import errors, experiment
 
@@ -75,25 +75,35 @@ def join(jax):
 
 def read_config():
   """The config of the flags. Raises ConfigError where there is none, or no such file."""
-  try:  # a file that is missing is found out only when the config is read
-    method = CONFIG.value and CONFIG.value.method
-  except OSError as error:
+  try:  # a file that is missing or broken is found out only when the config is read
+    found = CONFIG.value
+    if found and not isinstance(found, ConfigDict):
+      getattr(found, 'method', None)  # a stand-in for a file that is missing raises why
+  except Exception as error:
     name = config_flags.get_config_filename(flags.FLAGS['config'])
-    raise errors.ConfigError(f'{name} is not a config file; see configs/ for those there are, e.g. '
-                             '--config=configs/betag_scientific.py') from error
-  if not method:
+    if not pathlib.Path(name.partition(':')[0]).is_file():
+      raise errors.ConfigError(f'{name} is not a config file; see configs/ for those there are, '
+                               'e.g. --config=configs/betag_scientific.py') from error
+    experiment.read_config(name)  # says what is wrong with it
+    raise
+  if not found:
     raise errors.ConfigError('--config is missing; e.g. --config=configs/betag_scientific.py')
-  return CONFIG.value
+  return found
 
 
 def parse(argv):
   """Flags from the command line; a wrong one is said in a sentence, with exit code 2."""
   try:
     return flags.FLAGS(argv)
-  except (flags.Error, ValueError, TypeError, AttributeError, KeyError, OSError) as error:
+  except (Exception, SystemExit) as error:  # of a config file, which may do anything
+    known = isinstance(error, (flags.Error, ValueError, TypeError, AttributeError, KeyError,
+                               OSError))
+    said = explained(argv)
+    if not said and not known:
+      raise
     text = str(error.args[0] if error.args else error).strip()
     # Of an error inside a config file absl gives the whole traceback.
-    text = explained(argv) or (text.split('\n')[-1] if 'Traceback' in text else text)
+    text = said or (text.split('\n')[-1] if 'Traceback' in text else text)
     print('error:', text, file=sys.stderr)
     sys.exit(2)
 

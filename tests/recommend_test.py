@@ -238,6 +238,10 @@ class PartsTest(parameterized.TestCase):
     self.assertIn('merged from 2 parts before', self.said[-1])
     self.assertEqual((self.folder / 'out.jsonl').stat(), before)
     (self.folder / 'out.jsonl').write_text('another file took its place')
+    with self.assertRaisesRegex(ConfigError, 'out.jsonl is there already'):
+      self.part('1/2')
+    self.assertEqual((self.folder / 'out.jsonl').read_text(), 'another file took its place')
+    (self.folder / 'out.jsonl').unlink()
     self.assertEqual((self.part('1/2'), self.part('2/2')), (256, 44))
     self.assertEqual((self.folder / 'out.jsonl').read_bytes(), self.one('out.jsonl'))
 
@@ -263,6 +267,7 @@ class PartsTest(parameterized.TestCase):
     write_users(self.source, 300)
     for name in ('write', 'write_json'):  # before the answers stand there; before that is noted
       shutil.rmtree(self.folder / 'out.jsonl.parts', ignore_errors=True)
+      (self.folder / 'out.jsonl').unlink(missing_ok=True)
       self.part('1/2')
       with mock.patch.object(recommend, name, side_effect=KeyboardInterrupt), \
           self.assertRaises(KeyboardInterrupt):
