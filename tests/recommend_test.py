@@ -207,6 +207,7 @@ class PartsTest(parameterized.TestCase):
                            part=parts.parse(text), **kw)
 
   def one(self, name):
+    (self.folder / f'whole-{name}').unlink(missing_ok=True)
     recommend.batch(ask, shop(), self.source, self.folder / f'whole-{name}', 3,
                     say=lambda _: None)
     return (self.folder / f'whole-{name}').read_bytes()

@@ -65,7 +65,7 @@ def read_json(path, default=None, kind=dict):
   except FileNotFoundError:
     return default
   except (ValueError, RecursionError) as error:
-    raise damaged(path, f'no JSON: {str(error)[:200]}') from error
+    raise damaged(path, f'not readable JSON: {str(error)[:200]}') from error
   except OSError as error:
     raise WorkdirError(f'{path} cannot be read: {error.strerror}') from error
   if not isinstance(value, kind):

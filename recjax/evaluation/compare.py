@@ -8,7 +8,7 @@ import pathlib
 import numpy as np
 
 from recjax.data import stored
-from recjax.errors import ConfigError, DataError
+from recjax.errors import ConfigError, DataError, WorkdirError
 from recjax.evaluation.metrics import GROUPS, KS, per_case
 from recjax.evaluation.statistics import bootstrap_interval, holm, paired_test, summarise
 from recjax.evaluation.tables import read_groups, read_ranks
@@ -162,7 +162,10 @@ def _read_run(path):
 
 
 def _read_json(path):
-  found = stored.read_json(path)
+  try:
+    found = stored.read_json(path)
+  except WorkdirError as error:
+    raise DataError(str(error)) from error
   if found is None:
     raise DataError(f'{path} does not exist; compare takes folders of finished runs')
   return found
@@ -175,8 +178,8 @@ def _check_published(path):
   for name in ('results.json', 'ranks.parquet') if lists else ():
     known = [one.get(name) for one in lists]
     if (path / name).is_file() and stored.sum_of(path / name) not in known:
-      raise DataError(f'{path / name} is not what the evaluation wrote; run the command of the run '
-                      'again, which writes it anew')
+      raise DataError(f'{path / name} is not what the evaluation wrote, as DONE.json of its stage '
+                      'tells; run the command of the run again, which writes it anew')
 
 
 def _check_equal(key, found):

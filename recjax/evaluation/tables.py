@@ -126,9 +126,11 @@ def _schema(path):
 def _reading(path, columns):
   import pyarrow as pa
   try:
+    if os.path.isdir(path):  # which Arrow would read as many files
+      raise IsADirectoryError('it is a folder')
     yield
   except FileNotFoundError:
     raise DataError(f'{path} does not exist; compare takes folders of finished runs') from None
   except (pa.ArrowException, OSError, ValueError, KeyError, TypeError, MemoryError) as error:
     raise DataError(f'{path} is no Parquet file with columns {", ".join(columns) or "of a run"} '
-                    f'({str(error)[:300]}); run the evaluation again') from error
+                    f'({" ".join(str(error).split())[:300]}); run the evaluation again') from error

@@ -374,10 +374,11 @@ def saved_config(workdir):
 def find_stage(workdir, name):
   """The folder of a finished stage of an earlier run. Raises WorkdirError where there is none, or
   a file of it is not as the stage left it."""
-  found = [f for f in sorted((pathlib.Path(workdir) / 'stages').glob(f'*-{name}'))
-           if (f / 'DONE.json').exists()]
+  there = [f for f in sorted((pathlib.Path(workdir) / 'stages').glob(f'*-{name}')) if f.is_dir()]
+  found = [f for f in there if (f / 'DONE.json').exists()]
   if not found:
-    raise WorkdirError(f'{workdir} holds no finished stage {name!r}; run its experiment to the end '
-                       f'first: python -m recjax.main --config=... --workdir={workdir}')
+    lost = f' ({there[-1] / "DONE.json"} is missing)' if there else ''
+    raise WorkdirError(f'{workdir} holds no finished stage {name!r}{lost}; run its experiment to '
+                       f'the end first: python -m recjax.main --config=... --workdir={workdir}')
   stored.check(found[-1])
   return found[-1]
