@@ -179,6 +179,8 @@ def recommend(args):
                          part=part)
     print(f'{written} users answered, ' + (f'part {args.part}' if part else f'in {args.output}'))
     return
+  if args.history == '':
+    raise ConfigError('--history is empty; give item ids, parted by commas')
   history = args.history.split(',') if args.history else face.history_of(shop, args.user)
   items, scores = ask([history], args.k)
   for item, score in zip(items[0], scores[0]):
@@ -218,8 +220,9 @@ def doctor(args):
     print(f'    {finding.remedy}')
   if args.config:
     cfg = experiment.changed(experiment.read_config(args.config), args.settings)
-    method = methods.find(cfg.get('method'), args.config)
-    for name, value in method.cost(cfg, shop).items():
+    with experiment.complete():
+      found = methods.find(cfg.method, args.config).cost(cfg, shop)
+    for name, value in found.items():
       print(f'{name}: {value}')
 
 
@@ -273,7 +276,8 @@ def sweep(args):
   cfgs = {}
   for (place, point), s in itertools.product(enumerate(points), range(args.seeds)):
     cfg = experiment.read_config(args.config)
-    cfg.seed += s
+    with experiment.complete():
+      cfg.seed += s
     cfgs[place, cfg.seed] = experiment.changed(cfg, [f'{k}={v}' for k, v in point.items()])
   sys.exit(sweeps.run(args.config, points, cfgs, out) > 0)
 

@@ -1,9 +1,11 @@
 """Errors that a user can mend, and how they are shown."""
 import errno
+import logging
 import os
 import re
 import select
 import sys
+import threading
 
 DISK = {
     errno.ENOSPC: 'the disk is full',
@@ -21,6 +23,7 @@ SAID = {
     'File too large': errno.EFBIG,
     'max_temp_directory_size': errno.ENOSPC,
 }
+AFTERWARDS = ('Event loop is closed', 'handle is closed')  # of threads whose caller has gone
 SHORT = re.compile(r'\d+ requested and \d+ written')  # of numpy
 # Modules that come with an extra of the package, as setup.py lists them.
 EXTRAS = {
@@ -71,6 +74,7 @@ def guard(main):
   After SIGTERM the code is 143, so that whoever sent it may start the same command again. Where
   nobody reads the output any more (`| head`) it ends quietly.
   """
+  quieten()
   try:
     result = main()
     sys.stdout.flush()
@@ -94,6 +98,31 @@ def guard(main):
       raise
   print('error:', text if text.endswith('..') else text.removesuffix('.'), file=sys.stderr)
   sys.exit(2)
+
+
+def quieten():
+  """Keeps threads of libraries, which have no caller, from showing tracebacks about a full disk:
+  the call that waits for them gets the error and tells it once."""
+  def about_disk(error):
+    return bool(error) and (bool(disk_error(error)) or str(error) in AFTERWARDS)
+
+  def but(hook, of):
+    def shown(*given):
+      if not about_disk(of(*given)):
+        hook(*given)
+    return shown
+
+  def worth(record):
+    raised = record.exc_info[1] if record.exc_info else None
+    return not about_disk(raised) and not any(words in record.getMessage() for words in SAID)
+  threading.excepthook = but(threading.__excepthook__, lambda given: given.exc_value)
+  sys.unraisablehook = but(sys.__unraisablehook__, lambda given: given.exc_value)
+  # TensorStore's threads show by this one what they cannot raise.
+  sys.excepthook = but(sys.__excepthook__, lambda kind, value, where: value)
+  logger = logging.getLogger('absl')  # Orbax's
+  if not any(getattr(f, 'about', '') == 'disk' for f in logger.filters):
+    worth.about = 'disk'
+    logger.addFilter(worth)
 
 
 def reader_left():

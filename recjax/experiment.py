@@ -5,6 +5,7 @@
     run.results['rows']['sasrec']['NDCG@10'], run.recommend([['P0001', 'P0002']], k=5)
 """
 import ast
+import contextlib
 import dataclasses
 import functools
 import importlib.util
@@ -113,15 +114,16 @@ def run(cfg, workdir, about, guarded=None, part=None):
                        guarded or guards.Guards(), part) as work:
     announce(work, cfg, about)
     try:
-      method.run(cfg, work)
+      with complete():
+        method.run(cfg, work)
     except errors.PartDone as done:
       work.say(f'{done}; run folder {workdir}')
       return
     except Exception as error:
+      if text := errors.disk_error(error):
+        raise WorkdirError(f'{workdir}: {text}') from error
       if text := errors.memory_error(error, cfg):
         raise errors.UserError(text) from error
-      if text := lacking(error):
-        raise ConfigError(text) from error
       raise
     work.say(f'all in {workdir}: report.html, results.json')
 
@@ -191,14 +193,17 @@ def broken(path, error):
                      f'{type(error).__name__}: {what or "no message"}; mend that file')
 
 
-def lacking(error):
-  """What to tell where a config has not all settings that are read; '' for any other error."""
-  frames = traceback.extract_tb(error.__traceback__)
-  if not isinstance(error, (AttributeError, KeyError)) or 'ml_collections' not in (
-      frames[-1].filename):
-    return ''
-  return (f'the config lacks a setting that its method reads: {str(error).strip()[:200]}; compare '
-          'it with a file of configs/')
+@contextlib.contextmanager
+def complete():
+  """Code that reads settings: one that the config has not becomes a ConfigError."""
+  try:
+    yield
+  except (AttributeError, KeyError) as error:
+    last = traceback.extract_tb(error.__traceback__)[-1].filename
+    if 'ml_collections' not in last:
+      raise
+    raise ConfigError(f'the config lacks a setting that is read: {str(error).strip()[:200]}; '
+                      'compare it with a file of configs/') from error
 
 
 def changed(cfg, settings):

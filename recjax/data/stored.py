@@ -187,7 +187,8 @@ def read_config(workdir):
     raise WorkdirError(f'{workdir} holds no config.json, so no run was made there; name the folder '
                        'that --workdir named')
   if not isinstance(saved.get('config'), dict):
-    raise damaged(path, 'it holds no object "config"')
+    raise WorkdirError(f'{path} is not that of a run, which holds an object "config"; name the '
+                       f'folder that --workdir named, or, if this is it, {remedy(path)}')
   if 'sum' in saved and saved['sum'] != _signature({k: v for k, v in saved.items() if k != 'sum'}):
     raise WorkdirError(f'{path} is not as the run wrote it; {remedy(path)}, or, where you changed '
                        'it on purpose, remove "sum" from it')
