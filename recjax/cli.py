@@ -9,10 +9,12 @@ import threading
 from recjax import errors, experiment, methods
 from recjax.data import prepare as prepare_verb
 from recjax.data import stored
-from recjax.errors import ConfigError
+from recjax.errors import ConfigError, WorkdirError
 
 READ = ('interactions', 'items', 'reviews', 'meta', 'games', 'file', 'folder')  # of prepare
 MADE = ('prepared.json', 'README.md')  # beside items and sequences
+WRITES = {'prepare': 'out', 'recommend': 'output', 'compare': 'html', 'convert': 'out',
+          'sweep': 'out'}  # which flag says where
 LAYOUTS = ('peft', 'merged', 'npz', 'samples', 'index', 'vectors')
 
 
@@ -137,7 +139,22 @@ def main():
   if rest and (args.verb != 'doctor' or not all(
       word.startswith('--config.') and '=' in word for word in rest)):
     top.error(f'unrecognized arguments: {" ".join(rest)}')
-  errors.guard(lambda: globals()[args.verb](args))
+  errors.guard(lambda: run(args))
+
+
+def run(args):
+  """Runs a verb. What it writes to is named where the disk is full."""
+  try:
+    globals()[args.verb](args)
+  except errors.UserError:
+    raise
+  except Exception as error:
+    flag = WRITES.get(args.verb, '')
+    found = getattr(args, flag, '') and errors.disk_fault(error)
+    if not found:
+      raise
+    raise WorkdirError(f'--{flag}={getattr(args, flag)}: {found}; make room there and run the same '
+                       'command again, or name another place') from error
 
 
 def prepare(args):

@@ -143,6 +143,13 @@ def chain(error):
 
 def disk_error(error):
   """What to tell of a file system that refuses, wherever in the chain of causes; '' otherwise."""
+  found = disk_fault(error)
+  return found and (f'{found}; mend that and run the same command again: finished stages and '
+                    'checkpoints are kept')
+
+
+def disk_fault(error):
+  """What a file system refuses, and of which file where that is known; '' for other errors."""
   for one in chain(error):
     found = getattr(one, 'errno', None) if isinstance(one, OSError) else None
     if found not in DISK:
@@ -153,8 +160,7 @@ def disk_error(error):
       # Of a copy the second name is that of the file that is written.
       name = getattr(one, 'filename2', None) or getattr(one, 'filename', None)
       where = f' while writing {name}' if isinstance(name, str) else ''
-      return (f'{DISK[found]}{where}; mend that and run the same command again: finished stages '
-              'and checkpoints are kept')
+      return DISK[found] + where
   return ''
 
 

@@ -15,7 +15,7 @@ import zlib
 
 import numpy as np
 
-from recjax.errors import ConfigError, UserError, WorkdirError
+from recjax.errors import ConfigError, UserError, WorkdirError, disk_fault
 
 WHOLE = 64 << 20  # files up to this size are known by their content, larger ones by their size
 DONE = 'DONE.json'
@@ -223,9 +223,12 @@ def opening(workdir):
   except (UserError, MemoryError, ImportError):
     raise
   except Exception as error:
-    path = _unproven(pathlib.Path(workdir))
+    path = not disk_fault(error) and _unproven(pathlib.Path(workdir))
     if not path:
       raise
+    if isinstance(error, OSError) and isinstance(error.filename, str):
+      raise WorkdirError(
+          f'{error.filename}: {error.strerror}; {remedy(error.filename)}') from error
     at = traceback.extract_tb(error.__traceback__)[-1]
     what = f'{type(error).__name__}: {str(error).strip()[:200]}'.rstrip(': ')
     raise WorkdirError(
