@@ -77,8 +77,8 @@ def read_config():
   """The config of the flags. Raises ConfigError where there is none, or no such file."""
   try:  # a file that is missing or broken is found out only when the config is read
     found = CONFIG.value
-    if found and not isinstance(found, ConfigDict):
-      getattr(found, 'method', None)  # a stand-in for a file that is missing raises why
+    if found is not None and not isinstance(found, ConfigDict):
+      raise TypeError(type(found))  # or a stand-in for a file that cannot be read
   except Exception as error:
     name = config_flags.get_config_filename(flags.FLAGS['config'])
     if not pathlib.Path(name.partition(':')[0]).is_file():
@@ -86,7 +86,7 @@ def read_config():
                                'e.g. --config=configs/betag_scientific.py') from error
     experiment.read_config(name)  # says what is wrong with it
     raise
-  if not found:
+  if found is None:
     raise errors.ConfigError('--config is missing; e.g. --config=configs/betag_scientific.py')
   return found
 

@@ -215,8 +215,10 @@ class Work:
       return
     if self.board is None or self.board[0] != self.current:
       from tensorboardX import SummaryWriter
-      self.board = (self.current, SummaryWriter(str(self.path / 'tb' / self.current)))
+      self.board = (self.current, SummaryWriter(str(self.path / 'tb' / self.current),
+                                                max_queue=1000))
     for name, value in values.items():
+      check_board(self.board[1], self.path / 'tb')
       self.board[1].add_scalar(name, value, step)
 
   def metrics(self):
@@ -320,6 +322,17 @@ def open_work(path, config=None, mesh=None, guards=None, part=None):
     finally:
       if work.board:
         work.board[1].close()
+
+
+def check_board(board, path):
+  """Raises WorkdirError where TensorBoard's thread has met a full disk: nobody takes what is handed
+  to it any more, and the program would wait for ever."""
+  writer = board.file_writer.event_writer
+  if not writer._worker.is_alive():
+    writer._event_queue.cancel_join_thread()
+    raise WorkdirError(f'{path} cannot be written any more: the disk is full, or the file would '
+                       'grow past a limit of this system or user; mend that and run the same '
+                       'command again: finished stages and checkpoints are kept')
 
 
 def check_own(path):
