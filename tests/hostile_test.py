@@ -305,7 +305,7 @@ class DamageTest(RunTest):
       f.write(b'\xff{"step"\n[]\n7\n')
     code, out, err = self.trained()
     self.assertEqual((code, err), (0, ''))
-    self.assertIn('metrics.jsonl: line 2, 3, 4 cannot be read', out)
+    self.assertIn('metrics.jsonl: line 1, 2, 3 cannot be read', out)
     for name in ('results.json', 'ranks.parquet'):
       self.assertEqual((self.run_at / name).read_bytes(), good[self.run_at / name])
     self.assertEqual(stored.read_config(self.run_at)['config']['method'], 'sequential')

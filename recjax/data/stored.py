@@ -105,15 +105,13 @@ def read_rows(path, say=None):
   return rows
 
 
-def read_arrays(path, mmap=False):
+def read_arrays(path):
   """The array of a .npy file, or {name: array} of an .npz. Raises WorkdirError, nothing else."""
   path = pathlib.Path(path)
   try:
-    found = np.load(path, allow_pickle=False, mmap_mode='r' if mmap else None)
-    if isinstance(found, np.ndarray):
-      return found
-    with found:
-      return {name: found[name] for name in found.files}
+    with open(path, 'rb') as file:
+      found = np.load(file, allow_pickle=False)
+      return found if isinstance(found, np.ndarray) else {n: found[n] for n in found.files}
   except FileNotFoundError:
     raise WorkdirError(f'{path} is missing; {remedy(path)}') from None
   except MemoryError as error:

@@ -28,19 +28,21 @@ def run(workdirs, settings, data=(), items_file=None, later=None, say=print):
   if not key.isascii() or not key.isprintable():
     raise ConfigError(f'the environment variable {KEY_ENV} does not hold a key: it has special '
                       'characters')
-  sockets = bound(settings)  # before models are read, which takes a while
+  import uvicorn  # noqa: F401  if it is missing, before models are read, which takes a while
   logging.basicConfig(level=logging.WARNING, stream=sys.stderr,
                       format='%(asctime)s %(levelname)s %(message)s')
   logging.getLogger('recjax').setLevel(logging.INFO)
-  counters = Counters()
-  found = models.open_all(list(map(str, workdirs)), data, items_file, seen=counters.batch,
-                          later=later)
-  for line in models.describe(found, workdirs):
-    say(line)
-  service = Service(found, dataclasses.replace(settings, key=key), counters)
-  if not key and settings.host not in limits.LOCAL:
-    say(f'anybody who reaches {settings.host} may ask; set {KEY_ENV} to a secret')
-  listen(service, say, sockets)
+  with contextlib.ExitStack() as stack:
+    sockets = [stack.enter_context(one) for one in bound(settings)]  # as early as that, too
+    counters = Counters()
+    found = models.open_all(list(map(str, workdirs)), data, items_file, seen=counters.batch,
+                            later=later)
+    for line in models.describe(found, workdirs):
+      say(line)
+    service = Service(found, dataclasses.replace(settings, key=key), counters)
+    if not key and settings.host not in limits.LOCAL:
+      say(f'anybody who reaches {settings.host} may ask; set {KEY_ENV} to a secret')
+    listen(service, say, sockets)
 
 
 def bound(settings):
@@ -64,18 +66,20 @@ def bound(settings):
       one.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
     if out and not port:  # any free one, the same of every address
       address = (address[0], out[0].getsockname()[1], *address[2:])
-    with refused(settings):
-      one.bind(address)
     out.append(one)
+    with refused(settings, out):
+      one.bind(address)
   return out
 
 
 @contextlib.contextmanager
-def refused(settings):
-  """What the system says of an address, as ConfigError."""
+def refused(settings, sockets):
+  """What the system says of an address, as ConfigError; the sockets are closed then."""
   try:
     yield
   except OSError as error:
+    for one in sockets:
+      one.close()
     host, port = settings.host, settings.port
     raise ConfigError({
         errno.EADDRINUSE: f'--port={port}: another program listens there; give another, or 0 for '
@@ -113,7 +117,7 @@ def listen(service, say=print, sockets=None):
   settings = service.settings
   sockets = sockets or bound(settings)
   for one in sockets:
-    with refused(settings):  # who began meanwhile may have the port
+    with refused(settings, sockets):  # who began meanwhile may have the port
       one.listen(BACKLOG)
   server = server_of(service)
   host = f'[{settings.host}]' if ':' in settings.host else settings.host
