@@ -1,5 +1,4 @@
 """`recjax chat`: a conversation in the terminal with a model that recommends real items alone."""
-import importlib
 import json
 import sys
 
@@ -7,9 +6,9 @@ import jax
 from rich.console import Console
 from rich.text import Text
 
-from recjax import settings
-from recjax.errors import ConfigError, UserError, WorkdirError
-from recjax.training.work import read_json
+from recjax import methods, settings
+from recjax.data import stored
+from recjax.errors import ConfigError, UserError
 
 HELP = ('/domain NAME recommends from another catalogue, /about ID,ID says what was bought, /clear '
         'begins anew, /json shows replies as JSON, /quit ends')
@@ -22,19 +21,17 @@ def run(workdir, catalogues=(), lines=None, console=None):
 
   Raises ConfigError where the run's method does not converse.
   """
-  saved = read_json(f'{workdir}/config.json')
-  if saved is None:
-    raise WorkdirError(f'{workdir} holds no config.json; name the folder of a finished run')
-  method = saved['config']['method']
-  module = importlib.import_module(f'recjax.methods.{method}')
+  config = stored.read_config(workdir)['config']
+  method = config['method']
+  module = methods.find(method, f'{workdir}/config.json')
   if not hasattr(module, 'converse'):
     raise ConfigError(f'{workdir} is a run of {method}, which does not converse; ask it for items '
                       'with `recjax recommend`')
-  with settings.of_run(workdir):
+  with settings.of_run(workdir), stored.opening(workdir):
     talk, mesh = module.converse(workdir, catalogues)
   console = console or Console(highlight=False)
   console.print(f'{", ".join(talk.domains)}. {HELP}')
-  if saved['config']['llm']['weights'] == 'tiny':
+  if config['llm']['weights'] == 'tiny':
     console.print(TINY)
   state = {'json': False, 'history': ()}
   with jax.set_mesh(mesh):

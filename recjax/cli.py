@@ -1,16 +1,20 @@
 """The verbs around the experiments: prepare, recommend, chat, serve, doctor, compare, sweep, ..."""
 import argparse
-import importlib
 import itertools
 import os
 import pathlib
 import sys
 import threading
 
-from recjax import errors, experiment, settings
+from recjax import errors, experiment, methods, settings
 from recjax.data import prepare as prepare_verb
-from recjax.errors import ConfigError
+from recjax.data import stored
+from recjax.errors import ConfigError, WorkdirError
 
+READ = ('interactions', 'items', 'reviews', 'meta', 'games', 'file', 'folder')  # of prepare
+MADE = ('prepared.json', 'README.md')  # beside items and sequences
+WRITES = {'prepare': 'out', 'recommend': 'output', 'compare': 'html', 'convert': 'out',
+          'sweep': 'out'}  # which flag says where
 LAYOUTS = ('peft', 'merged', 'npz', 'samples', 'index', 'vectors')
 
 
@@ -137,12 +141,46 @@ def main():
   args.settings = words
   if words and args.verb != 'doctor':
     top.error(f'--config.{words[0]}: settings are of `recjax doctor` and of python -m recjax.main')
-  errors.guard(lambda: globals()[args.verb](args))
+  errors.guard(lambda: run(args))
+
+
+def run(args):
+  """Runs a verb. What it writes to is named where the disk is full."""
+  try:
+    globals()[args.verb](args)
+  except errors.UserError:
+    raise
+  except Exception as error:
+    flag = WRITES.get(args.verb, '')
+    found = getattr(args, flag, '') and errors.disk_fault(error)
+    if not found:
+      raise
+    raise WorkdirError(f'--{flag}={getattr(args, flag)}: {found}; make room there and run the same '
+                       'command again, or name another place') from error
 
 
 def prepare(args):
   """Writes the canonical data set and says what was left out."""
+  if getattr(args, 'overwrite', False):
+    check_overwrite(args.out, [value for name in READ if (value := getattr(args, name, ''))])
   prepare_verb.run(args)
+
+
+def check_overwrite(out, sources):
+  """Raises ConfigError where --overwrite would remove what `recjax prepare` did not make, or what
+  it is to read. sources: the paths that are read."""
+  out = pathlib.Path(out)
+  if not out.is_dir():
+    return
+  for source in sources:
+    if pathlib.Path(source).resolve().is_relative_to(out.resolve()):
+      raise ConfigError(f'--overwrite would remove {source}, which is read; name another --out')
+  odd = sorted(p.name for p in out.iterdir() if not (
+      p.name in MADE or p.name.partition('.')[0] in ('items', 'sequences') and p.is_file()))
+  if odd or any(out.iterdir()) and not (out / 'prepared.json').is_file():
+    what = f'{odd[0]}, which' if odd else 'a data set that'
+    raise ConfigError(f'--overwrite: {out} holds {what} `recjax prepare` did not make; name '
+                      'another --out, or remove it yourself')
 
 
 def recommend(args):
@@ -160,6 +198,8 @@ def recommend(args):
                          part=part)
     print(f'{written} users answered, ' + (f'part {args.part}' if part else f'in {args.output}'))
     return
+  if args.history == '':
+    raise ConfigError('--history is empty; give item ids, parted by commas')
   history = args.history.split(',') if args.history else face.history_of(shop, args.user)
   items, scores = ask([history], args.k)
   for item, score in zip(items[0], scores[0]):
@@ -202,19 +242,23 @@ def doctor(args):
           + (f', e.g. {", ".join(map(str, finding.examples[:3]))}' if finding.examples else ''))
     print(f'    {finding.remedy}')
   if cfg:
-    method = importlib.import_module(f'recjax.methods.{cfg.method}')
-    for name, value in method.cost(cfg, shop).items():
+    with experiment.complete():
+      found = methods.find(cfg.method, args.config).cost(cfg, shop)
+    for name, value in found.items():
       print(f'{name}: {value}')
 
 
 def compare(args):
   """Prints the table of several runs."""
   from recjax.evaluation import compare as comparison
+  if args.html:
+    stored.absent(args.html, '--html')
   table = comparison.compare(args.workdirs, args.rows.split(',') if args.rows else (),
                              args.against)
   sys.stdout.write(getattr(comparison, f'{args.format}_table')(table).rstrip() + '\n')
   if args.html:
     from recjax.report import html
+    stored.absent(args.html, '--html')  # a comparison takes a while
     html.write(args.html, compare_page(args.workdirs, table, comparison))
     print(f'page: {args.html}')
 
@@ -247,12 +291,13 @@ def sweep(args):
   """Runs a grid and chooses by validation; exit code 1 where runs failed."""
   from recjax import sweep as sweeps
   out = args.out or f'checkpoints/sweep-{pathlib.Path(args.config.partition(":")[0]).stem}'
-  sweeps.check_folder(out)
+  sweeps.check_folder(out, args.config)
   points = sweeps.grid(args.set)
   cfgs = {}
   for (place, point), s in itertools.product(enumerate(points), range(args.seeds)):
     cfg = experiment.read_config(args.config)
-    cfg.seed += s
+    with experiment.complete():
+      cfg.seed += s
     cfgs[place, cfg.seed] = experiment.changed(cfg, [f'{k}={v}' for k, v in point.items()])
   sweeps.check_points(points, [cfgs[key] for key in cfgs if key[1] == cfg.seed])
   sys.exit(sweeps.run(args.config, points, cfgs, out) > 0)
@@ -264,7 +309,7 @@ def convert(args):
     return embed(args)
   from recjax import recommend as face
   method, _ = face.method_of(args.workdir)
-  with settings.of_run(args.workdir):
+  with settings.of_run(args.workdir), stored.opening(args.workdir):
     method.convert(args.workdir, args.to, args.out)
   print(f'{args.to}: {args.out}')
 
@@ -281,17 +326,16 @@ def embed(args):
   out = pathlib.Path(args.out)
   if not args.data:
     raise ConfigError('--to=vectors embeds the items of a data set; add --data=FOLDER')
-  if out.exists() or out.suffix != '.npy':
+  if out.suffix != '.npy':
     raise ConfigError(f'--out={out}: name a .npy file that does not exist yet')
+  stored.absent(out, '--out')
   shop = catalog.load_data(args.data)
   mesh = sharding.make_mesh({'data': -1, 'fsdp': 1, 'model': 1})
   reader = encoder.load(args.workdir, ConfigDict({'dtype': 'auto', 'remat': 'none'}), mesh)
   advance = plain_progress(print, 'embedding', len(shop.catalog), 0, 'item')
   found, about = encoder.embed(reader, catalog.item_texts(shop.catalog), mesh, advance=advance)
-  partial = out.with_name(f'{out.name}.partial')
-  with open(partial, 'wb') as f:
+  with stored.new_file(out, '--out') as fresh, open(fresh, 'wb') as f:
     np.save(f, found.astype(np.float32), allow_pickle=False)
-  partial.replace(out)
   cut = f'; {about["cut"]:,} texts were cut' if about['cut'] else ''
   print(f'{out}: {len(found):,} items, {found.shape[1]} numbers each{cut}')
 

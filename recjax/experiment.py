@@ -4,18 +4,21 @@
     run = experiment.train('configs/sequential_beauty.py', 'checkpoints/mine', {'train.epochs': 5})
     run.results['rows']['sasrec']['NDCG@10'], run.recommend([['P0001', 'P0002']], k=5)
 """
+import contextlib
 import dataclasses
 import functools
-import importlib
 import importlib.util
-import json
 import pathlib
 import platform
 import shlex
 import subprocess
+import traceback
 
-from recjax import errors
+from ml_collections import ConfigDict
+
+from recjax import errors, methods
 from recjax import settings as parser
+from recjax.data import stored
 from recjax.errors import ConfigError, WorkdirError
 
 ROOT = pathlib.Path(__file__).parents[1]  # of an editable install, where configs/ lies
@@ -29,7 +32,7 @@ class Run:
   @functools.cached_property
   def results(self):
     """What results.json holds: 'rows' {row: {metric: {value, low, high, n}}}, 'tests', ..."""
-    return json.loads((self.workdir / 'results.json').read_text())
+    return stored.need_json(self.workdir / 'results.json')
 
   @functools.cached_property
   def _asked(self):
@@ -100,19 +103,29 @@ def run(cfg, workdir, about, guarded=None, part=None):
   if not jax.config.jax_compilation_cache_dir:
     jax.config.update('jax_compilation_cache_dir',
                       str(pathlib.Path.home() / '.cache' / 'recjax' / 'xla'))
+  for key in ('method', 'data', 'preset', 'seed', 'mesh'):
+    if key not in cfg:
+      raise ConfigError(f'the config has no setting {key!r}; compare it with a file of configs/')
   config = {'config': cfg.to_dict(), 'facts': about}
-  method = importlib.import_module(f'recjax.methods.{cfg.method}')
+  method = methods.find(cfg.method, 'the config')
   if part and not hasattr(method, 'SHARED'):
     raise ConfigError(f'--part: no stage of {cfg.method} is made of shards; leave it out')
+  before = stored.method_before(workdir)
+  if before not in (None, cfg.method):
+    raise WorkdirError(f'{workdir} holds a run of {before}; name another --workdir, so that '
+                       'nothing of it is written over')
   with works.open_work(workdir, config, sharding.make_mesh(cfg.mesh),
                        guarded or guards.Guards(), part) as work:
     announce(work, cfg, about)
     try:
-      method.run(cfg, work)
+      with complete():
+        method.run(cfg, work)
     except errors.PartDone as done:
       work.say(f'{done}; run folder {workdir}')
       return
     except Exception as error:
+      if text := errors.disk_error(error):
+        raise WorkdirError(f'{workdir}: {text}') from error
       if text := errors.memory_error(error, cfg):
         raise errors.UserError(text) from error
       raise
@@ -150,17 +163,51 @@ def announce(work, cfg, about):
 def read_config(text):
   """Runs a config file. text: 'configs/x.py:argument', from here or from where recjax's own configs
   lie -> ConfigDict. Raises ConfigError where there is no such file or argument."""
-  path, _, argument = text.partition(':')
+  path, *argument = text.split(':', 1)
   found = next((p for p in (pathlib.Path(path), ROOT / path) if p.is_file()), None)
   if not found:
     raise ConfigError(f'{path} is not a config file; e.g. configs/betag_scientific.py')
   spec = importlib.util.spec_from_file_location('config', found)
   module = importlib.util.module_from_spec(spec)
-  spec.loader.exec_module(module)
   try:
-    return module.get_config(argument)
+    spec.loader.exec_module(module)
+  except (Exception, SystemExit) as error:  # somebody's own file may do anything
+    raise broken(found, error) from error
+  if not callable(getattr(module, 'get_config', None)):
+    raise ConfigError(f'{found} has no function get_config(argument), which gives the config; see '
+                      'configs/ for files that do')
+  try:
+    cfg = module.get_config(*argument)
   except ValueError as error:
     raise ConfigError(str(error)) from error
+  except (Exception, SystemExit) as error:
+    raise broken(found, error) from error
+  if not isinstance(cfg, ConfigDict):
+    raise ConfigError(f'{found}: get_config gives {type(cfg).__name__}; it must give a ConfigDict')
+  return cfg
+
+
+def broken(path, error):
+  """What a config file raised, with its line. -> ConfigError"""
+  lines = [f.lineno for f in traceback.extract_tb(error.__traceback__) if f.filename == str(path)]
+  if isinstance(error, SyntaxError) and error.filename == str(path):
+    lines = [error.lineno]
+  what = error.msg if isinstance(error, SyntaxError) else str(error).strip()[:300]
+  return ConfigError(f'{path}{f" line {lines[-1]}" if lines else ""} is no config that can be run: '
+                     f'{type(error).__name__}: {what or "no message"}; mend that file')
+
+
+@contextlib.contextmanager
+def complete():
+  """Code that reads settings: one that the config has not becomes a ConfigError."""
+  try:
+    yield
+  except (AttributeError, KeyError) as error:
+    last = traceback.extract_tb(error.__traceback__)[-1].filename
+    if 'ml_collections' not in last:
+      raise
+    raise ConfigError(f'the config lacks a setting that is read: {str(error).strip()[:200]}; '
+                      'compare it with a file of configs/') from error
 
 
 def changed(cfg, settings):

@@ -3,18 +3,18 @@ import contextlib
 import fcntl
 import functools
 import hashlib
-import importlib
 import itertools
 import json
 import os
 import pathlib
 
-from recjax import settings
-from recjax.data import catalog, files, records
+from recjax import methods, settings
+from recjax.data import catalog, files, records, stored
 from recjax.errors import ConfigError, DataError, WorkdirError
-from recjax.training.work import plain_progress, read_json, write_json
+from recjax.training.work import plain_progress, write_json
 
 BLOCK = 256  # users that are answered, and come to disk, together
+FLAG = '--output'
 MERGED = 'merged.json'  # in TARGET.parts: the digest of what they became
 
 
@@ -27,7 +27,7 @@ def load(workdir, data=None):
   without training, or a ConfigError says why this run cannot read them.
   """
   module, shop = opened(workdir, data)
-  with settings.of_run(workdir):
+  with settings.of_run(workdir), stored.opening(workdir):
     return in_stock(module.recommender(workdir, data), shop.catalog), shop
 
 
@@ -35,17 +35,17 @@ def opened(workdir, data=None):
   """The package of the method that made a run, and its data, or later ones. -> module, Dataset or
   Records"""
   module, config = method_of(workdir)
+  if not data and not isinstance(config['data'], str):
+    raise WorkdirError(f'{workdir}/config.json: "data" is {config["data"]!r:.60}, no folder')
   data = data or config['data']
   return module, records.load(data) if records.found(data) else catalog.load_data(data)
 
 
 def method_of(workdir):
-  """The package of the method that made a run, and its config. Raises WorkdirError for no run."""
-  saved = read_json(pathlib.Path(workdir) / 'config.json')
-  if saved is None:
-    raise WorkdirError(f'{workdir} holds no config.json, so no run was made there; name the folder '
-                       'that --workdir named')
-  return importlib.import_module(f'recjax.methods.{saved["config"]["method"]}'), saved['config']
+  """The package of the method that made a run, and its config. Raises WorkdirError for no run,
+  ConfigError where it names no method."""
+  config = stored.read_config(workdir)['config']
+  return methods.find(config['method'], f'{workdir}/config.json'), config
 
 
 def in_stock(recommend, goods):
@@ -62,7 +62,7 @@ def in_stock(recommend, goods):
 def mark(workdir):
   """What tells the model of a run from one that is trained later in the same folder. -> str"""
   done = sorted((pathlib.Path(workdir) / 'stages').glob('*/DONE.json'))
-  return ' '.join(read_json(path)['fingerprint'][:12] for path in done)
+  return ' '.join(str(stored.need_json(path)['fingerprint'])[:12] for path in done)
 
 
 def history_of(shop, user_id):
@@ -90,19 +90,23 @@ def batch(recommend, shop, source, target, k, model='', say=print, part=None):
   "score"}], or x.parquet with a row an answer: user, rank (1 is best), item, title, score. All of
   source is checked first; answers gather in TARGET.partial, and target appears whole. model: as
   `mark` gives it. part: (i, n) for the i-th of n shares, from 0, see `batch_part`. -> users
-  answered now. Raises DataError naming the row that is wrong, ConfigError for another ending,
-  WorkdirError where TARGET.partial belongs to another request.
+  answered now. Raises DataError naming the row that is wrong, ConfigError for another ending or a
+  target that is there, WorkdirError where TARGET.partial belongs to another request or program.
   """
   target = pathlib.Path(target)
   if target.suffix not in ('.jsonl', '.parquet'):
     raise ConfigError(f'{target}: the answers go to a file that ends in .jsonl or .parquet')
+  partial = target.with_name(target.name + ('.parts' if part else '.partial'))
+  if not os.path.lexists(partial):
+    stored.absent(target, FLAG, source)
   total = sum(1 for _ in read_users(source, shop.catalog))
   request = {'source': digest(source), 'k': k, 'model': model, 'data': shop.fingerprint}
   answer = functools.partial(answer_share, recommend, shop.catalog, source, k, say)
   if part:
     return batch_part(answer, target, request, total, part, say)
-  partial = target.with_name(target.name + '.partial')
   with open_journal(partial, request, total) as (out, done):
+    if done < total:
+      stored.absent(target, FLAG, source)
     answer(out, range(done, total), total)
     write([partial], target)
     partial.unlink()
@@ -133,6 +137,8 @@ def batch_part(answer, target, request, total, part, say):
     if merged(folder, target):
       say(f'{target} was merged from {parts} parts before; nothing is left to do')
       return 0
+    if not all(path.exists() for path in journals):
+      stored.absent(target, FLAG)
   blocks = -(-total // BLOCK)
   first, last = (min(total, i * blocks // parts * BLOCK) for i in (index, index + 1))
   done = last - first
@@ -160,29 +166,53 @@ def batch_part(answer, target, request, total, part, say):
 def alone(folder, request):
   """The folder of a request's parts, held by this process alone for a moment.
 
-  Raises WorkdirError where it belongs to another request, or to this one in other parts.
+  Raises WorkdirError where it belongs to another request or program, or to this request in other
+  parts.
   """
   folder.mkdir(exist_ok=True)
+  if not (folder / 'request.json').exists() and any(folder.iterdir()):
+    raise foreign(folder)
   with open(folder / 'request.json', 'a+b') as f:
     fcntl.flock(f, fcntl.LOCK_EX)
     f.seek(0)
     found = f.read()
-    held = json.loads(found) if found.endswith(b'\n') else request
+    held = request_of(found, request, folder)
     if held != request:
       what = (f'this request in {held["parts"]} parts, not {request["parts"]}'
               if {**held, 'parts': 0} == {**request, 'parts': 0} else
               'another request (other input, k, data or model)')
       raise WorkdirError(f'{folder} belongs to {what}; give all parts the same flags, or remove '
                          'the folder to begin anew')
-    if not found.endswith(b'\n'):  # new, or whoever made it was killed there
+    if found != encoded([request]):  # new, or whoever made it was killed there
       f.truncate(0)
       append(f, [request])
     yield
 
 
+def request_of(line, request, path):
+  """The request that the first line of a journal tells; `request` where it is empty, or was being
+  written when the process was killed. Raises WorkdirError for what another program wrote."""
+  if encoded([request]).startswith(line):
+    return request
+  try:
+    held = json.loads(line)
+  except (ValueError, RecursionError):
+    held = None
+  if not line.endswith(b'\n') or not isinstance(held, dict) or held.keys() != request.keys():
+    raise foreign(path)
+  return held
+
+
+def foreign(path):
+  """-> WorkdirError"""
+  return WorkdirError(f'{path} was not made by this command, which would keep its answers there, '
+                      f'and is not written over; move it away, or choose another {FLAG}')
+
+
 def merged(folder, target):
   """Whether the parts in `folder` became `target`, and it is still the same file."""
-  return target.exists() and read_json(folder / MERGED) == digest(target)
+  return target.is_file() and (folder / MERGED).is_file() and (
+      (folder / MERGED).read_bytes() == f'"{digest(target)}"\n'.encode())
 
 
 def digest(path):
@@ -243,20 +273,39 @@ def open_journal(path, request, total):
       raise WorkdirError(f'{path} is being written by another process; wait for it') from None
     out.seek(0)
     first = out.readline()
-    sizes = [len(line) for line in out if line.endswith(b'\n')]
+    held = request_of(first, request, path)
+    sizes = [len(line) for number, line in enumerate(out, 2) if whole_line(line, path, number)]
     done = len(sizes) if len(sizes) == total else len(sizes) // BLOCK * BLOCK
-    if done and json.loads(first) != request:
-      raise WorkdirError(f'{path} holds {done} answers to another request (other input, k, data or '
-                         'model); repeat that one to finish it, or remove the file')
+    if held != request:
+      raise WorkdirError(f'{path} holds {len(sizes)} answers to another request (other input, k, '
+                         'data or model); repeat that one to finish it, or remove the file')
     out.truncate(len(first) + sum(sizes[:done]) if done else 0)
     if not done:
       append(out, [request])
     yield out, done
 
 
+def whole_line(line, path, number):
+  """Whether a line of a journal is whole. Raises WorkdirError where it holds no answer."""
+  if not line.endswith(b'\n'):
+    return False
+  try:
+    good = 'recommended' in json.loads(line)
+  except (ValueError, TypeError, RecursionError):
+    good = False
+  if not good:
+    raise WorkdirError(f'{path} line {number} is damaged; remove the file to begin anew')
+  return True
+
+
+def encoded(rows):
+  """Rows as JSON Lines. -> bytes"""
+  return ''.join(json.dumps(row, ensure_ascii=False) + '\n' for row in rows).encode()
+
+
 def append(out, rows):
   """Writes rows as JSON Lines, flushed to disk."""
-  out.write(''.join(json.dumps(row, ensure_ascii=False) + '\n' for row in rows).encode())
+  out.write(encoded(rows))
   out.flush()
   os.fsync(out.fileno())
 
@@ -271,13 +320,15 @@ def answers(recommend, goods, rows, k):
 
 @contextlib.contextmanager
 def whole(target):
-  """Yields a file beside `target` that takes its place when all went well."""
+  """Yields a file beside `target` that gets its name when all went well. A target that is there is
+  left as it is: it holds the same where a kill came between the end and its note."""
   fresh = target.with_name(f'.{target.name}.{os.getpid()}')
   try:
     yield fresh
     with open(fresh, 'rb+') as f:
       os.fsync(f.fileno())
-    os.replace(fresh, target)
+    if not (target.is_file() and digest(target) == digest(fresh)):
+      stored.place(fresh, target, FLAG)
     files.sync_folder(target.absolute().parent)
   finally:
     fresh.unlink(missing_ok=True)

@@ -4,7 +4,6 @@ Every run is a run folder of its own, made by `recjax.main` in a process of its 
 compiled programs never leak from one into the next. What is finished is not run again.
 """
 import csv
-import importlib
 import io
 import itertools
 import json
@@ -18,10 +17,14 @@ import time
 
 import numpy as np
 
+from recjax import methods
+from recjax.data import stored
 from recjax.errors import ConfigError, Preempted, WorkdirError
 from recjax.evaluation import compare
 from recjax.evaluation.outcome import CLOSING
 from recjax.training.work import read_json, write_atomic
+
+WRITTEN = ('sweep.json', 'sweep.csv', 'sweep.html')
 
 
 def grid(settings):
@@ -79,6 +82,9 @@ def run(config, points, cfgs, out):
   print(f'{len(points)} settings x {len(runs) // len(points)} seeds = {len(runs)} runs in {out}'
         + (f', {kept} of them done before' if kept else ''), flush=True)
   took, failed = [], {}
+  out.mkdir(parents=True, exist_ok=True)
+  if not (out / 'sweep.json').exists():
+    write(out, config, [], {})  # whose folder this is
   for number, key in enumerate(left, kept + 1):
     name = runs[key].relative_to(out).as_posix()
     print(f'[{number}/{len(runs)}] {name}', flush=True)
@@ -113,7 +119,7 @@ def folder_name(point, seed):
 
 def finished(folder, cfg):
   """Whether a run of that very config has ended there."""
-  made = read_json(folder / 'config.json')
+  made = stored.read_config(folder) if (folder / 'config.json').exists() else None
   same = made and made['config'] == json.loads(json.dumps(cfg.to_dict(), default=str))
   return bool(same) and (folder / 'report.html').exists() and (folder / 'results.json').exists()
 
@@ -147,10 +153,8 @@ def validation(folder, cfg):
   It is read from metrics.jsonl for the stage that the method names: the lowest loss, or the best
   NDCG@10, the mean over seeds that were trained side by side. None: the method holds nothing out.
   """
-  stage = importlib.import_module(f'recjax.methods.{cfg.method}').validated(cfg)
-  path, found = folder / 'metrics.jsonl', {}
-  for line in path.read_text().splitlines() if stage and path.exists() else ():
-    row = json.loads(line)
+  stage, found = methods.find(cfg.method, 'the config').validated(cfg), {}
+  for row in stored.read_rows(folder / 'metrics.jsonl') if stage else ():
     for name, value in row.items() if row.get('stage') == stage else ():
       if name.startswith('valid_'):
         found.setdefault(name, []).append(value)
@@ -167,7 +171,7 @@ def said(valid):
 
 def read_cell(folder, metric):
   """The value of the run's first row."""
-  rows = read_json(folder / 'results.json')['rows']
+  rows = stored.need_json(folder / 'results.json')['rows']
   return next(iter(rows.values()))[metric]['value']
 
 
@@ -258,9 +262,9 @@ def text(rows):
 def write(out, config, rows, failed):
   """sweep.json, sweep.csv (one line a setting, full precision) and sweep.html, each whole."""
   from recjax.report import html
+  write_atomic(out / 'sweep.json', json.dumps({'config': config, 'rows': rows}, indent=1) + '\n')
   if not rows:
     return
-  write_atomic(out / 'sweep.json', json.dumps({'config': config, 'rows': rows}, indent=1) + '\n')
   lines = io.StringIO()
   names = list(rows[0]['settings'])
   writer = csv.writer(lines, lineterminator='\n')
@@ -287,7 +291,24 @@ def write(out, config, rows, failed):
           f'{k}': v for k, v in failed.items()}))]))
 
 
-def check_folder(out):
-  """Raises WorkdirError where the folder is that of a run."""
-  if (pathlib.Path(out) / 'config.json').exists():
+def check_folder(out, config=None):
+  """Raises WorkdirError where the folder is that of a run, of another sweep, or holds what no sweep
+  made. config: as `run` takes it."""
+  out = pathlib.Path(out)
+  if (out / 'config.json').exists():
     raise WorkdirError(f'{out} is the folder of a run; name another --out for the sweep')
+  if out.exists() and not out.is_dir():
+    raise WorkdirError(f'{out} is no folder; name another --out for the sweep')
+  made = read_json(out / 'sweep.json') if (out / 'sweep.json').exists() else None
+  there = sorted(out.iterdir()) if out.exists() else []
+  odd = [p for p in there if not (
+      p.name in WRITTEN and made is not None or p.is_dir() and not p.is_symlink()
+      and all(re.fullmatch('seed=[0-9]+', q.name) for q in p.iterdir()))]
+  if made is not None and made.keys() != {'config', 'rows'}:
+    odd.insert(0, out / 'sweep.json')
+  if odd:
+    raise WorkdirError(f'{odd[0]} was made by no sweep; name another --out, so that nothing is '
+                       'written over')
+  if made and config and made['config'] != config:
+    raise WorkdirError(f'{out} holds a sweep of {made["config"]}, not of {config}; name another '
+                       '--out')

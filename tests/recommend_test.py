@@ -207,6 +207,7 @@ class PartsTest(parameterized.TestCase):
                            part=parts.parse(text), **kw)
 
   def one(self, name):
+    (self.folder / f'whole-{name}').unlink(missing_ok=True)
     recommend.batch(ask, shop(), self.source, self.folder / f'whole-{name}', 3,
                     say=lambda _: None)
     return (self.folder / f'whole-{name}').read_bytes()
@@ -238,6 +239,10 @@ class PartsTest(parameterized.TestCase):
     self.assertIn('merged from 2 parts before', self.said[-1])
     self.assertEqual((self.folder / 'out.jsonl').stat(), before)
     (self.folder / 'out.jsonl').write_text('another file took its place')
+    with self.assertRaisesRegex(ConfigError, 'out.jsonl is there already'):
+      self.part('1/2')
+    self.assertEqual((self.folder / 'out.jsonl').read_text(), 'another file took its place')
+    (self.folder / 'out.jsonl').unlink()
     self.assertEqual((self.part('1/2'), self.part('2/2')), (256, 44))
     self.assertEqual((self.folder / 'out.jsonl').read_bytes(), self.one('out.jsonl'))
 
@@ -263,6 +268,7 @@ class PartsTest(parameterized.TestCase):
     write_users(self.source, 300)
     for name in ('write', 'write_json'):  # before the answers stand there; before that is noted
       shutil.rmtree(self.folder / 'out.jsonl.parts', ignore_errors=True)
+      (self.folder / 'out.jsonl').unlink(missing_ok=True)
       self.part('1/2')
       with mock.patch.object(recommend, name, side_effect=KeyboardInterrupt), \
           self.assertRaises(KeyboardInterrupt):

@@ -152,12 +152,19 @@ def database(out, memory):
     try:
       con = duckdb.connect(f'{folder}/rows.duckdb', config={
           'memory_limit': memory, 'temp_directory': f'{folder}/spill'})
+    except duckdb.IOException as error:
+      raise WorkdirError(f'DuckDB cannot write beside {out}: {error}; free some space or choose '
+                         'another folder') from error
     except duckdb.Error as error:
       raise ConfigError(f'memory={memory!r} is no size, as in 2GB ({error})') from error
     try:
       con.execute('SET preserve_insertion_order = false')
       yield con
     except duckdb.OutOfMemoryException as error:
+      if 'max_temp_directory_size' in str(error):  # memory does not do, and the disk is full
+        raise WorkdirError(f'the disk is full beside {out}, where DuckDB keeps what does not fit '
+                           f'into {memory} of memory; free some space, choose another folder, or '
+                           'give more with --memory') from error
       raise ConfigError(f'{memory} of memory is not enough for these data; give more with --memory'
                         ) from error
     except duckdb.IOException as error:

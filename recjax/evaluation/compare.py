@@ -7,8 +7,8 @@ import pathlib
 
 import numpy as np
 
-from recjax.data import splits
-from recjax.errors import ConfigError, DataError
+from recjax.data import splits, stored
+from recjax.errors import ConfigError, DataError, WorkdirError
 from recjax.evaluation.metrics import GROUPS, KS, per_case
 from recjax.evaluation.statistics import bootstrap_interval, holm, paired_test, summarise
 from recjax.evaluation.tables import read_groups, read_ranks
@@ -144,10 +144,18 @@ def _names(workdirs):
 
 
 def _read_run(path):
+  _check_published(path)
   results, config = _read_json(path / 'results.json'), {}
   if (path / 'config.json').exists():
     config = _read_json(path / 'config.json')
+    if {'config', 'sum'} <= config.keys():
+      config = stored.read_config(path)
   settings, facts = config.get('config', {}), config.get('facts', {})
+  for name, kind, found in (('config', dict, settings), ('facts', dict, facts),
+                            ('seeds', list, results.get('seeds', []))):
+    if not isinstance(found, kind):
+      raise DataError(f'{path}: {name!r} of its config.json or results.json is {found!r:.60}, not '
+                      f'{stored.KINDS[kind]}; run it again')
   users, ranks = read_ranks(path / 'ranks.parquet')
   run = {'protocol': results.get('protocol'), 'users': users, 'ranks': ranks,
          'groups': read_groups(path / 'ranks.parquet'),
@@ -165,11 +173,23 @@ def _read_run(path):
 
 def _read_json(path):
   try:
-    return json.loads(path.read_text())
-  except FileNotFoundError:
-    raise DataError(f'{path} does not exist; compare takes folders of finished runs') from None
-  except ValueError as error:
-    raise DataError(f'{path} is not readable JSON ({error}); run its evaluation again') from error
+    found = stored.read_json(path)
+  except WorkdirError as error:
+    raise DataError(str(error)) from error
+  if found is None:
+    raise DataError(f'{path} does not exist; compare takes folders of finished runs')
+  return found
+
+
+def _check_published(path):
+  """Raises DataError where what a run's last stage wrote is not what stands at the top."""
+  lists = [stored.need_json(done).get('files') for done in path.glob(f'stages/*/{stored.DONE}')]
+  lists = [one for one in lists if isinstance(one, dict) and 'ranks.parquet' in one]
+  for name in ('results.json', 'ranks.parquet') if lists else ():
+    known = [one.get(name) for one in lists]
+    if (path / name).is_file() and stored.sum_of(path / name) not in known:
+      raise DataError(f'{path / name} is not what the evaluation wrote, as DONE.json of its stage '
+                      'tells; run the command of the run again, which writes it anew')
 
 
 def _check_equal(key, found):

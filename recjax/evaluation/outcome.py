@@ -4,7 +4,7 @@ import pathlib
 
 import numpy as np
 
-from recjax.data import files, splits
+from recjax.data import files, splits, stored
 from recjax.errors import DataError
 from recjax.evaluation import metrics, statistics, tables
 
@@ -64,7 +64,7 @@ def _lines(ranks, seeds):
 def show(work, folder):
   """The closing table of a run, 80 columns wide: the first row and its tests against the others."""
   from rich.table import Table
-  results = json.loads((pathlib.Path(folder) / 'results.json').read_text())
+  results = stored.need_json(pathlib.Path(folder) / 'results.json')
   first = next(iter(results['rows']))
   table = Table('row', *CLOSING, 'p')
   for row, cells in results['rows'].items():

@@ -1,4 +1,5 @@
 """The tables of a run that `recjax compare` and people read: ranks and predictions, as Parquet."""
+import contextlib
 import os
 import pathlib
 
@@ -60,8 +61,7 @@ def read_ranks(path):
 
 def read_groups(path):
   """-> {user: list of group names}, empty where the file does not say them"""
-  import pyarrow.parquet as pq
-  if 'groups' not in pq.read_schema(path).names:
+  if 'groups' not in _schema(path).names:
     return {}
   table = _read_parquet(path, ('user', 'groups'))
   return {u: of.split() for u, of in zip(table['user'].to_pylist(), table['groups'].to_pylist())}
@@ -93,7 +93,7 @@ def _write_parquet(path, table):
   path = pathlib.Path(path)
   temporary = path.with_name(f'.{path.name}.{os.getpid()}')
   try:
-    pq.write_table(table, temporary)
+    pq.write_table(table, temporary, write_page_checksum=True)
     with open(temporary, 'rb+') as f:
       os.fsync(f.fileno())
     os.replace(temporary, path)
@@ -105,10 +105,32 @@ def _write_parquet(path, table):
 def _read_parquet(path, columns):
   import pyarrow as pa
   import pyarrow.parquet as pq
+  kinds = {'user': pa.string(), 'row': pa.string(), 'groups': pa.string(), 'item': pa.string(),
+           'rank': pa.int32(), 'score': pa.float32()}
+  with _reading(path, columns):
+    table = pq.read_table(path, columns=list(columns), page_checksum_verification=True)
+    table = table.select(columns).cast(pa.schema([(c, kinds[c]) for c in columns]))
+    table.validate(full=True)
+    if empty := [c for c in columns if table[c].null_count]:
+      raise ValueError(f'{empty[0]} is empty in {table[empty[0]].null_count} rows')
+    return table
+
+
+def _schema(path):
+  import pyarrow.parquet as pq
+  with _reading(path, ()):
+    return pq.read_schema(path)
+
+
+@contextlib.contextmanager
+def _reading(path, columns):
+  import pyarrow as pa
   try:
-    return pq.read_table(path, columns=list(columns)).select(columns)
+    if os.path.isdir(path):  # which Arrow would read as many files
+      raise IsADirectoryError('it is a folder')
+    yield
   except FileNotFoundError:
     raise DataError(f'{path} does not exist; compare takes folders of finished runs') from None
-  except (pa.ArrowInvalid, KeyError) as error:
-    raise DataError(f'{path} is no Parquet file with columns {", ".join(columns)} ({error}); run '
-                    'the evaluation again') from error
+  except (pa.ArrowException, OSError, ValueError, KeyError, TypeError, MemoryError) as error:
+    raise DataError(f'{path} is no Parquet file with columns {", ".join(columns) or "of a run"} '
+                    f'({" ".join(str(error).split())[:300]}); run the evaluation again') from error

@@ -1,0 +1,15 @@
+"""The methods, each a package of its own."""
+import importlib
+import pathlib
+
+from recjax.errors import ConfigError
+
+NAMES = tuple(sorted(p.parent.name for p in pathlib.Path(__file__).parent.glob('*/__init__.py')))
+
+
+def find(name, where):
+  """The package of a method. where: what names it, for the message. Raises ConfigError."""
+  if not isinstance(name, str) or name not in NAMES:
+    raise ConfigError(f'{where} names the method {name!r:.100}, and there is none of that name; '
+                      f'choose one of {", ".join(NAMES)}')
+  return importlib.import_module(f'recjax.methods.{name}')

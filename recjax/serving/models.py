@@ -9,10 +9,10 @@ import timeit
 import numpy as np
 
 from recjax import recommend, settings
+from recjax.data import stored
 from recjax.errors import ConfigError
 from recjax.serving.batcher import Batcher
 from recjax.serving.stock import Shelves
-from recjax.training.work import read_json
 
 SIZES = (1, 8, 64)  # histories of a batch, padded up
 COUNTS = (20, 100)  # items of an answer, padded up, as few as suffice
@@ -168,18 +168,20 @@ def open_all(workdirs, data=(), items_file=None, together=True, seen=None, later
       counts, bought = counts_of(shop)
       shelves[shop.fingerprint] = Shelves(shop.catalog, counts, items_file), bought
     shelf, bought = shelves[shop.fingerprint]
-    talk = None
-    with settings.of_run(workdir):
-      if hasattr(module, 'faces'):
-        face, talk = module.faces(workdir, data, later)
-      else:
-        face = module.recommender(workdir, later)
+    with settings.of_run(workdir), stored.opening(workdir):
+      face, talk, tags = face_of(module, workdir, data, later)
     method = module.__name__.rsplit('.', 1)[-1]
     out[name] = Model(name, method, face, shelf, talk, together, seen)
-    out[name].pairs = bought
-    if hasattr(module, 'item_tags'):
-      out[name].tags = module.item_tags(workdir, later)
+    out[name].pairs, out[name].tags = bought, tags
   return out
+
+
+def face_of(module, workdir, data, later):
+  """What a run recommends and talks with, and the tags of its items. -> recommend, talk or None,
+  tags or None"""
+  face, talk = (module.faces(workdir, data, later) if hasattr(module, 'faces') else
+                (module.recommender(workdir, later), None))
+  return face, talk, module.item_tags(workdir, later) if hasattr(module, 'item_tags') else None
 
 
 def together_bought(pairs, item, history, most=2):
@@ -210,7 +212,7 @@ def describe(models, workdirs):
   """What `recjax serve` says at its start. -> lines"""
   out = []
   for (name, model), workdir in zip(models.items(), workdirs):
-    config = read_json(f'{workdir}/config.json')['config']
+    config = stored.read_config(workdir)['config']
     out.append(f'{name}: {model.method} on {config["data"]}, {len(model.stock):,} items'
                + (', converses' if model.talk else '') + (', has tags' if model.tags else ''))
   return out

@@ -1,8 +1,11 @@
 """`recjax serve`: opens runs, listens, and ends when asked, answering first what was asked."""
+import contextlib
 import dataclasses
+import errno
 import logging
 import os
 import signal
+import socket
 import sys
 
 from recjax.errors import ConfigError
@@ -12,6 +15,7 @@ from recjax.serving.counters import Counters
 from recjax.serving.service import Service
 
 KEY_ENV = 'RECJAX_API_KEY'
+BACKLOG = 1024  # connections that the system holds until they are taken
 DRAIN = 20  # seconds that requests under way have to end
 
 
@@ -24,18 +28,66 @@ def run(workdirs, settings, data=(), items_file=None, later=None, say=print):
   if not key.isascii() or not key.isprintable():
     raise ConfigError(f'the environment variable {KEY_ENV} does not hold a key: it has special '
                       'characters')
+  import uvicorn  # noqa: F401  if it is missing, before models are read, which takes a while
   logging.basicConfig(level=logging.WARNING, stream=sys.stderr,
                       format='%(asctime)s %(levelname)s %(message)s')
   logging.getLogger('recjax').setLevel(logging.INFO)
-  counters = Counters()
-  found = models.open_all(list(map(str, workdirs)), data, items_file, seen=counters.batch,
-                          later=later)
-  for line in models.describe(found, workdirs):
-    say(line)
-  service = Service(found, dataclasses.replace(settings, key=key), counters)
-  if not key and settings.host not in limits.LOCAL:
-    say(f'anybody who reaches {settings.host} may ask; set {KEY_ENV} to a secret')
-  listen(service, say)
+  with contextlib.ExitStack() as stack:
+    sockets = [stack.enter_context(one) for one in bound(settings)]  # as early as that, too
+    counters = Counters()
+    found = models.open_all(list(map(str, workdirs)), data, items_file, seen=counters.batch,
+                            later=later)
+    for line in models.describe(found, workdirs):
+      say(line)
+    service = Service(found, dataclasses.replace(settings, key=key), counters)
+    if not key and settings.host not in limits.LOCAL:
+      say(f'anybody who reaches {settings.host} may ask; set {KEY_ENV} to a secret')
+    listen(service, say, sockets)
+
+
+def bound(settings):
+  """Sockets of the address to listen on. Raises ConfigError where that cannot be had."""
+  host, port = settings.host, settings.port
+  if not 0 <= port <= 65535:
+    raise ConfigError(f'--port={port}: a port is a number from 1 to 65535, or 0 for any free one')
+  if settings.most < 1 or not 0 < settings.seconds < float('inf'):
+    raise ConfigError(f'--most={settings.most} and --timeout={settings.seconds:g}: both must be '
+                      'above 0')
+  try:
+    places = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+  except (socket.gaierror, UnicodeError) as error:
+    raise ConfigError(f'--host={host} is no address ({error}); give one of this machine, e.g. '
+                      '127.0.0.1') from error
+  out = []
+  for family, kind, protocol, _, address in dict.fromkeys(places):
+    one = socket.socket(family, kind, protocol)
+    one.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    if family == socket.AF_INET6:
+      one.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+    if out and not port:  # any free one, the same of every address
+      address = (address[0], out[0].getsockname()[1], *address[2:])
+    out.append(one)
+    with refused(settings, out):
+      one.bind(address)
+  return out
+
+
+@contextlib.contextmanager
+def refused(settings, sockets):
+  """What the system says of an address, as ConfigError; the sockets are closed then."""
+  try:
+    yield
+  except OSError as error:
+    for one in sockets:
+      one.close()
+    host, port = settings.host, settings.port
+    raise ConfigError({
+        errno.EADDRINUSE: f'--port={port}: another program listens there; give another, or 0 for '
+                          'any free one',
+        errno.EACCES: f'--port={port}: only an administrator may listen there; give one above 1023',
+        errno.EADDRNOTAVAIL: f'--host={host} is no address of this machine; 127.0.0.1 and 0.0.0.0 '
+                             'always are'}.get(
+        error.errno, f'--host={host} --port={port}: {error.strerror or error}')) from error
 
 
 def server_of(service, warm=True):
@@ -45,7 +97,7 @@ def server_of(service, warm=True):
   config = uvicorn.Config(
       apps.make(service), settings.host, settings.port, http=limits.Punctual, ws='none',
       lifespan='off', log_level='warning', access_log=False, server_header=False,
-      timeout_keep_alive=15, limit_concurrency=4 * settings.most, backlog=1024,
+      timeout_keep_alive=15, limit_concurrency=4 * settings.most, backlog=BACKLOG,
       timeout_graceful_shutdown=DRAIN)
 
   class Server(uvicorn.Server):
@@ -60,12 +112,16 @@ def server_of(service, warm=True):
   return Server(config)
 
 
-def listen(service, say=print):
-  """Listens until a signal comes."""
-  server = server_of(service)
+def listen(service, say=print, sockets=None):
+  """Listens until a signal comes. sockets: of `bound`, if they are there already."""
   settings = service.settings
+  sockets = sockets or bound(settings)
+  for one in sockets:
+    with refused(settings, sockets):  # who began meanwhile may have the port
+      one.listen(BACKLOG)
+  server = server_of(service)
   host = f'[{settings.host}]' if ':' in settings.host else settings.host
-  say(f'http://{host}:{settings.port}/ is the shop, http://{host}:{settings.port}/docs the API',
-      flush=True)
-  server.run()
+  port = sockets[0].getsockname()[1]
+  say(f'http://{host}:{port}/ is the shop, http://{host}:{port}/docs the API', flush=True)
+  server.run(sockets)
   service.close()

@@ -11,6 +11,7 @@ import re
 import socket
 import time
 
+from recjax.data import stored
 from recjax.errors import ConfigError, PartDone, WorkdirError
 
 WAIT = 0.5    # seconds between two looks at what another part does
@@ -68,7 +69,7 @@ def same_settings(path, config):
       raise WorkdirError(f'{at} does not appear, though another process has {path}; start this '
                          'part again')
     time.sleep(WAIT)
-  if json.loads(at.read_text())['config'] != json.loads(json.dumps(config, default=str)):
+  if stored.read_config(path)['config'] != json.loads(json.dumps(config, default=str)):
     raise WorkdirError(f'{path} holds a run of other settings; give all parts the same --config '
                        'and flags, or another --workdir')
 

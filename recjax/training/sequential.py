@@ -12,6 +12,7 @@ import numpy as np
 from jax import lax
 
 from recjax import sharding
+from recjax.data import stored
 from recjax.errors import ConfigError
 from recjax.models import scores, seqrec
 from recjax.training import epochs, item_losses, optim, traced
@@ -94,11 +95,10 @@ def save(path, params):
 def load(path, seed=None):
   """What `save` wrote. seed: one seed's alone. -> tree of float32 arrays"""
   tree = {}
-  with np.load(path, allow_pickle=False) as arrays:
-    for name in arrays.files:
-      *parents, leaf = name.split('/')
-      node = functools.reduce(lambda t, p: t.setdefault(p, {}), parents, tree)
-      node[leaf] = arrays[name] if seed is None else arrays[name][seed]
+  for name, array in stored.read_arrays(path).items():
+    *parents, leaf = name.split('/')
+    node = functools.reduce(lambda t, p: t.setdefault(p, {}), parents, tree)
+    node[leaf] = array if seed is None else array[seed]
   return tree
 
 

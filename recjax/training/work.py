@@ -14,10 +14,13 @@ import time
 
 import jax
 import numpy as np
+from ml_collections import ConfigDict
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from recjax import sharding
+from recjax.data import stored
+from recjax.data.stored import read_json
 from recjax.errors import DataError, WorkdirError
 from recjax.training import parts
 from recjax.training.guards import Guards
@@ -25,6 +28,10 @@ from recjax.training.guards import Guards
 SMALL_FILE = 64 << 20  # files up to this size are fingerprinted by all of their content
 PIECES = '.pieces'  # what a stage keeps in its folder to go on with; gone when the stage is done
 BLOCK, BLOCKS = 1 << 16, 256  # larger ones by their size and so many pieces, evenly spread
+# What a run writes at the top of its folder, beside what its method publishes.
+WRITTEN = ('config.json', 'lock', 'stages', 'checkpoints', 'tb', 'adopted', 'run.log',
+           'metrics.jsonl', 'bad_steps.jsonl', 'results.json', 'ranks.parquet',
+           'predictions.parquet', 'report.html')
 
 
 def write_atomic(path, text):
@@ -42,12 +49,6 @@ def write_atomic(path, text):
 def write_json(path, value):
   """Writes `value` as indented JSON, atomically."""
   write_atomic(path, json.dumps(value, indent=1, ensure_ascii=False, default=str) + '\n')
-
-
-def read_json(path, default=None):
-  """The JSON in `path`, or `default` where there is no such file."""
-  path = pathlib.Path(path)
-  return json.loads(path.read_text()) if path.exists() else default
 
 
 def describe(value):
@@ -151,6 +152,7 @@ class Work:
     if self.part:
       state = parts.turn(self, name, functools.partial(self.state_of, folder, partial, key), shared)
     if state == 'done':
+      stored.check(folder)
       self.say(f'[{self.count}] {name}: done before')
       return folder
     if state != 'made':
@@ -196,7 +198,8 @@ class Work:
     seconds = round(time.monotonic() - start, 1)
     if self.first:
       write_json(partial / 'DONE.json', {
-          'stage': name, 'fingerprint': key, 'seconds': seconds, 'counts': counts})
+          'stage': name, 'fingerprint': key, 'seconds': seconds, 'counts': counts,
+          'files': stored.sums(partial)})
     shown = ', '.join(f'{k.replace("_", " ")} {v}' for k, v in counts.items() if v)
     self.say(f'    {name} took {seconds:.1f} s' + (f': {shown}' if shown else ''))
 
@@ -225,17 +228,15 @@ class Work:
       return
     if self.board is None or self.board[0] != self.current:
       from tensorboardX import SummaryWriter
-      self.board = (self.current, SummaryWriter(str(self.path / 'tb' / self.current)))
+      self.board = (self.current, SummaryWriter(str(self.path / 'tb' / self.current),
+                                                max_queue=1000))
     for name, value in values.items():
+      check_board(self.board[1], self.path / 'tb')
       self.board[1].add_scalar(name, value, step)
 
   def metrics(self):
     """Every recorded line, in order; a line torn by a kill is left out."""
-    path, rows = self.path / 'metrics.jsonl', []
-    for line in path.read_text().splitlines() if path.exists() else ():
-      with contextlib.suppress(json.JSONDecodeError):
-        rows.append(json.loads(line))
-    return rows
+    return stored.read_rows(self.path / 'metrics.jsonl', self.say)
 
   def drop_metrics(self, stage, after):
     """Forgets what `stage` recorded past step `after`: those steps will run again."""
@@ -307,6 +308,7 @@ def open_work(path, config=None, mesh=None, guards=None, part=None):
     return
   try:
     path.mkdir(parents=True, exist_ok=True)
+    check_own(path)
     lock = open(path / 'lock', 'a+')  # noqa: SIM115  held for the whole run
   except OSError as error:
     raise WorkdirError(
@@ -317,7 +319,7 @@ def open_work(path, config=None, mesh=None, guards=None, part=None):
       raise WorkdirError(f'{path} is in use by {parts.holder(lock)}; wait for it, stop it, or '
                          'choose another --workdir')
     if config is not None and not (part and (path / 'config.json').exists()) and holds:
-      write_json(path / 'config.json', config)
+      write_json(path / 'config.json', stored.signed(config))
     if part:
       parts.same_settings(path, config['config'])
     tail = stack.enter_context(open(path / 'run.log', 'a'))
@@ -333,6 +335,28 @@ def open_work(path, config=None, mesh=None, guards=None, part=None):
     finally:
       if work.board:
         work.board[1].close()
+
+
+def check_board(board, path):
+  """Raises WorkdirError where TensorBoard's thread has met a full disk: nobody takes what is handed
+  to it any more, and the program would wait for ever."""
+  writer = board.file_writer.event_writer
+  if not writer._worker.is_alive():
+    writer._event_queue.cancel_join_thread()
+    raise WorkdirError(f'{path} cannot be written any more: the disk is full, or the file would '
+                       'grow past a limit of this system or user; mend that and run the same '
+                       'command again: finished stages and checkpoints are kept')
+
+
+def check_own(path):
+  """Raises WorkdirError where a folder holds what no run put there and a run would write over."""
+  there = [name for name in WRITTEN if os.path.lexists(path / name)]
+  lock = path / 'lock'
+  locked = lock.is_file() and lock.read_bytes()[:8] in (b'', b'process ')
+  if not there or locked or stored.is_config(path / 'config.json'):
+    return
+  raise WorkdirError(f'{path} holds {there[0]}, which no run of recjax made and a run would write '
+                     'over; choose another --workdir')
 
 
 @contextlib.contextmanager
@@ -368,11 +392,19 @@ def await_file(path):
     time.sleep(0.5)
 
 
+def saved_config(workdir):
+  """The settings of an earlier run. -> ConfigDict. Raises WorkdirError where there are none."""
+  return ConfigDict(stored.read_config(workdir)['config'])
+
+
 def find_stage(workdir, name):
-  """The folder of a finished stage of an earlier run. Raises WorkdirError where there is none."""
-  found = [f for f in sorted((pathlib.Path(workdir) / 'stages').glob(f'*-{name}'))
-           if (f / 'DONE.json').exists()]
+  """The folder of a finished stage of an earlier run. Raises WorkdirError where there is none, or
+  a file of it is not as the stage left it."""
+  there = [f for f in sorted((pathlib.Path(workdir) / 'stages').glob(f'*-{name}')) if f.is_dir()]
+  found = [f for f in there if (f / 'DONE.json').exists()]
   if not found:
-    raise WorkdirError(f'{workdir} holds no finished stage {name!r}; run its experiment to the end '
-                       f'first: python -m recjax.main --config=... --workdir={workdir}')
+    lost = f' ({there[-1] / "DONE.json"} is missing)' if there else ''
+    raise WorkdirError(f'{workdir} holds no finished stage {name!r}{lost}; run its experiment to '
+                       f'the end first: python -m recjax.main --config=... --workdir={workdir}')
+  stored.check(found[-1])
   return found[-1]

@@ -1,9 +1,6 @@
 """Next-item retrieval by tags (betag 2.8, 2.9): BETags against base tags and simple baselines."""
 import itertools
 import json
-import pathlib
-
-from ml_collections import ConfigDict
 
 from recjax.data.catalog import load_unchanged
 from recjax.data.formats import betag as files
@@ -11,7 +8,7 @@ from recjax.evaluation import metrics, outcome, ranking
 from recjax.methods.betag import later, text
 from recjax.methods.betag import tags as base_tags
 from recjax.models import bm25
-from recjax.training.work import find_stage, read_json, write_json
+from recjax.training.work import find_stage, read_json, saved_config, write_json
 
 REDUCERS = ('union', 'sum', 'last')
 
@@ -92,7 +89,7 @@ def recommender(workdir, data=None):
 
 def opened(workdir, data=None):
   """-> config, Dataset, a weighted tag list an item, how many items the run was trained on"""
-  config = ConfigDict(read_json(pathlib.Path(workdir) / 'config.json')['config'])
+  config = saved_config(workdir)
   found = find_stage(workdir, 'evaluate')
   results = read_json(found / 'results.json')
   shop = load_unchanged(config.data, results['data_fingerprint'], workdir)

@@ -3,10 +3,11 @@ import pathlib
 
 import jax
 
+from recjax.data import stored
 from recjax.errors import ConfigError
 from recjax.models import llm, lora
 from recjax.training import backbone, plan
-from recjax.training.work import find_stage, read_json
+from recjax.training.work import find_stage, saved_config
 
 PROMPT, LINE = 160, 24  # tokens of the chat prefix and of one item's line, typical
 
@@ -61,11 +62,10 @@ def convert(workdir, to, out):
   """
   if to not in ('peft', 'merged'):
     raise ConfigError(f'--to={to} is unknown for this method; choose peft or merged')
-  out = pathlib.Path(out)
-  if out.exists() and any(out.iterdir()):
-    raise ConfigError(f'{out} is not empty; name a folder that does not exist yet')
-  config = read_json(pathlib.Path(workdir) / 'config.json')['config']
+  stored.absent(out, '--out', folder=True)
+  config = saved_config(workdir)
   adapter_at = find_stage(workdir, 'tune')
   weights = config['llm']['weights']
   folder = find_stage(workdir, 'llm') if weights == 'tiny' else pathlib.Path(weights)
-  backbone.export_adapted(folder, adapter_at, to, out)
+  with stored.new_folder(out, '--out') as fresh:
+    backbone.export_adapted(folder, adapter_at, to, fresh)

@@ -6,6 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
+from recjax.data import stored
 from recjax.errors import DataError
 from recjax.evaluation import ranking
 from recjax.training import companion, sequential
@@ -56,7 +57,7 @@ def read_scores(path, data):
   try:
     with np.load(path, allow_pickle=False) as arrays:
       found = {k: arrays[k] for k in ('item_ids', 'valid', 'test')}
-  except (OSError, ValueError, KeyError) as error:
+  except stored.DAMAGE as error:
     raise DataError(f'{path} must hold the arrays item_ids, valid and test ({error})') from error
   ids = [str(i) for i in found['item_ids']]
   if sorted(ids) != sorted(data.catalog.ids):

@@ -5,6 +5,7 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
+from recjax.data import stored
 from recjax.decoding.writer import Writer
 from recjax.errors import ConfigError
 from recjax.evaluation import metrics
@@ -162,8 +163,8 @@ def stage(work, cfg, data, helper, choice, decoded):
                            policy=cfg.judge.duplicate_titles, last=n - 1)
   ranks, lists, alike = {}, {}, {}
   for name in variants(cfg, alpha):
-    with np.load(decoded / f'{name.replace(":", "-")}.npz') as arrays:
-      lists[name] = arrays['items'], arrays['scores']
+    arrays = stored.read_arrays(decoded / f'{name.replace(":", "-")}.npz')
+    lists[name] = arrays['items'], arrays['scores']
     ranks[name] = rank(lists[name][0])
     shown = lists[name][0]
     counts = np.bincount(data.cases.known.items, minlength=n + 1)[1:]

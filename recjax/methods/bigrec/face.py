@@ -7,6 +7,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from recjax import sharding
+from recjax.data import stored
 from recjax.decoding import grounding
 from recjax.decoding.writer import Writer
 from recjax.errors import DataError
@@ -14,7 +15,7 @@ from recjax.evaluation import ranking
 from recjax.methods.bigrec import assist, ground, prompts, samples, tune
 from recjax.methods.bigrec import generate as gen
 from recjax.training import companion, encoder, instruct
-from recjax.training.work import find_stage, open_adopted, read_json
+from recjax.training.work import find_stage, open_adopted, read_json, saved_config
 
 
 def recommender(workdir, data=None):
@@ -24,7 +25,7 @@ def recommender(workdir, data=None):
   histories are lists of item ids, oldest first, `allowed` a set of item ids. D3 searches with k or
   `decode.beams` beams, whichever is more. Raises DataError for an unknown id or an empty history.
   """
-  config = ConfigDict(read_json(pathlib.Path(workdir) / 'config.json')['config'])
+  config = saved_config(workdir)
   results = read_json(find_stage(workdir, 'evaluate') / 'results.json')
   later, data = data, samples.load(config.data, config.samples)
   if data.fingerprint != results['data_fingerprint']:
@@ -102,7 +103,7 @@ def asked_of(config, data, template, tokenizer, histories):
 
 def grounded(config, data, made, results, score, embed):
   """BIGRec's answer: the first beam, embedded, the catalogue ranked as the run's lists were."""
-  items = grounding.catalogue(np.load(made / 'items.npy'))
+  items = grounding.catalogue(stored.read_arrays(made / 'items.npy'))
   n = len(data.catalog)
   popular = grounding.popularity(np.bincount(data.cases.known.items, minlength=n + 1)[1:])
   how = results['list_of']

@@ -1,11 +1,11 @@
 """BIGRec: what the LLM wrote is placed among the items by distance (bigrec.md 3.4 to 3.7)."""
-import json
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
+from recjax.data import stored
 from recjax.data.formats import bigrec as files
 from recjax.decoding import grounding
 from recjax.decoding.writer import Writer
@@ -69,7 +69,7 @@ def embed_all(work, cfg, titles, folder, made, written):
 
   Texts are embedded once each, whichever side they stand on; an empty text has no vector (zeros).
   """
-  texts = {p: [r['predict'][0] for r in json.loads((written / f'{p}.json').read_text())]
+  texts = {p: [r['predict'][0] for r in stored.need_json(written / f'{p}.json', list)]
            for p in PARTS}
   if cfg.ground.model not in ('base', 'tuned'):
     raise ConfigError(f"ground.model={cfg.ground.model!r}; choose 'base' or 'tuned'")
@@ -87,7 +87,7 @@ def embed_all(work, cfg, titles, folder, made, written):
 def embed_new(work, titles, before, vectors, embed):
   """Vectors of a later catalogue: items.npy. Titles of `before` keep what the stage at `vectors`
   made, the others are read by `embed`, equal ones once. -> counts"""
-  known = dict(zip(before, np.load(vectors / 'items.npy')))
+  known = dict(zip(before, stored.read_arrays(vectors / 'items.npy')))
   some = sorted(set(titles) - known.keys())
   if some:
     known |= dict(zip(some, embed(some)))
@@ -123,14 +123,14 @@ def rank_all(work, cfg, data, vectors, helper):
   lists: {kind or 'none': function(gamma) -> items (n, k), scores (n, k)}
   """
   n, grid = len(data.catalog), jnp.asarray(gammas(cfg.ground))
-  items = grounding.catalogue(np.load(vectors / 'items.npy'))
+  items = grounding.catalogue(stored.read_arrays(vectors / 'items.npy'))
   counts = np.bincount(data.cases.known.items, minlength=n + 1)[1:]
   popular = grounding.popularity(counts)
   score = assist.scorer(helper, data)
   found = {}
   for part in PARTS:
     cases = getattr(data.cases, part).picked(samples.held(data, part, cfg.judge[f'{part}_most']))
-    queries = np.load(vectors / f'{part}.npy')
+    queries = stored.read_arrays(vectors / f'{part}.npy')
     parts = {kind: [] for kind in KINDS}
     with work.progress(f'ranking {part}', len(cases), unit='case') as advance:
       for rows, *given in ranking.blocks(*cases.histories, n, ROWS, True):
@@ -232,7 +232,7 @@ def stage(work, cfg, data, written, vectors, helper):
   gamma = 0.0 if kind == 'none' else choice[kind]['one']
   lists = top(items, popular, score, queries, cases, n, min(cfg.judge.save_top, n), kind, gamma,
               samples.masked(cfg, data))
-  texts = [r['predict'] for r in json.loads((written / 'test.json').read_text())]
+  texts = [r['predict'] for r in stored.need_json(written / 'test.json', list)]
   known = set(data.titles)
   invalid = float(np.mean([t not in known for beams in texts for t in beams]))
   first = float(np.mean([beams[0] not in known for beams in texts]))

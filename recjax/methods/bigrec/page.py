@@ -1,8 +1,8 @@
 """The run's report: what was written, where it landed, what pulled it, and whether it helps."""
-import json
 
 import numpy as np
 
+from recjax.data import stored
 from recjax.methods.bigrec import samples
 from recjax.models import seqrec
 from recjax.report import html, plots, results, run, users
@@ -95,14 +95,14 @@ def results_section(cfg, outcome, main):
 def grounded_sections(cfg, work, data, outcome):
   """BIGRec: the map of what was written, the gamma curves, examples."""
   vectors, written = find_stage(work.path, 'embed'), find_stage(work.path, 'generate')
-  records = json.loads((written / 'test.json').read_text())
+  records = stored.need_json(written / 'test.json', list)
   return [map_section(data, vectors, records), gamma_section(work),
           written_users(cfg, work, data, outcome, records)]
 
 
 def map_section(data, vectors, records):
   """A plane through the catalogue's vectors, and where generated texts fall on it."""
-  items, texts = (np.load(vectors / f'{n}.npy') for n in ('items', 'test'))
+  items, texts = (stored.read_arrays(vectors / f'{n}.npy') for n in ('items', 'test'))
   known = {t: i for i, t in enumerate(data.titles)}
   first = [r['predict'][0] for r in records]
   odd = [i for i, t in enumerate(first) if t not in known and t][:DRAWN]
@@ -217,8 +217,7 @@ def likeness_section(outcome):
 
 def decoded_users(cfg, work, data, outcome):
   """Test cases with their beams, beside those of the LLM alone."""
-  with np.load(find_stage(work.path, 'decode') / 'd3-no_mixing.npz') as arrays:
-    alone = arrays['items']
+  alone = stored.read_arrays(find_stage(work.path, 'decode') / 'd3-no_mixing.npz')['items']
 
   def tell(case, had, items):
     rest = [i for i in alone[case] if i][:len(items)]

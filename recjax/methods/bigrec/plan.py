@@ -5,11 +5,11 @@ import shutil
 import jax
 import numpy as np
 
-from recjax.data import windows
+from recjax.data import stored, windows
 from recjax.errors import ConfigError
 from recjax.models import llm, lora
 from recjax.training import backbone, plan
-from recjax.training.work import find_stage, read_json
+from recjax.training.work import find_stage, saved_config
 
 OPENING, TITLE = 60, 14  # tokens of a prompt around its history, and of a title, typical
 
@@ -55,17 +55,18 @@ def convert(workdir, to, out):
   Raises WorkdirError where the run has not finished tuning, ConfigError where `out` exists, or `to`
   is another or does not fit how the run was tuned.
   """
-  config = read_json(pathlib.Path(workdir) / 'config.json')['config']
+  config = saved_config(workdir)
   made, mode = find_stage(workdir, 'tune'), config['train']['mode']
   if to not in ('peft', 'merged') or (to == 'peft' and mode == 'full'):
     raise ConfigError(f'--to={to} does not fit this run, which was tuned with train.mode={mode}; '
                       + ('choose merged' if mode == 'full' else 'choose peft or merged'))
-  out = pathlib.Path(out)
-  if out.exists() and any(out.iterdir()):
-    raise ConfigError(f'{out} is not empty; name a folder that does not exist yet')
+  stored.absent(out, '--out', folder=True)
   if mode == 'full':
-    shutil.copytree(made, out, dirs_exist_ok=True, ignore=shutil.ignore_patterns('DONE.json', '.*'))
+    with stored.new_folder(out, '--out') as fresh:
+      shutil.copytree(made, fresh, dirs_exist_ok=True,
+                      ignore=shutil.ignore_patterns('DONE.json', '.*'))
     return
   weights = config['llm']['weights']
   folder = find_stage(workdir, 'llm') if weights == 'tiny' else pathlib.Path(weights)
-  backbone.export_adapted(folder, made, to, out)
+  with stored.new_folder(out, '--out') as fresh:
+    backbone.export_adapted(folder, made, to, fresh)

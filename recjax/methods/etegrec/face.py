@@ -1,23 +1,25 @@
 """Recommendations out of a trained run, for histories of anybody."""
 import pathlib
+import shutil
 
 import jax
 import numpy as np
 from ml_collections import ConfigDict
 
 from recjax import sharding
+from recjax.data import stored
 from recjax.data.catalog import load_unchanged
 from recjax.data.formats import etegrec as files
 from recjax.errors import ConfigError, DataError, WorkdirError
 from recjax.evaluation import ranking
 from recjax.methods.etegrec import interests, later, lists, tune
 from recjax.training import traced
-from recjax.training.work import Work, find_stage, read_json
+from recjax.training.work import Work, find_stage, read_json, saved_config
 
 
 def open_run(workdir):
   """-> config, data set, coder.Config, parameters of the best seed"""
-  config = ConfigDict(read_json(pathlib.Path(workdir) / 'config.json')['config'])
+  config = saved_config(workdir)
   results = read_json(find_stage(workdir, 'evaluate') / 'results.json')
   shop = load_unchanged(config.data, results['data_fingerprint'], workdir)
   model = model_stage(workdir)
@@ -83,13 +85,13 @@ def convert(workdir, kind, out):
   if kind not in ('npz', 'index'):
     raise ConfigError(f'--to={kind} is unknown for this method; npz writes all parameters, index '
                       'the codes of all items as JSON')
-  if pathlib.Path(out).exists():
-    raise ConfigError(f'{out} is there already; name a file that does not exist yet')
+  stored.absent(out, '--out')
   _, shop, _, params = open_run(workdir)
-  if kind == 'index':
-    files.write_index(out, np.asarray(params['table'])[1:], shop.catalog.ids)
-  else:
-    pathlib.Path(out).write_bytes((model_stage(workdir) / 'model.npz').read_bytes())
+  with stored.new_file(out, '--out') as fresh:
+    if kind == 'index':
+      files.write_index(fresh, np.asarray(params['table'])[1:], shop.catalog.ids)
+    else:
+      shutil.copyfile(model_stage(workdir) / 'model.npz', fresh)
 
 
 def cost(cfg, shop):

@@ -5,6 +5,7 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
+from recjax.data import stored
 from recjax.data.formats import etegrec as files
 from recjax.errors import ConfigError, DataError
 from recjax.methods.etegrec import vectors
@@ -101,7 +102,7 @@ def save(work, cfg, params, x):
 
 def read(folder):
   """-> codes (N, Q) int32"""
-  return np.load(pathlib.Path(folder) / 'codes.npy', allow_pickle=False)
+  return stored.read_arrays(pathlib.Path(folder) / 'codes.npy')
 
 
 def health(folder):

@@ -8,14 +8,14 @@ import zlib
 import numpy as np
 from ml_collections import ConfigDict
 
-from recjax.data import splits
+from recjax.data import splits, stored
 from recjax.data.formats import etegrec as files
 from recjax.errors import ConfigError, DataError
 from recjax.methods.etegrec import rows
 from recjax.text import interests as words
 from recjax.text import keywords
 from recjax.training import encoder
-from recjax.training.work import read_json, write_json
+from recjax.training.work import write_json
 
 MOST = words.MOST
 HASHED = 64  # numbers of a vector without an encoder
@@ -94,8 +94,8 @@ def hashed(text, dim=HASHED):
 def read(folder):
   """-> rows (R, K) int32, vectors (U + 1, d) float32, texts [U + 1]"""
   folder = pathlib.Path(folder)
-  return (np.load(folder / 'rows.npy', allow_pickle=False),
-          np.load(folder / 'vectors.npy', allow_pickle=False), read_json(folder / 'texts.json'))
+  return (stored.read_arrays(folder / 'rows.npy'), stored.read_arrays(folder / 'vectors.npy'),
+          stored.need_json(folder / 'texts.json', list))
 
 
 def asker(work, cfg, shop):

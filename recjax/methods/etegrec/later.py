@@ -2,7 +2,7 @@
 import numpy as np
 
 from recjax import sharding
-from recjax.data import adopted
+from recjax.data import adopted, stored
 from recjax.data.catalog import item_texts
 from recjax.data.formats import etegrec as files
 from recjax.errors import ConfigError, DataError, WorkdirError
@@ -65,7 +65,7 @@ def encoded(workdir, how, x, trained):
     found = rqvae.forward(cfg, trained or sequential.load(coded / 'tokenizer.npz'), x)
     return np.asarray(found['codes']), np.asarray(found['dist'][:, -1])
   if how.kind in ids.RESIDUAL and (coded / 'codebooks.npy').exists():
-    books = np.load(coded / 'codebooks.npy', allow_pickle=False)
+    books = stored.read_arrays(coded / 'codebooks.npy')
     return codes.encode_residual(x, books, how.kind == 'rkmeans')
   raise ConfigError(f'tokenizer.kind={how.kind} of {workdir} gives no code to a new vector; train '
                     f'again with one of {", ".join([*ids.NETWORKS, *ids.RESIDUAL])}')

@@ -2,7 +2,7 @@
 import jax
 import numpy as np
 
-from recjax.data import splits
+from recjax.data import splits, stored
 from recjax.methods.etegrec import ids, interests, tune, vectors
 from recjax.models import coder, pca, seqrec
 from recjax.report import html, plots, results, run, users
@@ -37,7 +37,7 @@ def write(cfg, work, shop, made, coded, heard, model, found):
   """Writes report.html into the run's folder."""
   outcome = read_json(found / 'results.json')
   row = next(iter(outcome['rows']))
-  table = np.load(model / 'model.npz')['table'][0][1:]
+  table = stored.read_arrays(model / 'model.npz')['table'][0][1:]
   papers = [PAPERS[cfg.way], *(seqrec.PAPERS[r] for r in ('sasrec',) if r in outcome['rows'])]
   html.write(work.path / 'report.html', html.page(
       f'Semantic IDs: {row}', f'{shop.name}, preset {cfg.preset}',

@@ -1,7 +1,6 @@
 """The training stages: the recommender alone or in turn with the tokenizer, then finetuning."""
 import dataclasses
 import functools
-import json
 
 import jax
 import jax.numpy as jnp
@@ -9,7 +8,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from recjax import sharding
-from recjax.data import splits
+from recjax.data import splits, stored
 from recjax.errors import ConfigError
 from recjax.evaluation import metrics, ranking
 from recjax.methods.etegrec import ids, interests, lists, rows, vectors
@@ -231,4 +230,4 @@ def trained(folder, seed):
 
 
 def valid_of(folder):
-  return json.loads((folder / 'valid.json').read_text())
+  return stored.need_json(folder / 'valid.json')

@@ -4,7 +4,7 @@ import pathlib
 import numpy as np
 from ml_collections import ConfigDict
 
-from recjax.data import splits
+from recjax.data import splits, stored
 from recjax.data.catalog import item_texts
 from recjax.errors import ConfigError, DataError
 from recjax.evaluation import ranking
@@ -48,8 +48,8 @@ def stage(work, cfg, shop):
 
 def scaled(found, folder):
   """Vectors on the scale that a stage's folder holds. -> (N, d)"""
-  with np.load(folder / 'scale.npz', allow_pickle=False) as kept:
-    return ((found - kept['mean']) / kept['std']).astype(np.float32)
+  kept = stored.read_arrays(folder / 'scale.npz')
+  return ((found - kept['mean']) / kept['std']).astype(np.float32)
 
 
 def of_text(work, texts, folder):
@@ -64,7 +64,7 @@ def of_file(path, n):
   """A .npy file in the order of the items. -> (N, d). Raises DataError"""
   try:
     found = np.load(path, allow_pickle=False)
-  except (OSError, ValueError) as error:
+  except (OSError, ValueError, EOFError) as error:
     raise DataError(f'{path} is no readable .npy file ({error})') from error
   if found.ndim != 2 or len(found) != n:
     raise DataError(f'{path} has shape {found.shape}; it needs {n:,} rows, one an item in their '
@@ -79,4 +79,4 @@ def trained(folder):
 
 def read(folder):
   """-> (N, d) float32"""
-  return np.load(folder / 'vectors.npy', allow_pickle=False)
+  return stored.read_arrays(folder / 'vectors.npy')

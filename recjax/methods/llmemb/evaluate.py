@@ -1,9 +1,9 @@
 """Test users ranked by RAT, its ablations and recommenders over ids alone (llmemb.md 9)."""
-import json
 
 import numpy as np
 from ml_collections import ConfigDict
 
+from recjax.data import stored
 from recjax.data.catalog import load_unchanged
 from recjax.errors import ConfigError
 from recjax.evaluation import metrics, outcome, ranking, sampled, statistics
@@ -113,7 +113,7 @@ def grouped(ranks, groups, main, seed):
 def show(work, folder):
   """Prints the tables of rare and frequent items, short and long histories."""
   from rich.table import Table
-  results = json.loads((folder / 'results.json').read_text())
+  results = stored.need_json(folder / 'results.json')
   names = list(results['groups'])
   table = Table('NDCG@10', *(f'{g.replace("_", " ")}, n {results["groups"][g]["n"]:,}'
                              for g in names))

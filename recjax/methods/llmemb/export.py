@@ -1,13 +1,13 @@
 """Item vectors out of the encoder, shard by shard, and their principal components (llmemb.md 5)."""
 import hashlib
 import io
-import json
 import pathlib
 
 import jax
 import numpy as np
 from ml_collections import ConfigDict
 
+from recjax.data import stored
 from recjax.data.formats import llmemb as files
 from recjax.errors import DataError
 from recjax.methods.llmemb import prompts
@@ -58,7 +58,7 @@ def write(work, cfg, texts, folder, tuned):
   shards.fill(work, 'embedding', notes, list(map(len, some)), make)
   if not work.first:
     return {}
-  infos = [json.loads(note.read_text()) for note in notes]
+  infos = [stored.need_json(note) for note in notes]
   total = sum(i['tokens'] for i in infos)
   padding = 1 - total / sum(i['tokens'] / (1 - i['padding']) for i in infos)
   about, model = dict(reader.about), pathlib.Path(folder)
@@ -80,8 +80,8 @@ def write_array(path, x):
 
 def read_shards(folder):
   """All rows of an export in item order. -> (N, d) float32. Raises DataError for missing rows."""
-  about = json.loads((folder / ABOUT).read_text())
-  parts = [np.load(p, allow_pickle=False) for p in sorted(folder.glob('items-*.npy'))]
+  about = stored.need_json(folder / ABOUT)
+  parts = [stored.read_arrays(p) for p in sorted(folder.glob('items-*.npy'))]
   table = np.concatenate(parts) if parts else np.zeros((0, 1), np.float32)
   if len(table) != about['num_items']:
     raise DataError(f'{folder} holds {len(table)} rows of {about["num_items"]} items; delete it and'
@@ -119,4 +119,4 @@ def reduce_file(work, cfg, texts):
 
 def read(folder):
   """The reduced table of a finished stage. -> (N, k) float32"""
-  return np.load(folder / TABLE, allow_pickle=False)
+  return stored.read_arrays(folder / TABLE)

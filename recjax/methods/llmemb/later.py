@@ -4,7 +4,7 @@ import pathlib
 import numpy as np
 
 from recjax import sharding
-from recjax.data import adopted
+from recjax.data import adopted, stored
 from recjax.errors import ConfigError
 from recjax.methods.llmemb import export, plan, prompts, rat
 from recjax.models import pca
@@ -61,8 +61,8 @@ def table_rows(workdir, config, known, source, seed, vectors, at):
   """What the run's principal components and adapter make of the vectors of items `at`. -> (n, D)"""
   model = sequential.model_config(plan.recommender_config(config, config.model.kind), known)
   reduced = find_stage(workdir, f'pca-{source}')
-  with np.load(reduced / 'pca.npz', allow_pickle=False) as arrays:
-    few = pca.PCA(*(arrays[k] for k in pca.PCA._fields))(vectors)
+  arrays = stored.read_arrays(reduced / 'pca.npz')
+  few = pca.PCA(*(arrays[k] for k in pca.PCA._fields))(vectors)
   what = plan.VARIANTS[config.rat.variant]
   how = rat.settings(config, config.rat.variant)
   x = rat.inputs(how, model, export.read(reduced), known, np.asarray(few))

@@ -6,11 +6,12 @@ import shutil
 import jax
 from ml_collections import ConfigDict
 
+from recjax.data import stored
 from recjax.errors import ConfigError
 from recjax.methods.llmemb import prompts
 from recjax.models import huggingface, llm, lora
 from recjax.training import backbone, plan
-from recjax.training.work import find_stage
+from recjax.training.work import find_stage, saved_config
 
 
 @dataclasses.dataclass(frozen=True)
@@ -167,30 +168,27 @@ def convert(workdir, kind, out):
 
   Raises ConfigError where `out` is there already, WorkdirError where that was not trained.
   """
-  out = pathlib.Path(out)
-  if out.exists() and (out.is_file() or any(out.iterdir())):
-    raise ConfigError(f'{out} is there already; name one that does not exist yet')
   if kind == 'npz':
-    shutil.copyfile(main_stage(workdir) / 'model.npz', out)
+    stored.absent(out, '--out')
+    model = main_stage(workdir) / 'model.npz'
+    with stored.new_file(out, '--out') as fresh:
+      shutil.copyfile(model, fresh)
     return
   if kind not in ('peft', 'merged'):
     raise ConfigError(f'--to={kind} is unknown for this method; choose npz, peft or merged')
+  stored.absent(out, '--out', folder=True)
   at = find_stage(workdir, 'scft-tuned')
   weights = saved_config(workdir).llm.weights
   folder = find_stage(workdir, 'llm') if weights == 'tiny' else pathlib.Path(weights)
   base = huggingface.read_config(folder)
   shape = huggingface.adapter_config(at, base)
   adapter = huggingface.load_adapter(at, shape)
-  if kind == 'peft':
-    huggingface.save_adapter(adapter, shape, out, base=str(folder.resolve()))
-    return
-  huggingface.save(lora.merge(huggingface.load(folder, base), adapter, shape), base, out)
-  backbone.tokenizers.load(folder).save(out)
-
-
-def saved_config(workdir):
-  """The config of a run. -> ConfigDict"""
-  return ConfigDict(huggingface.read_json(pathlib.Path(workdir) / 'config.json')['config'])
+  with stored.new_folder(out, '--out') as fresh:
+    if kind == 'peft':
+      huggingface.save_adapter(adapter, shape, fresh, base=str(folder.resolve()))
+      return
+    huggingface.save(lora.merge(huggingface.load(folder, base), adapter, shape), base, fresh)
+    backbone.tokenizers.load(folder).save(fresh)
 
 
 def main_stage(workdir):

@@ -5,7 +5,7 @@ import dataclasses
 import numpy as np
 from ml_collections import ConfigDict
 
-from recjax.data import splits
+from recjax.data import splits, stored
 from recjax.data.catalog import load_data
 from recjax.data.formats import conversations
 from recjax.data.sample_talk import questions
@@ -23,7 +23,7 @@ def settings(cfg):
 
 def stage(work, cfg, shop, folder, made, helper, coded=None):
   """Writes every result file."""
-  table = None if coded is None else np.load(coded / 'codes.npy')
+  table = None if coded is None else stored.read_arrays(coded / 'codes.npy')
   speaker = tune.load(cfg, folder, made, work.mesh)
   split, n = splits.leave_one_out(shop.interactions), len(shop.catalog)
   rows, protocol = splits.drawn(split.test, cfg.judge.users, split.protocol)

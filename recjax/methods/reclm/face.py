@@ -3,17 +3,16 @@ import pathlib
 
 import jax
 import numpy as np
-from ml_collections import ConfigDict
 
 from recjax import sharding
-from recjax.data import adopted
+from recjax.data import adopted, stored
 from recjax.data.catalog import load_data, load_unchanged
 from recjax.decoding.writer import Writer
 from recjax.errors import ConfigError
 from recjax.evaluation import ranking
 from recjax.methods.reclm import answer, goods, replies, samples, talk, tune
 from recjax.text import templates
-from recjax.training.work import find_stage, read_json
+from recjax.training.work import find_stage, read_json, saved_config
 
 
 def open_run(workdir, later=None):
@@ -21,7 +20,7 @@ def open_run(workdir, later=None):
 
   later: a data set that carries the run's on. Raises ConfigError where its items cannot be read.
   """
-  config = ConfigDict(read_json(pathlib.Path(workdir) / 'config.json')['config'])
+  config = saved_config(workdir)
   results = read_json(find_stage(workdir, 'evaluate') / 'results.json')
   shop = load_unchanged(config.data, results['data_fingerprint'], workdir)
   if later:
@@ -33,7 +32,7 @@ def open_run(workdir, later=None):
   speaker = tune.load(config, folder, find_stage(workdir, 'tune'), mesh)
   table = None
   if config.grounding == 'token':
-    table = np.load(find_stage(workdir, 'codes') / 'codes.npy')
+    table = stored.read_arrays(find_stage(workdir, 'codes') / 'codes.npy')
   stock = tune.stock_of(config, shop, speaker, table)
   return config, shop, answer.Shelf(speaker, [stock], [shop.name], config.grounding), mesh
 

@@ -4,16 +4,16 @@ import shutil
 
 import jax
 import numpy as np
-from ml_collections import ConfigDict
 
 from recjax import sharding
+from recjax.data import stored
 from recjax.data.catalog import load_unchanged
 from recjax.errors import ConfigError
 from recjax.methods.reclm import goods, samples, static, teacher, tune
 from recjax.models import llm, lora
 from recjax.text import tokens
 from recjax.training import backbone, plan
-from recjax.training.work import find_stage, read_json
+from recjax.training.work import find_stage, read_json, saved_config
 
 OPENING, TITLE = 60, 14  # tokens of a prompt around its titles, and of a title, typical
 
@@ -70,23 +70,22 @@ def convert(workdir, to, out):
   Raises WorkdirError where the run has not finished tuning, ConfigError where `out` is not empty or
   `to` is another.
   """
-  config = ConfigDict(read_json(pathlib.Path(workdir) / 'config.json')['config'])
-  made, out = find_stage(workdir, 'tune'), pathlib.Path(out)
+  config = saved_config(workdir)
+  made = find_stage(workdir, 'tune')
   if to not in ('merged', 'samples'):
     raise ConfigError(f'--to={to} does not fit: an adapter alone lacks the new tokens; choose '
                       'merged, or samples for what it was trained on')
-  if out.exists() and any(out.iterdir()):
-    raise ConfigError(f'{out} is not empty; name a folder that does not exist yet')
-  if to == 'samples':
-    write_samples(config, workdir, made, out)
-    return
-  if config.train.mode == 'full':
-    shutil.copytree(made, out, dirs_exist_ok=True,
-                    ignore=shutil.ignore_patterns('DONE.json', '.*', '*.npz'))
-    return
-  weights = config.llm.weights
-  folder = find_stage(workdir, 'llm') if weights == 'tiny' else pathlib.Path(weights)
-  tune.merged(config, folder, made, out)
+  with stored.new_folder(out, '--out') as fresh:
+    if to == 'samples':
+      write_samples(config, workdir, made, fresh)
+      return
+    if config.train.mode == 'full':
+      shutil.copytree(made, fresh, dirs_exist_ok=True,
+                      ignore=shutil.ignore_patterns('DONE.json', '.*', '*.npz'))
+      return
+    weights = config.llm.weights
+    folder = find_stage(workdir, 'llm') if weights == 'tiny' else pathlib.Path(weights)
+    tune.merged(config, folder, made, fresh)
 
 
 def write_samples(cfg, workdir, made, out):

@@ -108,7 +108,7 @@ def post(url, request, timeout=60):
   except urllib.error.HTTPError as error:
     raise DataError(f'{url} answered {error.code}: {error.read()[:200].decode(errors="replace")}'
                     ) from error
-  except (OSError, ValueError) as error:
+  except (OSError, ValueError, EOFError) as error:
     raise DataError(f'{url} does not answer ({error}); start it with `recjax serve WORKDIR`, '
                     'or set teacher.source=train') from error
 
@@ -132,7 +132,7 @@ def item_vectors(work, cfg, made, shop, folder):
     return encoder.embed_kept(work, reader, texts, 'embedding')[0]
   try:
     found = np.load(how, allow_pickle=False)
-  except (OSError, ValueError) as error:
+  except (OSError, ValueError, EOFError) as error:
     raise ConfigError(f"ret.vectors={how!r} is no readable .npy file ({error}); choose 'teacher', "
                       "'text' or a file") from error
   if found.ndim != 2 or len(found) != n or not np.isfinite(found).all():

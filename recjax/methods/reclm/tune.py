@@ -6,10 +6,10 @@ import os
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import numpy as np
 from ml_collections import ConfigDict
 
 from recjax import sharding
+from recjax.data import stored
 from recjax.data.formats import conversations
 from recjax.data.sample_talk import questions
 from recjax.errors import ConfigError
@@ -124,7 +124,7 @@ def stage(work, cfg, shop, folder, helper, coded=None, given=None):
   """Tunes the LLM of `folder` into `work.folder`. helper, coded: stages of teacher and codes.
   given: the folder of `train.static`, whose content decides the result too."""
   del given
-  table = None if coded is None else np.load(coded / 'codes.npy')
+  table = None if coded is None else stored.read_arrays(coded / 'codes.npy')
   speaker = fresh(cfg, folder, work.mesh, table)
   stock = stock_of(cfg, shop, speaker, table)
   tree = stock.plant(speaker.eoi, speaker.model.cfg.vocab)

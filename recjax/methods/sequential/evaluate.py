@@ -1,17 +1,16 @@
 """Test users ranked by every seed's best epoch, beside popularity and random."""
-import pathlib
 import shutil
 
 import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from recjax.data import records, splits
+from recjax.data import records, splits, stored
 from recjax.data.catalog import load_unchanged
 from recjax.errors import ConfigError
 from recjax.evaluation import metrics, outcome, ranking, sampled
 from recjax.training import sequential, traced
-from recjax.training.work import find_stage, read_json
+from recjax.training.work import find_stage, read_json, saved_config
 
 
 def settings(cfg):
@@ -83,7 +82,7 @@ def recommender(workdir, data=None):
     raise ConfigError(f'{workdir} knows items by their numbers alone, so it can say nothing of new '
                       'ones: train it again on later data, or ask a run of a method that reads '
                       'texts: betag, bigrec, llmemb, reclm, etegrec')
-  config = ConfigDict(read_json(pathlib.Path(workdir) / 'config.json')['config'])
+  config = saved_config(workdir)
   made = find_stage(workdir, 'train')
   results = read_json(find_stage(workdir, 'evaluate') / 'results.json')
   load = records.load_unchanged if records.found(config.data) else load_unchanged
@@ -106,6 +105,7 @@ def convert(workdir, kind, out):
   """Writes the trained parameters as one .npz. Raises ConfigError for others, or a file there."""
   if kind != 'npz':
     raise ConfigError(f'--to={kind} is unknown for this method; npz writes all parameters')
-  if pathlib.Path(out).exists():
-    raise ConfigError(f'{out} is there already; name a file that does not exist yet')
-  shutil.copyfile(find_stage(workdir, 'train') / 'model.npz', out)
+  stored.absent(out, '--out')
+  model = find_stage(workdir, 'train') / 'model.npz'
+  with stored.new_file(out, '--out') as fresh:
+    shutil.copyfile(model, fresh)
