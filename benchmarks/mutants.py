@@ -225,8 +225,9 @@ def run_tests(folder: pathlib.Path, module: str) -> str:
   with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as room:
     try:
       done = subprocess.run(
-          [sys.executable, '-m', f'tests.{module}', '--failfast', f'--test_tmpdir={room}'],
-          env={**ENV, 'TMPDIR': room, 'PYTHONPATH': str(folder), 'PYTHONDONTWRITEBYTECODE': '1'},
+          [sys.executable, '-m', f'tests.{module}', f'--test_tmpdir={room}'],
+          env={**ENV, 'TMPDIR': room, 'PYTHONPATH': str(folder), 'PYTHONDONTWRITEBYTECODE': '1',
+               'TESTBRIDGE_TEST_RUNNER_FAIL_FAST': '1'},
           cwd=folder, capture_output=True, text=True, errors='replace', timeout=LIMIT)
     except subprocess.TimeoutExpired:
       return f'{module} (no end within {LIMIT} s)'
