@@ -1,0 +1,293 @@
+"""Which faults the tests see: plants them one at a time in a copy and runs the tests of that room.
+
+  python -m benchmarks.mutants              # all of them, one line each, then the share killed
+  python -m benchmarks.mutants beam rqvae   # those whose file or change holds a word
+  python -m benchmarks.mutants --list
+
+A fault is a small change that a person might make: a sign, a bound, a constant, a line left out. It
+is killed where a test fails, named is the first that does. The tests must pass without it, which is
+looked at once for each test file. Exit code 1 where less than 95 % are killed, 2 where a change no
+longer fits the code.
+"""
+import argparse
+import collections
+import concurrent.futures
+import os
+import pathlib
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from typing import NamedTuple
+
+ROOT = pathlib.Path(__file__).parents[1]
+KILLED = 0.95  # share of faults that tests must see
+LIMIT = 900    # seconds of one test file; a fault that makes it hang is seen as well
+FIRST = re.compile(r'^(?:FAIL|ERROR): (\S+) \(([\w.]+)\)', re.MULTILINE)
+
+
+class Mutant(NamedTuple):
+  """One fault. file: under recjax/. old: text that stands in it once. new: what takes its place.
+  tests: test modules that should see it, under tests/."""
+  file: str
+  old: str
+  new: str
+  tests: tuple[str, ...]
+
+
+def mutants() -> list[Mutant]:
+  """All faults, by room."""
+  out = []
+
+  def room(file, tests, *changes):
+    out.extend(Mutant(file, old, new, tuple(tests.split())) for old, new in changes)
+
+  # Decoding.
+  room('decoding/beam.py', 'decoding.beam_test decoding.generate_test',
+       ('return (1 + max(1, self.end_tokens)) * self.beams', 'return self.beams'),
+       ('ended & state.open[:, None], state.t + 1 +', 'ended & state.open[:, None], state.t +'),
+       ('value = best / (length + before)', 'value = best / length'),
+       ("~full | (value > done.min(-1))", "~full | (value > done.max(-1))"))
+  room('decoding/group_search.py', 'decoding.group_search_test',
+       ('cfg.diversity_penalty * counts', 'cfg.diversity_penalty * (counts > 0)'),
+       ('best.values.min(-1) >= value[..., 0]', 'best.values.max(-1) >= value[..., 0]'),
+       ('(state.t >= cfg.min_new_tokens)', '(state.t > cfg.min_new_tokens)'))
+  room('decoding/search.py', 'decoding.search_test decoding.generate_test',
+       ('good = (before < top_p)', 'good = (before + share < top_p)'),
+       ('jax.random.fold_in(jax.random.fold_in(jax.random.fold_in(key, t), request), row)',
+        'jax.random.fold_in(jax.random.fold_in(key, t), row)'))
+  room('decoding/constraints.py', 'decoding.beam_test decoding.generate_test',
+       (' + (at(given.low, hi) - at(given.low, lo))', ''),
+       ('first = t * self.code_size', 'first = 0 * t'),
+       ('over & (t + 1 < self.min_new_tokens)', 'over & (t < self.min_new_tokens)'))
+  room('decoding/forest.py', 'decoding.beam_test decoding.trie_test decoding.item_mode_test',
+       ('(rows >= lo[..., None]) & (rows < hi[..., None])',
+        '(rows >= lo[..., None]) & (rows <= hi[..., None])'),
+       ('& (row_length(forest, node) <= depth)', ''),
+       ('return bits, jnp.cumsum(ones, -1) - ones', 'return bits, jnp.cumsum(ones, -1)'))
+  room('decoding/item_mode.py', 'decoding.item_mode_test',
+       ('return good & (state.count < self.max_items)',
+        'return good & (state.count <= self.max_items)'),
+       ('length - state.depth[..., None] - 1 <= left', 'length - state.depth[..., None] <= left'),
+       ('used, state.count + over)', 'used, state.count)'))
+  room('decoding/grounding.py', 'decoding.grounding_test',
+       ("(rows < own) if ties == 'index' else (rows != own)",
+        "(rows != own) if ties == 'index' else (rows < own)"),
+       ('value[:, -1] > last + slack', 'value[:, -1] > last - slack'))
+  room('decoding/exact.py', 'decoding.exact_test',
+       ('each -= log_sum_exp(logits)[..., 0]', 'pass'))
+  # Evaluation.
+  room('evaluation/ranking.py', 'evaluation.ranking_test evaluation.invariance_test',
+       ('own = _own(scores, target)\n  ranks = _count(masked',
+        'own = _own(masked, target)\n  ranks = _count(masked'),
+       ('ranks = jnp.sum(scores >= own', 'ranks = jnp.sum(scores > own'),
+       ('weight = 0.5 ** (ends', 'weight = 2.0 ** (ends'))
+  room('evaluation/pieces.py', 'evaluation.pieces_test',
+       ('others = fresh & (at != target[:, None] - 1)', 'others = at != target[:, None] - 1'))
+  room('evaluation/metrics.py', 'evaluation.metrics_test',
+       ('np.minimum(3 * before //', 'np.minimum(2 * before //'),
+       ('gain = 1 / np.log2(ranks + 2.0)', 'gain = 1 / np.log2(ranks + 1.0)'),
+       ('surprise = -np.log2((counts + 1)', 'surprise = -np.log2((counts + 2)'))
+  room('evaluation/statistics.py', 'evaluation.statistics_test',
+       ('(len(p_values) - done) * p_values[name]', 'len(p_values) * p_values[name]'),
+       ('(1 + far.sum()) / (1 + draws)', 'far.sum() / draws'),
+       ('[(1 - level) / 2, (1 + level) / 2]', '[1 - level, level]'))
+  room('evaluation/sampled.py', 'evaluation.sampled_test',
+       ('drawn[rows] - 1, 1) >= own)', 'drawn[rows] - 1, 1) > own)'))
+  room('evaluation/compare.py', 'evaluation.compare_test',
+       ('rows[row][group][\'p\'] = p', 'rows[row][group][\'p\'] = tests[row, group]'),
+       ('lambda run: -len(run[\'users\'])', 'lambda run: len(run[\'users\'])'))
+  # Training.
+  room('training/item_losses.py', 'training.item_losses_test',
+       ('_over(each, kept)) / (count + 1)', '_over(each, kept)) / count'),
+       ('a * (t * (1 - 1 / a) + 1 / a)', 'a * (t * (1 - 1 / a)) + 1 / a'),
+       ('total = total * jnp.exp(most - peak)', 'total = total'))
+  room('training/contrastive.py', 'training.contrastive_test',
+       ('along = jnp.where(valid, scores, NEVER)\n', 'along = scores\n'),
+       ('total, _ = lax.scan(add, direct,',
+        'total, _ = lax.scan(add, jax.tree.map(jnp.zeros_like, direct),'))
+  room('training/instruct.py', 'training.instruct_test',
+       ("len(prompts[i]) - len(prefix) - 1\n", "len(prompts[i]) - len(prefix)\n"),
+       ('count += weight.sum() * len(prefix)', 'count += weight.sum()'))
+  room('training/fit.py', 'training.fit_test training.guards_test',
+       ('lambda new, old: jnp.where(good, new, old), fresh', 'lambda new, old: new, fresh'))
+  room('training/micro.py', 'training.micro_test',
+       ('lambda g: g / count, grads)', 'lambda g: g, grads)'))
+  room('training/optim.py', 'training.optim_test',
+       ('max(1, steps - warmup))', 'max(1, steps))'))
+  room('training/scope.py', 'training.scope_test',
+       ('within = jnp.where(node == FORCED, 0, total - picked)', 'within = total - picked'))
+  room('training/work.py', 'training.work_test',
+       ("return {'array': hashlib.sha256(value.tobytes()).hexdigest(), 'shape': list(value.shape)}",
+        "return {'array': hashlib.sha256(value.tobytes()).hexdigest()}"))
+  # Models.
+  room('models/lora.py', 'models.lora_test',
+       ('(cfg.lora_alpha / cfg.lora_rank)', 'cfg.lora_alpha'))
+  room('models/rope.py', 'models.llm_test models.huggingface_test',
+       ('keep + (1 - keep) / scaling', '(1 - keep) + keep / scaling'))
+  room('models/llm.py', 'models.llm_test',
+       ('allowed &= order[:, None] >= order', 'allowed &= order[:, None] > order - 2'))
+  room('models/t5.py', 'models.t5_test',
+       ('far = np.minimum(near + np.floor(far + 1e-9)', 'far = np.minimum(near + np.ceil(far)'))
+  room('models/bert.py', 'models.bert_test training.encoder_test',
+       ("(real * (order if how == 'last' else order[::-1]))",
+        "(real * (order if how == 'cls' else order[::-1]))"))
+  room('models/seqrec.py', 'models.seqrec_test',
+       ('same &= at[:, None] >= at', 'same &= at[:, None] > at - 2'),
+       ('h = jnp.where(begin[:, None], 0, h)', 'pass'),
+       ('new = (1 - z) * jnp.tanh(b + r * d) + z * h',
+        'new = z * jnp.tanh(b + r * d) + (1 - z) * h'))
+  room('models/rqvae.py', 'models.rqvae_test',
+       ('far(e - sg(v)) + cfg.beta * far(sg(e) - v)', 'cfg.beta * far(e - sg(v)) + far(sg(e) - v)'),
+       ('scale * (v - 2 * w * dot(w, v)', 'scale * (v - w * dot(w, v)'))
+  room('models/kmeans.py', 'models.rqvae_test',
+       ('return n // k + (np.arange(k) < n % k)', 'return n // k + (np.arange(k) <= n % k)'))
+  room('models/codes.py', 'models.rqvae_test models.coder_test methods.etegrec_test',
+       ('for i in group[1:]:', 'for i in group:'))
+  room('models/bm25.py', 'models.bm25_test',
+       ('keep = idf > idf_cutoff', 'keep = idf >= idf_cutoff'),
+       ('norm = k1 * (1 - b + b * length', 'norm = k1 * (b + (1 - b) * length'))
+  room('models/pca.py', 'models.pca_test',
+       ('jnp.where(most < 0, -1.0, 1.0)', 'jnp.where(most < 0, 1.0, 1.0)'))
+  # Text.
+  room('text/tokens.py', 'text.tokens_test',
+       ("if t.special or t.content.strip(' \\t\\r\\n▁')}", 'if t.special}'))
+  room('text/llm_api.py', 'text.llm_api_test',
+       ("if error.code == 429:\n      return _Failure('rate_limited', detail, wait)",
+        "if error.code == 429:\n      return _Failure('rejected', detail, wait)"),
+       ('asked = [messages, api.model, api.n, api.temperature, api.max_tokens]',
+        'asked = [messages, api.model, api.n, api.max_tokens]'))
+  room('text/interests.py', 'text.interests_test',
+       ('weights = np.repeat(FADE ** np.arange(len(parts))',
+        'weights = np.repeat(FADE ** np.arange(len(parts))[::-1]'))
+  # Data.
+  room('data/splits.py', 'data.splits_test',
+       ('ends - held - starts)', 'ends - back - starts)'),
+       ('users = np.flatnonzero(lengths > holdout)', 'users = np.flatnonzero(lengths >= holdout)'))
+  room('data/windows.py', 'data.windows_test',
+       ("order = np.argsort(interactions.times[at], kind='stable')",
+        "order = np.argsort(interactions.times[at - 1], kind='stable')"))
+  room('data/catalog.py', 'data.catalog_test',
+       ('first[data.offsets[:-1][data.lengths() > 0]] = True', 'pass'))
+  room('data/batches.py', 'methods.betag_text_test methods.betag_test training.instruct_test',
+       ('weights[block, column] /= 2', 'weights[block, column] /= 4'))
+  # Methods.
+  room('methods/etegrec/rows.py', 'methods.etegrec_test',
+       ('items[max(0, at - most):at]', 'items[max(0, at - most - 1):at - 1]'))
+  room('methods/reclm/rates.py', 'methods.reclm_parts_test',
+       ("1 / np.log2(place + 2)", "1 / np.log2(place + 1)"))
+  room('methods/bigrec/evaluate.py', 'methods.bigrec_test',
+       ('names = list(dict.fromkeys(titles[i - 1] for i in row if i))',
+        'names = [titles[i - 1] for i in row if i]'))
+  # Serving, sweeps, batches of recommendations.
+  room('serving/limits.py', 'serving.attack_test serving.app_test',
+       ('if level > DEPTH:', 'if level > DEPTH + 8:'),
+       ("if self.key and not hmac", "if self.key and scope['method'] != 'GET' and not hmac"))
+  room('serving/batcher.py', 'serving.app_test',
+       ('for one in left if len(batch) > 1 else ():', 'for one in ():'))
+  room('sweep.py', 'sweep_test',
+       ("return 'loss', min(found['valid_loss']), False",
+        "return 'loss', found['valid_loss'][-1], False"))
+  room('recommend.py', 'recommend_test',
+       ('(min(total, i * blocks // parts * BLOCK) for i in (index, index + 1))',
+        '(min(total, i * (blocks // parts) * BLOCK) for i in (index, index + 1))'))
+  room('sharding.py', 'training.fit_test models.llm_test',
+       ("re.search(f'(^|/){r}$', path_of(path))", "re.search(f'{r}', path_of(path))"))
+  return out
+
+
+def planted(mutant: Mutant, folder: pathlib.Path) -> str:
+  """Plants a fault in the copy in `folder`. -> what stood in the file; raises ValueError where the
+  old text does not stand in it just once."""
+  path = folder / 'recjax' / mutant.file
+  text = path.read_text()
+  if text.count(mutant.old) != 1:
+    raise ValueError(f'{mutant.file}: {mutant.old!r} stands in it {text.count(mutant.old)} times')
+  path.write_text(text.replace(mutant.old, mutant.new))
+  return text
+
+
+def copy(folder: pathlib.Path) -> None:
+  """Copies what tests need: the files that git knows, and new ones that it does not ignore."""
+  listed = subprocess.run(['git', 'ls-files', '-co', '--exclude-standard'], cwd=ROOT,
+                          capture_output=True, text=True, check=True).stdout.splitlines()
+  for name in listed:
+    if (ROOT / name).is_file():
+      (folder / name).parent.mkdir(parents=True, exist_ok=True)
+      shutil.copy2(ROOT / name, folder / name)
+
+
+def run_tests(folder: pathlib.Path, module: str) -> str:
+  """Runs one test module until its first failure. -> '' or the name of what failed"""
+  from tests.__main__ import ENV
+  with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as room:
+    try:
+      done = subprocess.run(
+          [sys.executable, '-m', f'tests.{module}', f'--test_tmpdir={room}'],
+          env={**ENV, 'TMPDIR': room, 'PYTHONPATH': str(folder), 'PYTHONDONTWRITEBYTECODE': '1',
+               'TESTBRIDGE_TEST_RUNNER_FAIL_FAST': '1'},
+          cwd=folder, capture_output=True, text=True, errors='replace', timeout=LIMIT)
+    except subprocess.TimeoutExpired:
+      return f'{module} (no end within {LIMIT} s)'
+  if not done.returncode:
+    return ''
+  found = FIRST.search(done.stdout + done.stderr)
+  return f'{module}: {found[1]}' if found else f'{module} (exit code {done.returncode})'
+
+
+def judge(mutant: Mutant, folders: 'collections.deque[pathlib.Path]') -> tuple[str, float]:
+  """Plants a fault in a free copy, runs its tests, takes it back. -> who killed it, or an empty
+  text, and seconds"""
+  start, folder = time.monotonic(), folders.popleft()
+  before = planted(mutant, folder)
+  try:
+    killer = next(filter(None, (run_tests(folder, module) for module in mutant.tests)), '')
+  finally:
+    (folder / 'recjax' / mutant.file).write_text(before)
+    folders.append(folder)
+  return killer, time.monotonic() - start
+
+
+def main() -> int:
+  """Command line; see the top. -> exit code"""
+  parser = argparse.ArgumentParser(description=__doc__.partition('\n')[0])
+  parser.add_argument('words', nargs='*', help='only faults whose file or text holds one of these')
+  parser.add_argument('--list', action='store_true', help='what there is, without running it')
+  parser.add_argument('--workers', type=int, default=os.cpu_count())
+  args = parser.parse_args()
+  chosen = [m for m in mutants() if not args.words or any(
+      word in m.file or word in m.old for word in args.words)]
+  with tempfile.TemporaryDirectory() as room:
+    folders = collections.deque(pathlib.Path(room) / str(i) for i in range(args.workers))
+    for folder in folders:
+      copy(folder)
+    try:
+      for mutant in chosen:
+        (folders[0] / 'recjax' / mutant.file).write_text(planted(mutant, folders[0]))
+    except ValueError as error:
+      print(error)
+      return 2
+    if args.list:
+      print('\n'.join(f'{m.file}: {m.old!r} -> {m.new!r}' for m in chosen))
+      return 0
+    with concurrent.futures.ThreadPoolExecutor(args.workers) as pool:
+      modules = sorted({module for m in chosen for module in m.tests})
+      broken = [f for f in pool.map(lambda m: run_tests(folders[0], m), modules) if f]
+      if broken:
+        print('these fail without any fault:', *broken, sep='\n  ')
+        return 1
+      print(f'{len(modules)} test files pass without faults', flush=True)
+      killed = 0
+      for mutant, (killer, seconds) in zip(chosen, pool.map(
+          lambda m: judge(m, folders), chosen)):
+        killed += bool(killer)
+        print(f'{"killed" if killer else "ALIVE":6} {seconds:5.0f} s  {mutant.file}: '
+              f'{mutant.old.strip()[:60]!r}  {killer}', flush=True)
+  print(f'{killed} of {len(chosen)} faults killed, {killed / max(1, len(chosen)):.0%}')
+  return 0 if killed >= KILLED * len(chosen) else 1
+
+
+if __name__ == '__main__':
+  sys.exit(main())
