@@ -326,6 +326,11 @@ class Ids:
       elif not value.isascii() or not value.isdigit() or value[0] == '0' and value != '0':
         self.others += 1
 
+  def mixed(self, name):
+    """A count of ids like 17.0, where others are no numbers, so that they stay as they are."""
+    kept = f'{name}: ids like 17.0 beside others that are no numbers; kept as they are'
+    return {kept: self.floats} if self.others else {}
+
   def whole(self):
     """Whether 17.0 is 17 there."""
     return self.floats > 0 and not self.others

@@ -78,6 +78,8 @@ def check_kind(head, path):
   for magic, what in KINDS:
     if head.startswith(magic):
       raise DataError(f'{path} is {what}.')
+  if b'\r' in head[:-1] and b'\n' not in head and not wide_encoding(head):
+    raise DataError(f'{path} ends its lines with CR alone, as old Macs did; save it with LF.')
   if head.lstrip(b'\xef\xbb\xbf \r\n\t')[:20].lower().startswith(_PAGES):
     raise DataError(f'{path} is a web page or XML, not the data; its download went wrong, or asks '
                     'for a log-in.')

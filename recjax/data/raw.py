@@ -74,7 +74,16 @@ def place(path, number):
   return f'{path} {({".parquet": "row", "": "entry"}).get(kind(path), "line")} {number}'
 
 
-def lines(path, tick=None):
+def narrow(encoding):
+  """What lines of a file in this encoding are decoded with: UTF-16 has become UTF-8 by then."""
+  return 'utf-8' if _wide(encoding) else encoding
+
+
+def _wide(encoding):
+  return encoding.lower().replace('_', '-').startswith(('utf-16', 'utf16', 'utf-32', 'utf32'))
+
+
+def lines(path, tick=None, encoding=''):
   """Yields (number, bytes) of each line, None in place of one that is too long; as a stream.
 
   What is gzip is unpacked, whatever its name says, and UTF-16 becomes UTF-8. Raises DataError for
@@ -89,7 +98,7 @@ def lines(path, tick=None):
       with io.BufferedReader(opened, 1 << 20) as unpacked:
         head = unpacked.peek(files.HEAD)[:files.HEAD]
         files.check_kind(head, path)
-        wide = files.wide_encoding(head)
+        wide = encoding if _wide(encoding) else files.wide_encoding(head)
         stream = io.BufferedReader(_Recoded(unpacked, wide, path)) if wide else unpacked
         for number, line in _numbered(stream, tick, lambda: base.tell() / size):
           if number % TICK == 0 and unpacked.tell() > files.plausible(base.tell()):
@@ -210,7 +219,7 @@ def _unfit(fields, names):
   if len(fields) != len(names):
     return f'{len(fields)} columns where the header has {len(names)}'
   if any(not f.isascii() and _SURROGATE.search(f) for f in fields):
-    return 'not in the encoding of the file (name it: --encoding=cp1252), or over 4 MB'
+    return 'not in the encoding of the file (name it: --encoding=cp1252, cp1251, …), or over 4 MB'
   return ''
 
 
@@ -231,8 +240,9 @@ def _header(fields, path):
 def _fields(path, sep, encoding, tick):
   """Yields (number, list of texts), or (number, reason)."""
   # A half surrogate marks what is no text; such a row is refused later, under its number.
-  texts = ((number, '\udcff\n' if line is None else line.decode(encoding, 'surrogateescape'))
-           for number, line in lines(path, tick))
+  narrowed = narrow(encoding)
+  texts = ((number, '\udcff\n' if line is None else line.decode(narrowed, 'surrogateescape'))
+           for number, line in lines(path, tick, encoding))
   if sep == ' ':
     yield from ((number, text.split()) for number, text in texts)
   elif len(sep) == 1:

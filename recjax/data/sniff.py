@@ -13,7 +13,7 @@ NAMES = {'\t': 'a tab', ' ': 'blanks', ',': 'a comma', ';': 'a semicolon'}
 def separator(path, encoding='utf-8', named=False):
   """What parts columns. -> (sign, '' or how it was told); ('', '') for Parquet and JSON Lines.
 
-  The sign that the file's ending promises, if it parts the lines; else the one that parts all of
+  The sign that the file's ending promises, if it parts the lines; else the one that parts most of
   them alike. named: whether the columns are named elsewhere, so that one column is no fault.
   Raises ConfigError where several do or none does.
   """
@@ -21,18 +21,15 @@ def separator(path, encoding='utf-8', named=False):
   if ending in ('.parquet', '.jsonl'):
     return '', ''
   usual = raw.SEPARATORS.get(ending, '')
-  some = [line for _, line in itertools.islice(raw.lines(path), LINES) if line]
-  try:
-    some = [text for line in some if (text := line.decode(encoding, 'replace').rstrip('\r\n'))]
-  except LookupError as error:
-    raise ConfigError(f'--encoding={encoding!r} is none that is known; e.g. utf-8, cp1252, cp1251, '
-                      'utf-16, gb18030') from error
+  some = itertools.islice(raw.lines(path, encoding=encoding), LINES)
+  some = [text for _, line in some if line and (
+      text := line.decode(raw.narrow(encoding), 'replace').rstrip('\r\n'))]
   if not some:
     raise DataError(f'{path} holds no row that can be read.')
   shares = {sign: parted(some, sign) for sign in CANDIDATES}
   if usual and (shares[usual] > .5 or named):
     return usual, ''
-  good = [sign for sign in CANDIDATES if shares[sign] == max(shares.values()) > .9]
+  good = [sign for sign in CANDIDATES if shares[sign] == max(shares.values()) > .5]
   if len(good) > 1 and ' ' in good:
     good.remove(' ')  # blanks inside texts
   if len(good) == 1:

@@ -11,7 +11,7 @@ import pathlib
 
 import numpy as np
 
-from recjax.data import catalog
+from recjax.data import catalog, cleaning
 from recjax.errors import ConfigError, DataError
 
 FIRST_YEAR, WORDS = 1996, 20
@@ -60,6 +60,8 @@ def clean(title):
     return '', 'missing'
   if '<span' in title:
     return '', 'with_markup'
+  if cleaning.is_code(title) or cleaning.is_nothing(title):
+    return '', 'page_script' if cleaning.is_code(title) else 'missing'
   title = ' '.join(html.unescape(title).split()).strip('" ')
   if len(title) <= 1:
     return '', 'too_short'
@@ -86,7 +88,8 @@ def lines(path):
 
 def read_titles(path):
   """-> {asin: title}, {reason: dropped}"""
-  titles, dropped = {}, {'missing': 0, 'with_markup': 0, 'too_short': 0, 'too_long': 0}
+  reasons = ('missing', 'with_markup', 'page_script', 'too_short', 'too_long')
+  titles, dropped = {}, dict.fromkeys(reasons, 0)
   for place, row in lines(path):
     if 'asin' not in row:
       raise DataError(f'{place} has no asin')

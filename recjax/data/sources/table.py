@@ -1,4 +1,5 @@
 """A user's own tables: interactions, and items beside them, with columns of any name."""
+import codecs
 import collections
 import itertools
 import pathlib
@@ -53,19 +54,19 @@ def source(interactions, items='', columns='', item_columns='', header='', sep='
     raise ConfigError(f"--order={order!r}; 'file' is the only other one")
   times.check(time_format)
   path, sep = a_file(interactions), {'\\t': '\t', 'tab': '\t'}.get(sep, sep)
+  check_encoding(encoding)
   named = [name.strip() for name in header.split(',')] if header else ()
-  sep, note = (sep, '') if sep else sniff.separator(path, encoding or 'utf-8', bool(named))
+  sign, note = (sep, '') if sep else sniff.separator(path, encoding or 'utf-8', bool(named))
 
   def read(tick=None):
-    return raw.read(path, named, sep, encoding or 'utf-8', tick=tick)
+    return raw.read(path, named, sign, encoding or 'utf-8', tick=tick)
   sample, first = peek(read(), path)
   given = pairs(columns)
   found = choose(first, NAMES, given, path, '--columns', ('user', 'item'))
   found['time'], how = time_column(sample, found, given, order, path)
   told = {'events': {'columns': found, 'ignored': ignored(first, found), 'read': note}, 'goods': {}}
   events = _events(path, read, found, how, time_format, told['events'], tick)
-  shop = goods(items, item_columns, given_sep(sep, note), list_sep, encoding, told['goods']
-               ) if items else ()
+  shop = goods(items, item_columns, sep, list_sep, encoding, told['goods']) if items else ()
   return funnel.Source(path.name, events, shop, told)
 
 
@@ -78,9 +79,13 @@ def a_file(path):
   return path
 
 
-def given_sep(sep, note):
-  """The separator for the items file: only one that was told by the user counts there too."""
-  return '' if note else sep
+def check_encoding(name):
+  """Raises ConfigError for an encoding that is not known."""
+  try:
+    codecs.lookup(name or 'utf-8')
+  except LookupError as error:
+    raise ConfigError(f'--encoding={name!r} is none that is known; e.g. utf-8, cp1252, cp1251, '
+                      'utf-16, gb18030') from error
 
 
 def _events(path, read, found, how, time_format, told, tick):
@@ -99,6 +104,8 @@ def _events(path, read, found, how, time_format, told, tick):
                     'per_second': clock.per_second, 'factor': clock.factor}
   told['ids'] = collections.Counter()
   whole = [name for name, column in ids.items() if column.whole()]
+  for name, column in ids.items():
+    told['ids'].update(column.mixed(name))
   yield from raw.events(path, read(tick), **found, clock=clock,
                         ids={'told': told['ids'], 'whole': whole})
 
@@ -124,6 +131,7 @@ def _goods(path, sep, encoding, names, list_sep, told):
       ids.add(row.get(names['item']))
       sign = cleaning.decimal_of([row.get(names['price'])]) if names['price'] else ''
       comma, point = comma or sign == ',', point or sign == '.'
+  told['ids'].update(ids.mixed(names['item']))
   decimal = '' if comma == point else ',' if comma else '.'
   if names['price'] and decimal == ',':
     told['decimal'] = 'prices have a decimal comma'
