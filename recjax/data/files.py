@@ -63,13 +63,13 @@ def read_bytes(path):
   path = pathlib.Path(path)
   try:
     data = path.read_bytes()
-    check_kind(data[:HEAD], path)
     if path.suffix == '.gz':
       data = unpack(data, path)
   except FileNotFoundError as error:
     raise DataError(f'{path} does not exist.') from error
   except (OSError, EOFError, zlib.error) as error:
     raise DataError(f'{path} cannot be read: {error}.') from error
+  check_kind(data[:HEAD], path)
   return data.removeprefix(b'\xef\xbb\xbf')
 
 

@@ -32,6 +32,8 @@ _MONTHS = ('january', 'february', 'march', 'april', 'may', 'june', 'july', 'augu
            'october', 'november', 'december')
 _WHOLE = re.compile(r'[+-]?\d{1,30}')
 _NUMBER = re.compile(r'[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d{1,3})?')
+_COMMA = re.compile(r'[+-]?\d{4,},\d+')  # 1700000000,5
+_REGION = re.compile(r'\[[\w/+-]+\]$')  # as Java adds it: 2024-03-31T10:00:00Z[UTC]
 _FRACTION = re.compile(r'(:\d\d)[.,](\d+)')
 _CLOCK = re.compile(r'(\d{1,2}):(\d\d)(?::(\d\d))?\s*([ap])?\.?(?:m\.?)?\s*'
                     r'(z|utc|gmt|[+-]\d\d:?\d\d)?', re.IGNORECASE)
@@ -60,6 +62,8 @@ def exact(value):
     return None
   if _WHOLE.fullmatch(value):
     return int(value), ''
+  if _COMMA.fullmatch(value):
+    value = value.replace(',', '.')
   if not _NUMBER.fullmatch(value):
     return None
   number = decimal.Decimal(value)
@@ -100,6 +104,7 @@ def _stripped(value):
   """A text without the fraction of its seconds. -> (text, digits of the fraction)"""
   if ':' not in value:
     return value, ''
+  value = _REGION.sub('', value)
   found = _FRACTION.search(value)
   return (_FRACTION.sub(r'\1', value, count=1), found[2].rstrip('0')) if found else (value, '')
 
@@ -371,9 +376,9 @@ def decide(profile, form, where, column):
   order, how = _order(sizes, kinds, place)
   kind = max(sizes, key=sizes.get)
   if sizes[kind] < (1 - STRAYS) * total or kind in ('', 'clock'):
-    raise DataError(f'{place} holds times of several kinds, or none: {_listed(kinds)}. Mend them, '
-                    f'or say how all are meant: --time-format={"|".join(NAMED)}, or a pattern as '
-                    'in %d.%m.%Y')
+    what = 'times of several kinds' if len(kinds) > 1 else 'no times of day and year'
+    raise DataError(f'{place} holds {what}: {_listed(kinds)}. Mend them, or say how all are meant: '
+                    f'--time-format={"|".join(NAMED)}, or a pattern as in %d.%m.%Y')
   if kind == order:
     seen = [kinds[k] for k in (order, 'x/y') if k in kinds]
     return clock_of(kind, max(s.decimals for s in seen), 0, True), how
@@ -472,8 +477,13 @@ class Scale:
                 'plain numbers' if self.factor == 1 else f'plain numbers, times {self.factor:,}')
 
 
+NO_TIMES = Scale('')
+
+
 def scale_of(least, greatest):
-  """The scale of whole numbers of which only the ends are known; None where there are none."""
+  """The scale of whole numbers of which only the ends are known; None: there are none."""
+  if least is None:
+    return NO_TIMES
   kinds = {kind_of(end) for end in (least, greatest) if end is not None}
   kind = kinds.pop() if len(kinds) == 1 else 'number'
   return Scale(kind, UNITS[kind]) if kind in UNITS else Scale()
@@ -488,6 +498,8 @@ def moment(text, name, scale=None):
   text = text.strip()
   if not text:
     return None
+  if scale == NO_TIMES:
+    raise ConfigError(f'--{name}={text}: the rows have no times')
   per = scale.per_second if scale else 1
   number = exact(text)
   if number and len(text) == 8 and kind_of(number[0]) == 'ymd' and (

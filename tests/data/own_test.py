@@ -82,11 +82,17 @@ class OwnTest(parameterized.TestCase):
   def test_without_one_time_column_it_stops_and_asks(self):
     for head, row in (('qty', '3'), ('order_no', '1700000003'), ('note', 'x')):
       self.refused('table', self.column(head, [row] * 3), says=[
-          f'no column of times is found; it has user_id, item_id, {head}', '--columns=time=NAME',
+          'no column of times is found', f'it has user_id, item_id, {head}', '--columns=time=NAME',
           '--order=file'])
     path = self.write('log.csv', 'user_id,item_id,created_at,updated_at,n\n'
                       'u,a,2024-01-02,2024-01-03,1\nu,b,2024-01-01,2024-01-04,2\n')
     self.refused('table', path, says=['created_at, updated_at could do', '--order=file'])
+    path2 = self.write('ends.csv', 'user_id,item_id,session_start,session_end\n'
+                       'u,a,1700000001,1700000002\n')
+    self.refused('table', path2, says=['session_start, session_end could be one by its numbers'])
+    path2 = self.write('two.csv', 'user_id,item_id,timestamp,shipped_ts\n'
+                       'u,a,1700000001,1700000002\n')
+    self.refused('table', path2, says=['timestamp, shipped_ts could do'])
     path2 = self.write('parts.csv', 'user_id,item_id,date,time\nu,a,2024-01-02,10:00\n')
     self.refused('table', path2, says=['date and hour must stand in one column'])
     for flag, want in (('--columns=time=created_at', ['b', 'a']), ('--order=file', ['a', 'b']),
@@ -94,6 +100,7 @@ class OwnTest(parameterized.TestCase):
       self.assertEqual(self.history(self.good('table', path, flag)), want, flag)
     self.good('table', path, '--order=file', says=['No times: histories have'])
     self.refused('table', path, '--order=file', '--columns=time=created_at', says=['exclude'])
+    self.refused('table', path, '--order=file', '--start=2024-01-01', says=['have no times'])
 
   @parameterized.parameters(
       ['1700000000.75', '1700000000.5', '1700000000.25'],

@@ -37,7 +37,9 @@ class TimesTest(parameterized.TestCase):
       ('2024-01-31 01:00:00 +0100', 'iso', 1, AT), ('2024-01-31 00:00:00 UTC', 'iso', 1, AT),
       ('2024-01-31T00:00:00.5Z', 'iso', 1000, AT * 1000 + 500),
       ('2024-01-31 00:00:00.000000001', 'iso', 10 ** 9, AT * 10 ** 9 + 1),
-      ('2024/1/31', 'iso', 1, AT), (DAY, 'iso', 1, AT), (DAY.date(), 'iso', 1, AT),
+      ('2024-01-31T01:00:00+01:00[Europe/Paris]', 'iso', 1, AT),
+      (f'{AT},5', 's', 1000, AT * 1000 + 500), ('2024/1/31', 'iso', 1, AT),
+      (DAY, 'iso', 1, AT), (DAY.date(), 'iso', 1, AT),
       ('31.01.2024', 'd/m/y', 1, AT), ('31/1/2024 13:30', 'd/m/y', 1, AT + 48600),
       ('01/31/2024', 'm/d/y', 1, AT), ('1/31/2024 1:30 PM', 'm/d/y', 1, AT + 48600),
       ('1/31/2024 12:00:00 AM', 'm/d/y', 1, AT), ('Jan 31, 2024', 'words', 1, AT),
@@ -150,7 +152,9 @@ class TimesTest(parameterized.TestCase):
   def test_ends_of_unknown_numbers(self):
     self.assertEqual(times.scale_of(AT, AT + 1), times.Scale('s', 1))
     self.assertEqual(times.scale_of(AT, AT * 1000), times.Scale())
-    self.assertEqual(times.scale_of(None, None), times.Scale())
+    self.assertEqual(times.scale_of(None, None), times.NO_TIMES)
+    with self.assertRaisesRegex(ConfigError, 'the rows have no times'):
+      times.moment('5', 'start', times.NO_TIMES)
     self.assertEqual(times.Scale('s', 1000, 1000).shown(AT * 1000 + 1), '2024-01-31 00:00:00')
 
 

@@ -224,9 +224,11 @@ def time_column(sample, found, given, order, path):
   dated = [name for name, look in looks.items() if look.dated()]
   clocks = [name for name, look in looks.items() if 'clock' in look.kinds]
   likely = [name for name, look in looks.items() if look.like_times()
-            and (name in dated or may_be_times(str(name).lower().replace('_', ' ')))]
+            and (name in dated or may_be_times(words(name)))]
   strong = [name for name in named if name in likely] or named
-  several = list(dict.fromkeys([*strong, *dated, *clocks] if strong else [*likely, *clocks]))
+  timely = [name for name in likely if _TIMELY.search(words(name))]
+  several = list(dict.fromkeys([*strong, *dated, *timely, *clocks] if strong else
+                               [*likely, *clocks]))
   if len(several) == 1 and several[0] not in clocks:
     return several[0], 'by its name' if strong else 'by its values'
   has = ', '.join(map(str, sample[0]))
@@ -235,13 +237,20 @@ def time_column(sample, found, given, order, path):
     raise ConfigError(f'{path}: which column holds the times? {", ".join(map(str, several))} could '
                       f'do{joined}. Say --columns=time={several[0]}, or --order=file if the rows '
                       'stand in order')
-  raise ConfigError(f'{path}: no column of times is found; it has {has}. Say --columns=time=NAME '
-                    '(and --time-format, where it is written in a way of its own), or --order=file '
-                    'if the rows of each user stand in order')
+  numbers = ', '.join(str(name) for name, look in looks.items() if look.like_times())
+  could = f' ({numbers} could be one by its numbers alone)' if numbers else ''
+  raise ConfigError(f'{path}: no column of times is found{could}; it has {has}. Say '
+                    '--columns=time=NAME (and --time-format, where it is written in a way of its '
+                    'own), or --order=file if the rows of each user stand in order')
+
+
+def words(name):
+  """The words of a column's name: 'orderTime_utc' -> 'order time utc'"""
+  return re.sub(r'[\W_]+', ' ', re.sub(r'(?<=[a-z])(?=[A-Z])', ' ', str(name))).lower()
 
 
 def may_be_times(name):
-  """Whether numbers of a column may be times, by its name: those of `order no` are not."""
+  """Whether numbers of a column may be times, by the words of its name: not those of an order."""
   return bool(_TIMELY.search(name) or not _NUMBERS.search(name))
 
 
