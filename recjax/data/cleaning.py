@@ -8,14 +8,17 @@ import collections
 import html
 import json
 import re
+import warnings
 
 TEXTS = ('title', 'brand', 'description', 'features', 'main_category', 'city', 'state')
 LISTS = ('categories', 'tags', 'neighborhoods')
 LONG = ('description', 'features')  # where script is only told at the beginning
 BEGINNING = 80
-NOTHING = frozenset(('none', 'null', 'nan', 'n/a', '#n/a', '<na>', 'nat', 'undefined', '[]', '{}',
-                     '()', '""', "''", '[none]', '[null]', '[nan]', '\\n'))
-_DASHES = re.compile('[-\u2010-\u2015\u2212_\\s]+')
+NOTHING = frozenset(('none', 'null', 'nan', 'n/a', '#n/a', '<na>', 'nat', 'undefined', 'n.a.', '[]',
+                     '{}', '()', '""', "''", '[none]', '[null]', '[nan]', '\\n'))
+NOBODY = frozenset(('nan', 'NaN', 'None', 'null', 'NULL', '<NA>', 'NaT', '#N/A'))  # as ids
+_UNSEEN = '\xad\u200b-\u200f\ufeff'
+_DASHES = re.compile(f'[-\u2010-\u2015\u2212_\\s{_UNSEEN}]+')
 _SURROGATE = re.compile(r'[\ud800-\udfff]')
 _CONTROL = re.compile(r'[\x00-\x1f\x7f]')
 _ENTITY = re.compile(r'&(#\d{1,7}|#[xX][0-9a-fA-F]{1,6}|[A-Za-z][A-Za-z0-9]{1,31});')
@@ -25,7 +28,8 @@ _INLINE = ('a|abbr|b|big|center|cite|code|del|em|embed|font|form|i|iframe|img|in
            'sub|sup|svg|tt|u|wbr|button|option|html|head|body|title')
 _BREAK = ('address|article|blockquote|br|caption|dd|div|dl|dt|fieldset|footer|h[1-6]|header|hr|li|'
           'main|nav|ol|p|pre|section|table|tbody|td|tfoot|th|thead|tr|ul')
-_TAG = re.compile(rf'<!--.*?-->|<!doctype[^>]*>|</?(?:{_INLINE})(?:\s[^<>]*)?/?>',
+_TAG = re.compile(rf'<!--.*?-->|<!doctype[^>]*>|</?(?:{_INLINE})(?:\s[^<>]*)?/?>'
+                  r'|<[a-z]+[0-9]?\s[^<>]*=[^<>]*$',  # cut off in its middle
                   re.IGNORECASE | re.DOTALL)
 _BREAKS = re.compile(rf'</?(?:{_BREAK})(?:\s[^<>]*)?/?>', re.IGNORECASE)
 _SCRIPT = re.compile(
@@ -155,8 +159,8 @@ def listed(value):
     made = json.loads(value)
   except (ValueError, RecursionError):
     try:
-      made = ast.literal_eval(value)
-    except (ValueError, SyntaxError, RecursionError, MemoryError, TypeError):
+      made = _literal(value)
+    except ValueError:
       made = _loose(value)
   if isinstance(made, set):
     made = sorted(made, key=value.index if all(isinstance(x, str) for x in made) else str)
@@ -164,8 +168,18 @@ def listed(value):
     return None
   parts = _QUOTED.findall(value)
   if len(parts) > len(made) and all(isinstance(x, str) for x in made):
-    made = [ast.literal_eval(part) for part in parts]  # numpy: blanks, where Python has commas
+    made = [_literal(part) for part in parts]  # numpy: blanks, where Python has commas
   return list(made)
+
+
+def _literal(value):
+  """A literal of Python. Raises ValueError."""
+  try:
+    with warnings.catch_warnings():
+      warnings.simplefilter('ignore')  # of escapes that are none, which stay as they are
+      return ast.literal_eval(value)
+  except (SyntaxError, RecursionError, MemoryError, TypeError) as error:
+    raise ValueError(str(error)) from error
 
 
 def _loose(value):
@@ -173,8 +187,8 @@ def _loose(value):
   if value[0] != '[' or '\n' in value[1:-1] and not _QUOTED.search(value):
     return None
   try:
-    return ast.literal_eval(re.sub(r'(?<=[\[,\s])(nan|NaN|null)(?=\s*[,\]])', 'None', value))
-  except (ValueError, SyntaxError, RecursionError, MemoryError, TypeError):
+    return _literal(re.sub(r'(?<=[\[,\s])(nan|NaN|null)(?=\s*[,\]])', 'None', value))
+  except ValueError:
     return None
 
 
@@ -295,19 +309,25 @@ def identity(value, name, told=None, whole=False, exact=False):
   if not isinstance(value, str) or not (value if exact else value.strip()):
     empty = value is None or isinstance(value, str) or value != value
     raise ValueError(f'{name} is {"empty" if empty else "neither a text nor a whole number"}')
-  if _SURROGATE.search(value) or not exact and not value.isprintable() and _CONTROL.search(value):
+  if not value.isprintable() and (
+      _SURROGATE.search(value) or not exact and _CONTROL.search(value)):
     raise ValueError(f'{name} holds control signs or half a surrogate pair')
   if exact:
     made = _CONTROL.sub(lambda found: repr(found[0])[1:-1], value)
-    told[f'{name}: control signs are written as \\n'] += made != value
-    told[f'{name}: blanks around ids belong to them'] += made.strip() != made
+    if made != value:
+      told[f'{name}: control signs are written as \\n'] += 1
+    if made.strip() != made:
+      told[f'{name}: blanks around ids belong to them'] += 1
     return made
   made = value.strip()
-  told[f'{name}: blanks around ids are taken off'] += made != value
+  if made in NOBODY:
+    raise ValueError(f'{name} is empty ({made})')
+  if made != value:
+    told[f'{name}: blanks around ids are taken off'] += 1
   if whole and (found := _FLOAT_ID.fullmatch(made)):
     told[f'{name}: numbers like 17.0 are read as 17'] += 1
     return found[1]
-  if _ROUNDED_ID.fullmatch(made):
+  if made[0] <= '9' and _ROUNDED_ID.fullmatch(made):
     told[f'{name}: ids like 1.5E+12, which a spreadsheet may have rounded; kept as they are'] += 1
   return made
 

@@ -284,7 +284,11 @@ class Clock:
     if not number:
       raise self._other(date(value)[0])
     whole, digits = number
-    if self.kind.startswith('ymd') or self.strict:
+    many = UNITS.get(self.kind)
+    if many:
+      if self.strict and not FIRST * many <= whole < END * many:
+        raise self._other(kind_of(whole))
+    elif self.kind.startswith('ymd') or self.strict:
       kind = kind_of(whole)
       if kind != self.kind and self.kind != 'days':
         raise self._other(kind)
@@ -295,7 +299,9 @@ class Clock:
         raise self._other('number')
       share = int(digits or 0) * DAY * self.per_second // 10 ** len(digits)
       return whole * self.factor + share
-    return whole * self.factor + int(digits or 0) * self.factor // 10 ** len(digits)
+    if not digits:
+      return whole * self.factor
+    return whole * self.factor + int(digits) * self.factor // 10 ** len(digits)
 
   def _date(self, value):
     if '%' in self.kind:

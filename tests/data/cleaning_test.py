@@ -12,7 +12,8 @@ CSS = '.a-box-inner{background-color:#fff}#alohaBuyBoxWidget .selected{backgroun
 NOTHING = ['None', 'none', 'null', 'NaN', '[]', '{}', "['']", '[None]', '-', '—', ' – ', '--',
            'N/A', SCRIPT, CSS, '</span></span></span>', '<br/>', '&nbsp;', '&mdash;',
            '<script>alert(1)</script>', '<style>a{b:c}</style>', '$(document).ready(function(){})',
-           'undefined', '&lt;span&gt;&lt;/span&gt;']
+           'undefined', '\u200b', '<span id="title" class="a-size',
+           '&lt;span&gt;&lt;/span&gt;']
 KEPT = ['I <3 you', 'Dr. <Who>', 'B <s>', 'x < y > z', 'C++ {basics}: intro', 'AT&T',
         'Salt &notables', '"Heroes"', '[REC]', '[1408]', 'JavaScript: The Good Parts', 'Non-stop',
         'None of the Above', 'Function (Deluxe)', '(500) Days of Summer', 'Let it = be',
@@ -104,7 +105,8 @@ class CleaningTest(parameterized.TestCase):
     self.assertEqual({what: n for what, n in told.items() if n}, {
         'item: numbers like 17.0 are read as 17': 2, 'item: blanks around ids are taken off': 1,
         'item: ids like 1.5E+12, which a spreadsheet may have rounded; kept as they are': 1})
-    for value in (None, '', ' ', float('nan'), 1.5, 2.0 ** 60, float('inf'), True, [1], 'a\x01b'):
+    for value in (None, '', ' ', 'nan', 'None', float('nan'), 1.5, 2.0 ** 60, float('inf'), True,
+                  [1], 'a\x01b'):
       with self.assertRaises(ValueError):
         cleaning.identity(value, 'item')
 

@@ -4,14 +4,13 @@ Reviews and metadata are JSON Lines, gzipped or not. Times are UTC, so the windo
 where it is cut.
 """
 import datetime
-import gzip
 import html
 import json
 import pathlib
 
 import numpy as np
 
-from recjax.data import catalog, cleaning
+from recjax.data import catalog, cleaning, raw
 from recjax.errors import ConfigError, DataError
 
 FIRST_YEAR, WORDS = 1996, 20
@@ -72,18 +71,15 @@ def clean(title):
 
 def lines(path):
   """Yields (place, object) of a JSON Lines file, gzipped or not."""
-  path = pathlib.Path(path)
-  try:
-    with (gzip.open if path.suffix == '.gz' else open)(path, 'rt', encoding='utf-8') as f:
-      for number, line in enumerate(f, 1):
-        try:
-          row = json.loads(line)
-        except ValueError as error:
-          raise DataError(f'{path} line {number} is not JSON ({error}); the dumps of 2018 hold one '
-                          'object a line') from error
-        yield f'{path} line {number}', row
-  except (OSError, EOFError, UnicodeDecodeError) as error:
-    raise DataError(f'{path} cannot be read: {error}') from error
+  for number, line in raw.lines(path):
+    try:
+      row = json.loads(line or b'')
+      if not isinstance(row, dict):
+        raise ValueError('no object')
+    except ValueError as error:
+      raise DataError(f'{path} line {number} is not JSON ({error}); the dumps of 2018 hold one '
+                      'object a line') from error
+    yield f'{path} line {number}', row
 
 
 def read_titles(path):
