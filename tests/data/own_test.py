@@ -181,6 +181,29 @@ class OwnTest(parameterized.TestCase):
     self.assertEqual(report['told']['goods']['cleaned']['title'],
                      {'None, [] or a dash': 2, 'entities decoded': 1, 'markup taken off': 1})
 
+  def test_what_was_scraped_from_pages(self):
+    prices = {'$1,299.00': 1299, '\u2014': None, 'None': None, '.a-box{color:#fff}': None, '': None,
+              '12,99 \u20ac': 12.99, 'from 12.99': 'from 12.99'}
+    goods = [{'parent_asin': f'B{n}', 'asin': f'B{n}', 'title': 'A &amp;amp; <span id="x">B</span>',
+              'price': price, 'categories': ['C &amp; D', '</span></span>'], 'store': 'by\n  Maker'}
+             for n, price in enumerate(prices)]
+    goods[1]['title'] = 'var aPageStart = (new Date()).getTime();\nvar ue_t0=+new Date();'
+    meta = self.write('meta.jsonl', ''.join(json.dumps(row) + '\n' for row in goods).replace(
+        '"price": ""', '"price": NaN'))
+    for edition, names, many in (('2023', ('user_id', 'parent_asin', 'timestamp', 'rating'), 1000),
+                                 ('2018', ('reviewerID', 'asin', 'unixReviewTime', 'overall'), 1)):
+      log = self.write('r.jsonl', ''.join(json.dumps(dict(zip(names, ('u', f'B{n}', (
+          1_700_000_000 + n) * many, 5.0)))) + '\n' for n in range(len(prices))))
+      data = self.good(f'amazon{edition}', log, f'--meta={meta}', says=[
+          '1 times, title: page script or CSS', '1 times, price: page script or CSS',
+          '2 times, price: None, [] or a dash', '1 times, price: kept as text',
+          f'{len(prices)} times, categories: nothing but markup'])
+      self.assertEqual(data.catalog.columns, {
+          'title': ['A & B', '', *['A & B'] * 5], 'price': list(prices.values()),
+          'brand': ['Maker'] * 7, 'categories': [['C & D']] * 7})
+      wrong = {'2023': '2018', '2018': '2023'}[edition]
+      self.refused(f'amazon{wrong}', log)
+
   def test_ids_that_became_floats(self):
     floats = LOG.replace(',1,', ',1.0,').replace(',2,', ',2.0,').replace(
         ',3,', ',3.0,').replace(',4,', ',4.0,')
