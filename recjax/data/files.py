@@ -11,6 +11,7 @@ import zlib
 from recjax.errors import DataError, WorkdirError
 
 SUFFIXES = ('.jsonl', '.jsonl.gz', '.parquet')
+GZIP = b'\x1f\x8b'
 HEAD = 512  # bytes by which a file is told to be of another kind
 KINDS = (
     (b'version https://git-lfs', 'a pointer of Git LFS, not the data; fetch them with: git lfs '
@@ -59,11 +60,11 @@ def read_rows(path):
 
 
 def read_bytes(path):
-  """The file's bytes, unpacked if its name ends in .gz and without a UTF-8 byte order mark."""
+  """The file's bytes, unpacked if they are gzip's, and without a UTF-8 byte order mark."""
   path = pathlib.Path(path)
   try:
     data = path.read_bytes()
-    if path.suffix == '.gz':
+    if data[:2] == GZIP:
       data = unpack(data, path)
   except FileNotFoundError as error:
     raise DataError(f'{path} does not exist.') from error

@@ -93,8 +93,7 @@ def lines(path, tick=None, encoding=''):
   try:
     with open(path, 'rb') as base:
       size = max(1, os.fstat(base.fileno()).st_size)
-      packed = path.suffix == '.gz' or base.peek(2)[:2] == b'\x1f\x8b'
-      opened = gzip.GzipFile(fileobj=base) if packed else base
+      opened = gzip.GzipFile(fileobj=base) if base.peek(2)[:2] == files.GZIP else base
       with io.BufferedReader(opened, 1 << 20) as unpacked:
         head = unpacked.peek(files.HEAD)[:files.HEAD]
         files.check_kind(head, path)

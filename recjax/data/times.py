@@ -383,8 +383,8 @@ def decide(profile, form, where, column):
   kind = max(sizes, key=sizes.get)
   if sizes[kind] < (1 - STRAYS) * total or kind in ('', 'clock'):
     what = 'times of several kinds' if len(kinds) > 1 else 'no times of day and year'
-    raise DataError(f'{place} holds {what}: {_listed(kinds)}. Mend them, or say how all are meant: '
-                    f'--time-format={"|".join(NAMED)}, or a pattern as in %d.%m.%Y')
+    raise DataError(f'{place} holds {what}: {_listed(kinds, where)}. Mend them, or say how all are '
+                    f'meant: --time-format={"|".join(NAMED)}, or a pattern as in %d.%m.%Y')
   if kind == order:
     seen = [kinds[k] for k in (order, 'x/y') if k in kinds]
     return clock_of(kind, max(s.decimals for s in seen), 0, True), how
@@ -434,11 +434,11 @@ def _order(sizes, kinds, place):
                  f'day\'s place, e.g. {kinds[order].example!r} in line {kinds[order].lines[0]}')
 
 
-def _listed(kinds):
-  parts = []
+def _listed(kinds, where):
+  parts, place = [], 'row' if str(where).endswith('.parquet') else 'line'
   for kind, seen in sorted(kinds.items(), key=lambda found: -found[1].count):
     lines = ', '.join(map(str, seen.lines)) + ', …' * (seen.count > len(seen.lines))
-    parts.append(f'{seen.count:,} {WORDS[kind]} (line {lines}: {str(seen.example)!r:.40})')
+    parts.append(f'{seen.count:,} {WORDS[kind]} ({place} {lines}: {str(seen.example)!r:.40})')
   return '; '.join(parts)
 
 

@@ -233,7 +233,8 @@ class OwnTest(parameterized.TestCase):
       ('log.csv', LOG.replace(',', ';').encode()), ('log.csv', LOG.replace(',', '|').encode()),
       ('log.txt', LOG.replace(',', ' ').encode()), ('log.csv', LOG.encode('utf-16')),
       ('log.csv', LOG.encode('utf-16-le')), ('log.csv', gzip.compress(LOG.encode())),
-      ('log.csv', LOG.encode('utf-8-sig')), ('log.data', LOG.encode()),
+      ('log.csv.gz', LOG.encode()), ('log.csv', LOG.encode('utf-8-sig')),
+      ('log.data', LOG.encode()),
       ('log.csv', ''.join(f'{n or ""},{line}\n' for n, line in enumerate(
           LOG.splitlines())).encode()))
   def test_separators_encodings_and_a_column_of_row_numbers(self, name, text):
