@@ -98,8 +98,7 @@ def text(value, count, long=False):
       count['None, [] or a dash'] += not found
       value = found
   if isinstance(value, list | tuple):
-    parts = [text(part, count, long) for part in flat(value)]
-    return ' '.join(part for part in parts if part) or None
+    value = ' '.join(str(part) for part in flat(value) if part is not None and part == part)
   if value is None or value != value:
     return None
   raw = ' '.join(_SURROGATE.sub('', str(value)).split())
@@ -321,7 +320,7 @@ def identity(value, name, told=None, whole=False, exact=False):
     return made
   made = value.strip()
   if made in NOBODY:
-    raise ValueError(f'{name} is empty ({made})')
+    told[f'{name}: ids like nan or None, which may be nobody; kept as one'] += 1
   if made != value:
     told[f'{name}: blanks around ids are taken off'] += 1
   if whole and (found := _FLOAT_ID.fullmatch(made)):

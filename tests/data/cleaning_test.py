@@ -51,6 +51,7 @@ class CleaningTest(parameterized.TestCase):
       ('Good &amp;amp; more &#39;x&#39;', "Good & more 'x'"), ('A<br>B', 'A B'),
       ('H<sub>2</sub>O', 'H2O'), ('&lt;b&gt;Bold&lt;/b&gt;', 'Bold'), (' a\n\t b ', 'a b'),
       ('<p>Hi</p><style>.a{b:c}</style>', 'Hi'), (["One.", None, 'Two.'], 'One. Two.'),
+      (['The', 'None', '-', 'Band'], 'The None - Band'),
       ("['Soft', \"Won't shed\"]", "Soft Won't shed"), (3, '3'), ('a\ud800b', 'ab'))
   def test_markup_goes(self, value, want):
     self.assertEqual(cleaning.text(value, count()), want)
@@ -99,13 +100,14 @@ class CleaningTest(parameterized.TestCase):
   def test_ids(self):
     told = count()
     for value, want in ((7, '7'), ('000017', '000017'), (17.0, '17'), (' a ', 'a'), ('1e5', '1e5'),
-                        ('17.0', '17.0')):
+                        ('17.0', '17.0'), ('nan', 'nan')):
       self.assertEqual(cleaning.identity(value, 'item', told), want)
     self.assertEqual(cleaning.identity('17.0', 'item', told, True), '17')
     self.assertEqual({what: n for what, n in told.items() if n}, {
+        'item: ids like nan or None, which may be nobody; kept as one': 1,
         'item: numbers like 17.0 are read as 17': 2, 'item: blanks around ids are taken off': 1,
         'item: ids like 1.5E+12, which a spreadsheet may have rounded; kept as they are': 1})
-    for value in (None, '', ' ', 'nan', 'None', float('nan'), 1.5, 2.0 ** 60, float('inf'), True,
+    for value in (None, '', ' ', float('nan'), 1.5, 2.0 ** 60, float('inf'), True,
                   [1], 'a\x01b'):
       with self.assertRaises(ValueError):
         cleaning.identity(value, 'item')
