@@ -338,7 +338,12 @@ def of_times(report):
 def unmatched(report):
   """Whether the items file knows the items of the interactions, in sentences."""
   lacking, met = report['items_not_in_the_items_file'], report['steps'][0]['items']
-  if not report['bad']['items']['rows'] or not lacking:
+  if not report['bad']['items']['rows']:
+    return []
+  if lacking < met and report['untitled'] == report['written']['items']:
+    return ['WARNING: NO item has a title. Which column of the items file holds the titles? Say '
+            '--item-columns=title=NAME']
+  if not lacking:
     return []
   text = (f'{lacking:,} items of the interactions are not in the items file; they have '
           'no title (untitled=drop leaves them out).')

@@ -214,6 +214,9 @@ class OwnTest(parameterized.TestCase):
       self.assertEqual(data.catalog.columns['title'], ['T1', 'T2', 'T3', 'T4'])
     self.good('table', self.write('log.csv', floats + 'u,x,1700000000\n'),
               says=['ids like 17.0 beside others that are no numbers; kept as they are'])
+    self.good('table', self.write('log.csv', LOG), '--items=' + self.write(
+        'g.csv', items.replace('title', 'words')), says=[
+            'not read: `words`', 'WARNING: NO item has a title', '--item-columns=title=NAME'])
     zeros = HEAD + ''.join(f'u,00000{n},{1_700_000_000 + n}\n' for n in range(1, 5))
     data = self.good('table', self.write('log.csv', zeros), '--items=' + self.write('g.csv', items),
                      says=['WARNING: NO item of the interactions is in the items file',
