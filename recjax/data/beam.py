@@ -12,8 +12,8 @@ import json
 import pathlib
 import tempfile
 
-from recjax.data import canonical, files, funnel
-from recjax.errors import ConfigError, DataError, EmptyDatasetError
+from recjax.data import canonical, files, funnel, times
+from recjax.errors import ConfigError, DataError, EmptyDatasetError, UserError
 
 SPAN = 1 << 18  # rows of the source whose new users are written together
 
@@ -52,9 +52,12 @@ def prepare(open_source, out, rules, layout='jsonl', overwrite=False, say=print,
   with (files.new_folder(out, overwrite) as fresh,
         tempfile.TemporaryDirectory(prefix=f'.{out.name}.', dir=_shared(out, options)) as room):
     rows = Rows(pathlib.Path(room), list(options))
-    bad = load(rows, open_source, rules.max_bad)
+    bad, told = load(rows, open_source, rules.max_bad)
+    ends = bounds(rows)
+    known = funnel.scale(told['events'], *ends)
+    repeated = repeats(rows)
     steps = []
-    for name, size in apply(rows, rules):
+    for name, size in apply(rows, rules, known):
       steps.append({'step': name, **size})
       say(f'{name}: {funnel.counted(size)}')
       if not size['interactions']:
@@ -65,7 +68,9 @@ def prepare(open_source, out, rules, layout='jsonl', overwrite=False, say=print,
     written = {'items': write_items(goods, path, rules.all_items),
                'users': write_sequences(rows, fresh / f'sequences.{layout}', rules.ties)}
     report = {'source': open_source().name, 'rules': dataclasses.asdict(rules), 'bad': bad,
+              'told': told, 'times': funnel.spanned(known, *ends), 'repeated': repeated,
               'items_not_in_the_items_file': sum(g[1] is None and g[2] is not None for g in goods),
+              'unlisted': examples(goods), 'untitled': untitled(goods, rules.all_items),
               'steps': steps, 'written': written, 'update': {}}
     files.write_text(fresh / 'prepared.json', json.dumps(report, indent=2) + '\n')
   return report
@@ -113,7 +118,9 @@ def write(collection, path):
 
 
 def load(rows, open_source, max_bad):
-  """Reads the source into tables `rows` and `goods`. -> what was bad, as `funnel` reports it"""
+  """Reads the source into tables `rows` and `goods`. -> what was bad and what was told, as `funnel`
+  reports them
+  """
   beam = _beam()
   rows.number = 0
   folder = rows.folder(0)
@@ -125,16 +132,17 @@ def load(rows, open_source, max_bad):
       write(both.good | f'spread {what}' >> beam.Reshuffle(),
             folder / {'events': 'rows', 'goods': 'goods'}[what])
       write(both.tally, folder / f'tally_{what}')
-  found = {}
+  found, told = {}, {}
   for what, name in (('events', 'interactions'), ('goods', 'items')):
     tally, = lines(folder, f'tally_{what}')
     if tally['error']:
       raise DataError(tally['error'])
+    told[what] = tally['told']
     tally['why'] = collections.Counter(tally['why'])
     found[name] = funnel.judged(tally, max_bad, name)
   names = [line[0] for line in lines(folder, 'goods')]
   found['items']['given_twice'] = len(names) - len(set(names))
-  return found
+  return found, told
 
 
 def read_source(open_source, what):
@@ -148,9 +156,10 @@ def read_source(open_source, what):
       for row in block:
         yield [*row, number]
         number += 1
-  except DataError as found:
+  except UserError as found:
     error = str(found)
-  yield beam.pvalue.TaggedOutput('tally', tally | {'error': error})
+  yield beam.pvalue.TaggedOutput('tally', tally | {
+      'error': error, 'told': funnel.told(source, what)})
 
 
 def lines(folder, what):
@@ -181,11 +190,41 @@ def step(rows, transform=None):
   return {name: sum(lines(target, name)) for name in ('users', 'items', 'interactions')}
 
 
-def apply(rows, rules):
-  """Applies one rule after the other. Yields (name, sizes) as `funnel.apply` counts them."""
+def bounds(rows):
+  """The least and the greatest time; None where there are none."""
+  beam = _beam()
+  with run(rows) as p:
+    write(rows.read(p, 0) | beam.Map(lambda r: r[2]) | beam.CombineGlobally(ends),
+          rows.folder(0) / 'ends')
+  return next(lines(rows.folder(0), 'ends'))
+
+
+def ends(values):
+  """(least, greatest) of times, or of such pairs; None among them is left out."""
+  some = [v for value in values for v in (value if isinstance(value, list | tuple) else [value])
+          if v is not None]
+  return (min(some), max(some)) if some else (None, None)
+
+
+def repeats(rows):
+  """How many rows name the user, item and time of an earlier one."""
+  beam = _beam()
+  with run(rows) as p:
+    found = rows.read(p, 0)
+    write(found | 'all' >> beam.combiners.Count.Globally(), rows.folder(0) / 'all')
+    write(found | beam.Map(lambda r: (r[0], r[1], r[2])) | beam.Distinct()
+          | beam.combiners.Count.Globally(), rows.folder(0) / 'single')
+  return sum(lines(rows.folder(0), 'all')) - sum(lines(rows.folder(0), 'single'))
+
+
+def apply(rows, rules, known):
+  """Applies one rule after the other. Yields (name, sizes) as `funnel.apply` counts them.
+
+  known: the Scale of the times.
+  """
   size = step(rows)
   yield 'as read', size
-  for name, transform in transforms(rows, rules):
+  for name, transform in transforms(rows, rules, known):
     while True:
       before, size = size, step(rows, transform)
       if not name.endswith('nothing changes') or size == before:
@@ -193,9 +232,9 @@ def apply(rows, rules):
     yield name, size
 
 
-def transforms(rows, rules):
+def transforms(rows, rules, known):
   """Yields (name, transform) of each rule; 'until nothing changes' asks for repetition."""
-  for name, test in tests(rows, rules):
+  for name, test in tests(rules, known):
     yield name, lambda left, test=test: left | _beam().Filter(test)
   if rules.untitled == 'drop':
     yield 'untitled=drop', functools.partial(titled, rows)
@@ -220,21 +259,15 @@ ORDER = {'first': lambda r: (r[2] or 0, r[4]), 'last': lambda r: (-(r[2] or 0), 
          'first-in-file': lambda r: r[4]}
 
 
-def tests(rows, rules):
+def tests(rules, known):
   """Rules about single rows. Yields (name, test)."""
   if rules.min_rating:
     yield (f'min_rating={rules.min_rating}',
            lambda r: r[3] is not None and r[3] >= rules.min_rating)
-  bounded = [name for name in ('start', 'end') if getattr(rules, name)]
-  if not bounded:
-    return
-  beam = _beam()
-  with run(rows) as p:
-    write(rows.read(p, 0) | beam.Map(lambda r: abs(r[2] or 0)) | beam.CombineGlobally(
-        lambda values: max(values, default=0)), rows.folder(0) / 'latest')
-  unit = funnel.unit_of(next(lines(rows.folder(0), 'latest')))
-  for name in bounded:
-    bound = funnel.moment(getattr(rules, name), name, unit)
+  for name in ('start', 'end'):
+    if not getattr(rules, name):
+      continue
+    bound = times.moment(getattr(rules, name), name, known)
     yield f'{name}={getattr(rules, name)}', {
         'start': lambda r, bound=bound: r[2] is not None and r[2] >= bound,
         'end': lambda r, bound=bound: r[2] is not None and r[2] <= bound}[name]
@@ -308,6 +341,20 @@ def gathered_items(rows):
   found = [(item, listed, met, kept, data) for item, listed, data, met, kept in lines(
       rows.room, 'items')]
   return sorted(found, key=lambda g: (g[1] is None, g[2] if g[1] is None else g[1]))
+
+
+def untitled(goods, all_items):
+  """How many of the items that are written have no title."""
+  return sum(not (data and json.loads(data).get('title')) for _, _, _, kept, data in goods
+             if kept or all_items)
+
+
+def examples(goods):
+  """Some items of the interactions that the items file lacks, and some that it has."""
+  listed = sorted((g for g in goods if g[1] is not None), key=lambda g: g[1])
+  lacking = sorted((g for g in goods if g[1] is None and g[2] is not None), key=lambda g: g[2])
+  return {'lacking': [g[0] for g in lacking[:3]], 'listed': [g[0] for g in listed[:3]]
+          } if listed else {}
 
 
 def write_items(goods, path, all_items):

@@ -11,6 +11,20 @@ import zlib
 from recjax.errors import DataError, WorkdirError
 
 SUFFIXES = ('.jsonl', '.jsonl.gz', '.parquet')
+GZIP = b'\x1f\x8b'
+HEAD = 512  # bytes by which a file is told to be of another kind
+KINDS = (
+    (b'version https://git-lfs', 'a pointer of Git LFS, not the data; fetch them with: git lfs '
+     'pull'),
+    (b'PK\x03\x04', 'a zip archive, or a workbook of a spreadsheet; unpack it, or save it as CSV'),
+    (b'PAR1', 'a Parquet file; give it a name that ends in .parquet'),
+    (b'BZh', 'packed by bzip2; unpack it'), (b'\xfd7zXZ', 'packed by xz; unpack it'),
+    (b'\x28\xb5\x2f\xfd', 'packed by zstd; unpack it'), (b'7z\xbc\xaf', 'a 7z archive; unpack it'),
+    (b'SQLite format 3', 'an SQLite database; export the table as CSV'),
+    (b'ARROW1', 'an Arrow file; save it as Parquet'), (b'%PDF', 'a PDF'),
+    (b'\xd0\xcf\x11\xe0', 'a workbook of a spreadsheet; save it as CSV'),
+    (b'\x80\x03', 'a pickle'), (b'\x80\x04', 'a pickle'), (b'\x80\x05', 'a pickle'))
+_PAGES = (b'<!doctype html', b'<html', b'<?xml')
 
 
 def find_table(folder, stem):
@@ -46,17 +60,51 @@ def read_rows(path):
 
 
 def read_bytes(path):
-  """The file's bytes, unpacked if its name ends in .gz and without a UTF-8 byte order mark."""
+  """The file's bytes, unpacked if they are gzip's, and without a UTF-8 byte order mark."""
   path = pathlib.Path(path)
   try:
     data = path.read_bytes()
-    if path.suffix == '.gz':
+    if data[:2] == GZIP:
       data = unpack(data, path)
   except FileNotFoundError as error:
     raise DataError(f'{path} does not exist.') from error
   except (OSError, EOFError, zlib.error) as error:
     raise DataError(f'{path} cannot be read: {error}.') from error
+  check_kind(data[:HEAD], path)
   return data.removeprefix(b'\xef\xbb\xbf')
+
+
+def check_kind(head, path):
+  """Raises DataError, saying what it is, for a file whose first bytes are not those of text."""
+  for magic, what in KINDS:
+    if head.startswith(magic):
+      raise DataError(f'{path} is {what}.')
+  if b'\r' in head[:-1] and b'\n' not in head and not wide_encoding(head):
+    raise DataError(f'{path} ends its lines with CR alone, as old Macs did; save it with LF.')
+  if head.lstrip(b'\xef\xbb\xbf \r\n\t')[:20].lower().startswith(_PAGES):
+    raise DataError(f'{path} is a web page or XML, not the data; its download went wrong, or asks '
+                    'for a log-in.')
+
+
+def wide_encoding(head):
+  """'utf-16', 'utf-16-le', … where a file begins so, by its mark or by its zeros; else ''."""
+  if head.startswith((b'\xff\xfe\0\0', b'\0\0\xfe\xff')):
+    return 'utf-32'
+  if head.startswith((b'\xff\xfe', b'\xfe\xff')) and len(head) > 3 and 0 in head[2:4]:
+    return 'utf-16'
+  even, odd = head[0:64:2], head[1:64:2]
+  if len(odd) > 3 and even.count(0) == 0 and odd.count(0) > .9 * len(odd):
+    return 'utf-16-le'
+  return 'utf-16-be' if len(odd) > 3 and odd.count(0) == 0 and even.count(0) > .9 * len(
+      even) else ''
+
+
+def whole_json(line):
+  """What a first line tells of a file that is one JSON value over many lines; '' for others."""
+  line = line.strip()
+  if line == b'[' or line.startswith((b'[{', b'[[', b'[ {')):
+    return 'one JSON array'
+  return 'one JSON object over many lines' if line == b'{' else ''
 
 
 def unpack(data, path):

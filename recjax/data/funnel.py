@@ -13,7 +13,7 @@ import tempfile
 
 import numpy as np
 
-from recjax.data import canonical, files, raw
+from recjax.data import canonical, cleaning, files, raw, times
 from recjax.errors import ConfigError, DataError, EmptyDatasetError, WorkdirError
 
 BLOCK = 1 << 16    # rows that come to DuckDB together
@@ -26,10 +26,13 @@ TIES = {'file': 'n', 'item': 'item, n'}
 class Source:
   """Raw rows. events: (path, number, (user, item, time, rating) or None, why), times all None or
   none. goods: (path, number, (item id, columns) or None, why), in the order of the catalogue.
+  told: {'events': {...}, 'goods': {...}}, what the reading of either tells, complete when all its
+  rows are read: 'time' (a Clock's kind, per_second and factor among it), 'ids', 'cleaned', ….
   """
   name: str
   events: collections.abc.Iterable
   goods: collections.abc.Iterable = ()
+  told: dict = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,8 +83,11 @@ def prepare(source, out, rules=USUAL, layout='jsonl', memory='2GB', overwrite=Fa
     load_old(con, update)
     say('numbering users and items')
     number(con)
+    ends = con.sql('SELECT min(t), max(t) FROM kept').fetchall()[0]
+    known = scale(told(source, 'events'), *ends)
+    repeated = repeats(con)
     steps = []
-    for name in apply(con, rules):
+    for name in apply(con, rules, known):
       steps.append({'step': name, **sizes(con)})
       say(f'{name}: {counted(steps[-1])}')
       if not steps[-1]['interactions']:
@@ -94,7 +100,10 @@ def prepare(source, out, rules=USUAL, layout='jsonl', memory='2GB', overwrite=Fa
                'users': canonical.write_sequences(con, fresh / f'sequences.{layout}',
                                                     TIES[rules.ties])}
     report = {'source': source.name, 'rules': dataclasses.asdict(rules), 'bad': bad,
-              'items_not_in_the_items_file': unlisted(con), 'steps': steps, 'written': written,
+              'told': {what: told(source, what) for what in ('events', 'goods')},
+              'times': spanned(known, *ends), 'repeated': repeated,
+              'items_not_in_the_items_file': unlisted(con), 'unlisted': examples(con),
+              'untitled': untitled(con, rules.all_items), 'steps': steps, 'written': written,
               'update': update}
     files.write_text(fresh / 'prepared.json', json.dumps(report, indent=2) + '\n')
   return report
@@ -107,31 +116,41 @@ def check(rules):
     if getattr(rules, name) not in allowed:
       raise ConfigError(f'{name}={getattr(rules, name)!r}; choose one of {", ".join(allowed)}')
   for name in ('start', 'end'):
-    moment(getattr(rules, name), name)
+    times.moment(getattr(rules, name), name)
 
 
-def moment(text, name, unit=1):
-  """A number as it is, or a date in units of 1/unit seconds; the end of a day is its last moment.
-
-  -> int, or None of ''. Raises ConfigError.
-  """
-  try:
-    if not text or text.lstrip('-').isdecimal():
-      return int(text) if text else None
-    whole_day = name == 'end' and len(text.strip()) == len('2024-03-31')
-    return (raw.as_time(text) + (86_400 if whole_day else 0)) * unit - whole_day
-  except ValueError as error:
-    raise ConfigError(f'{name}={text!r}: {error}') from error
+def new_told(column, kind):
+  """What a published set tells before it is read. column: of its times; kind: as in times.WORDS"""
+  return {'events': {'ids': collections.Counter(), 'time': {
+      'column': column, 'kind': kind, 'per_second': times.UNITS.get(kind, 1), 'factor': 1}},
+          'goods': cleaning.new_told()}
 
 
-def unit_of_time(con):
-  """`unit_of` the times in table `kept`."""
-  return unit_of(con.sql('SELECT max(abs(t)) FROM kept').fetchall()[0][0] or 0)
+def told(source, what):
+  """What the reading of 'events' or 'goods' told, as plain JSON without what never happened."""
+  return plain(source.told.get(what, {})) or {}
 
 
-def unit_of(latest):
-  """Whether times look like seconds, milliseconds or microseconds. -> 1, 1000 or 10**6"""
-  return 1 if latest < 10 ** 11 else 1000 if latest < 10 ** 14 else 10 ** 6
+def plain(value):
+  """Counters as dicts without zeros, empty parts left out."""
+  if isinstance(value, dict):
+    return {k: v for k, part in value.items() if (v := plain(part)) not in (0, {}, None, '')
+            or k == 'per_second'}
+  return value
+
+
+def scale(told_events, least, greatest):
+  """What the numbers of the times mean: as their source says, or as their ends look."""
+  found = told_events.get('time')
+  if found:
+    return times.Scale(found['kind'], found['per_second'], found['factor'])
+  return times.scale_of(least, greatest)
+
+
+def spanned(known, least, greatest):
+  """The first and the last time in words, for the report."""
+  return {'unit': known.unit(), 'first': known.shown(least), 'last': known.shown(greatest)
+          } if least is not None else {}
 
 
 def counted(size):
@@ -324,15 +343,18 @@ def keep(con, query):
   con.execute('ALTER TABLE fewer RENAME TO kept')
 
 
-def apply(con, rules):
-  """Applies one rule after the other to table `kept`. Yields the name of each that was applied."""
+def apply(con, rules, known):
+  """Applies one rule after the other to table `kept`. Yields the name of each that was applied.
+
+  known: the Scale of the times.
+  """
   yield 'as read'
   tests = []
   if rules.min_rating:
     tests.append((f'min_rating={rules.min_rating}', f'r >= {float(rules.min_rating)}'))
   for name, sign in (('start', '>='), ('end', '<=')):
     if getattr(rules, name):
-      bound = moment(getattr(rules, name), name, unit_of_time(con))
+      bound = times.moment(getattr(rules, name), name, known)
       tests.append((f'{name}={getattr(rules, name)}', f't {sign} {bound}'))
   if rules.untitled == 'drop':
     tests.append(('untitled=drop', 'i IN (SELECT i FROM items WHERE titled)'))
@@ -378,6 +400,28 @@ def core(con, user_k, item_k, once):
         SEMI JOIN (SELECT i FROM kept GROUP BY i HAVING count(*) >= {int(item_k)}) USING (i)''')
     if once or con.sql(rows).fetchall() == before:
       return
+
+
+def repeats(con):
+  """How many rows name the user, item and time of an earlier one."""
+  return con.sql('SELECT (SELECT count(*) FROM kept) - (SELECT count(*) FROM (SELECT DISTINCT u, '
+                 'i, t FROM kept))').fetchall()[0][0]
+
+
+def untitled(con, all_items):
+  """How many of the items that are written have no title."""
+  some = '' if all_items else 'AND (before IS NOT NULL OR i IN (SELECT i FROM kept))'
+  return con.sql(f'SELECT count(*) FROM items WHERE NOT titled {some}').fetchall()[0][0]
+
+
+def examples(con):
+  """Some items of the interactions that the items file lacks, and some that it has."""
+  if not con.sql('SELECT 1 FROM goods LIMIT 1').fetchall():
+    return {}
+  return {name: [row[0] for row in con.sql(
+      f'SELECT item FROM items WHERE {test} ORDER BY {place} LIMIT 3').fetchall()]
+          for name, test, place in (('lacking', 'listed IS NULL AND met IS NOT NULL', 'met'),
+                                    ('listed', 'listed IS NOT NULL', 'listed'))}
 
 
 def unlisted(con):

@@ -9,13 +9,14 @@ import sys
 import time
 
 from recjax import settings
-from recjax.data import archives, files, funnel
+from recjax.data import archives, files, funnel, times
 from recjax.errors import ConfigError, DataError
 
 REVIEWS = {'2014': 'reviews_Beauty_5.json.gz', '2018': 'Video_Games_5.json.gz',
            '2023': 'Video_Games.jsonl.gz'}
 META = {'2014': 'meta_Beauty.json.gz', '2018': 'meta_Video_Games.json.gz',
         '2023': 'meta_Video_Games.jsonl.gz'}
+FEW = .5     # share of unknown items above which the items file may be of other ids
 PAUSE = 5.0  # seconds between two words of progress
 
 # Published variants: rules, and where known (users, items, interactions) that must come out.
@@ -82,6 +83,13 @@ def add_flags(verb):
   one.add_argument('--header', default='', help='names of the columns, where the file has none')
   one.add_argument('--sep', default='', help='what parts columns, of other endings')
   one.add_argument('--list-sep', default='|', help='what parts categories (default |)')
+  one.add_argument('--encoding', default='', help='of texts: UTF-8 and UTF-16 are found, others '
+                   'are named, as in cp1252')
+  one.add_argument('--time-format', default='', metavar='FORM', help='how times are written, where '
+                   f'their values do not tell: {", ".join(times.NAMED)}, or a pattern as in '
+                   '%%d.%%m.%%Y')
+  one.add_argument('--order', default='', choices=('file',), help='the rows of each user stand in '
+                   'order, and no column of times is read')
   add_rules(one)
   for edition in ('2014', '2018', '2023'):
     one = sources.add_parser(f'amazon{edition}', help=f'a category of the Amazon data of {edition}')
@@ -128,6 +136,8 @@ def add_systems(sources):
                            "LLMEmb, or 'user item' of SASRec")
   one.add_argument('file', help='e.g. Beauty.txt')
   one.add_argument('--items', default='', help='a table of the items')
+  one.add_argument('--users', default='', choices=('first', 'none'), help="whether a line's first "
+                   'word is its user, where the lines do not tell')
   add_rules(one)
   one = sources.add_parser('etegrec', help='a folder of ETEGRec')
   one.add_argument('folder', help='with NAME.test.jsonl and NAME.emb_map.json')
@@ -228,6 +238,9 @@ def filtered(args):
   text = page(pathlib.Path(args.out).name, report, expected.get(source.name))
   files.write_text(pathlib.Path(args.out) / 'README.md', text)
   rows = report['bad']['interactions']['rows']
+  for line in text.splitlines():
+    if line.startswith('WARNING'):
+      say(line)
   print(text + f'\n{rows:,} rows in {time.monotonic() - start:.1f} s', flush=True)
 
 
@@ -303,6 +316,7 @@ def page(name, report, expected):
                 expected, ('users', 'items', 'interactions')) if e) + '.']
   if report.get('update'):
     out.append(updated(report['update']))
+  out += told(report)
   for what, bad in report['bad'].items():
     if bad['rows']:
       out.append(f'{bad["bad"]:,} of {bad["rows"]:,} rows of {what} could not be used.')
@@ -311,10 +325,72 @@ def page(name, report, expected):
   if report['bad']['items'].get('given_twice'):
     out.append(f'{report["bad"]["items"]["given_twice"]:,} items were given again; the first '
                'counts.')
-  if report['bad']['items']['rows'] and report['items_not_in_the_items_file']:
-    out.append(f'{report["items_not_in_the_items_file"]:,} items of the interactions are not in '
-               'the items file; they have no title (untitled=drop leaves them out).')
-  return '\n'.join(out) + '\n'
+  return '\n'.join(out + unmatched(report)) + '\n'
+
+
+def told(report):
+  """What was taken from which column, how it was told, and what was changed, in sentences."""
+  out = []
+  for what, found in zip(('interactions', 'items'), (report['told'].get('events', {}),
+                                                     report['told'].get('goods', {}))):
+    out += [f'{what.capitalize()}: {found[key]}.' for key in ('read', 'layout', 'decimal')
+            if key in found]
+    if 'columns' in found:
+      taken = ', '.join(f'{ours}=`{theirs}`' for ours, theirs in found['columns'].items())
+      left = ', '.join(f'`{name}`' for name in found.get('ignored', ()))
+      out.append(f'Columns of {what}: {taken}' + (f'; not read: {left}' if left else '') + '.')
+    out += [f'- {count:,} times, {what}: {why}' for why, count in found.get('ids', {}).items()]
+    out += [f'- {count:,} times, {name}: {why}' for name, counts in found.get('cleaned', {}).items()
+            for why, count in counts.items()]
+  out.append(of_times(report))
+  if report['repeated']:
+    timed = ', item and time' if report['times'] else ' and item'
+    out.append(f'{report["repeated"]:,} rows repeat the user{timed} of an earlier row; all were '
+               'read' + ('.' if report['rules']['repeats'] != 'keep' else
+                         ' and kept (--repeats=first keeps one).'))
+  if report['untitled']:
+    out.append(f'{report["untitled"]:,} of {report["written"]["items"]:,} items have no title.')
+  return out
+
+
+def of_times(report):
+  """Which times order the histories, in a sentence."""
+  found, spanned = report['told'].get('events', {}).get('time', {}), report['times']
+  if not spanned:
+    return 'No times: histories have the order of the file.'
+  out = 'Times: '
+  if found:
+    how = ' ' + found['found'] if found.get('found', 'named') != 'named' else ''
+    out += f'column `{found["column"]}`' + (f' (found{how})' if how else '')
+    out += f', {times.WORDS.get(found["kind"], found["kind"])}'
+    out += f' ({found["told"]})' if 'told' in found else ''
+    out += '; '
+  return out + (f'{spanned["first"]} to {spanned["last"]}, written as {spanned["unit"]}'
+                + (', UTC.' if found.get('per_second', 1) else '.'))
+
+
+def unmatched(report):
+  """Whether the items file knows the items of the interactions, in sentences."""
+  lacking, met = report['items_not_in_the_items_file'], report['steps'][0]['items']
+  if not report['bad']['items']['rows']:
+    return []
+  if lacking < met and report['untitled'] == report['written']['items']:
+    return ['WARNING: NO item has a title. Which column of the items file holds the titles? Say '
+            '--item-columns=title=NAME']
+  if not lacking:
+    return []
+  text = (f'{lacking:,} items of the interactions are not in the items file; they have '
+          'no title (untitled=drop leaves them out).')
+  if lacking < FEW * met:
+    return [text]
+  some = {name: ', '.join(repr(i) for i in ids) for name, ids in report['unlisted'].items()}
+  none = 'NO item of the interactions is in the items file, so none has a title'
+  if lacking < met:
+    none = (f'only {met - lacking:,} of {met:,} items of the interactions are in the items file; '
+            'the others have no title')
+  return [f'WARNING: {none}. The interactions have {some["lacking"]}, the items '
+          f'file has {some["listed"]}: are these the same ids, written alike (zeros in front, '
+          'capitals, another column: --columns=item=NAME, --item-columns=item=NAME)?']
 
 
 def updated(counts):
@@ -332,7 +408,8 @@ def open_source(args):
   if name == 'table':
     from recjax.data.sources import table
     return table.source(args.interactions, args.items, args.columns, args.item_columns,
-                        args.header, args.sep, args.list_sep, tick)
+                        args.header, args.sep, args.list_sep, tick, args.encoding, args.order,
+                        args.time_format)
   if name.startswith('amazon'):
     from recjax.data.sources import amazon_files
     return amazon_files.source(name.removeprefix('amazon'), args.reviews, args.meta, tick)
@@ -341,7 +418,7 @@ def open_source(args):
     return steam.source(args.reviews, args.games, tick)
   if name in ('sequences', 'etegrec', 'reclm', 'unirec'):
     from recjax.data.sources import systems
-    return {'sequences': lambda: systems.sequences(args.file, args.items, tick),
+    return {'sequences': lambda: systems.sequences(args.file, args.items, tick, args.users),
             'etegrec': lambda: systems.etegrec(args.folder, tick),
             'reclm': lambda: systems.reclm(args.folder, args.allow_pickle),
             'unirec': lambda: systems.unirec(args.folder, args.allow_pickle, args.items)}[name]()

@@ -3,19 +3,18 @@
 Readers yield (number, row, why): the line or row, a dict, and ''; or None and what is wrong.
 """
 import ast
+import codecs
 import collections
 import csv
-import datetime
 import gzip
 import io
 import json
-import math
 import os
 import pathlib
 import re
 import zlib
 
-from recjax.data import files
+from recjax.data import cleaning, files, times
 from recjax.errors import ConfigError, DataError
 
 LINE = 4 << 20    # bytes; a longer line is damage, or meant to fill the memory
@@ -23,9 +22,9 @@ SPAN = 100        # lines that a quoted text of a table may go over
 TICK = 1 << 16    # lines between two reports of progress
 SEPARATORS = {'.csv': ',', '.tsv': '\t', '.txt': '\t', '.inter': '\t', '.item': '\t', '.dat': '::'}
 JSON_LINES = ('.jsonl', '.json', '.jsonline', '.ndjson')
-_CONTROL = re.compile(r'[\x00-\x1f\x7f]')
+INDEX = '(no name)'  # a first column without one: the numbers of rows, as pandas writes them
+UNQUOTED = ('.inter', '.item')
 _SURROGATE = re.compile(r'[\ud800-\udfff]')
-_EPOCH = datetime.datetime(1970, 1, 1, tzinfo=datetime.UTC)
 
 
 def _refuse(name):
@@ -75,16 +74,33 @@ def place(path, number):
   return f'{path} {({".parquet": "row", "": "entry"}).get(kind(path), "line")} {number}'
 
 
-def lines(path, tick=None):
-  """Yields (number, bytes) of each line, None in place of one that is too long; as a stream."""
+def narrow(encoding):
+  """What lines of a file in this encoding are decoded with: UTF-16 has become UTF-8 by then."""
+  return 'utf-8' if _wide(encoding) else encoding
+
+
+def _wide(encoding):
+  return encoding.lower().replace('_', '-').startswith(('utf-16', 'utf16', 'utf-32', 'utf32'))
+
+
+def lines(path, tick=None, encoding=''):
+  """Yields (number, bytes) of each line, None in place of one that is too long; as a stream.
+
+  What is gzip is unpacked, whatever its name says, and UTF-16 becomes UTF-8. Raises DataError for
+  a file that is no text, saying what it is.
+  """
   path = pathlib.Path(path)
   try:
     with open(path, 'rb') as base:
       size = max(1, os.fstat(base.fileno()).st_size)
-      opened = gzip.GzipFile(fileobj=base) if path.suffix == '.gz' else base
-      with io.BufferedReader(opened, 1 << 20) as stream:
+      opened = gzip.GzipFile(fileobj=base) if base.peek(2)[:2] == files.GZIP else base
+      with io.BufferedReader(opened, 1 << 20) as unpacked:
+        head = unpacked.peek(files.HEAD)[:files.HEAD]
+        files.check_kind(head, path)
+        wide = encoding if _wide(encoding) else files.wide_encoding(head)
+        stream = io.BufferedReader(_Recoded(unpacked, wide, path)) if wide else unpacked
         for number, line in _numbered(stream, tick, lambda: base.tell() / size):
-          if number % TICK == 0 and stream.tell() > files.plausible(base.tell()):
+          if number % TICK == 0 and unpacked.tell() > files.plausible(base.tell()):
             raise DataError(f'{path} unpacks to far more than data do, at line {number}.')
           yield number, line
   except FileNotFoundError as error:
@@ -93,6 +109,33 @@ def lines(path, tick=None):
     raise DataError(f'{path} is damaged or cut off ({error}); fetch it again.') from error
   except OSError as error:
     raise DataError(f'{path} cannot be read: {error.strerror or error}.') from error
+
+
+class _Recoded(io.RawIOBase):
+  """A stream of bytes in UTF-16 or UTF-32, as UTF-8."""
+
+  def __init__(self, stream, encoding, path):
+    self.stream, self.path, self.rest = stream, path, b''
+    self.decoder = codecs.getincrementaldecoder(encoding)()
+
+  def readable(self):
+    """As io asks."""
+    return True
+
+  def readinto(self, buffer):
+    """As io asks."""
+    while not self.rest:
+      read = self.stream.read(1 << 16)
+      try:
+        self.rest = self.decoder.decode(read, not read).encode('utf-8')
+      except UnicodeError as error:
+        raise DataError(f'{self.path} looks like UTF-16 and is not ({error}); save it as UTF-8.'
+                        ) from error
+      if not read:
+        break
+    some, self.rest = self.rest[:len(buffer)], self.rest[len(buffer):]
+    buffer[:len(some)] = some
+    return len(some)
 
 
 def _numbered(stream, tick, share):
@@ -117,6 +160,9 @@ def _json(path, literal, tick):
       continue
     if not line.strip():
       continue
+    if number == 1 and (what := files.whole_json(line)):
+      raise DataError(f'{path} is {what}; JSON Lines are expected, one object a line. This makes '
+                      f'them: jq -c "{".[]" if "array" in what else "."}" FILE > FILE.jsonl')
     row, why = _object(line, literal)
     yield number, row, why
 
@@ -132,13 +178,17 @@ def _object(line, literal):
   except (ValueError, RecursionError):
     row, why = None, 'not JSON'
     if literal:
-      row, why = _literal(text)
+      row, why = _literal(text)  # and what Python writes as JSON: NaN
     if why:
       return None, why
   return (row, '') if isinstance(row, dict) else (None, 'not a JSON object')
 
 
 def _literal(text):
+  try:
+    return json.loads(text), ''
+  except (ValueError, RecursionError):
+    pass
   try:
     return ast.literal_eval(text.strip()), ''
   except (ValueError, SyntaxError, RecursionError, MemoryError, TypeError):
@@ -168,7 +218,7 @@ def _unfit(fields, names):
   if len(fields) != len(names):
     return f'{len(fields)} columns where the header has {len(names)}'
   if any(not f.isascii() and _SURROGATE.search(f) for f in fields):
-    return 'not in the encoding of the file, or over 4 MB'
+    return 'not in the encoding of the file (name it: --encoding=cp1252, cp1251, …), or over 4 MB'
   return ''
 
 
@@ -178,6 +228,8 @@ def _header(fields, path):
     raise DataError(f'{path}: its first line is {fields}; the names of the columns are expected.')
   parts = [field.strip().partition(':') for field in fields]
   names = [part[0] for part in parts]
+  if len(names) > 1 and not names[0] and INDEX not in names:
+    names[0] = INDEX
   if len(set(names)) < len(names) or not all(names):
     raise DataError(f'{path}: the first line must name each column once, found {names!r:.120}; a '
                     'file without such a line needs --header=NAME,NAME,...')
@@ -187,15 +239,19 @@ def _header(fields, path):
 def _fields(path, sep, encoding, tick):
   """Yields (number, list of texts), or (number, reason)."""
   # A half surrogate marks what is no text; such a row is refused later, under its number.
-  texts = ((number, '\udcff\n' if line is None else line.decode(encoding, 'surrogateescape'))
-           for number, line in lines(path, tick))
-  if len(sep) == 1:
-    yield from _quoted(texts, sep, csv.QUOTE_NONE if kind(path) in ('.inter', '.item') else
-                       csv.QUOTE_MINIMAL)
-    return
-  for number, text in texts:
-    text = text.rstrip('\r\n')
-    yield number, text.split(sep) if text else []
+  narrowed = narrow(encoding)
+  texts = ((number, '\udcff\n' if line is None else line.decode(narrowed, 'surrogateescape'))
+           for number, line in lines(path, tick, encoding))
+  if sep == ' ':
+    yield from ((number, text.split()) for number, text in texts)
+  elif len(sep) == 1:
+    # In tab-separated files quotes are text: tabs and line breaks cannot stand inside anyway.
+    literal = sep == '\t' or kind(path) in UNQUOTED
+    yield from _quoted(texts, sep, csv.QUOTE_NONE if literal else csv.QUOTE_MINIMAL)
+  else:
+    for number, text in texts:
+      text = text.rstrip('\r\n')
+      yield number, text.split(sep) if text else []
 
 
 def _quoted(texts, sep, quoting):
@@ -222,13 +278,29 @@ def _quoted(texts, sep, quoting):
       return
     except csv.Error as error:
       why = 'an open quote' if len(taken) > 1 else f'not a row of a table ({error})'
-    width = width or (0 if why else len(fields))
-    if not why and len(taken) > 1 and len(fields) != width:
+    if not why and len(taken) > 1 and width and len(fields) != width:
       why = 'an open quote'
+    if why and (escaped := _escaped(taken[0][1], sep, width)):
+      why, fields = '', escaped
+      waiting.extendleft(reversed(taken[1:]))
+      reader = csv.reader(feed(), delimiter=sep, quoting=quoting, strict=True)
+      del taken[1:]
+    width = width or (0 if why else len(fields))
     yield taken[0][0], why or fields
     if why and len(taken) > 1:
       waiting.extendleft(reversed(taken[1:]))
       reader = csv.reader(feed(), delimiter=sep, quoting=quoting, strict=True)
+
+
+def _escaped(line, sep, width):
+  """A line whose quotes are written as \\" in quoted texts. -> fields, or None"""
+  if '\\"' not in line:
+    return None
+  try:
+    fields = next(csv.reader([line], delimiter=sep, escapechar='\\', strict=True))
+  except (csv.Error, StopIteration):
+    return None
+  return fields if not width or len(fields) == width else None
 
 
 def _parquet(path, tick):
@@ -238,7 +310,7 @@ def _parquet(path, tick):
     file = parquet.ParquetFile(path)
     number, total = 0, max(1, file.metadata.num_rows)
     for batch in file.iter_batches(batch_size=8192):
-      for row in batch.to_pylist():
+      for row in _nanoseconds(batch).to_pylist():
         number += 1
         yield number, row, ''
       if tick:
@@ -249,85 +321,61 @@ def _parquet(path, tick):
     raise DataError(f'{path} cannot be read as Parquet: {error}.') from error
 
 
-def events(path, rows, user, item, time='', rating=''):
+def _nanoseconds(batch):
+  """A batch whose times in nanoseconds, which Python has no type for, are texts."""
+  import pyarrow as pa
+  for at, field in enumerate(batch.schema):
+    if pa.types.is_timestamp(field.type) and field.type.unit == 'ns':
+      batch = batch.set_column(at, field.name, batch.column(at).cast(pa.string()))
+  return batch
+
+
+def events(path, rows, user, item, time='', rating='', clock=times.PLAIN, ids=None):
   """Rows as interactions, by the names of their columns; time and rating may be ''.
 
+  clock: reads the times. ids: {'told': Counter, 'whole': names of columns whose 17.0 is 17,
+  'exact': whether blanks around an id belong to it}, as in `cleaning.identity`.
   Yields (path, number, (user, item, time, rating) or None, why).
   """
+  ids = ids or {}
+  told, whole, exact = ids.get('told'), ids.get('whole', ()), ids.get('exact', False)
+  if told is None:
+    told = collections.Counter()
   for number, row, why in rows:
     event = None
     if row is not None:
       try:
-        event = (as_id(row.get(user), user), as_id(row.get(item), item),
-                 as_time(row.get(time)) if time else None,
+        event = (cleaning.identity(row.get(user), user, told, user in whole, exact),
+                 cleaning.identity(row.get(item), item, told, item in whole),
+                 clock.read(row.get(time)) if time else None,
                  as_rating(row.get(rating)) if rating else None)
       except ValueError as error:
         why = str(error)
     yield path, number, event, why
 
 
-def goods(path, rows, item, shape):
+def goods(path, rows, item, shape, told=None, decimal='', whole=False):
   """Rows as items. shape: row -> columns of the catalogue; it may raise ValueError.
 
-  Yields (path, number, (item id, columns) or None, why).
+  told, decimal: as in `cleaning.item`, through which all columns go. whole: as in
+  `cleaning.identity`. Yields (path, number, (item id, columns) or None, why).
   """
+  told = told or cleaning.new_told()
   for number, row, why in rows:
     found = None
     if row is not None:
       try:
-        columns = {k: v for k, v in shape(row).items() if v is not None and v == v}
-        found = (as_id(row.get(item), item), columns)
+        found = (cleaning.identity(row.get(item), item, told['ids'], whole),
+                 cleaning.item(shape(row), told, decimal))
       except ValueError as error:
         why = str(error)
     yield path, number, found, why
 
 
-def as_id(value, name):
-  """An id as text. Raises ValueError saying why it is none."""
-  if isinstance(value, int) and not isinstance(value, bool):
-    return str(value)
-  if not isinstance(value, str) or not value.strip():
-    empty = value is None or isinstance(value, str)
-    raise ValueError(f'{name} is {"empty" if empty else "neither a text nor a whole number"}')
-  if not value.isprintable() and (_CONTROL.search(value) or _SURROGATE.search(value)):
-    raise ValueError(f'{name} holds control signs or half a surrogate pair')
-  return value.strip()
-
-
-def as_time(value):
-  """Whole numbers as they are; dates and hours as seconds since 1970, UTC where they name no zone.
-
-  Raises ValueError saying why it is none.
-  """
-  if isinstance(value, str):
-    value = value.strip()
-    try:
-      value = int(value) if value.lstrip('-').isdecimal() else float(value)
-    except ValueError:
-      value = _date(value)
-  elif isinstance(value, datetime.datetime):
-    value = _seconds(value)
-  elif isinstance(value, datetime.date):
-    value = _seconds(datetime.datetime(value.year, value.month, value.day))
-  if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) < 2 ** 62:
-    raise ValueError('the time is neither a number nor a date like 2024-03-31')
-  return math.floor(value)
-
-
-def _date(text):
-  try:
-    return _seconds(datetime.datetime.fromisoformat(text))
-  except (ValueError, OverflowError):
-    return None
-
-
-def _seconds(when):
-  when = when if when.tzinfo else when.replace(tzinfo=datetime.UTC)
-  return (when - _EPOCH) // datetime.timedelta(seconds=1)
-
-
 def as_rating(value):
-  """A finite number. Raises ValueError."""
+  """A finite number, its decimal sign a point or a comma. Raises ValueError."""
+  if isinstance(value, str) and value.count(',') == 1 and '.' not in value:
+    value = value.replace(',', '.')
   try:
     if not isinstance(value, bool) and abs(number := float(value)) < 3e38:
       return number

@@ -9,6 +9,7 @@ from unittest import mock
 from absl.testing import absltest, parameterized
 
 from recjax.data import beam, funnel
+from recjax.data.sources import table
 from recjax.errors import ConfigError, DataError, EmptyDatasetError
 
 MISSING = [m for m in ('apache_beam', 'duckdb') if importlib.util.find_spec(m) is None]
@@ -59,6 +60,23 @@ class BeamTest(parameterized.TestCase):
       self.assertEqual((self.folder / 'beam' / name).read_text(),
                        (self.folder / 'duckdb' / name).read_text(), name)
     self.assertCountEqual([p.name for p in self.folder.iterdir()], ['beam', 'duckdb'])
+
+  def test_tables_are_read_alike(self):
+    log, goods = self.folder / 'log.csv', self.folder / 'goods.csv'
+    log.write_text('user_id,item_id,created_at\n' + ''.join(
+        f'u{n % 3},{n % 5}.0,2024-01-{1 + n % 7:02d} 10:00:00.{9 - n % 9}\n' for n in range(60)))
+    goods.write_text('item_id,title,categories,price\n0,None,[],—\n'
+                     '1,A &amp; B,"[\'x\', \'y\']",5\n')
+    rules = funnel.Rules(start='2024-01-02', end='2024-01-06')
+    made = functools.partial(table.source, log, goods)
+    want = funnel.prepare(made(), self.folder / 'duckdb', rules, say=quiet)
+    got = beam.prepare(made, self.folder / 'beam', rules, say=quiet)
+    self.assertEqual(got, want)
+    self.assertEqual(want['times']['unit'], 'milliseconds since 1970')
+    self.assertEqual(want['told']['goods']['cleaned']['title']['None, [] or a dash'], 1)
+    self.assertEqual(want['repeated'], 0)
+    self.assertEqual((self.folder / 'beam' / 'sequences.jsonl').read_text(),
+                     (self.folder / 'duckdb' / 'sequences.jsonl').read_text())
 
   def test_mistakes_are_said_and_nothing_stays(self):
     with self.assertRaisesRegex(DataError, '9 of 159 interactions cannot be used, e.g. f.csv'):

@@ -62,7 +62,7 @@ READERS = {
     'etegrec': ({'x.emb_map.json': b'{"[PAD]": 0, "a": 1, "b": 2}', 'x.test.jsonl':
                  lines([{'inter_history': ['a'], 'target_id': 'b', 'user_id': 'u'}] * 2)},
                 lambda f: rows_of(systems.etegrec(f))),
-    'table': ({'x.csv': b'user,item,time,rating\nu,i,1,2\nv,"j",2020-01-01,3\n',
+    'table': ({'x.csv': b'user,item,time,rating\nu,i,2020-01-02,2\nv,"j",2020-01-01,3\n',
                'i.tsv': b'item\tname\tgenres\ni\tI\tA|B\n'},
               lambda f: rows_of(table.source(f / 'x.csv', f / 'i.tsv'))),
     'recbole': ({'x.inter': b'user_id:token\titem_id:token\ttimestamp:float\nu\ti\t3\n',

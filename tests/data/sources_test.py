@@ -76,7 +76,7 @@ class SourcesTest(parameterized.TestCase):
     self.assertEqual(source.name, 'AMAZON_FASHION')
     self.assertEqual(good(source.events), [('ALJ66O1', 'B000K2PJ4K', 1441324800, 5.0)])
     self.assertEqual(good(source.goods)[0][1] | {'main_category': ''}, {
-        'title': 'Slippers', 'brand': 'Foot', 'categories': ['Fashion', 'Shoes'], 'price': '$9.99',
+        'title': 'Slippers', 'brand': 'Foot', 'categories': ['Fashion', 'Shoes'], 'price': 9.99,
         'description': 'One. Two.', 'features': 'Soft', 'main_category': ''})
 
   def test_amazon_2023(self):
@@ -221,9 +221,10 @@ class SourcesTest(parameterized.TestCase):
       self.skipTest('needs ../shared/data/amazon-beauty')
     data = catalog.load_data(SHARED / 'amazon-beauty')
     shop, ids = data.interactions, data.catalog.ids
-    rows = [(u, ids[i - 1], 5.0, n) for u, user in enumerate(shop.users)
+    rows = [(u, ids[i - 1], 5.0, 1_300_000_000 + n) for u, user in enumerate(shop.users)
             for n, i in enumerate(shop.history(u))]
-    rows += [('rare', ids[0], 5.0, 1), (0, 'rare', 5.0, 999)]  # what the 5-core takes away
+    # What the 5-core takes away.
+    rows += [('rare', ids[0], 5.0, 1_300_000_001), (0, 'rare', 5.0, 1_300_000_999)]
     self.write('ratings_Beauty.csv', ''.join(','.join(map(str, r)) + '\n' for r in rows))
     rules, expected = prepare.rules_of(self.args('amazon2014', variant='s3rec'))
     source = amazon_files.source('2014', self.folder / 'ratings_Beauty.csv')

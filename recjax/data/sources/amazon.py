@@ -4,14 +4,13 @@ Reviews and metadata are JSON Lines, gzipped or not. Times are UTC, so the windo
 where it is cut.
 """
 import datetime
-import gzip
 import html
 import json
 import pathlib
 
 import numpy as np
 
-from recjax.data import catalog
+from recjax.data import catalog, cleaning, raw
 from recjax.errors import ConfigError, DataError
 
 FIRST_YEAR, WORDS = 1996, 20
@@ -60,6 +59,8 @@ def clean(title):
     return '', 'missing'
   if '<span' in title:
     return '', 'with_markup'
+  if cleaning.is_code(title) or cleaning.is_nothing(title):
+    return '', 'page_script' if cleaning.is_code(title) else 'missing'
   title = ' '.join(html.unescape(title).split()).strip('" ')
   if len(title) <= 1:
     return '', 'too_short'
@@ -70,23 +71,21 @@ def clean(title):
 
 def lines(path):
   """Yields (place, object) of a JSON Lines file, gzipped or not."""
-  path = pathlib.Path(path)
-  try:
-    with (gzip.open if path.suffix == '.gz' else open)(path, 'rt', encoding='utf-8') as f:
-      for number, line in enumerate(f, 1):
-        try:
-          row = json.loads(line)
-        except ValueError as error:
-          raise DataError(f'{path} line {number} is not JSON ({error}); the dumps of 2018 hold one '
-                          'object a line') from error
-        yield f'{path} line {number}', row
-  except (OSError, EOFError, UnicodeDecodeError) as error:
-    raise DataError(f'{path} cannot be read: {error}') from error
+  for number, line in raw.lines(path):
+    try:
+      row = json.loads(line or b'')
+      if not isinstance(row, dict):
+        raise ValueError('no object')
+    except ValueError as error:
+      raise DataError(f'{path} line {number} is not JSON ({error}); the dumps of 2018 hold one '
+                      'object a line') from error
+    yield f'{path} line {number}', row
 
 
 def read_titles(path):
   """-> {asin: title}, {reason: dropped}"""
-  titles, dropped = {}, {'missing': 0, 'with_markup': 0, 'too_short': 0, 'too_long': 0}
+  reasons = ('missing', 'with_markup', 'page_script', 'too_short', 'too_long')
+  titles, dropped = {}, dict.fromkeys(reasons, 0)
   for place, row in lines(path):
     if 'asin' not in row:
       raise DataError(f'{place} has no asin')

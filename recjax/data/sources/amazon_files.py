@@ -1,13 +1,12 @@
 """Reviews and metadata of Amazon as published in 2014, 2018 and 2023 (any category).
 
 Reviews are JSON Lines, or the ratings-only tables; metadata of 2014 are Python dicts, which are
-read without running them. Texts lose their HTML entities and line breaks.
+read without running them, and may stand in a table as well.
 """
-import html
 import pathlib
 import re
 
-from recjax.data import funnel, raw
+from recjax.data import cleaning, funnel, raw, times
 
 # (user, item, time, rating), the item of the metadata, the order of columns in ratings-only tables
 EDITIONS = {
@@ -38,35 +37,35 @@ def source(edition, reviews, meta='', tick=None):
   columns, key, bare = EDITIONS[edition]
   for path in filter(None, (reviews, meta)):
     raw.check_file(path, WHERE[edition])
-  header = bare if raw.kind(reviews) == '.csv' else ()
-  events = raw.events(reviews, raw.read(reviews, header, tick=tick), *columns)
-  goods = raw.goods(meta, raw.read(meta, literal=True), key, shape) if meta else ()
-  return funnel.Source(category(reviews), events, goods)
+  header = bare if raw.kind(reviews) == '.csv' and not named(reviews) else ()
+  unit = 'ms' if edition == '2023' else 's'
+  told = funnel.new_told(columns[2], unit)
+  events = raw.events(reviews, raw.read(reviews, header, tick=tick), *columns, times.usual(unit),
+                      {'told': told['events']['ids']})
+  goods = raw.goods(meta, raw.read(meta, literal=True), key, shape, told['goods'], '.'
+                    ) if meta else ()
+  return funnel.Source(category(reviews), events, goods, told)
+
+
+def named(path):
+  """Whether a table's first line names columns, as tables made of the reviews do."""
+  line = next((line for _, line in raw.lines(path)), None) or b''
+  return any(name.encode() in line for name in ('asin', 'user_id', 'reviewerID'))
 
 
 def shape(row):
-  """A line of metadata, of any edition, as columns of the catalogue."""
-  found = {
-      'title': text(row.get('title')),
-      'brand': text(row.get('brand') or row.get('store')),
-      'categories': paths(row),
-      'description': text(row.get('description')),
-      'features': text(row.get('feature') or row.get('features')),
-      'price': row.get('price') or None,
-      'main_category': text(row.get('main_category') or row.get('main_cat')),
-  }
-  return {name: value for name, value in found.items() if value is not None}
-
-
-def text(value):
-  """Text without entities, markup of line breaks, and doubled blanks. -> str or None"""
-  value = raw.as_text(value)
-  return raw.as_text(html.unescape(re.sub(r'<br\s*/?>', ' ', value))) if value else None
+  """A line of metadata, of any edition, as columns of the catalogue, before they are cleaned."""
+  return {'title': row.get('title'), 'brand': row.get('brand') or row.get('store'),
+          'categories': paths(row), 'description': row.get('description'),
+          'features': row.get('feature') or row.get('features'), 'price': row.get('price'),
+          'main_category': row.get('main_category') or row.get('main_cat')}
 
 
 def paths(row):
   """The first path of categories: 2014 gives a list of paths, 2018 `category`. -> list or None"""
   value = row.get('categories') or row.get('category')
+  if isinstance(value, str):
+    value = cleaning.listed(value) or value
   if isinstance(value, list) and value and isinstance(value[0], list):
     value = value[0]
-  return [html.unescape(c) for c in raw.as_list(value) or []] or None
+  return value

@@ -5,7 +5,7 @@ become categories.
 """
 import pathlib
 
-from recjax.data import funnel, raw
+from recjax.data import cleaning, funnel, raw, times
 from recjax.errors import DataError
 
 # ratings, films, their encoding and separators, names of the columns where the files have none.
@@ -29,12 +29,15 @@ def source(folder, tick=None):
     if not (folder / ratings).is_file():
       continue
     rows = raw.read(folder / ratings, header, sep, tick=tick)
-    events = raw.events(folder / ratings, rows, *COLUMNS[:2], 'timestamp', 'rating')
+    told = funnel.new_told('timestamp', 's')
+    events = raw.events(folder / ratings, rows, *COLUMNS[:2], 'timestamp', 'rating',
+                        times.usual('s'), {'told': told['events']['ids']})
     if not (folder / films).is_file():
       raise DataError(f'{folder} has {ratings} but no {films}; unpack the whole archive there.')
     goods = raw.goods(folder / films, raw.read(folder / films, names, parts,
-                                               encoding(folder / films)), 'movieId', shape)
-    return funnel.Source(folder.resolve().name, events, goods)
+                                               encoding(folder / films)), 'movieId', shape,
+                      told['goods'])
+    return funnel.Source(folder.resolve().name, events, goods, told)
   looked = ', '.join(edition[0] for edition in EDITIONS)
   raise DataError(f'{folder} has none of {looked}; fetch an archive such as ml-1m.zip from '
                   'files.grouplens.org/datasets/movielens, unpack it and name its folder.')
@@ -51,10 +54,9 @@ def encoding(path):
 
 
 def shape(row):
-  """A film as columns of the catalogue."""
+  """A film as columns of the catalogue, before they are cleaned."""
   if 'genres' in row:
-    genres = raw.as_list(row['genres'], '|')
-    genres = None if genres == ['(no genres listed)'] else genres
+    genres = row['genres'] if row['genres'] != '(no genres listed)' else None
   else:
-    genres = [g for g in GENRES if row.get(g) == '1'] or None
-  return {'title': raw.as_text(row.get('title')), 'categories': genres}
+    genres = [g for g in GENRES if row.get(g) == '1']
+  return {'title': row.get('title'), 'categories': cleaning.parted(genres, '|')}

@@ -2,22 +2,28 @@
 
 Users are known by their names, days are the finest times; as SASRec uses the set.
 """
-from recjax.data import funnel, raw
+from recjax.data import funnel, raw, times
 
 
 def source(reviews, games='', tick=None):
-  """The files as raw rows: steam_reviews.json.gz, steam_games.json.gz. -> funnel.Source"""
+  """The files as raw rows: steam_reviews.json.gz, steam_games.json.gz. -> funnel.Source
+
+  Names that differ by blanks are different users.
+  """
   for path in filter(None, (reviews, games)):
     raw.check_file(path, 'cseweb.ucsd.edu/~jmcauley/datasets.html#steam_data')
+  told = funnel.new_told('date', 'iso')
   rows = raw.read(reviews, literal=True, tick=tick)
-  events = raw.events(reviews, rows, 'username', 'product_id', 'date')
-  goods = raw.goods(games, raw.read(games, literal=True), 'id', shape) if games else ()
-  return funnel.Source('steam', events, goods)
+  events = raw.events(reviews, rows, 'username', 'product_id', 'date', '', times.usual('iso'),
+                      {'told': told['events']['ids'], 'exact': True})
+  goods = raw.goods(games, raw.read(games, literal=True), 'id', shape, told['goods'], '.'
+                    ) if games else ()
+  return funnel.Source('steam', events, goods, told)
 
 
 def shape(row):
-  """A game as columns of the catalogue."""
-  return {'title': raw.as_text(row.get('title') or row.get('app_name')),
-          'brand': raw.as_text(row.get('developer') or row.get('publisher')),
-          'categories': raw.as_list(row.get('genres')), 'tags': raw.as_list(row.get('tags')),
-          'price': row.get('price'), 'release_date': raw.as_text(row.get('release_date'))}
+  """A game as columns of the catalogue, before they are cleaned."""
+  return {'title': row.get('title') or row.get('app_name'),
+          'brand': row.get('developer') or row.get('publisher'),
+          'categories': row.get('genres'), 'tags': row.get('tags'),
+          'price': row.get('price'), 'release_date': row.get('release_date')}

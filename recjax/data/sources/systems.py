@@ -5,36 +5,73 @@ Their own ids stay. None of them holds times, so the order is that of the files.
 """
 import pathlib
 
-from recjax.data import files, funnel, raw
+from recjax.data import cleaning, files, funnel, raw
 from recjax.data.formats import pickles
 from recjax.data.formats import reclm as reclm_files
 from recjax.data.formats import unirec as unirec_files
 from recjax.errors import ConfigError, DataError
 
 
-def sequences(path, items='', tick=None):
-  """Lines `user item item ...` (S3-Rec, P5, LETTER, LLMEmb) or `user item` (SASRec).
+def sequences(path, items='', tick=None, users=''):
+  """Lines `user item item ...` (S3-Rec, P5, LETTER, LLMEmb), `user item` (SASRec), or `item item
+  ...` without the user (gSASRec).
 
-  items: a table of items in any form, columns under their usual names. -> funnel.Source
+  items: a table of items in any form, columns under their usual names. users: 'first' where a
+  line's first word is the user, 'none' where each line is a user of its own; '' tells it from all
+  lines. -> funnel.Source
   """
-  goods = ()
+  if users not in ('', 'first', 'none'):
+    raise ConfigError(f"--users={users!r}; choose 'first' or 'none'")
+  told, goods = {'events': {}, 'goods': {}}, ()
   if items:
     from recjax.data.sources import table
-    goods = table.goods(items)
-  return funnel.Source(pathlib.Path(path).stem, _words(path, tick), goods)
+    goods = table.goods(items, told=told['goods'])
+  return funnel.Source(pathlib.Path(path).stem, _words(path, users, told['events'], tick), goods,
+                       told)
 
 
-def _words(path, tick):
+def _words(path, users, told, tick):
+  how = '' if users else 'told by all lines'
+  users = users or layout(path)
+  told['layout'] = {'first': "a line's first word is its user",
+                    'none': 'each line is a user, numbered from 1, and its words are items'}[users]
+  told['layout'] += f' ({how})' if how else ''
   for number, line in raw.lines(path, tick):
     try:
       words = (line or b'\xff').decode('utf-8').split()
     except UnicodeDecodeError:
       yield path, number, None, 'not UTF-8, or a line over 4 MB'
       continue
-    if len(words) == 1:
+    user, row = (str(number), words) if users == 'none' else (words[:1] and words[0], words[1:])
+    if words and not row:
       yield path, number, None, 'a user without items'
-    for item in words[1:]:
-      yield path, number, (words[0], item, None, None), ''
+    for item in row:
+      yield path, number, (user, item, None, None), ''
+
+
+def layout(path):
+  """'first' where lines begin with their user. Raises ConfigError where nothing tells it.
+
+  They do where all lines are pairs, or the first words count them from 0 or 1, or are no items.
+  """
+  firsts, others, lines, pairs, numbered = set(), set(), 0, 0, True
+  for _, line in raw.lines(path):
+    words = (line or b'').decode('utf-8', 'replace').split()
+    if not words:
+      continue
+    if not lines:
+      zero = words[0] == '0'
+    numbered = numbered and words[0] == str(lines + (not zero))
+    lines += 1
+    pairs += len(words) == 2
+    firsts.add(words[0])
+    others.update(words[1:])
+  if pairs == lines or numbered or not firsts & others:
+    return 'first'
+  raise ConfigError(f'{path}: do its lines begin with their user? Of {lines:,} first words '
+                    f'{len(firsts):,} are different and {len(firsts & others):,} are items as '
+                    'well. Say --users=first (lines are: user item item …) or --users=none (lines '
+                    'are: item item …, each of one user)')
 
 
 def etegrec(folder, tick=None):
@@ -83,10 +120,12 @@ def reclm(folder, allow_pickle=False):
   events = ((folder / 'sequential', n, *_event(user, item, metas))
             for n, (user, items) in enumerate(users.items(), 1)
             for item in (items if isinstance(items, list) else [None]))
-  goods = ((folder / 'metas', n, (str(item), reclm_files.columns_of(row)), '')
+  told = {'goods': cleaning.new_told()}
+  goods = ((folder / 'metas', n, (str(item), cleaning.item(reclm_files.columns_of(row),
+                                                           told['goods'])), '')
            if isinstance(row, dict) else (folder / 'metas', n, None, 'no columns')
            for n, (item, row) in enumerate(metas.items(), 1))
-  return funnel.Source(folder.resolve().name, events, goods)
+  return funnel.Source(folder.resolve().name, events, goods, told)
 
 
 def _whole(folder, names, allow_pickle):
@@ -104,7 +143,7 @@ def _whole(folder, names, allow_pickle):
 
 def _event(user, item, metas):
   try:
-    event = (raw.as_id(user, 'the user'), raw.as_id(item, 'an item'), None, None)
+    event = (cleaning.identity(user, 'the user'), cleaning.identity(item, 'an item'), None, None)
   except ValueError as error:
     return None, str(error)
   # Keys of JSON are texts, those of pickles may be numbers.
@@ -125,7 +164,8 @@ def unirec(folder, allow_pickle=False, items=''):
   events = ((folder / 'user_history.pkl', n, (user, ids[i - 1], None, None), '')
             for n, (user, row) in enumerate(zip(users, rows), 1) for i in row)
   goods = ((folder / 'map.pkl', n, (item, {}), '') for n, item in enumerate(ids, 1))
+  told = {'goods': {}}
   if items:
     from recjax.data.sources import table
-    goods = table.goods(items)
-  return funnel.Source(folder.resolve().name, events, goods)
+    goods = table.goods(items, told=told['goods'])
+  return funnel.Source(folder.resolve().name, events, goods, told)

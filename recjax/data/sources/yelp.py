@@ -5,7 +5,7 @@ Both are JSON Lines; only the names of the files and a few columns differ. LLMEm
 """
 import pathlib
 
-from recjax.data import funnel, raw
+from recjax.data import cleaning, funnel, raw, times
 from recjax.errors import DataError
 
 EDITIONS = ('yelp_academic_dataset', 'yelp_training_set')
@@ -15,9 +15,11 @@ def source(folder, tick=None):
   """The folder's reviews and businesses as raw rows. -> funnel.Source"""
   folder = pathlib.Path(folder)
   reviews, places = (find(folder, what) for what in ('review', 'business'))
+  told = funnel.new_told('date', 'iso')
   events = raw.events(reviews, raw.read(reviews, tick=tick), 'user_id', 'business_id', 'date',
-                      'stars')
-  return funnel.Source('yelp', events, raw.goods(places, raw.read(places), 'business_id', shape))
+                      'stars', times.usual('iso'), {'told': told['events']['ids']})
+  goods = raw.goods(places, raw.read(places), 'business_id', shape, told['goods'])
+  return funnel.Source('yelp', events, goods, told)
 
 
 def find(folder, what):
@@ -32,7 +34,7 @@ def find(folder, what):
 
 def shape(row):
   """A business as columns of the catalogue; categories are a list in 2013, a text later."""
-  return {'title': raw.as_text(row.get('name')),
-          'categories': raw.as_list(row.get('categories'), ','),
-          'city': raw.as_text(row.get('city')), 'state': raw.as_text(row.get('state')),
-          'neighborhoods': raw.as_list(row.get('neighborhoods'), ','), 'stars': row.get('stars')}
+  return {'title': row.get('name'), 'categories': cleaning.parted(row.get('categories'), ','),
+          'city': row.get('city'), 'state': row.get('state'),
+          'neighborhoods': cleaning.parted(row.get('neighborhoods'), ','),
+          'stars': row.get('stars')}
