@@ -246,12 +246,35 @@ class RefusalTest(parameterized.TestCase):
     with self.assertRaisesRegex(DataError, message):
       huggingface.load(self.saved(change), TINY)
 
-  def test_leftovers_that_mean_nothing_are_passed_over(self):
-    folder = self.saved(lambda t: t.update({
-        'model.layers.0.self_attn.rotary_emb.inv_freq': np.zeros(8, 'f')}))
-    huggingface.load(folder, TINY)
-    tied = dataclasses.replace(TINY, tied=True)
-    self.assertNotIn('head', huggingface.load(folder, tied))
+  def test_leftovers_are_looked_at(self):
+    turns = (1e4 ** -(np.arange(0, 16, 2) / 16)).astype('f')
+    name = 'model.layers.0.self_attn.rotary_emb.inv_freq'
+    for kind in ('float32', 'float16', 'bfloat16'):
+      huggingface.load(self.saved(lambda t, k=kind: t.update({name: np.asarray(
+          jnp.asarray(turns, k))})), TINY)
+    for wrong in (np.zeros(8, 'f'), turns * 1.05, turns[:7]):
+      with self.assertRaisesRegex(DataError, r'model.safetensors: tensor .*inv_freq is not what'):
+        huggingface.load(self.saved(lambda t, x=wrong: t.update({name: x})), TINY)
+
+  def test_a_head_of_its_own_is_used_and_an_equal_one_is_the_embedding(self):
+    def edited(change):
+      folder = self.saved(change)
+      raw = json.loads((folder / 'config.json').read_text())
+      (folder / 'config.json').write_text(json.dumps({**raw, 'tie_word_embeddings': True}))
+      return folder
+    folder = edited(lambda t: None)
+    cfg = huggingface.read_config(folder)
+    self.assertFalse(cfg.tied)
+    np.testing.assert_array_equal(huggingface.load(folder, cfg)['head'],
+                                  random_params(TINY)['head'])
+    with self.assertRaisesRegex(DataError, 'lm_head.weight is not model.embed_tokens.weight'):
+      huggingface.load(folder, dataclasses.replace(cfg, tied=True))
+    for change in (lambda t: t.update({'lm_head.weight': t['model.embed_tokens.weight']}),
+                   lambda t: t.pop('lm_head.weight')):
+      folder = edited(change)
+      cfg = huggingface.read_config(folder)
+      self.assertTrue(cfg.tied)
+      self.assertNotIn('head', huggingface.load(folder, cfg))
 
   def test_a_cut_file_an_absent_part_and_a_pickle_are_refused(self):
     folder = self.saved()

@@ -161,7 +161,7 @@ class FilesTest(parameterized.TestCase):
     first = MAKERS[name]()
     second = tokens.load(folder_of(first))
     self.assertEqual(second.fingerprint, first.fingerprint)
-    for field in ('bos_id', 'eos_ids', 'pad_id', 'special_tokens', 'chat_template', 'vocab_size'):
+    for field in ('before', 'after', 'eos_ids', 'pad_id', 'special_tokens', 'chat_template', 'vocab_size'):
       self.assertEqual(getattr(second, field), getattr(first, field))
 
   def test_transformers_reads_a_saved_folder_with_equal_ids(self):
