@@ -10,6 +10,7 @@ from tokenizers import Tokenizer as Backend
 from tokenizers import decoders, models, normalizers, pre_tokenizers, processors, trainers
 
 from recjax.errors import ConfigError, DataError
+from recjax.methods.bigrec import prompts
 from recjax.text import chat, tokens
 
 SHARED = pathlib.Path(__file__).parents[2].parent / 'shared' / 'models'
@@ -280,6 +281,16 @@ class AroundTest(parameterized.TestCase):
     self.assertEqual([[*ours.before, *r, *ours.after] for r in ours.encode_batch(texts)], theirs)
     again = tokens.load(folder_of(ours))  # and stay so when they are saved
     self.assertEqual((again.before, again.after), (ours.before, ours.after))
+
+  @parameterized.parameters('named and never added', 'added', 'byte level, GPT-2 type')
+  def test_prompts_of_a_method_begin_as_auto_tokenizer_begins(self, name):
+    from transformers import AutoTokenizer
+    folder = AROUND[name][0]()
+    template = prompts.load_template('bigrec')
+    record = template.record('goods', ['hole', 'screws'], '')
+    rows, _ = prompts.encode_prompts(tokens.load(folder), template, [record], 10**6)
+    want = AutoTokenizer.from_pretrained(folder)(template.text(record))['input_ids']
+    self.assertEqual(rows[0][:1], want[:1])
 
   @absltest.skipUnless(SHARED.is_dir(), f'needs the tokenizers in {SHARED}')
   def test_published_tokenizers_put_around_what_transformers_does(self):
