@@ -105,7 +105,7 @@ def random_minilm(folder):
   """A BERT of MiniLM's shape with random weights and a tokenizer of word pieces. -> folder"""
   import torch
   import transformers
-  from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
+  from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
   torch.manual_seed(0)
   transformers.BertModel(transformers.BertConfig(**MINILM)).save_pretrained(folder)
   backend = Tokenizer(models.WordPiece(unk_token='[UNK]'))
@@ -114,6 +114,8 @@ def random_minilm(folder):
   special = ['[PAD]', '[UNK]', '[CLS]', '[SEP]', '[MASK]']
   backend.train_from_iterator(texts_of('sample', 0), trainers.WordPieceTrainer(
       vocab_size=8000, special_tokens=special, show_progress=False))
+  backend.post_processor = processors.TemplateProcessing(
+      single='[CLS] $A [SEP]', special_tokens=[('[CLS]', 2), ('[SEP]', 3)])
   transformers.PreTrainedTokenizerFast(
       tokenizer_object=backend, cls_token='[CLS]', sep_token='[SEP]', pad_token='[PAD]',
       unk_token='[UNK]', mask_token='[MASK]').save_pretrained(folder)

@@ -13,6 +13,7 @@ from jax.sharding import PartitionSpec as P
 
 from recjax.errors import ConfigError
 from recjax.models.attention import attend
+from recjax.models.layers import check_dtype
 
 ACTIVATIONS = {
     'gelu': functools.partial(nn.gelu, approximate=False), 'relu': nn.relu,
@@ -40,6 +41,7 @@ class Config:
   dtype: str = 'float32'
 
   def __post_init__(self):
+    check_dtype('dtype', self.dtype)
     if self.act not in ACTIVATIONS:
       raise ConfigError(f'hidden_act {self.act!r} is not supported; {", ".join(ACTIVATIONS)} are')
     if self.width % self.heads:

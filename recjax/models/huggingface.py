@@ -20,7 +20,7 @@ import safetensors
 import safetensors.numpy
 
 from recjax.errors import ConfigError, DataError
-from recjax.models import llm, rope
+from recjax.models import foreign, llm, rope
 
 MODULES = {
     'q': 'self_attn.q_proj', 'k': 'self_attn.k_proj', 'v': 'self_attn.v_proj',
@@ -46,65 +46,77 @@ NAMES = {path: (name, turn) for path, name, turn in TABLE}
 FLOATS = {'F64', 'F32', 'F16', 'BF16'}
 MARK = {'format': 'pt'}
 
-# Settings that change the function and that the model does not have: key -> values that are fine.
-PLAIN = {
-    'hidden_act': ('silu',), 'use_sliding_window': (False,), 'partial_rotary_factor': (1, 1.0),
-    'quantization_config': (), 'layer_types': (),
-}
-PLAIN_ADAPTER = {
-    'peft_type': ('LORA',), 'bias': ('none',), 'use_dora': (False,), 'use_rslora': (False,),
-    'modules_to_save': (), 'rank_pattern': (), 'alpha_pattern': (), 'layers_to_transform': (),
-    'layer_replication': (), 'trainable_token_indices': (), 'fan_in_fan_out': (False,),
-    'lora_bias': (False,), 'target_parameters': (), 'use_qalora': (False,),
-}
+HEAD, EMBED = 'lm_head.weight', 'model.embed_tokens.weight'
+BLOCK = 1 << 22  # numbers of two tensors that are compared at a time
 
 
 def read_config(folder):
   """The llm.Config of a checkpoint folder; its dtype is float32, its param_dtype the file's.
 
-  Raises DataError if config.json is missing or unreadable, ConfigError naming the key if the
-  model has an option that is not implemented.
+  `tied` is what the files show: a stored output layer that is not the embedding is used, whatever
+  config.json says. Raises DataError if config.json is missing or unreadable, ConfigError naming the
+  key if the model has an option that is not implemented.
   """
   path = pathlib.Path(folder) / 'config.json'
   raw = read_json(path)
   kind = raw.get('model_type')
   if kind not in ('llama', 'qwen2', 'qwen3'):
     raise ConfigError(f'{path}: model_type {kind!r} is not supported; llama, qwen2 and qwen3 are')
-  if set(raw.get('layer_types') or ()) <= {'full_attention'}:
-    raw['layer_types'] = None
-  _check_plain(path, raw, PLAIN)
-  sizes = {ours: need(path, raw, theirs) for ours, theirs in (
+  refuse_adapter(path.parent)
+  foreign.decoder(path, raw)
+  sizes = {ours: foreign.whole(path, raw, theirs) for ours, theirs in (
       ('vocab', 'vocab_size'), ('width', 'hidden_size'), ('layers', 'num_hidden_layers'),
       ('heads', 'num_attention_heads'), ('ffn', 'intermediate_size'),
       ('max_positions', 'max_position_embeddings'))}
-  sizes['kv_heads'] = raw.get('num_key_value_heads') or sizes['heads']
+  groups = 32 if kind != 'llama' and 'num_key_value_heads' not in raw else sizes['heads']
+  sizes['kv_heads'] = foreign.whole(path, raw, 'num_key_value_heads', groups)
   width = 128 if kind == 'qwen3' else sizes['width'] // sizes['heads']
-  sizes['head_dim'] = raw.get('head_dim') or width
+  sizes['head_dim'] = foreign.whole(path, raw, 'head_dim', width)
   theta, scaling = _rotary(path, raw)
-  attention_bias = bool(raw.get('attention_bias')) and kind != 'qwen2'
+  attention_bias = foreign.flag(path, raw, 'attention_bias') and kind != 'qwen2'
+  tied = foreign.flag(path, raw, 'tie_word_embeddings')
   stored = raw.get('dtype') or raw.get('torch_dtype')
   return llm.Config(
-      **sizes, rope_theta=theta, rope_scaling=scaling, norm_eps=raw.get('rms_norm_eps', 1e-6),
-      tied=bool(raw.get('tie_word_embeddings', False)), qk_norm=kind == 'qwen3',
+      **sizes, rope_theta=theta, rope_scaling=scaling,
+      norm_eps=foreign.number(path, raw, 'rms_norm_eps', 1e-6),
+      tied=tied and not differs(folder, HEAD, EMBED), qk_norm=kind == 'qwen3',
       qkv_bias=attention_bias or kind == 'qwen2', out_bias=attention_bias,
-      mlp_bias=kind == 'llama' and bool(raw.get('mlp_bias')),
+      mlp_bias=kind == 'llama' and foreign.flag(path, raw, 'mlp_bias'),
       param_dtype='bfloat16' if stored == 'bfloat16' else 'float32')
+
+
+def refuse_adapter(folder):
+  """Raises ConfigError where an adapter lies in the folder of a whole model, which changes it."""
+  path = pathlib.Path(folder) / 'adapter_config.json'
+  if path.exists():
+    raise ConfigError(f'{path}: an adapter lies beside the model, and other programs would apply '
+                      'it; merge it into the model, or take its files out of the folder')
 
 
 def _rotary(path, raw):
   """Rotary base and scaling from the old spelling (rope_theta, rope_scaling) or the new one."""
-  new = dict(raw.get('rope_parameters') or {})
-  scaling = {**dict(raw.get('rope_scaling') or {}), **new}
-  theta = scaling.pop('rope_theta', None) or raw.get('rope_theta') or 10_000.0
-  kind = scaling.pop('rope_type', None) or scaling.get('type', 'default')
-  scaling.pop('type', None)
+  old, new = (_spelled(path, raw, key) for key in ('rope_scaling', 'rope_parameters'))
+  if old and new and old != {k: v for k, v in new.items() if k in old or k != 'rope_theta'}:
+    raise ConfigError(f'{path}: rope_scaling and rope_parameters say different things; keep one')
+  scaling = {**old, **new}
+  outside = raw.get('rope_theta')
+  theta = foreign.number(path, {'rope_theta': scaling.pop('rope_theta', outside)}, 'rope_theta',
+                         10_000.0)
+  kind = scaling.pop('rope_type', 'default')
   if scaling.pop('partial_rotary_factor', 1) != 1:
     raise ConfigError(f'{path}: partial_rotary_factor below 1 is not supported')
+  outer = raw.get('original_max_position_embeddings')
+  if outer not in (None, scaling.get('original_max_position_embeddings', outer)):
+    raise ConfigError(f'{path}: original_max_position_embeddings={outer} is not the one of its '
+                      'rope_scaling; keep one')
   if kind == 'default':
+    if scaling:
+      raise ConfigError(f"{path}: rope_scaling of type 'default' has {', '.join(sorted(scaling))}, "
+                        'which mean nothing there; name its rope_type or take them out')
     return float(theta), ()
-  scaling = {k: v for k, v in scaling.items() if v is not None}
   if kind in ('llama3', 'yarn'):
-    length = scaling.setdefault('original_max_position_embeddings', raw['max_position_embeddings'])
+    length = scaling.setdefault('original_max_position_embeddings',
+                                outer or raw['max_position_embeddings'])
     scaling.setdefault('factor', raw['max_position_embeddings'] / length)
   scaling['rope_type'] = kind
   try:
@@ -114,12 +126,18 @@ def _rotary(path, raw):
   return float(theta), tuple(sorted(scaling.items()))
 
 
-def _check_plain(path, raw, plain):
-  for key, fine in plain.items():
-    value = raw.get(key)
-    if value is not None and value not in fine and not (fine == () and not value):
-      raise ConfigError(f'{path}: {key}={value!r} is not supported'
-                        + (f'; it must be {fine[0]!r}' if fine else ''))
+def _spelled(path, raw, key):
+  """Rotary settings without empty ones, the kind under its newer name. -> dict"""
+  given = raw.get(key) or {}
+  if not isinstance(given, dict):
+    raise ConfigError(f'{path}: {key}={given!r:.120} is no object')
+  found = {k: v for k, v in given.items() if v is not None}
+  older = found.pop('type', None)
+  if found and older:
+    found.setdefault('rope_type', older)
+  elif older:
+    found = {'rope_type': older}
+  return found
 
 
 def need(path, raw, key):
@@ -151,26 +169,36 @@ def load(folder, cfg, shardings=None, dtype=None):
   Raises DataError naming tensor and file where one is missing, left over, or of another shape.
   """
   shapes = llm.shapes(dataclasses.replace(cfg, param_dtype=dtype or cfg.param_dtype))
-  ignored = r'.*rotary_emb\.inv_freq' + ('|lm_head\\.weight' if cfg.tied else '')
-  return read(folder, shapes, shardings, ignored)
+  spare = {r'(model\.layers\.\d+\.self_attn|model)\.rotary_emb\.inv_freq': rope.frequencies(cfg)[0]}
+  if cfg.tied:
+    spare[re.escape(HEAD)] = EMBED
+  return read(folder, shapes, shardings, spare)
 
 
-def read(folder, shapes, shardings, ignored, names=NAMES, root='', stem='model'):
+def read(folder, shapes, shardings, spare, names=NAMES, root='', stem='model'):
   """Fills a tree of jax.ShapeDtypeStruct from the files of `folder`.
 
   names: our path -> (their name, whether to transpose). root: what some files put before names.
+  spare: {pattern of the names of tensors that have no place: what they must equal, as an array or
+  as the name of another tensor, or None for those that the function never reads}.
   """
   folder = pathlib.Path(folder)
   with contextlib.ExitStack() as stack:
-    found = {n.removeprefix(root): f for n, f in _open(folder, stem, stack).items()}
+    found = {}
+    for name, file in _open(folder, stem, stack).items():
+      if found.setdefault(name.removeprefix(root), file) is not file:
+        raise DataError(f'{file[0]}: tensor {name} is there with and without {root!r} before it')
     leaves = {_path(p): x for p, x in jax.tree_util.tree_flatten_with_path(shapes)[0]}
     wanted = {name for path, leaf in leaves.items() for name in _their_names(path, leaf, names)}
-    extra = sorted(n for n in set(found) - wanted if not re.fullmatch(ignored, n))
-    if extra:
-      raise DataError(f'{found[extra[0]][0]}: tensor {extra[0]} has no place in this model '
-                      f'({len(extra)} such tensors); its config.json may belong to another')
+    extra = sorted(set(found) - wanted)
+    placeless = [n for n in extra if not any(re.fullmatch(p, n) for p in spare)]
+    if placeless:
+      raise DataError(f'{found[placeless[0]][0]}: tensor {placeless[0]} has no place in this model '
+                      f'({len(placeless)} such tensors); its config.json may belong to another')
     if missing := sorted(wanted - set(found)):
       raise DataError(f'{folder}: tensor {missing[0]} is in no file ({len(missing)} are missing)')
+    for name in extra:
+      _look_at(name, next(x for p, x in spare.items() if re.fullmatch(p, name)), found)
     if shardings is None:
       shardings = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     if isinstance(shardings, jax.sharding.Sharding):
@@ -178,6 +206,44 @@ def read(folder, shapes, shardings, ignored, names=NAMES, root='', stem='model')
       shardings = jax.tree.map(lambda _: one, shapes)
     return jax.tree_util.tree_map_with_path(
         lambda path, leaf, where: _place(names[_path(path)], leaf, where, found), shapes, shardings)
+
+
+def _look_at(name, other, found):
+  """Raises DataError where a tensor that is left out is not what stands in its place."""
+  file, view = found[name]
+  if other is None:
+    return
+  if isinstance(other, str):
+    if not _same(view(), found[other][1]()):
+      raise DataError(f'{file}: tensor {name} is not {other}, which would be used in its place; '
+                      "set tie_word_embeddings to false where both are the model's own")
+    return
+  stored = view()[:]
+  near = 1e-6 if stored.dtype.itemsize > 2 else 1e-2  # half precision rounds what was stored
+  if stored.size != other.size or not np.allclose(
+      stored.astype(np.float64).reshape(other.shape), other, rtol=near, atol=1e-6 * near):
+    raise DataError(f'{file}: tensor {name} is not what config.json makes of it; correct '
+                    'config.json, or take the tensor out where it is left from another setting')
+
+
+def _same(one, two):
+  """Whether two stored tensors are equal, a block of rows at a time."""
+  shape = one.get_shape()
+  if list(shape) != list(two.get_shape()) or not shape:
+    return False
+  rows = max(1, BLOCK // max(1, math.prod(shape[1:])))
+  cuts = [slice(at, min(at + rows, shape[0])) for at in range(0, shape[0], rows)]
+  return all(np.array_equal(one[cut], two[cut]) for cut in cuts)
+
+
+def differs(folder, name, other, stem='model'):
+  """Whether the files of a folder, if there are any, hold both tensors and they are not equal."""
+  folder = pathlib.Path(folder)
+  if not any((folder / f'{stem}.safetensors{end}').exists() for end in ('', '.index.json')):
+    return False
+  with contextlib.ExitStack() as stack:
+    found = _open(folder, stem, stack)
+    return name in found and other in found and not _same(found[name][1](), found[other][1]())
 
 
 def _path(path):
@@ -217,6 +283,9 @@ def _open(folder, stem, stack):
     except (safetensors.SafetensorError, OSError) as error:
       raise DataError(f'{path} is not a whole safetensors file: {error}') from None
     for name in file.keys():  # noqa: SIM118, not a mapping
+      if name in found:
+        raise DataError(f'{path}: tensor {name} stands in {found[name][0].name}, too; one of the '
+                        'files belongs to another checkpoint')
       found[name] = path, functools.partial(file.get_slice, name)
   for name in listed or ():
     if name not in found:
@@ -356,17 +425,63 @@ def save_adapter(lora, cfg, folder, base):
 def adapter_config(folder, cfg):
   """`cfg` with the rank, alpha and targets of the adapter in `folder`.
 
-  Raises ConfigError naming the key if the adapter is of a kind that is not implemented.
+  An adapter of rank-stabilised LoRA is scaled by alpha / sqrt(r): its alpha comes as the one that
+  gives the same scale. Raises ConfigError naming the key if the adapter is of a kind that is not
+  implemented.
   """
   folder = pathlib.Path(folder)
   path = folder / 'adapter_config.json'
   raw = read_json(path)
-  _check_plain(path, raw, PLAIN_ADAPTER)
+  foreign.adapter(path, raw)
+  rank = foreign.whole(path, raw, 'r')
+  alpha = float(foreign.number(path, raw, 'lora_alpha'))
+  if foreign.flag(path, raw, 'use_rslora'):
+    alpha *= math.sqrt(rank)
   with contextlib.ExitStack() as stack:
     names = set(_open(folder, 'adapter_model', stack))
-  targets = tuple(n for n in llm.LINEAR if any(f'.{MODULES[n]}.lora_A.' in name for name in names))
-  return dataclasses.replace(cfg, lora_rank=need(path, raw, 'r'), lora_targets=targets,
-                             lora_alpha=float(need(path, raw, 'lora_alpha')))
+  stored = {(i, n) for n in llm.LINEAR for i in range(cfg.layers)
+            if f'base_model.model.model.layers.{i}.{MODULES[n]}.lora_A.weight' in names}
+  _check_targets(path, raw, cfg.layers, stored)
+  targets = tuple(n for n in llm.LINEAR if any(n == name for _, name in stored))
+  return dataclasses.replace(cfg, lora_rank=rank, lora_targets=targets, lora_alpha=alpha)
+
+
+def _check_targets(path, raw, layers, stored):
+  """Refuses an adapter whose settings put it elsewhere than on the same modules of every layer.
+
+  stored: (layer, module) of which the file has tensors. PEFT passes over those that the settings
+  do not name.
+  """
+  for module in ('lm_head', EMBED.removesuffix('.weight')):
+    if _targeted(path, raw, module):
+      raise ConfigError(f'{path}: target_modules names {module}; adapters on the linear layers of '
+                        'the blocks are supported')
+  for name, theirs in MODULES.items():
+    asked = {i for i in range(layers) if _targeted(path, raw, f'model.layers.{i}.{theirs}')}
+    held = {i for i, n in stored if n == name}
+    if asked and len(asked) < layers:
+      missing = min(set(range(layers)) - asked)
+      raise ConfigError(f'{path}: target_modules and exclude_modules leave {theirs} of layer '
+                        f'{missing} out, and name that of others; all layers alike are supported')
+    if bool(asked) != bool(held):
+      raise ConfigError(f'{path}: target_modules {"names" if asked else "leaves out"} {theirs}, '
+                        f'and the adapter has {"no" if asked else "a"} tensor for it')
+
+
+def _targeted(path, raw, module):
+  """Whether PEFT puts the adapter on a module, by target_modules and exclude_modules."""
+  def named(given):
+    if isinstance(given, str):
+      return re.fullmatch(given, module) is not None
+    return any(module == some or module.endswith(f'.{some}') for some in given)
+  targets = need(path, raw, 'target_modules')
+  if isinstance(targets, str) and targets.lower() == 'all-linear':
+    targets = [m.rpartition('.')[2] for m in MODULES.values()]
+  try:
+    return named(targets) and not (raw.get('exclude_modules') and named(raw['exclude_modules']))
+  except (re.error, TypeError) as error:
+    raise ConfigError(f'{path}: target_modules or exclude_modules is neither a list of names nor a '
+                      f'regular expression ({error})') from None
 
 
 def load_adapter(folder, cfg):
@@ -386,4 +501,4 @@ def load_adapter(folder, cfg):
     shapes[name] = {
         'a': jax.ShapeDtypeStruct((cfg.layers, n, cfg.lora_rank), jnp.float32),
         'b': jax.ShapeDtypeStruct((cfg.layers, cfg.lora_rank, out), jnp.float32)}
-  return read(folder, {'blocks': shapes}, None, '', stem='adapter_model')
+  return read(folder, {'blocks': shapes}, None, {}, stem='adapter_model')

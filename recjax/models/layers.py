@@ -5,6 +5,19 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from recjax.errors import ConfigError
+
+DTYPES = ('float32', 'bfloat16', 'float16')
+
+
+def check_dtype(name, value, more=()):
+  """Raises ConfigError where `value`, of the setting `name`, is no type that models compute in.
+
+  more: words that the setting may have besides.
+  """
+  if value not in (*more, *DTYPES):
+    raise ConfigError(f'{name}={value!r} is not one of {", ".join((*more, *DTYPES))}')
+
 
 def linear(x, w):
   """x (..., D) times w (D, E) as one product of two matrices.

@@ -18,7 +18,7 @@ from jax.sharding import PartitionSpec as P
 from recjax.errors import ConfigError
 from recjax.models import rope
 from recjax.models.attention import Past, attend, remember
-from recjax.models.layers import linear
+from recjax.models.layers import check_dtype, linear
 from recjax.sharding import shard
 
 LINEAR = ('q', 'k', 'v', 'o', 'gate', 'up', 'down')
@@ -76,6 +76,8 @@ class Config:
   lora_targets: tuple = LINEAR
 
   def __post_init__(self):
+    check_dtype('dtype', self.dtype)
+    check_dtype('param_dtype', self.param_dtype)
     if self.heads % self.kv_heads:
       raise ConfigError(f'{self.heads} heads do not divide over kv_heads={self.kv_heads}')
     if self.head_dim % 2:

@@ -29,6 +29,10 @@ def check_scaling(scaling):
   given = set(scaling) - {'rope_type'}
   if missing := SCALINGS[kind] - given:
     raise ConfigError(f'rope_scaling of type {kind!r} lacks {", ".join(sorted(missing))}')
+  wrong = [k for k in sorted(given) if type(scaling[k]) not in (int, float) and k != 'truncate']
+  if wrong:
+    raise ConfigError(f'rope_scaling of type {kind!r} has {wrong[0]}={scaling[wrong[0]]!r}, which '
+                      'is no number')
   if extra := given - SCALINGS[kind] - OPTIONAL.get(kind, set()):
     raise ConfigError(f'rope_scaling of type {kind!r} has {", ".join(sorted(extra))}, '
                       'which is not supported')

@@ -17,7 +17,7 @@ from jax.sharding import PartitionSpec as P
 
 from recjax.errors import ConfigError
 from recjax.models.decoder import Decoder
-from recjax.models.layers import dropout, linear
+from recjax.models.layers import check_dtype, dropout, linear
 
 FAR = -1e9  # instead of -inf, so that a row without a single key stays finite
 RULES = (
@@ -52,6 +52,7 @@ class Config:
   dtype: str = 'float32'
 
   def __post_init__(self):
+    check_dtype('dtype', self.dtype)
     for name in ('width', 'layers', 'decoder_layers', 'heads', 'head_dim', 'ffn'):
       if getattr(self, name) < 1:
         raise ConfigError(f'{name}={getattr(self, name)} of the T5 model must be at least 1')

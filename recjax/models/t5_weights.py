@@ -2,7 +2,7 @@
 import pathlib
 
 from recjax.errors import ConfigError
-from recjax.models import huggingface, t5
+from recjax.models import foreign, huggingface, t5
 
 # (our path, their name with {} for the layer, whether to transpose)
 NAMES = {'shared': ('shared.weight', False), 'head': ('lm_head.weight', True)}
@@ -22,7 +22,9 @@ NAMES |= {
     **{f'stacks/decoder/{where}cross_{n}': (
         f'decoder.block.{{}}.layer.1.EncDecAttention.{n}.weight', True)
        for n, where in (('q', 'blocks/'), ('o', 'blocks/'), ('k', ''), ('v', ''))}}
-IGNORED = r'(en|de)coder\.embed_tokens\.weight'
+HEAD, EMBED = 'lm_head.weight', 'shared.weight'
+# The first releases hold relative positions of the attention across, which no T5 reads.
+UNREAD = r'decoder\.block\.0\.layer\.1\.EncDecAttention\.relative_attention_bias\.weight'
 
 
 def names(cfg):
@@ -34,7 +36,11 @@ def names(cfg):
 
 
 def read_config(folder):
-  """The t5.Config of a checkpoint folder. Raises DataError, or ConfigError naming the key."""
+  """The t5.Config of a checkpoint folder. Raises DataError, or ConfigError naming the key.
+
+  `tied` is what the files show: a stored output layer that is not the embedding is used, whatever
+  config.json says (transformers 5 writes true for every T5).
+  """
   path = pathlib.Path(folder) / 'config.json'
   raw = huggingface.read_json(path)
   if raw.get('model_type') != 't5':
@@ -43,20 +49,25 @@ def read_config(folder):
   if feed not in ('relu', 'gated-gelu'):
     raise ConfigError(f"{path}: feed_forward_proj={feed!r} is not supported; 'relu' and "
                       "'gated-gelu' are")
-  sizes = {ours: huggingface.need(path, raw, theirs) for ours, theirs in (
+  huggingface.refuse_adapter(path.parent)
+  foreign.t5(path, raw)
+  sizes = {ours: foreign.whole(path, raw, theirs) for ours, theirs in (
       ('vocab', 'vocab_size'), ('width', 'd_model'), ('layers', 'num_layers'),
       ('heads', 'num_heads'), ('head_dim', 'd_kv'), ('ffn', 'd_ff'))}
-  tied = raw.get('tie_word_embeddings', True)
+  tied = foreign.flag(path, raw, 'tie_word_embeddings', True)
   return t5.Config(
-      **sizes, decoder_layers=raw.get('num_decoder_layers') or sizes['layers'],
-      buckets=raw.get('relative_attention_num_buckets', 32),
-      distance=raw.get('relative_attention_max_distance', 128),
-      norm_eps=raw.get('layer_norm_epsilon', 1e-6), dropout=raw.get('dropout_rate', 0.1),
-      gated=feed == 'gated-gelu', tied=tied,
-      scaled=raw.get('scale_decoder_outputs', tied))  # transformers 4 has no such key
+      **sizes, decoder_layers=foreign.whole(path, raw, 'num_decoder_layers', sizes['layers']),
+      buckets=foreign.whole(path, raw, 'relative_attention_num_buckets', 32),
+      distance=foreign.whole(path, raw, 'relative_attention_max_distance', 128),
+      norm_eps=foreign.number(path, raw, 'layer_norm_epsilon', 1e-6),
+      dropout=foreign.number(path, raw, 'dropout_rate', 0.1), gated=feed == 'gated-gelu',
+      tied=tied and not huggingface.differs(folder, HEAD, EMBED),
+      scaled=foreign.flag(path, raw, 'scale_decoder_outputs', tied))  # a key of transformers 5
 
 
 def load(folder, cfg, shardings=None):
   """The weights of a folder. -> 'params' of t5.T5. Raises DataError naming tensor and file."""
-  ignored = IGNORED + (r'|lm_head\.weight' if cfg.tied else '')
-  return huggingface.read(folder, t5.shapes(cfg), shardings, ignored, names(cfg))
+  spare = {r'(en|de)coder\.embed_tokens\.weight': EMBED, UNREAD: None}
+  if cfg.tied:
+    spare[r'lm_head\.weight'] = EMBED
+  return huggingface.read(folder, t5.shapes(cfg), shardings, spare, names(cfg))

@@ -31,6 +31,15 @@ _FAST_FILE = 'tokenizer.json'
 _SLOW_FILES = ('vocab.json', 'vocab.txt', 'tokenizer.model', 'spiece.model', 'tekken.json')
 _ROLES = ('bos_token', 'eos_token', 'unk_token', 'sep_token', 'pad_token', 'cls_token',
           'mask_token')
+# What the classes of transformers call their tokens where tokenizer_config.json does not say.
+_DEFAULTS = {
+    'LlamaTokenizer': {'bos_token': '<s>', 'eos_token': '</s>', 'unk_token': '<unk>'},
+    'GPT2Tokenizer': dict.fromkeys(('bos_token', 'eos_token', 'unk_token'), '<|endoftext|>'),
+    'Qwen2Tokenizer': dict.fromkeys(('eos_token', 'unk_token', 'pad_token'), '<|endoftext|>'),
+    'T5Tokenizer': {'eos_token': '</s>', 'unk_token': '<unk>', 'pad_token': '<pad>'},
+    'BertTokenizer': {'unk_token': '[UNK]', 'sep_token': '[SEP]', 'pad_token': '[PAD]',
+                      'cls_token': '[CLS]', 'mask_token': '[MASK]'},
+}
 # U+FDD0..U+FDEF are set aside for internal use and never stand in text meant for interchange.
 _OPEN, _CLOSE = '\ufdd0', '\ufdd1'
 _UNFIT = re.compile('[\ud800-\udfff\ufdd0-\ufdef]')
@@ -46,20 +55,21 @@ class Tokenizer:
   """A tokenizers.Tokenizer with its special ids and chat template; compared by identity.
 
   special_tokens maps roles to strings ('eos_token' -> '<|end|>'), as chat templates name them.
-  chat_template is '' when there is none.
+  chat_template is '' when there is none. before, after: ids that the tokenizer itself puts
+  around a text, as transformers' AutoTokenizer does where nothing is asked for.
   """
   backend: object
-  bos_id: int | None
+  before: tuple[int, ...]
+  after: tuple[int, ...]
   eos_ids: tuple[int, ...]
   pad_id: int
   special_tokens: dict[str, str]
   chat_template: str = ''
 
-  @property
+  @functools.cached_property
   def vocab_size(self) -> int:
     """Number of ids, added tokens included; every id lies below it."""
-    added = self.backend.get_added_tokens_decoder()
-    return max(self.backend.get_vocab_size(with_added_tokens=True), 1 + max(added, default=-1))
+    return 1 + max(self.backend.get_vocab(with_added_tokens=True).values(), default=-1)
 
   @functools.cached_property
   def fingerprint(self) -> str:
@@ -86,7 +96,7 @@ class Tokenizer:
     return re.compile('|'.join(map(re.escape, longest_first)) or r'(?!)')
 
   def encode(self, text: str) -> list[int]:
-    """Plain text -> ids: no BOS, and no control token, whatever the text says.
+    """Plain text -> ids: nothing around it, and no control token, whatever the text says.
 
     Characters that a vocabulary lacks still become its unknown id.
     """
@@ -219,8 +229,20 @@ def wrap(backend, special_tokens, chat_template='', more_eos=()):
   pad = ids.get('pad_token')
   if pad is None:
     pad = ends[0] if ends else 0
-  return Tokenizer(backend, ids.get('bos_token'), tuple(dict.fromkeys(ends)), pad,
+  return Tokenizer(backend, *_around(backend), tuple(dict.fromkeys(ends)), pad,
                    special_tokens, chat_template or '')
+
+
+def _around(backend):
+  """The ids that a post-processor puts before and behind a text, each a tuple."""
+  if backend.post_processor is None:
+    return (), ()
+  for text in 'a0.':
+    if bare := backend.encode(text, add_special_tokens=False).ids:
+      whole = backend.encode(text, add_special_tokens=True)
+      start = whole.special_tokens_mask.index(0)
+      return tuple(whole.ids[:start]), tuple(whole.ids[start + len(bare):])
+  return tuple(backend.encode('', add_special_tokens=True).ids), ()
 
 
 def extend(tokenizer, names):
@@ -271,13 +293,78 @@ def _load_fast(folder):
   for _, entry in entries:  # some fine-tunes name new tokens here only
     if entry['content'] not in known:
       backend.add_tokens([AddedToken(**entry)])
+  kind = _class_of(folder, config)
   special = {}
   for role in _ROLES:
     token = config.get(role) or special_map.get(role)
     if token:
       special[role] = token['content'] if isinstance(token, dict) else token
+    elif role not in config and backend.token_to_id(
+        _DEFAULTS.get(kind, {}).get(role, '')) is not None:
+      special[role] = _DEFAULTS[kind][role]
+  _follow(folder / 'tokenizer_config.json', backend, kind, config, special)
   more = config.get('eos_token_ids', []) + _generation_ends(folder)
   return wrap(backend, special, _chat_template(folder, config), more)
+
+
+def _class_of(folder, config):
+  """The class that transformers opens the folder with, as far as its class has rules of its own."""
+  named = config.get('tokenizer_class')
+  if not named:
+    kind = _read_json(folder / 'config.json').get('model_type')
+    named = {'bert': 'BertTokenizer', 't5': 'T5Tokenizer', 'llama': 'LlamaTokenizer'}.get(kind, '')
+  return named.removesuffix('Fast')
+
+
+def _follow(path, backend, kind, config, special):
+  """Brings a backend to the rules that transformers puts above those of tokenizer.json.
+
+  What stands around a text is the post-processor's; add_bos_token and add_eos_token are for folders
+  without a tokenizer.json. path: of tokenizer_config.json, for messages. kind: name of the class.
+  special: role -> string. Raises ConfigError where a rule names a token that is not there, or asks
+  for what is not done.
+  """
+  from tokenizers import normalizers, processors
+  if kind == 'BertTokenizer':
+    backend.normalizer = normalizers.BertNormalizer(
+        clean_text=True, handle_chinese_chars=config.get('tokenize_chinese_chars', True),
+        strip_accents=config.get('strip_accents'), lowercase=config.get('do_lower_case', True))
+  around = {'BertTokenizer': ('cls_token', '$A', 'sep_token'),
+            'T5Tokenizer': ('$A', 'eos_token')}.get(kind, ())
+  ids = {role: backend.token_to_id(special.get(role, '')) for role in around if role != '$A'}
+  for role, found in ids.items():
+    if found is None:
+      raise ConfigError(f'{path}: {role}={special.get(role)!r} is to stand beside each text and is '
+                        'no token of tokenizer.json')
+  if around:
+    backend.post_processor = processors.TemplateProcessing(
+        single=[special.get(part, part) for part in around],
+        special_tokens=[(special[role], i) for role, i in ids.items()])
+  space = config.get('add_prefix_space')
+  byte_level = _parts(json.loads(backend.to_str())['pre_tokenizer'] or {}, 'ByteLevel')
+  if space is not None and any(part['add_prefix_space'] is not space for part in byte_level):
+    raise ConfigError(f'{path}: add_prefix_space={space} is not what tokenizer.json does; correct '
+                      'the one that is wrong')
+
+
+def _parts(spec, kind):
+  """The parts of one kind in a serialised pipeline, which may be a sequence. -> list of dict"""
+  if isinstance(spec, dict):
+    inner = [part for value in spec.values() for part in _parts(value, kind)]
+    return [spec] * (spec.get('type') == kind) + inner
+  return [part for value in spec for part in _parts(value, kind)] if isinstance(spec, list) else []
+
+
+def lowered(tokenizer):
+  """The tokenizer with its texts in lower case first, unless it has them so already."""
+  from tokenizers import normalizers
+  spec = json.loads(tokenizer.backend.to_str())['normalizer'] or {}
+  if _parts(spec, 'Lowercase') or any(p['lowercase'] for p in _parts(spec, 'BertNormalizer')):
+    return tokenizer
+  backend = type(tokenizer.backend).from_str(tokenizer.backend.to_str())
+  then = [backend.normalizer] if backend.normalizer is not None else []
+  backend.normalizer = normalizers.Sequence([normalizers.Lowercase(), *then])
+  return dataclasses.replace(tokenizer, backend=backend)
 
 
 def _load_slow(folder):

@@ -8,8 +8,9 @@ import numpy as np
 
 from recjax import sharding
 from recjax.data.batches import Batches
-from recjax.errors import ConfigError
-from recjax.models import huggingface, llm, lora
+from recjax.errors import ConfigError, DataError
+from recjax.models import huggingface, llm, lora, vocabulary
+from recjax.models.layers import check_dtype
 from recjax.text import chat
 from recjax.text import tokens as tokenizers
 from recjax.training import losses, micro
@@ -24,6 +25,7 @@ def folder(cfg, work, messages, texts, *inputs):
   `messages`, as an instruction-tuned model would have, or as what follows a plain text, where
   `messages` is one. -> folder
   """
+  check(cfg.llm)
   weights = cfg.llm.weights
   if weights == 'tiny':
     settings = {**cfg.tiny.to_dict(), 'dtype': 'float32', 'seed': cfg.seed}
@@ -36,7 +38,36 @@ def folder(cfg, work, messages, texts, *inputs):
   if not (pathlib.Path(weights) / 'config.json').exists():
     raise ConfigError(f'llm.weights={weights!r} holds no config.json; name a folder with a Hugging '
                       "Face checkpoint (config.json, *.safetensors, tokenizer files), or 'tiny'")
+  opened(weights, huggingface.read_config(weights))  # now rather than after an hour
   return pathlib.Path(weights)
+
+
+def check(cfg):
+  """Raises ConfigError where a setting of the group `llm` has a value that it cannot have."""
+  dtype_of(cfg)
+  if cfg.remat not in ('none', *llm.POLICIES):
+    raise ConfigError(f'llm.remat={cfg.remat!r} is not one of none, {", ".join(llm.POLICIES)}')
+
+
+def dtype_of(cfg):
+  """The type that a model computes in. cfg: dtype, 'auto' for what suits the backend. -> str"""
+  check_dtype('llm.dtype', cfg.dtype, ('auto',))
+  if cfg.dtype != 'auto':
+    return cfg.dtype
+  return 'float32' if jax.default_backend() == 'cpu' else 'bfloat16'
+
+
+def opened(folder, shape):
+  """The tokenizer of a checkpoint folder, held against its model. shape: llm.Config. -> Tokenizer
+
+  Raises DataError where it has ids without rows, or no end token.
+  """
+  tokenizer = tokenizers.load(folder)
+  vocabulary.check_rows(folder, tokenizer, shape.vocab)
+  if not tokenizer.eos_ids:
+    raise DataError(f'{folder}: no end token is known, and answers could not end; name eos_token '
+                    'in tokenizer_config.json, or eos_token_id in generation_config.json')
+  return tokenizer
 
 
 def shape_of(cfg, **adapter):
@@ -45,6 +76,7 @@ def shape_of(cfg, **adapter):
   cfg: llm.weights and tiny. adapter: lora_rank, lora_targets. -> llm.Config. Raises ConfigError
   where no model is named.
   """
+  check(cfg.llm)
   if cfg.llm.weights == 'tiny':
     tiny = cfg.tiny
     return llm.Config(
@@ -200,13 +232,11 @@ def load(folder, cfg, mesh, **adapter):
   adapter: lora_rank, lora_alpha, lora_targets of llm.Config, where the model is to have one.
   -> (llm.LM, params on the mesh, Tokenizer)
   """
-  dtype = cfg.dtype
-  if dtype == 'auto':
-    dtype = 'float32' if jax.default_backend() == 'cpu' else 'bfloat16'
-  shape = huggingface.read_config(folder)
+  dtype, shape = dtype_of(cfg), huggingface.read_config(folder)
   # A loop over few layers costs a CPU more than it saves in compilation.
   unroll = shape.layers if shape.layers <= 4 and jax.default_backend() == 'cpu' else 1
   shape = dataclasses.replace(shape, dtype=dtype, param_dtype=dtype, remat=cfg.remat,
                               scan_unroll=unroll, **adapter)
   where = sharding.shardings(llm.shapes(shape), llm.RULES, mesh)
-  return llm.LM(shape), huggingface.load(folder, shape, where), tokenizers.load(folder)
+  tokenizer = opened(folder, shape)
+  return llm.LM(shape), huggingface.load(folder, shape, where), tokenizer

@@ -14,7 +14,7 @@ import numpy as np
 
 from recjax import sharding
 from recjax.errors import ConfigError, DataError
-from recjax.models import bert, sentence
+from recjax.models import bert, sentence, vocabulary
 from recjax.text import tokens as tokenizers
 from recjax.training import backbone, fit, shards
 
@@ -44,6 +44,9 @@ def load(folder, cfg, mesh, pool='', most=512, **adapter):
   """
   if sentence.is_bert(folder):
     return _sentence(folder, cfg, mesh, pool, most)
+  if sentence.is_sentence(folder) and not pool:
+    raise ConfigError(f'{folder}: modules.json says how sentence-transformers makes vectors with '
+                      'this model, which is done for bert alone; take an encoder of that kind')
   model, params, tokenizer = backbone.load(folder, cfg, mesh, **adapter)
   pool = pool or 'avg'
 
@@ -64,25 +67,28 @@ def _decoder_ids(tokenizer, most, texts):
 
 def _sentence(folder, cfg, mesh, pool, most):
   spec, tokenizer = sentence.read(folder), tokenizers.load(folder)
-  dtype = cfg.dtype
-  if dtype == 'auto':
-    dtype = 'float32' if jax.default_backend() == 'cpu' else 'bfloat16'
-  shape = dataclasses.replace(spec.cfg, dtype=dtype)
+  vocabulary.check_rows(folder, tokenizer, spec.cfg.vocab)
+  if spec.lower:
+    tokenizer = tokenizers.lowered(tokenizer)
+  shape = dataclasses.replace(spec.cfg, dtype=backbone.dtype_of(cfg))
   where = sharding.shardings(bert.shapes(shape), bert.RULES, mesh)
   params, model = sentence.load(folder, shape, where), bert.Bert(shape)
   pool, most = pool or spec.pool, min(most, spec.most)
-  first, last = (tokenizer.backend.token_to_id(tokenizer.special_tokens.get(role, default))
-                 for role, default in (('cls_token', '[CLS]'), ('sep_token', '[SEP]')))
-  if first is None or last is None:
-    raise ConfigError(f'the tokenizer of {folder} has no [CLS] or [SEP] token, which a text encoder'
-                      ' needs')
-
-  def run(variables, tokens, mask):
-    z = bert.pool(model.apply(variables, tokens, mask), mask, pool)
-    return z / jnp.maximum(jnp.linalg.norm(z, axis=-1, keepdims=True), 1e-12) if spec.unit else z
+  before, after = tokenizer.before, tokenizer.after
+  room = most - len(before) - len(after)
+  if room < 1:
+    raise ConfigError(f'{folder}: of {most} tokens of a text none is left beside '
+                      f'{len(before) + len(after)} special ones')
 
   def ids(texts):
-    return [[first, *row[:most - 2], last] for row in tokenizer.encode_batch(texts)]
+    rows = tokenizer.encode_batch([spec.prompt + text for text in texts])
+    return [[*before, *row[:room], *after] for row in rows]
+  unread = 0 if spec.pooled or not spec.prompt else len(ids([''])[0]) - len(after)
+
+  def run(variables, tokens, mask):
+    hidden = model.apply(variables, tokens, mask)
+    z = bert.pool(hidden, mask * (jnp.cumsum(mask, -1) > unread), pool)
+    return z / jnp.maximum(jnp.linalg.norm(z, axis=-1, keepdims=True), 1e-12) if spec.unit else z
   return Encoder(run, ids, {'params': params}, shape.width, model,
                  {'model': str(folder), 'pool': pool, 'most': most, 'kind': 'sentence encoder'})
 

@@ -11,6 +11,7 @@ import jax
 
 from recjax import sharding
 from recjax.models import llm, lora
+from recjax.models.layers import check_dtype
 
 GIB = 2**30
 USED = 0.4     # share of the peak that training reaches, typical
@@ -47,6 +48,7 @@ class Run:
 
 def numerics(shape, cfg):
   """The shape as a run on an accelerator has it. cfg: dtype ('auto': bfloat16), remat."""
+  check_dtype('llm.dtype', cfg.dtype, ('auto',))
   dtype = 'bfloat16' if cfg.dtype == 'auto' else cfg.dtype
   return dataclasses.replace(shape, dtype=dtype, param_dtype=dtype, remat=cfg.remat)
 

@@ -116,6 +116,41 @@ class TransformersTest(parameterized.TestCase):
     self.assertEqual(huggingface.read_config(folder), new)
 
 
+  @parameterized.parameters(
+      ('llama2', dict(rope_parameters=None, rope_theta=5e3), ''),
+      ('llama2', dict(rope_parameters=None, rope_scaling={'type': 'linear', 'factor': 3.0}), ''),
+      ('llama2', dict(rope_parameters=None, rope_scaling={'type': 'dynamic', 'factor': 3.0}),
+       'dynamic'),
+      ('llama2', dict(rope_scaling={'type': 'linear', 'factor': 3.0}), 'rope_scaling'),
+      ('llama2', dict(rope_parameters={'rope_type': 'default', 'factor': 3.0}), 'factor'),
+      ('llama2', dict(rope_parameters={'rope_type': 'linear', 'factor': '3'}), 'factor'),
+      ('llama2', dict(rope_parameters={'rope_type': 'default', 'partial_rotary_factor': 0.5}),
+       'partial_rotary_factor'),
+      ('llama2', dict(hidden_act='swish', pretraining_tp=2, attention_dropout=0.5), ''),
+      ('llama2', dict(rms_norm_eps=0.1, num_key_value_heads=None), ''),
+      ('llama2', dict(tie_word_embeddings=True), ''),  # its head is another matrix
+      ('llama2', dict(is_causal=False), 'is_causal'), ('llama2', dict(logit_scale=2.), 'logit_sc'),
+      ('llama2', dict(attention_bias='false'), 'attention_bias'),
+      ('llama2', dict(attention_bias=True), 'bias is in no file'),
+      ('llama2', dict(layer_types=['sliding_attention'] * 2), 'layer_types'),
+      ('qwen2', dict(sliding_window=8), ''), ('qwen2', dict(attention_bias=False), ''),
+      ('qwen2', dict(use_sliding_window=True, sliding_window=8), 'use_sliding_window'),
+      ('qwen3', dict(tie_word_embeddings=False), 'lm_head.weight is in no file'))
+  def test_an_edited_config_is_read_as_transformers_does_or_refused(self, family, edit, message):
+    import transformers
+    folder = tempdir(self)
+    torch_model(family).save_pretrained(folder)
+    raw = json.loads((folder / 'config.json').read_text())
+    (folder / 'config.json').write_text(json.dumps({**raw, **edit}))
+    if message:
+      with self.assertRaisesRegex((ConfigError, DataError), message):
+        huggingface.load(folder, huggingface.read_config(folder))
+      return
+    cfg = huggingface.read_config(folder)
+    want = torch_logits(transformers.AutoModelForCausalLM.from_pretrained(folder))
+    np.testing.assert_allclose(our_logits(cfg, huggingface.load(folder, cfg)), want, atol=1e-4)
+
+
 @absltest.skipUnless(HAS_PEFT, 'torch or peft is not installed')
 class PeftTest(parameterized.TestCase):
 
@@ -138,6 +173,49 @@ class PeftTest(parameterized.TestCase):
                      (3, 12.0, ('q', 'v', 'down')))
     params, adapters = huggingface.load(base, cfg), huggingface.load_adapter(folder, cfg)
     np.testing.assert_allclose(our_logits(cfg, params, adapters), torch_logits(tuned), atol=1e-4)
+
+  @parameterized.parameters(
+      (dict(use_rslora=True), ''), (dict(init_lora_weights='gaussian'), ''),
+      (dict(init_lora_weights='orthogonal', r=4), ''), (dict(target_modules='all-linear'), ''),
+      (dict(target_modules=r'.*\.(q_proj|up_proj)', exclude_modules=['v_proj']), ''),
+      (dict(init_lora_weights='pissa'), 'init_lora_weights'),
+      (dict(init_lora_weights='olora'), 'init_lora_weights'), (dict(use_dora=True), 'use_dora'),
+      (dict(alora_invocation_tokens=[5]), 'alora_invocation_tokens'),
+      (dict(rank_pattern={'q_proj': 5}), 'rank_pattern'),
+      (dict(alpha_pattern={'layers.0.self_attn.q_proj': 5}), 'alpha_pattern'),
+      (dict(modules_to_save=['lm_head']), 'modules_to_save'), (dict(bias='all'), 'bias'),
+      (dict(layers_to_transform=0), 'layers_to_transform'), (dict(lora_bias=True), 'lora_bias'),
+      (dict(trainable_token_indices=[1]), 'trainable_token_indices'),
+      (dict(target_parameters=['mlp.up_proj.weight']), 'target_parameters'),
+      (dict(target_modules=r'.*layers\.1.*\.q_proj'), 'target_modules'),
+      (dict(exclude_modules=r'.*layers\.1.*v_proj'), 'exclude_modules'),
+      (dict(target_modules=['q_proj', 'lm_head']), 'lm_head'),
+      (dict(target_modules=['q_proj', 'embed_tokens']), 'embed_tokens'))
+  def test_their_adapters_give_equal_logits_or_are_refused(self, options, message):
+    import peft
+    import torch
+    import transformers
+    base, folder = tempdir(self), tempdir(self)
+    torch_model('qwen2').save_pretrained(base)
+    tuned = peft.get_peft_model(
+        transformers.AutoModelForCausalLM.from_pretrained(base), peft.LoraConfig(**{
+            **dict(r=3, lora_alpha=12, target_modules=['q_proj', 'v_proj', 'down_proj'],
+                   task_type='CAUSAL_LM'), **options}))
+    with torch.no_grad():
+      for p in tuned.parameters():
+        if p.requires_grad:
+          p.add_(0.1 * torch.randn_like(p))
+    tuned.save_pretrained(folder)
+    read = huggingface.read_config(base)
+    if message:
+      with self.assertRaisesRegex(ConfigError, message):
+        huggingface.load_adapter(folder, huggingface.adapter_config(folder, read))
+      return
+    cfg = huggingface.adapter_config(folder, read)
+    want = torch_logits(peft.PeftModel.from_pretrained(
+        transformers.AutoModelForCausalLM.from_pretrained(base), folder))
+    np.testing.assert_allclose(our_logits(
+        cfg, huggingface.load(base, cfg), huggingface.load_adapter(folder, cfg)), want, atol=1e-4)
 
   def test_our_adapter_gives_equal_logits_there(self):
     import peft
@@ -246,12 +324,35 @@ class RefusalTest(parameterized.TestCase):
     with self.assertRaisesRegex(DataError, message):
       huggingface.load(self.saved(change), TINY)
 
-  def test_leftovers_that_mean_nothing_are_passed_over(self):
-    folder = self.saved(lambda t: t.update({
-        'model.layers.0.self_attn.rotary_emb.inv_freq': np.zeros(8, 'f')}))
-    huggingface.load(folder, TINY)
-    tied = dataclasses.replace(TINY, tied=True)
-    self.assertNotIn('head', huggingface.load(folder, tied))
+  def test_leftovers_are_looked_at(self):
+    turns = (1e4 ** -(np.arange(0, 16, 2) / 16)).astype('f')
+    name = 'model.layers.0.self_attn.rotary_emb.inv_freq'
+    for kind in ('float32', 'float16', 'bfloat16'):
+      huggingface.load(self.saved(lambda t, k=kind: t.update({name: np.asarray(
+          jnp.asarray(turns, k))})), TINY)
+    for wrong in (np.zeros(8, 'f'), turns * 1.05, turns[:7]):
+      with self.assertRaisesRegex(DataError, r'model.safetensors: tensor .*inv_freq is not what'):
+        huggingface.load(self.saved(lambda t, x=wrong: t.update({name: x})), TINY)
+
+  def test_a_head_of_its_own_is_used_and_an_equal_one_is_the_embedding(self):
+    def edited(change):
+      folder = self.saved(change)
+      raw = json.loads((folder / 'config.json').read_text())
+      (folder / 'config.json').write_text(json.dumps({**raw, 'tie_word_embeddings': True}))
+      return folder
+    folder = edited(lambda t: None)
+    cfg = huggingface.read_config(folder)
+    self.assertFalse(cfg.tied)
+    np.testing.assert_array_equal(huggingface.load(folder, cfg)['head'],
+                                  random_params(TINY)['head'])
+    with self.assertRaisesRegex(DataError, 'lm_head.weight is not model.embed_tokens.weight'):
+      huggingface.load(folder, dataclasses.replace(cfg, tied=True))
+    for change in (lambda t: t.update({'lm_head.weight': t['model.embed_tokens.weight']}),
+                   lambda t: t.pop('lm_head.weight')):
+      folder = edited(change)
+      cfg = huggingface.read_config(folder)
+      self.assertTrue(cfg.tied)
+      self.assertNotIn('head', huggingface.load(folder, cfg))
 
   def test_a_cut_file_an_absent_part_and_a_pickle_are_refused(self):
     folder = self.saved()
@@ -284,6 +385,29 @@ class RefusalTest(parameterized.TestCase):
   def test_an_option_that_is_not_implemented_is_named(self, change, message):
     with self.assertRaisesRegex(ConfigError, message):
       huggingface.read_config(self.edited(**change))
+
+  def test_an_adapter_beside_a_model_and_files_of_two_models_are_refused(self):
+    folder = self.saved()
+    (folder / 'adapter_config.json').write_text('{}')
+    with self.assertRaisesRegex(ConfigError, 'adapter_config.json: an adapter lies beside'):
+      huggingface.read_config(folder)
+    folder = tempdir(self)
+    huggingface.save(random_params(TINY), TINY, folder, max_shard_bytes=4_000)
+    first, second = sorted(folder.glob('model-*.safetensors'))[:2]
+    one, two = map(safetensors.numpy.load_file, (first, second))
+    safetensors.numpy.save_file({**two, **one}, second)
+    with self.assertRaisesRegex(DataError, 'stands in model-00001.*, too'):
+      huggingface.load(folder, TINY)
+
+  def test_an_adapter_whose_settings_leave_out_a_tensor_is_refused(self):
+    cfg, folder = dataclasses.replace(TINY, lora_rank=2), tempdir(self)
+    huggingface.save_adapter(random_lora(cfg), cfg, folder, 'base')
+    raw = json.loads((folder / 'adapter_config.json').read_text())
+    for targets, message in ((['q_proj', 'k_proj'], 'leaves out self_attn.v_proj'),
+                             (['('], 'leaves out'), ('(', 'regular expression'), (3, 'neither')):
+      (folder / 'adapter_config.json').write_text(json.dumps({**raw, 'target_modules': targets}))
+      with self.assertRaisesRegex(ConfigError, f'target_modules.*{message}'):
+        huggingface.adapter_config(folder, cfg)
 
   def test_unreadable_config_and_impossible_family_are_refused(self):
     folder = self.saved()

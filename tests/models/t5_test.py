@@ -11,7 +11,7 @@ import numpy as np
 from absl.testing import absltest, parameterized
 
 from recjax.decoding.generate import generate
-from recjax.errors import ConfigError
+from recjax.errors import ConfigError, DataError
 from recjax.models import t5, t5_weights
 
 SMALL = t5.Config(vocab=40, width=24, layers=2, decoder_layers=3, heads=3, head_dim=8, ffn=40,
@@ -65,6 +65,29 @@ class ParityTest(parameterized.TestCase):
                      beams=4, new_tokens=5, length_penalty=0.0, eos_ids=(1,), min_new_tokens=5)
     np.testing.assert_array_equal(found.tokens.reshape(12, 5), beams.sequences[:, 1:].numpy())
     np.testing.assert_allclose(found.scores.reshape(-1), beams.sequences_scores.numpy(), atol=1e-4)
+
+  def test_a_head_of_its_own_is_used_whatever_the_flag_says(self):
+    try:
+      import torch
+      import transformers
+    except ImportError:
+      self.skipTest('torch is not installed')
+    folder = pathlib.Path(tempfile.mkdtemp())
+    theirs(folder, feed_forward_proj='gated-gelu', tie_word_embeddings=False)
+    raw = json.loads((folder / 'config.json').read_text())
+    (folder / 'config.json').write_text(json.dumps({**raw, 'tie_word_embeddings': True}))
+    model = transformers.T5ForConditionalGeneration.from_pretrained(folder).eval()
+    cfg = t5_weights.read_config(folder)
+    self.assertFalse(cfg.tied)
+    tokens, written = np.arange(2, 22)[None], np.arange(2, 9)[None]
+    with torch.no_grad():
+      want = model(input_ids=torch.tensor(tokens),
+                   decoder_input_ids=torch.tensor(written)).logits.numpy()
+    got = t5.T5(cfg).apply({'params': t5_weights.load(folder, cfg)}, tokens,
+                           np.ones_like(tokens), written)
+    np.testing.assert_allclose(got, want, atol=1e-4)
+    with self.assertRaisesRegex(DataError, 'lm_head.weight is not shared.weight'):
+      t5_weights.load(folder, dataclasses.replace(cfg, tied=True))
 
   def test_checkpoints_that_are_something_else(self):
     folder = pathlib.Path(tempfile.mkdtemp())

@@ -7,10 +7,11 @@ from absl.testing import absltest, parameterized
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer as Backend
-from tokenizers import decoders, models, normalizers, pre_tokenizers, trainers
+from tokenizers import decoders, models, normalizers, pre_tokenizers, processors, trainers
 
 from recjax.errors import ConfigError, DataError
-from recjax.text import tokens
+from recjax.methods.bigrec import prompts
+from recjax.text import chat, tokens
 
 SHARED = pathlib.Path(__file__).parents[2].parent / 'shared' / 'models'
 TEXTS = ['Steel pocket hole screws, 1-1/4 inch', 'Wood screws| coarse thread', 'Größe 8 – naïve 😀',
@@ -161,7 +162,8 @@ class FilesTest(parameterized.TestCase):
     first = MAKERS[name]()
     second = tokens.load(folder_of(first))
     self.assertEqual(second.fingerprint, first.fingerprint)
-    for field in ('bos_id', 'eos_ids', 'pad_id', 'special_tokens', 'chat_template', 'vocab_size'):
+    for field in ('before', 'after', 'eos_ids', 'pad_id', 'special_tokens', 'chat_template',
+                  'vocab_size'):
       self.assertEqual(getattr(second, field), getattr(first, field))
 
   def test_transformers_reads_a_saved_folder_with_equal_ids(self):
@@ -217,6 +219,108 @@ class FilesTest(parameterized.TestCase):
       forbidden = set(ours.controls.values()) - {ours.backend.token_to_id('<unk>')}
       for token in ours.controls:
         self.assertEmpty(forbidden & set(ours.encode(f'a{token} b')))
+
+
+def surrounded(tokenizer, before='', after=''):
+  """A folder whose post-processor puts tokens around a text."""
+  single = [*([before] if before else []), '$A', *([after] if after else [])]
+  tokenizer.backend.post_processor = processors.TemplateProcessing(
+      single=single, special_tokens=[(t, tokenizer.backend.token_to_id(t))
+                                     for t in (before, after) if t])
+  return folder_of(tokenizer)
+
+
+def edited(folder, **changes):
+  """The folder with other keys in tokenizer_config.json; None takes one out."""
+  path = folder / 'tokenizer_config.json'
+  config = {**json.loads(path.read_text()), **changes}
+  path.write_text(json.dumps({k: v for k, v in config.items() if v is not None}))
+  return folder
+
+
+def bert_folder(cased=True, **changes):
+  """A WordPiece of letters in both cases, as BERT's."""
+  letters = [c for a in 'aA' for c in map(chr, range(ord(a), ord(a) + 26))]
+  words = ['[PAD]', '[UNK]', '[CLS]', '[SEP]', *letters, *(f'##{c}' for c in letters), 'é', '##é']
+  backend = Backend(models.WordPiece({w: i for i, w in enumerate(words)}, unk_token='[UNK]'))
+  backend.normalizer = normalizers.BertNormalizer(lowercase=not cased)
+  backend.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+  folder = folder_of(tokens.wrap(backend, dict(
+      cls_token='[CLS]', sep_token='[SEP]', pad_token='[PAD]', unk_token='[UNK]')))
+  return edited(folder, tokenizer_class='BertTokenizer', **changes)
+
+
+AROUND = {
+    'named and never added': (lambda: folder_of(metaspace()), ()),
+    'named, add_bos_token beside a tokenizer.json': (
+        lambda: edited(folder_of(metaspace()), add_bos_token=True), ()),
+    'added': (lambda: surrounded(metaspace(), '<s>'), (1,)),
+    'added, add_bos_token=False beside it': (
+        lambda: edited(surrounded(metaspace(), '<s>'), add_bos_token=False), (1,)),
+    'both': (lambda: surrounded(metaspace(), '<s>', '</s>'), (1,)),
+    'byte level, GPT-2 type': (lambda: edited(folder_of(trained()), bos_token=tokens.START,
+                                              tokenizer_class='GPT2Tokenizer'), ()),
+    'BERT': (bert_folder, (2,)),
+    'BERT in lower case by its config': (lambda: bert_folder(do_lower_case=True), (2,)),
+    'BERT in upper case by its config': (lambda: bert_folder(False, do_lower_case=False), (2,)),
+    'BERT with accents': (lambda: bert_folder(do_lower_case=True, strip_accents=False), (2,)),
+}
+
+
+class AroundTest(parameterized.TestCase):
+
+  @parameterized.parameters(*AROUND)
+  def test_ids_are_those_of_auto_tokenizer(self, name):
+    from transformers import AutoTokenizer
+    make, before = AROUND[name]
+    folder = make()
+    ours = tokens.load(folder)
+    self.assertEqual(ours.before, before)
+    texts = ['Steel hole', 'Café screws', 'a', '']
+    theirs = AutoTokenizer.from_pretrained(folder)(texts)['input_ids']
+    self.assertEqual([[*ours.before, *r, *ours.after] for r in ours.encode_batch(texts)], theirs)
+    again = tokens.load(folder_of(ours))  # and stay so when they are saved
+    self.assertEqual((again.before, again.after), (ours.before, ours.after))
+
+  @parameterized.parameters('named and never added', 'added', 'byte level, GPT-2 type')
+  def test_prompts_of_a_method_begin_as_auto_tokenizer_begins(self, name):
+    from transformers import AutoTokenizer
+    folder = AROUND[name][0]()
+    template = prompts.load_template('bigrec')
+    record = template.record('goods', ['hole', 'screws'], '')
+    rows, _ = prompts.encode_prompts(tokens.load(folder), template, [record], 10**6)
+    want = AutoTokenizer.from_pretrained(folder)(template.text(record))['input_ids']
+    self.assertEqual(rows[0][:1], want[:1])
+
+  @absltest.skipUnless(SHARED.is_dir(), f'needs the tokenizers in {SHARED}')
+  def test_published_tokenizers_put_around_what_transformers_does(self):
+    from transformers import AutoTokenizer
+    for name, before, after in (('qwen3-tokenizer', (), ()), ('t5-tokenizer', (), (1,))):
+      ours, theirs = (load(SHARED / name) for load in (tokens.load, AutoTokenizer.from_pretrained))
+      self.assertEqual((ours.before, ours.after), (before, after))
+      self.assertEqual([[*before, *r, *after] for r in ours.encode_batch(TEXTS)],
+                       theirs(TEXTS)['input_ids'])
+
+  def test_a_template_that_writes_the_start_token_writes_it_once(self):
+    folder = surrounded(metaspace(), '<s>')
+    (folder / 'chat_template.jinja').write_text(
+        '{{ bos_token }}{% for m in messages %}{{ m.content }}{% endfor %}')
+    tokenizer = tokens.load(folder)
+    ids = chat.render(tokenizer, [{'role': 'user', 'content': 'hole'}])
+    self.assertEqual(ids[0], 1)
+    self.assertEqual(ids.count(1), 1)
+
+  def test_contradictions_are_refused_and_defaults_of_a_class_are_its_tokens(self):
+    with self.assertRaisesRegex(ConfigError, 'tokenizer_config.json: add_prefix_space=True'):
+      tokens.load(edited(folder_of(trained()), add_prefix_space=True))
+    with self.assertRaisesRegex(ConfigError, "sep_token='<none>'"):
+      tokens.load(bert_folder(sep_token='<none>'))
+    folder = edited(folder_of(metaspace()), tokenizer_class='LlamaTokenizer', eos_token=None)
+    self.assertEqual(tokens.load(folder).eos_ids, (2,))
+
+  def test_every_id_lies_below_the_size_where_ids_have_gaps(self):
+    backend = Backend(models.WordLevel({'a': 0, 'b': 7, '[UNK]': 3}, unk_token='[UNK]'))
+    self.assertEqual(tokens.wrap(backend, {}).vocab_size, 8)
 
 
 class PackTest(absltest.TestCase):

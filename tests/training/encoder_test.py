@@ -1,17 +1,20 @@
 """Texts to vectors: batches, padding and devices do not matter; a published encoder's numbers."""
 import importlib.util
+import json
 import pathlib
+import shutil
 from unittest import mock
 
 import jax
 import numpy as np
+import safetensors.numpy
 from absl.testing import absltest, parameterized
 from ml_collections import ConfigDict
 
 from recjax import cli
 from recjax.data import catalog
 from recjax.errors import ConfigError, DataError
-from recjax.models import huggingface, llm
+from recjax.models import bert, huggingface, llm, sentence
 from recjax.sharding import make_mesh
 from recjax.text import tokens
 from recjax.training import encoder
@@ -158,6 +161,136 @@ class EncoderTest(parameterized.TestCase):
     mask = batch['attention_mask'][..., None].float()
     want = torch.nn.functional.normalize((hidden * mask).sum(1) / mask.sum(1), dim=1).numpy()
     np.testing.assert_allclose(got, want, atol=1e-5)
+
+
+def bert_folder(folder, **edits):
+  """A tiny BERT with random weights and a tokenizer of single letters. edits: of config files."""
+  from tests.text import tokens_test
+  made = tokens_test.bert_folder(**edits.pop('tokenizer', {}))
+  shutil.copytree(made, folder, dirs_exist_ok=True)
+  cfg = bert.Config(vocab=tokens.load(folder).vocab_size, width=16, layers=2, heads=4, ffn=24,
+                    positions=64)
+  rng = np.random.default_rng(0)
+  params = jax.tree.map(lambda x: (.4 * rng.normal(size=x.shape) + (x.ndim == 1)).astype('f'),
+                        bert.shapes(cfg))
+  huggingface._write_tensors(folder / 'model.safetensors', {  # as `load` reads them
+      name: np.ascontiguousarray(np.asarray(x).T if turn else x)
+      for path, leaf in jax.tree_util.tree_flatten_with_path(params)[0]
+      for names, turn in [sentence.NAMES[huggingface._path(path)]]
+      for name, x in ([(names.format(i), leaf[i]) for i in range(2)] if '{}' in names
+                      else [(names, leaf)])})
+  write(folder / 'config.json', {
+      'model_type': 'bert', 'vocab_size': cfg.vocab, 'hidden_size': 16, 'num_hidden_layers': 2,
+      'num_attention_heads': 4, 'intermediate_size': 24, 'max_position_embeddings': 64,
+      **edits.pop('config', {})})
+  for name, value in edits.items():
+    write(folder / LAYOUT[name], value)
+  return folder
+
+
+def write(path, value):
+  path.parent.mkdir(exist_ok=True)
+  path.write_text(json.dumps(value))
+
+
+LAYOUT = {'modules': 'modules.json', 'first': 'sentence_bert_config.json',
+          'pooling': '1_Pooling/config.json', 'unit': '2_Normalize/config.json',
+          'prompts': 'config_sentence_transformers.json'}
+OLD = dict(modules=[
+    {'idx': i, 'name': str(i), 'path': path, 'type': f'sentence_transformers.models.{kind}'}
+    for i, (path, kind) in enumerate((('', 'Transformer'), ('1_Pooling', 'Pooling')))],
+    first={'max_seq_length': 30, 'do_lower_case': False},
+    pooling={'word_embedding_dimension': 16, 'pooling_mode_cls_token': False,
+             'pooling_mode_mean_tokens': True})
+BASE = 'sentence_transformers.base.modules'
+NEW = dict(modules=[
+    {'idx': i, 'name': str(i), 'path': path, 'type': kind} for i, (path, kind) in enumerate((
+        ('', f'{BASE}.transformer.Transformer'),
+        ('1_Pooling', 'sentence_transformers.sentence_transformer.modules.pooling.Pooling'),
+        ('2_Normalize', f'{BASE}.normalize.Normalize')))],
+    pooling={'embedding_dimension': 16, 'pooling_mode': 'mean', 'include_prompt': True},
+    unit={'module_input_name': 'sentence_embedding', 'module_output_name': 'sentence_embedding'},
+    first={'transformer_task': 'feature-extraction', 'modality_config': sentence.TEXT,
+           'module_output_name': 'token_embeddings'})
+PROMPT = dict(prompts={'prompts': {'q': 'Query ', 'd': 'text '}, 'default_prompt_name': 'q'})
+APART = {'embedding_dimension': 16, 'include_prompt': False}
+VARIANTS = {
+    'old': OLD, 'new': NEW, 'bare': {},
+    'lower case by the first module': {**OLD, 'first': {'do_lower_case': True}},
+    'lower case by the tokenizer': {**OLD, 'tokenizer': {'do_lower_case': True}},
+    'length of the tokenizer': {**NEW, 'tokenizer': {'model_max_length': 7}},
+    'length of the first module': {**OLD, 'tokenizer': {'model_max_length': 7}},
+    'default prompt': {**NEW, **PROMPT},
+    'prompts without a default': {**NEW, 'prompts': {'prompts': {'q': 'Query '}}},
+    'prompt not pooled': {**NEW, **PROMPT, 'pooling': {**APART, 'pooling_mode': 'mean'}},
+    'prompt not pooled, first': {**NEW, **PROMPT, 'pooling': {**APART, 'pooling_mode': 'cls'}},
+    'prompt not pooled, cut': {**NEW, **PROMPT, 'tokenizer': {'model_max_length': 9},
+                               'pooling': {**APART, 'pooling_mode': 'lasttoken'}},
+    'a prompt that no list of modules reads': PROMPT,
+}
+REFUSED = (
+    ({**OLD, 'pooling': {**OLD['pooling'], 'pooling_mode_max_tokens': True}}, 'pooling'),
+    ({**NEW, 'pooling': {**NEW['pooling'], 'pooling_mode': 'weightedmean'}}, 'weightedmean'),
+    ({**NEW, 'pooling': {**NEW['pooling'], 'scale': 2}}, '1_Pooling/config.json: scale'),
+    ({**NEW, 'pooling': {**NEW['pooling'], 'embedding_dimension': 8}}, 'embedding_dimension'),
+    ({**NEW, 'first': {**NEW['first'], 'transformer_task': 'fill-mask'}}, 'transformer_task'),
+    ({**NEW, 'first': {**NEW['first'], 'query_length': 9}}, 'query_length'),
+    ({**OLD, 'first': {'max_seq_length': 0}}, 'max_seq_length'),
+    ({**NEW, 'unit': {'module_input_name': 'token_embeddings'}}, 'module_input_name'),
+    ({**NEW, 'prompts': {'prompts': {}, 'default_prompt_name': 'q'}}, 'default_prompt_name'),
+    ({**NEW, 'modules': NEW['modules'][::2]}, 'modules.json: modules Transformer, Normalize'),
+    ({**NEW, 'modules': [{'type': 'mine.Transformer', 'path': ''}]}, 'mine.Transformer'),
+    ({**NEW, 'modules': [{**NEW['modules'][0], 'kwargs': ['task']}]}, 'kwargs'),
+    ({**OLD, 'modules': [{**OLD['modules'][0], 'path': '0_Transformer'}]}, '0_Transformer'),
+    ({**NEW, 'tokenizer': {'truncation_side': 'left'}}, 'truncation_side'),
+    ({**NEW, 'config': {'is_decoder': True}}, 'is_decoder'),
+    ({**NEW, 'config': {'vocab_size': 20}}, 'tokenizer has ids up to'))
+
+
+class SentenceFilesTest(parameterized.TestCase):
+  texts = ('Steel pocket hole screws', 'café', '', ' '.join('abcdefghijklmnopqrstuvwx'))
+
+  def setUp(self):
+    super().setUp()
+    self.mesh = make_mesh({'data': -1})
+    self.folder = pathlib.Path(self.create_tempdir().full_path)
+
+  @parameterized.parameters(*VARIANTS)
+  def test_vectors_are_those_of_sentence_transformers(self, name):
+    if not importlib.util.find_spec('sentence_transformers'):
+      self.skipTest('sentence-transformers is not installed')
+    from sentence_transformers import SentenceTransformer
+    folder = bert_folder(self.folder, **VARIANTS[name])
+    got, _ = encoder.embed(encoder.load(folder, HOW, self.mesh), self.texts, self.mesh)
+    want = SentenceTransformer(str(folder)).encode(list(self.texts))
+    np.testing.assert_allclose(got, want, atol=1e-5)
+
+  @parameterized.parameters(*range(len(REFUSED)))
+  def test_what_is_not_done_is_named(self, case):
+    edits, message = REFUSED[case]
+    with self.assertRaisesRegex((ConfigError, DataError), message):
+      encoder.load(bert_folder(self.folder, **edits), HOW, self.mesh)
+
+  def test_tensors_that_are_left_out_are_looked_at(self):
+    folder = bert_folder(self.folder)
+    path = folder / 'model.safetensors'
+    tensors = safetensors.numpy.load_file(path)
+    for extra, message in (({'embeddings.position_ids': np.arange(64)[None]}, ''),
+                           ({'pooler.dense.bias': np.ones(3, 'f')}, ''),
+                           ({'embeddings.position_ids': np.arange(64)[None] + 2}, 'position_ids'),
+                           ({'embeddings.scale': np.ones(3, 'f')}, 'embeddings.scale')):
+      safetensors.numpy.save_file({**tensors, **extra}, path)
+      if not message:
+        encoder.load(folder, HOW, self.mesh)
+        continue
+      with self.assertRaisesRegex(DataError, message):
+        encoder.load(folder, HOW, self.mesh)
+
+  def test_a_decoder_that_sentence_transformers_keeps_is_refused(self):
+    tiny_folder(self.folder)
+    write(self.folder / 'modules.json', NEW['modules'])
+    with self.assertRaisesRegex(ConfigError, 'modules.json'):
+      encoder.load(self.folder, HOW, self.mesh)
 
 
 if __name__ == '__main__':

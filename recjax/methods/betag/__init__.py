@@ -46,6 +46,7 @@ def run(cfg, work):
 def check(cfg):
   """What can be known to be wrong before anything runs. Raises ConfigError."""
   train, decode = cfg.train, cfg.decode
+  backbone.check(cfg.llm)
   if train.loss_on not in ('assistant', 'continuation'):
     raise ConfigError(f"train.loss_on={train.loss_on!r}; choose 'assistant' or 'continuation'")
   if train.min_seq_len < 2 or train.max_seq_len < train.min_seq_len:

@@ -59,6 +59,7 @@ def run(cfg, work):
 
 def check(cfg):
   """What can be known to be wrong before anything runs. Raises ConfigError. -> Template"""
+  backbone.check(cfg.llm)
   if cfg.way not in WAYS:
     raise ConfigError(f'way={cfg.way!r}; choose one of {", ".join(WAYS)}')
   if cfg.decode.beams < 1 or cfg.decode.batch < 1 or cfg.train.batch < 1:

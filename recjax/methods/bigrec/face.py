@@ -87,7 +87,7 @@ def vectors_of(workdir, data, before, embed, mesh):
 
 def opening(config, template, tokenizer):
   """The tokens that every prompt begins with, as two unlike histories show. -> token list"""
-  start = [tokenizer.bos_id] if tokenizer.bos_id is not None else []
+  start = list(tokenizer.before)
   return instruct.common_prefix([
       start + tokenizer.encode(template.text(template.record(config.prompt.noun, [h], '')))
       for h in ('a', 'B', '1', '(')])

@@ -96,20 +96,22 @@ def embed_new(work, titles, before, vectors, embed):
 
 
 def text_encoder(cfg, folder, made, mesh):
-  """The model that both sides are embedded by: a start token where its tokenizer has one, no end
-  token, the last layer's states, 'last' or 'avg'. -> encoder.Encoder"""
+  """The model that both sides are embedded by: the start token that its tokenizer puts before a
+  text, if it does, the last layer's states, 'last' or 'avg'. -> encoder.Encoder"""
   if cfg.ground.model == 'tuned':
     model, variables, tokenizer = tune.tuned(cfg, folder, made, mesh)
   else:
     model, params, tokenizer = backbone.load(folder, cfg.llm, mesh)
     variables = {'params': params}
-  start = [tokenizer.bos_id] if tokenizer.bos_id is not None else []
+
+  def ids(texts):
+    return [[*tokenizer.before, *r, *tokenizer.after] for r in tokenizer.encode_batch(texts)]
 
   def run(variables, tokens, mask):
     at = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)
     return bert.pool(model.apply(variables, tokens, at, mask)[0], mask, cfg.ground.pooling)
-  return encoder.Encoder(run, lambda texts: [start + r for r in tokenizer.encode_batch(texts)],
-                         variables, model.cfg.width, model, {'most': model.cfg.max_positions})
+  return encoder.Encoder(run, ids, variables, model.cfg.width, model,
+                         {'most': model.cfg.max_positions})
 
 
 def settings(cfg):

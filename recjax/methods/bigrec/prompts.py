@@ -63,7 +63,7 @@ def encode_prompts(tokenizer, template, records, longest):
   longest: tokens that a prompt may have. -> (list of token lists, how many were shortened).
   Raises DataError where a record without any history to drop does not fit.
   """
-  start = [tokenizer.bos_id] if tokenizer.bos_id is not None else []
+  start = list(tokenizer.before)
   rows = [start + ids for ids in tokenizer.encode_batch([template.text(r) for r in records])]
   cut = 0
   for i, ids in enumerate(rows):

@@ -13,6 +13,7 @@ from recjax.errors import ConfigError
 from recjax.evaluation import metrics, ranking
 from recjax.methods.etegrec import ids, interests, lists, rows, vectors
 from recjax.models import coder, rqvae, t5
+from recjax.models.layers import check_dtype
 from recjax.training import align, epochs, optim, sequential, traced
 from recjax.training import coder as training
 from recjax.training.work import write_json
@@ -34,6 +35,7 @@ def finetune_settings(cfg):
 def shape(cfg, levels, size, dim, text):
   """The recommender of a config. levels: Q. dim, text: widths of item and interest vectors."""
   m = cfg.model
+  check_dtype('model.dtype', m.dtype)
   net = t5.Config(width=m.width, layers=m.layers, decoder_layers=m.decoder_layers, heads=m.heads,
                   head_dim=m.head_dim, ffn=m.ffn, dropout=m.dropout, gated=m.gated, dtype=m.dtype)
   both = cfg.way == 'etegrec'

@@ -85,6 +85,7 @@ def recommender_config(cfg, kind):
 
 def check(cfg):
   """What can be known to be wrong before anything runs. Raises ConfigError."""
+  backbone.check(cfg.llm)
   for variant in variants(cfg):
     if variant not in VARIANTS:
       raise ConfigError(f'rat.variant={variant!r} is unknown; choose one of {", ".join(VARIANTS)}')

@@ -65,6 +65,7 @@ def run(cfg, work):
 
 def check(cfg):
   """What can be known to be wrong before anything runs. Raises ConfigError. -> template parts"""
+  backbone.check(cfg.llm)
   if cfg.grounding not in GROUNDINGS:
     raise ConfigError(f'grounding={cfg.grounding!r}; choose one of {", ".join(GROUNDINGS)}')
   if cfg.train.scope not in scope.KINDS:
