@@ -120,8 +120,7 @@ def mutants() -> list[Mutant]:
   room('training/scope.py', 'training.scope_test',
        ('within = jnp.where(node == FORCED, 0, total - picked)', 'within = total - picked'))
   room('training/work.py', 'training.work_test',
-       ("return {'array': hashlib.sha256(value.tobytes()).hexdigest(), 'shape': list(value.shape)}",
-        "return {'array': hashlib.sha256(value.tobytes()).hexdigest()}"))
+       ("'shape': list(value.shape),", ''))
   # Models.
   room('models/lora.py', 'models.lora_test',
        ('(cfg.lora_alpha / cfg.lora_rank)', 'cfg.lora_alpha'))
