@@ -31,6 +31,7 @@ from recjax.serving.service import Settings
 from recjax.training import sequential
 from recjax.training import work as works
 from tests.methods import etegrec_test
+from tests.serving import shopkeeper
 
 ROOT = pathlib.Path(__file__).parents[1]
 # Set to try every damage of every file with every verb, which takes minutes.
@@ -593,7 +594,7 @@ class PortTest(parameterized.TestCase):
     second = server.bound(Settings(port=port))  # nobody listens yet
     first.listen(1)
     with self.assertRaisesRegex(ConfigError, 'another program listens there'):
-      server.listen(mock.Mock(settings=Settings(port=port)), sockets=second)
+      server.listen(shopkeeper.service(port=port), sockets=second)
     for one in (first, *second):
       one.close()
 

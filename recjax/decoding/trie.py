@@ -14,6 +14,7 @@ import shutil
 
 import numpy as np
 
+from recjax.data import stored
 from recjax.errors import DataError
 
 ARRAYS = ('tok', 'first', 'lo', 'hi', 'item', 'start', 'rows')
@@ -124,7 +125,7 @@ class Trie:
       arrays = {name: np.load(folder / f'{name}.npy', mmap_mode='r' if mmap else None)
                 for name in ARRAYS}
       return cls(**arrays, **facts)
-    except (OSError, ValueError, TypeError) as error:
+    except stored.DAMAGE as error:
       raise DataError(f'{folder} holds no readable trie ({error}); build it again') from error
 
 

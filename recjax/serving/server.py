@@ -115,11 +115,11 @@ def server_of(service, warm=True):
 def listen(service, say=print, sockets=None):
   """Listens until a signal comes. sockets: of `bound`, if they are there already."""
   settings = service.settings
-  sockets = sockets or bound(settings)
+  sockets, server = sockets or bound(settings), server_of(service, warm=False)
   for one in sockets:
     with refused(settings, sockets):  # who began meanwhile may have the port
       one.listen(BACKLOG)
-  server = server_of(service)
+  models.warm_all(service.models)
   host = f'[{settings.host}]' if ':' in settings.host else settings.host
   port = sockets[0].getsockname()[1]
   say(f'http://{host}:{port}/ is the shop, http://{host}:{port}/docs the API', flush=True)

@@ -6,6 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
+from recjax.data import stored
 from recjax.errors import ConfigError, DataError
 from recjax.training import sequential
 from recjax.training.work import find_stage, read_json, write_json
@@ -39,8 +40,9 @@ def adopt(work, source, data, flag, others):
   it may be, for the message.
   Raises ConfigError for another kind of folder, DataError for other data.
   """
-  saved = read_json(pathlib.Path(source) / 'config.json')
-  if saved is None or saved['config'].get('method') != 'sequential':
+  named = stored.is_config(pathlib.Path(source) / 'config.json')
+  saved = stored.read_config(source) if named else {'config': {}}
+  if saved['config'].get('method') != 'sequential':
     raise ConfigError(f"{flag}={source!r} is no run of the method 'sequential'; give its folder, "
                       f'{others}')
   results = read_json(find_stage(source, 'evaluate') / 'results.json')

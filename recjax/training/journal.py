@@ -2,6 +2,8 @@
 import json
 import os
 
+from recjax.errors import WorkdirError
+
 
 class Journal:
   """Batches of rows: one JSON line each, flushed to disk; a torn last line is cut off."""
@@ -10,8 +12,8 @@ class Journal:
     self.path, self.batches, self.items = path, 0, 0
     whole = 0
     if path.exists():
-      for line in path.read_bytes().split(b'\n')[:-1]:
-        self.items += len(json.loads(line))
+      for number, line in enumerate(path.read_bytes().split(b'\n')[:-1], 1):
+        self.items += len(rows_of(path, number, line))
         self.batches += 1
         whole += len(line) + 1
       os.truncate(path, whole)
@@ -27,6 +29,18 @@ class Journal:
     """-> {name: the rest of its row}"""
     with open(self.path, encoding='utf-8') as f:
       return {name: rest for line in f for name, *rest in json.loads(line)}
+
+
+def rows_of(path, number, line):
+  """The rows of a line of a journal. -> list. Raises WorkdirError where it is damaged."""
+  try:
+    rows = json.loads(line)
+    if isinstance(rows, list) and all(isinstance(row, list) and row for row in rows):
+      return rows
+  except (ValueError, RecursionError):
+    pass
+  raise WorkdirError(f'{path} line {number} is damaged; delete it and the lines behind it, and run '
+                     'the same command again')
 
 
 def answer_all(work, title, path, prompts, batch, run):

@@ -59,6 +59,7 @@ class GoodsTest(parameterized.TestCase):
     made = tokenizer()[0]
     some = goods.load(Catalog(('x', 'y', 'z'), {'title': ['a', '   ', None]}), made)
     self.assertEqual((some.titles, some.notes['named_by_id']), (['a', 'y', 'z'], 2))
+    self.assertEqual(some.index, {'a': 1, 'y': 2, 'z': 3})
     with self.assertRaisesRegex(DataError, 'catalogue is empty'):
       goods.load(Catalog((), {'title': []}), made)
     with self.assertRaisesRegex(DataError, 'no titles to write'):

@@ -29,11 +29,11 @@ class Goods:
   @functools.cached_property
   def index(self):
     """{title: item index 1..N}, titles also as the catalogue spells them"""
-    spelt = {t: i for i, t in enumerate(self.titles, 1)}
-    own = {}
+    out = {}
     for i, title in enumerate(self.catalog.columns.get('title') or (), 1):
-      own.setdefault(tidy(title or ''), i)
-    return {**own, **spelt}
+      if tidy(title or ''):
+        out.setdefault(tidy(title), i)
+    return {**out, **{t: i for i, t in enumerate(self.titles, 1)}}
 
   def plant(self, end, vocab):
     """The titles as a trie whose rows end with the end-of-item token. -> Trie"""
