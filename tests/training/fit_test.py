@@ -148,12 +148,12 @@ class FitTest(absltest.TestCase):
       drawn += [r['draw'] for r in rows if 'draw' in r]
     self.assertLen(set(drawn), 40)
 
-  def scripted(self, losses, path=None, stop=0, **changes):
-    """Trains with these validation losses, one each two steps. -> w, metrics, w at each look"""
+  def scripted(self, losses, path=None, stop=0, every=2, **changes):
+    """Trains with these validation losses, one each `every` steps. -> w, metrics, w at each look"""
     task, seen = linear_task(), []
 
     def evaluate(train, frozen):
-      at = round(float(train['steps'])) // 2 - 1
+      at = round(float(train['steps'])) // every - 1
       if at + 1 == stop:
         raise Stopped
       seen.append(np.asarray(train['w']))
@@ -161,7 +161,7 @@ class FitTest(absltest.TestCase):
 
     def loss(train, frozen, batch, key):  # counts steps in a parameter whose gradient is fixed
       return 0.01 * task.loss(train, frozen, batch, key)[0] - train['steps'], {}
-    cfg = settings(eval_every=2, steps=2 * len(losses), **changes)
+    cfg = settings(eval_every=every, steps=every * len(losses), **changes)
     with mock.patch.object(fitting.optim, 'make', lambda cfg, steps: optax.sgd(1.0)):
       w, rows = self.run_fit(path or self.folder(), dataclasses.replace(
           task, loss=loss, evaluate=evaluate, init=lambda key: {
@@ -178,11 +178,12 @@ class FitTest(absltest.TestCase):
   def test_patience_counts_evaluations_without_a_lower_loss(self):
     losses = [.5, .1, .3, .1, .1, .05, .2, .2, .2, .2]
     for patience, looks, best in ((1, 3, 1), (2, 4, 1), (3, 5, 1), (4, 10, 5)):
-      w, rows, seen = self.scripted(losses, patience=patience)
+      w, rows, seen = self.scripted(losses, patience=patience, every=1)
       self.assertLen(seen, looks)
-      self.assertEqual(max(r['step'] for r in rows), 2 * looks)
+      self.assertEqual(max(r['step'] for r in rows), looks)
       np.testing.assert_array_equal(w, seen[best])
-    for stop in (2, 4, 7):
+    w, rows, _ = self.scripted(losses, patience=4)
+    for stop in (2, 7):
       path = self.folder()
       with self.assertRaises(Stopped):
         self.scripted(losses, path, stop, patience=4)
