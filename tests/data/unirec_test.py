@@ -171,6 +171,24 @@ class UnirecTest(parameterized.TestCase):
           except DataError as error:
             self.assertIn('x.pkl', str(error))
 
+  @absltest.skipIf(importlib.util.find_spec('pandas') is None, 'pandas is not installed')
+  def test_texts_beside_numbers_are_those_of_pandas(self):
+    import pandas
+    texts, path = ['', 'Ä', 'long text', 'x', 'y'], pathlib.Path(self.create_tempdir()) / 'x.pkl'
+    for some in (slice(None), slice(1, 4)):
+      table = pandas.DataFrame({'n': range(5), 'text': texts, 'rows': [np.arange(i) for i in range(
+          5)]})[some]
+      for protocol in (2, 4, 5):
+        path.write_bytes(pickle.dumps(table, protocol))
+        found = frames.read(path)
+        self.assertEqual(list(found), ['n', 'text', 'rows'])
+        self.assertEqual(found['n'].tolist(), table['n'].tolist())
+        self.assertEqual(found['text'], texts[some])
+        self.assertEqual([r.tolist() for r in found['rows']], [r.tolist() for r in table['rows']])
+    if int(pandas.__version__.partition('.')[0]) >= 3:
+      path.write_bytes(pickle.dumps(pandas.DataFrame({'text': ['a', None, 'b']})))
+      self.assertEqual(frames.read(path)['text'], ['a', None, 'b'])
+
   def test_round_trip_through_pandas(self):
     folder = pathlib.Path(self.create_tempdir().full_path)
     shop = sample_shop.make(0)

@@ -1,6 +1,7 @@
 """pandas' pickled tables without pandas: inert stand-ins keep what they are made of, nothing runs.
 
-Tables of numbers, texts and arrays of numbers, as pandas 1.5 to 2.3 write them.
+Tables of numbers, texts and arrays of numbers, as pandas 1.5 to 3.1 write them; texts of pandas 3
+lie in Arrow's buffers (https://arrow.apache.org/docs/format/Columnar.html, large_string).
 """
 import io
 import pathlib
@@ -24,7 +25,10 @@ NAMES = {
     'numpy._core.multiarray': ('_reconstruct', 'scalar'), 'numpy': ('ndarray', 'dtype'),
     'numpy.core.numeric': ('_frombuffer',), 'numpy._core.numeric': ('_frombuffer',),
     '_codecs': ('encode',), 'builtins': ('slice', 'bytes', 'bytearray'),
-    '__builtin__': ('slice', 'bytes', 'bytearray')}
+    '__builtin__': ('slice', 'bytes', 'bytearray'),
+    'pandas': ('DataFrame', 'Index', 'RangeIndex', 'StringDtype'),
+    'pandas.arrays': ('ArrowStringArray',),
+    'pyarrow.lib': ('_restore_array', 'type_for_alias', 'py_buffer')}
 
 
 class _Shell:
@@ -70,12 +74,14 @@ def read(path):
 
 def _columns(state):
   blocks, axes = state['_mgr'].arguments
-  names = _array(axes[0].arguments[1]['data'])
+  names = axes[0].arguments[1]['data']
+  names = _texts(names) if _named(names, 'ArrowStringArray') else _array(names)
   found = {}
   for values, places, *_ in (block.arguments for block in blocks):
     places = range(len(names))[slice(*places.arguments)] if _named(places, 'slice') else _array(
         places).tolist()
-    for place, row in zip(places, _array(values), strict=True):
+    rows = [_texts(values)] if _named(values, 'ArrowStringArray') else _array(values)
+    for place, row in zip(places, rows, strict=True):
       found[names[place]] = row
   return {name: found[name] for name in names}
 
@@ -102,6 +108,21 @@ def _array(value):
   if kind.kind not in KINDS:
     raise ValueError(f'an array of {name!r:.20}')
   return np.frombuffer(data, kind).reshape(shape, order=order).copy()
+
+
+def _texts(value):
+  """The texts of an ArrowStringArray; None where there is none. -> list"""
+  kind, count, _, start, (valid, ends, data), *_ = value.state['_pa_array'].arguments[0]
+  if kind.arguments != ('large_string',):
+    raise ValueError(f'texts as {kind.arguments!r:.40}')
+  valid, ends, data = (b'' if x is None else _bytes(x.arguments[0]) for x in (valid, ends, data))
+  ends = np.frombuffer(ends, '<i8')[start:start + count + 1].tolist()
+  if len(ends) != count + 1 or ends != sorted(ends) or ends[0] < 0 or ends[-1] > len(data):
+    raise ValueError('the places of its texts are damaged')
+  held = np.unpackbits(np.frombuffer(valid, np.uint8), bitorder='little')[start:start + count]
+  held = held.tolist() if valid else [1] * count
+  return [data[a:b].decode() if there else None
+          for a, b, there in zip(ends[:-1], ends[1:], held, strict=True)]
 
 
 def _bytes(data):
