@@ -14,7 +14,8 @@ FREE = 1000     # users at most whose beams are left free
 def settings(cfg):
   """What of the config decides the figures besides the trained models."""
   names = ('way', 'fusion', 'model', 'tokenizer', 'decode', 'judge', 'seed', 'seeds')
-  return ConfigDict({**{k: cfg[k] for k in names}, 'batch': cfg.train.batch})
+  return ConfigDict({**{k: cfg[k] for k in names}, 'batch': cfg.train.batch,
+                     'normalize': lists.NORMALIZE})
 
 
 def row_name(cfg):

@@ -10,6 +10,7 @@ from recjax.decoding.generate import generate
 from recjax.models import coder
 
 WIDTHS = 4  # how many lengths of histories are compiled
+NORMALIZE = 'level'  # each level has a softmax of its own, as in training; runs are keyed by it
 
 
 @functools.partial(jax.jit, static_argnums=1)
@@ -49,7 +50,7 @@ def ranked(cfg, params, table, histories, most, how, interests=None, seen=True, 
       limits = forest.limit(tree, None if allowed is None else allowed[None],
                             None if allowed is None else np.zeros(len(full), np.int32),
                             [np.asarray(h) - 1 for h in some] if seen else None)
-      rule = constraints.Titles(tree, limits=limits, normalize='level', code_size=cfg.size)
+      rule = constraints.Titles(tree, limits=limits, normalize=NORMALIZE, code_size=cfg.size)
     found = generate(decoder, given, [h[-most:].tolist() for h in some], rule, beams=beams,
                      length_penalty=0.0, new_tokens=cfg.levels, bucket=bucket)
     good = found.exists & found.complete

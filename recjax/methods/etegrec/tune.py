@@ -25,7 +25,7 @@ def settings(cfg):
   """What of the config decides the trained models."""
   names = ['way', 'fusion', 'model', 'tokenizer', 'train', 'optim', 'decode', 'seed', 'seeds']
   names += ['align', 'id_optim'] if cfg.way == 'etegrec' else []
-  return ConfigDict({k: cfg[k] for k in names})
+  return ConfigDict({**{k: cfg[k] for k in names}, 'normalize': lists.NORMALIZE})
 
 
 def finetune_settings(cfg):
