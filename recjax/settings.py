@@ -112,6 +112,7 @@ CHOICES = {
     'train.mode': ('lora', 'full'), 'train.scope': ('none', 'all', 'branches'),
     'train.focus': ('title', 'all'), 'train.control_like': ('words', 'quotes'),
     'train.loss_on': ('all', 'response', 'assistant', 'continuation'),
+    'train.average': ('tokens', 'samples'),
     'prompts.rules': ('any', 'beauty', 'fashion', 'yelp'), 'prompts.empty': ('omit', 'none'),
     'text.pool': ('', 'avg', 'last', 'cls'), 'scft.pool': ('avg', 'last', 'cls'),
     'scft.loss': ('infonce', 'soft_target', 'decoupled'),

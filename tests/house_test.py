@@ -99,7 +99,7 @@ class HouseTest(absltest.TestCase):
     for path in self.files():
       for node in ast.walk(ast.parse(path.read_text())):
         found = fallback(node)
-        self.assertNotIn(found, known, f'{path} line {getattr(node, "lineno", 0)}: a default for '
+        self.assertFalse(found in known, f'{path} line {getattr(node, "lineno", 0)}: a default for '
                          f'the setting {found}; configs/ name every setting')
 
   def test_errors_name_settings_that_there_are(self):
@@ -118,7 +118,7 @@ class HouseTest(absltest.TestCase):
           top, _, end = name.partition('.')
           if flag and top != 'a' or id(node) in raised and top in tops and end not in FILES:
             said += 1
-            self.assertIn(name, keys | groups, f'{path} line {node.lineno}: {node.value}')
+            self.assertTrue(name in keys | groups, f'{path} line {node.lineno}: {node.value}')
     self.assertGreater(said, 50)
     self.assertContainsSubset({name for name, _ in errors.SAVERS}, keys)
 

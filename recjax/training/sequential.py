@@ -176,7 +176,7 @@ def example(cfg, model, seqs, key):
   only_last = jax.random.uniform(last, (len(seqs), 1)) < cfg.train.mask_last
   at_end = jnp.arange(seqs.shape[1]) == seqs.shape[1] - 1
   shown = jnp.full_like(seqs, model.mask)
-  if cfg.train.get('noisy_masks'):  # each by chance; of ten, one is another item, one stays
+  if cfg.train.get('mask_by_chance'):  # each by chance; of ten, one is another item, one stays
     chosen = noise < cfg.train.mask_share
     kind, other = jax.random.split(jax.random.fold_in(choose, 1))
     kind = jnp.where(only_last, 0, jax.random.uniform(kind, seqs.shape))
@@ -268,7 +268,7 @@ def needs(cfg, model, seqs):
     counts = jnp.maximum(counts - 1, 0)
     return counts, counts
   counts = jnp.minimum(counts, model.length)
-  if cfg.train.get('noisy_masks'):
+  if cfg.train.get('mask_by_chance'):
     return counts, counts
   hidden = hidden_count(counts, cfg.train.mask_share, cfg.train.mask_most)
   return counts, jnp.where(counts > 0, hidden, 0)

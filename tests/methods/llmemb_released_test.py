@@ -276,8 +276,8 @@ class SwitchTest(parameterized.TestCase):
     self.assertEqual((cfg.model.heads, cfg.model.hidden, cfg.scft.optim.warmup), (1, 128, 0))
     self.assertEqual((cfg.rat.align_loss, cfg.rat.activation), ('soft_target', 'none'))
     bert, sas = (plan.recommender_config(cfg, k) for k in ('bert4rec', 'sasrec'))
-    self.assertTrue(bert.model.bare and bert.train.noisy_masks and not bert.model.future)
-    self.assertTrue(sas.model.future and not sas.train.noisy_masks)
+    self.assertTrue(bert.model.bare and bert.train.mask_by_chance and not bert.model.future)
+    self.assertTrue(sas.model.future and not sas.train.mask_by_chance)
 
 
 if __name__ == '__main__':

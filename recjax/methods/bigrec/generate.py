@@ -44,7 +44,7 @@ def plant(tokenizer, template, titles):
   for title, back in zip(titles, prompts.come_back(tokenizer, template, titles)):
     if back != title:
       raise DataError(f'the title {title!r} comes back as {back!r} from its tokens: '
-                      f'{spelling.difference(title, back)}; `samples.spelt` spells titles so')
+                      f'{spelling.difference(title, back)}; give titles as it spells them')
   rows = prompts.encode_answers(tokenizer, template, titles)
   tree = trie.build(rows, tokenizer.eos_ids[0], tokenizer.vocab_size)
   return tree, forest.plant(tree)

@@ -78,7 +78,7 @@ def recommender_config(cfg, kind):
   model.update(future=cfg.defects.future_seen and kind == 'sasrec', pads=cfg.defects.pads_seen,
                bare=cfg.defects.bare_backbones)
   train.update(last_only=cfg.defects.last_target_only and kind == 'gru4rec',
-               noisy_masks=cfg.defects.noisy_masks and kind == 'bert4rec')
+               mask_by_chance=cfg.defects.noisy_masks and kind == 'bert4rec')
   return ConfigDict({'model': model, 'train': train, **{
       k: cfg[k] for k in ('loss', 'optim', 'seed', 'seeds')}})
 

@@ -243,7 +243,7 @@ def distinct_room(cfg, model, targets):
 
   A softmax over the catalogue reads them all; noisy masks show any item.
   """
-  if cfg.loss.kind in ('ce', 'chunked') or cfg.train.get('noisy_masks'):
+  if cfg.loss.kind in ('ce', 'chunked') or cfg.train.get('mask_by_chance'):
     return 0
   drawn = cfg.loss.negatives * {'batch': 1, 'sequence': cfg.train.batch, 'position': targets}[
       cfg.loss.shared]
