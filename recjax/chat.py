@@ -27,7 +27,7 @@ def run(workdir, catalogues=(), lines=None, console=None):
   if not hasattr(module, 'converse'):
     raise ConfigError(f'{workdir} is a run of {method}, which does not converse; ask it for items '
                       'with `recjax recommend`')
-  with settings.of_run(workdir), stored.opening(workdir):
+  with stored.opening(workdir), settings.of_run(workdir):
     talk, mesh = module.converse(workdir, catalogues)
   console = console or Console(highlight=False)
   console.print(f'{", ".join(talk.domains)}. {HELP}')

@@ -3,6 +3,7 @@ import argparse
 import itertools
 import os
 import pathlib
+import re
 import sys
 import threading
 
@@ -176,7 +177,8 @@ def check_overwrite(out, sources):
     if pathlib.Path(source).resolve().is_relative_to(out.resolve()):
       raise ConfigError(f'--overwrite would remove {source}, which is read; name another --out')
   odd = sorted(p.name for p in out.iterdir() if not (
-      p.name in MADE or p.name.partition('.')[0] in ('items', 'sequences') and p.is_file()))
+      p.name in MADE or p.name.partition('.')[0] in ('items', 'sequences') and p.is_file()
+      or re.fullmatch(r'\.(README\.md|prepared\.json)\.\d+\.tmp', p.name)))
   if odd or any(out.iterdir()) and not (out / 'prepared.json').is_file():
     what = f'{odd[0]}, which' if odd else 'a data set that'
     raise ConfigError(f'--overwrite: {out} holds {what} `recjax prepare` did not make; name '
@@ -309,7 +311,7 @@ def convert(args):
     return embed(args)
   from recjax import recommend as face
   method, _ = face.method_of(args.workdir)
-  with settings.of_run(args.workdir), stored.opening(args.workdir):
+  with stored.opening(args.workdir), settings.of_run(args.workdir):
     method.convert(args.workdir, args.to, args.out)
   print(f'{args.to}: {args.out}')
 

@@ -168,6 +168,9 @@ def read_config(text):
   if not found:
     raise ConfigError(f'{path} is not a config file; e.g. configs/betag_scientific.py')
   spec = importlib.util.spec_from_file_location('config', found)
+  if spec is None:
+    raise ConfigError(f'{found} is no Python file; name a config, e.g. '
+                      'configs/betag_scientific.py')
   module = importlib.util.module_from_spec(spec)
   try:
     spec.loader.exec_module(module)
@@ -178,6 +181,8 @@ def read_config(text):
                       'configs/ for files that do')
   try:
     cfg = module.get_config(*argument)
+  except errors.UserError:
+    raise
   except ValueError as error:
     raise ConfigError(str(error)) from error
   except (Exception, SystemExit) as error:

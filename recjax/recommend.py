@@ -27,7 +27,7 @@ def load(workdir, data=None):
   without training, or a ConfigError says why this run cannot read them.
   """
   module, shop = opened(workdir, data)
-  with settings.of_run(workdir), stored.opening(workdir):
+  with stored.opening(workdir), settings.of_run(workdir):
     return in_stock(module.recommender(workdir, data), shop.catalog), shop
 
 
@@ -170,7 +170,7 @@ def alone(folder, request):
   parts.
   """
   folder.mkdir(exist_ok=True)
-  if not (folder / 'request.json').exists() and any(folder.iterdir()):
+  if any(folder.iterdir()) and not (folder / 'request.json').exists():  # in this order: others
     raise foreign(folder)
   with open(folder / 'request.json', 'a+b') as f:
     fcntl.flock(f, fcntl.LOCK_EX)

@@ -142,7 +142,7 @@ def taken(argv):
       words = [] if word == '--' else words
       continue
     no, name, value = found.groups()
-    if value is None and not no and words and not re.match(r'-(?!\.?\d)', words[0]):
+    if value is None and not no and words and not re.match(r'-(?!\.?\d|inf\b)', words[0]):
       value = f'={words.pop(0)}'
     settings.append(name + ('=false' if no and value is None else value or '=true'))
   return settings, rest
@@ -236,7 +236,7 @@ def flag(kind, rule='', name=''):
 
 def size(text):
   """What argparse makes of an amount of memory, as DuckDB writes it. -> the text"""
-  found = re.fullmatch(r'(\d+(?:\.\d+)?) ?(?:[KMGT]i?B|B|%)', text, re.IGNORECASE)
+  found = re.fullmatch(r'(\d+(?:\.\d+)?) ?(?:[KMGT](?:i?B)?|B|%)', text, re.IGNORECASE)
   if not found or not float(found[1]):
     raise argparse.ArgumentTypeError(f'{text!r} is no size, as in 2GB or 500MB')
   return text

@@ -8,6 +8,7 @@ import io
 import itertools
 import json
 import math
+import os
 import pathlib
 import re
 import signal
@@ -302,13 +303,20 @@ def check_folder(out, config=None):
   made = read_json(out / 'sweep.json') if (out / 'sweep.json').exists() else None
   there = sorted(out.iterdir()) if out.exists() else []
   odd = [p for p in there if not (
-      p.name in WRITTEN and made is not None or p.is_dir() and not p.is_symlink()
+      p.name.startswith(tuple(f'.{name}.' for name in WRITTEN))  # of one that was killed
+      or p.name in WRITTEN and made is not None or p.is_dir() and not p.is_symlink()
       and all(re.fullmatch('seed=[0-9]+', q.name) for q in p.iterdir()))]
   if made is not None and made.keys() != {'config', 'rows'}:
     odd.insert(0, out / 'sweep.json')
   if odd:
     raise WorkdirError(f'{odd[0]} was made by no sweep; name another --out, so that nothing is '
                        'written over')
-  if made and config and made['config'] != config:
+  if made and config and _normal(made['config']) != _normal(config):
     raise WorkdirError(f'{out} holds a sweep of {made["config"]}, not of {config}; name another '
                        '--out')
+
+
+def _normal(config):
+  """`config` as `run` takes it, with its path spelt in one way."""
+  path, *argument = str(config).split(':', 1)
+  return [os.path.normpath(path), *argument]

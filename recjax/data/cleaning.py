@@ -29,7 +29,7 @@ _INLINE = ('a|abbr|b|big|center|cite|code|del|em|embed|font|form|i|iframe|img|in
 _BREAK = ('address|article|blockquote|br|caption|dd|div|dl|dt|fieldset|footer|h[1-6]|header|hr|li|'
           'main|nav|ol|p|pre|section|table|tbody|td|tfoot|th|thead|tr|ul')
 _TAG = re.compile(rf'<!--.*?-->|<!doctype[^>]*>|</?(?:{_INLINE})(?:\s[^<>]*)?/?>'
-                  r'|<[a-z]+[0-9]?\s[^<>]*=[^<>]*$',  # cut off in its middle
+                  rf'|<(?:{_INLINE}|{_BREAK})\s[^<>]*=[^<>]*$',  # cut off in its middle
                   re.IGNORECASE | re.DOTALL)
 _BREAKS = re.compile(rf'</?(?:{_BREAK})(?:\s[^<>]*)?/?>', re.IGNORECASE)
 _SCRIPT = re.compile(

@@ -9,7 +9,7 @@ import sys
 import time
 
 from recjax import settings
-from recjax.data import archives, files, funnel, times
+from recjax.data import archives, cleaning, files, funnel, times
 from recjax.errors import ConfigError, DataError
 
 REVIEWS = {'2014': 'reviews_Beauty_5.json.gz', '2018': 'Video_Games_5.json.gz',
@@ -185,7 +185,7 @@ def check_columns(args):
   if args.item_columns and not args.items:
     raise ConfigError('--item-columns names columns of --items; add that, or leave it out')
   for flag, text, known in (('--columns', args.columns, table.NAMES),
-                            ('--item-columns', args.item_columns, (*table.GOODS, *table.LISTS))):
+                            ('--item-columns', args.item_columns, (*table.GOODS, *cleaning.LISTS))):
     ours = [part.partition('=')[0].strip() for part in text.split(',')]
     for name, equals, theirs in (part.partition('=') for part in filter(None, text.split(','))):
       name, near = name.strip(), difflib.get_close_matches(name.strip().lower(), known, 1, 0.8)

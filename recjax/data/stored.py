@@ -222,7 +222,9 @@ def opening(workdir):
     raise
   except Exception as error:
     path = not disk_fault(error) and _unproven(pathlib.Path(workdir))
-    if not path:
+    name = getattr(error, 'filename', None)
+    if not path or isinstance(name, str) and not pathlib.Path(name).resolve().is_relative_to(
+        pathlib.Path(workdir).resolve()):
       raise
     if isinstance(error, OSError) and isinstance(error.filename, str):
       raise WorkdirError(

@@ -213,6 +213,8 @@ class Profile:
   def add(self, value, line):
     """Counts a value that stands in a line; empty ones are no values."""
     if isinstance(value, str):
+      if len(value) == 10 and value.isdigit() and '1' <= value[0] <= '3' and self._seconds(value):
+        return
       value = value.strip()
     if value is None or value != value or value == '':
       return
@@ -234,6 +236,15 @@ class Profile:
     if whole is not None:
       seen.least = whole if seen.least is None else min(seen.least, whole)
       seen.greatest = whole if seen.greatest is None else max(seen.greatest, whole)
+
+  def _seconds(self, value):
+    """Counts ten digits, mostly seconds, where these have been seen before. -> whether it did"""
+    seen = self.kinds.get('s')
+    if seen is None or len(seen.lines) < SHOWN or not value.isascii():
+      return False
+    whole, seen.count = int(value), seen.count + 1
+    seen.least, seen.greatest = min(seen.least, whole), max(seen.greatest, whole)
+    return True
 
   def total(self):
     """How many values were counted."""

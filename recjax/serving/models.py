@@ -168,7 +168,7 @@ def open_all(workdirs, data=(), items_file=None, together=True, seen=None, later
       counts, bought = counts_of(shop)
       shelves[shop.fingerprint] = Shelves(shop.catalog, counts, items_file), bought
     shelf, bought = shelves[shop.fingerprint]
-    with settings.of_run(workdir), stored.opening(workdir):
+    with stored.opening(workdir), settings.of_run(workdir):
       face, talk, tags = face_of(module, workdir, data, later)
     method = module.__name__.rsplit('.', 1)[-1]
     out[name] = Model(name, method, face, shelf, talk, together, seen)

@@ -58,18 +58,31 @@ def bound(settings):
   except (socket.gaierror, UnicodeError) as error:
     raise ConfigError(f'--host={host} is no address ({error}); give one of this machine, e.g. '
                       '127.0.0.1') from error
-  out = []
+  out, why = [], None
   for family, kind, protocol, _, address in dict.fromkeys(places):
-    one = socket.socket(family, kind, protocol)
+    try:
+      one = socket.socket(family, kind, protocol)
+    except OSError as error:  # a family that this machine has not
+      why = error
+      continue
     one.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     if family == socket.AF_INET6:
       one.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
     if out and not port:  # any free one, the same of every address
       address = (address[0], out[0].getsockname()[1], *address[2:])
-    out.append(one)
-    with refused(settings, out):
+    try:
       one.bind(address)
-  return out
+      out.append(one)
+    except OSError as error:
+      one.close()
+      why = error
+      if error.errno != errno.EADDRNOTAVAIL:  # another address of the name may do
+        break
+  else:
+    if out:
+      return out
+  with refused(settings, out):
+    raise why
 
 
 @contextlib.contextmanager
