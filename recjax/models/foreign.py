@@ -127,8 +127,8 @@ def adapter(path, raw):
           (None,))}
   inert = {
       'base_model_name_or_path', 'revision', 'inference_mode', 'auto_mapping', 'peft_version',
-      'lora_dropout', 'megatron_core', 'eva_config', 'qalora_group_size', 'runtime_config',
-      'ensure_weight_tying'}
+      'merge_weights', 'lora_dropout', 'megatron_core', 'eva_config', 'qalora_group_size',
+      'runtime_config', 'ensure_weight_tying'}
   only(path, raw, read, settled, inert)
 
 

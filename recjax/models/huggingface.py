@@ -215,8 +215,10 @@ def _look_at(name, other, found):
     return
   if isinstance(other, str):
     if not _same(view(), found[other][1]()):
+      remedy = ("set tie_word_embeddings to false where both are the model's own" if name == HEAD
+                else 'take it out, or export the model again with transformers')
       raise DataError(f'{file}: tensor {name} is not {other}, which would be used in its place; '
-                      "set tie_word_embeddings to false where both are the model's own")
+                      f'{remedy}')
     return
   stored = view()[:]
   near = 1e-6 if stored.dtype.itemsize > 2 else 1e-2  # half precision rounds what was stored

@@ -25,7 +25,7 @@ NAMES = {
                                                             ('bias', 'bias'))},
 }
 # Heads that pretraining or a task put on the encoder; vectors of texts are made without them.
-HEADS = r'pooler\..*|cls\..*'
+HEADS = r'(pooler|cls|classifier|qa_outputs)\..*'
 POOLING = {'mean': 'avg', 'cls': 'cls', 'lasttoken': 'last'}
 OLDER = {'pooling_mode_mean_tokens': 'mean', 'pooling_mode_cls_token': 'cls',
          'pooling_mode_lasttoken': 'lasttoken', 'pooling_mode_max_tokens': 'max',

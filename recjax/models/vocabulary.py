@@ -41,7 +41,8 @@ def check_rows(folder, tokenizer, rows):
   above = [i for i in (*tokenizer.eos_ids, tokenizer.pad_id) if not 0 <= i < rows]
   if above:
     raise DataError(f'{folder}: the end or padding token {above[0]} is none of the {rows} rows of '
-                    'embeddings; correct eos_token_id in its generation_config.json')
+                    'embeddings; correct eos_token_id in its generation_config.json, or pad_token '
+                    'in tokenizer_config.json')
 
 
 def _tables(params):

@@ -1,4 +1,4 @@
-"""Training of an RQ-VAE over a whole catalogue on the device (specification: semantic_ids.md 2).
+"""Training of an RQ-VAE over a whole catalogue on the device (Rajput et al., NeurIPS 2023, 3.1).
 
 All steps between two looks at the codes are one call. Codes that no item has start anew from the
 encoder outputs that are quantised worst, since collapse is the failure that others report most.

@@ -37,7 +37,7 @@ GOODS = {
 SAMPLE = 1000  # rows by whose values a column of times is found
 _NUMBERS = re.compile(r'(?<![a-z])(ids?|no|nr|num|number|code|sku|asin|isbn|ean|gtin|phone|zip|plz|'
                       r'order|session|bestellung|auftrag)(?![a-z])|id$|nummer$|number$')
-SURE = ('timestamp', 'unixreviewtime')  # theirs are the times, whatever dates stand beside
+SURE = ('unixreviewtime',)  # Amazon's reviews hold the same day as a text beside it
 _TIMELY = re.compile(r'time|date|(?<![a-z])(ts|at|day)(?![a-z])|stamp|zeit|datum|epoch|when')
 
 

@@ -68,7 +68,11 @@ def check(cfg):
   if cfg.way == 'decode' and cfg.decode.beams < 10:
     raise ConfigError(f'decode.beams={cfg.decode.beams}: lists of ten are judged, and fewer beams '
                       'cannot fill them; choose 10 or more')
-  return prompts.load_template(cfg.prompt.template)
+  template = prompts.load_template(cfg.prompt.template)
+  if prompts.title_of(template.reply('Title')) != 'Title':
+    raise ConfigError(f'prompt.template={cfg.prompt.template!r}: [answer] must be the title alone, '
+                      'on its first line, in quotes or without')
+  return template
 
 
 recommender, cost, convert = face.recommender, plan.cost, plan.convert

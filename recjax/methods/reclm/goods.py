@@ -66,7 +66,7 @@ def load(catalog, tokenizer):
 
 
 def tidy(title):
-  """A title in Unicode's NFC, with single spaces (reclm.md 1.1). -> str"""
+  """A title in Unicode's NFC, with single spaces. -> str"""
   return ' '.join(unicodedata.normalize('NFC', title).split())
 
 
