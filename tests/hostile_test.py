@@ -549,7 +549,7 @@ class ConfigFileTest(parameterized.TestCase):
       self.assertRegex(err, said)
     for more in ((), ('--config.seed=1',)):
       parse = functools.partial(main.parse, ['main', f'--config={path}', *more])
-      code, _, err = ended(lambda: errors.guard(lambda: parse() and main.read_config()))  # noqa: B023
+      code, _, err = ended(lambda: errors.guard(lambda: main.run(parse()[1:])))  # noqa: B023
       self.assertEqual(code, 2)
       self.assertRegex(err, said)
       self.assertNotIn('Traceback', err)
@@ -582,8 +582,8 @@ class PortTest(parameterized.TestCase):
       for flags, said in (((f'--port={port}',), f'--port={port}: another program listens there'),
                           (('--port=0', '--host=256.1.1.1'), '--host=256.1.1.1 is no address'),
                           (('--port=0', '--host=192.0.2.1'), '192.0.2.1 is no address of this'),
-                          (('--port=0', '--most=0'), '--most=0'),
-                          (('--port=0', '--timeout=nan'), '--timeout=nan')):
+                          (('--port=0', '--most=0'), '--most: 0 must be at least 1'),
+                          (('--port=0', '--timeout=nan'), '--timeout: ')):
         code, _, err = verb('serve', 'anything', *flags)
         self.assertEqual(code, 2)
         self.assertIn(said, err)

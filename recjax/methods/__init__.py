@@ -9,7 +9,12 @@ NAMES = tuple(sorted(p.parent.name for p in pathlib.Path(__file__).parent.glob('
 
 def find(name, where):
   """The package of a method. where: what names it, for the message. Raises ConfigError."""
-  if not isinstance(name, str) or name not in NAMES:
-    raise ConfigError(f'{where} names the method {name!r:.100}, and there is none of that name; '
-                      f'choose one of {", ".join(NAMES)}')
-  return importlib.import_module(f'recjax.methods.{name}')
+  full = f'recjax.methods.{name}'
+  try:
+    if isinstance(name, str) and name.isidentifier():
+      return importlib.import_module(full)
+  except ModuleNotFoundError as error:
+    if error.name != full:  # something that the method imports
+      raise
+  raise ConfigError(f'{where} names the method {name!r:.100}, and there is none of that name; '
+                    f'choose one of {", ".join(NAMES)}')
