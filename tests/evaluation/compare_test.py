@@ -129,6 +129,16 @@ class RunsTest(parameterized.TestCase):
     self.assertRegex(words, r'a: ours −0\.5000 −0\.\d{4} to −0\.\d{4} p (< )?0\.\d{3} 0\.0000 ')
     self.assertIn('<strong>−0.5000</strong>', page)
 
+  def test_groups_are_those_of_the_run_of_most_users(self):
+    # A run of few users cuts short and long histories at their own median.
+    of = lambda cut, n: {name: np.arange(n) < cut if name in ('head', 'short') else np.arange(  # noqa: E731
+        n) >= cut for name in ('head', 'tail', 'short', 'long')}
+    every = self.run_at('every', {'a': self.good}, groups=of(25, 60))
+    few = self.run_at('few', {'b': self.bad[:30]}, USERS[:30], groups=of(10, 30))
+    for runs in ((every, few), (few, every)):
+      self.assertEqual(compare.compare(runs)['groups']['sizes'],
+                       {'head': 25, 'tail': 5, 'short': 25, 'long': 5})
+
   def test_runs_that_say_no_groups_have_no_such_section(self):
     a = self.run_at('a', {'betags': self.good, 'popularity': self.bad})
     table = compare.compare([a])
