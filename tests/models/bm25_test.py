@@ -46,6 +46,11 @@ class BM25Test(parameterized.TestCase):
     self.assertNotAlmostEqual(bm25.BM25.fit(more, idf_cutoff=OFF).scores([['x']])[0, 0],
                               before[0, 0])
 
+  def test_a_tag_at_the_cutoff_is_dropped(self):
+    # In 2 of 4 documents: ln(2.5) - ln(2.5) = 0, the default cutoff.
+    model = bm25.BM25.fit([['half', 'rare'], ['half'], ['other'], ['last']])
+    self.assertEqual((model.idf[model.terms['half']], model.dropped), (0, 1))
+
   def test_cutoff_that_drops_every_tag_warns_and_scores_zero(self):
     with self.assertWarnsRegex(UserWarning, 'all 7 tags .* lower idf_cutoff'):
       model = bm25.BM25.fit(T12, idf_cutoff=4)

@@ -351,6 +351,14 @@ class BudgetTest(ApiCase):
 
 class JournalTest(ApiCase):
 
+  def test_answers_to_another_question_are_not_taken_over(self):
+    base = llm_api.ApiConfig('http://localhost/v1', 'm')
+    asked = lambda text='a', **more: llm_api.request_hash(  # noqa: E731
+        [{'role': 'user', 'content': text}], dataclasses.replace(base, **more))
+    others = [asked('b'), asked(model='o'), asked(n=2), asked(temperature=.5), asked(max_tokens=9)]
+    self.assertLen({asked(), *others}, 6)
+    self.assertEqual(asked(), asked(concurrency=1, timeout=3., retries=0))
+
   def test_a_torn_last_line_is_cut_off_and_asked_again(self):
     with serving() as server:
       self.run_job(server, ask('a', 'b'), concurrency=1)

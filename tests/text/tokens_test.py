@@ -117,6 +117,15 @@ class PlainTextTest(parameterized.TestCase):
     self.assertGreater(len(tokens.wrap(backend, {}).encode('a b c d e f')), 2)
 
 
+class AddedTest(absltest.TestCase):
+
+  def test_added_tokens_are_controls_whether_special_or_not(self):
+    tokenizer = added_only()
+    self.assertContainsSubset({'<think>', 'screws', '<eat>'}, tokenizer.controls)
+    for name in ('<think>', '<eat>'):
+      self.assertNotIn(tokenizer.controls[name], tokenizer.encode(f'a {name} b'))
+
+
 class TrainTest(absltest.TestCase):
 
   def test_training_twice_gives_the_same_tokenizer(self):
