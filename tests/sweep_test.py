@@ -107,6 +107,23 @@ class TableTest(parameterized.TestCase):
       sweep.check_folder(folder)
 
 
+class ValidationTest(absltest.TestCase):
+
+  def test_the_best_of_training_counts_not_the_last(self):
+    room = pathlib.Path(self.create_tempdir().full_path)
+    def told(method, *rows):
+      (room / 'metrics.jsonl').write_text(''.join(json.dumps(row) + '\n' for row in rows))
+      return sweep.validation(room, ConfigDict({'method': method}))
+    losses = [{'stage': 'tune', 'step': i, 'valid_loss': v} for i, v in enumerate((3., 1., 2.))]
+    self.assertEqual(told('bigrec', *losses, {'stage': 'other', 'step': 1, 'valid_loss': 0.}),
+                     ('loss', 1., False))
+    gains = [{'stage': 'train', 'step': i, 'valid_0': a, 'valid_1': b}
+             for i, (a, b) in enumerate(((.1, .3), (.4, .2)))]
+    name, value, more = told('etegrec', *gains)
+    self.assertEqual((name, more), ('NDCG@10', True))
+    self.assertAlmostEqual(value, .35)
+
+
 class RunTest(absltest.TestCase):
 
   def command(self, out, values):
