@@ -4,6 +4,7 @@ import jax.numpy as jnp
 import numpy as np
 from absl.testing import absltest
 
+from recjax.decoding import search
 from recjax.decoding.constraints import Free
 from recjax.decoding.search import SampleConfig, sample
 
@@ -13,6 +14,16 @@ def greedy(step, first, new_tokens, eos_ids=(), pad_id=0):
   found = sample(step, (), first, Free(eos_ids), SampleConfig(1, new_tokens, 0.0, pad_id=pad_id),
                  jax.random.key(0))
   return found.tokens[:, 0], found.lengths[:, 0]
+
+
+class NoiseTest(absltest.TestCase):
+
+  def test_every_step_request_and_row_draws_its_own(self):
+    key = search.jax.random.key(0)
+    found = [search.noise(key, t, (3, 2, 5)) for t in (0, 1)]
+    rows = {tuple(row) for x in found for row in x.reshape(-1, 5).tolist()}
+    self.assertLen(rows, 12)
+    self.assertTrue((search.noise(key, 0, (1, 2, 5)) == found[0][:1]).all())  # whatever the batch
 
 
 class GreedyTest(absltest.TestCase):
