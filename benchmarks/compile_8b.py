@@ -16,10 +16,11 @@ import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
-from recjax import sharding
-from recjax.methods.betag import generate, tune
+from recjax.distributed import sharding
+from recjax.methods.betag import generate
+from recjax.methods.betag import train as train_lib
 from recjax.models import llm, lora
-from recjax.training import fit, optim, plan
+from recjax.training import cost_model, loop, optim
 
 LLAMA_8B = dict(vocab=128_256, width=4096, layers=32, heads=32, kv_heads=8, head_dim=128,
                 ffn=14_336, rope_theta=500_000.0, max_positions=8192)
@@ -44,8 +45,8 @@ def train_program(shape, mesh, count):
   settings = ConfigDict(dict(lr=1e-4, warmup=0, schedule='constant', decay=0.0, clip=1.0,
                              beta2=0.999))
   tx, key = optim.make(settings, 100), jax.random.key(0)
-  task = fit.Task(init=lambda key: lora.init_lora(shape, key), rules=llm.RULES, batches=(),
-                  loss=functools.partial(tune.sample_loss, llm.LM(shape), [1] * PREFIX))
+  task = loop.Task(init=lambda key: lora.init_lora(shape, key), rules=llm.RULES, batches=(),
+                  loss=functools.partial(train_lib.sample_loss, llm.LM(shape), [1] * PREFIX))
 
   def init(key):
     train = task.init(key)
@@ -58,7 +59,7 @@ def train_program(shape, mesh, count):
   batch['first'] = jax.ShapeDtypeStruct((1,), jnp.int32, sharding=one)
   batch['first_weight'] = jax.ShapeDtypeStruct((1,), jnp.float32, sharding=one)
   step = jax.ShapeDtypeStruct((), jnp.int32)
-  return fit.make_update(task, tx, key).lower(state, frozen, batch, step)
+  return loop.make_update(task, tx, key).lower(state, frozen, batch, step)
 
 
 def generate_program(shape, mesh, count):
@@ -101,14 +102,14 @@ def main():
           f'{found.argument_size_in_bytes / 2**30:.2f}, temporary '
           f'{found.temp_size_in_bytes / 2**30:.2f}')
     if part == 'train':
-      told = plan.training_bytes(shape, axes, args.rows, ROW, PREFIX)
+      told = cost_model.training_bytes(shape, axes, args.rows, ROW, PREFIX)
     else:
-      told = plan.generation_bytes(shape, axes, args.rows, 40, PROMPT, NEW, PREFIX)
+      told = cost_model.generation_bytes(shape, axes, args.rows, 40, PROMPT, NEW, PREFIX)
     total = sum(told.values())
     parts = ', '.join(f'{k} {v / 2**30:.2f}' for k, v in told.items())
     print(f'  plan: {total / 2**30:.2f} GiB a device ({parts}), '
           f'{total / (held + found.temp_size_in_bytes) - 1:+.1%}')
-    print(f'  collectives: {plan.collectives(program.as_text())}', flush=True)
+    print(f'  collectives: {cost_model.collectives(program.as_text())}', flush=True)
 
 
 if __name__ == '__main__':

@@ -24,12 +24,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from recjax.decoding import constraints, forest, trie
-from recjax.decoding.beam import BeamConfig, beam_search
-from recjax.decoding.head import head_of, plain_head, stages
-from recjax.decoding.tree_search import TreeConfig, tree_search
-from recjax.models import decode, huggingface, llm
-from recjax.text import tokens as tokenizers
+from recjax.decoding import constraints, device_trie, trie
+from recjax.decoding.beam_search import BeamConfig, beam_search
+from recjax.decoding.lm_head import lm_head_of, plain_head, stages
+from recjax.decoding.lookahead_beam_search import TreeConfig, lookahead_beam_search
+from recjax.models import huggingface, llm, llm_decoder
+from recjax.text import tokenizer as tokenizers
 
 OUT = pathlib.Path(__file__).parent / 'out'
 VOCAB, END, PAD = 32_000, 31_999, 31_998
@@ -74,7 +74,7 @@ class Setting:
     self.rows = [spread[ids].tolist() for ids in bpe.encode_batch(titles)]
     self.model = llm.LM(SHAPE)
     self.params = {'params': trained(self.rows)}
-    self.decoder = decode.decoder(self.model)
+    self.decoder = llm_decoder.decoder(self.model)
     rng = np.random.default_rng(1)
     flat = [t for i in rng.permutation(len(self.rows)) for t in [*self.rows[i], END]]
     self.prompts = np.array(flat[:args.requests * args.prompt], np.int32).reshape(
@@ -86,7 +86,7 @@ class Setting:
 
   @functools.cached_property
   def forest(self):
-    return forest.plant(self.trie)
+    return device_trie.to_device_trie(self.trie)
 
   def plain(self, constraint, new_tokens, beams=0, alpha=0.0):
     """A compiled beam search. -> (run: () -> Found, seconds to compile)"""
@@ -97,7 +97,7 @@ class Setting:
       first, cache = self.decoder.start(params, prompts, lengths, cfg.beams,
                                         stages(cfg.new_tokens)[0])
       return beam_search(lambda tokens, cache, t: self.decoder.step(params, cache, tokens, t),
-                         self.decoder.reorder, lambda s: head_of(self.decoder, params, s), cache,
+                         self.decoder.reorder, lambda s: lm_head_of(self.decoder, params, s), cache,
                          first, constraint, cfg, self.decoder.grow, self.decoder.pick)
     return self.compiled(search, constraint)
 
@@ -108,8 +108,15 @@ class Setting:
     def search(params, prompts, constraint):
       lengths = jnp.full(len(prompts), prompts.shape[1])
       first, cache = self.decoder.start(params, prompts, lengths, 1, cfg.slots + 1)
-      return tree_search(lambda cache, *given: self.decoder.extend(params, cache, *given),
-                         lambda s: head_of(self.decoder, params, s), cache, first, constraint, cfg)
+      return lookahead_beam_search(
+        lambda cache, *given: self.decoder.extend(params, cache, *given),
+        lambda s: lm_head_of(self.decoder, params, s),
+        cache,
+        first,
+        constraint,
+        cfg,
+      )
+
     return self.compiled(search, constraint)
 
   def compiled(self, search, constraint):
@@ -227,11 +234,11 @@ def titles_against_peer(setting):
   def allowed(_, ids):
     return lists.get(tuple(ids[width:].tolist()), [PAD])
   theirs = functools.partial(hf, beams, steps, prefix_allowed_tokens_fn=allowed)
-  exact, c1 = setting.plain(constraints.Titles(setting.forest), steps)
-  valid = constraints.Titles(setting.forest, normalize='valid')
+  exact, c1 = setting.plain(constraints.CatalogConstraint(setting.forest), steps)
+  valid = constraints.CatalogConstraint(setting.forest, normalize='valid')
   plain_valid, c2 = setting.plain(valid, steps)
   runs, c3 = setting.tree(valid, steps, (8, 32))
-  exact_runs, c4 = setting.tree(constraints.Titles(setting.forest), steps, (16, 64))
+  exact_runs, c4 = setting.tree(constraints.CatalogConstraint(setting.forest), steps, (16, 64))
   tokens, scores = theirs()
   found = exact()
   equal(found.rows.tokens, found.rows.scores, tokens, scores)
@@ -256,8 +263,8 @@ def same(plain, tree, name):
 
 def against_free(setting):
   """constrained against unconstrained beam search, 24 steps of each, ours"""
-  free, _ = setting.plain(constraints.Free((END,)), 24, alpha=0.0)
-  exact, _ = setting.plain(constraints.Titles(setting.forest), 24, alpha=0.0)
+  free, _ = setting.plain(constraints.Unconstrained((END,)), 24, alpha=0.0)
+  exact, _ = setting.plain(constraints.CatalogConstraint(setting.forest), 24, alpha=0.0)
   f, e = free(), exact()
   medians = versus(setting.args.rounds, unconstrained=free, constrained=exact)
   each = medians['constrained'] / int(e.steps) / (medians['unconstrained'] / int(f.steps))
@@ -271,10 +278,12 @@ def against_port(setting):
   cfg = BeamConfig(beams, steps, 0.0)
   model, given = setting.model, setting.forest
 
-  class Port(constraints.Titles):
+  class Port(constraints.CatalogConstraint):
     def expand(self, head, state, t, most, choose):
       logp = jax.nn.log_softmax(head.full())
-      token, child, exists = forest.children(given, state, t, max(given.width, given.root_width))
+      token, child, exists = device_trie.children(
+        given, state, t, max(given.width, given.root_width)
+      )
       grid = jnp.indices(token.shape, sparse=True)
       at = jnp.where(exists, token, VOCAB)
       kids = jnp.full(logp.shape, -1).at[grid[0], grid[1], at].set(child, mode='drop')
@@ -285,11 +294,11 @@ def against_port(setting):
     batch = len(prompts)
     rows = jnp.repeat(prompts, beams, 0)
     lengths = jnp.full(len(rows), prompts.shape[1])
-    hidden, past = decode.prefill_states(model, params, rows, lengths)
-    own = decode.suffix(SHAPE, len(rows), 1, steps)
+    hidden, past = llm_decoder.prefill_states(model, params, rows, lengths)
+    own = llm_decoder.suffix(SHAPE, len(rows), 1, steps)
 
     def step(tokens, cache, t):
-      hidden, own = decode.suffix_step(model, params, (cache[0],), cache[1],
+      hidden, own = llm_decoder.suffix_step(model, params, (cache[0],), cache[1],
                                        tokens.reshape(-1, 1), t)
       return hidden.reshape(batch, -1, SHAPE.width), (cache[0], own)
 
@@ -298,10 +307,10 @@ def against_port(setting):
       return jax.tree.map(lambda x: x[:, flat] if x.ndim > 2 else x[flat], cache)
     first = hidden.reshape(batch, beams, -1)[:, 0]
     port = Port(setting.forest)
-    return beam_search(step, reorder, lambda s: head_of(setting.decoder, params, s), (past, own),
+    return beam_search(step, reorder, lambda s: lm_head_of(setting.decoder, params, s), (past, own),
                        first, port, cfg)
   port, _ = setting.compiled(copied, 0)
-  exact, _ = setting.plain(constraints.Titles(setting.forest), steps)
+  exact, _ = setting.plain(constraints.CatalogConstraint(setting.forest), steps)
   a, b = port(), exact()
   equal(b.rows.tokens, b.rows.scores, a.rows.tokens, np.asarray(a.rows.scores))
   versus(setting.args.rounds, **{'direct port': port, 'ours, exact': exact})
@@ -331,18 +340,26 @@ def codes(setting):
       return scores + mask
   hf = peer(setting)
   theirs = functools.partial(hf, beams, 4, logits_processor=[Processor()])
-  planted = forest.plant(trie.build(table.tolist(), end=END, vocab=VOCAB))
-  exact, c1 = setting.plain(constraints.Titles(planted), 4, beams)
-  bare = forest.plant(trie.build(table - CODES - 256 * np.arange(3), vocab=256),
-                      level_offsets=CODES + 256 * np.arange(3))
-  level, c2 = setting.plain(constraints.Titles(bare, normalize='level', code_size=256), 3, beams)
+  planted = device_trie.to_device_trie(trie.build(table.tolist(), end=END, vocab=VOCAB))
+  exact, c1 = setting.plain(constraints.CatalogConstraint(planted), 4, beams)
+  bare = device_trie.to_device_trie(
+    trie.build(table - CODES - 256 * np.arange(3), vocab=256),
+    level_offsets=CODES + 256 * np.arange(3),
+  )
+  level, c2 = setting.plain(
+    constraints.CatalogConstraint(bare, normalize='level', code_size=256), 3, beams
+  )
   tokens, scores = theirs()
   found = exact()
   equal(found.rows.tokens, found.rows.scores, tokens, scores)
-  rebuilt = jax.jit(forest.code_forest, static_argnums=1)(
-      jnp.asarray(table - CODES - 256 * np.arange(3), jnp.int32), 256,
-      jnp.asarray(CODES + 256 * np.arange(3)))
-  other, _ = setting.plain(constraints.Titles(rebuilt, normalize='level', code_size=256), 3, beams)
+  rebuilt = jax.jit(device_trie.semantic_id_trie, static_argnums=1)(
+    jnp.asarray(table - CODES - 256 * np.arange(3), jnp.int32),
+    256,
+    jnp.asarray(CODES + 256 * np.arange(3)),
+  )
+  other, _ = setting.plain(
+    constraints.CatalogConstraint(rebuilt, normalize='level', code_size=256), 3, beams
+  )
   if not np.array_equal(other().rows.tokens, level().rows.tokens):
     sys.exit('FAIL: the table built on the device gives other rows')
   print(f'  {len(table)} codes; compile {c1:.1f} and {c2:.1f} s', flush=True)
@@ -354,7 +371,7 @@ def passes(setting):
   """model passes and tokens by what goes through in one pass (counts, no times)"""
   steps = longest(setting)
   for normalize in ('vocab', 'valid'):
-    titles = constraints.Titles(setting.forest, normalize=normalize)
+    titles = constraints.CatalogConstraint(setting.forest, normalize=normalize)
     plain = setting.plain(titles, steps)[0]()
     print(f'  {normalize}, one token a pass: {int(plain.steps) - 1} passes', flush=True)
     for lookahead in (0, 64, 128, 256):
@@ -373,7 +390,7 @@ def trie_share(setting):
     codes = rng.integers(0, 2048, (items, 8))
     built = trie.build(codes, vocab=2048)
     seconds = time.perf_counter() - start
-    titles = constraints.Titles(forest.plant(built))
+    titles = constraints.CatalogConstraint(device_trie.to_device_trie(built))
     size = sum(x.nbytes for x in jax.tree.leaves(titles))
     weights = (jnp.asarray(rng.normal(size=(2048, 256)), jnp.float32),
                jnp.asarray(rng.normal(size=(256, 2048)) * 0.1, jnp.float32))
@@ -515,8 +532,8 @@ def memory(setting):
 
   def copied(params, tokens):
     rows = jnp.repeat(tokens, 40, 0)
-    _, past = decode.prefill_states(model, params, rows, jnp.full(len(rows), tokens.shape[1]))
-    return past, decode.suffix(SHAPE, len(rows), 1, steps)
+    _, past = llm_decoder.prefill_states(model, params, rows, jnp.full(len(rows), tokens.shape[1]))
+    return past, llm_decoder.suffix(SHAPE, len(rows), 1, steps)
   tokens = jax.ShapeDtypeStruct((1, 512), 'int32')
   sizes = []
   for name, fn in (('shared', shared), ('copied', copied)):
@@ -533,7 +550,7 @@ def self_shapes(tree):
 
 def share(setting):
   """one warm request, 10 beams: how much of the time the model's own work takes"""
-  titles = constraints.Titles(setting.forest)
+  titles = constraints.CatalogConstraint(setting.forest)
   whole, prompts = setting.prompts, setting.prompts[:1]
   setting.prompts = prompts
   run, compile_seconds = setting.plain(titles, longest(setting))

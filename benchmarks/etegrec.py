@@ -15,11 +15,11 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from recjax.decoding import forest
-from recjax.decoding.constraints import Titles
+from recjax.decoding import device_trie
+from recjax.decoding.constraints import CatalogConstraint
 from recjax.decoding.generate import generate
-from recjax.models import coder, codes, rqvae, t5, t5_weights
-from recjax.training import align
+from recjax.methods.etegrec import alignment
+from recjax.models import rqvae, semantic_id_t5, semantic_ids, t5, t5_weights
 
 
 def main():
@@ -74,22 +74,23 @@ def step(size, rounds):
   rng = np.random.default_rng(0)
   history = rng.integers(0, codes_of, (batch, items, levels))
   target = rng.integers(0, codes_of, (batch, levels))
-  cfg = coder.Config(t5.Config(width=size['width'], layers=size['layers'], head_dim=64,
+  cfg = semantic_id_t5.Config(t5.Config(width=size['width'], layers=size['layers'], head_dim=64,
                                decoder_layers=size['layers'], ffn=4 * size['width']),
                      levels, codes_of, item=0, code=0)
   tx = optax.adamw(1e-3)
 
   def loss(params, key):
-    logits, _ = coder.Coder(cfg).apply({'params': params}, history, target, None, True,
-                                       rngs={'dropout': key})
-    return align.code_loss(logits, target, jnp.ones(batch))
+    logits, _ = semantic_id_t5.SemanticIdT5(cfg).apply(
+      {'params': params}, history, target, None, True, rngs={'dropout': key}
+    )
+    return alignment.code_loss(logits, target, jnp.ones(batch))
 
   @jax.jit
   def update(params, opt, key):
     value, grads = jax.value_and_grad(loss)(params, key)
     change, opt = tx.update(grads, opt, params)
     return optax.apply_updates(params, change), opt, value
-  state = {'params': coder.init(cfg, jax.random.key(0))}
+  state = {'params': semantic_id_t5.init(cfg, jax.random.key(0))}
   state['opt'] = tx.init(state['params'])
 
   def ours():
@@ -125,7 +126,7 @@ def beams(size, rounds):
   model.save_pretrained(folder)
   cfg = t5_weights.read_config(folder)
   params, net = {'params': t5_weights.load(folder, cfg)}, t5.T5(cfg)
-  tree = forest.code_forest(jnp.asarray(table, jnp.int32), codes_of, shift)
+  tree = device_trie.semantic_id_trie(jnp.asarray(table, jnp.int32), codes_of, shift)
   decoder = t5.decoder(net)
   prompts = rng.integers(1, vocab, (size['users'], size['items'] * levels))
   after = {}
@@ -136,8 +137,16 @@ def beams(size, rounds):
   found = {}
 
   def ours():
-    found['ours'] = generate(decoder, params, list(prompts), Titles(tree), beams=size['beams'],
-                             length_penalty=0.0, new_tokens=levels, bucket=4)
+    found['ours'] = generate(
+      decoder,
+      params,
+      list(prompts),
+      CatalogConstraint(tree),
+      beams=size['beams'],
+      length_penalty=0.0,
+      new_tokens=levels,
+      bucket=4,
+    )
 
   def theirs():
     with torch.no_grad():
@@ -163,8 +172,8 @@ def retokenise(items, rounds):
 
   @jax.jit
   def run(params):
-    whole, largest = codes.table(rqvae.codes_of(cfg, params, x))
-    return whole, largest, forest.code_forest(whole[1:], 256, jnp.arange(4) * 256)
+    whole, largest = semantic_ids.table(rqvae.codes_of(cfg, params, x))
+    return whole, largest, device_trie.semantic_id_trie(whole[1:], 256, jnp.arange(4) * 256)
   took = turns({'recjax': lambda: jax.block_until_ready(run(params))}, rounds)['recjax']
   print(f'{items:,} items to codes, table and trie: {1000 * statistics.median(took):.0f} ms '
         f'({1000 * min(took):.0f} to {1000 * max(took):.0f})')

@@ -18,7 +18,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from recjax.decoding import constraints, forest, grounding, trie
+from recjax.decoding import constraints, device_trie, trie
+from recjax.retrieval import nearest as nearest_lib
 
 PEER = '''
 import sys, time
@@ -68,13 +69,13 @@ def curve(args):
   rng = np.random.default_rng(0)
   n, count, block = 17_408, args.queries, 250
   gammas = np.concatenate([np.arange(0, 1.005, 0.01), np.arange(1, 100)]).astype(np.float32)[:200]
-  near = np.asarray(grounding.normalised(rng.random((block, n), np.float32)))
+  near = np.asarray(nearest_lib.normalised(rng.random((block, n), np.float32)))
   weight = rng.random(n).astype(np.float32)
   targets = rng.integers(0, n, block)
 
   def ours():
     given = jnp.asarray(near), jnp.asarray(weight), jnp.asarray(targets), jnp.asarray(gammas)
-    return grounding.rank_curve(*given, ties='index')
+    return nearest_lib.rank_curve(*given, ties='index')
   seconds = timed(ours)
   found = np.asarray(ours())
   rows, some = 4, (0, 50, 120, 199)
@@ -99,9 +100,9 @@ def nearest(args):
   rng = np.random.default_rng(0)
   items = rng.normal(size=(100_000, 1024)).astype(np.float32)
   queries = rng.normal(size=(256, 1024)).astype(np.float32)
-  vectors = grounding.quick(grounding.catalogue(items))
+  vectors = nearest_lib.quick(nearest_lib.catalogue(items))
   given = jnp.asarray(queries)
-  seconds = timed(lambda: grounding.nearest(vectors, given, 10), 5)
+  seconds = timed(lambda: nearest_lib.nearest(vectors, given, 10), 5)
   flops = 2 * items.size * len(queries)
   print(f'  recjax {seconds[2] * 1e3:.0f} ms for {len(queries)} queries ({seconds[0] * 1e3:.0f} to '
         f'{seconds[-1] * 1e3:.0f}), {flops / seconds[2] / 1e9:.0f} GFLOP/s')
@@ -114,8 +115,8 @@ def nearest(args):
                    check=True)
     with np.load(f'{path}.out.npz') as out:
       ids, theirs = out['ids'], np.sort(out['times'])
-  again = timed(lambda: grounding.nearest(vectors, given, 10), 5)
-  ours = np.asarray(grounding.nearest(vectors, given, 10)[1])
+  again = timed(lambda: nearest_lib.nearest(vectors, given, 10), 5)
+  ours = np.asarray(nearest_lib.nearest(vectors, given, 10)[1])
   print(f'  faiss flat {theirs[2] * 1e3:.0f} ms ({theirs[0] * 1e3:.0f} to {theirs[-1] * 1e3:.0f}); '
         f'recjax again {again[2] * 1e3:.0f} ms: {theirs[2] / again[2]:.2f}x; ids equal: '
         f'{(ours == ids).mean():.4%}')
@@ -128,14 +129,14 @@ def assistant(args):
   n = 20_000
   rows = [rng.integers(0, 5000, rng.integers(3, 14)).tolist() for _ in range(n)]
   tree = trie.build(rows, end=5000, vocab=5001)
-  planted = forest.plant(tree)
+  planted = device_trie.to_device_trie(tree)
   share = jnp.asarray(rng.dirichlet(np.ones(n), 1), jnp.float32)
   first = planted.first[0], planted.first[1]
   child = jnp.arange(int(first[0]), int(first[1]))
 
   @jax.jit
   def ours(share):
-    made = constraints.mix(planted, share, 0.5)
+    made = constraints.score_mixing(planted, share, 0.5)
     return constraints._mass(made, planted.lo[child][None, None], planted.hi[child][None, None])
   seconds = timed(lambda: ours(share), 20)
   host = np.asarray(share)[0]

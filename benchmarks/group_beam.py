@@ -65,18 +65,18 @@ def compiled(model, params, items, args):
   import jax
   import jax.numpy as jnp
 
-  from recjax.decoding.group_search import SearchConfig, group_search
-  from recjax.decoding.head import stages
-  from recjax.models import decode
+  from recjax.decoding.diverse_beam_search import SearchConfig, diverse_beam_search
+  from recjax.decoding.lm_head import stages
+  from recjax.models import llm_decoder
   cfg = SearchConfig(args.beams, args.beams, PENALTY, args.new_tokens, args.new_tokens, (EOS,), PAD)
 
   def generate(params, prompts):
     variables = {'params': params}
-    first, past = decode.prefill(model, variables, prompts,
+    first, past = llm_decoder.prefill(model, variables, prompts,
                                  jnp.full(items, args.prompt), ())
-    step, cache = decode.make_step(model, variables, (past,), items, args.beams,
+    step, cache = llm_decoder.make_step(model, variables, (past,), items, args.beams,
                                    stages(args.new_tokens)[0])
-    return group_search(step, cache, first, cfg, grow=decode.grow)
+    return diverse_beam_search(step, cache, first, cfg, grow=llm_decoder.grow)
   start = time.perf_counter()
   program = jax.jit(generate).lower(
       params, jax.ShapeDtypeStruct((items, args.prompt), 'int32')).compile()
@@ -111,13 +111,13 @@ def memory(model, params, args):
   import jax
   import jax.numpy as jnp
 
-  from recjax.models import decode, llm
+  from recjax.models import attention, llm_decoder
   variables = {'params': params}
   prompts = jnp.ones((1, args.prompt), jnp.int32)
   lengths = jnp.full(1, args.prompt)
-  _, past = jax.jit(lambda p: decode.prefill(model, variables, p, lengths))(prompts)
+  _, past = jax.jit(lambda p: llm_decoder.prefill(model, variables, p, lengths))(prompts)
   one = (1, args.beams)
-  copied = llm.Past(*(jnp.repeat(x[:, :, None], args.beams, 2) for x in (past.k, past.v)),
+  copied = attention.KVBlock(*(jnp.repeat(x[:, :, None], args.beams, 2) for x in (past.k, past.v)),
                     jnp.broadcast_to(past.mask[:, None], (*one, args.prompt)))
   tokens, order = jnp.ones(one, jnp.int32), jnp.full(one, args.prompt)
   apart = jnp.arange(1, args.beams + 1)[None]

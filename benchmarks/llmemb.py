@@ -21,11 +21,11 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from recjax.data import catalog
+from recjax.data import dataset
+from recjax.distributed.sharding import make_mesh
 from recjax.methods.llmemb import prompts, rat
 from recjax.models import seqrec
-from recjax.sharding import make_mesh
-from recjax.training import encoder, sequential
+from recjax.training import sequential, text_embedding
 
 MINILM = dict(vocab_size=30522, hidden_size=384, num_hidden_layers=6, num_attention_heads=12,
               intermediate_size=1536, max_position_embeddings=512)
@@ -77,11 +77,14 @@ def export(args):
     texts = texts_of(args.data, args.items)
     mesh = make_mesh({'data': -1})
     how = ConfigDict(dict(dtype='auto', remat='none'))
-    reader = encoder.load(folder, how, mesh)
+    reader = text_embedding.load(folder, how, mesh)
     found = {}
 
     def ours():
-      found['ours'], found['info'] = encoder.embed(reader, texts, mesh, args.budget, args.rungs)
+      found['ours'], found['info'] = text_embedding.embed(
+        reader, texts, mesh, args.budget, args.rungs
+      )
+
     name, peer = torch_side(folder, reader.about['most'], texts, found)
     took = turns({name: peer, 'recjax export': ours}, args.rounds)
     gap = np.abs(found['ours'] - found['theirs']).max()
@@ -93,7 +96,7 @@ def export(args):
 
 def texts_of(data, count):
   """Prompts of a catalogue, or of its first items, repeated where it has fewer."""
-  shop = catalog.load_data(data)
+  shop = dataset.load_data(data)
   columns = shop.catalog.columns
   texts = ['\n'.join(('Describe this item by its attributes:', prompts.SEP.join(
       prompts.attributes({k: v[i] for k, v in columns.items()}, prompts.RULES['any']))))
@@ -135,8 +138,8 @@ def torch_side(folder, most, texts, found):
   from tokenizers import Tokenizer
   from transformers import AutoModel
 
-  from recjax.models import sentence
-  spec, backend = sentence.read(folder), Tokenizer.from_file(str(folder / 'tokenizer.json'))
+  from recjax.models import sentence_encoder
+  spec, backend = sentence_encoder.read(folder), Tokenizer.from_file(str(folder / 'tokenizer.json'))
   backend.no_padding()
   backend.no_truncation()
   model = AutoModel.from_pretrained(folder).eval()
@@ -152,7 +155,7 @@ def torch_side(folder, most, texts, found):
     with torch.no_grad():
       for start in range(0, len(rows), 32):
         some = order[start:start + 32]
-        tokens, mask = encoder.padded([rows[i] for i in some], len(rows[some[0]]))
+        tokens, mask = text_embedding.padded([rows[i] for i in some], len(rows[some[0]]))
         tokens, mask = (torch.tensor(x, device=device).long() for x in (tokens, mask))
         hidden = model(tokens, mask).last_hidden_state
         z = (hidden * mask[..., None]).sum(1) / mask.sum(1, keepdim=True)

@@ -22,8 +22,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from recjax.models import huggingface, llm
-from recjax.training.losses import token_nll
+from recjax.models import attention, huggingface, llm
+from recjax.training.losses.lm import token_nll
 
 PREFIX, ROW = 120, 512
 
@@ -96,7 +96,7 @@ def jax_step(cfg, params, adapters, prefix, tokens, positions, segments, targets
     if prefix.size:
       at = jnp.arange(prefix.shape[1])[None]
       _, (k, v) = apply(prefix, at, jnp.ones_like(prefix))
-      past = (llm.remember(k[:, 0], v[:, 0], jnp.ones(prefix.shape[1], bool)),)
+      past = (attention.kv_block(k[:, 0], v[:, 0], jnp.ones(prefix.shape[1], bool)),)
     hidden, _ = apply(tokens, positions, segments, past)
     counted = targets.reshape(-1) >= 0
     nll = token_nll(hidden.reshape(-1, cfg.width), llm.head_matrix(params, cfg),

@@ -21,15 +21,15 @@ import jax
 import numpy as np
 
 from configs import reclm_scientific
-from recjax import sharding
-from recjax.data.catalog import Catalog, load_data
+from recjax.data.dataset import Catalog, load_data
+from recjax.distributed import sharding
 from recjax.evaluation import ranking
-from recjax.methods.reclm import plan, samples, tune
+from recjax.methods.reclm import planning, sft_data, train
 from recjax.methods.reclm import teacher as client
 from recjax.models import seqrec
 from recjax.serving import teacher
-from recjax.training import backbone, sequential
-from recjax.training import work as works
+from recjax.training import llm_loading, sequential
+from recjax.training import workdir as workdir_lib
 
 WAYS = {'none': ('none', 0.0), 'mask': ('all', 0.0), 'both': ('all', 1.0)}  # train.scope, .free
 
@@ -94,17 +94,17 @@ def compare_scopes(args, seed):
   cfg.teacher.train.update(epochs=10)
   shop, found = load_data(cfg.data), {}
   titles = [' '.join((t or '').split()) for t in shop.catalog.columns['title']]
-  template = samples.forms(cfg)
+  template = sft_data.forms(cfg)
   mesh = sharding.make_mesh({'data': 1, 'fsdp': 1, 'model': 1})
   facts = {'command': 'benchmark', 'devices': '1', 'versions': {}, 'revision': '', 'overrides': {}}
-  with tempfile.TemporaryDirectory() as folder, works.open_work(
+  with tempfile.TemporaryDirectory() as folder, workdir_lib.open_work(
       pathlib.Path(folder) / 'run', {'config': cfg.to_dict(), 'facts': facts}, mesh) as work:
-    llm = backbone.folder(cfg, work, [samples.said('system', template['system'])],
-                          lambda: plan.documents(template, titles, cfg.seed), shop)
+    llm = llm_loading.folder(cfg, work, [sft_data.said('system', template['system'])],
+                          lambda: planning.documents(template, titles, cfg.seed), shop)
     helper = work.stage('teacher', client.stage, client.settings(cfg), shop)
     for name, (kind, free) in WAYS.items():
       cfg.train.update(scope=kind, free=free)
-      work.stage(f'tune-{name}', tune.stage, tune.settings(cfg), shop, llm, helper)
+      work.stage(f'tune-{name}', train.stage, train.settings(cfg), shop, llm, helper)
       found[name] = {r['step']: r['title_nll'] for r in work.metrics()
                      if r['stage'] == f'tune-{name}' and 'title_nll' in r}
   print(f'seed {seed}: {cfg.data}, {args.users} users an epoch, {args.epochs} epochs; nats a token '

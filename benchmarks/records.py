@@ -18,7 +18,7 @@ import time
 
 import numpy as np
 
-from recjax.data import files
+from recjax import file_io
 
 ITEMS = 20_000
 
@@ -28,9 +28,9 @@ def make(folder, users, length):
   folder.mkdir()
   rng = np.random.default_rng(0)
   names = np.array([f'i{n}' for n in range(ITEMS)], object)
-  with files.table_writer(folder / 'items.jsonl') as write:
+  with file_io.table_writer(folder / 'items.jsonl') as write:
     write([{'item_id': name, 'title': name} for name in names])
-  with files.table_writer(folder / 'sequences.parquet') as write:
+  with file_io.table_writer(folder / 'sequences.parquet') as write:
     for first in range(0, users, 2000):
       count = min(2000, users - first)
       size = count, length

@@ -12,10 +12,10 @@ import time
 import jax
 import numpy as np
 
-from recjax.data import catalog, splits
+from recjax.data import dataset, splits
 from recjax.evaluation import metrics, ranking
 from recjax.training import sequential
-from recjax.training import work as works
+from recjax.training import workdir as workdir_lib
 
 TARGET = .0539  # NDCG@10 of SASRec with the full softmax on Beauty (Haneol99/semantic-id-recsys)
 
@@ -49,7 +49,7 @@ def run(args):
   from benchmarks.sequential import config
   cfg = config('ce')
   cfg.seeds, cfg.judge.memory = 1, 256
-  shop = catalog.load_data(args.data)
+  shop = dataset.load_data(args.data)
   split, items = splits.leave_one_out(shop.interactions), len(shop.catalog)
   sides = [Curve(name, split, items, args.minutes) for name in ('recjax', 'RecBole')]
   for side, train in zip(sides, (ours, recbole)):
@@ -77,7 +77,7 @@ def ours(cfg, curve, _):
     return [curve.judge(sequential.scorer(model, jax.tree.map(lambda x: x[0], params)))]
   mesh = jax.make_mesh((1, 1, 1), ('data', 'fsdp', 'model'),
                        axis_types=(jax.sharding.AxisType.Auto,) * 3)
-  with tempfile.TemporaryDirectory() as folder, works.open_work(folder, {}, mesh) as work:
+  with tempfile.TemporaryDirectory() as folder, workdir_lib.open_work(folder, {}, mesh) as work:
     work.current = 'train'
     curve.begun = time.perf_counter()
     sequential.fit(work, cfg, curve.items, curve.split.train, judge)

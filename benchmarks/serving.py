@@ -39,7 +39,7 @@ import jax
 import numpy as np
 
 from recjax import recommend as faces
-from recjax.data.catalog import save_data
+from recjax.data.dataset import save_data
 
 
 def main():
@@ -332,7 +332,7 @@ async def raw(port, text):
 
 def random_model(args, n):
   """-> name, make(together) -> served.Model"""
-  from recjax.data.catalog import Catalog
+  from recjax.data.dataset import Catalog
   from recjax.evaluation import ranking
   from recjax.models import seqrec
   from recjax.serving import models as served

@@ -17,11 +17,12 @@ import numpy as np
 from rich.console import Console
 
 from configs import tiger_beauty
-from recjax import sharding
-from recjax.data import catalog
-from recjax.data.catalog import item_texts
-from recjax.methods.etegrec import ids, vectors
-from recjax.training import work as works
+from recjax import run_files
+from recjax.data import dataset
+from recjax.data.dataset import item_texts
+from recjax.distributed import sharding
+from recjax.methods.etegrec import item_embeddings, tokenization
+from recjax.training import workdir as workdir_lib
 
 KINDS = ('rqvae', 'letter', 'rqkmeans_plus', 'rqkmeans', 'rkmeans', 'rkmeans_balanced',
          'rkmeans_mapped', 'opq', 'random')
@@ -40,7 +41,9 @@ def main():
   for name in args.data:
     start = time.perf_counter()
     with opened() as work:
-      found = vectors.of_text(work, item_texts(catalog.load_data(name).catalog), args.encoder)
+      found = item_embeddings.of_text(
+        work, item_texts(dataset.load_data(name).catalog), args.encoder
+      )
     print(f'{name}: {len(found):,} texts in {time.perf_counter() - start:.1f} s')
     judge(args, name, np.asarray(found, np.float32))
 
@@ -48,7 +51,7 @@ def main():
 @contextlib.contextmanager
 def opened():
   """A run's folder for one stage, gone afterwards. Yields Work"""
-  with tempfile.TemporaryDirectory() as room, works.open_work(
+  with tempfile.TemporaryDirectory() as room, workdir_lib.open_work(
       pathlib.Path(room) / 'run', {}, sharding.make_mesh({'data': -1, 'fsdp': 1, 'model': 1})
   ) as work:
     work.console, work.current, work.folder = Console(quiet=True), 'tokenizer', pathlib.Path(room)
@@ -68,8 +71,8 @@ def judge(args, name, x):
     with opened() as work:
       np.save(work.folder / 'vectors.npy', x, allow_pickle=False)
       start = time.perf_counter()
-      ids.stage(work, cfg, work.folder, None)
-      took, found = time.perf_counter() - start, works.read_json(work.folder / 'health.json')
+      tokenization.stage(work, cfg, work.folder, None)
+      took, found = time.perf_counter() - start, run_files.read_json(work.folder / 'health.json')
     print(f'  {kind:18} {min(found["usage"]):7.1%} {found["collision_rate"]:11.2%} '
           f'{found["max_group"]:14,} {took:8.1f}', flush=True)
 

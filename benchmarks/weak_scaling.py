@@ -20,9 +20,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from configs import sequential_beauty
-from recjax import sharding
+from recjax.distributed import sharding
 from recjax.models import seqrec
-from recjax.training import optim, plan, sequential
+from recjax.training import cost_model, optim, sequential
 
 LENGTH, MEAN = 32, 16  # places of a row, items of a user
 
@@ -52,14 +52,14 @@ def step_of(mesh, users, items, width):
 def measure(args):
   """Compiles and times the step in this process. -> {name: number}"""
   mesh = sharding.make_mesh({'data': -1, 'fsdp': 1, 'model': args.model})
-  users = args.users * sharding.ways(mesh)
+  users = args.users * sharding.num_batch_shards(mesh)
   with jax.set_mesh(mesh):
     run, (state, *rest) = step_of(mesh, users, args.items, args.width)
     program = run.lower(state, *rest).compile()
     found = {
         'users': users, 'gflop': program.cost_analysis()['flops'] / 1e9,
         'temporary': program.memory_analysis().temp_size_in_bytes / 2**20,
-        'collectives': plan.collectives(program.as_text()),
+        'collectives': cost_model.collectives(program.as_text()),
         'parameters': sum(x.size * 4 for x in jax.tree.leaves(state['params'])),
         'states': users * MEAN * args.width * 4}
     times = []

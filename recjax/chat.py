@@ -6,8 +6,7 @@ import jax
 from rich.console import Console
 from rich.text import Text
 
-from recjax import methods, settings
-from recjax.data import stored
+from recjax import methods, run_files, settings
 from recjax.errors import ConfigError, UserError
 
 HELP = ('/domain NAME recommends from another catalogue, /about ID,ID says what was bought, /clear '
@@ -21,13 +20,13 @@ def run(workdir, catalogues=(), lines=None, console=None):
 
   Raises ConfigError where the run's method does not converse.
   """
-  config = stored.read_config(workdir)['config']
+  config = run_files.read_config(workdir)['config']
   method = config['method']
   module = methods.find(method, f'{workdir}/config.json')
   if not hasattr(module, 'converse'):
     raise ConfigError(f'{workdir} is a run of {method}, which does not converse; ask it for items '
                       'with `recjax recommend`')
-  with stored.opening(workdir), settings.of_run(workdir):
+  with run_files.opening(workdir), settings.of_run(workdir):
     talk, mesh = module.converse(workdir, catalogues)
   console = console or Console(highlight=False)
   console.print(f'{", ".join(talk.domains)}. {HELP}')

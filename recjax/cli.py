@@ -7,9 +7,8 @@ import re
 import sys
 import threading
 
-from recjax import errors, experiment, methods, settings
-from recjax.data import prepare as prepare_verb
-from recjax.data import stored
+from recjax import errors, experiment, methods, run_files, settings
+from recjax.data.prepare import cli as prepare_verb
 from recjax.errors import ConfigError, WorkdirError
 
 READ = ('interactions', 'items', 'reviews', 'meta', 'games', 'file', 'folder')  # of prepare
@@ -188,16 +187,17 @@ def check_overwrite(out, sources):
 def recommend(args):
   """Prints item ids, scores and titles, or answers a file of users."""
   from recjax import recommend as face
-  from recjax.training import parts
+  from recjax.training import job_parts
   if args.input and not args.output:
     raise ConfigError('--input needs --output, the file for the answers')
   if args.part and not args.input:
     raise ConfigError('--part shares out the users of --input; add it, or leave --part out')
-  part = parts.parse(args.part)
+  part = job_parts.parse(args.part)
   ask, shop = face.load(args.workdir, args.data)
   if args.input:
-    written = face.batch(ask, shop, args.input, args.output, args.k, face.mark(args.workdir),
-                         part=part)
+    written = face.batch(
+      ask, shop, args.input, args.output, args.k, face.model_version(args.workdir), part=part
+    )
     print(f'{written} users answered, ' + (f'part {args.part}' if part else f'in {args.output}'))
     return
   if args.history == '':
@@ -230,13 +230,13 @@ def serve(args):
 
 def doctor(args):
   """Prints findings about the data and the cost of a config."""
-  from recjax.data import catalog
-  from recjax.data import doctor as checks
+  from recjax.data import dataset
+  from recjax.data import validate as checks
   if args.settings and not args.config:
     raise ConfigError(f'--config.{args.settings[0]} changes a config; name it, e.g. '
                       '--config=configs/betag_scientific.py')
   cfg = args.config and experiment.changed(experiment.read_config(args.config), args.settings)
-  shop = catalog.load_data(args.data)
+  shop = dataset.load_data(args.data)
   print(f'{shop.name}: {len(shop.catalog):,} items, {len(shop.interactions):,} users, '
         f'{len(shop.interactions.items):,} interactions, fingerprint {shop.fingerprint[:16]}')
   for finding in checks.check(shop):
@@ -254,13 +254,13 @@ def compare(args):
   """Prints the table of several runs."""
   from recjax.evaluation import compare as comparison
   if args.html:
-    stored.absent(args.html, '--html')
+    run_files.absent(args.html, '--html')
   table = comparison.compare(args.workdirs, args.rows.split(',') if args.rows else (),
                              args.against)
   sys.stdout.write(getattr(comparison, f'{args.format}_table')(table).rstrip() + '\n')
   if args.html:
     from recjax.report import html
-    stored.absent(args.html, '--html')  # a comparison takes a while
+    run_files.absent(args.html, '--html')  # a comparison takes a while
     html.write(args.html, compare_page(args.workdirs, table, comparison))
     print(f'page: {args.html}')
 
@@ -311,7 +311,7 @@ def convert(args):
     return embed(args)
   from recjax import recommend as face
   method, _ = face.method_of(args.workdir)
-  with stored.opening(args.workdir), settings.of_run(args.workdir):
+  with run_files.opening(args.workdir), settings.of_run(args.workdir):
     method.convert(args.workdir, args.to, args.out)
   print(f'{args.to}: {args.out}')
 
@@ -321,22 +321,24 @@ def embed(args):
   import numpy as np
   from ml_collections import ConfigDict
 
-  from recjax import sharding
-  from recjax.data import catalog
-  from recjax.training import encoder
-  from recjax.training.work import plain_progress
+  from recjax.data import dataset
+  from recjax.distributed import sharding
+  from recjax.training import text_embedding
+  from recjax.training.workdir import plain_progress
   out = pathlib.Path(args.out)
   if not args.data:
     raise ConfigError('--to=vectors embeds the items of a data set; add --data=FOLDER')
   if out.suffix != '.npy':
     raise ConfigError(f'--out={out}: name a .npy file that does not exist yet')
-  stored.absent(out, '--out')
-  shop = catalog.load_data(args.data)
+  run_files.absent(out, '--out')
+  shop = dataset.load_data(args.data)
   mesh = sharding.make_mesh({'data': -1, 'fsdp': 1, 'model': 1})
-  reader = encoder.load(args.workdir, ConfigDict({'dtype': 'auto', 'remat': 'none'}), mesh)
+  reader = text_embedding.load(args.workdir, ConfigDict({'dtype': 'auto', 'remat': 'none'}), mesh)
   advance = plain_progress(print, 'embedding', len(shop.catalog), 0, 'item')
-  found, about = encoder.embed(reader, catalog.item_texts(shop.catalog), mesh, advance=advance)
-  with stored.new_file(out, '--out') as fresh, open(fresh, 'wb') as f:
+  found, about = text_embedding.embed(
+    reader, dataset.item_texts(shop.catalog), mesh, advance=advance
+  )
+  with run_files.new_file(out, '--out') as fresh, open(fresh, 'wb') as f:
     np.save(f, found.astype(np.float32), allow_pickle=False)
   cut = f'; {about["cut"]:,} texts were cut' if about['cut'] else ''
   print(f'{out}: {len(found):,} items, {found.shape[1]} numbers each{cut}')

@@ -16,9 +16,8 @@ import traceback
 
 from ml_collections import ConfigDict
 
-from recjax import errors, methods
+from recjax import errors, methods, run_files
 from recjax import settings as parser
-from recjax.data import stored
 from recjax.errors import ConfigError, WorkdirError
 
 ROOT = pathlib.Path(__file__).parents[1]  # of an editable install, where configs/ lies
@@ -32,12 +31,12 @@ class Run:
   @functools.cached_property
   def results(self):
     """What results.json holds: 'rows' {row: {metric: {value, low, high, n}}}, 'tests', ..."""
-    return stored.need_json(self.workdir / 'results.json')
+    return run_files.need_json(self.workdir / 'results.json')
 
   @functools.cached_property
   def _asked(self):
-    from recjax import recommend
-    return recommend.load(self.workdir)
+    from recjax import recommend as recommend_lib
+    return recommend_lib.load(self.workdir)
 
   @property
   def data(self):
@@ -97,9 +96,9 @@ def run(cfg, workdir, about, guarded=None, part=None):
   parser.check(cfg)
   import jax
 
-  from recjax import sharding
-  from recjax.training import guards
-  from recjax.training import work as works
+  from recjax.distributed import sharding
+  from recjax.training import fault_tolerance
+  from recjax.training import workdir as workdir_lib
   if not jax.config.jax_compilation_cache_dir:
     jax.config.update('jax_compilation_cache_dir',
                       str(pathlib.Path.home() / '.cache' / 'recjax' / 'xla'))
@@ -110,12 +109,12 @@ def run(cfg, workdir, about, guarded=None, part=None):
   method = methods.find(cfg.method, 'the config')
   if part and not hasattr(method, 'SHARED'):
     raise ConfigError(f'--part: no stage of {cfg.method} is made of shards; leave it out')
-  before = stored.method_before(workdir)
+  before = run_files.method_before(workdir)
   if before not in (None, cfg.method):
     raise WorkdirError(f'{workdir} holds a run of {before}; name another --workdir, so that '
                        'nothing of it is written over')
-  with works.open_work(workdir, config, sharding.make_mesh(cfg.mesh),
-                       guarded or guards.Guards(), part) as work:
+  with workdir_lib.open_work(workdir, config, sharding.make_mesh(cfg.mesh),
+                       guarded or fault_tolerance.Guards(), part) as work:
     announce(work, cfg, about)
     try:
       with complete():

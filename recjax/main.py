@@ -59,15 +59,15 @@ def run(words):
     raise errors.ConfigError(f'{", ".join(alone)} is of --multihost; add it, or leave that out')
   import jax  # after the flags: a wrong flag should answer at once
 
-  from recjax.training import guards, parts
-  guarded = guards.Guards(ON_NAN.value, WATCHDOG.value, memory=MEMORY.value)
-  part = parts.parse(PART.value)
+  from recjax.training import fault_tolerance, job_parts
+  guarded = fault_tolerance.Guards(ON_NAN.value, WATCHDOG.value, memory=MEMORY.value)
+  part = job_parts.parse(PART.value)
   if part and MULTIHOST.value:
     raise errors.ConfigError('--part is for processes that know nothing of each other; leave it or '
                              '--multihost out')
   if MULTIHOST.value:
     join(jax)
-  guards.listen()
+  fault_tolerance.listen()
   experiment.run(cfg, workdir, experiment.facts(
       f'python -m recjax.main {shlex.join(sys.argv[1:])}', given), guarded, part)
 

@@ -8,10 +8,11 @@ import json
 import os
 import pathlib
 
-from recjax import methods, settings
-from recjax.data import catalog, files, records, stored
+from recjax import file_io, methods, run_files, settings
+from recjax.data import array_record, dataset
 from recjax.errors import ConfigError, DataError, WorkdirError
-from recjax.training.work import plain_progress, write_json
+from recjax.file_io import write_json
+from recjax.training.workdir import plain_progress
 
 BLOCK = 256  # users that are answered, and come to disk, together
 FLAG = '--output'
@@ -27,7 +28,7 @@ def load(workdir, data=None):
   without training, or a ConfigError says why this run cannot read them.
   """
   module, shop = opened(workdir, data)
-  with stored.opening(workdir), settings.of_run(workdir):
+  with run_files.opening(workdir), settings.of_run(workdir):
     return in_stock(module.recommender(workdir, data), shop.catalog), shop
 
 
@@ -38,13 +39,13 @@ def opened(workdir, data=None):
   if not data and not isinstance(config['data'], str):
     raise WorkdirError(f'{workdir}/config.json: "data" is {config["data"]!r:.60}, no folder')
   data = data or config['data']
-  return module, records.load(data) if records.found(data) else catalog.load_data(data)
+  return module, array_record.load(data) if array_record.found(data) else dataset.load_data(data)
 
 
 def method_of(workdir):
   """The package of the method that made a run, and its config. Raises WorkdirError for no run,
   ConfigError where it names no method."""
-  config = stored.read_config(workdir)['config']
+  config = run_files.read_config(workdir)['config']
   return methods.find(config['method'], f'{workdir}/config.json'), config
 
 
@@ -59,15 +60,15 @@ def in_stock(recommend, goods):
   return among_live
 
 
-def mark(workdir):
+def model_version(workdir):
   """What tells the model of a run from one that is trained later in the same folder. -> str"""
   done = sorted((pathlib.Path(workdir) / 'stages').glob('*/DONE.json'))
-  return ' '.join(str(stored.need_json(path)['fingerprint'])[:12] for path in done)
+  return ' '.join(str(run_files.need_json(path)['fingerprint'])[:12] for path in done)
 
 
 def history_of(shop, user_id):
   """All items of a known user, oldest first. Raises DataError for an unknown one."""
-  if isinstance(shop, records.Records):
+  if isinstance(shop, array_record.Records):
     raise DataError(f'{shop.name} keeps its users on disk, by number; give the items themselves: '
                     '--history=ID,ID,...')
   users = shop.interactions.users
@@ -98,7 +99,7 @@ def batch(recommend, shop, source, target, k, model='', say=print, part=None):
     raise ConfigError(f'{target}: the answers go to a file that ends in .jsonl or .parquet')
   partial = target.with_name(target.name + ('.parts' if part else '.partial'))
   if not os.path.lexists(partial):
-    stored.absent(target, FLAG, source)
+    run_files.absent(target, FLAG, source)
   total = sum(1 for _ in read_users(source, shop.catalog))
   request = {'source': digest(source), 'k': k, 'model': model, 'data': shop.fingerprint}
   answer = functools.partial(answer_share, recommend, shop.catalog, source, k, say)
@@ -106,7 +107,7 @@ def batch(recommend, shop, source, target, k, model='', say=print, part=None):
     return batch_part(answer, target, request, total, part, say)
   with open_journal(partial, request, total) as (out, done):
     if done < total:
-      stored.absent(target, FLAG, source)
+      run_files.absent(target, FLAG, source)
     answer(out, range(done, total), total)
     write([partial], target)
     partial.unlink()
@@ -138,7 +139,7 @@ def batch_part(answer, target, request, total, part, say):
       say(f'{target} was merged from {parts} parts before; nothing is left to do')
       return 0
     if not all(path.exists() for path in journals):
-      stored.absent(target, FLAG)
+      run_files.absent(target, FLAG)
   blocks = -(-total // BLOCK)
   first, last = (min(total, i * blocks // parts * BLOCK) for i in (index, index + 1))
   done = last - first
@@ -224,11 +225,11 @@ def digest(path):
 def read_users(source, goods):
   """Yields the rows of a batch, items as texts; read as a stream. Raises DataError naming one."""
   for place, row in read_rows(source):
-    files.text_id(row.get('user_id'), place, 'user_id')
+    file_io.text_id(row.get('user_id'), place, 'user_id')
     if not isinstance(row.get('items'), list) or not row['items']:
       raise DataError(f'{place}: items must be a list of one item id or more, oldest first, found '
                       f'{row.get("items")!r:.60}')
-    row['items'] = [files.text_id(item, place, 'an item') for item in row['items']]
+    row['items'] = [file_io.text_id(item, place, 'an item') for item in row['items']]
     for item in row['items']:
       try:
         goods.index(item)
@@ -242,7 +243,7 @@ def read_rows(source):
   """Yields (place, row) of a JSON Lines or Parquet file, one at a time."""
   source = pathlib.Path(source)
   if source.suffix == '.parquet':
-    yield from files.read_rows(source)
+    yield from file_io.read_rows(source)
     return
   try:
     with open(source, 'rb') as lines:
@@ -250,7 +251,7 @@ def read_rows(source):
         place = f'{source} line {number}'
         if not line.strip():
           raise DataError(f'{place} is empty; remove it')
-        row = files.parse_json(line.removeprefix(b'\xef\xbb\xbf'), source, number)
+        row = file_io.parse_json(line.removeprefix(b'\xef\xbb\xbf'), source, number)
         if not isinstance(row, dict):
           raise DataError(f'{place} is not {{"user_id": ..., "items": [...]}}: {row!r:.60}')
         yield place, row
@@ -328,8 +329,8 @@ def whole(target):
     with open(fresh, 'rb+') as f:
       os.fsync(f.fileno())
     if not (target.is_file() and digest(target) == digest(fresh)):
-      stored.place(fresh, target, FLAG)
-    files.sync_folder(target.absolute().parent)
+      run_files.place(fresh, target, FLAG)
+    file_io.sync_folder(target.absolute().parent)
   finally:
     fresh.unlink(missing_ok=True)
 

@@ -18,12 +18,12 @@ import time
 
 import numpy as np
 
-from recjax import methods
-from recjax.data import stored
+from recjax import methods, run_files
 from recjax.errors import ConfigError, Preempted, WorkdirError
 from recjax.evaluation import compare
-from recjax.evaluation.outcome import CLOSING
-from recjax.training.work import read_json, write_atomic
+from recjax.evaluation.results import CLOSING
+from recjax.file_io import write_atomic
+from recjax.run_files import read_json
 
 WRITTEN = ('sweep.json', 'sweep.csv', 'sweep.html')
 
@@ -120,7 +120,7 @@ def folder_name(point, seed):
 
 def finished(folder, cfg):
   """Whether a run of that very config has ended there."""
-  made = stored.read_config(folder) if (folder / 'config.json').exists() else None
+  made = run_files.read_config(folder) if (folder / 'config.json').exists() else None
   same = made and made['config'] == json.loads(json.dumps(cfg.to_dict(), default=str))
   return bool(same) and (folder / 'report.html').exists() and (folder / 'results.json').exists()
 
@@ -155,7 +155,7 @@ def validation(folder, cfg):
   NDCG@10, the mean over seeds that were trained side by side. None: the method holds nothing out.
   """
   stage, found = methods.find(cfg.method, 'the config').validated(cfg), {}
-  for row in stored.read_rows(folder / 'metrics.jsonl') if stage else ():
+  for row in run_files.read_rows(folder / 'metrics.jsonl') if stage else ():
     for name, value in row.items() if row.get('stage') == stage else ():
       if name.startswith('valid_'):
         found.setdefault(name, []).append(value)
@@ -172,7 +172,7 @@ def said(valid):
 
 def read_cell(folder, metric):
   """The value of the run's first row."""
-  rows = stored.need_json(folder / 'results.json')['rows']
+  rows = run_files.need_json(folder / 'results.json')['rows']
   return next(iter(rows.values()))[metric]['value']
 
 

@@ -14,10 +14,10 @@ import numpy as np
 from absl.testing import absltest, parameterized
 
 from recjax import cli, experiment
-from recjax.data.catalog import Catalog
-from recjax.models import decode, llm
-from recjax.text import tokens
-from recjax.training import work as works
+from recjax.data.dataset import Catalog
+from recjax.models import llm, llm_decoder
+from recjax.text import tokenizer as tokenizer_lib
+from recjax.training import workdir as workdir_lib
 from tests.methods import reclm_test
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -123,13 +123,18 @@ class PythonTest(absltest.TestCase):
 
   def test_decoding_of_any_model(self):
     titles = [f'the {c} {t}' for c in ('red', 'blue') for t in ('tent', 'stove', 'rope', 'saw')]
-    tokenizer = tokens.train_bpe(titles * 20, 300)
+    tokenizer = tokenizer_lib.train_bpe(titles * 20, 300)
     shape = llm.Config(vocab=tokenizer.vocab_size, width=16, layers=1, heads=2, kv_heads=1,
                        head_dim=8, ffn=32)
     model = llm.LM(shape)
     params = {'params': llm.init(shape, jax.random.key(0))}
-    space = dict(tokenizer=tokenizer, titles=titles, decoder=decode.decoder(model), params=params,
-                 prompts=[[5, 6, 7], [8]])
+    space = dict(
+      tokenizer=tokenizer,
+      titles=titles,
+      decoder=llm_decoder.decoder(model),
+      params=params,
+      prompts=[[5, 6, 7], [8]],
+    )
     for page in ('README.md', 'docs/decoding.md'):
       exec(self.block(page, 'trie.build'), space)
       found = space['found'].items(space['catalogue'])
@@ -174,8 +179,8 @@ class PythonTest(absltest.TestCase):
     config = reclm_test.config(str(data))
     config.decode.update(new_tokens=48, count=2)
     mesh = reclm_test.one_device()
-    text = self.block('docs/reclm.md', 'talk.untrained')
-    with works.open_work(room / 'run', {'config': {}, 'facts': {}}, mesh) as work, \
+    text = self.block('docs/reclm.md', 'conversation.untrained')
+    with workdir_lib.open_work(room / 'run', {'config': {}, 'facts': {}}, mesh) as work, \
         jax.set_mesh(mesh):
       folder = work.stage('llm', tiny, config, data)
       space = dict(config=config, mesh=mesh, catalog=Catalog(
@@ -187,8 +192,8 @@ class PythonTest(absltest.TestCase):
 def tiny(work, config, data):
   """A chat model's folder."""
   del data
-  from recjax.training import backbone
-  return backbone.train_tiny(work, config.tiny, 0, [{'role': 'system', 'content': 'x'}],
+  from recjax.training import tiny_llm
+  return tiny_llm.train_tiny(work, config.tiny, 0, [{'role': 'system', 'content': 'x'}],
                              reclm_test.TITLES * 4)
 
 

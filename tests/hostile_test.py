@@ -21,15 +21,15 @@ import numpy as np
 from absl.testing import absltest, parameterized
 
 from configs import sequential_beauty
-from recjax import cli, errors, experiment, main
-from recjax.data import funnel, stored
+from recjax import cli, errors, experiment, main, run_files
+from recjax.data.prepare import duckdb_engine
 from recjax.errors import ConfigError, DataError, WorkdirError
-from recjax.evaluation import tables
+from recjax.evaluation import results as results_lib
 from recjax.models import seqrec
 from recjax.serving import models, server
 from recjax.serving.service import Settings
 from recjax.training import sequential
-from recjax.training import work as works
+from recjax.training import workdir as workdir_lib
 from tests.methods import etegrec_test
 from tests.serving import shopkeeper
 
@@ -309,7 +309,7 @@ class DamageTest(RunTest):
     self.assertIn('metrics.jsonl: line 1, 2, 3 cannot be read', out)
     for name in ('results.json', 'ranks.parquet'):
       self.assertEqual((self.run_at / name).read_bytes(), good[self.run_at / name])
-    self.assertEqual(stored.read_config(self.run_at)['config']['method'], 'sequential')
+    self.assertEqual(run_files.read_config(self.run_at)['config']['method'], 'sequential')
 
 
 class ParquetTest(absltest.TestCase):
@@ -325,17 +325,17 @@ class ParquetTest(absltest.TestCase):
                   {'user': ['a'], 'row': ['r'], 'rank': [2.5]}):
       pq.write_table(pa.table(table), path)
       with self.assertRaisesRegex(DataError, 'ranks.parquet is no Parquet file with columns'):
-        tables.read_ranks(path)
+        results_lib.read_ranks(path)
 
   def test_any_flipped_bit_is_found_or_harms_nothing(self):
     path = pathlib.Path(self.create_tempdir().full_path) / 'ranks.parquet'
-    tables.write_ranks(path, [f'u{i}' for i in range(300)], {'r': np.arange(300) % 7})
-    data, good = path.read_bytes(), tables.read_ranks(path)
+    results_lib.write_ranks(path, [f'u{i}' for i in range(300)], {'r': np.arange(300) % 7})
+    data, good = path.read_bytes(), results_lib.read_ranks(path)
     rng = random.Random(0)
     for _ in range(150):
       path.write_bytes(flipped(data, rng))
       with contextlib.suppress(DataError):
-        users, rows = tables.read_ranks(path)
+        users, rows = results_lib.read_ranks(path)
         self.assertEqual(users, good[0])
         self.assertEqual(rows[next(iter(rows))].tolist(), good[1]['r'].tolist())
 
@@ -465,14 +465,14 @@ class TargetTest(RunTest):
       else:
         out.symlink_to(self.here / 'nowhere')
       with self.assertRaisesRegex(ConfigError, f'{name} is there already'), \
-          stored.new_folder(out, '--out'):
+          run_files.new_folder(out, '--out'):
         self.fail('opened')
     (self.here / 'empty').mkdir()
     for out in (self.here / 'empty', self.here / 'deep' / 'er'):
-      with self.assertRaises(KeyError), stored.new_folder(out, '--out') as fresh:
+      with self.assertRaises(KeyError), run_files.new_folder(out, '--out') as fresh:
         (fresh / 'half').write_text('x')
         raise KeyError
-      with stored.new_folder(out, '--out') as fresh:
+      with run_files.new_folder(out, '--out') as fresh:
         (fresh / 'all').write_text('x')
       self.assertEqual(os.listdir(out), ['all'])
       self.assertEqual([p for p in out.parent.iterdir() if p.name.startswith('.')], [])
@@ -484,13 +484,13 @@ class TargetTest(RunTest):
       folder.mkdir()
       (folder / name).write_text(text)
       with self.assertRaisesRegex(WorkdirError, f'holds {name}, which no run'), \
-          works.open_work(folder, {'config': {}}):
+          workdir_lib.open_work(folder, {'config': {}}):
         self.fail('opened')
       self.assertEqual(everything_below(folder), {folder / name: text.encode()})
     with self.assertRaisesRegex(WorkdirError, 'choose another --workdir'), \
-        works.open_work(self.users, {'config': {}}):
+        workdir_lib.open_work(self.users, {'config': {}}):
       self.fail('opened')
-    with works.open_work(self.here / 'notes', {'config': {}}):
+    with workdir_lib.open_work(self.here / 'notes', {'config': {}}):
       pass
     cfg = small(self.data)
     cfg.method = 'betag'
@@ -671,12 +671,12 @@ class DiskTest(parameterized.TestCase):
     folder = pathlib.Path(self.create_tempdir().full_path) / 'w'
 
     def noted():
-      with works.open_work(folder, {'config': {}}) as work:
+      with workdir_lib.open_work(folder, {'config': {}}) as work:
         work.current = 'train'
         for step in range(10_000):
           with limited(3000):
             work.record(step, {'loss': 1.})
-    with mock.patch.object(works.stored, 'read_rows', return_value=[]):
+    with mock.patch.object(workdir_lib.run_files, 'read_rows', return_value=[]):
       code, _, err = ended(lambda: errors.guard(noted))
     self.assertEqual(code, 2)
     self.assertRegex(err, r'error: .*(the disk is full|grow past .* limit)')
@@ -691,13 +691,13 @@ class DiskTest(parameterized.TestCase):
     out = pathlib.Path(self.create_tempdir().full_path) / 'out'
     with mock.patch.object(duckdb, 'connect', side_effect=full), \
         self.assertRaisesRegex(WorkdirError, 'No space left on device'), \
-        funnel.database(out, '2GB'):
+        duckdb_engine.database(out, '2GB'):
       self.fail('opened')
     with self.assertRaisesRegex(WorkdirError, 'the disk is full beside .*out'), \
-        funnel.database(out, '2GB'):
+        duckdb_engine.database(out, '2GB'):
       raise spill
     with self.assertRaisesRegex(ConfigError, "memory='two' is no size"), \
-        funnel.database(out, 'two'):
+        duckdb_engine.database(out, 'two'):
       self.fail('opened')
 
   def test_a_limit_in_every_verb_that_writes_is_told_with_its_flag(self):

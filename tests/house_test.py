@@ -16,12 +16,13 @@ PACKAGE = ROOT / 'recjax'
 LAYERS = (
     ('__main__',), ('main', 'cli'), ('serving', 'experiment'), ('recommend', 'chat', 'sweep'),
     ('methods',), ('training', 'decoding', 'evaluation', 'report'), ('models', 'text', 'data'),
-    ('sharding', 'settings'), ('errors',))
+    ('retrieval',), ('distributed', 'settings', 'run_files', 'protocols'), ('file_io',),
+    ('errors',))
 LEVEL = {room: level for level, rooms in enumerate(LAYERS) for room in rooms}
 ONE_FILE = {'orbax': 'training/checkpoint.py', 'safetensors': 'models/huggingface.py',
-            'transformers': 'text/tokens.py', 'duckdb': 'data/funnel.py',
-            'tensorflow_datasets': 'data/records.py', 'grain': 'data/records.py',
-            'apache_beam': 'data/beam.py'}
+            'transformers': 'text/tokenizer.py', 'duckdb': 'data/prepare/duckdb_engine.py',
+            'tensorflow_datasets': 'data/array_record.py', 'grain': 'data/array_record.py',
+            'apache_beam': 'data/prepare/beam_engine.py'}
 INSIDE_FUNCTIONS = {'orbax', 'transformers', 'tensorflow_datasets', 'grain', 'duckdb',
                     'matplotlib', 'pyarrow', 'torch', 'apache_beam'}
 AT_IMPORT = {'recjax', 'tests'}

@@ -14,18 +14,18 @@ import numpy as np
 from absl.testing import absltest, parameterized
 
 from recjax import recommend
-from recjax.data import catalog
+from recjax.data import dataset
 from recjax.errors import ConfigError, DataError, WorkdirError
-from recjax.training import parts
+from recjax.training import job_parts
 
 ITEMS = [f'i{n}' for n in range(40)]
 
 
 def shop():
   titles = [f'title {n}' if n else '' for n in range(40)]
-  goods = catalog.Catalog(tuple(ITEMS), {'title': titles})
-  data = catalog.Interactions(('u',), np.array([1, 2, 3], np.int32), np.array([0, 3], np.int64))
-  return catalog.make_dataset('x', goods, data)
+  goods = dataset.Catalog(tuple(ITEMS), {'title': titles})
+  data = dataset.Interactions(('u',), np.array([1, 2, 3], np.int32), np.array([0, 3], np.int64))
+  return dataset.make_dataset('x', goods, data)
 
 
 def ask(histories, k):
@@ -204,7 +204,7 @@ class PartsTest(parameterized.TestCase):
 
   def part(self, text, name='out.jsonl', k=3, ask=ask, **kw):
     return recommend.batch(ask, shop(), self.source, self.folder / name, k, say=self.said.append,
-                           part=parts.parse(text), **kw)
+                           part=job_parts.parse(text), **kw)
 
   def one(self, name):
     (self.folder / f'whole-{name}').unlink(missing_ok=True)
@@ -333,7 +333,7 @@ class PartsTest(parameterized.TestCase):
   @parameterized.parameters('0/4', '5/4', 'a/b', '1', '1/0', '-1/4', '1/4/4', '1.0/4', ' 1/4')
   def test_what_is_no_part_is_refused(self, text):
     with self.assertRaisesRegex(ConfigError, 'with I from 1 to N'):
-      parts.parse(text)
+      job_parts.parse(text)
 
 
 if __name__ == '__main__':

@@ -9,20 +9,22 @@ import numpy as np
 from absl.testing import absltest, flagsaver, parameterized
 from ml_collections import ConfigDict
 
-from recjax import cli, experiment, main, recommend, settings, sweep
-from recjax.data import catalog, splits, windows
+from recjax import cli, experiment, file_io, main, recommend, settings, sweep
+from recjax.data import dataset, splits, windows
 from recjax.data.formats import betag as tag_files
 from recjax.errors import ConfigError, WorkdirError
-from recjax.evaluation import ranking, sampled
+from recjax.evaluation import ranking, sampled_ranking
 from recjax.methods import reclm
-from recjax.methods.betag import tags
-from recjax.methods.bigrec import evaluate, ground
-from recjax.methods.bigrec import tune as bigrec_tune
-from recjax.methods.etegrec import ids
-from recjax.methods.llmemb import plan, prompts, rat
-from recjax.methods.reclm import tune as reclm_tune
-from recjax.models import bert, bm25, coder, codes, llm, rqvae, seqrec
-from recjax.training import align, contrastive, instruct, optim, scope, sequential, work
+from recjax.methods.betag import base_tags
+from recjax.methods.bigrec import evaluate, grounding
+from recjax.methods.bigrec import train as bigrec_tune
+from recjax.methods.etegrec import alignment, tokenization
+from recjax.methods.llmemb import prompts, rat, variants
+from recjax.methods.reclm import train as reclm_tune
+from recjax.models import bert, llm, rqvae, semantic_id_t5, semantic_ids, seqrec
+from recjax.retrieval import bm25
+from recjax.training import optim, sequential, sft
+from recjax.training.losses import contrastive, trie_masked
 
 ROOT = pathlib.Path(__file__).parents[1]
 CONFIGS = sorted((ROOT / 'configs').glob('*.py'))
@@ -168,15 +170,15 @@ class SavedTest(absltest.TestCase):
 
   def test_faces_of_a_run_are_opened_so(self):
     room = pathlib.Path(self.create_tempdir().full_path)
-    shop = catalog.load_data('sample:1:60')
+    shop = dataset.load_data('sample:1:60')
     saved = made(argument='data=sample:1:60').to_dict()
     del saved['judge']['tie_order']
-    work.write_json(room / 'config.json', {'config': saved, 'facts': {}})
+    file_io.write_json(room / 'config.json', {'config': saved, 'facts': {}})
     for stage, name, what in (('1-train', 'valid.json', {}), ('2-evaluate', 'results.json', {
         'data_fingerprint': shop.fingerprint})):
       (room / 'stages' / stage).mkdir(parents=True)
-      work.write_json(room / 'stages' / stage / name, what)
-      work.write_json(room / 'stages' / stage / 'DONE.json', {'fingerprint': 'f'})
+      file_io.write_json(room / 'stages' / stage / name, what)
+      file_io.write_json(room / 'stages' / stage / 'DONE.json', {'fingerprint': 'f'})
     with self.assertRaises(WorkdirError) as caught:
       recommend.load(room)
     self.assertRegex(str(caught.exception), 'no setting tie_order.*made by an earlier one')
@@ -200,9 +202,9 @@ class TablesTest(absltest.TestCase):
     for name, arguments in (
         ('sequential_ml1m', [f'model={m},loss={s}' for m in seqrec.KINDS
                              for s in sequential.LOSSES]),
-        ('llmemb_yelp', [f'variant={v}' for v in plan.VARIANTS] + ['profile=faithful']),
+        ('llmemb_yelp', [f'variant={v}' for v in variants.VARIANTS] + ['profile=faithful']),
         ('reclm_toys', [f'grounding={g}' for g in reclm.GROUNDINGS]),
-        ('tiger_beauty', [f'tokenizer={k}' for k in [*ids.NETWORKS, *codes.PLAIN]]),
+        ('tiger_beauty', [f'tokenizer={k}' for k in [*tokenization.NETWORKS, *semantic_ids.PLAIN]]),
         ('bigrec_movies', ['split=time'])):
       for argument in arguments:
         for preset in ('', 'paper,'):
@@ -210,26 +212,47 @@ class TablesTest(absltest.TestCase):
 
   def test_choices_are_those_that_the_code_knows(self):
     for name, known in {
-        'optim.schedule': optim.SCHEDULES, 'base.norm': seqrec.NORMS, 'model.kind': seqrec.KINDS,
-        'loss.kind': sequential.LOSSES, 'teacher.loss.kind': sequential.LOSSES,
-        'loss.shared': sequential.SHARED, 'loss.exclude': sequential.EXCLUDE,
-        'llm.remat': ['none', *llm.POLICIES], 'lora.targets': llm.LINEAR, 'fusion': coder.SITES,
-        'grounding': reclm.GROUNDINGS, 'align.sign': align.SIGNS, 'align.reduce': align.REDUCERS,
-        **{f'tokenizer.{k}': v for k, v in rqvae.CHOICES.items() if k != 'encoder'},
-        'tokenizer.kind': [*ids.NETWORKS, *codes.PLAIN, '*.json'],
-        'tokenizer.dedupe': codes.POLICIES, 'samples.window': windows.FIRST,
-        'ground.pooling': bert.POOLS, 'scft.pool': bert.POOLS, 'text.pool': ['', *bert.POOLS],
-        'ground.inject': ['none', *ground.KINDS], 'judge.duplicate_titles': evaluate.POLICIES,
-        'judge.sampled': ['', *sampled.PROTOCOLS], 'judge.seen_mask': ranking.SEEN,
-        'judge.test_history': splits.HISTORIES, 'select.reducer': bm25.REDUCERS,
-        'tags.source': tags.SOURCES, 'tags.on_missing': tag_files.ON_MISSING,
-        'tags.on_bad_tag': tag_files.ON_BAD_TAG, 'train.mode': bigrec_tune.MODES,
-        'train.scope': scope.KINDS, 'train.control_like': reclm_tune.LIKE,
-        'train.loss_on': [*instruct.LOSS_ON, 'assistant', 'continuation'],
-        'prompts.rules': prompts.RULES, 'scft.loss': contrastive.KINDS,
-        'rat.align_loss': contrastive.KINDS, 'rat.align_items': rat.ALIGN_ITEMS,
-        'rat.activation': rat.ACTIVATIONS, 'rat.variant': plan.VARIANTS,
-        'rat.ablations': plan.VARIANTS}.items():
+      'optim.schedule': optim.SCHEDULES,
+      'base.norm': seqrec.NORMS,
+      'model.kind': seqrec.KINDS,
+      'loss.kind': sequential.LOSSES,
+      'teacher.loss.kind': sequential.LOSSES,
+      'loss.shared': sequential.SHARED,
+      'loss.exclude': sequential.EXCLUDE,
+      'llm.remat': ['none', *llm.POLICIES],
+      'lora.targets': llm.LINEAR,
+      'fusion': semantic_id_t5.SITES,
+      'grounding': reclm.GROUNDINGS,
+      'align.sign': alignment.SIGNS,
+      'align.reduce': alignment.REDUCERS,
+      **{f'tokenizer.{k}': v for k, v in rqvae.CHOICES.items() if k != 'encoder'},
+      'tokenizer.kind': [*tokenization.NETWORKS, *semantic_ids.PLAIN, '*.json'],
+      'tokenizer.dedupe': semantic_ids.POLICIES,
+      'samples.window': windows.FIRST,
+      'ground.pooling': bert.POOLS,
+      'scft.pool': bert.POOLS,
+      'text.pool': ['', *bert.POOLS],
+      'ground.inject': ['none', *grounding.KINDS],
+      'judge.duplicate_titles': evaluate.POLICIES,
+      'judge.sampled': ['', *sampled_ranking.PROTOCOLS],
+      'judge.seen_mask': ranking.SEEN,
+      'judge.test_history': splits.HISTORIES,
+      'select.reducer': bm25.REDUCERS,
+      'tags.source': base_tags.SOURCES,
+      'tags.on_missing': tag_files.ON_MISSING,
+      'tags.on_bad_tag': tag_files.ON_BAD_TAG,
+      'train.mode': bigrec_tune.MODES,
+      'train.scope': trie_masked.KINDS,
+      'train.control_like': reclm_tune.LIKE,
+      'train.loss_on': [*sft.LOSS_ON, 'assistant', 'continuation'],
+      'prompts.rules': prompts.RULES,
+      'scft.loss': contrastive.KINDS,
+      'rat.align_loss': contrastive.KINDS,
+      'rat.align_items': rat.ALIGN_ITEMS,
+      'rat.activation': rat.ACTIVATIONS,
+      'rat.variant': variants.VARIANTS,
+      'rat.ablations': variants.VARIANTS,
+    }.items():
       self.assertCountEqual(settings.choices_of(name), list(known), name)
 
 

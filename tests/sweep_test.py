@@ -12,8 +12,9 @@ from ml_collections import ConfigDict
 
 from recjax import sweep
 from recjax.errors import ConfigError, WorkdirError
-from recjax.evaluation import metrics, tables
-from recjax.training.work import read_json
+from recjax.evaluation import metrics
+from recjax.evaluation import results as results_lib
+from recjax.run_files import read_json
 
 ROOT = pathlib.Path(__file__).parents[1]
 
@@ -50,7 +51,7 @@ class TableTest(parameterized.TestCase):
     folder = self.room / name
     folder.mkdir(parents=True)
     users = [f'u{i}' for i in range(len(ranks))]
-    tables.write_ranks(folder / 'ranks.parquet', users, {'sasrec': np.int32(ranks)})
+    results_lib.write_ranks(folder / 'ranks.parquet', users, {'sasrec': np.int32(ranks)})
     rows = {'sasrec': {m: {'value': float(v.mean())} for m, v in
                        metrics.per_case(np.int32(ranks)).items()}}
     for file, value in (('results.json', {'protocol': 'p', 'data_fingerprint': 'd', 'rows': rows}),

@@ -18,7 +18,7 @@ import urllib.request
 import zipfile
 import zlib
 
-from recjax.data import files
+from recjax import file_io
 from recjax.errors import DataError, WorkdirError
 
 ENDINGS = ('.zip', '.tar', '.tar.gz', '.tgz')
@@ -131,7 +131,7 @@ class _Guard:
 
   def __init__(self, path, room):
     self.path, self.room = path, room
-    self.most = min(MOST, files.plausible(path.stat().st_size))
+    self.most = min(MOST, file_io.plausible(path.stat().st_size))
     self.total, self.names = 0, set()
 
   def no(self, name, why):

@@ -4,7 +4,7 @@ import re
 
 import numpy as np
 
-from recjax.data.catalog import Interactions
+from recjax.data.dataset import Interactions
 from recjax.errors import ConfigError, DataError
 
 HISTORIES = ('train+valid', 'train')
@@ -103,7 +103,7 @@ def leave_one_out(interactions, holdout=2, test_history='train+valid', drop_cold
   return Split(train, valid, test, protocol)
 
 
-def of(dataset, judge):
+def split_for_config(dataset, judge):
   """The leave-one-out split that a config asks for. judge: tie_order (in which the data set was
   loaded), test_history, drop_cold_targets. -> Split. Raises DataError where nobody can be tested.
   """

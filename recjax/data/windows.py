@@ -8,8 +8,8 @@ import pathlib
 
 import numpy as np
 
-from recjax.data import files
-from recjax.data.catalog import Interactions
+from recjax import file_io
+from recjax.data.dataset import Interactions
 from recjax.data.splits import Cases, heads, positions
 from recjax.errors import ConfigError, DataError
 
@@ -47,7 +47,7 @@ def make(shop, folder, window, split, longest):
   lack times, rows, or any sample.
   """
   if split == 'auto':
-    held = files.find_table(folder, 'test') if pathlib.Path(folder).is_dir() else None
+    held = file_io.find_table(folder, 'test') if pathlib.Path(folder).is_dir() else None
     split = 'rows' if held else 'leave_one_out'
   if window not in FIRST:
     raise ConfigError(f'samples.window={window!r}; choose one of {", ".join(FIRST)}')
@@ -147,12 +147,12 @@ def _find(sequence, history, target):
 
 
 def _read_rows(folder, name, shop, row_of, longest):
-  path = files.find_table(folder, name)
+  path = file_io.find_table(folder, name)
   if path is None:
     raise DataError(f"samples.split='rows' needs {folder}/{name}.jsonl with user_id, history and "
                     'target in each line')
   users, items, offsets, targets = [], [], [0], []
-  for place, row in files.read_rows(path):
+  for place, row in file_io.read_rows(path):
     for key in ('user_id', 'history', 'target'):
       if key not in row:
         raise DataError(f'{place} lacks {key!r}; each row needs user_id, history and target')

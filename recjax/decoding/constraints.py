@@ -21,10 +21,11 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from recjax.decoding import forest as trees
-from recjax.decoding.head import log_sum_exp
-from recjax.decoding.top_k import top_k
+from recjax.decoding import device_trie as trees
+from recjax.decoding import item_filter
+from recjax.decoding.lm_head import log_sum_exp
 from recjax.errors import ConfigError
+from recjax.retrieval.top_k import top_k
 
 DEAD = -1e30   # the score of what does not exist
 FLOOR = -1e8   # a token's log-probability is no lower, however broken the logits are
@@ -32,7 +33,7 @@ LIVE = -1e20   # scores above are of real rows, whatever they are divided by
 NORMALIZE = ('vocab', 'valid', 'level', 'scope')
 
 
-def tame(logp):
+def sanitize_log_probs(logp):
   """Log-probabilities without NaN and infinities. -> in FLOOR .. inf"""
   return jnp.clip(jnp.where(jnp.isnan(logp), FLOOR, logp), FLOOR, -FLOOR)
 
@@ -48,7 +49,7 @@ def met_nan(broken, hidden, live, t):
 @functools.partial(jax.tree_util.register_dataclass, data_fields=[],
                    meta_fields=['eos_ids', 'min_new_tokens'])
 @dataclasses.dataclass(frozen=True)
-class Free:
+class Unconstrained:
   """Any token of the vocabulary, until an end token."""
   eos_ids: tuple = ()
   min_new_tokens: int = 0
@@ -69,7 +70,7 @@ class Free:
     else:
       ids = jnp.broadcast_to(jnp.arange(logits.shape[-1]), logits.shape)
     forbidden = logits == -jnp.inf
-    return choose(jnp.where(forbidden, DEAD, tame(logits - total)), ids, ids)
+    return choose(jnp.where(forbidden, DEAD, sanitize_log_probs(logits - total)), ids, ids)
 
   def follow(self, state, beam, token, node):
     del state, beam, node
@@ -87,7 +88,7 @@ class Free:
 @functools.partial(jax.tree_util.register_dataclass, data_fields=[],
                    meta_fields=['levels', 'code_size'])
 @dataclasses.dataclass(frozen=True)
-class Codes:
+class CodeConstraint:
   """Any code at each of `levels` levels, whether an item has them or not; the last one ends."""
   levels: int
   code_size: int
@@ -100,7 +101,7 @@ class Codes:
     first = t * self.code_size
     logits = head.window(first, self.code_size)
     ids = jnp.broadcast_to(first + jnp.arange(self.code_size), logits.shape)
-    return choose(tame(logits - log_sum_exp(logits)), ids, ids)
+    return choose(sanitize_log_probs(logits - log_sum_exp(logits)), ids, ids)
 
   def follow(self, state, beam, token, node):
     del state, beam, node
@@ -115,7 +116,7 @@ class Codes:
     return self
 
 
-class Mix(NamedTuple):
+class ScoreMixing(NamedTuple):
   """D3's text-free assistant: gamma log p + (1 - gamma) log of its share among open items.
 
   high, low: (B, N + 1) float32, running sums of the assistant's probabilities by place, as a number
@@ -126,7 +127,7 @@ class Mix(NamedTuple):
   gamma: jax.Array
 
 
-def mix(forest, probabilities, gamma):
+def score_mixing(forest, probabilities, gamma):
   """Running sums of an assistant's probabilities. probabilities: (B, N) by item. -> Mix"""
   items = forest.item[:probabilities.shape[1]]
   by_place = probabilities.astype(jnp.float32)[:, items]
@@ -138,7 +139,7 @@ def mix(forest, probabilities, gamma):
     return high, error + a[1] + b[1]
   high, low = lax.associative_scan(add, (by_place, jnp.zeros_like(by_place)), axis=1)
   pad = [(0, 0), (1, 0)]
-  return Mix(jnp.pad(high, pad), jnp.pad(low, pad), jnp.float32(gamma))
+  return ScoreMixing(jnp.pad(high, pad), jnp.pad(low, pad), jnp.float32(gamma))
 
 
 def _every(head):
@@ -161,7 +162,7 @@ def _mass(given, lo, hi):
                    meta_fields=['normalize', 'code_size', 'min_new_tokens', 'free', 'whole',
                                 'forced'])
 @dataclasses.dataclass(frozen=True)
-class Titles:
+class CatalogConstraint:
   """Rows of a catalogue: titles of any length, or semantic IDs.
 
   root: (B,) int32, the catalogue of each request, or None for the first. normalize: 'vocab' divides
@@ -171,9 +172,9 @@ class Titles:
   whole vocabulary's beside it; whole: tokens that count over the vocabulary alone, and with
   `forced` those that no other of the catalogue could replace.
   """
-  forest: trees.Forest
-  limits: trees.Limits = trees.Limits()
-  mix: Mix | None = None
+  forest: trees.DeviceTrie
+  limits: item_filter.ItemFilter = item_filter.ItemFilter()
+  mix: ScoreMixing | None = None
   root: jax.Array | None = None
   normalize: str = 'vocab'
   code_size: int = 0
@@ -222,7 +223,7 @@ class Titles:
     limits, there = self.limits, exists
     if limits.bits is not None or limits.taken is not None:
       lo, hi = self.forest.lo[child], self.forest.hi[child]
-      exists &= trees.open_places(limits, lo, hi) > 0
+      exists &= item_filter.open_places(limits, lo, hi) > 0
     if self.min_new_tokens:
       over = trees.complete(self.forest, child, t + 1)
       exists &= ~(over & (t + 1 < self.min_new_tokens))
@@ -239,24 +240,24 @@ class Titles:
     """(tokens (B, K, C), which exist) -> their log-probabilities."""
     if self.normalize == 'vocab':
       rows, total = _every(head)
-      return lambda token, _: tame(rows(token) - total)
+      return lambda token, _: sanitize_log_probs(rows(token) - total)
     if self.normalize == 'level':
       start = self.forest.offset.at[t].get(mode='clip')
       logits = head.window(start, self.code_size)
       total = log_sum_exp(logits)
-      return lambda token, _: tame(jnp.take_along_axis(
+      return lambda token, _: sanitize_log_probs(jnp.take_along_axis(
           logits, jnp.clip(token - start, 0, self.code_size - 1), -1) - total)
 
     def valid(token, exists):
-      x = jnp.where(exists, tame(head.rows(token)), DEAD)
-      return tame(x - log_sum_exp(x))
+      x = jnp.where(exists, sanitize_log_probs(head.rows(token)), DEAD)
+      return sanitize_log_probs(x - log_sum_exp(x))
     if self.normalize == 'scope' and (self.free or self.whole or self.forced):
       return functools.partial(self._scope, valid, *_every(head))
     return valid
 
   def _scope(self, valid, rows, total, token, exists):
     """As `training.scope.token_nll`: tokens among the catalogue's and among all."""
-    every = tame(rows(token) - total)
+    every = sanitize_log_probs(rows(token) - total)
     alone = jnp.isin(token, jnp.asarray(self.whole, jnp.int32)) if self.whole else False
     if self.forced:
       alone |= exists.sum(-1, keepdims=True) == 1
@@ -274,5 +275,6 @@ class Titles:
     mixed = self.mix and self.mix._replace(high=self.mix.high[requests],
                                            low=self.mix.low[requests])
     root = None if self.root is None else self.root[requests]
-    return dataclasses.replace(self, limits=trees.pick_limits(self.limits, requests), mix=mixed,
-                               root=root)
+    return dataclasses.replace(
+      self, limits=item_filter.select_requests(self.limits, requests), mix=mixed, root=root
+    )

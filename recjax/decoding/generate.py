@@ -6,17 +6,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from recjax import sharding
-from recjax.decoding.beam import BeamConfig, beam_search
-from recjax.decoding.constraints import LIVE, Free, Titles
-from recjax.decoding.fetch import Fetch
-from recjax.decoding.forest import forced_token
-from recjax.decoding.group_search import SearchConfig, group_search
-from recjax.decoding.head import head_of, stages
-from recjax.decoding.item_mode import ItemMode
-from recjax.decoding.item_runs import sample_runs
-from recjax.decoding.search import SampleConfig, sample
-from recjax.decoding.tree_search import TreeConfig, tree_search
+from recjax.decoding.beam_search import BeamConfig, beam_search
+from recjax.decoding.constraints import LIVE, CatalogConstraint, Unconstrained
+from recjax.decoding.device_trie import forced_token
+from recjax.decoding.diverse_beam_search import SearchConfig, diverse_beam_search
+from recjax.decoding.forced_sampling import sample_runs
+from recjax.decoding.item_span import ItemSpanConstraint
+from recjax.decoding.lm_head import lm_head_of, stages
+from recjax.decoding.lookahead_beam_search import TreeConfig, lookahead_beam_search
+from recjax.decoding.retrieval_constraint import RetrievalConstraint
+from recjax.decoding.sampling import SampleConfig, sample
+from recjax.distributed import multihost
 from recjax.errors import ConfigError, DataError, UserError
 
 
@@ -97,24 +97,26 @@ def generate(decoder, params, prompts, constraint=None, *, beams=1, new_tokens=0
              longest_prompt=0):
   """Continues prompts by beam search (beams=1 is greedy), group beam search or sampling.
 
-  decoder: a `Decoder`. prompts: lists of token ids, of any lengths. constraint: None, `Titles`,
-  `ItemMode` or `Fetch`. new_tokens: 0 takes the longest title of the constraint. groups: above 1
-  for diverse beam search. length_offset: (B,) tokens that the penalty of plain beams counts besides
-  the new ones, such as the prompts'. samples: above 0 draws so many rows of each prompt. runs:
-  tokens a request may feed in one pass, e.g. (8, 32), to find the same rows by `tree_search`; for
-  samples in item mode, e.g. (8,), tokens of a row. lookahead: tokens that passes of `tree_search`
-  are filled up to. bucket: prompts are padded to a multiple of it, and share a program that way.
-  longest_prompt: refuse longer ones (0: no bound). -> Generated. Raises DataError for an empty or
-  too long prompt, UserError where the model gives NaN, ConfigError for settings that contradict.
+  decoder: a `Decoder`. prompts: lists of token ids, of any lengths. constraint: None,
+  `CatalogConstraint`, `ItemSpanConstraint` or `RetrievalConstraint`. new_tokens: 0 takes the
+  longest title of the constraint. groups: above 1 for diverse beam search. length_offset: (B,)
+  tokens that the penalty of plain beams counts besides the new ones, such as the prompts'. samples:
+  above 0 draws so many rows of each prompt. runs: tokens a request may feed in one pass, e.g. (8,
+  32), to find the same rows by `lookahead_beam_search`; for samples in item mode, e.g. (8,), tokens
+  of a row. lookahead: tokens that passes of `lookahead_beam_search` are filled up to. bucket:
+  prompts are padded to a multiple of it, and share a program that way. longest_prompt: refuse
+  longer ones (0: no bound). -> Generated. Raises DataError for an empty or too long prompt,
+  UserError where the model gives NaN, ConfigError for settings that contradict.
   """
   tokens, lengths = padded(prompts, bucket, longest_prompt, pad_id)
-  if isinstance(constraint, Titles):
+  if isinstance(constraint, CatalogConstraint):
     new_tokens = new_tokens or constraint.forest.longest
     constraint = dataclasses.replace(constraint, min_new_tokens=min_new_tokens)
   if new_tokens < 1:
     raise ConfigError('new_tokens is missing: without titles nothing bounds the rows')
-  constraint = constraint if constraint is not None else Free(tuple(eos_ids), min_new_tokens)
-  ends = 1 if isinstance(constraint, Titles) else max(1, len(eos_ids))
+  if constraint is None:
+    constraint = Unconstrained(tuple(eos_ids), min_new_tokens)
+  ends = 1 if isinstance(constraint, CatalogConstraint) else max(1, len(eos_ids))
   if token_scores and (groups > 1 or runs and not samples):
     raise ConfigError('token_scores come with beams and samples, not with groups or runs')
   if lookahead and (samples or not runs):
@@ -122,20 +124,22 @@ def generate(decoder, params, prompts, constraint=None, *, beams=1, new_tokens=0
   if np.any(length_offset) and (samples or runs or groups > 1):
     raise ConfigError('length_offset comes with plain beams')
   if samples:
-    if runs and not (isinstance(constraint, ItemMode | Fetch) and decoder.extend):
+    if runs and not (
+      isinstance(constraint, ItemSpanConstraint | RetrievalConstraint) and decoder.extend
+    ):
       raise ConfigError('runs with samples need ItemMode or Fetch, and a decoder with extend')
     plan = _Plan('sample', SampleConfig(samples, new_tokens, temperature, top_k, top_p, pad_id),
                  token_scores, runs=max(runs, default=0))
-  elif isinstance(constraint, Fetch):
+  elif isinstance(constraint, RetrievalConstraint):
     raise ConfigError('items are fetched with samples (temperature 0 is greedy), not with beams')
   elif groups > 1:
-    if isinstance(constraint, ItemMode):
+    if isinstance(constraint, ItemSpanConstraint):
       raise ConfigError('group beam search takes titles or free text, not item mode')
     plan = _Plan('groups', SearchConfig(beams, groups, diversity_penalty, new_tokens,
                                         min_new_tokens, tuple(eos_ids), pad_id, length_penalty),
                  token_scores)
   elif runs:
-    if not isinstance(constraint, Titles) or not decoder.extend or min_new_tokens:
+    if not isinstance(constraint, CatalogConstraint) or not decoder.extend or min_new_tokens:
       raise ConfigError('runs need Titles without min_new_tokens, and a decoder with extend')
     plan = _Plan('tree', TreeConfig(beams, new_tokens, length_penalty, early_stopping,
                                     tuple(runs), lookahead), False, pad_id)
@@ -143,7 +147,7 @@ def generate(decoder, params, prompts, constraint=None, *, beams=1, new_tokens=0
     plan = _Plan('beam', BeamConfig(beams, new_tokens, length_penalty, early_stopping, ends, pad_id,
                                     token_scores), token_scores)
   key, before = jax.random.key(seed), np.broadcast_to(np.int32(length_offset), len(tokens))
-  out = sharding.fetch(_run(decoder, plan, params, tokens, lengths, constraint, key, before))
+  out = multihost.to_host(_run(decoder, plan, params, tokens, lengths, constraint, key, before))
   whole(out.pop('broken'))
   return Generated(steps=int(out.pop('steps')), **out)
 
@@ -183,7 +187,7 @@ def _run(decoder, plan, params, tokens, lengths, constraint, key, before):
   elif plan.runs:
     rows, room = 1, cfg.rows * cfg.new_tokens + 1
   first, cache = decoder.start(params, tokens, lengths, rows, room)
-  head = functools.partial(head_of, decoder, params)
+  head = functools.partial(lm_head_of, decoder, params)
 
   def step(tokens, cache, t):
     return decoder.step(params, cache, tokens, t)
@@ -209,8 +213,8 @@ def _groups(decoder, step, head, cache, first, constraint, plan, key):
   def logits(tokens, cache, t):
     state, cache = step(tokens, cache, t)
     return head(state).full(), cache
-  titles = constraint if isinstance(constraint, Titles) else None
-  found = group_search(logits, cache, head(first[:, None]).full()[:, 0], plan.config,
+  titles = constraint if isinstance(constraint, CatalogConstraint) else None
+  found = diverse_beam_search(logits, cache, head(first[:, None]).full()[:, 0], plan.config,
                        decoder.reorder, titles, decoder.grow)
   exists = found.scores > LIVE
   ends = (constraint.ends(found.node, _last(found), found.lengths - 1) if titles
@@ -221,7 +225,7 @@ def _groups(decoder, step, head, cache, first, constraint, plan, key):
 
 def _tree(decoder, extend, head, cache, first, titles, plan, key):
   del decoder, key
-  found = tree_search(extend, head, cache, first, titles, plan.config)
+  found = lookahead_beam_search(extend, head, cache, first, titles, plan.config)
   done, forest = found.done, titles.forest
   at = jnp.arange(plan.config.new_tokens)
   tokens = forced_token(forest, done.node[..., None], jnp.broadcast_to(
@@ -247,7 +251,7 @@ def _sample(decoder, step, head, cache, first, constraint, plan, key):
 
 def _pack(tokens, scores, lengths, exists, complete, state, constraint, steps, broken, each):
   places = None
-  if isinstance(constraint, Titles):
+  if isinstance(constraint, CatalogConstraint):
     forest = constraint.forest
     places = jnp.stack([forest.lo[state], forest.hi[state]], -1)
   return {'tokens': tokens, 'scores': scores, 'lengths': lengths, 'exists': exists,

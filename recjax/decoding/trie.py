@@ -14,7 +14,7 @@ import shutil
 
 import numpy as np
 
-from recjax.data import stored
+from recjax import run_files
 from recjax.errors import DataError
 
 ARRAYS = ('tok', 'first', 'lo', 'hi', 'item', 'start', 'rows')
@@ -125,7 +125,7 @@ class Trie:
       arrays = {name: np.load(folder / f'{name}.npy', mmap_mode='r' if mmap else None)
                 for name in ARRAYS}
       return cls(**arrays, **facts)
-    except stored.DAMAGE as error:
+    except run_files.DAMAGE as error:
       raise DataError(f'{folder} holds no readable trie ({error}); build it again') from error
 
 

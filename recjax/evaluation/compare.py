@@ -7,11 +7,12 @@ import pathlib
 
 import numpy as np
 
-from recjax.data import splits, stored
+from recjax import run_files
+from recjax.data import splits
 from recjax.errors import ConfigError, DataError, WorkdirError
 from recjax.evaluation.metrics import GROUPS, KS, per_case
-from recjax.evaluation.statistics import bootstrap_interval, holm, paired_test, summarise
-from recjax.evaluation.tables import read_groups, read_ranks
+from recjax.evaluation.results import read_groups, read_ranks
+from recjax.evaluation.statistics import bootstrap_interval, holm, paired_test, summarize
 
 SANITY = ('popularity', 'random')  # rows that every run repeats; not tested against each other
 SHOWN = ('HR@10', 'NDCG@10', 'MRR')
@@ -54,7 +55,7 @@ def compare(workdirs, rows=(), against='', seed=0, ks=KS):
       'once': list(dict.fromkeys(full.partition(':')[2] for full in once)),
       'against': against and reference,
       'groups': by_group(values, reference, _masks(runs, users), seed),
-      **summarise(values, seed, pairs=pairs),
+      **summarize(values, seed, pairs=pairs),
   }
 
 
@@ -130,7 +131,7 @@ def average(workdirs, seed=0, ks=KS):
     found += [per_case(ranks[takes[name]], ks) for row, ranks in run['ranks'].items()
               if row.partition(':seed=')[0] == ours]
   values = {m: np.mean([each[m] for each in found], 0) for m in found[0]}
-  return summarise({'mean': values}, seed, pairs=[])['rows']['mean']
+  return summarize({'mean': values}, seed, pairs=[])['rows']['mean']
 
 
 def _names(workdirs):
@@ -149,13 +150,13 @@ def _read_run(path):
   if (path / 'config.json').exists():
     config = _read_json(path / 'config.json')
     if {'config', 'sum'} <= config.keys():
-      config = stored.read_config(path)
+      config = run_files.read_config(path)
   settings, facts = config.get('config', {}), config.get('facts', {})
   for name, kind, found in (('config', dict, settings), ('facts', dict, facts),
                             ('seeds', list, results.get('seeds', []))):
     if not isinstance(found, kind):
       raise DataError(f'{path}: {name!r} of its config.json or results.json is {found!r:.60}, not '
-                      f'{stored.KINDS[kind]}; run it again')
+                      f'{run_files.KINDS[kind]}; run it again')
   users, ranks = read_ranks(path / 'ranks.parquet')
   run = {'protocol': results.get('protocol'), 'users': users, 'ranks': ranks,
          'groups': read_groups(path / 'ranks.parquet'),
@@ -173,7 +174,7 @@ def _read_run(path):
 
 def _read_json(path):
   try:
-    found = stored.read_json(path)
+    found = run_files.read_json(path)
   except WorkdirError as error:
     raise DataError(str(error)) from error
   if found is None:
@@ -183,11 +184,13 @@ def _read_json(path):
 
 def _check_published(path):
   """Raises DataError where what a run's last stage wrote is not what stands at the top."""
-  lists = [stored.need_json(done).get('files') for done in path.glob(f'stages/*/{stored.DONE}')]
+  lists = [
+    run_files.need_json(done).get('files') for done in path.glob(f'stages/*/{run_files.DONE}')
+  ]
   lists = [one for one in lists if isinstance(one, dict) and 'ranks.parquet' in one]
   for name in ('results.json', 'ranks.parquet') if lists else ():
     known = [one.get(name) for one in lists]
-    if (path / name).is_file() and stored.sum_of(path / name) not in known:
+    if (path / name).is_file() and run_files.sum_of(path / name) not in known:
       raise DataError(f'{path / name} is not what the evaluation wrote, as DONE.json of its stage '
                       'tells; run the command of the run again, which writes it anew')
 

@@ -6,18 +6,19 @@ items[offsets[b]:offsets[b + 1]], oldest first, as dense indices 1..N; column j 
 All blocks of a call have the same B, so a jitted score function compiles once.
 """
 import functools
-import zlib
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from recjax.errors import ConfigError, DataError
-from recjax.evaluation import metrics, pieces
-from recjax.models.scores import Product
+from recjax.evaluation import blocked_ranking, metrics
+from recjax.models.dot_product import DotProduct
 
 MEMORY = 256 << 20  # bytes that the score arrays of one block may take
+
 TIES = ('pessimistic', 'optimistic', 'mean')
+
 SEEN = {'inf': -np.inf, 'zero': 0.0}  # the score that items of a history get
 
 
@@ -96,12 +97,12 @@ def rank_cases(score_fn, cases, n_items, block=0, mask_history=True, tie='pessim
   """Ranks every case's target among all items.
 
   cases: data.splits.Cases, or anything with ragged histories and targets. block: cases scored at a
-  time; 0 takes what MEMORY allows, at most 256. A `Product` over a large catalogue is never scored
-  whole, so its blocks are 256 and take a few tens of MB. With mask_history the items of a history
-  are out of the ranking, except the target where it is one of them; seen_mask='zero' scores them 0
-  instead, for parity with code that does (they then outrank targets below 0). -> (n,) int32, 0 is
-  best; float32 for tie='mean'. Raises DataError for no cases, ids outside 1..N, scores of another
-  shape, or NaN.
+  time; 0 takes what MEMORY allows, at most 256. A `DotProduct` over a large catalogue is never
+  scored whole, so its blocks are 256 and take a few tens of MB. With mask_history the items of a
+  history are out of the ranking, except the target where it is one of them; seen_mask='zero' scores
+  them 0 instead, for parity with code that does (they then outrank targets below 0). -> (n,) int32,
+  0 is best; float32 for tie='mean'. Raises DataError for no cases, ids outside 1..N, scores of
+  another shape, or NaN.
   """
   return _judge(score_fn, cases, n_items, 0, block, mask_history, tie, seen_mask)[0]
 
@@ -127,16 +128,19 @@ def _judge(score_fn, cases, n_items, k, block, mask_history, tie, seen_mask):
     raise DataError(f'a target lies outside 1..{n_items}: found {targets.min()}..{targets.max()}')
   if tie not in TIES:
     raise ConfigError(f'tie rule {tie!r} is unknown; use one of {", ".join(TIES)}')
-  large = isinstance(score_fn, Product) and n_items >= pieces.FROM
+  large = isinstance(score_fn, DotProduct) and n_items >= blocked_ranking.FROM
   if large and len(score_fn.table) != n_items:
     raise DataError(f'the score function has a table of {len(score_fn.table)} rows for {n_items} '
                     'items; index it with the catalogue of this data set')
-  parts, peaks = [], pieces.peak(score_fn.table, score_fn.bias) if large else None
-  for rows, part, cuts, coordinates in blocks(items, offsets, n_items,
-                                              pieces.USERS if large else block, mask_history):
+  parts, peaks = [], blocked_ranking.peak(score_fn.table, score_fn.bias) if large else None
+  for rows, part, cuts, coordinates in blocks(
+    items, offsets, n_items, blocked_ranking.USERS if large else block, mask_history
+  ):
     target = jnp.asarray(targets[rows], jnp.int32)
     if large:
-      found = pieces.judge(score_fn, peaks, target, coordinates, filling, part, cuts, k, tie)
+      found = blocked_ranking.judge(
+        score_fn, peaks, target, coordinates, filling, part, cuts, k, tie
+      )
     else:
       scores = _scores(score_fn, part, cuts, n_items)
       found = _judge_block(scores, target, *coordinates, filling, k, tie)
@@ -285,62 +289,3 @@ def _check_numbers(bad, rows):
   if bad.any():
     raise DataError(f'the scores of case {rows[np.argmax(bad)]} hold NaN; the model diverged or '
                     'divides by zero, so its ranks would mean nothing')
-
-
-def baselines(train, n_items, seed):
-  """What any method must beat. train: Interactions. -> {row: score function}"""
-  return {'popularity': popularity(train.items, n_items),
-          'recency': recency(train.items, train.offsets, n_items),
-          'random': random_scores(n_items, seed)}
-
-
-def popularity(items, n_items):
-  """The same list for everyone: items by how often they stand in the training interactions.
-
-  The score is minus the place in that list, ties to the lower index, so that one list is judged and
-  shown. items: (M,) int32, training interactions only. -> a score function
-  """
-  return _one_list(np.bincount(items, minlength=n_items + 1)[1:])
-
-
-def recency(items, offsets, n_items):
-  """Recent popularity: an interaction counts 0.5 ** (its distance from its sequence's end).
-
-  Nobody's own history enters, only where in the training sequences an item tends to stand; the rest
-  as popularity. items, offsets: ragged training sequences. -> a score function
-  """
-  ends = np.repeat(offsets[1:] - 1, np.diff(offsets))
-  weight = 0.5 ** (ends - np.arange(len(items))).astype(np.float64)
-  return _one_list(np.bincount(items, weight, minlength=n_items + 1)[1:])
-
-
-def _one_list(worth):
-  places = np.empty(len(worth), np.float32)
-  places[np.argsort(-worth, kind='stable')] = np.arange(len(worth))
-  row = jnp.asarray(-places)
-  return lambda items, offsets: jnp.broadcast_to(row, (len(offsets) - 1, len(row)))
-
-
-def random_scores(n_items, seed):
-  """Uniform scores in [0, 1), drawn anew for every history from the seed and the history itself.
-
-  So neither block size nor order of users changes them. -> a score function
-  """
-  @jax.jit
-  def draw(histories):
-    # A mixed counter instead of threefry: a tenth of the time, and a sanity row needs no more.
-    items = _mix(jnp.arange(1, n_items + 1, dtype=jnp.uint32))
-    return (_mix(_mix(histories)[:, None] + items) >> 8).astype(jnp.float32) / (1 << 24)
-
-  def score(items, offsets):
-    items, start = np.ascontiguousarray(items, np.int32), zlib.crc32(str(seed).encode())
-    return draw(np.array([zlib.crc32(items[a:b], start) for a, b in zip(offsets[:-1], offsets[1:])],
-                         np.uint32))
-  return score
-
-
-def _mix(x):
-  """Murmur3's 32-bit finaliser, a bijection that spreads every bit. x: (...) uint32"""
-  for shift, factor in ((16, 0x85ebca6b), (13, 0xc2b2ae35)):
-    x = (x ^ (x >> shift)) * jnp.uint32(factor)
-  return x ^ (x >> 16)

@@ -123,7 +123,7 @@ def holm(p_values):
   return {name: adjusted[name] for name in p_values}
 
 
-def summarise(rows, seed, masks=None, pairs=None, draws=1000, test_draws=10000):
+def summarize(rows, seed, masks=None, pairs=None, draws=1000, test_draws=10000):
   """What results.json holds under 'rows' and 'tests'.
 
   rows: {row: {metric: (n,) values}}, the same users in the same order everywhere. masks: {group:

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 MASKED = -1e30  # finite: a token with nothing to see gets a mean, not a NaN
 
 
-class Past(NamedTuple):
+class KVBlock(NamedTuple):
   """One block of remembered keys and values, only read.
 
   k, v: (L, G, P, Dh) shared by everybody, (L, B, G, P, Dh) for each row, or (L, B, S, G, T, Dh)
@@ -20,9 +20,9 @@ class Past(NamedTuple):
   mask: jax.Array
 
 
-def remember(k, v, mask):
+def kv_block(k, v, mask):
   """A Past of the keys and values that a call returned, or of parts of them: (..., P, G, Dh)."""
-  return Past(jnp.swapaxes(k, -3, -2), jnp.swapaxes(v, -3, -2), mask)
+  return KVBlock(jnp.swapaxes(k, -3, -2), jnp.swapaxes(v, -3, -2), mask)
 
 
 def _mix(q, blocks):
@@ -62,7 +62,7 @@ def attend(q, k, v, allowed, past, chunk=128):
     here, end = slice(start, start + chunk), min(start + chunk, length)
     blocks = [(p.k, p.v, _facing(p.mask, here)) for p in past]
     blocks = [(_part(pk, here), _part(pv, here), m) for pk, pv, m in blocks]
-    own = remember(k[:, :end], v[:, :end], allowed[:, here, None, :end])
+    own = kv_block(k[:, :end], v[:, :end], allowed[:, here, None, :end])
     blocks.append(own)
     outs.append(_mix(q[:, here], blocks))
   out = jnp.concatenate(outs, 1) if len(outs) > 1 else outs[0]

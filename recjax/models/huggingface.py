@@ -20,7 +20,7 @@ import safetensors
 import safetensors.numpy
 
 from recjax.errors import ConfigError, DataError
-from recjax.models import foreign, llm, rope
+from recjax.models import checkpoint_config, llm, rope
 
 MODULES = {
     'q': 'self_attn.q_proj', 'k': 'self_attn.k_proj', 'v': 'self_attn.v_proj',
@@ -63,25 +63,25 @@ def read_config(folder):
   if kind not in ('llama', 'qwen2', 'qwen3'):
     raise ConfigError(f'{path}: model_type {kind!r} is not supported; llama, qwen2 and qwen3 are')
   refuse_adapter(path.parent)
-  foreign.decoder(path, raw)
-  sizes = {ours: foreign.whole(path, raw, theirs) for ours, theirs in (
+  checkpoint_config.decoder(path, raw)
+  sizes = {ours: checkpoint_config.whole(path, raw, theirs) for ours, theirs in (
       ('vocab', 'vocab_size'), ('width', 'hidden_size'), ('layers', 'num_hidden_layers'),
       ('heads', 'num_attention_heads'), ('ffn', 'intermediate_size'),
       ('max_positions', 'max_position_embeddings'))}
   groups = 32 if kind != 'llama' and 'num_key_value_heads' not in raw else sizes['heads']
-  sizes['kv_heads'] = foreign.whole(path, raw, 'num_key_value_heads', groups)
+  sizes['kv_heads'] = checkpoint_config.whole(path, raw, 'num_key_value_heads', groups)
   width = 128 if kind == 'qwen3' else sizes['width'] // sizes['heads']
-  sizes['head_dim'] = foreign.whole(path, raw, 'head_dim', width)
+  sizes['head_dim'] = checkpoint_config.whole(path, raw, 'head_dim', width)
   theta, scaling = _rotary(path, raw)
-  attention_bias = foreign.flag(path, raw, 'attention_bias') and kind != 'qwen2'
-  tied = foreign.flag(path, raw, 'tie_word_embeddings')
+  attention_bias = checkpoint_config.flag(path, raw, 'attention_bias') and kind != 'qwen2'
+  tied = checkpoint_config.flag(path, raw, 'tie_word_embeddings')
   stored = raw.get('dtype') or raw.get('torch_dtype')
   return llm.Config(
       **sizes, rope_theta=theta, rope_scaling=scaling,
-      norm_eps=foreign.number(path, raw, 'rms_norm_eps', 1e-6),
+      norm_eps=checkpoint_config.number(path, raw, 'rms_norm_eps', 1e-6),
       tied=tied and not differs(folder, HEAD, EMBED), qk_norm=kind == 'qwen3',
       qkv_bias=attention_bias or kind == 'qwen2', out_bias=attention_bias,
-      mlp_bias=kind == 'llama' and foreign.flag(path, raw, 'mlp_bias'),
+      mlp_bias=kind == 'llama' and checkpoint_config.flag(path, raw, 'mlp_bias'),
       param_dtype='bfloat16' if stored == 'bfloat16' else 'float32')
 
 
@@ -100,8 +100,9 @@ def _rotary(path, raw):
     raise ConfigError(f'{path}: rope_scaling and rope_parameters say different things; keep one')
   scaling = {**old, **new}
   outside = raw.get('rope_theta')
-  theta = foreign.number(path, {'rope_theta': scaling.pop('rope_theta', outside)}, 'rope_theta',
-                         10_000.0)
+  theta = checkpoint_config.number(
+    path, {'rope_theta': scaling.pop('rope_theta', outside)}, 'rope_theta', 10_000.0
+  )
   kind = scaling.pop('rope_type', 'default')
   if scaling.pop('partial_rotary_factor', 1) != 1:
     raise ConfigError(f'{path}: partial_rotary_factor below 1 is not supported')
@@ -434,10 +435,10 @@ def adapter_config(folder, cfg):
   folder = pathlib.Path(folder)
   path = folder / 'adapter_config.json'
   raw = read_json(path)
-  foreign.adapter(path, raw)
-  rank = foreign.whole(path, raw, 'r')
-  alpha = float(foreign.number(path, raw, 'lora_alpha'))
-  if foreign.flag(path, raw, 'use_rslora'):
+  checkpoint_config.adapter(path, raw)
+  rank = checkpoint_config.whole(path, raw, 'r')
+  alpha = float(checkpoint_config.number(path, raw, 'lora_alpha'))
+  if checkpoint_config.flag(path, raw, 'use_rslora'):
     alpha *= math.sqrt(rank)
   with contextlib.ExitStack() as stack:
     names = set(_open(folder, 'adapter_model', stack))

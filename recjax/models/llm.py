@@ -1,8 +1,8 @@
 """The decoder of the Llama and Qwen families: one definition trains, prefills and decodes.
 
 The model writes no cache. A call returns the keys and values of its own tokens; the caller keeps
-them and passes remembered ones back as `Past` blocks, which are only read. So packed training rows,
-a prompt shared by a whole batch, and many streams over one prompt are the same program.
+them and passes remembered ones back as `KVBlock` blocks, which are only read. So packed training
+rows, a prompt shared by a whole batch, and many streams over one prompt are the same program.
 Frozen weights live in 'params', adapters in 'lora'; norms, rotary angles, softmax and logits are
 float32 whatever the compute type.
 """
@@ -15,11 +15,11 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec as P
 
+from recjax.distributed.sharding import shard
 from recjax.errors import ConfigError
 from recjax.models import rope
-from recjax.models.attention import Past, attend, remember
+from recjax.models.attention import KVBlock, attend, kv_block
 from recjax.models.layers import check_dtype, linear
-from recjax.sharding import shard
 
 LINEAR = ('q', 'k', 'v', 'o', 'gate', 'up', 'down')
 ROWS = ('data', 'fsdp')
@@ -203,7 +203,7 @@ class Block(nn.Module):
       q = norm(q, ones('q_norm', cfg.head_dim), cfg.norm_eps)
       k = norm(k, ones('k_norm', cfg.head_dim), cfg.norm_eps)
     q, k = rope.rotate(q, *turns), rope.rotate(k, *turns)
-    seen = [Past(*kv, mask) for kv, mask in zip(past, masks)]
+    seen = [KVBlock(*kv, mask) for kv, mask in zip(past, masks)]
     x += apply(attend(q, k, v, allowed, seen), 'o')[0]
     gate, up = apply(norm(x, ones('mlp_norm'), cfg.norm_eps), 'gate', 'up')
     x += apply(nn.silu(gate) * up, 'down')[0]
@@ -280,7 +280,7 @@ class LM(nn.Module):
     return jnp.matmul(hidden, part.astype(hidden.dtype), preferred_element_type=jnp.float32)
 
 
-def shared_past(model, variables, prefix):
+def prefill_prefix(model, variables, prefix):
   """Runs a prefix that every row will see, once. -> (hidden of its last token (D,), Past)
 
   prefix: (P,) token ids. Gradients flow through the Past like through any other argument.
@@ -288,7 +288,7 @@ def shared_past(model, variables, prefix):
   ids = jnp.asarray(prefix, jnp.int32)[None]
   hidden, (k, v) = model.apply(
       variables, ids, jnp.arange(ids.shape[1])[None], jnp.ones_like(ids))
-  return hidden[0, -1], remember(k[:, 0], v[:, 0], jnp.ones(ids.shape[1], bool))
+  return hidden[0, -1], kv_block(k[:, 0], v[:, 0], jnp.ones(ids.shape[1], bool))
 
 
 def head_matrix(params, cfg):

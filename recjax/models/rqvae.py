@@ -12,8 +12,8 @@ import jax.numpy as jnp
 from jax import lax
 
 from recjax.errors import ConfigError, DataError
-from recjax.models import kmeans
-from recjax.models.layers import argmin
+from recjax.retrieval import kmeans
+from recjax.retrieval.top_k import argmin
 
 CHUNK = 2048  # items that are given codes together
 
@@ -127,7 +127,7 @@ def rotate(v, e):
   return scale * (v - 2 * w * dot(w, v) + 2 * eh * dot(vh, v))
 
 
-def quantise(cfg, books, v, key=None, weight=None):
+def quantize(cfg, books, v, key=None, weight=None):
   """All levels. v: (B, E). key: of training's Gumbel noise and Sinkhorn; None is plain argmin.
   weight: (B,), how much a row counts in the loss.
 
@@ -179,8 +179,8 @@ def _level_loss(cfg, v, e, d, code, weight):
 
 
 def forward(cfg, params, x, key=None, weight=None):
-  """-> `quantise`'s dict, with 'recon': (B, d)"""
-  found = quantise(cfg, params['codebooks'], encode(cfg, params, x), key, weight)
+  """-> `quantize`'s dict, with 'recon': (B, d)"""
+  found = quantize(cfg, params['codebooks'], encode(cfg, params, x), key, weight)
   return {**found, 'recon': decode(cfg, params, found['out'])}
 
 
@@ -206,7 +206,7 @@ def codes_of(cfg, params, x):
   """x: (N, d) -> codes (N, L) int32, by plain argmin, CHUNK items at a time (what they need stays
   in a CPU's cache: 1.5x faster)"""
   def some(rows):
-    return quantise(cfg, params['codebooks'], encode(cfg, params, rows))['codes']
+    return quantize(cfg, params['codebooks'], encode(cfg, params, rows))['codes']
   if len(x) <= CHUNK:
     return some(x)
   parts = jnp.pad(x, [(0, -len(x) % CHUNK), (0, 0)]).reshape(-1, CHUNK, x.shape[1])

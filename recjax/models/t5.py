@@ -16,8 +16,8 @@ from jax import lax
 from jax.sharding import PartitionSpec as P
 
 from recjax.errors import ConfigError
-from recjax.models.decoder import Decoder
 from recjax.models.layers import check_dtype, dropout, linear
+from recjax.protocols import Decoder
 
 FAR = -1e9  # instead of -inf, so that a row without a single key stays finite
 RULES = (

@@ -2,7 +2,7 @@
 import pathlib
 
 from recjax.errors import ConfigError
-from recjax.models import foreign, huggingface, t5
+from recjax.models import checkpoint_config, huggingface, t5
 
 # (our path, their name with {} for the layer, whether to transpose)
 NAMES = {'shared': ('shared.weight', False), 'head': ('lm_head.weight', True)}
@@ -50,19 +50,22 @@ def read_config(folder):
     raise ConfigError(f"{path}: feed_forward_proj={feed!r} is not supported; 'relu' and "
                       "'gated-gelu' are")
   huggingface.refuse_adapter(path.parent)
-  foreign.t5(path, raw)
-  sizes = {ours: foreign.whole(path, raw, theirs) for ours, theirs in (
+  checkpoint_config.t5(path, raw)
+  sizes = {ours: checkpoint_config.whole(path, raw, theirs) for ours, theirs in (
       ('vocab', 'vocab_size'), ('width', 'd_model'), ('layers', 'num_layers'),
       ('heads', 'num_heads'), ('head_dim', 'd_kv'), ('ffn', 'd_ff'))}
-  tied = foreign.flag(path, raw, 'tie_word_embeddings', True)
+  tied = checkpoint_config.flag(path, raw, 'tie_word_embeddings', True)
   return t5.Config(
-      **sizes, decoder_layers=foreign.whole(path, raw, 'num_decoder_layers', sizes['layers']),
-      buckets=foreign.whole(path, raw, 'relative_attention_num_buckets', 32),
-      distance=foreign.whole(path, raw, 'relative_attention_max_distance', 128),
-      norm_eps=foreign.number(path, raw, 'layer_norm_epsilon', 1e-6),
-      dropout=foreign.number(path, raw, 'dropout_rate', 0.1), gated=feed == 'gated-gelu',
-      tied=tied and not huggingface.differs(folder, HEAD, EMBED),
-      scaled=foreign.flag(path, raw, 'scale_decoder_outputs', tied))  # a key of transformers 5
+    **sizes,
+    decoder_layers=checkpoint_config.whole(path, raw, 'num_decoder_layers', sizes['layers']),
+    buckets=checkpoint_config.whole(path, raw, 'relative_attention_num_buckets', 32),
+    distance=checkpoint_config.whole(path, raw, 'relative_attention_max_distance', 128),
+    norm_eps=checkpoint_config.number(path, raw, 'layer_norm_epsilon', 1e-6),
+    dropout=checkpoint_config.number(path, raw, 'dropout_rate', 0.1),
+    gated=feed == 'gated-gelu',
+    tied=tied and not huggingface.differs(folder, HEAD, EMBED),
+    scaled=checkpoint_config.flag(path, raw, 'scale_decoder_outputs', tied),
+  )  # a key of transformers 5
 
 
 def load(folder, cfg, shardings=None):

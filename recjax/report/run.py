@@ -3,7 +3,7 @@ import collections
 import pathlib
 
 import recjax
-from recjax.data import stored
+from recjax import run_files
 from recjax.report import html, plots
 
 
@@ -34,7 +34,7 @@ def closing(path, cfg, about, papers):
   path: the run's folder. cfg: the resolved config. about: {what: text} of the data. papers: BibTeX
   entries of what was run.
   """
-  saved = stored.read_config(path)['facts']
+  saved = run_files.read_config(path)['facts']
   return [reproduce_section(pathlib.Path(path), cfg, about, saved), cite_section(papers, saved)]
 
 
@@ -42,7 +42,7 @@ def reproduce_section(path, cfg, about, saved):
   """The command and what it ran on; each stage with its time, counts and fingerprint."""
   stages = {}
   for file in sorted((path / 'stages').glob('*/DONE.json')):
-    done = stored.need_json(file)
+    done = run_files.need_json(file)
     stages[done['stage']] = done
   rows = [[name, s['seconds'], s['fingerprint'][:12], ', '.join(
       f'{k.replace("_", " ")} {v}' for k, v in s['counts'].items())] for name, s in stages.items()]

@@ -147,7 +147,7 @@ def items(app, service):
     found = await service.recommend(request, model, history, wanted.k, good)
     out = [{**stock.show(i), 'score': score} for i, score in found]
     if wanted.why:
-      liked = services.interests.interests(history, stock.terms)
+      liked = services.interest_terms.interests(history, stock.terms)
       for row, (i, _) in zip(out, found):
         row['why'] = service.why(model, i, history, liked)
     return JSONResponse({  # as it is: FastAPI would copy every value first

@@ -8,8 +8,8 @@ import timeit
 
 import numpy as np
 
-from recjax import recommend, settings
-from recjax.data import stored
+from recjax import recommend as recommend_lib
+from recjax import run_files, settings
 from recjax.errors import ConfigError
 from recjax.serving.batcher import Batcher
 from recjax.serving.stock import Shelves
@@ -159,7 +159,7 @@ def open_all(workdirs, data=(), items_file=None, together=True, seen=None, later
   """
   out, shelves = {}, {}
   for workdir in workdirs:
-    module, shop = recommend.opened(workdir, later)
+    module, shop = recommend_lib.opened(workdir, later)
     name = str(workdir).rstrip('/').rsplit('/', 1)[-1] or str(workdir)
     if name in out:
       raise ConfigError(f'two folders are called {name!r}, which clients could not tell apart; '
@@ -168,7 +168,7 @@ def open_all(workdirs, data=(), items_file=None, together=True, seen=None, later
       counts, bought = counts_of(shop)
       shelves[shop.fingerprint] = Shelves(shop.catalog, counts, items_file), bought
     shelf, bought = shelves[shop.fingerprint]
-    with stored.opening(workdir), settings.of_run(workdir):
+    with run_files.opening(workdir), settings.of_run(workdir):
       face, talk, tags = face_of(module, workdir, data, later)
     method = module.__name__.rsplit('.', 1)[-1]
     out[name] = Model(name, method, face, shelf, talk, together, seen)
@@ -212,7 +212,7 @@ def describe(models, workdirs):
   """What `recjax serve` says at its start. -> lines"""
   out = []
   for (name, model), workdir in zip(models.items(), workdirs):
-    config = stored.read_config(workdir)['config']
+    config = run_files.read_config(workdir)['config']
     out.append(f'{name}: {model.method} on {config["data"]}, {len(model.stock):,} items'
                + (', converses' if model.talk else '') + (', has tags' if model.tags else ''))
   return out

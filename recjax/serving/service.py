@@ -11,7 +11,7 @@ from recjax.serving import models as served
 from recjax.serving.batcher import Busy
 from recjax.serving.counters import Counters
 from recjax.serving.limits import Refused
-from recjax.text import interests
+from recjax.text import interest_terms
 from recjax.text.llm_api import ApiConfig
 
 MOST_K, MOST_HISTORY, MOST_LIST = 100, 10_000, 100_000
@@ -99,21 +99,21 @@ class Service:
     note, source = '', 'local'
     if self.api and known:
       try:
-        found = interests.from_model(known, stock.columns, self.api, self.settings.key_env,
+        found = interest_terms.from_model(known, stock.columns, self.api, self.settings.key_env,
                                      etegrec.parse_interests)
         source = 'model'
       except (ServiceError, ConfigError) as error:
         note = str(error)
     if source == 'local':
-      found = interests.interests(known, stock.terms)
+      found = interest_terms.interests(known, stock.terms)
     self.counters.interests.labels('failed' if note else source).inc()
     return found, source, note
 
   def why(self, model, item, history, found):
     """Reasons for an item: interests it has a term of, tags it shares, what its buyers bought."""
     stock, ids = model.stock, model.stock.catalog.ids
-    out = {'interests': interests.why(item, found, stock.terms), 'tags': [], 'neighbours': []}
-    recent = history[-interests.RECENT:]
+    out = {'interests': interest_terms.why(item, found, stock.terms), 'tags': [], 'neighbours': []}
+    recent = history[-interest_terms.RECENT:]
     if model.tags:
       theirs = {t for h in recent for t, _ in model.tags.get(ids[h - 1], ())}
       out['tags'] = [t for t, _ in model.tags.get(ids[item - 1], ()) if t in theirs][:4]

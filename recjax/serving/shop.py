@@ -176,7 +176,7 @@ def goods(app, service, visitors):
     stock = model.stock
     found = await service.recommend(request, model, basket, k,
                                     services.allowed(stock, history=basket))
-    liked = services.interests.interests(basket, stock.terms)
+    liked = services.interest_terms.interests(basket, stock.terms)
     liked = list(dict.fromkeys([*session.found.get(model.shelves, ([],))[0], *liked]))
     return JSONResponse({'source': 'model' if basket else 'popularity', 'items': [
         {**brief(stock, i), 'score': s, 'why': service.why(model, i, basket, liked)}

@@ -10,9 +10,9 @@ import threading
 
 import numpy as np
 
-from recjax.data import catalog as catalogs
+from recjax.data import dataset as catalogs
 from recjax.errors import DataError
-from recjax.text import interests
+from recjax.text import interest_terms
 
 KEPT = 4  # earlier catalogues that can be returned to
 SHOWN = ('title', 'brand', 'categories', 'description', 'price')
@@ -34,7 +34,7 @@ class Stock:
     self.counts = counts
     self.popular = np.lexsort((np.arange(len(counts)), -counts)) + 1
     self.popular = self.popular[live[self.popular - 1]]
-    self.terms = interests.read_terms(self.columns, len(catalog))
+    self.terms = interest_terms.read_terms(self.columns, len(catalog))
     self.categories = members(self.columns.get('categories'), len(catalog))
     self.words = words_of(self.columns, len(catalog))
 

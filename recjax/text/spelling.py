@@ -8,7 +8,7 @@ import difflib
 import unicodedata
 
 from recjax.errors import DataError
-from recjax.text import tokens
+from recjax.text import tokenizer
 
 ROUNDS = 3  # of encoding and decoding until a text stays as it is
 SHOWN = 4   # code points of a difference that are named
@@ -43,7 +43,7 @@ def settled(back, texts, items, what='title'):
 
 def bare(text):
   """What no form of a text takes away: its letters without case and accents, no white space."""
-  text = unicodedata.normalize('NFKD', tokens.clean(text)).casefold()
+  text = unicodedata.normalize('NFKD', tokenizer.clean(text)).casefold()
   return ''.join(c for c in unicodedata.normalize('NFKD', text)
                  if unicodedata.category(c)[0] not in 'MCZ')
 

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from recjax import sharding
+from recjax.distributed import multihost, sharding
 from recjax.errors import WorkdirError
 
 
@@ -70,7 +70,7 @@ def restore(checkpoints, like, log):
   for step in found:
     state, why = attempt(checkpoints, step, like)
     # With several processes one alone may meet the damaged file.
-    if sharding.every([int(bool(why))]).any():
+    if multihost.allgather([int(bool(why))]).any():
       log(f'checkpoint {step} cannot be read ({why or "by another process"}); trying the one '
           'before')
     else:
@@ -100,7 +100,7 @@ def attempt(checkpoints, step, like):
 def sums(state):
   """A number for the bits of every array, the same on any mesh. -> {path: int}"""
   flat = jax.tree_util.tree_flatten_with_path(state)[0]
-  found = sharding.fetch(_sums([x for _, x in flat]))
+  found = multihost.to_host(_sums([x for _, x in flat]))
   return {sharding.path_of(path): int(n) for (path, _), n in zip(flat, found)}
 
 

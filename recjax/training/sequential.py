@@ -11,11 +11,12 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from recjax import sharding
-from recjax.data import stored
+from recjax import run_files
+from recjax.distributed import sharding
 from recjax.errors import ConfigError
-from recjax.models import scores, seqrec
-from recjax.training import epochs, item_losses, optim, traced
+from recjax.models import dot_product, seqrec
+from recjax.training import cost_model, epoch_loop, optim
+from recjax.training.losses import item_losses
 
 LOSSES = ('ce', 'chunked', 'bce', 'gbce', 'sampled')
 SHARED = ('position', 'sequence', 'batch')
@@ -68,7 +69,7 @@ def fit(work, cfg, items, train, validate, teach=plain, shared=(), own=()):
 
   run = jax.jit(jax.vmap(functools.partial(epoch, cfg, tx, loss, steps),
                          (0, 0, None, None, None, 0)), donate_argnums=0)
-  return epochs.fit_epochs(
+  return epoch_loop.fit_epochs(
       init, lambda state, number: run(state, keys, seqs, number, shared, own), validate, cfg.train,
       work, lambda seed, number, step: order_of(
           keys[seed], number, len(seqs) - 1, cfg.train.batch)[step])
@@ -95,7 +96,7 @@ def save(path, params):
 def load(path, seed=None):
   """What `save` wrote. seed: one seed's alone. -> tree of float32 arrays"""
   tree = {}
-  for name, array in stored.read_arrays(path).items():
+  for name, array in run_files.read_arrays(path).items():
     *parents, leaf = name.split('/')
     node = functools.reduce(lambda t, p: t.setdefault(p, {}), parents, tree)
     node[leaf] = array if seed is None else array[seed]
@@ -137,7 +138,7 @@ def loss_of(cfg, model, mesh, rows, targets, params, seqs, key):
   Rows and targets are filled up with nobody's where they do not divide over the devices.
   """
   hide, drop, draw = jax.random.split(key, 3)
-  ways = sharding.ways(mesh)
+  ways = sharding.num_batch_shards(mesh)
   targets += -targets % ways
   inputs, wanted = example(cfg, model, seqs, hide)
   position = seqrec.places(model, inputs)
@@ -256,7 +257,7 @@ def planned(cfg, items, train, teach=plain, shared=(), own=()):
   key = jax.eval_shape(lambda: jax.random.key(0))
   mesh = sharding.make_mesh({'data': -1})
   begin, loss = teach(model, functools.partial(loss_of, cfg, model, mesh, rows, targets), targets)
-  step = traced.trace(loss, jax.eval_shape(begin, key), shared, own,
+  step = cost_model.trace(loss, jax.eval_shape(begin, key), shared, own,
                       jax.ShapeDtypeStruct((cfg.train.batch, model.length + 1), jnp.int32), key)
   return step, steps, int(needs(cfg, model, seqs)[1].sum())
 
@@ -301,7 +302,7 @@ def item_loss(cfg, model, mesh, params, states, goal, seqs, user, key):
   if cfg.kind == 'bce':
     return item_losses.binary(positive, negative, kept)
   if cfg.kind == 'gbce':
-    return item_losses.generalised_binary(positive, negative, model.items, cfg.t, kept)
+    return item_losses.generalized_binary(positive, negative, model.items, cfg.t, kept)
   expected = math.log(cfg.negatives / model.items) if cfg.log_q else None
   return item_losses.sampled_softmax(positive, negative, expected, kept)
 
@@ -360,7 +361,7 @@ def scorer(model, params):
 
   def states(items, offsets):
     return last_states(model, params, padded(model, np.asarray(items), np.asarray(offsets)))
-  return scores.Product(states, *seqrec.output_table(params, model))
+  return dot_product.DotProduct(states, *seqrec.output_table(params, model))
 
 
 last_states = jax.jit(seqrec.last_states, static_argnums=0)

@@ -16,7 +16,8 @@ from unittest import mock
 
 from absl.testing import absltest, parameterized
 
-from recjax.data import archives, files, raw
+from recjax import file_io
+from recjax.data import archives, raw_reader
 from recjax.errors import DataError, UserError
 
 GOOD = {'ml/ratings.dat': b'1::2::3::4\n', 'ml/README': b'hello', 'ml/a/caf\xc3\xa9.csv': b''}
@@ -144,7 +145,7 @@ class ArchivesTest(parameterized.TestCase):
       self.refused(self.zip([(str(n), b'') for n in range(4)]), 'beyond 3 members')
 
   def test_bombs_are_refused_before_they_fill_the_disk(self):
-    self.enterContext(mock.patch.object(files, 'plausible', lambda packed: 200 * packed))
+    self.enterContext(mock.patch.object(file_io, 'plausible', lambda packed: 200 * packed))
     zeros = bytes(8 << 20)
     with mock.patch.object(archives._Guard, 'copy') as copied:
       self.refused(self.zip([('a', zeros)]), 'far more than data do')
@@ -189,21 +190,21 @@ class ArchivesTest(parameterized.TestCase):
         self.assertIn('y.tar', str(error))
 
   def test_gzipped_tables_that_burst_are_refused(self):
-    self.enterContext(mock.patch.object(files, 'plausible', lambda packed: 200 * packed))
+    self.enterContext(mock.patch.object(file_io, 'plausible', lambda packed: 200 * packed))
     path = self.folder / 'items.jsonl.gz'
     path.write_bytes(gzip.compress(b'{"item_id": "a"}\n' * 400_000, 9))
     with self.assertRaisesRegex(DataError, 'items.jsonl.gz unpacks to'):
-      list(files.read_rows(path))
-    with (mock.patch.object(raw, 'TICK', 1024),
+      list(file_io.read_rows(path))
+    with (mock.patch.object(raw_reader, 'TICK', 1024),
           self.assertRaisesRegex(DataError, 'far more than data do, at line')):
-      list(raw.read(path))
+      list(raw_reader.read(path))
     endless = zlib.compressobj(9, zlib.DEFLATED, 31)
     with open(path, 'wb') as out:  # one line of 2 GB
       for _ in range(64):
         out.write(endless.compress(bytes(32 << 20)))
       out.write(endless.flush())
     with self.assertRaisesRegex(DataError, 'unpacks to more than'):
-      list(files.read_rows(path))
+      list(file_io.read_rows(path))
 
 
 class FetchTest(absltest.TestCase):

@@ -6,9 +6,9 @@ import shutil
 
 from absl.testing import absltest, parameterized
 
-from recjax.data import catalog
+from recjax.data import dataset
 from recjax.data.formats import bigrec, llmemb
-from recjax.data.sources import amazon_files, movielens, steam, systems, table, yelp
+from recjax.data.sources import amazon_files, movielens, published_systems, steam, table, yelp
 from recjax.errors import UserError
 
 DAMAGE = [b'\xff\xfe', b'\x00', b'\r', b'\r\n', b'\n', b'\n\n', b'"', b'\xef\xbb\xbf',
@@ -38,30 +38,30 @@ READERS = {
         'items.jsonl': lines([{'item_id': 'a', 'title': 'A', 'categories': ['C'], 'price': 1.5},
                               {'item_id': 7, 'retired': True}]),
         'sequences.jsonl': lines([{'user_id': 'u', 'items': ['a', 7], 'times': [1, 2],
-                                   'ratings': [1, 2.5]}])}, catalog.load_data),
+                                   'ratings': [1, 2.5]}])}, dataset.load_data),
     'betag': ({'inters.train.json': b'[[3,1],[1]]', 'base_tags.json': b'{"1":["a"],"3":["c"]}'},
-              catalog.load_data),
+              dataset.load_data),
     'llmemb': ({'inter_seq.txt': b'1 1 2 1\n2 2\n', 'id_map.json':
                 b'{"id2item": {"1": "a", "2": "b"}, "id2user": {"1": "u", "2": "v"}}',
                 'item_str.jsonline': lines([{'input': 'x', 'item_id': str(n)} for n in (1, 2)])},
-               catalog.load_data),
+               dataset.load_data),
     'llmemb pairs': ({'inter.txt': b'1 1\n1 2\n2 2\n', 'id_map.json':
                       b'{"id2item": {"1": "a", "2": "b"}, "id2user": {"1": "u", "2": "v"}}'},
                      llmemb.read),
     'reclm': ({'sequential.jsonl': b'{"u": ["a", "b"]}', 'metas.jsonl':
                b'{"a": {"title": "A", "category": ["C", "D"]}, "b": {"title_t": "B"}}'},
-              catalog.load_data),
+              dataset.load_data),
     'reclm category': ({'sequential.jsonl': b'{"u": ["a", "b"]}', 'metas.jsonl':
                         b'{"a": {"title": "A"}, "b": {}}', 'category.jsonl': b'{"C": ["a", "b"]}'},
-                       catalog.load_data),
+                       dataset.load_data),
     'reclm source': ({'sequential.jsonl': b'{"u": ["a", "b"]}', 'metas.jsonl':
                       b'{"a": {"title": "A", "category": ["C", "D"]}, "b": {"title_t": "B"}}'},
-                     lambda f: rows_of(systems.reclm(f))),
+                     lambda f: rows_of(published_systems.reclm(f))),
     'sequences': ({'x.txt': b'u a b\nv a\n', 'i.csv': b'item_id,title\na,A\n'},
-                  lambda f: rows_of(systems.sequences(f / 'x.txt', f / 'i.csv'))),
+                  lambda f: rows_of(published_systems.sequences(f / 'x.txt', f / 'i.csv'))),
     'etegrec': ({'x.emb_map.json': b'{"[PAD]": 0, "a": 1, "b": 2}', 'x.test.jsonl':
                  lines([{'inter_history': ['a'], 'target_id': 'b', 'user_id': 'u'}] * 2)},
-                lambda f: rows_of(systems.etegrec(f))),
+                lambda f: rows_of(published_systems.etegrec(f))),
     'table': ({'x.csv': b'user,item,time,rating\nu,i,2020-01-02,2\nv,"j",2020-01-01,3\n',
                'i.tsv': b'item\tname\tgenres\ni\tI\tA|B\n'},
               lambda f: rows_of(table.source(f / 'x.csv', f / 'i.tsv'))),

@@ -7,9 +7,11 @@ import numpy as np
 from absl.testing import absltest, parameterized
 from hypothesis import strategies as st
 
-from recjax.data import catalog, funnel, sample_shop
+from recjax.data import dataset
 from recjax.data.formats import exports
-from recjax.data.sources import systems, table
+from recjax.data.prepare import duckdb_engine
+from recjax.data.sample_shop import simulator
+from recjax.data.sources import published_systems, table
 from recjax.errors import DataError
 
 try:
@@ -33,9 +35,9 @@ def datasets(draw):
   times = np.arange(total) * 3 if draw(st.booleans()) else None
   ratings = np.linspace(0.1, 5, total, dtype=np.float32) if draw(st.booleans()) else None
   offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
-  return catalog.make_dataset(
-      'x', catalog.Catalog(tuple(ids), {'title': [f'The {i}' for i in ids]}),
-      catalog.Interactions(tuple(users), items, offsets, times, ratings))
+  return dataset.make_dataset(
+      'x', dataset.Catalog(tuple(ids), {'title': [f'The {i}' for i in ids]}),
+      dataset.Interactions(tuple(users), items, offsets, times, ratings))
 
 
 @absltest.skipIf(duckdb is None, 'duckdb is not installed; pip install "recjax[data]"')
@@ -44,9 +46,13 @@ class ExportsTest(parameterized.TestCase):
   def there_and_back(self, data, how, back):
     folder = pathlib.Path(self.create_tempdir().full_path)
     getattr(exports, how)(data, folder, 'x')
-    funnel.prepare(back(folder), folder / 'out', funnel.Rules(all_items=True, max_bad=0),
-                   say=lambda text: None)
-    return catalog.load_data(folder / 'out'), folder
+    duckdb_engine.prepare(
+      back(folder),
+      folder / 'out',
+      duckdb_engine.Rules(all_items=True, max_bad=0),
+      say=lambda text: None,
+    )
+    return dataset.load_data(folder / 'out'), folder
 
   @hypothesis.settings(deadline=None, max_examples=25)
   @hypothesis.given(datasets())
@@ -62,12 +68,12 @@ class ExportsTest(parameterized.TestCase):
   @hypothesis.settings(deadline=None, max_examples=25)
   @hypothesis.given(datasets())
   def test_reclm_round_trip(self, data):
-    self.same(self.there_and_back(data, 'reclm', systems.reclm)[0], data)
+    self.same(self.there_and_back(data, 'reclm', published_systems.reclm)[0], data)
 
   @hypothesis.settings(deadline=None, max_examples=25)
   @hypothesis.given(datasets())
   def test_sequences_round_trip(self, data):
-    again, folder = self.there_and_back(data, 'sequences', lambda f: systems.sequences(
+    again, folder = self.there_and_back(data, 'sequences', lambda f: published_systems.sequences(
         f / 'x.txt'))
     ids = json.loads((folder / 'x.ids.json').read_text())
     shop, old = again.interactions, data.interactions
@@ -84,8 +90,8 @@ class ExportsTest(parameterized.TestCase):
     np.testing.assert_array_equal(again.interactions.offsets, data.interactions.offsets)
 
   def test_etegrec_of_the_sample_shop(self):
-    data = sample_shop.make(0)
-    again, folder = self.there_and_back(data, 'etegrec', systems.etegrec)
+    data = simulator.make(0)
+    again, folder = self.there_and_back(data, 'etegrec', published_systems.etegrec)
     lengths = data.interactions.lengths()
     self.assertLess(lengths.max(), exports.HISTORY)
     self.assertEqual(again.catalog.ids, data.catalog.ids)
@@ -97,9 +103,9 @@ class ExportsTest(parameterized.TestCase):
     self.assertLen(rows, sum(map(len, want)) - 3 * len(want))
 
   def test_reclm_titles_and_categories(self):
-    goods = catalog.Catalog(('a', 'b', 'c'), {
+    goods = dataset.Catalog(('a', 'b', 'c'), {
         'title': ['T', 'T', 'T (1)'], 'categories': [['R', 'A', 'B'], ['R', 'A'], None]})
-    data = catalog.make_dataset('x', goods, catalog.Interactions(
+    data = dataset.make_dataset('x', goods, dataset.Interactions(
         ('u',), np.array([1], np.int32), np.array([0, 1])))
     folder = pathlib.Path(self.create_tempdir().full_path)
     exports.reclm(data, folder, 'x')
@@ -109,8 +115,8 @@ class ExportsTest(parameterized.TestCase):
                      {'A': ['a', 'b'], 'A, B': ['a']})
 
   def test_ids_that_would_break_lines_are_refused(self):
-    data = catalog.make_dataset('x', catalog.Catalog(('a\tb',), {'title': ['']}),
-                                catalog.Interactions(('u',), np.array([1], np.int32),
+    data = dataset.make_dataset('x', dataset.Catalog(('a\tb',), {'title': ['']}),
+                                dataset.Interactions(('u',), np.array([1], np.int32),
                                                      np.array([0, 1])))
     with self.assertRaisesRegex(DataError, 'holds a tab'):
       exports.recbole(data, pathlib.Path(self.create_tempdir().full_path), 'x')

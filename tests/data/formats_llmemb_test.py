@@ -7,7 +7,7 @@ import pickle
 import numpy as np
 from absl.testing import absltest, parameterized
 
-from recjax.data import catalog
+from recjax.data import dataset
 from recjax.data.formats import llmemb
 from recjax.errors import DataError, EmptyDatasetError
 
@@ -34,7 +34,7 @@ class FilesTest(parameterized.TestCase):
     self.assertIsNone(llmemb.read(folder)[3])
 
   def test_a_data_set_is_made_of_a_folder(self):
-    shop = catalog.load_data(self.folder())
+    shop = dataset.load_data(self.folder())
     self.assertEqual(shop.catalog.columns['title'], ['A', '', ''])
     self.assertEqual(shop.catalog.columns['prompt'], PROMPTS)
     self.assertEqual(shop.interactions.items.tolist(), [1, 2, 3, 1, 3, 2])

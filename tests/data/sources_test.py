@@ -6,7 +6,8 @@ import types
 
 from absl.testing import absltest, parameterized
 
-from recjax.data import catalog, funnel, prepare
+from recjax.data import dataset
+from recjax.data.prepare import cli, duckdb_engine
 from recjax.data.sources import amazon_files, movielens, steam, yelp
 from recjax.errors import DataError
 
@@ -188,17 +189,23 @@ class SourcesTest(parameterized.TestCase):
   def test_days_bound_times_of_any_unit(self):
     for unit in (1, 1000, 10 ** 6):
       day = 1_577_836_800 * unit  # 2020-01-01
-      events = [('f', n, ('u', f'i{n}', t, None), '') for n, t in enumerate(
-          (day - 1, day, day + 86_400 * unit - 1, day + 86_400 * unit))]
-      report = funnel.prepare(funnel.Source('x', events), self.folder / f'o{unit}', funnel.Rules(
-          start='2020-01-01', end='2020-01-01'), say=quiet)
+      events = [
+        ('f', n, ('u', f'i{n}', t, None), '')
+        for n, t in enumerate((day - 1, day, day + 86_400 * unit - 1, day + 86_400 * unit))
+      ]
+      report = duckdb_engine.prepare(
+        duckdb_engine.Source('x', events),
+        self.folder / f'o{unit}',
+        duckdb_engine.Rules(start='2020-01-01', end='2020-01-01'),
+        say=quiet,
+      )
       self.assertEqual(report['steps'][-1]['interactions'], 2, unit)
 
   @absltest.skipIf(duckdb is None, 'duckdb is not installed; pip install "recjax[data]"')
   def test_movielens_100k_as_published(self):
     if not (SHARED / 'ml-100k').is_dir():
       self.skipTest('needs ../shared/data/ml-100k')
-    data = catalog.load_data(SHARED / 'ml-100k')
+    data = dataset.load_data(SHARED / 'ml-100k')
     shop, goods = data.interactions, data.catalog
     lines = (SHARED / 'ml-100k' / 'sequences.jsonl').read_text().splitlines()
     rows = [(row['user_id'], *event) for row in map(json.loads, lines)
@@ -207,10 +214,12 @@ class SourcesTest(parameterized.TestCase):
     self.write('u.item', ''.join(f'{i}|{title}||||' + '|'.join(
         '01'[g in (genres or [])] for g in movielens.GENRES) + '\n' for i, title, genres in zip(
             goods.ids, goods.columns['title'], goods.columns['categories'])))
-    rules, expected = prepare.rules_of(self.args('movielens', variant='all'))
-    report = funnel.prepare(movielens.source(self.folder), self.folder / 'out', rules, say=quiet)
-    self.assertIn('\nAs published: 943', prepare.page('x', report, expected['ml-100k']))
-    again = catalog.load_data(self.folder / 'out')
+    rules, expected = cli.rules_of(self.args('movielens', variant='all'))
+    report = duckdb_engine.prepare(
+      movielens.source(self.folder), self.folder / 'out', rules, say=quiet
+    )
+    self.assertIn('\nAs published: 943', cli.page('x', report, expected['ml-100k']))
+    again = dataset.load_data(self.folder / 'out')
     self.assertEqual(again.interactions.items.tolist(), shop.items.tolist())
     self.assertEqual(again.interactions.times.tolist(), [row[3] for row in rows])
     self.assertEqual(again.catalog.columns['title'], goods.columns['title'])
@@ -219,32 +228,32 @@ class SourcesTest(parameterized.TestCase):
   def test_beauty_of_s3rec_as_published(self):
     if not (SHARED / 'amazon-beauty').is_dir():
       self.skipTest('needs ../shared/data/amazon-beauty')
-    data = catalog.load_data(SHARED / 'amazon-beauty')
+    data = dataset.load_data(SHARED / 'amazon-beauty')
     shop, ids = data.interactions, data.catalog.ids
     rows = [(u, ids[i - 1], 5.0, 1_300_000_000 + n) for u, user in enumerate(shop.users)
             for n, i in enumerate(shop.history(u))]
     # What the 5-core takes away.
     rows += [('rare', ids[0], 5.0, 1_300_000_001), (0, 'rare', 5.0, 1_300_000_999)]
     self.write('ratings_Beauty.csv', ''.join(','.join(map(str, r)) + '\n' for r in rows))
-    rules, expected = prepare.rules_of(self.args('amazon2014', variant='s3rec'))
+    rules, expected = cli.rules_of(self.args('amazon2014', variant='s3rec'))
     source = amazon_files.source('2014', self.folder / 'ratings_Beauty.csv')
-    report = funnel.prepare(source, self.folder / 'out', rules, say=quiet)
-    page = prepare.page('x', report, expected[source.name])
+    report = duckdb_engine.prepare(source, self.folder / 'out', rules, say=quiet)
+    page = cli.page('x', report, expected[source.name])
     self.assertIn('As published: 22,363 users, 12,101 items, 198,502 interactions.', page)
     report['steps'][-1]['users'] += 1
-    self.assertIn('NOT as published', prepare.page('x', report, expected[source.name]))
+    self.assertIn('NOT as published', cli.page('x', report, expected[source.name]))
 
   def args(self, source, **given):
-    names = [*funnel.Rules.__dataclass_fields__, 'k_core']
+    names = [*duckdb_engine.Rules.__dataclass_fields__, 'k_core']
     return types.SimpleNamespace(source=source, **dict.fromkeys(names), **given)
 
   def test_a_rule_beside_a_variant_changes_it_and_what_is_expected(self):
     args = self.args('amazon2014', variant='sasrec')
-    rules, expected = prepare.rules_of(args)
+    rules, expected = cli.rules_of(args)
     self.assertEqual((rules.user_k, rules.once), (5, True))
     self.assertIn('Beauty', expected)
     args.k_core = 10
-    rules, expected = prepare.rules_of(args)
+    rules, expected = cli.rules_of(args)
     self.assertEqual((rules.user_k, rules.item_k, rules.once, expected), (10, 10, True, {}))
 
 

@@ -8,8 +8,8 @@ from absl.testing import absltest
 from hypothesis import strategies as st
 
 from recjax.data import splits
-from recjax.data.catalog import Catalog, Dataset, Interactions
-from recjax.data.splits import leave_one_out, of
+from recjax.data.dataset import Catalog, Dataset, Interactions
+from recjax.data.splits import leave_one_out, split_for_config
 from recjax.errors import ConfigError, DataError
 
 
@@ -96,14 +96,20 @@ class SplitsTest(absltest.TestCase):
 
   def test_a_config_names_the_split_and_its_sentence(self):
     data = Dataset('x', Catalog(('a',), {}), interactions([1, 1, 2], [2, 2, 1]), '', {})
-    self.assertEqual(of(data, self.judge()).protocol, leave_one_out(data.interactions).protocol)
-    self.assertIn('tied times: shuffle(3)', of(data, self.judge(tie_order='shuffle(3)')).protocol)
-    self.assertIn('end with training', of(data, self.judge(test_history='train')).protocol)
+    self.assertEqual(
+      split_for_config(data, self.judge()).protocol, leave_one_out(data.interactions).protocol
+    )
+    self.assertIn(
+      'tied times: shuffle(3)', split_for_config(data, self.judge(tie_order='shuffle(3)')).protocol
+    )
+    self.assertIn(
+      'end with training', split_for_config(data, self.judge(test_history='train')).protocol
+    )
     cold = dataclasses.replace(data, interactions=interactions([1, 1, 2]))
     with self.assertRaisesRegex(DataError, 'in the training of others'):
-      of(cold, self.judge(drop_cold_targets=True))
+      split_for_config(cold, self.judge(drop_cold_targets=True))
     with self.assertRaisesRegex(ConfigError, "test_history='all'"):
-      of(data, self.judge(test_history='all'))
+      split_for_config(data, self.judge(test_history='all'))
 
   def test_other_holdouts_are_refused(self):
     with self.assertRaisesRegex(ConfigError, 'holdout is 3'):

@@ -7,9 +7,10 @@ import struct
 
 from absl.testing import absltest, parameterized
 
-from recjax.data import catalog, funnel
-from recjax.data.formats import pickles
-from recjax.data.sources import systems
+from recjax.data import dataset
+from recjax.data.formats import plain_pickle
+from recjax.data.prepare import duckdb_engine
+from recjax.data.sources import published_systems
 from recjax.errors import ConfigError, DataError
 
 try:
@@ -62,8 +63,10 @@ class SystemsTest(parameterized.TestCase):
     if duckdb is None:
       self.skipTest('duckdb is not installed; pip install "recjax[data]"')
     out = self.folder / 'out'
-    funnel.prepare(source, out, funnel.Rules(max_bad=0, all_items=True), say=lambda text: None)
-    return catalog.load_data(out)
+    duckdb_engine.prepare(
+      source, out, duckdb_engine.Rules(max_bad=0, all_items=True), say=lambda text: None
+    )
+    return dataset.load_data(out)
 
   def histories(self, data):
     return {user: [data.catalog.id_of(i) for i in data.interactions.history(u)]
@@ -75,7 +78,7 @@ class SystemsTest(parameterized.TestCase):
     path.write_text(text)
     goods = self.folder / 'items.csv'
     goods.write_text('item_id,title\n3,Three\n7,Seven\n')
-    data = self.prepared(systems.sequences(path, goods))
+    data = self.prepared(published_systems.sequences(path, goods))
     self.assertEqual(self.histories(data), {'1': ['7', '3', '7'], '2': ['3']})
     self.assertEqual(data.catalog.columns['title'], ['Three', 'Seven'])
 
@@ -83,7 +86,7 @@ class SystemsTest(parameterized.TestCase):
     path = self.folder / 'x.txt'
     path.write_bytes(b'1 2\n\n3\n\xff 4\n5 6\n')
     self.assertEqual([(n, event[:2] if event else why) for _, n, event, why
-                      in systems.sequences(path).events],
+                      in published_systems.sequences(path).events],
                      [(1, ('1', '2')), (3, 'a user without items'),
                       (4, 'not UTF-8, or a line over 4 MB'), (5, ('5', '6'))])
 
@@ -91,40 +94,44 @@ class SystemsTest(parameterized.TestCase):
     (self.folder / 'toy.emb_map.json').write_text('{"[PAD]": 0, "b": 2, "a": 1, "c": 3}')
     (self.folder / 'toy.test.jsonl').write_text(
         '{"inter_history": ["b", "a"], "target_id": "b", "user_id": "u"}\n')
-    data = self.prepared(systems.etegrec(self.folder))
+    data = self.prepared(published_systems.etegrec(self.folder))
     self.assertEqual(data.catalog.ids, ('a', 'b', 'c'))
     self.assertEqual(self.histories(data), {'u': ['b', 'a', 'b']})
     (self.folder / 'toy.test.jsonl').write_text(
         '{"inter_history": ["b", "x"], "target_id": "b"}\n{"inter_history": "b"}\n')
-    why = [why for *_, why in systems.etegrec(self.folder).events]
+    why = [why for *_, why in published_systems.etegrec(self.folder).events]
     self.assertEqual(why, ['', "'x' is not in the map of items", '',
                            'no inter_history and target_id'])
     (self.folder / 'toy.emb_map.json').write_text('{"[PAD]": 0, "b": 2}')
     with self.assertRaisesRegex(DataError, '0 to N'):
-      systems.etegrec(self.folder)
+      published_systems.etegrec(self.folder)
 
   def test_reclm(self):
     (self.folder / 'sequential.jsonl').write_text(json.dumps({'u': ['b', 'a'], 'v': ['a']}))
     (self.folder / 'metas.jsonl').write_text(json.dumps({
         'a': {'title': 'A  a', 'title_t': 'A a (1)', 'category': ['C', 'D']}, 'b': {}}))
-    data = self.prepared(systems.reclm(self.folder))
+    data = self.prepared(published_systems.reclm(self.folder))
     self.assertEqual(self.histories(data), {'u': ['b', 'a'], 'v': ['a']})
     self.assertEqual(data.catalog.columns, {'title': ['A a (1)', ''],
                                             'categories': [['C', 'D'], None]})
     (self.folder / 'sequential.jsonl').write_text('{"u": ["x"], "v": 3}')
-    self.assertEqual([why for *_, why in systems.reclm(self.folder).events],
+    self.assertEqual([why for *_, why in published_systems.reclm(self.folder).events],
                      ["'x' is not in metas", 'an item is empty'])
 
   def test_reclm_in_true_lines_and_with_a_beginning_in_titles(self):
     (self.folder / 'sequential.jsonl').write_text('{"u": ["b", "a"]}\n\n{"v": ["a"]}\n')
     (self.folder / 'metas.jsonl').write_text(
-        '{"a": {"title_t": "<|begin_of_text|> A"}}\n{"b": {"title": "B <s>"}}\n')
-    for data in (self.prepared(systems.reclm(self.folder)), catalog.load_data(self.folder)):
+      '{"a": {"title_t": "<|begin_of_text|> A"}}\n{"b": {"title": "B <s>"}}\n'
+    )
+    for data in (
+      self.prepared(published_systems.reclm(self.folder)),
+      dataset.load_data(self.folder),
+    ):
       self.assertEqual(self.histories(data), {'u': ['b', 'a'], 'v': ['a']})
       self.assertEqual(data.catalog.columns['title'], ['A', 'B <s>'])
     (self.folder / 'sequential.jsonl').write_text('{"u": ["b"]}\n{"u": ["a"]}\n')
     with self.assertRaisesRegex(DataError, "object 2: 'u' was there before"):
-      systems.reclm(self.folder)
+      published_systems.reclm(self.folder)
 
   @parameterized.parameters('reclm-cgen', 'reclm-gen')
   def test_reclm_as_published(self, name):
@@ -133,8 +140,8 @@ class SystemsTest(parameterized.TestCase):
     folder = SHARED / 'formats' / name
     if name == 'reclm-gen':
       with self.assertRaisesRegex(ConfigError, '--allow-pickle'):
-        systems.reclm(folder)
-    data = self.prepared(systems.reclm(folder, allow_pickle=True))
+        published_systems.reclm(folder)
+    data = self.prepared(published_systems.reclm(folder, allow_pickle=True))
     users, items = {'reclm-cgen': (189, 1884), 'reclm-gen': (60, 803)}[name]
     self.assertEqual((len(data.interactions), len(data.catalog)), (users, items))
     self.assertEqual(set(data.interactions.lengths()), {17})
@@ -146,7 +153,7 @@ class SystemsTest(parameterized.TestCase):
   def test_etegrec_as_published(self):
     if not (SHARED / 'formats' / 'etegrec').is_dir():
       self.skipTest('needs ../shared/data/formats')
-    data = self.prepared(systems.etegrec(SHARED / 'formats' / 'etegrec' / 'beauty'))
+    data = self.prepared(published_systems.etegrec(SHARED / 'formats' / 'etegrec' / 'beauty'))
     self.assertEqual((len(data.interactions), len(data.catalog)), (500, 3358))
 
   def test_plain_pickles_of_every_protocol_are_read(self):
@@ -155,7 +162,7 @@ class SystemsTest(parameterized.TestCase):
     for protocol in range(pickle.HIGHEST_PROTOCOL + 1):
       path = self.folder / 'x.pickle'
       path.write_bytes(pickle.dumps(value, protocol))
-      self.assertEqual(pickles.read(path), value)
+      self.assertEqual(plain_pickle.read(path), value)
 
   def test_malicious_and_broken_pickles_are_refused(self):
     path = self.folder / 'x.pickle'
@@ -163,7 +170,7 @@ class SystemsTest(parameterized.TestCase):
     for data in malicious():
       path.write_bytes(data)
       with self.assertRaisesRegex(DataError, r'x\.pickle'):
-        pickles.read(path)
+        plain_pickle.read(path)
       count += 1
     self.assertGreater(count, 40)
     self.assertEmpty(RAN)

@@ -12,7 +12,8 @@ from unittest import mock
 from absl.testing import absltest, parameterized
 
 from recjax import cli
-from recjax.data import catalog, funnel, records
+from recjax.data import array_record, dataset
+from recjax.data.prepare import duckdb_engine
 from recjax.data.sources import table
 from recjax.errors import ConfigError, DataError
 
@@ -61,7 +62,7 @@ class TableTest(parameterized.TestCase):
         'table', self.interactions(), *flags, f'--items={items}', '--untitled=drop', '--k-core=2',
         '--item-columns=item=id,categories=kind,price=cost', '--layout=parquet')
     self.assertEqual(code, 0)
-    data = catalog.load_data(out)
+    data = dataset.load_data(out)
     self.assertEqual(data.catalog.ids, ('y', 'x'))
     self.assertEqual(data.catalog.columns, {'title': ['Why', 'Ex x'], 'price': [2.5, None],
                                             'categories': [['A', 'B'], None]})
@@ -76,7 +77,7 @@ class TableTest(parameterized.TestCase):
     self.assertEqual(code, 2)
     self.assertIn('exists already', error)
     code, _, _ = self.run_cli('table', self.interactions(), *flags, '--overwrite')
-    self.assertEqual((code, len(catalog.load_data(out).catalog)), (0, 3))
+    self.assertEqual((code, len(dataset.load_data(out).catalog)), (0, 3))
 
   @parameterized.parameters(('recbole', 'x.inter'), ('sequences', 'x.ids.json'),
                             ('etegrec', 'x.test.jsonl'), ('reclm', 'category.jsonl'))
@@ -92,7 +93,7 @@ class TableTest(parameterized.TestCase):
     self.write('sequences.jsonl', '{"user_id": "u", "items": ["a", "a"]}\n')
     code, said, _ = self.run_cli('records', str(self.folder), f'--out={self.folder / "tfds"}')
     self.assertEqual(code, 0)
-    stored = records.load(said.split('data set: ')[1].strip())
+    stored = array_record.load(said.split('data set: ')[1].strip())
     self.assertEqual(stored.source[0]['items'].tolist(), [1, 1])
 
   @absltest.skipIf(duckdb is None, 'duckdb is not installed; pip install "recjax[data]"')
@@ -112,7 +113,7 @@ class TableTest(parameterized.TestCase):
     self.assertEqual(code, 0)
     self.assertIn('Prepared from ml-1m.', said)
     self.assertIn('NOT as published: 6,040 users', said)
-    self.assertEqual(catalog.load_data(out).interactions.items.tolist(), [1, 1])
+    self.assertEqual(dataset.load_data(out).interactions.items.tolist(), [1, 1])
     self.assertCountEqual([p.name for p in self.folder.iterdir()], ['ml-1m.zip', 'films'])
 
   def events(self, path, **given):
@@ -145,12 +146,17 @@ class TableTest(parameterized.TestCase):
         text = text[:at] + draw.choice(damage) + text[at + draw.randint(0, 3):]
       path = self.folder / ('log.jsonl' if seed % 2 else 'log.csv')
       path.write_bytes(text.encode().replace(b'i 3', b'\xff', draw.randint(0, 2)))
-      report = funnel.prepare(table.source(path), self.folder / 'out', funnel.Rules(max_bad=1.0),
-                              overwrite=True, say=lambda said: None)
+      report = duckdb_engine.prepare(
+        table.source(path),
+        self.folder / 'out',
+        duckdb_engine.Rules(max_bad=1.0),
+        overwrite=True,
+        say=lambda said: None,
+      )
       bad = report['bad']['interactions']
       self.assertEqual(sum(bad['why'].values()), bad['bad'])
       self.assertEqual(report['steps'][0]['interactions'], bad['rows'] - bad['bad'])
-      data = catalog.load_data(self.folder / 'out')
+      data = dataset.load_data(self.folder / 'out')
       self.assertLen(data.interactions.items, bad['rows'] - bad['bad'])
       if seed % 2:
         self.assertEqual(bad['rows'], sum(bool(s.strip()) for s in path.read_bytes().split(b'\n')))

@@ -6,7 +6,7 @@ import tempfile
 import numpy as np
 from absl.testing import absltest, parameterized
 
-from recjax.data import catalog, windows
+from recjax.data import dataset, windows
 from recjax.errors import ConfigError, DataError
 
 
@@ -16,8 +16,8 @@ def shop(sequences, times=None):
   offsets = np.cumsum([0, *map(len, sequences)]).astype(np.int64)
   times = None if times is None else np.concatenate([np.asarray(t) for t in times])
   users = tuple(f'u{k}' for k in range(len(sequences)))
-  return catalog.make_dataset('toy', catalog.Catalog(ids, {'title': list(ids)}),
-                              catalog.Interactions(users, items, offsets, times))
+  return dataset.make_dataset('toy', dataset.Catalog(ids, {'title': list(ids)}),
+                              dataset.Interactions(users, items, offsets, times))
 
 
 class WindowsTest(parameterized.TestCase):

@@ -8,15 +8,16 @@ import jax.numpy as jnp
 import numpy as np
 from absl.testing import absltest, parameterized
 
-from recjax import sharding
-from recjax.decoding import forest, item_mode, trie
-from recjax.decoding.constraints import Free, Titles
+from recjax.decoding import device_trie, item_filter, item_span, trie
+from recjax.decoding.constraints import CatalogConstraint, Unconstrained
 from recjax.decoding.generate import generate
-from recjax.decoding.search import SampleConfig, cut, sample
+from recjax.decoding.sampling import SampleConfig, cut, sample
+from recjax.distributed import sharding
 from recjax.errors import ConfigError, DataError, UserError
-from recjax.models import decode, huggingface, llm
-from recjax.models.decoder import Decoder, uncached
-from recjax.text import tokens as tokenizers
+from recjax.models import huggingface, llm, llm_decoder
+from recjax.models.llm_decoder import uncached
+from recjax.protocols import Decoder
+from recjax.text import tokenizer as tokenizers
 from tests.reference import group_search as group_judge
 
 HAS_TORCH = importlib.util.find_spec('torch') is not None
@@ -30,7 +31,7 @@ TABLE = Decoder(  # a model whose next token depends on the last one alone
 LOGITS = jnp.asarray(np.random.default_rng(0).normal(size=(V, V)) * 2, jnp.float32)
 ROWS = [np.random.default_rng(i).integers(0, END, 1 + i % 5).tolist() for i in range(40)]
 TRIE = trie.build(ROWS, end=END, vocab=V)
-TITLES = Titles(forest.plant(TRIE))
+TITLES = CatalogConstraint(device_trie.to_device_trie(TRIE))
 
 
 class PeerTest(parameterized.TestCase):
@@ -54,7 +55,7 @@ class PeerTest(parameterized.TestCase):
     folder = self.create_tempdir().full_path
     theirs.save_pretrained(folder)
     cfg = huggingface.read_config(folder)
-    return theirs, decode.decoder(llm.LM(cfg)), {'params': huggingface.load(folder, cfg)}
+    return theirs, llm_decoder.decoder(llm.LM(cfg)), {'params': huggingface.load(folder, cfg)}
 
   def peer(self, theirs, prompts, beams, new_tokens, alpha, early, end, **kw):
     """One prompt at a time, so that padding plays no part. -> [B] of [(score, tokens)]"""
@@ -144,11 +145,27 @@ class PeerTest(parameterized.TestCase):
     theirs, decoder, params = self.models('Qwen3', size)
     prompt = tokenizer.encode('Next item: ')
     n = len(prompt)
-    want = self.peer(theirs, [prompt], 4, built.longest, 0.0, False, [end],
-                     prefix_allowed_tokens_fn=lambda _, ids: built.children(ids[n:].tolist())
-                     if self.real(built, ids[n:].tolist()) else [end])
-    found = generate(decoder, params, [prompt], Titles(forest.plant(built)), beams=4,
-                     length_penalty=0.0, new_tokens=built.longest)
+    want = self.peer(
+      theirs,
+      [prompt],
+      4,
+      built.longest,
+      0.0,
+      False,
+      [end],
+      prefix_allowed_tokens_fn=lambda _, ids: (
+        built.children(ids[n:].tolist()) if self.real(built, ids[n:].tolist()) else [end]
+      ),
+    )
+    found = generate(
+      decoder,
+      params,
+      [prompt],
+      CatalogConstraint(device_trie.to_device_trie(built)),
+      beams=4,
+      length_penalty=0.0,
+      new_tokens=built.longest,
+    )
     self.agree(found, want)
     for item, _ in found.items(built)[0]:
       self.assertEqual(tokenizer.decode(built.row(item)[:-1].tolist()), titles[item])
@@ -164,7 +181,7 @@ class GenerateTest(parameterized.TestCase):
 
   def test_prompts_of_different_lengths_in_one_batch_are_as_alone(self):
     cfg = llm.Config(vocab=V, width=32, layers=2, heads=4, kv_heads=2, head_dim=8, ffn=48)
-    decoder = decode.decoder(llm.LM(cfg))
+    decoder = llm_decoder.decoder(llm.LM(cfg))
     params = {'params': jax.tree.map(lambda x: x * 15 if x.ndim > 2 else x,
                                      llm.init(cfg, jax.random.key(0)))}
     prompts = [[1, 2, 3], [4], list(range(20))]
@@ -183,7 +200,7 @@ class GenerateTest(parameterized.TestCase):
 
   def test_runs_give_the_same_rows(self):
     cfg = llm.Config(vocab=V, width=32, layers=2, heads=4, kv_heads=2, head_dim=8, ffn=48)
-    decoder = decode.decoder(llm.LM(cfg))
+    decoder = llm_decoder.decoder(llm.LM(cfg))
     params = {'params': jax.tree.map(lambda x: x * 15 if x.ndim > 2 else x,
                                      llm.init(cfg, jax.random.key(0)))}
     prompts = [[1, 2, 3], [4]]
@@ -199,7 +216,7 @@ class GenerateTest(parameterized.TestCase):
 
   def test_eight_devices_give_what_one_gives(self):
     cfg = llm.Config(vocab=V, width=32, layers=2, heads=4, kv_heads=2, head_dim=8, ffn=48)
-    decoder = decode.decoder(llm.LM(cfg))
+    decoder = llm_decoder.decoder(llm.LM(cfg))
     params = {'params': jax.tree.map(lambda x: x * 15 if x.ndim > 2 else x,
                                      llm.init(cfg, jax.random.key(0)))}
     prompts = [[i + 1, 2, 3][:1 + i % 3] for i in range(8)]
@@ -215,14 +232,14 @@ class GenerateTest(parameterized.TestCase):
 
   def test_items_come_with_their_scores_and_shared_titles_with_all_of_them(self):
     built = trie.build([[1, 2], [3], [1, 2]], end=END, vocab=V)
-    titles = Titles(forest.plant(built))
+    titles = CatalogConstraint(device_trie.to_device_trie(built))
     found = generate(TABLE, LOGITS, [[5]], titles, beams=4)
     self.assertEqual(sorted(i for i, _ in found.items(built)[0]), [0, 1])
     self.assertEqual(sorted(i for i, _ in found.items(built, every=True)[0]), [0, 1, 2])
-    limits = forest.limit(built, taken=[[0]])
+    limits = item_filter.build_item_filter(built, taken=[[0]])
     found = generate(TABLE, LOGITS, [[5]], dataclasses.replace(titles, limits=limits), beams=4)
     self.assertEqual(sorted(i for i, _ in found.items(built, limits)[0]), [1, 2])
-    allowed = forest.limit(built, allowed=[[2]])
+    allowed = item_filter.build_item_filter(built, allowed=[[2]])
     found = generate(TABLE, LOGITS, [[5]], dataclasses.replace(titles, limits=allowed), beams=4)
     self.assertEqual([i for i, _ in found.items(built, allowed)[0]], [2])
 
@@ -264,7 +281,7 @@ class GenerateTest(parameterized.TestCase):
 
   def test_samples_follow_the_models_distribution(self):
     rows = [[i] for i in range(6)]
-    titles = Titles(forest.plant(trie.build(rows, end=END, vocab=V)))
+    titles = CatalogConstraint(device_trie.to_device_trie(trie.build(rows, end=END, vocab=V)))
     found = generate(TABLE, LOGITS, [[5]], titles, samples=4000)
     p = np.exp(np.asarray(LOGITS)[5, :6])
     share = np.bincount(found.tokens[0, :, 0], minlength=6) / 4000
@@ -297,10 +314,12 @@ class GenerateTest(parameterized.TestCase):
 
   def test_one_item_mode_reply_through_the_face(self):
     built = trie.build([[1, 2], [3]], end=END, vocab=V)
-    mode = item_mode.item_mode(built, forest.plant(built), 28, (27,), 16, batch=1)
+    mode = item_span.item_span_constraint(
+      built, device_trie.to_device_trie(built), 28, (27,), 16, batch=1
+    )
     logits = LOGITS.at[:, 28].add(5)
     found = generate(TABLE, logits, [[5]], mode, beams=2, new_tokens=16, eos_ids=(27,))
-    items, _ = item_mode.parse(built, found.row(0, 0), 28)
+    items, _ = item_span.parse(built, found.row(0, 0), 28)
     self.assertEqual(sorted(items), [0, 1])
 
   def test_a_second_catalogue_of_that_size_compiles_nothing(self):
@@ -312,7 +331,9 @@ class GenerateTest(parameterized.TestCase):
     decoder = TABLE._replace(step=step)
     generate(decoder, LOGITS, [[5], [6]], TITLES, beams=3)
     before = len(traced)
-    other = Titles(forest.plant(trie.build([r[::-1] for r in ROWS], end=END, vocab=V)))
+    other = CatalogConstraint(
+      device_trie.to_device_trie(trie.build([r[::-1] for r in ROWS], end=END, vocab=V))
+    )
     generate(decoder, LOGITS, [[7, 8], [6]], other, beams=3)
     self.assertLen(traced, before)
 
@@ -331,20 +352,22 @@ class GenerateTest(parameterized.TestCase):
 
   def test_a_model_that_gives_nan_is_told_with_request_and_step(self):
     logits = LOGITS.at[7].set(jnp.nan)
-    titles = Titles(forest.plant(trie.build([[7, 3], [7, 4]], end=END, vocab=V)))
+    titles = CatalogConstraint(
+      device_trie.to_device_trie(trie.build([[7, 3], [7, 4]], end=END, vocab=V))
+    )
     with self.assertRaisesRegex(UserError, 'NaN for request 0 at new token 0'):
       generate(TABLE, logits, [[7]], titles, beams=2)
     with self.assertRaisesRegex(UserError, 'NaN for request 0 at new token 1'):
       generate(TABLE, logits, [[5]], titles, beams=2)
     for given in (dict(samples=3), dict(samples=1, temperature=0.0)):
       with self.assertRaisesRegex(UserError, 'NaN for request 1 at new token 0'):
-        generate(TABLE, logits, [[5], [7]], Free((END,)), new_tokens=4, **given)
+        generate(TABLE, logits, [[5], [7]], Unconstrained((END,)), new_tokens=4, **given)
       with self.assertRaisesRegex(UserError, 'NaN for request 0 at new token 1'):
         generate(TABLE, logits, [[5]], titles, **given)
 
   def test_sampling_over_the_whole_vocabulary_ends_at_an_end_token(self):
     found = jax.jit(lambda table, key: sample(
-        lambda tokens, c, t: (table[tokens], c), (), table[:2], Free((END,)),
+        lambda tokens, c, t: (table[tokens], c), (), table[:2], Unconstrained((END,)),
         SampleConfig(20, 12), key))(LOGITS, jax.random.key(0))
     for row, n, over in zip(np.asarray(found.tokens).reshape(40, -1),
                             np.asarray(found.lengths).reshape(-1),

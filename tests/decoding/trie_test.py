@@ -8,7 +8,7 @@ import numpy as np
 from absl.testing import absltest, parameterized
 from hypothesis import strategies as st
 
-from recjax.decoding import forest, trie
+from recjax.decoding import device_trie, item_filter, trie
 from recjax.errors import DataError
 
 A = [32, 426, 356, 423]
@@ -130,7 +130,7 @@ class ForestTest(absltest.TestCase):
 
   def children(self, planted, node, depth):
     width = max(planted.width, planted.root_width)
-    token, child, exists = forest.children(planted, jnp.full((1, 1), node), depth, width)
+    token, child, exists = device_trie.children(planted, jnp.full((1, 1), node), depth, width)
     return {int(t): int(c) for t, c, e in zip(token[0, 0], child[0, 0], exists[0, 0]) if e}
 
   def walked(self, planted, root, prefix):
@@ -143,22 +143,22 @@ class ForestTest(absltest.TestCase):
   @hypothesis.given(CATALOGUES, CATALOGUES)
   def test_device_children_are_the_hosts_also_of_joined_catalogues(self, one, two):
     tries = [trie.build(rows, end=5) for rows in (one, two)]
-    planted = forest.plant(tries)
+    planted = device_trie.to_device_trie(tries)
     for built, root, rows in zip(tries, planted.roots.tolist(), (one, two)):
       for row in rows[:4]:
         row = [*row, 5]
         for at in range(len(row)):
           node = self.walked(planted, root, row[:at])
           self.assertEqual(sorted(self.children(planted, node, at)), built.children(row[:at]))
-        self.assertTrue(forest.complete(planted, self.walked(planted, root, row), len(row)))
+        self.assertTrue(device_trie.complete(planted, self.walked(planted, root, row), len(row)))
 
   @hypothesis.settings(max_examples=40, deadline=None)
   @hypothesis.given(st.lists(st.tuples(*[st.integers(0, 3)] * 3), min_size=2, max_size=30))
   def test_codes_built_on_the_device_are_those_of_the_host(self, codes):
     codes = np.array(codes, np.int32)
     offsets = jnp.array([100, 200, 300])
-    host = forest.plant(trie.build(codes, vocab=4), level_offsets=offsets)
-    device = jax.jit(forest.code_forest, static_argnums=1)(jnp.asarray(codes), 4, offsets)
+    host = device_trie.to_device_trie(trie.build(codes, vocab=4), level_offsets=offsets)
+    device = jax.jit(device_trie.semantic_id_trie, static_argnums=1)(jnp.asarray(codes), 4, offsets)
     for row in codes[:6]:
       a = b = 0
       for depth, code in enumerate(row):
@@ -173,11 +173,14 @@ class ForestTest(absltest.TestCase):
     rng = np.random.default_rng(0)
     rows = [[int(a), int(b)] for a, b in rng.integers(0, 60, (400, 2))]
     built = trie.build(rows, end=60, vocab=64)
-    sparse, dense = forest.plant(built, dense_from=10**6), forest.plant(built, dense_from=3)
+    sparse, dense = (
+      device_trie.to_device_trie(built, dense_from=10**6),
+      device_trie.to_device_trie(built, dense_from=3),
+    )
     self.assertGreater(len(dense.wide), 5)
     nodes = jnp.asarray(rng.integers(0, len(built.tok), (1, 200)))
-    got = forest.dense_children(dense, nodes, 1, 64)
-    token, child, exists = forest.children(sparse, nodes, 1, 64)
+    got = device_trie.dense_children(dense, nodes, 1, 64)
+    token, child, exists = device_trie.children(sparse, nodes, 1, 64)
     want = np.full(got.shape, -1)
     for k in range(200):
       good = np.asarray(exists[0, k])
@@ -191,20 +194,20 @@ class ForestTest(absltest.TestCase):
     allowed = np.array(data.draw(st.lists(st.booleans(), min_size=count, max_size=count)))
     taken = data.draw(st.lists(st.integers(0, count - 1), max_size=9))
     for limits, open_ in (
-        (forest.limit(built, allowed=allowed[None]), allowed),
-        (forest.limit(built, taken=[taken]), ~np.isin(np.arange(count), taken)),
-        (forest.limit(built, allowed=allowed[None], taken=[taken]),
+        (item_filter.build_item_filter(built, allowed=allowed[None]), allowed),
+        (item_filter.build_item_filter(built, taken=[taken]), ~np.isin(np.arange(count), taken)),
+        (item_filter.build_item_filter(built, allowed=allowed[None], taken=[taken]),
          allowed & ~np.isin(np.arange(count), taken))):
       lo, hi = sorted(data.draw(st.tuples(st.integers(0, count), st.integers(0, count))))
-      got = forest.open_places(limits, jnp.full((1, 1), lo), jnp.full((1, 1), hi))
+      got = item_filter.open_places(limits, jnp.full((1, 1), lo), jnp.full((1, 1), hi))
       self.assertEqual(int(got[0, 0]), int(open_[built.item[lo:hi]].sum()))
 
   def test_unknown_items_in_a_limit_are_named(self):
     built = trie.build([[1], [2]], end=5)
     with self.assertRaisesRegex(DataError, 'item number 2 is outside'):
-      forest.limit(built, allowed=[[0, 2]])
+      item_filter.build_item_filter(built, allowed=[[0, 2]])
     with self.assertRaisesRegex(DataError, 'item number -1'):
-      forest.limit(built, taken=[[-1]])
+      item_filter.build_item_filter(built, taken=[[-1]])
 
 
 if __name__ == '__main__':

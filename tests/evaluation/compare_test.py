@@ -11,7 +11,8 @@ from absl.testing import absltest, parameterized
 
 from recjax import cli
 from recjax.errors import ConfigError, DataError, WorkdirError
-from recjax.evaluation import compare, metrics, statistics, tables
+from recjax.evaluation import compare, metrics, statistics
+from recjax.evaluation import results as results_lib
 
 USERS = [f'u{i}' for i in range(60)]
 
@@ -30,7 +31,7 @@ class RunsTest(parameterized.TestCase):
     folder.mkdir(parents=True)
     results = {'protocol': protocol, 'data_fingerprint': data, 'rows': {}, 'tests': {}}
     (folder / 'results.json').write_text(json.dumps(results))
-    tables.write_ranks(folder / 'ranks.parquet', users, rows, groups)
+    results_lib.write_ranks(folder / 'ranks.parquet', users, rows, groups)
     return folder
 
   def test_two_runs_in_one_table_over_shared_users(self):
@@ -49,7 +50,7 @@ class RunsTest(parameterized.TestCase):
             (('a:betags', self.good), ('a:popularity', self.bad), ('b:sasrec:bce', self.bad))}
     pairs = [tuple(name.split('>')) for name in found['tests']]
     self.assertLen(pairs, 3)
-    want = statistics.summarise(rows, 0, pairs=pairs)
+    want = statistics.summarize(rows, 0, pairs=pairs)
     self.assertEqual((found['rows'], found['tests']), (want['rows'], want['tests']))
 
   def test_runs_that_drew_other_users_compare_over_those_they_share(self):
@@ -233,8 +234,8 @@ class FilesTest(absltest.TestCase):
 
   def test_ranks_come_back_and_equal_calls_write_equal_bytes(self):
     rows = {'b': np.array([3, 0, 7], np.int32), 'a': np.array([1, 1, 2], np.int64)}
-    tables.write_ranks(self.path, ['x', 'ü', '3'], rows)
-    users, found = tables.read_ranks(self.path)
+    results_lib.write_ranks(self.path, ['x', 'ü', '3'], rows)
+    users, found = results_lib.read_ranks(self.path)
     self.assertEqual((users, list(found)), (('x', 'ü', '3'), ['b', 'a']))
     for row, ranks in rows.items():
       np.testing.assert_array_equal(found[row], ranks)
@@ -242,49 +243,51 @@ class FilesTest(absltest.TestCase):
     self.assertEqual(str(pq.read_schema(self.path).remove_metadata()),
                      'user: string\nrow: string\nrank: int32')
     first = self.path.read_bytes()
-    tables.write_ranks(self.path, ['x', 'ü', '3'], rows)
+    results_lib.write_ranks(self.path, ['x', 'ü', '3'], rows)
     self.assertEqual(self.path.read_bytes(), first)
     self.assertEqual([p.name for p in self.path.parent.iterdir()], ['x.parquet'])
 
   def test_groups_stand_beside_ranks(self):
     masks = {'head': np.array([True, False]), 'short': np.array([True, True])}
-    tables.write_ranks(self.path, ['x', 'y'], {'a': np.array([1, 2]), 'b': np.array([3, 4])}, masks)
-    self.assertEqual(tables.read_groups(self.path), {'x': ['head', 'short'], 'y': ['short']})
-    self.assertEqual(list(tables.read_ranks(self.path)[1]), ['a', 'b'])
-    tables.write_ranks(self.path, ['x'], {'a': np.array([1])})
-    self.assertEqual(tables.read_groups(self.path), {})
+    results_lib.write_ranks(
+      self.path, ['x', 'y'], {'a': np.array([1, 2]), 'b': np.array([3, 4])}, masks
+    )
+    self.assertEqual(results_lib.read_groups(self.path), {'x': ['head', 'short'], 'y': ['short']})
+    self.assertEqual(list(results_lib.read_ranks(self.path)[1]), ['a', 'b'])
+    results_lib.write_ranks(self.path, ['x'], {'a': np.array([1])})
+    self.assertEqual(results_lib.read_groups(self.path), {})
 
   def test_lines_may_stand_in_any_order_but_rows_must_rank_the_same_users(self):
-    tables.write_ranks(self.path, ['x', 'y'], {'a': np.array([1, 2]), 'b': np.array([3, 4])})
+    results_lib.write_ranks(self.path, ['x', 'y'], {'a': np.array([1, 2]), 'b': np.array([3, 4])})
     table = pq.read_table(self.path)
     pq.write_table(table.take([3, 1, 0, 2]), self.path)
-    users, found = tables.read_ranks(self.path)
+    users, found = results_lib.read_ranks(self.path)
     self.assertEqual({u: r for u, r in zip(users, found['a'].tolist())}, {'x': 1, 'y': 2})
     pq.write_table(table.take([0, 1, 2]), self.path)
     with self.assertRaisesRegex(DataError, 'row b does not rank the same users as row a'):
-      tables.read_ranks(self.path)
+      results_lib.read_ranks(self.path)
     pq.write_table(table.drop_columns(['rank']), self.path)
     with self.assertRaisesRegex(DataError, 'no Parquet file with columns'):
-      tables.read_ranks(self.path)
+      results_lib.read_ranks(self.path)
 
   def test_bad_ranks_are_not_written(self):
     for users, ranks in ((['x'], [1, 2]), (['x', 'y'], [1.5, 2]), (['x', 'x'], [1, 2])):
       with self.assertRaises(DataError):
-        tables.write_ranks(self.path, users, {'a': np.array(ranks)})
+        results_lib.write_ranks(self.path, users, {'a': np.array(ranks)})
     self.assertFalse(self.path.exists())
 
   def test_predictions_leave_out_empty_places(self):
     items = [['i1', 'i2', None], ['i3', '', None]]
-    tables.write_predictions(self.path, ['x', 'y'], items, np.arange(6).reshape(2, 3))
+    results_lib.write_predictions(self.path, ['x', 'y'], items, np.arange(6).reshape(2, 3))
     found = pq.read_table(self.path).to_pylist()
     self.assertEqual([tuple(r.values()) for r in found],
                      [('x', 1, 'i1', 0), ('x', 2, 'i2', 1), ('y', 1, 'i3', 3)])
     with self.assertRaisesRegex(DataError, 'do not belong together'):
-      tables.write_predictions(self.path, ['x'], items, np.zeros((2, 3)))
+      results_lib.write_predictions(self.path, ['x'], items, np.zeros((2, 3)))
 
   def test_a_folder_that_cannot_be_written_is_named(self):
     with self.assertRaisesRegex(WorkdirError, 'cannot write .*gone'):
-      tables.write_ranks(self.path.parent / 'gone' / 'x', ['x'], {'a': np.array([1])})
+      results_lib.write_ranks(self.path.parent / 'gone' / 'x', ['x'], {'a': np.array([1])})
 
 
 if __name__ == '__main__':

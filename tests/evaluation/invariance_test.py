@@ -73,7 +73,7 @@ class InvarianceTest(absltest.TestCase):
       np.testing.assert_array_equal(a[order], b)
     values = [metrics.per_case(x) for x in (one[0], two[0])]
     np.testing.assert_array_equal(values[0]['NDCG@10'][order], values[1]['NDCG@10'])
-    found = [statistics.summarise({'a': v, 'b': {m: 1 - x for m, x in v.items()}}, 0, draws=50,
+    found = [statistics.summarize({'a': v, 'b': {m: 1 - x for m, x in v.items()}}, 0, draws=50,
                                   test_draws=99) for v in values]
     self.assertEqual(found[0], found[1])
 

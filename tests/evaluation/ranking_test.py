@@ -12,7 +12,7 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from recjax.errors import ConfigError, DataError
-from recjax.evaluation import metrics, ranking
+from recjax.evaluation import baselines, metrics, ranking
 from tests import devices
 from tests.reference import metrics as judge
 
@@ -211,22 +211,22 @@ class BaselinesTest(absltest.TestCase):
     items, offsets = ragged([[1, 2, 3], [1, 2], [1, 4]])
     def top(score):
       return ranking.top_items(score, *ragged([[]]), 5, 5, False)[0][0].tolist()
-    self.assertEqual(top(ranking.popularity(items, 5)), [1, 2, 3, 4, 5])
+    self.assertEqual(top(baselines.popularity(items, 5)), [1, 2, 3, 4, 5])
     # 1: 1/4 + 1/2 + 1/2; 2: 1/2 + 1; 3: 1; 4: 1
-    self.assertEqual(top(ranking.recency(items, offsets, 5)), [2, 1, 3, 4, 5])
+    self.assertEqual(top(baselines.recency(items, offsets, 5)), [2, 1, 3, 4, 5])
 
   def test_random_depends_on_seed_and_history_alone(self):
     histories = ragged([[1, 2], [3], [1, 2], []])
-    one = np.asarray(ranking.random_scores(50, 0)(*histories))
+    one = np.asarray(baselines.random_scores(50, 0)(*histories))
     np.testing.assert_array_equal(one[0], one[2])
     self.assertFalse((one[0] == one[1]).any())
-    self.assertFalse((one == np.asarray(ranking.random_scores(50, 1)(*histories))).all())
-    np.testing.assert_array_equal(ranking.random_scores(50, 0)(*ragged([[3]]))[0], one[1])
+    self.assertFalse((one == np.asarray(baselines.random_scores(50, 1)(*histories))).all())
+    np.testing.assert_array_equal(baselines.random_scores(50, 0)(*ragged([[3]]))[0], one[1])
 
   def test_random_ranks_are_uniform(self):  # oracle 5, with fewer items
     rng = np.random.default_rng(0)
     cases = make_cases(rng.integers(1, 101, (4000, 3)).tolist(), rng.integers(1, 101, 4000))
-    ranks = ranking.rank_cases(ranking.random_scores(100, 0), cases, 100, mask_history=False)
+    ranks = ranking.rank_cases(baselines.random_scores(100, 0), cases, 100, mask_history=False)
     share = np.bincount(ranks // 10, minlength=10) / 4000
     np.testing.assert_allclose(share, 0.1, atol=4 * np.sqrt(0.09 / 4000))  # four sigma
 
@@ -239,7 +239,7 @@ class BaselinesTest(absltest.TestCase):
     rows = [[index[i] for i in row['items']] for row in read('sequences.jsonl')]
     train = np.array([i for row in rows for i in row[:-2]], np.int32)
     cases = make_cases([row[:-1] for row in rows], [row[-1] for row in rows])
-    ranks = ranking.rank_cases(ranking.popularity(train, len(index)), cases, len(index))
+    ranks = ranking.rank_cases(baselines.popularity(train, len(index)), cases, len(index))
     found = {name: x.mean() for name, x in metrics.per_case(ranks, (5, 10)).items()}
     want = {'HR@5': 0.0075, 'NDCG@5': 0.0041, 'HR@10': 0.0115, 'NDCG@10': 0.0055}
     for name, value in want.items():

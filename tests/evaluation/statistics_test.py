@@ -159,7 +159,7 @@ class SummariseTest(absltest.TestCase):
         ('good', good), ('worse', good + 10), ('random', rng.integers(0, 4000, 400)))}
 
   def test_shape_of_results_json(self):
-    found = statistics.summarise(self.rows, 0)
+    found = statistics.summarize(self.rows, 0)
     self.assertEqual(list(found['rows']), ['good', 'worse', 'random'])
     self.assertEqual(list(found['tests']), ['good>worse', 'good>random', 'worse>random'])
     cell = found['rows']['good']['HR@10']
@@ -169,7 +169,7 @@ class SummariseTest(absltest.TestCase):
 
   def test_p_values_are_corrected_within_each_metric(self):
     pairs = [('good', 'worse'), ('worse', 'random')]
-    found = statistics.summarise(self.rows, 5, pairs=pairs)['tests']
+    found = statistics.summarize(self.rows, 5, pairs=pairs)['tests']
     for metric in ('HR@10', 'NDCG@10', 'MRR'):
       raw = {f'{a}>{b}': statistics.paired_test(self.rows[a][metric], self.rows[b][metric], 5)
              for a, b in pairs}
@@ -177,16 +177,16 @@ class SummariseTest(absltest.TestCase):
 
   def test_groups_are_metrics_with_a_suffix_and_empty_ones_are_left_out(self):
     head = np.arange(400) < 100
-    found = statistics.summarise(self.rows, 0, {'head': head, 'long': head & ~head})['rows']['good']
+    found = statistics.summarize(self.rows, 0, {'head': head, 'long': head & ~head})['rows']['good']
     self.assertEqual(found['HR@10:head']['n'], 100)
     self.assertAlmostEqual(found['HR@10:head']['value'], self.rows['good']['HR@10'][:100].mean())
     self.assertNotIn('HR@10:long', found)
 
   def test_other_users_are_an_error(self):
     with self.assertRaisesRegex(DataError, '400 values against 3'):
-      statistics.summarise(self.rows | {'short': metrics.per_case([1, 2, 3], (10,))}, 0)
+      statistics.summarize(self.rows | {'short': metrics.per_case([1, 2, 3], (10,))}, 0)
     with self.assertRaisesRegex(DataError, 'no row'):
-      statistics.summarise({}, 0)
+      statistics.summarize({}, 0)
 
 
 def _phi(z):

@@ -9,9 +9,9 @@ from unittest import mock
 from absl.testing import absltest
 
 from recjax import errors
-from recjax.data.catalog import load_data
-from recjax.methods.betag import tags
-from recjax.training import work as works
+from recjax.data.dataset import load_data
+from recjax.methods.betag import base_tags
+from recjax.training import workdir as workdir_lib
 from tests.methods import betag_test as toy
 
 
@@ -49,8 +49,8 @@ class TagsTest(absltest.TestCase):
     cfg = toy.toy_config(data)
     cfg.tags.update(**changes)
     shop = load_data(data)
-    with works.open_work(self.folder / 'run', {}) as work:
-      folder = work.stage('base-tags', tags.stage, cfg.tags, shop)
+    with workdir_lib.open_work(self.folder / 'run', {}) as work:
+      folder = work.stage('base-tags', base_tags.stage, cfg.tags, shop)
     read = {n: json.loads((folder / n).read_text())
             for n in ('base_tags.json', 'inters.train.json', 'DONE.json')}
     return read['base_tags.json'], read['inters.train.json'], read['DONE.json']['counts']

@@ -16,15 +16,16 @@ import jax
 import numpy as np
 from absl.testing import absltest
 
-from recjax import errors, recommend, sharding
+from recjax import errors, recommend
+from recjax.distributed import sharding
 from recjax.methods import betag
-from recjax.methods.betag import generate, tune
-from recjax.methods.betag import page as page_of
+from recjax.methods.betag import generate, train
+from recjax.methods.betag import report as page_of
 from recjax.models import llm
 from recjax.serving import models
-from recjax.text import tokens
-from recjax.training import backbone
-from recjax.training import work as works
+from recjax.text import tokenizer as tokenizer_lib
+from recjax.training import llm_loading
+from recjax.training import workdir as workdir_lib
 from tests import devices as several
 from tests import later, told
 
@@ -65,7 +66,9 @@ def run(cfg, path, part=None):
   mesh = jax.sharding.Mesh(np.array(jax.devices()[:1]).reshape(1, 1, 1), ('data', 'fsdp', 'model'),
                            axis_types=(jax.sharding.AxisType.Auto,) * 3)
   facts = {'command': 'test', 'devices': '1', 'versions': {}, 'revision': '', 'overrides': {}}
-  with works.open_work(path, {'config': cfg.to_dict(), 'facts': facts}, mesh, part=part) as work:
+  with workdir_lib.open_work(
+    path, {'config': cfg.to_dict(), 'facts': facts}, mesh, part=part
+  ) as work:
     betag.run(cfg, work)
 
 
@@ -87,7 +90,7 @@ class ToyTest(absltest.TestCase):
     super().tearDownClass()
 
   def file(self, stage, name):
-    return json.loads((works.find_stage(self.path, stage) / name).read_text())
+    return json.loads((workdir_lib.find_stage(self.path, stage) / name).read_text())
 
   def test_the_first_beam_of_every_item_is_the_item_that_follows(self):
     found = self.file('parse', 'raw_betags.json')
@@ -150,12 +153,12 @@ class ToyTest(absltest.TestCase):
   def test_eight_devices_learn_what_one_does(self):
     cfg, curves = self.cfg.copy_and_resolve_references(), []
     cfg.train.epochs, cfg.optim.log_every = 3, 1
-    base, llm_folder = (works.find_stage(self.path, name) for name in ('base-tags', 'llm'))
+    base, llm_folder = (workdir_lib.find_stage(self.path, name) for name in ('base-tags', 'llm'))
     for count in (1, 8):
       mesh = several.mesh(data=1, fsdp=count, model=1)
-      with works.open_work(self.folder / f'devices-{count}', {}, mesh) as work, \
+      with workdir_lib.open_work(self.folder / f'devices-{count}', {}, mesh) as work, \
           contextlib.redirect_stdout(io.StringIO()):
-        work.stage('tune', tune.stage, tune.settings(cfg), None, base, llm_folder)
+        work.stage('tune', train.stage, train.settings(cfg), None, base, llm_folder)
         curves.append([row['loss'] for row in work.metrics()])
     self.assertGreater(len(curves[0]), 5)
     np.testing.assert_allclose(*curves, rtol=1e-5)
@@ -177,11 +180,11 @@ class ToyTest(absltest.TestCase):
     self.assertEqual(new, old)
     np.testing.assert_array_equal(after, before)
     kept = self.path / 'adopted' / shop.fingerprint[:16]
-    found = json.loads((works.find_stage(kept, 'generate') / 'raw_predict.json').read_text())
+    found = json.loads((workdir_lib.find_stage(kept, 'generate') / 'raw_predict.json').read_text())
     self.assertCountEqual(found, 'nm')
-    written = works.find_stage(kept, 'generate').stat().st_mtime_ns
+    written = workdir_lib.find_stage(kept, 'generate').stat().st_mtime_ns
     self.assertEqual(recommend.load(self.path, data)[0]([['a']], 3)[0], items[:1])
-    self.assertEqual(works.find_stage(kept, 'generate').stat().st_mtime_ns, written)
+    self.assertEqual(workdir_lib.find_stage(kept, 'generate').stat().st_mtime_ns, written)
     shops = models.open_all([self.path], later=data)
     model, = shops.values()
     self.assertEqual(len(model.stock), 8)
@@ -203,7 +206,9 @@ class ToyTest(absltest.TestCase):
     source, target = self.folder / 'in.jsonl', self.folder / 'out.jsonl'
     source.write_text(''.join(json.dumps({'user_id': n, 'items': ['a']}) + '\n' for n in range(5)))
     ask, shop = recommend.load(self.path)
-    self.assertEqual(recommend.batch(ask, shop, source, target, 2, recommend.mark(self.path)), 5)
+    self.assertEqual(
+      recommend.batch(ask, shop, source, target, 2, recommend.model_version(self.path)), 5
+    )
     rows = [json.loads(line) for line in target.read_text().splitlines()]
     self.assertEqual([row['user_id'] for row in rows], list(range(5)))
     found = rows[0]['recommended']
@@ -218,7 +223,7 @@ class ToyTest(absltest.TestCase):
   def test_generation_killed_between_batches_ends_with_equal_files(self):
     path = self.folder / 'again'
     shutil.copytree(self.path, path)
-    done = works.find_stage(path, 'generate')
+    done = workdir_lib.find_stage(path, 'generate')
     want = (done / 'raw_predict.json').read_bytes()
     code = f"""
 import os, signal, sys
@@ -237,7 +242,7 @@ t.run(t.toy_config({str(self.folder / 'toy')!r}), {str(path)!r})
     killed = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True)
     self.assertEqual(killed.returncode, -signal.SIGKILL, killed.stderr[-2000:])
     run(self.cfg, path)
-    found = works.find_stage(path, 'generate')
+    found = workdir_lib.find_stage(path, 'generate')
     self.assertEqual((found / 'raw_predict.json').read_bytes(), want)
     self.assertEqual(sorted(p.name for p in found.iterdir()), [
         '.fingerprint', 'DONE.json', 'generation_config.json', 'raw_predict.json'])
@@ -245,7 +250,7 @@ t.run(t.toy_config({str(self.folder / 'toy')!r}), {str(path)!r})
   def test_generation_in_parts_of_any_number_has_equal_bytes(self):
     path = self.folder / 'parts'
     shutil.copytree(self.path, path)
-    done = works.find_stage(path, 'generate')
+    done = workdir_lib.find_stage(path, 'generate')
     want = {p.name: p.read_bytes() for p in done.glob('*.json') if p.name != 'DONE.json'}
     shutil.rmtree(done)
     with self.assertRaisesRegex(errors.PartDone, 'its 1 of 2 shards of stage generate'):
@@ -255,7 +260,7 @@ t.run(t.toy_config({str(self.folder / 'toy')!r}), {str(path)!r})
     with mock.patch.object(generate, 'texts_of', wraps=generate.texts_of) as made:
       run(self.cfg, path, (0, 3))  # the last one goes on to the end
     self.assertEqual(made.call_count, 4)
-    done = works.find_stage(path, 'generate')
+    done = workdir_lib.find_stage(path, 'generate')
     self.assertEqual({p.name: p.read_bytes() for p in done.glob('*.json')
                       if p.name != 'DONE.json'}, want)
     self.assertEqual((path / 'lock').read_text().split()[1], str(os.getpid()))
@@ -267,7 +272,7 @@ t.run(t.toy_config({str(self.folder / 'toy')!r}), {str(path)!r})
     cfg.decode.drop_truncated = not cfg.decode.drop_truncated
 
     def done(stage):
-      return (works.find_stage(path, stage) / 'DONE.json').read_bytes()
+      return (workdir_lib.find_stage(path, stage) / 'DONE.json').read_bytes()
     generated, parsed = done('generate'), done('parse')
     run(cfg, path)
     self.assertEqual(done('generate'), generated)
@@ -279,8 +284,12 @@ t.run(t.toy_config({str(self.folder / 'toy')!r}), {str(path)!r})
     cfg = generate.settings(cfg)
     tags = self.file('base-tags', 'base_tags.json')
     mesh = several.mesh(data=1, model=8)
-    model, params, tokenizer, adapter = backbone.load_adapted(
-        works.find_stage(self.path, 'llm'), cfg.llm, works.find_stage(self.path, 'tune'), mesh)
+    model, params, tokenizer, adapter = llm_loading.load_adapted(
+      workdir_lib.find_stage(self.path, 'llm'),
+      cfg.llm,
+      workdir_lib.find_stage(self.path, 'tune'),
+      mesh,
+    )
     batches, prefix = generate.prompt_batches(tags, tokenizer, cfg, model.cfg)
     items, ids, lengths = batches[0]
     search = generate.search_config(cfg, tokenizer)
@@ -303,11 +312,13 @@ t.run(t.toy_config({str(self.folder / 'toy')!r}), {str(path)!r})
   def test_generation_does_not_depend_on_batch_mates_or_devices(self):
     cfg = generate.settings(self.cfg)
     tags = self.file('base-tags', 'base_tags.json')
-    stages = [works.find_stage(self.path, s) for s in ('llm', 'tune')]
+    stages = [workdir_lib.find_stage(self.path, s) for s in ('llm', 'tune')]
     found = []
     for devices in (1, 4):
       mesh = several.mesh(data=devices, model=8 // devices)
-      model, params, tokenizer, adapter = backbone.load_adapted(stages[0], cfg.llm, stages[1], mesh)
+      model, params, tokenizer, adapter = llm_loading.load_adapted(
+        stages[0], cfg.llm, stages[1], mesh
+      )
       batches, prefix = generate.prompt_batches(tags, tokenizer, cfg, model.cfg)
       items, ids, lengths = batches[0]
       search = generate.search_config(cfg, tokenizer)
@@ -323,22 +334,24 @@ t.run(t.toy_config({str(self.folder / 'toy')!r}), {str(path)!r})
     np.testing.assert_array_equal(found[0], found[1])
 
   def test_t5_loss_counts_the_assistants_tokens_and_packing_changes_nothing(self):
-    cfg = tune.settings(self.cfg)
-    stages = [works.find_stage(self.path, s) for s in ('llm', 'tune')]
+    cfg = train.settings(self.cfg)
+    stages = [workdir_lib.find_stage(self.path, s) for s in ('llm', 'tune')]
     mesh = sharding.make_mesh({'data': -1})
-    model, params, tokenizer, adapter = backbone.load_adapted(stages[0], cfg.llm, stages[1], mesh)
-    base = works.find_stage(self.path, 'base-tags')
+    model, params, tokenizer, adapter = llm_loading.load_adapted(
+      stages[0], cfg.llm, stages[1], mesh
+    )
+    base = workdir_lib.find_stage(self.path, 'base-tags')
     tags = json.loads((base / 'base_tags.json').read_text())
     sequences = json.loads((base / 'inters.train.json').read_text())
     one = jax.sharding.Mesh(np.array(jax.devices()[:1]), ('data',),
                             axis_types=(jax.sharding.AxisType.Auto,))
-    batches = tune.SampleBatches(tokenizer, sequences, tags, cfg, one)
+    batches = train.SampleBatches(tokenizer, sequences, tags, cfg, one)
     batch = batches[0]
     samples = batches.samples(range(int(batch['first_weight'][0])))
     predicted = sum(len(ids) for ids, _ in samples)
     self.assertEqual(batch['weights'].sum() + batch['first_weight'][0], predicted)
     self.assertLess(batch['segments'].shape[0], len(samples))  # it did pack
-    ours, _ = tune.sample_loss(model, batches.prefix, adapter, params, batch, None)
+    ours, _ = train.sample_loss(model, batches.prefix, adapter, params, batch, None)
     total = 0.0
     for ids, _ in samples:  # plainly: the whole text of one sample, prefix and all
       text = np.array([batches.prefix + ids], np.int32)
@@ -353,15 +366,18 @@ t.run(t.toy_config({str(self.folder / 'toy')!r}), {str(path)!r})
   def test_continuation_loss_counts_only_what_follows_the_prompt(self):
     cfg = self.cfg.copy_and_resolve_references()
     cfg.train.loss_on = 'continuation'
-    _, _, tokenizer, _ = backbone.load_adapted(
-        works.find_stage(self.path, 'llm'), cfg.llm, works.find_stage(self.path, 'tune'),
-        sharding.make_mesh({'data': -1}))
-    base = works.find_stage(self.path, 'base-tags')
+    _, _, tokenizer, _ = llm_loading.load_adapted(
+      workdir_lib.find_stage(self.path, 'llm'),
+      cfg.llm,
+      workdir_lib.find_stage(self.path, 'tune'),
+      sharding.make_mesh({'data': -1}),
+    )
+    base = workdir_lib.find_stage(self.path, 'base-tags')
     one = jax.sharding.Mesh(np.array(jax.devices()[:1]), ('data',),
                             axis_types=(jax.sharding.AxisType.Auto,))
-    batches = tune.SampleBatches(
+    batches = train.SampleBatches(
         tokenizer, json.loads((base / 'inters.train.json').read_text()),
-        json.loads((base / 'base_tags.json').read_text()), tune.settings(cfg), one)
+        json.loads((base / 'base_tags.json').read_text()), train.settings(cfg), one)
     batch = batches[0]
     samples = batches.samples(range(sum(map(len, batches.plan[0][1]))))
     self.assertEqual(batch['weights'].sum() + batch['first_weight'][0],
@@ -407,7 +423,9 @@ class BadInputTest(absltest.TestCase):
     shape = llm.Config(vocab=300, width=8, layers=1, heads=1, kv_heads=1, head_dim=8, ffn=8,
                        max_positions=512)
     with self.assertRaisesRegex(errors.DataError, 'item a: its tags take'):
-      generate.prompt_batches(long, tokens.train_bpe(['tent'], 300), generate.settings(cfg), shape)
+      generate.prompt_batches(
+        long, tokenizer_lib.train_bpe(['tent'], 300), generate.settings(cfg), shape
+      )
 
   def test_settings_that_contradict_are_refused_before_anything_runs(self):
     self.refuse('groups', **{'decode.groups': 3})

@@ -16,14 +16,22 @@ from ml_collections import ConfigDict
 from recjax import recommend
 from recjax.data import splits
 from recjax.data.formats import bigrec as files
-from recjax.decoding import grounding
 from recjax.errors import ConfigError, DataError
 from recjax.methods import bigrec
-from recjax.methods.bigrec import assist, decode, evaluate, ground, plan, prompts, samples
+from recjax.methods.bigrec import (
+  cf_assistant,
+  d3,
+  evaluate,
+  grounding,
+  instruction_data,
+  planning,
+  prompts,
+)
 from recjax.methods.bigrec import generate as gen
 from recjax.models import huggingface, llm
-from recjax.text import tokens
-from recjax.training import work as works
+from recjax.retrieval import nearest
+from recjax.text import tokenizer as tokenizer_lib
+from recjax.training import workdir as workdir_lib
 from tests import later, told
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -67,7 +75,7 @@ def run(cfg, path):
   mesh = jax.sharding.Mesh(np.array(jax.devices()[:1]).reshape(1, 1, 1), ('data', 'fsdp', 'model'),
                            axis_types=(jax.sharding.AxisType.Auto,) * 3)
   facts = {'command': 'test', 'devices': '1', 'versions': {}, 'revision': '', 'overrides': {}}
-  with works.open_work(path, {'config': cfg.to_dict(), 'facts': facts}, mesh) as work:
+  with workdir_lib.open_work(path, {'config': cfg.to_dict(), 'facts': facts}, mesh) as work:
     bigrec.run(cfg, work)
   results = json.loads((path / 'results.json').read_text())
   told.check(results)
@@ -82,9 +90,9 @@ class PullTest(parameterized.TestCase):
     super().setUp()
     rng = np.random.default_rng(0)
     self.n, self.vectors = 40, rng.normal(size=(40, 6))
-    self.items = grounding.catalogue(self.vectors)
+    self.items = nearest.catalogue(self.vectors)
     self.counts = rng.integers(0, 30, 40)
-    self.popular = grounding.popularity(self.counts)
+    self.popular = nearest.popularity(self.counts)
     self.queries = self.vectors[:9] + rng.normal(size=(9, 6)).astype(np.float32)
     self.table = rng.normal(size=(41, 40)).astype(np.float32)
     rows = [rng.permutation(np.arange(1, 41))[:3] for _ in range(9)]
@@ -106,7 +114,7 @@ class PullTest(parameterized.TestCase):
                             ('cf', 20.0), ('pop', 100.0))
   def test_lists_are_in_the_order_of_the_papers_score(self, kind, gamma):
     for mask in (False, True):
-      found, scores = ground.top(self.items, self.popular, self.score, self.queries, self.cases,
+      found, scores = grounding.top(self.items, self.popular, self.score, self.queries, self.cases,
                                  self.n, 12, kind, gamma, mask)
       for case in range(9):
         value = self.want(kind, gamma, case)
@@ -116,9 +124,24 @@ class PullTest(parameterized.TestCase):
         np.testing.assert_allclose(scores[case], 1 - value[order], atol=2e-5)
 
   def test_a_strong_pull_brings_popular_items_up(self):
-    mean = [self.counts[ground.top(self.items, self.popular, self.score, self.queries, self.cases,
-                                   self.n, 5, 'pop', gamma, False)[0] - 1].mean()
-            for gamma in (0., 3., 30.)]
+    mean = [
+      self.counts[
+        grounding.top(
+          self.items,
+          self.popular,
+          self.score,
+          self.queries,
+          self.cases,
+          self.n,
+          5,
+          'pop',
+          gamma,
+          False,
+        )[0]
+        - 1
+      ].mean()
+      for gamma in (0.0, 3.0, 30.0)
+    ]
     self.assertEqual(mean, sorted(mean))
     self.assertGreater(mean[2], mean[0] + 5)
 
@@ -131,11 +154,11 @@ class PullTest(parameterized.TestCase):
     folder = pathlib.Path(self.create_tempdir().full_path)
     for name, x in (('items', self.vectors), ('valid', self.queries), ('test', self.queries)):
       np.save(folder / f'{name}.npy', x)
-    with works.open_work(folder / 'run', {}) as work, mock.patch.multiple(
-        ground, samples=mock.Mock(held=lambda *_: np.arange(9), masked=lambda *_: False),
+    with workdir_lib.open_work(folder / 'run', {}) as work, mock.patch.multiple(
+        grounding, samples=mock.Mock(held=lambda *_: np.arange(9), masked=lambda *_: False),
         assist=mock.Mock(scorer=lambda *_: self.score)):
-      found = ground.rank_all(work, cfg, data, folder, None)[0]
-    for kind in ground.KINDS:
+      found = grounding.rank_all(work, cfg, data, folder, None)[0]
+    for kind in grounding.KINDS:
       self.assertEqual(found['test'][kind].shape, (5, 9))
       for gamma, ranks in zip((0, .5, 1, 2, 3), found['test'][kind]):
         for case in range(9):
@@ -168,7 +191,7 @@ class RingTest(absltest.TestCase):
     self.assertGreater(found['rows']['bigrec']['HR@1']['value'], 0.9)
     self.assertLess(found['invalid_titles'], 1)
     self.assertIn('sasrec', found['rows'])
-    written = works.find_stage(path, 'generate')
+    written = workdir_lib.find_stage(path, 'generate')
     want = (written / 'test.json').read_bytes()
     # One prompt at a time is the same as sixteen.
     single = run(config('bigrec_games', self.data, decode={'batch': 1},
@@ -176,7 +199,7 @@ class RingTest(absltest.TestCase):
     self.assertEqual(told.check(single), (12, 150))
     self.assertIn('12 of 150 users, those with 3 items or more; drawn by seed 42 out of 150',
                   (path / 'report.html').read_text())
-    few = json.loads((works.find_stage(path, 'generate') / 'test.json').read_text())
+    few = json.loads((workdir_lib.find_stage(path, 'generate') / 'test.json').read_text())
     all_of_them = {r['input']: r for r in json.loads(want)}
     for row in few:
       self.assertEqual(row['predict'], all_of_them[row['input']]['predict'])
@@ -245,11 +268,11 @@ class RingTest(absltest.TestCase):
       with contextlib.ExitStack() as room:
         if kind == 'peft':
           room.enter_context(self.assertRaisesRegex(ConfigError, 'choose merged'))
-        plan.convert(path, kind, self.folder / kind)
+        planning.convert(path, kind, self.folder / kind)
     self.assertTrue((self.folder / 'merged' / 'config.json').exists())
 
   def perfect_assistant(self, path):
-    data = samples.load(self.data, config('d3_scientific', self.data).samples)
+    data = instruction_data.load(self.data, config('d3_scientific', self.data).samples)
     scores = {part: np.zeros((len(getattr(data.cases, part)), 50), np.float32)
               for part in ('valid', 'test')}
     for part, table in scores.items():
@@ -266,10 +289,10 @@ class RingTest(absltest.TestCase):
     np.savez(file, item_ids=np.array(data.catalog.ids), valid=scores['valid'][:3],
              test=scores['test'])
     with self.assertRaisesRegex(DataError, r'valid has shape \(3, 50\), it must be \(150, 50\)'):
-      assist.read_scores(file, data)
+      cf_assistant.read_scores(file, data)
     np.savez(file, item_ids=np.array(data.catalog.ids[:-1]), **scores)
     with self.assertRaisesRegex(DataError, 'item_ids has 49 ids, the catalogue 50'):
-      assist.read_scores(file, data)
+      cf_assistant.read_scores(file, data)
 
 
 class TokenizerTest(absltest.TestCase):
@@ -278,10 +301,10 @@ class TokenizerTest(absltest.TestCase):
   def folder(self, normaliser):
     from tokenizers import Tokenizer
     path = pathlib.Path(self.enter_context(tempfile.TemporaryDirectory())) / 'llm'
-    made = tokens.train_bpe(TITLES * 4, 330)
+    made = tokenizer_lib.train_bpe(TITLES * 4, 330)
     backend = Tokenizer.from_str(made.backend.to_str())
     backend.normalizer = normaliser
-    made = tokens.wrap(backend, made.special_tokens, made.chat_template)
+    made = tokenizer_lib.wrap(backend, made.special_tokens, made.chat_template)
     shape = llm.Config(vocab=made.vocab_size, width=32, layers=1, heads=2, kv_heads=1, head_dim=16,
                        ffn=48, max_positions=4096)
     huggingface.save(llm.init(shape, jax.random.key(0)), shape, path)
@@ -306,12 +329,12 @@ class TokenizerTest(absltest.TestCase):
                       decode={'alphas': (1.0,), 'beams': 10})
 
     def choose(work, cfg, data, *rest):
-      search = decode.Search(work, cfg, data, *rest)
+      search = d3.Search(work, cfg, data, *rest)
       reached.append((len(search.catalogue[0]), data.titles[:2],
                       data.notes['titles_as_the_tokenizer_spells_them']))
       raise ConfigError('far enough')
     path = pathlib.Path(self.enter_context(tempfile.TemporaryDirectory()))
-    with mock.patch.object(decode, 'choose', choose), \
+    with mock.patch.object(d3, 'choose', choose), \
         self.assertRaisesRegex(ConfigError, 'far enough'):
       run(cfg, path)
     self.assertEqual(reached, [(50, ['10 k\u03a9 resistor', 'Caf\u00e9 scale'], 2)])
@@ -356,7 +379,7 @@ class PromptTest(parameterized.TestCase):
   def test_too_long_prompts_lose_their_oldest_titles_alone(self):
     template = prompts.load_template('bigrec')
     record = template.record('games', ['one', 'two', 'three'], 'four')
-    tokenizer = tokens.train_bpe([template.text(record)] * 5, 300)
+    tokenizer = tokenizer_lib.train_bpe([template.text(record)] * 5, 300)
     (ids,), cut = prompts.encode_prompts(tokenizer, template, [record], 10**6)
     (short,), was = prompts.encode_prompts(tokenizer, template, [record], len(ids) - 1)
     self.assertEqual((cut, was), (0, 1))
@@ -371,7 +394,7 @@ class PromptTest(parameterized.TestCase):
     for part in ('train', 'valid', 'test'):
       files.write_records(folder / f'{part}.json', rows)
     files.write_id2name(folder / 'id2name.txt', ['A', 'B', 'C', 'A'])
-    data = samples.load(folder, ConfigDict(dict(window='game', split='auto', history=10)))
+    data = instruction_data.load(folder, ConfigDict(dict(window='game', split='auto', history=10)))
     template = prompts.load_template('bigrec')
     self.assertEqual(data.records_of('test', template, 'x'), rows)
     self.assertEqual(data.cases.test.history(0).tolist(), [1, 2])
@@ -379,7 +402,7 @@ class PromptTest(parameterized.TestCase):
     self.assertEqual(data.cases.known.items.tolist(), [1, 2, 3])
     files.write_records(folder / 'test.json', [dict(rows[0], output='"Z"')])
     with self.assertRaisesRegex(DataError, 'test.json: the targets of 1 records are no title'):
-      samples.load(folder, ConfigDict(dict(window='game', split='auto', history=10)))
+      instruction_data.load(folder, ConfigDict(dict(window='game', split='auto', history=10)))
 
 
 class MisreadTest(parameterized.TestCase):
@@ -397,7 +420,7 @@ class MisreadTest(parameterized.TestCase):
       files.write_records(folder / f'{part}.json', rows)
     (folder / 'movies.dat').write_bytes(''.join(
         f'{n}::{t}::Drama\n' for n, t in enumerate(catalogue, 1)).encode(code))
-    data = samples.load(folder, ConfigDict(dict(window='movie', split='auto', history=10)))
+    data = instruction_data.load(folder, ConfigDict(dict(window='movie', split='auto', history=10)))
     return data, rows
 
   def check(self, data):
@@ -461,7 +484,7 @@ class MisreadTest(parameterized.TestCase):
   @absltest.skipUnless(SHARED.is_dir(), f'needs {SHARED}')
   def test_published_layout(self):
     settings = ConfigDict(dict(window='movie', split='auto', history=10))
-    want = samples.load(SHARED / 'movie', settings)
+    want = instruction_data.load(SHARED / 'movie', settings)
     folder = pathlib.Path(self.enter_context(tempfile.TemporaryDirectory()))
     (folder / 'movies.dat').write_bytes((SHARED / 'movie' / 'movies.dat').read_bytes())
     for part in ('train', 'valid', 'test'):
@@ -469,7 +492,7 @@ class MisreadTest(parameterized.TestCase):
       rows = json.loads(text)
       files.write_records(folder / f'{part}.json', [
           {k: v.encode().decode('latin-1') for k, v in r.items()} for r in rows])
-    found = samples.load(folder, settings)
+    found = instruction_data.load(folder, settings)
     self.assertEqual(found.records, want.records)
     odd = sum(not t.isascii() for rows in want.records.values() for r in rows
               for t in (r['output'], *files.unquoted(r['input'])))
@@ -534,7 +557,7 @@ class RefusalTest(parameterized.TestCase):
     cfg = config('d3_scientific', 'sample')
     cfg.assist.source = tempfile.mkdtemp()
     with self.assertRaisesRegex(ConfigError, "no run of the method 'sequential'"):
-      assist.stage(None, cfg, None)
+      cf_assistant.stage(None, cfg, None)
 
 
 if __name__ == '__main__':

@@ -12,13 +12,21 @@ from rich.console import Console
 
 from configs import etegrec_scientific, tiger_beauty
 from recjax import recommend
-from recjax.data.catalog import load_data
+from recjax.data.dataset import load_data
 from recjax.errors import ConfigError, DataError, UserError
 from recjax.methods import etegrec
-from recjax.methods.etegrec import evaluate, ids, interests, rows, tune, vectors
-from recjax.methods.etegrec import later as later_ids
-from recjax.training import shards
-from recjax.training.work import Work, find_stage, open_work, read_json
+from recjax.methods.etegrec import (
+  batching,
+  evaluate,
+  interests,
+  item_embeddings,
+  tokenization,
+  train,
+)
+from recjax.methods.etegrec import update as later_ids
+from recjax.run_files import read_json
+from recjax.training import sharded_stage
+from recjax.training.workdir import Workdir, find_stage, open_work
 from tests import devices, later, told
 from tests.methods.llmemb_test import random_decoder
 
@@ -157,9 +165,11 @@ class WholeTest(parameterized.TestCase):
       with open_work(self.create_tempdir().full_path, {}, mesh) as work:
         work.console = Console(quiet=True)
         if count == 1:
-          made = work.stage('vectors', vectors.stage, vectors.settings(cfg), shop)
-          coded = work.stage('tokenizer', ids.stage, ids.settings(cfg), made, shop.catalog.ids)
-        work.stage('train', tune.stage, tune.settings(cfg), shop, made, coded, None)
+          made = work.stage('vectors', item_embeddings.stage, item_embeddings.settings(cfg), shop)
+          coded = work.stage(
+            'tokenizer', tokenization.stage, tokenization.settings(cfg), made, shop.catalog.ids
+          )
+        work.stage('train', train.stage, train.settings(cfg), shop, made, coded, None)
         curves.append([row['loss_0'] for row in work.metrics() if row['stage'] == 'train'])
     self.assertLen(curves[0], 4)  # of both sides in turn
     np.testing.assert_allclose(*curves, rtol=1e-5)
@@ -172,17 +182,17 @@ class WholeTest(parameterized.TestCase):
     cfg.decode.batch = 48
     whole, broken = self.create_tempdir().full_path, self.create_tempdir().full_path
     run(cfg, whole)
-    original = tune.judged
+    original = train.judged
 
     def failing(*given):
       raise UserError('killed')
-    tune.judged = failing
+    train.judged = failing
     try:
       with self.assertRaisesRegex(UserError, 'killed'):
         run(cfg, broken)
     finally:
-      tune.judged = original
-    calls, kept = [], shards.kept
+      train.judged = original
+    calls, kept = [], sharded_stage.kept
 
     def counted(stop, work, name, make):
       def once():
@@ -192,10 +202,10 @@ class WholeTest(parameterized.TestCase):
         return make()
       return kept(work, name, once)
     with mock.patch.object(evaluate, 'PIECE', 1):
-      with mock.patch.object(shards, 'kept', functools.partial(counted, 1)), \
+      with mock.patch.object(sharded_stage, 'kept', functools.partial(counted, 1)), \
           self.assertRaisesRegex(UserError, 'killed'):
         run(cfg, broken)
-      with mock.patch.object(shards, 'kept', functools.partial(counted, 99)):
+      with mock.patch.object(sharded_stage, 'kept', functools.partial(counted, 99)):
         run(cfg, broken)
     self.assertEqual(calls, ['seed-0-0', 'seed-0-48', 'seed-0-96'])
     for name in ('ranks.parquet', 'predictions.parquet'):
@@ -230,14 +240,14 @@ class PartsTest(parameterized.TestCase):
 
   def test_every_prefix_is_a_row_once_an_epoch(self):
     shop = load_data(shop_folder(self.create_tempdir()))
-    histories, targets = rows.prefixes(shop.interactions, 4)
+    histories, targets = batching.prefixes(shop.interactions, 4)
     self.assertLen(targets, int((shop.interactions.lengths() - 1).sum()))
     self.assertLessEqual(max(map(len, histories)), 4)
-    made, shares, steps = rows.bins(histories, targets, np.arange(len(targets))[:, None], 4, 32)
-    order = rows.shuffled(jax.random.key(0), made, shares, steps)
+    made, shares, steps = batching.bins(histories, targets, np.arange(len(targets))[:, None], 4, 32)
+    order = batching.shuffled(jax.random.key(0), made, shares, steps)
     met = []
     for step in range(steps):
-      for part in rows.take(made, [o[step] for o in order]):
+      for part in batching.take(made, [o[step] for o in order]):
         met += [(tuple(int(i) for i in h if i), int(t)) for h, t in zip(
             part.history, part.target) if t]
     want = [(tuple(map(int, h)), int(t)) for h, t in zip(histories, targets)]
@@ -245,7 +255,7 @@ class PartsTest(parameterized.TestCase):
 
   def test_interests_know_nothing_of_the_target(self):
     shop = load_data(shop_folder(self.create_tempdir()))
-    work = Work(pathlib.Path('.'), Console(quiet=True))
+    work = Workdir(pathlib.Path('.'), Console(quiet=True))
     cfg = ConfigDict({'source': 'local', 'encoder': ''})
     history = shop.interactions.items[:3]
     said, _ = interests.told(work, cfg, shop, [history])
@@ -274,13 +284,13 @@ class PartsTest(parameterized.TestCase):
       else:
         cfg[key] = value
     with self.assertRaisesRegex(ConfigError, said):
-      tune.check(cfg)
+      train.check(cfg)
 
   def test_pooled_interests_are_refused_where_nothing_reads_them(self):
     cfg = tiger_beauty.get_config()
     cfg.fusion = 'pooled'
     with self.assertRaisesRegex(ConfigError, 'never a recommendation'):
-      tune.check(cfg)
+      train.check(cfg)
 
 
 if __name__ == '__main__':

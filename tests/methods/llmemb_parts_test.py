@@ -11,14 +11,16 @@ import numpy as np
 from absl.testing import absltest, parameterized
 from ml_collections import ConfigDict
 
-from recjax.data import catalog, splits
+from recjax import run_files
+from recjax.data import dataset, splits
+from recjax.distributed.sharding import make_mesh
 from recjax.errors import ConfigError, DataError
 from recjax.evaluation import metrics
-from recjax.methods.llmemb import evaluate, plan, prompts, rat, scft
+from recjax.methods.llmemb import evaluate, prompts, rat, scft, variants
 from recjax.models import seqrec
-from recjax.sharding import make_mesh
-from recjax.training import encoder, item_losses, sequential
-from recjax.training import work as works
+from recjax.training import sequential, text_embedding
+from recjax.training import workdir as workdir_lib
+from recjax.training.losses import item_losses
 from tests import devices
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -67,17 +69,20 @@ class PromptTest(parameterized.TestCase):
 
   def test_an_item_without_attributes_gets_the_fallback_and_is_counted(self):
     columns = {'title': ['A', '', 'C'], 'brand': [None, None, 'B']}
-    shop = catalog.make_dataset('x', catalog.Catalog(('i', 'j', 'k'), columns),
-                                catalog.Interactions(('u',), np.array([1], np.int32),
+    shop = dataset.make_dataset('x', dataset.Catalog(('i', 'j', 'k'), columns),
+                                dataset.Interactions(('u',), np.array([1], np.int32),
                                                      np.array([0, 1])))
     cfg = ConfigDict(dict(rules='any', header='H:', empty='omit', crude=False))
-    with works.open_work(tempfile.mkdtemp()) as work:
+    with workdir_lib.open_work(tempfile.mkdtemp()) as work:
       made = work.stage('prompts', prompts.stage, cfg, shop)
     self.assertEqual(prompts.read(made), ['H:\ntitle is A', 'H:\ntitle is unknown',
                                           'H:\ntitle is C; brand is B'])
-    self.assertEqual(works.read_json(made / 'report.json')['without_attributes'], ['j'])
+    self.assertEqual(run_files.read_json(made / 'report.json')['without_attributes'], ['j'])
     cfg.rules = 'books'
-    with works.open_work(tempfile.mkdtemp()) as work, self.assertRaisesRegex(ConfigError, 'books'):
+    with (
+      workdir_lib.open_work(tempfile.mkdtemp()) as work,
+      self.assertRaisesRegex(ConfigError, 'books'),
+    ):
       work.stage('prompts', prompts.stage, cfg, shop)
 
 
@@ -168,9 +173,9 @@ class ScftTest(parameterized.TestCase):
         lambda t: scft.objective(Reader(), self.cfg, ways)(t, frozen, batch, None)[0]))
     if mesh is None:
       return run(train)
-    from recjax.training import fit
+    from recjax.training import loop
     with jax.set_mesh(mesh):
-      batch = fit.place(batch, mesh)
+      batch = loop.place(batch, mesh)
       return run(train)
 
   @parameterized.parameters('infonce', 'soft_target')
@@ -266,7 +271,7 @@ class RatTest(parameterized.TestCase):
   def test_items_that_many_met_have_a_row_of_their_own_beside_the_adapters(self):
     cfg = small(ids_from=2)
     model = sequential.model_config(cfg, 3)
-    data = catalog.Interactions(('u', 'v'), np.array([1, 1, 2, 3, 1, 3, 2, 2], np.int32),
+    data = dataset.Interactions(('u', 'v'), np.array([1, 1, 2, 3, 1, 3, 2, 2], np.int32),
                                 np.array([0, 4, 8]))
     own = rat.known(cfg, splits.leave_one_out(data), 3)
     self.assertEqual(own.tolist(), [True, False, False])  # trained on 1, 1 and 1, 3
@@ -295,7 +300,7 @@ class RatTest(parameterized.TestCase):
 
   def test_13_inputs_targets_and_positions(self):
     offsets = np.array([0, 5])
-    data = catalog.Interactions(('u',), np.arange(1, 6, dtype=np.int32), offsets)
+    data = dataset.Interactions(('u',), np.arange(1, 6, dtype=np.int32), offsets)
     split = splits.leave_one_out(data)
     cfg = small()
     cfg.model.count = 'start'
@@ -390,7 +395,7 @@ class RatTest(parameterized.TestCase):
     cfg = config('backbone=gru4rec' + (',variant=text' if group == 'text' else ''))
     cfg[group][key] = value
     with self.assertRaises(ConfigError):
-      plan.check(cfg)
+      variants.check(cfg)
       rat.check(cfg, 1000)
 
 
@@ -407,8 +412,8 @@ class JudgeTest(parameterized.TestCase):
     rng = np.random.default_rng(0)
     rows = [rng.integers(1, 30, n).astype(np.int32) for n in rng.integers(3, 15, 80)]
     offsets = np.cumsum([0, *map(len, rows)])
-    data = catalog.Interactions(tuple(map(str, range(80))), np.concatenate(rows), offsets)
-    shop = catalog.make_dataset('x', catalog.Catalog(tuple(map(str, range(29))), {}), data)
+    data = dataset.Interactions(tuple(map(str, range(80))), np.concatenate(rows), offsets)
+    shop = dataset.make_dataset('x', dataset.Catalog(tuple(map(str, range(29))), {}), data)
     split = splits.leave_one_out(data)
     cfg = ConfigDict(dict(judge=dict(tail_item=20, tail_user=7), popularity_of_all=False))
     groups = evaluate.group_masks(cfg, shop, split)
@@ -430,7 +435,7 @@ class ConfigTest(absltest.TestCase):
   def test_the_released_profile_differs_by_switches(self):
     cfg = config('profile=faithful')
     self.assertTrue(all(cfg.defects.values()))
-    sas, gru = (plan.recommender_config(config(f'profile=faithful,backbone={k}'), k)
+    sas, gru = (variants.recommender_config(config(f'profile=faithful,backbone={k}'), k)
                 for k in ('sasrec', 'gru4rec'))
     self.assertTrue(sas.model.future and sas.model.pads and not sas.train.last_only)
     self.assertTrue(gru.train.last_only and not gru.model.future)
@@ -439,7 +444,7 @@ class ConfigTest(absltest.TestCase):
 
   def test_rungs_bound_the_padding(self):
     for n in range(1, 2000):
-      self.assertBetween(encoder.rung(n), n, max(16, n * 1.25 + 8))
+      self.assertBetween(text_embedding.rung(n), n, max(16, n * 1.25 + 8))
 
 
 if __name__ == '__main__':

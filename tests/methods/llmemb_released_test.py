@@ -11,10 +11,10 @@ import jax.numpy as jnp
 import numpy as np
 from absl.testing import absltest, parameterized
 
+from recjax.distributed.sharding import make_mesh
 from recjax.errors import ConfigError
-from recjax.methods.llmemb import plan, prompts, rat
+from recjax.methods.llmemb import prompts, rat, variants
 from recjax.models import seqrec
-from recjax.sharding import make_mesh
 from recjax.training import sequential
 from tests.methods.llmemb_parts_test import config
 
@@ -275,7 +275,7 @@ class SwitchTest(parameterized.TestCase):
     cfg = config('paper,profile=faithful,backbone=bert4rec')
     self.assertEqual((cfg.model.heads, cfg.model.hidden, cfg.scft.optim.warmup), (1, 128, 0))
     self.assertEqual((cfg.rat.align_loss, cfg.rat.activation), ('soft_target', 'none'))
-    bert, sas = (plan.recommender_config(cfg, k) for k in ('bert4rec', 'sasrec'))
+    bert, sas = (variants.recommender_config(cfg, k) for k in ('bert4rec', 'sasrec'))
     self.assertTrue(bert.model.bare and bert.train.mask_by_chance and not bert.model.future)
     self.assertTrue(sas.model.future and not sas.train.mask_by_chance)
 

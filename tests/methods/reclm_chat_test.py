@@ -10,12 +10,13 @@ from ml_collections import ConfigDict
 from tokenizers import Tokenizer as Backend
 from tokenizers import decoders, models, normalizers, pre_tokenizers, trainers
 
-from recjax.data.catalog import Catalog, Interactions, make_dataset
+from recjax.data.dataset import Catalog, Interactions, make_dataset
 from recjax.errors import ConfigError, DataError
 from recjax.methods import reclm
-from recjax.methods.reclm import goods, render, samples
-from recjax.text import chat, tokens
-from recjax.training import scope
+from recjax.methods.reclm import chat_encoding, sft_data, tokenized_catalog
+from recjax.text import chat_template
+from recjax.text import tokenizer as tokenizer_lib
+from recjax.training.losses import trie_masked
 
 SHARED = pathlib.Path(__file__).parents[2].parent / 'shared' / 'models'
 TITLES = ['blue lamp', 'blue lamp shade', 'red rope', 'big mug']
@@ -24,7 +25,7 @@ DONE = '{% endfor %}'
 ASK = '{% if add_generation_prompt %}'
 # Layouts as model cards describe them, in our own words and with this test's control tokens.
 TEMPLATES = {
-    'own': tokens.CHAT_TEMPLATE,
+    'own': tokenizer_lib.CHAT_TEMPLATE,
     'no generation prompt': EACH + "<|start|>{{ m.role + '\n' + m.content }}<|end|>\n" + DONE,
     # ChatML with a system turn of its own (SmolLM2, Qwen2.5).
     'default system': "{% if messages[0].role != 'system' %}<|start|>system\nBe kind.<|end|>\n"
@@ -72,26 +73,32 @@ TEMPLATES = {
     'the last turn ends anew': EACH + '<|start|>{{ m.role }}: {{ m.content }}{% if loop.last %}'
                                '<stop>{% else %}<|end|>{% endif %}' + DONE,
 }
-TURNS = [samples.said('system', ' Advise. '), samples.said('user', ' How?\n'),
-         samples.said('assistant', [' So. ']), samples.said('user', 'Name two. '),
-         samples.said('assistant', samples.written([3, 1])), samples.said('user', 'More? '),
-         samples.said('assistant', ['No <|end|>.'])]
+TURNS = [sft_data.said('system', ' Advise. '), sft_data.said('user', ' How?\n'),
+         sft_data.said('assistant', [' So. ']), sft_data.said('user', 'Name two. '),
+         sft_data.said('assistant', sft_data.written([3, 1])), sft_data.said('user', 'More? '),
+         sft_data.said('assistant', ['No <|end|>.'])]
 
 
 def tokenizer(template):
-  base = tokens.train_bpe(TITLES * 4, 320)
+  base = tokenizer_lib.train_bpe(TITLES * 4, 320)
   return dataclasses.replace(base, chat_template=template)
 
 
 def renderer(base, variables=None, codes=False):
-  made, (soi, eoi, *more) = tokens.extend(
-      base, [goods.SOI, goods.EOI, *(['<0_0>', '<0_1>', '<1_0>', '<1_1>'] if codes else [])])
-  stock = goods.load(Catalog(tuple('abcd'), {'title': TITLES}), made)
+  made, (soi, eoi, *more) = tokenizer_lib.extend(
+    base,
+    [
+      tokenized_catalog.SOI,
+      tokenized_catalog.EOI,
+      *(['<0_0>', '<0_1>', '<1_0>', '<1_1>'] if codes else []),
+    ],
+  )
+  stock = tokenized_catalog.load(Catalog(tuple('abcd'), {'title': TITLES}), made)
   if codes:
-    stock = goods.codes(stock, np.array([[0, 0], [0, 1], [1, 0], [1, 1]]), more[0])
+    stock = tokenized_catalog.codes(stock, np.array([[0, 0], [0, 1], [1, 0], [1, 1]]), more[0])
   tree = stock.plant(eoi, made.vocab_size)
-  nodes = scope.title_nodes(tree.first, tree.tok, [[*r, eoi] for r in stock.rows])
-  return render.Renderer(made, stock.rows, soi, eoi, nodes, variables=variables)
+  nodes = trie_masked.title_nodes(tree.first, tree.tok, [[*r, eoi] for r in stock.rows])
+  return chat_encoding.ChatEncoder(made, stock.rows, soi, eoi, nodes, variables=variables)
 
 
 def runs(weights):
@@ -107,7 +114,7 @@ class PrefixTest(parameterized.TestCase):
     want = [(turn.tokens(turns[:at]), turn.answer(t['content']))
             for at, t in enumerate(turns) if t['role'] == 'assistant']
     found = []
-    made = turn.examples(samples.Sample(turns))
+    made = turn.examples(sft_data.Sample(turns))
     for one in made:
       self.assertLen({len(one.ids), len(one.weights), *map(len, one.marks.values())}, 1)
       for start, stop in runs(one.weights):
@@ -127,7 +134,7 @@ class PrefixTest(parameterized.TestCase):
       self.check(turn, TURNS[:3])
       self.check(turn, [TURNS[0], *TURNS[3:5]])
       self.check(turn)
-      render.check(turn.tokenizer, variables)
+      chat_encoding.check(turn.tokenizer, variables)
 
   @parameterized.parameters('first', 'always', 'never')
   def test_sentencepiece_style_tokenizers(self, scheme):
@@ -137,23 +144,23 @@ class PrefixTest(parameterized.TestCase):
     backend.train_from_iterator([*TITLES, 'Advise How So Name two [INST] SYS 1234567890'] * 9,
                                 trainers.BpeTrainer(vocab_size=200, show_progress=False,
                                                     special_tokens=['<unk>', '<s>', '</s>']))
-    base = tokens.wrap(backend, dict(bos_token='<s>', eos_token='</s>', unk_token='<unk>'),
+    base = tokenizer_lib.wrap(backend, dict(bos_token='<s>', eos_token='</s>', unk_token='<unk>'),
                        TEMPLATES['llama 2'].replace('<|end|>', '</s>'))
     self.check(renderer(base), TURNS[:5])
 
   @absltest.skipUnless(SHARED.is_dir(), f'needs the tokenizers in {SHARED}')
   def test_qwen3(self):
     for variables, apart in (({}, 1), ({'enable_thinking': False}, 3)):
-      turn = renderer(tokens.load(SHARED / 'qwen3-tokenizer'), variables)
+      turn = renderer(tokenizer_lib.load(SHARED / 'qwen3-tokenizer'), variables)
       self.assertLen(self.check(turn), apart)  # history has no block, what asks has one
       thought = turn.tokenizer.controls['<think>']
       self.assertEqual(turn.tokens(TURNS[:2]).count(thought), int('enable_thinking' in variables))
 
   def test_one_row_where_the_template_keeps_what_was_learnt(self):
-    base = tokenizer(tokens.CHAT_TEMPLATE)
+    base = tokenizer(tokenizer_lib.CHAT_TEMPLATE)
     turn = renderer(base)
     one, = self.check(turn)
-    whole = chat.render_parts(turn.tokenizer, [
+    whole = chat_template.render_parts(turn.tokenizer, [
         {**t, 'content': [turn.answer(t['content'])[0]]} if t['role'] == 'assistant' else t
         for t in TURNS], False)
     self.assertEqual(one.ids.tolist(), [i for part in whole for i in part])
@@ -166,14 +173,14 @@ class PrefixTest(parameterized.TestCase):
   def test_answers_end_where_decoding_ends(self):
     """Where a template writes a space, or words of its own, before or for an end token."""
     for name in ('llama 2', 'another end', 'plain words'):
-      one = renderer(tokenizer(TEMPLATES[name])).examples(samples.Sample(TURNS[:3]))[0]
+      one = renderer(tokenizer(TEMPLATES[name])).examples(sft_data.Sample(TURNS[:3]))[0]
       end, = tokenizer('').eos_ids
       self.assertEqual(one.ids[one.weights].tolist()[-1], end)
 
   def test_another_day_asks_alike(self):
     base, seen = tokenizer(TEMPLATES['llama 3']), []
     for day in (1, 2):
-      with mock.patch.object(chat, 'datetime') as clock:
+      with mock.patch.object(chat_template, 'datetime') as clock:
         clock.datetime.now.return_value = datetime.datetime(2026, 12, day)
         seen.append(renderer(base).tokens(TURNS[:2]))
     self.assertEqual(*seen)
@@ -188,8 +195,8 @@ class PrefixTest(parameterized.TestCase):
   def test_what_cannot_be_is_said_before_training(self, template, said):
     base = tokenizer(template)
     with self.assertRaisesRegex(ConfigError, said):
-      render.check(base, {})
-    with mock.patch.object(reclm.tokens, 'load', return_value=base), \
+      chat_encoding.check(base, {})
+    with mock.patch.object(reclm.tokenizer_lib, 'load', return_value=base), \
         self.assertRaisesRegex(ConfigError, f'^/models/x: .*{said}'):
       reclm.check_texts(self.config(), None, '/models/x')
 
@@ -199,11 +206,11 @@ class PrefixTest(parameterized.TestCase):
 
   def test_titles_that_cannot_be_written_are_named_before_training(self):
     """Of the catalogue, and of the one that the weights are tested with afterwards."""
-    base = tokenizer(tokens.CHAT_TEMPLATE)
+    base = tokenizer(tokenizer_lib.CHAT_TEMPLATE)
     base.backend.normalizer = normalizers.Replace('\u2019', '')
     right, wrong = (make_dataset('x', Catalog(('i0', 'i1'), {'title': ['lamp', t]}), Interactions(
         ('u',), np.array([1], np.int32), np.array([0, 1]))) for t in ('mug', 'Don\u2019t'))
-    with mock.patch.object(reclm.tokens, 'load', return_value=base):
+    with mock.patch.object(reclm.tokenizer_lib, 'load', return_value=base):
       reclm.check_texts(self.config(), right, 'x')
       with self.assertRaisesRegex(DataError, r'item i1, .*at character 4 U\+2019'):
         reclm.check_texts(self.config(), wrong, 'x')
@@ -214,10 +221,10 @@ class PrefixTest(parameterized.TestCase):
   def test_one_round_is_enough_where_one_is_asked(self):
     """A template of a single round is refused only where there are more."""
     base = tokenizer("{% if messages | length > 3 %}{{ raise_exception('one round') }}{% endif %}"
-                     + tokens.CHAT_TEMPLATE)
-    render.check(base, {}, several=False)
+                     + tokenizer_lib.CHAT_TEMPLATE)
+    chat_encoding.check(base, {}, several=False)
     with self.assertRaisesRegex(ConfigError, 'one round'):
-      render.check(base, {})
+      chat_encoding.check(base, {})
 
 
 if __name__ == '__main__':

@@ -10,30 +10,32 @@ import numpy as np
 from absl.testing import absltest, parameterized
 from ml_collections import ConfigDict
 
-from recjax.data.catalog import Catalog, Interactions
+from recjax.data.dataset import Catalog, Interactions
 from recjax.data.formats import conversations
-from recjax.data.sample_talk import questions
-from recjax.decoding import item_mode
+from recjax.data.sample_shop.small_talk import questions
+from recjax.decoding import item_span
 from recjax.errors import ConfigError, DataError
-from recjax.methods.reclm import goods, rates, render, samples, tune
+from recjax.methods.reclm import chat_encoding, list_metrics, sft_data, tokenized_catalog
+from recjax.methods.reclm import train as train_lib
 from recjax.models import seqrec
-from recjax.text import templates, tokens
+from recjax.text import prompt_templates
+from recjax.text import tokenizer as tokenizer_lib
 
 ROOT = pathlib.Path(__file__).parents[2]
 TITLES = ['blue lamp', 'blue lamp shade', 'red rope', 'big mug']
-TEMPLATE = templates.read('reclm', 'recjax.methods.reclm', samples.FIELDS)
+TEMPLATE = prompt_templates.read('reclm', 'recjax.methods.reclm', sft_data.FIELDS)
 TRAIN = ConfigDict(dict(seed=0, longest_list=10, full_lists=False, candidates=0.5, rule=0.5,
                         multi_round=0.0, chat_share=0.0, control=0.0, full_histories=False))
 
 
 def tokenizer():
-  base = tokens.train_bpe([*TITLES, *TEMPLATE.values()], 320)
-  return tokens.extend(base, [goods.SOI, goods.EOI])
+  base = tokenizer_lib.train_bpe([*TITLES, *TEMPLATE.values()], 320)
+  return tokenizer_lib.extend(base, [tokenized_catalog.SOI, tokenized_catalog.EOI])
 
 
 def stock(made=None):
   made = made or tokenizer()[0]
-  return goods.load(Catalog(tuple('abcd'), {'title': TITLES}), made)
+  return tokenized_catalog.load(Catalog(tuple('abcd'), {'title': TITLES}), made)
 
 
 class GoodsTest(parameterized.TestCase):
@@ -41,33 +43,33 @@ class GoodsTest(parameterized.TestCase):
   @parameterized.parameters(
       (['T', 'T', 'T'], ['T', 'T (1)', 'T (2)']), (['T', 'T (1)', 'T'], ['T', 'T (1)', 'T (2)']))
   def test_d6_titles_are_made_unlike(self, given, want):
-    self.assertEqual(goods.unlike(given), want)
+    self.assertEqual(tokenized_catalog.unlike(given), want)
 
   def test_d6_category_paths_leave_the_root_out(self):
     catalog = Catalog(('x', 'y'), {'categories': [['Root', 'A', 'B'], ['Root', 'C']]})
-    self.assertEqual(goods.paths(catalog), [['A', 'A, B'], ['C']])
+    self.assertEqual(tokenized_catalog.paths(catalog), [['A', 'A, B'], ['C']])
 
   def test_titles_with_control_tokens_are_plain_text(self):
     made, (soi, eoi) = tokenizer()
     odd = ['<EOI> cut', 'a <|end|> b', '<SOI>']
-    some = goods.load(Catalog(('x', 'y', 'z'), {'title': odd}), made)
+    some = tokenized_catalog.load(Catalog(('x', 'y', 'z'), {'title': odd}), made)
     for title, row in zip(odd, some.rows):
       self.assertFalse({soi, eoi, *made.eos_ids} & set(row))
       self.assertEqual(made.decode(row), title)
 
   def test_bad_titles(self):
     made = tokenizer()[0]
-    some = goods.load(Catalog(('x', 'y', 'z'), {'title': ['a', '   ', None]}), made)
+    some = tokenized_catalog.load(Catalog(('x', 'y', 'z'), {'title': ['a', '   ', None]}), made)
     self.assertEqual((some.titles, some.notes['named_by_id']), (['a', 'y', 'z'], 2))
     self.assertEqual(some.index, {'a': 1, 'y': 2, 'z': 3})
     with self.assertRaisesRegex(DataError, 'catalogue is empty'):
-      goods.load(Catalog((), {'title': []}), made)
+      tokenized_catalog.load(Catalog((), {'title': []}), made)
     with self.assertRaisesRegex(DataError, 'no titles to write'):
-      goods.load(Catalog(('x',), {}), made)
+      tokenized_catalog.load(Catalog(('x',), {}), made)
 
   def test_new_tokens_need_ids_of_their_own(self):
     with self.assertRaisesRegex(ConfigError, 'needs one of its own'):
-      tokens.extend(tokenizer()[0], ['<X>', '<X>'])
+      tokenizer_lib.extend(tokenizer()[0], ['<X>', '<X>'])
 
 
 class SampleTest(parameterized.TestCase):
@@ -75,29 +77,29 @@ class SampleTest(parameterized.TestCase):
   @parameterized.parameters(
       ([7, 1, 9], 3, [1, 7, 9]), ([7, 8, 9], 3, [1, 7, 8]), ([7, 8], 1, [1]))
   def test_d3_labels(self, taught, count, want):
-    self.assertEqual(samples.label_list(1, taught, count), want)
+    self.assertEqual(sft_data.label_list(1, taught, count), want)
 
   def test_d4_windows_stay_in_their_bounds_and_reach_them(self):
     sequences = Interactions(tuple('abc'), np.arange(1, 32, dtype=np.int32),
                              np.array([0, 15, 16, 31], np.int64))
     seen = set()
     for epoch in range(400):
-      users, begin, end = samples.windows(sequences, epoch, 0)
+      users, begin, end = sft_data.windows(sequences, epoch, 0)
       self.assertEqual(users.tolist(), [0, 2])
       for u, a, t in zip(users, begin - sequences.offsets[users], end - sequences.offsets[users]):
         self.assertTrue(1 <= t <= 14 and max(0, t - 10) <= a <= t - 1, (u, a, t))
         seen.add((t, t - a))
     self.assertEqual({t for t, _ in seen}, set(range(1, 15)))
     self.assertEqual({n for _, n in seen}, set(range(1, 11)))
-    _, begin, end = samples.windows(sequences, 0, 0, full=True)
+    _, begin, end = sft_data.windows(sequences, 0, 0, full=True)
     np.testing.assert_array_equal(end, sequences.offsets[[1, 3]] - 1)
     np.testing.assert_array_equal(
-        begin, np.maximum(sequences.offsets[[0, 2]], end - samples.LONGEST))
+        begin, np.maximum(sequences.offsets[[0, 2]], end - sft_data.LONGEST))
 
   def test_d8_chat_stands_before_or_after(self):
     some = stock()
-    base = samples.recommend(some, TEMPLATE, [1], [2], np.random.default_rng(0), TRAIN)
-    sides = [samples.beside(base, ('How?', 'So.'), late) for late in (0, 1)]
+    base = sft_data.recommend(some, TEMPLATE, [1], [2], np.random.default_rng(0), TRAIN)
+    sides = [sft_data.beside(base, ('How?', 'So.'), late) for late in (0, 1)]
     self.assertEqual([[t['role'] for t in s.turns] for s in sides],
                      [['system'] + ['user', 'assistant'] * 2] * 2)
     self.assertEqual([s.turns[1]['content'] == 'How?' for s in sides], [True, False])
@@ -107,7 +109,7 @@ class SampleTest(parameterized.TestCase):
                          np.array([0, 3, 6], np.int64))
     teach = lambda histories, k: np.tile([4, 3, 2, 1], (len(histories), 1))  # noqa: E731
     cfg = ConfigDict({**TRAIN.to_dict(), 'multi_round': 1.0, 'chat_share': 1.0})
-    make = lambda n: samples.epoch(cfg, stock(), train, teach, n, TEMPLATE,  # noqa: E731
+    make = lambda n: sft_data.epoch(cfg, stock(), train, teach, n, TEMPLATE,  # noqa: E731
                                    questions(5))
     self.assertEqual(repr(make(1)), repr(make(1)))
     self.assertNotEqual(repr(make(1)), repr(make(2)))
@@ -119,7 +121,7 @@ class SampleTest(parameterized.TestCase):
   def test_candidates_hold_the_labels_without_repeats(self):
     rng = np.random.default_rng(0)
     for _ in range(200):
-      some = samples.among([3, 7], 12, rng, 10)
+      some = sft_data.among([3, 7], 12, rng, 10)
       self.assertTrue({3, 7} <= set(some) and len(set(some)) == len(some) <= 10)
 
 
@@ -128,26 +130,26 @@ class RenderTest(parameterized.TestCase):
   def turn(self):
     made, (soi, eoi) = tokenizer()
     some = stock(made)
-    return made, some, render.Renderer(made, some.rows, soi, eoi)
+    return made, some, chat_encoding.ChatEncoder(made, some.rows, soi, eoi)
 
   def test_d5_the_list_as_text_and_back(self):
     made, some, turn = self.turn()
-    ids, _, items = turn.answer(samples.written([1, 3]))
+    ids, _, items = turn.answer(sft_data.written([1, 3]))
     text = ''.join('<SOI>' if i == turn.soi else '<EOI>' if i == turn.eoi else made.decode([i])
                    for i in ids)
     self.assertEqual(text, '1. <SOI>blue lamp<EOI>\n 2. <SOI>red rope<EOI>\n')
     self.assertEqual([i for i in items if i > 0], [1, 3])
     tree = some.plant(turn.eoi, made.vocab_size)
-    self.assertEqual(item_mode.parse(tree, ids, turn.soi), ([0, 2], False))
+    self.assertEqual(item_span.parse(tree, ids, turn.soi), ([0, 2], False))
 
   def test_what_is_learnt_is_answers_and_their_ends(self):
     made, _, turn = self.turn()
-    turns = [samples.said('system', 's'), samples.said('user', 'Name <SOI>one<EOI>'),
-             samples.said('assistant', samples.written([4])), samples.said('user', 'q'),
-             samples.said('assistant', ['fine'])]
-    one, = turn.examples(samples.Sample(turns))
+    turns = [sft_data.said('system', 's'), sft_data.said('user', 'Name <SOI>one<EOI>'),
+             sft_data.said('assistant', sft_data.written([4])), sft_data.said('user', 'q'),
+             sft_data.said('assistant', ['fine'])]
+    one, = turn.examples(sft_data.Sample(turns))
     learnt = one.ids[one.weights].tolist()
-    want = turn.answer(samples.written([4]))[0] + [made.eos_ids[0]] + made.encode('fine') + [
+    want = turn.answer(sft_data.written([4]))[0] + [made.eos_ids[0]] + made.encode('fine') + [
         made.eos_ids[0]]
     self.assertEqual(learnt, want)
     self.assertEqual((one.ids == turn.soi).sum(), 1)  # the user's text holds none
@@ -158,10 +160,10 @@ class RenderTest(parameterized.TestCase):
     _, some, turn = self.turn()
     turn.nodes = [np.full(len(r) + 1, 10 * i) for i, r in enumerate(some.rows)]
     template = {**TEMPLATE, 'train': 'Name {count}, I have: {items}'}
-    ask = samples.question(some, template, [2, 4], 'trained', 3, ' All <SOI>.')
+    ask = sft_data.question(some, template, [2, 4], 'trained', 3, ' All <SOI>.')
     self.assertEqual(ask[1]['content'], ['Name 3, I have: ', 2, ' → ', 4, ' All <SOI>.'])
     one, = turn.examples(
-        samples.Sample([*ask, samples.said('assistant', samples.written([1]))]))
+        sft_data.Sample([*ask, sft_data.said('assistant', sft_data.written([1]))]))
     prompt = turn.tokens(ask)
     self.assertEqual(one.ids[:len(prompt)].tolist(), prompt)
     self.assertEqual(prompt.count(turn.soi), 2)  # the wish is plain text
@@ -181,22 +183,22 @@ class RenderTest(parameterized.TestCase):
     control = {turn.soi, turn.eoi}
     for _ in range(5000):
       text = ''.join(parts[i] for i in rng.integers(0, len(parts), rng.integers(1, 8)))
-      ids = turn.tokens([samples.said('system', 's'), samples.said('user', text)])
+      ids = turn.tokens([sft_data.said('system', 's'), sft_data.said('user', text)])
       self.assertFalse(control & set(ids), text)
 
   def test_long_histories_lose_their_oldest(self):
     _, some, turn = self.turn()
-    whole, none = samples.prompts(turn, some, TEMPLATE, [[1, 2, 3, 4] * 3])
+    whole, none = sft_data.prompts(turn, some, TEMPLATE, [[1, 2, 3, 4] * 3])
     self.assertEqual(none, 0)
     turn.longest = len(whole[0]) - 1
-    less, short = samples.prompts(turn, some, TEMPLATE, [[1, 2, 3, 4] * 3])
+    less, short = sft_data.prompts(turn, some, TEMPLATE, [[1, 2, 3, 4] * 3])
     self.assertEqual(short, 1)
     self.assertLess(len(less[0]), len(whole[0]))
     turn.longest = 5
     with self.assertRaisesRegex(DataError, 'raise prompt.cutoff'):
-      samples.prompts(turn, some, TEMPLATE, [[1]])
+      sft_data.prompts(turn, some, TEMPLATE, [[1]])
     with self.assertRaisesRegex(ConfigError, 'judge.words'):
-      samples.question(some, TEMPLATE, [1], 'loud')
+      sft_data.question(some, TEMPLATE, [1], 'loud')
 
 
 class TeacherTest(absltest.TestCase):
@@ -212,7 +214,9 @@ class TeacherTest(absltest.TestCase):
 class RateTest(parameterized.TestCase):
 
   def rates(self, items, asked=10, history=()):
-    return rates.of_lists([items], [history], [3], [['A'], ['A'], ['A', 'A, B'], ['C']], 4, asked)
+    return list_metrics.of_lists(
+      [items], [history], [3], [['A'], ['A'], ['A', 'A, B'], ['C']], 4, asked
+    )
 
   def test_m1_to_m4(self):
     first = self.rates([1, 2, 3])
@@ -230,36 +234,41 @@ class RateTest(parameterized.TestCase):
     self.assertEqual((some['InHistoryRate@10'], some['TargetCategoryRate@10']), (2, 1))
 
   def test_m5_vague_mapping(self):
-    self.assertEqual(rates.nearest('Toy Stor', ['Toy', 'Toy Story', 'Toy Storm']), 'Toy Storm')
-    self.assertIsNone(rates.nearest('Toy Stor', ['Something else']))
-    self.assertEqual(rates.edits('kitten', 'sitting', 3), 3)
-    self.assertEqual(rates.edits('abcdef', 'ghijkl', 3), 4)
+    self.assertEqual(
+      list_metrics.nearest('Toy Stor', ['Toy', 'Toy Story', 'Toy Storm']), 'Toy Storm'
+    )
+    self.assertIsNone(list_metrics.nearest('Toy Stor', ['Something else']))
+    self.assertEqual(list_metrics.edits('kitten', 'sitting', 3), 3)
+    self.assertEqual(list_metrics.edits('abcdef', 'ghijkl', 3), 4)
 
   def test_free_text_is_read_and_counted(self):
     made, (soi, eoi) = tokenizer()
     some = stock(made)
     ids = [*made.encode('1. '), soi, *some.rows[1], eoi, soi, *made.encode('blue lamq'), eoi,
            soi, *made.encode('nothing'), eoi, soi, *made.encode('nothing'), eoi, soi, *some.rows[0]]
-    titles = rates.titles_of(ids, made, soi, eoi)
+    titles = list_metrics.titles_of(ids, made, soi, eoi)
     self.assertLen(titles, 4)  # the last one is never closed
-    self.assertEqual(rates.recognised(titles, some, made), [2, -1, -2, -2])
-    self.assertEqual(rates.recognised(titles, some, made, vague=2), [2, 1, -1, -1])
-    found = rates.of_lists([[2, -1, -2, -2]], [[]], [3], some.categories, 4, 10)
-    self.assertEqual((found['NonExistRate@10'], found['RepeatRate@10'], found['coverage@10']),
-                     (3, 1, 0.25))
-    plain = rates.titles_of(made.encode('1. red rope\n\n 2. big mug\nblue lamp'), made, soi, eoi)
+    self.assertEqual(list_metrics.recognised(titles, some, made), [2, -1, -2, -2])
+    self.assertEqual(list_metrics.recognised(titles, some, made, vague=2), [2, 1, -1, -1])
+    found = list_metrics.of_lists([[2, -1, -2, -2]], [[]], [3], some.categories, 4, 10)
+    self.assertEqual(
+      (found['NonExistRate@10'], found['RepeatRate@10'], found['coverage@10']), (3, 1, 0.25)
+    )
+    plain = list_metrics.titles_of(
+      made.encode('1. red rope\n\n 2. big mug\nblue lamp'), made, soi, eoi
+    )
     self.assertEqual(plain, ['red rope', 'big mug', 'blue lamp'])
-    self.assertEqual(rates.recognised(plain, some, made), [3, 4, 1])
+    self.assertEqual(list_metrics.recognised(plain, some, made), [3, 4, 1])
 
   @parameterized.parameters(
       ('#### 18', '18'), ('18.', '18'), ('$1,234', '1234'), ('so 12.50', '12.5'), ('007', '7'),
       ('-3 then 4', '4'))
   def test_m6_numbers(self, text, want):
-    self.assertEqual(str(rates.last_number(text).normalize().to_integral_value()
-                         if '.' not in want else rates.last_number(text).normalize()), want)
+    self.assertEqual(str(list_metrics.last_number(text).normalize().to_integral_value()
+                         if '.' not in want else list_metrics.last_number(text).normalize()), want)
 
   def test_m6_no_number(self):
-    self.assertIsNone(rates.last_number('none'))
+    self.assertIsNone(list_metrics.last_number('none'))
 
 
 class ConversationTest(absltest.TestCase):
@@ -291,14 +300,14 @@ class ConversationTest(absltest.TestCase):
   def test_small_talk_ends_in_its_number(self):
     for question, answer in questions(200):
       self.assertTrue(question.endswith('?'))
-      self.assertIsNotNone(rates.last_number(answer))
+      self.assertIsNotNone(list_metrics.last_number(answer))
 
 
 class ControlTest(absltest.TestCase):
 
   def test_code_tokens_are_named_level_by_level(self):
     cfg = ConfigDict({'grounding': 'token'})
-    self.assertEqual(tune.names(cfg, np.array([[0, 1], [1, 0]])),
+    self.assertEqual(train_lib.names(cfg, np.array([[0, 1], [1, 0]])),
                      ['<SOI>', '<EOI>', '<0_0>', '<0_1>', '<1_0>', '<1_1>'])
 
 

@@ -11,17 +11,29 @@ import numpy as np
 from absl.testing import absltest, parameterized
 from ml_collections import ConfigDict
 
-from recjax.data.catalog import Catalog, Interactions, load_data, make_dataset
+from recjax.data.dataset import Catalog, Interactions, load_data, make_dataset
 from recjax.data.formats import sft
 from recjax.errors import ConfigError, DataError
-from recjax.methods.reclm import controls, goods, render, samples, static, teacher, tune
-from recjax.models import llm, vocabulary
-from recjax.text import templates, tokens
-from recjax.training import dialogue, micro, scope
+from recjax.methods.reclm import (
+  chat_encoding,
+  control_tasks,
+  offline_samples,
+  sft_data,
+  teacher,
+  tokenized_catalog,
+)
+from recjax.methods.reclm import train as train_lib
+from recjax.models import embedding_resize, llm
+from recjax.text import prompt_templates
+from recjax.text import tokenizer as tokenizer_lib
+from recjax.training import conversation_sft, microbatch
+from recjax.training.losses import trie_masked
 
 ROOT = pathlib.Path(__file__).parents[2]
 SHARED = ROOT.parent / 'shared/data/formats/reclm-cgen'
-TEMPLATE = templates.read('reclm', 'recjax.methods.reclm', {**samples.FIELDS, **controls.FIELDS})
+TEMPLATE = prompt_templates.read(
+  'reclm', 'recjax.methods.reclm', {**sft_data.FIELDS, **control_tasks.FIELDS}
+)
 N = 12
 CATALOG = Catalog(tuple(f'i{n}' for n in range(N)), {
     'title': [f'thing {chr(97 + n)}' for n in range(N)],
@@ -46,7 +58,7 @@ def shop(users=40):
 
 
 def tokenizer():
-  return tokens.train_bpe([*CATALOG.columns['title'], *TEMPLATE.values()], 320)
+  return tokenizer_lib.train_bpe([*CATALOG.columns['title'], *TEMPLATE.values()], 320)
 
 
 def config(**changes):
@@ -70,16 +82,16 @@ class WishTest(parameterized.TestCase):
       ('at_least', 2, [1, 2, 4], True), ('at_least', 2, [1, 2], False),
       ('about', 2, [1, 2], True), ('about', 2, [1, 3], False), ('about', 0, [1, 2], True))
   def test_when_a_wish_is_followed(self, kind, wanted, items, want):
-    self.assertEqual(controls.Wish(kind, 'even', wanted).followed(items, {2, 4}), want)
+    self.assertEqual(control_tasks.Wish(kind, 'even', wanted).followed(items, {2, 4}), want)
 
   def test_lists_that_are_learnt_follow_their_wishes(self):
-    stock = goods.load(CATALOG, tokenizer())
-    groups, rng, kinds = controls.members(stock), np.random.default_rng(0), []
+    stock = tokenized_catalog.load(CATALOG, tokenizer())
+    groups, rng, kinds = control_tasks.members(stock), np.random.default_rng(0), []
     for _ in range(40):
-      kinds += controls.LISTS
+      kinds += control_tasks.LISTS
     histories = [rng.permutation(N)[:3] + 1 for _ in kinds]
     targets = [int(rng.choice(np.setdiff1d(np.arange(1, N + 1), h))) for h in histories]
-    made = controls.lists(stock, histories, targets, teach, list(range(len(kinds))), kinds, 5)
+    made = control_tasks.lists(stock, histories, targets, teach, list(range(len(kinds))), kinds, 5)
     wanted = set()
     for kind, target, history, (labels, wish) in zip(kinds, targets, histories, made):
       own = groups[wish.category]
@@ -97,23 +109,32 @@ class WishTest(parameterized.TestCase):
     self.assertGreater(len(wanted), 3)
 
   def test_items_without_categories_are_asked_plainly(self):
-    bare = goods.load(Catalog(CATALOG.ids, {'title': CATALOG.columns['title']}), tokenizer())
-    found = controls.lists(bare, [[1], [1]], [2, 3], lambda h, k, s=None: np.array([[4, 5]] * 2),
-                           [0, 1], ['with', 'without'], 3)
+    bare = tokenized_catalog.load(
+      Catalog(CATALOG.ids, {'title': CATALOG.columns['title']}), tokenizer()
+    )
+    found = control_tasks.lists(
+      bare,
+      [[1], [1]],
+      [2, 3],
+      lambda h, k, s=None: np.array([[4, 5]] * 2),
+      [0, 1],
+      ['with', 'without'],
+      3,
+    )
     self.assertEqual(found, [None, None])
-    self.assertEqual(controls.lists(bare, [], [], None, [], [], 3), [])
+    self.assertEqual(control_tasks.lists(bare, [], [], None, [], [], 3), [])
     with self.assertRaisesRegex(DataError, 'add `categories`'):
-      static.drawn(config(control=dict(share=0.1)), shop(), bare, teach, [])
+      offline_samples.drawn(config(control=dict(share=0.1)), shop(), bare, teach, [])
 
   def test_share_of_an_epoch(self):
-    stock, train = goods.load(CATALOG, tokenizer()), shop(300).interactions
+    stock, train = tokenized_catalog.load(CATALOG, tokenizer()), shop(300).interactions
     given = {**config().train.to_dict(), 'seed': 0, 'multi_round': 0.0}
-    make = lambda share, n=0: samples.epoch(  # noqa: E731
+    make = lambda share, n=0: sft_data.epoch(  # noqa: E731
         ConfigDict({**given, 'control': share}), stock, train, teach, n, TEMPLATE, [])
     none, half = make(0.0), make(0.5)
     self.assertEqual({s.task for s in none}, {'recommend'})
     self.assertEqual({s.task for s in half},
-                     {'recommend', *(f'control:{k}' for k in controls.KINDS)})
+                     {'recommend', *(f'control:{k}' for k in control_tasks.KINDS)})
     about = [s.task.startswith('control') for s in half]
     self.assertBetween(np.mean(about), 0.4, 0.6)
     self.assertEqual([s for s, a in zip(none, about) if not a],
@@ -130,19 +151,19 @@ class WishTest(parameterized.TestCase):
 
   def test_a_template_without_the_sentences_is_refused_only_where_they_are_needed(self):
     path = pathlib.Path(self.enter_context(tempfile.TemporaryDirectory())) / 't.txt'
-    path.write_text(''.join(f'[{k}]\n{v}\n' for k, v in TEMPLATE.items() if k in samples.FIELDS))
+    path.write_text(''.join(f'[{k}]\n{v}\n' for k, v in TEMPLATE.items() if k in sft_data.FIELDS))
     cfg = config(prompt=dict(template=str(path)))
-    self.assertIn('system', samples.forms(cfg))
+    self.assertIn('system', sft_data.forms(cfg))
     cfg.control.share = 0.1
     with self.assertRaisesRegex(ConfigError, r'part \[with\] is missing'):
-      samples.forms(cfg)
+      sft_data.forms(cfg)
 
 
 class QuestionTest(absltest.TestCase):
 
   def test_candidates_and_wishes_stand_in_the_request(self):
-    stock = goods.load(CATALOG, tokenizer())
-    ask = lambda **kw: samples.question(  # noqa: E731
+    stock = tokenized_catalog.load(CATALOG, tokenizer())
+    ask = lambda **kw: sft_data.question(  # noqa: E731
         stock, TEMPLATE, [1, 2], 'plain', 3, **kw)[-1]['content']
     self.assertIn("Out of these products: 'thing c', 'thing e', name 3", ask(candidates=(3, 5)))
     self.assertNotIn('Out of these', ask())
@@ -150,12 +171,12 @@ class QuestionTest(absltest.TestCase):
 
 
   def test_d8_chat_never_always_and_on_both_sides(self):
-    stock, train = goods.load(CATALOG, tokenizer()), shop(400).interactions
+    stock, train = tokenized_catalog.load(CATALOG, tokenizer()), shop(400).interactions
     sides = {}
     for ratio in (0.0, 1.0):
       cfg = ConfigDict({**config().train.to_dict(), 'seed': 0, 'control': 0.0, 'chat_share': 0.0,
                         'multi_round': ratio})
-      made = samples.epoch(cfg, stock, train, teach, 0, TEMPLATE, [('How?', 'So.')])
+      made = sft_data.epoch(cfg, stock, train, teach, 0, TEMPLATE, [('How?', 'So.')])
       sides[ratio] = [[t['content'] for t in s.turns].index('How?')
                       if len(s.turns) == 5 else None for s in made]
     self.assertEqual(set(sides[0.0]), {None})
@@ -185,14 +206,16 @@ class FileTest(parameterized.TestCase):
     self.folder = pathlib.Path(self.enter_context(tempfile.TemporaryDirectory()))
 
   def parts(self, cfg, data, stock, ask):
-    return static.of_run(cfg, data, stock, ask, [('How many <SOI>?', 'Two.'), ('So?', 'So.')])
+    return offline_samples.of_run(
+      cfg, data, stock, ask, [('How many <SOI>?', 'Two.'), ('So?', 'So.')]
+    )
 
   @parameterized.parameters('reclm', 'last')
   def test_what_is_written_is_read(self, template):
-    data, stock = shop(), goods.load(CATALOG, tokenizer())
+    data, stock = shop(), tokenized_catalog.load(CATALOG, tokenizer())
     cfg = config(control=dict(share=0.3), prompt=dict(template=template))
     made = self.parts(cfg, data, stock, teach)
-    static.write(self.folder, made, data, stock)
+    offline_samples.write(self.folder, made, data, stock)
     cfg.train.static = str(self.folder)
     again = self.parts(cfg, data, stock, None)  # no teacher is asked
     self.assertEqual(again, made)
@@ -207,13 +230,15 @@ class FileTest(parameterized.TestCase):
     if not SHARED.is_dir():
       self.skipTest('no sample of the published files here')
     data = load_data(str(SHARED))
-    stock = goods.load(data.catalog, tokens.train_bpe(data.catalog.columns['title'], 600))
+    stock = tokenized_catalog.load(
+      data.catalog, tokenizer_lib.train_bpe(data.catalog.columns['title'], 600)
+    )
     n = len(data.catalog)
     ask = lambda histories, k, signs=None: np.array([  # noqa: E731
         [(7 * int(h[-1]) + j) % n + 1 for j in range(k)] for h in histories], np.int32)
     made = self.parts(config(), data, stock, ask)
-    static.write(self.folder, made, data, stock)
-    back = static.read(self.folder, data, stock, 'unused')
+    offline_samples.write(self.folder, made, data, stock)
+    back = offline_samples.read(self.folder, data, stock, 'unused')
     self.assertEqual(back, made)
     self.assertLen([s for s in made['train'][0] if s.task == 'recommend'], 189)
     row = json.loads((self.folder / 'train.jsonl').read_text().split('\n')[0])
@@ -224,7 +249,7 @@ class FileTest(parameterized.TestCase):
 
   @parameterized.parameters('nested lines', 'one list', 'single text')
   def test_published_layouts(self, layout):
-    data, stock = shop(), goods.load(CATALOG, tokenizer())
+    data, stock = shop(), tokenized_catalog.load(CATALOG, tokenizer())
     one = {'input_text': 'Name one.', 'output_text': '1. <SOI>thing c<EOI>\n'}
     other = {'input_texts': ['Hello'], 'output_texts': ['Hi']}
     epochs = [[one, other], [other]]
@@ -233,7 +258,7 @@ class FileTest(parameterized.TestCase):
                                      for s in e)}[layout]
     name = 'train.json' if layout == 'one list' else 'train.jsonl'
     (self.folder / name).write_text(text)
-    found = static.read(self.folder, data, stock, 'Be kind.')
+    found = offline_samples.read(self.folder, data, stock, 'Be kind.')
     self.assertEqual([[s.task for s in e] for e in found['train']], [['recommend', 'chat'],
                                                                      ['chat']])
     first = found['train'][0][0]
@@ -256,22 +281,24 @@ class FileTest(parameterized.TestCase):
   def test_what_is_wrong_is_named(self, row, what):
     (self.folder / 'train.jsonl').write_text(json.dumps(row) + '\n')
     with self.assertRaisesRegex(DataError, what):
-      static.read(self.folder, shop(), goods.load(CATALOG, tokenizer()), '')
+      offline_samples.read(self.folder, shop(), tokenized_catalog.load(CATALOG, tokenizer()), '')
 
   def test_folders_that_hold_nothing(self):
     with self.assertRaisesRegex(DataError, 'holds no train.jsonl'):
-      static.read(self.folder, shop(), goods.load(CATALOG, tokenizer()), '')
+      offline_samples.read(self.folder, shop(), tokenized_catalog.load(CATALOG, tokenizer()), '')
     with self.assertRaisesRegex(ConfigError, 'is no folder'):
-      static.check(config(train=dict(static='/nowhere/at/all')))
+      offline_samples.check(config(train=dict(static='/nowhere/at/all')))
     (self.folder / 'train.jsonl').write_text('\n')
     with self.assertRaisesRegex(DataError, 'holds no sample'):
       sft.read(self.folder, 'train')
 
   def test_titles_with_the_symbols(self):
     made = tokenizer()
-    some = goods.load(Catalog(('x', 'y'), {'title': ['<EOI> cut', 'a<SOI>']}), made)
+    some = tokenized_catalog.load(Catalog(('x', 'y'), {'title': ['<EOI> cut', 'a<SOI>']}), made)
     parts = ['1. ', 1, '\n 2. ', 2, '\n']
-    self.assertEqual(static.parsed(static.spelt(parts, some), some, 'here'), parts)
+    self.assertEqual(
+      offline_samples.parsed(offline_samples.spelt(parts, some), some, 'here'), parts
+    )
 
 
 def log_softmax(logits):
@@ -286,25 +313,28 @@ class AverageTest(parameterized.TestCase):
   def setUp(self):
     super().setUp()
     base = tokenizer()
-    made, ids = tokens.extend(base, [goods.SOI, goods.EOI])
-    shape = llm.Config(vocab=base.vocab_size, width=16, layers=1, heads=2, kv_heads=1, head_dim=8,
-                       ffn=16)
-    params, shape = vocabulary.grow(llm.init(shape, jax.random.key(2)), shape, ids, [[5], [6]])
+    made, ids = tokenizer_lib.extend(base, [tokenized_catalog.SOI, tokenized_catalog.EOI])
+    shape = llm.Config(
+      vocab=base.vocab_size, width=16, layers=1, heads=2, kv_heads=1, head_dim=8, ffn=16
+    )
+    params, shape = embedding_resize.grow(
+      llm.init(shape, jax.random.key(2)), shape, ids, [[5], [6]]
+    )
     params = jax.tree.map(lambda x: x * 4, params)  # far from even
-    self.speaker = tune.Speaker(llm.LM(shape), params, None, made, *ids, [])
-    self.stock = goods.load(CATALOG, made)
+    self.speaker = train_lib.ChatModel(llm.LM(shape), params, None, made, *ids, [])
+    self.stock = tokenized_catalog.load(CATALOG, made)
     self.tree = self.stock.plant(ids[1], shape.vocab)
-    nodes = scope.title_nodes(self.tree.first, self.tree.tok,
+    nodes = trie_masked.title_nodes(self.tree.first, self.tree.tok,
                               [[*r, ids[1]] for r in self.stock.rows])
-    self.table = scope.scope_of(self.tree.first, self.tree.tok, shape.vocab)
-    turn = render.Renderer(made, self.stock.rows, *ids, nodes)
-    said, written = samples.said, samples.written
+    self.table = trie_masked.scope_of(self.tree.first, self.tree.tok, shape.vocab)
+    turn = chat_encoding.ChatEncoder(made, self.stock.rows, *ids, nodes)
+    said, written = sft_data.said, sft_data.written
     talks = [[said('user', 'One?'), said('assistant', written([3]))],
              [said('user', 'Four?'), said('assistant', written([1, 2, 4, 5]))],
              [said('user', 'Why so?'), said('assistant', ['Because of that.']),
               said('user', 'Two?'), said('assistant', written([6, 1]))]]
-    self.examples = [one for t in talks for one in turn.examples(samples.Sample(t))]
-    self.packed = dialogue.pack(self.examples, 192, [], render.MARKS)
+    self.examples = [one for t in talks for one in turn.examples(sft_data.Sample(t))]
+    self.packed = conversation_sft.pack(self.examples, 192, [], chat_encoding.MARKS)
     self.hidden = jax.jit(lambda params, ids: self.speaker.model.apply(
         {'params': params}, ids, jax.numpy.arange(192)[None], ids * 0 + 1)[0])
     keys = jax.random.split(jax.random.key(1))
@@ -343,9 +373,9 @@ class AverageTest(parameterized.TestCase):
         {'average': average, 'prompt': 0.0, 'free': 0.0, 'scope': 'all', 'scope_end': False,
          'gamma': 0.0}, **changes))
     batch = self.packed.arrays(range(len(self.packed.members)), len(self.packed.members) + 1)
-    sums = lambda *a: tune.loss_sums(cfg, self.speaker, [], self.table, 16, *a)  # noqa: E731
+    sums = lambda *a: train_lib.loss_sums(cfg, self.speaker, [], self.table, 16, *a)  # noqa: E731
     learnt = lambda *a: (sums(*a)[0]['valid_loss'], sums(*a)[1])  # noqa: E731
-    run = micro.by_sums(learnt)(parts) if parts > 1 else micro.mean(learnt)
+    run = microbatch.accumulate_sums(learnt)(parts) if parts > 1 else microbatch.mean(learnt)
     return float(jax.jit(lambda p, b: run(p, (), b, None)[0])(self.parts, batch))
 
   def test_cgen(self):
@@ -389,17 +419,17 @@ class ApartTest(absltest.TestCase):
 
   def test_answers_that_a_template_lays_out_anew_are_counted(self):
     """Samples stay conversations; one too long leaves with all its rows."""
-    base = dataclasses.replace(tokenizer(), chat_template=tokens.CHAT_TEMPLATE.replace(
+    base = dataclasses.replace(tokenizer(), chat_template=tokenizer_lib.CHAT_TEMPLATE.replace(
         '<|start|>assistant\\n', "<|start|>assistant\\n' ~ ('' if think else '<none>') ~ '"))
     found = {}
     for think in (True, False):
-      made, (soi, eoi) = tokens.extend(base, [goods.SOI, goods.EOI])
+      made, (soi, eoi) = tokenizer_lib.extend(base, [tokenized_catalog.SOI, tokenized_catalog.EOI])
       speaker = types.SimpleNamespace(tokenizer=made, soi=soi, eoi=eoi)
-      stock = goods.load(CATALOG, made)
+      stock = tokenized_catalog.load(CATALOG, made)
       cfg = config()
       cfg.train.update(multi_round=1.0, epochs=1)
       cfg.prompt.variables = {'think': think}
-      parts, counts = tune.rendered(cfg, shop(12), stock, speaker,
+      parts, counts = train_lib.rendered(cfg, shop(12), stock, speaker,
                                     stock.plant(eoi, made.vocab_size), teach, [('Why?', 'So.')])
       found[think] = parts['train'], counts
     self.assertEqual(found[True][1]['samples'], found[False][1]['samples'])
@@ -414,25 +444,28 @@ class MaskTest(absltest.TestCase):
   def test_title_nll_is_the_same_whatever_the_loss_is(self):
     """An untrained model judged under every `train.scope`: one figure, over the same tokens."""
     base = tokenizer()
-    made, ids = tokens.extend(base, [goods.SOI, goods.EOI])
-    shape = llm.Config(vocab=base.vocab_size, width=16, layers=1, heads=1, kv_heads=1, head_dim=16,
-                       ffn=16)
-    params, shape = vocabulary.grow(llm.init(shape, jax.random.key(0)), shape, ids, [[5], [6]])
-    speaker = tune.Speaker(llm.LM(shape), params, None, made, *ids, [])
-    stock = goods.load(CATALOG, made)
+    made, ids = tokenizer_lib.extend(base, [tokenized_catalog.SOI, tokenized_catalog.EOI])
+    shape = llm.Config(
+      vocab=base.vocab_size, width=16, layers=1, heads=1, kv_heads=1, head_dim=16, ffn=16
+    )
+    params, shape = embedding_resize.grow(
+      llm.init(shape, jax.random.key(0)), shape, ids, [[5], [6]]
+    )
+    speaker = train_lib.ChatModel(llm.LM(shape), params, None, made, *ids, [])
+    stock = tokenized_catalog.load(CATALOG, made)
     tree = stock.plant(speaker.eoi, shape.vocab)
-    nodes = scope.title_nodes(tree.first, tree.tok, [[*r, speaker.eoi] for r in stock.rows])
-    table = scope.scope_of(tree.first, tree.tok, shape.vocab)
+    nodes = trie_masked.title_nodes(tree.first, tree.tok, [[*r, speaker.eoi] for r in stock.rows])
+    table = trie_masked.scope_of(tree.first, tree.tok, shape.vocab)
     cfg = config()
-    turn = render.Renderer(made, stock.rows, speaker.soi, speaker.eoi, nodes)
-    drawn = static.of_run(cfg, shop(12), stock, teach, [('Why?', 'So.')])
+    turn = chat_encoding.ChatEncoder(made, stock.rows, speaker.soi, speaker.eoi, nodes)
+    drawn = offline_samples.of_run(cfg, shop(12), stock, teach, [('Why?', 'So.')])
     made = [one for e in drawn['train'] for s in e for one in turn.examples(s)]
-    packed = dialogue.pack(made, 256, [], render.MARKS)
+    packed = conversation_sft.pack(made, 256, [], chat_encoding.MARKS)
 
     def judged(rows, **changes):
-      sums = lambda *a: tune.loss_sums(  # noqa: E731
+      sums = lambda *a: train_lib.loss_sums(  # noqa: E731
           config(train=changes), speaker, [], table, 64, *a)
-      return tune.judge_of(sums, packed, rows)({'params': params}, ())
+      return train_lib.judge_of(sums, packed, rows)({'params': params}, ())
     whole = judged(2, scope='all')
     for changes in (dict(scope='none'), dict(scope='branches'), dict(scope_end=False),
                     dict(gamma=2.0)):
@@ -444,11 +477,20 @@ class MaskTest(absltest.TestCase):
     self.assertNotIn('titles', whole)
     fetched = config(grounding='ret', ret=dict(alpha=2.0))
     keys = jax.random.split(jax.random.key(1))
-    parts = {'params': params, 'items': jax.random.normal(keys[0], (len(stock.rows), 4)),
-             'project': [{'kernel': jax.random.normal(keys[1], (16, 4)),
-                          'bias': np.zeros(4, np.float32)}]}
-    few, many = (tune.judge_of(lambda *a: tune.loss_sums(fetched, speaker, [], table, 64, *a),
-                               packed, rows, fetched.ret.alpha)(parts, ()) for rows in (2, 5))
+    parts = {
+      'params': params,
+      'items': jax.random.normal(keys[0], (len(stock.rows), 4)),
+      'project': [{'kernel': jax.random.normal(keys[1], (16, 4)), 'bias': np.zeros(4, np.float32)}],
+    }
+    few, many = (
+      train_lib.judge_of(
+        lambda *a: train_lib.loss_sums(fetched, speaker, [], table, 64, *a),
+        packed,
+        rows,
+        fetched.ret.alpha,
+      )(parts, ())
+      for rows in (2, 5)
+    )
     self.assertGreater(few['item_nll'], 0)
     self.assertSameElements(few, ['valid_loss', 'item_nll'])
     for name, value in few.items():  # batches are larger on more devices

@@ -12,31 +12,32 @@ from absl.testing import absltest, parameterized
 from ml_collections import ConfigDict
 from rich.console import Console
 
-from recjax import chat, recommend
-from recjax.data.catalog import Catalog, load_data
+from recjax import chat, recommend, run_files
+from recjax.data.dataset import Catalog, load_data
 from recjax.errors import ConfigError, DataError
 from recjax.methods import reclm
 from recjax.methods.reclm import (
-    answer,
-    controls,
-    goods,
-    plan,
-    samples,
-    static,
-    talk,
-    teacher,
-    tune,
+  control_tasks,
+  conversation,
+  generation,
+  offline_samples,
+  planning,
+  sft_data,
+  teacher,
+  tokenized_catalog,
+  train,
 )
-from recjax.models import huggingface, llm
-from recjax.text import templates, tokens
-from recjax.training import backbone
-from recjax.training import work as works
+from recjax.models import huggingface
+from recjax.models import llm as llm_lib
+from recjax.text import prompt_templates, tokenizer
+from recjax.training import llm_loading
+from recjax.training import workdir as workdir_lib
 from tests import devices, later, told
 
 ROOT = pathlib.Path(__file__).parents[2]
 TITLES = [f'{c} {t}' for c in ('red', 'blue', 'green') for t in (
     'kettle', 'lamp', 'rope', 'drill', 'mug', 'tent', 'stove', 'chair', 'saw', 'pump')]
-TEMPLATE = templates.read('reclm', 'recjax.methods.reclm', samples.FIELDS)
+TEMPLATE = prompt_templates.read('reclm', 'recjax.methods.reclm', sft_data.FIELDS)
 
 
 def write_ring(folder, users=90):
@@ -79,8 +80,10 @@ def eight_devices():
 
 def run(cfg, path):
   facts = {'command': 'test', 'devices': '1', 'versions': {}, 'revision': '', 'overrides': {}}
-  with works.open_work(path, {'config': cfg.to_dict(), 'facts': facts}, one_device()) as work, \
-      contextlib.redirect_stdout(io.StringIO()):
+  with (
+    workdir_lib.open_work(path, {'config': cfg.to_dict(), 'facts': facts}, one_device()) as work,
+    contextlib.redirect_stdout(io.StringIO()),
+  ):
     reclm.run(cfg, work)
 
 
@@ -100,7 +103,7 @@ class WholeTest(parameterized.TestCase):
       more = {'judge': {'cross': str(self.folder / 'ring'), 'free': 8, 'candidates': 12},
               'control': {'share': 0.3, 'users': 8}}
     run(config(self.folder / 'ring', grounding, **more), path)
-    found = works.read_json(path / 'results.json')
+    found = run_files.read_json(path / 'results.json')
     self.assertEqual(told.check(found)[0], 32)
     self.assertEqual((found['rates']['NonExistRate@10'], found['rates']['RepeatRate@10']), (0, 0))
     self.assertEqual(list(found['rows'])[:3], [grounding, f'{grounding}:ranked', 'sasrec'])
@@ -113,8 +116,8 @@ class WholeTest(parameterized.TestCase):
       self.assertEqual(found['free']['lists'], 8)
       self.assertEqual(found['ranking']['candidates'], 12)
       self.assertBetween(found['ranking']['NotInCandidateRate@10'], 0, 10)
-      self.assertEqual(list(found['control']), [*controls.LISTS, 'category_of'])
-      for kind in controls.LISTS:
+      self.assertEqual(list(found['control']), [*control_tasks.LISTS, 'category_of'])
+      for kind in control_tasks.LISTS:
         self.assertEqual(found['control'][kind]['users'], 8)
         self.assertBetween(found['control'][kind]['followed'], 0, 1)
       self.assertIn('Requests about categories', page)
@@ -159,12 +162,18 @@ class WholeTest(parameterized.TestCase):
     cfg = config(self.folder / 'ring', train=dict(batch=3, epochs=1), optim=dict(log_every=1))
     shop, found = load_data(cfg.data), []
     for number, mesh in enumerate((one_device(), eight_devices())):
-      with works.open_work(self.folder / f'devices-{number}', {'config': {}, 'facts': {}}, mesh) \
-          as work, contextlib.redirect_stdout(io.StringIO()):
+      with (
+        workdir_lib.open_work(
+          self.folder / f'devices-{number}', {'config': {}, 'facts': {}}, mesh
+        ) as work,
+        contextlib.redirect_stdout(io.StringIO()),
+      ):
         if not number:
-          llm = backbone.folder(cfg, work, [samples.said('system', 'x')], lambda: TITLES * 9, shop)
+          llm = llm_loading.folder(
+            cfg, work, [sft_data.said('system', 'x')], lambda: TITLES * 9, shop
+          )
           helper = work.stage('teacher', teacher.stage, teacher.settings(cfg), shop)
-        work.stage('tune', tune.stage, tune.settings(cfg), shop, llm, helper, None, None)
+        work.stage('tune', train.stage, train.settings(cfg), shop, llm, helper, None, None)
         found.append([r for r in work.metrics() if r['stage'] == 'tune'])
     one, eight = ([r['loss'] for r in rows if 'loss' in r] for rows in found)
     self.assertGreater(len(one), 5)
@@ -179,19 +188,21 @@ class WholeTest(parameterized.TestCase):
     run(cfg, path)
     reclm.convert(path, 'merged', self.folder / 'merged')
     shape = huggingface.read_config(self.folder / 'merged')
-    speaker = tune.load(cfg, works.find_stage(path, 'llm'), works.find_stage(path, 'tune'),
-                        one_device())
+    speaker = train.load(
+      cfg, workdir_lib.find_stage(path, 'llm'), workdir_lib.find_stage(path, 'tune'), one_device()
+    )
     ids = np.array([[5, 9, speaker.soi, 7]])
     at = np.arange(4)[None]
     ours = speaker.model.apply(speaker.variables, ids, at, np.ones_like(ids))[0]
     merged = huggingface.load(self.folder / 'merged', shape)
-    theirs = llm.LM(shape).apply({'params': merged}, ids, at, np.ones_like(ids))[0]
+    theirs = llm_lib.LM(shape).apply({'params': merged}, ids, at, np.ones_like(ids))[0]
     np.testing.assert_allclose(ours, theirs, atol=1e-4)
     reclm.convert(path, 'samples', self.folder / 'samples')
     shop = load_data(str(self.folder / 'ring'))
-    kept = static.read(self.folder / 'samples', shop, goods.load(shop.catalog, speaker.tokenizer),
-                       '')
-    done = works.read_json(works.find_stage(path, 'tune') / 'DONE.json')['counts']
+    kept = offline_samples.read(
+      self.folder / 'samples', shop, tokenized_catalog.load(shop.catalog, speaker.tokenizer), ''
+    )
+    done = run_files.read_json(workdir_lib.find_stage(path, 'tune') / 'DONE.json')['counts']
     self.assertEqual(done['samples'], sum(map(len, kept['train'])))
     self.assertLen(kept['valid'], 16)
     with self.assertRaisesRegex(ConfigError, 'choose merged'):
@@ -209,13 +220,21 @@ class WholeTest(parameterized.TestCase):
 def eager(test):
   """An untrained model that likes to begin items. -> config, Speaker"""
   folder = pathlib.Path(test.enter_context(tempfile.TemporaryDirectory()))
-  made = tokens.train_bpe(TITLES + list(TEMPLATE.values()), 400)
-  shape = llm.Config(vocab=made.vocab_size, width=32, layers=2, heads=2, kv_heads=1, head_dim=16,
-                     ffn=48, max_positions=4096)
-  huggingface.save(llm.init(shape, jax.random.key(0)), shape, folder)
+  made = tokenizer.train_bpe(TITLES + list(TEMPLATE.values()), 400)
+  shape = llm_lib.Config(
+    vocab=made.vocab_size,
+    width=32,
+    layers=2,
+    heads=2,
+    kv_heads=1,
+    head_dim=16,
+    ffn=48,
+    max_positions=4096,
+  )
+  huggingface.save(llm_lib.init(shape, jax.random.key(0)), shape, folder)
   made.save(folder)
   cfg = config('sample')
-  speaker = tune.fresh(cfg, folder, one_device())
+  speaker = train.fresh(cfg, folder, one_device())
   p = speaker.params  # the first width is always large
   speaker.params = {**p, 'embed': p['embed'].at[:, 0].set(1.0),
                     'head': p['head'].at[0].set(0.0).at[0, speaker.soi].set(1.0)}
@@ -229,10 +248,10 @@ class UntrainedTest(parameterized.TestCase):
   def test_two_catalogues_and_no_training(self, temperature):
     cfg, speaker = eager(self)
     cfg.decode.update(temperature=temperature, new_tokens=64, count=4)
-    shelves = talk.untrained(speaker, {
+    shelves = conversation.untrained(speaker, {
         'tools': Catalog(tuple(f't{i}' for i in range(30)), {'title': TITLES}),
         'two': Catalog(('x', 'y'), {'title': ['One', 'Two']})})
-    some = talk.Conversation(cfg, shelves, TEMPLATE['system'])
+    some = conversation.Conversation(cfg, shelves, TEMPLATE['system'])
     total = 0
     for n, domain in enumerate(['tools', 'two', 'tools']):
       some.use(domain)
@@ -245,10 +264,10 @@ class UntrainedTest(parameterized.TestCase):
   def test_rounds_read_new_tokens_alone_and_say_the_same(self):
     cfg, speaker = eager(self)
     cfg.decode.update(new_tokens=24, count=3)
-    shelves = talk.untrained(speaker, {'tools': Catalog(
+    shelves = conversation.untrained(speaker, {'tools': Catalog(
         tuple(f't{i}' for i in range(30)), {'title': TITLES})})
-    kept = talk.Conversation(cfg, shelves, TEMPLATE['system'])
-    whole = talk.Conversation(cfg, shelves, TEMPLATE['system'])
+    kept = conversation.Conversation(cfg, shelves, TEMPLATE['system'])
+    whole = conversation.Conversation(cfg, shelves, TEMPLATE['system'])
     for text in ('Hello', 'Something red?', 'Thanks'):
       whole.held, whole.past = [], None  # reads everything again
       self.assertEqual(kept.say(text).ids, whole.say(text).ids)
@@ -258,9 +277,14 @@ class UntrainedTest(parameterized.TestCase):
   def test_a_reply_is_told_while_it_is_made(self, temperature):
     cfg, speaker = eager(self)
     cfg.decode.update(temperature=temperature, new_tokens=64, count=4)
-    shelves = talk.untrained(speaker, {'tools': Catalog(
-        tuple(f't{i}' for i in range(30)), {'title': TITLES})})
-    some, told, shown = talk.Conversation(cfg, shelves, TEMPLATE['system']), [], io.StringIO()
+    shelves = conversation.untrained(
+      speaker, {'tools': Catalog(tuple(f't{i}' for i in range(30)), {'title': TITLES})}
+    )
+    some, told, shown = (
+      conversation.Conversation(cfg, shelves, TEMPLATE['system']),
+      [],
+      io.StringIO(),
+    )
     written = chat.Written(some, Console(file=shown, width=60))
 
     def tell(reply):
@@ -274,15 +298,15 @@ class UntrainedTest(parameterized.TestCase):
       self.assertEqual(after.items[:len(before.items)], before.items)
     self.assertNotEmpty(reply.items)
     self.assertEqual(shown.getvalue(), chat.shown(reply.text, chat.named(some, reply)).plain)
-    again = talk.Conversation(cfg, shelves, TEMPLATE['system'])
+    again = conversation.Conversation(cfg, shelves, TEMPLATE['system'])
     self.assertEqual(again.say('What do you have?', max_items=4, seed=3), reply)
 
   def test_a_conversation_drops_its_oldest_rounds(self):
     cfg, speaker = eager(self)
     cfg.decode.update(new_tokens=16, count=2)
     cfg.prompt.cutoff = 128
-    shelves = talk.untrained(speaker, {'': Catalog(('x', 'y'), {'title': ['One', 'Two']})})
-    some = talk.Conversation(cfg, shelves, 'Be kind.')
+    shelves = conversation.untrained(speaker, {'': Catalog(('x', 'y'), {'title': ['One', 'Two']})})
+    some = conversation.Conversation(cfg, shelves, 'Be kind.')
     for n in range(6):
       some.say(f'Round {n} of a talk')
     self.assertLess(len(some.turns), 13)
@@ -311,21 +335,21 @@ class CheckTest(parameterized.TestCase):
       reclm.check(cfg)
 
   def test_cost_is_counted(self):
-    found = plan.cost(config('sample'), load_data('sample'))
+    found = planning.cost(config('sample'), load_data('sample'))
     self.assertIn('TFLOP', found['training'])
 
   def test_documents_name_every_title(self):
-    text = '\n'.join(plan.documents(TEMPLATE, TITLES, 0, walks=1))
+    text = '\n'.join(planning.documents(TEMPLATE, TITLES, 0, walks=1))
     self.assertTrue(all(t in text for t in TITLES))
 
   def test_ret_takes_one_catalogue(self):
-    made = tokens.train_bpe(TITLES, 400)
-    made, (soi, eoi) = tokens.extend(made, ['<SOI>', '<EOI>'])
-    stock = goods.load(Catalog(('x',), {'title': ['One']}), made)
-    model = llm.LM(llm.Config(made.vocab_size, 16, 1, 1, 1, 16, 16))
-    speaker = tune.Speaker(model, {}, None, made, soi, eoi, [])
+    made = tokenizer.train_bpe(TITLES, 400)
+    made, (soi, eoi) = tokenizer.extend(made, ['<SOI>', '<EOI>'])
+    stock = tokenized_catalog.load(Catalog(('x',), {'title': ['One']}), made)
+    model = llm_lib.LM(llm_lib.Config(made.vocab_size, 16, 1, 1, 1, 16, 16))
+    speaker = train.ChatModel(model, {}, None, made, soi, eoi, [])
     with self.assertRaisesRegex(ConfigError, 'give one catalogue'):
-      answer.Shelf(speaker, [stock, stock], ['a', 'b'], 'ret')
+      generation.Shelf(speaker, [stock, stock], ['a', 'b'], 'ret')
 
 
 if __name__ == '__main__':

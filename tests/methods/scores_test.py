@@ -16,17 +16,19 @@ import optax
 from absl.testing import absltest, parameterized
 from ml_collections import ConfigDict
 
-from recjax.data.catalog import Catalog
-from recjax.decoding import forest, trie
-from recjax.decoding.writer import Writer
+from recjax.data.dataset import Catalog
+from recjax.decoding import device_trie, trie
+from recjax.decoding.prefix_generator import PrefixGenerator
 from recjax.methods.betag import generate as betag
-from recjax.methods.betag import tune as betag_tune
+from recjax.methods.betag import train as betag_tune
 from recjax.methods.bigrec import generate as bigrec
-from recjax.methods.etegrec import lists
-from recjax.methods.reclm import answer, goods, render, tune
-from recjax.models import coder, llm, lora, t5
-from recjax.training import coder as coding
-from recjax.training import dialogue, instruct, scope
+from recjax.methods.etegrec import beam_ranking
+from recjax.methods.etegrec import joint_training as coding
+from recjax.methods.reclm import chat_encoding, generation, tokenized_catalog
+from recjax.methods.reclm import train as train_lib
+from recjax.models import llm, lora, semantic_id_t5, t5
+from recjax.training import conversation_sft, sft
+from recjax.training.losses import trie_masked
 
 ROOT = pathlib.Path(__file__).parents[2]
 PAD, END, SOI, EOI = 0, 1, 2, 3
@@ -76,8 +78,8 @@ def language_model():
   asked = [PROMPTS[i % 3] for i in range(24)]
   replies = [[SOI, *TITLES[i % 5], EOI, END] if i % 2 else [*TITLES[rng.integers(6)], END]
              for i in range(24)]
-  packed = instruct.pack(asked, replies, 'all')
-  return model, learn(lambda p: instruct.loss_sums(
+  packed = sft.pack(asked, replies, 'all')
+  return model, learn(lambda p: sft.loss_sums(
       model, packed.prefix, {'params': p}, packed.rows)[0] / packed.tokens, params)
 
 
@@ -96,12 +98,12 @@ def adapted():
 def answered():
   """The loss of a batch of BIGRec and D3."""
   model, params = language_model()
-  return jax.jit(lambda rows: instruct.loss_sums(
-      model, instruct.common_prefix(PROMPTS), {'params': params}, rows))
+  return jax.jit(lambda rows: sft.loss_sums(
+      model, sft.common_prefix(PROMPTS), {'params': params}, rows))
 
 
 def writer_of(model, variables):
-  return Writer(model, variables, Tokens(), instruct.common_prefix(PROMPTS), 8)
+  return PrefixGenerator(model, variables, Tokens(), sft.common_prefix(PROMPTS), 8)
 
 
 class BetagTest(parameterized.TestCase):
@@ -151,7 +153,7 @@ class InstructTest(parameterized.TestCase):
   """BIGRec's free titles, and D3's of the catalogue without the assistant."""
 
   def logp(self, prompt, row):
-    packed = instruct.pack([prompt], [row], 'response', prefix=instruct.common_prefix(PROMPTS))
+    packed = sft.pack([prompt], [row], 'response', prefix=sft.common_prefix(PROMPTS))
     total, count = answered()(packed.rows)
     self.assertEqual(float(count), len(row))
     return -float(total)
@@ -184,7 +186,7 @@ class InstructTest(parameterized.TestCase):
   def test_d3_without_mixing(self, power):
     model, params = language_model()
     tree = trie.build(TITLES, END, V)
-    planted = forest.plant(tree)
+    planted = device_trie.to_device_trie(tree)
     share = np.random.default_rng(0).dirichlet(np.ones(len(TITLES)), 3)
     found = bigrec.titles(writer_of(model, {'params': params}), PROMPTS,
                           ConfigDict({'beams': len(TITLES)}), planted, None,
@@ -206,31 +208,37 @@ class ReclmTest(parameterized.TestCase):
 
   def shelf(self, kind, train):
     model, params = language_model()
-    speaker = tune.Speaker(model, params, None, Tokens(), SOI, EOI, [],
-                           scoring=tune.scoring(train, EOI))
+    speaker = train_lib.ChatModel(model, params, None, Tokens(), SOI, EOI, [],
+                           scoring=train_lib.scoring(train, EOI))
     rows = TITLES
     if kind == 'token':  # every code of both levels
       rows = [[a, b] for a in (4, 5, 6) for b in (7, 8, 9, 10)]
     ids = tuple(map(str, range(len(rows))))
-    stock = goods.Goods(Catalog(ids, {'title': list(ids)}), list(ids), rows, [[]] * len(rows), {})
-    return answer.Shelf(speaker, [stock], kind=kind), stock, speaker
+    stock = tokenized_catalog.TokenizedCatalog(
+      Catalog(ids, {'title': list(ids)}), list(ids), rows, [[]] * len(rows), {}
+    )
+    return generation.Shelf(speaker, [stock], kind=kind), stock, speaker
 
   def losses(self, cfg, stock, speaker, prompts):
-    """The summed loss of each item as the first of a reply, through `tune.loss_sums`. -> (B, N)"""
+    """The summed loss of each item as the first of a reply, through `train.loss_sums`. -> (B, N)"""
     tree = stock.plant(EOI, V)
-    nodes = scope.title_nodes(tree.first, tree.tok, [[*r, EOI] for r in stock.rows])
-    table = scope.scope_of(tree.first, tree.tok, V)
-    run = jax.jit(functools.partial(tune.loss_sums, cfg, speaker, PROMPTS[0][:2], table, 8))
+    nodes = trie_masked.title_nodes(tree.first, tree.tok, [[*r, EOI] for r in stock.rows])
+    table = trie_masked.scope_of(tree.first, tree.tok, V)
+    run = jax.jit(functools.partial(train_lib.loss_sums, cfg, speaker, PROMPTS[0][:2], table, 8))
     out = np.zeros((len(prompts), len(stock.rows)))
     for b, prompt in enumerate(prompts):
       for i, row in enumerate(stock.rows):
         before, title = [*prompt, 11, 9, SOI], [*row, EOI]
         ids = np.array([*before, *title])
         late = np.arange(len(ids)) >= len(before)
-        node = np.full(len(ids), scope.FREE, np.int32)
+        node = np.full(len(ids), trie_masked.FREE, np.int32)
         node[late] = nodes[i]
-        packed = dialogue.pack([dialogue.Example(ids, late, {'node': node, 'item': -1 * late})], 64,
-                               PROMPTS[0][:2], render.MARKS)
+        packed = conversation_sft.pack(
+          [conversation_sft.Example(ids, late, {'node': node, 'item': -1 * late})],
+          64,
+          PROMPTS[0][:2],
+          chat_encoding.MARKS,
+        )
         sums, count = run({'params': speaker.params}, (), packed.arrays([0], 1))
         assert float(count) == len(title)
         out[b, i] = float(sums['valid_loss'])
@@ -242,15 +250,15 @@ class ReclmTest(parameterized.TestCase):
     cfg = config('reclm_scientific', f'grounding={kind}')
     cfg.train.update(prompt=0.0, gamma=0.0, **LOSSES[loss])
     shelf, stock, speaker = self.shelf(kind, cfg.train)
-    writer, n = answer.writer_of(speaker, PROMPTS), len(stock.rows)
-    items, scores = answer.ranked(shelf, writer, PROMPTS, n)
+    writer, n = generation.writer_of(speaker, PROMPTS), len(stock.rows)
+    items, scores = generation.ranked(shelf, writer, PROMPTS, n)
     self.assertEqual(np.sort(items).tolist(), [list(range(1, n + 1))] * 3)
     want = -np.take_along_axis(self.losses(cfg, stock, speaker, PROMPTS), items - 1, 1)
     np.testing.assert_allclose(scores, want, atol=1e-4)
     if loss == 'scope':  # over what the catalogue allows, up to the end
       np.testing.assert_allclose(np.exp(scores).sum(1), 1, atol=1e-5)
     # An item that a user has already does not make others likelier than training has them.
-    fewer, left = answer.ranked(shelf, writer, PROMPTS, n, [items[b, :3] for b in range(3)])
+    fewer, left = generation.ranked(shelf, writer, PROMPTS, n, [items[b, :3] for b in range(3)])
     for b in range(3):
       self.assertEqual(fewer[b, :n - 3].tolist(), items[b, 3:].tolist())
       np.testing.assert_allclose(left[b, :n - 3], scores[b, 3:], atol=1e-5)
@@ -260,22 +268,22 @@ class ReclmTest(parameterized.TestCase):
     cfg = config('reclm_scientific', 'grounding=ret')
     rng = np.random.default_rng(0)
     vectors = jnp.asarray(rng.normal(size=(8, 5)), jnp.float32)
-    extra = {'project': tune.init_project(jax.random.key(0), 16, 6, 5), 'items': vectors}
+    extra = {'project': train_lib.init_project(jax.random.key(0), 16, 6, 5), 'items': vectors}
     shelf, stock, speaker = self.shelf('cgen', cfg.train)
     speaker.extra = extra
-    shelf = answer.Shelf(speaker, [stock], kind='ret')
-    writer = answer.writer_of(speaker, PROMPTS)
-    items, scores = answer.ranked(shelf, writer, PROMPTS, 8)
+    shelf = generation.Shelf(speaker, [stock], kind='ret')
+    writer = generation.writer_of(speaker, PROMPTS)
+    items, scores = generation.ranked(shelf, writer, PROMPTS, 8)
     tree = stock.plant(EOI, V)
-    run = jax.jit(functools.partial(tune.loss_sums, cfg, speaker, PROMPTS[0][:2],
-                                    scope.scope_of(tree.first, tree.tok, V), 8))
+    run = jax.jit(functools.partial(train_lib.loss_sums, cfg, speaker, PROMPTS[0][:2],
+                                    trie_masked.scope_of(tree.first, tree.tok, V), 8))
     for prompt, row, values in zip(PROMPTS, items, scores):
       for item, value in zip(row, jax.nn.log_softmax(jnp.asarray(values))):
         ids = np.array([*prompt, 11, 9, SOI])
         late = np.arange(len(ids)) == len(ids) - 1
-        packed = dialogue.pack([dialogue.Example(ids, late, {
-            'node': np.full(len(ids), scope.FREE), 'item': late * item})], 64, PROMPTS[0][:2],
-                               render.MARKS)
+        packed = conversation_sft.pack([conversation_sft.Example(ids, late, {
+            'node': np.full(len(ids), trie_masked.FREE), 'item': late * item})], 64, PROMPTS[0][:2],
+                               chat_encoding.MARKS)
         sums, _ = run({'params': speaker.params, **extra}, (), packed.arrays([0], 1))
         np.testing.assert_allclose(value, -float(sums['item_nll']), atol=1e-4)
 
@@ -286,15 +294,23 @@ class CodesTest(parameterized.TestCase):
   def made(self, way, fusion, levels=3, size=3):
     """Every code at every level belongs to an item. -> coder.Config, params, table, texts"""
     both = way == 'etegrec'
-    cfg = coder.Config(t5.Config(width=16, layers=1, decoder_layers=1, heads=2, head_dim=8, ffn=16,
-                                 dropout=0.0), levels, size, 6 if both else 0, 16 if both else 0,
-                       fusion, 5, 2, 1)
+    cfg = semantic_id_t5.Config(
+      t5.Config(width=16, layers=1, decoder_layers=1, heads=2, head_dim=8, ffn=16, dropout=0.0),
+      levels,
+      size,
+      6 if both else 0,
+      16 if both else 0,
+      fusion,
+      5,
+      2,
+      1,
+    )
     rng = np.random.default_rng(0)
     codes = np.stack(np.meshgrid(*[range(size)] * levels), -1).reshape(-1, levels)
     table = jnp.asarray(np.pad(rng.permutation(codes), [(1, 0), (0, 0)], constant_values=-1))
     texts = jnp.asarray(rng.normal(size=(9, 5)), jnp.float32)
     some = [(rng.integers(1, 28, (32, 4)), rng.integers(1, 8, 32), rng.integers(0, 9, (32, 2)))]
-    params = jax.jit(coder.init, static_argnums=0)(cfg, jax.random.key(0))
+    params = jax.jit(semantic_id_t5.init, static_argnums=0)(cfg, jax.random.key(0))
     if fusion == 'none':
       params = learn(lambda p: self.loss(cfg, p, table, texts, some), params)
     # Others compile long; weights as large as trained ones, and a gate that is open.
@@ -316,7 +332,7 @@ class CodesTest(parameterized.TestCase):
     given = None if fusion == 'none' else (np.asarray(texts)[told], told > 0)
     how = ConfigDict({'beams': 27, 'batch': 2})
     loss = jax.jit(lambda some: self.loss(cfg, params, table, texts, [some]))
-    found = lists.ranked(cfg, params, table, histories, 4, how, given, seen=False)
+    found = beam_ranking.ranked(cfg, params, table, histories, 4, how, given, seen=False)
     np.testing.assert_allclose(np.exp(found[1]).sum(1), 1, atol=1e-4)
     self.assertEqual(np.sort(found[0]).tolist(), [list(range(1, 28))] * 3)
     for history, heard, items, scores in zip(histories, told, *found):
@@ -326,12 +342,12 @@ class CodesTest(parameterized.TestCase):
         np.testing.assert_allclose(score, -3 * float(mean), atol=1e-4)
     if fusion != 'none':
       return
-    free = lists.ranked(cfg, params, table, histories, 4, how, given, seen=False, free=True)
+    free = beam_ranking.ranked(cfg, params, table, histories, 4, how, given, seen=False, free=True)
     np.testing.assert_array_equal(found[0], free[0])
     np.testing.assert_allclose(found[1], free[1], atol=1e-4)
     # Histories that are out, and a few items alone, leave the scores of the others as they are.
     allowed = np.arange(1, 28) % 3 > 0
-    fewer = lists.ranked(cfg, params, table, histories, 4, how, given, allowed=allowed)
+    fewer = beam_ranking.ranked(cfg, params, table, histories, 4, how, given, allowed=allowed)
     for b, history in enumerate(histories):
       kept = [(i, s) for i, s in zip(found[0][b], found[1][b])
               if allowed[i - 1] and i not in history]

@@ -12,15 +12,17 @@ import jax.numpy as jnp
 import numpy as np
 from absl.testing import absltest, parameterized
 
-from recjax.data import catalog, splits
+from recjax import run_files
+from recjax.data import dataset as dataset_lib
+from recjax.data import splits
 from recjax.errors import ConfigError, DataError
-from recjax.evaluation import metrics, ranking
+from recjax.evaluation import baselines, metrics, ranking
 from recjax.methods import sequential
 from recjax.methods.sequential import train as stages
 from recjax.models import seqrec
-from recjax.training import item_losses
 from recjax.training import sequential as train
-from recjax.training import work as works
+from recjax.training import workdir as workdir_lib
+from recjax.training.losses import item_losses
 from tests import devices, told
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -50,11 +52,11 @@ def ring(users=2000, length=12, items=50, seed=0):
 
 def dataset(rows, items):
   titles = [f'item {i}' for i in range(1, items + 1)]
-  goods = catalog.Catalog(tuple(f'i{i}' for i in range(1, items + 1)), {'title': titles})
+  goods = dataset_lib.Catalog(tuple(f'i{i}' for i in range(1, items + 1)), {'title': titles})
   offsets = np.cumsum([0, *map(len, rows)]).astype(np.int64)
   flat = np.concatenate(rows).astype(np.int32)
   users = tuple(f'u{i}' for i in range(len(rows)))
-  return catalog.make_dataset('ring', goods, catalog.Interactions(users, flat, offsets))
+  return dataset_lib.make_dataset('ring', goods, dataset_lib.Interactions(users, flat, offsets))
 
 
 def mesh(ways=1):
@@ -62,7 +64,7 @@ def mesh(ways=1):
 
 
 def train_on(shop, cfg, folder, ways=1):
-  with works.open_work(folder, {'config': cfg.to_dict(), 'facts': {}}, mesh(ways)) as work:
+  with workdir_lib.open_work(folder, {'config': cfg.to_dict(), 'facts': {}}, mesh(ways)) as work:
     return work.stage('train', stages.stage, stages.settings(cfg), shop)
 
 
@@ -324,12 +326,12 @@ class RunTest(parameterized.TestCase):
   def test_from_files_to_report_and_recommendations(self):
     shop, cfg = ring(200), config(loss='bce')
     cfg.seeds, cfg.data = 2, tempfile.mkdtemp() + '/shop'
-    catalog.save_data(shop, cfg.data)
+    dataset_lib.save_data(shop, cfg.data)
     folder = pathlib.Path(tempfile.mkdtemp())
     facts = {'command': 'x', 'devices': '1', 'revision': 'r', 'versions': {}, 'overrides': {}}
-    with works.open_work(folder, {'config': cfg.to_dict(), 'facts': facts}, mesh()) as work:
+    with workdir_lib.open_work(folder, {'config': cfg.to_dict(), 'facts': facts}, mesh()) as work:
       sequential.run(cfg, work)
-    results = works.read_json(folder / 'results.json')
+    results = run_files.read_json(folder / 'results.json')
     self.assertEqual(list(results['rows']), ['sasrec:bce', 'popularity', 'recency', 'random'])
     self.assertEqual(told.check(results), (200, 200))
     self.assertEqual(results['seeds'], [0, 1])
@@ -361,17 +363,17 @@ class RunTest(parameterized.TestCase):
     shop, cfg = ring(200), config()
     times = np.tile(np.repeat(np.arange(6), 2), 200)
     tied = dataclasses.replace(shop.interactions, times=times)
-    shop = catalog.make_dataset('ring', shop.catalog, tied)
+    shop = dataset_lib.make_dataset('ring', shop.catalog, tied)
     cfg.data = tempfile.mkdtemp() + '/shop'
-    catalog.save_data(shop, cfg.data)
+    dataset_lib.save_data(shop, cfg.data)
     cfg.train.update(epochs=1)
     cfg.judge.update(tie_order='shuffle(2)', seen_mask='zero', test_history='train',
                      drop_cold_targets=True)
     folder = pathlib.Path(tempfile.mkdtemp())
     facts = {'command': 'x', 'devices': '1', 'revision': 'r', 'versions': {}, 'overrides': {}}
-    with works.open_work(folder, {'config': cfg.to_dict(), 'facts': facts}, mesh()) as work:
+    with workdir_lib.open_work(folder, {'config': cfg.to_dict(), 'facts': facts}, mesh()) as work:
       sequential.run(cfg, work)
-    results = works.read_json(folder / 'results.json')
+    results = run_files.read_json(folder / 'results.json')
     for words in ('tied times: shuffle(2)', 'SET TO ZERO', 'end with training', 'without 0 whose'):
       self.assertIn(words, results['protocol'])
     told.check(results)
@@ -384,8 +386,8 @@ class RunTest(parameterized.TestCase):
   def test_options_that_cannot_be_stop_a_run_before_it_trains(self, key, value, error):
     cfg = config()
     cfg.judge[key], cfg.data = value, tempfile.mkdtemp() + '/shop'
-    catalog.save_data(ring(20), cfg.data)
-    with works.open_work(tempfile.mkdtemp(), {}, mesh()) as work, self.assertRaises(error):
+    dataset_lib.save_data(ring(20), cfg.data)
+    with workdir_lib.open_work(tempfile.mkdtemp(), {}, mesh()) as work, self.assertRaises(error):
       sequential.run(cfg, work)
 
   def test_nobody_to_judge_is_an_error(self):
@@ -396,10 +398,10 @@ class RunTest(parameterized.TestCase):
     folder = ROOT.parent / 'shared' / 'data' / 'amazon-beauty'
     if not folder.exists():
       self.skipTest(f'{folder} is not there')
-    shop = catalog.load_data(folder)
+    shop = dataset_lib.load_data(folder)
     n = len(shop.catalog)
     split = splits.leave_one_out(shop.interactions)
-    ranks = ranking.rank_cases(ranking.popularity(split.train.items, n), split.test, n)
+    ranks = ranking.rank_cases(baselines.popularity(split.train.items, n), split.test, n)
     got = metrics.per_case(ranks, (5, 10))
     for name, want in (('HR@5', .0075), ('NDCG@5', .0041), ('HR@10', .0115), ('NDCG@10', .0055)):
       self.assertAlmostEqual(got[name].mean(), want, delta=.0002)

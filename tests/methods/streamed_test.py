@@ -14,16 +14,16 @@ import jax.numpy as jnp
 import numpy as np
 from absl.testing import absltest, parameterized
 
-from recjax import recommend
-from recjax.data import catalog, records
+from recjax import recommend, run_files
+from recjax.data import array_record, dataset
 from recjax.errors import ConfigError, DataError
 from recjax.methods import sequential
-from recjax.methods.sequential import stream
+from recjax.methods.sequential import streaming
 from recjax.methods.sequential import train as stages
 from recjax.models import seqrec
 from recjax.training import sequential as train
-from recjax.training import streamed
-from recjax.training import work as works
+from recjax.training import sequential_streaming
+from recjax.training import workdir as workdir_lib
 from tests import told
 from tests.methods.sequential_test import config, mesh, ring
 
@@ -68,8 +68,8 @@ if number == 0:
 
 def stored(shop, room):
   """A data set as records. -> their folder"""
-  catalog.save_data(shop, room / 'shop')
-  return records.write(room / 'shop', room / 'tfds')
+  dataset.save_data(shop, room / 'shop')
+  return array_record.write(room / 'shop', room / 'tfds')
 
 
 @absltest.skipIf(MISSING, f'{", ".join(MISSING)} missing; pip install "recjax[data]"')
@@ -80,15 +80,15 @@ class StreamedTest(parameterized.TestCase):
     self.room = pathlib.Path(tempfile.mkdtemp())
 
   def run_on(self, cfg, folder):
-    with works.open_work(folder, {'config': cfg.to_dict(), 'facts': FACTS}, mesh()) as work:
+    with workdir_lib.open_work(folder, {'config': cfg.to_dict(), 'facts': FACTS}, mesh()) as work:
       sequential.run(cfg, work)
-    return works.read_json(folder / 'results.json')
+    return run_files.read_json(folder / 'results.json')
 
   def train_on(self, cfg, folder):
-    shop = records.load(cfg.data)
-    few, _ = stream.sample(shop)
-    with works.open_work(folder, {}, mesh()) as work:
-      work.stage('train', stream.stage, stages.settings(cfg), shop, few)
+    shop = array_record.load(cfg.data)
+    few, _ = streaming.sample(shop)
+    with workdir_lib.open_work(folder, {}, mesh()) as work:
+      work.stage('train', streaming.stage, stages.settings(cfg), shop, few)
 
   def test_from_records_to_report_and_recommendations(self):
     cfg, folder = config(), self.room / 'run'
@@ -96,7 +96,7 @@ class StreamedTest(parameterized.TestCase):
     cfg.train.update(epochs=6, patience=8, valid_users=300)
     shop = ring(800)
     cfg.data = str(stored(shop, self.room))
-    with mock.patch.object(stream, 'JUDGED', 400):
+    with mock.patch.object(streaming, 'JUDGED', 400):
       results = self.run_on(cfg, folder)
     self.assertIn('400 users drawn of 800', results['protocol'])
     self.assertEqual(told.check(results)[0], 400)
@@ -115,7 +115,7 @@ class StreamedTest(parameterized.TestCase):
       recommend.load(folder)
 
   def rows(self, folder):
-    with works.open_work(folder) as work:
+    with workdir_lib.open_work(folder) as work:
       return work.metrics()
 
   def test_a_run_that_was_killed_ends_where_an_uninterrupted_one_does(self):
@@ -123,17 +123,21 @@ class StreamedTest(parameterized.TestCase):
     cfg.train.update(epochs=2, batch=64)
     cfg.data = str(stored(ring(300), self.room))
     self.train_on(cfg, self.room / 'whole')
-    inner = records.Batches.__getitem__
+    inner = array_record.Batches.__getitem__
 
     def dying(batches, step):
       if step == 7 and batches.size == 64:
         raise KeyboardInterrupt
       return inner(batches, step)
-    with (mock.patch.object(streamed, 'SAVE_EVERY', 3), mock.patch.object(streamed, 'SAMPLE', 4),
-          mock.patch.object(records.Batches, '__getitem__', dying),
-          self.assertRaises(KeyboardInterrupt)):
+
+    with (
+      mock.patch.object(sequential_streaming, 'SAVE_EVERY', 3),
+      mock.patch.object(sequential_streaming, 'SAMPLE', 4),
+      mock.patch.object(array_record.Batches, '__getitem__', dying),
+      self.assertRaises(KeyboardInterrupt),
+    ):
       self.train_on(cfg, self.room / 'killed')
-    with mock.patch.object(streamed, 'SAMPLE', 4):
+    with mock.patch.object(sequential_streaming, 'SAMPLE', 4):
       self.train_on(cfg, self.room / 'killed')
     one, other = (next((self.room / n / 'stages').glob('*train/model.npz')).read_bytes()
                   for n in ('whole', 'killed'))
@@ -148,15 +152,15 @@ class StreamedTest(parameterized.TestCase):
     params = seqrec.init(model, jax.random.key(0))
     rng = np.random.default_rng(0)
     examples = [{'items': rng.integers(1, 51, n).astype(np.int32)} for n in rng.integers(0, 20, 64)]
-    batch = streamed.rows_of(examples, 12, 2)
-    values = [float(jax.jit(streamed.objective(cfg, model, room, mesh()))(
+    batch = sequential_streaming.rows_of(examples, 12, 2)
+    values = [float(jax.jit(sequential_streaming.objective(cfg, model, room, mesh()))(
         params, (), batch, jax.random.key(1))[0]) for room in ((64, 768), (56, 768), (8, 64))]
     np.testing.assert_allclose(values, values[0], rtol=1e-6)
     self.assertGreater(values[0], 1)
 
   def test_held_out_items_are_not_read_and_short_users_are_whole(self):
     rows = [np.arange(1, n + 1, dtype=np.int32) for n in (0, 1, 2, 3, 5, 9)]
-    got = streamed.rows_of([{'items': r} for r in rows], 3, 2)['seqs']
+    got = sequential_streaming.rows_of([{'items': r} for r in rows], 3, 2)['seqs']
     self.assertEqual(got.tolist(), [[0] * 4, [0, 0, 0, 1], [0, 0, 1, 2], [0, 0, 0, 1], [0, 1, 2, 3],
                                     [4, 5, 6, 7]])
 
@@ -192,7 +196,7 @@ class StreamedTest(parameterized.TestCase):
   def test_what_cannot_be_is_said_before_anything_runs(self):
     path = stored(ring(30), self.room)
     with self.assertRaisesRegex(DataError, 'holds records, which the sequential'):
-      catalog.load_data(path)
+      dataset.load_data(path)
     for change, why in ((dict(seeds=2), 'seeds=2'),
                         (dict(judge={'tie_order': 'shuffle(1)'}), 'tie_order'),
                         (dict(judge={'drop_cold_targets': True}), 'drop_cold')):
@@ -204,7 +208,7 @@ class StreamedTest(parameterized.TestCase):
     cfg = config()
     with (mock.patch.object(jax, 'process_count', lambda: 3),
           self.assertRaisesRegex(ConfigError, 'batch=64 does not divide over 3')):
-      streamed.batches(cfg, records.load(path), 12, 2)
+      sequential_streaming.batches(cfg, array_record.load(path), 12, 2)
 
 
 if __name__ == '__main__':

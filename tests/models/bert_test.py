@@ -8,9 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 from absl.testing import absltest, parameterized
 
+from recjax.distributed.sharding import make_mesh, shardings
 from recjax.errors import ConfigError, DataError
-from recjax.models import bert, sentence
-from recjax.sharding import make_mesh, shardings
+from recjax.models import bert, sentence_encoder
 
 HAS_TORCH = importlib.util.find_spec('torch') is not None
 SMALL = dict(vocab_size=80, hidden_size=24, num_hidden_layers=3, num_attention_heads=4,
@@ -57,8 +57,8 @@ class BertTest(parameterized.TestCase):
   def test_states_are_those_of_transformers(self, act):
     folder, model = self.folder(hidden_act=act)
     import torch
-    spec = sentence.read(folder)
-    params = sentence.load(folder, spec.cfg)
+    spec = sentence_encoder.read(folder)
+    params = sentence_encoder.load(folder, spec.cfg)
     tokens, mask = batch()
     with torch.no_grad():
       want = model(torch.tensor(tokens).long(), torch.tensor(mask)).last_hidden_state.numpy()
@@ -71,19 +71,19 @@ class BertTest(parameterized.TestCase):
     folder, _ = self.folder()
     path = folder / 'model.safetensors'
     tensors = safetensors.numpy.load_file(path)
-    spec = sentence.read(folder)
-    want = sentence.load(folder, spec.cfg)
+    spec = sentence_encoder.read(folder)
+    want = sentence_encoder.load(folder, spec.cfg)
     safetensors.numpy.save_file({f'bert.{k}': v for k, v in tensors.items()}, path)
-    got = sentence.load(folder, spec.cfg)
+    got = sentence_encoder.load(folder, spec.cfg)
     jax.tree.map(np.testing.assert_array_equal, want, got)
 
   def test_weights_come_sharded(self):
     folder, _ = self.folder()
-    spec = sentence.read(folder)
+    spec = sentence_encoder.read(folder)
     mesh = make_mesh({'data': 1, 'fsdp': 2, 'model': -1})
     where = shardings(bert.shapes(spec.cfg), bert.RULES, mesh)
-    one = sentence.load(folder, spec.cfg)
-    many = sentence.load(folder, spec.cfg, where)
+    one = sentence_encoder.load(folder, spec.cfg)
+    many = sentence_encoder.load(folder, spec.cfg, where)
     jax.tree.map(np.testing.assert_array_equal, one, many)
     self.assertLen(many['words'].sharding.device_set, len(jax.devices()))
 
@@ -113,30 +113,32 @@ class BertTest(parameterized.TestCase):
   def test_a_sentence_folder_says_how_to_pool(self):
     folder = pathlib.Path(self.create_tempdir().full_path)
     write_json(folder / 'config.json', {**SMALL, 'model_type': 'bert'})
-    self.assertEqual((sentence.read(folder).pool, sentence.read(folder).unit), ('avg', False))
+    self.assertEqual(
+      (sentence_encoder.read(folder).pool, sentence_encoder.read(folder).unit), ('avg', False)
+    )
     write_json(folder / 'modules.json', MODULES)
     write_json(folder / '1_Pooling' / 'config.json', {
         'word_embedding_dimension': 24, 'pooling_mode_cls_token': True,
         'pooling_mode_mean_tokens': False})
     write_json(folder / 'sentence_bert_config.json', {'max_seq_length': 64})
-    spec = sentence.read(folder)
+    spec = sentence_encoder.read(folder)
     self.assertEqual((spec.pool, spec.unit, spec.most), ('cls', True, 64))
 
   def test_what_is_not_implemented_is_refused(self):
     folder = pathlib.Path(self.create_tempdir().full_path)
     with self.assertRaisesRegex(DataError, 'does not exist'):
-      sentence.read(folder)
+      sentence_encoder.read(folder)
     for more, said in (({'model_type': 'xlm-roberta'}, 'xlm-roberta'),
                        ({'hidden_act': 'mish'}, 'mish'),
                        ({'position_embedding_type': 'relative_key'}, 'absolute'),
                        ({'hidden_size': None}, 'hidden_size')):
       write_json(folder / 'config.json', {'model_type': 'bert', **SMALL, **more})
       with self.assertRaisesRegex(ConfigError, said):
-        sentence.read(folder)
+        sentence_encoder.read(folder)
     write_json(folder / 'config.json', {'model_type': 'bert', **SMALL})
     write_json(folder / 'modules.json', [{'type': 'sentence_transformers.models.Dense'}])
     with self.assertRaisesRegex(ConfigError, 'Dense'):
-      sentence.read(folder)
+      sentence_encoder.read(folder)
 
 
 if __name__ == '__main__':

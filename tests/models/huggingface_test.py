@@ -12,9 +12,9 @@ import numpy as np
 import safetensors.numpy
 from absl.testing import absltest, parameterized
 
+from recjax.distributed.sharding import make_mesh, shardings
 from recjax.errors import ConfigError, DataError
 from recjax.models import huggingface, llm, lora
-from recjax.sharding import make_mesh, shardings
 
 HAS_TORCH = importlib.util.find_spec('torch') is not None
 HAS_PEFT = HAS_TORCH and importlib.util.find_spec('peft') is not None

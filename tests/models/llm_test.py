@@ -8,9 +8,9 @@ import numpy as np
 from absl.testing import absltest, parameterized
 from jax.sharding import PartitionSpec as P
 
+from recjax.distributed.sharding import make_mesh, shardings
 from recjax.errors import ConfigError
-from recjax.models import llm, lora, rope
-from recjax.sharding import make_mesh, shardings
+from recjax.models import attention, llm, lora, rope
 from tests import devices
 
 TINY = llm.Config(vocab=48, width=32, layers=2, heads=4, kv_heads=2, head_dim=8, ffn=40,
@@ -54,11 +54,11 @@ class CacheTest(parameterized.TestCase):
     lengths = np.array([6, 4])
     tails = some_tokens(rows, streams, steps, seed=5)
     _, (pk, pv) = run(TINY, params, head[None])
-    shared = llm.remember(pk[:, 0], pv[:, 0], jnp.ones(prefix, bool))
+    shared = attention.kv_block(pk[:, 0], pv[:, 0], jnp.ones(prefix, bool))
     real = np.arange(6) < lengths[:, None]
     _, (rk, rv) = run(TINY, params, prompts, prefix + np.broadcast_to(np.arange(6), real.shape),
                       real.astype(np.int32), (shared,))
-    prompt = llm.remember(rk, rv, jnp.asarray(real))
+    prompt = attention.kv_block(rk, rv, jnp.asarray(real))
     room = (TINY.layers, rows, streams, steps, TINY.kv_heads, TINY.head_dim)
     k, v = jnp.zeros(room), jnp.full(room, 7.0)  # what is masked must not matter
     own = np.broadcast_to(np.arange(1, streams + 1, dtype=np.int32), (rows, streams))
@@ -66,7 +66,7 @@ class CacheTest(parameterized.TestCase):
       seen = jnp.broadcast_to(jnp.arange(steps) < t, (rows, streams, steps))
       at = np.broadcast_to((prefix + lengths + t)[:, None], own.shape)
       hidden, (nk, nv) = run(TINY, params, tails[:, :, t], at, own,
-                             (shared, prompt, llm.remember(k, v, seen)))
+                             (shared, prompt, attention.kv_block(k, v, seen)))
       k, v = k.at[:, :, :, t].set(nk), v.at[:, :, :, t].set(nv)
       for b in range(rows):
         for s in range(streams):
@@ -83,7 +83,7 @@ class CacheTest(parameterized.TestCase):
 
     def split(adapters):
       _, (k, v) = run(cfg, params, head[None], adapters=adapters)
-      past = llm.remember(k[:, 0], v[:, 0], jnp.ones(4, bool))
+      past = attention.kv_block(k[:, 0], v[:, 0], jnp.ones(4, bool))
       at = np.broadcast_to(4 + np.arange(5), tails.shape)
       waves = jnp.sin(run(cfg, params, tails, at, past=(past,), adapters=adapters)[0])
       return waves.sum(), waves
@@ -137,7 +137,7 @@ class RowsTest(parameterized.TestCase):
     q = jax.random.normal(keys[0], shape)
     k, v = (jax.random.normal(key, (2, 20, 2, 8)) for key in keys[1:])
     allowed = jnp.broadcast_to(jnp.tri(20, dtype=bool), (2, 20, 20))
-    attend = jax.jit(llm.attend, static_argnames='chunk')
+    attend = jax.jit(attention.attend, static_argnames='chunk')
     np.testing.assert_allclose(attend(q, k, v, allowed, (), chunk=7),
                                attend(q, k, v, allowed, (), chunk=64), **NEAR)
 
@@ -145,7 +145,7 @@ class RowsTest(parameterized.TestCase):
     rng = np.random.default_rng(0)
     q, k, v = (rng.normal(size=(1, 5, n, 4)).astype('f') for n in (4, 2, 2))
     allowed = np.tri(5, dtype=bool)[None]
-    got = llm.attend(*map(jnp.asarray, (q, k, v, allowed)), ()).reshape(5, 4, 4)
+    got = attention.attend(*map(jnp.asarray, (q, k, v, allowed)), ()).reshape(5, 4, 4)
     for h in range(4):
       scores = np.where(allowed[0], q[0, :, h] @ k[0, :, h // 2].T / 2, -np.inf)
       weight = np.exp(scores) / np.exp(scores).sum(-1, keepdims=True)
@@ -173,7 +173,7 @@ class VariantTest(parameterized.TestCase):
 
     def loss(adapters, params, tokens):
       _, (k, v) = run(cfg, params, tokens[:1, :3], adapters=adapters)
-      past = llm.remember(k[:, 0], v[:, 0], jnp.ones(3, bool))
+      past = attention.kv_block(k[:, 0], v[:, 0], jnp.ones(3, bool))
       hidden, _ = run(cfg, params, tokens, past=(past,), adapters=adapters)
       logits = llm.LM(cfg).apply({'params': params}, hidden, method='logits')
       return jnp.sin(logits).mean(), logits

@@ -5,7 +5,8 @@ import numpy as np
 from absl.testing import absltest, parameterized
 
 from recjax.errors import ConfigError, DataError
-from recjax.models import codes, kmeans, rqvae
+from recjax.models import rqvae, semantic_ids
+from recjax.retrieval import kmeans
 
 BOOKS = jnp.array([[[0., 0.], [1., 0.], [0., 2.]], [[0., 0.], [.2, 0.], [0., -.3]]])
 PLAIN = rqvae.Config(2, (), 2, 2, 3, encoder='none')
@@ -17,7 +18,7 @@ class QuantiseTest(parameterized.TestCase):
     for r, want, left, loss in (((1.1, -.2), (1, 2), (.1, .1), .021875),
                                 ((.2, 1.4), (2, 2), (.2, -.3), .165625)):
       v = jnp.array([r])
-      found = rqvae.quantise(PLAIN, BOOKS, v)
+      found = rqvae.quantize(PLAIN, BOOKS, v)
       self.assertEqual(tuple(found['codes'][0].tolist()), want)
       np.testing.assert_allclose(v[0] - sum(found['parts'])[0], left, atol=1e-6)
       self.assertAlmostEqual(float(found['loss']), loss, places=6)
@@ -28,7 +29,7 @@ class QuantiseTest(parameterized.TestCase):
     cfg = rqvae.Config(1, (), 1, 2, 1, encoder='none', residual=residual)
 
     def loss(r, books):
-      found = rqvae.quantise(cfg, books, r[None, None])
+      found = rqvae.quantize(cfg, books, r[None, None])
       return (found['out'][0, 0] - .5) ** 2 + found['loss']
     books = jnp.array([[[1.]], [[-.05]]])
     value, (dr, de) = jax.value_and_grad(loss, (0, 1))(jnp.float32(.9), books)
@@ -44,7 +45,7 @@ class QuantiseTest(parameterized.TestCase):
     for n in (60, 5):  # fewer items than codes
       plus = rqvae.Config(8, (16,), 8, 2, 8, encoder='residual')
       params = rqvae.seed_codes(plus, rqvae.init(plus, jax.random.key(1)), x[:n], jax.random.key(0))
-      again, _ = codes.encode_residual(x[:n], params['codebooks'])
+      again, _ = semantic_ids.encode_residual(x[:n], params['codebooks'])
       np.testing.assert_array_equal(rqvae.codes_of(plus, params, x[:n]), again)
 
   def test_many_items_get_the_codes_that_few_get(self):
@@ -71,7 +72,7 @@ class QuantiseTest(parameterized.TestCase):
                                rqvae.loss(cfg, params, x[:4])[0], rtol=1e-5)
 
   def test_a_code_alone_in_its_group_counts_for_nothing(self):
-    found = rqvae.quantise(PLAIN, BOOKS, jnp.array([[1.1, -.2]]))
+    found = rqvae.quantize(PLAIN, BOOKS, jnp.array([[1.1, -.2]]))
     value = rqvae.diversity(BOOKS, found['parts'], found['codes'], jnp.array([[0, 1, 2]] * 2),
                             jax.random.key(0))
     self.assertEqual(float(value), 0)
@@ -131,59 +132,61 @@ class TableTest(parameterized.TestCase):
   def test_suffix_counts_in_order(self):
     a, b, c = (1, 2, 3), (0, 0, 1), (4, 4, 4)
     table = np.array([a, a, b, c, c])
-    self.assertEqual(codes.with_suffix(table, 8)[:, 3].tolist(), [0, 1, 0, 0, 1])
-    found = codes.health(table, 8)
+    self.assertEqual(semantic_ids.with_suffix(table, 8)[:, 3].tolist(), [0, 1, 0, 0, 1])
+    found = semantic_ids.codebook_stats(table, 8)
     self.assertEqual([found[k] for k in ('collision_rate', 'max_group', 'colliding_items')],
                      [.4, 2, 4])
     with self.assertRaisesRegex(DataError, r'257 items share the codes \(0, 0\)'):
-      codes.with_suffix(np.zeros((257, 2), int), 256)
+      semantic_ids.with_suffix(np.zeros((257, 2), int), 256)
     many, seen, want = np.random.default_rng(0).integers(0, 3, (300, 3)), {}, []
     for row in map(tuple, many):
       want.append(seen.get(row, 0))
       seen[row] = want[-1] + 1
-    self.assertEqual(codes.suffix(jnp.asarray(many)).tolist(), want)
+    self.assertEqual(semantic_ids.suffix(jnp.asarray(many)).tolist(), want)
 
   def test_the_table_on_the_device_is_rebuilt_without_compiling_again(self):
     rng = np.random.default_rng(0)
     before = None
     for _ in range(3):
       some = rng.integers(0, 3, (50, 2))
-      whole, largest = codes.table(jnp.asarray(some, jnp.int32))
-      np.testing.assert_array_equal(whole[1:], codes.with_suffix(some, 64))
+      whole, largest = semantic_ids.table(jnp.asarray(some, jnp.int32))
+      np.testing.assert_array_equal(whole[1:], semantic_ids.with_suffix(some, 64))
       self.assertEqual(whole[0].tolist(), [-1] * 3)
-      self.assertEqual(int(largest), codes.health(some, 64)['max_group'])
-      before = before or codes.table._cache_size()
-    self.assertEqual(codes.table._cache_size(), before)
+      self.assertEqual(int(largest), semantic_ids.codebook_stats(some, 64)['max_group'])
+      before = before or semantic_ids.table._cache_size()
+    self.assertEqual(semantic_ids.table._cache_size(), before)
 
   def test_balance(self):
     for column, want in (([0, 0, 0, 1, 2, 2, 3, 3], .875), ([0] * 8, .25), ([0, 1, 2, 3] * 2, 1)):
-      self.assertEqual(codes.health(np.array(column)[:, None], 4)['balance'], [want])
+      self.assertEqual(semantic_ids.codebook_stats(np.array(column)[:, None], 4)['balance'], [want])
 
   @parameterized.parameters('suffix', 'random', 'nearest', 'balance')
   def test_policies_leave_no_equal_rows(self, policy):
     rng = np.random.default_rng(0)
     table = rng.integers(0, 4, (30, 3))
-    out = codes.settle(table, 16, policy, rng.random((30, 16)))
+    out = semantic_ids.resolve_collisions(table, 16, policy, rng.random((30, 16)))
     self.assertLen(np.unique(out, axis=0), 30)
 
   def test_policies_that_cannot_be(self):
     for policy, what in (('other', 'dedupe='), ('nearest', 'by distance')):
       with self.assertRaisesRegex(ConfigError, what):
-        codes.settle(np.zeros((3, 2), int), 8, policy)
-    spread = codes.settle(np.zeros((3, 2), int), 8, 'sinkhorn', np.random.rand(3, 8))
+        semantic_ids.resolve_collisions(np.zeros((3, 2), int), 8, policy)
+    spread = semantic_ids.resolve_collisions(
+      np.zeros((3, 2), int), 8, 'sinkhorn', np.random.rand(3, 8)
+    )
     self.assertGreater(len(np.unique(spread, axis=0)), 1)
 
-  @parameterized.parameters(*codes.PLAIN)
+  @parameterized.parameters(*semantic_ids.PLAIN)
   def test_every_tokenizer_gives_codes_in_range(self, name):
     x = np.random.default_rng(0).normal(size=(40, 8)).astype(np.float32)
-    table, _ = codes.PLAIN[name](x, 2, 8, 0)
+    table, _ = semantic_ids.PLAIN[name](x, 2, 8, 0)
     self.assertEqual((table.shape, table.dtype), ((40, 2), np.int32))
     self.assertTrue(((table >= 0) & (table < 8)).all())
-    np.testing.assert_array_equal(table, codes.PLAIN[name](x, 2, 8, 0)[0])
+    np.testing.assert_array_equal(table, semantic_ids.PLAIN[name](x, 2, 8, 0)[0])
 
   def test_opq(self):
     x = np.random.default_rng(0).normal(size=(200, 8)).astype(np.float32) * np.arange(1, 9)
-    _, state = codes.rotated(x, 4, 8, 0)
+    _, state = semantic_ids.rotated(x, 4, 8, 0)
     np.testing.assert_allclose(state['rotation'].T @ state['rotation'], np.eye(8), atol=1e-5)
     self.assertTrue((np.diff(state['errors']) <= 1e-3 * state['errors'][0]).all())
 
@@ -191,9 +194,9 @@ class TableTest(parameterized.TestCase):
     x = np.ones((3, 2))
     x[1] = np.nan
     with self.assertRaisesRegex(DataError, 'vector of item 2 is not finite'):
-      codes.check_vectors(x)
+      semantic_ids.check_vectors(x)
     with self.assertRaisesRegex(ConfigError, 'power of two'):
-      codes.hashed(np.ones((3, 2)), 2, 6, 0)
+      semantic_ids.hashed(np.ones((3, 2)), 2, 6, 0)
 
 
 if __name__ == '__main__':

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from absl.testing import absltest
 
-from recjax.models import llm
+from recjax.models import attention, llm
 
 FOLDER = pathlib.Path(__file__).parents[2].parent / 'shared' / 'models' / 'stories260K'
 
@@ -61,7 +61,7 @@ def greedy(cfg, params, steps):
 
   def step(carry, t):
     token, k, v = carry
-    past = llm.remember(k, v, (jnp.arange(steps) < t)[None])
+    past = attention.kv_block(k, v, (jnp.arange(steps) < t)[None])
     one = jnp.ones((1, 1), jnp.int32)
     hidden, (nk, nv) = model.apply({'params': params}, token, one * t, one, (past,))
     logits = model.apply({'params': params}, hidden, method='logits')

@@ -5,9 +5,9 @@ import re
 import numpy as np
 from absl.testing import absltest, parameterized
 
-from recjax.data.catalog import Catalog
+from recjax.data.dataset import Catalog
 from recjax.data.splits import Cases
-from recjax.evaluation import tables
+from recjax.evaluation import results
 from recjax.report import users
 
 ITEMS = 100
@@ -27,9 +27,9 @@ class UsersTest(parameterized.TestCase):
     """A run's folder. ranks: {row: ranks}. lists: items of each user."""
     room = pathlib.Path(self.create_tempdir().full_path)
     names = names or [f'u{n}' for n in range(len(lists))]
-    tables.write_ranks(room / 'ranks.parquet', names, {
+    results.write_ranks(room / 'ranks.parquet', names, {
         row: np.array(x, np.int32) for row, x in ranks.items()})
-    tables.write_predictions(
+    results.write_predictions(
         room / 'predictions.parquet', names,
         [[f'i{i}' if i else None for i in row] for row in lists],
         [[1.0 / (n + 1) for n in range(len(row))] for row in lists])

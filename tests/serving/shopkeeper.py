@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from recjax.data.catalog import Catalog
+from recjax.data.dataset import Catalog
 from recjax.errors import DataError
 from recjax.evaluation import ranking
 from recjax.serving import models, server

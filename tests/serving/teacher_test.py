@@ -6,7 +6,7 @@ import numpy as np
 from absl.testing import absltest, parameterized
 from fastapi.testclient import TestClient
 
-from recjax.data.catalog import Catalog
+from recjax.data.dataset import Catalog
 from recjax.errors import DataError
 from recjax.methods.reclm import teacher as client
 from recjax.serving import teacher

@@ -6,13 +6,14 @@ from ml_collections import ConfigDict
 from tokenizers import Regex, decoders, models, normalizers, pre_tokenizers
 from tokenizers import Tokenizer as Backend
 
-from recjax.data.catalog import Catalog
+from recjax.data.dataset import Catalog
 from recjax.decoding import trie
 from recjax.errors import DataError
-from recjax.methods.betag import text as betag
-from recjax.methods.bigrec import generate, prompts, samples
-from recjax.methods.reclm import goods, static
-from recjax.text import spelling, tokens
+from recjax.methods.betag import prompts as betag
+from recjax.methods.bigrec import generate, instruction_data, prompts
+from recjax.methods.reclm import offline_samples, tokenized_catalog
+from recjax.text import spelling
+from recjax.text import tokenizer as tokenizer_lib
 
 SHARED = pathlib.Path(__file__).parents[2].parent / 'shared'
 TITLES = ['10 k\u2126 resistor', 'Cafe\u0301 scale', 'Ｗｉｄｅ ﬁn', 'BIG Mug', 'Caf\u00e9 scale',
@@ -41,10 +42,10 @@ TEMPLATE = prompts.load_template('bigrec')
 
 
 def with_normalizer(one):
-  made = tokens.train_bpe(['plain text'] * 4, 300)
+  made = tokenizer_lib.train_bpe(['plain text'] * 4, 300)
   backend = Backend.from_str(made.backend.to_str())
   backend.normalizer = one
-  return tokens.wrap(backend, made.special_tokens, made.chat_template)
+  return tokenizer_lib.wrap(backend, made.special_tokens, made.chat_template)
 
 
 def letters(known):
@@ -54,14 +55,23 @@ def letters(known):
   backend.pre_tokenizer = pre_tokenizers.Split(Regex('.'), 'isolated')
   backend.decoder = decoders.Fuse()
   backend.add_special_tokens(['<unk>', '</s>'])
-  return tokens.wrap(backend, {'eos_token': '</s>', 'unk_token': '<unk>'})
+  return tokenizer_lib.wrap(backend, {'eos_token': '</s>', 'unk_token': '<unk>'})
 
 
 def data_of(titles):
   ids = tuple(f'i{n}' for n in range(len(titles)))
-  return samples.Data('x', Catalog(ids, {'title': list(titles)}), samples.titles_of(
-      samples.catalog.Dataset('x', Catalog(ids, {'title': list(titles)}), None, '', {})), None, 10,
-      {}, '', {})
+  return instruction_data.Data(
+    'x',
+    Catalog(ids, {'title': list(titles)}),
+    instruction_data.titles_of(
+      instruction_data.dataset.Dataset('x', Catalog(ids, {'title': list(titles)}), None, '', {})
+    ),
+    None,
+    10,
+    {},
+    '',
+    {},
+  )
 
 
 class FormTest(parameterized.TestCase):
@@ -70,7 +80,7 @@ class FormTest(parameterized.TestCase):
   def test_written_titles_are_titles(self, name):
     normaliser, want = FORMS[name]
     tokenizer = with_normalizer(normaliser)
-    data = samples.spelt(data_of(TITLES), tokenizer, TEMPLATE)
+    data = instruction_data.spelt(data_of(TITLES), tokenizer, TEMPLATE)
     self.assertEqual(data.titles, want)
     before = data_of(TITLES).titles
     self.assertEqual(data.notes.get('titles_as_the_tokenizer_spells_them', 0),
@@ -84,8 +94,10 @@ class FormTest(parameterized.TestCase):
   @parameterized.parameters(*FORMS)
   def test_reclm_names_items_by_what_it_writes(self, name):
     normaliser, want = FORMS[name]
-    made, _ = tokens.extend(with_normalizer(normaliser), [goods.SOI, goods.EOI])
-    stock = goods.load(Catalog(tuple('abcdefgh'), {'title': TITLES}), made)
+    made, _ = tokenizer_lib.extend(
+      with_normalizer(normaliser), [tokenized_catalog.SOI, tokenized_catalog.EOI]
+    )
+    stock = tokenized_catalog.load(Catalog(tuple('abcdefgh'), {'title': TITLES}), made)
     for title, row in zip(stock.titles, stock.rows):
       self.assertEqual(' '.join(made.decode(row).split()), title)
     self.assertLen(set(stock.titles), 8)
@@ -93,8 +105,10 @@ class FormTest(parameterized.TestCase):
       self.assertEqual([t.removesuffix(' (1)') for t in stock.titles], want)
     self.assertLen(trie.build(stock.rows, made.eos_ids[0], made.vocab_size), 8)
     # A file may spell titles as the catalogue does.
-    self.assertEqual(static.parsed('<SOI>Ｗｉｄｅ ﬁn<EOI> and <SOI>BIG Mug<EOI>', stock, 'f'),
-                     [3, ' and ', 4])
+    self.assertEqual(
+      offline_samples.parsed('<SOI>Ｗｉｄｅ ﬁn<EOI> and <SOI>BIG Mug<EOI>', stock, 'f'),
+      [3, ' and ', 4],
+    )
 
   def test_generated_tags_are_base_tags(self):
     tokenizer = with_normalizer(normalizers.NFC())
@@ -116,14 +130,14 @@ class LostTest(parameterized.TestCase):
     tokenizer = letters('Dontlamp "i7')
     said = rf'the title of item i1, {title!r}, .*{said}.*change its spelling, or use another'
     with self.assertRaisesRegex(DataError, said):
-      samples.spelt(data_of(['lamp', title]), tokenizer, TEMPLATE)
+      instruction_data.spelt(data_of(['lamp', title]), tokenizer, TEMPLATE)
     with self.assertRaisesRegex(DataError, said):
-      goods.load(Catalog(('i0', 'i1'), {'title': ['lamp', title]}), tokenizer)
+      tokenized_catalog.load(Catalog(('i0', 'i1'), {'title': ['lamp', title]}), tokenizer)
 
   def test_letters_that_become_others(self):
     tokenizer = with_normalizer(normalizers.Replace('\u2019', "'"))
     with self.assertRaisesRegex(DataError, r'at character 4 U\+2019 .* became U\+0027 APOSTROPHE'):
-      samples.spelt(data_of(['Don\u2019t']), tokenizer, TEMPLATE)
+      instruction_data.spelt(data_of(['Don\u2019t']), tokenizer, TEMPLATE)
 
   def test_titles_that_never_settle(self):
     with self.assertRaisesRegex(DataError, "'a'.* changes with every encoding, now 'a   '"):
@@ -134,16 +148,16 @@ class LostTest(parameterized.TestCase):
   def test_entities_within_entities_and_quotes_within_quotes_stay_titles(self):
     odd = ['AT&amp;amp;T', '""Heroes""', '"Weird Al" live', 'Pipe 3"', "'n'"]
     tokenizer = with_normalizer(normalizers.NFC())
-    data = samples.spelt(data_of(odd), tokenizer, TEMPLATE)
+    data = instruction_data.spelt(data_of(odd), tokenizer, TEMPLATE)
     self.assertEqual(data.titles, ['AT&T', 'Heroes', '"Weird Al" live', 'Pipe 3"', "'n'"])
     generate.plant(tokenizer, TEMPLATE, data.titles)
 
   @absltest.skipUnless(SHARED.is_dir(), f'needs {SHARED}')
   def test_a_published_tokenizer_and_a_shop_with_compatibility_characters(self):
-    tokenizer = tokens.load(SHARED / 'models' / 'qwen3-tokenizer')
+    tokenizer = tokenizer_lib.load(SHARED / 'models' / 'qwen3-tokenizer')
     source = SHARED / 'data' / 'cases' / 'titles-nfc' / 'shop'
-    data = samples.load(source, ConfigDict(dict(window='game', split='auto', history=10)))
-    titles = samples.spelt(data, tokenizer, TEMPLATE).titles
+    data = instruction_data.load(source, ConfigDict(dict(window='game', split='auto', history=10)))
+    titles = instruction_data.spelt(data, tokenizer, TEMPLATE).titles
     changed = [i for i, (a, b) in enumerate(zip(data.titles, titles)) if a != b]
     self.assertEqual([titles[i] for i in changed], ['10 kΩ metal film resistor', 'Café scale'])
     self.assertLen(generate.plant(tokenizer, TEMPLATE, titles)[0], len(titles))

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from recjax.training import journal
-from recjax.training import work as works
+from recjax.training import workdir as workdir_lib
 
 
 class JournalTest(absltest.TestCase):
@@ -17,7 +17,7 @@ class JournalTest(absltest.TestCase):
   def test_answers_come_in_the_order_of_the_prompts(self, lengths, batch):
     folder = pathlib.Path(tempfile.mkdtemp())
     prompts = [[i] * n for i, n in enumerate(lengths)]
-    with works.open_work(folder, {}) as work:
+    with workdir_lib.open_work(folder, {}) as work:
       found = journal.answer_all(work, 't', folder / 'j.jsonl', prompts, batch,
                                  lambda some: [[prompts[i][0], len(prompts[i])] for i in some])
     self.assertEqual(found, [[i, n] for i, n in enumerate(lengths)])
@@ -33,7 +33,7 @@ class JournalTest(absltest.TestCase):
           f.write('[[4, "torn')
         raise KeyboardInterrupt
       return [[str(i)] for i in some]
-    with works.open_work(folder, {}) as work:
+    with workdir_lib.open_work(folder, {}) as work:
       with self.assertRaises(KeyboardInterrupt):
         journal.answer_all(work, 't', folder / 'j.jsonl', prompts, 2, run)
       found = journal.answer_all(work, 't', folder / 'j.jsonl', prompts, 2, run)

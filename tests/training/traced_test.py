@@ -7,12 +7,13 @@ import jax
 import jax.numpy as jnp
 from absl.testing import absltest, parameterized
 
-from recjax import experiment, sharding
-from recjax.data import catalog
+from recjax import experiment
+from recjax.data import dataset
+from recjax.distributed import sharding
 from recjax.methods import etegrec, llmemb, sequential
-from recjax.methods.etegrec import tune
+from recjax.methods.etegrec import train
 from recjax.models import seqrec
-from recjax.training import plan, traced
+from recjax.training import cost_model
 from recjax.training import sequential as training
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -26,7 +27,7 @@ def config(name, **model):
 
 @functools.cache
 def shop():
-  return catalog.load_data('sample:1:300')
+  return dataset.load_data('sample:1:300')
 
 
 def compiled(loss, params, *rest):
@@ -37,7 +38,7 @@ class CountTest(absltest.TestCase):
 
   def test_products_by_hand_loops_as_often_as_they_run_and_the_dearer_branch(self):
     a, b = jnp.ones((3, 5)), jnp.ones((5, 7))
-    count = lambda fn, *x: traced.flops(jax.make_jaxpr(fn)(*x).jaxpr)  # noqa: E731
+    count = lambda fn, *x: cost_model.flops(jax.make_jaxpr(fn)(*x).jaxpr)  # noqa: E731
     self.assertEqual(count(jnp.dot, a, b), 2 * 3 * 5 * 7)
     self.assertEqual(count(lambda x, y: jnp.einsum('bij,bjk->bik', x, y), jnp.ones((4, 3, 5)),
                            jnp.ones((4, 5, 7))), 4 * 2 * 3 * 5 * 7)
@@ -57,7 +58,7 @@ class CountTest(absltest.TestCase):
     def loss(p, x):
       return jnp.tanh(jnp.tanh(x @ p['a']) @ p['b']).sum()
     p = {'a': jnp.ones((8, 16)), 'b': jnp.ones((16, 4))}
-    found = traced.trace(loss, p, jnp.ones((32, 8)))
+    found = cost_model.trace(loss, p, jnp.ones((32, 8)))
     self.assertEqual(found.parameters, 8 * 16 + 16 * 4)
     # Forward both; backward both for the weights, and once for what lies between.
     self.assertEqual(found.flops, 2 * 32 * (2 * 8 * 16 + 3 * 16 * 4))
@@ -73,19 +74,19 @@ class CountTest(absltest.TestCase):
       return x.sum()
     p, x = jnp.ones((7, 8, 8)), jnp.ones((32, 8))
     want = 3 * 7 * 2 * 32 * 8 * 8  # forward, and backward for the weights and for what lies between
-    self.assertEqual(traced.trace(loss, p, x).flops, want)
-    self.assertEqual(traced.trace(plain, list(p), x).flops, want - 2 * 32 * 8 * 8)  # not for x
+    self.assertEqual(cost_model.trace(loss, p, x).flops, want)
+    self.assertEqual(cost_model.trace(plain, list(p), x).flops, want - 2 * 32 * 8 * 8)  # not for x
 
   def test_chips_are_as_many_as_the_rows_need(self):
-    step = traced.Step(10**6, 60 * plan.GIB, 10**12)
-    found = traced.lines(step, 100, 5, 3, 1, 1)
+    step = cost_model.TracedStep(10**6, 60 * cost_model.GIB, 10**12)
+    found = cost_model.traced_lines(step, 100, 5, 3, 1, 1)
     self.assertIn('fits 8 chips (data=8): 0.159 s an epoch', found['TPU v5e'])  # 16 GiB each
     self.assertIn('fits 1 chip (data=1)', found['A100 80 GB'])
-    self.assertIn('does not fit', traced.lines(
-        traced.Step(10**10, 0, 1), 1, 1, 1, 1, 1)['H200'])
-    self.assertIn('fits 16 chips', traced.lines(step, 1, 1, 1, 3, 1)['TPU v5e'])
-    self.assertIn('fits 2 chips', traced.lines(
-        traced.Step(1, 0, 1), 1, 1, 1, 1, 1, 20 * plan.GIB)['TPU v5e'])
+    self.assertIn('does not fit', cost_model.traced_lines(
+        cost_model.TracedStep(10**10, 0, 1), 1, 1, 1, 1, 1)['H200'])
+    self.assertIn('fits 16 chips', cost_model.traced_lines(step, 1, 1, 1, 3, 1)['TPU v5e'])
+    self.assertIn('fits 2 chips', cost_model.traced_lines(
+        cost_model.TracedStep(1, 0, 1), 1, 1, 1, 1, 1, 20 * cost_model.GIB)['TPU v5e'])
 
 
 class RecommenderTest(parameterized.TestCase):
@@ -96,8 +97,8 @@ class RecommenderTest(parameterized.TestCase):
     def kept(*args):
       got.append(args)
       return trace(*args)
-    trace = traced.trace
-    with mock.patch.object(traced, 'trace', kept):
+    trace = cost_model.trace
+    with mock.patch.object(cost_model, 'trace', kept):
       found = training.planned(cfg, len(shop().catalog), shop().interactions)[0]
     return found, compiled(*got[0])
 
@@ -119,7 +120,7 @@ class RecommenderTest(parameterized.TestCase):
       model = training.model_config(cfg, 50)
       loss = functools.partial(training.loss_of, cfg, model, sharding.make_mesh({'data': -1}), rows,
                                128)
-      found.append(traced.trace(
+      found.append(cost_model.trace(
           loss, jax.eval_shape(functools.partial(seqrec.init, model), key),
           jax.ShapeDtypeStruct((rows, n + 1), jnp.int32), key).flops)
     self.assertEqual(found[2] - found[1], 2 * (found[1] - found[0]))
@@ -136,22 +137,22 @@ class RecommenderTest(parameterized.TestCase):
   @parameterized.parameters('tiger_beauty', 'etegrec_scientific')
   def test_semantic_ids(self, name):
     cfg = config(name, width=128, ffn=256, layers=1, decoder_layers=1, history=10, dropout=0.0)
-    cfg.train.batch, got, trace = 64, [], traced.trace
+    cfg.train.batch, got, trace = 64, [], cost_model.trace
     def kept(*args):
       got.append(args)
       return trace(*args)
-    with mock.patch.object(traced, 'trace', kept):
-      found, steps, given = tune.planned(cfg, shop())
+    with mock.patch.object(cost_model, 'trace', kept):
+      found, steps, given = train.planned(cfg, shop())
     self.assertEqual(steps, -(-sum(int((b.target > 0).sum()) for b in given) // 64))
     program = compiled(*got[0])
     self.assertAlmostEqual(found.flops / program.cost_analysis()['flops'], 1, delta=.15)
     self.assertBetween(found.kept / program.memory_analysis().temp_size_in_bytes, .4, 2.5)
-    net = tune.shape(cfg, tune.levels(cfg), cfg.tokenizer.size, cfg.vectors.model.width, 64)
-    real = sum(x.size for x in jax.tree.leaves(tune.coder.init(net, jax.random.key(0))))
+    net = train.shape(cfg, train.levels(cfg), cfg.tokenizer.size, cfg.vectors.model.width, 64)
+    real = sum(x.size for x in jax.tree.leaves(train.semantic_id_t5.init(net, jax.random.key(0))))
     self.assertEqual(found.parameters, real)
     said = etegrec.cost(cfg, shop())
     ways = jax.device_count()
-    q = tune.levels(cfg)
+    q = train.levels(cfg)
     held = 2 * cfg.model.heads * cfg.model.head_dim * 4 * cfg.decode.batch * q * (
         cfg.decode.beams + 10) / ways / 2**20
     self.assertIn(f'KV caches {held:,.2f}', said[f'bytes a device in generation (data={ways})'])
@@ -161,7 +162,7 @@ class RecommenderTest(parameterized.TestCase):
     cfg = experiment.read_config(str(ROOT / 'configs' / 'llmemb_scientific.py'))
     said = llmemb.cost(cfg, shop())
     k, model = cfg.pca.dim, training.model_config(
-        llmemb.plan.recommender_config(cfg, cfg.model.kind), len(shop().catalog))
+        llmemb.variants.recommender_config(cfg, cfg.model.kind), len(shop().catalog))
     whole = seqrec.parameters(seqrec.init(model, jax.random.key(0)))
     self.assertIn(f'{whole:,} a seed', said['sasrec over ids: parameters'])
     hidden = cfg.rat.hidden or k // 2

@@ -10,7 +10,7 @@ import json
 import pathlib
 import re
 
-from recjax.data import files
+from recjax import file_io
 from recjax.errors import ConfigError, DataError
 
 SEQUENCES = 'inters.train.json'
@@ -61,17 +61,22 @@ def read_sequences(path):
 
   Raises DataError naming sequence and position for anything else.
   """
-  value = files.read_json(path)
+  value = file_io.read_json(path)
   if not isinstance(value, list):
     raise DataError(f'{path}: a list of sequences is expected.')
   integers = texts = 0
   sequences = []
   for number, row in enumerate(value):
     if not isinstance(row, list):
-      raise DataError(f'{path} sequence {number}: a list of item ids is expected, '
-                      f'found {row!r:.60}.')
-    sequences.append([files.text_id(item, f'{path} sequence {number}, position {i}', 'the item id')
-                      for i, item in enumerate(row)])
+      raise DataError(
+        f'{path} sequence {number}: a list of item ids is expected, found {row!r:.60}.'
+      )
+    sequences.append(
+      [
+        file_io.text_id(item, f'{path} sequence {number}, position {i}', 'the item id')
+        for i, item in enumerate(row)
+      ]
+    )
     whole = sum(type(item) is int for item in row)
     integers, texts = integers + whole, texts + len(row) - whole
   return sequences, integers > 0 and not texts, min(integers, texts)
@@ -82,7 +87,7 @@ def write_sequences(path, sequences, integer_ids):
   """
   if integer_ids:
     sequences = [[_integer(item, path) for item in row] for row in sequences]
-  files.write_text(path, json.dumps(sequences, ensure_ascii=False, separators=(',', ':')))
+  file_io.write_text(path, json.dumps(sequences, ensure_ascii=False, separators=(',', ':')))
 
 
 def read_tags(path):
@@ -196,7 +201,7 @@ def match_tags(sequences, tags, source, on_missing='error'):
 
 
 def _table(path, shape, expected):
-  value = files.read_json(path)
+  value = file_io.read_json(path)
   if not isinstance(value, dict):
     raise DataError(f'{path}: an object with item ids as keys is expected.')
   table = {}
@@ -222,7 +227,7 @@ def _rows(value):
 
 
 def _write_table(path, table):
-  files.write_text(path, json.dumps(table, ensure_ascii=False, separators=(',', ':')))
+  file_io.write_text(path, json.dumps(table, ensure_ascii=False, separators=(',', ':')))
 
 
 def _integer(item, path):

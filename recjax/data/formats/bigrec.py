@@ -10,7 +10,7 @@ import pathlib
 import re
 import unicodedata
 
-from recjax.data import files
+from recjax import file_io
 from recjax.errors import DataError
 
 RECORD = ('instruction', 'input', 'output')
@@ -121,7 +121,7 @@ def read_records(path):
 
   Raises DataError naming the file and the record.
   """
-  rows = files.read_json(path)
+  rows = file_io.read_json(path)
   if not isinstance(rows, list) or not rows:
     raise DataError(f'{path} must hold a list of records with {", ".join(RECORD)}')
   for number, row in enumerate(rows):
@@ -133,7 +133,7 @@ def read_records(path):
 
 def write_records(path, rows):
   """Writes records as the authors do: a JSON list, indented by four."""
-  files.write_text(path, json.dumps(list(rows), indent=4, ensure_ascii=False))
+  file_io.write_text(path, json.dumps(list(rows), indent=4, ensure_ascii=False))
 
 
 def read_id2name(path):
@@ -143,7 +143,7 @@ def read_id2name(path):
   """
   found = {}
   try:
-    lines = _lines(files.read_bytes(path).decode('utf-8'))
+    lines = _lines(file_io.read_bytes(path).decode('utf-8'))
   except UnicodeDecodeError as error:
     raise DataError(f'{path} is not UTF-8 at byte {error.start + 1}; save it so') from error
   for place, line in enumerate(lines, 1):
@@ -166,13 +166,13 @@ def _lines(text):
 
 def write_id2name(path, titles):
   """Writes `read_id2name`'s file, which is D3's info file too."""
-  files.write_text(path, ''.join(f'{t}\t{i}\n' for i, t in enumerate(titles)))
+  file_io.write_text(path, ''.join(f'{t}\t{i}\n' for i, t in enumerate(titles)))
 
 
 def read_movies(path):
   """MovieLens' movies.dat. -> {movie id: title}; UTF-8, or where it is not ISO-8859-1, or
   Windows-1252 where that has signs in place of control characters"""
-  data = files.read_bytes(path)
+  data = file_io.read_bytes(path)
   try:
     text = data.decode('utf-8')
   except UnicodeDecodeError:
@@ -243,7 +243,7 @@ def write_table(path, rows):
   writer = csv.DictWriter(out, TABLE, lineterminator='\n')
   writer.writeheader()
   writer.writerows(rows)
-  files.write_text(path, out.getvalue())
+  file_io.write_text(path, out.getvalue())
 
 
 def write_predictions(path, records, predicted, scores=None):

@@ -10,7 +10,7 @@ import zipfile
 
 import numpy as np
 
-from recjax.data import files
+from recjax import file_io
 from recjax.errors import DataError
 
 _CODE = re.compile(r'<([a-z])_(\d+)>')
@@ -25,7 +25,7 @@ def read_index(path, ids=(), mixed='pad'):
   or refused ('error'). -> (N, L) int32 in the order of ids.
   Raises DataError for missing items, unreadable codes, another number of rows.
   """
-  raw = files.read_json(path)
+  raw = file_io.read_json(path)
   if isinstance(raw, list):
     rows = raw[1:] if raw and all(c == -1 for c in raw[0]) else raw
     if ids and len(rows) != len(ids):
@@ -77,7 +77,7 @@ def write_index(path, codes, ids=(), form='letters'):
   else:
     value = {n: [f'<{chr(97 + at)}_{c}>' for at, c in enumerate(row)]
              for n, row in zip(names, rows)}
-  files.write_text(path, json.dumps(value, separators=(',', ':')) + '\n')
+  file_io.write_text(path, json.dumps(value, separators=(',', ':')) + '\n')
 
 
 def clean_interests(found, most=5, longest=80):
@@ -111,7 +111,7 @@ def read_interests(paths):
   """
   out, counts = {}, {'rows': 0, 'without_interests': 0}
   for path in paths:
-    for place, row in files.read_rows(path):
+    for place, row in file_io.read_rows(path):
       if not isinstance(row.get('inter_history'), list):
         raise DataError(f'{place}: inter_history must be a list of item ids')
       value = row.get('interests') or ''
@@ -124,7 +124,7 @@ def read_interests(paths):
 
 def write_interests(path, rows):
   """Writes *.processed.jsonl. rows: dicts with inter_history, target_id and a list `interests`."""
-  files.write_text(path, ''.join(json.dumps(
+  file_io.write_text(path, ''.join(json.dumps(
       {**r, 'interests': '\\n'.join(r['interests'])}, ensure_ascii=False) + '\n' for r in rows))
 
 

@@ -8,7 +8,7 @@ import re
 
 import numpy as np
 
-from recjax.data import files
+from recjax import file_io
 from recjax.data.formats import reclm as reclm_files
 from recjax.data.formats import unirec as unirec_files
 from recjax.errors import DataError
@@ -36,8 +36,8 @@ def recbole(data, folder, name):
       row = [user, ids[shop.items[at] - 1]]
       row += [] if shop.ratings is None else [str(shop.ratings[at])]
       lines.append('\t'.join([*row, str(n if shop.times is None else shop.times[at])]))
-  files.write_text(folder / f'{name}.inter', '\n'.join(lines) + '\n')
-  files.write_text(folder / f'{name}.item', _recbole_items(data.catalog))
+  file_io.write_text(folder / f'{name}.inter', '\n'.join(lines) + '\n')
+  file_io.write_text(folder / f'{name}.item', _recbole_items(data.catalog))
 
 
 def _recbole_items(goods):
@@ -60,7 +60,7 @@ def sequences(data, folder, name):
   """
   shop = data.interactions
   lines = [' '.join(map(str, (u, *shop.history(u - 1)))) for u in range(1, len(shop) + 1)]
-  files.write_text(folder / f'{name}.txt', '\n'.join(lines) + '\n')
+  file_io.write_text(folder / f'{name}.txt', '\n'.join(lines) + '\n')
   _write(folder / f'{name}.ids.json', {'users': shop.users, 'items': data.catalog.ids})
 
 
@@ -82,7 +82,7 @@ def etegrec(data, folder, name):
                          'inter_history': items[max(0, n - HISTORY):n]})
   for part, found in rows.items():
     text = ''.join(json.dumps(row, ensure_ascii=False) + '\n' for row in found)
-    files.write_text(folder / f'{name}.{part}.jsonl', text)
+    file_io.write_text(folder / f'{name}.{part}.jsonl', text)
   _write(folder / f'{name}.emb_map.json', {'[PAD]': 0} | {
       item: n for n, item in enumerate(data.catalog.ids, 1)})
 
@@ -99,4 +99,4 @@ def unirec(data, folder, name):
 
 
 def _write(path, value, indent=None):
-  files.write_text(path, json.dumps(value, ensure_ascii=False, indent=indent) + '\n')
+  file_io.write_text(path, json.dumps(value, ensure_ascii=False, indent=indent) + '\n')

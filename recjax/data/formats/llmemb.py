@@ -12,7 +12,7 @@ import pickle
 
 import numpy as np
 
-from recjax.data import files
+from recjax import file_io
 from recjax.errors import DataError, EmptyDatasetError
 
 SEQUENCES, PAIRS, IDS = 'inter_seq.txt', 'inter.txt', 'id_map.json'
@@ -57,7 +57,7 @@ def read(folder):
 
 def _numbered(path, name):
   """id_map.json's table from number to id. -> tuple of ids, number 1 first"""
-  table = files.read_json(path).get(name)
+  table = file_io.read_json(path).get(name)
   if not isinstance(table, dict):
     raise DataError(f'{path}: {name} is missing')
   try:
@@ -72,7 +72,7 @@ def _numbered(path, name):
 
 
 def _lines(path):
-  for number, line in enumerate(files.read_bytes(path).split(b'\n'), 1):
+  for number, line in enumerate(file_io.read_bytes(path).split(b'\n'), 1):
     if line.strip():
       try:
         yield f'{path} line {number}', [int(x) for x in line.split()]
@@ -114,7 +114,7 @@ def read_prompts(path, items=None):
   Raises DataError for a number given twice, one outside, or missing ones: the first ten of them.
   """
   found = {}
-  for place, row in files.read_rows(path):
+  for place, row in file_io.read_rows(path):
     try:
       number = int(row['item_id'])
       text = row['input']
@@ -141,7 +141,7 @@ def titles(prompts):
 
 def write_prompts(path, ids, prompts):
   """Writes one prompt an item in the published layout."""
-  files.write_text(path, ''.join(json.dumps(
+  file_io.write_text(path, ''.join(json.dumps(
       {'input': p, 'target': '', 'item': i, 'item_id': str(n)}, ensure_ascii=False) + '\n'
       for n, (i, p) in enumerate(zip(ids, prompts), 1)))
 
@@ -150,13 +150,13 @@ def write(folder, items, users, sequences, prompts=None):
   """Writes the folder that `read` reads. sequences: item numbers of each user."""
   folder = pathlib.Path(folder)
   rows = [' '.join(map(str, (u, *row))) for u, row in enumerate(sequences, 1)]
-  files.write_text(folder / SEQUENCES, ''.join(r + '\n' for r in rows))
-  files.write_text(folder / PAIRS, ''.join(f'{u} {i}\n' for u, row in enumerate(sequences, 1)
+  file_io.write_text(folder / SEQUENCES, ''.join(r + '\n' for r in rows))
+  file_io.write_text(folder / PAIRS, ''.join(f'{u} {i}\n' for u, row in enumerate(sequences, 1)
                                            for i in row))
   maps = {f'{kind}2id': {x: str(n) for n, x in enumerate(ids, 1)}
           for kind, ids in (('user', users), ('item', items))}
   maps |= {f'id2{kind}': {n: x for x, n in maps[f'{kind}2id'].items()} for kind in ('user', 'item')}
-  files.write_text(folder / IDS, json.dumps(maps, ensure_ascii=False))
+  file_io.write_text(folder / IDS, json.dumps(maps, ensure_ascii=False))
   if prompts is not None:
     write_prompts(folder / PROMPTS, items, prompts)
 

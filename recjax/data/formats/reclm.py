@@ -6,7 +6,8 @@
 import json
 import pathlib
 
-from recjax.data import files, raw
+from recjax import file_io
+from recjax.data import raw_reader
 from recjax.errors import DataError
 
 SEQUENTIAL = ('sequential.jsonl', 'sequential.json')
@@ -57,13 +58,13 @@ def columns_of(row):
   """A row of metas as columns of the catalogue."""
   path = row.get('category')
   plain = isinstance(path, list) and path and all(isinstance(x, str) and x for x in path)
-  title = raw.as_text(row.get('title_t') or row.get('title'))
+  title = raw_reader.as_text(row.get('title_t') or row.get('title'))
   for sign in BEGINNINGS:
     title = title and title.removeprefix(sign).lstrip()
   made = {'title': title,
-          'brand': raw.as_text(row.get('brand')),
-          'categories': path if plain else raw.as_list(path),  # as they stand in `category`
-          'description': raw.as_text(row.get('description'))}
+          'brand': raw_reader.as_text(row.get('brand')),
+          'categories': path if plain else raw_reader.as_list(path),  # as they stand in `category`
+          'description': raw_reader.as_text(row.get('description'))}
   return {name: value for name, value in made.items() if value is not None}
 
 
@@ -72,7 +73,7 @@ def read_object(path):
   value = None
   if path.suffix == '.jsonl' and path.is_file():
     value = _merged(path)
-  value = files.read_json(path) if value is None else value
+  value = file_io.read_json(path) if value is None else value
   if not isinstance(value, dict):
     raise DataError(f'{path}: one object with ids as keys is expected.')
   return value
@@ -80,11 +81,11 @@ def read_object(path):
 
 def _merged(path):
   """True JSON Lines, an object with some of the keys a line; None where the file is none."""
-  lines = [x for x in files.read_bytes(path).split(b'\n') if x.strip()]
+  lines = [x for x in file_io.read_bytes(path).split(b'\n') if x.strip()]
   if len(lines) < 2 or not all(x.strip().startswith(b'{') for x in lines):
     return None
   out = {}
-  for number, (_, row) in enumerate(files.read_rows(path), 1):
+  for number, (_, row) in enumerate(file_io.read_rows(path), 1):
     twice = out.keys() & row.keys()
     if twice:
       raise DataError(f'{path} object {number}: {min(twice)!r:.60} was there before.')
@@ -134,7 +135,7 @@ def write_reclm(data, folder):
   for name, value in ((SEQUENTIAL[0], users), (METAS[0], metas),
                       (CATEGORY[0], categories(goods))):
     text = json.dumps(value, ensure_ascii=False, indent=2) + '\n'
-    files.write_text(pathlib.Path(folder) / name, text)
+    file_io.write_text(pathlib.Path(folder) / name, text)
 
 
 def categories(goods):

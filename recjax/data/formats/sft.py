@@ -8,7 +8,7 @@
 import json
 import pathlib
 
-from recjax.data import files
+from recjax import file_io
 from recjax.errors import DataError
 
 PARTS = {'train': ('train.jsonl', 'train.json'),
@@ -38,15 +38,15 @@ def read(folder, part):
 def _values(path):
   """Yields (place, a sample or an epoch's list)."""
   if path.suffix == '.json':
-    whole = files.read_json(path)
+    whole = file_io.read_json(path)
     if not isinstance(whole, list):
       raise DataError(f'{path}: a list of epochs is expected')
     for number, value in enumerate(whole, 1):
       yield f'{path}: entry {number}', value
     return
-  for number, line in enumerate(files.read_bytes(path).split(b'\n'), 1):
+  for number, line in enumerate(file_io.read_bytes(path).split(b'\n'), 1):
     if line.strip():
-      yield f'{path} line {number}', files.parse_json(line, path, number)
+      yield f'{path} line {number}', file_io.parse_json(line, path, number)
 
 
 def _epoch(value, place):
@@ -75,7 +75,7 @@ def _turns(one, place):
 def write(folder, part, epochs):
   """Writes epochs of samples as PART.jsonl, one sample a line with its `epoch`. -> path"""
   path = pathlib.Path(folder) / PARTS[part][0]
-  files.write_text(path, ''.join(
+  file_io.write_text(path, ''.join(
       json.dumps({'epoch': number, **one}, ensure_ascii=False) + '\n'
       for number, some in enumerate(epochs) for one in some))
   return path

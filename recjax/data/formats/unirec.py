@@ -8,8 +8,8 @@ import pickle
 
 import numpy as np
 
-from recjax.data import files
-from recjax.data.formats import frames, pickles, reclm
+from recjax import file_io
+from recjax.data.formats import pandas_pickle, plain_pickle, reclm
 from recjax.errors import ConfigError, DataError
 
 PAD = '[PAD]'  # number 0 of both maps
@@ -44,7 +44,7 @@ def read(folder):
 
 
 def _maps(path):
-  found = pickles.read(path)
+  found = plain_pickle.read(path)
   maps = []
   for name in ('id2user', 'id2item'):
     ids = found.get(name) if isinstance(found, dict) else None
@@ -55,7 +55,7 @@ def _maps(path):
 
 
 def _table(path, column):
-  found = frames.read(path)
+  found = pandas_pickle.read(path)
   for name in ('user_id', column):
     if name not in found:
       raise DataError(f'{path} has no column {name}; it has {", ".join(map(str, found))}.')
@@ -101,8 +101,8 @@ def write(data, folder, name):
     pickle.dump({f'{what}2id': {one: n for n, one in enumerate(ids)} for what, ids in maps.items()}
                 | {f'id2{what}': ids for what, ids in maps.items()}, out)
   text = json.dumps(reclm.categories(goods), ensure_ascii=False, indent=2)
-  files.write_text(folder / 'category.jsonl', text + '\n')
-  files.write_text(folder / f'{name}.yaml', ''.join(f'{k}: {v}\n' for k, v in {
+  file_io.write_text(folder / 'category.jsonl', text + '\n')
+  file_io.write_text(folder / f'{name}.yaml', ''.join(f'{k}: {v}\n' for k, v in {
       'group_size': -1, 'n_neg_train_from_sampling': 0, 'n_neg_valid_from_sampling': 0,
       'n_neg_test_from_sampling': 0, 'train_file_format': 'user-item',
       'valid_file_format': 'user-item', 'test_file_format': 'user-item',

@@ -6,7 +6,8 @@ read without running them, and may stand in a table as well.
 import pathlib
 import re
 
-from recjax.data import cleaning, funnel, raw, times
+from recjax.data import cleaning, raw_reader, times
+from recjax.data.prepare import duckdb_engine
 
 # (user, item, time, rating), the item of the metadata, the order of columns in ratings-only tables
 EDITIONS = {
@@ -36,20 +37,28 @@ def source(edition, reviews, meta='', tick=None):
   """The files of one category as raw rows. -> funnel.Source, named by the category"""
   columns, key, bare = EDITIONS[edition]
   for path in filter(None, (reviews, meta)):
-    raw.check_file(path, WHERE[edition])
-  header = bare if raw.kind(reviews) == '.csv' and not named(reviews) else ()
+    raw_reader.check_file(path, WHERE[edition])
+  header = bare if raw_reader.kind(reviews) == '.csv' and not named(reviews) else ()
   unit = 'ms' if edition == '2023' else 's'
-  told = funnel.new_told(columns[2], unit)
-  events = raw.events(reviews, raw.read(reviews, header, tick=tick), *columns, times.usual(unit),
-                      {'told': told['events']['ids']})
-  goods = raw.goods(meta, raw.read(meta, literal=True), key, shape, told['goods'], '.'
-                    ) if meta else ()
-  return funnel.Source(category(reviews), events, goods, told)
+  told = duckdb_engine.new_told(columns[2], unit)
+  events = raw_reader.events(
+    reviews,
+    raw_reader.read(reviews, header, tick=tick),
+    *columns,
+    times.usual(unit),
+    {'told': told['events']['ids']},
+  )
+  goods = (
+    raw_reader.goods(meta, raw_reader.read(meta, literal=True), key, shape, told['goods'], '.')
+    if meta
+    else ()
+  )
+  return duckdb_engine.Source(category(reviews), events, goods, told)
 
 
 def named(path):
   """Whether a table's first line names columns, as tables made of the reviews do."""
-  line = next((line for _, line in raw.lines(path)), None) or b''
+  line = next((line for _, line in raw_reader.lines(path)), None) or b''
   return any(name.encode() in line for name in ('asin', 'user_id', 'reviewerID'))
 
 

@@ -5,7 +5,8 @@ become categories.
 """
 import pathlib
 
-from recjax.data import cleaning, funnel, raw, times
+from recjax.data import cleaning, raw_reader, times
+from recjax.data.prepare import duckdb_engine
 from recjax.errors import DataError
 
 # ratings, films, their encoding and separators, names of the columns where the files have none.
@@ -28,16 +29,16 @@ def source(folder, tick=None):
   for ratings, sep, header, films, parts, names in EDITIONS:
     if not (folder / ratings).is_file():
       continue
-    rows = raw.read(folder / ratings, header, sep, tick=tick)
-    told = funnel.new_told('timestamp', 's')
-    events = raw.events(folder / ratings, rows, *COLUMNS[:2], 'timestamp', 'rating',
+    rows = raw_reader.read(folder / ratings, header, sep, tick=tick)
+    told = duckdb_engine.new_told('timestamp', 's')
+    events = raw_reader.events(folder / ratings, rows, *COLUMNS[:2], 'timestamp', 'rating',
                         times.usual('s'), {'told': told['events']['ids']})
     if not (folder / films).is_file():
       raise DataError(f'{folder} has {ratings} but no {films}; unpack the whole archive there.')
-    goods = raw.goods(folder / films, raw.read(folder / films, names, parts,
+    goods = raw_reader.goods(folder / films, raw_reader.read(folder / films, names, parts,
                                                encoding(folder / films)), 'movieId', shape,
                       told['goods'])
-    return funnel.Source(folder.resolve().name, events, goods, told)
+    return duckdb_engine.Source(folder.resolve().name, events, goods, told)
   looked = ', '.join(edition[0] for edition in EDITIONS)
   raise DataError(f'{folder} has none of {looked}; fetch an archive such as ml-1m.zip from '
                   'files.grouplens.org/datasets/movielens, unpack it and name its folder.')
@@ -46,7 +47,7 @@ def source(folder, tick=None):
 def encoding(path):
   """'utf-8' where all of a file is, as since 10M; the older ones are Latin-1."""
   try:
-    for _, line in raw.lines(path):
+    for _, line in raw_reader.lines(path):
       (line or b'').decode('utf-8')
   except UnicodeDecodeError:
     return 'latin-1'

@@ -2,7 +2,8 @@
 
 Users are known by their names, days are the finest times; as SASRec uses the set.
 """
-from recjax.data import funnel, raw, times
+from recjax.data import raw_reader, times
+from recjax.data.prepare import duckdb_engine
 
 
 def source(reviews, games='', tick=None):
@@ -11,14 +12,25 @@ def source(reviews, games='', tick=None):
   Names that differ by blanks are different users.
   """
   for path in filter(None, (reviews, games)):
-    raw.check_file(path, 'cseweb.ucsd.edu/~jmcauley/datasets.html#steam_data')
-  told = funnel.new_told('date', 'iso')
-  rows = raw.read(reviews, literal=True, tick=tick)
-  events = raw.events(reviews, rows, 'username', 'product_id', 'date', '', times.usual('iso'),
-                      {'told': told['events']['ids'], 'exact': True})
-  goods = raw.goods(games, raw.read(games, literal=True), 'id', shape, told['goods'], '.'
-                    ) if games else ()
-  return funnel.Source('steam', events, goods, told)
+    raw_reader.check_file(path, 'cseweb.ucsd.edu/~jmcauley/datasets.html#steam_data')
+  told = duckdb_engine.new_told('date', 'iso')
+  rows = raw_reader.read(reviews, literal=True, tick=tick)
+  events = raw_reader.events(
+    reviews,
+    rows,
+    'username',
+    'product_id',
+    'date',
+    '',
+    times.usual('iso'),
+    {'told': told['events']['ids'], 'exact': True},
+  )
+  goods = (
+    raw_reader.goods(games, raw_reader.read(games, literal=True), 'id', shape, told['goods'], '.')
+    if games
+    else ()
+  )
+  return duckdb_engine.Source('steam', events, goods, told)
 
 
 def shape(row):

@@ -5,7 +5,8 @@ import itertools
 import pathlib
 import re
 
-from recjax.data import cleaning, funnel, raw, sniff, times
+from recjax.data import cleaning, raw_reader, times
+from recjax.data.prepare import duckdb_engine
 from recjax.errors import ConfigError, DataError
 
 # Names that are understood without being told, the first one found; blanks and signs do not count.
@@ -57,10 +58,10 @@ def source(interactions, items='', columns='', item_columns='', header='', sep='
   path, sep = a_file(interactions), {'\\t': '\t', 'tab': '\t'}.get(sep, sep)
   check_encoding(encoding)
   named = [name.strip() for name in header.split(',')] if header else ()
-  sign, note = (sep, '') if sep else sniff.separator(path, encoding or 'utf-8', bool(named))
+  sign, note = (sep, '') if sep else raw_reader.separator(path, encoding or 'utf-8', bool(named))
 
   def read(tick=None):
-    return raw.read(path, named, sign, encoding or 'utf-8', tick=tick)
+    return raw_reader.read(path, named, sign, encoding or 'utf-8', tick=tick)
   sample, first = peek(read(), path)
   given = pairs(columns)
   found = choose(first, NAMES, given, path, '--columns', ('user', 'item'))
@@ -68,7 +69,7 @@ def source(interactions, items='', columns='', item_columns='', header='', sep='
   told = {'events': {'columns': found, 'ignored': ignored(first, found), 'read': note}, 'goods': {}}
   events = _events(path, read, found, how, time_format, told['events'], tick)
   shop = goods(items, item_columns, sep, list_sep, encoding, told['goods']) if items else ()
-  return funnel.Source(path.name, events, shop, told)
+  return duckdb_engine.Source(path.name, events, shop, told)
 
 
 def a_file(path):
@@ -108,7 +109,7 @@ def _events(path, read, found, how, time_format, told, tick):
   whole = [name for name, column in ids.items() if column.whole()]
   for name, column in ids.items():
     told['ids'].update(column.mixed(name))
-  yield from raw.events(path, read(half(1)), **found, clock=clock,
+  yield from raw_reader.events(path, read(half(1)), **found, clock=clock,
                         ids={'told': told['ids'], 'whole': whole})
 
 
@@ -116,9 +117,9 @@ def goods(path, columns='', sep='', list_sep='|', encoding='', told=None):
   """A table of items as raw rows; settings as in `source`. told: what is told is added to it."""
   told = {} if told is None else told
   path, encoding, note = a_file(path), encoding or 'utf-8', ''
-  if not sep or raw.kind(path) in ('.parquet', '.jsonl'):
-    sep, note = sniff.separator(path, encoding)
-  _, first = peek(raw.read(path, sep=sep, encoding=encoding, literal=True), path)
+  if not sep or raw_reader.kind(path) in ('.parquet', '.jsonl'):
+    sep, note = raw_reader.separator(path, encoding)
+  _, first = peek(raw_reader.read(path, sep=sep, encoding=encoding, literal=True), path)
   names = choose(first, GOODS, pairs(columns), path, '--item-columns', ('item',))
   told.update({'columns': names, 'ignored': ignored(first, names), 'read': note},
               **cleaning.new_told())
@@ -128,7 +129,7 @@ def goods(path, columns='', sep='', list_sep='|', encoding='', told=None):
 def _goods(path, sep, encoding, names, list_sep, told):
   """The items, after a first reading that tells what ids and prices look like."""
   ids, comma, point = cleaning.Ids(), False, False
-  for _, row, _ in raw.read(path, sep=sep, encoding=encoding, literal=True):
+  for _, row, _ in raw_reader.read(path, sep=sep, encoding=encoding, literal=True):
     if row is not None:
       ids.add(row.get(names['item']))
       sign = cleaning.decimal_of([row.get(names['price'])]) if names['price'] else ''
@@ -137,8 +138,8 @@ def _goods(path, sep, encoding, names, list_sep, told):
   decimal = '' if comma == point else ',' if comma else '.'
   if names['price'] and decimal == ',':
     told['decimal'] = 'prices have a decimal comma'
-  rows = raw.read(path, sep=sep, encoding=encoding, literal=True)
-  yield from raw.goods(path, rows, names['item'], shape(names, list_sep), told, decimal,
+  rows = raw_reader.read(path, sep=sep, encoding=encoding, literal=True)
+  yield from raw_reader.goods(path, rows, names['item'], shape(names, list_sep), told, decimal,
                        ids.whole())
 
 
@@ -147,7 +148,7 @@ def peek(rows, path):
   seen = list(itertools.islice(rows, SAMPLE))
   first = next((row for _, row, _ in seen if row is not None), None)
   if first is None:
-    why = f', e.g. {raw.place(path, seen[0][0])}: {seen[0][2]}' if seen else ''
+    why = f', e.g. {raw_reader.place(path, seen[0][0])}: {seen[0][2]}' if seen else ''
     raise DataError(f'{path} holds no row that can be read{why}.')
   names = dict.fromkeys(name for _, row, _ in seen if row is not None for name in row)
   return [row for _, row, _ in seen if row is not None], {**dict.fromkeys(names), **first}

@@ -5,7 +5,8 @@ Both are JSON Lines; only the names of the files and a few columns differ. LLMEm
 """
 import pathlib
 
-from recjax.data import cleaning, funnel, raw, times
+from recjax.data import cleaning, raw_reader, times
+from recjax.data.prepare import duckdb_engine
 from recjax.errors import DataError
 
 EDITIONS = ('yelp_academic_dataset', 'yelp_training_set')
@@ -15,11 +16,19 @@ def source(folder, tick=None):
   """The folder's reviews and businesses as raw rows. -> funnel.Source"""
   folder = pathlib.Path(folder)
   reviews, places = (find(folder, what) for what in ('review', 'business'))
-  told = funnel.new_told('date', 'iso')
-  events = raw.events(reviews, raw.read(reviews, tick=tick), 'user_id', 'business_id', 'date',
-                      'stars', times.usual('iso'), {'told': told['events']['ids']})
-  goods = raw.goods(places, raw.read(places), 'business_id', shape, told['goods'])
-  return funnel.Source('yelp', events, goods, told)
+  told = duckdb_engine.new_told('date', 'iso')
+  events = raw_reader.events(
+    reviews,
+    raw_reader.read(reviews, tick=tick),
+    'user_id',
+    'business_id',
+    'date',
+    'stars',
+    times.usual('iso'),
+    {'told': told['events']['ids']},
+  )
+  goods = raw_reader.goods(places, raw_reader.read(places), 'business_id', shape, told['goods'])
+  return duckdb_engine.Source('yelp', events, goods, told)
 
 
 def find(folder, what):

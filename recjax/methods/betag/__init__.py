@@ -17,11 +17,12 @@ Deliberate differences from the authors' code:
   - a last tag cut by the token limit is dropped (decode.drop_truncated), equal scores go to the
     lower group.
 """
-from recjax.data.catalog import load_data
+from recjax.data.dataset import load_data
 from recjax.errors import ConfigError
-from recjax.evaluation import outcome
-from recjax.methods.betag import evaluate, generate, page, plan, tags, text, tune
-from recjax.training import backbone
+from recjax.evaluation import results
+from recjax.methods.betag import base_tags, evaluate, generate, planning, prompts, report
+from recjax.methods.betag import train as train_lib
+from recjax.training import llm_loading
 
 
 def run(cfg, work):
@@ -30,23 +31,24 @@ def run(cfg, work):
   shop = load_data(cfg.data)
   work.say(f'{shop.name}: {len(shop.catalog):,} items, {len(shop.interactions):,} users, '
            f'{len(shop.interactions.items):,} interactions')
-  base = work.stage('base-tags', tags.stage, cfg.tags, shop, alone=cfg.tags.source == 'api')
-  llm = backbone.folder(cfg, work, text.MESSAGES, lambda: tags.documents(shop, base, cfg.seed),
-                        shop, base)
-  lora = work.stage('tune', tune.stage, tune.settings(cfg), shop, base, llm)
+  base = work.stage('base-tags', base_tags.stage, cfg.tags, shop, alone=cfg.tags.source == 'api')
+  llm = llm_loading.folder(
+    cfg, work, prompts.MESSAGES, lambda: base_tags.documents(shop, base, cfg.seed), shop, base
+  )
+  lora = work.stage('tune', train_lib.stage, train_lib.settings(cfg), shop, base, llm)
   raw = work.stage('generate', generate.stage, generate.settings(cfg), base, llm, lora,
                    shared=True)
   rows = work.stage('parse', generate.parse, generate.parsing(cfg), raw)
   found = work.stage('evaluate', evaluate.stage, cfg.select, cfg.seed, shop, base, rows)
   work.publish(found, 'results.json', 'ranks.parquet', 'predictions.parquet')
-  page.write(cfg, work, shop, base, found)
-  outcome.show(work, found)
+  report.write(cfg, work, shop, base, found)
+  results.show(work, found)
 
 
 def check(cfg):
   """What can be known to be wrong before anything runs. Raises ConfigError."""
   train, decode = cfg.train, cfg.decode
-  backbone.check(cfg.llm)
+  llm_loading.check(cfg.llm)
   if train.loss_on not in ('assistant', 'continuation'):
     raise ConfigError(f"train.loss_on={train.loss_on!r}; choose 'assistant' or 'continuation'")
   if train.min_seq_len < 2 or train.max_seq_len < train.min_seq_len:
@@ -59,7 +61,7 @@ def check(cfg):
 
 
 SHARED = ('generate',)  # stages made of shards, which parts of a run divide
-recommender, cost, convert = evaluate.recommender, plan.cost, plan.convert
+recommender, cost, convert = evaluate.recommender, planning.cost, planning.convert
 item_tags = evaluate.item_tags
 
 

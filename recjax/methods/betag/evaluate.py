@@ -2,13 +2,15 @@
 import itertools
 import json
 
-from recjax.data.catalog import load_unchanged
+from recjax.data.dataset import load_unchanged
 from recjax.data.formats import betag as files
-from recjax.evaluation import metrics, outcome, ranking
-from recjax.methods.betag import later, text
-from recjax.methods.betag import tags as base_tags
-from recjax.models import bm25
-from recjax.training.work import find_stage, read_json, saved_config, write_json
+from recjax.evaluation import baselines, metrics, ranking
+from recjax.evaluation import results as results_lib
+from recjax.file_io import write_json
+from recjax.methods.betag import base_tags, prompts, update
+from recjax.retrieval import bm25
+from recjax.run_files import read_json
+from recjax.training.workdir import find_stage, saved_config
 
 REDUCERS = ('union', 'sum', 'last')
 
@@ -21,7 +23,7 @@ def stage(work, cfg, seed, shop, base, parsed):
   candidates = {
       'base_tags': {'': documents(shop, {i: [(t, 1) for t in tags] for i, tags in own.items()})},
       'betags': {f'{m},{k}': documents(shop, {
-          i: text.select(r, m, k, cfg.casefold, cfg.dedup_within_beam) for i, r in rows.items()})
+          i: prompts.select(r, m, k, cfg.casefold, cfg.dedup_within_beam) for i, r in rows.items()})
           for m, k in itertools.product(cfg.top_m, cfg.top_k)}}
   n, chosen, ranks = len(shop.catalog), {}, {}
   for row, options in candidates.items():
@@ -29,10 +31,10 @@ def stage(work, cfg, seed, shop, base, parsed):
     score = bm25.history_scores(model, chosen[row]['reducer'])
     ranks[row], items, scores = ranking.rank_and_recommend(
         score, split.test, n, min(cfg.save_top, n), mask_history=cfg.mask_history)
-  for row, score in ranking.baselines(split.train, n, seed).items():
+  for row, score in baselines.baselines(split.train, n, seed).items():
     ranks[row] = ranking.rank_cases(score, split.test, n, mask_history=cfg.mask_history)
   best = candidates['betags'][chosen['betags']['option']]
-  outcome.save(work.folder, shop, split, 'betags', ranks, (items, scores),
+  results_lib.save(work.folder, shop, split, 'betags', ranks, (items, scores),
                ranking.protocol(n, split.protocol, cfg.mask_history), [seed], chosen=chosen)
   save_tags(work.folder, shop, best)
   return {'users': len(split.test.targets), **{f'{r} HR@10': round(float((x < 10).mean()), 4)
@@ -96,7 +98,7 @@ def opened(workdir, data=None):
   docs = [[tuple(t) for t in tags] for tags in read_json(found / 'tags.json').values()]
   known = len(docs)
   if data:
-    shop, docs = later.carried_on(workdir, config, shop, data, docs,
+    shop, docs = update.carried_on(workdir, config, shop, data, docs,
                                   results['chosen']['betags']['option'])
   return config, shop, docs, known
 

@@ -9,16 +9,17 @@ import numpy as np
 from ml_collections import FrozenConfigDict
 
 from recjax.data.formats import betag as files
-from recjax.decoding.group_search import SearchConfig, group_search
-from recjax.decoding.head import stages
+from recjax.decoding.diverse_beam_search import SearchConfig, diverse_beam_search
+from recjax.decoding.lm_head import stages
+from recjax.distributed.multihost import to_host
 from recjax.errors import DataError
-from recjax.methods.betag import text
-from recjax.models import decode, llm
-from recjax.sharding import fetch
-from recjax.text import chat
-from recjax.training import backbone, parts, shards
-from recjax.training.fit import place
-from recjax.training.work import read_json, write_json
+from recjax.file_io import write_json
+from recjax.methods.betag import prompts as prompts_lib
+from recjax.models import llm, llm_decoder
+from recjax.run_files import read_json
+from recjax.text import chat_template
+from recjax.training import job_parts, llm_loading, sharded_stage
+from recjax.training.loop import place
 
 SHARDS = 'shards'
 BUCKET = 16  # prompt lengths are rounded up to a multiple of this
@@ -37,11 +38,11 @@ def stage(work, cfg, base, folder, lora):
   time, so the end is the same.
   """
   if (work.folder / 'raw_predict.json').exists():  # killed between it and the end of the stage
-    parts.gather(work, work.folder)
+    job_parts.gather(work, work.folder)
     return finish(work, files.read_predictions(work.folder / 'raw_predict.json'))
   tags = files.read_tags(base / 'base_tags.json')
-  model, params, tokenizer, adapter = backbone.load_adapted(folder, cfg.llm, lora, work.mesh)
-  tags = text.spelt(tokenizer, tags)
+  model, params, tokenizer, adapter = llm_loading.load_adapted(folder, cfg.llm, lora, work.mesh)
+  tags = prompts_lib.spelt(tokenizer, tags)
   batches, prefix = prompt_batches(tags, tokenizer, cfg, model.cfg)
   search = search_config(cfg, tokenizer)
   run = jax.jit(functools.partial(beams_of, model, search))
@@ -53,13 +54,13 @@ def stage(work, cfg, base, folder, lora):
     items, ids, lengths = batches[number]
     placed = place({'ids': ids, 'lengths': lengths}, work.mesh)
     found = run(params, adapter, prefix_ids, **placed)
-    tokens, lengths = fetch((found.tokens, found.lengths))
+    tokens, lengths = to_host((found.tokens, found.lengths))
     write_json(paths[number], {
         item: texts_of(tokenizer, tags[item], cfg, tokens[b], lengths[b])
         for b, item in enumerate(items)})
     advance(len(items))
   with jax.set_mesh(work.mesh):
-    shards.fill(work, 'generate', paths, [len(items) for items, *_ in batches], make)
+    sharded_stage.fill(work, 'generate', paths, [len(items) for items, *_ in batches], make)
   if not work.first:
     return {}
   found = {item: texts for path in paths for item, texts in read_json(path).items()}
@@ -99,11 +100,11 @@ def prompt_batches(tags, tokenizer, cfg, shape):
 
   -> ([(item ids, token ids (B, P), lengths (B,))], prefix ids)
   """
-  prefix = chat.ask(tokenizer, text.MESSAGES)
-  heading = tokenizer.encode(text.HEADING)
+  prefix = chat_template.ask(tokenizer, prompts_lib.MESSAGES)
+  heading = tokenizer.encode(prompts_lib.HEADING)
   items = list(tags)
   prompts = [heading + ids for ids in tokenizer.encode_batch(
-      [text.generation_prompt(tags[i], cfg.sep, cfg.max_tags) for i in items])]
+      [prompts_lib.generation_prompt(tags[i], cfg.sep, cfg.max_tags) for i in items])]
   room = shape.max_positions - len(prefix) - cfg.new_tokens
   for item, ids in zip(items, prompts):
     if len(ids) > room:
@@ -129,16 +130,19 @@ def beams_of(model, search, params, adapter, prefix, ids, lengths):
   The chat prefix and each item's line are kept once, whatever the number of beams.
   """
   variables = {'params': llm.gathered(params), 'lora': adapter}
-  _, shared = llm.shared_past(model, variables, prefix)
-  logits, prompt = decode.prefill(model, variables, ids, lengths, (shared,))
-  step, cache = decode.make_step(model, variables, (shared, prompt), ids.shape[0], search.beams,
-                                 stages(search.new_tokens)[0])
-  return group_search(step, cache, logits, search, decode.reorder, grow=decode.grow)
+  _, shared = llm.prefill_prefix(model, variables, prefix)
+  logits, prompt = llm_decoder.prefill(model, variables, ids, lengths, (shared,))
+  step, cache = llm_decoder.make_step(
+    model, variables, (shared, prompt), ids.shape[0], search.beams, stages(search.new_tokens)[0]
+  )
+  return diverse_beam_search(
+    step, cache, logits, search, llm_decoder.reorder, grow=llm_decoder.grow
+  )
 
 
 def texts_of(tokenizer, tags, cfg, tokens, lengths):
   """What the authors' raw_predict.json holds: the item's line, '2.', and what was generated."""
-  prompt = text.generation_prompt(tags, cfg.sep, cfg.max_tags)
+  prompt = prompts_lib.generation_prompt(tags, cfg.sep, cfg.max_tags)
   return [prompt + tokenizer.decode(row[:n]) for row, n in zip(tokens.tolist(), lengths.tolist())]
 
 
@@ -160,7 +164,7 @@ def parsing(cfg):
 def parse(work, cfg, raw):
   """Writes raw_betags.json, rows of tags, and parse_report.json, what was dropped. -> counts"""
   texts = files.read_predictions(raw / 'raw_predict.json')
-  rows, counts = text.parse_raw(texts, cfg.sep, cfg.beams, cfg.drop_truncated)
+  rows, counts = prompts_lib.parse_raw(texts, cfg.sep, cfg.beams, cfg.drop_truncated)
   files.write_betags(work.folder / 'raw_betags.json', rows)
   write_json(work.folder / 'parse_report.json', counts)
   return counts

@@ -19,10 +19,20 @@ Deliberate differences from the authors' code:
 """
 
 from recjax.errors import ConfigError
-from recjax.evaluation import outcome
-from recjax.methods.bigrec import assist, decode, face, ground, page, plan, prompts, samples, tune
-from recjax.text import tokens
-from recjax.training import backbone
+from recjax.evaluation import results
+from recjax.methods.bigrec import (
+  cf_assistant,
+  d3,
+  grounding,
+  inference,
+  instruction_data,
+  planning,
+  prompts,
+  report,
+  train,
+)
+from recjax.text import tokenizer
+from recjax.training import llm_loading
 
 WAYS = ('ground', 'decode')
 
@@ -30,36 +40,38 @@ WAYS = ('ground', 'decode')
 def run(cfg, work):
   """The experiment, stage by stage."""
   template = check(cfg)
-  data = samples.load(cfg.data, cfg.samples)
+  data = instruction_data.load(cfg.data, cfg.samples)
   work.say(f'{data.name}: {len(data.catalog):,} items; {len(data.cases.train):,} training, '
            f'{len(data.cases.valid):,} validation, {len(data.cases.test):,} test cases'
            + ''.join(f'; {v:,} {k.replace("_", " ")}' for k, v in data.notes.items() if v))
-  opening, texts = tune.documents(template, cfg.prompt.noun, data.titles, cfg.seed)
-  llm = backbone.folder(cfg, work, opening, lambda: texts, data)
-  data = samples.spelt(data, tokens.load(llm), template)
+  opening, texts = train.documents(template, cfg.prompt.noun, data.titles, cfg.seed)
+  llm = llm_loading.folder(cfg, work, opening, lambda: texts, data)
+  data = instruction_data.spelt(data, tokenizer.load(llm), template)
   if spelt := data.notes.get('titles_as_the_tokenizer_spells_them'):
     work.say(f'{spelt:,} titles are read and written as the tokenizer spells them')
-  made = work.stage('tune', tune.stage, tune.settings(cfg), data, llm)
-  helper = work.stage('assistant', assist.stage, assist.settings(cfg), data)
+  made = work.stage('tune', train.stage, train.settings(cfg), data, llm)
+  helper = work.stage('assistant', cf_assistant.stage, cf_assistant.settings(cfg), data)
   if cfg.way == 'ground':
-    written = work.stage('generate', ground.generate, ground.generating(cfg), data, llm, made)
-    vectors = work.stage('embed', ground.embed_all, ground.embedding(cfg), data.titles, llm, made,
-                         written)
-    found = work.stage('evaluate', ground.stage, ground.settings(cfg), data, written, vectors,
-                       helper)
+    written = work.stage('generate', grounding.generate, grounding.generating(cfg), data, llm, made)
+    vectors = work.stage(
+      'embed', grounding.embed_all, grounding.embedding(cfg), data.titles, llm, made, written
+    )
+    found = work.stage(
+      'evaluate', grounding.stage, grounding.settings(cfg), data, written, vectors, helper
+    )
   else:
-    choice = work.stage('choose', decode.choose, decode.decoding(cfg), data, llm, made, helper)
-    beams = work.stage('decode', decode.decode, decode.decoding(cfg), data, llm, made, helper,
+    choice = work.stage('choose', d3.choose, d3.decoding(cfg), data, llm, made, helper)
+    beams = work.stage('decode', d3.decode, d3.decoding(cfg), data, llm, made, helper,
                        choice)
-    found = work.stage('evaluate', decode.stage, decode.settings(cfg), data, helper, choice, beams)
+    found = work.stage('evaluate', d3.stage, d3.settings(cfg), data, helper, choice, beams)
   work.publish(found, 'results.json', 'ranks.parquet', 'predictions.parquet')
-  page.write(cfg, work, data, found)
-  outcome.show(work, found)
+  report.write(cfg, work, data, found)
+  results.show(work, found)
 
 
 def check(cfg):
   """What can be known to be wrong before anything runs. Raises ConfigError. -> Template"""
-  backbone.check(cfg.llm)
+  llm_loading.check(cfg.llm)
   if cfg.way not in WAYS:
     raise ConfigError(f'way={cfg.way!r}; choose one of {", ".join(WAYS)}')
   if cfg.decode.beams < 1 or cfg.decode.batch < 1 or cfg.train.batch < 1:
@@ -75,7 +87,7 @@ def check(cfg):
   return template
 
 
-recommender, cost, convert = face.recommender, plan.cost, plan.convert
+recommender, cost, convert = inference.recommender, planning.cost, planning.convert
 
 
 def validated(cfg):

@@ -2,37 +2,49 @@
 import numpy as np
 
 from recjax.data import splits
-from recjax.data.catalog import Dataset, Interactions
+from recjax.data.dataset import Dataset, Interactions
 from recjax.errors import ConfigError
-from recjax.evaluation import metrics, outcome, ranking
-from recjax.methods.bigrec import samples
+from recjax.evaluation import baselines, metrics, ranking
+from recjax.evaluation import results as results_lib
+from recjax.methods.bigrec import instruction_data
 
 POLICIES = ('exact_id', 'best')
 
 
 def save(work, cfg, data, cases, main, ranks, lists, score, ks=metrics.KS, **more):
-  """Adds the sanity rows and the assistant's, and writes the files of `outcome.save`.
+  """Adds the sanity rows and the assistant's, and writes the files of `results.save`.
 
   cases: the test cases that were asked. ranks: {row: (n,)}. score: the assistant's score function,
   or None. -> counts
   """
   n, known = len(data.catalog), data.cases.known
-  others = ranking.baselines(known, n, cfg.seed)
+  others = baselines.baselines(known, n, cfg.seed)
   if score is not None:
     others = {'sasrec': score, **others}
   for name, row in others.items():
-    ranks[name] = ranking.rank_cases(row, cases, n, mask_history=samples.masked(cfg, data))
+    ranks[name] = ranking.rank_cases(row, cases, n, mask_history=instruction_data.masked(cfg, data))
   names = tuple(case_names(known.users, cases.users))
   shop = Dataset(data.name, data.catalog,
                  Interactions(names, known.items, known.offsets), data.fingerprint, data.notes)
   test = type(cases)(np.arange(len(cases), dtype=np.int32), cases.histories, cases.targets)
   _, said = splits.drawn(data.cases.test, cfg.judge.test_most, data.cases.protocol)
-  results = outcome.save(
-      work.folder, shop, splits.Split(known, None, test, said), main, ranks, lists,
-      ranking.protocol(n, said, samples.masked(cfg, data)), (cfg.seed,), ks, notes=data.notes,
-      **more)
-  return {'cases': len(cases), **{f'{row} HR@10': round(cells['HR@10']['value'], 4)
-                                  for row, cells in results['rows'].items()}}
+  results = results_lib.save(
+    work.folder,
+    shop,
+    splits.Split(known, None, test, said),
+    main,
+    ranks,
+    lists,
+    ranking.protocol(n, said, instruction_data.masked(cfg, data)),
+    (cfg.seed,),
+    ks,
+    notes=data.notes,
+    **more,
+  )
+  return {
+    'cases': len(cases),
+    **{f'{row} HR@10': round(cells['HR@10']['value'], 4) for row, cells in results['rows'].items()},
+  }
 
 
 def case_names(users, rows):

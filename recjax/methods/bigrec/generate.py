@@ -2,7 +2,7 @@
 import jax.numpy as jnp
 import numpy as np
 
-from recjax.decoding import constraints, forest, trie
+from recjax.decoding import constraints, device_trie, item_filter, trie
 from recjax.errors import ConfigError, DataError
 from recjax.methods.bigrec import prompts
 from recjax.text import spelling
@@ -26,9 +26,16 @@ def texts(writer, asked, cfg):
 def titles(writer, asked, cfg, planted, limits=None, mixing=None, length_penalty=0.0,
            token_scores=False):
   """Beams of titles of the catalogue, a Forest. -> Generated"""
-  only = constraints.Titles(planted, limits=limits or forest.Limits(), mix=mixing)
-  return writer.generate([writer.own(p) for p in asked], only, beams=cfg.beams,
-                         length_penalty=float(length_penalty), token_scores=token_scores)
+  only = constraints.CatalogConstraint(
+    planted, limits=limits or item_filter.ItemFilter(), mix=mixing
+  )
+  return writer.generate(
+    [writer.own(p) for p in asked],
+    only,
+    beams=cfg.beams,
+    length_penalty=float(length_penalty),
+    token_scores=token_scores,
+  )
 
 
 def ends(writer):
@@ -47,17 +54,17 @@ def plant(tokenizer, template, titles):
                       f'{spelling.difference(title, back)}; give titles as it spells them')
   rows = prompts.encode_answers(tokenizer, template, titles)
   tree = trie.build(rows, tokenizer.eos_ids[0], tokenizer.vocab_size)
-  return tree, forest.plant(tree)
+  return tree, device_trie.to_device_trie(tree)
 
 
 def limits(tree, histories, seen, allowed=None):
   """Which items requests may have. histories: list of (n,) item arrays, 1..N. seen: whether those
   are out. allowed: (N,) bool or None -> Limits"""
   taken = [np.asarray(h) - 1 for h in histories] if seen else None
-  return forest.limit(tree, None if allowed is None else allowed[None],
+  return item_filter.build_item_filter(tree, None if allowed is None else allowed[None],
                       None if allowed is None else np.zeros(len(histories), np.int32), taken)
 
 
 def mixed(planted, probabilities, alpha):
   """D3's assistant at one weight of the LLM; at 1 it changes no bit of a score."""
-  return constraints.mix(planted, jnp.asarray(probabilities), alpha)
+  return constraints.score_mixing(planted, jnp.asarray(probabilities), alpha)

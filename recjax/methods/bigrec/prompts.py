@@ -10,8 +10,8 @@ import re
 
 from recjax.data.formats import bigrec as files
 from recjax.errors import DataError
-from recjax.text import templates
-from recjax.text.templates import fill
+from recjax.text import prompt_templates
+from recjax.text.prompt_templates import fill
 
 FIELDS = {'instruction': ('noun',), 'input': ('history',), 'prompt': ('instruction', 'input'),
           'answer': ('title',)}
@@ -43,7 +43,7 @@ class Template:
 def load_template(name):
   """Reads 'bigrec', 'd3' or a file of one's own. Raises ConfigError naming what it lacks."""
   wanted = {**FIELDS, 'instruction': ()}
-  parts = templates.read(name, 'recjax.methods.bigrec', wanted)
+  parts = prompt_templates.read(name, 'recjax.methods.bigrec', wanted)
   return Template(**{part: parts[part] for part in FIELDS})
 
 

@@ -13,35 +13,47 @@ Deliberate differences from the authors' code (docs/etegrec.md):
   - learning rates fall to 0 over the steps that really run;
   - the distances of SIA are negated, as the paper has it (`align.sign=pos` for the released form).
 """
-from recjax.data.catalog import load_data
-from recjax.evaluation import outcome
-from recjax.methods.etegrec import evaluate, face, ids, interests, page, tune, vectors
+from recjax.data.dataset import load_data
+from recjax.evaluation import results
+from recjax.methods.etegrec import (
+  evaluate,
+  inference,
+  interests,
+  item_embeddings,
+  report,
+  tokenization,
+  train,
+)
 
 
 def run(cfg, work):
   """The experiment, stage by stage."""
-  tune.check(cfg)
+  train.check(cfg)
   shop = load_data(cfg.data)
   work.say(f'{shop.name}: {len(shop.catalog):,} items, {len(shop.interactions):,} users, '
            f'{len(shop.interactions.items):,} interactions, fingerprint {shop.fingerprint[:12]}')
-  made = work.stage('vectors', vectors.stage, vectors.settings(cfg), shop)
-  coded = work.stage('tokenizer', ids.stage, ids.settings(cfg), made,
+  made = work.stage('vectors', item_embeddings.stage, item_embeddings.settings(cfg), shop)
+  coded = work.stage('tokenizer', tokenization.stage, tokenization.settings(cfg), made,
                      shop.catalog.ids)
   heard = None
   if cfg.fusion != 'none':
     heard = work.stage('interests', interests.stage, interests.settings(cfg), shop)
-  model = work.stage('train', tune.stage, tune.settings(cfg), shop, made, coded, heard)
+  model = work.stage('train', train.stage, train.settings(cfg), shop, made, coded, heard)
   if cfg.finetune.epochs:
-    model = work.stage('finetune', tune.finetune, tune.finetune_settings(cfg), shop, made, coded,
+    model = work.stage('finetune', train.finetune, train.finetune_settings(cfg), shop, made, coded,
                        heard, model)
   found = work.stage('evaluate', evaluate.stage, evaluate.settings(cfg), shop, made, coded, heard,
                      model)
   work.publish(found, 'results.json', 'ranks.parquet', 'predictions.parquet')
-  page.write(cfg, work, shop, made, coded, heard, model, found)
-  outcome.show(work, found)
+  report.write(cfg, work, shop, made, coded, heard, model, found)
+  results.show(work, found)
 
 
-recommender, cost, convert = face.recommender, face.cost, face.convert
+recommender, cost, convert = (
+  inference.recommender,
+  inference.cost,
+  inference.convert,
+)
 
 
 def validated(cfg):

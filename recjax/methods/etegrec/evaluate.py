@@ -2,9 +2,10 @@
 import numpy as np
 from ml_collections import ConfigDict
 
-from recjax.evaluation import outcome, ranking
-from recjax.methods.etegrec import lists, tune, vectors
-from recjax.training import companion, shards
+from recjax.evaluation import baselines, ranking
+from recjax.evaluation import results as results_lib
+from recjax.methods.etegrec import beam_ranking, item_embeddings, train
+from recjax.training import auxiliary_recommender, sharded_stage
 
 SWAPPED = 2000  # users at most whose interests are taken away, or given to others
 PIECE = 2048    # users whose lists a kill may cost
@@ -15,7 +16,7 @@ def settings(cfg):
   """What of the config decides the figures besides the trained models."""
   names = ('way', 'fusion', 'model', 'tokenizer', 'decode', 'judge', 'seed', 'seeds')
   return ConfigDict({**{k: cfg[k] for k in names}, 'batch': cfg.train.batch,
-                     'normalize': lists.NORMALIZE})
+                     'normalize': beam_ranking.NORMALIZE})
 
 
 def row_name(cfg):
@@ -25,39 +26,41 @@ def row_name(cfg):
 
 def stage(work, cfg, shop, made, coded, heard, model):
   """Ranks the test users with every seed's best epoch and writes every result file. -> counts"""
-  given = tune.task(with_train(cfg), shop, made, coded, heard)
+  given = train.task(with_train(cfg), shop, made, coded, heard)
   cases, n, row = given.split.test, len(shop.catalog), row_name(cfg)
-  best = int(np.argmax(tune.valid_of(model)['NDCG@10']))
+  best = int(np.argmax(train.valid_of(model)['NDCG@10']))
   ours, kept = [], None
   with work.progress('ranking', cfg.seeds * len(cases), unit='user') as advance:
     for seed in range(cfg.seeds):
-      items, scores = ask(work, f'seed-{seed}', cfg, given, tune.trained(model, seed),
+      items, scores = ask(work, f'seed-{seed}', cfg, given, train.trained(model, seed),
                           given.given('test'), advance=advance)
       ours.append(ranking.list_ranks(items, cases.targets, n))
       if seed == best:
         kept = items[:, :cfg.judge.save_top], scores[:, :cfg.judge.save_top]
-  ranks, chosen = {row: np.stack(ours)}, tune.trained(model, best)
+  ranks, chosen = {row: np.stack(ours)}, train.trained(model, best)
   more = {'free': free(cfg, given, chosen)}
   if cfg.fusion != 'none':
     more['interests'], ranks['no interests'] = without(work, cfg, given, chosen, kept[0])
   mask = cfg.judge.mask_history
-  if vectors.trained(made):
-    ranks['sasrec'] = ranking.rank_cases(companion.scorer(made, n), cases, n, mask_history=mask)
-  for name, score in ranking.baselines(given.split.train, n, cfg.seed).items():
+  if item_embeddings.trained(made):
+    ranks['sasrec'] = ranking.rank_cases(
+      auxiliary_recommender.scorer(made, n), cases, n, mask_history=mask
+    )
+  for name, score in baselines.baselines(given.split.train, n, cfg.seed).items():
     ranks[name] = ranking.rank_cases(score, cases, n, mask_history=mask)
   more['note'] = f'lists of {cfg.decode.beams} beams, a target outside counts as not found'
-  results = outcome.save(
+  results = results_lib.save(
       work.folder, shop, given.split, row, ranks, kept,
       ranking.protocol(n, given.split.protocol, mask),
       range(cfg.seed, cfg.seed + cfg.seeds),
       tuple(k for k in (1, 5, 10, 20) if k <= min(cfg.decode.beams, n)), **more)
   return {'users': len(cases), **{m: round(results['rows'][row][m]['value'], 4)
-                                  for m in outcome.CLOSING},
+                                  for m in results_lib.CLOSING},
           'invalid_rate_of_free_beams': f'{more["free"]["invalid_rate"]:.2%}'}
 
 
 def with_train(cfg):
-  """The settings of this stage as `tune.task` reads them."""
+  """The settings of this stage as `train.task` reads them."""
   return ConfigDict({**cfg, 'train': {'batch': cfg.batch}})
 
 
@@ -73,12 +76,12 @@ def ask(work, name, cfg, given, params, heard, some=None, advance=None):
   size, found = -(-PIECE // batch) * batch, []
   for at in range(0, len(order), size):
     def make(part=order[at:at + size]):
-      items, scores = lists.ranked(
+      items, scores = beam_ranking.ranked(
           given.cfg, params['rec'], params['table'], [histories[i] for i in part],
           cfg.model.history, cfg.decode, None if heard is None else tuple(h[part] for h in heard),
           cfg.judge.mask_history)
       return {'items': items, 'scores': scores}
-    found.append(shards.kept(work, f'{name}-{at}', make))
+    found.append(sharded_stage.kept(work, f'{name}-{at}', make))
     if advance:
       advance(len(found[-1]['items']))
   back = np.argsort(order)
@@ -90,7 +93,7 @@ def free(cfg, given, params):
   cases = given.split.test
   order = np.random.default_rng(cfg.seed).permutation(len(cases))[:FREE]
   heard = given.given('test')
-  items, _ = lists.ranked(given.cfg, params['rec'], params['table'],
+  items, _ = beam_ranking.ranked(given.cfg, params['rec'], params['table'],
                           [cases.history(i) for i in order], cfg.model.history, cfg.decode,
                           None if heard is None else tuple(h[order] for h in heard), free=True)
   return {'users': len(order), 'invalid_rate': float((items[:, :10] == 0).mean())}

@@ -8,14 +8,15 @@ import zlib
 import numpy as np
 from ml_collections import ConfigDict
 
-from recjax.data import splits, stored
+from recjax import run_files
+from recjax.data import splits
 from recjax.data.formats import etegrec as files
 from recjax.errors import ConfigError, DataError
-from recjax.methods.etegrec import rows
-from recjax.text import interests as words
+from recjax.file_io import write_json
+from recjax.methods.etegrec import batching
+from recjax.text import interest_terms as words
 from recjax.text import keywords
-from recjax.training import encoder
-from recjax.training.work import write_json
+from recjax.training import text_embedding
 
 MOST = words.MOST
 HASHED = 64  # numbers of a vector without an encoder
@@ -29,10 +30,11 @@ def settings(cfg):
 def stage(work, cfg, shop):
   """Writes texts.json (all texts, their owners) and vectors.npy (U + 1, d), row 0 for none.
 
-  Rows are those of `rows.prefixes` on the training part, then the validation and the test users.
+  Rows are those of `batching.prefixes` on the training part, then the validation and the test
+  users.
   """
   split = splits.leave_one_out(shop.interactions)
-  asked = rows.prefixes(split.train, cfg.most)[0]
+  asked = batching.prefixes(split.train, cfg.most)[0]
   asked += [c.history(i)[-cfg.most:] for c in (split.valid, split.test) for i in range(len(c))]
   said, counts = told(work, cfg.interests, shop, asked)
   numbers = {}
@@ -76,10 +78,10 @@ def vectors(work, folder, texts, kept=False):
   that a killed stage finds again"""
   if not folder:
     return np.array([hashed(t) for t in texts], np.float32).reshape(len(texts), HASHED)
-  reader = encoder.load(folder, ConfigDict({'dtype': 'auto', 'remat': 'none'}), work.mesh)
+  reader = text_embedding.load(folder, ConfigDict({'dtype': 'auto', 'remat': 'none'}), work.mesh)
   if kept:
-    return encoder.embed_kept(work, reader, texts, 'embedding')[0]
-  return np.asarray(encoder.embed(reader, texts, work.mesh)[0], np.float32)
+    return text_embedding.embed_kept(work, reader, texts, 'embedding')[0]
+  return np.asarray(text_embedding.embed(reader, texts, work.mesh)[0], np.float32)
 
 
 def hashed(text, dim=HASHED):
@@ -94,8 +96,8 @@ def hashed(text, dim=HASHED):
 def read(folder):
   """-> rows (R, K) int32, vectors (U + 1, d) float32, texts [U + 1]"""
   folder = pathlib.Path(folder)
-  return (stored.read_arrays(folder / 'rows.npy'), stored.read_arrays(folder / 'vectors.npy'),
-          stored.need_json(folder / 'texts.json', list))
+  return (run_files.read_arrays(folder / 'rows.npy'), run_files.read_arrays(folder / 'vectors.npy'),
+          run_files.need_json(folder / 'texts.json', list))
 
 
 def asker(work, cfg, shop):

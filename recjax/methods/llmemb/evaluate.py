@@ -3,20 +3,23 @@
 import numpy as np
 from ml_collections import ConfigDict
 
-from recjax.data import stored
-from recjax.data.catalog import load_unchanged
+from recjax import run_files
+from recjax.data.dataset import load_unchanged
 from recjax.errors import ConfigError
-from recjax.evaluation import metrics, outcome, ranking, sampled, statistics
-from recjax.methods.llmemb import later, plan, rat
+from recjax.evaluation import baselines, metrics, ranking, sampled_ranking, statistics
+from recjax.evaluation import results as results_lib
+from recjax.methods.llmemb import rat, update, variants
+from recjax.run_files import read_json
 from recjax.training import sequential
-from recjax.training.work import find_stage, read_json
+from recjax.training import workdir as workdir_lib
+from recjax.training.workdir import find_stage
 
 SHOWN = ('HR@10', 'NDCG@10')
 
 
 def settings(cfg):
   """What of the config decides the figures besides the trained models."""
-  kinds = {k: plan.recommender_config(cfg, k) for k in plan.id_models(cfg)}
+  kinds = {k: variants.recommender_config(cfg, k) for k in variants.id_models(cfg)}
   return ConfigDict({'kinds': kinds, 'kind': cfg.model.kind, 'judge': cfg.judge, 'seed': cfg.seed,
                      'seeds': cfg.seeds, 'popularity_of_all': cfg.defects.popularity_of_all,
                      'early_mask_row': cfg.defects.early_mask_row})
@@ -27,7 +30,7 @@ def stage(work, cfg, shop, tables, ids, made):
   del tables
   split, n = rat.split_of(shop), len(shop.catalog)
   block, mask = ranking.block_size(n, cfg.judge.memory << 20), cfg.judge.mask_history
-  models = {plan.row_name(v): (cfg.kind, folder) for v, folder in made.items()}
+  models = {variants.row_name(v): (cfg.kind, folder) for v, folder in made.items()}
   models |= {kind: (kind, folder) for kind, folder in ids.items()}
   drawn = candidates(work, cfg, split, n)
   ranks, few, lists = {}, {}, None
@@ -42,7 +45,7 @@ def stage(work, cfg, shop, tables, ids, made):
                                                  block, mask_history=mask)
         full.append(found)
         if drawn is not None:
-          some.append(sampled.rank_cases(score, split.test, n, drawn))
+          some.append(sampled_ranking.rank_cases(score, split.test, n, drawn))
         if lists is None and seed == best:
           lists = top
         advance()
@@ -53,11 +56,11 @@ def stage(work, cfg, shop, tables, ids, made):
   groups = group_masks(cfg, shop, split)
   more = {'groups': grouped(ranks, groups, main, cfg.seed)}
   if few:
-    more['sampled'] = {'protocol': sampled.protocol(cfg.judge.sampled), **grouped(
+    more['sampled'] = {'protocol': sampled_ranking.protocol(cfg.judge.sampled), **grouped(
         few, {'all': np.ones(len(split.test), bool), **groups}, main, cfg.seed)}
-  for name, score in ranking.baselines(split.train, n, cfg.seed).items():
+  for name, score in baselines.baselines(split.train, n, cfg.seed).items():
     ranks[name] = ranking.rank_cases(score, split.test, n, block, mask_history=mask)
-  results = outcome.save(work.folder, shop, split, main, ranks, lists,
+  results = results_lib.save(work.folder, shop, split, main, ranks, lists,
                          ranking.protocol(n, split.protocol, mask),
                          range(cfg.seed, cfg.seed + cfg.seeds), **more)
   return {'users': len(split.test), **{m: round(results['rows'][main][m]['value'], 4)
@@ -70,7 +73,7 @@ def candidates(work, cfg, split, n):
     return None
   counts = np.bincount(split.train.items, minlength=n + 1)[1:]
   try:
-    return sampled.draw(cfg.judge.sampled, split.test, counts, cfg.seed)
+    return sampled_ranking.draw(cfg.judge.sampled, split.test, counts, cfg.seed)
   except ConfigError as error:
     if 'full ranking' not in str(error):
       raise
@@ -105,7 +108,7 @@ def grouped(ranks, groups, main, seed):
     if not mask.any():
       continue
     some = {row: {m: v[mask] for m, v in values.items()} for row, values in each.items()}
-    found[name] = {'n': int(mask.sum()), **statistics.summarise(
+    found[name] = {'n': int(mask.sum()), **statistics.summarize(
         some, seed, {}, [(main, o) for o in some if o != main])}
   return found
 
@@ -113,7 +116,7 @@ def grouped(ranks, groups, main, seed):
 def show(work, folder):
   """Prints the tables of rare and frequent items, short and long histories."""
   from rich.table import Table
-  results = stored.need_json(folder / 'results.json')
+  results = run_files.need_json(folder / 'results.json')
   names = list(results['groups'])
   table = Table('NDCG@10', *(f'{g.replace("_", " ")}, n {results["groups"][g]["n"]:,}'
                              for g in names))
@@ -144,14 +147,14 @@ def recommender(workdir, data=None):
   data: a later data set, whose new items the run's LLM reads once. -> recommend, as
   `ranking.recommender` makes it
   """
-  config, made = plan.saved_config(workdir), plan.main_stage(workdir)
+  config, made = workdir_lib.saved_config(workdir), variants.main_stage(workdir)
   results = read_json(find_stage(workdir, 'evaluate') / 'results.json')
   shop = load_unchanged(config.data, results['data_fingerprint'], workdir)
   best = int(np.argmax(read_json(made / 'valid.json')['NDCG@10']))
   if data:
-    shop, params = later.carried_on(workdir, config, shop, data, best)
+    shop, params = update.carried_on(workdir, config, shop, data, best)
   else:
     params = sequential.load(made / 'model.npz', best)
-  model = sequential.model_config(plan.recommender_config(config, config.model.kind),
+  model = sequential.model_config(variants.recommender_config(config, config.model.kind),
                                   len(shop.catalog))
   return ranking.recommender(sequential.scorer(model, params), shop.catalog)

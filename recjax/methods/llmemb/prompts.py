@@ -7,7 +7,7 @@ from ml_collections import ConfigDict
 
 from recjax.data.formats import llmemb as files
 from recjax.errors import ConfigError, DataError
-from recjax.training.work import write_json
+from recjax.file_io import write_json
 
 UNKNOWN = 'title is unknown'
 SEP, LINK = '; ', ' is '

@@ -12,10 +12,11 @@ from ml_collections import ConfigDict
 from recjax.data import splits
 from recjax.errors import ConfigError, DataError
 from recjax.evaluation import ranking
-from recjax.methods.llmemb import export, plan
+from recjax.file_io import write_json
+from recjax.methods.llmemb import item_embeddings, variants
 from recjax.models import seqrec
-from recjax.training import contrastive, sequential, traced
-from recjax.training.work import write_json
+from recjax.training import cost_model, sequential
+from recjax.training.losses import contrastive
 
 ACTIVATIONS = {'none': lambda x: x, 'gelu': jax.nn.gelu, 'relu': jax.nn.relu}
 ALIGN_ITEMS = ('distinct', 'positions')
@@ -33,10 +34,10 @@ def check(cfg, items):
     if loss not in contrastive.KINDS:
       raise ConfigError(f'contrastive loss {loss!r} is unknown; choose one of '
                         f'{", ".join(contrastive.KINDS)}')
-  for kind in plan.id_models(cfg):
-    sequential.check(plan.recommender_config(cfg, kind), items)
-  widths = {plan.recommender_config(cfg, k).model.width for k in (cfg.model.kind,
-                                                                  plan.aligned_to(cfg))}
+  for kind in variants.id_models(cfg):
+    sequential.check(variants.recommender_config(cfg, kind), items)
+  widths = {variants.recommender_config(cfg, k).model.width for k in (cfg.model.kind,
+                                                                  variants.aligned_to(cfg))}
   if len(widths) > 1:
     raise ConfigError(f'model.width and base.width are {sorted(widths)}; alignment compares their '
                       'vectors, so they must be equal')
@@ -50,7 +51,7 @@ def check(cfg, items):
 
 def id_settings(cfg, kind):
   """What of the config decides a recommender over ids."""
-  return plan.recommender_config(cfg, kind)
+  return variants.recommender_config(cfg, kind)
 
 
 def ids_stage(work, cfg, shop):
@@ -85,12 +86,12 @@ def keep(work, cfg, params, scores, at):
 
 def settings(cfg, variant):
   """Everything in the config that decides this stage's result."""
-  what = plan.VARIANTS[variant]
+  what = variants.VARIANTS[variant]
   rat = {**cfg.rat.to_dict(), 'adapter': what.adapter, 'freeze': what.freeze,
          'alpha': cfg.rat.alpha if what.align else 0.0,
          'ids_from': cfg.rat.ids_from if what.adapter else 0}
   del rat['variant'], rat['ablations']
-  return ConfigDict({**plan.recommender_config(cfg, cfg.model.kind), 'rat': rat,
+  return ConfigDict({**variants.recommender_config(cfg, cfg.model.kind), 'rat': rat,
                      'early_mask_row': cfg.defects.early_mask_row,
                      'raw_vectors': cfg.defects.raw_vectors})
 
@@ -99,7 +100,7 @@ def stage(work, cfg, shop, table, ids):
   """Trains adapter and recommender, all seeds, and keeps each one's best epoch. -> counts"""
   split = split_of(shop)
   model = sequential.model_config(cfg, len(shop.catalog))
-  vectors = jnp.asarray(inputs(cfg, model, export.read(table), len(shop.catalog)))
+  vectors = jnp.asarray(inputs(cfg, model, item_embeddings.read(table), len(shop.catalog)))
   own = known(cfg, split, model.items)
   aim = jnp.asarray(sequential.load(ids / 'model.npz')['items'][:, 1:model.items + 1])
   whole = jax.jit(lambda params: expand(cfg, model, params, vectors, own=own))
@@ -115,20 +116,29 @@ def stage(work, cfg, shop, table, ids):
 def cost(cfg, shop):
   """What the trainings of recommenders take, each over all seeds at once. -> {what: text}"""
   split, items, found = splits.leave_one_out(shop.interactions), len(shop.catalog), {}
-  for kind in plan.id_models(cfg):
+  for kind in variants.id_models(cfg):
     parts = sequential.planned(id_settings(cfg, kind), items, split.train)
     found[f'{kind} over ids'] = parts
-  for variant in plan.variants(cfg):
+  for variant in variants.variants(cfg):
     how = settings(cfg, variant)
     model = sequential.model_config(how, items)
     k = cfg.pca.dim if how.rat.adapter else model.width
     shape = lambda *n: jax.ShapeDtypeStruct(n, jnp.float32)  # noqa: E731
     found[f'RAT {variant}'] = sequential.planned(
-        how, items, split.train, functools.partial(teach, how, k, own=known(how, split, items)),
-        shape(items, k), shape(items, model.width))
-  return {f'{name}: {what}': said for name, (step, steps, targets) in found.items()
-          for what, said in traced.lines(step, steps, targets, cfg.train.epochs, cfg.seeds,
-                                         jax.device_count(), unit='targets').items()}
+      how,
+      items,
+      split.train,
+      functools.partial(teach, how, k, own=known(how, split, items)),
+      shape(items, k),
+      shape(items, model.width),
+    )
+  return {
+    f'{name}: {what}': said
+    for name, (step, steps, targets) in found.items()
+    for what, said in cost_model.traced_lines(
+      step, steps, targets, cfg.train.epochs, cfg.seeds, jax.device_count(), unit='targets'
+    ).items()
+  }
 
 
 def known(cfg, split, items):

@@ -10,13 +10,15 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from recjax.data.batches import filled
+from recjax.distributed.multihost import to_host
+from recjax.distributed.sharding import shard
 from recjax.errors import ConfigError
+from recjax.file_io import write_json
 from recjax.methods.llmemb import prompts
 from recjax.models import huggingface, llm, lora
-from recjax.sharding import fetch, shard
-from recjax.training import backbone, contrastive, encoder
-from recjax.training.fit import Task, fit
-from recjax.training.work import write_json
+from recjax.training import loop, text_embedding
+from recjax.training.loop import Task, fit
+from recjax.training.losses import contrastive
 
 FIRST_TAU = 3.0  # where the released code's learned temperature begins
 
@@ -29,7 +31,7 @@ def settings(cfg, source):
 
 def stage(work, cfg, texts, folder):
   """Trains the adapter into `work.folder`, in PEFT's format. -> counts"""
-  reader = encoder.load(folder, cfg.llm, work.mesh, cfg.pool, cfg.scft.max_len,
+  reader = text_embedding.load(folder, cfg.llm, work.mesh, cfg.pool, cfg.scft.max_len,
                         lora_rank=cfg.lora.rank, lora_alpha=float(cfg.lora.alpha))
   if reader.about['kind'] != 'decoder':
     raise ConfigError(f'{folder} is a {reader.about["kind"]}; SCFT tunes decoder models. Use '
@@ -42,9 +44,9 @@ def stage(work, cfg, texts, folder):
   task = Task(init=functools.partial(begin, reader.model.cfg, cfg), batches=batches,
               loss=objective(reader, cfg, ways_of(work.mesh)), frozen=reader.variables['params'],
               split=split, parts=cfg.scft.parts, shape=(reader.model.cfg, 0), rules=llm.RULES)
-  how = dataclasses.replace(backbone.FitSettings.of(cfg.scft.optim), steps=cfg.scft.steps,
+  how = dataclasses.replace(loop.FitSettings.of(cfg.scft.optim), steps=cfg.scft.steps,
                             seed=cfg.seed)
-  trained = fetch(fit(task, how, work))
+  trained = to_host(fit(task, how, work))
   # A tiny model of this run is named relative to here: the run's folder may be moved.
   inside = folder.resolve().is_relative_to(work.path.resolve())
   name = os.path.relpath(folder, work.folder) if inside else str(folder)
@@ -97,7 +99,7 @@ class ViewBatches:
     rows = self.reader.ids([v for item in items for v in prompts.views(
         self.texts[item], self.cfg.scft.ratio, self.cfg.seed, drawn, int(item),
         self.cfg.defects.lone_attribute_lost)])
-    tokens, mask = encoder.padded(rows, encoder.rung(max(map(len, rows)), 2))
+    tokens, mask = text_embedding.padded(rows, text_embedding.rung(max(map(len, rows)), 2))
     return filled({'tokens': tokens.reshape(self.size, 2, -1),
                    'mask': mask.reshape(self.size, 2, -1)}, self.ways)
 

@@ -17,24 +17,25 @@ Deliberate differences from the authors' code:
 """
 import pathlib
 
-from recjax.data.catalog import load_data
+from recjax.data.dataset import load_data
 from recjax.errors import ConfigError
-from recjax.evaluation import outcome
+from recjax.evaluation import results
 from recjax.methods.reclm import (
-    codes,
-    evaluate,
-    face,
-    goods,
-    page,
-    plan,
-    render,
-    samples,
-    static,
-    teacher,
-    tune,
+  chat_encoding,
+  evaluate,
+  inference,
+  offline_samples,
+  planning,
+  report,
+  semantic_ids,
+  sft_data,
+  teacher,
+  tokenized_catalog,
+  train,
 )
-from recjax.text import tokens
-from recjax.training import backbone, scope
+from recjax.text import tokenizer as tokenizer_lib
+from recjax.training import llm_loading
+from recjax.training.losses import trie_masked
 
 GROUNDINGS = ('cgen', 'ret', 'token')
 
@@ -46,36 +47,39 @@ def run(cfg, work):
   work.say(f'{shop.name}: {len(shop.catalog):,} items, {len(shop.interactions):,} users, '
            f'{len(shop.interactions.items):,} interactions, fingerprint {shop.fingerprint[:12]}')
   titles = [' '.join((t or '').split()) for t in shop.catalog.columns.get('title') or ()]
-  opening = [samples.said('system', template['system'])]
-  llm = backbone.folder(cfg, work, opening, lambda: plan.documents(template, titles, cfg.seed),
-                        shop)
+  opening = [sft_data.said('system', template['system'])]
+  llm = llm_loading.folder(
+    cfg, work, opening, lambda: planning.documents(template, titles, cfg.seed), shop
+  )
   check_texts(cfg, shop, llm)
   helper = work.stage('teacher', teacher.stage, teacher.settings(cfg), shop)
   coded = None
   if cfg.grounding == 'token':
-    coded = work.stage('codes', codes.stage, codes.settings(cfg), shop, llm, helper)
+    coded = work.stage('codes', semantic_ids.stage, semantic_ids.settings(cfg), shop, llm, helper)
   given = pathlib.Path(cfg.train.static) if cfg.train.static else None
-  made = work.stage('tune', tune.stage, tune.settings(cfg), shop, llm, helper, coded, given)
+  made = work.stage('tune', train.stage, train.settings(cfg), shop, llm, helper, coded, given)
   found = work.stage('evaluate', evaluate.stage, evaluate.settings(cfg), shop, llm, made, helper,
                      coded)
   work.publish(found, 'results.json', 'ranks.parquet', 'predictions.parquet')
-  page.write(cfg, work, shop, found)
-  outcome.show(work, found)
+  report.write(cfg, work, shop, found)
+  results.show(work, found)
 
 
 def check(cfg):
   """What can be known to be wrong before anything runs. Raises ConfigError. -> template parts"""
-  backbone.check(cfg.llm)
+  llm_loading.check(cfg.llm)
   if cfg.grounding not in GROUNDINGS:
     raise ConfigError(f'grounding={cfg.grounding!r}; choose one of {", ".join(GROUNDINGS)}')
-  if cfg.train.scope not in scope.KINDS:
-    raise ConfigError(f'train.scope={cfg.train.scope!r}; choose one of {", ".join(scope.KINDS)}')
-  if cfg.train.average not in tune.AVERAGES:
+  if cfg.train.scope not in trie_masked.KINDS:
+    raise ConfigError(
+      f'train.scope={cfg.train.scope!r}; choose one of {", ".join(trie_masked.KINDS)}'
+    )
+  if cfg.train.average not in train.AVERAGES:
     raise ConfigError(f'train.average={cfg.train.average!r}; choose one of '
-                      f'{", ".join(tune.AVERAGES)}')
-  if cfg.train.control_like not in tune.LIKE:
+                      f'{", ".join(train.AVERAGES)}')
+  if cfg.train.control_like not in train.LIKE:
     raise ConfigError(f'train.control_like={cfg.train.control_like!r}; choose one of '
-                      f'{", ".join(tune.LIKE)}')
+                      f'{", ".join(train.LIKE)}')
   if cfg.decode.count < 10:
     raise ConfigError(f'decode.count={cfg.decode.count}: lists of ten are judged; ask for 10 or '
                       'more')
@@ -84,9 +88,9 @@ def check(cfg):
                       f'train.batch={cfg.train.batch} must be at least 1')
   if not 0 <= cfg.control.share <= 1:
     raise ConfigError(f'control.share={cfg.control.share} must lie between 0 and 1')
-  static.check(cfg)
+  offline_samples.check(cfg)
   missing_files(cfg)
-  return samples.forms(cfg)
+  return sft_data.forms(cfg)
 
 
 def check_texts(cfg, shop, folder):
@@ -95,16 +99,16 @@ def check_texts(cfg, shop, folder):
 
   Raises ConfigError naming the folder, DataError naming the item.
   """
-  tokenizer = tokens.load(folder)
+  tokenizer = tokenizer_lib.load(folder)
   several = bool(cfg.train.multi_round or cfg.train.static or cfg.judge.rounds
                  or cfg.judge.words == 'acknowledged')
   try:
-    render.check(tokenizer, dict(cfg.prompt.variables), several)
+    chat_encoding.check(tokenizer, dict(cfg.prompt.variables), several)
   except ConfigError as error:
     raise ConfigError(f'{folder}: {error}') from error
   for one in (shop, load_data(cfg.judge.cross) if cfg.judge.cross else None):
     if one:
-      goods.load(one.catalog, tokenizer)
+      tokenized_catalog.load(one.catalog, tokenizer)
 
 
 def missing_files(cfg):
@@ -120,8 +124,8 @@ def missing_files(cfg):
       raise ConfigError(f'{key}={value!r} does not exist; name what does')
 
 
-recommender, cost, convert = face.recommender, plan.cost, plan.convert
-converse, faces = face.converse, face.faces
+recommender, cost, convert = inference.recommender, planning.cost, planning.convert
+converse, faces = inference.converse, inference.faces
 
 
 def validated(cfg):

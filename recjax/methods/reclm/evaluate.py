@@ -5,12 +5,22 @@ import dataclasses
 import numpy as np
 from ml_collections import ConfigDict
 
-from recjax.data import splits, stored
-from recjax.data.catalog import load_data
+from recjax import run_files
+from recjax.data import splits
+from recjax.data.dataset import load_data
 from recjax.data.formats import conversations
-from recjax.data.sample_talk import questions
-from recjax.evaluation import outcome, ranking
-from recjax.methods.reclm import answer, controls, goods, rates, samples, teacher, tune
+from recjax.data.sample_shop.small_talk import questions
+from recjax.evaluation import baselines, ranking
+from recjax.evaluation import results as results_lib
+from recjax.methods.reclm import (
+  control_tasks,
+  generation,
+  list_metrics,
+  sft_data,
+  teacher,
+  tokenized_catalog,
+  train,
+)
 
 KS = (1, 3, 5, 10)
 
@@ -23,19 +33,21 @@ def settings(cfg):
 
 def stage(work, cfg, shop, folder, made, helper, coded=None):
   """Writes every result file."""
-  table = None if coded is None else stored.read_arrays(coded / 'codes.npy')
-  speaker = tune.load(cfg, folder, made, work.mesh)
+  table = None if coded is None else run_files.read_arrays(coded / 'codes.npy')
+  speaker = train.load(cfg, folder, made, work.mesh)
   split, n = splits.leave_one_out(shop.interactions), len(shop.catalog)
   rows, protocol = splits.drawn(split.test, cfg.judge.users, split.protocol)
   cases = split.test.picked(rows)
   split = dataclasses.replace(split, test=cases, protocol=protocol)
-  stock = tune.stock_of(cfg, shop, speaker, table)
-  shelf = answer.Shelf(speaker, [stock], kind=cfg.grounding)
+  stock = train.stock_of(cfg, shop, speaker, table)
+  shelf = generation.Shelf(speaker, [stock], kind=cfg.grounding)
   found, short = ask(work, 'lists', cfg, shelf, stock, cases, cfg.judge.words,
                      cfg.judge.mask_history)
   lists = [r.items[:cfg.decode.count] for r in found]
   histories = [cases.history(c) for c in range(len(cases))]
-  clean = rates.of_lists(lists, histories, cases.targets, stock.categories, n, cfg.decode.count)
+  clean = list_metrics.of_lists(
+    lists, histories, cases.targets, stock.categories, n, cfg.decode.count
+  )
   order = rank_all(work, cfg, shelf, stock, cases)
   more = {'rates': clean, 'unfinished': sum(r.unfinished for r in found),
           'shortened_prompts': short}
@@ -56,20 +68,20 @@ def ask(work, name, cfg, shelf, stock, cases, words, masked, wishes=None, candid
   """Lists for cases. wishes: the last sentence of each request; candidates: what each chooses from.
   -> [Reply], prompts that were shortened"""
   histories = [cases.history(c) for c in range(len(cases))]
-  prompts, short = samples.prompts(tune.renderer(cfg, shelf.speaker, stock), stock,
-                                   samples.forms(cfg), histories, words, cfg.decode.count, wishes,
+  prompts, short = sft_data.prompts(train.renderer(cfg, shelf.speaker, stock), stock,
+                                   sft_data.forms(cfg), histories, words, cfg.decode.count, wishes,
                                    candidates)
-  return answer.many(work, name, shelf, cfg.decode, prompts, histories if masked else None,
+  return generation.many(work, name, shelf, cfg.decode, prompts, histories if masked else None,
                      cfg.seed), short
 
 
 def rank_all(work, cfg, shelf, stock, cases):
   """The best first items of each case's list. -> items (n, k), scores (n, k)"""
-  template = samples.forms(cfg)
+  template = sft_data.forms(cfg)
   histories = [cases.history(c) for c in range(len(cases))]
-  prompts, _ = samples.prompts(tune.renderer(cfg, shelf.speaker, stock), stock, template,
+  prompts, _ = sft_data.prompts(train.renderer(cfg, shelf.speaker, stock), stock, template,
                                histories, cfg.judge.words, cfg.decode.count)
-  return answer.ranked_many(work, 'ranked', shelf, cfg.decode, prompts,
+  return generation.ranked_many(work, 'ranked', shelf, cfg.decode, prompts,
                             histories if cfg.judge.mask_history else None, cfg.decode.count)
 
 
@@ -82,12 +94,12 @@ def save(work, cfg, shop, split, lists, order, score, more):
   values = np.where(items > 0, 1 / (1 + np.arange(width)), 0).astype(np.float32)
   ranks = {cfg.grounding: ranking.list_ranks(items, cases.targets, n - 1),
            f'{cfg.grounding}:ranked': ranking.list_ranks(order[0], cases.targets, n - 1)}
-  others = {**({'sasrec': score} if score else {}), **ranking.baselines(split.train, n, cfg.seed)}
+  others = {**({'sasrec': score} if score else {}), **baselines.baselines(split.train, n, cfg.seed)}
   for name, one in others.items():
     ranks[name] = ranking.rank_cases(one, cases, n, mask_history=cfg.judge.mask_history)
   protocol = ranking.protocol(n, split.protocol, cfg.judge.mask_history)
   shown = (items, values) if items.any() else order  # a model that writes no list has no own
-  results = outcome.save(
+  results = results_lib.save(
       work.folder, shop, split, cfg.grounding, ranks, shown, protocol, (cfg.seed,),
       tuple(k for k in KS if k <= width), **more)
   rows = {row: round(cells['HR@10' if width >= 10 else f'HR@{KS[0]}']['value'], 4)
@@ -109,46 +121,67 @@ def rounds(work, cfg, shelf, stock, cases):
           else conversations.read(cfg.talk.questions)[0])
   first, later = talk[0], talk[1:count + 1]
   count = len(later)
-  template = samples.forms(cfg)
-  turn, said = tune.renderer(cfg, shelf.speaker, stock), samples.said
-  opening = [said('system', template['system']), said('user', first[0]),
-             said('assistant', [first[1]])]
-  turns = [opening + samples.question(stock, template, cases.history(c)[-samples.LONGEST:],
-                                      'rule', cfg.decode.count)[1:] for c in range(count)]
-  lists = answer.many(work, 'rounds-1', shelf, cfg.decode, [turn.tokens(t) for t in turns], None,
-                      cfg.seed)
+  template = sft_data.forms(cfg)
+  turn, said = train.renderer(cfg, shelf.speaker, stock), sft_data.said
+  opening = [
+    said('system', template['system']),
+    said('user', first[0]),
+    said('assistant', [first[1]]),
+  ]
+  turns = [
+    opening
+    + sft_data.question(
+      stock, template, cases.history(c)[-sft_data.LONGEST :], 'rule', cfg.decode.count
+    )[1:]
+    for c in range(count)
+  ]
+  lists = generation.many(
+    work, 'rounds-1', shelf, cfg.decode, [turn.tokens(t) for t in turns], None, cfg.seed
+  )
   ends = set(shelf.speaker.tokenizer.eos_ids)
   for t, r, (question, _) in zip(turns, lists, later):
     t += [said('assistant', [[i for i in r.ids if i not in ends]]), said('user', question)]
-  plain = answer.many(work, 'rounds-2', shelf, brief(cfg), [turn.tokens(t) for t in turns], None,
-                      cfg.seed)
-  right = [rates.last_number(r.text) is not None
-           and rates.last_number(r.text) == rates.last_number(gold)
-           for r, (_, gold) in zip(plain, later)]
+  plain = generation.many(
+    work, 'rounds-2', shelf, brief(cfg), [turn.tokens(t) for t in turns], None, cfg.seed
+  )
+  right = [
+    list_metrics.last_number(r.text) is not None
+    and list_metrics.last_number(r.text) == list_metrics.last_number(gold)
+    for r, (_, gold) in zip(plain, later)
+  ]
   few = cases.picked(np.arange(count))
   return {'conversations': count,
           'CSN_R1': float(np.mean([len(r.items) == cfg.decode.count for r in lists])),
           'CSN_R2': float(np.mean([not r.items and not r.unfinished for r in plain])),
           'accuracy': float(np.mean(right)),
-          **rates.of_lists([r.items for r in lists], [few.history(c) for c in range(count)],
+          **list_metrics.of_lists([r.items for r in lists], [few.history(c) for c in range(count)],
                            few.targets, stock.categories, len(stock.titles), cfg.decode.count)}
 
 
 def cross(work, cfg, speaker):
   """The same weights over another catalogue: only the trie and the prompts change. -> rates"""
   shop = load_data(cfg.judge.cross)
-  stock = goods.load(shop.catalog, speaker.tokenizer)
-  shelf = answer.Shelf(speaker, [stock])
+  stock = tokenized_catalog.load(shop.catalog, speaker.tokenizer)
+  shelf = generation.Shelf(speaker, [stock])
   cases = splits.leave_one_out(shop.interactions).test
   cases = cases.picked(splits.drawn(cases, cfg.judge.cross_users, '')[0])
   found, _ = ask(work, 'cross', cfg, shelf, stock, cases, cfg.judge.words, cfg.judge.mask_history)
   counts = np.bincount(splits.leave_one_out(shop.interactions).train.items,
                        minlength=len(shop.catalog) + 1)[1:]
   top = set((np.argsort(-counts, kind='stable')[:10] + 1).tolist())
-  return {'data': shop.name, 'notes': {k: v for k, v in stock.notes.items() if v},
-          'popularity HR@10': float(np.mean([t in top for t in cases.targets])),
-          **rates.of_lists([r.items for r in found], [cases.history(c) for c in range(len(cases))],
-                           cases.targets, stock.categories, len(stock.titles), cfg.decode.count)}
+  return {
+    'data': shop.name,
+    'notes': {k: v for k, v in stock.notes.items() if v},
+    'popularity HR@10': float(np.mean([t in top for t in cases.targets])),
+    **list_metrics.of_lists(
+      [r.items for r in found],
+      [cases.history(c) for c in range(len(cases))],
+      cases.targets,
+      stock.categories,
+      len(stock.titles),
+      cfg.decode.count,
+    ),
+  }
 
 
 def chosen(work, cfg, shelf, stock, cases):
@@ -165,10 +198,15 @@ def chosen(work, cfg, shelf, stock, cases):
   found, _ = ask(work, 'ranking', cfg, shelf, stock, cases, cfg.judge.words, cfg.judge.mask_history,
                  candidates=given)
   lists = [r.items[:k] for r in found]
-  return {**rates.of_lists([r.items for r in found], histories, cases.targets, stock.categories, n,
-                           k), 'candidates': size,
-          f'NotInCandidateRate@{k}': float(np.mean([sum(i not in own for i in items)
-                                                    for items, own in zip(lists, given)]))}
+  return {
+    **list_metrics.of_lists(
+      [r.items for r in found], histories, cases.targets, stock.categories, n, k
+    ),
+    'candidates': size,
+    f'NotInCandidateRate@{k}': float(
+      np.mean([sum(i not in own for i in items) for items, own in zip(lists, given)])
+    ),
+  }
 
 
 # Requests about categories, and replies that nothing holds to the catalogue.
@@ -181,12 +219,12 @@ def controlled(work, cfg, shelf, stock, cases, plain, teach):
   -> {kind: {'users', 'followed', 'unasked', 'in_category', 'HR@k'}, 'category_of': {'users',
   'right'}}
   """
-  k, template, asked = cfg.decode.count, samples.forms(cfg), []
+  k, template, asked = cfg.decode.count, sft_data.forms(cfg), []
   few = np.arange(min(len(cases), cfg.control.users))
-  some, groups = cases.picked(few), controls.members(stock)
+  some, groups = cases.picked(few), control_tasks.members(stock)
   histories = [some.history(c) for c in few]
-  for number, kind in enumerate(controls.LISTS):
-    made = controls.lists(stock, histories, some.targets.tolist(), teach,
+  for number, kind in enumerate(control_tasks.LISTS):
+    made = control_tasks.lists(stock, histories, some.targets.tolist(), teach,
                           [(cfg.seed, 6, number, c) for c in few.tolist()], [kind] * len(few), k)
     asked += [(c, m[1]) for c, m in enumerate(made) if m]
   if not asked:
@@ -211,11 +249,18 @@ def category_questions(work, cfg, shelf, stock, cases):
   items = [t for t in cases.targets.tolist() if stock.categories[t - 1]]
   if not items:
     return {}
-  template, rng = samples.forms(cfg), np.random.default_rng(cfg.seed)
-  turn = tune.renderer(cfg, shelf.speaker, stock)
-  prompts = [turn.tokens([samples.said('system', template['system']), samples.said(
-      'user', controls.question(stock, template, 'category_of', i, rng, 1)[0])]) for i in items]
-  found = answer.many(work, 'control-category_of', shelf, brief(cfg), prompts, None, cfg.seed)
+  template, rng = sft_data.forms(cfg), np.random.default_rng(cfg.seed)
+  turn = train.renderer(cfg, shelf.speaker, stock)
+  prompts = [
+    turn.tokens(
+      [
+        sft_data.said('system', template['system']),
+        sft_data.said('user', control_tasks.question(stock, template, 'category_of', i, rng, 1)[0]),
+      ]
+    )
+    for i in items
+  ]
+  found = generation.many(work, 'control-category_of', shelf, brief(cfg), prompts, None, cfg.seed)
   right = [r.text.strip() in stock.categories[i - 1] for i, r in zip(items, found)]
   return {'category_of': {'users': len(items), 'right': float(np.mean(right))}}
 
@@ -234,10 +279,23 @@ def free(work, cfg, shelf, stock, cases):
   some = cases.picked(np.arange(min(len(cases), cfg.judge.free)))
   histories = [some.history(c) for c in range(len(some))]
   speaker = shelf.speaker
-  prompts, _ = samples.prompts(tune.renderer(cfg, speaker, stock), stock, samples.forms(cfg),
-                               histories, cfg.judge.words, cfg.decode.count)
-  found = [rates.recognised(rates.titles_of(ids, speaker.tokenizer, speaker.soi, speaker.eoi),
-                            stock, speaker.tokenizer, cfg.judge.vague)
-           for ids in answer.free(work, 'free', shelf, cfg.decode, prompts, cfg.seed)]
-  return rates.of_lists(found, histories, some.targets, stock.categories, len(stock.titles),
-                        cfg.decode.count)
+  prompts, _ = sft_data.prompts(
+    train.renderer(cfg, speaker, stock),
+    stock,
+    sft_data.forms(cfg),
+    histories,
+    cfg.judge.words,
+    cfg.decode.count,
+  )
+  found = [
+    list_metrics.recognised(
+      list_metrics.titles_of(ids, speaker.tokenizer, speaker.soi, speaker.eoi),
+      stock,
+      speaker.tokenizer,
+      cfg.judge.vague,
+    )
+    for ids in generation.free(work, 'free', shelf, cfg.decode, prompts, cfg.seed)
+  ]
+  return list_metrics.of_lists(
+    found, histories, some.targets, stock.categories, len(stock.titles), cfg.decode.count
+  )

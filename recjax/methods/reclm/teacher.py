@@ -9,9 +9,10 @@ from ml_collections import ConfigDict
 from recjax.data import splits
 from recjax.errors import ConfigError, DataError
 from recjax.evaluation import ranking
-from recjax.methods.reclm import goods
-from recjax.training import companion, encoder, sequential
-from recjax.training.work import read_json, write_json
+from recjax.file_io import write_json
+from recjax.methods.reclm import tokenized_catalog
+from recjax.run_files import read_json
+from recjax.training import auxiliary_recommender, sequential, text_embedding
 
 WHOLE = 1024  # histories whose whole rankings are held at once
 
@@ -30,18 +31,26 @@ def stage(work, cfg, shop):
     write_json(work.folder / 'served.json', {'url': source})
     return {'url': source}
   if source != 'train':
-    return companion.adopt(work, source, shop, 'teacher.source',
-                           "the address of a served one (http://...), or 'train'")
-  given, split = companion.settings(cfg.teacher, cfg.seed), splits.leave_one_out(shop.interactions)
+    return auxiliary_recommender.adopt(
+      work, source, shop, 'teacher.source', "the address of a served one (http://...), or 'train'"
+    )
+  given, split = (
+    auxiliary_recommender.settings(cfg.teacher, cfg.seed),
+    splits.leave_one_out(shop.interactions),
+  )
   model = sequential.model_config(given, n)
   judge = ranking.validator(lambda p: sequential.scorer(model, p), split.valid, n, 1,
                             given.train.valid_users)
-  return companion.train(work, given, n, split.train, judge)
+  return auxiliary_recommender.train(work, given, n, split.train, judge)
 
 
 def scorer(made, shop):
   """The teacher's scores of all items. -> score function, or None where it is behind HTTP"""
-  return None if read_json(made / 'served.json') else companion.scorer(made, len(shop.catalog))
+  return (
+    None
+    if read_json(made / 'served.json')
+    else auxiliary_recommender.scorer(made, len(shop.catalog))
+  )
 
 
 def asker(made, shop):
@@ -72,9 +81,9 @@ def asker(made, shop):
 
 
 def groups_of(catalog):
-  """-> {category: (N + 1,) bool, by item index}, categories as in `goods.paths`"""
+  """-> {category: (N + 1,) bool, by item index}, categories as in `tokenized_catalog.paths`"""
   out = {}
-  for item, some in enumerate(goods.paths(catalog), 1):
+  for item, some in enumerate(tokenized_catalog.paths(catalog), 1):
     for path in some:
       out.setdefault(path, np.zeros(len(catalog) + 1, bool))[item] = True
   return out
@@ -128,8 +137,8 @@ def item_vectors(work, cfg, made, shop, folder):
     columns = shop.catalog.columns
     about = columns.get('description') or [''] * n
     texts = [f'{t}\n{d or ""}'.strip() for t, d in zip(columns['title'], about)]
-    reader = encoder.load(folder, cfg.llm, work.mesh, 'avg', cfg.ret.tokens)
-    return encoder.embed_kept(work, reader, texts, 'embedding')[0]
+    reader = text_embedding.load(folder, cfg.llm, work.mesh, 'avg', cfg.ret.tokens)
+    return text_embedding.embed_kept(work, reader, texts, 'embedding')[0]
   try:
     found = np.load(how, allow_pickle=False)
   except (OSError, ValueError, EOFError) as error:

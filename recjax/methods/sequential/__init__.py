@@ -10,17 +10,17 @@ Deliberate differences from the authors' code:
   - the epoch that is kept is the best on validation NDCG@10, full ranking; test users are never
     looked at before.
 """
-from recjax.data import records
-from recjax.data.catalog import load_data
-from recjax.evaluation import outcome
-from recjax.methods.sequential import evaluate, page, stream, train
-from recjax.training.work import read_json
+from recjax.data import array_record
+from recjax.data.dataset import load_data
+from recjax.evaluation import results
+from recjax.methods.sequential import evaluate, report, streaming, train
+from recjax.run_files import read_json
 
 
 def run(cfg, work):
   """The experiment, stage by stage."""
-  if records.found(cfg.data):
-    return stream.run(cfg, work)
+  if array_record.found(cfg.data):
+    return streaming.run(cfg, work)
   shop = load_data(cfg.data, cfg.judge.tie_order)
   train.check(cfg, shop)
   work.say(f'{shop.name}: {len(shop.catalog):,} items, {len(shop.interactions):,} users, '
@@ -28,8 +28,8 @@ def run(cfg, work):
   made = work.stage('train', train.stage, train.settings(cfg), shop)
   found = work.stage('evaluate', evaluate.stage, evaluate.settings(cfg), shop, made)
   work.publish(found, 'results.json', 'ranks.parquet', 'predictions.parquet')
-  page.write(cfg, work, shop, found)
-  outcome.show(work, found)
+  report.write(cfg, work, shop, found)
+  results.show(work, found)
   few = read_json(found / 'results.json').get('sampled')
   if few:
     work.say(f'{few["protocol"]}: HR@10 {few["HR@10"]:.4f}, NDCG@10 {few["NDCG@10"]:.4f}')

@@ -5,12 +5,15 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from recjax.data import records, splits, stored
-from recjax.data.catalog import load_unchanged
+from recjax import run_files
+from recjax.data import array_record, splits
+from recjax.data.dataset import load_unchanged
 from recjax.errors import ConfigError
-from recjax.evaluation import metrics, outcome, ranking, sampled
-from recjax.training import sequential, traced
-from recjax.training.work import find_stage, read_json, saved_config
+from recjax.evaluation import baselines, metrics, ranking, sampled_ranking
+from recjax.evaluation import results as results_lib
+from recjax.run_files import read_json
+from recjax.training import cost_model, sequential
+from recjax.training.workdir import find_stage, saved_config
 
 
 def settings(cfg):
@@ -29,7 +32,7 @@ def stage(work, cfg, shop, made, drawn=''):
 
   drawn: what the protocol says where `shop` holds some users alone.
   """
-  split = splits.of(shop, cfg.judge)
+  split = splits.split_for_config(shop, cfg.judge)
   n, row = len(shop.catalog), row_name(cfg)
   model = sequential.model_config(cfg, n)
   how = dict(block=ranking.block_size(n, cfg.judge.memory << 20), **masking(cfg))
@@ -45,13 +48,13 @@ def stage(work, cfg, shop, made, drawn=''):
         lists, few = top, among_few(cfg, shop, split, score)
       advance()
   ranks = {row: np.stack(ours)}
-  for name, score in ranking.baselines(split.train, n, cfg.seed).items():
+  for name, score in baselines.baselines(split.train, n, cfg.seed).items():
     ranks[name] = ranking.rank_cases(score, split.test, n, **how)
-  results = outcome.save(work.folder, shop, split, row, ranks, lists,
+  results = results_lib.save(work.folder, shop, split, row, ranks, lists,
                          ranking.protocol(n, split.protocol + drawn, **masking(cfg)),
                          range(cfg.seed, cfg.seed + cfg.seeds), **few)
   return {'users': len(split.test), **{m: round(results['rows'][row][m]['value'], 4)
-                                       for m in outcome.CLOSING}}
+                                       for m in results_lib.CLOSING}}
 
 
 def masking(cfg):
@@ -65,10 +68,10 @@ def among_few(cfg, shop, split, score):
   if not how:
     return {}
   counts = np.bincount(split.train.items, minlength=len(shop.catalog) + 1)[1:]
-  drawn = sampled.draw(how, split.test, counts, cfg.seed,
+  drawn = sampled_ranking.draw(how, split.test, counts, cfg.seed,
                        split.train if how == 'uniform100_sasrec' else None)
-  values = metrics.per_case(sampled.rank_cases(score, split.test, len(shop.catalog), drawn))
-  return {'sampled': {'protocol': sampled.protocol(how),
+  values = metrics.per_case(sampled_ranking.rank_cases(score, split.test, len(shop.catalog), drawn))
+  return {'sampled': {'protocol': sampled_ranking.protocol(how),
                       **{m: float(v.mean()) for m, v in values.items()}}}
 
 
@@ -85,7 +88,7 @@ def recommender(workdir, data=None):
   config = saved_config(workdir)
   made = find_stage(workdir, 'train')
   results = read_json(find_stage(workdir, 'evaluate') / 'results.json')
-  load = records.load_unchanged if records.found(config.data) else load_unchanged
+  load = array_record.load_unchanged if array_record.found(config.data) else load_unchanged
   shop = load(config.data, results['data_fingerprint'], workdir, config.judge.tie_order)
   best = int(np.argmax(read_json(made / 'valid.json')['NDCG@10']))
   score = sequential.scorer(sequential.model_config(config, len(shop.catalog)),
@@ -97,15 +100,16 @@ def cost(cfg, shop):
   """What a run would take, before it runs. -> {name: text}"""
   train = splits.leave_one_out(shop.interactions).train
   step, steps, targets = sequential.planned(cfg, len(shop.catalog), train)
-  return traced.lines(step, steps, targets, cfg.train.epochs, cfg.seeds, jax.device_count(),
-                      unit='targets')
+  return cost_model.traced_lines(
+    step, steps, targets, cfg.train.epochs, cfg.seeds, jax.device_count(), unit='targets'
+  )
 
 
 def convert(workdir, kind, out):
   """Writes the trained parameters as one .npz. Raises ConfigError for others, or a file there."""
   if kind != 'npz':
     raise ConfigError(f'--to={kind} is unknown for this method; npz writes all parameters')
-  stored.absent(out, '--out')
+  run_files.absent(out, '--out')
   model = find_stage(workdir, 'train') / 'model.npz'
-  with stored.new_file(out, '--out') as fresh:
+  with run_files.new_file(out, '--out') as fresh:
     shutil.copyfile(model, fresh)

@@ -3,10 +3,10 @@ from ml_collections import ConfigDict
 
 from recjax.data import splits
 from recjax.errors import DataError
-from recjax.evaluation import ranking, sampled
+from recjax.evaluation import ranking, sampled_ranking
+from recjax.file_io import write_json
 from recjax.models import seqrec
 from recjax.training import sequential
-from recjax.training.work import write_json
 
 
 def settings(cfg):
@@ -35,7 +35,7 @@ def stage(work, cfg, shop):
 def check(cfg, shop):
   """What can be known to be wrong before anything runs. Raises ConfigError or DataError."""
   sequential.check(cfg, len(shop.catalog))
-  splits.of(shop, cfg.judge)
+  splits.split_for_config(shop, cfg.judge)
   ranking.protocol(len(shop.catalog), seen_mask=cfg.judge.seen_mask)
   if cfg.judge.sampled:
-    sampled.protocol(cfg.judge.sampled)
+    sampled_ranking.protocol(cfg.judge.sampled)

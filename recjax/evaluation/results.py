@@ -1,0 +1,213 @@
+"""What an evaluation leaves: the files that people and `recjax compare` read, the closing table."""
+import contextlib
+import json
+import os
+import pathlib
+
+import numpy as np
+
+from recjax import file_io, run_files
+from recjax.data import splits
+from recjax.errors import DataError, WorkdirError
+from recjax.evaluation import metrics, statistics
+
+CLOSING = ('HR@10', 'NDCG@10')
+
+
+def save(folder, shop, split, row, ranks, lists, protocol, seeds=(0,),
+         ks=metrics.KS, **more):
+  """Writes results.json, ranks.parquet and predictions.parquet about the test users.
+
+  shop: Dataset, split: what was held out of it. ranks: {row: (n,) int ranks, or (S, n), a line for
+  each of `seeds`}; a user's figure is the mean over the seeds. `row` is tested against all others,
+  and lists are its own: items (n, k) int32, 0 for an empty place, and scores (n, k). protocol: the
+  sentence of `ranking.protocol` about these very users. ks: cut-offs, fewer for lists that end
+  early. more: further entries of results.json. -> its content, a dict.
+  Raises DataError for ranks of another shape, or a sentence about another number of users.
+  """
+  folder, test = pathlib.Path(folder), split.test
+  if splits.asked(protocol) not in (None, len(test)):
+    raise DataError(f'{len(test)} test users were ranked, and the protocol says {protocol!r}; '
+                    'build its sentence for these users, as splits.drawn does')
+  ranks = {row: ranks[row]} | ranks
+  for name, x in ranks.items():
+    if np.shape(x)[-1] != len(test) or np.ndim(x) == 2 and len(x) != len(seeds):
+      raise DataError(f'row {name} has ranks {np.shape(x)}; give one for each of {len(test)} test '
+                      f'users, and with two axes a line for each of {len(seeds)} seeds')
+  each = {name: [metrics.per_case(r, ks) for r in np.atleast_2d(x)] for name, x in ranks.items()}
+  rows = {name: {m: np.mean([values[m] for values in lines], 0) for m in lines[0]}
+          for name, lines in each.items()}
+  counts = np.bincount(split.train.items, minlength=len(shop.catalog) + 1)[1:]
+  masks = metrics.groups(test.targets, counts, np.diff(test.histories[1]))
+  by_seed = [{m: float(v.mean()) for m, v in values.items()} for values in each[row]]
+  spread = {m: float(np.std([found[m] for found in by_seed], ddof=1)) if len(by_seed) > 1 else None
+            for m in by_seed[0]}
+  results = {
+      'protocol': protocol, 'seeds': list(seeds), 'data_fingerprint': shop.fingerprint,
+      **statistics.summarize(rows, seeds[0], masks, [(row, o) for o in rows if o != row]),
+      'by_seed': {str(s): found for s, found in zip(seeds, by_seed)}, 'sd_of_seeds': spread,
+      'lists': metrics.list_metrics(lists[0][:, :10], counts, test.histories),
+      'cold_targets': int((counts[test.targets - 1] == 0).sum()), **more}
+  users = [shop.interactions.users[u] for u in test.users]
+  write_ranks(folder / 'ranks.parquet', users, _lines(ranks, seeds), masks)
+  named = [[shop.catalog.id_of(i) if i else None for i in items] for items in lists[0]]
+  write_predictions(folder / 'predictions.parquet', users, named, lists[1])
+  text = json.dumps(results, indent=1, ensure_ascii=False)
+  file_io.write_text(folder / 'results.json', text + '\n')
+  return results
+
+
+def _lines(ranks, seeds):
+  """One entry a row and seed, as ranks.parquet has them. -> {row or 'row:seed=S': (n,)}"""
+  return {name if len(lines) == 1 else f'{name}:seed={seed}': line
+          for name, lines in ((name, np.atleast_2d(x)) for name, x in ranks.items())
+          for seed, line in zip(seeds, lines)}
+
+
+def show(work, folder):
+  """The closing table of a run, 80 columns wide: the first row and its tests against the others."""
+  from rich.table import Table
+  results = run_files.need_json(pathlib.Path(folder) / 'results.json')
+  first = next(iter(results['rows']))
+  table = Table('row', *CLOSING, 'p')
+  for row, cells in results['rows'].items():
+    p = results['tests'].get(f'{first}>{row}', {}).get(CLOSING[0])
+    table.add_row(row, *('{value:.4f} [{low:.4f}, {high:.4f}]'.format(**cells[m]) for m in CLOSING),
+                  '' if p is None else f'{p:.2g}')
+  with work.console.capture() as drawn:
+    work.console.print(table)
+  work.say(drawn.get().rstrip())
+  if len(results['seeds']) > 1:
+    said = ', '.join(f'{m} {results["rows"][first][m]["value"]:.4f} ± '
+                     f'{results["sd_of_seeds"][m]:.4f}' for m in CLOSING)
+    work.say(f'{len(results["seeds"])} seeds, mean ± standard deviation: {said}')
+  work.say(f'{results["protocol"]}; 95 % bootstrap intervals; p: paired randomisation test of '
+           f'{first} against the row by {CLOSING[0]}, Holm-corrected')
+
+
+def write_ranks(path, users, rows, groups=None):
+  """Writes columns user, row, rank (0 is best), groups (names between spaces), atomically.
+
+  users: n strings. rows: {row: (n,) int32 ranks}. groups: {name: (n,) bool}, without them there is
+  no such column. Raises DataError for unequal lengths, ranks that are no integers, or a user named
+  twice; WorkdirError where the file cannot be written.
+  """
+  import pyarrow as pa
+  users = [str(u) for u in users]
+  for row, ranks in rows.items():
+    ranks = np.asarray(ranks)
+    if ranks.shape != (len(users),) or not np.issubdtype(ranks.dtype, np.integer):
+      raise DataError(f'row {row}: ranks are {ranks.dtype}{ranks.shape} for {len(users)} users; '
+                      'give one integer each')
+  if len(set(users)) < len(users):
+    raise DataError(f'{len(users) - len(set(users))} users are named twice; a rank belongs to one')
+  column = pa.array(users, pa.string())
+  table = {
+      'user': pa.chunked_array([column] * len(rows), pa.string()),
+      'row': pa.array(np.repeat(np.array(list(rows), object), len(users)), pa.string()),
+      'rank': pa.array(np.concatenate([np.zeros(0), *rows.values()]).astype(np.int32))}
+  if groups:
+    of = pa.array([' '.join(n for n, mask in groups.items() if mask[i]) for i in range(len(users))])
+    table['groups'] = pa.chunked_array([of] * len(rows), pa.string())
+  _write_parquet(path, pa.table(table))
+
+
+def read_ranks(path):
+  """Reads what write_ranks wrote, in whatever order of lines.
+
+  -> users tuple of n str, {row: (n,) int32}. Raises DataError where the file is missing or broken,
+  or its rows do not rank the same users once each.
+  """
+  table = _read_parquet(path, ('user', 'row', 'rank'))
+  labels = table['row'].combine_chunks().dictionary_encode()
+  owner, order = labels.indices.to_numpy(zero_copy_only=False), labels.dictionary.to_pylist()
+  user, rank = np.array(table['user'].to_pylist(), object), table['rank'].to_numpy()
+  users, rows = (), {}
+  for number, name in enumerate(order):
+    mine = owner == number
+    found = dict(zip(user[mine], rank[mine]))
+    users = users or tuple(found)
+    if len(found) != mine.sum() or found.keys() != set(users):
+      raise DataError(f'{path}: row {name} does not rank the same users as row {order[0]}, each '
+                      'once; write the ranks again')
+    rows[name] = np.array([found[u] for u in users], np.int32)
+  if not users:
+    raise DataError(f'{path} holds no rank; run the evaluation again')
+  return users, rows
+
+
+def read_groups(path):
+  """-> {user: list of group names}, empty where the file does not say them"""
+  if 'groups' not in _schema(path).names:
+    return {}
+  table = _read_parquet(path, ('user', 'groups'))
+  return {u: of.split() for u, of in zip(table['user'].to_pylist(), table['groups'].to_pylist())}
+
+
+def write_predictions(path, users, items, scores):
+  """Writes columns user, rank (1 is best), item, score, atomically.
+
+  users: n strings. items: (n, k) item ids, None or '' where a list is shorter. scores: (n, k)
+  float32. Raises DataError for unequal shapes, WorkdirError where the file cannot be written.
+  """
+  import pyarrow as pa
+  items, scores = np.asarray(items, object), np.asarray(scores, np.float32)
+  if items.ndim != 2 or items.shape != scores.shape or len(users) != len(items):
+    raise DataError(f'{len(users)} users, items {items.shape} and scores {scores.shape} do not '
+                    'belong together; give one list of k items and scores a user')
+  row, place = np.nonzero((items != None) & (items != ''))  # noqa: E711  elementwise
+  names = pa.array([str(u) for u in users], pa.string())
+  _write_parquet(path, pa.table({
+      'user': names.take(pa.array(row)),
+      'rank': pa.array((place + 1).astype(np.int32)),
+      'item': pa.array([str(i) for i in items[row, place]], pa.string()),
+      'score': pa.array(scores[row, place]),
+  }))
+
+
+def _write_parquet(path, table):
+  import pyarrow.parquet as pq
+  path = pathlib.Path(path)
+  temporary = path.with_name(f'.{path.name}.{os.getpid()}')
+  try:
+    pq.write_table(table, temporary, write_page_checksum=True)
+    with open(temporary, 'rb+') as f:
+      os.fsync(f.fileno())
+    os.replace(temporary, path)
+  except OSError as error:
+    temporary.unlink(missing_ok=True)
+    raise WorkdirError(f'cannot write {path}: {error}; free space or change folder') from error
+
+
+def _read_parquet(path, columns):
+  import pyarrow as pa
+  import pyarrow.parquet as pq
+  kinds = {'user': pa.string(), 'row': pa.string(), 'groups': pa.string(), 'item': pa.string(),
+           'rank': pa.int32(), 'score': pa.float32()}
+  with _reading(path, columns):
+    table = pq.read_table(path, columns=list(columns), page_checksum_verification=True)
+    table = table.select(columns).cast(pa.schema([(c, kinds[c]) for c in columns]))
+    table.validate(full=True)
+    if empty := [c for c in columns if table[c].null_count]:
+      raise ValueError(f'{empty[0]} is empty in {table[empty[0]].null_count} rows')
+    return table
+
+
+def _schema(path):
+  import pyarrow.parquet as pq
+  with _reading(path, ()):
+    return pq.read_schema(path)
+
+
+@contextlib.contextmanager
+def _reading(path, columns):
+  import pyarrow as pa
+  try:
+    if os.path.isdir(path):  # which Arrow would read as many files
+      raise IsADirectoryError('it is a folder')
+    yield
+  except FileNotFoundError:
+    raise DataError(f'{path} does not exist; compare takes folders of finished runs') from None
+  except (pa.ArrowException, OSError, ValueError, KeyError, TypeError, MemoryError) as error:
+    raise DataError(f'{path} is no Parquet file with columns {", ".join(columns) or "of a run"} '
+                    f'({" ".join(str(error).split())[:300]}); run the evaluation again') from error

@@ -1,0 +1,125 @@
+"""Base tags: from the data, a file, the local keyword extractor, or an LLM behind an API."""
+import numpy as np
+
+from recjax.data import splits
+from recjax.data.formats import betag as files
+from recjax.errors import ConfigError, DataError
+from recjax.methods.betag import prompts
+from recjax.text import keywords, llm_api, tag_parsing
+from recjax.training import tiny_llm
+
+TEXT_FIELDS = ('title', 'brand', 'categories', 'description')
+
+SOURCES = ('auto', 'data', 'file', 'keywords', 'api')
+
+
+def stage(work, cfg, shop):
+  """Writes base_tags.json and inters.train.json, checked against each other. -> counts
+
+  cfg: source, file, sep, most (tags an item), on_missing, on_bad_tag, and the api_* settings.
+  """
+  found, counts = gather(work, cfg, shop)
+  known = set(shop.catalog.ids)
+  counts['tags_of_unknown_items'] = sum(i not in known for i in found)
+  found = {i: found[i] for i in shop.catalog.ids if i in found}
+  on_empty = 'error' if cfg.on_missing == 'error' else 'drop'
+  found, cleaned = files.clean_tags(found, 'base tags', cfg.sep, on_empty, cfg.on_bad_tag)
+  train = split_of(shop).train
+  sequences = [[shop.catalog.id_of(i) for i in train.history(u)] for u in range(len(train))]
+  sequences, matched = files.match_tags(sequences, found, 'base tags', cfg.on_missing)
+  files.write_tags(work.folder / 'base_tags.json', found)
+  integers = all(str(int(i)) == i if i.isdecimal() else False for i in known)
+  files.write_sequences(work.folder / 'inters.train.json', sequences, integers)
+  return {**counts, **cleaned, **matched, 'items': len(found)}
+
+
+def split_of(shop):
+  """Leave-one-out; of BETag's own files, which hold training items only, the last item is held."""
+  return splits.leave_one_out(shop.interactions,
+                              holdout=1 if shop.notes.get('source') == 'betag' else 2)
+
+
+def gather(work, cfg, shop):
+  """-> ({item id: [tag]}, counts) from wherever `cfg.source` says."""
+  own = shop.catalog.columns.get('tags')
+  source = cfg.source
+  if source == 'auto':
+    source = 'data' if own else 'keywords'
+  if source == 'data':
+    if not own:
+      raise DataError(f"{shop.name} has no column 'tags'; set --config.tags.source=keywords, or "
+                      'file with --config.tags.file=base_tags.json')
+    return dict(zip(shop.catalog.ids, own)), {'source': 'data'}
+  if source == 'file':
+    return files.read_tags(cfg.file), {'source': cfg.file}
+  if source == 'keywords':
+    lists = keywords.extract_tags(shop.catalog.columns, n=cfg.most)
+    return dict(zip(shop.catalog.ids, lists)), {'source': 'keywords'}
+  if source == 'api':
+    return ask(work, cfg, shop)
+  raise ConfigError(f'tags.source={source!r}; choose one of {", ".join(SOURCES)}')
+
+
+def ask(work, cfg, shop):
+  """Base tags from an OpenAI-compatible endpoint, as a job that survives a kill (betag 2.1)."""
+  catalog = shop.catalog
+  requests = {item: question({k: v[i] for k, v in catalog.columns.items()})
+              for i, item in enumerate(catalog.ids)}
+  api = llm_api.ApiConfig(
+      base_url=cfg.api_url, model=cfg.api_model, n=cfg.api_samples, timeout=cfg.api_timeout,
+      concurrency=cfg.api_concurrency, max_cost=cfg.api_budget, price_in=cfg.api_price_in,
+      price_out=cfg.api_price_out)
+  with work.progress('ask for tags', len(requests), unit='item') as advance:
+    seen = [0]
+
+    def progress(done, total):
+      advance(done - seen[0])
+      seen[0] = done
+    answers = llm_api.run_requests(requests, api, work.folder, log=work.say, progress=progress)
+  tags = {
+    item: tag_parsing.pool_samples([tag_parsing.parse_tag_list(t) for t in answer.texts], cfg.most)
+    for item, answer in answers.items()
+    if answer.texts
+  }
+  unnumbered = sum(not all(map(tag_parsing.is_numbered, a.texts)) for a in answers.values())
+  return tags, {'source': cfg.api_url, 'failed': len(requests) - len(tags),
+                'without_numbered_list': unnumbered}
+
+
+def question(fields):
+  """The messages that ask for one item's tags."""
+  lines = []
+  for name in TEXT_FIELDS:
+    value = fields.get(name)
+    if value:
+      value = ', '.join(value) if isinstance(value, list) else value
+      lines.append(f'{name}: {value}')
+  return [
+      {'role': 'system', 'content': 'You label products for a shop.'},
+      {'role': 'user', 'content': '\n'.join([
+          'Write short English tags for this product, of one to three words each, that help to '
+          'recommend it. Answer with a numbered list and nothing else.', *lines])}]
+
+
+def documents(shop, base, seed, walks=8, longest=12):
+  """Texts that the tiny model learns to write before it sees any behaviour. -> list of texts
+
+  Each item's own text and tags; and lists in the format of the prompts that wander
+  from an item to a similar one, so that the model learns to look back at earlier lines. Nothing of
+  what users did.
+  """
+  tags = files.read_tags(base / 'base_tags.json')
+  out = []
+  for i, item in enumerate(shop.catalog.ids):
+    fields = {k: v[i] for k, v in shop.catalog.columns.items() if k in TEXT_FIELDS and v[i]}
+    prose = [', '.join(v) if isinstance(v, list) else str(v) for v in fields.values()]
+    out.append('\n'.join([*prose, prompts.item_line(1, tags.get(item, ()), '| ')]))
+  rng = np.random.default_rng((seed, len(tags)))
+  for _ in range(walks):
+    lists = list(tags.values())
+    order = [lists[i] for i in tiny_llm.similarity_walk(lists, rng)]
+    for start in range(0, len(order), longest):
+      lines = [prompts.item_line(n, [t[j] for j in rng.permutation(len(t))], '| ')
+               for n, t in enumerate(order[start:start + longest], 1)]
+      out.append(prompts.HEADING + '\n'.join(lines))
+  return out

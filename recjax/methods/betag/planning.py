@@ -1,0 +1,71 @@
+"""What a BETag run would cost, and its trained model in other programs' layouts."""
+import pathlib
+
+import jax
+
+from recjax import run_files
+from recjax.errors import ConfigError
+from recjax.models import llm, lora
+from recjax.training import cost_model, llm_loading
+from recjax.training.workdir import find_stage, saved_config
+
+PROMPT, LINE = 160, 24  # tokens of the chat prefix and of one item's line, typical
+
+
+def cost(cfg, shop):
+  """Parameters, memory, operations, tokens and API price, by hand count. -> {what: text}
+
+  Line lengths are taken as typical (24 tokens an item); the run itself counts the real ones.
+  """
+  shape = llm_loading.shape_of(cfg, lora_rank=cfg.lora.rank)
+  items, users = len(shop.catalog), len(shop.interactions)
+  length = min(cfg.train.max_seq_len, len(shop.interactions.items) / users)
+  train_tokens = cfg.train.epochs * users * length * LINE
+  new_tokens = items * cfg.decode.beams * cfg.decode.new_tokens
+  context = PROMPT + LINE + cfg.decode.new_tokens / 2
+  flops = llm.flops_per_token(shape, context)
+  kv = 2 * shape.layers * shape.kv_heads * shape.head_dim * (2 if shape.dtype != 'float32' else 4)
+  suffix = cfg.decode.batch * cfg.decode.beams * cfg.decode.new_tokens * kv
+  count = max(1, round(length * LINE * cfg.train.batch / (0.88 * cfg.train.row)))
+  run = cost_model.LLMRun(cost_model.numerics(shape, cfg.llm), count, cfg.train.row, PROMPT,
+                 train_tokens / cfg.train.epochs, cfg.train.epochs, items, cfg.decode.batch,
+                 cfg.decode.beams, LINE, cfg.decode.new_tokens)
+  api = 0.0
+  if cfg.tags.source == 'api':
+    api = items * (150 * cfg.tags.api_price_in
+                   + 100 * cfg.tags.api_samples * cfg.tags.api_price_out) / 1e6
+  adapter = dict_size(shape)
+  return {
+      'model': f'{llm.param_bytes(shape) / 2**20:,.1f} MiB of weights ({shape.dtype}), '
+               f'{adapter:,} adapter parameters',
+      'optimiser': f'{adapter * 12 / 2**20:,.1f} MiB (adapter and two moments, float32)',
+      'training': f'about {train_tokens / 1e6:,.1f} M tokens, '
+                  f'{2 * flops * train_tokens / 1e12:,.1f} TFLOP',
+      'generation': f'{new_tokens / 1e6:,.1f} M tokens, {flops * new_tokens / 1e12:,.1f} TFLOP',
+      'KV cache': f'{suffix / 2**20:,.1f} MiB for the beams of {cfg.decode.batch} items; their '
+                  f'prompts, once each: {cfg.decode.batch * LINE * kv / 2**20:,.2f} MiB',
+      'API': f'about {api:,.2f} (at most {cfg.tags.api_budget:,.2f}) at the prices of the config'
+             if cfg.tags.source == 'api' else 'none: tags come from ' + cfg.tags.source,
+      **cost_model.llm_lines(run, cfg.mesh, jax.device_count())}
+
+
+def dict_size(shape):
+  """Parameters of the adapter."""
+  return llm.count(jax.eval_shape(lambda k: lora.init_lora(shape, k), jax.random.key(0)))
+
+
+def convert(workdir, to, out):
+  """Writes the tuned model: 'peft' as an adapter folder, 'merged' as a whole checkpoint.
+
+  Raises WorkdirError where the run has not finished tuning, ConfigError where `out` exists or `to`
+  is another.
+  """
+  if to not in ('peft', 'merged'):
+    raise ConfigError(f'--to={to} is unknown for this method; choose peft or merged')
+  run_files.absent(out, '--out', folder=True)
+  config = saved_config(workdir)
+  adapter_at = find_stage(workdir, 'tune')
+  weights = config['llm']['weights']
+  folder = find_stage(workdir, 'llm') if weights == 'tiny' else pathlib.Path(weights)
+  with run_files.new_folder(out, '--out') as fresh:
+    llm_loading.export_adapted(folder, adapter_at, to, fresh)

@@ -1,0 +1,158 @@
+"""BETag's texts: prompts, training samples, parsing of what was generated, selection of tags."""
+import collections
+
+import numpy as np
+
+from recjax.errors import ConfigError, DataError
+from recjax.text import spelling
+
+HEADING = 'Products that follow:\n'
+
+MESSAGES = (
+    {'role': 'system', 'content': 'You foresee what a shopper looks at next.'},
+    {'role': 'user', 'content': """\
+Each product is a line of tags. Carry the list on with the products that are looked at next.
+
+Looked at:
+1. tent| camping
+2. sleeping mat| foam
+
+Carried on:
+1. tent| camping
+2. sleeping mat| foam
+3. stove| gas
+4. water bag| hiking
+
+Now another shopper."""})
+
+"""Our own wording of the authors' structure (betag 2.3): the user turn holds no item."""
+
+
+def spelt(tokenizer, tags):
+  """Tags as they come back from their tokens, as generated ones do, so that equal ones are equal.
+
+  tags: {item id: [tag]}. -> the same. Raises DataError naming an item with a tag that the tokenizer
+  cannot write.
+  """
+  items = {t: i for i, own in tags.items() for t in own}
+
+  def back(some):
+    return [tokenizer.decode(ids).strip() for ids in tokenizer.encode_batch(some)]
+  found = dict(zip(items, spelling.settled(back, list(items), list(items.values()), 'tag')))
+  same = all(old == new for old, new in found.items())
+  return tags if same else {
+      i: list(dict.fromkeys(found[t] for t in own)) for i, own in tags.items()}
+
+
+def keep_range(n_tags, keep):
+  """How many of an item's tags a line may show: (lowest, highest), both possible (betag 2.2, T2).
+
+  keep: () for all; two floats, shares of n_tags; two ints (lo, hi), meaning lo..hi-1 tags.
+  """
+  if not keep:
+    return n_tags, n_tags
+  lo, hi = keep
+  if isinstance(lo, int) and isinstance(hi, int):
+    low, high = lo, hi - 1
+  else:
+    low, high = int(max(lo * n_tags, 1)), int(hi * n_tags)
+  if not 1 <= low <= high:
+    raise ConfigError(
+        f'train.keep={keep} leaves between {low} and {high} of {n_tags} tags; give shares like '
+        '(0.8, 1.0), counts like (2, 6), or () for all')
+  return low, high
+
+
+def window(length, longest, rng):
+  """A random contiguous part of a sequence. -> (start, stop)"""
+  if length <= longest:
+    return 0, length
+  start = int(rng.integers(0, length - longest + 1))
+  return start, start + longest
+
+
+def item_line(position, tags, sep):
+  """'2. tag| tag', the spelling of one item."""
+  return f'{position}. ' + sep.join(tags)
+
+
+def training_sample(tag_lists, sep, keep, rng=None):
+  """The assistant's text for one sequence, split where generation will begin (betag 2.2, T1).
+
+  tag_lists: one list of tags per item, in order. With `rng` the tags are shuffled and thinned.
+  -> (prompt, output): prompt ends in a newline and '2.', output begins with the space after it.
+  """
+  lines = []
+  for i, tags in enumerate(tag_lists, 1):
+    if rng is not None:
+      low, high = keep_range(len(tags), keep)
+      count = int(rng.integers(low, high + 1))
+      tags = [tags[j] for j in rng.permutation(len(tags))[:count]]
+    lines.append(item_line(i, tags, sep))
+  return lines[0] + '\n2.', '\n'.join(lines)[len(lines[0]) + 3:]
+
+
+def generation_prompt(tags, sep, most):
+  """What the tuned model sees of an item: its own line, and the start of the next one."""
+  return item_line(1, tags[:most], sep) + '\n2.'
+
+
+def parse_beam(text, sep, drop_truncated=True):
+  """The tags of a generated second line (betag 2.7, T10). -> (tags, whether it was cut)
+
+  text: '1. a| b\\n2. c| d\\n3. ...'. No second line, or an empty one, gives []. A line that no
+  newline ends was cut by the token limit; its last tag is then dropped, as it may be half a tag.
+  """
+  _, mark, rest = text.partition('\n2.')
+  line, ended, _ = rest.partition('\n')
+  tags = [t.strip() for t in line.split(sep)]
+  cut = bool(mark) and not ended
+  if cut and drop_truncated:
+    tags = tags[:-1]
+  return [t for t in tags if t], cut
+
+
+def parse_raw(raw, sep, beams=0, drop_truncated=True):
+  """Turns generated strings into rows of tags: row 0 the item's own, then one per beam.
+
+  raw: {item id: [text of each beam, best first]}. beams: how many must be there (0: any).
+  -> ({item id: [[tag]]}, counts). Raises DataError where an item has fewer beams than that.
+  """
+  rows, counts = {}, collections.Counter(items=len(raw), beams=0, without_line=0, cut_lines=0)
+  for item, texts in raw.items():
+    texts = [texts] if isinstance(texts, str) else texts
+    if not texts or len(texts) < beams:
+      raise DataError(f'item {item} has {len(texts)} generated texts, {beams or 1} are needed; '
+                      'generate it again')
+    own = texts[0].partition('\n')[0].partition('1. ')[2]
+    rows[item] = [[t.strip() for t in own.split(sep) if t.strip()]]
+    for text in texts:
+      tags, cut = parse_beam(text, sep, drop_truncated)
+      counts.update(beams=1, cut_lines=int(cut), without_line=int(not tags))
+      if tags:
+        rows[item].append(tags)
+  return rows, dict(counts)
+
+
+def select(rows, top_m=0, top_k=0, casefold=False, dedup_within_beam=False):
+  """Tags with the number of rows' uses, most used first, ties by first appearance (T11).
+
+  rows: row 0 the base tags, then beams. top_m: beams to keep (0: all). top_k: tags to keep.
+  -> [(tag, count)]
+  """
+  kept = rows[:top_m + 1] if top_m else rows
+  counts = collections.Counter()
+  for row in kept:
+    row = [t.casefold() for t in row] if casefold else row
+    counts.update(list(dict.fromkeys(row)) if dedup_within_beam else row)
+  return counts.most_common(top_k or None)
+
+
+def draw_sample(sequence, draw, cfg):
+  """The sample of one draw: window, shuffle and thinning depend on the draw's number alone.
+
+  sequence: the tag list of each item, in order. -> (prompt, output)
+  """
+  rng = np.random.default_rng((cfg.seed, draw))
+  start, stop = window(len(sequence), cfg.max_seq_len, rng)
+  return training_sample(sequence[start:stop], cfg.sep, cfg.keep, rng)

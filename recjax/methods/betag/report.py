@@ -1,0 +1,180 @@
+"""The run's report: what the tags became, where they come from, and whether they help."""
+import collections
+
+import numpy as np
+
+from recjax.data.formats import betag as files
+from recjax.methods.betag import base_tags
+from recjax.report import html, plots, results, run, users
+from recjax.retrieval import bm25
+from recjax.run_files import read_json
+
+LABELS = {'betags': 'BETags', 'base_tags': 'base tags', 'popularity': 'popularity',
+          'recency': 'recent popularity', 'random': 'random'}
+
+ITEMS, TAGS = 12, 3  # items shown, tags of an item in a list
+
+PAPER = '''\
+@inproceedings{lin2025betag,
+  title = {{BETag}: Behavior-enhanced Item Tagging with Finetuned Large Language Models},
+  author = {Lin, Shao-En and Liu, Brian and Chiang, Miao-Chen and Hong, Ming-Yi and Huang, Yu-Shiang
+            and Wang, Chuan-Ju and Lin, Che},
+  booktitle = {Proceedings of the ACM on Web Conference 2025},
+  pages = {4996--5009},
+  year = {2025},
+  doi = {10.1145/3696410.3714769}
+}'''
+
+
+def write(cfg, work, shop, base, found):
+  """Writes report.html into the run's folder."""
+  outcome = read_json(found / 'results.json')
+  before = files.read_tags(base / 'base_tags.json')
+  after = {i: collections.Counter(dict(map(tuple, t)))
+           for i, t in read_json(found / 'tags.json').items()}
+  sections = [
+      results_section(outcome),
+      results.groups_section(outcome, 'betags'),
+      items_section(shop, before, after),
+      users_section(cfg, work, shop, outcome, after),
+      frequency_section(before, after),
+      run.training_section(work.metrics(), {'llm': 'the tiny language model',
+                                            'tune': 'the adapter'}),
+      *run.closing(work.path, cfg, {
+          'data': f'{shop.name}, {len(shop.catalog):,} items, {len(shop.interactions):,} users',
+          'data fingerprint': shop.fingerprint, 'protocol': outcome['protocol']}, [PAPER]),
+  ]
+  html.write(work.path / 'report.html', html.page(
+      'BETag: behaviour-enhanced item tags', f'{shop.name}, preset {cfg.preset}',
+      [verdict(outcome), html.tiles(figures(outcome, before, after))], sections,
+      'Lin et al., WWW 2025, doi 10.1145/3696410.3714769.'))
+
+
+def verdict(outcome):
+  """The result in a sentence."""
+  ours, base = (outcome['rows'][r]['HR@10'] for r in ('betags', 'base_tags'))
+  p = outcome['tests']['betags>base_tags']['HR@10']
+  gain = ours['value'] / max(base['value'], 1e-9) - 1
+  if p >= 0.05:
+    return (f'BETags and base tags do not differ significantly here: the next item is among the '
+            f'first ten for {ours["value"]:.1%} and {base["value"]:.1%} of users '
+            f'(p = {results.p_value(p)}).')
+  word = 'more' if gain > 0 else 'less'
+  return (f'With BETags the next item is among the first ten for {ours["value"]:.1%} of users, '
+          f'with base tags for {base["value"]:.1%}: {abs(gain):.0%} {word} '
+          f'(paired test, p {results.p_value(p)}).')
+
+
+def figures(outcome, before, after):
+  """Tiles of the summary."""
+  rows = outcome['rows']
+  new = [len(set(after[i]) - set(t)) for i, t in before.items() if i in after]
+  ours = rows['betags']['HR@10']
+  return [
+      ('HR@10 with BETags', f'{ours["value"]:.3f}', f'{ours["low"]:.3f} to {ours["high"]:.3f}'),
+      ('HR@10 with base tags', f'{rows["base_tags"]["HR@10"]["value"]:.3f}'),
+      ('users tested', ours['n']),
+      ('new tags an item', f'{np.mean(new):.1f}', 'learned from behaviour'),
+  ]
+
+
+def results_section(outcome):
+  """The table with intervals and the picture of it."""
+  rows = {r: outcome['rows'][r] for r in LABELS if r in outcome['rows']}
+  table = results.results_table(
+      {**outcome, 'rows': rows}, metrics=('HR@10', 'HR@5', 'HR@20', 'NDCG@10', 'MRR'),
+      main='HR@10', reference='betags', labels=LABELS,
+      caption='The next item of every test user, found by its tags')
+  chosen = outcome['chosen']
+  return html.section(
+      'Does it find the next item?', table,
+      html.details('What validation users chose', html.facts(
+          {LABELS[r]: {k: v for k, v in c.items() if v != ''} for r, c in chosen.items()})),
+      intro='A user is the tags of the items so far; every item of the shop is ranked against them '
+            'by BM25. Option “m,k” keeps m beams and k tags an item.')
+
+
+def neighbours(shop):
+  """For every item the items that come right after it in training, most frequent first."""
+  train = base_tags.split_of(shop).train
+  follow = collections.defaultdict(collections.Counter)
+  for u in range(len(train)):
+    history = train.history(u)
+    for a, b in zip(history[:-1], history[1:]):
+      follow[int(a)][int(b)] += 1
+  return follow
+
+
+def items_section(shop, before, after):
+  """A dozen items: base tags beside BETags, new ones with the neighbours that they come from."""
+  follow = neighbours(shop)
+  popular = sorted(follow, key=lambda i: -sum(follow[i].values()))
+  spread = popular[:: max(1, len(popular) // ITEMS)][:ITEMS]
+  parts = [item_card(shop, i, before, after, follow[i]) for i in spread
+           if shop.catalog.id_of(i) in before]
+  return html.section(
+      'What the tags became', html.cards(parts, shown=4, more='more items'),
+      intro='Items from the most to the least bought. A number is how many beams wrote the tag; '
+            'a marked tag is new, and below the tags stands from which items, bought right after '
+            'this one, it comes.')
+
+
+def item_card(shop, item, before, after, follow):
+  """One item's tags before and after."""
+  catalog = shop.catalog
+  ident = catalog.id_of(item)
+  own = before[ident]
+
+  def sources(tag):
+    return tuple(f'{users.title_of(catalog, j)} (followed {n} times)'
+                 for j, n in follow.most_common(40) if tag in before.get(catalog.id_of(j), ()))[:3]
+
+  chips = [html.Tag(t, weight=n, new=t not in own, sources=sources(t) if t not in own else ())
+           for t, n in after.get(ident, {}).items()][:16]
+  about = [catalog.columns[c][item - 1] for c in ('brand', 'categories') if c in catalog.columns]
+  about = ', '.join(a if isinstance(a, str) else ' › '.join(a) for a in about if a)
+  return html.card(users.title_of(catalog, item), about, html.tags('base tags', own),
+                   html.tags('BETags', chips))
+
+
+def users_section(cfg, work, shop, outcome, after):
+  """Test users with the tags of what they had, and those that each score comes from."""
+  test, select = base_tags.split_of(shop).test, cfg.select
+  docs = [list(after.get(i, {}).items()) for i in shop.catalog.ids]
+  model = bm25.BM25.fit(docs, select.k1, select.b, select.idf_cutoff)
+  words, how = list(model.terms), outcome['chosen']['betags']['reducer']
+
+  def heaviest(row):
+    best = sorted(zip(row.indices, row.data), key=lambda pair: -pair[1])[:TAGS]
+    return ', '.join(f'{words[t]} {w:.4g}' for t, w in best)
+
+  def tell(case, had, items):
+    history = test.history(case)
+    asked = bm25.reduce_queries(model.counts, history, [0, len(history)], how)
+    parts = [heaviest(model.weights[[i - 1]].multiply(asked).tocsr()) for i in items]
+    return ({'Its tags': [heaviest(model.weights[[i - 1]]) for i in had]},
+            {'The tags that the score is from': parts}, [])
+  return users.section(
+      work.path, shop.catalog, test, 'betags', outcome['seeds'][0], tell, 'BM25', intro=(
+          f'Beside each item stand the {TAGS} tags that say most about it in BM25, with their '
+          f'weights; beside each recommended one the {TAGS} tags that bring most of its score, '
+          'with what they bring.'))
+
+
+def frequency_section(before, after):
+  """How tag use changed over the catalogue."""
+  count = collections.Counter(t for tags in before.values() for t in tags)
+  now = collections.Counter(t for tags in after.values() for t in tags)
+  return html.section(
+      'Tags over the catalogue',
+      html.figure(plots.tag_frequency(count, now, ('base tags', 'BETags')),
+                  'How many items carry each tag, from the most used to the rarest.',
+                  f'Rank-frequency curves of {len(count)} base tags and {len(now)} BETags.'),
+      html.facts({'distinct base tags': len(count), 'distinct BETags': len(now),
+                  'BETags that are no base tag': len(set(now) - set(count)),
+                  'share of uses that are new words': f'{new_share(count, now):.1%}'}))
+
+
+def new_share(count, now):
+  """Share of BETag uses whose tag no item had before: words that the model made up."""
+  return sum(n for t, n in now.items() if t not in count) / max(1, sum(now.values()))

@@ -1,0 +1,183 @@
+"""Behaviour-enhanced fine-tuning: LoRA on sequences spelled as tags (betag 2.2 to 2.4)."""
+import dataclasses
+import functools
+import os
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from ml_collections import FrozenConfigDict
+
+from recjax.data.batches import filled, halving_draws
+from recjax.data.formats import betag as files
+from recjax.distributed.multihost import to_host
+from recjax.distributed.sharding import num_batch_shards
+from recjax.errors import DataError
+from recjax.methods.betag import prompts
+from recjax.models import huggingface, llm, lora
+from recjax.text import chat_template
+from recjax.training import llm_loading, loop, microbatch
+from recjax.training.loop import Task, fit
+from recjax.training.losses import lm
+
+ROW_STEP = 64   # rows are a multiple of this long
+
+FILL = 0.88     # share of a row that samples in order fill, about
+
+
+def settings(cfg):
+  """Everything in the config that decides this stage's result."""
+  return FrozenConfigDict({'train': cfg.train, 'lora': cfg.lora, 'optim': cfg.optim,
+                           'llm': cfg.llm, 'sep': cfg.tags.sep, 'seed': cfg.seed})
+
+
+def stage(work, cfg, shop, base, folder):
+  """Trains the adapter into `work.folder`, in PEFT's format. -> counts"""
+  del shop  # decides the result through the base-tags stage
+  model, params, tokenizer = llm_loading.load(folder, cfg.llm, work.mesh, lora_rank=cfg.lora.rank,
+                                           lora_alpha=float(cfg.lora.alpha))
+  sequences, _, _ = files.read_sequences(base / 'inters.train.json')
+  tags = prompts.spelt(tokenizer, files.read_tags(base / 'base_tags.json'))
+  batches = SampleBatches(tokenizer, sequences, tags, cfg, work.mesh)
+  steps = len(batches)
+  task = Task(init=lambda key: lora.init_lora(model.cfg, key),
+              loss=functools.partial(sample_loss, model, batches.prefix),
+              split=microbatch.accumulate_sums(functools.partial(loss_sums, model, batches.prefix)),
+              shape=(model.cfg, len(batches.prefix)), batches=batches, frozen=params,
+              rules=llm.RULES)
+  fitting = loop.FitSettings.of(cfg.optim)
+  trained = fit(task, dataclasses.replace(fitting, steps=steps, seed=cfg.seed), work)
+  # A tiny model of this run is named relative to here: the run's folder may be moved.
+  inside = folder.resolve().is_relative_to(work.path.resolve())
+  name = os.path.relpath(folder, work.folder) if inside else str(folder)
+  huggingface.save_adapter(to_host(trained), model.cfg, work.folder, base=name)
+  return {'steps': steps, 'trained': llm.count(trained), **batches.counts}
+
+
+class SampleBatches:
+  """batches[i] holds the next draws of the published sampler that fit a fixed shape (betag 2.2).
+
+  Each batch is `rows` rows of `row` tokens, room for about `train.batch` samples of average length;
+  the draws keep their order, so only how many of them a step sees varies a little.
+  """
+
+  def __init__(self, tokenizer, sequences, tags, cfg, mesh):
+    train = cfg.train
+    self.cfg, self.tokenizer = cfg, tokenizer
+    self.sequences = [[tags[i] for i in s] for s in sequences if len(s) >= train.min_seq_len]
+    if not self.sequences:
+      raise DataError(f'all {len(sequences)} training sequences are shorter than '
+                      f'train.min_seq_len={train.min_seq_len}; lower it or bring longer ones')
+    self.prefix = chat_template.ask(tokenizer, prompts.MESSAGES)
+    self.heading = tokenizer.encode(prompts.HEADING)
+    self.draw = DrawSettings(cfg.seed, train.max_seq_len, cfg.sep, tuple(train.keep))
+    lengths = np.array([len(s) for s in self.sequences])
+    self.draws = halving_draws(lengths, train.epochs, cfg.seed)
+    sizes = np.concatenate([
+        [len(ids) - 1 for ids, _ in self.samples(range(start, min(start + 4096, len(self.draws))))]
+        for start in range(0, len(self.draws), 4096)])
+    self.row = -(-max(train.row, sizes.max()) // ROW_STEP) * ROW_STEP
+    self.ways = num_batch_shards(mesh)
+    self.rows = max(1, round(sizes.mean() * train.batch / (FILL * self.row)))
+    self.plan = plan_batches(sizes, self.rows, self.row)
+    self.counts = {
+        'sequences': len(lengths), 'dropped_short': len(sequences) - len(lengths),
+        'prefix_tokens': len(self.prefix), 'sample_tokens': int(sizes.sum()),
+        'rows': self.rows, 'row': int(self.row),
+        'filled': round(float(sizes.sum() / (len(self.plan) * self.rows * self.row)), 3)}
+
+  def __len__(self):
+    return len(self.plan)
+
+  def samples(self, draws):
+    """Samples by number of draw: [(token ids of the assistant's text, where the output begins)]."""
+    parts = [part for d in draws
+             for part in prompts.draw_sample(self.sequences[self.draws[d]], d, self.draw)]
+    ids = self.tokenizer.encode_batch(parts)
+    most = self.cfg.train.max_len - len(self.prefix)
+    for j, prompt in enumerate(ids[::2]):
+      if len(self.heading) + len(prompt) >= most:
+        raise DataError(
+            f'the first item of a training sequence takes {len(prompt)} tokens, so nothing of what '
+            f'follows fits train.max_len={self.cfg.train.max_len}; shorten its tags '
+            f'({parts[2 * j][:80]!r}) or raise max_len')
+    return [((self.heading + p + o)[:most], len(self.heading) + len(p))
+            for p, o in zip(ids[::2], ids[1::2])]
+
+  def rows_of(self, i):
+    """The users of batch i, as rows of the sequences that are long enough."""
+    start, members = self.plan[i % len(self)]
+    return self.draws[start:start + sum(map(len, members))]
+
+  def __getitem__(self, i):
+    start, members = self.plan[i % len(self)]
+    count = sum(map(len, members))
+    batch = self.samples(range(start, start + count))
+    out = {k: np.zeros((self.rows, self.row), np.int32)
+           for k in ('tokens', 'positions', 'segments', 'targets')}
+    out['weights'] = np.zeros((self.rows, self.row), np.float32)
+    late = self.cfg.train.loss_on == 'continuation'
+    for r, chosen in enumerate(members):
+      at = 0
+      for s, j in enumerate(chosen, 1):
+        ids, boundary = batch[j]
+        here = slice(at, at + len(ids) - 1)
+        out['tokens'][r, here], out['targets'][r, here] = ids[:-1], ids[1:]
+        out['positions'][r, here] = len(self.prefix) + np.arange(len(ids) - 1)
+        out['segments'][r, here], out['weights'][r, here] = s, 1
+        if late:
+          out['weights'][r, at:at + boundary - 1] = 0
+        at = here.stop
+    first = 0 if late else count  # all samples begin alike, with the heading
+    return {**filled(out, self.ways), 'first': np.array([self.heading[0]], np.int32),
+            'first_weight': np.array([first], np.float32)}
+
+
+def plan_batches(sizes, rows, row):
+  """Fills batches with samples in order, each into the first row with room.
+
+  sizes: (M,), none above `row`. -> [(first sample, [[place in the batch] for each row])]
+  """
+  out, start = [], 0
+  room, members = [row] * rows, [[] for _ in range(rows)]
+  for i, size in enumerate(sizes.tolist()):
+    r = next((r for r in range(rows) if room[r] >= size), None)
+    if r is None:
+      out.append((start, members))
+      start, r = i, 0
+      room, members = [row] * rows, [[] for _ in range(rows)]
+    room[r] -= size
+    members[r].append(i - start)
+  return [*out, (start, members)]
+
+
+@dataclasses.dataclass(frozen=True)
+class DrawSettings:
+  """What a draw depends on besides its number."""
+  seed: int
+  max_seq_len: int
+  sep: str
+  keep: tuple
+
+
+def sample_loss(model, prefix, adapter, params, batch, key):
+  """Mean negative log-likelihood over the assistant's tokens of all samples (betag 2.4, T5).
+
+  The prefix runs once, not once a sample; its last state predicts every sample's first token.
+  """
+  return microbatch.mean(functools.partial(loss_sums, model, prefix))(adapter, params, batch, key)
+
+
+def loss_sums(model, prefix, adapter, params, batch):
+  """The sum that `sample_loss` is the mean of, and over how many tokens."""
+  variables = {'params': params, 'lora': adapter}
+  last, past = llm.prefill_prefix(model, variables, prefix)
+  hidden, _ = model.apply(variables, batch['tokens'], batch['positions'], batch['segments'],
+                          (past,))
+  head = llm.head_matrix(params, model.cfg)
+  nll = lm.token_nll(hidden.reshape(-1, model.cfg.width), head, batch['targets'].reshape(-1))
+  weights = batch['weights'].reshape(-1)
+  logits = jnp.dot(last, head.astype(last.dtype), preferred_element_type=jnp.float32)
+  first = jax.nn.logsumexp(logits) - logits[batch['first'][0]]
+  total = (nll * weights).sum() + first * batch['first_weight'][0]
+  return total, weights.sum() + batch['first_weight'][0]

@@ -1,0 +1,177 @@
+"""D3: beams of real titles, not divided by length, an assistant mixed in (bigrec.md 4.3, 4.4)."""
+import functools
+
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+
+from recjax import run_files
+from recjax.decoding.prefix_generator import PrefixGenerator
+from recjax.errors import ConfigError
+from recjax.evaluation import metrics
+from recjax.file_io import write_json
+from recjax.methods.bigrec import cf_assistant, evaluate, instruction_data, prompts, train
+from recjax.methods.bigrec import generate as gen
+from recjax.run_files import read_json
+from recjax.training import journal, sft
+
+GHOST = 0.99  # a token likelier than this tells nothing
+
+
+def decoding(cfg):
+  """Everything in the config that decides the beams."""
+  return ConfigDict({k: cfg[k] for k in ('data', 'samples', 'prompt', 'decode', 'llm', 'train',
+                                         'judge', 'seed')})
+
+
+class Search:
+  """Constrained beams over the cases of a part."""
+
+  def __init__(self, work, cfg, data, folder, made, helper):
+    self.work, self.cfg, self.data = work, cfg, data
+    self.model, self.variables, self.tokenizer = train.tuned(cfg, folder, made, work.mesh)
+    self.template = prompts.load_template(cfg.prompt.template)
+    self.catalogue = gen.plant(self.tokenizer, self.template, data.titles)
+    self.score = cf_assistant.scorer(helper, data) if helper else None
+
+  def cases(self, part, most):
+    """-> Cases that are asked, their prompts, how many were shortened"""
+    rows = instruction_data.held(self.data, part, most)
+    records = self.data.records_of(part, self.template, self.cfg.prompt.noun, rows)
+    asked, cut = prompts.encode_prompts(self.tokenizer, self.template, records,
+                                        self.cfg.prompt.cutoff)
+    return getattr(self.data.cases, part).picked(rows), asked, cut
+
+  def writer(self, asked):
+    """The LLM, with what these prompts share run once."""
+    return PrefixGenerator(self.model, self.variables, self.tokenizer, sft.common_prefix(asked),
+                      max(map(len, asked)))
+
+  def beams(self, writer, cases, asked, alpha, length_penalty, some):
+    """The beams of some cases. -> Generated with each token's log-probability where scores are not
+    divided, Limits"""
+    mask = instruction_data.masked(self.cfg, self.data)
+    histories = [cases.history(i) for i in some]
+    tree, planted = self.catalogue
+    closed = gen.limits(tree, histories, mask)
+    share = cf_assistant.probabilities(self.score, histories, mask)
+    found = gen.titles(writer, [asked[i] for i in some], self.cfg.decode, planted, closed,
+                       gen.mixed(planted, share, alpha), length_penalty, not length_penalty)
+    return found, closed
+
+  def rows(self, *given):
+    """The items of some cases, as `beams` takes them. -> items (b, beams), scores (b, beams)"""
+    found, closed = self.beams(*given)
+    return found.best(self.cfg.decode.beams, self.catalogue[0], closed)
+
+  def run(self, name, cases, asked, alpha, length_penalty):
+    """All cases, resumable. -> items (n, beams) int32, scores (n, beams) float32"""
+    writer = self.writer(asked)
+
+    def answer(some):
+      items, scores = self.rows(writer, cases, asked, alpha, length_penalty, some)
+      return [[i.tolist(), [round(float(x), 5) for x in s]] for i, s in zip(items, scores)]
+    with jax.set_mesh(self.work.mesh):
+      found = journal.answer_all(self.work, name, self.work.folder / f'{name}.jsonl', asked,
+                                 self.cfg.decode.batch, answer)
+    return (np.array([i for i, _ in found], np.int32), np.array([s for _, s in found], np.float32))
+
+
+def choose(work, cfg, data, folder, made, helper):
+  """The LLM's weight with the best validation NDCG@10: alpha.json, with the whole curve."""
+  alphas = tuple(cfg.decode.alphas)
+  if not alphas or not all(0 <= a <= 1 for a in alphas):
+    raise ConfigError(f'decode.alphas={alphas}: give weights of the LLM between 0 and 1')
+  search = Search(work, cfg, data, folder, made, helper)
+  cases, asked, cut = search.cases('valid', cfg.judge.valid_most)
+  curve = {}
+  for alpha in alphas:
+    items, _ = search.run(f'alpha {alpha}', cases, asked, alpha, 0.0)
+    ranks = evaluate.rank_in(items, cases.targets, data.titles, cfg.judge.duplicate_titles,
+                             len(data.catalog) - 1)
+    each = metrics.per_case(ranks, ks(cfg))
+    curve[alpha] = {m: round(float(v.mean()), 6) for m, v in each.items()}
+  best = max(alphas, key=lambda a: curve[a]['NDCG@10'])
+  write_json(work.folder / 'alpha.json', {'alpha': best, 'cases': len(cases), 'by': 'NDCG@10',
+                                          'curve': [[a, curve[a]] for a in alphas]})
+  return {'alpha': best, 'cases': len(cases), 'shortened_prompts': cut}
+
+
+def ks(cfg):
+  """Cut-offs that lists of so many beams can tell (bigrec.md 6)."""
+  return tuple(k for k in metrics.KS if k <= cfg.decode.beams)
+
+
+def variants(cfg, alpha):
+  """{row: (weight of the LLM, length penalty)}: the method, without mixing, and as BIGRec would."""
+  return {'d3': (alpha, 0.0), 'd3:no_mixing': (1.0, 0.0),
+          'd3:length_norm': (1.0, float(cfg.decode.plain_length_penalty))}
+
+
+def decode(work, cfg, data, folder, made, helper, choice):
+  """The test cases under every variant: one .npz each, and ghosts.json."""
+  search = Search(work, cfg, data, folder, made, helper)
+  cases, asked, cut = search.cases('test', cfg.judge.test_most)
+  alpha = read_json(choice / 'alpha.json')['alpha']
+  done, found = {}, {}
+  for name, given in variants(cfg, alpha).items():
+    if given not in done:
+      done[given] = search.run(name.replace(':', ' '), cases, asked, *given)
+    found[name], scores = done[given]
+    with open(work.folder / f'{name.replace(":", "-")}.npz', 'wb') as f:
+      np.savez(f, items=found[name], scores=scores)
+  table = ghosts(search, cases, asked, cfg.decode.ghost_cases, found)
+  write_json(work.folder / 'ghosts.json', table)
+  return {'cases': len(cases), 'shortened_prompts': cut}
+
+
+def ghosts(search, cases, asked, most, found):
+  """Tokens that are all but certain, and what they do to a mean over tokens (bigrec.md 4.3).
+
+  found: {row: items (n, beams)}. -> {'share', 'tokens': [[text, times, mean probability]],
+  'length': {row: mean tokens of the first title}}
+  """
+  writer, size, each = search.writer(asked), search.cfg.decode.batch, {}
+  rows = list(range(min(most, len(asked))))
+  rows += rows[-1:] * (-len(rows) % size)
+  with jax.set_mesh(search.work.mesh):
+    for start in range(0, len(rows), size):
+      beams, _ = search.beams(writer, cases, asked, 1.0, 0.0, rows[start:start + size])
+      for b in range(size):
+        for token, logp in zip(beams.row(b, 0), beams.token_scores[b, 0]):
+          each.setdefault(token, []).append(float(np.exp(logp)))
+  every = np.concatenate(list(map(np.array, each.values())))
+  table = sorted(((t, [p for p in ps if p > GHOST]) for t, ps in each.items()),
+                 key=lambda row: -len(row[1]))[:12]
+  tree = search.catalogue[0]
+  return {'share': float(np.mean(every > GHOST)),
+          'tokens': [[search.tokenizer.decode([t]), len(ps), float(np.mean(ps))]
+                     for t, ps in table if ps],
+          'length': {name: float(np.mean([len(tree.row(i - 1)) for i in items[:, 0] if i]))
+                     for name, items in found.items()}}
+
+
+def settings(cfg):
+  """Everything in the config that decides the figures besides the beams."""
+  return ConfigDict({k: cfg[k] for k in ('data', 'samples', 'decode', 'judge', 'seed')})
+
+
+def stage(work, cfg, data, helper, choice, decoded):
+  """Every result file of D3."""
+  cases = data.cases.test.picked(instruction_data.held(data, 'test', cfg.judge.test_most))
+  alpha, n = read_json(choice / 'alpha.json')['alpha'], len(data.catalog)
+  rank = functools.partial(evaluate.rank_in, targets=cases.targets, titles=data.titles,
+                           policy=cfg.judge.duplicate_titles, last=n - 1)
+  ranks, lists, alike = {}, {}, {}
+  for name in variants(cfg, alpha):
+    arrays = run_files.read_arrays(decoded / f'{name.replace(":", "-")}.npz')
+    lists[name] = arrays['items'], arrays['scores']
+    ranks[name] = rank(lists[name][0])
+    shown = lists[name][0]
+    counts = np.bincount(data.cases.known.items, minlength=n + 1)[1:]
+    alike[name] = {'alike': evaluate.likeness(shown, data.titles),
+                   **metrics.list_metrics(shown, counts, cases.histories)}
+  score = cf_assistant.scorer(helper, data)
+  return evaluate.save(work, cfg, data, cases, 'd3', ranks, lists['d3'], score, ks(cfg),
+                       invalid_titles=alike['d3']['out_of_catalogue'], alpha=alpha,
+                       homogeneity=alike)

@@ -1,0 +1,249 @@
+"""BIGRec: what the LLM wrote is placed among the items by distance (bigrec.md 3.4 to 3.7)."""
+import jax
+import jax.numpy as jnp
+import numpy as np
+from ml_collections import ConfigDict
+
+from recjax import run_files
+from recjax.data.formats import bigrec as files
+from recjax.decoding.prefix_generator import PrefixGenerator
+from recjax.errors import ConfigError
+from recjax.evaluation import metrics, ranking
+from recjax.file_io import write_json
+from recjax.methods.bigrec import cf_assistant, evaluate, instruction_data, prompts, train
+from recjax.methods.bigrec import generate as gen
+from recjax.models import bert
+from recjax.retrieval import nearest
+from recjax.training import journal, llm_loading, sft, text_embedding
+
+KINDS = ('pop', 'cf')   # what may pull the distances
+
+PARTS = ('valid', 'test')
+
+ROWS = 256              # cases ranked at a time
+
+
+def gammas(cfg):
+  """The grid: 0, steps of `step` up to 1, then whole numbers up to `most`. -> (G,) float32"""
+  if not 0 < cfg.step <= 1 or cfg.most < 1:
+    raise ConfigError(f'ground.step={cfg.step} and ground.most={cfg.most}: steps lie in '
+                      '0 .. 1, whole gammas begin at 1')
+  fine = np.arange(0, 1 + cfg.step / 2, cfg.step)
+  return np.concatenate([fine, np.arange(2, cfg.most + 1)]).astype(np.float32)
+
+
+def generating(cfg):
+  """Everything in the config that decides what is written."""
+  return ConfigDict({k: cfg[k] for k in ('data', 'samples', 'prompt', 'decode', 'llm', 'train',
+                                         'judge')})
+
+
+def generate(work, cfg, data, folder, made):
+  """Writes valid.json and test.json: the records with `predict`, the beams' texts."""
+  model, variables, tokenizer = train.tuned(cfg, folder, made, work.mesh)
+  template = prompts.load_template(cfg.prompt.template)
+  counts = {}
+  with jax.set_mesh(work.mesh):
+    for part in PARTS:
+      rows = instruction_data.held(data, part, cfg.judge[f'{part}_most'])
+      records = data.records_of(part, template, cfg.prompt.noun, rows)
+      asked, counts[f'{part}_shortened'] = prompts.encode_prompts(
+          tokenizer, template, records, cfg.prompt.cutoff)
+      writer = PrefixGenerator(model, variables, tokenizer, sft.common_prefix(asked),
+                      max(map(len, asked)))
+      found = journal.answer_all(
+          work, part, work.folder / f'{part}.partial.jsonl', asked, cfg.decode.batch,
+          lambda some, w=writer, a=asked: gen.texts(w, [a[i] for i in some], cfg.decode))
+      texts = [[prompts.title_of(t) for t in beams] for beams, _ in found]
+      files.write_predictions(work.folder / f'{part}.json', records, texts, [s for _, s in found])
+      counts[f'{part}_prompts'] = len(rows)
+  return counts
+
+
+def embedding(cfg):
+  """Everything in the config that decides vectors besides model and texts."""
+  return ConfigDict({k: cfg[k] for k in ('llm', 'ground', 'train')})
+
+
+def embed_all(work, cfg, titles, folder, made, written):
+  """Vectors of the catalogue and of each first beam: items.npy, valid.npy, test.npy.
+
+  Texts are embedded once each, whichever side they stand on; an empty text has no vector (zeros).
+  """
+  texts = {p: [r['predict'][0] for r in run_files.need_json(written / f'{p}.json', list)]
+           for p in PARTS}
+  if cfg.ground.model not in ('base', 'tuned'):
+    raise ConfigError(f"ground.model={cfg.ground.model!r}; choose 'base' or 'tuned'")
+  reader = text_encoder(cfg, folder, made, work.mesh)
+  every = sorted({t for t in [*titles, *texts['valid'], *texts['test']] if t})
+  vectors, counts = text_embedding.embed_kept(work, reader, every, 'texts')
+  place = {t: i for i, t in enumerate(every)}
+  blank = np.zeros((1, vectors.shape[1]), np.float32)
+  vectors = np.concatenate([vectors, blank])
+  for name, some in (('items', titles), *texts.items()):
+    np.save(work.folder / f'{name}.npy', vectors[[place.get(t, len(every)) for t in some]])
+  return {'texts': len(every), 'width': vectors.shape[1], **counts}
+
+
+def embed_new(work, titles, before, vectors, embed):
+  """Vectors of a later catalogue: items.npy. Titles of `before` keep what the stage at `vectors`
+  made, the others are read by `embed`, equal ones once. -> counts"""
+  known = dict(zip(before, run_files.read_arrays(vectors / 'items.npy')))
+  some = sorted(set(titles) - known.keys())
+  if some:
+    known |= dict(zip(some, embed(some)))
+  np.save(work.folder / 'items.npy', np.stack([known[t] for t in titles]))
+  return {'texts': len(some)}
+
+
+def text_encoder(cfg, folder, made, mesh):
+  """The model that both sides are embedded by: the start token that its tokenizer puts before a
+  text, if it does, the last layer's states, 'last' or 'avg'. -> encoder.Encoder"""
+  if cfg.ground.model == 'tuned':
+    model, variables, tokenizer = train.tuned(cfg, folder, made, mesh)
+  else:
+    model, params, tokenizer = llm_loading.load(folder, cfg.llm, mesh)
+    variables = {'params': params}
+
+  def ids(texts):
+    return [[*tokenizer.before, *r, *tokenizer.after] for r in tokenizer.encode_batch(texts)]
+
+  def run(variables, tokens, mask):
+    at = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)
+    return bert.pool(model.apply(variables, tokens, at, mask)[0], mask, cfg.ground.pooling)
+  return text_embedding.Encoder(run, ids, variables, model.cfg.width, model,
+                         {'most': model.cfg.max_positions})
+
+
+def settings(cfg):
+  """Everything in the config that decides the figures besides texts and vectors."""
+  return ConfigDict({k: cfg[k] for k in ('data', 'samples', 'ground', 'judge', 'seed')})
+
+
+def rank_all(work, cfg, data, vectors, helper):
+  """Ranks of every gamma of every pull. -> {part: {kind: (G, n) int32}}, lists of the test rows
+
+  lists: {kind or 'none': function(gamma) -> items (n, k), scores (n, k)}
+  """
+  n, grid = len(data.catalog), jnp.asarray(gammas(cfg.ground))
+  items = nearest.catalogue(run_files.read_arrays(vectors / 'items.npy'))
+  counts = np.bincount(data.cases.known.items, minlength=n + 1)[1:]
+  popular = nearest.popularity(counts)
+  score = cf_assistant.scorer(helper, data)
+  found = {}
+  for part in PARTS:
+    cases = getattr(data.cases, part).picked(
+      instruction_data.held(data, part, cfg.judge[f'{part}_most'])
+    )
+    queries = run_files.read_arrays(vectors / f'{part}.npy')
+    parts = {kind: [] for kind in KINDS}
+    with work.progress(f'ranking {part}', len(cases), unit='case') as advance:
+      for rows, *given in ranking.blocks(*cases.histories, n, ROWS, True):
+        near, weight, seen, _ = pulls(items, popular, score, queries[rows], given, n,
+                                      instruction_data.masked(cfg, data))
+        for kind in KINDS:
+          ranks = nearest.rank_curve(near, weight[kind], jnp.asarray(cases.targets[rows] - 1),
+                                       grid, seen)
+          parts[kind].append(np.asarray(ranks))
+        advance(len(rows))
+    found[part] = {k: np.concatenate(v, 1)[:, :len(cases)] for k, v in parts.items()}
+  return found, cases, items, popular, score, queries
+
+
+def pulls(items, popular, score, queries, block, n, mask):
+  """What a block is ranked by. block: histories and what to mask, as `ranking.blocks` gives it.
+
+  An empty text (a vector of zeros) stands as far from an item as that is unpopular.
+  -> normalised distances (B, N), {kind: weights}, seen (B, N) bool or None, how many were empty
+  """
+  part, cuts, (rows, columns) = block
+  near = nearest.normalised(nearest.distances(items, jnp.asarray(queries)))
+  empty = ~queries.any(-1)
+  near = jnp.where(jnp.asarray(empty)[:, None], 1 - popular, near)
+  weight = {'pop': popular, 'cf': nearest.normalised(score(part, cuts))}
+  seen = None
+  if mask:
+    seen = jnp.zeros((len(queries), n), bool).at[rows, columns].set(True, mode='drop')
+  return near, weight, seen, int(empty.sum())
+
+
+def curves(ranks):
+  """Metrics for every gamma. ranks: (G, n). -> {metric: [G]}"""
+  each = [metrics.per_case(r) for r in ranks]
+  return {m: [round(float(e[m].mean()), 6) for e in each] for m in each[0]}
+
+
+def chosen(found, grid):
+  """The curves, one gamma by validation NDCG@10, and the published choice for each metric alone.
+
+  -> {kind: {'gammas', 'valid', 'test': {metric: [G]}, 'one': gamma, 'place', 'per_metric': {metric:
+  {'gamma', 'test'}}}}
+  """
+  out = {}
+  for kind in KINDS:
+    valid, test = (curves(found[part][kind]) for part in PARTS)
+    one, place = nearest.best_gamma(valid['NDCG@10'], grid)
+    each = {m: nearest.best_gamma(v, grid) for m, v in valid.items()}
+    out[kind] = {'gammas': [round(float(g), 4) for g in grid], 'valid': valid, 'test': test,
+                 'one': one, 'place': place,
+                 'per_metric': {m: {'gamma': g, 'test': test[m][at]}
+                                for m, (g, at) in each.items()}}
+  return out
+
+
+def closeness(near, weight, kind, gamma):
+  """What lists show as scores: 1 for the nearest item, 0 for the farthest. -> (B, N)"""
+  return 1 - (near if kind == 'none' else near * (1 + weight[kind]) ** -gamma)
+
+
+def best(near, weight, kind, gamma, shut, k):
+  """The k items with the smallest Dn (1 + W) ** -gamma, by its logarithm, as ranks are: closeness
+  is 1 for many items where gamma is large.
+
+  near, weight: as from `pulls`. shut: (B, N) bool, items that may not come, or None. -> items
+  (B, k) int32, 0 for none, closeness (B, k), -inf there
+  """
+  value = (0 if kind == 'none' else gamma * jnp.log1p(weight[kind])) - jnp.log(near)
+  if shut is not None:
+    value = jnp.where(shut, -jnp.inf, value)
+  value, at = jax.lax.top_k(value, k)
+  score = jnp.take_along_axis(closeness(near, weight, kind, gamma), at, 1)
+  there = value > -jnp.inf
+  return (np.asarray(jnp.where(there, at + 1, 0), np.int32),
+          np.asarray(jnp.where(there, score, -jnp.inf)))
+
+
+def top(items, popular, score, queries, cases, n, k, kind, gamma, mask):
+  """The best k of each case under one pull. -> items (m, k) int32, 0 for none, scores (m, k)"""
+  out = []
+  for rows, *given in ranking.blocks(*cases.histories, n, ROWS, True):
+    near, weight, seen, _ = pulls(items, popular, score, queries[rows], given, n, mask)
+    out.append(best(near, weight, kind, gamma, seen, k))
+  return tuple(np.concatenate(x)[:len(cases)] for x in zip(*out))
+
+
+def stage(work, cfg, data, written, vectors, helper):
+  """Every result file of BIGRec."""
+  found, cases, items, popular, score, queries = rank_all(work, cfg, data, vectors, helper)
+  grid, n = gammas(cfg.ground), len(data.catalog)
+  choice = chosen(found, grid)
+  write_json(work.folder / 'gamma.json', choice)
+  ranks = {'bigrec': found['test']['pop'][0]}
+  for kind in KINDS:
+    ranks[f'bigrec:{kind}'] = found['test'][kind][choice[kind]['place']]
+  kind = cfg.ground.inject
+  if kind not in ('none', *KINDS):
+    raise ConfigError(f'ground.inject={kind!r}; choose one of none, {", ".join(KINDS)}')
+  gamma = 0.0 if kind == 'none' else choice[kind]['one']
+  lists = top(items, popular, score, queries, cases, n, min(cfg.judge.save_top, n), kind, gamma,
+              instruction_data.masked(cfg, data))
+  texts = [r['predict'] for r in run_files.need_json(written / 'test.json', list)]
+  known = set(data.titles)
+  invalid = float(np.mean([t not in known for beams in texts for t in beams]))
+  first = float(np.mean([beams[0] not in known for beams in texts]))
+  empty = sum(not beams[0] for beams in texts)
+  main = 'bigrec' if kind == 'none' else f'bigrec:{kind}'
+  return evaluate.save(work, cfg, data, cases, main, ranks, lists, score,
+                       invalid_titles=invalid, invalid_first=first, empty_texts=empty,
+                       chosen={k: choice[k]['one'] for k in KINDS},
+                       list_of={'inject': kind, 'gamma': gamma})

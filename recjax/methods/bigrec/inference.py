@@ -1,0 +1,145 @@
+"""Recommendations out of a trained run, for histories of anybody."""
+import functools
+import pathlib
+
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+
+from recjax import run_files
+from recjax.decoding.prefix_generator import PrefixGenerator
+from recjax.distributed import sharding
+from recjax.errors import DataError
+from recjax.evaluation import ranking
+from recjax.methods.bigrec import cf_assistant, grounding, instruction_data, prompts, train
+from recjax.methods.bigrec import generate as gen
+from recjax.retrieval import nearest
+from recjax.run_files import read_json
+from recjax.training import auxiliary_recommender, sft, text_embedding
+from recjax.training.workdir import find_stage, open_adopted, saved_config
+
+
+def recommender(workdir, data=None):
+  """The trained method's face. data: a later data set than the run's, whose titles it reads.
+
+  -> recommend(histories, k, exclude_seen=True, allowed=None) -> (item ids [B][k], scores (B, k));
+  histories are lists of item ids, oldest first, `allowed` a set of item ids. D3 searches with k or
+  `decode.beams` beams, whichever is more. Raises DataError for an unknown id or an empty history.
+  """
+  config = saved_config(workdir)
+  results = read_json(find_stage(workdir, 'evaluate') / 'results.json')
+  later, data = data, instruction_data.load(config.data, config.samples)
+  if data.fingerprint != results['data_fingerprint']:
+    raise DataError(f'{config.data} has changed since {workdir} was made; run the experiment again')
+  weights = config.llm.weights
+  folder = find_stage(workdir, 'llm') if weights == 'tiny' else pathlib.Path(weights)
+  mesh = sharding.make_mesh({'data': -1, 'fsdp': 1, 'model': 1})  # whatever is here
+  model, variables, tokenizer = train.tuned(config, folder, find_stage(workdir, 'tune'), mesh)
+  template = prompts.load_template(config.prompt.template)
+  before = data = instruction_data.spelt(data, tokenizer, template)
+  if later:
+    data = instruction_data.spelt(
+      instruction_data.carried_on(before, later, workdir), tokenizer, template
+    )
+  grounds = config.way == 'ground'
+  score = auxiliary_recommender.widened(  # of a new item the assistant knows nothing
+    cf_assistant.scorer(find_stage(workdir, 'assistant'), before),
+    len(before.catalog),
+    len(data.catalog),
+    auxiliary_recommender.least if grounds else auxiliary_recommender.mean_share,
+  )
+  with jax.set_mesh(mesh):
+    writer = PrefixGenerator(model, variables, tokenizer, opening(config, template, tokenizer),
+                        config.prompt.cutoff)
+  if grounds:
+    reader = grounding.text_encoder(config, folder, find_stage(workdir, 'tune'), mesh)
+    embed = lambda texts: text_embedding.embed(reader, texts, mesh)[0]  # noqa: E731
+    made = vectors_of(workdir, data, before, embed, mesh)
+    answer = grounded(config, data, made, results, score, embed)
+  else:
+    answer = decoded(config.decode, results, score, gen.plant(tokenizer, template, data.titles))
+
+  def recommend(histories, k, exclude_seen=True, allowed=None):
+    rows = [np.array([data.catalog.index(i) for i in h], np.int32) for h in histories]
+    empty = [i for i, h in enumerate(rows) if not len(h)]
+    if empty:
+      raise DataError(f'history {empty[0]} is empty; this method continues at least one item')
+    mask = ranking.mask_of(allowed, data.catalog)
+    asked = asked_of(config, data, template, tokenizer, rows)
+    items, scores = [], []
+    size = min(config.decode.batch, 1 << (len(rows) - 1).bit_length())
+    with jax.set_mesh(mesh):
+      for start in range(0, len(rows), size):
+        some = list(range(start, min(start + size, len(rows))))
+        full = some + some[-1:] * (size - len(some))
+        found = answer(writer, [rows[i] for i in full], [asked[i] for i in full], k, exclude_seen,
+                       mask)
+        items.append(found[0][:len(some)])
+        scores.append(found[1][:len(some)])
+    items, scores = np.concatenate(items), np.concatenate(scores)
+    return [[data.catalog.id_of(i) for i in row if i] for row in items], scores
+  return recommend
+
+
+def vectors_of(workdir, data, before, embed, mesh):
+  """The folder with items.npy of `data`: the run's own, or of a later data set, made once."""
+  made = find_stage(workdir, 'embed')
+  if data is before:
+    return made
+  with open_adopted(workdir, data, mesh) as work:
+    return work.stage('embed', functools.partial(grounding.embed_new, embed=embed), data.titles,
+                      before.titles, made)
+
+
+def opening(config, template, tokenizer):
+  """The tokens that every prompt begins with, as two unlike histories show. -> token list"""
+  start = list(tokenizer.before)
+  return sft.common_prefix([
+      start + tokenizer.encode(template.text(template.record(config.prompt.noun, [h], '')))
+      for h in ('a', 'B', '1', '(')])
+
+
+def asked_of(config, data, template, tokenizer, histories):
+  """Prompts of new histories."""
+  records = [template.record(config.prompt.noun,
+                             [data.titles[i - 1] for i in h[-config.samples.history:]], '')
+             for h in histories]
+  return prompts.encode_prompts(tokenizer, template, records, config.prompt.cutoff)[0]
+
+
+def grounded(config, data, made, results, score, embed):
+  """BIGRec's answer: the first beam, embedded, the catalogue ranked as the run's lists were."""
+  items = nearest.catalogue(run_files.read_arrays(made / 'items.npy'))
+  n = len(data.catalog)
+  popular = nearest.popularity(np.bincount(data.cases.known.items, minlength=n + 1)[1:])
+  how = results['list_of']
+
+  def answer(writer, histories, asked, k, seen, mask):
+    texts = [prompts.title_of(beams[0]) for beams, _ in gen.texts(writer, asked, config.decode)]
+    vectors = np.zeros((len(texts), items.items.shape[1]), np.float32)
+    some = [i for i, t in enumerate(texts) if t]
+    if some:
+      vectors[some] = embed([texts[i] for i in some])
+    offsets = np.concatenate([[0], np.cumsum([len(h) for h in histories])]).astype(np.int64)
+    flat = np.concatenate(histories)
+    rows = np.repeat(np.arange(len(histories)), np.diff(offsets))
+    near, weight, closed, _ = grounding.pulls(items, popular, score, vectors,
+                                           (flat, offsets, (rows, flat - 1)), n, seen)
+    if mask is not None:
+      closed = ~mask if closed is None else closed | ~mask
+    return grounding.best(near, weight, how['inject'], how['gamma'], closed, min(k, n))
+  return answer
+
+
+def decoded(cfg, results, score, catalogue):
+  """D3's answer: beams of open titles with the run's weight of the LLM."""
+  tree, planted = catalogue
+  alpha = results['alpha']
+
+  def answer(writer, histories, asked, k, seen, mask):
+    closed = gen.limits(tree, histories, seen, mask)
+    share = cf_assistant.probabilities(score, histories, seen)
+    how = ConfigDict({**cfg.to_dict(), 'beams': max(k, cfg.beams)})
+    found = gen.titles(writer, asked, how, planted, closed, gen.mixed(planted, share, alpha))
+    return found.best(k, tree, closed)
+  return answer

@@ -1,0 +1,160 @@
+"""What is learnt from and asked: windows of a data set, or instruction records as they are."""
+import dataclasses
+import hashlib
+import pathlib
+
+import numpy as np
+
+from recjax.data import dataset, splits, update, windows
+from recjax.data.formats import bigrec as files
+from recjax.data.splits import Cases
+from recjax.errors import ConfigError, DataError
+from recjax.methods.bigrec import prompts
+from recjax.text import spelling
+
+PARTS = ('train', 'valid', 'test')
+
+
+@dataclasses.dataclass(frozen=True)
+class Data:
+  """A catalogue of titles, cases, and their records.
+
+  titles: by index - 1, in one spelling. longest: items of a history that a prompt shows. records:
+  {part: [record]}, empty where the template makes them. notes: what was odd, counted.
+  """
+  name: str
+  catalog: dataset.Catalog
+  titles: list
+  cases: windows.Samples
+  longest: int
+  records: dict
+  fingerprint: str
+  notes: dict
+
+  def records_of(self, part, template, noun, rows=None):
+    """The records of some cases of a part. -> list of {'instruction', 'input', 'output'}"""
+    cases = getattr(self.cases, part)
+    rows = range(len(cases)) if rows is None else rows
+    if self.records:
+      return [self.records[part][r] for r in rows]
+    return [template.record(noun, [self.titles[i - 1] for i in cases.history(r)
+                                   [-self.longest:]],
+                            self.titles[cases.targets[r] - 1]) for r in rows]
+
+
+def load(source, cfg):
+  """Reads a canonical data set, the sample shop, or a folder of BIGRec's own files.
+
+  cfg: window, split, history. -> Data. Raises DataError where a title is missing.
+  """
+  folder = pathlib.Path(str(source))
+  if all((folder / f'{part}.json').is_file() for part in PARTS):
+    return load_records(folder)
+  shop = dataset.load_data(source)
+  titles = titles_of(shop)
+  cases = windows.make(shop, folder, cfg.window, cfg.split, cfg.history)
+  return Data(shop.name, shop.catalog, titles, cases, cfg.history, {}, shop.fingerprint,
+              noted(titles, {}))
+
+
+def spelt(data, tokenizer, template):
+  """The Data with titles as they come back from the tokens of answers. -> Data
+
+  Raises DataError naming an item whose title the tokenizer cannot write.
+  """
+  titles = spelling.settled(lambda some: prompts.come_back(tokenizer, template, some),
+                            data.titles, data.catalog.ids)
+  more = spelling.notes(data.titles, titles)
+  return dataclasses.replace(data, titles=titles, notes={**noted(titles, data.notes), **more})
+
+
+def titles_of(shop):
+  """The titles of a data set in one spelling. -> [str]. Raises DataError where one is missing"""
+  raw = shop.catalog.columns.get('title')
+  if raw is None:
+    raise DataError(f'{shop.name} has no titles to write; add `title` to its items')
+  titles = [files.clean_title(t or '') for t in raw]
+  empty = [shop.catalog.ids[i] for i, t in enumerate(titles) if not t]
+  if empty:
+    raise DataError(f'{len(empty)} items of {shop.name} have no title, e.g. '
+                    f'{", ".join(empty[:3])}; give them one, or remove them')
+  return titles
+
+
+def carried_on(data, source, workdir):
+  """The same Data with the items of a later data set, about which its cases say nothing. -> Data"""
+  shop = update.load(source, data.catalog, workdir)
+  return dataclasses.replace(data, catalog=shop.catalog, titles=titles_of(shop),
+                             fingerprint=shop.fingerprint)
+
+
+def masked(cfg, data):
+  """Whether items of a history may not be recommended: as the split's origin does, or as told."""
+  how = cfg.judge.mask_history
+  if how not in ('auto', 'yes', 'no'):
+    raise ConfigError(f"judge.mask_history={how!r}; choose 'auto', 'yes' or 'no'")
+  return data.cases.masked if how == 'auto' else how == 'yes'
+
+
+def held(data, part, most):
+  """Which cases of a part are asked: `most` drawn once, or all (0). -> rows (n,), ascending"""
+  return splits.drawn(getattr(data.cases, part), most, '')[0]
+
+
+def noted(titles, notes):
+  """How many items share their title with another, beside other notes."""
+  return {**notes, 'items_with_a_shared_title': len(titles) - len(set(titles))}
+
+
+def load_records(folder):
+  """A folder with train.json, valid.json, test.json and a title list; records stay as they are, but
+  for titles that were misread (`files.mend`), which are counted.
+
+  Where a title belongs to several items the first one is meant. Titles of histories that the
+  catalogue lacks are counted and left out; a target that it lacks is an error.
+  """
+  records = {part: files.read_records(folder / f'{part}.json') for part in PARTS}
+  ids, records, mended = files.mend(files.read_titles(folder), records)
+  titles = [files.clean_title(t) for t in ids.values()]
+  first = {}
+  for index, title in enumerate(titles, 1):
+    first.setdefault(title, index)
+  notes = {'unknown_history_titles': 0, **{k: v for k, v in mended.items() if v}}
+  cases = {part: cases_of(rows, first, folder / f'{part}.json', notes)
+           for part, rows in records.items()}
+  known = sequences(cases['train'])
+  protocol = (f'the records of {folder.name}: {len(cases["test"])} test records')
+  mark = hashlib.sha256(repr((titles, [sorted(r.items()) for part in PARTS
+                                       for r in records[part]])).encode()).hexdigest()[:32]
+  return Data(folder.resolve().name, dataset.Catalog(tuple(ids), {'title': titles}), titles,
+              windows.Samples(**cases, known=known, masked=False, protocol=protocol), 10**6,
+              records, mark, noted(titles, notes))
+
+
+def cases_of(records, first, path, notes):
+  """Cases of records whose titles are known. first: {title: index} -> Cases"""
+  users, flat, offsets, targets = [], [], [0], []
+  lost = [i for i, r in enumerate(records) if files.clean_title(r['output']) not in first]
+  if lost:
+    raise DataError(f'{path}: the targets of {len(lost)} records are no title of the catalogue, '
+                    f'e.g. record {lost[0]}: {records[lost[0]]["output"][:60]}; correct them, or '
+                    'remove these records')
+  for number, record in enumerate(records):
+    history = list(map(files.clean_title, files.unquoted(record['input'])))
+    known = [first[t] for t in history if t in first]
+    notes['unknown_history_titles'] += len(history) - len(known)
+    users.append(number)
+    flat.extend(known)
+    offsets.append(len(flat))
+    targets.append(first[files.clean_title(record['output'])])
+  return Cases(np.array(users, np.int32), (np.array(flat, np.int32), np.array(offsets, np.int64)),
+               np.array(targets, np.int32))
+
+
+def sequences(cases):
+  """Each case's history and target as a sequence of its own. -> Interactions"""
+  flat, offsets = cases.histories
+  ends = offsets[1:] + np.arange(1, len(cases) + 1)
+  items = np.insert(flat, offsets[1:], cases.targets)
+  return dataset.Interactions(tuple(f'record {i}' for i in range(len(cases))),
+                              items.astype(np.int32), np.concatenate([[0], ends]))

@@ -1,0 +1,103 @@
+"""Supervised fine-tuning on prompts and titles: LoRA (BIGRec) or all weights (D3)."""
+import os
+
+import numpy as np
+from ml_collections import ConfigDict
+
+from recjax.distributed.multihost import to_host
+from recjax.errors import ConfigError
+from recjax.methods.bigrec import instruction_data, prompts
+from recjax.models import huggingface
+from recjax.training import llm_loading, sft, tiny_llm
+
+MODES = ('lora', 'full')
+
+
+def settings(cfg):
+  """Everything in the config that decides this stage's result."""
+  return ConfigDict({k: cfg[k] for k in ('data', 'domains', 'samples', 'prompt', 'train', 'lora',
+                                         'optim', 'llm', 'seed')})
+
+
+def documents(template, noun, titles, seed, walks=4, longest=8):
+  """Texts that the tiny model learns to write before it sees any behaviour, and their opening.
+
+  Prompts and answers of made-up histories that wander from an item to one of like words, so that
+  the model knows the catalogue's titles and the prompts' form, and nothing of what users did.
+  -> (opening, list of texts that continue it)
+  """
+  first, last = (template.text(template.record(noun, [h], '')) for h in ('a', 'b'))
+  opening = os.path.commonprefix([first, last])
+  words = [sorted(set(t.lower().split())) for t in titles]
+  rng = np.random.default_rng((seed, len(titles)))
+  out = []
+  for _ in range(walks):
+    order = tiny_llm.similarity_walk(words, rng)
+    for start in range(0, len(order), longest):
+      some = [titles[i] for i in order[start:start + longest + 1]]
+      record = template.record(noun, some[:-1] or some, some[-1])
+      out.append(template.text(record).removeprefix(opening) + template.reply(some[-1]))
+  return opening, out
+
+
+def stage(work, cfg, data, folder):
+  """Tunes the LLM of `folder` into `work.folder`: a PEFT adapter, or a whole checkpoint."""
+  if cfg.train.mode not in MODES:
+    raise ConfigError(f'train.mode={cfg.train.mode!r}; choose one of {", ".join(MODES)}')
+  adapter = {}
+  if cfg.train.mode == 'lora':
+    adapter = dict(lora_rank=cfg.lora.rank, lora_alpha=float(cfg.lora.alpha),
+                   lora_targets=tuple(cfg.lora.targets))
+  model, params, tokenizer = llm_loading.load(folder, cfg.llm, work.mesh, **adapter)
+  template = prompts.load_template(cfg.prompt.template)
+  every = domains(cfg, data, tokenizer, template)
+  parts = [encoded(tokenizer, template, cfg, every, part, most) for part, most in (
+      ('train', cfg.train.sample), ('valid', cfg.train.valid_sample))]
+  prefix = sft.common_prefix(parts[0][0] + parts[1][0])
+  train, valid = (sft.pack(p, a, cfg.train.loss_on, cfg.train.row, prefix)
+                  for p, a, _ in parts)
+  settings = ConfigDict({**cfg.train.to_dict(), 'optim': cfg.optim, 'seed': cfg.seed})
+  trained, counts = sft.tune(work, settings, model, params, train, valid)
+  if cfg.train.mode == 'lora':
+    inside = folder.resolve().is_relative_to(work.path.resolve())
+    name = os.path.relpath(folder, work.folder) if inside else str(folder)
+    huggingface.save_adapter(to_host(trained), model.cfg, work.folder, base=name)
+  else:
+    huggingface.save(to_host(trained), model.cfg, work.folder)
+    tokenizer.save(work.folder)
+  return {**counts, 'shortened_prompts': parts[0][2] + parts[1][2]}
+
+
+def domains(cfg, data, tokenizer, template):
+  """The data sets that are learnt from, with what their items are called. -> [(Data, noun)]"""
+  more = [
+    (instruction_data.spelt(instruction_data.load(source, cfg.samples), tokenizer, template), noun)
+    for source, noun in cfg.domains
+  ]
+  return [(data, cfg.prompt.noun), *more]
+
+
+def encoded(tokenizer, template, cfg, parts, part, most):
+  """Prompts and answers of `most` samples of each domain. -> (prompts, answers, shortened)"""
+  asked, answers, cut = [], [], 0
+  for data, noun in parts:
+    cases = getattr(data.cases, part)
+    rows = np.arange(len(cases))
+    if 0 < most < len(rows):
+      rows = np.sort(np.random.default_rng(cfg.seed).permutation(len(rows))[:most])
+    records = data.records_of(part, template, noun, rows)
+    more, short = prompts.encode_prompts(tokenizer, template, records, cfg.prompt.cutoff)
+    asked, cut = asked + more, cut + short
+    titles = [data.titles[t - 1] for t in cases.targets[rows]]
+    end = [tokenizer.eos_ids[0]]
+    answers += [a + end for a in prompts.encode_answers(tokenizer, template, titles)]
+  return asked, answers, cut
+
+
+def tuned(cfg, folder, made, mesh):
+  """The tuned LLM. -> (model, variables, tokenizer)"""
+  if cfg.train.mode == 'lora':
+    model, params, tokenizer, lora = llm_loading.load_adapted(folder, cfg.llm, made, mesh)
+    return model, {'params': params, 'lora': lora}, tokenizer
+  model, params, tokenizer = llm_loading.load(made, cfg.llm, mesh)
+  return model, {'params': params}, tokenizer

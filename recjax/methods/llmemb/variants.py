@@ -1,0 +1,125 @@
+"""What a run consists of: variants and the tables they read; its cost; its parts for others."""
+import dataclasses
+import pathlib
+
+from ml_collections import ConfigDict
+
+from recjax.errors import ConfigError
+from recjax.methods.llmemb import prompts
+from recjax.training import llm_loading
+from recjax.training.workdir import find_stage, saved_config
+
+
+@dataclasses.dataclass(frozen=True)
+class Variant:
+  """Which vectors are read, whether through an adapter, frozen, and drawn to those of ids."""
+  source: str = 'tuned'
+  adapter: bool = True
+  freeze: bool = True
+  align: bool = True
+
+
+VARIANTS = {
+    'full': Variant(),
+    'no_scft': Variant('plain'),
+    'no_adapter': Variant(adapter=False),
+    'no_freeze': Variant(freeze=False),
+    'no_align': Variant(align=False),
+    'pool_last': Variant('last'),
+    'pca': Variant('plain', adapter=False, align=False),
+    'text': Variant('text'),
+}
+
+
+def variants(cfg):
+  """The variants of a run, the one that the run is about first."""
+  return list(dict.fromkeys([cfg.rat.variant, *cfg.rat.ablations]))
+
+
+def source(cfg, variant):
+  """Where a variant's item vectors come from: a stage's name, or the file of the config."""
+  return 'file' if cfg.export.file else VARIANTS[variant].source
+
+
+def sources(cfg):
+  """The tables of item vectors that a run needs. 'plain' comes along where 'tuned' is shown."""
+  needed = [source(cfg, v) for v in variants(cfg)]
+  return list(dict.fromkeys(needed + (['plain'] if 'tuned' in needed else [])))
+
+
+def needs_llm(cfg):
+  """Whether the LLM is read at all."""
+  return any(s in ('tuned', 'plain', 'last') for s in sources(cfg))
+
+
+def row_name(variant):
+  """The row of results.json."""
+  return 'llmemb' if variant == 'full' else f'llmemb:{variant}'
+
+
+def aligned_to(cfg):
+  """Whose table is the aim of the alignment: SASRec's, or the same backbone's."""
+  return 'sasrec' if cfg.rat.align_source == 'sasrec' else cfg.model.kind
+
+
+def id_models(cfg):
+  """The recommenders over ids alone: the backbone's, and the aim of the alignment."""
+  return list(dict.fromkeys([cfg.model.kind, aligned_to(cfg)]))
+
+
+def recommender_config(cfg, kind):
+  """What `training.sequential` reads, for one kind of recommender; defects of the profile in it."""
+  model = (cfg.model if kind == cfg.model.kind else cfg.base).to_dict()
+  train = cfg.train.to_dict()
+  model.update(future=cfg.defects.future_seen and kind == 'sasrec', pads=cfg.defects.pads_seen,
+               bare=cfg.defects.bare_backbones)
+  train.update(last_only=cfg.defects.last_target_only and kind == 'gru4rec',
+               mask_by_chance=cfg.defects.noisy_masks and kind == 'bert4rec')
+  return ConfigDict({'model': model, 'train': train, **{
+      k: cfg[k] for k in ('loss', 'optim', 'seed', 'seeds')}})
+
+
+def check(cfg):
+  """What can be known to be wrong before anything runs. Raises ConfigError."""
+  llm_loading.check(cfg.llm)
+  for variant in variants(cfg):
+    if variant not in VARIANTS:
+      raise ConfigError(f'rat.variant={variant!r} is unknown; choose one of {", ".join(VARIANTS)}')
+  if cfg.rat.align_source not in ('sasrec', 'same_backbone'):
+    raise ConfigError(f"rat.align_source={cfg.rat.align_source!r}; choose 'sasrec' or "
+                      "'same_backbone'")
+  if 'text' in sources(cfg):
+    text_folder(cfg)
+  scft = cfg.scft
+  if scft.batch < 2:
+    raise ConfigError(f'scft.batch={scft.batch}: contrast needs two items or more')
+  if scft.parts < 1 or scft.batch % scft.parts:
+    raise ConfigError(f'scft.parts={scft.parts} must divide scft.batch={scft.batch}')
+  if not 0 <= scft.ratio < 1:
+    raise ConfigError(f'scft.ratio={scft.ratio}: the share of attributes dropped lies in 0..1')
+  if not scft.tau > 0 or not cfg.rat.tau > 0:
+    raise ConfigError('scft.tau and rat.tau must be above 0')
+  if cfg.export.file and any(VARIANTS[v].source in ('last', 'text') for v in variants(cfg)):
+    raise ConfigError('export.file gives the item vectors, so variants pool_last and text have none'
+                      '; leave them out')
+
+
+def llm_folder(cfg, work, texts):
+  """Where the LLM stands; trains the tiny one on the prompts. None where nothing reads it."""
+  if not needs_llm(cfg):
+    return None
+  return llm_loading.folder(cfg, work, '\n', lambda: prompts.documents(texts, cfg.seed), texts)
+
+
+def text_folder(cfg):
+  """The folder of the sentence encoder. Raises ConfigError where there is none."""
+  folder = pathlib.Path(cfg.text.weights)
+  if not cfg.text.weights or not (folder / 'config.json').exists():
+    raise ConfigError(f'text.weights={cfg.text.weights!r} holds no config.json, which variant=text '
+                      'needs; name the folder of a sentence encoder, e.g. all-MiniLM-L6-v2')
+  return folder
+
+
+def main_stage(workdir):
+  """The stage of the variant that a run is about."""
+  return find_stage(workdir, f'rat-{saved_config(workdir).rat.variant}')

@@ -1,0 +1,101 @@
+"""The run's report: the figures, how they came about, and what is recommended."""
+import numpy as np
+
+from recjax.data import splits
+from recjax.models import seqrec
+from recjax.report import html, plots, results, run, users
+from recjax.run_files import read_json
+from recjax.training.workdir import find_stage
+
+LABELS = {'popularity': 'popularity', 'recency': 'recent popularity', 'random': 'random'}
+
+
+def write(cfg, work, shop, found):
+  """Writes report.html into the run's folder."""
+  outcome = read_json(found / 'results.json')
+  row = next(iter(outcome['rows']))
+  html.write(work.path / 'report.html', html.page(
+      f'Sequential recommendation: {row}', f'{shop.name}, preset {cfg.preset}',
+      [verdict(outcome, row), html.tiles(figures(outcome, row))],
+      [results_section(outcome, row), results.groups_section(outcome, row),
+       users_section(cfg, shop, work, row), training_section(work), *run.closing(work.path, cfg, {
+           'data': f'{shop.name}: {len(shop.interactions):,} users, {len(shop.catalog):,} items',
+           'data fingerprint': shop.fingerprint, 'protocol': outcome['protocol'],
+           'seeds': ', '.join(map(str, outcome['seeds']))}, [seqrec.PAPERS[cfg.model.kind]])],
+      'How to read these figures: docs/evaluation.md.'))
+
+
+def verdict(outcome, row):
+  """The result in a sentence."""
+  ours, base = outcome['rows'][row], outcome['rows']['popularity']
+  items = outcome['protocol'].split('over ')[1].split(' items')[0]
+  return (f'For {ours["HR@10"]["value"]:.1%} of {ours["HR@10"]["n"]:,} users the next item is '
+          f'among the first ten of all {items} items; '
+          f'the most popular items alone give {base["HR@10"]["value"]:.1%}.')
+
+
+def figures(outcome, row):
+  """Tiles of the summary."""
+  spread = outcome['sd_of_seeds']['NDCG@10']
+  return [*results.tiles(outcome, row, ('HR@10', 'NDCG@10')),
+          ('seeds', str(len(outcome['seeds'])),
+           f'NDCG@10 varies by {spread:.4f}' if spread is not None else 'one alone'),
+          ('items shown', f'{outcome["lists"]["coverage"]:.0%}',
+           'of the catalogue stand in some top ten')]
+
+
+def results_section(outcome, row):
+  """The table with intervals, and every seed."""
+  every = ['HR@10', 'NDCG@10']
+  parts = [results.results_table(outcome, [*every, 'HR@5'], 'NDCG@10', row, LABELS)]
+  if len(outcome['seeds']) > 1:
+    parts.append(html.table(['Seed', *every], [
+        [name, *(f'{cells[m]:.4f}' for m in every)]
+        for name, cells in outcome['by_seed'].items()], 'Each seed', 'lrr'))
+  return html.section('Results', *parts, intro='Intervals are 95 % bootstraps over users; a user '
+                      'counts with the mean over the seeds.')
+
+
+def training_section(work):
+  """Learning curves of all seeds."""
+  rows = [r for r in work.metrics() if r['stage'] == 'train']
+  if any('data_wait' in r for r in rows):
+    return streamed_section(rows)
+  def curve(prefix):
+    names = sorted({k for r in rows for k in r if k.startswith(prefix)})
+    return {f'seed {k.removeprefix(prefix)}': [(r['step'], r[k]) for r in rows if k in r]
+            for k in names}
+  return html.section(
+      'Training',
+      html.figure(plots.loss_curves(curve('loss_'), xlabel='epoch'),
+                  'Training loss by epoch', 'curves'),
+      html.figure(plots.loss_curves(curve('valid_'), ylabel='NDCG@10', xlabel='epoch'),
+                  'Validation NDCG@10 by epoch; the best epoch of each seed is kept', 'curves'))
+
+
+def streamed_section(rows):
+  """Curves by step of training on records, and how long it waited for them."""
+  curve = lambda name: {name: [(r['step'], r[name]) for r in rows if name in r]}  # noqa: E731
+  return html.section('Training', *(
+      html.figure(plots.loss_curves(curve(name), ylabel=label), caption, 'curves')
+      for name, label, caption in (
+          ('loss', 'loss', 'Training loss by step'),
+          ('valid_NDCG@10', 'NDCG@10', 'Validation NDCG@10 by step; the best epoch is kept'),
+          ('data_wait', 'share', 'Share of time in which training waited for data'))))
+
+
+def users_section(cfg, shop, work, row):
+  """Test users with what was recommended, beside what the most popular items would have been."""
+  split = splits.split_for_config(shop, cfg.judge)
+  counts = np.bincount(split.train.items, minlength=len(shop.catalog) + 1)[1:]
+  popular = np.argsort(-counts, kind='stable') + 1
+  best = int(np.argmax(read_json(find_stage(work.path, 'train') / 'valid.json')['NDCG@10']))
+
+  def tell(case, had, items):
+    had = set(split.test.history(case).tolist()) if cfg.judge.mask_history else ()
+    top = [i for i in popular if i not in had][:len(items)]
+    return ({}, {'Bought': [f'{counts[i - 1]:,}' for i in items],
+                 'The most bought instead': [users.title_of(shop.catalog, i) for i in top]}, [])
+  return users.section(work.path, shop.catalog, split.test, row, cfg.seed + best, tell, intro=(
+      '“Bought” counts the training interactions of an item; beside the list stand the most bought '
+      'items, those of the history left out where they are left out of the list.'))

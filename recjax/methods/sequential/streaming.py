@@ -1,0 +1,70 @@
+"""The experiment on records: users stay on disk, a sample of them is judged."""
+import jax
+import numpy as np
+
+from recjax.data import array_record, splits
+from recjax.errors import ConfigError, DataError
+from recjax.evaluation import ranking, results
+from recjax.file_io import write_json
+from recjax.methods.sequential import evaluate, report, train
+from recjax.models import seqrec
+from recjax.training import sequential, sequential_streaming
+
+JUDGED = 20_000  # users who are judged at most, the same ones for validation and test
+
+
+def run(cfg, work):
+  """As the method's `run`, with training and memory that do not grow with the users."""
+  shop = array_record.load(cfg.data)
+  check(cfg, shop)
+  work.say(f'{shop.name}: {len(shop.catalog):,} items, {len(shop):,} users on disk, fingerprint '
+           f'{shop.fingerprint[:12]}')
+  few, drawn = sample(shop)
+  train.check(cfg, few)
+  made = work.stage('train', stage, train.settings(cfg), shop, few)
+  found = work.stage('evaluate', evaluate.stage, evaluate.settings(cfg), few, made, drawn)
+  work.publish(found, 'results.json', 'ranks.parquet', 'predictions.parquet')
+  report.write(cfg, work, few, found)
+  results.show(work, found)
+
+
+def check(cfg, shop):
+  """What users on disk cannot do. Raises ConfigError."""
+  if cfg.seeds != 1:
+    raise ConfigError(f'seeds={cfg.seeds}: records are trained on with one seed a run; set '
+                      '--config.seeds=1 and give each --config.seed a workdir')
+  if cfg.judge.tie_order != 'file':
+    raise ConfigError(f'judge.tie_order={cfg.judge.tie_order!r}: records keep the order of the '
+                      'file')
+  if cfg.judge.drop_cold_targets:
+    raise ConfigError('judge.drop_cold_targets needs all training users in memory; leave it False')
+  sequential_streaming.batches(cfg, shop, 1, 2)
+
+
+def sample(shop):
+  """Users to judge, drawn once. -> Dataset of them, what the protocol says about it"""
+  rows = np.random.default_rng(0).permutation(len(shop))[:JUDGED]
+  few = shop.users(np.sort(rows))
+  if len(rows) == len(shop):
+    return few, ''
+  return few, (f'; {len(rows):,} users drawn of {len(shop):,}, popularity and groups counted among '
+               'them')
+
+
+def stage(work, cfg, shop, few):
+  """Trains one seed on all users and keeps the best epoch by validation NDCG@10."""
+  split = splits.leave_one_out(few.interactions)
+  if not len(split.valid):
+    raise DataError(f'none of {len(few.interactions):,} users of {shop.name} has 3 items')
+  n = len(shop.catalog)
+  model = sequential.model_config(cfg, n)
+  judge = ranking.validator(lambda params: sequential.scorer(model, params), split.valid, n, 1,
+                            cfg.train.valid_users)
+  best, score, epoch = sequential_streaming.fit_records(work, cfg, shop, judge)
+  best = jax.tree.map(lambda x: np.asarray(x)[None], best)
+  sequential.save(work.folder / 'model.npz', best)
+  write_json(work.folder / 'valid.json', {'NDCG@10': [round(float(score), 6)], 'epoch': [epoch]})
+  waits = [r['data_wait'] for r in work.metrics() if r['stage'] == 'train' and 'data_wait' in r]
+  return {'parameters': f'{seqrec.parameters(best):,}', 'best_epoch': epoch,
+          'valid_NDCG@10': f'{score:.4f}',
+          'share_of_time_waiting_for_data': f'{np.median(waits):.1%}'}

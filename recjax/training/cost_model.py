@@ -1,0 +1,362 @@
+"""What a run of an LLM takes before it runs: bytes a device, operations, time, the smallest mesh.
+
+Counted by hand from shapes and sharding rules; `benchmarks/compile_8b.py` holds the estimates
+against the compiler's own figures. Nothing is allocated.
+"""
+import collections
+import dataclasses
+import math
+import re
+
+import jax
+import numpy as np
+
+from recjax.distributed import sharding
+from recjax.models import llm, lora
+from recjax.models.layers import check_dtype
+
+GIB = 2**30
+
+USED = 0.4     # share of the peak that training reaches, typical
+
+FILL = 0.92    # share of a device's memory that a program may plan with
+
+CHUNK = 1 << 28  # bytes of logits on a device at a time (losses.token_nll)
+
+# Of one chip, from the vendors' data sheets: dense bfloat16 FLOP/s, bytes of memory, bytes/s.
+HARDWARE = {
+    'TPU v5e': (197e12, 16 * GIB, 819e9), 'TPU v5p': (459e12, 95 * GIB, 2765e9),
+    'TPU v6e': (918e12, 32 * GIB, 1640e9), 'A100 80 GB': (312e12, 80 * GIB, 2039e9),
+    'H100': (989e12, 80 * GIB, 3350e9), 'H200': (989e12, 141 * GIB, 4800e9)}
+
+
+@dataclasses.dataclass(frozen=True)
+class LLMRun:
+  """What is trained and generated. shape: with the adapter's rank, 0 where all weights train.
+
+  rows, row, prefix: rows of a step, tokens of a row, tokens of the prefix that they share.
+  tokens: of an epoch, all that go through the model. requests, batch, beams, prompt, new_tokens: of
+  generation, 0 requests for none.
+  """
+  shape: llm.Config
+  rows: int
+  row: int
+  prefix: int
+  tokens: float
+  epochs: float
+  requests: int = 0
+  batch: int = 1
+  beams: int = 1
+  prompt: int = 0
+  new_tokens: int = 0
+
+
+def numerics(shape, cfg):
+  """The shape as a run on an accelerator has it. cfg: dtype ('auto': bfloat16), remat."""
+  check_dtype('llm.dtype', cfg.dtype, ('auto',))
+  dtype = 'bfloat16' if cfg.dtype == 'auto' else cfg.dtype
+  return dataclasses.replace(shape, dtype=dtype, param_dtype=dtype, remat=cfg.remat)
+
+
+def trained_shapes(shape):
+  """The tree that is trained: adapters, or all weights in float32 where there is no rank."""
+  if shape.lora_rank:
+    return jax.eval_shape(lambda k: lora.init_lora(shape, k), jax.random.key(0))
+  return llm.shapes(dataclasses.replace(shape, param_dtype='float32'))
+
+
+def training_bytes(shape, axes, rows, row, prefix=0):
+  """Bytes of each device while a step runs, by what they hold. axes: {'data': 1, ...}"""
+  return {'weights': _weights(shape, axes), **_trained(shape, axes),
+          'activations': _activations(shape, axes, rows, row, prefix),
+          'logits': _logits(shape, axes, rows * row), 'gathered': _gathered(shape, axes)}
+
+
+def step_bytes(shape, axes, tokens, parts=1):
+  """Bytes of each device in a step that goes through in parts (`training.micro`).
+
+  shape: (llm.Config, tokens of the prefix). tokens: the batch's, (..., S), of all devices.
+  """
+  cfg, prefix = shape
+  row = tokens.shape[-1]
+  rows = max(_ways(axes), math.ceil(tokens.size / row / parts))
+  more = _trained(cfg, axes)['gradients'] if parts > 1 else 0  # the sum, beside a part's own
+  return sum(training_bytes(cfg, axes, rows, row, prefix).values()) + more
+
+
+def generation_bytes(shape, axes, batch, beams, prompt, new_tokens, prefix=0):
+  """Bytes of each device while a batch is generated, by what they hold. axes: {'data': 1, ...}"""
+  ways, model = _ways(axes), axes.get('model', 1)
+  size = _size(shape)
+  heads = math.ceil(shape.kv_heads / model)
+  token = 2 * shape.layers * heads * shape.head_dim * size
+  own = math.ceil(batch / ways)
+  rules = llm.RULES
+  adapter = sharding.device_bytes(trained_shapes(shape), rules, axes) if shape.lora_rank else 0
+  # Room for tokens doubles as a search goes on, so the old room stands beside the new one.
+  cache = own * beams * new_tokens * token * 1.5
+  return {'weights': _weights(shape, axes), 'adapters': adapter,
+          'prompts': (own * prompt + prefix) * token, 'beams': cache,
+          'logits': own * beams * math.ceil(shape.vocab / model) * 4,
+          'gathered': _gathered(shape, axes)}
+
+
+def _size(shape):
+  return 4 if shape.dtype == 'float32' else 2
+
+
+def _ways(axes):
+  return axes.get('data', 1) * axes.get('fsdp', 1)
+
+
+def _weights(shape, axes):
+  """Frozen weights as stored; 0 where they are trained, which counts them in float32."""
+  return sharding.device_bytes(llm.shapes(shape), llm.RULES, axes) if shape.lora_rank else 0
+
+
+def _trained(shape, axes):
+  one = sharding.device_bytes(trained_shapes(shape), llm.RULES, axes)
+  return {'trained': one, 'optimiser': 2 * one, 'gradients': one}
+
+
+def _activations(shape, axes, rows, row, prefix):
+  """What is kept for the backward pass, and what one block needs while it runs."""
+  model, size = axes.get('model', 1), _size(shape)
+  tokens = math.ceil(rows / _ways(axes)) * row + prefix
+  outputs = {name: out / (1 if name in ('o', 'down') else model)
+             for name, (_, out, _) in shape.linear.items()}
+  kept = {'full': shape.width, 'dots': shape.width + sum(outputs.values()) - outputs['down']}
+  # Without remat also norms, rotated q and k, attention's output and the gated product.
+  kept['none'] = (kept['dots'] + 3 * shape.width + 2 * outputs['q'] + outputs['k']
+                  + 2 * outputs['up'])
+  # Adapters are merged in float32, a product of our own that the policy 'dots' does not see.
+  merged = shape.lora_rank and shape.dtype == 'float32' and shape.remat == 'dots'
+  policy = 'full' if merged else shape.remat
+  block = (2 * shape.width + sum(outputs.values())) * tokens * size
+  heads = math.ceil(shape.heads / model)
+  scores = math.ceil(rows / _ways(axes)) * heads * min(row, 128) * (row + prefix) * 4
+  return shape.layers * tokens * kept[policy] * size + block + scores
+
+
+def _logits(shape, axes, tokens):
+  """One chunk of logits in float32 and its gradient."""
+  each = math.ceil(tokens / _ways(axes)) * math.ceil(shape.vocab / axes.get('model', 1)) * 4
+  return 2 * min(each, CHUNK)
+
+
+def _gathered(shape, axes):
+  """Under 'fsdp': the token tables and the weights of one layer, whole but for 'model'."""
+  if axes.get('fsdp', 1) == 1:
+    return 0
+  tables = shape.vocab * shape.width * (1 if shape.tied else 2)
+  layer = sum(n * out for n, out, _ in shape.linear.values())
+  return (tables + layer) / axes.get('model', 1) * _size(shape)
+
+
+# Operations and time.
+
+
+def flops_per_trained_token(shape, context):
+  """Of a training step, without what remat computes twice (`llm.flops_per_token`)."""
+  return (2 if shape.lora_rank else 3) * llm.flops_per_token(shape, context)
+
+
+def epoch_seconds(run, chips, peak):
+  """Time of an epoch at USED of the peak; full remat runs the forward pass once more."""
+  flops = flops_per_trained_token(run.shape, run.row / 2 + run.prefix)
+  if run.shape.remat == 'full':
+    flops += llm.flops_per_token(run.shape, run.row / 2 + run.prefix)
+  return run.tokens * flops / (USED * peak * chips)
+
+
+def generation_seconds(run, chips, peak, speed):
+  """Time of all requests: of each step, what is slower, to compute it or to read the weights."""
+  steps = math.ceil(run.requests / run.batch) * run.new_tokens
+  forward = llm.flops_per_token(run.shape, run.prefix + run.prompt + run.new_tokens / 2)
+  prompts = run.requests * run.prompt * forward / (USED * peak * chips)
+  compute = run.batch * run.beams * forward / (USED * peak * chips)
+  return prompts + steps * max(compute, llm.param_bytes(run.shape) / (speed * chips))
+
+
+def smallest_mesh(run, memory, most=512):
+  """The fewest chips on which training and generation fit. -> axes, or None beyond `most`
+
+  Rows are split before layers are, since that moves less between chips.
+  """
+  chips = 1
+  while chips <= most:
+    for model in (1, 2, 4, 8):
+      axes = {'data': 1, 'fsdp': chips // model, 'model': model}
+      if model > min(chips, run.shape.kv_heads):
+        break
+      if max(_total(run, axes)) <= FILL * memory:
+        return axes
+    chips *= 2
+  return None
+
+
+def _total(run, axes):
+  """Bytes a device of training and of generation."""
+  ways = _ways(axes)  # every device has a row at least
+  train = training_bytes(run.shape, axes, max(run.rows, ways), run.row, run.prefix)
+  write = generation_bytes(run.shape, axes, max(run.batch, ways), run.beams, run.prompt,
+                           run.new_tokens, run.prefix) if run.requests else {}
+  return sum(train.values()), sum(write.values())
+
+
+def llm_lines(run, mesh, devices=1):
+  """What `recjax doctor` prints. mesh: the config's axes, one of them -1. -> {what: text}"""
+  axes = dict(mesh)
+  fixed = math.prod(n for n in axes.values() if n > 0)
+  axes = {a: n if n > 0 else max(1, devices // fixed) for a, n in axes.items()}
+  shape, context = run.shape, run.row / 2 + run.prefix
+  step = run.rows * run.row * flops_per_trained_token(shape, context)
+  named = ', '.join(f'{a}={n}' for a, n in axes.items())
+  trained = llm.count(trained_shapes(shape))
+  found = {
+      'parameters': f'{llm.count(llm.shapes(shape)):,}, of which trained: '
+                    + (f'{trained:,} of adapters' if shape.lora_rank else 'all'),
+      f'bytes a device in training ({named})': said(training_bytes(
+          shape, axes, max(run.rows, _ways(axes)), run.row, run.prefix)),
+      'a step': f'{run.rows} rows of {run.row} tokens, {step / 1e12:,.2f} TFLOP',
+      'an epoch': f'{run.tokens / 1e6:,.1f} M tokens, '
+                  f'{run.tokens * step / (run.rows * run.row) / 1e12:,.1f} TFLOP; {run.epochs:g} '
+                  'epochs at most'}
+  if run.requests:
+    found[f'bytes a device in generation ({named})'] = said(generation_bytes(
+        shape, axes, max(run.batch, _ways(axes)), run.beams, run.prompt, run.new_tokens,
+        run.prefix))
+  for name, (peak, memory, speed) in HARDWARE.items():
+    fits = smallest_mesh(run, memory)
+    if fits is None:
+      found[name] = 'does not fit 512 chips; try --config.llm.remat=full or a smaller batch'
+      continue
+    chips = math.prod(fits.values())
+    found[name] = (f'fits {chips} ' + ('chips' if chips > 1 else 'chip')
+                   + f' (fsdp={fits["fsdp"]}, model={fits["model"]}): '
+                   f'{epoch_seconds(run, chips, peak):,.0f} s an epoch at {USED:.0%} of the peak'
+                   + (f', {generation_seconds(run, chips, peak, speed):,.0f} s to generate'
+                      if run.requests else ''))
+  return found
+
+
+def said(parts, unit=GIB, name='GiB'):
+  """Bytes by what they hold, as text; what is next to nothing is left out."""
+  total = sum(parts.values())
+  return f'{total / unit:,.2f} {name}: ' + ', '.join(
+      f'{what} {size / unit:,.2f}' for what, size in parts.items() if size >= unit / 200)
+
+
+COLLECTIVE = re.compile(  # long tuples are numbered: /*index=5*/
+    r'= \(?([a-z0-9]+\[(?:[^=]|(?<=index)=)*?) (all-gather|all-reduce|reduce-scatter|all-to-all|'
+    r'collective-permute)(?:-start)?\(')
+
+WIDTHS = {'pred': 1, 's8': 1, 'u8': 1, 'bf16': 2, 'f16': 2, 's16': 2, 'u16': 2, 's64': 8, 'u64': 8,
+          'f64': 8}
+
+
+def collectives(text):
+  """The collectives of a compiled program's text, a loop's body counted once.
+
+  -> {kind: (how many, bytes of their results on a device)}
+  """
+  found = {}
+  for shapes, kind in COLLECTIVE.findall(text):
+    size = sum(WIDTHS.get(dtype, 4) * math.prod(int(n) for n in dims.split(',') if n)
+               for dtype, dims in re.findall(r'([a-z]+[0-9]*)\[([0-9,]*)\]', shapes))
+    count, total = found.get(kind, (0, 0))
+    found[kind] = count + 1, total + size
+  return found
+
+ADAM = 2  # moments of a parameter
+
+
+@dataclasses.dataclass(frozen=True)
+class TracedStep:
+  """One seed's step over the whole batch. parameters: those that train. kept: bytes that the
+  backward pass reads. flops: of all matrix products, forward and backward."""
+  parameters: int
+  kept: int
+  flops: int
+
+
+def trace(loss, params, *rest):
+  """A step of `loss(params, *rest) -> ()`, from shapes alone. -> Step"""
+  def back(params, *rest):
+    return jax.vjp(lambda p: loss(p, *rest), params)[1]
+  left = collections.Counter(map(_kind, jax.tree.leaves(jax.eval_shape(back, params, *rest))))
+  left -= collections.Counter(map(_kind, jax.tree.leaves(params)))  # they are there anyway
+  kept = sum(count * math.prod(shape) * _width(dtype) for (shape, dtype), count in left.items())
+  closed = jax.make_jaxpr(jax.value_and_grad(loss))(params, *rest)
+  return TracedStep(
+    sum(math.prod(x.shape) for x in jax.tree.leaves(params)), kept, flops(closed.jaxpr)
+  )
+
+
+def _kind(x):
+  return x.shape, x.dtype
+
+
+def _width(dtype):
+  return dtype.itemsize if isinstance(dtype, np.dtype) else 8  # a random key
+
+
+def flops(jaxpr):
+  """Operations of all matrix products, those of a loop as often as it runs. -> int"""
+  total = 0
+  for eqn in jaxpr.eqns:
+    inner = [flops(j) for p in eqn.params.values() for j in _jaxprs(p)]
+    if eqn.primitive.name == 'dot_general':
+      (contracted, _), _ = eqn.params['dimension_numbers']
+      left = eqn.invars[0].aval.shape
+      total += 2 * math.prod(eqn.outvars[0].aval.shape) * math.prod(left[i] for i in contracted)
+    elif eqn.primitive.name == 'scan':
+      total += eqn.params['length'] * sum(inner)
+    elif eqn.primitive.name == 'cond':
+      total += max(inner)
+    else:
+      total += sum(inner)
+  return total
+
+
+def _jaxprs(value):
+  """The programs inside a parameter of an equation."""
+  if isinstance(value, (tuple, list)):
+    return [j for v in value for j in _jaxprs(v)]
+  value = getattr(value, 'jaxpr', value)
+  return [value] if hasattr(value, 'eqns') else []
+
+
+def device_bytes(step, seeds, ways):
+  """Bytes of a device by what they hold, all seeds at once. Rows divide over `ways` alone."""
+  one = 4 * step.parameters * seeds
+  return {'trained': one, 'optimiser': ADAM * one, 'gradients': one, 'best epoch': one,
+          'activations': step.kept * seeds / ways}
+
+
+def traced_lines(step, steps, places, epochs, seeds, ways, generation=0, unit='positions'):
+  """What `recjax doctor` prints. -> {what: text}
+
+  steps, places: of an epoch. generation: bytes of the KV caches of a batch, on all devices.
+  """
+  one = step.flops * seeds
+  found = {
+      'parameters': f'{step.parameters:,} a seed; {seeds} ' + ('seeds' if seeds > 1 else 'seed')
+                    + ' at once',
+      f'bytes a device in training (data={ways})': said(
+          device_bytes(step, seeds, ways), GIB / 1024, 'MiB'),
+      'a step': f'{one / 1e9:,.2f} GFLOP of matrix products',
+      'an epoch': f'{steps:,} steps, {places:,} {unit}, {one * steps / 1e12:,.2f} TFLOP; '
+                  f'{epochs:g} epochs at most'}
+  if generation:
+    found[f'bytes a device in generation (data={ways})'] = said(
+        {'weights': 4 * step.parameters, 'KV caches': generation / ways}, GIB / 1024, 'MiB')
+  for name, (peak, memory, _) in HARDWARE.items():
+    chips = next((n for n in (2**i for i in range(10)) if max(
+        sum(device_bytes(step, seeds, n).values()), 4 * step.parameters + generation / n)
+        <= FILL * memory), 0)
+    found[name] = (f'fits {chips} ' + ('chips' if chips > 1 else 'chip') + f' (data={chips}): '
+                   f'{one * steps / (USED * peak * chips):,.3g} s an epoch at '
+                   f'{USED:.0%} of the peak' if chips else
+                   'does not fit 512 chips, weights being whole on each; fewer seeds train at once')
+  return found

@@ -1,0 +1,122 @@
+"""The LLM under a method: a checkpoint folder, or a tiny model really trained on the catalogue."""
+import dataclasses
+import pathlib
+
+import jax
+
+from recjax.distributed import multihost, sharding
+from recjax.errors import ConfigError, DataError
+from recjax.models import embedding_resize, huggingface, llm, lora
+from recjax.models.layers import check_dtype
+from recjax.text import tokenizer as tokenizers
+from recjax.training import tiny_llm
+
+
+def folder(cfg, work, messages, texts, *inputs):
+  """Where the LLM stands as a Hugging Face checkpoint; trains the tiny one where that is asked.
+
+  cfg.llm.weights: 'tiny', or the path of a checkpoint folder. texts: () -> list of documents to
+  train the tiny tokenizer and model on, decided by `inputs`; it learns them as answers to the chat
+  `messages`, as an instruction-tuned model would have, or as what follows a plain text, where
+  `messages` is one. -> folder
+  """
+  check(cfg.llm)
+  weights = cfg.llm.weights
+  if weights == 'tiny':
+    settings = {**cfg.tiny.to_dict(), 'dtype': 'float32', 'seed': cfg.seed}
+    return work.stage(
+        'llm', lambda work, *_: tiny_llm.train_tiny(work, cfg.tiny, cfg.seed, messages, texts()),
+        settings, messages, *inputs)
+  if not weights:
+    raise ConfigError('llm.weights is empty: this preset needs a Hugging Face checkpoint folder, '
+                      "e.g. --config.llm.weights=/models/Meta-Llama-3-8B-Instruct, or 'tiny'")
+  if not (pathlib.Path(weights) / 'config.json').exists():
+    raise ConfigError(f'llm.weights={weights!r} holds no config.json; name a folder with a Hugging '
+                      "Face checkpoint (config.json, *.safetensors, tokenizer files), or 'tiny'")
+  opened(weights, huggingface.read_config(weights))  # now rather than after an hour
+  return pathlib.Path(weights)
+
+
+def check(cfg):
+  """Raises ConfigError where a setting of the group `llm` has a value that it cannot have."""
+  dtype_of(cfg)
+  if cfg.remat not in ('none', *llm.POLICIES):
+    raise ConfigError(f'llm.remat={cfg.remat!r} is not one of none, {", ".join(llm.POLICIES)}')
+
+
+def dtype_of(cfg):
+  """The type that a model computes in. cfg: dtype, 'auto' for what suits the backend. -> str"""
+  check_dtype('llm.dtype', cfg.dtype, ('auto',))
+  if cfg.dtype != 'auto':
+    return cfg.dtype
+  return 'float32' if jax.default_backend() == 'cpu' else 'bfloat16'
+
+
+def opened(folder, shape):
+  """The tokenizer of a checkpoint folder, held against its model. shape: llm.Config. -> Tokenizer
+
+  Raises DataError where it has ids without rows, or no end token.
+  """
+  tokenizer = tokenizers.load(folder)
+  embedding_resize.check_rows(folder, tokenizer, shape.vocab)
+  if not tokenizer.eos_ids:
+    raise DataError(f'{folder}: no end token is known, and answers could not end; name eos_token '
+                    'in tokenizer_config.json, or eos_token_id in generation_config.json')
+  return tokenizer
+
+
+def shape_of(cfg, **adapter):
+  """The model's shape before anything runs, from its folder or the tiny model's settings.
+
+  cfg: llm.weights and tiny. adapter: lora_rank, lora_targets. -> llm.Config. Raises ConfigError
+  where no model is named.
+  """
+  check(cfg.llm)
+  if cfg.llm.weights == 'tiny':
+    tiny = cfg.tiny
+    return llm.Config(
+        vocab=tiny.vocab, width=tiny.width, layers=tiny.layers, heads=tiny.heads,
+        kv_heads=tiny.kv_heads, head_dim=tiny.width // tiny.heads, ffn=tiny.ffn, tied=True,
+        **adapter)
+  if not cfg.llm.weights:
+    raise ConfigError('llm.weights is empty, so there is no model to count; add '
+                      '--config.llm.weights=FOLDER, or use the sample preset')
+  return dataclasses.replace(huggingface.read_config(cfg.llm.weights), **adapter)
+
+
+def load_adapted(folder, cfg, adapter, mesh):
+  """A checkpoint with a trained adapter, saved as PEFT's. -> (llm.LM, params, Tokenizer, LoRA)"""
+  shape = huggingface.adapter_config(adapter, huggingface.read_config(folder))
+  model, params, tokenizer = load(folder, cfg, mesh, lora_rank=shape.lora_rank,
+                                  lora_alpha=shape.lora_alpha, lora_targets=shape.lora_targets)
+  trained = huggingface.load_adapter(adapter, shape)
+  where = sharding.shardings(trained, llm.RULES, mesh)
+  return model, params, tokenizer, jax.tree.map(multihost.put_global, trained, where)
+
+
+def export_adapted(folder, adapter, to, out):
+  """A checkpoint's adapter in PEFT's layout ('peft'), or merged into a whole one ('merged')."""
+  base = huggingface.read_config(folder)
+  shape = huggingface.adapter_config(adapter, base)
+  lora_params = huggingface.load_adapter(adapter, shape)
+  if to == 'peft':
+    huggingface.save_adapter(lora_params, shape, out, base=str(pathlib.Path(folder).resolve()))
+    return
+  huggingface.save(lora.merge(huggingface.load(folder, base), lora_params, shape), base, out)
+  tokenizers.load(folder).save(out)
+
+
+def load(folder, cfg, mesh, **adapter):
+  """Opens a checkpoint folder for use on `mesh`. cfg: dtype ('auto' by backend), remat.
+
+  adapter: lora_rank, lora_alpha, lora_targets of llm.Config, where the model is to have one.
+  -> (llm.LM, params on the mesh, Tokenizer)
+  """
+  dtype, shape = dtype_of(cfg), huggingface.read_config(folder)
+  # A loop over few layers costs a CPU more than it saves in compilation.
+  unroll = shape.layers if shape.layers <= 4 and jax.default_backend() == 'cpu' else 1
+  shape = dataclasses.replace(shape, dtype=dtype, param_dtype=dtype, remat=cfg.remat,
+                              scan_unroll=unroll, **adapter)
+  where = sharding.shardings(llm.shapes(shape), llm.RULES, mesh)
+  tokenizer = opened(folder, shape)
+  return llm.LM(shape), huggingface.load(folder, shape, where), tokenizer

@@ -1,0 +1,104 @@
+"""Training of sequential recommenders on users that stay on disk, read step by step.
+
+Where `sequential.fit` has all users on the device and runs an epoch a call, here a batch of users
+is read for each step, so that neither host nor device holds the data set. Losses and packing are
+the same.
+"""
+import functools
+import math
+
+import jax
+import numpy as np
+from jax import lax
+
+from recjax.data import array_record
+from recjax.distributed import multihost
+from recjax.errors import ConfigError
+from recjax.models import seqrec
+from recjax.training import sequential
+from recjax.training.loop import FitSettings, Task, fit
+
+SAMPLE = 16        # batches that show how much room one takes
+
+SPARE = 1.25       # room beyond the fullest of them
+
+SAVE_EVERY = 1000  # steps between checkpoints at most; an epoch may take hours
+
+
+def fit_records(work, cfg, shop, validate, held=2):
+  """Trains one seed of a config. shop: records.Records; each user's last `held` items stay out.
+
+  cfg: model, loss, train, optim, seed. validate: params with a leading axis of one seed -> [score],
+  higher is better. -> best params, its score, its epoch. Raises ConfigError for a batch that does
+  not divide over the processes.
+  """
+  model = sequential.model_config(cfg, len(shop.catalog))
+  steps = math.ceil(len(shop) / cfg.train.batch)
+  room = room_of(cfg, model, batches(cfg, shop, model.length, held, 0, 1))
+  work.say(f'    {steps:,} steps an epoch, read from disk; {cfg.train.batch} users mostly fit '
+           f'{room[0]} rows of {model.length} and {room[1]:,} targets')
+
+  def evaluate(params, frozen):
+    del frozen
+    score, = validate(jax.tree.map(lambda x: x[None], multihost.local_values(params)))
+    return {'valid_NDCG@10': score, 'valid_loss': 1 - score}  # `fit` keeps the lowest loss
+
+  task = Task(functools.partial(seqrec.init, model), objective(cfg, model, room, work.mesh),
+              batches(cfg, shop, model.length, held), evaluate=evaluate, share=True)
+  how = FitSettings(cfg.optim, steps * cfg.train.epochs, cfg.seed, log_every=max(1, steps // 10),
+                    save_every=min(SAVE_EVERY, steps), eval_every=steps,
+                    patience=cfg.train.patience)
+  best = fit(task, how, work)
+  rows = [r for r in work.metrics() if r['stage'] == work.current]
+  top = min((r for r in rows if 'valid_loss' in r), key=lambda r: np.float32(r['valid_loss']))
+  return best, top['valid_NDCG@10'], round(top['step'] / steps)
+
+
+def batches(cfg, shop, length, held, process=None, processes=None):
+  """This process's part of every step's batch. -> records.Batches of {'seqs': (b, L + 1) int32}"""
+  processes = processes or jax.process_count()
+  process = jax.process_index() if process is None else process
+  size, rest = divmod(cfg.train.batch, processes)
+  if rest or not size:
+    raise ConfigError(f'train.batch={cfg.train.batch} does not divide over {processes} processes')
+  collate = functools.partial(rows_of, length=length, held=held)
+  return array_record.Batches(shop.source, collate, size, cfg.seed, process, processes)
+
+
+def rows_of(examples, length, held):
+  """The last length + 1 training items of each user, 0 in front; as leave-one-out parts them."""
+  out = np.zeros((len(examples), length + 1), np.int32)
+  for row, example in zip(out, examples):
+    items = example['items']
+    items = items[:-held] if len(items) > held else items
+    items = items[-len(row):]
+    row[len(row) - len(items):] = items
+  return {'seqs': out}
+
+
+def room_of(cfg, model, whole):
+  """Rows and targets that nearly every batch fits into; some more than the first ones take."""
+  rows = targets = 0
+  for step in range(SAMPLE):
+    counts, seen = sequential.needs(cfg, model, whole[step]['seqs'])
+    rows = max(rows, int(sequential.shelves(counts, model.length)[2]))
+    targets = max(targets, int(seen.sum()))
+  most = cfg.train.batch, cfg.train.batch * model.length
+  return (min(most[0], -(-int(SPARE * rows) // 8) * 8),
+          min(most[1], -(-int(SPARE * targets) // 128) * 128))
+
+
+def objective(cfg, model, room, mesh):
+  """The mean loss of a batch. -> loss(params, frozen, batch, key)
+
+  A batch that does not fit takes a second branch, with a row for each user: slower, the same value.
+  """
+  usual, full = (functools.partial(sequential.loss_of, cfg, model, mesh, *size) for size in (
+      room, (cfg.train.batch, cfg.train.batch * model.length)))
+
+  def loss(params, frozen, batch, key):
+    del frozen
+    counts, seen = sequential.needs(cfg, model, batch['seqs'])
+    fits = (sequential.shelves(counts, model.length)[2] <= room[0]) & (seen.sum() <= room[1])
+    return lax.cond(fits, usual, full, params, batch['seqs'], key), {}
+  return loss

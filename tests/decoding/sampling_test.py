@@ -1,0 +1,58 @@
+"""Greedy search over tables, which is sampling at temperature 0."""
+import jax
+import jax.numpy as jnp
+import numpy as np
+from absl.testing import absltest
+
+from recjax.decoding import sampling
+from recjax.decoding.constraints import Unconstrained
+from recjax.decoding.sampling import SampleConfig, sample
+
+
+def greedy(step, first, new_tokens, eos_ids=(), pad_id=0):
+  """Sampling at temperature 0. -> tokens (B, T), lengths (B,)"""
+  found = sample(
+    step,
+    (),
+    first,
+    Unconstrained(eos_ids),
+    SampleConfig(1, new_tokens, 0.0, pad_id=pad_id),
+    jax.random.key(0),
+  )
+  return found.tokens[:, 0], found.lengths[:, 0]
+
+
+class NoiseTest(absltest.TestCase):
+
+  def test_every_step_request_and_row_draws_its_own(self):
+    key = sampling.jax.random.key(0)
+    found = [sampling.noise(key, t, (3, 2, 5)) for t in (0, 1)]
+    rows = {tuple(row) for x in found for row in x.reshape(-1, 5).tolist()}
+    self.assertLen(rows, 12)
+    self.assertTrue((sampling.noise(key, 0, (1, 2, 5)) == found[0][:1]).all())  # whatever the batch
+
+
+class GreedyTest(absltest.TestCase):
+
+  def test_takes_the_likeliest_token_and_pads_after_the_end(self):
+    rng = np.random.default_rng(0)
+    first, table = rng.normal(size=(5, 8)), rng.normal(size=(8, 8))
+    tokens, lengths = jax.jit(lambda first: greedy(
+        lambda tokens, cache, t: (jnp.asarray(table)[tokens], cache), first, 6, (3, 4), 7)
+    )(jnp.asarray(first))
+    for b in range(5):
+      want = [int(first[b].argmax())]
+      while len(want) < 6 and want[-1] not in (3, 4):
+        want.append(int(table[want[-1]].argmax()))
+      self.assertEqual(tokens[b].tolist(), want + [7] * (6 - len(want)))
+      self.assertEqual(int(lengths[b]), len(want))
+
+  def test_one_token_needs_no_model_call(self):
+    tokens, lengths = greedy(
+        lambda tokens, cache, t: (jnp.zeros((*tokens.shape, 4)), cache), jnp.eye(4), 1)
+    self.assertEqual(tokens.tolist(), [[0], [1], [2], [3]])
+    self.assertEqual(lengths.tolist(), [1, 1, 1, 1])
+
+
+if __name__ == '__main__':
+  absltest.main()

@@ -1,0 +1,39 @@
+"""Losses against plain softmax, chunked and whole, with their gradients."""
+import jax
+import jax.numpy as jnp
+import numpy as np
+from absl.testing import absltest, parameterized
+
+from recjax.training.losses import lm
+
+
+def plain(hidden, head, targets):
+  logp = jax.nn.log_softmax(hidden @ head)
+  return -jnp.take_along_axis(logp, targets[:, None], 1)[:, 0]
+
+
+class TokenNllTest(parameterized.TestCase):
+
+  def setUp(self):
+    super().setUp()
+    rng = np.random.default_rng(0)
+    self.hidden = jnp.asarray(rng.normal(size=(13, 8)), jnp.float32)
+    self.head = jnp.asarray(rng.normal(size=(8, 30)), jnp.float32)
+    self.targets = jnp.asarray(rng.integers(0, 30, 13))
+    self.weights = jnp.asarray(rng.uniform(size=13), jnp.float32)
+
+  def gradients(self, nll):
+    return jax.value_and_grad(
+        lambda h, w: (nll(h, w, self.targets) * self.weights).sum(), (0, 1))(self.hidden, self.head)
+
+  @parameterized.parameters(1 << 28, 600)
+  def test_values_and_gradients_are_those_of_softmax(self, chunk_bytes):
+    want, (dh, dw) = self.gradients(plain)
+    got, (gh, gw) = self.gradients(lambda *a: lm.token_nll(*a, chunk_bytes))
+    np.testing.assert_allclose(got, want, rtol=1e-5)  # float32 sums in another order
+    np.testing.assert_allclose(gh, dh, atol=1e-5)
+    np.testing.assert_allclose(gw, dw, atol=1e-5)
+
+
+if __name__ == '__main__':
+  absltest.main()
