@@ -110,7 +110,7 @@ def cost(cfg, shop):
     * m.heads
     * m.head_dim
     * jax.numpy.dtype(m.dtype).itemsize
-    * (cfg.decode.batch * q * (cfg.decode.beams + m.history))
+    * (cfg.decode.batch * q * (cfg.decode.beams + m.max_history))
   )
   return {
     'variant': cfg.variant,
