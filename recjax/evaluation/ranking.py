@@ -9,7 +9,7 @@ Letters of shapes: B histories of a block, U cases in all (U1 is one more), N it
 histories, H items of the histories of a block (or room for them), K items of a list.
 """
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -173,7 +173,7 @@ def _rank(score_fn, cases, n_items, k, block, mask_history, tie, seen_mask):
   return tuple(np.concatenate(x)[:len(targets)] for x in zip(*parts))
 
 
-def list_ranks(items: Int[np.ndarray, 'U K'], targets: Int[np.ndarray, ' U'],
+def list_ranks(items: Int[np.ndarray, 'U K'], targets: Int[np.ndarray, ' U'] | Sequence[int],
                last: int) -> Int[np.ndarray, ' U']:
   """Ranks in lists that end early: the place, or `last` where the target is missing.
 

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from jaxtyping import Bool, Float, Int, Num
+from jaxtyping import Bool, Float, Int, Shaped
 
 from recjax.errors import DataError
 
@@ -22,7 +22,7 @@ BLOCK = 1 << 18       # random numbers held at once
 BINOMIAL = 48         # equal differences that are cheaper as one binomial than as single signs
 
 
-def bootstrap_interval(values: Num[np.ndarray, '...'] | Sequence, seed: Any,
+def bootstrap_interval(values: Shaped[np.ndarray, '...'] | Sequence, seed: Any,
                        draws: int = 1000, level: float = 0.95) -> tuple[float, float, float]:
   """Mean and percentile bootstrap interval over users.
 
@@ -62,8 +62,8 @@ def _poisson_means(values: Float[np.ndarray, ' U'], rng: np.random.Generator,
   return sums[:, 0] / sums[:, 1]
 
 
-def paired_test(a: Num[np.ndarray, '...'] | Sequence,
-                b: Num[np.ndarray, '...'] | Sequence, seed: Any,
+def paired_test(a: Shaped[np.ndarray, '...'] | Sequence,
+                b: Shaped[np.ndarray, '...'] | Sequence, seed: Any,
                 draws: int = 10000) -> float:
   """Two-sided randomization test on per-user differences: do a and b differ in the mean?
 
@@ -137,7 +137,7 @@ def holm(p_values: Mapping[Any, float]) -> dict[Any, float]:
 
 
 def summarize(
-    rows: Mapping[str, Mapping[str, Num[np.ndarray, '...'] | Sequence]], seed: Any,
+    rows: Mapping[str, Mapping[str, Shaped[np.ndarray, '...'] | Sequence]], seed: Any,
     masks: Mapping[str, Bool[np.ndarray, ' U']] | None = None,
     pairs: Iterable[tuple[str, str]] | None = None, draws: int = 1000, test_draws: int = 10000,
 ) -> dict[str, dict]:

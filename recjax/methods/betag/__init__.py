@@ -1,4 +1,4 @@
-"""BETag: behaviour-enhanced item tagging with a fine-tuned LLM.
+"""BETag: behavior-enhanced item tagging with a fine-tuned LLM.
 
 Lin et al., WWW 2025, pp. 4996-5009, doi 10.1145/3696410.3714769. The authors announced a patent
 application; see docs/betag.md.
@@ -17,15 +17,18 @@ Deliberate differences from the authors' code:
   - a last tag cut by the token limit is dropped (decode.drop_truncated), equal scores go to the
     lower group.
 """
+from ml_collections import ConfigDict
+
 from recjax.data.dataset import load_data
 from recjax.errors import ConfigError
 from recjax.evaluation import results
 from recjax.methods.betag import base_tags, evaluate, generate, planning, prompts, report
 from recjax.methods.betag import train as train_lib
 from recjax.training import llm_loading
+from recjax.training.workdir import Workdir
 
 
-def run(cfg, work):
+def run(cfg: ConfigDict, work: Workdir) -> None:
   """The experiment, stage by stage."""
   check(cfg)
   shop = load_data(cfg.data)
@@ -45,7 +48,7 @@ def run(cfg, work):
   results.show(work, found)
 
 
-def check(cfg):
+def check(cfg: ConfigDict) -> None:
   """What can be known to be wrong before anything runs. Raises ConfigError."""
   train, decode = cfg.train, cfg.decode
   llm_loading.check(cfg.llm)
@@ -65,6 +68,6 @@ recommender, cost, convert = evaluate.recommender, planning.cost, planning.conve
 item_tags = evaluate.item_tags
 
 
-def validated(cfg):
-  """None: nothing is held out while an LLM is tuned on behaviour. For `recjax sweep`."""
+def validated(cfg: ConfigDict) -> None:
+  """None: nothing is held out while an LLM is tuned on behavior. For `recjax sweep`."""
   return None

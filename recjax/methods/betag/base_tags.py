@@ -1,19 +1,26 @@
 """Base tags: from the data, a file, the local keyword extractor, or an LLM behind an API."""
+import pathlib
+from typing import Any
+
 import numpy as np
+from ml_collections import ConfigDict
 
 from recjax.data import splits
+from recjax.data.dataset import Dataset
 from recjax.data.formats import betag as files
+from recjax.data.splits import Split
 from recjax.errors import ConfigError, DataError
 from recjax.methods.betag import prompts
 from recjax.text import keywords, llm_api, tag_parsing
 from recjax.training import tiny_llm
+from recjax.training.workdir import Workdir
 
 TEXT_FIELDS = ('title', 'brand', 'categories', 'description')
 
 SOURCES = ('auto', 'data', 'file', 'keywords', 'api')
 
 
-def stage(work, cfg, shop):
+def stage(work: Workdir, cfg: ConfigDict, shop: Dataset) -> dict[str, Any]:
   """Writes base_tags.json and inters.train.json, checked against each other. -> counts
 
   cfg: source, file, sep, max_base_tags, on_missing, on_bad_tag, and the api_* settings.
@@ -33,13 +40,14 @@ def stage(work, cfg, shop):
   return {**counts, **cleaned, **matched, 'items': len(found)}
 
 
-def split_of(shop):
+def split_of(shop: Dataset) -> Split:
   """Leave-one-out; of BETag's own files, which hold training items only, the last item is held."""
   return splits.leave_one_out(shop.interactions,
                               holdout=1 if shop.notes.get('source') == 'betag' else 2)
 
 
-def gather(work, cfg, shop):
+def gather(work: Workdir, cfg: ConfigDict,
+           shop: Dataset) -> tuple[dict[str, list[str]], dict[str, Any]]:
   """-> ({item id: [tag]}, counts) from wherever `cfg.source` says."""
   own = shop.catalog.columns.get('tags')
   source = cfg.source
@@ -60,8 +68,9 @@ def gather(work, cfg, shop):
   raise ConfigError(f'tags.source={source!r}; choose one of {", ".join(SOURCES)}')
 
 
-def ask(work, cfg, shop):
-  """Base tags from an OpenAI-compatible endpoint, as a job that survives a kill (betag 2.1)."""
+def ask(work: Workdir, cfg: ConfigDict,
+        shop: Dataset) -> tuple[dict[str, list[str]], dict[str, Any]]:
+  """Base tags from an OpenAI-compatible endpoint, as a job that survives a kill."""
   catalog = shop.catalog
   requests = {item: question({k: v[i] for k, v in catalog.columns.items()})
               for i, item in enumerate(catalog.ids)}
@@ -87,7 +96,7 @@ def ask(work, cfg, shop):
                 'without_numbered_list': unnumbered}
 
 
-def question(fields):
+def question(fields: dict[str, Any]) -> list[dict[str, str]]:
   """The messages that ask for one item's tags."""
   lines = []
   for name in TEXT_FIELDS:
@@ -102,8 +111,9 @@ def question(fields):
           'recommend it. Answer with a numbered list and nothing else.', *lines])}]
 
 
-def documents(shop, base, seed, walks=8, longest=12):
-  """Texts that the tiny model learns to write before it sees any behaviour. -> list of texts
+def documents(shop: Dataset, base: pathlib.Path, seed: int, walks: int = 8,
+              longest: int = 12) -> list[str]:
+  """Texts that the tiny model learns to write before it sees any behavior. -> list of texts
 
   Each item's own text and tags; and lists in the format of the prompts that wander
   from an item to a similar one, so that the model learns to look back at earlier lines. Nothing of

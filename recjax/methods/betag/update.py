@@ -1,7 +1,12 @@
 """Items that come after training: the tuned LLM writes their BETags, nothing is trained."""
+import os
 import pathlib
+from typing import Any
+
+from ml_collections import ConfigDict
 
 from recjax.data import update
+from recjax.data.dataset import Dataset
 from recjax.data.formats import betag as files
 from recjax.distributed import sharding
 from recjax.errors import DataError
@@ -9,7 +14,7 @@ from recjax.methods.betag import base_tags as base_tags_lib
 from recjax.methods.betag import generate, prompts
 from recjax.run_files import read_json
 from recjax.text import keywords
-from recjax.training.workdir import find_stage, open_adopted
+from recjax.training.workdir import Workdir, find_stage, open_adopted
 
 READ = (
   *base_tags_lib.TEXT_FIELDS,
@@ -17,7 +22,8 @@ READ = (
 )  # columns; an item is read again where one of them changed
 
 
-def carried_on(workdir, config, shop, data, docs, option):
+def carried_on(workdir: str | os.PathLike, config: ConfigDict, shop: Dataset, data: str,
+               docs: list[list], option: str) -> tuple[Dataset, list[list]]:
   """The documents of a later data set; those of items that are new, or say something else, made.
 
   shop, docs: what the run was trained on, and a weighted tag list an item. option: 'm,k', what
@@ -37,7 +43,8 @@ def carried_on(workdir, config, shop, data, docs, option):
   return shop, docs
 
 
-def written(workdir, config, shop, items):
+def written(workdir: str | os.PathLike, config: ConfigDict, shop: Dataset,
+            items: list[int]) -> dict[str, list[list[str]]]:
   """Rows of tags of some items, base tags first, by the run's LLM; made once for a data set.
 
   -> {item id: [[tag]]}
@@ -58,7 +65,8 @@ def written(workdir, config, shop, items):
   return files.read_betags(parsed / 'raw_betags.json')
 
 
-def base_tags(work, cfg, source, shop, items):
+def base_tags(work: Workdir, cfg: ConfigDict, source: str, shop: Dataset,
+              items: list[int]) -> dict[str, Any]:
   """Writes base_tags.json of some items, from where the run's came from. -> counts
 
   Those of a file or an API are looked for in the column `tags`, then in the file.

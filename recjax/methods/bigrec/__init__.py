@@ -4,9 +4,9 @@ Bao et al., *A Bi-Step Grounding Paradigm for Large Language Models in Recommend
 TORS 3(4), 2025 (arXiv 2308.08434); Bao et al., *Decoding Matters*, EMNLP 2024 (arXiv 2406.14900).
 
 An LLM is tuned on prompts that list a person's items and answers that are the next title. BIGRec
-(`variant='ground'`) lets it write freely, embeds what it wrote and ranks the whole catalogue by
+(`variant='ground'`) lets it write freely, embeds what it wrote and ranks the whole catalog by
 distance, pulled by popularity or a collaborative recommender. D3 (`variant='decode'`) decodes
-titles of the catalogue alone, does not divide scores by their length, and mixes a recommender
+titles of the catalog alone, does not divide scores by their length, and mixes a recommender
 without text into every step.
 
 Deliberate differences from the authors' code:
@@ -17,6 +17,8 @@ Deliberate differences from the authors' code:
   - hits are items, not strings (`eval.duplicate_titles='best'` is theirs), ties count against the
     target, and one gamma is chosen on validation beside the published one for each metric.
 """
+
+from ml_collections import ConfigDict
 
 from recjax.errors import ConfigError
 from recjax.evaluation import results
@@ -33,11 +35,12 @@ from recjax.methods.bigrec import (
 )
 from recjax.text import tokenizer
 from recjax.training import llm_loading
+from recjax.training.workdir import Workdir
 
 WAYS = ('ground', 'decode')
 
 
-def run(cfg, work):
+def run(cfg: ConfigDict, work: Workdir) -> None:
   """The experiment, stage by stage."""
   template = check(cfg)
   data = instruction_data.load(cfg.data, cfg.samples)
@@ -69,7 +72,7 @@ def run(cfg, work):
   results.show(work, found)
 
 
-def check(cfg):
+def check(cfg: ConfigDict) -> prompts.Template:
   """What can be known to be wrong before anything runs. Raises ConfigError. -> Template"""
   llm_loading.check(cfg.llm)
   if cfg.variant not in WAYS:
@@ -90,6 +93,6 @@ def check(cfg):
 recommender, cost, convert = inference.recommender, planning.cost, planning.convert
 
 
-def validated(cfg):
+def validated(cfg: ConfigDict) -> str:
   """The stage whose validation figures tell settings apart, for `recjax sweep`."""
   return 'tune'

@@ -1,25 +1,35 @@
 """Recommendations out of a trained run, for histories of anybody."""
 import functools
+import os
 import pathlib
+from collections.abc import Callable
+from typing import Any
 
 import jax
 import numpy as np
+from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from recjax import run_files
+from recjax.decoding.device_trie import DeviceTrie
 from recjax.decoding.prefix_generator import PrefixGenerator
+from recjax.decoding.trie import Trie
 from recjax.distributed import sharding
 from recjax.errors import DataError
 from recjax.evaluation import ranking
+from recjax.evaluation.ranking import ScoreFn
 from recjax.methods.bigrec import cf_assistant, grounding, instruction_data, prompts, train
 from recjax.methods.bigrec import generate as gen
+from recjax.methods.bigrec.instruction_data import Data
+from recjax.methods.bigrec.prompts import Template
 from recjax.retrieval import nearest
 from recjax.run_files import read_json
+from recjax.text.tokenizer import Tokenizer
 from recjax.training import auxiliary_recommender, sft, text_embedding
 from recjax.training.workdir import find_stage, open_adopted, saved_config
 
 
-def recommender(workdir, data=None):
+def recommender(workdir: str | os.PathLike, data: str | None = None) -> Callable:
   """The trained method's face. data: a later data set than the run's, whose titles it reads.
 
   -> recommend(histories, k, exclude_seen=True, allowed=None) -> (item ids [B][k], scores (B, k));
@@ -81,7 +91,8 @@ def recommender(workdir, data=None):
   return recommend
 
 
-def vectors_of(workdir, data, before, embed, mesh):
+def vectors_of(workdir: str | os.PathLike, data: Data, before: list[str], embed: Callable,
+               mesh: Mesh) -> pathlib.Path:
   """The folder with items.npy of `data`: the run's own, or of a later data set, made once."""
   made = find_stage(workdir, 'embed')
   if data is before:
@@ -91,7 +102,7 @@ def vectors_of(workdir, data, before, embed, mesh):
                       before.titles, made)
 
 
-def opening(config, template, tokenizer):
+def opening(config: ConfigDict, template: Template, tokenizer: Tokenizer) -> list[int]:
   """The tokens that every prompt begins with, as two unlike histories show. -> token list"""
   start = list(tokenizer.before)
   return sft.common_prefix([
@@ -99,7 +110,8 @@ def opening(config, template, tokenizer):
       for h in ('a', 'B', '1', '(')])
 
 
-def asked_of(config, data, template, tokenizer, histories):
+def asked_of(config: ConfigDict, data: Data, template: Template, tokenizer: Tokenizer,
+             histories: list) -> list[list[int]]:
   """Prompts of new histories."""
   records = [template.record(config.prompt.noun,
                              [data.titles[i - 1] for i in h[-config.samples.max_history:]], '')
@@ -107,8 +119,9 @@ def asked_of(config, data, template, tokenizer, histories):
   return prompts.encode_prompts(tokenizer, template, records, config.prompt.max_prompt_tokens)[0]
 
 
-def grounded(config, data, made, results, score, embed):
-  """BIGRec's answer: the first beam, embedded, the catalogue ranked as the run's lists were."""
+def grounded(config: ConfigDict, data: Data, made: pathlib.Path, results: dict[str, Any],
+             score: ScoreFn | None, embed: Callable | None) -> Callable:
+  """BIGRec's answer: the first beam, embedded, the catalog ranked as the run's lists were."""
   items = nearest.catalogue(run_files.read_arrays(made / 'items.npy'))
   n = len(data.catalog)
   popular = nearest.popularity(np.bincount(data.cases.known.items, minlength=n + 1)[1:])
@@ -131,9 +144,10 @@ def grounded(config, data, made, results, score, embed):
   return answer
 
 
-def decoded(cfg, results, score, catalogue):
+def decoded(cfg: ConfigDict, results: dict[str, Any], score: ScoreFn | None,
+            catalog: tuple[Trie, DeviceTrie]) -> Callable:
   """D3's answer: beams of open titles with the run's weight of the LLM."""
-  tree, planted = catalogue
+  tree, planted = catalog
   alpha = results['alpha']
 
   def answer(writer, histories, asked, k, seen, mask):

@@ -1,12 +1,15 @@
 """What a run would cost, and its trained model in other programs' layouts."""
+import os
 import pathlib
 import shutil
 
 import jax
 import numpy as np
+from ml_collections import ConfigDict
 
 from recjax import run_files
 from recjax.data import windows
+from recjax.data.dataset import Dataset
 from recjax.errors import ConfigError
 from recjax.models import llm, lora
 from recjax.training import cost_model, llm_loading
@@ -15,7 +18,7 @@ from recjax.training.workdir import find_stage, saved_config
 OPENING, TITLE = 60, 14  # tokens of a prompt around its history, and of a title, typical
 
 
-def cost(cfg, shop):
+def cost(cfg: ConfigDict, shop: Dataset) -> dict[str, str]:
   """Parameters, memory, operations and time, by hand count. -> {what: text}
 
   Titles are taken as typical (14 tokens); the run itself counts the real ones.
@@ -51,7 +54,7 @@ def cost(cfg, shop):
       **cost_model.llm_lines(run, cfg.mesh, jax.device_count())}
 
 
-def convert(workdir, to, out):
+def convert(workdir: str | os.PathLike, to: str, out: str | os.PathLike) -> None:
   """Writes the tuned model: 'peft' as an adapter folder, 'merged' as a whole checkpoint.
 
   Raises WorkdirError where the run has not finished tuning, ConfigError where `out` exists, or `to`

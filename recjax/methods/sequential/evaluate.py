@@ -1,5 +1,9 @@
 """Test users ranked by every seed's best epoch, beside popularity and random."""
+import os
+import pathlib
 import shutil
+from collections.abc import Callable
+from typing import Any
 
 import jax
 import numpy as np
@@ -7,27 +11,30 @@ from ml_collections import ConfigDict
 
 from recjax import run_files
 from recjax.data import array_record, splits
-from recjax.data.dataset import load_unchanged
+from recjax.data.dataset import Dataset, load_unchanged
+from recjax.data.splits import Split
 from recjax.errors import ConfigError
 from recjax.evaluation import baselines, metrics, ranking, sampled_ranking
 from recjax.evaluation import results as results_lib
+from recjax.evaluation.ranking import ScoreFn
 from recjax.run_files import read_json
 from recjax.training import cost_model, sequential
-from recjax.training.workdir import find_stage, saved_config
+from recjax.training.workdir import Workdir, find_stage, saved_config
 
 
-def settings(cfg):
+def settings(cfg: ConfigDict) -> ConfigDict:
   """What of the config decides the figures besides the trained model."""
   return ConfigDict({k: cfg[k] for k in ('model', 'loss', 'train', 'eval', 'seed', 'seeds')})
 
 
-def row_name(cfg):
+def row_name(cfg: ConfigDict) -> str:
   """The row of results.json: the model, and the loss where it is not the full softmax."""
   kind = cfg.model.kind
   return kind if cfg.loss.kind in ('ce', 'chunked') else f'{kind}:{cfg.loss.kind}'
 
 
-def stage(work, cfg, shop, made, drawn=''):
+def stage(work: Workdir, cfg: ConfigDict, shop: Dataset, made: pathlib.Path,
+          drawn: str = '') -> dict[str, Any]:
   """Ranks the test users once for each seed and writes every result file.
 
   drawn: what the protocol says where `shop` holds some users alone.
@@ -57,12 +64,12 @@ def stage(work, cfg, shop, made, drawn=''):
                                        for m in results_lib.CLOSING}}
 
 
-def masking(cfg):
+def masking(cfg: ConfigDict) -> dict[str, Any]:
   """What happens to items of the history, as `ranking` takes it."""
   return dict(mask_history=cfg.eval.mask_history, seen_mask=cfg.eval.seen_mask)
 
 
-def among_few(cfg, shop, split, score):
+def among_few(cfg: ConfigDict, shop: Dataset, split: Split, score: ScoreFn) -> dict[str, Any]:
   """Figures of a sampled protocol, where one is asked for. -> dict to stand in results.json"""
   how = cfg.eval.sampled
   if not how:
@@ -75,7 +82,7 @@ def among_few(cfg, shop, split, score):
                       **{m: float(v.mean()) for m, v in values.items()}}}
 
 
-def recommender(workdir, data=None):
+def recommender(workdir: str | os.PathLike, data: str | None = None) -> Callable:
   """The method's face: the best seed's model on any history.
 
   -> recommend, as `ranking.recommender` makes it. Raises ConfigError for `data`, a later
@@ -96,7 +103,7 @@ def recommender(workdir, data=None):
   return ranking.recommender(score, shop.catalog)
 
 
-def cost(cfg, shop):
+def cost(cfg: ConfigDict, shop: Dataset) -> dict[str, str]:
   """What a run would take, before it runs. -> {name: text}"""
   train = splits.leave_one_out(shop.interactions).train
   step, steps, targets = sequential.planned(cfg, len(shop.catalog), train)
@@ -105,7 +112,7 @@ def cost(cfg, shop):
   )
 
 
-def convert(workdir, kind, out):
+def convert(workdir: str | os.PathLike, kind: str, out: str | os.PathLike) -> None:
   """Writes the trained parameters as one .npz. Raises ConfigError for others, or a file there."""
   if kind != 'npz':
     raise ConfigError(f'--to={kind} is unknown for this method; npz writes all parameters')

@@ -1,20 +1,24 @@
 """The training stage: leave-one-out, the best epoch of each seed by validation NDCG@10."""
+from typing import Any
+
 from ml_collections import ConfigDict
 
 from recjax.data import splits
+from recjax.data.dataset import Dataset
 from recjax.errors import DataError
 from recjax.evaluation import ranking, sampled_ranking
 from recjax.file_io import write_json
 from recjax.models import seqrec
 from recjax.training import sequential
+from recjax.training.workdir import Workdir
 
 
-def settings(cfg):
+def settings(cfg: ConfigDict) -> ConfigDict:
   """What of the config decides the trained model."""
   return ConfigDict({k: cfg[k] for k in ('model', 'loss', 'train', 'optim', 'seed', 'seeds')})
 
 
-def stage(work, cfg, shop):
+def stage(work: Workdir, cfg: ConfigDict, shop: Dataset) -> dict[str, Any]:
   """Trains all seeds and keeps the best epoch of each by validation NDCG@10."""
   split = splits.leave_one_out(shop.interactions)
   if not len(split.valid):
@@ -32,7 +36,7 @@ def stage(work, cfg, shop):
           'valid_NDCG@10': ', '.join(f'{s:.4f}' for s in scores)}
 
 
-def check(cfg, shop):
+def check(cfg: ConfigDict, shop: Dataset) -> None:
   """What can be known to be wrong before anything runs. Raises ConfigError or DataError."""
   sequential.check(cfg, len(shop.catalog))
   splits.split_for_config(shop, cfg.eval)
