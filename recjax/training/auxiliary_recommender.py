@@ -37,10 +37,10 @@ def train(work: Workdir, cfg: ConfigDict, n: int, known: Interactions,
   -> counts
   """
   sequential.check(cfg, n)
-  best, scores, at = sequential.fit(work, cfg, n, known, judge)
+  best, scores, epochs = sequential.fit(work, cfg, n, known, judge)
   sequential.save(work.folder / 'model.npz', jax.tree.map(lambda x: x[0], best))
   write_json(work.folder / FACTS, {'config': cfg.to_dict()})
-  return {'best_epoch': int(at[0]), 'valid_NDCG@10': round(float(scores[0]), 4)}
+  return {'best_epoch': int(epochs[0]), 'valid_NDCG@10': round(float(scores[0]), 4)}
 
 
 def adopt(work: Workdir, source: str, data: Any, flag: str, others: str) -> dict[str, Any]:
@@ -61,9 +61,9 @@ def adopt(work: Workdir, source: str, data: Any, flag: str, others: str) -> dict
     raise DataError(f'{source} was trained on other data (fingerprint '
                     f'{results["data_fingerprint"][:12]}, here {data.fingerprint[:12]}); train it '
                     'on this data set')
-  made = find_stage(source, 'train')
-  best = int(np.argmax(read_json(made / 'valid.json')['NDCG@10']))
-  sequential.save(work.folder / 'model.npz', sequential.load(made / 'model.npz', best))
+  trained = find_stage(source, 'train')
+  best = int(np.argmax(read_json(trained / 'valid.json')['NDCG@10']))
+  sequential.save(work.folder / 'model.npz', sequential.load(trained / 'model.npz', best))
   write_json(work.folder / FACTS, {'config': saved['config']})
   return {'from': source}
 
@@ -86,10 +86,10 @@ def widened(score: ScoreFn, known: int, n: int, blank: Callable) -> Callable:
   def wide(items, offsets):
     kept = np.asarray(items) <= known
     cuts = np.concatenate([[0], np.cumsum(kept)])[offsets]
-    found = jnp.asarray(score(items[kept], cuts), jnp.float32)
-    found = jnp.where((np.diff(cuts) > 0)[:, None], found, 0)
-    more = jnp.broadcast_to(blank(found), (len(found), n - known))
-    return jnp.concatenate([found, more], 1)
+    known_scores = jnp.asarray(score(items[kept], cuts), jnp.float32)
+    known_scores = jnp.where((np.diff(cuts) > 0)[:, None], known_scores, 0)
+    more = jnp.broadcast_to(blank(known_scores), (len(known_scores), n - known))
+    return jnp.concatenate([known_scores, more], 1)
   return wide
 
 

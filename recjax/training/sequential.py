@@ -87,13 +87,13 @@ def fit(work: Workdir, cfg: ConfigDict, items: int, train: Interactions, validat
 
 def sequences(train: Interactions, length: int) -> Int[Array, 'U1 L1']:
   """The last length + 1 training items of each user, and nobody's row. -> (U + 1, length + 1)"""
-  out = np.zeros((len(train) + 1, length + 1), np.int32)
+  rows = np.zeros((len(train) + 1, length + 1), np.int32)
   counts = np.minimum(train.lengths(), length + 1)
-  at = np.arange(length + 1) >= length + 1 - counts[:, None]
+  filled = np.arange(length + 1) >= length + 1 - counts[:, None]
   ends = train.offsets[1:]
-  out[:-1][at] = train.items[np.repeat(ends, counts) - 1 - (
+  rows[:-1][filled] = train.items[np.repeat(ends, counts) - 1 - (
       np.repeat(np.cumsum(counts), counts) - 1 - np.arange(counts.sum()))]
-  return jnp.asarray(out)
+  return jnp.asarray(rows)
 
 
 def save(path: str | os.PathLike, params: PyTree) -> None:
@@ -130,9 +130,9 @@ def epoch(cfg: ConfigDict, tx: optax.GradientTransformation, loss: Callable, ste
   key = jax.random.fold_in(key, 2 * number + 2)
 
   def step(state, given):
-    users, at = given
+    users, number_of_step = given
     value, grads = jax.value_and_grad(loss)(state['params'], shared, own, seqs[users],
-                                            jax.random.fold_in(key, at))
+                                            jax.random.fold_in(key, number_of_step))
     updates, opt = tx.update(grads, state['opt'], state['params'])
     norm = jnp.sqrt(sum(jnp.vdot(g, g) for g in jax.tree.leaves(grads)))
     params = jax.tree.map(jnp.add, state['params'], updates)
@@ -231,14 +231,14 @@ def pack(inputs: Int[Array, 'B L'], targets: Int[Array, 'B L'], rows: int,
   batch, length = inputs.shape
   counts = (inputs > 0).sum(-1)
   row, start, _ = shelves(counts, length)
-  at = jnp.arange(length)
-  column = start[:, None] + at - (length - counts[:, None])
-  spot = jnp.where(inputs > 0, row[:, None] * length + column, rows * length).reshape(-1)
+  places = jnp.arange(length)
+  column = start[:, None] + places - (length - counts[:, None])
+  destinations = jnp.where(inputs > 0, row[:, None] * length + column, rows * length).reshape(-1)
 
   def lay(x):
     flat = jnp.zeros(rows * length, jnp.int32)
-    return flat.at[spot].set(x.reshape(-1), mode='drop').reshape(rows, length)
-  position = jnp.broadcast_to(at, inputs.shape) if position is None else position
+    return flat.at[destinations].set(x.reshape(-1), mode='drop').reshape(rows, length)
+  position = jnp.broadcast_to(places, inputs.shape) if position is None else position
   segment = jnp.broadcast_to(jnp.arange(1, batch + 1)[:, None], inputs.shape)
   return lay(inputs), lay(position), lay(segment), lay(targets)
 
@@ -253,13 +253,13 @@ def capacity(cfg: ConfigDict, model: seqrec.Config,
   counts, seen = needs(cfg, model, seqs)
 
   @jax.jit
-  def most(key, number):
+  def largest(key, number):
     order = order_of(key, number, users, batch)
     used = jax.vmap(lambda n: shelves(n, model.max_history)[2])(counts[order])
     return used.max(), seen[order].sum(-1).max()
-  found = np.array([most(jax.random.key(cfg.seed + s), e) for s in range(cfg.seeds)
+  needed = np.array([largest(jax.random.key(cfg.seed + s), e) for s in range(cfg.seeds)
                     for e in range(cfg.train.epochs)]).reshape(-1, 2).max(0)
-  return -(-int(found[0]) // 8) * 8, -(-int(found[1]) // 128) * 128, math.ceil(users / batch)
+  return -(-int(needed[0]) // 8) * 8, -(-int(needed[1]) // 128) * 128, math.ceil(users / batch)
 
 
 def planned(cfg: ConfigDict, items: int, train: Interactions, teach: Callable = plain,
@@ -319,13 +319,13 @@ def item_loss(cfg: ConfigDict, model: seqrec.Config, mesh: Mesh, params: PyTree,
   drawn, negative = drawn_scores(cfg, model, states, table, len(seqs), user, key)
   positive = (states * table[targets]).sum(-1) + bias[targets]
   negative = negative + bias[drawn]
-  kept = keep(cfg.exclude, drawn + 1, goal, seqs[user])
+  counted = keep(cfg.exclude, drawn + 1, goal, seqs[user])
   if cfg.kind == 'bce':
-    return item_losses.binary(positive, negative, kept)
+    return item_losses.binary(positive, negative, counted)
   if cfg.kind == 'gbce':
-    return item_losses.generalized_binary(positive, negative, model.items, cfg.gbce_t, kept)
+    return item_losses.generalized_binary(positive, negative, model.items, cfg.gbce_t, counted)
   expected = math.log(cfg.negatives / model.items) if cfg.log_q else None
-  return item_losses.sampled_softmax(positive, negative, expected, kept)
+  return item_losses.sampled_softmax(positive, negative, expected, counted)
 
 
 def drawn_scores(cfg: ConfigDict, model: seqrec.Config, states: Float[Array, 'T D'],
@@ -396,14 +396,14 @@ last_states = jax.jit(seqrec.last_states, static_argnums=0)
 def padded(model: seqrec.Config, items: Int[np.ndarray, ' M'],
            offsets: Int[np.ndarray, ' B1']) -> Int[np.ndarray, 'B W']:
   """Ragged histories, latest items last, BERT4Rec's mask behind them. -> (B, W) int32"""
-  extra, most = not model.causal, model.max_history + model.shifted
-  counts = np.minimum(np.diff(offsets), most - extra)
-  width = min(most, max(8, 1 << int(counts.max(initial=1) + extra - 1).bit_length()))
-  width = most if model.pads else width
-  out = np.zeros((len(counts), width), np.int32)
-  at = np.arange(width - extra) >= width - extra - counts[:, None]
-  back = np.concatenate([np.arange(n, 0, -1) for n in counts]) if len(counts) else counts
-  out[:, :width - extra][at] = items[np.repeat(offsets[1:], counts) - back]
+  extra, room = not model.causal, model.max_history + model.shifted
+  counts = np.minimum(np.diff(offsets), room - extra)
+  width = min(room, max(8, 1 << int(counts.max(initial=1) + extra - 1).bit_length()))
+  width = room if model.pads else width
+  rows = np.zeros((len(counts), width), np.int32)
+  filled = np.arange(width - extra) >= width - extra - counts[:, None]
+  distance = np.concatenate([np.arange(n, 0, -1) for n in counts]) if len(counts) else counts
+  rows[:, :width - extra][filled] = items[np.repeat(offsets[1:], counts) - distance]
   if extra:
-    out[:, -1] = model.mask
-  return out
+    rows[:, -1] = model.mask
+  return rows

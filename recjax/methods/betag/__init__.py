@@ -34,18 +34,21 @@ def run(cfg: ConfigDict, work: Workdir) -> None:
   shop = load_data(cfg.data)
   work.say(f'{shop.name}: {len(shop.catalog):,} items, {len(shop.interactions):,} users, '
            f'{len(shop.interactions.items):,} interactions')
-  base = work.stage('base-tags', base_tags.stage, cfg.tags, shop, alone=cfg.tags.source == 'api')
-  llm = llm_loading.folder(
-    cfg, work, prompts.MESSAGES, lambda: base_tags.documents(shop, base, cfg.seed), shop, base
-  )
-  lora = work.stage('tune', train_lib.stage, train_lib.settings(cfg), shop, base, llm)
-  raw = work.stage('generate', generate.stage, generate.settings(cfg), base, llm, lora,
-                   shared=True)
-  rows = work.stage('parse', generate.parse, generate.parsing(cfg), raw)
-  found = work.stage('evaluate', evaluate.stage, cfg.select, cfg.seed, shop, base, rows)
-  work.publish(found, 'results.json', 'ranks.parquet', 'predictions.parquet')
-  report.write(cfg, work, shop, base, found)
-  results.show(work, found)
+  base_dir = work.stage('base-tags', base_tags.stage, cfg.tags, shop,
+                        alone=cfg.tags.source == 'api')
+  llm_dir = llm_loading.folder(
+      cfg, work, prompts.MESSAGES, lambda: base_tags.documents(shop, base_dir, cfg.seed), shop,
+      base_dir)
+  adapter_dir = work.stage('tune', train_lib.stage, train_lib.settings(cfg), shop, base_dir,
+                           llm_dir)
+  generated_dir = work.stage('generate', generate.stage, generate.settings(cfg), base_dir, llm_dir,
+                             adapter_dir, shared=True)
+  tag_rows_dir = work.stage('parse', generate.parse, generate.parsing(cfg), generated_dir)
+  evaluated = work.stage('evaluate', evaluate.stage, cfg.select, cfg.seed, shop, base_dir,
+                         tag_rows_dir)
+  work.publish(evaluated, 'results.json', 'ranks.parquet', 'predictions.parquet')
+  report.write(cfg, work, shop, base_dir, evaluated)
+  results.show(work, evaluated)
 
 
 def check(cfg: ConfigDict) -> None:

@@ -25,19 +25,19 @@ def stage(work: Workdir, cfg: ConfigDict, shop: Dataset) -> dict[str, Any]:
 
   cfg: source, file, sep, max_base_tags, on_missing, on_bad_tag, and the api_* settings.
   """
-  found, counts = gather(work, cfg, shop)
+  tags, counts = gather(work, cfg, shop)
   known = set(shop.catalog.ids)
-  counts['tags_of_unknown_items'] = sum(i not in known for i in found)
-  found = {i: found[i] for i in shop.catalog.ids if i in found}
+  counts['tags_of_unknown_items'] = sum(i not in known for i in tags)
+  tags = {i: tags[i] for i in shop.catalog.ids if i in tags}
   on_empty = 'error' if cfg.on_missing == 'error' else 'drop'
-  found, cleaned = files.clean_tags(found, 'base tags', cfg.sep, on_empty, cfg.on_bad_tag)
+  tags, cleaned = files.clean_tags(tags, 'base tags', cfg.sep, on_empty, cfg.on_bad_tag)
   train = split_of(shop).train
   sequences = [[shop.catalog.id_of(i) for i in train.history(u)] for u in range(len(train))]
-  sequences, matched = files.match_tags(sequences, found, 'base tags', cfg.on_missing)
-  files.write_tags(work.folder / 'base_tags.json', found)
+  sequences, matched = files.match_tags(sequences, tags, 'base tags', cfg.on_missing)
+  files.write_tags(work.folder / 'base_tags.json', tags)
   integers = all(str(int(i)) == i if i.isdecimal() else False for i in known)
   files.write_sequences(work.folder / 'inters.train.json', sequences, integers)
-  return {**counts, **cleaned, **matched, 'items': len(found)}
+  return {**counts, **cleaned, **matched, 'items': len(tags)}
 
 
 def split_of(shop: Dataset) -> Split:
@@ -49,15 +49,15 @@ def split_of(shop: Dataset) -> Split:
 def gather(work: Workdir, cfg: ConfigDict,
            shop: Dataset) -> tuple[dict[str, list[str]], dict[str, Any]]:
   """-> ({item id: [tag]}, counts) from wherever `cfg.source` says."""
-  own = shop.catalog.columns.get('tags')
+  tag_column = shop.catalog.columns.get('tags')
   source = cfg.source
   if source == 'auto':
-    source = 'data' if own else 'keywords'
+    source = 'data' if tag_column else 'keywords'
   if source == 'data':
-    if not own:
+    if not tag_column:
       raise DataError(f"{shop.name} has no column 'tags'; set --config.tags.source=keywords, or "
                       'file with --config.tags.file=base_tags.json')
-    return dict(zip(shop.catalog.ids, own)), {'source': 'data'}
+    return dict(zip(shop.catalog.ids, tag_column)), {'source': 'data'}
   if source == 'file':
     return files.read_tags(cfg.file), {'source': cfg.file}
   if source == 'keywords':

@@ -27,9 +27,10 @@ def stage(work: Workdir, cfg: ConfigDict, seed: int, shop: Dataset, base: pathli
   """Chooses the selection on validation users, ranks the test users, writes every result file."""
   split = base_tags.split_of(shop)
   rows = files.read_betags(parsed / 'raw_betags.json')
-  own = files.read_tags(base / 'base_tags.json')
+  base_lists = files.read_tags(base / 'base_tags.json')
   candidates = {
-      'base_tags': {'': documents(shop, {i: [(t, 1) for t in tags] for i, tags in own.items()})},
+      'base_tags': {'': documents(shop, {
+          i: [(t, 1) for t in tags] for i, tags in base_lists.items()})},
       'betags': {f'{m},{k}': documents(shop, {
           i: prompts.select(r, m, k, cfg.casefold, cfg.dedup_within_beam) for i, r in rows.items()})
           for m, k in itertools.product(cfg.top_m, cfg.top_k)}}
@@ -65,12 +66,13 @@ def choose(options: dict[str, list], valid: Cases | None, n: int,
     model = bm25.BM25.fit(docs, k1=cfg.k1, b=cfg.b, idf_cutoff=cfg.idf_cutoff)
     if valid is None:
       return {'option': option, 'reducer': cfg.reducer}, model
-    for how in REDUCERS:
-      ranks = ranking.rank_cases(bm25.history_scores(model, how), valid, n,
+    for reducer in REDUCERS:
+      ranks = ranking.rank_cases(bm25.history_scores(model, reducer), valid, n,
                                  mask_history=cfg.mask_history)
       score = float(metrics.per_case(ranks, (10,))['NDCG@10'].mean())
       if best is None or score > best[0]:
-        best = score, {'option': option, 'reducer': how, 'valid NDCG@10': round(score, 5)}, model
+        choice = {'option': option, 'reducer': reducer, 'valid NDCG@10': round(score, 5)}
+        best = score, choice, model
   return best[1], best[2]
 
 
@@ -102,10 +104,10 @@ def opened(workdir: str | os.PathLike,
            data: str | None = None) -> tuple[ConfigDict, Dataset, list[list], int]:
   """-> config, Dataset, a weighted tag list an item, how many items the run was trained on"""
   config = saved_config(workdir)
-  found = find_stage(workdir, 'evaluate')
-  results = read_json(found / 'results.json')
+  evaluated = find_stage(workdir, 'evaluate')
+  results = read_json(evaluated / 'results.json')
   shop = load_unchanged(config.data, results['data_fingerprint'], workdir)
-  docs = [[tuple(t) for t in tags] for tags in read_json(found / 'tags.json').values()]
+  docs = [[tuple(t) for t in tags] for tags in read_json(evaluated / 'tags.json').values()]
   known = len(docs)
   if data:
     shop, docs = update.carried_on(workdir, config, shop, data, docs,

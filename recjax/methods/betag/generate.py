@@ -59,8 +59,8 @@ def stage(work: Workdir, cfg: FrozenConfigDict, base: pathlib.Path, folder: path
   def make(number, advance):
     items, ids, lengths = batches[number]
     placed = place({'ids': ids, 'lengths': lengths}, work.mesh)
-    found = run(params, adapter, prefix_ids, **placed)
-    tokens, lengths = to_host((found.tokens, found.lengths))
+    texts_of_item = run(params, adapter, prefix_ids, **placed)
+    tokens, lengths = to_host((texts_of_item.tokens, texts_of_item.lengths))
     write_json(paths[number], {
         item: texts_of(tokenizer, tags[item], cfg, tokens[b], lengths[b])
         for b, item in enumerate(items)})
@@ -69,9 +69,9 @@ def stage(work: Workdir, cfg: FrozenConfigDict, base: pathlib.Path, folder: path
     sharded_stage.fill(work, 'generate', paths, [len(items) for items, *_ in batches], make)
   if not work.first:
     return {}
-  found = {item: texts for path in paths for item, texts in read_json(path).items()}
+  texts_of_item = {item: texts for path in paths for item, texts in read_json(path).items()}
   write_json(work.folder / 'generation_config.json', published_config(cfg))
-  raw = {item: found[item] for item in tags}
+  raw = {item: texts_of_item[item] for item in tags}
   files.write_predictions(work.folder / 'raw_predict.json', raw)
   return finish(work, raw)
 

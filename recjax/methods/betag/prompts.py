@@ -37,14 +37,14 @@ def spelt(tokenizer: Tokenizer, tags: dict[str, list[str]]) -> dict[str, list[st
   tags: {item id: [tag]}. -> the same. Raises DataError naming an item with a tag that the tokenizer
   cannot write.
   """
-  items = {t: i for i, own in tags.items() for t in own}
+  items = {t: i for i, item_tags in tags.items() for t in item_tags}
 
-  def back(some):
-    return [tokenizer.decode(ids).strip() for ids in tokenizer.encode_batch(some)]
-  found = dict(zip(items, spelling.settled(back, list(items), list(items.values()), 'tag')))
-  same = all(old == new for old, new in found.items())
+  def back(texts):
+    return [tokenizer.decode(ids).strip() for ids in tokenizer.encode_batch(texts)]
+  spelled = dict(zip(items, spelling.settled(back, list(items), list(items.values()), 'tag')))
+  same = all(old == new for old, new in spelled.items())
   return tags if same else {
-      i: list(dict.fromkeys(found[t] for t in own)) for i, own in tags.items()}
+      i: list(dict.fromkeys(spelled[t] for t in item_tags)) for i, item_tags in tags.items()}
 
 
 def keep_range(n_tags: int, keep: tuple) -> tuple[int, int]:
@@ -129,8 +129,8 @@ def parse_raw(raw: dict[str, list[str]], sep: str, beams: int = 0,
     if not texts or len(texts) < beams:
       raise DataError(f'item {item} has {len(texts)} generated texts, {beams or 1} are needed; '
                       'generate it again')
-    own = texts[0].partition('\n')[0].partition('1. ')[2]
-    rows[item] = [[t.strip() for t in own.split(sep) if t.strip()]]
+    item_line_text = texts[0].partition('\n')[0].partition('1. ')[2]
+    rows[item] = [[t.strip() for t in item_line_text.split(sep) if t.strip()]]
     for text in texts:
       tags, cut = parse_beam(text, sep, drop_truncated)
       counts.update(beams=1, cut_lines=int(cut), without_line=int(not tags))

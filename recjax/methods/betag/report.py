@@ -32,12 +32,12 @@ PAPER = '''\
 
 
 def write(cfg: ConfigDict, work: Workdir, shop: Dataset, base: pathlib.Path,
-          found: pathlib.Path) -> None:
+          evaluated: pathlib.Path) -> None:
   """Writes report.html into the run's folder."""
-  outcome = read_json(found / 'results.json')
+  outcome = read_json(evaluated / 'results.json')
   before = files.read_tags(base / 'base_tags.json')
   after = {i: collections.Counter(dict(map(tuple, t)))
-           for i, t in read_json(found / 'tags.json').items()}
+           for i, t in read_json(evaluated / 'tags.json').items()}
   sections = [
       results_section(outcome),
       results.groups_section(outcome, 'betags'),
@@ -132,17 +132,18 @@ def item_card(shop: Dataset, item: int, before: dict[str, list[str]],
   """One item's tags before and after."""
   catalog = shop.catalog
   ident = catalog.id_of(item)
-  own = before[ident]
+  base_list = before[ident]
 
   def sources(tag):
     return tuple(f'{users.title_of(catalog, j)} (followed {n} times)'
                  for j, n in follow.most_common(40) if tag in before.get(catalog.id_of(j), ()))[:3]
 
-  chips = [html.Tag(t, weight=n, new=t not in own, sources=sources(t) if t not in own else ())
+  chips = [html.Tag(t, weight=n, new=t not in base_list,
+                    sources=sources(t) if t not in base_list else ())
            for t, n in after.get(ident, {}).items()][:16]
   about = [catalog.columns[c][item - 1] for c in ('brand', 'categories') if c in catalog.columns]
   about = ', '.join(a if isinstance(a, str) else ' › '.join(a) for a in about if a)
-  return html.card(users.title_of(catalog, item), about, html.tags('base tags', own),
+  return html.card(users.title_of(catalog, item), about, html.tags('base tags', base_list),
                    html.tags('BETags', chips))
 
 

@@ -123,23 +123,23 @@ class SampleBatches:
     start, members = self.plan[i % len(self)]
     count = sum(map(len, members))
     batch = self.samples(range(start, start + count))
-    out = {k: np.zeros((self.rows, self.row), np.int32)
+    arrays = {k: np.zeros((self.rows, self.row), np.int32)
            for k in ('tokens', 'positions', 'segments', 'targets')}
-    out['weights'] = np.zeros((self.rows, self.row), np.float32)
+    arrays['weights'] = np.zeros((self.rows, self.row), np.float32)
     late = self.cfg.train.loss_on == 'continuation'
     for r, chosen in enumerate(members):
-      at = 0
+      start_place = 0
       for s, j in enumerate(chosen, 1):
         ids, boundary = batch[j]
-        here = slice(at, at + len(ids) - 1)
-        out['tokens'][r, here], out['targets'][r, here] = ids[:-1], ids[1:]
-        out['positions'][r, here] = len(self.prefix) + np.arange(len(ids) - 1)
-        out['segments'][r, here], out['weights'][r, here] = s, 1
+        here = slice(start_place, start_place + len(ids) - 1)
+        arrays['tokens'][r, here], arrays['targets'][r, here] = ids[:-1], ids[1:]
+        arrays['positions'][r, here] = len(self.prefix) + np.arange(len(ids) - 1)
+        arrays['segments'][r, here], arrays['weights'][r, here] = s, 1
         if late:
-          out['weights'][r, at:at + boundary - 1] = 0
-        at = here.stop
+          arrays['weights'][r, start_place:start_place + boundary - 1] = 0
+        start_place = here.stop
     first = 0 if late else count  # all samples begin alike, with the heading
-    return {**filled(out, self.ways), 'first': np.array([self.heading[0]], np.int32),
+    return {**filled(arrays, self.ways), 'first': np.array([self.heading[0]], np.int32),
             'first_weight': np.array([first], np.float32)}
 
 

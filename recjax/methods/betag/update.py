@@ -36,10 +36,10 @@ def carried_on(workdir: str | os.PathLike, config: ConfigDict, shop: Dataset, da
     return shop, docs
   rows = written(workdir, config, shop, items)
   beams, most = map(int, option.split(','))
-  how = config.select
+  select = config.select
   for i in items:
-    docs[i - 1] = prompts.select(rows.get(shop.catalog.id_of(i), []), beams, most, how.casefold,
-                              how.dedup_within_beam)
+    docs[i - 1] = prompts.select(rows.get(shop.catalog.id_of(i), []), beams, most, select.casefold,
+                              select.dedup_within_beam)
   return shop, docs
 
 
@@ -53,13 +53,14 @@ def written(workdir: str | os.PathLike, config: ConfigDict, shop: Dataset,
   llm = find_stage(workdir, 'llm') if weights == 'tiny' else pathlib.Path(weights)
   source = read_json(find_stage(workdir, 'base-tags') / 'DONE.json')['counts']['source']
   mesh = sharding.make_mesh({'data': -1, 'fsdp': 1, 'model': 1})
-  how = config.copy_and_resolve_references()
-  how.decode.batch += -how.decode.batch % mesh.size  # the devices here may be others
+  generation_config = config.copy_and_resolve_references()
+  decode = generation_config.decode
+  decode.batch += -decode.batch % mesh.size  # the devices here may be others
   with open_adopted(workdir, shop, mesh) as work:
     base = work.stage('base-tags', base_tags, config.tags, source, shop, items)
     if not files.read_tags(base / 'base_tags.json'):
       return {}
-    raw = work.stage('generate', generate.stage, generate.settings(how), base, llm,
+    raw = work.stage('generate', generate.stage, generate.settings(generation_config), base, llm,
                      find_stage(workdir, 'tune'))
     parsed = work.stage('parse', generate.parse, generate.parsing(config), raw)
   return files.read_betags(parsed / 'raw_betags.json')
@@ -73,18 +74,18 @@ def base_tags(work: Workdir, cfg: ConfigDict, source: str, shop: Dataset,
   """
   ids = [shop.catalog.id_of(i) for i in items]
   if source == 'keywords':
-    every = keywords.extract_tags(shop.catalog.columns, n=cfg.max_base_tags)
+    all_tags = keywords.extract_tags(shop.catalog.columns, n=cfg.max_base_tags)
   else:
-    every = shop.catalog.columns.get('tags') or [None] * len(shop.catalog)
-  found = {name: every[i - 1] or () for name, i in zip(ids, items)}
+    all_tags = shop.catalog.columns.get('tags') or [None] * len(shop.catalog)
+  tags = {name: all_tags[i - 1] or () for name, i in zip(ids, items)}
   if source not in ('data', 'keywords'):
     more = files.read_tags(cfg.file) if cfg.source == 'file' else {}
-    found = {name: own or more.get(name) for name, own in found.items()}
-    lost = [name for name, own in found.items() if not own]
+    tags = {name: item_tags or more.get(name) for name, item_tags in tags.items()}
+    lost = [name for name, item_tags in tags.items() if not item_tags]
     if lost:
       raise DataError(f'{len(lost)} items have no base tags, e.g. {lost[0]}; those of the run came '
                       f'from {source}: give the new items of {shop.name} a column `tags`')
   on_empty = 'error' if cfg.on_missing == 'error' else 'drop'
-  found, counts = files.clean_tags(found, 'base tags', cfg.sep, on_empty, cfg.on_bad_tag)
-  files.write_tags(work.folder / 'base_tags.json', found)
-  return {'items': len(found), **counts}
+  tags, counts = files.clean_tags(tags, 'base tags', cfg.sep, on_empty, cfg.on_bad_tag)
+  files.write_tags(work.folder / 'base_tags.json', tags)
+  return {'items': len(tags), **counts}

@@ -52,24 +52,25 @@ def run(cfg: ConfigDict, work: Workdir) -> None:
   data = instruction_data.spelt(data, tokenizer.load(llm), template)
   if spelt := data.notes.get('titles_as_the_tokenizer_spells_them'):
     work.say(f'{spelt:,} titles are read and written as the tokenizer spells them')
-  made = work.stage('tune', train.stage, train.settings(cfg), data, llm)
-  helper = work.stage('assistant', cf_assistant.stage, cf_assistant.settings(cfg), data)
+  tuned = work.stage('tune', train.stage, train.settings(cfg), data, llm)
+  assistant = work.stage('assistant', cf_assistant.stage, cf_assistant.settings(cfg), data)
   if cfg.variant == 'ground':
-    written = work.stage('generate', grounding.generate, grounding.generating(cfg), data, llm, made)
+    written = work.stage('generate', grounding.generate, grounding.generating(cfg), data, llm,
+                         tuned)
     vectors = work.stage(
-      'embed', grounding.embed_all, grounding.embedding(cfg), data.titles, llm, made, written
+      'embed', grounding.embed_all, grounding.embedding(cfg), data.titles, llm, tuned, written
     )
-    found = work.stage(
-      'evaluate', grounding.stage, grounding.settings(cfg), data, written, vectors, helper
+    evaluated = work.stage(
+      'evaluate', grounding.stage, grounding.settings(cfg), data, written, vectors, assistant
     )
   else:
-    choice = work.stage('choose', d3.choose, d3.decoding(cfg), data, llm, made, helper)
-    beams = work.stage('decode', d3.decode, d3.decoding(cfg), data, llm, made, helper,
+    choice = work.stage('choose', d3.choose, d3.decoding(cfg), data, llm, tuned, assistant)
+    beams = work.stage('decode', d3.decode, d3.decoding(cfg), data, llm, tuned, assistant,
                        choice)
-    found = work.stage('evaluate', d3.stage, d3.settings(cfg), data, helper, choice, beams)
-  work.publish(found, 'results.json', 'ranks.parquet', 'predictions.parquet')
-  report.write(cfg, work, data, found)
-  results.show(work, found)
+    evaluated = work.stage('evaluate', d3.stage, d3.settings(cfg), data, assistant, choice, beams)
+  work.publish(evaluated, 'results.json', 'ranks.parquet', 'predictions.parquet')
+  report.write(cfg, work, data, evaluated)
+  results.show(work, evaluated)
 
 
 def check(cfg: ConfigDict) -> prompts.Template:

@@ -31,11 +31,12 @@ def stage(work: Workdir, cfg: ConfigDict, data: Data) -> dict[str, Any]:
   """Trains the assistant on what training may look at, or checks and links a trained one."""
   source = cfg.assist.source
   if source == 'train':
-    given, n = auxiliary_recommender.settings(cfg.assist, cfg.seed), len(data.catalog)
-    model = sequential.model_config(given, n)
-    judge = ranking.validator(lambda params: sequential.scorer(model, params), data.cases.valid, n,
-                              1, given.train.valid_users)
-    return auxiliary_recommender.train(work, given, n, data.cases.known, judge)
+    assistant_config, n = auxiliary_recommender.settings(cfg.assist, cfg.seed), len(data.catalog)
+    model = sequential.model_config(assistant_config, n)
+    validate = ranking.validator(
+        lambda params: sequential.scorer(model, params), data.cases.valid, n, 1,
+        assistant_config.train.valid_users)
+    return auxiliary_recommender.train(work, assistant_config, n, data.cases.known, validate)
   if source.endswith('.npz'):
     read_scores(source, data)
     write_json(work.folder / 'scores.json', {'scores': str(pathlib.Path(source).resolve())})
@@ -63,10 +64,10 @@ def read_scores(path: str | os.PathLike, data: Data) -> dict[str, Float[np.ndarr
   """
   try:
     with np.load(path, allow_pickle=False) as arrays:
-      found = {k: arrays[k] for k in ('item_ids', 'valid', 'test')}
+      saved = {k: arrays[k] for k in ('item_ids', 'valid', 'test')}
   except run_files.DAMAGE as error:
     raise DataError(f'{path} must hold the arrays item_ids, valid and test ({error})') from error
-  ids = [str(i) for i in found['item_ids']]
+  ids = [str(i) for i in saved['item_ids']]
   if sorted(ids) != sorted(data.catalog.ids):
     odd = sorted(set(ids) ^ set(data.catalog.ids))
     raise DataError(f'{path}: item_ids has {len(ids)} ids, the catalog {len(data.catalog)}; '
@@ -75,10 +76,10 @@ def read_scores(path: str | os.PathLike, data: Data) -> dict[str, Float[np.ndarr
   out = {}
   for part in ('valid', 'test'):
     want = (len(getattr(data.cases, part)), len(ids))
-    if found[part].shape != want:
-      raise DataError(f'{path}: {part} has shape {found[part].shape}, it must be {want}: one row a '
+    if saved[part].shape != want:
+      raise DataError(f'{path}: {part} has shape {saved[part].shape}, it must be {want}: one row a '
                       f'{part} case in their order, one column an item of item_ids')
-    out[part] = found[part][:, order].astype(np.float32)
+    out[part] = saved[part][:, order].astype(np.float32)
   return out
 
 

@@ -58,35 +58,35 @@ class Search:
                       max(map(len, asked)))
 
   def beams(self, writer: PrefixGenerator, cases: Cases, asked: list[list[int]], alpha: float,
-            length_penalty: float, some: list[int]) -> tuple[Any, ItemFilter]:
+            length_penalty: float, chosen: list[int]) -> tuple[Any, ItemFilter]:
     """The beams of some cases. -> Generated with each token's log-probability where scores are not
     divided, Limits"""
     mask = instruction_data.masked(self.cfg, self.data)
-    histories = [cases.history(i) for i in some]
+    histories = [cases.history(i) for i in chosen]
     tree, planted = self.catalog
     closed = gen.limits(tree, histories, mask)
     share = cf_assistant.probabilities(self.score, histories, mask)
-    found = gen.titles(writer, [asked[i] for i in some], self.cfg.decode, planted, closed,
+    generated = gen.titles(writer, [asked[i] for i in chosen], self.cfg.decode, planted, closed,
                        gen.mixed(planted, share, alpha), length_penalty, not length_penalty)
-    return found, closed
+    return generated, closed
 
-  def rows(self, *given: Any) -> tuple[np.ndarray, np.ndarray]:
+  def rows(self, *asked_for: Any) -> tuple[np.ndarray, np.ndarray]:
     """The items of some cases, as `beams` takes them. -> items (b, beams), scores (b, beams)"""
-    found, closed = self.beams(*given)
-    return found.best(self.cfg.decode.beams, self.catalog[0], closed)
+    generated, closed = self.beams(*asked_for)
+    return generated.best(self.cfg.decode.beams, self.catalog[0], closed)
 
   def run(self, name: str, cases: Cases, asked: list[list[int]], alpha: float,
           length_penalty: float) -> tuple[np.ndarray, np.ndarray]:
     """All cases, resumable. -> items (n, beams) int32, scores (n, beams) float32"""
     writer = self.writer(asked)
 
-    def answer(some):
-      items, scores = self.rows(writer, cases, asked, alpha, length_penalty, some)
+    def answer(chosen):
+      items, scores = self.rows(writer, cases, asked, alpha, length_penalty, chosen)
       return [[i.tolist(), [round(float(x), 5) for x in s]] for i, s in zip(items, scores)]
     with jax.set_mesh(self.work.mesh):
-      found = journal.answer_all(self.work, name, self.work.folder / f'{name}.jsonl', asked,
+      lists = journal.answer_all(self.work, name, self.work.folder / f'{name}.jsonl', asked,
                                  self.cfg.decode.batch, answer)
-    return (np.array([i for i, _ in found], np.int32), np.array([s for _, s in found], np.float32))
+    return (np.array([i for i, _ in lists], np.int32), np.array([s for _, s in lists], np.float32))
 
 
 def choose(work: Workdir, cfg: ConfigDict, data: Data, folder: pathlib.Path, made: pathlib.Path,
@@ -127,14 +127,14 @@ def decode(work: Workdir, cfg: ConfigDict, data: Data, folder: pathlib.Path, mad
   search = Search(work, cfg, data, folder, made, helper)
   cases, asked, cut = search.cases('test', cfg.eval.max_test_users)
   alpha = read_json(choice / 'alpha.json')['alpha']
-  done, found = {}, {}
-  for name, given in variants(cfg, alpha).items():
-    if given not in done:
-      done[given] = search.run(name.replace(':', ' '), cases, asked, *given)
-    found[name], scores = done[given]
+  done, items_of_row = {}, {}
+  for name, weights in variants(cfg, alpha).items():
+    if weights not in done:
+      done[weights] = search.run(name.replace(':', ' '), cases, asked, *weights)
+    items_of_row[name], scores = done[weights]
     with open(work.folder / f'{name.replace(":", "-")}.npz', 'wb') as f:
-      np.savez(f, items=found[name], scores=scores)
-  table = ghosts(search, cases, asked, cfg.decode.ghost_cases, found)
+      np.savez(f, items=items_of_row[name], scores=scores)
+  table = ghosts(search, cases, asked, cfg.decode.ghost_cases, items_of_row)
   write_json(work.folder / 'ghosts.json', table)
   return {'cases': len(cases), 'shortened_prompts': cut}
 

@@ -38,15 +38,15 @@ def save(work: Workdir, cfg: ConfigDict, data: Data, cases: Cases, main: str,
   shop = Dataset(data.name, data.catalog,
                  Interactions(names, known.items, known.offsets), data.fingerprint, data.notes)
   test = type(cases)(np.arange(len(cases), dtype=np.int32), cases.histories, cases.targets)
-  _, said = splits.drawn(data.cases.test, cfg.eval.max_test_users, data.cases.protocol)
+  _, protocol = splits.drawn(data.cases.test, cfg.eval.max_test_users, data.cases.protocol)
   results = results_lib.save(
     work.folder,
     shop,
-    splits.Split(known, None, test, said),
+    splits.Split(known, None, test, protocol),
     main,
     ranks,
     lists,
-    ranking.protocol(n, said, instruction_data.masked(cfg, data)),
+    ranking.protocol(n, protocol, instruction_data.masked(cfg, data)),
     (cfg.seed,),
     ks,
     notes=data.notes,
@@ -95,8 +95,7 @@ def likeness(items: Int[np.ndarray, 'n K'], titles: Sequence[str], most: int = 1
   words = [frozenset(t.lower().split()) for t in titles]
   values = []
   for row in items[:, :most]:
-    some = [words[i - 1] for i in row if i]
-    for a in range(len(some)):
-      for b in range(a):
-        values.append(len(some[a] & some[b]) / max(1, len(some[a] | some[b])))
+    title_words = [words[i - 1] for i in row if i]
+    values += [len(title & other) / max(1, len(title | other))
+               for i, title in enumerate(title_words) for other in title_words[:i]]
   return float(np.mean(values)) if values else 0.0

@@ -27,11 +27,11 @@ def texts(writer: PrefixGenerator, asked: list[list[int]],
   if cfg.length_norm not in ('generated', 'full'):
     raise ConfigError(f"decode.length_norm={cfg.length_norm!r}; choose 'generated' or 'full'")
   offset = [len(p) for p in asked] if cfg.length_norm == 'full' else 0
-  found = writer.generate([writer.own(p) for p in asked], beams=cfg.beams, eos_ids=ends(writer),
+  generated = writer.generate([writer.own(p) for p in asked], beams=cfg.beams, eos_ids=ends(writer),
                           new_tokens=cfg.new_tokens, length_penalty=float(cfg.length_penalty),
                           length_offset=offset)
-  return [([writer.tokenizer.decode(found.row(b, k)) for k in range(cfg.beams)],
-           [round(float(s), 5) for s in found.scores[b]]) for b in range(len(asked))]
+  return [([writer.tokenizer.decode(generated.row(b, k)) for k in range(cfg.beams)],
+           [round(float(s), 5) for s in generated.scores[b]]) for b in range(len(asked))]
 
 
 def titles(writer: PrefixGenerator, asked: list[list[int]], cfg: ConfigDict, planted: DeviceTrie,

@@ -95,8 +95,8 @@ def embed_all(work: Workdir, cfg: ConfigDict, titles: list[str], folder: pathlib
   place = {t: i for i, t in enumerate(every)}
   blank = np.zeros((1, vectors.shape[1]), np.float32)
   vectors = np.concatenate([vectors, blank])
-  for name, some in (('items', titles), *texts.items()):
-    np.save(work.folder / f'{name}.npy', vectors[[place.get(t, len(every)) for t in some]])
+  for name, part_texts in (('items', titles), *texts.items()):
+    np.save(work.folder / f'{name}.npy', vectors[[place.get(t, len(every)) for t in part_texts]])
   return {'texts': len(every), 'width': vectors.shape[1], **counts}
 
 
@@ -105,11 +105,11 @@ def embed_new(work: Workdir, titles: list[str], before: list[str], vectors: path
   """Vectors of a later catalog: items.npy. Titles of `before` keep what the stage at `vectors`
   made, the others are read by `embed`, equal ones once. -> counts"""
   known = dict(zip(before, run_files.read_arrays(vectors / 'items.npy')))
-  some = sorted(set(titles) - known.keys())
-  if some:
-    known |= dict(zip(some, embed(some)))
+  new_titles = sorted(set(titles) - known.keys())
+  if new_titles:
+    known |= dict(zip(new_titles, embed(new_titles)))
   np.save(work.folder / 'items.npy', np.stack([known[t] for t in titles]))
-  return {'texts': len(some)}
+  return {'texts': len(new_titles)}
 
 
 def text_encoder(cfg: ConfigDict, folder: pathlib.Path, made: pathlib.Path, mesh: Mesh,
@@ -126,8 +126,8 @@ def text_encoder(cfg: ConfigDict, folder: pathlib.Path, made: pathlib.Path, mesh
     return [[*tokenizer.before, *r, *tokenizer.after] for r in tokenizer.encode_batch(texts)]
 
   def run(variables, tokens, mask):
-    at = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)
-    return bert.pool(model.apply(variables, tokens, at, mask)[0], mask, cfg.ground.pooling)
+    positions = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)
+    return bert.pool(model.apply(variables, tokens, positions, mask)[0], mask, cfg.ground.pooling)
   return text_embedding.Encoder(run, ids, variables, model.cfg.width, model,
                          {'most': model.cfg.max_positions})
 
@@ -149,7 +149,7 @@ def rank_all(
   counts = np.bincount(data.cases.known.items, minlength=n + 1)[1:]
   popular = nearest.popularity(counts)
   score = cf_assistant.scorer(helper, data)
-  found = {}
+  ranks_of_part = {}
   for part in PARTS:
     cases = getattr(data.cases, part).picked(
       instruction_data.held(data, part, cfg.eval[f'max_{part}_users'])
@@ -157,16 +157,16 @@ def rank_all(
     queries = run_files.read_arrays(vectors / f'{part}.npy')
     parts = {kind: [] for kind in KINDS}
     with work.progress(f'ranking {part}', len(cases), unit='case') as advance:
-      for rows, *given in ranking.blocks(*cases.histories, n, ROWS, True):
-        near, weight, seen, _ = pulls(items, popular, score, queries[rows], given, n,
+      for rows, *block in ranking.blocks(*cases.histories, n, ROWS, True):
+        near, weight, seen, _ = pulls(items, popular, score, queries[rows], block, n,
                                       instruction_data.masked(cfg, data))
         for kind in KINDS:
           ranks = nearest.rank_curve(near, weight[kind], jnp.asarray(cases.targets[rows] - 1),
                                        grid, seen)
           parts[kind].append(np.asarray(ranks))
         advance(len(rows))
-    found[part] = {k: np.concatenate(v, 1)[:, :len(cases)] for k, v in parts.items()}
-  return found, cases, items, popular, score, queries
+    ranks_of_part[part] = {k: np.concatenate(v, 1)[:, :len(cases)] for k, v in parts.items()}
+  return ranks_of_part, cases, items, popular, score, queries
 
 
 def pulls(items: nearest.Vectors, popular: np.ndarray, score: ScoreFn | None, queries: np.ndarray,
@@ -202,12 +202,12 @@ def chosen(found: dict[str, dict[str, np.ndarray]], grid: np.ndarray) -> dict[st
   out = {}
   for kind in KINDS:
     valid, test = (curves(found[part][kind]) for part in PARTS)
-    one, place = nearest.best_gamma(valid['NDCG@10'], grid)
+    gamma, place = nearest.best_gamma(valid['NDCG@10'], grid)
     each = {m: nearest.best_gamma(v, grid) for m, v in valid.items()}
     out[kind] = {'gammas': [round(float(g), 4) for g in grid], 'valid': valid, 'test': test,
-                 'one': one, 'place': place,
-                 'per_metric': {m: {'gamma': g, 'test': test[m][at]}
-                                for m, (g, at) in each.items()}}
+                 'one': gamma, 'place': place,
+                 'per_metric': {m: {'gamma': g, 'test': test[m][ranks_at]}
+                                for m, (g, ranks_at) in each.items()}}
   return out
 
 
@@ -227,10 +227,10 @@ def best(near: Array, weight: Array, kind: str, gamma: float, shut: Array | None
   value = (0 if kind == 'none' else gamma * jnp.log1p(weight[kind])) - jnp.log(near)
   if shut is not None:
     value = jnp.where(shut, -jnp.inf, value)
-  value, at = jax.lax.top_k(value, k)
-  score = jnp.take_along_axis(closeness(near, weight, kind, gamma), at, 1)
+  value, columns = jax.lax.top_k(value, k)
+  score = jnp.take_along_axis(closeness(near, weight, kind, gamma), columns, 1)
   there = value > -jnp.inf
-  return (np.asarray(jnp.where(there, at + 1, 0), np.int32),
+  return (np.asarray(jnp.where(there, columns + 1, 0), np.int32),
           np.asarray(jnp.where(there, score, -jnp.inf)))
 
 
@@ -239,8 +239,8 @@ def top(items: nearest.Vectors, popular: np.ndarray, score: ScoreFn | None, quer
         mask: bool) -> tuple[np.ndarray, np.ndarray]:
   """The best k of each case under one pull. -> items (m, k) int32, 0 for none, scores (m, k)"""
   out = []
-  for rows, *given in ranking.blocks(*cases.histories, n, ROWS, True):
-    near, weight, seen, _ = pulls(items, popular, score, queries[rows], given, n, mask)
+  for rows, *block in ranking.blocks(*cases.histories, n, ROWS, True):
+    near, weight, seen, _ = pulls(items, popular, score, queries[rows], block, n, mask)
     out.append(best(near, weight, kind, gamma, seen, k))
   return tuple(np.concatenate(x)[:len(cases)] for x in zip(*out))
 
@@ -248,13 +248,13 @@ def top(items: nearest.Vectors, popular: np.ndarray, score: ScoreFn | None, quer
 def stage(work: Workdir, cfg: ConfigDict, data: Data, written: pathlib.Path, vectors: pathlib.Path,
           helper: pathlib.Path) -> dict[str, Any]:
   """Every result file of BIGRec."""
-  found, cases, items, popular, score, queries = rank_all(work, cfg, data, vectors, helper)
+  all_ranks, cases, items, popular, score, queries = rank_all(work, cfg, data, vectors, helper)
   grid, n = gammas(cfg.ground), len(data.catalog)
-  choice = chosen(found, grid)
+  choice = chosen(all_ranks, grid)
   write_json(work.folder / 'gamma.json', choice)
-  ranks = {'bigrec': found['test']['pop'][0]}
+  ranks = {'bigrec': all_ranks['test']['pop'][0]}
   for kind in KINDS:
-    ranks[f'bigrec:{kind}'] = found['test'][kind][choice[kind]['place']]
+    ranks[f'bigrec:{kind}'] = all_ranks['test'][kind][choice[kind]['place']]
   kind = cfg.ground.prior
   if kind not in ('none', *KINDS):
     raise ConfigError(f'ground.prior={kind!r}; choose one of none, {", ".join(KINDS)}')

@@ -64,8 +64,8 @@ def recommender(workdir: str | os.PathLike, data: str | None = None) -> Callable
   if grounds:
     reader = grounding.text_encoder(config, folder, find_stage(workdir, 'tune'), mesh)
     embed = lambda texts: text_embedding.embed(reader, texts, mesh)[0]  # noqa: E731
-    made = vectors_of(workdir, data, before, embed, mesh)
-    answer = grounded(config, data, made, results, score, embed)
+    vectors_dir = vectors_of(workdir, data, before, embed, mesh)
+    answer = grounded(config, data, vectors_dir, results, score, embed)
   else:
     answer = decoded(config.decode, results, score, gen.plant(tokenizer, template, data.titles))
 
@@ -80,12 +80,12 @@ def recommender(workdir: str | os.PathLike, data: str | None = None) -> Callable
     size = min(config.decode.batch, 1 << (len(rows) - 1).bit_length())
     with jax.set_mesh(mesh):
       for start in range(0, len(rows), size):
-        some = list(range(start, min(start + size, len(rows))))
-        full = some + some[-1:] * (size - len(some))
-        found = answer(writer, [rows[i] for i in full], [asked[i] for i in full], k, exclude_seen,
+        chosen = list(range(start, min(start + size, len(rows))))
+        full = chosen + chosen[-1:] * (size - len(chosen))
+        answers = answer(writer, [rows[i] for i in full], [asked[i] for i in full], k, exclude_seen,
                        mask)
-        items.append(found[0][:len(some)])
-        scores.append(found[1][:len(some)])
+        items.append(answers[0][:len(chosen)])
+        scores.append(answers[1][:len(chosen)])
     items, scores = np.concatenate(items), np.concatenate(scores)
     return [[data.catalog.id_of(i) for i in row if i] for row in items], scores
   return recommend
@@ -94,12 +94,12 @@ def recommender(workdir: str | os.PathLike, data: str | None = None) -> Callable
 def vectors_of(workdir: str | os.PathLike, data: Data, before: list[str], embed: Callable,
                mesh: Mesh) -> pathlib.Path:
   """The folder with items.npy of `data`: the run's own, or of a later data set, made once."""
-  made = find_stage(workdir, 'embed')
+  embedded = find_stage(workdir, 'embed')
   if data is before:
-    return made
+    return embedded
   with open_adopted(workdir, data, mesh) as work:
     return work.stage('embed', functools.partial(grounding.embed_new, embed=embed), data.titles,
-                      before.titles, made)
+                      before.titles, embedded)
 
 
 def opening(config: ConfigDict, template: Template, tokenizer: Tokenizer) -> list[int]:
@@ -130,9 +130,9 @@ def grounded(config: ConfigDict, data: Data, made: pathlib.Path, results: dict[s
   def answer(writer, histories, asked, k, seen, mask):
     texts = [prompts.title_of(beams[0]) for beams, _ in gen.texts(writer, asked, config.decode)]
     vectors = np.zeros((len(texts), items.items.shape[1]), np.float32)
-    some = [i for i, t in enumerate(texts) if t]
-    if some:
-      vectors[some] = embed([texts[i] for i in some])
+    filled = [i for i, t in enumerate(texts) if t]
+    if filled:
+      vectors[filled] = embed([texts[i] for i in filled])
     offsets = np.concatenate([[0], np.cumsum([len(h) for h in histories])]).astype(np.int64)
     flat = np.concatenate(histories)
     rows = np.repeat(np.arange(len(histories)), np.diff(offsets))
@@ -154,6 +154,6 @@ def decoded(cfg: ConfigDict, results: dict[str, Any], score: ScoreFn | None,
     closed = gen.limits(tree, histories, seen, mask)
     share = cf_assistant.probabilities(score, histories, seen)
     how = ConfigDict({**cfg.to_dict(), 'beams': max(k, cfg.beams)})
-    found = gen.titles(writer, asked, how, planted, closed, gen.mixed(planted, share, alpha))
-    return found.best(k, tree, closed)
+    generated = gen.titles(writer, asked, how, planted, closed, gen.mixed(planted, share, alpha))
+    return generated.best(k, tree, closed)
   return answer

@@ -61,17 +61,17 @@ def convert(workdir: str | os.PathLike, to: str, out: str | os.PathLike) -> None
   is another or does not fit how the run was tuned.
   """
   config = saved_config(workdir)
-  made, mode = find_stage(workdir, 'tune'), config['train']['mode']
+  tuned, mode = find_stage(workdir, 'tune'), config['train']['mode']
   if to not in ('peft', 'merged') or (to == 'peft' and mode == 'full'):
     raise ConfigError(f'--to={to} does not fit this run, which was tuned with train.mode={mode}; '
                       + ('choose merged' if mode == 'full' else 'choose peft or merged'))
   run_files.absent(out, '--out', folder=True)
   if mode == 'full':
     with run_files.new_folder(out, '--out') as fresh:
-      shutil.copytree(made, fresh, dirs_exist_ok=True,
+      shutil.copytree(tuned, fresh, dirs_exist_ok=True,
                       ignore=shutil.ignore_patterns('DONE.json', '.*'))
     return
   weights = config['llm']['weights']
   folder = find_stage(workdir, 'llm') if weights == 'tiny' else pathlib.Path(weights)
   with run_files.new_folder(out, '--out') as fresh:
-    llm_loading.export_adapted(folder, made, to, fresh)
+    llm_loading.export_adapted(folder, tuned, to, fresh)

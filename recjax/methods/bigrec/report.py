@@ -47,9 +47,9 @@ PAPERS = {'ground': '''\
 }'''}
 
 
-def write(cfg: ConfigDict, work: Workdir, data: Data, found: pathlib.Path) -> None:
+def write(cfg: ConfigDict, work: Workdir, data: Data, evaluated: pathlib.Path) -> None:
   """Writes report.html into the run's folder."""
-  outcome = read_json(found / 'results.json')
+  outcome = read_json(evaluated / 'results.json')
   main = next(iter(outcome['rows']))
   special = grounded_sections if cfg.variant == 'ground' else decoded_sections
   name = 'BIGRec: titles are written, then grounded'
@@ -121,10 +121,10 @@ def map_section(data: Data, vectors: dict[str, np.ndarray], records: list[dict])
   flat = (items - centre) @ axes[:2].T
   near, lines = [], []
   for i in odd:
-    at = int(((items - texts[i]) ** 2).sum(1).argmin())
+    nearest_item = int(((items - texts[i]) ** 2).sum(1).argmin())
     point = (texts[i] - centre) @ axes[:2].T
     near.append(point)
-    lines.append((point, flat[at]))
+    lines.append((point, flat[nearest_item]))
   groups = ['items'] * len(flat) + ['generated, no title'] * len(near)
   rows = [[first[i], data.titles[int(((items - texts[i]) ** 2).sum(1).argmin())]]
           for i in odd[:10]]
@@ -146,14 +146,14 @@ def gamma_section(work: Workdir) -> html.Section:
   names = {'pop': 'popularity', 'cf': 'the assistant'}
   curves = {f'{names[k]}, {part}': list(zip(g['gammas'], g[part]['NDCG@10']))
             for k, g in gamma.items() for part in ('valid', 'test')}
-  some = ('HR@5', 'NDCG@5', 'HR@10', 'NDCG@10')
+  metrics = ('HR@5', 'NDCG@5', 'HR@10', 'NDCG@10')
   chosen = [[names[k], f'{g["one"]:g}', *(f'{c["gamma"]:g} ({c["test"]:.4f})' for c in
-             (g['per_metric'][m] for m in some))] for k, g in gamma.items()]
+             (g['per_metric'][m] for m in metrics))] for k, g in gamma.items()]
   return html.section(
       'Injection',
       html.figure(plots.loss_curves(curves, ylabel='NDCG@10', xlabel='gamma'),
                   'NDCG@10 by gamma', 'curves'),
-      html.table(['Pulled by', 'one gamma', *some], chosen,
+      html.table(['Pulled by', 'one gamma', *metrics], chosen,
                  'The gamma of the rows above, and the published choice for each metric with its '
                  'test value'),
       intro='Distances are multiplied by (1 + W) to the power of minus gamma. One gamma is chosen '

@@ -43,9 +43,9 @@ def documents(template: Template, noun: str, titles: list[str], seed: int, walks
   for _ in range(walks):
     order = tiny_llm.similarity_walk(words, rng)
     for start in range(0, len(order), longest):
-      some = [titles[i] for i in order[start:start + longest + 1]]
-      record = template.record(noun, some[:-1] or some, some[-1])
-      out.append(template.text(record).removeprefix(opening) + template.reply(some[-1]))
+      walk = [titles[i] for i in order[start:start + longest + 1]]
+      record = template.record(noun, walk[:-1] or walk, walk[-1])
+      out.append(template.text(record).removeprefix(opening) + template.reply(walk[-1]))
   return opening, out
 
 

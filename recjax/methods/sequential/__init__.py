@@ -28,14 +28,15 @@ def run(cfg: ConfigDict, work: Workdir) -> None:
   train.check(cfg, shop)
   work.say(f'{shop.name}: {len(shop.catalog):,} items, {len(shop.interactions):,} users, '
            f'{len(shop.interactions.items):,} interactions, fingerprint {shop.fingerprint[:12]}')
-  made = work.stage('train', train.stage, train.settings(cfg), shop)
-  found = work.stage('evaluate', evaluate.stage, evaluate.settings(cfg), shop, made)
-  work.publish(found, 'results.json', 'ranks.parquet', 'predictions.parquet')
-  report.write(cfg, work, shop, found)
-  results.show(work, found)
-  few = read_json(found / 'results.json').get('sampled')
-  if few:
-    work.say(f'{few["protocol"]}: HR@10 {few["HR@10"]:.4f}, NDCG@10 {few["NDCG@10"]:.4f}')
+  trained = work.stage('train', train.stage, train.settings(cfg), shop)
+  evaluated = work.stage('evaluate', evaluate.stage, evaluate.settings(cfg), shop, trained)
+  work.publish(evaluated, 'results.json', 'ranks.parquet', 'predictions.parquet')
+  report.write(cfg, work, shop, evaluated)
+  results.show(work, evaluated)
+  sampled = read_json(evaluated / 'results.json').get('sampled')
+  if sampled:
+    work.say(f'{sampled["protocol"]}: HR@10 {sampled["HR@10"]:.4f}, NDCG@10 '
+             f'{sampled["NDCG@10"]:.4f}')
 
 
 recommender, cost, convert = evaluate.recommender, evaluate.cost, evaluate.convert

@@ -42,24 +42,24 @@ def stage(work: Workdir, cfg: ConfigDict, shop: Dataset, made: pathlib.Path,
   split = splits.split_for_config(shop, cfg.eval)
   n, row = len(shop.catalog), row_name(cfg)
   model = sequential.model_config(cfg, n)
-  how = dict(block=ranking.block_size(n, cfg.eval.memory << 20), **masking(cfg))
+  options = dict(block=ranking.block_size(n, cfg.eval.memory << 20), **masking(cfg))
   best = int(np.argmax(read_json(made / 'valid.json')['NDCG@10']))
-  ours = []
+  ranks_of_seeds = []
   with work.progress('ranking', cfg.seeds, unit='seed') as advance:
     for seed in range(cfg.seeds):
       score = sequential.scorer(model, sequential.load(made / 'model.npz', seed))
-      found, *top = ranking.rank_and_recommend(
-          score, split.test, n, min(cfg.eval.save_top, n), **how)
-      ours.append(found)
+      seed_ranks, *top = ranking.rank_and_recommend(
+          score, split.test, n, min(cfg.eval.save_top, n), **options)
+      ranks_of_seeds.append(seed_ranks)
       if seed == best:
-        lists, few = top, among_few(cfg, shop, split, score)
+        lists, sampled = top, among_few(cfg, shop, split, score)
       advance()
-  ranks = {row: np.stack(ours)}
+  ranks = {row: np.stack(ranks_of_seeds)}
   for name, score in baselines.baselines(split.train, n, cfg.seed).items():
-    ranks[name] = ranking.rank_cases(score, split.test, n, **how)
+    ranks[name] = ranking.rank_cases(score, split.test, n, **options)
   results = results_lib.save(work.folder, shop, split, row, ranks, lists,
                          ranking.protocol(n, split.protocol + drawn, **masking(cfg)),
-                         range(cfg.seed, cfg.seed + cfg.seeds), **few)
+                         range(cfg.seed, cfg.seed + cfg.seeds), **sampled)
   return {'users': len(split.test), **{m: round(results['rows'][row][m]['value'], 4)
                                        for m in results_lib.CLOSING}}
 
@@ -71,14 +71,14 @@ def masking(cfg: ConfigDict) -> dict[str, Any]:
 
 def among_few(cfg: ConfigDict, shop: Dataset, split: Split, score: ScoreFn) -> dict[str, Any]:
   """Figures of a sampled protocol, where one is asked for. -> dict to stand in results.json"""
-  how = cfg.eval.sampled
-  if not how:
+  rule = cfg.eval.sampled
+  if not rule:
     return {}
   counts = np.bincount(split.train.items, minlength=len(shop.catalog) + 1)[1:]
-  drawn = sampled_ranking.draw(how, split.test, counts, cfg.seed,
-                       split.train if how == 'uniform100_sasrec' else None)
+  drawn = sampled_ranking.draw(rule, split.test, counts, cfg.seed,
+                       split.train if rule == 'uniform100_sasrec' else None)
   values = metrics.per_case(sampled_ranking.rank_cases(score, split.test, len(shop.catalog), drawn))
-  return {'sampled': {'protocol': sampled_ranking.protocol(how),
+  return {'sampled': {'protocol': sampled_ranking.protocol(rule),
                       **{m: float(v.mean()) for m, v in values.items()}}}
 
 
@@ -93,13 +93,13 @@ def recommender(workdir: str | os.PathLike, data: str | None = None) -> Callable
                       'ones: train it again on later data, or ask a run of a method that reads '
                       'texts: betag, bigrec, llmemb, reclm, etegrec')
   config = saved_config(workdir)
-  made = find_stage(workdir, 'train')
+  trained = find_stage(workdir, 'train')
   results = read_json(find_stage(workdir, 'evaluate') / 'results.json')
   load = array_record.load_unchanged if array_record.found(config.data) else load_unchanged
   shop = load(config.data, results['data_fingerprint'], workdir, config.eval.tie_order)
-  best = int(np.argmax(read_json(made / 'valid.json')['NDCG@10']))
+  best = int(np.argmax(read_json(trained / 'valid.json')['NDCG@10']))
   score = sequential.scorer(sequential.model_config(config, len(shop.catalog)),
-                            sequential.load(made / 'model.npz', best))
+                            sequential.load(trained / 'model.npz', best))
   return ranking.recommender(score, shop.catalog)
 
 

@@ -15,9 +15,9 @@ from recjax.training.workdir import Workdir, find_stage
 LABELS = {'popularity': 'popularity', 'recency': 'recent popularity', 'random': 'random'}
 
 
-def write(cfg: ConfigDict, work: Workdir, shop: Dataset, found: pathlib.Path) -> None:
+def write(cfg: ConfigDict, work: Workdir, shop: Dataset, evaluated: pathlib.Path) -> None:
   """Writes report.html into the run's folder."""
-  outcome = read_json(found / 'results.json')
+  outcome = read_json(evaluated / 'results.json')
   row = next(iter(outcome['rows']))
   html.write(work.path / 'report.html', html.page(
       f'Sequential recommendation: {row}', f'{shop.name}, preset {cfg.preset}',

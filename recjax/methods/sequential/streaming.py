@@ -26,11 +26,11 @@ def run(cfg: ConfigDict, work: Workdir) -> None:
            f'{shop.fingerprint[:12]}')
   few, drawn = sample(shop)
   train.check(cfg, few)
-  made = work.stage('train', stage, train.settings(cfg), shop, few)
-  found = work.stage('evaluate', evaluate.stage, evaluate.settings(cfg), few, made, drawn)
-  work.publish(found, 'results.json', 'ranks.parquet', 'predictions.parquet')
-  report.write(cfg, work, few, found)
-  results.show(work, found)
+  trained = work.stage('train', stage, train.settings(cfg), shop, few)
+  evaluated = work.stage('evaluate', evaluate.stage, evaluate.settings(cfg), few, trained, drawn)
+  work.publish(evaluated, 'results.json', 'ranks.parquet', 'predictions.parquet')
+  report.write(cfg, work, few, evaluated)
+  results.show(work, evaluated)
 
 
 def check(cfg: ConfigDict, shop: array_record.Records) -> None:
@@ -64,9 +64,9 @@ def stage(work: Workdir, cfg: ConfigDict, shop: array_record.Records,
     raise DataError(f'none of {len(few.interactions):,} users of {shop.name} has 3 items')
   n = len(shop.catalog)
   model = sequential.model_config(cfg, n)
-  judge = ranking.validator(lambda params: sequential.scorer(model, params), split.valid, n, 1,
+  validate = ranking.validator(lambda params: sequential.scorer(model, params), split.valid, n, 1,
                             cfg.train.valid_users)
-  best, score, epoch = sequential_streaming.fit_records(work, cfg, shop, judge)
+  best, score, epoch = sequential_streaming.fit_records(work, cfg, shop, validate)
   best = jax.tree.map(lambda x: np.asarray(x)[None], best)
   sequential.save(work.folder / 'model.npz', best)
   write_json(work.folder / 'valid.json', {'NDCG@10': [round(float(score), 6)], 'epoch': [epoch]})

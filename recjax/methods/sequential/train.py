@@ -25,14 +25,14 @@ def stage(work: Workdir, cfg: ConfigDict, shop: Dataset) -> dict[str, Any]:
     raise DataError(f'no user of {shop.name} has 3 items, so nobody can be validated or tested')
   n = len(shop.catalog)
   model = sequential.model_config(cfg, n)
-  judge = ranking.validator(lambda params: sequential.scorer(model, params), split.valid, n,
+  validate = ranking.validator(lambda params: sequential.scorer(model, params), split.valid, n,
                             cfg.seeds, cfg.train.valid_users)
-  best, scores, at = sequential.fit(work, cfg, n, split.train, judge)
+  best, scores, epochs = sequential.fit(work, cfg, n, split.train, validate)
   sequential.save(work.folder / 'model.npz', best)
   write_json(work.folder / 'valid.json', {
-      'NDCG@10': [round(float(s), 6) for s in scores], 'epoch': at.tolist()})
+      'NDCG@10': [round(float(s), 6) for s in scores], 'epoch': epochs.tolist()})
   return {'parameters': f'{seqrec.parameters(best) // cfg.seeds:,}',
-          'best_epochs': ', '.join(map(str, at)),
+          'best_epochs': ', '.join(map(str, epochs)),
           'valid_NDCG@10': ', '.join(f'{s:.4f}' for s in scores)}
 
 
