@@ -7,7 +7,11 @@ import re
 
 import griffe
 
-CODE = re.compile(r'(``.*?``|`[^`]*`|^    .*$)', re.DOTALL | re.MULTILINE)
+# Between backticks, or indented by four behind an empty line.
+CODE = re.compile(r'(``.*?``|`[^`]*`|(?<=\n\n) {4}[^\n]*(?:\n+ {4}[^\n]*)*)', re.DOTALL)
+# An underscore between letters is none of Markdown's.
+READ = re.compile(r'[\[\]<*]|(?<!\w)_+|_+(?!\w)')
+BEFORE_LIST = re.compile(r'^(?!- )(\S.*)\n(?= {0,3}- )', re.MULTILINE)
 
 
 class PlainText(griffe.Extension):
@@ -22,7 +26,11 @@ class PlainText(griffe.Extension):
 
 def plain(text: str) -> str:
   """Text of a docstring with what Markdown would read in it escaped, but for code."""
-  text = re.sub(r'^(?!\s*- )(.*\S)\n(?=- )', r'\1\n\n', text, flags=re.MULTILINE)  # before a list
+  text = BEFORE_LIST.sub(r'\1\n\n', text)
   parts = CODE.split(text)
-  return ''.join(part if i % 2 else re.sub(r'([\[\]<*_~$])', r'\\\1', part)
-                 for i, part in enumerate(parts))
+  return ''.join(part if i % 2 else READ.sub(escaped, part) for i, part in enumerate(parts))
+
+
+def escaped(found: re.Match) -> str:
+  """A match of READ as Markdown takes it for text."""
+  return '&lt;' if found[0] == '<' else '\\' + '\\'.join(found[0])

@@ -68,10 +68,10 @@ def on_page_markdown(markdown, page, config, files):
     path, _, anchor = target.partition('#')
     if not path or re.match(r'[a-z]+:', target):
       return match[0]
-    goal = posixpath.normpath(posixpath.join(posixpath.dirname(source), path))
-    goal = 'index.md' if goal == 'README.md' else goal.removeprefix('docs/')
-    if files.get_file_from_path(goal) is None:
-      return text
+    target = posixpath.normpath(posixpath.join(posixpath.dirname(source), path))
+    goal = 'index.md' if target == 'README.md' else target.removeprefix('docs/')
+    if files.get_file_from_path(goal) is None:  # of what is nowhere mkdocs warns
+      return text if (ROOT / target).exists() else match[0]
     link = posixpath.relpath(goal, posixpath.dirname(here) or '.')
     return f'[{text}]({link}{"#" + anchor if anchor else ""})'
   parts = FENCED.split(markdown)

@@ -150,18 +150,22 @@ class SiteTest(absltest.TestCase):
         ('launch/README.md', '[a](../docs/data.md), [b](../CONTRIBUTING.md)',
          '[a](../data.md), [b](../CONTRIBUTING.md)'),
         ('CONTRIBUTING.md', '[a](README.md) [b](docs/a.ipynb)', '[a](index.md) [b](a.ipynb)'),
-        ('data.md', '[a [b]](../configs/x.py) [c](#c) [d](https://d.org/x)',
-         'a [b] [c](#c) [d](https://d.org/x)'),
+        ('data.md', '[a [b]](../setup.py) [c](#c) [d](https://d.org/x) [e](../nosuch.py)',
+         'a [b] [c](#c) [d](https://d.org/x) [e](../nosuch.py)'),
         ('data.md', '```\n[a](../launch/README.md)\n```\n', '```\n[a](../launch/README.md)\n```\n'),
         ('api/data.md', '[a](../x.md)', '[a](../x.md)')):
       self.assertEqual(read(source, text), want)
 
   def test_docstrings_are_no_markdown(self):
     plain = of_site(self, 'site_docstrings').plain
-    self.assertEqual(plain('ids [B][k], <x>, *a_b*'), r'ids \[B\]\[k\], \<x>, \*a\_b\*')
+    self.assertEqual(plain('ids [B][k], <x>, *a_b*'), r'ids \[B\]\[k\], &lt;x>, \*a_b\*')
     self.assertEqual(plain('`a[0]_b` and ``c*``'), '`a[0]_b` and ``c*``')
     self.assertEqual(plain('So:\n\n    x = a[b]\n'), 'So:\n\n    x = a[b]\n')
-    self.assertEqual(plain('Of:\n- one\n- two'), 'Of:\n\n- one\n- two')
+    self.assertEqual(plain('a_b: of\n    c[d]\n\n    _x_'), 'a_b: of\n    c\\[d\\]\n\n    _x_')
+    self.assertEqual(plain('_x_ __init__'), r'\_x\_ \_\_init\_\_')
+    for space in ('', '  '):
+      items = f'{space}- one\n{space}  more\n{space}- two'
+      self.assertEqual(plain(f'Of:\n{items}'), f'Of:\n\n{items}')
 
 
 class PythonTest(absltest.TestCase):
