@@ -2,7 +2,7 @@
 
   python -m tests                # what a change wants: minutes
   python -m tests beam workdir   # only files whose path holds a word
-  python -m tests --all          # long ones as well: kill loops, device matrices, every damaged file
+  python -m tests --all          # long ones as well: kill loops, device matrices, all damages
 
 Warnings that point at a line of ours are listed at the end, and the slowest cases with --slowest=N.
 """
@@ -46,9 +46,12 @@ def group_of(path: pathlib.Path) -> str:
   return name.partition('/')[0] if '/' in name else 'top'
 
 
-def run_group(paths: list[pathlib.Path], env: dict[str, str]) -> tuple[float, list[ET.Element], str]:
-  """Runs test files in one process. -> seconds, its cases, its output; a process that dies before
-  its report is whole counts as one failed case."""
+def run_group(paths: list[pathlib.Path],
+              env: dict[str, str]) -> tuple[float, list[ET.Element], str]:
+  """Runs test files in one process. -> seconds, its cases, its output
+
+  A process that dies before its report is whole counts as one failed case.
+  """
   names = ['.'.join(('tests', *p.relative_to(ROOT).with_suffix('').parts)) for p in paths]
   start = time.monotonic()
   with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
@@ -116,12 +119,12 @@ def main(argv: list[str]) -> int:
         lambda g: run_group(groups[g], env), order)):
       bad = [case for case in cases if is_bad(case)]
       out = [case for case in cases if is_skipped(case)]
-      long = sum(map(is_left, out))
+      long, good = sum(map(is_left, out)), len(cases) - len(bad) - len(out)
       skipped += [called(case) for case in out if not is_left(case)]
-      left, failed, passed = left + long, failed + len(bad), passed + len(cases) - len(bad) - len(out)
-      note = f', {len(out) - long} skipped' * (len(out) > long) + f', {long} left for --all' * (long > 0)
-      print(f'{"FAIL" if bad else "ok":4} {name}  {len(cases) - len(bad) - len(out)} passed{note}  '
-            f'{seconds:.1f} s', flush=True)
+      left, failed, passed = left + long, failed + len(bad), passed + good
+      note = f', {len(out) - long} skipped' if len(out) > long else ''
+      note += f', {long} left for --all' if long else ''
+      print(f'{"FAIL" if bad else "ok":4} {name}  {good} passed{note}  {seconds:.1f} s', flush=True)
       if bad:
         print(output, *(f'FAILED {called(case)}' for case in bad), sep='\n', flush=True)
       ran += cases
