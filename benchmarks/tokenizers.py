@@ -41,7 +41,7 @@ def main():
   for name in args.data:
     start = time.perf_counter()
     with opened() as work:
-      found = item_embeddings.of_text(
+      found = item_embeddings.from_text(
         work, item_texts(dataset.load_data(name).catalog), args.encoder
       )
     print(f'{name}: {len(found):,} texts in {time.perf_counter() - start:.1f} s')

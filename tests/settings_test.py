@@ -18,7 +18,7 @@ from recjax.methods import reclm
 from recjax.methods.betag import base_tags
 from recjax.methods.bigrec import evaluate, grounding
 from recjax.methods.bigrec import train as bigrec_tune
-from recjax.methods.etegrec import alignment, tokenization
+from recjax.methods.etegrec import joint_training, tokenization
 from recjax.methods.llmemb import prompts, rat, variants
 from recjax.methods.reclm import train as reclm_tune
 from recjax.models import bert, llm, rqvae, semantic_id_t5, semantic_ids, seqrec
@@ -223,8 +223,8 @@ class TablesTest(absltest.TestCase):
       'lora.targets': llm.LINEAR,
       'fusion': semantic_id_t5.SITES,
       'grounding': reclm.GROUNDINGS,
-      'align.sign': alignment.SIGNS,
-      'align.reduce': alignment.REDUCERS,
+      'align.sign': joint_training.SIGNS,
+      'align.reduce': joint_training.REDUCERS,
       **{f'tokenizer.{k}': v for k, v in rqvae.CHOICES.items() if k != 'encoder'},
       'tokenizer.kind': [*tokenization.NETWORKS, *semantic_ids.PLAIN, '*.json'],
       'tokenizer.dedupe': semantic_ids.POLICIES,
@@ -243,7 +243,7 @@ class TablesTest(absltest.TestCase):
       'tags.on_bad_tag': tag_files.ON_BAD_TAG,
       'train.mode': bigrec_tune.MODES,
       'train.scope': trie_masked.KINDS,
-      'train.control_like': reclm_tune.LIKE,
+      'train.control_like': reclm_tune.INIT_WORDS,
       'train.loss_on': [*sft.LOSS_ON, 'assistant', 'continuation'],
       'prompts.rules': prompts.RULES,
       'scft.loss': contrastive.KINDS,

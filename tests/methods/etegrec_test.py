@@ -182,16 +182,16 @@ class WholeTest(parameterized.TestCase):
     cfg.decode.batch = 48
     whole, broken = self.create_tempdir().full_path, self.create_tempdir().full_path
     run(cfg, whole)
-    original = train.judged
+    original = train.validate_params
 
     def failing(*given):
       raise UserError('killed')
-    train.judged = failing
+    train.validate_params = failing
     try:
       with self.assertRaisesRegex(UserError, 'killed'):
         run(cfg, broken)
     finally:
-      train.judged = original
+      train.validate_params = original
     calls, kept = [], sharded_stage.kept
 
     def counted(stop, work, name, make):
@@ -225,29 +225,33 @@ class PartsTest(parameterized.TestCase):
     (room / 'stages' / '02-tokenizer' / 'DONE.json').write_text('{}')
     for kind in ('pq', 'items.json'):
       with self.assertRaisesRegex(ConfigError, f'tokenizer.kind={kind} of .* gives no code'):
-        later_ids.encoded(room, ConfigDict({'kind': kind}), np.zeros((1, 4), np.float32), None)
+        later_ids.encode_vectors(
+          room, ConfigDict({'kind': kind}), np.zeros((1, 4), np.float32), None
+        )
 
   def test_a_new_id_is_one_that_nobody_has(self):
     table = np.array([[0, 0, 0], [0, 0, 2], [1, 0, 0]])
     some, far = np.array([[0, 0], [0, 0], [2, 1]]), np.zeros((3, 3))
-    np.testing.assert_array_equal(later_ids.settled(table, some, far, 4),
+    np.testing.assert_array_equal(later_ids.assign_codes(table, some, far, 4),
                                   [[0, 0, 1], [0, 0, 3], [2, 1, 0]])
     far = np.array([[2., 0, 1], [2, 0, 1], [0, 0, 0]])  # without a level that counts: the nearest
-    np.testing.assert_array_equal(later_ids.settled(np.array([[0, 1]]), np.array([[0, 1]] * 2),
+    np.testing.assert_array_equal(later_ids.assign_codes(np.array([[0, 1]]), np.array([[0, 1]] * 2),
                                                     far, 3), [[0, 2], [0, 0]])
     with self.assertRaisesRegex(DataError, r'all 3 IDs that begin with \(0, 0\) are taken'):
-      later_ids.settled(table, some, far, 3)
+      later_ids.assign_codes(table, some, far, 3)
 
   def test_every_prefix_is_a_row_once_an_epoch(self):
     shop = load_data(shop_folder(self.create_tempdir()))
     histories, targets = batching.prefixes(shop.interactions, 4)
     self.assertLen(targets, int((shop.interactions.lengths() - 1).sum()))
     self.assertLessEqual(max(map(len, histories)), 4)
-    made, shares, steps = batching.bins(histories, targets, np.arange(len(targets))[:, None], 4, 32)
-    order = batching.shuffled(jax.random.key(0), made, shares, steps)
+    made, shares, steps = batching.make_bins(
+      histories, targets, np.arange(len(targets))[:, None], 4, 32
+    )
+    order = batching.shuffle_rows(jax.random.key(0), made, shares, steps)
     met = []
     for step in range(steps):
-      for part in batching.take(made, [o[step] for o in order]):
+      for part in batching.take_rows(made, [o[step] for o in order]):
         met += [(tuple(int(i) for i in h if i), int(t)) for h, t in zip(
             part.history, part.target) if t]
     want = [(tuple(map(int, h)), int(t)) for h, t in zip(histories, targets)]
@@ -258,13 +262,13 @@ class PartsTest(parameterized.TestCase):
     work = Workdir(pathlib.Path('.'), Console(quiet=True))
     cfg = ConfigDict({'source': 'local', 'encoder': ''})
     history = shop.interactions.items[:3]
-    said, _ = interests.told(work, cfg, shop, [history])
-    again, _ = interests.told(work, cfg, shop, [history, shop.interactions.items[:4]])
+    said, _ = interests.interest_texts(work, cfg, shop, [history])
+    again, _ = interests.interest_texts(work, cfg, shop, [history, shop.interactions.items[:4]])
     self.assertEqual(said[0], again[0])
     self.assertNotEmpty(said[0])
 
   def test_hashed_words(self):
-    one, plural, other = (interests.hashed(t) for t in ('Glass lamp', 'glass lamps', 'Pumps'))
+    one, plural, other = (interests.hash_words(t) for t in ('Glass lamp', 'glass lamps', 'Pumps'))
     np.testing.assert_allclose(one, plural)
     self.assertAlmostEqual(float(one @ one), 1, places=5)
     self.assertLess(abs(float(one @ other)), 0.6)

@@ -151,7 +151,7 @@ class WholeTest(absltest.TestCase):
       folder = workdir_lib.find_stage(self.path, f'export-{source}')
       x = item_embeddings.read_shards(folder)
       self.assertNotIn(
-        str(self.path), (folder / item_embeddings.ABOUT).read_text()
+        str(self.path), (folder / item_embeddings.ABOUT_FILE).read_text()
       )  # runs may move
       x = x - x.mean(0)
       x /= np.linalg.norm(x, axis=1, keepdims=True)

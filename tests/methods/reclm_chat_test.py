@@ -73,10 +73,15 @@ TEMPLATES = {
     'the last turn ends anew': EACH + '<|start|>{{ m.role }}: {{ m.content }}{% if loop.last %}'
                                '<stop>{% else %}<|end|>{% endif %}' + DONE,
 }
-TURNS = [sft_data.said('system', ' Advise. '), sft_data.said('user', ' How?\n'),
-         sft_data.said('assistant', [' So. ']), sft_data.said('user', 'Name two. '),
-         sft_data.said('assistant', sft_data.written([3, 1])), sft_data.said('user', 'More? '),
-         sft_data.said('assistant', ['No <|end|>.'])]
+TURNS = [
+  sft_data.message('system', ' Advise. '),
+  sft_data.message('user', ' How?\n'),
+  sft_data.message('assistant', [' So. ']),
+  sft_data.message('user', 'Name two. '),
+  sft_data.message('assistant', sft_data.numbered_list([3, 1])),
+  sft_data.message('user', 'More? '),
+  sft_data.message('assistant', ['No <|end|>.']),
+]
 
 
 def tokenizer(template):
@@ -95,7 +100,7 @@ def renderer(base, variables=None, codes=False):
   )
   stock = tokenized_catalog.load(Catalog(tuple('abcd'), {'title': TITLES}), made)
   if codes:
-    stock = tokenized_catalog.codes(stock, np.array([[0, 0], [0, 1], [1, 0], [1, 1]]), more[0])
+    stock = tokenized_catalog.with_codes(stock, np.array([[0, 0], [0, 1], [1, 0], [1, 1]]), more[0])
   tree = stock.plant(eoi, made.vocab_size)
   nodes = trie_masked.title_nodes(tree.first, tree.tok, [[*r, eoi] for r in stock.rows])
   return chat_encoding.ChatEncoder(made, stock.rows, soi, eoi, nodes, variables=variables)

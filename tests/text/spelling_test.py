@@ -106,7 +106,7 @@ class FormTest(parameterized.TestCase):
     self.assertLen(trie.build(stock.rows, made.eos_ids[0], made.vocab_size), 8)
     # A file may spell titles as the catalogue does.
     self.assertEqual(
-      offline_samples.parsed('<SOI>Ｗｉｄｅ ﬁn<EOI> and <SOI>BIG Mug<EOI>', stock, 'f'),
+      offline_samples.parse_answer('<SOI>Ｗｉｄｅ ﬁn<EOI> and <SOI>BIG Mug<EOI>', stock, 'f'),
       [3, ' and ', 4],
     )
 

@@ -11,7 +11,7 @@ import numpy as np
 
 from recjax.errors import DataError
 
-EVEN = 8
+SHARE_MULTIPLE = 8
 
 
 class Bin(NamedTuple):
@@ -38,7 +38,7 @@ def prefixes(train, most):
   return histories, np.array(targets, np.int32)
 
 
-def padded(histories, width):
+def pad_histories(histories, width):
   """-> (B, width) int32, 0 behind; the last `width` items of longer ones"""
   out = np.zeros((len(histories), width), np.int32)
   for row, h in zip(out, histories):
@@ -46,7 +46,7 @@ def padded(histories, width):
   return out
 
 
-def widths(most):
+def bin_widths(most):
   """The widths of bins: a quarter, a half and the whole of the longest history.
 
   Each is a network of its own to the compiler, so there are few.
@@ -54,14 +54,14 @@ def widths(most):
   return sorted({-(-most // part) for part in (4, 2, 1)})
 
 
-def bins(histories, targets, interests, most, batch):
+def make_bins(histories, targets, interests, most, batch):
   """Parts rows among bins. interests: (R, K) int32. -> [Bin] on the host, shares [rows], steps
 
   Bins are filled up with nobody to steps times their share. Together the shares are about `batch`;
   each divides by EVEN, whatever the mesh is: any number of devices sees the same rows in a step.
   """
   lengths = np.array([len(h) for h in histories])
-  width = np.array(widths(most))
+  width = np.array(bin_widths(most))
   which = np.searchsorted(width, lengths)
   steps = math.ceil(len(targets) / batch)
   made, shares = [], []
@@ -69,21 +69,21 @@ def bins(histories, targets, interests, most, batch):
     rows = np.flatnonzero(which == number)
     if not len(rows):
       continue
-    share = -(-math.ceil(len(rows) / steps) // EVEN) * EVEN
+    share = -(-math.ceil(len(rows) / steps) // SHARE_MULTIPLE) * SHARE_MULTIPLE
     more = share * steps - len(rows)
     fill = lambda x: np.pad(x, [(0, more)] + [(0, 0)] * (x.ndim - 1))  # noqa: E731, B023
-    made.append(Bin(fill(padded([histories[r] for r in rows], w)), fill(targets[rows]),
+    made.append(Bin(fill(pad_histories([histories[r] for r in rows], w)), fill(targets[rows]),
                     fill(interests[rows])))
     shares.append(share)
   return made, shares, steps
 
 
-def shuffled(key, made, shares, steps):
+def shuffle_rows(key, made, shares, steps):
   """The rows of an epoch in a new order. -> [(steps, share) int32 row numbers]"""
   return [jax.random.permutation(jax.random.fold_in(key, n), len(b.target)).reshape(steps, share)
           for n, (b, share) in enumerate(zip(made, shares))]
 
 
-def take(made, rows):
+def take_rows(made, rows):
   """A step's part of every bin. rows: [(share,)] -> [Bin]"""
   return [Bin(*(x[r] for x in b)) for b, r in zip(made, rows)]

@@ -9,18 +9,18 @@ from recjax.decoding import constraints, device_trie, item_filter
 from recjax.decoding.generate import generate
 from recjax.models import semantic_id_t5
 
-WIDTHS = 4  # how many lengths of histories are compiled
+NUM_BUCKETS = 4  # how many lengths of histories are compiled
 
 NORMALIZE = 'level'  # each level has a softmax of its own, as in training; runs are keyed by it
 
 
 @functools.partial(jax.jit, static_argnums=1)
-def plant(table, size):
+def build_device_trie(table, size):
   """The trie of a table (N + 1, Q) with padding in row 0, on the device. -> Forest"""
   return device_trie.semantic_id_trie(table[1:], size, jnp.arange(table.shape[1]) * size)
 
 
-def ranked(cfg, params, table, histories, most, how, interests=None, seen=True, allowed=None,
+def rank_items(cfg, params, table, histories, most, how, interests=None, seen=True, allowed=None,
            advance=None, free=False):
   """The best items of each history, by the log-probability that training gives their codes: each
   level has a softmax of its own.
@@ -32,11 +32,11 @@ def ranked(cfg, params, table, histories, most, how, interests=None, seen=True, 
   -> items (B, beams) int32, 0 where none is left, scores (B, beams)
   """
   table = jnp.asarray(table)
-  tree = None if free else plant(table, cfg.size)
+  tree = None if free else build_device_trie(table, cfg.size)
   beams = min(how.beams, len(table) - 1)
   items = np.zeros((len(histories), beams), np.int32)
   scores = np.full(items.shape, -np.inf, np.float32)
-  decoder, bucket = semantic_id_t5.decoder(cfg), max(1, -(-most // WIDTHS))
+  decoder, bucket = semantic_id_t5.decoder(cfg), max(1, -(-most // NUM_BUCKETS))
   order = np.argsort([min(len(h), most) for h in histories], kind='stable')
   for start in range(0, len(order), how.batch):
     part = order[start:start + how.batch]
@@ -68,20 +68,21 @@ def ranked(cfg, params, table, histories, most, how, interests=None, seen=True, 
       bucket=bucket,
     )
     good = found.exists & found.complete
-    scores[part] = np.where(good, found.scores, -np.inf)[:len(part)]
-    items[part] = np.where(good, named(found, table, cfg.size) if free else placed(found, tree),
-                           0)[:len(part)]
+    scores[part] = np.where(good, found.scores, -np.inf)[: len(part)]
+    items[part] = np.where(
+      good, items_of_codes(found, table, cfg.size) if free else items_of_nodes(found, tree), 0
+    )[: len(part)]
     if advance:
       advance(len(part))
   return items, scores
 
 
-def placed(found, tree):
+def items_of_nodes(found, tree):
   """Item indices of beams over the trie; every item has codes of its own. -> (B, beams)"""
   return np.asarray(tree.item)[np.clip(found.places[..., 0], 0, len(tree.item) - 1)] + 1
 
 
-def named(found, table, size):
+def items_of_codes(found, table, size):
   """Item indices of free beams, 0 for codes of none. table: (N + 1, Q). -> (B, beams)"""
   names = {tuple(row): i for i, row in enumerate(np.asarray(table).tolist()) if i}
   return np.array([[names.get(tuple(row), 0) for row in beams.tolist()]

@@ -7,9 +7,9 @@ from recjax.evaluation import results as results_lib
 from recjax.methods.etegrec import beam_ranking, item_embeddings, train
 from recjax.training import auxiliary_recommender, sharded_stage
 
-SWAPPED = 2000  # users at most whose interests are taken away, or given to others
-PIECE = 2048    # users whose lists a kill may cost
-FREE = 1000     # users at most whose beams are left free
+MAX_SWAPPED_USERS = 2000  # users at most whose interests are taken away, or given to others
+PIECE_USERS = 2048    # users whose lists a kill may cost
+MAX_FREE_USERS = 1000     # users at most whose beams are left free
 
 
 def settings(cfg):
@@ -26,23 +26,32 @@ def row_name(cfg):
 
 def stage(work, cfg, shop, made, coded, heard, model):
   """Ranks the test users with every seed's best epoch and writes every result file. -> counts"""
-  given = train.task(with_train(cfg), shop, made, coded, heard)
+  given = train.load_training_data(with_train(cfg), shop, made, coded, heard)
   cases, n, row = given.split.test, len(shop.catalog), row_name(cfg)
-  best = int(np.argmax(train.valid_of(model)['NDCG@10']))
+  best = int(np.argmax(train.validation_scores(model)['NDCG@10']))
   ours, kept = [], None
   with work.progress('ranking', cfg.seeds * len(cases), unit='user') as advance:
     for seed in range(cfg.seeds):
-      items, scores = ask(work, f'seed-{seed}', cfg, given, train.trained(model, seed),
-                          given.given('test'), advance=advance)
+      items, scores = rank_test_users(
+        work,
+        f'seed-{seed}',
+        cfg,
+        given,
+        train.load_params(model, seed),
+        given.given('test'),
+        advance=advance,
+      )
       ours.append(ranking.list_ranks(items, cases.targets, n))
       if seed == best:
         kept = items[:, :cfg.judge.save_top], scores[:, :cfg.judge.save_top]
-  ranks, chosen = {row: np.stack(ours)}, train.trained(model, best)
-  more = {'free': free(cfg, given, chosen)}
+  ranks, chosen = {row: np.stack(ours)}, train.load_params(model, best)
+  more = {'free': judge_free_beams(cfg, given, chosen)}
   if cfg.fusion != 'none':
-    more['interests'], ranks['no interests'] = without(work, cfg, given, chosen, kept[0])
+    more['interests'], ranks['no interests'] = judge_without_interests(
+      work, cfg, given, chosen, kept[0]
+    )
   mask = cfg.judge.mask_history
-  if item_embeddings.trained(made):
+  if item_embeddings.has_recommender(made):
     ranks['sasrec'] = ranking.rank_cases(
       auxiliary_recommender.scorer(made, n), cases, n, mask_history=mask
     )
@@ -64,7 +73,7 @@ def with_train(cfg):
   return ConfigDict({**cfg, 'train': {'batch': cfg.batch}})
 
 
-def ask(work, name, cfg, given, params, heard, some=None, advance=None):
+def rank_test_users(work, name, cfg, given, params, heard, some=None, advance=None):
   """Lists of test users, of all or of `some`, in pieces that a killed stage finds again.
 
   name: of these lists, its own in the stage. -> items (n, beams), scores
@@ -73,10 +82,10 @@ def ask(work, name, cfg, given, params, heard, some=None, advance=None):
   histories = [cases.history(i) for i in (range(len(cases)) if some is None else some)]
   # Batches are those of one call, so pieces change no list.
   order = np.argsort([min(len(h), cfg.model.history) for h in histories], kind='stable')
-  size, found = -(-PIECE // batch) * batch, []
+  size, found = -(-PIECE_USERS // batch) * batch, []
   for at in range(0, len(order), size):
     def make(part=order[at:at + size]):
-      items, scores = beam_ranking.ranked(
+      items, scores = beam_ranking.rank_items(
           given.cfg, params['rec'], params['table'], [histories[i] for i in part],
           cfg.model.history, cfg.decode, None if heard is None else tuple(h[part] for h in heard),
           cfg.judge.mask_history)
@@ -88,18 +97,18 @@ def ask(work, name, cfg, given, params, heard, some=None, advance=None):
   return tuple(np.concatenate([f[k] for f in found])[back] for k in ('items', 'scores'))
 
 
-def free(cfg, given, params):
+def judge_free_beams(cfg, given, params):
   """How often beams that may be any codes are codes of no item (semantic_ids.md 5.4)."""
   cases = given.split.test
-  order = np.random.default_rng(cfg.seed).permutation(len(cases))[:FREE]
+  order = np.random.default_rng(cfg.seed).permutation(len(cases))[:MAX_FREE_USERS]
   heard = given.given('test')
-  items, _ = beam_ranking.ranked(given.cfg, params['rec'], params['table'],
+  items, _ = beam_ranking.rank_items(given.cfg, params['rec'], params['table'],
                           [cases.history(i) for i in order], cfg.model.history, cfg.decode,
                           None if heard is None else tuple(h[order] for h in heard), free=True)
   return {'users': len(order), 'invalid_rate': float((items[:, :10] == 0).mean())}
 
 
-def without(work, cfg, given, params, items):
+def judge_without_interests(work, cfg, given, params, items):
   """What interests do to lists: taken away, and those of another user given.
 
   items: (n, k), with their own. -> figures, ranks of all test users without interests (1, n)
@@ -107,11 +116,12 @@ def without(work, cfg, given, params, items):
   cases, heard = given.split.test, given.given('test')
   work.say('    the same users without their interests, and with those of others')
   none = tuple(np.zeros_like(h) for h in heard)
-  plain, _ = ask(work, 'none', cfg, given, params, none)
+  plain, _ = rank_test_users(work, 'none', cfg, given, params, none)
   rng = np.random.default_rng(cfg.seed)
-  some = rng.permutation(len(cases))[:SWAPPED]
-  swapped, _ = ask(work, 'swapped', cfg, given, params, tuple(h[np.roll(some, 1)] for h in heard),
-                   some)
+  some = rng.permutation(len(cases))[:MAX_SWAPPED_USERS]
+  swapped, _ = rank_test_users(
+    work, 'swapped', cfg, given, params, tuple(h[np.roll(some, 1)] for h in heard), some
+  )
   top = slice(0, min(10, items.shape[1]))
   changed = lambda a, b: float((a[:, top] != b[:, top]).any(1).mean())  # noqa: E731
   places = ranking.list_ranks(plain, cases.targets, len(given.x))

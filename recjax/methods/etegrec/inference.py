@@ -24,10 +24,10 @@ def open_run(workdir):
   results = read_json(find_stage(workdir, 'evaluate') / 'results.json')
   shop = load_unchanged(config.data, results['data_fingerprint'], workdir)
   model = model_stage(workdir)
-  params = train.trained(model, int(np.argmax(train.valid_of(model)['NDCG@10'])))
+  params = train.load_params(model, int(np.argmax(train.validation_scores(model)['NDCG@10'])))
   dim = params['rec'].get('dec_adapter', {'bias': np.zeros(1)})['bias'].shape[0]
   text = params['rec'].get('interest', {'kernel': np.zeros((1, 1))})['kernel'].shape[0]
-  cfg = train.shape(config, params['table'].shape[1], config.tokenizer.size, dim, text)
+  cfg = train.model_config(config, params['table'].shape[1], config.tokenizer.size, dim, text)
   return config, shop, cfg, params
 
 
@@ -50,9 +50,9 @@ def recommender(workdir, data=None):
   """
   config, shop, cfg, params = open_run(workdir)
   if data:
-    shop, params['table'] = update.carried_on(workdir, config, shop, data, params)
+    shop, params['table'] = update.extend_table(workdir, config, shop, data, params)
   mesh = sharding.make_mesh({'data': -1, 'fsdp': 1, 'model': 1})
-  ask = listener(config, shop, mesh) if config.fusion != 'none' else None
+  ask = interest_encoder(config, shop, mesh) if config.fusion != 'none' else None
   rec, table = jax.tree.map(jax.numpy.asarray, (params['rec'], params['table']))
 
   def recommend(histories, k, exclude_seen=True, allowed=None):
@@ -63,19 +63,19 @@ def recommender(workdir, data=None):
     mask = ranking.mask_of(allowed, shop.catalog)
     how = ConfigDict({'beams': max(k, config.decode.beams), 'batch': config.decode.batch})
     with jax.set_mesh(mesh):
-      items, scores = beam_ranking.ranked(cfg, rec, table, rows, config.model.history, how,
+      items, scores = beam_ranking.rank_items(cfg, rec, table, rows, config.model.history, how,
                                    ask(rows) if ask else None, exclude_seen, mask)
     items, scores = items[:, :k], scores[:, :k]
     return [[shop.catalog.id_of(int(i)) for i in row if i] for row in items], scores
   return recommend
 
 
-def listener(config, shop, mesh):
+def interest_encoder(config, shop, mesh):
   """Interests of new histories, from the local provider: files know those of the data alone."""
   from rich.console import Console
   if config.interests.source != 'local' and not pathlib.Path(config.interests.source).exists():
     raise ConfigError(f'interests.source={config.interests.source!r} is no longer there')
-  return interests.asker(
+  return interests.history_encoder(
     Workdir(pathlib.Path('.'), Console(quiet=True), mesh), config.interests, shop
   )
 
@@ -99,8 +99,8 @@ def convert(workdir, kind, out):
 
 def cost(cfg, shop):
   """What a run would take, before it runs: of the recommender's side. -> {name: text}"""
-  step, steps, given = train.planned(cfg, shop)
-  m, q = cfg.model, train.levels(cfg)
+  step, steps, given = train.trace_step(cfg, shop)
+  m, q = cfg.model, train.num_levels(cfg)
   read = sum(b.history.size for b in given) * q
   count = sum(int((b.target > 0).sum()) for b in given)
   # A beam keeps its own codes, a request what it has read, once for every decoder layer.

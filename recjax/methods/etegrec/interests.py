@@ -18,8 +18,8 @@ from recjax.text import interest_terms as words
 from recjax.text import keywords
 from recjax.training import text_embedding
 
-MOST = words.MOST
-HASHED = 64  # numbers of a vector without an encoder
+MAX_INTERESTS = words.MOST
+HASH_WIDTH = 64  # numbers of a vector without an encoder
 
 
 def settings(cfg):
@@ -36,13 +36,13 @@ def stage(work, cfg, shop):
   split = splits.leave_one_out(shop.interactions)
   asked = batching.prefixes(split.train, cfg.most)[0]
   asked += [c.history(i)[-cfg.most:] for c in (split.valid, split.test) for i in range(len(c))]
-  said, counts = told(work, cfg.interests, shop, asked)
+  said, counts = interest_texts(work, cfg.interests, shop, asked)
   numbers = {}
-  table = np.zeros((len(said), MOST), np.int32)
+  table = np.zeros((len(said), MAX_INTERESTS), np.int32)
   for row, texts in zip(table, said):
     for at, text in enumerate(texts):
       row[at] = numbers.setdefault(text, len(numbers) + 1)
-  found = vectors(work, cfg.interests.encoder, list(numbers), kept=True)
+  found = text_vectors(work, cfg.interests.encoder, list(numbers), kept=True)
   np.save(work.folder / 'vectors.npy', np.pad(found, [(1, 0), (0, 0)]), allow_pickle=False)
   np.save(work.folder / 'rows.npy', table, allow_pickle=False)
   write_json(work.folder / 'texts.json', ['', *numbers])
@@ -50,14 +50,14 @@ def stage(work, cfg, shop):
           'rows_without_any': int((table == 0).all(1).sum()), **counts}
 
 
-def told(work, cfg, shop, histories):
+def interest_texts(work, cfg, shop, histories):
   """Texts of each history, from the source that the config names. -> [[text]], counts"""
   if cfg.source == 'local':
     terms, out = words.read_terms(shop.catalog.columns, len(shop.catalog)), []
     with work.progress('interests', len(histories), unit='history') as advance:
       for start in range(0, len(histories), 1000):
         some = histories[start:start + 1000]
-        out += [words.interests([int(i) for i in h], terms, MOST) for h in some]
+        out += [words.interests([int(i) for i in h], terms, MAX_INTERESTS) for h in some]
         advance(len(some))
     return out, {}
   folder = pathlib.Path(cfg.source)
@@ -73,18 +73,18 @@ def told(work, cfg, shop, histories):
   return out, {'known_to_the_file': sum(map(bool, out)), **counts}
 
 
-def vectors(work, folder, texts, kept=False):
+def text_vectors(work, folder, texts, kept=False):
   """-> (n, d) float32, of a text encoder's folder; without one, words are hashed. kept: in pieces
   that a killed stage finds again"""
   if not folder:
-    return np.array([hashed(t) for t in texts], np.float32).reshape(len(texts), HASHED)
+    return np.array([hash_words(t) for t in texts], np.float32).reshape(len(texts), HASH_WIDTH)
   reader = text_embedding.load(folder, ConfigDict({'dtype': 'auto', 'remat': 'none'}), work.mesh)
   if kept:
     return text_embedding.embed_kept(work, reader, texts, 'embedding')[0]
   return np.asarray(text_embedding.embed(reader, texts, work.mesh)[0], np.float32)
 
 
-def hashed(text, dim=HASHED):
+def hash_words(text, dim=HASH_WIDTH):
   """A unit vector: the sum of one random direction a word, drawn by the word's own checksum."""
   out = np.zeros(dim)
   for word in text.lower().split():
@@ -100,16 +100,18 @@ def read(folder):
           run_files.need_json(folder / 'texts.json', list))
 
 
-def asker(work, cfg, shop):
+def history_encoder(work, cfg, shop):
   """Interests of new histories. -> ask([[item index]]) -> ((B, K, d) float32, (B, K) bool)"""
   terms = words.read_terms(shop.catalog.columns, len(shop.catalog))
 
   def ask(histories):
-    said = [words.interests([int(i) for i in h], terms, MOST) for h in histories]
+    said = [words.interests([int(i) for i in h], terms, MAX_INTERESTS) for h in histories]
     flat = list(dict.fromkeys(t for texts in said for t in texts))
-    table = vectors(work, cfg.encoder, flat)
-    out = np.zeros((len(said), MOST, table.shape[1] if len(flat) else HASHED), np.float32)
-    there = np.zeros((len(said), MOST), bool)
+    table = text_vectors(work, cfg.encoder, flat)
+    out = np.zeros(
+      (len(said), MAX_INTERESTS, table.shape[1] if len(flat) else HASH_WIDTH), np.float32
+    )
+    there = np.zeros((len(said), MAX_INTERESTS), bool)
     at = {t: i for i, t in enumerate(flat)}
     for b, texts in enumerate(said):
       for k, text in enumerate(texts):

@@ -26,7 +26,7 @@ def stage(work, cfg, shop):
   """Writes vectors.npy, (N, d) float32, row i - 1 of item i. -> counts"""
   how, n, counts = cfg.vectors, len(shop.catalog), {}
   if how.source == 'text':
-    found = of_text(work, item_texts(shop.catalog), how.encoder)
+    found = from_text(work, item_texts(shop.catalog), how.encoder)
   elif how.source == 'train':
     given, split = (
       auxiliary_recommender.settings(how, cfg.seed),
@@ -37,7 +37,7 @@ def stage(work, cfg, shop):
         lambda p: sequential.scorer(model, p), split.valid, n, 1, given.train.valid_users))
     found = sequential.load(work.folder / 'model.npz')['items'][1:n + 1]
   elif how.source.endswith('.npy'):
-    found = of_file(how.source, n)
+    found = from_file(how.source, n)
   else:  # a finished run of the method 'sequential'
     counts = auxiliary_recommender.adopt(work, how.source, shop, 'vectors.source',
                              "a .npy file, 'train' or 'text'")
@@ -45,18 +45,18 @@ def stage(work, cfg, shop):
   found = semantic_ids.check_vectors(found)
   if how.unit:  # losses of the tokenizer weigh alike whatever the vectors' scale
     np.savez(work.folder / 'scale.npz', mean=found.mean(0), std=max(float(found.std()), 1e-9))
-    found = scaled(found, work.folder)
+    found = rescale(found, work.folder)
   np.save(work.folder / 'vectors.npy', found, allow_pickle=False)
   return {**counts, 'items': len(found), 'numbers': found.shape[1]}
 
 
-def scaled(found, folder):
+def rescale(found, folder):
   """Vectors on the scale that a stage's folder holds. -> (N, d)"""
   kept = run_files.read_arrays(folder / 'scale.npz')
   return ((found - kept['mean']) / kept['std']).astype(np.float32)
 
 
-def of_text(work, texts, folder):
+def from_text(work, texts, folder):
   """Vectors of title, brand, categories and price, by a text encoder's folder. -> (N, d)"""
   if not folder:
     raise ConfigError("vectors.source='text' needs vectors.encoder, the folder of a text encoder")
@@ -64,7 +64,7 @@ def of_text(work, texts, folder):
   return text_embedding.embed_kept(work, reader, texts, 'embedding')[0]
 
 
-def of_file(path, n):
+def from_file(path, n):
   """A .npy file in the order of the items. -> (N, d). Raises DataError"""
   try:
     found = np.load(path, allow_pickle=False)
@@ -76,7 +76,7 @@ def of_file(path, n):
   return found
 
 
-def trained(folder):
+def has_recommender(folder):
   """Whether the vectors' folder holds the recommender that they came from."""
   return (pathlib.Path(folder) / 'model.npz').exists()
 

@@ -1,8 +1,7 @@
-"""Training of recommenders that write semantic IDs, alone (TIGER) or with the tokenizer (ETEGRec).
+"""ETEGRec's alignment of recommender and tokenizer, and the loss of codes.
 
-Everything lives on the device; one call is one epoch. The state is {'rec', 'table'} and, where the
-tokenizer learns too, 'id': its parameters. The table of codes is part of the state, so new codes
-recompile nothing. B rows of a step, Q codes of an item. (specification: etegrec.md 5, 6)
+Liu et al., SIGIR 2025, equations 6, 15 and 16. B rows; only the first row of each distinct target
+counts, as `first` says. (specification: etegrec.md 5)
 """
 import dataclasses
 import functools
@@ -14,12 +13,57 @@ from jax import lax
 
 from recjax.distributed import sharding
 from recjax.errors import DataError
-from recjax.methods.etegrec import alignment
 from recjax.models import rqvae, semantic_id_t5, semantic_ids
+
+SIGNS = ('neg', 'pos')
+
+REDUCERS = ('sum_levels', 'mean_levels')
+
+
+def first_occurrences(targets):
+  """Which rows hold the first occurrence of their target; 0 is nobody's. targets: (B,) -> bool"""
+  same = targets[:, None] == targets[None]
+  at = jnp.arange(len(targets))
+  return ~(same & (at[None] < at[:, None])).any(1) & (targets > 0)
+
+
+def code_loss(logits, codes, real):
+  """Mean negative log-likelihood of all codes. logits: (B, Q, C), codes: (B, Q), real: (B,)"""
+  logp = jax.nn.log_softmax(logits.astype(jnp.float32))
+  each = -jnp.take_along_axis(logp, jnp.maximum(codes, 0)[..., None], -1)[..., 0].mean(-1)
+  return (each * real).sum() / jnp.maximum(real.sum(), 1)
+
+
+def sia(item, state, rows, sign='neg', reduce='sum_levels', temperature=1.0):
+  """Symmetric KL between code distributions of an item and of its encoder state.
+
+  item, state: squared distances (B, L, C). rows: (B,) bool, which count. sign: 'neg' is the
+  paper's softmax of -distance; 'pos' what the released code computes. reduce: levels are summed
+  (paper) or averaged (code). -> ()
+  """
+  scale = (-1 if sign == 'neg' else 1) / temperature
+  p, q = (jax.nn.log_softmax(scale * d.astype(jnp.float32)) for d in (item, state))
+  each = (jnp.exp(p) * (p - q) + jnp.exp(q) * (q - p)).sum(-1)
+  each = each.sum(-1) if reduce == 'sum_levels' else each.mean(-1)
+  return (each * rows).sum() / jnp.maximum(rows.sum(), 1)
+
+
+def psa(recon, state, rows, tau=0.07):
+  """Two-way contrast of rebuilt item vectors and first decoder states, by cosine.
+
+  recon, state: (B, d). rows: (B,) bool; others are neither asked for nor negatives. -> ()
+  """
+  a, b = (x / jnp.maximum(jnp.linalg.norm(x, axis=-1, keepdims=True), 1e-12)
+          for x in (recon.astype(jnp.float32), state.astype(jnp.float32)))
+  logits = jnp.dot(a, b.T, precision=jax.lax.Precision.HIGHEST) / tau
+  logits = jnp.where(rows[:, None] & rows[None], logits, -1e30)
+  own = jnp.where(rows, jnp.diagonal(logits), 0)
+  each = sum(jax.nn.logsumexp(logits, axis) - own for axis in (0, 1))
+  return jnp.where(rows, each, 0).sum() / jnp.maximum(rows.sum(), 1)
 
 
 @dataclasses.dataclass(frozen=True)
-class Weights:
+class AlignmentWeights:
   """How the two models meet; hashable. sia, psa: weights of the alignment losses (0: they do not).
   sign, reduce, temperature: of `alignment.sia`; tau: of `alignment.psa`. warm: epochs without
   either."""
@@ -32,7 +76,7 @@ class Weights:
   warm: int = 0
 
 
-def read(cfg, params, table, some, texts, key=None):
+def read_bins(cfg, params, table, some, texts, key=None):
   """The recommender over a step's bins. some: [(history, target, interests)], as rows.Bin.
 
   texts: (U + 1, d) vectors of interests. key: of dropout, None for none.
@@ -51,26 +95,26 @@ def read(cfg, params, table, some, texts, key=None):
           jnp.concatenate([target for _, target, _ in some]))
 
 
-def aligned(weights, id_cfg, id_params, x, out, target):
+def alignment_losses(weights, id_cfg, id_params, x, out, target):
   """Both alignment losses of a batch. x: (N, d) item vectors. -> SIA (), PSA (), rqvae's dict"""
-  rows = alignment.first(target)
+  rows = first_occurrences(target)
   found = rqvae.forward(id_cfg, id_params, x[jnp.maximum(target - 1, 0)],
                         weight=rows.astype(jnp.float32))
   state = rqvae.quantize(id_cfg, id_params['codebooks'], out['pooled'])['dist']
   return (
-    alignment.sia(found['dist'], state, rows, weights.sign, weights.reduce, weights.temperature),
-    alignment.psa(found['recon'], out['first'], rows, weights.tau),
+    sia(found['dist'], state, rows, weights.sign, weights.reduce, weights.temperature),
+    psa(found['recon'], out['first'], rows, weights.tau),
     found,
   )
 
 
 def rec_loss(cfg, weights, id_cfg, x, texts, rec, fixed, some, key, on):
   """Code loss, and alignment with a tokenizer that stands still. -> (), {name: ()}"""
-  logits, out, target = read(cfg, rec, fixed['table'], some, texts, key)
-  value = alignment.code_loss(logits, fixed['table'][target], target > 0)
+  logits, out, target = read_bins(cfg, rec, fixed['table'], some, texts, key)
+  value = code_loss(logits, fixed['table'][target], target > 0)
   parts = {'code': value}
   if weights.sia or weights.psa:
-    sia, psa, _ = aligned(weights, id_cfg, fixed['id'], x, out, target)
+    sia, psa, _ = alignment_losses(weights, id_cfg, fixed['id'], x, out, target)
     value = value + on * (weights.sia * sia + weights.psa * psa)
     parts |= {'sia': sia, 'psa': psa}
   return value, parts
@@ -78,9 +122,9 @@ def rec_loss(cfg, weights, id_cfg, x, texts, rec, fixed, some, key, on):
 
 def id_loss(cfg, weights, id_cfg, x, texts, ids, fixed, some, _key, on):
   """Quantisation of the distinct targets, and alignment with a recommender that stands still."""
-  _, out, target = read(cfg, fixed['rec'], fixed['table'], some, texts)
-  sia, psa, found = aligned(weights, id_cfg, ids, x, out, target)
-  rows = alignment.first(target).astype(jnp.float32)
+  _, out, target = read_bins(cfg, fixed['rec'], fixed['table'], some, texts)
+  sia, psa, found = alignment_losses(weights, id_cfg, ids, x, out, target)
+  rows = first_occurrences(target).astype(jnp.float32)
   vq = id_cfg.alpha * found['loss'] + rqvae.recon_loss(
       id_cfg, found['recon'], x[jnp.maximum(target - 1, 0)], rows)
   return vq + on * (weights.sia * sia + weights.psa * psa), {'vq': vq, 'sia': sia, 'psa': psa}
@@ -89,7 +133,7 @@ def id_loss(cfg, weights, id_cfg, x, texts, ids, fixed, some, _key, on):
 LOSSES = {'rec': rec_loss, 'id': id_loss}
 
 
-def spread(some):
+def shard_rows(some):
   """A step's rows over the devices, filled up with nobody's where they do not divide."""
   ways = sharding.num_batch_shards(jax.sharding.get_abstract_mesh())
 
@@ -99,7 +143,7 @@ def spread(some):
   return jax.tree.map(one, some)
 
 
-def epoch_of(side, cfg, weights, id_cfg, tx, orders, take):
+def make_epoch(side, cfg, weights, id_cfg, tx, orders, take):
   """One epoch of one side. side: 'rec' or 'id', the part of the state that learns.
 
   orders: key -> the rows of each step; take: rows -> the step's bins, given the data.
@@ -116,8 +160,11 @@ def epoch_of(side, cfg, weights, id_cfg, tx, orders, take):
       params, opt = carry
       rows, at = given
       (value, parts), grads = jax.value_and_grad(
-          lambda p: loss(x, texts, p, fixed, spread(take(data, rows)), jax.random.fold_in(key, at),
-                         on), has_aux=True)(params)
+        lambda p: loss(
+          x, texts, p, fixed, shard_rows(take(data, rows)), jax.random.fold_in(key, at), on
+        ),
+        has_aux=True,
+      )(params)
       change, opt = tx.update(grads, opt, params)
       return (optax.apply_updates(params, change), opt), {
           'loss': value, **parts, 'grad_norm': optax.global_norm(grads)}
@@ -135,7 +182,7 @@ def epoch_of(side, cfg, weights, id_cfg, tx, orders, take):
   return epoch
 
 
-def check_groups(means, size):
+def check_collisions(means, size):
   """Raises DataError where more items share codes than the last level can tell apart."""
   largest = int(max(means.get('largest_group', [0])))
   if largest > size:

@@ -67,7 +67,7 @@ def verdict(outcome, row):
 
 def figures(outcome, row, coded):
   """Tiles of the summary."""
-  about = tokenization.health(coded)
+  about = tokenization.codebook_stats(coded)
   return [*results.tiles(outcome, row, ('HR@10', 'NDCG@10')),
           ('codes in use', f'{min(about["usage"]):.0%}', 'of the level that uses fewest'),
           ('items that share codes', f'{about["collision_rate"]:.2%}',
@@ -97,7 +97,7 @@ def interests_section(outcome):
 
 def ids_section(shop, cfg, made, coded, table):
   """How codes are used, and a map of items in the colours of their first code."""
-  size, about = cfg.tokenizer.size, tokenization.health(coded)
+  size, about = cfg.tokenizer.size, tokenization.codebook_stats(coded)
   used = np.stack([np.bincount(table[:, q], minlength=size) for q in range(table.shape[1])])
   order = np.sort(used, 1)[:, ::-1]
   names, learnt = [f'level {q + 1}' for q in range(len(used))], len(about['balance'])
@@ -161,15 +161,15 @@ def training_section(work):
 
 def users_section(cfg, work, shop, made, coded, heard, model, row):
   """Test users with semantic IDs, and the weights of their interests where these are attended."""
-  best = int(np.argmax(train.valid_of(model)['NDCG@10']))
-  params = train.trained(model, best)
+  best = int(np.argmax(train.validation_scores(model)['NDCG@10']))
+  params = train.load_params(model, best)
   table, test = params['table'], splits.leave_one_out(shop.interactions).test
   code = lambda some: [' '.join(map(str, table[i])) for i in some]  # noqa: E731
   said, weigh = None, lambda case: None
   if heard is not None:
     told, _, texts = interests.read(heard)
     said = [[texts[t] for t in line if t] for line in told[len(told) - len(test):]]
-    weigh = interests_weights(cfg, train.task(cfg, shop, made, coded, heard), params)
+    weigh = interests_weights(cfg, train.load_training_data(cfg, shop, made, coded, heard), params)
 
   def tell(case, had, items):
     parts = []

@@ -18,11 +18,11 @@ from recjax.models import rqvae, semantic_ids
 from recjax.retrieval import kmeans
 from recjax.training import checkpoint, fault_tolerance, optim
 
-GROUPS = 10  # LETTER: groups of codes that are drawn together
+LETTER_GROUPS = 10  # LETTER: groups of codes that are drawn together
 
 
 @dataclasses.dataclass(frozen=True)
-class Letter:
+class LetterWeights:
   """LETTER's regularisers; hashable. Weights; 0 is off."""
   collaborative: float = 0.0
   diversity: float = 0.0
@@ -31,10 +31,10 @@ class Letter:
     return bool(self.collaborative or self.diversity)
 
 
-NONE = Letter()
+NO_LETTER = LetterWeights()
 
 
-def fit(work, cfg, how, x, seed, letter=NONE, partners=None):
+def fit(work, cfg, how, x, seed, letter=NO_LETTER, partners=None):
   """Trains an RQ-VAE and keeps the parameters with the fewest items that share their codes.
 
   cfg: rqvae.Config. how: steps, batch, look_every and save_every (steps; a checkpoint is written at
@@ -56,24 +56,24 @@ def fit(work, cfg, how, x, seed, letter=NONE, partners=None):
   x, key, tx = jnp.asarray(x), jax.random.key(seed), optim.make(how, how.steps)
   partners = x[:, :0] if partners is None else jnp.asarray(partners)
   with checkpoint.open_checkpoints(work.checkpoints()) as saved, fault_tolerance.holding():
-    done, tree = resumed(saved, work, functools.partial(begin, cfg, tx, x, key))
+    done, tree = restore_state(saved, work, functools.partial(init_state, cfg, tx, x, key))
     work.drop_metrics(work.current, done)
     with work.progress('tokenizer', how.steps, done) as advance, \
         fault_tolerance.watch(work, work.guards.watchdog) as beat:
       while done < how.steps:
         before, done = done, min(done + how.look_every, how.steps)
-        groups = _groups(cfg, tree['params'], seed + done) if letter.diversity else None
+        groups = _letter_groups(cfg, tree['params'], seed + done) if letter.diversity else None
         params, opt, loss, recon = _steps(
             cfg, tx, done - before, min(how.batch, len(x)), letter, tree['params'], tree['opt'], x,
             partners, groups, jax.random.fold_in(key, done + 2))
-        tree = looked(work, cfg, x, {**tree, 'params': params, 'opt': opt}, done, loss, recon)
+        tree = record_codes(work, cfg, x, {**tree, 'params': params, 'opt': opt}, done, loss, recon)
         beat()
         if how.revive and done < 0.8 * how.steps:
           params, opt = reset_dead_codes(cfg, params, opt, x)
           tree.update(params=params, opt=opt)
         leave, last = fault_tolerance.asked(), done == how.steps
         if leave or last or done // how.save_every > before // how.save_every:
-          checkpoint.save(saved, done, spread(tree, work.mesh))
+          checkpoint.save(saved, done, put_state(tree, work.mesh))
         if leave and not last:
           work.say(f'    SIGTERM: saving step {done:,}')
           raise Preempted
@@ -81,15 +81,24 @@ def fit(work, cfg, how, x, seed, letter=NONE, partners=None):
   return tree['best'], {'step': int(tree['at']), 'collision_rate': round(float(tree['rate']), 6)}
 
 
-def begin(cfg, tx, x, key):
+def init_state(cfg, tx, x, key):
   """Everything that a checkpoint holds, before the first step."""
-  params = rqvae.seed_codes(cfg, rqvae.init(cfg, jax.random.fold_in(key, 0)), x[_some(key, len(x))],
-                            jax.random.fold_in(key, 1))
-  return {'params': params, 'opt': tx.init(params), 'best': params, 'rate': np.float32(np.inf),
-          'at': np.int32(0)}
+  params = rqvae.seed_codes(
+    cfg,
+    rqvae.init(cfg, jax.random.fold_in(key, 0)),
+    x[_kmeans_rows(key, len(x))],
+    jax.random.fold_in(key, 1),
+  )
+  return {
+    'params': params,
+    'opt': tx.init(params),
+    'best': params,
+    'rate': np.float32(np.inf),
+    'at': np.int32(0),
+  }
 
 
-def resumed(saved, work, start):
+def restore_state(saved, work, start):
   """The newest whole checkpoint, or what `start` makes. -> steps done, tree as of `begin`
 
   Every process holds the tree whole, as `_steps` works on one device.
@@ -104,13 +113,13 @@ def resumed(saved, work, start):
   return done, jax.tree.map(jnp.asarray, multihost.to_host(tree))
 
 
-def spread(tree, mesh):
+def put_state(tree, mesh):
   """The tree as several processes write it together."""
   everywhere = jax.NamedSharding(mesh, jax.P())
   return jax.tree.map(lambda leaf: multihost.put_global(leaf, everywhere), tree)
 
 
-def looked(work, cfg, x, tree, done, loss, recon):
+def record_codes(work, cfg, x, tree, done, loss, recon):
   """Records a look at the codes; parameters that are better than ever become the best. -> tree"""
   if not np.isfinite(loss):
     raise UserError(f'the loss of the tokenizer became {loss} before step {done}, of which nothing '
@@ -125,16 +134,16 @@ def looked(work, cfg, x, tree, done, loss, recon):
   return tree
 
 
-def _some(key, n, most=20_000):
+def _kmeans_rows(key, n, most=20_000):
   """Rows that k-means starts from."""
   return jax.random.permutation(jax.random.fold_in(key, 2**20), n)[:most]
 
 
-def _groups(cfg, params, seed):
+def _letter_groups(cfg, params, seed):
   """LETTER: which codes of a level belong together. -> (L, C) int32"""
-  if cfg.size < 2 * GROUPS:
+  if cfg.size < 2 * LETTER_GROUPS:
     return jnp.zeros((cfg.levels, cfg.size), jnp.int32)
-  return jnp.stack([kmeans.fit_balanced(jax.random.key(seed + level), book, GROUPS, 3)[1]
+  return jnp.stack([kmeans.fit_balanced(jax.random.key(seed + level), book, LETTER_GROUPS, 3)[1]
                     for level, book in enumerate(params['codebooks'])])
 
 

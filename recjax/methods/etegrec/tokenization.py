@@ -24,7 +24,7 @@ def settings(cfg):
   return ConfigDict({'tokenizer': cfg.tokenizer, 'seed': cfg.seed})
 
 
-def shape(how, dim):
+def rqvae_config(how, dim):
   """The RQ-VAE of a config over vectors of width `dim`. -> rqvae.Config"""
   kind = NETWORKS[how.kind]
   return rqvae.Config(dim, tuple(how.hidden), how.width if kind == 'mlp' else dim, how.levels,
@@ -44,9 +44,9 @@ def stage(work, cfg, made, ids):
     if len(np.unique(plain, axis=0)) == len(plain):
       how = ConfigDict({**how, 'dedupe': 'none'})  # they have been told apart already
   elif how.weights:
-    plain, dist = published(work, how, x)
+    plain, dist = load_released(work, how, x)
   elif how.kind in NETWORKS:
-    plain, dist = network(work, how, x, cfg.seed)
+    plain, dist = train_network(work, how, x, cfg.seed)
   elif how.kind in semantic_ids.PLAIN:
     plain, state = semantic_ids.PLAIN[how.kind](x, how.levels, how.size, cfg.seed)
     dist = None
@@ -73,29 +73,29 @@ def stage(work, cfg, made, ids):
           'collision_rate': f'{about["collision_rate"]:.2%}', 'largest_group': about['max_group']}
 
 
-def network(work, how, x, seed):
+def train_network(work, how, x, seed):
   """Trains the RQ-VAE. -> codes (N, L), distances of the last level (N, C)"""
-  cfg = shape(how, x.shape[1])
-  letter = rqvae_training.Letter()
+  cfg = rqvae_config(how, x.shape[1])
+  letter = rqvae_training.LetterWeights()
   if how.kind == 'letter':
-    letter = rqvae_training.Letter(how.collaborative, how.diversity)
+    letter = rqvae_training.LetterWeights(how.collaborative, how.diversity)
   params, kept = rqvae_training.fit(work, cfg, how, x, seed, letter,
                                x if x.shape[1] == cfg.width else None)
   work.say(f'    the codes of step {kept["step"]:,} are kept')
-  return save(work, cfg, params, x)
+  return save_network(work, cfg, params, x)
 
 
-def published(work, how, x):
+def load_released(work, how, x):
   """Takes over the tensors of a released RQ-VAE. -> codes (N, L), distances of the last level"""
   cfg, params = rqvae.from_state(files.read_state(how.weights), how.weights)
   if cfg.dim != x.shape[1] or (cfg.levels, cfg.size) != (how.levels, how.size):
     raise DataError(f'{how.weights} reads vectors of {cfg.dim} numbers into {cfg.levels} x '
                     f'{cfg.size} codes; here are {x.shape[1]} numbers and tokenizer.levels='
                     f'{how.levels}, tokenizer.size={how.size}')
-  return save(work, cfg, params, x)
+  return save_network(work, cfg, params, x)
 
 
-def save(work, cfg, params, x):
+def save_network(work, cfg, params, x):
   """Writes the parameters. -> codes (N, L), distances of the last level (N, C)"""
   sequential.save(work.folder / 'tokenizer.npz', params)
   found = jax.jit(rqvae.forward, static_argnums=0)(cfg, params, x)
@@ -107,6 +107,6 @@ def read(folder):
   return run_files.read_arrays(pathlib.Path(folder) / 'codes.npy')
 
 
-def health(folder):
+def codebook_stats(folder):
   """What `semantic_ids.codebook_stats` said when the codes were made. -> dict"""
   return read_json(pathlib.Path(folder) / 'health.json')

@@ -12,11 +12,11 @@ from recjax.models import rqvae, semantic_ids
 from recjax.training import sequential
 from recjax.training.workdir import find_stage, open_adopted
 
-FROM = {'train': 'a SASRec that knows items by their numbers alone',
+UNREADABLE = {'train': 'a SASRec that knows items by their numbers alone',
         'file': 'a file that holds those of the run alone'}
 
 
-def carried_on(workdir, config, shop, data, params):
+def extend_table(workdir, config, shop, data, params):
   """The table of IDs of a later data set; old items keep theirs, whatever they say now.
 
   params: of the run, as `train.trained` gives them. -> Dataset, table (M + 1, Q) int32. Raises
@@ -24,7 +24,7 @@ def carried_on(workdir, config, shop, data, params):
   """
   known, source = len(shop.catalog), config.vectors.source
   if source != 'text':
-    kind = FROM['file' if source.endswith('.npy') else 'train']
+    kind = UNREADABLE['file' if source.endswith('.npy') else 'train']
     raise ConfigError(f'the item vectors of {workdir} come from {kind}, so new items have none; '
                       'train it again on the later data, or with --config.vectors.source=text')
   shop = update.load(data, shop.catalog, workdir)
@@ -32,15 +32,17 @@ def carried_on(workdir, config, shop, data, params):
   if len(shop.catalog) == known:
     return shop, table
   how = config.tokenizer
-  plain, dist = encoded(workdir, how, made_of(workdir, config, shop, known), params.get('id'))
+  plain, dist = encode_vectors(
+    workdir, how, new_vectors(workdir, config, shop, known), params.get('id')
+  )
   try:
-    more = settled(table[1:], plain, dist, how.size)
+    more = assign_codes(table[1:], plain, dist, how.size)
   except DataError as error:
     raise DataError(f'{shop.name}: {error}') from error
   return shop, np.concatenate([table, more])
 
 
-def made_of(workdir, config, shop, known):
+def new_vectors(workdir, config, shop, known):
   """Vectors of the items behind the first `known`, on the run's scale; made once. -> (m, d)"""
   texts, made = item_texts(shop.catalog)[known:], find_stage(workdir, 'vectors')
   if config.vectors.unit and not (made / 'scale.npz').exists():
@@ -48,8 +50,10 @@ def made_of(workdir, config, shop, known):
                        'its vectors; run its experiment again')
 
   def stage(work, how, texts, made):
-    found = item_embeddings.of_text(work, texts, how.encoder)
-    np.save(work.folder / 'vectors.npy', item_embeddings.scaled(found, made) if how.unit else found)
+    found = item_embeddings.from_text(work, texts, how.encoder)
+    np.save(
+      work.folder / 'vectors.npy', item_embeddings.rescale(found, made) if how.unit else found
+    )
     return {'items': len(found)}
   with open_adopted(workdir, shop, sharding.make_mesh({'data': -1, 'fsdp': 1, 'model': 1})) as work:
     return item_embeddings.read(
@@ -57,12 +61,12 @@ def made_of(workdir, config, shop, known):
     )
 
 
-def encoded(workdir, how, x, trained):
+def encode_vectors(workdir, how, x, trained):
   """Codes by the run's tokenizer. trained: what ETEGRec made of it, or None. -> codes (m, L),
   distances of the last level (m, C)"""
   coded = find_stage(workdir, 'tokenizer')
   if (coded / 'tokenizer.npz').exists():
-    cfg = tokenization.shape(how, x.shape[1])
+    cfg = tokenization.rqvae_config(how, x.shape[1])
     if how.weights:
       cfg = rqvae.from_state(files.read_state(how.weights), how.weights)[0]
     found = rqvae.forward(cfg, trained or sequential.load(coded / 'tokenizer.npz'), x)
@@ -76,7 +80,7 @@ def encoded(workdir, how, x, trained):
   )
 
 
-def settled(table, plain, dist, size):
+def assign_codes(table, plain, dist, size):
   """New IDs that nobody has, in turn. table: (N, Q), those that are taken. plain: (m, L).
 
   With a level more than L the first free code of it; else the nearest free one of the last level,

@@ -36,12 +36,24 @@ def run(cfg, work):
   rat.check(cfg, len(shop.catalog))
   texts = work.stage('prompts', prompts.stage, prompts.settings(cfg), shop)
   llm = variants.llm_folder(cfg, work, texts)
-  tables = {source: embeddings(cfg, work, texts, llm, source) for source in variants.sources(cfg)}
-  ids = {kind: work.stage(f'ids-{kind}', rat.ids_stage, rat.id_settings(cfg, kind), shop)
-         for kind in variants.id_models(cfg)}
-  made = {variant: work.stage(f'rat-{variant}', rat.stage, rat.settings(cfg, variant), shop,
-                              tables[variants.source(cfg, variant)], ids[variants.aligned_to(cfg)])
-          for variant in variants.variants(cfg)}
+  tables = {
+    source: embeddings(cfg, work, texts, llm, source) for source in variants.vector_sources(cfg)
+  }
+  ids = {
+    kind: work.stage(f'ids-{kind}', rat.ids_stage, rat.id_settings(cfg, kind), shop)
+    for kind in variants.id_models(cfg)
+  }
+  made = {
+    variant: work.stage(
+      f'rat-{variant}',
+      rat.stage,
+      rat.settings(cfg, variant),
+      shop,
+      tables[variants.vector_source(cfg, variant)],
+      ids[variants.alignment_target(cfg)],
+    )
+    for variant in variants.variants(cfg)
+  }
   found = work.stage('evaluate', evaluate.stage, evaluate.settings(cfg), shop, tables, ids, made)
   work.publish(found, 'results.json', 'ranks.parquet', 'predictions.parquet')
   report.write(cfg, work, shop, tables, ids, made, found)

@@ -14,7 +14,7 @@ from recjax.training import sequential
 from recjax.training import workdir as workdir_lib
 from recjax.training.workdir import find_stage
 
-SHOWN = ('HR@10', 'NDCG@10')
+METRICS = ('HR@10', 'NDCG@10')
 
 
 def settings(cfg):
@@ -28,11 +28,11 @@ def settings(cfg):
 def stage(work, cfg, shop, tables, ids, made):
   """Ranks the test users with every model and seed; writes every result file. -> counts"""
   del tables
-  split, n = rat.split_of(shop), len(shop.catalog)
+  split, n = rat.load_split(shop), len(shop.catalog)
   block, mask = ranking.block_size(n, cfg.judge.memory << 20), cfg.judge.mask_history
   models = {variants.row_name(v): (cfg.kind, folder) for v, folder in made.items()}
   models |= {kind: (kind, folder) for kind, folder in ids.items()}
-  drawn = candidates(work, cfg, split, n)
+  drawn = draw_candidates(work, cfg, split, n)
   ranks, few, lists = {}, {}, None
   with work.progress('ranking', len(models) * cfg.seeds, unit='model') as advance:
     for row, (kind, folder) in models.items():
@@ -54,9 +54,9 @@ def stage(work, cfg, shop, tables, ids, made):
         few[row] = np.stack(some)
   main = next(iter(models))
   groups = group_masks(cfg, shop, split)
-  more = {'groups': grouped(ranks, groups, main, cfg.seed)}
+  more = {'groups': summarize_groups(ranks, groups, main, cfg.seed)}
   if few:
-    more['sampled'] = {'protocol': sampled_ranking.protocol(cfg.judge.sampled), **grouped(
+    more['sampled'] = {'protocol': sampled_ranking.protocol(cfg.judge.sampled), **summarize_groups(
         few, {'all': np.ones(len(split.test), bool), **groups}, main, cfg.seed)}
   for name, score in baselines.baselines(split.train, n, cfg.seed).items():
     ranks[name] = ranking.rank_cases(score, split.test, n, block, mask_history=mask)
@@ -64,10 +64,10 @@ def stage(work, cfg, shop, tables, ids, made):
                          ranking.protocol(n, split.protocol, mask),
                          range(cfg.seed, cfg.seed + cfg.seeds), **more)
   return {'users': len(split.test), **{m: round(results['rows'][main][m]['value'], 4)
-                                       for m in SHOWN}}
+                                       for m in METRICS}}
 
 
-def candidates(work, cfg, split, n):
+def draw_candidates(work, cfg, split, n):
   """The items that each target is ranked among besides, where a sampled protocol is asked for."""
   if not cfg.judge.sampled:
     return None
@@ -94,7 +94,7 @@ def group_masks(cfg, shop, split):
   return {'tail_item': rare, 'head_item': ~rare, 'tail_user': short, 'head_user': ~short}
 
 
-def grouped(ranks, groups, main, seed):
+def summarize_groups(ranks, groups, main, seed):
   """Figures of groups of test users with tests of `main` against every other row.
 
   ranks: {row: (S, n)}; a user counts with the mean over seeds. -> {group: {'n', 'rows', 'tests'}}
@@ -102,7 +102,7 @@ def grouped(ranks, groups, main, seed):
   each = {}
   for row, lines in ranks.items():
     values = [metrics.per_case(r, (10,)) for r in lines]
-    each[row] = {m: np.mean([v[m] for v in values], 0) for m in SHOWN}
+    each[row] = {m: np.mean([v[m] for v in values], 0) for m in METRICS}
   found = {}
   for name, mask in groups.items():
     if not mask.any():
@@ -121,7 +121,7 @@ def show(work, folder):
   table = Table('NDCG@10', *(f'{g.replace("_", " ")}, n {results["groups"][g]["n"]:,}'
                              for g in names))
   for row in next(iter(results['groups'].values()))['rows']:
-    table.add_row(row, *(cell(results['groups'][g], row) for g in names))
+    table.add_row(row, *(format_cell(results['groups'][g], row) for g in names))
   with work.console.capture() as drawn:
     work.console.print(table)
   work.say(drawn.get().rstrip())
@@ -134,7 +134,7 @@ def show(work, folder):
         for row, cells in every.items()))
 
 
-def cell(group, row):
+def format_cell(group, row):
   """A value, and how sure the difference to the first row is."""
   first = next(iter(group['rows']))
   p = group['tests'].get(f'{first}>{row}', {}).get('NDCG@10')
@@ -152,7 +152,7 @@ def recommender(workdir, data=None):
   shop = load_unchanged(config.data, results['data_fingerprint'], workdir)
   best = int(np.argmax(read_json(made / 'valid.json')['NDCG@10']))
   if data:
-    shop, params = update.carried_on(workdir, config, shop, data, best)
+    shop, params = update.extend_params(workdir, config, shop, data, best)
   else:
     params = sequential.load(made / 'model.npz', best)
   model = sequential.model_config(variants.recommender_config(config, config.model.kind),

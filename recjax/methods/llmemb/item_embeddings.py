@@ -18,7 +18,7 @@ from recjax.models import huggingface, llm
 from recjax.retrieval import pca
 from recjax.training import sharded_stage, text_embedding
 
-TABLE, ABOUT = 'table.npy', 'table.json'
+TABLE_FILE, ABOUT_FILE = 'table.npy', 'table.json'
 
 
 def settings(cfg, source):
@@ -30,10 +30,10 @@ def settings(cfg, source):
 
 def stage(work, cfg, texts, folder, tuned):
   """Embeds the prompts of a finished stage, as `write`. -> counts"""
-  return write(work, cfg, prompts.read(texts), folder, tuned)
+  return write_shards(work, cfg, prompts.read(texts), folder, tuned)
 
 
-def write(work, cfg, texts, folder, tuned):
+def write_shards(work, cfg, texts, folder, tuned):
   """Writes one row a text into shards, which are made once, whoever makes them.
 
   tuned: the SCFT stage, or None for the encoder as it is. -> counts
@@ -66,7 +66,7 @@ def write(work, cfg, texts, folder, tuned):
   about, model = dict(reader.about), pathlib.Path(folder)
   if model.is_relative_to(work.path):  # a run's folder may move
     about['model'] = model.relative_to(work.path).as_posix()
-  write_json(work.folder / ABOUT, {
+  write_json(work.folder / ABOUT_FILE, {
       'num_items': len(texts), 'dim': reader.width, 'dtype': 'float32', 'tuned': tuned is not None,
       'prompts_sha256': hashlib.sha256('\0'.join(texts).encode()).hexdigest(), **about})
   return {'items': len(texts), 'dim': reader.width, 'tokens': total, 'padding': round(padding, 4),
@@ -82,7 +82,7 @@ def write_array(path, x):
 
 def read_shards(folder):
   """All rows of an export in item order. -> (N, d) float32. Raises DataError for missing rows."""
-  about = run_files.need_json(folder / ABOUT)
+  about = run_files.need_json(folder / ABOUT_FILE)
   parts = [run_files.read_arrays(p) for p in sorted(folder.glob('items-*.npy'))]
   table = np.concatenate(parts) if parts else np.zeros((0, 1), np.float32)
   if len(table) != about['num_items']:
@@ -99,12 +99,12 @@ def reduce(work, cfg, raw):
 def write_reduced(work, table, dim):
   """Writes the first `dim` components of every item, by falling variance."""
   found = pca.fit(table, dim)
-  write_array(work.folder / TABLE, found(table))
+  write_array(work.folder / TABLE_FILE, found(table))
   with open(work.folder / 'pca.npz', 'wb') as f:
     np.savez(f, mean=found.mean, components=found.components, variance=found.variance)
   total = float(np.var(table, 0, ddof=1).sum())
   kept = float(np.asarray(found.variance).sum()) / max(total, 1e-30)
-  write_json(work.folder / ABOUT, {'num_items': len(table), 'dim': dim, 'dtype': 'float32',
+  write_json(work.folder / ABOUT_FILE, {'num_items': len(table), 'dim': dim, 'dtype': 'float32',
                                    'of': table.shape[1], 'variance_kept': round(kept, 4)})
   return {'items': len(table), 'from': table.shape[1], 'to': dim, 'variance_kept': round(kept, 4)}
 
@@ -121,4 +121,4 @@ def reduce_file(work, cfg, texts):
 
 def read(folder):
   """The reduced table of a finished stage. -> (N, k) float32"""
-  return run_files.read_arrays(folder / TABLE)
+  return run_files.read_arrays(folder / TABLE_FILE)

@@ -21,7 +21,7 @@ def cost(cfg, shop):
   if variants_lib.needs_llm(cfg):
     shape = llm_shape(cfg)
     flops = llm.flops_per_token(shape, words)
-    tuned = sum(s in ('tuned', 'last') for s in variants_lib.sources(cfg))
+    tuned = sum(s in ('tuned', 'last') for s in variants_lib.vector_sources(cfg))
     steps = cfg.scft.steps * cfg.scft.batch * 2 * words * (1 - cfg.scft.ratio)
     adapter = llm.count(jax.eval_shape(lambda k: lora.init_lora(shape, k), jax.random.key(0)))
     found = {

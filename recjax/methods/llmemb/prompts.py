@@ -10,7 +10,7 @@ from recjax.errors import ConfigError, DataError
 from recjax.file_io import write_json
 
 UNKNOWN = 'title is unknown'
-SEP, LINK = '; ', ' is '
+SEPARATOR, LINK = '; ', ' is '
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,7 +48,7 @@ def settings(cfg):
 def stage(work, cfg, shop):
   """Writes item_str.jsonline, one prompt an item, and counts what had to be made up. -> counts"""
   ids = shop.catalog.ids
-  prompts, without = texts_of(cfg, shop.catalog)
+  prompts, without = item_prompts(cfg, shop.catalog)
   files.write_prompts(work.folder / files.PROMPTS, ids, prompts)
   write_json(work.folder / 'report.json', {'items': len(ids), 'without_attributes': without})
   if without:
@@ -57,7 +57,7 @@ def stage(work, cfg, shop):
           'characters': round(float(np.mean([len(p) for p in prompts])), 1)}
 
 
-def texts_of(cfg, goods):
+def item_prompts(cfg, goods):
   """The prompts of a Catalog. cfg: as `settings`. -> [text], ids of items without an attribute"""
   if cfg.rules not in RULES:
     raise ConfigError(f'prompts.rules={cfg.rules!r}; choose one of {", ".join(RULES)}')
@@ -70,7 +70,7 @@ def texts_of(cfg, goods):
       parts = attributes({k: v[i] for k, v in columns.items()}, RULES[cfg.rules], cfg.empty,
                          cfg.crude)
       without += [] if parts else [item]
-      text = (cfg.header or RULES[cfg.rules].header) + '\n' + SEP.join(parts or [UNKNOWN])
+      text = (cfg.header or RULES[cfg.rules].header) + '\n' + SEPARATOR.join(parts or [UNKNOWN])
     prompts.append(text)
   return prompts, without
 
@@ -91,7 +91,7 @@ def attributes(record, rules, empty='omit', crude=False):
     if not text and (empty == 'none' or key in rules.none and value is not None):
       text = 'none'
     if text:
-      parts.append(f'{plain(key, rules)}{LINK}{text}')
+      parts.append(f'{sanitize(key, rules)}{LINK}{text}')
   return parts
 
 
@@ -107,13 +107,13 @@ def value_text(key, value, rules, crude):
   if isinstance(value, list):
     value = ', '.join(str(v) for v in value if v not in (None, ''))
   text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
-  text = plain(text, rules)
+  text = sanitize(text, rules)
   if rules.cap and len(text) > rules.cap:
     text = text[:rules.cap - 2 if crude else rules.cap]
   return text
 
 
-def plain(text, rules):
+def sanitize(text, rules):
   """';' and line breaks part attributes, so no value may hold them."""
   return rules.newline.join(text.replace(';', '.').splitlines())
 
@@ -148,7 +148,7 @@ def view(prompt, ratio, rng, crude=False):
   order = rng.permutation(len(parts))[:len(parts) - drop]
   if crude and len(parts) == 1:
     return header
-  return header + '\n' + (';' if crude else SEP).join(parts[i] for i in order)
+  return header + '\n' + (';' if crude else SEPARATOR).join(parts[i] for i in order)
 
 
 def views(prompt, ratio, seed, epoch, item, crude=False):

@@ -37,7 +37,7 @@ def check(cfg, items):
   for kind in variants.id_models(cfg):
     sequential.check(variants.recommender_config(cfg, kind), items)
   widths = {variants.recommender_config(cfg, k).model.width for k in (cfg.model.kind,
-                                                                  variants.aligned_to(cfg))}
+                                                                  variants.alignment_target(cfg))}
   if len(widths) > 1:
     raise ConfigError(f'model.width and base.width are {sorted(widths)}; alignment compares their '
                       'vectors, so they must be equal')
@@ -56,14 +56,14 @@ def id_settings(cfg, kind):
 
 def ids_stage(work, cfg, shop):
   """Trains a recommender over ids alone: the base to beat and the aim of the alignment."""
-  split = split_of(shop)
+  split = load_split(shop)
   model = sequential.model_config(cfg, len(shop.catalog))
   judge = ranking.validator(lambda params: sequential.scorer(model, params), split.valid,
                             model.items, cfg.seeds, cfg.train.valid_users)
-  return keep(work, cfg, *sequential.fit(work, cfg, model.items, split.train, judge))
+  return save_models(work, cfg, *sequential.fit(work, cfg, model.items, split.train, judge))
 
 
-def split_of(shop):
+def load_split(shop):
   """Leave-one-out. Raises DataError where nobody can be judged."""
   split = splits.leave_one_out(shop.interactions)
   if not len(split.valid):
@@ -71,7 +71,7 @@ def split_of(shop):
   return split
 
 
-def keep(work, cfg, params, scores, at):
+def save_models(work, cfg, params, scores, at):
   """Writes the model of every seed and how it was chosen. -> counts"""
   sequential.save(work.folder / 'model.npz', params)
   write_json(work.folder / 'valid.json', {
@@ -98,19 +98,19 @@ def settings(cfg, variant):
 
 def stage(work, cfg, shop, table, ids):
   """Trains adapter and recommender, all seeds, and keeps each one's best epoch. -> counts"""
-  split = split_of(shop)
+  split = load_split(shop)
   model = sequential.model_config(cfg, len(shop.catalog))
-  vectors = jnp.asarray(inputs(cfg, model, item_embeddings.read(table), len(shop.catalog)))
-  own = known(cfg, split, model.items)
+  vectors = jnp.asarray(adapter_inputs(cfg, model, item_embeddings.read(table), len(shop.catalog)))
+  own = has_id_row(cfg, split, model.items)
   aim = jnp.asarray(sequential.load(ids / 'model.npz')['items'][:, 1:model.items + 1])
-  whole = jax.jit(lambda params: expand(cfg, model, params, vectors, own=own))
+  whole = jax.jit(lambda params: expand_table(cfg, model, params, vectors, own=own))
   judge = ranking.validator(lambda params: sequential.scorer(model, whole(params)), split.valid,
                             model.items, cfg.seeds, cfg.train.valid_users)
-  taught = functools.partial(teach, cfg, vectors.shape[1], own=own)
+  taught = functools.partial(make_objective, cfg, vectors.shape[1], own=own)
   best, scores, at = sequential.fit(work, cfg, model.items, split.train, judge, taught, vectors,
                                     aim)
   sequential.save(work.folder / 'adapter.npz', {k: v for k, v in best.items() if k != 'rest'})
-  return keep(work, cfg, jax.vmap(whole)(best), scores, at)
+  return save_models(work, cfg, jax.vmap(whole)(best), scores, at)
 
 
 def cost(cfg, shop):
@@ -128,7 +128,7 @@ def cost(cfg, shop):
       how,
       items,
       split.train,
-      functools.partial(teach, how, k, own=known(how, split, items)),
+      functools.partial(make_objective, how, k, own=has_id_row(how, split, items)),
       shape(items, k),
       shape(items, model.width),
     )
@@ -141,14 +141,14 @@ def cost(cfg, shop):
   }
 
 
-def known(cfg, split, items):
+def has_id_row(cfg, split, items):
   """Items with rat.ids_from training interactions or more; None where that is 0. -> (N,) bool"""
   if not cfg.rat.ids_from:
     return None
   return jnp.asarray(np.bincount(split.train.items, minlength=items + 1)[1:] >= cfg.rat.ids_from)
 
 
-def inputs(cfg, model, table, items, rows=None):
+def adapter_inputs(cfg, model, table, items, rows=None):
   """The frozen vectors as the recommender reads them, on one scale. -> (N, k)
 
   rows: others, that are brought to the same scale instead of the table.
@@ -175,21 +175,24 @@ def inputs(cfg, model, table, items, rows=None):
   return rows / max(float(np.sqrt((table ** 2).sum(1).mean())), 1e-30)
 
 
-def teach(cfg, k, model, loss, targets, own=None):
+def make_objective(cfg, k, model, loss, targets, own=None):
   """What `training.sequential.fit` is to train instead of the model as it is.
 
   k: components. loss: of the whole recommender. own: as `known` gives it.
   -> init(key), loss(params, vectors, aim, seqs, key)
   """
-  most = distinct_room(cfg, model, targets)
+  most = max_distinct_items(cfg, model, targets)
 
   def total(params, vectors, aim, seqs, key):
     some = batch_items(cfg, model, targets, most, seqs, key)
-    full = expand(cfg, model, params, vectors, some, own)
+    full = expand_table(cfg, model, params, vectors, some, own)
     value = loss(full, seqs, key)
     if not cfg.rat.alpha:
       return value
-    return value + cfg.rat.alpha * alignment(cfg, model, full['items'], aim, seqs, key, targets)
+    return value + cfg.rat.alpha * alignment_loss(
+      cfg, model, full['items'], aim, seqs, key, targets
+    )
+
   return functools.partial(init, cfg, model, k), total
 
 
@@ -218,13 +221,13 @@ def init_adapter(k, hidden, width, spread, key):
           'b2': jnp.zeros(width)}
 
 
-def adapt(adapter, x, activation='none'):
+def apply_adapter(adapter, x, activation='none'):
   """W2 act(W1 x + b1) + b2. x: (…, k) -> (…, D)"""
   inner = ACTIVATIONS[activation](x @ adapter['w1'] + adapter['b1'])
   return inner @ adapter['w2'] + adapter['b2']
 
 
-def expand(cfg, model, params, vectors, some=None, own=None):
+def expand_table(cfg, model, params, vectors, some=None, own=None):
   """The recommender's parameters with the item table that the adapter makes.
 
   vectors: (N, k). some: (C,) item ids that are read, 0 for none; the rest of the table is zeros.
@@ -236,7 +239,7 @@ def expand(cfg, model, params, vectors, some=None, own=None):
     x = jnp.where(ids[:, None] == model.items, 0, x)
   if 'moved' in params:
     x = x + params['moved'][ids - 1]
-  rows = adapt(params['adapter'], x, cfg.rat.activation) if 'adapter' in params else x
+  rows = apply_adapter(params['adapter'], x, cfg.rat.activation) if 'adapter' in params else x
   if 'own' in params:
     rows = rows + jnp.where(own[ids - 1, None], params['own'][ids - 1], 0)
   at = jnp.where(ids > 0, ids, model.items + 2)
@@ -244,11 +247,13 @@ def expand(cfg, model, params, vectors, some=None, own=None):
   if 'mask' in params:
     table = table.at[model.mask].set(params['mask'])
   if model.pads and 'adapter' in params:  # as released: padding goes through the adapter
-    table = table.at[0].set(adapt(params['adapter'], jnp.zeros(x.shape[-1]), cfg.rat.activation))
+    table = table.at[0].set(
+      apply_adapter(params['adapter'], jnp.zeros(x.shape[-1]), cfg.rat.activation)
+    )
   return {**params['rest'], 'items': table}
 
 
-def distinct_room(cfg, model, targets):
+def max_distinct_items(cfg, model, targets):
   """How many distinct items a batch can hold at most; 0 where that is no less than all.
 
   A softmax over the catalogue reads them all; noisy masks show any item.
@@ -273,7 +278,7 @@ def batch_items(cfg, model, targets, most, seqs, key):
   return jnp.unique(both, size=most + 1, fill_value=0)
 
 
-def alignment(cfg, model, table, aim, seqs, key, targets):
+def alignment_loss(cfg, model, table, aim, seqs, key, targets):
   """How far the table is from that of ids, over what the batch asks for. aim: (N, D) -> ()"""
   hide, _, draw = jax.random.split(key, 3)
   goals = sequential.example(cfg, model, seqs, hide)[1].reshape(-1)
@@ -281,11 +286,11 @@ def alignment(cfg, model, table, aim, seqs, key, targets):
     at = jnp.nonzero(goals, size=targets, fill_value=goals.size)[0]
     ids = goals.at[at].get(mode='fill', fill_value=0)
   else:
-    ids = distinct(goals, model.items, min(cfg.rat.align_most, model.items, targets), draw)
+    ids = sample_distinct(goals, model.items, min(cfg.rat.align_most, model.items, targets), draw)
   return contrastive.loss(aim[ids - 1], table[ids], cfg.rat.tau, cfg.rat.align_loss, ids > 0)
 
 
-def distinct(goals, items, most, key):
+def sample_distinct(goals, items, most, key):
   """Up to `most` distinct ids above 0, drawn without replacement where there are more.
 
   goals: (P,) ids, 0 for none. -> (most,) int32, 0 behind

@@ -125,8 +125,8 @@ def trained(cfg, shop, made):
 def users_section(cfg, work, shop, tables, made, row):
   """Test users with what lies nearest to their last item, before and after RAT."""
   after, best = trained(cfg, shop, made)
-  read = item_embeddings.read(tables[variants.source(cfg, cfg.rat.variant)])
-  test = rat.split_of(shop).test
+  read = item_embeddings.read(tables[variants.vector_source(cfg, cfg.rat.variant)])
+  test = rat.load_split(shop).test
   read, after = (x / np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1e-9)
                  for x in (read, after))
 

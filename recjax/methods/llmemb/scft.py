@@ -20,7 +20,7 @@ from recjax.training import loop, text_embedding
 from recjax.training.loop import Task, fit
 from recjax.training.losses import contrastive
 
-FIRST_TAU = 3.0  # where the released code's learned temperature begins
+RELEASED_TAU = 3.0  # where the released code's learned temperature begins
 
 
 def settings(cfg, source):
@@ -37,15 +37,24 @@ def stage(work, cfg, texts, folder):
     raise ConfigError(f'{folder} is a {reader.about["kind"]}; SCFT tunes decoder models. Use '
                       'variant=no_scft, or name it as text.weights with variant=text')
   texts = prompts.read(texts)
-  batches = ViewBatches(reader, texts, cfg, ways_of(work.mesh))
+  batches = ViewBatches(reader, texts, cfg, num_row_shards(work.mesh))
   def split(parts):  # pairs divide evenly
     count = next(n for n in range(parts, cfg.scft.batch + 1) if cfg.scft.batch % n == 0)
-    return objective(reader, cfg, ways_of(work.mesh), count)
-  task = Task(init=functools.partial(begin, reader.model.cfg, cfg), batches=batches,
-              loss=objective(reader, cfg, ways_of(work.mesh)), frozen=reader.variables['params'],
-              split=split, parts=cfg.scft.parts, shape=(reader.model.cfg, 0), rules=llm.RULES)
-  how = dataclasses.replace(loop.FitSettings.of(cfg.scft.optim), steps=cfg.scft.steps,
-                            seed=cfg.seed)
+    return make_loss(reader, cfg, num_row_shards(work.mesh), count)
+
+  task = Task(
+    init=functools.partial(init_params, reader.model.cfg, cfg),
+    batches=batches,
+    loss=make_loss(reader, cfg, num_row_shards(work.mesh)),
+    frozen=reader.variables['params'],
+    split=split,
+    parts=cfg.scft.parts,
+    shape=(reader.model.cfg, 0),
+    rules=llm.RULES,
+  )
+  how = dataclasses.replace(
+    loop.FitSettings.of(cfg.scft.optim), steps=cfg.scft.steps, seed=cfg.seed
+  )
   trained = to_host(fit(task, how, work))
   # A tiny model of this run is named relative to here: the run's folder may be moved.
   inside = folder.resolve().is_relative_to(work.path.resolve())
@@ -57,15 +66,15 @@ def stage(work, cfg, texts, folder):
           'epochs': round(cfg.scft.steps * batches.size / len(texts), 1)}
 
 
-def ways_of(mesh):
+def num_row_shards(mesh):
   """Over how many devices rows are spread."""
   return max(1, mesh.size // mesh.shape.get('model', 1))
 
 
-def begin(shape, cfg, key):
+def init_params(shape, cfg, key):
   """What is trained: the adapter, and as released the temperature."""
   train = {'lora': lora.init_lora(shape, key)}
-  return train | ({'tau': jnp.float32(FIRST_TAU)} if cfg.defects.learned_tau else {})
+  return train | ({'tau': jnp.float32(RELEASED_TAU)} if cfg.defects.learned_tau else {})
 
 
 class ViewBatches:
@@ -104,7 +113,7 @@ class ViewBatches:
                    'mask': mask.reshape(self.size, 2, -1)}, self.ways)
 
 
-def objective(reader, cfg, ways=1, parts=0):
+def make_loss(reader, cfg, ways=1, parts=0):
   """The loss that `fit` wants. ways: devices, each of which keeps to itself with local negatives.
 
   parts: in which a batch goes through, 0 for those of the config.
@@ -116,14 +125,14 @@ def objective(reader, cfg, ways=1, parts=0):
     z = reader.run({'params': frozen, 'lora': train['lora']}, flat['tokens'], flat['mask'])
     return z.reshape(-1, 2, z.shape[-1])
 
-  judge = functools.partial(judged, cfg, ways)
+  judge = functools.partial(pair_loss, cfg, ways)
   if parts > 1:
     whole = contrastive.cached(encode, judge, parts)
     return lambda train, frozen, batch, key: (whole(train, frozen, batch), {})
   return lambda train, frozen, batch, key: (judge(train, encode(train, frozen, batch)), {})
 
 
-def judged(cfg, ways, train, z):
+def pair_loss(cfg, ways, train, z):
   """The contrastive loss of vectors of pairs, the first scft.batch of them. z: (B, 2, d) -> ()"""
   tau = train.get('tau', cfg.scft.tau)
   if cfg.defects.local_negatives:

@@ -13,7 +13,7 @@ from recjax.training import sequential
 from recjax.training.workdir import find_stage, open_adopted
 
 
-def carried_on(workdir, config, shop, later, seed):
+def extend_params(workdir, config, shop, later, seed):
   """The recommender for a later data set, without training.
 
   shop: what the run was trained on. Items whose prompt is new, or another, get their vectors here.
@@ -22,7 +22,7 @@ def carried_on(workdir, config, shop, later, seed):
   """
   made = variants.main_stage(workdir)
   params = sequential.load(made / 'model.npz', seed)
-  source = variants.source(config, config.rat.variant)
+  source = variants.vector_source(config, config.rat.variant)
   if source == 'file':
     raise ConfigError(f'the item vectors of {workdir} come from {config.export.file}, so nothing '
                       'here can make those of new items; train again with a file that holds them')
@@ -30,13 +30,13 @@ def carried_on(workdir, config, shop, later, seed):
     raise ConfigError(f'{workdir} was trained with model.separate, whose second table knows items '
                       'by their numbers alone; train it again on the later data')
   known, shop = len(shop.catalog), update.load(later, shop.catalog, workdir)
-  texts = prompts.texts_of(prompts.settings(config), shop.catalog)[0]
+  texts = prompts.item_prompts(prompts.settings(config), shop.catalog)[0]
   before = prompts.read(find_stage(workdir, 'prompts'))
   items = [i for i, text in enumerate(texts, 1) if i > known or text != before[i - 1]]
   rows = np.zeros((len(texts), params['items'].shape[1]), np.float32)
   rows[:known] = params['items'][1:known + 1]
   if items:
-    given = prompted(workdir, config, shop, source, [texts[i - 1] for i in items])
+    given = prompt_vectors(workdir, config, shop, source, [texts[i - 1] for i in items])
     at = np.array(items) - 1
     rows[at] = table_rows(workdir, config, known, source, seed, given, at)
   # Row 0 is padding, the last one BERT4Rec's mask, whose bias of an item counts how often it came.
@@ -48,7 +48,7 @@ def carried_on(workdir, config, shop, later, seed):
   return shop, params
 
 
-def prompted(workdir, config, shop, source, texts):
+def prompt_vectors(workdir, config, shop, source, texts):
   """Vectors of prompts by the run's own encoder, made once for a data set. -> (n, d) float32"""
   weights = variants.text_folder(config) if source == 'text' else config.llm.weights
   folder = find_stage(workdir, 'llm') if weights == 'tiny' else pathlib.Path(weights)
@@ -57,7 +57,7 @@ def prompted(workdir, config, shop, source, texts):
     return item_embeddings.read_shards(
       work.stage(
         f'export-{source}',
-        item_embeddings.write,
+        item_embeddings.write_shards,
         item_embeddings.settings(config, source),
         texts,
         folder,
@@ -74,11 +74,11 @@ def table_rows(workdir, config, known, source, seed, vectors, at):
   few = pca.PCA(*(arrays[k] for k in pca.PCA._fields))(vectors)
   what = variants.VARIANTS[config.rat.variant]
   how = rat.settings(config, config.rat.variant)
-  x = rat.inputs(how, model, item_embeddings.read(reduced), known, np.asarray(few))
+  x = rat.adapter_inputs(how, model, item_embeddings.read(reduced), known, np.asarray(few))
   if not what.adapter:
     return x
   trained = sequential.load(variants.main_stage(workdir) / 'adapter.npz', seed)
-  rows = np.array(rat.adapt(trained['adapter'], x, config.rat.activation))
+  rows = np.array(rat.apply_adapter(trained['adapter'], x, config.rat.activation))
   if 'own' in trained:  # what texts do not say of an item stays with it
     old = at < known
     rows[old] += trained['own'][at[old]]

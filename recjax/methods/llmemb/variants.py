@@ -36,20 +36,20 @@ def variants(cfg):
   return list(dict.fromkeys([cfg.rat.variant, *cfg.rat.ablations]))
 
 
-def source(cfg, variant):
+def vector_source(cfg, variant):
   """Where a variant's item vectors come from: a stage's name, or the file of the config."""
   return 'file' if cfg.export.file else VARIANTS[variant].source
 
 
-def sources(cfg):
+def vector_sources(cfg):
   """The tables of item vectors that a run needs. 'plain' comes along where 'tuned' is shown."""
-  needed = [source(cfg, v) for v in variants(cfg)]
+  needed = [vector_source(cfg, v) for v in variants(cfg)]
   return list(dict.fromkeys(needed + (['plain'] if 'tuned' in needed else [])))
 
 
 def needs_llm(cfg):
   """Whether the LLM is read at all."""
-  return any(s in ('tuned', 'plain', 'last') for s in sources(cfg))
+  return any(s in ('tuned', 'plain', 'last') for s in vector_sources(cfg))
 
 
 def row_name(variant):
@@ -57,14 +57,14 @@ def row_name(variant):
   return 'llmemb' if variant == 'full' else f'llmemb:{variant}'
 
 
-def aligned_to(cfg):
+def alignment_target(cfg):
   """Whose table is the aim of the alignment: SASRec's, or the same backbone's."""
   return 'sasrec' if cfg.rat.align_source == 'sasrec' else cfg.model.kind
 
 
 def id_models(cfg):
   """The recommenders over ids alone: the backbone's, and the aim of the alignment."""
-  return list(dict.fromkeys([cfg.model.kind, aligned_to(cfg)]))
+  return list(dict.fromkeys([cfg.model.kind, alignment_target(cfg)]))
 
 
 def recommender_config(cfg, kind):
@@ -88,7 +88,7 @@ def check(cfg):
   if cfg.rat.align_source not in ('sasrec', 'same_backbone'):
     raise ConfigError(f"rat.align_source={cfg.rat.align_source!r}; choose 'sasrec' or "
                       "'same_backbone'")
-  if 'text' in sources(cfg):
+  if 'text' in vector_sources(cfg):
     text_folder(cfg)
   scft = cfg.scft
   if scft.batch < 2:

@@ -24,10 +24,10 @@ from recjax.methods.reclm import (
   chat_encoding,
   evaluate,
   inference,
+  item_embeddings,
   offline_samples,
   planning,
   report,
-  semantic_ids,
   sft_data,
   teacher,
   tokenized_catalog,
@@ -47,7 +47,7 @@ def run(cfg, work):
   work.say(f'{shop.name}: {len(shop.catalog):,} items, {len(shop.interactions):,} users, '
            f'{len(shop.interactions.items):,} interactions, fingerprint {shop.fingerprint[:12]}')
   titles = [' '.join((t or '').split()) for t in shop.catalog.columns.get('title') or ()]
-  opening = [sft_data.said('system', template['system'])]
+  opening = [sft_data.message('system', template['system'])]
   llm = llm_loading.folder(
     cfg, work, opening, lambda: planning.documents(template, titles, cfg.seed), shop
   )
@@ -55,7 +55,9 @@ def run(cfg, work):
   helper = work.stage('teacher', teacher.stage, teacher.settings(cfg), shop)
   coded = None
   if cfg.grounding == 'token':
-    coded = work.stage('codes', semantic_ids.stage, semantic_ids.settings(cfg), shop, llm, helper)
+    coded = work.stage(
+      'codes', item_embeddings.stage, item_embeddings.settings(cfg), shop, llm, helper
+    )
   given = pathlib.Path(cfg.train.static) if cfg.train.static else None
   made = work.stage('tune', train.stage, train.settings(cfg), shop, llm, helper, coded, given)
   found = work.stage('evaluate', evaluate.stage, evaluate.settings(cfg), shop, llm, made, helper,
@@ -77,9 +79,9 @@ def check(cfg):
   if cfg.train.average not in train.AVERAGES:
     raise ConfigError(f'train.average={cfg.train.average!r}; choose one of '
                       f'{", ".join(train.AVERAGES)}')
-  if cfg.train.control_like not in train.LIKE:
+  if cfg.train.control_like not in train.INIT_WORDS:
     raise ConfigError(f'train.control_like={cfg.train.control_like!r}; choose one of '
-                      f'{", ".join(train.LIKE)}')
+                      f'{", ".join(train.INIT_WORDS)}')
   if cfg.decode.count < 10:
     raise ConfigError(f'decode.count={cfg.decode.count}: lists of ten are judged; ask for 10 or '
                       'more')
@@ -90,7 +92,7 @@ def check(cfg):
     raise ConfigError(f'control.share={cfg.control.share} must lie between 0 and 1')
   offline_samples.check(cfg)
   missing_files(cfg)
-  return sft_data.forms(cfg)
+  return sft_data.read_template(cfg)
 
 
 def check_texts(cfg, shop, folder):

@@ -11,23 +11,23 @@ from recjax.decoding.prefix_generator import PrefixGenerator
 from recjax.errors import ConfigError, DataError
 from recjax.methods.reclm import generation, sft_data, train
 
-BUCKET = 128  # tokens that prompts are padded to a multiple of
+PROMPT_BUCKET = 128  # tokens that prompts are padded to a multiple of
 
-SIZES = (1, 8)  # conversations of a batch, padded up
+BATCH_SIZES = (1, 8)  # conversations of a batch, padded up
 
-WARMTHS = (0.0, 0.5, 1.0)  # temperatures that are programs of their own
+TEMPERATURES = (0.0, 0.5, 1.0)  # temperatures that are programs of their own
 
-MOST = 10  # items of a reply
+MAX_ITEMS = 10  # items of a reply
 
-LETTERS = 32  # of a token at most, about
+CHARS_PER_TOKEN = 32  # of a token at most, about
 
-UNSURE = '\ufffd \t\r\n'  # at the end of a text: half a character, or space that may be cut
+UNFINISHED = '\ufffd \t\r\n'  # at the end of a text: half a character, or space that may be cut
 
-LEAST = (0, 3)  # of which so many must come, padded up
+MIN_ITEMS = (0, 3)  # of which so many must come, padded up
 
 
 @dataclasses.dataclass(frozen=True)
-class Said:
+class ChatRequest:
   """A conversation that waits for a reply. turns: ({'role', 'content'}, ...), the last a user's.
 
   domain: a catalogue's name, '' the first. history: item ids that the last turn is about. least,
@@ -39,7 +39,7 @@ class Said:
   domain: str = ''
   history: tuple = ()
   least: int = 0
-  most: int = MOST
+  most: int = MAX_ITEMS
   tokens: int = 0
   temperature: float | None = None
   seed: int = 0
@@ -48,7 +48,7 @@ class Said:
 
 
 @dataclasses.dataclass(frozen=True)
-class Answer:
+class ChatAnswer:
   """A reply. items: ids in the order that the text names them, titles: of these. domain: whose."""
   text: str
   domain: str
@@ -67,7 +67,9 @@ class ChatBatcher:
     shelf = next(iter(domains.values()))
     speaker = shelf.speaker
     with jax.set_mesh(mesh):
-      self.writer = PrefixGenerator(speaker.model, speaker.variables, speaker.tokenizer, [], BUCKET)
+      self.writer = PrefixGenerator(
+        speaker.model, speaker.variables, speaker.tokenizer, [], PROMPT_BUCKET
+      )
     self.quoted = {name: s.stocks[0].index for name, s in domains.items()}
 
   def shelf(self, said):
@@ -86,19 +88,19 @@ class ChatBatcher:
     stock = shelf.stocks[0]
     turns = [dict(t) for t in said.turns]
     if turns[0]['role'] != 'system':
-      turns.insert(0, sft_data.said('system', self.system))
-    long = LETTERS * self.cfg.prompt.cutoff  # more letters never fit, and take long to see
-    while sum(len(t['content']) for t in turns) > long and drop(turns):
+      turns.insert(0, sft_data.message('system', self.system))
+    long = CHARS_PER_TOKEN * self.cfg.prompt.cutoff  # more letters never fit, and take long to see
+    while sum(len(t['content']) for t in turns) > long and drop_oldest_round(turns):
       pass
     if said.history:
-      rows = [stock.catalog.index(i) for i in said.history][-sft_data.LONGEST:]
-      turns[-1]['content'] = sft_data.about(self.cfg, stock, rows, turns[-1]['content'])
-    turns = [sft_data.said(t['role'], recalled(t['content'], self.quoted[name]))
+      rows = [stock.catalog.index(i) for i in said.history][-sft_data.MAX_ITEMS:]
+      turns[-1]['content'] = sft_data.with_history(self.cfg, stock, rows, turns[-1]['content'])
+    turns = [sft_data.message(t['role'], restore_items(t['content'], self.quoted[name]))
              if t['role'] == 'assistant' else t for t in turns]
-    turn = train.renderer(self.cfg, shelf.speaker, stock)
+    turn = train.make_encoder(self.cfg, shelf.speaker, stock)
     ids = turn.tokens(turns)
     while len(ids) > self.cfg.prompt.cutoff:
-      if not drop(turns):
+      if not drop_oldest_round(turns):
         raise ConfigError(f'the last turn takes {len(ids)} tokens, {self.cfg.prompt.cutoff} fit; '
                           'say it in fewer words')
       ids = turn.tokens(turns)
@@ -111,12 +113,12 @@ class ChatBatcher:
     out, alike = [None] * len(asked), {}
     prompts = [self.prompt(s) for s in asked]
     for row, s in enumerate(asked):
-      least = next(n for n in LEAST if n >= min(s.least, LEAST[-1]))
-      key = self.shelf(s)[0], least, self.warmth(s), s.seed, len(prompts[row]) // BUCKET
+      least = next(n for n in MIN_ITEMS if n >= min(s.least, MIN_ITEMS[-1]))
+      key = self.shelf(s)[0], least, self.warmth(s), s.seed, len(prompts[row]) // PROMPT_BUCKET
       alike.setdefault(key, []).append(row)
     for (name, least, warmth, seed, _), rows in alike.items():
-      for start in range(0, len(rows), SIZES[-1]):
-        some = rows[start:start + SIZES[-1]]
+      for start in range(0, len(rows), BATCH_SIZES[-1]):
+        some = rows[start:start + BATCH_SIZES[-1]]
         found = self.batch(
             self.domains[name], [asked[r] for r in some], [prompts[r] for r in some], least, warmth,
             seed, lambda at, answer, some=some: settle(some[at], answer))
@@ -126,8 +128,8 @@ class ChatBatcher:
 
   def batch(self, shelf, asked, prompts, least, warmth, seed, settle):
     """Replies to conversations that one program takes together. -> [Answer]"""
-    count = next(s for s in SIZES if s >= len(asked))
-    given = ConfigDict({**self.cfg.decode.to_dict(), 'count': MOST, 'temperature': warmth})
+    count = next(s for s in BATCH_SIZES if s >= len(asked))
+    given = ConfigDict({**self.cfg.decode.to_dict(), 'count': MAX_ITEMS, 'temperature': warmth})
     over = np.arange(count) >= len(asked)
 
     def made(at, reply):
@@ -141,7 +143,7 @@ class ChatBatcher:
             settle(at, made(at, shelf.read(ids)))
       return ~over
     with jax.set_mesh(self.mesh):
-      found = generation.replies(shelf, self.writer, given,
+      found = generation.generate_replies(shelf, self.writer, given,
                              prompts + prompts[-1:] * (count - len(prompts)), least=least,
                              seed=seed, told=told)
     return [made(at, reply) for at, reply in enumerate(found[:len(asked)])]
@@ -152,7 +154,7 @@ class ChatBatcher:
     Raises DataError or ConfigError for turns that no template takes, a catalogue or an item that
     is not there, a last turn that is too long.
     """
-    said = Said(checked(turns), **how)
+    said = ChatRequest(check_turns(turns), **how)
     self.prompt(said)
     return said
 
@@ -169,39 +171,39 @@ class ChatBatcher:
     """The temperature that is used: the run's, or the nearest of WARMTHS."""
     if said.temperature is None:
       return float(self.cfg.decode.temperature)
-    return min(WARMTHS, key=lambda w: abs(w - said.temperature))
+    return min(TEMPERATURES, key=lambda w: abs(w - said.temperature))
 
   def heard(self, shelf, said, ids):
     """Tells a client the text of a reply's tokens so far. -> whether the reply is at its end"""
     if said.gone():
       return True
-    size, over = ending(said, shelf.speaker, ids)
+    size, over = reply_length(said, shelf.speaker, ids)
     if said.tell:
       ends = [i + 1 for i, t in enumerate(ids[:size]) if t == shelf.speaker.eoi]
       if len(ends) >= said.most:  # what follows is left out where another item follows it
         size = ends[said.most - 1]
-      said.tell(shelf.read(ids[:size]).text.rstrip(UNSURE))
+      said.tell(shelf.read(ids[:size]).text.rstrip(UNFINISHED))
     return over or ids[-1] in shelf.speaker.tokenizer.eos_ids
 
   def made(self, shelf, said, reply, tokens_in):
     """The Answer, cut where fewer items or tokens were asked for; a cut item is left out."""
-    size, _ = ending(said, shelf.speaker, reply.ids)
+    size, _ = reply_length(said, shelf.speaker, reply.ids)
     if size < len(reply.ids):
       reply = shelf.read(reply.ids[:size])
     stock = shelf.stocks[0]
-    return Answer(reply.text, self.shelf(said)[0],
+    return ChatAnswer(reply.text, self.shelf(said)[0],
                   tuple(stock.catalog.id_of(i) for i in reply.items),
                   tuple(stock.titles[i - 1] for i in reply.items), reply.complete, tokens_in,
                   len(reply.ids))
 
   def warm(self):
     """Compiles the programs of short conversations."""
-    for size in SIZES:
-      for least in LEAST:
-        self([Said((sft_data.said('user', 'Hello'),), least=least)] * size)
+    for size in BATCH_SIZES:
+      for least in MIN_ITEMS:
+        self([ChatRequest((sft_data.message('user', 'Hello'),), least=least)] * size)
 
 
-def ending(said, speaker, ids):
+def reply_length(said, speaker, ids):
   """How many of a reply's tokens count, and whether more would not: enough were asked for, or an
   item more than may come is begun."""
   ends = [i + 1 for i, t in enumerate(ids) if t == speaker.eoi]
@@ -213,7 +215,7 @@ def ending(said, speaker, ids):
   return size, over
 
 
-def drop(turns):
+def drop_oldest_round(turns):
   """Takes the oldest round out, in place. -> whether there was one besides the last"""
   at = next((i for i in range(2, len(turns)) if turns[i]['role'] == 'user'), None)
   if at is not None:
@@ -221,7 +223,7 @@ def drop(turns):
   return at is not None
 
 
-def recalled(text, titles):
+def restore_items(text, titles):
   """An earlier reply as it was: quoted titles become the items they are. -> [str or item index]"""
   out = []
   for part in re.split(r'("[^"\n]{1,400}")', text):
@@ -235,7 +237,7 @@ def recalled(text, titles):
   return out or ['']
 
 
-def checked(turns):
+def check_turns(turns):
   """Turns in an order that a template takes: system first if at all, then user and assistant by
   turns, a user last; neighbours of one role are joined. -> tuple of turns. Raises DataError."""
   out = []
@@ -246,9 +248,9 @@ def checked(turns):
     if role == 'system' and out and out[-1]['role'] != 'system':
       raise DataError('the system message stands first, before the others')
     if out and out[-1]['role'] == role:
-      out[-1] = sft_data.said(role, out[-1]['content'] + '\n' + turn['content'])
+      out[-1] = sft_data.message(role, out[-1]['content'] + '\n' + turn['content'])
     else:
-      out.append(sft_data.said(role, turn['content']))
+      out.append(sft_data.message(role, turn['content']))
   if not out or out[-1]['role'] != 'user':
     raise DataError('the last message must be of the user')
   if out[0]['role'] == 'assistant' or out[0]['role'] == 'system' and len(out) > 1 and (

@@ -9,11 +9,11 @@ import numpy as np
 
 from recjax.text.prompt_templates import fill
 
-LISTS = ('with', 'without', 'at_most', 'at_least', 'about')  # what is asked of a list
+LIST_KINDS = ('with', 'without', 'at_most', 'at_least', 'about')  # what is asked of a list
 
-QUESTIONS = ('category_of', 'item_of')
+QUESTION_KINDS = ('category_of', 'item_of')
 
-KINDS = LISTS + QUESTIONS
+KINDS = LIST_KINDS + QUESTION_KINDS
 
 FIELDS = {'with': ('category',), 'without': ('category',),
           **{k: ('category', 'wanted') for k in ('at_most', 'at_least', 'about')},
@@ -21,7 +21,7 @@ FIELDS = {'with': ('category',), 'without': ('category',),
 
 
 @dataclasses.dataclass(frozen=True)
-class Wish:
+class CategoryRequest:
   """What is asked of a list. kind: of LISTS. wanted: items of the category, for the last three."""
   kind: str
   category: str
@@ -39,7 +39,7 @@ class Wish:
         'at_least': inside >= self.wanted, 'about': abs(inside - self.wanted) <= 1}[self.kind]
 
 
-def members(stock):
+def category_members(stock):
   """-> {category: set of item indices 1..N}"""
   out = {}
   for item, paths in enumerate(stock.categories, 1):
@@ -48,7 +48,7 @@ def members(stock):
   return out
 
 
-def lists(stock, histories, targets, teach, seeds, kinds, most):
+def make_lists(stock, histories, targets, teach, seeds, kinds, most):
   """Requests about categories and the lists that answer them, the true item first.
 
   histories: item indices; targets: the next item of each, whose categories are asked for, or with
@@ -58,7 +58,7 @@ def lists(stock, histories, targets, teach, seeds, kinds, most):
   """
   if not histories:
     return []
-  plain, groups = teach(histories, most + 1), members(stock)
+  plain, groups = teach(histories, most + 1), category_members(stock)
   drawn = [np.random.default_rng(s) for s in seeds]
   chosen = [_category(stock, kind, target, row.tolist(), rng)
             for kind, target, row, rng in zip(kinds, targets, plain, drawn)]
@@ -89,7 +89,9 @@ def _category(stock, kind, target, taught, rng):
 def _labels(kind, category, target, own, inside, outside, rng, most):
   """-> labels, Wish. inside, outside: the teacher's items on both sides, without the target."""
   if kind in ('with', 'without'):
-    return [target, *(inside if kind == 'with' else outside)][:most], Wish(kind, category)
+    return [target, *(inside if kind == 'with' else outside)][:most], CategoryRequest(
+      kind, category
+    )
   # the target has the category: it is one of those wanted
   size = min(most, 1 + len(inside) + len(outside))
   low, high = max(1, size - len(outside)), min(size, 1 + len(inside))
@@ -99,10 +101,10 @@ def _labels(kind, category, target, own, inside, outside, rng, most):
             'about': count}[kind]
   rest = inside[:count - 1] + outside[:size - count]
   return ([target, *(rest[i] for i in rng.permutation(len(rest)))],
-          Wish(kind, category, wanted))
+          CategoryRequest(kind, category, wanted))
 
 
-def question(stock, template, kind, item, rng, most):
+def make_question(stock, template, kind, item, rng, most):
   """A question about an item's most specific category, or for items of it.
 
   item: one that has categories. -> text, and its answer: for 'category_of' [the category], for

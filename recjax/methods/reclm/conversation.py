@@ -12,7 +12,7 @@ from recjax.errors import ConfigError
 from recjax.methods.reclm import chat_batcher, generation, sft_data, tokenized_catalog, train
 from recjax.models import llm_decoder
 
-STEP = 64  # tokens that are read together are padded to a multiple
+READ_BUCKET = 64  # tokens that are read together are padded to a multiple
 
 
 class Conversation:
@@ -31,7 +31,7 @@ class Conversation:
 
   def clear(self):
     """Forgets every round."""
-    self.turns = [sft_data.said('system', self.system)]
+    self.turns = [sft_data.message('system', self.system)]
     self.held, self.past = [], None
 
   def use(self, domain):
@@ -48,10 +48,10 @@ class Conversation:
     """
     shelf, speaker = self.shelf, self.shelf.speaker
     if history:
-      rows = [shelf.stocks[0].catalog.index(i) for i in history][-sft_data.LONGEST:]
-      text = sft_data.about(self.cfg, shelf.stocks[0], rows, text)
-    turn = train.renderer(self.cfg, speaker, shelf.stocks[0])
-    self.turns.append(sft_data.said('user', text))
+      rows = [shelf.stocks[0].catalog.index(i) for i in history][-sft_data.MAX_ITEMS:]
+      text = sft_data.with_history(self.cfg, shelf.stocks[0], rows, text)
+    turn = train.make_encoder(self.cfg, speaker, shelf.stocks[0])
+    self.turns.append(sft_data.message('user', text))
     ids = turn.tokens(self.turns)
     while len(ids) > self.cfg.prompt.cutoff:
       if len(self.turns) < 4:
@@ -62,7 +62,7 @@ class Conversation:
       ids = turn.tokens(self.turns)
     found = self._generate(ids, max_items, seed, tell)
     ends = set(speaker.tokenizer.eos_ids)
-    self.turns.append(sft_data.said('assistant', [[i for i in found.ids if i not in ends]]))
+    self.turns.append(sft_data.message('assistant', [[i for i in found.ids if i not in ends]]))
     return found
 
   def _generate(self, ids, max_items, seed, tell):
@@ -72,17 +72,17 @@ class Conversation:
     same = next((i for i, (a, b) in enumerate(zip(self.held, ids)) if a != b),
                 min(len(self.held), len(ids)))
     same = min(same, len(ids) - 1)
-    size = STEP * -(-self.cfg.prompt.cutoff // STEP)
+    size = READ_BUCKET * -(-self.cfg.prompt.cutoff // READ_BUCKET)
     if self.past is None:
       self.past = llm_decoder.room(model.cfg, size)
     mask = self.past.mask & (jnp.arange(size) < same)
     self.past = self.past._replace(mask=mask)
     fresh = ids[same:-1]
     if fresh:
-      wide = STEP * -(-len(fresh) // STEP)
+      wide = READ_BUCKET * -(-len(fresh) // READ_BUCKET)
       tokens = np.zeros((1, wide), np.int32)
       tokens[0, :len(fresh)] = fresh
-      self.past = _remember(model, speaker.variables, self.past, jnp.asarray(tokens),
+      self.past = _extend_cache(model, speaker.variables, self.past, jnp.asarray(tokens),
                             jnp.int32(len(fresh)))
     self.read_tokens += len(fresh) + 1
     self.held = list(ids[:-1])
@@ -92,25 +92,37 @@ class Conversation:
     def told(rows):
       if tell:
         made = self.shelf.read(rows[0])
-        tell(dataclasses.replace(made, text=made.text.rstrip(chat_batcher.UNSURE)))
+        tell(dataclasses.replace(made, text=made.text.rstrip(chat_batcher.UNFINISHED)))
       return np.array([rows[0][-1:] not in ends])
     ends = [[t] for t in speaker.tokenizer.eos_ids]
-    found = stream(_decoder(model), {'variables': speaker.variables, 'past': self.past},
-                   [ids[-1:]], rule, told, new_tokens=how.new_tokens, width=generation.RUNS[0],
-                   temperature=float(how.temperature), top_p=float(how.top_p),
-                   pad_id=speaker.tokenizer.pad_id, seed=seed, bucket=1)
+    found = stream(
+      _decoder(model),
+      {'variables': speaker.variables, 'past': self.past},
+      [ids[-1:]],
+      rule,
+      told,
+      new_tokens=how.new_tokens,
+      width=generation.FORCED_RUNS[0],
+      temperature=float(how.temperature),
+      top_p=float(how.top_p),
+      pad_id=speaker.tokenizer.pad_id,
+      seed=seed,
+      bucket=1,
+    )
     return self.shelf.read(found.row(0, 0))
 
 
 _decoder = functools.lru_cache(4)(llm_decoder.continuing)
 
-_remember = jax.jit(llm_decoder.remembered, static_argnums=0)
+_extend_cache = jax.jit(llm_decoder.remembered, static_argnums=0)
 
 
-def untrained(speaker, catalogs):
+def untrained_models(speaker, catalogs):
   """Catalogues of titles for a chat model as it is: real items alone, no training.
 
   speaker: as from `train.fresh`. catalogs: {name: Catalog}. -> {name: Shelf}
   """
-  return {name: generation.Shelf(speaker, [tokenized_catalog.load(c, speaker.tokenizer)], [name])
-          for name, c in catalogs.items()}
+  return {
+    name: generation.GroundedModel(speaker, [tokenized_catalog.load(c, speaker.tokenizer)], [name])
+    for name, c in catalogs.items()
+  }

@@ -34,58 +34,66 @@ def settings(cfg):
 def stage(work, cfg, shop, folder, made, helper, coded=None):
   """Writes every result file."""
   table = None if coded is None else run_files.read_arrays(coded / 'codes.npy')
-  speaker = train.load(cfg, folder, made, work.mesh)
+  speaker = train.load_model(cfg, folder, made, work.mesh)
   split, n = splits.leave_one_out(shop.interactions), len(shop.catalog)
   rows, protocol = splits.drawn(split.test, cfg.judge.users, split.protocol)
   cases = split.test.picked(rows)
   split = dataclasses.replace(split, test=cases, protocol=protocol)
-  stock = train.stock_of(cfg, shop, speaker, table)
-  shelf = generation.Shelf(speaker, [stock], kind=cfg.grounding)
-  found, short = ask(work, 'lists', cfg, shelf, stock, cases, cfg.judge.words,
+  stock = train.load_tokenized(cfg, shop, speaker, table)
+  shelf = generation.GroundedModel(speaker, [stock], kind=cfg.grounding)
+  found, short = ask_lists(work, 'lists', cfg, shelf, stock, cases, cfg.judge.words,
                      cfg.judge.mask_history)
   lists = [r.items[:cfg.decode.count] for r in found]
   histories = [cases.history(c) for c in range(len(cases))]
-  clean = list_metrics.of_lists(
+  clean = list_metrics.list_rates(
     lists, histories, cases.targets, stock.categories, n, cfg.decode.count
   )
   order = rank_all(work, cfg, shelf, stock, cases)
   more = {'rates': clean, 'unfinished': sum(r.unfinished for r in found),
           'shortened_prompts': short}
-  more['rounds'] = rounds(work, cfg, shelf, stock, cases)
+  more['rounds'] = judge_rounds(work, cfg, shelf, stock, cases)
   if cfg.judge.candidates:
-    more['ranking'] = chosen(work, cfg, shelf, stock, cases)
+    more['ranking'] = judge_candidates(work, cfg, shelf, stock, cases)
   if cfg.judge.free:
-    more['free'] = free(work, cfg, shelf, stock, cases)
+    more['free'] = judge_free(work, cfg, shelf, stock, cases)
   if cfg.control.share:
-    more['control'] = controlled(work, cfg, shelf, stock, cases, lists,
-                                 teacher.asker(helper, shop))
+    more['control'] = judge_control(work, cfg, shelf, stock, cases, lists,
+                                 teacher.make_teacher(helper, shop))
   if cfg.judge.cross:
-    more['cross'] = cross(work, cfg, speaker)
-  return save(work, cfg, shop, split, lists, order, teacher.scorer(helper, shop), more)
+    more['cross'] = judge_cross(work, cfg, speaker)
+  return save_results(work, cfg, shop, split, lists, order, teacher.scorer(helper, shop), more)
 
 
-def ask(work, name, cfg, shelf, stock, cases, words, masked, wishes=None, candidates=None):
+def ask_lists(work, name, cfg, shelf, stock, cases, words, masked, wishes=None, candidates=None):
   """Lists for cases. wishes: the last sentence of each request; candidates: what each chooses from.
   -> [Reply], prompts that were shortened"""
   histories = [cases.history(c) for c in range(len(cases))]
-  prompts, short = sft_data.prompts(train.renderer(cfg, shelf.speaker, stock), stock,
-                                   sft_data.forms(cfg), histories, words, cfg.decode.count, wishes,
-                                   candidates)
-  return generation.many(work, name, shelf, cfg.decode, prompts, histories if masked else None,
-                     cfg.seed), short
+  prompts, short = sft_data.make_prompts(
+    train.make_encoder(cfg, shelf.speaker, stock),
+    stock,
+    sft_data.read_template(cfg),
+    histories,
+    words,
+    cfg.decode.count,
+    wishes,
+    candidates,
+  )
+  return generation.reply_to_all(
+    work, name, shelf, cfg.decode, prompts, histories if masked else None, cfg.seed
+  ), short
 
 
 def rank_all(work, cfg, shelf, stock, cases):
   """The best first items of each case's list. -> items (n, k), scores (n, k)"""
-  template = sft_data.forms(cfg)
+  template = sft_data.read_template(cfg)
   histories = [cases.history(c) for c in range(len(cases))]
-  prompts, _ = sft_data.prompts(train.renderer(cfg, shelf.speaker, stock), stock, template,
+  prompts, _ = sft_data.make_prompts(train.make_encoder(cfg, shelf.speaker, stock), stock, template,
                                histories, cfg.judge.words, cfg.decode.count)
-  return generation.ranked_many(work, 'ranked', shelf, cfg.decode, prompts,
+  return generation.rank_items_of_all(work, 'ranked', shelf, cfg.decode, prompts,
                             histories if cfg.judge.mask_history else None, cfg.decode.count)
 
 
-def save(work, cfg, shop, split, lists, order, score, more):
+def save_results(work, cfg, shop, split, lists, order, score, more):
   """Adds the rows of the teacher and for sanity. Lists end early: so do the cut-offs. -> counts"""
   cases, n, width = split.test, len(shop.catalog), cfg.decode.count
   items = np.zeros((len(cases), width), np.int32)
@@ -112,7 +120,7 @@ def save(work, cfg, shop, split, lists, order, score, more):
 # Several rounds (reclm.md 5.2).
 
 
-def rounds(work, cfg, shelf, stock, cases):
+def judge_rounds(work, cfg, shelf, stock, cases):
   """A worked question, a request, another question: what of lists and answers is left. -> rates"""
   count = min(cfg.judge.rounds, len(cases))
   if not count:
@@ -121,8 +129,8 @@ def rounds(work, cfg, shelf, stock, cases):
           else conversations.read(cfg.talk.questions)[0])
   first, later = talk[0], talk[1:count + 1]
   count = len(later)
-  template = sft_data.forms(cfg)
-  turn, said = train.renderer(cfg, shelf.speaker, stock), sft_data.said
+  template = sft_data.read_template(cfg)
+  turn, said = train.make_encoder(cfg, shelf.speaker, stock), sft_data.message
   opening = [
     said('system', template['system']),
     said('user', first[0]),
@@ -130,19 +138,19 @@ def rounds(work, cfg, shelf, stock, cases):
   ]
   turns = [
     opening
-    + sft_data.question(
-      stock, template, cases.history(c)[-sft_data.LONGEST :], 'rule', cfg.decode.count
+    + sft_data.request_turns(
+      stock, template, cases.history(c)[-sft_data.MAX_ITEMS :], 'rule', cfg.decode.count
     )[1:]
     for c in range(count)
   ]
-  lists = generation.many(
+  lists = generation.reply_to_all(
     work, 'rounds-1', shelf, cfg.decode, [turn.tokens(t) for t in turns], None, cfg.seed
   )
   ends = set(shelf.speaker.tokenizer.eos_ids)
   for t, r, (question, _) in zip(turns, lists, later):
     t += [said('assistant', [[i for i in r.ids if i not in ends]]), said('user', question)]
-  plain = generation.many(
-    work, 'rounds-2', shelf, brief(cfg), [turn.tokens(t) for t in turns], None, cfg.seed
+  plain = generation.reply_to_all(
+    work, 'rounds-2', shelf, answer_settings(cfg), [turn.tokens(t) for t in turns], None, cfg.seed
   )
   right = [
     list_metrics.last_number(r.text) is not None
@@ -150,30 +158,41 @@ def rounds(work, cfg, shelf, stock, cases):
     for r, (_, gold) in zip(plain, later)
   ]
   few = cases.picked(np.arange(count))
-  return {'conversations': count,
-          'CSN_R1': float(np.mean([len(r.items) == cfg.decode.count for r in lists])),
-          'CSN_R2': float(np.mean([not r.items and not r.unfinished for r in plain])),
-          'accuracy': float(np.mean(right)),
-          **list_metrics.of_lists([r.items for r in lists], [few.history(c) for c in range(count)],
-                           few.targets, stock.categories, len(stock.titles), cfg.decode.count)}
+  return {
+    'conversations': count,
+    'CSN_R1': float(np.mean([len(r.items) == cfg.decode.count for r in lists])),
+    'CSN_R2': float(np.mean([not r.items and not r.unfinished for r in plain])),
+    'accuracy': float(np.mean(right)),
+    **list_metrics.list_rates(
+      [r.items for r in lists],
+      [few.history(c) for c in range(count)],
+      few.targets,
+      stock.categories,
+      len(stock.titles),
+      cfg.decode.count,
+    ),
+  }
 
 
-def cross(work, cfg, speaker):
+def judge_cross(work, cfg, speaker):
   """The same weights over another catalogue: only the trie and the prompts change. -> rates"""
   shop = load_data(cfg.judge.cross)
   stock = tokenized_catalog.load(shop.catalog, speaker.tokenizer)
-  shelf = generation.Shelf(speaker, [stock])
+  shelf = generation.GroundedModel(speaker, [stock])
   cases = splits.leave_one_out(shop.interactions).test
   cases = cases.picked(splits.drawn(cases, cfg.judge.cross_users, '')[0])
-  found, _ = ask(work, 'cross', cfg, shelf, stock, cases, cfg.judge.words, cfg.judge.mask_history)
-  counts = np.bincount(splits.leave_one_out(shop.interactions).train.items,
-                       minlength=len(shop.catalog) + 1)[1:]
+  found, _ = ask_lists(
+    work, 'cross', cfg, shelf, stock, cases, cfg.judge.words, cfg.judge.mask_history
+  )
+  counts = np.bincount(
+    splits.leave_one_out(shop.interactions).train.items, minlength=len(shop.catalog) + 1
+  )[1:]
   top = set((np.argsort(-counts, kind='stable')[:10] + 1).tolist())
   return {
     'data': shop.name,
     'notes': {k: v for k, v in stock.notes.items() if v},
     'popularity HR@10': float(np.mean([t in top for t in cases.targets])),
-    **list_metrics.of_lists(
+    **list_metrics.list_rates(
       [r.items for r in found],
       [cases.history(c) for c in range(len(cases))],
       cases.targets,
@@ -184,7 +203,7 @@ def cross(work, cfg, speaker):
   }
 
 
-def chosen(work, cfg, shelf, stock, cases):
+def judge_candidates(work, cfg, shelf, stock, cases):
   """The best of given candidates: the next item among others that the user has not had, shuffled
   (reclm.md 5.1). The words alone say what may be named, so another item is counted. -> rates"""
   k, n, given = cfg.decode.count, len(stock.titles), []
@@ -195,11 +214,20 @@ def chosen(work, cfg, shelf, stock, cases):
     others = np.setdiff1d(np.arange(1, n + 1), [*history, target])
     some = np.concatenate([[target], rng.permutation(others)[:size - 1]])
     given.append(tuple(rng.permutation(some).tolist()))
-  found, _ = ask(work, 'ranking', cfg, shelf, stock, cases, cfg.judge.words, cfg.judge.mask_history,
-                 candidates=given)
+  found, _ = ask_lists(
+    work,
+    'ranking',
+    cfg,
+    shelf,
+    stock,
+    cases,
+    cfg.judge.words,
+    cfg.judge.mask_history,
+    candidates=given,
+  )
   lists = [r.items[:k] for r in found]
   return {
-    **list_metrics.of_lists(
+    **list_metrics.list_rates(
       [r.items for r in found], histories, cases.targets, stock.categories, n, k
     ),
     'candidates': size,
@@ -212,25 +240,34 @@ def chosen(work, cfg, shelf, stock, cases):
 # Requests about categories, and replies that nothing holds to the catalogue.
 
 
-def controlled(work, cfg, shelf, stock, cases, plain, teach):
+def judge_control(work, cfg, shelf, stock, cases, plain, teach):
   """How often requests about categories are followed (reclm.md 5.1, control pack).
 
   plain: the lists without such a request; 'unasked' is how often they happen to follow it.
   -> {kind: {'users', 'followed', 'unasked', 'in_category', 'HR@k'}, 'category_of': {'users',
   'right'}}
   """
-  k, template, asked = cfg.decode.count, sft_data.forms(cfg), []
+  k, template, asked = cfg.decode.count, sft_data.read_template(cfg), []
   few = np.arange(min(len(cases), cfg.control.users))
-  some, groups = cases.picked(few), control_tasks.members(stock)
+  some, groups = cases.picked(few), control_tasks.category_members(stock)
   histories = [some.history(c) for c in few]
-  for number, kind in enumerate(control_tasks.LISTS):
-    made = control_tasks.lists(stock, histories, some.targets.tolist(), teach,
+  for number, kind in enumerate(control_tasks.LIST_KINDS):
+    made = control_tasks.make_lists(stock, histories, some.targets.tolist(), teach,
                           [(cfg.seed, 6, number, c) for c in few.tolist()], [kind] * len(few), k)
     asked += [(c, m[1]) for c, m in enumerate(made) if m]
   if not asked:
     return {}
-  found, _ = ask(work, 'control', cfg, shelf, stock, some.picked(np.array([c for c, _ in asked])),
-                 cfg.judge.words, cfg.judge.mask_history, [w.text(template) for _, w in asked])
+  found, _ = ask_lists(
+    work,
+    'control',
+    cfg,
+    shelf,
+    stock,
+    some.picked(np.array([c for c, _ in asked])),
+    cfg.judge.words,
+    cfg.judge.mask_history,
+    [w.text(template) for _, w in asked],
+  )
   out = {}
   for (c, wish), reply in zip(asked, found):
     own, items = groups[wish.category], reply.items[:k]
@@ -249,28 +286,32 @@ def category_questions(work, cfg, shelf, stock, cases):
   items = [t for t in cases.targets.tolist() if stock.categories[t - 1]]
   if not items:
     return {}
-  template, rng = sft_data.forms(cfg), np.random.default_rng(cfg.seed)
-  turn = train.renderer(cfg, shelf.speaker, stock)
+  template, rng = sft_data.read_template(cfg), np.random.default_rng(cfg.seed)
+  turn = train.make_encoder(cfg, shelf.speaker, stock)
   prompts = [
     turn.tokens(
       [
-        sft_data.said('system', template['system']),
-        sft_data.said('user', control_tasks.question(stock, template, 'category_of', i, rng, 1)[0]),
+        sft_data.message('system', template['system']),
+        sft_data.message(
+          'user', control_tasks.make_question(stock, template, 'category_of', i, rng, 1)[0]
+        ),
       ]
     )
     for i in items
   ]
-  found = generation.many(work, 'control-category_of', shelf, brief(cfg), prompts, None, cfg.seed)
+  found = generation.reply_to_all(
+    work, 'control-category_of', shelf, answer_settings(cfg), prompts, None, cfg.seed
+  )
   right = [r.text.strip() in stock.categories[i - 1] for i, r in zip(items, found)]
   return {'category_of': {'users': len(items), 'right': float(np.mean(right))}}
 
 
-def brief(cfg):
+def answer_settings(cfg):
   """Settings of decoding for answers that are no lists."""
   return ConfigDict({**cfg.decode.to_dict(), 'new_tokens': cfg.judge.answer_tokens})
 
 
-def free(work, cfg, shelf, stock, cases):
+def judge_free(work, cfg, shelf, stock, cases):
   """What the same model names when nothing holds it to the catalogue (reclm.md 5.1).
 
   judge.vague above 0 takes a title within so many edits for the nearest item's, which hides a part
@@ -279,23 +320,23 @@ def free(work, cfg, shelf, stock, cases):
   some = cases.picked(np.arange(min(len(cases), cfg.judge.free)))
   histories = [some.history(c) for c in range(len(some))]
   speaker = shelf.speaker
-  prompts, _ = sft_data.prompts(
-    train.renderer(cfg, speaker, stock),
+  prompts, _ = sft_data.make_prompts(
+    train.make_encoder(cfg, speaker, stock),
     stock,
-    sft_data.forms(cfg),
+    sft_data.read_template(cfg),
     histories,
     cfg.judge.words,
     cfg.decode.count,
   )
   found = [
-    list_metrics.recognised(
-      list_metrics.titles_of(ids, speaker.tokenizer, speaker.soi, speaker.eoi),
+    list_metrics.match_items(
+      list_metrics.parse_titles(ids, speaker.tokenizer, speaker.soi, speaker.eoi),
       stock,
       speaker.tokenizer,
       cfg.judge.vague,
     )
-    for ids in generation.free(work, 'free', shelf, cfg.decode, prompts, cfg.seed)
+    for ids in generation.reply_freely(work, 'free', shelf, cfg.decode, prompts, cfg.seed)
   ]
-  return list_metrics.of_lists(
+  return list_metrics.list_rates(
     found, histories, some.targets, stock.categories, len(stock.titles), cfg.decode.count
   )

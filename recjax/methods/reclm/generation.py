@@ -11,9 +11,9 @@ from recjax.errors import ConfigError
 from recjax.methods.reclm import tokenized_catalog, train
 from recjax.training import journal, sft
 
-BEAMS = 20    # of which ranked lists are made, or more where more are asked for
+MIN_BEAMS = 20    # of which ranked lists are made, or more where more are asked for
 
-RUNS = (8,)   # tokens of a row that go through the model together where they are forced
+FORCED_RUNS = (8,)   # tokens of a row that go through the model together where they are forced
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,7 +27,7 @@ class Reply:
   unfinished: bool
 
 
-class Shelf:
+class GroundedModel:
   """One or several catalogues, planted for a speaker. stocks: list of Goods, named by `names`."""
 
   def __init__(self, speaker, stocks, names=('',), kind='cgen'):
@@ -60,7 +60,7 @@ class Shelf:
       )
     limits = None
     if closed is not None or allowed is not None:
-      limits = tokenized_catalog.limits(self.trees[0], closed or [()] * batch, allowed)
+      limits = tokenized_catalog.make_filter(self.trees[0], closed or [()] * batch, allowed)
     return item_span.item_span_constraint(
         self.trees, self.planted, speaker.soi, ends, cfg.new_tokens, batch, cfg.count, root=root,
         limits=limits, pad_id=speaker.tokenizer.pad_id, least=least)
@@ -107,7 +107,7 @@ class Shelf:
     return ''.join(out).strip()
 
 
-def replies(shelf, writer, cfg, prompts, closed=None, allowed=None, least=0, root=None, *,
+def generate_replies(shelf, writer, cfg, prompts, closed=None, allowed=None, least=0, root=None, *,
             seed, told=None):
   """Answers to a batch of prompts, token lists. cfg: count, new_tokens, temperature, top_p.
 
@@ -118,15 +118,15 @@ def replies(shelf, writer, cfg, prompts, closed=None, allowed=None, least=0, roo
       temperature=float(cfg.temperature), top_p=float(cfg.top_p), new_tokens=cfg.new_tokens,
       seed=seed)
   if told:
-    found = writer.stream(own, rule, told, width=RUNS[0], **given)
+    found = writer.stream(own, rule, told, width=FORCED_RUNS[0], **given)
   else:
-    found = writer.generate(own, rule, samples=1, runs=RUNS, eos_ids=tuple(
+    found = writer.generate(own, rule, samples=1, runs=FORCED_RUNS, eos_ids=tuple(
         shelf.speaker.tokenizer.eos_ids), **given)
   return [shelf.read(found.row(b, 0), 0 if root is None else int(root[b]))
           for b in range(len(prompts))]
 
 
-def ranked(shelf, writer, prompts, k, closed=None, allowed=None):
+def rank_items(shelf, writer, prompts, k, closed=None, allowed=None):
   """The k best first items of a list, which a greedy list shows one of: beams over the catalogue,
   or with fetching the nearest vectors.
 
@@ -137,19 +137,19 @@ def ranked(shelf, writer, prompts, k, closed=None, allowed=None):
   speaker = shelf.speaker
   start = [*speaker.tokenizer.encode('1. ')]
   if shelf.kind == 'ret':
-    return nearest(shelf, writer, [[*p, *start] for p in prompts], k, closed, allowed)
+    return rank_by_vectors(shelf, writer, [[*p, *start] for p in prompts], k, closed, allowed)
   tree = shelf.trees[0]
-  limits = tokenized_catalog.limits(tree, closed or [()] * len(prompts), allowed)
+  limits = tokenized_catalog.make_filter(tree, closed or [()] * len(prompts), allowed)
   found = writer.generate(
     [writer.own([*p, *start, speaker.soi]) for p in prompts],
     constraints.CatalogConstraint(shelf.planted, limits=limits, **speaker.scoring),
-    beams=max(k, BEAMS),
+    beams=max(k, MIN_BEAMS),
     length_penalty=0.0,
   )
   return found.best(k, tree, limits)
 
 
-def nearest(shelf, writer, prompts, k, closed, allowed):
+def rank_by_vectors(shelf, writer, prompts, k, closed, allowed):
   """The items whose vectors go best with the state at the end of prompts."""
   extra, n = shelf.speaker.extra, len(shelf.stocks[0].titles)
   z = train.project(extra['project'], writer.states([writer.own(p) for p in prompts]))
@@ -162,18 +162,18 @@ def nearest(shelf, writer, prompts, k, closed, allowed):
   return np.where(best > -np.inf, order + 1, 0).astype(np.int32), best
 
 
-def writer_of(speaker, prompts):
+def prefix_generator(speaker, prompts):
   """The LLM with what these prompts share run once."""
   return PrefixGenerator(speaker.model, speaker.variables, speaker.tokenizer,
                 sft.common_prefix(prompts), max(map(len, prompts)))
 
 
-def ranked_many(work, name, shelf, cfg, prompts, closed, k):
+def rank_items_of_all(work, name, shelf, cfg, prompts, closed, k):
   """`ranked` for all prompts, in batches, resumable. -> items (n, k) int32, scores (n, k)"""
-  writer = writer_of(shelf.speaker, prompts)
+  writer = prefix_generator(shelf.speaker, prompts)
 
   def run(some):
-    items, scores = ranked(shelf, writer, [prompts[i] for i in some], k,
+    items, scores = rank_items(shelf, writer, [prompts[i] for i in some], k,
                            None if closed is None else [closed[i] for i in some])
     return [[i.tolist(), [round(float(x), 5) for x in s]] for i, s in zip(items, scores)]
   with jax.set_mesh(work.mesh):
@@ -181,12 +181,12 @@ def ranked_many(work, name, shelf, cfg, prompts, closed, k):
   return (np.array([i for i, _ in found], np.int32), np.array([s for _, s in found], np.float32))
 
 
-def many(work, name, shelf, cfg, prompts, closed, seed, writer=None):
+def reply_to_all(work, name, shelf, cfg, prompts, closed, seed, writer=None):
   """All prompts, in batches, resumable: a journal in the stage's folder. -> [Reply]"""
-  writer = writer or writer_of(shelf.speaker, prompts)
+  writer = writer or prefix_generator(shelf.speaker, prompts)
 
   def run(some):
-    found = replies(shelf, writer, cfg, [prompts[i] for i in some],
+    found = generate_replies(shelf, writer, cfg, [prompts[i] for i in some],
                     None if closed is None else [closed[i] for i in some], seed=seed)
     return [[r.ids] for r in found]
   with jax.set_mesh(work.mesh):
@@ -194,9 +194,9 @@ def many(work, name, shelf, cfg, prompts, closed, seed, writer=None):
   return [shelf.read(ids) for ids, in rows]
 
 
-def free(work, name, shelf, cfg, prompts, seed):
+def reply_freely(work, name, shelf, cfg, prompts, seed):
   """Replies that nothing constrains, in batches, resumable. -> token lists"""
-  writer = writer_of(shelf.speaker, prompts)
+  writer = prefix_generator(shelf.speaker, prompts)
   ends = tuple(shelf.speaker.tokenizer.eos_ids)
 
   def run(some):

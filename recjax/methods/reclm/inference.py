@@ -38,12 +38,17 @@ def open_run(workdir, later=None):
   weights = config.llm.weights
   folder = find_stage(workdir, 'llm') if weights == 'tiny' else pathlib.Path(weights)
   mesh = sharding.make_mesh({'data': -1, 'fsdp': 1, 'model': 1})
-  speaker = train.load(config, folder, find_stage(workdir, 'tune'), mesh)
+  speaker = train.load_model(config, folder, find_stage(workdir, 'tune'), mesh)
   table = None
   if config.grounding == 'token':
     table = run_files.read_arrays(find_stage(workdir, 'codes') / 'codes.npy')
-  stock = train.stock_of(config, shop, speaker, table)
-  return config, shop, generation.Shelf(speaker, [stock], [shop.name], config.grounding), mesh
+  stock = train.load_tokenized(config, shop, speaker, table)
+  return (
+    config,
+    shop,
+    generation.GroundedModel(speaker, [stock], [shop.name], config.grounding),
+    mesh,
+  )
 
 
 def check_later(config):
@@ -66,7 +71,7 @@ def recommender(workdir, data=None):
   `allowed` a set of item ids, or (B, N) bool, a row a history (which recommend.rows says; .most is
   how many histories do well together). Raises DataError for an unknown id.
   """
-  return recommending(*open_run(workdir, data))
+  return make_recommender(*open_run(workdir, data))
 
 
 def faces(workdir, catalogues=(), data=None):
@@ -76,20 +81,22 @@ def faces(workdir, catalogues=(), data=None):
   -> recommend, Replier
   """
   config, shop, shelf, mesh = opened = open_run(workdir, data)
-  domains = domains_of(config, shelf, catalogues)
-  return recommending(*opened), chat_batcher.ChatBatcher(config, domains, system_of(config), mesh)
+  domains = load_domains(config, shelf, catalogues)
+  return make_recommender(*opened), chat_batcher.ChatBatcher(
+    config, domains, system_prompt(config), mesh
+  )
 
 
-def recommending(config, shop, shelf, mesh):
+def make_recommender(config, shop, shelf, mesh):
   """The face of a run that `open_run` opened."""
   stock, template = shelf.stocks[0], prompt_templates.read(
       config.prompt.template, 'recjax.methods.reclm', sft_data.FIELDS)
-  turn, writers = train.renderer(config, shelf.speaker, stock), []
+  turn, writers = train.make_encoder(config, shelf.speaker, stock), []
 
   def recommend(histories, k, exclude_seen=True, allowed=None):
     rows = [[shop.catalog.index(i) for i in h] for h in histories]
     mask = ranking.mask_of(allowed, shop.catalog)
-    prompts, _ = sft_data.prompts(turn, stock, template, rows, config.judge.words, k)
+    prompts, _ = sft_data.make_prompts(turn, stock, template, rows, config.judge.words, k)
     items, scores = [], []
     size = min(config.decode.batch, 1 << (len(rows) - 1).bit_length())
     with jax.set_mesh(mesh):
@@ -100,7 +107,7 @@ def recommending(config, shop, shelf, mesh):
       for start in range(0, len(rows), size):
         some = list(range(start, min(start + size, len(rows))))
         full = some + some[-1:] * (size - len(some))
-        found = generation.ranked(shelf, writers[0], [prompts[i] for i in full], k,
+        found = generation.rank_items(shelf, writers[0], [prompts[i] for i in full], k,
                               [rows[i] for i in full] if exclude_seen else None,
                               mask[full] if mask is not None and mask.ndim == 2 else mask)
         items += found[0][:len(some)].tolist()
@@ -117,18 +124,18 @@ def converse(workdir, catalogues=()):
   """
   config, _, shelf, mesh = open_run(workdir)
   return conversation.Conversation(
-    config, domains_of(config, shelf, catalogues), system_of(config)
+    config, load_domains(config, shelf, catalogues), system_prompt(config)
   ), mesh
 
 
-def system_of(config):
+def system_prompt(config):
   """What the model is told before a conversation."""
   return prompt_templates.read(config.prompt.template, 'recjax.methods.reclm', sft_data.FIELDS)[
     'system'
   ]
 
 
-def domains_of(config, shelf, catalogues):
+def load_domains(config, shelf, catalogues):
   """The run's own catalogue and further data sets. -> {name: Shelf}"""
   domains = {shelf.names[0]: shelf}
   if catalogues and config.grounding != 'cgen':
@@ -137,5 +144,5 @@ def domains_of(config, shelf, catalogues):
   for source in catalogues:
     shop = load_data(source)
     stock = tokenized_catalog.load(shop.catalog, shelf.speaker.tokenizer)
-    domains[shop.name] = generation.Shelf(shelf.speaker, [stock], [shop.name])
+    domains[shop.name] = generation.GroundedModel(shelf.speaker, [stock], [shop.name])
   return domains

@@ -9,7 +9,7 @@ LINE = re.compile(r'^\s*\d+\.\s+')
 NUMBER = re.compile(r'[-+]?\d[\d,]*(?:\.\d+)?|[-+]?\.\d+')
 
 
-def of_lists(lists, histories, targets, categories, n, asked):
+def list_rates(lists, histories, targets, categories, n, asked):
   """Rates of recommendation lists: means over all lists, the empty ones too.
 
   lists: item indices, as long as they came; one outside 1..N stands for a title that no item has.
@@ -48,7 +48,7 @@ def last_number(text):
     return None
 
 
-def titles_of(ids, tokenizer, soi, eoi):
+def parse_titles(ids, tokenizer, soi, eoi):
   """Titles that an unconstrained reply names (reclm.md 5.1). -> list of token lists or texts
 
   Between control symbols they are tokens; where none is opened every line that is not empty is one,
@@ -67,7 +67,7 @@ def titles_of(ids, tokenizer, soi, eoi):
   return [line for line in lines if line]
 
 
-def recognised(found, stock, tokenizer, vague=0):
+def match_items(found, stock, tokenizer, vague=0):
   """Titles of `titles_of` as items: by tokens, by spelling, or within `vague` edits.
 
   -> item indices; below 0, equal for equal titles, where no item has the title
@@ -77,24 +77,24 @@ def recognised(found, stock, tokenizer, vague=0):
     text = one if isinstance(one, str) else tokenizer.decode(one).strip()
     item = (0 if isinstance(one, str) else rows.get(tuple(one), 0)) or stock.index.get(text, 0)
     if not item and vague:
-      item = stock.index.get(nearest(text, stock.titles, vague), 0)
+      item = stock.index.get(nearest_title(text, stock.titles, vague), 0)
     out.append(item or strange.setdefault(text, -1 - len(strange)))
   return out
 
 
-def nearest(title, titles, most=3):
+def nearest_title(title, titles, most=3):
   """Vague mapping: the title within so few edits, the nearest, then the first in order; or None."""
   best = None
   for candidate in titles:
     if abs(len(candidate) - len(title)) > most:
       continue
-    distance = edits(title, candidate, most)
+    distance = edit_distance(title, candidate, most)
     if distance <= most and (best is None or (distance, candidate) < best):
       best = distance, candidate
   return best and best[1]
 
 
-def edits(a, b, most):
+def edit_distance(a, b, most):
   """Edit distance of two texts, or most + 1 where it is larger: a band of 2 most + 1 places."""
   row = {j: j for j in range(min(len(b), most) + 1)}
   for i, x in enumerate(a, 1):

@@ -13,7 +13,7 @@ from recjax.methods.reclm import sft_data, tokenized_catalog
 
 TASKS = {'recommend': 'SFTSeqRec-CS-MR', 'chat': 'ShareChatGPT'}  # as published
 
-OURS = {v: k for k, v in TASKS.items()}
+TASK_OF = {v: k for k, v in TASKS.items()}
 
 
 def check(cfg):
@@ -23,46 +23,46 @@ def check(cfg):
                       'train.jsonl, or leave it empty to draw samples')
 
 
-def of_run(cfg, shop, stock, teach, talk):
+def run_samples(cfg, shop, stock, teach, talk):
   """The samples of every epoch and of validation: read where `train.static` names a folder, else
   drawn. -> {'train': [[Sample]], 'valid': [Sample]}"""
-  parts = {} if cfg.train.static else {'train': drawn(cfg, shop, stock, teach, talk)}
+  parts = {} if cfg.train.static else {'train': draw_samples(cfg, shop, stock, teach, talk)}
   if cfg.train.static:
-    parts = read(cfg.train.static, shop, stock, sft_data.forms(cfg)['system'])
+    parts = read(cfg.train.static, shop, stock, sft_data.read_template(cfg)['system'])
     if len(parts['train']) < cfg.train.epochs:
       raise ConfigError(f'train.epochs={cfg.train.epochs}, and {cfg.train.static} holds '
                         f'{len(parts["train"])} epochs; set train.epochs to that, or write more')
     parts['train'] = parts['train'][:cfg.train.epochs]
   if 'valid' not in parts:
-    parts['valid'] = held_out(cfg, shop, stock, teach)
+    parts['valid'] = validation_samples(cfg, shop, stock, teach)
   return parts
 
 
-def drawn(cfg, shop, stock, teach, talk):
+def draw_samples(cfg, shop, stock, teach, talk):
   """The samples of every training epoch. -> [[Sample]]"""
   if cfg.control.share and not any(stock.categories):
     raise DataError(f'control.share={cfg.control.share} asks about categories, and no item has any;'
                     ' add `categories` to the items, or set it to 0')
-  template = sft_data.forms(cfg)
+  template = sft_data.read_template(cfg)
   given = ConfigDict({**cfg.train.to_dict(), 'control': cfg.control.share, 'seed': cfg.seed})
   train = splits.leave_one_out(shop.interactions).train
-  return [sft_data.epoch(given, stock, train, teach, e, template, talk, cfg.train.sample)
+  return [sft_data.epoch_samples(given, stock, train, teach, e, template, talk, cfg.train.sample)
           for e in range(cfg.train.epochs)]
 
 
-def held_out(cfg, shop, stock, teach):
+def validation_samples(cfg, shop, stock, teach):
   """Lists of validation: the last training item's follower, training's words. -> [Sample]"""
   valid = splits.leave_one_out(shop.interactions).valid
   few = np.arange(min(len(valid), cfg.train.valid_users))
   cases, rng = valid.picked(few), np.random.default_rng(cfg.seed)
-  asked = teach([cases.history(c) for c in few], sft_data.LONGEST + 1)
+  asked = teach([cases.history(c) for c in few], sft_data.MAX_ITEMS + 1)
   plain = ConfigDict({**cfg.train.to_dict(), 'candidates': 0.0})
-  template, out = sft_data.forms(cfg), []
+  template, out = sft_data.read_template(cfg), []
   for c in few:
     target = int(cases.targets[c])
-    labels = sft_data.label_list(target, asked[c].tolist(), sft_data.LONGEST)
-    shown = cases.history(c)[-sft_data.LONGEST:]
-    one = sft_data.recommend(stock, template, shown, labels, rng, plain)
+    labels = sft_data.label_list(target, asked[c].tolist(), sft_data.MAX_ITEMS)
+    shown = cases.history(c)[-sft_data.MAX_ITEMS:]
+    one = sft_data.recommendation_sample(stock, template, shown, labels, rng, plain)
     out.append(dataclasses.replace(one, user=int(cases.users[c]), target=target))
   return out
 
@@ -83,8 +83,8 @@ def as_dict(sample, shop, stock):
   texts = {role: [t['content'] for t in sample.turns if t['role'] == role]
            for role in ('system', 'user', 'assistant')}
   out = {'task': TASKS.get(sample.task, sample.task), 'system': texts['system'][0],
-         'input_texts': [spelt(c, stock) for c in texts['user']],
-         'output_texts': [spelt(c, stock) for c in texts['assistant']]}
+         'input_texts': [spell_items(c, stock) for c in texts['user']],
+         'output_texts': [spell_items(c, stock) for c in texts['assistant']]}
   if sample.labels:
     titles = [stock.titles[i - 1] for i in sample.labels]
     out['output_field_data'] = {'item_list': [name(i) for i in sample.labels],
@@ -94,15 +94,15 @@ def as_dict(sample, shop, stock):
         'user': shop.interactions.users[sample.user] if sample.user >= 0 else None,
         'target_item': name(sample.target) if sample.target else None,
         'sub_sequential': [name(i) for i in sample.history],
-        'history': sft_data.quoted(stock, sample.history, ' → '),
+        'history': sft_data.quote_titles(stock, sample.history, ' → '),
         'target_category': (stock.categories[sample.target - 1] or [None])[-1]
                            if sample.target else None,
         'item_count': len(sample.labels), 'candidate_items': [name(i) for i in sample.candidates],
-        'candidate_titles': sft_data.quoted(stock, sample.candidates, ', ')}
+        'candidate_titles': sft_data.quote_titles(stock, sample.candidates, ', ')}
   return out
 
 
-def spelt(content, stock):
+def spell_items(content, stock):
   """An answer's parts as text, items between the control symbols."""
   return ''.join(
     p
@@ -133,12 +133,16 @@ def read(folder, shop, stock, opening):
 
 
 def _sample(one, place, shop, stock, users, opening):
-  said = sft_data.said
+  said = sft_data.message
   turns = [said('system', one.get('system') or opening)]
   for question, answer in zip(one['input_texts'], one['output_texts']):
-    turns += [said('user', told(question, stock)), said('assistant', parsed(answer, stock, place))]
-  items = [p for t in turns if t['role'] == 'assistant' for p in t['content']
-           if not isinstance(p, str)]
+    turns += [
+      said('user', parse_request(question, stock)),
+      said('assistant', parse_answer(answer, stock, place)),
+    ]
+  items = [
+    p for t in turns if t['role'] == 'assistant' for p in t['content'] if not isinstance(p, str)
+  ]
   facts = one.get('input_field_data') or {}
 
   def numbers(key):
@@ -152,12 +156,12 @@ def _sample(one, place, shop, stock, users, opening):
   target = facts.get('target_item')
   facts = {**facts, 'target_item': [] if target is None else [target]}
   task = one.get('task', 'recommend' if items else 'chat')
-  return sft_data.Sample(turns, OURS.get(task, task), -1 if user is None else users[str(user)],
+  return sft_data.Sample(turns, TASK_OF.get(task, task), -1 if user is None else users[str(user)],
                         numbers('sub_sequential'), (*numbers('target_item'), 0)[0], tuple(items),
                         numbers('candidate_items'))
 
 
-def told(text, stock):
+def parse_request(text, stock):
   """A request as it was: text, or [str or item index] where it names items between the control
   symbols; all else is plain text."""
   parts = re.split(f'{tokenized_catalog.SOI}(.*?){tokenized_catalog.EOI}', text)
@@ -173,7 +177,7 @@ def told(text, stock):
   return out
 
 
-def parsed(text, stock, place):
+def parse_answer(text, stock, place):
   """A text as parts: what stands between the control symbols is an item. -> [str or item index]
 
   Raises DataError for a title that the catalogue lacks, or a symbol that nothing closes.

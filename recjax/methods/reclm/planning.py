@@ -19,7 +19,7 @@ from recjax.training.workdir import find_stage, saved_config
 OPENING, TITLE = 60, 14  # tokens of a prompt around its titles, and of a title, typical
 
 
-def documents(template, titles, seed, walks=3, longest=sft_data.LONGEST):
+def documents(template, titles, seed, walks=3, longest=sft_data.MAX_ITEMS):
   """What the tiny model learns before it sees any behaviour: lists that wander from an item to one
   of like words, asked for and answered, so that it knows titles and form and nothing of users."""
   words = [sorted(set(t.lower().split())) for t in titles]
@@ -45,7 +45,7 @@ def cost(cfg, shop):
       lora_rank=cfg.lora.rank, lora_targets=tuple(cfg.lora.targets))))
   users = int((shop.interactions.lengths() > 3).sum())
   users = min(users, cfg.train.sample) if cfg.train.sample else users
-  length = OPENING + TITLE * (sft_data.LONGEST // 2 + cfg.train.longest_list / 2)
+  length = OPENING + TITLE * (sft_data.MAX_ITEMS // 2 + cfg.train.longest_list / 2)
   forward = llm.flops_per_token(shape, length / 2)
   full = cfg.train.mode == 'full'
   trained = llm.count(llm.shapes(shape)) if full else llm.count(
@@ -86,7 +86,7 @@ def convert(workdir, to, out):
       return
     weights = config.llm.weights
     folder = find_stage(workdir, 'llm') if weights == 'tiny' else pathlib.Path(weights)
-    train.merged(config, folder, made, fresh)
+    train.save_merged(config, folder, made, fresh)
 
 
 def write_samples(cfg, workdir, made, out):
@@ -95,7 +95,10 @@ def write_samples(cfg, workdir, made, out):
       find_stage(workdir, 'evaluate') / 'results.json')['data_fingerprint'], workdir)
   stock = tokenized_catalog.load(shop.catalog, tokenizer.load(made))
   with jax.set_mesh(sharding.make_mesh({'data': -1, 'fsdp': 1, 'model': 1})):
-    teach = teacher.asker(find_stage(workdir, 'teacher'), shop)
+    teach = teacher.make_teacher(find_stage(workdir, 'teacher'), shop)
     offline_samples.write(
-      out, offline_samples.of_run(cfg, shop, stock, teach, train.talk_of(cfg)[0]), shop, stock
+      out,
+      offline_samples.run_samples(cfg, shop, stock, teach, train.load_chat_pairs(cfg)[0]),
+      shop,
+      stock,
     )

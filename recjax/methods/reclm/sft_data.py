@@ -11,16 +11,16 @@ from recjax.methods.reclm import control_tasks
 from recjax.text import prompt_templates
 from recjax.text.prompt_templates import fill
 
-LONGEST = 10  # items of a history that a prompt shows, and of a list that is asked for
+MAX_ITEMS = 10  # items of a history that a prompt shows, and of a list that is asked for
 
-SHORTEST = 4  # items of a user who can be learnt from: two train, one validates, one tests
+MIN_USER_ITEMS = 4  # items of a user who can be learnt from: two train, one validates, one tests
 
 FIELDS = {'system': (), 'train': ('history|items', 'count'), 'rule': (),
           'train_candidates': ('history|items', 'candidates', 'count'),
           'test': ('history|items', 'count'), 'first': (), 'acknowledge': ()}
 
 
-def forms(cfg):
+def read_template(cfg):
   """The template's parts, those of `control` too where it is on. Raises ConfigError."""
   more = control_tasks.FIELDS if cfg.control.share else {}
   return prompt_templates.read(cfg.prompt.template, 'recjax.methods.reclm', {**FIELDS, **more})
@@ -51,7 +51,7 @@ def windows(sequences, epoch, seed, full=False):
   rng = np.random.default_rng((seed, epoch, 1))
   u = rng.random((2, len(lengths)))[:, users]
   t = lengths[users] - 1 if full else 1 + np.floor(u[0] * (lengths[users] - 1)).astype(np.int64)
-  a = np.maximum(0, t - LONGEST)
+  a = np.maximum(0, t - MAX_ITEMS)
   if not full:
     a = a + np.floor(u[1] * (t - a)).astype(np.int64)
   start = sequences.offsets[users]
@@ -63,7 +63,7 @@ def label_list(target, taught, count):
   return [target, *(i for i in taught if i != target and i)][:count]
 
 
-def epoch(cfg, goods, train, teach, number, template, talk, count=0):
+def epoch_samples(cfg, goods, train, teach, number, template, talk, count=0):
   """The samples of one epoch, one a user, chat mixed in. -> list of Sample
 
   cfg: the `train` group, `control`, the share of requests about categories, and its seed. teach:
@@ -75,8 +75,8 @@ def epoch(cfg, goods, train, teach, number, template, talk, count=0):
     some = np.sort(np.random.default_rng((cfg.seed, number, 2)).permutation(len(users))[:count])
     users, begin, end = users[some], begin[some], end[some]
   histories = [train.items[a:b] for a, b in zip(begin, end)]
-  taught = teach(histories, LONGEST + 1)
-  wished = controlled(cfg, goods, template, histories, train.items[end], users, number, teach)
+  taught = teach(histories, MAX_ITEMS + 1)
+  wished = category_samples(cfg, goods, template, histories, train.items[end], users, number, teach)
   out = []
   for i, user in enumerate(users):
     rng = np.random.default_rng((cfg.seed, number, int(user)))
@@ -85,69 +85,72 @@ def epoch(cfg, goods, train, teach, number, template, talk, count=0):
       size = min(cfg.longest_list, len(goods.titles) - 1)
     target = int(train.items[end[i]])
     labels = label_list(target, taught[i].tolist(), size)
-    sample = wished[i] if i in wished else recommend(goods, template, histories[i], labels, rng,
-                                                     cfg)
+    sample = (
+      wished[i]
+      if i in wished
+      else recommendation_sample(goods, template, histories[i], labels, rng, cfg)
+    )
     out.append(dataclasses.replace(sample, user=int(user), target=target))
     if talk and rng.random() < cfg.multi_round:
-      out[-1] = beside(out[-1], talk[rng.integers(len(talk))], int(rng.integers(2)))
+      out[-1] = add_chat_turn(out[-1], talk[rng.integers(len(talk))], int(rng.integers(2)))
   rng = np.random.default_rng((cfg.seed, number, 3))
   for _ in range(round(cfg.chat_share * len(out)) if talk else 0):
     question, answer = talk[rng.integers(len(talk))]
-    out.append(Sample([said('system', template['system']), said('user', question),
-                       said('assistant', [answer])]))
+    out.append(Sample([message('system', template['system']), message('user', question),
+                       message('assistant', [answer])]))
   return out
 
 
-def controlled(cfg, goods, template, histories, targets, users, number, teach):
+def category_samples(cfg, goods, template, histories, targets, users, number, teach):
   """Samples about categories, for `cfg.control` of the users. -> {place in users: Sample}"""
   if not cfg.control:
     return {}
   draws = [np.random.default_rng((cfg.seed, number, int(u), 4)) for u in users]
   kinds = {i: control_tasks.KINDS[r.integers(len(control_tasks.KINDS))] for i, r in enumerate(draws)
            if r.random() < cfg.control}
-  lists, out = [i for i, k in kinds.items() if k in control_tasks.LISTS], {}
+  lists, out = [i for i, k in kinds.items() if k in control_tasks.LIST_KINDS], {}
   most = min(cfg.longest_list, len(goods.titles) - 1)
-  found = control_tasks.lists(
+  found = control_tasks.make_lists(
       goods, [histories[i] for i in lists], [int(targets[i]) for i in lists], teach,
       [(cfg.seed, number, int(users[i]), 5) for i in lists], [kinds[i] for i in lists], most)
   for i, made in zip(lists, found):
     if made:
-      out[i] = dataclasses.replace(recommend(
+      out[i] = dataclasses.replace(recommendation_sample(
           goods, template, histories[i], made[0], draws[i],
           cfg, made[1].text(template)), task=f'control:{made[1].kind}')
   for i, kind in kinds.items():
-    if kind in control_tasks.QUESTIONS and goods.categories[targets[i] - 1]:
-      request, answer = control_tasks.question(
+    if kind in control_tasks.QUESTION_KINDS and goods.categories[targets[i] - 1]:
+      request, answer = control_tasks.make_question(
         goods, template, kind, int(targets[i]), draws[i], most
       )
       labels = () if kind == 'category_of' else tuple(answer)
-      out[i] = Sample([said('system', template['system']), said('user', request),
-                       said('assistant', written(labels) if labels else answer)],
+      out[i] = Sample([message('system', template['system']), message('user', request),
+                       message('assistant', numbered_list(labels) if labels else answer)],
                       f'control:{kind}', labels=labels)
   return out
 
 
-def said(role, content):
+def message(role, content):
   return {'role': role, 'content': content}
 
 
-def recommend(goods, template, history, labels, rng, cfg, wish=''):
+def recommendation_sample(goods, template, history, labels, rng, cfg, wish=''):
   """A request and its answer: free or among candidates, the rule stated or not, drawn uniformly.
 
   wish: a sentence that the request ends with; candidates do not come with it.
   """
   candidates = ()
   if not wish and rng.random() < cfg.candidates:
-    candidates = among(labels, len(goods.titles), rng, cfg.longest_list)
+    candidates = draw_candidates(labels, len(goods.titles), rng, cfg.longest_list)
   form = template['train_candidates' if candidates else 'train']
   rule = template['rule'] if rng.random() < cfg.rule else ''
-  request = asked(goods, form, history, len(labels), candidates, wish + rule)
-  return Sample([said('system', template['system']), said('user', request),
-                 said('assistant', written(labels))], 'recommend', -1,
+  request = request_text(goods, form, history, len(labels), candidates, wish + rule)
+  return Sample([message('system', template['system']), message('user', request),
+                 message('assistant', numbered_list(labels))], 'recommend', -1,
                 tuple(map(int, history)), 0, tuple(labels), candidates)
 
 
-def among(labels, n, rng, most):
+def draw_candidates(labels, n, rng, most):
   """The labels and other items without repeats, shuffled: c in len(labels) .. `most` in all."""
   size = int(rng.integers(len(labels), max(most, len(labels)) + 1))
   some = list(labels)
@@ -158,37 +161,37 @@ def among(labels, n, rng, most):
   return tuple(some[i] for i in rng.permutation(len(some)))
 
 
-def asked(goods, form, history, count, candidates=(), more=''):
+def request_text(goods, form, history, count, candidates=(), more=''):
   """A request (reclm.md 3.1), `more` at its end: a text, its titles in single quotes and joined by
   arrows; or, where the form has {items} for {history}, [text or item index, ...], the
   history's items between control tokens, as they are in answers."""
   def filled(text):
-    return fill(text, history=quoted(goods, history, ' → '),
-                candidates=quoted(goods, candidates, ', '), count=str(count))
+    return fill(text, history=quote_titles(goods, history, ' → '),
+                candidates=quote_titles(goods, candidates, ', '), count=str(count))
   before, listed, after = form.partition('{items}')
   if not listed:
     return filled(form) + more
-  return [filled(before), *named(history), filled(after) + more]
+  return [filled(before), *item_references(history), filled(after) + more]
 
 
-def named(items):
+def item_references(items):
   """Items in a request, by themselves, joined by arrows. -> [str or int, ...]"""
   return [part for i in items for part in (' → ', int(i))][1:]
 
 
-def about(cfg, goods, history, text):
+def with_history(cfg, goods, history, text):
   """A turn of free text after the items that it is about, as the template shows histories."""
-  if '{items}' in forms(cfg)['train']:
-    return ['', *named(history), '. ' + text]
-  return f'{quoted(goods, history, " → ")}. {text}'
+  if '{items}' in read_template(cfg)['train']:
+    return ['', *item_references(history), '. ' + text]
+  return f'{quote_titles(goods, history, " → ")}. {text}'
 
 
-def quoted(goods, items, between):
+def quote_titles(goods, items, between):
   """Titles in single quotes. -> str"""
   return between.join(f"'{goods.titles[i - 1]}'" for i in items)
 
 
-def written(labels):
+def numbered_list(labels):
   """An answer: numbered items, one a line, a new line at its end (D5). -> [str or int, ...]"""
   out = []
   for number, item in enumerate(labels, 1):
@@ -196,15 +199,15 @@ def written(labels):
   return [*out, '\n']
 
 
-def beside(sample, pair, late):
+def add_chat_turn(sample, pair, late):
   """A chat turn before the recommendation, or after it (reclm.md 3.1, multi-round mixing)."""
-  turns = [said('user', pair[0]), said('assistant', [pair[1]])]
+  turns = [message('user', pair[0]), message('assistant', [pair[1]])]
   system, *rest = sample.turns
   return dataclasses.replace(sample, turns=[system, *rest, *turns] if late
                              else [system, *turns, *rest])
 
 
-def question(goods, template, history, way='plain', count=LONGEST, wish='', candidates=()):
+def request_turns(goods, template, history, way='plain', count=MAX_ITEMS, wish='', candidates=()):
   """The turns that ask for `count` items, in words that training does not use. wish: its last
   sentence. candidates: items to choose from, asked for in training's words.
 
@@ -213,15 +216,18 @@ def question(goods, template, history, way='plain', count=LONGEST, wish='', cand
   """
   if way not in ('plain', 'rule', 'acknowledged', 'trained'):
     raise ConfigError(f"judge.words={way!r}; choose 'plain', 'rule', 'acknowledged' or 'trained'")
-  turns = [said('system', template['system'])]
+  turns = [message('system', template['system'])]
   if way == 'acknowledged':
-    turns += [said('user', template['first']), said('assistant', template['acknowledge'])]
+    turns += [message('user', template['first']), message('assistant', template['acknowledge'])]
   form = template['train_candidates' if candidates else 'train' if way == 'trained' else 'test']
   rule = template['rule'] if way == 'rule' else ''
-  return [*turns, said('user', asked(goods, form, history, count, candidates, wish + rule))]
+  return [
+    *turns,
+    message('user', request_text(goods, form, history, count, candidates, wish + rule)),
+  ]
 
 
-def prompts(renderer, goods, template, histories, way='plain', count=LONGEST, wishes=None,
+def make_prompts(renderer, goods, template, histories, way='plain', count=MAX_ITEMS, wishes=None,
             candidates=None):
   """Prompts for histories: their last items, fewer where a prompt would be too long.
 
@@ -230,9 +236,9 @@ def prompts(renderer, goods, template, histories, way='plain', count=LONGEST, wi
   """
   out, short = [], 0
   for number, history in enumerate(histories):
-    kept = list(history[-LONGEST:])
+    kept = list(history[-MAX_ITEMS:])
     while True:
-      ids = renderer.tokens(question(goods, template, kept, way, count,
+      ids = renderer.tokens(request_turns(goods, template, kept, way, count,
                                      wishes[number] if wishes else '',
                                      candidates[number] if candidates else ()))
       if len(ids) <= renderer.longest:
@@ -241,6 +247,6 @@ def prompts(renderer, goods, template, histories, way='plain', count=LONGEST, wi
         raise DataError(f'history {number}: one title alone makes a prompt of {len(ids)} tokens, '
                         f'{renderer.longest} fit; raise prompt.cutoff')
       kept = kept[1:]
-    short += len(kept) < min(LONGEST, len(history))
+    short += len(kept) < min(MAX_ITEMS, len(history))
     out.append(ids)
   return out, short

@@ -7,14 +7,14 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from recjax.data import splits
-from recjax.errors import ConfigError, DataError
+from recjax.errors import DataError
 from recjax.evaluation import ranking
 from recjax.file_io import write_json
 from recjax.methods.reclm import tokenized_catalog
 from recjax.run_files import read_json
-from recjax.training import auxiliary_recommender, sequential, text_embedding
+from recjax.training import auxiliary_recommender, sequential
 
-WHOLE = 1024  # histories whose whole rankings are held at once
+RANKING_BLOCK = 1024  # histories whose whole rankings are held at once
 
 
 def settings(cfg):
@@ -53,13 +53,13 @@ def scorer(made, shop):
   )
 
 
-def asker(made, shop):
+def make_teacher(made, shop):
   """-> teach(histories, k, signs=None): (M, k) item indices, best first, none of the history, 0
   behind. signs: '+CATEGORY' of each history for items of it alone, '-CATEGORY' for others."""
   score, n = scorer(made, shop), len(shop.catalog)
   if score is None:
     url = read_json(made / 'served.json')['url']
-    return lambda histories, k, signs=None: over_http(url, shop.catalog, histories, k, signs=signs)
+    return lambda histories, k, signs=None: ask_server(url, shop.catalog, histories, k, signs=signs)
 
   def best(histories, k):
     offsets = np.concatenate([[0], np.cumsum([len(h) for h in histories])]).astype(np.int64)
@@ -69,9 +69,9 @@ def asker(made, shop):
   def teach(histories, k, signs=None):
     if signs is None:
       return best(histories, k)
-    groups, out = groups_of(shop.catalog), np.zeros((len(histories), k), np.int32)
-    for start in range(0, len(histories), WHOLE):
-      order = best(histories[start:start + WHOLE], n)
+    groups, out = category_masks(shop.catalog), np.zeros((len(histories), k), np.int32)
+    for start in range(0, len(histories), RANKING_BLOCK):
+      order = best(histories[start:start + RANKING_BLOCK], n)
       for row, items, sign in zip(out[start:], order, signs[start:]):
         kept = items[groups[sign[1:]][items] == (sign[0] == '+')]
         kept = kept[kept > 0][:k]
@@ -80,16 +80,16 @@ def asker(made, shop):
   return teach
 
 
-def groups_of(catalog):
+def category_masks(catalog):
   """-> {category: (N + 1,) bool, by item index}, categories as in `tokenized_catalog.paths`"""
   out = {}
-  for item, some in enumerate(tokenized_catalog.paths(catalog), 1):
+  for item, some in enumerate(tokenized_catalog.category_paths(catalog), 1):
     for path in some:
       out.setdefault(path, np.zeros(len(catalog) + 1, bool))[item] = True
   return out
 
 
-def over_http(url, catalog, histories, k, batch=512, signs=None):
+def ask_server(url, catalog, histories, k, batch=512, signs=None):
   """Asks a served teacher, many histories a request (reclm.md 2.2). -> (M, k) int32
 
   Raises DataError where it cannot be reached or names items that the catalogue lacks.
@@ -120,31 +120,3 @@ def post(url, request, timeout=60):
   except (OSError, ValueError, EOFError) as error:
     raise DataError(f'{url} does not answer ({error}); start it with `recjax serve WORKDIR`, '
                     'or set teacher.source=train') from error
-
-
-def item_vectors(work, cfg, made, shop, folder):
-  """Item vectors that RecLM-ret begins from. -> (N, E) float32
-
-  ret.vectors: 'teacher' (its item table), 'text' (the LLM's mean state over title and description),
-  or a .npy file in the order of the items.
-  """
-  how, n = cfg.ret.vectors, len(shop.catalog)
-  if how == 'teacher':
-    if not (made / 'model.npz').exists():
-      raise ConfigError("ret.vectors='teacher' needs a teacher in process; choose 'text' or a .npy")
-    return np.asarray(sequential.load(made / 'model.npz')['items'][1:n + 1], np.float32)
-  if how == 'text':
-    columns = shop.catalog.columns
-    about = columns.get('description') or [''] * n
-    texts = [f'{t}\n{d or ""}'.strip() for t, d in zip(columns['title'], about)]
-    reader = text_embedding.load(folder, cfg.llm, work.mesh, 'avg', cfg.ret.tokens)
-    return text_embedding.embed_kept(work, reader, texts, 'embedding')[0]
-  try:
-    found = np.load(how, allow_pickle=False)
-  except (OSError, ValueError, EOFError) as error:
-    raise ConfigError(f"ret.vectors={how!r} is no readable .npy file ({error}); choose 'teacher', "
-                      "'text' or a file") from error
-  if found.ndim != 2 or len(found) != n or not np.isfinite(found).all():
-    raise DataError(f'{how} has shape {found.shape}; it needs {n:,} rows of finite numbers, one an '
-                    'item in their order')
-  return found.astype(np.float32)

@@ -31,8 +31,8 @@ class TokenizedCatalog:
     """{title: item index 1..N}, titles also as the catalogue spells them"""
     out = {}
     for i, title in enumerate(self.catalog.columns.get('title') or (), 1):
-      if tidy(title or ''):
-        out.setdefault(tidy(title), i)
+      if normalize_title(title or ''):
+        out.setdefault(normalize_title(title), i)
     return {**out, **{t: i for i, t in enumerate(self.titles, 1)}}
 
   def plant(self, end, vocab):
@@ -52,25 +52,27 @@ def load(catalog, tokenizer):
   if raw is None:
     raise DataError('the catalogue has no titles to write; add `title` to its items')
   bare = [not (title or '').strip() for title in raw]
-  plain = [tidy(item if none else title) for title, item, none in zip(raw, catalog.ids, bare)]
+  plain = [
+    normalize_title(item if none else title) for title, item, none in zip(raw, catalog.ids, bare)
+  ]
 
   def back(some):
     return [' '.join(tokenizer.decode(ids).split()) for ids in tokenizer.encode_batch(some)]
   titles = spelling.settled(back, plain, catalog.ids)
-  spelt = unlike(titles)
+  spelt = distinct_titles(titles)
   rows = tokenizer.encode_batch(spelt)
   twins = len(rows) - len(set(map(tuple, rows)))
   notes = {**spelling.notes(plain, titles), 'equal_tokens': twins, 'named_by_id': sum(bare),
            'titles_made_unlike': sum(a != b for a, b in zip(titles, spelt))}
-  return TokenizedCatalog(catalog, spelt, rows, paths(catalog), notes)
+  return TokenizedCatalog(catalog, spelt, rows, category_paths(catalog), notes)
 
 
-def tidy(title):
+def normalize_title(title):
   """A title in Unicode's NFC, with single spaces. -> str"""
   return ' '.join(unicodedata.normalize('NFC', title).split())
 
 
-def unlike(titles):
+def distinct_titles(titles):
   """Titles with ' (1)', ' (2)', ... behind later holders: the smallest number not taken (D6)."""
   taken, out = set(), []
   for title in titles:
@@ -83,7 +85,7 @@ def unlike(titles):
   return out
 
 
-def paths(catalog):
+def category_paths(catalog):
   """Every category path of each item without its root: [Root, A, B] -> ['A', 'A, B'] (D6)."""
   lists = catalog.columns.get('categories') or [None] * len(catalog)
   roots = {c[0] for c in lists if c}
@@ -91,7 +93,7 @@ def paths(catalog):
   return [[', '.join(c[cut:end]) for end in range(cut + 1, len(c) + 1)] if c else [] for c in lists]
 
 
-def codes(goods, table, first):
+def with_codes(goods, table, first):
   """The catalogue with semantic-ID tokens instead of titles (RecLM-token).
 
   table: (N, levels) int, unique rows. first: the id of the first code token, level by level of
@@ -102,7 +104,7 @@ def codes(goods, table, first):
   return dataclasses.replace(goods, rows=rows.tolist())
 
 
-def limits(tree, closed, allowed=None):
+def make_filter(tree, closed, allowed=None):
   """Items that requests may not have. closed: list of (n,) item indices 1..N. allowed: (N,) bool of
   all requests, or (B, N). -> Limits"""
   some = None if allowed is None else np.atleast_2d(allowed)

@@ -16,6 +16,7 @@ from recjax.errors import ConfigError
 from recjax.file_io import write_json
 from recjax.methods.reclm import (
   chat_encoding,
+  item_embeddings,
   offline_samples,
   sft_data,
   teacher,
@@ -31,7 +32,7 @@ from recjax.training.losses import item_losses, trie_masked
 
 # What control tokens begin as: the mean of these words, as published, or the quotes that enclose
 # the titles of a history, so that what is learnt of those titles holds for answers at once.
-LIKE = {
+INIT_WORDS = {
   'words': {tokenized_catalog.SOI: 'start of an item', tokenized_catalog.EOI: 'end of an item'},
   'quotes': {tokenized_catalog.SOI: " '", tokenized_catalog.EOI: "'"},
 }
@@ -66,7 +67,7 @@ class ChatModel:
     return {'params': self.params, **({'lora': self.lora} if self.lora else {})}
 
 
-def names(cfg, table=None):
+def control_tokens(cfg, table=None):
   """Control tokens, their order is that of their ids. table: (N, levels) codes of 'token'."""
   if cfg.grounding != 'token':
     return [tokenized_catalog.SOI, tokenized_catalog.EOI]
@@ -78,7 +79,7 @@ def names(cfg, table=None):
   ]
 
 
-def scoring(train, eoi):
+def scoring_options(train, eoi):
   """How `constraints.CatalogConstraint` gives a title the log-probability that `loss_sums` gives
   it.
 
@@ -90,7 +91,7 @@ def scoring(train, eoi):
               whole=() if train.scope_end else (eoi,))
 
 
-def fresh(cfg, folder, mesh, table=None):
+def new_chat_model(cfg, folder, mesh, table=None):
   """The LLM of `folder` with control tokens, untrained. -> Speaker"""
   adapter = {}
   if cfg.train.mode == 'lora':
@@ -99,8 +100,11 @@ def fresh(cfg, folder, mesh, table=None):
   elif cfg.train.mode != 'full':
     raise ConfigError(f"train.mode={cfg.train.mode!r}; choose 'lora' or 'full'")
   model, params, base = llm_loading.load(folder, cfg.llm, mesh, **adapter)
-  tokenizer, ids = tokenizers.extend(base, names(cfg, table))
-  like = [base.encode(LIKE[cfg.train.control_like].get(n, 'item')) for n in names(cfg, table)]
+  tokenizer, ids = tokenizers.extend(base, control_tokens(cfg, table))
+  like = [
+    base.encode(INIT_WORDS[cfg.train.control_like].get(n, 'item'))
+    for n in control_tokens(cfg, table)
+  ]
   params, shape = embedding_resize.grow(params, model.cfg, ids, like)
   if len(ids) > 2:  # codes that begin alike would stay alike under symmetric gradients
     rows = embedding_resize.rows_of(params, ids)
@@ -110,22 +114,22 @@ def fresh(cfg, folder, mesh, table=None):
     params = embedding_resize.put(params, rows, ids)
   model = llm.LM(shape)
   return ChatModel(model, params, None, tokenizer, *ids[:2], ids[2:],
-                 scoring=scoring(cfg.train, ids[1]))
+                 scoring=scoring_options(cfg.train, ids[1]))
 
 
-def renderer(cfg, speaker, stock, nodes=None):
+def make_encoder(cfg, speaker, stock, nodes=None):
   """How this speaker's conversations become tokens."""
   return chat_encoding.ChatEncoder(speaker.tokenizer, stock.rows, speaker.soi, speaker.eoi, nodes,
                          cfg.prompt.cutoff, dict(cfg.prompt.variables))
 
 
-def stock_of(cfg, shop, speaker, table=None):
+def load_tokenized(cfg, shop, speaker, table=None):
   """The catalogue as the speaker writes it. -> Goods"""
   stock = tokenized_catalog.load(shop.catalog, speaker.tokenizer)
-  return stock if table is None else tokenized_catalog.codes(stock, table, speaker.codes[0])
+  return stock if table is None else tokenized_catalog.with_codes(stock, table, speaker.codes[0])
 
 
-def talk_of(cfg):
+def load_chat_pairs(cfg):
   """Chat pairs: of a file, the built-in ones, or none. -> [(question, answer)], left out"""
   if not cfg.talk.source or not (cfg.train.multi_round or cfg.train.chat_share):
     return [], 0
@@ -139,17 +143,23 @@ def stage(work, cfg, shop, folder, helper, coded=None, given=None):
   given: the folder of `train.static`, whose content decides the result too."""
   del given
   table = None if coded is None else run_files.read_arrays(coded / 'codes.npy')
-  speaker = fresh(cfg, folder, work.mesh, table)
-  stock = stock_of(cfg, shop, speaker, table)
+  speaker = new_chat_model(cfg, folder, work.mesh, table)
+  stock = load_tokenized(cfg, shop, speaker, table)
   tree = stock.plant(speaker.eoi, speaker.model.cfg.vocab)
-  talk, left = talk_of(cfg)
-  parts, counts = rendered(cfg, shop, stock, speaker, tree, teacher.asker(helper, shop), talk)
+  talk, left = load_chat_pairs(cfg)
+  parts, counts = encode_samples(
+    cfg, shop, stock, speaker, tree, teacher.make_teacher(helper, shop), talk
+  )
   prefix = conversation_sft.shared_prefix(parts['train'] + parts['valid'])
   train, valid = (conversation_sft.pack(parts[p], cfg.train.row, prefix, chat_encoding.MARKS)
                   for p in ('train', 'valid'))
   batches, an_epoch = conversation_sft.batches(train, cfg.train.batch, work.mesh, cfg.seed)
-  items = teacher.item_vectors(work, cfg, helper, shop, folder) if cfg.grounding == 'ret' else None
-  task = task_of(
+  items = (
+    item_embeddings.item_vectors(work, cfg, helper, shop, folder)
+    if cfg.grounding == 'ret'
+    else None
+  )
+  task = make_task(
     cfg, speaker, tree, items, train, valid, batches, sharding.num_batch_shards(work.mesh)
   )
   steps = max(1, round(an_epoch))
@@ -157,20 +167,20 @@ def stage(work, cfg, shop, folder, helper, coded=None, given=None):
       loop.FitSettings.of(cfg.optim), steps=steps, seed=cfg.seed,
       eval_every=max(1, round(steps / cfg.train.epochs)), patience=cfg.train.patience)
   trained = multihost.to_host(fit(task, fitting, work))
-  save(work, cfg, speaker, folder, trained)
+  save_model(work, cfg, speaker, folder, trained)
   return {**counts, 'chat_left_out': left, 'steps': steps, 'trained': llm.count(trained),
           'shared_prefix': len(prefix), 'rows': len(train.members), 'row': train.row,
           **{k: v for k, v in stock.notes.items() if v}}
 
 
-def rendered(cfg, shop, stock, speaker, tree, teach, talk):
+def encode_samples(cfg, shop, stock, speaker, tree, teach, talk):
   """Examples of every epoch, and of validation.
 
   Those longer than prompt.cutoff are counted and left out. -> {part: [Example]}, counts
   """
   nodes = trie_masked.title_nodes(tree.first, tree.tok, [[*r, speaker.eoi] for r in stock.rows])
-  turn = renderer(cfg, speaker, stock, nodes)
-  parts = offline_samples.of_run(cfg, shop, stock, teach, talk)
+  turn = make_encoder(cfg, speaker, stock, nodes)
+  parts = offline_samples.run_samples(cfg, shop, stock, teach, talk)
   parts['train'] = [s for some in parts['train'] for s in some]
   out, long, counts = {}, 0, {}
   for part, some in parts.items():
@@ -181,44 +191,48 @@ def rendered(cfg, shop, stock, speaker, tree, teach, talk):
     counts[part] = len(fit)
   about = sum(s.task.startswith('control') for s in parts['train'])
   apart = len(out['train']) - counts['train']
-  return out, {'samples': counts['train'], **({'answers_learnt_apart': apart} if apart else {}),
-               'about_categories': about, 'too_long': long,
-               'users_too_short': int((shop.interactions.lengths() < sft_data.SHORTEST).sum())}
+  return out, {
+    'samples': counts['train'],
+    **({'answers_learnt_apart': apart} if apart else {}),
+    'about_categories': about,
+    'too_long': long,
+    'users_too_short': int((shop.interactions.lengths() < sft_data.MIN_USER_ITEMS).sum()),
+  }
 
 
 # What is trained.
 
 
-def start_of(cfg, speaker, items):
+def init_trainable(cfg, speaker, items):
   """The tree to train: all weights or an adapter with the new rows; ret's parts beside them."""
   if cfg.train.mode == 'full':
     out = {'params': speaker.params}
   else:
     out = {'lora': lora.init_lora(speaker.model.cfg, jax.random.key(cfg.seed)),
-           'rows': embedding_resize.rows_of(speaker.params, new_ids(speaker))}
+           'rows': embedding_resize.rows_of(speaker.params, control_ids(speaker))}
   if items is not None:
     width = speaker.model.cfg.width
     key = jax.random.key(cfg.seed + 1)
-    out['project'] = init_project(key, width, cfg.ret.hidden, items.shape[1])
+    out['project'] = init_projection(key, width, cfg.ret.hidden, items.shape[1])
     out['items'] = jnp.asarray(items)
   return out
 
 
-def new_ids(speaker):
+def control_ids(speaker):
   return [speaker.soi, speaker.eoi, *speaker.codes]
 
 
-def variables_of(cfg, speaker, train, frozen):
+def model_variables(cfg, speaker, train, frozen):
   """The LLM's variables out of what is trained and what is not."""
   if cfg.train.mode == 'full':
     return {'params': train['params']}
   return {
-    'params': embedding_resize.put(frozen, train['rows'], new_ids(speaker)),
+    'params': embedding_resize.put(frozen, train['rows'], control_ids(speaker)),
     'lora': train['lora'],
   }
 
 
-def init_project(key, width, hidden, out):
+def init_projection(key, width, hidden, out):
   """A layer of GELU between two linear ones, or one linear layer (hidden 0)."""
   shapes = [(width, out)] if not hidden else [(width, hidden), (hidden, out)]
   return [{'kernel': jax.random.normal(jax.random.fold_in(key, i), s) / s[0] ** 0.5,
@@ -233,28 +247,28 @@ def project(layers, states):
   return states
 
 
-def task_of(cfg, speaker, tree, items, train, valid, batches, ways=1):
+def make_task(cfg, speaker, tree, items, train, valid, batches, ways=1):
   """The optimisation problem of `fit`. ways: devices over which rows of a batch divide."""
   table = trie_masked.scope_of(tree.first, tree.tok, speaker.model.cfg.vocab)
   sums = functools.partial(loss_sums, cfg, speaker, train.prefix, table,
-                           packed_items(train, batches.size))
+                           max_fetched_items(train, batches.size))
 
   def learnt(given, frozen, batch):
     found, count = sums(given, frozen, batch)
     return found['valid_loss'], count
   # The loss of ret is two means, over tokens and over items.
   split = None if cfg.grounding == 'ret' else microbatch.accumulate_sums(learnt)
-  start = start_of(cfg, speaker, items)
+  start = init_trainable(cfg, speaker, items)
   frozen = () if cfg.train.mode == 'full' else speaker.params
   together = -(-batches.size // ways) * ways
   return Task(init=None, start=start, loss=microbatch.mean(learnt), split=split,
               shape=(speaker.model.cfg, len(train.prefix)), batches=batches, frozen=frozen,
-              rules=llm.RULES, evaluate=judge_of(functools.partial(
-                  loss_sums, cfg, speaker, train.prefix, table, packed_items(valid, together)),
+              rules=llm.RULES, evaluate=make_validator(functools.partial(
+                  loss_sums, cfg, speaker, train.prefix, table, max_fetched_items(valid, together)),
                   valid, together, cfg.ret.alpha))
 
 
-def judge_of(sums, valid, rows, alpha=0.0):
+def make_validator(sums, valid, rows, alpha=0.0):
   """Means over held-out lists: `title_nll` is a mean over the tokens of titles, whatever the loss
   is, so runs with another `train.scope` compare. alpha: ret's weight of items in the loss.
   -> judge(train, frozen) -> {name: value}"""
@@ -272,7 +286,7 @@ def judge_of(sums, valid, rows, alpha=0.0):
   return judge
 
 
-def packed_items(packed, rows):
+def max_fetched_items(packed, rows):
   """Room for the items that a batch of so many rows asks for."""
   most = max(sum(int((packed.examples[i].marks['item'] > 0).sum()) for i in row)
              for row in packed.members)
@@ -286,7 +300,7 @@ def loss_sums(cfg, speaker, prefix, table, room, train, frozen, batch):
   -> {'valid_loss': what is minimised, 'title_nll': of the `titles` tokens of titles and their ends
   among what the catalogue allows}
   """
-  variables = variables_of(cfg, speaker, train, frozen)
+  variables = model_variables(cfg, speaker, train, frozen)
   hidden = conversation_sft.states(speaker.model, prefix, variables, batch)
   head = llm.head_matrix(variables['params'], speaker.model.cfg)
   flat = {k: batch[k].reshape(-1) for k in ('targets', 'weights', 'node', 'item')}
@@ -339,7 +353,7 @@ def fetch_loss(train, hidden, items, weights, room):
 # What is kept.
 
 
-def save(work, cfg, speaker, folder, trained):
+def save_model(work, cfg, speaker, folder, trained):
   """A whole checkpoint, or an adapter with the new rows; ret's parts as plain arrays."""
   speaker.tokenizer.save(work.folder)
   if cfg.train.mode == 'full':
@@ -356,7 +370,7 @@ def save(work, cfg, speaker, folder, trained):
                                             'codes': speaker.codes})
 
 
-def load(cfg, folder, made, mesh):
+def load_model(cfg, folder, made, mesh):
   """The tuned LLM. folder: of the base, made: the stage's. -> Speaker"""
   control = read_json(made / 'control.json')
   extra = None
@@ -367,20 +381,20 @@ def load(cfg, folder, made, mesh):
   if cfg.train.mode == 'full':
     model, params, tokenizer = llm_loading.load(made, cfg.llm, mesh)
     return ChatModel(model, params, None, tokenizer, control['soi'], control['eoi'],
-                   control['codes'], extra, scoring(cfg.train, control['eoi']))
+                   control['codes'], extra, scoring_options(cfg.train, control['eoi']))
   model, params, _, adapter = llm_loading.load_adapted(folder, cfg.llm, made, mesh)
   tokenizer = tokenizers.load(made)
   ids = [control['soi'], control['eoi'], *control['codes']]
   params, shape = embedding_resize.grow(params, model.cfg, ids, [[0]] * len(ids))
   params = embedding_resize.put(params, plain_arrays.load(made / 'rows.npz'), ids)
   return ChatModel(llm.LM(shape), params, adapter, tokenizer, *ids[:2], ids[2:], extra,
-                 scoring(cfg.train, ids[1]))
+                 scoring_options(cfg.train, ids[1]))
 
 
-def merged(cfg, folder, made, out):
+def save_merged(cfg, folder, made, out):
   """Writes base, adapter and new rows as one checkpoint that transformers loads."""
   mesh = sharding.make_mesh({'data': -1, 'fsdp': 1, 'model': 1})
-  speaker = load(cfg, folder, made, mesh)
+  speaker = load_model(cfg, folder, made, mesh)
   shape = dataclasses.replace(speaker.model.cfg, lora_rank=0)
   huggingface.save(lora.merge(speaker.params, speaker.lora, speaker.model.cfg), shape, out)
   speaker.tokenizer.save(out)

@@ -11,7 +11,7 @@ from ml_collections import ConfigDict
 
 from recjax.distributed import sharding
 from recjax.errors import ConfigError, DataError, Preempted
-from recjax.methods.etegrec import alignment, rqvae_training
+from recjax.methods.etegrec import joint_training, rqvae_training
 from recjax.methods.etegrec import joint_training as training
 from recjax.models import rqvae, semantic_id_t5, semantic_ids, t5
 from recjax.training import fault_tolerance
@@ -42,7 +42,7 @@ def parts(items=9):
 
 def epoch(side, weights, state, some, x, number=0):
   tx = optax.sgd(1e-2)
-  run = training.epoch_of(side, NET, weights, ID, tx, lambda key: jnp.arange(2),
+  run = training.make_epoch(side, NET, weights, ID, tx, lambda key: jnp.arange(2),
                           lambda data, at: data)
   state = {'params': state, 'opt': {side: tx.init(state[side])}}
   new, means = run(state, jax.random.key(0), some, x, jnp.zeros((1, 1)), jnp.int32(number))
@@ -59,7 +59,7 @@ class SidesTest(absltest.TestCase):
     x, ids, table, rec, some = parts()
     state = {'rec': rec, 'id': ids, 'table': table}
     for side, still in (('rec', 'id'), ('id', 'rec')):
-      new, means = epoch(side, training.Weights(0.1, 0.1), state, some, x)
+      new, means = epoch(side, training.AlignmentWeights(0.1, 0.1), state, some, x)
       same = jax.tree.map(lambda a, b: bool((a == b).all()), new[still], state[still])
       self.assertTrue(all(jax.tree.leaves(same)))
       moved = jax.tree.map(lambda a, b: bool((a != b).any()), new[side], state[side])
@@ -74,33 +74,39 @@ class SidesTest(absltest.TestCase):
     for count in (1, 3):
       mesh = devices.mesh(data=count)
       with jax.set_mesh(mesh):
-        found.append([jax.device_get(epoch(side, training.Weights(0.1, 0.1), state, some, x))
-                      for side in ('rec', 'id')])
+        found.append(
+          [
+            jax.device_get(epoch(side, training.AlignmentWeights(0.1, 0.1), state, some, x))
+            for side in ('rec', 'id')
+          ]
+        )
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), *found)
 
   def test_warm_epochs_do_without_alignment(self):
     x, ids, table, rec, some = parts()
     state = {'rec': rec, 'id': ids, 'table': table}
-    alone, _ = epoch('rec', training.Weights(), state, some, x)
+    alone, _ = epoch('rec', training.AlignmentWeights(), state, some, x)
     for number, same in ((0, True), (2, False)):
-      new, _ = epoch('rec', training.Weights(1.0, 1.0, warm=2), state, some, x, number)
+      new, _ = epoch('rec', training.AlignmentWeights(1.0, 1.0, warm=2), state, some, x, number)
       gap = max(float(jnp.abs(a - b).max()) for a, b in zip(
           jax.tree.leaves(alone['rec']), jax.tree.leaves(new['rec'])))
       (self.assertLess if same else self.assertGreater)(gap, 1e-7)
 
   def test_loss_is_that_of_the_distinct_targets(self):
     x, ids, table, rec, some = parts()
-    value, found = training.id_loss(NET, training.Weights(), ID, x, None, ids,
+    value, found = training.id_loss(NET, training.AlignmentWeights(), ID, x, None, ids,
                                     {'rec': rec, 'table': table}, some, None, jnp.float32(0))
     want, _ = rqvae.loss(ID, ids, x[jnp.array([2, 4])])
     self.assertAlmostEqual(float(value), float(want), places=5)
     self.assertAlmostEqual(float(found['vq']), float(want), places=5)
-    self.assertEqual(alignment.first(some[0][1]).tolist(), [True, True, False, False])
+    self.assertEqual(
+      joint_training.first_occurrences(some[0][1]).tolist(), [True, True, False, False]
+    )
 
   def test_large_groups_are_refused(self):
-    training.check_groups({'largest_group': [4]}, 4)
+    training.check_collisions({'largest_group': [4]}, 4)
     with self.assertRaisesRegex(DataError, '5 items share'):
-      training.check_groups({'largest_group': [2, 5]}, 4)
+      training.check_collisions({'largest_group': [2, 5]}, 4)
 
 
 class TokenizerTest(absltest.TestCase):
@@ -108,7 +114,7 @@ class TokenizerTest(absltest.TestCase):
   def folder(self):
     return pathlib.Path(self.create_tempdir().full_path) / 'run'
 
-  def fit(self, x, cfg=ID, letter=rqvae_training.NONE, partners=None, path=None, **changes):
+  def fit(self, x, cfg=ID, letter=rqvae_training.NO_LETTER, partners=None, path=None, **changes):
     how = ConfigDict(dict(steps=60, batch=64, look_every=20, save_every=20, revive=True, lr=3e-3,
                           warmup=0, schedule='constant', decay=0.0, clip=1.0, beta2=0.999))
     how.update(changes)
@@ -126,12 +132,16 @@ class TokenizerTest(absltest.TestCase):
 
   def test_a_run_stopped_at_any_look_ends_where_an_uninterrupted_one_ends(self):
     x = np.random.default_rng(0).normal(size=(40, 6)).astype(np.float32)
-    more = dict(steps=110, save_every=40, letter=rqvae_training.Letter(0.1, 1e-3), partners=np.tile(
-        x, (1, 2))[:, :8])
+    more = dict(
+      steps=110,
+      save_every=40,
+      letter=rqvae_training.LetterWeights(0.1, 1e-3),
+      partners=np.tile(x, (1, 2))[:, :8],
+    )
     straight, kept, rows = self.fit(x, **more)
     self.assertEqual([r['step'] for r in rows], [20, 40, 60, 80, 100, 110])
     for stop, back in ((1, 0), (3, 40), (5, 80), (6, 80)):
-      path, looks, looked = self.folder(), [], rqvae_training.looked
+      path, looks, looked = self.folder(), [], rqvae_training.record_codes
       def breaks(*given, looks=looks, stop=stop, looked=looked):
         looks.append(given)
         if len(looks) == stop:
@@ -194,7 +204,7 @@ class TokenizerTest(absltest.TestCase):
           tx,
           count,
           8,
-          rqvae_training.NONE,
+          rqvae_training.NO_LETTER,
           params,
           tx.init(params),
           x,
@@ -216,9 +226,9 @@ class TokenizerTest(absltest.TestCase):
   def test_letter_needs_partners_of_the_codes_width(self):
     x = np.random.default_rng(0).normal(size=(30, 6)).astype(np.float32)
     with self.assertRaisesRegex(ConfigError, 'width 8'):
-      self.fit(x, letter=rqvae_training.Letter(0.1), partners=x)
+      self.fit(x, letter=rqvae_training.LetterWeights(0.1), partners=x)
     partners = np.random.default_rng(1).normal(size=(30, 8)).astype(np.float32)
-    _, _, rows = self.fit(x, letter=rqvae_training.Letter(0.1, 1e-3), partners=partners)
+    _, _, rows = self.fit(x, letter=rqvae_training.LetterWeights(0.1, 1e-3), partners=partners)
     self.assertTrue(np.isfinite(rows[-1]['loss']))
 
   def test_dead_codes_start_anew_from_the_worst_items(self):
