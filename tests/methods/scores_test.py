@@ -342,7 +342,9 @@ class CodesTest(parameterized.TestCase):
     given = None if fusion == 'none' else (np.asarray(texts)[told], told > 0)
     how = ConfigDict({'beams': 27, 'batch': 2})
     loss = jax.jit(lambda some: self.loss(cfg, params, table, texts, [some]))
-    found = beam_ranking.rank_items(cfg, params, table, histories, 4, how, given, seen=False)
+    found = beam_ranking.rank_items(
+      cfg, params, table, histories, 4, how, given, exclude_seen=False
+    )
     np.testing.assert_allclose(np.exp(found[1]).sum(1), 1, atol=1e-4)
     self.assertEqual(np.sort(found[0]).tolist(), [list(range(1, 28))] * 3)
     for history, heard, items, scores in zip(histories, told, *found):
@@ -353,7 +355,7 @@ class CodesTest(parameterized.TestCase):
     if fusion != 'none':
       return
     free = beam_ranking.rank_items(
-      cfg, params, table, histories, 4, how, given, seen=False, free=True
+      cfg, params, table, histories, 4, how, given, exclude_seen=False, free=True
     )
     np.testing.assert_array_equal(found[0], free[0])
     np.testing.assert_allclose(found[1], free[1], atol=1e-4)
