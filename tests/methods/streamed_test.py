@@ -48,7 +48,7 @@ mesh = jax.sharding.Mesh(np.array(jax.devices()).reshape(-1, 1, 1), ('data', 'fs
                          axis_types=(jax.sharding.AxisType.Auto,) * 3)
 cfg, shop = config(), records.load(path)
 model = sequential.model_config(cfg, len(shop.catalog))
-part = streamed.batches(cfg, shop, model.length, 2)
+part = streamed.batches(cfg, shop, model.max_history, 2)
 loss = streamed.objective(cfg, model, (64, 768), mesh)
 with jax.set_mesh(mesh):
   params = jax.jit(lambda: seqrec.init(model, jax.random.key(0)))()
@@ -198,8 +198,8 @@ class StreamedTest(parameterized.TestCase):
     with self.assertRaisesRegex(DataError, 'holds records, which the sequential'):
       dataset.load_data(path)
     for change, why in ((dict(seeds=2), 'seeds=2'),
-                        (dict(judge={'tie_order': 'shuffle(1)'}), 'tie_order'),
-                        (dict(judge={'drop_cold_targets': True}), 'drop_cold')):
+                        (dict(eval={'tie_order': 'shuffle(1)'}), 'tie_order'),
+                        (dict(eval={'drop_cold_targets': True}), 'drop_cold')):
       cfg = config()
       cfg.data = str(path)
       cfg.update(change)

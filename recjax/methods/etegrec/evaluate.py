@@ -20,14 +20,14 @@ MAX_FREE_USERS = 1000     # users at most whose beams are left free
 
 def settings(cfg: ConfigDict) -> ConfigDict:
   """What of the config decides the figures besides the trained models."""
-  names = ('way', 'fusion', 'model', 'tokenizer', 'decode', 'judge', 'seed', 'seeds')
+  names = ('variant', 'fusion', 'model', 'tokenizer', 'decode', 'eval', 'seed', 'seeds')
   return ConfigDict({**{k: cfg[k] for k in names}, 'batch': cfg.train.batch,
                      'normalize': beam_ranking.NORMALIZE})
 
 
 def row_name(cfg: ConfigDict) -> str:
   """The row of results.json."""
-  return cfg.way if cfg.fusion == 'none' else f'{cfg.way}:{cfg.fusion}'
+  return cfg.variant if cfg.fusion == 'none' else f'{cfg.variant}:{cfg.fusion}'
 
 
 def stage(work: Workdir, cfg: ConfigDict, dataset: Dataset, vectors_dir: pathlib.Path,

@@ -29,7 +29,7 @@ HASH_WIDTH = 64  # numbers of a vector without an encoder
 
 def settings(cfg: ConfigDict) -> ConfigDict:
   """What of the config decides the interests."""
-  return ConfigDict({'interests': cfg.interests, 'most': cfg.model.history})
+  return ConfigDict({'interests': cfg.interests, 'most': cfg.model.max_history})
 
 
 def stage(work: Workdir, cfg: ConfigDict, dataset: Dataset) -> dict:

@@ -36,8 +36,8 @@ VARIANTS = ('tiger', 'etegrec')
 
 def settings(cfg: ConfigDict) -> ConfigDict:
   """What of the config decides the trained models."""
-  names = ['way', 'fusion', 'model', 'tokenizer', 'train', 'optim', 'decode', 'seed', 'seeds']
-  names += ['align', 'id_optim'] if cfg.way == 'etegrec' else []
+  names = ['variant', 'fusion', 'model', 'tokenizer', 'train', 'optim', 'decode', 'seed', 'seeds']
+  names += ['align', 'id_optim'] if cfg.variant == 'etegrec' else []
   return ConfigDict({**{k: cfg[k] for k in names}, 'normalize': beam_ranking.NORMALIZE})
 
 
@@ -214,7 +214,7 @@ def check(cfg: ConfigDict) -> None:
   if cfg.fusion != 'none' and not cfg.interests.source:
     raise ConfigError(f"fusion={cfg.fusion} needs interests; set interests.source='local', or a "
                       'folder of *.processed.jsonl files')
-  if cfg.way == 'etegrec':
+  if cfg.variant == 'etegrec':
     if cfg.tokenizer.kind not in tokenization.NETWORKS or cfg.tokenizer.dedupe != 'suffix':
       raise ConfigError(f'ETEGRec trains its tokenizer, so tokenizer.kind must be one of '
                         f'{", ".join(tokenization.NETWORKS)}, with tokenizer.dedupe=suffix')

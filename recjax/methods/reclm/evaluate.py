@@ -27,7 +27,7 @@ KS = (1, 3, 5, 10)
 
 def settings(cfg):
   """Everything in the config that decides the figures besides the tuned model."""
-  return ConfigDict({k: cfg[k] for k in ('grounding', 'prompt', 'decode', 'judge', 'talk', 'llm',
+  return ConfigDict({k: cfg[k] for k in ('grounding', 'prompt', 'decode', 'eval', 'talk', 'llm',
                                          'train', 'seed', 'control')})
 
 
@@ -36,7 +36,7 @@ def stage(work, cfg, shop, folder, made, helper, coded=None):
   table = None if coded is None else run_files.read_arrays(coded / 'codes.npy')
   speaker = train.load_model(cfg, folder, made, work.mesh)
   split, n = splits.leave_one_out(shop.interactions), len(shop.catalog)
-  rows, protocol = splits.drawn(split.test, cfg.judge.users, split.protocol)
+  rows, protocol = splits.drawn(split.test, cfg.eval.users, split.protocol)
   cases = split.test.picked(rows)
   split = dataclasses.replace(split, test=cases, protocol=protocol)
   stock = train.load_tokenized(cfg, shop, speaker, table)
@@ -104,8 +104,8 @@ def save_results(work, cfg, shop, split, lists, order, score, more):
            f'{cfg.grounding}:ranked': ranking.list_ranks(order[0], cases.targets, n - 1)}
   others = {**({'sasrec': score} if score else {}), **baselines.baselines(split.train, n, cfg.seed)}
   for name, one in others.items():
-    ranks[name] = ranking.rank_cases(one, cases, n, mask_history=cfg.judge.mask_history)
-  protocol = ranking.protocol(n, split.protocol, cfg.judge.mask_history)
+    ranks[name] = ranking.rank_cases(one, cases, n, mask_history=cfg.eval.mask_history)
+  protocol = ranking.protocol(n, split.protocol, cfg.eval.mask_history)
   shown = (items, values) if items.any() else order  # a model that writes no list has no own
   results = results_lib.save(
       work.folder, shop, split, cfg.grounding, ranks, shown, protocol, (cfg.seed,),
@@ -122,7 +122,7 @@ def save_results(work, cfg, shop, split, lists, order, score, more):
 
 def judge_rounds(work, cfg, shelf, stock, cases):
   """A worked question, a request, another question: what of lists and answers is left. -> rates"""
-  count = min(cfg.judge.rounds, len(cases))
+  count = min(cfg.eval.rounds, len(cases))
   if not count:
     return {}
   talk = (questions(count + 1, cfg.seed + 1) if cfg.talk.questions == 'sample'
@@ -176,7 +176,7 @@ def judge_rounds(work, cfg, shelf, stock, cases):
 
 def judge_cross(work, cfg, speaker):
   """The same weights over another catalogue: only the trie and the prompts change. -> rates"""
-  shop = load_data(cfg.judge.cross)
+  shop = load_data(cfg.eval.cross)
   stock = tokenized_catalog.load(shop.catalog, speaker.tokenizer)
   shelf = generation.GroundedModel(speaker, [stock])
   cases = splits.leave_one_out(shop.interactions).test
@@ -208,7 +208,7 @@ def judge_candidates(work, cfg, shelf, stock, cases):
   (reclm.md 5.1). The words alone say what may be named, so another item is counted. -> rates"""
   k, n, given = cfg.decode.count, len(stock.titles), []
   histories = [cases.history(c) for c in range(len(cases))]
-  size = min(max(cfg.judge.candidates, k), n)
+  size = min(max(cfg.eval.candidates, k), n)
   for number, (history, target) in enumerate(zip(histories, cases.targets.tolist())):
     rng = np.random.default_rng((cfg.seed, 7, number))
     others = np.setdiff1d(np.arange(1, n + 1), [*history, target])
@@ -308,16 +308,16 @@ def category_questions(work, cfg, shelf, stock, cases):
 
 def answer_settings(cfg):
   """Settings of decoding for answers that are no lists."""
-  return ConfigDict({**cfg.decode.to_dict(), 'new_tokens': cfg.judge.answer_tokens})
+  return ConfigDict({**cfg.decode.to_dict(), 'new_tokens': cfg.eval.answer_tokens})
 
 
 def judge_free(work, cfg, shelf, stock, cases):
   """What the same model names when nothing holds it to the catalogue (reclm.md 5.1).
 
-  judge.vague above 0 takes a title within so many edits for the nearest item's, which hides a part
+  eval.vague above 0 takes a title within so many edits for the nearest item's, which hides a part
   of what does not exist (M5). -> rates
   """
-  some = cases.picked(np.arange(min(len(cases), cfg.judge.free)))
+  some = cases.picked(np.arange(min(len(cases), cfg.eval.free)))
   histories = [some.history(c) for c in range(len(some))]
   speaker = shelf.speaker
   prompts, _ = sft_data.make_prompts(
@@ -325,7 +325,7 @@ def judge_free(work, cfg, shelf, stock, cases):
     stock,
     sft_data.read_template(cfg),
     histories,
-    cfg.judge.words,
+    cfg.eval.words,
     cfg.decode.count,
   )
   found = [
@@ -333,7 +333,7 @@ def judge_free(work, cfg, shelf, stock, cases):
       list_metrics.parse_titles(ids, speaker.tokenizer, speaker.soi, speaker.eoi),
       stock,
       speaker.tokenizer,
-      cfg.judge.vague,
+      cfg.eval.vague,
     )
     for ids in generation.reply_freely(work, 'free', shelf, cfg.decode, prompts, cfg.seed)
   ]

@@ -101,9 +101,9 @@ def make_recommender(config, shop, shelf, mesh):
     size = min(config.decode.batch, 1 << (len(rows) - 1).bit_length())
     with jax.set_mesh(mesh):
       if not writers:
-        longest = max(map(len, prompts)) + 64
+        longest = min(max(map(len, prompts)) + 64, config.prompt.max_prompt_tokens)
         writers.append(PrefixGenerator(shelf.speaker.model, shelf.speaker.variables,
-                              shelf.speaker.tokenizer, [], min(longest, config.prompt.cutoff)))
+                              shelf.speaker.tokenizer, [], longest))
       for start in range(0, len(rows), size):
         some = list(range(start, min(start + size, len(rows))))
         full = some + some[-1:] * (size - len(some))

@@ -245,7 +245,7 @@ def make_prompts(renderer, goods, template, histories, way='plain', count=MAX_IT
         break
       if len(kept) < 2:
         raise DataError(f'history {number}: one title alone makes a prompt of {len(ids)} tokens, '
-                        f'{renderer.longest} fit; raise prompt.cutoff')
+                        f'{renderer.longest} fit; raise prompt.max_prompt_tokens')
       kept = kept[1:]
     short += len(kept) < min(MAX_ITEMS, len(history))
     out.append(ids)

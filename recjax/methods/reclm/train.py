@@ -120,7 +120,7 @@ def new_chat_model(cfg, folder, mesh, table=None):
 def make_encoder(cfg, speaker, stock, nodes=None):
   """How this speaker's conversations become tokens."""
   return chat_encoding.ChatEncoder(speaker.tokenizer, stock.rows, speaker.soi, speaker.eoi, nodes,
-                         cfg.prompt.cutoff, dict(cfg.prompt.variables))
+                         cfg.prompt.max_prompt_tokens, dict(cfg.prompt.variables))
 
 
 def load_tokenized(cfg, shop, speaker, table=None):
@@ -151,7 +151,7 @@ def stage(work, cfg, shop, folder, helper, coded=None, given=None):
     cfg, shop, stock, speaker, tree, teacher.make_teacher(helper, shop), talk
   )
   prefix = conversation_sft.shared_prefix(parts['train'] + parts['valid'])
-  train, valid = (conversation_sft.pack(parts[p], cfg.train.row, prefix, chat_encoding.MARKS)
+  train, valid = (conversation_sft.pack(parts[p], cfg.train.row_tokens, prefix, chat_encoding.MARKS)
                   for p in ('train', 'valid'))
   batches, an_epoch = conversation_sft.batches(train, cfg.train.batch, work.mesh, cfg.seed)
   items = (
@@ -176,7 +176,7 @@ def stage(work, cfg, shop, folder, helper, coded=None, given=None):
 def encode_samples(cfg, shop, stock, speaker, tree, teach, talk):
   """Examples of every epoch, and of validation.
 
-  Those longer than prompt.cutoff are counted and left out. -> {part: [Example]}, counts
+  Those longer than prompt.max_prompt_tokens are counted and left out. -> {part: [Example]}, counts
   """
   nodes = trie_masked.title_nodes(tree.first, tree.tok, [[*r, speaker.eoi] for r in stock.rows])
   turn = make_encoder(cfg, speaker, stock, nodes)
@@ -185,7 +185,7 @@ def encode_samples(cfg, shop, stock, speaker, tree, teach, talk):
   out, long, counts = {}, 0, {}
   for part, some in parts.items():
     made = [turn.examples(s) for s in some]
-    fit = [m for m in made if all(len(e.ids) <= cfg.prompt.cutoff for e in m)]
+    fit = [m for m in made if all(len(e.ids) <= cfg.prompt.max_prompt_tokens for e in m)]
     out[part] = [e for m in fit for e in m]
     long += len(made) - len(fit)
     counts[part] = len(fit)
