@@ -180,7 +180,7 @@ def step(args):
       train=dict(batch=128, mask_share=.6, max_masked=120, mask_last=.5), seed=0, seeds=1,
       rat=dict(adapter=True, freeze=True, alpha=0.0, tau=2., hidden=0, spread=.02,
                activation='none', whiten=False, align_loss='soft_target', align_items='distinct',
-               align_most=4096, ids_from=0), early_mask_row=False, raw_vectors=False))
+               max_align_items=4096, ids_from=0), early_mask_row=False, raw_vectors=False))
   model = sequential.model_config(c, items)
   rng = np.random.default_rng(0)
   lengths = np.minimum(4 + rng.geometric(1 / 5, 128), 201)  # most histories are short

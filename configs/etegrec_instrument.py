@@ -44,19 +44,19 @@ def get_config(arg=''):
   c.vectors.optim = dict(lr=2e-3, warmup=0, schedule='constant', decay=0.0, clip=0.0, beta2=0.98)
   # kind: rqvae, letter, rqkmeans_plus, rvq. weights: a released state dict instead of training.
   # collaborative, diversity: LETTER's weights. sinkhorn: eps of each level, or ()
-  c.tokenizer = dict(kind='rqvae', weights='', hidden=(128,), width=32, levels=3, size=64,
+  c.semantic_ids = dict(kind='rqvae', weights='', hidden=(128,), width=32, levels=3, size=64,
                      beta=0.25, alpha=1.0, reduction='mean', residual='ste', distance='l2',
                      recon='mse', estimator='ste', sinkhorn=(), tau=0.1, collaborative=0.01,
-                     diversity=1e-4, dedupe='suffix', steps=600, batch=1024, look_every=50,
+                     diversity=1e-4, dedupe='suffix', steps=600, batch=1024, eval_every=50,
                      save_every=200, revive=True, lr=1e-3, warmup=50, schedule='linear',
                      decay=1e-4, clip=1.0, beta2=0.999)
   # source: 'local', or a folder of *.processed.jsonl. encoder: of texts; '' hashes words
   c.interests = dict(source='local', encoder='')
-  # max_history: items that are read. apart: output tables of their own. fusion_*: of the site
-  # 'pooled', heads of all; compat: as released, all users of a batch in one
+  # max_history: items that are read. untied_output: output tables of their own. fusion_*: of the site
+  # 'pooled', heads of all; reproduce_release: as released, all users of a batch in one
   c.model = dict(max_history=20, width=64, layers=2, decoder_layers=2, heads=4, head_dim=16,
                  ffn=256, dropout=0.1, gated=False, dtype='float32', fusion_heads=4,
-                 fusion_layers=3, compat=False, apart=False)
+                 fusion_layers=3, reproduce_release=False, untied_output=False)
   # weights of both alignments, after `warm` epochs. sign, reduce: 'pos' and 'mean_levels' are the
   # released code's
   c.align = dict(sia=1e-4, psa=3e-4, sign='neg', reduce='sum_levels', temperature=1.0, tau=0.07,
@@ -73,7 +73,7 @@ def get_config(arg=''):
     c.vectors.model.update(width=256, hidden=256, layers=4, heads=4)
     c.vectors.optim.lr = 1e-3
     c.vectors.train.update(epochs=100, patience=10, valid_users=0)
-    c.tokenizer.update(hidden=(512, 256), width=128, size=256, steps=30_000, look_every=500,
+    c.semantic_ids.update(hidden=(512, 256), width=128, size=256, steps=30_000, eval_every=500,
                        save_every=500)
     c.model.update(max_history=50, width=128, layers=6, decoder_layers=6, head_dim=64, ffn=512)
     c.align.warm = 10

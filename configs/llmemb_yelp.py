@@ -70,18 +70,18 @@ def get_config(arg=''):
                  max_masked=50, mask_last=0.5)
   c.optim = dict(lr=2e-3, warmup=0, schedule='constant', decay=0.0, clip=0.0, beta2=0.98)
   # hidden: inner width of the adapter, 0 for half of pca.dim. spread: size of its first outputs.
-  # whiten: components enter with equal spread. alpha, tau: of the alignment. align_most: distinct
+  # whiten: components enter with equal spread. alpha, tau: of the alignment. max_align_items: distinct
   # items compared a step
   # ids_from: items with so many training interactions have a row of their own beside it (0: none)
   c.rat = dict(variant=given['variant'], ablations=('no_scft', 'no_align'),
                hidden=512, activation='gelu', spread=0.02, whiten=True, alpha=0.1, tau=0.1,
                align_loss='infonce', align_source='sasrec', align_items='distinct',
-               align_most=4096, ids_from=5)
+               max_align_items=4096, ids_from=5)
   # sampled: also rank among few items. tail_*: fewer interactions, or a shorter input, are tail
   c.eval = dict(mask_history=True, save_top=20, sampled='uniform100', memory=256, tail_item=3,
                 tail_user=9)
   # what the released code does otherwise; docs/llmemb.md numbers them
-  c.defects = dict(early_mask_row=False, future_seen=False, pads_seen=False,
+  c.reproduce_bugs = dict(early_mask_row=False, future_seen=False, pads_seen=False,
                    lone_attribute_lost=False, views_frozen=False, learned_tau=False,
                    local_negatives=False, crude_values=False, popularity_of_all=False,
                    last_target_only=False, raw_vectors=False, bare_backbones=False,
@@ -115,7 +115,7 @@ def get_config(arg=''):
     if given['variant'] != 'full':
       c.rat.ablations = ()
   if given['profile'] == 'faithful':
-    c.defects = {name: True for name in c.defects}
+    c.reproduce_bugs = {name: True for name in c.reproduce_bugs}
     c.scft.loss = 'soft_target'
     c.loss.kind = 'bce'
     c.rat.update(hidden=0, activation='none', whiten=False, alpha=0.01, tau=2.0,

@@ -73,11 +73,11 @@ def get_config(arg=''):
   c.lora = dict(rank=16, alpha=8.0, targets=('q', 'k', 'v', 'o', 'gate', 'up', 'down'))
   # vectors: 'teacher', 'text' or a .npy. alpha: weight of fetching in the loss
   c.ret = dict(vectors='teacher', hidden=256, alpha=1.0, tokens=256)
-  c.token = dict(levels=3, size=32)
+  c.semantic_ids = dict(levels=3, size=32)
   c.optim = dict(lr=4e-3, muon=0.02, warmup=20, schedule='linear', decay=0.0, clip=1.0,
                  beta2=0.98, log_every=20, save_every=200)
-  # count: items of a list. temperature 0 is greedy
-  c.decode = dict(count=10, new_tokens=320, batch=64, temperature=0.0, top_p=1.0)
+  # num_items: of a list. temperature 0 is greedy
+  c.decode = dict(num_items=10, new_tokens=320, batch=64, temperature=0.0, top_p=1.0)
   # words: of the request: plain, rule, acknowledged, trained. users: asked at most (0: all).
   # rounds: conversations of the multi-round test. cross: another data set for the same weights.
   # candidates: so many that each user chooses from in a further test (0: no such test).
@@ -100,7 +100,7 @@ def get_config(arg=''):
                    epochs=20, patience=0, batch=64, row_tokens=1024, valid_users=320,
                    candidates=0.5, chat_share=0.0)
     c.ret.update(vectors='text', hidden=2048, tokens=1024)
-    c.token.update(levels=4, size=256)
+    c.semantic_ids.update(levels=4, size=256)
     c.optim.update(lr=1e-4, muon=0.0, warmup=39, schedule='square', decay=0.01, beta2=0.999)
     c.decode.update(new_tokens=1024, batch=16)
     c.eval.update(words='plain', users=0, rounds=1319, mask_history=False)

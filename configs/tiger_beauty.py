@@ -50,31 +50,31 @@ def get_config(arg=''):
   c.vectors.optim = dict(lr=2e-3, warmup=0, schedule='constant', decay=0.0, clip=0.0, beta2=0.98)
   # kind may be an index file too (.json). weights: a released state dict instead of training.
   # collaborative, diversity: LETTER's weights. sinkhorn: eps of each level, or ()
-  c.tokenizer = dict(kind=given['tokenizer'], weights='', hidden=(128,), width=32, levels=3,
+  c.semantic_ids = dict(kind=given['tokenizer'], weights='', hidden=(128,), width=32, levels=3,
                      size=64, beta=0.25, alpha=1.0, reduction='mean', residual='ste', distance='l2',
                      recon='mse', estimator='ste', sinkhorn=(), tau=0.1, collaborative=0.01,
-                     diversity=1e-4, dedupe='suffix', steps=600, batch=1024, look_every=50,
+                     diversity=1e-4, dedupe='suffix', steps=600, batch=1024, eval_every=50,
                      save_every=200, revive=True, lr=1e-3, warmup=50, schedule='linear',
                      decay=1e-4, clip=1.0, beta2=0.999)
   # source: 'local', or a folder of *.processed.jsonl. encoder: of texts; '' hashes words
   c.interests = dict(source='local', encoder='')
-  # max_history: items that are read. apart: output tables of their own
+  # max_history: items that are read. untied_output: output tables of their own
   c.model = dict(max_history=20, width=64, layers=2, decoder_layers=2, heads=4, head_dim=16,
                  ffn=256, dropout=0.1, gated=False, dtype='float32', fusion_heads=4,
-                 fusion_layers=3, compat=False, apart=False)
+                 fusion_layers=3, reproduce_release=False, untied_output=False)
   c.train = dict(epochs=8, patience=4, batch=128, save_every=4, valid_users=500)
   c.optim = dict(lr=3e-3, warmup=50, schedule='cosine', decay=0.05, clip=1.0, beta2=0.999)
   c.finetune = dict(epochs=0)
   c.decode = dict(beams=20, batch=256)
   c.eval = dict(mask_history=True, save_top=20)
   if given['tokenizer'] == 'letter':
-    c.tokenizer.width = c.vectors.model.width
+    c.semantic_ids.width = c.vectors.model.width
   if given['tokenizer'] in ('pq', 'opq'):
-    c.tokenizer.levels = 4
+    c.semantic_ids.levels = 4
   if preset == 'paper':
     c.vectors.optim.lr = 1e-3
     c.vectors.train.update(epochs=60, patience=8)
-    c.tokenizer.update(hidden=(512, 256, 128), size=256, steps=4000, look_every=200,
+    c.semantic_ids.update(hidden=(512, 256, 128), size=256, steps=4000, eval_every=200,
                        save_every=400)
     c.model.update(width=128, layers=4, decoder_layers=4, heads=6, head_dim=64, ffn=1024)
     c.train.update(epochs=200, patience=20, batch=256, valid_users=2000, save_every=1)

@@ -32,7 +32,7 @@ CONFIGS = sorted((ROOT / 'configs').glob('*.py'))
 PATHS = {  # texts that name a file, a model or whatever one likes, or that a method checks at once
     'data', 'preset', 'method', 'variant', 'llm.weights', 'tags.api_model', 'tags.api_url',
     'tags.file', 'tags.sep', 'assist.source', 'prompt.noun', 'prompt.template', 'interests.encoder',
-    'interests.source', 'tokenizer.weights', 'vectors.encoder', 'vectors.source', 'export.file',
+    'interests.source', 'semantic_ids.weights', 'vectors.encoder', 'vectors.source', 'export.file',
     'prompts.header', 'text.weights', 'eval.cross', 'ret.vectors', 'talk.questions', 'talk.source',
     'teacher.source', 'train.static', 'domains', 'model.norm'}
 
@@ -64,8 +64,8 @@ class TypesTest(parameterized.TestCase):
       ('bigrec_games', 'domains', "(('a', 'b'), ('c', 'd'))", (('a', 'b'), ('c', 'd'))),
       ('betag_ml1m', 'select.top_m', '(2,5)', (2, 5)), ('betag_ml1m', 'select.top_m', '5', (5,)),
       ('betag_ml1m', 'train.keep', '(0,1)', (0.0, 1.0)),
-      ('tiger_beauty', 'tokenizer.sinkhorn', '(0, 0, 0.003)', (0.0, 0.0, 0.003)),
-      ('tiger_beauty', 'tokenizer.sinkhorn', '()', ()),
+      ('tiger_beauty', 'semantic_ids.sinkhorn', '(0, 0, 0.003)', (0.0, 0.0, 0.003)),
+      ('tiger_beauty', 'semantic_ids.sinkhorn', '()', ()),
       ('llmemb_beauty', 'rat.ablations', 'no_scft,no_align', ('no_scft', 'no_align')),
       ('llmemb_beauty', 'rat.ablations', '', ()))
   def test_tuples(self, config, name, text, want):
@@ -94,7 +94,7 @@ class TypesTest(parameterized.TestCase):
   @parameterized.parameters(
       ('lora.targets', "('q'"), ('lora.targets', '(1,)'), ('lora.targets', 'query'),
       ('train.keep', '(0.5, 1.2)'), ('train.keep', '(0.5, True)'), ('select.top_m', '(2.5,)'),
-      ('select.top_k', '(-1,)'), ('tokenizer.kind', 'rqvea'), ('domains', '(1,)'),
+      ('select.top_k', '(-1,)'), ('semantic_ids.kind', 'rqvea'), ('domains', '(1,)'),
       ('domains', "('a',)"), ('train.sample', '-2'), ('decode.alphas', '(2,)'))
   def test_tuples_and_choices_that_are_refused(self, name, text):
     cfg = next(c for c in map(experiment.read_config, map(str, CONFIGS))
@@ -275,8 +275,8 @@ class TablesTest(absltest.TestCase):
       'align.sign': joint_training.SIGNS,
       'align.reduce': joint_training.REDUCERS,
       **{f'tokenizer.{k}': v for k, v in rqvae.CHOICES.items() if k != 'encoder'},
-      'tokenizer.kind': [*tokenization.NETWORKS, *semantic_ids.PLAIN, '*.json'],
-      'tokenizer.dedupe': semantic_ids.POLICIES,
+      'semantic_ids.kind': [*tokenization.NETWORKS, *semantic_ids.PLAIN, '*.json'],
+      'semantic_ids.dedupe': semantic_ids.POLICIES,
       'samples.window': windows.FIRST,
       'ground.pooling': bert.POOLS,
       'scft.pool': bert.POOLS,

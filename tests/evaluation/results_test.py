@@ -116,7 +116,7 @@ class OutcomeTest(absltest.TestCase):
     items = np.array([[1, 2, 3]] * 4, np.int32)
     for kind in reclm.GROUNDINGS:
       cfg = experiment.read_config(f'{ROOT}/configs/reclm_scientific.py:grounding={kind}')
-      cfg.decode.count = 3
+      cfg.decode.num_items = 3
       work = types.SimpleNamespace(folder=pathlib.Path(self.create_tempdir().full_path))
       lists.save_results(
         work,

@@ -55,7 +55,7 @@ def small(cfg, data):
   cfg.data = data
   cfg.vectors.model.update(width=8, hidden=8, max_history=8)
   cfg.vectors.train.update(epochs=3, batch=32)
-  cfg.tokenizer.update(hidden=(8,), width=8, levels=2, size=8, steps=60, look_every=20, batch=24)
+  cfg.semantic_ids.update(hidden=(8,), width=8, levels=2, size=8, steps=60, eval_every=20, batch=24)
   cfg.model.update(max_history=2, width=16, layers=1, decoder_layers=1, heads=2, head_dim=8, ffn=16,
                    fusion_heads=2, fusion_layers=1)
   cfg.train.update(epochs=12, batch=64, save_every=6, valid_users=40)
@@ -131,7 +131,7 @@ class WholeTest(parameterized.TestCase):
     cfg = small(tiger_beauty.get_config() if way == 'tiger' else
                 etegrec_scientific.get_config('fusion=none'), data)
     cfg.vectors.update(source='text', encoder=str(llm), unit=True)
-    cfg.tokenizer.update(kind=kind, dedupe=dedupe)
+    cfg.semantic_ids.update(kind=kind, dedupe=dedupe)
     cfg.train.update(epochs=2)
     cfg.finetune.epochs = 0
     folder = self.create_tempdir().full_path
@@ -224,7 +224,7 @@ class PartsTest(parameterized.TestCase):
     (room / 'stages' / '02-tokenizer').mkdir(parents=True)
     (room / 'stages' / '02-tokenizer' / 'DONE.json').write_text('{}')
     for kind in ('pq', 'items.json'):
-      with self.assertRaisesRegex(ConfigError, f'tokenizer.kind={kind} of .* gives no code'):
+      with self.assertRaisesRegex(ConfigError, f'semantic_ids.kind={kind} of .* gives no code'):
         later_ids.encode_vectors(
           room, ConfigDict({'kind': kind}), np.zeros((1, 4), np.float32), None
         )
@@ -274,12 +274,16 @@ class PartsTest(parameterized.TestCase):
     self.assertLess(abs(float(one @ other)), 0.6)
 
   @parameterized.parameters(
-      (dict(variant='both'), 'variant'), (dict(fusion='early'), 'fusion'),
-      (dict(interests=dict(source='')), 'needs interests'),
-      (dict(align=dict(sign='-')), 'align.sign'), (dict(align=dict(reduce='max')), 'align.reduce'),
-      (dict(train=dict(cycle=1)), 'cycle'), (dict(tokenizer=dict(kind='pq')), 'tokenizer.kind'),
-      (dict(tokenizer=dict(dedupe='none')), 'dedupe'),
-      (dict(fusion='pooled', tokenizer=dict(width=8)), 'width'))
+    (dict(variant='both'), 'variant'),
+    (dict(fusion='early'), 'fusion'),
+    (dict(interests=dict(source='')), 'needs interests'),
+    (dict(align=dict(sign='-')), 'align.sign'),
+    (dict(align=dict(reduce='max')), 'align.reduce'),
+    (dict(train=dict(cycle=1)), 'cycle'),
+    (dict(semantic_ids=dict(kind='pq')), 'semantic_ids.kind'),
+    (dict(semantic_ids=dict(dedupe='none')), 'dedupe'),
+    (dict(fusion='pooled', tokenizer=dict(width=8)), 'width'),
+  )
   def test_what_is_refused(self, change, said):
     cfg = etegrec_scientific.get_config()
     for key, value in change.items():

@@ -154,7 +154,7 @@ class ScftTest(parameterized.TestCase):
     one, two = bags(batches)
     same = set(one) & set(two)
     self.assertTrue(any(one[k] != two[k] for k in same))
-    self.cfg.defects.views_frozen = True
+    self.cfg.reproduce_bugs.views_frozen = True
     one, two = bags(scft.ViewBatches(Reader(), self.texts, self.cfg))
     self.assertTrue(all(one[k] == two[k] for k in set(one) & set(two)))
 
@@ -203,15 +203,15 @@ class ScftTest(parameterized.TestCase):
       np.testing.assert_allclose(got, want, rtol=1e-5)
       np.testing.assert_allclose(many['lora'], grads['lora'], atol=1e-4)
     self.assertLen(scft.ViewBatches(Reader(), self.texts, self.cfg, 4)[0]['mask'], 12)
-    self.cfg.defects.local_negatives = True
+    self.cfg.reproduce_bugs.local_negatives = True
     with self.assertRaisesRegex(ConfigError, 'scft.batch=6 does not divide over 4'):
       scft.ViewBatches(Reader(), self.texts, self.cfg, 4)
 
   def test_local_negatives_are_the_mean_over_devices(self):
     z = jnp.asarray(np.random.default_rng(0).normal(size=(8, 2, 5)))
-    self.cfg.defects.local_negatives = True
+    self.cfg.reproduce_bugs.local_negatives = True
     got = scft.pair_loss(self.cfg, 2, {}, z)
-    self.cfg.defects.local_negatives = False
+    self.cfg.reproduce_bugs.local_negatives = False
     want = np.mean([scft.pair_loss(self.cfg, 1, {}, z[i:i + 4]) for i in (0, 4)])
     np.testing.assert_allclose(got, want, rtol=1e-6)
     self.assertLess(float(got), float(scft.pair_loss(self.cfg, 1, {}, z)))
@@ -221,7 +221,7 @@ class ScftTest(parameterized.TestCase):
     shape = llm.Config(vocab=9, width=8, layers=1, heads=2, kv_heads=2, head_dim=4, ffn=8,
                        lora_rank=2)
     self.assertNotIn('tau', scft.init_params(shape, self.cfg, jax.random.key(0)))
-    self.cfg.defects.learned_tau = True
+    self.cfg.reproduce_bugs.learned_tau = True
     self.assertEqual(float(scft.init_params(shape, self.cfg, jax.random.key(0))['tau']), 3)
 
 
@@ -386,11 +386,21 @@ class RatTest(parameterized.TestCase):
     np.testing.assert_allclose((table ** 2).sum(1).mean(), 1, rtol=1e-5)
 
   @parameterized.parameters(
-      ('rat', 'activation', 'tanh'), ('rat', 'align_items', 'all'), ('rat', 'align_loss', 'mse'),
-      ('rat', 'align_most', 1), ('pca', 'dim', 0), ('scft', 'loss', 'mse'), ('scft', 'batch', 1),
-      ('scft', 'parts', 7), ('scft', 'ratio', 1.), ('rat', 'align_source', 'ids'),
-      ('rat', 'variant', 'half'), ('scft', 'tau', 0.), ('base', 'width', 8),
-      ('text', 'weights', '/nowhere'))
+    ('rat', 'activation', 'tanh'),
+    ('rat', 'align_items', 'all'),
+    ('rat', 'align_loss', 'mse'),
+    ('rat', 'max_align_items', 1),
+    ('pca', 'dim', 0),
+    ('scft', 'loss', 'mse'),
+    ('scft', 'batch', 1),
+    ('scft', 'parts', 7),
+    ('scft', 'ratio', 1.0),
+    ('rat', 'align_source', 'ids'),
+    ('rat', 'variant', 'half'),
+    ('scft', 'tau', 0.0),
+    ('base', 'width', 8),
+    ('text', 'weights', '/nowhere'),
+  )
   def test_settings_that_cannot_be_are_refused(self, group, key, value):
     cfg = config('backbone=gru4rec' + (',variant=text' if group == 'text' else ''))
     cfg[group][key] = value
@@ -434,13 +444,13 @@ class ConfigTest(absltest.TestCase):
 
   def test_the_released_profile_differs_by_switches(self):
     cfg = config('profile=faithful')
-    self.assertTrue(all(cfg.defects.values()))
+    self.assertTrue(all(cfg.reproduce_bugs.values()))
     sas, gru = (variants.recommender_config(config(f'profile=faithful,backbone={k}'), k)
                 for k in ('sasrec', 'gru4rec'))
     self.assertTrue(sas.model.future and sas.model.pads and not sas.train.last_only)
     self.assertTrue(gru.train.last_only and not gru.model.future)
-    self.assertFalse(any(config().defects.values()))
-    self.assertIn('defects', json.dumps(config().to_dict()))
+    self.assertFalse(any(config().reproduce_bugs.values()))
+    self.assertIn('reproduce_bugs', json.dumps(config().to_dict()))
 
   def test_rungs_bound_the_padding(self):
     for n in range(1, 2000):

@@ -199,9 +199,9 @@ class RenderTest(parameterized.TestCase):
     self.assertEqual(short, 1)
     self.assertLess(len(less[0]), len(whole[0]))
     turn.longest = 5
-    with self.assertRaisesRegex(DataError, 'raise prompt.cutoff'):
+    with self.assertRaisesRegex(DataError, 'raise prompt.max_prompt_tokens'):
       sft_data.make_prompts(turn, some, TEMPLATE, [[1]])
-    with self.assertRaisesRegex(ConfigError, 'judge.words'):
+    with self.assertRaisesRegex(ConfigError, 'eval.words'):
       sft_data.request_turns(some, TEMPLATE, [1], 'loud')
 
 

@@ -62,7 +62,7 @@ def config(data, grounding='cgen', **changes):
   c.teacher.train.update(epochs=2, batch=32)
   c.teacher.model.update(width=16, hidden=16, max_history=10)
   c.ret.update(hidden=0)
-  c.token.update(levels=2, size=8)
+  c.semantic_ids.update(levels=2, size=8)
   c.decode.update(new_tokens=160, batch=16)
   c.eval.update(users=32, rounds=4, answer_tokens=16, cross_users=8)
   for key, value in changes.items():
@@ -304,7 +304,7 @@ class UntrainedTest(parameterized.TestCase):
   def test_a_conversation_drops_its_oldest_rounds(self):
     cfg, speaker = eager(self)
     cfg.decode.update(new_tokens=16, count=2)
-    cfg.prompt.cutoff = 128
+    cfg.prompt.max_prompt_tokens = 128
     shelves = conversation.untrained_models(
       speaker, {'': Catalog(('x', 'y'), {'title': ['One', 'Two']})}
     )
@@ -321,7 +321,7 @@ class CheckTest(parameterized.TestCase):
 
   @parameterized.parameters(
       ('grounding', 'x', 'grounding'), ('train.scope', 'x', 'train.scope'),
-      ('decode.count', 9, '10 or more'), ('decode.batch', 0, 'at least 1'),
+      ('decode.num_items', 9, '10 or more'), ('decode.batch', 0, 'at least 1'),
       ('train.control_like', 'x', 'words, quotes'), ('train.static', '/nowhere', 'train.static'),
       ('control.share', 2.0, 'between 0 and 1'), ('talk.source', '/no/chat', 'talk.source'),
       ('talk.questions', '/no/sums', 'talk.questions'), ('eval.cross', '/no/data', 'eval.cross'),

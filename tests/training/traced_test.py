@@ -148,7 +148,7 @@ class RecommenderTest(parameterized.TestCase):
     self.assertAlmostEqual(found.flops / program.cost_analysis()['flops'], 1, delta=0.15)
     self.assertBetween(found.kept / program.memory_analysis().temp_size_in_bytes, 0.4, 2.5)
     net = train.model_config(
-      cfg, train.num_levels(cfg), cfg.tokenizer.size, cfg.vectors.model.width, 64
+      cfg, train.num_levels(cfg), cfg.semantic_ids.size, cfg.vectors.model.width, 64
     )
     real = sum(x.size for x in jax.tree.leaves(train.semantic_id_t5.init(net, jax.random.key(0))))
     self.assertEqual(found.parameters, real)

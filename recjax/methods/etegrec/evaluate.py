@@ -20,7 +20,7 @@ MAX_FREE_USERS = 1000     # users at most whose beams are left free
 
 def settings(cfg: ConfigDict) -> ConfigDict:
   """What of the config decides the figures besides the trained models."""
-  names = ('variant', 'fusion', 'model', 'tokenizer', 'decode', 'eval', 'seed', 'seeds')
+  names = ('variant', 'fusion', 'model', 'semantic_ids', 'decode', 'eval', 'seed', 'seeds')
   return ConfigDict({**{k: cfg[k] for k in names}, 'batch': cfg.train.batch,
                      'normalize': beam_ranking.NORMALIZE})
 
@@ -55,14 +55,14 @@ def stage(work: Workdir, cfg: ConfigDict, dataset: Dataset, vectors_dir: pathlib
       )
       seed_ranks.append(ranking.list_ranks(items, cases.targets, num_items))
       if seed == best:
-        predictions = items[:, :cfg.judge.save_top], scores[:, :cfg.judge.save_top]
+        predictions = items[:, :cfg.eval.save_top], scores[:, :cfg.eval.save_top]
   ranks, best_params = {row: np.stack(seed_ranks)}, train.load_params(model_dir, best)
   extra_results = {'free': judge_free_beams(cfg, data, best_params)}
   if cfg.fusion != 'none':
     extra_results['interests'], ranks['no interests'] = judge_without_interests(
       work, cfg, data, best_params, predictions[0]
     )
-  mask_history = cfg.judge.mask_history
+  mask_history = cfg.eval.mask_history
   if item_embeddings.has_recommender(vectors_dir):
     ranks['sasrec'] = ranking.rank_cases(
       auxiliary_recommender.scorer(vectors_dir, num_items),
@@ -100,7 +100,7 @@ def rank_test_users(work: Workdir, name: str, cfg: ConfigDict, data: train.Train
   cases, batch = data.split.test, cfg.decode.batch
   histories = [cases.history(i) for i in (range(len(cases)) if rows is None else rows)]
   # Batches are those of one call, so pieces change no list.
-  order = np.argsort([min(len(array), cfg.model.history) for array in histories], kind='stable')
+  order = np.argsort([min(len(array), cfg.model.max_history) for array in histories], kind='stable')
   piece_size, pieces = -(-PIECE_USERS // batch) * batch, []
   for start in range(0, len(order), piece_size):
     def rank_piece(piece_rows=order[start:start + piece_size]):
@@ -109,10 +109,10 @@ def rank_test_users(work: Workdir, name: str, cfg: ConfigDict, data: train.Train
         params['rec'],
         params['table'],
         [histories[i] for i in piece_rows],
-        cfg.model.history,
+        cfg.model.max_history,
         cfg.decode,
         None if interests is None else tuple(array[piece_rows] for array in interests),
-        cfg.judge.mask_history,
+        cfg.eval.mask_history,
       )
       return {'items': items, 'scores': scores}
     pieces.append(sharded_stage.kept(work, f'{name}-{start}', rank_piece))
@@ -135,7 +135,7 @@ def judge_free_beams(cfg: ConfigDict, data: train.TrainingData, params: PyTree) 
     params['rec'],
     params['table'],
     [cases.history(i) for i in order],
-    cfg.model.history,
+    cfg.model.max_history,
     cfg.decode,
     None if interests is None else tuple(array[order] for array in interests),
     free=True,

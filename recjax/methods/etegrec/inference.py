@@ -34,7 +34,7 @@ def open_run(workdir: Path) -> tuple[ConfigDict, Dataset, semantic_id_t5.Config,
   vector_width = params['rec'].get('dec_adapter', {'bias': np.zeros(1)})['bias'].shape[0]
   text_width = params['rec'].get('interest', {'kernel': np.zeros((1, 1))})['kernel'].shape[0]
   cfg = train.model_config(
-    config, params['table'].shape[1], config.tokenizer.size, vector_width, text_width
+    config, params['table'].shape[1], config.semantic_ids.size, vector_width, text_width
   )
   return config, dataset, cfg, params
 
@@ -76,7 +76,7 @@ def recommender(workdir: Path, data: str | None = None) -> Callable:
         rec,
         table,
         item_rows,
-        config.model.history,
+        config.model.max_history,
         decode,
         encode_interests(item_rows) if encode_interests else None,
         exclude_seen,
@@ -131,11 +131,11 @@ def cost(cfg: ConfigDict, dataset: Dataset) -> dict[str, str]:
     * model.heads
     * model.head_dim
     * jax.numpy.dtype(model.dtype).itemsize
-    * (cfg.decode.batch * num_levels * (cfg.decode.beams + model.history))
+    * (cfg.decode.batch * num_levels * (cfg.decode.beams + model.max_history))
   )
   return {
-    'way': cfg.way,
-    'codes': f'{num_levels} levels of {cfg.tokenizer.size}, by {cfg.tokenizer.kind}',
+    'variant': cfg.variant,
+    'codes': f'{num_levels} levels of {cfg.semantic_ids.size}, by {cfg.semantic_ids.kind}',
     **cost_model.traced_lines(
       step,
       steps,

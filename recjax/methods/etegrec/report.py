@@ -50,7 +50,7 @@ def write(cfg: ConfigDict, work: Workdir, dataset: Dataset, vectors_dir: Path, i
   row = next(iter(outcome['rows']))
   table = run_files.read_arrays(model_dir / 'model.npz')['table'][0][1:]
   papers = [
-    PAPERS[cfg.way],
+    PAPERS[cfg.variant],
     *(seqrec.PAPERS[name] for name in ('sasrec',) if name in outcome['rows']),
   ]
   html.write(
@@ -128,7 +128,7 @@ def ids_section(dataset: Dataset, cfg: ConfigDict, vectors_dir: Path, ids_dir: P
 
   table: (N, Q) codes at the end of training.
   """
-  size, stats = cfg.tokenizer.size, tokenization.codebook_stats(ids_dir)
+  size, stats = cfg.semantic_ids.size, tokenization.codebook_stats(ids_dir)
   counts = np.stack([np.bincount(table[:, q], minlength=size) for q in range(table.shape[1])])
   sorted_counts = np.sort(counts, 1)[:, ::-1]
   names, num_learned = [f'level {q + 1}' for q in range(len(counts))], len(stats['balance'])
@@ -160,7 +160,7 @@ def ids_section(dataset: Dataset, cfg: ConfigDict, vectors_dir: Path, ids_dir: P
       'code usage',
     ),
     html.grid(*maps),
-    intro=f'{cfg.tokenizer.kind}; {stats["collision_rate"]:.2%} of items shared the codes of '
+    intro=f'{cfg.semantic_ids.kind}; {stats["collision_rate"]:.2%} of items shared the codes of '
     f'another when the tokenizer was made (largest group {stats["max_group"]}); the last level '
     'tells them apart.',
   )
@@ -238,7 +238,7 @@ def interests_weights(cfg: ConfigDict, data: train.TrainingData, params: PyTree)
   interests, cases = data.given('test'), data.split.test
 
   def weigh(case):
-    items = cases.history(case)[-cfg.model.history:]
+    items = cases.history(case)[-cfg.model.max_history:]
     case_interests = tuple(jax.numpy.asarray(array[case:case + 1]) for array in interests)
     _, intermediates = semantic_id_t5.SemanticIdT5(data.cfg).apply(
         {'params': params['rec']}, jax.numpy.asarray(params['table'])[items][None], case_interests,

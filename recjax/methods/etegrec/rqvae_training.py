@@ -58,12 +58,14 @@ def fit(work: Workdir, cfg: rqvae.Config, train: ConfigDict, x: Float[np.ndarray
   no number.
   """
   if letter.collaborative and (partners is None or partners.shape[1] != cfg.width):
-    raise ConfigError(f'tokenizer.collaborative contrasts codes of width {cfg.width} with '
-                      'collaborative vectors of that width; make tokenizer.width and '
+    raise ConfigError(f'semantic_ids.collaborative contrasts codes of width {cfg.width} with '
+                      'collaborative vectors of that width; make semantic_ids.width and '
                       'vectors.model.width equal')
-  if min(train.look_every, train.save_every) < 1:
-    raise ConfigError(f'tokenizer.look_every={train.look_every} and save_every={train.save_every} '
-                      'count steps; each must be 1 or more')
+  if min(train.eval_every, train.save_every) < 1:
+    raise ConfigError(
+      f'semantic_ids.eval_every={train.eval_every} and save_every={train.save_every} '
+      'count steps; each must be 1 or more'
+    )
   x, key, tx = jnp.asarray(x), jax.random.key(seed), optim.make(train, train.steps)
   partners = x[:, :0] if partners is None else jnp.asarray(partners)
   with checkpoint.open_checkpoints(work.checkpoints()) as checkpoints, fault_tolerance.holding():
@@ -72,7 +74,7 @@ def fit(work: Workdir, cfg: rqvae.Config, train: ConfigDict, x: Float[np.ndarray
     with work.progress('tokenizer', train.steps, done) as advance, \
         fault_tolerance.watch(work, work.guards.watchdog) as beat:
       while done < train.steps:
-        before, done = done, min(done + train.look_every, train.steps)
+        before, done = done, min(done + train.eval_every, train.steps)
         groups = _letter_groups(cfg, state['params'], seed + done) if letter.diversity else None
         params, opt, loss, recon = _steps(
           cfg,
@@ -152,7 +154,7 @@ def record_codes(work: Workdir, cfg: rqvae.Config, x: Float[Array, 'N d'], state
   """
   if not np.isfinite(loss):
     raise UserError(f'the loss of the tokenizer became {loss} before step {done}, of which nothing '
-                    'is kept; lower tokenizer.lr and run again, which trains it anew')
+                    'is kept; lower semantic_ids.lr and run again, which trains it anew')
   stats = semantic_ids.codebook_stats(rqvae.codes_of(cfg, state['params'], x), cfg.size)
   work.record(done, {
       'loss': float(loss), 'recon': float(recon), 'collision_rate': stats['collision_rate'],

@@ -25,28 +25,28 @@ RESIDUAL = ('rqkmeans', 'rkmeans', 'rkmeans_balanced', 'rkmeans_mapped')  # code
 
 def settings(cfg: ConfigDict) -> ConfigDict:
   """What of the config decides the codes."""
-  return ConfigDict({'tokenizer': cfg.tokenizer, 'seed': cfg.seed})
+  return ConfigDict({'semantic_ids': cfg.semantic_ids, 'seed': cfg.seed})
 
 
-def rqvae_config(tokenizer: ConfigDict, dim: int) -> rqvae.Config:
+def rqvae_config(ids_cfg: ConfigDict, dim: int) -> rqvae.Config:
   """The RQ-VAE of a config's group over vectors of width `dim`."""
-  kind = NETWORKS[tokenizer.kind]
+  kind = NETWORKS[ids_cfg.kind]
   return rqvae.Config(
     dim,
-    tuple(tokenizer.hidden),
-    tokenizer.width if kind == 'mlp' else dim,
-    tokenizer.levels,
-    tokenizer.size,
-    tokenizer.beta,
-    tokenizer.alpha,
-    tokenizer.reduction,
-    tokenizer.residual,
-    tokenizer.distance,
-    tokenizer.recon,
-    tokenizer.estimator,
+    tuple(ids_cfg.hidden),
+    ids_cfg.width if kind == 'mlp' else dim,
+    ids_cfg.levels,
+    ids_cfg.size,
+    ids_cfg.beta,
+    ids_cfg.alpha,
+    ids_cfg.reduction,
+    ids_cfg.residual,
+    ids_cfg.distance,
+    ids_cfg.recon,
+    ids_cfg.estimator,
     kind,
-    tuple(tokenizer.sinkhorn),
-    tokenizer.tau,
+    tuple(ids_cfg.sinkhorn),
+    ids_cfg.tau,
   )
 
 
@@ -58,44 +58,44 @@ def stage(work: Workdir, cfg: ConfigDict, vectors_dir: Path, ids: Sequence[str])
   items go by `ids`. -> counts. Raises ConfigError for another kind, DataError for codes that do not
   fit the size or items that share theirs.
   """
-  tokenizer, x = cfg.tokenizer, item_embeddings.read(vectors_dir)
-  if tokenizer.kind.endswith('.json'):
-    codes, distances = files.read_index(tokenizer.kind, ids), None
+  ids_cfg, x = cfg.semantic_ids, item_embeddings.read(vectors_dir)
+  if ids_cfg.kind.endswith('.json'):
+    codes, distances = files.read_index(ids_cfg.kind, ids), None
     if len(np.unique(codes, axis=0)) == len(codes):
-      tokenizer = ConfigDict({**tokenizer, 'dedupe': 'none'})  # they have been told apart already
-  elif tokenizer.weights:
-    codes, distances = load_released(work, tokenizer, x)
-  elif tokenizer.kind in NETWORKS:
-    codes, distances = train_network(work, tokenizer, x, cfg.seed)
-  elif tokenizer.kind in semantic_ids.PLAIN:
-    codes, fitted = semantic_ids.PLAIN[tokenizer.kind](
-      x, tokenizer.levels, tokenizer.size, cfg.seed
+      ids_cfg = ConfigDict({**ids_cfg, 'dedupe': 'none'})  # they have been told apart already
+  elif ids_cfg.weights:
+    codes, distances = load_released(work, ids_cfg, x)
+  elif ids_cfg.kind in NETWORKS:
+    codes, distances = train_network(work, ids_cfg, x, cfg.seed)
+  elif ids_cfg.kind in semantic_ids.PLAIN:
+    codes, fitted = semantic_ids.PLAIN[ids_cfg.kind](
+      x, ids_cfg.levels, ids_cfg.size, cfg.seed
     )
     distances = None
-    if tokenizer.kind in RESIDUAL:
+    if ids_cfg.kind in RESIDUAL:
       np.save(work.folder / 'codebooks.npy', fitted['codebooks'], allow_pickle=False)
-    if tokenizer.kind in ('rqkmeans', 'rkmeans'):
-      distances = semantic_ids.encode_residual(x, fitted['codebooks'], tokenizer.kind == 'rkmeans')[
+    if ids_cfg.kind in ('rqkmeans', 'rkmeans'):
+      distances = semantic_ids.encode_residual(x, fitted['codebooks'], ids_cfg.kind == 'rkmeans')[
         1
       ]
   else:
-    raise ConfigError(f'tokenizer.kind={tokenizer.kind!r}; choose one of '
+    raise ConfigError(f'semantic_ids.kind={ids_cfg.kind!r}; choose one of '
                       f'{", ".join([*NETWORKS, *semantic_ids.PLAIN])}')
-  if codes.max() >= tokenizer.size:
+  if codes.max() >= ids_cfg.size:
     raise DataError(
-      f'tokenizer.size={tokenizer.size}, but there is a code {codes.max()}; set '
-      f'tokenizer.size={1 << int(codes.max()).bit_length()}'
+      f'semantic_ids.size={ids_cfg.size}, but there is a code {codes.max()}; set '
+      f'semantic_ids.size={1 << int(codes.max()).bit_length()}'
     )
   table = semantic_ids.resolve_collisions(
-    np.asarray(codes), tokenizer.size, tokenizer.dedupe, distances, cfg.seed
+    np.asarray(codes), ids_cfg.size, ids_cfg.dedupe, distances, cfg.seed
   )
   num_sharing = len(table) - len(np.unique(table, axis=0))
   if num_sharing:
     raise DataError(
-      f'{num_sharing} items still share their codes after tokenizer.dedupe={tokenizer.dedupe}; '
+      f'{num_sharing} items still share their codes after semantic_ids.dedupe={ids_cfg.dedupe}; '
       "every item needs its own: choose 'suffix'"
     )
-  stats = semantic_ids.codebook_stats(codes, tokenizer.size)
+  stats = semantic_ids.codebook_stats(codes, ids_cfg.size)
   np.save(work.folder / 'codes.npy', table, allow_pickle=False)
   write_json(work.folder / 'health.json', stats)
   return {'items': len(table), 'levels': table.shape[1],
@@ -103,30 +103,30 @@ def stage(work: Workdir, cfg: ConfigDict, vectors_dir: Path, ids: Sequence[str])
           'collision_rate': f'{stats["collision_rate"]:.2%}', 'largest_group': stats['max_group']}
 
 
-def train_network(work: Workdir, tokenizer: ConfigDict, x: Float[np.ndarray, 'N d'],
+def train_network(work: Workdir, ids_cfg: ConfigDict, x: Float[np.ndarray, 'N d'],
                   seed: int) -> tuple[np.ndarray, np.ndarray]:
   """Trains the RQ-VAE. -> codes (N, L), distances of the last level (N, C)"""
-  cfg = rqvae_config(tokenizer, x.shape[1])
+  cfg = rqvae_config(ids_cfg, x.shape[1])
   letter = rqvae_training.LetterWeights()
-  if tokenizer.kind == 'letter':
-    letter = rqvae_training.LetterWeights(tokenizer.collaborative, tokenizer.diversity)
-  params, best = rqvae_training.fit(work, cfg, tokenizer, x, seed, letter,
+  if ids_cfg.kind == 'letter':
+    letter = rqvae_training.LetterWeights(ids_cfg.collaborative, ids_cfg.diversity)
+  params, best = rqvae_training.fit(work, cfg, ids_cfg, x, seed, letter,
                                x if x.shape[1] == cfg.width else None)
   work.say(f'    the codes of step {best["step"]:,} are kept')
   return save_network(work, cfg, params, x)
 
 
-def load_released(work: Workdir, tokenizer: ConfigDict,
+def load_released(work: Workdir, ids_cfg: ConfigDict,
                   x: Float[np.ndarray, 'N d']) -> tuple[np.ndarray, np.ndarray]:
   """Takes over the tensors of a released RQ-VAE. -> codes (N, L), distances of the last level
 
   Raises DataError where they do not fit the vectors or the config.
   """
-  cfg, params = rqvae.from_state(files.read_state(tokenizer.weights), tokenizer.weights)
-  if cfg.dim != x.shape[1] or (cfg.levels, cfg.size) != (tokenizer.levels, tokenizer.size):
-    raise DataError(f'{tokenizer.weights} reads vectors of {cfg.dim} numbers into {cfg.levels} x '
-                    f'{cfg.size} codes; here are {x.shape[1]} numbers and tokenizer.levels='
-                    f'{tokenizer.levels}, tokenizer.size={tokenizer.size}')
+  cfg, params = rqvae.from_state(files.read_state(ids_cfg.weights), ids_cfg.weights)
+  if cfg.dim != x.shape[1] or (cfg.levels, cfg.size) != (ids_cfg.levels, ids_cfg.size):
+    raise DataError(f'{ids_cfg.weights} reads vectors of {cfg.dim} numbers into {cfg.levels} x '
+                    f'{cfg.size} codes; here are {x.shape[1]} numbers and semantic_ids.levels='
+                    f'{ids_cfg.levels}, semantic_ids.size={ids_cfg.size}')
   return save_network(work, cfg, params, x)
 
 

@@ -36,7 +36,17 @@ VARIANTS = ('tiger', 'etegrec')
 
 def settings(cfg: ConfigDict) -> ConfigDict:
   """What of the config decides the trained models."""
-  names = ['variant', 'fusion', 'model', 'tokenizer', 'train', 'optim', 'decode', 'seed', 'seeds']
+  names = [
+    'variant',
+    'fusion',
+    'model',
+    'semantic_ids',
+    'train',
+    'optim',
+    'decode',
+    'seed',
+    'seeds',
+  ]
   names += ['align', 'id_optim'] if cfg.variant == 'etegrec' else []
   return ConfigDict({**{k: cfg[k] for k in names}, 'normalize': beam_ranking.NORMALIZE})
 
@@ -66,9 +76,9 @@ def model_config(cfg: ConfigDict, levels: int, size: int, dim: int,
     gated=model.gated,
     dtype=model.dtype,
   )
-  joint = cfg.way == 'etegrec'
+  joint = cfg.variant == 'etegrec'
   code_width = (
-    cfg.tokenizer.width if tokenization.NETWORKS.get(cfg.tokenizer.kind) == 'mlp' else dim
+    cfg.semantic_ids.width if tokenization.NETWORKS.get(cfg.semantic_ids.kind) == 'mlp' else dim
   )
   return semantic_id_t5.Config(
     net,
@@ -80,8 +90,8 @@ def model_config(cfg: ConfigDict, levels: int, size: int, dim: int,
     text_width,
     model.fusion_heads,
     model.fusion_layers,
-    model.compat,
-    model.apart,
+    model.reproduce_release,
+    model.untied_output,
   )
 
 
@@ -123,16 +133,18 @@ def load_training_data(cfg: ConfigDict, dataset: Dataset, vectors_dir: Path, ids
   """
   split = splits.leave_one_out(dataset.interactions)
   x, table = item_embeddings.read(vectors_dir), tokenization.read(ids_dir)
-  histories, targets = batching.prefixes(split.train, cfg.model.history)
+  histories, targets = batching.prefixes(split.train, cfg.model.max_history)
   interest_rows = np.zeros((len(targets) + len(split.valid) + len(split.test), 1), np.int32)
   texts = np.zeros((1, 1), np.float32)
   if interests_dir is not None:
     interest_rows, texts, _ = interests.read(interests_dir)
   bins, shares, steps = batching.make_bins(
-    histories, targets, interest_rows[: len(targets)], cfg.model.history, cfg.train.batch
+    histories, targets, interest_rows[: len(targets)], cfg.model.max_history, cfg.train.batch
   )
-  net = model_config(cfg, table.shape[1], cfg.tokenizer.size, x.shape[1], texts.shape[1])
-  id_cfg = tokenization.rqvae_config(cfg.tokenizer, x.shape[1]) if cfg.way == 'etegrec' else None
+  net = model_config(cfg, table.shape[1], cfg.semantic_ids.size, x.shape[1], texts.shape[1])
+  id_cfg = (
+    tokenization.rqvae_config(cfg.semantic_ids, x.shape[1]) if cfg.variant == 'etegrec' else None
+  )
   held_out_rows = interest_rows[len(targets) :]
   return TrainingData(
     net,
@@ -151,7 +163,7 @@ def load_training_data(cfg: ConfigDict, dataset: Dataset, vectors_dir: Path, ids
 
 def num_levels(cfg: ConfigDict) -> int:
   """Codes of an item: those of the tokenizer, and one more that tells equal items apart."""
-  return cfg.tokenizer.levels + (cfg.tokenizer.dedupe in ('suffix', 'random'))
+  return cfg.semantic_ids.levels + (cfg.semantic_ids.dedupe in ('suffix', 'random'))
 
 
 def trace_step(cfg: ConfigDict,
@@ -161,12 +173,12 @@ def trace_step(cfg: ConfigDict,
   Interests are taken to have the width of hashed ones.
   """
   train = splits.leave_one_out(dataset.interactions).train
-  histories, targets = batching.prefixes(train, cfg.model.history)
+  histories, targets = batching.prefixes(train, cfg.model.max_history)
   interest_rows = np.zeros(
     (len(targets), interests.MAX_INTERESTS if cfg.fusion != 'none' else 1), np.int32
   )
   bins, shares, steps = batching.make_bins(
-    histories, targets, interest_rows, cfg.model.history, cfg.train.batch
+    histories, targets, interest_rows, cfg.model.max_history, cfg.train.batch
   )
   step_bins = [
     tuple(
@@ -176,14 +188,14 @@ def trace_step(cfg: ConfigDict,
     for share, one_bin in zip(shares, bins)
   ]
   dim = cfg.vectors.model.width
-  net = model_config(cfg, num_levels(cfg), cfg.tokenizer.size, dim, interests.HASH_WIDTH)
+  net = model_config(cfg, num_levels(cfg), cfg.semantic_ids.size, dim, interests.HASH_WIDTH)
   key = jax.eval_shape(lambda: jax.random.key(0))
   fixed = {'table': jax.ShapeDtypeStruct((len(dataset.catalog) + 1, num_levels(cfg)), np.int32)}
   weights, id_cfg = training.AlignmentWeights(), None
-  if cfg.way == 'etegrec':
+  if cfg.variant == 'etegrec':
     weights, id_cfg = (
       training.AlignmentWeights(1.0, 1.0),
-      tokenization.rqvae_config(cfg.tokenizer, dim),
+      tokenization.rqvae_config(cfg.semantic_ids, dim),
     )
     fixed['id'] = jax.eval_shape(functools.partial(rqvae.init, id_cfg), key)
   x = jax.ShapeDtypeStruct((len(dataset.catalog), dim), np.float32)
@@ -209,15 +221,15 @@ def trace_step(cfg: ConfigDict,
 
 def check(cfg: ConfigDict) -> None:
   """What can be known to be wrong before anything runs. Raises ConfigError."""
-  if cfg.way not in VARIANTS:
-    raise ConfigError(f'way={cfg.way!r}; choose one of {", ".join(VARIANTS)}')
+  if cfg.variant not in VARIANTS:
+    raise ConfigError(f'variant={cfg.variant!r}; choose one of {", ".join(VARIANTS)}')
   if cfg.fusion != 'none' and not cfg.interests.source:
     raise ConfigError(f"fusion={cfg.fusion} needs interests; set interests.source='local', or a "
                       'folder of *.processed.jsonl files')
   if cfg.variant == 'etegrec':
-    if cfg.tokenizer.kind not in tokenization.NETWORKS or cfg.tokenizer.dedupe != 'suffix':
-      raise ConfigError(f'ETEGRec trains its tokenizer, so tokenizer.kind must be one of '
-                        f'{", ".join(tokenization.NETWORKS)}, with tokenizer.dedupe=suffix')
+    if cfg.semantic_ids.kind not in tokenization.NETWORKS or cfg.semantic_ids.dedupe != 'suffix':
+      raise ConfigError(f'ETEGRec trains its tokenizer, so semantic_ids.kind must be one of '
+                        f'{", ".join(tokenization.NETWORKS)}, with semantic_ids.dedupe=suffix')
     for key, known in (('sign', joint_training.SIGNS), ('reduce', joint_training.REDUCERS)):
       if cfg.align[key] not in known:
         raise ConfigError(f'align.{key}={cfg.align[key]!r}; choose one of {", ".join(known)}')
@@ -226,9 +238,9 @@ def check(cfg: ConfigDict) -> None:
                         'one of a cycle, so it must be at least 2')
   elif cfg.fusion == 'pooled':
     raise ConfigError("fusion='pooled' changes the alignment with the tokenizer alone, never a "
-                      "recommendation; with way='tiger' nothing would read it: use 'encoder' or "
-                      "'prefix'")
-  model_config(cfg, cfg.tokenizer.levels + 1, cfg.tokenizer.size, cfg.tokenizer.width, 8)
+                      "recommendation; with variant='tiger' nothing would read it: use 'encoder' "
+                      "or 'prefix'")
+  model_config(cfg, cfg.semantic_ids.levels + 1, cfg.semantic_ids.size, cfg.semantic_ids.width, 8)
 
 
 def stage(work: Workdir, cfg: ConfigDict, dataset: Dataset, vectors_dir: Path, ids_dir: Path,
@@ -356,7 +368,7 @@ def validate_params(cfg: ConfigDict, data: TrainingData, params: PyTree) -> floa
     params['rec'],
     params['table'],
     [cases.history(i) for i in order],
-    cfg.model.history,
+    cfg.model.max_history,
     cfg.decode,
     None if interests is None else tuple(array[order] for array in interests),
   )

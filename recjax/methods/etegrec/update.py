@@ -37,12 +37,12 @@ def extend_table(workdir: Path, config: ConfigDict, dataset: Dataset, data: str,
   table = np.asarray(params['table'])
   if len(dataset.catalog) == num_known:
     return dataset, table
-  tokenizer = config.tokenizer
+  ids_cfg = config.semantic_ids
   codes, distances = encode_vectors(
-    workdir, tokenizer, new_vectors(workdir, config, dataset, num_known), params.get('id')
+    workdir, ids_cfg, new_vectors(workdir, config, dataset, num_known), params.get('id')
   )
   try:
-    new_rows = assign_codes(table[1:], codes, distances, tokenizer.size)
+    new_rows = assign_codes(table[1:], codes, distances, ids_cfg.size)
   except DataError as error:
     raise DataError(f'{dataset.name}: {error}') from error
   return dataset, np.concatenate([table, new_rows])
@@ -72,25 +72,25 @@ def new_vectors(workdir: Path, config: ConfigDict, dataset: Dataset,
     )
 
 
-def encode_vectors(workdir: Path, tokenizer: ConfigDict, x: Float[np.ndarray, 'm d'],
+def encode_vectors(workdir: Path, ids_cfg: ConfigDict, x: Float[np.ndarray, 'm d'],
                    trained: PyTree | None) -> tuple[np.ndarray, np.ndarray]:
   """Codes by the run's tokenizer.
 
-  tokenizer: the config's group. x: item vectors. trained: what ETEGRec made of the tokenizer, or
+  ids_cfg: the config's group semantic_ids. x: item vectors. trained: what ETEGRec made of the tokenizer, or
   None. -> codes (m, L), distances of the last level (m, C). Raises ConfigError where it gives none.
   """
   ids_dir = find_stage(workdir, 'tokenizer')
   if (ids_dir / 'tokenizer.npz').exists():
-    cfg = tokenization.rqvae_config(tokenizer, x.shape[1])
-    if tokenizer.weights:
-      cfg = rqvae.from_state(files.read_state(tokenizer.weights), tokenizer.weights)[0]
+    cfg = tokenization.rqvae_config(ids_cfg, x.shape[1])
+    if ids_cfg.weights:
+      cfg = rqvae.from_state(files.read_state(ids_cfg.weights), ids_cfg.weights)[0]
     outputs = rqvae.forward(cfg, trained or sequential.load(ids_dir / 'tokenizer.npz'), x)
     return np.asarray(outputs['codes']), np.asarray(outputs['dist'][:, -1])
-  if tokenizer.kind in tokenization.RESIDUAL and (ids_dir / 'codebooks.npy').exists():
+  if ids_cfg.kind in tokenization.RESIDUAL and (ids_dir / 'codebooks.npy').exists():
     codebooks = run_files.read_arrays(ids_dir / 'codebooks.npy')
-    return semantic_ids.encode_residual(x, codebooks, tokenizer.kind == 'rkmeans')
+    return semantic_ids.encode_residual(x, codebooks, ids_cfg.kind == 'rkmeans')
   raise ConfigError(
-    f'tokenizer.kind={tokenizer.kind} of {workdir} gives no code to a new vector; train '
+    f'semantic_ids.kind={ids_cfg.kind} of {workdir} gives no code to a new vector; train '
     f'again with one of {", ".join([*tokenization.NETWORKS, *tokenization.RESIDUAL])}'
   )
 

@@ -21,15 +21,15 @@ def settings(cfg):
   """What of the config decides the figures besides the trained models."""
   kinds = {k: variants.recommender_config(cfg, k) for k in variants.id_models(cfg)}
   return ConfigDict({'kinds': kinds, 'kind': cfg.model.kind, 'eval': cfg.eval, 'seed': cfg.seed,
-                     'seeds': cfg.seeds, 'popularity_of_all': cfg.defects.popularity_of_all,
-                     'early_mask_row': cfg.defects.early_mask_row})
+                     'seeds': cfg.seeds, 'popularity_of_all': cfg.reproduce_bugs.popularity_of_all,
+                     'early_mask_row': cfg.reproduce_bugs.early_mask_row})
 
 
 def stage(work, cfg, shop, tables, ids, made):
   """Ranks the test users with every model and seed; writes every result file. -> counts"""
   del tables
   split, n = rat.load_split(shop), len(shop.catalog)
-  block, mask = ranking.block_size(n, cfg.judge.memory << 20), cfg.judge.mask_history
+  block, mask = ranking.block_size(n, cfg.eval.memory << 20), cfg.eval.mask_history
   models = {variants.row_name(v): (cfg.kind, folder) for v, folder in made.items()}
   models |= {kind: (kind, folder) for kind, folder in ids.items()}
   drawn = draw_candidates(work, cfg, split, n)
@@ -56,7 +56,7 @@ def stage(work, cfg, shop, tables, ids, made):
   groups = group_masks(cfg, shop, split)
   more = {'groups': summarize_groups(ranks, groups, main, cfg.seed)}
   if few:
-    more['sampled'] = {'protocol': sampled_ranking.protocol(cfg.judge.sampled), **summarize_groups(
+    more['sampled'] = {'protocol': sampled_ranking.protocol(cfg.eval.sampled), **summarize_groups(
         few, {'all': np.ones(len(split.test), bool), **groups}, main, cfg.seed)}
   for name, score in baselines.baselines(split.train, n, cfg.seed).items():
     ranks[name] = ranking.rank_cases(score, split.test, n, block, mask_history=mask)

@@ -42,7 +42,7 @@ RULES = {
 
 def settings(cfg):
   """What of the config decides this stage's result."""
-  return ConfigDict({**cfg.prompts, 'crude': cfg.defects.crude_values})
+  return ConfigDict({**cfg.prompts, 'crude': cfg.reproduce_bugs.crude_values})
 
 
 def stage(work, cfg, shop):

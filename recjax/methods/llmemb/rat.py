@@ -41,9 +41,11 @@ def check(cfg, items):
   if len(widths) > 1:
     raise ConfigError(f'model.width and base.width are {sorted(widths)}; alignment compares their '
                       'vectors, so they must be equal')
-  if rat.align_most < 2 or not 1 <= cfg.pca.dim <= items:
-    raise ConfigError(f'rat.align_most={rat.align_most} must be 2 or more, pca.dim={cfg.pca.dim} '
-                      f'between 1 and the number of items, {items}')
+  if rat.max_align_items < 2 or not 1 <= cfg.pca.dim <= items:
+    raise ConfigError(
+      f'rat.max_align_items={rat.max_align_items} must be 2 or more, pca.dim={cfg.pca.dim} '
+      f'between 1 and the number of items, {items}'
+    )
 
 
 # Recommenders over ids alone.
@@ -92,8 +94,8 @@ def settings(cfg, variant):
          'ids_from': cfg.rat.ids_from if what.adapter else 0}
   del rat['variant'], rat['ablations']
   return ConfigDict({**variants.recommender_config(cfg, cfg.model.kind), 'rat': rat,
-                     'early_mask_row': cfg.defects.early_mask_row,
-                     'raw_vectors': cfg.defects.raw_vectors})
+                     'early_mask_row': cfg.reproduce_bugs.early_mask_row,
+                     'raw_vectors': cfg.reproduce_bugs.raw_vectors})
 
 
 def stage(work, cfg, shop, table, ids):
@@ -286,7 +288,9 @@ def alignment_loss(cfg, model, table, aim, seqs, key, targets):
     at = jnp.nonzero(goals, size=targets, fill_value=goals.size)[0]
     ids = goals.at[at].get(mode='fill', fill_value=0)
   else:
-    ids = sample_distinct(goals, model.items, min(cfg.rat.align_most, model.items, targets), draw)
+    ids = sample_distinct(
+      goals, model.items, min(cfg.rat.max_align_items, model.items, targets), draw
+    )
   return contrastive.loss(aim[ids - 1], table[ids], cfg.rat.tau, cfg.rat.align_loss, ids > 0)
 
 

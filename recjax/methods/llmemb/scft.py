@@ -25,8 +25,16 @@ RELEASED_TAU = 3.0  # where the released code's learned temperature begins
 
 def settings(cfg, source):
   """Everything in the config that decides this stage's result."""
-  return ConfigDict({'scft': cfg.scft, 'lora': cfg.lora, 'llm': cfg.llm, 'defects': cfg.defects,
-                     'pool': 'last' if source == 'last' else cfg.scft.pool, 'seed': cfg.seed})
+  return ConfigDict(
+    {
+      'scft': cfg.scft,
+      'lora': cfg.lora,
+      'llm': cfg.llm,
+      'reproduce_bugs': cfg.reproduce_bugs,
+      'pool': 'last' if source == 'last' else cfg.scft.pool,
+      'seed': cfg.seed,
+    }
+  )
 
 
 def stage(work, cfg, texts, folder):
@@ -74,7 +82,7 @@ def num_row_shards(mesh):
 def init_params(shape, cfg, key):
   """What is trained: the adapter, and as released the temperature."""
   train = {'lora': lora.init_lora(shape, key)}
-  return train | ({'tau': jnp.float32(RELEASED_TAU)} if cfg.defects.learned_tau else {})
+  return train | ({'tau': jnp.float32(RELEASED_TAU)} if cfg.reproduce_bugs.learned_tau else {})
 
 
 class ViewBatches:
@@ -92,9 +100,9 @@ class ViewBatches:
                         'itself as a negative; lower it')
     self.steps = len(texts) // self.size  # a batch holds an item once
     self.ways = math.lcm(ways, cfg.scft.parts)
-    if cfg.defects.local_negatives and self.size % ways:
+    if cfg.reproduce_bugs.local_negatives and self.size % ways:
       raise ConfigError(f'scft.batch={self.size} does not divide over {ways} devices, which '
-                        'defects.local_negatives asks for; set it to a multiple of them')
+                        'reproduce_bugs.local_negatives asks for; set it to a multiple of them')
 
   def __len__(self):
     return 10**9
@@ -104,10 +112,10 @@ class ViewBatches:
     epoch, step = divmod(i, self.steps)
     order = np.random.default_rng((self.cfg.seed, epoch)).permutation(len(self.texts))
     items = order[step * self.size:(step + 1) * self.size]
-    drawn = 0 if self.cfg.defects.views_frozen else epoch
+    drawn = 0 if self.cfg.reproduce_bugs.views_frozen else epoch
     rows = self.reader.ids([v for item in items for v in prompts.views(
         self.texts[item], self.cfg.scft.ratio, self.cfg.seed, drawn, int(item),
-        self.cfg.defects.lone_attribute_lost)])
+        self.cfg.reproduce_bugs.lone_attribute_lost)])
     tokens, mask = text_embedding.padded(rows, text_embedding.rung(max(map(len, rows)), 2))
     return filled({'tokens': tokens.reshape(self.size, 2, -1),
                    'mask': mask.reshape(self.size, 2, -1)}, self.ways)
@@ -135,7 +143,7 @@ def make_loss(reader, cfg, ways=1, parts=0):
 def pair_loss(cfg, ways, train, z):
   """The contrastive loss of vectors of pairs, the first scft.batch of them. z: (B, 2, d) -> ()"""
   tau = train.get('tau', cfg.scft.tau)
-  if cfg.defects.local_negatives:
+  if cfg.reproduce_bugs.local_negatives:
     parts = z.reshape(ways, -1, *z.shape[1:])
     return jax.vmap(lambda p: contrastive.loss(p[:, 0], p[:, 1], tau, cfg.scft.loss))(parts).mean()
   z = shard(z, None, None, None)  # every device meets the vectors of all

@@ -68,15 +68,21 @@ def id_models(cfg):
 
 
 def recommender_config(cfg, kind):
-  """What `training.sequential` reads, for one kind of recommender; defects of the profile in it."""
+  """What `training.sequential` reads, for one kind of recommender; reproduce_bugs of the profile in it."""
   model = (cfg.model if kind == cfg.model.kind else cfg.base).to_dict()
   train = cfg.train.to_dict()
-  model.update(future=cfg.defects.future_seen and kind == 'sasrec', pads=cfg.defects.pads_seen,
-               bare=cfg.defects.bare_backbones)
-  train.update(last_only=cfg.defects.last_target_only and kind == 'gru4rec',
-               mask_by_chance=cfg.defects.noisy_masks and kind == 'bert4rec')
-  return ConfigDict({'model': model, 'train': train, **{
-      k: cfg[k] for k in ('loss', 'optim', 'seed', 'seeds')}})
+  model.update(
+    future=cfg.reproduce_bugs.future_seen and kind == 'sasrec',
+    pads=cfg.reproduce_bugs.pads_seen,
+    bare=cfg.reproduce_bugs.bare_backbones,
+  )
+  train.update(
+    last_only=cfg.reproduce_bugs.last_target_only and kind == 'gru4rec',
+    mask_by_chance=cfg.reproduce_bugs.noisy_masks and kind == 'bert4rec',
+  )
+  return ConfigDict(
+    {'model': model, 'train': train, **{k: cfg[k] for k in ('loss', 'optim', 'seed', 'seeds')}}
+  )
 
 
 def check(cfg):

@@ -82,9 +82,10 @@ def check(cfg):
   if cfg.train.control_like not in train.INIT_WORDS:
     raise ConfigError(f'train.control_like={cfg.train.control_like!r}; choose one of '
                       f'{", ".join(train.INIT_WORDS)}')
-  if cfg.decode.count < 10:
-    raise ConfigError(f'decode.count={cfg.decode.count}: lists of ten are judged; ask for 10 or '
-                      'more')
+  if cfg.decode.num_items < 10:
+    raise ConfigError(
+      f'decode.num_items={cfg.decode.num_items}: lists of ten are judged; ask for 10 or more'
+    )
   if cfg.decode.batch < 1 or cfg.train.batch < 1:
     raise ConfigError(f'decode.batch={cfg.decode.batch} and '
                       f'train.batch={cfg.train.batch} must be at least 1')

@@ -89,7 +89,9 @@ class ChatBatcher:
     turns = [dict(t) for t in said.turns]
     if turns[0]['role'] != 'system':
       turns.insert(0, sft_data.message('system', self.system))
-    long = CHARS_PER_TOKEN * self.cfg.prompt.cutoff  # more letters never fit, and take long to see
+    long = (
+      CHARS_PER_TOKEN * self.cfg.prompt.max_prompt_tokens
+    )  # more letters never fit, and take long to see
     while sum(len(t['content']) for t in turns) > long and drop_oldest_round(turns):
       pass
     if said.history:
@@ -99,10 +101,12 @@ class ChatBatcher:
              if t['role'] == 'assistant' else t for t in turns]
     turn = train.make_encoder(self.cfg, shelf.speaker, stock)
     ids = turn.tokens(turns)
-    while len(ids) > self.cfg.prompt.cutoff:
+    while len(ids) > self.cfg.prompt.max_prompt_tokens:
       if not drop_oldest_round(turns):
-        raise ConfigError(f'the last turn takes {len(ids)} tokens, {self.cfg.prompt.cutoff} fit; '
-                          'say it in fewer words')
+        raise ConfigError(
+          f'the last turn takes {len(ids)} tokens, {self.cfg.prompt.max_prompt_tokens} fit; '
+          'say it in fewer words'
+        )
       ids = turn.tokens(turns)
     return ids
 
@@ -129,7 +133,7 @@ class ChatBatcher:
   def batch(self, shelf, asked, prompts, least, warmth, seed, settle):
     """Replies to conversations that one program takes together. -> [Answer]"""
     count = next(s for s in BATCH_SIZES if s >= len(asked))
-    given = ConfigDict({**self.cfg.decode.to_dict(), 'count': MAX_ITEMS, 'temperature': warmth})
+    given = ConfigDict({**self.cfg.decode.to_dict(), 'num_items': MAX_ITEMS, 'temperature': warmth})
     over = np.arange(count) >= len(asked)
 
     def made(at, reply):

@@ -73,7 +73,7 @@ class Conversation:
     same = next((i for i, (a, b) in enumerate(zip(self.held, ids)) if a != b),
                 min(len(self.held), len(ids)))
     same = min(same, len(ids) - 1)
-    size = READ_BUCKET * -(-self.cfg.prompt.cutoff // READ_BUCKET)
+    size = READ_BUCKET * -(-self.cfg.prompt.max_prompt_tokens // READ_BUCKET)
     if self.past is None:
       self.past = llm_decoder.room(model.cfg, size)
     mask = self.past.mask & (jnp.arange(size) < same)
@@ -87,7 +87,7 @@ class Conversation:
                             jnp.int32(len(fresh)))
     self.read_tokens += len(fresh) + 1
     self.held = list(ids[:-1])
-    given = ConfigDict({**how.to_dict(), 'count': max_items})
+    given = ConfigDict({**how.to_dict(), 'num_items': max_items})
     rule = self.shelf.constraint(given, 1)
 
     def told(rows):

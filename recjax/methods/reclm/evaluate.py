@@ -41,25 +41,25 @@ def stage(work, cfg, shop, folder, made, helper, coded=None):
   split = dataclasses.replace(split, test=cases, protocol=protocol)
   stock = train.load_tokenized(cfg, shop, speaker, table)
   shelf = generation.GroundedModel(speaker, [stock], kind=cfg.grounding)
-  found, short = ask_lists(work, 'lists', cfg, shelf, stock, cases, cfg.judge.words,
-                     cfg.judge.mask_history)
-  lists = [r.items[:cfg.decode.count] for r in found]
+  found, short = ask_lists(work, 'lists', cfg, shelf, stock, cases, cfg.eval.words,
+                     cfg.eval.mask_history)
+  lists = [r.items[:cfg.decode.num_items] for r in found]
   histories = [cases.history(c) for c in range(len(cases))]
   clean = list_metrics.list_rates(
-    lists, histories, cases.targets, stock.categories, n, cfg.decode.count
+    lists, histories, cases.targets, stock.categories, n, cfg.decode.num_items
   )
   order = rank_all(work, cfg, shelf, stock, cases)
   more = {'rates': clean, 'unfinished': sum(r.unfinished for r in found),
           'shortened_prompts': short}
   more['rounds'] = judge_rounds(work, cfg, shelf, stock, cases)
-  if cfg.judge.candidates:
+  if cfg.eval.candidates:
     more['ranking'] = judge_candidates(work, cfg, shelf, stock, cases)
-  if cfg.judge.free:
+  if cfg.eval.free:
     more['free'] = judge_free(work, cfg, shelf, stock, cases)
   if cfg.control.share:
     more['control'] = judge_control(work, cfg, shelf, stock, cases, lists,
                                  teacher.make_teacher(helper, shop))
-  if cfg.judge.cross:
+  if cfg.eval.cross:
     more['cross'] = judge_cross(work, cfg, speaker)
   return save_results(work, cfg, shop, split, lists, order, teacher.scorer(helper, shop), more)
 
@@ -74,7 +74,7 @@ def ask_lists(work, name, cfg, shelf, stock, cases, words, masked, wishes=None, 
     sft_data.read_template(cfg),
     histories,
     words,
-    cfg.decode.count,
+    cfg.decode.num_items,
     wishes,
     candidates,
   )
@@ -88,14 +88,14 @@ def rank_all(work, cfg, shelf, stock, cases):
   template = sft_data.read_template(cfg)
   histories = [cases.history(c) for c in range(len(cases))]
   prompts, _ = sft_data.make_prompts(train.make_encoder(cfg, shelf.speaker, stock), stock, template,
-                               histories, cfg.judge.words, cfg.decode.count)
+                               histories, cfg.eval.words, cfg.decode.num_items)
   return generation.rank_items_of_all(work, 'ranked', shelf, cfg.decode, prompts,
-                            histories if cfg.judge.mask_history else None, cfg.decode.count)
+                            histories if cfg.eval.mask_history else None, cfg.decode.num_items)
 
 
 def save_results(work, cfg, shop, split, lists, order, score, more):
   """Adds the rows of the teacher and for sanity. Lists end early: so do the cut-offs. -> counts"""
-  cases, n, width = split.test, len(shop.catalog), cfg.decode.count
+  cases, n, width = split.test, len(shop.catalog), cfg.decode.num_items
   items = np.zeros((len(cases), width), np.int32)
   for row, some in zip(items, lists):
     row[:len(some)] = some
@@ -139,7 +139,7 @@ def judge_rounds(work, cfg, shelf, stock, cases):
   turns = [
     opening
     + sft_data.request_turns(
-      stock, template, cases.history(c)[-sft_data.MAX_ITEMS :], 'rule', cfg.decode.count
+      stock, template, cases.history(c)[-sft_data.MAX_ITEMS :], 'rule', cfg.decode.num_items
     )[1:]
     for c in range(count)
   ]
@@ -160,7 +160,7 @@ def judge_rounds(work, cfg, shelf, stock, cases):
   few = cases.picked(np.arange(count))
   return {
     'conversations': count,
-    'CSN_R1': float(np.mean([len(r.items) == cfg.decode.count for r in lists])),
+    'CSN_R1': float(np.mean([len(r.items) == cfg.decode.num_items for r in lists])),
     'CSN_R2': float(np.mean([not r.items and not r.unfinished for r in plain])),
     'accuracy': float(np.mean(right)),
     **list_metrics.list_rates(
@@ -169,7 +169,7 @@ def judge_rounds(work, cfg, shelf, stock, cases):
       few.targets,
       stock.categories,
       len(stock.titles),
-      cfg.decode.count,
+      cfg.decode.num_items,
     ),
   }
 
@@ -180,9 +180,9 @@ def judge_cross(work, cfg, speaker):
   stock = tokenized_catalog.load(shop.catalog, speaker.tokenizer)
   shelf = generation.GroundedModel(speaker, [stock])
   cases = splits.leave_one_out(shop.interactions).test
-  cases = cases.picked(splits.drawn(cases, cfg.judge.cross_users, '')[0])
+  cases = cases.picked(splits.drawn(cases, cfg.eval.cross_users, '')[0])
   found, _ = ask_lists(
-    work, 'cross', cfg, shelf, stock, cases, cfg.judge.words, cfg.judge.mask_history
+    work, 'cross', cfg, shelf, stock, cases, cfg.eval.words, cfg.eval.mask_history
   )
   counts = np.bincount(
     splits.leave_one_out(shop.interactions).train.items, minlength=len(shop.catalog) + 1
@@ -198,7 +198,7 @@ def judge_cross(work, cfg, speaker):
       cases.targets,
       stock.categories,
       len(stock.titles),
-      cfg.decode.count,
+      cfg.decode.num_items,
     ),
   }
 
@@ -206,7 +206,7 @@ def judge_cross(work, cfg, speaker):
 def judge_candidates(work, cfg, shelf, stock, cases):
   """The best of given candidates: the next item among others that the user has not had, shuffled
   (reclm.md 5.1). The words alone say what may be named, so another item is counted. -> rates"""
-  k, n, given = cfg.decode.count, len(stock.titles), []
+  k, n, given = cfg.decode.num_items, len(stock.titles), []
   histories = [cases.history(c) for c in range(len(cases))]
   size = min(max(cfg.eval.candidates, k), n)
   for number, (history, target) in enumerate(zip(histories, cases.targets.tolist())):
@@ -221,8 +221,8 @@ def judge_candidates(work, cfg, shelf, stock, cases):
     shelf,
     stock,
     cases,
-    cfg.judge.words,
-    cfg.judge.mask_history,
+    cfg.eval.words,
+    cfg.eval.mask_history,
     candidates=given,
   )
   lists = [r.items[:k] for r in found]
@@ -247,7 +247,7 @@ def judge_control(work, cfg, shelf, stock, cases, plain, teach):
   -> {kind: {'users', 'followed', 'unasked', 'in_category', 'HR@k'}, 'category_of': {'users',
   'right'}}
   """
-  k, template, asked = cfg.decode.count, sft_data.read_template(cfg), []
+  k, template, asked = cfg.decode.num_items, sft_data.read_template(cfg), []
   few = np.arange(min(len(cases), cfg.control.users))
   some, groups = cases.picked(few), control_tasks.category_members(stock)
   histories = [some.history(c) for c in few]
@@ -264,8 +264,8 @@ def judge_control(work, cfg, shelf, stock, cases, plain, teach):
     shelf,
     stock,
     some.picked(np.array([c for c, _ in asked])),
-    cfg.judge.words,
-    cfg.judge.mask_history,
+    cfg.eval.words,
+    cfg.eval.mask_history,
     [w.text(template) for _, w in asked],
   )
   out = {}
@@ -326,7 +326,7 @@ def judge_free(work, cfg, shelf, stock, cases):
     sft_data.read_template(cfg),
     histories,
     cfg.eval.words,
-    cfg.decode.count,
+    cfg.decode.num_items,
   )
   found = [
     list_metrics.match_items(
@@ -338,5 +338,5 @@ def judge_free(work, cfg, shelf, stock, cases):
     for ids in generation.reply_freely(work, 'free', shelf, cfg.decode, prompts, cfg.seed)
   ]
   return list_metrics.list_rates(
-    found, histories, some.targets, stock.categories, len(stock.titles), cfg.decode.count
+    found, histories, some.targets, stock.categories, len(stock.titles), cfg.decode.num_items
   )

@@ -53,7 +53,7 @@ class GroundedModel:
         speaker.eoi,
         ends,
         cfg.new_tokens,
-        cfg.count,
+        cfg.num_items,
         self.shut(batch, closed, allowed),
         speaker.tokenizer.pad_id,
         least,
@@ -62,8 +62,18 @@ class GroundedModel:
     if closed is not None or allowed is not None:
       limits = tokenized_catalog.make_filter(self.trees[0], closed or [()] * batch, allowed)
     return item_span.item_span_constraint(
-        self.trees, self.planted, speaker.soi, ends, cfg.new_tokens, batch, cfg.count, root=root,
-        limits=limits, pad_id=speaker.tokenizer.pad_id, least=least)
+      self.trees,
+      self.planted,
+      speaker.soi,
+      ends,
+      cfg.new_tokens,
+      batch,
+      cfg.num_items,
+      root=root,
+      limits=limits,
+      pad_id=speaker.tokenizer.pad_id,
+      least=least,
+    )
 
   def shut(self, batch, closed, allowed):
     """Items that requests of `fetch` may not have. -> (B, N) bool or None"""

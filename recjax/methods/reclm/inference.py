@@ -96,7 +96,7 @@ def make_recommender(config, shop, shelf, mesh):
   def recommend(histories, k, exclude_seen=True, allowed=None):
     rows = [[shop.catalog.index(i) for i in h] for h in histories]
     mask = ranking.mask_of(allowed, shop.catalog)
-    prompts, _ = sft_data.make_prompts(turn, stock, template, rows, config.judge.words, k)
+    prompts, _ = sft_data.make_prompts(turn, stock, template, rows, config.eval.words, k)
     items, scores = [], []
     size = min(config.decode.batch, 1 << (len(rows) - 1).bit_length())
     with jax.set_mesh(mesh):

@@ -10,15 +10,15 @@ from recjax.training import sequential, text_embedding
 
 def settings(cfg):
   """Everything in the config that decides the codes."""
-  return ConfigDict({k: cfg[k] for k in ('token', 'ret', 'llm', 'seed')})
+  return ConfigDict({k: cfg[k] for k in ('semantic_ids', 'ret', 'llm', 'seed')})
 
 
 def stage(work, cfg, shop, folder, helper):
   """Writes codes.npy: (N, levels + 1) int32, unique rows."""
   vectors = item_vectors(work, cfg, helper, shop, folder)
-  made = tables.residual(vectors, cfg.token.levels, cfg.token.size, cfg.seed)
+  made = tables.residual(vectors, cfg.semantic_ids.levels, cfg.semantic_ids.size, cfg.seed)
   plain = np.asarray(made[0] if isinstance(made, tuple) else made)
-  table = tables.with_suffix(plain, cfg.token.size)
+  table = tables.with_suffix(plain, cfg.semantic_ids.size)
   np.save(work.folder / 'codes.npy', np.asarray(table, np.int32))
   alike = len(plain) - len(np.unique(plain, axis=0))
   return {'items': len(plain), 'levels': table.shape[1], 'alike_before_the_last_level': alike}

@@ -53,7 +53,7 @@ def write(cfg, work, shop, found):
       [html.section('Results', results.results_table(
           outcome, ('HR@10', 'NDCG@10', 'HR@5'), 'NDCG@10', main, LABELS),
           intro='Intervals are 95 % bootstraps over test users. A list of RecLM holds '
-          f'{cfg.decode.count} items; a target outside counts as not found.'),
+          f'{cfg.decode.num_items} items; a target outside counts as not found.'),
        results.groups_section(outcome, main), rates_section(cfg, outcome),
        *control_section(cfg, outcome), curves(work),
        users_section(cfg, work, shop),
@@ -81,7 +81,7 @@ def verdict(outcome, main):
 
 def figures(cfg, outcome, main):
   """Tiles of the summary."""
-  k = cfg.decode.count
+  k = cfg.decode.num_items
   return [*results.tiles(outcome, main, ('HR@10', 'NDCG@10')),
           ('items that do not exist', f'{outcome["rates"][f"NonExistRate@{k}"]:g}', 'in all lists'),
           ('repeats', f'{outcome["rates"][f"RepeatRate@{k}"]:g}', 'in all lists')]
@@ -98,7 +98,7 @@ def rates_section(cfg, outcome):
     tests[f'out of {outcome["ranking"]["candidates"]} candidates'] = outcome['ranking']
   if outcome.get('free'):
     tests['without the constraint'] = outcome['free']
-  k = cfg.decode.count
+  k = cfg.decode.num_items
   rows = [[label, *(f'{t[f"{name}@{k}"]:.3f}' for t in tests.values())]
           for name, label in {'HR': f'hits in {k}', 'NDCG': f'NDCG@{k}', **RATES}.items()]
   body = [html.table(['', *tests], rows, f'Means over lists, counts out of {k} items, empty lists '
@@ -120,7 +120,7 @@ def control_section(cfg, outcome):
   """How often requests about categories are followed, beside lists that were not asked to. -> a
   section where there were such requests"""
   found = outcome.get('control') or {}
-  k = cfg.decode.count
+  k = cfg.decode.num_items
   rows = [[WISHES[kind], str(r['users']), f'{r["followed"]:.1%}', f'{r["unasked"]:.1%}',
            f'{r["in_category"]:.1%}', f'{r[f"HR@{k}"]:.3f}']
           for kind, r in found.items() if kind in WISHES]
@@ -159,5 +159,5 @@ def users_section(cfg, work, shop):
     return {}, {}, [html.element('p', 'The reply', class_='label'),
                     html.code(shelf.read(replies[int(case)]).text or '(nothing)')]
   return users.section(work.path, shop.catalog, cases, cfg.grounding, cfg.seed, tell, '',
-                       cfg.decode.count, 'Below each list stands the reply that it was read '
+                       cfg.decode.num_items, 'Below each list stands the reply that it was read '
                        'from. Items have no scores: their order is that of the reply.')

@@ -215,7 +215,7 @@ def request_turns(goods, template, history, way='plain', count=MAX_ITEMS, wish='
   turn), or 'trained' (training's own words). Raises ConfigError for another.
   """
   if way not in ('plain', 'rule', 'acknowledged', 'trained'):
-    raise ConfigError(f"judge.words={way!r}; choose 'plain', 'rule', 'acknowledged' or 'trained'")
+    raise ConfigError(f"eval.words={way!r}; choose 'plain', 'rule', 'acknowledged' or 'trained'")
   turns = [message('system', template['system'])]
   if way == 'acknowledged':
     turns += [message('user', template['first']), message('assistant', template['acknowledge'])]

@@ -41,7 +41,7 @@ INIT_WORDS = {
 def settings(cfg):
   """Everything in the config that decides this stage's result."""
   return ConfigDict({k: cfg[k] for k in ('grounding', 'prompt', 'talk', 'train', 'lora', 'ret',
-                                         'token', 'optim', 'llm', 'seed',
+                                         'semantic_ids', 'optim', 'llm', 'seed',
                                          'control')})
 
 

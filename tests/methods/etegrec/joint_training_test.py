@@ -115,7 +115,7 @@ class TokenizerTest(absltest.TestCase):
     return pathlib.Path(self.create_tempdir().full_path) / 'run'
 
   def fit(self, x, cfg=ID, letter=rqvae_training.NO_LETTER, partners=None, path=None, **changes):
-    how = ConfigDict(dict(steps=60, batch=64, look_every=20, save_every=20, revive=True, lr=3e-3,
+    how = ConfigDict(dict(steps=60, batch=64, eval_every=20, save_every=20, revive=True, lr=3e-3,
                           warmup=0, schedule='constant', decay=0.0, clip=1.0, beta2=0.999))
     how.update(changes)
     with workdir_lib.open_work(path or self.folder(), {}, sharding.make_mesh({'data': -1})) as work:
@@ -219,7 +219,7 @@ class TokenizerTest(absltest.TestCase):
 
   def test_cadences_below_one_are_refused(self):
     x = np.zeros((30, 6), np.float32)
-    for changes in (dict(look_every=0), dict(save_every=0)):
+    for changes in (dict(eval_every=0), dict(save_every=0)):
       with self.assertRaisesRegex(ConfigError, 'must be 1 or more'):
         self.fit(x, **changes)
 
