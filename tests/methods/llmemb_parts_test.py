@@ -276,9 +276,9 @@ class RatTest(parameterized.TestCase):
     own = rat.has_id_row(cfg, splits.leave_one_out(data), 3)
     self.assertEqual(own.tolist(), [True, False, False])  # trained on 1, 1 and 1, 3
     params = rat.init(cfg, model, 6, jax.random.key(0))
-    plain = rat.expand_table(cfg, model, params, self.vectors(), own=own)['items']
+    plain = rat.expand_table(cfg, model, params, self.vectors(), id_rows=own)['items']
     params['own'] += jnp.arange(1., 4)[:, None]
-    table = rat.expand_table(cfg, model, params, self.vectors(), own=own)['items']
+    table = rat.expand_table(cfg, model, params, self.vectors(), id_rows=own)['items']
     np.testing.assert_allclose(table - plain, np.outer([0, 1, 0, 0, 0], np.ones(8)), atol=1e-6)
     some = rat.expand_table(cfg, model, params, self.vectors(), jnp.array([0, 1, 3]), own)['items']
     np.testing.assert_allclose(some[jnp.array([0, 1, 3])], table[jnp.array([0, 1, 3])], atol=1e-6)

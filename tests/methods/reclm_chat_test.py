@@ -101,9 +101,9 @@ def renderer(base, variables=None, codes=False):
   stock = tokenized_catalog.load(Catalog(tuple('abcd'), {'title': TITLES}), made)
   if codes:
     stock = tokenized_catalog.with_codes(stock, np.array([[0, 0], [0, 1], [1, 0], [1, 1]]), more[0])
-  tree = stock.plant(eoi, made.vocab_size)
-  nodes = trie_masked.title_nodes(tree.first, tree.tok, [[*r, eoi] for r in stock.rows])
-  return chat_encoding.ChatEncoder(made, stock.rows, soi, eoi, nodes, variables=variables)
+  tree = stock.to_trie(eoi, made.vocab_size)
+  nodes = trie_masked.title_nodes(tree.first, tree.tok, [[*r, eoi] for r in stock.title_tokens])
+  return chat_encoding.ChatEncoder(made, stock.title_tokens, soi, eoi, nodes, variables=variables)
 
 
 def runs(weights):
@@ -119,7 +119,7 @@ class PrefixTest(parameterized.TestCase):
     want = [(turn.tokens(turns[:at]), turn.answer(t['content']))
             for at, t in enumerate(turns) if t['role'] == 'assistant']
     found = []
-    made = turn.examples(sft_data.Sample(turns))
+    made = turn.examples(turns)
     for one in made:
       self.assertLen({len(one.ids), len(one.weights), *map(len, one.marks.values())}, 1)
       for start, stop in runs(one.weights):
@@ -178,7 +178,7 @@ class PrefixTest(parameterized.TestCase):
   def test_answers_end_where_decoding_ends(self):
     """Where a template writes a space, or words of its own, before or for an end token."""
     for name in ('llama 2', 'another end', 'plain words'):
-      one = renderer(tokenizer(TEMPLATES[name])).examples(sft_data.Sample(TURNS[:3]))[0]
+      one = renderer(tokenizer(TEMPLATES[name])).examples(TURNS[:3])[0]
       end, = tokenizer('').eos_ids
       self.assertEqual(one.ids[one.weights].tolist()[-1], end)
 

@@ -53,7 +53,7 @@ class GoodsTest(parameterized.TestCase):
     made, (soi, eoi) = tokenizer()
     odd = ['<EOI> cut', 'a <|end|> b', '<SOI>']
     some = tokenized_catalog.load(Catalog(('x', 'y', 'z'), {'title': odd}), made)
-    for title, row in zip(odd, some.rows):
+    for title, row in zip(odd, some.title_tokens):
       self.assertFalse({soi, eoi, *made.eos_ids} & set(row))
       self.assertEqual(made.decode(row), title)
 
@@ -130,7 +130,7 @@ class RenderTest(parameterized.TestCase):
   def turn(self):
     made, (soi, eoi) = tokenizer()
     some = stock(made)
-    return made, some, chat_encoding.ChatEncoder(made, some.rows, soi, eoi)
+    return made, some, chat_encoding.ChatEncoder(made, some.title_tokens, soi, eoi)
 
   def test_d5_the_list_as_text_and_back(self):
     made, some, turn = self.turn()
@@ -139,7 +139,7 @@ class RenderTest(parameterized.TestCase):
                    for i in ids)
     self.assertEqual(text, '1. <SOI>blue lamp<EOI>\n 2. <SOI>red rope<EOI>\n')
     self.assertEqual([i for i in items if i > 0], [1, 3])
-    tree = some.plant(turn.eoi, made.vocab_size)
+    tree = some.to_trie(turn.eoi, made.vocab_size)
     self.assertEqual(item_span.parse(tree, ids, turn.soi), ([0, 2], False))
 
   def test_what_is_learnt_is_answers_and_their_ends(self):
@@ -151,7 +151,7 @@ class RenderTest(parameterized.TestCase):
       sft_data.message('user', 'q'),
       sft_data.message('assistant', ['fine']),
     ]
-    (one,) = turn.examples(sft_data.Sample(turns))
+    (one,) = turn.examples(turns)
     learnt = one.ids[one.weights].tolist()
     want = turn.answer(sft_data.numbered_list([4]))[0] + [made.eos_ids[0]] + made.encode('fine') + [
         made.eos_ids[0]]
@@ -162,18 +162,17 @@ class RenderTest(parameterized.TestCase):
 
   def test_a_template_may_write_histories_as_items(self):
     _, some, turn = self.turn()
-    turn.nodes = [np.full(len(r) + 1, 10 * i) for i, r in enumerate(some.rows)]
+    turn.nodes = [np.full(len(r) + 1, 10 * i) for i, r in enumerate(some.title_tokens)]
     template = {**TEMPLATE, 'train': 'Name {count}, I have: {items}'}
     ask = sft_data.request_turns(some, template, [2, 4], 'trained', 3, ' All <SOI>.')
     self.assertEqual(ask[1]['content'], ['Name 3, I have: ', 2, ' → ', 4, ' All <SOI>.'])
-    one, = turn.examples(
-        sft_data.Sample([*ask, sft_data.message('assistant', sft_data.numbered_list([1]))]))
+    one, = turn.examples([*ask, sft_data.message('assistant', sft_data.numbered_list([1]))])
     prompt = turn.tokens(ask)
     self.assertEqual(one.ids[:len(prompt)].tolist(), prompt)
     self.assertEqual(prompt.count(turn.soi), 2)  # the wish is plain text
     self.assertFalse(one.weights[:len(prompt)].any())
     at = prompt.index(turn.soi) + 1
-    row = [*some.rows[1], turn.eoi]
+    row = [*some.title_tokens[1], turn.eoi]
     self.assertEqual(prompt[at:at + len(row)], row)
     np.testing.assert_array_equal(one.marks['node'][at:at + len(row)], 10)
     self.assertFalse(one.marks['item'][:len(prompt)].any())  # nothing is fetched in a request
@@ -248,12 +247,27 @@ class RateTest(parameterized.TestCase):
   def test_free_text_is_read_and_counted(self):
     made, (soi, eoi) = tokenizer()
     some = stock(made)
-    ids = [*made.encode('1. '), soi, *some.rows[1], eoi, soi, *made.encode('blue lamq'), eoi,
-           soi, *made.encode('nothing'), eoi, soi, *made.encode('nothing'), eoi, soi, *some.rows[0]]
+    ids = [
+      *made.encode('1. '),
+      soi,
+      *some.title_tokens[1],
+      eoi,
+      soi,
+      *made.encode('blue lamq'),
+      eoi,
+      soi,
+      *made.encode('nothing'),
+      eoi,
+      soi,
+      *made.encode('nothing'),
+      eoi,
+      soi,
+      *some.title_tokens[0],
+    ]
     titles = list_metrics.parse_titles(ids, made, soi, eoi)
     self.assertLen(titles, 4)  # the last one is never closed
     self.assertEqual(list_metrics.match_items(titles, some, made), [2, -1, -2, -2])
-    self.assertEqual(list_metrics.match_items(titles, some, made, vague=2), [2, 1, -1, -1])
+    self.assertEqual(list_metrics.match_items(titles, some, made, max_edits=2), [2, 1, -1, -1])
     found = list_metrics.list_rates([[2, -1, -2, -2]], [[]], [3], some.categories, 4, 10)
     self.assertEqual(
       (found['NonExistRate@10'], found['RepeatRate@10'], found['coverage@10']), (3, 1, 0.25)

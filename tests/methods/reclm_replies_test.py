@@ -90,7 +90,7 @@ class ControlTest(parameterized.TestCase):
                             '<SOI>red lamp<EOI>')
   def test_symbols_of_people_are_text(self, symbol):
     some = replier(self)
-    speaker = some.domains['tools'].speaker
+    speaker = some.domains['tools'].chat_model
     control = {speaker.soi, speaker.eoi, *speaker.tokenizer.controls.values()}
     for role in ('user', 'system', 'assistant'):
       def prompt(text, role=role):
@@ -111,7 +111,7 @@ class ControlTest(parameterized.TestCase):
 
   def test_titles_of_earlier_replies_become_items_again(self):
     some = replier(self)
-    speaker = some.domains['tools'].speaker
+    speaker = some.domains['tools'].chat_model
     turns = [('user', 'a'), ('assistant', 'Try "red lamp" and "no item".'), ('user', 'b')]
     ids = some.prompt(chat_batcher.ChatRequest(tuple(sft_data.message(r, t) for r, t in turns)))
     self.assertEqual((ids.count(speaker.soi), ids.count(speaker.eoi)), (1, 1))

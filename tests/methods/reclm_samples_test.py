@@ -325,48 +325,50 @@ class AverageTest(parameterized.TestCase):
       llm.init(shape, jax.random.key(2)), shape, ids, [[5], [6]]
     )
     params = jax.tree.map(lambda x: x * 4, params)  # far from even
-    self.speaker = train_lib.ChatModel(llm.LM(shape), params, None, made, *ids, [])
+    self.chat_model = train_lib.ChatModel(llm.LM(shape), params, None, made, *ids, [])
     self.stock = tokenized_catalog.load(CATALOG, made)
-    self.tree = self.stock.plant(ids[1], shape.vocab)
+    self.tree = self.stock.to_trie(ids[1], shape.vocab)
     nodes = trie_masked.title_nodes(self.tree.first, self.tree.tok,
-                              [[*r, ids[1]] for r in self.stock.rows])
+                              [[*r, ids[1]] for r in self.stock.title_tokens])
     self.table = trie_masked.scope_of(self.tree.first, self.tree.tok, shape.vocab)
-    turn = chat_encoding.ChatEncoder(made, self.stock.rows, *ids, nodes)
+    turn = chat_encoding.ChatEncoder(made, self.stock.title_tokens, *ids, nodes)
     said, written = sft_data.message, sft_data.numbered_list
     talks = [[said('user', 'One?'), said('assistant', written([3]))],
              [said('user', 'Four?'), said('assistant', written([1, 2, 4, 5]))],
              [said('user', 'Why so?'), said('assistant', ['Because of that.']),
               said('user', 'Two?'), said('assistant', written([6, 1]))]]
-    self.examples = [one for t in talks for one in turn.examples(sft_data.Sample(t))]
+    self.examples = [one for t in talks for one in turn.examples(t)]
     self.packed = conversation_sft.pack(self.examples, 192, [], chat_encoding.MARKS)
-    self.hidden = jax.jit(lambda params, ids: self.speaker.model.apply(
+    self.hidden = jax.jit(lambda params, ids: self.chat_model.model.apply(
         {'params': params}, ids, jax.numpy.arange(192)[None], ids * 0 + 1)[0])
     keys = jax.random.split(jax.random.key(1))
-    self.parts = {'params': params, 'items': jax.random.normal(keys[0], (len(self.stock.rows), 4)),
-                  'project': [{'kernel': jax.random.normal(keys[1], (16, 4)),
-                               'bias': np.zeros(4, np.float32)}]}
+    self.parts = {
+      'params': params,
+      'items': jax.random.normal(keys[0], (len(self.stock.title_tokens), 4)),
+      'project': [{'kernel': jax.random.normal(keys[1], (16, 4)), 'bias': np.zeros(4, np.float32)}],
+    }
 
   def by_hand(self, one, masked):
     """-> negative log-likelihoods of the labels, whether each stands in a title, of its items"""
     params, ids = self.parts['params'], one.ids
     hidden = np.array(self.hidden(params, np.pad(ids, (0, 192 - len(ids)))[None])[0])
-    logits = hidden @ np.array(llm.head_matrix(params, self.speaker.model.cfg))
-    rows = [[*r, self.speaker.eoi] for r in self.stock.rows]
+    logits = hidden @ np.array(llm.head_matrix(params, self.chat_model.model.cfg))
+    rows = [[*r, self.chat_model.eoi] for r in self.stock.title_tokens]
     nll, inside, fetched, prefix = [], [], [], None
     for at in np.flatnonzero(one.weights):
       label, scores = ids[at], logits[at - 1].copy()
       title = prefix is not None
-      if title and masked and label != self.speaker.eoi:
+      if title and masked and label != self.chat_model.eoi:
         open_ = {r[len(prefix)] for r in rows if r[:len(prefix)] == prefix}
         scores[[i for i in range(len(scores)) if i not in open_]] = -np.inf
       nll.append(-log_softmax(scores)[label])
       inside.append(title)
-      if label == self.speaker.soi:
+      if label == self.chat_model.soi:
         prefix = []
         z = hidden[at - 1] @ np.array(self.parts['project'][0]['kernel'])
         fetched.append(-log_softmax(np.array(self.parts['items']) @ z)[
             one.marks['item'][at] - 1])
-      elif label == self.speaker.eoi:
+      elif label == self.chat_model.eoi:
         prefix = None
       elif title:
         prefix = [*prefix, int(label)]
@@ -377,7 +379,7 @@ class AverageTest(parameterized.TestCase):
         {'average': average, 'prompt': 0.0, 'free': 0.0, 'scope': 'all', 'scope_end': False,
          'gamma': 0.0}, **changes))
     batch = self.packed.arrays(range(len(self.packed.members)), len(self.packed.members) + 1)
-    sums = lambda *a: train_lib.loss_sums(cfg, self.speaker, [], self.table, 16, *a)  # noqa: E731
+    sums = lambda *a: train_lib.loss_sums(cfg, self.chat_model, [], self.table, 16, *a)  # noqa: E731
     learnt = lambda *a: (sums(*a)[0]['valid_loss'], sums(*a)[1])  # noqa: E731
     run = microbatch.accumulate_sums(learnt)(parts) if parts > 1 else microbatch.mean(learnt)
     return float(jax.jit(lambda p, b: run(p, (), b, None)[0])(self.parts, batch))
@@ -434,7 +436,7 @@ class ApartTest(absltest.TestCase):
       cfg.train.update(multi_round=1.0, epochs=1)
       cfg.prompt.variables = {'think': think}
       parts, counts = train_lib.encode_samples(cfg, shop(12), stock, speaker,
-                                    stock.plant(eoi, made.vocab_size), teach, [('Why?', 'So.')])
+                                    stock.to_trie(eoi, made.vocab_size), teach, [('Why?', 'So.')])
       found[think] = parts['train'], counts
     self.assertEqual(found[True][1]['samples'], found[False][1]['samples'])
     self.assertLen(found[True][0], found[True][1]['samples'])
@@ -457,13 +459,15 @@ class MaskTest(absltest.TestCase):
     )
     speaker = train_lib.ChatModel(llm.LM(shape), params, None, made, *ids, [])
     stock = tokenized_catalog.load(CATALOG, made)
-    tree = stock.plant(speaker.eoi, shape.vocab)
-    nodes = trie_masked.title_nodes(tree.first, tree.tok, [[*r, speaker.eoi] for r in stock.rows])
+    tree = stock.to_trie(speaker.eoi, shape.vocab)
+    nodes = trie_masked.title_nodes(
+      tree.first, tree.tok, [[*r, speaker.eoi] for r in stock.title_tokens]
+    )
     table = trie_masked.scope_of(tree.first, tree.tok, shape.vocab)
     cfg = config()
-    turn = chat_encoding.ChatEncoder(made, stock.rows, speaker.soi, speaker.eoi, nodes)
+    turn = chat_encoding.ChatEncoder(made, stock.title_tokens, speaker.soi, speaker.eoi, nodes)
     drawn = offline_samples.run_samples(cfg, shop(12), stock, teach, [('Why?', 'So.')])
-    made = [one for e in drawn['train'] for s in e for one in turn.examples(s)]
+    made = [one for e in drawn['train'] for s in e for one in turn.examples(s.turns)]
     packed = conversation_sft.pack(made, 256, [], chat_encoding.MARKS)
 
     def judged(rows, **changes):
@@ -483,7 +487,7 @@ class MaskTest(absltest.TestCase):
     keys = jax.random.split(jax.random.key(1))
     parts = {
       'params': params,
-      'items': jax.random.normal(keys[0], (len(stock.rows), 4)),
+      'items': jax.random.normal(keys[0], (len(stock.title_tokens), 4)),
       'project': [{'kernel': jax.random.normal(keys[1], (16, 4)), 'bias': np.zeros(4, np.float32)}],
     }
     few, many = (

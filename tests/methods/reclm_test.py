@@ -269,7 +269,7 @@ class UntrainedTest(parameterized.TestCase):
     kept = conversation.Conversation(cfg, shelves, TEMPLATE['system'])
     whole = conversation.Conversation(cfg, shelves, TEMPLATE['system'])
     for text in ('Hello', 'Something red?', 'Thanks'):
-      whole.held, whole.past = [], None  # reads everything again
+      whole.cached_ids, whole.cache = [], None  # reads everything again
       self.assertEqual(kept.say(text).ids, whole.say(text).ids)
     self.assertLess(kept.read_tokens, 0.7 * whole.read_tokens)
 

@@ -221,13 +221,13 @@ class ReclmTest(parameterized.TestCase):
 
   def losses(self, cfg, stock, speaker, prompts):
     """The summed loss of each item as the first of a reply, through `train.loss_sums`. -> (B, N)"""
-    tree = stock.plant(EOI, V)
-    nodes = trie_masked.title_nodes(tree.first, tree.tok, [[*r, EOI] for r in stock.rows])
+    tree = stock.to_trie(EOI, V)
+    nodes = trie_masked.title_nodes(tree.first, tree.tok, [[*r, EOI] for r in stock.title_tokens])
     table = trie_masked.scope_of(tree.first, tree.tok, V)
     run = jax.jit(functools.partial(train_lib.loss_sums, cfg, speaker, PROMPTS[0][:2], table, 8))
-    out = np.zeros((len(prompts), len(stock.rows)))
+    out = np.zeros((len(prompts), len(stock.title_tokens)))
     for b, prompt in enumerate(prompts):
-      for i, row in enumerate(stock.rows):
+      for i, row in enumerate(stock.title_tokens):
         before, title = [*prompt, 11, 9, SOI], [*row, EOI]
         ids = np.array([*before, *title])
         late = np.arange(len(ids)) >= len(before)
@@ -250,7 +250,7 @@ class ReclmTest(parameterized.TestCase):
     cfg = config('reclm_scientific', f'grounding={kind}')
     cfg.train.update(prompt=0.0, gamma=0.0, **LOSSES[loss])
     shelf, stock, speaker = self.shelf(kind, cfg.train)
-    writer, n = generation.prefix_generator(speaker, PROMPTS), len(stock.rows)
+    writer, n = generation.prefix_generator(speaker, PROMPTS), len(stock.title_tokens)
     items, scores = generation.rank_items(shelf, writer, PROMPTS, n)
     self.assertEqual(np.sort(items).tolist(), [list(range(1, n + 1))] * 3)
     want = -np.take_along_axis(self.losses(cfg, stock, speaker, PROMPTS), items - 1, 1)
@@ -274,7 +274,7 @@ class ReclmTest(parameterized.TestCase):
     shelf = generation.GroundedModel(speaker, [stock], kind='ret')
     writer = generation.prefix_generator(speaker, PROMPTS)
     items, scores = generation.rank_items(shelf, writer, PROMPTS, 8)
-    tree = stock.plant(EOI, V)
+    tree = stock.to_trie(EOI, V)
     run = jax.jit(functools.partial(train_lib.loss_sums, cfg, speaker, PROMPTS[0][:2],
                                     trie_masked.scope_of(tree.first, tree.tok, V), 8))
     for prompt, row, values in zip(PROMPTS, items, scores):

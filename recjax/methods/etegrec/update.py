@@ -76,8 +76,9 @@ def encode_vectors(workdir: Path, ids_cfg: ConfigDict, x: Float[np.ndarray, 'm d
                    trained: PyTree | None) -> tuple[np.ndarray, np.ndarray]:
   """Codes by the run's tokenizer.
 
-  ids_cfg: the config's group semantic_ids. x: item vectors. trained: what ETEGRec made of the tokenizer, or
-  None. -> codes (m, L), distances of the last level (m, C). Raises ConfigError where it gives none.
+  ids_cfg: the config's group semantic_ids. x: item vectors. trained: what ETEGRec made of the
+  tokenizer, or None. -> codes (m, L), distances of the last level (m, C). Raises ConfigError where
+  it gives none.
   """
   ids_dir = find_stage(workdir, 'tokenizer')
   if (ids_dir / 'tokenizer.npz').exists():

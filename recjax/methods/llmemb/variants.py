@@ -1,18 +1,23 @@
-"""What a run consists of: variants and the tables they read; its cost; its parts for others."""
+"""The variants of a run and the tables of item vectors that they read."""
 import dataclasses
 import pathlib
+from pathlib import Path
 
 from ml_collections import ConfigDict
 
 from recjax.errors import ConfigError
 from recjax.methods.llmemb import prompts
 from recjax.training import llm_loading
-from recjax.training.workdir import find_stage, saved_config
+from recjax.training.workdir import Workdir, find_stage, saved_config
 
 
 @dataclasses.dataclass(frozen=True)
 class Variant:
-  """Which vectors are read, whether through an adapter, frozen, and drawn to those of ids."""
+  """Which vectors are read, whether through an adapter, frozen, and drawn to those of ids.
+
+  source: as `vector_source` names it. adapter, freeze, align: whether there is an adapter, the
+  vectors stay as they are, and the alignment counts.
+  """
   source: str = 'tuned'
   adapter: bool = True
   freeze: bool = True
@@ -31,44 +36,44 @@ VARIANTS = {
 }
 
 
-def variants(cfg):
+def variants(cfg: ConfigDict) -> list[str]:
   """The variants of a run, the one that the run is about first."""
   return list(dict.fromkeys([cfg.rat.variant, *cfg.rat.ablations]))
 
 
-def vector_source(cfg, variant):
+def vector_source(cfg: ConfigDict, variant: str) -> str:
   """Where a variant's item vectors come from: a stage's name, or the file of the config."""
   return 'file' if cfg.export.file else VARIANTS[variant].source
 
 
-def vector_sources(cfg):
+def vector_sources(cfg: ConfigDict) -> list[str]:
   """The tables of item vectors that a run needs. 'plain' comes along where 'tuned' is shown."""
   needed = [vector_source(cfg, v) for v in variants(cfg)]
   return list(dict.fromkeys(needed + (['plain'] if 'tuned' in needed else [])))
 
 
-def needs_llm(cfg):
+def needs_llm(cfg: ConfigDict) -> bool:
   """Whether the LLM is read at all."""
   return any(s in ('tuned', 'plain', 'last') for s in vector_sources(cfg))
 
 
-def row_name(variant):
+def row_name(variant: str) -> str:
   """The row of results.json."""
   return 'llmemb' if variant == 'full' else f'llmemb:{variant}'
 
 
-def alignment_target(cfg):
+def alignment_target(cfg: ConfigDict) -> str:
   """Whose table is the aim of the alignment: SASRec's, or the same backbone's."""
   return 'sasrec' if cfg.rat.align_source == 'sasrec' else cfg.model.kind
 
 
-def id_models(cfg):
+def id_models(cfg: ConfigDict) -> list[str]:
   """The recommenders over ids alone: the backbone's, and the aim of the alignment."""
   return list(dict.fromkeys([cfg.model.kind, alignment_target(cfg)]))
 
 
-def recommender_config(cfg, kind):
-  """What `training.sequential` reads, for one kind of recommender; reproduce_bugs of the profile in it."""
+def recommender_config(cfg: ConfigDict, kind: str) -> ConfigDict:
+  """What `training.sequential` reads, for one kind of recommender; bugs of the profile in it."""
   model = (cfg.model if kind == cfg.model.kind else cfg.base).to_dict()
   train = cfg.train.to_dict()
   model.update(
@@ -85,7 +90,7 @@ def recommender_config(cfg, kind):
   )
 
 
-def check(cfg):
+def check(cfg: ConfigDict) -> None:
   """What can be known to be wrong before anything runs. Raises ConfigError."""
   llm_loading.check(cfg.llm)
   for variant in variants(cfg):
@@ -110,14 +115,16 @@ def check(cfg):
                       '; leave them out')
 
 
-def llm_folder(cfg, work, texts):
+def llm_folder(cfg: ConfigDict, work: Workdir, prompts_dir: Path) -> pathlib.Path | None:
   """Where the LLM stands; trains the tiny one on the prompts. None where nothing reads it."""
   if not needs_llm(cfg):
     return None
-  return llm_loading.folder(cfg, work, '\n', lambda: prompts.documents(texts, cfg.seed), texts)
+  return llm_loading.folder(
+    cfg, work, '\n', lambda: prompts.documents(prompts_dir, cfg.seed), prompts_dir
+  )
 
 
-def text_folder(cfg):
+def text_folder(cfg: ConfigDict) -> pathlib.Path:
   """The folder of the sentence encoder. Raises ConfigError where there is none."""
   folder = pathlib.Path(cfg.text.weights)
   if not cfg.text.weights or not (folder / 'config.json').exists():
@@ -126,6 +133,6 @@ def text_folder(cfg):
   return folder
 
 
-def main_stage(workdir):
+def main_stage(workdir: Path) -> pathlib.Path:
   """The stage of the variant that a run is about."""
   return find_stage(workdir, f'rat-{saved_config(workdir).rat.variant}')
