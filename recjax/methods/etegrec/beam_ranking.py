@@ -59,30 +59,22 @@ def rank_items(cfg: semantic_id_t5.Config, params: PyTree, table: Int[Array | np
       constraint = constraints.CodeConstraint(cfg.levels, cfg.size)
     else:
       limits = item_filter.build_item_filter(
-        trie,
-        None if allowed is None else allowed[None],
+        trie, None if allowed is None else allowed[None],
         None if allowed is None else np.zeros(len(padded_rows), np.int32),
-        [np.asarray(history) - 1 for history in batch_histories] if exclude_seen else None,
+        [np.asarray(history) - 1 for history in batch_histories] if exclude_seen else None
       )
       constraint = constraints.CatalogConstraint(
         trie, limits=limits, normalize=NORMALIZE, code_size=cfg.size
       )
     generated = generate(
-      decoder,
-      inputs,
-      [history[-max_history:].tolist() for history in batch_histories],
-      constraint,
-      beams=beams,
-      length_penalty=0.0,
-      new_tokens=cfg.levels,
-      bucket=bucket_length,
+      decoder, inputs, [history[-max_history:].tolist() for history in batch_histories], constraint,
+      beams=beams, length_penalty=0.0, new_tokens=cfg.levels, bucket=bucket_length
     )
     is_item = generated.exists & generated.complete
     scores[batch_rows] = np.where(is_item, generated.scores, -np.inf)[: len(batch_rows)]
     items[batch_rows] = np.where(
       is_item,
-      items_of_codes(generated, table, cfg.size) if free else items_of_nodes(generated, trie),
-      0,
+      items_of_codes(generated, table, cfg.size) if free else items_of_nodes(generated, trie), 0
     )[: len(batch_rows)]
     if advance:
       advance(len(batch_rows))

@@ -45,13 +45,8 @@ def stage(work: Workdir, cfg: ConfigDict, dataset: Dataset, vectors_dir: pathlib
   with work.progress('ranking', cfg.seeds * len(cases), unit='user') as advance:
     for seed in range(cfg.seeds):
       items, scores = rank_test_users(
-        work,
-        f'seed-{seed}',
-        cfg,
-        data,
-        train.load_params(model_dir, seed),
-        data.given('test'),
-        advance=advance,
+        work, f'seed-{seed}', cfg, data, train.load_params(model_dir, seed), data.given('test'),
+        advance=advance
       )
       seed_ranks.append(ranking.list_ranks(items, cases.targets, num_items))
       if seed == best:
@@ -65,10 +60,8 @@ def stage(work: Workdir, cfg: ConfigDict, dataset: Dataset, vectors_dir: pathlib
   mask_history = cfg.eval.mask_history
   if item_embeddings.has_recommender(vectors_dir):
     ranks['sasrec'] = ranking.rank_cases(
-      auxiliary_recommender.scorer(vectors_dir, num_items),
-      cases,
-      num_items,
-      mask_history=mask_history,
+      auxiliary_recommender.scorer(vectors_dir, num_items), cases, num_items,
+      mask_history=mask_history
     )
   for name, score in baselines.baselines(data.split.train, num_items, cfg.seed).items():
     ranks[name] = ranking.rank_cases(score, cases, num_items, mask_history=mask_history)
@@ -105,14 +98,10 @@ def rank_test_users(work: Workdir, name: str, cfg: ConfigDict, data: train.Train
   for start in range(0, len(order), piece_size):
     def rank_piece(piece_rows=order[start:start + piece_size]):
       items, scores = beam_ranking.rank_items(
-        data.cfg,
-        params['rec'],
-        params['table'],
-        [histories[i] for i in piece_rows],
-        cfg.model.max_history,
-        cfg.decode,
+        data.cfg, params['rec'], params['table'], [histories[i] for i in piece_rows],
+        cfg.model.max_history, cfg.decode,
         None if interests is None else tuple(array[piece_rows] for array in interests),
-        cfg.eval.mask_history,
+        cfg.eval.mask_history
       )
       return {'items': items, 'scores': scores}
     pieces.append(sharded_stage.kept(work, f'{name}-{start}', rank_piece))
@@ -131,14 +120,9 @@ def judge_free_beams(cfg: ConfigDict, data: train.TrainingData, params: PyTree) 
   order = np.random.default_rng(cfg.seed).permutation(len(cases))[:MAX_FREE_USERS]
   interests = data.given('test')
   items, _ = beam_ranking.rank_items(
-    data.cfg,
-    params['rec'],
-    params['table'],
-    [cases.history(i) for i in order],
-    cfg.model.max_history,
-    cfg.decode,
-    None if interests is None else tuple(array[order] for array in interests),
-    free=True,
+    data.cfg, params['rec'], params['table'], [cases.history(i) for i in order],
+    cfg.model.max_history, cfg.decode,
+    None if interests is None else tuple(array[order] for array in interests), free=True
   )
   return {'users': len(order), 'invalid_rate': float((items[:, :10] == 0).mean())}
 
@@ -156,13 +140,8 @@ def judge_without_interests(work: Workdir, cfg: ConfigDict, data: train.Training
   rng = np.random.default_rng(cfg.seed)
   swapped_users = rng.permutation(len(cases))[:MAX_SWAPPED_USERS]
   swapped_items, _ = rank_test_users(
-    work,
-    'swapped',
-    cfg,
-    data,
-    params,
-    tuple(array[np.roll(swapped_users, 1)] for array in interests),
-    swapped_users,
+    work, 'swapped', cfg, data, params,
+    tuple(array[np.roll(swapped_users, 1)] for array in interests), swapped_users
   )
   top = slice(0, min(10, items.shape[1]))
   share_changed = lambda a, b: float((a[:, top] != b[:, top]).any(1).mean())  # noqa: E731

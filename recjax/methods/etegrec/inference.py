@@ -72,15 +72,8 @@ def recommender(workdir: Path, data: str | None = None) -> Callable:
     decode = ConfigDict({'beams': max(k, config.decode.beams), 'batch': config.decode.batch})
     with jax.set_mesh(mesh):
       items, scores = beam_ranking.rank_items(
-        cfg,
-        rec,
-        table,
-        item_rows,
-        config.model.max_history,
-        decode,
-        encode_interests(item_rows) if encode_interests else None,
-        exclude_seen,
-        allowed_mask,
+        cfg, rec, table, item_rows, config.model.max_history, decode,
+        encode_interests(item_rows) if encode_interests else None, exclude_seen, allowed_mask
       )
     items, scores = items[:, :k], scores[:, :k]
     return [[dataset.catalog.id_of(int(i)) for i in row if i] for row in items], scores
@@ -137,13 +130,7 @@ def cost(cfg: ConfigDict, dataset: Dataset) -> dict[str, str]:
     'variant': cfg.variant,
     'codes': f'{num_levels} levels of {cfg.semantic_ids.size}, by {cfg.semantic_ids.kind}',
     **cost_model.traced_lines(
-      step,
-      steps,
-      positions_read,
-      cfg.train.epochs,
-      cfg.seeds,
-      jax.device_count(),
-      cache_bytes,
-      unit=f'code positions read for {num_targets:,} targets',
+      step, steps, positions_read, cfg.train.epochs, cfg.seeds, jax.device_count(), cache_bytes,
+      unit=f'code positions read for {num_targets:,} targets'
     ),
   }

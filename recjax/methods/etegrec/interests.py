@@ -137,7 +137,7 @@ def history_encoder(work: Workdir, cfg: ConfigDict, dataset: Dataset) -> Callabl
     vectors = text_vectors(work, cfg.encoder, distinct_texts)
     row_vectors = np.zeros(
       (len(texts_of_rows), MAX_INTERESTS, vectors.shape[1] if len(distinct_texts) else HASH_WIDTH),
-      np.float32,
+      np.float32
     )
     present = np.zeros((len(texts_of_rows), MAX_INTERESTS), bool)
     index = {term: i for i, term in enumerate(distinct_texts)}

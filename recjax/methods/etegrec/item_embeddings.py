@@ -34,7 +34,7 @@ def stage(work: Workdir, cfg: ConfigDict, dataset: Dataset) -> dict:
   elif source_cfg.source == 'train':
     recommender_cfg, split = (
       auxiliary_recommender.settings(source_cfg, cfg.seed),
-      splits.leave_one_out(dataset.interactions),
+      splits.leave_one_out(dataset.interactions)
     )
     model = sequential.model_config(recommender_cfg, num_items)
     counts = auxiliary_recommender.train(
@@ -43,11 +43,8 @@ def stage(work: Workdir, cfg: ConfigDict, dataset: Dataset) -> dict:
       num_items,
       split.train,
       ranking.validator(
-        lambda p: sequential.scorer(model, p),
-        split.valid,
-        num_items,
-        1,
-        recommender_cfg.train.valid_users,
+        lambda p: sequential.scorer(model, p), split.valid, num_items, 1,
+        recommender_cfg.train.valid_users
       ),
     )
     vectors = sequential.load(work.folder / 'model.npz')['items'][1 : num_items + 1]

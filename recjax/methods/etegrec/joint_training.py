@@ -111,12 +111,8 @@ def read_bins(
     interest_vectors = (texts[interests], interests > 0) if cfg.fusion != 'none' else None
     rngs = {} if key is None else {'dropout': jax.random.fold_in(key, number)}
     bin_outputs = semantic_id_t5.SemanticIdT5(cfg).apply(
-      {'params': params},
-      table[history],
-      table[target],
-      interest_vectors,
-      key is not None,
-      rngs=rngs,
+      {'params': params}, table[history], table[target], interest_vectors, key is not None,
+      rngs=rngs
     )
     logits.append(bin_outputs[0])
     states.append(bin_outputs[1])
@@ -217,13 +213,8 @@ def make_epoch(side: str, cfg: semantic_id_t5.Config, weights: AlignmentWeights,
       rows, number_of_step = row_and_number
       (value, parts), grads = jax.value_and_grad(
         lambda p: loss(
-          x,
-          texts,
-          p,
-          fixed,
-          shard_rows(take(data, rows)),
-          jax.random.fold_in(key, number_of_step),
-          on,
+          x, texts, p, fixed, shard_rows(take(data, rows)), jax.random.fold_in(key, number_of_step),
+          on
         ),
         has_aux=True,
       )(params)

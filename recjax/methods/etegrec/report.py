@@ -50,8 +50,7 @@ def write(cfg: ConfigDict, work: Workdir, dataset: Dataset, vectors_dir: Path, i
   row = next(iter(outcome['rows']))
   table = run_files.read_arrays(model_dir / 'model.npz')['table'][0][1:]
   papers = [
-    PAPERS[cfg.variant],
-    *(seqrec.PAPERS[name] for name in ('sasrec',) if name in outcome['rows']),
+    PAPERS[cfg.variant], *(seqrec.PAPERS[name] for name in ('sasrec',) if name in outcome['rows'])
   ]
   html.write(
     work.path / 'report.html',

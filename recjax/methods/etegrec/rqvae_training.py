@@ -77,17 +77,8 @@ def fit(work: Workdir, cfg: rqvae.Config, train: ConfigDict, x: Float[np.ndarray
         before, done = done, min(done + train.eval_every, train.steps)
         groups = _letter_groups(cfg, state['params'], seed + done) if letter.diversity else None
         params, opt, loss, recon = _steps(
-          cfg,
-          tx,
-          done - before,
-          min(train.batch, len(x)),
-          letter,
-          state['params'],
-          state['opt'],
-          x,
-          partners,
-          groups,
-          jax.random.fold_in(key, done + 2),
+          cfg, tx, done - before, min(train.batch, len(x)), letter, state['params'], state['opt'],
+          x, partners, groups, jax.random.fold_in(key, done + 2)
         )
         state = record_codes(
           work, cfg, x, {**state, 'params': params, 'opt': opt}, done, loss, recon
@@ -110,17 +101,12 @@ def init_state(cfg: rqvae.Config, tx: optax.GradientTransformation, x: Float[Arr
                key: Key[Array, '']) -> dict:
   """Everything that a checkpoint holds, before the first step."""
   params = rqvae.seed_codes(
-    cfg,
-    rqvae.init(cfg, jax.random.fold_in(key, 0)),
-    x[_kmeans_rows(key, len(x))],
-    jax.random.fold_in(key, 1),
+    cfg, rqvae.init(cfg, jax.random.fold_in(key, 0)), x[_kmeans_rows(key, len(x))],
+    jax.random.fold_in(key, 1)
   )
   return {
-    'params': params,
-    'opt': tx.init(params),
-    'best': params,
-    'rate': np.float32(np.inf),
-    'at': np.int32(0),
+    'params': params, 'opt': tx.init(params), 'best': params, 'rate': np.float32(np.inf),
+    'at': np.int32(0)
   }
 
 

@@ -32,21 +32,9 @@ def rqvae_config(ids_cfg: ConfigDict, dim: int) -> rqvae.Config:
   """The RQ-VAE of a config's group over vectors of width `dim`."""
   kind = NETWORKS[ids_cfg.kind]
   return rqvae.Config(
-    dim,
-    tuple(ids_cfg.hidden),
-    ids_cfg.width if kind == 'mlp' else dim,
-    ids_cfg.levels,
-    ids_cfg.size,
-    ids_cfg.beta,
-    ids_cfg.alpha,
-    ids_cfg.reduction,
-    ids_cfg.residual,
-    ids_cfg.distance,
-    ids_cfg.recon,
-    ids_cfg.estimator,
-    kind,
-    tuple(ids_cfg.sinkhorn),
-    ids_cfg.tau,
+    dim, tuple(ids_cfg.hidden), ids_cfg.width if kind == 'mlp' else dim, ids_cfg.levels,
+    ids_cfg.size, ids_cfg.beta, ids_cfg.alpha, ids_cfg.reduction, ids_cfg.residual,
+    ids_cfg.distance, ids_cfg.recon, ids_cfg.estimator, kind, tuple(ids_cfg.sinkhorn), ids_cfg.tau
   )
 
 
@@ -68,16 +56,12 @@ def stage(work: Workdir, cfg: ConfigDict, vectors_dir: Path, ids: Sequence[str])
   elif ids_cfg.kind in NETWORKS:
     codes, distances = train_network(work, ids_cfg, x, cfg.seed)
   elif ids_cfg.kind in semantic_ids.PLAIN:
-    codes, fitted = semantic_ids.PLAIN[ids_cfg.kind](
-      x, ids_cfg.levels, ids_cfg.size, cfg.seed
-    )
+    codes, fitted = semantic_ids.PLAIN[ids_cfg.kind](x, ids_cfg.levels, ids_cfg.size, cfg.seed)
     distances = None
     if ids_cfg.kind in RESIDUAL:
       np.save(work.folder / 'codebooks.npy', fitted['codebooks'], allow_pickle=False)
     if ids_cfg.kind in ('rqkmeans', 'rkmeans'):
-      distances = semantic_ids.encode_residual(x, fitted['codebooks'], ids_cfg.kind == 'rkmeans')[
-        1
-      ]
+      distances = semantic_ids.encode_residual(x, fitted['codebooks'], ids_cfg.kind == 'rkmeans')[1]
   else:
     raise ConfigError(f'semantic_ids.kind={ids_cfg.kind!r}; choose one of '
                       f'{", ".join([*NETWORKS, *semantic_ids.PLAIN])}')

@@ -37,15 +37,7 @@ VARIANTS = ('tiger', 'etegrec')
 def settings(cfg: ConfigDict) -> ConfigDict:
   """What of the config decides the trained models."""
   names = [
-    'variant',
-    'fusion',
-    'model',
-    'semantic_ids',
-    'train',
-    'optim',
-    'decode',
-    'seed',
-    'seeds',
+    'variant', 'fusion', 'model', 'semantic_ids', 'train', 'optim', 'decode', 'seed', 'seeds'
   ]
   names += ['align', 'id_optim'] if cfg.variant == 'etegrec' else []
   return ConfigDict({**{k: cfg[k] for k in names}, 'normalize': beam_ranking.NORMALIZE})
@@ -66,32 +58,17 @@ def model_config(cfg: ConfigDict, levels: int, size: int, dim: int,
   model = cfg.model
   check_dtype('model.dtype', model.dtype)
   net = t5.Config(
-    width=model.width,
-    layers=model.layers,
-    decoder_layers=model.decoder_layers,
-    heads=model.heads,
-    head_dim=model.head_dim,
-    ffn=model.ffn,
-    dropout=model.dropout,
-    gated=model.gated,
-    dtype=model.dtype,
+    width=model.width, layers=model.layers, decoder_layers=model.decoder_layers, heads=model.heads,
+    head_dim=model.head_dim, ffn=model.ffn, dropout=model.dropout, gated=model.gated,
+    dtype=model.dtype
   )
   joint = cfg.variant == 'etegrec'
   code_width = (
     cfg.semantic_ids.width if tokenization.NETWORKS.get(cfg.semantic_ids.kind) == 'mlp' else dim
   )
   return semantic_id_t5.Config(
-    net,
-    levels,
-    size,
-    dim if joint else 0,
-    code_width if joint else 0,
-    cfg.fusion,
-    text_width,
-    model.fusion_heads,
-    model.fusion_layers,
-    model.reproduce_release,
-    model.untied_output,
+    net, levels, size, dim if joint else 0, code_width if joint else 0, cfg.fusion, text_width,
+    model.fusion_heads, model.fusion_layers, model.reproduce_release, model.untied_output
   )
 
 
@@ -147,17 +124,8 @@ def load_training_data(cfg: ConfigDict, dataset: Dataset, vectors_dir: Path, ids
   )
   held_out_rows = interest_rows[len(targets) :]
   return TrainingData(
-    net,
-    id_cfg,
-    split,
-    np.pad(table, [(1, 0), (0, 0)], constant_values=-1),
-    x,
-    texts,
-    bins,
-    shares,
-    steps,
-    held_out_rows[: len(split.valid)],
-    held_out_rows[len(split.valid) :],
+    net, id_cfg, split, np.pad(table, [(1, 0), (0, 0)], constant_values=-1), x, texts, bins, shares,
+    steps, held_out_rows[: len(split.valid)], held_out_rows[len(split.valid) :]
   )
 
 
@@ -194,8 +162,7 @@ def trace_step(cfg: ConfigDict,
   weights, id_cfg = training.AlignmentWeights(), None
   if cfg.variant == 'etegrec':
     weights, id_cfg = (
-      training.AlignmentWeights(1.0, 1.0),
-      tokenization.rqvae_config(cfg.semantic_ids, dim),
+      training.AlignmentWeights(1.0, 1.0), tokenization.rqvae_config(cfg.semantic_ids, dim)
     )
     fixed['id'] = jax.eval_shape(functools.partial(rqvae.init, id_cfg), key)
   x = jax.ShapeDtypeStruct((len(dataset.catalog), dim), np.float32)
@@ -206,13 +173,8 @@ def trace_step(cfg: ConfigDict,
 
   return (
     cost_model.trace(
-      loss,
-      jax.eval_shape(functools.partial(semantic_id_t5.init, net), key),
-      x,
-      texts,
-      fixed,
-      step_bins,
-      key,
+      loss, jax.eval_shape(functools.partial(semantic_id_t5.init, net), key), x, texts, fixed,
+      step_bins, key
     ),
     steps,
     bins,
@@ -264,21 +226,15 @@ def stage(work: Workdir, cfg: ConfigDict, dataset: Dataset, vectors_dir: Path, i
     def init_seed(key):
       params = {**fixed_start, 'rec': semantic_id_t5.init(data.cfg, key)}
       return {
-        'params': params,
-        'opt': {side: side_tx.init(params[side]) for side, side_tx in tx.items()},
+        'params': params, 'opt': {side: side_tx.init(params[side]) for side, side_tx in tx.items()}
       }
 
     return jax.vmap(init_seed)(seed_keys(cfg))
 
   weights = (
     training.AlignmentWeights(
-      cfg.align.sia,
-      cfg.align.psa,
-      cfg.align.sign,
-      cfg.align.reduce,
-      cfg.align.temperature,
-      cfg.align.tau,
-      cfg.align.warm,
+      cfg.align.sia, cfg.align.psa, cfg.align.sign, cfg.align.reduce, cfg.align.temperature,
+      cfg.align.tau, cfg.align.warm
     )
     if joint
     else (training.AlignmentWeights())
@@ -364,13 +320,9 @@ def validate_params(cfg: ConfigDict, data: TrainingData, params: PyTree) -> floa
   order = np.random.default_rng(0).permutation(len(cases))[:cfg.train.valid_users or None]
   interests = data.given('valid')
   ranked, _ = beam_ranking.rank_items(
-    data.cfg,
-    params['rec'],
-    params['table'],
-    [cases.history(i) for i in order],
-    cfg.model.max_history,
-    cfg.decode,
-    None if interests is None else tuple(array[order] for array in interests),
+    data.cfg, params['rec'], params['table'], [cases.history(i) for i in order],
+    cfg.model.max_history, cfg.decode,
+    None if interests is None else tuple(array[order] for array in interests)
   )
   ranks = ranking.list_ranks(ranked, cases.targets[order], len(data.x))
   return float(metrics.per_case(ranks, (10,))['NDCG@10'].mean())

@@ -60,7 +60,7 @@ def new_vectors(workdir: Path, config: ConfigDict, dataset: Dataset,
     vectors = item_embeddings.from_text(work, texts, vectors_cfg.encoder)
     np.save(
       work.folder / 'vectors.npy',
-      item_embeddings.rescale(vectors, vectors_dir) if vectors_cfg.unit else vectors,
+      item_embeddings.rescale(vectors, vectors_dir) if vectors_cfg.unit else vectors
     )
     return {'items': len(vectors)}
 

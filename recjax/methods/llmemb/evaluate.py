@@ -51,12 +51,8 @@ def stage(work: Workdir, cfg: ConfigDict, dataset: Dataset, tables: dict, id_dir
       for seed in range(cfg.seeds):
         score = sequential.scorer(model, sequential.load(folder / 'model.npz', seed))
         seed_ranks, *top_items_and_scores = ranking.rank_and_recommend(
-          score,
-          split.test,
-          num_items,
-          min(cfg.eval.save_top, num_items),
-          block,
-          mask_history=mask_history,
+          score, split.test, num_items, min(cfg.eval.save_top, num_items), block,
+          mask_history=mask_history
         )
         model_ranks.append(seed_ranks)
         if candidate_items is not None:
@@ -115,10 +111,7 @@ def group_masks(cfg: ConfigDict, dataset: Dataset,
   is_rare = counts < cfg.eval.tail_item
   is_short = np.diff(split.test.histories[1]) < cfg.eval.tail_user
   return {
-    'tail_item': is_rare,
-    'head_item': ~is_rare,
-    'tail_user': is_short,
-    'head_user': ~is_short,
+    'tail_item': is_rare, 'head_item': ~is_rare, 'tail_user': is_short, 'head_user': ~is_short
   }
 
 

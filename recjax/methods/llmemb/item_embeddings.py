@@ -79,20 +79,14 @@ def write_shards(work: Workdir, cfg: ConfigDict, texts: Sequence[str], llm_dir: 
   write_json(
     work.folder / ABOUT_FILE,
     {
-      'num_items': len(texts),
-      'dim': encoder.width,
-      'dtype': 'float32',
+      'num_items': len(texts), 'dim': encoder.width, 'dtype': 'float32',
       'tuned': scft_dir is not None,
-      'prompts_sha256': hashlib.sha256('\0'.join(texts).encode()).hexdigest(),
-      **about,
+      'prompts_sha256': hashlib.sha256('\0'.join(texts).encode()).hexdigest(), **about
     },
   )
   return {
-    'items': len(texts),
-    'dim': encoder.width,
-    'tokens': total,
-    'padding': round(padding, 4),
-    'cut_texts': sum(i['cut'] for i in infos),
+    'items': len(texts), 'dim': encoder.width, 'tokens': total, 'padding': round(padding, 4),
+    'cut_texts': sum(i['cut'] for i in infos)
   }
 
 
@@ -132,18 +126,12 @@ def write_reduced(work: Workdir, table: Float[np.ndarray, 'N d'], dim: int) -> d
   write_json(
     work.folder / ABOUT_FILE,
     {
-      'num_items': len(table),
-      'dim': dim,
-      'dtype': 'float32',
-      'of': table.shape[1],
-      'variance_kept': round(variance_kept, 4),
+      'num_items': len(table), 'dim': dim, 'dtype': 'float32', 'of': table.shape[1],
+      'variance_kept': round(variance_kept, 4)
     },
   )
   return {
-    'items': len(table),
-    'from': table.shape[1],
-    'to': dim,
-    'variance_kept': round(variance_kept, 4),
+    'items': len(table), 'from': table.shape[1], 'to': dim, 'variance_kept': round(variance_kept, 4)
   }
 
 

@@ -65,9 +65,8 @@ def stage(work: Workdir, cfg: ConfigDict, dataset: Dataset) -> dict:
       f'    {len(bare_items)} items have no attribute and read {UNKNOWN!r}, e.g. {bare_items[0]}'
     )
   return {
-    'items': len(ids),
-    'without_attributes': len(bare_items),
-    'characters': round(float(np.mean([len(prompt) for prompt in prompts])), 1),
+    'items': len(ids), 'without_attributes': len(bare_items),
+    'characters': round(float(np.mean([len(prompt) for prompt in prompts])), 1)
   }
 
 
@@ -86,10 +85,8 @@ def item_prompts(cfg: ConfigDict, catalog: Catalog) -> tuple[list[str], list[str
     text = written_prompts[i] if written_prompts else None
     if not text:
       item_attributes = attributes(
-        {column: values[i] for column, values in columns.items()},
-        RULES[cfg.rules],
-        cfg.empty,
-        cfg.crude,
+        {column: values[i] for column, values in columns.items()}, RULES[cfg.rules], cfg.empty,
+        cfg.crude
       )
       bare_items += [] if item_attributes else [item]
       text = (

@@ -120,11 +120,8 @@ def stage(work: Workdir, cfg: ConfigDict, dataset: Dataset, table_dir: Path, ids
   aim = jnp.asarray(sequential.load(ids_dir / 'model.npz')['items'][:, 1:model.items + 1])
   full_params = jax.jit(lambda params: expand_table(cfg, model, params, vectors, id_rows=id_rows))
   validate = ranking.validator(
-    lambda params: sequential.scorer(model, full_params(params)),
-    split.valid,
-    model.items,
-    cfg.seeds,
-    cfg.train.valid_users,
+    lambda params: sequential.scorer(model, full_params(params)), split.valid, model.items,
+    cfg.seeds, cfg.train.valid_users
   )
   objective = functools.partial(make_objective, cfg, vectors.shape[1], id_rows=id_rows)
   best, scores, best_epochs = sequential.fit(
@@ -139,9 +136,7 @@ def stage(work: Workdir, cfg: ConfigDict, dataset: Dataset, table_dir: Path, ids
 def cost(cfg: ConfigDict, dataset: Dataset) -> dict[str, str]:
   """What the trainings of recommenders take, each over all seeds at once. -> {what: text}"""
   split, num_items, steps_by_name = (
-    splits.leave_one_out(dataset.interactions),
-    len(dataset.catalog),
-    {},
+    splits.leave_one_out(dataset.interactions), len(dataset.catalog), {}
   )
   for kind in variants.id_models(cfg):
     planned = sequential.planned(id_settings(cfg, kind), num_items, split.train)
@@ -156,10 +151,8 @@ def cost(cfg: ConfigDict, dataset: Dataset) -> dict[str, str]:
       num_items,
       split.train,
       functools.partial(
-        make_objective,
-        variant_cfg,
-        num_components,
-        id_rows=has_id_row(variant_cfg, split, num_items),
+        make_objective, variant_cfg, num_components,
+        id_rows=has_id_row(variant_cfg, split, num_items)
       ),
       shape(num_items, num_components),
       shape(num_items, model.width),
@@ -242,11 +235,8 @@ def init(cfg: ConfigDict, model: seqrec.Config, num_components: int, key: Key[Ar
   params = {'rest': rest}
   if cfg.rat.adapter:
     params['adapter'] = init_adapter(
-      num_components,
-      cfg.rat.hidden or num_components // 2,
-      model.width,
-      cfg.rat.spread,
-      jax.random.fold_in(key, 1),
+      num_components, cfg.rat.hidden or num_components // 2, model.width, cfg.rat.spread,
+      jax.random.fold_in(key, 1)
     )
   if not cfg.rat.freeze:
     params['moved'] = jnp.zeros(
@@ -267,7 +257,7 @@ def init_adapter(num_components: int, hidden: int, width: int, spread: float,
     'w1': jax.random.normal(first_key, (num_components, hidden)) * num_components**-0.5,
     'b1': jnp.zeros(hidden),
     'w2': jax.random.normal(second_key, (hidden, width)) * spread * hidden**-0.5,
-    'b2': jnp.zeros(width),
+    'b2': jnp.zeros(width)
   }
 
 

@@ -218,9 +218,8 @@ def training_section(work: Workdir, id_dirs: dict, rat_dirs: dict) -> str:
   }
   parts = [
     html.figure(
-      plots.loss_curves({stage_name: curve}),
-      f'Training loss of {stage_name}',
-      f'loss of {stage_name}',
+      plots.loss_curves({stage_name: curve}), f'Training loss of {stage_name}',
+      f'loss of {stage_name}'
     )
     for stage_name, curve in losses.items()
     if curve
@@ -228,8 +227,7 @@ def training_section(work: Workdir, id_dirs: dict, rat_dirs: dict) -> str:
   parts.append(
     html.figure(
       plots.loss_curves(validation, ylabel='NDCG@10', xlabel='epoch'),
-      'Validation NDCG@10 of the first seed by epoch; the best one is kept',
-      'validation curves',
+      'Validation NDCG@10 of the first seed by epoch; the best one is kept', 'validation curves'
     )
   )
   return html.section('Training', html.grid(*parts))

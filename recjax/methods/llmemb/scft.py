@@ -31,12 +31,8 @@ def settings(cfg: ConfigDict, source: str) -> ConfigDict:
   """Everything in the config that decides this stage's result."""
   return ConfigDict(
     {
-      'scft': cfg.scft,
-      'lora': cfg.lora,
-      'llm': cfg.llm,
-      'reproduce_bugs': cfg.reproduce_bugs,
-      'pool': 'last' if source == 'last' else cfg.scft.pool,
-      'seed': cfg.seed,
+      'scft': cfg.scft, 'lora': cfg.lora, 'llm': cfg.llm, 'reproduce_bugs': cfg.reproduce_bugs,
+      'pool': 'last' if source == 'last' else cfg.scft.pool, 'seed': cfg.seed
     }
   )
 
@@ -59,14 +55,9 @@ def stage(work: Workdir, cfg: ConfigDict, prompts_dir: Path, llm_dir: Path) -> d
     return make_loss(encoder, cfg, num_row_shards(work.mesh), num_parts)
 
   task = Task(
-    init=functools.partial(init_params, encoder.model.cfg, cfg),
-    batches=batches,
-    loss=make_loss(encoder, cfg, num_row_shards(work.mesh)),
-    frozen=encoder.variables['params'],
-    split=split,
-    parts=cfg.scft.parts,
-    shape=(encoder.model.cfg, 0),
-    rules=llm.RULES,
+    init=functools.partial(init_params, encoder.model.cfg, cfg), batches=batches,
+    loss=make_loss(encoder, cfg, num_row_shards(work.mesh)), frozen=encoder.variables['params'],
+    split=split, parts=cfg.scft.parts, shape=(encoder.model.cfg, 0), rules=llm.RULES
   )
   fit_settings = dataclasses.replace(
     loop.FitSettings.of(cfg.scft.optim), steps=cfg.scft.steps, seed=cfg.seed
@@ -155,8 +146,7 @@ def make_loss(encoder: text_embedding.Encoder, cfg: ConfigDict, num_shards: int 
     cached_loss = contrastive.cached(encode, loss_of_vectors, parts)
     return lambda train, frozen, batch, key: (cached_loss(train, frozen, batch), {})
   return lambda train, frozen, batch, key: (
-    loss_of_vectors(train, encode(train, frozen, batch)),
-    {},
+    loss_of_vectors(train, encode(train, frozen, batch)), {}
   )
 
 

@@ -65,12 +65,8 @@ def prompt_vectors(workdir: Path, config: ConfigDict, dataset: Dataset, source: 
   ) as work:
     return item_embeddings.read_shards(
       work.stage(
-        f'export-{source}',
-        item_embeddings.write_shards,
-        item_embeddings.settings(config, source),
-        texts,
-        llm_dir,
-        scft_dir,
+        f'export-{source}', item_embeddings.write_shards, item_embeddings.settings(config, source),
+        texts, llm_dir, scft_dir
       )
     )
 

@@ -25,14 +25,10 @@ class Variant:
 
 
 VARIANTS = {
-    'full': Variant(),
-    'no_scft': Variant('plain'),
-    'no_adapter': Variant(adapter=False),
-    'no_freeze': Variant(freeze=False),
-    'no_align': Variant(align=False),
-    'pool_last': Variant('last'),
-    'pca': Variant('plain', adapter=False, align=False),
-    'text': Variant('text'),
+  'full': Variant(), 'no_scft': Variant('plain'), 'no_adapter': Variant(adapter=False),
+  'no_freeze': Variant(freeze=False), 'no_align': Variant(align=False),
+  'pool_last': Variant('last'), 'pca': Variant('plain', adapter=False, align=False),
+  'text': Variant('text')
 }
 
 
@@ -77,13 +73,12 @@ def recommender_config(cfg: ConfigDict, kind: str) -> ConfigDict:
   model = (cfg.model if kind == cfg.model.kind else cfg.base).to_dict()
   train = cfg.train.to_dict()
   model.update(
-    future=cfg.reproduce_bugs.future_seen and kind == 'sasrec',
-    pads=cfg.reproduce_bugs.pads_seen,
-    bare=cfg.reproduce_bugs.bare_backbones,
+    future=cfg.reproduce_bugs.future_seen and kind == 'sasrec', pads=cfg.reproduce_bugs.pads_seen,
+    bare=cfg.reproduce_bugs.bare_backbones
   )
   train.update(
     last_only=cfg.reproduce_bugs.last_target_only and kind == 'gru4rec',
-    mask_by_chance=cfg.reproduce_bugs.noisy_masks and kind == 'bert4rec',
+    mask_by_chance=cfg.reproduce_bugs.noisy_masks and kind == 'bert4rec'
   )
   return ConfigDict(
     {'model': model, 'train': train, **{k: cfg[k] for k in ('loss', 'optim', 'seed', 'seeds')}}

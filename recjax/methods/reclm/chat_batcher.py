@@ -137,24 +137,17 @@ class ChatBatcher:
     for row, request in enumerate(requests):
       min_items = next(n for n in MIN_ITEMS if n >= min(request.least, MIN_ITEMS[-1]))
       key = (
-        self.domain_of(request)[0],
-        min_items,
-        self.temperature_of(request),
-        request.seed,
-        len(prompts[row]) // PROMPT_BUCKET,
+        self.domain_of(request)[0], min_items, self.temperature_of(request), request.seed,
+        len(prompts[row]) // PROMPT_BUCKET
       )
       rows_by_program.setdefault(key, []).append(row)
     for (name, min_items, temperature, seed, _), rows in rows_by_program.items():
       for start in range(0, len(rows), BATCH_SIZES[-1]):
         batch_rows = rows[start:start + BATCH_SIZES[-1]]
         batch_answers = self.batch(
-          self.domains[name],
-          [requests[row_number] for row_number in batch_rows],
-          [prompts[row_number] for row_number in batch_rows],
-          min_items,
-          temperature,
-          seed,
-          lambda place, answer, batch_rows=batch_rows: settle(batch_rows[place], answer),
+          self.domains[name], [requests[row_number] for row_number in batch_rows],
+          [prompts[row_number] for row_number in batch_rows], min_items, temperature, seed,
+          lambda place, answer, batch_rows=batch_rows: settle(batch_rows[place], answer)
         )
         for row, chat_answer in zip(batch_rows, batch_answers):
           answers[row] = chat_answer
@@ -186,13 +179,8 @@ class ChatBatcher:
       return ~is_over
     with jax.set_mesh(self.mesh):
       replies = generation.generate_replies(
-        grounded,
-        self.generator,
-        decode,
-        prompts + prompts[-1:] * (batch_size - len(prompts)),
-        min_items=min_items,
-        seed=seed,
-        on_tokens=on_tokens,
+        grounded, self.generator, decode, prompts + prompts[-1:] * (batch_size - len(prompts)),
+        min_items=min_items, seed=seed, on_tokens=on_tokens
       )
     return [answer_at(place, reply) for place, reply in enumerate(replies[: len(requests)])]
 

@@ -83,14 +83,8 @@ def ask_lists(work: Workdir, name: str, cfg: ConfigDict, grounded: generation.Gr
   """
   histories = [cases.history(case) for case in range(len(cases))]
   prompts, num_shortened = sft_data.make_prompts(
-    train.make_encoder(cfg, grounded.chat_model, tokenized),
-    tokenized,
-    sft_data.read_template(cfg),
-    histories,
-    words,
-    cfg.decode.num_items,
-    wishes,
-    candidates,
+    train.make_encoder(cfg, grounded.chat_model, tokenized), tokenized, sft_data.read_template(cfg),
+    histories, words, cfg.decode.num_items, wishes, candidates
   )
   return generation.reply_to_all(
     work, name, grounded, cfg.decode, prompts, histories if mask_history else None, cfg.seed
@@ -103,21 +97,12 @@ def rank_all(work: Workdir, cfg: ConfigDict, grounded: generation.GroundedModel,
   template = sft_data.read_template(cfg)
   histories = [cases.history(case) for case in range(len(cases))]
   prompts, _ = sft_data.make_prompts(
-    train.make_encoder(cfg, grounded.chat_model, tokenized),
-    tokenized,
-    template,
-    histories,
-    cfg.eval.words,
-    cfg.decode.num_items,
+    train.make_encoder(cfg, grounded.chat_model, tokenized), tokenized, template, histories,
+    cfg.eval.words, cfg.decode.num_items
   )
   return generation.rank_items_of_all(
-    work,
-    'ranked',
-    grounded,
-    cfg.decode,
-    prompts,
-    histories if cfg.eval.mask_history else None,
-    cfg.decode.num_items,
+    work, 'ranked', grounded, cfg.decode, prompts, histories if cfg.eval.mask_history else None,
+    cfg.decode.num_items
   )
 
 
@@ -132,11 +117,11 @@ def save_results(work: Workdir, cfg: ConfigDict, dataset: Dataset, split: splits
   list_scores = np.where(items > 0, 1 / (1 + np.arange(width)), 0).astype(np.float32)
   ranks = {
     cfg.grounding: ranking.list_ranks(items, cases.targets, num_items - 1),
-    f'{cfg.grounding}:ranked': ranking.list_ranks(ranked[0], cases.targets, num_items - 1),
+    f'{cfg.grounding}:ranked': ranking.list_ranks(ranked[0], cases.targets, num_items - 1)
   }
   other_scores = {
     **({'sasrec': teacher_score} if teacher_score else {}),
-    **baselines.baselines(split.train, num_items, cfg.seed),
+    **baselines.baselines(split.train, num_items, cfg.seed)
   }
   for name, score_fn in other_scores.items():
     ranks[name] = ranking.rank_cases(score_fn, cases, num_items, mask_history=cfg.eval.mask_history)
@@ -168,9 +153,8 @@ def judge_rounds(work: Workdir, cfg: ConfigDict, grounded: generation.GroundedMo
   template = sft_data.read_template(cfg)
   encoder, message = train.make_encoder(cfg, grounded.chat_model, tokenized), sft_data.message
   opening = [
-    message('system', template['system']),
-    message('user', first[0]),
-    message('assistant', [first[1]]),
+    message('system', template['system']), message('user', first[0]),
+    message('assistant', [first[1]])
   ]
   turns = [
     opening
@@ -180,13 +164,8 @@ def judge_rounds(work: Workdir, cfg: ConfigDict, grounded: generation.GroundedMo
     for case in range(count)
   ]
   lists = generation.reply_to_all(
-    work,
-    'rounds-1',
-    grounded,
-    cfg.decode,
-    [encoder.tokens(conversation) for conversation in turns],
-    None,
-    cfg.seed,
+    work, 'rounds-1', grounded, cfg.decode,
+    [encoder.tokens(conversation) for conversation in turns], None, cfg.seed
   )
   ends = set(grounded.chat_model.tokenizer.eos_ids)
   for conversation, reply, (question, _) in zip(turns, lists, later):
@@ -195,13 +174,8 @@ def judge_rounds(work: Workdir, cfg: ConfigDict, grounded: generation.GroundedMo
       message('user', question),
     ]
   answers = generation.reply_to_all(
-    work,
-    'rounds-2',
-    grounded,
-    answer_settings(cfg),
-    [encoder.tokens(conversation) for conversation in turns],
-    None,
-    cfg.seed,
+    work, 'rounds-2', grounded, answer_settings(cfg),
+    [encoder.tokens(conversation) for conversation in turns], None, cfg.seed
   )
   is_right = [
     list_metrics.last_number(reply.text) is not None
@@ -215,12 +189,8 @@ def judge_rounds(work: Workdir, cfg: ConfigDict, grounded: generation.GroundedMo
     'CSN_R2': float(np.mean([not reply.items and not reply.unfinished for reply in answers])),
     'accuracy': float(np.mean(is_right)),
     **list_metrics.list_rates(
-      [reply.items for reply in lists],
-      [some_cases.history(case) for case in range(count)],
-      some_cases.targets,
-      tokenized.categories,
-      len(tokenized.titles),
-      cfg.decode.num_items,
+      [reply.items for reply in lists], [some_cases.history(case) for case in range(count)],
+      some_cases.targets, tokenized.categories, len(tokenized.titles), cfg.decode.num_items
     ),
   }
 
@@ -244,12 +214,8 @@ def judge_cross(work: Workdir, cfg: ConfigDict, chat_model: train.ChatModel) -> 
     'notes': {note: count for note, count in tokenized.notes.items() if count},
     'popularity HR@10': float(np.mean([target in popular_items for target in cases.targets])),
     **list_metrics.list_rates(
-      [reply.items for reply in replies],
-      [cases.history(case) for case in range(len(cases))],
-      cases.targets,
-      tokenized.categories,
-      len(tokenized.titles),
-      cfg.decode.num_items,
+      [reply.items for reply in replies], [cases.history(case) for case in range(len(cases))],
+      cases.targets, tokenized.categories, len(tokenized.titles), cfg.decode.num_items
     ),
   }
 
@@ -267,25 +233,14 @@ def judge_candidates(work: Workdir, cfg: ConfigDict, grounded: generation.Ground
     items_of_case = np.concatenate([[target], rng.permutation(others)[:size - 1]])
     candidates.append(tuple(rng.permutation(items_of_case).tolist()))
   replies, _ = ask_lists(
-    work,
-    'ranking',
-    cfg,
-    grounded,
-    tokenized,
-    cases,
-    cfg.eval.words,
-    cfg.eval.mask_history,
-    candidates=candidates,
+    work, 'ranking', cfg, grounded, tokenized, cases, cfg.eval.words, cfg.eval.mask_history,
+    candidates=candidates
   )
   lists = [reply.items[:k] for reply in replies]
   return {
     **list_metrics.list_rates(
-      [reply.items for reply in replies],
-      histories,
-      cases.targets,
-      tokenized.categories,
-      num_items,
-      k,
+      [reply.items for reply in replies], histories, cases.targets, tokenized.categories, num_items,
+      k
     ),
     'candidates': size,
     f'NotInCandidateRate@{k}': float(
@@ -317,13 +272,8 @@ def judge_control(work: Workdir, cfg: ConfigDict, grounded: generation.GroundedM
   histories = [some_cases.history(case) for case in rows]
   for number, kind in enumerate(control_tasks.LIST_KINDS):
     lists = control_tasks.make_lists(
-      tokenized,
-      histories,
-      some_cases.targets.tolist(),
-      teach,
-      [(cfg.seed, 6, number, case) for case in rows.tolist()],
-      [kind] * len(rows),
-      k,
+      tokenized, histories, some_cases.targets.tolist(), teach,
+      [(cfg.seed, 6, number, case) for case in rows.tolist()], [kind] * len(rows), k
     )
     requests += [
       (case, labels_and_request[1])
@@ -333,15 +283,9 @@ def judge_control(work: Workdir, cfg: ConfigDict, grounded: generation.GroundedM
   if not requests:
     return {}
   replies, _ = ask_lists(
-    work,
-    'control',
-    cfg,
-    grounded,
-    tokenized,
-    some_cases.picked(np.array([case for case, _ in requests])),
-    cfg.eval.words,
-    cfg.eval.mask_history,
-    [category_request.text(template) for _, category_request in requests],
+    work, 'control', cfg, grounded, tokenized,
+    some_cases.picked(np.array([case for case, _ in requests])), cfg.eval.words,
+    cfg.eval.mask_history, [category_request.text(template) for _, category_request in requests]
   )
   rates = {}
   for (case, request), reply in zip(requests, replies):
@@ -352,11 +296,8 @@ def judge_control(work: Workdir, cfg: ConfigDict, grounded: generation.GroundedM
     for name, value in zip(
       row,
       (
-        1,
-        request.followed(items, category_items),
-        request.followed(plain[case], category_items),
-        sum(item in category_items for item in items) / k,
-        some_cases.targets[case] in items,
+        1, request.followed(items, category_items), request.followed(plain[case], category_items),
+        sum(item in category_items for item in items) / k, some_cases.targets[case] in items
       ),
     ):
       row[name].append(value)
@@ -414,27 +355,17 @@ def judge_free(work: Workdir, cfg: ConfigDict, grounded: generation.GroundedMode
   histories = [some_cases.history(case) for case in range(len(some_cases))]
   chat_model = grounded.chat_model
   prompts, _ = sft_data.make_prompts(
-    train.make_encoder(cfg, chat_model, tokenized),
-    tokenized,
-    sft_data.read_template(cfg),
-    histories,
-    cfg.eval.words,
-    cfg.decode.num_items,
+    train.make_encoder(cfg, chat_model, tokenized), tokenized, sft_data.read_template(cfg),
+    histories, cfg.eval.words, cfg.decode.num_items
   )
   lists = [
     list_metrics.match_items(
       list_metrics.parse_titles(ids, chat_model.tokenizer, chat_model.soi, chat_model.eoi),
-      tokenized,
-      chat_model.tokenizer,
-      cfg.eval.vague,
+      tokenized, chat_model.tokenizer, cfg.eval.vague
     )
     for ids in generation.reply_freely(work, 'free', grounded, cfg.decode, prompts, cfg.seed)
   ]
   return list_metrics.list_rates(
-    lists,
-    histories,
-    some_cases.targets,
-    tokenized.categories,
-    len(tokenized.titles),
-    cfg.decode.num_items,
+    lists, histories, some_cases.targets, tokenized.categories, len(tokenized.titles),
+    cfg.decode.num_items
   )

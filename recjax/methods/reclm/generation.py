@@ -50,10 +50,7 @@ class GroundedModel:
     kind: str = 'cgen',
   ):
     self.chat_model, self.catalogs, self.names, self.kind = (
-      chat_model,
-      list(catalogs),
-      list(names),
-      kind,
+      chat_model, list(catalogs), list(names), kind
     )
     self.trees = [
       tokenized.to_trie(chat_model.eoi, chat_model.model.cfg.vocab) for tokenized in self.catalogs
@@ -78,34 +75,17 @@ class GroundedModel:
     eos_ids = tuple(chat_model.tokenizer.eos_ids)
     if self.kind == 'ret':
       return retrieval_constraint.build_retrieval_constraint(
-        self.catalogs[0].title_tokens,
-        chat_model.extra['items'],
-        chat_model.extra['project'],
-        train.project,
-        chat_model.soi,
-        chat_model.eoi,
-        eos_ids,
-        decode.new_tokens,
-        decode.num_items,
-        self.excluded_mask(batch, excluded, allowed),
-        chat_model.tokenizer.pad_id,
-        min_items,
+        self.catalogs[0].title_tokens, chat_model.extra['items'], chat_model.extra['project'],
+        train.project, chat_model.soi, chat_model.eoi, eos_ids, decode.new_tokens, decode.num_items,
+        self.excluded_mask(batch, excluded, allowed), chat_model.tokenizer.pad_id, min_items
       )
     filter_ = None
     if excluded is not None or allowed is not None:
       filter_ = tokenized_catalog.make_filter(self.trees[0], excluded or [()] * batch, allowed)
     return item_span.item_span_constraint(
-      self.trees,
-      self.device_trie,
-      chat_model.soi,
-      eos_ids,
-      decode.new_tokens,
-      batch,
-      decode.num_items,
-      root=root,
-      limits=filter_,
-      pad_id=chat_model.tokenizer.pad_id,
-      least=min_items,
+      self.trees, self.device_trie, chat_model.soi, eos_ids, decode.new_tokens, batch,
+      decode.num_items, root=root, limits=filter_, pad_id=chat_model.tokenizer.pad_id,
+      least=min_items
     )
 
   def excluded_mask(self, batch: int, excluded: Sequence[Sequence[int]] | None,
@@ -134,11 +114,8 @@ class GroundedModel:
       items, unfinished = item_span.parse(self.trees[root], ids, chat_model.soi)
     complete = bool(ids) and ids[-1] in chat_model.tokenizer.eos_ids
     return Reply(
-      list(ids),
-      [item + 1 for item in items],
-      self.text(ids, items, tokenized),
-      complete,
-      unfinished,
+      list(ids), [item + 1 for item in items], self.text(ids, items, tokenized), complete,
+      unfinished
     )
 
   def text(self, ids: Sequence[int], items: Sequence[int], tokenized: TokenizedCatalog) -> str:
@@ -177,10 +154,8 @@ def generate_replies(grounded: GroundedModel, generator: PrefixGenerator, decode
   suffixes, sampling = (
     [generator.own(prompt) for prompt in prompts],
     dict(
-      temperature=float(decode.temperature),
-      top_p=float(decode.top_p),
-      new_tokens=decode.new_tokens,
-      seed=seed,
+      temperature=float(decode.temperature), top_p=float(decode.top_p),
+      new_tokens=decode.new_tokens, seed=seed
     ),
   )
   if on_tokens:
@@ -213,8 +188,7 @@ def rank_items(grounded: GroundedModel, generator: PrefixGenerator,
   generated = generator.generate(
     [generator.own([*prompt, *list_start, chat_model.soi]) for prompt in prompts],
     constraints.CatalogConstraint(grounded.device_trie, limits=filter_, **chat_model.scoring),
-    beams=max(k, MIN_BEAMS),
-    length_penalty=0.0,
+    beams=max(k, MIN_BEAMS), length_penalty=0.0
   )
   return generated.best(k, trie, filter_)
 
@@ -254,11 +228,8 @@ def rank_items_of_all(work: Workdir, name: str, grounded: GroundedModel, decode:
 
   def rank_batch(rows):
     items, scores = rank_items(
-      grounded,
-      generator,
-      [prompts[items_of_row] for items_of_row in rows],
-      k,
-      None if excluded is None else [excluded[items_of_row] for items_of_row in rows],
+      grounded, generator, [prompts[items_of_row] for items_of_row in rows], k,
+      None if excluded is None else [excluded[items_of_row] for items_of_row in rows]
     )
     return [
       [items_of_row.tolist(), [round(float(score), 5) for score in scores_of_row]]
@@ -300,13 +271,9 @@ def reply_freely(work: Workdir, name: str, grounded: GroundedModel, decode: Conf
 
   def reply_batch(batch_rows):
     generated = generator.generate(
-      [generator.own(prompts[row]) for row in batch_rows],
-      samples=1,
-      eos_ids=eos_ids,
-      temperature=float(decode.temperature),
-      top_p=float(decode.top_p),
-      new_tokens=decode.new_tokens,
-      seed=seed,
+      [generator.own(prompts[row]) for row in batch_rows], samples=1, eos_ids=eos_ids,
+      temperature=float(decode.temperature), top_p=float(decode.top_p),
+      new_tokens=decode.new_tokens, seed=seed
     )
     rows = [list(map(int, generated.row(place, 0))) for place in range(len(batch_rows))]
     return [

@@ -49,10 +49,8 @@ def open_run(
     table = run_files.read_arrays(find_stage(workdir, 'codes') / 'codes.npy')
   tokenized = train.load_tokenized(config, dataset, chat_model, table)
   return (
-    config,
-    dataset,
-    generation.GroundedModel(chat_model, [tokenized], [dataset.name], config.grounding),
-    mesh,
+    config, dataset,
+    generation.GroundedModel(chat_model, [tokenized], [dataset.name], config.grounding), mesh
   )
 
 

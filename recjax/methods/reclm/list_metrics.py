@@ -128,8 +128,7 @@ def edit_distance(a: str, b: str, max_edits: int) -> int:
       steps = [row.get(j, max_edits) + 1]
       if j:
         steps += [
-          next_row.get(j - 1, max_edits) + 1,
-          row.get(j - 1, max_edits + 1) + (letter != b[j - 1]),
+          next_row.get(j - 1, max_edits) + 1, row.get(j - 1, max_edits + 1) + (letter != b[j - 1])
         ]
       next_row[j] = min(steps)
     row = next_row

@@ -174,7 +174,7 @@ def _sample(fields: dict, place: str, dataset: Dataset, tokenized: TokenizedCata
   for question, answer in zip(fields['input_texts'], fields['output_texts']):
     turns += [
       message('user', parse_request(question, tokenized)),
-      message('assistant', parse_answer(answer, tokenized, place)),
+      message('assistant', parse_answer(answer, tokenized, place))
     ]
   items = [
     part
@@ -197,13 +197,9 @@ def _sample(fields: dict, place: str, dataset: Dataset, tokenized: TokenizedCata
   facts = {**facts, 'target_item': [] if target is None else [target]}
   task = fields.get('task', 'recommend' if items else 'chat')
   return sft_data.Sample(
-    turns,
-    TASK_OF.get(task, task),
-    -1 if user is None else users[str(user)],
-    item_indices('sub_sequential'),
-    (*item_indices('target_item'), 0)[0],
-    tuple(items),
-    item_indices('candidate_items'),
+    turns, TASK_OF.get(task, task), -1 if user is None else users[str(user)],
+    item_indices('sub_sequential'), (*item_indices('target_item'), 0)[0], tuple(items),
+    item_indices('candidate_items')
   )
 
 

@@ -112,6 +112,5 @@ def write_samples(cfg: ConfigDict, workdir: Path, tuned_dir: Path, out: Path) ->
     offline_samples.write(
       out,
       offline_samples.run_samples(cfg, dataset, tokenized, teach, train.load_chat_pairs(cfg)[0]),
-      dataset,
-      tokenized,
+      dataset, tokenized
     )

@@ -66,7 +66,7 @@ def write(cfg: ConfigDict, work: Workdir, dataset: Dataset, results_dir: Path) -
         users_section(cfg, work, dataset),
         run.training_section(
           work.metrics(),
-          {'llm': 'the tiny language model', 'teacher': 'the teacher', 'tune': 'the LLM'},
+          {'llm': 'the tiny language model', 'teacher': 'the teacher', 'tune': 'the LLM'}
         ),
         *run.closing(
           work.path,

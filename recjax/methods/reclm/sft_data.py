@@ -135,8 +135,7 @@ def category_samples(cfg: ConfigDict, tokenized: TokenizedCatalog, template: dic
     if rng.random() < cfg.control
   }
   lists, samples = (
-    [i for i, kind_of_user in kinds.items() if kind_of_user in control_tasks.LIST_KINDS],
-    {},
+    [i for i, kind_of_user in kinds.items() if kind_of_user in control_tasks.LIST_KINDS], {}
   )
   max_items = min(cfg.longest_list, len(tokenized.titles) - 1)
   made_lists = control_tasks.make_lists(
@@ -260,8 +259,7 @@ def request_turns(tokenized: TokenizedCatalog, template: dict[str, str], history
   form = template['train_candidates' if candidates else 'train' if words == 'trained' else 'test']
   rule = template['rule'] if words == 'rule' else ''
   return [
-    *turns,
-    message('user', request_text(tokenized, form, history, count, candidates, wish + rule)),
+    *turns, message('user', request_text(tokenized, form, history, count, candidates, wish + rule))
   ]
 
 

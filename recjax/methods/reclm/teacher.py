@@ -36,15 +36,12 @@ def stage(work: Workdir, cfg: ConfigDict, dataset: Dataset) -> dict:
     return {'url': source}
   if source != 'train':
     return auxiliary_recommender.adopt(
-      work,
-      source,
-      dataset,
-      'teacher.source',
-      "the address of a served one (http://...), or 'train'",
+      work, source, dataset, 'teacher.source',
+      "the address of a served one (http://...), or 'train'"
     )
   recommender_cfg, split = (
     auxiliary_recommender.settings(cfg.teacher, cfg.seed),
-    splits.leave_one_out(dataset.interactions),
+    splits.leave_one_out(dataset.interactions)
   )
   model = sequential.model_config(recommender_cfg, num_items)
   validate = ranking.validator(lambda p: sequential.scorer(model, p), split.valid, num_items, 1,

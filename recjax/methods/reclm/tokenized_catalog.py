@@ -57,8 +57,8 @@ def load(catalog: Catalog, tokenizer: Tokenizer) -> TokenizedCatalog:
     raise DataError('the catalogue has no titles to write; add `title` to its items')
   is_bare = [not (title or '').strip() for title in catalog_titles]
   normalized = [
-    normalize_title(item if without else title)
-    for title, item, without in zip(catalog_titles, catalog.ids, is_bare)
+    normalize_title(item if without else title) for title, item,
+    without in zip(catalog_titles, catalog.ids, is_bare)
   ]
 
   def round_trip(texts):
@@ -68,10 +68,8 @@ def load(catalog: Catalog, tokenizer: Tokenizer) -> TokenizedCatalog:
   title_tokens = tokenizer.encode_batch(distinct)
   num_twins = len(title_tokens) - len(set(map(tuple, title_tokens)))
   notes = {
-    **spelling.notes(normalized, titles),
-    'equal_tokens': num_twins,
-    'named_by_id': sum(is_bare),
-    'titles_made_unlike': sum(before != after for before, after in zip(titles, distinct)),
+    **spelling.notes(normalized, titles), 'equal_tokens': num_twins, 'named_by_id': sum(is_bare),
+    'titles_made_unlike': sum(before != after for before, after in zip(titles, distinct))
   }
   return TokenizedCatalog(catalog, distinct, title_tokens, category_paths(catalog), notes)
 

@@ -43,7 +43,7 @@ from recjax.training.workdir import Workdir
 # the titles of a history, so that what is learnt of those titles holds for answers at once.
 INIT_WORDS = {
   'words': {tokenized_catalog.SOI: 'start of an item', tokenized_catalog.EOI: 'end of an item'},
-  'quotes': {tokenized_catalog.SOI: " '", tokenized_catalog.EOI: "'"},
+  'quotes': {tokenized_catalog.SOI: " '", tokenized_catalog.EOI: "'"}
 }
 
 
@@ -87,9 +87,8 @@ def control_tokens(cfg: ConfigDict, table: np.ndarray | None = None) -> list[str
     return [tokenized_catalog.SOI, tokenized_catalog.EOI]
   size = int(table.max()) + 1
   return [
-    tokenized_catalog.SOI,
-    tokenized_catalog.EOI,
-    *(f'<{level}_{code}>' for level in range(table.shape[1]) for code in range(size)),
+    tokenized_catalog.SOI, tokenized_catalog.EOI,
+    *(f'<{level}_{code}>' for level in range(table.shape[1]) for code in range(size))
   ]
 
 
@@ -140,13 +139,8 @@ def make_encoder(cfg: ConfigDict, chat_model: ChatModel,
                  nodes: Sequence[np.ndarray] | None = None) -> chat_encoding.ChatEncoder:
   """How this model's conversations become tokens. nodes: as of `ChatEncoder`."""
   return chat_encoding.ChatEncoder(
-    chat_model.tokenizer,
-    tokenized.title_tokens,
-    chat_model.soi,
-    chat_model.eoi,
-    nodes,
-    cfg.prompt.max_prompt_tokens,
-    dict(cfg.prompt.variables),
+    chat_model.tokenizer, tokenized.title_tokens, chat_model.soi, chat_model.eoi, nodes,
+    cfg.prompt.max_prompt_tokens, dict(cfg.prompt.variables)
   )
 
 
@@ -238,11 +232,9 @@ def encode_samples(cfg: ConfigDict, dataset: Dataset, tokenized: tokenized_catal
   num_about_categories = sum(sample.task.startswith('control') for sample in parts['train'])
   num_apart = len(examples['train']) - counts['train']
   return examples, {
-    'samples': counts['train'],
-    **({'answers_learnt_apart': num_apart} if num_apart else {}),
-    'about_categories': num_about_categories,
-    'too_long': num_too_long,
-    'users_too_short': int((dataset.interactions.lengths() < sft_data.MIN_USER_ITEMS).sum()),
+    'samples': counts['train'], **({'answers_learnt_apart': num_apart} if num_apart else {}),
+    'about_categories': num_about_categories, 'too_long': num_too_long,
+    'users_too_short': int((dataset.interactions.lengths() < sft_data.MIN_USER_ITEMS).sum())
   }
 
 
@@ -278,7 +270,7 @@ def model_variables(cfg: ConfigDict, chat_model: ChatModel, train: PyTree, froze
     return {'params': train['params']}
   return {
     'params': embedding_resize.put(frozen, train['rows'], control_ids(chat_model)),
-    'lora': train['lora'],
+    'lora': train['lora']
   }
 
 
