@@ -89,7 +89,7 @@ class HouseTest(absltest.TestCase):
     self.assertEqual(done.returncode, 0, done.stderr)
 
   def test_every_config_key_is_read_somewhere(self):
-    source = '\n'.join(p.read_text() for p in self.files())
+    source = '\n'.join(p.read_text() for p in self.files() if p.name != 'config.py')
     for path in sorted((ROOT / 'configs').glob('*.py')):
       for key in keys(load_config(path).get_config()):
         self.assertRegex(source, rf"""[.]{key}\\b|['"]{key}['"]""".replace('\\\\', '\\'),
