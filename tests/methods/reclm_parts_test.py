@@ -333,7 +333,7 @@ class ControlTest(absltest.TestCase):
 NEAREST = '''
 import sys, types
 import jax, jax.numpy as jnp, numpy as np
-from recjax.methods.reclm import answer
+from recjax.methods.reclm import generation
 jax.config.update('jax_cpu_collectives_implementation', 'gloo')
 jax.distributed.initialize(f'127.0.0.1:{sys.argv[1]}', 2, int(sys.argv[2]))
 mesh = jax.sharding.Mesh(np.array(jax.devices()), ('data',))
@@ -341,10 +341,11 @@ states = jax.make_array_from_callback((2, 3), jax.NamedSharding(mesh, jax.P('dat
                                       lambda at: np.eye(2, 3, dtype=np.float32)[at])
 extra = {'project': [{'kernel': jnp.eye(3), 'bias': jnp.zeros(3)}],
          'items': jnp.array([[1., 5, 0], [3, 1, 0], [2, 9, 0]])}
-shelf = types.SimpleNamespace(speaker=types.SimpleNamespace(extra=extra),
-                              stocks=[types.SimpleNamespace(titles='abc')], shut=lambda *_: None)
-writer = types.SimpleNamespace(states=lambda prompts: states, own=lambda prompt: prompt)
-items, scores = answer.nearest(shelf, writer, [[1], [2]], 2, None, None)
+grounded = types.SimpleNamespace(
+    chat_model=types.SimpleNamespace(extra=extra), catalogs=[types.SimpleNamespace(titles='abc')],
+    excluded_mask=lambda *_: None)
+generator = types.SimpleNamespace(states=lambda prompts: states, own=lambda prompt: prompt)
+items, scores = generation.rank_by_vectors(grounded, generator, [[1], [2]], 2, None, None)
 print(items.tolist(), scores.tolist())
 '''
 

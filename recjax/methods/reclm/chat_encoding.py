@@ -84,7 +84,7 @@ class ChatEncoder:
 
   @staticmethod
   def example(ids: Sequence[int], weights: Sequence[bool], nodes: Sequence[int],
-              items: Sequence[int]) -> Example:
+              items: Sequence[int] | np.ndarray) -> Example:
     """Columns of tokens as an Example."""
     return Example(np.array(ids, np.int32), np.array(weights),
                    {'node': np.array(nodes, np.int32), 'item': np.array(items, np.int32)})

@@ -36,7 +36,7 @@ class CategoryRequest:
     """The sentence that a request ends with."""
     return fill(template[self.kind], category=self.category, wanted=str(self.wanted))
 
-  def followed(self, items: Sequence[int], members: set[int]) -> bool:
+  def followed(self, items: Sequence[int] | np.ndarray, members: set[int]) -> bool:
     """Whether a list does what was asked; an empty one never does.
 
     members: items of the category.
@@ -56,9 +56,9 @@ def category_members(tokenized: TokenizedCatalog) -> dict[str, set[int]]:
   return members
 
 
-def make_lists(tokenized: TokenizedCatalog, histories: Sequence[np.ndarray], targets: Sequence[int],
-               teach: Callable, seeds: Sequence, kinds: Sequence[str],
-               max_items: int) -> list[tuple | None]:
+def make_lists(tokenized: TokenizedCatalog, histories: Sequence[np.ndarray],
+               targets: Sequence[int] | np.ndarray, teach: Callable, seeds: Sequence,
+               kinds: Sequence[str], max_items: int) -> list[tuple | None]:
   """Requests about categories and the lists that answer them, the true item first.
 
   histories: item indices; targets: the next item of each, whose categories are asked for, or with

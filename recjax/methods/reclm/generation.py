@@ -118,7 +118,8 @@ class GroundedModel:
       unfinished
     )
 
-  def text(self, ids: Sequence[int], items: Sequence[int], tokenized: TokenizedCatalog) -> str:
+  def text(self, ids: Sequence[int], items: Sequence[int] | np.ndarray,
+           tokenized: TokenizedCatalog) -> str:
     """What a person reads: titles in double quotes, a cut one left out. items: positions from 0."""
     parts, text_ids, titles, inside = [], [], iter(items), False
     chat_model = self.chat_model

@@ -13,8 +13,9 @@ LINE = re.compile(r'^\s*\d+\.\s+')
 NUMBER = re.compile(r'[-+]?\d[\d,]*(?:\.\d+)?|[-+]?\.\d+')
 
 
-def list_rates(lists: Sequence[Sequence[int]], histories: Sequence, targets: Sequence[int],
-               categories: Sequence[Sequence[str]], num_items: int, asked: int) -> dict[str, float]:
+def list_rates(lists: Sequence[Sequence[int]], histories: Sequence,
+               targets: Sequence[int] | np.ndarray, categories: Sequence[Sequence[str]],
+               num_items: int, asked: int) -> dict[str, float]:
   """Rates of recommendation lists: means over all lists, the empty ones too.
 
   lists: item indices, as long as they came; one outside 1..N stands for a title that no item has.

@@ -164,8 +164,8 @@ def message(role: str, content: str | list) -> dict:
 
 
 def recommendation_sample(tokenized: TokenizedCatalog, template: dict[str, str],
-                          history: Sequence[int], labels: Sequence[int], rng: np.random.Generator,
-                          cfg: ConfigDict, wish: str = '') -> Sample:
+                          history: Sequence[int] | np.ndarray, labels: Sequence[int],
+                          rng: np.random.Generator, cfg: ConfigDict, wish: str = '') -> Sample:
   """A request and its answer: free or among candidates, the rule stated or not, drawn uniformly.
 
   labels: items of the answer. cfg: the `train` group. wish: a sentence that the request ends with;
@@ -194,8 +194,9 @@ def draw_candidates(labels: Sequence[int], num_items: int, rng: np.random.Genera
   return tuple(candidates[place] for place in rng.permutation(len(candidates)))
 
 
-def request_text(tokenized: TokenizedCatalog, form: str, history: Sequence[int], count: int,
-                 candidates: Sequence[int] = (), more: str = '') -> str | list:
+def request_text(tokenized: TokenizedCatalog, form: str, history: Sequence[int] | np.ndarray,
+                 count: int, candidates: Sequence[int] | np.ndarray = (),
+                 more: str = '') -> str | list:
   """A request, `more` at its end: a text, its titles in single quotes and joined by arrows; or,
   where the form has {items} for {history}, [text or item index, ...], the history's items between
   control tokens, as they are in answers. count: items asked for."""
@@ -208,12 +209,12 @@ def request_text(tokenized: TokenizedCatalog, form: str, history: Sequence[int],
   return [filled(before), *item_references(history), filled(after) + more]
 
 
-def item_references(items: Sequence[int]) -> list:
+def item_references(items: Sequence[int] | np.ndarray) -> list:
   """Items in a request, by themselves, joined by arrows. -> [str or int, ...]"""
   return [part for item in items for part in (' → ', int(item))][1:]
 
 
-def with_history(cfg: ConfigDict, tokenized: TokenizedCatalog, history: Sequence[int],
+def with_history(cfg: ConfigDict, tokenized: TokenizedCatalog, history: Sequence[int] | np.ndarray,
                  text: str) -> str | list:
   """A turn of free text after the items that it is about, as the template shows histories."""
   if '{items}' in read_template(cfg)['train']:
@@ -221,7 +222,8 @@ def with_history(cfg: ConfigDict, tokenized: TokenizedCatalog, history: Sequence
   return f'{quote_titles(tokenized, history, " → ")}. {text}'
 
 
-def quote_titles(tokenized: TokenizedCatalog, items: Sequence[int], between: str) -> str:
+def quote_titles(tokenized: TokenizedCatalog, items: Sequence[int] | np.ndarray,
+                 between: str) -> str:
   """Titles in single quotes, joined by `between`."""
   return between.join(f"'{tokenized.titles[item - 1]}'" for item in items)
 
@@ -242,9 +244,9 @@ def add_chat_turn(sample: Sample, pair: tuple[str, str], late: int) -> Sample:
                              else [system, *turns, *rest])
 
 
-def request_turns(tokenized: TokenizedCatalog, template: dict[str, str], history: Sequence[int],
-                  words: str = 'plain', count: int = MAX_ITEMS, wish: str = '',
-                  candidates: Sequence[int] = ()) -> list[dict]:
+def request_turns(tokenized: TokenizedCatalog, template: dict[str, str],
+                  history: Sequence[int] | np.ndarray, words: str = 'plain', count: int = MAX_ITEMS,
+                  wish: str = '', candidates: Sequence[int] | np.ndarray = ()) -> list[dict]:
   """The turns that ask for `count` items, in words that training does not use.
 
   words: 'plain' (one turn), 'rule' (with the rule of control symbols), 'acknowledged' (after a
@@ -264,7 +266,7 @@ def request_turns(tokenized: TokenizedCatalog, template: dict[str, str], history
 
 
 def make_prompts(encoder: ChatEncoder, tokenized: TokenizedCatalog, template: dict[str, str],
-                 histories: Sequence[Sequence[int]], words: str = 'plain', count: int = MAX_ITEMS,
+                 histories: Sequence, words: str = 'plain', count: int = MAX_ITEMS,
                  wishes: Sequence[str] | None = None,
                  candidates: Sequence | None = None) -> tuple[list[list[int]], int]:
   """Prompts for histories: their last items, fewer where a prompt would be too long.
