@@ -12,7 +12,7 @@ from rich.console import Console
 
 from configs import etegrec_scientific, tiger_beauty
 from recjax import recommend
-from recjax.data.dataset import load_data
+from recjax.data.dataset import Interactions, load_data
 from recjax.errors import ConfigError, DataError, UserError
 from recjax.methods import etegrec
 from recjax.methods.etegrec import (
@@ -239,6 +239,14 @@ class PartsTest(parameterized.TestCase):
                                                     far, 3), [[0, 2], [0, 0]])
     with self.assertRaisesRegex(DataError, r'all 3 IDs that begin with \(0, 0\) are taken'):
       later_ids.assign_codes(table, some, far, 3)
+
+  def test_a_history_is_what_came_right_before_its_target(self):
+    train = Interactions(('a', 'b', 'c'), np.array([1, 2, 3, 4, 5, 7, 8, 9], np.int32),
+                         np.array([0, 5, 6, 8]))
+    histories, targets = batching.prefixes(train, 3)
+    self.assertEqual([history.tolist() for history in histories],  # by hand
+                     [[1], [1, 2], [1, 2, 3], [2, 3, 4], [8]])
+    self.assertEqual(targets.tolist(), [2, 3, 4, 5, 9])
 
   def test_every_prefix_is_a_row_once_an_epoch(self):
     shop = load_data(shop_folder(self.create_tempdir()))

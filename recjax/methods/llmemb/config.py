@@ -108,8 +108,8 @@ def sample(preset: str, data: str, backbone: str, variant: str) -> ConfigDict:
                  max_masked=50, mask_last=0.5)
   c.optim = dict(lr=2e-3, warmup=0, schedule='constant', decay=0.0, clip=0.0, beta2=0.98)
   # hidden: inner width of the adapter, 0 for half of pca.dim. spread: size of its first outputs.
-  # whiten: components enter with equal spread. alpha, tau: of the alignment. max_align_items: distinct
-  # items compared a step
+  # whiten: components enter with equal spread. alpha, tau: of the alignment. max_align_items:
+  # distinct items compared a step
   # ids_from: items with so many training interactions have a row of their own beside it (0: none)
   c.rat = dict(variant=variant, ablations=('no_scft', 'no_align'),
                hidden=512, activation='gelu', spread=0.02, whiten=True, alpha=0.1, tau=0.1,
