@@ -7,7 +7,7 @@
       --config.llm.weights=/models/Meta-Llama-3-8B-Instruct
 
 The authors' settings: LoRA 16 on all linear layers, 20 epochs, 64 samples a step, 1e-4. They train
-on Steam, Movies and Toys; no figure for this data set is published. Out-of-catalogue rate 0 with
+on Steam, Movies and Toys; no figure for this data set is published. Out-of-catalog rate 0 with
 every grounding (arXiv 2505.03336).
 """
 from recjax.methods.reclm.config import reclm

@@ -378,7 +378,7 @@ class RatTest(parameterized.TestCase):
 
   def test_tables_that_do_not_fit_are_refused(self):
     model = sequential.model_config(small(), 9)
-    with self.assertRaisesRegex(DataError, '5 rows, the catalogue 9'):
+    with self.assertRaisesRegex(DataError, '5 rows, the catalog 9'):
       rat.adapter_inputs(small(), model, np.ones((5, 6), np.float32), 9)
     with self.assertRaisesRegex(ConfigError, 'pca.dim=6'):
       rat.adapter_inputs(small('no_adapter'), model, np.ones((9, 6), np.float32), 9)

@@ -282,7 +282,7 @@ class WholeTest(absltest.TestCase):
     with self.assertRaisesRegex(ConfigError, 'vectors.npy, so nothing here can make'):
       recommend.load(self.room / 'file', self.room / 'data')
     np.save(path, np.ones((7, 60), np.float32))
-    with self.assertRaisesRegex(DataError, '7 rows, the catalogue 200 items'):
+    with self.assertRaisesRegex(DataError, '7 rows, the catalog 200 items'):
       run(cfg, self.room / 'file2')
 
   def test_as_released_and_masked_items(self):

@@ -210,7 +210,7 @@ class PrefixTest(parameterized.TestCase):
                        'eval': {'rounds': 0, 'words': 'plain', 'cross': '', **judge}})
 
   def test_titles_that_cannot_be_written_are_named_before_training(self):
-    """Of the catalogue, and of the one that the weights are tested with afterwards."""
+    """Of the catalog, and of the one that the weights are tested with afterwards."""
     base = tokenizer(tokenizer_lib.CHAT_TEMPLATE)
     base.backend.normalizer = normalizers.Replace('\u2019', '')
     right, wrong = (make_dataset('x', Catalog(('i0', 'i1'), {'title': ['lamp', t]}), Interactions(

@@ -62,7 +62,7 @@ class GoodsTest(parameterized.TestCase):
     some = tokenized_catalog.load(Catalog(('x', 'y', 'z'), {'title': ['a', '   ', None]}), made)
     self.assertEqual((some.titles, some.notes['named_by_id']), (['a', 'y', 'z'], 2))
     self.assertEqual(some.index, {'a': 1, 'y': 2, 'z': 3})
-    with self.assertRaisesRegex(DataError, 'catalogue is empty'):
+    with self.assertRaisesRegex(DataError, 'catalog is empty'):
       tokenized_catalog.load(Catalog((), {'title': []}), made)
     with self.assertRaisesRegex(DataError, 'no titles to write'):
       tokenized_catalog.load(Catalog(('x',), {}), made)

@@ -212,7 +212,7 @@ class WholeTest(parameterized.TestCase):
                         '/clear', '/what', '/quit', 'never'], Console(file=shown, width=200))
     said = shown.getvalue()
     self.assertIn('This tiny model shows the method', said)
-    self.assertIn("no catalogue 'x'", said)
+    self.assertIn("no catalog 'x'", said)
     self.assertIn('"items"', said)
     self.assertNotIn('never', said)
 
@@ -242,10 +242,10 @@ def eager(test):
 
 
 class UntrainedTest(parameterized.TestCase):
-  """A chat model as it is, over catalogues given at the start."""
+  """A chat model as it is, over catalogs given at the start."""
 
   @parameterized.parameters(0.0, 2.0)
-  def test_two_catalogues_and_no_training(self, temperature):
+  def test_two_catalogs_and_no_training(self, temperature):
     cfg, speaker = eager(self)
     cfg.decode.update(temperature=temperature, new_tokens=64, count=4)
     shelves = conversation.untrained_models(speaker, {
@@ -344,13 +344,13 @@ class CheckTest(parameterized.TestCase):
     text = '\n'.join(planning.documents(TEMPLATE, TITLES, 0, walks=1))
     self.assertTrue(all(t in text for t in TITLES))
 
-  def test_ret_takes_one_catalogue(self):
+  def test_ret_takes_one_catalog(self):
     made = tokenizer.train_bpe(TITLES, 400)
     made, (soi, eoi) = tokenizer.extend(made, ['<SOI>', '<EOI>'])
     stock = tokenized_catalog.load(Catalog(('x',), {'title': ['One']}), made)
     model = llm_lib.LM(llm_lib.Config(made.vocab_size, 16, 1, 1, 1, 16, 16))
     speaker = train.ChatModel(model, {}, None, made, soi, eoi, [])
-    with self.assertRaisesRegex(ConfigError, 'give one catalogue'):
+    with self.assertRaisesRegex(ConfigError, 'give one catalog'):
       generation.GroundedModel(speaker, [stock, stock], ['a', 'b'], 'ret')
 
 

@@ -141,7 +141,7 @@ def ids_section(dataset: Dataset, cfg: ConfigDict, vectors_dir: Path, ids_dir: P
   item_categories = [str((c[0] if isinstance(c, (list, tuple)) and c else c) or 'none')
            for c in categories] if categories else None
   maps = [html.figure(plots.scatter(points, colors),
-                      'Item vectors in the plane, in colours of their first codes',
+                      'Item vectors in the plane, in colors of their first codes',
                       'items by first code')]
   if item_categories:
     maps.append(html.figure(plots.scatter(points, item_categories), 'The same by category',

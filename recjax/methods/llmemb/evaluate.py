@@ -157,7 +157,7 @@ def show(work: Workdir, results_dir: Path) -> None:
     work.console.print(table)
   work.say(captured.get().rstrip())
   first = next(iter(results['rows']))
-  work.say(f'in brackets: p of {first} against the row, paired randomisation test, Holm-corrected')
+  work.say(f'in brackets: p of {first} against the row, paired randomization test, Holm-corrected')
   if 'sampled' in results:
     sampled_rows = results['sampled']['all']['rows']
     work.say(results['sampled']['protocol'] + ': ' + ', '.join(

@@ -188,7 +188,7 @@ def adapter_inputs(cfg: ConfigDict, model: seqrec.Config, table: Float[np.ndarra
   """
   if len(table) != num_items:
     raise DataError(
-      f'the table of item vectors has {len(table)} rows, the catalogue {num_items} items'
+      f'the table of item vectors has {len(table)} rows, the catalog {num_items} items'
     )
   rows = table if rows is None else rows
   if cfg.rat.adapter and cfg.raw_vectors:  # as released

@@ -146,7 +146,7 @@ def map_section(cfg: ConfigDict, dataset: Dataset, tables: dict, rat_dirs: dict)
   return html.section('Where items lie', html.grid(*[
       html.figure(plots.scatter(np.asarray(pca.fit(x, 2)(x)), groups), name,
                   f'{name}: items in the plane of their first two principal components')
-      for name, x in shown]), intro='First two principal components, coloured by '
+      for name, x in shown]), intro='First two principal components, colored by '
       'category. Overlap in a plane is not overlap in the full space.')
 
 

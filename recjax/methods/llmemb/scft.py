@@ -1,4 +1,4 @@
-"""Supervised contrastive fine-tuning: two views of an item meet, other items part (llmemb.md 4)."""
+"""Supervised contrastive fine-tuning: two views of an item meet, other items part (Liu et al., AAAI 2025)."""
 import dataclasses
 import functools
 import math

@@ -91,7 +91,7 @@ class ChatBatcher:
     """-> its catalog's name, the model over it. Raises ConfigError naming the known ones."""
     name = request.domain or next(iter(self.domains))
     if name not in self.domains:
-      raise ConfigError(f'there is no catalogue {name!r:.60}; known are {", ".join(self.domains)}')
+      raise ConfigError(f'there is no catalog {name!r:.60}; known are {", ".join(self.domains)}')
     return name, self.domains[name]
 
   def prompt(self, request: ChatRequest) -> list[int]:

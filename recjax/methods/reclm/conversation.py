@@ -43,7 +43,7 @@ class Conversation:
   def use(self, domain: str) -> None:
     """Recommends from another catalog from now on. Raises ConfigError naming the known ones."""
     if domain not in self.domains:
-      raise ConfigError(f'there is no catalogue {domain!r}; known are {", ".join(self.domains)}')
+      raise ConfigError(f'there is no catalog {domain!r}; known are {", ".join(self.domains)}')
     self.domain = domain
 
   def say(self, text: str, max_items: int = 10, history: Sequence[str] = (), seed: int = 0,

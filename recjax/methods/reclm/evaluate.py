@@ -133,11 +133,11 @@ def save_results(work: Workdir, cfg: ConfigDict, dataset: Dataset, split: splits
   rows = {row: round(cells['HR@10' if width >= 10 else f'HR@{KS[0]}']['value'], 4)
           for row, cells in results['rows'].items()}
   return {'users': len(cases), **{f'{row} HR@10': hit_rate for row, hit_rate in rows.items()},
-          'out_of_catalogue': extra_results['rates'][f'NonExistRate@{width}'],
+          'out_of_catalog': extra_results['rates'][f'NonExistRate@{width}'],
           'repeats': extra_results['rates'][f'RepeatRate@{width}']}
 
 
-# Several rounds (reclm.md 5.2).
+# Several rounds.
 
 
 def judge_rounds(work: Workdir, cfg: ConfigDict, grounded: generation.GroundedModel,
@@ -254,7 +254,7 @@ def judge_candidates(work: Workdir, cfg: ConfigDict, grounded: generation.Ground
   }
 
 
-# Requests about categories, and replies that nothing holds to the catalogue.
+# Requests about categories, and replies that nothing holds to the catalog.
 
 
 def judge_control(work: Workdir, cfg: ConfigDict, grounded: generation.GroundedModel,

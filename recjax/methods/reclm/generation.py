@@ -57,7 +57,7 @@ class GroundedModel:
     ]
     self.device_trie = device_trie.to_device_trie(self.trees)
     if kind == 'ret' and len(self.catalogs) > 1:
-      raise ConfigError('RecLM-ret has vectors of its own catalogue alone; give one catalogue')
+      raise ConfigError('RecLM-ret has vectors of its own catalog alone; give one catalog')
     self.spelling = (
       retrieval_constraint.spelling(self.catalogs[0].title_tokens) if kind == 'ret' else None
     )

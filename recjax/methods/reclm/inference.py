@@ -152,7 +152,7 @@ def load_domains(config: ConfigDict, grounded: generation.GroundedModel,
   knows its own alone."""
   domains = {grounded.names[0]: grounded}
   if catalogs and config.grounding != 'cgen':
-    raise ConfigError(f'grounding={config.grounding} knows its own catalogue alone; other data '
+    raise ConfigError(f'grounding={config.grounding} knows its own catalog alone; other data '
                       'sets need a run with grounding=cgen')
   for source in catalogs:
     dataset = load_data(source)

@@ -238,7 +238,7 @@ def parse_answer(text: str, tokenized: TokenizedCatalog, place: str) -> list:
       (position for position in ends if rest[:position] in tokenized.index), None
     )  # titles may hold the symbol
     if end is None:
-      what = f'{rest[:ends[0]]!r:.80} is no title of the catalogue' if ends else 'is never closed'
+      what = f'{rest[:ends[0]]!r:.80} is no title of the catalog' if ends else 'is never closed'
       raise DataError(f'{place}: {tokenized_catalog.SOI} {what}')
     content.append(tokenized.index[rest[:end]])
     text = rest[end + len(tokenized_catalog.EOI):]

@@ -20,7 +20,7 @@ LABELS = {'cgen': 'RecLM-cgen', 'ret': 'RecLM-ret', 'token': 'RecLM-token',
 RATES = {'NonExistRate': 'items that do not exist', 'RepeatRate': 'repeats',
          'InHistoryRate': 'items of the history shown', 'CorrectCount': 'lists of the right length',
          'EmptyRate': 'empty lists', 'TargetCategoryRate': "items of the target's category",
-         'coverage': 'catalogue shown'}
+         'coverage': 'catalog shown'}
 
 WISHES = {'with': 'items of a category alone', 'without': 'none of a category',
           'at_most': 'at most so many of a category', 'at_least': 'at least so many',
@@ -113,7 +113,7 @@ def rates_section(cfg: ConfigDict, outcome: dict) -> str:
   if outcome.get('rounds'):
     tests['between questions'] = outcome['rounds']
   if outcome.get('cross'):
-    tests[f'another catalogue ({outcome["cross"]["data"]})'] = outcome['cross']
+    tests[f'another catalog ({outcome["cross"]["data"]})'] = outcome['cross']
   if outcome.get('ranking'):
     tests[f'out of {outcome["ranking"]["candidates"]} candidates'] = outcome['ranking']
   if outcome.get('free'):
@@ -172,7 +172,7 @@ def curves(work: Workdir) -> str:
         ylabel='nats a token',
         xlabel='step',
       ),
-      'Validation loss, and of titles among what the catalogue allows',
+      'Validation loss, and of titles among what the catalog allows',
       'curves',
     ),
   )

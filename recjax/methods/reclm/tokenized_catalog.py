@@ -32,7 +32,7 @@ class TokenizedCatalog:
 
   @functools.cached_property
   def index(self):
-    """{title: item index 1..N}, titles also as the catalogue spells them"""
+    """{title: item index 1..N}, titles also as the catalog spells them"""
     out = {}
     for i, title in enumerate(self.catalog.columns.get('title') or (), 1):
       if normalize_title(title or ''):
@@ -51,10 +51,10 @@ def load(catalog: Catalog, tokenizer: Tokenizer) -> TokenizedCatalog:
   Raises DataError for an empty catalog, or naming an item whose title the tokenizer cannot write.
   """
   if not len(catalog):
-    raise DataError('the catalogue is empty; nothing can be recommended')
+    raise DataError('the catalog is empty; nothing can be recommended')
   catalog_titles = catalog.columns.get('title')
   if catalog_titles is None:
-    raise DataError('the catalogue has no titles to write; add `title` to its items')
+    raise DataError('the catalog has no titles to write; add `title` to its items')
   is_bare = [not (title or '').strip() for title in catalog_titles]
   normalized = [
     normalize_title(item if without else title) for title, item,

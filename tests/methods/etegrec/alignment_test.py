@@ -1,4 +1,4 @@
-"""ETEGRec's alignment losses: values of the specification, masks equal to subsets."""
+"""ETEGRec's alignment losses: values computed by hand, masks equal to subsets."""
 import jax
 import jax.numpy as jnp
 import numpy as np
