@@ -170,8 +170,8 @@ class TableTest(parameterized.TestCase):
   def test_nearest_moves_all_but_the_first_of_equals_to_the_nearest_free_code(self):
     table = [[0, 0], [0, 0], [0, 0], [0, 1], [1, 0]]
     distances = [[0, .1, .2, .3], [0, .1, .3, .2], [0, .1, .3, .2], [0] * 4, [0] * 4]
-    # By hand: of the three that share (0, 0) the first keeps it; (0, 1) is taken, so the second gets
-    # (0, 3), its nearest that is free, and the third what is left.
+    # By hand: of the three that share (0, 0) the first keeps it; (0, 1) is taken, so the second
+    # gets (0, 3), its nearest that is free, and the third what is left.
     out = semantic_ids.resolve_collisions(np.array(table), 4, 'nearest', np.array(distances))
     self.assertEqual(out.tolist(), [[0, 0], [0, 3], [0, 2], [0, 1], [1, 0]])
 

@@ -1,4 +1,7 @@
-"""Supervised contrastive fine-tuning: two views of an item meet, other items part (Liu et al., AAAI 2025)."""
+"""Supervised contrastive fine-tuning: two views of an item meet, other items part.
+
+Liu et al., AAAI 2025, arXiv 2409.19925.
+"""
 import dataclasses
 import functools
 import math

@@ -230,7 +230,7 @@ class ChatBatcher:
     tokenized = grounded.catalogs[0]
     return ChatAnswer(reply.text, self.domain_of(request)[0],
                   tuple(tokenized.catalog.id_of(i) for i in reply.items),
-                  tuple(tokenized.titles[i - 1] for i in reply.items), reply.complete, tokens_in,
+                  tuple(tokenized.title(i) for i in reply.items), reply.complete, tokens_in,
                   len(reply.ids))
 
   def warm(self) -> None:

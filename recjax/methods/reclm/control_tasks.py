@@ -101,12 +101,12 @@ def make_lists(tokenized: TokenizedCatalog, histories: Sequence[np.ndarray],
 def _category(tokenized: TokenizedCatalog, kind: str, target: int, taught: list[int],
               rng: np.random.Generator) -> str | None:
   """The category that a request is about, or None."""
-  target_paths = tokenized.categories[target - 1]
+  target_paths = tokenized.categories_of(target)
   if kind != 'without':
     return target_paths[rng.integers(len(target_paths))] if target_paths else None
   counts = {}
   for path in (
-    p for item in taught if item for p in tokenized.categories[item - 1] if p not in target_paths
+    p for item in taught if item for p in tokenized.categories_of(item) if p not in target_paths
   ):
     counts[path] = counts.get(path, 0) + 1
   return min(counts, key=lambda p: (-counts[p], p)) if counts else None
@@ -139,9 +139,9 @@ def make_question(tokenized: TokenizedCatalog, template: dict[str, str], kind: s
   kind: of QUESTION_KINDS. item: one that has categories. max_items: of an answer. -> text, and its
   answer: for 'category_of' [the category], for 'item_of' item indices, to be written as a list
   """
-  path = tokenized.categories[item - 1][-1]
+  path = tokenized.categories_of(item)[-1]
   if kind == 'category_of':
-    return fill(template[kind], title=tokenized.titles[item - 1]), [path]
+    return fill(template[kind], title=tokenized.title(item)), [path]
   members = [number for number, paths in enumerate(tokenized.categories, 1) if path in paths]
   count = int(rng.integers(1, min(max_items, len(members)) + 1))
   return (fill(template[kind], category=path, count=str(count)),

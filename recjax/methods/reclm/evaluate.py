@@ -314,7 +314,7 @@ def judge_control(work: Workdir, cfg: ConfigDict, grounded: generation.GroundedM
 def category_questions(work: Workdir, cfg: ConfigDict, grounded: generation.GroundedModel,
                        tokenized: TokenizedCatalog, cases: splits.Cases) -> dict:
   """Of what kind items are: right where the answer is one of their categories. -> rates"""
-  items = [target for target in cases.targets.tolist() if tokenized.categories[target - 1]]
+  items = [target for target in cases.targets.tolist() if tokenized.categories_of(target)]
   if not items:
     return {}
   template, rng = sft_data.read_template(cfg), np.random.default_rng(cfg.seed)
@@ -334,7 +334,7 @@ def category_questions(work: Workdir, cfg: ConfigDict, grounded: generation.Grou
     work, 'control-category_of', grounded, answer_settings(cfg), prompts, None, cfg.seed
   )
   is_right = [
-    reply.text.strip() in tokenized.categories[item - 1] for item, reply in zip(items, replies)
+    reply.text.strip() in tokenized.categories_of(item) for item, reply in zip(items, replies)
   ]
   return {'category_of': {'users': len(items), 'right': float(np.mean(is_right))}}
 

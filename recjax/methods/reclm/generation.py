@@ -107,21 +107,18 @@ class GroundedModel:
     """The Reply that tokens make. root: the catalog."""
     chat_model, tokenized = self.chat_model, self.catalogs[root]
     if self.kind == 'ret':
-      items, unfinished = retrieval_constraint.parse(
+      positions, unfinished = retrieval_constraint.parse(
         self.spelling, ids, chat_model.soi, chat_model.eoi
       )
     else:
-      items, unfinished = item_span.parse(self.trees[root], ids, chat_model.soi)
+      positions, unfinished = item_span.parse(self.trees[root], ids, chat_model.soi)
+    items = [position + 1 for position in positions]  # decoding counts items from 0
     complete = bool(ids) and ids[-1] in chat_model.tokenizer.eos_ids
-    return Reply(
-      list(ids), [item + 1 for item in items], self.text(ids, items, tokenized), complete,
-      unfinished
-    )
+    return Reply(list(ids), items, self.text(ids, items, tokenized), complete, unfinished)
 
-  def text(self, ids: Sequence[int], items: Sequence[int] | np.ndarray,
-           tokenized: TokenizedCatalog) -> str:
-    """What a person reads: titles in double quotes, a cut one left out. items: positions from 0."""
-    parts, text_ids, titles, inside = [], [], iter(items), False
+  def text(self, ids: Sequence[int], items: Sequence[int], tokenized: TokenizedCatalog) -> str:
+    """What a person reads: titles in double quotes, a cut one left out. items: named by `ids`."""
+    parts, text_ids, named_items, inside = [], [], iter(items), False
     chat_model = self.chat_model
 
     def flush():
@@ -132,7 +129,7 @@ class GroundedModel:
         flush()
         inside = True
       elif token == chat_model.eoi:
-        parts.append(f'"{tokenized.titles[next(titles)]}"')
+        parts.append(f'"{tokenized.title(next(named_items))}"')
         inside = False
       elif not inside:
         text_ids.append(token)

@@ -112,7 +112,7 @@ def as_dict(sample: Sample, dataset: Dataset, tokenized: TokenizedCatalog) -> di
          'input_texts': [spell_items(content, tokenized) for content in texts['user']],
          'output_texts': [spell_items(content, tokenized) for content in texts['assistant']]}
   if sample.labels:
-    titles = [tokenized.titles[item - 1] for item in sample.labels]
+    titles = [tokenized.title(item) for item in sample.labels]
     fields['output_field_data'] = {'item_list': [id_of(item) for item in sample.labels],
                                 'item_title_list': titles}
   if sample.history or sample.user >= 0:
@@ -121,7 +121,7 @@ def as_dict(sample: Sample, dataset: Dataset, tokenized: TokenizedCatalog) -> di
       'target_item': id_of(sample.target) if sample.target else None,
       'sub_sequential': [id_of(item) for item in sample.history],
       'history': sft_data.quote_titles(tokenized, sample.history, ' → '),
-      'target_category': (tokenized.categories[sample.target - 1] or [None])[-1]
+      'target_category': (tokenized.categories_of(sample.target) or [None])[-1]
       if sample.target
       else None,
       'item_count': len(sample.labels),
@@ -136,7 +136,7 @@ def spell_items(content: str | list, tokenized: TokenizedCatalog) -> str:
   return ''.join(
     part
     if isinstance(part, str)
-    else f'{tokenized_catalog.SOI}{tokenized.titles[part - 1]}{tokenized_catalog.EOI}'
+    else f'{tokenized_catalog.SOI}{tokenized.title(part)}{tokenized_catalog.EOI}'
     for part in content
   )
 

@@ -147,7 +147,7 @@ def category_samples(cfg: ConfigDict, tokenized: TokenizedCatalog, template: dic
           tokenized, template, histories[i], labels_and_request[0], rngs[i],
           cfg, labels_and_request[1].text(template)), task=f'control:{labels_and_request[1].kind}')
   for i, kind in kinds.items():
-    if kind in control_tasks.QUESTION_KINDS and tokenized.categories[targets[i] - 1]:
+    if kind in control_tasks.QUESTION_KINDS and tokenized.categories_of(targets[i]):
       request, answer = control_tasks.make_question(
         tokenized, template, kind, int(targets[i]), rngs[i], max_items
       )
@@ -225,7 +225,7 @@ def with_history(cfg: ConfigDict, tokenized: TokenizedCatalog, history: Sequence
 def quote_titles(tokenized: TokenizedCatalog, items: Sequence[int] | np.ndarray,
                  between: str) -> str:
   """Titles in single quotes, joined by `between`."""
-  return between.join(f"'{tokenized.titles[item - 1]}'" for item in items)
+  return between.join(f"'{tokenized.title(item)}'" for item in items)
 
 
 def numbered_list(labels: Sequence[int]) -> list:

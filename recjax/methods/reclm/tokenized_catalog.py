@@ -39,6 +39,14 @@ class TokenizedCatalog:
         out.setdefault(normalize_title(title), i)
     return {**out, **{t: i for i, t in enumerate(self.titles, 1)}}
 
+  def title(self, item: int) -> str:
+    """The title of an item, by its index 1..N."""
+    return self.titles[item - 1]
+
+  def categories_of(self, item: int) -> list[str]:
+    """The category paths of an item, by its index 1..N."""
+    return self.categories[item - 1]
+
   def to_trie(self, end: int, vocab: int) -> trie.Trie:
     """The titles as a trie whose rows end with the end-of-item token. vocab: of the model."""
     return trie.build(self.title_tokens, end, vocab)
