@@ -9,9 +9,9 @@ The authors' settings: SASRec vectors of 256 numbers, 3 x 256 codes, T5 of 6 + 6
 in turn, then finetuning, batches of 512. Published (Recall@10 / NDCG@10):
 .0624 / .0331; no other run of that code is public.
 """
-from recjax.methods.etegrec.config import etegrec
+from recjax.methods.etegrec import config
 
 
 def get_config(arg=''):
   """arg: 'paper', 'data=FOLDER', 'fusion=SITE', in any order, parted by commas."""
-  return etegrec(arg)
+  return config.make_etegrec(arg)

@@ -13,9 +13,9 @@ sampled items with SASRec, HR@10 / NDCG@10 (AlphaFuse, SIGIR 2025, Table 3): SAS
 LLM-ESR .5672 / .3713, AlphaFuse .5793 / .4046; on tail items .0870 / .0649, .2257 / .1108,
 .1625 / .1006. LLMEmb's own tables could not be checked.
 """
-from recjax.methods.llmemb.config import llmemb
+from recjax.methods.llmemb import config
 
 
 def get_config(arg=''):
   """arg: 'paper', 'data=', 'backbone=', 'variant=', 'profile=', in any order, parted by commas."""
-  return llmemb(arg, 'beauty')
+  return config.make(arg, 'beauty')

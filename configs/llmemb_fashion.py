@@ -13,9 +13,9 @@ sampled items with SASRec, HR@10 / NDCG@10 (AlphaFuse, SIGIR 2025, Table 3): SAS
 LLM-ESR .5619 / .4743, AlphaFuse .6008 / .5103; on tail items .0454 / .0235, .1095 / .0520,
 .2601 / .1646. LLMEmb's own tables could not be checked.
 """
-from recjax.methods.llmemb.config import llmemb
+from recjax.methods.llmemb import config
 
 
 def get_config(arg=''):
   """arg: 'paper', 'data=', 'backbone=', 'variant=', 'profile=', in any order, parted by commas."""
-  return llmemb(arg, 'fashion')
+  return config.make(arg, 'fashion')

@@ -15,9 +15,9 @@ Variants: full, no_scft, no_adapter, no_freeze, no_align, pool_last, pca, text. 
 are not public in a form that we could check; it claims gains over LLM-based baselines for three
 recommenders on three data sets, larger on tail items.
 """
-from recjax.methods.llmemb.config import llmemb
+from recjax.methods.llmemb import config
 
 
 def get_config(arg=''):
   """arg: 'paper', 'data=', 'backbone=', 'variant=', 'profile=', in any order, parted by commas."""
-  return llmemb(arg, 'scientific')
+  return config.make(arg, 'scientific')

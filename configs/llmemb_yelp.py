@@ -13,9 +13,9 @@ sampled items with SASRec, HR@10 / NDCG@10 (AlphaFuse, SIGIR 2025, Table 3): SAS
 LLM-ESR .6673 / .4208, AlphaFuse .6631 / .4219; on tail items .1142 / .0495, .1893 / .0845,
 .1815 / .0775. LLMEmb's own tables could not be checked.
 """
-from recjax.methods.llmemb.config import llmemb
+from recjax.methods.llmemb import config
 
 
 def get_config(arg=''):
   """arg: 'paper', 'data=', 'backbone=', 'variant=', 'profile=', in any order, parted by commas."""
-  return llmemb(arg, 'yelp')
+  return config.make(arg, 'yelp')

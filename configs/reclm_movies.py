@@ -10,9 +10,9 @@ The authors' settings: LoRA 16 on all linear layers, 20 epochs, 64 samples a ste
 their lists holds an item that is not sold (arXiv 2505.03336); no full table is public. Their set:
 users with 17 interactions or more, cut to the first 17, 10,000 drawn: `recjax prepare` makes it.
 """
-from recjax.methods.reclm.config import reclm
+from recjax.methods.reclm import config
 
 
 def get_config(arg=''):
   """arg: 'paper', 'data=FOLDER', 'grounding=NAME', in any order, parted by commas."""
-  return reclm(arg)
+  return config.make(arg)

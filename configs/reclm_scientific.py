@@ -10,9 +10,9 @@ The authors' settings: LoRA 16 on all linear layers, 20 epochs, 64 samples a ste
 on Steam, Movies and Toys; no figure for this data set is published. Out-of-catalog rate 0 with
 every grounding (arXiv 2505.03336).
 """
-from recjax.methods.reclm.config import reclm
+from recjax.methods.reclm import config
 
 
 def get_config(arg=''):
   """arg: 'paper', 'data=FOLDER', 'grounding=NAME', in any order, parted by commas."""
-  return reclm(arg)
+  return config.make(arg)

@@ -12,9 +12,9 @@ Published (Recall@10 / NDCG@10): .0648 / .0384 (Rajput et al., NeurIPS 2023); ot
 come from a SASRec that is trained first. User tokens of the paper are left out: its own table gives
 the same Recall@10 without them, and new users would have none.
 """
-from recjax.methods.etegrec.config import tiger
+from recjax.methods.etegrec import config
 
 
 def get_config(arg=''):
   """arg: 'paper', 'data=FOLDER', 'tokenizer=KIND', 'fusion=SITE', parted by commas."""
-  return tiger(arg)
+  return config.make_tiger(arg)

@@ -170,28 +170,6 @@ def taken(argv):
   return settings, rest
 
 
-def parse_argument(argument, defaults, **choices):
-  """What a config file's argument says, e.g. 'paper,data=data/x'.
-
-  argument: parts by commas, of which 'paper' names the preset. defaults: {key: value} of all keys.
-  choices: what a key may be. -> 'sample' or 'paper', {key: value}. Raises ValueError.
-  """
-  preset, given = 'sample', dict(defaults)
-  for part in filter(None, argument.split(',')):
-    key, equals, value = part.partition('=')
-    if part == 'paper':
-      preset = part
-    elif equals and key in given:
-      given[key] = value
-    else:
-      known = ', '.join(f'{k}={"FOLDER" if k == "data" else "NAME"}' for k in given)
-      raise ValueError(f'unknown config argument {part!r}; known: paper, {known}')
-  for key, known in choices.items():
-    if given[key] not in known:
-      raise ValueError(f'{key}={given[key]!r} is unknown; choose one of {", ".join(known)}')
-  return preset, given
-
-
 def changed(cfg, settings):
   """A config with some settings changed. settings: ['a.b=TEXT'], or {'a.b': value} from Python.
 

@@ -1,16 +1,16 @@
 """The settings of ETEGRec and TIGER: the sample preset, and the published one on top of it."""
 from ml_collections import ConfigDict
 
-from recjax.settings import parse_argument
+from recjax import base_config
 
 TOKENIZERS = ('rqvae', 'letter', 'rqkmeans_plus', 'rvq', 'rqkmeans', 'rkmeans', 'rkmeans_balanced',
               'rkmeans_mapped', 'pq', 'opq', 'random', 'lsh')
 
 
-def etegrec(argument: str = '') -> ConfigDict:
-  """The config of a run of ETEGRec, by a config file's argument. Raises ValueError."""
-  preset, given = parse_argument(argument, dict(data='sample', fusion='encoder'),
-                                 fusion=('none', 'pooled', 'encoder', 'prefix'))
+def make_etegrec(arg: str) -> ConfigDict:
+  """arg: 'paper', 'data=FOLDER', 'fusion=SITE', in any order, parted by commas."""
+  preset, given = base_config.parse(arg, dict(data='sample', fusion='encoder'),
+                                    dict(fusion=('none', 'pooled', 'encoder', 'prefix')))
   c = common('etegrec', preset, given['data'], given['fusion'])
   # weights of both alignments, after `warm` epochs. sign, reduce: 'pos' and 'mean_levels' are the
   # released code's
@@ -35,10 +35,11 @@ def etegrec(argument: str = '') -> ConfigDict:
   return c
 
 
-def tiger(argument: str = '') -> ConfigDict:
-  """The config of a run of TIGER, by a config file's argument. Raises ValueError."""
-  preset, given = parse_argument(argument, dict(data='sample', tokenizer='rqvae', fusion='none'),
-                                 tokenizer=TOKENIZERS, fusion=('none', 'encoder', 'prefix'))
+def make_tiger(arg: str) -> ConfigDict:
+  """arg: 'paper', 'data=FOLDER', 'tokenizer=KIND', 'fusion=SITE', parted by commas."""
+  preset, given = base_config.parse(
+      arg, dict(data='sample', tokenizer='rqvae', fusion='none'),
+      dict(tokenizer=TOKENIZERS, fusion=('none', 'encoder', 'prefix')))
   c = common('tiger', preset, given['data'], given['fusion'])
   c.semantic_ids.kind = given['tokenizer']  # may be an index file too (.json)
   c.train = dict(epochs=8, patience=4, batch=128, save_every=4, valid_users=500)
@@ -59,20 +60,12 @@ def tiger(argument: str = '') -> ConfigDict:
 
 def common(variant: str, preset: str, data: str, fusion: str) -> ConfigDict:
   """What both share, the sample preset but for the first stage's rate and the test's mask."""
-  c = ConfigDict(dict(method='etegrec', variant=variant, fusion=fusion, preset=preset, data=data,
-                      seed=0, seeds=1))
-  c.mesh = dict(data=-1, fsdp=1, model=1)
+  c = base_config.start('etegrec', preset, data, variant=variant, fusion=fusion, seeds=1)
   # source: 'train' a SASRec here, the folder of a `sequential` run, a .npy file, or 'text' with the
   # folder of a text encoder. unit: centered, mean square 1
-  c.vectors = dict(source='train', encoder='', unit=False)
-  c.vectors.model = dict(kind='sasrec', max_history=50, width=64, layers=2, heads=1, hidden=64,
-                         dropout=0.2, norm='pre', separate=False)
-  c.vectors.loss = dict(kind='ce', negatives=1, negative_scope='position', exclude='train_history',
-                        gbce_t=0.75, log_q=False, chunk=4096)
-  c.vectors.train = dict(batch=256, epochs=30, patience=5, save_every=10, valid_users=1000,
-                         mask_share=0.2, max_masked=50, mask_last=0.5)
-  c.vectors.optim = dict(lr=1e-3 if preset == 'paper' else 2e-3, warmup=0, schedule='constant',
-                         decay=0.0, clip=0.0, beta2=0.98)
+  c.vectors = base_config.recommender(source='train', encoder='', unit=False)
+  if preset == 'paper':
+    c.vectors.optim.lr = 1e-3
   # kind: rqvae, letter, rqkmeans_plus, rvq. weights: a released state dict instead of training.
   # collaborative, diversity: LETTER's weights. sinkhorn: eps of each level, or ()
   c.semantic_ids = dict(kind='rqvae', weights='', hidden=(128,), width=32, levels=3, size=64,

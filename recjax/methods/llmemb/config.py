@@ -3,8 +3,9 @@ from typing import NamedTuple
 
 from ml_collections import ConfigDict
 
+from recjax import base_config
 from recjax.methods.llmemb.variants import VARIANTS
-from recjax.settings import parse_argument
+from recjax.models import seqrec
 
 
 class Published(NamedTuple):
@@ -23,12 +24,12 @@ DATASETS = {'beauty': Published('beauty', 4, 9), 'fashion': Published('fashion',
             'yelp': Published('yelp', 13, 12, 256), 'scientific': Published()}
 
 
-def llmemb(argument: str, name: str) -> ConfigDict:
-  """The config of a run, by a config file's argument. name: of DATASETS. Raises ValueError."""
-  preset, given = parse_argument(
-    argument, dict(backbone='sasrec', variant='full', profile='fixed', data='sample:1:1200'),
-    backbone=('sasrec', 'gru4rec', 'bert4rec'), variant=tuple(VARIANTS),
-    profile=('fixed', 'faithful'))
+def make(arg: str, name: str) -> ConfigDict:
+  """arg: 'paper', 'data=FOLDER', 'backbone=NAME', 'variant=NAME', 'profile=NAME', in any order,
+  parted by commas. name: of DATASETS."""
+  preset, given = base_config.parse(
+      arg, dict(data='sample:1:1200', backbone='sasrec', variant='full', profile='fixed'),
+      dict(backbone=seqrec.KINDS, variant=tuple(VARIANTS), profile=('fixed', 'faithful')))
   c = sample(preset, given['data'], given['backbone'], given['variant'])
   if given['backbone'] == 'gru4rec':
     c.model.update(layers=1, hidden=128, dropout=0.3)
@@ -54,7 +55,6 @@ def llmemb(argument: str, name: str) -> ConfigDict:
 def paper(c: ConfigDict, published: Published) -> None:
   """Makes the published preset of the sample's, in place."""
   c.seed, c.seeds = 42, 3
-  c.llm.weights, c.llm.remat = '', 'full'
   c.prompts.rules = published.rules
   c.eval.update(tail_item=published.tail_item, tail_user=published.tail_user)
   c.lora = dict(rank=8, alpha=32.0)
@@ -74,14 +74,8 @@ def paper(c: ConfigDict, published: Published) -> None:
 
 def sample(preset: str, data: str, backbone: str, variant: str) -> ConfigDict:
   """The sample preset, whatever the backbone."""
-  c = ConfigDict(dict(method='llmemb', preset=preset, data=data, seed=0, seeds=1))
-  c.mesh = dict(data=-1, fsdp=1, model=1)
-
-  # weights: 'tiny' trains a tokenizer and a small model on the prompts; or a checkpoint folder
-  c.llm = dict(weights='tiny', dtype='auto', remat='none')
-  c.tiny = dict(vocab=2048, width=256, layers=1, heads=4, kv_heads=2, ffn=352, row_tokens=256,
-                batch=4, epochs=1.0, lr=4e-3, warmup=20, schedule='linear', decay=0.01, clip=1.0,
-                beta2=0.98, log_every=20, save_every=100)
+  c = base_config.start('llmemb', preset, data, seeds=1, llm=base_config.llm(preset, 'full'),
+                        tiny=base_config.tiny(width=256, layers=1, epochs=1.0))
   # a sentence encoder for variant=text; pool: '' as its folder says
   c.text = dict(weights='', pool='')
   # rules: any, beauty, fashion, yelp. header: '' for that of the rules. empty: omit, none
@@ -98,15 +92,11 @@ def sample(preset: str, data: str, backbone: str, variant: str) -> ConfigDict:
   c.export = dict(budget=0, rungs=4, shard=65536, file='')
   c.pca = dict(dim=192)
 
-  # max_history: items of a history that are read. hidden: inner width, or the GRU's state
-  c.model = dict(kind=backbone, max_history=50, width=64, layers=2, heads=1, hidden=64,
-                 dropout=0.2, norm='pre', separate=False, count='end')
+  c.update(base_config.recommender())
+  c.model.kind = backbone
+  c.model.count = 'end'
   c.base = dict(c.model, kind='sasrec')
-  c.loss = dict(kind='ce', negatives=1, negative_scope='position', exclude='train_history',
-                gbce_t=0.75, log_q=False, chunk=4096)
-  c.train = dict(batch=256, epochs=80, patience=10, save_every=5, valid_users=0, mask_share=0.2,
-                 max_masked=50, mask_last=0.5)
-  c.optim = dict(lr=2e-3, warmup=0, schedule='constant', decay=0.0, clip=0.0, beta2=0.98)
+  c.train.update(epochs=80, patience=10, save_every=5, valid_users=0)
   # hidden: inner width of the adapter, 0 for half of pca.dim. spread: size of its first outputs.
   # whiten: components enter with equal spread. alpha, tau: of the alignment. max_align_items:
   # distinct items compared a step
@@ -120,8 +110,8 @@ def sample(preset: str, data: str, backbone: str, variant: str) -> ConfigDict:
                 tail_user=9)
   # what the released code does otherwise; docs/llmemb.md numbers them
   c.reproduce_bugs = dict(early_mask_row=False, future_seen=False, pads_seen=False,
-                   lone_attribute_lost=False, views_frozen=False, learned_tau=False,
-                   local_negatives=False, crude_values=False, popularity_of_all=False,
-                   last_target_only=False, raw_vectors=False, bare_backbones=False,
-                   noisy_masks=False)
+                          lone_attribute_lost=False, views_frozen=False, learned_tau=False,
+                          local_negatives=False, crude_values=False, popularity_of_all=False,
+                          last_target_only=False, raw_vectors=False, bare_backbones=False,
+                          noisy_masks=False)
   return c

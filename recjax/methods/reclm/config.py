@@ -1,19 +1,18 @@
 """The settings of RecLM: the sample preset, and the published one on top of it."""
 from ml_collections import ConfigDict
 
-from recjax.settings import parse_argument
+from recjax import base_config
 
 
-def reclm(argument: str = '') -> ConfigDict:
-  """The config of a run, by a config file's argument. Raises ValueError."""
-  preset, given = parse_argument(argument, dict(data='sample', grounding='cgen'),
-                                 grounding=('cgen', 'ret', 'token'))
+def make(arg: str) -> ConfigDict:
+  """arg: 'paper', 'data=FOLDER', 'grounding=NAME', in any order, parted by commas."""
+  preset, given = base_config.parse(arg, dict(data='sample', grounding='cgen'),
+                                    dict(grounding=('cgen', 'ret', 'token')))
   c = sample(preset, given['data'], given['grounding'])
   if given['data'].partition(':')[0] != 'sample':  # real titles are longer, users more
     c.train.update(sample=0, epochs=1)
     c.decode.new_tokens = 640
   if preset == 'paper':
-    c.llm.weights, c.llm.remat = '', 'dots'
     c.teacher.model.update(max_history=10, width=128, hidden=256, heads=2, dropout=0.5,
                            norm='unirec')
     c.teacher.train.update(batch=1024, epochs=100, patience=10, valid_users=0)
@@ -33,28 +32,15 @@ def reclm(argument: str = '') -> ConfigDict:
 
 def sample(preset: str, data: str, grounding: str) -> ConfigDict:
   """The sample preset, whatever the data."""
-  c = ConfigDict(dict(method='reclm', grounding=grounding, preset=preset, data=data, seed=0))
-  c.mesh = dict(data=-1, fsdp=1, model=1)
-
-  # weights: 'tiny' trains a tokenizer and a small model on the catalog; or a checkpoint folder
-  c.llm = dict(weights='tiny', dtype='auto', remat='none')
-  c.tiny = dict(vocab=2048, width=128, layers=2, heads=4, kv_heads=2, ffn=352, row_tokens=256,
-                batch=4, epochs=1.0, lr=4e-3, warmup=20, schedule='linear', decay=0.01, clip=1.0,
-                beta2=0.98, log_every=20, save_every=100)
+  c = base_config.start('reclm', preset, data, grounding=grounding, llm=base_config.llm(preset),
+                        tiny=base_config.tiny(epochs=1.0))
   # max_prompt_tokens: tokens of a conversation. variables: of the chat template, such as
   # enable_thinking
   c.prompt = dict(template='last', max_prompt_tokens=1024, variables=dict())
   # source: chat pairs for training, 'sample', a file or ''. questions: of the multi-round test
   c.talk = dict(source='sample', questions='sample')
   # source: 'train' here, the folder of a `sequential` run, or http://... of a served one
-  c.teacher = dict(source='train')
-  c.teacher.model = dict(kind='sasrec', max_history=50, width=64, layers=2, heads=1, hidden=64,
-                         dropout=0.2, norm='pre', separate=False)
-  c.teacher.loss = dict(kind='ce', negatives=1, negative_scope='position', exclude='train_history',
-                        gbce_t=0.75, log_q=False, chunk=4096)
-  c.teacher.train = dict(batch=256, epochs=30, patience=5, save_every=10, valid_users=1000,
-                         mask_share=0.2, max_masked=50, mask_last=0.5)
-  c.teacher.optim = dict(lr=2e-3, warmup=0, schedule='constant', decay=0.0, clip=0.0, beta2=0.98)
+  c.teacher = base_config.recommender(source='train')
   # scope: where the softmax is over the catalog's tokens alone: none, all, branches; scope_end:
   # at the end token too. sample: users an epoch (0: all). longest_list: items of a training list;
   # full_lists: always that many. candidates, rule: shares of prompts with them. multi_round: share
