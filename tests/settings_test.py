@@ -167,7 +167,12 @@ class RenamedTest(parameterized.TestCase):
       'samples.history': 'samples.max_history', 'vectors.train.mask_most':
       'vectors.train.max_masked', 'tiny.row': 'tiny.row_tokens', 'train.row': 'train.row_tokens',
       'prompt.cutoff': 'prompt.max_prompt_tokens', 'tags.most': 'tags.max_base_tags',
-      'ground.most': 'ground.max_gamma', 'ground.inject': 'ground.prior'}
+      'ground.most': 'ground.max_gamma', 'ground.inject': 'ground.prior',
+      'tokenizer.look_every': 'semantic_ids.eval_every', 'tokenizer.kind': 'semantic_ids.kind',
+      'token.levels': 'semantic_ids.levels', 'model.apart': 'model.untied_output',
+      'model.compat': 'model.reproduce_release',
+      'defects.pads_seen': 'reproduce_bugs.pads_seen', 'decode.count': 'decode.num_items',
+      'rat.align_most': 'rat.max_align_items'}
 
   def test_no_config_has_an_old_name_and_every_new_name_is_one_of_a_config(self):
     names = {name for path in CONFIGS for name, _ in settings._flat(made(path.stem))}
@@ -274,7 +279,7 @@ class TablesTest(absltest.TestCase):
       'grounding': reclm.GROUNDINGS,
       'align.sign': joint_training.SIGNS,
       'align.reduce': joint_training.REDUCERS,
-      **{f'tokenizer.{k}': v for k, v in rqvae.CHOICES.items() if k != 'encoder'},
+      **{f'semantic_ids.{k}': v for k, v in rqvae.CHOICES.items() if k != 'encoder'},
       'semantic_ids.kind': [*tokenization.NETWORKS, *semantic_ids.PLAIN, '*.json'],
       'semantic_ids.dedupe': semantic_ids.POLICIES,
       'samples.window': windows.FIRST,
