@@ -201,7 +201,7 @@ class WholeTest(parameterized.TestCase):
         calls.append(name)
         return make()
       return kept(work, name, once)
-    with mock.patch.object(evaluate, 'PIECE', 1):
+    with mock.patch.object(evaluate, 'PIECE_USERS', 1):
       with mock.patch.object(sharded_stage, 'kept', functools.partial(counted, 1)), \
           self.assertRaisesRegex(UserError, 'killed'):
         run(cfg, broken)

@@ -98,7 +98,7 @@ class AlignmentWeights:
 
 def read_bins(
     cfg: semantic_id_t5.Config, params: PyTree, table: Int[Array, 'N1 Q'], bins: Sequence[tuple],
-    texts: Float[Array, 'T d'], key: Key[Array, ''] | None = None
+    texts: Float[Array, 'T e'] | None, key: Key[Array, ''] | None = None
 ) -> tuple[Float[Array, 'B Q C'], dict[str, Array], Int[Array, ' B']]:
   """The recommender over a step's bins.
 
@@ -143,14 +143,14 @@ def alignment_losses(weights: AlignmentWeights, id_cfg: rqvae.Config, id_params:
 
 
 def rec_loss(cfg: semantic_id_t5.Config, weights: AlignmentWeights, id_cfg: rqvae.Config | None,
-             x: Float[Array, 'N d'], texts: Float[Array, 'T e'], rec: PyTree, fixed: PyTree,
-             bins: Sequence[tuple], key: Key[Array, ''] | None,
+             x: Float[Array, 'N d'] | None, texts: Float[Array, 'T e'] | None, rec: PyTree,
+             fixed: PyTree, bins: Sequence[tuple], key: Key[Array, ''] | None,
              on: Array | float) -> tuple[Array, dict[str, Array]]:
   """Code loss, and alignment with a tokenizer that stands still.
 
-  cfg, id_cfg: of recommender and tokenizer. weights: of the alignment. x: item vectors. texts:
-  vectors of interests. rec: the parameters that learn. fixed: the rest of the state. bins: of a
-  step. key: of dropout. on: 1 where the alignment counts, 0 before. -> loss, its parts
+  cfg, id_cfg: of recommender and tokenizer. weights: of the alignment. x: item vectors, None
+  without an alignment. texts: vectors of interests, None without interests. rec: the parameters
+  that learn. fixed: the rest of the state. bins: of a step. key: of dropout. on: 1 where the alignment counts, 0 before. -> loss, its parts
   """
   logits, states, target = read_bins(cfg, rec, fixed['table'], bins, texts, key)
   value = code_loss(logits, fixed['table'][target], target > 0)
@@ -163,8 +163,8 @@ def rec_loss(cfg: semantic_id_t5.Config, weights: AlignmentWeights, id_cfg: rqva
 
 
 def id_loss(cfg: semantic_id_t5.Config, weights: AlignmentWeights, id_cfg: rqvae.Config,
-            x: Float[Array, 'N d'], texts: Float[Array, 'T e'], id_params: PyTree, fixed: PyTree,
-            bins: Sequence[tuple], _key: Key[Array, ''],
+            x: Float[Array, 'N d'], texts: Float[Array, 'T e'] | None, id_params: PyTree,
+            fixed: PyTree, bins: Sequence[tuple], _key: Key[Array, ''] | None,
             on: Array | float) -> tuple[Array, dict[str, Array]]:
   """Quantization of the distinct targets, and alignment with a recommender that stands still.
 

@@ -147,7 +147,7 @@ class TokenizerTest(absltest.TestCase):
         if len(looks) == stop:
           raise Stopped
         return looked(*given)
-      with self.assertRaises(Stopped), mock.patch.object(rqvae_training, 'looked', breaks):
+      with self.assertRaises(Stopped), mock.patch.object(rqvae_training, 'record_codes', breaks):
         self.fit(x, path=path, **more)
       again, found, seen = self.fit(x, path=path, **more)
       if back:
@@ -166,7 +166,7 @@ class TokenizerTest(absltest.TestCase):
       if len(looks) == 3:
         raise Stopped
       return {'collision_rate': 0.1, 'usage': []}  # no float32 is equal to it
-    with mock.patch.object(semantic_ids, 'health', alike):
+    with mock.patch.object(semantic_ids, 'codebook_stats', alike):
       with self.assertRaises(Stopped):
         self.fit(x, path=path)
       _, kept, rows = self.fit(x, path=path)
