@@ -12,6 +12,10 @@ Deliberate differences from the authors' code (docs/etegrec.md):
   - rows of a step share a shape by bins of lengths; histories are cut to `model.max_history` items;
   - learning rates fall to 0 over the steps that really run;
   - the distances of SIA are negated, as the paper has it (`align.sign=pos` for the released form).
+
+In all files `work` is the run's Workdir, `cfg` its config or the part that a stage's `settings`
+takes of it, `dataset` users and items, `X_dir` the folder that stage X left, `outcome` what
+results.json holds and `row` a name of its rows. Items are indices 1..N, 0 is none.
 """
 from ml_collections import ConfigDict
 

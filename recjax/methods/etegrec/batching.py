@@ -47,7 +47,10 @@ def prefixes(train: Interactions, max_history: int) -> tuple[list[np.ndarray], n
 
 
 def pad_histories(histories: Sequence[np.ndarray], width: int) -> Int[np.ndarray, 'B W']:
-  """Histories as rows of one width, 0 behind; of longer ones the last `width` items."""
+  """Histories as rows of one width, 0 behind; of longer ones the last `width` items.
+
+  histories: item indices, oldest first.
+  """
   rows = np.zeros((len(histories), width), np.int32)
   for row, history in zip(rows, histories):
     row[:min(len(history), width)] = history[-width:]
@@ -57,7 +60,7 @@ def pad_histories(histories: Sequence[np.ndarray], width: int) -> Int[np.ndarray
 def bin_widths(max_history: int) -> list[int]:
   """The widths of bins: a quarter, a half and the whole of the longest history.
 
-  Each is a network of its own to the compiler, so there are few.
+  max_history: the longest. Each is a network of its own to the compiler, so there are few.
   """
   return sorted({-(-max_history // divisor) for divisor in (4, 2, 1)})
 
@@ -106,5 +109,5 @@ def shuffle_rows(key: Key[Array, ''], bins: Sequence[Bin], shares: Sequence[int]
 
 
 def take_rows(bins: Sequence[Bin], rows: Sequence[Array]) -> list[Bin]:
-  """A step's part of every bin. rows: (share,) row numbers of each."""
+  """A step's part of every bin. rows: (share,) row numbers of each. bins: all rows."""
   return [Bin(*(x[bin_rows] for x in one_bin)) for one_bin, bin_rows in zip(bins, rows)]

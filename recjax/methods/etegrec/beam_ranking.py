@@ -82,13 +82,19 @@ def rank_items(cfg: semantic_id_t5.Config, params: PyTree, table: Int[Array | np
 
 
 def items_of_nodes(generated: Generated, trie: DeviceTrie) -> Int[np.ndarray, 'B K']:
-  """Item indices of beams over the trie; every item has codes of its own."""
+  """Item indices of beams over the trie; every item has codes of its own.
+
+  generated: of beam search.
+  """
   return np.asarray(trie.item)[np.clip(generated.places[..., 0], 0, len(trie.item) - 1)] + 1
 
 
 def items_of_codes(generated: Generated, table: Int[Array | np.ndarray, 'N1 Q'],
                    size: int) -> Int[np.ndarray, 'B K']:
-  """Item indices of free beams, 0 for codes of none. table: row 0 is padding. size: of a level."""
+  """Item indices of free beams, 0 for codes of none. table: row 0 is padding. size: of a level.
+
+  generated: of beam search.
+  """
   items = {tuple(codes): item for item, codes in enumerate(np.asarray(table).tolist()) if item}
   return np.array([[items.get(tuple(codes), 0) for codes in beam_codes.tolist()]
                    for beam_codes in generated.tokens % size], np.int32)

@@ -59,7 +59,10 @@ def make_tiger(arg: str) -> ConfigDict:
 
 
 def common(variant: str, preset: str, data: str, fusion: str) -> ConfigDict:
-  """What both share, the sample preset but for the first stage's rate and the test's mask."""
+  """What both share, the sample preset but for the first stage's rate and the test's mask.
+
+  variant: 'etegrec' or 'tiger'. preset, data, fusion: as given.
+  """
   c = base_config.start('etegrec', preset, data, variant=variant, fusion=fusion, seeds=1)
   # source: 'train' a SASRec here, the folder of a `sequential` run, a .npy file, or 'text' with the
   # folder of a text encoder. unit: centered, mean square 1

@@ -114,8 +114,10 @@ def rank_test_users(work: Workdir, name: str, cfg: ConfigDict, data: train.Train
 
 
 def judge_free_beams(cfg: ConfigDict, data: train.TrainingData, params: PyTree) -> dict:
-  """How often beams that may be any codes are codes of no item (Rajput et al., NeurIPS 2023,
-  section 4.5)."""
+  """How often beams that may be any codes are codes of no item (Rajput et al., NeurIPS 2023).
+
+  data, params: of the run.
+  """
   cases = data.split.test
   order = np.random.default_rng(cfg.seed).permutation(len(cases))[:MAX_FREE_USERS]
   interests = data.given('test')
@@ -131,7 +133,8 @@ def judge_without_interests(work: Workdir, cfg: ConfigDict, data: train.Training
                             params: PyTree, items: np.ndarray) -> tuple[dict, np.ndarray]:
   """What interests do to lists: taken away, and those of another user given.
 
-  items: (n, k), with their own. -> figures, ranks of all test users without interests (seeds, n)
+  data, params: of the run. items: (n, k), with their own. -> figures, ranks of all test users
+  without interests (seeds, n)
   """
   cases, interests = data.split.test, data.given('test')
   work.say('    the same users without their interests, and with those of others')

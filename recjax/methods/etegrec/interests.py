@@ -108,7 +108,10 @@ def text_vectors(work: Workdir, folder: str, texts: Sequence[str],
 
 
 def hash_words(text: str, dim: int = HASH_WIDTH) -> Float[np.ndarray, ' d']:
-  """A unit vector: the sum of one random direction a word, drawn by the word's own checksum."""
+  """A unit vector: the sum of one random direction a word, drawn by the word's own checksum.
+
+  text: of an interest. dim: its width.
+  """
   total = np.zeros(dim)
   for word in text.lower().split():
     seed = zlib.crc32(keywords.stem(word).encode())

@@ -63,13 +63,13 @@ def stage(work: Workdir, cfg: ConfigDict, dataset: Dataset) -> dict:
 
 
 def rescale(vectors: Float[np.ndarray, 'N d'], folder: Path) -> Float[np.ndarray, 'N d']:
-  """Vectors on the scale that a stage's folder holds."""
+  """Vectors on the scale that a stage's folder holds. vectors: as they came."""
   scale = run_files.read_arrays(folder / 'scale.npz')
   return ((vectors - scale['mean']) / scale['std']).astype(np.float32)
 
 
 def from_text(work: Workdir, texts: Sequence[str], folder: str) -> Float[np.ndarray, 'N d']:
-  """Vectors of title, brand, categories and price. folder: of a text encoder."""
+  """Vectors of title, brand, categories and price. folder: of a text encoder. texts: by item."""
   if not folder:
     raise ConfigError("vectors.source='text' needs vectors.encoder, the folder of a text encoder")
   encoder = text_embedding.load(folder, ConfigDict({'dtype': 'auto', 'remat': 'none'}), work.mesh)
@@ -77,7 +77,10 @@ def from_text(work: Workdir, texts: Sequence[str], folder: str) -> Float[np.ndar
 
 
 def from_file(path: str, num_items: int) -> np.ndarray:
-  """A .npy file in the order of the items, (N, d). Raises DataError for another shape."""
+  """A .npy file in the order of the items, (N, d).
+
+  path: of the file. num_items: rows that it must have. Raises DataError for another shape.
+  """
   try:
     vectors = np.load(path, allow_pickle=False)
   except (OSError, ValueError, EOFError) as error:

@@ -150,7 +150,8 @@ def rec_loss(cfg: semantic_id_t5.Config, weights: AlignmentWeights, id_cfg: rqva
 
   cfg, id_cfg: of recommender and tokenizer. weights: of the alignment. x: item vectors, None
   without an alignment. texts: vectors of interests, None without interests. rec: the parameters
-  that learn. fixed: the rest of the state. bins: of a step. key: of dropout. on: 1 where the alignment counts, 0 before. -> loss, its parts
+  that learn. fixed: the rest of the state. bins: of a step. key: of dropout. on: 1 where the
+  alignment counts, 0 before. -> loss, its parts
   """
   logits, states, target = read_bins(cfg, rec, fixed['table'], bins, texts, key)
   value = code_loss(logits, fixed['table'][target], target > 0)
@@ -168,7 +169,8 @@ def id_loss(cfg: semantic_id_t5.Config, weights: AlignmentWeights, id_cfg: rqvae
             on: Array | float) -> tuple[Array, dict[str, Array]]:
   """Quantization of the distinct targets, and alignment with a recommender that stands still.
 
-  id_params: the tokenizer's parameters, which learn; the rest as in `rec_loss`.
+  weights, id_cfg, x, texts, fixed, bins, on: as there. _key: unused. id_params: the tokenizer's
+  parameters, which learn; the rest as in `rec_loss`.
   """
   _, states, target = read_bins(cfg, fixed['rec'], fixed['table'], bins, texts)
   sia, psa, item_codes = alignment_losses(weights, id_cfg, id_params, x, states, target)
@@ -182,7 +184,10 @@ LOSSES = {'rec': rec_loss, 'id': id_loss}
 
 
 def shard_rows(bins: Sequence[tuple]) -> Sequence[tuple]:
-  """A step's rows over the devices, filled up with nobody's where they do not divide."""
+  """A step's rows over the devices, filled up with nobody's where they do not divide.
+
+  bins: (history, target, interests) of each.
+  """
   num_shards = sharding.num_batch_shards(jax.sharding.get_abstract_mesh())
 
   def pad_and_shard(x):

@@ -231,7 +231,10 @@ def users_section(cfg: ConfigDict, work: Workdir, dataset: Dataset, vectors_dir:
 
 
 def interests_weights(cfg: ConfigDict, data: train.TrainingData, params: PyTree) -> Callable:
-  """-> a function of a case: shares of attention (K,), None where no attention is paid"""
+  """-> a function of a case: shares of attention (K,), None where no attention is paid
+
+  data, params: of the run.
+  """
   if cfg.fusion != 'encoder':
     return lambda case: None
   interests, cases = data.given('test'), data.split.test

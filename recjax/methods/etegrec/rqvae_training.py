@@ -99,7 +99,10 @@ def fit(work: Workdir, cfg: rqvae.Config, train: ConfigDict, x: Float[np.ndarray
 
 def init_state(cfg: rqvae.Config, tx: optax.GradientTransformation, x: Float[Array, 'N d'],
                key: Key[Array, '']) -> dict:
-  """Everything that a checkpoint holds, before the first step."""
+  """Everything that a checkpoint holds, before the first step.
+
+  tx: the optimizer. x: item vectors.
+  """
   params = rqvae.seed_codes(
     cfg, rqvae.init(cfg, jax.random.fold_in(key, 0)), x[_kmeans_rows(key, len(x))],
     jax.random.fold_in(key, 1)
@@ -113,7 +116,8 @@ def init_state(cfg: rqvae.Config, tx: optax.GradientTransformation, x: Float[Arr
 def restore_state(checkpoints: Any, work: Workdir, start: Callable) -> tuple[int, dict]:
   """The newest whole checkpoint, or what `start` makes. -> steps done, state as of `init_state`
 
-  Every process holds the state whole, as `_steps` works on one device.
+  checkpoints: as `checkpoint.open_checkpoints` gives them. Every process holds the state whole, as
+  `_steps` works on one device.
   """
   replicated = jax.NamedSharding(work.mesh, jax.P())
   shapes = jax.eval_shape(start)
@@ -135,8 +139,8 @@ def record_codes(work: Workdir, cfg: rqvae.Config, x: Float[Array, 'N d'], state
                  loss: Array, recon: Array) -> dict:
   """Records how the codes are used; parameters that are better than ever become the best.
 
-  done: steps so far. loss, recon: means of the last ones. -> state. Raises UserError where the loss
-  is no number.
+  x: item vectors. done: steps so far. loss, recon: means of the last ones. -> state. Raises
+  UserError where the loss is no number.
   """
   if not np.isfinite(loss):
     raise UserError(f'the loss of the tokenizer became {loss} before step {done}, of which nothing '
@@ -199,7 +203,7 @@ def reset_dead_codes(cfg: rqvae.Config, params: PyTree, opt: PyTree,
                      x: Float[Array, 'N d']) -> tuple[PyTree, PyTree]:
   """Codes that no item has become residuals that are quantized worst; their moments become 0.
 
-  x: item vectors. -> params, optimizer state
+  opt: the optimizer's state. x: item vectors. -> params, optimizer state
   """
   quantized = rqvae.quantize(cfg, params['codebooks'], rqvae.encode(cfg, params, x))
   residual, books, dead = rqvae.encode(cfg, params, x), [], []

@@ -29,7 +29,7 @@ def settings(cfg: ConfigDict) -> ConfigDict:
 
 
 def rqvae_config(ids_cfg: ConfigDict, dim: int) -> rqvae.Config:
-  """The RQ-VAE of a config's group over vectors of width `dim`."""
+  """The RQ-VAE of a config's group over vectors of width `dim`. ids_cfg: the group semantic_ids."""
   kind = NETWORKS[ids_cfg.kind]
   return rqvae.Config(
     dim, tuple(ids_cfg.hidden), ids_cfg.width if kind == 'mlp' else dim, ids_cfg.levels,
@@ -89,7 +89,11 @@ def stage(work: Workdir, cfg: ConfigDict, vectors_dir: Path, ids: Sequence[str])
 
 def train_network(work: Workdir, ids_cfg: ConfigDict, x: Float[np.ndarray, 'N d'],
                   seed: int) -> tuple[np.ndarray, np.ndarray]:
-  """Trains the RQ-VAE. -> codes (N, L), distances of the last level (N, C)"""
+  """Trains the RQ-VAE.
+
+  ids_cfg: the group semantic_ids. x: item vectors. seed: of the draws. -> codes (N, L), distances
+  of the last level (N, C)
+  """
   cfg = rqvae_config(ids_cfg, x.shape[1])
   letter = rqvae_training.LetterWeights()
   if ids_cfg.kind == 'letter':
@@ -104,7 +108,8 @@ def load_released(work: Workdir, ids_cfg: ConfigDict,
                   x: Float[np.ndarray, 'N d']) -> tuple[np.ndarray, np.ndarray]:
   """Takes over the tensors of a released RQ-VAE. -> codes (N, L), distances of the last level
 
-  Raises DataError where they do not fit the vectors or the config.
+  ids_cfg: the group semantic_ids. x: item vectors. Raises DataError where they do not fit the
+  vectors or the config.
   """
   cfg, params = rqvae.from_state(files.read_state(ids_cfg.weights), ids_cfg.weights)
   if cfg.dim != x.shape[1] or (cfg.levels, cfg.size) != (ids_cfg.levels, ids_cfg.size):
@@ -116,7 +121,10 @@ def load_released(work: Workdir, ids_cfg: ConfigDict,
 
 def save_network(work: Workdir, cfg: rqvae.Config, params: PyTree,
                  x: Float[np.ndarray, 'N d']) -> tuple[np.ndarray, np.ndarray]:
-  """Writes the parameters. -> codes (N, L), distances of the last level (N, C)"""
+  """Writes the parameters.
+
+  cfg, params: of the network. x: item vectors. -> codes (N, L), distances of the last level (N, C)
+  """
   sequential.save(work.folder / 'tokenizer.npz', params)
   outputs = jax.jit(rqvae.forward, static_argnums=0)(cfg, params, x)
   return np.asarray(outputs['codes']), np.asarray(outputs['dist'][:, -1])

@@ -269,9 +269,9 @@ def fit_alternating(work: Workdir, cfg: ConfigDict, schedule: ConfigDict, data: 
                     cycle: int) -> dict:
   """Epochs of either side in turn.
 
-  schedule: epochs, patience, save_every. init: -> the state of all seeds. tx: {side: optimizer}.
-  weights: of the alignment. cycle: every so many epochs the tokenizer learns, 0 for never. ->
-  counts
+  data: of the run. schedule: epochs, patience, save_every. init: -> the state of all seeds. tx:
+  {side: optimizer}. weights: of the alignment. cycle: every so many epochs the tokenizer learns, 0
+  for never. -> counts
   """
   orders = functools.partial(
     batching.shuffle_rows, bins=data.bins, shares=data.shares, steps=data.steps
@@ -315,7 +315,10 @@ def fit_alternating(work: Workdir, cfg: ConfigDict, schedule: ConfigDict, data: 
 
 
 def validate_params(cfg: ConfigDict, data: TrainingData, params: PyTree) -> float:
-  """NDCG@10 of validation users, as many as the config looks at, by beams as in the test."""
+  """NDCG@10 of validation users, as many as the config looks at, by beams as in the test.
+
+  data, params: of the run.
+  """
   cases = data.split.valid
   order = np.random.default_rng(0).permutation(len(cases))[:cfg.train.valid_users or None]
   interests = data.given('valid')

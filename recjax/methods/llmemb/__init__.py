@@ -12,6 +12,10 @@ Deliberate differences from the authors' code (docs/llmemb.md lists them one by 
   - the adapter runs once a step over the distinct items of a batch, not over every position;
   - alignment compares distinct items; recommenders see no padding and no later item;
   - the epoch that is kept is the best on validation NDCG@10 of full ranking.
+
+In all files `work` is the run's Workdir, `cfg` its config or the part that a stage's `settings`
+takes of it, `dataset` users and items, `X_dir` the folder that stage X left, `outcome` what
+results.json holds and `row` a name of its rows. Items are indices 1..N, 0 is none.
 """
 from pathlib import Path
 
@@ -69,7 +73,10 @@ def run(cfg: ConfigDict, work: Workdir) -> None:
 
 def embeddings(cfg: ConfigDict, work: Workdir, prompts_dir: Path, llm_dir: Path | None,
                source: str) -> Path:
-  """One table of item vectors, through its own stages. -> the folder that holds table.npy"""
+  """One table of item vectors, through its own stages.
+
+  source: as `variants.vector_source` names it. -> the folder that holds table.npy
+  """
   if source == 'file':
     return work.stage(
       'pca-file', item_embeddings.reduce_file, item_embeddings.file_settings(cfg), prompts_dir

@@ -53,7 +53,7 @@ def make(arg: str, name: str) -> ConfigDict:
 
 
 def paper(c: ConfigDict, published: Published) -> None:
-  """Makes the published preset of the sample's, in place."""
+  """Makes the published preset of the sample's, in place. c: the config."""
   c.seed, c.seeds = 42, 3
   c.prompts.rules = published.rules
   c.eval.update(tail_item=published.tail_item, tail_user=published.tail_user)
@@ -73,7 +73,7 @@ def paper(c: ConfigDict, published: Published) -> None:
 
 
 def sample(preset: str, data: str, backbone: str, variant: str) -> ConfigDict:
-  """The sample preset, whatever the backbone."""
+  """The sample preset, whatever the backbone. preset, data, backbone, variant: as given."""
   c = base_config.start('llmemb', preset, data, seeds=1, llm=base_config.llm(preset, 'full'),
                         tiny=base_config.tiny(width=256, layers=1, epochs=1.0))
   # a sentence encoder for variant=text; pool: '' as its folder says

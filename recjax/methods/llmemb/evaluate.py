@@ -86,7 +86,10 @@ def stage(work: Workdir, cfg: ConfigDict, dataset: Dataset, tables: dict, id_dir
 
 def draw_candidates(work: Workdir, cfg: ConfigDict, split: Split,
                     num_items: int) -> np.ndarray | None:
-  """The items that each target is ranked among besides, where a sampled protocol is asked for."""
+  """The items that each target is ranked among besides, where a sampled protocol is asked for.
+
+  split: of the users. num_items: of the catalog.
+  """
   if not cfg.eval.sampled:
     return None
   counts = np.bincount(split.train.items, minlength=num_items + 1)[1:]
@@ -103,8 +106,8 @@ def group_masks(cfg: ConfigDict, dataset: Dataset,
                 split: Split) -> dict[str, Bool[np.ndarray, ' n']]:
   """Which test users belong where, by the group's name.
 
-  An item is of the tail with fewer than eval.tail_item training interactions, a user with a
-  shorter input than eval.tail_user.
+  split: of the users. An item is of the tail with fewer than eval.tail_item training interactions,
+  a user with a shorter input than eval.tail_user.
   """
   items = dataset.interactions.items if cfg.popularity_of_all else split.train.items
   counts = np.bincount(items, minlength=len(dataset.catalog) + 1)[split.test.targets]
@@ -166,7 +169,7 @@ def show(work: Workdir, results_dir: Path) -> None:
 
 
 def format_cell(group: dict, row: str) -> str:
-  """A value, and how sure the difference to the first row is."""
+  """A value, and how sure the difference to the first row is. group: of `summarize_groups`."""
   first = next(iter(group['rows']))
   p = group['tests'].get(f'{first}>{row}', {}).get('NDCG@10')
   return f'{group["rows"][row]["NDCG@10"]["value"]:.4f}' + ('' if p is None else f' ({p:.2g})')

@@ -42,8 +42,8 @@ def write_shards(work: Workdir, cfg: ConfigDict, texts: Sequence[str], llm_dir: 
                  scft_dir: Path | None) -> dict:
   """Writes one row a text into shards, which are made once, whoever makes them.
 
-  cfg: as `settings`. llm_dir: of the encoder. scft_dir: of the SCFT stage, or None for the encoder
-  as it is. -> counts
+  texts: prompts by item. cfg: as `settings`. llm_dir: of the encoder. scft_dir: of the SCFT stage,
+  or None for the encoder as it is. -> counts
   """
   lora_shape = {}
   if scft_dir is not None:
@@ -91,7 +91,7 @@ def write_shards(work: Workdir, cfg: ConfigDict, texts: Sequence[str], llm_dir: 
 
 
 def write_array(path: Path, x: np.ndarray) -> None:
-  """Writes a plain float32 array, whole or not at all."""
+  """Writes a plain float32 array, whole or not at all. path: a .npy. x: the array."""
   buffer = io.BytesIO()
   np.save(buffer, np.asarray(x, np.float32), allow_pickle=False)
   write_atomic(path, buffer.getvalue())
@@ -109,12 +109,15 @@ def read_shards(folder: Path) -> Float[np.ndarray, 'N d']:
 
 
 def reduce(work: Workdir, cfg: ConfigDict, export_dir: Path) -> dict:
-  """Principal components of an export. cfg: the group pca. -> counts"""
+  """Principal components of an export. cfg: the group pca. export_dir: of the export. -> counts"""
   return write_reduced(work, read_shards(export_dir), cfg.dim)
 
 
 def write_reduced(work: Workdir, table: Float[np.ndarray, 'N d'], dim: int) -> dict:
-  """Writes the first `dim` components of every item, by falling variance. -> counts"""
+  """Writes the first `dim` components of every item, by falling variance.
+
+  table: item vectors. -> counts
+  """
   components = pca.fit(table, dim)
   write_array(work.folder / TABLE_FILE, components(table))
   with open(work.folder / 'pca.npz', 'wb') as file:

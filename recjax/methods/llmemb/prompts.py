@@ -101,9 +101,9 @@ def item_prompts(cfg: ConfigDict, catalog: Catalog) -> tuple[list[str], list[str
 def attributes(record: dict, rules: Rules, empty: str = 'omit', crude: bool = False) -> list[str]:
   """'KEY is VALUE' for every column of an item that says something.
 
-  record: {column: value}. empty: 'omit' leaves a missing value out, 'none' writes none. crude: as
-  released, values lose two more characters where they are cut, and texts in place of lists fall
-  into letters.
+  rules: of the source. record: {column: value}. empty: 'omit' leaves a missing value out, 'none'
+  writes none. crude: as released, values lose two more characters where they are cut, and texts in
+  place of lists fall into letters.
   """
   if empty not in ('omit', 'none'):
     raise ConfigError(f"prompts.empty={empty!r}; choose 'omit' or 'none'")
@@ -120,7 +120,10 @@ def attributes(record: dict, rules: Rules, empty: str = 'omit', crude: bool = Fa
 
 
 def value_text(key: str, value: Any, rules: Rules, crude: bool) -> str:
-  """One value as a line of text without structure signs; '' where it says nothing."""
+  """One value as a line of text without structure signs; '' where it says nothing.
+
+  key: the column. rules, crude: as in `attributes`.
+  """
   if value is None or value == '' or value == []:
     return ''
   if key == 'categories' and rules.first_path and isinstance(value, list) and value \
@@ -138,7 +141,10 @@ def value_text(key: str, value: Any, rules: Rules, crude: bool) -> str:
 
 
 def sanitize(text: str, rules: Rules) -> str:
-  """';' and line breaks part attributes, so no value may hold them."""
+  """';' and line breaks part attributes, so no value may hold them.
+
+  text: a value. rules: of the source.
+  """
   return rules.newline.join(text.replace(';', '.').splitlines())
 
 
@@ -177,7 +183,10 @@ def view(prompt: str, ratio: float, rng: np.random.Generator, crude: bool = Fals
 
 def views(prompt: str, ratio: float, seed: int, epoch: int, item: int,
           crude: bool = False) -> tuple[str, str]:
-  """Two views of an item, a function of seed, epoch and item alone."""
+  """Two views of an item, a function of seed, epoch and item alone.
+
+  prompt, ratio, crude: as in `view`.
+  """
   return tuple(view(prompt, ratio, np.random.default_rng((seed, epoch, item, side)), crude)
                for side in (0, 1))
 

@@ -29,7 +29,10 @@ ALIGN_ITEMS = ('distinct', 'positions')
 
 
 def check(cfg: ConfigDict, num_items: int) -> None:
-  """What can be known to be wrong before anything is trained. Raises ConfigError."""
+  """What can be known to be wrong before anything is trained.
+
+  num_items: of the catalog. Raises ConfigError.
+  """
   rat = cfg.rat
   if rat.activation not in ACTIVATIONS:
     raise ConfigError(f'rat.activation={rat.activation!r}; choose one of {", ".join(ACTIVATIONS)}')
@@ -58,7 +61,7 @@ def check(cfg: ConfigDict, num_items: int) -> None:
 
 
 def id_settings(cfg: ConfigDict, kind: str) -> ConfigDict:
-  """What of the config decides a recommender over ids."""
+  """What of the config decides a recommender over ids. kind: of the recommender."""
   return variants.recommender_config(cfg, kind)
 
 
@@ -81,7 +84,10 @@ def load_split(dataset: Dataset) -> splits.Split:
 
 def save_models(work: Workdir, cfg: ConfigDict, params: PyTree, scores: np.ndarray,
                 best_epochs: np.ndarray) -> dict:
-  """Writes the model of every seed and how it was chosen. -> counts"""
+  """Writes the model of every seed and how it was chosen.
+
+  params: of all seeds. scores, best_epochs: of each. -> counts
+  """
   sequential.save(work.folder / 'model.npz', params)
   write_json(work.folder / 'valid.json', {
       'NDCG@10': [round(float(score), 6) for score in scores], 'epoch': best_epochs.tolist()})
@@ -94,7 +100,7 @@ def save_models(work: Workdir, cfg: ConfigDict, params: PyTree, scores: np.ndarr
 
 
 def settings(cfg: ConfigDict, variant: str) -> ConfigDict:
-  """Everything in the config that decides this stage's result."""
+  """Everything in the config that decides this stage's result. variant: of VARIANTS."""
   parts = variants.VARIANTS[variant]
   rat = {**cfg.rat.to_dict(), 'adapter': parts.adapter, 'freeze': parts.freeze,
          'alpha': cfg.rat.alpha if parts.align else 0.0,
@@ -167,7 +173,10 @@ def cost(cfg: ConfigDict, dataset: Dataset) -> dict[str, str]:
 
 
 def has_id_row(cfg: ConfigDict, split: splits.Split, num_items: int) -> Bool[Array, ' N'] | None:
-  """Items with rat.ids_from training interactions or more; None where that is 0."""
+  """Items with rat.ids_from training interactions or more; None where that is 0.
+
+  split: of the users. num_items: of the catalog.
+  """
   if not cfg.rat.ids_from:
     return None
   return jnp.asarray(
@@ -179,8 +188,8 @@ def adapter_inputs(cfg: ConfigDict, model: seqrec.Config, table: Float[np.ndarra
                    num_items: int, rows: np.ndarray | None = None) -> np.ndarray:
   """The frozen vectors as the recommender reads them, on one scale. -> (N, k)
 
-  cfg: as `settings`. table: reduced item vectors. rows: others, that are brought to the same scale
-  instead of the table.
+  model: the recommender's. num_items: of the catalog. cfg: as `settings`. table: reduced item
+  vectors. rows: others, that are brought to the same scale instead of the table.
 
   With rat.whiten every component has the same spread, so that an adapter learns them at the same
   pace. Without an adapter: the first D components, rows of length one on average. Raises DataError
@@ -210,8 +219,9 @@ def make_objective(cfg: ConfigDict, num_components: int, model: seqrec.Config, l
                    targets: int, id_rows: Array | None = None) -> tuple[Callable, Callable]:
   """What `training.sequential.fit` is to train instead of the model as it is.
 
-  cfg: as `settings`. loss: of the whole recommender. targets: of a batch. id_rows: as `has_id_row`
-  gives it. -> init(key), loss(params, vectors, aim, seqs, key)
+  num_components: of an item vector. model: the recommender's. cfg: as `settings`. loss: of the
+  whole recommender. targets: of a batch. id_rows: as `has_id_row` gives it. -> init(key),
+  loss(params, vectors, aim, seqs, key)
   """
   max_items = max_distinct_items(cfg, model, targets)
 
@@ -229,7 +239,10 @@ def make_objective(cfg: ConfigDict, num_components: int, model: seqrec.Config, l
 
 
 def init(cfg: ConfigDict, model: seqrec.Config, num_components: int, key: Key[Array, '']) -> PyTree:
-  """What is trained: the recommender without its table, and what makes the table."""
+  """What is trained: the recommender without its table, and what makes the table.
+
+  model: the recommender's. num_components: of an item vector.
+  """
   rest = seqrec.init(model, jax.random.fold_in(key, 0))
   del rest['items']
   params = {'rest': rest}
@@ -251,7 +264,10 @@ def init(cfg: ConfigDict, model: seqrec.Config, num_components: int, key: Key[Ar
 
 def init_adapter(num_components: int, hidden: int, width: int, spread: float,
                  key: Key[Array, '']) -> dict[str, Array]:
-  """Two layers; `spread` is about the size of the numbers that come out, of inputs about one."""
+  """Two layers; `spread` is about the size of the numbers that come out, of inputs about one.
+
+  num_components, hidden, width: numbers that come in, stand between, come out.
+  """
   first_key, second_key = jax.random.split(key)
   return {
     'w1': jax.random.normal(first_key, (num_components, hidden)) * num_components**-0.5,
@@ -263,7 +279,10 @@ def init_adapter(num_components: int, hidden: int, width: int, spread: float,
 
 def apply_adapter(adapter: dict[str, Array], x: Float[Array, '*B k'],
                   activation: str = 'none') -> Float[Array, '*B D']:
-  """W2 act(W1 x + b1) + b2 (Liu et al., AAAI 2025, section on adaptation)."""
+  """W2 act(W1 x + b1) + b2 (Liu et al., AAAI 2025).
+
+  adapter: its weights. x: vectors. activation: of ACTIVATIONS.
+  """
   hidden = ACTIVATIONS[activation](x @ adapter['w1'] + adapter['b1'])
   return hidden @ adapter['w2'] + adapter['b2']
 
@@ -273,9 +292,9 @@ def expand_table(cfg: ConfigDict, model: seqrec.Config, params: PyTree,
                  id_rows: Bool[Array, ' N'] | None = None) -> PyTree:
   """The recommender's parameters with the item table that the adapter makes.
 
-  params: what is trained. vectors: as `adapter_inputs` gives them. item_ids: that are read, 0 for
-  none; the rest of the table is zeros. None makes all. id_rows: items with a row of their own
-  beside it. -> tree of seqrec
+  model: the recommender's. params: what is trained. vectors: as `adapter_inputs` gives them.
+  item_ids: that are read, 0 for none; the rest of the table is zeros. None makes all. id_rows:
+  items with a row of their own beside it. -> tree of seqrec
   """
   ids = jnp.arange(1, model.items + 1) if item_ids is None else item_ids
   x = vectors if item_ids is None else vectors[ids - 1]
@@ -300,7 +319,8 @@ def expand_table(cfg: ConfigDict, model: seqrec.Config, params: PyTree,
 def max_distinct_items(cfg: ConfigDict, model: seqrec.Config, targets: int) -> int:
   """How many distinct items a batch can hold at most; 0 where that is no less than all.
 
-  A softmax over the catalog reads them all; noisy masks show any item.
+  model: the recommender's. targets: of a batch. A softmax over the catalog reads them all; noisy
+  masks show any item.
   """
   if cfg.loss.kind in ('ce', 'chunked') or cfg.train.get('mask_by_chance'):
     return 0
@@ -318,7 +338,8 @@ def batch_items(cfg: ConfigDict, model: seqrec.Config, targets: int, max_items: 
                 seqs: Int[Array, 'B S'], key: Key[Array, '']) -> Int[Array, ' C'] | None:
   """The distinct items of a batch's sequences and negatives, 0 behind; None where max_items is 0.
 
-  targets: of a batch. key: of the step, from which training draws its negatives, too.
+  model: the recommender's. seqs: item ids of the users. targets: of a batch. key: of the step, from
+  which training draws its negatives, too.
   """
   if not max_items:
     return None
@@ -333,8 +354,8 @@ def alignment_loss(cfg: ConfigDict, model: seqrec.Config, table: Float[Array, 'M
                    targets: int) -> Float[Array, '']:
   """How far the table is from that of ids, over what the batch asks for.
 
-  table: of the recommender, row 0 of padding. aim: item table of ids, without padding. targets: of
-  a batch.
+  model: the recommender's. seqs: item ids of the users. key: of the step. table: of the
+  recommender, row 0 of padding. aim: item table of ids, without padding. targets: of a batch.
   """
   mask_key, _, draw_key = jax.random.split(key, 3)
   target_ids = sequential.example(cfg, model, seqs, mask_key)[1].reshape(-1)
@@ -352,7 +373,7 @@ def sample_distinct(target_ids: Int[Array, ' P'], num_items: int, max_items: int
                     key: Key[Array, '']) -> Int[Array, ' M']:
   """Up to `max_items` distinct ids above 0, drawn without replacement where there are more.
 
-  target_ids: 0 for none. -> ids, 0 behind
+  num_items: of the catalog. key: of the draw. target_ids: 0 for none. -> ids, 0 behind
   """
   present = jnp.zeros(num_items + 1, bool).at[target_ids].set(True).at[0].set(False)
   noise = jnp.where(present, jax.random.uniform(key, present.shape), -1.0)

@@ -31,7 +31,10 @@ RELEASED_TAU = 3.0  # where the released code's learned temperature begins
 
 
 def settings(cfg: ConfigDict, source: str) -> ConfigDict:
-  """Everything in the config that decides this stage's result."""
+  """Everything in the config that decides this stage's result.
+
+  source: as `variants.vector_source` names it.
+  """
   return ConfigDict(
     {
       'scft': cfg.scft, 'lora': cfg.lora, 'llm': cfg.llm, 'reproduce_bugs': cfg.reproduce_bugs,
@@ -82,7 +85,7 @@ def num_row_shards(mesh: jax.sharding.Mesh) -> int:
 
 
 def init_params(shape: llm.Config, cfg: ConfigDict, key: Key[Array, '']) -> PyTree:
-  """What is trained: the adapter, and as released the temperature."""
+  """What is trained: the adapter, and as released the temperature. shape: of the LLM."""
   train = {'lora': lora.init_lora(shape, key)}
   return train | ({'tau': jnp.float32(RELEASED_TAU)} if cfg.reproduce_bugs.learned_tau else {})
 
@@ -157,7 +160,8 @@ def pair_loss(cfg: ConfigDict, num_shards: int, train: PyTree,
               z: Float[Array, 'B 2 d']) -> Float[Array, '']:
   """The contrastive loss of vectors of pairs, the first scft.batch of them.
 
-  cfg: as `settings`. train: what is trained, where the temperature may be. z: vectors of pairs.
+  num_shards: devices. cfg: as `settings`. train: what is trained, where the temperature may be. z:
+  vectors of pairs.
   """
   tau = train.get('tau', cfg.scft.tau)
   if cfg.reproduce_bugs.local_negatives:

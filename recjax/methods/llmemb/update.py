@@ -56,7 +56,10 @@ def extend_params(workdir: Path, config: ConfigDict, dataset: Dataset, later: st
 
 def prompt_vectors(workdir: Path, config: ConfigDict, dataset: Dataset, source: str,
                    texts: Sequence[str]) -> Float[np.ndarray, 'n d']:
-  """Vectors of prompts by the run's own encoder, made once for a data set."""
+  """Vectors of prompts by the run's own encoder, made once for a data set.
+
+  source: of the vectors. texts: the prompts.
+  """
   weights = variants.text_folder(config) if source == 'text' else config.llm.weights
   llm_dir = find_stage(workdir, 'llm') if weights == 'tiny' else pathlib.Path(weights)
   scft_dir = None if source in ('text', 'plain') else find_stage(workdir, f'scft-{source}')

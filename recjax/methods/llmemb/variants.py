@@ -54,7 +54,7 @@ def needs_llm(cfg: ConfigDict) -> bool:
 
 
 def row_name(variant: str) -> str:
-  """The row of results.json."""
+  """The row of results.json. variant: of VARIANTS."""
   return 'llmemb' if variant == 'full' else f'llmemb:{variant}'
 
 

@@ -14,6 +14,10 @@ Deliberate differences from the authors' code (docs/reclm.md):
   - the rows of new tokens are trained and stored; a constraint never opens, and the end of an item
     is masked in training as in decoding (`train.scope_end`);
   - empty lists count in every rate; epochs are drawn up front and trained in one shuffled pass.
+
+In all files `work` is the run's Workdir, `cfg` its config or the part that a stage's `settings`
+takes of it, `dataset` users and items, `X_dir` the folder that stage X left, `outcome` what
+results.json holds and `row` a name of its rows. Items are indices 1..N, 0 is none.
 """
 import pathlib
 from pathlib import Path

@@ -158,8 +158,8 @@ class ChatBatcher:
             settle: Callable) -> list[ChatAnswer]:
     """Replies to conversations that one program takes together.
 
-    grounded: the model over their catalog. prompts: of the requests. min_items: before a reply may
-    end. settle: as in `__call__`.
+    temperature: of the draws. grounded: the model over their catalog. prompts: of the requests.
+    min_items: before a reply may end. settle: as in `__call__`.
     """
     batch_size = next(size for size in BATCH_SIZES if size >= len(requests))
     decode = ConfigDict(
@@ -195,7 +195,7 @@ class ChatBatcher:
     return request
 
   def known(self, ids: Iterable[str], domain: str = '') -> tuple[str, ...]:
-    """Those of some item ids that a catalog has."""
+    """Those of some item ids that a catalog has. domain: its name, '' the first."""
     grounded = self.domains.get(domain or next(iter(self.domains)))
     return tuple(i for i in ids if grounded and grounded.catalogs[0].catalog.find(i))
 
@@ -210,7 +210,10 @@ class ChatBatcher:
     return min(TEMPERATURES, key=lambda temperature: abs(temperature - request.temperature))
 
   def report(self, grounded: GroundedModel, request: ChatRequest, ids: list[int]) -> bool:
-    """Tells a client the text of a reply's tokens so far. -> whether the reply is at its end"""
+    """Tells a client the text of a reply's tokens so far.
+
+    request: whose reply it is. ids: the tokens. -> whether the reply is at its end
+    """
     if request.gone():
       return True
     size, is_over = reply_length(request, grounded.chat_model, ids)
@@ -223,7 +226,10 @@ class ChatBatcher:
 
   def make_answer(self, grounded: GroundedModel, request: ChatRequest, reply: Reply,
                   tokens_in: int) -> ChatAnswer:
-    """The answer, cut where fewer items or tokens were asked for; a cut item is left out."""
+    """The answer, cut where fewer items or tokens were asked for; a cut item is left out.
+
+    request: that is answered. reply: to it. tokens_in: of the prompt.
+    """
     size, _ = reply_length(request, grounded.chat_model, reply.ids)
     if size < len(reply.ids):
       reply = grounded.read(reply.ids[:size])
@@ -243,7 +249,10 @@ class ChatBatcher:
 def reply_length(request: ChatRequest, chat_model: train.ChatModel,
                  ids: list[int]) -> tuple[int, bool]:
   """How many of a reply's tokens count, and whether more would not: enough were asked for, or an
-  item more than may come is begun."""
+  item more than may come is begun.
+
+  request: that is answered. ids: the reply's tokens.
+  """
   ends = [i + 1 for i, token in enumerate(ids) if token == chat_model.eoi]
   size, is_over = len(ids), False
   if sum(token == chat_model.soi for token in ids) > request.most:
@@ -254,7 +263,10 @@ def reply_length(request: ChatRequest, chat_model: train.ChatModel,
 
 
 def drop_oldest_round(turns: list[dict]) -> bool:
-  """Takes the oldest round out, in place. -> whether there was one besides the last"""
+  """Takes the oldest round out, in place.
+
+  turns: system first. -> whether there was one besides the last
+  """
   next_round = next((i for i in range(2, len(turns)) if turns[i]['role'] == 'user'), None)
   if next_round is not None:
     del turns[1:next_round]
@@ -262,7 +274,10 @@ def drop_oldest_round(turns: list[dict]) -> bool:
 
 
 def restore_items(text: str, item_of_title: dict[str, int]) -> list:
-  """An earlier reply as it was: quoted titles become the items they are. -> [str or item index]"""
+  """An earlier reply as it was: quoted titles become the items they are.
+
+  text: the reply. item_of_title: item indices by title. -> [str or item index]
+  """
   parts = []
   for part in re.split(r'("[^"\n]{1,400}")', text):
     item = item_of_title.get(part[1:-1]) if part[:1] == '"' else None

@@ -85,7 +85,7 @@ class ChatEncoder:
   @staticmethod
   def example(ids: Sequence[int], weights: Sequence[bool], nodes: Sequence[int],
               items: Sequence[int] | np.ndarray) -> Example:
-    """Columns of tokens as an Example."""
+    """Columns of tokens as an Example. ids, weights, nodes, items: of each token."""
     return Example(np.array(ids, np.int32), np.array(weights),
                    {'node': np.array(nodes, np.int32), 'item': np.array(items, np.int32)})
 

@@ -31,7 +31,7 @@ def make(arg: str) -> ConfigDict:
 
 
 def sample(preset: str, data: str, grounding: str) -> ConfigDict:
-  """The sample preset, whatever the data."""
+  """The sample preset, whatever the data. preset, data, grounding: as given."""
   c = base_config.start('reclm', preset, data, grounding=grounding, llm=base_config.llm(preset),
                         tiny=base_config.tiny(epochs=1.0))
   # max_prompt_tokens: tokens of a conversation. variables: of the chat template, such as

@@ -93,7 +93,7 @@ def ask_lists(work: Workdir, name: str, cfg: ConfigDict, grounded: generation.Gr
 
 def rank_all(work: Workdir, cfg: ConfigDict, grounded: generation.GroundedModel,
              tokenized: TokenizedCatalog, cases: splits.Cases) -> tuple[np.ndarray, np.ndarray]:
-  """The best first items of each case's list. -> items (n, k), scores (n, k)"""
+  """The best first items of each case's list. cases: test users. -> items (n, k), scores (n, k)"""
   template = sft_data.read_template(cfg)
   histories = [cases.history(case) for case in range(len(cases))]
   prompts, _ = sft_data.make_prompts(
@@ -109,7 +109,11 @@ def rank_all(work: Workdir, cfg: ConfigDict, grounded: generation.GroundedModel,
 def save_results(work: Workdir, cfg: ConfigDict, dataset: Dataset, split: splits.Split,
                  lists: list[list[int]], ranked: tuple[np.ndarray, np.ndarray],
                  teacher_score: Callable | None, extra_results: dict) -> dict:
-  """Adds the rows of the teacher and for sanity. Lists end early: so do the cut-offs. -> counts"""
+  """Adds the rows of the teacher and for sanity. Lists end early: so do the cut-offs.
+
+  split: of the users. lists, ranked: items of each. teacher_score: as of `teacher.scorer`.
+  extra_results: for results.json. -> counts
+  """
   cases, num_items, width = split.test, len(dataset.catalog), cfg.decode.num_items
   items = np.zeros((len(cases), width), np.int32)
   for row, list_items in zip(items, lists):
@@ -142,7 +146,10 @@ def save_results(work: Workdir, cfg: ConfigDict, dataset: Dataset, split: splits
 
 def judge_rounds(work: Workdir, cfg: ConfigDict, grounded: generation.GroundedModel,
                  tokenized: TokenizedCatalog, cases: splits.Cases) -> dict:
-  """A worked question, a request, another question: what of lists and answers is left. -> rates"""
+  """A worked question, a request, another question: what of lists and answers is left.
+
+  cases: test users. -> rates
+  """
   count = min(cfg.eval.rounds, len(cases))
   if not count:
     return {}
@@ -223,7 +230,10 @@ def judge_cross(work: Workdir, cfg: ConfigDict, chat_model: train.ChatModel) -> 
 def judge_candidates(work: Workdir, cfg: ConfigDict, grounded: generation.GroundedModel,
                      tokenized: TokenizedCatalog, cases: splits.Cases) -> dict:
   """The best of given candidates: the next item among others that the user has not had, shuffled.
-  The words alone say what may be named, so another item is counted. -> rates"""
+  The words alone say what may be named, so another item is counted.
+
+  cases: test users. -> rates
+  """
   k, num_items, candidates = cfg.decode.num_items, len(tokenized.titles), []
   histories = [cases.history(case) for case in range(len(cases))]
   size = min(max(cfg.eval.candidates, k), num_items)
@@ -262,9 +272,9 @@ def judge_control(work: Workdir, cfg: ConfigDict, grounded: generation.GroundedM
                   teach: Callable) -> dict:
   """How often requests about categories are followed (Lu et al., arXiv 2403.05063).
 
-  plain: the lists without such a request; 'unasked' is how often they happen to follow it.
-  -> {kind: {'users', 'followed', 'unasked', 'in_category', 'HR@k'}, 'category_of': {'users',
-  'right'}}
+  cases: test users. teach: as `teacher.make_teacher` gives it. plain: the lists without such a
+  request; 'unasked' is how often they happen to follow it. -> {kind: {'users', 'followed',
+  'unasked', 'in_category', 'HR@k'}, 'category_of': {'users', 'right'}}
   """
   k, template, requests = cfg.decode.num_items, sft_data.read_template(cfg), []
   rows = np.arange(min(len(cases), cfg.control.users))
@@ -313,7 +323,10 @@ def judge_control(work: Workdir, cfg: ConfigDict, grounded: generation.GroundedM
 
 def category_questions(work: Workdir, cfg: ConfigDict, grounded: generation.GroundedModel,
                        tokenized: TokenizedCatalog, cases: splits.Cases) -> dict:
-  """Of what kind items are: right where the answer is one of their categories. -> rates"""
+  """Of what kind items are: right where the answer is one of their categories.
+
+  cases: test users. -> rates
+  """
   items = [target for target in cases.targets.tolist() if tokenized.categories_of(target)]
   if not items:
     return {}
@@ -348,8 +361,8 @@ def judge_free(work: Workdir, cfg: ConfigDict, grounded: generation.GroundedMode
                tokenized: TokenizedCatalog, cases: splits.Cases) -> dict:
   """What the same model names when nothing holds it to the catalog. -> rates
 
-  eval.vague above 0 takes a title within so many edits for the nearest item's, which hides a part
-  of what does not exist.
+  cases: test users. eval.vague above 0 takes a title within so many edits for the nearest item's,
+  which hides a part of what does not exist.
   """
   some_cases = cases.picked(np.arange(min(len(cases), cfg.eval.free)))
   histories = [some_cases.history(case) for case in range(len(some_cases))]

@@ -92,7 +92,8 @@ class GroundedModel:
                     allowed: np.ndarray | None) -> np.ndarray | None:
     """Items that requests of RecLM-ret may not have, item i at column i - 1.
 
-    -> (B, N) bool, or None where all may come
+    batch: requests. excluded, allowed: as in `constraint`. -> (B, N) bool, or None where all may
+    come
     """
     if excluded is None and allowed is None:
       return None
@@ -104,7 +105,7 @@ class GroundedModel:
     return mask
 
   def read(self, ids: Sequence[int], root: int = 0) -> Reply:
-    """The Reply that tokens make. root: the catalog."""
+    """The Reply that tokens make. root: the catalog. ids: the tokens."""
     chat_model, tokenized = self.chat_model, self.catalogs[root]
     if self.kind == 'ret':
       positions, unfinished = retrieval_constraint.parse(
@@ -171,9 +172,9 @@ def rank_items(grounded: GroundedModel, generator: PrefixGenerator,
   """The k best first items of a list, which a greedy list shows one of: beams over the catalog, or
   with RecLM-ret the nearest vectors.
 
-  prompts: up to where the assistant begins. excluded, allowed: as in `GroundedModel.constraint`.
-  -> items (B, k) int32 1..N, 0 where fewer may come, scores (B, k): log-probabilities of titles as
-  training has them, or products with the projected state
+  generator: as in `generate_replies`. prompts: up to where the assistant begins. excluded, allowed:
+  as in `GroundedModel.constraint`. -> items (B, k) int32 1..N, 0 where fewer may come, scores (B,
+  k): log-probabilities of titles as training has them, or products with the projected state
   """
   chat_model = grounded.chat_model
   list_start = [*chat_model.tokenizer.encode('1. ')]
@@ -194,7 +195,10 @@ def rank_items(grounded: GroundedModel, generator: PrefixGenerator,
 def rank_by_vectors(grounded: GroundedModel, generator: PrefixGenerator,
                     prompts: Sequence[Sequence[int]], k: int, excluded: Sequence | None,
                     allowed: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
-  """The items whose vectors go best with the state at the end of prompts. -> as `rank_items`"""
+  """The items whose vectors go best with the state at the end of prompts.
+
+  generator, excluded, allowed: as there. -> as `rank_items`
+  """
   extra, num_items = grounded.chat_model.extra, len(grounded.catalogs[0].titles)
   queries = train.project(
     extra['project'], generator.states([generator.own(prompt) for prompt in prompts])
@@ -220,7 +224,7 @@ def rank_items_of_all(work: Workdir, name: str, grounded: GroundedModel, decode:
                       k: int) -> tuple[np.ndarray, np.ndarray]:
   """`rank_items` for all prompts, in batches, resumable: a journal `name` in the stage's folder.
 
-  -> items (n, k) int32, scores (n, k)
+  decode: batch. excluded, k: as there. -> items (n, k) int32, scores (n, k)
   """
   generator = prefix_generator(grounded.chat_model, prompts)
 
@@ -247,7 +251,10 @@ def rank_items_of_all(work: Workdir, name: str, grounded: GroundedModel, decode:
 def reply_to_all(work: Workdir, name: str, grounded: GroundedModel, decode: ConfigDict,
                  prompts: Sequence[Sequence[int]], excluded: Sequence | None, seed: int,
                  generator: PrefixGenerator | None = None) -> list[Reply]:
-  """Replies to all prompts, in batches, resumable: a journal `name` in the stage's folder."""
+  """Replies to all prompts, in batches, resumable: a journal `name` in the stage's folder.
+
+  decode, excluded: as in `generate_replies`. generator: None makes one. seed: of the draws.
+  """
   generator = generator or prefix_generator(grounded.chat_model, prompts)
 
   def reply_batch(batch_rows):
@@ -263,7 +270,11 @@ def reply_to_all(work: Workdir, name: str, grounded: GroundedModel, decode: Conf
 
 def reply_freely(work: Workdir, name: str, grounded: GroundedModel, decode: ConfigDict,
                  prompts: Sequence[Sequence[int]], seed: int) -> list[list[int]]:
-  """Replies that nothing constrains, in batches, resumable. -> token lists"""
+  """Replies that nothing constrains, in batches, resumable.
+
+  name: of the journal. decode: as in `generate_replies`. prompts: token lists. seed: of the draws.
+  -> token lists
+  """
   generator = prefix_generator(grounded.chat_model, prompts)
   eos_ids = tuple(grounded.chat_model.tokenizer.eos_ids)
 

@@ -149,7 +149,10 @@ def system_prompt(config: ConfigDict) -> str:
 def load_domains(config: ConfigDict, grounded: generation.GroundedModel,
                  catalogs: Sequence[str]) -> dict[str, generation.GroundedModel]:
   """The run's own catalog and further data sets, by name. Raises ConfigError where the grounding
-  knows its own alone."""
+  knows its own alone.
+
+  catalogs: further data sets.
+  """
   domains = {grounded.names[0]: grounded}
   if catalogs and config.grounding != 'cgen':
     raise ConfigError(f'grounding={config.grounding} knows its own catalog alone; other data '

@@ -67,8 +67,9 @@ def last_number(text: str) -> decimal.Decimal | None:
 def parse_titles(ids: Sequence[int], tokenizer: Tokenizer, soi: int, eoi: int) -> list:
   """Titles that an unconstrained reply names. -> token lists or texts
 
-  Between control symbols they are tokens; where none is opened every line that is not empty is one,
-  without its number, as text. A title that is not closed is none.
+  ids: of the reply. soi, eoi: the control tokens. tokenizer: of the model. Between control symbols
+  they are tokens; where none is opened every line that is not empty is one, without its number, as
+  text. A title that is not closed is none.
   """
   titles, start = [], None
   for position, token in enumerate(ids):
@@ -87,7 +88,8 @@ def match_items(titles: Sequence, tokenized: TokenizedCatalog, tokenizer: Tokeni
                 max_edits: int = 0) -> list[int]:
   """Titles of `parse_titles` as items: by tokens, by spelling, or within `max_edits` edits.
 
-  -> item indices; below 0, equal for equal titles, where no item has the title
+  tokenizer: of the model. -> item indices; below 0, equal for equal titles, where no item has the
+  title
   """
   item_of_tokens, items, unknown = (
     {
@@ -108,7 +110,10 @@ def match_items(titles: Sequence, tokenized: TokenizedCatalog, tokenizer: Tokeni
 
 
 def nearest_title(title: str, titles: Sequence[str], max_edits: int = 3) -> str | None:
-  """Vague mapping: the title within so few edits, the nearest, then the first in order; or None."""
+  """Vague mapping: the title within so few edits, the nearest, then the first in order; or None.
+
+  titles: that there are. max_edits: so few.
+  """
   best = None
   for candidate in titles:
     if abs(len(candidate) - len(title)) > max_edits:
@@ -121,7 +126,10 @@ def nearest_title(title: str, titles: Sequence[str], max_edits: int = 3) -> str 
 
 def edit_distance(a: str, b: str, max_edits: int) -> int:
   """Edit distance of two texts, or max_edits + 1 where it is larger: a band of 2 max_edits + 1
-  places."""
+  places.
+
+  a, b: the texts.
+  """
   row = {j: j for j in range(min(len(b), max_edits) + 1)}
   for i, letter in enumerate(a, 1):
     next_row = {}

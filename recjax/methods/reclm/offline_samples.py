@@ -51,7 +51,10 @@ def run_samples(cfg: ConfigDict, dataset: Dataset, tokenized: TokenizedCatalog, 
 def draw_samples(cfg: ConfigDict, dataset: Dataset, tokenized: TokenizedCatalog, teach: Callable,
                  talk: Sequence[tuple[str, str]]) -> list[list[Sample]]:
   """The samples of every training epoch. Raises DataError where categories are asked about and
-  there are none."""
+  there are none.
+
+  talk: chat pairs.
+  """
   if cfg.control.share and not any(tokenized.categories):
     raise DataError(f'control.share={cfg.control.share} asks about categories, and no item has any;'
                     ' add `categories` to the items, or set it to 0')
@@ -132,7 +135,7 @@ def as_dict(sample: Sample, dataset: Dataset, tokenized: TokenizedCatalog) -> di
 
 
 def spell_items(content: str | list, tokenized: TokenizedCatalog) -> str:
-  """An answer's parts as text, items between the control symbols."""
+  """An answer's parts as text, items between the control symbols. content: [str or item index]."""
   return ''.join(
     part
     if isinstance(part, str)

@@ -56,9 +56,9 @@ def windows(sequences: Interactions, epoch: int, seed: int,
             full: bool = False) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
   """One window of each user whose training part has two items: s[a:t] -> s[t].
 
-  sequences: the training part. t is uniform in 1 .. n - 1, a in max(0, t - 10) .. t - 1; with
-  `full` t = n - 1 and a is the first of these. -> users, begins, ends: (M,) positions in the flat
-  items
+  epoch, seed: of the draws. sequences: the training part. t is uniform in 1 .. n - 1, a in max(0, t
+  - 10) .. t - 1; with `full` t = n - 1 and a is the first of these. -> users, begins, ends: (M,)
+  positions in the flat items
   """
   lengths = sequences.lengths()
   users = np.flatnonzero(lengths >= 2)
@@ -75,7 +75,10 @@ def windows(sequences: Interactions, epoch: int, seed: int,
 
 
 def label_list(target: int, taught: Sequence[int], count: int) -> list[int]:
-  """The true item first, then the teacher's without it, cut to `count`."""
+  """The true item first, then the teacher's without it, cut to `count`.
+
+  target: an item. taught: the teacher's list.
+  """
   return [target, *(item for item in taught if item != target and item)][:count]
 
 
@@ -125,7 +128,10 @@ def epoch_samples(cfg: ConfigDict, tokenized: TokenizedCatalog, train: Interacti
 def category_samples(cfg: ConfigDict, tokenized: TokenizedCatalog, template: dict[str, str],
                      histories: Sequence[np.ndarray], targets: np.ndarray, users: np.ndarray,
                      number: int, teach: Callable) -> dict[int, Sample]:
-  """Samples about categories, for `cfg.control` of the users. -> {place in users: Sample}"""
+  """Samples about categories, for `cfg.control` of the users.
+
+  histories, targets, users: of the windows. number: of the epoch. -> {place in users: Sample}
+  """
   if not cfg.control:
     return {}
   rngs = [np.random.default_rng((cfg.seed, number, int(user), 4)) for user in users]
@@ -159,7 +165,7 @@ def category_samples(cfg: ConfigDict, tokenized: TokenizedCatalog, template: dic
 
 
 def message(role: str, content: str | list) -> dict:
-  """A turn of a conversation."""
+  """A turn of a conversation. role: who speaks. content: what is said."""
   return {'role': role, 'content': content}
 
 
@@ -168,8 +174,8 @@ def recommendation_sample(tokenized: TokenizedCatalog, template: dict[str, str],
                           rng: np.random.Generator, cfg: ConfigDict, wish: str = '') -> Sample:
   """A request and its answer: free or among candidates, the rule stated or not, drawn uniformly.
 
-  labels: items of the answer. cfg: the `train` group. wish: a sentence that the request ends with;
-  candidates do not come with it.
+  history: item indices. labels: items of the answer. cfg: the `train` group. wish: a sentence that
+  the request ends with; candidates do not come with it.
   """
   candidates = ()
   if not wish and rng.random() < cfg.candidates:
@@ -184,7 +190,10 @@ def recommendation_sample(tokenized: TokenizedCatalog, template: dict[str, str],
 
 def draw_candidates(labels: Sequence[int], num_items: int, rng: np.random.Generator,
                     max_items: int) -> tuple[int, ...]:
-  """The labels and other items without repeats, shuffled: len(labels) .. `max_items` in all."""
+  """The labels and other items without repeats, shuffled: len(labels) .. `max_items` in all.
+
+  num_items: of the catalog.
+  """
   size = int(rng.integers(len(labels), max(max_items, len(labels)) + 1))
   candidates = list(labels)
   while len(candidates) < min(size, num_items):
@@ -199,7 +208,10 @@ def request_text(tokenized: TokenizedCatalog, form: str, history: Sequence[int] 
                  more: str = '') -> str | list:
   """A request, `more` at its end: a text, its titles in single quotes and joined by arrows; or,
   where the form has {items} for {history}, [text or item index, ...], the history's items between
-  control tokens, as they are in answers. count: items asked for."""
+  control tokens, as they are in answers. count: items asked for.
+
+  candidates: items to choose from.
+  """
   def filled(text):
     return fill(text, history=quote_titles(tokenized, history, ' → '),
                 candidates=quote_titles(tokenized, candidates, ', '), count=str(count))
@@ -210,13 +222,19 @@ def request_text(tokenized: TokenizedCatalog, form: str, history: Sequence[int] 
 
 
 def item_references(items: Sequence[int] | np.ndarray) -> list:
-  """Items in a request, by themselves, joined by arrows. -> [str or int, ...]"""
+  """Items in a request, by themselves, joined by arrows.
+
+  items: their indices. -> [str or int, ...]
+  """
   return [part for item in items for part in (' → ', int(item))][1:]
 
 
 def with_history(cfg: ConfigDict, tokenized: TokenizedCatalog, history: Sequence[int] | np.ndarray,
                  text: str) -> str | list:
-  """A turn of free text after the items that it is about, as the template shows histories."""
+  """A turn of free text after the items that it is about, as the template shows histories.
+
+  history: item indices. text: the turn.
+  """
   if '{items}' in read_template(cfg)['train']:
     return ['', *item_references(history), '. ' + text]
   return f'{quote_titles(tokenized, history, " → ")}. {text}'
@@ -224,12 +242,15 @@ def with_history(cfg: ConfigDict, tokenized: TokenizedCatalog, history: Sequence
 
 def quote_titles(tokenized: TokenizedCatalog, items: Sequence[int] | np.ndarray,
                  between: str) -> str:
-  """Titles in single quotes, joined by `between`."""
+  """Titles in single quotes, joined by `between`. items: their indices."""
   return between.join(f"'{tokenized.title(item)}'" for item in items)
 
 
 def numbered_list(labels: Sequence[int]) -> list:
-  """An answer: numbered items, one a line, a new line at its end. -> [str or int, ...]"""
+  """An answer: numbered items, one a line, a new line at its end.
+
+  labels: item indices. -> [str or int, ...]
+  """
   parts = []
   for number, item in enumerate(labels, 1):
     parts += [('' if number == 1 else '\n ') + f'{number}. ', int(item)]
@@ -237,7 +258,10 @@ def numbered_list(labels: Sequence[int]) -> list:
 
 
 def add_chat_turn(sample: Sample, pair: tuple[str, str], late: int) -> Sample:
-  """A chat turn before the recommendation, or after it where it is `late`."""
+  """A chat turn before the recommendation, or after it where it is `late`.
+
+  sample: the recommendation. pair: question and answer.
+  """
   turns = [message('user', pair[0]), message('assistant', [pair[1]])]
   system, *rest = sample.turns
   return dataclasses.replace(sample, turns=[system, *rest, *turns] if late
@@ -249,9 +273,10 @@ def request_turns(tokenized: TokenizedCatalog, template: dict[str, str],
                   wish: str = '', candidates: Sequence[int] | np.ndarray = ()) -> list[dict]:
   """The turns that ask for `count` items, in words that training does not use.
 
-  words: 'plain' (one turn), 'rule' (with the rule of control symbols), 'acknowledged' (after a
-  first turn), or 'trained' (training's own words). wish: its last sentence. candidates: items to
-  choose from, asked for in training's words. Raises ConfigError for other words.
+  history: item indices. words: 'plain' (one turn), 'rule' (with the rule of control symbols),
+  'acknowledged' (after a first turn), or 'trained' (training's own words). wish: its last sentence.
+  candidates: items to choose from, asked for in training's words. Raises ConfigError for other
+  words.
   """
   if words not in ('plain', 'rule', 'acknowledged', 'trained'):
     raise ConfigError(f"eval.words={words!r}; choose 'plain', 'rule', 'acknowledged' or 'trained'")

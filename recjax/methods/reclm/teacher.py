@@ -91,7 +91,10 @@ def make_teacher(teacher_dir: Path, dataset: Dataset) -> Callable:
 
 def category_masks(catalog: Catalog) -> dict[str, np.ndarray]:
   """(N + 1,) bool of each category, by item index; categories as in
-  `tokenized_catalog.category_paths`."""
+  `tokenized_catalog.category_paths`.
+
+  catalog: of the data set.
+  """
   masks = {}
   for item, item_paths in enumerate(tokenized_catalog.category_paths(catalog), 1):
     for path in item_paths:
@@ -103,8 +106,9 @@ def ask_server(url: str, catalog: Catalog, histories: Sequence, k: int, batch: i
                signs: Sequence[str] | None = None) -> np.ndarray:
   """Asks a served teacher, many histories a request. -> (M, k) int32
 
-  url: of the server. signs: as in `make_teacher`. Raises DataError where it cannot be reached or
-  names items that the catalog lacks.
+  histories, k: as in `make_teacher`. batch: histories of a request. url: of the server. signs: as
+  in `make_teacher`. Raises DataError where it cannot be reached or names items that the catalog
+  lacks.
   """
   taught = np.zeros((len(histories), k), np.int32)
   for start in range(0, len(histories), batch):
@@ -126,7 +130,10 @@ def ask_server(url: str, catalog: Catalog, histories: Sequence, k: int, batch: i
 
 
 def post(url: str, request: dict, timeout: float = 60) -> dict:
-  """One JSON request. timeout: seconds. -> the answer. Raises DataError with what went wrong."""
+  """One JSON request. timeout: seconds.
+
+  url: of the server. -> the answer. Raises DataError with what went wrong.
+  """
   body = json.dumps(request).encode()
   call = urllib.request.Request(url, body, {'Content-Type': 'application/json'})
   try:

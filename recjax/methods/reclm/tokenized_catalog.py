@@ -88,7 +88,10 @@ def normalize_title(title: str) -> str:
 
 
 def distinct_titles(titles: Sequence[str]) -> list[str]:
-  """Titles with ' (1)', ' (2)', ... behind later holders: the smallest number not taken."""
+  """Titles with ' (1)', ' (2)', ... behind later holders: the smallest number not taken.
+
+  titles: by item.
+  """
   taken, distinct = set(), []
   for title in titles:
     spelt, number = title, 0
@@ -101,7 +104,10 @@ def distinct_titles(titles: Sequence[str]) -> list[str]:
 
 
 def category_paths(catalog: Catalog) -> list[list[str]]:
-  """Every category path of each item without its root: [Root, A, B] -> ['A', 'A, B']."""
+  """Every category path of each item without its root: [Root, A, B]
+
+  catalog: of the data set. -> ['A', 'A, B'].
+  """
   lists = catalog.columns.get('categories') or [None] * len(catalog)
   roots = {categories[0] for categories in lists if categories}
   cut = (
@@ -130,7 +136,8 @@ def make_filter(tree: trie.Trie, excluded: Sequence[Sequence[int]],
                 allowed: np.ndarray | None = None) -> item_filter.ItemFilter:
   """Items that requests may not have.
 
-  excluded: item indices 1..N of each request. allowed: (N,) bool of all requests, or (B, N).
+  tree: the titles' trie. excluded: item indices 1..N of each request. allowed: (N,) bool of all
+  requests, or (B, N).
   """
   allowed_rows = None if allowed is None else np.atleast_2d(allowed)
   row_of_request = (

@@ -210,7 +210,8 @@ def encode_samples(cfg: ConfigDict, dataset: Dataset, tokenized: tokenized_catal
                    talk: Sequence[tuple[str, str]]) -> tuple[dict[str, list], dict]:
   """Examples of every epoch, and of validation.
 
-  Those longer than prompt.max_prompt_tokens are counted and left out. -> {part: [Example]}, counts
+  trie: of the titles. teach, talk: as in `offline_samples.run_samples`. Those longer than
+  prompt.max_prompt_tokens are counted and left out. -> {part: [Example]}, counts
   """
   nodes = trie_masked.title_nodes(
     trie.first, trie.tok, [[*title_ids, chat_model.eoi] for title_ids in tokenized.title_tokens]
@@ -265,7 +266,10 @@ def control_ids(chat_model: ChatModel) -> list[int]:
 
 
 def model_variables(cfg: ConfigDict, chat_model: ChatModel, train: PyTree, frozen: PyTree) -> dict:
-  """The LLM's variables out of what is trained and what is not."""
+  """The LLM's variables out of what is trained and what is not.
+
+  train, frozen: the trees of `fit`.
+  """
   if cfg.train.mode == 'full':
     return {'params': train['params']}
   return {
@@ -276,7 +280,10 @@ def model_variables(cfg: ConfigDict, chat_model: ChatModel, train: PyTree, froze
 
 def init_projection(key: Key[Array, ''], width: int, hidden: int,
                     out: int) -> list[dict[str, Array]]:
-  """A layer of GELU between two linear ones, or one linear layer (hidden 0)."""
+  """A layer of GELU between two linear ones, or one linear layer (hidden 0).
+
+  width, out: of states and item vectors.
+  """
   shapes = [(width, out)] if not hidden else [(width, hidden), (hidden, out)]
   return [{'kernel': jax.random.normal(jax.random.fold_in(key, number), shape) / shape[0] ** 0.5,
            'bias': jnp.zeros(shape[1])} for number, shape in enumerate(shapes)]
@@ -284,7 +291,10 @@ def init_projection(key: Key[Array, ''], width: int, hidden: int,
 
 def project(layers: Sequence[dict[str, Array]],
             states: Float[Array, '*B D']) -> Float[Array, '*B E']:
-  """States to the items' space (RecLM-ret)."""
+  """States to the items' space (RecLM-ret).
+
+  layers: as `init_projection` gives them. states: of the LLM.
+  """
   for number, layer in enumerate(layers):
     states = (nn.gelu(states, approximate=False) if number else states) @ layer['kernel']
     states = states + layer['bias']
@@ -296,8 +306,8 @@ def make_task(cfg: ConfigDict, chat_model: ChatModel, trie: Trie, items: np.ndar
               num_shards: int = 1) -> Task:
   """The optimization problem of `fit`.
 
-  items: vectors of RecLM-ret. train, valid: packed conversations. batches: of the first.
-  num_shards: devices over which rows of a batch divide.
+  trie: of the titles. items: vectors of RecLM-ret. train, valid: packed conversations. batches: of
+  the first. num_shards: devices over which rows of a batch divide.
   """
   scope = trie_masked.scope_of(trie.first, trie.tok, chat_model.model.cfg.vocab)
   sums_of_batch = functools.partial(loss_sums, cfg, chat_model, train.prefix, scope,
@@ -336,8 +346,8 @@ def make_validator(sums: Callable, valid: conversation_sft.Packed, rows: int,
   """Means over held-out lists: `title_nll` is a mean over the tokens of titles, whatever the loss
   is, so runs with another `train.scope` compare.
 
-  sums: as `loss_sums`. rows: that are judged together. alpha: ret's weight of items in the loss. ->
-  validate(train, frozen) -> {name: value}
+  valid: packed lists. sums: as `loss_sums`. rows: that are judged together. alpha: ret's weight of
+  items in the loss. -> validate(train, frozen) -> {name: value}
   """
   sum_all = conversation_sft.judge_by(sums, valid, rows)
 
@@ -354,7 +364,7 @@ def make_validator(sums: Callable, valid: conversation_sft.Packed, rows: int,
 
 
 def max_fetched_items(packed: conversation_sft.Packed, rows: int) -> int:
-  """Room for the items that a batch of so many rows asks for."""
+  """Room for the items that a batch of so many rows asks for. packed: conversations."""
   max_items = max(sum(int((packed.examples[example].marks['item'] > 0).sum()) for example in row)
              for row in packed.members)
   return -(-max_items * rows // 8) * 8
@@ -414,8 +424,8 @@ def fetch_loss(train: PyTree, hidden: Float[Array, 'M D'], items: Int[Array, ' M
                weights: Float[Array, ' M'], max_items: int) -> tuple[Array, Array]:
   """The full softmax over the catalog where an item begins.
 
-  hidden: states. items: 0 for none. weights: how much each counts. max_items: at most so many are
-  there. -> sum, count
+  train: what learns. hidden: states. items: 0 for none. weights: how much each counts. max_items:
+  at most so many are there. -> sum, count
   """
   positions = jnp.nonzero(items > 0, size=max_items, fill_value=len(items))[0]
   take = lambda x: x.at[positions].get(mode='fill', fill_value=0)  # noqa: E731
@@ -430,7 +440,10 @@ def fetch_loss(train: PyTree, hidden: Float[Array, 'M D'], items: Int[Array, ' M
 
 def save_model(work: Workdir, cfg: ConfigDict, chat_model: ChatModel, llm_dir: Path,
                trained: PyTree) -> None:
-  """A whole checkpoint, or an adapter with the new rows; ret's parts as plain arrays."""
+  """A whole checkpoint, or an adapter with the new rows; ret's parts as plain arrays.
+
+  trained: what was learnt. llm_dir: of the base.
+  """
   chat_model.tokenizer.save(work.folder)
   if cfg.train.mode == 'full':
     huggingface.save(trained['params'], chat_model.model.cfg, work.folder)
@@ -471,7 +484,10 @@ def load_model(cfg: ConfigDict, llm_dir: Path, tuned_dir: Path,
 
 
 def save_merged(cfg: ConfigDict, llm_dir: Path, tuned_dir: Path, out: Path) -> None:
-  """Writes base, adapter and new rows as one checkpoint that transformers loads."""
+  """Writes base, adapter and new rows as one checkpoint that transformers loads.
+
+  out: the new folder.
+  """
   mesh = sharding.make_mesh({'data': -1, 'fsdp': 1, 'model': 1})
   chat_model = load_model(cfg, llm_dir, tuned_dir, mesh)
   shape = dataclasses.replace(chat_model.model.cfg, lora_rank=0)
