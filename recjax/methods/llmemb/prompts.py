@@ -1,7 +1,7 @@
 """What the LLM reads of an item, and views of it without some attributes.
 
 Liu et al., AAAI 2025, arXiv 2409.19925; the wording is that of the released code
-(github.com/Applied-Machine-Learning-Lab/LLMEmb).
+(github.com/liuqidong07/LLMEmb).
 """
 import dataclasses
 import json
