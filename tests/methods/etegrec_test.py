@@ -290,7 +290,7 @@ class PartsTest(parameterized.TestCase):
     (dict(train=dict(cycle=1)), 'cycle'),
     (dict(semantic_ids=dict(kind='pq')), 'semantic_ids.kind'),
     (dict(semantic_ids=dict(dedupe='none')), 'dedupe'),
-    (dict(fusion='pooled', tokenizer=dict(width=8)), 'width'),
+    (dict(fusion='pooled', semantic_ids=dict(width=8)), 'width'),
   )
   def test_what_is_refused(self, change, said):
     cfg = etegrec_scientific.get_config()
