@@ -178,7 +178,8 @@ def mutants() -> list[Mutant]:
        ('weights[block, column] /= 2', 'weights[block, column] /= 4'))
   # Methods.
   room('methods/etegrec/batching.py', 'methods.etegrec_test',
-       ('items[max(0, at - most):at]', 'items[max(0, at - most - 1):at - 1]'))
+       ('items[max(0, position - max_history):position]',
+        'items[max(0, position - max_history - 1):position - 1]'))
   room('methods/reclm/list_metrics.py', 'methods.reclm_parts_test',
        ("1 / np.log2(place + 2)", "1 / np.log2(place + 1)"))
   room('methods/bigrec/evaluate.py', 'methods.bigrec_test',
