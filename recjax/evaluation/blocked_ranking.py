@@ -99,7 +99,9 @@ def rank_users(
   """One block of `ranking`: its users' states, then all pieces.
 
   product: the score function. items, offsets: ragged histories of the block. coordinates: (rows,
-  columns) of `rank_block`; the other parameters and what comes back as there.
+  columns) of `rank_block`; the other parameters and what comes back as there. peaks: of `peak`.
+  target: 1..N. filling: score of items of a history. k: items of a list. tie: a rule of
+  `ranking.TIES`.
   """
   states = jnp.asarray(product.states(items, offsets), jnp.float32)
   return rank_block(states, product.table, product.bias, peaks, np.asarray(target, np.int32),

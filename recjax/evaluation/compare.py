@@ -277,7 +277,10 @@ def note(table: Mapping[str, Any]) -> str:
 
 
 def text_table(table: Mapping[str, Any], metrics: Sequence[str] = SHOWN, width: int = 120) -> str:
-  """Figures with 95 % intervals and p-values for a terminal of so many columns."""
+  """Figures with 95 % intervals and p-values for a terminal of so many columns.
+
+  table: of `compare`, or a results.json. metrics: which to show. width: columns.
+  """
   from rich.console import Console
   from rich.table import Table
   from rich.text import Text
@@ -300,7 +303,10 @@ def text_table(table: Mapping[str, Any], metrics: Sequence[str] = SHOWN, width: 
 
 
 def markdown_table(table: Mapping[str, Any], metrics: Sequence[str] = SHOWN) -> str:
-  """The same for a Markdown page, the best value of each metric bold."""
+  """The same for a Markdown page, the best value of each metric bold.
+
+  table: of `compare`, or a results.json. metrics: which to show.
+  """
   heads, figures, test_heads, tests = _cells(table, metrics)
   for cells in (figures, tests):
     for row in cells:
@@ -314,7 +320,10 @@ def markdown_table(table: Mapping[str, Any], metrics: Sequence[str] = SHOWN) -> 
 
 
 def latex_table(table: Mapping[str, Any], metrics: Sequence[str] = SHOWN) -> str:
-  """The same as LaTeX tabulars (booktabs), the best value of each metric bold."""
+  """The same as LaTeX tabulars (booktabs), the best value of each metric bold.
+
+  table: of `compare`, or a results.json. metrics: which to show.
+  """
   heads, figures, test_heads, tests = _cells(table, metrics)
   for cells in (heads, test_heads, *figures, *tests):
     cells[:] = [_latex(cell) for cell in cells]
@@ -331,7 +340,8 @@ def latex_table(table: Mapping[str, Any], metrics: Sequence[str] = SHOWN) -> str
 def csv_table(table: Mapping[str, Any], metrics: Sequence[str] = SHOWN) -> str:
   """One line a row and metric: row, metric, value, low, high, n, and its p against each row.
 
-  Full precision; a pair that was not tested is empty.
+  Full precision; a pair that was not tested is empty. table: of `compare`, or a results.json.
+  metrics: which to show.
   """
   names = list(table['rows'])
   out = io.StringIO()

@@ -134,9 +134,9 @@ def rank_and_recommend(
 ) -> tuple[Num[np.ndarray, ' U'], Int[np.ndarray, 'U K'], Float[np.ndarray, 'U K']]:
   """`rank_cases` and `top_items` from one pass of scores.
 
-  k: items of a list; the other parameters as in `rank_cases`. -> ranks, items and scores. With
-  mask_history the lists leave out the whole history, so a target that repeats has a rank but stands
-  in no list.
+  k: items of a list; the other parameters as in `rank_cases`. cases: the cases. -> ranks, items and
+  scores. With mask_history the lists leave out the whole history, so a target that repeats has a
+  rank but stands in no list.
   """
   _check_k(k, n_items)
   return _rank(score_fn, cases, n_items, k, block, mask_history, tie, seen_mask)
@@ -233,9 +233,10 @@ def top_items(
 def recommender(score_fn, catalog):
   """The face of a method that scores the whole catalog: item ids in, item ids out.
 
-  -> recommend(histories, k, exclude_seen=True, allowed=None) -> (item ids [B][k], scores (B, k));
-  histories are lists of item ids, oldest first, `allowed` a set of item ids, or (B, N) bool, a row
-  a history (which recommend.rows says). Raises DataError for an id that the catalog lacks.
+  score_fn: the score function. -> recommend(histories, k, exclude_seen=True, allowed=None) -> (item
+  ids [B][k], scores (B, k)); histories are lists of item ids, oldest first, `allowed` a set of item
+  ids, or (B, N) bool, a row a history (which recommend.rows says). Raises DataError for an id that
+  the catalog lacks.
   """
   def recommend(histories, k, exclude_seen=True, allowed=None):
     rows = [[catalog.index(i) for i in h] for h in histories]

@@ -24,7 +24,10 @@ FACTS = 'companion.json'
 
 
 def settings(group: ConfigDict, seed: int) -> ConfigDict:
-  """The sequential trainer's settings out of a config group (model, loss, train, optim)."""
+  """The sequential trainer's settings out of a config group (model, loss, train, optim).
+
+  seed: of its training.
+  """
   return ConfigDict({k: group[k] for k in ('model', 'loss', 'train', 'optim')}
                     | {'seed': seed, 'seeds': 1})
 
@@ -47,8 +50,8 @@ def adopt(work: Workdir, source: str, data: Any, flag: str, others: str) -> dict
   """Takes over the best seed of a finished `sequential` run on the same data. -> counts
 
   data: whose fingerprint must be the run's. flag: the config key that named it; others: what else
-  it may be, for the message.
-  Raises ConfigError for another kind of folder, DataError for other data.
+  it may be, for the message. work: the Workdir. source: the run's folder. Raises ConfigError for
+  another kind of folder, DataError for other data.
   """
   named = run_files.is_config(pathlib.Path(source) / 'config.json')
   saved = run_files.read_config(source) if named else {'config': {}}
@@ -69,7 +72,10 @@ def adopt(work: Workdir, source: str, data: Any, flag: str, others: str) -> dict
 
 
 def scorer(made: pathlib.Path, n: int) -> DotProduct:
-  """The scores of all `n` items by the model of a stage's folder. -> score function"""
+  """The scores of all `n` items by the model of a stage's folder.
+
+  made: the stage's folder. -> score function
+  """
   config = ConfigDict(read_json(made / FACTS)['config'])
   return sequential.scorer(sequential.model_config(config, n), sequential.load(made / 'model.npz'))
 
@@ -94,10 +100,16 @@ def widened(score: ScoreFn, known: int, n: int, blank: Callable) -> Callable:
 
 
 def least(scores: Float[Array, 'B N']) -> Float[Array, 'B 1']:
-  """For `widened`: further items score as the last of the known ones."""
+  """For `widened`: further items score as the last of the known ones.
+
+  scores: of the known items.
+  """
   return scores.min(-1, keepdims=True)
 
 
 def mean_share(scores: Float[Array, 'B N']) -> Float[Array, 'B 1']:
-  """For `widened`: further items get the mean share of the known ones in a softmax."""
+  """For `widened`: further items get the mean share of the known ones in a softmax.
+
+  scores: of the known items.
+  """
   return jax.nn.logsumexp(scores, -1, keepdims=True) - np.log(scores.shape[-1])

@@ -32,12 +32,15 @@ EXCLUDE = ('train_history', 'target', 'none')
 
 
 def model_config(cfg: ConfigDict, items: int) -> seqrec.Config:
-  """The model of a config over so many items. -> seqrec.Config"""
+  """The model of a config over so many items. cfg: the run's config. -> seqrec.Config"""
   return seqrec.Config(items=items, **cfg.model)
 
 
 def plain(model: seqrec.Config, loss: Callable, targets: int) -> tuple[Callable, Callable]:
-  """What is trained by default: the model as it is. See `fit`. -> init, loss"""
+  """What is trained by default: the model as it is. See `fit`.
+
+  targets: room for targets. -> init, loss
+  """
   del targets
 
   def total(params, shared, own, seqs, key):
@@ -53,11 +56,12 @@ def fit(work: Workdir, cfg: ConfigDict, items: int, train: Interactions, validat
         own: PyTree = ()) -> tuple[PyTree, Float[np.ndarray, ' S'], Int[np.ndarray, ' S']]:
   """Trains all seeds of a config and keeps the best epoch of each.
 
-  cfg: model, loss, train, optim, seed, seeds. train: Interactions to learn from. validate: params
-  with a leading axis of S seeds -> (S,) host floats, higher is better. teach: (model, loss(params
-  of the model, seqs, key) -> (), places in the loss) -> init(key), loss(params, shared, own, seqs,
-  key), where another tree than the model's own is trained; it may read `shared` arrays and, with a
-  leading axis of seeds, its `own`. -> (best params (S, ...), best scores (S,), their epochs (S,))
+  work: the Workdir. cfg: model, loss, train, optim, seed, seeds. items: how many the catalog has.
+  train: what is learned from. validate: parameters with a leading axis of seeds -> a figure of
+  each, higher is better. teach: where another tree than the model's own is trained: (model,
+  loss(params of the model, seqs, key), places in the loss) -> init(key), loss(params, shared, own,
+  seqs, key). shared: arrays that it may read. own: such with a leading axis of seeds. -> the best
+  parameters with a leading axis of seeds, their figures, their epochs
   """
   model = model_config(cfg, items)
   seqs = sequences(train, model.max_history)
@@ -86,7 +90,10 @@ def fit(work: Workdir, cfg: ConfigDict, items: int, train: Interactions, validat
 
 
 def sequences(train: Interactions, length: int) -> Int[Array, 'U1 L1']:
-  """The last length + 1 training items of each user, and nobody's row. -> (U + 1, length + 1)"""
+  """The last length + 1 training items of each user, and nobody's row.
+
+  train: the training sequences. -> (U + 1, length + 1)
+  """
   rows = np.zeros((len(train) + 1, length + 1), np.int32)
   counts = np.minimum(train.lengths(), length + 1)
   filled = np.arange(length + 1) >= length + 1 - counts[:, None]
@@ -97,14 +104,17 @@ def sequences(train: Interactions, length: int) -> Int[Array, 'U1 L1']:
 
 
 def save(path: str | os.PathLike, params: PyTree) -> None:
-  """Writes parameters as plain arrays, named by their paths."""
+  """Writes parameters as plain arrays, named by their paths.
+
+  path: of the .npz. params: the model's parameters.
+  """
   flat = jax.tree_util.tree_flatten_with_path(params)[0]
   with open(path, 'wb') as f:
     np.savez(f, **{sharding.path_of(p): np.asarray(x) for p, x in flat})
 
 
 def load(path: str | os.PathLike, seed: int | None = None) -> PyTree:
-  """What `save` wrote. seed: one seed's alone. -> tree of float32 arrays"""
+  """What `save` wrote. seed: one seed's alone. path: of the .npz. -> tree of float32 arrays"""
   tree = {}
   for name, array in run_files.read_arrays(path).items():
     *parents, leaf = name.split('/')
@@ -117,7 +127,10 @@ def load(path: str | os.PathLike, seed: int | None = None) -> PyTree:
 
 
 def order_of(key: Array, number: Array | int, users: int, batch: int) -> Int[Array, 'E B']:
-  """Which users each step trains on; the last step is filled up with nobody. -> (steps, batch)"""
+  """Which users each step trains on; the last step is filled up with nobody.
+
+  key: of the seed's draws. number: of the epoch. -> (steps, batch)
+  """
   order = jax.random.permutation(jax.random.fold_in(key, 2 * number + 1), users)
   return jnp.pad(order, (0, -users % batch), constant_values=users).reshape(-1, batch)
 
@@ -125,7 +138,12 @@ def order_of(key: Array, number: Array | int, users: int, batch: int) -> Int[Arr
 def epoch(cfg: ConfigDict, tx: optax.GradientTransformation, loss: Callable, steps: int,
           state: PyTree, key: Array, seqs: Int[Array, 'U1 L1'], number: Array | int,
           shared: PyTree = (), own: PyTree = ()) -> tuple[PyTree, dict[str, Array]]:
-  """All steps of one epoch. -> state, {'loss': (), 'grad_norm': (), 'bad': step or -1}"""
+  """All steps of one epoch.
+
+  cfg: the run's config. tx: the optimizer. key: of the seed's draws. seqs: of `sequences`. number:
+  of the epoch. shared: arrays that `teach` reads. own: arrays of the seed that `teach` reads. ->
+  state, {'loss': (), 'grad_norm': (), 'bad': step or -1}
+  """
   order = order_of(key, number, len(seqs) - 1, cfg.train.batch)
   key = jax.random.fold_in(key, 2 * number + 2)
 
@@ -148,7 +166,9 @@ def loss_of(cfg: ConfigDict, model: seqrec.Config, mesh: Mesh, rows: int, target
             params: PyTree, seqs: Int[Array, 'B L1'], key: Array) -> Float[Array, '']:
   """The mean loss over all targets of a batch. seqs: (B, L + 1), 0 in front.
 
-  Rows and targets are filled up with nobody's where they do not divide over the devices.
+  Rows and targets are filled up with nobody's where they do not divide over the devices. cfg: the
+  run's config. model: the model's shape. mesh: of the devices. rows: room for packed rows. params:
+  the model's parameters. key: of the seed's draws.
   """
   hide, drop, draw = jax.random.split(key, 3)
   ways = sharding.num_batch_shards(mesh)
@@ -176,7 +196,8 @@ def example(cfg: ConfigDict, model: seqrec.Config, seqs: Int[Array, 'B L1'],
             key: Array) -> tuple[Int[Array, 'B L'], Int[Array, 'B L']]:
   """What is seen and what is asked: the next item at every place, or hidden items (BERT4Rec).
 
-  seqs: (B, L + 1). -> inputs, targets: (B, L) each; 0 where nothing is seen, or asked
+  seqs: (B, L + 1). cfg: the run's config. model: the model's shape. key: of what is hidden. ->
+  inputs, targets: (B, L) each; 0 where nothing is seen, or asked
   """
   if model.causal:
     asked = (seqs[:, :-1] > 0) & (jnp.arange(model.max_history) >= (
@@ -202,7 +223,10 @@ def example(cfg: ConfigDict, model: seqrec.Config, seqs: Int[Array, 'B L1'],
 
 
 def hidden_count(length: Int[Array, '*S'], share: float, most: int) -> Int[Array, '*S']:
-  """How many of so many items are hidden: at least one, `most` at most."""
+  """How many of so many items are hidden: at least one, `most` at most.
+
+  length: items. share: of them that is hidden.
+  """
   return jnp.minimum(most, jnp.maximum(1, jnp.round(share * length).astype(jnp.int32)))
 
 
@@ -210,7 +234,7 @@ def shelves(lengths: Int[Array, ' B'],
             length: int) -> tuple[Int[Array, ' B'], Int[Array, ' B'], Int[Array, '']]:
   """Puts sequences into rows, each behind the one before where there is room.
 
-  lengths: (B,). -> row and first place of each (B,), rows used ()
+  lengths: (B,). length: places of a row. -> row and first place of each (B,), rows used ()
   """
   def put(carry, n):
     row, fill = carry
@@ -247,7 +271,8 @@ def capacity(cfg: ConfigDict, model: seqrec.Config,
              seqs: Int[Array, 'U1 L1']) -> tuple[int, int, int]:
   """Room that holds every batch of every epoch and seed, found by laying out all of them.
 
-  -> rows, targets, steps an epoch
+  cfg: the run's config. model: the model's shape. seqs: of `sequences`. -> rows, targets, steps an
+  epoch
   """
   users, batch = len(seqs) - 1, cfg.train.batch
   counts, seen = needs(cfg, model, seqs)
@@ -267,6 +292,8 @@ def planned(cfg: ConfigDict, items: int, train: Interactions, teach: Callable = 
   """What `fit` would take, from shapes. -> (traced.Step, steps, targets an epoch)
 
   Arguments as of `fit`, `own` of one seed. Rows and targets of a step are those of the first epoch.
+  cfg: the run's config. items: how many the catalog has. train: the training sequences. teach: as
+  of `fit`. shared: arrays that `teach` reads.
   """
   model, seqs = model_config(cfg, items), sequences(train, cfg.model.max_history)
   first = cfg.copy_and_resolve_references()
@@ -282,7 +309,10 @@ def planned(cfg: ConfigDict, items: int, train: Interactions, teach: Callable = 
 
 def needs(cfg: ConfigDict, model: seqrec.Config,
           seqs: Int[Array, 'B L1']) -> tuple[Int[Array, ' B'], Int[Array, ' B']]:
-  """Places that each user's row takes, and targets that it gives. seqs: (B, L + 1) -> (B,), (B,)"""
+  """Places that each user's row takes, and targets that it gives. seqs: (B, L + 1).
+
+  cfg: the run's config. model: the model's shape. -> (B,), (B,)
+  """
   counts = (seqs > 0).sum(-1)
   if model.causal:
     counts = jnp.maximum(counts - 1, 0)
@@ -302,7 +332,9 @@ def item_loss(cfg: ConfigDict, model: seqrec.Config, mesh: Mesh, params: PyTree,
               user: Int[Array, ' T'], key: Array) -> Float[Array, ' T']:
   """The loss at each position. states: (T, D). goal: (T,), 0 for none. seqs: (B, L + 1).
 
-  user: (T,) row of seqs that a position belongs to, never falling; -1 behind the last one.
+  user: (T,) row of seqs that a position belongs to, never falling; -1 behind the last one. cfg: the
+  group `loss`. model: the model's shape. mesh: of the devices. params: the model's parameters. key:
+  of the seed's draws.
   """
   table, bias = seqrec.output_table(params, model)
   targets = jnp.maximum(goal - 1, 0)
@@ -331,7 +363,11 @@ def item_loss(cfg: ConfigDict, model: seqrec.Config, mesh: Mesh, params: PyTree,
 def drawn_scores(cfg: ConfigDict, model: seqrec.Config, states: Float[Array, 'T D'],
                  table: Float[Array, 'N D'], batch: int, user: Int[Array, ' T'],
                  key: Array) -> tuple[Array, Float[Array, 'T K']]:
-  """Uniform negatives and their scores: drawn (T, K), or (K,) where the batch shares them."""
+  """Uniform negatives and their scores: drawn (T, K), or (K,) where the batch shares them.
+
+  cfg: the group `loss`. model: the model's shape. states: at each target. table: the output rows.
+  user: whose each target is. key: of the seed's draws.
+  """
   drawn = negatives(cfg, model.items, len(states), batch, key)
   if cfg.negative_scope == 'batch':
     return drawn, states @ table[drawn].T
@@ -342,14 +378,21 @@ def drawn_scores(cfg: ConfigDict, model: seqrec.Config, states: Float[Array, 'T 
 
 def negatives(cfg: ConfigDict, items: int, positions: int, users: int,
               key: Array) -> Int[Array, '...']:
-  """Uniform rows of the output table: (K,) of a batch, (users, K) or (positions, K)."""
+  """Uniform rows of the output table: (K,) of a batch, (users, K) or (positions, K).
+
+  cfg: the group `loss`. items: how many the catalog has. key: of the seed's draws.
+  """
   shape = {'batch': (), 'sequence': (users,), 'position': (positions,)}[cfg.negative_scope]
   return jax.random.randint(key, (*shape, cfg.negatives), 0, items)
 
 
 def keep(exclude: str, drawn: Int[Array, '...'], goal: Int[Array, ' T'],
          history: Int[Array, 'T L1']) -> Bool[Array, 'T K'] | None:
-  """Which negatives count. drawn: item ids (K,) or (T, K). -> (T, K) bool or None"""
+  """Which negatives count. drawn: item ids (K,) or (T, K).
+
+  exclude: a rule of EXCLUDE. goal: targets, 0 for none. history: of the user of each target. -> (T,
+  K) bool or None
+  """
   if exclude == 'none':
     return None
   drawn = jnp.broadcast_to(drawn, (len(goal), drawn.shape[-1]))
@@ -360,7 +403,10 @@ def keep(exclude: str, drawn: Int[Array, '...'], goal: Int[Array, ' T'],
 
 
 def check(cfg: ConfigDict, items: int) -> None:
-  """What can be known to be wrong before anything is trained. Raises ConfigError."""
+  """What can be known to be wrong before anything is trained.
+
+  cfg: the run's config. items: how many the catalog has. Raises ConfigError.
+  """
   loss = cfg.loss
   for name, value, known in (('loss.kind', loss.kind, LOSSES),
                              ('loss.negative_scope', loss.negative_scope, SHARED),
@@ -382,6 +428,7 @@ def scorer(model: seqrec.Config, params: PyTree) -> dot_product.DotProduct:
   """Scores of all items for blocks of histories, as `evaluation.ranking` wants them. -> Product
 
   Histories are cut to what the model reads and padded to powers of two, so short ones are cheap.
+  params: the model's parameters.
   """
   params = jax.tree.map(jnp.asarray, params)
 
@@ -395,7 +442,10 @@ last_states = jax.jit(seqrec.last_states, static_argnums=0)
 
 def padded(model: seqrec.Config, items: Int[np.ndarray, ' M'],
            offsets: Int[np.ndarray, ' B1']) -> Int[np.ndarray, 'B W']:
-  """Ragged histories, latest items last, BERT4Rec's mask behind them. -> (B, W) int32"""
+  """Ragged histories, latest items last, BERT4Rec's mask behind them.
+
+  model: the model's shape. offsets: where histories begin and end. -> (B, W) int32
+  """
   extra, room = not model.causal, model.max_history + model.shifted
   counts = np.minimum(np.diff(offsets), room - extra)
   width = min(room, max(8, 1 << int(counts.max(initial=1) + extra - 1).bit_length()))

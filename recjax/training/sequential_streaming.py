@@ -32,11 +32,12 @@ SAVE_EVERY = 1000  # steps between checkpoints at most; an epoch may take hours
 
 def fit_records(work: Workdir, cfg: ConfigDict, shop: array_record.Records, validate: Callable,
                 held: int = 2) -> tuple[PyTree, float, int]:
-  """Trains one seed of a config. shop: records.Records; each user's last `held` items stay out.
+  """Trains one seed of a config on users that stay on disk.
 
-  cfg: model, loss, train, optim, seed. validate: params with a leading axis of one seed -> [score],
-  higher is better. -> best params, its score, its epoch. Raises ConfigError for a batch that does
-  not divide over the processes.
+  work: the Workdir. cfg: model, loss, train, optim, seed. shop: the records. validate: parameters
+  with a leading axis of one seed -> [figure], higher is better. held: of each user's last items
+  that stay out. -> the best parameters, their figure, their epoch. Raises ConfigError for a batch
+  that does not divide over the processes.
   """
   model = sequential.model_config(cfg, len(shop.catalog))
   steps = math.ceil(len(shop) / cfg.train.batch)
@@ -62,7 +63,12 @@ def fit_records(work: Workdir, cfg: ConfigDict, shop: array_record.Records, vali
 
 def batches(cfg: ConfigDict, shop: array_record.Records, length: int, held: int,
             process: int | None = None, processes: int | None = None) -> array_record.Batches:
-  """This process's part of every step's batch. -> records.Batches of {'seqs': (b, L + 1) int32}"""
+  """This process's part of every step's batch.
+
+  cfg: the run's config. shop: the records. length: items that are read. held: of each user's last
+  items that stay out. processes: how many there are. -> records.Batches of {'seqs': (b, L + 1)
+  int32}
+  """
   processes = processes or jax.process_count()
   process = jax.process_index() if process is None else process
   size, rest = divmod(cfg.train.batch, processes)
@@ -73,7 +79,10 @@ def batches(cfg: ConfigDict, shop: array_record.Records, length: int, held: int,
 
 
 def rows_of(examples: list[dict], length: int, held: int) -> dict[str, Int[np.ndarray, 'B L1']]:
-  """The last length + 1 training items of each user, 0 in front; as leave-one-out parts them."""
+  """The last length + 1 training items of each user, 0 in front; as leave-one-out parts them.
+
+  examples: records of users. held: of each user's last items that stay out.
+  """
   out = np.zeros((len(examples), length + 1), np.int32)
   for row, example in zip(out, examples):
     items = example['items']
@@ -84,7 +93,10 @@ def rows_of(examples: list[dict], length: int, held: int) -> dict[str, Int[np.nd
 
 
 def room_of(cfg: ConfigDict, model: seqrec.Config, whole: array_record.Batches) -> tuple[int, int]:
-  """Rows and targets that nearly every batch fits into; some more than the first ones take."""
+  """Rows and targets that nearly every batch fits into; some more than the first ones take.
+
+  cfg: the run's config. model: the model's shape. whole: batches of one process.
+  """
   rows = targets = 0
   for step in range(SAMPLE):
     counts, seen = sequential.needs(cfg, model, whole[step]['seqs'])
@@ -99,6 +111,8 @@ def objective(cfg: ConfigDict, model: seqrec.Config, room: tuple[int, int], mesh
   """The mean loss of a batch. -> loss(params, frozen, batch, key)
 
   A batch that does not fit takes a second branch, with a row for each user: slower, the same value.
+  cfg: the run's config. model: the model's shape. room: rows and targets of the usual batch. mesh:
+  of the devices.
   """
   usual, full = (functools.partial(sequential.loss_of, cfg, model, mesh, *size) for size in (
       room, (cfg.train.batch, cfg.train.batch * model.max_history)))

@@ -29,7 +29,7 @@ from recjax.training.workdir import Workdir
 
 
 def run(cfg: ConfigDict, work: Workdir) -> None:
-  """The experiment, stage by stage."""
+  """The experiment, stage by stage. cfg: the run's config. work: the Workdir."""
   check(cfg)
   shop = load_data(cfg.data)
   work.say(f'{shop.name}: {len(shop.catalog):,} items, {len(shop.interactions):,} users, '
@@ -52,7 +52,10 @@ def run(cfg: ConfigDict, work: Workdir) -> None:
 
 
 def check(cfg: ConfigDict) -> None:
-  """What can be known to be wrong before anything runs. Raises ConfigError."""
+  """What can be known to be wrong before anything runs.
+
+  cfg: the run's config. Raises ConfigError.
+  """
   train, decode = cfg.train, cfg.decode
   llm_loading.check(cfg.llm)
   if train.loss_on not in ('assistant', 'continuation'):
@@ -72,5 +75,8 @@ item_tags = evaluate.item_tags
 
 
 def validated(cfg: ConfigDict) -> None:
-  """None: nothing is held out while an LLM is tuned on behavior. For `recjax sweep`."""
+  """None: nothing is held out while an LLM is tuned on behavior. For `recjax sweep`.
+
+  cfg: the run's config.
+  """
   return None

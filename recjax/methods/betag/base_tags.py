@@ -23,7 +23,8 @@ SOURCES = ('auto', 'data', 'file', 'keywords', 'api')
 def stage(work: Workdir, cfg: ConfigDict, shop: Dataset) -> dict[str, Any]:
   """Writes base_tags.json and inters.train.json, checked against each other. -> counts
 
-  cfg: source, file, sep, max_base_tags, on_missing, on_bad_tag, and the api_* settings.
+  cfg: source, file, sep, max_base_tags, on_missing, on_bad_tag, and the api_* settings. work: the
+  Workdir. shop: the data set.
   """
   tags, counts = gather(work, cfg, shop)
   known = set(shop.catalog.ids)
@@ -41,14 +42,21 @@ def stage(work: Workdir, cfg: ConfigDict, shop: Dataset) -> dict[str, Any]:
 
 
 def split_of(shop: Dataset) -> Split:
-  """Leave-one-out; of BETag's own files, which hold training items only, the last item is held."""
+  """Leave-one-out; of BETag's own files, which hold training items only, the last item is held.
+
+  shop: the data set.
+  """
   return splits.leave_one_out(shop.interactions,
                               holdout=1 if shop.notes.get('source') == 'betag' else 2)
 
 
 def gather(work: Workdir, cfg: ConfigDict,
            shop: Dataset) -> tuple[dict[str, list[str]], dict[str, Any]]:
-  """-> ({item id: [tag]}, counts) from wherever `cfg.source` says."""
+  """Base tags from wherever `cfg.source` says.
+
+  work: the Workdir. cfg: the group `tags`. shop: the data set. -> {item id: [tag]}, counts. Raises
+  DataError where there are none, ConfigError for an unknown source.
+  """
   tag_column = shop.catalog.columns.get('tags')
   source = cfg.source
   if source == 'auto':
@@ -70,7 +78,10 @@ def gather(work: Workdir, cfg: ConfigDict,
 
 def ask(work: Workdir, cfg: ConfigDict,
         shop: Dataset) -> tuple[dict[str, list[str]], dict[str, Any]]:
-  """Base tags from an OpenAI-compatible endpoint, as a job that survives a kill."""
+  """Base tags from an OpenAI-compatible endpoint, as a job that survives a kill.
+
+  work: the Workdir. cfg: the group `tags`. shop: the data set.
+  """
   catalog = shop.catalog
   requests = {item: question({k: v[i] for k, v in catalog.columns.items()})
               for i, item in enumerate(catalog.ids)}
@@ -97,7 +108,7 @@ def ask(work: Workdir, cfg: ConfigDict,
 
 
 def question(fields: dict[str, Any]) -> list[dict[str, str]]:
-  """The messages that ask for one item's tags."""
+  """The messages that ask for one item's tags. fields: an item's columns."""
   lines = []
   for name in TEXT_FIELDS:
     value = fields.get(name)
@@ -115,9 +126,10 @@ def documents(shop: Dataset, base: pathlib.Path, seed: int, walks: int = 8,
               longest: int = 12) -> list[str]:
   """Texts that the tiny model learns to write before it sees any behavior. -> list of texts
 
-  Each item's own text and tags; and lists in the format of the prompts that wander
-  from an item to a similar one, so that the model learns to look back at earlier lines. Nothing of
-  what users did.
+  Each item's own text and tags; and lists in the format of the prompts that wander from an item to
+  a similar one, so that the model learns to look back at earlier lines. Nothing of what users did.
+  shop: the data set. base: folder of the stage 'base-tags'. seed: of the walks. walks: how often
+  the lists go through all items. longest: items of a list.
   """
   tags = files.read_tags(base / 'base_tags.json')
   out = []

@@ -24,7 +24,11 @@ REDUCERS = ('union', 'sum', 'last')
 
 def stage(work: Workdir, cfg: ConfigDict, seed: int, shop: Dataset, base: pathlib.Path,
           parsed: pathlib.Path) -> dict[str, Any]:
-  """Chooses the selection on validation users, ranks the test users, writes every result file."""
+  """Chooses the selection on validation users, ranks the test users, writes every result file.
+
+  work: the Workdir. cfg: the group `select`. seed: of intervals and baselines. shop: the data set.
+  base: folder of the stage 'base-tags'. parsed: folder of the stage 'parse'.
+  """
   split = base_tags.split_of(shop)
   rows = files.read_betags(parsed / 'raw_betags.json')
   base_lists = files.read_tags(base / 'base_tags.json')
@@ -51,7 +55,10 @@ def stage(work: Workdir, cfg: ConfigDict, seed: int, shop: Dataset, base: pathli
 
 
 def documents(shop: Dataset, tags: dict[str, list]) -> list[list]:
-  """One document per item in index order, empty where an item was dropped."""
+  """One document per item in index order, empty where an item was dropped.
+
+  shop: the data set. tags: {item id: tag list}.
+  """
   return [tags.get(i, []) for i in shop.catalog.ids]
 
 
@@ -59,7 +66,8 @@ def choose(options: dict[str, list], valid: Cases | None, n: int,
            cfg: ConfigDict) -> tuple[dict[str, Any], bm25.BM25]:
   """The option and query reducer with the best NDCG@10 on validation users; the first without.
 
-  -> ({'option', 'reducer', 'valid NDCG@10'}, BM25)
+  options: {option: documents}. n: items of the catalog. cfg: the group `select`. -> ({'option',
+  'reducer', 'valid NDCG@10'}, BM25)
   """
   best = None
   for option, docs in options.items():
@@ -77,7 +85,10 @@ def choose(options: dict[str, list], valid: Cases | None, n: int,
 
 
 def save_tags(folder: pathlib.Path, shop: Dataset, docs: list[list]) -> None:
-  """The chosen tags, and the items with their tags as text."""
+  """The chosen tags, and the items with their tags as text.
+
+  folder: where to. shop: the data set. docs: a weighted tag list an item.
+  """
   write_json(folder / 'tags.json', dict(zip(shop.catalog.ids, docs)))
   columns = shop.catalog.columns
   with open(folder / 'items_with_tags.jsonl', 'w', encoding='utf-8') as f:
@@ -90,8 +101,8 @@ def save_tags(folder: pathlib.Path, shop: Dataset, docs: list[list]) -> None:
 def recommender(workdir: str | os.PathLike, data: str | None = None) -> Callable:
   """The trained method's face: BM25 over the BETags, with what validation chose.
 
-  data: a later data set, whose new items get their BETags from the run's LLM once. -> recommend, as
-  `ranking.recommender` makes it
+  data: a later data set, whose new items get their BETags from the run's LLM once. workdir: the
+  run's folder. -> recommend, as `ranking.recommender` makes it
   """
   config, shop, docs, known = opened(workdir, data)
   select, chosen = config.select, read_json(
@@ -102,7 +113,8 @@ def recommender(workdir: str | os.PathLike, data: str | None = None) -> Callable
 
 def opened(workdir: str | os.PathLike,
            data: str | None = None) -> tuple[ConfigDict, Dataset, list[list], int]:
-  """-> config, Dataset, a weighted tag list an item, how many items the run was trained on"""
+  """workdir: the run's folder. data: a later data set than the run's. -> config, Dataset, a
+  weighted tag list an item, how many items the run was trained on"""
   config = saved_config(workdir)
   evaluated = find_stage(workdir, 'evaluate')
   results = read_json(evaluated / 'results.json')
@@ -117,7 +129,9 @@ def opened(workdir: str | os.PathLike,
 
 def item_tags(workdir: str | os.PathLike,
               data: str | None = None) -> dict[str, list[tuple[str, int]]]:
-  """What the run found, or finds of a later data set. -> {item id: [(tag, weight), ...]}, heaviest
-  first"""
+  """What the run found, or finds of a later data set.
+
+  workdir: the run's folder. -> {item id: [(tag, weight), ...]}, heaviest first
+  """
   _, shop, docs, _ = opened(workdir, data)
   return {item: sorted(tags, key=lambda t: -t[1]) for item, tags in zip(shop.catalog.ids, docs)}

@@ -31,7 +31,7 @@ BUCKET = 16  # prompt lengths are rounded up to a multiple of this
 
 
 def settings(cfg: ConfigDict) -> FrozenConfigDict:
-  """Everything in the config that decides what is generated."""
+  """Everything in the config that decides what is generated. cfg: the run's config."""
   decode = {k: v for k, v in cfg.decode.items() if k != 'drop_truncated'}
   return FrozenConfigDict({'sep': cfg.tags.sep, 'llm': cfg.llm, **decode})
 
@@ -41,7 +41,8 @@ def stage(work: Workdir, cfg: FrozenConfigDict, base: pathlib.Path, folder: path
   """Writes raw_predict.json, the generated texts of every item. -> counts
 
   Every batch of items is a file in shards/ until all are there. Batches are cut the same way every
-  time, so the end is the same.
+  time, so the end is the same. work: the Workdir. cfg: of `settings`. base: folder of the stage
+  'base-tags'. folder: of the LLM. lora: folder of the adapter.
   """
   if (work.folder / 'raw_predict.json').exists():  # killed between it and the end of the stage
     job_parts.gather(work, work.folder)
@@ -78,7 +79,10 @@ def stage(work: Workdir, cfg: FrozenConfigDict, base: pathlib.Path, folder: path
 
 def search_config(cfg: ConfigDict | FrozenConfigDict,
                   tokenizer: Tokenizer | None = None) -> SearchConfig:
-  """The published decoding; stopping at a line's end is an extra that is off there."""
+  """The published decoding; stopping at a line's end is an extra that is off there.
+
+  cfg: the group `decode`. tokenizer: for the ends of lines.
+  """
   ends = tuple(line_ends(tokenizer)) if tokenizer and cfg.stop_at_line_end else ()
   return SearchConfig(
       beams=cfg.beams, groups=cfg.groups, diversity_penalty=float(cfg.diversity),
@@ -88,12 +92,12 @@ def search_config(cfg: ConfigDict | FrozenConfigDict,
 
 
 def line_ends(tokenizer: Tokenizer) -> list[int]:
-  """Ids of all tokens that hold a newline."""
+  """Ids of all tokens that hold a newline. tokenizer: the LLM's."""
   return [i for i in range(tokenizer.vocab_size) if '\n' in tokenizer.decode([i])]
 
 
 def published_config(cfg: FrozenConfigDict) -> dict[str, Any]:
-  """The names that the authors' file has."""
+  """The names that the authors' file has. cfg: of `settings`."""
   return {
       'do_sample': False, 'num_beams': cfg.beams, 'num_beam_groups': cfg.groups,
       'num_return_sequences': cfg.beams, 'diversity_penalty': cfg.diversity,
@@ -107,7 +111,8 @@ def prompt_batches(
 ) -> tuple[list[tuple[list[str], np.ndarray, np.ndarray]], list[int]]:
   """Items by prompt length, in batches of fixed shape; the last one repeats its last item.
 
-  -> ([(item ids, token ids (B, P), lengths (B,))], prefix ids)
+  tags: of each item. tokenizer: the LLM's. cfg: of `settings`. -> ([(item ids, token ids (B, P),
+  lengths (B,))], prefix ids)
   """
   prefix = chat_template.ask(tokenizer, prompts_lib.MESSAGES)
   heading = tokenizer.encode(prompts_lib.HEADING)
@@ -137,7 +142,8 @@ def beams_of(model: llm.LM, search: SearchConfig, params: PyTree, adapter: PyTre
              prefix: Int[Array, ' P0'], ids: Int[Array, 'B P'], lengths: Int[Array, ' B']) -> Any:
   """All beams of a batch of items. prefix: (P0,). ids: (B, P). lengths: (B,). -> Beams
 
-  The chat prefix and each item's line are kept once, whatever the number of beams.
+  The chat prefix and each item's line are kept once, whatever the number of beams. model: the LLM.
+  search: how beams are searched. params: its weights. adapter: LoRA's.
   """
   variables = {'params': llm.gathered(params), 'lora': adapter}
   _, shared = llm.prefill_prefix(model, variables, prefix)
@@ -152,13 +158,20 @@ def beams_of(model: llm.LM, search: SearchConfig, params: PyTree, adapter: PyTre
 
 def texts_of(tokenizer: Tokenizer, tags: list[str], cfg: FrozenConfigDict, tokens: np.ndarray,
              lengths: np.ndarray) -> list[str]:
-  """What the authors' raw_predict.json holds: the item's line, '2.', and what was generated."""
+  """What the authors' raw_predict.json holds: the item's line, '2.', and what was generated.
+
+  tokenizer: the LLM's. tags: the item's. cfg: of `settings`. tokens: the beams' tokens. lengths:
+  how many of them count.
+  """
   prompt = prompts_lib.generation_prompt(tags, cfg.sep, cfg.max_tags)
   return [prompt + tokenizer.decode(row[:n]) for row, n in zip(tokens.tolist(), lengths.tolist())]
 
 
 def finish(work: Workdir, raw: dict[str, list[str]]) -> dict[str, int]:
-  """Removes the shards of the published file. raw: {item id: [text]}, as it holds. -> counts"""
+  """Removes the shards of the published file. raw: {item id: [text]}, as it holds.
+
+  work: the Workdir. -> counts
+  """
   room, gone = work.folder / SHARDS, work.folder / '.shards'
   if room.exists():
     os.replace(room, gone)  # parts see all shards or none
@@ -167,13 +180,19 @@ def finish(work: Workdir, raw: dict[str, list[str]]) -> dict[str, int]:
 
 
 def parsing(cfg: ConfigDict) -> FrozenConfigDict:
-  """Everything in the config that decides how texts become tags; nothing is generated again."""
+  """Everything in the config that decides how texts become tags; nothing is generated again.
+
+  cfg: the run's config.
+  """
   return FrozenConfigDict({'sep': cfg.tags.sep, 'beams': cfg.decode.beams,
                            'drop_truncated': cfg.decode.drop_truncated})
 
 
 def parse(work: Workdir, cfg: FrozenConfigDict, raw: pathlib.Path) -> dict[str, int]:
-  """Writes raw_betags.json, rows of tags, and parse_report.json, what was dropped. -> counts"""
+  """Writes raw_betags.json, rows of tags, and parse_report.json, what was dropped.
+
+  work: the Workdir. cfg: of `parsing`. raw: folder of the stage 'generate'. -> counts
+  """
   texts = files.read_predictions(raw / 'raw_predict.json')
   rows, counts = prompts_lib.parse_raw(texts, cfg.sep, cfg.beams, cfg.drop_truncated)
   files.write_betags(work.folder / 'raw_betags.json', rows)

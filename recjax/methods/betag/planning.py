@@ -18,7 +18,8 @@ PROMPT, LINE = 160, 24  # tokens of the chat prefix and of one item's line, typi
 def cost(cfg: ConfigDict, shop: Dataset) -> dict[str, str]:
   """Parameters, memory, operations, tokens and API price, by hand count. -> {what: text}
 
-  Line lengths are taken as typical (24 tokens an item); the run itself counts the real ones.
+  Line lengths are taken as typical (24 tokens an item); the run itself counts the real ones. cfg:
+  the run's config. shop: the data set.
   """
   shape = llm_loading.shape_of(cfg, lora_rank=cfg.lora.rank)
   items, users = len(shop.catalog), len(shop.interactions)
@@ -53,15 +54,15 @@ def cost(cfg: ConfigDict, shop: Dataset) -> dict[str, str]:
 
 
 def dict_size(shape: llm.Config) -> int:
-  """Parameters of the adapter."""
+  """Parameters of the adapter. shape: the LLM's."""
   return llm.count(jax.eval_shape(lambda k: lora.init_lora(shape, k), jax.random.key(0)))
 
 
 def convert(workdir: str | os.PathLike, to: str, out: str | os.PathLike) -> None:
   """Writes the tuned model: 'peft' as an adapter folder, 'merged' as a whole checkpoint.
 
-  Raises WorkdirError where the run has not finished tuning, ConfigError where `out` exists or `to`
-  is another.
+  workdir: the run's folder. Raises WorkdirError where the run has not finished tuning, ConfigError
+  where `out` exists or `to` is another.
   """
   if to not in ('peft', 'merged'):
     raise ConfigError(f'--to={to} is unknown for this method; choose peft or merged')

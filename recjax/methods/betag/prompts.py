@@ -67,7 +67,10 @@ def keep_range(n_tags: int, keep: tuple) -> tuple[int, int]:
 
 
 def window(length: int, longest: int, rng: np.random.Generator) -> tuple[int, int]:
-  """A random contiguous part of a sequence. -> (start, stop)"""
+  """A random contiguous part of a sequence.
+
+  length: of the sequence. longest: items of the part. rng: of the draw. -> (start, stop)
+  """
   if length <= longest:
     return 0, length
   start = int(rng.integers(0, length - longest + 1))
@@ -75,7 +78,10 @@ def window(length: int, longest: int, rng: np.random.Generator) -> tuple[int, in
 
 
 def item_line(position: int, tags: Sequence[str], sep: str) -> str:
-  """'2. tag| tag', the spelling of one item."""
+  """'2. tag| tag', the spelling of one item.
+
+  position: the number in front. tags: the item's. sep: what parts tags.
+  """
   return f'{position}. ' + sep.join(tags)
 
 
@@ -83,8 +89,9 @@ def training_sample(tag_lists: Sequence[Sequence[str]], sep: str, keep: tuple,
                     rng: np.random.Generator | None = None) -> tuple[str, str]:
   """The assistant's text for one sequence, split where generation will begin.
 
-  tag_lists: one list of tags per item, in order. With `rng` the tags are shuffled and thinned.
-  -> (prompt, output): prompt ends in a newline and '2.', output begins with the space after it.
+  tag_lists: one list of tags per item, in order. With `rng` the tags are shuffled and thinned. sep:
+  what parts tags. keep: as in `keep_range`. -> (prompt, output): prompt ends in a newline and '2.',
+  output begins with the space after it.
   """
   lines = []
   for i, tags in enumerate(tag_lists, 1):
@@ -97,15 +104,19 @@ def training_sample(tag_lists: Sequence[Sequence[str]], sep: str, keep: tuple,
 
 
 def generation_prompt(tags: Sequence[str], sep: str, most: int) -> str:
-  """What the tuned model sees of an item: its own line, and the start of the next one."""
+  """What the tuned model sees of an item: its own line, and the start of the next one.
+
+  tags: the item's. sep: what parts tags. most: tags at most.
+  """
   return item_line(1, tags[:most], sep) + '\n2.'
 
 
 def parse_beam(text: str, sep: str, drop_truncated: bool = True) -> tuple[list[str], bool]:
   """The tags of a generated second line. -> (tags, whether it was cut)
 
-  text: '1. a| b\\n2. c| d\\n3. ...'. No second line, or an empty one, gives []. A line that no
+  text: '1. a| b\n2. c| d\n3. ...'. No second line, or an empty one, gives []. A line that no
   newline ends was cut by the token limit; its last tag is then dropped, as it may be half a tag.
+  sep: what parts tags. drop_truncated: whether a cut line's last tag is left out.
   """
   _, mark, rest = text.partition('\n2.')
   line, ended, _ = rest.partition('\n')
@@ -120,8 +131,9 @@ def parse_raw(raw: dict[str, list[str]], sep: str, beams: int = 0,
               drop_truncated: bool = True) -> tuple[dict[str, list[list[str]]], dict[str, int]]:
   """Turns generated strings into rows of tags: row 0 the item's own, then one per beam.
 
-  raw: {item id: [text of each beam, best first]}. beams: how many must be there (0: any).
-  -> ({item id: [[tag]]}, counts). Raises DataError where an item has fewer beams than that.
+  raw: {item id: [text of each beam, best first]}. beams: how many must be there (0: any). sep: what
+  parts tags. drop_truncated: whether a cut line's last tag is left out. -> ({item id: [[tag]]},
+  counts). Raises DataError where an item has fewer beams than that.
   """
   rows, counts = {}, collections.Counter(items=len(raw), beams=0, without_line=0, cut_lines=0)
   for item, texts in raw.items():
@@ -144,7 +156,8 @@ def select(rows: list[list[str]], top_m: int = 0, top_k: int = 0, casefold: bool
   """Tags with the number of rows' uses, most used first, ties by first appearance.
 
   rows: row 0 the base tags, then beams. top_m: beams to keep (0: all). top_k: tags to keep.
-  -> [(tag, count)]
+  casefold: whether case is ignored. dedup_within_beam: whether a tag counts once a beam. -> [(tag,
+  count)]
   """
   kept = rows[:top_m + 1] if top_m else rows
   counts = collections.Counter()
@@ -157,7 +170,7 @@ def select(rows: list[list[str]], top_m: int = 0, top_k: int = 0, casefold: bool
 def draw_sample(sequence: list[list[str]], draw: int, cfg: Any) -> tuple[str, str]:
   """The sample of one draw: window, shuffle and thinning depend on the draw's number alone.
 
-  sequence: the tag list of each item, in order. -> (prompt, output)
+  sequence: the tag list of each item, in order. cfg: a DrawSettings. -> (prompt, output)
   """
   rng = np.random.default_rng((cfg.seed, draw))
   start, stop = window(len(sequence), cfg.max_seq_len, rng)

@@ -33,7 +33,11 @@ PAPER = '''\
 
 def write(cfg: ConfigDict, work: Workdir, shop: Dataset, base: pathlib.Path,
           evaluated: pathlib.Path) -> None:
-  """Writes report.html into the run's folder."""
+  """Writes report.html into the run's folder.
+
+  cfg: the run's config. work: the Workdir. shop: the data set. base: folder of the stage
+  'base-tags'. evaluated: folder of the stage 'evaluate'.
+  """
   outcome = read_json(evaluated / 'results.json')
   before = files.read_tags(base / 'base_tags.json')
   after = {i: collections.Counter(dict(map(tuple, t)))
@@ -57,7 +61,7 @@ def write(cfg: ConfigDict, work: Workdir, shop: Dataset, base: pathlib.Path,
 
 
 def verdict(outcome: dict[str, Any]) -> str:
-  """The result in a sentence."""
+  """The result in a sentence. outcome: what results.json holds."""
   ours, base = (outcome['rows'][r]['HR@10'] for r in ('betags', 'base_tags'))
   p = outcome['tests']['betags>base_tags']['HR@10']
   gain = ours['value'] / max(base['value'], 1e-9) - 1
@@ -73,7 +77,11 @@ def verdict(outcome: dict[str, Any]) -> str:
 
 def figures(outcome: dict[str, Any], before: dict[str, list[str]],
             after: dict[str, dict[str, int]]) -> list[tuple]:
-  """Tiles of the summary."""
+  """Tiles of the summary.
+
+  outcome: what results.json holds. before: base tags of each item. after: BETags of each item, with
+  their weights.
+  """
   rows = outcome['rows']
   new = [len(set(after[i]) - set(t)) for i, t in before.items() if i in after]
   ours = rows['betags']['HR@10']
@@ -86,7 +94,7 @@ def figures(outcome: dict[str, Any], before: dict[str, list[str]],
 
 
 def results_section(outcome: dict[str, Any]) -> html.Section:
-  """The table with intervals and the picture of it."""
+  """The table with intervals and the picture of it. outcome: what results.json holds."""
   rows = {r: outcome['rows'][r] for r in LABELS if r in outcome['rows']}
   table = results.results_table(
       {**outcome, 'rows': rows}, metrics=('HR@10', 'HR@5', 'HR@20', 'NDCG@10', 'MRR'),
@@ -102,7 +110,10 @@ def results_section(outcome: dict[str, Any]) -> html.Section:
 
 
 def neighbors(shop: Dataset) -> dict[int, collections.Counter]:
-  """For every item the items that come right after it in training, most frequent first."""
+  """For every item the items that come right after it in training, most frequent first.
+
+  shop: the data set.
+  """
   train = base_tags.split_of(shop).train
   follow = collections.defaultdict(collections.Counter)
   for u in range(len(train)):
@@ -114,7 +125,11 @@ def neighbors(shop: Dataset) -> dict[int, collections.Counter]:
 
 def items_section(shop: Dataset, before: dict[str, list[str]],
                   after: dict[str, dict[str, int]]) -> html.Section:
-  """A dozen items: base tags beside BETags, new ones with the neighbors that they come from."""
+  """A dozen items: base tags beside BETags, new ones with the neighbors that they come from.
+
+  shop: the data set. before: base tags of each item. after: BETags of each item, with their
+  weights.
+  """
   follow = neighbors(shop)
   popular = sorted(follow, key=lambda i: -sum(follow[i].values()))
   spread = popular[:: max(1, len(popular) // ITEMS)][:ITEMS]
@@ -129,7 +144,10 @@ def items_section(shop: Dataset, before: dict[str, list[str]],
 
 def item_card(shop: Dataset, item: int, before: dict[str, list[str]],
               after: dict[str, dict[str, int]], follow: collections.Counter) -> html.Html:
-  """One item's tags before and after."""
+  """One item's tags before and after.
+
+  shop: the data set. follow: how often which items came next.
+  """
   catalog = shop.catalog
   ident = catalog.id_of(item)
   base_list = before[ident]
@@ -149,7 +167,11 @@ def item_card(shop: Dataset, item: int, before: dict[str, list[str]],
 
 def users_section(cfg: ConfigDict, work: Workdir, shop: Dataset, outcome: dict[str, Any],
                   after: dict[str, dict[str, int]]) -> html.Section:
-  """Test users with the tags of what they had, and those that each score comes from."""
+  """Test users with the tags of what they had, and those that each score comes from.
+
+  cfg: the run's config. work: the Workdir. shop: the data set. outcome: what results.json holds.
+  after: BETags of each item, with their weights.
+  """
   test, select = base_tags.split_of(shop).test, cfg.select
   docs = [list(after.get(i, {}).items()) for i in shop.catalog.ids]
   model = bm25.BM25.fit(docs, select.k1, select.b, select.idf_cutoff)
@@ -174,7 +196,10 @@ def users_section(cfg: ConfigDict, work: Workdir, shop: Dataset, outcome: dict[s
 
 def frequency_section(before: dict[str, list[str]],
                       after: dict[str, dict[str, int]]) -> html.Section:
-  """How tag use changed over the catalog."""
+  """How tag use changed over the catalog.
+
+  before: base tags of each item. after: BETags of each item, with their weights.
+  """
   count = collections.Counter(t for tags in before.values() for t in tags)
   now = collections.Counter(t for tags in after.values() for t in tags)
   return html.section(
@@ -188,5 +213,8 @@ def frequency_section(before: dict[str, list[str]],
 
 
 def new_share(count: collections.Counter, now: collections.Counter) -> float:
-  """Share of BETag uses whose tag no item had before: words that the model made up."""
+  """Share of BETag uses whose tag no item had before: words that the model made up.
+
+  count: uses of each base tag. now: uses of each BETag.
+  """
   return sum(n for t, n in now.items() if t not in count) / max(1, sum(now.values()))

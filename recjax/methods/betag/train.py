@@ -34,14 +34,17 @@ FILL = 0.88     # share of a row that samples in order fill, about
 
 
 def settings(cfg: ConfigDict) -> FrozenConfigDict:
-  """Everything in the config that decides this stage's result."""
+  """Everything in the config that decides this stage's result. cfg: the run's config."""
   return FrozenConfigDict({'train': cfg.train, 'lora': cfg.lora, 'optim': cfg.optim,
                            'llm': cfg.llm, 'sep': cfg.tags.sep, 'seed': cfg.seed})
 
 
 def stage(work: Workdir, cfg: FrozenConfigDict, shop: Dataset, base: pathlib.Path,
           folder: pathlib.Path) -> dict[str, Any]:
-  """Trains the adapter into `work.folder`, in PEFT's format. -> counts"""
+  """Trains the adapter into `work.folder`, in PEFT's format.
+
+  cfg: of `settings`. shop: the data set. base: folder of the stage 'base-tags'. -> counts
+  """
   del shop  # decides the result through the base-tags stage
   model, params, tokenizer = llm_loading.load(folder, cfg.llm, work.mesh, lora_rank=cfg.lora.rank,
                                            lora_alpha=float(cfg.lora.alpha))
@@ -100,7 +103,10 @@ class SampleBatches:
     return len(self.plan)
 
   def samples(self, draws: Iterable[int]) -> list[tuple[list[int], int]]:
-    """Samples by number of draw: [(token ids of the assistant's text, where the output begins)]."""
+    """Samples by number of draw: [(token ids of the assistant's text, where the output begins)].
+
+    draws: their numbers.
+    """
     parts = [part for d in draws
              for part in prompts.draw_sample(self.sequences[self.draws[d]], d, self.draw)]
     ids = self.tokenizer.encode_batch(parts)
@@ -147,7 +153,8 @@ def plan_batches(sizes: Int[np.ndarray, ' M'], rows: int,
                  row: int) -> list[tuple[int, list[list[int]]]]:
   """Fills batches with samples in order, each into the first row with room.
 
-  sizes: (M,), none above `row`. -> [(first sample, [[place in the batch] for each row])]
+  sizes: (M,), none above `row`. rows: of a batch. -> [(first sample, [[place in the batch] for each
+  row])]
   """
   out, start = [], 0
   room, members = [row] * rows, [[] for _ in range(rows)]
@@ -176,13 +183,19 @@ def sample_loss(model: llm.LM, prefix: list[int], adapter: PyTree, params: PyTre
   """Mean negative log-likelihood over the assistant's tokens of all samples.
 
   The prefix runs once, not once a sample; its last state predicts every sample's first token.
+  model: the LLM. adapter: LoRA's. params: the LLM's weights. batch: of `SampleBatches`. key:
+  unused: nothing is drawn.
   """
   return microbatch.mean(functools.partial(loss_sums, model, prefix))(adapter, params, batch, key)
 
 
 def loss_sums(model: llm.LM, prefix: list[int], adapter: PyTree, params: PyTree,
               batch: dict[str, Array]) -> tuple[Array, Array]:
-  """The sum that `sample_loss` is the mean of, and over how many tokens."""
+  """The sum that `sample_loss` is the mean of, and over how many tokens.
+
+  model: the LLM. prefix: the chat prefix's tokens. adapter: LoRA's. params: the LLM's weights.
+  batch: of `SampleBatches`.
+  """
   variables = {'params': params, 'lora': adapter}
   last, past = llm.prefill_prefix(model, variables, prefix)
   hidden, _ = model.apply(variables, batch['tokens'], batch['positions'], batch['segments'],

@@ -27,7 +27,8 @@ def carried_on(workdir: str | os.PathLike, config: ConfigDict, shop: Dataset, da
   """The documents of a later data set; those of items that are new, or say something else, made.
 
   shop, docs: what the run was trained on, and a weighted tag list an item. option: 'm,k', what
-  validation chose. -> Dataset, docs. Raises DataError for an item without base tags.
+  validation chose. workdir: the run's folder. config: the run's config. -> Dataset, docs. Raises
+  DataError for an item without base tags.
   """
   known, shop = shop.catalog, update.load(data, shop.catalog, workdir)
   items = update.fresh(known, shop.catalog, READ)
@@ -47,7 +48,7 @@ def written(workdir: str | os.PathLike, config: ConfigDict, shop: Dataset,
             items: list[int]) -> dict[str, list[list[str]]]:
   """Rows of tags of some items, base tags first, by the run's LLM; made once for a data set.
 
-  -> {item id: [[tag]]}
+  workdir: the run's folder. config: the run's config. shop: the data set. -> {item id: [[tag]]}
   """
   weights = config.llm.weights
   llm = find_stage(workdir, 'llm') if weights == 'tiny' else pathlib.Path(weights)
@@ -70,7 +71,8 @@ def base_tags(work: Workdir, cfg: ConfigDict, source: str, shop: Dataset,
               items: list[int]) -> dict[str, Any]:
   """Writes base_tags.json of some items, from where the run's came from. -> counts
 
-  Those of a file or an API are looked for in the column `tags`, then in the file.
+  Those of a file or an API are looked for in the column `tags`, then in the file. work: the
+  Workdir. cfg: the group `tags`. source: where the run's tags came from. shop: the data set.
   """
   ids = [shop.catalog.id_of(i) for i in items]
   if source == 'keywords':

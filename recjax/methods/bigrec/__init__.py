@@ -41,7 +41,7 @@ WAYS = ('ground', 'decode')
 
 
 def run(cfg: ConfigDict, work: Workdir) -> None:
-  """The experiment, stage by stage."""
+  """The experiment, stage by stage. cfg: the run's config. work: the Workdir."""
   template = check(cfg)
   data = instruction_data.load(cfg.data, cfg.samples)
   work.say(f'{data.name}: {len(data.catalog):,} items; {len(data.cases.train):,} training, '
@@ -74,7 +74,10 @@ def run(cfg: ConfigDict, work: Workdir) -> None:
 
 
 def check(cfg: ConfigDict) -> prompts.Template:
-  """What can be known to be wrong before anything runs. Raises ConfigError. -> Template"""
+  """What can be known to be wrong before anything runs.
+
+  cfg: the run's config. Raises ConfigError. -> Template
+  """
   llm_loading.check(cfg.llm)
   if cfg.variant not in WAYS:
     raise ConfigError(f'variant={cfg.variant!r}; choose one of {", ".join(WAYS)}')
@@ -95,5 +98,8 @@ recommender, cost, convert = inference.recommender, planning.cost, planning.conv
 
 
 def validated(cfg: ConfigDict) -> str:
-  """The stage whose validation figures tell settings apart, for `recjax sweep`."""
+  """The stage whose validation figures tell settings apart, for `recjax sweep`.
+
+  cfg: the run's config.
+  """
   return 'tune'

@@ -21,14 +21,17 @@ from recjax.training.workdir import Workdir
 
 
 def settings(cfg: ConfigDict) -> ConfigDict:
-  """Everything in the config that decides the assistant."""
+  """Everything in the config that decides the assistant. cfg: the run's config."""
   if cfg.assist.source == 'train':
     return ConfigDict({k: cfg[k] for k in ('assist', 'samples', 'seed')})
   return ConfigDict({'assist': {'source': cfg.assist.source}})
 
 
 def stage(work: Workdir, cfg: ConfigDict, data: Data) -> dict[str, Any]:
-  """Trains the assistant on what training may look at, or checks and links a trained one."""
+  """Trains the assistant on what training may look at, or checks and links a trained one.
+
+  work: the Workdir. cfg: the run's config. data: the Data.
+  """
   source = cfg.assist.source
   if source == 'train':
     assistant_config, n = auxiliary_recommender.settings(cfg.assist, cfg.seed), len(data.catalog)
@@ -48,7 +51,8 @@ def stage(work: Workdir, cfg: ConfigDict, data: Data) -> dict[str, Any]:
 def scorer(made: pathlib.Path, data: Data) -> ScoreFn | None:
   """The assistant's scores of all items. -> score function, as `evaluation.ranking` wants it
 
-  Scores of a file know the held-out cases alone: they are looked up by history.
+  Scores of a file know the held-out cases alone: they are looked up by history. made: folder of the
+  assistant. data: the Data.
   """
   saved = read_json(made / 'scores.json')
   if saved:
@@ -59,8 +63,9 @@ def scorer(made: pathlib.Path, data: Data) -> ScoreFn | None:
 def read_scores(path: str | os.PathLike, data: Data) -> dict[str, Float[np.ndarray, 'n N']]:
   """Scores of another program: an .npz with item_ids (N,), valid (n, N) and test (n, N).
 
-  Columns may stand in any order; rows are in the order of the held-out cases. -> {part: (n, N)} by
-  item index. Raises DataError naming both shapes, or the ids that differ.
+  Columns may stand in any order; rows are in the order of the held-out cases. path: of the file.
+  data: the Data. -> {part: (n, N)} by item index. Raises DataError naming both shapes, or the ids
+  that differ.
   """
   try:
     with np.load(path, allow_pickle=False) as arrays:
@@ -84,7 +89,10 @@ def read_scores(path: str | os.PathLike, data: Data) -> dict[str, Float[np.ndarr
 
 
 def looked_up(scores: dict[str, Float[np.ndarray, 'n N']], data: Data) -> ScoreFn:
-  """A score function over the held-out cases' rows, found by their histories."""
+  """A score function over the held-out cases' rows, found by their histories.
+
+  scores: of `read_scores`. data: the Data.
+  """
   rows = {}
   for part, table in scores.items():
     cases = getattr(data.cases, part)
@@ -101,8 +109,11 @@ def looked_up(scores: dict[str, Float[np.ndarray, 'n N']], data: Data) -> ScoreF
 
 
 def probabilities(score: ScoreFn | None, histories: list, seen: bool) -> Array | None:
-  """p_TF: the softmax of the assistant's scores. histories: list of (n,) item arrays. seen: whether
-  items of the history may not come. -> (B, N) float32"""
+  """p_TF:
+
+  the softmax of the assistant's scores. histories: list of (n,) item arrays. seen: whether items of
+  the history may not come. score: the assistant, or None. -> (B, N) float32
+  """
   offsets = np.concatenate([[0], np.cumsum([len(h) for h in histories])]).astype(np.int64)
   items = np.concatenate([np.asarray(h, np.int32) for h in histories])
   logits = jnp.asarray(score(items, offsets), jnp.float32)

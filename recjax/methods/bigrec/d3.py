@@ -28,7 +28,7 @@ GHOST = 0.99  # a token likelier than this tells nothing
 
 
 def decoding(cfg: ConfigDict) -> ConfigDict:
-  """Everything in the config that decides the beams."""
+  """Everything in the config that decides the beams. cfg: the run's config."""
   return ConfigDict({k: cfg[k] for k in ('data', 'samples', 'prompt', 'decode', 'llm', 'train',
                                          'eval', 'seed')})
 
@@ -45,7 +45,8 @@ class Search:
     self.score = cf_assistant.scorer(helper, data) if helper else None
 
   def cases(self, part: str, most: int) -> tuple[Cases, list[list[int]], int]:
-    """-> Cases that are asked, their prompts, how many were shortened"""
+    """part: 'valid' or 'test'. most: how many at most, 0 for all. -> Cases that are asked, their
+    prompts, how many were shortened"""
     rows = instruction_data.held(self.data, part, most)
     records = self.data.records_of(part, self.template, self.cfg.prompt.noun, rows)
     asked, cut = prompts.encode_prompts(self.tokenizer, self.template, records,
@@ -53,14 +54,18 @@ class Search:
     return getattr(self.data.cases, part).picked(rows), asked, cut
 
   def writer(self, asked: list[list[int]]) -> PrefixGenerator:
-    """The LLM, with what these prompts share run once."""
+    """The LLM, with what these prompts share run once. asked: prompts, as tokens."""
     return PrefixGenerator(self.model, self.variables, self.tokenizer, sft.common_prefix(asked),
                       max(map(len, asked)))
 
   def beams(self, writer: PrefixGenerator, cases: Cases, asked: list[list[int]], alpha: float,
             length_penalty: float, chosen: list[int]) -> tuple[Any, ItemFilter]:
-    """The beams of some cases. -> Generated with each token's log-probability where scores are not
-    divided, Limits"""
+    """The beams of some cases.
+
+    writer: of `writer`. asked: prompts, as tokens. alpha: the LLM's weight. length_penalty: the
+    power of the length that divides scores. chosen: which of the cases. -> Generated with each
+    token's log-probability where scores are not divided, Limits
+    """
     mask = instruction_data.masked(self.cfg, self.data)
     histories = [cases.history(i) for i in chosen]
     tree, planted = self.catalog
@@ -77,7 +82,11 @@ class Search:
 
   def run(self, name: str, cases: Cases, asked: list[list[int]], alpha: float,
           length_penalty: float) -> tuple[np.ndarray, np.ndarray]:
-    """All cases, resumable. -> items (n, beams) int32, scores (n, beams) float32"""
+    """All cases, resumable.
+
+    name: of the journal. asked: prompts, as tokens. alpha: the LLM's weight. length_penalty: the
+    power of the length that divides scores. -> items (n, beams) int32, scores (n, beams) float32
+    """
     writer = self.writer(asked)
 
     def answer(chosen):
@@ -91,7 +100,11 @@ class Search:
 
 def choose(work: Workdir, cfg: ConfigDict, data: Data, folder: pathlib.Path, made: pathlib.Path,
            helper: pathlib.Path) -> dict[str, Any]:
-  """The LLM's weight with the best validation NDCG@10: alpha.json, with the whole curve."""
+  """The LLM's weight with the best validation NDCG@10: alpha.json, with the whole curve.
+
+  work: the Workdir. cfg: the run's config. data: the Data. folder: of the LLM. made: folder of the
+  tuned model. helper: folder of the stage 'assistant'.
+  """
   alphas = tuple(cfg.decode.alphas)
   if not alphas or not all(0 <= a <= 1 for a in alphas):
     raise ConfigError(f'decode.alphas={alphas}: give weights of the LLM between 0 and 1')
@@ -111,19 +124,26 @@ def choose(work: Workdir, cfg: ConfigDict, data: Data, folder: pathlib.Path, mad
 
 
 def ks(cfg: ConfigDict) -> tuple[int, ...]:
-  """Cut-offs that lists of so many beams can tell."""
+  """Cut-offs that lists of so many beams can tell. cfg: the run's config."""
   return tuple(k for k in metrics.KS if k <= cfg.decode.beams)
 
 
 def variants(cfg: ConfigDict, alpha: float) -> dict[str, tuple[float, float]]:
-  """{row: (weight of the LLM, length penalty)}: the method, without mixing, and as BIGRec would."""
+  """{row: (weight of the LLM, length penalty)}: the method, without mixing, and as BIGRec would.
+
+  cfg: the run's config. alpha: the LLM's weight.
+  """
   return {'d3': (alpha, 0.0), 'd3:no_mixing': (1.0, 0.0),
           'd3:length_norm': (1.0, float(cfg.decode.plain_length_penalty))}
 
 
 def decode(work: Workdir, cfg: ConfigDict, data: Data, folder: pathlib.Path, made: pathlib.Path,
            helper: pathlib.Path, choice: pathlib.Path) -> dict[str, Any]:
-  """The test cases under every variant: one .npz each, and ghosts.json."""
+  """The test cases under every variant: one .npz each, and ghosts.json.
+
+  work: the Workdir. cfg: the run's config. data: the Data. folder: of the LLM. made: folder of the
+  tuned model. helper: folder of the stage 'assistant'. choice: folder of the stage 'choose'.
+  """
   search = Search(work, cfg, data, folder, made, helper)
   cases, asked, cut = search.cases('test', cfg.eval.max_test_users)
   alpha = read_json(choice / 'alpha.json')['alpha']
@@ -143,7 +163,8 @@ def ghosts(search: Search, cases: Cases, asked: list[list[int]], most: int,
            found: dict[str, np.ndarray]) -> dict[str, Any]:
   """Tokens that are all but certain, and what they do to a mean over tokens (arXiv 2406.14900).
 
-  found: {row: items (n, beams)}. -> {'share', 'tokens': [[text, times, mean probability]],
+  found: {row: items (n, beams)}. search: the Search. cases: the cases. asked: their prompts, as
+  tokens. most: cases that are looked at. -> {'share', 'tokens': [[text, times, mean probability]],
   'length': {row: mean tokens of the first title}}
   """
   writer, size, each = search.writer(asked), search.cfg.decode.batch, {}
@@ -167,13 +188,17 @@ def ghosts(search: Search, cases: Cases, asked: list[list[int]], most: int,
 
 
 def settings(cfg: ConfigDict) -> ConfigDict:
-  """Everything in the config that decides the figures besides the beams."""
+  """Everything in the config that decides the figures besides the beams. cfg: the run's config."""
   return ConfigDict({k: cfg[k] for k in ('data', 'samples', 'decode', 'eval', 'seed')})
 
 
 def stage(work: Workdir, cfg: ConfigDict, data: Data, helper: pathlib.Path, choice: pathlib.Path,
           decoded: pathlib.Path) -> dict[str, Any]:
-  """Every result file of D3."""
+  """Every result file of D3.
+
+  work: the Workdir. cfg: the run's config. data: the Data. helper: folder of the stage 'assistant'.
+  choice: folder of the stage 'choose'. decoded: folder of the stage 'decode'.
+  """
   cases = data.cases.test.picked(instruction_data.held(data, 'test', cfg.eval.max_test_users))
   alpha, n = read_json(choice / 'alpha.json')['alpha'], len(data.catalog)
   rank = functools.partial(evaluate.rank_in, targets=cases.targets, titles=data.titles,

@@ -26,7 +26,8 @@ def save(work: Workdir, cfg: ConfigDict, data: Data, cases: Cases, main: str,
   """Adds the sanity rows and the assistant's, and writes the files of `results.save`.
 
   cases: the test cases that were asked. ranks: {row: (n,)}. score: the assistant's score function,
-  or None. -> counts
+  or None. work: the Workdir. cfg: the run's config. data: the Data. main: the first row. lists: its
+  items and scores. ks: cut-offs. -> counts
   """
   n, known = len(data.catalog), data.cases.known
   others = baselines.baselines(known, n, cfg.seed)
@@ -59,7 +60,10 @@ def save(work: Workdir, cfg: ConfigDict, data: Data, cases: Cases, main: str,
 
 
 def case_names(users: Sequence[str], rows: np.ndarray) -> list[str]:
-  """A user's name for each case; where a user is asked more than once, with a number."""
+  """A user's name for each case; where a user is asked more than once, with a number.
+
+  users: the users' names. rows: user rows of the cases.
+  """
   count, out = {}, []
   for r in rows:
     name = users[r]
@@ -73,7 +77,7 @@ def rank_in(items: Int[np.ndarray, 'n K'], targets: Int[np.ndarray, ' n'], title
   """Ranks in lists that end early: the place, or `last` where the target is missing.
 
   items: (n, K) int32, 0 for none. titles: by index - 1. policy: 'exact_id' wants that very item,
-  'best' any item of its title, titles counted once. -> (n,) int32
+  'best' any item of its title, titles counted once. targets: 1..N. -> (n,) int32
   """
   if policy not in POLICIES:
     raise ConfigError(f'eval.duplicate_titles={policy!r}; choose one of {", ".join(POLICIES)}')
@@ -90,7 +94,7 @@ def rank_in(items: Int[np.ndarray, 'n K'], targets: Int[np.ndarray, ' n'], title
 def likeness(items: Int[np.ndarray, 'n K'], titles: Sequence[str], most: int = 10) -> float:
   """How alike the titles of a list are: the mean over pairs of the share of common words.
 
-  items: (n, K), 0 for none. -> float in 0 .. 1
+  items: (n, K), 0 for none. most: places of a list that count. -> float in 0 .. 1
   """
   words = [frozenset(t.lower().split()) for t in titles]
   values = []

@@ -22,7 +22,7 @@ def texts(writer: PrefixGenerator, asked: list[list[int]],
           cfg: ConfigDict) -> list[tuple[list[str], list[float]]]:
   """Beams of free text, best first. -> [([text], [score])] in the order of the prompts
 
-  Raises ConfigError for an unknown cfg.length_norm.
+  writer: the LLM. asked: prompts, as tokens. Raises ConfigError for an unknown cfg.length_norm.
   """
   if cfg.length_norm not in ('generated', 'full'):
     raise ConfigError(f"decode.length_norm={cfg.length_norm!r}; choose 'generated' or 'full'")
@@ -37,7 +37,13 @@ def texts(writer: PrefixGenerator, asked: list[list[int]],
 def titles(writer: PrefixGenerator, asked: list[list[int]], cfg: ConfigDict, planted: DeviceTrie,
            limits: ItemFilter | None = None, mixing: Any = None, length_penalty: float = 0.0,
            token_scores: bool = False) -> Any:
-  """Beams of titles of the catalog, a Forest. -> Generated"""
+  """Beams of titles of the catalog, a Forest.
+
+  writer: the LLM. asked: prompts, as tokens. cfg: the group `decode`. planted: the trie on the
+  device. limits: what may come, or None. mixing: of `mixed`, or None. length_penalty: the power of
+  the length that divides scores. token_scores: whether each token's log-probability is kept. ->
+  Generated
+  """
   only = constraints.CatalogConstraint(
     planted, limits=limits or item_filter.ItemFilter(), mix=mixing
   )
@@ -51,14 +57,15 @@ def titles(writer: PrefixGenerator, asked: list[list[int]], cfg: ConfigDict, pla
 
 
 def ends(writer: PrefixGenerator) -> list[int]:
-  """Ids that end an answer."""
+  """Ids that end an answer. writer: the LLM."""
   return tuple(writer.tokenizer.eos_ids)
 
 
 def plant(tokenizer: Tokenizer, template: Template, titles: list[str]) -> tuple[Trie, DeviceTrie]:
   """The catalog as a trie over the very tokens that training used. -> (Trie, Forest)
 
-  Raises DataError where a title's tokens do not spell it again.
+  tokenizer: the LLM's. template: of prompts. titles: of all items, by index - 1. Raises DataError
+  where a title's tokens do not spell it again.
   """
   for title, back in zip(titles, prompts.come_back(tokenizer, template, titles)):
     if back != title:
@@ -71,13 +78,20 @@ def plant(tokenizer: Tokenizer, template: Template, titles: list[str]) -> tuple[
 
 def limits(tree: Trie, histories: list, seen: bool,
            allowed: np.ndarray | None = None) -> ItemFilter:
-  """Which items requests may have. histories: list of (n,) item arrays, 1..N. seen: whether those
-  are out. allowed: (N,) bool or None -> Limits"""
+  """Which items requests may have.
+
+  histories: list of (n,) item arrays, 1..N. seen: whether those are out. allowed: (N,) bool or
+  None. tree: the trie. -> Limits
+  """
   taken = [np.asarray(h) - 1 for h in histories] if seen else None
   return item_filter.build_item_filter(tree, None if allowed is None else allowed[None],
                       None if allowed is None else np.zeros(len(histories), np.int32), taken)
 
 
 def mixed(planted: DeviceTrie, probabilities: Array | None, alpha: float) -> Any:
-  """D3's assistant at one weight of the LLM; at 1 it changes no bit of a score."""
+  """D3's assistant at one weight of the LLM; at 1 it changes no bit of a score.
+
+  planted: the trie on the device. probabilities: of the assistant, or None. alpha: the LLM's
+  weight.
+  """
   return constraints.score_mixing(planted, jnp.asarray(probabilities), alpha)

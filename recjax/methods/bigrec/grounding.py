@@ -37,7 +37,10 @@ ROWS = 256              # cases ranked at a time
 
 
 def gammas(cfg: ConfigDict) -> Float[np.ndarray, ' G']:
-  """The grid: 0, steps of `step` up to 1, then whole numbers up to `max_gamma`. -> (G,) float32"""
+  """The grid: 0, steps of `step` up to 1, then whole numbers up to `max_gamma`.
+
+  cfg: the group `ground`. -> (G,) float32
+  """
   if not 0 < cfg.step <= 1 or cfg.max_gamma < 1:
     raise ConfigError(f'ground.step={cfg.step} and ground.max_gamma={cfg.max_gamma}: steps lie in '
                       '0 .. 1, whole gammas begin at 1')
@@ -46,14 +49,18 @@ def gammas(cfg: ConfigDict) -> Float[np.ndarray, ' G']:
 
 
 def generating(cfg: ConfigDict) -> ConfigDict:
-  """Everything in the config that decides what is written."""
+  """Everything in the config that decides what is written. cfg: the run's config."""
   return ConfigDict({k: cfg[k] for k in ('data', 'samples', 'prompt', 'decode', 'llm', 'train',
                                          'eval')})
 
 
 def generate(work: Workdir, cfg: ConfigDict, data: Data, folder: pathlib.Path,
              made: pathlib.Path) -> dict[str, Any]:
-  """Writes valid.json and test.json: the records with `predict`, the beams' texts."""
+  """Writes valid.json and test.json: the records with `predict`, the beams' texts.
+
+  work: the Workdir. cfg: the run's config. data: the Data. folder: of the LLM. made: folder of the
+  tuned model.
+  """
   model, variables, tokenizer = train.tuned(cfg, folder, made, work.mesh)
   template = prompts.load_template(cfg.prompt.template)
   counts = {}
@@ -75,7 +82,10 @@ def generate(work: Workdir, cfg: ConfigDict, data: Data, folder: pathlib.Path,
 
 
 def embedding(cfg: ConfigDict) -> ConfigDict:
-  """Everything in the config that decides vectors besides model and texts."""
+  """Everything in the config that decides vectors besides model and texts.
+
+  cfg: the run's config.
+  """
   return ConfigDict({k: cfg[k] for k in ('llm', 'ground', 'train')})
 
 
@@ -84,6 +94,8 @@ def embed_all(work: Workdir, cfg: ConfigDict, titles: list[str], folder: pathlib
   """Vectors of the catalog and of each first beam: items.npy, valid.npy, test.npy.
 
   Texts are embedded once each, whichever side they stand on; an empty text has no vector (zeros).
+  work: the Workdir. cfg: the run's config. titles: of the catalog. folder: of the LLM. made: folder
+  of the tuned model. written: folder of the stage 'generate'.
   """
   texts = {p: [r['predict'][0] for r in run_files.need_json(written / f'{p}.json', list)]
            for p in PARTS}
@@ -102,8 +114,11 @@ def embed_all(work: Workdir, cfg: ConfigDict, titles: list[str], folder: pathlib
 
 def embed_new(work: Workdir, titles: list[str], before: list[str], vectors: pathlib.Path,
               embed: Callable) -> dict[str, Any]:
-  """Vectors of a later catalog: items.npy. Titles of `before` keep what the stage at `vectors`
-  made, the others are read by `embed`, equal ones once. -> counts"""
+  """Vectors of a later catalog:
+
+  items.npy. Titles of `before` keep what the stage at `vectors` made, the others are read by
+  `embed`, equal ones once. work: the Workdir. titles: of the later catalog. -> counts
+  """
   known = dict(zip(before, run_files.read_arrays(vectors / 'items.npy')))
   new_titles = sorted(set(titles) - known.keys())
   if new_titles:
@@ -114,8 +129,12 @@ def embed_new(work: Workdir, titles: list[str], before: list[str], vectors: path
 
 def text_encoder(cfg: ConfigDict, folder: pathlib.Path, made: pathlib.Path, mesh: Mesh,
                  ) -> text_embedding.Encoder:
-  """The model that both sides are embedded by: the start token that its tokenizer puts before a
-  text, if it does, the last layer's states, 'last' or 'avg'. -> encoder.Encoder"""
+  """The model that both sides are embedded by:
+
+  the start token that its tokenizer puts before a text, if it does, the last layer's states, 'last'
+  or 'avg'. cfg: the run's config. folder: of the LLM. made: folder of the tuned model. mesh: of the
+  devices. -> encoder.Encoder
+  """
   if cfg.ground.model == 'tuned':
     model, variables, tokenizer = train.tuned(cfg, folder, made, mesh)
   else:
@@ -133,16 +152,21 @@ def text_encoder(cfg: ConfigDict, folder: pathlib.Path, made: pathlib.Path, mesh
 
 
 def settings(cfg: ConfigDict) -> ConfigDict:
-  """Everything in the config that decides the figures besides texts and vectors."""
+  """Everything in the config that decides the figures besides texts and vectors.
+
+  cfg: the run's config.
+  """
   return ConfigDict({k: cfg[k] for k in ('data', 'samples', 'ground', 'eval', 'seed')})
 
 
 def rank_all(
     work: Workdir, cfg: ConfigDict, data: Data, vectors: pathlib.Path, helper: pathlib.Path | None,
-) -> tuple[dict[str, dict[str, np.ndarray]], dict[str, Callable]]:
-  """Ranks of every gamma of every pull. -> {part: {kind: (G, n) int32}}, lists of the test rows
+) -> tuple:
+  """Ranks of every gamma of every pull.
 
-  lists: {kind or 'none': function(gamma) -> items (n, k), scores (n, k)}
+  work: the Workdir. cfg: the run's config. data: the Data. vectors: folder of the stage 'embed'.
+  helper: folder of the assistant. -> {part: {kind: (G, n) int32}}, the test cases, the catalog's
+  vectors, weights by popularity, the assistant's score function or None, vectors of the texts
   """
   n, grid = len(data.catalog), jnp.asarray(gammas(cfg.ground))
   items = nearest.catalogue(run_files.read_arrays(vectors / 'items.npy'))
@@ -173,14 +197,16 @@ def pulls(items: nearest.Vectors, popular: np.ndarray, score: ScoreFn | None, qu
           block: tuple, n: int, mask: bool) -> tuple:
   """What a block is ranked by. block: histories and what to mask, as `ranking.blocks` gives it.
 
-  An empty text (a vector of zeros) stands as far from an item as that is unpopular.
-  -> normalized distances (B, N), {kind: weights}, seen (B, N) bool or None, how many were empty
+  An empty text (a vector of zeros) stands as far from an item as that is unpopular. items: vectors
+  of the catalog. popular: weights by popularity. score: the assistant, or None. queries: vectors of
+  the texts. n: items of the catalog. -> normalized distances (B, N), {kind: weights}, seen (B, N)
+  bool or None, how many were empty
   """
   part, cuts, (rows, columns) = block
-  near = nearest.normalized(nearest.distances(items, jnp.asarray(queries)))
+  near = nearest.normalised(nearest.distances(items, jnp.asarray(queries)))
   empty = ~queries.any(-1)
   near = jnp.where(jnp.asarray(empty)[:, None], 1 - popular, near)
-  weight = {'pop': popular, 'cf': nearest.normalized(score(part, cuts))}
+  weight = {'pop': popular, 'cf': nearest.normalised(score(part, cuts))}
   seen = None
   if mask:
     seen = jnp.zeros((len(queries), n), bool).at[rows, columns].set(True, mode='drop')
@@ -196,8 +222,8 @@ def curves(ranks: Int[np.ndarray, 'G n']) -> dict[str, list[float]]:
 def chosen(found: dict[str, dict[str, np.ndarray]], grid: np.ndarray) -> dict[str, dict[str, Any]]:
   """The curves, one gamma by validation NDCG@10, and the published choice for each metric alone.
 
-  -> {kind: {'gammas', 'valid', 'test': {metric: [G]}, 'one': gamma, 'place', 'per_metric': {metric:
-  {'gamma', 'test'}}}}
+  found: of `rank_all`. grid: of `gammas`. -> {kind: {'gammas', 'valid', 'test': {metric: [G]},
+  'one': gamma, 'place', 'per_metric': {metric: {'gamma', 'test'}}}}
   """
   out = {}
   for kind in KINDS:
@@ -212,7 +238,10 @@ def chosen(found: dict[str, dict[str, np.ndarray]], grid: np.ndarray) -> dict[st
 
 
 def closeness(near: Array, weight: Array, kind: str, gamma: float) -> Array:
-  """What lists show as scores: 1 for the nearest item, 0 for the farthest. -> (B, N)"""
+  """What lists show as scores: 1 for the nearest item, 0 for the farthest.
+
+  near, weight: as from `pulls`. kind: of the pull. gamma: how strong the pull is. -> (B, N)
+  """
   return 1 - (near if kind == 'none' else near * (1 + weight[kind]) ** -gamma)
 
 
@@ -221,8 +250,8 @@ def best(near: Array, weight: Array, kind: str, gamma: float, shut: Array | None
   """The k items with the smallest Dn (1 + W) ** -gamma, by its logarithm, as ranks are: closeness
   is 1 for many items where gamma is large.
 
-  near, weight: as from `pulls`. shut: (B, N) bool, items that may not come, or None. -> items
-  (B, k) int32, 0 for none, closeness (B, k), -inf there
+  near, weight: as from `pulls`. shut: (B, N) bool, items that may not come, or None. kind: of the
+  pull. -> items (B, k) int32, 0 for none, closeness (B, k), -inf there
   """
   value = (0 if kind == 'none' else gamma * jnp.log1p(weight[kind])) - jnp.log(near)
   if shut is not None:
@@ -237,7 +266,12 @@ def best(near: Array, weight: Array, kind: str, gamma: float, shut: Array | None
 def top(items: nearest.Vectors, popular: np.ndarray, score: ScoreFn | None, queries: np.ndarray,
         cases: Cases, n: int, k: int, kind: str, gamma: float,
         mask: bool) -> tuple[np.ndarray, np.ndarray]:
-  """The best k of each case under one pull. -> items (m, k) int32, 0 for none, scores (m, k)"""
+  """The best k of each case under one pull.
+
+  popular: weights by popularity. score: the assistant, or None. queries: vectors of the texts.
+  cases: the cases. n: items of the catalog. kind: of the pull. gamma: how strong the pull is. mask:
+  whether items of a history are out. -> items (m, k) int32, 0 for none, scores (m, k)
+  """
   out = []
   for rows, *block in ranking.blocks(*cases.histories, n, ROWS, True):
     near, weight, seen, _ = pulls(items, popular, score, queries[rows], block, n, mask)
@@ -247,7 +281,11 @@ def top(items: nearest.Vectors, popular: np.ndarray, score: ScoreFn | None, quer
 
 def stage(work: Workdir, cfg: ConfigDict, data: Data, written: pathlib.Path, vectors: pathlib.Path,
           helper: pathlib.Path) -> dict[str, Any]:
-  """Every result file of BIGRec."""
+  """Every result file of BIGRec.
+
+  work: the Workdir. cfg: the run's config. data: the Data. written: folder of the stage 'generate'.
+  vectors: folder of the stage 'embed'. helper: folder of the stage 'assistant'.
+  """
   all_ranks, cases, items, popular, score, queries = rank_all(work, cfg, data, vectors, helper)
   grid, n = gammas(cfg.ground), len(data.catalog)
   choice = chosen(all_ranks, grid)

@@ -32,9 +32,10 @@ from recjax.training.workdir import find_stage, open_adopted, saved_config
 def recommender(workdir: str | os.PathLike, data: str | None = None) -> Callable:
   """The trained method's face. data: a later data set than the run's, whose titles it reads.
 
-  -> recommend(histories, k, exclude_seen=True, allowed=None) -> (item ids [B][k], scores (B, k));
-  histories are lists of item ids, oldest first, `allowed` a set of item ids. D3 searches with k or
-  `decode.beams` beams, whichever is more. Raises DataError for an unknown id or an empty history.
+  workdir: the run's folder. -> recommend(histories, k, exclude_seen=True, allowed=None) -> (item
+  ids [B][k], scores (B, k)); histories are lists of item ids, oldest first, `allowed` a set of item
+  ids. D3 searches with k or `decode.beams` beams, whichever is more. Raises DataError for an
+  unknown id or an empty history.
   """
   config = saved_config(workdir)
   results = read_json(find_stage(workdir, 'evaluate') / 'results.json')
@@ -93,7 +94,11 @@ def recommender(workdir: str | os.PathLike, data: str | None = None) -> Callable
 
 def vectors_of(workdir: str | os.PathLike, data: Data, before: list[str], embed: Callable,
                mesh: Mesh) -> pathlib.Path:
-  """The folder with items.npy of `data`: the run's own, or of a later data set, made once."""
+  """The folder with items.npy of `data`: the run's own, or of a later data set, made once.
+
+  workdir: the run's folder. before: the run's titles. embed: texts -> vectors. mesh: of the
+  devices.
+  """
   embedded = find_stage(workdir, 'embed')
   if data is before:
     return embedded
@@ -103,7 +108,10 @@ def vectors_of(workdir: str | os.PathLike, data: Data, before: list[str], embed:
 
 
 def opening(config: ConfigDict, template: Template, tokenizer: Tokenizer) -> list[int]:
-  """The tokens that every prompt begins with, as two unlike histories show. -> token list"""
+  """The tokens that every prompt begins with, as two unlike histories show.
+
+  config: the run's config. template: of prompts. tokenizer: the LLM's. -> token list
+  """
   start = list(tokenizer.before)
   return sft.common_prefix([
       start + tokenizer.encode(template.text(template.record(config.prompt.noun, [h], '')))
@@ -112,7 +120,10 @@ def opening(config: ConfigDict, template: Template, tokenizer: Tokenizer) -> lis
 
 def asked_of(config: ConfigDict, data: Data, template: Template, tokenizer: Tokenizer,
              histories: list) -> list[list[int]]:
-  """Prompts of new histories."""
+  """Prompts of new histories.
+
+  config: the run's config. data: the Data. template: of prompts. tokenizer: the LLM's.
+  """
   records = [template.record(config.prompt.noun,
                              [data.titles[i - 1] for i in h[-config.samples.max_history:]], '')
              for h in histories]
@@ -121,7 +132,11 @@ def asked_of(config: ConfigDict, data: Data, template: Template, tokenizer: Toke
 
 def grounded(config: ConfigDict, data: Data, made: pathlib.Path, results: dict[str, Any],
              score: ScoreFn | None, embed: Callable | None) -> Callable:
-  """BIGRec's answer: the first beam, embedded, the catalog ranked as the run's lists were."""
+  """BIGRec's answer: the first beam, embedded, the catalog ranked as the run's lists were.
+
+  config: the run's config. data: the Data. made: folder with items.npy. results: what results.json
+  holds. score: the assistant, or None. embed: texts -> vectors.
+  """
   items = nearest.catalogue(run_files.read_arrays(made / 'items.npy'))
   n = len(data.catalog)
   popular = nearest.popularity(np.bincount(data.cases.known.items, minlength=n + 1)[1:])
@@ -146,7 +161,11 @@ def grounded(config: ConfigDict, data: Data, made: pathlib.Path, results: dict[s
 
 def decoded(cfg: ConfigDict, results: dict[str, Any], score: ScoreFn | None,
             catalog: tuple[Trie, DeviceTrie]) -> Callable:
-  """D3's answer: beams of open titles with the run's weight of the LLM."""
+  """D3's answer: beams of open titles with the run's weight of the LLM.
+
+  cfg: the run's config. results: what results.json holds. score: the assistant, or None. catalog:
+  of `generate.plant`.
+  """
   tree, planted = catalog
   alpha = results['alpha']
 

@@ -40,7 +40,11 @@ class Data:
 
   def records_of(self, part: str, template: Template, noun: str,
                  rows: np.ndarray | None = None) -> list[dict[str, str]]:
-    """The records of some cases of a part. -> list of {'instruction', 'input', 'output'}"""
+    """The records of some cases of a part.
+
+    template: of prompts. noun: what items are called. rows: which cases; all if None. -> list of
+    {'instruction', 'input', 'output'}
+    """
     cases = getattr(self.cases, part)
     rows = range(len(cases)) if rows is None else rows
     if self.records:
@@ -53,7 +57,8 @@ class Data:
 def load(source: str, cfg: ConfigDict) -> Data:
   """Reads a canonical data set, the sample shop, or a folder of BIGRec's own files.
 
-  cfg: window, split, history. -> Data. Raises DataError where a title is missing.
+  cfg: window, split, history. source: a data set or a folder. -> Data. Raises DataError where a
+  title is missing.
   """
   folder = pathlib.Path(str(source))
   if all((folder / f'{part}.json').is_file() for part in PARTS):
@@ -68,7 +73,8 @@ def load(source: str, cfg: ConfigDict) -> Data:
 def spelt(data: Data, tokenizer: Tokenizer, template: Template) -> Data:
   """The Data with titles as they come back from the tokens of answers. -> Data
 
-  Raises DataError naming an item whose title the tokenizer cannot write.
+  data: the Data. template: of prompts. Raises DataError naming an item whose title the tokenizer
+  cannot write.
   """
   titles = spelling.settled(lambda some: prompts.come_back(tokenizer, template, some),
                             data.titles, data.catalog.ids)
@@ -77,7 +83,10 @@ def spelt(data: Data, tokenizer: Tokenizer, template: Template) -> Data:
 
 
 def titles_of(shop: Dataset) -> list[str]:
-  """The titles of a data set in one spelling. -> [str]. Raises DataError where one is missing"""
+  """The titles of a data set in one spelling.
+
+  shop: the data set. -> [str]. Raises DataError where one is missing
+  """
   raw = shop.catalog.columns.get('title')
   if raw is None:
     raise DataError(f'{shop.name} has no titles to write; add `title` to its items')
@@ -90,14 +99,20 @@ def titles_of(shop: Dataset) -> list[str]:
 
 
 def carried_on(data: Data, source: str, workdir: str | os.PathLike) -> Data:
-  """The same Data with the items of a later data set, about which its cases say nothing. -> Data"""
+  """The same Data with the items of a later data set, about which its cases say nothing.
+
+  source: a data set or a folder. workdir: the run's folder. -> Data
+  """
   shop = update.load(source, data.catalog, workdir)
   return dataclasses.replace(data, catalog=shop.catalog, titles=titles_of(shop),
                              fingerprint=shop.fingerprint)
 
 
 def masked(cfg: ConfigDict, data: Data) -> bool:
-  """Whether items of a history may not be recommended: as the split's origin does, or as told."""
+  """Whether items of a history may not be recommended: as the split's origin does, or as told.
+
+  cfg: the run's config. data: the Data.
+  """
   how = cfg.eval.mask_history
   if how not in ('auto', 'yes', 'no'):
     raise ConfigError(f"eval.mask_history={how!r}; choose 'auto', 'yes' or 'no'")
@@ -105,12 +120,15 @@ def masked(cfg: ConfigDict, data: Data) -> bool:
 
 
 def held(data: Data, part: str, most: int) -> Int[np.ndarray, ' n']:
-  """Which cases of a part are asked: `most` drawn once, or all (0). -> rows (n,), ascending"""
+  """Which cases of a part are asked: `most` drawn once, or all (0).
+
+  data: the Data. -> rows (n,), ascending
+  """
   return splits.drawn(getattr(data.cases, part), most, '')[0]
 
 
 def noted(titles: list[str], notes: dict[str, Any]) -> dict[str, Any]:
-  """How many items share their title with another, beside other notes."""
+  """How many items share their title with another, beside other notes. titles: of all items."""
   return {**notes, 'items_with_a_shared_title': len(titles) - len(set(titles))}
 
 
@@ -141,7 +159,10 @@ def load_records(folder: str | os.PathLike) -> Data:
 
 def cases_of(records: list[dict], first: dict[str, int], path: pathlib.Path,
              notes: dict[str, Any]) -> Cases:
-  """Cases of records whose titles are known. first: {title: index} -> Cases"""
+  """Cases of records whose titles are known. first: {title: index}.
+
+  path: of the file, for messages. notes: what was counted so far. -> Cases
+  """
   users, flat, offsets, targets = [], [], [0], []
   lost = [i for i, r in enumerate(records) if files.clean_title(r['output']) not in first]
   if lost:
@@ -161,7 +182,7 @@ def cases_of(records: list[dict], first: dict[str, int], path: pathlib.Path,
 
 
 def sequences(cases: Cases) -> Interactions:
-  """Each case's history and target as a sequence of its own. -> Interactions"""
+  """Each case's history and target as a sequence of its own. cases: the cases. -> Interactions"""
   flat, offsets = cases.histories
   ends = offsets[1:] + np.arange(1, len(cases) + 1)
   items = np.insert(flat, offsets[1:], cases.targets)

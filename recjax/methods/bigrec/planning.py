@@ -21,7 +21,8 @@ OPENING, TITLE = 60, 14  # tokens of a prompt around its history, and of a title
 def cost(cfg: ConfigDict, shop: Dataset) -> dict[str, str]:
   """Parameters, memory, operations and time, by hand count. -> {what: text}
 
-  Titles are taken as typical (14 tokens); the run itself counts the real ones.
+  Titles are taken as typical (14 tokens); the run itself counts the real ones. cfg: the run's
+  config. shop: the data set.
   """
   shape = llm_loading.shape_of(cfg, **({} if cfg.train.mode == 'full' else dict(
       lora_rank=cfg.lora.rank, lora_targets=tuple(cfg.lora.targets))))
@@ -57,8 +58,8 @@ def cost(cfg: ConfigDict, shop: Dataset) -> dict[str, str]:
 def convert(workdir: str | os.PathLike, to: str, out: str | os.PathLike) -> None:
   """Writes the tuned model: 'peft' as an adapter folder, 'merged' as a whole checkpoint.
 
-  Raises WorkdirError where the run has not finished tuning, ConfigError where `out` exists, or `to`
-  is another or does not fit how the run was tuned.
+  workdir: the run's folder. Raises WorkdirError where the run has not finished tuning, ConfigError
+  where `out` exists, or `to` is another or does not fit how the run was tuned.
   """
   config = saved_config(workdir)
   tuned, mode = find_stage(workdir, 'tune'), config['train']['mode']

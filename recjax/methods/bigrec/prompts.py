@@ -27,7 +27,10 @@ class Template:
   answer: str
 
   def record(self, noun: str, history: list[str], title: str) -> dict[str, str]:
-    """The record of a history of titles. -> {'instruction', 'input', 'output'}"""
+    """The record of a history of titles.
+
+    noun: what items are called. title: the next item. -> {'instruction', 'input', 'output'}
+    """
     return {'instruction': fill(self.instruction, noun=noun),
             'input': fill(self.input, noun=noun, history=files.quoted(history)),
             'output': f'"{title}"'}
@@ -37,12 +40,15 @@ class Template:
     return fill(self.prompt, instruction=record['instruction'], input=record['input'])
 
   def reply(self, title: str) -> str:
-    """What the model shall write, its end token aside."""
+    """What the model shall write, its end token aside. title: the next item."""
     return fill(self.answer, title=title)
 
 
 def load_template(name: str) -> 'Template':
-  """Reads 'bigrec', 'd3' or a file of one's own. Raises ConfigError naming what it lacks."""
+  """Reads 'bigrec', 'd3' or a file of one's own.
+
+  name: a template of ours or a file. Raises ConfigError naming what it lacks.
+  """
   wanted = {**FIELDS, 'instruction': ()}
   parts = prompt_templates.read(name, 'recjax.methods.bigrec', wanted)
   return Template(**{part: parts[part] for part in FIELDS})
@@ -62,8 +68,9 @@ def encode_prompts(tokenizer: Tokenizer, template: Template, records: list[dict]
                    longest: int) -> tuple[list[list[int]], int]:
   """Token ids of all prompts, whole ones; the oldest titles go where a prompt is too long.
 
-  longest: tokens that a prompt may have. -> (list of token lists, how many were shortened).
-  Raises DataError where a record without any history to drop does not fit.
+  longest: tokens that a prompt may have. tokenizer: the LLM's. template: of prompts. records: of
+  `Template.record`. -> (list of token lists, how many were shortened). Raises DataError where a
+  record without any history to drop does not fit.
   """
   start = list(tokenizer.before)
   rows = [start + ids for ids in tokenizer.encode_batch([template.text(r) for r in records])]
@@ -84,7 +91,10 @@ def encode_prompts(tokenizer: Tokenizer, template: Template, records: list[dict]
 
 
 def encode_answers(tokenizer: Tokenizer, template: Template, titles: list[str]) -> list[list[int]]:
-  """Token ids of answers without the end token, the same in training and in the trie."""
+  """Token ids of answers without the end token, the same in training and in the trie.
+
+  tokenizer: the LLM's. template: of prompts. titles: of the answers.
+  """
   return tokenizer.encode_batch([template.reply(t) for t in titles])
 
 

@@ -48,7 +48,11 @@ PAPERS = {'ground': '''\
 
 
 def write(cfg: ConfigDict, work: Workdir, data: Data, evaluated: pathlib.Path) -> None:
-  """Writes report.html into the run's folder."""
+  """Writes report.html into the run's folder.
+
+  cfg: the run's config. work: the Workdir. data: the Data. evaluated: folder of the stage
+  'evaluate'.
+  """
   outcome = read_json(evaluated / 'results.json')
   main = next(iter(outcome['rows']))
   special = grounded_sections if cfg.variant == 'ground' else decoded_sections
@@ -71,7 +75,7 @@ def write(cfg: ConfigDict, work: Workdir, data: Data, evaluated: pathlib.Path) -
 
 
 def verdict(outcome: dict[str, Any], main: str) -> str:
-  """The result in a sentence."""
+  """The result in a sentence. outcome: what results.json holds. main: the first row."""
   ours, base = outcome['rows'][main], outcome['rows']['popularity']
   p = outcome['tests'][f'{main}>popularity']['HR@10']
   return (f'For {ours["HR@10"]["value"]:.1%} of {ours["HR@10"]["n"]:,} test cases the next item is '
@@ -80,7 +84,10 @@ def verdict(outcome: dict[str, Any], main: str) -> str:
 
 
 def figures(cfg: ConfigDict, outcome: dict[str, Any], main: str) -> list[tuple]:
-  """Tiles of the summary."""
+  """Tiles of the summary.
+
+  cfg: the run's config. outcome: what results.json holds. main: the first row.
+  """
   if 'alpha' in outcome:
     last = ('LLM weight', f'{outcome["alpha"]:g}', 'chosen on validation')
   else:
@@ -93,7 +100,10 @@ def figures(cfg: ConfigDict, outcome: dict[str, Any], main: str) -> list[tuple]:
 
 
 def results_section(cfg: ConfigDict, outcome: dict[str, Any], main: str) -> html.Section:
-  """The table with intervals."""
+  """The table with intervals.
+
+  cfg: the run's config. outcome: what results.json holds. main: the first row.
+  """
   every = [m for m in ('HR@10', 'NDCG@10', 'HR@5') if m in outcome['rows'][main]]
   return html.section('Results', results.results_table(outcome, every, 'NDCG@10', main, LABELS),
                       intro='Intervals are 95 % bootstraps over test cases.' + (
@@ -103,7 +113,10 @@ def results_section(cfg: ConfigDict, outcome: dict[str, Any], main: str) -> html
 
 def grounded_sections(cfg: ConfigDict, work: Workdir, data: Data,
                       outcome: dict[str, Any]) -> list[html.Section]:
-  """BIGRec: the map of what was written, the gamma curves, examples."""
+  """BIGRec: the map of what was written, the gamma curves, examples.
+
+  cfg: the run's config. work: the Workdir. data: the Data. outcome: what results.json holds.
+  """
   vectors, written = find_stage(work.path, 'embed'), find_stage(work.path, 'generate')
   records = run_files.need_json(written / 'test.json', list)
   return [map_section(data, vectors, records), gamma_section(work),
@@ -111,7 +124,10 @@ def grounded_sections(cfg: ConfigDict, work: Workdir, data: Data,
 
 
 def map_section(data: Data, vectors: dict[str, np.ndarray], records: list[dict]) -> html.Section:
-  """A plane through the catalog's vectors, and where generated texts fall on it."""
+  """A plane through the catalog's vectors, and where generated texts fall on it.
+
+  data: the Data. records: the records.
+  """
   items, texts = (run_files.read_arrays(vectors / f'{n}.npy') for n in ('items', 'test'))
   known = {t: i for i, t in enumerate(data.titles)}
   first = [r['predict'][0] for r in records]
@@ -141,7 +157,10 @@ def map_section(data: Data, vectors: dict[str, np.ndarray], records: list[dict])
 
 
 def gamma_section(work: Workdir) -> html.Section:
-  """Test and validation NDCG@10 over the whole grid; validation alone chooses."""
+  """Test and validation NDCG@10 over the whole grid; validation alone chooses.
+
+  work: the Workdir.
+  """
   gamma = read_json(find_stage(work.path, 'evaluate') / 'gamma.json')
   names = {'pop': 'popularity', 'cf': 'the assistant'}
   curves = {f'{names[k]}, {part}': list(zip(g['gammas'], g[part]['NDCG@10']))
@@ -162,7 +181,11 @@ def gamma_section(work: Workdir) -> html.Section:
 
 def written_users(cfg: ConfigDict, work: Workdir, data: Data, outcome: dict[str, Any],
                   records: list[dict]) -> html.Section:
-  """Test cases with the beams that were written; the first one was grounded."""
+  """Test cases with the beams that were written; the first one was grounded.
+
+  cfg: the run's config. work: the Workdir. data: the Data. outcome: what results.json holds.
+  records: the records.
+  """
   known = set(data.titles)
 
   def tell(case, had, items):
@@ -179,19 +202,22 @@ def written_users(cfg: ConfigDict, work: Workdir, data: Data, outcome: dict[str,
 
 
 def asked(cfg: ConfigDict, data: Data) -> Cases:
-  """The test cases that were judged."""
+  """The test cases that were judged. cfg: the run's config. data: the Data."""
   return data.cases.test.picked(instruction_data.held(data, 'test', cfg.eval.max_test_users))
 
 
 def decoded_sections(cfg: ConfigDict, work: Workdir, data: Data,
                      outcome: dict[str, Any]) -> list[html.Section]:
-  """D3: the weight's curve, ghost tokens, how alike lists are, examples."""
+  """D3: the weight's curve, ghost tokens, how alike lists are, examples.
+
+  cfg: the run's config. work: the Workdir. data: the Data. outcome: what results.json holds.
+  """
   return [alpha_section(work), ghost_section(work), likeness_section(outcome),
           decoded_users(cfg, work, data, outcome)]
 
 
 def alpha_section(work: Workdir) -> html.Section:
-  """Validation metrics by the LLM's weight."""
+  """Validation metrics by the LLM's weight. work: the Workdir."""
   choice = read_json(find_stage(work.path, 'choose') / 'alpha.json')
   curves = {m: [(a, values[m]) for a, values in sorted(choice['curve'], key=lambda c: c[0])]
             for m in ('HR@10', 'NDCG@10') if m in choice['curve'][0][1]}
@@ -204,7 +230,7 @@ def alpha_section(work: Workdir) -> html.Section:
 
 
 def ghost_section(work: Workdir) -> html.Section:
-  """Tokens that are all but certain."""
+  """Tokens that are all but certain. work: the Workdir."""
   ghosts = read_json(find_stage(work.path, 'decode') / 'ghosts.json')
   return html.section(
       'Ghost tokens',
@@ -218,7 +244,7 @@ def ghost_section(work: Workdir) -> html.Section:
 
 
 def likeness_section(outcome: dict[str, Any]) -> html.Section:
-  """How alike the lists are."""
+  """How alike the lists are. outcome: what results.json holds."""
   names = {'alike': 'title words shared within a list', 'coverage': 'catalog shown',
            'Gini': 'Gini', 'repeat': 'repeats', 'out_of_catalogue': 'no item'}
   rows = [[LABELS[row], *(f'{cells[k]:.3f}' for k in names)]
@@ -229,7 +255,10 @@ def likeness_section(outcome: dict[str, Any]) -> html.Section:
 
 def decoded_users(cfg: ConfigDict, work: Workdir, data: Data,
                   outcome: dict[str, Any]) -> html.Section:
-  """Test cases with their beams, beside those of the LLM alone."""
+  """Test cases with their beams, beside those of the LLM alone.
+
+  cfg: the run's config. work: the Workdir. data: the Data. outcome: what results.json holds.
+  """
   alone = run_files.read_arrays(find_stage(work.path, 'decode') / 'd3-no_mixing.npz')['items']
 
   def tell(case, had, items):

@@ -22,7 +22,7 @@ MODES = ('lora', 'full')
 
 
 def settings(cfg: ConfigDict) -> ConfigDict:
-  """Everything in the config that decides this stage's result."""
+  """Everything in the config that decides this stage's result. cfg: the run's config."""
   return ConfigDict({k: cfg[k] for k in ('data', 'domains', 'samples', 'prompt', 'train', 'lora',
                                          'optim', 'llm', 'seed')})
 
@@ -33,7 +33,9 @@ def documents(template: Template, noun: str, titles: list[str], seed: int, walks
 
   Prompts and answers of made-up histories that wander from an item to one of like words, so that
   the model knows the catalog's titles and the prompts' form, and nothing of what users did.
-  -> (opening, list of texts that continue it)
+  template: of prompts. noun: what items are called. seed: of the walks. walks: how often the
+  histories go through all items. longest: titles of a history. -> (opening, list of texts that
+  continue it)
   """
   first, last = (template.text(template.record(noun, [h], '')) for h in ('a', 'b'))
   opening = os.path.commonprefix([first, last])
@@ -50,7 +52,10 @@ def documents(template: Template, noun: str, titles: list[str], seed: int, walks
 
 
 def stage(work: Workdir, cfg: ConfigDict, data: Data, folder: pathlib.Path) -> dict[str, Any]:
-  """Tunes the LLM of `folder` into `work.folder`: a PEFT adapter, or a whole checkpoint."""
+  """Tunes the LLM of `folder` into `work.folder`: a PEFT adapter, or a whole checkpoint.
+
+  cfg: of `settings`. data: the Data.
+  """
   if cfg.train.mode not in MODES:
     raise ConfigError(f'train.mode={cfg.train.mode!r}; choose one of {", ".join(MODES)}')
   adapter = {}
@@ -79,7 +84,10 @@ def stage(work: Workdir, cfg: ConfigDict, data: Data, folder: pathlib.Path) -> d
 
 def domains(cfg: ConfigDict, data: Data, tokenizer: Tokenizer,
             template: Template) -> list[tuple[Data, str]]:
-  """The data sets that are learnt from, with what their items are called. -> [(Data, noun)]"""
+  """The data sets that are learnt from, with what their items are called.
+
+  cfg: the run's config. tokenizer: the LLM's. template: of prompts. -> [(Data, noun)]
+  """
   more = [
     (instruction_data.spelt(instruction_data.load(source, cfg.samples), tokenizer, template), noun)
     for source, noun in cfg.domains
@@ -90,7 +98,11 @@ def domains(cfg: ConfigDict, data: Data, tokenizer: Tokenizer,
 def encoded(tokenizer: Tokenizer, template: Template, cfg: ConfigDict,
             parts: list[tuple[Data, str]], part: str,
             most: int) -> tuple[list[list[int]], list[list[int]], int]:
-  """Prompts and answers of `most` samples of each domain. -> (prompts, answers, shortened)"""
+  """Prompts and answers of `most` samples of each domain.
+
+  tokenizer: the LLM's. template: of prompts. cfg: the run's config. parts: of `domains`. part:
+  'train' or 'valid'. -> (prompts, answers, shortened)
+  """
   asked, answers, cut = [], [], 0
   for data, noun in parts:
     cases = getattr(data.cases, part)
@@ -108,7 +120,11 @@ def encoded(tokenizer: Tokenizer, template: Template, cfg: ConfigDict,
 
 def tuned(cfg: ConfigDict, folder: pathlib.Path, made: pathlib.Path,
           mesh: Mesh) -> tuple[Any, dict[str, PyTree], Tokenizer]:
-  """The tuned LLM. -> (model, variables, tokenizer)"""
+  """The tuned LLM.
+
+  cfg: the run's config. folder: of the LLM. made: folder of the tuned model. mesh: of the devices.
+  -> (model, variables, tokenizer)
+  """
   if cfg.train.mode == 'lora':
     model, params, tokenizer, lora = llm_loading.load_adapted(folder, cfg.llm, made, mesh)
     return model, {'params': params, 'lora': lora}, tokenizer

@@ -21,7 +21,7 @@ from recjax.training.workdir import Workdir
 
 
 def run(cfg: ConfigDict, work: Workdir) -> None:
-  """The experiment, stage by stage."""
+  """The experiment, stage by stage. cfg: the run's config. work: the Workdir."""
   if array_record.found(cfg.data):
     return streaming.run(cfg, work)
   shop = load_data(cfg.data, cfg.eval.tie_order)
@@ -43,5 +43,8 @@ recommender, cost, convert = evaluate.recommender, evaluate.cost, evaluate.conve
 
 
 def validated(cfg: ConfigDict) -> str:
-  """The stage whose validation figures tell settings apart, for `recjax sweep`."""
+  """The stage whose validation figures tell settings apart, for `recjax sweep`.
+
+  cfg: the run's config.
+  """
   return 'train'

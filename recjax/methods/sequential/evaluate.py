@@ -23,12 +23,15 @@ from recjax.training.workdir import Workdir, find_stage, saved_config
 
 
 def settings(cfg: ConfigDict) -> ConfigDict:
-  """What of the config decides the figures besides the trained model."""
+  """What of the config decides the figures besides the trained model. cfg: the run's config."""
   return ConfigDict({k: cfg[k] for k in ('model', 'loss', 'train', 'eval', 'seed', 'seeds')})
 
 
 def row_name(cfg: ConfigDict) -> str:
-  """The row of results.json: the model, and the loss where it is not the full softmax."""
+  """The row of results.json: the model, and the loss where it is not the full softmax.
+
+  cfg: the run's config.
+  """
   kind = cfg.model.kind
   return kind if cfg.loss.kind in ('ce', 'chunked') else f'{kind}:{cfg.loss.kind}'
 
@@ -37,7 +40,8 @@ def stage(work: Workdir, cfg: ConfigDict, shop: Dataset, made: pathlib.Path,
           drawn: str = '') -> dict[str, Any]:
   """Ranks the test users once for each seed and writes every result file.
 
-  drawn: what the protocol says where `shop` holds some users alone.
+  drawn: what the protocol says where `shop` holds some users alone. work: the Workdir. cfg: of
+  `settings`. made: folder of the stage 'train'.
   """
   split = splits.split_for_config(shop, cfg.eval)
   n, row = len(shop.catalog), row_name(cfg)
@@ -65,12 +69,16 @@ def stage(work: Workdir, cfg: ConfigDict, shop: Dataset, made: pathlib.Path,
 
 
 def masking(cfg: ConfigDict) -> dict[str, Any]:
-  """What happens to items of the history, as `ranking` takes it."""
+  """What happens to items of the history, as `ranking` takes it. cfg: the run's config."""
   return dict(mask_history=cfg.eval.mask_history, seen_mask=cfg.eval.seen_mask)
 
 
 def among_few(cfg: ConfigDict, shop: Dataset, split: Split, score: ScoreFn) -> dict[str, Any]:
-  """Figures of a sampled protocol, where one is asked for. -> dict to stand in results.json"""
+  """Figures of a sampled protocol, where one is asked for.
+
+  cfg: the run's config. shop: the data set. split: the split. score: the score function. -> dict to
+  stand in results.json
+  """
   rule = cfg.eval.sampled
   if not rule:
     return {}
@@ -85,8 +93,8 @@ def among_few(cfg: ConfigDict, shop: Dataset, split: Split, score: ScoreFn) -> d
 def recommender(workdir: str | os.PathLike, data: str | None = None) -> Callable:
   """The method's face: the best seed's model on any history.
 
-  -> recommend, as `ranking.recommender` makes it. Raises ConfigError for `data`, a later
-  data set with items that the run was not trained on
+  workdir: the run's folder. -> recommend, as `ranking.recommender` makes it. Raises ConfigError for
+  `data`, a later data set with items that the run was not trained on
   """
   if data:
     raise ConfigError(f'{workdir} knows items by their numbers alone, so it can say nothing of new '
@@ -104,7 +112,10 @@ def recommender(workdir: str | os.PathLike, data: str | None = None) -> Callable
 
 
 def cost(cfg: ConfigDict, shop: Dataset) -> dict[str, str]:
-  """What a run would take, before it runs. -> {name: text}"""
+  """What a run would take, before it runs.
+
+  cfg: the run's config. shop: the data set. -> {name: text}
+  """
   train = splits.leave_one_out(shop.interactions).train
   step, steps, targets = sequential.planned(cfg, len(shop.catalog), train)
   return cost_model.traced_lines(
@@ -113,7 +124,11 @@ def cost(cfg: ConfigDict, shop: Dataset) -> dict[str, str]:
 
 
 def convert(workdir: str | os.PathLike, kind: str, out: str | os.PathLike) -> None:
-  """Writes the trained parameters as one .npz. Raises ConfigError for others, or a file there."""
+  """Writes the trained parameters as one .npz.
+
+  workdir: the run's folder. kind: 'npz'. out: the file. Raises ConfigError for others, or a file
+  there.
+  """
   if kind != 'npz':
     raise ConfigError(f'--to={kind} is unknown for this method; npz writes all parameters')
   run_files.absent(out, '--out')

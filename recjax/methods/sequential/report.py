@@ -16,7 +16,11 @@ LABELS = {'popularity': 'popularity', 'recency': 'recent popularity', 'random': 
 
 
 def write(cfg: ConfigDict, work: Workdir, shop: Dataset, evaluated: pathlib.Path) -> None:
-  """Writes report.html into the run's folder."""
+  """Writes report.html into the run's folder.
+
+  cfg: the run's config. work: the Workdir. shop: the data set. evaluated: folder of the stage
+  'evaluate'.
+  """
   outcome = read_json(evaluated / 'results.json')
   row = next(iter(outcome['rows']))
   html.write(work.path / 'report.html', html.page(
@@ -31,7 +35,7 @@ def write(cfg: ConfigDict, work: Workdir, shop: Dataset, evaluated: pathlib.Path
 
 
 def verdict(outcome: dict[str, Any], row: str) -> str:
-  """The result in a sentence."""
+  """The result in a sentence. outcome: what results.json holds. row: the first row."""
   ours, base = outcome['rows'][row], outcome['rows']['popularity']
   items = outcome['protocol'].split('over ')[1].split(' items')[0]
   return (f'For {ours["HR@10"]["value"]:.1%} of {ours["HR@10"]["n"]:,} users the next item is '
@@ -40,7 +44,7 @@ def verdict(outcome: dict[str, Any], row: str) -> str:
 
 
 def figures(outcome: dict[str, Any], row: str) -> list[tuple]:
-  """Tiles of the summary."""
+  """Tiles of the summary. outcome: what results.json holds. row: the first row."""
   spread = outcome['sd_of_seeds']['NDCG@10']
   return [*results.tiles(outcome, row, ('HR@10', 'NDCG@10')),
           ('seeds', str(len(outcome['seeds'])),
@@ -50,7 +54,10 @@ def figures(outcome: dict[str, Any], row: str) -> list[tuple]:
 
 
 def results_section(outcome: dict[str, Any], row: str) -> html.Section:
-  """The table with intervals, and every seed."""
+  """The table with intervals, and every seed.
+
+  outcome: what results.json holds. row: the first row.
+  """
   every = ['HR@10', 'NDCG@10']
   parts = [results.results_table(outcome, [*every, 'HR@5'], 'NDCG@10', row, LABELS)]
   if len(outcome['seeds']) > 1:
@@ -62,7 +69,7 @@ def results_section(outcome: dict[str, Any], row: str) -> html.Section:
 
 
 def training_section(work: Workdir) -> html.Section:
-  """Learning curves of all seeds."""
+  """Learning curves of all seeds. work: the Workdir."""
   rows = [r for r in work.metrics() if r['stage'] == 'train']
   if any('data_wait' in r for r in rows):
     return streamed_section(rows)
@@ -79,7 +86,10 @@ def training_section(work: Workdir) -> html.Section:
 
 
 def streamed_section(rows: list[dict]) -> html.Section:
-  """Curves by step of training on records, and how long it waited for them."""
+  """Curves by step of training on records, and how long it waited for them.
+
+  rows: lines of metrics.jsonl.
+  """
   curve = lambda name: {name: [(r['step'], r[name]) for r in rows if name in r]}  # noqa: E731
   return html.section('Training', *(
       html.figure(plots.loss_curves(curve(name), ylabel=label), caption, 'curves')
@@ -90,7 +100,10 @@ def streamed_section(rows: list[dict]) -> html.Section:
 
 
 def users_section(cfg: ConfigDict, shop: Dataset, work: Workdir, row: str) -> html.Section:
-  """Test users with what was recommended, beside what the most popular items would have been."""
+  """Test users with what was recommended, beside what the most popular items would have been.
+
+  cfg: the run's config. shop: the data set. work: the Workdir. row: the first row.
+  """
   split = splits.split_for_config(shop, cfg.eval)
   counts = np.bincount(split.train.items, minlength=len(shop.catalog) + 1)[1:]
   popular = np.argsort(-counts, kind='stable') + 1

@@ -19,7 +19,10 @@ JUDGED = 20_000  # users who are judged at most, the same ones for validation an
 
 
 def run(cfg: ConfigDict, work: Workdir) -> None:
-  """As the method's `run`, with training and memory that do not grow with the users."""
+  """As the method's `run`, with training and memory that do not grow with the users.
+
+  cfg: the run's config. work: the Workdir.
+  """
   shop = array_record.load(cfg.data)
   check(cfg, shop)
   work.say(f'{shop.name}: {len(shop.catalog):,} items, {len(shop):,} users on disk, fingerprint '
@@ -34,7 +37,7 @@ def run(cfg: ConfigDict, work: Workdir) -> None:
 
 
 def check(cfg: ConfigDict, shop: array_record.Records) -> None:
-  """What users on disk cannot do. Raises ConfigError."""
+  """What users on disk cannot do. cfg: the run's config. shop: the records. Raises ConfigError."""
   if cfg.seeds != 1:
     raise ConfigError(f'seeds={cfg.seeds}: records are trained on with one seed a run; set '
                       '--config.seeds=1 and give each --config.seed a workdir')
@@ -47,7 +50,10 @@ def check(cfg: ConfigDict, shop: array_record.Records) -> None:
 
 
 def sample(shop: array_record.Records) -> tuple[Dataset, str]:
-  """Users to judge, drawn once. -> Dataset of them, what the protocol says about it"""
+  """Users to judge, drawn once.
+
+  shop: the records. -> Dataset of them, what the protocol says about it
+  """
   rows = np.random.default_rng(0).permutation(len(shop))[:JUDGED]
   few = shop.users(np.sort(rows))
   if len(rows) == len(shop):
@@ -58,7 +64,10 @@ def sample(shop: array_record.Records) -> tuple[Dataset, str]:
 
 def stage(work: Workdir, cfg: ConfigDict, shop: array_record.Records,
           few: Dataset) -> dict[str, Any]:
-  """Trains one seed on all users and keeps the best epoch by validation NDCG@10."""
+  """Trains one seed on all users and keeps the best epoch by validation NDCG@10.
+
+  work: the Workdir. cfg: the run's config. shop: the records. few: users of it in memory.
+  """
   split = splits.leave_one_out(few.interactions)
   if not len(split.valid):
     raise DataError(f'none of {len(few.interactions):,} users of {shop.name} has 3 items')

@@ -14,12 +14,15 @@ from recjax.training.workdir import Workdir
 
 
 def settings(cfg: ConfigDict) -> ConfigDict:
-  """What of the config decides the trained model."""
+  """What of the config decides the trained model. cfg: the run's config."""
   return ConfigDict({k: cfg[k] for k in ('model', 'loss', 'train', 'optim', 'seed', 'seeds')})
 
 
 def stage(work: Workdir, cfg: ConfigDict, shop: Dataset) -> dict[str, Any]:
-  """Trains all seeds and keeps the best epoch of each by validation NDCG@10."""
+  """Trains all seeds and keeps the best epoch of each by validation NDCG@10.
+
+  work: the Workdir. cfg: of `settings`. shop: the data set.
+  """
   split = splits.leave_one_out(shop.interactions)
   if not len(split.valid):
     raise DataError(f'no user of {shop.name} has 3 items, so nobody can be validated or tested')
@@ -37,7 +40,10 @@ def stage(work: Workdir, cfg: ConfigDict, shop: Dataset) -> dict[str, Any]:
 
 
 def check(cfg: ConfigDict, shop: Dataset) -> None:
-  """What can be known to be wrong before anything runs. Raises ConfigError or DataError."""
+  """What can be known to be wrong before anything runs.
+
+  cfg: the run's config. shop: the data set. Raises ConfigError or DataError.
+  """
   sequential.check(cfg, len(shop.catalog))
   splits.split_for_config(shop, cfg.eval)
   ranking.protocol(len(shop.catalog), seen_mask=cfg.eval.seen_mask)
