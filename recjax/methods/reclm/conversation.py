@@ -56,9 +56,9 @@ class Conversation:
     """
     grounded, chat_model = self.grounded, self.grounded.chat_model
     if history:
-      items = [grounded.catalogs[0].catalog.index(token) for token in history][-sft_data.MAX_ITEMS:]
-      text = sft_data.with_history(self.cfg, grounded.catalogs[0], items, text)
-    encoder = train.make_encoder(self.cfg, chat_model, grounded.catalogs[0])
+      items = [grounded.tokenized.catalog.index(token) for token in history][-sft_data.MAX_ITEMS:]
+      text = sft_data.with_history(self.cfg, grounded.tokenized, items, text)
+    encoder = train.make_encoder(self.cfg, chat_model, grounded.tokenized)
     self.turns.append(sft_data.message('user', text))
     ids = encoder.tokens(self.turns)
     fit = self.cfg.prompt.max_prompt_tokens

@@ -93,7 +93,7 @@ def faces(workdir: Path, catalogs: Sequence[str] = (),
 def make_recommender(config: ConfigDict, dataset: Dataset, grounded: generation.GroundedModel,
                      mesh: jax.sharding.Mesh) -> Callable:
   """The face of a run that `open_run` opened."""
-  tokenized, template = grounded.catalogs[0], prompt_templates.read(
+  tokenized, template = grounded.tokenized, prompt_templates.read(
       config.prompt.template, 'recjax.methods.reclm', sft_data.FIELDS)
   encoder, generators = train.make_encoder(config, grounded.chat_model, tokenized), []
 
