@@ -98,13 +98,8 @@ class ViewBatches:
   where B does not divide over them, empty pairs are put behind that count nothing.
   """
 
-  def __init__(
-    self,
-    encoder: text_embedding.Encoder,
-    texts: Sequence[str],
-    cfg: ConfigDict,
-    num_shards: int = 1,
-  ):
+  def __init__(self, encoder: text_embedding.Encoder, texts: Sequence[str], cfg: ConfigDict,
+               num_shards: int = 1):
     self.reader, self.texts, self.cfg = encoder, texts, cfg
     self.size = cfg.scft.batch
     if len(texts) < self.size:

@@ -73,9 +73,8 @@ class ChatBatcher:
   the model is told first. mesh: of devices.
   """
 
-  def __init__(
-    self, cfg: ConfigDict, domains: dict[str, GroundedModel], system: str, mesh: jax.sharding.Mesh
-  ):
+  def __init__(self, cfg: ConfigDict, domains: dict[str, GroundedModel], system: str,
+               mesh: jax.sharding.Mesh):
     self.cfg, self.domains, self.system, self.mesh = cfg, domains, system, mesh
     grounded = next(iter(domains.values()))
     chat_model = grounded.chat_model

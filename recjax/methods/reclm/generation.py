@@ -39,20 +39,13 @@ class GroundedModel:
   """A chat model over one or several catalogs, whose items alone it can name.
 
   chat_model: the language model. catalogs: as `tokenized_catalog` makes them, called `names`; the
-  first is `tokenized`. kind:
-  the run's grounding.
+  first is `tokenized`. kind: the run's grounding.
   """
 
-  def __init__(
-    self,
-    chat_model: train.ChatModel,
-    catalogs: Sequence[TokenizedCatalog],
-    names: Sequence[str] = ('',),
-    kind: str = 'cgen',
-  ):
-    self.chat_model, self.catalogs, self.names, self.kind = (
-      chat_model, list(catalogs), list(names), kind
-    )
+  def __init__(self, chat_model: train.ChatModel, catalogs: Sequence[TokenizedCatalog],
+               names: Sequence[str] = ('',), kind: str = 'cgen'):
+    self.chat_model, self.catalogs = chat_model, list(catalogs)
+    self.names, self.kind = list(names), kind
     self.trees = [
       tokenized.to_trie(chat_model.eoi, chat_model.model.cfg.vocab) for tokenized in self.catalogs
     ]
