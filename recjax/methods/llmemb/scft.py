@@ -50,7 +50,7 @@ def stage(work: Workdir, cfg: ConfigDict, prompts_dir: Path, llm_dir: Path) -> d
   ConfigError for a model that is no decoder.
   """
   encoder = text_embedding.load(llm_dir, cfg.llm, work.mesh, cfg.pool, cfg.scft.max_len,
-                        lora_rank=cfg.lora.rank, lora_alpha=float(cfg.lora.alpha))
+                                lora_rank=cfg.lora.rank, lora_alpha=float(cfg.lora.alpha))
   if encoder.about['kind'] != 'decoder':
     raise ConfigError(f'{llm_dir} is a {encoder.about["kind"]}; SCFT tunes decoder models. Use '
                       'variant=no_scft, or name it as text.weights with variant=text')

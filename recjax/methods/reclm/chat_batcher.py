@@ -234,9 +234,9 @@ class ChatBatcher:
       reply = grounded.read(reply.ids[:size])
     tokenized = grounded.tokenized
     return ChatAnswer(reply.text, self.domain_of(request)[0],
-                  tuple(tokenized.catalog.id_of(i) for i in reply.items),
-                  tuple(tokenized.title(i) for i in reply.items), reply.complete, tokens_in,
-                  len(reply.ids))
+                      tuple(tokenized.catalog.id_of(i) for i in reply.items),
+                      tuple(tokenized.title(i) for i in reply.items), reply.complete, tokens_in,
+                      len(reply.ids))
 
   def warm(self) -> None:
     """Compiles the programs of short conversations."""

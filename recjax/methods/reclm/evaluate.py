@@ -59,7 +59,7 @@ def stage(work: Workdir, cfg: ConfigDict, dataset: Dataset, llm_dir: Path, tuned
     extra_results['free'] = judge_free(work, cfg, grounded, cases)
   if cfg.control.share:
     extra_results['control'] = judge_control(work, cfg, grounded, cases, lists,
-                                 teacher.make_teacher(teacher_dir, dataset))
+                                             teacher.make_teacher(teacher_dir, dataset))
   if cfg.eval.cross:
     extra_results['cross'] = judge_cross(work, cfg, chat_model)
   return save_results(

@@ -211,7 +211,7 @@ def prefix_generator(chat_model: train.ChatModel,
                      prompts: Sequence[Sequence[int]]) -> PrefixGenerator:
   """The LLM with what these prompts share run once."""
   return PrefixGenerator(chat_model.model, chat_model.variables, chat_model.tokenizer,
-                sft.common_prefix(prompts), max(map(len, prompts)))
+                         sft.common_prefix(prompts), max(map(len, prompts)))
 
 
 def rank_items_of_all(work: Workdir, name: str, grounded: GroundedModel, decode: ConfigDict,
