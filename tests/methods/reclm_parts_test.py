@@ -342,7 +342,7 @@ states = jax.make_array_from_callback((2, 3), jax.NamedSharding(mesh, jax.P('dat
 extra = {'project': [{'kernel': jnp.eye(3), 'bias': jnp.zeros(3)}],
          'items': jnp.array([[1., 5, 0], [3, 1, 0], [2, 9, 0]])}
 grounded = types.SimpleNamespace(
-    chat_model=types.SimpleNamespace(extra=extra), catalogs=[types.SimpleNamespace(titles='abc')],
+    chat_model=types.SimpleNamespace(extra=extra), tokenized=types.SimpleNamespace(titles='abc'),
     excluded_mask=lambda *_: None)
 generator = types.SimpleNamespace(states=lambda prompts: states, own=lambda prompt: prompt)
 items, scores = generation.rank_by_vectors(grounded, generator, [[1], [2]], 2, None, None)

@@ -43,7 +43,7 @@ def run(cfg: ConfigDict, work: Workdir) -> None:
   )
   vectors_dir = work.stage('vectors', item_embeddings.stage, item_embeddings.settings(cfg), dataset)
   ids_dir = work.stage('tokenizer', tokenization.stage, tokenization.settings(cfg), vectors_dir,
-                     dataset.catalog.ids)
+                       dataset.catalog.ids)
   interests_dir = None
   if cfg.fusion != 'none':
     interests_dir = work.stage('interests', interests.stage, interests.settings(cfg), dataset)

@@ -52,7 +52,7 @@ def stage(work: Workdir, cfg: ConfigDict, dataset: Dataset) -> dict:
     vectors = from_file(source_cfg.source, num_items)
   else:  # a finished run of the method 'sequential'
     counts = auxiliary_recommender.adopt(work, source_cfg.source, dataset, 'vectors.source',
-                             "a .npy file, 'train' or 'text'")
+                                         "a .npy file, 'train' or 'text'")
     vectors = sequential.load(work.folder / 'model.npz')['items'][1:num_items + 1]
   vectors = semantic_ids.check_vectors(vectors)
   if source_cfg.unit:  # losses of the tokenizer weigh alike whatever the vectors' scale

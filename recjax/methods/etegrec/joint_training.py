@@ -131,7 +131,7 @@ def alignment_losses(weights: AlignmentWeights, id_cfg: rqvae.Config, id_params:
   """
   rows = first_occurrences(target)
   item_codes = rqvae.forward(id_cfg, id_params, x[jnp.maximum(target - 1, 0)],
-                        weight=rows.astype(jnp.float32))
+                             weight=rows.astype(jnp.float32))
   state_distances = rqvae.quantize(id_cfg, id_params['codebooks'], states['pooled'])['dist']
   return (
     sia(

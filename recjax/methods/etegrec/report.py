@@ -118,7 +118,7 @@ def interests_section(outcome: dict) -> str:
       'top ten changed by the interests of another user':
           f'{stats["top10_changed_by_others"]:.1%} of {stats["swapped_users"]:,}'}),
       intro='The same model and history, with other interests. The row "without interests" above '
-      'says what that is worth.')
+                      'says what that is worth.')
 
 
 def ids_section(dataset: Dataset, cfg: ConfigDict, vectors_dir: Path, ids_dir: Path,
@@ -139,7 +139,7 @@ def ids_section(dataset: Dataset, cfg: ConfigDict, vectors_dir: Path, ids_dir: P
   colors = [f'code {c}' for c in table[:, 0]]
   categories = dataset.catalog.columns.get('categories')
   item_categories = [str((c[0] if isinstance(c, (list, tuple)) and c else c) or 'none')
-           for c in categories] if categories else None
+                     for c in categories] if categories else None
   maps = [html.figure(plots.scatter(points, colors),
                       'Item vectors in the plane, in colors of their first codes',
                       'items by first code')]

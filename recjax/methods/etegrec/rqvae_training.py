@@ -191,7 +191,7 @@ def _steps(cfg: rqvae.Config, tx: optax.GradientTransformation, count: int, batc
     step_key = jax.random.fold_in(key, number)
     rows = jax.random.permutation(jax.random.fold_in(step_key, 0), len(x))[:batch]
     outputs, grads = jax.value_and_grad(loss_of, has_aux=True)(params, rows,
-                                                             jax.random.fold_in(step_key, 1))
+                                                               jax.random.fold_in(step_key, 1))
     updates, opt = tx.update(grads, opt, params)
     return (optax.apply_updates(params, updates), opt), outputs
   (params, opt), outputs = lax.scan(step, (params, opt), jnp.arange(count))

@@ -17,7 +17,7 @@ from recjax.training import sequential
 from recjax.training.workdir import find_stage, open_adopted
 
 UNREADABLE = {'train': 'a SASRec that knows items by their numbers alone',
-        'file': 'a file that holds those of the run alone'}
+              'file': 'a file that holds those of the run alone'}
 
 
 def extend_table(workdir: Path, config: ConfigDict, dataset: Dataset, data: str,

@@ -78,8 +78,8 @@ def stage(work: Workdir, cfg: ConfigDict, dataset: Dataset, tables: dict, id_dir
   for name, score in baselines.baselines(split.train, num_items, cfg.seed).items():
     ranks[name] = ranking.rank_cases(score, split.test, num_items, block, mask_history=mask_history)
   results = results_lib.save(work.folder, dataset, split, main, ranks, predictions,
-                         ranking.protocol(num_items, split.protocol, mask_history),
-                         range(cfg.seed, cfg.seed + cfg.seeds), **extra_results)
+                             ranking.protocol(num_items, split.protocol, mask_history),
+                             range(cfg.seed, cfg.seed + cfg.seeds), **extra_results)
   return {'users': len(split.test), **{m: round(results['rows'][main][m]['value'], 4)
                                        for m in METRICS}}
 

@@ -49,7 +49,7 @@ def write_shards(work: Workdir, cfg: ConfigDict, texts: Sequence[str], llm_dir: 
   if scft_dir is not None:
     shape = huggingface.adapter_config(scft_dir, huggingface.read_config(llm_dir))
     lora_shape = dict(lora_rank=shape.lora_rank, lora_alpha=shape.lora_alpha,
-                lora_targets=shape.lora_targets)
+                      lora_targets=shape.lora_targets)
   encoder = text_embedding.load(llm_dir, cfg.llm, work.mesh, cfg.pool, cfg.max_len, **lora_shape)
   if scft_dir is not None:
     adapter = huggingface.load_adapter(scft_dir, shape)

@@ -37,10 +37,10 @@ def cost(cfg: ConfigDict, dataset: Dataset) -> dict[str, str]:
         **cost_model.llm_lines(cost_model.LLMRun(
             cost_model.numerics(shape, cfg.llm), max(1, 2 * cfg.scft.batch // cfg.scft.parts),
             round(prompt_tokens * (1 - cfg.scft.ratio)), 0, tuned * steps, 1), cfg.mesh,
-                     jax.device_count())}
+                               jax.device_count())}
   variants, id_models = variants_lib.variants(cfg), variants_lib.id_models(cfg)
   return lines | {'trainings': f'{len(variants)} of RAT, {len(id_models)} over ids, '
-                               f'{cfg.seeds} seeds each'}
+                  f'{cfg.seeds} seeds each'}
 
 
 def llm_shape(cfg: ConfigDict) -> llm.Config:

@@ -70,7 +70,7 @@ def ids_stage(work: Workdir, cfg: ConfigDict, dataset: Dataset) -> dict:
   split = load_split(dataset)
   model = sequential.model_config(cfg, len(dataset.catalog))
   validate = ranking.validator(lambda params: sequential.scorer(model, params), split.valid,
-                            model.items, cfg.seeds, cfg.train.valid_users)
+                               model.items, cfg.seeds, cfg.train.valid_users)
   return save_models(work, cfg, *sequential.fit(work, cfg, model.items, split.train, validate))
 
 
@@ -344,7 +344,7 @@ def batch_items(cfg: ConfigDict, model: seqrec.Config, targets: int, max_items: 
   if not max_items:
     return None
   negatives = sequential.negatives(cfg.loss, model.items, targets, len(seqs),
-                               jax.random.split(key, 3)[2])
+                                   jax.random.split(key, 3)[2])
   read_items = jnp.concatenate([seqs.reshape(-1), negatives.reshape(-1) + 1])
   return jnp.unique(read_items, size=max_items + 1, fill_value=0)
 

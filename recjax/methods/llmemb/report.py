@@ -83,7 +83,7 @@ def verdict(cfg: ConfigDict, outcome: dict, row: str) -> str:
     ours, theirs = (cells[name_of_row]['NDCG@10']['value'] for name_of_row in (row, id_row))
     p = tests[f'{row}>{id_row}']['NDCG@10']
     sentences.append(f'for {name} NDCG@10 is {ours:.4f} against {theirs:.4f} of ids alone '
-                f'(p {results.p_value(p)})')
+                     f'(p {results.p_value(p)})')
   return '; '.join(sentences).capitalize().replace('ndcg', 'NDCG') + '.'
 
 
@@ -147,7 +147,7 @@ def map_section(cfg: ConfigDict, dataset: Dataset, tables: dict, rat_dirs: dict)
       html.figure(plots.scatter(np.asarray(pca.fit(x, 2)(x)), groups), name,
                   f'{name}: items in the plane of their first two principal components')
       for name, x in shown]), intro='First two principal components, colored by '
-      'category. Overlap in a plane is not overlap in the full space.')
+                      'category. Overlap in a plane is not overlap in the full space.')
 
 
 def trained(cfg: ConfigDict, dataset: Dataset, rat_dirs: dict) -> tuple[np.ndarray, int]:
@@ -164,7 +164,7 @@ def users_section(cfg: ConfigDict, work: Workdir, dataset: Dataset, tables: dict
   before = item_embeddings.read(tables[variants.vector_source(cfg, cfg.rat.variant)])
   test = rat.load_split(dataset).test
   before, after = (x / np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1e-9)
-                 for x in (before, after))
+                   for x in (before, after))
 
   def nearest(unit, item):
     similarity = unit @ unit[item - 1]

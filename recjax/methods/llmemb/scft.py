@@ -50,7 +50,7 @@ def stage(work: Workdir, cfg: ConfigDict, prompts_dir: Path, llm_dir: Path) -> d
   ConfigError for a model that is no decoder.
   """
   encoder = text_embedding.load(llm_dir, cfg.llm, work.mesh, cfg.pool, cfg.scft.max_len,
-                        lora_rank=cfg.lora.rank, lora_alpha=float(cfg.lora.alpha))
+                                lora_rank=cfg.lora.rank, lora_alpha=float(cfg.lora.alpha))
   if encoder.about['kind'] != 'decoder':
     raise ConfigError(f'{llm_dir} is a {encoder.about["kind"]}; SCFT tunes decoder models. Use '
                       'variant=no_scft, or name it as text.weights with variant=text')
@@ -98,13 +98,8 @@ class ViewBatches:
   where B does not divide over them, empty pairs are put behind that count nothing.
   """
 
-  def __init__(
-    self,
-    encoder: text_embedding.Encoder,
-    texts: Sequence[str],
-    cfg: ConfigDict,
-    num_shards: int = 1,
-  ):
+  def __init__(self, encoder: text_embedding.Encoder, texts: Sequence[str], cfg: ConfigDict,
+               num_shards: int = 1):
     self.reader, self.texts, self.cfg = encoder, texts, cfg
     self.size = cfg.scft.batch
     if len(texts) < self.size:

@@ -73,9 +73,8 @@ class ChatBatcher:
   the model is told first. mesh: of devices.
   """
 
-  def __init__(
-    self, cfg: ConfigDict, domains: dict[str, GroundedModel], system: str, mesh: jax.sharding.Mesh
-  ):
+  def __init__(self, cfg: ConfigDict, domains: dict[str, GroundedModel], system: str,
+               mesh: jax.sharding.Mesh):
     self.cfg, self.domains, self.system, self.mesh = cfg, domains, system, mesh
     grounded = next(iter(domains.values()))
     chat_model = grounded.chat_model
@@ -84,7 +83,7 @@ class ChatBatcher:
         chat_model.model, chat_model.variables, chat_model.tokenizer, [], PROMPT_BUCKET
       )
     self.item_of_title = {
-      name: domain_model.catalogs[0].index for name, domain_model in domains.items()
+      name: domain_model.tokenized.index for name, domain_model in domains.items()
     }
 
   def domain_of(self, request: ChatRequest) -> tuple[str, GroundedModel]:
@@ -100,7 +99,7 @@ class ChatBatcher:
     Raises ConfigError where the last turn alone is.
     """
     name, grounded = self.domain_of(request)
-    tokenized = grounded.catalogs[0]
+    tokenized = grounded.tokenized
     turns = [dict(t) for t in request.turns]
     if turns[0]['role'] != 'system':
       turns.insert(0, sft_data.message('system', self.system))
@@ -197,7 +196,7 @@ class ChatBatcher:
   def known(self, ids: Iterable[str], domain: str = '') -> tuple[str, ...]:
     """Those of some item ids that a catalog has. domain: its name, '' the first."""
     grounded = self.domains.get(domain or next(iter(self.domains)))
-    return tuple(i for i in ids if grounded and grounded.catalogs[0].catalog.find(i))
+    return tuple(i for i in ids if grounded and grounded.tokenized.catalog.find(i))
 
   def own(self, answer: ChatAnswer) -> bool:
     """Whether a reply is about the catalog that the model was trained on."""
@@ -233,11 +232,11 @@ class ChatBatcher:
     size, _ = reply_length(request, grounded.chat_model, reply.ids)
     if size < len(reply.ids):
       reply = grounded.read(reply.ids[:size])
-    tokenized = grounded.catalogs[0]
+    tokenized = grounded.tokenized
     return ChatAnswer(reply.text, self.domain_of(request)[0],
-                  tuple(tokenized.catalog.id_of(i) for i in reply.items),
-                  tuple(tokenized.title(i) for i in reply.items), reply.complete, tokens_in,
-                  len(reply.ids))
+                      tuple(tokenized.catalog.id_of(i) for i in reply.items),
+                      tuple(tokenized.title(i) for i in reply.items), reply.complete, tokens_in,
+                      len(reply.ids))
 
   def warm(self) -> None:
     """Compiles the programs of short conversations."""

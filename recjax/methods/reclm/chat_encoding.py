@@ -22,16 +22,9 @@ class ChatEncoder:
   tokens of a prompt. variables: of the chat template.
   """
 
-  def __init__(
-    self,
-    tokenizer: Tokenizer,
-    title_tokens: Sequence[Sequence[int]],
-    soi: int,
-    eoi: int,
-    nodes: Sequence[np.ndarray] | None = None,
-    longest: int = 1024,
-    variables: dict | None = None,
-  ):
+  def __init__(self, tokenizer: Tokenizer, title_tokens: Sequence[Sequence[int]], soi: int,
+               eoi: int, nodes: Sequence[np.ndarray] | None = None, longest: int = 1024,
+               variables: dict | None = None):
     self.tokenizer, self.title_tokens, self.soi, self.eoi = tokenizer, title_tokens, soi, eoi
     self.nodes, self.longest, self.variables = nodes, longest, variables or {}
     self.endings = {}

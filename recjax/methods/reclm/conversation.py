@@ -56,9 +56,9 @@ class Conversation:
     """
     grounded, chat_model = self.grounded, self.grounded.chat_model
     if history:
-      items = [grounded.catalogs[0].catalog.index(token) for token in history][-sft_data.MAX_ITEMS:]
-      text = sft_data.with_history(self.cfg, grounded.catalogs[0], items, text)
-    encoder = train.make_encoder(self.cfg, chat_model, grounded.catalogs[0])
+      items = [grounded.tokenized.catalog.index(token) for token in history][-sft_data.MAX_ITEMS:]
+      text = sft_data.with_history(self.cfg, grounded.tokenized, items, text)
+    encoder = train.make_encoder(self.cfg, chat_model, grounded.tokenized)
     self.turns.append(sft_data.message('user', text))
     ids = encoder.tokens(self.turns)
     fit = self.cfg.prompt.max_prompt_tokens
@@ -81,7 +81,7 @@ class Conversation:
     chat_model = self.grounded.chat_model
     model, decode = chat_model.model, self.cfg.decode
     num_same = next((i for i, (a, b) in enumerate(zip(self.cached_ids, ids)) if a != b),
-                min(len(self.cached_ids), len(ids)))
+                    min(len(self.cached_ids), len(ids)))
     num_same = min(num_same, len(ids) - 1)
     size = READ_BUCKET * -(-self.cfg.prompt.max_prompt_tokens // READ_BUCKET)
     if self.cache is None:
@@ -94,7 +94,7 @@ class Conversation:
       tokens = np.zeros((1, width), np.int32)
       tokens[0, :len(new_ids)] = new_ids
       self.cache = _extend_cache(model, chat_model.variables, self.cache, jnp.asarray(tokens),
-                            jnp.int32(len(new_ids)))
+                                 jnp.int32(len(new_ids)))
     self.read_tokens += len(new_ids) + 1
     self.cached_ids = list(ids[:-1])
     reply_decode = ConfigDict({**decode.to_dict(), 'num_items': max_items})

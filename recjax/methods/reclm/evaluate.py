@@ -23,7 +23,6 @@ from recjax.methods.reclm import (
   tokenized_catalog,
   train,
 )
-from recjax.methods.reclm.tokenized_catalog import TokenizedCatalog
 from recjax.training.workdir import Workdir
 
 KS = (1, 3, 5, 10)
@@ -40,30 +39,27 @@ def stage(work: Workdir, cfg: ConfigDict, dataset: Dataset, llm_dir: Path, tuned
   """Writes every result file. The folders are those of the stages before. -> counts"""
   table = None if codes_dir is None else run_files.read_arrays(codes_dir / 'codes.npy')
   chat_model = train.load_model(cfg, llm_dir, tuned_dir, work.mesh)
-  split, num_items = splits.leave_one_out(dataset.interactions), len(dataset.catalog)
+  split = splits.leave_one_out(dataset.interactions)
   rows, protocol = splits.drawn(split.test, cfg.eval.users, split.protocol)
   cases = split.test.picked(rows)
   split = dataclasses.replace(split, test=cases, protocol=protocol)
   tokenized = train.load_tokenized(cfg, dataset, chat_model, table)
   grounded = generation.GroundedModel(chat_model, [tokenized], kind=cfg.grounding)
-  replies, num_shortened = ask_lists(work, 'lists', cfg, grounded, tokenized, cases, cfg.eval.words,
-                     cfg.eval.mask_history)
+  replies, num_shortened = ask_lists(work, 'lists', cfg, grounded, cases)
   lists = [reply.items[:cfg.decode.num_items] for reply in replies]
-  histories = [cases.history(case) for case in range(len(cases))]
-  rates = list_metrics.list_rates(
-    lists, histories, cases.targets, tokenized.categories, num_items, cfg.decode.num_items
-  )
-  ranked = rank_all(work, cfg, grounded, tokenized, cases)
-  extra_results = {'rates': rates, 'unfinished': sum(reply.unfinished for reply in replies),
-          'shortened_prompts': num_shortened}
-  extra_results['rounds'] = judge_rounds(work, cfg, grounded, tokenized, cases)
+  ranked = rank_all(work, cfg, grounded, cases)
+  extra_results = {
+    'rates': rates_of(cfg, grounded, cases, lists), 'shortened_prompts': num_shortened,
+    'unfinished': sum(reply.unfinished for reply in replies),
+    'rounds': judge_rounds(work, cfg, grounded, cases)
+  }
   if cfg.eval.candidates:
-    extra_results['ranking'] = judge_candidates(work, cfg, grounded, tokenized, cases)
+    extra_results['ranking'] = judge_candidates(work, cfg, grounded, cases)
   if cfg.eval.free:
-    extra_results['free'] = judge_free(work, cfg, grounded, tokenized, cases)
+    extra_results['free'] = judge_free(work, cfg, grounded, cases)
   if cfg.control.share:
-    extra_results['control'] = judge_control(work, cfg, grounded, tokenized, cases, lists,
-                                 teacher.make_teacher(teacher_dir, dataset))
+    extra_results['control'] = judge_control(work, cfg, grounded, cases, lists,
+                                             teacher.make_teacher(teacher_dir, dataset))
   if cfg.eval.cross:
     extra_results['cross'] = judge_cross(work, cfg, chat_model)
   return save_results(
@@ -71,37 +67,57 @@ def stage(work: Workdir, cfg: ConfigDict, dataset: Dataset, llm_dir: Path, tuned
   )
 
 
-def ask_lists(work: Workdir, name: str, cfg: ConfigDict, grounded: generation.GroundedModel,
-              tokenized: TokenizedCatalog, cases: splits.Cases, words: str, mask_history: bool,
-              wishes: Sequence[str] | None = None,
-              candidates: Sequence | None = None) -> tuple[list[generation.Reply], int]:
-  """Lists for cases.
+def make_prompts(cfg: ConfigDict, grounded: generation.GroundedModel, cases: splits.Cases,
+                 wishes: Sequence[str] | None = None,
+                 candidates: Sequence | None = None) -> tuple[list[list[int]], int]:
+  """Requests for lists, in the words of the config, as `sft_data.make_prompts`.
 
-  name: of the journal. words: of requests, as in `sft_data.request_turns`. mask_history: whether
-  items of the history may not come. wishes: the last sentence of each request; candidates: what
-  each chooses from. -> replies, prompts that were shortened
+  cases: test users. wishes: the last sentence of each request; candidates: what each chooses from.
+  -> token lists, how many were shortened
   """
-  histories = [cases.history(case) for case in range(len(cases))]
-  prompts, num_shortened = sft_data.make_prompts(
-    train.make_encoder(cfg, grounded.chat_model, tokenized), tokenized, sft_data.read_template(cfg),
-    histories, words, cfg.decode.num_items, wishes, candidates
+  encoder = train.make_encoder(cfg, grounded.chat_model, grounded.tokenized)
+  return sft_data.make_prompts(
+    encoder, grounded.tokenized, sft_data.read_template(cfg), histories_of(cases), cfg.eval.words,
+    cfg.decode.num_items, wishes, candidates
   )
+
+
+def ask_lists(work: Workdir, name: str, cfg: ConfigDict, grounded: generation.GroundedModel,
+              cases: splits.Cases, wishes: Sequence[str] | None = None,
+              candidates: Sequence | None = None) -> tuple[list[generation.Reply], int]:
+  """Lists for cases, without items of the history where the config says so.
+
+  name: of the journal. cases, wishes, candidates: as in `make_prompts`. -> replies, prompts that
+  were shortened
+  """
+  prompts, num_shortened = make_prompts(cfg, grounded, cases, wishes, candidates)
+  excluded = histories_of(cases) if cfg.eval.mask_history else None
   return generation.reply_to_all(
-    work, name, grounded, cfg.decode, prompts, histories if mask_history else None, cfg.seed
+    work, name, grounded, cfg.decode, prompts, excluded, cfg.seed
   ), num_shortened
 
 
 def rank_all(work: Workdir, cfg: ConfigDict, grounded: generation.GroundedModel,
-             tokenized: TokenizedCatalog, cases: splits.Cases) -> tuple[np.ndarray, np.ndarray]:
+             cases: splits.Cases) -> tuple[np.ndarray, np.ndarray]:
   """The best first items of each case's list. cases: test users. -> items (n, k), scores (n, k)"""
-  template = sft_data.read_template(cfg)
-  histories = [cases.history(case) for case in range(len(cases))]
-  prompts, _ = sft_data.make_prompts(
-    train.make_encoder(cfg, grounded.chat_model, tokenized), tokenized, template, histories,
-    cfg.eval.words, cfg.decode.num_items
-  )
+  excluded = histories_of(cases) if cfg.eval.mask_history else None
   return generation.rank_items_of_all(
-    work, 'ranked', grounded, cfg.decode, prompts, histories if cfg.eval.mask_history else None,
+    work, 'ranked', grounded, cfg.decode, make_prompts(cfg, grounded, cases)[0], excluded,
+    cfg.decode.num_items
+  )
+
+
+def histories_of(cases: splits.Cases) -> list[np.ndarray]:
+  """What was before each case, item indices."""
+  return [cases.history(case) for case in range(len(cases))]
+
+
+def rates_of(cfg: ConfigDict, grounded: generation.GroundedModel, cases: splits.Cases,
+             lists: Sequence[Sequence[int]]) -> dict[str, float]:
+  """`list_metrics.list_rates` of a list for each case. cases: users. lists: item indices."""
+  tokenized = grounded.tokenized
+  return list_metrics.list_rates(
+    lists, histories_of(cases), cases.targets, tokenized.categories, len(tokenized.titles),
     cfg.decode.num_items
   )
 
@@ -145,7 +161,7 @@ def save_results(work: Workdir, cfg: ConfigDict, dataset: Dataset, split: splits
 
 
 def judge_rounds(work: Workdir, cfg: ConfigDict, grounded: generation.GroundedModel,
-                 tokenized: TokenizedCatalog, cases: splits.Cases) -> dict:
+                 cases: splits.Cases) -> dict:
   """A worked question, a request, another question: what of lists and answers is left.
 
   cases: test users. -> rates
@@ -157,7 +173,7 @@ def judge_rounds(work: Workdir, cfg: ConfigDict, grounded: generation.GroundedMo
           else conversations.read(cfg.talk.questions)[0])
   first, later = talk[0], talk[1:count + 1]
   count = len(later)
-  template = sft_data.read_template(cfg)
+  template, tokenized = sft_data.read_template(cfg), grounded.tokenized
   encoder, message = train.make_encoder(cfg, grounded.chat_model, tokenized), sft_data.message
   opening = [
     message('system', template['system']), message('user', first[0]),
@@ -189,16 +205,12 @@ def judge_rounds(work: Workdir, cfg: ConfigDict, grounded: generation.GroundedMo
     and list_metrics.last_number(reply.text) == list_metrics.last_number(gold)
     for reply, (_, gold) in zip(answers, later)
   ]
-  some_cases = cases.picked(np.arange(count))
   return {
     'conversations': count,
     'CSN_R1': float(np.mean([len(reply.items) == cfg.decode.num_items for reply in lists])),
     'CSN_R2': float(np.mean([not reply.items and not reply.unfinished for reply in answers])),
     'accuracy': float(np.mean(is_right)),
-    **list_metrics.list_rates(
-      [reply.items for reply in lists], [some_cases.history(case) for case in range(count)],
-      some_cases.targets, tokenized.categories, len(tokenized.titles), cfg.decode.num_items
-    ),
+    **rates_of(cfg, grounded, cases.picked(np.arange(count)), [reply.items for reply in lists])
   }
 
 
@@ -209,9 +221,7 @@ def judge_cross(work: Workdir, cfg: ConfigDict, chat_model: train.ChatModel) -> 
   grounded = generation.GroundedModel(chat_model, [tokenized])
   cases = splits.leave_one_out(dataset.interactions).test
   cases = cases.picked(splits.drawn(cases, cfg.eval.cross_users, '')[0])
-  replies, _ = ask_lists(
-    work, 'cross', cfg, grounded, tokenized, cases, cfg.eval.words, cfg.eval.mask_history
-  )
+  replies, _ = ask_lists(work, 'cross', cfg, grounded, cases)
   counts = np.bincount(
     splits.leave_one_out(dataset.interactions).train.items, minlength=len(dataset.catalog) + 1
   )[1:]
@@ -220,56 +230,36 @@ def judge_cross(work: Workdir, cfg: ConfigDict, chat_model: train.ChatModel) -> 
     'data': dataset.name,
     'notes': {note: count for note, count in tokenized.notes.items() if count},
     'popularity HR@10': float(np.mean([target in popular_items for target in cases.targets])),
-    **list_metrics.list_rates(
-      [reply.items for reply in replies], [cases.history(case) for case in range(len(cases))],
-      cases.targets, tokenized.categories, len(tokenized.titles), cfg.decode.num_items
-    ),
+    **rates_of(cfg, grounded, cases, [reply.items for reply in replies])
   }
 
 
 def judge_candidates(work: Workdir, cfg: ConfigDict, grounded: generation.GroundedModel,
-                     tokenized: TokenizedCatalog, cases: splits.Cases) -> dict:
+                     cases: splits.Cases) -> dict:
   """The best of given candidates: the next item among others that the user has not had, shuffled.
   The words alone say what may be named, so another item is counted.
 
   cases: test users. -> rates
   """
-  k, num_items, candidates = cfg.decode.num_items, len(tokenized.titles), []
-  histories = [cases.history(case) for case in range(len(cases))]
+  k, num_items, candidates = cfg.decode.num_items, len(grounded.tokenized.titles), []
   size = min(max(cfg.eval.candidates, k), num_items)
-  for number, (history, target) in enumerate(zip(histories, cases.targets.tolist())):
+  for number, (history, target) in enumerate(zip(histories_of(cases), cases.targets.tolist())):
     rng = np.random.default_rng((cfg.seed, 7, number))
     others = np.setdiff1d(np.arange(1, num_items + 1), [*history, target])
     items_of_case = np.concatenate([[target], rng.permutation(others)[:size - 1]])
     candidates.append(tuple(rng.permutation(items_of_case).tolist()))
-  replies, _ = ask_lists(
-    work, 'ranking', cfg, grounded, tokenized, cases, cfg.eval.words, cfg.eval.mask_history,
-    candidates=candidates
-  )
-  lists = [reply.items[:k] for reply in replies]
-  return {
-    **list_metrics.list_rates(
-      [reply.items for reply in replies], histories, cases.targets, tokenized.categories, num_items,
-      k
-    ),
-    'candidates': size,
-    f'NotInCandidateRate@{k}': float(
-      np.mean(
-        [
-          sum(item not in case_candidates for item in items)
-          for items, case_candidates in zip(lists, candidates)
-        ]
-      )
-    ),
-  }
+  replies, _ = ask_lists(work, 'ranking', cfg, grounded, cases, candidates=candidates)
+  num_outside = [sum(item not in case_candidates for item in reply.items[:k])
+                 for reply, case_candidates in zip(replies, candidates)]
+  return {**rates_of(cfg, grounded, cases, [reply.items for reply in replies]), 'candidates': size,
+          f'NotInCandidateRate@{k}': float(np.mean(num_outside))}
 
 
 # Requests about categories, and replies that nothing holds to the catalog.
 
 
 def judge_control(work: Workdir, cfg: ConfigDict, grounded: generation.GroundedModel,
-                  tokenized: TokenizedCatalog, cases: splits.Cases, plain: list[list[int]],
-                  teach: Callable) -> dict:
+                  cases: splits.Cases, plain: list[list[int]], teach: Callable) -> dict:
   """How often requests about categories are followed (Lu et al., arXiv 2403.05063).
 
   cases: test users. teach: as `teacher.make_teacher` gives it. plain: the lists without such a
@@ -277,12 +267,11 @@ def judge_control(work: Workdir, cfg: ConfigDict, grounded: generation.GroundedM
   'unasked', 'in_category', 'HR@k'}, 'category_of': {'users', 'right'}}
   """
   k, template, requests = cfg.decode.num_items, sft_data.read_template(cfg), []
-  rows = np.arange(min(len(cases), cfg.control.users))
+  rows, tokenized = np.arange(min(len(cases), cfg.control.users)), grounded.tokenized
   some_cases, members = cases.picked(rows), control_tasks.category_members(tokenized)
-  histories = [some_cases.history(case) for case in rows]
   for number, kind in enumerate(control_tasks.LIST_KINDS):
     lists = control_tasks.make_lists(
-      tokenized, histories, some_cases.targets.tolist(), teach,
+      tokenized, histories_of(some_cases), some_cases.targets.tolist(), teach,
       [(cfg.seed, 6, number, case) for case in rows.tolist()], [kind] * len(rows), k
     )
     requests += [
@@ -293,9 +282,8 @@ def judge_control(work: Workdir, cfg: ConfigDict, grounded: generation.GroundedM
   if not requests:
     return {}
   replies, _ = ask_lists(
-    work, 'control', cfg, grounded, tokenized,
-    some_cases.picked(np.array([case for case, _ in requests])), cfg.eval.words,
-    cfg.eval.mask_history, [category_request.text(template) for _, category_request in requests]
+    work, 'control', cfg, grounded, some_cases.picked(np.array([case for case, _ in requests])),
+    [category_request.text(template) for _, category_request in requests]
   )
   rates = {}
   for (case, request), reply in zip(requests, replies):
@@ -318,15 +306,16 @@ def judge_control(work: Workdir, cfg: ConfigDict, grounded: generation.GroundedM
     }
     for kind, row in rates.items()
   }
-  return {**rates, **category_questions(work, cfg, grounded, tokenized, some_cases)}
+  return {**rates, **category_questions(work, cfg, grounded, some_cases)}
 
 
 def category_questions(work: Workdir, cfg: ConfigDict, grounded: generation.GroundedModel,
-                       tokenized: TokenizedCatalog, cases: splits.Cases) -> dict:
+                       cases: splits.Cases) -> dict:
   """Of what kind items are: right where the answer is one of their categories.
 
   cases: test users. -> rates
   """
+  tokenized = grounded.tokenized
   items = [target for target in cases.targets.tolist() if tokenized.categories_of(target)]
   if not items:
     return {}
@@ -358,27 +347,18 @@ def answer_settings(cfg: ConfigDict) -> ConfigDict:
 
 
 def judge_free(work: Workdir, cfg: ConfigDict, grounded: generation.GroundedModel,
-               tokenized: TokenizedCatalog, cases: splits.Cases) -> dict:
+               cases: splits.Cases) -> dict:
   """What the same model names when nothing holds it to the catalog. -> rates
 
   cases: test users. eval.vague above 0 takes a title within so many edits for the nearest item's,
   which hides a part of what does not exist.
   """
   some_cases = cases.picked(np.arange(min(len(cases), cfg.eval.free)))
-  histories = [some_cases.history(case) for case in range(len(some_cases))]
-  chat_model = grounded.chat_model
-  prompts, _ = sft_data.make_prompts(
-    train.make_encoder(cfg, chat_model, tokenized), tokenized, sft_data.read_template(cfg),
-    histories, cfg.eval.words, cfg.decode.num_items
-  )
-  lists = [
+  chat_model, prompts = grounded.chat_model, make_prompts(cfg, grounded, some_cases)[0]
+  return rates_of(cfg, grounded, some_cases, [
     list_metrics.match_items(
       list_metrics.parse_titles(ids, chat_model.tokenizer, chat_model.soi, chat_model.eoi),
-      tokenized, chat_model.tokenizer, cfg.eval.vague
+      grounded.tokenized, chat_model.tokenizer, cfg.eval.vague
     )
     for ids in generation.reply_freely(work, 'free', grounded, cfg.decode, prompts, cfg.seed)
-  ]
-  return list_metrics.list_rates(
-    lists, histories, some_cases.targets, tokenized.categories, len(tokenized.titles),
-    cfg.decode.num_items
-  )
+  ])

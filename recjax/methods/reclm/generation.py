@@ -38,28 +38,23 @@ class Reply:
 class GroundedModel:
   """A chat model over one or several catalogs, whose items alone it can name.
 
-  chat_model: the language model. catalogs: as `tokenized_catalog` makes them, called `names`. kind:
-  the run's grounding.
+  chat_model: the language model. catalogs: as `tokenized_catalog` makes them, called `names`; the
+  first is `tokenized`. kind: the run's grounding.
   """
 
-  def __init__(
-    self,
-    chat_model: train.ChatModel,
-    catalogs: Sequence[TokenizedCatalog],
-    names: Sequence[str] = ('',),
-    kind: str = 'cgen',
-  ):
-    self.chat_model, self.catalogs, self.names, self.kind = (
-      chat_model, list(catalogs), list(names), kind
-    )
+  def __init__(self, chat_model: train.ChatModel, catalogs: Sequence[TokenizedCatalog],
+               names: Sequence[str] = ('',), kind: str = 'cgen'):
+    self.chat_model, self.catalogs = chat_model, list(catalogs)
+    self.names, self.kind = list(names), kind
     self.trees = [
       tokenized.to_trie(chat_model.eoi, chat_model.model.cfg.vocab) for tokenized in self.catalogs
     ]
+    self.tokenized = self.catalogs[0]  # of the run, whose items are judged
     self.device_trie = device_trie.to_device_trie(self.trees)
     if kind == 'ret' and len(self.catalogs) > 1:
       raise ConfigError('RecLM-ret has vectors of its own catalog alone; give one catalog')
     self.spelling = (
-      retrieval_constraint.spelling(self.catalogs[0].title_tokens) if kind == 'ret' else None
+      retrieval_constraint.spelling(self.tokenized.title_tokens) if kind == 'ret' else None
     )
 
   def constraint(self, decode: ConfigDict, batch: int,
@@ -75,7 +70,7 @@ class GroundedModel:
     eos_ids = tuple(chat_model.tokenizer.eos_ids)
     if self.kind == 'ret':
       return retrieval_constraint.build_retrieval_constraint(
-        self.catalogs[0].title_tokens, chat_model.extra['items'], chat_model.extra['project'],
+        self.tokenized.title_tokens, chat_model.extra['items'], chat_model.extra['project'],
         train.project, chat_model.soi, chat_model.eoi, eos_ids, decode.new_tokens, decode.num_items,
         self.excluded_mask(batch, excluded, allowed), chat_model.tokenizer.pad_id, min_items
       )
@@ -97,7 +92,7 @@ class GroundedModel:
     """
     if excluded is None and allowed is None:
       return None
-    mask = np.zeros((batch, len(self.catalogs[0].titles)), bool)
+    mask = np.zeros((batch, len(self.tokenized.titles)), bool)
     if allowed is not None:
       mask |= ~np.asarray(allowed)
     for row, items in zip(mask, excluded or ()):
@@ -199,7 +194,7 @@ def rank_by_vectors(grounded: GroundedModel, generator: PrefixGenerator,
 
   generator, excluded, allowed: as there. -> as `rank_items`
   """
-  extra, num_items = grounded.chat_model.extra, len(grounded.catalogs[0].titles)
+  extra, num_items = grounded.chat_model.extra, len(grounded.tokenized.titles)
   queries = train.project(
     extra['project'], generator.states([generator.own(prompt) for prompt in prompts])
   )
@@ -216,7 +211,7 @@ def prefix_generator(chat_model: train.ChatModel,
                      prompts: Sequence[Sequence[int]]) -> PrefixGenerator:
   """The LLM with what these prompts share run once."""
   return PrefixGenerator(chat_model.model, chat_model.variables, chat_model.tokenizer,
-                sft.common_prefix(prompts), max(map(len, prompts)))
+                         sft.common_prefix(prompts), max(map(len, prompts)))
 
 
 def rank_items_of_all(work: Workdir, name: str, grounded: GroundedModel, decode: ConfigDict,

@@ -93,7 +93,7 @@ def faces(workdir: Path, catalogs: Sequence[str] = (),
 def make_recommender(config: ConfigDict, dataset: Dataset, grounded: generation.GroundedModel,
                      mesh: jax.sharding.Mesh) -> Callable:
   """The face of a run that `open_run` opened."""
-  tokenized, template = grounded.catalogs[0], prompt_templates.read(
+  tokenized, template = grounded.tokenized, prompt_templates.read(
       config.prompt.template, 'recjax.methods.reclm', sft_data.FIELDS)
   encoder, generators = train.make_encoder(config, grounded.chat_model, tokenized), []
 
@@ -109,7 +109,7 @@ def make_recommender(config: ConfigDict, dataset: Dataset, grounded: generation.
       if not generators:
         longest = min(max(map(len, prompts)) + 64, config.prompt.max_prompt_tokens)
         generators.append(PrefixGenerator(grounded.chat_model.model, grounded.chat_model.variables,
-                              grounded.chat_model.tokenizer, [], longest))
+                                          grounded.chat_model.tokenizer, [], longest))
       for start in range(0, len(item_rows), size):
         batch_rows = list(range(start, min(start + size, len(item_rows))))
         padded_rows = batch_rows + batch_rows[-1:] * (size - len(batch_rows))

@@ -112,12 +112,12 @@ def as_dict(sample: Sample, dataset: Dataset, tokenized: TokenizedCatalog) -> di
   texts = {role: [turn['content'] for turn in sample.turns if turn['role'] == role]
            for role in ('system', 'user', 'assistant')}
   fields = {'task': TASKS.get(sample.task, sample.task), 'system': texts['system'][0],
-         'input_texts': [spell_items(content, tokenized) for content in texts['user']],
-         'output_texts': [spell_items(content, tokenized) for content in texts['assistant']]}
+            'input_texts': [spell_items(content, tokenized) for content in texts['user']],
+            'output_texts': [spell_items(content, tokenized) for content in texts['assistant']]}
   if sample.labels:
     titles = [tokenized.title(item) for item in sample.labels]
     fields['output_field_data'] = {'item_list': [id_of(item) for item in sample.labels],
-                                'item_title_list': titles}
+                                   'item_title_list': titles}
   if sample.history or sample.user >= 0:
     fields['input_field_data'] = {
       'user': dataset.interactions.users[sample.user] if sample.user >= 0 else None,

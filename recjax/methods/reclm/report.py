@@ -56,19 +56,19 @@ def write(cfg: ConfigDict, work: Workdir, dataset: Dataset, results_dir: Path) -
       [verdict(outcome, row), html.tiles(figures(cfg, outcome, row))],
       [html.section('Results', results.results_table(
           outcome, ('HR@10', 'NDCG@10', 'HR@5'), 'NDCG@10', row, LABELS),
-          intro='Intervals are 95 % bootstraps over test users. A list of RecLM holds '
-          f'{cfg.decode.num_items} items; a target outside counts as not found.',
+                    intro='Intervals are 95 % bootstraps over test users. A list of RecLM holds '
+                    f'{cfg.decode.num_items} items; a target outside counts as not found.',
         ),
-        results.groups_section(outcome, row),
-        rates_section(cfg, outcome),
-        *control_section(cfg, outcome),
-        curves(work),
-        users_section(cfg, work, dataset),
-        run.training_section(
+       results.groups_section(outcome, row),
+       rates_section(cfg, outcome),
+       *control_section(cfg, outcome),
+       curves(work),
+       users_section(cfg, work, dataset),
+       run.training_section(
           work.metrics(),
           {'llm': 'the tiny language model', 'teacher': 'the teacher', 'tune': 'the LLM'}
         ),
-        *run.closing(
+       *run.closing(
           work.path,
           cfg,
           {

@@ -121,7 +121,7 @@ def epoch_samples(cfg: ConfigDict, tokenized: TokenizedCatalog, train: Interacti
   for _ in range(round(cfg.chat_share * len(samples)) if talk else 0):
     question, answer = talk[rng.integers(len(talk))]
     samples.append(Sample([message('system', template['system']), message('user', question),
-                       message('assistant', [answer])]))
+                           message('assistant', [answer])]))
   return samples
 
 
@@ -159,8 +159,8 @@ def category_samples(cfg: ConfigDict, tokenized: TokenizedCatalog, template: dic
       )
       labels = () if kind == 'category_of' else tuple(answer)
       samples[i] = Sample([message('system', template['system']), message('user', request),
-                       message('assistant', numbered_list(labels) if labels else answer)],
-                      f'control:{kind}', labels=labels)
+                           message('assistant', numbered_list(labels) if labels else answer)],
+                          f'control:{kind}', labels=labels)
   return samples
 
 
@@ -305,8 +305,8 @@ def make_prompts(encoder: ChatEncoder, tokenized: TokenizedCatalog, template: di
     shown = list(history[-MAX_ITEMS:])
     while True:
       ids = encoder.tokens(request_turns(tokenized, template, shown, words, count,
-                                     wishes[number] if wishes else '',
-                                     candidates[number] if candidates else ()))
+                                         wishes[number] if wishes else '',
+                                         candidates[number] if candidates else ()))
       if len(ids) <= encoder.longest:
         break
       if len(shown) < 2:

@@ -45,7 +45,7 @@ def stage(work: Workdir, cfg: ConfigDict, dataset: Dataset) -> dict:
   )
   model = sequential.model_config(recommender_cfg, num_items)
   validate = ranking.validator(lambda p: sequential.scorer(model, p), split.valid, num_items, 1,
-                            recommender_cfg.train.valid_users)
+                               recommender_cfg.train.valid_users)
   return auxiliary_recommender.train(work, recommender_cfg, num_items, split.train, validate)
 
 

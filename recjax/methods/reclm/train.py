@@ -131,7 +131,7 @@ def new_chat_model(cfg: ConfigDict, llm_dir: Path, mesh: jax.sharding.Mesh,
     params = embedding_resize.put(params, rows, ids)
   model = llm.LM(shape)
   return ChatModel(model, params, None, tokenizer, *ids[:2], ids[2:],
-                 scoring=scoring_options(cfg.train, ids[1]))
+                   scoring=scoring_options(cfg.train, ids[1]))
 
 
 def make_encoder(cfg: ConfigDict, chat_model: ChatModel,
@@ -251,7 +251,7 @@ def init_trainable(cfg: ConfigDict, chat_model: ChatModel, items: np.ndarray | N
     tree = {'params': chat_model.params}
   else:
     tree = {'lora': lora.init_lora(chat_model.model.cfg, jax.random.key(cfg.seed)),
-           'rows': embedding_resize.rows_of(chat_model.params, control_ids(chat_model))}
+            'rows': embedding_resize.rows_of(chat_model.params, control_ids(chat_model))}
   if items is not None:
     width = chat_model.model.cfg.width
     key = jax.random.key(cfg.seed + 1)
@@ -311,7 +311,7 @@ def make_task(cfg: ConfigDict, chat_model: ChatModel, trie: Trie, items: np.ndar
   """
   scope = trie_masked.scope_of(trie.first, trie.tok, chat_model.model.cfg.vocab)
   sums_of_batch = functools.partial(loss_sums, cfg, chat_model, train.prefix, scope,
-                           max_fetched_items(train, batches.size))
+                                    max_fetched_items(train, batches.size))
 
   def loss_of_batch(given, frozen, batch):
     values, count = sums_of_batch(given, frozen, batch)
@@ -366,7 +366,7 @@ def make_validator(sums: Callable, valid: conversation_sft.Packed, rows: int,
 def max_fetched_items(packed: conversation_sft.Packed, rows: int) -> int:
   """Room for the items that a batch of so many rows asks for. packed: conversations."""
   max_items = max(sum(int((packed.examples[example].marks['item'] > 0).sum()) for example in row)
-             for row in packed.members)
+                  for row in packed.members)
   return -(-max_items * rows // 8) * 8
 
 
@@ -413,7 +413,7 @@ def loss_sums(cfg: ConfigDict, chat_model: ChatModel, prefix: Sequence[int],
   is_end = columns['targets'] == chat_model.eoi
   nodes = trie_masked.narrowed(columns['node'], is_end, cfg.train.scope, cfg.train.scope_end)
   nll = trie_masked.token_nll(hidden, head, columns['targets'], nodes, scope, cfg.train.gamma,
-                        cfg.train.focus, free=cfg.train.free)
+                              cfg.train.focus, free=cfg.train.free)
   nll_within = trie_masked.token_nll(hidden, head, columns['targets'], columns['node'], scope)
   titles, learnt_weights = weights * (columns['item'] < 0), weigh(learnt_weights)
   return {'valid_loss': (nll * learnt_weights).sum(), 'title_nll': (nll_within * titles).sum(),
@@ -473,14 +473,14 @@ def load_model(cfg: ConfigDict, llm_dir: Path, tuned_dir: Path,
   if cfg.train.mode == 'full':
     model, params, tokenizer = llm_loading.load(tuned_dir, cfg.llm, mesh)
     return ChatModel(model, params, None, tokenizer, control['soi'], control['eoi'],
-                   control['codes'], extra, scoring_options(cfg.train, control['eoi']))
+                     control['codes'], extra, scoring_options(cfg.train, control['eoi']))
   model, params, _, adapter = llm_loading.load_adapted(llm_dir, cfg.llm, tuned_dir, mesh)
   tokenizer = tokenizers.load(tuned_dir)
   ids = [control['soi'], control['eoi'], *control['codes']]
   params, shape = embedding_resize.grow(params, model.cfg, ids, [[0]] * len(ids))
   params = embedding_resize.put(params, plain_arrays.load(tuned_dir / 'rows.npz'), ids)
   return ChatModel(llm.LM(shape), params, adapter, tokenizer, *ids[:2], ids[2:], extra,
-                 scoring_options(cfg.train, ids[1]))
+                   scoring_options(cfg.train, ids[1]))
 
 
 def save_merged(cfg: ConfigDict, llm_dir: Path, tuned_dir: Path, out: Path) -> None:
