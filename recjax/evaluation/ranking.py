@@ -13,6 +13,7 @@ import numpy as np
 
 from recjax.errors import ConfigError, DataError
 from recjax.evaluation import blocked_ranking, metrics
+from recjax.evaluation.recommender import Recommender
 from recjax.models.dot_product import DotProduct
 
 MEMORY = 256 << 20  # bytes that the score arrays of one block may take
@@ -97,12 +98,12 @@ def rank_cases(score_fn, cases, n_items, block=0, mask_history=True, tie='pessim
   """Ranks every case's target among all items.
 
   cases: data.splits.Cases, or anything with ragged histories and targets. block: cases scored at a
-  time; 0 takes what MEMORY allows, at most 256. A `DotProduct` over a large catalogue is never
-  scored whole, so its blocks are 256 and take a few tens of MB. With mask_history the items of a
-  history are out of the ranking, except the target where it is one of them; seen_mask='zero' scores
-  them 0 instead, for parity with code that does (they then outrank targets below 0). -> (n,) int32,
-  0 is best; float32 for tie='mean'. Raises DataError for no cases, ids outside 1..N, scores of
-  another shape, or NaN.
+  time; 0 takes what MEMORY allows, at most 256. A `DotProduct` over a large catalogue is never scored
+  whole, so its blocks are 256 and take a few tens of MB. With mask_history the items of a history
+  are out of the ranking, except the target where it is one of them; seen_mask='zero' scores them 0
+  instead, for parity with code that does (they then outrank targets below 0). -> (n,) int32, 0 is
+  best; float32 for tie='mean'. Raises DataError for no cases, ids outside 1..N, scores of another
+  shape, or NaN.
   """
   return _judge(score_fn, cases, n_items, 0, block, mask_history, tie, seen_mask)[0]
 
@@ -199,33 +200,12 @@ def top_items(score_fn, items, offsets, n_items, k, exclude_seen=True, allowed=N
 
 
 def recommender(score_fn, catalog):
-  """The face of a method that scores the whole catalogue: item ids in, item ids out.
-
-  -> recommend(histories, k, exclude_seen=True, allowed=None) -> (item ids [B][k], scores (B, k));
-  histories are lists of item ids, oldest first, `allowed` a set of item ids, or (B, N) bool, a row
-  a history (which recommend.rows says). Raises DataError for an id that the catalogue lacks.
-  """
-  def recommend(histories, k, exclude_seen=True, allowed=None):
-    rows = [[catalog.index(i) for i in h] for h in histories]
-    offsets = np.concatenate([[0], np.cumsum([len(r) for r in rows])]).astype(np.int64)
-    items = np.array([i for r in rows for i in r], np.int32)
-    mask = mask_of(allowed, catalog)
-    found, scores = top_items(score_fn, items, offsets, len(catalog), k, exclude_seen, mask)
-    return [[catalog.id_of(i) for i in row if i] for row in found], scores
-  recommend.rows = True
-  return recommend
-
-
-def mask_of(allowed, catalog):
-  """What `allowed` of a recommender opens: (N,) bool for a set of item ids; None and a mask stay.
-
-  Raises DataError for an id that the catalogue lacks.
-  """
-  if allowed is None or isinstance(allowed, np.ndarray):
-    return allowed
-  mask = np.zeros(len(catalog), bool)
-  mask[[catalog.index(i) - 1 for i in allowed]] = True
-  return mask
+  """The face of a method that scores the whole catalogue. -> Recommender, with masks by row"""
+  def recommend(histories, k, exclude_seen, mask):
+    offsets = np.concatenate([[0], np.cumsum([len(h) for h in histories])]).astype(np.int64)
+    items = np.concatenate(histories) if len(histories) else np.zeros(0, np.int32)
+    return top_items(score_fn, items, offsets, len(catalog), k, exclude_seen, mask)
+  return Recommender(recommend, catalog, masks_by_row=True)
 
 
 def block_size(n_items, memory=MEMORY):

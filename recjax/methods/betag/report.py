@@ -5,7 +5,7 @@ import numpy as np
 
 from recjax.data.formats import betag as files
 from recjax.methods.betag import base_tags
-from recjax.report import html, plots, results, run, users
+from recjax.report import html, plots, result_tables, run_section, user_examples
 from recjax.retrieval import bm25
 from recjax.run_files import read_json
 
@@ -34,13 +34,13 @@ def write(cfg, work, shop, base, found):
            for i, t in read_json(found / 'tags.json').items()}
   sections = [
       results_section(outcome),
-      results.groups_section(outcome, 'betags'),
+      result_tables.groups_section(outcome, 'betags'),
       items_section(shop, before, after),
       users_section(cfg, work, shop, outcome, after),
       frequency_section(before, after),
-      run.training_section(work.metrics(), {'llm': 'the tiny language model',
+      run_section.training_section(work.metrics(), {'llm': 'the tiny language model',
                                             'tune': 'the adapter'}),
-      *run.closing(work.path, cfg, {
+      *run_section.closing_sections(work.path, cfg, {
           'data': f'{shop.name}, {len(shop.catalog):,} items, {len(shop.interactions):,} users',
           'data fingerprint': shop.fingerprint, 'protocol': outcome['protocol']}, [PAPER]),
   ]
@@ -58,11 +58,11 @@ def verdict(outcome):
   if p >= 0.05:
     return (f'BETags and base tags do not differ significantly here: the next item is among the '
             f'first ten for {ours["value"]:.1%} and {base["value"]:.1%} of users '
-            f'(p = {results.p_value(p)}).')
+            f'(p = {result_tables.p_value(p)}).')
   word = 'more' if gain > 0 else 'less'
   return (f'With BETags the next item is among the first ten for {ours["value"]:.1%} of users, '
           f'with base tags for {base["value"]:.1%}: {abs(gain):.0%} {word} '
-          f'(paired test, p {results.p_value(p)}).')
+          f'(paired test, p {result_tables.p_value(p)}).')
 
 
 def figures(outcome, before, after):
@@ -81,7 +81,7 @@ def figures(outcome, before, after):
 def results_section(outcome):
   """The table with intervals and the picture of it."""
   rows = {r: outcome['rows'][r] for r in LABELS if r in outcome['rows']}
-  table = results.results_table(
+  table = result_tables.results_table(
       {**outcome, 'rows': rows}, metrics=('HR@10', 'HR@5', 'HR@20', 'NDCG@10', 'MRR'),
       main='HR@10', reference='betags', labels=LABELS,
       caption='The next item of every test user, found by its tags')
@@ -126,14 +126,14 @@ def item_card(shop, item, before, after, follow):
   own = before[ident]
 
   def sources(tag):
-    return tuple(f'{users.title_of(catalog, j)} (followed {n} times)'
+    return tuple(f'{user_examples.title_of(catalog, j)} (followed {n} times)'
                  for j, n in follow.most_common(40) if tag in before.get(catalog.id_of(j), ()))[:3]
 
   chips = [html.Tag(t, weight=n, new=t not in own, sources=sources(t) if t not in own else ())
            for t, n in after.get(ident, {}).items()][:16]
   about = [catalog.columns[c][item - 1] for c in ('brand', 'categories') if c in catalog.columns]
   about = ', '.join(a if isinstance(a, str) else ' › '.join(a) for a in about if a)
-  return html.card(users.title_of(catalog, item), about, html.tags('base tags', own),
+  return html.card(user_examples.title_of(catalog, item), about, html.tags('base tags', own),
                    html.tags('BETags', chips))
 
 
@@ -154,7 +154,7 @@ def users_section(cfg, work, shop, outcome, after):
     parts = [heaviest(model.weights[[i - 1]].multiply(asked).tocsr()) for i in items]
     return ({'Its tags': [heaviest(model.weights[[i - 1]]) for i in had]},
             {'The tags that the score is from': parts}, [])
-  return users.section(
+  return user_examples.section(
       work.path, shop.catalog, test, 'betags', outcome['seeds'][0], tell, 'BM25', intro=(
           f'Beside each item stand the {TAGS} tags that say most about it in BM25, with their '
           f'weights; beside each recommended one the {TAGS} tags that bring most of its score, '

@@ -10,7 +10,7 @@ from recjax import run_files
 from recjax.decoding.prefix_generator import PrefixGenerator
 from recjax.distributed import sharding
 from recjax.errors import DataError
-from recjax.evaluation import ranking
+from recjax.evaluation.recommender import Recommender
 from recjax.methods.bigrec import cf_assistant, grounding, instruction_data, prompts, train
 from recjax.methods.bigrec import generate as gen
 from recjax.retrieval import nearest
@@ -22,9 +22,8 @@ from recjax.training.workdir import find_stage, open_adopted, saved_config
 def recommender(workdir, data=None):
   """The trained method's face. data: a later data set than the run's, whose titles it reads.
 
-  -> recommend(histories, k, exclude_seen=True, allowed=None) -> (item ids [B][k], scores (B, k));
-  histories are lists of item ids, oldest first, `allowed` a set of item ids. D3 searches with k or
-  `decode.beams` beams, whichever is more. Raises DataError for an unknown id or an empty history.
+  -> Recommender. D3 searches with k or `decode.beams` beams, whichever is more. It raises DataError
+  for an unknown id or an empty history.
   """
   config = saved_config(workdir)
   results = read_json(find_stage(workdir, 'evaluate') / 'results.json')
@@ -59,12 +58,10 @@ def recommender(workdir, data=None):
   else:
     answer = decoded(config.decode, results, score, gen.plant(tokenizer, template, data.titles))
 
-  def recommend(histories, k, exclude_seen=True, allowed=None):
-    rows = [np.array([data.catalog.index(i) for i in h], np.int32) for h in histories]
+  def recommend(rows, k, exclude_seen, mask):
     empty = [i for i, h in enumerate(rows) if not len(h)]
     if empty:
       raise DataError(f'history {empty[0]} is empty; this method continues at least one item')
-    mask = ranking.mask_of(allowed, data.catalog)
     asked = asked_of(config, data, template, tokenizer, rows)
     items, scores = [], []
     size = min(config.decode.batch, 1 << (len(rows) - 1).bit_length())
@@ -76,9 +73,8 @@ def recommender(workdir, data=None):
                        mask)
         items.append(found[0][:len(some)])
         scores.append(found[1][:len(some)])
-    items, scores = np.concatenate(items), np.concatenate(scores)
-    return [[data.catalog.id_of(i) for i in row if i] for row in items], scores
-  return recommend
+    return np.concatenate(items), np.concatenate(scores)
+  return Recommender(recommend, data.catalog)
 
 
 def vectors_of(workdir, data, before, embed, mesh):

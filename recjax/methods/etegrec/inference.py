@@ -11,7 +11,7 @@ from recjax.data.dataset import load_unchanged
 from recjax.data.formats import etegrec as files
 from recjax.distributed import sharding
 from recjax.errors import ConfigError, DataError, WorkdirError
-from recjax.evaluation import ranking
+from recjax.evaluation.recommender import Recommender
 from recjax.methods.etegrec import beam_ranking, interests, train, update
 from recjax.run_files import read_json
 from recjax.training import cost_model
@@ -43,10 +43,8 @@ def recommender(workdir, data=None):
   """The trained method's face. data: a later data set; its new items get IDs where texts made the
   run's.
 
-  -> recommend(histories, k, exclude_seen=True, allowed=None) -> (item ids [B][k], scores (B, k));
-  scores are log-probabilities of IDs. Histories are lists of item ids, oldest first, `allowed` a
-  set of item ids. At most k or `decode.beams` items are searched, whichever is more.
-  Raises DataError for an unknown id or an empty history.
+  -> Recommender, whose scores are log-probabilities of IDs. At most k or `decode.beams` items are
+  searched, whichever is more. It raises DataError for an unknown id or an empty history.
   """
   config, shop, cfg, params = open_run(workdir)
   if data:
@@ -55,19 +53,16 @@ def recommender(workdir, data=None):
   ask = listener(config, shop, mesh) if config.fusion != 'none' else None
   rec, table = jax.tree.map(jax.numpy.asarray, (params['rec'], params['table']))
 
-  def recommend(histories, k, exclude_seen=True, allowed=None):
-    rows = [np.array([shop.catalog.index(i) for i in h], np.int32) for h in histories]
+  def recommend(rows, k, exclude_seen, mask):
     empty = [i for i, h in enumerate(rows) if not len(h)]
     if empty:
       raise DataError(f'history {empty[0]} is empty; this method continues at least one item')
-    mask = ranking.mask_of(allowed, shop.catalog)
     how = ConfigDict({'beams': max(k, config.decode.beams), 'batch': config.decode.batch})
     with jax.set_mesh(mesh):
       items, scores = beam_ranking.ranked(cfg, rec, table, rows, config.model.history, how,
                                    ask(rows) if ask else None, exclude_seen, mask)
-    items, scores = items[:, :k], scores[:, :k]
-    return [[shop.catalog.id_of(int(i)) for i in row if i] for row in items], scores
-  return recommend
+    return items[:, :k], scores[:, :k]
+  return Recommender(recommend, shop.catalog)
 
 
 def listener(config, shop, mesh):

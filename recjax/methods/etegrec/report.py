@@ -6,7 +6,7 @@ from recjax import run_files
 from recjax.data import splits
 from recjax.methods.etegrec import interests, item_embeddings, tokenization, train
 from recjax.models import semantic_id_t5, seqrec
-from recjax.report import html, plots, results, run, users
+from recjax.report import html, plots, result_tables, run_section, user_examples
 from recjax.retrieval import pca
 from recjax.run_files import read_json
 
@@ -45,11 +45,11 @@ def write(cfg, work, shop, made, coded, heard, model, found):
   html.write(work.path / 'report.html', html.page(
       f'Semantic IDs: {row}', f'{shop.name}, preset {cfg.preset}',
       [verdict(outcome, row), html.tiles(figures(outcome, row, coded))],
-      [results_section(outcome, row), results.groups_section(outcome, row),
+      [results_section(outcome, row), result_tables.groups_section(outcome, row),
        *([interests_section(outcome)] if heard is not None else []),
        ids_section(shop, cfg, made, coded, table), training_section(work),
        users_section(cfg, work, shop, made, coded, heard, model, row),
-       *run.closing(work.path, cfg, {
+       *run_section.closing_sections(work.path, cfg, {
            'data': f'{shop.name}: {len(shop.interactions):,} users, {len(shop.catalog):,} items',
            'data fingerprint': shop.fingerprint,
            'protocol': f'{outcome["protocol"]}; {outcome["note"]}',
@@ -68,7 +68,7 @@ def verdict(outcome, row):
 def figures(outcome, row, coded):
   """Tiles of the summary."""
   about = tokenization.health(coded)
-  return [*results.tiles(outcome, row, ('HR@10', 'NDCG@10')),
+  return [*result_tables.metric_tiles(outcome, row, ('HR@10', 'NDCG@10')),
           ('codes in use', f'{min(about["usage"]):.0%}', 'of the level that uses fewest'),
           ('items that share codes', f'{about["collision_rate"]:.2%}',
            'before they are told apart'),
@@ -79,8 +79,8 @@ def figures(outcome, row, coded):
 def results_section(outcome, row):
   """The table with intervals."""
   every = [m for m in ('HR@10', 'NDCG@10', 'HR@5') if m in outcome['rows'][row]]
-  return html.section('Results', results.results_table(outcome, every, 'NDCG@10', row, LABELS),
-                      intro='Intervals are 95 % bootstraps over users.')
+  table = result_tables.results_table(outcome, every, 'NDCG@10', row, LABELS)
+  return html.section('Results', table, intro='Intervals are 95 % bootstraps over users.')
 
 
 def interests_section(outcome):
@@ -183,7 +183,7 @@ def users_section(cfg, work, shop, made, coded, heard, model, row):
         f'Codes of what came next: {code([target])[0]}.', *parts]
   extra = (' The weight of an interest is the share of attention that the history pays to it, '
            'the mean over tokens and heads.' if cfg.fusion == 'encoder' else '')
-  return users.section(
+  return user_examples.section(
       work.path, shop.catalog, test, row, cfg.seed + best, tell, 'Log-probability',
       cfg.decode.beams,
       f'Items are written as their codes, one a level; a list is {cfg.decode.beams} beams.{extra}')

@@ -3,7 +3,7 @@ import numpy as np
 
 from recjax.methods.llmemb import item_embeddings, rat, variants
 from recjax.models import seqrec
-from recjax.report import html, plots, results, run, users
+from recjax.report import html, plots, result_tables, run_section, user_examples
 from recjax.retrieval import pca
 from recjax.run_files import read_json
 from recjax.training import sequential
@@ -42,9 +42,9 @@ def write(cfg, work, shop, tables, ids, made, found):
       'LLMEmb: item embeddings from a language model', f'{shop.name}, preset {cfg.preset}',
       [verdict(cfg, outcome, row), html.tiles(figures(outcome, row))],
       [results_section(outcome, row), tail_section(cfg, outcome),
-       map_section(cfg, shop, tables, made), results.groups_section(outcome, row),
+       map_section(cfg, shop, tables, made), result_tables.groups_section(outcome, row),
        users_section(cfg, work, shop, tables, made, row), training_section(work, ids, made),
-       *run.closing(work.path, cfg, {
+       *run_section.closing_sections(work.path, cfg, {
            'data': f'{shop.name}: {len(shop.interactions):,} users, {len(shop.catalog):,} items',
            'data fingerprint': shop.fingerprint, 'protocol': outcome['protocol'],
            'seeds': ', '.join(map(str, outcome['seeds']))},
@@ -63,13 +63,13 @@ def verdict(cfg, outcome, row):
     ours, theirs = (cells[r]['NDCG@10']['value'] for r in (row, base))
     p = tests[f'{row}>{base}']['NDCG@10']
     said.append(f'for {name} NDCG@10 is {ours:.4f} against {theirs:.4f} of ids alone '
-                f'(p {results.p_value(p)})')
+                f'(p {result_tables.p_value(p)})')
   return '; '.join(said).capitalize().replace('ndcg', 'NDCG') + '.'
 
 
 def figures(outcome, row):
   """Tiles of the summary."""
-  tiles = results.tiles(outcome, row, ('HR@10', 'NDCG@10'))
+  tiles = result_tables.metric_tiles(outcome, row, ('HR@10', 'NDCG@10'))
   tail = outcome['groups'].get('tail_item')
   if tail:
     cell = tail['rows'][row]['NDCG@10']
@@ -79,8 +79,8 @@ def figures(outcome, row):
 
 def results_section(outcome, row):
   """All rows: recommenders over ids, ablations, baselines."""
-  parts = [results.results_table(outcome, ['HR@10', 'NDCG@10', 'HR@5', 'HR@20'], 'NDCG@10', row,
-                                 LABELS)]
+  metrics = ['HR@10', 'NDCG@10', 'HR@5', 'HR@20']
+  parts = [result_tables.results_table(outcome, metrics, 'NDCG@10', row, LABELS)]
   if 'sampled' in outcome:
     few = outcome['sampled']['all']['rows']
     parts.append(html.table(['Row', 'HR@10', 'NDCG@10'], [
@@ -132,15 +132,15 @@ def users_section(cfg, work, shop, tables, made, row):
 
   def nearest(unit, item):
     close = unit @ unit[item - 1]
-    return [f'{users.title_of(shop.catalog, i + 1)} ({close[i]:.2f})'
+    return [f'{user_examples.title_of(shop.catalog, i + 1)} ({close[i]:.2f})'
             for i in np.argsort(-close, kind='stable') if i != item - 1][:NEAREST]
 
   def tell(case, had, items):
     last = int(had[-1])
     rows = zip(map(str, range(1, NEAREST + 1)), nearest(read, last), nearest(after, last))
     return {}, {}, [html.table(['', 'As the texts say', 'After RAT'], [list(r) for r in rows],
-                               f'Nearest to {users.title_of(shop.catalog, last)}', 'rll')]
-  return users.section(
+                               f'Nearest to {user_examples.title_of(shop.catalog, last)}', 'rll')]
+  return user_examples.section(
       work.path, shop.catalog, test, row, cfg.seed + best, tell, intro='Below each list stand the '
       "items whose vectors lie nearest to that of the user's last item, by cosine: as they come "
       'from the texts, and as RAT made them.')

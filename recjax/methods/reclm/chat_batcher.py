@@ -30,10 +30,10 @@ LEAST = (0, 3)  # of which so many must come, padded up
 class Said:
   """A conversation that waits for a reply. turns: ({'role', 'content'}, ...), the last a user's.
 
-  domain: a catalogue's name, '' the first. history: item ids that the last turn is about. least,
-  most: items of the reply. tokens: at most so many. temperature: None takes the run's. tell: called
-  with the text so far, to which more is only ever added, while the reply is made. gone: whether
-  nobody waits for the reply any more, which then ends where it is.
+  domain: a catalogue's name, '' the first. history: item indices that the last turn is about.
+  least, most: items of the reply. tokens: at most so many. temperature: None takes the run's. tell:
+  called with the text so far, to which more is only ever added, while the reply is made. gone:
+  whether nobody waits for the reply any more, which then ends where it is.
   """
   turns: tuple
   domain: str = ''
@@ -49,7 +49,8 @@ class Said:
 
 @dataclasses.dataclass(frozen=True)
 class Answer:
-  """A reply. items: ids in the order that the text names them, titles: of these. domain: whose."""
+  """A reply. items: indices in the order that the text names them, titles: of these. domain: whose.
+  """
   text: str
   domain: str
   items: tuple
@@ -91,7 +92,7 @@ class ChatBatcher:
     while sum(len(t['content']) for t in turns) > long and drop(turns):
       pass
     if said.history:
-      rows = [stock.catalog.index(i) for i in said.history][-sft_data.LONGEST:]
+      rows = list(said.history[-sft_data.LONGEST:])
       turns[-1]['content'] = sft_data.about(self.cfg, stock, rows, turns[-1]['content'])
     turns = [sft_data.said(t['role'], recalled(t['content'], self.quoted[name]))
              if t['role'] == 'assistant' else t for t in turns]
@@ -157,9 +158,13 @@ class ChatBatcher:
     return said
 
   def known(self, ids, domain=''):
-    """Those of some item ids that a catalogue has. -> tuple"""
+    """The indices of those item ids that a catalogue has. -> tuple"""
     shelf = self.domains.get(domain or next(iter(self.domains)))
-    return tuple(i for i in ids if shelf and shelf.stocks[0].catalog.find(i))
+    return tuple(filter(None, map(shelf.stocks[0].catalog.find, ids))) if shelf else ()
+
+  def item_id(self, answer, item):
+    """The id of an item of a reply."""
+    return self.domains[answer.domain].stocks[0].catalog.id_of(item)
 
   def own(self, answer):
     """Whether a reply is about the catalogue that the model was trained on."""
@@ -190,7 +195,7 @@ class ChatBatcher:
       reply = shelf.read(reply.ids[:size])
     stock = shelf.stocks[0]
     return Answer(reply.text, self.shelf(said)[0],
-                  tuple(stock.catalog.id_of(i) for i in reply.items),
+                  tuple(int(i) for i in reply.items),
                   tuple(stock.titles[i - 1] for i in reply.items), reply.complete, tokens_in,
                   len(reply.ids))
 

@@ -10,7 +10,7 @@ from recjax.data.dataset import load_data, load_unchanged
 from recjax.decoding.prefix_generator import PrefixGenerator
 from recjax.distributed import sharding
 from recjax.errors import ConfigError
-from recjax.evaluation import ranking
+from recjax.evaluation.recommender import Recommender
 from recjax.methods.reclm import (
   chat_batcher,
   conversation,
@@ -60,20 +60,17 @@ def check_later(config):
 def recommender(workdir, data=None):
   """The trained method's face. data: a later data set, as in `open_run`.
 
-  -> recommend(histories, k, exclude_seen=True, allowed=None) -> (item ids [B][k], scores (B, k)),
-  ranked as the first item of a reply would be: scores are log-probabilities of titles, or of
-  RecLM-ret products with the projected state; histories are lists of item ids, oldest first,
-  `allowed` a set of item ids, or (B, N) bool, a row a history (which recommend.rows says; .most is
-  how many histories do well together). Raises DataError for an unknown id.
+  -> Recommender, ranked as the first item of a reply would be: scores are log-probabilities of
+  titles, or of RecLM-ret products with the projected state.
   """
   return recommending(*open_run(workdir, data))
 
 
 def faces(workdir, catalogues=(), data=None):
-  """One opened run for serving: `recommender` and `chat_batcher.ChatBatcher`. catalogues: as in
-  `converse`; data: a later data set, as in `open_run`.
+  """One opened run for serving: `recommender` and `chat_batcher.ChatBatcher`. catalogues: as in `converse`;
+  data: a later data set, as in `open_run`.
 
-  -> recommend, Replier
+  -> Recommender, Replier
   """
   config, shop, shelf, mesh = opened = open_run(workdir, data)
   domains = domains_of(config, shelf, catalogues)
@@ -86,9 +83,8 @@ def recommending(config, shop, shelf, mesh):
       config.prompt.template, 'recjax.methods.reclm', sft_data.FIELDS)
   turn, writers = train.renderer(config, shelf.speaker, stock), []
 
-  def recommend(histories, k, exclude_seen=True, allowed=None):
-    rows = [[shop.catalog.index(i) for i in h] for h in histories]
-    mask = ranking.mask_of(allowed, shop.catalog)
+  def recommend(histories, k, exclude_seen, mask):
+    rows = [h.tolist() for h in histories]
     prompts, _ = sft_data.prompts(turn, stock, template, rows, config.judge.words, k)
     items, scores = [], []
     size = min(config.decode.batch, 1 << (len(rows) - 1).bit_length())
@@ -105,9 +101,8 @@ def recommending(config, shop, shelf, mesh):
                               mask[full] if mask is not None and mask.ndim == 2 else mask)
         items += found[0][:len(some)].tolist()
         scores.append(found[1][:len(some)])
-    return [[shop.catalog.id_of(i) for i in row if i] for row in items], np.concatenate(scores)
-  recommend.rows, recommend.most = True, 8
-  return recommend
+    return items, np.concatenate(scores)
+  return Recommender(recommend, shop.catalog, masks_by_row=True, max_batch=8)
 
 
 def converse(workdir, catalogues=()):

@@ -4,7 +4,7 @@ import json
 from recjax.data import splits
 from recjax.methods.reclm import inference
 from recjax.models import seqrec
-from recjax.report import html, plots, results, run, users
+from recjax.report import html, plots, result_tables, run_section, user_examples
 from recjax.run_files import read_json
 from recjax.training.workdir import find_stage
 
@@ -50,16 +50,16 @@ def write(cfg, work, shop, found):
   html.write(work.path / 'report.html', html.page(
       f'{LABELS[main]}: a chat model whose items exist', f'{shop.name}, preset {cfg.preset}',
       [verdict(outcome, main), html.tiles(figures(cfg, outcome, main))],
-      [html.section('Results', results.results_table(
+      [html.section('Results', result_tables.results_table(
           outcome, ('HR@10', 'NDCG@10', 'HR@5'), 'NDCG@10', main, LABELS),
           intro='Intervals are 95 % bootstraps over test users. A list of RecLM holds '
           f'{cfg.decode.count} items; a target outside counts as not found.'),
-       results.groups_section(outcome, main), rates_section(cfg, outcome),
+       result_tables.groups_section(outcome, main), rates_section(cfg, outcome),
        *control_section(cfg, outcome), curves(work),
        users_section(cfg, work, shop),
-       run.training_section(work.metrics(), {'llm': 'the tiny language model',
+       run_section.training_section(work.metrics(), {'llm': 'the tiny language model',
                                              'teacher': 'the teacher', 'tune': 'the LLM'}),
-       *run.closing(work.path, cfg, {
+       *run_section.closing_sections(work.path, cfg, {
            'data': f'{shop.name}: {len(shop.catalog):,} items, {len(shop.interactions):,} users',
            'data fingerprint': shop.fingerprint, 'protocol': outcome['protocol']},
                     [*PAPERS, seqrec.PAPERS[cfg.teacher.model.kind]])],
@@ -72,7 +72,7 @@ def verdict(outcome, main):
   p = outcome['tests'][f'{main}>popularity']['HR@10']
   text = (f'For {ours["value"]:.1%} of {ours["n"]:,} test users the next item is in the list of '
           f'ten; the most popular items give {base["value"]:.1%} (paired test, p '
-          f'{results.p_value(p)}).')
+          f'{result_tables.p_value(p)}).')
   if 'sasrec' in outcome['rows']:
     teach = outcome['rows']['sasrec']['HR@10']['value']
     text += f' The teacher reaches {teach:.1%}: a ratio of {ours["value"] / max(teach, 1e-9):.2f}.'
@@ -82,7 +82,7 @@ def verdict(outcome, main):
 def figures(cfg, outcome, main):
   """Tiles of the summary."""
   k = cfg.decode.count
-  return [*results.tiles(outcome, main, ('HR@10', 'NDCG@10')),
+  return [*result_tables.metric_tiles(outcome, main, ('HR@10', 'NDCG@10')),
           ('items that do not exist', f'{outcome["rates"][f"NonExistRate@{k}"]:g}', 'in all lists'),
           ('repeats', f'{outcome["rates"][f"RepeatRate@{k}"]:g}', 'in all lists')]
 
@@ -156,8 +156,8 @@ def users_section(cfg, work, shop):
     replies |= {name: ids for name, ids in json.loads(line)}
 
   def tell(case, had, items):
-    return {}, {}, [html.element('p', 'The reply', class_='label'),
+    return {}, {}, [html.label('The reply'),
                     html.code(shelf.read(replies[int(case)]).text or '(nothing)')]
-  return users.section(work.path, shop.catalog, cases, cfg.grounding, cfg.seed, tell, '',
+  return user_examples.section(work.path, shop.catalog, cases, cfg.grounding, cfg.seed, tell, '',
                        cfg.decode.count, 'Below each list stands the reply that it was read '
                        'from. Items have no scores: their order is that of the reply.')
