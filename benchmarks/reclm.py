@@ -27,7 +27,7 @@ from recjax.evaluation import ranking
 from recjax.methods.reclm import planning, sft_data, train
 from recjax.methods.reclm import teacher as client
 from recjax.models import seqrec
-from recjax.serving import teacher
+from recjax.serving import reclm_api
 from recjax.training import llm_loading, sequential
 from recjax.training import workdir as workdir_lib
 
@@ -61,7 +61,7 @@ def compare_teachers(args):
   rng = np.random.default_rng(0)
   histories = [rng.integers(1, n + 1, rng.integers(1, 11)).astype(np.int32)
                for _ in range(args.samples)]
-  url = start(ranking.recommender(score, catalog), catalog)
+  url = start(ranking.recommender(score, catalog))
 
   def inside():
     offsets = np.concatenate([[0], np.cumsum([len(h) for h in histories])]).astype(np.int64)
@@ -115,10 +115,13 @@ def compare_scopes(args, seed):
         for name in ('mask', 'both')), sep=', ')
 
 
-def start(face, catalog):
+def start(recommender):
   """Serves in a thread. -> address"""
+  import fastapi
   import uvicorn
-  server = uvicorn.Server(uvicorn.Config(teacher.app(face, catalog), port=0, log_level='error'))
+  app = fastapi.FastAPI()
+  reclm_api.add_routes(app, recommender.top_items, recommender.catalog)
+  server = uvicorn.Server(uvicorn.Config(app, port=0, log_level='error'))
   threading.Thread(target=server.run, daemon=True).start()
   while not server.started:
     time.sleep(0.01)

@@ -331,44 +331,45 @@ async def raw(port, text):
 
 
 def random_model(args, n):
-  """-> name, make(together) -> served.Model"""
+  """-> name, make(together) -> ServedModel"""
   from recjax.data.dataset import Catalog
   from recjax.evaluation import ranking
   from recjax.models import seqrec
-  from recjax.serving import models as served
-  from recjax.serving.stock import Shelves
+  from recjax.serving.catalog_snapshot import CatalogVersions
+  from recjax.serving.served_model import ServedModel
   from recjax.training import sequential
   catalog = Catalog(tuple(f'i{i}' for i in range(n)), {'title': [f't{i}' for i in range(n)]})
   model = seqrec.Config('sasrec', n, 50, args.width, args.layers, hidden=args.width)
-  face = ranking.recommender(
+  recommender = ranking.recommender(
       sequential.scorer(model, seqrec.init(model, jax.random.key(0))), catalog)
-  shelves = Shelves(catalog, np.zeros(n, np.int64))
+  catalogs = CatalogVersions(catalog, np.zeros(n, np.int64))
   return (f'SASRec, {n:,} items, width {args.width}, {args.layers} layers',
-          lambda together: served.Model('m', 'sequential', face, shelves, together=together))
+          lambda together: ServedModel('m', 'sequential', recommender, catalogs, batched=together))
 
 
 def trained(workdir):
-  """-> name, make(together) -> served.Model"""
-  from recjax.serving import models as served
-  return workdir, lambda together: served.open_all([workdir], together=together).popitem()[1]
+  """-> name, make(together) -> ServedModel"""
+  from recjax.serving import served_model
+  return workdir, lambda together: served_model.open_models(
+      [workdir], batched=together).popitem()[1]
 
 
 def ratio(args, port, label, make, clients):
   """Throughput together and one at a time, by turns. clients: pool of a process that asks."""
   from recjax.serving import server
-  from recjax.serving.service import Service, Settings
+  from recjax.serving.service import RecommendationService, ServerSettings
   sides, running = {}, []
   for number, name in enumerate(('together', 'one at a time')):
     found = make(number == 0)
-    found.warm()
-    service = Service({'m': found}, Settings(port=port + number))
-    web = server.server_of(service, warm=False)
+    found.warm_up()
+    service = RecommendationService({'m': found}, ServerSettings(port=port + number))
+    web = server.build_server(service, warm_up=False)
     running.append((web, service, threading.Thread(target=web.run, daemon=True)))
     running[-1][-1].start()
     while not web.started:
       time.sleep(0.01)
     sides[name] = found, port + number
-  n, ids = len(found.stock), found.stock.catalog.ids
+  n, ids = len(found.snapshot), found.snapshot.catalog.ids
   rng = random.Random(0)
   asks = [[rng.randrange(n) + 1 for _ in range(rng.randint(1, 30))] for _ in range(args.asks)]
   named = [[ids[i - 1] for i in h] for h in asks]
@@ -396,21 +397,21 @@ def ratio(args, port, label, make, clients):
 
 def called(model, asks):
   """All asks by calls of the model, as many in each as it answers together. -> item indices"""
-  from recjax.serving.models import Ask
-  full, size, out = np.ones(len(model.stock), bool), model.sizes[-1], []
+  from recjax.serving.served_model import RecommendQuery
+  full, size, out = np.ones(len(model.snapshot), bool), model.batch_sizes[-1], []
   for start in range(0, len(asks), size):
-    found = model.answer([Ask(h, 10, full) for h in asks[start:start + size]])
+    found = model.answer([RecommendQuery(h, 10, full) for h in asks[start:start + size]])
     out += [[i for i, _ in row] for row in found]
   return out
 
 
 def queued(model, asks, clients):
   """All asks through the model's queue, `clients` at a time. -> item indices"""
-  from recjax.serving.models import Ask
-  full = np.ones(len(model.stock), bool)
+  from recjax.serving.served_model import RecommendQuery
+  full = np.ones(len(model.snapshot), bool)
   with concurrent.futures.ThreadPoolExecutor(clients) as pool:
-    return list(pool.map(lambda h: [i for i, _ in model.batcher.submit(Ask(h, 10, full)).result()],
-                         asks))
+    return list(pool.map(
+        lambda h: [i for i, _ in model.batcher.submit(RecommendQuery(h, 10, full)).result()], asks))
 
 
 def over_http(port, asks, clients):

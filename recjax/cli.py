@@ -97,6 +97,8 @@ def parser():
   verb.add_argument('--interests-url', default='', metavar='URL', help='an OpenAI-compatible '
                     'endpoint that foresees interests; its key is in OPENAI_API_KEY')
   verb.add_argument('--interests-model', default='', metavar='NAME', help='the model to ask there')
+  verb.add_argument('--no-shop', dest='shop', action='store_false', help='the API alone, without '
+                    'the demonstration shop')
 
   add_study_verbs(verbs)
   for name, verb in verbs.choices.items():
@@ -250,11 +252,12 @@ def chat(args):
 def serve(args):
   """Answers over HTTP until stopped; RECJAX_API_KEY, where set, guards every route."""
   from recjax.serving import server
-  from recjax.serving.service import Settings
+  from recjax.serving.service import ServerSettings
   if bool(args.interests_url) != bool(args.interests_model):
     raise ConfigError('--interests-url and --interests-model go together')
-  settings = Settings(args.host, args.port, seconds=args.timeout, most=args.most,
-                      interests_url=args.interests_url, interests_model=args.interests_model)
+  settings = ServerSettings(
+      args.host, args.port, answer_seconds=args.timeout, max_concurrent=args.most,
+      shop=args.shop, interests_url=args.interests_url, interests_model=args.interests_model)
   server.run(args.workdirs, settings, args.data, args.catalogue, args.later)
   if any(t.daemon for t in threading.enumerate()):  # a model that still warms would abort the end
     sys.stdout.flush()
@@ -300,10 +303,11 @@ def compare(args):
 
 def compare_page(workdirs, table, comparison):
   """The page of `recjax compare --html`. -> str"""
-  from recjax.report import html, results
+  from recjax.report import html, result_tables
   tests = [] if table['against'] else [html.section('Paired tests', html.table(
-      ['Rows', 'HR@10', 'NDCG@10'], [[name, results.p_value(p['HR@10']), results.p_value(
-          p['NDCG@10'])] for name, p in table['tests'].items()], 'p-values, Holm-corrected'))]
+      ['Rows', 'HR@10', 'NDCG@10'], [
+          [name, *(result_tables.p_value(p[m]) for m in ('HR@10', 'NDCG@10'))]
+          for name, p in table['tests'].items()], 'p-values, Holm-corrected'))]
   heads = ['Run', 'Method', 'Preset', 'Revision', 'Seeds', 'Users', 'Left out']
   runs = [[name, *(run[k] or '–' for k in ('method', 'preset', 'revision')), ', '.join(
       map(str, run['seeds'])), run['users'], table['left_out'][name]]
@@ -314,9 +318,9 @@ def compare_page(workdirs, table, comparison):
   return html.page('Runs compared', ', '.join(workdirs), [
       f'{table["users"]:,} users that all runs ranked. Protocol of every row: {table["protocol"]}.',
       f'{said}.' if said else ''], [
-          html.section('Results', results.results_table(
+          html.section('Results', result_tables.results_table(
               table, comparison.SHOWN, main='HR@10', reference=table['against'], sizes=True,
-              labels=labels)), *tests, *results.by_group(table['groups'], labels),
+              labels=labels)), *tests, *result_tables.group_differences(table['groups'], labels),
           html.section('The runs', html.table(heads, runs, 'What each run is', 'lllllrr'), notes,
                        html.code(commands) if commands else None,
                        intro='Left out: users of a run that the others did not rank.')])

@@ -57,8 +57,8 @@ class Run:
 
   def _repr_html_(self):
     """The report's table, as notebooks show it."""
-    from recjax.report import results
-    return results.results_table(self.results, main='HR@10').text
+    from recjax.report import result_tables
+    return str(result_tables.results_table(self.results, main='HR@10'))
 
 
 def train(config, workdir, settings=None):

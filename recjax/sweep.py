@@ -280,9 +280,7 @@ def write(out, config, rows, failed):
 
   def cell(row, shown):
     value, _, interval = shown.partition('\n')
-    value = html.element('strong', value) if row['best'] else value
-    return html.element('span', html.element('span', value, class_='value'), ' ', html.element(
-        'span', interval, class_='ends') if interval else None, class_='interval')
+    return html.value_with_interval(value, interval, strong=row['best'])
 
   marked = [[cell(row, shown) for shown in cells_of(row)] for row in rows]
   html.write(out / 'sweep.html', html.page('Sweep', config, f'{verdict(rows)}. {NOTE}.', [

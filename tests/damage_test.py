@@ -12,7 +12,7 @@ from absl.testing import parameterized
 
 from configs import tiger_beauty
 from recjax import errors, experiment
-from recjax.serving import models
+from recjax.serving import served_model
 from tests import hostile_test
 from tests.hostile_test import DAMAGE, EVERYTHING, ended, flipped, small, untrained, verb
 from tests.methods import betag_test, etegrec_test
@@ -53,7 +53,7 @@ class AnyMethodTest(parameterized.TestCase):
     """-> {name: call}, each as `ended` gives it"""
     def load():
       with contextlib.closing(io.StringIO()):
-        for model in models.open_all([run]).values():
+        for model in served_model.open_all([run]).values():
           model.close(1)
     kind = {'sequential': 'npz', 'tiger': 'index', 'betag': 'peft'}[method]
 

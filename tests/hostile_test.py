@@ -26,12 +26,12 @@ from recjax.data.prepare import duckdb_engine
 from recjax.errors import ConfigError, DataError, WorkdirError
 from recjax.evaluation import results as results_lib
 from recjax.models import seqrec
-from recjax.serving import models, server
-from recjax.serving.service import Settings
+from recjax.serving import served_model, server
+from recjax.serving.service import ServerSettings
 from recjax.training import sequential
 from recjax.training import workdir as workdir_lib
 from tests.methods import etegrec_test
-from tests.serving import shopkeeper
+from tests.serving import fake_service
 
 ROOT = pathlib.Path(__file__).parents[1]
 # Set to try every damage of every file with every verb, which takes minutes.
@@ -138,7 +138,7 @@ class RunTest(parameterized.TestCase):
   def asked(self):
     """Every verb that reads a run, by name."""
     def load():
-      for model in models.open_all([self.run_at]).values():
+      for model in served_model.open_models([self.run_at]).values():
         model.close(1)
     out = self.room / 'out.npz'
     out.unlink(missing_ok=True)
@@ -569,7 +569,7 @@ class PortTest(parameterized.TestCase):
 
   @parameterized.parameters(99999, 65536, -5, -1)
   def test_a_port_out_of_range(self, port):
-    with mock.patch.object(models, 'open_all', side_effect=AssertionError('too late')):
+    with mock.patch.object(served_model, 'open_models', side_effect=AssertionError('too late')):
       code, _, err = verb('serve', 'anything', f'--port={port}')
     self.assertEqual(code, 2)
     self.assertRegex(err, f'error: --port={port}: a port is a number from 1 to 65535')
@@ -589,19 +589,19 @@ class PortTest(parameterized.TestCase):
         self.assertIn(said, err)
 
   def test_one_who_comes_between(self):
-    first = server.bound(Settings(port=0))[0]
+    first = server.bind_sockets(ServerSettings(port=0))[0]
     port = first.getsockname()[1]
-    second = server.bound(Settings(port=port))  # nobody listens yet
+    second = server.bind_sockets(ServerSettings(port=port))  # nobody listens yet
     first.listen(1)
     with self.assertRaisesRegex(ConfigError, 'another program listens there'):
-      server.listen(shopkeeper.service(port=port), sockets=second)
+      server.listen(fake_service.service(port=port), sockets=second)
     for one in (first, *second):
       one.close()
 
 
 class ExtraTest(parameterized.TestCase):
 
-  @parameterized.parameters('fastapi', 'uvicorn', 'prometheus_client')
+  @parameterized.parameters('fastapi', 'uvicorn', 'prometheus_client', 'fastapi_offline')
   def test_serving_without_its_packages(self, name):
     with mock.patch.dict(sys.modules):
       for module in [m for m in sys.modules if m.startswith('recjax.serving')]:

@@ -19,6 +19,7 @@ from jaxtyping import Array, Bool, Float, Int, Num, PyTree
 from recjax.data.splits import Cases
 from recjax.errors import ConfigError, DataError
 from recjax.evaluation import blocked_ranking, metrics
+from recjax.evaluation.recommender import Recommender
 from recjax.models.dot_product import DotProduct
 
 MEMORY = 256 << 20  # bytes that the score arrays of one block may take
@@ -231,34 +232,14 @@ def top_items(
 
 
 def recommender(score_fn, catalog):
-  """The face of a method that scores the whole catalog: item ids in, item ids out.
-
-  score_fn: the score function. -> recommend(histories, k, exclude_seen=True, allowed=None) -> (item
-  ids [B][k], scores (B, k)); histories are lists of item ids, oldest first, `allowed` a set of item
-  ids, or (B, N) bool, a row a history (which recommend.rows says). Raises DataError for an id that
-  the catalog lacks.
-  """
-  def recommend(histories, k, exclude_seen=True, allowed=None):
-    rows = [[catalog.index(i) for i in h] for h in histories]
-    offsets = np.concatenate([[0], np.cumsum([len(r) for r in rows])]).astype(np.int64)
-    items = np.array([i for r in rows for i in r], np.int32)
-    mask = mask_of(allowed, catalog)
-    found, scores = top_items(score_fn, items, offsets, len(catalog), k, exclude_seen, mask)
-    return [[catalog.id_of(i) for i in row if i] for row in found], scores
-  recommend.rows = True
-  return recommend
+  """The face of a method that scores the whole catalog. -> Recommender, with masks by row"""
+  def recommend(histories, k, exclude_seen, mask):
+    offsets = np.concatenate([[0], np.cumsum([len(h) for h in histories])]).astype(np.int64)
+    items = np.concatenate(histories) if len(histories) else np.zeros(0, np.int32)
+    return top_items(score_fn, items, offsets, len(catalog), k, exclude_seen, mask)
+  return Recommender(recommend, catalog, masks_by_row=True)
 
 
-def mask_of(allowed, catalog):
-  """What `allowed` of a recommender opens: (N,) bool for a set of item ids; None and a mask stay.
-
-  Raises DataError for an id that the catalog lacks.
-  """
-  if allowed is None or isinstance(allowed, np.ndarray):
-    return allowed
-  mask = np.zeros(len(catalog), bool)
-  mask[[catalog.index(i) - 1 for i in allowed]] = True
-  return mask
 
 
 def block_size(n_items: int, memory: int = MEMORY) -> int:

@@ -1,7 +1,7 @@
-"""Pictures as inline SVG that take their colours and their typeface from the page.
+"""Pictures as inline SVG that take their colors and their typeface from the page.
 
 Each function returns markup of a few kilobytes, equal for equal input. matplotlib draws with
-stand-in colours, which become the style sheet's variables, so one picture reads well by day and by
+stand-in colors, which become the style sheet's variables, so one picture reads well by day and by
 night.
 """
 import hashlib
@@ -9,23 +9,25 @@ import io
 import math
 import re
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 from xml.etree import ElementTree
 
 import numpy as np
+from markupsafe import Markup
 
-from recjax.report.html import Html, clean, number
+from recjax.report.html import clean, number
 
-# Stand-in colour -> the page's variable and the colour to use where there is no page.
-_COLOURS = {
+# Stand-in color -> the page's variable and the color to use where there is no page.
+_COLORS = {
     '#010203': ('ink', '#1d2229'), '#020304': ('muted', '#5a626d'), '#030405': ('line', '#dedbd5'),
     '#040506': ('page', '#ffffff'), '#050607': ('c1', '#1f5f8b'), '#060708': ('c2', '#b3590b'),
     '#070809': ('c3', '#3b7a3e'), '#08090a': ('c4', '#7d4f9e'), '#090a0b': ('c5', '#a63a50'),
     '#0a0b0c': ('c6', '#56707f'),
 }
-_INK, _MUTED, _LINE, _PAGE, *_SERIES = _COLOURS
+_INK, _MUTED, _LINE, _PAGE, *_SERIES = _COLORS
 _DASHES = ('-', (0, (5, 2)), (0, (1, 1.5)))
-_STYLE = {
+_STYLE: dict[Any, Any] = {
     'svg.fonttype': 'none', 'svg.hashsalt': 'recjax', 'svg.image_inline': True,
     'text.parse_math': False, 'text.usetex': False, 'font.size': 12.5, 'text.color': _INK,
     'axes.labelcolor': _MUTED, 'axes.labelsize': 12.5, 'axes.edgecolor': _LINE,
@@ -37,18 +39,18 @@ _STYLE = {
     'lines.solid_capstyle': 'round',
 }
 _WIDTH = 6.4  # inches of 72 SVG units: text stays legible when a phone shows it at three quarters
-_MOST_POINTS = 400
-_MOST_DOTS = 1200
-_LONGEST_LABEL = 28
+_MAX_POINTS = 400
+_MAX_DOTS = 1200
+_MAX_LABEL_CHARS = 28
 
 
 def loss_curves(curves: Mapping[str, Sequence], validation: Mapping[str, Sequence] | None = None,
-                ylabel: str = 'loss', xlabel: str = 'step') -> Html:
+                ylabel: str = 'loss', xlabel: str = 'step') -> Markup:
   """Draws curves over steps: smoothed lines, raw values faint behind them, validation as dots.
 
   curves, validation: {name: [(step, value), ...]} in step order; values that are not finite are
-  left out. A name has one colour in both. One picture holds curves of one scale; stages of other
-  scales get pictures of their own.
+  left out. A name has one color in both. One picture holds curves of one scale; stages of other
+  scales get pictures of their own. ylabel, xlabel: what the axes say.
   """
   validation = validation or {}
   names = list(dict.fromkeys([*curves, *validation]))
@@ -56,17 +58,17 @@ def loss_curves(curves: Mapping[str, Sequence], validation: Mapping[str, Sequenc
   def paint(axes):
     handles = {}
     for i, name in enumerate(names):
-      colour, dash = _SERIES[i % len(_SERIES)], _DASHES[i // len(_SERIES) % len(_DASHES)]
+      color, dash = _SERIES[i % len(_SERIES)], _DASHES[i // len(_SERIES) % len(_DASHES)]
       steps, values = _finite_points(curves.get(name, ()))
       if len(steps):
         smooth = _smoothed(values)
         if not np.array_equal(smooth, values):
-          axes.plot(*_thinned(steps, values), color=colour, linewidth=0.8, alpha=0.3)
-        handles[name], = axes.plot(*_thinned(steps, smooth), color=colour, linestyle=dash)
+          axes.plot(*_thinned(steps, values), color=color, linewidth=0.8, alpha=0.3)
+        handles[name], = axes.plot(*_thinned(steps, smooth), color=color, linestyle=dash)
       steps, values = _finite_points(validation.get(name, ()))
       if len(steps):
         label = f'{name}, validation' if len(names) > 1 else 'validation'
-        handles[label], = axes.plot(steps, values, color=colour, linestyle=(0, (2, 2)), linewidth=1,
+        handles[label], = axes.plot(steps, values, color=color, linestyle=(0, (2, 2)), linewidth=1,
                                     marker='o', markersize=6, markeredgecolor=_PAGE)
     axes.set_xlabel(clean(xlabel))
     axes.set_ylabel(clean(ylabel))
@@ -81,11 +83,12 @@ def loss_curves(curves: Mapping[str, Sequence], validation: Mapping[str, Sequenc
 
 
 def bars_with_intervals(rows: Mapping[str, Mapping], metric: str,
-                        labels: Mapping[str, str] | None = None, highlight: str = '') -> Html:
+                        labels: Mapping[str, str] | None = None, highlight: str = '') -> Markup:
   """Draws one bar per row, from zero, with its interval and its value.
 
   rows: {row: {metric: {value, low, high}}}, as in results.json; rows without the metric are left
-  out. highlight: the row to draw in the accent colour; all of them when it is empty.
+  out. metric: which. labels: row -> what to call it. highlight: the row to draw in the accent
+  color; all of them when it is empty.
   """
   labels = labels or {}
   cells = {row: made[metric] for row, made in rows.items()
@@ -95,13 +98,13 @@ def bars_with_intervals(rows: Mapping[str, Mapping], metric: str,
     left, top = 0.0, 0.0
     for y, (row, cell) in enumerate(cells.items()):
       value, low, high = (cell.get(k) for k in ('value', 'low', 'high'))
-      colour = _SERIES[0] if highlight in ('', row) else _SERIES[-1]
-      axes.barh(y, value, height=0.5, color=colour, alpha=0.35)
+      color = _SERIES[0] if highlight in ('', row) else _SERIES[-1]
+      axes.barh(y, value, height=0.5, color=color, alpha=0.35)
       right = value
       if _finite(low) and _finite(high):
-        axes.plot([low, high], [y, y], color=colour, linewidth=2.4)
+        axes.plot([low, high], [y, y], color=color, linewidth=2.4)
         left, right = min(left, low), max(value, high)
-      axes.plot([value], [y], 'o', color=colour, markersize=7, markeredgecolor=_PAGE)
+      axes.plot([value], [y], 'o', color=color, markersize=7, markeredgecolor=_PAGE)
       axes.annotate(number(float(value), 4), (right, y), (8, 0), textcoords='offset points',
                     va='center', ha='left')
       top = max(top, right)
@@ -119,16 +122,16 @@ def bars_with_intervals(rows: Mapping[str, Mapping], metric: str,
 
 
 def scatter(points: np.ndarray, groups: Sequence[str], xlabel: str = 'first component',
-            ylabel: str = 'second component', lines: Sequence = ()) -> Html:
-  """Draws points of a plane in the colours of their groups, without scales.
+            ylabel: str = 'second component', lines: Sequence = ()) -> Markup:
+  """Draws points of a plane in the colors of their groups, without scales.
 
-  points: (N, 2). groups: what each belongs to; the largest get colours, the rest shares one.
-  lines: pairs of points, drawn thin from one to the other.
+  points: (N, 2). groups: what each belongs to; the largest get colors, the rest shares one.
+  xlabel, ylabel: what the axes say. lines: pairs of points, drawn thin from one to the other.
   """
   points = np.asarray(points, float).reshape(-1, 2)
-  some = np.linspace(0, len(points) - 1, min(len(points), _MOST_DOTS)).astype(int)
-  points, groups = points[some], np.asarray([str(g) for g in groups], object)[some]
-  sizes = {name: int((groups == name).sum()) for name in sorted(set(groups))}
+  some = np.linspace(0, len(points) - 1, min(len(points), _MAX_DOTS)).astype(int)
+  points, group_of = points[some], np.asarray([str(g) for g in groups], object)[some]
+  sizes = {name: int((group_of == name).sum()) for name in sorted(set(group_of))}
   named = sorted(sizes, key=lambda name: -sizes[name])[:len(_SERIES) - (len(sizes) > len(_SERIES))]
 
   def paint(axes):
@@ -136,10 +139,12 @@ def scatter(points: np.ndarray, groups: Sequence[str], xlabel: str = 'first comp
     for start, end in lines:
       axes.plot([start[0], end[0]], [start[1], end[1]], color=_MUTED, linewidth=0.7, alpha=0.6)
     for i, name in enumerate([*named, None]):
-      mine = groups == name if name is not None else ~np.isin(groups, named)
-      if mine.any():
+      is_member = np.isin(group_of, named, invert=True) if name is None else (
+          np.asarray(group_of == name))
+      if is_member.any():
         handles[name or 'other'], = axes.plot(
-            *points[mine].T, 'o', color=_SERIES[i], markersize=3.5, alpha=0.7, markeredgewidth=0)
+            *points[is_member].T, 'o', color=_SERIES[i], markersize=3.5, alpha=0.7,
+            markeredgewidth=0)
     axes.set_xticks([])
     axes.set_yticks([])
     axes.set_xlabel(clean(xlabel))
@@ -151,8 +156,12 @@ def scatter(points: np.ndarray, groups: Sequence[str], xlabel: str = 'first comp
   return _drawn(paint, height=4.2)
 
 
-def heat_map(values: np.ndarray, rows: Sequence[str], xlabel: str, label: str) -> Html:
-  """Draws a matrix as colours, one line a row. values: (R, C), never negative; 0 is left white."""
+def heat_map(values: np.ndarray, rows: Sequence[str], xlabel: str, label: str) -> Markup:
+  """Draws a matrix as colors, one line a row.
+
+  values: (R, C), never negative; 0 is left white. rows: what to call each. xlabel: what the axis
+  says. label: what the scale of the colors says.
+  """
   values = np.asarray(values, float)
 
   def paint(axes):
@@ -170,21 +179,21 @@ def heat_map(values: np.ndarray, rows: Sequence[str], xlabel: str, label: str) -
 
 
 def tag_frequency(before: Mapping[str, float], after: Mapping[str, float],
-                  labels: tuple[str, str] = ('before', 'after')) -> Html:
+                  labels: tuple[str, str] = ('before', 'after')) -> Markup:
   """Draws use against rank on two logarithmic axes: how steeply tags go from common to rare.
 
-  before, after: {tag: count}; counts below 1 are left out.
+  before, after: {tag: count}; counts below 1 are left out. labels: what to call the two.
   """
   def paint(axes):
     handles = {}
-    for counts, label, colour, dash in zip((before, after), labels, _SERIES, _DASHES):
+    for counts, label, color, dash in zip((before, after), labels, _SERIES, _DASHES):
       uses = np.sort([float(count) for count in counts.values() if count >= 1])[::-1]
       if len(uses):
         ranks = np.arange(1, len(uses) + 1)
         # Equally many points per decade: a million tags draw as well as a thousand.
-        chosen = np.unique(np.geomspace(1, len(uses), _MOST_POINTS).round().astype(int)) - 1
+        chosen = np.unique(np.geomspace(1, len(uses), _MAX_POINTS).round().astype(int)) - 1
         handles[f'{label}, {len(uses):,} tags'], = axes.plot(
-            ranks[chosen], uses[chosen], color=colour, linestyle=dash, linewidth=2.2)
+            ranks[chosen], uses[chosen], color=color, linestyle=dash, linewidth=2.2)
     axes.set_xscale('log')
     axes.set_yscale('log')
     for axis in (axes.xaxis, axes.yaxis):
@@ -200,19 +209,21 @@ def tag_frequency(before: Mapping[str, float], after: Mapping[str, float],
   return _drawn(paint, height=3.6)
 
 
-def histogram(values: Sequence[float], xlabel: str, ylabel: str = 'count', bins: int = 30) -> Html:
+def histogram(values: Sequence[float], xlabel: str, ylabel: str = 'count', bins: int = 30
+              ) -> Markup:
   """Draws how often values occur; whole numbers within a short range get one bar each.
 
-  values: numbers of any count; those that are not finite are left out.
+  values: numbers of any count; those that are not finite are left out. xlabel, ylabel: what the
+  axes say. bins: bars, where values do not get one each.
   """
-  values = np.asarray(values, float)
-  values = values[np.isfinite(values)]
+  finite = np.asarray(values, float)
+  finite = finite[np.isfinite(finite)]
 
   def paint(axes):
-    if len(values):
-      whole = (values == values.round()).all() and np.ptp(values) < 2 * bins
-      edges = np.arange(values.min() - 0.5, values.max() + 1) if whole else bins
-      heights, edges = np.histogram(values, edges)
+    if len(finite):
+      whole = (finite == finite.round()).all() and np.ptp(finite) < 2 * bins
+      edges = np.arange(finite.min() - 0.5, finite.max() + 1) if whole else bins
+      heights, edges = np.histogram(finite, edges)
       axes.bar(edges[:-1], heights, np.diff(edges), align='edge', color=_SERIES[0],
                edgecolor=_PAGE, linewidth=1)
       axes.xaxis.get_major_locator().set_params(integer=bool(whole))
@@ -221,13 +232,13 @@ def histogram(values: Sequence[float], xlabel: str, ylabel: str = 'count', bins:
     axes.xaxis.set_major_formatter(_plain)
     axes.yaxis.set_major_formatter(_plain)
     axes.grid(axis='x', visible=False)
-    if not len(values):
+    if not len(finite):
       _nothing(axes)
 
   return _drawn(paint, height=3.6)
 
 
-def _drawn(paint, height: float) -> Html:
+def _drawn(paint: Callable[[Any], None], height: float) -> Markup:
   """Gives `paint` a pair of axes in the house style and returns what it drew."""
   import matplotlib
   from matplotlib.backends.backend_svg import FigureCanvasSVG
@@ -239,10 +250,10 @@ def _drawn(paint, height: float) -> Html:
     matplotlib.rcParams.update(_STYLE)
     figure = Figure(figsize=(_WIDTH, height), layout='constrained')
     paint(figure.add_subplot())
-    made = io.StringIO()
+    file = io.StringIO()
     FigureCanvasSVG(figure)
-    figure.savefig(made, format='svg', transparent=True, metadata={'Date': None})
-  return Html(_tidied(made.getvalue()))
+    figure.savefig(file, format='svg', transparent=True, metadata={'Date': None})
+  return Markup(_tidied(file.getvalue()))
 
 
 def _tidied(svg: str) -> str:
@@ -257,20 +268,21 @@ def _tidied(svg: str) -> str:
     for child in list(parent):
       if child.tag.rpartition('}')[2] in ('metadata', 'style'):
         parent.remove(child)
-  root.attrib = {'viewBox': root.get('viewBox'), 'xmlns': 'http://www.w3.org/2000/svg',
+  root.attrib = {'viewBox': root.get('viewBox', ''), 'xmlns': 'http://www.w3.org/2000/svg',
                  'font-family': 'sans-serif'}
   prefix = hashlib.sha256(svg.encode()).hexdigest()[:8]
-  used = {}
+  new_ids: dict[str, str] = {}
+
   def renamed(match):
-    return match[1] + used.setdefault(match[2], f'p{prefix}-{len(used)}') + match[3]
+    return match[1] + new_ids.setdefault(match[2], f'p{prefix}-{len(new_ids)}') + match[3]
   for node in root.iter():
     for key in ('href', 'clip-path', 'style'):
       if key in node.attrib:
-        node.set(key, re.sub(r'(^#|url\(#)(\w+)(\)|$)', renamed, node.get(key)))
+        node.set(key, re.sub(r'(^#|url\(#)(\w+)(\)|$)', renamed, node.attrib[key]))
     if 'style' in node.attrib:
-      node.set('style', _paged(node.get('style')))
+      node.set('style', _paged(node.attrib['style']))
   for node in root.iter():
-    name = used.get(node.attrib.pop('id', None))
+    name = new_ids.get(node.attrib.pop('id', ''))
     if name:
       node.set('id', name)
     if not (node.text or '').strip():
@@ -280,15 +292,15 @@ def _tidied(svg: str) -> str:
 
 
 def _paged(style: str) -> str:
-  """Writes a style in the page's colours and in its typeface; both ways matplotlib names a font."""
+  """Writes a style in the page's colors and in its typeface; both ways matplotlib names a font."""
   style = re.sub(r'\bfont: [^;]*?([\d.]+px)[^;]*', r'font-size: \1', style)
   style = re.sub(r'\bfont-family: [^;]*;?', '', style)
-  for stand_in, (name, colour) in _COLOURS.items():
-    style = style.replace(stand_in, f'var(--{name}, {colour})')
+  for stand_in, (name, color) in _COLORS.items():
+    style = style.replace(stand_in, f'var(--{name}, {color})')
   return style
 
 
-def _finite(value) -> bool:
+def _finite(value: Any) -> bool:
   return value is not None and math.isfinite(value)
 
 
@@ -311,24 +323,24 @@ def _smoothed(values: np.ndarray) -> np.ndarray:
 
 def _thinned(steps: np.ndarray, values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
   """Keeps the lowest and highest of each stretch, so that spikes survive."""
-  if len(steps) <= _MOST_POINTS:
+  if len(steps) <= _MAX_POINTS:
     return steps, values
-  stretches = np.array_split(np.arange(len(steps)), _MOST_POINTS // 2)
+  stretches = np.array_split(np.arange(len(steps)), _MAX_POINTS // 2)
   kept = np.unique([[part[values[part].argmin()], part[values[part].argmax()]]
                     for part in stretches] + [[0, len(steps) - 1]])
   return steps[kept], values[kept]
 
 
-def _plain(value: float, _position=None) -> str:
+def _plain(value: float, _position: int | None = None) -> str:
   return number(int(value) if float(value).is_integer() else value)
 
 
-def _label(text) -> str:
+def _label(text: Any) -> str:
   text = ' '.join(clean(text).split())
-  return text if len(text) <= _LONGEST_LABEL else text[:_LONGEST_LABEL - 1].rstrip() + '…'
+  return text if len(text) <= _MAX_LABEL_CHARS else text[:_MAX_LABEL_CHARS - 1].rstrip() + '…'
 
 
-def _legend(axes, handles: Mapping) -> None:
+def _legend(axes: Any, handles: Mapping) -> None:
   """Names the lines above the picture."""
   if handles:
     # matplotlib leaves out labels that begin with an underscore: a thin space keeps them.
@@ -337,5 +349,5 @@ def _legend(axes, handles: Mapping) -> None:
                 ncols=2, borderaxespad=0.2, handlelength=1.6, columnspacing=1.6)
 
 
-def _nothing(axes) -> None:
+def _nothing(axes: Any) -> None:
   axes.annotate('nothing to show', (0.5, 0.5), xycoords='axes fraction', ha='center', color=_MUTED)

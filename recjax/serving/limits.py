@@ -1,213 +1,205 @@
-"""What every request meets first: who may ask, how much, for how long; and what is counted."""
+"""ASGI middleware before every route: who may ask, how many at a time, how much, and how slowly.
+
+A body must come whole within `RequestLimits.body_seconds` before the application sees the request.
+Connections that never finish their request head are not seen here; docs/serving.md says what
+uvicorn and a proxy do about them.
+"""
 import asyncio
 import base64
 import contextlib
+import dataclasses
 import hmac
 import json
 import logging
 import re
 import time
 import urllib.parse
+from collections.abc import Callable, Mapping
+from typing import Any
 
-from uvicorn.protocols.http.h11_impl import H11Protocol
+from recjax.serving.http_errors import CLIENT_CLOSED_REQUEST, RequestError, error_body
 
-BODY, LARGE = 1 << 20, 16 << 20  # bytes of a request
-LARGE_PATHS = ('/inference', '/ranking')
-DEPTH = 32  # of JSON within JSON
-PATIENCE = 10.0  # seconds that a client may take for its head, and for its body
-LOCAL = ('127.0.0.1', 'localhost', '::1')
-HEADERS = {
+MAX_BODY_BYTES, MAX_LARGE_BODY_BYTES = 1 << 20, 16 << 20
+LARGE_BODY_PATHS = ('/inference', '/ranking')
+MAX_JSON_DEPTH = 32
+BODY_SECONDS = 10.0  # that a client may take to send a body
+LOCAL_HOSTS = ('127.0.0.1', 'localhost', '::1')
+SECURITY_HEADERS = {
     'Content-Security-Policy': "default-src 'none'; script-src 'self'; style-src 'self'; "
     "img-src 'self'; connect-src 'self'; form-action 'none'; base-uri 'none'; "
     "frame-ancestors 'none'",
     'X-Content-Type-Options': 'nosniff', 'Referrer-Policy': 'no-referrer',
     'Cross-Origin-Resource-Policy': 'same-origin', 'Cross-Origin-Opener-Policy': 'same-origin',
     'Permissions-Policy': 'camera=(), microphone=(), geolocation=()'}
-RAW_HEADERS = [(k.lower().encode(), v.encode()) for k, v in HEADERS.items()]
-KINDS = {401: 'authentication_error', 403: 'permission_error', 404: 'not_found_error',
-         408: 'timeout_error', 413: 'invalid_request_error', 429: 'rate_limit_error',
-         503: 'overloaded_error', 504: 'timeout_error'}
-# A text, to the end where it is not closed, so that nothing is read twice; or a bracket.
-TOKENS = re.compile(rb'"(?:[^"\\]|\\.)*+"?|[\[\]{}]', re.DOTALL)
+# A JSON string, to the end where it is not closed, so that nothing is read twice; or a bracket.
+JSON_TOKENS = re.compile(rb'"(?:[^"\\]|\\.)*+"?|[\[\]{}]', re.DOTALL)
 log = logging.getLogger('recjax')
 
 
-class Refused(Exception):
-  """A request that is answered with an error status."""
+@dataclasses.dataclass(frozen=True)
+class RequestLimits:
+  """What a request must keep to.
 
-  def __init__(self, status, message, headers=None):
-    super().__init__(message)
-    self.status, self.message, self.headers = status, message, headers or {}
+  api_key: the secret that every request must carry, '' for none.
+  allowed_hosts: names that requests may be addressed to, () for any.
+  max_concurrent: requests at a time.
+  body_seconds: seconds that a client may take to send a body.
+  """
+  api_key: str = ''
+  allowed_hosts: tuple[str, ...] = ()
+  max_concurrent: int = 256
+  body_seconds: float = BODY_SECONDS
 
 
-def trouble(status, message):
-  """The body of an error, in the form that OpenAI's clients read."""
-  kind = KINDS.get(status, 'invalid_request_error' if status < 500 else 'server_error')
-  return {'detail': message, 'error': {'message': message, 'type': kind, 'param': None,
-                                       'code': str(status)}}
+class LimitsMiddleware:
+  """An ASGI application around another one that holds requests to `RequestLimits`.
 
-
-class Gate:
-  """An ASGI application around another one.
-
-  key: '' for none. hosts: names that requests may be addressed to, () for any. most: requests at a
-  time. count: called with (scope, status, seconds).
+  app: the application inside. limits: what requests must keep to. on_request: called with (scope,
+  status, seconds) after every request. running: how many requests are being answered.
   """
 
-  def __init__(self, app, key='', hosts=(), most=256, patience=PATIENCE, count=None):
-    self.app, self.key, self.hosts, self.most = app, key, tuple(hosts), most
-    self.patience, self.count = patience, count or (lambda scope, status, seconds: None)
+  def __init__(self, app: Callable, limits: RequestLimits,
+               on_request: Callable[[Mapping[str, Any], int, float], None] | None = None):
+    self.app, self.limits = app, limits
+    self.on_request = on_request or (lambda scope, status, seconds: None)
     self.running = 0
 
-  async def __call__(self, scope, receive, send):
+  async def __call__(self, scope: dict[str, Any], receive: Callable, send: Callable) -> None:
+    """Answers one connection, as ASGI defines it."""
     if scope['type'] == 'lifespan':
       await self.app(scope, receive, send)
     elif scope['type'] != 'http':
       await send({'type': 'websocket.close', 'code': 1008})
     else:
-      await self.http(scope, receive, send)
+      await self._http(scope, receive, send)
 
-  async def http(self, scope, receive, send):
-    start, status = time.perf_counter(), 499  # where nobody waits for an answer any more
+  async def _http(self, scope, receive, send):
+    start, status = time.perf_counter(), CLIENT_CLOSED_REQUEST
 
-    async def sent(message):
+    async def send_with_headers(message):
       nonlocal status
       if message['type'] == 'http.response.start':
         status = message['status']
-        have = {k.lower() for k, _ in message['headers']}
-        message['headers'] = [*message['headers'], *(h for h in RAW_HEADERS if h[0] not in have)]
+        message['headers'] = with_security_headers(message['headers'])
       await send(message)
     self.running += 1
     try:
-      self.admit(scope)
-      await self.app(scope, await self.body(scope, receive), sent)
-    except Refused as error:
-      await refuse(sent, error)
+      self._admit(scope)
+      await self.app(scope, await self._read_body(scope, receive), send_with_headers)
+    except RequestError as error:
+      await send_error(send_with_headers, error)
     except Exception:
       log.exception('%s %s failed', scope['method'], scope['path'])
       with contextlib.suppress(Exception):
-        await refuse(sent, Refused(500, 'something went wrong here; the log of the server says '
-                                   'what'))
+        await send_error(send_with_headers, RequestError(
+            500, 'something went wrong here; the log of the server says what'))
     finally:
       self.running -= 1
-      self.count(scope, status, time.perf_counter() - start)
+      self.on_request(scope, status, time.perf_counter() - start)
 
-  def admit(self, scope):
-    """Raises Refused for a full house, a foreign host or page, a wrong key."""
-    heads = {k.decode('latin1'): v.decode('latin1') for k, v in scope['headers']}
-    if self.running > self.most:
-      raise Refused(503, f'{self.most} requests are being answered; try again',
-                    {'Retry-After': '1'})
-    host = heads.get('host', '')
-    if self.hosts and urllib.parse.urlsplit(f'//{host}').hostname not in self.hosts:
-      raise Refused(421, 'this server does not answer for that host name')
-    origin = heads.get('origin')
+  def _admit(self, scope):
+    """Raises RequestError for too many requests, a foreign host or page, a wrong key."""
+    headers = {k.decode('latin1'): v.decode('latin1') for k, v in scope['headers']}
+    limits = self.limits
+    if self.running > limits.max_concurrent:
+      raise RequestError(503, f'{limits.max_concurrent} requests are being answered; try again',
+                         {'Retry-After': '1'})
+    host = headers.get('host', '')
+    if limits.allowed_hosts and (
+        urllib.parse.urlsplit(f'//{host}').hostname not in limits.allowed_hosts):
+      raise RequestError(421, 'this server does not answer for that host name')
+    origin = headers.get('origin')
     if scope['method'] not in ('GET', 'HEAD', 'OPTIONS') and origin is not None and (
         urllib.parse.urlsplit(origin).netloc != host):
-      raise Refused(403, 'requests of other web sites are not taken')
-    if self.key and not hmac.compare_digest(given_key(heads).encode(), self.key.encode()):
-      raise Refused(401, 'a key is needed: Authorization: Bearer KEY',
-                    {'WWW-Authenticate': 'Basic realm="recjax", charset="UTF-8"'})
+      raise RequestError(403, 'requests of other web sites are not taken')
+    if limits.api_key and not hmac.compare_digest(
+        request_key(headers).encode(), limits.api_key.encode()):
+      raise RequestError(401, 'a key is needed: Authorization: Bearer KEY',
+                         {'WWW-Authenticate': 'Basic realm="recjax", charset="UTF-8"'})
 
-  async def body(self, scope, receive):
+  async def _read_body(self, scope, receive):
     """Reads the whole body, which keeps slow clients out of the application. -> receive"""
-    most = LARGE if scope['path'] in LARGE_PATHS else BODY
-    told = dict(scope['headers']).get(b'content-length', b'0')
-    if not told.isdigit() or int(told) > most:
-      raise Refused(413, f'a request holds at most {most:,} bytes', {'Connection': 'close'})
-    parts, size, more = [], 0, True
+    large = scope['path'] in LARGE_BODY_PATHS
+    max_bytes = MAX_LARGE_BODY_BYTES if large else MAX_BODY_BYTES
+    too_large = RequestError(413, f'a request holds at most {max_bytes:,} bytes',
+                             {'Connection': 'close'})
+    content_length = dict(scope['headers']).get(b'content-length', b'0')
+    if not content_length.isdigit() or int(content_length) > max_bytes:
+      raise too_large
+    chunks, size, more = [], 0, True
     try:
-      async with asyncio.timeout(self.patience):
+      async with asyncio.timeout(self.limits.body_seconds):
         while more:
           message = await receive()
           if message['type'] == 'http.disconnect':
-            raise Refused(499, 'gone')
-          parts.append(message.get('body', b''))
-          size, more = size + len(parts[-1]), message.get('more_body', False)
-          if size > most:
-            raise Refused(413, f'a request holds at most {most:,} bytes', {'Connection': 'close'})
+            raise RequestError(CLIENT_CLOSED_REQUEST, 'gone')
+          chunks.append(message.get('body', b''))
+          size, more = size + len(chunks[-1]), message.get('more_body', False)
+          if size > max_bytes:
+            raise too_large
     except TimeoutError:
-      raise Refused(408, f'the request did not come whole in {self.patience:g} s',
-                    {'Connection': 'close'}) from None
-    whole = b''.join(parts)
-    if deep(whole):
-      raise Refused(422, f'the JSON is nested deeper than {DEPTH}')
-    given = [{'type': 'http.request', 'body': whole, 'more_body': False}]
+      raise RequestError(
+          408, f'the request did not come whole in {self.limits.body_seconds:g} s',
+          {'Connection': 'close'}) from None
+    body = b''.join(chunks)
+    if is_nested_too_deep(body):
+      raise RequestError(422, f'the JSON is nested deeper than {MAX_JSON_DEPTH}')
+    messages = [{'type': 'http.request', 'body': body, 'more_body': False}]
 
-    async def again():
-      return given.pop() if given else await receive()
-    return again
+    async def receive_whole():
+      return messages.pop() if messages else await receive()
+    return receive_whole
 
 
-def deep(body):
-  """Whether JSON text (bytes) is nested deeper than DEPTH; brackets within texts do not count."""
-  if body.count(b'[') + body.count(b'{') <= DEPTH:
+def with_security_headers(headers: list[tuple[bytes, bytes]]) -> list[tuple[bytes, bytes]]:
+  """Returns `headers` of an answer, as ASGI has them, with those of SECURITY_HEADERS it lacks."""
+  present = {name.lower() for name, _ in headers}
+  return [*headers, *((name.lower().encode(), value.encode())
+                      for name, value in SECURITY_HEADERS.items()
+                      if name.lower().encode() not in present)]
+
+
+def is_nested_too_deep(body: bytes) -> bool:
+  """Returns whether JSON is nested deeper than MAX_JSON_DEPTH; brackets in strings do not count.
+
+  body: JSON text, which need not be valid.
+  """
+  if body.count(b'[') + body.count(b'{') <= MAX_JSON_DEPTH:
     return False
-  level = 0
-  for found in TOKENS.finditer(body):
-    if found[0] in (b'[', b'{'):
-      level += 1
-      if level > DEPTH:
+  depth = 0
+  for token in JSON_TOKENS.finditer(body):
+    if token[0] in (b'[', b'{'):
+      depth += 1
+      if depth > MAX_JSON_DEPTH:
         return True
-    elif found[0] in (b']', b'}'):
-      level -= 1
+    elif token[0] in (b']', b'}'):
+      depth -= 1
   return False
 
 
-def given_key(heads):
-  """The key of a request: a bearer's, X-API-Key, or a browser's password. -> str"""
-  kind, _, value = heads.get('authorization', '').partition(' ')
-  if kind.lower() == 'bearer':
+def request_key(headers: Mapping[str, str]) -> str:
+  """Returns the key of a request: of a bearer, X-API-Key, or a browser's password; '' for none.
+
+  headers: names in lower case.
+  """
+  scheme, _, value = headers.get('authorization', '').partition(' ')
+  if scheme.lower() == 'bearer':
     return value.strip()
-  if kind.lower() == 'basic':
+  if scheme.lower() == 'basic':
     try:
       return base64.b64decode(value, validate=True).decode().partition(':')[2]
     except ValueError:
       return ''
-  return heads.get('x-api-key', '')
+  return headers.get('x-api-key', '')
 
 
-async def refuse(send, error):
-  """Sends an error as JSON."""
-  body = json.dumps(trouble(error.status, error.message)).encode()
+async def send_error(send: Callable, error: RequestError) -> None:
+  """Sends an error as JSON.
+
+  send: of ASGI. error: what to say.
+  """
+  body = json.dumps(error_body(error.status, error.message)).encode()
   headers = {'Content-Type': 'application/json', 'Content-Length': str(len(body)), **error.headers}
   await send({'type': 'http.response.start', 'status': error.status,
               'headers': [(k.lower().encode(), v.encode()) for k, v in headers.items()]})
   await send({'type': 'http.response.body', 'body': body})
-
-
-class Punctual(H11Protocol):
-  """HTTP whose clients must send the head of a request in PATIENCE seconds."""
-
-  def connection_made(self, transport):
-    super().connection_made(transport)
-    self.late = None
-    self.expect()
-
-  def data_received(self, data):
-    super().data_received(data)
-    self.expect()
-
-  def connection_lost(self, error):
-    if self.late:
-      self.late.cancel()
-    super().connection_lost(error)
-
-  def idle(self):
-    """Whether no request is being answered, so that a head is awaited."""
-    return self.cycle is None or self.cycle.response_complete
-
-  def expect(self):
-    """Starts the clock where a head is awaited, stops it where one came."""
-    if not self.idle():
-      if self.late:
-        self.late.cancel()
-      self.late = None
-    elif self.late is None:
-      self.late = self.loop.call_later(PATIENCE, self.part)
-
-  def part(self):
-    """Ends a connection whose client took too long."""
-    self.late = None
-    if self.idle() and not self.transport.is_closing():
-      self.transport.close()

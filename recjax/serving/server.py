@@ -7,22 +7,31 @@ import os
 import signal
 import socket
 import sys
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any
 
 from recjax.errors import ConfigError
 from recjax.serving import app as apps
-from recjax.serving import limits, models
-from recjax.serving.counters import Counters
-from recjax.serving.service import Service
+from recjax.serving import limits, served_model
+from recjax.serving.metrics import Metrics
+from recjax.serving.service import RecommendationService, ServerSettings
 
 KEY_ENV = 'RECJAX_API_KEY'
 BACKLOG = 1024  # connections that the system holds until they are taken
-DRAIN = 20  # seconds that requests under way have to end
+SHUTDOWN_SECONDS = 20  # that requests under way have to end
+KEEP_ALIVE_SECONDS = 15  # that a connection may wait for its next request
+CONNECTIONS_PER_REQUEST = 4  # connections that may be open for each request at a time
 
 
-def run(workdirs, settings, data=(), items_file=None, later=None, say=print):
-  """Serves runs until SIGTERM or SIGINT. The API key is read from RECJAX_API_KEY.
+def run(workdirs: Iterable[str | os.PathLike], settings: ServerSettings,
+        chat_data: Sequence[str] = (), items_file: str | os.PathLike | None = None,
+        later: str | os.PathLike | None = None, log: Callable[..., None] = print) -> None:
+  """Serves finished runs until SIGTERM or SIGINT.
 
-  data, items_file, later: as `models.open_all` takes them
+  workdirs: their folders. settings: how; its key is read from RECJAX_API_KEY. chat_data,
+  items_file, later: as `served_model.open_models` takes them. log: prints a line, as `print` does.
+
+  Raises ConfigError for a key or an address that cannot be used, and where a folder holds no run.
   """
   key = os.environ.get(KEY_ENV, '').strip()
   if not key.isascii() or not key.isprintable():
@@ -32,86 +41,100 @@ def run(workdirs, settings, data=(), items_file=None, later=None, say=print):
   logging.basicConfig(level=logging.WARNING, stream=sys.stderr,
                       format='%(asctime)s %(levelname)s %(message)s')
   logging.getLogger('recjax').setLevel(logging.INFO)
+  folders = list(map(str, workdirs))
   with contextlib.ExitStack() as stack:
-    sockets = [stack.enter_context(one) for one in bound(settings)]  # as early as that, too
-    counters = Counters()
-    found = models.open_all(list(map(str, workdirs)), data, items_file, seen=counters.batch,
-                            later=later)
-    for line in models.describe(found, workdirs):
-      say(line)
-    service = Service(found, dataclasses.replace(settings, key=key), counters)
-    if not key and settings.host not in limits.LOCAL:
-      say(f'anybody who reaches {settings.host} may ask; set {KEY_ENV} to a secret')
-    listen(service, say, sockets)
+    sockets = [stack.enter_context(one) for one in bind_sockets(settings)]  # as early as that, too
+    metrics = Metrics()
+    models = served_model.open_models(folders, chat_data, items_file,
+                                      on_batch=metrics.observe_batch, later=later)
+    for line in served_model.describe_models(models, folders):
+      log(line)
+    service = RecommendationService(models, dataclasses.replace(settings, api_key=key), metrics)
+    if not key and settings.host not in limits.LOCAL_HOSTS:
+      log(f'anybody who reaches {settings.host} may ask; set {KEY_ENV} to a secret')
+    listen(service, log, sockets)
 
 
-def bound(settings):
-  """Sockets of the address to listen on. Raises ConfigError where that cannot be had."""
+def bind_sockets(settings: ServerSettings) -> list[socket.socket]:
+  """Returns sockets bound to every address of `settings.host`.
+
+  settings: host and port. Raises ConfigError where an address cannot be had, or a setting is out of
+  its range.
+  """
   host, port = settings.host, settings.port
   if not 0 <= port <= 65535:
     raise ConfigError(f'--port={port}: a port is a number from 1 to 65535, or 0 for any free one')
-  if settings.most < 1 or not 0 < settings.seconds < float('inf'):
-    raise ConfigError(f'--most={settings.most} and --timeout={settings.seconds:g}: both must be '
-                      'above 0')
+  if settings.max_concurrent < 1 or not 0 < settings.answer_seconds < float('inf'):
+    raise ConfigError(f'--most={settings.max_concurrent} and '
+                      f'--timeout={settings.answer_seconds:g}: both must be above 0')
   try:
-    places = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+    addresses = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
   except (socket.gaierror, UnicodeError) as error:
     raise ConfigError(f'--host={host} is no address ({error}); give one of this machine, e.g. '
                       '127.0.0.1') from error
-  out, why = [], None
-  for family, kind, protocol, _, address in dict.fromkeys(places):
+  sockets: list[socket.socket] = []
+  failure: OSError | None = None
+  for family, kind, protocol, _, address in dict.fromkeys(addresses):
     try:
       one = socket.socket(family, kind, protocol)
     except OSError as error:  # a family that this machine has not
-      why = error
+      failure = error
       continue
     one.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     if family == socket.AF_INET6:
       one.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
-    if out and not port:  # any free one, the same of every address
-      address = (address[0], out[0].getsockname()[1], *address[2:])
+    if sockets and not port:  # any free one, the same of every address
+      address = (address[0], sockets[0].getsockname()[1], *address[2:])
     try:
       one.bind(address)
-      out.append(one)
+      sockets.append(one)
     except OSError as error:
       one.close()
-      why = error
+      failure = error
       if error.errno != errno.EADDRNOTAVAIL:  # another address of the name may do
         break
   else:
-    if out:
-      return out
-  with refused(settings, out):
-    raise why
+    if sockets:
+      return sockets
+  with address_errors(settings, sockets):
+    raise failure or OSError(errno.EADDRNOTAVAIL, 'no address')
 
 
 @contextlib.contextmanager
-def refused(settings, sockets):
-  """What the system says of an address, as ConfigError; the sockets are closed then."""
+def address_errors(settings: ServerSettings, sockets: Iterable[socket.socket]) -> Iterator[None]:
+  """Turns what the system says of an address into ConfigError; the sockets are closed then.
+
+  settings: host and port. sockets: those that are open.
+  """
   try:
     yield
   except OSError as error:
     for one in sockets:
       one.close()
     host, port = settings.host, settings.port
-    raise ConfigError({
+    explanations = {
         errno.EADDRINUSE: f'--port={port}: another program listens there; give another, or 0 for '
                           'any free one',
         errno.EACCES: f'--port={port}: only an administrator may listen there; give one above 1023',
         errno.EADDRNOTAVAIL: f'--host={host} is no address of this machine; 127.0.0.1 and 0.0.0.0 '
-                             'always are'}.get(
-        error.errno, f'--host={host} --port={port}: {error.strerror or error}')) from error
+                             'always are'}
+    raise ConfigError(explanations.get(
+        error.errno or 0, f'--host={host} --port={port}: {error.strerror or error}')) from error
 
 
-def server_of(service, warm=True):
-  """The uvicorn server of a Service, its models being warmed if asked."""
+def build_server(service: RecommendationService, warm_up: bool = True) -> Any:
+  """Returns the uvicorn.Server of a service.
+
+  service: what answers. warm_up: whether its models are warmed up now.
+  """
   import uvicorn
   settings = service.settings
   config = uvicorn.Config(
-      apps.make(service), settings.host, settings.port, http=limits.Punctual, ws='none',
+      apps.create_app(service), settings.host, settings.port, http='h11', ws='none',
       lifespan='off', log_level='warning', access_log=False, server_header=False,
-      timeout_keep_alive=15, limit_concurrency=4 * settings.most, backlog=BACKLOG,
-      timeout_graceful_shutdown=DRAIN)
+      timeout_keep_alive=KEEP_ALIVE_SECONDS, backlog=BACKLOG,
+      limit_concurrency=CONNECTIONS_PER_REQUEST * settings.max_concurrent,
+      timeout_graceful_shutdown=SHUTDOWN_SECONDS)
 
   class Server(uvicorn.Server):
     """Ends open event streams as soon as a signal comes, so that the rest can end, and then ends as
@@ -119,22 +142,28 @@ def server_of(service, warm=True):
 
     def handle_exit(self, sig, frame):
       self.force_exit = self.should_exit and sig == signal.SIGINT
-      service.closing = self.should_exit = True
-  if warm:
-    models.warm_all(service.models)
+      service.is_closing = self.should_exit = True
+  if warm_up:
+    served_model.warm_up_all(service.models)
   return Server(config)
 
 
-def listen(service, say=print, sockets=None):
-  """Listens until a signal comes. sockets: of `bound`, if they are there already."""
+def listen(service: RecommendationService, log: Callable[..., None] = print,
+           sockets: list[socket.socket] | None = None) -> None:
+  """Listens until a signal comes, then answers what waits.
+
+  service: what answers. log: prints a line, as `print` does. sockets: of `bind_sockets`, made here
+  without them. Raises ConfigError where another program took the port meanwhile.
+  """
   settings = service.settings
-  sockets, server = sockets or bound(settings), server_of(service, warm=False)
+  sockets, server = sockets or bind_sockets(settings), build_server(service, warm_up=False)
   for one in sockets:
-    with refused(settings, sockets):  # who began meanwhile may have the port
+    with address_errors(settings, sockets):  # who began meanwhile may have the port
       one.listen(BACKLOG)
-  models.warm_all(service.models)
+  served_model.warm_up_all(service.models)
   host = f'[{settings.host}]' if ':' in settings.host else settings.host
-  port = sockets[0].getsockname()[1]
-  say(f'http://{host}:{port}/ is the shop, http://{host}:{port}/docs the API', flush=True)
+  url = f'http://{host}:{sockets[0].getsockname()[1]}'
+  log(f'{url}/ is the shop, {url}/docs the API' if settings.shop else f'{url}/docs is the API',
+      flush=True)
   server.run(sockets)
   service.close()

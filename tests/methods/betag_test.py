@@ -22,7 +22,7 @@ from recjax.methods import betag
 from recjax.methods.betag import generate, train
 from recjax.methods.betag import report as page_of
 from recjax.models import llm
-from recjax.serving import models
+from recjax.serving import served_model
 from recjax.text import tokenizer as tokenizer_lib
 from recjax.training import llm_loading
 from recjax.training import workdir as workdir_lib
@@ -185,13 +185,12 @@ class ToyTest(absltest.TestCase):
     written = workdir_lib.find_stage(kept, 'generate').stat().st_mtime_ns
     self.assertEqual(recommend.load(self.path, data)[0]([['a']], 3)[0], items[:1])
     self.assertEqual(workdir_lib.find_stage(kept, 'generate').stat().st_mtime_ns, written)
-    shops = models.open_all([self.path], later=data)
-    model, = shops.values()
-    self.assertEqual(len(model.stock), 8)
+    model, = served_model.open_models([self.path], later=data).values()
+    self.assertEqual(len(model.snapshot), 8)
     self.assertContainsSubset({'stove', 'camping'}, [t for t, _ in model.tags['n']])
     mask = np.arange(8) > 0  # all but a
-    found, = model.answer([models.Ask([1], 1, mask)])
-    self.assertIn(model.stock.catalog.id_of(found[0][0]), 'nc')
+    found, = model.answer([served_model.RecommendQuery([1], 1, mask)])
+    self.assertIn(model.snapshot.item_id(found[0][0]), 'nc')
     model.close(5)
 
   def test_later_data_that_do_not_fit_are_refused(self):

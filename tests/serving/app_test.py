@@ -1,8 +1,10 @@
-"""The routes: answers, filters, refusals, batches, catalogues that change, keys, broken bodies."""
+"""The routes: answers, filters, refusals, batches, catalogs that change, keys, broken bodies."""
 import concurrent.futures
+import dataclasses
 import json
 import pathlib
 import socket
+import sys
 import tempfile
 import threading
 import time
@@ -13,16 +15,22 @@ import numpy as np
 from absl.testing import absltest, parameterized
 from fastapi.testclient import TestClient
 
+from recjax.data.dataset import Catalog
+from recjax.evaluation import ranking
+from recjax.evaluation.recommender import Recommender
 from recjax.serving import app as apps
-from recjax.serving import limits, models
-from recjax.serving.batcher import Batcher, Busy
-from tests.serving import shopkeeper
-from tests.serving.shopkeeper import LONG, settled
+from recjax.serving import limits
+from recjax.serving.batcher import Batcher, QueueFull
+from recjax.serving.catalog_snapshot import CatalogVersions
+from recjax.serving.served_model import RecommendQuery, ServedModel
+from recjax.serving.service import RecommendationService
+from tests.serving import fake_service
+from tests.serving.fake_service import LONG, settled
 
 
 def client(shop=None, **settings):
-  shop = shop or shopkeeper.service(**settings)
-  shop.app = getattr(shop, 'app', None) or apps.make(shop)
+  shop = shop or fake_service.service(**settings)
+  shop.app = getattr(shop, 'app', None) or apps.create_app(shop)
   return TestClient(shop.app, base_url='http://127.0.0.1', raise_server_exceptions=False)
 
 
@@ -115,7 +123,7 @@ class RecommendTest(parameterized.TestCase):
     self.assertIn('recjax_requests_total{method="POST",route="/v1/recommend",status="200"} 1.0',
                   text)
     self.assertIn('route="none",status="404"', text)
-    for path in ('/', '/docs', '/static/shop.js', '/static/shop.css', '/openapi.json'):
+    for path in ('/', '/static/shop.js', '/static/shop.css', '/openapi.json'):
       answer = self.http.get(path)
       self.assertEqual(answer.status_code, 200, path)
       self.assertIn("default-src 'none'", answer.headers['content-security-policy'])
@@ -123,10 +131,10 @@ class RecommendTest(parameterized.TestCase):
           'http://www.w3.org/2000/svg', ''))
 
 
-class GateTest(parameterized.TestCase):
+class LimitsTest(parameterized.TestCase):
 
   def test_a_key_guards_every_route(self):
-    http = client(key='secret')
+    http = client(api_key='secret')
     routes = [(m, path) for path, methods in http.get('/openapi.json', headers={
         'X-API-Key': 'secret'}).json()['paths'].items() for m in methods]
     self.assertGreater(len(routes), 15)
@@ -156,11 +164,11 @@ class GateTest(parameterized.TestCase):
     self.assertIn('application/json', answer.headers['content-type'])
 
   def test_depth_is_found_in_time_that_grows_with_length_alone(self):
-    self.assertTrue(limits.deep(b'[' * 33))
-    self.assertFalse(limits.deep(b'[' * 32 + b'"' + b'[' * 99))
+    self.assertTrue(limits.is_nested_too_deep(b'[' * 33))
+    self.assertFalse(limits.is_nested_too_deep(b'[' * 32 + b'"' + b'[' * 99))
     start = time.thread_time()  # what this thread computes: others may be busy
-    self.assertFalse(limits.deep(b'"' + b'\\"' * 30_000 + b'[' * 40))
-    self.assertFalse(limits.deep(b'[]' * 30_000))
+    self.assertFalse(limits.is_nested_too_deep(b'"' + b'\\"' * 30_000 + b'[' * 40))
+    self.assertFalse(limits.is_nested_too_deep(b'[]' * 30_000))
     self.assertLess(time.thread_time() - start, 5)
 
   @parameterized.parameters(
@@ -177,8 +185,8 @@ class GateTest(parameterized.TestCase):
       self.assertEqual(answer.status_code, status, heads)
 
   def test_a_full_house(self):
-    hold = shopkeeper.Hold()
-    shop = shopkeeper.service(hold=hold, most=4)
+    hold = fake_service.Hold()
+    shop = fake_service.service(hold=hold, max_concurrent=4)
     http = client(shop)
     ask = lambda: http.post('/v1/recommend', json={'history': ['i1']})  # noqa: E731
     with concurrent.futures.ThreadPoolExecutor(4) as pool:
@@ -196,33 +204,91 @@ class GateTest(parameterized.TestCase):
     http = client()
     for extra, status in ((0, 200), (1, 413)):
       body = b'{"history": ["i1"]}'
-      body += b' ' * (limits.BODY + extra - len(body))
+      body += b' ' * (limits.MAX_BODY_BYTES + extra - len(body))
       for content in (body, iter([body[:99], body[99:]])):  # with its length, and in pieces
         self.assertEqual(http.post('/v1/recommend', content=content, headers={
             'Content-Type': 'application/json'}).status_code, status)
     for body in (dict(k=100), dict(history=['i1'] * 10_000), dict(history=['x' * 500])):
       self.assertEqual(http.post('/v1/recommend', json=body).status_code, 200, list(body))
-    for deep, status in ((limits.DEPTH, 200), (limits.DEPTH + 1, 422)):
+    for deep, status in ((limits.MAX_JSON_DEPTH, 200), (limits.MAX_JSON_DEPTH + 1, 422)):
       body = b'{"history": ["i1"], "k": ' + b'[' * (deep - 1) + b']' * (deep - 1) + b'}'
       told = http.post('/v1/recommend', content=body, headers={
           'Content-Type': 'application/json'}).text
       self.assertEqual('nested deeper' in told, status == 422)
 
   def test_an_answer_that_takes_too_long(self):
-    hold = shopkeeper.Hold()
-    http = client(shopkeeper.service(hold=hold, seconds=0.2))
+    hold = fake_service.Hold()
+    http = client(fake_service.service(hold=hold, answer_seconds=0.2))
     self.assertEqual(http.post('/v1/recommend', json={'history': ['i1']}).status_code, 504)
     hold.go.set()
 
 
-class CatalogueTest(parameterized.TestCase):
+  def test_published_routes_take_larger_bodies(self):
+    http = client()
+    body = b'{"item_lists": [["i3"]], "k": 1}'
+    for extra, status in ((0, 200), (1, 413)):
+      padding = b' ' * (limits.MAX_LARGE_BODY_BYTES + extra - len(body))
+      answer = http.post('/inference', content=body + padding, headers={
+          'Content-Type': 'application/json'})
+      self.assertEqual(answer.status_code, status)
+
+
+class WithoutShopTest(absltest.TestCase):
+
+  def test_the_service_runs_alone(self):
+    with absltest.mock.patch.dict(sys.modules, {'recjax.serving.demo': None}):
+      http = client(fake_service.service(shop=False))
+    self.assertEqual(ids(http.post('/v1/recommend', json={'history': ['i3'], 'k': 1})), ['i4'])
+    for path, status in (('/', 404), ('/shop/state', 404), ('/static/shop.js', 404), ('/docs', 200),
+                         ('/v1/models', 200), ('/metrics', 200)):
+      self.assertEqual(http.get(path).status_code, status, path)
+
+
+class TranslationTest(absltest.TestCase):
+
+  def test_ids_are_translated_once_on_their_way_in_and_once_on_their_way_out(self):
+    found, named = [], []
+
+    class Counting(Catalog):
+      """Says which ids were looked up, and which indices were named."""
+
+      def find(self, item_id):
+        found.append(item_id)
+        return super().find(item_id)
+
+      def index(self, item_id):
+        raise AssertionError('looked up behind the edge')
+
+      def id_of(self, index):
+        raise AssertionError('named behind the edge')
+
+    class Ids(tuple):
+      def __getitem__(self, at):
+        named.append(at + 1)
+        return super().__getitem__(at)
+    catalog = Counting(Ids(fake_service.CATALOG.ids), fake_service.CATALOG.columns)
+    recommender = ranking.recommender(fake_service.follow, catalog)
+    for by_row in (True, False):
+      model = ServedModel('m', 'm', dataclasses.replace(recommender, masks_by_row=by_row),
+                          CatalogVersions(catalog, np.zeros(len(catalog), int)))
+      model.is_ready = True
+      http = client(RecommendationService({'m': model}))
+      found.clear(), named.clear()
+      answer = http.post('/v1/recommend', json={'history': ['i3', 'i5'], 'block': ['i6'], 'k': 2,
+                                                'allow': ['i6', 'i7', 'i8', 'i9']})
+      self.assertEqual(ids(answer), ['i7', 'i8'])
+      self.assertEqual(found, ['i3', 'i5', 'i6', 'i6', 'i7', 'i8', 'i9'])
+      self.assertEqual(named, [8, 9])
+
+
+class CatalogTest(parameterized.TestCase):
 
   def setUp(self):
     super().setUp()
     self.path = pathlib.Path(self.enterContext(tempfile.TemporaryDirectory())) / 'items.jsonl'
-    self.write([{'item_id': i, 'title': t} for i, t in zip(shopkeeper.CATALOG.ids,
-                                                           shopkeeper.TITLES)])
-    self.http = client(shopkeeper.service(self.path))
+    self.write([{'item_id': i, 'title': t} for i, t in zip(fake_service.CATALOG.ids,
+                                                           fake_service.TITLES)])
+    self.http = client(fake_service.service(self.path))
 
   def write(self, rows):
     self.path.write_text(''.join(json.dumps(r) + '\n' for r in rows))
@@ -256,7 +322,7 @@ class CatalogueTest(parameterized.TestCase):
     self.assertEqual(answer.status_code, 422)
     self.assertIn('--catalogue', answer.json()['error']['message'])
 
-  def test_answers_under_reloads_are_of_one_catalogue(self):
+  def test_answers_under_reloads_are_of_one_catalog(self):
     """Broken and good reloads while others ask: every answer is whole."""
     stop, bad = threading.Event(), []
 
@@ -283,28 +349,29 @@ class ModelTest(absltest.TestCase):
   def test_a_method_that_takes_one_filter_is_asked_once_for_each(self):
     calls = []
 
-    def face(histories, k, exclude_seen=True, allowed=None):
-      calls.append((len(histories), k, exclude_seen, len(allowed)))
-      good = [i for i in shopkeeper.CATALOG.ids if i in allowed][:k]
-      return [good for _ in histories], np.zeros((len(histories), k))
-    model = models.Model('x', 'x', face, shopkeeper.shelves())
+    def top_items(histories, k, exclude_seen, mask):
+      calls.append((len(histories), k, exclude_seen, int(mask.sum())))
+      good = (np.flatnonzero(mask) + 1)[:k]
+      return np.tile(good, (len(histories), 1)), np.zeros((len(histories), k))
+    model = ServedModel('x', 'x', Recommender(top_items, fake_service.CATALOG),
+                        fake_service.catalog_versions())
     full, few, none = np.ones(60, bool), np.arange(60) > 50, np.zeros(60, bool)
-    asks = [models.Ask([1], 3, f) for f in (full, few, full, none, full)]
-    asks.append(models.Ask([], 2, few))
+    asks = [RecommendQuery([1], 3, f) for f in (full, few, full, none, full)]
+    asks.append(RecommendQuery([], 2, few))
     found = [[i for i, _ in row] for row in model.answer(asks)]
     self.assertEqual(found, [[1, 2, 3], [52, 53, 54], [1, 2, 3], [], [1, 2, 3], [52, 53]])
     self.assertEqual(calls, [(8, 20, False, 60), (1, 20, False, 9)])
 
-
   def test_calls_of_the_size_that_answers_all_soonest(self):
-    model = models.Model('x', 'x', shopkeeper.service().models['ring'].face, shopkeeper.shelves())
-    self.assertEqual([model.share(n) for n in (1, 9, 64)], [64] * 3)  # nothing was measured yet
-    model.seconds = {1: 0.9, 8: 2.0, 64: 10.7}
-    self.assertEqual([model.share(n) for n in (1, 2, 3, 8, 15, 40, 41, 64, 99)],
+    ring = fake_service.service().models['ring']
+    model = ServedModel('x', 'x', ring.recommender, fake_service.catalog_versions())
+    self.assertEqual([model.best_batch_size(n) for n in (1, 9, 64)], [64] * 3)  # none is measured
+    model.batch_seconds = {1: 0.9, 8: 2.0, 64: 10.7}
+    self.assertEqual([model.best_batch_size(n) for n in (1, 2, 3, 8, 15, 40, 41, 64, 99)],
                      [1, 1, 8, 8, 8, 8, 64, 64, 64])
-    model.warm()
-    self.assertTrue(model.ready, model.trouble)
-    self.assertGreater(min(model.seconds.values()), 0)
+    model.warm_up()
+    self.assertTrue(model.is_ready, model.failure)
+    self.assertGreater(min(model.batch_seconds.values()), 0)
 
 
 class BatcherTest(absltest.TestCase):
@@ -312,7 +379,7 @@ class BatcherTest(absltest.TestCase):
   def plugged(self, answer=lambda asked: asked, **given):
     """A batcher that holds a first request alone, so that what follows waits together. -> Batcher,
     its Hold, the sizes of its batches"""
-    hold, sizes = shopkeeper.Hold(), []
+    hold, sizes = fake_service.Hold(), []
 
     def held(asked, *settle):
       sizes.append(len(asked))
@@ -325,7 +392,7 @@ class BatcherTest(absltest.TestCase):
 
   def test_as_many_as_are_shared_out_are_answered_together(self):
     for waiting, want in ((10, [1, 10]), (7, [1, 4, 3]), (8, [1, 4, 4]), (9, [1, 9])):
-      batcher, hold, sizes = self.plugged(share=lambda waiting: 4 if waiting < 9 else 64)
+      batcher, hold, sizes = self.plugged(batch_size_for=lambda waiting: 4 if waiting < 9 else 64)
       found = [batcher.submit(n) for n in range(waiting)]
       hold.go.set()
       self.assertEqual([f.result(LONG) for f in found], list(range(waiting)))
@@ -334,9 +401,9 @@ class BatcherTest(absltest.TestCase):
 
   def test_a_batch_and_the_queue_hold_what_they_may_no_more_and_no_less(self):
     for most, waiting, want in ((3, 7, [1, 3, 3, 1]), (3, 3, [1, 3]), (1, 2, [1, 1, 1])):
-      batcher, hold, sizes = self.plugged(most=most, room=waiting)
+      batcher, hold, sizes = self.plugged(max_batch_size=most, max_waiting=waiting)
       found = [batcher.submit(n) for n in range(waiting)]
-      with self.assertRaisesRegex(Busy, f'{waiting} requests wait already'):
+      with self.assertRaisesRegex(QueueFull, f'{waiting} requests wait already'):
         batcher.submit('more')
       hold.go.set()
       self.assertEqual([f.result(LONG) for f in found], list(range(waiting)))
@@ -349,7 +416,7 @@ class BatcherTest(absltest.TestCase):
       if 'bad' in asked:
         raise ValueError('bad')
       return [x.upper() for x in asked]
-    batcher, hold, sizes = self.plugged(answer, most=8, room=10)
+    batcher, hold, sizes = self.plugged(answer, max_batch_size=8, max_waiting=10)
     futures = [batcher.submit(x) for x in ['a', 'b', 'bad', 'c', 'd']]
     self.assertTrue(futures[1].cancel())
     hold.go.set()
@@ -358,7 +425,7 @@ class BatcherTest(absltest.TestCase):
     self.assertEqual([futures[i].result(LONG) for i in (0, 3, 4)], ['A', 'C', 'D'])
     self.assertEqual(sizes, [1, 4, 1, 1, 1, 1])
     batcher.close(LONG)
-    with self.assertRaises(Busy):
+    with self.assertRaises(QueueFull):
       batcher.submit('late')
 
   def test_answers_that_come_before_the_others_and_before_a_failure(self):
@@ -370,7 +437,7 @@ class BatcherTest(absltest.TestCase):
         gate.wait(LONG)
         raise ValueError('late')
       return asked
-    batcher, hold, _ = self.plugged(answer, early=True)
+    batcher, hold, _ = self.plugged(answer, settles_early=True)
     found = [batcher.submit(x) for x in 'abc']
     hold.go.set()
     self.assertEqual(found[1].result(LONG), 'early')
@@ -383,36 +450,51 @@ class BatcherTest(absltest.TestCase):
 class SocketTest(absltest.TestCase):
   """A real server: slow and vanishing clients, chunked bodies, drain."""
 
-  def test_slow_heads_and_bodies_are_ended(self):
-    self.enterContext(absltest.mock.patch.object(limits, 'PATIENCE', 2))
-    with shopkeeper.listening(shopkeeper.service(patience=0.5)) as url:
-      port = int(url.rpartition(':')[2])
-      slow = socket.create_connection(('127.0.0.1', port))
-      slow.sendall(b'GET /healthz HT')
-      body = socket.create_connection(('127.0.0.1', port))
-      body.sendall(b'POST /v1/recommend HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: 9\r\n\r\n{')
+  def test_a_slow_body_is_ended_while_others_are_answered(self):
+    with fake_service.listening(fake_service.service(body_seconds=0.5)) as url:
+      slow = self.sent(url, b'POST /v1/recommend HTTP/1.1\r\nHost: 127.0.0.1\r\n'
+                            b'Content-Length: 9\r\n\r\n{')
       self.assertEqual(httpx.get(f'{url}/healthz', timeout=LONG).status_code, 200)
-      slow.settimeout(LONG)
-      self.assertEqual(slow.recv(100), b'')
-      body.settimeout(LONG)
-      self.assertIn(b' 408 ', body.recv(1000))
-      slow.close()
-      body.close()
+      answer = slow.recv(1000)
+      self.assertIn(b' 408 ', answer)
+      self.assertIn(b'connection: close', answer.lower())
+
+  def test_heads_that_do_not_end_take_no_more_than_their_connections(self):
+    """uvicorn counts them against `limit_concurrency`; a proxy in front ends them."""
+    service = fake_service.service(max_concurrent=2)
+    with fake_service.listening(service) as url:
+      slow = [self.sent(url, b'GET /healthz HT') for _ in range(6)]
+      self.assertEqual(httpx.get(f'{url}/healthz', timeout=LONG).status_code, 200)
+      slow += [self.sent(url, b'GET /healthz HT') for _ in range(2)]
+      self.assertTrue(settled(lambda: httpx.get(f'{url}/healthz', timeout=LONG).status_code == 503))
+      self.assertEqual(service.limits.running, 0)  # they are no requests yet
+      slow[0].sendall(b'TP/1.1\r\nHost: 127.0.0.1\r\nConnection: close\r\n\r\n')
+      self.assertIn(b' 503 ', slow[0].recv(1000))
+      for one in slow:
+        one.close()
+      self.assertTrue(settled(lambda: httpx.get(f'{url}/healthz', timeout=LONG).status_code == 200))
+
+  def sent(self, url, data):
+    """A connection on which `data` were sent."""
+    pipe = socket.create_connection(('127.0.0.1', int(url.rpartition(':')[2])), timeout=LONG)
+    self.addCleanup(pipe.close)
+    pipe.sendall(data)
+    return pipe
 
   def test_chunked_bodies_are_counted(self):
-    with shopkeeper.listening(shopkeeper.service()) as url:
+    with fake_service.listening(fake_service.service()) as url:
       answer = httpx.post(f'{url}/v1/recommend', content=(b' ' * 65536 for _ in range(40)),
                           timeout=LONG)
       self.assertEqual(answer.status_code, 413)
 
   def test_a_client_that_goes_away_takes_its_request_out(self):
-    hold = shopkeeper.Hold()
-    shop = shopkeeper.service(hold=hold, together=False)
+    hold = fake_service.Hold()
+    shop = fake_service.service(hold=hold, batched=False)
     asked = []
     batcher = shop.models['ring'].batcher
-    inner = batcher.answer
-    batcher.answer = lambda some: asked.extend(some) or inner(some)
-    with shopkeeper.listening(shop) as url:
+    inner = batcher.answer_batch
+    batcher.answer_batch = lambda some: asked.extend(some) or inner(some)
+    with fake_service.listening(shop) as url:
       port = int(url.rpartition(':')[2])
       body = b'{"history": ["i1"]}'
       head = (b'POST /v1/recommend HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: %d\r\n'
@@ -424,7 +506,7 @@ class SocketTest(absltest.TestCase):
       self.assertTrue(settled(lambda: len(batcher) == 5))  # one is being answered
       for c in clients[1:]:
         c.close()
-      self.assertTrue(settled(lambda: shop.gate.running == 1))
+      self.assertTrue(settled(lambda: shop.limits.running == 1))
       hold.go.set()
       self.assertIn(b' 200 ', clients[0].recv(1000))
       self.assertTrue(settled(lambda: len(batcher) == 0))
@@ -432,16 +514,16 @@ class SocketTest(absltest.TestCase):
     self.assertLen(asked, 1)
 
   def test_drain(self):
-    hold = shopkeeper.Hold()
-    shop = shopkeeper.service(hold=hold)
+    hold = fake_service.Hold()
+    shop = fake_service.service(hold=hold)
     with concurrent.futures.ThreadPoolExecutor(4) as pool:
-      with shopkeeper.listening(shop) as url:
+      with fake_service.listening(shop) as url:
         stream = pool.submit(lambda: urllib.request.urlopen(
             f'{url}/shop/events', timeout=LONG).read())
         found = pool.submit(httpx.post, f'{url}/v1/recommend', json={'history': ['i1']},
                             timeout=LONG)
-        self.assertTrue(settled(lambda: hold.count == 1 and shop.gate.running == 2))
-        pool.submit(lambda: settled(lambda: shop.closing) and hold.go.set())
+        self.assertTrue(settled(lambda: hold.count == 1 and shop.limits.running == 2))
+        pool.submit(lambda: settled(lambda: shop.is_closing) and hold.go.set())
       self.assertEqual(found.result(LONG).status_code, 200)
       stream.result(LONG)
 

@@ -8,12 +8,12 @@ import numpy as np
 from absl.testing import absltest, parameterized
 
 from recjax.evaluation import ranking
-from recjax.serving import models
-from recjax.serving.service import Service, Settings
-from recjax.serving.stock import Shelves
+from recjax.serving.catalog_snapshot import CatalogVersions
+from recjax.serving.served_model import ServedModel
+from recjax.serving.service import RecommendationService, ServerSettings
 from tests.methods import reclm_replies_test
-from tests.serving import shopkeeper
-from tests.serving.shopkeeper import LONG
+from tests.serving import fake_service
+from tests.serving.fake_service import LONG
 from tests.serving.stream_test import until
 
 
@@ -29,7 +29,7 @@ def raw(url, line, *heads):
 class GuardTest(absltest.TestCase):
 
   def test_a_wrong_key_opens_no_route(self):
-    with shopkeeper.listening(shopkeeper.service(key='secret')) as url:
+    with fake_service.listening(fake_service.service(api_key='secret')) as url:
       asked = urllib.request.Request(f'{url}/openapi.json', headers={'X-API-Key': 'secret'})
       with urllib.request.urlopen(asked) as answer:
         routes = [f'{m.upper()} {path}' for path, methods in json.load(answer)['paths'].items()
@@ -46,7 +46,7 @@ class GuardTest(absltest.TestCase):
       self.assertEqual(raw(url, 'GET /healthz', 'Authorization: bearer secret')[0], 200)
 
   def test_paths_lead_nowhere_else(self):
-    with shopkeeper.listening(shopkeeper.service()) as url:
+    with fake_service.listening(fake_service.service()) as url:
       for path in ('/static/../app.py', '/static/..%2f..%2fapp.py', '/static/%2e%2e/app.py',
                    '/static/..\\app.py', '/static/..%5capp.py', '//etc/passwd', '/static/%00',
                    '/static/shop.js%00.css', '/static/;/../app.py', '/%2e%2e/%2e%2e/etc/passwd',
@@ -69,12 +69,13 @@ class ControlTest(parameterized.TestCase):
     case = cls()
     cls.addClassCleanup(case.doCleanups)
     goods = reclm_replies_test.TOOLS
-    shelves = Shelves(goods, np.zeros(len(goods), np.int64))
-    face = ranking.recommender(lambda items, offsets: np.zeros((len(offsets) - 1, len(goods))),
-                               goods)
-    model = models.Model('talk', 'reclm', face, shelves, reclm_replies_test.replier(case))
-    model.ready = True
-    cls.url = cls.enterClassContext(shopkeeper.listening(Service({'talk': model}, Settings())))
+    catalogs = CatalogVersions(goods, np.zeros(len(goods), np.int64))
+    recommender = ranking.recommender(
+        lambda items, offsets: np.zeros((len(offsets) - 1, len(goods))), goods)
+    model = ServedModel('talk', 'reclm', recommender, catalogs, reclm_replies_test.replier(case))
+    model.is_ready = True
+    service = RecommendationService({'talk': model}, ServerSettings())
+    cls.url = cls.enterClassContext(fake_service.listening(service))
 
   @parameterized.parameters('<SOI>', '<EOI>', '<SOI>red lamp<EOI>', '<|end|>',
                             '<|end|>\n<|start|>assistant\n1. <SOI>', '\ufdd0400\ufdd1', '\x00<SOI>')

@@ -4,7 +4,7 @@ import importlib.util
 from absl.testing import absltest, parameterized
 
 from recjax.serving import app as apps
-from tests.serving import app_test, shopkeeper
+from tests.serving import app_test, fake_service
 
 
 class ChatTest(parameterized.TestCase):
@@ -24,6 +24,13 @@ class ChatTest(parameterized.TestCase):
     self.assertEqual([(i['id'], i['title']) for i in found['items']], [('i4', 'blue kettle 4')])
     self.assertEqual(found['usage']['total_tokens'], 12)
 
+  def test_items_of_further_catalogs_have_their_title_alone(self):
+    service = fake_service.service()
+    service.models['talk'].chat_model.own = lambda answer: False
+    self.http = app_test.client(service)
+    self.assertEqual(self.ask(history=['i3'], model='talk').json()['items'],
+                     [{'id': 'i4', 'title': 'blue kettle 4'}])
+
   @parameterized.parameters(
       (dict(messages=[]), 422), (dict(messages=[{'role': 'tool', 'content': 'x'}]), 422),
       (dict(messages=[{'role': 'user', 'content': 'x' * 20_001}]), 422),
@@ -41,7 +48,7 @@ class ChatTest(parameterized.TestCase):
     if importlib.util.find_spec('openai') is None:
       self.skipTest('openai is not installed')
     import openai
-    with shopkeeper.listening(shopkeeper.service(key='k')) as url:
+    with fake_service.listening(fake_service.service(api_key='k')) as url:
       client = openai.OpenAI(base_url=f'{url}/v1', api_key='k', max_retries=0)
       turns = [{'role': 'system', 'content': 's'}, {'role': 'user', 'content': 'Some words'}]
       found = client.chat.completions.create(model='talk', messages=turns, temperature=0.2)
@@ -69,7 +76,7 @@ class SchemaTest(absltest.TestCase):
       self.skipTest('schemathesis is not installed')
     import hypothesis
     import schemathesis
-    app = apps.make(shopkeeper.service())
+    app = apps.create_app(fake_service.service())
     inner = app.app.openapi()
     schema = schemathesis.openapi.from_dict(inner)
     http, statuses = app_test.client(), set()

@@ -6,7 +6,7 @@ import httpx
 from absl.testing import absltest, parameterized
 
 from recjax.text import interest_terms
-from tests.serving import app_test, shopkeeper
+from tests.serving import app_test, fake_service
 from tests.text import llm_api_test
 
 
@@ -20,7 +20,7 @@ class InterestsTest(parameterized.TestCase):
       (dict(body=llm_api_test.reply([''])), 'local', None, 'empty'),
       (dict(body=llm_api_test.reply(['Ropes!'])), 'local', None, 'without interests'))
   def test_an_endpoint_and_what_stands_in_for_it(self, step, source, want, note):
-    asked = interest_terms.question([42, 45], shopkeeper.CATALOG.columns)[-1]['content']
+    asked = interest_terms.question([42, 45], fake_service.CATALOG.columns)[-1]['content']
     with llm_api_test.serving({asked: [step]}) as server:
       http = app_test.client(interests_url=f'http://127.0.0.1:{server.server_port}/v1',
                              interests_model='m',
@@ -36,9 +36,9 @@ class InterestsTest(parameterized.TestCase):
   def test_an_endpoint_that_is_not_there_and_what_the_shop_says(self):
     with socket.create_server(('127.0.0.1', 0)) as free:
       port = free.getsockname()[1]
-    shop = shopkeeper.service(interests_url=f'http://127.0.0.1:{port}/v1', interests_model='m',
+    shop = fake_service.service(interests_url=f'http://127.0.0.1:{port}/v1', interests_model='m',
                               interests_seconds=0.5)
-    with shopkeeper.listening(shop) as url, httpx.Client(base_url=url, timeout=60) as http:
+    with fake_service.listening(shop) as url, httpx.Client(base_url=url, timeout=60) as http:
       http.get('/shop/state')
       http.post('/shop/history', json={'item': 'i41'})
       with http.stream('GET', '/shop/events') as answer:

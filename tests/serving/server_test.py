@@ -16,13 +16,13 @@ WARMS_FOREVER = '''
 import itertools, sys
 import jax
 from recjax import cli
-from recjax.serving import models
+from recjax.serving import served_model
 
-def warm(self):
+def warm_up(self):
   for n in itertools.count(1):
     jax.jit(lambda x: (x @ x).sum() * n)(jax.numpy.ones((300, 300))).block_until_ready()
 
-models.Model.warm = warm
+served_model.ServedModel.warm_up = warm_up
 sys.argv = ['recjax', 'serve', sys.argv[1], '--port=' + sys.argv[2]]
 cli.main()
 '''

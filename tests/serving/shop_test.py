@@ -4,7 +4,7 @@ import json
 from absl.testing import absltest
 
 from tests.browser import Browser
-from tests.serving import app_test, shopkeeper
+from tests.serving import app_test, fake_service
 
 CARDS = "document.querySelectorAll('#items .card').length"
 
@@ -12,7 +12,7 @@ CARDS = "document.querySelectorAll('#items .card').length"
 class SessionTest(absltest.TestCase):
 
   def test_histories_are_each_visitors_own(self):
-    shop = shopkeeper.service()
+    shop = fake_service.service()
     one, two = app_test.client(shop), app_test.client(shop)
     for http, item in ((one, 'i3'), (two, 'i30')):
       http.get('/shop/state')
@@ -58,7 +58,7 @@ class PageTest(absltest.TestCase):
     super().setUp()
     self.browser.size(1200, 900)
     self.browser.problems.clear()
-    self.url = self.enterContext(shopkeeper.listening(shopkeeper.service()))
+    self.url = self.enterContext(fake_service.listening(fake_service.service()))
     self.browser.go(self.url)
     self.browser.until(f'{CARDS} === 24')
 
@@ -122,7 +122,7 @@ class PageTest(absltest.TestCase):
 
   def test_hostile_titles_stay_text(self):
     b = self.browser
-    for item in shopkeeper.HOSTILE:
+    for item in fake_service.HOSTILE:
       b.run(f"document.querySelectorAll('#items .foot button')[{item}].click()")
       b.until(f"document.querySelectorAll('#history li').length === {item - 6}")
     self.assertIn('<script>', self.bought()[-1])
@@ -166,30 +166,42 @@ class PageTest(absltest.TestCase):
     self.assertIn('no connection', self.text('#trouble'))
 
   def test_the_api_page(self):
+    """FastAPI's Swagger UI, from this server alone, with a request that is tried out."""
     b = self.browser
     b.go(f'{self.url}/docs')
-    b.until("document.querySelectorAll('details').length > 15")
-    b.run("const d = [...document.querySelectorAll('details')].find(d => d.textContent.includes("
-          "'/v1/recommend')); d.open = true; d.querySelector('form').requestSubmit()")
-    b.until("document.querySelector('details[open] pre').textContent.startsWith('200')")
+    b.until("document.querySelectorAll('.opblock').length > 15")
+    loaded = b.run("performance.getEntriesByType('resource').map(r => new URL(r.name).origin)")
+    self.assertEqual(set(loaded), {self.url})
+    part = "document.querySelector('[id$=v1_recommend_post]')"
+    b.run(f"{part}.querySelector('.opblock-summary-control').click()")
+    b.until(f"{part}.querySelector('.try-out__btn') !== null")
+    b.run(f"{part}.querySelector('.try-out__btn').click()")
+    b.until(f"{part}.querySelector('textarea') !== null")
+    body = json.dumps(json.dumps({'history': ['i3'], 'k': 1}))
+    b.run(f"const t = {part}.querySelector('textarea'); Object.getOwnPropertyDescriptor("
+          f"HTMLTextAreaElement.prototype, 'value').set.call(t, {body});"
+          "t.dispatchEvent(new Event('input', {bubbles: true}))")
+    b.until(f"{part}.querySelector('.execute') !== null")
+    b.run(f"{part}.querySelector('.execute').click()")
+    b.until(f"{part}.innerText.includes('blue kettle 4')")
     self.assertEqual(b.problems, [])
 
 
 class FirstPageTest(absltest.TestCase):
 
   def test_interests_come_by_events_of_the_newest_history(self):
-    shop, hold = shopkeeper.service(), shopkeeper.Hold()
+    shop, hold = fake_service.service(), fake_service.Hold()
     calls = []
-    inner = shop.interests
+    inner = shop.find_interests
 
-    def held(stock, history):
+    def held(snapshot, history):
       calls.append(list(history))
       hold()
-      return inner(stock, history)
-    shop.interests = held
+      return inner(snapshot, history)
+    shop.find_interests = held
     import httpx
-    with shopkeeper.listening(shop) as url, httpx.Client(
-        base_url=url, timeout=shopkeeper.LONG) as http:
+    with fake_service.listening(shop) as url, httpx.Client(
+        base_url=url, timeout=fake_service.LONG) as http:
       http.get('/shop/state')
       for item in ('i21', 'i24', 'i27', 'i41', 'i44'):
         http.post('/shop/history', json={'item': item})

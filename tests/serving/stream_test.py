@@ -8,8 +8,8 @@ import threading
 from absl.testing import absltest, parameterized
 
 from recjax.errors import DataError
-from tests.serving import shopkeeper
-from tests.serving.shopkeeper import LONG, settled
+from tests.serving import fake_service
+from tests.serving.fake_service import LONG, settled
 
 ASK = {'messages': [{'role': 'user', 'content': 'some words'}], 'stream': True, 'model': 'talk'}
 
@@ -35,12 +35,12 @@ class StreamTest(parameterized.TestCase):
 
   def setUp(self):
     super().setUp()
-    self.shop = shopkeeper.service()
-    self.talker, self.go = self.shop.models['talk'].talk, threading.Event()
+    self.shop = fake_service.service()
+    self.talker, self.go = self.shop.models['talk'].chat_model, threading.Event()
     self.talker.before = lambda: self.go.wait(LONG)
 
   def test_the_first_words_come_before_the_others_are_made(self):
-    with shopkeeper.listening(self.shop) as url:
+    with fake_service.listening(self.shop) as url:
       pipe = sent(url)
       first = until(pipe, b'"You"')
       self.assertEqual(self.talker.words, 1)
@@ -58,7 +58,7 @@ class StreamTest(parameterized.TestCase):
   @parameterized.parameters('close', 'reset', 'write')
   def test_who_leaves_within_a_stream_ends_it(self, how):
     """To end one's sending side counts as leaving: it looks the same from here."""
-    with shopkeeper.listening(self.shop) as url:
+    with fake_service.listening(self.shop) as url:
       pipe = sent(url)
       until(pipe, b'"You"')
       if how == 'write':
@@ -69,7 +69,7 @@ class StreamTest(parameterized.TestCase):
         pipe.close()
       else:
         pipe.close()
-      self.assertTrue(settled(lambda: self.shop.gate.running == 0))
+      self.assertTrue(settled(lambda: self.shop.limits.running == 0))
       self.go.set()
       self.assertTrue(settled(lambda: self.talker.ended == 1))
       self.assertEqual(self.talker.words, 1)
@@ -77,12 +77,12 @@ class StreamTest(parameterized.TestCase):
       pipe.close()
 
   def test_who_reads_no_more_leaves_the_others_alone(self):
-    with shopkeeper.listening(self.shop) as url:
+    with fake_service.listening(self.shop) as url:
       pipe = sent(url)
       until(pipe, b'"You"')
       pipe.shutdown(socket.SHUT_RD)
       self.go.set()
-      self.assertTrue(settled(lambda: self.shop.gate.running == 0))
+      self.assertTrue(settled(lambda: self.shop.limits.running == 0))
       self.assertEqual(self.answered(url), 200)
       pipe.close()
 
@@ -94,7 +94,7 @@ class StreamTest(parameterized.TestCase):
   def test_half_closed_requests_end_and_hurt_nobody(self, path):
     self.go.set()
     body = {'/shop/history': {'item': 'i1'}}.get(path, {'history': ['i1']})
-    with shopkeeper.listening(self.shop) as url:
+    with fake_service.listening(self.shop) as url:
       for side in (socket.SHUT_WR, socket.SHUT_RD):
         pipe = sent(url, body, path)
         pipe.shutdown(side)
@@ -105,7 +105,7 @@ class StreamTest(parameterized.TestCase):
       part.shutdown(socket.SHUT_WR)
       self.assertEqual(until(part, b'}')[9:12], b'')
       part.close()
-      self.assertTrue(settled(lambda: self.shop.gate.running == 0))
+      self.assertTrue(settled(lambda: self.shop.limits.running == 0))
       self.assertEqual(self.answered(url), 200)
 
   def test_a_reply_that_fails_is_said_by_a_status_or_in_the_stream(self):
@@ -115,13 +115,13 @@ class StreamTest(parameterized.TestCase):
     def fail():
       steps.append(1)
       raise DataError('no more words')
-    with shopkeeper.listening(self.shop) as url:
+    with fake_service.listening(self.shop) as url:
       self.talker.before = fail
       with contextlib.closing(sent(url)) as pipe:
         found = until(pipe, b'}}')
       self.assertIn(b'no more words', found)
       self.assertNotIn(b'[DONE]', found)
-      self.shop.models['talk'].chat.answer = lambda some, settle: fail()
+      self.shop.models['talk'].chat_batcher.answer_batch = lambda some, settle: fail()
       with contextlib.closing(sent(url)) as pipe:
         found = until(pipe, b'}}')
       self.assertIn(b' 422 ', found)

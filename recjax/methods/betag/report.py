@@ -9,7 +9,7 @@ from ml_collections import ConfigDict
 from recjax.data.dataset import Dataset
 from recjax.data.formats import betag as files
 from recjax.methods.betag import base_tags
-from recjax.report import html, plots, results, run, users
+from recjax.report import html, plots, result_tables, run_section, user_examples
 from recjax.retrieval import bm25
 from recjax.run_files import read_json
 from recjax.training.workdir import Workdir
@@ -44,13 +44,13 @@ def write(cfg: ConfigDict, work: Workdir, shop: Dataset, base: pathlib.Path,
            for i, t in read_json(evaluated / 'tags.json').items()}
   sections = [
       results_section(outcome),
-      results.groups_section(outcome, 'betags'),
+      result_tables.groups_section(outcome, 'betags'),
       items_section(shop, before, after),
       users_section(cfg, work, shop, outcome, after),
       frequency_section(before, after),
-      run.training_section(work.metrics(), {'llm': 'the tiny language model',
+      run_section.training_section(work.metrics(), {'llm': 'the tiny language model',
                                             'tune': 'the adapter'}),
-      *run.closing(work.path, cfg, {
+      *run_section.closing_sections(work.path, cfg, {
           'data': f'{shop.name}, {len(shop.catalog):,} items, {len(shop.interactions):,} users',
           'data fingerprint': shop.fingerprint, 'protocol': outcome['protocol']}, [PAPER]),
   ]
@@ -68,11 +68,11 @@ def verdict(outcome: dict[str, Any]) -> str:
   if p >= 0.05:
     return (f'BETags and base tags do not differ significantly here: the next item is among the '
             f'first ten for {ours["value"]:.1%} and {base["value"]:.1%} of users '
-            f'(p = {results.p_value(p)}).')
+            f'(p = {result_tables.p_value(p)}).')
   word = 'more' if gain > 0 else 'less'
   return (f'With BETags the next item is among the first ten for {ours["value"]:.1%} of users, '
           f'with base tags for {base["value"]:.1%}: {abs(gain):.0%} {word} '
-          f'(paired test, p {results.p_value(p)}).')
+          f'(paired test, p {result_tables.p_value(p)}).')
 
 
 def figures(outcome: dict[str, Any], before: dict[str, list[str]],
@@ -96,7 +96,7 @@ def figures(outcome: dict[str, Any], before: dict[str, list[str]],
 def results_section(outcome: dict[str, Any]) -> html.Section:
   """The table with intervals and the picture of it. outcome: what results.json holds."""
   rows = {r: outcome['rows'][r] for r in LABELS if r in outcome['rows']}
-  table = results.results_table(
+  table = result_tables.results_table(
       {**outcome, 'rows': rows}, metrics=('HR@10', 'HR@5', 'HR@20', 'NDCG@10', 'MRR'),
       main='HR@10', reference='betags', labels=LABELS,
       caption='The next item of every test user, found by its tags')
@@ -143,7 +143,7 @@ def items_section(shop: Dataset, before: dict[str, list[str]],
 
 
 def item_card(shop: Dataset, item: int, before: dict[str, list[str]],
-              after: dict[str, dict[str, int]], follow: collections.Counter) -> html.Html:
+              after: dict[str, dict[str, int]], follow: collections.Counter) -> html.Markup:
   """One item's tags before and after.
 
   shop: the data set. follow: how often which items came next.
@@ -153,7 +153,7 @@ def item_card(shop: Dataset, item: int, before: dict[str, list[str]],
   base_list = before[ident]
 
   def sources(tag):
-    return tuple(f'{users.title_of(catalog, j)} (followed {n} times)'
+    return tuple(f'{user_examples.title_of(catalog, j)} (followed {n} times)'
                  for j, n in follow.most_common(40) if tag in before.get(catalog.id_of(j), ()))[:3]
 
   chips = [html.Tag(t, weight=n, new=t not in base_list,
@@ -161,7 +161,7 @@ def item_card(shop: Dataset, item: int, before: dict[str, list[str]],
            for t, n in after.get(ident, {}).items()][:16]
   about = [catalog.columns[c][item - 1] for c in ('brand', 'categories') if c in catalog.columns]
   about = ', '.join(a if isinstance(a, str) else ' › '.join(a) for a in about if a)
-  return html.card(users.title_of(catalog, item), about, html.tags('base tags', base_list),
+  return html.card(user_examples.title_of(catalog, item), about, html.tags('base tags', base_list),
                    html.tags('BETags', chips))
 
 
@@ -187,7 +187,7 @@ def users_section(cfg: ConfigDict, work: Workdir, shop: Dataset, outcome: dict[s
     parts = [heaviest(model.weights[[i - 1]].multiply(asked).tocsr()) for i in items]
     return ({'Its tags': [heaviest(model.weights[[i - 1]]) for i in had]},
             {'The tags that the score is from': parts}, [])
-  return users.section(
+  return user_examples.section(
       work.path, shop.catalog, test, 'betags', outcome['seeds'][0], tell, 'BM25', intro=(
           f'Beside each item stand the {TAGS} tags that say most about it in BM25, with their '
           f'weights; beside each recommended one the {TAGS} tags that bring most of its score, '

@@ -16,8 +16,8 @@ from recjax.decoding.prefix_generator import PrefixGenerator
 from recjax.decoding.trie import Trie
 from recjax.distributed import sharding
 from recjax.errors import DataError
-from recjax.evaluation import ranking
 from recjax.evaluation.ranking import ScoreFn
+from recjax.evaluation.recommender import Recommender
 from recjax.methods.bigrec import cf_assistant, grounding, instruction_data, prompts, train
 from recjax.methods.bigrec import generate as gen
 from recjax.methods.bigrec.instruction_data import Data
@@ -32,10 +32,8 @@ from recjax.training.workdir import find_stage, open_adopted, saved_config
 def recommender(workdir: str | os.PathLike, data: str | None = None) -> Callable:
   """The trained method's face. data: a later data set than the run's, whose titles it reads.
 
-  workdir: the run's folder. -> recommend(histories, k, exclude_seen=True, allowed=None) -> (item
-  ids [B][k], scores (B, k)); histories are lists of item ids, oldest first, `allowed` a set of item
-  ids. D3 searches with k or `decode.beams` beams, whichever is more. Raises DataError for an
-  unknown id or an empty history.
+  workdir: the run's folder. -> Recommender. D3 searches with k or `decode.beams` beams, whichever
+  is more. It raises DataError for an unknown id or an empty history.
   """
   config = saved_config(workdir)
   results = read_json(find_stage(workdir, 'evaluate') / 'results.json')
@@ -70,12 +68,10 @@ def recommender(workdir: str | os.PathLike, data: str | None = None) -> Callable
   else:
     answer = decoded(config.decode, results, score, gen.plant(tokenizer, template, data.titles))
 
-  def recommend(histories, k, exclude_seen=True, allowed=None):
-    rows = [np.array([data.catalog.index(i) for i in h], np.int32) for h in histories]
+  def recommend(rows, k, exclude_seen, mask):
     empty = [i for i, h in enumerate(rows) if not len(h)]
     if empty:
       raise DataError(f'history {empty[0]} is empty; this method continues at least one item')
-    mask = ranking.mask_of(allowed, data.catalog)
     asked = asked_of(config, data, template, tokenizer, rows)
     items, scores = [], []
     size = min(config.decode.batch, 1 << (len(rows) - 1).bit_length())
@@ -87,9 +83,8 @@ def recommender(workdir: str | os.PathLike, data: str | None = None) -> Callable
                        mask)
         items.append(answers[0][:len(chosen)])
         scores.append(answers[1][:len(chosen)])
-    items, scores = np.concatenate(items), np.concatenate(scores)
-    return [[data.catalog.id_of(i) for i in row if i] for row in items], scores
-  return recommend
+    return np.concatenate(items), np.concatenate(scores)
+  return Recommender(recommend, data.catalog)
 
 
 def vectors_of(workdir: str | os.PathLike, data: Data, before: list[str], embed: Callable,

@@ -10,7 +10,7 @@ from recjax.data.splits import Cases
 from recjax.methods.bigrec import instruction_data
 from recjax.methods.bigrec.instruction_data import Data
 from recjax.models import seqrec
-from recjax.report import html, plots, results, run, users
+from recjax.report import html, plots, result_tables, run_section, user_examples
 from recjax.run_files import read_json
 from recjax.training.workdir import Workdir, find_stage
 
@@ -62,11 +62,11 @@ def write(cfg: ConfigDict, work: Workdir, data: Data, evaluated: pathlib.Path) -
   html.write(work.path / 'report.html', html.page(
       name, f'{data.name}, preset {cfg.preset}',
       [verdict(outcome, main), html.tiles(figures(cfg, outcome, main))],
-      [results_section(cfg, outcome, main), results.groups_section(outcome, main),
+      [results_section(cfg, outcome, main), result_tables.groups_section(outcome, main),
        *special(cfg, work, data, outcome),
-       run.training_section(work.metrics(), {'llm': 'the tiny language model', 'tune': 'the LLM',
-                                             'assistant': 'the assistant'}),
-       *run.closing(work.path, cfg, {
+       run_section.training_section(work.metrics(), {
+           'llm': 'the tiny language model', 'tune': 'the LLM', 'assistant': 'the assistant'}),
+       *run_section.closing_sections(work.path, cfg, {
            'data': f'{data.name}: {len(data.catalog):,} items, {len(data.cases.train):,} training '
            'samples', **{k.replace('_', ' '): f'{v:,}' for k, v in data.notes.items() if v},
            'data fingerprint': data.fingerprint, 'protocol': outcome['protocol']},
@@ -80,7 +80,7 @@ def verdict(outcome: dict[str, Any], main: str) -> str:
   p = outcome['tests'][f'{main}>popularity']['HR@10']
   return (f'For {ours["HR@10"]["value"]:.1%} of {ours["HR@10"]["n"]:,} test cases the next item is '
           f'among the first ten ({LABELS[main]}); the most popular items give '
-          f'{base["HR@10"]["value"]:.1%} (paired test, p {results.p_value(p)}).')
+          f'{base["HR@10"]["value"]:.1%} (paired test, p {result_tables.p_value(p)}).')
 
 
 def figures(cfg: ConfigDict, outcome: dict[str, Any], main: str) -> list[tuple]:
@@ -92,7 +92,7 @@ def figures(cfg: ConfigDict, outcome: dict[str, Any], main: str) -> list[tuple]:
     last = ('LLM weight', f'{outcome["alpha"]:g}', 'chosen on validation')
   else:
     last = ('first beams that are titles', f'{1 - outcome["invalid_first"]:.1%}', 'as written')
-  return [*results.tiles(outcome, main, ('HR@10', 'NDCG@10')),
+  return [*result_tables.metric_tiles(outcome, main, ('HR@10', 'NDCG@10')),
           ('invalid titles', f'{outcome["invalid_titles"]:.1%}',
            'of what was recommended' if cfg.variant == 'decode' else
            'of all beams, before grounding'),
@@ -105,7 +105,8 @@ def results_section(cfg: ConfigDict, outcome: dict[str, Any], main: str) -> html
   cfg: the run's config. outcome: what results.json holds. main: the first row.
   """
   every = [m for m in ('HR@10', 'NDCG@10', 'HR@5') if m in outcome['rows'][main]]
-  return html.section('Results', results.results_table(outcome, every, 'NDCG@10', main, LABELS),
+  table = result_tables.results_table(outcome, every, 'NDCG@10', main, LABELS)
+  return html.section('Results', table,
                       intro='Intervals are 95 % bootstraps over test cases.' + (
                           f' A list of D3 holds {cfg.decode.beams} beams; a target outside counts '
                           'as not found.' if cfg.variant == 'decode' else ''))
@@ -194,7 +195,7 @@ def written_users(cfg: ConfigDict, work: Workdir, data: Data, outcome: dict[str,
     return {}, {}, [html.table(['', 'Written', ''], beams, 'Beams, before grounding', 'rll')]
   how = outcome['list_of']
   pull = '' if how['prior'] == 'none' else f', pulled with gamma {how["gamma"]:g}'
-  return users.section(
+  return user_examples.section(
       work.path, data.catalog, asked(cfg, data), next(iter(outcome['rows'])), cfg.seed, tell,
       'Closeness', intro='The model wrote the beams below each list. The first beam stands among '
       f'the items by the distance of its vector{pull}: closeness is 1 for the nearest item, 0 for '
@@ -263,9 +264,9 @@ def decoded_users(cfg: ConfigDict, work: Workdir, data: Data,
 
   def tell(case, had, items):
     rest = [i for i in alone[case] if i][:len(items)]
-    rest = [users.title_of(data.catalog, i) for i in rest] + [''] * (len(items) - len(rest))
+    rest = [user_examples.title_of(data.catalog, i) for i in rest] + [''] * (len(items) - len(rest))
     return {}, {'The LLM alone wrote': rest}, []
-  return users.section(
+  return user_examples.section(
       work.path, data.catalog, asked(cfg, data), 'd3', cfg.seed, tell, 'Score',
       cfg.decode.beams,
       f'A list is the {cfg.decode.beams} best beams, each the title of an item as it was written; '

@@ -14,7 +14,7 @@ from recjax.data.dataset import Dataset, load_unchanged
 from recjax.data.formats import etegrec as files
 from recjax.distributed import sharding
 from recjax.errors import ConfigError, DataError, WorkdirError
-from recjax.evaluation import ranking
+from recjax.evaluation.recommender import Recommender
 from recjax.methods.etegrec import beam_ranking, interests, train, update
 from recjax.models import semantic_id_t5
 from recjax.run_files import read_json
@@ -51,10 +51,8 @@ def recommender(workdir: Path, data: str | None = None) -> Callable:
   """The trained method's face.
 
   workdir: of the run. data: a later data set; its new items get IDs where texts made the run's.
-  -> recommend(histories, k, exclude_seen=True, allowed=None) -> (item ids [B][k], scores (B, k));
-  scores are log-probabilities of IDs. Histories are lists of item ids, oldest first, `allowed` a
-  set of item ids. At most k or `decode.beams` items are searched, whichever is more.
-  Raises DataError for an unknown id or an empty history.
+  -> Recommender, whose scores are log-probabilities of IDs. At most k or `decode.beams` items are
+  searched, whichever is more. It raises DataError for an unknown id or an empty history.
   """
   config, dataset, cfg, params = open_run(workdir)
   if data:
@@ -63,21 +61,17 @@ def recommender(workdir: Path, data: str | None = None) -> Callable:
   encode_interests = interest_encoder(config, dataset, mesh) if config.fusion != 'none' else None
   rec, table = jax.tree.map(jax.numpy.asarray, (params['rec'], params['table']))
 
-  def recommend(histories, k, exclude_seen=True, allowed=None):
-    item_rows = [np.array([dataset.catalog.index(i) for i in h], np.int32) for h in histories]
+  def recommend(item_rows, k, exclude_seen, allowed_mask):
     empty = [i for i, h in enumerate(item_rows) if not len(h)]
     if empty:
       raise DataError(f'history {empty[0]} is empty; this method continues at least one item')
-    allowed_mask = ranking.mask_of(allowed, dataset.catalog)
     decode = ConfigDict({'beams': max(k, config.decode.beams), 'batch': config.decode.batch})
     with jax.set_mesh(mesh):
       items, scores = beam_ranking.rank_items(
-        cfg, rec, table, item_rows, config.model.max_history, decode,
-        encode_interests(item_rows) if encode_interests else None, exclude_seen, allowed_mask
-      )
-    items, scores = items[:, :k], scores[:, :k]
-    return [[dataset.catalog.id_of(int(i)) for i in row if i] for row in items], scores
-  return recommend
+          cfg, rec, table, item_rows, config.model.max_history, decode,
+          encode_interests(item_rows) if encode_interests else None, exclude_seen, allowed_mask)
+    return items[:, :k], scores[:, :k]
+  return Recommender(recommend, dataset.catalog)
 
 
 def interest_encoder(config: ConfigDict, dataset: Dataset, mesh: jax.sharding.Mesh) -> Callable:

@@ -12,7 +12,7 @@ from recjax.data import splits
 from recjax.data.dataset import Dataset
 from recjax.methods.etegrec import interests, item_embeddings, tokenization, train
 from recjax.models import semantic_id_t5, seqrec
-from recjax.report import html, plots, results, run, users
+from recjax.report import html, plots, result_tables, run_section, user_examples
 from recjax.retrieval import pca
 from recjax.run_files import read_json
 from recjax.training.workdir import Workdir
@@ -60,12 +60,12 @@ def write(cfg: ConfigDict, work: Workdir, dataset: Dataset, vectors_dir: Path, i
       [verdict(outcome, row), html.tiles(figures(outcome, row, ids_dir))],
       [
         results_section(outcome, row),
-        results.groups_section(outcome, row),
+        result_tables.groups_section(outcome, row),
         *([interests_section(outcome)] if interests_dir is not None else []),
         ids_section(dataset, cfg, vectors_dir, ids_dir, table),
         training_section(work),
         users_section(cfg, work, dataset, vectors_dir, ids_dir, interests_dir, model_dir, row),
-        *run.closing(
+        *run_section.closing_sections(
           work.path,
           cfg,
           {
@@ -94,7 +94,7 @@ def verdict(outcome: dict, row: str) -> str:
 def figures(outcome: dict, row: str, ids_dir: Path) -> list[tuple]:
   """Tiles of the summary."""
   stats = tokenization.codebook_stats(ids_dir)
-  return [*results.tiles(outcome, row, ('HR@10', 'NDCG@10')),
+  return [*result_tables.metric_tiles(outcome, row, ('HR@10', 'NDCG@10')),
           ('codes in use', f'{min(stats["usage"]):.0%}', 'of the level that uses fewest'),
           ('items that share codes', f'{stats["collision_rate"]:.2%}',
            'before they are told apart'),
@@ -105,7 +105,8 @@ def figures(outcome: dict, row: str, ids_dir: Path) -> list[tuple]:
 def results_section(outcome: dict, row: str) -> str:
   """The table with intervals."""
   metrics = [m for m in ('HR@10', 'NDCG@10', 'HR@5') if m in outcome['rows'][row]]
-  return html.section('Results', results.results_table(outcome, metrics, 'NDCG@10', row, LABELS),
+  return html.section('Results', result_tables.results_table(outcome, metrics, 'NDCG@10', row,
+  LABELS),
                       intro='Intervals are 95 % bootstraps over users.')
 
 
@@ -224,7 +225,7 @@ def users_section(cfg: ConfigDict, work: Workdir, dataset: Dataset, vectors_dir:
         f'Codes of what came next: {codes_of([target])[0]}.', *parts]
   extra = (' The weight of an interest is the share of attention that the history pays to it, '
            'the mean over tokens and heads.' if cfg.fusion == 'encoder' else '')
-  return users.section(
+  return user_examples.section(
       work.path, dataset.catalog, test, row, cfg.seed + best, describe, 'Log-probability',
       cfg.decode.beams,
       f'Items are written as their codes, one a level; a list is {cfg.decode.beams} beams.{extra}')

@@ -7,7 +7,7 @@ from ml_collections import ConfigDict
 from recjax.data.dataset import Dataset
 from recjax.methods.llmemb import item_embeddings, rat, variants
 from recjax.models import seqrec
-from recjax.report import html, plots, results, run, users
+from recjax.report import html, plots, result_tables, run_section, user_examples
 from recjax.retrieval import pca
 from recjax.run_files import read_json
 from recjax.training import sequential
@@ -51,10 +51,10 @@ def write(cfg: ConfigDict, work: Workdir, dataset: Dataset, tables: dict, id_dir
         results_section(outcome, row),
         tail_section(cfg, outcome),
         map_section(cfg, dataset, tables, rat_dirs),
-        results.groups_section(outcome, row),
+        result_tables.groups_section(outcome, row),
         users_section(cfg, work, dataset, tables, rat_dirs, row),
         training_section(work, id_dirs, rat_dirs),
-        *run.closing(
+        *run_section.closing_sections(
           work.path,
           cfg,
           {
@@ -83,13 +83,13 @@ def verdict(cfg: ConfigDict, outcome: dict, row: str) -> str:
     ours, theirs = (cells[name_of_row]['NDCG@10']['value'] for name_of_row in (row, id_row))
     p = tests[f'{row}>{id_row}']['NDCG@10']
     sentences.append(f'for {name} NDCG@10 is {ours:.4f} against {theirs:.4f} of ids alone '
-                     f'(p {results.p_value(p)})')
+                     f'(p {result_tables.p_value(p)})')
   return '; '.join(sentences).capitalize().replace('ndcg', 'NDCG') + '.'
 
 
 def figures(outcome: dict, row: str) -> list[tuple]:
   """Tiles of the summary."""
-  tiles = results.tiles(outcome, row, ('HR@10', 'NDCG@10'))
+  tiles = result_tables.metric_tiles(outcome, row, ('HR@10', 'NDCG@10'))
   tail = outcome['groups'].get('tail_item')
   if tail:
     cell = tail['rows'][row]['NDCG@10']
@@ -99,8 +99,8 @@ def figures(outcome: dict, row: str) -> list[tuple]:
 
 def results_section(outcome: dict, row: str) -> str:
   """All rows: recommenders over ids, ablations, baselines."""
-  parts = [results.results_table(outcome, ['HR@10', 'NDCG@10', 'HR@5', 'HR@20'], 'NDCG@10', row,
-                                 LABELS)]
+  metrics = ['HR@10', 'NDCG@10', 'HR@5', 'HR@20']
+  parts = [result_tables.results_table(outcome, metrics, 'NDCG@10', row, LABELS)]
   if 'sampled' in outcome:
     sampled_rows = outcome['sampled']['all']['rows']
     parts.append(
@@ -168,15 +168,16 @@ def users_section(cfg: ConfigDict, work: Workdir, dataset: Dataset, tables: dict
 
   def nearest(unit, item):
     similarity = unit @ unit[item - 1]
-    return [f'{users.title_of(dataset.catalog, i + 1)} ({similarity[i]:.2f})'
+    return [f'{user_examples.title_of(dataset.catalog, i + 1)} ({similarity[i]:.2f})'
             for i in np.argsort(-similarity, kind='stable') if i != item - 1][:NEAREST]
 
   def describe(case, history, items):
     last = int(history[-1])
     rows = zip(map(str, range(1, NEAREST + 1)), nearest(before, last), nearest(after, last))
     return {}, {}, [html.table(['', 'As the texts say', 'After RAT'], [list(r) for r in rows],
-                               f'Nearest to {users.title_of(dataset.catalog, last)}', 'rll')]
-  return users.section(
+                               f'Nearest to {user_examples.title_of(dataset.catalog, last)}',
+                               'rll')]
+  return user_examples.section(
     work.path,
     dataset.catalog,
     test,

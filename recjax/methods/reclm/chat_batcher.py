@@ -33,10 +33,10 @@ class ChatRequest:
   """A conversation that waits for a reply.
 
   turns: ({'role', 'content'}, ...), the last a user's. domain: a catalog's name, '' the first.
-  history: item ids that the last turn is about. least, most: items of the reply. tokens: at most so
-  many, 0 for no limit. temperature: None takes the run's. seed: of the draws. tell: called with the
-  text so far, to which more is only ever added, while the reply is made. gone: whether nobody waits
-  for the reply any more, which then ends where it is.
+  history: item indices that the last turn is about. least, most: items of the reply. tokens: at
+  most so many, 0 for no limit. temperature: None takes the run's. seed: of the draws. tell: called
+  with the text so far, to which more is only ever added, while the reply is made. gone: whether
+  nobody waits for the reply any more, which then ends where it is.
   """
   turns: tuple[dict, ...]
   domain: str = ''
@@ -54,8 +54,9 @@ class ChatRequest:
 class ChatAnswer:
   """A reply.
 
-  text: what a person reads. domain: the catalog's name. items: ids in the order that the text names
-  them, titles: of these. complete: it ended by itself. tokens_in, tokens_out: of prompt and reply.
+  text: what a person reads. domain: the catalog's name. items: indices in the order that the text
+  names them, titles: of these. complete: it ended by itself. tokens_in, tokens_out: of prompt and
+  reply.
   """
   text: str
   domain: str
@@ -109,7 +110,7 @@ class ChatBatcher:
     while sum(len(t['content']) for t in turns) > max_chars and drop_oldest_round(turns):
       pass
     if request.history:
-      items = [tokenized.catalog.index(i) for i in request.history][-sft_data.MAX_ITEMS:]
+      items = list(request.history[-sft_data.MAX_ITEMS:])
       turns[-1]['content'] = sft_data.with_history(self.cfg, tokenized, items, turns[-1]['content'])
     turns = [sft_data.message(t['role'], restore_items(t['content'], self.item_of_title[name]))
              if t['role'] == 'assistant' else t for t in turns]
@@ -193,10 +194,14 @@ class ChatBatcher:
     self.prompt(request)
     return request
 
-  def known(self, ids: Iterable[str], domain: str = '') -> tuple[str, ...]:
-    """Those of some item ids that a catalog has. domain: its name, '' the first."""
+  def known(self, ids: Iterable[str], domain: str = '') -> tuple[int, ...]:
+    """The indices of those item ids that a catalog has. domain: its name, '' the first."""
     grounded = self.domains.get(domain or next(iter(self.domains)))
-    return tuple(i for i in ids if grounded and grounded.tokenized.catalog.find(i))
+    return tuple(filter(None, map(grounded.tokenized.catalog.find, ids))) if grounded else ()
+
+  def item_id(self, answer: 'ChatAnswer', item: int) -> str:
+    """The id of an item of a reply. answer: the reply. item: its index."""
+    return self.domains[answer.domain].tokenized.catalog.id_of(item)
 
   def own(self, answer: ChatAnswer) -> bool:
     """Whether a reply is about the catalog that the model was trained on."""
@@ -234,7 +239,7 @@ class ChatBatcher:
       reply = grounded.read(reply.ids[:size])
     tokenized = grounded.tokenized
     return ChatAnswer(reply.text, self.domain_of(request)[0],
-                      tuple(tokenized.catalog.id_of(i) for i in reply.items),
+                      tuple(int(i) for i in reply.items),
                       tuple(tokenized.title(i) for i in reply.items), reply.complete, tokens_in,
                       len(reply.ids))
 

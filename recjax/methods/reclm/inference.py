@@ -13,7 +13,7 @@ from recjax.data.dataset import Dataset, load_data, load_unchanged
 from recjax.decoding.prefix_generator import PrefixGenerator
 from recjax.distributed import sharding
 from recjax.errors import ConfigError
-from recjax.evaluation import ranking
+from recjax.evaluation.recommender import Recommender
 from recjax.methods.reclm import (
   chat_batcher,
   conversation,
@@ -68,17 +68,14 @@ def check_later(config: ConfigDict) -> None:
 def recommender(workdir: Path, data: str | None = None) -> Callable:
   """The trained method's face. data: a later data set, as in `open_run`.
 
-  -> recommend(histories, k, exclude_seen=True, allowed=None) -> (item ids [B][k], scores (B, k)),
-  ranked as the first item of a reply would be: scores are log-probabilities of titles, or of
-  RecLM-ret products with the projected state; histories are lists of item ids, oldest first,
-  `allowed` a set of item ids, or (B, N) bool, a row a history (which recommend.rows says; .most is
-  how many histories do well together). Raises DataError for an unknown id.
+  -> Recommender, ranked as the first item of a reply would be: scores are log-probabilities of
+  titles, or of RecLM-ret products with the projected state.
   """
   return make_recommender(*open_run(workdir, data))
 
 
 def faces(workdir: Path, catalogs: Sequence[str] = (),
-          data: str | None = None) -> tuple[Callable, chat_batcher.ChatBatcher]:
+          data: str | None = None) -> tuple[Recommender, chat_batcher.ChatBatcher]:
   """One opened run for serving: `recommender` and `chat_batcher.ChatBatcher`.
 
   catalogs: as in `converse`; data: a later data set, as in `open_run`.
@@ -97,9 +94,8 @@ def make_recommender(config: ConfigDict, dataset: Dataset, grounded: generation.
       config.prompt.template, 'recjax.methods.reclm', sft_data.FIELDS)
   encoder, generators = train.make_encoder(config, grounded.chat_model, tokenized), []
 
-  def recommend(histories, k, exclude_seen=True, allowed=None):
-    item_rows = [[dataset.catalog.index(i) for i in history] for history in histories]
-    allowed_mask = ranking.mask_of(allowed, dataset.catalog)
+  def recommend(histories, k, exclude_seen, allowed_mask):
+    item_rows = [history.tolist() for history in histories]
     prompts, _ = sft_data.make_prompts(
       encoder, tokenized, template, item_rows, config.eval.words, k
     )
@@ -125,9 +121,8 @@ def make_recommender(config: ConfigDict, dataset: Dataset, grounded: generation.
         )
         items += ranked[0][: len(batch_rows)].tolist()
         scores.append(ranked[1][: len(batch_rows)])
-    return [[dataset.catalog.id_of(i) for i in row if i] for row in items], np.concatenate(scores)
-  recommend.rows, recommend.most = True, 8
-  return recommend
+    return items, np.concatenate(scores)
+  return Recommender(recommend, dataset.catalog, masks_by_row=True, max_batch=8)
 
 
 def converse(workdir: Path,

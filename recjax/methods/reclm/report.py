@@ -8,7 +8,7 @@ from recjax.data import splits
 from recjax.data.dataset import Dataset
 from recjax.methods.reclm import inference
 from recjax.models import seqrec
-from recjax.report import html, plots, results, run, users
+from recjax.report import html, plots, result_tables, run_section, user_examples
 from recjax.run_files import read_json
 from recjax.training.workdir import Workdir, find_stage
 
@@ -54,21 +54,21 @@ def write(cfg: ConfigDict, work: Workdir, dataset: Dataset, results_dir: Path) -
   html.write(work.path / 'report.html', html.page(
       f'{LABELS[row]}: a chat model whose items exist', f'{dataset.name}, preset {cfg.preset}',
       [verdict(outcome, row), html.tiles(figures(cfg, outcome, row))],
-      [html.section('Results', results.results_table(
+      [html.section('Results', result_tables.results_table(
           outcome, ('HR@10', 'NDCG@10', 'HR@5'), 'NDCG@10', row, LABELS),
                     intro='Intervals are 95 % bootstraps over test users. A list of RecLM holds '
                     f'{cfg.decode.num_items} items; a target outside counts as not found.',
         ),
-       results.groups_section(outcome, row),
-       rates_section(cfg, outcome),
-       *control_section(cfg, outcome),
-       curves(work),
-       users_section(cfg, work, dataset),
-       run.training_section(
+        result_tables.groups_section(outcome, row),
+        rates_section(cfg, outcome),
+        *control_section(cfg, outcome),
+        curves(work),
+        users_section(cfg, work, dataset),
+        run_section.training_section(
           work.metrics(),
           {'llm': 'the tiny language model', 'teacher': 'the teacher', 'tune': 'the LLM'}
         ),
-       *run.closing(
+        *run_section.closing_sections(
           work.path,
           cfg,
           {
@@ -91,7 +91,7 @@ def verdict(outcome: dict, row: str) -> str:
   p = outcome['tests'][f'{row}>popularity']['HR@10']
   text = (f'For {ours["value"]:.1%} of {ours["n"]:,} test users the next item is in the list of '
           f'ten; the most popular items give {popularity["value"]:.1%} (paired test, p '
-          f'{results.p_value(p)}).')
+          f'{result_tables.p_value(p)}).')
   if 'sasrec' in outcome['rows']:
     teacher_rate = outcome['rows']['sasrec']['HR@10']['value']
     text += (f' The teacher reaches {teacher_rate:.1%}: a ratio of '
@@ -102,7 +102,7 @@ def verdict(outcome: dict, row: str) -> str:
 def figures(cfg: ConfigDict, outcome: dict, row: str) -> list[tuple]:
   """Tiles of the summary."""
   k = cfg.decode.num_items
-  return [*results.tiles(outcome, row, ('HR@10', 'NDCG@10')),
+  return [*result_tables.metric_tiles(outcome, row, ('HR@10', 'NDCG@10')),
           ('items that do not exist', f'{outcome["rates"][f"NonExistRate@{k}"]:g}', 'in all lists'),
           ('repeats', f'{outcome["rates"][f"RepeatRate@{k}"]:g}', 'in all lists')]
 
@@ -188,8 +188,9 @@ def users_section(cfg: ConfigDict, work: Workdir, dataset: Dataset) -> str:
     replies |= {name: ids for name, ids in json.loads(line)}
 
   def describe(case, history, items):
-    return {}, {}, [html.element('p', 'The reply', class_='label'),
+    return {}, {}, [html.label('The reply'),
                     html.code(grounded.read(replies[int(case)]).text or '(nothing)')]
-  return users.section(work.path, dataset.catalog, cases, cfg.grounding, cfg.seed, describe, '',
+  return user_examples.section(work.path, dataset.catalog, cases, cfg.grounding, cfg.seed, describe,
+  '',
                        cfg.decode.num_items, 'Below each list stands the reply that it was read '
                        'from. Items have no scores: their order is that of the reply.')

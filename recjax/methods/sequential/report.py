@@ -8,7 +8,7 @@ from ml_collections import ConfigDict
 from recjax.data import splits
 from recjax.data.dataset import Dataset
 from recjax.models import seqrec
-from recjax.report import html, plots, results, run, users
+from recjax.report import html, plots, result_tables, run_section, user_examples
 from recjax.run_files import read_json
 from recjax.training.workdir import Workdir, find_stage
 
@@ -26,8 +26,9 @@ def write(cfg: ConfigDict, work: Workdir, shop: Dataset, evaluated: pathlib.Path
   html.write(work.path / 'report.html', html.page(
       f'Sequential recommendation: {row}', f'{shop.name}, preset {cfg.preset}',
       [verdict(outcome, row), html.tiles(figures(outcome, row))],
-      [results_section(outcome, row), results.groups_section(outcome, row),
-       users_section(cfg, shop, work, row), training_section(work), *run.closing(work.path, cfg, {
+      [results_section(outcome, row), result_tables.groups_section(outcome, row),
+       users_section(cfg, shop, work, row), training_section(work),
+       *run_section.closing_sections(work.path, cfg, {
            'data': f'{shop.name}: {len(shop.interactions):,} users, {len(shop.catalog):,} items',
            'data fingerprint': shop.fingerprint, 'protocol': outcome['protocol'],
            'seeds': ', '.join(map(str, outcome['seeds']))}, [seqrec.PAPERS[cfg.model.kind]])],
@@ -46,7 +47,7 @@ def verdict(outcome: dict[str, Any], row: str) -> str:
 def figures(outcome: dict[str, Any], row: str) -> list[tuple]:
   """Tiles of the summary. outcome: what results.json holds. row: the first row."""
   spread = outcome['sd_of_seeds']['NDCG@10']
-  return [*results.tiles(outcome, row, ('HR@10', 'NDCG@10')),
+  return [*result_tables.metric_tiles(outcome, row, ('HR@10', 'NDCG@10')),
           ('seeds', str(len(outcome['seeds'])),
            f'NDCG@10 varies by {spread:.4f}' if spread is not None else 'one alone'),
           ('items shown', f'{outcome["lists"]["coverage"]:.0%}',
@@ -59,7 +60,7 @@ def results_section(outcome: dict[str, Any], row: str) -> html.Section:
   outcome: what results.json holds. row: the first row.
   """
   every = ['HR@10', 'NDCG@10']
-  parts = [results.results_table(outcome, [*every, 'HR@5'], 'NDCG@10', row, LABELS)]
+  parts = [result_tables.results_table(outcome, [*every, 'HR@5'], 'NDCG@10', row, LABELS)]
   if len(outcome['seeds']) > 1:
     parts.append(html.table(['Seed', *every], [
         [name, *(f'{cells[m]:.4f}' for m in every)]
@@ -112,8 +113,10 @@ def users_section(cfg: ConfigDict, shop: Dataset, work: Workdir, row: str) -> ht
   def tell(case, had, items):
     had = set(split.test.history(case).tolist()) if cfg.eval.mask_history else ()
     top = [i for i in popular if i not in had][:len(items)]
+    titles = [user_examples.title_of(shop.catalog, i) for i in top]
     return ({}, {'Bought': [f'{counts[i - 1]:,}' for i in items],
-                 'The most bought instead': [users.title_of(shop.catalog, i) for i in top]}, [])
-  return users.section(work.path, shop.catalog, split.test, row, cfg.seed + best, tell, intro=(
+                 'The most bought instead': titles}, [])
+  return user_examples.section(
+      work.path, shop.catalog, split.test, row, cfg.seed + best, tell, intro=(
       '“Bought” counts the training interactions of an item; beside the list stand the most bought '
       'items, those of the history left out where they are left out of the list.'))

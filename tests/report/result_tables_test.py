@@ -4,8 +4,7 @@ import re
 import numpy as np
 from absl.testing import absltest, parameterized
 
-from recjax.report import results
-from recjax.report.html import Html
+from recjax.report import result_tables
 
 
 def cell(value, low=None, high=None, n=4000):
@@ -26,46 +25,47 @@ MADE = {
 
 
 def text(made):
-  return re.sub(r'\s+', ' ', re.sub('<[^>]*>', ' ', made.text)).replace('&lt;', '<')
+  return re.sub(r'\s+', ' ', re.sub('<[^>]*>', ' ', made)).replace('&lt;', '<')
 
 
 def rows_of(made):
-  body = made.text.split('<tbody>')[1].split('</tbody>')[0]
-  return [text(Html(row)) for row in body.split('</tr>')[:-1]]
+  body = made.split('<tbody>')[1].split('</tbody>')[0]
+  return [text(row) for row in body.split('</tr>')[:-1]]
 
 
 class ResultsTest(parameterized.TestCase):
 
   def test_rows_show_value_interval_p_and_best(self):
-    made = results.results_table(MADE, reference='base_tags', labels={'betags': 'BETags'})
+    made = result_tables.results_table(MADE, reference='base_tags', labels={'betags': 'BETags'})
     first, second, third = rows_of(made)
     self.assertIn('BETags 0.1712 (best) 0.1600 to 0.1800 < 0.001 0.0900', first)
     self.assertIn('base_tags 0.1394 0.1300 to 0.1500 reference 0.0950 (best)', second)
     self.assertIn('random 0.0000 0.0000 to 0.0000 0.012 –', third)
-    self.assertEqual(made.text.count('<strong>'), 2)
+    self.assertEqual(made.count('<strong>'), 2)
 
   def test_what_the_figures_rest_on_is_said(self):
-    made = text(results.results_table(MADE, reference='base_tags'))
+    made = text(result_tables.results_table(MADE, reference='base_tags'))
     self.assertIn('Protocol: leave-one-out, 1,000 items. Seeds: 0, 1.', made)
     self.assertIn('n = 4,000.', made)
     self.assertIn('against base_tags', made)
 
   def test_groups_stand_only_among_every_number(self):
-    short, full = results.results_table(MADE).text.split('<details>')
+    short, full = result_tables.results_table(MADE).split('<details>')
     self.assertNotIn('HR@10:mid', short)
     self.assertIn('HR@10:mid', full)
 
   def test_main_metric_comes_first_and_has_the_bar(self):
-    made = results.results_table(MADE, ('HR@10', 'NDCG@10'), 'NDCG@10').text
+    made = result_tables.results_table(MADE, ('HR@10', 'NDCG@10'), 'NDCG@10')
     self.assertLess(made.index('NDCG@10</th>'), made.index('HR@10</th>'))
     self.assertEqual(made.count('class="bar"'), 2)
 
   def test_an_unknown_reference_is_an_error(self):
     with self.assertRaises(KeyError):
-      results.results_table(MADE, reference='sasrec')
+      result_tables.results_table(MADE, reference='sasrec')
 
   def test_a_result_without_tests_or_values_still_makes_a_table(self):
-    made = results.results_table({'rows': {'a': {'HR@10': cell(float('nan'))}}}, reference='a')
+    rows = {'a': {'HR@10': cell(float('nan'))}}
+    made = result_tables.results_table({'rows': rows}, reference='a')
     self.assertIn('–', text(made))
 
   @parameterized.parameters(
@@ -74,26 +74,26 @@ class ResultsTest(parameterized.TestCase):
       ([cell(-0.02, -0.041, 0.0)], '−0.041 to 0'), ([cell(0.0, 0.0, 0.0)], '0 to 1'))
   def test_bars_start_at_zero_unless_all_lie_far_from_it(self, cells, ends):
     rows = {f'row {i}': {'HR@10': found} for i, found in enumerate(cells)}
-    self.assertIn(f'HR@10 {ends} ', text(results.results_table({'rows': rows})))
+    self.assertIn(f'HR@10 {ends} ', text(result_tables.results_table({'rows': rows})))
 
   def test_bar_puts_values_where_they_belong(self):
-    made = results.interval_bar(cell(0.5, 0.2, 0.8), (0.0, 1.0), 0.25).text
+    made = result_tables.interval_bar(cell(0.5, 0.2, 0.8), (0.0, 1.0), 0.25)
     (left, right), mark, (low, high) = [
         [float(x) for x in re.findall(r'x[12]="([^"]*)"', line)]
         for line in made.split('<line')[1:]]
     value = float(re.search(r'cx="([^"]*)"', made)[1])
     np.testing.assert_allclose(
         [value, low, high, *mark], left + np.array([0.5, 0.2, 0.8, 0.25, 0.25]) * (right - left))
-    self.assertEqual(results.interval_bar(None, (0, 1)).text, '')
+    self.assertEqual(result_tables.interval_bar(None, (0, 1)), '')
 
   def test_tiles_show_four_decimals_and_the_interval(self):
-    made = results.tiles({'rows': {'a': {'HR@10': {'value': .5, 'low': .4, 'high': .6}}}}, 'a',
-                         ['HR@10'])
+    rows = {'a': {'HR@10': {'value': .5, 'low': .4, 'high': .6}}}
+    made = result_tables.metric_tiles({'rows': rows}, 'a', ['HR@10'])
     self.assertEqual(made, [('HR@10', '0.5000', '0.4000 to 0.6000')])
 
   @parameterized.parameters((0.0, '< 0.001'), (0.0456, '0.046'), (1, '1.000'), (None, '–'))
   def test_p_values_are_written_for_readers(self, p, shown):
-    self.assertEqual(results.p_value(p), shown)
+    self.assertEqual(result_tables.p_value(p), shown)
 
 
 if __name__ == '__main__':

@@ -1,4 +1,4 @@
-"""A small shop for the tests of serving: a rule instead of a model, a talker instead of an LLM."""
+"""A small service for tests: a rule instead of a recommender, a parrot instead of an LLM."""
 import contextlib
 import dataclasses
 import re
@@ -11,9 +11,10 @@ import numpy as np
 from recjax.data.dataset import Catalog
 from recjax.errors import DataError
 from recjax.evaluation import ranking
-from recjax.serving import models, server
-from recjax.serving.service import Service, Settings
-from recjax.serving.stock import Shelves
+from recjax.serving import server
+from recjax.serving.catalog_snapshot import CatalogVersions
+from recjax.serving.served_model import ServedModel
+from recjax.serving.service import RecommendationService, ServerSettings
 
 N = 60
 LONG = 60  # seconds after which what is waited for will not come
@@ -70,7 +71,7 @@ class Talker:
     return [self.one(said) for said in asked]
 
   def one(self, said):
-    item = (CATALOG.find(said.history[-1]) if said.history else 0) % N
+    item = (said.history[-1] if said.history else 0) % N
     text = f'You said: {said.turns[-1]["content"]}\nTry "{TITLES[item][:40]}".'
     for word in re.finditer(r'\S+', text) if said.tell else ():
       if word.start():
@@ -80,7 +81,7 @@ class Talker:
       said.tell(text[:word.end()])
       self.words += 1
     self.ended += 1
-    return Answer(text, (CATALOG.ids[item],), (TITLES[item],))
+    return Answer(text, (item + 1,), (TITLES[item],))
 
   def asked(self, turns, **how):
     if turns[-1]['role'] != 'user':
@@ -88,7 +89,10 @@ class Talker:
     return Said(tuple(turns), **how)
 
   def known(self, ids, domain=''):
-    return tuple(i for i in ids if CATALOG.find(i))
+    return tuple(filter(None, map(CATALOG.find, ids)))
+
+  def item_id(self, answer, item):
+    return CATALOG.id_of(item)
 
   def own(self, answer):
     return True
@@ -117,33 +121,33 @@ def settled(check, seconds=LONG):
   return check()
 
 
-def shelves(path=None):
-  return Shelves(CATALOG, np.arange(N, 0, -1), path)
+def catalog_versions(path=None):
+  return CatalogVersions(CATALOG, np.arange(N, 0, -1), path)
 
 
-def service(path=None, together=True, hold=None, **settings):
-  """A Service of two models on one catalogue: `ring` has tags, `talk` converses. hold: called
-  before each batch of `ring` is answered."""
-  face, shelf = ranking.recommender(follow, CATALOG), shelves(path)
+def service(path=None, batched=True, hold=None, **settings):
+  """A RecommendationService of two models on one catalog: `ring` has tags, `talk` converses. hold:
+  called before each batch of `ring` is answered."""
+  recommender, catalogs = ranking.recommender(follow, CATALOG), catalog_versions(path)
 
   def held(*given):
     if hold:
       hold()
-    return face(*given)
-  held.rows = True
-  ring = models.Model('ring', 'sequential', held, shelf, together=together)
-  talk = models.Model('talk', 'reclm', face, shelf, Talker())
-  ring.tags = {i: [('tall', 3), ('red', 1)] for i in CATALOG.ids}
+    return recommender.top_items(*given)
+  tags = {i: [('tall', 3), ('red', 1)] for i in CATALOG.ids}
+  ring = ServedModel('ring', 'sequential', dataclasses.replace(recommender, top_items=held),
+                     catalogs, batched=batched, tags=tags)
+  talk = ServedModel('talk', 'reclm', recommender, catalogs, Talker())
   for model in (ring, talk):
-    model.ready = True
-  return Service({'ring': ring, 'talk': talk}, Settings(**settings))
+    model.is_ready = True
+  return RecommendationService({'ring': ring, 'talk': talk}, ServerSettings(**settings))
 
 
 @contextlib.contextmanager
-def listening(shop):
-  """Yields the address of a server on a free port; shop.gate is what its requests meet first."""
-  found = server.server_of(shop, warm=False)
-  shop.gate = found.config.app
+def listening(service):
+  """Yields the address of a server on a free port; service.limits is what requests meet first."""
+  found = server.build_server(service, warm_up=False)
+  service.limits = found.config.app
   found.config.port = 0
   thread = threading.Thread(target=found.run, daemon=True)
   thread.start()
@@ -152,7 +156,7 @@ def listening(shop):
   try:
     yield f'http://127.0.0.1:{found.servers[0].sockets[0].getsockname()[1]}'
   finally:
-    shop.closing = True
+    service.is_closing = True
     found.should_exit = True
     thread.join(LONG)
-    shop.close()
+    service.close()

@@ -1,7 +1,8 @@
-"""The served teacher: oracle D2 of reclm.md, its refusals, and a client that trains with it."""
+"""RecLM's published routes: answers, refusals, and a client that trains with them."""
 import threading
 import time
 
+import fastapi
 import numpy as np
 from absl.testing import absltest, parameterized
 from fastapi.testclient import TestClient
@@ -9,28 +10,34 @@ from fastapi.testclient import TestClient
 from recjax.data.dataset import Catalog
 from recjax.errors import DataError
 from recjax.methods.reclm import teacher as client
-from recjax.serving import teacher
+from recjax.serving import app as apps
+from recjax.serving import reclm_api
 
 CATALOG = Catalog(tuple('ABCD'), {'categories': [['R', 'x'], ['R', 'y'], ['R', 'x'], ['R', 'y']]})
 
 
-def face(histories, k, exclude_seen=True, allowed=None):
+def top_items(histories, k, exclude_seen, mask):
   """Logits A 4, B 3, C 2, D 1."""
-  out = []
-  for h in histories:
-    for i in h:
-      CATALOG.index(i)
-    good = [i for i in 'ABCD' if not (exclude_seen and i in h)
-            and (allowed is None or i in allowed)]
-    out.append(good[:k])
-  return out, np.zeros((len(out), k))
+  rows = []
+  for history in histories:
+    good = [i for i in range(1, 5) if not (exclude_seen and i in history)
+            and (mask is None or mask[i - 1])][:k]
+    rows.append(good + [0] * (k - len(good)))
+  return np.array(rows), np.zeros((len(rows), k))
 
 
-class TeacherTest(parameterized.TestCase):
+def api():
+  app = fastapi.FastAPI()
+  apps.add_error_handlers(app)
+  reclm_api.add_routes(app, top_items, CATALOG)
+  return app
+
+
+class ReclmApiTest(parameterized.TestCase):
 
   def setUp(self):
     super().setUp()
-    self.http = TestClient(teacher.app(face, CATALOG))
+    self.http = TestClient(api())
 
   def ask(self, route='inference', **body):
     return self.http.post(f'/{route}', json={'users': ['u'], 'item_lengths': [1], **body})
@@ -40,12 +47,12 @@ class TeacherTest(parameterized.TestCase):
       (dict(k=3, target_category=['+y']), ['B', 'D'], True),
       (dict(k=2, target_category=['-x']), ['B', 'D'], False),
       (dict(k=2, candidate_item_lists=[['A', 'C']]), ['A', 'C'], False))
-  def test_d2_inference(self, more, want, short):
+  def test_inference(self, more, want, short):
     found = self.ask(item_lists=[['A']], **more).json()
     self.assertEqual(found['inference'], [want])
     self.assertEqual(found.get('short', False), short)
 
-  def test_d2_ranking(self):
+  def test_ranking(self):
     found = self.ask('ranking', item_lists=[['A']], candidate_item_lists=[['C', 'A']]).json()
     self.assertEqual(found, {'ranking': [[2, 0]]})
 
@@ -64,14 +71,16 @@ class TeacherTest(parameterized.TestCase):
     self.assertEqual(answer.status_code, 422)
     self.assertIn(what, answer.text)
 
-  def test_health_and_size(self):
-    self.assertEqual(self.http.get('/healthz').json()['items'], 4)
-    big = self.http.post('/inference', content=b' ' * (teacher.BODY + 1))
-    self.assertEqual(big.status_code, 413)
+  def test_candidates_that_may_not_come_have_no_rank(self):
+    def without_c(histories, k, exclude_seen, mask):
+      return np.array([[1, 2, 4, 0]] * len(histories)), np.zeros((len(histories), k))
+    ranker = reclm_api.ReclmRanker(without_c, CATALOG)
+    with self.assertRaisesRegex(DataError, "'C' is retired"):
+      ranker.rank(reclm_api.ReclmRequest(item_lists=[['A']], candidate_item_lists=[['B', 'C']]))
 
   def test_a_training_run_asks_over_http(self):
     import uvicorn
-    server = uvicorn.Server(uvicorn.Config(teacher.app(face, CATALOG), port=0, log_level='error'))
+    server = uvicorn.Server(uvicorn.Config(api(), port=0, log_level='error'))
     thread = threading.Thread(target=server.run, daemon=True)
     thread.start()
     while not server.started:

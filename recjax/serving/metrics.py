@@ -1,0 +1,65 @@
+"""Metrics of a running server in the form that Prometheus reads."""
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import prometheus_client as prometheus
+
+SECONDS_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
+SIZE_BUCKETS = (1, 2, 4, 8, 16, 32, 64)
+HTTP_METHODS = ('GET', 'HEAD', 'POST', 'DELETE', 'PUT', 'PATCH', 'OPTIONS')
+
+
+class Metrics:
+  """The metrics of one server, in a registry of their own.
+
+  interests: counter of interests found, by source. catalog_reloads: counter of reloads, by outcome.
+  """
+
+  def __init__(self):
+    self.registry = prometheus.CollectorRegistry()
+    prometheus.ProcessCollector(registry=self.registry)
+    prometheus.GCCollector(registry=self.registry)
+    self._requests = prometheus.Counter(
+        'recjax_requests', 'Requests answered', ('route', 'method', 'status'),
+        registry=self.registry)
+    self._request_seconds = prometheus.Histogram(
+        'recjax_request_seconds', "From a request's head to its answer's end", ('route',),
+        buckets=SECONDS_BUCKETS, registry=self.registry)
+    self._batch_size = prometheus.Histogram(
+        'recjax_batch_size', 'Requests answered together', ('kind', 'model'),
+        buckets=SIZE_BUCKETS, registry=self.registry)
+    self._batch_seconds = prometheus.Histogram(
+        'recjax_batch_seconds', 'Time a batch took', ('kind', 'model'), buckets=SECONDS_BUCKETS,
+        registry=self.registry)
+    self.interests = prometheus.Counter(
+        'recjax_interests', 'Interests found, by who found them', ('source',),
+        registry=self.registry)
+    self.catalog_reloads = prometheus.Counter(
+        'recjax_catalogue_reloads', 'Catalogs read anew', ('outcome',), registry=self.registry)
+
+  def observe_request(self, scope: Mapping[str, Any], status: int, seconds: float) -> None:
+    """Counts one request. Paths that no route has are one label, so that labels stay few.
+
+    scope: the ASGI scope after routing. status: of the answer. seconds: from head to end.
+    """
+    route = getattr(scope.get('route'), 'path', 'none')
+    method = scope['method'] if scope['method'] in HTTP_METHODS else 'other'
+    self._requests.labels(route, method, str(status)).inc()
+    self._request_seconds.labels(route).observe(seconds)
+
+  def observe_batch(self, kind: str, model: str, size: int, seconds: float) -> None:
+    """Counts one batch. kind: 'recommend' or 'chat'. model: its name. size: requests in it.
+    seconds: that it took."""
+    self._batch_size.labels(kind, model).observe(size)
+    self._batch_seconds.labels(kind, model).observe(seconds)
+
+  def add_gauge(self, name: str, description: str, value: Callable[[], float]) -> None:
+    """Adds a figure that is computed when somebody asks.
+
+    name: of the metric. description: a line for readers. value: called for the figure.
+    """
+    prometheus.Gauge(name, description, registry=self.registry).set_function(value)
+
+  def render(self) -> bytes:
+    """Returns all metrics in Prometheus' text format."""
+    return prometheus.generate_latest(self.registry)
