@@ -66,7 +66,8 @@ def recommender(workdir: str | os.PathLike, data: str | None = None) -> Callable
     vectors_dir = vectors_of(workdir, data, before, embed, mesh)
     answer = grounded(config, data, vectors_dir, results, score, embed)
   else:
-    answer = decoded(config.decode, results, score, gen.plant(tokenizer, template, data.titles))
+    tries = gen.title_trie(tokenizer, template, data.titles)
+    answer = decoded(config.decode, results, score, tries)
 
   def recommend(rows, k, exclude_seen, mask):
     empty = [i for i, h in enumerate(rows) if not len(h)]
