@@ -1,4 +1,4 @@
-"""BETag's texts: oracles T1, T2, T4, T10, T11, T13 of its specification."""
+"""BETag's texts: samples, prompts, parsing of what was generated, selection (Lin et al., WWW 2025)."""
 import numpy as np
 from absl.testing import absltest, parameterized
 from hypothesis import given, settings

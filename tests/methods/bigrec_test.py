@@ -155,8 +155,8 @@ class PullTest(parameterized.TestCase):
     for name, x in (('items', self.vectors), ('valid', self.queries), ('test', self.queries)):
       np.save(folder / f'{name}.npy', x)
     with workdir_lib.open_work(folder / 'run', {}) as work, mock.patch.multiple(
-        grounding, samples=mock.Mock(held=lambda *_: np.arange(9), masked=lambda *_: False),
-        assist=mock.Mock(scorer=lambda *_: self.score)):
+        grounding, instruction_data=mock.Mock(held=lambda *_: np.arange(9), masked=lambda *_: False),
+        cf_assistant=mock.Mock(scorer=lambda *_: self.score)):
       found = grounding.rank_all(work, cfg, data, folder, None)[0]
     for kind in grounding.KINDS:
       self.assertEqual(found['test'][kind].shape, (5, 9))
@@ -291,7 +291,7 @@ class RingTest(absltest.TestCase):
     with self.assertRaisesRegex(DataError, r'valid has shape \(3, 50\), it must be \(150, 50\)'):
       cf_assistant.read_scores(file, data)
     np.savez(file, item_ids=np.array(data.catalog.ids[:-1]), **scores)
-    with self.assertRaisesRegex(DataError, 'item_ids has 49 ids, the catalogue 50'):
+    with self.assertRaisesRegex(DataError, 'item_ids has 49 ids, the catalog 50'):
       cf_assistant.read_scores(file, data)
 
 
@@ -330,7 +330,7 @@ class TokenizerTest(absltest.TestCase):
 
     def choose(work, cfg, data, *rest):
       search = d3.Search(work, cfg, data, *rest)
-      reached.append((len(search.catalogue[0]), data.titles[:2],
+      reached.append((len(search.catalog[0]), data.titles[:2],
                       data.notes['titles_as_the_tokenizer_spells_them']))
       raise ConfigError('far enough')
     path = pathlib.Path(self.enter_context(tempfile.TemporaryDirectory()))

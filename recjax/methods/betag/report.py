@@ -1,13 +1,18 @@
 """The run's report: what the tags became, where they come from, and whether they help."""
 import collections
+import pathlib
+from typing import Any
 
 import numpy as np
+from ml_collections import ConfigDict
 
+from recjax.data.dataset import Dataset
 from recjax.data.formats import betag as files
 from recjax.methods.betag import base_tags
 from recjax.report import html, plots, results, run, users
 from recjax.retrieval import bm25
 from recjax.run_files import read_json
+from recjax.training.workdir import Workdir
 
 LABELS = {'betags': 'BETags', 'base_tags': 'base tags', 'popularity': 'popularity',
           'recency': 'recent popularity', 'random': 'random'}
@@ -26,12 +31,17 @@ PAPER = '''\
 }'''
 
 
-def write(cfg, work, shop, base, found):
-  """Writes report.html into the run's folder."""
-  outcome = read_json(found / 'results.json')
+def write(cfg: ConfigDict, work: Workdir, shop: Dataset, base: pathlib.Path,
+          evaluated: pathlib.Path) -> None:
+  """Writes report.html into the run's folder.
+
+  cfg: the run's config. work: the Workdir. shop: the data set. base: folder of the stage
+  'base-tags'. evaluated: folder of the stage 'evaluate'.
+  """
+  outcome = read_json(evaluated / 'results.json')
   before = files.read_tags(base / 'base_tags.json')
   after = {i: collections.Counter(dict(map(tuple, t)))
-           for i, t in read_json(found / 'tags.json').items()}
+           for i, t in read_json(evaluated / 'tags.json').items()}
   sections = [
       results_section(outcome),
       results.groups_section(outcome, 'betags'),
@@ -45,13 +55,13 @@ def write(cfg, work, shop, base, found):
           'data fingerprint': shop.fingerprint, 'protocol': outcome['protocol']}, [PAPER]),
   ]
   html.write(work.path / 'report.html', html.page(
-      'BETag: behaviour-enhanced item tags', f'{shop.name}, preset {cfg.preset}',
+      'BETag: behavior-enhanced item tags', f'{shop.name}, preset {cfg.preset}',
       [verdict(outcome), html.tiles(figures(outcome, before, after))], sections,
       'Lin et al., WWW 2025, doi 10.1145/3696410.3714769.'))
 
 
-def verdict(outcome):
-  """The result in a sentence."""
+def verdict(outcome: dict[str, Any]) -> str:
+  """The result in a sentence. outcome: what results.json holds."""
   ours, base = (outcome['rows'][r]['HR@10'] for r in ('betags', 'base_tags'))
   p = outcome['tests']['betags>base_tags']['HR@10']
   gain = ours['value'] / max(base['value'], 1e-9) - 1
@@ -65,8 +75,13 @@ def verdict(outcome):
           f'(paired test, p {results.p_value(p)}).')
 
 
-def figures(outcome, before, after):
-  """Tiles of the summary."""
+def figures(outcome: dict[str, Any], before: dict[str, list[str]],
+            after: dict[str, dict[str, int]]) -> list[tuple]:
+  """Tiles of the summary.
+
+  outcome: what results.json holds. before: base tags of each item. after: BETags of each item, with
+  their weights.
+  """
   rows = outcome['rows']
   new = [len(set(after[i]) - set(t)) for i, t in before.items() if i in after]
   ours = rows['betags']['HR@10']
@@ -74,12 +89,12 @@ def figures(outcome, before, after):
       ('HR@10 with BETags', f'{ours["value"]:.3f}', f'{ours["low"]:.3f} to {ours["high"]:.3f}'),
       ('HR@10 with base tags', f'{rows["base_tags"]["HR@10"]["value"]:.3f}'),
       ('users tested', ours['n']),
-      ('new tags an item', f'{np.mean(new):.1f}', 'learned from behaviour'),
+      ('new tags an item', f'{np.mean(new):.1f}', 'learned from behavior'),
   ]
 
 
-def results_section(outcome):
-  """The table with intervals and the picture of it."""
+def results_section(outcome: dict[str, Any]) -> html.Section:
+  """The table with intervals and the picture of it. outcome: what results.json holds."""
   rows = {r: outcome['rows'][r] for r in LABELS if r in outcome['rows']}
   table = results.results_table(
       {**outcome, 'rows': rows}, metrics=('HR@10', 'HR@5', 'HR@20', 'NDCG@10', 'MRR'),
@@ -94,8 +109,11 @@ def results_section(outcome):
             'by BM25. Option “m,k” keeps m beams and k tags an item.')
 
 
-def neighbours(shop):
-  """For every item the items that come right after it in training, most frequent first."""
+def neighbors(shop: Dataset) -> dict[int, collections.Counter]:
+  """For every item the items that come right after it in training, most frequent first.
+
+  shop: the data set.
+  """
   train = base_tags.split_of(shop).train
   follow = collections.defaultdict(collections.Counter)
   for u in range(len(train)):
@@ -105,9 +123,14 @@ def neighbours(shop):
   return follow
 
 
-def items_section(shop, before, after):
-  """A dozen items: base tags beside BETags, new ones with the neighbours that they come from."""
-  follow = neighbours(shop)
+def items_section(shop: Dataset, before: dict[str, list[str]],
+                  after: dict[str, dict[str, int]]) -> html.Section:
+  """A dozen items: base tags beside BETags, new ones with the neighbors that they come from.
+
+  shop: the data set. before: base tags of each item. after: BETags of each item, with their
+  weights.
+  """
+  follow = neighbors(shop)
   popular = sorted(follow, key=lambda i: -sum(follow[i].values()))
   spread = popular[:: max(1, len(popular) // ITEMS)][:ITEMS]
   parts = [item_card(shop, i, before, after, follow[i]) for i in spread
@@ -119,26 +142,36 @@ def items_section(shop, before, after):
             'this one, it comes.')
 
 
-def item_card(shop, item, before, after, follow):
-  """One item's tags before and after."""
+def item_card(shop: Dataset, item: int, before: dict[str, list[str]],
+              after: dict[str, dict[str, int]], follow: collections.Counter) -> html.Html:
+  """One item's tags before and after.
+
+  shop: the data set. follow: how often which items came next.
+  """
   catalog = shop.catalog
   ident = catalog.id_of(item)
-  own = before[ident]
+  base_list = before[ident]
 
   def sources(tag):
     return tuple(f'{users.title_of(catalog, j)} (followed {n} times)'
                  for j, n in follow.most_common(40) if tag in before.get(catalog.id_of(j), ()))[:3]
 
-  chips = [html.Tag(t, weight=n, new=t not in own, sources=sources(t) if t not in own else ())
+  chips = [html.Tag(t, weight=n, new=t not in base_list,
+                    sources=sources(t) if t not in base_list else ())
            for t, n in after.get(ident, {}).items()][:16]
   about = [catalog.columns[c][item - 1] for c in ('brand', 'categories') if c in catalog.columns]
   about = ', '.join(a if isinstance(a, str) else ' › '.join(a) for a in about if a)
-  return html.card(users.title_of(catalog, item), about, html.tags('base tags', own),
+  return html.card(users.title_of(catalog, item), about, html.tags('base tags', base_list),
                    html.tags('BETags', chips))
 
 
-def users_section(cfg, work, shop, outcome, after):
-  """Test users with the tags of what they had, and those that each score comes from."""
+def users_section(cfg: ConfigDict, work: Workdir, shop: Dataset, outcome: dict[str, Any],
+                  after: dict[str, dict[str, int]]) -> html.Section:
+  """Test users with the tags of what they had, and those that each score comes from.
+
+  cfg: the run's config. work: the Workdir. shop: the data set. outcome: what results.json holds.
+  after: BETags of each item, with their weights.
+  """
   test, select = base_tags.split_of(shop).test, cfg.select
   docs = [list(after.get(i, {}).items()) for i in shop.catalog.ids]
   model = bm25.BM25.fit(docs, select.k1, select.b, select.idf_cutoff)
@@ -161,12 +194,16 @@ def users_section(cfg, work, shop, outcome, after):
           'with what they bring.'))
 
 
-def frequency_section(before, after):
-  """How tag use changed over the catalogue."""
+def frequency_section(before: dict[str, list[str]],
+                      after: dict[str, dict[str, int]]) -> html.Section:
+  """How tag use changed over the catalog.
+
+  before: base tags of each item. after: BETags of each item, with their weights.
+  """
   count = collections.Counter(t for tags in before.values() for t in tags)
   now = collections.Counter(t for tags in after.values() for t in tags)
   return html.section(
-      'Tags over the catalogue',
+      'Tags over the catalog',
       html.figure(plots.tag_frequency(count, now, ('base tags', 'BETags')),
                   'How many items carry each tag, from the most used to the rarest.',
                   f'Rank-frequency curves of {len(count)} base tags and {len(now)} BETags.'),
@@ -175,6 +212,9 @@ def frequency_section(before, after):
                   'share of uses that are new words': f'{new_share(count, now):.1%}'}))
 
 
-def new_share(count, now):
-  """Share of BETag uses whose tag no item had before: words that the model made up."""
+def new_share(count: collections.Counter, now: collections.Counter) -> float:
+  """Share of BETag uses whose tag no item had before: words that the model made up.
+
+  count: uses of each base tag. now: uses of each BETag.
+  """
   return sum(n for t, n in now.items() if t not in count) / max(1, sum(now.values()))

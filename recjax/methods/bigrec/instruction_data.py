@@ -1,23 +1,30 @@
 """What is learnt from and asked: windows of a data set, or instruction records as they are."""
 import dataclasses
 import hashlib
+import os
 import pathlib
+from typing import Any
 
 import numpy as np
+from jaxtyping import Int
+from ml_collections import ConfigDict
 
 from recjax.data import dataset, splits, update, windows
+from recjax.data.dataset import Dataset, Interactions
 from recjax.data.formats import bigrec as files
 from recjax.data.splits import Cases
 from recjax.errors import ConfigError, DataError
 from recjax.methods.bigrec import prompts
+from recjax.methods.bigrec.prompts import Template
 from recjax.text import spelling
+from recjax.text.tokenizer import Tokenizer
 
 PARTS = ('train', 'valid', 'test')
 
 
 @dataclasses.dataclass(frozen=True)
 class Data:
-  """A catalogue of titles, cases, and their records.
+  """A catalog of titles, cases, and their records.
 
   titles: by index - 1, in one spelling. longest: items of a history that a prompt shows. records:
   {part: [record]}, empty where the template makes them. notes: what was odd, counted.
@@ -31,8 +38,13 @@ class Data:
   fingerprint: str
   notes: dict
 
-  def records_of(self, part, template, noun, rows=None):
-    """The records of some cases of a part. -> list of {'instruction', 'input', 'output'}"""
+  def records_of(self, part: str, template: Template, noun: str,
+                 rows: np.ndarray | None = None) -> list[dict[str, str]]:
+    """The records of some cases of a part.
+
+    template: of prompts. noun: what items are called. rows: which cases; all if None. -> list of
+    {'instruction', 'input', 'output'}
+    """
     cases = getattr(self.cases, part)
     rows = range(len(cases)) if rows is None else rows
     if self.records:
@@ -42,10 +54,11 @@ class Data:
                             self.titles[cases.targets[r] - 1]) for r in rows]
 
 
-def load(source, cfg):
+def load(source: str, cfg: ConfigDict) -> Data:
   """Reads a canonical data set, the sample shop, or a folder of BIGRec's own files.
 
-  cfg: window, split, history. -> Data. Raises DataError where a title is missing.
+  cfg: window, split, history. source: a data set or a folder. -> Data. Raises DataError where a
+  title is missing.
   """
   folder = pathlib.Path(str(source))
   if all((folder / f'{part}.json').is_file() for part in PARTS):
@@ -57,10 +70,11 @@ def load(source, cfg):
               noted(titles, {}))
 
 
-def spelt(data, tokenizer, template):
+def spelt(data: Data, tokenizer: Tokenizer, template: Template) -> Data:
   """The Data with titles as they come back from the tokens of answers. -> Data
 
-  Raises DataError naming an item whose title the tokenizer cannot write.
+  data: the Data. template: of prompts. Raises DataError naming an item whose title the tokenizer
+  cannot write.
   """
   titles = spelling.settled(lambda some: prompts.come_back(tokenizer, template, some),
                             data.titles, data.catalog.ids)
@@ -68,8 +82,11 @@ def spelt(data, tokenizer, template):
   return dataclasses.replace(data, titles=titles, notes={**noted(titles, data.notes), **more})
 
 
-def titles_of(shop):
-  """The titles of a data set in one spelling. -> [str]. Raises DataError where one is missing"""
+def titles_of(shop: Dataset) -> list[str]:
+  """The titles of a data set in one spelling.
+
+  shop: the data set. -> [str]. Raises DataError where one is missing
+  """
   raw = shop.catalog.columns.get('title')
   if raw is None:
     raise DataError(f'{shop.name} has no titles to write; add `title` to its items')
@@ -81,37 +98,46 @@ def titles_of(shop):
   return titles
 
 
-def carried_on(data, source, workdir):
-  """The same Data with the items of a later data set, about which its cases say nothing. -> Data"""
+def carried_on(data: Data, source: str, workdir: str | os.PathLike) -> Data:
+  """The same Data with the items of a later data set, about which its cases say nothing.
+
+  source: a data set or a folder. workdir: the run's folder. -> Data
+  """
   shop = update.load(source, data.catalog, workdir)
   return dataclasses.replace(data, catalog=shop.catalog, titles=titles_of(shop),
                              fingerprint=shop.fingerprint)
 
 
-def masked(cfg, data):
-  """Whether items of a history may not be recommended: as the split's origin does, or as told."""
+def masked(cfg: ConfigDict, data: Data) -> bool:
+  """Whether items of a history may not be recommended: as the split's origin does, or as told.
+
+  cfg: the run's config. data: the Data.
+  """
   how = cfg.eval.mask_history
   if how not in ('auto', 'yes', 'no'):
     raise ConfigError(f"eval.mask_history={how!r}; choose 'auto', 'yes' or 'no'")
   return data.cases.masked if how == 'auto' else how == 'yes'
 
 
-def held(data, part, most):
-  """Which cases of a part are asked: `most` drawn once, or all (0). -> rows (n,), ascending"""
+def held(data: Data, part: str, most: int) -> Int[np.ndarray, ' n']:
+  """Which cases of a part are asked: `most` drawn once, or all (0).
+
+  data: the Data. -> rows (n,), ascending
+  """
   return splits.drawn(getattr(data.cases, part), most, '')[0]
 
 
-def noted(titles, notes):
-  """How many items share their title with another, beside other notes."""
+def noted(titles: list[str], notes: dict[str, Any]) -> dict[str, Any]:
+  """How many items share their title with another, beside other notes. titles: of all items."""
   return {**notes, 'items_with_a_shared_title': len(titles) - len(set(titles))}
 
 
-def load_records(folder):
+def load_records(folder: str | os.PathLike) -> Data:
   """A folder with train.json, valid.json, test.json and a title list; records stay as they are, but
   for titles that were misread (`files.mend`), which are counted.
 
   Where a title belongs to several items the first one is meant. Titles of histories that the
-  catalogue lacks are counted and left out; a target that it lacks is an error.
+  catalog lacks are counted and left out; a target that it lacks is an error.
   """
   records = {part: files.read_records(folder / f'{part}.json') for part in PARTS}
   ids, records, mended = files.mend(files.read_titles(folder), records)
@@ -131,12 +157,16 @@ def load_records(folder):
               records, mark, noted(titles, notes))
 
 
-def cases_of(records, first, path, notes):
-  """Cases of records whose titles are known. first: {title: index} -> Cases"""
+def cases_of(records: list[dict], first: dict[str, int], path: pathlib.Path,
+             notes: dict[str, Any]) -> Cases:
+  """Cases of records whose titles are known. first: {title: index}.
+
+  path: of the file, for messages. notes: what was counted so far. -> Cases
+  """
   users, flat, offsets, targets = [], [], [0], []
   lost = [i for i, r in enumerate(records) if files.clean_title(r['output']) not in first]
   if lost:
-    raise DataError(f'{path}: the targets of {len(lost)} records are no title of the catalogue, '
+    raise DataError(f'{path}: the targets of {len(lost)} records are no title of the catalog, '
                     f'e.g. record {lost[0]}: {records[lost[0]]["output"][:60]}; correct them, or '
                     'remove these records')
   for number, record in enumerate(records):
@@ -151,8 +181,8 @@ def cases_of(records, first, path, notes):
                np.array(targets, np.int32))
 
 
-def sequences(cases):
-  """Each case's history and target as a sequence of its own. -> Interactions"""
+def sequences(cases: Cases) -> Interactions:
+  """Each case's history and target as a sequence of its own. cases: the cases. -> Interactions"""
   flat, offsets = cases.histories
   ends = offsets[1:] + np.arange(1, len(cases) + 1)
   items = np.insert(flat, offsets[1:], cases.targets)
