@@ -102,7 +102,7 @@ def step(line, args):
 def our_step(cfg, model, params, batch):
   """-> (run one step, loss without dropout)"""
   counts = jnp.maximum((jnp.asarray(batch) > 0).sum(-1) - 1, 0)
-  rows = -(-int(train.shelves(counts, model.max_history)[2]) // 8) * 8
+  rows = -(-int(train.assign_rows(counts, model.max_history)[2]) // 8) * 8
   inputs, goals = train.example(cfg, model, jnp.asarray(batch), jax.random.key(0))
   del inputs
   targets = -(-int((goals > 0).sum()) // 128) * 128

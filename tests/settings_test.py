@@ -271,7 +271,7 @@ class TablesTest(absltest.TestCase):
       'model.kind': seqrec.KINDS,
       'loss.kind': sequential.LOSSES,
       'teacher.loss.kind': sequential.LOSSES,
-      'loss.negative_scope': sequential.SHARED,
+      'loss.negative_scope': sequential.NEGATIVE_SCOPES,
       'loss.exclude': sequential.EXCLUDE,
       'llm.remat': ['none', *llm.POLICIES],
       'lora.targets': llm.LINEAR,

@@ -27,7 +27,7 @@ from recjax.training.losses import item_losses
 from recjax.training.workdir import Workdir
 
 LOSSES = ('ce', 'chunked', 'bce', 'gbce', 'sampled')
-SHARED = ('position', 'sequence', 'batch')
+NEGATIVE_SCOPES = ('position', 'sequence', 'batch')
 EXCLUDE = ('train_history', 'target', 'none')
 
 
@@ -85,7 +85,7 @@ def fit(work: Workdir, cfg: ConfigDict, items: int, train: Interactions, validat
                          (0, 0, None, None, None, 0)), donate_argnums=0)
   return epoch_loop.fit_epochs(
       init, lambda state, number: run(state, keys, seqs, number, shared, own), validate, cfg.train,
-      work, lambda seed, number, step: order_of(
+      work, lambda seed, number, step: epoch_order(
           keys[seed], number, len(seqs) - 1, cfg.train.batch)[step])
 
 
@@ -126,7 +126,7 @@ def load(path: str | os.PathLike, seed: int | None = None) -> PyTree:
 # An epoch.
 
 
-def order_of(key: Array, number: Array | int, users: int, batch: int) -> Int[Array, 'E B']:
+def epoch_order(key: Array, number: Array | int, users: int, batch: int) -> Int[Array, 'E B']:
   """Which users each step trains on; the last step is filled up with nobody.
 
   key: of the seed's draws. number: of the epoch. -> (steps, batch)
@@ -144,7 +144,7 @@ def epoch(cfg: ConfigDict, tx: optax.GradientTransformation, loss: Callable, ste
   of the epoch. shared: arrays that `teach` reads. own: arrays of the seed that `teach` reads. ->
   state, {'loss': (), 'grad_norm': (), 'bad': step or -1}
   """
-  order = order_of(key, number, len(seqs) - 1, cfg.train.batch)
+  order = epoch_order(key, number, len(seqs) - 1, cfg.train.batch)
   key = jax.random.fold_in(key, 2 * number + 2)
 
   def step(state, given):
@@ -230,7 +230,7 @@ def hidden_count(length: Int[Array, '*S'], share: float, most: int) -> Int[Array
   return jnp.minimum(most, jnp.maximum(1, jnp.round(share * length).astype(jnp.int32)))
 
 
-def shelves(lengths: Int[Array, ' B'],
+def assign_rows(lengths: Int[Array, ' B'],
             length: int) -> tuple[Int[Array, ' B'], Int[Array, ' B'], Int[Array, '']]:
   """Puts sequences into rows, each behind the one before where there is room.
 
@@ -254,7 +254,7 @@ def pack(inputs: Int[Array, 'B L'], targets: Int[Array, 'B L'], rows: int,
   """
   batch, length = inputs.shape
   counts = (inputs > 0).sum(-1)
-  row, start, _ = shelves(counts, length)
+  row, start, _ = assign_rows(counts, length)
   places = jnp.arange(length)
   column = start[:, None] + places - (length - counts[:, None])
   destinations = jnp.where(inputs > 0, row[:, None] * length + column, rows * length).reshape(-1)
@@ -275,12 +275,12 @@ def capacity(cfg: ConfigDict, model: seqrec.Config,
   epoch
   """
   users, batch = len(seqs) - 1, cfg.train.batch
-  counts, seen = needs(cfg, model, seqs)
+  counts, seen = places_and_targets(cfg, model, seqs)
 
   @jax.jit
   def largest(key, number):
-    order = order_of(key, number, users, batch)
-    used = jax.vmap(lambda n: shelves(n, model.max_history)[2])(counts[order])
+    order = epoch_order(key, number, users, batch)
+    used = jax.vmap(lambda n: assign_rows(n, model.max_history)[2])(counts[order])
     return used.max(), seen[order].sum(-1).max()
   needed = np.array([largest(jax.random.key(cfg.seed + s), e) for s in range(cfg.seeds)
                     for e in range(cfg.train.epochs)]).reshape(-1, 2).max(0)
@@ -304,10 +304,10 @@ def planned(cfg: ConfigDict, items: int, train: Interactions, teach: Callable = 
   begin, loss = teach(model, functools.partial(loss_of, cfg, model, mesh, rows, targets), targets)
   users = jax.ShapeDtypeStruct((cfg.train.batch, model.max_history + 1), jnp.int32)
   step = cost_model.trace(loss, jax.eval_shape(begin, key), shared, own, users, key)
-  return step, steps, int(needs(cfg, model, seqs)[1].sum())
+  return step, steps, int(places_and_targets(cfg, model, seqs)[1].sum())
 
 
-def needs(cfg: ConfigDict, model: seqrec.Config,
+def places_and_targets(cfg: ConfigDict, model: seqrec.Config,
           seqs: Int[Array, 'B L1']) -> tuple[Int[Array, ' B'], Int[Array, ' B']]:
   """Places that each user's row takes, and targets that it gives. seqs: (B, L + 1).
 
@@ -351,7 +351,7 @@ def item_loss(cfg: ConfigDict, model: seqrec.Config, mesh: Mesh, params: PyTree,
   drawn, negative = drawn_scores(cfg, model, states, table, len(seqs), user, key)
   positive = (states * table[targets]).sum(-1) + bias[targets]
   negative = negative + bias[drawn]
-  counted = keep(cfg.exclude, drawn + 1, goal, seqs[user])
+  counted = counted_negatives(cfg.exclude, drawn + 1, goal, seqs[user])
   if cfg.kind == 'bce':
     return item_losses.binary(positive, negative, counted)
   if cfg.kind == 'gbce':
@@ -386,7 +386,7 @@ def negatives(cfg: ConfigDict, items: int, positions: int, users: int,
   return jax.random.randint(key, (*shape, cfg.negatives), 0, items)
 
 
-def keep(exclude: str, drawn: Int[Array, '...'], goal: Int[Array, ' T'],
+def counted_negatives(exclude: str, drawn: Int[Array, '...'], goal: Int[Array, ' T'],
          history: Int[Array, 'T L1']) -> Bool[Array, 'T K'] | None:
   """Which negatives count. drawn: item ids (K,) or (T, K).
 
@@ -409,7 +409,7 @@ def check(cfg: ConfigDict, items: int) -> None:
   """
   loss = cfg.loss
   for name, value, known in (('loss.kind', loss.kind, LOSSES),
-                             ('loss.negative_scope', loss.negative_scope, SHARED),
+                             ('loss.negative_scope', loss.negative_scope, NEGATIVE_SCOPES),
                              ('loss.exclude', loss.exclude, EXCLUDE)):
     if value not in known:
       raise ConfigError(f'{name}={value!r}; choose one of {", ".join(known)}')

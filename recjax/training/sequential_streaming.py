@@ -99,8 +99,8 @@ def room_of(cfg: ConfigDict, model: seqrec.Config, whole: array_record.Batches) 
   """
   rows = targets = 0
   for step in range(SAMPLE):
-    counts, seen = sequential.needs(cfg, model, whole[step]['seqs'])
-    rows = max(rows, int(sequential.shelves(counts, model.max_history)[2]))
+    counts, seen = sequential.places_and_targets(cfg, model, whole[step]['seqs'])
+    rows = max(rows, int(sequential.assign_rows(counts, model.max_history)[2]))
     targets = max(targets, int(seen.sum()))
   most = cfg.train.batch, cfg.train.batch * model.max_history
   return (min(most[0], -(-int(SPARE * rows) // 8) * 8),
@@ -119,7 +119,8 @@ def objective(cfg: ConfigDict, model: seqrec.Config, room: tuple[int, int], mesh
 
   def loss(params, frozen, batch, key):
     del frozen
-    counts, seen = sequential.needs(cfg, model, batch['seqs'])
-    fits = (sequential.shelves(counts, model.max_history)[2] <= room[0]) & (seen.sum() <= room[1])
+    counts, seen = sequential.places_and_targets(cfg, model, batch['seqs'])
+    used = sequential.assign_rows(counts, model.max_history)[2]
+    fits = (used <= room[0]) & (seen.sum() <= room[1])
     return lax.cond(fits, usual, full, params, batch['seqs'], key), {}
   return loss

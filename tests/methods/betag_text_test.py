@@ -1,4 +1,4 @@
-"""BETag's texts: samples, prompts, parsing of what was generated, selection (Lin et al., WWW 2025)."""
+"""BETag's texts: samples, prompts, parsing of generated lines, selection (Lin et al., 2025)."""
 import numpy as np
 from absl.testing import absltest, parameterized
 from hypothesis import given, settings

@@ -155,7 +155,8 @@ class PullTest(parameterized.TestCase):
     for name, x in (('items', self.vectors), ('valid', self.queries), ('test', self.queries)):
       np.save(folder / f'{name}.npy', x)
     with workdir_lib.open_work(folder / 'run', {}) as work, mock.patch.multiple(
-        grounding, instruction_data=mock.Mock(held=lambda *_: np.arange(9), masked=lambda *_: False),
+        grounding, instruction_data=mock.Mock(asked_rows=lambda *_: np.arange(9),
+                                              masked=lambda *_: False),
         cf_assistant=mock.Mock(scorer=lambda *_: self.score)):
       found = grounding.rank_all(work, cfg, data, folder, None)[0]
     for kind in grounding.KINDS:

@@ -261,7 +261,7 @@ class SwitchTest(parameterized.TestCase):
     how.train.update(mask_last=1.)
     shown, asked = map(np.asarray, sequential.example(how, model, seqs, jax.random.key(0)))
     self.assertTrue((shown[:, -1] == 201).all() and (asked[:, :-1] == 0).all())
-    self.assertEqual(int(sequential.needs(how, model, seqs)[1][0]), L)
+    self.assertEqual(int(sequential.places_and_targets(how, model, seqs)[1][0]), L)
 
   def test_views_as_released(self):
     """dropout_feature of llm/data_processor/llama.py: blanks stay, a lone attribute goes."""

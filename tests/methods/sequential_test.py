@@ -109,7 +109,7 @@ class PackTest(parameterized.TestCase):
       model = train.model_config(cfg, 50)
       rows, targets, steps = train.capacity(cfg, model, seqs)
       for number in range(cfg.train.epochs):
-        for users in train.order_of(jax.random.key(0), number, 300, 64):
+        for users in train.epoch_order(jax.random.key(0), number, 300, 64):
           inputs, wanted = train.example(cfg, model, seqs[users], jax.random.key(number))
           packed = train.pack(inputs, wanted, rows)
           self.assertEqual(int((packed[0] > 0).sum()), int((inputs > 0).sum()))
@@ -226,10 +226,10 @@ class LossTest(parameterized.TestCase):
   def test_excluded_negatives(self):
     drawn = jnp.array([1, 2, 3])
     goal, history = jnp.array([2, 3]), jnp.array([[0, 1], [0, 2]])
-    self.assertIsNone(train.keep('none', drawn, goal, history))
-    self.assertEqual(train.keep('target', drawn, goal, history).tolist(),
+    self.assertIsNone(train.counted_negatives('none', drawn, goal, history))
+    self.assertEqual(train.counted_negatives('target', drawn, goal, history).tolist(),
                      [[True, False, True], [True, True, False]])
-    self.assertEqual(train.keep('train_history', drawn, goal, history).tolist(),
+    self.assertEqual(train.counted_negatives('train_history', drawn, goal, history).tolist(),
                      [[False, False, True], [True, False, False]])
 
   def test_wrong_settings_are_refused(self):

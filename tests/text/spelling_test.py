@@ -86,7 +86,7 @@ class FormTest(parameterized.TestCase):
     self.assertEqual(data.notes.get('titles_as_the_tokenizer_spells_them', 0),
                      sum(a != b for a, b in zip(before, want)))
     self.assertEqual(data.notes['items_with_a_shared_title'], len(want) - len(set(want)))
-    tree, _ = generate.plant(tokenizer, TEMPLATE, data.titles)
+    tree, _ = generate.title_trie(tokenizer, TEMPLATE, data.titles)
     for row, title in enumerate(data.titles):
       ids = [int(i) for i in tree.row(row)]
       self.assertEqual(prompts.title_of(tokenizer.decode(ids[:-1])), title)
@@ -150,7 +150,7 @@ class LostTest(parameterized.TestCase):
     tokenizer = with_normalizer(normalizers.NFC())
     data = instruction_data.spelt(data_of(odd), tokenizer, TEMPLATE)
     self.assertEqual(data.titles, ['AT&T', 'Heroes', '"Weird Al" live', 'Pipe 3"', "'n'"])
-    generate.plant(tokenizer, TEMPLATE, data.titles)
+    generate.title_trie(tokenizer, TEMPLATE, data.titles)
 
   @absltest.skipUnless(SHARED.is_dir(), f'needs {SHARED}')
   def test_a_published_tokenizer_and_a_shop_with_compatibility_characters(self):
@@ -161,7 +161,7 @@ class LostTest(parameterized.TestCase):
     titles = instruction_data.spelt(data, tokenizer, TEMPLATE).titles
     changed = [i for i, (a, b) in enumerate(zip(data.titles, titles)) if a != b]
     self.assertEqual([titles[i] for i in changed], ['10 kΩ metal film resistor', 'Café scale'])
-    self.assertLen(generate.plant(tokenizer, TEMPLATE, titles)[0], len(titles))
+    self.assertLen(generate.title_trie(tokenizer, TEMPLATE, titles)[0], len(titles))
 
 
 if __name__ == '__main__':

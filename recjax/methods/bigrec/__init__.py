@@ -37,7 +37,7 @@ from recjax.text import tokenizer
 from recjax.training import llm_loading
 from recjax.training.workdir import Workdir
 
-WAYS = ('ground', 'decode')
+VARIANTS = ('ground', 'decode')
 
 
 def run(cfg: ConfigDict, work: Workdir) -> None:
@@ -79,8 +79,8 @@ def check(cfg: ConfigDict) -> prompts.Template:
   cfg: the run's config. Raises ConfigError. -> Template
   """
   llm_loading.check(cfg.llm)
-  if cfg.variant not in WAYS:
-    raise ConfigError(f'variant={cfg.variant!r}; choose one of {", ".join(WAYS)}')
+  if cfg.variant not in VARIANTS:
+    raise ConfigError(f'variant={cfg.variant!r}; choose one of {", ".join(VARIANTS)}')
   if cfg.decode.beams < 1 or cfg.decode.batch < 1 or cfg.train.batch < 1:
     raise ConfigError(f'decode.beams={cfg.decode.beams}, decode.batch={cfg.decode.batch} and '
                       f'train.batch={cfg.train.batch} must be at least 1')

@@ -41,13 +41,13 @@ class Search:
     self.work, self.cfg, self.data = work, cfg, data
     self.model, self.variables, self.tokenizer = train.tuned(cfg, folder, made, work.mesh)
     self.template = prompts.load_template(cfg.prompt.template)
-    self.catalog = gen.plant(self.tokenizer, self.template, data.titles)
+    self.catalog = gen.title_trie(self.tokenizer, self.template, data.titles)
     self.score = cf_assistant.scorer(helper, data) if helper else None
 
   def cases(self, part: str, most: int) -> tuple[Cases, list[list[int]], int]:
     """part: 'valid' or 'test'. most: how many at most, 0 for all. -> Cases that are asked, their
     prompts, how many were shortened"""
-    rows = instruction_data.held(self.data, part, most)
+    rows = instruction_data.asked_rows(self.data, part, most)
     records = self.data.records_of(part, self.template, self.cfg.prompt.noun, rows)
     asked, cut = prompts.encode_prompts(self.tokenizer, self.template, records,
                                         self.cfg.prompt.max_prompt_tokens)
@@ -199,7 +199,7 @@ def stage(work: Workdir, cfg: ConfigDict, data: Data, helper: pathlib.Path, choi
   work: the Workdir. cfg: the run's config. data: the Data. helper: folder of the stage 'assistant'.
   choice: folder of the stage 'choose'. decoded: folder of the stage 'decode'.
   """
-  cases = data.cases.test.picked(instruction_data.held(data, 'test', cfg.eval.max_test_users))
+  cases = data.cases.test.picked(instruction_data.asked_rows(data, 'test', cfg.eval.max_test_users))
   alpha, n = read_json(choice / 'alpha.json')['alpha'], len(data.catalog)
   rank = functools.partial(evaluate.rank_in, targets=cases.targets, titles=data.titles,
                            policy=cfg.eval.duplicate_titles, last=n - 1)

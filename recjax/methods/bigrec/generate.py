@@ -56,12 +56,13 @@ def titles(writer: PrefixGenerator, asked: list[list[int]], cfg: ConfigDict, pla
   )
 
 
-def ends(writer: PrefixGenerator) -> list[int]:
+def ends(writer: PrefixGenerator) -> tuple[int, ...]:
   """Ids that end an answer. writer: the LLM."""
   return tuple(writer.tokenizer.eos_ids)
 
 
-def plant(tokenizer: Tokenizer, template: Template, titles: list[str]) -> tuple[Trie, DeviceTrie]:
+def title_trie(tokenizer: Tokenizer, template: Template,
+               titles: list[str]) -> tuple[Trie, DeviceTrie]:
   """The catalog as a trie over the very tokens that training used. -> (Trie, Forest)
 
   tokenizer: the LLM's. template: of prompts. titles: of all items, by index - 1. Raises DataError

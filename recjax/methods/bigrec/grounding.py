@@ -66,7 +66,7 @@ def generate(work: Workdir, cfg: ConfigDict, data: Data, folder: pathlib.Path,
   counts = {}
   with jax.set_mesh(work.mesh):
     for part in PARTS:
-      rows = instruction_data.held(data, part, cfg.eval[f'max_{part}_users'])
+      rows = instruction_data.asked_rows(data, part, cfg.eval[f'max_{part}_users'])
       records = data.records_of(part, template, cfg.prompt.noun, rows)
       asked, counts[f'{part}_shortened'] = prompts.encode_prompts(
           tokenizer, template, records, cfg.prompt.max_prompt_tokens)
@@ -176,7 +176,7 @@ def rank_all(
   ranks_of_part = {}
   for part in PARTS:
     cases = getattr(data.cases, part).picked(
-      instruction_data.held(data, part, cfg.eval[f'max_{part}_users'])
+      instruction_data.asked_rows(data, part, cfg.eval[f'max_{part}_users'])
     )
     queries = run_files.read_arrays(vectors / f'{part}.npy')
     parts = {kind: [] for kind in KINDS}

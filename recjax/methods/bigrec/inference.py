@@ -68,7 +68,8 @@ def recommender(workdir: str | os.PathLike, data: str | None = None) -> Callable
     vectors_dir = vectors_of(workdir, data, before, embed, mesh)
     answer = grounded(config, data, vectors_dir, results, score, embed)
   else:
-    answer = decoded(config.decode, results, score, gen.plant(tokenizer, template, data.titles))
+    tries = gen.title_trie(tokenizer, template, data.titles)
+    answer = decoded(config.decode, results, score, tries)
 
   def recommend(histories, k, exclude_seen=True, allowed=None):
     rows = [np.array([data.catalog.index(i) for i in h], np.int32) for h in histories]

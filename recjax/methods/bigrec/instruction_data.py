@@ -119,7 +119,7 @@ def masked(cfg: ConfigDict, data: Data) -> bool:
   return data.cases.masked if how == 'auto' else how == 'yes'
 
 
-def held(data: Data, part: str, most: int) -> Int[np.ndarray, ' n']:
+def asked_rows(data: Data, part: str, most: int) -> Int[np.ndarray, ' n']:
   """Which cases of a part are asked: `most` drawn once, or all (0).
 
   data: the Data. -> rows (n,), ascending

@@ -15,7 +15,7 @@ from recjax.models import seqrec
 from recjax.training import sequential, sequential_streaming
 from recjax.training.workdir import Workdir
 
-JUDGED = 20_000  # users who are judged at most, the same ones for validation and test
+MAX_USERS = 20_000  # users who are judged at most, the same ones for validation and test
 
 
 def run(cfg: ConfigDict, work: Workdir) -> None:
@@ -54,7 +54,7 @@ def sample(shop: array_record.Records) -> tuple[Dataset, str]:
 
   shop: the records. -> Dataset of them, what the protocol says about it
   """
-  rows = np.random.default_rng(0).permutation(len(shop))[:JUDGED]
+  rows = np.random.default_rng(0).permutation(len(shop))[:MAX_USERS]
   few = shop.users(np.sort(rows))
   if len(rows) == len(shop):
     return few, ''
