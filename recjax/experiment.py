@@ -120,7 +120,7 @@ def run(cfg, workdir, about, guarded=None, part=None):
       with complete():
         method.run(cfg, work)
     except errors.PartDone as done:
-      work.say(f'{done}; run folder {workdir}')
+      work.log(f'{done}; run folder {workdir}')
       return
     except Exception as error:
       if text := errors.disk_error(error):
@@ -128,7 +128,7 @@ def run(cfg, workdir, about, guarded=None, part=None):
       if text := errors.memory_error(error, cfg):
         raise errors.UserError(text) from error
       raise
-    work.say(f'all in {workdir}: report.html, results.json')
+    work.log(f'all in {workdir}: report.html, results.json')
 
 
 def facts(command, overrides):
@@ -153,10 +153,10 @@ def facts(command, overrides):
 def announce(work, cfg, about):
   """The few lines at the start: what runs, on what, with which settings of one's own."""
   versions = ', '.join(f'{k} {v}' for k, v in about['versions'].items())
-  work.say(f'recjax {cfg.method}, preset {cfg.preset}, data {cfg.data}, seed {cfg.seed}')
-  work.say(f'on {about["devices"]}, {versions}; run folder {work.path}')
+  work.log(f'recjax {cfg.method}, preset {cfg.preset}, data {cfg.data}, seed {cfg.seed}')
+  work.log(f'on {about["devices"]}, {versions}; run folder {work.path}')
   told = ', '.join(f'{k}={v}' for k, v in about['overrides'].items())
-  work.say(f'settings that differ from the preset: {told or "none"}')
+  work.log(f'settings that differ from the preset: {told or "none"}')
 
 
 def read_config(text):

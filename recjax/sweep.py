@@ -155,7 +155,7 @@ def validation(folder, cfg):
   NDCG@10, the mean over seeds that were trained side by side. None: the method holds nothing out.
   """
   stage, found = methods.find(cfg.method, 'the config').validated(cfg), {}
-  for row in run_files.read_rows(folder / 'metrics.jsonl') if stage else ():
+  for row in run_files.read_metrics(folder / 'metrics.jsonl') if stage else ():
     for name, value in row.items() if row.get('stage') == stage else ():
       if name.startswith('valid_'):
         found.setdefault(name, []).append(value)

@@ -676,7 +676,7 @@ class DiskTest(parameterized.TestCase):
         for step in range(10_000):
           with limited(3000):
             work.record(step, {'loss': 1.})
-    with mock.patch.object(workdir_lib.run_files, 'read_rows', return_value=[]):
+    with mock.patch.object(workdir_lib.run_files, 'read_metrics', return_value=[]):
       code, _, err = ended(lambda: errors.guard(noted))
     self.assertEqual(code, 2)
     self.assertRegex(err, r'error: .*(the disk is full|grow past .* limit)')

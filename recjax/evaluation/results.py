@@ -76,12 +76,12 @@ def show(work, folder):
                   '' if p is None else f'{p:.2g}')
   with work.console.capture() as drawn:
     work.console.print(table)
-  work.say(drawn.get().rstrip())
+  work.log(drawn.get().rstrip())
   if len(results['seeds']) > 1:
     said = ', '.join(f'{m} {results["rows"][first][m]["value"]:.4f} ± '
                      f'{results["sd_of_seeds"][m]:.4f}' for m in CLOSING)
-    work.say(f'{len(results["seeds"])} seeds, mean ± standard deviation: {said}')
-  work.say(f'{results["protocol"]}; 95 % bootstrap intervals; p: paired randomisation test of '
+    work.log(f'{len(results["seeds"])} seeds, mean ± standard deviation: {said}')
+  work.log(f'{results["protocol"]}; 95 % bootstrap intervals; p: paired randomisation test of '
            f'{first} against the row by {CLOSING[0]}, Holm-corrected')
 
 
@@ -167,15 +167,10 @@ def write_predictions(path, users, items, scores):
 
 def _write_parquet(path, table):
   import pyarrow.parquet as pq
-  path = pathlib.Path(path)
-  temporary = path.with_name(f'.{path.name}.{os.getpid()}')
   try:
-    pq.write_table(table, temporary, write_page_checksum=True)
-    with open(temporary, 'rb+') as f:
-      os.fsync(f.fileno())
-    os.replace(temporary, path)
+    with file_io.atomic_path(path) as fresh:
+      pq.write_table(table, fresh, write_page_checksum=True)
   except OSError as error:
-    temporary.unlink(missing_ok=True)
     raise WorkdirError(f'cannot write {path}: {error}; free space or change folder') from error
 
 

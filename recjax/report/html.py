@@ -3,7 +3,6 @@
 Functions return `Html`; whatever else they are given (strings, numbers, lists of them) is text and
 is escaped. A report holds no script, loads nothing, and says so in its content security policy.
 """
-import contextlib
 import dataclasses
 import errno
 import html
@@ -11,10 +10,10 @@ import importlib.resources
 import math
 import numbers
 import os
-import pathlib
 import re
 from collections.abc import Iterable, Mapping, Sequence
 
+from recjax import file_io
 from recjax.errors import WorkdirError
 
 _VOID = frozenset({'br', 'hr', 'meta'})
@@ -244,22 +243,12 @@ def write(path: str | os.PathLike, text: str) -> None:
 
   Raises WorkdirError when the folder cannot be written or the disk is full.
   """
-  path = pathlib.Path(path)
-  made = path.with_name(f'.{path.name}.part')  # one name, so a killed run leaves at most one behind
   try:
-    with open(made, 'w', encoding='utf-8', newline='\n') as file:
-      file.write(text)
-      file.flush()
-      os.fsync(file.fileno())
-    os.replace(made, path)
+    file_io.write_atomic(path, text)
   except OSError as error:
     hint = 'make room on the disk' if error.errno == errno.ENOSPC else 'check the folder'
     raise WorkdirError(
         f'{path}: the report cannot be written ({error.strerror}); {hint} and run again') from error
-  finally:
-    # Whatever went wrong above is what the reader must hear of.
-    with contextlib.suppress(OSError):
-      made.unlink(missing_ok=True)
 
 
 def _blocks(parts) -> Html:

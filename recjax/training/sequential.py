@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from recjax import run_files
+from recjax import file_io, run_files
 from recjax.distributed import sharding
 from recjax.errors import ConfigError
 from recjax.models import dot_product, seqrec
@@ -54,7 +54,7 @@ def fit(work, cfg, items, train, validate, teach=plain, shared=(), own=()):
   rows, targets, steps = capacity(cfg, model, seqs)
   tx = optim.make(cfg.optim, steps * cfg.train.epochs)
   keys = jnp.stack([jax.random.key(cfg.seed + s) for s in range(cfg.seeds)])
-  work.say(f'    {steps} steps an epoch; a batch of {cfg.train.batch} users fits {rows} rows of '
+  work.log(f'    {steps} steps an epoch; a batch of {cfg.train.batch} users fits {rows} rows of '
            f'{model.length} and {targets:,} targets; {cfg.seeds} seed'
            + 's at once' * (cfg.seeds > 1))
 
@@ -89,8 +89,7 @@ def sequences(train, length):
 def save(path, params):
   """Writes parameters as plain arrays, named by their paths."""
   flat = jax.tree_util.tree_flatten_with_path(params)[0]
-  with open(path, 'wb') as f:
-    np.savez(f, **{sharding.path_of(p): np.asarray(x) for p, x in flat})
+  file_io.write_arrays(path, {sharding.path_of(p): np.asarray(x) for p, x in flat})
 
 
 def load(path, seed=None):

@@ -35,7 +35,7 @@ def fit_records(work, cfg, shop, validate, held=2):
   model = sequential.model_config(cfg, len(shop.catalog))
   steps = math.ceil(len(shop) / cfg.train.batch)
   room = room_of(cfg, model, batches(cfg, shop, model.length, held, 0, 1))
-  work.say(f'    {steps:,} steps an epoch, read from disk; {cfg.train.batch} users mostly fit '
+  work.log(f'    {steps:,} steps an epoch, read from disk; {cfg.train.batch} users mostly fit '
            f'{room[0]} rows of {model.length} and {room[1]:,} targets')
 
   def evaluate(params, frozen):

@@ -158,7 +158,7 @@ def embed_kept(work, encoder, texts, title):
       def make(part=texts[at:at + PIECE]):
         vectors, info = embed(encoder, part, work.mesh)
         return {'vectors': vectors, 'info': json.dumps(info)}
-      piece = sharded_stage.kept(work, f'{title}-{at}', make)
+      piece = sharded_stage.compute_once(work, f'{title}-{at}', make)
       found.append(piece['vectors'])
       infos.append(json.loads(str(piece['info'])))
       advance(len(found[-1]))

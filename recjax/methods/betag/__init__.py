@@ -29,7 +29,7 @@ def run(cfg, work):
   """The experiment, stage by stage."""
   check(cfg)
   shop = load_data(cfg.data)
-  work.say(f'{shop.name}: {len(shop.catalog):,} items, {len(shop.interactions):,} users, '
+  work.log(f'{shop.name}: {len(shop.catalog):,} items, {len(shop.interactions):,} users, '
            f'{len(shop.interactions.items):,} interactions')
   base = work.stage('base-tags', base_tags.stage, cfg.tags, shop, alone=cfg.tags.source == 'api')
   llm = llm_loading.folder(

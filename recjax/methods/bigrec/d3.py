@@ -13,7 +13,7 @@ from recjax.file_io import write_json
 from recjax.methods.bigrec import cf_assistant, evaluate, instruction_data, prompts, train
 from recjax.methods.bigrec import generate as gen
 from recjax.run_files import read_json
-from recjax.training import journal, sft
+from recjax.training import sft, sharded_stage
 
 GHOST = 0.99  # a token likelier than this tells nothing
 
@@ -72,7 +72,7 @@ class Search:
       items, scores = self.rows(writer, cases, asked, alpha, length_penalty, some)
       return [[i.tolist(), [round(float(x), 5) for x in s]] for i, s in zip(items, scores)]
     with jax.set_mesh(self.work.mesh):
-      found = journal.answer_all(self.work, name, self.work.folder / f'{name}.jsonl', asked,
+      found = sharded_stage.answer_all(self.work, name, self.work.folder / f'{name}.jsonl', asked,
                                  self.cfg.decode.batch, answer)
     return (np.array([i for i, _ in found], np.int32), np.array([s for _, s in found], np.float32))
 

@@ -14,7 +14,7 @@ from recjax.methods.bigrec import cf_assistant, evaluate, instruction_data, prom
 from recjax.methods.bigrec import generate as gen
 from recjax.models import bert
 from recjax.retrieval import nearest
-from recjax.training import journal, llm_loading, sft, text_embedding
+from recjax.training import llm_loading, sft, sharded_stage, text_embedding
 
 KINDS = ('pop', 'cf')   # what may pull the distances
 
@@ -51,7 +51,7 @@ def generate(work, cfg, data, folder, made):
           tokenizer, template, records, cfg.prompt.cutoff)
       writer = PrefixGenerator(model, variables, tokenizer, sft.common_prefix(asked),
                       max(map(len, asked)))
-      found = journal.answer_all(
+      found = sharded_stage.answer_all(
           work, part, work.folder / f'{part}.partial.jsonl', asked, cfg.decode.batch,
           lambda some, w=writer, a=asked: gen.texts(w, [a[i] for i in some], cfg.decode))
       texts = [[prompts.title_of(t) for t in beams] for beams, _ in found]

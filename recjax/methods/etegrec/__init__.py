@@ -30,7 +30,7 @@ def run(cfg, work):
   """The experiment, stage by stage."""
   train.check(cfg)
   shop = load_data(cfg.data)
-  work.say(f'{shop.name}: {len(shop.catalog):,} items, {len(shop.interactions):,} users, '
+  work.log(f'{shop.name}: {len(shop.catalog):,} items, {len(shop.interactions):,} users, '
            f'{len(shop.interactions.items):,} interactions, fingerprint {shop.fingerprint[:12]}')
   made = work.stage('vectors', item_embeddings.stage, item_embeddings.settings(cfg), shop)
   coded = work.stage('tokenizer', tokenization.stage, tokenization.settings(cfg), made,

@@ -81,7 +81,7 @@ def ask(work, name, cfg, given, params, heard, some=None, advance=None):
           cfg.model.history, cfg.decode, None if heard is None else tuple(h[part] for h in heard),
           cfg.judge.mask_history)
       return {'items': items, 'scores': scores}
-    found.append(sharded_stage.kept(work, f'{name}-{at}', make))
+    found.append(sharded_stage.compute_once(work, f'{name}-{at}', make))
     if advance:
       advance(len(found[-1]['items']))
   back = np.argsort(order)
@@ -105,7 +105,7 @@ def without(work, cfg, given, params, items):
   items: (n, k), with their own. -> figures, ranks of all test users without interests (1, n)
   """
   cases, heard = given.split.test, given.given('test')
-  work.say('    the same users without their interests, and with those of others')
+  work.log('    the same users without their interests, and with those of others')
   none = tuple(np.zeros_like(h) for h in heard)
   plain, _ = ask(work, 'none', cfg, given, params, none)
   rng = np.random.default_rng(cfg.seed)

@@ -75,7 +75,7 @@ def fit(work, cfg, how, x, seed, letter=NONE, partners=None):
         if leave or last or done // how.save_every > before // how.save_every:
           checkpoint.save(saved, done, spread(tree, work.mesh))
         if leave and not last:
-          work.say(f'    SIGTERM: saving step {done:,}')
+          work.log(f'    SIGTERM: saving step {done:,}')
           raise Preempted
         advance(done - before, f'collisions {float(tree["rate"]):.2%} at best')
   return tree['best'], {'step': int(tree['at']), 'collision_rate': round(float(tree['rate']), 6)}
@@ -97,10 +97,10 @@ def resumed(saved, work, start):
   everywhere = jax.NamedSharding(work.mesh, jax.P())
   shapes = jax.eval_shape(start)
   done, tree = checkpoint.restore(saved, checkpoint.abstract(
-      shapes, jax.tree.map(lambda _: everywhere, shapes)), work.say)
+      shapes, jax.tree.map(lambda _: everywhere, shapes)), work.log)
   if tree is None:
     return 0, start()
-  work.say(f'    going on from step {done:,}')
+  work.log(f'    going on from step {done:,}')
   return done, jax.tree.map(jnp.asarray, multihost.to_host(tree))
 
 

@@ -81,7 +81,7 @@ def network(work, how, x, seed):
     letter = rqvae_training.Letter(how.collaborative, how.diversity)
   params, kept = rqvae_training.fit(work, cfg, how, x, seed, letter,
                                x if x.shape[1] == cfg.width else None)
-  work.say(f'    the codes of step {kept["step"]:,} are kept')
+  work.log(f'    the codes of step {kept["step"]:,} are kept')
   return save(work, cfg, params, x)
 
 

@@ -185,7 +185,7 @@ def stage(work, cfg, shop, made, coded, heard):
     start['id'] = jax.tree.map(jnp.asarray, sequential.load(coded / 'tokenizer.npz'))
   count = sum(int((b.target > 0).sum()) for b in given.bins)
   parts = [f'{share} of {b.history.shape[1]} items' for share, b in zip(given.shares, given.bins)]
-  work.say(f'    {count:,} rows, {given.steps:,} steps an epoch of ' + ', '.join(parts))
+  work.log(f'    {count:,} rows, {given.steps:,} steps an epoch of ' + ', '.join(parts))
 
   def init():
     def one(key):

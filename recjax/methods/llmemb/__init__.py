@@ -31,7 +31,7 @@ def run(cfg, work):
   """The experiment, stage by stage."""
   variants.check(cfg)
   shop = load_data(cfg.data)
-  work.say(f'{shop.name}: {len(shop.catalog):,} items, {len(shop.interactions):,} users, '
+  work.log(f'{shop.name}: {len(shop.catalog):,} items, {len(shop.interactions):,} users, '
            f'{len(shop.interactions.items):,} interactions, fingerprint {shop.fingerprint[:12]}')
   rat.check(cfg, len(shop.catalog))
   texts = work.stage('prompts', prompts.stage, prompts.settings(cfg), shop)

@@ -77,7 +77,7 @@ def candidates(work, cfg, split, n):
   except ConfigError as error:
     if 'full ranking' not in str(error):
       raise
-    work.say(f'    {error}: left out')
+    work.log(f'    {error}: left out')
     return None
 
 
@@ -124,12 +124,12 @@ def show(work, folder):
     table.add_row(row, *(cell(results['groups'][g], row) for g in names))
   with work.console.capture() as drawn:
     work.console.print(table)
-  work.say(drawn.get().rstrip())
+  work.log(drawn.get().rstrip())
   first = next(iter(results['rows']))
-  work.say(f'in brackets: p of {first} against the row, paired randomisation test, Holm-corrected')
+  work.log(f'in brackets: p of {first} against the row, paired randomisation test, Holm-corrected')
   if 'sampled' in results:
     every = results['sampled']['all']['rows']
-    work.say(results['sampled']['protocol'] + ': ' + ', '.join(
+    work.log(results['sampled']['protocol'] + ': ' + ', '.join(
         f'{row} HR@10 {cells["HR@10"]["value"]:.4f} NDCG@10 {cells["NDCG@10"]["value"]:.4f}'
         for row, cells in every.items()))
 

@@ -1,6 +1,5 @@
 """Item vectors out of the encoder, shard by shard, and their principal components (llmemb.md 5)."""
 import hashlib
-import io
 import pathlib
 
 import jax
@@ -12,7 +11,7 @@ from recjax.data.formats import llmemb as files
 from recjax.distributed.multihost import put_global
 from recjax.distributed.sharding import shardings
 from recjax.errors import DataError
-from recjax.file_io import write_atomic, write_json
+from recjax.file_io import write_arrays, write_json
 from recjax.methods.llmemb import prompts
 from recjax.models import huggingface, llm
 from recjax.retrieval import pca
@@ -75,9 +74,7 @@ def write(work, cfg, texts, folder, tuned):
 
 def write_array(path, x):
   """Writes a plain array, whole or not at all."""
-  held = io.BytesIO()
-  np.save(held, np.asarray(x, np.float32), allow_pickle=False)
-  write_atomic(path, held.getvalue())
+  write_arrays(path, np.asarray(x, np.float32))
 
 
 def read_shards(folder):
@@ -100,8 +97,8 @@ def write_reduced(work, table, dim):
   """Writes the first `dim` components of every item, by falling variance."""
   found = pca.fit(table, dim)
   write_array(work.folder / TABLE, found(table))
-  with open(work.folder / 'pca.npz', 'wb') as f:
-    np.savez(f, mean=found.mean, components=found.components, variance=found.variance)
+  write_arrays(work.folder / 'pca.npz', dict(
+      mean=found.mean, components=found.components, variance=found.variance))
   total = float(np.var(table, 0, ddof=1).sum())
   kept = float(np.asarray(found.variance).sum()) / max(total, 1e-30)
   write_json(work.folder / ABOUT, {'num_items': len(table), 'dim': dim, 'dtype': 'float32',

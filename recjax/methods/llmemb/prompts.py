@@ -52,7 +52,7 @@ def stage(work, cfg, shop):
   files.write_prompts(work.folder / files.PROMPTS, ids, prompts)
   write_json(work.folder / 'report.json', {'items': len(ids), 'without_attributes': without})
   if without:
-    work.say(f'    {len(without)} items have no attribute and read {UNKNOWN!r}, e.g. {without[0]}')
+    work.log(f'    {len(without)} items have no attribute and read {UNKNOWN!r}, e.g. {without[0]}')
   return {'items': len(ids), 'without_attributes': len(without),
           'characters': round(float(np.mean([len(p) for p in prompts])), 1)}
 

@@ -44,7 +44,7 @@ def run(cfg, work):
   """The experiment, stage by stage."""
   template = check(cfg)
   shop = load_data(cfg.data)
-  work.say(f'{shop.name}: {len(shop.catalog):,} items, {len(shop.interactions):,} users, '
+  work.log(f'{shop.name}: {len(shop.catalog):,} items, {len(shop.interactions):,} users, '
            f'{len(shop.interactions.items):,} interactions, fingerprint {shop.fingerprint[:12]}')
   titles = [' '.join((t or '').split()) for t in shop.catalog.columns.get('title') or ()]
   opening = [sft_data.said('system', template['system'])]

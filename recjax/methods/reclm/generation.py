@@ -9,7 +9,7 @@ from recjax.decoding.prefix_generator import PrefixGenerator
 from recjax.distributed import multihost
 from recjax.errors import ConfigError
 from recjax.methods.reclm import tokenized_catalog, train
-from recjax.training import journal, sft
+from recjax.training import sft, sharded_stage
 
 BEAMS = 20    # of which ranked lists are made, or more where more are asked for
 
@@ -177,7 +177,8 @@ def ranked_many(work, name, shelf, cfg, prompts, closed, k):
                            None if closed is None else [closed[i] for i in some])
     return [[i.tolist(), [round(float(x), 5) for x in s]] for i, s in zip(items, scores)]
   with jax.set_mesh(work.mesh):
-    found = journal.answer_all(work, name, work.folder / f'{name}.jsonl', prompts, cfg.batch, run)
+    found = sharded_stage.answer_all(
+        work, name, work.folder / f'{name}.jsonl', prompts, cfg.batch, run)
   return (np.array([i for i, _ in found], np.int32), np.array([s for _, s in found], np.float32))
 
 
@@ -190,7 +191,8 @@ def many(work, name, shelf, cfg, prompts, closed, seed, writer=None):
                     None if closed is None else [closed[i] for i in some], seed=seed)
     return [[r.ids] for r in found]
   with jax.set_mesh(work.mesh):
-    rows = journal.answer_all(work, name, work.folder / f'{name}.jsonl', prompts, cfg.batch, run)
+    rows = sharded_stage.answer_all(
+        work, name, work.folder / f'{name}.jsonl', prompts, cfg.batch, run)
   return [shelf.read(ids) for ids, in rows]
 
 
@@ -206,5 +208,6 @@ def free(work, name, shelf, cfg, prompts, seed):
     rows = [list(map(int, found.row(b, 0))) for b in range(len(some))]
     return [[r[:-1] if r and r[-1] in ends else r] for r in rows]
   with jax.set_mesh(work.mesh):
-    rows = journal.answer_all(work, name, work.folder / f'{name}.jsonl', prompts, cfg.batch, run)
+    rows = sharded_stage.answer_all(
+        work, name, work.folder / f'{name}.jsonl', prompts, cfg.batch, run)
   return [ids for ids, in rows]

@@ -23,7 +23,7 @@ def run(cfg, work):
     return streaming.run(cfg, work)
   shop = load_data(cfg.data, cfg.judge.tie_order)
   train.check(cfg, shop)
-  work.say(f'{shop.name}: {len(shop.catalog):,} items, {len(shop.interactions):,} users, '
+  work.log(f'{shop.name}: {len(shop.catalog):,} items, {len(shop.interactions):,} users, '
            f'{len(shop.interactions.items):,} interactions, fingerprint {shop.fingerprint[:12]}')
   made = work.stage('train', train.stage, train.settings(cfg), shop)
   found = work.stage('evaluate', evaluate.stage, evaluate.settings(cfg), shop, made)
@@ -32,7 +32,7 @@ def run(cfg, work):
   results.show(work, found)
   few = read_json(found / 'results.json').get('sampled')
   if few:
-    work.say(f'{few["protocol"]}: HR@10 {few["HR@10"]:.4f}, NDCG@10 {few["NDCG@10"]:.4f}')
+    work.log(f'{few["protocol"]}: HR@10 {few["HR@10"]:.4f}, NDCG@10 {few["NDCG@10"]:.4f}')
 
 
 recommender, cost, convert = evaluate.recommender, evaluate.cost, evaluate.convert

@@ -17,7 +17,7 @@ def run(cfg, work):
   """As the method's `run`, with training and memory that do not grow with the users."""
   shop = array_record.load(cfg.data)
   check(cfg, shop)
-  work.say(f'{shop.name}: {len(shop.catalog):,} items, {len(shop):,} users on disk, fingerprint '
+  work.log(f'{shop.name}: {len(shop.catalog):,} items, {len(shop):,} users on disk, fingerprint '
            f'{shop.fingerprint[:12]}')
   few, drawn = sample(shop)
   train.check(cfg, few)
