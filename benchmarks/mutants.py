@@ -192,7 +192,7 @@ def mutants() -> list[Mutant]:
   room('sweep.py', 'sweep_test',
        ("return 'loss', min(found['valid_loss']), False",
         "return 'loss', found['valid_loss'][-1], False"))
-  room('recommend.py', 'recommend_test',
+  room('batch_recommend.py', 'batch_recommend_test',
        ('(min(total, i * blocks // parts * BLOCK) for i in (index, index + 1))',
         '(min(total, i * (blocks // parts) * BLOCK) for i in (index, index + 1))'))
   room('distributed/sharding.py', 'training.loop_test models.llm_test',

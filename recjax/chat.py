@@ -26,7 +26,7 @@ def run(workdir, catalogues=(), lines=None, console=None):
   if not hasattr(module, 'converse'):
     raise ConfigError(f'{workdir} is a run of {method}, which does not converse; ask it for items '
                       'with `recjax recommend`')
-  with run_files.opening(workdir), settings.of_run(workdir):
+  with run_files.opening(workdir), settings.reading(workdir):
     talk, mesh = module.converse(workdir, catalogues)
   console = console or Console(highlight=False)
   console.print(f'{", ".join(talk.domains)}. {HELP}')

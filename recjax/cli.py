@@ -186,6 +186,7 @@ def check_overwrite(out, sources):
 
 def recommend(args):
   """Prints item ids, scores and titles, or answers a file of users."""
+  from recjax import batch_recommend
   from recjax import recommend as face
   from recjax.training import job_parts
   if args.input and not args.output:
@@ -195,9 +196,8 @@ def recommend(args):
   part = job_parts.parse(args.part)
   ask, shop = face.load(args.workdir, args.data)
   if args.input:
-    written = face.batch(
-      ask, shop, args.input, args.output, args.k, face.model_version(args.workdir), part=part
-    )
+    written = batch_recommend.run(ask, shop, args.input, args.output, args.k,
+                                  face.model_version(args.workdir), part=part)
     print(f'{written} users answered, ' + (f'part {args.part}' if part else f'in {args.output}'))
     return
   if args.history == '':
@@ -244,7 +244,7 @@ def doctor(args):
           + (f', e.g. {", ".join(map(str, finding.examples[:3]))}' if finding.examples else ''))
     print(f'    {finding.remedy}')
   if cfg:
-    with experiment.complete():
+    with settings.reading():
       found = methods.find(cfg.method, args.config).cost(cfg, shop)
     for name, value in found.items():
       print(f'{name}: {value}')
@@ -298,7 +298,7 @@ def sweep(args):
   cfgs = {}
   for (place, point), s in itertools.product(enumerate(points), range(args.seeds)):
     cfg = experiment.read_config(args.config)
-    with experiment.complete():
+    with settings.reading():
       cfg.seed += s
     cfgs[place, cfg.seed] = experiment.changed(cfg, [f'{k}={v}' for k, v in point.items()])
   sweeps.check_points(points, [cfgs[key] for key in cfgs if key[1] == cfg.seed])
@@ -311,7 +311,7 @@ def convert(args):
     return embed(args)
   from recjax import recommend as face
   method, _ = face.method_of(args.workdir)
-  with run_files.opening(args.workdir), settings.of_run(args.workdir):
+  with run_files.opening(args.workdir), settings.reading(args.workdir):
     method.convert(args.workdir, args.to, args.out)
   print(f'{args.to}: {args.out}')
 
@@ -324,7 +324,7 @@ def embed(args):
   from recjax.data import dataset
   from recjax.distributed import sharding
   from recjax.training import text_embedding
-  from recjax.training.workdir import plain_progress
+  from recjax.training.workdir import PlainProgress
   out = pathlib.Path(args.out)
   if not args.data:
     raise ConfigError('--to=vectors embeds the items of a data set; add --data=FOLDER')
@@ -334,7 +334,7 @@ def embed(args):
   shop = dataset.load_data(args.data)
   mesh = sharding.make_mesh({'data': -1, 'fsdp': 1, 'model': 1})
   reader = text_embedding.load(args.workdir, ConfigDict({'dtype': 'auto', 'remat': 'none'}), mesh)
-  advance = plain_progress(print, 'embedding', len(shop.catalog), 0, 'item')
+  advance = PlainProgress(print, 'embedding', len(shop.catalog), 0, 'item')
   found, about = text_embedding.embed(
     reader, dataset.item_texts(shop.catalog), mesh, advance=advance
   )

@@ -4,7 +4,6 @@
     run = experiment.train('configs/sequential_beauty.py', 'checkpoints/mine', {'train.epochs': 5})
     run.results['rows']['sasrec']['NDCG@10'], run.recommend([['P0001', 'P0002']], k=5)
 """
-import contextlib
 import dataclasses
 import functools
 import importlib.util
@@ -117,7 +116,7 @@ def run(cfg, workdir, about, guarded=None, part=None):
                        guarded or fault_tolerance.Guards(), part) as work:
     announce(work, cfg, about)
     try:
-      with complete():
+      with parser.reading():
         method.run(cfg, work)
     except errors.PartDone as done:
       work.log(f'{done}; run folder {workdir}')
@@ -199,19 +198,6 @@ def broken(path, error):
   what = error.msg if isinstance(error, SyntaxError) else str(error).strip()[:300]
   return ConfigError(f'{path}{f" line {lines[-1]}" if lines else ""} is no config that can be run: '
                      f'{type(error).__name__}: {what or "no message"}; mend that file')
-
-
-@contextlib.contextmanager
-def complete():
-  """Code that reads settings: one that the config has not becomes a ConfigError."""
-  try:
-    yield
-  except (AttributeError, KeyError) as error:
-    last = traceback.extract_tb(error.__traceback__)[-1].filename
-    if 'ml_collections' not in last:
-      raise
-    raise ConfigError(f'the config lacks a setting that is read: {str(error).strip()[:200]}; '
-                      'compare it with a file of configs/') from error
 
 
 def changed(cfg, settings):

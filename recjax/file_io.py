@@ -449,8 +449,7 @@ class Journal:
         self.held = _value(first)
         if not first.endswith(b'\n') or not isinstance(self.held, dict) or (
             self.held.keys() != self.header.keys()):
-          raise WorkdirError(f'{self.path} was not made by this command, which would write there; '
-                             'it stays as it is: move it away, or choose another place')
+          raise foreign(self.path)
     for number, line in enumerate(lines, 1 if self.header is None else 2):
       torn, value = not line.endswith(b'\n'), _value(line)
       if value is not None and self.check(value):
@@ -492,6 +491,12 @@ class Journal:
   def rows(self) -> Iterator:
     """Yields the values of all lines but the header."""
     return map(json.loads, lines_of(self.path, self.header is not None))
+
+
+def foreign(path: str | os.PathLike) -> WorkdirError:
+  """The error for a file or folder of another program, where this one would keep its own."""
+  return WorkdirError(f'{path} was not made by this command, which would keep its answers there, '
+                      'and is not written over; move it away, or choose another place')
 
 
 def lines_of(path: str | os.PathLike, header: bool) -> Iterator[bytes]:

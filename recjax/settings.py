@@ -10,8 +10,10 @@ import contextlib
 import fnmatch
 import math
 import numbers
+import os
 import re
 import traceback
+from collections.abc import Iterator
 
 from ml_collections import ConfigDict
 
@@ -189,18 +191,23 @@ def check(cfg):
 
 
 @contextlib.contextmanager
-def of_run(workdir):
-  """Code that reads the config which a run's folder keeps. Raises WorkdirError for a setting that
-  it lacks, as the runs of an earlier version may."""
+def reading(workdir: str | os.PathLike | None = None) -> Iterator[None]:
+  """Code that reads settings. Raises ConfigError for one that the config has not, or WorkdirError
+  where the config is the one that a run's folder keeps, as those of earlier versions may lack it.
+
+  workdir: that folder.
+  """
   try:
     yield
   except (AttributeError, KeyError) as error:
-    at = traceback.extract_tb(error.__traceback__)[-1]
-    if 'ml_collections' not in at.filename:
+    if 'ml_collections' not in traceback.extract_tb(error.__traceback__)[-1].filename:
       raise
-    found = re.search(r"""['"](\w+)['"]""", str(error))
+    if workdir is None:
+      raise ConfigError(f'the config lacks a setting that is read: {str(error).strip()[:200]}; '
+                        'compare it with a file of configs/') from error
+    name = re.search(r"""['"](\w+)['"]""", str(error))
     raise WorkdirError(
-        f'{workdir}/config.json has no setting {found[1] if found else error}, which this version '
+        f'{workdir}/config.json has no setting {name[1] if name else error}, which this version '
         'reads: the run was made by an earlier one. Run its command again in a new folder, or use '
         f'the version that it names') from error
 

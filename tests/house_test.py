@@ -14,8 +14,9 @@ from recjax import errors
 ROOT = pathlib.Path(__file__).parents[1]
 PACKAGE = ROOT / 'recjax'
 LAYERS = (
-    ('__main__',), ('main', 'cli'), ('serving', 'experiment'), ('recommend', 'chat', 'sweep'),
-    ('methods',), ('training', 'decoding', 'evaluation', 'report'), ('models', 'text', 'data'),
+    ('__main__',), ('main', 'cli'), ('serving', 'experiment', 'batch_recommend'),
+    ('recommend', 'chat', 'sweep'), ('methods',),
+    ('training', 'decoding', 'evaluation', 'report'), ('models', 'text', 'data'),
     ('retrieval',), ('distributed', 'settings', 'run_files', 'protocols'), ('file_io',),
     ('errors',))
 LEVEL = {room: level for level, rooms in enumerate(LAYERS) for room in rooms}

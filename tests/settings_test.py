@@ -162,10 +162,10 @@ class SavedTest(absltest.TestCase):
     for read in (lambda c: c.judge.tie_order, lambda c: c['judge']['tie_order'],
                  lambda c: c.tie_order):
       with self.assertRaisesRegex(WorkdirError, 'old/config.json has no setting tie_order'), \
-          settings.of_run('old'):
+          settings.reading('old'):
         read(ConfigDict({'judge': {'save_top': 3}}))
     for wrong in (lambda: {}['tie_order'], lambda: (1).tie_order):  # no config's
-      with self.assertRaises((KeyError, AttributeError)), settings.of_run('old'):
+      with self.assertRaises((KeyError, AttributeError)), settings.reading('old'):
         wrong()
 
   def test_faces_of_a_run_are_opened_so(self):

@@ -159,7 +159,7 @@ def open_all(workdirs, data=(), items_file=None, together=True, seen=None, later
   """
   out, shelves = {}, {}
   for workdir in workdirs:
-    module, shop = recommend_lib.opened(workdir, later)
+    module, shop = recommend_lib.open_data(workdir, later)
     name = str(workdir).rstrip('/').rsplit('/', 1)[-1] or str(workdir)
     if name in out:
       raise ConfigError(f'two folders are called {name!r}, which clients could not tell apart; '
@@ -168,7 +168,7 @@ def open_all(workdirs, data=(), items_file=None, together=True, seen=None, later
       counts, bought = counts_of(shop)
       shelves[shop.fingerprint] = Shelves(shop.catalog, counts, items_file), bought
     shelf, bought = shelves[shop.fingerprint]
-    with run_files.opening(workdir), settings.of_run(workdir):
+    with run_files.opening(workdir), settings.reading(workdir):
       face, talk, tags = face_of(module, workdir, data, later)
     method = module.__name__.rsplit('.', 1)[-1]
     out[name] = Model(name, method, face, shelf, talk, together, seen)
