@@ -69,8 +69,8 @@ class PagesTest(parameterized.TestCase):
           self.check(words, name)
 
   def test_examples_of_help_are_ones_too(self):
-    for verb, example in cli.EXAMPLES.items():
-      self.check(['recjax', verb, *shlex.split(example)], 'recjax --help')
+    for verb, module in cli.VERBS.items():
+      self.check(['recjax', verb, *shlex.split(module.EXAMPLE)], 'recjax --help')
 
   def check(self, words, name):
     """Fails for a command whose file, flag, setting or config argument does not exist."""
