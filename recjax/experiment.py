@@ -66,7 +66,7 @@ def train(config, workdir, settings=None):
   """
   named = isinstance(config, str)
   cfg = read_config(config) if named else config.copy_and_resolve_references()
-  given = parser.changed(cfg, settings or {})
+  given = parser.change(cfg, settings or {})
   if named:
     words = [f'--config.{k}={v}' for k, v in given.items()]
     command = 'python -m recjax.main ' + shlex.join(
@@ -77,7 +77,7 @@ def train(config, workdir, settings=None):
   return Run(pathlib.Path(workdir))
 
 
-def opened(workdir):
+def open_run(workdir):
   """A run that has ended before. Raises WorkdirError where none has. -> Run"""
   workdir = pathlib.Path(workdir)
   if not (workdir / 'results.json').exists():
@@ -205,5 +205,5 @@ def changed(cfg, settings):
 
   -> the config. Raises ConfigError.
   """
-  parser.changed(cfg, settings)
+  parser.change(cfg, settings)
   return cfg

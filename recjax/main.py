@@ -49,7 +49,7 @@ def run(words):
   if not CONFIG.value:
     raise errors.ConfigError('--config is missing; e.g. --config=configs/betag_scientific.py')
   cfg = experiment.read_config(CONFIG.value)
-  given = settings.changed(cfg, words)
+  given = settings.change(cfg, words)
   cfg.lock()
   path = pathlib.Path(CONFIG.value.partition(':')[0])
   workdir = WORKDIR.value or f'checkpoints/{path.stem}'
@@ -88,7 +88,7 @@ def parse(argv):
 
   -> the program's name and the settings, ['optim.lr=1e-3', ...], for `main`
   """
-  words, rest = settings.taken(argv[1:])
+  words, rest = settings.split_command_line(argv[1:])
   try:
     left = flags.FLAGS([argv[0], *rest])[1:]
     text = left and (f'{" ".join(left)}: flags alone are read, and --config names the experiment, '

@@ -129,7 +129,7 @@ CHOICES = {
 ELEMENTS = {'tokenizer.sinkhorn': 0.0, 'domains': ('', ''), 'rat.ablations': ''}  # of tuples: like
 
 
-def taken(argv):
+def split_command_line(argv):
   """The settings out of a command line. argv: words, e.g. ['--config.optim.lr=1e-3', '--x=2'].
 
   -> settings ['optim.lr=1e-3'], the other words. A setting's value may also be the next word; one
@@ -150,7 +150,7 @@ def taken(argv):
   return settings, rest
 
 
-def changed(cfg, settings):
+def change(cfg, settings):
   """A config with some settings changed. settings: ['a.b=TEXT'], or {'a.b': value} from Python.
 
   -> the values that were set, {'a.b': value}. Raises ConfigError.

@@ -103,7 +103,7 @@ def run(config, points, cfgs, out):
           + (f'; about {to_go / 60:.0f} min left' if number < len(runs) else ''), flush=True)
   rows = table(points, runs, cfgs)
   write(out, config, rows, failed)
-  print(text(rows))
+  print(closing_table(rows))
   for key, error in failed.items():
     print(f'failed: {runs[key]}: {error}')
   if failed:
@@ -244,7 +244,7 @@ NOTE = ('± is the standard deviation over seeds, [ ] the 95 % bootstrap interva
         'their mean over seeds; test figures choose nothing')
 
 
-def text(rows):
+def closing_table(rows):
   """The closing table of a sweep."""
   from rich.console import Console
   from rich.table import Table

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from absl.testing import absltest, parameterized
 
-from recjax import cli, experiment
+from recjax import cli, errors, experiment
 from recjax.data.dataset import Catalog
 from recjax.models import llm, llm_decoder
 from recjax.text import tokenizer as tokenizer_lib
@@ -170,7 +170,7 @@ class PythonTest(absltest.TestCase):
     cfg = experiment.read_config(config)
     self.assertContainsSubset({'pairs'}, module.cost(cfg, run.data))
     self.assertIsNone(module.validated(cfg))
-    with self.assertRaisesRegex(experiment.ConfigError, 'papre'):
+    with self.assertRaisesRegex(errors.ConfigError, 'papre'):
       experiment.read_config(f'{room}/follow_shop.py:papre')
 
   def test_an_untrained_chat_model(self):
@@ -229,9 +229,9 @@ class ExperimentTest(absltest.TestCase):
     self.assertEqual((len(items[0]), np.shape(scores)), (4, (1, 4)))
     saved = json.loads((run.workdir / 'config.json').read_text())
     self.assertIn('--config.train.epochs=1', saved['facts']['command'])
-    self.assertEqual(experiment.opened(run.workdir).results, run.results)
-    with self.assertRaisesRegex(experiment.WorkdirError, 'no run has ended there'):
-      experiment.opened(run.workdir / 'stages')
+    self.assertEqual(experiment.open_run(run.workdir).results, run.results)
+    with self.assertRaisesRegex(errors.WorkdirError, 'no run has ended there'):
+      experiment.open_run(run.workdir / 'stages')
 
   def test_settings_keep_their_types(self):
     cfg = experiment.read_config('configs/bigrec_games.py')
@@ -241,7 +241,7 @@ class ExperimentTest(absltest.TestCase):
                      (('q',), 3e-4, 2, 'every'))
     for word, said in (('nosuch=1', 'nosuch is not among'), ('train.batch=x', 'invalid literal'),
                        ("lora.targets=('q", 'unterminated'), ('train=1', 'holds settings')):
-      with self.assertRaisesRegex(experiment.ConfigError,
+      with self.assertRaisesRegex(errors.ConfigError,
                                   f'--config.{word.partition("=")[0]}.*{said}'):
         experiment.changed(cfg, [word])
 

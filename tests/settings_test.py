@@ -52,7 +52,7 @@ class TypesTest(parameterized.TestCase):
       ('loss.kind', 'bce', 'bce'), ('judge.sampled', '', ''))
   def test_a_text_becomes_a_value_of_the_type_that_the_config_has(self, name, text, want):
     cfg = made()
-    self.assertEqual(settings.changed(cfg, [f'{name}={text}']), {name: want})
+    self.assertEqual(settings.change(cfg, [f'{name}={text}']), {name: want})
     group, key = name.split('.')
     self.assertEqual((cfg[group][key], type(cfg[group][key])), (want, type(want)))
 
@@ -69,9 +69,9 @@ class TypesTest(parameterized.TestCase):
       ('llmemb_beauty', 'rat.ablations', '', ()))
   def test_tuples(self, config, name, text, want):
     cfg = made(config)
-    self.assertEqual(settings.changed(cfg, [f'{name}={text}']), {name: want})
+    self.assertEqual(settings.change(cfg, [f'{name}={text}']), {name: want})
     if text and text[0] == '(':
-      self.assertEqual(settings.changed(cfg, {name: want}), {name: want})
+      self.assertEqual(settings.change(cfg, {name: want}), {name: want})
 
   @parameterized.parameters(
       'judge.mask_history=maybe', 'judge.mask_history=', 'judge.mask_history=2', 'train.epochs=2.0',
@@ -86,7 +86,7 @@ class TypesTest(parameterized.TestCase):
   def test_what_is_refused_names_the_setting(self, word):
     name = word.partition('=')[0]
     with self.assertRaises(ConfigError) as caught:
-      settings.changed(made(), [word])
+      settings.change(made(), [word])
     self.assertIn(name, str(caught.exception))
     self.assertRegex(str(caught.exception), r'\w+ \w+')
 
@@ -99,7 +99,7 @@ class TypesTest(parameterized.TestCase):
     cfg = next(c for c in map(experiment.read_config, map(str, CONFIGS))
                if name in dict(settings._flat(c)))
     with self.assertRaisesRegex(ConfigError, name):
-      settings.changed(cfg, [f'{name}={text}'])
+      settings.change(cfg, [f'{name}={text}'])
 
   @parameterized.parameters(
       ('train.epochs', '5'), ('train.epochs', 5.0), ('train.epochs', True), ('train.epochs', None),
@@ -113,7 +113,7 @@ class TypesTest(parameterized.TestCase):
   def test_python_gives_values(self):
     cfg = made()
     given = {'train.epochs': np.int64(3), 'optim.lr': 1, 'judge.mask_history': np.bool_(False)}
-    self.assertEqual(settings.changed(cfg, given), {
+    self.assertEqual(settings.change(cfg, given), {
         'train.epochs': 3, 'optim.lr': 1.0, 'judge.mask_history': False})
     self.assertIs(type(cfg.train.epochs), int)
     self.assertIs(type(cfg.optim.lr), float)
@@ -121,7 +121,7 @@ class TypesTest(parameterized.TestCase):
 
   def test_a_setting_is_given_once(self):
     with self.assertRaisesRegex(ConfigError, 'seed is given twice'):
-      settings.changed(made(), ['seed=1', 'seed=2'])
+      settings.change(made(), ['seed=1', 'seed=2'])
 
   def test_a_config_that_is_out_of_range_itself_is_refused_before_it_runs(self):
     cfg = made()
@@ -135,25 +135,25 @@ class TypesTest(parameterized.TestCase):
   def test_groups_of_any_names_take_them_by_dots(self, text, want):
     cfg = made('reclm_scientific')
     name = 'prompt.variables.enable_thinking'
-    self.assertEqual(settings.changed(cfg, [f'{name}={text}', 'prompt.variables.more=1']),
+    self.assertEqual(settings.change(cfg, [f'{name}={text}', 'prompt.variables.more=1']),
                      {name: want, 'prompt.variables.more': 1})
     self.assertEqual(cfg.prompt.variables.to_dict(), {'enable_thinking': want, 'more': 1})
-    settings.changed(cfg, [f'{name}=word'])  # once there, it takes another type
+    settings.change(cfg, [f'{name}=word'])  # once there, it takes another type
     cfg = made('reclm_scientific')
-    settings.changed(cfg, {name: want})
+    settings.change(cfg, {name: want})
     self.assertEqual(cfg.prompt.variables.to_dict(), {'enable_thinking': want})
 
   def test_groups_of_any_names_as_a_whole(self):
     for given in (["prompt.variables={'a': False}"], {'prompt.variables': {'a': False}},
                   {'prompt.variables': ConfigDict({'a': False})}):
       cfg = made('reclm_scientific')
-      settings.changed(cfg, ['prompt.variables.b=1'])
-      settings.changed(cfg, given)
+      settings.change(cfg, ['prompt.variables.b=1'])
+      settings.change(cfg, given)
       self.assertEqual(cfg.prompt.variables.to_dict(), {'a': False})
     for word in ('prompt.variables=3', 'prompt.variables.a.b=1', 'prompt.variables.=1',
                  'prompt.variables={1: 2}'):
       with self.assertRaisesRegex(ConfigError, r'--config\.prompt\.variables\.NAME=VALUE'):
-        settings.changed(made('reclm_scientific'), [word])
+        settings.change(made('reclm_scientific'), [word])
 
 
 class SavedTest(absltest.TestCase):
@@ -267,7 +267,7 @@ class CommandsTest(parameterized.TestCase):
       (['--config', 'c.py'], [], ['--config', 'c.py']),
       (['--', '--config.a=1'], [], ['--', '--config.a=1']))
   def test_settings_are_taken_out_of_a_command_line(self, argv, words, rest):
-    self.assertEqual(settings.taken(argv), (words, rest))
+    self.assertEqual(settings.split_command_line(argv), (words, rest))
 
   def ended(self, call, *argv):
     """What a command prints where it ends with code 2."""
@@ -286,7 +286,7 @@ class CommandsTest(parameterized.TestCase):
     if word.startswith('judge') or word.startswith('train'):
       config = f'--config={ROOT}/configs/sequential_beauty.py'
     with self.assertRaises(ConfigError) as caught:
-      settings.changed(experiment.read_config(config.partition('=')[2]), [word])
+      settings.change(experiment.read_config(config.partition('=')[2]), [word])
     want = f'error: {caught.exception}\n'
 
     with flagsaver.flagsaver():

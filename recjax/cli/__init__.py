@@ -43,7 +43,7 @@ def parser() -> argparse.ArgumentParser:
 def main() -> None:
   """Runs the verb that the command line names."""
   top = parser()
-  words, rest = settings.taken(sys.argv[1:])
+  words, rest = settings.split_command_line(sys.argv[1:])
   args = top.parse_args(rest)
   args.settings = words
   if words and args.verb != 'doctor':

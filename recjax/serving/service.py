@@ -99,7 +99,7 @@ class Service:
     note, source = '', 'local'
     if self.api and known:
       try:
-        found = interest_terms.from_model(known, stock.columns, self.api, self.settings.key_env,
+        found = interest_terms.ask_model(known, stock.columns, self.api, self.settings.key_env,
                                      etegrec.parse_interests)
         source = 'model'
       except (ServiceError, ConfigError) as error:
@@ -112,8 +112,12 @@ class Service:
   def why(self, model, item, history, found):
     """Reasons for an item: interests it has a term of, tags it shares, what its buyers bought."""
     stock, ids = model.stock, model.stock.catalog.ids
-    out = {'interests': interest_terms.why(item, found, stock.terms), 'tags': [], 'neighbours': []}
-    recent = history[-interest_terms.RECENT:]
+    out = {
+      'interests': interest_terms.shared_terms(item, found, stock.terms),
+      'tags': [],
+      'neighbours': [],
+    }
+    recent = history[-interest_terms.RECENT :]
     if model.tags:
       theirs = {t for h in recent for t, _ in model.tags.get(ids[h - 1], ())}
       out['tags'] = [t for t, _ in model.tags.get(ids[item - 1], ()) if t in theirs][:4]

@@ -1,6 +1,6 @@
-"""Tags from a catalogue's own words: brand, categories, and the phrases that tell items apart.
+"""Tags from a catalog's own words: brand, categories, and the phrases that tell items apart.
 
-Deterministic, local, and for a whole catalogue at once, because a phrase is judged by the company
+Deterministic, local, and for a whole catalog at once, because a phrase is judged by the company
 it keeps: how many items share it, whether it appears in titles, whether it holds together as a
 phrase, and whether its last word is one that phrases end with.
 """
@@ -10,6 +10,7 @@ import html
 import itertools
 import math
 import re
+from collections.abc import Iterable, Mapping, Sequence
 
 from recjax.errors import DataError
 
@@ -75,7 +76,8 @@ _PATH = re.compile(r'\s*[>|;]\s*')
 _UNFIT = re.compile(r'[|,\s]+')
 
 
-def extract_tags(columns: dict, n: int = 10, exclude=()) -> list[list[str]]:
+def extract_tags(columns: Mapping[str, Sequence], n: int = 10, exclude: Iterable[str] = ()
+                 ) -> list[list[str]]:
   """At most n tags for each item, most telling first: brand, categories leaf first, key phrases.
 
   columns: name -> one value per item, each None, text, a number, or a list of texts. Columns are
@@ -187,7 +189,7 @@ def _speaks(word):
 
 
 @functools.lru_cache(maxsize=1 << 16)
-def stem(word):
+def stem(word: str) -> str:
   """Folds plurals, roughly: only used to see whether two tags say the same."""
   if len(word) > 4 and word.endswith('ies'):
     return word[:-3] + 'y'
@@ -280,24 +282,24 @@ class _Statistics:
 
 def _choose(item, statistics, common, n):
   """The tags of one item; each new one must say something the earlier ones do not."""
-  tags, said = [], set()
+  tags, covered = [], set()
 
   def add(tag, share):
     stems = _stems(tag)
-    if tag and stems and len(stems - said) >= share * len(stems) and len(tags) < n:
+    if tag and stems and len(stems - covered) >= share * len(stems) and len(tags) < n:
       tags.append(tag)
-      said.update(stems)
+      covered.update(stems)
 
   add(item.brand, .01)
   categories = [tag for tag in item.categories if tag not in common]
   for tag in categories[:max(1, min(3, n // 3))]:
     add(tag, .01)
-  own = _stems(item.brand)
+  brand = _stems(item.brand)
   ranked = _ranked(item, statistics)
   for score, phrase in ranked:
     if score < .13 * ranked[0][0]:
       break
-    if own.isdisjoint(map(stem, phrase)):
+    if brand.isdisjoint(map(stem, phrase)):
       add(' '.join(phrase), .5)
   if len(tags) < min(n, 4):
     for tag in itertools.chain(categories, (' '.join(run[:3]) for run in item.titles)):

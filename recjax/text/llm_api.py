@@ -305,9 +305,9 @@ class _Job:
     """The journal record of one request, after as many attempts as allowed."""
     lost, tries, limits = 0, 0, 0
     while True:
-      if not self._rest(self.quiet_until - time.monotonic()):
+      if not self._wait(self.quiet_until - time.monotonic()):
         raise _Stopped
-      record, failure = self._settled(body, cost)
+      record, failure = self._attempt_and_pay(body, cost)
       lost += failure is not None and failure.billed
       limited = failure is not None and failure.kind == 'rate_limited'
       tries, limits = tries + (not limited), limits + limited
@@ -319,7 +319,7 @@ class _Job:
           record[name] = record.get(name, 0) + lost * tokens
         return dict(hash=key, **record)
 
-  def _settled(self, body, cost):
+  def _attempt_and_pay(self, body, cost):
     """One attempt and its bill -> (record without hash, _Failure or None)."""
     real = 0.
     try:
@@ -338,9 +338,9 @@ class _Job:
       self.quiet_until = max(self.quiet_until, time.monotonic() + failure.wait)
       return not self.stop.is_set()
     jitter = .5 + random.Random(f'{key}:{attempt}').random()
-    return self._rest(min(60., self.api.backoff * 2 ** (attempt - 1)) * jitter)
+    return self._wait(min(60., self.api.backoff * 2 ** (attempt - 1)) * jitter)
 
-  def _rest(self, seconds):
+  def _wait(self, seconds):
     return not self.stop.wait(seconds) if seconds > 0 else not self.stop.is_set()
 
   def _attempt(self, body):
@@ -352,12 +352,12 @@ class _Job:
     except TimeoutError:
       raise _Failure('timeout', f'no answer in {self.api.timeout:g} s', billed=True) from None
     except (http.client.HTTPException, ConnectionError) as error:
-      raise _Failure('unreachable', self._safe(f'the connection broke: {error!r}'),
+      raise _Failure('unreachable', self._without_key(f'the connection broke: {error!r}'),
                      billed=True) from None
     except OSError as error:  # URLError among them
       if isinstance(getattr(error, 'reason', None), TimeoutError):
         raise _Failure('timeout', f'no answer in {self.api.timeout:g} s', billed=True) from None
-      raise _Failure('unreachable', self._safe(f'cannot connect: {error}')) from None
+      raise _Failure('unreachable', self._without_key(f'cannot connect: {error}')) from None
     return _read_answer(answer, len(body))
 
   def _send(self, body):
@@ -386,7 +386,7 @@ class _Job:
       text = error.read(2000).decode('utf-8', 'replace')
     except (OSError, http.client.HTTPException):
       text = ''
-    detail = self._safe(f'HTTP {error.code} {error.reason}: {" ".join(text.split())[:300]}')
+    detail = self._without_key(f'HTTP {error.code} {error.reason}: {" ".join(text.split())[:300]}')
     if error.code in (401, 402, 403) or 'insufficient_quota' in text:
       return ServiceError(f'the service refuses this account (HTTP {error.code}); check the key in '
                           'the environment and the credit behind it, then run again to go on')
@@ -402,7 +402,7 @@ class _Job:
       return _Failure('server_error', detail, wait)
     return _Failure('rejected', detail)
 
-  def _safe(self, text):
+  def _without_key(self, text):
     return text.replace(self.secret, '***') if self.secret else text
 
 

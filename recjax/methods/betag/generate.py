@@ -100,7 +100,7 @@ def prompt_batches(tags, tokenizer, cfg, shape):
 
   -> ([(item ids, token ids (B, P), lengths (B,))], prefix ids)
   """
-  prefix = chat_template.ask(tokenizer, prompts_lib.MESSAGES)
+  prefix = chat_template.prompt_ids(tokenizer, prompts_lib.MESSAGES)
   heading = tokenizer.encode(prompts_lib.HEADING)
   items = list(tags)
   prompts = [heading + ids for ids in tokenizer.encode_batch(

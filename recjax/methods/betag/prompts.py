@@ -38,7 +38,7 @@ def spelt(tokenizer, tags):
 
   def back(some):
     return [tokenizer.decode(ids).strip() for ids in tokenizer.encode_batch(some)]
-  found = dict(zip(items, spelling.settled(back, list(items), list(items.values()), 'tag')))
+  found = dict(zip(items, spelling.round_trip(back, list(items), list(items.values()), 'tag')))
   same = all(old == new for old, new in found.items())
   return tags if same else {
       i: list(dict.fromkeys(found[t] for t in own)) for i, own in tags.items()}

@@ -56,11 +56,11 @@ def load(catalog, tokenizer):
 
   def back(some):
     return [' '.join(tokenizer.decode(ids).split()) for ids in tokenizer.encode_batch(some)]
-  titles = spelling.settled(back, plain, catalog.ids)
+  titles = spelling.round_trip(back, plain, catalog.ids)
   spelt = unlike(titles)
   rows = tokenizer.encode_batch(spelt)
   twins = len(rows) - len(set(map(tuple, rows)))
-  notes = {**spelling.notes(plain, titles), 'equal_tokens': twins, 'named_by_id': sum(bare),
+  notes = {**spelling.count_changes(plain, titles), 'equal_tokens': twins, 'named_by_id': sum(bare),
            'titles_made_unlike': sum(a != b for a, b in zip(titles, spelt))}
   return TokenizedCatalog(catalog, spelt, rows, paths(catalog), notes)
 

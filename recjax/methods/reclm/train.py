@@ -99,7 +99,7 @@ def fresh(cfg, folder, mesh, table=None):
   elif cfg.train.mode != 'full':
     raise ConfigError(f"train.mode={cfg.train.mode!r}; choose 'lora' or 'full'")
   model, params, base = llm_loading.load(folder, cfg.llm, mesh, **adapter)
-  tokenizer, ids = tokenizers.extend(base, names(cfg, table))
+  tokenizer, ids = tokenizers.add_control_tokens(base, names(cfg, table))
   like = [base.encode(LIKE[cfg.train.control_like].get(n, 'item')) for n in names(cfg, table)]
   params, shape = embedding_resize.grow(params, model.cfg, ids, like)
   if len(ids) > 2:  # codes that begin alike would stay alike under symmetric gradients
