@@ -7,11 +7,13 @@
 import dataclasses
 import functools
 import importlib.util
+import os
 import pathlib
 import platform
 import shlex
 import subprocess
 import traceback
+from collections.abc import Iterable, Mapping, Sequence
 
 from ml_collections import ConfigDict
 
@@ -28,26 +30,31 @@ class Run:
   workdir: pathlib.Path
 
   @functools.cached_property
-  def results(self):
+  def results(self) -> dict:
     """What results.json holds: 'rows' {row: {metric: {value, low, high, n}}}, 'tests', ..."""
     return run_files.need_json(self.workdir / 'results.json')
 
   @functools.cached_property
-  def _asked(self):
+  def _recommender(self):
     from recjax import recommend as recommend_lib
     return recommend_lib.load(self.workdir)
 
   @property
   def data(self):
-    """The Dataset that it was trained on."""
-    return self._asked[1]
+    """The data.dataset.Dataset that it was trained on."""
+    return self._recommender[1]
 
-  def recommend(self, histories, k=10, exclude_seen=True, allowed=None):
-    """Items for histories of item ids, oldest first. -> item ids [B][k], scores [B, k]"""
-    return self._asked[0](histories, k, exclude_seen, allowed)
+  def recommend(self, histories: Sequence[Sequence[str]], k: int = 10, exclude_seen: bool = True,
+                allowed: Iterable[str] | None = None):
+    """Items for people whose histories are item ids, oldest first.
 
-  def table(self):
-    """Rows of the first cut-offs with intervals, as text. -> str"""
+    k: items for each. exclude_seen: whether those of the history are left out. allowed: ids of the
+    only items that may come, None for all. -> item ids [B][k], scores [B, k]
+    """
+    return self._recommender[0](histories, k, exclude_seen, allowed)
+
+  def table(self) -> str:
+    """Rows of the first cut-offs with intervals, as text."""
     from recjax.evaluation import compare
     return compare.text_table(self.results)
 
@@ -57,40 +64,42 @@ class Run:
     return results.results_table(self.results, main='HR@10').text
 
 
-def train(config, workdir, settings=None):
+def train(config: str | ConfigDict, workdir: str | os.PathLike,
+          settings: Mapping[str, object] | None = None) -> Run:
   """Runs a config from its first unfinished stage to its report, as `python -m recjax.main` does.
 
   config: 'configs/NAME.py:ARGUMENT', or a ConfigDict. workdir: the run's folder; the same call goes
-  on where it was stopped. settings: {'a.b': value}, each of its setting's type. -> Run. Raises the
-  errors of recjax.errors.
+  on where it was stopped. settings: {'a.b': value}, each of its setting's type. Raises the errors
+  of recjax.errors.
   """
   named = isinstance(config, str)
   cfg = read_config(config) if named else config.copy_and_resolve_references()
-  given = parser.change(cfg, settings or {})
+  changed = parser.change(cfg, settings or {})
   if named:
-    words = [f'--config.{k}={v}' for k, v in given.items()]
+    words = [f'--config.{k}={v}' for k, v in changed.items()]
     command = 'python -m recjax.main ' + shlex.join(
         [f'--config={config}', f'--workdir={workdir}', *words])
   else:
     command = 'from Python, with the settings below'
-  run(cfg, workdir, facts(command, given))
+  run(cfg, workdir, facts(command, changed))
   return Run(pathlib.Path(workdir))
 
 
-def open_run(workdir):
-  """A run that has ended before. Raises WorkdirError where none has. -> Run"""
+def open_run(workdir: str | os.PathLike) -> Run:
+  """A run that has ended before. Raises WorkdirError where none has."""
   workdir = pathlib.Path(workdir)
   if not (workdir / 'results.json').exists():
     raise WorkdirError(f'{workdir} holds no results.json, so no run has ended there')
   return Run(workdir)
 
 
-def run(cfg, workdir, about, guarded=None, part=None):
+def run(cfg: ConfigDict, workdir: str | os.PathLike, about: dict, guards=None,
+        part: tuple[int, int] | None = None) -> None:
   """Opens the run's folder, says what runs, and hands over to the method.
 
-  about: as `facts` gives. guarded: training.guards.Guards, by default its own defaults. part: (i,
-  n), where this process is one of n that share its shards. Raises ConfigError where there are none,
-  and for a setting that is out of its range.
+  about: as `facts` gives. guards: a training.fault_tolerance.Guards, None for its defaults. part:
+  (i, n), where this process is one of n that share its shards. Raises ConfigError where there are
+  none, and for a setting that is out of its range, WorkdirError for a folder that is not for this.
   """
   parser.check(cfg)
   import jax
@@ -113,7 +122,7 @@ def run(cfg, workdir, about, guarded=None, part=None):
     raise WorkdirError(f'{workdir} holds a run of {before}; name another --workdir, so that '
                        'nothing of it is written over')
   with workdir_lib.open_work(workdir, config, sharding.make_mesh(cfg.mesh),
-                       guarded or fault_tolerance.Guards(), part) as work:
+                             guards or fault_tolerance.Guards(), part) as work:
     announce(work, cfg, about)
     try:
       with parser.reading():
@@ -130,8 +139,9 @@ def run(cfg, workdir, about, guarded=None, part=None):
     work.log(f'all in {workdir}: report.html, results.json')
 
 
-def facts(command, overrides):
-  """What one needs to run this again: versions, devices, the command."""
+def facts(command: str, overrides: Mapping[str, object]) -> dict:
+  """What one needs to run this again: versions, devices, the command, and the settings that it
+  overrides."""
   import flax
   import jax
 
@@ -149,13 +159,16 @@ def facts(command, overrides):
   }
 
 
-def announce(work, cfg, about):
-  """The few lines at the start: what runs, on what, with which settings of one's own."""
+def announce(work, cfg: ConfigDict, about: dict) -> None:
+  """Logs what runs, on what, with which settings of one's own.
+
+  work: the open Workdir. about: as `facts` gives.
+  """
   versions = ', '.join(f'{k} {v}' for k, v in about['versions'].items())
   work.log(f'recjax {cfg.method}, preset {cfg.preset}, data {cfg.data}, seed {cfg.seed}')
   work.log(f'on {about["devices"]}, {versions}; run folder {work.path}')
-  told = ', '.join(f'{k}={v}' for k, v in about['overrides'].items())
-  work.log(f'settings that differ from the preset: {told or "none"}')
+  overrides = ', '.join(f'{k}={v}' for k, v in about['overrides'].items())
+  work.log(f'settings that differ from the preset: {overrides or "none"}')
 
 
 def read_config(text):
@@ -190,8 +203,8 @@ def read_config(text):
   return cfg
 
 
-def broken(path, error):
-  """What a config file raised, with its line. -> ConfigError"""
+def broken(path: pathlib.Path, error: BaseException) -> ConfigError:
+  """The error for a config file that raised one, with its line."""
   lines = [f.lineno for f in traceback.extract_tb(error.__traceback__) if f.filename == str(path)]
   if isinstance(error, SyntaxError) and error.filename == str(path):
     lines = [error.lineno]
@@ -200,10 +213,7 @@ def broken(path, error):
                      f'{type(error).__name__}: {what or "no message"}; mend that file')
 
 
-def changed(cfg, settings):
-  """A config with some settings changed. settings: ['a.b=TEXT'], or {'a.b': value} from Python.
-
-  -> the config. Raises ConfigError.
-  """
+def changed(cfg: ConfigDict, settings: Sequence[str] | Mapping[str, object]) -> ConfigDict:
+  """The config, some of its settings changed as `settings.change` does, with its errors."""
   parser.change(cfg, settings)
   return cfg
