@@ -192,7 +192,7 @@ class WholeTest(parameterized.TestCase):
         run(cfg, broken)
     finally:
       train.judged = original
-    calls, kept = [], sharded_stage.kept
+    calls, compute_once = [], sharded_stage.kept
 
     def counted(stop, work, name, make):
       def once():

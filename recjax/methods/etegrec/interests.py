@@ -18,7 +18,7 @@ from recjax.text import interest_terms as words
 from recjax.text import keywords
 from recjax.training import text_embedding
 
-MOST = words.MOST
+MOST = words.MAX_INTERESTS
 HASHED = 64  # numbers of a vector without an encoder
 
 
