@@ -41,6 +41,9 @@ KINDS = (
     (b'\xd0\xcf\x11\xe0', 'a workbook of a spreadsheet; save it as CSV'),
     (b'\x80\x03', 'a pickle'), (b'\x80\x04', 'a pickle'), (b'\x80\x05', 'a pickle'))
 
+JSON_KINDS = {dict: 'an object', list: 'a list', str: 'a text', bool: 'a boolean',
+              type(None): 'null', int: 'a number', float: 'a number'}
+
 _PAGES = (b'<!doctype html', b'<html', b'<?xml')
 
 
@@ -78,7 +81,7 @@ def read_rows(path: str | os.PathLike, blank_lines: bool = True) -> Iterator[tup
       raise DataError(f'{place} is empty; remove it')
     row = parse_json(line, path, number)
     if not isinstance(row, dict):
-      raise DataError(f'{place}: a JSON object is expected, found {_kind(row)}.')
+      raise DataError(f'{place}: a JSON object is expected, found {JSON_KINDS[type(row)]}.')
     yield place, row
 
 
@@ -557,8 +560,3 @@ def _unique(pairs):
 
 def _refuse(name):
   raise ValueError(f'{name} is not a JSON number')
-
-
-def _kind(value):
-  return {list: 'a list', str: 'a text', bool: 'a truth value', type(None): 'null'}.get(
-      type(value), 'a number')

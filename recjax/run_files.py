@@ -42,8 +42,7 @@ class Facts(dict):
     raise WorkdirError(f'{self.path} lacks {key!r}; {remedy(self.path)}')
 
 
-KINDS = {Facts: 'an object', dict: 'an object', list: 'a list', str: 'a text', bool: 'a boolean',
-         type(None): 'null', int: 'a number', float: 'a number'}
+KINDS = {**file_io.JSON_KINDS, Facts: 'an object'}
 
 
 def remedy(path: str | os.PathLike) -> str:

@@ -140,14 +140,13 @@ class Tokenizer:
   def save(self, folder: str | os.PathLike) -> None:
     """Writes tokenizer.json and tokenizer_config.json, which transformers' AutoTokenizer reads."""
     folder = pathlib.Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
     config = dict(tokenizer_class='PreTrainedTokenizerFast', clean_up_tokenization_spaces=False,
                   **self.special_tokens, eos_token_ids=list(self.eos_ids))
     if self.chat_template:
       config['chat_template'] = self.chat_template
-    (folder / _FAST_FILE).write_text(self.backend.to_str(pretty=True), encoding='utf-8')
-    (folder / 'tokenizer_config.json').write_text(
-        json.dumps(config, indent=2, ensure_ascii=False) + '\n', encoding='utf-8')
+    file_io.write_text(folder / _FAST_FILE, self.backend.to_str(pretty=True))
+    file_io.write_text(folder / 'tokenizer_config.json',
+                       json.dumps(config, indent=2, ensure_ascii=False) + '\n')
 
 
 def _spelling(token_id):
