@@ -104,26 +104,31 @@ def guard(main: Callable[[], object]) -> object:
 def quieten() -> None:
   """Keeps threads of libraries, which have no caller, from showing tracebacks about a full disk:
   the call that waits for them gets the error and tells it once."""
-  def about_disk(error):
-    return bool(error) and (bool(disk_error(error)) or str(error) in AFTERWARDS)
+  def but(hook, error_of):
+    def filtered(*args):
+      if not _about_disk(error_of(*args)):
+        hook(*args)
+    return filtered
 
-  def but(hook, of):
-    def shown(*given):
-      if not about_disk(of(*given)):
-        hook(*given)
-    return shown
-
-  def worth(record):
-    raised = record.exc_info[1] if record.exc_info else None
-    return not about_disk(raised) and not any(words in record.getMessage() for words in SAID)
-  threading.excepthook = but(threading.__excepthook__, lambda given: given.exc_value)
-  sys.unraisablehook = but(sys.__unraisablehook__, lambda given: given.exc_value)
+  threading.excepthook = but(threading.__excepthook__, lambda args: args.exc_value)
+  sys.unraisablehook = but(sys.__unraisablehook__, lambda args: args.exc_value)
   # TensorStore's threads show by this one what they cannot raise.
-  sys.excepthook = but(sys.__excepthook__, lambda kind, value, where: value)
+  sys.excepthook = but(sys.__excepthook__, lambda kind, value, traceback: value)
   logger = logging.getLogger('absl')  # Orbax's
-  if not any(getattr(f, 'about', '') == 'disk' for f in logger.filters):
-    worth.about = 'disk'
-    logger.addFilter(worth)
+  if not any(isinstance(f, _DiskFilter) for f in logger.filters):
+    logger.addFilter(_DiskFilter())
+
+
+class _DiskFilter(logging.Filter):
+  """Drops what a library logs about a full disk."""
+
+  def filter(self, record):
+    raised = record.exc_info[1] if record.exc_info else None
+    return not _about_disk(raised) and not any(words in record.getMessage() for words in SAID)
+
+
+def _about_disk(error):
+  return bool(error) and (bool(disk_error(error)) or str(error) in AFTERWARDS)
 
 
 def reader_left() -> bool:

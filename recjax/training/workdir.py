@@ -254,37 +254,55 @@ class Workdir:
                TextColumn('{task.fields[note]}'))
     with Progress(*columns, console=self.console, transient=True) as bar:
       row = bar.add_task(title, total=total, completed=done, rate='', note='')
-      start = []  # the first call compiles, which says nothing about the rate
-      def advance(n=1, note=''):
-        done = bar.tasks[0].completed + n
-        start.extend([] if start else [done, time.monotonic()])
-        rate = (done - start[0]) / max(1e-9, time.monotonic() - start[1])
-        bar.update(row, advance=n, rate=pace(rate, unit) if rate else '', note=note)
-      yield advance
+      yield BarProgress(bar, row, done, unit)
+
+
+@dataclasses.dataclass
+class Rate:
+  """Units a second. It counts from the first, which compiles and says nothing about the rate."""
+  first: int = 0
+  start: float = 0.  # seconds; 0 before the first is done
+
+  def __call__(self, done: int) -> float:
+    now = time.monotonic()
+    if not self.start:
+      self.first, self.start = done, now
+    return (done - self.first) / max(1e-9, now - self.start)
+
+
+@dataclasses.dataclass
+class BarProgress:
+  """`progress` in a terminal: moves a bar of rich's Progress."""
+  bar: Progress
+  row: int
+  done: int
+  unit: str
+  rate: Rate = dataclasses.field(default_factory=Rate)
+
+  def __call__(self, n: int = 1, note: str = '') -> None:
+    self.done += n
+    rate = self.rate(self.done)
+    self.bar.update(self.row, advance=n, rate=pace(rate, self.unit) if rate else '', note=note)
 
 
 @dataclasses.dataclass
 class PlainProgress:
-  """`progress` for logs and pipes: called as a bar's advance, it logs a line every ten seconds."""
+  """`progress` for logs and pipes: a line every ten seconds, and one at the end."""
   log: Callable[[str], object]
   title: str
   total: int
   done: int
   unit: str
-  first: int = 0       # how many were done at the start
-  start: float = 0.    # seconds; when the first one, which compiles, was done
-  logged: float = 0.
+  logged: float = 0.  # when the last line was logged, in seconds
+  rate: Rate = dataclasses.field(default_factory=Rate)
 
   def __call__(self, n: int = 1, note: str = '') -> None:
     self.done += n
-    now = time.monotonic()
-    if not self.start:
-      self.start, self.first, self.logged = now, self.done, now
-      return
-    if now - self.logged < 10 and self.done < self.total:
+    now, rate = time.monotonic(), self.rate(self.done)
+    if not self.logged or now - self.logged < 10 and self.done < self.total:
+      self.logged = self.logged or now
       return
     self.logged = now
-    rate = (self.done - self.first) / max(1e-9, now - self.start)
     left = (self.total - self.done) / max(rate, 1e-9)
     self.log(f'    {self.title} {self.done:,}/{self.total:,}, {pace(rate, self.unit)}, '
              f'{left:.0f} s left {note}')
