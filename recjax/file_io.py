@@ -87,13 +87,12 @@ def read_rows(path: str | os.PathLike, blank_lines: bool = True) -> Iterator[tup
 
 def _lines(path: pathlib.Path) -> Iterator[bytes]:
   with _reading(path), open(path, 'rb') as file:
-    head = file.read(HEAD)
-    file.seek(0)
+    head = file.peek(HEAD)[:HEAD]
     if head[:2] == GZIP:
-      yield from read_bytes(path).split(b'\n')
+      yield from _unpacked(file.read(), path).split(b'\n')
       return
     check_kind(head, path)
-    file.seek(len(BOM) if head.startswith(BOM) else 0)
+    file.read(len(BOM) if head.startswith(BOM) else 0)
     yield from file
 
 
@@ -104,9 +103,12 @@ def read_bytes(path: str | os.PathLike) -> bytes:
   """
   path = pathlib.Path(path)
   with _reading(path):
-    data = path.read_bytes()
-    if data[:2] == GZIP:
-      data = unpack(data, path)
+    return _unpacked(path.read_bytes(), path)
+
+
+def _unpacked(data, path):
+  if data[:2] == GZIP:
+    data = unpack(data, path)
   check_kind(data[:HEAD], path)
   return data.removeprefix(BOM)
 
