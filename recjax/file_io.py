@@ -93,7 +93,7 @@ def _lines(path: pathlib.Path) -> Iterator[bytes]:
       return
     check_kind(head, path)
     file.read(len(BOM) if head.startswith(BOM) else 0)
-    yield from file
+    yield from (line.removesuffix(b'\n') for line in file)
 
 
 def read_bytes(path: str | os.PathLike) -> bytes:

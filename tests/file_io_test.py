@@ -100,6 +100,9 @@ class ReadTest(absltest.TestCase):
     self.assertEqual(next(rows)[1], {'a': 1})
     with self.assertRaisesRegex(DataError, 'line 2: a JSON object is expected, found a list'):
       next(rows)
+    pathlib.Path(path).write_text('{"a": 1}\n{"b":\n')
+    with self.assertRaisesRegex(DataError, 'line 2, column 6: not valid JSON'):
+      list(file_io.read_rows(path))
 
   def test_what_other_programs_write_may_be_laxer(self):
     path = pathlib.Path(self.create_tempfile(content='{"a": NaN, "a": 1}').full_path)
