@@ -6,23 +6,24 @@ says where it writes, or ''), `add_flags` and `run`.
 import argparse
 import sys
 
+import recjax
 from recjax import errors, settings
-from recjax.cli import chat, compare, convert, doctor, prepare, recommend, serve, sweep
+from recjax.cli import chat, compare, convert, doctor, prepare, recommend, run, serve, sweep
 from recjax.errors import WorkdirError
 
-VERBS = {'prepare': prepare, 'recommend': recommend, 'chat': chat, 'serve': serve, 'doctor': doctor,
-         'compare': compare, 'sweep': sweep, 'convert': convert}
+VERBS = {'run': run, 'prepare': prepare, 'recommend': recommend, 'chat': chat, 'serve': serve,
+         'doctor': doctor, 'compare': compare, 'sweep': sweep, 'convert': convert}
 
 FIRST_HOUR = """\
 from raw files to recommendations:
   recjax prepare table log.csv --out=data/mine                  counts after every step
   recjax doctor data/mine --config=CONFIG                       what is odd, what a run would cost
-  python -m recjax.main --config=CONFIG:data=data/mine --workdir=checkpoints/mine
+  recjax run CONFIG:data=data/mine --workdir=checkpoints/mine
   recjax recommend checkpoints/mine --user=ID                   or --history=, or --input=FILE
   recjax compare checkpoints/mine checkpoints/other --html=compare.html
   recjax serve checkpoints/mine                                 a shop at http://127.0.0.1:8000
 
-CONFIG is a file of configs/, e.g. configs/betag_scientific.py, which has a built-in shop as well.
+CONFIG is one of configs/, e.g. betag_scientific, which has a built-in shop as well, or your file.
 every verb tells more: recjax VERB --help"""
 
 
@@ -31,6 +32,7 @@ def parser() -> argparse.ArgumentParser:
   top = argparse.ArgumentParser(
       prog='recjax', description='Recommendation with language models, on JAX.', epilog=FIRST_HOUR,
       formatter_class=argparse.RawDescriptionHelpFormatter)
+  top.add_argument('--version', action='version', version=f'recjax {recjax.__version__}')
   subparsers = top.add_subparsers(dest='verb', required=True, metavar='VERB')
   for name, verb in VERBS.items():
     flags = subparsers.add_parser(name, help=verb.HELP)
@@ -46,8 +48,10 @@ def main() -> None:
   words, rest = settings.split_command_line(sys.argv[1:])
   args = top.parse_args(rest)
   args.settings = words
-  if words and args.verb != 'doctor':
-    top.error(f'--config.{words[0]}: settings are of `recjax doctor` and of python -m recjax.main')
+  if words and args.verb not in ('doctor', 'run'):
+    top.error(f'--config.{words[0]}: settings are of `recjax run` and `recjax doctor`')
+  if args.verb == 'run':  # which guards itself
+    return run.run(args)
   errors.guard(lambda: call_verb(args))
 
 
