@@ -53,8 +53,8 @@ def main(argv: list[str], command: str = '') -> None:
 def run(words: Sequence[str], command: str = '') -> None:
   """The experiment that the flags name, from its first unfinished stage to its report.
 
-  words: the settings of the command line, as `settings.split_command_line` gives. command: what the run's
-  report says to run again, by default python -m recjax.main with its flags.
+  words: the settings of the command line, as `settings.split_command_line` gives them. command:
+  what the run's report says to run again, by default python -m recjax.main with its flags.
   """
   if not CONFIG.value:
     raise errors.ConfigError('--config is missing; e.g. --config=configs/betag_scientific.py')
