@@ -96,7 +96,8 @@ class PagesTest(parameterized.TestCase):
         return self.assertFalse(end.code, f'{said}: {wrong.getvalue()}')  # 0: of --version
       self.assertFalse([w for w in rest if not w.startswith('--config.')], said)
       if getattr(args, 'config', None):
-        experiment.changed(experiment.read_config(args.config), settings.split_command_line(rest)[0])
+        words, _ = settings.split_command_line(rest)
+        experiment.changed(experiment.read_config(args.config), words)
     elif words[:2] == ['python', '-m'] and words[2].startswith('benchmarks.'):
       self.assertTrue((ROOT / f'{words[2].replace(".", "/")}.py').exists(), said)
     elif words[0].startswith('launch/'):
