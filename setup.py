@@ -46,6 +46,7 @@ setup(
     package_data={'recjax': ['py.typed'],
                   'recjax.report': ['*.css', '*.html'],
                   'recjax.serving': ['pages/*'],
+                  'recjax.text': ['templates/*.txt'],
                   'recjax.methods.bigrec': ['templates/*.txt'],
                   'recjax.methods.reclm': ['templates/*.txt']},
     python_requires='>=3.11',
