@@ -121,10 +121,10 @@ def _split(text):
 
 def _unchain(match):
   """heat-shrink is two words, write-on and x-ray are one, sml-c125-500 is none."""
-  parts = match[0].split('-')
+  parts, lists = match[0].split('-'), (_words('stop'), _words('measures'))
   if any(letter.isdigit() for letter in match[0]):
     return ' . '
-  whole = any(len(part) == 1 or part in _words('stop') or part in _words('measures') for part in parts)
+  whole = any(len(part) == 1 or any(part in words for words in lists) for part in parts)
   return match[0] if whole else ' '.join(parts)
 
 
