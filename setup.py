@@ -47,6 +47,7 @@ setup(
     package_data={'recjax': ['py.typed'],
                   'recjax.report': ['*.css', 'templates/*.html'],
                   'recjax.serving.demo': ['static/*'],
+                  'recjax.text': ['templates/*.txt'],
                   'recjax.methods.bigrec': ['templates/*.txt'],
                   'recjax.methods.reclm': ['templates/*.txt']},
     python_requires='>=3.11',

@@ -152,8 +152,12 @@ def mutants() -> list[Mutant]:
        ('norm = k1 * (1 - b + b * length', 'norm = k1 * (b + (1 - b) * length'))
   room('retrieval/pca.py', 'models.pca_test',
        ('jnp.where(most < 0, -1.0, 1.0)', 'jnp.where(most < 0, 1.0, 1.0)'))
-  # Text.
-  room('text/tokenizer.py', 'text.tokens_test',
+  # Files, text.
+  room('file_io.py', 'file_io_test',
+       ('os.fsync(file.fileno())\n    place(fresh, path)', 'pass\n    place(fresh, path)'),
+       ('if first != whole and whole.startswith(first)', 'if not whole.startswith(first)'),
+       ("        if torn:\n          return self._write(b'\\n')", ''))
+  room('text/tokenizer.py', 'text.tokenizer_test',
        ("if t.special or t.content.strip(' \\t\\r\\n▁')}", 'if t.special}'))
   room('text/llm_api.py', 'text.llm_api_test',
        ("if error.code == 429:\n      return _Failure('rate_limited', detail, wait)",
@@ -191,9 +195,9 @@ def mutants() -> list[Mutant]:
   room('serving/batcher.py', 'serving.app_test',
        ('for entry in unanswered if len(batch) > 1 else ():', 'for entry in ():'))
   room('sweep.py', 'sweep_test',
-       ("return 'loss', min(found['valid_loss']), False",
-        "return 'loss', found['valid_loss'][-1], False"))
-  room('recommend.py', 'recommend_test',
+       ("return 'loss', min(figures['valid_loss']), False",
+        "return 'loss', figures['valid_loss'][-1], False"))
+  room('batch_recommend.py', 'batch_recommend_test',
        ('(min(total, i * blocks // parts * BLOCK) for i in (index, index + 1))',
         '(min(total, i * (blocks // parts) * BLOCK) for i in (index, index + 1))'))
   room('distributed/sharding.py', 'distributed.sharding_test',

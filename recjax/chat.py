@@ -1,6 +1,8 @@
 """`recjax chat`: a conversation in the terminal with a model that recommends real items alone."""
 import json
+import os
 import sys
+from collections.abc import Iterable, Iterator, Sequence
 
 import jax
 from rich.console import Console
@@ -9,16 +11,19 @@ from rich.text import Text
 from recjax import methods, run_files, settings
 from recjax.errors import ConfigError, UserError
 
-HELP = ('/domain NAME recommends from another catalogue, /about ID,ID says what was bought, /clear '
+HELP = ('/domain NAME recommends from another catalog, /about ID,ID says what was bought, /clear '
         'begins anew, /json shows replies as JSON, /quit ends')
 TINY = ('This tiny model shows the method: it lists items and knows no other talk. Say what was '
         'bought, then ask: /about ID,ID and on the next line, Please recommend 10 items.')
 
 
-def run(workdir, catalogues=(), lines=None, console=None):
-  """Reads turns from `lines` (the terminal) and answers each until there are no more.
+def run(workdir: str | os.PathLike, catalogs: Sequence[str] = (),
+        lines: Iterable[str] | None = None, console: Console | None = None) -> None:
+  """Reads turns and answers each until there are no more.
 
-  Raises ConfigError where the run's method does not converse.
+  workdir: the run's folder. catalogs: folders of further data sets to recommend from. lines: what
+  is typed, by default in the terminal. console: where answers go. Raises ConfigError where the
+  run's method does not converse.
   """
   config = run_files.read_config(workdir)['config']
   method = config['method']
@@ -26,8 +31,8 @@ def run(workdir, catalogues=(), lines=None, console=None):
   if not hasattr(module, 'converse'):
     raise ConfigError(f'{workdir} is a run of {method}, which does not converse; ask it for items '
                       'with `recjax recommend`')
-  with run_files.opening(workdir), settings.of_run(workdir):
-    talk, mesh = module.converse(workdir, catalogues)
+  with run_files.opening(workdir), settings.reading(workdir):
+    talk, mesh = module.converse(workdir, catalogs)
   console = console or Console(highlight=False)
   console.print(f'{", ".join(talk.domains)}. {HELP}')
   if config['llm']['weights'] == 'tiny':
@@ -45,8 +50,8 @@ def run(workdir, catalogues=(), lines=None, console=None):
           console.print(str(error), style='red', markup=False)
 
 
-def typed(console):
-  """Lines of the terminal or a pipe."""
+def typed(console: Console) -> Iterator[str]:
+  """Yields lines of the terminal or a pipe."""
   while True:
     try:
       yield console.input('> ' if sys.stdin.isatty() else '')
@@ -54,8 +59,12 @@ def typed(console):
       return
 
 
-def turn(talk, line, state, console):
-  """One line: a command, or something said."""
+def turn(talk, line: str, state: dict, console: Console) -> None:
+  """One line: a command, or something said.
+
+  talk: the conversation, as the method's `converse` gives it. state: 'json', whether replies are
+  shown as JSON, and 'history', ids of what was bought, for the next turn.
+  """
   word, _, rest = line.partition(' ')
   if word == '/clear':
     talk.clear()
@@ -69,20 +78,20 @@ def turn(talk, line, state, console):
   elif word.startswith('/'):
     console.print(HELP)
   else:
-    about, state['history'] = state['history'], ()
+    history, state['history'] = state['history'], ()
     if state['json']:
-      reply = talk.say(line, history=about)
+      reply = talk.say(line, history=history)
       console.print(json.dumps({'text': reply.text, 'items': named(talk, reply),
                                 'complete': reply.complete},
                                ensure_ascii=False), markup=False, soft_wrap=True)
     else:
       written = Written(talk, console)
-      written(talk.say(line, history=about, tell=written))
+      written(talk.say(line, history=history, tell=written))
       console.print()
 
 
 class Written:
-  """Prints of a reply what is new each time. talk: whose catalogue it is about."""
+  """Prints of a reply what is new each time. talk: whose catalog it is about."""
 
   def __init__(self, talk, console):
     self.talk, self.console, self.size = talk, console, 0
@@ -93,14 +102,14 @@ class Written:
     self.size = len(line)
 
 
-def named(talk, reply):
-  """The items of a reply. -> [{'id', 'title'}]"""
+def named(talk, reply) -> list[dict[str, str]]:
+  """The items of a reply, [{'id', 'title'}, ...]."""
   stock = talk.grounded.tokenized
   return [{'id': stock.catalog.id_of(i), 'title': stock.titles[i - 1]} for i in reply.items]
 
 
-def shown(text, items):
-  """The reply with its items highlighted, their ids behind."""
+def shown(text: str, items: Sequence[dict[str, str]]) -> Text:
+  """The reply with its items highlighted, their ids behind. items: as `named` gives them."""
   out, rest = Text(), text
   for item in items:
     before, found, rest = rest.partition(f'"{item["title"]}"')

@@ -6,6 +6,7 @@ import re
 import select
 import sys
 import threading
+from collections.abc import Callable, Mapping
 
 DISK = {
     errno.ENOSPC: 'the disk is full',
@@ -69,7 +70,7 @@ class PartDone(BaseException):
   """A part of a run has done its share, and others have not, or go on. No Exception, as above."""
 
 
-def guard(main):
+def guard(main: Callable[[], object]) -> object:
   """Runs `main()`; a UserError or a full disk becomes one paragraph on stderr and exit code 2.
 
   After SIGTERM the code is 143, so that whoever sent it may start the same command again. Where
@@ -101,39 +102,44 @@ def guard(main):
   sys.exit(2)
 
 
-def quieten():
+def quieten() -> None:
   """Keeps threads of libraries, which have no caller, from showing tracebacks about a full disk:
   the call that waits for them gets the error and tells it once."""
-  def about_disk(error):
-    return bool(error) and (bool(disk_error(error)) or str(error) in AFTERWARDS)
+  def but(hook, error_of):
+    def filtered(*args):
+      if not _about_disk(error_of(*args)):
+        hook(*args)
+    return filtered
 
-  def but(hook, of):
-    def shown(*given):
-      if not about_disk(of(*given)):
-        hook(*given)
-    return shown
-
-  def worth(record):
-    raised = record.exc_info[1] if record.exc_info else None
-    return not about_disk(raised) and not any(words in record.getMessage() for words in SAID)
-  threading.excepthook = but(threading.__excepthook__, lambda given: given.exc_value)
-  sys.unraisablehook = but(sys.__unraisablehook__, lambda given: given.exc_value)
+  threading.excepthook = but(threading.__excepthook__, lambda args: args.exc_value)
+  sys.unraisablehook = but(sys.__unraisablehook__, lambda args: args.exc_value)
   # TensorStore's threads show by this one what they cannot raise.
-  sys.excepthook = but(sys.__excepthook__, lambda kind, value, where: value)
+  sys.excepthook = but(sys.__excepthook__, lambda kind, value, traceback: value)
   logger = logging.getLogger('absl')  # Orbax's
-  if not any(getattr(f, 'about', '') == 'disk' for f in logger.filters):
-    worth.about = 'disk'
-    logger.addFilter(worth)
+  if not any(isinstance(f, _DiskFilter) for f in logger.filters):
+    logger.addFilter(_DiskFilter())
 
 
-def reader_left():
+class _DiskFilter(logging.Filter):
+  """Drops what a library logs about a full disk."""
+
+  def filter(self, record):
+    raised = record.exc_info[1] if record.exc_info else None
+    return not _about_disk(raised) and not any(words in record.getMessage() for words in SAID)
+
+
+def _about_disk(error):
+  return bool(error) and (bool(disk_error(error)) or str(error) in AFTERWARDS)
+
+
+def reader_left() -> bool:
   """Whether standard output is a pipe that nobody reads any more."""
   watch = select.poll()
   watch.register(sys.stdout.fileno(), 0)
   return any(event & select.POLLERR for _, event in watch.poll(0))
 
 
-def chain(error):
+def chain(error: BaseException | None) -> list[BaseException]:
   """An error and those that it came from, the last one first."""
   seen = []
   while error is not None and error not in seen:
@@ -142,30 +148,30 @@ def chain(error):
   return seen
 
 
-def disk_error(error):
+def disk_error(error: BaseException) -> str:
   """What to tell of a file system that refuses, wherever in the chain of causes; '' otherwise."""
-  found = disk_fault(error)
-  return found and (f'{found}; mend that and run the same command again: finished stages and '
+  fault = disk_fault(error)
+  return fault and (f'{fault}; mend that and run the same command again: finished stages and '
                     'checkpoints are kept')
 
 
-def disk_fault(error):
+def disk_fault(error: BaseException) -> str:
   """What a file system refuses, and of which file where that is known; '' for other errors."""
-  for one in chain(error):
-    found = getattr(one, 'errno', None) if isinstance(one, OSError) else None
-    if found not in DISK:
-      found = next((number for words, number in SAID.items() if words in str(one)), None)
-    if found is None and isinstance(one, OSError) and SHORT.search(str(one)):
-      found = errno.ENOSPC
-    if found is not None:
+  for cause in chain(error):
+    number = getattr(cause, 'errno', None) if isinstance(cause, OSError) else None
+    if number not in DISK:
+      number = next((n for words, n in SAID.items() if words in str(cause)), None)
+    if number is None and isinstance(cause, OSError) and SHORT.search(str(cause)):
+      number = errno.ENOSPC
+    if number is not None:
       # Of a copy the second name is that of the file that is written.
-      name = getattr(one, 'filename2', None) or getattr(one, 'filename', None)
+      name = getattr(cause, 'filename2', None) or getattr(cause, 'filename', None)
       where = f' while writing {name}' if isinstance(name, str) else ''
-      return DISK[found] + where
+      return DISK[number] + where
   return ''
 
 
-def file_error(error):
+def file_error(error: BaseException) -> str:
   """What to tell of a file that the system does not let this process use; '' otherwise."""
   if isinstance(error, OSError) and error.errno and isinstance(error.filename, str):
     return (f'{error.filename}: {error.strerror}; name another file or folder, or change what '
@@ -173,10 +179,10 @@ def file_error(error):
   return ''
 
 
-def missing_extra(error):
+def missing_extra(error: BaseException) -> str:
   """What to tell of a package that only some uses need; '' otherwise."""
-  for one in chain(error):
-    name = (one.name or '').partition('.')[0] if isinstance(one, ModuleNotFoundError) else ''
+  for cause in chain(error):
+    name = ((cause.name or '').partition('.')[0] if isinstance(cause, ModuleNotFoundError) else '')
     for extra, modules in EXTRAS.items():
       if name in modules:
         return (f"this needs the package {name}, which is not installed: pip install "
@@ -193,24 +199,24 @@ SAVERS = (
     ('llm.dtype', "='bfloat16' halves weights and activations"),
     ('loss.kind', "='chunked' or 'sampled' spares the scores of all items"),
     ('eval.memory', ': lower it (MiB of scores)'), ('seeds', ': fewer train at once'),
-    ('mesh.fsdp', ': shards weights and optimiser over so many devices'),
+    ('mesh.fsdp', ': shards weights and optimizer over so many devices'),
     ('mesh.model', ': shards layers over so many devices'))
 
 
-def memory_error(error, config=None):
+def memory_error(error: BaseException, config: Mapping | None = None) -> str:
   """What to tell where memory ran out, wherever in the chain of causes; '' otherwise.
 
-  config: ConfigDict whose own settings are named, else those that many configs have.
+  config: a ConfigDict whose own settings are named, else those that many configs have.
   """
   if disk_error(error):  # whose words are much the same
     return ''
-  for one in chain(error):
-    text = str(one)
-    if isinstance(one, MemoryError) or 'RESOURCE_EXHAUSTED' in text or (
-        'ut of memory' in text and 'Error' in type(one).__name__):
-      where = 'host' if isinstance(one, MemoryError) else 'device'
+  for cause in chain(error):
+    text = str(cause)
+    if isinstance(cause, MemoryError) or 'RESOURCE_EXHAUSTED' in text or (
+        'ut of memory' in text and 'Error' in type(cause).__name__):
+      where = 'host' if isinstance(cause, MemoryError) else 'device'
       known = [f'--config.{name}{what}' for name, what in SAVERS if _has(config, name)]
-      first = text.strip().partition('\n')[0][:200] or type(one).__name__
+      first = text.strip().partition('\n')[0][:200] or type(cause).__name__
       return (f'the {where} is out of memory ({first}). What helps: {"; ".join(known)}. `recjax '
               'doctor DATA --config=...` tells what a run takes. The same command goes on from the '
               'last checkpoint')

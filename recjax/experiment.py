@@ -4,16 +4,17 @@
     run = experiment.train('configs/sequential_beauty.py', 'checkpoints/mine', {'train.epochs': 5})
     run.results['rows']['sasrec']['NDCG@10'], run.recommend([['P0001', 'P0002']], k=5)
 """
-import contextlib
 import dataclasses
 import functools
 import importlib.util
+import os
 import pathlib
 import platform
 import re
 import shlex
 import subprocess
 import traceback
+from collections.abc import Iterable, Mapping, Sequence
 
 from ml_collections import ConfigDict
 
@@ -32,26 +33,31 @@ class Run:
   workdir: pathlib.Path
 
   @functools.cached_property
-  def results(self):
+  def results(self) -> dict:
     """What results.json holds: 'rows' {row: {metric: {value, low, high, n}}}, 'tests', ..."""
     return run_files.need_json(self.workdir / 'results.json')
 
   @functools.cached_property
-  def _asked(self):
+  def _recommender(self):
     from recjax import recommend as recommend_lib
     return recommend_lib.load(self.workdir)
 
   @property
   def data(self):
-    """The Dataset that it was trained on."""
-    return self._asked[1]
+    """The data.dataset.Dataset that it was trained on."""
+    return self._recommender[1]
 
-  def recommend(self, histories, k=10, exclude_seen=True, allowed=None):
-    """Items for histories of item ids, oldest first. -> item ids [B][k], scores [B, k]"""
-    return self._asked[0](histories, k, exclude_seen, allowed)
+  def recommend(self, histories: Sequence[Sequence[str]], k: int = 10, exclude_seen: bool = True,
+                allowed: Iterable[str] | None = None):
+    """Items for people whose histories are item ids, oldest first.
 
-  def table(self):
-    """Rows of the first cut-offs with intervals, as text. -> str"""
+    k: items for each. exclude_seen: whether those of the history are left out. allowed: ids of the
+    only items that may come, None for all. -> item ids [B][k], scores [B, k]
+    """
+    return self._recommender[0](histories, k, exclude_seen, allowed)
+
+  def table(self) -> str:
+    """Rows of the first cut-offs with intervals, as text."""
     from recjax.evaluation import compare
     return compare.text_table(self.results)
 
@@ -61,40 +67,42 @@ class Run:
     return str(result_tables.results_table(self.results, main='HR@10'))
 
 
-def train(config, workdir, settings=None):
+def train(config: str | ConfigDict, workdir: str | os.PathLike,
+          settings: Mapping[str, object] | None = None) -> Run:
   """Runs a config from its first unfinished stage to its report, as `python -m recjax.main` does.
 
   config: 'configs/NAME.py:ARGUMENT' or 'NAME:ARGUMENT', as `find_config` finds it, or a ConfigDict.
   workdir: the run's folder; the same call goes on where it was stopped. settings: {'a.b': value},
-  each of its setting's type. -> Run. Raises the errors of recjax.errors.
+  each of its setting's type. Raises the errors of recjax.errors.
   """
   named = isinstance(config, str)
   cfg = read_config(config) if named else config.copy_and_resolve_references()
-  given = parser.changed(cfg, settings or {})
+  changed = parser.change(cfg, settings or {})
   if named:
-    words = [f'--config.{k}={v}' for k, v in given.items()]
+    words = [f'--config.{k}={v}' for k, v in changed.items()]
     command = 'python -m recjax.main ' + shlex.join(
         [f'--config={config}', f'--workdir={workdir}', *words])
   else:
     command = 'from Python, with the settings below'
-  run(cfg, workdir, facts(command, given))
+  run(cfg, workdir, facts(command, changed))
   return Run(pathlib.Path(workdir))
 
 
-def opened(workdir):
-  """A run that has ended before. Raises WorkdirError where none has. -> Run"""
+def open_run(workdir: str | os.PathLike) -> Run:
+  """A run that has ended before. Raises WorkdirError where none has."""
   workdir = pathlib.Path(workdir)
   if not (workdir / 'results.json').exists():
     raise WorkdirError(f'{workdir} holds no results.json, so no run has ended there')
   return Run(workdir)
 
 
-def run(cfg, workdir, about, guarded=None, part=None):
+def run(cfg: ConfigDict, workdir: str | os.PathLike, about: dict, guards=None,
+        part: tuple[int, int] | None = None) -> None:
   """Opens the run's folder, says what runs, and hands over to the method.
 
-  about: as `facts` gives. guarded: training.fault_tolerance.Guards, by default its own defaults.
-  part: (i, n), where this process is one of n that share its shards. Raises ConfigError where there
-  are none, and for a setting that is out of its range.
+  about: as `facts` gives. guards: a training.fault_tolerance.Guards, None for its defaults. part:
+  (i, n), where this process is one of n that share its shards. Raises ConfigError where there are
+  none, and for a setting that is out of its range, WorkdirError for a folder that is not for this.
   """
   parser.check(cfg)
   import jax
@@ -117,13 +125,13 @@ def run(cfg, workdir, about, guarded=None, part=None):
     raise WorkdirError(f'{workdir} holds a run of {before}; name another --workdir, so that '
                        'nothing of it is written over')
   with workdir_lib.open_work(workdir, config, sharding.make_mesh(cfg.mesh),
-                       guarded or fault_tolerance.Guards(), part) as work:
+                             guards or fault_tolerance.Guards(), part) as work:
     announce(work, cfg, about)
     try:
-      with complete():
+      with parser.reading():
         method.run(cfg, work)
     except errors.PartDone as done:
-      work.say(f'{done}; run folder {workdir}')
+      work.log(f'{done}; run folder {workdir}')
       return
     except Exception as error:
       if text := errors.disk_error(error):
@@ -131,11 +139,12 @@ def run(cfg, workdir, about, guarded=None, part=None):
       if text := errors.memory_error(error, cfg):
         raise errors.UserError(text) from error
       raise
-    work.say(f'all in {workdir}: report.html, results.json')
+    work.log(f'all in {workdir}: report.html, results.json')
 
 
-def facts(command, overrides):
-  """What one needs to run this again: versions, devices, the command."""
+def facts(command: str, overrides: Mapping[str, object]) -> dict:
+  """What one needs to run this again: versions, devices, the command, and the settings that it
+  overrides."""
   import flax
   import jax
 
@@ -155,13 +164,16 @@ def facts(command, overrides):
   }
 
 
-def announce(work, cfg, about):
-  """The few lines at the start: what runs, on what, with which settings of one's own."""
+def announce(work, cfg: ConfigDict, about: dict) -> None:
+  """Logs what runs, on what, with which settings of one's own.
+
+  work: the open Workdir. about: as `facts` gives.
+  """
   versions = ', '.join(f'{k} {v}' for k, v in about['versions'].items())
-  work.say(f'recjax {cfg.method}, preset {cfg.preset}, data {cfg.data}, seed {cfg.seed}')
-  work.say(f'on {about["devices"]}, {versions}; run folder {work.path}')
-  told = ', '.join(f'{k}={v}' for k, v in about['overrides'].items())
-  work.say(f'settings that differ from the preset: {told or "none"}')
+  work.log(f'recjax {cfg.method}, preset {cfg.preset}, data {cfg.data}, seed {cfg.seed}')
+  work.log(f'on {about["devices"]}, {versions}; run folder {work.path}')
+  overrides = ', '.join(f'{k}={v}' for k, v in about['overrides'].items())
+  work.log(f'settings that differ from the preset: {overrides or "none"}')
 
 
 def find_config(name: str) -> pathlib.Path:
@@ -186,10 +198,10 @@ def find_config(name: str) -> pathlib.Path:
   return found
 
 
-def read_config(text):
+def read_config(text: str) -> ConfigDict:
   """Runs a config file. text: 'configs/x.py:argument' or 'x:argument', as `find_config` finds it.
 
-  -> ConfigDict. Raises ConfigError where there is no such file or argument.
+  Raises ConfigError where there is no such file or argument.
   """
   path, *argument = text.split(':', 1)
   found = find_config(path)
@@ -218,8 +230,8 @@ def read_config(text):
   return cfg
 
 
-def broken(path, error):
-  """What a config file raised, with its line. -> ConfigError"""
+def broken(path: pathlib.Path, error: BaseException) -> ConfigError:
+  """The error for a config file that raised one, with its line."""
   lines = [f.lineno for f in traceback.extract_tb(error.__traceback__) if f.filename == str(path)]
   if isinstance(error, SyntaxError) and error.filename == str(path):
     lines = [error.lineno]
@@ -228,23 +240,7 @@ def broken(path, error):
                      f'{type(error).__name__}: {what or "no message"}; mend that file')
 
 
-@contextlib.contextmanager
-def complete():
-  """Code that reads settings: one that the config has not becomes a ConfigError."""
-  try:
-    yield
-  except (AttributeError, KeyError) as error:
-    last = traceback.extract_tb(error.__traceback__)[-1].filename
-    if 'ml_collections' not in last:
-      raise
-    raise ConfigError(f'the config lacks a setting that is read: {str(error).strip()[:200]}; '
-                      'compare it with a file of configs/') from error
-
-
-def changed(cfg, settings):
-  """A config with some settings changed. settings: ['a.b=TEXT'], or {'a.b': value} from Python.
-
-  -> the config. Raises ConfigError.
-  """
-  parser.changed(cfg, settings)
+def changed(cfg: ConfigDict, settings: Sequence[str] | Mapping[str, object]) -> ConfigDict:
+  """The config, some of its settings changed as `settings.change` does, with its errors."""
+  parser.change(cfg, settings)
   return cfg

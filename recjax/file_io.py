@@ -1,19 +1,31 @@
-"""Strict reading of JSON, JSON Lines and Parquet, and writing of whole files or nothing."""
+"""Files of any kind: read strictly, written whole or not at all, journaled, locked.
+
+What is read comes from users, so what is wrong with it is a DataError that names the place. What is
+written takes its name only once it is on disk, so a kill or a full disk leaves what was there.
+"""
 import contextlib
+import datetime
+import fcntl
 import gzip
 import io
+import itertools
 import json
 import os
 import pathlib
 import shutil
 import socket
 import zlib
+from collections.abc import Callable, Iterator
+
+import numpy as np
 
 from recjax.errors import DataError, WorkdirError
 
+TableWriter = Callable[[list[dict]], object]
+
 SUFFIXES = ('.jsonl', '.jsonl.gz', '.parquet')
 
-GZIP = b'\x1f\x8b'
+GZIP, BOM = b'\x1f\x8b', b'\xef\xbb\xbf'
 
 HEAD = 512  # bytes by which a file is told to be of another kind
 
@@ -29,10 +41,16 @@ KINDS = (
     (b'\xd0\xcf\x11\xe0', 'a workbook of a spreadsheet; save it as CSV'),
     (b'\x80\x03', 'a pickle'), (b'\x80\x04', 'a pickle'), (b'\x80\x05', 'a pickle'))
 
+JSON_KINDS = {dict: 'an object', list: 'a list', str: 'a text', bool: 'a boolean',
+              type(None): 'null', int: 'a number', float: 'a number'}
+
 _PAGES = (b'<!doctype html', b'<html', b'<?xml')
 
 
-def find_table(folder, stem):
+# Reading what users give.
+
+
+def find_table(folder: str | os.PathLike, stem: str) -> pathlib.Path | None:
   """The one file `stem`.jsonl, .jsonl.gz or .parquet in `folder`, or None.
 
   Raises DataError if there are several, since nothing says which one is meant.
@@ -44,42 +62,68 @@ def find_table(folder, stem):
   return found[0] if found else None
 
 
-def read_rows(path):
-  """Yields (place, row): where each object stands, for error messages, and the object itself.
+def read_rows(path: str | os.PathLike, blank_lines: bool = True) -> Iterator[tuple[str, dict]]:
+  """Yields (place, row) of JSON Lines or Parquet: where each object stands, for messages, and it.
 
-  Lines end in LF or CRLF; a byte order mark and blank lines are tolerated. Raises DataError with
-  file and line for anything that is not one UTF-8 JSON object a line.
+  Lines end in LF or CRLF; a byte order mark is tolerated, and so are blank lines unless blank_lines
+  is False. What is not packed is read as a stream. Raises DataError with file and line for anything
+  that is not one UTF-8 JSON object a line.
   """
   path = pathlib.Path(path)
   if path.suffix == '.parquet':
     yield from _parquet_rows(path)
     return
-  for number, line in enumerate(read_bytes(path).split(b'\n'), start=1):
-    if not line.strip():
-      continue
+  for number, line in enumerate(_lines(path), start=1):
     place = f'{path} line {number}'
+    if not line.strip():
+      if blank_lines:
+        continue
+      raise DataError(f'{place} is empty; remove it')
     row = parse_json(line, path, number)
     if not isinstance(row, dict):
-      raise DataError(f'{place}: a JSON object is expected, found {_kind(row)}.')
+      raise DataError(f'{place}: a JSON object is expected, found {JSON_KINDS[type(row)]}.')
     yield place, row
 
 
-def read_bytes(path):
-  """The file's bytes, unpacked if they are gzip's, and without a UTF-8 byte order mark."""
+def _lines(path: pathlib.Path) -> Iterator[bytes]:
+  with _reading(path), open(path, 'rb') as file:
+    head = file.peek(HEAD)[:HEAD]
+    if head[:2] == GZIP:
+      yield from _unpacked(file.read(), path).split(b'\n')
+      return
+    check_kind(head, path)
+    file.read(len(BOM) if head.startswith(BOM) else 0)
+    yield from (line.removesuffix(b'\n') for line in file)
+
+
+def read_bytes(path: str | os.PathLike) -> bytes:
+  """The file's bytes, unpacked if they are gzip's, and without a UTF-8 byte order mark.
+
+  Raises DataError for a file that cannot be read or is of another kind than text.
+  """
   path = pathlib.Path(path)
+  with _reading(path):
+    return _unpacked(path.read_bytes(), path)
+
+
+def _unpacked(data, path):
+  if data[:2] == GZIP:
+    data = unpack(data, path)
+  check_kind(data[:HEAD], path)
+  return data.removeprefix(BOM)
+
+
+@contextlib.contextmanager
+def _reading(path):
   try:
-    data = path.read_bytes()
-    if data[:2] == GZIP:
-      data = unpack(data, path)
+    yield
   except FileNotFoundError as error:
     raise DataError(f'{path} does not exist.') from error
   except (OSError, EOFError, zlib.error) as error:
     raise DataError(f'{path} cannot be read: {error}.') from error
-  check_kind(data[:HEAD], path)
-  return data.removeprefix(b'\xef\xbb\xbf')
 
 
-def check_kind(head, path):
+def check_kind(head: bytes, path: str | os.PathLike) -> None:
   """Raises DataError, saying what it is, for a file whose first bytes are not those of text."""
   for magic, what in KINDS:
     if head.startswith(magic):
@@ -91,7 +135,7 @@ def check_kind(head, path):
                     'for a log-in.')
 
 
-def wide_encoding(head):
+def wide_encoding(head: bytes) -> str:
   """'utf-16', 'utf-16-le', … where a file begins so, by its mark or by its zeros; else ''."""
   if head.startswith((b'\xff\xfe\0\0', b'\0\0\xfe\xff')):
     return 'utf-32'
@@ -104,7 +148,7 @@ def wide_encoding(head):
       even) else ''
 
 
-def whole_json(line):
+def whole_json(line: bytes) -> str:
   """What a first line tells of a file that is one JSON value over many lines; '' for others."""
   line = line.strip()
   if line == b'[' or line.startswith((b'[{', b'[[', b'[ {')):
@@ -112,30 +156,32 @@ def whole_json(line):
   return 'one JSON object over many lines' if line == b'{' else ''
 
 
-def unpack(data, path):
+def unpack(data: bytes, path: str | os.PathLike) -> bytes:
   """gzip's bytes unpacked. Raises DataError for what unpacks to far more than data do."""
-  most = plausible(len(data))
+  limit = plausible(len(data))
   with gzip.GzipFile(fileobj=io.BytesIO(data)) as stream:
-    found = stream.read(most + 1)
-  if len(found) > most:
-    raise DataError(f'{path} unpacks to more than {most / 1e6:,.0f} MB, far more than data do.')
-  return found
+    unpacked = stream.read(limit + 1)
+  if len(unpacked) > limit:
+    raise DataError(f'{path} unpacks to more than {limit / 1e6:,.0f} MB, far more than data do.')
+  return unpacked
 
 
-def plausible(packed):
+def plausible(packed: int) -> int:
   """What so many packed bytes may unpack to: 200 times as many, or 256 MB if that is more."""
   return max(256 << 20, 200 * packed)
 
 
-def read_json(path):
-  """The value of a whole JSON file. Raises DataError with line and column."""
-  return parse_json(read_bytes(path), path)
+def read_json(path: str | os.PathLike, strict: bool = True) -> object:
+  """The value of a whole JSON file, strict as in `parse_json`. Raises DataError with the place."""
+  return parse_json(read_bytes(path), path, strict=strict)
 
 
-def parse_json(data, path, line=None):
-  """Parses bytes as strict JSON: no NaN, no key given twice, no half surrogate pairs.
+def parse_json(data: bytes, path: str | os.PathLike, line: int | None = None,
+               strict: bool = True) -> object:
+  """Parses bytes as JSON, without half surrogate pairs. Raises DataError with line and column.
 
-  `line` says which line of `path` the bytes are, if not all of it. Raises DataError.
+  path, line: what the bytes are, a whole file or a line of it, for messages. strict: whether NaN,
+  and a key given twice, are refused; other programs' files may hold them.
   """
   def complain(what, at_line, column):
     where = f'line {line or at_line}, column {column}'
@@ -148,7 +194,8 @@ def parse_json(data, path, line=None):
     byte = error.start - data.rfind(b'\n', 0, error.start)
     raise complain('not UTF-8; save the file as UTF-8', row, byte) from error
   try:
-    value = json.loads(text, object_pairs_hook=_unique, parse_constant=_refuse)
+    value = json.loads(text, **(
+        dict(object_pairs_hook=_unique, parse_constant=_refuse) if strict else {}))
     if '\\ud' in text or '\\uD' in text:
       json.dumps(value, ensure_ascii=False).encode('utf-8')
   except json.JSONDecodeError as error:
@@ -160,34 +207,122 @@ def parse_json(data, path, line=None):
   return value
 
 
-def write_text(path, text):
-  """Writes UTF-8 text so that `path` holds either all of it or what it held before.
+# Writing: whole, or as it was.
 
-  Raises WorkdirError if the disk is full or the folder cannot be written.
+
+@contextlib.contextmanager
+def atomic_path(path: str | os.PathLike,
+                place: Callable[[pathlib.Path, pathlib.Path], object] = os.replace
+                ) -> Iterator[pathlib.Path]:
+  """Yields a name beside `path` for a file that takes its place at the end, whole and on disk.
+
+  place: gives the finished file its name, by default over what stands there. Where anything raises,
+  `path` stays as it was and nothing is left beside it.
   """
   path = pathlib.Path(path)
-  temporary = path.with_name(f'.{path.name}.{os.getpid()}.tmp')
+  fresh = path.with_name(f'.{path.name}.{socket.gethostname()}.{os.getpid()}.tmp')
+  try:
+    yield fresh
+    with open(fresh, 'rb+') as file:
+      os.fsync(file.fileno())
+    place(fresh, path)
+    sync_folder(path.absolute().parent)
+  finally:
+    # Where even this fails there is nothing to clean up; the first error is the one to show.
+    with contextlib.suppress(OSError):
+      fresh.unlink()
+
+
+def write_atomic(path: str | os.PathLike, data: str | bytes) -> None:
+  """Writes UTF-8 text or bytes so that readers see the old file or the whole new one."""
+  with atomic_path(path) as fresh:
+    fresh.write_bytes(data if isinstance(data, bytes) else data.encode())
+
+
+def write_json(path: str | os.PathLike, value: object) -> None:
+  """Writes `value` as indented JSON, whole; what JSON does not know is written as its text."""
+  write_atomic(path, json.dumps(value, indent=1, ensure_ascii=False, default=str) + '\n')
+
+
+def write_arrays(path: str | os.PathLike, arrays) -> None:
+  """Writes an array as .npy, or a dict of named arrays as .npz, whole and without pickles."""
+  with atomic_path(path) as fresh, open(fresh, 'wb') as file:
+    if isinstance(arrays, dict):
+      np.savez(file, **arrays)
+    else:
+      np.save(file, arrays, allow_pickle=False)
+
+
+def write_text(path: str | os.PathLike, text: str) -> None:
+  """Writes a user's UTF-8 text, whole, and makes the folder above it.
+
+  Raises WorkdirError if the disk is full or the folder cannot be written, DataError for a text that
+  UTF-8 cannot hold.
+  """
+  path = pathlib.Path(path)
   try:
     data = text.encode('utf-8')
     path.parent.mkdir(parents=True, exist_ok=True)
-    with open(temporary, 'wb') as out:
-      out.write(data)
-      out.flush()
-      os.fsync(out.fileno())
-    os.replace(temporary, path)
-    sync_folder(path.parent)
+    write_atomic(path, data)
   except UnicodeEncodeError as error:
     raise DataError(f'{path}: the text to write holds half a surrogate pair.') from error
   except OSError as error:
-    # Where even this fails there is nothing to clean up; the first error is the one to show.
-    with contextlib.suppress(OSError):
-      temporary.unlink()
     raise WorkdirError(f'{path} cannot be written: {error.strerror or error}; '
                        'free some space or choose another folder.') from error
 
 
 @contextlib.contextmanager
-def table_writer(path):
+def atomic_folder(folder: str | os.PathLike, overwrite: bool = False) -> Iterator[pathlib.Path]:
+  """Yields an empty folder that becomes `folder`, whole, when all went well, or goes away.
+
+  overwrite: whether it may take the place of a folder that holds something.
+  """
+  folder = pathlib.Path(folder).absolute()
+  fresh, stale = (folder.with_name(f'.{folder.name}.{os.getpid()}.{end}') for end in ('new', 'old'))
+  try:
+    shutil.rmtree(fresh, ignore_errors=True)
+    fresh.mkdir(parents=True)
+    yield fresh
+    if overwrite and folder.exists():
+      os.replace(folder, stale)
+    os.replace(fresh, folder)  # takes the place of an empty folder alone
+    sync_folder(folder.parent)
+  finally:
+    shutil.rmtree(fresh, ignore_errors=True)
+    # A swap that failed half-way must not lose what stood there before.
+    if stale.exists() and not folder.exists():
+      os.replace(stale, folder)
+    shutil.rmtree(stale, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def new_folder(folder: str | os.PathLike, overwrite: bool = False) -> Iterator[pathlib.Path]:
+  """`atomic_folder` for a data set.
+
+  Raises DataError if the folder holds something and `overwrite` is False, WorkdirError if it
+  cannot be written.
+  """
+  folder = pathlib.Path(folder).absolute()
+  if folder.exists() and (not folder.is_dir() or (any(folder.iterdir()) and not overwrite)):
+    raise DataError(f'{folder} exists already; remove it or write somewhere else.')
+  try:
+    with atomic_folder(folder, overwrite) as fresh:
+      yield fresh
+  except OSError as error:
+    raise WorkdirError(f'{folder} cannot be written: {error.strerror or error}.') from error
+
+
+def sync_folder(folder: str | os.PathLike) -> None:
+  """Makes renames inside `folder` survive a power cut."""
+  handle = os.open(folder, os.O_RDONLY)
+  try:
+    os.fsync(handle)
+  finally:
+    os.close(handle)
+
+
+@contextlib.contextmanager
+def table_writer(path: pathlib.Path) -> Iterator[TableWriter]:
   """Yields write(rows), which adds dicts to a new .jsonl, .jsonl.gz or .parquet file, as a stream.
 
   Parquet takes its columns from the first rows. The file is on disk, flushed, when this ends.
@@ -220,46 +355,177 @@ def _parquet_writer(out):
       table = pyarrow.Table.from_pylist((yield), table.schema)
 
 
-@contextlib.contextmanager
-def new_folder(folder, overwrite=False):
-  """Yields an empty folder that becomes `folder`, whole, when all went well, or goes away.
+# Locks and journals.
 
-  Raises DataError if the folder holds something and `overwrite` is False, WorkdirError if it
-  cannot be written.
+
+def try_lock(file, wait: bool = False) -> bool:
+  """Takes an open file for this process alone, or tells that another has it.
+
+  The system frees it when the file is closed or the process ends, however it ends. wait: until
+  another lets it go.
   """
-  folder = pathlib.Path(folder).absolute()
-  if folder.exists() and (not folder.is_dir() or (any(folder.iterdir()) and not overwrite)):
-    raise DataError(f'{folder} exists already; remove it or write somewhere else.')
-  fresh = folder.with_name(f'.{folder.name}.{os.getpid()}.new')
-  stale = folder.with_name(f'.{folder.name}.{os.getpid()}.old')
   try:
-    shutil.rmtree(fresh, ignore_errors=True)
-    fresh.mkdir(parents=True)
-    yield fresh
-    if folder.exists():
-      os.replace(folder, stale)
-    os.replace(fresh, folder)
-    sync_folder(folder.parent)
-  except OSError as error:
-    raise WorkdirError(f'{folder} cannot be written: {error.strerror or error}.') from error
-  finally:
-    shutil.rmtree(fresh, ignore_errors=True)
-    # A swap that failed half-way must not lose what stood there before.
-    if stale.exists() and not folder.exists():
-      os.replace(stale, folder)
-    shutil.rmtree(stale, ignore_errors=True)
+    fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+  except BlockingIOError:
+    return False
+  return True
 
 
-def sync_folder(folder):
-  """Makes renames inside `folder` survive a power cut."""
-  handle = os.open(folder, os.O_RDONLY)
+class FileLock:
+  """A file whose lock is the right to do something, and which says who has it."""
+
+  def __init__(self, path: str | os.PathLike):
+    self.file, self.held = open(path, 'a+'), False  # noqa: SIM115  for as long as it may be held
+
+  def acquire(self) -> bool:
+    """Takes the lock unless another process has it. -> whether this one has it now"""
+    if not self.held and try_lock(self.file):
+      self.held = True
+      self.file.truncate(0)
+      since = datetime.datetime.now().isoformat(' ', 'seconds')
+      self.file.write(f'process {os.getpid()} on {socket.gethostname()} since {since}')
+      self.file.flush()
+    return self.held
+
+  def release(self) -> None:
+    """Lets another process have it."""
+    if self.held:
+      self.file.truncate(0)
+      fcntl.flock(self.file, fcntl.LOCK_UN)
+      self.held = False
+
+  def holder(self) -> str:
+    """Who has it."""
+    self.file.seek(0)
+    return self.file.read().strip() or 'another process'
+
+
+class Journal:
+  """Append-only JSON Lines that this process alone writes: a context manager that holds the file.
+
+  A line counts once it is on disk. When the file is opened a last line that a kill tore is cut off;
+  one that lacks its line end alone is kept.
+
+  path: of the file. check: function of a line's value, true for one that such a journal holds.
+  header: what the first line says of all others; of a file that another request began, `held` is
+  what it says there. remedy: what to do about a damaged line, for the message. wait: whether to
+  wait for another process that has the file.
+
+  Raises WorkdirError where the file is in use, or cannot be opened or written, where a line before
+  the last is damaged, and where another program wrote it.
+  """
+
+  def __init__(self, path: str | os.PathLike, check: Callable[[object], object] = bool,
+               header: dict | None = None, remedy: str = 'delete that line and run again',
+               wait: bool = False):
+    self.path, self.check, self.header = pathlib.Path(path), check, header
+    self.remedy, self.wait, self.held = remedy, wait, header
+    self.count = self.size = 0  # lines behind the header, bytes in all
+
+  def __enter__(self) -> 'Journal':
+    try:
+      self.path.parent.mkdir(parents=True, exist_ok=True)
+      self.file = open(self.path, 'ab', buffering=0)  # noqa: SIM115
+    except OSError as error:
+      raise WorkdirError(f'{self.path} cannot be opened ({error.strerror}); change its rights or '
+                         'use another folder') from error
+    try:
+      if not try_lock(self.file, self.wait):
+        raise WorkdirError(f'{self.path} is in use by another process; wait for it')
+      with open(self.path, 'rb') as lines:
+        self._load(lines)
+    except BaseException:
+      self.file.close()
+      raise
+    return self
+
+  def __exit__(self, *_) -> None:
+    self.file.close()
+
+  def _load(self, lines):
+    if self.header is not None:
+      first, whole = lines.readline(), encode_lines([self.header])
+      if first != whole and whole.startswith(first):  # new, or whoever made it was killed there
+        self.file.truncate(0)
+        self._write(whole)
+        return
+      self.size = len(first)
+      if first != whole:
+        self.held = _value(first)
+        if not first.endswith(b'\n') or not isinstance(self.held, dict) or (
+            self.held.keys() != self.header.keys()):
+          raise foreign(self.path)
+    for number, line in enumerate(lines, 1 if self.header is None else 2):
+      torn, value = not line.endswith(b'\n'), _value(line)
+      if value is not None and self.check(value):
+        self.size += len(line)
+        self.count += 1
+        if torn:
+          return self._write(b'\n')
+      elif torn:
+        self.file.truncate(self.size)
+      else:
+        raise WorkdirError(f'{self.path} line {number} is damaged; {self.remedy}')
+
+  def _write(self, data):
+    rest = memoryview(data)
+    try:
+      while rest:
+        rest = rest[self.file.write(rest):]
+      os.fsync(self.file.fileno())
+    except OSError as error:
+      with contextlib.suppress(OSError):
+        self.file.truncate(self.size)
+      raise WorkdirError(f'{self.path} cannot be written ({error.strerror}); free space or change '
+                         'its rights, then run again') from error
+    self.size += len(data)
+
+  def add(self, values: list) -> None:
+    """Appends values, a line each, as one group: they count once they are all on disk."""
+    if values:
+      self._write(encode_lines(values))
+      self.count += len(values)
+
+  def keep(self, count: int) -> None:
+    """Cuts the file back to its first `count` lines, beside the header."""
+    with open(self.path, 'rb') as lines:
+      self.size = sum(map(len, itertools.islice(lines, count + (self.header is not None))))
+    self.file.truncate(self.size)
+    self.count = count
+
+  def rows(self) -> Iterator:
+    """Yields the values of all lines but the header."""
+    return map(json.loads, lines_of(self.path, self.header is not None))
+
+
+def foreign(path: str | os.PathLike) -> WorkdirError:
+  """The error for a file or folder of another program, where this one would keep its own."""
+  return WorkdirError(f'{path} was not made by this command, which would keep its answers there, '
+                      'and is not written over; move it away, or choose another place')
+
+
+def lines_of(path: str | os.PathLike, header: bool) -> Iterator[bytes]:
+  """Yields the lines of a journal, as they stand there. header: whether the first is one."""
+  with open(path, 'rb') as lines:
+    yield from itertools.islice(lines, header, None)
+
+
+def encode_lines(values: list) -> bytes:
+  """Values as JSON Lines in UTF-8; those that UTF-8 cannot hold (half surrogate pairs) in ASCII."""
   try:
-    os.fsync(handle)
-  finally:
-    os.close(handle)
+    return ''.join(json.dumps(v, ensure_ascii=False) + '\n' for v in values).encode()
+  except UnicodeEncodeError:
+    return ''.join(json.dumps(v) + '\n' for v in values).encode()
 
 
-def text_id(value, place, name):
+def _value(line):
+  try:
+    return json.loads(line)
+  except (ValueError, RecursionError):
+    return None
+
+
+def text_id(value: object, place: str, name: str) -> str:
   """An id as text; JSON integers are written in decimal. Raises DataError for other types."""
   if isinstance(value, str) and value:
     return value
@@ -296,25 +562,3 @@ def _unique(pairs):
 
 def _refuse(name):
   raise ValueError(f'{name} is not a JSON number')
-
-
-def _kind(value):
-  return {list: 'a list', str: 'a text', bool: 'a truth value', type(None): 'null'}.get(
-      type(value), 'a number')
-
-
-def write_atomic(path, text):
-  """Writes a text or bytes file so that readers see the old one or the whole new one."""
-  path = pathlib.Path(path)
-  temporary = path.with_name(f'.{path.name}.{socket.gethostname()}.{os.getpid()}')
-  data = text if isinstance(text, bytes) else text.encode()
-  with open(temporary, 'wb') as f:
-    f.write(data)
-    f.flush()
-    os.fsync(f.fileno())
-  os.replace(temporary, path)
-
-
-def write_json(path, value):
-  """Writes `value` as indented JSON, atomically."""
-  write_atomic(path, json.dumps(value, indent=1, ensure_ascii=False, default=str) + '\n')

@@ -5,6 +5,7 @@
 import pathlib
 import shlex
 import sys
+from collections.abc import Sequence
 
 from absl import app, flags, logging
 
@@ -40,7 +41,7 @@ MEMORY = flags.DEFINE_float(
 RUN_FLAGS = (WORKDIR, ON_NAN, WATCHDOG, MEMORY, PART, MULTIHOST, COORDINATOR, PROCESSES, PROCESS_ID)
 
 
-def main(argv, command=''):
+def main(argv: list[str], command: str = '') -> None:
   """Runs the experiment; what went wrong becomes a sentence and an exit code.
 
   argv: as `parse` gives it. command: what the user typed, by default python -m recjax.main.
@@ -49,44 +50,44 @@ def main(argv, command=''):
   errors.guard(lambda: run(argv[1:], command))
 
 
-def run(words, command=''):
+def run(words: Sequence[str], command: str = '') -> None:
   """The experiment that the flags name, from its first unfinished stage to its report.
 
-  words: the settings of the command line, as `settings.taken` gives them. command: what the run's
-  report says to run again, by default python -m recjax.main with its flags.
+  words: the settings of the command line, as `settings.split_command_line` gives them. command:
+  what the run's report says to run again, by default python -m recjax.main with its flags.
   """
   if not CONFIG.value:
     raise errors.ConfigError('--config is missing; e.g. --config=configs/betag_scientific.py')
   cfg = experiment.read_config(CONFIG.value)
-  given = settings.changed(cfg, words)
+  changed = settings.change(cfg, words)
   cfg.lock()
   path = pathlib.Path(CONFIG.value.partition(':')[0])
-  found = experiment.find_config(str(path))
-  if found != path and found.parent == experiment.CONFIGS:
-    print(f'{path} is not in this folder; the config that came with recjax runs: {found}',
+  file = experiment.find_config(str(path))
+  if file != path and file.parent == experiment.CONFIGS:
+    print(f'{path} is not in this folder; the config that came with recjax runs: {file}',
           flush=True)
   workdir = WORKDIR.value or f'checkpoints/{path.stem}'
-  alone = [f'--{flag.name}' for flag in (COORDINATOR, PROCESSES, PROCESS_ID)
-           if flag.value is not None and not MULTIHOST.value]
-  if alone:
-    raise errors.ConfigError(f'{", ".join(alone)} is of --multihost; add it, or leave that out')
-  import jax  # after the flags: a wrong flag should answer at once
-
+  misplaced = [f'--{flag.name}' for flag in (COORDINATOR, PROCESSES, PROCESS_ID)
+               if flag.value is not None and not MULTIHOST.value]
+  if misplaced:
+    raise errors.ConfigError(f'{", ".join(misplaced)} is of --multihost; add it, or leave that out')
+  # After the flags: a wrong flag should answer at once.
   from recjax.training import fault_tolerance, job_parts
-  guarded = fault_tolerance.Guards(ON_NAN.value, WATCHDOG.value, memory=MEMORY.value)
+  guards = fault_tolerance.Guards(ON_NAN.value, WATCHDOG.value, memory=MEMORY.value)
   part = job_parts.parse(PART.value)
   if part and MULTIHOST.value:
     raise errors.ConfigError('--part is for processes that know nothing of each other; leave it or '
                              '--multihost out')
   if MULTIHOST.value:
-    join(jax)
+    join()
   fault_tolerance.listen()
   command = command or f'python -m recjax.main {shlex.join(sys.argv[1:])}'
-  experiment.run(cfg, workdir, experiment.facts(command, given), guarded, part)
+  experiment.run(cfg, workdir, experiment.facts(command, changed), guards, part)
 
 
-def join(jax):
+def join() -> None:
   """Meets the other processes. Raises ConfigError where they are not found."""
+  import jax
   try:
     jax.distributed.initialize(COORDINATOR.value, PROCESSES.value, PROCESS_ID.value)
   except (ValueError, RuntimeError) as error:
@@ -96,12 +97,12 @@ def join(jax):
         '--process_id=I, or use launch/local.py on one machine') from error
 
 
-def parse(argv):
+def parse(argv: list[str]) -> list[str]:
   """Flags from the command line, but for settings; a wrong one is said in a sentence, exit code 2.
 
   -> the program's name and the settings, ['optim.lr=1e-3', ...], for `main`
   """
-  words, rest = settings.taken(argv[1:])
+  words, rest = settings.split_command_line(argv[1:])
   try:
     left = flags.FLAGS([argv[0], *rest])[1:]
     text = left and (f'{" ".join(left)}: flags alone are read, and --config names the experiment, '

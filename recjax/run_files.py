@@ -1,27 +1,30 @@
-"""Files of run folders: read without trust, held against what was written, never written over.
+"""Run folders: their files read without trust, held against what was written, never written over.
 
-Any damage becomes one WorkdirError that names the file and says what makes it anew.
+Any damage becomes one WorkdirError that names the file and says what makes it anew. How files are
+written stands in `file_io`.
 """
 import contextlib
 import errno
+import functools
 import hashlib
 import json
 import os
 import pathlib
-import shutil
 import traceback
 import zipfile
 import zlib
+from collections.abc import Callable, Iterator
 
 import numpy as np
 
+from recjax import file_io
 from recjax.errors import ConfigError, UserError, WorkdirError, disk_fault
 
-WHOLE = 64 << 20  # files up to this size are known by their content, larger ones by their size
+HASHED = 64 << 20  # files up to this size are known by their content, larger ones by their size
 
 DONE = 'DONE.json'
 
-MOST = 256 << 20  # an array that claims more than memory holds, in a file below this, is damaged
+PLAUSIBLE = 256 << 20  # a file below this whose array claims more than memory holds is damaged
 
 # numpy and zipfile raise these, and no others were met, of a file that is cut or altered.
 DAMAGE = (ValueError, KeyError, EOFError, OSError, zipfile.BadZipFile, zlib.error, TypeError,
@@ -31,20 +34,19 @@ DAMAGE = (ValueError, KeyError, EOFError, OSError, zipfile.BadZipFile, zlib.erro
 class Facts(dict):
   """A JSON object of a file; a key that it lacks is told with the file's name."""
 
-  def __init__(self, pairs, path):
+  def __init__(self, pairs: list[tuple], path: pathlib.Path):
     super().__init__(pairs)
     self.path = path
 
-  def __missing__(self, key):
+  def __missing__(self, key: str):
     raise WorkdirError(f'{self.path} lacks {key!r}; {remedy(self.path)}')
 
 
-KINDS = {Facts: 'an object', dict: 'an object', list: 'a list', str: 'a text', bool: 'a boolean',
-         type(None): 'null', int: 'a number', float: 'a number'}
+KINDS = {**file_io.JSON_KINDS, Facts: 'an object'}
 
 
-def remedy(path):
-  """What makes a file of a run's folder anew. -> str"""
+def remedy(path: str | os.PathLike) -> str:
+  """What makes a file of a run's folder anew."""
   path = pathlib.Path(path)
   for folder in path.parents:
     if folder.parent.name == 'stages':
@@ -52,12 +54,12 @@ def remedy(path):
   return 'run the command of the run again, which writes it anew'
 
 
-def damaged(path, why):
-  """-> WorkdirError"""
+def damaged(path: str | os.PathLike, why: str) -> WorkdirError:
+  """The error for a file that is not what a run wrote. why: what is wrong with it."""
   return WorkdirError(f'{path} is damaged ({why}); {remedy(path)}')
 
 
-def read_json(path, default=None, kind=dict):
+def read_json(path: str | os.PathLike, default: object = None, kind: type = dict):
   """The JSON in `path`, or `default` where there is no such file.
 
   kind: what it must hold, dict or list. Raises WorkdirError for anything else than that as JSON.
@@ -76,18 +78,20 @@ def read_json(path, default=None, kind=dict):
   return value
 
 
-def need_json(path, kind=dict):
-  """The JSON in `path`. Raises WorkdirError where it is damaged or missing."""
+def need_json(path: str | os.PathLike, kind: type = dict):
+  """The JSON in `path`, a `kind`. Raises WorkdirError where it is damaged or missing."""
   value = read_json(path, kind=kind)
   if value is None:
     raise WorkdirError(f'{path} is missing; {remedy(path)}')
   return value
 
 
-def read_rows(path, say=None):
-  """The objects of a log of JSON lines that the program itself appends to. -> list of dict
+def read_metrics(path: str | os.PathLike, log: Callable[[str], object] | None = None) -> list[dict]:
+  """The objects of metrics.jsonl in order, each with 'stage' and 'step'.
 
-  A line that was torn by a kill is left out; say: called with a sentence about such lines.
+  A line that was torn by a kill is left out: losing one costs nothing, so they are appended without
+  waiting for the disk. log: called with a sentence about such lines. Raises WorkdirError for a file
+  that cannot be read.
   """
   path, rows, torn = pathlib.Path(path), [], []
   try:
@@ -103,22 +107,22 @@ def read_rows(path, say=None):
       rows.append(row)
     elif row != {}:
       torn.append(number)
-  if torn and say:
-    say(f'{path}: line {", ".join(map(str, torn[:5]))} cannot be read and is left out')
+  if torn and log:
+    log(f'{path}: line {", ".join(map(str, torn[:5]))} cannot be read and is left out')
   return rows
 
 
-def read_arrays(path):
+def read_arrays(path: str | os.PathLike) -> np.ndarray | dict[str, np.ndarray]:
   """The array of a .npy file, or {name: array} of an .npz. Raises WorkdirError, nothing else."""
   path = pathlib.Path(path)
   try:
     with open(path, 'rb') as file:
-      found = np.load(file, allow_pickle=False)
-      return found if isinstance(found, np.ndarray) else {n: found[n] for n in found.files}
+      loaded = np.load(file, allow_pickle=False)
+      return loaded if isinstance(loaded, np.ndarray) else {n: loaded[n] for n in loaded.files}
   except FileNotFoundError:
     raise WorkdirError(f'{path} is missing; {remedy(path)}') from None
   except MemoryError as error:
-    if path.stat().st_size > MOST:
+    if path.stat().st_size > PLAUSIBLE:
       raise
     raise damaged(path, str(error)) from error
   except DAMAGE as error:
@@ -128,22 +132,22 @@ def read_arrays(path):
 # What a finished stage and a config say of themselves.
 
 
-def sums(folder):
+def sums(folder: str | os.PathLike) -> dict[str, str]:
   """What tells the files of a stage from others. -> {name below folder: 'size' or 'size sha256'}"""
   folder = pathlib.Path(folder)
   return {p.relative_to(folder).as_posix(): sum_of(p) for p in sorted(folder.rglob('*'))
           if p.is_file() and p.name != DONE and not p.name.startswith('.')}
 
 
-def sum_of(path):
-  """What tells a file from others, see `sums`. -> str"""
+def sum_of(path: pathlib.Path) -> str:
+  """What tells a file from others: its size, and its hash unless it is larger than HASHED."""
   size = path.stat().st_size
-  if size > WHOLE:
+  if size > HASHED:
     return str(size)
   return f'{size} {hashlib.sha256(path.read_bytes()).hexdigest()}'
 
 
-def check(folder):
+def check(folder: str | os.PathLike) -> None:
   """Raises WorkdirError where a file of a finished stage is not as the stage left it.
 
   What was made before stages kept the sums of their files is not looked at.
@@ -164,7 +168,7 @@ def check(folder):
       raise damaged(path, f'it is not what the stage wrote, as {folder / DONE} tells')
 
 
-def signed(config):
+def signed(config: dict) -> dict:
   """A run's {'config', 'facts'} as config.json holds it: with a sum of what stands there."""
   plain = json.loads(json.dumps(config, default=str))
   return {**plain, 'sum': _signature(plain)}
@@ -174,7 +178,7 @@ def _signature(value):
   return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:32]
 
 
-def read_config(workdir):
+def read_config(workdir: str | os.PathLike) -> dict:
   """What a run's config.json holds, {'config': {...}, 'facts': {...}}.
 
   Raises WorkdirError where there is none, or it was altered.
@@ -196,7 +200,7 @@ def read_config(workdir):
   return saved
 
 
-def is_config(path):
+def is_config(path: str | os.PathLike) -> bool:
   """Whether a file looks like the config.json of a run."""
   try:
     saved = json.loads(pathlib.Path(path).read_bytes())
@@ -206,14 +210,14 @@ def is_config(path):
       saved.keys() <= {'config', 'facts', 'sum'})
 
 
-def method_before(workdir):
+def method_before(workdir: str | os.PathLike) -> str | None:
   """The method of the run in a folder, or None where none can be told."""
   path = pathlib.Path(workdir) / 'config.json'
   return read_json(path)['config'].get('method') if is_config(path) else None
 
 
 @contextlib.contextmanager
-def opening(workdir):
+def opening(workdir: str | os.PathLike) -> Iterator[None]:
   """Code that builds something out of a run's folder.
 
   What it raises is told as damage of the folder, with the place in the code, as long as the folder
@@ -253,7 +257,8 @@ def _unproven(workdir):
 # Places for what a command makes.
 
 
-def absent(path, flag, source=None, folder=False):
+def absent(path: str | os.PathLike, flag: str, source: str | os.PathLike | None = None,
+           folder: bool = False) -> None:
   """Raises ConfigError where something stands at `path`, which `flag` named: nothing is written
   over. source: a file that is read, for the message. folder: whether a folder is to be made, which
   may be there if it is empty, and whose parents are made."""
@@ -280,37 +285,32 @@ def _same(path, other):
     return False
 
 
-@contextlib.contextmanager
-def new_file(path, flag):
-  """Yields a name beside `path` for a file that gets its name when all went well."""
-  path = pathlib.Path(path)
-  fresh = path.with_name(f'.{path.name}.{os.getpid()}.new')
-  try:
-    yield fresh
-    place(fresh, path, flag)
-  finally:
-    fresh.unlink(missing_ok=True)
+def new_file(path: str | os.PathLike, flag: str) -> contextlib.AbstractContextManager[pathlib.Path]:
+  """Gives a name beside `path` for a file that gets its name when all went well.
+
+  Raises ConfigError, when it ends, where something has come to stand there: `flag` named it.
+  """
+  return file_io.atomic_path(path, functools.partial(place, flag=flag))
 
 
 @contextlib.contextmanager
-def new_folder(path, flag):
-  """Yields an empty folder that becomes `path`, whole, when all went well, or goes away. `path` may
-  be an empty folder."""
-  path = pathlib.Path(path)
+def new_folder(path: str | os.PathLike, flag: str) -> Iterator[pathlib.Path]:
+  """Yields an empty folder that becomes `path`, whole, when all went well, or goes away.
+
+  `path` may be an empty folder. Raises ConfigError where something else stands there, before or
+  after: `flag` named it.
+  """
   absent(path, flag, folder=True)
-  path.absolute().parent.mkdir(parents=True, exist_ok=True)
-  fresh = path.absolute().with_name(f'.{path.name}.{os.getpid()}.new')
-  try:
-    fresh.mkdir()
+  with file_io.atomic_folder(path) as fresh:
     yield fresh
     absent(path, flag, folder=True)
-    os.replace(fresh, path)  # takes the place of an empty folder alone
-  finally:
-    shutil.rmtree(fresh, ignore_errors=True)
 
 
-def place(fresh, path, flag):
-  """Gives a finished file its name, unless something has come to stand there meanwhile."""
+def place(fresh: pathlib.Path, path: str | os.PathLike, flag: str) -> None:
+  """Gives a finished file its name, unless something has come to stand there meanwhile.
+
+  Raises ConfigError for that: `flag` named the place.
+  """
   try:
     os.link(fresh, path)
     os.unlink(fresh)

@@ -11,9 +11,11 @@ import fnmatch
 import json
 import math
 import numbers
+import os
 import pathlib
 import re
 import traceback
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from ml_collections import ConfigDict
 
@@ -149,7 +151,7 @@ CHOICES = {
 ELEMENTS = {'semantic_ids.sinkhorn': 0.0, 'domains': ('', ''), 'rat.ablations': ''}
 
 
-def taken(argv):
+def split_command_line(argv: Sequence[str]) -> tuple[list[str], list[str]]:
   """The settings out of a command line. argv: words, e.g. ['--config.optim.lr=1e-3', '--x=2'].
 
   -> settings ['optim.lr=1e-3'], the other words. A setting's value may also be the next word; one
@@ -158,89 +160,102 @@ def taken(argv):
   settings, rest, words = [], [], list(argv)
   while words:
     word = words.pop(0)
-    found = re.fullmatch(r'--?(no)?config\.([^=]*)(=.*)?', word, re.DOTALL)
-    if word == '--' or not found:
+    match = re.fullmatch(r'--?(no)?config\.([^=]*)(=.*)?', word, re.DOTALL)
+    if word == '--' or not match:
       rest += [word, *words] if word == '--' else [word]
       words = [] if word == '--' else words
       continue
-    no, name, value = found.groups()
+    no, name, value = match.groups()
     if value is None and not no and words and not re.match(r'-(?!\.?\d|inf\b)', words[0]):
       value = f'={words.pop(0)}'
     settings.append(name + ('=false' if no and value is None else value or '=true'))
   return settings, rest
 
 
-def changed(cfg, settings):
-  """A config with some settings changed. settings: ['a.b=TEXT'], or {'a.b': value} from Python.
+def change(cfg: ConfigDict, settings: Sequence[str] | Mapping[str, object]) -> dict[str, object]:
+  """Changes settings of a config. settings: ['a.b=TEXT'], or {'a.b': value} from Python.
 
-  -> the values that were set, {'a.b': value}. Raises ConfigError.
+  -> the values that were set, {'a.b': value}. Raises ConfigError for a setting that there is not,
+  or a value of another type or out of its range.
   """
   _check_names(cfg)
   free = {name for name, value in _flat(cfg) if isinstance(value, ConfigDict)} | set(OPEN)
   texts = not isinstance(settings, dict)
-  given = [tuple(word.partition('=')[::2]) for word in settings] if texts else settings.items()
-  out = {}
-  for word, (name, value) in zip(settings if texts else given, given):
-    said = f'--config.{word}' if texts else f'{name}={value!r}'
+  pairs = [tuple(word.partition('=')[::2]) for word in settings] if texts else settings.items()
+  values = {}
+  for word, (name, value) in zip(settings if texts else pairs, pairs):
+    shown = f'--config.{word}' if texts else f'{name}={value!r}'
     if texts and '=' not in word:
-      raise ConfigError(f'{said} has no value; write --config.{name}=VALUE')
-    if name in out:
-      raise ConfigError(f'{said}: {name} is given twice')
+      raise ConfigError(f'{shown} has no value; write --config.{name}=VALUE')
+    if name in values:
+      raise ConfigError(f'{shown}: {name} is given twice')
     try:
-      out[name] = _put(cfg, str(name), value, texts, free)
+      values[name] = _put(cfg, str(name), value, texts, free)
     except (TypeError, ValueError, SyntaxError, MemoryError, RecursionError) as error:
       why = error.msg if isinstance(error, SyntaxError) else str(error)
-      raise ConfigError(f'{said[:200]}: {why[:200]}') from error
+      raise ConfigError(f'{shown[:200]}: {why[:200]}') from error
   check(cfg)
-  return out
+  return values
 
 
-def check(cfg):
+def check(cfg: ConfigDict) -> None:
   """Raises ConfigError for a number out of its range, a text that is no choice, or an old name."""
   _check_names(cfg)
   for name, value in _flat(cfg):
-    for one in value if isinstance(value, (tuple, list)) else (value,):
-      numeric = isinstance(one, numbers.Real) and not isinstance(one, bool)
-      if numeric and (math.isnan(one) or math.isinf(one) and name not in UNBOUNDED):
-        raise ConfigError(f'{name}={value}: {one} is no number to calculate with')
+    for element in value if isinstance(value, (tuple, list)) else (value,):
+      numeric = isinstance(element, numbers.Real) and not isinstance(element, bool)
+      if numeric and (math.isnan(element) or math.isinf(element) and name not in UNBOUNDED):
+        raise ConfigError(f'{name}={value}: {element} is no number to calculate with')
       rule = range_of(name) if numeric else None
-      if rule and not WITHIN[rule](one):
+      if rule and not WITHIN[rule](element):
         raise ConfigError(f'{name}={value}: it must be {rule}')
-      known = choices_of(name) if isinstance(one, str) else None
-      if known and not any(fnmatch.fnmatchcase(one, k) for k in known):
+      known = choices_of(name) if isinstance(element, str) else None
+      if known and not any(fnmatch.fnmatchcase(element, k) for k in known):
         listed = ', '.join(k or 'nothing' for k in known)
         raise ConfigError(f'{name}={value!r}; choose one of {listed}')
 
 
 @contextlib.contextmanager
-def of_run(workdir):
-  """Code that reads the config which a run's folder keeps. Raises WorkdirError for a setting that
-  it lacks or that has another name today, as the runs of an earlier version may."""
-  path, names = pathlib.Path(workdir) / 'config.json', []
-  with contextlib.suppress(OSError, ValueError, TypeError, KeyError, RecursionError):  # told below
-    names = [name for name, _ in _flat(ConfigDict(json.loads(path.read_bytes())['config']))]
-  if old := next(filter(renamed, names), None):
+def reading(workdir: str | os.PathLike | None = None) -> Iterator[None]:
+  """Code that reads settings. Raises ConfigError for one that the config has not, or WorkdirError
+  where the config is the one that a run's folder keeps: those of earlier versions may lack it, or
+  have it under another name.
+
+  workdir: that folder.
+  """
+  path = workdir and pathlib.Path(workdir) / 'config.json'
+  if old := path and next(filter(renamed, _saved_names(path)), None):
     raise WorkdirError(f'{path}: {old} is called {renamed(old)} since 0.2, so the run was made '
                        'before 0.2; train anew in a new folder, or use the version that made it')
   try:
     yield
   except (AttributeError, KeyError) as error:
-    at = traceback.extract_tb(error.__traceback__)[-1]
-    if 'ml_collections' not in at.filename:
+    if 'ml_collections' not in traceback.extract_tb(error.__traceback__)[-1].filename:
       raise
-    found = re.search(r"""['"](\w+)['"]""", str(error))
+    if workdir is None:
+      raise ConfigError(f'the config lacks a setting that is read: {str(error).strip()[:200]}; '
+                        'compare it with a file of configs/') from error
+    name = re.search(r"""['"](\w+)['"]""", str(error))
     raise WorkdirError(
-        f'{workdir}/config.json has no setting {found[1] if found else error}, which this version '
+        f'{workdir}/config.json has no setting {name[1] if name else error}, which this version '
         'reads: the run was made by an earlier one. Run its command again in a new folder, or use '
         f'the version that it names') from error
 
 
-def renamed(name):
+def _saved_names(path):
+  """The settings of a config.json, none where it cannot be read: whoever opens it tells that."""
+  try:
+    return [name for name, _ in _flat(ConfigDict(json.loads(path.read_bytes())['config']))]
+  except (OSError, ValueError, TypeError, KeyError, RecursionError):
+    return []
+
+
+def renamed(name: str) -> str | None:
   """The name today of a setting that had another one before 0.2; None of any other."""
   for old, new in RENAMED.items():
-    found = re.fullmatch(re.escape(old).replace(r'\*', '(.*)'), name)
-    if found:
-      return new.replace('*', found[1]) if '*' in old else new
+    match = re.fullmatch(re.escape(old).replace(r'\*', '(.*)'), name)
+    if match:
+      return new.replace('*', match[1]) if '*' in old else new
   return None
 
 
@@ -250,22 +265,23 @@ def _check_names(cfg):
       raise ConfigError(f'{name} is called {new} since 0.2; mend the config')
 
 
-def range_of(name):
+def range_of(name: str) -> str | None:
   """The range of a number, in words; None where any will do."""
   return EXCEPT.get(name) or next(
       (rule for rule, patterns in RANGES.items()
        if any(fnmatch.fnmatchcase(name, p) for p in patterns.split())), None)
 
 
-def choices_of(name):
+def choices_of(name: str) -> tuple[str, ...] | None:
   """What a text may be; None where any will do."""
   return next((known for p, known in CHOICES.items() if fnmatch.fnmatchcase(name, p)), None)
 
 
-def flag(kind, rule='', name=''):
-  """What argparse makes of a flag's text: a number of a range, in the words of RANGES.
+def flag(kind: type, rule: str = '', name: str = '') -> Callable[[str], float]:
+  """What argparse makes of a flag's text: a number of a range.
 
-  kind: int or float. name: what the number counts, for the message. -> text -> number
+  kind: int or float. rule: the range, in the words of RANGES. name: what the number counts, for the
+  message.
   """
   def read(text):
     try:
@@ -279,16 +295,16 @@ def flag(kind, rule='', name=''):
   return read
 
 
-def size(text):
-  """What argparse makes of an amount of memory, as DuckDB writes it. -> the text"""
-  found = re.fullmatch(r'(\d+(?:\.\d+)?) ?(?:[KMGT](?:i?B)?|B|%)', text, re.IGNORECASE)
-  if not found or not float(found[1]):
+def size(text: str) -> str:
+  """What argparse makes of an amount of memory, as DuckDB writes it: the text."""
+  match = re.fullmatch(r'(\d+(?:\.\d+)?) ?(?:[KMGT](?:i?B)?|B|%)', text, re.IGNORECASE)
+  if not match or not float(match[1]):
     raise argparse.ArgumentTypeError(f'{text!r} is no size, as in 2GB or 500MB')
   return text
 
 
-def month(text):
-  """What argparse makes of a month, as in 2017-10. -> the text"""
+def month(text: str) -> str:
+  """What argparse makes of a month, as in 2017-10: the text."""
   if not re.fullmatch(r'[0-9]{4}-(0[1-9]|1[0-2])', text):
     raise argparse.ArgumentTypeError(f'{text!r} is no month, as in 2017-10')
   return text
@@ -305,17 +321,17 @@ def _flat(cfg, above=''):
 
 def _put(cfg, name, value, texts, free):
   """Sets one setting. free: groups that take any name. -> the value of its type"""
-  holder, parts, at = cfg, name.split('.'), ''
+  holder, parts, group = cfg, name.split('.'), ''
   for i, part in enumerate(parts):
-    if at in free:
-      return _put_free(holder, '.'.join(parts[i:]), at, value, texts)
+    if group in free:
+      return _put_free(holder, '.'.join(parts[i:]), group, value, texts)
     if not isinstance(holder, ConfigDict) or part not in holder:
       if new := renamed(name):
         raise ConfigError(f'--config.{name}={value}: {name} is called {new} since 0.2')
       why = (f'{part} is not among {", ".join(holder)}' if isinstance(holder, ConfigDict) else
-             f'{at} holds a value and no {part}')
+             f'{group} holds a value and no {part}')
       raise ConfigError(f'--config.{name}={value}: there is no such setting; {why}')
-    above, holder, at = holder, holder[part], f'{at}.{part}'.lstrip('.')
+    above, holder, group = holder, holder[part], f'{group}.{part}'.lstrip('.')
   if isinstance(holder, ConfigDict):
     return _put_group(holder, name, value, texts, free)
   value = (of_text if texts else of_python)(value, holder, name)
@@ -326,28 +342,28 @@ def _put(cfg, name, value, texts, free):
 
 def _put_group(group, name, value, texts, free):
   """A whole group at once, which only one that takes any name can be. -> dict"""
-  eg = next(iter(group), 'NAME')
+  example = next(iter(group), 'NAME')
   if name not in free:
     raise ConfigError(f'--config.{name}={value}: {name} holds settings; name one of them, e.g. '
-                      f'--config.{name}.{eg}=...')
-  given = ast.literal_eval(value) if texts and value.lstrip().startswith('{') else value
-  given = given.to_dict() if isinstance(given, ConfigDict) else given
-  if not isinstance(given, dict) or not all(
-      isinstance(k, str) and k.isidentifier() for k in given):
+                      f'--config.{name}.{example}=...')
+  entries = ast.literal_eval(value) if texts and value.lstrip().startswith('{') else value
+  entries = entries.to_dict() if isinstance(entries, ConfigDict) else entries
+  if not isinstance(entries, dict) or not all(
+      isinstance(k, str) and k.isidentifier() for k in entries):
     raise ConfigError(f'--config.{name}={value}: {name} takes any names; give each a flag, e.g. '
-                      f'--config.{name}.{eg}=VALUE')
+                      f'--config.{name}.{example}=VALUE')
   with group.unlocked():
-    for key in [k for k in group if k not in given]:
+    for key in [k for k in group if k not in entries]:
       del group[key]
-    group.update(given)
-  return given
+    group.update(entries)
+  return entries
 
 
-def _put_free(group, key, at, value, texts):
+def _put_free(group, key, name, value, texts):
   """A setting in a group that takes any name: numbers, true, false, None, or else a text."""
   if not key.isidentifier():
-    raise ConfigError(f'--config.{at}.{key}={value}: {key!r} is no name; write '
-                      f'--config.{at}.NAME=VALUE')
+    raise ConfigError(f'--config.{name}.{key}={value}: {key!r} is no name; write '
+                      f'--config.{name}.NAME=VALUE')
   if texts:
     if value.lower() in ('true', 'false'):
       value = value.title()
@@ -358,8 +374,9 @@ def _put_free(group, key, at, value, texts):
   return value
 
 
-def of_text(text, like, name=''):
-  """The value that a text stands for, of the type of `like`. Raises ValueError, SyntaxError."""
+def of_text(text: str, like: object, name: str = '') -> object:
+  """The value that a text stands for, of the type of `like`. name: of the setting, for ELEMENTS.
+  Raises ValueError, SyntaxError."""
   if isinstance(like, bool):
     if text.lower() not in WORDS:
       raise ValueError(f'{text!r} is neither true nor false; write one of {", ".join(WORDS)}')
@@ -378,8 +395,9 @@ def of_text(text, like, name=''):
   return text
 
 
-def of_python(value, like, name=''):
-  """A value of Python as one of the type of `like`. Raises TypeError, ValueError."""
+def of_python(value: object, like: object, name: str = '') -> object:
+  """A value of Python as one of the type of `like`. name: of the setting, for ELEMENTS. Raises
+  TypeError, ValueError."""
   if hasattr(value, 'item') and getattr(value, 'ndim', None) == 0:
     value = value.item()  # of numpy or jax
   kind = type(like)
@@ -402,24 +420,24 @@ def _number(value):
 def _listed(text):
   """The elements of a tuple that stands as text: (1, 2), [1, 2], 1,2, 'a', or words a,b."""
   try:
-    found = ast.literal_eval(text) if text.strip() else ()
+    elements = ast.literal_eval(text) if text.strip() else ()
   except ValueError:
-    found = tuple(word.strip() for word in text.strip('()[]').split(',') if word.strip())
-  return found if isinstance(found, (tuple, list)) else (found,)
+    elements = tuple(word.strip() for word in text.strip('()[]').split(',') if word.strip())
+  return elements if isinstance(elements, (tuple, list)) else (elements,)
 
 
-def _elements(found, like, name):
+def _elements(elements, like, name):
   """Elements of the types that those of `like` have, in its own type of list."""
   each = like[0] if len(like) else ELEMENTS.get(name)
   if any(isinstance(x, float) for x in like):
     each = 0.0
   if len({type(x) for x in like} - {int, float}) > 1 or each is None:
-    return type(like)(found)
+    return type(like)(elements)
   return type(like)(_pair(x, each) if isinstance(each, tuple) else of_python(x, each)
-                    for x in found)
+                    for x in elements)
 
 
-def _pair(found, like):
-  if not isinstance(found, (tuple, list)) or len(found) != len(like):
-    raise TypeError(f'{found!r} must be {len(like)} values, as in {like!r}')
-  return tuple(of_python(x, y) for x, y in zip(found, like))
+def _pair(values, like):
+  if not isinstance(values, (tuple, list)) or len(values) != len(like):
+    raise TypeError(f'{values!r} must be {len(like)} values, as in {like!r}')
+  return tuple(of_python(x, y) for x, y in zip(values, like))

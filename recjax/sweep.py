@@ -15,20 +15,25 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
+from ml_collections import ConfigDict
 
 from recjax import methods, run_files
 from recjax.errors import ConfigError, Preempted, WorkdirError
 from recjax.evaluation import compare
 from recjax.evaluation.results import CLOSING
-from recjax.file_io import write_atomic
+from recjax.file_io import write_atomic, write_json
 from recjax.run_files import read_json
 
 WRITTEN = ('sweep.json', 'sweep.csv', 'sweep.html')
 
+Point = dict[str, str]  # one setting of the grid: {'optim.lr': '1e-3'}
+RunKey = tuple[int, int]  # place of its point in the grid, seed
 
-def grid(settings):
+
+def grid(settings: Iterable[str]) -> list[Point]:
   """Every combination. settings: ['optim.lr=1e-3,3e-4', ...] -> [{'optim.lr': '1e-3'}, ...]
 
   Raises ConfigError for a setting without values, or one that is named twice.
@@ -46,7 +51,7 @@ def grid(settings):
   return [dict(zip(axes, values)) for values in itertools.product(*axes.values())]
 
 
-def split(values):
+def split(values: str) -> list[str]:
   """Values parted by commas outside of brackets: '(1,2),(3,)' -> ['(1,2)', '(3,)']"""
   parts, depth = [''], 0
   for letter in values:
@@ -58,7 +63,7 @@ def split(values):
   return parts
 
 
-def check_points(points, cfgs):
+def check_points(points: Sequence[Point], cfgs: Sequence[ConfigDict]) -> None:
   """Raises ConfigError where two points mean the same config, as 1e-3 and 0.001 do, or would share
   a folder."""
   seen = {}
@@ -70,23 +75,24 @@ def check_points(points, cfgs):
       seen[key] = point
 
 
-def run(config, points, cfgs, out):
+def run(config: str, points: Sequence[Point], cfgs: Mapping[RunKey, ConfigDict],
+        out: str | os.PathLike) -> int:
   """Runs what is not finished and writes sweep.csv, sweep.json and sweep.html after every run.
 
   config: what `--config` of recjax.main takes. points: of `grid`. cfgs: {(place in points, seed):
-  resolved config}, in the order to run. -> how many runs failed.
+  resolved config}, in the order to run. out: the sweep's folder. -> how many runs failed.
   """
   out = pathlib.Path(out)
   runs = {key: out / folder_name(points[key[0]], key[1]) for key in cfgs}
   left = [key for key in cfgs if not finished(runs[key], cfgs[key])]
-  kept = len(runs) - len(left)
+  done = len(runs) - len(left)
   print(f'{len(points)} settings x {len(runs) // len(points)} seeds = {len(runs)} runs in {out}'
-        + (f', {kept} of them done before' if kept else ''), flush=True)
+        + (f', {done} of them done before' if done else ''), flush=True)
   took, failed = [], {}
   out.mkdir(parents=True, exist_ok=True)
   if not (out / 'sweep.json').exists():
     write(out, config, [], {})  # whose folder this is
-  for number, key in enumerate(left, kept + 1):
+  for number, key in enumerate(left, done + 1):
     name = runs[key].relative_to(out).as_posix()
     print(f'[{number}/{len(runs)}] {name}', flush=True)
     start = time.monotonic()
@@ -99,11 +105,11 @@ def run(config, points, cfgs, out):
     write(out, config, table(points, runs, cfgs), failed)
     test = ', '.join(f'{m} {read_cell(runs[key], m):.4f}' for m in CLOSING)
     to_go = np.mean(took) * (len(runs) - number)
-    print(f'    {took[-1]:.0f} s, {said(validation(runs[key], cfgs[key]))}; test {test}'
+    print(f'    {took[-1]:.0f} s, {validation_text(validation(runs[key], cfgs[key]))}; test {test}'
           + (f'; about {to_go / 60:.0f} min left' if number < len(runs) else ''), flush=True)
   rows = table(points, runs, cfgs)
   write(out, config, rows, failed)
-  print(text(rows))
+  print(closing_table(rows))
   for key, error in failed.items():
     print(f'failed: {runs[key]}: {error}')
   if failed:
@@ -112,20 +118,20 @@ def run(config, points, cfgs, out):
   return len(failed)
 
 
-def folder_name(point, seed):
+def folder_name(point: Point, seed: int) -> str:
   """Where a run goes: its settings and its seed, as a path that any file system takes."""
   name = '_'.join(f'{k}={v}' for k, v in point.items()) or 'preset'
   return f'{re.sub(r"[^A-Za-z0-9=._+-]", "-", name)}/seed={seed}'
 
 
-def finished(folder, cfg):
+def finished(folder: pathlib.Path, cfg: ConfigDict) -> bool:
   """Whether a run of that very config has ended there."""
-  made = run_files.read_config(folder) if (folder / 'config.json').exists() else None
-  same = made and made['config'] == json.loads(json.dumps(cfg.to_dict(), default=str))
+  saved = run_files.read_config(folder) if (folder / 'config.json').exists() else None
+  same = saved and saved['config'] == json.loads(json.dumps(cfg.to_dict(), default=str))
   return bool(same) and (folder / 'report.html').exists() and (folder / 'results.json').exists()
 
 
-def run_one(config, point, seed, folder):
+def run_one(config: str, point: Point, seed: int, folder: pathlib.Path) -> str:
   """One experiment in a process of its own. -> '' or what went wrong. Raises Preempted."""
   folder.mkdir(parents=True, exist_ok=True)
   command = [sys.executable, '-m', 'recjax.main', f'--config={config}', f'--workdir={folder}',
@@ -148,35 +154,37 @@ def run_one(config, point, seed, folder):
   return '' if not code else f'exit code {code}: {lines[-1] if lines else "no output"}'
 
 
-def validation(folder, cfg):
+def validation(folder: pathlib.Path, cfg: ConfigDict) -> tuple[str, float, bool] | None:
   """What a run reached on validation. -> (metric, value, whether more is better), or None.
 
   It is read from metrics.jsonl for the stage that the method names: the lowest loss, or the best
   NDCG@10, the mean over seeds that were trained side by side. None: the method holds nothing out.
   """
-  stage, found = methods.find(cfg.method, 'the config').validated(cfg), {}
-  for row in run_files.read_rows(folder / 'metrics.jsonl') if stage else ():
+  stage, figures = methods.find(cfg.method, 'the config').validated(cfg), {}
+  for row in run_files.read_metrics(folder / 'metrics.jsonl') if stage else ():
     for name, value in row.items() if row.get('stage') == stage else ():
       if name.startswith('valid_'):
-        found.setdefault(name, []).append(value)
-  if 'valid_loss' in found:
-    return 'loss', min(found['valid_loss']), False
-  if found:
-    return 'NDCG@10', float(np.mean([max(values) for values in found.values()])), True
+        figures.setdefault(name, []).append(value)
+  if 'valid_loss' in figures:
+    return 'loss', min(figures['valid_loss']), False
+  if figures:
+    return 'NDCG@10', float(np.mean([max(values) for values in figures.values()])), True
   return None
 
 
-def said(valid):
+def validation_text(valid: tuple[str, float, bool] | None) -> str:
+  """What `validation` gives, in words."""
   return f'validation {valid[0]} {valid[1]:.4f}' if valid else 'no validation figure'
 
 
-def read_cell(folder, metric):
-  """The value of the run's first row."""
+def read_cell(folder: pathlib.Path, metric: str) -> float:
+  """The value of a metric in the first row of a run's results."""
   rows = run_files.need_json(folder / 'results.json')['rows']
   return next(iter(rows.values()))[metric]['value']
 
 
-def table(points, runs, cfgs):
+def table(points: Sequence[Point], runs: Mapping[RunKey, pathlib.Path],
+          cfgs: Mapping[RunKey, ConfigDict]) -> list[dict]:
   """One row a setting, of its finished runs. -> [dict], the best by validation marked.
 
   Each has 'settings', 'seeds', 'validation' (metric, mean, sd) or None, 'test' {metric: {value,
@@ -207,11 +215,12 @@ def table(points, runs, cfgs):
   return rows
 
 
-def deviation(values):
+def deviation(values: Sequence[float]) -> float | None:
+  """The standard deviation of several values, None of one."""
   return float(np.std(values, ddof=1)) if len(values) > 1 else None
 
 
-def cells_of(row):
+def cells_of(row: dict) -> list[str]:
   """What a table shows of a setting, as text; an interval stands on a line of its own."""
   def spread(value, sd):
     return f'{value:.4f}' + (f' ± {sd:.4f}' if sd is not None else '')
@@ -223,18 +232,19 @@ def cells_of(row):
             for c in row['test'].values())]
 
 
-def heads_of(rows):
+def heads_of(rows: Sequence[dict]) -> list[str]:
+  """The heads of the columns of `cells_of`."""
   metric = next((r['validation']['metric'] for r in rows if r['validation']), '')
   return [*rows[0]['settings'], 'seeds', f'validation {metric}'.strip(),
           *(f'test {m}' for m in CLOSING)]
 
 
-def verdict(rows):
+def verdict(rows: Sequence[dict]) -> str:
   """Which setting won, in a sentence."""
   best = next((r for r in rows if r['best']), None)
   if best:
-    named = ', '.join(f'{k}={v}' for k, v in best['settings'].items()) or 'the config as it is'
-    return f'best by validation: {named}; its first run: {best["folders"][0]}'
+    setting = ', '.join(f'{k}={v}' for k, v in best['settings'].items()) or 'the config as it is'
+    return f'best by validation: {setting}; its first run: {best["folders"][0]}'
   if any(r['validation'] for r in rows):
     return 'validation does not tell the settings apart, so none is called best'
   return 'the method holds nothing out for validation, so no setting is called best'
@@ -244,8 +254,8 @@ NOTE = ('± is the standard deviation over seeds, [ ] the 95 % bootstrap interva
         'their mean over seeds; test figures choose nothing')
 
 
-def text(rows):
-  """The closing table of a sweep."""
+def closing_table(rows: Sequence[dict]) -> str:
+  """The table that a sweep ends with, as text, and what it says."""
   from rich.console import Console
   from rich.table import Table
   from rich.text import Text
@@ -260,10 +270,14 @@ def text(rows):
   return f'{out.getvalue()}{verdict(rows)}\n{NOTE}'
 
 
-def write(out, config, rows, failed):
-  """sweep.json, sweep.csv (one line a setting, full precision) and sweep.html, each whole."""
+def write(out: pathlib.Path, config: str, rows: Sequence[dict], failed: Mapping[RunKey, str]
+          ) -> None:
+  """Writes sweep.json, sweep.csv (one line a setting, full precision) and sweep.html, each whole.
+
+  rows: as `table` gives them. failed: what went wrong with runs.
+  """
   from recjax.report import html
-  write_atomic(out / 'sweep.json', json.dumps({'config': config, 'rows': rows}, indent=1) + '\n')
+  write_json(out / 'sweep.json', {'config': config, 'rows': rows})
   if not rows:
     return
   lines = io.StringIO()
@@ -290,7 +304,7 @@ def write(out, config, rows, failed):
           f'{k}': v for k, v in failed.items()}))]))
 
 
-def check_folder(out, config=None):
+def check_folder(out: str | os.PathLike, config: str | None = None) -> None:
   """Raises WorkdirError where the folder is that of a run, of another sweep, or holds what no sweep
   made. config: as `run` takes it."""
   out = pathlib.Path(out)
@@ -298,9 +312,8 @@ def check_folder(out, config=None):
     raise WorkdirError(f'{out} is the folder of a run; name another --out for the sweep')
   if out.exists() and not out.is_dir():
     raise WorkdirError(f'{out} is no folder; name another --out for the sweep')
-  made = read_json(out / 'sweep.json') if (out / 'sweep.json').exists() else None
-  there = sorted(out.iterdir()) if out.exists() else []
-  odd = [p for p in there if not (
+  made = read_json(out / 'sweep.json')
+  odd = [p for p in (sorted(out.iterdir()) if out.exists() else []) if not (
       p.name.startswith(tuple(f'.{name}.' for name in WRITTEN))  # of one that was killed
       or p.name in WRITTEN and made is not None or p.is_dir() and not p.is_symlink()
       and all(re.fullmatch('seed=[0-9]+', q.name) for q in p.iterdir()))]

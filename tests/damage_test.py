@@ -53,7 +53,7 @@ class AnyMethodTest(parameterized.TestCase):
     """-> {name: call}, each as `ended` gives it"""
     def load():
       with contextlib.closing(io.StringIO()):
-        for model in served_model.open_all([run]).values():
+        for model in served_model.open_models([run]).values():
           model.close(1)
     kind = {'sequential': 'npz', 'tiger': 'index', 'betag': 'peft'}[method]
 

@@ -15,7 +15,7 @@ import numpy as np
 import yaml
 from absl.testing import absltest, parameterized
 
-from recjax import cli, experiment, settings
+from recjax import cli, errors, experiment, settings
 from recjax.data.dataset import Catalog
 from recjax.models import llm, llm_decoder
 from recjax.text import tokenizer as tokenizer_lib
@@ -71,8 +71,8 @@ class PagesTest(parameterized.TestCase):
           self.check(words, name)
 
   def test_examples_of_help_are_ones_too(self):
-    for verb, example in cli.EXAMPLES.items():
-      self.check(['recjax', verb, *shlex.split(example)], 'recjax --help')
+    for verb, module in cli.VERBS.items():
+      self.check(['recjax', verb, *shlex.split(module.EXAMPLE)], 'recjax --help')
 
   def check(self, words, name):
     """Fails for a command whose file, flag, setting or config argument does not exist."""
@@ -96,7 +96,8 @@ class PagesTest(parameterized.TestCase):
         return self.assertFalse(end.code, f'{said}: {wrong.getvalue()}')  # 0: of --version
       self.assertFalse([w for w in rest if not w.startswith('--config.')], said)
       if getattr(args, 'config', None):
-        experiment.changed(experiment.read_config(args.config), settings.taken(rest)[0])
+        words, _ = settings.split_command_line(rest)
+        experiment.changed(experiment.read_config(args.config), words)
     elif words[:2] == ['python', '-m'] and words[2].startswith('benchmarks.'):
       self.assertTrue((ROOT / f'{words[2].replace(".", "/")}.py').exists(), said)
     elif words[0].startswith('launch/'):
@@ -238,7 +239,7 @@ class PythonTest(absltest.TestCase):
     cfg = experiment.read_config(config)
     self.assertContainsSubset({'pairs'}, module.cost(cfg, run.data))
     self.assertIsNone(module.validated(cfg))
-    with self.assertRaisesRegex(experiment.ConfigError, 'papre'):
+    with self.assertRaisesRegex(errors.ConfigError, 'papre'):
       experiment.read_config(f'{room}/follow_shop.py:papre')
 
   def test_an_untrained_chat_model(self):
@@ -297,9 +298,9 @@ class ExperimentTest(absltest.TestCase):
     self.assertEqual((len(items[0]), np.shape(scores)), (4, (1, 4)))
     saved = json.loads((run.workdir / 'config.json').read_text())
     self.assertIn('--config.train.epochs=1', saved['facts']['command'])
-    self.assertEqual(experiment.opened(run.workdir).results, run.results)
-    with self.assertRaisesRegex(experiment.WorkdirError, 'no run has ended there'):
-      experiment.opened(run.workdir / 'stages')
+    self.assertEqual(experiment.open_run(run.workdir).results, run.results)
+    with self.assertRaisesRegex(errors.WorkdirError, 'no run has ended there'):
+      experiment.open_run(run.workdir / 'stages')
 
   def test_settings_keep_their_types(self):
     cfg = experiment.read_config('configs/bigrec_games.py')
@@ -309,7 +310,7 @@ class ExperimentTest(absltest.TestCase):
                      (('q',), 3e-4, 2, 'every'))
     for word, said in (('nosuch=1', 'nosuch is not among'), ('train.batch=x', 'invalid literal'),
                        ("lora.targets=('q", 'unterminated'), ('train=1', 'holds settings')):
-      with self.assertRaisesRegex(experiment.ConfigError,
+      with self.assertRaisesRegex(errors.ConfigError,
                                   f'--config.{word.partition("=")[0]}.*{said}'):
         experiment.changed(cfg, [word])
 

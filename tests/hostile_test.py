@@ -405,7 +405,7 @@ class TargetTest(RunTest):
   def test_its_own_journal_goes_on_and_that_of_another_request_stays(self):
     self.users.write_text(''.join(json.dumps({'user_id': n, 'items': ['i1']}) + '\n'
                                   for n in range(300)))
-    with mock.patch('recjax.recommend.write', side_effect=KeyboardInterrupt):
+    with mock.patch('recjax.batch_recommend.write_answers', side_effect=KeyboardInterrupt):
       self.assertEqual(self.answer(self.here / 'out.jsonl')[0], 130)
     self.answer(self.here / 'out.jsonl', '--k=3', said='holds 300 answers to another request')
     (self.here / 'out.jsonl').write_text('somebody else')
@@ -425,13 +425,13 @@ class TargetTest(RunTest):
     target = self.here / 'out.jsonl'
     whole = (self.here / 'ok.jsonl')
     self.assertEqual(self.answer(whole)[0], 0)
-    from recjax import recommend
-    own = recommend.answers
+    from recjax import batch_recommend
+    own = batch_recommend.answer_rows
 
     def slow(*given):
       target.write_text('came meanwhile')
       return own(*given)
-    with mock.patch('recjax.recommend.answers', slow):
+    with mock.patch('recjax.batch_recommend.answer_rows', slow):
       code, _, err = self.answer(target)
     self.assertEqual((code, target.read_text()), (2, 'came meanwhile'))
     self.assertIn('out.jsonl is there already', err)
@@ -676,7 +676,7 @@ class DiskTest(parameterized.TestCase):
         for step in range(10_000):
           with limited(3000):
             work.record(step, {'loss': 1.})
-    with mock.patch.object(workdir_lib.run_files, 'read_rows', return_value=[]):
+    with mock.patch.object(workdir_lib.run_files, 'read_metrics', return_value=[]):
       code, _, err = ended(lambda: errors.guard(noted))
     self.assertEqual(code, 2)
     self.assertRegex(err, r'error: .*(the disk is full|grow past .* limit)')

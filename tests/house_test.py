@@ -14,8 +14,9 @@ from recjax import errors
 ROOT = pathlib.Path(__file__).parents[1]
 PACKAGE = ROOT / 'recjax'
 LAYERS = (
-    ('__main__',), ('cli',), ('main',), ('serving', 'experiment'), ('recommend', 'chat', 'sweep'),
-    ('methods',), ('training', 'decoding', 'evaluation', 'report'), ('models', 'text', 'data'),
+    ('__main__',), ('cli',), ('main',), ('serving', 'experiment', 'batch_recommend'),
+    ('recommend', 'chat', 'sweep'), ('methods',),
+    ('training', 'decoding', 'evaluation', 'report'), ('models', 'text', 'data'),
     ('retrieval',), ('distributed', 'settings', 'base_config', 'run_files', 'protocols'),
     ('file_io',),
     ('errors',))

@@ -53,7 +53,7 @@ class TypesTest(parameterized.TestCase):
       ('loss.kind', 'bce', 'bce'), ('eval.sampled', '', ''))
   def test_a_text_becomes_a_value_of_the_type_that_the_config_has(self, name, text, want):
     cfg = made()
-    self.assertEqual(settings.changed(cfg, [f'{name}={text}']), {name: want})
+    self.assertEqual(settings.change(cfg, [f'{name}={text}']), {name: want})
     group, key = name.split('.')
     self.assertEqual((cfg[group][key], type(cfg[group][key])), (want, type(want)))
 
@@ -70,9 +70,9 @@ class TypesTest(parameterized.TestCase):
       ('llmemb_beauty', 'rat.ablations', '', ()))
   def test_tuples(self, config, name, text, want):
     cfg = made(config)
-    self.assertEqual(settings.changed(cfg, [f'{name}={text}']), {name: want})
+    self.assertEqual(settings.change(cfg, [f'{name}={text}']), {name: want})
     if text and text[0] == '(':
-      self.assertEqual(settings.changed(cfg, {name: want}), {name: want})
+      self.assertEqual(settings.change(cfg, {name: want}), {name: want})
 
   @parameterized.parameters(
       'eval.mask_history=maybe', 'eval.mask_history=', 'eval.mask_history=2', 'train.epochs=2.0',
@@ -87,7 +87,7 @@ class TypesTest(parameterized.TestCase):
   def test_what_is_refused_names_the_setting(self, word):
     name = word.partition('=')[0]
     with self.assertRaises(ConfigError) as caught:
-      settings.changed(made(), [word])
+      settings.change(made(), [word])
     self.assertIn(name, str(caught.exception))
     self.assertRegex(str(caught.exception), r'\w+ \w+')
 
@@ -100,7 +100,7 @@ class TypesTest(parameterized.TestCase):
     cfg = next(c for c in map(experiment.read_config, map(str, CONFIGS))
                if name in dict(settings._flat(c)))
     with self.assertRaisesRegex(ConfigError, name):
-      settings.changed(cfg, [f'{name}={text}'])
+      settings.change(cfg, [f'{name}={text}'])
 
   @parameterized.parameters(
       ('train.epochs', '5'), ('train.epochs', 5.0), ('train.epochs', True), ('train.epochs', None),
@@ -114,7 +114,7 @@ class TypesTest(parameterized.TestCase):
   def test_python_gives_values(self):
     cfg = made()
     given = {'train.epochs': np.int64(3), 'optim.lr': 1, 'eval.mask_history': np.bool_(False)}
-    self.assertEqual(settings.changed(cfg, given), {
+    self.assertEqual(settings.change(cfg, given), {
         'train.epochs': 3, 'optim.lr': 1.0, 'eval.mask_history': False})
     self.assertIs(type(cfg.train.epochs), int)
     self.assertIs(type(cfg.optim.lr), float)
@@ -122,7 +122,7 @@ class TypesTest(parameterized.TestCase):
 
   def test_a_setting_is_given_once(self):
     with self.assertRaisesRegex(ConfigError, 'seed is given twice'):
-      settings.changed(made(), ['seed=1', 'seed=2'])
+      settings.change(made(), ['seed=1', 'seed=2'])
 
   def test_a_config_that_is_out_of_range_itself_is_refused_before_it_runs(self):
     cfg = made()
@@ -136,25 +136,25 @@ class TypesTest(parameterized.TestCase):
   def test_groups_of_any_names_take_them_by_dots(self, text, want):
     cfg = made('reclm_scientific')
     name = 'prompt.variables.enable_thinking'
-    self.assertEqual(settings.changed(cfg, [f'{name}={text}', 'prompt.variables.more=1']),
+    self.assertEqual(settings.change(cfg, [f'{name}={text}', 'prompt.variables.more=1']),
                      {name: want, 'prompt.variables.more': 1})
     self.assertEqual(cfg.prompt.variables.to_dict(), {'enable_thinking': want, 'more': 1})
-    settings.changed(cfg, [f'{name}=word'])  # once there, it takes another type
+    settings.change(cfg, [f'{name}=word'])  # once there, it takes another type
     cfg = made('reclm_scientific')
-    settings.changed(cfg, {name: want})
+    settings.change(cfg, {name: want})
     self.assertEqual(cfg.prompt.variables.to_dict(), {'enable_thinking': want})
 
   def test_groups_of_any_names_as_a_whole(self):
     for given in (["prompt.variables={'a': False}"], {'prompt.variables': {'a': False}},
                   {'prompt.variables': ConfigDict({'a': False})}):
       cfg = made('reclm_scientific')
-      settings.changed(cfg, ['prompt.variables.b=1'])
-      settings.changed(cfg, given)
+      settings.change(cfg, ['prompt.variables.b=1'])
+      settings.change(cfg, given)
       self.assertEqual(cfg.prompt.variables.to_dict(), {'a': False})
     for word in ('prompt.variables=3', 'prompt.variables.a.b=1', 'prompt.variables.=1',
                  'prompt.variables={1: 2}'):
       with self.assertRaisesRegex(ConfigError, r'--config\.prompt\.variables\.NAME=VALUE'):
-        settings.changed(made('reclm_scientific'), [word])
+        settings.change(made('reclm_scientific'), [word])
 
 
 class RenamedTest(parameterized.TestCase):
@@ -186,7 +186,7 @@ class RenamedTest(parameterized.TestCase):
     said = f'{re.escape(old)} is called {re.escape(new)} since 0.2'
     for given in ([f'{old}=3'], {old: 3}):
       with self.assertRaisesRegex(ConfigError, said):
-        settings.changed(made(), given)
+        settings.change(made(), given)
     cfg, (*groups, key) = made(), old.split('.')
     with cfg.unlocked():
       group = cfg
@@ -194,7 +194,7 @@ class RenamedTest(parameterized.TestCase):
         group[name] = group.get(name, ConfigDict())
         group = group[name]
       group[key] = 3
-    for read in (settings.check, lambda c: settings.changed(c, ['seed=1'])):
+    for read in (settings.check, lambda c: settings.change(c, ['seed=1'])):
       with self.assertRaisesRegex(ConfigError, said):
         read(cfg)
 
@@ -216,10 +216,10 @@ class SavedTest(absltest.TestCase):
     for read in (lambda c: c.eval.tie_order, lambda c: c['eval']['tie_order'],
                  lambda c: c.tie_order):
       with self.assertRaisesRegex(WorkdirError, 'old/config.json has no setting tie_order'), \
-          settings.of_run('old'):
+          settings.reading('old'):
         read(ConfigDict({'eval': {'save_top': 3}}))
     for wrong in (lambda: {}['tie_order'], lambda: (1).tie_order):  # no config's
-      with self.assertRaises((KeyError, AttributeError)), settings.of_run('old'):
+      with self.assertRaises((KeyError, AttributeError)), settings.reading('old'):
         wrong()
 
   def test_faces_of_a_run_are_opened_so(self):
@@ -321,7 +321,7 @@ class CommandsTest(parameterized.TestCase):
       (['--config', 'c.py'], [], ['--config', 'c.py']),
       (['--', '--config.a=1'], [], ['--', '--config.a=1']))
   def test_settings_are_taken_out_of_a_command_line(self, argv, words, rest):
-    self.assertEqual(settings.taken(argv), (words, rest))
+    self.assertEqual(settings.split_command_line(argv), (words, rest))
 
   def ended(self, call, *argv):
     """What a command prints where it ends with code 2."""
@@ -340,7 +340,7 @@ class CommandsTest(parameterized.TestCase):
     if word.startswith('eval') or word.startswith('train'):
       config = f'--config={ROOT}/configs/sequential_beauty.py'
     with self.assertRaises(ConfigError) as caught:
-      settings.changed(experiment.read_config(config.partition('=')[2]), [word])
+      settings.change(experiment.read_config(config.partition('=')[2]), [word])
     want = f'error: {caught.exception}\n'
 
     with flagsaver.flagsaver():

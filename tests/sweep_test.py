@@ -81,7 +81,7 @@ class TableTest(parameterized.TestCase):
     self.assertAlmostEqual(rows[0]['validation']['sd'], .02 / 2**.5)
     self.assertEqual([r['test']['HR@10']['value'] for r in rows], [.25, .5])
     self.assertEqual(rows[0]['test']['HR@10']['n'], 4)
-    self.assertIn('best by validation: x=1', sweep.text(rows))
+    self.assertIn('best by validation: x=1', sweep.closing_table(rows))
 
   def test_the_lowest_loss_is_the_best(self):
     rows = self.sweep_of('bigrec', {
@@ -96,7 +96,7 @@ class TableTest(parameterized.TestCase):
     rows = self.sweep_of(method, {(p, s): [{'stage': 'tune', 'step': 1, 'valid_loss': 1.}]
                                   for p in (0, 1) for s in (0, 1)})
     self.assertFalse(any(r['best'] for r in rows))
-    self.assertIn(said, sweep.text(rows))
+    self.assertIn(said, sweep.closing_table(rows))
 
   def test_a_run_of_another_config_is_not_finished(self):
     cfg = ConfigDict({'method': 'sequential', 'x': (1, 2)})

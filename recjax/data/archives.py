@@ -6,7 +6,6 @@ data do, is refused whole; nothing of it is kept.
 import contextlib
 import gzip
 import hashlib
-import os
 import pathlib
 import re
 import stat
@@ -58,27 +57,24 @@ def fetch(url, path, size, sha256, say=print):
   Raises DataError where there is no network, or other bytes came; WorkdirError where `path` cannot
   be written.
   """
-  part = path.with_name(f'.{path.name}.{os.getpid()}.part')
   say(f'downloading {url}, {size / 1e6:,.0f} MB')
   digest, count = hashlib.sha256(), 0
   try:
-    with urllib.request.urlopen(url, timeout=30) as source, open(part, 'wb') as out:
-      while count <= size and (data := source.read(CHUNK)):
-        count += len(data)
-        digest.update(data)
-        out.write(data)
-    if count != size or digest.hexdigest() != sha256:
-      raise DataError(f'{url} gave {"more than " * (count > size)}{count:,} bytes that are not the '
-                      f'{size:,} of SHA-256 {sha256[:12]}...; try again, or fetch it by hand and '
-                      f'put it at {path}.')
-    os.replace(part, path)
+    with file_io.atomic_path(path) as part:
+      with urllib.request.urlopen(url, timeout=30) as source, open(part, 'wb') as out:
+        while count <= size and (data := source.read(CHUNK)):
+          count += len(data)
+          digest.update(data)
+          out.write(data)
+      if count != size or digest.hexdigest() != sha256:
+        raise DataError(f'{url} gave {"more than " * (count > size)}{count:,} bytes that are not '
+                        f'the {size:,} of SHA-256 {sha256[:12]}...; try again, or fetch it by hand '
+                        f'and put it at {path}.')
   except (urllib.error.URLError, TimeoutError, ConnectionError) as error:
     raise DataError(f'{url} cannot be reached ({getattr(error, "reason", error)}); fetch it where '
                     f'there is a network and put it at {path}.') from error
   except OSError as error:
     raise WorkdirError(f'{path} cannot be written: {error.strerror or error}.') from error
-  finally:
-    part.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager

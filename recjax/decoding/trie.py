@@ -8,13 +8,11 @@ title it keeps no children; the tokens that are left are read from the title its
 import dataclasses
 import functools
 import json
-import os
 import pathlib
-import shutil
 
 import numpy as np
 
-from recjax import run_files
+from recjax import file_io, run_files
 from recjax.errors import DataError
 
 ARRAYS = ('tok', 'first', 'lo', 'hi', 'item', 'start', 'rows')
@@ -105,16 +103,11 @@ class Trie:
 
   def save(self, folder):
     """Writes one .npy file an array, readable by memory map; the folder appears whole."""
-    folder = pathlib.Path(folder)
-    fresh = folder.with_name(f'.{folder.name}.{os.getpid()}')
-    shutil.rmtree(fresh, ignore_errors=True)
-    fresh.mkdir(parents=True)
-    for name in ARRAYS:
-      np.save(fresh / f'{name}.npy', getattr(self, name))
-    facts = {'length': self.length, 'end': self.end, 'vocab': self.vocab}
-    (fresh / 'trie.json').write_text(json.dumps(facts))
-    shutil.rmtree(folder, ignore_errors=True)
-    os.replace(fresh, folder)
+    with file_io.atomic_folder(folder, overwrite=True) as fresh:
+      for name in ARRAYS:
+        np.save(fresh / f'{name}.npy', getattr(self, name))
+      file_io.write_json(fresh / 'trie.json', {
+          'length': self.length, 'end': self.end, 'vocab': self.vocab})
 
   @classmethod
   def load(cls, folder, mmap=True):

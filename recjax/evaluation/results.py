@@ -92,12 +92,12 @@ def show(work: Any, folder: str | os.PathLike) -> None:
                   '' if p is None else f'{p:.2g}')
   with work.console.capture() as captured:
     work.console.print(table)
-  work.say(captured.get().rstrip())
+  work.log(captured.get().rstrip())
   if len(results['seeds']) > 1:
     figures = ', '.join(f'{m} {results["rows"][first][m]["value"]:.4f} ± '
                         f'{results["sd_of_seeds"][m]:.4f}' for m in CLOSING)
-    work.say(f'{len(results["seeds"])} seeds, mean ± standard deviation: {figures}')
-  work.say(f'{results["protocol"]}; 95 % bootstrap intervals; p: paired randomization test of '
+    work.log(f'{len(results["seeds"])} seeds, mean ± standard deviation: {figures}')
+  work.log(f'{results["protocol"]}; 95 % bootstrap intervals; p: paired randomization test of '
            f'{first} against the row by {CLOSING[0]}, Holm-corrected')
 
 
@@ -193,15 +193,10 @@ def write_predictions(path: str | os.PathLike, users: Sequence[str],
 
 def _write_parquet(path: str | os.PathLike, table: Any) -> None:
   import pyarrow.parquet as pq
-  path = pathlib.Path(path)
-  temporary = path.with_name(f'.{path.name}.{os.getpid()}')
   try:
-    pq.write_table(table, temporary, write_page_checksum=True)
-    with open(temporary, 'rb+') as f:
-      os.fsync(f.fileno())
-    os.replace(temporary, path)
+    with file_io.atomic_path(path) as fresh:
+      pq.write_table(table, fresh, write_page_checksum=True)
   except OSError as error:
-    temporary.unlink(missing_ok=True)
     raise WorkdirError(f'cannot write {path}: {error}; free space or change folder') from error
 
 

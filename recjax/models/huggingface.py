@@ -9,7 +9,6 @@ import dataclasses
 import functools
 import json
 import math
-import os
 import pathlib
 import re
 
@@ -19,6 +18,7 @@ import numpy as np
 import safetensors
 import safetensors.numpy
 
+from recjax import file_io
 from recjax.errors import ConfigError, DataError
 from recjax.models import checkpoint_config, llm, rope
 
@@ -371,15 +371,12 @@ def _parts(tree, limit):
 
 
 def _write_tensors(path, tensors):
-  part = path.with_name(path.name + '.part')
-  safetensors.numpy.save_file(tensors, str(part), metadata=MARK)
-  os.replace(part, path)
+  with file_io.atomic_path(path) as fresh:
+    safetensors.numpy.save_file(tensors, str(fresh), metadata=MARK)
 
 
 def _write_json(path, value):
-  part = path.with_name(path.name + '.part')
-  part.write_text(json.dumps(value, indent=2, sort_keys=True) + '\n', encoding='utf-8')
-  os.replace(part, path)
+  file_io.write_atomic(path, json.dumps(value, indent=2, sort_keys=True) + '\n')
 
 
 def family_config(cfg):

@@ -4,7 +4,6 @@ Functions return `Markup`; whatever else they are given (strings, numbers, lists
 and is escaped by the templates in templates/. A report holds no script, loads nothing, and says so
 in its content security policy.
 """
-import contextlib
 import dataclasses
 import errno
 import functools
@@ -12,7 +11,6 @@ import importlib.resources
 import math
 import numbers
 import os
-import pathlib
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -20,6 +18,7 @@ from typing import Any
 import jinja2
 from markupsafe import Markup, escape
 
+from recjax import file_io
 from recjax.errors import WorkdirError
 
 # Control characters are not allowed in HTML or XML, lone surrogates not in UTF-8, and the bidi
@@ -248,22 +247,12 @@ def write(path: str | os.PathLike, text: str) -> None:
   path: where. text: the page. Raises WorkdirError when the folder cannot be written or the
   disk is full.
   """
-  path = pathlib.Path(path)
-  made = path.with_name(f'.{path.name}.part')  # one name, so a killed run leaves at most one behind
   try:
-    with open(made, 'w', encoding='utf-8', newline='\n') as file:
-      file.write(text)
-      file.flush()
-      os.fsync(file.fileno())
-    os.replace(made, path)
+    file_io.write_atomic(path, text)
   except OSError as error:
     hint = 'make room on the disk' if error.errno == errno.ENOSPC else 'check the folder'
     raise WorkdirError(
         f'{path}: the report cannot be written ({error.strerror}); {hint} and run again') from error
-  finally:
-    # Whatever went wrong above is what the reader must hear of.
-    with contextlib.suppress(OSError):
-      made.unlink(missing_ok=True)
 
 
 def _anchors(titles: Sequence[str]) -> list[str]:

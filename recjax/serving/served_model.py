@@ -253,7 +253,7 @@ def open_models(workdirs: Iterable[str | os.PathLike], chat_data: Sequence[str] 
   models: dict[str, ServedModel] = {}
   shared_by_data: dict[str, tuple[CatalogVersions, Purchases | None]] = {}
   for workdir in workdirs:
-    module, dataset = recommend.opened(workdir, later)
+    module, dataset = recommend.open_data(workdir, later)
     name = str(workdir).rstrip('/').rsplit('/', 1)[-1] or str(workdir)
     if name in models:
       raise ConfigError(f'two folders are called {name!r}, which clients could not tell apart; '
@@ -263,7 +263,7 @@ def open_models(workdirs: Iterable[str | os.PathLike], chat_data: Sequence[str] 
       catalogs = CatalogVersions(dataset.catalog, counts, items_file)
       shared_by_data[dataset.fingerprint] = catalogs, purchases
     catalogs, purchases = shared_by_data[dataset.fingerprint]
-    with run_files.opening(workdir), settings.of_run(workdir):
+    with run_files.opening(workdir), settings.reading(workdir):
       recommender, chat_model, tags = open_run(module, workdir, chat_data, later)
     models[name] = ServedModel(
         name, module.__name__.rsplit('.', 1)[-1], as_recommender(recommender, dataset.catalog),

@@ -152,7 +152,7 @@ class RecommendationService:
     note = ''
     if self._interests_api and history:
       try:
-        interests = local_interests.from_model(
+        interests = local_interests.ask_model(
             history, snapshot.columns, self._interests_api, self.settings.interests_key_env,
             etegrec.parse_interests)
         self.metrics.interests.labels('model').inc()
@@ -171,7 +171,7 @@ class RecommendationService:
     """
     snapshot, recent = model.snapshot, history[-local_interests.RECENT:]
     reasons: dict[str, list] = {
-        'interests': local_interests.why(item, interests, snapshot.terms), 'tags': [],
+        'interests': local_interests.shared_terms(item, interests, snapshot.terms), 'tags': [],
         'neighbours': []}
     if model.tags:
       history_tags = {tag for seen in recent

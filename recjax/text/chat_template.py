@@ -8,6 +8,7 @@ import datetime
 import functools
 import json
 import re
+from collections.abc import Mapping, Sequence
 
 import jinja2
 import jinja2.ext
@@ -15,8 +16,10 @@ import jinja2.sandbox
 
 from recjax.errors import ConfigError
 from recjax.text import tokenizer as tokenizer_lib
+from recjax.text.tokenizer import Tokenizer
 
-# Noncharacters: tokens.clean removes them from every content first.
+# Noncharacters: tokenizer.clean removes them from every content first.
+# What stands around contents, around the numbers of control tokens, and for lists of ids.
 _IN, _OUT, _HIDE, _SHOW, _SLOT = '\ufde0', '\ufde1', '\ufde2', '\ufde3', '\ufde4'
 
 # What templates take for the present day: the one that Llama 3.1's names where it knows no clock.
@@ -29,12 +32,19 @@ _PIECES = re.compile(f'({_IN}[^{_OUT}]*{_OUT}|{_HIDE}[0-9]+{_SHOW})')
 _HIDDEN = re.compile(f'{_HIDE}([0-9]+){_SHOW}')
 
 
-def render(tokenizer, messages, generation_prompt: bool = True, **variables) -> list[int]:
-  """ids of [{'role', 'content'}, ...] as the tokenizer's chat template lays them out.
+# [{'role': text, 'content': text, or a list of texts and lists of token ids}, ...]
+Messages = Sequence[Mapping[str, object]]
+
+
+def render(tokenizer: Tokenizer, messages: Messages, generation_prompt: bool = True,
+           **variables: object) -> list[int]:
+  """Token ids of messages as the tokenizer's chat template lays them out.
 
   Equal to transformers' apply_chat_template(tokenize=True) when no content holds a control
-  token; where one does, that content is encoded as plain text. generation_prompt opens the
-  assistant's turn; variables go to the template (enable_thinking=False, date_string=...).
+  token; where one does, that content is encoded as plain text.
+
+  messages: of a chat, in order. generation_prompt: whether the assistant's turn is opened.
+  variables: for the template (enable_thinking=False, date_string=...).
   Raises ConfigError without a template, when the template refuses the messages, and when it
   rewrites a content that could then pass for a control token.
   """
@@ -42,7 +52,8 @@ def render(tokenizer, messages, generation_prompt: bool = True, **variables) -> 
   return [i for part in parts for i in part]
 
 
-def render_parts(tokenizer, messages, generation_prompt: bool = True, **variables):
+def render_parts(tokenizer: Tokenizer, messages: Messages, generation_prompt: bool = True,
+                 **variables: object) -> list[list[int]]:
   """As `render`, where contents may hold token ids: a content is a text, or a list of texts and id
   lists, which stand in their places as they are.
 
@@ -52,7 +63,8 @@ def render_parts(tokenizer, messages, generation_prompt: bool = True, **variable
   return _spliced(tokenizer, _laid_out(tokenizer, hidden, generation_prompt, variables), slots)
 
 
-def ask_parts(tokenizer, messages, **variables):
+def prompt_parts(tokenizer: Tokenizer, messages: Messages, **variables: object
+                 ) -> list[list[int]]:
   """As `render_parts`, up to where the assistant's answer begins, whatever the template does.
 
   Where it has no generation prompt, or none for these messages, the answer is opened as the
@@ -69,9 +81,9 @@ def ask_parts(tokenizer, messages, **variables):
   return _spliced(tokenizer, _laid_out(tokenizer, hidden, True, variables), slots)
 
 
-def ask(tokenizer, messages, **variables) -> list[int]:
+def prompt_ids(tokenizer: Tokenizer, messages: Messages, **variables: object) -> list[int]:
   """`ask_parts` in one: the ids of messages up to where the assistant's answer begins."""
-  return [i for part in ask_parts(tokenizer, messages, **variables) for i in part]
+  return [i for part in prompt_parts(tokenizer, messages, **variables) for i in part]
 
 
 def _hidden(tokenizer, messages):

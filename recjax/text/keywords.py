@@ -1,6 +1,6 @@
-"""Tags from a catalogue's own words: brand, categories, and the phrases that tell items apart.
+"""Tags from a catalog's own words: brand, categories, and the phrases that tell items apart.
 
-Deterministic, local, and for a whole catalogue at once, because a phrase is judged by the company
+Deterministic, local, and for a whole catalog at once, because a phrase is judged by the company
 it keeps: how many items share it, whether it appears in titles, whether it holds together as a
 phrase, and whether its last word is one that phrases end with.
 """
@@ -10,61 +10,15 @@ import html
 import itertools
 import math
 import re
+from collections.abc import Iterable, Mapping, Sequence
 
 from recjax.errors import DataError
+from recjax.text import prompt_templates
 
 BRANDS = ('brand', 'manufacturer', 'author', 'artist', 'developer', 'publisher')
 CATEGORIES = ('categories', 'category', 'genres', 'genre', 'tags')
 TITLES = ('title', 'name')
 
-
-def _words(text):
-  return frozenset(text.split())
-
-
-_STOP = _words("""
-a about above after again against all also am an and any are as at away back be because been before
-being below best better between both but by can cannot come comes could did do does doing down
-during each either else etc even ever every few for from further get gets give gives go goes got had
-has have having he her here hers him his how i if in include included includes including into is it
-its itself just keep keeps know less let lets like made make makes making many may me might mine
-more most much must my near need needs neither never new no non nor not nothing now of off often on
-once one only onto or other others our ours out over own per perfect perfectly please plus put quite
-rather really same see shall she should since so some such than that the their theirs them then
-there these they thing things this those through thus to too two three four five six seven eight
-nine ten toward under until up upon us use used user users uses using usually various very via was
-way we well were what when where whether which while who whom whose why will with within without
-would yet you your yours yourself approx approximately amp quot nbsp ideal ideally available
-designed design designs provide provides provided allow allows help helps offer offers ensure
-ensures feature features featuring suitable great good excellent easily easy product products item
-items brand quality brands high low package content contents specification specifications
-description descriptions note color colour size sizes picture pictures shown order orders buy
-purchase customer customers money amazon com www http https warranty guarantee guaranteed
-satisfaction manufacturer model type types style number part parts com name company inc llc ltd work
-works working fit fits different following first second years year able free day days time times
-want find sure take right left long short wide range variety job jobs choice ready simply simple
-""")
-# Measures and packing: they end a phrase and begin none.
-_MEASURES = _words("""
-inch inches in ft foot feet yard yards yd yds mm cm m km mil mils micron microns oz ounce ounces fl
-lb lbs pound pounds g gram grams kg mg ml l liter liters litre gal gallon gallons quart quarts qt
-pint pcs pc piece pieces pack packs pk packet packets count ct qty quantity set sets lot pair pairs
-dozen each bag per x w h d v volt volts amp amps a watt watts hz khz mhz degree degrees deg c f psi
-rpm mah ma ghz hp sq dia diameter length width height thickness thick depth weight approx us usa
-""")
-# Words that say something only beside another.
-_WEAK = _words("""
-black white red blue green yellow orange purple pink brown gray grey clear silver gold assorted
-colors color small medium large mini big extra heavy light single double dual full half standard
-premium professional super ultra strong durable fast quick fine open universal top bottom front
-side inside outside general multi max pro plain regular solid soft hard round square flat straight
-home office world industry commercial industrial american application applications surface surfaces
-area areas material materials end ends system line lines unit units kit base body inner outer
-based male female box case series overall issue issues volume nominal id od finish generation roll
-rolls specs adjustable handle handy cover covers minute capacity grade tip tips head purpose bit
-center listing thank king prime economy measuring drop friend forever ga fresh generation hot
-""")
-_COMPANY = _words('inc llc ltd co corp corporation company gmbh limited incorporated')
 _NOBODY = frozenset(('', 'unknown', 'generic', 'n/a', 'na', 'none', 'unbranded', 'no brand', 'by'))
 
 _MARKUP = re.compile(r'<[^<>]{1,80}>|/>')
@@ -75,7 +29,16 @@ _PATH = re.compile(r'\s*[>|;]\s*')
 _UNFIT = re.compile(r'[|,\s]+')
 
 
-def extract_tags(columns: dict, n: int = 10, exclude=()) -> list[list[str]]:
+@functools.cache
+def _words(part):
+  """A list of templates/keywords.txt: words that are in no phrase ('stop'), 'measures' and packing,
+  which end a phrase and begin none, 'weak' ones, which say something only beside another, and forms
+  of a 'company', which end the name of a brand."""
+  return frozenset(prompt_templates.read('keywords', 'recjax.text', {part: ()})[part].split())
+
+
+def extract_tags(columns: Mapping[str, Sequence], n: int = 10, exclude: Iterable[str] = ()
+                 ) -> list[list[str]]:
   """At most n tags for each item, most telling first: brand, categories leaf first, key phrases.
 
   columns: name -> one value per item, each None, text, a number, or a list of texts. Columns are
@@ -146,7 +109,7 @@ def _tag(text):
 
 def _brand(text):
   words = _tag(text).removeprefix('by ').split()
-  while len(words) > 1 and words[-1].strip('.') in _COMPANY:
+  while len(words) > 1 and words[-1].strip('.') in _words('company'):
     words.pop()
   tag = _tag(' '.join(words))
   return '' if tag in _NOBODY else tag
@@ -158,10 +121,10 @@ def _split(text):
 
 def _unchain(match):
   """heat-shrink is two words, write-on and x-ray are one, sml-c125-500 is none."""
-  parts = match[0].split('-')
+  parts, lists = match[0].split('-'), (_words('stop'), _words('measures'))
   if any(letter.isdigit() for letter in match[0]):
     return ' . '
-  whole = any(len(part) == 1 or part in _STOP or part in _MEASURES for part in parts)
+  whole = any(len(part) == 1 or any(part in words for words in lists) for part in parts)
   return match[0] if whole else ' '.join(parts)
 
 
@@ -179,7 +142,7 @@ def _runs(text):
 
 @functools.lru_cache(maxsize=1 << 16)
 def _speaks(word):
-  if word in _STOP or word in _MEASURES or not word[0].isalnum():
+  if word in _words('stop') or word in _words('measures') or not word[0].isalnum():
     return False
   if any(letter.isdigit() for letter in word):
     return _SHORT_NAME.match(word) is not None
@@ -187,7 +150,7 @@ def _speaks(word):
 
 
 @functools.lru_cache(maxsize=1 << 16)
-def stem(word):
+def stem(word: str) -> str:
   """Folds plurals, roughly: only used to see whether two tags say the same."""
   if len(word) > 4 and word.endswith('ies'):
     return word[:-3] + 'y'
@@ -263,7 +226,7 @@ class _Statistics:
     return known
 
   def _worth(self, phrase, count):
-    if all(word in _WEAK for word in phrase):
+    if all(word in _words('weak') for word in phrase):
       return 0.
     # Rarer is better down to a handful of items; beyond that nobody shares the tag.
     enough = max(4., self.n / 400)
@@ -280,24 +243,24 @@ class _Statistics:
 
 def _choose(item, statistics, common, n):
   """The tags of one item; each new one must say something the earlier ones do not."""
-  tags, said = [], set()
+  tags, covered = [], set()
 
   def add(tag, share):
     stems = _stems(tag)
-    if tag and stems and len(stems - said) >= share * len(stems) and len(tags) < n:
+    if tag and stems and len(stems - covered) >= share * len(stems) and len(tags) < n:
       tags.append(tag)
-      said.update(stems)
+      covered.update(stems)
 
   add(item.brand, .01)
   categories = [tag for tag in item.categories if tag not in common]
   for tag in categories[:max(1, min(3, n // 3))]:
     add(tag, .01)
-  own = _stems(item.brand)
+  brand = _stems(item.brand)
   ranked = _ranked(item, statistics)
   for score, phrase in ranked:
     if score < .13 * ranked[0][0]:
       break
-    if own.isdisjoint(map(stem, phrase)):
+    if brand.isdisjoint(map(stem, phrase)):
       add(' '.join(phrase), .5)
   if len(tags) < min(n, 4):
     for tag in itertools.chain(categories, (' '.join(run[:3]) for run in item.titles)):

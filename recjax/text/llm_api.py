@@ -21,17 +21,29 @@ import time
 import urllib.error
 import urllib.parse
 import urllib.request
+from collections.abc import Callable, Hashable
 
+from recjax import file_io
 from recjax.errors import ConfigError, ServiceError
-from recjax.text.journal import TRANSIENT, Journal, Result
 
 _LONGEST_WAIT = 600.  # seconds a server may ask us to wait before we leave instead
 _LARGEST_ANSWER = 1 << 24  # bytes
 
+# Failures that asking again may mend; a later run does so.
+_TRANSIENT = ('timeout', 'unreachable', 'rate_limited', 'server_error', 'malformed')
+
+Messages = list[dict[str, str]]  # [{'role', 'content'}, ...]
+
 
 @dataclasses.dataclass(frozen=True)
 class ApiConfig:
-  """What is asked of which service. Prices are per million tokens; max_cost 0 sets no limit."""
+  """What is asked of which service.
+
+  n: answers to a request. timeout: seconds an attempt may take. concurrency: requests under way.
+  retries: attempts after the first; backoff: seconds before the first of them, which doubles, with
+  jitter. max_cost: money that a job may cost, 0 sets no limit; prices are per million tokens.
+  failure_ratio: share of the requests that may fail.
+  """
   base_url: str
   model: str
   n: int = 5
@@ -40,41 +52,93 @@ class ApiConfig:
   timeout: float = 60.
   concurrency: int = 8
   retries: int = 3
-  backoff: float = 1.  # seconds before the first retry; doubles, with jitter
+  backoff: float = 1.
   max_cost: float = 0.
   price_in: float = 0.
   price_out: float = 0.
   failure_ratio: float = .05
 
 
-def run_requests(requests: dict, api: ApiConfig, folder, key_env: str = 'OPENAI_API_KEY',
-                 log=print, progress=None) -> dict:
-  """Answers {key: messages} as {key: Result}, in the same order; resumes from folder's journal.
+@dataclasses.dataclass(frozen=True)
+class Result:
+  """The answer to one request: texts, or a kind of failure and a sentence about it.
 
-  progress(done, total) is called after each group of answers. The API key is read from the
-  environment variable key_env and goes nowhere but into the request. Raises ServiceError when the
+  Kinds: those that may pass ('timeout', 'unreachable', 'rate_limited', 'server_error',
+  'malformed'), 'rejected' (the service will never answer this), 'refused' (the model declined),
+  'empty'.
+  """
+  texts: tuple[str, ...] = ()
+  failure: str = ''
+  detail: str = ''
+
+  @classmethod
+  def of_record(cls, record: dict) -> 'Result':
+    """The result that a line of the journal holds."""
+    return cls(tuple(record['texts']), record['failure'], record.get('detail', ''))
+
+
+class Answers:
+  """What the journal of a job holds: a Result for each request hash, and tokens paid so far."""
+
+  def __init__(self, journal: file_io.Journal):
+    self.journal, self.results, self.tokens = journal, {}, collections.Counter()
+    for record in journal.rows():
+      self._take(record)
+
+  def _take(self, record):
+    self.tokens.update({name: record.get(name, 0) for name in ('tokens_in', 'tokens_out')})
+    self.results[record['hash']] = Result.of_record(record)
+
+  def add(self, records: list[dict]) -> None:
+    """Journals records as one group; they count once they are on disk."""
+    self.journal.add(records)
+    for record in records:
+      self._take(record)
+
+  def holds(self, key: str) -> bool:
+    """True unless the request is new or its failure may pass."""
+    return key in self.results and self.results[key].failure not in _TRANSIENT
+
+
+def is_record(value: object) -> bool:
+  """Whether a line of a journal is one of a job."""
+  return isinstance(value, dict) and {'hash', 'texts', 'failure', 'detail'} <= value.keys()
+
+
+def run_requests(requests: dict[Hashable, Messages], api: ApiConfig, folder: str | os.PathLike,
+                 key_env: str = 'OPENAI_API_KEY', log: Callable[[str], object] = print,
+                 progress: Callable[[int, int], object] | None = None) -> dict[Hashable, Result]:
+  """Answers requests, in the same order; what the journal in the folder holds is not asked again.
+
+  requests: messages under names of the caller's. api: whom to ask, and how. folder: of the journal,
+  responses.jsonl. key_env: the environment variable with the API key, which goes nowhere but into
+  the request. log: called with lines. progress: called with how many are answered, and of how many,
+  after each group. -> {name: Result}. Raises ServiceError when the
   next request could pass max_cost, when the service refuses the account or the address, or, after
   all else is answered, when more than failure_ratio failed; every message says how to go on.
   """
   job = _Job(api, _secret(api, key_env), log)
   hashes = {key: request_hash(messages, api) for key, messages in requests.items()}
-  with Journal(pathlib.Path(folder) / 'responses.jsonl') as journal:
-    job.ledger.spent = job.ledger.price_of(journal.tokens)
+  with file_io.Journal(pathlib.Path(folder) / 'responses.jsonl', is_record) as journal:
+    answers = Answers(journal)
+    job.ledger.spent = job.ledger.price_of(answers.tokens)
     unanswered = {hashes[key]: messages for key, messages in requests.items()
-                  if not journal.holds(hashes[key])}
+                  if not answers.holds(hashes[key])}
     total = len(set(hashes.values()))
     log(f'{total - len(unanswered)} of {total} requests are answered already')
-    job.run(unanswered, journal, lambda left: progress and progress(total - left, total))
-    results = {key: journal.results[h] for key, h in hashes.items()}
-  _judge(results, api, journal.path, log)
+    job.run(unanswered, answers, lambda left: progress and progress(total - left, total))
+    results = {key: answers.results[h] for key, h in hashes.items()}
+  _check_failures(results, api, journal.path, log)
   return results
 
 
-def ask(messages, api: ApiConfig, key_env: str = 'OPENAI_API_KEY', deadline: float = 20.):
-  """One request now, kept nowhere, for somebody who waits. -> Result
+def ask(messages: Messages, api: ApiConfig, key_env: str = 'OPENAI_API_KEY',
+        deadline: float = 20.) -> Result:
+  """One request now, kept nowhere, for somebody who waits.
 
-  deadline: seconds after which no further attempt begins, nor a pause goes on. Raises ServiceError
-  where the deadline passed or the service refuses account or address, ConfigError for bad settings.
+  messages, api, key_env: as `run_requests` takes them. deadline: seconds after which no further
+  attempt begins, nor a pause goes on. Raises ServiceError where the deadline passed or the service
+  refuses account or address, ConfigError for bad settings.
   """
   job = _Job(api, _secret(api, key_env), None)
   timer = threading.Timer(deadline, job.stop.set)
@@ -84,32 +148,31 @@ def ask(messages, api: ApiConfig, key_env: str = 'OPENAI_API_KEY', deadline: flo
     body = job._body(messages)
     if not job.ledger.hold(job.ledger.price_of(job.ledger.worst(body))):
       raise ServiceError(f'this request may cost more than max_cost={api.max_cost:g}')
-    record = job._answer('', body, job.ledger.held)
-    return Result(tuple(record['texts']), record['failure'], record.get('detail', ''))
+    return Result.of_record(job._answer('', body, job.ledger.held))
   except _Stopped:
     raise ServiceError(f'{api.base_url} gave no answer in {deadline:g} s') from None
   finally:
     timer.cancel()
 
 
-def request_hash(messages, api: ApiConfig) -> str:
+def request_hash(messages: Messages, api: ApiConfig) -> str:
   """sha256 (hex) of all that shapes an answer: messages, model, n, temperature, max_tokens."""
   asked = [messages, api.model, api.n, api.temperature, api.max_tokens]
   return hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()
 
 
-def _judge(results, api, path, log):
+def _check_failures(results, api, path, log):
   kinds = collections.Counter(result.failure for result in results.values() if result.failure)
   failed = sum(kinds.values())
   if not failed:
     return
-  told = ', '.join(f'{count} {kind}' for kind, count in sorted(kinds.items()))
-  log(f'{failed} of {len(results)} requests failed: {told}')
+  listed = ', '.join(f'{count} {kind}' for kind, count in sorted(kinds.items()))
+  log(f'{failed} of {len(results)} requests failed: {listed}')
   if failed > api.failure_ratio * len(results):
     first = next(result.detail for result in results.values() if result.failure)
     raise ServiceError(
-        f'{failed} of {len(results)} requests to {api.model} failed ({told}; the first: {first}), '
-        f'over the failure_ratio of {api.failure_ratio:g}; the answers are kept in {path}: run '
+        f'{failed} of {len(results)} requests to {api.model} failed ({listed}; the first: {first}),'
+        f' over the failure_ratio of {api.failure_ratio:g}; the answers are kept in {path}: run '
         'again to retry what may pass')
 
 
@@ -186,8 +249,11 @@ class _Job:
     self.quiet_until = 0.  # monotonic time before which a server wants to hear nothing
     self.opener = urllib.request.build_opener(_NoRedirect)
 
-  def run(self, unanswered, journal, report):
-    """Answers {hash: messages}; on any error still journals what is under way and paid for."""
+  def run(self, unanswered, answers, report):
+    """Answers {hash: messages}; on any error still journals what is under way and paid for.
+
+    report: called with how many are left.
+    """
     waiting, running = collections.deque(unanswered.items()), set()
     pool = concurrent.futures.ThreadPoolExecutor(self.api.concurrency)
     try:
@@ -201,30 +267,30 @@ class _Job:
           waiting.popleft()
           running.add(pool.submit(self._answer, key, body, cost))
         if not running:
-          raise self._broke(len(waiting), len(unanswered), journal.path)
+          raise self._over_budget(len(waiting), len(unanswered), answers.journal.path)
         done, running = concurrent.futures.wait(
             running, return_when=concurrent.futures.FIRST_COMPLETED)
-        self._collect(done, journal)
+        self._collect(done, answers)
         report(len(waiting) + len(running))
     finally:
       self.stop.set()
       pool.shutdown(cancel_futures=True)
-      journal.add([f.result() for f in running if not f.cancelled() and not f.exception()])
+      answers.add([f.result() for f in running if not f.cancelled() and not f.exception()])
 
-  def _collect(self, done, journal):
+  def _collect(self, done, answers):
     """Journals finished requests, then raises what stops the job: a final word or an outage."""
     records = [future.result() for future in done if not future.exception()]
-    journal.add(records)
+    answers.add(records)
     for future in done:
       if future.exception():
         raise future.exception()
     for record in records:
-      self.failing = self.failing + 1 if record['failure'] in TRANSIENT else 0
+      self.failing = self.failing + 1 if record['failure'] in _TRANSIENT else 0
     if self.failing >= 20 + self.api.concurrency:
       raise ServiceError(f'the last {self.failing} requests to {self.api.base_url} all failed '
                          f'({record["detail"]}); run again later to go on')
 
-  def _broke(self, left, total, path):
+  def _over_budget(self, left, total, path):
     return ServiceError(
         f'stopped before passing max_cost: {self.ledger.spent:.4f} of {self.api.max_cost:g} spent, '
         f'and the next of {left} requests left may cost more than the rest; {total - left} answers '
@@ -239,21 +305,21 @@ class _Job:
     """The journal record of one request, after as many attempts as allowed."""
     lost, tries, limits = 0, 0, 0
     while True:
-      if not self._rest(self.quiet_until - time.monotonic()):
+      if not self._wait(self.quiet_until - time.monotonic()):
         raise _Stopped
-      record, failure = self._settled(body, cost)
+      record, failure = self._attempt_and_pay(body, cost)
       lost += failure is not None and failure.billed
       limited = failure is not None and failure.kind == 'rate_limited'
       tries, limits = tries + (not limited), limits + limited
       # Being asked to slow down is no fault of the request: much more patience.
       over = tries > self.api.retries or limits > 10 * (self.api.retries + 1)
-      if (failure is None or failure.kind not in TRANSIENT or over
+      if (failure is None or failure.kind not in _TRANSIENT or over
           or not self._pause(key, tries + limits, failure) or not self.ledger.hold(cost)):
         for name, tokens in self.ledger.worst(body).items():
           record[name] = record.get(name, 0) + lost * tokens
         return dict(hash=key, **record)
 
-  def _settled(self, body, cost):
+  def _attempt_and_pay(self, body, cost):
     """One attempt and its bill -> (record without hash, _Failure or None)."""
     real = 0.
     try:
@@ -272,9 +338,9 @@ class _Job:
       self.quiet_until = max(self.quiet_until, time.monotonic() + failure.wait)
       return not self.stop.is_set()
     jitter = .5 + random.Random(f'{key}:{attempt}').random()
-    return self._rest(min(60., self.api.backoff * 2 ** (attempt - 1)) * jitter)
+    return self._wait(min(60., self.api.backoff * 2 ** (attempt - 1)) * jitter)
 
-  def _rest(self, seconds):
+  def _wait(self, seconds):
     return not self.stop.wait(seconds) if seconds > 0 else not self.stop.is_set()
 
   def _attempt(self, body):
@@ -286,12 +352,12 @@ class _Job:
     except TimeoutError:
       raise _Failure('timeout', f'no answer in {self.api.timeout:g} s', billed=True) from None
     except (http.client.HTTPException, ConnectionError) as error:
-      raise _Failure('unreachable', self._safe(f'the connection broke: {error!r}'),
+      raise _Failure('unreachable', self._without_key(f'the connection broke: {error!r}'),
                      billed=True) from None
     except OSError as error:  # URLError among them
       if isinstance(getattr(error, 'reason', None), TimeoutError):
         raise _Failure('timeout', f'no answer in {self.api.timeout:g} s', billed=True) from None
-      raise _Failure('unreachable', self._safe(f'cannot connect: {error}')) from None
+      raise _Failure('unreachable', self._without_key(f'cannot connect: {error}')) from None
     return _read_answer(answer, len(body))
 
   def _send(self, body):
@@ -320,7 +386,7 @@ class _Job:
       text = error.read(2000).decode('utf-8', 'replace')
     except (OSError, http.client.HTTPException):
       text = ''
-    detail = self._safe(f'HTTP {error.code} {error.reason}: {" ".join(text.split())[:300]}')
+    detail = self._without_key(f'HTTP {error.code} {error.reason}: {" ".join(text.split())[:300]}')
     if error.code in (401, 402, 403) or 'insufficient_quota' in text:
       return ServiceError(f'the service refuses this account (HTTP {error.code}); check the key in '
                           'the environment and the credit behind it, then run again to go on')
@@ -336,7 +402,7 @@ class _Job:
       return _Failure('server_error', detail, wait)
     return _Failure('rejected', detail)
 
-  def _safe(self, text):
+  def _without_key(self, text):
     return text.replace(self.secret, '***') if self.secret else text
 
 

@@ -6,15 +6,16 @@ beside its code, and a user gives the path of another file.
 import importlib.resources
 import pathlib
 import re
+from collections.abc import Iterable, Mapping
 
 from recjax.errors import ConfigError
 
 
-def read(name, home, fields):
-  """Reads a template: a name of those in package `home`, folder templates, or a file's path.
+def read(name: str, home: str, fields: Mapping[str, Iterable[str]]) -> dict[str, str]:
+  """Reads a template file.
 
-  fields: {part: the fields it must hold}, 'a|b' for one of two. -> {part: text}. Raises
-  ConfigError for what it lacks.
+  name: of one in package `home`, folder templates, or a file's path. fields: {part: the fields it
+  must hold}, 'a|b' for one of two. -> {part: text}. Raises ConfigError for what it lacks.
   """
   path = pathlib.Path(name)
   if not path.suffix:
@@ -31,12 +32,12 @@ def read(name, home, fields):
       raise ConfigError(f'template {name}: part [{part}] is missing; it needs '
                         f'{", ".join(f"[{p}]" for p in fields)}')
     for field in wanted:
-      ways = [f'{{{f}}}' for f in field.split('|')]
-      if not any(way in parts[part] for way in ways):
-        raise ConfigError(f'template {name}: part [{part}] lacks {" or ".join(ways)}')
+      choices = [f'{{{f}}}' for f in field.split('|')]
+      if not any(choice in parts[part] for choice in choices):
+        raise ConfigError(f'template {name}: part [{part}] lacks {" or ".join(choices)}')
   return parts
 
 
-def fill(text, **values):
+def fill(text: str, **values: object) -> str:
   """Puts values into {names}; braces in the values, or around other words, stay as they are."""
   return re.sub(r'\{(\w+)\}', lambda m: str(values.get(m[1], m[0])), text)

@@ -6,6 +6,7 @@ cannot write one at all is refused before anything is trained.
 """
 import difflib
 import unicodedata
+from collections.abc import Callable, Iterable, Sequence
 
 from recjax.errors import DataError
 from recjax.text import tokenizer
@@ -14,55 +15,60 @@ ROUNDS = 3  # of encoding and decoding until a text stays as it is
 SHOWN = 4   # code points of a difference that are named
 
 
-def settled(back, texts, items, what='title'):
+def round_trip(encode_decode: Callable[[list[str]], list[str]], texts: Iterable[str],
+               items: Sequence[object], what: str = 'title') -> list[str]:
   """Texts in the form that their tokens give back.
 
-  back: function of a list of texts to what comes back of each. items: the item of each text, for
-  messages. -> list of str. Raises DataError naming the item and the code points where letters are
-  lost or become others, and where a text changes with every encoding.
+  encode_decode: gives what comes back of each of a list of texts. items, what: whose texts they
+  are, and as what, for messages. Raises DataError naming the item and the code points where letters
+  are lost or become others, and where a text changes with every encoding.
   """
-  out, open_ = list(texts), list(range(len(texts)))
+  texts = list(texts)
+  out, changing = list(texts), list(range(len(texts)))
   for _ in range(ROUNDS):
-    again = back([out[i] for i in open_])
-    changed = [(i, new) for i, new in zip(open_, again) if new != out[i]]
+    decoded = encode_decode([out[i] for i in changing])
+    changed = [(i, new) for i, new in zip(changing, decoded) if new != out[i]]
     for i, new in changed:
       out[i] = new
-    open_ = [i for i, _ in changed]
-  lost = [i for i, (old, new) in enumerate(zip(texts, out)) if bare(old) != bare(new) or not new]
-  for i in lost or open_:
-    said = (f'vanishes in its tokens: {points(texts[i])}' if not out[i] else
-            f'comes back from its tokens as {out[i]!r:.80}: {difference(texts[i], out[i])}')
+    changing = [i for i, _ in changed]
+  lost = [i for i, (old, new) in enumerate(zip(texts, out))
+          if letters_of(old) != letters_of(new) or not new]
+  for i in lost or changing:
+    fault = (f'vanishes in its tokens: {code_points(texts[i])}' if not out[i] else
+             f'comes back from its tokens as {out[i]!r:.80}: {difference(texts[i], out[i])}')
     if not lost:
-      said = f'changes with every encoding, now {out[i]!r:.80}: {difference(texts[i], out[i])}'
-    count = len(lost or open_)
+      fault = f'changes with every encoding, now {out[i]!r:.80}: {difference(texts[i], out[i])}'
+    count = len(lost or changing)
     more = f' ({count} {what}s are so)' if count > 1 else ''
-    raise DataError(f'the {what} of item {items[i]}, {texts[i]!r:.80}, {said}{more}; change its '
+    raise DataError(f'the {what} of item {items[i]}, {texts[i]!r:.80}, {fault}{more}; change its '
                     'spelling, or use another tokenizer')
   return out
 
 
-def bare(text):
+def letters_of(text: str) -> str:
   """What no form of a text takes away: its letters without case and accents, no white space."""
   text = unicodedata.normalize('NFKD', tokenizer.clean(text)).casefold()
   return ''.join(c for c in unicodedata.normalize('NFKD', text)
                  if unicodedata.category(c)[0] not in 'MCZ')
 
 
-def difference(old, new):
-  """Where a text first became another one, by code points. -> str"""
-  for how, a, b, c, d in difflib.SequenceMatcher(None, old, new, autojunk=False).get_opcodes():
-    if how != 'equal':
-      return f'at character {a + 1} {points(old[a:b])} became {points(new[c:d])}'
+def difference(old: str, new: str) -> str:
+  """Where a text first became another one, by code points."""
+  matcher = difflib.SequenceMatcher(None, old, new, autojunk=False)
+  for kind, start, end, new_start, new_end in matcher.get_opcodes():
+    if kind != 'equal':
+      return (f'at character {start + 1} {code_points(old[start:end])} became '
+              f'{code_points(new[new_start:new_end])}')
   return 'nothing differs'
 
 
-def points(text):
+def code_points(text: str) -> str:
   """Code points with their names, the first few. -> 'U+00E9 LATIN SMALL LETTER E WITH ACUTE'"""
-  some = [f'U+{ord(c):04X} {unicodedata.name(c, "without a name")}' for c in text[:SHOWN]]
-  return ', '.join([*some, *['...'] * (len(text) > SHOWN)]) or 'nothing'
+  named = [f'U+{ord(c):04X} {unicodedata.name(c, "without a name")}' for c in text[:SHOWN]]
+  return ', '.join([*named, *['...'] * (len(text) > SHOWN)]) or 'nothing'
 
 
-def notes(before, after):
+def count_changes(before: Sequence[str], after: Sequence[str]) -> dict[str, int]:
   """What becomes of texts in a tokenizer's form, counted; {} where all stay as they are."""
   changed = sum(a != b for a, b in zip(before, after))
   return {'titles_as_the_tokenizer_spells_them': changed,

@@ -1,4 +1,4 @@
-"""Tokenizers whose plain text never turns into control tokens; training, loading, packing.
+"""Tokenizers whose plain text never turns into control tokens: how they are trained and loaded.
 
 A `Tokenizer` holds two backends of the tokenizers library with equal ids. `backend` is the one
 other programs see. The private one spells every control token with Unicode noncharacters, so that
@@ -9,10 +9,17 @@ import dataclasses
 import functools
 import hashlib
 import json
+import os
 import pathlib
 import re
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING
 
+from recjax import file_io
 from recjax.errors import ConfigError, DataError
+
+if TYPE_CHECKING:
+  import tokenizers
 
 PAD, START, END = '<|pad|>', '<|start|>', '<|end|>'
 
@@ -60,11 +67,12 @@ def clean(text: str) -> str:
 class Tokenizer:
   """A tokenizers.Tokenizer with its special ids and chat template; compared by identity.
 
-  special_tokens maps roles to strings ('eos_token' -> '<|end|>'), as chat templates name them.
-  chat_template is '' when there is none. before, after: ids that the tokenizer itself puts
-  around a text, as transformers' AutoTokenizer does where nothing is asked for.
+  backend: of the tokenizers library. before, after: ids that the tokenizer itself puts around a
+  text, as transformers' AutoTokenizer does where nothing is asked for. eos_ids: ids that end a
+  text. special_tokens: role -> string ('eos_token' -> '<|end|>'), as chat templates name them.
+  chat_template: '' when there is none.
   """
-  backend: object
+  backend: 'tokenizers.Tokenizer'
   before: tuple[int, ...]
   after: tuple[int, ...]
   eos_ids: tuple[int, ...]
@@ -125,21 +133,20 @@ class Tokenizer:
              for text, trusted in pieces]
     return self._plain.encode(''.join(parts), add_special_tokens=False).ids
 
-  def decode(self, ids) -> str:
-    """ids (any iterable of integers) -> text without special tokens, spaces left as they are."""
+  def decode(self, ids: Iterable[int]) -> str:
+    """ids -> text without special tokens, spaces left as they are."""
     return self.backend.decode([int(i) for i in ids], skip_special_tokens=True)
 
-  def save(self, folder) -> None:
+  def save(self, folder: str | os.PathLike) -> None:
     """Writes tokenizer.json and tokenizer_config.json, which transformers' AutoTokenizer reads."""
     folder = pathlib.Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
     config = dict(tokenizer_class='PreTrainedTokenizerFast', clean_up_tokenization_spaces=False,
                   **self.special_tokens, eos_token_ids=list(self.eos_ids))
     if self.chat_template:
       config['chat_template'] = self.chat_template
-    (folder / _FAST_FILE).write_text(self.backend.to_str(pretty=True), encoding='utf-8')
-    (folder / 'tokenizer_config.json').write_text(
-        json.dumps(config, indent=2, ensure_ascii=False) + '\n', encoding='utf-8')
+    file_io.write_text(folder / _FAST_FILE, self.backend.to_str(pretty=True))
+    file_io.write_text(folder / 'tokenizer_config.json',
+                       json.dumps(config, indent=2, ensure_ascii=False) + '\n')
 
 
 def _spelling(token_id):
@@ -158,7 +165,7 @@ def _without_controls(backend, spelling):
   added = backend.get_added_tokens_decoder()
   for _, token in sorted(added.items()):
     if token.content in spelling:
-      # Raw matching: a normaliser may drop or change noncharacters.
+      # Raw matching: a normalizer may drop or change noncharacters.
       token = type(token)(spelling[token.content], lstrip=token.lstrip, rstrip=token.rstrip,
                           normalized=False, special=True)
     plain.add_tokens([token])
@@ -169,7 +176,7 @@ def _without_controls(backend, spelling):
 def _respelled_model(backend, spelling):
   """As above where control tokens stand in the model's own vocabulary, as in sentencepiece ones.
 
-  There plain characters, or others that a normaliser maps to them, would still find the token.
+  There plain characters, or others that a normalizer maps to them, would still find the token.
   """
   spec = json.loads(backend.to_str())
   model = spec['model']
@@ -199,11 +206,12 @@ def _merges_without(merges, spelling):
           if not (a in spelling or b in spelling or a + b in spelling)]
 
 
-def train_bpe(texts, vocab_size: int) -> Tokenizer:
-  """Byte-level BPE trained on an iterable of texts; the same texts give the same tokenizer.
+def train_bpe(texts: Iterable[str], vocab_size: int) -> Tokenizer:
+  """Byte-level BPE trained on texts; the same texts give the same tokenizer.
 
   New lines, '|' and single digits are always tokens of their own, so numbered lists and tag
-  lines read alike whatever stands beside them. Small corpora may yield fewer than vocab_size.
+  lines read alike whatever stands beside them. vocab_size: ids at most; small corpora may yield
+  fewer. Raises ConfigError where it is too small.
   """
   from tokenizers import Regex, decoders, models, pre_tokenizers, trainers
   from tokenizers import Tokenizer as Backend
@@ -223,10 +231,12 @@ def train_bpe(texts, vocab_size: int) -> Tokenizer:
   return wrap(backend, dict(eos_token=END, pad_token=PAD), CHAT_TEMPLATE)
 
 
-def wrap(backend, special_tokens, chat_template='', more_eos=()):
+def wrap(backend: 'tokenizers.Tokenizer', special_tokens: dict[str, str], chat_template: str = '',
+         more_eos: Sequence[int] = ()) -> Tokenizer:
   """Makes a Tokenizer of a tokenizers.Tokenizer and its special strings, such as eos_token.
 
-  Pad falls back to the first end id, then to 0. Truncation and padding are switched off.
+  more_eos: further ids that end a text. Pad falls back to the first end id, then to 0. Truncation
+  and padding are switched off.
   """
   backend.no_truncation()
   backend.no_padding()
@@ -251,10 +261,10 @@ def _around(backend):
   return tuple(backend.encode('', add_special_tokens=True).ids), ()
 
 
-def extend(tokenizer, names):
+def add_control_tokens(tokenizer: Tokenizer, names: Sequence[str]) -> tuple[Tokenizer, list[int]]:
   """The tokenizer with further control tokens, and their ids; those it has keep theirs.
 
-  -> (Tokenizer, list of int). Raises ConfigError where a name does not become one token of its own.
+  Raises ConfigError where a name does not become one token of its own.
   """
   from tokenizers import AddedToken
   backend = type(tokenizer.backend).from_str(tokenizer.backend.to_str())
@@ -266,7 +276,7 @@ def extend(tokenizer, names):
   return dataclasses.replace(tokenizer, backend=backend), ids
 
 
-def load(folder) -> Tokenizer:
+def load(folder: str | os.PathLike) -> Tokenizer:
   """Reads the tokenizer of a Hugging Face folder.
 
   With a tokenizer.json only the tokenizers library is needed; other vocabularies go through
@@ -354,14 +364,14 @@ def _follow(path, backend, kind, config, special):
 
 
 def _parts(spec, kind):
-  """The parts of one kind in a serialised pipeline, which may be a sequence. -> list of dict"""
+  """The parts of one kind in a serialized pipeline, which may be a sequence. -> list of dict"""
   if isinstance(spec, dict):
     inner = [part for value in spec.values() for part in _parts(value, kind)]
     return [spec] * (spec.get('type') == kind) + inner
   return [part for value in spec for part in _parts(value, kind)] if isinstance(spec, list) else []
 
 
-def lowered(tokenizer):
+def lowercased(tokenizer: Tokenizer) -> Tokenizer:
   """The tokenizer with its texts in lower case first, unless it has them so already."""
   from tokenizers import normalizers
   spec = json.loads(tokenizer.backend.to_str())['normalizer'] or {}
@@ -392,13 +402,8 @@ def _generation_ends(folder):
   return ends if isinstance(ends, list) else [ends]
 
 
-def _read_json(path):
-  if not path.is_file():
-    return {}
-  try:
-    return json.loads(path.read_text(encoding='utf-8'))
-  except ValueError as error:
-    raise DataError(f'{path} is not valid JSON ({error}); download it again') from error
+def _read_json(path: pathlib.Path) -> Mapping:
+  return file_io.read_json(path, strict=False) if path.is_file() else {}
 
 
 def _chat_template(folder, config):

@@ -16,7 +16,7 @@ from recjax.evaluation.ranking import ScoreFn
 from recjax.file_io import write_json
 from recjax.models.dot_product import DotProduct
 from recjax.run_files import read_json
-from recjax.settings import of_run
+from recjax.settings import reading
 from recjax.training import sequential
 from recjax.training.workdir import Workdir, find_stage
 
@@ -58,7 +58,7 @@ def adopt(work: Workdir, source: str, data: Any, flag: str, others: str) -> dict
   if saved['config'].get('method') != 'sequential':
     raise ConfigError(f"{flag}={source!r} is no run of the method 'sequential'; give its folder, "
                       f'{others}')
-  with of_run(source):
+  with reading(source):
     results = read_json(find_stage(source, 'evaluate') / 'results.json')
   if results['data_fingerprint'] != data.fingerprint:
     raise DataError(f'{source} was trained on other data (fingerprint '

@@ -32,11 +32,11 @@ def fit_epochs(init: Callable, epoch: Callable, validate: Callable, cfg, work,
       fault_tolerance.holding():
     shapes = jax.eval_shape(begin, jax.eval_shape(init))
     where = jax.tree.map(lambda _: jax.NamedSharding(work.mesh, jax.P()), shapes)
-    done, tree = checkpoint.restore(saved, checkpoint.abstract(shapes, where), work.say)
+    done, tree = checkpoint.restore(saved, checkpoint.abstract(shapes, where), work.log)
     if tree is None:
       tree = jax.jit(lambda: begin(init()), out_shardings=where)()
     elif done:
-      work.say(f'    going on from epoch {done}')
+      work.log(f'    going on from epoch {done}')
     work.drop_metrics(work.current, done)
     with work.progress(work.current, cfg.epochs, done, 'epoch') as advance, \
         fault_tolerance.watch(work, work.guards.watchdog) as beat:
@@ -59,7 +59,7 @@ def fit_epochs(init: Callable, epoch: Callable, validate: Callable, cfg, work,
         if leave or done % cfg.save_every == 0:
           checkpoint.save(saved, done, tree)
         if leave and done < cfg.epochs:
-          work.say(f'    SIGTERM: saving epoch {done}')
+          work.log(f'    SIGTERM: saving epoch {done}')
           raise Preempted
         best, at = (np.asarray(tree[k]) for k in ('score', 'at'))
         judged = f'valid {np.mean(scores):.4f}, ' if np.isfinite(scores).all() else ''

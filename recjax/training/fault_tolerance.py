@@ -146,15 +146,15 @@ def watch(work, limit, ahead=1, now=time.monotonic, leave=os._exit):
     while not over.wait(min(5.0, (limit or 20) / 4)):
       quiet, last = now() - seen[0], seen[0]
       if limit and quiet > limit:
-        work.say(f'no step of {work.current} for {quiet:.0f} s (--watchdog={limit:g}): a lost host '
+        work.log(f'no step of {work.current} for {quiet:.0f} s (--watchdog={limit:g}): a lost host '
                  'or a hung device; ending, the same command goes on from the last checkpoint')
-        if work.tail:
-          faulthandler.dump_traceback(work.tail)
+        if work.log_file:
+          faulthandler.dump_traceback(work.log_file)
         leave(HUNG)
         return
       if quiet > patience(took, ahead) and said != last:
         said = last
-        work.say(f'    no step of {work.current} for {quiet:.0f} s, usually one takes '
+        work.log(f'    no step of {work.current} for {quiet:.0f} s, usually one takes '
                  f'{statistics.mean(took):.1f} s; --watchdog=SECONDS would end a hung run')
 
   thread = threading.Thread(target=look, daemon=True)
@@ -175,7 +175,7 @@ def awaited(coming, work, step):
     except TimeoutError:
       if coming.done():  # the reader itself raised it
         raise
-      work.say(f'    input stalled: the batch of step {step} of {work.current} has been read for '
+      work.log(f'    input stalled: the batch of step {step} of {work.current} has been read for '
                f'{time.monotonic() - start:.0f} s; is the disk or the network slow?')
 
 
@@ -203,7 +203,7 @@ def check(work, batches, first, window):
         f'{work.path / "bad"}. Lower --config.optim.lr or raise warmup and run again, which trains '
         'this stage anew, or add --on_nan=skip: that goes on from the last checkpoint and leaves '
         'such batches out')
-  work.say(f'    {len(bad)} steps were no numbers and are left out, first step {step}')
+  work.log(f'    {len(bad)} steps were no numbers and are left out, first step {step}')
   return good
 
 

@@ -102,7 +102,7 @@ def fit(task, cfg, work):
         if keep:
           checkpoint.save(saved, step, state)
         if leave and not last:
-          work.say(f'    SIGTERM: saving step {step:,}')
+          work.log(f'    SIGTERM: saving step {step:,}')
           raise Preempted
         advance()
   return state['best']['train'] if 'best' in state else state['train']
@@ -141,11 +141,11 @@ def restore_or_init(task, tx, key, mesh, saved, work, patience=0):
 
   shapes = jax.eval_shape(init, key, task.start)
   where = sharding.shardings(shapes, task.rules, mesh)
-  step, state = checkpoint.restore(saved, checkpoint.abstract(shapes, where), work.say)
+  step, state = checkpoint.restore(saved, checkpoint.abstract(shapes, where), work.log)
   if state is None:
     return 0, jax.jit(init, out_shardings=where)(key, task.start)
   if step:
-    work.say(f'    going on from step {step:,}')
+    work.log(f'    going on from step {step:,}')
   return step, state
 
 

@@ -94,7 +94,7 @@ def adaptive_step(task, work, make, anew):
   def into(parts, why):
     chosen = task
     if parts > task.parts:
-      work.say(f'    {why}: a step goes through in {parts} parts')
+      work.log(f'    {why}: a step goes through in {parts} parts')
       chosen = dataclasses.replace(task, loss=task.split(parts))
     now.update(parts=parts, update=make(chosen))
 

@@ -17,7 +17,7 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float, Int, PyTree
 from ml_collections import ConfigDict
 
-from recjax import run_files
+from recjax import file_io, run_files
 from recjax.data.dataset import Interactions
 from recjax.distributed import sharding
 from recjax.errors import ConfigError
@@ -68,7 +68,7 @@ def fit(work: Workdir, cfg: ConfigDict, items: int, train: Interactions, validat
   rows, targets, steps = capacity(cfg, model, seqs)
   tx = optim.make(cfg.optim, steps * cfg.train.epochs)
   keys = jnp.stack([jax.random.key(cfg.seed + s) for s in range(cfg.seeds)])
-  work.say(f'    {steps} steps an epoch; a batch of {cfg.train.batch} users fits {rows} rows of '
+  work.log(f'    {steps} steps an epoch; a batch of {cfg.train.batch} users fits {rows} rows of '
            f'{model.max_history} and {targets:,} targets; {cfg.seeds} seed'
            + 's at once' * (cfg.seeds > 1))
 
@@ -109,8 +109,7 @@ def save(path: str | os.PathLike, params: PyTree) -> None:
   path: of the .npz. params: the model's parameters.
   """
   flat = jax.tree_util.tree_flatten_with_path(params)[0]
-  with open(path, 'wb') as f:
-    np.savez(f, **{sharding.path_of(p): np.asarray(x) for p, x in flat})
+  file_io.write_arrays(path, {sharding.path_of(p): np.asarray(x) for p, x in flat})
 
 
 def load(path: str | os.PathLike, seed: int | None = None) -> PyTree:

@@ -42,7 +42,7 @@ def fit_records(work: Workdir, cfg: ConfigDict, shop: array_record.Records, vali
   model = sequential.model_config(cfg, len(shop.catalog))
   steps = math.ceil(len(shop) / cfg.train.batch)
   room = room_of(cfg, model, batches(cfg, shop, model.max_history, held, 0, 1))
-  work.say(f'    {steps:,} steps an epoch, read from disk; {cfg.train.batch} users mostly fit '
+  work.log(f'    {steps:,} steps an epoch, read from disk; {cfg.train.batch} users mostly fit '
            f'{room[0]} rows of {model.max_history} and {room[1]:,} targets')
 
   def evaluate(params, frozen):

@@ -70,7 +70,7 @@ def _sentence(folder, cfg, mesh, pool, most):
   spec, tokenizer = sentence_encoder.read(folder), tokenizers.load(folder)
   embedding_resize.check_rows(folder, tokenizer, spec.cfg.vocab)
   if spec.lower:
-    tokenizer = tokenizers.lowered(tokenizer)
+    tokenizer = tokenizers.lowercased(tokenizer)
   shape = dataclasses.replace(spec.cfg, dtype=llm_loading.dtype_of(cfg))
   where = sharding.shardings(bert.shapes(shape), bert.RULES, mesh)
   params, model = sentence_encoder.load(folder, shape, where), bert.Bert(shape)
@@ -158,7 +158,7 @@ def embed_kept(work, encoder, texts, title):
       def make(part=texts[at:at + PIECE]):
         vectors, info = embed(encoder, part, work.mesh)
         return {'vectors': vectors, 'info': json.dumps(info)}
-      piece = sharded_stage.kept(work, f'{title}-{at}', make)
+      piece = sharded_stage.compute_once(work, f'{title}-{at}', make)
       found.append(piece['vectors'])
       infos.append(json.loads(str(piece['info'])))
       advance(len(found[-1]))

@@ -24,7 +24,7 @@ def train_tiny(work, cfg, seed, messages, texts):
   plain = isinstance(messages, str)
   turns = [messages] if plain else [m['content'] for m in messages]
   tokenizer = tokenizers.train_bpe(texts + turns * 20, cfg.vocab)  # a short prefix costs less
-  prefix = tokenizer.encode(messages) if plain else chat_template.ask(tokenizer, messages)
+  prefix = tokenizer.encode(messages) if plain else chat_template.prompt_ids(tokenizer, messages)
   shape = llm.Config(
       vocab=tokenizer.vocab_size, width=cfg.width, layers=cfg.layers, heads=cfg.heads,
       kv_heads=cfg.kv_heads, head_dim=cfg.width // cfg.heads, ffn=cfg.ffn, tied=True,

@@ -1,4 +1,4 @@
-"""A run's folder: its lock, its log, its metrics, and stages that run once (design 3)."""
+"""A run's folder: its lock, its log, its metrics, and stages that run once (docs/scaling.md)."""
 import contextlib
 import dataclasses
 import datetime
@@ -10,6 +10,8 @@ import pathlib
 import shutil
 import tempfile
 import time
+from collections.abc import Callable, Iterator
+from typing import IO
 
 import jax
 import numpy as np
@@ -20,11 +22,11 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from recjax import file_io, run_files
 from recjax.distributed import multihost
 from recjax.errors import DataError, WorkdirError
-from recjax.run_files import read_json
+from recjax.run_files import DONE
 from recjax.training import job_parts
 from recjax.training.fault_tolerance import Guards
 
-SMALL_FILE = 64 << 20  # files up to this size are fingerprinted by all of their content
+HASHED = 64 << 20  # files up to this size are fingerprinted by all of their content
 
 PIECES = '.pieces'  # what a stage keeps in its folder to go on with; gone when the stage is done
 
@@ -36,8 +38,12 @@ WRITTEN = ('config.json', 'lock', 'stages', 'checkpoints', 'tb', 'adopted', 'run
            'predictions.parquet', 'report.html')
 
 
-def describe(value):
-  """What of an input decides a stage's result, as plain JSON."""
+def describe(value: object):
+  """What of an input decides a stage's result, as plain JSON.
+
+  value: a config, path, array, anything of JSON, or an object with a `fingerprint`. Raises
+  TypeError for others.
+  """
   if hasattr(value, 'to_dict'):
     value = value.to_dict()
   if hasattr(value, 'fingerprint'):
@@ -56,28 +62,28 @@ def describe(value):
   raise TypeError(f'a stage cannot depend on {type(value)}: give it a fingerprint attribute')
 
 
-def describe_path(path):
+def describe_path(path: pathlib.Path) -> dict:
   """A finished stage by its own fingerprint, a file by content, a folder by its files.
 
-  Of files above SMALL_FILE pieces are read, so weights that were trained further are others.
+  Of files above HASHED blocks are read, so weights that were trained further are others.
   """
-  done = read_json(path / 'DONE.json') if path.is_dir() else None
+  done = run_files.read_json(path / DONE) if path.is_dir() else None
   if done:
     return {'stage': done['fingerprint']}
   if path.is_dir():
     return {p.name: describe_path(p) for p in sorted(path.iterdir())}
   size = path.stat().st_size
-  if size > SMALL_FILE:
-    found = hashlib.sha256()
+  if size > HASHED:
+    digest = hashlib.sha256()
     with open(path, 'rb') as f:
-      for at in np.linspace(0, size - BLOCK, BLOCKS, dtype=np.int64):
-        f.seek(int(at))
-        found.update(f.read(BLOCK))
-    return {'bytes': size, 'pieces': found.hexdigest()}
+      for start in np.linspace(0, size - BLOCK, BLOCKS, dtype=np.int64):
+        f.seek(int(start))
+        digest.update(f.read(BLOCK))
+    return {'bytes': size, 'pieces': digest.hexdigest()}
   return {'sha256': hashlib.sha256(path.read_bytes()).hexdigest()}
 
 
-def fingerprint(*values):
+def fingerprint(*values: object) -> str:
   """Hash of everything that decides a result; equal inputs give equal strings on any machine."""
   text = json.dumps([describe(v) for v in values], sort_keys=True, ensure_ascii=False)
   return hashlib.sha256(text.encode()).hexdigest()[:32]
@@ -88,32 +94,32 @@ class Workdir:
   """An open run folder. `stage` runs what is not done; the rest reports what happens."""
   path: pathlib.Path
   console: Console
-  mesh: object = None       # the devices, for `fit` and for decoding
-  tail: object = None       # run.log, open for appending
-  first: bool = True        # whether this is process 0, the one that writes
+  mesh: jax.sharding.Mesh | None = None  # the devices, for `fit` and for decoding
+  log_file: IO[str] | None = None        # run.log, open for appending
+  first: bool = True                     # whether this is process 0, the one that writes
   guards: Guards = Guards()
-  part: tuple | None = None  # (i, n) where other processes share in, see `training.parts`
-  lock: object = None       # the file whose lock is the right to write here
-  holds: bool = True        # whether this process has it
-  count: int = 0            # stages met so far
-  current: str = ''         # the stage that runs now
-  folder: pathlib.Path | None = None  # where it puts its files
-  board: object = None      # TensorBoard writer of that stage
+  part: tuple[int, int] | None = None    # (i, n) where other processes share in, see `job_parts`
+  lock: file_io.FileLock | None = None   # the right to write here
+  count: int = 0                         # stages met so far
+  current: str = ''                      # the stage that runs now
+  folder: pathlib.Path | None = None     # where it puts its files
+  board: tuple | None = None             # that stage and its TensorBoard writer
 
-  def say(self, text):
+  def log(self, text: str) -> None:
     """Shows a line and keeps it, with the time, in run.log."""
     self.console.print(text, markup=False, highlight=False, soft_wrap=True)
-    self.note(text)
+    self.log_to_file(text)
 
-  def note(self, text):
+  def log_to_file(self, text: str) -> None:
     """Keeps lines in run.log alone."""
-    if not self.tail:
+    if not self.log_file:
       return
     now = datetime.datetime.now().isoformat(' ', 'seconds')
-    self.tail.write(''.join(f'{now}  {line}\n' for line in text.split('\n')))
-    self.tail.flush()
+    self.log_file.write(''.join(f'{now}  {line}\n' for line in text.split('\n')))
+    self.log_file.flush()
 
-  def stage(self, name, fn, *inputs, alone=False, shared=False):
+  def stage(self, name: str, fn: Callable[..., dict | None], *inputs: object, alone: bool = False,
+            shared: bool = False) -> pathlib.Path:
     """Runs `fn(work, *inputs)` once, which fills `work.folder`, and returns that folder.
 
     The folder appears under stages/ only when it is whole, with DONE.json beside the results: the
@@ -123,7 +129,7 @@ class Workdir:
 
     With several processes all of them run `fn`, as computations over the mesh need, and what
     process 0 wrote is kept; alone: it runs `fn` by itself, e.g. because a service is paid for.
-    shared: whether parts of the run may each fill it with shards, see `training.shards`.
+    shared: whether parts of the run may each fill it with shards, see `sharded_stage`.
     Raises DataError where their inputs differ.
     """
     self.count += 1
@@ -140,14 +146,14 @@ class Workdir:
       )
     if state == 'done':
       run_files.check(folder)
-      self.say(f'[{self.count}] {name}: done before')
+      self.log(f'[{self.count}] {name}: done before')
       return folder
     if state != 'made':
       if self.first and state == 'open':
         self.begin(name, partial, key)
       if self.part and shared:
-        job_parts.release(self)
-      self.say(f'[{self.count}] {name}')
+        self.lock.release()
+      self.log(f'[{self.count}] {name}')
       self.run_stage(name, fn, inputs, partial, key, alone)
     if self.first:
       shutil.rmtree(folder, ignore_errors=True)
@@ -155,16 +161,17 @@ class Workdir:
     multihost.broadcast('moved')
     return folder
 
-  def state_of(self, folder, partial, key):
+  def state_of(self, folder: pathlib.Path, partial: pathlib.Path, key: str) -> str:
     """'done'; 'made', where it was killed before the folder took its place; 'begun', where files of
     an earlier attempt are of use; else 'open'."""
-    for at, state in ((folder, 'done'), (partial, 'made')):
-      if (read_json(at / 'DONE.json') or {}).get('fingerprint') == key:
+    for path, state in ((folder, 'done'), (partial, 'made')):
+      if (run_files.read_json(path / DONE) or {}).get('fingerprint') == key:
         return state
     mark = partial / '.fingerprint'
     return 'begun' if mark.exists() and mark.read_text() == key else 'open'
 
-  def run_stage(self, name, fn, inputs, partial, key, alone):
+  def run_stage(self, name: str, fn: Callable[..., dict | None], inputs: tuple,
+                partial: pathlib.Path, key: str, alone: bool) -> None:
     """Runs `fn` in the partial folder; processes other than 0 work in a copy of it of their own."""
     start, mine = time.monotonic(), partial
     multihost.broadcast('begun')
@@ -179,18 +186,18 @@ class Workdir:
     if self.first or not alone:
       counts = fn(self, *inputs) or {}
     elif not self.first:
-      await_file(partial / 'DONE.json')
+      await_file(partial / DONE)
     self.current, self.folder = '', None
     shutil.rmtree(mine / PIECES, ignore_errors=True)
     seconds = round(time.monotonic() - start, 1)
     if self.first:
-      file_io.write_json(partial / 'DONE.json', {
+      file_io.write_json(partial / DONE, {
           'stage': name, 'fingerprint': key, 'seconds': seconds, 'counts': counts,
           'files': run_files.sums(partial)})
     shown = ', '.join(f'{k.replace("_", " ")} {v}' for k, v in counts.items() if v)
-    self.say(f'    {name} took {seconds:.1f} s' + (f': {shown}' if shown else ''))
+    self.log(f'    {name} took {seconds:.1f} s' + (f': {shown}' if shown else ''))
 
-  def begin(self, name, partial, key):
+  def begin(self, name: str, partial: pathlib.Path, key: str) -> None:
     """Clears what an earlier attempt with other inputs left."""
     shutil.rmtree(partial, ignore_errors=True)
     shutil.rmtree(self.path / 'checkpoints' / name, ignore_errors=True)
@@ -198,16 +205,16 @@ class Workdir:
     partial.mkdir(parents=True)
     file_io.write_atomic(partial / '.fingerprint', key)
 
-  def publish(self, folder, *names):
+  def publish(self, folder: pathlib.Path, *names: str) -> None:
     """Copies files of a finished stage to the top of the run's folder."""
     for name in names:
       file_io.write_atomic(self.path / name, (folder / name).read_bytes())
 
-  def checkpoints(self):
+  def checkpoints(self) -> pathlib.Path:
     """Where the running stage keeps its checkpoints."""
     return self.path / 'checkpoints' / self.current
 
-  def record(self, step, values):
+  def record(self, step: int, values: dict[str, float]) -> None:
     """Appends one step's numbers to metrics.jsonl and to TensorBoard."""
     with open(self.path / 'metrics.jsonl', 'a') as f:
       f.write(json.dumps({'step': step, 'stage': self.current, **values}) + '\n')
@@ -221,11 +228,11 @@ class Workdir:
       check_board(self.board[1], self.path / 'tb')
       self.board[1].add_scalar(name, value, step)
 
-  def metrics(self):
+  def metrics(self) -> list[dict]:
     """Every recorded line, in order; a line torn by a kill is left out."""
-    return run_files.read_rows(self.path / 'metrics.jsonl', self.say)
+    return run_files.read_metrics(self.path / 'metrics.jsonl', self.log)
 
-  def drop_metrics(self, stage, after):
+  def drop_metrics(self, stage: str, after: int) -> None:
     """Forgets what `stage` recorded past step `after`: those steps will run again."""
     rows = self.metrics()
     kept = [r for r in rows if r['stage'] != stage or r['step'] <= after]
@@ -233,98 +240,129 @@ class Workdir:
       file_io.write_atomic(self.path / 'metrics.jsonl', ''.join(json.dumps(r) + '\n' for r in kept))
 
   @contextlib.contextmanager
-  def progress(self, title, total, done=0, unit='step'):
-    """A bar with rate and ETA; where the output is no terminal, a line every ten seconds."""
+  def progress(self, title: str, total: int, done: int = 0, unit: str = 'step'
+               ) -> Iterator[Callable[..., None]]:
+    """A bar with rate and ETA; where the output is no terminal, a line every ten seconds.
+
+    total, done: counts of `unit`. Yields advance(n=1, note=''), to be called for what is done.
+    """
     if not self.console.is_terminal:
-      yield plain_progress(self.say, title, total, done, unit)
+      yield PlainProgress(self.log, title, total, done, unit)
       return
     columns = (TextColumn('    {task.description}'), BarColumn(), MofNCompleteColumn(),
                TextColumn('{task.fields[rate]}'), TimeRemainingColumn(),
                TextColumn('{task.fields[note]}'))
     with Progress(*columns, console=self.console, transient=True) as bar:
       row = bar.add_task(title, total=total, completed=done, rate='', note='')
-      begun = []  # the first call compiles, which says nothing about the rate
-      def advance(n=1, note=''):
-        now = bar.tasks[0].completed + n
-        begun.extend([] if begun else [now, time.monotonic()])
-        rate = (now - begun[0]) / max(1e-9, time.monotonic() - begun[1])
-        bar.update(row, advance=n, rate=pace(rate, unit) if rate else '', note=note)
-      yield advance
+      yield BarProgress(bar, row, done, unit)
 
 
-def plain_progress(say, title, total, done, unit):
-  """The same face as a bar's `advance`, for logs and pipes."""
-  state = dict(done=done, first=0, start=0.0, said=time.monotonic())
+@dataclasses.dataclass
+class Rate:
+  """Units a second. It counts from the first, which compiles and says nothing about the rate."""
+  first: int = 0
+  start: float = 0.  # seconds; 0 before the first is done
 
-  def advance(n=1, note=''):
-    state['done'] += n
+  def __call__(self, done: int) -> float:
     now = time.monotonic()
-    if not state['start']:  # the first one compiles, which says nothing about the rate
-      state.update(start=now, first=state['done'], said=now)
-      return
-    if now - state['said'] < 10 and state['done'] < total:
-      return
-    state['said'] = now
-    rate = (state['done'] - state['first']) / max(1e-9, now - state['start'])
-    left = (total - state['done']) / max(rate, 1e-9)
-    say(f'    {title} {state["done"]:,}/{total:,}, {pace(rate, unit)}, {left:.0f} s left {note}')
-  return advance
+    if not self.start:
+      self.first, self.start = done, now
+    return (done - self.first) / max(1e-9, now - self.start)
 
 
-def pace(rate, unit):
+@dataclasses.dataclass
+class BarProgress:
+  """`progress` in a terminal: moves a bar of rich's Progress."""
+  bar: Progress
+  row: int
+  done: int
+  unit: str
+  rate: Rate = dataclasses.field(default_factory=Rate)
+
+  def __call__(self, n: int = 1, note: str = '') -> None:
+    self.done += n
+    rate = self.rate(self.done)
+    self.bar.update(self.row, advance=n, rate=pace(rate, self.unit) if rate else '', note=note)
+
+
+@dataclasses.dataclass
+class PlainProgress:
+  """`progress` for logs and pipes: a line every ten seconds, and one at the end."""
+  log: Callable[[str], object]
+  title: str
+  total: int
+  done: int
+  unit: str
+  logged: float = 0.  # when the last line was logged, in seconds
+  rate: Rate = dataclasses.field(default_factory=Rate)
+
+  def __call__(self, n: int = 1, note: str = '') -> None:
+    self.done += n
+    now, rate = time.monotonic(), self.rate(self.done)
+    if not self.logged or now - self.logged < 10 and self.done < self.total:
+      self.logged = self.logged or now
+      return
+    self.logged = now
+    left = (self.total - self.done) / max(rate, 1e-9)
+    self.log(f'    {self.title} {self.done:,}/{self.total:,}, {pace(rate, self.unit)}, '
+             f'{left:.0f} s left {note}')
+
+
+def pace(rate: float, unit: str) -> str:
   """'12.3 step/s', or '28.1 s/epoch' where one takes long."""
   return f'{rate:,.1f} {unit}/s' if rate >= 0.5 or rate <= 0 else f'{1 / rate:,.1f} s/{unit}'
 
 
 @contextlib.contextmanager
-def open_work(path, config=None, mesh=None, guards=None, part=None):
+def open_work(path: str | os.PathLike, config: dict | None = None,
+              mesh: jax.sharding.Mesh | None = None, guards: Guards | None = None,
+              part: tuple[int, int] | None = None) -> Iterator[Workdir]:
   """Opens (and makes) a run's folder for this process alone.
 
-  config: what goes to config.json, or None to leave the one that stands there. With several
-  processes, process 0 has the folder; the others see its stages, which takes a file system that
-  they share, and write into a folder of their own that is thrown away. part: (i, n), where this is
-  one of several that open the folder side by side.
+  config: what goes to config.json, or None to leave the one that stands there. mesh, guards: for
+  the stages. part: (i, n), where this is one of several that open the folder side by side. With
+  several processes, process 0 has the folder; the others see its stages, which takes a file system
+  that they share, and write into a folder of their own that is thrown away.
   Raises WorkdirError where another process holds the folder, or it cannot be written.
   """
   path, guards = pathlib.Path(path), guards or Guards()
   if jax.process_index():
     multihost.broadcast('opened')
-    with tempfile.TemporaryDirectory(prefix='recjax-') as room:
-      yield Workdir(mirror(path, pathlib.Path(room)), Console(quiet=True), mesh, first=False,
-                 guards=guards)
+    with tempfile.TemporaryDirectory(prefix='recjax-') as own:
+      yield Workdir(mirror(path, pathlib.Path(own)), Console(quiet=True), mesh, first=False,
+                    guards=guards)
     return
   try:
     path.mkdir(parents=True, exist_ok=True)
     check_own(path)
-    lock = open(path / 'lock', 'a+')  # noqa: SIM115  held for the whole run
+    lock = file_io.FileLock(path / 'lock')
   except OSError as error:
     raise WorkdirError(
         f'cannot write to {path}: {error.strerror}; choose another --workdir') from error
-  with lock, contextlib.ExitStack() as stack:
-    holds = job_parts.take(lock)
-    if not holds and not part:
-      raise WorkdirError(f'{path} is in use by {job_parts.holder(lock)}; wait for it, stop it, or '
-                         'choose another --workdir')
-    if config is not None and not (part and (path / 'config.json').exists()) and holds:
+  with lock.file, contextlib.ExitStack() as stack:
+    if not lock.acquire() and not part:
+      raise WorkdirError(f'{path} is in use by {lock.holder()}; wait for it, stop it, or choose '
+                         'another --workdir')
+    if config is not None and not (part and (path / 'config.json').exists()) and lock.held:
       file_io.write_json(path / 'config.json', run_files.signed(config))
     if part:
       job_parts.same_settings(path, config['config'])
-    tail = stack.enter_context(open(path / 'run.log', 'a'))
+    log_file = stack.enter_context(open(path / 'run.log', 'a'))
     for name in ('stages', 'checkpoints'):
       (path / name).mkdir(exist_ok=True)
     multihost.broadcast('opened')
-    work = Workdir(path, Console(), mesh, tail, guards=guards, part=part, lock=lock, holds=holds)
+    work = Workdir(path, Console(), mesh, log_file, guards=guards, part=part, lock=lock)
     try:
       yield work
     except BaseException as error:
-      work.note(f'stopped by {type(error).__name__}: {error}')
+      work.log_to_file(f'stopped by {type(error).__name__}: {error}')
       raise
     finally:
       if work.board:
         work.board[1].close()
 
 
-def check_board(board, path):
+def check_board(board, path: pathlib.Path) -> None:
   """Raises WorkdirError where TensorBoard's thread has met a full disk: nobody takes what is handed
   to it any more, and the program would wait for ever."""
   writer = board.file_writer.event_writer
@@ -335,30 +373,31 @@ def check_board(board, path):
                        'command again: finished stages and checkpoints are kept')
 
 
-def check_own(path):
+def check_own(path: pathlib.Path) -> None:
   """Raises WorkdirError where a folder holds what no run put there and a run would write over."""
-  there = [name for name in WRITTEN if os.path.lexists(path / name)]
+  names = [name for name in WRITTEN if os.path.lexists(path / name)]
   lock = path / 'lock'
   locked = lock.is_file() and lock.read_bytes()[:8] in (b'', b'process ')
-  if not there or locked or run_files.is_config(path / 'config.json'):
+  if not names or locked or run_files.is_config(path / 'config.json'):
     return
-  raise WorkdirError(f'{path} holds {there[0]}, which no run of recjax made and a run would write '
+  raise WorkdirError(f'{path} holds {names[0]}, which no run of recjax made and a run would write '
                      'over; choose another --workdir')
 
 
 @contextlib.contextmanager
-def open_adopted(workdir, data, mesh):
-  """Opens the folder in which a run keeps what it makes of a later data set. Yields Work
+def open_adopted(workdir: str | os.PathLike, data, mesh: jax.sharding.Mesh) -> Iterator[Workdir]:
+  """Opens the folder in which a run keeps what it makes of a later data set.
 
-  What it says goes to standard error, as answers go to standard output. Raises as `open_work`.
+  data: the Dataset. mesh: the devices. What is logged goes to standard error, as answers go to
+  standard output. Raises as `open_work`.
   """
   with open_work(pathlib.Path(workdir) / 'adopted' / data.fingerprint[:16], None, mesh) as work:
     work.console = Console(stderr=True)
     yield work
 
 
-def mirror(path, room):
-  """A folder of one's own from which the shared run folder is read. -> it
+def mirror(path: pathlib.Path, own: pathlib.Path) -> pathlib.Path:
+  """Makes `own` a folder from which the shared run folder `path` is read. -> own
 
   Raises WorkdirError where process 0's folder is not to be seen from here.
   """
@@ -367,31 +406,31 @@ def mirror(path, room):
     raise WorkdirError(f'process {jax.process_index()} does not see {path}, which process 0 has '
                        'made; give a --workdir on a file system that all hosts share')
   for name in ('stages', 'checkpoints', 'config.json'):
-    os.symlink(path / name, room / name)
+    os.symlink(path / name, own / name)
   if (path / 'metrics.jsonl').exists():
-    shutil.copyfile(path / 'metrics.jsonl', room / 'metrics.jsonl')
-  return room
+    shutil.copyfile(path / 'metrics.jsonl', own / 'metrics.jsonl')
+  return own
 
 
-def await_file(path):
+def await_file(path: pathlib.Path) -> None:
   """Returns when `path` is there; process 0 makes it, and if that one dies so does this one."""
   while not path.exists():
     time.sleep(0.5)
 
 
-def saved_config(workdir):
-  """The settings of an earlier run. -> ConfigDict. Raises WorkdirError where there are none."""
+def saved_config(workdir: str | os.PathLike) -> ConfigDict:
+  """The settings of an earlier run. Raises WorkdirError where there are none."""
   return ConfigDict(run_files.read_config(workdir)['config'])
 
 
-def find_stage(workdir, name):
+def find_stage(workdir: str | os.PathLike, name: str) -> pathlib.Path:
   """The folder of a finished stage of an earlier run. Raises WorkdirError where there is none, or
   a file of it is not as the stage left it."""
-  there = [f for f in sorted((pathlib.Path(workdir) / 'stages').glob(f'*-{name}')) if f.is_dir()]
-  found = [f for f in there if (f / 'DONE.json').exists()]
-  if not found:
-    lost = f' ({there[-1] / "DONE.json"} is missing)' if there else ''
+  stages = [f for f in sorted((pathlib.Path(workdir) / 'stages').glob(f'*-{name}')) if f.is_dir()]
+  finished = [f for f in stages if (f / DONE).exists()]
+  if not finished:
+    lost = f' ({stages[-1] / DONE} is missing)' if stages else ''
     raise WorkdirError(f'{workdir} holds no finished stage {name!r}{lost}; run its experiment to '
                        f'the end first: python -m recjax.main --config=... --workdir={workdir}')
-  run_files.check(found[-1])
-  return found[-1]
+  run_files.check(finished[-1])
+  return finished[-1]

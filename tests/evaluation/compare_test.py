@@ -96,8 +96,7 @@ class RunsTest(parameterized.TestCase):
         'config': {'method': 'etegrec', 'preset': 'paper'},
         'facts': {'revision': 'abc1234', 'command': 'python -m recjax.main --config=b'}}))
     table = compare.compare([a, b], against='popularity')
-    page = re.sub(r'\s+', ' ', re.sub('<[^>]*>', ' ', cli.compare_page([str(a), str(b)], table,
-                                                                      compare)))
+    page = re.sub(r'\s+', ' ', re.sub('<[^>]*>', ' ', cli.compare.page([str(a), str(b)], table)))
     self.assertIn('50 users that all runs ranked. Protocol of every row: p.', page)
     self.assertRegex(page, r'a: betags 50 0\.\d{4}')
     self.assertRegex(page, r'b: tiger 50 0\.\d{4}')
@@ -124,7 +123,7 @@ class RunsTest(parameterized.TestCase):
     want = 2 * statistics.paired_test(ours[10:30] < 10., base[10:30] < 10., 0)
     self.assertAlmostEqual(cells['head']['p'], want)  # Holm over two tests
     self.assertEqual(found['rows']['b:sasrec']['head'], {'value': 1, 'low': 1, 'high': 1})
-    page = cli.compare_page([str(b), str(a)], compare.compare([b, a], against='sasrec'), compare)
+    page = cli.compare.page([str(b), str(a)], compare.compare([b, a], against='sasrec'))
     words = re.sub(r'\s+', ' ', re.sub('<[^>]*>', ' ', page))
     self.assertIn('Differences by group', words)
     self.assertRegex(words, r'a: ours −0\.5000 −0\.\d{4} to −0\.\d{4} p (< )?0\.\d{3} 0\.0000 ')
@@ -144,7 +143,7 @@ class RunsTest(parameterized.TestCase):
     a = self.run_at('a', {'betags': self.good, 'popularity': self.bad})
     table = compare.compare([a])
     self.assertEqual(table['groups'], {})
-    self.assertNotIn('Differences by group', cli.compare_page([str(a)], table, compare))
+    self.assertNotIn('Differences by group', cli.compare.page([str(a)], table))
 
   def test_several_seeds_make_one_row(self):
     runs = [self.run_at(n, {'betags': r, 'popularity': self.bad}) for n, r in

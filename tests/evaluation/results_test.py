@@ -82,7 +82,7 @@ class OutcomeTest(absltest.TestCase):
   def test_the_closing_table_says_rows_tests_and_protocol(self):
     self.saved(ours=np.array([[0] * 6, [1] * 6]), random=np.arange(6) + 20)
     said = []
-    work = types.SimpleNamespace(console=Console(file=io.StringIO(), width=80), say=said.append)
+    work = types.SimpleNamespace(console=Console(file=io.StringIO(), width=80), log=said.append)
     results_lib.show(work, self.folder)
     text = '\n'.join(said)
     for words in ('ours', 'random', '2 seeds', 'by hand', '1.0000 [1.0000, 1.0000]'):

@@ -16,7 +16,7 @@ import jax
 import numpy as np
 from absl.testing import absltest
 
-from recjax import errors, recommend
+from recjax import batch_recommend, errors, recommend
 from recjax.distributed import sharding
 from recjax.methods import betag
 from recjax.methods.betag import generate, train
@@ -206,7 +206,7 @@ class ToyTest(absltest.TestCase):
     source.write_text(''.join(json.dumps({'user_id': n, 'items': ['a']}) + '\n' for n in range(5)))
     ask, shop = recommend.load(self.path)
     self.assertEqual(
-      recommend.batch(ask, shop, source, target, 2, recommend.model_version(self.path)), 5
+      batch_recommend.run(ask, shop, source, target, 2, recommend.model_version(self.path)), 5
     )
     rows = [json.loads(line) for line in target.read_text().splitlines()]
     self.assertEqual([row['user_id'] for row in rows], list(range(5)))

@@ -192,7 +192,7 @@ class WholeTest(parameterized.TestCase):
         run(cfg, broken)
     finally:
       train.validate_params = original
-    calls, kept = [], sharded_stage.kept
+    calls, kept = [], sharded_stage.compute_once
 
     def counted(stop, work, name, make):
       def once():
@@ -202,10 +202,10 @@ class WholeTest(parameterized.TestCase):
         return make()
       return kept(work, name, once)
     with mock.patch.object(evaluate, 'PIECE_USERS', 1):
-      with mock.patch.object(sharded_stage, 'kept', functools.partial(counted, 1)), \
+      with mock.patch.object(sharded_stage, 'compute_once', functools.partial(counted, 1)), \
           self.assertRaisesRegex(UserError, 'killed'):
         run(cfg, broken)
-      with mock.patch.object(sharded_stage, 'kept', functools.partial(counted, 99)):
+      with mock.patch.object(sharded_stage, 'compute_once', functools.partial(counted, 99)):
         run(cfg, broken)
     self.assertEqual(calls, ['seed-0-0', 'seed-0-48', 'seed-0-96'])
     for name in ('ranks.parquet', 'predictions.parquet'):

@@ -90,7 +90,7 @@ def tokenizer(template):
 
 
 def renderer(base, variables=None, codes=False):
-  made, (soi, eoi, *more) = tokenizer_lib.extend(
+  made, (soi, eoi, *more) = tokenizer_lib.add_control_tokens(
     base,
     [
       tokenized_catalog.SOI,

@@ -30,7 +30,7 @@ TRAIN = ConfigDict(dict(seed=0, longest_list=10, full_lists=False, candidates=0.
 
 def tokenizer():
   base = tokenizer_lib.train_bpe([*TITLES, *TEMPLATE.values()], 320)
-  return tokenizer_lib.extend(base, [tokenized_catalog.SOI, tokenized_catalog.EOI])
+  return tokenizer_lib.add_control_tokens(base, [tokenized_catalog.SOI, tokenized_catalog.EOI])
 
 
 def stock(made=None):
@@ -69,7 +69,7 @@ class GoodsTest(parameterized.TestCase):
 
   def test_new_tokens_need_ids_of_their_own(self):
     with self.assertRaisesRegex(ConfigError, 'needs one of its own'):
-      tokenizer_lib.extend(tokenizer()[0], ['<X>', '<X>'])
+      tokenizer_lib.add_control_tokens(tokenizer()[0], ['<X>', '<X>'])
 
 
 class SampleTest(parameterized.TestCase):

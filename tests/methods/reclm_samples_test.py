@@ -317,7 +317,9 @@ class AverageTest(parameterized.TestCase):
   def setUp(self):
     super().setUp()
     base = tokenizer()
-    made, ids = tokenizer_lib.extend(base, [tokenized_catalog.SOI, tokenized_catalog.EOI])
+    made, ids = tokenizer_lib.add_control_tokens(
+      base, [tokenized_catalog.SOI, tokenized_catalog.EOI]
+    )
     shape = llm.Config(
       vocab=base.vocab_size, width=16, layers=1, heads=2, kv_heads=1, head_dim=8, ffn=16
     )
@@ -429,7 +431,9 @@ class ApartTest(absltest.TestCase):
         '<|start|>assistant\\n', "<|start|>assistant\\n' ~ ('' if think else '<none>') ~ '"))
     found = {}
     for think in (True, False):
-      made, (soi, eoi) = tokenizer_lib.extend(base, [tokenized_catalog.SOI, tokenized_catalog.EOI])
+      made, (soi, eoi) = tokenizer_lib.add_control_tokens(
+        base, [tokenized_catalog.SOI, tokenized_catalog.EOI]
+      )
       speaker = types.SimpleNamespace(tokenizer=made, soi=soi, eoi=eoi)
       stock = tokenized_catalog.load(CATALOG, made)
       cfg = config()
@@ -450,7 +454,9 @@ class MaskTest(absltest.TestCase):
   def test_title_nll_is_the_same_whatever_the_loss_is(self):
     """An untrained model judged under every `train.scope`: one figure, over the same tokens."""
     base = tokenizer()
-    made, ids = tokenizer_lib.extend(base, [tokenized_catalog.SOI, tokenized_catalog.EOI])
+    made, ids = tokenizer_lib.add_control_tokens(
+      base, [tokenized_catalog.SOI, tokenized_catalog.EOI]
+    )
     shape = llm.Config(
       vocab=base.vocab_size, width=16, layers=1, heads=1, kv_heads=1, head_dim=16, ffn=16
     )

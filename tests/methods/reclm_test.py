@@ -346,7 +346,7 @@ class CheckTest(parameterized.TestCase):
 
   def test_ret_takes_one_catalog(self):
     made = tokenizer.train_bpe(TITLES, 400)
-    made, (soi, eoi) = tokenizer.extend(made, ['<SOI>', '<EOI>'])
+    made, (soi, eoi) = tokenizer.add_control_tokens(made, ['<SOI>', '<EOI>'])
     stock = tokenized_catalog.load(Catalog(('x',), {'title': ['One']}), made)
     model = llm_lib.LM(llm_lib.Config(made.vocab_size, 16, 1, 1, 1, 16, 16))
     speaker = train.ChatModel(model, {}, None, made, soi, eoi, [])

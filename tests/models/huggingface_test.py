@@ -254,7 +254,7 @@ class FilesTest(parameterized.TestCase):
     self.assertEqual(again['embed'].dtype, jnp.dtype(kind))
     sizes = [f.stat().st_size for f in folder.glob('*.safetensors')]
     self.assertEqual(len(sizes) == 1, limit > 1 << 20)
-    self.assertFalse(list(folder.glob('*.part')))
+    self.assertFalse(list(folder.glob('.*')))  # nothing half-written stays
 
   def test_stored_tensors_have_their_layout(self):
     folder = tempdir(self)

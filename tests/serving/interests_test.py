@@ -20,7 +20,7 @@ class InterestsTest(parameterized.TestCase):
       (dict(body=llm_api_test.reply([''])), 'local', None, 'empty'),
       (dict(body=llm_api_test.reply(['Ropes!'])), 'local', None, 'without interests'))
   def test_an_endpoint_and_what_stands_in_for_it(self, step, source, want, note):
-    asked = interest_terms.question([42, 45], fake_service.CATALOG.columns)[-1]['content']
+    asked = interest_terms.interest_messages([42, 45], fake_service.CATALOG.columns)[-1]['content']
     with llm_api_test.serving({asked: [step]}) as server:
       http = app_test.client(interests_url=f'http://127.0.0.1:{server.server_port}/v1',
                              interests_model='m',

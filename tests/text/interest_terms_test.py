@@ -60,7 +60,7 @@ class LocalTest(parameterized.TestCase):
       out = interest_terms.interests(history, terms)
     self.assertLess((time.thread_time() - start) / 20, .02)
     self.assertLen(out, 5)
-    some = [interest_terms.why(int(i), out, terms) for i in history[-50:]]
+    some = [interest_terms.shared_terms(int(i), out, terms) for i in history[-50:]]
     self.assertEqual({w for row in some for w in row}, set(out))
 
   @hypothesis.settings(max_examples=100, deadline=None)
@@ -82,22 +82,22 @@ class ModelTest(parameterized.TestCase):
 
   def test_the_question_shows_the_history_alone_on_one_line_an_item(self):
     columns = {'title': ['a\nb', 'target'], 'description': ['x' * 999, None]}
-    text = interest_terms.question([1], columns)[1]['content']
+    text = interest_terms.interest_messages([1], columns)[1]['content']
     self.assertNotIn('target', text)
     self.assertEqual(text.count('\n'), 1)
     self.assertLess(len(text), 600)
 
   def ask(self, timeout=5., **step):
-    text = interest_terms.question([1, 3], COLUMNS)[-1]['content']
+    text = interest_terms.interest_messages([1, 3], COLUMNS)[-1]['content']
     with llm_api_test.serving({text: [step]}) as server:
       api = llm_api_test.config(server, n=1, retries=1, timeout=timeout)
-      return interest_terms.from_model([1, 3], COLUMNS, api, '', etegrec.parse_interests)
+      return interest_terms.ask_model([1, 3], COLUMNS, api, '', etegrec.parse_interests)
 
   def test_an_answer(self):
     body = llm_api_test.reply(['<interest>Wires</interest>\n<interest> wires</interest>'])
     self.assertEqual(self.ask(body=body), ['Wires'])
     self.assertEqual(self.ask(body=llm_api_test.reply(['{"interests": ["Pots"]}'])), ['Pots'])
-    self.assertEqual(interest_terms.from_model([], COLUMNS, None, '', None), [])
+    self.assertEqual(interest_terms.ask_model([], COLUMNS, None, '', None), [])
 
   @parameterized.parameters(
       (dict(status=429), 'rate_limited'), (dict(body='{"broken'), 'malformed'),

@@ -17,7 +17,8 @@ from unittest import mock
 
 from absl.testing import absltest, parameterized
 
-from recjax.errors import ConfigError, DataError, ServiceError, WorkdirError
+from recjax import file_io
+from recjax.errors import ConfigError, ServiceError, WorkdirError
 from recjax.text import llm_api
 
 KEY = 'sk-very-secret-4711'
@@ -374,10 +375,10 @@ class JournalTest(ApiCase):
 
   def test_a_damaged_line_and_a_second_process_are_refused(self):
     with serving() as server:
-      with llm_api.Journal(self.journal), self.assertRaisesRegex(WorkdirError, 'in use'):
+      with file_io.Journal(self.journal), self.assertRaisesRegex(WorkdirError, 'in use'):
         self.run_job(server, ask('a'))
       self.journal.write_text('{"hash": 1}\n')
-      with self.assertRaisesRegex(DataError, 'line 1 is damaged'):
+      with self.assertRaisesRegex(WorkdirError, 'line 1 is damaged'):
         self.run_job(server, ask('a'))
 
   def test_killed_jobs_never_ask_again_for_what_the_journal_holds(self):

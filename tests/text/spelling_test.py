@@ -94,7 +94,7 @@ class FormTest(parameterized.TestCase):
   @parameterized.parameters(*FORMS)
   def test_reclm_names_items_by_what_it_writes(self, name):
     normaliser, want = FORMS[name]
-    made, _ = tokenizer_lib.extend(
+    made, _ = tokenizer_lib.add_control_tokens(
       with_normalizer(normaliser), [tokenized_catalog.SOI, tokenized_catalog.EOI]
     )
     stock = tokenized_catalog.load(Catalog(tuple('abcdefgh'), {'title': TITLES}), made)
@@ -141,9 +141,9 @@ class LostTest(parameterized.TestCase):
 
   def test_titles_that_never_settle(self):
     with self.assertRaisesRegex(DataError, "'a'.* changes with every encoding, now 'a   '"):
-      spelling.settled(lambda some: [t + ' ' for t in some], ['a'], ['i'])
+      spelling.round_trip(lambda some: [t + ' ' for t in some], ['a'], ['i'])
     with self.assertRaisesRegex(DataError, r'\(2 titles are so\)'):
-      spelling.settled(lambda some: [t[1:] for t in some], ['ab', 'cd'], ['i', 'j'])
+      spelling.round_trip(lambda some: [t[1:] for t in some], ['ab', 'cd'], ['i', 'j'])
 
   def test_entities_within_entities_and_quotes_within_quotes_stay_titles(self):
     odd = ['AT&amp;amp;T', '""Heroes""', '"Weird Al" live', 'Pipe 3"', "'n'"]

@@ -122,8 +122,8 @@ class GuardsTest(absltest.TestCase):
   def test_stalled_input_is_named(self):
     late = threading.Event()
     with self.open(stall=0.05) as work, concurrent.futures.ThreadPoolExecutor(1) as reader:
-      work.current, say = 'tune', work.say
-      work.say = lambda text: (say(text), late.set())
+      work.current, say = 'tune', work.log
+      work.log = lambda text: (say(text), late.set())
       coming = reader.submit(lambda: late.wait(60) and 'batch')
       self.assertEqual(fault_tolerance.awaited(coming, work, 41), 'batch')
     self.assertIn('input stalled: the batch of step 41 of tune', (

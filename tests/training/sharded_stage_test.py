@@ -1,5 +1,4 @@
 """Parts of a run: any order, any number, killed, at once, beside the whole run; equal bytes."""
-import fcntl
 import pathlib
 import threading
 import time
@@ -119,7 +118,7 @@ class ShardsTest(absltest.TestCase):
     ends, turn = [None] * count, job_parts.turn
 
     def told(work, name, state_of, shared):
-      if before and name == 'train' and not work.holds:
+      if before and name == 'train' and not work.lock.held:
         before.wait(10)  # the one that trains is in its stage, all others are here
       return turn(work, name, state_of, shared)
 
@@ -139,16 +138,16 @@ class ShardsTest(absltest.TestCase):
   def test_a_part_waits_for_who_has_the_folder_and_takes_over_from_the_dead(self):
     self.path.mkdir(parents=True)
     file_io.write_json(self.path / 'config.json', {'config': {}})
-    with open(self.path / 'lock', 'a+') as lock:
-      self.assertTrue(job_parts.take(lock))
+    lock = file_io.FileLock(self.path / 'lock')
+    with lock.file:
+      self.assertTrue(lock.acquire())
       thread = threading.Thread(target=lambda: self.at_once(1))
       thread.start()
       log = self.path / 'run.log'
       while not log.exists() or 'waiting for stage train; process' not in log.read_text():
         time.sleep(.01)
       self.assertEqual(self.trained, [])
-      fcntl.flock(lock, fcntl.LOCK_UN)
-      thread.join()
+    thread.join()  # whoever had the lock is gone without a word
     self.assertEqual(self.trained, [(0, 1)])
 
   def test_a_stage_that_another_finished_meanwhile_ends_the_part(self):

@@ -119,7 +119,7 @@ class EncoderTest(parameterized.TestCase):
 
   def test_convert_writes_the_vectors_of_a_catalogue(self):
     out = self.folder / 'vectors.npy'
-    run = lambda *words: cli.convert(cli.parser().parse_args(  # noqa: E731
+    run = lambda *words: cli.convert.run(cli.parser().parse_args(  # noqa: E731
         ['convert', str(self.folder), '--to=vectors', *words]))
     run('--data=sample:1:50', f'--out={out}')
     shop = dataset.load_data('sample:1:50')

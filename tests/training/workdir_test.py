@@ -162,9 +162,9 @@ class WorkTest(absltest.TestCase):
     with self.open():
       code = f"""
           from recjax import errors
-          from recjax.training import work
+          from recjax.training import workdir
           def go():
-            with work.open_work({str(self.path)!r}):
+            with workdir.open_work({str(self.path)!r}):
               print('opened')
           errors.guard(go)
           """
@@ -177,11 +177,11 @@ class WorkTest(absltest.TestCase):
   def test_a_killed_process_frees_the_folder_and_its_stage_goes_on(self):
     code = f"""
         import os, signal
-        from recjax.training import work
+        from recjax.training import workdir
         def fn(w):
           (w.folder / 'half').write_text('done')
           os.kill(os.getpid(), signal.SIGKILL)
-        with work.open_work({str(self.path)!r}, {{}}) as w:
+        with workdir.open_work({str(self.path)!r}, {{}}) as w:
           w.stage('one', fn)
         """
     done = subprocess.run([sys.executable, '-c', textwrap.dedent(code)], cwd=ROOT, check=False)
@@ -246,7 +246,7 @@ class WorkTest(absltest.TestCase):
       (room / name).write_text(text)
     big = room / 'model.safetensors'
     found = []
-    with mock.patch.object(workdir_lib, 'SMALL_FILE', 1 << 20):
+    with mock.patch.object(workdir_lib, 'HASHED', 1 << 20):
       data = np.random.default_rng(0).bytes(5 << 20)
       for change in (None, 0, 123_456, 3 << 20, len(data) - 1):
         now = bytearray(data)

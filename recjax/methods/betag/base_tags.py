@@ -95,7 +95,7 @@ def ask(work: Workdir, cfg: ConfigDict,
     def progress(done, total):
       advance(done - seen[0])
       seen[0] = done
-    answers = llm_api.run_requests(requests, api, work.folder, log=work.say, progress=progress)
+    answers = llm_api.run_requests(requests, api, work.folder, log=work.log, progress=progress)
   tags = {
     item: tag_parsing.pool_samples(
       [tag_parsing.parse_tag_list(t) for t in answer.texts], cfg.max_base_tags)

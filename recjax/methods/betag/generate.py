@@ -114,7 +114,7 @@ def prompt_batches(
   tags: of each item. tokenizer: the LLM's. cfg: of `settings`. -> ([(item ids, token ids (B, P),
   lengths (B,))], prefix ids)
   """
-  prefix = chat_template.ask(tokenizer, prompts_lib.MESSAGES)
+  prefix = chat_template.prompt_ids(tokenizer, prompts_lib.MESSAGES)
   heading = tokenizer.encode(prompts_lib.HEADING)
   items = list(tags)
   prompts = [heading + ids for ids in tokenizer.encode_batch(

@@ -41,7 +41,7 @@ def spelt(tokenizer: Tokenizer, tags: dict[str, list[str]]) -> dict[str, list[st
 
   def back(texts):
     return [tokenizer.decode(ids).strip() for ids in tokenizer.encode_batch(texts)]
-  spelled = dict(zip(items, spelling.settled(back, list(items), list(items.values()), 'tag')))
+  spelled = dict(zip(items, spelling.round_trip(back, list(items), list(items.values()), 'tag')))
   same = all(old == new for old, new in spelled.items())
   return tags if same else {
       i: list(dict.fromkeys(spelled[t] for t in item_tags)) for i, item_tags in tags.items()}

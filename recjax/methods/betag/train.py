@@ -81,7 +81,7 @@ class SampleBatches:
     if not self.sequences:
       raise DataError(f'all {len(sequences)} training sequences are shorter than '
                       f'train.min_seq_len={train.min_seq_len}; lower it or bring longer ones')
-    self.prefix = chat_template.ask(tokenizer, prompts.MESSAGES)
+    self.prefix = chat_template.prompt_ids(tokenizer, prompts.MESSAGES)
     self.heading = tokenizer.encode(prompts.HEADING)
     self.draw = DrawSettings(cfg.seed, train.max_seq_len, cfg.sep, tuple(train.keep))
     lengths = np.array([len(s) for s in self.sequences])

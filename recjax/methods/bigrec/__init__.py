@@ -44,14 +44,14 @@ def run(cfg: ConfigDict, work: Workdir) -> None:
   """The experiment, stage by stage. cfg: the run's config. work: the Workdir."""
   template = check(cfg)
   data = instruction_data.load(cfg.data, cfg.samples)
-  work.say(f'{data.name}: {len(data.catalog):,} items; {len(data.cases.train):,} training, '
+  work.log(f'{data.name}: {len(data.catalog):,} items; {len(data.cases.train):,} training, '
            f'{len(data.cases.valid):,} validation, {len(data.cases.test):,} test cases'
            + ''.join(f'; {v:,} {k.replace("_", " ")}' for k, v in data.notes.items() if v))
   opening, texts = train.documents(template, cfg.prompt.noun, data.titles, cfg.seed)
   llm = llm_loading.folder(cfg, work, opening, lambda: texts, data)
   data = instruction_data.spelt(data, tokenizer.load(llm), template)
   if spelt := data.notes.get('titles_as_the_tokenizer_spells_them'):
-    work.say(f'{spelt:,} titles are read and written as the tokenizer spells them')
+    work.log(f'{spelt:,} titles are read and written as the tokenizer spells them')
   tuned = work.stage('tune', train.stage, train.settings(cfg), data, llm)
   assistant = work.stage('assistant', cf_assistant.stage, cf_assistant.settings(cfg), data)
   if cfg.variant == 'ground':

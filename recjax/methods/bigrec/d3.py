@@ -21,7 +21,7 @@ from recjax.methods.bigrec import cf_assistant, evaluate, instruction_data, prom
 from recjax.methods.bigrec import generate as gen
 from recjax.methods.bigrec.instruction_data import Data
 from recjax.run_files import read_json
-from recjax.training import journal, sft
+from recjax.training import sft, sharded_stage
 from recjax.training.workdir import Workdir
 
 GHOST = 0.99  # a token likelier than this tells nothing
@@ -93,7 +93,7 @@ class Search:
       items, scores = self.rows(writer, cases, asked, alpha, length_penalty, chosen)
       return [[i.tolist(), [round(float(x), 5) for x in s]] for i, s in zip(items, scores)]
     with jax.set_mesh(self.work.mesh):
-      lists = journal.answer_all(self.work, name, self.work.folder / f'{name}.jsonl', asked,
+      lists = sharded_stage.answer_all(self.work, name, self.work.folder / f'{name}.jsonl', asked,
                                  self.cfg.decode.batch, answer)
     return (np.array([i for i, _ in lists], np.int32), np.array([s for _, s in lists], np.float32))
 

@@ -26,7 +26,7 @@ from recjax.methods.bigrec import generate as gen
 from recjax.methods.bigrec.instruction_data import Data
 from recjax.models import bert
 from recjax.retrieval import nearest
-from recjax.training import journal, llm_loading, sft, text_embedding
+from recjax.training import llm_loading, sft, sharded_stage, text_embedding
 from recjax.training.workdir import Workdir
 
 KINDS = ('pop', 'cf')   # what may pull the distances
@@ -72,7 +72,7 @@ def generate(work: Workdir, cfg: ConfigDict, data: Data, folder: pathlib.Path,
           tokenizer, template, records, cfg.prompt.max_prompt_tokens)
       writer = PrefixGenerator(model, variables, tokenizer, sft.common_prefix(asked),
                       max(map(len, asked)))
-      found = journal.answer_all(
+      found = sharded_stage.answer_all(
           work, part, work.folder / f'{part}.partial.jsonl', asked, cfg.decode.batch,
           lambda some, w=writer, a=asked: gen.texts(w, [a[i] for i in some], cfg.decode))
       texts = [[prompts.title_of(t) for t in beams] for beams, _ in found]

@@ -76,9 +76,9 @@ def spelt(data: Data, tokenizer: Tokenizer, template: Template) -> Data:
   data: the Data. template: of prompts. Raises DataError naming an item whose title the tokenizer
   cannot write.
   """
-  titles = spelling.settled(lambda some: prompts.come_back(tokenizer, template, some),
+  titles = spelling.round_trip(lambda some: prompts.come_back(tokenizer, template, some),
                             data.titles, data.catalog.ids)
-  more = spelling.notes(data.titles, titles)
+  more = spelling.count_changes(data.titles, titles)
   return dataclasses.replace(data, titles=titles, notes={**noted(titles, data.notes), **more})
 
 

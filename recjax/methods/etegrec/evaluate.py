@@ -104,7 +104,7 @@ def rank_test_users(work: Workdir, name: str, cfg: ConfigDict, data: train.Train
         cfg.eval.mask_history
       )
       return {'items': items, 'scores': scores}
-    pieces.append(sharded_stage.kept(work, f'{name}-{start}', rank_piece))
+    pieces.append(sharded_stage.compute_once(work, f'{name}-{start}', rank_piece))
     if advance:
       advance(len(pieces[-1]['items']))
   inverse_order = np.argsort(order)
@@ -137,7 +137,7 @@ def judge_without_interests(work: Workdir, cfg: ConfigDict, data: train.Training
   without interests (seeds, n)
   """
   cases, interests = data.split.test, data.given('test')
-  work.say('    the same users without their interests, and with those of others')
+  work.log('    the same users without their interests, and with those of others')
   no_interests = tuple(np.zeros_like(array) for array in interests)
   without_items, _ = rank_test_users(work, 'none', cfg, data, params, no_interests)
   rng = np.random.default_rng(cfg.seed)

@@ -23,7 +23,7 @@ from recjax.text import keywords
 from recjax.training import text_embedding
 from recjax.training.workdir import Workdir
 
-MAX_INTERESTS = words.MOST
+MAX_INTERESTS = words.MAX_INTERESTS
 HASH_WIDTH = 64  # numbers of a vector without an encoder
 
 

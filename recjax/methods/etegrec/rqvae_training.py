@@ -91,7 +91,7 @@ def fit(work: Workdir, cfg: rqvae.Config, train: ConfigDict, x: Float[np.ndarray
         if preempted or last or done // train.save_every > before // train.save_every:
           checkpoint.save(checkpoints, done, put_state(state, work.mesh))
         if preempted and not last:
-          work.say(f'    SIGTERM: saving step {done:,}')
+          work.log(f'    SIGTERM: saving step {done:,}')
           raise Preempted
         advance(done - before, f'collisions {float(state["rate"]):.2%} at best')
   return state['best'], {'step': int(state['at']), 'collision_rate': round(float(state['rate']), 6)}
@@ -122,10 +122,10 @@ def restore_state(checkpoints: Any, work: Workdir, start: Callable) -> tuple[int
   replicated = jax.NamedSharding(work.mesh, jax.P())
   shapes = jax.eval_shape(start)
   done, state = checkpoint.restore(checkpoints, checkpoint.abstract(
-      shapes, jax.tree.map(lambda _: replicated, shapes)), work.say)
+      shapes, jax.tree.map(lambda _: replicated, shapes)), work.log)
   if state is None:
     return 0, start()
-  work.say(f'    going on from step {done:,}')
+  work.log(f'    going on from step {done:,}')
   return done, jax.tree.map(jnp.asarray, multihost.to_host(state))
 
 

@@ -100,7 +100,7 @@ def train_network(work: Workdir, ids_cfg: ConfigDict, x: Float[np.ndarray, 'N d'
     letter = rqvae_training.LetterWeights(ids_cfg.collaborative, ids_cfg.diversity)
   params, best = rqvae_training.fit(work, cfg, ids_cfg, x, seed, letter,
                                     x if x.shape[1] == cfg.width else None)
-  work.say(f'    the codes of step {best["step"]:,} are kept')
+  work.log(f'    the codes of step {best["step"]:,} are kept')
   return save_network(work, cfg, params, x)
 
 

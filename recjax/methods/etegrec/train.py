@@ -220,7 +220,7 @@ def stage(work: Workdir, cfg: ConfigDict, dataset: Dataset, vectors_dir: Path, i
   parts = [
     f'{share} of {one_bin.history.shape[1]} items' for share, one_bin in zip(data.shares, data.bins)
   ]
-  work.say(f'    {count:,} rows, {data.steps:,} steps an epoch of ' + ', '.join(parts))
+  work.log(f'    {count:,} rows, {data.steps:,} steps an epoch of ' + ', '.join(parts))
 
   def init():
     def init_seed(key):

@@ -98,7 +98,7 @@ def draw_candidates(work: Workdir, cfg: ConfigDict, split: Split,
   except ConfigError as error:
     if 'full ranking' not in str(error):
       raise
-    work.say(f'    {error}: left out')
+    work.log(f'    {error}: left out')
     return None
 
 
@@ -158,12 +158,12 @@ def show(work: Workdir, results_dir: Path) -> None:
     table.add_row(row, *(format_cell(results['groups'][group], row) for group in names))
   with work.console.capture() as captured:
     work.console.print(table)
-  work.say(captured.get().rstrip())
+  work.log(captured.get().rstrip())
   first = next(iter(results['rows']))
-  work.say(f'in brackets: p of {first} against the row, paired randomization test, Holm-corrected')
+  work.log(f'in brackets: p of {first} against the row, paired randomization test, Holm-corrected')
   if 'sampled' in results:
     sampled_rows = results['sampled']['all']['rows']
-    work.say(results['sampled']['protocol'] + ': ' + ', '.join(
+    work.log(results['sampled']['protocol'] + ': ' + ', '.join(
         f'{row} HR@10 {cells["HR@10"]["value"]:.4f} NDCG@10 {cells["NDCG@10"]["value"]:.4f}'
         for row, cells in sampled_rows.items()))
 

@@ -1,6 +1,5 @@
 """Item vectors out of the encoder, shard by shard, and their principal components."""
 import hashlib
-import io
 import pathlib
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,7 +14,7 @@ from recjax.data.formats import llmemb as files
 from recjax.distributed.multihost import put_global
 from recjax.distributed.sharding import shardings
 from recjax.errors import DataError
-from recjax.file_io import write_atomic, write_json
+from recjax.file_io import write_arrays, write_json
 from recjax.methods.llmemb import prompts
 from recjax.models import huggingface, llm
 from recjax.retrieval import pca
@@ -92,9 +91,7 @@ def write_shards(work: Workdir, cfg: ConfigDict, texts: Sequence[str], llm_dir: 
 
 def write_array(path: Path, x: np.ndarray) -> None:
   """Writes a plain float32 array, whole or not at all. path: a .npy. x: the array."""
-  buffer = io.BytesIO()
-  np.save(buffer, np.asarray(x, np.float32), allow_pickle=False)
-  write_atomic(path, buffer.getvalue())
+  write_arrays(path, np.asarray(x, np.float32))
 
 
 def read_shards(folder: Path) -> Float[np.ndarray, 'N d']:
@@ -120,10 +117,8 @@ def write_reduced(work: Workdir, table: Float[np.ndarray, 'N d'], dim: int) -> d
   """
   components = pca.fit(table, dim)
   write_array(work.folder / TABLE_FILE, components(table))
-  with open(work.folder / 'pca.npz', 'wb') as file:
-    np.savez(
-      file, mean=components.mean, components=components.components, variance=components.variance
-    )
+  write_arrays(work.folder / 'pca.npz', dict(
+    mean=components.mean, components=components.components, variance=components.variance))
   total = float(np.var(table, 0, ddof=1).sum())
   variance_kept = float(np.asarray(components.variance).sum()) / max(total, 1e-30)
   write_json(

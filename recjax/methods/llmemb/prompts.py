@@ -61,7 +61,7 @@ def stage(work: Workdir, cfg: ConfigDict, dataset: Dataset) -> dict:
   files.write_prompts(work.folder / files.PROMPTS, ids, prompts)
   write_json(work.folder / 'report.json', {'items': len(ids), 'without_attributes': bare_items})
   if bare_items:
-    work.say(
+    work.log(
       f'    {len(bare_items)} items have no attribute and read {UNKNOWN!r}, e.g. {bare_items[0]}'
     )
   return {

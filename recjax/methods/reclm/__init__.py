@@ -52,7 +52,7 @@ def run(cfg: ConfigDict, work: Workdir) -> None:
   """The experiment, stage by stage."""
   template = check(cfg)
   dataset = load_data(cfg.data)
-  work.say(
+  work.log(
     f'{dataset.name}: {len(dataset.catalog):,} items, {len(dataset.interactions):,} users, '
     f'{len(dataset.interactions.items):,} interactions, fingerprint {dataset.fingerprint[:12]}'
   )

@@ -121,7 +121,7 @@ class ChatEncoder:
         marks.append(nodes)
       encoded_turns.append(turn)
     ids, nodes = [], []
-    parts = chat_template.ask_parts(self.tokenizer, encoded_turns, **self.variables)
+    parts = chat_template.prompt_parts(self.tokenizer, encoded_turns, **self.variables)
     for number, part in enumerate(parts):
       ids += part
       nodes += marks[number // 2] if number % 2 else [trie_masked.FREE] * len(part)

@@ -13,7 +13,7 @@ from recjax.distributed import multihost
 from recjax.errors import ConfigError
 from recjax.methods.reclm import tokenized_catalog, train
 from recjax.methods.reclm.tokenized_catalog import TokenizedCatalog
-from recjax.training import journal, sft
+from recjax.training import sft, sharded_stage
 from recjax.training.workdir import Workdir
 
 MIN_BEAMS = 20    # of which ranked lists are made, or more where more are asked for
@@ -234,7 +234,7 @@ def rank_items_of_all(work: Workdir, name: str, grounded: GroundedModel, decode:
     ]
 
   with jax.set_mesh(work.mesh):
-    ranked = journal.answer_all(
+    ranked = sharded_stage.answer_all(
       work, name, work.folder / f'{name}.jsonl', prompts, decode.batch, rank_batch
     )
   return (
@@ -257,7 +257,7 @@ def reply_to_all(work: Workdir, name: str, grounded: GroundedModel, decode: Conf
                     None if excluded is None else [excluded[row] for row in batch_rows], seed=seed)
     return [[reply.ids] for reply in replies]
   with jax.set_mesh(work.mesh):
-    rows = journal.answer_all(
+    rows = sharded_stage.answer_all(
       work, name, work.folder / f'{name}.jsonl', prompts, decode.batch, reply_batch
     )
   return [grounded.read(ids) for (ids,) in rows]
@@ -286,7 +286,7 @@ def reply_freely(work: Workdir, name: str, grounded: GroundedModel, decode: Conf
     ]
 
   with jax.set_mesh(work.mesh):
-    rows = journal.answer_all(
+    rows = sharded_stage.answer_all(
       work, name, work.folder / f'{name}.jsonl', prompts, decode.batch, reply_batch
     )
   return [ids for (ids,) in rows]

@@ -71,12 +71,13 @@ def load(catalog: Catalog, tokenizer: Tokenizer) -> TokenizedCatalog:
 
   def round_trip(texts):
     return [' '.join(tokenizer.decode(ids).split()) for ids in tokenizer.encode_batch(texts)]
-  titles = spelling.settled(round_trip, normalized, catalog.ids)
+  titles = spelling.round_trip(round_trip, normalized, catalog.ids)
   distinct = distinct_titles(titles)
   title_tokens = tokenizer.encode_batch(distinct)
   num_twins = len(title_tokens) - len(set(map(tuple, title_tokens)))
   notes = {
-    **spelling.notes(normalized, titles), 'equal_tokens': num_twins, 'named_by_id': sum(is_bare),
+    **spelling.count_changes(normalized, titles), 'equal_tokens': num_twins,
+    'named_by_id': sum(is_bare),
     'titles_made_unlike': sum(before != after for before, after in zip(titles, distinct))
   }
   return TokenizedCatalog(catalog, distinct, title_tokens, category_paths(catalog), notes)

@@ -117,7 +117,7 @@ def new_chat_model(cfg: ConfigDict, llm_dir: Path, mesh: jax.sharding.Mesh,
   elif cfg.train.mode != 'full':
     raise ConfigError(f"train.mode={cfg.train.mode!r}; choose 'lora' or 'full'")
   model, params, base = llm_loading.load(llm_dir, cfg.llm, mesh, **adapter)
-  tokenizer, ids = tokenizers.extend(base, control_tokens(cfg, table))
+  tokenizer, ids = tokenizers.add_control_tokens(base, control_tokens(cfg, table))
   init_words = [
     base.encode(INIT_WORDS[cfg.train.control_like].get(name, 'item'))
     for name in control_tokens(cfg, table)

@@ -26,7 +26,7 @@ def run(cfg: ConfigDict, work: Workdir) -> None:
     return streaming.run(cfg, work)
   shop = load_data(cfg.data, cfg.eval.tie_order)
   train.check(cfg, shop)
-  work.say(f'{shop.name}: {len(shop.catalog):,} items, {len(shop.interactions):,} users, '
+  work.log(f'{shop.name}: {len(shop.catalog):,} items, {len(shop.interactions):,} users, '
            f'{len(shop.interactions.items):,} interactions, fingerprint {shop.fingerprint[:12]}')
   trained = work.stage('train', train.stage, train.settings(cfg), shop)
   evaluated = work.stage('evaluate', evaluate.stage, evaluate.settings(cfg), shop, trained)
@@ -35,7 +35,7 @@ def run(cfg: ConfigDict, work: Workdir) -> None:
   results.show(work, evaluated)
   sampled = read_json(evaluated / 'results.json').get('sampled')
   if sampled:
-    work.say(f'{sampled["protocol"]}: HR@10 {sampled["HR@10"]:.4f}, NDCG@10 '
+    work.log(f'{sampled["protocol"]}: HR@10 {sampled["HR@10"]:.4f}, NDCG@10 '
              f'{sampled["NDCG@10"]:.4f}')
 
 

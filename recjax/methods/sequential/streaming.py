@@ -25,7 +25,7 @@ def run(cfg: ConfigDict, work: Workdir) -> None:
   """
   shop = array_record.load(cfg.data)
   check(cfg, shop)
-  work.say(f'{shop.name}: {len(shop.catalog):,} items, {len(shop):,} users on disk, fingerprint '
+  work.log(f'{shop.name}: {len(shop.catalog):,} items, {len(shop):,} users on disk, fingerprint '
            f'{shop.fingerprint[:12]}')
   few, drawn = sample(shop)
   train.check(cfg, few)

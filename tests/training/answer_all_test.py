@@ -6,7 +6,7 @@ from absl.testing import absltest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from recjax.training import journal
+from recjax.training import sharded_stage
 from recjax.training import workdir as workdir_lib
 
 
@@ -18,7 +18,7 @@ class JournalTest(absltest.TestCase):
     folder = pathlib.Path(tempfile.mkdtemp())
     prompts = [[i] * n for i, n in enumerate(lengths)]
     with workdir_lib.open_work(folder, {}) as work:
-      found = journal.answer_all(work, 't', folder / 'j.jsonl', prompts, batch,
+      found = sharded_stage.answer_all(work, 't', folder / 'j.jsonl', prompts, batch,
                                  lambda some: [[prompts[i][0], len(prompts[i])] for i in some])
     self.assertEqual(found, [[i, n] for i, n in enumerate(lengths)])
 
@@ -35,8 +35,8 @@ class JournalTest(absltest.TestCase):
       return [[str(i)] for i in some]
     with workdir_lib.open_work(folder, {}) as work:
       with self.assertRaises(KeyboardInterrupt):
-        journal.answer_all(work, 't', folder / 'j.jsonl', prompts, 2, run)
-      found = journal.answer_all(work, 't', folder / 'j.jsonl', prompts, 2, run)
+        sharded_stage.answer_all(work, 't', folder / 'j.jsonl', prompts, 2, run)
+      found = sharded_stage.answer_all(work, 't', folder / 'j.jsonl', prompts, 2, run)
     self.assertEqual(asked, [[1, 2], [0, 4], [0, 4], [3, 3]])
     self.assertEqual(found, [[str(i)] for i in range(5)])
 

@@ -1,0 +1,71 @@
+"""The command recjax: a module a verb, each with its flags and what it does.
+
+A verb's module holds HELP, EXAMPLE (what may stand behind `recjax VERB`), WRITES (the flag that
+says where it writes, or ''), `add_flags` and `run`.
+"""
+import argparse
+import sys
+
+import recjax
+from recjax import errors, settings
+from recjax.cli import chat, compare, convert, doctor, prepare, recommend, run, serve, sweep
+from recjax.errors import WorkdirError
+
+VERBS = {'run': run, 'prepare': prepare, 'recommend': recommend, 'chat': chat, 'serve': serve,
+         'doctor': doctor, 'compare': compare, 'sweep': sweep, 'convert': convert}
+
+FIRST_HOUR = """\
+from raw files to recommendations:
+  recjax prepare table log.csv --out=data/mine                  counts after every step
+  recjax doctor data/mine --config=CONFIG                       what is odd, what a run would cost
+  recjax run CONFIG:data=data/mine --workdir=checkpoints/mine
+  recjax recommend checkpoints/mine --user=ID                   or --history=, or --input=FILE
+  recjax compare checkpoints/mine checkpoints/other --html=compare.html
+  recjax serve checkpoints/mine                                 a shop at http://127.0.0.1:8000
+
+CONFIG is one of configs/, e.g. betag_scientific, which has a built-in shop as well, or your file.
+every verb tells more: recjax VERB --help"""
+
+
+def parser() -> argparse.ArgumentParser:
+  """Every verb with its flags."""
+  top = argparse.ArgumentParser(
+      prog='recjax', description='Recommendation with language models, on JAX.', epilog=FIRST_HOUR,
+      formatter_class=argparse.RawDescriptionHelpFormatter)
+  top.add_argument('--version', action='version', version=f'recjax {recjax.__version__}')
+  subparsers = top.add_subparsers(dest='verb', required=True, metavar='VERB')
+  for name, verb in VERBS.items():
+    flags = subparsers.add_parser(name, help=verb.HELP)
+    verb.add_flags(flags)
+    flags.epilog = f'example:\n  recjax {name} {verb.EXAMPLE}'
+    flags.formatter_class = argparse.RawDescriptionHelpFormatter  # a command stays in one line
+  return top
+
+
+def main() -> None:
+  """Runs the verb that the command line names."""
+  top = parser()
+  words, rest = settings.split_command_line(sys.argv[1:])
+  args = top.parse_args(rest)
+  args.settings = words
+  if words and args.verb not in ('doctor', 'run'):
+    top.error(f'--config.{words[0]}: settings are of `recjax run` and `recjax doctor`')
+  if args.verb == 'run':  # which guards itself
+    return run.run(args)
+  errors.guard(lambda: call_verb(args))
+
+
+def call_verb(args: argparse.Namespace) -> None:
+  """Runs a verb. Raises WorkdirError that names what it writes to where the disk is full."""
+  verb = VERBS[args.verb]
+  try:
+    verb.run(args)
+  except errors.UserError:
+    raise
+  except Exception as error:
+    target = getattr(args, verb.WRITES, '')
+    fault = target and errors.disk_fault(error)
+    if not fault:
+      raise
+    raise WorkdirError(f'--{verb.WRITES}={target}: {fault}; make room there and run the same '
+                       'command again, or name another place') from error

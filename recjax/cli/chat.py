@@ -1,0 +1,19 @@
+"""`recjax chat`: a conversation in the terminal."""
+import argparse
+
+HELP = 'talk to a trained chat model, its items all real'
+EXAMPLE = 'checkpoints/reclm_scientific'
+WRITES = ''
+
+
+def add_flags(parser: argparse.ArgumentParser) -> None:
+  """The flags of the verb."""
+  parser.add_argument('workdir', help='the folder of a finished run')
+  parser.add_argument('--data', action='append', default=[], metavar='FOLDER',
+                      help='a further data set to recommend from; /domain NAME switches')
+
+
+def run(args: argparse.Namespace) -> None:
+  """Talks until the input ends."""
+  from recjax import chat
+  chat.run(args.workdir, args.data)

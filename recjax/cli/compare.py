@@ -1,0 +1,62 @@
+"""`recjax compare`: one table of several runs, with paired tests."""
+import argparse
+import sys
+from collections.abc import Sequence
+
+from recjax import run_files
+
+HELP = 'one table of several runs, with paired tests'
+EXAMPLE = 'checkpoints/a checkpoints/b --against=sasrec --html=compare.html'
+WRITES = 'html'
+
+
+def add_flags(parser: argparse.ArgumentParser) -> None:
+  """The flags of the verb."""
+  parser.add_argument('workdirs', nargs='+', metavar='workdir', help='folders of finished runs')
+  parser.add_argument('--against', default='', metavar='ROW', help='test every row against '
+                      'this one alone, e.g. sasrec; RUN:ROW where several runs have it')
+  parser.add_argument('--rows', default='', metavar='ROW,…', help='only these, as ROW or RUN:ROW '
+                      '(default: all)')
+  parser.add_argument('--format', default='text', choices=('text', 'csv', 'markdown', 'latex'),
+                      help='of the table (default text)')
+  parser.add_argument('--html', default='', help='also write a page, e.g. compare.html')
+
+
+def run(args: argparse.Namespace) -> None:
+  """Prints the table of several runs."""
+  from recjax.evaluation import compare
+  if args.html:
+    run_files.absent(args.html, '--html')
+  table = compare.compare(args.workdirs, args.rows.split(',') if args.rows else (), args.against)
+  sys.stdout.write(getattr(compare, f'{args.format}_table')(table).rstrip() + '\n')
+  if args.html:
+    from recjax.report import html
+    run_files.absent(args.html, '--html')  # a comparison takes a while
+    html.write(args.html, page(args.workdirs, table))
+    print(f'page: {args.html}')
+
+
+def page(workdirs: Sequence[str], table: dict) -> str:
+  """The page of `recjax compare --html`. table: as `evaluation.compare.compare` gives it."""
+  from recjax.evaluation import compare
+  from recjax.report import html, result_tables
+  tests = [] if table['against'] else [html.section('Paired tests', html.table(
+      ['Rows', 'HR@10', 'NDCG@10'], [
+          [name, *(result_tables.p_value(p[m]) for m in ('HR@10', 'NDCG@10'))]
+          for name, p in table['tests'].items()], 'p-values, Holm-corrected'))]
+  heads = ['Run', 'Method', 'Preset', 'Revision', 'Seeds', 'Users', 'Left out']
+  runs = [[name, *(run[k] or '–' for k in ('method', 'preset', 'revision')), ', '.join(
+      map(str, run['seeds'])), run['users'], table['left_out'][name]]
+          for name, run in table['runs'].items()]
+  commands = '\n'.join(run['command'] for run in table['runs'].values() if run['command'])
+  notes = [f'{name}: {run["note"]}.' for name, run in table['runs'].items() if run['note']]
+  note, labels = compare.note(table), {row: row.replace(':', ': ', 1) for row in table['rows']}
+  return html.page('Runs compared', ', '.join(workdirs), [
+      f'{table["users"]:,} users that all runs ranked. Protocol of every row: {table["protocol"]}.',
+      f'{note}.' if note else ''], [
+          html.section('Results', result_tables.results_table(
+              table, compare.SHOWN, main='HR@10', reference=table['against'], sizes=True,
+              labels=labels)), *tests, *result_tables.group_differences(table['groups'], labels),
+          html.section('The runs', html.table(heads, runs, 'What each run is', 'lllllrr'), notes,
+                       html.code(commands) if commands else None,
+                       intro='Left out: users of a run that the others did not rank.')])

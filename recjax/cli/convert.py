@@ -1,0 +1,61 @@
+"""`recjax convert`: the trained model for other programs."""
+import argparse
+import pathlib
+
+from recjax import run_files, settings
+from recjax.errors import ConfigError
+
+HELP = 'the trained model for other programs'
+EXAMPLE = 'checkpoints/betag_scientific --to=peft --out=adapter'
+WRITES = 'out'
+LAYOUTS = ('peft', 'merged', 'npz', 'samples', 'index', 'vectors')
+
+
+def add_flags(parser: argparse.ArgumentParser) -> None:
+  """The flags of the verb."""
+  parser.add_argument('workdir', help='the folder of a finished run; for vectors, of a sentence '
+                      'encoder (sentence-transformers) or another checkpoint')
+  parser.add_argument('--to', required=True, choices=LAYOUTS,
+                      help='a PEFT adapter folder or a whole Hugging Face checkpoint; plain '
+                      'arrays, of methods without a language model; what RecLM was trained on; '
+                      'the semantic IDs of all items; or vectors of the texts of --data, a .npy')
+  parser.add_argument('--data', default='', help="of vectors: a data set, or 'sample'")
+  parser.add_argument('--out', required=True, help='folder or file to make')
+
+
+def run(args: argparse.Namespace) -> None:
+  """Writes the trained model in a layout that other programs read."""
+  if args.to == 'vectors':
+    return embed(args)
+  from recjax import recommend
+  method, _ = recommend.method_of(args.workdir)
+  with run_files.opening(args.workdir), settings.reading(args.workdir):
+    method.convert(args.workdir, args.to, args.out)
+  print(f'{args.to}: {args.out}')
+
+
+def embed(args: argparse.Namespace) -> None:
+  """Writes the vectors of a catalog's texts by an encoder, row i - 1 of item i, float32."""
+  import numpy as np
+  from ml_collections import ConfigDict
+
+  from recjax.data import dataset
+  from recjax.distributed import sharding
+  from recjax.training import text_embedding
+  from recjax.training.workdir import PlainProgress
+  out = pathlib.Path(args.out)
+  if not args.data:
+    raise ConfigError('--to=vectors embeds the items of a data set; add --data=FOLDER')
+  if out.suffix != '.npy':
+    raise ConfigError(f'--out={out}: name a .npy file that does not exist yet')
+  run_files.absent(out, '--out')
+  data = dataset.load_data(args.data)
+  mesh = sharding.make_mesh({'data': -1, 'fsdp': 1, 'model': 1})
+  encoder = text_embedding.load(args.workdir, ConfigDict({'dtype': 'auto', 'remat': 'none'}), mesh)
+  advance = PlainProgress(print, 'embedding', len(data.catalog), 0, 'item')
+  vectors, about = text_embedding.embed(
+      encoder, dataset.item_texts(data.catalog), mesh, advance=advance)
+  with run_files.new_file(out, '--out') as fresh, open(fresh, 'wb') as file:
+    np.save(file, vectors.astype(np.float32), allow_pickle=False)
+  cut = f'; {about["cut"]:,} texts were cut' if about['cut'] else ''
+  print(f'{out}: {len(vectors):,} items, {vectors.shape[1]} numbers each{cut}')

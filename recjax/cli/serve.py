@@ -1,0 +1,51 @@
+"""`recjax serve`: trained runs over HTTP, and a web shop."""
+import argparse
+import os
+import sys
+import threading
+
+from recjax import settings
+from recjax.errors import ConfigError
+
+HELP = 'trained runs over HTTP, and a web shop'
+EXAMPLE = 'checkpoints/betag_scientific checkpoints/sequential_beauty'
+WRITES = ''
+
+
+def add_flags(parser: argparse.ArgumentParser) -> None:
+  """The flags of the verb."""
+  parser.add_argument('workdirs', nargs='+', metavar='workdir', help='folders of finished runs')
+  parser.add_argument('--host', default='127.0.0.1', help='address to listen on (default '
+                      '127.0.0.1, this machine alone)')
+  parser.add_argument('--port', type=int, default=8000, help='(default 8000)')
+  parser.add_argument('--data', action='append', default=[], metavar='FOLDER',
+                      help='a further data set that chat models recommend from')
+  parser.add_argument('--later', metavar='NEW', help='the data of the runs as `recjax prepare '
+                      '--update` carried them on: new items are recommended, too')
+  parser.add_argument('--catalogue', metavar='FILE', help='items as they are now, items.jsonl; '
+                      'read again at POST /v1/catalogue/reload')
+  parser.add_argument('--timeout', type=settings.flag(float, 'above 0'), default=60.,
+                      help='seconds that an answer may take (default 60)')
+  parser.add_argument('--most', type=settings.flag(int, 'at least 1'), default=256,
+                      help='requests at a time (default 256)')
+  parser.add_argument('--interests-url', default='', metavar='URL', help='an OpenAI-compatible '
+                      'endpoint that foresees interests; its key is in OPENAI_API_KEY')
+  parser.add_argument('--interests-model', default='', metavar='NAME', help='the model to ask '
+                      'there')
+  parser.add_argument('--no-shop', dest='shop', action='store_false', help='the API alone, '
+                      'without the demonstration shop')
+
+
+def run(args: argparse.Namespace) -> None:
+  """Answers over HTTP until stopped; RECJAX_API_KEY, where set, guards every route."""
+  from recjax.serving import server
+  from recjax.serving.service import ServerSettings
+  if bool(args.interests_url) != bool(args.interests_model):
+    raise ConfigError('--interests-url and --interests-model go together')
+  server_settings = ServerSettings(
+      args.host, args.port, answer_seconds=args.timeout, max_concurrent=args.most,
+      shop=args.shop, interests_url=args.interests_url, interests_model=args.interests_model)
+  server.run(args.workdirs, server_settings, args.data, args.catalogue, args.later)
+  if any(t.daemon for t in threading.enumerate()):  # a model that still warms would abort the end
+    sys.stdout.flush()
+    os._exit(0)
