@@ -23,6 +23,7 @@ ENV = {
     'TOKENIZERS_PARALLELISM': 'false',
     'HF_HUB_OFFLINE': '1',
     'PYTHONWARNINGS': 'default',
+    'RECJAX_TYPECHECK': '1',
 }
 OURS = re.compile(rf'{re.escape(str(ROOT.parent))}/(?!\.)\S+:\d+: \w*Warning: .*')
 
