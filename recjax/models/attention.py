@@ -25,7 +25,7 @@ def kv_block(k, v, mask):
   return KVBlock(jnp.swapaxes(k, -3, -2), jnp.swapaxes(v, -3, -2), mask)
 
 
-def _mix(q, blocks):
+def _softmax_over_blocks(q, blocks):
   """One softmax over all blocks of keys.
 
   q: (B, S, G, R, Dh), scaled. blocks: (k, v, mask) with k (G, P, Dh), (B, G, P, Dh) or
@@ -60,20 +60,20 @@ def attend(q, k, v, allowed, past, chunk=128):
   outs = []
   for start in range(0, length, chunk):
     here, end = slice(start, start + chunk), min(start + chunk, length)
-    blocks = [(p.k, p.v, _facing(p.mask, here)) for p in past]
-    blocks = [(_part(pk, here), _part(pv, here), m) for pk, pv, m in blocks]
+    blocks = [(p.k, p.v, _mask_of_queries(p.mask, here)) for p in past]
+    blocks = [(_keys_of_queries(pk, here), _keys_of_queries(pv, here), m) for pk, pv, m in blocks]
     own = kv_block(k[:, :end], v[:, :end], allowed[:, here, None, :end])
     blocks.append(own)
-    outs.append(_mix(q[:, here], blocks))
+    outs.append(_softmax_over_blocks(q[:, here], blocks))
   out = jnp.concatenate(outs, 1) if len(outs) > 1 else outs[0]
   return out.reshape(rows, length, heads * size).astype(q.dtype)
 
 
-def _part(k, here):
+def _keys_of_queries(k, here):
   return k[:, here] if k.ndim == 5 else k
 
 
-def _facing(mask, here):
+def _mask_of_queries(mask, here):
   """Turns a block's mask to (B, S, R, keys)."""
   if mask.ndim == 3:
     return mask[:, here, None]

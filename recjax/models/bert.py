@@ -60,14 +60,14 @@ class Bert(nn.Module):
     table = lambda name, rows: self.param(name, std, (rows, cfg.width))  # noqa: E731
     at = jnp.maximum(jnp.cumsum(mask > 0, -1) - 1, 0)  # the same whichever side is padded
     x = table('words', cfg.vocab)[tokens] + table('places', cfg.positions)[at]
-    x = Norm(cfg, name='norm')(x + table('types', cfg.types)[0])
+    x = LayerNorm(cfg, name='norm')(x + table('types', cfg.types)[0])
     block = nn.scan(Block, length=cfg.layers, in_axes=nn.broadcast, variable_axes={'params': 0},
                     split_rngs={'params': True})
     allowed = jnp.broadcast_to((mask > 0)[:, None], (*mask.shape, mask.shape[1]))
     return block(cfg, name='blocks')(x, allowed)[0]
 
 
-class Norm(nn.Module):
+class LayerNorm(nn.Module):
   """Layer norm in float32."""
   cfg: Config
 
@@ -91,9 +91,9 @@ class Block(nn.Module):
     q, k, v = (heads(dense(n, cfg.width)(x)) for n in 'qkv')
     # One chunk of all queries: `attend` cuts longer rows as causal ones may be cut.
     seen = attend(q, k, v, allowed, (), chunk=x.shape[1])
-    x = Norm(cfg, name='attn_norm')(x + dense('o', cfg.width)(seen))
+    x = LayerNorm(cfg, name='attn_norm')(x + dense('o', cfg.width)(seen))
     y = ACTIVATIONS[cfg.act](dense('up', cfg.ffn)(x))
-    return Norm(cfg, name='mlp_norm')(x + dense('down', cfg.width)(y)), None
+    return LayerNorm(cfg, name='mlp_norm')(x + dense('down', cfg.width)(y)), None
 
 
 def pool(hidden, mask, how):

@@ -9,13 +9,13 @@ import re
 from recjax.errors import ConfigError
 
 
-def words(text):
+def _words(text):
   """The set of the words of a text."""
   return frozenset(text.split())
 
 
 # Names and numbers for programs around a model: what it computes does not depend on them.
-AROUND = words('''
+IRRELEVANT = _words('''
     transformers_version architectures model_type _name_or_path name_or_path dtype torch_dtype
     _commit_hash unsloth_version unsloth_fixed transformers.js_config tokenizer_class
     use_cache initializer_range initializer_factor gradient_checkpointing use_bfloat16 torchscript
@@ -35,17 +35,17 @@ AROUND = words('''
     ''')
 
 # Key -> the values that leave the function alone; none: it must be empty.
-SETTLED = {
+ALLOWED = {
     'is_causal': (True,), 'pruned_heads': (), 'auto_map': (), 'quantization_config': (),
     'compression_config': (), 'is_decoder': (False,), 'add_cross_attention': (False,),
     'cross_attention_hidden_size': (), 'tie_encoder_decoder': (False,),
 }
 
-SIZES = words('vocab_size hidden_size num_hidden_layers num_attention_heads intermediate_size '
+SIZES = _words('vocab_size hidden_size num_hidden_layers num_attention_heads intermediate_size '
               'max_position_embeddings')
 
 
-def decoder(path, raw):
+def check_llm(path, raw):
   """Refuses what a Llama, Qwen2 or Qwen3 of this config.json could have and `llm` has not.
 
   path: of config.json, for messages. raw: its object. Raises ConfigError naming the key.
@@ -55,10 +55,10 @@ def decoder(path, raw):
       'num_key_value_heads', 'head_dim', 'rms_norm_eps', 'rope_theta', 'rope_scaling',
       'rope_parameters', 'tie_word_embeddings', 'attention_bias',
       'original_max_position_embeddings'}
-  settled = {**SETTLED, 'hidden_act': ('silu', 'swish'), 'partial_rotary_factor': (1,),
+  settled = {**ALLOWED, 'hidden_act': ('silu', 'swish'), 'partial_rotary_factor': (1,),
              'is_encoder_decoder': (False,), 'use_sliding_window': (False,), 'layer_types': (),
              'use_mrope': (False,)}
-  inert = AROUND | {'max_sequence_length'}
+  inert = IRRELEVANT | {'max_sequence_length'}
   if kind == 'llama':
     read, inert = read | {'mlp_bias'}, inert | {'pretraining_tp'}
     settled |= {'rope_interleaved': (False,), 'is_llama_config': (True,), 'sliding_window': ()}
@@ -68,33 +68,33 @@ def decoder(path, raw):
   layers = raw.get('layer_types') or ()
   if set(layers) <= {'full_attention'}:
     raw = {**raw, 'layer_types': None}
-  classes(path, raw, {'llama': 'Llama', 'qwen2': 'Qwen2', 'qwen3': 'Qwen3'}[kind])
-  only(path, raw, read, settled, inert)
+  check_architecture(path, raw, {'llama': 'Llama', 'qwen2': 'Qwen2', 'qwen3': 'Qwen3'}[kind])
+  check_keys(path, raw, read, settled, inert)
 
 
-def t5(path, raw):
+def check_t5(path, raw):
   """As `decoder`, for the config.json of a T5."""
   read = {'vocab_size', 'd_model', 'num_layers', 'num_decoder_layers', 'num_heads', 'd_kv', 'd_ff',
           'relative_attention_num_buckets', 'relative_attention_max_distance',
           'layer_norm_epsilon', 'dropout_rate', 'feed_forward_proj', 'tie_word_embeddings',
           'scale_decoder_outputs'}
   gated = raw.get('feed_forward_proj', 'relu') == 'gated-gelu'
-  settled = {**SETTLED, 'is_encoder_decoder': (True,), 'is_gated_act': (gated,),
+  settled = {**ALLOWED, 'is_encoder_decoder': (True,), 'is_gated_act': (gated,),
              'dense_act_fn': ('gelu_new' if gated else 'relu',)}
-  classes(path, raw, 'T5')
-  only(path, raw, read, settled, AROUND | {'n_positions'})
+  check_architecture(path, raw, 'T5')
+  check_keys(path, raw, read, settled, IRRELEVANT | {'n_positions'})
 
 
-def bert(path, raw):
+def check_bert(path, raw):
   """As `decoder`, for the config.json of a BERT. Heads and the pooler are no part of an encoder."""
   read = SIZES | {'type_vocab_size', 'layer_norm_eps', 'hidden_act'}
-  settled = {**SETTLED, 'position_embedding_type': ('absolute',), 'is_encoder_decoder': (False,),
+  settled = {**ALLOWED, 'position_embedding_type': ('absolute',), 'is_encoder_decoder': (False,),
              'is_causal': (False,)}
-  inert = AROUND | {
+  inert = IRRELEVANT | {
       'tie_word_embeddings', 'directionality', 'pooler_fc_size', 'pooler_num_attention_heads',
       'pooler_num_fc_layers', 'pooler_size_per_head', 'pooler_type'}
-  classes(path, raw, 'Bert')
-  only(path, raw, read, settled, inert)
+  check_architecture(path, raw, 'Bert')
+  check_keys(path, raw, read, settled, inert)
 
 
 # What LoRA's inits do to the weights below: none of these does anything that A and B do not store.
@@ -103,7 +103,7 @@ PLAIN_INITS = (True, False, 'gaussian', 'orthogonal', 'eva', 'mica')
 BASE_INITS = ('pissa', 'olora', 'corda', 'loftq', 'lora_ga')
 
 
-def adapter(path, raw):
+def check_adapter(path, raw):
   """Refuses what PEFT's adapter_config.json could ask for and plain LoRA does not do.
 
   path, raw: as `decoder` takes them. Raises ConfigError naming the key.
@@ -132,10 +132,10 @@ def adapter(path, raw):
       'base_model_name_or_path', 'revision', 'inference_mode', 'auto_mapping', 'peft_version',
       'merge_weights', 'lora_dropout', 'megatron_core', 'eva_config', 'qalora_group_size',
       'runtime_config', 'ensure_weight_tying'}
-  only(path, raw, read, settled, inert)
+  check_keys(path, raw, read, settled, inert)
 
 
-def classes(path, raw, family):
+def check_architecture(path, raw, family):
   """Raises ConfigError where 'architectures' names a class that is not the library's own."""
   for name in raw.get('architectures') or ():
     if not re.fullmatch(rf'{family}(Model|EncoderModel|LMHeadModel|WithLMHeadModel|For\w+)',
@@ -144,7 +144,7 @@ def classes(path, raw, family):
                         'transformers; its code may compute something else')
 
 
-def only(path, raw, read, settled=None, inert=()):
+def check_keys(path, raw, read, settled=None, inert=()):
   """Refuses every key of `raw` that could matter and is not read.
 
   read: keys that the caller reads. settled: key -> values that are fine, () for empty ones, (None,)
@@ -155,7 +155,7 @@ def only(path, raw, read, settled=None, inert=()):
   for key, value in raw.items():
     if key in read or key in inert or value is None:
       continue
-    if empty(value) and settled.get(key) != (None,):
+    if _is_empty(value) and settled.get(key) != (None,):
       continue
     if key not in settled:
       raise ConfigError(
@@ -172,12 +172,12 @@ def _alike(value, fine):
   return value == fine and isinstance(value, bool) == isinstance(fine, bool)
 
 
-def empty(value):
+def _is_empty(value):
   """Whether a value says nothing: None, '', or an empty list or object."""
   return value is None or isinstance(value, (str, list, dict)) and not value
 
 
-def whole(path, raw, key, default=None):
+def positive_int(path, raw, key, default=None):
   """A count of at least one. Raises ConfigError where it is missing or something else."""
   value = _value(path, raw, key, default)
   if type(value) is not int or value < 1:
@@ -185,7 +185,7 @@ def whole(path, raw, key, default=None):
   return value
 
 
-def number(path, raw, key, default=None):
+def nonnegative(path, raw, key, default=None):
   """A number above 0, or 0 where that is the default. Raises ConfigError."""
   value = _value(path, raw, key, default)
   if type(value) not in (int, float) or not 0 <= value < float('inf'):

@@ -17,11 +17,11 @@ class DotProduct:
   bias: jax.Array | None = None
 
   def __call__(self, items, offsets):
-    return multiply(self.states(items, offsets), self.table, self.bias)
+    return dot_product_scores(self.states(items, offsets), self.table, self.bias)
 
 
 @jax.jit
-def multiply(states, table, bias):
+def dot_product_scores(states, table, bias):
   """(B, D), (N, D), (N,) or None -> (B, N)"""
   scores = states @ table.T
   return scores if bias is None else scores + bias

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 from recjax.errors import ConfigError, DataError
 
 
-def grow(params, cfg, ids, like):
+def add_tokens(params, cfg, ids, like):
   """Weights with rows for new tokens, each the mean of the rows of other tokens.
 
   ids: of the new tokens. like: for each the tokens it shall resemble. Input and output rows alike;
@@ -23,7 +23,7 @@ def grow(params, cfg, ids, like):
   params = {**params, 'embed': jnp.pad(params['embed'], [(0, more), (0, 0)])}
   if 'head' in params:
     params['head'] = jnp.pad(params['head'], [(0, 0), (0, more)])
-  return put(params, rows, ids), dataclasses.replace(cfg, vocab=size)
+  return set_rows(params, rows, ids), dataclasses.replace(cfg, vocab=size)
 
 
 def check_rows(folder, tokenizer, rows):
@@ -50,13 +50,13 @@ def _tables(params):
   return {'embed': params['embed'], **({'head': params['head'].T} if 'head' in params else {})}
 
 
-def rows_of(params, ids):
+def token_rows(params, ids):
   """The rows of some tokens. -> {'embed': (n, D)} and 'head' where it is not tied, float32"""
   return {name: table[jnp.asarray(ids)].astype(jnp.float32)
           for name, table in _tables(params).items()}
 
 
-def put(params, rows, ids):
+def set_rows(params, rows, ids):
   """The weights with other rows for some tokens. rows: as from `rows_of`."""
   at = jnp.asarray(ids)
   out = {**params, 'embed': params['embed'].at[at].set(rows['embed'].astype(params['embed'].dtype))}

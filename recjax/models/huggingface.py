@@ -44,10 +44,10 @@ TABLE = (
 )
 NAMES = {path: (name, turn) for path, name, turn in TABLE}
 FLOATS = {'F64', 'F32', 'F16', 'BF16'}
-MARK = {'format': 'pt'}
+METADATA = {'format': 'pt'}
 
 HEAD, EMBED = 'lm_head.weight', 'model.embed_tokens.weight'
-BLOCK = 1 << 22  # numbers of two tensors that are compared at a time
+COMPARE_BLOCK = 1 << 22  # numbers of two tensors that are compared at a time
 
 
 def read_config(folder):
@@ -63,23 +63,23 @@ def read_config(folder):
   if kind not in ('llama', 'qwen2', 'qwen3'):
     raise ConfigError(f'{path}: model_type {kind!r} is not supported; llama, qwen2 and qwen3 are')
   refuse_adapter(path.parent)
-  checkpoint_config.decoder(path, raw)
-  sizes = {ours: checkpoint_config.whole(path, raw, theirs) for ours, theirs in (
+  checkpoint_config.check_llm(path, raw)
+  sizes = {ours: checkpoint_config.positive_int(path, raw, theirs) for ours, theirs in (
       ('vocab', 'vocab_size'), ('width', 'hidden_size'), ('layers', 'num_hidden_layers'),
       ('heads', 'num_attention_heads'), ('ffn', 'intermediate_size'),
       ('max_positions', 'max_position_embeddings'))}
   groups = 32 if kind != 'llama' and 'num_key_value_heads' not in raw else sizes['heads']
-  sizes['kv_heads'] = checkpoint_config.whole(path, raw, 'num_key_value_heads', groups)
+  sizes['kv_heads'] = checkpoint_config.positive_int(path, raw, 'num_key_value_heads', groups)
   width = 128 if kind == 'qwen3' else sizes['width'] // sizes['heads']
-  sizes['head_dim'] = checkpoint_config.whole(path, raw, 'head_dim', width)
+  sizes['head_dim'] = checkpoint_config.positive_int(path, raw, 'head_dim', width)
   theta, scaling = _rotary(path, raw)
   attention_bias = checkpoint_config.flag(path, raw, 'attention_bias') and kind != 'qwen2'
   tied = checkpoint_config.flag(path, raw, 'tie_word_embeddings')
   stored = raw.get('dtype') or raw.get('torch_dtype')
   return llm.Config(
       **sizes, rope_theta=theta, rope_scaling=scaling,
-      norm_eps=checkpoint_config.number(path, raw, 'rms_norm_eps', 1e-6),
-      tied=tied and not differs(folder, HEAD, EMBED), qk_norm=kind == 'qwen3',
+      norm_eps=checkpoint_config.nonnegative(path, raw, 'rms_norm_eps', 1e-6),
+      tied=tied and not tensors_differ(folder, HEAD, EMBED), qk_norm=kind == 'qwen3',
       qkv_bias=attention_bias or kind == 'qwen2', out_bias=attention_bias,
       mlp_bias=kind == 'llama' and checkpoint_config.flag(path, raw, 'mlp_bias'),
       param_dtype='bfloat16' if stored == 'bfloat16' else 'float32')
@@ -95,12 +95,12 @@ def refuse_adapter(folder):
 
 def _rotary(path, raw):
   """Rotary base and scaling from the old spelling (rope_theta, rope_scaling) or the new one."""
-  old, new = (_spelled(path, raw, key) for key in ('rope_scaling', 'rope_parameters'))
+  old, new = (_rope_settings(path, raw, key) for key in ('rope_scaling', 'rope_parameters'))
   if old and new and old != {k: v for k, v in new.items() if k in old or k != 'rope_theta'}:
     raise ConfigError(f'{path}: rope_scaling and rope_parameters say different things; keep one')
   scaling = {**old, **new}
   outside = raw.get('rope_theta')
-  theta = checkpoint_config.number(
+  theta = checkpoint_config.nonnegative(
     path, {'rope_theta': scaling.pop('rope_theta', outside)}, 'rope_theta', 10_000.0
   )
   kind = scaling.pop('rope_type', 'default')
@@ -127,7 +127,7 @@ def _rotary(path, raw):
   return float(theta), tuple(sorted(scaling.items()))
 
 
-def _spelled(path, raw, key):
+def _rope_settings(path, raw, key):
   """Rotary settings without empty ones, the kind under its newer name. -> dict"""
   given = raw.get(key) or {}
   if not isinstance(given, dict):
@@ -141,7 +141,7 @@ def _spelled(path, raw, key):
   return found
 
 
-def need(path, raw, key):
+def require(path, raw, key):
   """A setting that has no default. Raises ConfigError where it is missing."""
   if raw.get(key) is None:
     raise ConfigError(f'{path}: {key} is missing')
@@ -173,10 +173,10 @@ def load(folder, cfg, shardings=None, dtype=None):
   spare = {r'(model\.layers\.\d+\.self_attn|model)\.rotary_emb\.inv_freq': rope.frequencies(cfg)[0]}
   if cfg.tied:
     spare[re.escape(HEAD)] = EMBED
-  return read(folder, shapes, shardings, spare)
+  return read_tensors(folder, shapes, shardings, spare)
 
 
-def read(folder, shapes, shardings, spare, names=NAMES, root='', stem='model'):
+def read_tensors(folder, shapes, shardings, spare, names=NAMES, root='', stem='model'):
   """Fills a tree of jax.ShapeDtypeStruct from the files of `folder`.
 
   names: our path -> (their name, whether to transpose). root: what some files put before names.
@@ -186,10 +186,10 @@ def read(folder, shapes, shardings, spare, names=NAMES, root='', stem='model'):
   folder = pathlib.Path(folder)
   with contextlib.ExitStack() as stack:
     found = {}
-    for name, file in _open(folder, stem, stack).items():
+    for name, file in _open_tensors(folder, stem, stack).items():
       if found.setdefault(name.removeprefix(root), file) is not file:
         raise DataError(f'{file[0]}: tensor {name} is there with and without {root!r} before it')
-    leaves = {_path(p): x for p, x in jax.tree_util.tree_flatten_with_path(shapes)[0]}
+    leaves = {_path_name(p): x for p, x in jax.tree_util.tree_flatten_with_path(shapes)[0]}
     wanted = {name for path, leaf in leaves.items() for name in _their_names(path, leaf, names)}
     extra = sorted(set(found) - wanted)
     placeless = [n for n in extra if not any(re.fullmatch(p, n) for p in spare)]
@@ -199,23 +199,26 @@ def read(folder, shapes, shardings, spare, names=NAMES, root='', stem='model'):
     if missing := sorted(wanted - set(found)):
       raise DataError(f'{folder}: tensor {missing[0]} is in no file ({len(missing)} are missing)')
     for name in extra:
-      _look_at(name, next(x for p, x in spare.items() if re.fullmatch(p, name)), found)
+      _check_unplaced(name, next(x for p, x in spare.items() if re.fullmatch(p, name)), found)
     if shardings is None:
       shardings = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     if isinstance(shardings, jax.sharding.Sharding):
       one = shardings
       shardings = jax.tree.map(lambda _: one, shapes)
     return jax.tree_util.tree_map_with_path(
-        lambda path, leaf, where: _place(names[_path(path)], leaf, where, found), shapes, shardings)
+      lambda path, leaf, where: _read_leaf(names[_path_name(path)], leaf, where, found),
+      shapes,
+      shardings,
+    )
 
 
-def _look_at(name, other, found):
+def _check_unplaced(name, other, found):
   """Raises DataError where a tensor that is left out is not what stands in its place."""
   file, view = found[name]
   if other is None:
     return
   if isinstance(other, str):
-    if not _same(view(), found[other][1]()):
+    if not _tensors_equal(view(), found[other][1]()):
       remedy = ("set tie_word_embeddings to false where both are the model's own" if name == HEAD
                 else 'take it out, or export the model again with transformers')
       raise DataError(f'{file}: tensor {name} is not {other}, which would be used in its place; '
@@ -229,27 +232,29 @@ def _look_at(name, other, found):
                     'config.json, or take the tensor out where it is left from another setting')
 
 
-def _same(one, two):
+def _tensors_equal(one, two):
   """Whether two stored tensors are equal, a block of rows at a time."""
   shape = one.get_shape()
   if list(shape) != list(two.get_shape()) or not shape:
     return False
-  rows = max(1, BLOCK // max(1, math.prod(shape[1:])))
+  rows = max(1, COMPARE_BLOCK // max(1, math.prod(shape[1:])))
   cuts = [slice(at, min(at + rows, shape[0])) for at in range(0, shape[0], rows)]
   return all(np.array_equal(one[cut], two[cut]) for cut in cuts)
 
 
-def differs(folder, name, other, stem='model'):
+def tensors_differ(folder, name, other, stem='model'):
   """Whether the files of a folder, if there are any, hold both tensors and they are not equal."""
   folder = pathlib.Path(folder)
   if not any((folder / f'{stem}.safetensors{end}').exists() for end in ('', '.index.json')):
     return False
   with contextlib.ExitStack() as stack:
-    found = _open(folder, stem, stack)
-    return name in found and other in found and not _same(found[name][1](), found[other][1]())
+    found = _open_tensors(folder, stem, stack)
+    return (
+      name in found and other in found and not _tensors_equal(found[name][1](), found[other][1]())
+    )
 
 
-def _path(path):
+def _path_name(path):
   return jax.tree_util.keystr(path, simple=True, separator='/')
 
 
@@ -259,7 +264,7 @@ def _their_names(path, leaf, names=NAMES):
   return [name.format(i) for i in range(leaf.shape[0])] if '{}' in name else [name]
 
 
-def _open(folder, stem, stack):
+def _open_tensors(folder, stem, stack):
   """-> {tensor name: (file path, () -> its slices)} over all files of a checkpoint."""
   index = folder / f'{stem}.safetensors.index.json'
   single = folder / f'{stem}.safetensors'
@@ -267,7 +272,7 @@ def _open(folder, stem, stack):
   if single.exists():
     files = [single]
   elif index.exists():
-    listed = need(index, read_json(index), 'weight_map')
+    listed = require(index, read_json(index), 'weight_map')
     files = [folder / name for name in sorted(set(listed.values()))]
   else:
     pickled = next((p.name for p in sorted(folder.glob('*.bin'))), None)
@@ -297,7 +302,7 @@ def _open(folder, stem, stack):
   return found
 
 
-def _place(theirs, leaf, sharding, found):
+def _read_leaf(theirs, leaf, sharding, found):
   """One of our arrays, each device's part read on its own. theirs: name, whether to transpose."""
   name, turn = theirs
   stacked = '{}' in name
@@ -332,7 +337,7 @@ def save(params, cfg, folder, max_shard_bytes=5 << 30):
   folder = pathlib.Path(folder)
   folder.mkdir(parents=True, exist_ok=True)
   (folder / 'config.json').unlink(missing_ok=True)
-  parts = _parts(params, max_shard_bytes)
+  parts = _split_into_files(params, max_shard_bytes)
   files = ['model.safetensors'] if len(parts) == 1 else [
       f'model-{i + 1:05d}-of-{len(parts):05d}.safetensors' for i in range(len(parts))]
   for name, part in zip(files, parts):
@@ -347,12 +352,12 @@ def save(params, cfg, folder, max_shard_bytes=5 << 30):
   _write_json(folder / 'config.json', config)
 
 
-def _parts(tree, limit):
+def _split_into_files(tree, limit):
   """Splits a tree's tensors into files. -> lists of (their name, bytes, function to make it)"""
   entries = []
   for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]:
-    names, turn = _their_names(_path(path), leaf), NAMES[_path(path)][1]
-    stacked = '{}' in NAMES[_path(path)][0]
+    names, turn = _their_names(_path_name(path), leaf), NAMES[_path_name(path)][1]
+    stacked = '{}' in NAMES[_path_name(path)][0]
     for i, name in enumerate(names):
       def make(leaf=leaf, i=i, turn=turn, stacked=stacked):
         x = np.asarray(leaf[i] if stacked else leaf)
@@ -372,7 +377,7 @@ def _parts(tree, limit):
 
 def _write_tensors(path, tensors):
   part = path.with_name(path.name + '.part')
-  safetensors.numpy.save_file(tensors, str(part), metadata=MARK)
+  safetensors.numpy.save_file(tensors, str(part), metadata=METADATA)
   os.replace(part, path)
 
 
@@ -415,7 +420,7 @@ def save_adapter(lora, cfg, folder, base):
   folder = pathlib.Path(folder)
   folder.mkdir(parents=True, exist_ok=True)
   (folder / 'adapter_config.json').unlink(missing_ok=True)
-  tensors = {n: make() for n, _, make in _parts(lora, math.inf)[0]}
+  tensors = {n: make() for n, _, make in _split_into_files(lora, math.inf)[0]}
   _write_tensors(folder / 'adapter_model.safetensors', tensors)
   alpha = int(cfg.lora_alpha) if float(cfg.lora_alpha).is_integer() else cfg.lora_alpha
   _write_json(folder / 'adapter_config.json', {
@@ -435,13 +440,13 @@ def adapter_config(folder, cfg):
   folder = pathlib.Path(folder)
   path = folder / 'adapter_config.json'
   raw = read_json(path)
-  checkpoint_config.adapter(path, raw)
-  rank = checkpoint_config.whole(path, raw, 'r')
-  alpha = float(checkpoint_config.number(path, raw, 'lora_alpha'))
+  checkpoint_config.check_adapter(path, raw)
+  rank = checkpoint_config.positive_int(path, raw, 'r')
+  alpha = float(checkpoint_config.nonnegative(path, raw, 'lora_alpha'))
   if checkpoint_config.flag(path, raw, 'use_rslora'):
     alpha *= math.sqrt(rank)
   with contextlib.ExitStack() as stack:
-    names = set(_open(folder, 'adapter_model', stack))
+    names = set(_open_tensors(folder, 'adapter_model', stack))
   stored = {(i, n) for n in llm.LINEAR for i in range(cfg.layers)
             if f'base_model.model.model.layers.{i}.{MODULES[n]}.lora_A.weight' in names}
   _check_targets(path, raw, cfg.layers, stored)
@@ -477,7 +482,7 @@ def _targeted(path, raw, module):
     if isinstance(given, str):
       return re.fullmatch(given, module) is not None
     return any(module == some or module.endswith(f'.{some}') for some in given)
-  targets = need(path, raw, 'target_modules')
+  targets = require(path, raw, 'target_modules')
   if isinstance(targets, str) and targets.lower() == 'all-linear':
     targets = [m.rpartition('.')[2] for m in MODULES.values()]
   try:
@@ -504,4 +509,4 @@ def load_adapter(folder, cfg):
     shapes[name] = {
         'a': jax.ShapeDtypeStruct((cfg.layers, n, cfg.lora_rank), jnp.float32),
         'b': jax.ShapeDtypeStruct((cfg.layers, cfg.lora_rank, out), jnp.float32)}
-  return read(folder, {'blocks': shapes}, None, {}, stem='adapter_model')
+  return read_tensors(folder, {'blocks': shapes}, None, {}, stem='adapter_model')

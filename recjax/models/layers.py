@@ -1,4 +1,6 @@
 """Plain operations in a form that XLA compiles well for CPUs too."""
+import math
+
 import jax
 import jax.numpy as jnp
 from jax import lax
@@ -44,3 +46,15 @@ def _mix(h):
   h = (h ^ (h >> 16)) * jnp.uint32(0x85EBCA6B)
   h = (h ^ (h >> 13)) * jnp.uint32(0xC2B2AE35)
   return h ^ (h >> 16)
+
+
+def rms_norm(x, scale, eps):
+  """Root mean square norm over the last axis, in float32. -> x.dtype"""
+  y = x.astype(jnp.float32)
+  y = y * jax.lax.rsqrt(jnp.mean(y * y, -1, keepdims=True) + eps)
+  return (y * scale.astype(jnp.float32)).astype(x.dtype)
+
+
+def count_params(params):
+  """Number of values in a tree."""
+  return sum(math.prod(x.shape) for x in jax.tree.leaves(params))

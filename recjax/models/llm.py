@@ -17,12 +17,15 @@ from jax.sharding import PartitionSpec as P
 
 from recjax.distributed.sharding import shard
 from recjax.errors import ConfigError
+from recjax.models import layers as layers_lib
 from recjax.models import rope
 from recjax.models.attention import KVBlock, attend, kv_block
 from recjax.models.layers import check_dtype, linear
 
 LINEAR = ('q', 'k', 'v', 'o', 'gate', 'up', 'down')
-ROWS = ('data', 'fsdp')
+
+ROW_AXES = ('data', 'fsdp')
+
 POLICIES = {
     'dots': jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
     'full': jax.checkpoint_policies.nothing_saveable,
@@ -132,7 +135,7 @@ def project(x, weights, dtype):
   spares the passes over the output; its backward never forms the dense gradient of W.
   """
   low = [w for w in weights if w.a is not None]
-  if low and len(low) == len(weights) and dtype == 'float32' and _many(x, weights):
+  if low and len(low) == len(weights) and dtype == 'float32' and _merging_pays(x, weights):
     kernels = tuple(w.kernel.astype(dtype) for w in weights)
     ys = merged_matmul(x, kernels, tuple(w.a for w in weights), tuple(w.b for w in weights))
   else:
@@ -144,7 +147,7 @@ def project(x, weights, dtype):
   return [y if w.bias is None else y + w.bias.astype(dtype) for y, w in zip(ys, weights)]
 
 
-def _many(x, weights):
+def _merging_pays(x, weights):
   """Whether merging costs less than the low-rank path would."""
   n, out = weights[0].kernel.shape
   return math.prod(x.shape[:-1]) * (n + out) >= 2 * n * out
@@ -176,13 +179,6 @@ def _merged_backward(saved, dys):
 merged_matmul.defvjp(_merged_forward, _merged_backward)
 
 
-def norm(x, scale, eps):
-  """Root mean square norm over the last axis, in float32. -> x.dtype"""
-  y = x.astype(jnp.float32)
-  y = y * jax.lax.rsqrt(jnp.mean(y * y, -1, keepdims=True) + eps)
-  return (y * scale.astype(jnp.float32)).astype(x.dtype)
-
-
 class Block(nn.Module):
   """One layer; returns the keys and values of its tokens beside its output."""
   cfg: Config
@@ -197,24 +193,24 @@ class Block(nn.Module):
 
     def apply(y, *names):
       return project(y, [linear[n] for n in names], cfg.dtype)
-    y = norm(x, ones('attn_norm'), cfg.norm_eps)
+    y = layers_lib.rms_norm(x, ones('attn_norm'), cfg.norm_eps)
     q, k, v = (t.reshape(*t.shape[:2], -1, cfg.head_dim) for t in apply(y, 'q', 'k', 'v'))
     if cfg.qk_norm:
-      q = norm(q, ones('q_norm', cfg.head_dim), cfg.norm_eps)
-      k = norm(k, ones('k_norm', cfg.head_dim), cfg.norm_eps)
+      q = layers_lib.rms_norm(q, ones('q_norm', cfg.head_dim), cfg.norm_eps)
+      k = layers_lib.rms_norm(k, ones('k_norm', cfg.head_dim), cfg.norm_eps)
     q, k = rope.rotate(q, *turns), rope.rotate(k, *turns)
     seen = [KVBlock(*kv, mask) for kv, mask in zip(past, masks)]
     x += apply(attend(q, k, v, allowed, seen), 'o')[0]
-    gate, up = apply(norm(x, ones('mlp_norm'), cfg.norm_eps), 'gate', 'up')
+    gate, up = apply(layers_lib.rms_norm(x, ones('mlp_norm'), cfg.norm_eps), 'gate', 'up')
     x += apply(nn.silu(gate) * up, 'down')[0]
-    return by_row(x), (k, v)
+    return shard_rows(x), (k, v)
 
 
-def by_row(x, *rest):
+def shard_rows(x, *rest):
   """Keeps rows on the data axes of the mesh; a row that all devices share stays where it is."""
   mesh = jax.sharding.get_abstract_mesh()
-  spread = math.prod(mesh.shape.get(a, 1) for a in ROWS)
-  return x if x.shape[0] % spread else shard(x, ROWS, *(rest or (None,) * (x.ndim - 1)))
+  spread = math.prod(mesh.shape.get(a, 1) for a in ROW_AXES)
+  return x if x.shape[0] % spread else shard(x, ROW_AXES, *(rest or (None,) * (x.ndim - 1)))
 
 
 class LM(nn.Module):
@@ -246,7 +242,7 @@ class LM(nn.Module):
     (k, v) of these tokens, each (L, B, S, G, Dh), k already rotated)
     """
     table = shard(self.embed, 'model', None)  # gathered over fsdp first, as rows split over it too
-    x = by_row(jnp.take(table, tokens, axis=0).astype(self.cfg.dtype))
+    x = shard_rows(jnp.take(table, tokens, axis=0).astype(self.cfg.dtype))
     if segments.ndim == 3:
       allowed = segments
     else:
@@ -256,13 +252,13 @@ class LM(nn.Module):
     turns = rope.angles(self.cfg, positions)
     x, kv = self.blocks(
         x, tuple((p.k, p.v) for p in past), turns, allowed, tuple(p.mask for p in past))
-    return norm(x, self.norm, self.cfg.norm_eps), kv
+    return layers_lib.rms_norm(x, self.norm, self.cfg.norm_eps), kv
 
   def logits(self, hidden):
     """hidden: (..., D). -> (..., V) float32"""
     head = self.embed.T if self.cfg.tied else self.head
     y = jnp.matmul(hidden, head.astype(hidden.dtype), preferred_element_type=jnp.float32)
-    return by_row(y, *(None,) * (y.ndim - 2), 'model') if y.ndim > 1 else y
+    return shard_rows(y, *(None,) * (y.ndim - 2), 'model') if y.ndim > 1 else y
 
 
   def some_logits(self, hidden, ids):
@@ -300,7 +296,7 @@ def head_matrix(params, cfg):
   return shard(head, None, 'model')
 
 
-def gathered(params):
+def gather_tables(params):
   """Parameters whose token tables are gathered over 'fsdp', once, for programs of many steps."""
   tables = {'embed': ('model', None), 'head': (None, 'model')}
   return {k: shard(v, *tables[k]) if k in tables else v for k, v in params.items()}
@@ -316,11 +312,6 @@ def init(cfg, key):
 def shapes(cfg):
   """-> the 'params' tree as jax.ShapeDtypeStruct, without computing anything."""
   return jax.eval_shape(lambda key: init(cfg, key), jax.random.key(0))
-
-
-def count(params):
-  """Number of values in a tree."""
-  return sum(math.prod(x.shape) for x in jax.tree.leaves(params))
 
 
 def param_bytes(cfg):

@@ -21,7 +21,7 @@ def decoder(model, past=()):
   def start(variables, tokens, lengths, beams, new_tokens):
     last, own = prefill_states(model, variables, tokens, lengths, past)
     blocks = (*past, own)
-    return last, (blocks, suffix(model.cfg, len(tokens), beams, new_tokens))
+    return last, (blocks, empty_suffix(model.cfg, len(tokens), beams, new_tokens))
 
   def step(variables, cache, tokens, t):
     blocks, own = cache
@@ -29,7 +29,7 @@ def decoder(model, past=()):
     return hidden, (blocks, own)
 
   def turn(cache, parents):
-    return cache[0], reorder(cache[1], parents)
+    return cache[0], reorder_suffix(cache[1], parents)
 
   def logits(variables, hidden):
     return model.apply(variables, hidden, method='logits')
@@ -51,7 +51,7 @@ def decoder(model, past=()):
     return hidden, (blocks, own)
 
   def roomier(cache, new_tokens):
-    return cache[0], grow(cache[1], new_tokens)
+    return cache[0], grow_suffix(cache[1], new_tokens)
 
   def pick(cache, requests):
     blocks, own = cache
@@ -62,7 +62,7 @@ def decoder(model, past=()):
   return Decoder(start, step, turn, logits, rows, window, extend, roomier, pick)
 
 
-def continuing(model):
+def continuing_decoder(model):
   """As `decoder`, for prompts that go on from keys given with the parameters, {'variables': ...,
   'past': Past}: a conversation's rounds are one program as long as the Past has one size."""
   def bound(call):
@@ -74,7 +74,7 @@ def continuing(model):
   return bare._replace(**{name: bound(name) for name in names})
 
 
-def room(cfg, size):
+def empty_block(cfg, size):
   """An empty Past of one row with room for `size` tokens."""
   shape = (cfg.layers, 1, cfg.kv_heads, size, cfg.head_dim)
   return KVBlock(
@@ -82,7 +82,7 @@ def room(cfg, size):
   )
 
 
-def remembered(model, variables, past, tokens, count):
+def append_tokens(model, variables, past, tokens, count):
   """The Past with the keys of more tokens behind those it has; the caller sees to the room.
 
   tokens: (1, S) int32, `count` () of them real. -> Past
@@ -124,10 +124,10 @@ def make_step(model, variables, past, prompts, beams, new_tokens):
   def step(tokens, cache, t):
     hidden, cache = suffix_step(model, variables, past, cache, tokens, t)
     return model.apply(variables, hidden, method='logits'), cache
-  return step, suffix(model.cfg, prompts, beams, new_tokens)
+  return step, empty_suffix(model.cfg, prompts, beams, new_tokens)
 
 
-def suffix(cfg, prompts, beams, new_tokens):
+def empty_suffix(cfg, prompts, beams, new_tokens):
   """The empty private caches of all beams: (k, v), each (L, B, K, G, T - 1, Dh)."""
   shape = (cfg.layers, prompts, beams, cfg.kv_heads, max(new_tokens - 1, 1), cfg.head_dim)
   return jnp.zeros(shape, cfg.dtype), jnp.zeros(shape, cfg.dtype)
@@ -146,14 +146,14 @@ def suffix_step(model, variables, past, cache, tokens, t):
   return hidden, cache
 
 
-def reorder(cache, parents):
+def reorder_suffix(cache, parents):
   """Makes suffix i of each prompt continue beam parents[b, i]. parents: (B, K) int32"""
   def rows(x):
     return jax.vmap(lambda rows, order: rows[:, order], (1, 0), 1)(x, parents)
   return jax.tree.map(rows, cache)
 
 
-def grow(cache, new_tokens):
+def grow_suffix(cache, new_tokens):
   """Private caches with room for rows of `new_tokens`."""
   more = max(0, new_tokens - 1 - cache[0].shape[4])
   return tuple(jnp.pad(x, [(0, 0)] * 4 + [(0, more), (0, 0)]) for x in cache)

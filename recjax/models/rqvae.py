@@ -13,7 +13,7 @@ from jax import lax
 
 from recjax.errors import ConfigError, DataError
 from recjax.retrieval import kmeans
-from recjax.retrieval.top_k import argmin
+from recjax.retrieval.kmeans import argmin
 
 CHUNK = 2048  # items that are given codes together
 
@@ -202,7 +202,7 @@ def loss(cfg, params, x, key=None, weight=None):
   return recon_loss(cfg, found['recon'], x, weight) + cfg.alpha * found['loss'], found
 
 
-def codes_of(cfg, params, x):
+def assign_codes(cfg, params, x):
   """x: (N, d) -> codes (N, L) int32, by plain argmin, CHUNK items at a time (what they need stays
   in a CPU's cache: 1.5x faster)"""
   def some(rows):
@@ -213,7 +213,7 @@ def codes_of(cfg, params, x):
   return lax.map(some, parts).reshape(-1, cfg.levels)[:len(x)]
 
 
-def seed_codes(cfg, params, x, key, steps=25):
+def init_codebooks(cfg, params, x, key, steps=25):
   """The parameters with codebooks from k-means++ on the encoder's outputs, level by level."""
   v, books = encode(cfg, params, x), []
   for level in range(cfg.levels):
@@ -228,12 +228,12 @@ def seed_codes(cfg, params, x, key, steps=25):
 # LETTER's regularisers.
 
 
-def collaborative(q, cf):
+def collaborative_loss(q, cf):
   """Quantised vectors must pick out their item's collaborative one in the batch. (B, E) each"""
   return -jnp.diagonal(jax.nn.log_softmax(q @ cf.T)).mean()
 
 
-def diversity(books, parts, codes, group, key):
+def diversity_loss(books, parts, codes, group, key):
   """Codes are drawn to others of their group. books: (L, C, E), group: (L, C) int -> ()
 
   parts: [(B, E)]. The positive is a random other code of the chosen one's group; a code that is
@@ -255,7 +255,7 @@ def diversity(books, parts, codes, group, key):
 # Published weights.
 
 
-def from_state(state, path='the state dict'):
+def from_state_dict(state, path='the state dict'):
   """Config and parameters of ETEGRec's tensors, {name: array}. -> Config, params
 
   Raises DataError where no tensor, or not all, of an RQ-VAE are there.

@@ -13,10 +13,11 @@ import jax.numpy as jnp
 
 from recjax.errors import ConfigError
 from recjax.models import t5
+from recjax.models import t5 as t5_lib
 
-SITES = ('none', 'pooled', 'encoder', 'prefix')
+FUSION_SITES = ('none', 'pooled', 'encoder', 'prefix')
 
-FAR = t5.FAR
+FAR = t5_lib.FAR
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,8 +40,8 @@ class Config:
   apart: bool = False
 
   def __post_init__(self):
-    if self.fusion not in SITES:
-      raise ConfigError(f'fusion={self.fusion!r}; choose one of {", ".join(SITES)}')
+    if self.fusion not in FUSION_SITES:
+      raise ConfigError(f'fusion={self.fusion!r}; choose one of {", ".join(FUSION_SITES)}')
     if self.fusion == 'pooled' and self.t5.width != self.code:
       raise ConfigError(f'fusion=pooled adds states of width {self.t5.width} to codes of width '
                         f'{self.code}; make model.width and tokenizer.width equal')
@@ -60,7 +61,7 @@ class SemanticIdT5(nn.Module):
     self.codes = self.param('codes', std, (cfg.levels, cfg.size, width))
     if cfg.apart:
       self.output = self.param('output', std, (cfg.levels, cfg.size, width))
-    self.stacks = t5.Stacks(cfg.t5)
+    self.stacks = t5_lib.Stacks(cfg.t5)
     dense = functools.partial(nn.Dense, kernel_init=std)
     if cfg.code:
       self.enc_adapter = dense(cfg.code)
@@ -209,4 +210,4 @@ def decoder(cfg):
 
   def window(given, states, first, size):
     return states @ jax.lax.dynamic_slice_in_dim(rows(given), first, size).T
-  return t5.steps(cfg.t5, read, step, logits, some, window)
+  return t5_lib.make_decoder(cfg.t5, read, step, logits, some, window)

@@ -43,7 +43,7 @@ def codebook_stats(codes, size):
       'balance': [round(float(1 - np.abs(c - n // size).sum() / (2 * n)), 4) for c in each]}
 
 
-def groups(codes):
+def colliding_groups(codes):
   """Equal rows, as lists of two items or more. -> [array of row numbers, ascending]"""
   _, name, counts = np.unique(codes, axis=0, return_inverse=True, return_counts=True)
   order = np.argsort(name.reshape(-1), kind='stable')
@@ -52,7 +52,7 @@ def groups(codes):
 
 
 @jax.jit
-def suffix(codes):
+def collision_suffix(codes):
   """How many rows before are equal, in the order of items, on the device. codes: (N, L) -> (N,)"""
   n, levels = codes.shape
   at = jnp.arange(n, dtype=jnp.int32)
@@ -65,12 +65,12 @@ def suffix(codes):
 
 
 @jax.jit
-def table(codes):
+def padded_table(codes):
   """What a recommender reads, on the device: with the suffix, and a row 0 of -1 for padding.
 
   codes: (N, L) int32 -> (N + 1, L + 1) int32, the largest group (), to be checked on the host
   """
-  extra = suffix(codes)
+  extra = collision_suffix(codes)
   whole = jnp.concatenate([codes, extra[:, None]], 1).astype(jnp.int32)
   return jnp.pad(whole, [(1, 0), (0, 0)], constant_values=-1), extra.max() + 1
 
@@ -80,7 +80,7 @@ def with_suffix(codes, size):
 
   Raises DataError naming the group that has more items than a level has codes.
   """
-  extra = np.asarray(suffix(jnp.asarray(codes)))
+  extra = np.asarray(collision_suffix(jnp.asarray(codes)))
   if extra.max() >= size:
     bad = codes[int(extra.argmax())]
     raise DataError(f'{int((codes == bad).all(1).sum())} items share the codes '
@@ -105,22 +105,28 @@ def resolve_collisions(codes, size, policy='suffix', dist=None, seed=0):
   rng = np.random.default_rng(seed)
   if policy == 'random':
     extra = np.zeros(len(codes), np.int32)
-    for group in groups(codes):
+    for group in colliding_groups(codes):
       if len(group) > size:
         return with_suffix(codes, size)  # raises, with the group's name
       extra[group] = rng.permutation(size)[:len(group)]
     return np.concatenate([codes, extra[:, None]], 1)
   if policy == 'balance':
-    return _dealt(codes, size)
+    return _deal_out(codes, size)
   if policy not in ('nearest', 'sinkhorn'):
     raise ConfigError(f'tokenizer.dedupe={policy!r}; choose one of {", ".join(POLICIES)}')
   if dist is None:
-    raise ConfigError(f'tokenizer.dedupe={policy} moves codes of the last level by distance, which '
-                      'this tokenizer has none of; choose suffix')
-  return _moved(codes, np.asarray(dist)) if policy == 'nearest' else _spread(codes, dist)
+    raise ConfigError(
+      f'tokenizer.dedupe={policy} moves codes of the last level by distance, which '
+      'this tokenizer has none of; choose suffix'
+    )
+  return (
+    _move_to_nearest(codes, np.asarray(dist))
+    if policy == 'nearest'
+    else _spread_by_sinkhorn(codes, dist)
+  )
 
 
-def _dealt(codes, size):
+def _deal_out(codes, size):
   out = codes.copy()
   _, name = np.unique(codes[:, :-1], axis=0, return_inverse=True)
   count, start = {}, {}
@@ -131,10 +137,10 @@ def _dealt(codes, size):
   return out
 
 
-def _moved(codes, dist):
+def _move_to_nearest(codes, dist):
   """Later members of a group take the nearest free last code. Left where none is free."""
   out, taken = codes.copy(), {tuple(c) for c in codes.tolist()}
-  for group in groups(codes):
+  for group in colliding_groups(codes):
     for i in group[1:]:
       prefix = tuple(out[i, :-1].tolist())
       for code in np.argsort(dist[i], kind='stable').tolist():
@@ -145,11 +151,11 @@ def _moved(codes, dist):
   return out
 
 
-def _spread(codes, dist, rounds=20, eps=0.003):
+def _spread_by_sinkhorn(codes, dist, rounds=20, eps=0.003):
   """Groups are encoded again by Sinkhorn among themselves, as LETTER and LC-Rec do."""
   out = codes.copy()
   for _ in range(rounds):
-    again = groups(out)
+    again = colliding_groups(out)
     if not again:
       break
     for group in again:
@@ -161,25 +167,25 @@ def _spread(codes, dist, rounds=20, eps=0.003):
 # Tokenizers without networks. Each: (x (N, d), levels, size, seed) -> codes, state of arrays.
 
 
-def centres_of(x, size, seed, run):
+def _level_centers(x, size, seed, run):
   """Clusters of one level; with fewer items than codes the rest stays dead."""
   found = run(jax.random.key(seed), x, min(size, len(x)))
   return jnp.pad(found[0], [(0, size - len(found[0])), (0, 0)], constant_values=1e6), found[1]
 
 
-def residual(x, levels, size, seed, run=kmeans.fit, unit=False):
+def residual_kmeans(x, levels, size, seed, run=kmeans.fit, unit=False):
   """Residual k-means; unit: residuals get length one before every level (RK-Means of GRID)."""
   x, codes, books = jnp.asarray(x), [], []
   for level in range(levels):
-    x = normed(x) if unit else x
-    centres, assigned = centres_of(x, size, seed + level, run)
+    x = _unit_rows(x) if unit else x
+    centres, assigned = _level_centers(x, size, seed + level, run)
     x = x - centres[assigned]
     codes.append(np.asarray(assigned))
     books.append(np.asarray(centres))
   return np.stack(codes, 1).astype(np.int32), {'codebooks': np.stack(books)}
 
 
-def normed(x):
+def _unit_rows(x):
   return x / jnp.maximum(jnp.linalg.norm(x, axis=-1, keepdims=True), 1e-12)
 
 
@@ -187,17 +193,17 @@ def encode_residual(x, codebooks, unit=False):
   """Nearest-centre codes of residuals, level by level. -> codes (N, L), distances of the last"""
   x, codes = jnp.asarray(x), []
   for book in codebooks:
-    x = normed(x) if unit else x
+    x = _unit_rows(x) if unit else x
     d = kmeans.distances(x, book)
     codes.append(d.argmin(-1))
     x = x - book[codes[-1]]
   return np.asarray(jnp.stack(codes, 1), np.int32), np.asarray(d)
 
 
-def mapped(x, levels, size, seed, tau=0.1):
+def mapped_kmeans(x, levels, size, seed, tau=0.1):
   """Plain residual k-means, then every level dealt out evenly by transport (MiniOneRec)."""
   x = jnp.asarray(x)
-  books = residual(x, levels, size, seed)[1]['codebooks']
+  books = residual_kmeans(x, levels, size, seed)[1]['codebooks']
   codes, rng = [], np.random.default_rng(seed)
   for book in books:
     d = np.asarray(kmeans.distances(x, book))
@@ -207,7 +213,7 @@ def mapped(x, levels, size, seed, tau=0.1):
         np.quantile(some - some.min(1, keepdims=True), 0.9, axis=1))))
     shares = jnp.maximum(jnp.asarray(room) / len(d), 1e-30)
     plan = _transport(jnp.asarray(d), scale, shares)
-    codes.append(kmeans.place(plan, room, rng.permutation(len(d))))
+    codes.append(kmeans.assign_to_capacity(plan, room, rng.permutation(len(d))))
     x = x - book[codes[-1]]
   return np.stack(codes, 1).astype(np.int32), {'codebooks': books}
 
@@ -221,55 +227,55 @@ def _transport(d, scale, shares):
   return lax.fori_loop(0, 50, turn, log)
 
 
-def product(x, levels, size, seed):
+def product_quantize(x, levels, size, seed):
   """PQ: k-means on each of `levels` pieces of a vector; codes have no order."""
   x = jnp.asarray(x)
   if x.shape[1] % levels:
     raise ConfigError(f'{x.shape[1]} numbers do not divide into {levels} pieces; change '
                       'tokenizer.levels or the width of the item vectors')
   pieces = jnp.split(x, levels, 1)
-  found = [centres_of(p, size, seed + at, kmeans.fit) for at, p in enumerate(pieces)]
+  found = [_level_centers(p, size, seed + at, kmeans.fit) for at, p in enumerate(pieces)]
   return (np.stack([np.asarray(a) for _, a in found], 1).astype(np.int32),
           {'codebooks': np.stack([np.asarray(c) for c, _ in found])})
 
 
-def rebuilt(codes, codebooks):
+def decode_product(codes, codebooks):
   """Vectors of PQ codes. -> (N, d)"""
   return np.concatenate([book[codes[:, at]] for at, book in enumerate(codebooks)], 1)
 
 
-def rotated(x, levels, size, seed, rounds=8):
+def rotated_product_quantize(x, levels, size, seed, rounds=8):
   """OPQ: a rotation learnt with the pieces, each in turn. -> codes, {'rotation', 'codebooks',
   'errors': after each round}"""
   x = np.asarray(x, np.float32)
   turn, errors = np.eye(x.shape[1], dtype=np.float32), []
-  codes, state = product(x, levels, size, seed)
+  codes, state = product_quantize(x, levels, size, seed)
   books = state['codebooks']
   for _ in range(rounds):
-    y = rebuilt(codes, books)
+    y = decode_product(codes, books)
     errors.append(float(((x @ turn - y) ** 2).sum()))
     u, _, v = np.linalg.svd(x.T @ y)
     turn = u @ v
-    books = np.stack([_moved_centres(p, codes[:, at], books[at]) for at, p in enumerate(
+    books = np.stack([_moved_centers(p, codes[:, at], books[at]) for at, p in enumerate(
         np.split(x @ turn, levels, 1))])
     codes = np.stack([np.asarray(kmeans.nearest(jnp.asarray(p), jnp.asarray(books[at]))[0])
                       for at, p in enumerate(np.split(x @ turn, levels, 1))], 1)
   return codes.astype(np.int32), {'rotation': turn, 'codebooks': books, 'errors': errors}
 
 
-def _moved_centres(x, assigned, centres):
+def _moved_centers(x, assigned, centres):
   count = np.bincount(assigned, minlength=len(centres))
   total = np.zeros_like(centres)
   np.add.at(total, assigned, x)
   return np.where(count[:, None] > 0, total / np.maximum(count, 1)[:, None], centres)
 
 
-def drawn(x, levels, size, seed):
+def random_codes(x, levels, size, seed):
   """Random codes: what an ID without meaning is worth."""
   return np.random.default_rng(seed).integers(0, size, (len(x), levels), np.int32), {}
 
 
-def hashed(x, levels, size, seed):
+def hashed_codes(x, levels, size, seed):
   """Signs of random projections, log2(C) of them a level (LSH). C must be a power of two."""
   bits = int(size).bit_length() - 1
   if size != 1 << bits:
@@ -279,8 +285,13 @@ def hashed(x, levels, size, seed):
   return (signs << np.arange(bits)).sum(-1).astype(np.int32), {'planes': planes}
 
 
-PLAIN = {
-    'rqkmeans': residual,
-    'rkmeans': functools.partial(residual, run=kmeans.fit_batches, unit=True),
-    'rkmeans_balanced': functools.partial(residual, run=kmeans.fit_balanced),
-    'rkmeans_mapped': mapped, 'pq': product, 'opq': rotated, 'random': drawn, 'lsh': hashed}
+TOKENIZERS = {
+  'rqkmeans': residual_kmeans,
+  'rkmeans': functools.partial(residual_kmeans, run=kmeans.fit_minibatch, unit=True),
+  'rkmeans_balanced': functools.partial(residual_kmeans, run=kmeans.fit_balanced),
+  'rkmeans_mapped': mapped_kmeans,
+  'pq': product_quantize,
+  'opq': rotated_product_quantize,
+  'random': random_codes,
+  'lsh': hashed_codes,
+}

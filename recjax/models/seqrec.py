@@ -149,12 +149,12 @@ class SeqRec(nn.Module):
       drop = 0 if cfg.bare else cfg.dropout
       x = nn.Dropout(drop, deterministic=not train)(x) * real
       for layer in range(cfg.layers):
-        x = Gru(cfg.hidden, name=f'gru_{layer}')(x, segment)
+        x = GRU(cfg.hidden, name=f'gru_{layer}')(x, segment)
       return x if cfg.bare else nn.Dense(cfg.width, kernel_init=init_std(), name='out')(x) * real
     if cfg.pads:  # seen, and yet zeros in front of every block
       real = (items > 0)[..., None]
     x = nn.Dropout(cfg.dropout, deterministic=not train)(x) * real
-    seen = visible(segment, cfg.causal and not cfg.future)
+    seen = attention_mask(segment, cfg.causal and not cfg.future)
     for layer in range(cfg.layers):
       x = Block(cfg, name=f'block_{layer}')(x, seen, train) * real
     if unirec:
@@ -165,7 +165,7 @@ class SeqRec(nn.Module):
     return nn.LayerNorm(epsilon=1e-12, name='norm_out')(x) * real
 
 
-def visible(segment, causal):
+def attention_mask(segment, causal):
   """Which places each place sees: its own user's, with `causal` only those not after it.
 
   segment: (R, L) -> (R, 1, L, L) bool
@@ -240,7 +240,7 @@ class FeedForward(nn.Module):
     return nn.Dense(cfg.width, kernel_init=init_std(), name='down')(y)
 
 
-class Gru(nn.Module):
+class GRU(nn.Module):
   """A gated recurrent layer without biases, reset where another user's tokens begin.
 
   r, z from input and state; the candidate's reset acts after its projection, as in cuDNN.
@@ -284,7 +284,7 @@ def init(cfg, key):
   return SeqRec(cfg).init(key, like, like, like)['params']
 
 
-def places(cfg, rows):
+def history_positions(cfg, rows):
   """The position of each token of histories, padded on the left. rows: (B, W) -> (B, W) int32"""
   if cfg.count == 'start':
     return jnp.cumsum(rows > 0, -1)
@@ -298,12 +298,7 @@ def last_states(cfg, params, rows):
   rows: (B, W) int32, padded with 0 on the left, BERT4Rec's end with its mask. W: at most
   cfg.length, or one more of which the first is counted and not read (cfg.shifted). -> (B, D)
   """
-  position, rows = places(cfg, rows)[:, -cfg.length:], rows[:, -cfg.length:]
+  position, rows = history_positions(cfg, rows)[:, -cfg.length:], rows[:, -cfg.length:]
   segment = ((rows > 0) | cfg.pads).astype(jnp.int32)
   states = SeqRec(cfg).apply({'params': params}, rows, position, segment)
   return states[:, -1]
-
-
-def parameters(params):
-  """How many numbers a model holds."""
-  return sum(x.size for x in jax.tree.leaves(params))

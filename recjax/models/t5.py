@@ -60,7 +60,7 @@ class Config:
       raise ConfigError(f'dropout={self.dropout} of the T5 model must lie in 0..1')
 
 
-def buckets(offset, count, distance, both):
+def position_buckets(offset, count, distance, both):
   """The bucket of each relative position, as transformers counts them.
 
   offset: ints, key minus query. both: keys on either side are told apart (encoder). -> int32
@@ -78,7 +78,7 @@ def buckets(offset, count, distance, both):
   return (base + np.where(offset < near, offset, far)).astype(np.int32)
 
 
-class Part(nn.Module):
+class T5Layer(nn.Module):
   """What the modules below share: weights of a layer, norm, dropout."""
   cfg: Config
 
@@ -136,7 +136,7 @@ class Part(nn.Module):
     return x + self.drop(self.linear(self.drop(up, train), 'down', cfg.width), train)
 
 
-class EncoderBlock(Part):
+class EncoderBlock(T5Layer):
 
   @nn.compact
   def __call__(self, x, bias, train):
@@ -148,7 +148,7 @@ class EncoderBlock(Part):
     return self.feed(x, train), None
 
 
-class DecoderBlock(Part):
+class DecoderBlock(T5Layer):
 
   @nn.compact
   def __call__(self, x, given, bias, across, t, memory, train):
@@ -172,14 +172,14 @@ class DecoderBlock(Part):
     return self.feed(x, train), slots
 
 
-class Encoder(Part):
+class Encoder(T5Layer):
 
   @nn.compact
   def __call__(self, x, mask, train=False):
     """x: (B, S, D). mask: (B, S), true where there is a token. -> (B, S, D)"""
     cfg, at = self.cfg, np.arange(x.shape[1])
     table = self.param('bias', nn.initializers.normal(cfg.std), (cfg.buckets, cfg.heads))
-    near = table[buckets(at - at[:, None], cfg.buckets, cfg.distance, True)]  # (S, S, H)
+    near = table[position_buckets(at - at[:, None], cfg.buckets, cfg.distance, True)]  # (S, S, H)
     bias = jnp.moveaxis(near, 2, 0)[None] + jnp.where(mask > 0, 0.0, FAR)[:, None, None]
     block = nn.scan(EncoderBlock, length=cfg.layers, in_axes=(nn.broadcast, nn.broadcast),
                     variable_axes={'params': 0}, split_rngs={'params': True, 'dropout': True})
@@ -187,7 +187,7 @@ class Encoder(Part):
     return self.drop(self.norm(x, 'norm'), train)
 
 
-class DecoderStack(Part):
+class DecoderStack(T5Layer):
 
   def setup(self):
     cfg = self.cfg
@@ -211,7 +211,7 @@ class DecoderStack(Part):
     """The bias of `count` tokens from `first` on towards tokens 0 .. keys - 1. -> (1, H, ., .)"""
     cfg, size = self.cfg, max(keys, count)
     at = np.arange(size)
-    each = self.bias[buckets(at - at[:, None], cfg.buckets, cfg.distance, False)]
+    each = self.bias[position_buckets(at - at[:, None], cfg.buckets, cfg.distance, False)]
     each = jnp.where((at <= at[:, None])[..., None], each, FAR)
     rows = lax.dynamic_slice_in_dim(each, first, count) if count < size else each
     return jnp.moveaxis(rows[:, :keys], 2, 0)[None]
@@ -236,7 +236,7 @@ class DecoderStack(Part):
     return self.drop(y, train), slots
 
 
-def keys_cost_more(cfg, written, read):
+def memory_attention_pays(cfg, written, read):
   """Whether keys and values of what is read take more products than `attend_memory` does."""
   inner = cfg.heads * cfg.head_dim
   direct = read * cfg.width * inner + written * read * inner
@@ -259,7 +259,7 @@ class Stacks(nn.Module):
     return self.encoder(x, mask, train)
 
   def decode(self, y, memory, mask, train=False):
-    if keys_cost_more(self.cfg, y.shape[1], memory.shape[1]):
+    if memory_attention_pays(self.cfg, y.shape[1], memory.shape[1]):
       return self.decoder(y, None, mask, train=train, memory=memory.astype(self.cfg.dtype))[0]
     return self.decoder(y, self.decoder.cross(memory), mask, train=train)[0]
 
@@ -323,7 +323,7 @@ def empty_slots(cfg, batch, beams, tokens):
   return jnp.zeros(shape, cfg.dtype), jnp.zeros(shape, cfg.dtype)
 
 
-def steps(cfg, read, step, logits, rows=None, window=None):
+def make_decoder(cfg, read, step, logits, rows=None, window=None):
   """A Decoder of a model that reads once and writes token by token.
 
   read: (params, tokens, lengths) -> (across, mask). step: (params, tokens (B, K) or None for the
@@ -364,4 +364,4 @@ def decoder(model, start_id=0):
 
   def logits(variables, states):
     return model.apply(variables, states, method='logits')
-  return steps(model.cfg, read, step, logits)
+  return make_decoder(model.cfg, read, step, logits)

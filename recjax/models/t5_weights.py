@@ -50,20 +50,20 @@ def read_config(folder):
     raise ConfigError(f"{path}: feed_forward_proj={feed!r} is not supported; 'relu' and "
                       "'gated-gelu' are")
   huggingface.refuse_adapter(path.parent)
-  checkpoint_config.t5(path, raw)
-  sizes = {ours: checkpoint_config.whole(path, raw, theirs) for ours, theirs in (
+  checkpoint_config.check_t5(path, raw)
+  sizes = {ours: checkpoint_config.positive_int(path, raw, theirs) for ours, theirs in (
       ('vocab', 'vocab_size'), ('width', 'd_model'), ('layers', 'num_layers'),
       ('heads', 'num_heads'), ('head_dim', 'd_kv'), ('ffn', 'd_ff'))}
   tied = checkpoint_config.flag(path, raw, 'tie_word_embeddings', True)
   return t5.Config(
     **sizes,
-    decoder_layers=checkpoint_config.whole(path, raw, 'num_decoder_layers', sizes['layers']),
-    buckets=checkpoint_config.whole(path, raw, 'relative_attention_num_buckets', 32),
-    distance=checkpoint_config.whole(path, raw, 'relative_attention_max_distance', 128),
-    norm_eps=checkpoint_config.number(path, raw, 'layer_norm_epsilon', 1e-6),
-    dropout=checkpoint_config.number(path, raw, 'dropout_rate', 0.1),
+    decoder_layers=checkpoint_config.positive_int(path, raw, 'num_decoder_layers', sizes['layers']),
+    buckets=checkpoint_config.positive_int(path, raw, 'relative_attention_num_buckets', 32),
+    distance=checkpoint_config.positive_int(path, raw, 'relative_attention_max_distance', 128),
+    norm_eps=checkpoint_config.nonnegative(path, raw, 'layer_norm_epsilon', 1e-6),
+    dropout=checkpoint_config.nonnegative(path, raw, 'dropout_rate', 0.1),
     gated=feed == 'gated-gelu',
-    tied=tied and not huggingface.differs(folder, HEAD, EMBED),
+    tied=tied and not huggingface.tensors_differ(folder, HEAD, EMBED),
     scaled=checkpoint_config.flag(path, raw, 'scale_decoder_outputs', tied),
   )  # a key of transformers 5
 
@@ -73,4 +73,4 @@ def load(folder, cfg, shardings=None):
   spare = {r'(en|de)coder\.embed_tokens\.weight': EMBED, UNREAD: None}
   if cfg.tied:
     spare[r'lm_head\.weight'] = EMBED
-  return huggingface.read(folder, t5.shapes(cfg), shardings, spare, names(cfg))
+  return huggingface.read_tensors(folder, t5.shapes(cfg), shardings, spare, names(cfg))

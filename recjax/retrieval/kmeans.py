@@ -4,13 +4,12 @@ Distances are float32 at the highest precision, since an argmin depends on them.
 each, K centres; ties go to the lower index. (specification: semantic_ids.md 2.5, 2.6, 4)
 """
 import functools
+import math
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-
-from recjax.retrieval.top_k import argmin
 
 CHUNK = 8192  # points whose distances are held at a time
 
@@ -35,7 +34,7 @@ def nearest(x, centres):
 
 
 @functools.partial(jax.jit, static_argnums=2)
-def seed(key, x, k):
+def plus_plus(key, x, k):
   """k-means++: each next centre is a point drawn by its squared distance to those before.
 
   Where fewer than k points differ, some centres are equal. -> (K, d)
@@ -51,7 +50,7 @@ def seed(key, x, k):
   return lax.fori_loop(1, k, add, start)[0]
 
 
-def means(x, assigned, centres, least):
+def update_centers(x, assigned, centres, least):
   """Means of the clusters; empty ones take the points that lie farthest from theirs."""
   k = len(centres)
   count = jax.ops.segment_sum(jnp.ones(len(x)), assigned, k)
@@ -67,8 +66,8 @@ def means(x, assigned, centres, least):
 def fit(key, x, k, steps=25):
   """k-means++ and Lloyd. -> centres (K, d), assigned (N,), inertia ()"""
   def step(_, centres):
-    return means(x, *_paired(nearest(x, centres), centres))
-  centres = lax.fori_loop(0, steps, step, seed(key, x, k))
+    return update_centers(x, *_paired(nearest(x, centres), centres))
+  centres = lax.fori_loop(0, steps, step, plus_plus(key, x, k))
   assigned, least = nearest(x, centres)
   return centres, assigned, least.sum()
 
@@ -78,7 +77,7 @@ def _paired(found, centres):
 
 
 @functools.partial(jax.jit, static_argnums=(2, 3, 4))
-def fit_batches(key, x, k, steps=30, batch=2048):
+def fit_minibatch(key, x, k, steps=30, batch=2048):
   """Mini-batch k-means: a centre moves by its batch's share of all that it has seen (GRID).
 
   -> centres (K, d), assigned (N,), inertia ()
@@ -93,7 +92,7 @@ def fit_batches(key, x, k, steps=30, batch=2048):
     seen = seen + count
     share = (count / jnp.maximum(seen, 1))[:, None]
     return centres + share * (mean - centres), seen
-  start = seed(jax.random.fold_in(key, 1), x[some], k), jnp.zeros(k)
+  start = plus_plus(jax.random.fold_in(key, 1), x[some], k), jnp.zeros(k)
   centres, _ = lax.fori_loop(0, steps, step, start)
   assigned, least = nearest(x, centres)
   return centres, assigned, least.sum()
@@ -125,7 +124,7 @@ def capacities(n, k):
   return n // k + (np.arange(k) < n % k)
 
 
-def place(worth, room, order):
+def assign_to_capacity(worth, room, order):
   """Gives each point the best centre that has room, in the order given.
 
   worth: (N, K), higher is better. room: (K,), its sum at least N. -> (N,) int32
@@ -152,7 +151,23 @@ def fit_balanced(key, x, k, steps=10, eps=0.05):
   centres = fit(key, x, k, 5)[0]
   order = np.random.default_rng(int(jax.random.randint(key, (), 0, 1 << 30))).permutation(n)
   for _ in range(steps):
-    assigned = jnp.asarray(place(plan(centres), np.asarray(room, int), order))
-    centres = means(x, assigned, centres, jnp.zeros(n))
+    assigned = jnp.asarray(assign_to_capacity(plan(centres), np.asarray(room, int), order))
+    centres = update_centers(x, assigned, centres, jnp.zeros(n))
   d = distances(x, centres)
   return centres, assigned, jnp.take_along_axis(d, assigned[:, None], 1).sum()
+
+
+def argmin(x):
+  """The first place of the least number, as jnp.argmin over the last axis. x: (..., C) -> (...)
+
+  Least numbers of blocks first, then one block: a sixth of the time on a CPU, where a reduction
+  that carries places is not vectorised.
+  """
+  size = x.shape[-1]
+  block = next(b for b in range(math.isqrt(size), 0, -1) if size % b == 0)
+  if block == 1:
+    return x.argmin(-1)
+  parts = x.reshape(*x.shape[:-1], size // block, block)
+  best = parts.min(-1).argmin(-1)
+  inside = jnp.take_along_axis(parts, best[..., None, None], -2)[..., 0, :].argmin(-1)
+  return best * block + inside

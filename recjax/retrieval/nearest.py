@@ -14,13 +14,13 @@ from jax import lax
 
 from recjax.retrieval.top_k import top_k
 
-NEVER = jnp.inf  # the distance of an item that may not come
+UNREACHABLE = jnp.inf  # the distance of an item that may not come
 
 
-MANY = 32_768  # items from which a pass in bfloat16 saves more than its second look costs
+MANY_ITEMS = 32_768  # items from which a pass in bfloat16 saves more than its second look costs
 
 
-class Coarse(NamedTuple):
+class RoundedVectors(NamedTuple):
   """Items in bfloat16 (N, D), the longest vector, the longest part of one that rounding took."""
   items: jax.Array
   long: jax.Array
@@ -35,10 +35,10 @@ class Vectors(NamedTuple):
   items: jax.Array
   squared: jax.Array
   mean: jax.Array
-  coarse: Coarse | None = None
+  coarse: RoundedVectors | None = None
 
 
-def catalogue(vectors):
+def center(vectors):
   """vectors: (N, D). -> Vectors"""
   vectors = jnp.asarray(vectors, jnp.float32)
   mean = vectors.mean(0)
@@ -46,21 +46,23 @@ def catalogue(vectors):
   return Vectors(items, (items * items).sum(-1), mean)
 
 
-def quick(items):
+def with_rounded(items):
   """Vectors for many calls of `nearest`: half as much memory again where that saves time."""
-  if len(items.items) < MANY or not bfloat16_pays():
+  if len(items.items) < MANY_ITEMS or not bfloat16_pays():
     return items
-  return items._replace(coarse=rounded(items.items))
+  return items._replace(coarse=round_vectors(items.items))
 
 
 @jax.jit
-def rounded(items):
+def round_vectors(items):
   """items: (N, D) float32. -> Coarse"""
   low = items.astype(jnp.bfloat16)
-  return Coarse(low, _length(items).max(), _length(items - low.astype(jnp.float32)).max())
+  return RoundedVectors(
+    low, _row_norms(items).max(), _row_norms(items - low.astype(jnp.float32)).max()
+  )
 
 
-def _length(x):
+def _row_norms(x):
   return jnp.sqrt((x * x).sum(-1))
 
 
@@ -99,21 +101,21 @@ def nearest(items, queries, k):
 
   def fine():
     dot = jnp.matmul(queries, items.items.T, precision=lax.Precision.HIGHEST)
-    return top_k(_once(2 * dot - items.squared), k)
+    return top_k(_computed_once(2 * dot - items.squared), k)
   if items.coarse is None or 2 * k + 12 > len(items.items):
     value, at = fine()
   else:
-    value, at, sure = _two_looks(items, queries, k)
+    value, at, sure = _nearest_of_candidates(items, queries, k)
     value, at = lax.cond(sure.all(), lambda: (value, at), fine)
   return jnp.sqrt(jnp.maximum((queries * queries).sum(-1, keepdims=True) - value, 0)), at
 
 
-def _once(x):
+def _computed_once(x):
   """x, which orders as the distance does, kept from being computed twice by top_k."""
   return lax.optimization_barrier(x)
 
 
-def _two_looks(items, queries, k):
+def _nearest_of_candidates(items, queries, k):
   """2 q.x - x.x, the largest k among candidates. -> values, rows (B, k), sure (B,) bool
 
   sure: no other item can be among the k. With q = q' + r and x = x' + s, |q.x - q'.x'| is at most
@@ -123,18 +125,18 @@ def _two_looks(items, queries, k):
   half = queries.astype(jnp.bfloat16)
   dot = lax.dot_general(half, items.coarse.items, (((1,), (1,)), ((), ())),
                         preferred_element_type=jnp.float32)
-  guess, at = top_k(_once(2 * dot - items.squared), 2 * k + 12)
+  guess, at = top_k(_computed_once(2 * dot - items.squared), 2 * k + 12)
   last, at = guess[:, -1], lax.sort(at)  # in index order, which ties fall back on
   exact = jnp.einsum('bd,bmd->bm', queries, items.items[at], precision=lax.Precision.HIGHEST)
   value, place = lax.top_k(2 * exact - items.squared[at], k)
 
   back, long = half.astype(jnp.float32), items.coarse.long
-  sums = 2.0 ** -23 * (queries.shape[1] * _length(queries) * long + long ** 2)
-  slack = 2 * (_length(queries - back) * long + _length(back) * items.coarse.lost + sums)
+  sums = 2.0 ** -23 * (queries.shape[1] * _row_norms(queries) * long + long ** 2)
+  slack = 2 * (_row_norms(queries - back) * long + _row_norms(back) * items.coarse.lost + sums)
   return value, jnp.take_along_axis(at, place, -1), value[:, -1] > last + slack
 
 
-def normalised(x, allowed=True):
+def min_max_normalize(x, allowed=True):
   """Each row brought to 0 .. 1 by its smallest and largest allowed value; 0 where they are equal.
 
   x: (..., N). allowed: (..., N) bool or True. -> float32
@@ -149,7 +151,7 @@ def normalised(x, allowed=True):
 def popularity(counts):
   """W of training counts (N,): the share of all interactions, brought to 0 .. 1. -> (N,)"""
   counts = jnp.asarray(counts, jnp.float32)
-  return normalised(counts / jnp.maximum(counts.sum(), 1))
+  return min_max_normalize(counts / jnp.maximum(counts.sum(), 1))
 
 
 @functools.partial(jax.jit, static_argnames='ties')
@@ -166,7 +168,7 @@ def rank_curve(distance, weight, targets, gammas, seen=None, ties='pessimistic')
   own = targets[:, None]
   far = jnp.log(distance)
   if seen is not None:
-    far = jnp.where(seen & (rows != own), NEVER, far)
+    far = jnp.where(seen & (rows != own), UNREACHABLE, far)
   lift = jnp.broadcast_to(jnp.log1p(weight), distance.shape)
 
   def one(gamma):

@@ -1,6 +1,4 @@
 """The k largest of a long row, exactly, in one pass over the row and two small sorts."""
-import math
-
 import jax.numpy as jnp
 from jax import lax
 
@@ -25,19 +23,3 @@ def top_k(x, k):
     near = jnp.concatenate([near, tail], -1)
   values, place = lax.top_k(jnp.take_along_axis(x, near, -1), k)
   return values, jnp.take_along_axis(near, place, -1)
-
-
-def argmin(x):
-  """The first place of the least number, as jnp.argmin over the last axis. x: (..., C) -> (...)
-
-  Least numbers of blocks first, then one block: a sixth of the time on a CPU, where a reduction
-  that carries places is not vectorised.
-  """
-  size = x.shape[-1]
-  block = next(b for b in range(math.isqrt(size), 0, -1) if size % b == 0)
-  if block == 1:
-    return x.argmin(-1)
-  parts = x.reshape(*x.shape[:-1], size // block, block)
-  best = parts.min(-1).argmin(-1)
-  inside = jnp.take_along_axis(parts, best[..., None, None], -2)[..., 0, :].argmin(-1)
-  return best * block + inside

@@ -45,7 +45,7 @@ def load(folder, cfg, mesh, pool='', most=512, **adapter):
   """
   if sentence_encoder.is_bert(folder):
     return _sentence(folder, cfg, mesh, pool, most)
-  if sentence_encoder.is_sentence(folder) and not pool:
+  if sentence_encoder.has_modules_list(folder) and not pool:
     raise ConfigError(f'{folder}: modules.json says how sentence-transformers makes vectors with '
                       'this model, which is done for bert alone; take an encoder of that kind')
   model, params, tokenizer = llm_loading.load(folder, cfg, mesh, **adapter)
@@ -67,7 +67,7 @@ def _decoder_ids(tokenizer, most, texts):
 
 
 def _sentence(folder, cfg, mesh, pool, most):
-  spec, tokenizer = sentence_encoder.read(folder), tokenizers.load(folder)
+  spec, tokenizer = sentence_encoder.read_spec(folder), tokenizers.load(folder)
   embedding_resize.check_rows(folder, tokenizer, spec.cfg.vocab)
   if spec.lower:
     tokenizer = tokenizers.lowered(tokenizer)

@@ -180,7 +180,7 @@ def bert_folder(folder, **edits):
   huggingface._write_tensors(folder / 'model.safetensors', {  # as `load` reads them
       name: np.ascontiguousarray(np.asarray(x).T if turn else x)
       for path, leaf in jax.tree_util.tree_flatten_with_path(params)[0]
-      for names, turn in [sentence_encoder.NAMES[huggingface._path(path)]]
+      for names, turn in [sentence_encoder.NAMES[huggingface._path_name(path)]]
       for name, x in ([(names.format(i), leaf[i]) for i in range(2)] if '{}' in names
                       else [(names, leaf)])})
   write(folder / 'config.json', {
@@ -214,11 +214,18 @@ NEW = dict(modules=[
     {'idx': i, 'name': str(i), 'path': path, 'type': kind} for i, (path, kind) in enumerate((
         ('', f'{BASE}.transformer.Transformer'),
         ('1_Pooling', 'sentence_transformers.sentence_transformer.modules.pooling.Pooling'),
-        ('2_Normalize', f'{BASE}.normalize.Normalize')))],
-    pooling={'embedding_dimension': 16, 'pooling_mode': 'mean', 'include_prompt': True},
-    unit={'module_input_name': 'sentence_embedding', 'module_output_name': 'sentence_embedding'},
-    first={'transformer_task': 'feature-extraction', 'modality_config': sentence_encoder.TEXT,
-           'module_output_name': 'token_embeddings'})
+        ('2_Normalize', f'{BASE}.normalize.Normalize'),
+      )
+    )
+  ],
+  pooling={'embedding_dimension': 16, 'pooling_mode': 'mean', 'include_prompt': True},
+  unit={'module_input_name': 'sentence_embedding', 'module_output_name': 'sentence_embedding'},
+  first={
+    'transformer_task': 'feature-extraction',
+    'modality_config': sentence_encoder.TEXT_MODALITY,
+    'module_output_name': 'token_embeddings',
+  },
+)
 
 PROMPT = dict(prompts={'prompts': {'q': 'Query ', 'd': 'text '}, 'default_prompt_name': 'q'})
 

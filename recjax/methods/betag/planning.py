@@ -5,7 +5,7 @@ import jax
 
 from recjax import run_files
 from recjax.errors import ConfigError
-from recjax.models import llm, lora
+from recjax.models import layers, llm, lora
 from recjax.training import cost_model, llm_loading
 from recjax.training.workdir import find_stage, saved_config
 
@@ -51,7 +51,7 @@ def cost(cfg, shop):
 
 def dict_size(shape):
   """Parameters of the adapter."""
-  return llm.count(jax.eval_shape(lambda k: lora.init_lora(shape, k), jax.random.key(0)))
+  return layers.count_params(jax.eval_shape(lambda k: lora.init_lora(shape, k), jax.random.key(0)))
 
 
 def convert(workdir, to, out):

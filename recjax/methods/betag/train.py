@@ -14,7 +14,7 @@ from recjax.distributed.multihost import to_host
 from recjax.distributed.sharding import num_batch_shards
 from recjax.errors import DataError
 from recjax.methods.betag import prompts
-from recjax.models import huggingface, llm, lora
+from recjax.models import huggingface, layers, llm, lora
 from recjax.text import chat_template
 from recjax.training import llm_loading, loop, microbatch
 from recjax.training.loop import Task, fit
@@ -51,7 +51,7 @@ def stage(work, cfg, shop, base, folder):
   inside = folder.resolve().is_relative_to(work.path.resolve())
   name = os.path.relpath(folder, work.folder) if inside else str(folder)
   huggingface.save_adapter(to_host(trained), model.cfg, work.folder, base=name)
-  return {'steps': steps, 'trained': llm.count(trained), **batches.counts}
+  return {'steps': steps, 'trained': layers.count_params(trained), **batches.counts}
 
 
 class SampleBatches:

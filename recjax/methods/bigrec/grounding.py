@@ -126,7 +126,7 @@ def rank_all(work, cfg, data, vectors, helper):
   lists: {kind or 'none': function(gamma) -> items (n, k), scores (n, k)}
   """
   n, grid = len(data.catalog), jnp.asarray(gammas(cfg.ground))
-  items = nearest.catalogue(run_files.read_arrays(vectors / 'items.npy'))
+  items = nearest.center(run_files.read_arrays(vectors / 'items.npy'))
   counts = np.bincount(data.cases.known.items, minlength=n + 1)[1:]
   popular = nearest.popularity(counts)
   score = cf_assistant.scorer(helper, data)
@@ -157,10 +157,10 @@ def pulls(items, popular, score, queries, block, n, mask):
   -> normalised distances (B, N), {kind: weights}, seen (B, N) bool or None, how many were empty
   """
   part, cuts, (rows, columns) = block
-  near = nearest.normalised(nearest.distances(items, jnp.asarray(queries)))
+  near = nearest.min_max_normalize(nearest.distances(items, jnp.asarray(queries)))
   empty = ~queries.any(-1)
   near = jnp.where(jnp.asarray(empty)[:, None], 1 - popular, near)
-  weight = {'pop': popular, 'cf': nearest.normalised(score(part, cuts))}
+  weight = {'pop': popular, 'cf': nearest.min_max_normalize(score(part, cuts))}
   seen = None
   if mask:
     seen = jnp.zeros((len(queries), n), bool).at[rows, columns].set(True, mode='drop')

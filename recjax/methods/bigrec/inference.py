@@ -109,7 +109,7 @@ def asked_of(config, data, template, tokenizer, histories):
 
 def grounded(config, data, made, results, score, embed):
   """BIGRec's answer: the first beam, embedded, the catalogue ranked as the run's lists were."""
-  items = nearest.catalogue(run_files.read_arrays(made / 'items.npy'))
+  items = nearest.center(run_files.read_arrays(made / 'items.npy'))
   n = len(data.catalog)
   popular = nearest.popularity(np.bincount(data.cases.known.items, minlength=n + 1)[1:])
   how = results['list_of']

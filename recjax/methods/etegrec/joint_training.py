@@ -129,7 +129,7 @@ def epoch_of(side, cfg, weights, id_cfg, tx, orders, take):
     bad = ~jnp.isfinite(means['loss'])
     means = {**jax.tree.map(jnp.mean, means), 'bad': jnp.where(bad.any(), bad.argmax(), -1)}
     if side == 'id':
-      table, largest = semantic_ids.table(rqvae.codes_of(id_cfg, params, x))
+      table, largest = semantic_ids.padded_table(rqvae.assign_codes(id_cfg, params, x))
       new['params']['table'], means['largest_group'] = table, largest
     return new, means
   return epoch

@@ -83,10 +83,19 @@ def fit(work, cfg, how, x, seed, letter=NONE, partners=None):
 
 def begin(cfg, tx, x, key):
   """Everything that a checkpoint holds, before the first step."""
-  params = rqvae.seed_codes(cfg, rqvae.init(cfg, jax.random.fold_in(key, 0)), x[_some(key, len(x))],
-                            jax.random.fold_in(key, 1))
-  return {'params': params, 'opt': tx.init(params), 'best': params, 'rate': np.float32(np.inf),
-          'at': np.int32(0)}
+  params = rqvae.init_codebooks(
+    cfg,
+    rqvae.init(cfg, jax.random.fold_in(key, 0)),
+    x[_some(key, len(x))],
+    jax.random.fold_in(key, 1),
+  )
+  return {
+    'params': params,
+    'opt': tx.init(params),
+    'best': params,
+    'rate': np.float32(np.inf),
+    'at': np.int32(0),
+  }
 
 
 def resumed(saved, work, start):
@@ -115,7 +124,7 @@ def looked(work, cfg, x, tree, done, loss, recon):
   if not np.isfinite(loss):
     raise UserError(f'the loss of the tokenizer became {loss} before step {done}, of which nothing '
                     'is kept; lower tokenizer.lr and run again, which trains it anew')
-  found = semantic_ids.codebook_stats(rqvae.codes_of(cfg, tree['params'], x), cfg.size)
+  found = semantic_ids.codebook_stats(rqvae.assign_codes(cfg, tree['params'], x), cfg.size)
   work.record(done, {
       'loss': float(loss), 'recon': float(recon), 'collision_rate': found['collision_rate'],
       **{f'usage_{level + 1}': u for level, u in enumerate(found['usage'])}})
@@ -148,9 +157,9 @@ def _steps(cfg, tx, count, batch, letter, params, opt, x, partners, groups, key)
     draw, noise = jax.random.split(key)
     value, found = rqvae.loss(cfg, params, x[rows], draw)
     if letter.collaborative:
-      value += letter.collaborative * rqvae.collaborative(sum(found['parts']), partners[rows])
+      value += letter.collaborative * rqvae.collaborative_loss(sum(found['parts']), partners[rows])
     if letter.diversity:
-      value += letter.diversity * rqvae.diversity(params['codebooks'], found['parts'],
+      value += letter.diversity * rqvae.diversity_loss(params['codebooks'], found['parts'],
                                                   found['codes'], groups, noise)
     return value, rqvae.recon_loss(cfg, found['recon'], x[rows])
 

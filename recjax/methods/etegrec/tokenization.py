@@ -47,8 +47,8 @@ def stage(work, cfg, made, ids):
     plain, dist = published(work, how, x)
   elif how.kind in NETWORKS:
     plain, dist = network(work, how, x, cfg.seed)
-  elif how.kind in semantic_ids.PLAIN:
-    plain, state = semantic_ids.PLAIN[how.kind](x, how.levels, how.size, cfg.seed)
+  elif how.kind in semantic_ids.TOKENIZERS:
+    plain, state = semantic_ids.TOKENIZERS[how.kind](x, how.levels, how.size, cfg.seed)
     dist = None
     if how.kind in RESIDUAL:
       np.save(work.folder / 'codebooks.npy', state['codebooks'], allow_pickle=False)
@@ -56,7 +56,7 @@ def stage(work, cfg, made, ids):
       dist = semantic_ids.encode_residual(x, state['codebooks'], how.kind == 'rkmeans')[1]
   else:
     raise ConfigError(f'tokenizer.kind={how.kind!r}; choose one of '
-                      f'{", ".join([*NETWORKS, *semantic_ids.PLAIN])}')
+                      f'{", ".join([*NETWORKS, *semantic_ids.TOKENIZERS])}')
   if plain.max() >= how.size:
     raise DataError(f'tokenizer.size={how.size}, but there is a code {plain.max()}; set '
                     f'tokenizer.size={1 << int(plain.max()).bit_length()}')
@@ -87,7 +87,7 @@ def network(work, how, x, seed):
 
 def published(work, how, x):
   """Takes over the tensors of a released RQ-VAE. -> codes (N, L), distances of the last level"""
-  cfg, params = rqvae.from_state(files.read_state(how.weights), how.weights)
+  cfg, params = rqvae.from_state_dict(files.read_state(how.weights), how.weights)
   if cfg.dim != x.shape[1] or (cfg.levels, cfg.size) != (how.levels, how.size):
     raise DataError(f'{how.weights} reads vectors of {cfg.dim} numbers into {cfg.levels} x '
                     f'{cfg.size} codes; here are {x.shape[1]} numbers and tokenizer.levels='

@@ -64,7 +64,7 @@ def encoded(workdir, how, x, trained):
   if (coded / 'tokenizer.npz').exists():
     cfg = tokenization.shape(how, x.shape[1])
     if how.weights:
-      cfg = rqvae.from_state(files.read_state(how.weights), how.weights)[0]
+      cfg = rqvae.from_state_dict(files.read_state(how.weights), how.weights)[0]
     found = rqvae.forward(cfg, trained or sequential.load(coded / 'tokenizer.npz'), x)
     return np.asarray(found['codes']), np.asarray(found['dist'][:, -1])
   if how.kind in tokenization.RESIDUAL and (coded / 'codebooks.npy').exists():

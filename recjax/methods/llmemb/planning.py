@@ -8,7 +8,7 @@ import jax
 from recjax import run_files
 from recjax.errors import ConfigError
 from recjax.methods.llmemb import variants as variants_lib
-from recjax.models import huggingface, llm, lora
+from recjax.models import huggingface, layers, llm, lora
 from recjax.text import tokenizer as tokenizer_lib
 from recjax.training import cost_model
 from recjax.training.workdir import find_stage, saved_config
@@ -23,7 +23,9 @@ def cost(cfg, shop):
     flops = llm.flops_per_token(shape, words)
     tuned = sum(s in ('tuned', 'last') for s in variants_lib.sources(cfg))
     steps = cfg.scft.steps * cfg.scft.batch * 2 * words * (1 - cfg.scft.ratio)
-    adapter = llm.count(jax.eval_shape(lambda k: lora.init_lora(shape, k), jax.random.key(0)))
+    adapter = layers.count_params(
+      jax.eval_shape(lambda k: lora.init_lora(shape, k), jax.random.key(0))
+    )
     found = {
         'model': f'{llm.param_bytes(shape) / 2**20:,.1f} MiB of weights, {adapter:,} adapter '
                  'parameters',

@@ -14,7 +14,7 @@ from recjax.errors import ConfigError, DataError
 from recjax.evaluation import ranking
 from recjax.file_io import write_json
 from recjax.methods.llmemb import item_embeddings, variants
-from recjax.models import seqrec
+from recjax.models import layers, seqrec
 from recjax.training import cost_model, sequential
 from recjax.training.losses import contrastive
 
@@ -76,7 +76,7 @@ def keep(work, cfg, params, scores, at):
   sequential.save(work.folder / 'model.npz', params)
   write_json(work.folder / 'valid.json', {
       'NDCG@10': [round(float(s), 6) for s in scores], 'epoch': at.tolist()})
-  return {'parameters': f'{seqrec.parameters(params) // cfg.seeds:,}',
+  return {'parameters': f'{layers.count_params(params) // cfg.seeds:,}',
           'best_epochs': ', '.join(map(str, at)),
           'valid_NDCG@10': ', '.join(f'{s:.4f}' for s in scores)}
 

@@ -74,7 +74,7 @@ class Conversation:
     same = min(same, len(ids) - 1)
     size = STEP * -(-self.cfg.prompt.cutoff // STEP)
     if self.past is None:
-      self.past = llm_decoder.room(model.cfg, size)
+      self.past = llm_decoder.empty_block(model.cfg, size)
     mask = self.past.mask & (jnp.arange(size) < same)
     self.past = self.past._replace(mask=mask)
     fresh = ids[same:-1]
@@ -102,9 +102,9 @@ class Conversation:
     return self.shelf.read(found.row(0, 0))
 
 
-_decoder = functools.lru_cache(4)(llm_decoder.continuing)
+_decoder = functools.lru_cache(4)(llm_decoder.continuing_decoder)
 
-_remember = jax.jit(llm_decoder.remembered, static_argnums=0)
+_remember = jax.jit(llm_decoder.append_tokens, static_argnums=0)
 
 
 def untrained(speaker, catalogs):

@@ -14,7 +14,7 @@ def settings(cfg):
 def stage(work, cfg, shop, folder, helper):
   """Writes codes.npy: (N, levels + 1) int32, unique rows."""
   vectors = teacher.item_vectors(work, cfg, helper, shop, folder)
-  made = tables.residual(vectors, cfg.token.levels, cfg.token.size, cfg.seed)
+  made = tables.residual_kmeans(vectors, cfg.token.levels, cfg.token.size, cfg.seed)
   plain = np.asarray(made[0] if isinstance(made, tuple) else made)
   table = tables.with_suffix(plain, cfg.token.size)
   np.save(work.folder / 'codes.npy', np.asarray(table, np.int32))

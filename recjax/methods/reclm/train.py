@@ -22,6 +22,7 @@ from recjax.methods.reclm import (
   tokenized_catalog,
 )
 from recjax.models import embedding_resize, huggingface, llm, lora
+from recjax.models import layers as layers_lib
 from recjax.run_files import read_json
 from recjax.text import tokenizer as tokenizers
 from recjax.training import conversation_sft, llm_loading, loop, microbatch
@@ -101,13 +102,13 @@ def fresh(cfg, folder, mesh, table=None):
   model, params, base = llm_loading.load(folder, cfg.llm, mesh, **adapter)
   tokenizer, ids = tokenizers.extend(base, names(cfg, table))
   like = [base.encode(LIKE[cfg.train.control_like].get(n, 'item')) for n in names(cfg, table)]
-  params, shape = embedding_resize.grow(params, model.cfg, ids, like)
+  params, shape = embedding_resize.add_tokens(params, model.cfg, ids, like)
   if len(ids) > 2:  # codes that begin alike would stay alike under symmetric gradients
-    rows = embedding_resize.rows_of(params, ids)
+    rows = embedding_resize.token_rows(params, ids)
     key = jax.random.key(cfg.seed)
     rows = {n: x + x.std() * jax.random.normal(jax.random.fold_in(key, i), x.shape)
             for i, (n, x) in enumerate(sorted(rows.items()))}
-    params = embedding_resize.put(params, rows, ids)
+    params = embedding_resize.set_rows(params, rows, ids)
   model = llm.LM(shape)
   return ChatModel(model, params, None, tokenizer, *ids[:2], ids[2:],
                  scoring=scoring(cfg.train, ids[1]))
@@ -158,7 +159,7 @@ def stage(work, cfg, shop, folder, helper, coded=None, given=None):
       eval_every=max(1, round(steps / cfg.train.epochs)), patience=cfg.train.patience)
   trained = multihost.to_host(fit(task, fitting, work))
   save(work, cfg, speaker, folder, trained)
-  return {**counts, 'chat_left_out': left, 'steps': steps, 'trained': llm.count(trained),
+  return {**counts, 'chat_left_out': left, 'steps': steps, 'trained': layers_lib.count_params(trained),
           'shared_prefix': len(prefix), 'rows': len(train.members), 'row': train.row,
           **{k: v for k, v in stock.notes.items() if v}}
 
@@ -195,7 +196,7 @@ def start_of(cfg, speaker, items):
     out = {'params': speaker.params}
   else:
     out = {'lora': lora.init_lora(speaker.model.cfg, jax.random.key(cfg.seed)),
-           'rows': embedding_resize.rows_of(speaker.params, new_ids(speaker))}
+           'rows': embedding_resize.token_rows(speaker.params, new_ids(speaker))}
   if items is not None:
     width = speaker.model.cfg.width
     key = jax.random.key(cfg.seed + 1)
@@ -213,7 +214,7 @@ def variables_of(cfg, speaker, train, frozen):
   if cfg.train.mode == 'full':
     return {'params': train['params']}
   return {
-    'params': embedding_resize.put(frozen, train['rows'], new_ids(speaker)),
+    'params': embedding_resize.set_rows(frozen, train['rows'], new_ids(speaker)),
     'lora': train['lora'],
   }
 
@@ -371,8 +372,8 @@ def load(cfg, folder, made, mesh):
   model, params, _, adapter = llm_loading.load_adapted(folder, cfg.llm, made, mesh)
   tokenizer = tokenizers.load(made)
   ids = [control['soi'], control['eoi'], *control['codes']]
-  params, shape = embedding_resize.grow(params, model.cfg, ids, [[0]] * len(ids))
-  params = embedding_resize.put(params, plain_arrays.load(made / 'rows.npz'), ids)
+  params, shape = embedding_resize.add_tokens(params, model.cfg, ids, [[0]] * len(ids))
+  params = embedding_resize.set_rows(params, plain_arrays.load(made / 'rows.npz'), ids)
   return ChatModel(llm.LM(shape), params, adapter, tokenizer, *ids[:2], ids[2:], extra,
                  scoring(cfg.train, ids[1]))
 

@@ -5,7 +5,7 @@ from recjax.data import splits
 from recjax.errors import DataError
 from recjax.evaluation import ranking, sampled_ranking
 from recjax.file_io import write_json
-from recjax.models import seqrec
+from recjax.models import layers
 from recjax.training import sequential
 
 
@@ -27,7 +27,7 @@ def stage(work, cfg, shop):
   sequential.save(work.folder / 'model.npz', best)
   write_json(work.folder / 'valid.json', {
       'NDCG@10': [round(float(s), 6) for s in scores], 'epoch': at.tolist()})
-  return {'parameters': f'{seqrec.parameters(best) // cfg.seeds:,}',
+  return {'parameters': f'{layers.count_params(best) // cfg.seeds:,}',
           'best_epochs': ', '.join(map(str, at)),
           'valid_NDCG@10': ', '.join(f'{s:.4f}' for s in scores)}
 
