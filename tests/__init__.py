@@ -10,7 +10,9 @@ if 'host_platform_device_count' not in os.environ.get('XLA_FLAGS', ''):  # JAX t
 
 CHECKED = ('recjax.models', 'recjax.decoding', 'recjax.retrieval', 'recjax.evaluation',
            'recjax.training.losses')
+# A float may be an int, as Python's type system has it.
+CHECKER = 'beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))'
 
 if os.environ.get('RECJAX_TYPECHECK') == '1':
   import jaxtyping
-  jaxtyping.install_import_hook(CHECKED, 'beartype.beartype')
+  jaxtyping.install_import_hook(CHECKED, CHECKER)

@@ -8,7 +8,6 @@ D width, N items: ids 1..N, 0 is padding, N + 1 the mask of BERT4Rec.
 import dataclasses
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
 from jax import lax
 

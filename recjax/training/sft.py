@@ -142,8 +142,9 @@ def tune(work, cfg, model, params, train, valid):
       FitSettings.of(cfg.optim), steps=steps, seed=cfg.seed, eval_every=max(1, round(an_epoch)),
       patience=cfg.patience if valid is not None else 0)
   trained = fit(task, fitting, work)
-  return trained, {'steps': steps, 'samples': train.samples, 'trained': layers.count_params(trained),
-                   'tokens an epoch': train.tokens, 'filled': round(train.filled, 3),
+  return trained, {'steps': steps, 'samples': train.samples,
+                   'trained': layers.count_params(trained), 'tokens an epoch': train.tokens,
+                   'filled': round(train.filled, 3),
                    'shared_prefix': len(train.prefix)}
 
 

@@ -159,8 +159,9 @@ def stage(work, cfg, shop, folder, helper, coded=None, given=None):
       eval_every=max(1, round(steps / cfg.train.epochs)), patience=cfg.train.patience)
   trained = multihost.to_host(fit(task, fitting, work))
   save(work, cfg, speaker, folder, trained)
-  return {**counts, 'chat_left_out': left, 'steps': steps, 'trained': layers_lib.count_params(trained),
-          'shared_prefix': len(prefix), 'rows': len(train.members), 'row': train.row,
+  return {**counts, 'chat_left_out': left, 'steps': steps,
+          'trained': layers_lib.count_params(trained), 'shared_prefix': len(prefix),
+          'rows': len(train.members), 'row': train.row,
           **{k: v for k, v in stock.notes.items() if v}}
 
 
