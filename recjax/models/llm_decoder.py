@@ -35,7 +35,7 @@ def decoder(model, past=()):
     return model.apply(variables, hidden, method='logits')
 
   def rows(variables, hidden, ids):
-    return model.apply(variables, hidden, ids, method='some_logits')
+    return model.apply(variables, hidden, ids, method='candidate_logits')
 
   def window(variables, hidden, first, size):
     return model.apply(variables, hidden, first, size, method='window_logits')
