@@ -163,7 +163,7 @@ def torch_side(folder, most, texts, found):
         tokens, mask = (torch.tensor(x, device=device).long() for x in (tokens, mask))
         hidden = model(tokens, mask).last_hidden_state
         z = (hidden * mask[..., None]).sum(1) / mask.sum(1, keepdim=True)
-        if spec.unit:
+        if spec.normalize:
           z = torch.nn.functional.normalize(z, dim=1)
         out[some] = z.cpu().numpy()
     found['theirs'] = out

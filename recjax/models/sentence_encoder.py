@@ -1,8 +1,10 @@
 """Sentence encoders as sentence-transformers keeps them: a BERT, how it is pooled, what follows."""
 import dataclasses
+import os
 import pathlib
 
 import numpy as np
+from jaxtyping import PyTree
 
 from recjax.errors import ConfigError
 from recjax.models import bert, checkpoint_config, huggingface
@@ -32,10 +34,11 @@ HEADS = r'(pooler|cls|classifier|qa_outputs)\..*'
 
 POOLING = {'mean': 'avg', 'cls': 'cls', 'lasttoken': 'last'}
 
-OLDER_POOLING = {'pooling_mode_mean_tokens': 'mean', 'pooling_mode_cls_token': 'cls',
-         'pooling_mode_lasttoken': 'lasttoken', 'pooling_mode_max_tokens': 'max',
-         'pooling_mode_mean_sqrt_len_tokens': 'mean_sqrt_len_tokens',
-         'pooling_mode_weightedmean_tokens': 'weightedmean'}
+OLDER_POOLING = {
+    'pooling_mode_mean_tokens': 'mean', 'pooling_mode_cls_token': 'cls',
+    'pooling_mode_lasttoken': 'lasttoken', 'pooling_mode_max_tokens': 'max',
+    'pooling_mode_mean_sqrt_len_tokens': 'mean_sqrt_len_tokens',
+    'pooling_mode_weightedmean_tokens': 'weightedmean'}
 
 TEXT_MODALITY = {'text': {'method': 'forward', 'method_output_name': 'last_hidden_state'}}
 
@@ -46,21 +49,22 @@ TRANSFORMER_FILES = tuple(f'sentence_{kind}_config.json' for kind in (
 
 @dataclasses.dataclass(frozen=True)
 class Spec:
-  """A sentence encoder besides its weights: pool, whether vectors get length one, most tokens.
+  """A sentence encoder besides its weights.
 
-  prompt stands before every text, and is pooled with it where `pooled` says so. lower: texts are
-  read in lower case whatever the tokenizer does.
+  cfg: of the BERT. pool: of `bert.pool`. normalize: whether vectors get length one. max_tokens: of
+  a text. prompt: stands before every text, and is pooled with it where `prompt_pooled` says so.
+  lower: texts are read in lower case whatever the tokenizer does.
   """
   cfg: bert.Config
   pool: str = 'avg'
-  unit: bool = False
-  most: int = 512
+  normalize: bool = False
+  max_tokens: int = 512
   prompt: str = ''
-  pooled: bool = True
+  prompt_pooled: bool = True
   lower: bool = False
 
 
-def is_bert(folder):
+def is_bert(folder: str | os.PathLike) -> bool:
   """Whether a checkpoint folder holds a BERT-type encoder.
 
   Raises ConfigError where sentence-transformers keeps another kind of model in it.
@@ -74,13 +78,13 @@ def is_bert(folder):
   return huggingface.read_json(folder / 'config.json').get('model_type') == 'bert'
 
 
-def has_modules_list(folder):
+def has_modules_list(folder: str | os.PathLike) -> bool:
   """Whether sentence-transformers' list of modules is in a folder."""
   return (pathlib.Path(folder) / 'modules.json').exists()
 
 
-def read_spec(folder):
-  """The encoder of a folder; without sentence-transformers' own files, mean pooling. -> Spec
+def read_spec(folder: str | os.PathLike) -> Spec:
+  """The encoder of a folder; without sentence-transformers' own files, mean pooling.
 
   Raises DataError where config.json is missing, ConfigError naming what is not implemented.
   """
@@ -92,28 +96,36 @@ def read_spec(folder):
                       'supported; bert is')
   huggingface.refuse_adapter(folder)
   checkpoint_config.check_bert(path, raw)
-  whole = lambda key, default=None: checkpoint_config.positive_int(path, raw, key, default)  # noqa: E731
+
+  def size(key, default=None):
+    return checkpoint_config.positive_int(path, raw, key, default)
   cfg = bert.Config(
-      **{ours: whole(theirs) for ours, theirs in (
-          ('vocab', 'vocab_size'), ('width', 'hidden_size'), ('layers', 'num_hidden_layers'),
-          ('heads', 'num_attention_heads'), ('ffn', 'intermediate_size'))},
-      positions=whole('max_position_embeddings', 512), types=whole('type_vocab_size', 2),
+      vocab=size('vocab_size'), width=size('hidden_size'), layers=size('num_hidden_layers'),
+      heads=size('num_attention_heads'), ffn=size('intermediate_size'),
+      positions=size('max_position_embeddings', 512), types=size('type_vocab_size', 2),
       norm_eps=checkpoint_config.nonnegative(path, raw, 'layer_norm_eps', 1e-12),
       act=raw.get('hidden_act') or 'gelu')
-  unit, pool, pooled = False, 'avg', True
+  spec = Spec(cfg, max_tokens=_max_tokens(folder, cfg.positions))
   modules = _modules(folder)
-  if kinds := [_kind(folder, m) for m in modules]:
-    if kinds[:2] != ['Transformer', 'Pooling'] or set(kinds[2:]) - {'Normalize'}:
-      raise ConfigError(f'{folder / "modules.json"}: modules {", ".join(kinds)} are not supported; '
-                        'Transformer, Pooling and then perhaps Normalize are')
-    pool, pooled = _pooling(folder / modules[1].get('path', '') / 'config.json', cfg.width)
-    for module in modules[2:]:
-      _check_normalize(folder / module.get('path', '') / 'config.json')
-      unit = True
-  most, lower, prompt = _max_tokens(folder, cfg.positions), False, ''
   if modules:  # without that list, sentence-transformers reads none of its other files
-    (most, lower), prompt = _transformer_settings(folder, most), _prompt(folder)
-  return Spec(cfg, pool, unit, min(most, cfg.positions), prompt, pooled, lower)
+    spec = _with_modules(folder, modules, spec)
+  return dataclasses.replace(spec, max_tokens=min(spec.max_tokens, cfg.positions))
+
+
+def _with_modules(folder, modules, spec):
+  """The encoder with what sentence-transformers' modules say."""
+  kinds = [_kind(folder, module) for module in modules]
+  if kinds[:2] != ['Transformer', 'Pooling'] or set(kinds[2:]) - {'Normalize'}:
+    raise ConfigError(f'{folder / "modules.json"}: modules {", ".join(kinds)} are not supported; '
+                      'Transformer, Pooling and then perhaps Normalize are')
+  pool, prompt_pooled = _pooling(
+      folder / modules[1].get('path', '') / 'config.json', spec.cfg.width)
+  for module in modules[2:]:
+    _check_normalize(folder / module.get('path', '') / 'config.json')
+  max_tokens, lower = _transformer_settings(folder, spec.max_tokens)
+  return dataclasses.replace(
+      spec, pool=pool, normalize=len(modules) > 2, max_tokens=max_tokens, prompt=_prompt(folder),
+      prompt_pooled=prompt_pooled, lower=lower)
 
 
 def _modules(folder):
@@ -215,7 +227,11 @@ def _check_normalize(path):
         ('module_input_name', 'module_output_name'), ('sentence_embedding',)))
 
 
-def load(folder, cfg, shardings=None):
-  """The weights of a folder. -> 'params' of bert.Bert. Raises DataError naming tensor and file."""
+def load(folder: str | os.PathLike, cfg: bert.Config, shardings: PyTree | None = None) -> PyTree:
+  """The weights of a checkpoint folder, 'params' of bert.Bert.
+
+  cfg: of `read_spec`. shardings: as `huggingface.load` takes them. Raises DataError naming tensor
+  and file.
+  """
   spare = {HEADS: None, r'embeddings\.position_ids': np.arange(cfg.positions)}
   return huggingface.read_tensors(folder, bert.shapes(cfg), shardings, spare, NAMES, 'bert.')

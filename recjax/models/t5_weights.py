@@ -1,5 +1,8 @@
 """T5 checkpoints of Hugging Face: original T5, T5 1.1, Flan-T5 and their like."""
+import os
 import pathlib
+
+from jaxtyping import PyTree
 
 from recjax.errors import ConfigError
 from recjax.models import checkpoint_config, huggingface, t5
@@ -27,7 +30,7 @@ HEAD, EMBED = 'lm_head.weight', 'shared.weight'
 UNREAD = r'decoder\.block\.0\.layer\.1\.EncDecAttention\.relative_attention_bias\.weight'
 
 
-def names(cfg):
+def names(cfg: t5.Config) -> dict[str, tuple[str, bool]]:
   """The table of a model: the first feed-forward matrix has another name where it is gated."""
   wi = 'wi_1' if cfg.gated else 'wi'
   return NAMES | {f'stacks/{side}/blocks/up': (
@@ -35,11 +38,12 @@ def names(cfg):
       for side, feed in (('encoder', 1), ('decoder', 2))}
 
 
-def read_config(folder):
-  """The t5.Config of a checkpoint folder. Raises DataError, or ConfigError naming the key.
+def read_config(folder: str | os.PathLike) -> t5.Config:
+  """The configuration of a checkpoint folder.
 
   `tied` is what the files show: a stored output layer that is not the embedding is used, whatever
-  config.json says (transformers 5 writes true for every T5).
+  config.json says (transformers 5 writes true for every T5). Raises DataError where config.json is
+  missing or unreadable, ConfigError naming a key that is not implemented.
   """
   path = pathlib.Path(folder) / 'config.json'
   raw = huggingface.read_json(path)
@@ -68,8 +72,12 @@ def read_config(folder):
   )  # a key of transformers 5
 
 
-def load(folder, cfg, shardings=None):
-  """The weights of a folder. -> 'params' of t5.T5. Raises DataError naming tensor and file."""
+def load(folder: str | os.PathLike, cfg: t5.Config, shardings: PyTree | None = None) -> PyTree:
+  """The weights of a checkpoint folder, 'params' of t5.T5.
+
+  cfg: of `read_config`. shardings: as `huggingface.load` takes them. Raises DataError naming tensor
+  and file.
+  """
   spare = {r'(en|de)coder\.embed_tokens\.weight': EMBED, UNREAD: None}
   if cfg.tied:
     spare[r'lm_head\.weight'] = EMBED

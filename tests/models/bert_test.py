@@ -114,7 +114,7 @@ class BertTest(parameterized.TestCase):
     folder = pathlib.Path(self.create_tempdir().full_path)
     write_json(folder / 'config.json', {**SMALL, 'model_type': 'bert'})
     self.assertEqual(
-      (sentence_encoder.read_spec(folder).pool, sentence_encoder.read_spec(folder).unit),
+      (sentence_encoder.read_spec(folder).pool, sentence_encoder.read_spec(folder).normalize),
       ('avg', False),
     )
     write_json(folder / 'modules.json', MODULES)
@@ -123,7 +123,7 @@ class BertTest(parameterized.TestCase):
         'pooling_mode_mean_tokens': False})
     write_json(folder / 'sentence_bert_config.json', {'max_seq_length': 64})
     spec = sentence_encoder.read_spec(folder)
-    self.assertEqual((spec.pool, spec.unit, spec.most), ('cls', True, 64))
+    self.assertEqual((spec.pool, spec.normalize, spec.max_tokens), ('cls', True, 64))
 
   def test_what_is_not_implemented_is_refused(self):
     folder = pathlib.Path(self.create_tempdir().full_path)

@@ -35,7 +35,7 @@ class GroundingTest(parameterized.TestCase):
     rng = np.random.default_rng(0)
     plain = nearest.center(make(rng))
     self.assertIs(nearest.with_rounded(plain), plain)  # few items go as they are
-    coarse = plain._replace(coarse=nearest.round_vectors(plain.items))
+    coarse = plain._replace(rounded=nearest.round_vectors(plain.items))
     queries = plain.mean + plain.items[::300] * 1.1
     want, got = (nearest.nearest(x, queries, 5) for x in (plain, coarse))
     np.testing.assert_allclose(got[0], want[0], rtol=1e-4, atol=1e-4)
@@ -53,7 +53,7 @@ class GroundingTest(parameterized.TestCase):
     half = rng.integers(-3, 4, (700, 64))
     rows = np.concatenate([half, -half] * 2)  # whole numbers around 0: every sum is exact
     plain = nearest.center(rows)
-    coarse = plain._replace(coarse=nearest.round_vectors(plain.items))
+    coarse = plain._replace(rounded=nearest.round_vectors(plain.items))
     squared = ((rows[None] - rows[::300, None]) ** 2).sum(-1)
     for items in (plain, coarse):
       found = nearest.nearest(items, plain.items[::300], 5)[1]
