@@ -1,14 +1,13 @@
 """Mesh, path rules, activation constraints: one code path from CPU to pod."""
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import jax
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 from jaxtyping import PyTree
-from ml_collections import ConfigDict
 
 from recjax.errors import ConfigError
 
@@ -16,7 +15,7 @@ Rules = Sequence[tuple[str, P]]  # pairs of a regular expression and a spec
 TreePath = tuple[Any, ...]
 
 
-def make_mesh(axes: Mapping[str, int] | ConfigDict) -> Mesh:
+def make_mesh(axes: Mapping[str, int]) -> Mesh:
   """Builds a mesh with Auto axes from {name: size}; one size may be -1, which takes what is left.
 
   axes: such as {'data': -1, 'fsdp': 1, 'model': 1}. Raises ConfigError if the
@@ -73,7 +72,7 @@ def device_bytes(tree: PyTree, rules: Rules, axes: Mapping[str, int]) -> int:
   return sum(jax.tree.leaves(jax.tree_util.tree_map_with_path(leaf_bytes, tree)))
 
 
-def present(mesh: Mesh | jax.sharding.AbstractMesh, axes: Sequence) -> P:
+def present(mesh: Mesh | jax.sharding.AbstractMesh, axes: Iterable) -> P:
   """The spec of `axes`, without those that `mesh` lacks."""
   def keep(axis):
     if isinstance(axis, tuple):

@@ -1,10 +1,13 @@
 """Attention of new tokens over each other and over blocks of remembered keys and values."""
+import functools
 from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
+
+from recjax.models.layers import AnyArray
 
 MASKED = -1e30  # finite: a token with nothing to see gets a mean, not a NaN
 
@@ -48,17 +51,17 @@ def _softmax_over_blocks(
     highest = jnp.maximum(highest, block_scores.max(-1))
   highest = jax.lax.stop_gradient(highest)[..., None]  # any constant gives the same quotient
   weights = [jnp.exp(block_scores - highest) for block_scores in scores]
-  total = sum(w.sum(-1) for w in weights)
-  mixed = sum(
+  total = functools.reduce(jnp.add, [w.sum(-1) for w in weights])
+  mixed = functools.reduce(jnp.add, [
       jnp.einsum(f'gbsrt,{letters[v.ndim]}->gbsrd', w.astype(v.dtype), v,
                  preferred_element_type=jnp.float32)
-      for w, (_, v, _) in zip(weights, blocks))
+      for w, (_, v, _) in zip(weights, blocks)])
   return jnp.einsum('gbsrd->bsgrd', mixed / total[..., None])
 
 
 def attend(
     q: Float[Array, 'B S H Dh'], k: Float[Array, 'B S G Dh'], v: Float[Array, 'B S G Dh'],
-    allowed: Bool[Array, '#B S S'], past: Sequence[KVBlock], chunk: int = 128,
+    allowed: Bool[AnyArray, '#B S S'], past: Sequence[KVBlock], chunk: int = 128,
 ) -> Float[Array, 'B S H*Dh']:
   """Attention of tokens over remembered blocks and over each other. -> q.dtype
 
@@ -68,7 +71,7 @@ def attend(
   """
   rows, length, heads, size = q.shape
   q = (q * size ** -0.5).reshape(rows, length, k.shape[2], -1, size)
-  outs = []
+  allowed, outs = jnp.asarray(allowed), []
   for start in range(0, length, chunk):
     queries, end = slice(start, start + chunk), min(start + chunk, length)
     blocks = [KVBlock(_of_queries(b.k, queries), _of_queries(b.v, queries),

@@ -1,7 +1,7 @@
 """New tokens of a language model: rows for them, trained and stored beside frozen weights."""
 import dataclasses
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Protocol, runtime_checkable
 
 import jax.numpy as jnp
@@ -84,7 +84,7 @@ def token_rows(params: PyTree, ids: TokenIds) -> dict[str, Float[Array, 'n D']]:
           for name, table in _tables(params).items()}
 
 
-def set_rows(params: PyTree, rows: dict[str, Float[AnyArray, 'n D']], ids: TokenIds) -> PyTree:
+def set_rows(params: PyTree, rows: Mapping[str, Float[AnyArray, 'n D']], ids: TokenIds) -> PyTree:
   """The weights with other rows for tokens `ids`. rows: as from `token_rows`."""
   ids = jnp.asarray(ids)
   embed = params['embed']

@@ -72,10 +72,11 @@ def read_config(folder: Folder) -> llm.Config:
     raise ConfigError(f'{path}: model_type {kind!r} is not supported; llama, qwen2 and qwen3 are')
   refuse_adapter(path.parent)
   checkpoint_config.check_llm(path, raw)
-  sizes = {ours: checkpoint_config.positive_int(path, raw, theirs) for ours, theirs in (
-      ('vocab', 'vocab_size'), ('width', 'hidden_size'), ('layers', 'num_hidden_layers'),
-      ('heads', 'num_attention_heads'), ('ffn', 'intermediate_size'),
-      ('max_positions', 'max_position_embeddings'))}
+  sizes: dict[str, Any] = {
+      ours: checkpoint_config.positive_int(path, raw, theirs) for ours, theirs in (
+          ('vocab', 'vocab_size'), ('width', 'hidden_size'), ('layers', 'num_hidden_layers'),
+          ('heads', 'num_attention_heads'), ('ffn', 'intermediate_size'),
+          ('max_positions', 'max_position_embeddings'))}
   groups = 32 if kind != 'llama' and 'num_key_value_heads' not in raw else sizes['heads']
   sizes['kv_heads'] = checkpoint_config.positive_int(path, raw, 'num_key_value_heads', groups)
   width = 128 if kind == 'qwen3' else sizes['width'] // sizes['heads']

@@ -8,9 +8,10 @@ same program. Frozen weights live in 'params', adapters in 'lora'; norms, rotary
 logits are float32 whatever the compute type. Shape letters: see `layers`.
 """
 import dataclasses
+import functools
 import math
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple, cast
 
 import flax.linen as nn
 import jax
@@ -70,7 +71,7 @@ class Config:
   head_dim: int
   ffn: int
   rope_theta: float = 10_000.0
-  rope_scaling: tuple[tuple[str, object], ...] = ()
+  rope_scaling: tuple[tuple[str, Any], ...] = ()
   norm_eps: float = 1e-6
   tied: bool = False
   qkv_bias: bool = False
@@ -149,14 +150,14 @@ def project(
   x (W + s A B) is the same to rounding and spares the passes over the output; its backward never
   forms the dense gradient of W.
   """
-  adapted = [w for w in weights if w.a is not None]
+  adapted = [w.a for w in weights if w.a is not None]
   if adapted and len(adapted) == len(weights) and dtype == 'float32' and _merging_pays(x, weights):
     kernels = tuple(w.kernel.astype(dtype) for w in weights)
     ys = merged_matmul(x, kernels, tuple(w.a for w in weights), tuple(w.b for w in weights))
   else:
     ys = [linear(x, w.kernel.astype(dtype)) for w in weights]
     if adapted:
-      low_rank = x @ jnp.concatenate([w.a for w in adapted], 1).astype(dtype)
+      low_rank = x @ jnp.concatenate(adapted, 1).astype(dtype)
       parts = iter(jnp.split(low_rank, len(adapted), -1))
       ys = [y if w.b is None else y + next(parts) @ w.b.astype(dtype) for y, w in zip(ys, weights)]
   return [y if w.bias is None else y + w.bias.astype(dtype) for y, w in zip(ys, weights)]
@@ -184,7 +185,8 @@ def _merged_forward(x, kernels, a, b):
 def _merged_backward(saved, dys):
   x, kernels, a, b = saved
   flat, dys = x.reshape(-1, x.shape[-1]), [d.reshape(-1, d.shape[-1]) for d in dys]
-  dx = sum(dy @ (w + p @ q).T for dy, w, p, q in zip(dys, kernels, a, b))
+  dx = functools.reduce(
+      jnp.add, [dy @ (w + p @ q).T for dy, w, p, q in zip(dys, kernels, a, b)])
   # The thin products of layers that share an input go through as one matmul each way.
   down = jnp.concatenate([dy @ q.T for dy, q in zip(dys, b)], 1)
   up = jnp.split(flat @ jnp.concatenate(a, 1), len(a), 1)
@@ -205,7 +207,7 @@ class Block(nn.Module):
   def __call__(
       self, x: Float[Array, 'B S D'], past: tuple[tuple[Array, Array], ...],
       rotation: tuple[Float[Array, '#B S 1 _'], Float[Array, '#B S 1 _']],
-      allowed: Bool[Array, '#B S S'], masks: tuple[Bool[Array, '...'], ...],
+      allowed: Bool[AnyArray, '#B S S'], masks: tuple[Bool[Array, '...'], ...],
   ) -> tuple[Float[Array, 'B S D'], tuple[Float[Array, 'B S G Dh'], Float[Array, 'B S G Dh']]]:
     """x: the states. past: keys and values of remembered blocks, of this layer; masks: theirs.
 
@@ -255,9 +257,9 @@ class LM(nn.Module):
     block = Block
     if cfg.remat != 'none':
       block = nn.remat(Block, prevent_cse=False, policy=POLICIES[cfg.remat])
-    fixed = nn.broadcast
+    in_axes: Any = (0, nn.broadcast, nn.broadcast, nn.broadcast)
     self.blocks = nn.scan(
-        block, length=cfg.layers, in_axes=(0, fixed, fixed, fixed), out_axes=0,
+        block, length=cfg.layers, in_axes=in_axes, out_axes=0,
         variable_axes={'params': 0, 'lora': 0}, split_rngs={'params': True},
         unroll=min(cfg.scan_unroll, cfg.layers))(cfg)
     self.norm = self.param('norm', nn.initializers.ones, (cfg.width,), cfg.param_dtype)
@@ -322,8 +324,8 @@ def prefill_prefix(
   through any other argument.
   """
   ids = jnp.asarray(prefix, jnp.int32)[None]
-  hidden, (k, v) = model.apply(
-      variables, ids, jnp.arange(ids.shape[1])[None], jnp.ones_like(ids))
+  hidden, (k, v) = cast(Any, model.apply(
+      variables, ids, jnp.arange(ids.shape[1])[None], jnp.ones_like(ids)))
   return hidden[0, -1], kv_block(k[:, 0], v[:, 0], jnp.ones(ids.shape[1], bool))
 
 

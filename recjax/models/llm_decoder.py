@@ -4,7 +4,7 @@ Beams only read the prompt's `KVBlock`, so K beams share one copy of it; what th
 suffix slots of their own, beam slots that `reorder_suffix` permutes when beams change places.
 """
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -49,7 +49,8 @@ def decoder(model: llm.LM, past: Sequence[KVBlock] = ()) -> Decoder:
     blocks, suffix = cache
     k, v = (x[:, :, 0] for x in suffix)  # one beam's slots are the pool of all
     positions = jnp.broadcast_to(_num_seen(blocks), (len(tokens), 1)) + depth
-    hidden, new = model.apply(variables, tokens, positions, within, (*blocks, KVBlock(k, v, seen)))
+    hidden, new = cast(Any, model.apply(
+        variables, tokens, positions, within, (*blocks, KVBlock(k, v, seen))))
     rows = jnp.arange(len(tokens))[:, None]
     suffix = tuple(
         old.at[:, rows, 0, :, slots].set(jnp.moveaxis(x, 0, 2).astype(old.dtype), mode='drop')
@@ -117,7 +118,7 @@ def prefill(
   blocks. -> float32 logits after the last real token, the block of these tokens alone
   """
   state, block = prefill_states(model, variables, tokens, lengths, past)
-  return model.apply(variables, state, method='logits'), block
+  return cast(Any, model.apply(variables, state, method='logits')), block
 
 
 def prefill_states(
@@ -127,7 +128,8 @@ def prefill_states(
   order = jnp.arange(tokens.shape[1])
   mask = order < lengths[:, None]
   positions = jnp.broadcast_to(_num_seen(past) + order, tokens.shape)
-  hidden, (k, v) = model.apply(variables, tokens, positions, mask.astype(jnp.int32), past)
+  hidden, (k, v) = cast(Any, model.apply(
+      variables, tokens, positions, mask.astype(jnp.int32), past))
   return jnp.take_along_axis(hidden, (lengths - 1)[:, None, None], 1)[:, 0], kv_block(k, v, mask)
 
 
@@ -168,7 +170,8 @@ def suffix_step(
   live = jnp.broadcast_to(jnp.arange(slots) < t, (rows, beams, slots))
   start = jnp.broadcast_to(_num_seen(past), (len(tokens), 1))
   positions = jnp.broadcast_to(start + t, tokens.shape)
-  hidden, new = model.apply(variables, tokens, positions, apart, (*past, KVBlock(*cache, live)))
+  hidden, new = cast(Any, model.apply(
+      variables, tokens, positions, apart, (*past, KVBlock(*cache, live))))
   k, v = (lax.dynamic_update_index_in_dim(old, x.astype(old.dtype), t, 4)
           for old, x in zip(cache, new))
   return hidden, (k, v)

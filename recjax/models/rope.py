@@ -6,7 +6,7 @@ computed in numpy at trace time.
 """
 import math
 from collections.abc import Mapping
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import jax.numpy as jnp
 import numpy as np
@@ -36,7 +36,7 @@ class RotaryConfig(Protocol):
   def rope_theta(self) -> float: ...
 
   @property
-  def rope_scaling(self) -> tuple[tuple[str, object], ...]: ...
+  def rope_scaling(self) -> tuple[tuple[str, Any], ...]: ...
 
 
 def check_scaling(scaling: Mapping) -> None:

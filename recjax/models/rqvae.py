@@ -7,6 +7,7 @@ float32 at the highest precision. See docs/etegrec.md.
 Shape letters: B vectors, d their width, Q levels, C codes a level, E their width, N items.
 """
 import dataclasses
+import functools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -137,7 +138,7 @@ def _unit(x):
   return x / _size(x)
 
 
-def rotate(x: Float[Array, 'B E'], code: Float[Array, 'B E']) -> Float[Array, 'B E']:
+def rotate(x: Float[AnyArray, 'B E'], code: Float[AnyArray, 'B E']) -> Float[Array, 'B E']:
   """`code` as a turned and stretched x, with turn and stretch held constant.
 
   The rotation trick of Fifty et al., ICLR 2025, 4.
@@ -162,14 +163,13 @@ def quantize(
   the codes' vectors, 'loss': ()}
   """
   residual, codes, dists, parts, losses, outs = x, [], [], [], [], []
-  gumbel = cfg.estimator == 'gumbel' and key is not None
   for level in range(cfg.levels):
     codebook = codebooks[level]
     dist = distances(cfg, residual, codebook)
     eps = cfg.sinkhorn[level] if cfg.sinkhorn and key is not None else 0
     code = kmeans.sinkhorn(constant(dist), eps).argmax(-1) if eps else kmeans.argmin(dist)
     part = codebook[code]
-    if gumbel:
+    if cfg.estimator == 'gumbel' and key is not None:
       noise = jax.random.gumbel(jax.random.fold_in(key, level), dist.shape)
       part = jax.nn.softmax((noise - dist) / 0.2, -1) @ codebook
     losses.append(_level_loss(cfg, residual, part, dist, code, weight))
@@ -182,11 +182,11 @@ def quantize(
     parts.append(part)
     outs.append(out)
     residual = residual - (out if cfg.residual == 'ste' else constant(part))
-  total = sum(parts)
-  if gumbel:
+  total = functools.reduce(jnp.add, parts)
+  if cfg.estimator == 'gumbel' and key is not None:
     out = total
   elif cfg.residual == 'ste':
-    out = sum(outs)
+    out = functools.reduce(jnp.add, outs)
   else:  # once for the sum: per level it would count the gradient Q times
     out = rotate(x, total) if cfg.estimator == 'rotation' else x + constant(total - x)
   return {'codes': jnp.stack(codes, 1).astype(jnp.int32), 'dist': jnp.stack(dists, 1), 'out': out,
@@ -277,14 +277,15 @@ def init_codebooks(
 
 
 def collaborative_loss(
-    quantized: Float[Array, 'B E'], collaborative: Float[Array, 'B E']) -> Float[Array, '']:
+    quantized: Float[AnyArray, 'B E'], collaborative: Float[AnyArray, 'B E']) -> Float[Array, '']:
   """Quantized vectors must pick out their item's collaborative one in the batch."""
   return -jnp.diagonal(jax.nn.log_softmax(quantized @ collaborative.T)).mean()
 
 
 def diversity_loss(
-    codebooks: Float[Array, 'Q C E'], parts: Sequence[Float[Array, 'B E']],
-    codes: Int[Array, 'B Q'], group: Int[Array, 'Q C'], key: Key[Array, '']) -> Float[Array, '']:
+    codebooks: Float[AnyArray, 'Q C E'], parts: Sequence[Float[AnyArray, 'B E']],
+    codes: Int[AnyArray, 'B Q'], group: Int[AnyArray, 'Q C'], key: Key[Array, ''],
+) -> Float[Array, '']:
   """Codes are drawn to others of their group.
 
   parts, codes: of `quantize`. group: of each code. key: the positive is a random other code of the
@@ -331,5 +332,6 @@ def from_state_dict(
           for side, net in params.items()}
   table = jnp.stack([codebooks[level] for level in sorted(codebooks)])
   widths = [net['w'].shape[1] for net in nets['encoder'].values()]
-  cfg = Config(nets['encoder']['0']['w'].shape[0], tuple(widths[:-1]), widths[-1], *table.shape[:2])
-  return cfg, {**nets, 'codebooks': table}
+  levels, size, _ = table.shape
+  dim = nets['encoder']['0']['w'].shape[0]
+  return Config(dim, tuple(widths[:-1]), widths[-1], levels, size), {**nets, 'codebooks': table}

@@ -116,7 +116,7 @@ class SemanticIdT5(nn.Module):
 
   def read(
       self, history: Int[AnyArray, 'B W Q'], interests: Interests | None = None,
-      train: bool = False) -> tuple[Float[Array, 'B S D'], Bool[Array, 'B S']]:
+      train: bool = False) -> tuple[Float[Array, 'B S D'], Bool[AnyArray, 'B S']]:
     """The memory of a history, as `__call__` takes it, and where it is real."""
     batch, items, levels = history.shape
     tokens = history.reshape(batch, items * levels)
@@ -131,11 +131,12 @@ class SemanticIdT5(nn.Module):
     if self.cfg.fusion == 'encoder' and interests is not None:
       vectors, present = interests
       fused = self.fuse(self.fuse_norm(memory), self.interest(vectors), present)
-      memory = memory + jnp.tanh(self.gate) * jnp.where(present.any(1)[:, None, None], fused, 0)
+      fused = jnp.where(jnp.any(present, 1)[:, None, None], fused, 0)
+      memory = memory + jnp.tanh(self.gate) * fused
     return memory, mask
 
   def pool(
-      self, memory: Float[Array, 'B S D'], mask: Bool[Array, 'B S'], interests: Interests | None,
+      self, memory: Float[Array, 'B S D'], mask: Bool[AnyArray, 'B S'], interests: Interests | None,
   ) -> Float[Array, 'B D']:
     """The mean over tokens, never divided by 0; with interests at the site 'pooled'."""
     weights = mask / jnp.maximum(mask.sum(1, keepdims=True), 1)
@@ -153,17 +154,17 @@ class SemanticIdT5(nn.Module):
         attended = attend(query[:, None], pooled[:, None], jnp.ones((len(pooled), 1), bool))[:, 0]
       query = norm(query + attended)
     fused = pooled + query
-    return fused if self.cfg.compat else jnp.where(present.any(1)[:, None], fused, pooled)
+    return fused if self.cfg.compat else jnp.where(jnp.any(present, 1)[:, None], fused, pooled)
 
   def remember(
       self, history: Int[AnyArray, 'B W Q'], interests: Interests | None = None,
-  ) -> tuple[t5_lib.CrossKV, Bool[Array, 'B S']]:
+  ) -> tuple[t5_lib.CrossKV, Bool[AnyArray, 'B S']]:
     """The keys and values of a history for `step`, and where they are real."""
     memory, mask = self.read(history, interests)
     return self.stacks.cross(memory), mask
 
   def step(
-      self, tokens: Int[Array, 'B K'] | None, cross: t5_lib.CrossKV, mask: Bool[Array, 'B S'],
+      self, tokens: Int[Array, 'B K'] | None, cross: t5_lib.CrossKV, mask: Bool[AnyArray, 'B S'],
       slots: t5_lib.Slots, t: int | Int[Array, ''],
   ) -> tuple[Float[Array, 'B K D'], t5_lib.Slots]:
     """States after tokens of level t - 1, counted through all levels; None for the start.

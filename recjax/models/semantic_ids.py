@@ -5,6 +5,7 @@ letters: N items, Q levels, C codes a level, d the width of item vectors.
 """
 import functools
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -18,7 +19,7 @@ from recjax.retrieval import kmeans
 
 POLICIES = ('suffix', 'random', 'nearest', 'sinkhorn', 'balance', 'none')
 Codes = Int[np.ndarray, 'N Q']
-State = dict[str, np.ndarray | list[float]]  # what a tokenizer has learned
+State = dict[str, Any]  # arrays: what a tokenizer has learned
 
 
 def check_vectors(x: Num[AnyArray, '...']) -> Float[np.ndarray, 'N d']:

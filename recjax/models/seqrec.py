@@ -9,6 +9,7 @@ Shape letters: R rows, L slots, D width, H heads, F inner width, B histories, W 
 items: ids 1..N, 0 is padding, N + 1 the mask of BERT4Rec.
 """
 import dataclasses
+from typing import Any, cast
 
 import flax.linen as nn
 import jax.numpy as jnp
@@ -176,7 +177,7 @@ class SeqRec(nn.Module):
     return nn.LayerNorm(epsilon=1e-12, name='norm_out')(x) * real
 
 
-def attention_mask(segment: Int[AnyArray, 'R L'], causal: bool) -> Bool[Array, 'R 1 L L']:
+def attention_mask(segment: Int[AnyArray, 'R L'], causal: bool) -> Bool[AnyArray, 'R 1 L L']:
   """Which slots each slot sees: its own user's, with `causal` only those not after it."""
   same = (segment[:, :, None] == segment[:, None]) & (segment > 0)[:, None]
   if causal:
@@ -191,7 +192,7 @@ class Block(nn.Module):
 
   @nn.compact
   def __call__(
-      self, x: Float[Array, 'R L D'], visible: Bool[Array, 'R 1 L L'], train: bool,
+      self, x: Float[Array, 'R L D'], visible: Bool[AnyArray, 'R 1 L L'], train: bool,
   ) -> Float[Array, 'R L D']:
     """x: the states. visible: of `attention_mask`."""
     cfg = self.cfg
@@ -226,7 +227,7 @@ class Attention(nn.Module):
   @nn.compact
   def __call__(
       self, query: Float[Array, 'R L D'], x: Float[Array, 'R L D'],
-      visible: Bool[Array, 'R 1 L L'], train: bool) -> Float[Array, 'R L D']:
+      visible: Bool[AnyArray, 'R 1 L L'], train: bool) -> Float[Array, 'R L D']:
     """query: what asks. x: what is seen. visible: of `attention_mask`."""
     cfg = self.cfg
     size = cfg.width // cfg.heads
@@ -323,5 +324,5 @@ def last_states(
   """
   position, rows = history_positions(cfg, rows)[:, -cfg.length:], rows[:, -cfg.length:]
   segment = ((rows > 0) | cfg.pads).astype(jnp.int32)
-  states = SeqRec(cfg).apply({'params': params}, rows, position, segment)
+  states = cast(Any, SeqRec(cfg).apply({'params': params}, rows, position, segment))
   return states[:, -1]

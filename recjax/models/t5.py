@@ -9,6 +9,7 @@ layers, V vocabulary. An axis E is H * Dh.
 """
 import dataclasses
 from collections.abc import Callable, Sequence
+from typing import Any, cast
 
 import flax.linen as nn
 import jax
@@ -29,6 +30,7 @@ RULES = (
 )
 Slots = tuple[Float[Array, 'L B K T H Dh'], Float[Array, 'L B K T H Dh']]  # keys, values
 CrossKV = tuple[Float[Array, 'L B H Dh S'], Float[Array, 'L B H S Dh']]  # keys, values
+OfLayer = tuple[tuple[Array, Array], tuple[Array, Array] | None]
 Mask = Shaped[AnyArray, 'B S']  # above 0, or true, where there is a token
 
 
@@ -172,7 +174,7 @@ class DecoderBlock(T5Layer):
 
   @nn.compact
   def __call__(
-      self, x: Float[Array, 'B Q D'], of_layer: tuple, bias: Float[Array, '...'],
+      self, x: Float[Array, 'B Q D'], of_layer: OfLayer, bias: Float[Array, '...'],
       cross_bias: Float[Array, 'B 1 1 S'], t: int | Int[Array, ''],
       memory: Float[Array, 'B S D'] | None, train: bool,
   ) -> tuple[Float[Array, 'B Q D'], tuple | None]:
@@ -211,7 +213,8 @@ class Encoder(T5Layer):
     buckets = position_buckets(order - order[:, None], cfg.buckets, cfg.distance, True)
     bias = jnp.moveaxis(table[buckets], 2, 0)[None]
     bias = bias + jnp.where(mask > 0, 0.0, FAR)[:, None, None]
-    block = nn.scan(EncoderBlock, length=cfg.layers, in_axes=(nn.broadcast, nn.broadcast),
+    block = nn.scan(EncoderBlock, length=cfg.layers,
+                    in_axes=cast(Any, (nn.broadcast, nn.broadcast)),
                     variable_axes={'params': 0}, split_rngs={'params': True, 'dropout': True})
     x = block(cfg, name='blocks')(self.drop(x.astype(cfg.dtype), train), bias, train)[0]
     return self.drop(self.norm(x, 'norm'), train)
@@ -227,7 +230,8 @@ class DecoderStack(T5Layer):
     self.bias = self.param('bias', std, (cfg.buckets, cfg.heads))
     self.last_scale = self.param('norm', nn.initializers.ones, (cfg.width,))
     self.blocks = nn.scan(
-        DecoderBlock, length=cfg.decoder_layers, in_axes=(0, *(nn.broadcast,) * 5),
+        DecoderBlock, length=cfg.decoder_layers,
+        in_axes=cast(Any, (0, *(nn.broadcast,) * 5)),
         variable_axes={'params': 0}, split_rngs={'params': True, 'dropout': True})(cfg)
 
   def cross(self, memory: Float[Array, 'B S D']) -> CrossKV:
@@ -315,7 +319,7 @@ class Stacks(nn.Module):
       self, y: Float[Array, 'B K D'], cross: CrossKV, mask: Mask, slots: Slots,
       t: int | Int[Array, '']) -> tuple[Float[Array, 'B K D'], Slots]:
     """The decoder's states of token t of every beam, and the slots with it."""
-    return self.decoder(y, cross, mask, slots, t)
+    return cast(Any, self.decoder(y, cross, mask, slots, t))
 
 
 class T5(nn.Module):

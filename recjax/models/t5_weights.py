@@ -1,6 +1,7 @@
 """T5 checkpoints of Hugging Face: original T5, T5 1.1, Flan-T5 and their like."""
 import os
 import pathlib
+from typing import Any
 
 from jaxtyping import PyTree
 
@@ -55,9 +56,10 @@ def read_config(folder: str | os.PathLike) -> t5.Config:
                       "'gated-gelu' are")
   huggingface.refuse_adapter(path.parent)
   checkpoint_config.check_t5(path, raw)
-  sizes = {ours: checkpoint_config.positive_int(path, raw, theirs) for ours, theirs in (
-      ('vocab', 'vocab_size'), ('width', 'd_model'), ('layers', 'num_layers'),
-      ('heads', 'num_heads'), ('head_dim', 'd_kv'), ('ffn', 'd_ff'))}
+  sizes: dict[str, Any] = {
+      ours: checkpoint_config.positive_int(path, raw, theirs) for ours, theirs in (
+          ('vocab', 'vocab_size'), ('width', 'd_model'), ('layers', 'num_layers'),
+          ('heads', 'num_heads'), ('head_dim', 'd_kv'), ('ffn', 'd_ff'))}
   tied = checkpoint_config.flag(path, raw, 'tie_word_embeddings', True)
   return t5.Config(
     **sizes,

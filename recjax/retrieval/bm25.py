@@ -6,6 +6,7 @@ letters: N documents, V tags, B queries.
 import dataclasses
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import scipy.sparse as sp
@@ -18,6 +19,10 @@ DENSE = 1 << 26  # query weights, most of them 0, that may be held at once
 REDUCERS = ('union', 'sum', 'intersection', 'last')
 Document = Iterable[str | tuple[str, float]] | Mapping[str, float]
 Ids = Int[np.ndarray, ' n'] | Sequence[int]
+if TYPE_CHECKING:
+  CSR = Any  # scipy has no types
+else:
+  CSR = sp.csr_array
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,10 +34,10 @@ class BM25:
   by_tag: its transpose. dropped: how many tags fell to the idf cutoff.
   """
   terms: dict[str, int]
-  counts: sp.csr_array
+  counts: CSR
   idf: Float[np.ndarray, ' V']
-  weights: sp.csr_array
-  by_tag: sp.csr_array
+  weights: CSR
+  by_tag: CSR
   dropped: int
 
   @classmethod
@@ -73,24 +78,23 @@ class BM25:
     weights.eliminate_zeros()
     return cls(terms, counts, idf, weights, weights.T.tocsr(), int((~keep).sum()))
 
-  def scores(self, queries: sp.csr_array | Iterable[Document]) -> Float[np.ndarray, 'B N']:
+  def scores(self, queries: CSR | Iterable[Document]) -> Float[np.ndarray, 'B N']:
     """Scores every document for every query, linear in the query's weights; unknown tags add 0.
 
     queries: tag weights, (B, V), or documents in any form that fit takes. -> float32
     """
-    if not isinstance(queries, sp.csr_array):
-      queries = count_matrix(queries, self.terms)
-    queries = queries.astype(np.float32)
+    rows: CSR = queries if sp.issparse(queries) else count_matrix(queries, self.terms)
+    rows = rows.astype(np.float32)
     # Both ways add the same products in the order of tags, so they agree to the last bit; dense
     # costs an eighth per product but takes every tag of every document.
-    products = int(np.diff(self.by_tag.indptr)[queries.indices].sum())
-    if 8 * products > self.weights.nnz * queries.shape[0] and np.prod(queries.shape) <= DENSE:
-      return np.ascontiguousarray((self.weights @ queries.T.toarray()).T)
-    return (queries @ self.by_tag).toarray()
+    products = int(np.diff(self.by_tag.indptr)[rows.indices].sum())
+    if 8 * products > self.weights.nnz * rows.shape[0] and np.prod(rows.shape) <= DENSE:
+      return np.ascontiguousarray((self.weights @ rows.T.toarray()).T)
+    return (rows @ self.by_tag).toarray()
 
 
 def count_matrix(
-    docs: Iterable[Document], terms: dict[str, int], grow: bool = False) -> sp.csr_array:
+    docs: Iterable[Document], terms: dict[str, int], grow: bool = False) -> CSR:
   """Documents as rows of float32 tag weights, without repeated or zero entries.
 
   docs: as in BM25.fit. terms: {tag: column}; with grow, new tags get the next column, else they are
@@ -99,7 +103,9 @@ def count_matrix(
   data, columns, cuts = [], [], [0]
   for row, doc in enumerate(docs):
     for entry in doc.items() if isinstance(doc, Mapping) else doc:
-      tag, weight = (entry, 1) if isinstance(entry, str) else entry
+      if isinstance(entry, str):
+        entry = entry, 1
+      tag, weight = entry
       if not 0 < weight < np.inf:
         raise DataError(f'document {row} gives tag {tag!r} the weight {weight}; weights must be '
                         'finite and above 0')
@@ -115,7 +121,7 @@ def count_matrix(
 
 
 def reduce_queries(
-    counts: sp.csr_array, items: Ids, offsets: Ids, how: str = 'union') -> sp.csr_array:
+    counts: CSR, items: Ids, offsets: Ids, how: str = 'union') -> CSR:
   """One query a history, from the tag weights of its items. -> (B, V) float32
 
   counts: of the index, row i for item i + 1. items, offsets: ragged histories, 1..N. how: a tag's

@@ -18,7 +18,7 @@ CHUNK = 8192  # points whose distances are held at a time
 Clusters = tuple[Float[Array, 'K d'], Int[Array, ' N'], Float[Array, '']]
 
 
-def argmin(x: Float[Array, '*rows K']) -> Int[Array, '*rows']:
+def argmin(x: Float[AnyArray, '*rows K']) -> Int[Array, '*rows']:
   """The first index of the least number, as jnp.argmin over the last axis.
 
   Least numbers of blocks first, then one block: a sixth of the time on a CPU, where a reduction
@@ -27,14 +27,14 @@ def argmin(x: Float[Array, '*rows K']) -> Int[Array, '*rows']:
   size = x.shape[-1]
   block = next(b for b in range(math.isqrt(size), 0, -1) if size % b == 0)
   if block == 1:
-    return x.argmin(-1)
+    return jnp.argmin(x, -1)
   blocks = x.reshape(*x.shape[:-1], size // block, block)
   best = blocks.min(-1).argmin(-1)
   inside = jnp.take_along_axis(blocks, best[..., None, None], -2)[..., 0, :].argmin(-1)
   return best * block + inside
 
 
-def distances(x: Float[Array, 'N d'], centers: Float[AnyArray, 'K d']) -> Float[Array, 'N K']:
+def distances(x: Float[AnyArray, 'N d'], centers: Float[AnyArray, 'K d']) -> Float[Array, 'N K']:
   """Squared distances of points x to centers, not below 0."""
   dot = jnp.dot(x, centers.T, precision=lax.Precision.HIGHEST)
   norms = (x * x).sum(-1, keepdims=True) + (centers * centers).sum(-1)
@@ -42,7 +42,7 @@ def distances(x: Float[Array, 'N d'], centers: Float[AnyArray, 'K d']) -> Float[
 
 
 def nearest(
-    x: Float[Array, 'N d'], centers: Float[Array, 'K d'],
+    x: Float[AnyArray, 'N d'], centers: Float[AnyArray, 'K d'],
 ) -> tuple[Int[Array, ' N'], Float[Array, ' N']]:
   """The nearest center of each point x, and its squared distance."""
   def of_chunk(points):

@@ -107,7 +107,7 @@ def nearest(
   if vectors.rounded is None or 2 * k + 12 > len(vectors.items):
     value, items = exact()
   else:
-    value, items, sure = _nearest_of_candidates(vectors, queries, k)
+    value, items, sure = _nearest_of_candidates(vectors, vectors.rounded, queries, k)
     value, items = lax.cond(sure.all(), lambda: (value, items), exact)
   squared = (queries * queries).sum(-1, keepdims=True) - value
   return jnp.sqrt(jnp.maximum(squared, 0)), items
@@ -119,7 +119,7 @@ def _computed_once(x):
 
 
 def _nearest_of_candidates(
-    vectors: Vectors, queries: Float[Array, 'B D'], k: int,
+    vectors: Vectors, rounded: RoundedVectors, queries: Float[Array, 'B D'], k: int,
 ) -> tuple[Float[Array, 'B k'], Int[Array, 'B k'], Bool[Array, ' B']]:
   """2 q.x - x.x, the largest k among candidates. -> values, rows, sure
 
@@ -127,7 +127,6 @@ def _nearest_of_candidates(
   |r| |x| + |q'| |s| (Cauchy-Schwarz), float32 sums of D products err by D 2^-24 |q| |x| each, and
   taking x.x away rounds by 2^-24 |x|^2 more.
   """
-  rounded = vectors.rounded
   low = queries.astype(jnp.bfloat16)
   dot = lax.dot_general(low, rounded.items, (((1,), (1,)), ((), ())),
                         preferred_element_type=jnp.float32)

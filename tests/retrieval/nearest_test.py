@@ -41,7 +41,7 @@ class GroundingTest(parameterized.TestCase):
     np.testing.assert_allclose(got[0], want[0], rtol=1e-4, atol=1e-4)
     # sums of equal vectors may round differently by place, so which copy comes is not compared
     np.testing.assert_array_equal(plain.items[got[1]], plain.items[want[1]])
-    told = nearest._nearest_of_candidates(coarse, queries - plain.mean, 5)
+    told = nearest._nearest_of_candidates(coarse, coarse.rounded, queries - plain.mean, 5)
     self.assertEqual(bool(told[2].all()), sure)
     np.testing.assert_array_equal(plain.items[told[1][told[2]]], plain.items[want[1][told[2]]])
     most = len(plain.items)  # no candidates are left over
