@@ -70,8 +70,8 @@ class Bert(nn.Module):
     positions = jnp.maximum(jnp.cumsum(mask > 0, -1) - 1, 0)  # whichever side is padded
     x = table('words', cfg.vocab)[tokens] + table('places', cfg.positions)[positions]
     x = LayerNorm(cfg, name='norm')(x + table('types', cfg.types)[0])
-    block = nn.scan(Block, length=cfg.layers, in_axes=cast(Any, nn.broadcast), variable_axes={'params': 0},
-                    split_rngs={'params': True})
+    block = nn.scan(Block, length=cfg.layers, in_axes=cast(Any, nn.broadcast),
+                    variable_axes={'params': 0}, split_rngs={'params': True})
     allowed = jnp.broadcast_to((mask > 0)[:, None], (*mask.shape, mask.shape[1]))
     return block(cfg, name='blocks')(x, allowed)[0]
 

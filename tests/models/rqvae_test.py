@@ -1,4 +1,4 @@
-"""RQ-VAE, k-means and tables of codes: the specification's values, and what must not happen."""
+"""RQ-VAE, k-means and tables of codes: values worked out by hand, and what must not happen."""
 import jax
 import jax.numpy as jnp
 import numpy as np
