@@ -295,7 +295,7 @@ def against_port(setting):
     rows = jnp.repeat(prompts, beams, 0)
     lengths = jnp.full(len(rows), prompts.shape[1])
     hidden, past = llm_decoder.prefill_states(model, params, rows, lengths)
-    own = llm_decoder.suffix(SHAPE, len(rows), 1, steps)
+    own = llm_decoder.empty_suffix(SHAPE, len(rows), 1, steps)
 
     def step(tokens, cache, t):
       hidden, own = llm_decoder.suffix_step(model, params, (cache[0],), cache[1],
@@ -533,7 +533,7 @@ def memory(setting):
   def copied(params, tokens):
     rows = jnp.repeat(tokens, 40, 0)
     _, past = llm_decoder.prefill_states(model, params, rows, jnp.full(len(rows), tokens.shape[1]))
-    return past, llm_decoder.suffix(SHAPE, len(rows), 1, steps)
+    return past, llm_decoder.empty_suffix(SHAPE, len(rows), 1, steps)
   tokens = jax.ShapeDtypeStruct((1, 512), 'int32')
   sizes = []
   for name, fn in (('shared', shared), ('copied', copied)):

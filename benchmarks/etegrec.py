@@ -168,11 +168,11 @@ def retokenise(items, rounds):
   cfg = rqvae.Config(256)
   params = rqvae.init(cfg, jax.random.key(0))
   x = jax.random.normal(jax.random.key(1), (items, 256))
-  params = rqvae.seed_codes(cfg, params, x, jax.random.key(2), 5)
+  params = rqvae.init_codebooks(cfg, params, x, jax.random.key(2), 5)
 
   @jax.jit
   def run(params):
-    whole, largest = semantic_ids.table(rqvae.codes_of(cfg, params, x))
+    whole, largest = semantic_ids.padded_table(rqvae.assign_codes(cfg, params, x))
     return whole, largest, device_trie.semantic_id_trie(whole[1:], 256, jnp.arange(4) * 256)
   took = turns({'recjax': lambda: jax.block_until_ready(run(params))}, rounds)['recjax']
   print(f'{items:,} items to codes, table and trie: {1000 * statistics.median(took):.0f} ms '

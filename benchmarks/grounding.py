@@ -69,7 +69,7 @@ def curve(args):
   rng = np.random.default_rng(0)
   n, count, block = 17_408, args.queries, 250
   gammas = np.concatenate([np.arange(0, 1.005, 0.01), np.arange(1, 100)]).astype(np.float32)[:200]
-  near = np.asarray(nearest_lib.normalised(rng.random((block, n), np.float32)))
+  near = np.asarray(nearest_lib.min_max_normalize(rng.random((block, n), np.float32)))
   weight = rng.random(n).astype(np.float32)
   targets = rng.integers(0, n, block)
 
@@ -100,7 +100,7 @@ def nearest(args):
   rng = np.random.default_rng(0)
   items = rng.normal(size=(100_000, 1024)).astype(np.float32)
   queries = rng.normal(size=(256, 1024)).astype(np.float32)
-  vectors = nearest_lib.quick(nearest_lib.catalogue(items))
+  vectors = nearest_lib.with_rounded(nearest_lib.center(items))
   given = jnp.asarray(queries)
   seconds = timed(lambda: nearest_lib.nearest(vectors, given, 10), 5)
   flops = 2 * items.size * len(queries)

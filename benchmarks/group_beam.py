@@ -76,7 +76,7 @@ def compiled(model, params, items, args):
                                  jnp.full(items, args.prompt), ())
     step, cache = llm_decoder.make_step(model, variables, (past,), items, args.beams,
                                    stages(args.new_tokens)[0])
-    return diverse_beam_search(step, cache, first, cfg, grow=llm_decoder.grow)
+    return diverse_beam_search(step, cache, first, cfg, grow=llm_decoder.grow_suffix)
   start = time.perf_counter()
   program = jax.jit(generate).lower(
       params, jax.ShapeDtypeStruct((items, args.prompt), 'int32')).compile()

@@ -139,7 +139,11 @@ def torch_side(folder, most, texts, found):
   from transformers import AutoModel
 
   from recjax.models import sentence_encoder
-  spec, backend = sentence_encoder.read(folder), Tokenizer.from_file(str(folder / 'tokenizer.json'))
+
+  spec, backend = (
+    sentence_encoder.read_spec(folder),
+    Tokenizer.from_file(str(folder / 'tokenizer.json')),
+  )
   backend.no_padding()
   backend.no_truncation()
   model = AutoModel.from_pretrained(folder).eval()
@@ -159,7 +163,7 @@ def torch_side(folder, most, texts, found):
         tokens, mask = (torch.tensor(x, device=device).long() for x in (tokens, mask))
         hidden = model(tokens, mask).last_hidden_state
         z = (hidden * mask[..., None]).sum(1) / mask.sum(1, keepdim=True)
-        if spec.unit:
+        if spec.normalize:
           z = torch.nn.functional.normalize(z, dim=1)
         out[some] = z.cpu().numpy()
     found['theirs'] = out
@@ -218,8 +222,13 @@ def by_position(c, model, params, vectors, seqs, targets, key):
   ids = jnp.arange(inputs.size).reshape(inputs.shape)  # each place has a row of its own
   cfg = sequential.model_config(c, inputs.size - 2)
   states = seqrec.SeqRec(cfg).apply(
-      {'params': full}, ids, seqrec.places(model, inputs), (inputs > 0).astype(jnp.int32), True,
-      rngs={'dropout': key})
+    {'params': full},
+    ids,
+    seqrec.history_positions(model, inputs),
+    (inputs > 0).astype(jnp.int32),
+    True,
+    rngs={'dropout': key},
+  )
   drawn = jax.random.randint(key, inputs.shape, 0, model.items)
   positive = (states * adapt(vectors[jnp.maximum(goal, 1) - 1])).sum(-1)
   negative = (states * adapt(vectors[drawn])).sum(-1)

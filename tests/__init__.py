@@ -1,5 +1,18 @@
-"""Tests. Imported before JAX is, so that every file has eight devices, however it is started."""
+"""Tests. Imported before JAX is, so that every file has eight devices, however it is started.
+
+With RECJAX_TYPECHECK=1, as the runner sets it, the annotations of the rooms that compute on arrays
+(types, dtypes and shapes) are checked at every call.
+"""
 import os
 
 if 'host_platform_device_count' not in os.environ.get('XLA_FLAGS', ''):  # JAX takes one of both
   os.environ.setdefault('JAX_NUM_CPU_DEVICES', '8')
+
+CHECKED = ('recjax.models', 'recjax.decoding', 'recjax.retrieval', 'recjax.evaluation',
+           'recjax.training.losses')
+# A float may be an int, as Python's type system has it.
+CHECKER = 'beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))'
+
+if os.environ.get('RECJAX_TYPECHECK') == '1':
+  import jaxtyping
+  jaxtyping.install_import_hook(CHECKED, CHECKER)

@@ -254,12 +254,15 @@ class TablesTest(absltest.TestCase):
 
   def test_arguments_of_configs_pass_too(self):
     for name, arguments in (
-        ('sequential_ml1m', [f'model={m},loss={s}' for m in seqrec.KINDS
-                             for s in sequential.LOSSES]),
-        ('llmemb_yelp', [f'variant={v}' for v in variants.VARIANTS] + ['profile=faithful']),
-        ('reclm_toys', [f'grounding={g}' for g in reclm.GROUNDINGS]),
-        ('tiger_beauty', [f'tokenizer={k}' for k in [*tokenization.NETWORKS, *semantic_ids.PLAIN]]),
-        ('bigrec_movies', ['split=time'])):
+      ('sequential_ml1m', [f'model={m},loss={s}' for m in seqrec.KINDS for s in sequential.LOSSES]),
+      ('llmemb_yelp', [f'variant={v}' for v in variants.VARIANTS] + ['profile=faithful']),
+      ('reclm_toys', [f'grounding={g}' for g in reclm.GROUNDINGS]),
+      (
+        'tiger_beauty',
+        [f'tokenizer={k}' for k in [*tokenization.NETWORKS, *semantic_ids.TOKENIZERS]],
+      ),
+      ('bigrec_movies', ['split=time']),
+    ):
       for argument in arguments:
         for preset in ('', 'paper,'):
           settings.check(made(name, preset + argument))
@@ -275,12 +278,12 @@ class TablesTest(absltest.TestCase):
       'loss.exclude': sequential.EXCLUDE,
       'llm.remat': ['none', *llm.POLICIES],
       'lora.targets': llm.LINEAR,
-      'fusion': semantic_id_t5.SITES,
+      'fusion': semantic_id_t5.FUSION_SITES,
       'grounding': reclm.GROUNDINGS,
       'align.sign': joint_training.SIGNS,
       'align.reduce': joint_training.REDUCERS,
       **{f'semantic_ids.{k}': v for k, v in rqvae.CHOICES.items() if k != 'encoder'},
-      'semantic_ids.kind': [*tokenization.NETWORKS, *semantic_ids.PLAIN, '*.json'],
+      'semantic_ids.kind': [*tokenization.NETWORKS, *semantic_ids.TOKENIZERS, '*.json'],
       'semantic_ids.dedupe': semantic_ids.POLICIES,
       'samples.window': windows.FIRST,
       'ground.pooling': bert.POOLS,

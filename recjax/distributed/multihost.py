@@ -1,13 +1,13 @@
-"""Mesh, path rules, activation constraints, several processes: one code path from CPU to pod."""
+"""Several processes: each runs the same program on its own host and holds a part of the mesh."""
 import json
+from typing import Any
 
 import jax
 import numpy as np
+from jaxtyping import PyTree
 
-# Several processes: each runs the same program on its own host and holds a part of the mesh.
 
-
-def to_host(tree):
+def to_host(tree: PyTree) -> PyTree:
   """`jax.device_get`, also of arrays that several processes hold together. -> tree of numpy
 
   Every process must call it for the same arrays, in the same order.
@@ -16,28 +16,28 @@ def to_host(tree):
     return jax.device_get(tree)
   from jax.experimental import multihost_utils
 
-  def one(x):
+  def gather(x):
     if isinstance(x, jax.Array) and not (x.is_fully_addressable or x.is_fully_replicated):
       return multihost_utils.process_allgather(x, tiled=True)
     return np.asarray(x)
-  return jax.tree.map(one, tree)
+  return jax.tree.map(gather, tree)
 
 
-def local_values(tree):
+def local_values(tree: PyTree) -> PyTree:
   """`tree` as this process can compute with alone: as it is where no other process holds a part."""
   return tree if jax.process_count() == 1 else to_host(tree)
 
 
-def put_global(x, where):
-  """A host array that every process has whole, on the devices of `where`. -> jax.Array"""
+def put_global(x: np.ndarray | jax.Array, sharding: jax.sharding.Sharding) -> jax.Array:
+  """A host array x that every process has whole, on the devices of `sharding`."""
   if jax.process_count() == 1:
-    return jax.device_put(x, where)
+    return jax.device_put(x, sharding)
   x = np.asarray(x)
-  return jax.make_array_from_callback(x.shape, where, lambda index: x[index])
+  return jax.make_array_from_callback(x.shape, sharding, lambda index: x[index])
 
 
-def broadcast(value):
-  """What process 0 says, in all processes. value: plain JSON. Also waits until all are here."""
+def broadcast(value: Any) -> Any:
+  """What process 0 says, in all processes; also waits until all are here. value: plain JSON."""
   if jax.process_count() == 1:
     return value
   from jax.experimental import multihost_utils
@@ -47,8 +47,8 @@ def broadcast(value):
   return json.loads(np.asarray(multihost_utils.broadcast_one_to_all(text)).tobytes())
 
 
-def allgather(values):
-  """Small numbers of all processes side by side. values: (n,) -> (processes, n) numpy"""
+def allgather(values: Any) -> np.ndarray:
+  """A few numbers of every process, one row for each."""
   if jax.process_count() == 1:
     return np.asarray(values)[None]
   from jax.experimental import multihost_utils

@@ -1,18 +1,25 @@
-"""Mesh, path rules, activation constraints, several processes: one code path from CPU to pod."""
+"""Mesh, path rules, activation constraints: one code path from CPU to pod."""
 import math
 import re
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 import jax
-from jax.sharding import NamedSharding
+from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
+from jaxtyping import PyTree
 
 from recjax.errors import ConfigError
 
+Rules = Sequence[tuple[str, P]]  # pairs of a regular expression and a spec
+TreePath = tuple[Any, ...]
 
-def make_mesh(axes):
+
+def make_mesh(axes: Mapping[str, int]) -> Mesh:
   """Builds a mesh with Auto axes from {name: size}; one size may be -1, which takes what is left.
 
-  axes: {'data': -1, 'fsdp': 1, 'model': 1}. Raises ConfigError if the sizes do not fit the devices.
+  axes: such as {'data': -1, 'fsdp': 1, 'model': 1}. Raises ConfigError if the
+  sizes do not fit the devices.
   """
   axes = dict(axes)
   count = jax.device_count()
@@ -28,55 +35,59 @@ def make_mesh(axes):
   return jax.make_mesh(shape, tuple(axes), axis_types=auto)
 
 
-def path_of(path):
+def path_of(path: TreePath) -> str:
   """'a/b/c' for a tree path as jax.tree_util gives it."""
   return jax.tree_util.keystr(path, simple=True, separator='/')
 
 
-def shardings(tree, rules, mesh):
+def shardings(tree: PyTree, rules: Rules, mesh: Mesh) -> PyTree:
   """The sharding of every leaf: the first rule whose regex matches the end of its path decides.
 
-  rules: pairs (regex, PartitionSpec). Leaves of fewer than two axes, and those that no rule names,
-  are replicated. Optimiser moments end in their parameter's path and so follow it.
+  tree: of arrays or shapes. rules: for `mesh` or more axes than it has. Leaves of fewer
+  than two axes, and those that no rule names, are replicated. Optimizer moments end in their
+  parameter's path and so follow it.
   """
   return jax.tree_util.tree_map_with_path(
       lambda path, leaf: NamedSharding(mesh, present(mesh, spec_of(path, leaf, rules))), tree)
 
 
-def spec_of(path, leaf, rules):
+def spec_of(path: TreePath, leaf: Any, rules: Rules) -> P:
   """The PartitionSpec that `rules` give a leaf."""
   if len(leaf.shape) < 2:
     return P()
   return next((s for r, s in rules if re.search(f'(^|/){r}$', path_of(path))), P())
 
 
-def device_bytes(tree, rules, axes):
-  """Bytes of a tree on each device of a mesh that need not exist. axes: {'data': 1, 'fsdp': 8}"""
-  def one(path, leaf):
+def device_bytes(tree: PyTree, rules: Rules, axes: Mapping[str, int]) -> int:
+  """Bytes of a tree on each device of a mesh that need not exist.
+
+  tree: of arrays or shapes. rules: as in `shardings`. axes: such as {'data': 1, 'fsdp': 8}.
+  """
+  def leaf_bytes(path, leaf):
     spec = [*spec_of(path, leaf, rules), *[None] * len(leaf.shape)]
-    names = [a if isinstance(a, tuple) else (a,) for a in spec]
+    names = [axis if isinstance(axis, tuple) else (axis,) for axis in spec]
     return leaf.dtype.itemsize * math.prod(
-        math.ceil(n / math.prod(axes.get(a, 1) for a in of if a))
-        for n, of in zip(leaf.shape, names))
-  return sum(jax.tree.leaves(jax.tree_util.tree_map_with_path(one, tree)))
+        math.ceil(size / math.prod(axes.get(name, 1) for name in of_dim if name))
+        for size, of_dim in zip(leaf.shape, names))
+  return sum(jax.tree.leaves(jax.tree_util.tree_map_with_path(leaf_bytes, tree)))
 
 
-def present(mesh, axes):
-  """The spec without the axes that `mesh` lacks."""
-  def one(axis):
+def present(mesh: Mesh | jax.sharding.AbstractMesh, axes: Iterable) -> P:
+  """The spec of `axes`, without those that `mesh` lacks."""
+  def keep(axis):
     if isinstance(axis, tuple):
-      return tuple(a for a in axis if a in mesh.axis_names) or None
+      return tuple(name for name in axis if name in mesh.axis_names) or None
     return axis if axis in mesh.axis_names else None
-  return P(*map(one, axes))
+  return P(*map(keep, axes))
 
 
-def num_batch_shards(mesh):
+def num_batch_shards(mesh: Mesh) -> int:
   """Over how many devices, or groups of them, the rows of a batch divide."""
-  return math.prod(mesh.shape.get(a, 1) for a in ('data', 'fsdp'))
+  return math.prod(mesh.shape.get(axis, 1) for axis in ('data', 'fsdp'))
 
 
-def shard(x, *axes):
-  """Constrains `x` to the mesh axes; does nothing where no mesh is set."""
+def shard(x: jax.Array, *axes: str | tuple[str, ...] | None) -> jax.Array:
+  """Constrains x to mesh axes, one for each dimension; does nothing where no mesh is set."""
   mesh = jax.sharding.get_abstract_mesh()
   if mesh.empty or mesh.size == 1:
     return x

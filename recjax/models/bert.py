@@ -1,19 +1,21 @@
 """Text encoders of the BERT family: MiniLM, bge, e5 and their like, read from a sentence encoder.
 
-Devlin et al., NAACL 2019. Layers are scanned, norms, softmax and pooling are float32. B texts,
-S tokens, D width.
+Devlin et al., NAACL 2019. Layers are scanned; norms, softmax and pooling are float32. Shape
+letters: B texts, S tokens, D width.
 """
 import dataclasses
 import functools
+from typing import Any, cast
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec as P
+from jaxtyping import Array, Bool, Float, Int, Key, PyTree, Shaped
 
 from recjax.errors import ConfigError
 from recjax.models.attention import attend
-from recjax.models.layers import check_dtype
+from recjax.models.layers import AnyArray, check_dtype
 
 ACTIVATIONS = {
     'gelu': functools.partial(nn.gelu, approximate=False), 'relu': nn.relu,
@@ -24,11 +26,17 @@ RULES = (
     (r'(q|k|v|up)/kernel', P(None, 'fsdp', 'model')),
     (r'(o|down)/kernel', P(None, 'model', 'fsdp')),
 )
+Mask = Shaped[AnyArray, 'B S']  # above 0, or true, where a token is real
 
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-  """Shape and numerics; hashable. dtype computes, weights are float32. Raises ConfigError."""
+  """Shape and numerics; hashable. dtype computes, weights are float32. Raises ConfigError.
+
+  vocab, width, layers, heads, ffn: sizes; ffn is the inner width of the feed-forward layers.
+  positions, types: rows of the tables of positions and of token types. norm_eps: of the norms. act:
+  of the feed-forward layers, one of ACTIVATIONS.
+  """
   vocab: int
   width: int
   layers: int
@@ -53,29 +61,30 @@ class Bert(nn.Module):
   cfg: Config
 
   @nn.compact
-  def __call__(self, tokens, mask):
-    """tokens: (B, S) int32. mask: (B, S), above 0 where a token is real. -> (B, S, D) cfg.dtype"""
+  def __call__(self, tokens: Int[AnyArray, 'B S'], mask: Mask) -> Float[Array, 'B S D']:
+    """States in the compute type. tokens: ids. mask: which of them are real."""
     cfg = self.cfg
-    std = nn.initializers.normal(0.02)
-    table = lambda name, rows: self.param(name, std, (rows, cfg.width))  # noqa: E731
-    at = jnp.maximum(jnp.cumsum(mask > 0, -1) - 1, 0)  # the same whichever side is padded
-    x = table('words', cfg.vocab)[tokens] + table('places', cfg.positions)[at]
-    x = Norm(cfg, name='norm')(x + table('types', cfg.types)[0])
-    block = nn.scan(Block, length=cfg.layers, in_axes=nn.broadcast, variable_axes={'params': 0},
-                    split_rngs={'params': True})
+
+    def table(name, rows):
+      return self.param(name, nn.initializers.normal(0.02), (rows, cfg.width))
+    positions = jnp.maximum(jnp.cumsum(mask > 0, -1) - 1, 0)  # whichever side is padded
+    x = table('words', cfg.vocab)[tokens] + table('places', cfg.positions)[positions]
+    x = LayerNorm(cfg, name='norm')(x + table('types', cfg.types)[0])
+    block = nn.scan(Block, length=cfg.layers, in_axes=cast(Any, nn.broadcast),
+                    variable_axes={'params': 0}, split_rngs={'params': True})
     allowed = jnp.broadcast_to((mask > 0)[:, None], (*mask.shape, mask.shape[1]))
     return block(cfg, name='blocks')(x, allowed)[0]
 
 
-class Norm(nn.Module):
+class LayerNorm(nn.Module):
   """Layer norm in float32."""
   cfg: Config
 
   @nn.compact
-  def __call__(self, x):
-    y = nn.LayerNorm(epsilon=self.cfg.norm_eps, use_fast_variance=False, name='of')(
-        x.astype(jnp.float32))
-    return y.astype(self.cfg.dtype)
+  def __call__(self, x: Float[Array, 'B S D']) -> Float[Array, 'B S D']:
+    """x after the norm, in the compute type."""
+    norm = nn.LayerNorm(epsilon=self.cfg.norm_eps, use_fast_variance=False, name='of')
+    return norm(x.astype(jnp.float32)).astype(self.cfg.dtype)
 
 
 class Block(nn.Module):
@@ -83,24 +92,28 @@ class Block(nn.Module):
   cfg: Config
 
   @nn.compact
-  def __call__(self, x, allowed):
+  def __call__(
+      self, x: Float[Array, 'B S D'], allowed: Bool[Array, 'B S S'],
+  ) -> tuple[Float[Array, 'B S D'], None]:
+    """x: states. allowed: which tokens each sees."""
     cfg = self.cfg
-    dense = lambda name, size: nn.Dense(  # noqa: E731
-        size, dtype=cfg.dtype, kernel_init=nn.initializers.normal(0.02), name=name)
-    heads = lambda y: y.reshape(*y.shape[:2], cfg.heads, -1)  # noqa: E731
-    q, k, v = (heads(dense(n, cfg.width)(x)) for n in 'qkv')
+
+    def dense(name, y, size=cfg.width):
+      return nn.Dense(size, dtype=cfg.dtype, kernel_init=nn.initializers.normal(0.02),
+                      name=name)(y)
+    q, k, v = (dense(name, x).reshape(*x.shape[:2], cfg.heads, -1) for name in 'qkv')
     # One chunk of all queries: `attend` cuts longer rows as causal ones may be cut.
-    seen = attend(q, k, v, allowed, (), chunk=x.shape[1])
-    x = Norm(cfg, name='attn_norm')(x + dense('o', cfg.width)(seen))
-    y = ACTIVATIONS[cfg.act](dense('up', cfg.ffn)(x))
-    return Norm(cfg, name='mlp_norm')(x + dense('down', cfg.width)(y)), None
+    attended = attend(q, k, v, allowed, (), chunk=x.shape[1])
+    x = LayerNorm(cfg, name='attn_norm')(x + dense('o', attended))
+    y = ACTIVATIONS[cfg.act](dense('up', x, cfg.ffn))
+    return LayerNorm(cfg, name='mlp_norm')(x + dense('down', y)), None
 
 
-def pool(hidden, mask, how):
-  """One vector a text, in float32. hidden: (B, S, D). mask: (B, S). -> (B, D)
+def pool(hidden: Float[Array, 'B S D'], mask: Mask, how: str) -> Float[Array, 'B D']:
+  """One vector a text, in float32; zeros for a text without real tokens.
 
-  how: 'avg' over real tokens, 'last' real token, 'cls' the first one. A text without real tokens
-  gives zeros. Raises ConfigError for another name.
+  hidden: states of `Bert`. mask: which tokens are real. how: 'avg' over real tokens, 'last' real
+  token, 'cls' the first one. Raises ConfigError for another name.
   """
   if how not in POOLS:
     raise ConfigError(f'pool={how!r}; choose one of {", ".join(POOLS)}')
@@ -109,17 +122,17 @@ def pool(hidden, mask, how):
   if how == 'avg':
     return jnp.einsum('bsd,bs->bd', hidden, real) / jnp.maximum(real.sum(1), 1)[:, None]
   order = jnp.arange(1, mask.shape[1] + 1)
-  at = (real * (order if how == 'last' else order[::-1])).argmax(1)
-  some = jnp.take_along_axis(hidden, at[:, None, None], 1)[:, 0]
-  return some * (real.sum(1) > 0)[:, None]
+  index = (real * (order if how == 'last' else order[::-1])).argmax(1)
+  chosen = jnp.take_along_axis(hidden, index[:, None, None], 1)[:, 0]
+  return chosen * (real.sum(1) > 0)[:, None]
 
 
-def init(cfg, key):
+def init(cfg: Config, key: Key[Array, '']) -> PyTree:
   """Random parameters, float32."""
-  one = jnp.ones((1, 1), jnp.int32)
-  return Bert(cfg).init(key, one, one)['params']
+  ones = jnp.ones((1, 1), jnp.int32)
+  return Bert(cfg).init(key, ones, ones)['params']
 
 
-def shapes(cfg):
+def shapes(cfg: Config) -> PyTree:
   """The parameters as jax.ShapeDtypeStruct."""
   return jax.eval_shape(lambda key: init(cfg, key), jax.random.key(0))

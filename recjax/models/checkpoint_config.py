@@ -4,18 +4,20 @@ A key that no list names may belong to another function (a scale on the logits, 
 so it is refused unless it is empty. The lists follow the fields of transformers' configuration
 classes, of PEFT's LoraConfig and of sentence-transformers' modules.
 """
+import pathlib
 import re
+from collections.abc import Collection, Mapping
+from typing import Any
 
 from recjax.errors import ConfigError
 
 
-def words(text):
-  """The set of the words of a text."""
+def _words(text: str) -> frozenset[str]:
   return frozenset(text.split())
 
 
 # Names and numbers for programs around a model: what it computes does not depend on them.
-AROUND = words('''
+IRRELEVANT = _words('''
     transformers_version architectures model_type _name_or_path name_or_path dtype torch_dtype
     _commit_hash unsloth_version unsloth_fixed transformers.js_config tokenizer_class
     use_cache initializer_range initializer_factor gradient_checkpointing use_bfloat16 torchscript
@@ -35,17 +37,17 @@ AROUND = words('''
     ''')
 
 # Key -> the values that leave the function alone; none: it must be empty.
-SETTLED = {
+ALLOWED = {
     'is_causal': (True,), 'pruned_heads': (), 'auto_map': (), 'quantization_config': (),
     'compression_config': (), 'is_decoder': (False,), 'add_cross_attention': (False,),
     'cross_attention_hidden_size': (), 'tie_encoder_decoder': (False,),
 }
 
-SIZES = words('vocab_size hidden_size num_hidden_layers num_attention_heads intermediate_size '
+SIZES = _words('vocab_size hidden_size num_hidden_layers num_attention_heads intermediate_size '
               'max_position_embeddings')
 
 
-def decoder(path, raw):
+def check_llm(path: pathlib.Path, raw: Mapping) -> None:
   """Refuses what a Llama, Qwen2 or Qwen3 of this config.json could have and `llm` has not.
 
   path: of config.json, for messages. raw: its object. Raises ConfigError naming the key.
@@ -55,46 +57,46 @@ def decoder(path, raw):
       'num_key_value_heads', 'head_dim', 'rms_norm_eps', 'rope_theta', 'rope_scaling',
       'rope_parameters', 'tie_word_embeddings', 'attention_bias',
       'original_max_position_embeddings'}
-  settled = {**SETTLED, 'hidden_act': ('silu', 'swish'), 'partial_rotary_factor': (1,),
+  allowed = {**ALLOWED, 'hidden_act': ('silu', 'swish'), 'partial_rotary_factor': (1,),
              'is_encoder_decoder': (False,), 'use_sliding_window': (False,), 'layer_types': (),
              'use_mrope': (False,)}
-  inert = AROUND | {'max_sequence_length'}
+  irrelevant = IRRELEVANT | {'max_sequence_length'}
   if kind == 'llama':
-    read, inert = read | {'mlp_bias'}, inert | {'pretraining_tp'}
-    settled |= {'rope_interleaved': (False,), 'is_llama_config': (True,), 'sliding_window': ()}
+    read, irrelevant = read | {'mlp_bias'}, irrelevant | {'pretraining_tp'}
+    allowed |= {'rope_interleaved': (False,), 'is_llama_config': (True,), 'sliding_window': ()}
   else:  # a window is read only where use_sliding_window says so
-    settled |= {'mlp_bias': (False,)}
-    inert |= {'sliding_window', 'max_window_layers'}
+    allowed |= {'mlp_bias': (False,)}
+    irrelevant |= {'sliding_window', 'max_window_layers'}
   layers = raw.get('layer_types') or ()
   if set(layers) <= {'full_attention'}:
     raw = {**raw, 'layer_types': None}
-  classes(path, raw, {'llama': 'Llama', 'qwen2': 'Qwen2', 'qwen3': 'Qwen3'}[kind])
-  only(path, raw, read, settled, inert)
+  check_architecture(path, raw, {'llama': 'Llama', 'qwen2': 'Qwen2', 'qwen3': 'Qwen3'}[kind])
+  check_keys(path, raw, read, allowed, irrelevant)
 
 
-def t5(path, raw):
+def check_t5(path: pathlib.Path, raw: Mapping) -> None:
   """As `decoder`, for the config.json of a T5."""
   read = {'vocab_size', 'd_model', 'num_layers', 'num_decoder_layers', 'num_heads', 'd_kv', 'd_ff',
           'relative_attention_num_buckets', 'relative_attention_max_distance',
           'layer_norm_epsilon', 'dropout_rate', 'feed_forward_proj', 'tie_word_embeddings',
           'scale_decoder_outputs'}
   gated = raw.get('feed_forward_proj', 'relu') == 'gated-gelu'
-  settled = {**SETTLED, 'is_encoder_decoder': (True,), 'is_gated_act': (gated,),
+  allowed = {**ALLOWED, 'is_encoder_decoder': (True,), 'is_gated_act': (gated,),
              'dense_act_fn': ('gelu_new' if gated else 'relu',)}
-  classes(path, raw, 'T5')
-  only(path, raw, read, settled, AROUND | {'n_positions'})
+  check_architecture(path, raw, 'T5')
+  check_keys(path, raw, read, allowed, IRRELEVANT | {'n_positions'})
 
 
-def bert(path, raw):
+def check_bert(path: pathlib.Path, raw: Mapping) -> None:
   """As `decoder`, for the config.json of a BERT. Heads and the pooler are no part of an encoder."""
   read = SIZES | {'type_vocab_size', 'layer_norm_eps', 'hidden_act'}
-  settled = {**SETTLED, 'position_embedding_type': ('absolute',), 'is_encoder_decoder': (False,),
+  allowed = {**ALLOWED, 'position_embedding_type': ('absolute',), 'is_encoder_decoder': (False,),
              'is_causal': (False,)}
-  inert = AROUND | {
+  irrelevant = IRRELEVANT | {
       'tie_word_embeddings', 'directionality', 'pooler_fc_size', 'pooler_num_attention_heads',
       'pooler_num_fc_layers', 'pooler_size_per_head', 'pooler_type'}
-  classes(path, raw, 'Bert')
-  only(path, raw, read, settled, inert)
+  check_architecture(path, raw, 'Bert')
+  check_keys(path, raw, read, allowed, irrelevant)
 
 
 # What LoRA's inits do to the weights below: none of these does anything that A and B do not store.
@@ -103,7 +105,7 @@ PLAIN_INITS = (True, False, 'gaussian', 'orthogonal', 'eva', 'mica')
 BASE_INITS = ('pissa', 'olora', 'corda', 'loftq', 'lora_ga')
 
 
-def adapter(path, raw):
+def check_adapter(path: pathlib.Path, raw: Mapping) -> None:
   """Refuses what PEFT's adapter_config.json could ask for and plain LoRA does not do.
 
   path, raw: as `decoder` takes them. Raises ConfigError naming the key.
@@ -116,7 +118,7 @@ def adapter(path, raw):
         '(save_pretrained(OUT, path_initial_model_for_weight_conversion=INITIAL_ADAPTER)), or '
         'merge it there (merge_and_unload) and give the whole model')
   read = {'r', 'lora_alpha', 'target_modules', 'exclude_modules', 'use_rslora'}
-  settled = {
+  allowed = {
       'peft_type': ('LORA',), 'task_type': ('CAUSAL_LM', 'FEATURE_EXTRACTION'), 'bias': ('none',),
       'init_lora_weights': PLAIN_INITS, 'use_dora': (False,), 'use_qalora': (False,),
       'fan_in_fan_out': (False,), 'lora_bias': (False,),
@@ -128,15 +130,18 @@ def adapter(path, raw):
           'alora_invocation_tokens', 'megatron_config', 'corda_config', 'lora_ga_config',
           'velora_config', 'monteclora_config', 'use_bdlora', 'arrow_config', 'kasa_config'),
           (None,))}
-  inert = {
+  irrelevant = {
       'base_model_name_or_path', 'revision', 'inference_mode', 'auto_mapping', 'peft_version',
       'merge_weights', 'lora_dropout', 'megatron_core', 'eva_config', 'qalora_group_size',
       'runtime_config', 'ensure_weight_tying'}
-  only(path, raw, read, settled, inert)
+  check_keys(path, raw, read, allowed, irrelevant)
 
 
-def classes(path, raw, family):
-  """Raises ConfigError where 'architectures' names a class that is not the library's own."""
+def check_architecture(path: pathlib.Path, raw: Mapping, family: str) -> None:
+  """Raises ConfigError where 'architectures' names a class that is not the library's own.
+
+  path: of config.json, for messages. raw: its object. family: what its classes begin with.
+  """
   for name in raw.get('architectures') or ():
     if not re.fullmatch(rf'{family}(Model|EncoderModel|LMHeadModel|WithLMHeadModel|For\w+)',
                         str(name)):
@@ -144,25 +149,27 @@ def classes(path, raw, family):
                         'transformers; its code may compute something else')
 
 
-def only(path, raw, read, settled=None, inert=()):
+def check_keys(
+    path: pathlib.Path, raw: Mapping, read: Collection[str],
+    allowed: Mapping[str, tuple] | None = None, irrelevant: Collection[str] = ()) -> None:
   """Refuses every key of `raw` that could matter and is not read.
 
-  read: keys that the caller reads. settled: key -> values that are fine, () for empty ones, (None,)
-  for null alone. inert: keys whose value does not matter. Raises ConfigError naming file, key and
-  value.
+  path: of the file, for messages. raw: its object. read: keys that the caller reads. allowed: key
+  -> values that are fine, () for empty ones, (None,) for null alone. irrelevant: keys whose value
+  does not matter. Raises ConfigError naming file, key and value.
   """
-  settled = settled or {}
+  allowed = allowed or {}
   for key, value in raw.items():
-    if key in read or key in inert or value is None:
+    if key in read or key in irrelevant or value is None:
       continue
-    if empty(value) and settled.get(key) != (None,):
+    if _is_empty(value) and allowed.get(key) != (None,):
       continue
-    if key not in settled:
+    if key not in allowed:
       raise ConfigError(
           f'{path}: {key}={value!r:.120} is not known here, and may change what the model computes'
           '; if it does not, take the key out of the file')
-    if not any(_alike(value, fine) for fine in settled[key]):
-      fine = ' or '.join('null' if fine is None else repr(fine) for fine in settled[key])
+    if not any(_alike(value, fine) for fine in allowed[key]):
+      fine = ' or '.join('null' if fine is None else repr(fine) for fine in allowed[key])
       raise ConfigError(f'{path}: {key}={value!r:.120} is not supported'
                         + (f'; it must be {fine}' if fine else ''))
 
@@ -172,29 +179,34 @@ def _alike(value, fine):
   return value == fine and isinstance(value, bool) == isinstance(fine, bool)
 
 
-def empty(value):
+def _is_empty(value: Any) -> bool:
   """Whether a value says nothing: None, '', or an empty list or object."""
   return value is None or isinstance(value, (str, list, dict)) and not value
 
 
-def whole(path, raw, key, default=None):
-  """A count of at least one. Raises ConfigError where it is missing or something else."""
+def positive_int(path: pathlib.Path, raw: Mapping, key: str, default: int | None = None) -> int:
+  """The setting `key`, a count of at least one; `default` where it is missing or null.
+
+  path: of the file, for messages. raw: its object. Raises ConfigError where it is something else,
+  or missing without a default.
+  """
   value = _value(path, raw, key, default)
   if type(value) is not int or value < 1:
     raise ConfigError(f'{path}: {key}={value!r:.120} is no whole number above 0')
   return value
 
 
-def number(path, raw, key, default=None):
-  """A number above 0, or 0 where that is the default. Raises ConfigError."""
+def nonnegative(
+    path: pathlib.Path, raw: Mapping, key: str, default: float | None = None) -> float:
+  """As `positive_int`, for a finite number of 0 or more."""
   value = _value(path, raw, key, default)
   if type(value) not in (int, float) or not 0 <= value < float('inf'):
     raise ConfigError(f'{path}: {key}={value!r:.120} is no number of 0 or more')
   return value
 
 
-def flag(path, raw, key, default=False):
-  """True or False. Raises ConfigError for anything else, such as 'false' in quotes."""
+def flag(path: pathlib.Path, raw: Mapping, key: str, default: bool = False) -> bool:
+  """As `positive_int`, for true or false; 'false' in quotes is neither."""
   value = _value(path, raw, key, default)
   if type(value) is not bool:
     raise ConfigError(f'{path}: {key}={value!r:.120} is neither true nor false')

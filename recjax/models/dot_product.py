@@ -3,25 +3,31 @@ import dataclasses
 from collections.abc import Callable
 
 import jax
+from jaxtyping import Array, Float
+
+from recjax.models.layers import AnyArray
 
 
 @dataclasses.dataclass(frozen=True)
 class DotProduct:
-  """A score function in two halves, so that a large catalogue need not be scored whole.
+  """A score function in two halves, so that a large catalog need not be scored whole.
 
-  states: ragged histories (items, offsets) -> (B, D) float32. table: (N, D), row j for item j + 1.
-  bias: (N,) or None. Called like `states`, it gives all scores, (B, N).
+  states: (items, offsets), ragged histories -> (B, D) float32. table: row j for item j + 1. bias:
+  of the items, or None. Called like `states`, it gives all scores.
   """
   states: Callable
-  table: jax.Array
-  bias: jax.Array | None = None
+  table: Float[AnyArray, 'N D']
+  bias: Float[AnyArray, ' N'] | None = None
 
-  def __call__(self, items, offsets):
-    return multiply(self.states(items, offsets), self.table, self.bias)
+  def __call__(self, items, offsets) -> Float[Array, 'B N']:
+    """Scores of all items. items, offsets: ragged histories."""
+    return dot_product_scores(self.states(items, offsets), self.table, self.bias)
 
 
 @jax.jit
-def multiply(states, table, bias):
-  """(B, D), (N, D), (N,) or None -> (B, N)"""
+def dot_product_scores(
+    states: Float[Array, 'B D'], table: Float[Array, 'N D'], bias: Float[Array, ' N'] | None,
+) -> Float[Array, 'B N']:
+  """Scores of the table's rows for every state. bias: added to each row's scores, or None."""
   scores = states @ table.T
   return scores if bias is None else scores + bias

@@ -1,35 +1,63 @@
 """New tokens of a language model: rows for them, trained and stored beside frozen weights."""
 import dataclasses
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol, runtime_checkable
 
 import jax.numpy as jnp
+from jaxtyping import Array, Float, Int, PyTree
 
 from recjax.errors import ConfigError, DataError
+from recjax.models import llm
+from recjax.models.layers import AnyArray
+
+TokenIds = Sequence[int] | Int[AnyArray, ' n']
 
 
-def grow(params, cfg, ids, like):
+@runtime_checkable
+class TokenizerLike(Protocol):
+  """What is read of a tokenizer, such as `recjax.text.tokenizer.Tokenizer`."""
+
+  @property
+  def backend(self) -> Any: ...
+
+  @property
+  def eos_ids(self) -> Sequence[int]: ...
+
+  @property
+  def pad_id(self) -> int: ...
+
+  @property
+  def vocab_size(self) -> int: ...
+
+
+def add_tokens(
+    params: PyTree, cfg: llm.Config, ids: TokenIds, like: Sequence[TokenIds],
+) -> tuple[PyTree, llm.Config]:
   """Weights with rows for new tokens, each the mean of the rows of other tokens.
 
-  ids: of the new tokens. like: for each the tokens it shall resemble. Input and output rows alike;
-  a vocabulary that has spare rows keeps its size. -> params, Config. Raises ConfigError where an
-  id between the old rows and the new ones is nobody's.
+  params, cfg: of the model. ids: of the new tokens. like: for each the tokens it shall resemble.
+  Input and output rows alike; a vocabulary that has spare rows keeps its size. Raises ConfigError
+  where an id between the old rows and the new ones is nobody's.
   """
   size = max(cfg.vocab, max(ids) + 1)
   if unfilled := set(range(cfg.vocab, size)) - set(ids):
     raise ConfigError(f'the new tokens end at {size - 1} and the model has {cfg.vocab} rows: '
                       f'{len(unfilled)} tokens from {min(unfilled)} on would have none')
-  rows = {name: jnp.stack([table[jnp.asarray(some)].astype(jnp.float32).mean(0) for some in like])
+  rows = {name: jnp.stack([table[jnp.asarray(similar)].astype(jnp.float32).mean(0)
+                           for similar in like])
           for name, table in _tables(params).items()}
   more = size - cfg.vocab
   params = {**params, 'embed': jnp.pad(params['embed'], [(0, more), (0, 0)])}
   if 'head' in params:
     params['head'] = jnp.pad(params['head'], [(0, 0), (0, more)])
-  return put(params, rows, ids), dataclasses.replace(cfg, vocab=size)
+  return set_rows(params, rows, ids), dataclasses.replace(cfg, vocab=size)
 
 
-def check_rows(folder, tokenizer, rows):
+def check_rows(folder: str | os.PathLike, tokenizer: TokenizerLike, rows: int) -> None:
   """Raises DataError where a tokenizer has ids that a model of `rows` embeddings has not.
 
-  folder: for the message. Spare rows are usual: sizes are rounded up.
+  folder: for the message. tokenizer: of the same model. Spare rows are usual: sizes are rounded up.
   """
   size = tokenizer.vocab_size
   if size > rows:
@@ -45,21 +73,23 @@ def check_rows(folder, tokenizer, rows):
                     'in tokenizer_config.json')
 
 
-def _tables(params):
-  """Input and output rows by token, each (V, D)."""
+def _tables(params: PyTree) -> dict[str, Float[Array, 'V D']]:
+  """Input and output rows by token."""
   return {'embed': params['embed'], **({'head': params['head'].T} if 'head' in params else {})}
 
 
-def rows_of(params, ids):
-  """The rows of some tokens. -> {'embed': (n, D)} and 'head' where it is not tied, float32"""
+def token_rows(params: PyTree, ids: TokenIds) -> dict[str, Float[Array, 'n D']]:
+  """The rows of tokens `ids`, float32. -> {'embed': rows} and 'head' where it is not tied"""
   return {name: table[jnp.asarray(ids)].astype(jnp.float32)
           for name, table in _tables(params).items()}
 
 
-def put(params, rows, ids):
-  """The weights with other rows for some tokens. rows: as from `rows_of`."""
-  at = jnp.asarray(ids)
-  out = {**params, 'embed': params['embed'].at[at].set(rows['embed'].astype(params['embed'].dtype))}
+def set_rows(params: PyTree, rows: Mapping[str, Float[AnyArray, 'n D']], ids: TokenIds) -> PyTree:
+  """The weights with other rows for tokens `ids`. rows: as from `token_rows`."""
+  ids = jnp.asarray(ids)
+  embed = params['embed']
+  params = {**params, 'embed': embed.at[ids].set(rows['embed'].astype(embed.dtype))}
   if 'head' in rows:
-    out['head'] = params['head'].at[:, at].set(rows['head'].T.astype(params['head'].dtype))
-  return out
+    head = params['head']
+    params['head'] = head.at[:, ids].set(rows['head'].T.astype(head.dtype))
+  return params

@@ -9,18 +9,25 @@ import dataclasses
 import functools
 import json
 import math
+import os
 import pathlib
 import re
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import safetensors
 import safetensors.numpy
+from jaxtyping import PyTree
 
 from recjax import file_io
+from recjax.distributed.sharding import path_of
 from recjax.errors import ConfigError, DataError
 from recjax.models import checkpoint_config, llm, rope
+
+Folder = str | os.PathLike
 
 MODULES = {
     'q': 'self_attn.q_proj', 'k': 'self_attn.k_proj', 'v': 'self_attn.v_proj',
@@ -35,23 +42,24 @@ TABLE = (
     ('blocks/mlp_norm', 'model.layers.{}.post_attention_layernorm.weight', False),
     ('blocks/q_norm', 'model.layers.{}.self_attn.q_norm.weight', False),
     ('blocks/k_norm', 'model.layers.{}.self_attn.k_norm.weight', False),
-    *((f'blocks/{ours}/{leaf}', f'{root}model.layers.{{}}.{theirs}.{name}', turn)
+    *((f'blocks/{ours}/{leaf}', f'{root}model.layers.{{}}.{theirs}.{name}', transpose)
       for ours, theirs in MODULES.items()
-      for leaf, root, name, turn in (
+      for leaf, root, name, transpose in (
           ('kernel', '', 'weight', True), ('bias', '', 'bias', False),
           ('a', 'base_model.model.', 'lora_A.weight', True),
           ('b', 'base_model.model.', 'lora_B.weight', True))),
 )
-NAMES = {path: (name, turn) for path, name, turn in TABLE}
+Names = Mapping[str, tuple[str, bool]]  # our path -> their name, whether to transpose
+NAMES: Names = {path: (name, transpose) for path, name, transpose in TABLE}
 FLOATS = {'F64', 'F32', 'F16', 'BF16'}
-MARK = {'format': 'pt'}
+METADATA = {'format': 'pt'}
 
 HEAD, EMBED = 'lm_head.weight', 'model.embed_tokens.weight'
-BLOCK = 1 << 22  # numbers of two tensors that are compared at a time
+COMPARE_BLOCK = 1 << 22  # numbers of two tensors that are compared at a time
 
 
-def read_config(folder):
-  """The llm.Config of a checkpoint folder; its dtype is float32, its param_dtype the file's.
+def read_config(folder: Folder) -> llm.Config:
+  """The configuration of a checkpoint folder; its dtype is float32, its param_dtype the file's.
 
   `tied` is what the files show: a stored output layer that is not the embedding is used, whatever
   config.json says. Raises DataError if config.json is missing or unreadable, ConfigError naming the
@@ -63,29 +71,30 @@ def read_config(folder):
   if kind not in ('llama', 'qwen2', 'qwen3'):
     raise ConfigError(f'{path}: model_type {kind!r} is not supported; llama, qwen2 and qwen3 are')
   refuse_adapter(path.parent)
-  checkpoint_config.decoder(path, raw)
-  sizes = {ours: checkpoint_config.whole(path, raw, theirs) for ours, theirs in (
-      ('vocab', 'vocab_size'), ('width', 'hidden_size'), ('layers', 'num_hidden_layers'),
-      ('heads', 'num_attention_heads'), ('ffn', 'intermediate_size'),
-      ('max_positions', 'max_position_embeddings'))}
+  checkpoint_config.check_llm(path, raw)
+  sizes: dict[str, Any] = {
+      ours: checkpoint_config.positive_int(path, raw, theirs) for ours, theirs in (
+          ('vocab', 'vocab_size'), ('width', 'hidden_size'), ('layers', 'num_hidden_layers'),
+          ('heads', 'num_attention_heads'), ('ffn', 'intermediate_size'),
+          ('max_positions', 'max_position_embeddings'))}
   groups = 32 if kind != 'llama' and 'num_key_value_heads' not in raw else sizes['heads']
-  sizes['kv_heads'] = checkpoint_config.whole(path, raw, 'num_key_value_heads', groups)
+  sizes['kv_heads'] = checkpoint_config.positive_int(path, raw, 'num_key_value_heads', groups)
   width = 128 if kind == 'qwen3' else sizes['width'] // sizes['heads']
-  sizes['head_dim'] = checkpoint_config.whole(path, raw, 'head_dim', width)
+  sizes['head_dim'] = checkpoint_config.positive_int(path, raw, 'head_dim', width)
   theta, scaling = _rotary(path, raw)
   attention_bias = checkpoint_config.flag(path, raw, 'attention_bias') and kind != 'qwen2'
   tied = checkpoint_config.flag(path, raw, 'tie_word_embeddings')
   stored = raw.get('dtype') or raw.get('torch_dtype')
   return llm.Config(
       **sizes, rope_theta=theta, rope_scaling=scaling,
-      norm_eps=checkpoint_config.number(path, raw, 'rms_norm_eps', 1e-6),
-      tied=tied and not differs(folder, HEAD, EMBED), qk_norm=kind == 'qwen3',
+      norm_eps=checkpoint_config.nonnegative(path, raw, 'rms_norm_eps', 1e-6),
+      tied=tied and not tensors_differ(folder, HEAD, EMBED), qk_norm=kind == 'qwen3',
       qkv_bias=attention_bias or kind == 'qwen2', out_bias=attention_bias,
       mlp_bias=kind == 'llama' and checkpoint_config.flag(path, raw, 'mlp_bias'),
       param_dtype='bfloat16' if stored == 'bfloat16' else 'float32')
 
 
-def refuse_adapter(folder):
+def refuse_adapter(folder: Folder) -> None:
   """Raises ConfigError where an adapter lies in the folder of a whole model, which changes it."""
   path = pathlib.Path(folder) / 'adapter_config.json'
   if path.exists():
@@ -95,14 +104,13 @@ def refuse_adapter(folder):
 
 def _rotary(path, raw):
   """Rotary base and scaling from the old spelling (rope_theta, rope_scaling) or the new one."""
-  old, new = (_spelled(path, raw, key) for key in ('rope_scaling', 'rope_parameters'))
+  old, new = (_rope_settings(path, raw, key) for key in ('rope_scaling', 'rope_parameters'))
   if old and new and old != {k: v for k, v in new.items() if k in old or k != 'rope_theta'}:
     raise ConfigError(f'{path}: rope_scaling and rope_parameters say different things; keep one')
   scaling = {**old, **new}
   outside = raw.get('rope_theta')
-  theta = checkpoint_config.number(
-    path, {'rope_theta': scaling.pop('rope_theta', outside)}, 'rope_theta', 10_000.0
-  )
+  theta = checkpoint_config.nonnegative(
+      path, {'rope_theta': scaling.pop('rope_theta', outside)}, 'rope_theta', 10_000.0)
   kind = scaling.pop('rope_type', 'default')
   if scaling.pop('partial_rotary_factor', 1) != 1:
     raise ConfigError(f'{path}: partial_rotary_factor below 1 is not supported')
@@ -127,29 +135,29 @@ def _rotary(path, raw):
   return float(theta), tuple(sorted(scaling.items()))
 
 
-def _spelled(path, raw, key):
+def _rope_settings(path, raw, key):
   """Rotary settings without empty ones, the kind under its newer name. -> dict"""
-  given = raw.get(key) or {}
-  if not isinstance(given, dict):
-    raise ConfigError(f'{path}: {key}={given!r:.120} is no object')
-  found = {k: v for k, v in given.items() if v is not None}
-  older = found.pop('type', None)
-  if found and older:
-    found.setdefault('rope_type', older)
+  value = raw.get(key) or {}
+  if not isinstance(value, dict):
+    raise ConfigError(f'{path}: {key}={value!r:.120} is no object')
+  settings = {k: v for k, v in value.items() if v is not None}
+  older = settings.pop('type', None)
+  if settings and older:
+    settings.setdefault('rope_type', older)
   elif older:
-    found = {'rope_type': older}
-  return found
+    settings = {'rope_type': older}
+  return settings
 
 
-def need(path, raw, key):
-  """A setting that has no default. Raises ConfigError where it is missing."""
+def require(path: pathlib.Path, raw: Mapping, key: str) -> Any:
+  """The setting `key` of the file `path`, which holds `raw`. Raises ConfigError if missing."""
   if raw.get(key) is None:
     raise ConfigError(f'{path}: {key} is missing')
   return raw[key]
 
 
-def read_json(path, kind=dict):
-  """The object in a JSON file. Raises DataError where it is missing, torn or of another kind."""
+def read_json(path: pathlib.Path, kind: type = dict) -> Any:
+  """The value of a JSON file, of type `kind`. Raises DataError where it is missing or torn."""
   try:
     value = json.loads(path.read_text(encoding='utf-8'))
   except FileNotFoundError:
@@ -162,7 +170,9 @@ def read_json(path, kind=dict):
   return value
 
 
-def load(folder, cfg, shardings=None, dtype=None):
+def load(
+    folder: Folder, cfg: llm.Config, shardings: PyTree | None = None, dtype: str | None = None,
+) -> PyTree:
   """Reads the weights of `cfg`'s model from one safetensors file or from several with an index.
 
   shardings: a tree like the parameters (or one sharding for all); None puts all on one device.
@@ -170,87 +180,103 @@ def load(folder, cfg, shardings=None, dtype=None):
   Raises DataError naming tensor and file where one is missing, left over, or of another shape.
   """
   shapes = llm.shapes(dataclasses.replace(cfg, param_dtype=dtype or cfg.param_dtype))
-  spare = {r'(model\.layers\.\d+\.self_attn|model)\.rotary_emb\.inv_freq': rope.frequencies(cfg)[0]}
+  spare: dict = {
+      r'(model\.layers\.\d+\.self_attn|model)\.rotary_emb\.inv_freq': rope.frequencies(cfg)[0]}
   if cfg.tied:
     spare[re.escape(HEAD)] = EMBED
-  return read(folder, shapes, shardings, spare)
+  return read_tensors(folder, shapes, shardings, spare)
 
 
-def read(folder, shapes, shardings, spare, names=NAMES, root='', stem='model'):
+class StoredTensor(NamedTuple):
+  """A tensor of an open file: view() gives its shape, its type, and slices of its values."""
+  path: pathlib.Path
+  view: Callable[[], Any]
+
+
+def read_tensors(
+    folder: Folder, shapes: PyTree, shardings: PyTree | None,
+    spare: Mapping[str, np.ndarray | str | None], names: Names = NAMES, root: str = '',
+    stem: str = 'model') -> PyTree:
   """Fills a tree of jax.ShapeDtypeStruct from the files of `folder`.
 
-  names: our path -> (their name, whether to transpose). root: what some files put before names.
-  spare: {pattern of the names of tensors that have no place: what they must equal, as an array or
-  as the name of another tensor, or None for those that the function never reads}.
+  shapes: the tree. shardings: as `load` takes them. spare: {pattern of the names of tensors that
+  have no place: what they must equal, as an array or as the name of another tensor, or None for
+  those that the function never reads}. names: of the leaves. root: what some files put before
+  names. stem: of the files' names. Raises DataError as `load` does.
   """
   folder = pathlib.Path(folder)
   with contextlib.ExitStack() as stack:
-    found = {}
-    for name, file in _open(folder, stem, stack).items():
-      if found.setdefault(name.removeprefix(root), file) is not file:
-        raise DataError(f'{file[0]}: tensor {name} is there with and without {root!r} before it')
-    leaves = {_path(p): x for p, x in jax.tree_util.tree_flatten_with_path(shapes)[0]}
+    stored = {}
+    for name, tensor in _open_tensors(folder, stem, stack).items():
+      if stored.setdefault(name.removeprefix(root), tensor) is not tensor:
+        raise DataError(
+            f'{tensor.path}: tensor {name} is there with and without {root!r} before it')
+    leaves = {path_of(p): x for p, x in jax.tree_util.tree_flatten_with_path(shapes)[0]}
     wanted = {name for path, leaf in leaves.items() for name in _their_names(path, leaf, names)}
-    extra = sorted(set(found) - wanted)
+    extra = sorted(set(stored) - wanted)
     placeless = [n for n in extra if not any(re.fullmatch(p, n) for p in spare)]
     if placeless:
-      raise DataError(f'{found[placeless[0]][0]}: tensor {placeless[0]} has no place in this model '
-                      f'({len(placeless)} such tensors); its config.json may belong to another')
-    if missing := sorted(wanted - set(found)):
+      raise DataError(f'{stored[placeless[0]].path}: tensor {placeless[0]} has no place in this '
+                      f'model ({len(placeless)} such tensors); its config.json may belong to '
+                      'another')
+    if missing := sorted(wanted - set(stored)):
       raise DataError(f'{folder}: tensor {missing[0]} is in no file ({len(missing)} are missing)')
     for name in extra:
-      _look_at(name, next(x for p, x in spare.items() if re.fullmatch(p, name)), found)
+      equal = next(value for pattern, value in spare.items() if re.fullmatch(pattern, name))
+      _check_unplaced(name, equal, stored)
     if shardings is None:
       shardings = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     if isinstance(shardings, jax.sharding.Sharding):
-      one = shardings
-      shardings = jax.tree.map(lambda _: one, shapes)
-    return jax.tree_util.tree_map_with_path(
-        lambda path, leaf, where: _place(names[_path(path)], leaf, where, found), shapes, shardings)
+      everywhere = shardings
+      shardings = jax.tree.map(lambda _: everywhere, shapes)
+
+    def read(path, leaf, sharding):
+      return _read_leaf(path_of(path), leaf, sharding, names, stored)
+    return jax.tree_util.tree_map_with_path(read, shapes, shardings)
 
 
-def _look_at(name, other, found):
-  """Raises DataError where a tensor that is left out is not what stands in its place."""
-  file, view = found[name]
-  if other is None:
+def _check_unplaced(name, equal, stored):
+  """Raises DataError where a tensor that is left out is not what stands in its place.
+
+  equal: an array, the name of another tensor, or None.
+  """
+  path, view = stored[name]
+  if equal is None:
     return
-  if isinstance(other, str):
-    if not _same(view(), found[other][1]()):
+  if isinstance(equal, str):
+    if not _tensors_equal(view(), stored[equal].view()):
       remedy = ("set tie_word_embeddings to false where both are the model's own" if name == HEAD
                 else 'take it out, or export the model again with transformers')
-      raise DataError(f'{file}: tensor {name} is not {other}, which would be used in its place; '
+      raise DataError(f'{path}: tensor {name} is not {equal}, which would be used in its place; '
                       f'{remedy}')
     return
-  stored = view()[:]
-  near = 1e-6 if stored.dtype.itemsize > 2 else 1e-2  # half precision rounds what was stored
-  if stored.size != other.size or not np.allclose(
-      stored.astype(np.float64).reshape(other.shape), other, rtol=near, atol=1e-6 * near):
-    raise DataError(f'{file}: tensor {name} is not what config.json makes of it; correct '
+  values = view()[:]
+  near = 1e-6 if values.dtype.itemsize > 2 else 1e-2  # half precision rounds what was stored
+  if values.size != equal.size or not np.allclose(
+      values.astype(np.float64).reshape(equal.shape), equal, rtol=near, atol=1e-6 * near):
+    raise DataError(f'{path}: tensor {name} is not what config.json makes of it; correct '
                     'config.json, or take the tensor out where it is left from another setting')
 
 
-def _same(one, two):
+def _tensors_equal(a, b):
   """Whether two stored tensors are equal, a block of rows at a time."""
-  shape = one.get_shape()
-  if list(shape) != list(two.get_shape()) or not shape:
+  shape = a.get_shape()
+  if list(shape) != list(b.get_shape()) or not shape:
     return False
-  rows = max(1, BLOCK // max(1, math.prod(shape[1:])))
-  cuts = [slice(at, min(at + rows, shape[0])) for at in range(0, shape[0], rows)]
-  return all(np.array_equal(one[cut], two[cut]) for cut in cuts)
+  rows = max(1, COMPARE_BLOCK // max(1, math.prod(shape[1:])))
+  blocks = [slice(start, min(start + rows, shape[0])) for start in range(0, shape[0], rows)]
+  return all(np.array_equal(a[block], b[block]) for block in blocks)
 
 
-def differs(folder, name, other, stem='model'):
+def tensors_differ(folder: Folder, name: str, other: str) -> bool:
   """Whether the files of a folder, if there are any, hold both tensors and they are not equal."""
   folder = pathlib.Path(folder)
-  if not any((folder / f'{stem}.safetensors{end}').exists() for end in ('', '.index.json')):
+  if not any((folder / f'model.safetensors{end}').exists() for end in ('', '.index.json')):
     return False
   with contextlib.ExitStack() as stack:
-    found = _open(folder, stem, stack)
-    return name in found and other in found and not _same(found[name][1](), found[other][1]())
-
-
-def _path(path):
-  return jax.tree_util.keystr(path, simple=True, separator='/')
+    stored = _open_tensors(folder, 'model', stack)
+    return {name, other} <= set(stored) and not _tensors_equal(
+        stored[name].view(), stored[other].view())
 
 
 def _their_names(path, leaf, names=NAMES):
@@ -259,16 +285,17 @@ def _their_names(path, leaf, names=NAMES):
   return [name.format(i) for i in range(leaf.shape[0])] if '{}' in name else [name]
 
 
-def _open(folder, stem, stack):
-  """-> {tensor name: (file path, () -> its slices)} over all files of a checkpoint."""
+def _open_tensors(
+    folder: pathlib.Path, stem: str, stack: contextlib.ExitStack) -> dict[str, StoredTensor]:
+  """All tensors of a checkpoint by name; their files stay open until `stack` is left."""
   index = folder / f'{stem}.safetensors.index.json'
   single = folder / f'{stem}.safetensors'
-  listed = None
+  listed = {}
   if single.exists():
-    files = [single]
+    paths = [single]
   elif index.exists():
-    listed = need(index, read_json(index), 'weight_map')
-    files = [folder / name for name in sorted(set(listed.values()))]
+    listed = require(index, read_json(index), 'weight_map')
+    paths = [folder / name for name in sorted(set(listed.values()))]
   else:
     pickled = next((p.name for p in sorted(folder.glob('*.bin'))), None)
     if pickled:
@@ -277,8 +304,8 @@ def _open(folder, stem, stack):
           'it where you trust it: AutoModelForCausalLM.from_pretrained(FOLDER)'
           '.save_pretrained(OUT) writes safetensors')
     raise DataError(f'{folder} has neither {single.name} nor {index.name}')
-  found = {}
-  for path in files:
+  stored = {}
+  for path in paths:
     try:
       file = stack.enter_context(safetensors.safe_open(str(path), 'numpy'))
     except FileNotFoundError:
@@ -286,101 +313,115 @@ def _open(folder, stem, stack):
     except (safetensors.SafetensorError, OSError) as error:
       raise DataError(f'{path} is not a whole safetensors file: {error}') from None
     for name in file.keys():  # noqa: SIM118, not a mapping
-      if name in found:
-        raise DataError(f'{path}: tensor {name} stands in {found[name][0].name}, too; one of the '
-                        'files belongs to another checkpoint')
-      found[name] = path, functools.partial(file.get_slice, name)
-  for name in listed or ():
-    if name not in found:
+      if name in stored:
+        raise DataError(f'{path}: tensor {name} stands in {stored[name].path.name}, too; one of '
+                        'the files belongs to another checkpoint')
+      stored[name] = StoredTensor(path, functools.partial(file.get_slice, name))
+  for name in listed:
+    if name not in stored:
       raise DataError(f'{folder / listed[name]}: tensor {name} is missing though the index '
                       f'{index.name} names it')
-  return found
+  return stored
 
 
-def _place(theirs, leaf, sharding, found):
-  """One of our arrays, each device's part read on its own. theirs: name, whether to transpose."""
-  name, turn = theirs
-  stacked = '{}' in name
-  names = [name.format(i) for i in range(leaf.shape[0])] if stacked else [name]
+def _read_leaf(path, leaf, sharding, names, stored):
+  """One of our arrays, each device's part read on its own."""
+  template, transpose = names[path]
+  stacked = '{}' in template
+  tensors = [stored[name] for name in _their_names(path, leaf, names)]
   shape = leaf.shape[1:] if stacked else leaf.shape
-  for name in names:
-    file, view = found[name][0], found[name][1]()
-    stored = tuple(view.get_shape())
-    if stored != (shape[::-1] if turn else shape):
-      raise DataError(f'{file}: tensor {name} has shape {stored}, the model needs '
-                      f'{shape[::-1] if turn else shape}')
+  needed = shape[::-1] if transpose else shape
+  for name, tensor in zip(_their_names(path, leaf, names), tensors):
+    view = tensor.view()
+    if (found := tuple(view.get_shape())) != needed:
+      raise DataError(f'{tensor.path}: tensor {name} has shape {found}, the model needs {needed}')
     if view.get_dtype() not in FLOATS:
-      raise DataError(f'{file}: tensor {name} is stored as {view.get_dtype()}, not as a float')
+      raise DataError(
+          f'{tensor.path}: tensor {name} is stored as {view.get_dtype()}, not as a float')
 
   def part(index):
     inner = index[1:] if stacked else index
-    rows = [found[n][1]()[inner[::-1] if turn else inner]
-            for n in (names[index[0]] if stacked else names)]
-    rows = [(r.T if turn else r).astype(leaf.dtype) for r in rows]
+    rows = [tensor.view()[inner[::-1] if transpose else inner]
+            for tensor in (tensors[index[0]] if stacked else tensors)]
+    rows = [(row.T if transpose else row).astype(leaf.dtype) for row in rows]
     return np.stack(rows) if stacked else rows[0]
   return jax.make_array_from_callback(leaf.shape, sharding, part)
 
 
-def save(params, cfg, folder, max_shard_bytes=5 << 30):
+def save(params: PyTree, cfg: llm.Config, folder: Folder, max_shard_bytes: int = 5 << 30) -> None:
   """Writes a checkpoint that transformers loads: config.json and safetensors, split by size.
 
-  params: without adapters (see lora.merge). A folder that has config.json is whole: that file goes
-  first and comes back last. Raises ConfigError if no known family has cfg's options.
+  params: without adapters (see lora.merge). cfg: the model's. max_shard_bytes: of one file. A
+  folder that has config.json is whole: that file goes first and comes back last. Raises ConfigError
+  if no known family has cfg's options.
   """
   config = family_config(cfg)
   config['dtype'] = str(params['embed'].dtype)
   folder = pathlib.Path(folder)
   folder.mkdir(parents=True, exist_ok=True)
   (folder / 'config.json').unlink(missing_ok=True)
-  parts = _parts(params, max_shard_bytes)
+  parts = _split_into_files(params, max_shard_bytes)
   files = ['model.safetensors'] if len(parts) == 1 else [
       f'model-{i + 1:05d}-of-{len(parts):05d}.safetensors' for i in range(len(parts))]
   for name, part in zip(files, parts):
-    _write_tensors(folder / name, {n: make() for n, _, make in part})
+    _write_tensors(folder / name, part)
   for old in folder.glob('model*.safetensors*'):
     if old.name not in files:
       old.unlink()
   if len(parts) > 1:
     _write_json(folder / 'model.safetensors.index.json', {
-        'metadata': {'total_size': sum(size for part in parts for _, size, _ in part)},
-        'weight_map': {n: f for f, part in zip(files, parts) for n, _, _ in part}})
+        'metadata': {'total_size': sum(tensor.size for part in parts for tensor in part)},
+        'weight_map': {tensor.name: file for file, part in zip(files, parts) for tensor in part}})
   _write_json(folder / 'config.json', config)
 
 
-def _parts(tree, limit):
-  """Splits a tree's tensors into files. -> lists of (their name, bytes, function to make it)"""
+class _NewTensor(NamedTuple):
+  """A tensor to write: its name, its bytes, and what makes it."""
+  name: str
+  size: int
+  make: Callable[[], np.ndarray]
+
+
+def _split_into_files(tree: PyTree, limit: float) -> list[list[_NewTensor]]:
+  """The tensors of a tree, in files of at most `limit` bytes where a tensor is not larger."""
+  def make(leaf, layer, transpose):
+    x = np.asarray(leaf if layer is None else leaf[layer])
+    return np.ascontiguousarray(x.T if transpose else x)  # the writer saves strided arrays wrongly
   entries = []
   for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]:
-    names, turn = _their_names(_path(path), leaf), NAMES[_path(path)][1]
-    stacked = '{}' in NAMES[_path(path)][0]
+    template, transpose = NAMES[path_of(path)]
+    names = _their_names(path_of(path), leaf)
+    size = leaf.size * leaf.dtype.itemsize // len(names)
     for i, name in enumerate(names):
-      def make(leaf=leaf, i=i, turn=turn, stacked=stacked):
-        x = np.asarray(leaf[i] if stacked else leaf)
-        return np.ascontiguousarray(x.T if turn else x)  # the writer saves strided arrays wrongly
-      size = leaf.size * leaf.dtype.itemsize // len(names)
-      entries.append(((i if stacked else -1), name, size, make))
-  entries.sort(key=lambda e: e[:2])  # a layer's tensors stay together
+      layer = i if '{}' in template else None
+      entries.append((-1 if layer is None else layer, _NewTensor(
+          name, size, functools.partial(make, leaf, layer, transpose))))
+  entries.sort(key=lambda entry: (entry[0], entry[1].name))  # a layer's tensors stay together
   parts, filled = [[]], 0
-  for _, name, size, make in entries:
-    if parts[-1] and filled + size > limit:
+  for _, tensor in entries:
+    if parts[-1] and filled + tensor.size > limit:
       parts.append([])
       filled = 0
-    parts[-1].append((name, size, make))
-    filled += size
+    parts[-1].append(tensor)
+    filled += tensor.size
   return parts
 
 
-def _write_tensors(path, tensors):
-  with file_io.atomic_path(path) as fresh:
-    safetensors.numpy.save_file(tensors, str(fresh), metadata=MARK)
+def _write_tensors(path: pathlib.Path, tensors: Iterable[_NewTensor]) -> None:
+  with file_io.atomic_path(path) as part:
+    safetensors.numpy.save_file(
+        {tensor.name: tensor.make() for tensor in tensors}, str(part), metadata=METADATA)
 
 
-def _write_json(path, value):
+def _write_json(path: pathlib.Path, value: Any) -> None:
   file_io.write_atomic(path, json.dumps(value, indent=2, sort_keys=True) + '\n')
 
 
-def family_config(cfg):
-  """config.json of the family that has cfg's options, in the spelling that every version reads."""
+def family_config(cfg: llm.Config) -> dict[str, Any]:
+  """config.json of the family that has cfg's options, in the spelling that every version reads.
+
+  Raises ConfigError where no family has them.
+  """
   bias = (cfg.qkv_bias, cfg.out_bias)
   if cfg.qk_norm and bias in ((False, False), (True, True)) and not cfg.mlp_bias:
     kind, more = 'qwen3', {'attention_bias': cfg.qkv_bias}
@@ -407,13 +448,16 @@ def family_config(cfg):
   }
 
 
-def save_adapter(lora, cfg, folder, base):
-  """Writes adapters in PEFT's layout. base: name or folder of the model they belong to."""
+def save_adapter(lora: PyTree, cfg: llm.Config, folder: Folder, base: Folder) -> None:
+  """Writes adapters in PEFT's layout.
+
+  lora: the 'lora' tree. cfg: with their rank, alpha and targets. base: name or folder of the model
+  they belong to.
+  """
   folder = pathlib.Path(folder)
   folder.mkdir(parents=True, exist_ok=True)
   (folder / 'adapter_config.json').unlink(missing_ok=True)
-  tensors = {n: make() for n, _, make in _parts(lora, math.inf)[0]}
-  _write_tensors(folder / 'adapter_model.safetensors', tensors)
+  _write_tensors(folder / 'adapter_model.safetensors', _split_into_files(lora, math.inf)[0])
   alpha = int(cfg.lora_alpha) if float(cfg.lora_alpha).is_integer() else cfg.lora_alpha
   _write_json(folder / 'adapter_config.json', {
       'peft_type': 'LORA', 'task_type': 'CAUSAL_LM', 'base_model_name_or_path': str(base),
@@ -422,7 +466,7 @@ def save_adapter(lora, cfg, folder, base):
       'inference_mode': True, 'init_lora_weights': True, 'fan_in_fan_out': False})
 
 
-def adapter_config(folder, cfg):
+def adapter_config(folder: Folder, cfg: llm.Config) -> llm.Config:
   """`cfg` with the rank, alpha and targets of the adapter in `folder`.
 
   An adapter of rank-stabilised LoRA is scaled by alpha / sqrt(r): its alpha comes as the one that
@@ -432,13 +476,13 @@ def adapter_config(folder, cfg):
   folder = pathlib.Path(folder)
   path = folder / 'adapter_config.json'
   raw = read_json(path)
-  checkpoint_config.adapter(path, raw)
-  rank = checkpoint_config.whole(path, raw, 'r')
-  alpha = float(checkpoint_config.number(path, raw, 'lora_alpha'))
+  checkpoint_config.check_adapter(path, raw)
+  rank = checkpoint_config.positive_int(path, raw, 'r')
+  alpha = float(checkpoint_config.nonnegative(path, raw, 'lora_alpha'))
   if checkpoint_config.flag(path, raw, 'use_rslora'):
     alpha *= math.sqrt(rank)
   with contextlib.ExitStack() as stack:
-    names = set(_open(folder, 'adapter_model', stack))
+    names = set(_open_tensors(folder, 'adapter_model', stack))
   stored = {(i, n) for n in llm.LINEAR for i in range(cfg.layers)
             if f'base_model.model.model.layers.{i}.{MODULES[n]}.lora_A.weight' in names}
   _check_targets(path, raw, cfg.layers, stored)
@@ -470,11 +514,11 @@ def _check_targets(path, raw, layers, stored):
 
 def _targeted(path, raw, module):
   """Whether PEFT puts the adapter on a module, by target_modules and exclude_modules."""
-  def named(given):
-    if isinstance(given, str):
-      return re.fullmatch(given, module) is not None
-    return any(module == some or module.endswith(f'.{some}') for some in given)
-  targets = need(path, raw, 'target_modules')
+  def named(modules):
+    if isinstance(modules, str):
+      return re.fullmatch(modules, module) is not None
+    return any(module == name or module.endswith(f'.{name}') for name in modules)
+  targets = require(path, raw, 'target_modules')
   if isinstance(targets, str) and targets.lower() == 'all-linear':
     targets = [m.rpartition('.')[2] for m in MODULES.values()]
   try:
@@ -484,7 +528,7 @@ def _targeted(path, raw, module):
                       f'regular expression ({error})') from None
 
 
-def load_adapter(folder, cfg):
+def load_adapter(folder: Folder, cfg: llm.Config) -> PyTree:
   """Reads adapters in PEFT's layout for `cfg`. -> 'lora' tree of llm.LM, float32
 
   Raises ConfigError if their rank, alpha or targets are not cfg's (`adapter_config` adopts them),
@@ -492,13 +536,13 @@ def load_adapter(folder, cfg):
   """
   theirs = adapter_config(folder, cfg)
   for key in ('lora_rank', 'lora_alpha', 'lora_targets'):
-    ours, found = getattr(cfg, key), getattr(theirs, key)
-    if (set(ours) != set(found)) if key == 'lora_targets' else ours != found:
-      raise ConfigError(f'{folder}: the adapter has {key}={found}, the configuration {ours}')
+    wanted, stored = getattr(cfg, key), getattr(theirs, key)
+    if (set(wanted) != set(stored)) if key == 'lora_targets' else wanted != stored:
+      raise ConfigError(f'{folder}: the adapter has {key}={stored}, the configuration {wanted}')
   shapes = {}
   for name in cfg.lora_targets:
-    n, out, _ = cfg.linear[name]
+    size_in, size_out, _ = cfg.linear[name]
     shapes[name] = {
-        'a': jax.ShapeDtypeStruct((cfg.layers, n, cfg.lora_rank), jnp.float32),
-        'b': jax.ShapeDtypeStruct((cfg.layers, cfg.lora_rank, out), jnp.float32)}
-  return read(folder, {'blocks': shapes}, None, {}, stem='adapter_model')
+        'a': jax.ShapeDtypeStruct((cfg.layers, size_in, cfg.lora_rank), jnp.float32),
+        'b': jax.ShapeDtypeStruct((cfg.layers, cfg.lora_rank, size_out), jnp.float32)}
+  return read_tensors(folder, {'blocks': shapes}, None, {}, stem='adapter_model')

@@ -1,28 +1,34 @@
 """The decoder of the Llama and Qwen families: one definition trains, prefills and decodes.
 
-The model writes no cache. A call returns the keys and values of its own tokens; the caller keeps
-them and passes remembered ones back as `KVBlock` blocks, which are only read. So packed training
-rows, a prompt shared by a whole batch, and many streams over one prompt are the same program.
-Frozen weights live in 'params', adapters in 'lora'; norms, rotary angles, softmax and logits are
-float32 whatever the compute type.
+Touvron et al., arXiv 2302.13971 (Llama); Qwen2 and Qwen3 technical reports, arXiv 2407.10671 and
+2505.09388. The model writes no cache. A call returns the keys and values of its own tokens; the
+caller keeps them and passes remembered ones back as `KVBlock` blocks, which are only read. So
+packed training rows, a prompt shared by a whole batch, and many streams over one prompt are the
+same program. Frozen weights live in 'params', adapters in 'lora'; norms, rotary angles, softmax and
+logits are float32 whatever the compute type. Shape letters: see `layers`.
 """
 import dataclasses
+import functools
 import math
-from typing import NamedTuple
+from collections.abc import Sequence
+from typing import Any, NamedTuple, cast
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec as P
+from jaxtyping import Array, Bool, Float, Int, Key, PyTree
 
 from recjax.distributed.sharding import shard
 from recjax.errors import ConfigError
 from recjax.models import rope
 from recjax.models.attention import KVBlock, attend, kv_block
-from recjax.models.layers import check_dtype, linear
+from recjax.models.layers import AnyArray, check_dtype, linear, rms_norm
 
 LINEAR = ('q', 'k', 'v', 'o', 'gate', 'up', 'down')
-ROWS = ('data', 'fsdp')
+
+ROW_AXES = ('data', 'fsdp')
+
 POLICIES = {
     'dots': jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
     'full': jax.checkpoint_policies.nothing_saveable,
@@ -47,9 +53,15 @@ RULES = (
 class Config:
   """A decoder's shape and numerics; hashable, so a module that holds it can be a static argument.
 
-  rope_scaling: pairs as in a checkpoint's rope_scaling, with 'rope_type'; () for none.
-  dtype computes, param_dtype stores the frozen weights; adapters are float32. remat: 'none' keeps
-  every activation, 'dots' keeps matmul results, 'full' keeps only each block's input.
+  vocab, width, layers, heads, kv_heads, head_dim, ffn: sizes; ffn is the inner width of the
+  feed-forward layers. rope_theta: base of the rotary angles. rope_scaling: pairs as in a
+  checkpoint's rope_scaling, with 'rope_type'; () for none. norm_eps: of `rms_norm`. tied: the
+  output layer is the embedding. qkv_bias, out_bias, mlp_bias: which linear layers have a bias.
+  qk_norm: queries and keys are normed, as in Qwen3. max_positions: length the model was made for.
+  dtype: computes. param_dtype: stores the frozen weights; adapters are float32. remat: 'none' keeps
+  every activation, 'dots' keeps matmul results, 'full' keeps only each block's input. scan_unroll:
+  layers in one step of the scan. lora_rank: 0 for no adapters. lora_alpha: their scale is alpha /
+  rank. lora_targets: names of the linear layers that have one. Raises ConfigError.
   """
   vocab: int
   width: int
@@ -59,7 +71,7 @@ class Config:
   head_dim: int
   ffn: int
   rope_theta: float = 10_000.0
-  rope_scaling: tuple = ()
+  rope_scaling: tuple[tuple[str, Any], ...] = ()
   norm_eps: float = 1e-6
   tied: bool = False
   qkv_bias: bool = False
@@ -73,7 +85,7 @@ class Config:
   scan_unroll: int = 1
   lora_rank: int = 0
   lora_alpha: float = 16.0
-  lora_targets: tuple = LINEAR
+  lora_targets: tuple[str, ...] = LINEAR
 
   def __post_init__(self):
     check_dtype('dtype', self.dtype)
@@ -89,7 +101,7 @@ class Config:
                         f'{", ".join(LINEAR)}')
 
   @property
-  def linear(self):
+  def linear(self) -> dict[str, tuple[int, int, bool]]:
     """{name: (inputs, outputs, has a bias)} of a block's seven linear layers."""
     q, kv = self.heads * self.head_dim, self.kv_heads * self.head_dim
     return {
@@ -101,11 +113,11 @@ class Config:
 
 
 class Weight(NamedTuple):
-  """A linear layer: kernel (in, out), bias (out,), adapter a (in, R) and b (R, out), or None."""
-  kernel: jax.Array
-  bias: jax.Array | None
-  a: jax.Array | None
-  b: jax.Array | None
+  """A linear layer: kernel, bias or None, and the adapter a, b, or None for both; b is scaled."""
+  kernel: Float[Array, 'E F']
+  bias: Float[Array, ' F'] | None
+  a: Float[Array, 'E R'] | None
+  b: Float[Array, 'R F'] | None
 
 
 class Linear(nn.Module):
@@ -113,46 +125,56 @@ class Linear(nn.Module):
   cfg: Config
 
   @nn.compact
-  def __call__(self):
+  def __call__(self) -> Weight:
     cfg = self.cfg
-    n, out, bias = cfg.linear[self.name]
-    kernel = self.param('kernel', nn.initializers.normal(0.02), (n, out), cfg.param_dtype)
-    bias = self.param('bias', nn.initializers.zeros, (out,), cfg.param_dtype) if bias else None
+    size_in, size_out, has_bias = cfg.linear[str(self.name)]
+    kernel = self.param(
+        'kernel', nn.initializers.normal(0.02), (size_in, size_out), cfg.param_dtype)
+    bias = None
+    if has_bias:
+      bias = self.param('bias', nn.initializers.zeros, (size_out,), cfg.param_dtype)
     if not cfg.lora_rank or self.name not in cfg.lora_targets:
       return Weight(kernel, bias, None, None)
-    a = self.variable('lora', 'a', jnp.zeros, (n, cfg.lora_rank), jnp.float32).value
-    b = self.variable('lora', 'b', jnp.zeros, (cfg.lora_rank, out), jnp.float32).value
+    a = self.variable('lora', 'a', jnp.zeros, (size_in, cfg.lora_rank), jnp.float32).value
+    b = self.variable('lora', 'b', jnp.zeros, (cfg.lora_rank, size_out), jnp.float32).value
     return Weight(kernel, bias, a, b * (cfg.lora_alpha / cfg.lora_rank))
 
 
-def project(x, weights, dtype):
-  """Applies linear layers that read the same input. x: (B, S, in). -> list of (B, S, out_i)
+def project(
+    x: Float[Array, 'B S E'], weights: Sequence[Weight], dtype: str) -> list[Float[Array, 'B S _']]:
+  """Applies linear layers that read the same input. -> the output of each
 
-  y = x W + b + s (x A) B. In float32, with many tokens, x (W + s A B) is the same to rounding and
-  spares the passes over the output; its backward never forms the dense gradient of W.
+  x: the input. weights: the layers. dtype: of the products.
+
+  y = x W + bias + s (x A) B (Hu et al., ICLR 2022, eq. 3). In float32, with many tokens,
+  x (W + s A B) is the same to rounding and spares the passes over the output; its backward never
+  forms the dense gradient of W.
   """
-  low = [w for w in weights if w.a is not None]
-  if low and len(low) == len(weights) and dtype == 'float32' and _many(x, weights):
+  adapted = [w.a for w in weights if w.a is not None]
+  if adapted and len(adapted) == len(weights) and dtype == 'float32' and _merging_pays(x, weights):
     kernels = tuple(w.kernel.astype(dtype) for w in weights)
     ys = merged_matmul(x, kernels, tuple(w.a for w in weights), tuple(w.b for w in weights))
   else:
     ys = [linear(x, w.kernel.astype(dtype)) for w in weights]
-    if low:
-      down = x @ jnp.concatenate([w.a for w in low], 1).astype(dtype)
-      down = iter(jnp.split(down, len(low), -1))
-      ys = [y if w.a is None else y + next(down) @ w.b.astype(dtype) for y, w in zip(ys, weights)]
+    if adapted:
+      low_rank = x @ jnp.concatenate(adapted, 1).astype(dtype)
+      parts = iter(jnp.split(low_rank, len(adapted), -1))
+      ys = [y if w.b is None else y + next(parts) @ w.b.astype(dtype) for y, w in zip(ys, weights)]
   return [y if w.bias is None else y + w.bias.astype(dtype) for y, w in zip(ys, weights)]
 
 
-def _many(x, weights):
+def _merging_pays(x, weights):
   """Whether merging costs less than the low-rank path would."""
-  n, out = weights[0].kernel.shape
-  return math.prod(x.shape[:-1]) * (n + out) >= 2 * n * out
+  size_in, size_out = weights[0].kernel.shape
+  return math.prod(x.shape[:-1]) * (size_in + size_out) >= 2 * size_in * size_out
 
 
 @jax.custom_vjp
-def merged_matmul(x, kernels, a, b):
-  """[x (W + A B) for each layer]; kernels, a, b are tuples of equal length."""
+def merged_matmul(
+    x: Float[Array, '... E'], kernels: tuple[Float[Array, 'E _'], ...],
+    a: tuple[Float[Array, 'E _'], ...], b: tuple[Float[Array, '_ _'], ...],
+) -> list[Float[Array, '... _']]:
+  """x (W + A B) for each layer. kernels, a, b: W, A and B of the layers, in one order."""
   return [x @ (w + p @ q) for w, p, q in zip(kernels, a, b)]
 
 
@@ -163,7 +185,8 @@ def _merged_forward(x, kernels, a, b):
 def _merged_backward(saved, dys):
   x, kernels, a, b = saved
   flat, dys = x.reshape(-1, x.shape[-1]), [d.reshape(-1, d.shape[-1]) for d in dys]
-  dx = sum(dy @ (w + p @ q).T for dy, w, p, q in zip(dys, kernels, a, b))
+  dx = functools.reduce(
+      jnp.add, [dy @ (w + p @ q).T for dy, w, p, q in zip(dys, kernels, a, b)])
   # The thin products of layers that share an input go through as one matmul each way.
   down = jnp.concatenate([dy @ q.T for dy, q in zip(dys, b)], 1)
   up = jnp.split(flat @ jnp.concatenate(a, 1), len(a), 1)
@@ -176,166 +199,178 @@ def _merged_backward(saved, dys):
 merged_matmul.defvjp(_merged_forward, _merged_backward)
 
 
-def norm(x, scale, eps):
-  """Root mean square norm over the last axis, in float32. -> x.dtype"""
-  y = x.astype(jnp.float32)
-  y = y * jax.lax.rsqrt(jnp.mean(y * y, -1, keepdims=True) + eps)
-  return (y * scale.astype(jnp.float32)).astype(x.dtype)
-
-
 class Block(nn.Module):
   """One layer; returns the keys and values of its tokens beside its output."""
   cfg: Config
 
   @nn.compact
-  def __call__(self, x, past, turns, allowed, masks):
+  def __call__(
+      self, x: Float[Array, 'B S D'], past: tuple[tuple[Array, Array], ...],
+      rotation: tuple[Float[Array, '#B S 1 _'], Float[Array, '#B S 1 _']],
+      allowed: Bool[AnyArray, '#B S S'], masks: tuple[Bool[Array, '...'], ...],
+  ) -> tuple[Float[Array, 'B S D'], tuple[Float[Array, 'B S G Dh'], Float[Array, 'B S G Dh']]]:
+    """x: the states. past: keys and values of remembered blocks, of this layer; masks: theirs.
+
+    rotation: cosine and sine of `rope.angles`. allowed: which tokens each sees.
+    """
     cfg = self.cfg
-    linear = {name: Linear(cfg, name=name)() for name in LINEAR}
+    layers = {name: Linear(cfg, name=name)() for name in LINEAR}
 
     def ones(name, size=cfg.width):
       return self.param(name, nn.initializers.ones, (size,), cfg.param_dtype)
 
     def apply(y, *names):
-      return project(y, [linear[n] for n in names], cfg.dtype)
-    y = norm(x, ones('attn_norm'), cfg.norm_eps)
+      return project(y, [layers[name] for name in names], cfg.dtype)
+    y = rms_norm(x, ones('attn_norm'), cfg.norm_eps)
     q, k, v = (t.reshape(*t.shape[:2], -1, cfg.head_dim) for t in apply(y, 'q', 'k', 'v'))
     if cfg.qk_norm:
-      q = norm(q, ones('q_norm', cfg.head_dim), cfg.norm_eps)
-      k = norm(k, ones('k_norm', cfg.head_dim), cfg.norm_eps)
-    q, k = rope.rotate(q, *turns), rope.rotate(k, *turns)
-    seen = [KVBlock(*kv, mask) for kv, mask in zip(past, masks)]
-    x += apply(attend(q, k, v, allowed, seen), 'o')[0]
-    gate, up = apply(norm(x, ones('mlp_norm'), cfg.norm_eps), 'gate', 'up')
+      q = rms_norm(q, ones('q_norm', cfg.head_dim), cfg.norm_eps)
+      k = rms_norm(k, ones('k_norm', cfg.head_dim), cfg.norm_eps)
+    q, k = rope.rotate(q, *rotation), rope.rotate(k, *rotation)
+    blocks = [KVBlock(*kv, mask) for kv, mask in zip(past, masks)]
+    x += apply(attend(q, k, v, allowed, blocks), 'o')[0]
+    gate, up = apply(rms_norm(x, ones('mlp_norm'), cfg.norm_eps), 'gate', 'up')
     x += apply(nn.silu(gate) * up, 'down')[0]
-    return by_row(x), (k, v)
+    return shard_rows(x), (k, v)
 
 
-def by_row(x, *rest):
-  """Keeps rows on the data axes of the mesh; a row that all devices share stays where it is."""
+def shard_rows(x: Array, *axes: str | None) -> Array:
+  """Keeps rows on the data axes of the mesh; a row that all devices share stays where it is.
+
+  axes: mesh axes of the other dimensions of x; none by default.
+  """
   mesh = jax.sharding.get_abstract_mesh()
-  spread = math.prod(mesh.shape.get(a, 1) for a in ROWS)
-  return x if x.shape[0] % spread else shard(x, ROWS, *(rest or (None,) * (x.ndim - 1)))
+  num_shards = math.prod(mesh.shape.get(a, 1) for a in ROW_AXES)
+  if x.shape[0] % num_shards:
+    return x
+  return shard(x, ROW_AXES, *(axes or (None,) * (x.ndim - 1)))
 
 
 class LM(nn.Module):
   """Embedding, a scanned stack of blocks, final norm, and the head as a method of its own."""
   cfg: Config
 
-  def setup(self):
+  def setup(self) -> None:
     cfg = self.cfg
-    spread = nn.initializers.normal(0.02)
-    self.embed = self.param('embed', spread, (cfg.vocab, cfg.width), cfg.param_dtype)
+    normal = nn.initializers.normal(0.02)
+    self.embed = self.param('embed', normal, (cfg.vocab, cfg.width), cfg.param_dtype)
     block = Block
     if cfg.remat != 'none':
       block = nn.remat(Block, prevent_cse=False, policy=POLICIES[cfg.remat])
-    fixed = nn.broadcast
+    in_axes: Any = (0, nn.broadcast, nn.broadcast, nn.broadcast)
     self.blocks = nn.scan(
-        block, length=cfg.layers, in_axes=(0, fixed, fixed, fixed), out_axes=0,
+        block, length=cfg.layers, in_axes=in_axes, out_axes=0,
         variable_axes={'params': 0, 'lora': 0}, split_rngs={'params': True},
         unroll=min(cfg.scan_unroll, cfg.layers))(cfg)
     self.norm = self.param('norm', nn.initializers.ones, (cfg.width,), cfg.param_dtype)
     if not cfg.tied:
-      self.head = self.param('head', spread, (cfg.width, cfg.vocab), cfg.param_dtype)
+      self.head = self.param('head', normal, (cfg.width, cfg.vocab), cfg.param_dtype)
 
-  def __call__(self, tokens, positions, segments, past=()):
+  def __call__(
+      self, tokens: Int[AnyArray, 'B S'], positions: Int[AnyArray, '#B S'],
+      segments: Int[AnyArray, 'B S'] | Bool[AnyArray, 'B S S'], past: Sequence[KVBlock] = (),
+  ) -> tuple[Float[Array, 'B S D'],
+             tuple[Float[Array, 'L B S G Dh'], Float[Array, 'L B S G Dh']]]:
     """Runs tokens; each sees itself, earlier tokens of its segment, and every unmasked past key.
 
-    tokens, positions, segments: (B, S) int32; segment 0 is padding, whose results are finite and
-    mean nothing; or segments (B, S, S) bool, which tokens each sees. past: tuple of Past.
-    -> (hidden (B, S, D) after the final norm in cfg.dtype,
-    (k, v) of these tokens, each (L, B, S, G, Dh), k already rotated)
+    tokens: ids. positions: of the rotation. segments: whose token it is; 0 is padding, whose
+    results are finite and mean nothing. Or, as booleans, which tokens each sees. past: blocks that
+    are seen besides. -> states after the final norm in cfg.dtype, keys (rotated) and values of
+    these tokens
     """
     table = shard(self.embed, 'model', None)  # gathered over fsdp first, as rows split over it too
-    x = by_row(jnp.take(table, tokens, axis=0).astype(self.cfg.dtype))
+    x = shard_rows(jnp.take(table, tokens, axis=0).astype(self.cfg.dtype))
     if segments.ndim == 3:
       allowed = segments
     else:
       allowed = (segments[:, :, None] == segments[:, None, :]) & (segments > 0)[:, :, None]
       order = jnp.arange(tokens.shape[1])
       allowed &= order[:, None] >= order
-    turns = rope.angles(self.cfg, positions)
+    rotation = rope.angles(self.cfg, positions)
     x, kv = self.blocks(
-        x, tuple((p.k, p.v) for p in past), turns, allowed, tuple(p.mask for p in past))
-    return norm(x, self.norm, self.cfg.norm_eps), kv
+        x, tuple((p.k, p.v) for p in past), rotation, allowed, tuple(p.mask for p in past))
+    return rms_norm(x, self.norm, self.cfg.norm_eps), kv
 
-  def logits(self, hidden):
-    """hidden: (..., D). -> (..., V) float32"""
+  def logits(self, hidden: Float[Array, '*rows D']) -> Float[Array, '*rows V']:
+    """The logits of all tokens, float32. hidden: states of `__call__`."""
     head = self.embed.T if self.cfg.tied else self.head
     y = jnp.matmul(hidden, head.astype(hidden.dtype), preferred_element_type=jnp.float32)
-    return by_row(y, *(None,) * (y.ndim - 2), 'model') if y.ndim > 1 else y
+    return shard_rows(y, *(None,) * (y.ndim - 2), 'model') if y.ndim > 1 else y
 
-
-  def some_logits(self, hidden, ids):
-    """Logits of some tokens alone. hidden: (..., D). ids: (..., C). -> (..., C) float32"""
+  def candidate_logits(
+      self, hidden: Float[Array, '*rows D'], ids: Int[Array, '*rows C']) -> Float[Array, '*rows C']:
+    """The logits of tokens `ids` alone, float32. hidden: states of `__call__`."""
     rows = jnp.take(self.embed, ids, 0) if self.cfg.tied else jnp.take(self.head.T, ids, 0)
     return jnp.einsum('...d,...cd->...c', hidden, rows.astype(hidden.dtype),
                       preferred_element_type=jnp.float32)
 
-  def window_logits(self, hidden, first, size):
-    """Logits of tokens first .. first + size - 1. hidden: (..., D). -> (..., size) float32"""
+  def window_logits(
+      self, hidden: Float[Array, '*rows D'], first: int | Int[Array, ''], size: int,
+  ) -> Float[Array, '*rows C']:
+    """The logits of tokens first .. first + size - 1, float32. hidden: states of `__call__`."""
     if self.cfg.tied:
-      part = jax.lax.dynamic_slice_in_dim(self.embed, first, size, 0).T
+      window = jax.lax.dynamic_slice_in_dim(self.embed, first, size, 0).T
     else:
-      part = jax.lax.dynamic_slice_in_dim(self.head, first, size, 1)
-    return jnp.matmul(hidden, part.astype(hidden.dtype), preferred_element_type=jnp.float32)
+      window = jax.lax.dynamic_slice_in_dim(self.head, first, size, 1)
+    return jnp.matmul(hidden, window.astype(hidden.dtype), preferred_element_type=jnp.float32)
 
 
-def prefill_prefix(model, variables, prefix):
-  """Runs a prefix that every row will see, once. -> (hidden of its last token (D,), Past)
+def prefill_prefix(
+    model: LM, variables: PyTree, prefix: Sequence[int] | Int[AnyArray, ' P'],
+) -> tuple[Float[Array, ' D'], KVBlock]:
+  """Runs a prefix that every row will see, once. -> state of its last token, its block
 
-  prefix: (P,) token ids. Gradients flow through the Past like through any other argument.
+  model, variables: whose prefix it is. prefix: token ids. Gradients flow through the block like
+  through any other argument.
   """
   ids = jnp.asarray(prefix, jnp.int32)[None]
-  hidden, (k, v) = model.apply(
-      variables, ids, jnp.arange(ids.shape[1])[None], jnp.ones_like(ids))
+  hidden, (k, v) = cast(Any, model.apply(
+      variables, ids, jnp.arange(ids.shape[1])[None], jnp.ones_like(ids)))
   return hidden[0, -1], kv_block(k[:, 0], v[:, 0], jnp.ones(ids.shape[1], bool))
 
 
-def head_matrix(params, cfg):
-  """The (D, V) kernel of the head in the compute type, for losses that go chunk by chunk.
+def head_matrix(params: PyTree, cfg: Config) -> Float[Array, 'D V']:
+  """The kernel of the head in the compute type, for losses that go chunk by chunk.
 
-  Gathered over 'fsdp' once: products with a part of D each would add up whole logits instead.
+  params: the 'params' tree. Gathered over 'fsdp' once: products with a part of D each would add up
+  whole logits instead.
   """
   head = (params['embed'].T if cfg.tied else params['head']).astype(cfg.dtype)
   return shard(head, None, 'model')
 
 
-def gathered(params):
+def gather_tables(params: PyTree) -> PyTree:
   """Parameters whose token tables are gathered over 'fsdp', once, for programs of many steps."""
   tables = {'embed': ('model', None), 'head': (None, 'model')}
-  return {k: shard(v, *tables[k]) if k in tables else v for k, v in params.items()}
+  return {name: shard(value, *tables[name]) if name in tables else value
+          for name, value in params.items()}
 
 
-def init(cfg, key):
-  """-> the 'params' tree with random weights, a function of the key alone; no adapters."""
-  one = jnp.ones((1, 1), jnp.int32)
+def init(cfg: Config, key: Key[Array, '']) -> PyTree:
+  """Random weights, a function of the key alone; no adapters. -> 'params' tree"""
+  ones = jnp.ones((1, 1), jnp.int32)
   model = LM(dataclasses.replace(cfg, lora_rank=0, remat='none'))
-  return model.init(key, one, one, one)['params']
+  return model.init(key, ones, ones, ones)['params']
 
 
-def shapes(cfg):
-  """-> the 'params' tree as jax.ShapeDtypeStruct, without computing anything."""
+def shapes(cfg: Config) -> PyTree:
+  """The 'params' tree as jax.ShapeDtypeStruct, without computing anything."""
   return jax.eval_shape(lambda key: init(cfg, key), jax.random.key(0))
 
 
-def count(params):
-  """Number of values in a tree."""
-  return sum(math.prod(x.shape) for x in jax.tree.leaves(params))
-
-
-def param_bytes(cfg):
+def param_bytes(cfg: Config) -> int:
   """Bytes of the frozen weights as stored."""
   return sum(math.prod(x.shape) * x.dtype.itemsize for x in jax.tree.leaves(shapes(cfg)))
 
 
-def flops_per_token(cfg, context):
+def flops_per_token(cfg: Config, context: float) -> float:
   """Forward floating point operations of one token that sees `context` keys, head included.
 
   Counted by hand, because the compiler's own analysis counts a scanned layer once. A step that
   trains everything costs three times this, one that trains adapters only about twice.
   """
-  linear = sum(n * out for n, out, _ in cfg.linear.values())
-  linear += sum((n + out) * cfg.lora_rank for name, (n, out, _) in cfg.linear.items()
-                if name in cfg.lora_targets)
+  weights = sum(size_in * size_out for size_in, size_out, _ in cfg.linear.values())
+  weights += sum((size_in + size_out) * cfg.lora_rank
+                 for name, (size_in, size_out, _) in cfg.linear.items() if name in cfg.lora_targets)
   attention = 2 * context * cfg.heads * cfg.head_dim
-  return 2 * (cfg.layers * (linear + attention) + cfg.width * cfg.vocab)
+  return 2 * (cfg.layers * (weights + attention) + cfg.width * cfg.vocab)

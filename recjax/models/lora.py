@@ -1,16 +1,19 @@
 """Low-rank adapters as a tree of their own: fresh ones, and folding them into the weights.
 
-The layers that use them are in `llm`: y = x W + s (x A) B with s = alpha / rank.
+Hu et al., ICLR 2022. The layers that use them are in `llm`: y = x W + s (x A) B with s = alpha /
+rank.
 """
 import math
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Key, PyTree
 
 from recjax.errors import ConfigError
+from recjax.models import llm
 
 
-def init_lora(cfg, key):
+def init_lora(cfg: llm.Config, key: Key[Array, '']) -> PyTree:
   """Fresh adapters, which change nothing yet: A uniform in +-1/sqrt(in) as PEFT draws it, B zero.
 
   -> {'blocks': {name: {'a': (L, in, R), 'b': (L, R, out)}}} float32, or {} if cfg.lora_rank is 0
@@ -19,28 +22,31 @@ def init_lora(cfg, key):
     return {}
   blocks = {}
   for name in cfg.lora_targets:
-    n, out, _ = cfg.linear[name]
+    size_in, size_out, _ = cfg.linear[name]
     # Keyed by the layer's place, so that adding a target leaves the others' draws alone.
-    place = jax.random.fold_in(key, list(cfg.linear).index(name))
-    bound = 1 / math.sqrt(n)
-    a = jax.random.uniform(place, (cfg.layers, n, cfg.lora_rank), jnp.float32, -bound, bound)
-    blocks[name] = {'a': a, 'b': jnp.zeros((cfg.layers, cfg.lora_rank, out), jnp.float32)}
+    layer_key = jax.random.fold_in(key, list(cfg.linear).index(name))
+    bound = 1 / math.sqrt(size_in)
+    shape = (cfg.layers, size_in, cfg.lora_rank)
+    blocks[name] = {'a': jax.random.uniform(layer_key, shape, jnp.float32, -bound, bound),
+                    'b': jnp.zeros((cfg.layers, cfg.lora_rank, size_out), jnp.float32)}
   return {'blocks': blocks}
 
 
-def merge(params, lora, cfg):
+def merge(params: PyTree, lora: PyTree, cfg: llm.Config) -> PyTree:
   """W + s A B for every adapted layer, computed in float32 and stored in W's type.
 
-  params, lora: trees of `llm`. -> a tree like params, for a config with lora_rank=0
-  Raises ConfigError if the adapters do not have cfg's rank.
+  params, lora: trees of `llm`. cfg: of the adapted model. -> a tree like params, for a config with
+  lora_rank=0. Raises ConfigError if the adapters do not have cfg's rank.
   """
   blocks = dict(params['blocks'])
-  for name, ab in lora.get('blocks', {}).items():
-    if ab['a'].shape[-1] != cfg.lora_rank:
-      raise ConfigError(f'adapter of {name} has rank {ab["a"].shape[-1]}, the configuration says '
+  for name, adapter in lora.get('blocks', {}).items():
+    rank = adapter['a'].shape[-1]
+    if rank != cfg.lora_rank:
+      raise ConfigError(f'adapter of {name} has rank {rank}, the configuration says '
                         f'lora_rank={cfg.lora_rank}')
     kernel = blocks[name]['kernel']
-    delta = jnp.einsum('lnr,lro->lno', ab['a'], ab['b'], precision=jax.lax.Precision.HIGHEST)
+    delta = jnp.einsum('lnr,lro->lno', adapter['a'], adapter['b'],
+                       precision=jax.lax.Precision.HIGHEST)
     merged = kernel.astype(jnp.float32) + delta * (cfg.lora_alpha / cfg.lora_rank)
     blocks[name] = {**blocks[name], 'kernel': merged.astype(kernel.dtype)}
   return {**params, 'blocks': blocks}

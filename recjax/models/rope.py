@@ -1,14 +1,19 @@
 """Rotary positions in the half-split layout, with the length scalings that checkpoints in use name.
 
-The rotation turns pairs (i, i + Dh/2) of a head by position * frequency_i. Frequencies and the
-factor on cosine and sine are constants of the configuration, computed in numpy at trace time.
+Su et al., arXiv 2104.09864, 3.4.2: the rotation turns pairs (i, i + Dh/2) of a head by position *
+frequency_i. Frequencies and the factor on cosine and sine are constants of the configuration,
+computed in numpy at trace time.
 """
 import math
+from collections.abc import Mapping
+from typing import Any, Protocol, runtime_checkable
 
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, Float, Int
 
 from recjax.errors import ConfigError
+from recjax.models.layers import AnyArray
 
 # What each scaling reads, and what it needs; anything else in a file is an error, not ignored.
 SCALINGS = {
@@ -20,26 +25,40 @@ OPTIONAL = {'yarn': {'attention_factor', 'beta_fast', 'beta_slow', 'mscale', 'ms
                      'truncate'}}
 
 
-def check_scaling(scaling):
-  """Raises ConfigError if `scaling`, a dict with 'rope_type', is not one that is implemented."""
+@runtime_checkable
+class RotaryConfig(Protocol):
+  """What is read of a model's configuration, such as `llm.Config`."""
+
+  @property
+  def head_dim(self) -> int: ...
+
+  @property
+  def rope_theta(self) -> float: ...
+
+  @property
+  def rope_scaling(self) -> tuple[tuple[str, Any], ...]: ...
+
+
+def check_scaling(scaling: Mapping) -> None:
+  """Raises ConfigError where `scaling`, with its 'rope_type', is not one that is implemented."""
   kind = scaling.get('rope_type', '')
   if kind not in SCALINGS:
     raise ConfigError(f'rope_scaling of type {kind!r} is not supported; these are: '
                       f'{", ".join(SCALINGS)}')
-  given = set(scaling) - {'rope_type'}
-  if missing := SCALINGS[kind] - given:
+  present = set(scaling) - {'rope_type'}
+  if missing := SCALINGS[kind] - present:
     raise ConfigError(f'rope_scaling of type {kind!r} lacks {", ".join(sorted(missing))}')
-  wrong = [k for k in sorted(given) if type(scaling[k]) not in (int, float) and k != 'truncate']
+  wrong = [k for k in sorted(present) if type(scaling[k]) not in (int, float) and k != 'truncate']
   if wrong:
     raise ConfigError(f'rope_scaling of type {kind!r} has {wrong[0]}={scaling[wrong[0]]!r}, which '
                       'is no number')
-  if extra := given - SCALINGS[kind] - OPTIONAL.get(kind, set()):
+  if extra := present - SCALINGS[kind] - OPTIONAL.get(kind, set()):
     raise ConfigError(f'rope_scaling of type {kind!r} has {", ".join(sorted(extra))}, '
                       'which is not supported')
 
 
-def frequencies(cfg):
-  """-> (float32 (Dh/2,) angle per position, factor on cosine and sine)."""
+def frequencies(cfg: RotaryConfig) -> tuple[Float[np.ndarray, ' half'], float]:
+  """The angle per position of each pair, float32, and the factor on cosine and sine."""
   scaling = dict(cfg.rope_scaling)
   freq = 1.0 / cfg.rope_theta ** (np.arange(0, cfg.head_dim, 2) / cfg.head_dim)
   scale = 1.0
@@ -56,7 +75,10 @@ def frequencies(cfg):
 
 
 def _llama3(freq, scaling):
-  """Keeps fast frequencies, divides slow ones by the factor, and blends those between."""
+  """Keeps fast frequencies, divides slow ones by the factor, and blends those between.
+
+  As transformers computes Llama 3.1's (modeling_rope_utils.py).
+  """
   low, high = scaling['low_freq_factor'], scaling['high_freq_factor']
   turns = scaling['original_max_position_embeddings'] * freq / (2 * math.pi)
   keep = np.clip((turns - low) / (high - low), 0, 1)
@@ -64,7 +86,10 @@ def _llama3(freq, scaling):
 
 
 def _yarn(freq, scaling, cfg):
-  """Blends over a range of dimensions that is given in turns over the original length."""
+  """Blends over a range of dimensions that is given in turns over the original length.
+
+  Peng et al., ICLR 2024 (YaRN), 3.2.
+  """
   length, half = scaling['original_max_position_embeddings'], cfg.head_dim // 2
 
   def dimension(turns):
@@ -80,6 +105,7 @@ def _yarn(freq, scaling, cfg):
 
 
 def _yarn_scale(scaling):
+  """The factor on cosine and sine: YaRN 3.4, or DeepSeek's quotient where mscale is set."""
   if scaling.get('attention_factor') is not None:
     return scaling['attention_factor']
 
@@ -90,14 +116,18 @@ def _yarn_scale(scaling):
   return grow(1.0)
 
 
-def angles(cfg, positions):
-  """positions: (B, S) int32. -> (cosine, sine), each (B, S, 1, Dh/2) float32."""
+def angles(
+    cfg: RotaryConfig, positions: Int[AnyArray, 'B S'],
+) -> tuple[Float[Array, 'B S 1 half'], Float[Array, 'B S 1 half']]:
+  """Cosine and sine of the angles of tokens at `positions`, times the factor, float32."""
   freq, scale = frequencies(cfg)
   turn = positions[..., None, None].astype(jnp.float32) * freq
   return jnp.cos(turn) * scale, jnp.sin(turn) * scale
 
 
-def rotate(x, cos, sin):
-  """x: (B, S, heads, Dh); cos, sin: (B, S, 1, Dh/2) float32. -> same shape and dtype as x"""
+def rotate(
+    x: Float[Array, 'B S H Dh'], cos: Float[Array, '#B S 1 half'], sin: Float[Array, '#B S 1 half'],
+) -> Float[Array, 'B S H Dh']:
+  """x, whose pairs are turned by the angles of `angles`. -> x.dtype"""
   a, b = jnp.split(x.astype(jnp.float32), 2, axis=-1)
   return jnp.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1).astype(x.dtype)

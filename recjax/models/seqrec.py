@@ -1,18 +1,23 @@
-"""SASRec, GRU4Rec and BERT4Rec over packed rows (specification: sequential.md 2).
+"""SASRec, GRU4Rec and BERT4Rec over packed rows.
 
-Several users share a row of L places: `segment` says whose token a place holds (0: nobody's) and
-`position` where the token would stand if its user had the row alone, padded on the left; so the
-last token of every user is at L - 1, and more padding in front changes nothing. R rows, L places,
-D width, N items: ids 1..N, 0 is padding, N + 1 the mask of BERT4Rec.
+Kang and McAuley, ICDM 2018; Hidasi et al., ICLR 2016; Sun et al., CIKM 2019. Several users share a
+row of L slots: `segment` says whose token a slot holds (0: nobody's) and `position` where the token
+would stand if its user had the row alone, padded on the left; so the last token of every user is at
+L - 1, and more padding in front changes nothing.
+
+Shape letters: R rows, L slots, D width, H heads, F inner width, B histories, W their length, N
+items: ids 1..N, 0 is padding, N + 1 the mask of BERT4Rec.
 """
 import dataclasses
+from typing import Any, cast
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
 from jax import lax
+from jaxtyping import Array, Bool, Float, Int, Key, PyTree
 
 from recjax.errors import ConfigError
+from recjax.models.layers import FAR, AnyArray
 
 KINDS = ('sasrec', 'gru4rec', 'bert4rec')
 NORMS = ('pre', 'original', 'post', 'ligr', 'unirec')
@@ -45,20 +50,21 @@ PAPERS = {  # BibTeX, for reports
   pages = {1441--1450},
   year = {2019}
 }'''}
-FAR = -1e9  # instead of -inf, so that rows without a single key stay finite
 
 
 @dataclasses.dataclass(frozen=True)
 class Config:
   """Shape of a model; hashable. Raises ConfigError.
 
-  kind: sasrec, gru4rec, bert4rec. norm, of SASRec: 'pre', 'original' (the authors': residual from
-  the normalised query), 'post', 'ligr' (eSASRec's: pre, gated branches, SwiGLU), or 'unirec' (post,
-  a norm of the input instead of its scale and the last norm, GELU; RecLM's teacher). hidden: inner
-  width of the feed-forward layers; the GRU's state. separate: scores use an output table of their
-  own. Of published code: future, places see later ones; pads, padding in front is seen (as zeros
-  by attention, as the table's row 0 by the GRU); count, positions run from the 'start' of a history
-  (1, 2, ...; 0 on padding), not its 'end'; bare, as LLMEmb's authors released them: BERT4Rec is
+  kind: sasrec, gru4rec, bert4rec. items: N. length: L. width, layers, heads: sizes. hidden: inner
+  width of the feed-forward layers; the GRU's state. dropout: share in training. norm, of SASRec:
+  'pre', 'original' (the authors': residual from the normalized query), 'post', 'ligr' (eSASRec's:
+  pre, gated branches, SwiGLU), or 'unirec' (post, a norm of the input instead of its scale and the
+  last norm, GELU; RecLM's teacher). separate: scores use an output table of their own.
+
+  Of published code: future, tokens see later ones. pads, padding in front is seen (as zeros by
+  attention, as the table's row 0 by the GRU). count, positions run from the 'start' of a history
+  (1, 2, ...; 0 on padding), not its 'end'. bare, as LLMEmb's authors released them: BERT4Rec is
   SASRec's block without its causal mask, GRU4Rec has neither dropout nor an output layer.
   """
   kind: str
@@ -93,42 +99,48 @@ class Config:
                         'needs two items and a history')
 
   @property
-  def bert(self):
+  def bert(self) -> bool:
     """Whether blocks are those of BERT: norms behind the residuals, GELU."""
     return self.kind == 'bert4rec' and not self.bare or self.norm == 'unirec'
 
   @property
-  def sasrec(self):
+  def sasrec(self) -> bool:
     """Whether blocks are SASRec's, which BERT4Rec borrows where it is bare."""
     return self.kind == 'sasrec' or self.kind == 'bert4rec' and self.bare
 
   @property
-  def shifted(self):
+  def shifted(self) -> bool:
     """Whether a full history's mask stands at L + 1, its items from 2 on, as released (bare)."""
     return self.kind == 'bert4rec' and self.bare
 
   @property
-  def mask(self):
+  def mask(self) -> int:
     """The id that stands for a hidden item."""
     return self.items + 1
 
   @property
-  def causal(self):
+  def causal(self) -> bool:
     """Whether a token sees only those before it."""
     return self.kind != 'bert4rec'
 
 
-def init_std(std=0.02):
+def init_std(std: float = 0.02) -> nn.initializers.Initializer:
+  """New weights: normal, of standard deviation `std`."""
   return nn.initializers.normal(std)
 
 
 class SeqRec(nn.Module):
-  """The three models behind one face: item ids in, a state for each place out."""
+  """The three models behind one interface: item ids in, a state for each slot out."""
   cfg: Config
 
   @nn.compact
-  def __call__(self, items, position, segment, train=False):
-    """items, position, segment: (R, L) int32. -> (R, L, D), zeros where segment is 0"""
+  def __call__(
+      self, items: Int[AnyArray, 'R L'], position: Int[AnyArray, 'R L'],
+      segment: Int[AnyArray, 'R L'], train: bool = False) -> Float[Array, 'R L D']:
+    """States, zeros where segment is 0.
+
+    items: ids. position: of each token in its history. segment: whose token it is.
+    """
     cfg = self.cfg
     table = self.param('items', init_std(), (cfg.items + 2, cfg.width))
     if cfg.separate:
@@ -146,17 +158,17 @@ class SeqRec(nn.Module):
     if cfg.kind == 'bert4rec' and not cfg.bare or unirec:
       x = nn.LayerNorm(epsilon=1e-12, name='norm_in')(x)
     if cfg.kind == 'gru4rec':
-      drop = 0 if cfg.bare else cfg.dropout
-      x = nn.Dropout(drop, deterministic=not train)(x) * real
+      rate = 0 if cfg.bare else cfg.dropout
+      x = nn.Dropout(rate, deterministic=not train)(x) * real
       for layer in range(cfg.layers):
-        x = Gru(cfg.hidden, name=f'gru_{layer}')(x, segment)
+        x = GRU(cfg.hidden, name=f'gru_{layer}')(x, segment)
       return x if cfg.bare else nn.Dense(cfg.width, kernel_init=init_std(), name='out')(x) * real
     if cfg.pads:  # seen, and yet zeros in front of every block
       real = (items > 0)[..., None]
     x = nn.Dropout(cfg.dropout, deterministic=not train)(x) * real
-    seen = visible(segment, cfg.causal and not cfg.future)
+    visible = attention_mask(segment, cfg.causal and not cfg.future)
     for layer in range(cfg.layers):
-      x = Block(cfg, name=f'block_{layer}')(x, seen, train) * real
+      x = Block(cfg, name=f'block_{layer}')(x, visible, train) * real
     if unirec:
       return x
     if cfg.sasrec:
@@ -165,15 +177,12 @@ class SeqRec(nn.Module):
     return nn.LayerNorm(epsilon=1e-12, name='norm_out')(x) * real
 
 
-def visible(segment, causal):
-  """Which places each place sees: its own user's, with `causal` only those not after it.
-
-  segment: (R, L) -> (R, 1, L, L) bool
-  """
+def attention_mask(segment: Int[AnyArray, 'R L'], causal: bool) -> Bool[AnyArray, 'R 1 L L']:
+  """Which slots each slot sees: its own user's, with `causal` only those not after it."""
   same = (segment[:, :, None] == segment[:, None]) & (segment > 0)[:, None]
   if causal:
-    at = jnp.arange(segment.shape[1])
-    same &= at[:, None] >= at
+    order = jnp.arange(segment.shape[1])
+    same &= order[:, None] >= order
   return same[:, None]
 
 
@@ -182,65 +191,77 @@ class Block(nn.Module):
   cfg: Config
 
   @nn.compact
-  def __call__(self, x, seen, train):
+  def __call__(
+      self, x: Float[Array, 'R L D'], visible: Bool[AnyArray, 'R 1 L L'], train: bool,
+  ) -> Float[Array, 'R L D']:
+    """x: the states. visible: of `attention_mask`."""
     cfg = self.cfg
-    eps = 1e-12 if cfg.bert else 1e-8
-    norm = lambda name: nn.LayerNorm(epsilon=eps, name=name)  # noqa: E731
     drop = nn.Dropout(cfg.dropout, deterministic=not train)
     attend = Attention(cfg, name='attention')
     feed = FeedForward(cfg, name='feed')
+
+    def norm(name, y):
+      return nn.LayerNorm(epsilon=1e-12 if cfg.bert else 1e-8, name=name)(y)
+
+    def gate(name, y):
+      return nn.sigmoid(nn.Dense(cfg.width, kernel_init=init_std(), name=name)(y))
     if cfg.bert or cfg.norm == 'post':
-      x = norm('norm_1')(x + drop(attend(x, x, seen, train)))
-      return norm('norm_2')(x + drop(feed(x, train)))
+      x = norm('norm_1', x + drop(attend(x, x, visible, train)))
+      return norm('norm_2', x + drop(feed(x, train)))
     if cfg.norm == 'original':
-      query = norm('norm_1')(x)
-      x = norm('norm_2')(query + attend(query, x, seen, train))
+      query = norm('norm_1', x)
+      x = norm('norm_2', query + attend(query, x, visible, train))
       return x + drop(feed(x, train))
-    y = norm('norm_1')(x)
+    y = norm('norm_1', x)
     if cfg.norm == 'ligr':
-      gate = lambda name, x: nn.sigmoid(nn.Dense(  # noqa: E731
-          cfg.width, kernel_init=init_std(), name=name)(x))
-      x = x + gate('gate_1', x) * drop(attend(y, y, seen, train))
-      return x + gate('gate_2', x) * drop(feed(norm('norm_2')(x), train))
-    x = x + drop(attend(y, y, seen, train))
-    return x + drop(feed(norm('norm_2')(x), train))
+      x = x + gate('gate_1', x) * drop(attend(y, y, visible, train))
+      return x + gate('gate_2', x) * drop(feed(norm('norm_2', x), train))
+    x = x + drop(attend(y, y, visible, train))
+    return x + drop(feed(norm('norm_2', x), train))
 
 
 class Attention(nn.Module):
-  """Attention of each place to the places it sees."""
+  """Attention of each slot to the slots it sees."""
   cfg: Config
 
   @nn.compact
-  def __call__(self, query, x, seen, train):
-    """query, x: (R, L, D). seen: (R, 1, L, L). -> (R, L, D)"""
+  def __call__(
+      self, query: Float[Array, 'R L D'], x: Float[Array, 'R L D'],
+      visible: Bool[AnyArray, 'R 1 L L'], train: bool) -> Float[Array, 'R L D']:
+    """query: what asks. x: what is seen. visible: of `attention_mask`."""
     cfg = self.cfg
     size = cfg.width // cfg.heads
-    dense = lambda name: nn.DenseGeneral(  # noqa: E731
-        (cfg.heads, size), kernel_init=init_std(), name=name)
-    q, k, v = dense('q')(query), dense('k')(x), dense('v')(x)
-    weights = jnp.einsum('rqhd,rkhd->rhqk', q, k) / size ** 0.5
-    weights = nn.softmax(jnp.where(seen, weights.astype(jnp.float32), FAR), -1)
-    weights = nn.Dropout(cfg.dropout, deterministic=not train)(jnp.where(seen, weights, 0))
+
+    def heads(name, y):
+      return nn.DenseGeneral((cfg.heads, size), kernel_init=init_std(), name=name)(y)
+    q, k, v = heads('q', query), heads('k', x), heads('v', x)
+    scores = jnp.einsum('rqhd,rkhd->rhqk', q, k) / size ** 0.5
+    weights = nn.softmax(jnp.where(visible, scores.astype(jnp.float32), FAR), -1)
+    weights = nn.Dropout(cfg.dropout, deterministic=not train)(jnp.where(visible, weights, 0))
     out = jnp.einsum('rhqk,rkhd->rqhd', weights.astype(v.dtype), v)
     return nn.DenseGeneral(cfg.width, axis=(-2, -1), kernel_init=init_std(), name='out')(out)
 
 
 class FeedForward(nn.Module):
-  """Two layers at each place: ReLU in SASRec (SwiGLU with LiGR), GELU in BERT4Rec."""
+  """Two layers at each slot: ReLU in SASRec (SwiGLU with LiGR), GELU in BERT4Rec."""
   cfg: Config
 
   @nn.compact
-  def __call__(self, x, train):
+  def __call__(self, x: Float[Array, 'R L D'], train: bool) -> Float[Array, 'R L D']:
+    """x: the states."""
     cfg = self.cfg
-    act = (lambda y: nn.gelu(y, approximate=False)) if cfg.bert else nn.relu
-    up = lambda name: nn.Dense(cfg.hidden, kernel_init=init_std(), name=name)(x)  # noqa: E731
-    y = nn.silu(up('up')) * up('side') if cfg.kind == 'sasrec' and cfg.norm == 'ligr' else act(
-        up('up'))
+
+    def up(name):
+      return nn.Dense(cfg.hidden, kernel_init=init_std(), name=name)(x)
+    if cfg.kind == 'sasrec' and cfg.norm == 'ligr':
+      y = nn.silu(up('up')) * up('side')
+    else:
+      y = nn.gelu(up('up'), approximate=False) if cfg.bert else nn.relu(up('up'))
     y = nn.Dropout(cfg.dropout, deterministic=not train)(y)
     return nn.Dense(cfg.width, kernel_init=init_std(), name='down')(y)
 
 
-class Gru(nn.Module):
+class GRU(nn.Module):
   """A gated recurrent layer without biases, reset where another user's tokens begin.
 
   r, z from input and state; the candidate's reset acts after its projection, as in cuDNN.
@@ -248,62 +269,60 @@ class Gru(nn.Module):
   hidden: int
 
   @nn.compact
-  def __call__(self, x, segment):
-    """x: (R, L, D). -> (R, L, hidden); places of nobody leave the state as it is"""
+  def __call__(
+      self, x: Float[Array, 'R L D'], segment: Int[AnyArray, 'R L']) -> Float[Array, 'R L F']:
+    """x: inputs. segment: whose token a slot holds; nobody's leave the state as it is."""
     w = self.param('input', nn.initializers.xavier_uniform(), (x.shape[-1], 3 * self.hidden))
     u = self.param('state', nn.initializers.xavier_uniform(), (self.hidden, 3 * self.hidden))
     before = jnp.pad(segment[:, :-1], [(0, 0), (1, 0)])
     begins = (segment != before) & (segment > 0)
 
-    def step(h, given):
-      y, begin, real = given
-      h = jnp.where(begin[:, None], 0, h)
-      a, b = jnp.split(y, [2 * self.hidden], -1)
-      c, d = jnp.split(h @ u, [2 * self.hidden], -1)
-      r, z = jnp.split(nn.sigmoid(a + c), 2, -1)
-      new = (1 - z) * jnp.tanh(b + r * d) + z * h
-      h = jnp.where(real[:, None], new, h)
-      return h, h
+    def step(state, of_slot):
+      projected, begin, real = of_slot
+      state = jnp.where(begin[:, None], 0, state)
+      gates_x, candidate_x = jnp.split(projected, [2 * self.hidden], -1)
+      gates_h, candidate_h = jnp.split(state @ u, [2 * self.hidden], -1)
+      r, z = jnp.split(nn.sigmoid(gates_x + gates_h), 2, -1)
+      new = (1 - z) * jnp.tanh(candidate_x + r * candidate_h) + z * state
+      state = jnp.where(real[:, None], new, state)
+      return state, state
 
-    turn = lambda y: jnp.moveaxis(y, 1, 0)  # noqa: E731
     start = jnp.zeros((len(x), self.hidden), x.dtype)
-    _, out = lax.scan(step, start, (turn(x @ w), turn(begins), turn(segment > 0)))
-    return turn(out)
+    inputs = (x @ w, begins, segment > 0)
+    _, states = lax.scan(step, start, tuple(jnp.moveaxis(y, 1, 0) for y in inputs))
+    return jnp.moveaxis(states, 1, 0)
 
 
-def output_table(params, cfg):
-  """What states are multiplied with for scores: rows 1..N. -> (N, D), bias (N,) or None"""
+def output_table(
+    params: PyTree, cfg: Config) -> tuple[Float[AnyArray, 'N D'], Float[AnyArray, ' N'] | None]:
+  """What states are multiplied with for scores: rows of items 1..N, and their bias or None."""
   table = params['output' if cfg.separate else 'items'][1:cfg.items + 1]
   bias = params['bias'][1:cfg.items + 1] if 'bias' in params else None
   return table, bias
 
 
-def init(cfg, key):
+def init(cfg: Config, key: Key[Array, '']) -> PyTree:
   """Parameters of a new model, float32."""
-  like = jnp.zeros((1, cfg.max_history), jnp.int32)
-  return SeqRec(cfg).init(key, like, like, like)['params']
+  zeros = jnp.zeros((1, cfg.max_history), jnp.int32)
+  return SeqRec(cfg).init(key, zeros, zeros, zeros)['params']
 
 
-def places(cfg, rows):
-  """The position of each token of histories, padded on the left. rows: (B, W) -> (B, W) int32"""
+def history_positions(cfg: Config, rows: Int[AnyArray, 'B W']) -> Int[Array, 'B W']:
+  """The position of each token of histories. rows: their items, padded on the left."""
   if cfg.count == 'start':
     return jnp.cumsum(rows > 0, -1)
   width = rows.shape[1]
   return jnp.broadcast_to(jnp.arange(width) + cfg.max_history - width, rows.shape)
 
 
-def last_states(cfg, params, rows):
+def last_states(
+    cfg: Config, params: PyTree, rows: Int[AnyArray, 'B W']) -> Float[Array, 'B D']:
   """The state that answers 'what comes next' for histories.
 
-  rows: (B, W) int32, padded with 0 on the left, BERT4Rec's end with its mask. W: at most
-  cfg.max_history, or one more of which the first is counted and not read (cfg.shifted). -> (B, D)
+  cfg, params: the model. rows: items, padded with 0 on the left, BERT4Rec's end with its mask; at
+  most cfg.max_history, or one more of which the first is counted and not read (cfg.shifted).
   """
-  position, rows = places(cfg, rows)[:, -cfg.max_history:], rows[:, -cfg.max_history:]
+  position, rows = history_positions(cfg, rows)[:, -cfg.max_history:], rows[:, -cfg.max_history:]
   segment = ((rows > 0) | cfg.pads).astype(jnp.int32)
-  states = SeqRec(cfg).apply({'params': params}, rows, position, segment)
+  states = cast(Any, SeqRec(cfg).apply({'params': params}, rows, position, segment))
   return states[:, -1]
-
-
-def parameters(params):
-  """How many numbers a model holds."""
-  return sum(x.size for x in jax.tree.leaves(params))

@@ -4,9 +4,12 @@ Raffel et al., JMLR 2020. Parity with transformers in float32 is tested. Norms, 
 are float32. `Stacks` is the network between embeddings and states, which other models put their own
 embeddings around; `T5` is the language model that pretrained weights belong to.
 
-B rows, S tokens read, T tokens written, K beams, D width, H heads, Dh their size, L layers.
+Shape letters: B rows, S tokens read, T tokens written, K beams, D width, H heads, Dh their size, L
+layers, V vocabulary. An axis E is H * Dh.
 """
 import dataclasses
+from collections.abc import Callable, Sequence
+from typing import Any, cast
 
 import flax.linen as nn
 import jax
@@ -14,25 +17,32 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 from jax.sharding import PartitionSpec as P
+from jaxtyping import Array, Float, Int, Key, PyTree, Shaped
 
 from recjax.errors import ConfigError
-from recjax.models.layers import check_dtype, dropout, linear
+from recjax.models.layers import FAR, AnyArray, check_dtype, dropout, linear, rms_norm
 from recjax.protocols import Decoder
 
-FAR = -1e9  # instead of -inf, so that a row without a single key stays finite
 RULES = (
     (r'(shared|head)', P('model', 'fsdp')),
     (r'(q|k|v|up|gate|cross_k|cross_v|cross_q)', P(None, 'fsdp', 'model')),
     (r'(o|down|cross_o)', P(None, 'model', 'fsdp')),
 )
+Slots = tuple[Float[Array, 'L B K T H Dh'], Float[Array, 'L B K T H Dh']]  # keys, values
+CrossKV = tuple[Float[Array, 'L B H Dh S'], Float[Array, 'L B H S Dh']]  # keys, values
+OfLayer = tuple[tuple[Array, Array], tuple[Array, Array] | None]
+Mask = Shaped[AnyArray, 'B S']  # above 0, or true, where there is a token
 
 
 @dataclasses.dataclass(frozen=True)
 class Config:
   """Shape and numerics; hashable. dtype computes, weights are float32. Raises ConfigError.
 
-  buckets, distance: of the relative positions. gated: T5 1.1's GELU gate instead of ReLU. tied: the
-  output layer is the input table; scaled: states times D ** -0.5 before it. std: of new weights.
+  vocab, width, layers, decoder_layers, heads, head_dim, ffn: sizes; layers are the encoder's, ffn
+  the inner width of the feed-forward layers. buckets, distance: of the relative positions.
+  norm_eps: of `rms_norm`. dropout: share in training. gated: T5 1.1's GELU gate instead of ReLU.
+  tied: the output layer is the input table. scaled: states times D ** -0.5 before it. std: of new
+  weights.
   """
   vocab: int = 1
   width: int = 128
@@ -60,10 +70,13 @@ class Config:
       raise ConfigError(f'dropout={self.dropout} of the T5 model must lie in 0..1')
 
 
-def buckets(offset, count, distance, both):
-  """The bucket of each relative position, as transformers counts them.
+def position_buckets(
+    offset: Int[np.ndarray, '...'] | Sequence[int], count: int, distance: int, both: bool,
+) -> Int[np.ndarray, '...']:
+  """The bucket of each relative position, as transformers counts them, int32.
 
-  offset: ints, key minus query. both: keys on either side are told apart (encoder). -> int32
+  offset: index of the key minus index of the query. count: buckets in all. distance: from which on
+  all share the last one. both: keys on either side are told apart (encoder).
   """
   offset = np.asarray(offset)
   base = np.zeros_like(offset)
@@ -78,54 +91,60 @@ def buckets(offset, count, distance, both):
   return (base + np.where(offset < near, offset, far)).astype(np.int32)
 
 
-class Part(nn.Module):
+class T5Layer(nn.Module):
   """What the modules below share: weights of a layer, norm, dropout."""
   cfg: Config
 
-  def linear(self, x, name, out):
-    shape = (x.shape[-1], out)
-    weight = self.param(name, nn.initializers.normal(self.cfg.std), shape)
-    return linear(x, weight.astype(self.cfg.dtype))
+  def linear(self, x: Float[Array, '*rows I'], name: str, out: int) -> Float[Array, '*rows O']:
+    """x times the kernel `name`, of `out` columns."""
+    kernel = self.param(name, nn.initializers.normal(self.cfg.std), (x.shape[-1], out))
+    return linear(x, kernel.astype(self.cfg.dtype))
 
-  def norm(self, x, name):
-    """Divided by the root of the mean square, no mean taken off."""
+  def norm(self, x: Float[Array, '*rows D'], name: str) -> Float[Array, '*rows D']:
+    """`rms_norm` of x with the scale `name`, in the compute type."""
     scale = self.param(name, nn.initializers.ones, (self.cfg.width,))
-    y = x.astype(jnp.float32)
-    y = y * lax.rsqrt(jnp.mean(y * y, -1, keepdims=True) + self.cfg.norm_eps)
-    return (scale * y).astype(self.cfg.dtype)
+    return rms_norm(x.astype(jnp.float32), scale, self.cfg.norm_eps).astype(self.cfg.dtype)
 
-  def drop(self, x, train):
+  def drop(self, x: Float[Array, '...'], train: bool) -> Float[Array, '...']:
+    """x after dropout, where it is training."""
     if not train or not self.cfg.dropout:
       return x
     return dropout(x, self.cfg.dropout, self.make_rng('dropout'))
 
-  def heads(self, x):
+  def heads(self, x: Float[Array, '*rows E']) -> Float[Array, '*rows H Dh']:
+    """x parted into heads."""
     return x.reshape(*x.shape[:-1], self.cfg.heads, self.cfg.head_dim)
 
-  def attend(self, q, k, v, bias, train, keys='bthd', values='bthd'):
-    """Scores are not divided. q: (B, S, H, Dh). keys, values: the axes of k and v. bias: float32,
-    broadcasts to (B, H, S, T). -> (B, S, H * Dh)
+  def attend(
+      self, q: Float[Array, 'B Q H Dh'], k: Float[Array, 'B ...'], v: Float[Array, 'B ...'],
+      bias: Float[Array, '...'], train: bool, k_axes: str = 'bthd', v_axes: str = 'bthd',
+  ) -> Float[Array, 'B Q E']:
+    """Attention whose scores are not divided.
+
+    q, k, v: queries, keys and values. bias: added to the scores, broadcasts to (B, H, Q, keys).
+    k_axes, v_axes: the axes of k and v: b rows, s queries, t keys, h heads, d their size.
     """
-    scores = jnp.einsum(f'bshd,{keys}->bhst', q, k, preferred_element_type=jnp.float32) + bias
-    share = self.drop(jax.nn.softmax(scores, -1).astype(v.dtype), train)
-    out = jnp.einsum(f'bhst,{values}->bshd', share, v)
+    scores = jnp.einsum(f'bshd,{k_axes}->bhst', q, k, preferred_element_type=jnp.float32) + bias
+    weights = self.drop(jax.nn.softmax(scores, -1).astype(v.dtype), train)
+    out = jnp.einsum(f'bhst,{v_axes}->bshd', weights, v)
     return out.reshape(*out.shape[:2], -1)
 
-  def attend_memory(self, q, memory, w_k, w_v, bias, train):
-    """`attend` to keys memory @ w_k and values memory @ w_v that are never made. -> (B, T, H * Dh)
+  def attend_memory(
+      self, q: Float[Array, 'B T H Dh'], memory: Float[Array, 'B S D'], w_k: Float[Array, 'D E'],
+      w_v: Float[Array, 'D E'], bias: Float[Array, '...'], train: bool) -> Float[Array, 'B T E']:
+    """`attend` to keys memory @ w_k and values memory @ w_v that are never made.
 
-    q w_k' is scored against what is read itself, and what is seen of that goes through w_v. q: (B,
-    T, H, Dh), memory: (B, S, D), w_k, w_v: (D, H * Dh).
+    q w_k' is scored against what is read itself, and what is seen of that goes through w_v.
     """
     w_k, w_v = (self.heads(w.astype(self.cfg.dtype)) for w in (w_k, w_v))
     q = jnp.einsum('bthd,mhd->bthm', q, w_k)
     scores = jnp.einsum('bthm,bsm->bhts', q, memory, preferred_element_type=jnp.float32) + bias
-    share = self.drop(jax.nn.softmax(scores, -1).astype(memory.dtype), train)
-    seen = jnp.einsum('bhts,bsm->bthm', share, memory)
+    weights = self.drop(jax.nn.softmax(scores, -1).astype(memory.dtype), train)
+    seen = jnp.einsum('bhts,bsm->bthm', weights, memory)
     out = jnp.einsum('bthm,mhd->bthd', seen, w_v)
     return out.reshape(*out.shape[:2], -1)
 
-  def feed(self, x, train):
+  def feed(self, x: Float[Array, 'B Q D'], train: bool) -> Float[Array, 'B Q D']:
     """The feed-forward layer with its residual."""
     cfg, y = self.cfg, self.norm(x, 'feed_norm')
     up = self.linear(y, 'up', cfg.ffn)
@@ -136,108 +155,131 @@ class Part(nn.Module):
     return x + self.drop(self.linear(self.drop(up, train), 'down', cfg.width), train)
 
 
-class EncoderBlock(Part):
+class EncoderBlock(T5Layer):
 
   @nn.compact
-  def __call__(self, x, bias, train):
+  def __call__(
+      self, x: Float[Array, 'B S D'], bias: Float[Array, 'B H S S'], train: bool,
+  ) -> tuple[Float[Array, 'B S D'], None]:
+    """x: the states. bias: added to the scores of attention."""
     inner = self.cfg.heads * self.cfg.head_dim
     y = self.norm(x, 'norm')
-    q, k, v = (self.heads(self.linear(y, n, inner)) for n in 'qkv')
-    seen = self.attend(q, k, v, bias, train)
-    x = x + self.drop(self.linear(seen, 'o', self.cfg.width), train)
+    q, k, v = (self.heads(self.linear(y, name, inner)) for name in 'qkv')
+    attended = self.attend(q, k, v, bias, train)
+    x = x + self.drop(self.linear(attended, 'o', self.cfg.width), train)
     return self.feed(x, train), None
 
 
-class DecoderBlock(Part):
+class DecoderBlock(T5Layer):
 
   @nn.compact
-  def __call__(self, x, given, bias, across, t, memory, train):
-    """given: (keys, values) of what is read, of this layer, or with `memory` the kernels of both;
-    and where tokens come one by one (slots of keys, of values). -> x, the slots with token t in
+  def __call__(
+      self, x: Float[Array, 'B Q D'], of_layer: OfLayer, bias: Float[Array, '...'],
+      cross_bias: Float[Array, 'B 1 1 S'], t: int | Int[Array, ''],
+      memory: Float[Array, 'B S D'] | None, train: bool,
+  ) -> tuple[Float[Array, 'B Q D'], tuple | None]:
+    """x: states of tokens, or of beams. bias, cross_bias: of attention to them and to what is read.
+
+    of_layer: keys and values of what is read, or with `memory` the kernels of both; and slots of
+    keys and of values where tokens come one by one, else None. t: the number of the token.
+    -> states, the slots with token t in
     """
     inner = self.cfg.heads * self.cfg.head_dim
-    read, slots = given
+    cross, slots = of_layer
     y = self.norm(x, 'norm')
-    q, k, v = (self.heads(self.linear(y, n, inner)) for n in 'qkv')
+    q, k, v = (self.heads(self.linear(y, name, inner)) for name in 'qkv')
+    axes = 'bthd'
     if slots is not None:
-      k, v = slots = tuple(lax.dynamic_update_index_in_dim(s, n.astype(s.dtype), t, 2)
-                           for s, n in zip(slots, (k, v)))
-    own = 'bthd' if slots is None else 'bsthd'
-    seen = self.attend(q, k, v, bias, train, own, own)
-    x = x + self.drop(self.linear(seen, 'o', self.cfg.width), train)
+      k, v = slots = tuple(lax.dynamic_update_index_in_dim(old, new.astype(old.dtype), t, 2)
+                           for old, new in zip(slots, (k, v)))
+      axes = 'bsthd'
+    attended = self.attend(q, k, v, bias, train, axes, axes)
+    x = x + self.drop(self.linear(attended, 'o', self.cfg.width), train)
     q = self.heads(self.linear(self.norm(x, 'cross_norm'), 'cross_q', inner))
-    seen = (self.attend(q, *read, across, train, 'bhdt', 'bhtd') if memory is None
-            else self.attend_memory(q, memory, *read, across, train))
-    x = x + self.drop(self.linear(seen, 'cross_o', self.cfg.width), train)
+    attended = (self.attend(q, *cross, cross_bias, train, 'bhdt', 'bhtd') if memory is None
+                else self.attend_memory(q, memory, *cross, cross_bias, train))
+    x = x + self.drop(self.linear(attended, 'cross_o', self.cfg.width), train)
     return self.feed(x, train), slots
 
 
-class Encoder(Part):
+class Encoder(T5Layer):
 
   @nn.compact
-  def __call__(self, x, mask, train=False):
-    """x: (B, S, D). mask: (B, S), true where there is a token. -> (B, S, D)"""
-    cfg, at = self.cfg, np.arange(x.shape[1])
+  def __call__(
+      self, x: Float[Array, 'B S D'], mask: Mask, train: bool = False) -> Float[Array, 'B S D']:
+    """x: embeddings of what is read. mask: where there is a token."""
+    cfg, order = self.cfg, np.arange(x.shape[1])
     table = self.param('bias', nn.initializers.normal(cfg.std), (cfg.buckets, cfg.heads))
-    near = table[buckets(at - at[:, None], cfg.buckets, cfg.distance, True)]  # (S, S, H)
-    bias = jnp.moveaxis(near, 2, 0)[None] + jnp.where(mask > 0, 0.0, FAR)[:, None, None]
-    block = nn.scan(EncoderBlock, length=cfg.layers, in_axes=(nn.broadcast, nn.broadcast),
+    buckets = position_buckets(order - order[:, None], cfg.buckets, cfg.distance, True)
+    bias = jnp.moveaxis(table[buckets], 2, 0)[None]
+    bias = bias + jnp.where(mask > 0, 0.0, FAR)[:, None, None]
+    block = nn.scan(EncoderBlock, length=cfg.layers,
+                    in_axes=cast(Any, (nn.broadcast, nn.broadcast)),
                     variable_axes={'params': 0}, split_rngs={'params': True, 'dropout': True})
     x = block(cfg, name='blocks')(self.drop(x.astype(cfg.dtype), train), bias, train)[0]
     return self.drop(self.norm(x, 'norm'), train)
 
 
-class DecoderStack(Part):
+class DecoderStack(T5Layer):
 
-  def setup(self):
+  def setup(self) -> None:
     cfg = self.cfg
     std, inner = nn.initializers.normal(cfg.std), cfg.heads * cfg.head_dim
     shape = (cfg.decoder_layers, cfg.width, inner)
-    self.cross_k, self.cross_v = (self.param(f'cross_{n}', std, shape) for n in 'kv')
+    self.cross_k, self.cross_v = (self.param(f'cross_{name}', std, shape) for name in 'kv')
     self.bias = self.param('bias', std, (cfg.buckets, cfg.heads))
-    self.last = self.param('norm', nn.initializers.ones, (cfg.width,))
+    self.last_scale = self.param('norm', nn.initializers.ones, (cfg.width,))
     self.blocks = nn.scan(
-        DecoderBlock, length=cfg.decoder_layers, in_axes=(0, *(nn.broadcast,) * 5),
+        DecoderBlock, length=cfg.decoder_layers,
+        in_axes=cast(Any, (0, *(nn.broadcast,) * 5)),
         variable_axes={'params': 0}, split_rngs={'params': True, 'dropout': True})(cfg)
 
-  def cross(self, memory):
-    """Keys (L, B, H, Dh, S) and values (L, B, H, S, Dh) of what is read, of all layers."""
+  def cross(self, memory: Float[Array, 'B S D']) -> CrossKV:
+    """Keys and values of what is read, of all layers. memory: of `Encoder`."""
     memory, dtype = memory.astype(self.cfg.dtype), self.cfg.dtype
-    keys, values = (jnp.stack([self.heads(linear(memory, w)) for w in stacked.astype(dtype)])
-                    for stacked in (self.cross_k, self.cross_v))
+    keys, values = (
+        jnp.stack([self.heads(linear(memory, kernel)) for kernel in kernels.astype(dtype)])
+        for kernels in (self.cross_k, self.cross_v))
     return jnp.moveaxis(keys, 2, 4), jnp.moveaxis(values, 2, 3)
 
-  def near(self, first, count, keys):
-    """The bias of `count` tokens from `first` on towards tokens 0 .. keys - 1. -> (1, H, ., .)"""
-    cfg, size = self.cfg, max(keys, count)
-    at = np.arange(size)
-    each = self.bias[buckets(at - at[:, None], cfg.buckets, cfg.distance, False)]
-    each = jnp.where((at <= at[:, None])[..., None], each, FAR)
-    rows = lax.dynamic_slice_in_dim(each, first, count) if count < size else each
-    return jnp.moveaxis(rows[:, :keys], 2, 0)[None]
+  def relative_bias(
+      self, first: int | Int[Array, ''], count: int, keys: int) -> Float[Array, '1 H Q T']:
+    """The bias of `count` tokens from `first` on towards tokens 0 .. keys - 1."""
+    cfg = self.cfg
+    order = np.arange(max(keys, count))
+    buckets = position_buckets(order - order[:, None], cfg.buckets, cfg.distance, False)
+    bias = jnp.where((order <= order[:, None])[..., None], self.bias[buckets], FAR)
+    if count < len(order):
+      bias = lax.dynamic_slice_in_dim(bias, first, count)
+    return jnp.moveaxis(bias[:, :keys], 2, 0)[None]
 
-  def __call__(self, x, across, mask, slots=None, t=0, train=False, memory=None):
-    """x: (B, T, D), all tokens; or with slots (L, B, K, T, H, Dh) token t of K beams, (B, K, D).
+  def __call__(
+      self, x: Float[Array, 'B Q D'], cross: CrossKV | None, mask: Mask,
+      slots: Slots | None = None, t: int | Int[Array, ''] = 0, train: bool = False,
+      memory: Float[Array, 'B S D'] | None = None) -> tuple[Float[Array, 'B Q D'], Slots | None]:
+    """x: embeddings of all tokens that are written; or with slots of token t of K beams.
 
-    across: of `cross`, or instead of it memory (B, S, D). mask: (B, S). -> (B, T or K, D) float32,
-    slots
+    cross: of the method `cross`; None where `memory` is given instead. mask: where a token is read.
+    -> float32 states, slots
     """
     if memory is not None:
-      across = self.cross_k, self.cross_v
-    away = jnp.where(mask > 0, 0.0, FAR)[:, None, None]
+      cross = self.cross_k, self.cross_v
+    cross_bias = jnp.where(mask > 0, 0.0, FAR)[:, None, None]
     if slots is None:
-      bias = self.near(0, x.shape[1], x.shape[1])
+      bias = self.relative_bias(0, x.shape[1], x.shape[1])
     else:
-      bias = self.near(t, 1, slots[0].shape[3])
+      bias = self.relative_bias(t, 1, slots[0].shape[3])
     x = self.drop(x.astype(self.cfg.dtype), train)
-    x, slots = self.blocks(x, (across, slots), bias, away, t, memory, train)
-    y = x.astype(jnp.float32)
-    y = self.last * y * lax.rsqrt(jnp.mean(y * y, -1, keepdims=True) + self.cfg.norm_eps)
+    x, slots = self.blocks(x, (cross, slots), bias, cross_bias, t, memory, train)
+    y = rms_norm(x.astype(jnp.float32), self.last_scale, self.cfg.norm_eps)
     return self.drop(y, train), slots
 
 
-def keys_cost_more(cfg, written, read):
-  """Whether keys and values of what is read take more products than `attend_memory` does."""
+def memory_attention_pays(cfg: Config, written: int, read: int) -> bool:
+  """Whether keys and values of what is read take more products than `T5Layer.attend_memory`.
+
+  cfg: of the model. written, read: numbers of tokens.
+  """
   inner = cfg.heads * cfg.head_dim
   direct = read * cfg.width * inner + written * read * inner
   return direct > written * cfg.width * (inner + read * cfg.heads)
@@ -247,69 +289,83 @@ class Stacks(nn.Module):
   """Encoder and decoder over embeddings."""
   cfg: Config
 
-  def setup(self):
+  def setup(self) -> None:
     self.encoder, self.decoder = Encoder(self.cfg), DecoderStack(self.cfg)
 
-  def __call__(self, x, mask, y, train=False):
-    """x: (B, S, D) read, mask: (B, S); y: (B, T, D) written. -> memory (B, S, D), (B, T, D)"""
+  def __call__(
+      self, x: Float[Array, 'B S D'], mask: Mask, y: Float[Array, 'B T D'], train: bool = False,
+  ) -> tuple[Float[Array, 'B S D'], Float[Array, 'B T D']]:
+    """x: embeddings read, mask: where they are tokens. y: written ones. -> memory, states"""
     memory = self.encode(x, mask, train)
     return memory, self.decode(y, memory, mask, train)
 
-  def encode(self, x, mask, train=False):
+  def encode(
+      self, x: Float[Array, 'B S D'], mask: Mask, train: bool = False) -> Float[Array, 'B S D']:
+    """The memory: the encoder's states."""
     return self.encoder(x, mask, train)
 
-  def decode(self, y, memory, mask, train=False):
-    if keys_cost_more(self.cfg, y.shape[1], memory.shape[1]):
+  def decode(
+      self, y: Float[Array, 'B T D'], memory: Float[Array, 'B S D'], mask: Mask,
+      train: bool = False) -> Float[Array, 'B T D']:
+    """The decoder's states of all tokens that are written."""
+    if memory_attention_pays(self.cfg, y.shape[1], memory.shape[1]):
       return self.decoder(y, None, mask, train=train, memory=memory.astype(self.cfg.dtype))[0]
     return self.decoder(y, self.decoder.cross(memory), mask, train=train)[0]
 
-  def cross(self, memory):
+  def cross(self, memory: Float[Array, 'B S D']) -> CrossKV:
     return self.decoder.cross(memory)
 
-  def step(self, y, across, mask, slots, t):
-    return self.decoder(y, across, mask, slots, t)
+  def step(
+      self, y: Float[Array, 'B K D'], cross: CrossKV, mask: Mask, slots: Slots,
+      t: int | Int[Array, '']) -> tuple[Float[Array, 'B K D'], Slots]:
+    """The decoder's states of token t of every beam, and the slots with it."""
+    return cast(Any, self.decoder(y, cross, mask, slots, t))
 
 
 class T5(nn.Module):
   """The language model: tokens read and tokens written in, logits out."""
   cfg: Config
 
-  def setup(self):
+  def setup(self) -> None:
     std = nn.initializers.normal(self.cfg.std)
     self.shared = self.param('shared', std, (self.cfg.vocab, self.cfg.width))
     self.stacks = Stacks(self.cfg)
     if not self.cfg.tied:
       self.head = self.param('head', std, (self.cfg.width, self.cfg.vocab))
 
-  def __call__(self, tokens, mask, written, train=False):
-    """tokens, mask: (B, S). written: (B, T), the first one is the start. -> (B, T, V) float32"""
+  def __call__(
+      self, tokens: Int[AnyArray, 'B S'], mask: Mask, written: Int[AnyArray, 'B T'],
+      train: bool = False) -> Float[Array, 'B T V']:
+    """tokens: read, mask: where they are real. written: ids, the first one is the start."""
     _, states = self.stacks(self.embed(tokens), mask, self.embed(written), train)
     return self.logits(states)
 
-  def embed(self, tokens):
+  def embed(self, tokens: Int[AnyArray, '*rows']) -> Float[Array, '*rows D']:
     return self.shared[tokens]
 
-  def encode(self, tokens, mask):
+  def encode(self, tokens: Int[AnyArray, 'B S'], mask: Mask) -> Float[Array, 'B S D']:
     return self.stacks.encode(self.embed(tokens), mask)
 
-  def cross(self, memory):
+  def cross(self, memory: Float[Array, 'B S D']) -> CrossKV:
     return self.stacks.cross(memory)
 
-  def step(self, tokens, across, mask, slots, t):
-    return self.stacks.step(self.embed(tokens), across, mask, slots, t)
+  def step(
+      self, tokens: Int[AnyArray, 'B K'], cross: CrossKV, mask: Mask, slots: Slots,
+      t: int | Int[Array, '']) -> tuple[Float[Array, 'B K D'], Slots]:
+    return self.stacks.step(self.embed(tokens), cross, mask, slots, t)
 
-  def logits(self, states):
+  def logits(self, states: Float[Array, '*rows D']) -> Float[Array, '*rows V']:
     states = states * self.cfg.width ** -0.5 if self.cfg.scaled else states
     return states @ (self.shared.T if self.cfg.tied else self.head)
 
 
-def init(cfg, key):
+def init(cfg: Config, key: Key[Array, '']) -> PyTree:
   """Random parameters of `T5`, float32."""
-  one = jnp.zeros((1, 1), jnp.int32)
-  return T5(cfg).init(key, one, one + 1, one)['params']
+  zeros = jnp.zeros((1, 1), jnp.int32)
+  return T5(cfg).init(key, zeros, zeros + 1, zeros)['params']
 
 
-def shapes(cfg):
+def shapes(cfg: Config) -> PyTree:
   """The parameters of `T5` as jax.ShapeDtypeStruct."""
   return jax.eval_shape(lambda key: init(cfg, key), jax.random.key(0))
 
@@ -317,51 +373,56 @@ def shapes(cfg):
 # Steps for decoding.
 
 
-def empty_slots(cfg, batch, beams, tokens):
-  """Room for keys and values of what beams write: two of (L, B, K, T, H, Dh)."""
+def empty_slots(cfg: Config, batch: int, beams: int, tokens: int) -> Slots:
+  """Room for keys and values of what beams write. batch, beams, tokens: how many."""
   shape = (cfg.decoder_layers, batch, beams, tokens, cfg.heads, cfg.head_dim)
   return jnp.zeros(shape, cfg.dtype), jnp.zeros(shape, cfg.dtype)
 
 
-def steps(cfg, read, step, logits, rows=None, window=None):
+def make_decoder(
+    cfg: Config, read: Callable, step: Callable, logits: Callable, rows: Callable | None = None,
+    window: Callable | None = None) -> Decoder:
   """A Decoder of a model that reads once and writes token by token.
 
-  read: (params, tokens, lengths) -> (across, mask). step: (params, tokens (B, K) or None for the
-  start, across, mask, slots, t) -> (states (B, K, D), slots). logits, rows, window: of `Decoder`.
-  What is read is shared by all beams; each has a slot for the start and for every token but the
-  last.
+  cfg: of its stacks. read: (params, tokens, lengths) -> (cross, mask). step: (params, tokens (B, K)
+  or None for the start, cross, mask, slots, t) -> (states (B, K, D), slots). logits, rows, window:
+  of `Decoder`. What is read is shared by all beams; each has a slot for the start and for every
+  token but the last.
   """
   def start(params, tokens, lengths, beams, new_tokens):
-    across, mask = read(params, tokens, lengths)
+    cross, mask = read(params, tokens, lengths)
     slots = empty_slots(cfg, len(tokens), 1, new_tokens)
-    state, slots = step(params, None, across, mask, slots, 0)
+    state, slots = step(params, None, cross, mask, slots, 0)
     slots = tuple(jnp.broadcast_to(s, (*s.shape[:2], beams, *s.shape[3:])) for s in slots)
-    return state[:, 0], (across, mask, slots)
+    return state[:, 0], (cross, mask, slots)
 
   def forward(params, cache, tokens, t):
-    across, mask, slots = cache
-    state, slots = step(params, tokens, across, mask, slots, t + 1)
-    return state, (across, mask, slots)
+    cross, mask, slots = cache
+    state, slots = step(params, tokens, cross, mask, slots, t + 1)
+    return state, (cross, mask, slots)
 
   def reorder(cache, parents):
-    turn = jax.vmap(lambda rows, order: rows[:, order], (1, 0), 1)
-    return (*cache[:2], tuple(turn(s, parents) for s in cache[2]))
+    take = jax.vmap(lambda beams, order: beams[:, order], (1, 0), 1)
+    return (*cache[:2], tuple(take(s, parents) for s in cache[2]))
 
   return Decoder(start, forward, reorder, logits, rows, window)
 
 
-def decoder(model, start_id=0):
-  """The T5 as `recjax.decoding` wants it; its params are the variables {'params'}. -> Decoder"""
+def decoder(model: T5, start_id: int = 0) -> Decoder:
+  """The T5 as `recjax.decoding` wants it; its params are the variables {'params'}.
+
+  start_id: the token that stands before what is written.
+  """
   def read(variables, tokens, lengths):
     mask = jnp.arange(tokens.shape[1]) < lengths[:, None]
     memory = model.apply(variables, tokens, mask, method='encode')
     return model.apply(variables, memory, method='cross'), mask
 
-  def step(variables, tokens, across, mask, slots, t):
+  def step(variables, tokens, cross, mask, slots, t):
     if tokens is None:
       tokens = jnp.full((len(mask), 1), start_id)
-    return model.apply(variables, tokens, across, mask, slots, t, method='step')
+    return model.apply(variables, tokens, cross, mask, slots, t, method='step')
 
   def logits(variables, states):
     return model.apply(variables, states, method='logits')
-  return steps(model.cfg, read, step, logits)
+  return make_decoder(model.cfg, read, step, logits)

@@ -1,5 +1,9 @@
 """T5 checkpoints of Hugging Face: original T5, T5 1.1, Flan-T5 and their like."""
+import os
 import pathlib
+from typing import Any
+
+from jaxtyping import PyTree
 
 from recjax.errors import ConfigError
 from recjax.models import checkpoint_config, huggingface, t5
@@ -27,7 +31,7 @@ HEAD, EMBED = 'lm_head.weight', 'shared.weight'
 UNREAD = r'decoder\.block\.0\.layer\.1\.EncDecAttention\.relative_attention_bias\.weight'
 
 
-def names(cfg):
+def names(cfg: t5.Config) -> dict[str, tuple[str, bool]]:
   """The table of a model: the first feed-forward matrix has another name where it is gated."""
   wi = 'wi_1' if cfg.gated else 'wi'
   return NAMES | {f'stacks/{side}/blocks/up': (
@@ -35,11 +39,12 @@ def names(cfg):
       for side, feed in (('encoder', 1), ('decoder', 2))}
 
 
-def read_config(folder):
-  """The t5.Config of a checkpoint folder. Raises DataError, or ConfigError naming the key.
+def read_config(folder: str | os.PathLike) -> t5.Config:
+  """The configuration of a checkpoint folder.
 
   `tied` is what the files show: a stored output layer that is not the embedding is used, whatever
-  config.json says (transformers 5 writes true for every T5).
+  config.json says (transformers 5 writes true for every T5). Raises DataError where config.json is
+  missing or unreadable, ConfigError naming a key that is not implemented.
   """
   path = pathlib.Path(folder) / 'config.json'
   raw = huggingface.read_json(path)
@@ -50,27 +55,32 @@ def read_config(folder):
     raise ConfigError(f"{path}: feed_forward_proj={feed!r} is not supported; 'relu' and "
                       "'gated-gelu' are")
   huggingface.refuse_adapter(path.parent)
-  checkpoint_config.t5(path, raw)
-  sizes = {ours: checkpoint_config.whole(path, raw, theirs) for ours, theirs in (
-      ('vocab', 'vocab_size'), ('width', 'd_model'), ('layers', 'num_layers'),
-      ('heads', 'num_heads'), ('head_dim', 'd_kv'), ('ffn', 'd_ff'))}
+  checkpoint_config.check_t5(path, raw)
+  sizes: dict[str, Any] = {
+      ours: checkpoint_config.positive_int(path, raw, theirs) for ours, theirs in (
+          ('vocab', 'vocab_size'), ('width', 'd_model'), ('layers', 'num_layers'),
+          ('heads', 'num_heads'), ('head_dim', 'd_kv'), ('ffn', 'd_ff'))}
   tied = checkpoint_config.flag(path, raw, 'tie_word_embeddings', True)
   return t5.Config(
     **sizes,
-    decoder_layers=checkpoint_config.whole(path, raw, 'num_decoder_layers', sizes['layers']),
-    buckets=checkpoint_config.whole(path, raw, 'relative_attention_num_buckets', 32),
-    distance=checkpoint_config.whole(path, raw, 'relative_attention_max_distance', 128),
-    norm_eps=checkpoint_config.number(path, raw, 'layer_norm_epsilon', 1e-6),
-    dropout=checkpoint_config.number(path, raw, 'dropout_rate', 0.1),
+    decoder_layers=checkpoint_config.positive_int(path, raw, 'num_decoder_layers', sizes['layers']),
+    buckets=checkpoint_config.positive_int(path, raw, 'relative_attention_num_buckets', 32),
+    distance=checkpoint_config.positive_int(path, raw, 'relative_attention_max_distance', 128),
+    norm_eps=checkpoint_config.nonnegative(path, raw, 'layer_norm_epsilon', 1e-6),
+    dropout=checkpoint_config.nonnegative(path, raw, 'dropout_rate', 0.1),
     gated=feed == 'gated-gelu',
-    tied=tied and not huggingface.differs(folder, HEAD, EMBED),
+    tied=tied and not huggingface.tensors_differ(folder, HEAD, EMBED),
     scaled=checkpoint_config.flag(path, raw, 'scale_decoder_outputs', tied),
   )  # a key of transformers 5
 
 
-def load(folder, cfg, shardings=None):
-  """The weights of a folder. -> 'params' of t5.T5. Raises DataError naming tensor and file."""
+def load(folder: str | os.PathLike, cfg: t5.Config, shardings: PyTree | None = None) -> PyTree:
+  """The weights of a checkpoint folder, 'params' of t5.T5.
+
+  cfg: of `read_config`. shardings: as `huggingface.load` takes them. Raises DataError naming tensor
+  and file.
+  """
   spare = {r'(en|de)coder\.embed_tokens\.weight': EMBED, UNREAD: None}
   if cfg.tied:
     spare[r'lm_head\.weight'] = EMBED
-  return huggingface.read(folder, t5.shapes(cfg), shardings, spare, names(cfg))
+  return huggingface.read_tensors(folder, t5.shapes(cfg), shardings, spare, names(cfg))

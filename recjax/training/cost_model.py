@@ -12,7 +12,7 @@ import jax
 import numpy as np
 
 from recjax.distributed import sharding
-from recjax.models import llm, lora
+from recjax.models import layers, llm, lora
 from recjax.models.layers import check_dtype
 
 GIB = 2**30
@@ -212,9 +212,9 @@ def llm_lines(run, mesh, devices=1):
   shape, context = run.shape, run.row / 2 + run.prefix
   step = run.rows * run.row * flops_per_trained_token(shape, context)
   named = ', '.join(f'{a}={n}' for a, n in axes.items())
-  trained = llm.count(trained_shapes(shape))
+  trained = layers.count_params(trained_shapes(shape))
   found = {
-      'parameters': f'{llm.count(llm.shapes(shape)):,}, of which trained: '
+      'parameters': f'{layers.count_params(llm.shapes(shape)):,}, of which trained: '
                     + (f'{trained:,} of adapters' if shape.lora_rank else 'all'),
       f'bytes a device in training ({named})': said(training_bytes(
           shape, axes, max(run.rows, _ways(axes)), run.row, run.prefix)),

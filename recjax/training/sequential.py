@@ -173,7 +173,7 @@ def loss_of(cfg: ConfigDict, model: seqrec.Config, mesh: Mesh, rows: int, target
   ways = sharding.num_batch_shards(mesh)
   targets += -targets % ways
   inputs, wanted = example(cfg, model, seqs, hide)
-  position = seqrec.places(model, inputs)
+  position = seqrec.history_positions(model, inputs)
   packed = pack(inputs, wanted, rows, position)
   if model.pads:  # a row for each user, nothing of it hidden
     user = jnp.broadcast_to(jnp.arange(1, len(seqs) + 1)[:, None], inputs.shape)

@@ -12,7 +12,7 @@ import numpy as np
 from recjax.data.batches import Batches
 from recjax.distributed import sharding
 from recjax.errors import ConfigError, DataError
-from recjax.models import llm, lora
+from recjax.models import layers, llm, lora
 from recjax.models.attention import kv_block
 from recjax.text import packing
 from recjax.training import microbatch
@@ -142,8 +142,9 @@ def tune(work, cfg, model, params, train, valid):
       FitSettings.of(cfg.optim), steps=steps, seed=cfg.seed, eval_every=max(1, round(an_epoch)),
       patience=cfg.patience if valid is not None else 0)
   trained = fit(task, fitting, work)
-  return trained, {'steps': steps, 'samples': train.samples, 'trained': llm.count(trained),
-                   'tokens an epoch': train.tokens, 'filled': round(train.filled, 3),
+  return trained, {'steps': steps, 'samples': train.samples,
+                   'trained': layers.count_params(trained), 'tokens an epoch': train.tokens,
+                   'filled': round(train.filled, 3),
                    'shared_prefix': len(train.prefix)}
 
 

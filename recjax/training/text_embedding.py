@@ -45,7 +45,7 @@ def load(folder, cfg, mesh, pool='', most=512, **adapter):
   """
   if sentence_encoder.is_bert(folder):
     return _sentence(folder, cfg, mesh, pool, most)
-  if sentence_encoder.is_sentence(folder) and not pool:
+  if sentence_encoder.has_modules_list(folder) and not pool:
     raise ConfigError(f'{folder}: modules.json says how sentence-transformers makes vectors with '
                       'this model, which is done for bert alone; take an encoder of that kind')
   model, params, tokenizer = llm_loading.load(folder, cfg, mesh, **adapter)
@@ -67,14 +67,14 @@ def _decoder_ids(tokenizer, most, texts):
 
 
 def _sentence(folder, cfg, mesh, pool, most):
-  spec, tokenizer = sentence_encoder.read(folder), tokenizers.load(folder)
+  spec, tokenizer = sentence_encoder.read_spec(folder), tokenizers.load(folder)
   embedding_resize.check_rows(folder, tokenizer, spec.cfg.vocab)
   if spec.lower:
     tokenizer = tokenizers.lowercased(tokenizer)
   shape = dataclasses.replace(spec.cfg, dtype=llm_loading.dtype_of(cfg))
   where = sharding.shardings(bert.shapes(shape), bert.RULES, mesh)
   params, model = sentence_encoder.load(folder, shape, where), bert.Bert(shape)
-  pool, most = pool or spec.pool, min(most, spec.most)
+  pool, most = pool or spec.pool, min(most, spec.max_tokens)
   before, after = tokenizer.before, tokenizer.after
   room = most - len(before) - len(after)
   if room < 1:
@@ -84,12 +84,14 @@ def _sentence(folder, cfg, mesh, pool, most):
   def ids(texts):
     rows = tokenizer.encode_batch([spec.prompt + text for text in texts])
     return [[*before, *row[:room], *after] for row in rows]
-  unread = 0 if spec.pooled or not spec.prompt else len(ids([''])[0]) - len(after)
+  unread = 0 if spec.prompt_pooled or not spec.prompt else len(ids([''])[0]) - len(after)
 
   def run(variables, tokens, mask):
     hidden = model.apply(variables, tokens, mask)
     z = bert.pool(hidden, mask * (jnp.cumsum(mask, -1) > unread), pool)
-    return z / jnp.maximum(jnp.linalg.norm(z, axis=-1, keepdims=True), 1e-12) if spec.unit else z
+    if not spec.normalize:
+      return z
+    return z / jnp.maximum(jnp.linalg.norm(z, axis=-1, keepdims=True), 1e-12)
   return Encoder(run, ids, {'params': params}, shape.width, model,
                  {'model': str(folder), 'pool': pool, 'most': most, 'kind': 'sentence encoder'})
 

@@ -7,7 +7,7 @@ import numpy as np
 
 from recjax.data.batches import Batches
 from recjax.distributed import multihost, sharding
-from recjax.models import huggingface, llm
+from recjax.models import huggingface, layers, llm
 from recjax.text import chat_template, packing
 from recjax.text import tokenizer as tokenizers
 from recjax.training import loop, microbatch
@@ -50,8 +50,12 @@ def train_tiny(work, cfg, seed, messages, texts):
   params = fit(task, dataclasses.replace(loop.FitSettings.of(cfg), steps=steps, seed=seed), work)
   huggingface.save(multihost.to_host(params), shape, work.folder)
   tokenizer.save(work.folder)
-  return {'parameters': llm.count(params), 'vocabulary': tokenizer.vocab_size, 'steps': steps,
-          'tokens': used}
+  return {
+    'parameters': layers.count_params(params),
+    'vocabulary': tokenizer.vocab_size,
+    'steps': steps,
+    'tokens': used,
+  }
 
 
 def fan_in(params):

@@ -90,7 +90,7 @@ class PullTest(parameterized.TestCase):
     super().setUp()
     rng = np.random.default_rng(0)
     self.n, self.vectors = 40, rng.normal(size=(40, 6))
-    self.items = nearest.catalogue(self.vectors)
+    self.items = nearest.center(self.vectors)
     self.counts = rng.integers(0, 30, 40)
     self.popular = nearest.popularity(self.counts)
     self.queries = self.vectors[:9] + rng.normal(size=(9, 6)).astype(np.float32)

@@ -308,7 +308,7 @@ class RatTest(parameterized.TestCase):
     seqs = sequential.sequences(split.train, 4)[:1]
     inputs, targets = sequential.example(cfg, model, seqs, jax.random.key(0))
     self.assertEqual((inputs.tolist(), targets.tolist()), ([[0, 0, 1, 2]], [[0, 0, 2, 3]]))
-    self.assertEqual(seqrec.places(model, inputs).tolist(), [[0, 0, 1, 2]])
+    self.assertEqual(seqrec.history_positions(model, inputs).tolist(), [[0, 0, 1, 2]])
     self.assertEqual((split.valid.history(0).tolist(), split.valid.targets[0]), ([1, 2, 3], 4))
     self.assertEqual((split.test.history(0).tolist(), split.test.targets[0]), ([1, 2, 3, 4], 5))
 

@@ -17,7 +17,7 @@ from recjax.decoding import item_span
 from recjax.errors import ConfigError, DataError
 from recjax.methods.reclm import chat_encoding, list_metrics, sft_data, tokenized_catalog
 from recjax.methods.reclm import train as train_lib
-from recjax.models import seqrec
+from recjax.models import layers, seqrec
 from recjax.text import prompt_templates
 from recjax.text import tokenizer as tokenizer_lib
 
@@ -211,7 +211,7 @@ class TeacherTest(absltest.TestCase):
     import jax
     shapes = jax.eval_shape(lambda: seqrec.init(cfg, jax.random.key(0)))
     unused = 128  # the row of BERT4Rec's mask
-    self.assertEqual(seqrec.parameters(shapes) - unused, 1_363_968)
+    self.assertEqual(layers.count_params(shapes) - unused, 1_363_968)
 
 
 class RateTest(parameterized.TestCase):

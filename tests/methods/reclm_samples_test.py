@@ -323,7 +323,7 @@ class AverageTest(parameterized.TestCase):
     shape = llm.Config(
       vocab=base.vocab_size, width=16, layers=1, heads=2, kv_heads=1, head_dim=8, ffn=16
     )
-    params, shape = embedding_resize.grow(
+    params, shape = embedding_resize.add_tokens(
       llm.init(shape, jax.random.key(2)), shape, ids, [[5], [6]]
     )
     params = jax.tree.map(lambda x: x * 4, params)  # far from even
@@ -460,7 +460,7 @@ class MaskTest(absltest.TestCase):
     shape = llm.Config(
       vocab=base.vocab_size, width=16, layers=1, heads=1, kv_heads=1, head_dim=16, ffn=16
     )
-    params, shape = embedding_resize.grow(
+    params, shape = embedding_resize.add_tokens(
       llm.init(shape, jax.random.key(0)), shape, ids, [[5], [6]]
     )
     speaker = train_lib.ChatModel(llm.LM(shape), params, None, made, *ids, [])

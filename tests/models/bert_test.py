@@ -57,7 +57,7 @@ class BertTest(parameterized.TestCase):
   def test_states_are_those_of_transformers(self, act):
     folder, model = self.folder(hidden_act=act)
     import torch
-    spec = sentence_encoder.read(folder)
+    spec = sentence_encoder.read_spec(folder)
     params = sentence_encoder.load(folder, spec.cfg)
     tokens, mask = batch()
     with torch.no_grad():
@@ -71,7 +71,7 @@ class BertTest(parameterized.TestCase):
     folder, _ = self.folder()
     path = folder / 'model.safetensors'
     tensors = safetensors.numpy.load_file(path)
-    spec = sentence_encoder.read(folder)
+    spec = sentence_encoder.read_spec(folder)
     want = sentence_encoder.load(folder, spec.cfg)
     safetensors.numpy.save_file({f'bert.{k}': v for k, v in tensors.items()}, path)
     got = sentence_encoder.load(folder, spec.cfg)
@@ -79,7 +79,7 @@ class BertTest(parameterized.TestCase):
 
   def test_weights_come_sharded(self):
     folder, _ = self.folder()
-    spec = sentence_encoder.read(folder)
+    spec = sentence_encoder.read_spec(folder)
     mesh = make_mesh({'data': 1, 'fsdp': 2, 'model': -1})
     where = shardings(bert.shapes(spec.cfg), bert.RULES, mesh)
     one = sentence_encoder.load(folder, spec.cfg)
@@ -114,31 +114,32 @@ class BertTest(parameterized.TestCase):
     folder = pathlib.Path(self.create_tempdir().full_path)
     write_json(folder / 'config.json', {**SMALL, 'model_type': 'bert'})
     self.assertEqual(
-      (sentence_encoder.read(folder).pool, sentence_encoder.read(folder).unit), ('avg', False)
+      (sentence_encoder.read_spec(folder).pool, sentence_encoder.read_spec(folder).normalize),
+      ('avg', False),
     )
     write_json(folder / 'modules.json', MODULES)
     write_json(folder / '1_Pooling' / 'config.json', {
         'word_embedding_dimension': 24, 'pooling_mode_cls_token': True,
         'pooling_mode_mean_tokens': False})
     write_json(folder / 'sentence_bert_config.json', {'max_seq_length': 64})
-    spec = sentence_encoder.read(folder)
-    self.assertEqual((spec.pool, spec.unit, spec.most), ('cls', True, 64))
+    spec = sentence_encoder.read_spec(folder)
+    self.assertEqual((spec.pool, spec.normalize, spec.max_tokens), ('cls', True, 64))
 
   def test_what_is_not_implemented_is_refused(self):
     folder = pathlib.Path(self.create_tempdir().full_path)
     with self.assertRaisesRegex(DataError, 'does not exist'):
-      sentence_encoder.read(folder)
+      sentence_encoder.read_spec(folder)
     for more, said in (({'model_type': 'xlm-roberta'}, 'xlm-roberta'),
                        ({'hidden_act': 'mish'}, 'mish'),
                        ({'position_embedding_type': 'relative_key'}, 'absolute'),
                        ({'hidden_size': None}, 'hidden_size')):
       write_json(folder / 'config.json', {'model_type': 'bert', **SMALL, **more})
       with self.assertRaisesRegex(ConfigError, said):
-        sentence_encoder.read(folder)
+        sentence_encoder.read_spec(folder)
     write_json(folder / 'config.json', {'model_type': 'bert', **SMALL})
     write_json(folder / 'modules.json', [{'type': 'sentence_transformers.models.Dense'}])
     with self.assertRaisesRegex(ConfigError, 'Dense'):
-      sentence_encoder.read(folder)
+      sentence_encoder.read_spec(folder)
 
 
 if __name__ == '__main__':

@@ -59,9 +59,13 @@ ADAPTER = {
     'task_type': 'CAUSAL_LM', 'trainable_token_indices': None, 'use_dora': False,
     'use_rslora': False}
 
-KINDS = {'llama': (checkpoint_config.decoder, SMOLLM2), 'qwen': (checkpoint_config.decoder, QWEN),
-         't5': (checkpoint_config.t5, T5), 'bert': (checkpoint_config.bert, BERT),
-         'adapter': (checkpoint_config.adapter, ADAPTER)}
+KINDS = {
+  'llama': (checkpoint_config.check_llm, SMOLLM2),
+  'qwen': (checkpoint_config.check_llm, QWEN),
+  't5': (checkpoint_config.check_t5, T5),
+  'bert': (checkpoint_config.check_bert, BERT),
+  'adapter': (checkpoint_config.check_adapter, ADAPTER),
+}
 
 
 class ForeignTest(parameterized.TestCase):
@@ -89,7 +93,7 @@ class ForeignTest(parameterized.TestCase):
       self.skipTest('peft is not installed')
     import peft
     raw = peft.LoraConfig(target_modules=['q_proj'], task_type='CAUSAL_LM').to_dict()
-    checkpoint_config.adapter(PATH, {**raw, 'peft_type': 'LORA'})
+    checkpoint_config.check_adapter(PATH, {**raw, 'peft_type': 'LORA'})
 
   @parameterized.parameters(
       ('llama', 'is_causal', False), ('llama', 'rope_interleaved', True),
@@ -114,21 +118,21 @@ class ForeignTest(parameterized.TestCase):
 
   def test_values_of_another_kind_are_named(self):
     for read, value in (
-      (checkpoint_config.whole, '64'),
-      (checkpoint_config.whole, 0),
-      (checkpoint_config.whole, True),
-      (checkpoint_config.whole, 6.5),
-      (checkpoint_config.number, '1'),
-      (checkpoint_config.number, -1),
-      (checkpoint_config.number, float('nan')),
+      (checkpoint_config.positive_int, '64'),
+      (checkpoint_config.positive_int, 0),
+      (checkpoint_config.positive_int, True),
+      (checkpoint_config.positive_int, 6.5),
+      (checkpoint_config.nonnegative, '1'),
+      (checkpoint_config.nonnegative, -1),
+      (checkpoint_config.nonnegative, float('nan')),
       (checkpoint_config.flag, 'false'),
       (checkpoint_config.flag, 0),
     ):
       with self.assertRaisesRegex(ConfigError, 'config.json: x='):
         read(PATH, {'x': value}, 'x')
     with self.assertRaisesRegex(ConfigError, 'x is missing'):
-      checkpoint_config.whole(PATH, {'x': None}, 'x')
-    self.assertEqual(checkpoint_config.whole(PATH, {}, 'x', 3), 3)
+      checkpoint_config.positive_int(PATH, {'x': None}, 'x')
+    self.assertEqual(checkpoint_config.positive_int(PATH, {}, 'x', 3), 3)
 
 
 if __name__ == '__main__':

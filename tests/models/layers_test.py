@@ -5,7 +5,7 @@ import numpy as np
 from absl.testing import absltest, parameterized
 
 from recjax.models import layers
-from recjax.retrieval import top_k
+from recjax.retrieval import kmeans
 
 
 class LinearTest(absltest.TestCase):
@@ -60,12 +60,12 @@ class ArgminTest(parameterized.TestCase):
   @parameterized.parameters(1, 2, 7, 12, 30, 64, 256)
   def test_ties_go_to_the_first(self, size):
     x = np.random.default_rng(size).integers(0, 6, (50, 3, size)).astype(np.float32)
-    np.testing.assert_array_equal(top_k.argmin(jnp.asarray(x)), x.argmin(-1))
+    np.testing.assert_array_equal(kmeans.argmin(jnp.asarray(x)), x.argmin(-1))
 
   def test_a_number_that_is_none_wins_as_in_numpy(self):
     x = np.arange(16, dtype=np.float32)
     x[9] = np.nan
-    self.assertEqual(int(top_k.argmin(jnp.asarray(x))), 9)
+    self.assertEqual(int(kmeans.argmin(jnp.asarray(x))), 9)
 
 
 if __name__ == '__main__':

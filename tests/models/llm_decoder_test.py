@@ -58,7 +58,10 @@ class DecodeTest(absltest.TestCase):
     def sharp(tokens, cache, t):
       logits, cache = step(tokens, cache, t)
       return logits * 20, cache
-    return jax.jit(lambda c: diverse_beam_search(sharp, c, first, cfg, llm_decoder.reorder))(cache)
+
+    return jax.jit(lambda c: diverse_beam_search(sharp, c, first, cfg, llm_decoder.reorder_suffix))(
+      cache
+    )
 
   def test_prefill_after_a_shared_prefix_equals_the_whole_prompt(self):
     first, _ = self.prepared()

@@ -10,7 +10,7 @@ from jax.sharding import PartitionSpec as P
 
 from recjax.distributed.sharding import make_mesh, shardings
 from recjax.errors import ConfigError
-from recjax.models import attention, llm, lora, rope
+from recjax.models import attention, layers, llm, lora, rope
 from tests import devices
 
 TINY = llm.Config(vocab=48, width=32, layers=2, heads=4, kv_heads=2, head_dim=8, ffn=40,
@@ -231,7 +231,7 @@ class VariantTest(parameterized.TestCase):
                      param_dtype='bfloat16')
     layer = 4 * 4 + 4 * 2 + 4 * 2 + 4 * 4 + 3 * 4 * 5
     total = 3 * (layer + 2 * 4) + 4 + 2 * 10 * 4
-    self.assertEqual(llm.count(llm.init(cfg, jax.random.key(0))), total)
+    self.assertEqual(layers.count_params(llm.init(cfg, jax.random.key(0))), total)
     self.assertEqual(llm.param_bytes(cfg), 2 * total)
     self.assertEqual(llm.flops_per_token(cfg, 7), 2 * (3 * (layer + 2 * 7 * 4) + 40))
 

@@ -1,4 +1,4 @@
-"""RQ-VAE, k-means and tables of codes: the specification's values, and what must not happen."""
+"""RQ-VAE, k-means and tables of codes: values worked out by hand, and what must not happen."""
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -44,18 +44,20 @@ class QuantiseTest(parameterized.TestCase):
     x = jnp.asarray(np.random.default_rng(0).normal(size=(60, 8)), jnp.float32)
     for n in (60, 5):  # fewer items than codes
       plus = rqvae.Config(8, (16,), 8, 2, 8, encoder='residual')
-      params = rqvae.seed_codes(plus, rqvae.init(plus, jax.random.key(1)), x[:n], jax.random.key(0))
+      params = rqvae.init_codebooks(
+        plus, rqvae.init(plus, jax.random.key(1)), x[:n], jax.random.key(0)
+      )
       again, _ = semantic_ids.encode_residual(x[:n], params['codebooks'])
-      np.testing.assert_array_equal(rqvae.codes_of(plus, params, x[:n]), again)
+      np.testing.assert_array_equal(rqvae.assign_codes(plus, params, x[:n]), again)
 
   def test_many_items_get_the_codes_that_few_get(self):
     cfg = rqvae.Config(6, (8,), 4, 2, 16)
     params = rqvae.init(cfg, jax.random.key(0))
     x = jax.random.normal(jax.random.key(1), (2 * rqvae.CHUNK + 5, 6))
-    found = rqvae.codes_of(cfg, params, x)
+    found = rqvae.assign_codes(cfg, params, x)
     self.assertEqual(found.shape, (len(x), 2))
     for some in (slice(0, 9), slice(rqvae.CHUNK - 3, rqvae.CHUNK + 3), slice(-7, None)):
-      np.testing.assert_array_equal(found[some], rqvae.codes_of(cfg, params, x[some]))
+      np.testing.assert_array_equal(found[some], rqvae.assign_codes(cfg, params, x[some]))
 
   def test_rotation_moves_to_the_code_and_passes_gradients(self):
     v, e = jnp.array([[3., 4.]]), jnp.array([[0., 2.]])
@@ -73,7 +75,7 @@ class QuantiseTest(parameterized.TestCase):
 
   def test_a_code_alone_in_its_group_counts_for_nothing(self):
     found = rqvae.quantize(PLAIN, BOOKS, jnp.array([[1.1, -.2]]))
-    value = rqvae.diversity(BOOKS, found['parts'], found['codes'], jnp.array([[0, 1, 2]] * 2),
+    value = rqvae.diversity_loss(BOOKS, found['parts'], found['codes'], jnp.array([[0, 1, 2]] * 2),
                             jax.random.key(0))
     self.assertEqual(float(value), 0)
 
@@ -86,7 +88,7 @@ class QuantiseTest(parameterized.TestCase):
         state[f'{side}.mlp_layers.{at}.bias'] = rng.normal(size=b).astype(np.float32)
     for level in range(2):
       state[f'rq.vq_layers.{level}.embedding.weight'] = rng.normal(size=(5, 3)).astype(np.float32)
-    cfg, params = rqvae.from_state(state)
+    cfg, params = rqvae.from_state_dict(state)
     self.assertEqual((cfg.dim, cfg.hidden, cfg.width, cfg.levels, cfg.size), (6, (4,), 3, 2, 5))
     x = rng.normal(size=(7, 6)).astype(np.float32)
     want = np.maximum(x @ state['encoder.mlp_layers.1.weight'].T
@@ -94,7 +96,7 @@ class QuantiseTest(parameterized.TestCase):
     want = want @ state['encoder.mlp_layers.4.weight'].T + state['encoder.mlp_layers.4.bias']
     np.testing.assert_allclose(rqvae.encode(cfg, params, x), want, atol=1e-4)
     with self.assertRaisesRegex(DataError, 'holds no RQ-VAE'):
-      rqvae.from_state({'x': x})
+      rqvae.from_state_dict({'x': x})
 
   def test_wrong_settings(self):
     for change in (dict(residual='x'), dict(encoder='none'), dict(sinkhorn=(0., .1)), dict(size=0)):
@@ -142,19 +144,19 @@ class TableTest(parameterized.TestCase):
     for row in map(tuple, many):
       want.append(seen.get(row, 0))
       seen[row] = want[-1] + 1
-    self.assertEqual(semantic_ids.suffix(jnp.asarray(many)).tolist(), want)
+    self.assertEqual(semantic_ids.collision_suffix(jnp.asarray(many)).tolist(), want)
 
   def test_the_table_on_the_device_is_rebuilt_without_compiling_again(self):
     rng = np.random.default_rng(0)
     before = None
     for _ in range(3):
       some = rng.integers(0, 3, (50, 2))
-      whole, largest = semantic_ids.table(jnp.asarray(some, jnp.int32))
+      whole, largest = semantic_ids.padded_table(jnp.asarray(some, jnp.int32))
       np.testing.assert_array_equal(whole[1:], semantic_ids.with_suffix(some, 64))
       self.assertEqual(whole[0].tolist(), [-1] * 3)
       self.assertEqual(int(largest), semantic_ids.codebook_stats(some, 64)['max_group'])
-      before = before or semantic_ids.table._cache_size()
-    self.assertEqual(semantic_ids.table._cache_size(), before)
+      before = before or semantic_ids.padded_table._cache_size()
+    self.assertEqual(semantic_ids.padded_table._cache_size(), before)
 
   def test_balance(self):
     for column, want in (([0, 0, 0, 1, 2, 2, 3, 3], .875), ([0] * 8, .25), ([0, 1, 2, 3] * 2, 1)):
@@ -184,17 +186,17 @@ class TableTest(parameterized.TestCase):
     )
     self.assertGreater(len(np.unique(spread, axis=0)), 1)
 
-  @parameterized.parameters(*semantic_ids.PLAIN)
+  @parameterized.parameters(*semantic_ids.TOKENIZERS)
   def test_every_tokenizer_gives_codes_in_range(self, name):
     x = np.random.default_rng(0).normal(size=(40, 8)).astype(np.float32)
-    table, _ = semantic_ids.PLAIN[name](x, 2, 8, 0)
+    table, _ = semantic_ids.TOKENIZERS[name](x, 2, 8, 0)
     self.assertEqual((table.shape, table.dtype), ((40, 2), np.int32))
     self.assertTrue(((table >= 0) & (table < 8)).all())
-    np.testing.assert_array_equal(table, semantic_ids.PLAIN[name](x, 2, 8, 0)[0])
+    np.testing.assert_array_equal(table, semantic_ids.TOKENIZERS[name](x, 2, 8, 0)[0])
 
   def test_opq(self):
     x = np.random.default_rng(0).normal(size=(200, 8)).astype(np.float32) * np.arange(1, 9)
-    _, state = semantic_ids.rotated(x, 4, 8, 0)
+    _, state = semantic_ids.rotated_product_quantize(x, 4, 8, 0)
     np.testing.assert_allclose(state['rotation'].T @ state['rotation'], np.eye(8), atol=1e-5)
     self.assertTrue((np.diff(state['errors']) <= 1e-3 * state['errors'][0]).all())
 
@@ -204,7 +206,7 @@ class TableTest(parameterized.TestCase):
     with self.assertRaisesRegex(DataError, 'vector of item 2 is not finite'):
       semantic_ids.check_vectors(x)
     with self.assertRaisesRegex(ConfigError, 'power of two'):
-      semantic_ids.hashed(np.ones((3, 2)), 2, 6, 0)
+      semantic_ids.hashed_codes(np.ones((3, 2)), 2, 6, 0)
 
 
 if __name__ == '__main__':

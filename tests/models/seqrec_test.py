@@ -5,7 +5,7 @@ import numpy as np
 from absl.testing import absltest, parameterized
 
 from recjax.errors import ConfigError
-from recjax.models import seqrec
+from recjax.models import layers, seqrec
 
 KINDS = ('sasrec', 'gru4rec', 'bert4rec')
 
@@ -32,14 +32,14 @@ class OracleTest(parameterized.TestCase):
   def test_14_parameter_counts_and_the_row_of_the_mask(self, items, width, length, count):
     cfg = seqrec.Config('sasrec', items, length, width, 2, 1, width)
     shapes = jax.eval_shape(lambda: seqrec.init(cfg, jax.random.key(0)))
-    self.assertEqual(seqrec.parameters(shapes), count + width)
+    self.assertEqual(layers.count_params(shapes), count + width)
 
   def test_7_causal_attention_without_projections(self):
     cfg = small('sasrec', width=2, heads=1, dropout=0.0)
     eye = {'kernel': np.eye(2).reshape(2, 1, 2), 'bias': np.zeros((1, 2))}
     out = {'kernel': np.eye(2).reshape(1, 2, 2), 'bias': np.zeros(2)}
     x = jnp.array([[[1.0, 0], [0, 1], [1, 1]]])
-    seen = seqrec.visible(jnp.ones((1, 3), jnp.int32), True)
+    seen = seqrec.attention_mask(jnp.ones((1, 3), jnp.int32), True)
     got = seqrec.Attention(cfg).apply({'params': {'q': eye, 'k': eye, 'v': eye, 'out': out}}, x, x,
                                       seen, False)
     np.testing.assert_allclose(got[0], [[1, 0], [.330238, .669762], [.751745, .751745]], atol=1e-5)
@@ -48,7 +48,7 @@ class OracleTest(parameterized.TestCase):
     cfg = small('sasrec', norm='ligr', hidden=24, dropout=0.0)
     params = wide(cfg)['block_0']
     x = jax.random.normal(jax.random.key(1), (1, 5, 16))
-    seen = seqrec.visible(jnp.ones((1, 5), jnp.int32), True)
+    seen = seqrec.attention_mask(jnp.ones((1, 5), jnp.int32), True)
     got = seqrec.Block(cfg).apply({'params': params}, x, seen, False)
 
     def linear(name, x, part=params):
@@ -73,7 +73,7 @@ class OracleTest(parameterized.TestCase):
   def test_8_gru_of_width_one(self):
     one = np.ones((1, 3), np.float32)
     segment = jnp.array([[1, 1, 0]])
-    got = seqrec.Gru(1).apply({'params': {'input': one, 'state': one}}, jnp.ones((1, 3, 1)),
+    got = seqrec.GRU(1).apply({'params': {'input': one, 'state': one}}, jnp.ones((1, 3, 1)),
                               segment)
     np.testing.assert_allclose(got[0, :, 0], [.204824, .346753, .346753], atol=1e-5)
 
@@ -142,7 +142,7 @@ class ReleasedTest(parameterized.TestCase):
     for future in (False, True):
       cfg = small('sasrec', max_history=4, future=future)
       params = wide(cfg)
-      at = seqrec.places(cfg, rows)
+      at = seqrec.history_positions(cfg, rows)
       one, two = (states(cfg, params, r, at, np.ones((1, 4))) for r in (rows, rows.at[0, 3].set(9)))
       self.assertEqual(bool(jnp.allclose(one[0, 0], two[0, 0], atol=1e-6)), not future)
 
@@ -157,9 +157,9 @@ class ReleasedTest(parameterized.TestCase):
 
   def test_positions_from_the_start_or_from_the_end(self):
     rows = jnp.array([[0, 0, 5, 6]])
-    self.assertEqual(seqrec.places(small('sasrec'), rows).tolist(), [[4, 5, 6, 7]])
+    self.assertEqual(seqrec.history_positions(small('sasrec'), rows).tolist(), [[4, 5, 6, 7]])
     cfg = small('sasrec', count='start')
-    self.assertEqual(seqrec.places(cfg, rows).tolist(), [[0, 0, 1, 2]])
+    self.assertEqual(seqrec.history_positions(cfg, rows).tolist(), [[0, 0, 1, 2]])
     self.assertLen(seqrec.init(cfg, jax.random.key(0))['positions'], 9)
     with self.assertRaisesRegex(ConfigError, 'model.count'):
       small('sasrec', count='middle')

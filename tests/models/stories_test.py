@@ -8,6 +8,7 @@ import numpy as np
 from absl.testing import absltest
 
 from recjax.models import attention, llm
+from recjax.models import layers as layers_lib
 
 FOLDER = pathlib.Path(__file__).parents[2].parent / 'shared' / 'models' / 'stories260K'
 
@@ -76,7 +77,7 @@ class StoriesTest(absltest.TestCase):
 
   def test_greedy_text_equals_the_stored_text_to_the_byte(self):
     cfg, params = read_model(FOLDER / 'stories260K.bin')
-    self.assertEqual(llm.count(params), 260_032)
+    self.assertEqual(layers_lib.count_params(params), 260_032)
     expected = (FOLDER / 'expected_greedy.txt').read_bytes()
     tokens = greedy(cfg, params, 256)
     text = decode(read_pieces(FOLDER / 'tok512.bin'), [int(t) for t in tokens])

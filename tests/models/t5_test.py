@@ -106,11 +106,13 @@ class ValueTest(parameterized.TestCase):
             -500: 15, 1: 17, 8: 24, 32: 28, 64: 30, 127: 31, 900: 31}
     one = {0: 0, -15: 15, -16: 16, -20: 17, -32: 21, -64: 26, -127: 31, 1: 0, 30: 0}
     for want, side in ((both, True), (one, False)):
-      np.testing.assert_array_equal(t5.buckets(list(want), 32, 128, side), list(want.values()))
+      np.testing.assert_array_equal(
+        t5.position_buckets(list(want), 32, 128, side), list(want.values())
+      )
 
   def test_norm_and_a_block_by_hand(self):
     cfg = t5.Config(width=2, layers=1, decoder_layers=1, heads=1, head_dim=2, ffn=1, dropout=0.0)
-    class Norm(t5.Part):
+    class Norm(t5.T5Layer):
       __call__ = nn.compact(lambda self, x: self.norm(x, 'scale'))
     norm = Norm(cfg).apply({'params': {'scale': jnp.ones(2)}}, jnp.array([3., 4.]))
     np.testing.assert_allclose(norm, [.848528, 1.131371], atol=1e-5)
@@ -187,8 +189,8 @@ class InvarianceTest(absltest.TestCase):
     mask = jnp.arange(40) < jnp.array([40, 7, 1])[:, None]
     net = t5.Stacks(cfg)
     params = jax.tree.map(lambda p: 10 * p if p.ndim > 1 else p, net.init(key(2), x, mask, y))
-    self.assertTrue(t5.keys_cost_more(cfg, 2, 40))
-    self.assertFalse(t5.keys_cost_more(cfg, 40, 40))
+    self.assertTrue(t5.memory_attention_pays(cfg, 2, 40))
+    self.assertFalse(t5.memory_attention_pays(cfg, 40, 40))
 
     def with_keys(net, y, x, mask):
       return net.decoder(y, net.decoder.cross(x), mask)[0]

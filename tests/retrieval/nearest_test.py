@@ -17,10 +17,10 @@ def ranks_by_sorting(distance, weight, gamma):
 class GroundingTest(parameterized.TestCase):
 
   def test_distances_b3(self):
-    items = nearest.catalogue([[0, 0], [3, 4], [6, 8], [0, 2]])
+    items = nearest.center([[0, 0], [3, 4], [6, 8], [0, 2]])
     found = nearest.distances(items, jnp.array([[0.0, 1.0]]))
     np.testing.assert_allclose(found[0], [1, 4.242641, 9.219544, 1], rtol=1e-5)
-    np.testing.assert_allclose(nearest.normalised(found)[0], [0, .394504, 1, 0], atol=1e-5)
+    np.testing.assert_allclose(nearest.min_max_normalize(found)[0], [0, .394504, 1, 0], atol=1e-5)
     near, order = nearest.nearest(items, jnp.array([[0.0, 1.0]]), 4)
     self.assertEqual(order[0].tolist(), [0, 3, 1, 2])
     np.testing.assert_allclose(near[0], [1, 1, 4.242641, 9.219544], rtol=1e-5)
@@ -33,15 +33,15 @@ class GroundingTest(parameterized.TestCase):
       ('close', lambda rng: rng.normal(size=(3000, 2)) @ rng.normal(size=(2, 64)), False))
   def test_two_looks_find_what_one_finds(self, make, sure):
     rng = np.random.default_rng(0)
-    plain = nearest.catalogue(make(rng))
-    self.assertIs(nearest.quick(plain), plain)  # few items go as they are
-    coarse = plain._replace(coarse=nearest.rounded(plain.items))
+    plain = nearest.center(make(rng))
+    self.assertIs(nearest.with_rounded(plain), plain)  # few items go as they are
+    coarse = plain._replace(rounded=nearest.round_vectors(plain.items))
     queries = plain.mean + plain.items[::300] * 1.1
     want, got = (nearest.nearest(x, queries, 5) for x in (plain, coarse))
     np.testing.assert_allclose(got[0], want[0], rtol=1e-4, atol=1e-4)
     # sums of equal vectors may round differently by place, so which copy comes is not compared
     np.testing.assert_array_equal(plain.items[got[1]], plain.items[want[1]])
-    told = nearest._two_looks(coarse, queries - plain.mean, 5)
+    told = nearest._nearest_of_candidates(coarse, coarse.rounded, queries - plain.mean, 5)
     self.assertEqual(bool(told[2].all()), sure)
     np.testing.assert_array_equal(plain.items[told[1][told[2]]], plain.items[want[1][told[2]]])
     most = len(plain.items)  # no candidates are left over
@@ -52,8 +52,8 @@ class GroundingTest(parameterized.TestCase):
     rng = np.random.default_rng(0)
     half = rng.integers(-3, 4, (700, 64))
     rows = np.concatenate([half, -half] * 2)  # whole numbers around 0: every sum is exact
-    plain = nearest.catalogue(rows)
-    coarse = plain._replace(coarse=nearest.rounded(plain.items))
+    plain = nearest.center(rows)
+    coarse = plain._replace(rounded=nearest.round_vectors(plain.items))
     squared = ((rows[None] - rows[::300, None]) ** 2).sum(-1)
     for items in (plain, coarse):
       found = nearest.nearest(items, plain.items[::300], 5)[1]
@@ -62,7 +62,7 @@ class GroundingTest(parameterized.TestCase):
   @parameterized.parameters((0, [0, 1, 2, 3, 4]), (0.5, [0, 1, 2, 3, 4]), (1, [0, 2, 1, 3, 4]),
                             (2, [0, 3, 1, 2, 4]))
   def test_injection_b4(self, gamma, want):
-    near = nearest.normalised(jnp.array([[2.0, 4, 5, 8, 10]]))
+    near = nearest.min_max_normalize(jnp.array([[2.0, 4, 5, 8, 10]]))
     weight = jnp.array([0.0, 0, 1, 1, .5])
     np.testing.assert_allclose(near[0], [0, .25, .375, .75, 1])
     ranks = [int(nearest.rank_curve(near, weight, jnp.array([t]), jnp.array([gamma], jnp.float32),
@@ -70,7 +70,7 @@ class GroundingTest(parameterized.TestCase):
     self.assertEqual(ranks, want)
 
   def test_crossings_b4(self):
-    near = nearest.normalised(jnp.array([[2.0, 4, 5, 8, 10]]))
+    near = nearest.min_max_normalize(jnp.array([[2.0, 4, 5, 8, 10]]))
     weight = jnp.array([0.0, 0, 1, 1, .5])
     grid = jnp.array([.5849, .5851, 1.5849, 1.5851], jnp.float32)
     item1 = nearest.rank_curve(near, weight, jnp.array([1]), grid)[:, 0]
@@ -81,7 +81,7 @@ class GroundingTest(parameterized.TestCase):
     self.assertEqual(nearest.popularity([0, 0]).tolist(), [0, 0])
 
   def test_equal_distances_and_constant_weights_are_no_division_by_zero(self):
-    near = nearest.normalised(jnp.full((1, 3), 7.0))
+    near = nearest.min_max_normalize(jnp.full((1, 3), 7.0))
     self.assertEqual(near.tolist(), [[0, 0, 0]])
     ranks = nearest.rank_curve(near, jnp.zeros(3), jnp.array([1]), jnp.array([0.0, 5.0]))
     self.assertEqual(ranks.tolist(), [[2], [2]])  # ties count against the target
@@ -90,7 +90,7 @@ class GroundingTest(parameterized.TestCase):
   @given(st.integers(0, 10**6))
   def test_curves_are_those_of_the_published_double_sort(self, seed):
     rng = np.random.default_rng(seed)
-    near = np.asarray(nearest.normalised(rng.random((4, 37)).astype(np.float32)))
+    near = np.asarray(nearest.min_max_normalize(rng.random((4, 37)).astype(np.float32)))
     weight = rng.random(37).astype(np.float32)
     grid, targets = np.array([0, .3, 1, 7], np.float32), rng.integers(0, 37, 4)
     found = nearest.rank_curve(jnp.asarray(near), jnp.asarray(weight), jnp.asarray(targets),
@@ -106,13 +106,13 @@ class GroundingTest(parameterized.TestCase):
     rng = np.random.default_rng(seed)
     items, queries = rng.normal(size=(25, 6)), rng.normal(size=(3, 6))
     shift = rng.normal(size=6) * 50
-    one = nearest.distances(nearest.catalogue(items), jnp.asarray(queries, jnp.float32))
-    two = nearest.distances(nearest.catalogue(items + shift),
+    one = nearest.distances(nearest.center(items), jnp.asarray(queries, jnp.float32))
+    two = nearest.distances(nearest.center(items + shift),
                               jnp.asarray(queries + shift, jnp.float32))
     exact = np.sqrt(((items - queries[:, None]) ** 2).sum(-1))
     np.testing.assert_allclose(one, exact, rtol=2e-5, atol=1e-5)
     np.testing.assert_allclose(two, exact, rtol=1e-4, atol=2e-4)
-    near = nearest.normalised(one)
+    near = nearest.min_max_normalize(one)
     first = np.asarray(near).argmin(1)
     grid = jnp.array([0, 1, 50], jnp.float32)
     weight = jnp.asarray(rng.random((3, 25)), jnp.float32)

@@ -94,10 +94,10 @@ class OpenTest(parameterized.TestCase):
   def test_new_tokens_never_leave_rows_of_zeros_between(self):
     cfg = llm.Config(vocab=10, width=16, layers=1, heads=2, kv_heads=1, head_dim=8, ffn=24)
     params = jax.tree.map(jnp.asarray, ones(cfg))
-    grown, shape = embedding_resize.grow(params, cfg, [10, 11], [[1], [2, 3]])
+    grown, shape = embedding_resize.add_tokens(params, cfg, [10, 11], [[1], [2, 3]])
     self.assertEqual((shape.vocab, grown['embed'].shape[0]), (12, 12))
     with self.assertRaisesRegex(ConfigError, 'the model has 10 rows: 2 tokens from 10 on'):
-      embedding_resize.grow(params, cfg, [12, 13], [[1], [2]])
+      embedding_resize.add_tokens(params, cfg, [12, 13], [[1], [2]])
 
 
 if __name__ == '__main__':

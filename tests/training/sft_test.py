@@ -9,7 +9,7 @@ from absl.testing import absltest, parameterized
 from ml_collections import ConfigDict
 
 from recjax.errors import ConfigError, DataError
-from recjax.models import llm
+from recjax.models import layers, llm
 from recjax.training import sft
 from recjax.training import workdir as workdir_lib
 from tests import devices as several
@@ -105,7 +105,7 @@ class TuneTest(parameterized.TestCase):
 
   def test_an_adapter_is_all_that_is_trained(self):
     trained, counts, _ = self.tune(tempfile.mkdtemp(), rank=2)
-    self.assertEqual(counts['trained'], llm.count(trained))
+    self.assertEqual(counts['trained'], layers.count_params(trained))
     self.assertIn('a', trained['blocks']['q'])
 
   def test_patience_ends_training_and_gives_the_best_tree(self):

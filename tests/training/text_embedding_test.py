@@ -13,7 +13,7 @@ from ml_collections import ConfigDict
 
 from recjax import cli, run_files
 from recjax.data import dataset
-from recjax.distributed.sharding import make_mesh
+from recjax.distributed.sharding import make_mesh, path_of
 from recjax.errors import ConfigError, DataError
 from recjax.models import bert, huggingface, llm, sentence_encoder
 from recjax.text import tokenizer as tokenizer_lib
@@ -177,12 +177,12 @@ def bert_folder(folder, **edits):
   rng = np.random.default_rng(0)
   params = jax.tree.map(lambda x: (.4 * rng.normal(size=x.shape) + (x.ndim == 1)).astype('f'),
                         bert.shapes(cfg))
-  huggingface._write_tensors(folder / 'model.safetensors', {  # as `load` reads them
+  safetensors.numpy.save_file({  # as `load` reads them
       name: np.ascontiguousarray(np.asarray(x).T if turn else x)
       for path, leaf in jax.tree_util.tree_flatten_with_path(params)[0]
-      for names, turn in [sentence_encoder.NAMES[huggingface._path(path)]]
+      for names, turn in [sentence_encoder.NAMES[path_of(path)]]
       for name, x in ([(names.format(i), leaf[i]) for i in range(2)] if '{}' in names
-                      else [(names, leaf)])})
+                      else [(names, leaf)])}, folder / 'model.safetensors')
   write(folder / 'config.json', {
       'model_type': 'bert', 'vocab_size': cfg.vocab, 'hidden_size': 16, 'num_hidden_layers': 2,
       'num_attention_heads': 4, 'intermediate_size': 24, 'max_position_embeddings': 64,
@@ -214,11 +214,18 @@ NEW = dict(modules=[
     {'idx': i, 'name': str(i), 'path': path, 'type': kind} for i, (path, kind) in enumerate((
         ('', f'{BASE}.transformer.Transformer'),
         ('1_Pooling', 'sentence_transformers.sentence_transformer.modules.pooling.Pooling'),
-        ('2_Normalize', f'{BASE}.normalize.Normalize')))],
-    pooling={'embedding_dimension': 16, 'pooling_mode': 'mean', 'include_prompt': True},
-    unit={'module_input_name': 'sentence_embedding', 'module_output_name': 'sentence_embedding'},
-    first={'transformer_task': 'feature-extraction', 'modality_config': sentence_encoder.TEXT,
-           'module_output_name': 'token_embeddings'})
+        ('2_Normalize', f'{BASE}.normalize.Normalize'),
+      )
+    )
+  ],
+  pooling={'embedding_dimension': 16, 'pooling_mode': 'mean', 'include_prompt': True},
+  unit={'module_input_name': 'sentence_embedding', 'module_output_name': 'sentence_embedding'},
+  first={
+    'transformer_task': 'feature-extraction',
+    'modality_config': sentence_encoder.TEXT_MODALITY,
+    'module_output_name': 'token_embeddings',
+  },
+)
 
 PROMPT = dict(prompts={'prompts': {'q': 'Query ', 'd': 'text '}, 'default_prompt_name': 'q'})
 

@@ -12,7 +12,7 @@ from recjax.data import dataset
 from recjax.distributed import sharding
 from recjax.methods import etegrec, llmemb, sequential
 from recjax.methods.etegrec import train
-from recjax.models import seqrec
+from recjax.models import layers, seqrec
 from recjax.training import cost_model
 from recjax.training import sequential as training
 
@@ -131,7 +131,7 @@ class RecommenderTest(parameterized.TestCase):
   def test_parameters_are_those_that_are_made(self, kind):
     cfg = config('sequential_scientific', kind=kind)
     model = training.model_config(cfg, len(shop().catalog))
-    real = seqrec.parameters(seqrec.init(model, jax.random.key(0)))
+    real = layers.count_params(seqrec.init(model, jax.random.key(0)))
     self.assertTrue(sequential.cost(cfg, shop())['parameters'].startswith(f'{real:,} a seed'))
 
   @parameterized.parameters('tiger_beauty', 'etegrec_scientific')
@@ -165,7 +165,7 @@ class RecommenderTest(parameterized.TestCase):
     said = llmemb.cost(cfg, shop())
     k, model = cfg.pca.dim, training.model_config(
         llmemb.variants.recommender_config(cfg, cfg.model.kind), len(shop().catalog))
-    whole = seqrec.parameters(seqrec.init(model, jax.random.key(0)))
+    whole = layers.count_params(seqrec.init(model, jax.random.key(0)))
     self.assertIn(f'{whole:,} a seed', said['sasrec over ids: parameters'])
     hidden = cfg.rat.hidden or k // 2
     table = (len(shop().catalog) + 2) * model.width

@@ -145,14 +145,14 @@ def beams_of(model: llm.LM, search: SearchConfig, params: PyTree, adapter: PyTre
   The chat prefix and each item's line are kept once, whatever the number of beams. model: the LLM.
   search: how beams are searched. params: its weights. adapter: LoRA's.
   """
-  variables = {'params': llm.gathered(params), 'lora': adapter}
+  variables = {'params': llm.gather_tables(params), 'lora': adapter}
   _, shared = llm.prefill_prefix(model, variables, prefix)
   logits, prompt = llm_decoder.prefill(model, variables, ids, lengths, (shared,))
   step, cache = llm_decoder.make_step(
     model, variables, (shared, prompt), ids.shape[0], search.beams, stages(search.new_tokens)[0]
   )
   return diverse_beam_search(
-    step, cache, logits, search, llm_decoder.reorder, grow=llm_decoder.grow
+    step, cache, logits, search, llm_decoder.reorder_suffix, grow=llm_decoder.grow_suffix
   )
 
 

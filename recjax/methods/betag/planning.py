@@ -8,7 +8,7 @@ from ml_collections import ConfigDict
 from recjax import run_files
 from recjax.data.dataset import Dataset
 from recjax.errors import ConfigError
-from recjax.models import llm, lora
+from recjax.models import layers, llm, lora
 from recjax.training import cost_model, llm_loading
 from recjax.training.workdir import find_stage, saved_config
 
@@ -55,7 +55,7 @@ def cost(cfg: ConfigDict, shop: Dataset) -> dict[str, str]:
 
 def dict_size(shape: llm.Config) -> int:
   """Parameters of the adapter. shape: the LLM's."""
-  return llm.count(jax.eval_shape(lambda k: lora.init_lora(shape, k), jax.random.key(0)))
+  return layers.count_params(jax.eval_shape(lambda k: lora.init_lora(shape, k), jax.random.key(0)))
 
 
 def convert(workdir: str | os.PathLike, to: str, out: str | os.PathLike) -> None:

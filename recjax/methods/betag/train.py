@@ -20,7 +20,7 @@ from recjax.distributed.multihost import to_host
 from recjax.distributed.sharding import num_batch_shards
 from recjax.errors import DataError
 from recjax.methods.betag import prompts
-from recjax.models import huggingface, llm, lora
+from recjax.models import huggingface, layers, llm, lora
 from recjax.text import chat_template
 from recjax.text.tokenizer import Tokenizer
 from recjax.training import llm_loading, loop, microbatch
@@ -63,7 +63,7 @@ def stage(work: Workdir, cfg: FrozenConfigDict, shop: Dataset, base: pathlib.Pat
   inside = folder.resolve().is_relative_to(work.path.resolve())
   name = os.path.relpath(folder, work.folder) if inside else str(folder)
   huggingface.save_adapter(to_host(trained), model.cfg, work.folder, base=name)
-  return {'steps': steps, 'trained': llm.count(trained), **batches.counts}
+  return {'steps': steps, 'trained': layers.count_params(trained), **batches.counts}
 
 
 class SampleBatches:

@@ -169,7 +169,7 @@ def rank_all(
   vectors, weights by popularity, the assistant's score function or None, vectors of the texts
   """
   n, grid = len(data.catalog), jnp.asarray(gammas(cfg.ground))
-  items = nearest.catalogue(run_files.read_arrays(vectors / 'items.npy'))
+  items = nearest.center(run_files.read_arrays(vectors / 'items.npy'))
   counts = np.bincount(data.cases.known.items, minlength=n + 1)[1:]
   popular = nearest.popularity(counts)
   score = cf_assistant.scorer(helper, data)
@@ -203,10 +203,10 @@ def pulls(items: nearest.Vectors, popular: np.ndarray, score: ScoreFn | None, qu
   bool or None, how many were empty
   """
   part, cuts, (rows, columns) = block
-  near = nearest.normalised(nearest.distances(items, jnp.asarray(queries)))
+  near = nearest.min_max_normalize(nearest.distances(items, jnp.asarray(queries)))
   empty = ~queries.any(-1)
   near = jnp.where(jnp.asarray(empty)[:, None], 1 - popular, near)
-  weight = {'pop': popular, 'cf': nearest.normalised(score(part, cuts))}
+  weight = {'pop': popular, 'cf': nearest.min_max_normalize(score(part, cuts))}
   seen = None
   if mask:
     seen = jnp.zeros((len(queries), n), bool).at[rows, columns].set(True, mode='drop')

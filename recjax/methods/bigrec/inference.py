@@ -133,7 +133,7 @@ def grounded(config: ConfigDict, data: Data, made: pathlib.Path, results: dict[s
   config: the run's config. data: the Data. made: folder with items.npy. results: what results.json
   holds. score: the assistant, or None. embed: texts -> vectors.
   """
-  items = nearest.catalogue(run_files.read_arrays(made / 'items.npy'))
+  items = nearest.center(run_files.read_arrays(made / 'items.npy'))
   n = len(data.catalog)
   popular = nearest.popularity(np.bincount(data.cases.known.items, minlength=n + 1)[1:])
   how = results['list_of']

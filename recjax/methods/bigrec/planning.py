@@ -11,7 +11,7 @@ from recjax import run_files
 from recjax.data import windows
 from recjax.data.dataset import Dataset
 from recjax.errors import ConfigError
-from recjax.models import llm, lora
+from recjax.models import layers, llm, lora
 from recjax.training import cost_model, llm_loading
 from recjax.training.workdir import find_stage, saved_config
 
@@ -34,7 +34,7 @@ def cost(cfg: ConfigDict, shop: Dataset) -> dict[str, str]:
   length = OPENING + TITLE * (share + 1)
   forward = llm.flops_per_token(shape, length / 2)
   full = cfg.train.mode == 'full'
-  trained = (llm.count(llm.shapes(shape)) if full else llm.count(
+  trained = (layers.count_params(llm.shapes(shape)) if full else layers.count_params(
       jax.eval_shape(lambda k: lora.init_lora(shape, k), jax.random.key(0))))
   tokens = cfg.train.epochs * count * length
   flops = (3 if full else 2) * forward * tokens
@@ -45,7 +45,7 @@ def cost(cfg: ConfigDict, shop: Dataset) -> dict[str, str]:
                  count * length, cfg.train.epochs, asked, cfg.decode.batch, cfg.decode.beams,
                  round(length), TITLE if cfg.variant == 'decode' else cfg.decode.new_tokens)
   return {
-      'model': f'{llm.count(llm.shapes(shape)):,} parameters, '
+      'model': f'{layers.count_params(llm.shapes(shape)):,} parameters, '
                f'{llm.param_bytes(shape) / 2**20:,.0f} MiB as stored ({shape.dtype})',
       'trained': f'{trained:,} parameters ({cfg.train.mode})',
       'training': f'{count:,} samples, at most {tokens / 1e6:,.1f} M tokens, '

@@ -234,7 +234,7 @@ def make_epoch(side: str, cfg: semantic_id_t5.Config, weights: AlignmentWeights,
     bad = ~jnp.isfinite(means['loss'])
     means = {**jax.tree.map(jnp.mean, means), 'bad': jnp.where(bad.any(), bad.argmax(), -1)}
     if side == 'id':
-      table, largest = semantic_ids.table(rqvae.codes_of(id_cfg, params, x))
+      table, largest = semantic_ids.padded_table(rqvae.assign_codes(id_cfg, params, x))
       new_state['params']['table'], means['largest_group'] = table, largest
     return new_state, means
   return epoch

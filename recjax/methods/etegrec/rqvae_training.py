@@ -103,7 +103,7 @@ def init_state(cfg: rqvae.Config, tx: optax.GradientTransformation, x: Float[Arr
 
   tx: the optimizer. x: item vectors.
   """
-  params = rqvae.seed_codes(
+  params = rqvae.init_codebooks(
     cfg, rqvae.init(cfg, jax.random.fold_in(key, 0)), x[_kmeans_rows(key, len(x))],
     jax.random.fold_in(key, 1)
   )
@@ -145,7 +145,7 @@ def record_codes(work: Workdir, cfg: rqvae.Config, x: Float[Array, 'N d'], state
   if not np.isfinite(loss):
     raise UserError(f'the loss of the tokenizer became {loss} before step {done}, of which nothing '
                     'is kept; lower semantic_ids.lr and run again, which trains it anew')
-  stats = semantic_ids.codebook_stats(rqvae.codes_of(cfg, state['params'], x), cfg.size)
+  stats = semantic_ids.codebook_stats(rqvae.assign_codes(cfg, state['params'], x), cfg.size)
   work.record(done, {
       'loss': float(loss), 'recon': float(recon), 'collision_rate': stats['collision_rate'],
       **{f'usage_{level + 1}': share for level, share in enumerate(stats['usage'])}})
@@ -180,9 +180,10 @@ def _steps(cfg: rqvae.Config, tx: optax.GradientTransformation, count: int, batc
     loss_key, diversity_key = jax.random.split(key)
     value, outputs = rqvae.loss(cfg, params, x[rows], loss_key)
     if letter.collaborative:
-      value += letter.collaborative * rqvae.collaborative(sum(outputs['parts']), partners[rows])
+      value += letter.collaborative * rqvae.collaborative_loss(
+          sum(outputs['parts']), partners[rows])
     if letter.diversity:
-      value += letter.diversity * rqvae.diversity(params['codebooks'], outputs['parts'],
+      value += letter.diversity * rqvae.diversity_loss(params['codebooks'], outputs['parts'],
                                                   outputs['codes'], groups, diversity_key)
     return value, rqvae.recon_loss(cfg, outputs['recon'], x[rows])
 

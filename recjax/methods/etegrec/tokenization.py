@@ -55,8 +55,8 @@ def stage(work: Workdir, cfg: ConfigDict, vectors_dir: Path, ids: Sequence[str])
     codes, distances = load_released(work, ids_cfg, x)
   elif ids_cfg.kind in NETWORKS:
     codes, distances = train_network(work, ids_cfg, x, cfg.seed)
-  elif ids_cfg.kind in semantic_ids.PLAIN:
-    codes, fitted = semantic_ids.PLAIN[ids_cfg.kind](x, ids_cfg.levels, ids_cfg.size, cfg.seed)
+  elif ids_cfg.kind in semantic_ids.TOKENIZERS:
+    codes, fitted = semantic_ids.TOKENIZERS[ids_cfg.kind](x, ids_cfg.levels, ids_cfg.size, cfg.seed)
     distances = None
     if ids_cfg.kind in RESIDUAL:
       np.save(work.folder / 'codebooks.npy', fitted['codebooks'], allow_pickle=False)
@@ -64,7 +64,7 @@ def stage(work: Workdir, cfg: ConfigDict, vectors_dir: Path, ids: Sequence[str])
       distances = semantic_ids.encode_residual(x, fitted['codebooks'], ids_cfg.kind == 'rkmeans')[1]
   else:
     raise ConfigError(f'semantic_ids.kind={ids_cfg.kind!r}; choose one of '
-                      f'{", ".join([*NETWORKS, *semantic_ids.PLAIN])}')
+                      f'{", ".join([*NETWORKS, *semantic_ids.TOKENIZERS])}')
   if codes.max() >= ids_cfg.size:
     raise DataError(
       f'semantic_ids.size={ids_cfg.size}, but there is a code {codes.max()}; set '
@@ -111,7 +111,7 @@ def load_released(work: Workdir, ids_cfg: ConfigDict,
   ids_cfg: the group semantic_ids. x: item vectors. Raises DataError where they do not fit the
   vectors or the config.
   """
-  cfg, params = rqvae.from_state(files.read_state(ids_cfg.weights), ids_cfg.weights)
+  cfg, params = rqvae.from_state_dict(files.read_state(ids_cfg.weights), ids_cfg.weights)
   if cfg.dim != x.shape[1] or (cfg.levels, cfg.size) != (ids_cfg.levels, ids_cfg.size):
     raise DataError(f'{ids_cfg.weights} reads vectors of {cfg.dim} numbers into {cfg.levels} x '
                     f'{cfg.size} codes; here are {x.shape[1]} numbers and semantic_ids.levels='

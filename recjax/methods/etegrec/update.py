@@ -84,7 +84,7 @@ def encode_vectors(workdir: Path, ids_cfg: ConfigDict, x: Float[np.ndarray, 'm d
   if (ids_dir / 'tokenizer.npz').exists():
     cfg = tokenization.rqvae_config(ids_cfg, x.shape[1])
     if ids_cfg.weights:
-      cfg = rqvae.from_state(files.read_state(ids_cfg.weights), ids_cfg.weights)[0]
+      cfg = rqvae.from_state_dict(files.read_state(ids_cfg.weights), ids_cfg.weights)[0]
     outputs = rqvae.forward(cfg, trained or sequential.load(ids_dir / 'tokenizer.npz'), x)
     return np.asarray(outputs['codes']), np.asarray(outputs['dist'][:, -1])
   if ids_cfg.kind in tokenization.RESIDUAL and (ids_dir / 'codebooks.npy').exists():

@@ -11,7 +11,7 @@ from recjax import run_files
 from recjax.data.dataset import Dataset
 from recjax.errors import ConfigError
 from recjax.methods.llmemb import variants as variants_lib
-from recjax.models import huggingface, llm, lora
+from recjax.models import huggingface, layers, llm, lora
 from recjax.text import tokenizer as tokenizer_lib
 from recjax.training import cost_model
 from recjax.training.workdir import find_stage, saved_config
@@ -26,7 +26,8 @@ def cost(cfg: ConfigDict, dataset: Dataset) -> dict[str, str]:
     flops = llm.flops_per_token(shape, prompt_tokens)
     tuned = sum(source in ('tuned', 'last') for source in variants_lib.vector_sources(cfg))
     steps = cfg.scft.steps * cfg.scft.batch * 2 * prompt_tokens * (1 - cfg.scft.ratio)
-    adapter = llm.count(jax.eval_shape(lambda k: lora.init_lora(shape, k), jax.random.key(0)))
+    adapter = layers.count_params(
+        jax.eval_shape(lambda k: lora.init_lora(shape, k), jax.random.key(0)))
     lines = {
         'model': f'{llm.param_bytes(shape) / 2**20:,.1f} MiB of weights, {adapter:,} adapter '
                  'parameters',

@@ -19,7 +19,7 @@ from recjax.errors import ConfigError, DataError
 from recjax.evaluation import ranking
 from recjax.file_io import write_json
 from recjax.methods.llmemb import item_embeddings, variants
-from recjax.models import seqrec
+from recjax.models import layers, seqrec
 from recjax.training import cost_model, sequential
 from recjax.training.losses import contrastive
 from recjax.training.workdir import Workdir
@@ -91,7 +91,7 @@ def save_models(work: Workdir, cfg: ConfigDict, params: PyTree, scores: np.ndarr
   sequential.save(work.folder / 'model.npz', params)
   write_json(work.folder / 'valid.json', {
       'NDCG@10': [round(float(score), 6) for score in scores], 'epoch': best_epochs.tolist()})
-  return {'parameters': f'{seqrec.parameters(params) // cfg.seeds:,}',
+  return {'parameters': f'{layers.count_params(params) // cfg.seeds:,}',
           'best_epochs': ', '.join(map(str, best_epochs)),
           'valid_NDCG@10': ', '.join(f'{score:.4f}' for score in scores)}
 

@@ -21,7 +21,7 @@ from recjax.distributed.sharding import shard
 from recjax.errors import ConfigError
 from recjax.file_io import write_json
 from recjax.methods.llmemb import prompts
-from recjax.models import huggingface, llm, lora
+from recjax.models import huggingface, layers, llm, lora
 from recjax.training import loop, text_embedding
 from recjax.training.loop import Task, fit
 from recjax.training.losses import contrastive
@@ -75,7 +75,8 @@ def stage(work: Workdir, cfg: ConfigDict, prompts_dir: Path, llm_dir: Path) -> d
   huggingface.save_adapter(trained['lora'], encoder.model.cfg, work.folder, base=name)
   tau = float(trained.get('tau', cfg.scft.tau))
   write_json(work.folder / 'scft.json', {'tau': tau, 'loss': cfg.scft.loss, 'pool': cfg.pool})
-  return {'steps': cfg.scft.steps, 'trained': llm.count(trained['lora']), 'tau': round(tau, 4),
+  return {'steps': cfg.scft.steps, 'trained': layers.count_params(trained['lora']),
+          'tau': round(tau, 4),
           'epochs': round(cfg.scft.steps * batches.size / len(prompts_dir), 1)}
 
 

@@ -85,7 +85,7 @@ class Conversation:
     num_same = min(num_same, len(ids) - 1)
     size = READ_BUCKET * -(-self.cfg.prompt.max_prompt_tokens // READ_BUCKET)
     if self.cache is None:
-      self.cache = llm_decoder.room(model.cfg, size)
+      self.cache = llm_decoder.empty_block(model.cfg, size)
     mask = self.cache.mask & (jnp.arange(size) < num_same)
     self.cache = self.cache._replace(mask=mask)
     new_ids = ids[num_same:-1]
@@ -115,9 +115,9 @@ class Conversation:
     return self.grounded.read(generated.row(0, 0))
 
 
-_decoder = functools.lru_cache(4)(llm_decoder.continuing)
+_decoder = functools.lru_cache(4)(llm_decoder.continuing_decoder)
 
-_extend_cache = jax.jit(llm_decoder.remembered, static_argnums=0)
+_extend_cache = jax.jit(llm_decoder.append_tokens, static_argnums=0)
 
 
 def untrained_models(chat_model: train.ChatModel,

@@ -21,7 +21,7 @@ def stage(work: Workdir, cfg: ConfigDict, dataset: Dataset, llm_dir: Path,
           teacher_dir: Path) -> dict:
   """Writes codes.npy: (N, levels + 1) int32, unique rows. -> counts"""
   vectors = item_vectors(work, cfg, teacher_dir, dataset, llm_dir)
-  fitted = tables.residual(vectors, cfg.semantic_ids.levels, cfg.semantic_ids.size, cfg.seed)
+  fitted = tables.residual_kmeans(vectors, cfg.semantic_ids.levels, cfg.semantic_ids.size, cfg.seed)
   codes = np.asarray(fitted[0] if isinstance(fitted, tuple) else fitted)
   table = tables.with_suffix(codes, cfg.semantic_ids.size)
   np.save(work.folder / 'codes.npy', np.asarray(table, np.int32))

@@ -13,7 +13,7 @@ from recjax.data.dataset import Dataset, load_unchanged
 from recjax.distributed import sharding
 from recjax.errors import ConfigError
 from recjax.methods.reclm import offline_samples, sft_data, teacher, tokenized_catalog, train
-from recjax.models import llm, lora
+from recjax.models import layers, llm, lora
 from recjax.run_files import read_json
 from recjax.text import tokenizer
 from recjax.training import cost_model, llm_loading, tiny_llm
@@ -61,7 +61,7 @@ def cost(cfg: ConfigDict, dataset: Dataset) -> dict[str, str]:
   length = OPENING + TITLE * (sft_data.MAX_ITEMS // 2 + cfg.train.longest_list / 2)
   forward = llm.flops_per_token(shape, length / 2)
   full = cfg.train.mode == 'full'
-  trained = llm.count(llm.shapes(shape)) if full else llm.count(
+  trained = layers.count_params(llm.shapes(shape)) if full else layers.count_params(
       jax.eval_shape(lambda k: lora.init_lora(shape, k), jax.random.key(0)))
   tokens = cfg.train.epochs * users * length
   flops = (3 if full else 2) * forward * tokens
@@ -69,7 +69,7 @@ def cost(cfg: ConfigDict, dataset: Dataset) -> dict[str, str]:
       cfg.train.batch * length / cfg.train.row_tokens)), cfg.train.row_tokens, 0, users * length,
                  cfg.train.epochs, users, cfg.decode.batch, 1, round(length), cfg.decode.new_tokens)
   return {
-      'model': f'{llm.count(llm.shapes(shape)):,} parameters, '
+      'model': f'{layers.count_params(llm.shapes(shape)):,} parameters, '
                f'{llm.param_bytes(shape) / 2**20:,.0f} MiB as stored ({shape.dtype})',
       'trained': f'{trained:,} parameters ({cfg.train.mode})',
       'training': f'{cfg.train.epochs} epochs of {users:,} samples, about {tokens / 1e6:,.1f} M '

@@ -30,6 +30,7 @@ from recjax.methods.reclm import (
   tokenized_catalog,
 )
 from recjax.models import embedding_resize, huggingface, llm, lora
+from recjax.models import layers as layers_lib
 from recjax.run_files import read_json
 from recjax.text import tokenizer as tokenizers
 from recjax.text.tokenizer import Tokenizer
@@ -122,13 +123,13 @@ def new_chat_model(cfg: ConfigDict, llm_dir: Path, mesh: jax.sharding.Mesh,
     base.encode(INIT_WORDS[cfg.train.control_like].get(name, 'item'))
     for name in control_tokens(cfg, table)
   ]
-  params, shape = embedding_resize.grow(params, model.cfg, ids, init_words)
+  params, shape = embedding_resize.add_tokens(params, model.cfg, ids, init_words)
   if len(ids) > 2:  # codes that begin alike would stay alike under symmetric gradients
-    rows = embedding_resize.rows_of(params, ids)
+    rows = embedding_resize.token_rows(params, ids)
     key = jax.random.key(cfg.seed)
     rows = {name: row + row.std() * jax.random.normal(jax.random.fold_in(key, number), row.shape)
             for number, (name, row) in enumerate(sorted(rows.items()))}
-    params = embedding_resize.put(params, rows, ids)
+    params = embedding_resize.set_rows(params, rows, ids)
   model = llm.LM(shape)
   return ChatModel(model, params, None, tokenizer, *ids[:2], ids[2:],
                    scoring=scoring_options(cfg.train, ids[1]))
@@ -200,8 +201,8 @@ def stage(work: Workdir, cfg: ConfigDict, dataset: Dataset, llm_dir: Path, teach
       eval_every=max(1, round(steps / cfg.train.epochs)), patience=cfg.train.patience)
   trained = multihost.to_host(fit(task, fit_settings, work))
   save_model(work, cfg, chat_model, llm_dir, trained)
-  return {**counts, 'chat_left_out': num_left_out, 'steps': steps, 'trained': llm.count(trained),
-          'shared_prefix': len(prefix), 'rows': len(train.members), 'row': train.row,
+  return {**counts, 'chat_left_out': num_left_out, 'steps': steps,
+          'trained': layers_lib.count_params(trained), 'shared_prefix': len(prefix), 'rows': len(train.members), 'row': train.row,
           **{note: count for note, count in tokenized.notes.items() if count}}
 
 
@@ -251,7 +252,7 @@ def init_trainable(cfg: ConfigDict, chat_model: ChatModel, items: np.ndarray | N
     tree = {'params': chat_model.params}
   else:
     tree = {'lora': lora.init_lora(chat_model.model.cfg, jax.random.key(cfg.seed)),
-            'rows': embedding_resize.rows_of(chat_model.params, control_ids(chat_model))}
+            'rows': embedding_resize.token_rows(chat_model.params, control_ids(chat_model))}
   if items is not None:
     width = chat_model.model.cfg.width
     key = jax.random.key(cfg.seed + 1)
@@ -273,7 +274,7 @@ def model_variables(cfg: ConfigDict, chat_model: ChatModel, train: PyTree, froze
   if cfg.train.mode == 'full':
     return {'params': train['params']}
   return {
-    'params': embedding_resize.put(frozen, train['rows'], control_ids(chat_model)),
+    'params': embedding_resize.set_rows(frozen, train['rows'], control_ids(chat_model)),
     'lora': train['lora']
   }
 
@@ -477,8 +478,8 @@ def load_model(cfg: ConfigDict, llm_dir: Path, tuned_dir: Path,
   model, params, _, adapter = llm_loading.load_adapted(llm_dir, cfg.llm, tuned_dir, mesh)
   tokenizer = tokenizers.load(tuned_dir)
   ids = [control['soi'], control['eoi'], *control['codes']]
-  params, shape = embedding_resize.grow(params, model.cfg, ids, [[0]] * len(ids))
-  params = embedding_resize.put(params, plain_arrays.load(tuned_dir / 'rows.npz'), ids)
+  params, shape = embedding_resize.add_tokens(params, model.cfg, ids, [[0]] * len(ids))
+  params = embedding_resize.set_rows(params, plain_arrays.load(tuned_dir / 'rows.npz'), ids)
   return ChatModel(llm.LM(shape), params, adapter, tokenizer, *ids[:2], ids[2:], extra,
                    scoring_options(cfg.train, ids[1]))
 

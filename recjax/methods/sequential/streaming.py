@@ -11,7 +11,7 @@ from recjax.errors import ConfigError, DataError
 from recjax.evaluation import ranking, results
 from recjax.file_io import write_json
 from recjax.methods.sequential import evaluate, report, train
-from recjax.models import seqrec
+from recjax.models import layers
 from recjax.training import sequential, sequential_streaming
 from recjax.training.workdir import Workdir
 
@@ -80,6 +80,6 @@ def stage(work: Workdir, cfg: ConfigDict, shop: array_record.Records,
   sequential.save(work.folder / 'model.npz', best)
   write_json(work.folder / 'valid.json', {'NDCG@10': [round(float(score), 6)], 'epoch': [epoch]})
   waits = [r['data_wait'] for r in work.metrics() if r['stage'] == 'train' and 'data_wait' in r]
-  return {'parameters': f'{seqrec.parameters(best):,}', 'best_epoch': epoch,
+  return {'parameters': f'{layers.count_params(best):,}', 'best_epoch': epoch,
           'valid_NDCG@10': f'{score:.4f}',
           'share_of_time_waiting_for_data': f'{np.median(waits):.1%}'}

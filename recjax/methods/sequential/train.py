@@ -8,7 +8,7 @@ from recjax.data.dataset import Dataset
 from recjax.errors import DataError
 from recjax.evaluation import ranking, sampled_ranking
 from recjax.file_io import write_json
-from recjax.models import seqrec
+from recjax.models import layers
 from recjax.training import sequential
 from recjax.training.workdir import Workdir
 
@@ -34,7 +34,7 @@ def stage(work: Workdir, cfg: ConfigDict, shop: Dataset) -> dict[str, Any]:
   sequential.save(work.folder / 'model.npz', best)
   write_json(work.folder / 'valid.json', {
       'NDCG@10': [round(float(s), 6) for s in scores], 'epoch': epochs.tolist()})
-  return {'parameters': f'{seqrec.parameters(best) // cfg.seeds:,}',
+  return {'parameters': f'{layers.count_params(best) // cfg.seeds:,}',
           'best_epochs': ', '.join(map(str, epochs)),
           'valid_NDCG@10': ', '.join(f'{s:.4f}' for s in scores)}
 

@@ -31,8 +31,8 @@ NET = semantic_id_t5.Config(
 
 def parts(items=9):
   x = jnp.asarray(np.random.default_rng(0).normal(size=(items, 6)), jnp.float32)
-  ids = rqvae.seed_codes(ID, rqvae.init(ID, jax.random.key(0)), x, jax.random.key(1))
-  table = semantic_ids.table(rqvae.codes_of(ID, ids, x))[0]
+  ids = rqvae.init_codebooks(ID, rqvae.init(ID, jax.random.key(0)), x, jax.random.key(1))
+  table = semantic_ids.padded_table(rqvae.assign_codes(ID, ids, x))[0]
   rec = semantic_id_t5.init(NET, jax.random.key(2))
   rng = np.random.default_rng(1)
   some = [(jnp.asarray(rng.integers(0, items + 1, (4, 3))), jnp.asarray([3, 5, 3, 0]),
@@ -127,7 +127,7 @@ class TokenizerTest(absltest.TestCase):
     params, kept, rows = self.fit(x)
     self.assertLess(rows[-1]['loss'], rows[0]['loss'])
     self.assertEqual(kept['collision_rate'], min(r['collision_rate'] for r in rows))
-    found = semantic_ids.codebook_stats(rqvae.codes_of(ID, params, x), ID.size)
+    found = semantic_ids.codebook_stats(rqvae.assign_codes(ID, params, x), ID.size)
     self.assertEqual(found['collision_rate'], kept['collision_rate'])
 
   def test_a_run_stopped_at_any_look_ends_where_an_uninterrupted_one_ends(self):
@@ -240,8 +240,8 @@ class TokenizerTest(absltest.TestCase):
     grads = jax.tree.map(jnp.ones_like, params)
     _, opt = tx.update(grads, tx.init(params), params)
     new, fresh = rqvae_training.reset_dead_codes(ID, params, opt, x)
-    before = np.unique(rqvae.codes_of(ID, params, x)[:, 0])
-    after = np.unique(rqvae.codes_of(ID, new, x)[:, 0])
+    before = np.unique(rqvae.assign_codes(ID, params, x)[:, 0])
+    after = np.unique(rqvae.assign_codes(ID, new, x)[:, 0])
     self.assertLen(before, 1)
     self.assertGreater(len(after), 2)
     self.assertEqual(float(jnp.abs(fresh[0].mu['codebooks'][0, 1:]).max()), 0)
