@@ -230,13 +230,13 @@ def serve(args):
 
 def doctor(args):
   """Prints findings about the data and the cost of a config."""
-  from recjax.data import dataset
+  from recjax.data import loading
   from recjax.data import validate as checks
   if args.settings and not args.config:
     raise ConfigError(f'--config.{args.settings[0]} changes a config; name it, e.g. '
                       '--config=configs/betag_scientific.py')
   cfg = args.config and experiment.changed(experiment.read_config(args.config), args.settings)
-  shop = dataset.load_data(args.data)
+  shop = loading.load_data(args.data)
   print(f'{shop.name}: {len(shop.catalog):,} items, {len(shop.interactions):,} users, '
         f'{len(shop.interactions.items):,} interactions, fingerprint {shop.fingerprint[:16]}')
   for finding in checks.check(shop):
@@ -321,7 +321,7 @@ def embed(args):
   import numpy as np
   from ml_collections import ConfigDict
 
-  from recjax.data import dataset
+  from recjax.data import dataset, loading
   from recjax.distributed import sharding
   from recjax.training import text_embedding
   from recjax.training.workdir import plain_progress
@@ -331,7 +331,7 @@ def embed(args):
   if out.suffix != '.npy':
     raise ConfigError(f'--out={out}: name a .npy file that does not exist yet')
   run_files.absent(out, '--out')
-  shop = dataset.load_data(args.data)
+  shop = loading.load_data(args.data)
   mesh = sharding.make_mesh({'data': -1, 'fsdp': 1, 'model': 1})
   reader = text_embedding.load(args.workdir, ConfigDict({'dtype': 'auto', 'remat': 'none'}), mesh)
   advance = plain_progress(print, 'embedding', len(shop.catalog), 0, 'item')

@@ -9,7 +9,7 @@ import os
 import pathlib
 
 from recjax import file_io, methods, run_files, settings
-from recjax.data import array_record, dataset
+from recjax.data import array_record, loading
 from recjax.errors import ConfigError, DataError, WorkdirError
 from recjax.file_io import write_json
 from recjax.training.workdir import plain_progress
@@ -39,7 +39,9 @@ def opened(workdir, data=None):
   if not data and not isinstance(config['data'], str):
     raise WorkdirError(f'{workdir}/config.json: "data" is {config["data"]!r:.60}, no folder')
   data = data or config['data']
-  return module, array_record.load(data) if array_record.found(data) else dataset.load_data(data)
+  return module, array_record.load(data) if array_record.is_record_folder(
+    data
+  ) else loading.load_data(data)
 
 
 def method_of(workdir):
@@ -51,7 +53,7 @@ def method_of(workdir):
 
 def in_stock(recommend, goods):
   """The same face without retired items, which stay known in histories."""
-  live = goods.live()
+  live = goods.active_ids()
   if live is None:
     return recommend
 

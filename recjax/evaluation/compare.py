@@ -63,10 +63,11 @@ def _protocol(runs, count):
   """The sentence about the users that all runs ranked. -> str"""
   first = next(iter(runs.values()))['protocol']
   same = all(run['protocol'] == first for run in runs.values())
-  if splits.asked(first) is None or same and splits.asked(first) == count:
+  if splits.num_cases(first) is None or same and splits.num_cases(first) == count:
     return first
-  return splits.told(first, count).replace(', full ranking', '; those that all runs ranked, full '
-                                           'ranking')
+  return splits.with_num_cases(first, count).replace(
+    ', full ranking', '; those that all runs ranked, full ranking'
+  )
 
 
 def _masks(runs, users):
@@ -199,7 +200,7 @@ def _check_equal(key, found):
   """Raises DataError where runs differ. Of a protocol everything counts but how many were asked."""
   alike = {}
   for name, value in found.items():
-    rule = splits.told(value, 'so many') if key == 'protocol' else value
+    rule = splits.with_num_cases(value, 'so many') if key == 'protocol' else value
     alike.setdefault(json.dumps(rule, sort_keys=True), []).append(name)
   if len(alike) > 1:
     listed = '; '.join(f'{", ".join(names)}: {found[names[0]]}' for names in alike.values())

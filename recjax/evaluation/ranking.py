@@ -165,8 +165,8 @@ def validator(scorer, cases, n_items, seeds, most=0):
   most, 0 for all. -> (params with a leading axis of seeds) -> [float] * seeds
   """
   some = np.sort(np.random.default_rng(0).permutation(len(cases))[:most or len(cases)])
-  cases = cases.picked(some)
-  cases = cases.picked(np.argsort(np.diff(cases.histories[1]), kind='stable'))
+  cases = cases.select(some)
+  cases = cases.select(np.argsort(np.diff(cases.histories[1]), kind='stable'))
 
   def ndcg(params):
     ranks = rank_cases(scorer(params), cases, n_items)

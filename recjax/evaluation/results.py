@@ -26,7 +26,7 @@ def save(folder, shop, split, row, ranks, lists, protocol, seeds=(0,),
   Raises DataError for ranks of another shape, or a sentence about another number of users.
   """
   folder, test = pathlib.Path(folder), split.test
-  if splits.asked(protocol) not in (None, len(test)):
+  if splits.num_cases(protocol) not in (None, len(test)):
     raise DataError(f'{len(test)} test users were ranked, and the protocol says {protocol!r}; '
                     'build its sentence for these users, as splits.drawn does')
   ranks = {row: ranks[row]} | ranks

@@ -10,7 +10,7 @@ import threading
 
 import numpy as np
 
-from recjax.data import dataset as catalogs
+from recjax.data import loading
 from recjax.errors import DataError
 from recjax.text import interest_terms
 
@@ -172,7 +172,7 @@ class Shelves:
     if not self.path:
       raise DataError('nothing to reload; start the server with --catalogue=FILE')
     with self.lock:
-      fresh, _ = catalogs.read_items(self.path)
+      fresh, _ = loading.read_items(self.path)
       made = Stock(self.now.catalog, self.now.counts, fresh, self.newest + 1, str(self.path))
       self.past = [*self.past, self.now][-KEPT:]
       self.now, self.newest = made, made.version

@@ -10,7 +10,7 @@ import numpy as np
 from absl.testing import absltest
 
 from recjax import errors, recommend, run_files
-from recjax.data import dataset
+from recjax.data import dataset, loading
 from recjax.errors import ConfigError, DataError
 from recjax.methods import llmemb
 from recjax.methods.llmemb import item_embeddings
@@ -105,7 +105,7 @@ class WholeTest(absltest.TestCase):
     super().setUpClass()
     cls.room = pathlib.Path(tempfile.mkdtemp())
     cls.shop = clusters()
-    dataset.save_data(cls.shop, cls.room / 'data')
+    loading.save_data(cls.shop, cls.room / 'data')
     random_decoder(cls.room / 'llm', [
         f'{t} {b}\n {c[1]}; is title brand categories goods' for t, b, c in zip(
             *(cls.shop.catalog.columns[k] for k in ('title', 'brand', 'categories')))])
@@ -282,7 +282,7 @@ class WholeTest(absltest.TestCase):
     with self.assertRaisesRegex(ConfigError, 'vectors.npy, so nothing here can make'):
       recommend.load(self.room / 'file', self.room / 'data')
     np.save(path, np.ones((7, 60), np.float32))
-    with self.assertRaisesRegex(DataError, '7 rows, the catalogue 200 items'):
+    with self.assertRaisesRegex(DataError, '7 rows, the catalog 200 items'):
       run(cfg, self.room / 'file2')
 
   def test_as_released_and_masked_items(self):

@@ -17,7 +17,7 @@ Deliberate differences from the authors' code:
   - a last tag cut by the token limit is dropped (decode.drop_truncated), equal scores go to the
     lower group.
 """
-from recjax.data.dataset import load_data
+from recjax.data.loading import load_data
 from recjax.errors import ConfigError
 from recjax.evaluation import results
 from recjax.methods.betag import base_tags, evaluate, generate, planning, prompts, report

@@ -2,8 +2,8 @@
 import itertools
 import json
 
-from recjax.data.dataset import load_unchanged
 from recjax.data.formats import betag as files
+from recjax.data.loading import load_unchanged
 from recjax.evaluation import baselines, metrics, ranking
 from recjax.evaluation import results as results_lib
 from recjax.file_io import write_json

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import FrozenConfigDict
 
-from recjax.data.batches import filled, halving_draws
+from recjax.data.batches import halving_draws, pad_batch
 from recjax.data.formats import betag as files
 from recjax.distributed.multihost import to_host
 from recjax.distributed.sharding import num_batch_shards
@@ -129,7 +129,7 @@ class SampleBatches:
           out['weights'][r, at:at + boundary - 1] = 0
         at = here.stop
     first = 0 if late else count  # all samples begin alike, with the heading
-    return {**filled(out, self.ways), 'first': np.array([self.heading[0]], np.int32),
+    return {**pad_batch(out, self.ways), 'first': np.array([self.heading[0]], np.int32),
             'first_weight': np.array([first], np.float32)}
 
 

@@ -23,8 +23,8 @@ def carried_on(workdir, config, shop, data, docs, option):
   shop, docs: what the run was trained on, and a weighted tag list an item. option: 'm,k', what
   validation chose. -> Dataset, docs. Raises DataError for an item without base tags.
   """
-  known, shop = shop.catalog, update.load(data, shop.catalog, workdir)
-  items = update.fresh(known, shop.catalog, READ)
+  known, shop = shop.catalog, update.load_continuation(data, shop.catalog, workdir)
+  items = update.changed_items(known, shop.catalog, READ)
   docs = docs + [[]] * (len(shop.catalog) - len(known))
   if not items:
     return shop, docs

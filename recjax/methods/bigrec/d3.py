@@ -40,7 +40,7 @@ class Search:
     records = self.data.records_of(part, self.template, self.cfg.prompt.noun, rows)
     asked, cut = prompts.encode_prompts(self.tokenizer, self.template, records,
                                         self.cfg.prompt.cutoff)
-    return getattr(self.data.cases, part).picked(rows), asked, cut
+    return getattr(self.data.cases, part).select(rows), asked, cut
 
   def writer(self, asked):
     """The LLM, with what these prompts share run once."""
@@ -158,7 +158,7 @@ def settings(cfg):
 
 def stage(work, cfg, data, helper, choice, decoded):
   """Every result file of D3."""
-  cases = data.cases.test.picked(instruction_data.held(data, 'test', cfg.judge.test_most))
+  cases = data.cases.test.select(instruction_data.held(data, 'test', cfg.judge.test_most))
   alpha, n = read_json(choice / 'alpha.json')['alpha'], len(data.catalog)
   rank = functools.partial(evaluate.rank_in, targets=cases.targets, titles=data.titles,
                            policy=cfg.judge.duplicate_titles, last=n - 1)

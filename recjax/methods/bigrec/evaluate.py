@@ -27,7 +27,7 @@ def save(work, cfg, data, cases, main, ranks, lists, score, ks=metrics.KS, **mor
   shop = Dataset(data.name, data.catalog,
                  Interactions(names, known.items, known.offsets), data.fingerprint, data.notes)
   test = type(cases)(np.arange(len(cases), dtype=np.int32), cases.histories, cases.targets)
-  _, said = splits.drawn(data.cases.test, cfg.judge.test_most, data.cases.protocol)
+  _, said = splits.sample_cases(data.cases.test, cfg.judge.test_most, data.cases.protocol)
   results = results_lib.save(
     work.folder,
     shop,

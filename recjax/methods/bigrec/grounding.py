@@ -132,7 +132,7 @@ def rank_all(work, cfg, data, vectors, helper):
   score = cf_assistant.scorer(helper, data)
   found = {}
   for part in PARTS:
-    cases = getattr(data.cases, part).picked(
+    cases = getattr(data.cases, part).select(
       instruction_data.held(data, part, cfg.judge[f'{part}_most'])
     )
     queries = run_files.read_arrays(vectors / f'{part}.npy')

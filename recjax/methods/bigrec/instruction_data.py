@@ -5,7 +5,7 @@ import pathlib
 
 import numpy as np
 
-from recjax.data import dataset, splits, update, windows
+from recjax.data import dataset, loading, splits, update, windows
 from recjax.data.formats import bigrec as files
 from recjax.data.splits import Cases
 from recjax.errors import ConfigError, DataError
@@ -50,9 +50,9 @@ def load(source, cfg):
   folder = pathlib.Path(str(source))
   if all((folder / f'{part}.json').is_file() for part in PARTS):
     return load_records(folder)
-  shop = dataset.load_data(source)
+  shop = loading.load_data(source)
   titles = titles_of(shop)
-  cases = windows.make(shop, folder, cfg.window, cfg.split, cfg.history)
+  cases = windows.make_samples(shop, folder, cfg.window, cfg.split, cfg.history)
   return Data(shop.name, shop.catalog, titles, cases, cfg.history, {}, shop.fingerprint,
               noted(titles, {}))
 
@@ -83,7 +83,7 @@ def titles_of(shop):
 
 def carried_on(data, source, workdir):
   """The same Data with the items of a later data set, about which its cases say nothing. -> Data"""
-  shop = update.load(source, data.catalog, workdir)
+  shop = update.load_continuation(source, data.catalog, workdir)
   return dataclasses.replace(data, catalog=shop.catalog, titles=titles_of(shop),
                              fingerprint=shop.fingerprint)
 
@@ -98,7 +98,7 @@ def masked(cfg, data):
 
 def held(data, part, most):
   """Which cases of a part are asked: `most` drawn once, or all (0). -> rows (n,), ascending"""
-  return splits.drawn(getattr(data.cases, part), most, '')[0]
+  return splits.sample_cases(getattr(data.cases, part), most, '')[0]
 
 
 def noted(titles, notes):
@@ -114,7 +114,7 @@ def load_records(folder):
   catalogue lacks are counted and left out; a target that it lacks is an error.
   """
   records = {part: files.read_records(folder / f'{part}.json') for part in PARTS}
-  ids, records, mended = files.mend(files.read_titles(folder), records)
+  ids, records, mended = files.repair_titles(files.read_titles(folder), records)
   titles = [files.clean_title(t) for t in ids.values()]
   first = {}
   for index, title in enumerate(titles, 1):
@@ -140,7 +140,7 @@ def cases_of(records, first, path, notes):
                     f'e.g. record {lost[0]}: {records[lost[0]]["output"][:60]}; correct them, or '
                     'remove these records')
   for number, record in enumerate(records):
-    history = list(map(files.clean_title, files.unquoted(record['input'])))
+    history = list(map(files.clean_title, files.unquote_titles(record['input'])))
     known = [first[t] for t in history if t in first]
     notes['unknown_history_titles'] += len(history) - len(known)
     users.append(number)

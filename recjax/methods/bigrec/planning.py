@@ -20,10 +20,17 @@ def cost(cfg, shop):
 
   Titles are taken as typical (14 tokens); the run itself counts the real ones.
   """
-  shape = llm_loading.shape_of(cfg, **({} if cfg.train.mode == 'full' else dict(
-      lora_rank=cfg.lora.rank, lora_targets=tuple(cfg.lora.targets))))
-  users, _ = windows.cut(np.maximum(shop.interactions.lengths() - 2, 0), cfg.samples.window,
-                         cfg.samples.history)
+  shape = llm_loading.shape_of(
+    cfg,
+    **(
+      {}
+      if cfg.train.mode == 'full'
+      else dict(lora_rank=cfg.lora.rank, lora_targets=tuple(cfg.lora.targets))
+    ),
+  )
+  users, _ = windows.target_positions(
+    np.maximum(shop.interactions.lengths() - 2, 0), cfg.samples.window, cfg.samples.history
+  )
   count = len(users) if cfg.train.sample <= 0 else min(len(users), cfg.train.sample)
   share = min(cfg.samples.history, len(shop.interactions.items) / max(1, len(shop.interactions)))
   length = OPENING + TITLE * (share + 1)

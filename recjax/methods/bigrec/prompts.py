@@ -28,7 +28,7 @@ class Template:
   def record(self, noun, history, title):
     """The record of a history of titles. -> {'instruction', 'input', 'output'}"""
     return {'instruction': fill(self.instruction, noun=noun),
-            'input': fill(self.input, noun=noun, history=files.quoted(history)),
+            'input': fill(self.input, noun=noun, history=files.quote_titles(history)),
             'output': f'"{title}"'}
 
   def text(self, record):

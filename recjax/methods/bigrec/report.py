@@ -171,7 +171,7 @@ def written_users(cfg, work, data, outcome, records):
 
 def asked(cfg, data):
   """The test cases that were judged."""
-  return data.cases.test.picked(instruction_data.held(data, 'test', cfg.judge.test_most))
+  return data.cases.test.select(instruction_data.held(data, 'test', cfg.judge.test_most))
 
 
 def decoded_sections(cfg, work, data, outcome):

@@ -13,7 +13,7 @@ Deliberate differences from the authors' code (docs/etegrec.md):
   - learning rates fall to 0 over the steps that really run;
   - the distances of SIA are negated, as the paper has it (`align.sign=pos` for the released form).
 """
-from recjax.data.dataset import load_data
+from recjax.data.loading import load_data
 from recjax.evaluation import results
 from recjax.methods.etegrec import (
   evaluate,

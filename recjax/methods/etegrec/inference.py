@@ -7,8 +7,8 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from recjax import run_files
-from recjax.data.dataset import load_unchanged
 from recjax.data.formats import etegrec as files
+from recjax.data.loading import load_unchanged
 from recjax.distributed import sharding
 from recjax.errors import ConfigError, DataError, WorkdirError
 from recjax.evaluation import ranking

@@ -7,6 +7,7 @@ from ml_collections import ConfigDict
 
 from recjax import run_files
 from recjax.data.formats import etegrec as files
+from recjax.data.formats import safe_pickle
 from recjax.errors import ConfigError, DataError
 from recjax.file_io import write_json
 from recjax.methods.etegrec import item_embeddings, rqvae_training
@@ -87,7 +88,7 @@ def network(work, how, x, seed):
 
 def published(work, how, x):
   """Takes over the tensors of a released RQ-VAE. -> codes (N, L), distances of the last level"""
-  cfg, params = rqvae.from_state(files.read_state(how.weights), how.weights)
+  cfg, params = rqvae.from_state(safe_pickle.read_torch_state(how.weights), how.weights)
   if cfg.dim != x.shape[1] or (cfg.levels, cfg.size) != (how.levels, how.size):
     raise DataError(f'{how.weights} reads vectors of {cfg.dim} numbers into {cfg.levels} x '
                     f'{cfg.size} codes; here are {x.shape[1]} numbers and tokenizer.levels='

@@ -4,7 +4,7 @@ import numpy as np
 from recjax import run_files
 from recjax.data import update
 from recjax.data.dataset import item_texts
-from recjax.data.formats import etegrec as files
+from recjax.data.formats import safe_pickle
 from recjax.distributed import sharding
 from recjax.errors import ConfigError, DataError, WorkdirError
 from recjax.methods.etegrec import item_embeddings, tokenization
@@ -27,7 +27,7 @@ def carried_on(workdir, config, shop, data, params):
     kind = FROM['file' if source.endswith('.npy') else 'train']
     raise ConfigError(f'the item vectors of {workdir} come from {kind}, so new items have none; '
                       'train it again on the later data, or with --config.vectors.source=text')
-  shop = update.load(data, shop.catalog, workdir)
+  shop = update.load_continuation(data, shop.catalog, workdir)
   table = np.asarray(params['table'])
   if len(shop.catalog) == known:
     return shop, table
@@ -64,7 +64,7 @@ def encoded(workdir, how, x, trained):
   if (coded / 'tokenizer.npz').exists():
     cfg = tokenization.shape(how, x.shape[1])
     if how.weights:
-      cfg = rqvae.from_state(files.read_state(how.weights), how.weights)[0]
+      cfg = rqvae.from_state(safe_pickle.read_torch_state(how.weights), how.weights)[0]
     found = rqvae.forward(cfg, trained or sequential.load(coded / 'tokenizer.npz'), x)
     return np.asarray(found['codes']), np.asarray(found['dist'][:, -1])
   if how.kind in tokenization.RESIDUAL and (coded / 'codebooks.npy').exists():

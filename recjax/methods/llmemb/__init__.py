@@ -13,7 +13,7 @@ Deliberate differences from the authors' code (docs/llmemb.md lists them one by 
   - alignment compares distinct items; recommenders see no padding and no later item;
   - the epoch that is kept is the best on validation NDCG@10 of full ranking.
 """
-from recjax.data.dataset import load_data
+from recjax.data.loading import load_data
 from recjax.evaluation import results
 from recjax.methods.llmemb import (
   evaluate,

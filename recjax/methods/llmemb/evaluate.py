@@ -4,7 +4,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from recjax import run_files
-from recjax.data.dataset import load_unchanged
+from recjax.data.loading import load_unchanged
 from recjax.errors import ConfigError
 from recjax.evaluation import baselines, metrics, ranking, sampled_ranking, statistics
 from recjax.evaluation import results as results_lib

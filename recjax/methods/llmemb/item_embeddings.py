@@ -116,7 +116,7 @@ def file_settings(cfg):
 
 def reduce_file(work, cfg, texts):
   """The same from a file of item vectors, .npy or a published pickle. -> counts"""
-  return write_reduced(work, files.read_array(cfg.file, len(prompts.read(texts))), cfg.dim)
+  return write_reduced(work, files.read_item_vectors(cfg.file, len(prompts.read(texts))), cfg.dim)
 
 
 def read(folder):

@@ -29,7 +29,7 @@ def carried_on(workdir, config, shop, later, seed):
   if 'output' in params:
     raise ConfigError(f'{workdir} was trained with model.separate, whose second table knows items '
                       'by their numbers alone; train it again on the later data')
-  known, shop = len(shop.catalog), update.load(later, shop.catalog, workdir)
+  known, shop = len(shop.catalog), update.load_continuation(later, shop.catalog, workdir)
   texts = prompts.texts_of(prompts.settings(config), shop.catalog)[0]
   before = prompts.read(find_stage(workdir, 'prompts'))
   items = [i for i, text in enumerate(texts, 1) if i > known or text != before[i - 1]]

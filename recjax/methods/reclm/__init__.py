@@ -17,7 +17,7 @@ Deliberate differences from the authors' code:
 """
 import pathlib
 
-from recjax.data.dataset import load_data
+from recjax.data.loading import load_data
 from recjax.errors import ConfigError
 from recjax.evaluation import results
 from recjax.methods.reclm import (

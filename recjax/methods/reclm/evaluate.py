@@ -7,8 +7,8 @@ from ml_collections import ConfigDict
 
 from recjax import run_files
 from recjax.data import splits
-from recjax.data.dataset import load_data
 from recjax.data.formats import conversations
+from recjax.data.loading import load_data
 from recjax.data.sample_shop.small_talk import questions
 from recjax.evaluation import baselines, ranking
 from recjax.evaluation import results as results_lib
@@ -36,8 +36,8 @@ def stage(work, cfg, shop, folder, made, helper, coded=None):
   table = None if coded is None else run_files.read_arrays(coded / 'codes.npy')
   speaker = train.load(cfg, folder, made, work.mesh)
   split, n = splits.leave_one_out(shop.interactions), len(shop.catalog)
-  rows, protocol = splits.drawn(split.test, cfg.judge.users, split.protocol)
-  cases = split.test.picked(rows)
+  rows, protocol = splits.sample_cases(split.test, cfg.judge.users, split.protocol)
+  cases = split.test.select(rows)
   split = dataclasses.replace(split, test=cases, protocol=protocol)
   stock = train.stock_of(cfg, shop, speaker, table)
   shelf = generation.Shelf(speaker, [stock], kind=cfg.grounding)
@@ -149,7 +149,7 @@ def rounds(work, cfg, shelf, stock, cases):
     and list_metrics.last_number(r.text) == list_metrics.last_number(gold)
     for r, (_, gold) in zip(plain, later)
   ]
-  few = cases.picked(np.arange(count))
+  few = cases.select(np.arange(count))
   return {'conversations': count,
           'CSN_R1': float(np.mean([len(r.items) == cfg.decode.count for r in lists])),
           'CSN_R2': float(np.mean([not r.items and not r.unfinished for r in plain])),
@@ -164,7 +164,7 @@ def cross(work, cfg, speaker):
   stock = tokenized_catalog.load(shop.catalog, speaker.tokenizer)
   shelf = generation.Shelf(speaker, [stock])
   cases = splits.leave_one_out(shop.interactions).test
-  cases = cases.picked(splits.drawn(cases, cfg.judge.cross_users, '')[0])
+  cases = cases.select(splits.sample_cases(cases, cfg.judge.cross_users, '')[0])
   found, _ = ask(work, 'cross', cfg, shelf, stock, cases, cfg.judge.words, cfg.judge.mask_history)
   counts = np.bincount(splits.leave_one_out(shop.interactions).train.items,
                        minlength=len(shop.catalog) + 1)[1:]
@@ -221,7 +221,7 @@ def controlled(work, cfg, shelf, stock, cases, plain, teach):
   """
   k, template, asked = cfg.decode.count, sft_data.forms(cfg), []
   few = np.arange(min(len(cases), cfg.control.users))
-  some, groups = cases.picked(few), control_tasks.members(stock)
+  some, groups = cases.select(few), control_tasks.members(stock)
   histories = [some.history(c) for c in few]
   for number, kind in enumerate(control_tasks.LISTS):
     made = control_tasks.lists(stock, histories, some.targets.tolist(), teach,
@@ -229,7 +229,7 @@ def controlled(work, cfg, shelf, stock, cases, plain, teach):
     asked += [(c, m[1]) for c, m in enumerate(made) if m]
   if not asked:
     return {}
-  found, _ = ask(work, 'control', cfg, shelf, stock, some.picked(np.array([c for c, _ in asked])),
+  found, _ = ask(work, 'control', cfg, shelf, stock, some.select(np.array([c for c, _ in asked])),
                  cfg.judge.words, cfg.judge.mask_history, [w.text(template) for _, w in asked])
   out = {}
   for (c, wish), reply in zip(asked, found):
@@ -276,7 +276,7 @@ def free(work, cfg, shelf, stock, cases):
   judge.vague above 0 takes a title within so many edits for the nearest item's, which hides a part
   of what does not exist (M5). -> rates
   """
-  some = cases.picked(np.arange(min(len(cases), cfg.judge.free)))
+  some = cases.select(np.arange(min(len(cases), cfg.judge.free)))
   histories = [some.history(c) for c in range(len(some))]
   speaker = shelf.speaker
   prompts, _ = sft_data.prompts(

@@ -6,7 +6,7 @@ import numpy as np
 
 from recjax import run_files
 from recjax.data import update
-from recjax.data.dataset import load_data, load_unchanged
+from recjax.data.loading import load_data, load_unchanged
 from recjax.decoding.prefix_generator import PrefixGenerator
 from recjax.distributed import sharding
 from recjax.errors import ConfigError
@@ -34,7 +34,7 @@ def open_run(workdir, later=None):
   shop = load_unchanged(config.data, results['data_fingerprint'], workdir)
   if later:
     check_later(config)
-    shop = update.load(later, shop.catalog, workdir)
+    shop = update.load_continuation(later, shop.catalog, workdir)
   weights = config.llm.weights
   folder = find_stage(workdir, 'llm') if weights == 'tiny' else pathlib.Path(weights)
   mesh = sharding.make_mesh({'data': -1, 'fsdp': 1, 'model': 1})

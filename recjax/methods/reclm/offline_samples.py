@@ -54,7 +54,7 @@ def held_out(cfg, shop, stock, teach):
   """Lists of validation: the last training item's follower, training's words. -> [Sample]"""
   valid = splits.leave_one_out(shop.interactions).valid
   few = np.arange(min(len(valid), cfg.train.valid_users))
-  cases, rng = valid.picked(few), np.random.default_rng(cfg.seed)
+  cases, rng = valid.select(few), np.random.default_rng(cfg.seed)
   asked = teach([cases.history(c) for c in few], sft_data.LONGEST + 1)
   plain = ConfigDict({**cfg.train.to_dict(), 'candidates': 0.0})
   template, out = sft_data.forms(cfg), []

@@ -6,7 +6,7 @@ import jax
 import numpy as np
 
 from recjax import run_files
-from recjax.data.dataset import load_unchanged
+from recjax.data.loading import load_unchanged
 from recjax.distributed import sharding
 from recjax.errors import ConfigError
 from recjax.methods.reclm import offline_samples, sft_data, teacher, tokenized_catalog, train

@@ -11,7 +11,7 @@ Deliberate differences from the authors' code:
     looked at before.
 """
 from recjax.data import array_record
-from recjax.data.dataset import load_data
+from recjax.data.loading import load_data
 from recjax.evaluation import results
 from recjax.methods.sequential import evaluate, report, streaming, train
 from recjax.run_files import read_json
@@ -19,7 +19,7 @@ from recjax.run_files import read_json
 
 def run(cfg, work):
   """The experiment, stage by stage."""
-  if array_record.found(cfg.data):
+  if array_record.is_record_folder(cfg.data):
     return streaming.run(cfg, work)
   shop = load_data(cfg.data, cfg.judge.tie_order)
   train.check(cfg, shop)

@@ -7,7 +7,7 @@ from ml_collections import ConfigDict
 
 from recjax import run_files
 from recjax.data import array_record, splits
-from recjax.data.dataset import load_unchanged
+from recjax.data.loading import load_unchanged
 from recjax.errors import ConfigError
 from recjax.evaluation import baselines, metrics, ranking, sampled_ranking
 from recjax.evaluation import results as results_lib
@@ -88,7 +88,9 @@ def recommender(workdir, data=None):
   config = saved_config(workdir)
   made = find_stage(workdir, 'train')
   results = read_json(find_stage(workdir, 'evaluate') / 'results.json')
-  load = array_record.load_unchanged if array_record.found(config.data) else load_unchanged
+  load = (
+    array_record.load_unchanged if array_record.is_record_folder(config.data) else load_unchanged
+  )
   shop = load(config.data, results['data_fingerprint'], workdir, config.judge.tie_order)
   best = int(np.argmax(read_json(made / 'valid.json')['NDCG@10']))
   score = sequential.scorer(sequential.model_config(config, len(shop.catalog)),
