@@ -140,9 +140,9 @@ class _Guard:
     self.max_bytes = min(MAX_BYTES, file_io.plausible(path.stat().st_size))
     self.total, self.names = 0, set()
 
-  def refusal(self, name: str, why: object) -> DataError:
-    return DataError(f'{self.path}: member {name!r:.80}: {why}; the archive is not to be trusted, '
-                     'and nothing of it was kept.')
+  def refusal(self, name: str, reason: object) -> DataError:
+    return DataError(f'{self.path}: member {name!r:.80}: {reason}; the archive is not to be '
+                     'trusted, and nothing of it was kept.')
 
   def place(self, name: str, size: int) -> pathlib.Path:
     """Where a member of so many bytes goes. Raises DataError."""

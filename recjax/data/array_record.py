@@ -97,7 +97,7 @@ def load(path: str | pathlib.Path) -> Records:
 
 def load_unchanged(path: str | pathlib.Path, fingerprint: str, workdir: str | pathlib.Path,
                    tie_order: str = 'file') -> Records:
-  """`load` of the very data that the run in `workdir` was made on, which had `fingerprint`.
+  """`load` of `path`, which must have the `fingerprint` that the run in `workdir` was made on.
 
   tie_order: not used, it is that of the file. Raises DataError where the data changed.
   """

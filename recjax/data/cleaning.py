@@ -128,7 +128,7 @@ def strip_markup(value: str, count: collections.Counter) -> str:
   for _ in range(3):  # as `&amp;amp;`
     if '&' not in decoded:
       break
-    decoded = _ENTITY.sub(lambda found: html.unescape(found[0]), decoded)
+    decoded = _ENTITY.sub(lambda match: html.unescape(match[0]), decoded)
   count['entities decoded'] += decoded != untagged
   again = _untagged(decoded)
   count['markup taken off'] += untagged != value or again != decoded
@@ -205,7 +205,7 @@ def flatten_list(value: list | tuple) -> Iterator:
 
 
 def clean_list(value: object, count: collections.Counter) -> list[str] | None:
-  """The texts of `value`, each once, cleaned as by `clean_text`; None where none is left."""
+  """The texts of `value`, each once, cleaned as by `clean_text` with `count`; None for none."""
   if isinstance(value, str):
     value = [value]
   if not isinstance(value, list | tuple):
@@ -233,7 +233,7 @@ def split_categories(value: object, sep: str) -> object:
 
 def clean_price(value: object, count: collections.Counter,
                 decimal: str = '') -> float | str | list | tuple | dict | None:
-  """A price as a number; a text with other words stays; None for what is none.
+  """The price `value` as a number; a text with other words stays; None for what is none.
 
   count: as in `clean_text`. decimal: as in `clean_item`.
   """

@@ -89,7 +89,7 @@ class Dataset:
 
 def make_dataset(name: str, catalog: Catalog, interactions: Interactions,
                  notes: dict | None = None) -> Dataset:
-  """Puts a data set together under a name, with notes about its files, and fingerprints it."""
+  """Puts `catalog` and `interactions` together under a name, with notes, and fingerprints them."""
   return Dataset(name, catalog, interactions, fingerprint(catalog, interactions), notes or {})
 
 
@@ -114,7 +114,7 @@ def item_texts(catalog: Catalog) -> list[str]:
 
 
 def in_tie_order(dataset: Dataset, order: str) -> Dataset:
-  """The data set with each user's items of one time as the file has them, or shuffled.
+  """`dataset` with each user's items of one time as the file has them, or shuffled.
 
   order: 'file', or 'shuffle(SEED)', which moves items among neighbors of equal time alone; their
   order in a file often follows ids, which can be learnt. A shuffled data set has a fingerprint of
@@ -148,7 +148,7 @@ def fingerprint(catalog: Catalog, interactions: Interactions) -> str:
 
 
 def digest(catalog: Catalog, users: Iterable[bytes], arrays: Iterable[Iterable | None]) -> str:
-  """`fingerprint` of parts that may come in pieces.
+  """`fingerprint` of `catalog` and of other parts that may come in pieces.
 
   users: pieces of the ids of the users as one JSON list. arrays: pieces of each of ARRAY_DTYPES,
   None for one that the data set lacks.

@@ -62,7 +62,7 @@ def load_unchanged(source: str | pathlib.Path, fingerprint: str, workdir: str | 
                    tie_order: str = 'file') -> Dataset:
   """`load_data` of the very data that the run in `workdir` was made on, which had `fingerprint`.
 
-  Raises DataError where they changed.
+  source, tie_order: as there. Raises DataError where they changed.
   """
   dataset = load_data(source, tie_order)
   if dataset.fingerprint != fingerprint:
@@ -72,7 +72,7 @@ def load_unchanged(source: str | pathlib.Path, fingerprint: str, workdir: str | 
 
 
 def save_data(dataset: Dataset, folder: str | pathlib.Path, overwrite: bool = False) -> None:
-  """Writes items.jsonl and sequences.jsonl; the folder appears whole or not at all.
+  """Writes `dataset` as items.jsonl and sequences.jsonl; the folder appears whole or not at all.
 
   Raises DataError if the folder holds something and `overwrite` is False, WorkdirError if it
   cannot be written.

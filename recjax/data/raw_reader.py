@@ -75,7 +75,7 @@ _JSON = json.JSONDecoder(parse_constant=_refuse)
 
 
 def file_kind(path: Path) -> str:
-  """The ending of a file's name without '.gz': '.csv', '.parquet', ..., '.jsonl' for all JSON."""
+  """The ending of `path` without '.gz': '.csv', '.parquet', ..., or '.jsonl' for all JSON."""
   path = pathlib.Path(path)
   ending = (path.with_suffix('') if path.suffix == '.gz' else path).suffix.lower()
   return '.jsonl' if ending in JSON_LINES else ending
@@ -87,7 +87,8 @@ def read(path: Path, header: Collection[str] = (), sep: str = '', encoding: str 
 
   header: names of the columns, of a file that does not begin with them. sep: what parts columns,
   where the name's ending does not say it. encoding: of texts; UTF-16 is found without it. literal:
-  lines may be Python dicts, which are read without running anything. Raises DataError where the
+  lines may be Python dicts, which are read without running anything. tick: is told how far it is.
+  Raises DataError where the
   file itself cannot be read, ConfigError for an unknown kind.
   """
   ending = file_kind(path)
@@ -97,20 +98,24 @@ def read(path: Path, header: Collection[str] = (), sep: str = '', encoding: str 
     return _json(path, literal, tick)
   sep = sep or SEPARATORS.get(ending)
   if not sep:
-    known = ', '.join([*SEPARATORS, *JSON_LINES, '.parquet'])
-    raise ConfigError(f'{path}: what kind of table is it? Known endings are {known}, the texts '
-                      "also with .gz; for another, say what parts its columns: --sep=','")
+    raise _unknown_kind(path)
   return _delimited(path, list(header), sep, encoding, tick)
 
 
+def _unknown_kind(path: Path) -> ConfigError:
+  known = ', '.join([*SEPARATORS, *JSON_LINES, '.parquet'])
+  return ConfigError(f'{path}: what kind of table is it? Known endings are {known}, the texts '
+                     "also with .gz; for another, say what parts its columns: --sep=','")
+
+
 def require_file(path: Path, where: str) -> None:
-  """Raises DataError, naming `where` to get it, for a published file that is not there."""
+  """Raises DataError, naming `where` to get it, for a published file that is not at `path`."""
   if not pathlib.Path(path).is_file():
     raise DataError(f'{path} does not exist; fetch it from {where} and name its place.')
 
 
 def row_place(path: Path, number: int) -> str:
-  """Where the row numbered `number` stands, for messages."""
+  """Where the row numbered `number` of the file at `path` stands, for messages."""
   return f'{path} {({".parquet": "row", "": "entry"}).get(file_kind(path), "line")} {number}'
 
 
@@ -125,10 +130,11 @@ def _is_wide(encoding: str) -> bool:
 
 def read_lines(path: Path, tick: Tick | None = None,
                encoding: str = '') -> Iterator[tuple[int, bytes | None]]:
-  """Yields (number, bytes) of each line, None in place of one that is too long; as a stream.
+  """Yields (number, bytes) of each line at `path`, None in place of one that is too long.
 
-  What is gzip is unpacked, whatever its name says, and UTF-16 becomes UTF-8, where `encoding` names
-  it or the first bytes tell. Raises DataError for a file that is no text, saying what it is.
+  tick: is told how far it is. What is gzip is unpacked, whatever its name says, and UTF-16 becomes
+  UTF-8, where `encoding` names it or the first bytes tell. Raises DataError for a file that is no
+  text, saying what it is.
   """
   path = pathlib.Path(path)
   try:
@@ -445,7 +451,7 @@ def as_text(value: object) -> str | None:
 
 
 def as_list(value: object, sep: str = '') -> list[str] | None:
-  """The texts of a list (nested ones laid flat), or of a text parted by `sep`; None for none."""
+  """The texts of the list `value`, nested ones laid flat, or of a text parted by `sep`; or None."""
   if isinstance(value, str):
     value = value.split(sep) if sep else [value]
   if not isinstance(value, list | tuple):
@@ -458,11 +464,11 @@ SNIFFED_LINES = 200
 
 def find_separator(path: Path, encoding: str = 'utf-8',
                    has_header: bool = False) -> tuple[str, str]:
-  """What parts columns. -> (sign, '' or how it was told); ('', '') for Parquet and JSON Lines.
+  """What parts columns, and '' or how it was told; both '' for Parquet and JSON Lines.
 
-  The sign that the file's ending promises, if it parts the lines; else the one that parts most of
-  them alike. named: whether the columns are named elsewhere, so that one column is no fault.
-  Raises ConfigError where several do or none does.
+  The sign that the ending of `path` promises, if it parts the lines; else the one that parts most
+  of them alike. encoding: of the file. has_header: whether the columns are named elsewhere, so that
+  one column is no fault. Raises ConfigError where several do or none does.
   """
   ending = file_kind(path)
   if ending in ('.parquet', '.jsonl'):
@@ -483,9 +489,7 @@ def find_separator(path: Path, encoding: str = 'utf-8',
     return likely[0], f'columns are parted by {SEPARATOR_NAMES.get(likely[0], likely[0])}'
   if usual_separator:
     return usual_separator, ''
-  known = ', '.join([*SEPARATORS, *JSON_LINES, '.parquet'])
-  raise ConfigError(f'{path}: what kind of table is it? Known endings are {known}, the texts '
-                    "also with .gz; for another, say what parts its columns: --sep=','")
+  raise _unknown_kind(path)
 
 
 def _column_share(lines: list[str], separator: str) -> float:

@@ -51,8 +51,8 @@ class Split:
 
 def num_cases(protocol: str) -> int | None:
   """How many test cases the sentence `protocol` names, None where it names no number."""
-  found = _NUM_CASES.search(protocol)
-  return int(found[1]) if found else None
+  match = _NUM_CASES.search(protocol)
+  return int(match[1]) if match else None
 
 
 def with_num_cases(protocol: str, count: int) -> str:

@@ -52,7 +52,7 @@ _AMAZON = re.compile(r'(\d{1,2}) (\d{1,2}), (\d{4})')
 
 
 def parse_number(value: object) -> tuple[int, str] | None:
-  """The whole part and the digits behind the point of a number, or its text; None for another."""
+  """The whole part of the number `value`, or of its text, and the digits behind; or None."""
   if isinstance(value, bool):
     return None
   if isinstance(value, int):
@@ -108,8 +108,8 @@ def _split_fraction(value: str) -> tuple[str, str]:
   if ':' not in value:
     return value, ''
   value = _REGION.sub('', value)
-  found = _FRACTION.search(value)
-  return (_FRACTION.sub(r'\1', value, count=1), found[2].rstrip('0')) if found else (value, '')
+  match = _FRACTION.search(value)
+  return (_FRACTION.sub(r'\1', value, count=1), match[2].rstrip('0')) if match else (value, '')
 
 
 class Date(NamedTuple):
@@ -121,7 +121,7 @@ class Date(NamedTuple):
 
 
 def parse_date(value: object, order: str = '') -> Date:
-  """Reads a date, or its text.
+  """Reads the date `value`, or its text.
 
   order: 'd/m/y' or 'm/d/y', which part of 02/03/2024 is the day; without it the seconds of such a
   text are None.
@@ -474,7 +474,7 @@ def _day_month_order(sizes: dict[str, int], kinds: dict[str, KindProfile],
 
 def _describe_kinds(kinds: dict[str, KindProfile], path: str | pathlib.Path) -> str:
   parts, place = [], 'row' if str(path).endswith('.parquet') else 'line'
-  for kind, seen in sorted(kinds.items(), key=lambda found: -found[1].count):
+  for kind, seen in sorted(kinds.items(), key=lambda item: -item[1].count):
     lines = ', '.join(map(str, seen.lines)) + ', …' * (seen.count > len(seen.lines))
     parts.append(
       f'{seen.count:,} {DESCRIPTIONS[kind]} ({place} {lines}: {str(seen.example)!r:.40})'
@@ -529,7 +529,7 @@ NO_TIMES = TimeScale('')
 
 
 def find_scale(least: int | None, greatest: int | None) -> TimeScale:
-  """The scale of times of which only the ends are known, both None where there are none."""
+  """The scale of times from `least` to `greatest`, both None where there are none."""
   if least is None:
     return NO_TIMES
   kinds = {number_kind(end) for end in (least, greatest) if end is not None}

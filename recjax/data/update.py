@@ -22,9 +22,9 @@ def load_continuation(source: str | pathlib.Path, trained: Catalog,
   ids = dataset.catalog.ids[:len(trained)]
   for place, (old, new) in enumerate(itertools.zip_longest(trained.ids, ids), 1):
     if old != new:
-      found = 'there is none' if new is None else f'it is {new!r}'
+      actual = 'there is none' if new is None else f'it is {new!r}'
       raise DataError(f'{source} does not carry on the data of {workdir}: item {place} was '
-                      f'{old!r}, now {found}. Make it with `recjax prepare ... --update=OLD '
+                      f'{old!r}, now {actual}. Make it with `recjax prepare ... --update=OLD '
                       '--out=NEW`, which keeps every item at its number')
   return dataset
 

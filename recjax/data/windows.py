@@ -80,7 +80,7 @@ def target_positions(lengths: np.ndarray, window: str,
 
 def window_cases(interactions: Interactions, users: np.ndarray, places: np.ndarray,
                  longest: int = 0) -> Cases:
-  """Asks for the items at `places` (n,) of the sequences of `users` (n,).
+  """Asks for items at `places` (n,) in the sequences of `users` (n,) of `interactions`.
 
   longest: items of a history at most, 0 for all.
   """
@@ -92,7 +92,7 @@ def window_cases(interactions: Interactions, users: np.ndarray, places: np.ndarr
 
 
 def split_points(count: int, shares: tuple[float, ...] = (0.8, 0.9)) -> tuple[int, ...]:
-  """Where `count` samples in order of time are cut: int(0.8 N) train, to int(0.9 N) validation."""
+  """Where `count` samples in order of time are cut, at `shares` of them, rounded down."""
   return tuple(int(share * count) for share in shares)
 
 

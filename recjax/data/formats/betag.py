@@ -130,7 +130,7 @@ def read_predictions(path: str | pathlib.Path) -> dict[str, list[str]]:
 
 
 def write_predictions(path: str | pathlib.Path, predictions: dict[str, list[str]]) -> None:
-  """Writes the texts of each item to `path`, as raw_predict.json."""
+  """Writes `predictions`, texts of each item, to `path`, as raw_predict.json."""
   _write_table(path, predictions)
 
 
@@ -140,7 +140,7 @@ def read_betags(path: str | pathlib.Path) -> dict[str, list[list[str]]]:
 
 
 def write_betags(path: str | pathlib.Path, betags: dict[str, list[list[str]]]) -> None:
-  """Writes rows of tags of each item, base tags first, to `path`, as raw_betags.json."""
+  """Writes `betags`, rows of tags of each item, base tags first, to `path`, as raw_betags.json."""
   _write_table(path, betags)
 
 
@@ -161,7 +161,7 @@ def clean_tags(tags: dict[str, list[str]], source: str | pathlib.Path, sep: str 
   if not sep.strip():
     raise ConfigError(f'the tag separator is {sep!r}; it must hold a sign other than blanks.')
   counts = {'trimmed_tags': 0, 'escaped_tags': 0, 'empty_items': 0}
-  kept = {}
+  cleaned = {}
   for item, texts in tags.items():
     trimmed = [tag.strip() for tag in texts]
     escaped = [escape_tag(tag, sep) for tag in trimmed]
@@ -171,15 +171,15 @@ def clean_tags(tags: dict[str, list[str]], source: str | pathlib.Path, sep: str 
                       'line break or a line number; mend it, or let bad tags be escaped.')
     counts['escaped_tags'] += len(bad)
     counts['trimmed_tags'] += sum(a != b for a, b in zip(texts, trimmed))
-    kept[item] = [tag for tag in escaped if tag]
-    if kept[item]:
+    cleaned[item] = [tag for tag in escaped if tag]
+    if cleaned[item]:
       continue
     if on_empty == 'error':
       raise DataError(f'{source} item {item!r} has no tags; give it some, or let such items be '
                       'dropped.')
-    del kept[item]
+    del cleaned[item]
     counts['empty_items'] += 1
-  return kept, counts
+  return cleaned, counts
 
 
 def escape_tag(tag: str, sep: str = '| ') -> str:
@@ -218,12 +218,12 @@ def match_tags(sequences: list[list[str]], tags: Collection[str], source: str | 
     raise DataError(f'{source}: {len(missing)} items of the sequences have no tags: {shown}; give '
                     'them tags, or let the items or their sequences be dropped.')
   if on_missing == 'drop_item':
-    kept = [[item for item in row if item in tags] for row in sequences]
-    kept = [row for row in kept if row]
+    matched = [[item for item in row if item in tags] for row in sequences]
+    matched = [row for row in matched if row]
   else:
-    kept = [row for row in sequences if all(item in tags for item in row)]
-  counts['dropped_sequences'] = len(sequences) - len(kept)
-  return kept, counts
+    matched = [row for row in sequences if all(item in tags for item in row)]
+  counts['dropped_sequences'] = len(sequences) - len(matched)
+  return matched, counts
 
 
 def _table(path: str | pathlib.Path, check: Callable, expected: str) -> dict:

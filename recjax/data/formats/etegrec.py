@@ -55,7 +55,7 @@ def _interactions(path: pathlib.Path, numbers: dict[str, int],
 
 
 def write(dataset: Dataset, folder: raw_reader.Path, name: str) -> None:
-  """Writes `dataset` as NAME.train, .valid and .test.jsonl and NAME.emb_map.json in `folder`.
+  """Writes `dataset` to `folder`: `name`.train, .valid and .test.jsonl and `name`.emb_map.json.
 
   Of users with 3 items or more: every prefix trains, the last but one item validates, the last one
   tests; histories hold the last 50 items.
@@ -192,7 +192,7 @@ def read_interests(
 
 
 def write_interests(path: raw_reader.Path, rows: Iterable[dict]) -> None:
-  """Writes *.processed.jsonl. rows: dicts with inter_history, target_id and a list `interests`."""
+  """Writes *.processed.jsonl to `path`. rows: with inter_history, target_id, a list `interests`."""
   file_io.write_text(path, ''.join(json.dumps(
       {**row, 'interests': '\\n'.join(row['interests'])}, ensure_ascii=False) + '\n'
       for row in rows))

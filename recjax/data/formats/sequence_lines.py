@@ -79,9 +79,9 @@ def find_layout(path: raw_reader.Path) -> str:
 
 
 def write(dataset: Dataset, folder: raw_reader.Path, name: str) -> None:
-  """Writes `dataset` as NAME.txt, numbered from 1, and NAME.ids.json with the ids behind.
+  """Writes `dataset` to `folder` as NAME.txt, numbered from 1, and NAME.ids.json with the ids.
 
-  User n is the n-th of its `users`, item n of its `items`.
+  name: NAME. User n is the n-th of its `users`, item n of its `items`.
   """
   data = dataset.interactions
   lines = [' '.join(map(str, (u, *data.history(u - 1)))) for u in range(1, len(data) + 1)]

@@ -99,10 +99,9 @@ def source(folder: raw_reader.Path, allow_pickle: bool = False,
 
 
 def write(dataset: Dataset, folder: raw_reader.Path, name: str) -> None:
-  """Writes `dataset` to `folder`, its settings as NAME.yaml; users with fewer than 3 items are left
-  out.
+  """Writes `dataset` to `folder`, its settings as `name`.yaml.
 
-  Raises ConfigError where pandas is missing.
+  Users with fewer than 3 items are left out. Raises ConfigError where pandas is missing.
   """
   try:
     import pandas as pd

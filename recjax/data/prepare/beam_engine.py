@@ -81,28 +81,28 @@ def prepare(open_source: Callable[[], raw_reader.Source], out: raw_reader.Path, 
   with (file_io.new_folder(out, overwrite) as folder,
         tempfile.TemporaryDirectory(prefix=f'.{out.name}.', dir=_shared(out, options)) as root):
     rows = Rows(pathlib.Path(root), list(options))
-    bad, notes = load(rows, open_source, rules.max_bad)
-    ends = time_ends(rows)
+    bad, notes = _load(rows, open_source, rules.max_bad)
+    ends = _time_ends(rows)
     scale = time_scale(notes['interactions'], *ends)
-    repeated = count_repeats(rows)
+    repeated = _count_repeats(rows)
     steps = []
-    for name, sizes in apply_rules(rows, rules, scale):
+    for name, sizes in _apply_rules(rows, rules, scale):
       steps.append({'step': name, **sizes})
       say(f'{name}: {sizes_text(sizes)}')
       if not sizes['interactions']:
         raise EmptyDatasetError(f'nothing is left after "{name}", of {sizes_text(steps[0])}; '
                                 'loosen that rule')
-    items = gather_items(rows)
+    items = _gather_items(rows)
     items_path = folder / f'items.{"jsonl.gz" if layout == "parquet" else layout}'
-    written = {'items': write_items(items, items_path, rules.all_items),
-               'users': write_sequences(rows, folder / f'sequences.{layout}', rules.ties)}
+    written = {'items': _write_items(items, items_path, rules.all_items),
+               'users': _write_sequences(rows, folder / f'sequences.{layout}', rules.ties)}
     report = {'source': open_source().name, 'rules': dataclasses.asdict(rules), 'bad': bad,
               'told': {key: notes[what] for what, key in NOTE_KEYS.items()},
               'times': time_range(scale, *ends), 'repeated': repeated,
               'items_not_in_the_items_file': sum(
                   i.listed is None and i.met is not None for i in items),
-              'unlisted': unlisted_examples(items),
-              'untitled': count_untitled(items, rules.all_items), 'steps': steps,
+              'unlisted': _unlisted_examples(items),
+              'untitled': _count_untitled(items, rules.all_items), 'steps': steps,
               'written': written, 'update': {}}
     file_io.write_text(folder / 'prepared.json', json.dumps(report, indent=2) + '\n')
   return report
@@ -132,13 +132,13 @@ def _shared(out: pathlib.Path, options: Sequence[str]) -> str | pathlib.Path:
   return named[0] if named else out.parent
 
 
-def run(rows: Rows) -> Any:
+def _run(rows: Rows) -> Any:
   """A pipeline with the options of `rows`, which runs when its block ends."""
   from apache_beam.options.pipeline_options import PipelineOptions
   return _beam().Pipeline(options=PipelineOptions(rows.options))
 
 
-def write(collection: Any, path: pathlib.Path) -> Any:
+def _write(collection: Any, path: pathlib.Path) -> Any:
   """Writes a `collection` as JSON lines to files whose names begin with `path`."""
   beam = _beam()
   pathlib.Path(path).parent.mkdir(exist_ok=True)
@@ -146,7 +146,7 @@ def write(collection: Any, path: pathlib.Path) -> Any:
           | f'write {path}' >> beam.io.WriteToText(str(path)))
 
 
-def load(rows: Rows, open_source: Callable[[], raw_reader.Source],
+def _load(rows: Rows, open_source: Callable[[], raw_reader.Source],
          max_bad: float) -> tuple[dict, dict]:
   """Reads the source into the tables rows and items.
 
@@ -157,27 +157,27 @@ def load(rows: Rows, open_source: Callable[[], raw_reader.Source],
   rows.step = 0
   folder = rows.folder(0)
   tables = {'interactions': 'rows', 'items': 'items'}
-  with run(rows) as p:
+  with _run(rows) as p:
     for what, table in tables.items():
       both = (p | f'start {what}' >> beam.Create([what])
-              | what >> beam.FlatMap(functools.partial(read_source, open_source)).with_outputs(
+              | what >> beam.FlatMap(functools.partial(_read_source, open_source)).with_outputs(
                   'tally', main='good'))
-      write(both.good | f'spread {what}' >> beam.Reshuffle(), folder / table)
-      write(both.tally, folder / f'tally_{what}')
+      _write(both.good | f'spread {what}' >> beam.Reshuffle(), folder / table)
+      _write(both.tally, folder / f'tally_{what}')
   bad, notes = {}, {}
   for what in tables:
-    tally, = lines(folder, f'tally_{what}')
+    tally, = _lines(folder, f'tally_{what}')
     if tally['error']:
       raise DataError(tally['error'])
     notes[what] = tally['notes']
     tally['why'] = collections.Counter(tally['why'])
     bad[what] = check_tally(tally, max_bad, what)
-  ids = [line[0] for line in lines(folder, 'items')]
+  ids = [line[0] for line in _lines(folder, 'items')]
   bad['items']['given_twice'] = len(ids) - len(set(ids))
   return bad, notes
 
 
-def read_source(open_source: Callable[[], raw_reader.Source], what: str) -> Iterator:
+def _read_source(open_source: Callable[[], raw_reader.Source], what: str) -> Iterator:
   """Yields the good rows of a source, numbered, then the tally; what it raises stands in there.
 
   what: 'interactions' or 'items'.
@@ -197,103 +197,103 @@ def read_source(open_source: Callable[[], raw_reader.Source], what: str) -> Iter
       'error': error, 'notes': source_notes(source, what)})
 
 
-def lines(folder: pathlib.Path, what: str) -> Iterator:
+def _lines(folder: pathlib.Path, what: str) -> Iterator:
   """Yields the rows of the small table `what`, here."""
   for path in sorted(folder.glob(f'{what}-*')):
     with open(path, encoding='utf-8') as file:
       yield from map(json.loads, file)
 
 
-def run_step(rows: Rows, transform: Callable | None = None) -> dict[str, int]:
+def _run_step(rows: Rows, transform: Callable | None = None) -> dict[str, int]:
   """Applies a `transform` to the rows. Returns how many users, items and interactions are left."""
   beam = _beam()
   target = rows.folder(rows.step + (transform is not None))
-  with run(rows) as p:
+  with _run(rows) as p:
     left = rows.read(p)
     if transform:
       left = transform(left)
-      write(left, target / 'rows')
+      _write(left, target / 'rows')
     for name, column in (('users', 0), ('items', 1)):
-      write(left | f'pick {name}' >> beam.Map(lambda r, c=column: r[c])
+      _write(left | f'pick {name}' >> beam.Map(lambda r, c=column: r[c])
             | f'distinct {name}' >> beam.Distinct()
             | f'count {name}' >> beam.combiners.Count.Globally(), target / name)
-    write(left | beam.combiners.Count.Globally(), target / 'interactions')
+    _write(left | beam.combiners.Count.Globally(), target / 'interactions')
   rows.step += transform is not None
-  return {name: sum(lines(target, name)) for name in ('users', 'items', 'interactions')}
+  return {name: sum(_lines(target, name)) for name in ('users', 'items', 'interactions')}
 
 
-def time_ends(rows: Rows) -> tuple[int | None, int | None]:
+def _time_ends(rows: Rows) -> tuple[int | None, int | None]:
   """The least and the greatest time of `rows`; None where there are none."""
   beam = _beam()
-  with run(rows) as p:
-    write(rows.read(p, 0) | beam.Map(lambda r: r[2]) | beam.CombineGlobally(ends_of),
+  with _run(rows) as p:
+    _write(rows.read(p, 0) | beam.Map(lambda r: r[2]) | beam.CombineGlobally(_ends_of),
           rows.folder(0) / 'ends')
-  return next(lines(rows.folder(0), 'ends'))
+  return next(_lines(rows.folder(0), 'ends'))
 
 
-def ends_of(values: Iterable) -> tuple[int | None, int | None]:
+def _ends_of(values: Iterable) -> tuple[int | None, int | None]:
   """The least and the greatest of times, or of such pairs; None among them is left out."""
   known = [v for value in values for v in (value if isinstance(value, list | tuple) else [value])
            if v is not None]
   return (min(known), max(known)) if known else (None, None)
 
 
-def count_repeats(rows: Rows) -> int:
+def _count_repeats(rows: Rows) -> int:
   """How many rows name the user, item and time of an earlier one."""
   beam = _beam()
-  with run(rows) as p:
+  with _run(rows) as p:
     loaded = rows.read(p, 0)
-    write(loaded | 'all' >> beam.combiners.Count.Globally(), rows.folder(0) / 'all')
-    write(loaded | beam.Map(lambda r: (r[0], r[1], r[2])) | beam.Distinct()
+    _write(loaded | 'all' >> beam.combiners.Count.Globally(), rows.folder(0) / 'all')
+    _write(loaded | beam.Map(lambda r: (r[0], r[1], r[2])) | beam.Distinct()
           | beam.combiners.Count.Globally(), rows.folder(0) / 'single')
-  return sum(lines(rows.folder(0), 'all')) - sum(lines(rows.folder(0), 'single'))
+  return sum(_lines(rows.folder(0), 'all')) - sum(_lines(rows.folder(0), 'single'))
 
 
-def apply_rules(rows: Rows, rules: Rules,
+def _apply_rules(rows: Rows, rules: Rules,
                 scale: times.TimeScale) -> Iterator[tuple[str, dict[str, int]]]:
   """Applies one rule after the other to `rows`. Yields the name of each, and what is left.
 
   rules: those. scale: of the times.
   """
-  sizes = run_step(rows)
+  sizes = _run_step(rows)
   yield 'as read', sizes
-  for name, transform in transforms(rows, rules, scale):
+  for name, transform in _transforms(rows, rules, scale):
     while True:
-      before, sizes = sizes, run_step(rows, transform)
+      before, sizes = sizes, _run_step(rows, transform)
       if not name.endswith('nothing changes') or sizes == before:
         break
     yield name, sizes
 
 
-def transforms(rows: Rows, rules: Rules,
+def _transforms(rows: Rows, rules: Rules,
                scale: times.TimeScale) -> Iterator[tuple[str, Callable]]:
   """Yields the name and the transform of each of `rules`; 'until nothing changes' asks for more."""
-  for name, test in row_tests(rules, scale):
+  for name, test in _row_tests(rules, scale):
     yield name, lambda left, test=test: left | _beam().Filter(test)
   if rules.untitled == 'drop':
-    yield 'untitled=drop', functools.partial(keep_titled, rows)
+    yield 'untitled=drop', functools.partial(_keep_titled, rows)
   if rules.repeats != 'keep':
     yield f'repeats={rules.repeats}', functools.partial(
-        keep_first, lambda r: (r[0], r[1]), ORDER[rules.repeats], 1)
+        _keep_first, lambda r: (r[0], r[1]), ORDER[rules.repeats], 1)
   if rules.user_k or rules.item_k:
     yield (f'users with {rules.user_k} and items with {rules.item_k}, '
            + ('counted once' if rules.once else 'until nothing changes')), functools.partial(
-               k_core, rules.user_k, rules.item_k)
+               _k_core, rules.user_k, rules.item_k)
   if rules.min_length:
-    yield f'min_length={rules.min_length}', functools.partial(k_core, rules.min_length, 0)
+    yield f'min_length={rules.min_length}', functools.partial(_k_core, rules.min_length, 0)
   if rules.max_length:
     yield f'max_length={rules.max_length}, {rules.cut}', functools.partial(
-        keep_first, lambda r: r[0], ORDER[rules.cut], rules.max_length)
+        _keep_first, lambda r: r[0], ORDER[rules.cut], rules.max_length)
   if rules.sample:
     yield (f'{rules.sample} users by seed {rules.seed}',
-           functools.partial(sample_users, rules.sample, rules.seed))
+           functools.partial(_sample_users, rules.sample, rules.seed))
 
 
 ORDER = {'first': lambda r: (r[2] or 0, r[4]), 'last': lambda r: (-(r[2] or 0), -r[4]),
          'first-in-file': lambda r: r[4]}
 
 
-def row_tests(rules: Rules, scale: times.TimeScale) -> Iterator[tuple[str, Callable]]:
+def _row_tests(rules: Rules, scale: times.TimeScale) -> Iterator[tuple[str, Callable]]:
   """Yields the name and the test of each of `rules` about single rows."""
   if rules.min_rating:
     yield (f'min_rating={rules.min_rating}',
@@ -307,7 +307,7 @@ def row_tests(rules: Rules, scale: times.TimeScale) -> Iterator[tuple[str, Calla
         'end': lambda r, bound=bound: r[2] is not None and r[2] <= bound}[name]
 
 
-def keep_titled(rows: Rows, left: Any) -> Any:
+def _keep_titled(rows: Rows, left: Any) -> Any:
   """Keeps the rows in `left` of items whose first line in the items file has a title."""
   beam = _beam()
   items = rows.read(left.pipeline, 0, 'items') | 'by item' >> beam.Map(lambda i: (i[0], i[2:]))
@@ -316,71 +316,71 @@ def keep_titled(rows: Rows, left: Any) -> Any:
       lambda pair: pair[1][0] if pair[1][1] and min(pair[1][1], key=lambda i: i[1])[0] else ()))
 
 
-def keep_first(key: Callable, order: Callable, count: int, left: Any) -> Any:
+def _keep_first(key: Callable, order: Callable, count: int, left: Any) -> Any:
   """Keeps the first `count` rows in `left` of each `key`, sorted by `order`."""
   beam = _beam()
   return (left | beam.Map(lambda r: (key(r), r)) | beam.GroupByKey()
           | beam.FlatMap(lambda pair: sorted(pair[1], key=order)[:count]))
 
 
-def k_core(user_k: int, item_k: int, left: Any) -> Any:
+def _k_core(user_k: int, item_k: int, left: Any) -> Any:
   """Keeps the rows in `left` of users and items that have enough of them, both counted before."""
   beam = _beam()
   marked = (left | 'by user' >> beam.Map(lambda r: (r[0], r)) | 'users' >> beam.GroupByKey()
-            | 'enough' >> beam.FlatMap(functools.partial(mark_rows, user_k)))
+            | 'enough' >> beam.FlatMap(functools.partial(_mark_rows, user_k)))
   return (marked | 'by item' >> beam.Map(lambda m: (m[1][1], m)) | 'items' >> beam.GroupByKey()
-          | 'kept' >> beam.FlatMap(functools.partial(enough_rows, item_k)))
+          | 'kept' >> beam.FlatMap(functools.partial(_enough_rows, item_k)))
 
 
-def mark_rows(user_k: int, pair: tuple) -> Iterator[tuple[bool, list]]:
+def _mark_rows(user_k: int, pair: tuple) -> Iterator[tuple[bool, list]]:
   """Each row of a user, a pair of id and rows, with whether there are enough."""
   good = sum(1 for _ in pair[1]) >= user_k
   return ((good, row) for row in pair[1])
 
 
-def enough_rows(item_k: int, pair: tuple) -> Iterator[list]:
+def _enough_rows(item_k: int, pair: tuple) -> Iterator[list]:
   """The rows of an item, a pair of id and rows, whose user has enough, if it has enough itself."""
   if sum(1 for _ in pair[1]) >= item_k:
     yield from (row for good, row in pair[1] if good)
 
 
-def sample_users(count: int, seed: int, left: Any) -> Any:
+def _sample_users(count: int, seed: int, left: Any) -> Any:
   """Keeps the rows in `left` of so many users, those whose hashes by `seed` are smallest."""
   beam = _beam()
   chosen = (left | 'names' >> beam.Map(lambda r: r[0]) | beam.Distinct()
-            | beam.combiners.Top.Of(count, key=lambda user: draw_key(seed, user), reverse=True)
+            | beam.combiners.Top.Of(count, key=lambda user: _draw_key(seed, user), reverse=True)
             | beam.Map(frozenset))
   return left | beam.Filter(lambda r, users: r[0] in users, beam.pvalue.AsSingleton(chosen))
 
 
-def draw_key(seed: int, user: str) -> tuple[str, str]:
+def _draw_key(seed: int, user: str) -> tuple[str, str]:
   """By what users are drawn, as `duckdb_engine` does."""
   return hashlib.md5(f'{seed}:{user}'.encode()).hexdigest(), user
 
 
-def gather_items(rows: Rows) -> list[Item]:
+def _gather_items(rows: Rows) -> list[Item]:
   """All items, those of the items file first, then those that were met alone."""
   beam = _beam()
-  with run(rows) as p:
+  with _run(rows) as p:
     first = (rows.read(p, 0) | 'first' >> beam.Map(lambda r: (r[1], r[4]))
              | beam.CombinePerKey(min))
-    kept = rows.read(p) | 'kept' >> beam.Map(lambda r: (r[1], 1)) | 'once' >> beam.Distinct()
+    left = rows.read(p) | 'kept' >> beam.Map(lambda r: (r[1], 1)) | 'once' >> beam.Distinct()
     items = rows.read(p, 0, 'items') | 'listed' >> beam.Map(lambda i: (i[0], (i[3], i[1])))
-    write((items, first, kept) | beam.CoGroupByKey() | beam.Map(
+    _write((items, first, left) | beam.CoGroupByKey() | beam.Map(
         lambda pair: (pair[0], *min(pair[1][0], default=(None, None)),
                       min(pair[1][1], default=None), bool(list(pair[1][2])))), rows.root / 'items')
-  gathered = [Item(id_, listed, met, kept, data) for id_, listed, data, met, kept in lines(
+  gathered = [Item(id_, listed, met, left, data) for id_, listed, data, met, left in _lines(
       rows.root, 'items')]
   return sorted(gathered, key=lambda i: (i.listed is None, i.met if i.listed is None else i.listed))
 
 
-def count_untitled(items: Iterable[Item], all_items: bool) -> int:
+def _count_untitled(items: Iterable[Item], all_items: bool) -> int:
   """How many of `items` that are written, all or those that were kept, have no title."""
   return sum(not (i.data and json.loads(i.data).get('title')) for i in items
              if i.kept or all_items)
 
 
-def unlisted_examples(items: Iterable[Item]) -> dict[str, list[str]]:
+def _unlisted_examples(items: Iterable[Item]) -> dict[str, list[str]]:
   """Some items of the interactions that the items file lacks, and some that it has."""
   listed = sorted((i for i in items if i.listed is not None), key=lambda i: i.listed)
   lacking = sorted((i for i in items if i.listed is None and i.met is not None),
@@ -389,7 +389,7 @@ def unlisted_examples(items: Iterable[Item]) -> dict[str, list[str]]:
           } if listed else {}
 
 
-def write_items(items: Iterable[Item], path: pathlib.Path, all_items: bool) -> int:
+def _write_items(items: Iterable[Item], path: pathlib.Path, all_items: bool) -> int:
   """Writes the `items` that were kept, or all, to `path`. Returns how many."""
   rows = [update_item(i.id, i.data, None, False)[0] for i in items if i.kept or all_items]
   with file_io.table_writer(path) as write_rows:
@@ -398,7 +398,7 @@ def write_items(items: Iterable[Item], path: pathlib.Path, all_items: bool) -> i
   return len(rows)
 
 
-def write_sequences(rows: Rows, path: pathlib.Path, ties: str) -> int:
+def _write_sequences(rows: Rows, path: pathlib.Path, ties: str) -> int:
   """Writes each user's items in order of time to `path`; workers write parts, in order of users.
 
   ties: as in Rules. Returns how many users.
@@ -406,12 +406,12 @@ def write_sequences(rows: Rows, path: pathlib.Path, ties: str) -> int:
   beam = _beam()
   parts = rows.root / 'parts'
   parts.mkdir()
-  with run(rows) as p:
+  with _run(rows) as p:
     first = (rows.read(p, 0) | 'first' >> beam.Map(lambda r: (r[0], r[4]))
              | beam.CombinePerKey(min))
-    kept = rows.read(p) | 'by user' >> beam.Map(lambda r: (r[0], r))
-    ((kept, first) | beam.CoGroupByKey() | beam.FlatMap(by_span) | beam.GroupByKey()
-     | beam.Map(functools.partial(write_part, str(parts), ties)))
+    left = rows.read(p) | 'by user' >> beam.Map(lambda r: (r[0], r))
+    ((left, first) | beam.CoGroupByKey() | beam.FlatMap(_by_span) | beam.GroupByKey()
+     | beam.Map(functools.partial(_write_part, str(parts), ties)))
   count = 0
   with file_io.table_writer(path) as write_rows:
     for part in sorted(parts.iterdir()):
@@ -421,7 +421,7 @@ def write_sequences(rows: Rows, path: pathlib.Path, ties: str) -> int:
   return count
 
 
-def by_span(pair: tuple) -> Iterator[tuple]:
+def _by_span(pair: tuple) -> Iterator[tuple]:
   """A user with rows left, under the number of the span that the first row lies in.
 
   pair: the user's id with its rows and the number of its first row.
@@ -431,10 +431,10 @@ def by_span(pair: tuple) -> Iterator[tuple]:
     yield first // SPAN, (first, left)
 
 
-def write_part(folder: str, ties: str, pair: tuple) -> None:
+def _write_part(folder: str, ties: str, pair: tuple) -> None:
   """Writes the users of a span of the source to `folder`, in order of their first rows.
 
-  ties: as in Rules. pair: the number of the span, and its users as `by_span` gives them.
+  ties: as in Rules. pair: the number of the span, and its users as `_by_span` gives them.
   """
   number, users = pair
   sequences = []

@@ -2,7 +2,7 @@
 
 Rows stream into a DuckDB file beside the result, which counts, filters and sorts on disk where
 memory does not do. The only file that knows DuckDB. Its tables: interactions (user, item, t, r, n),
-item_rows and previous_items (item, data as JSON, titled, n), and what `number_ids` makes of them.
+item_rows and previous_items (item, data as JSON, titled, n), and what `_number_ids` makes of them.
 """
 import contextlib
 import dataclasses
@@ -42,24 +42,24 @@ def prepare(source: raw_reader.Source, out: raw_reader.Path, rules: Rules = DEFA
   source: the raw rows, to which `rules` are applied. layout: 'jsonl', 'jsonl.gz' or 'parquet' (of
   sequences; items stay jsonl.gz). memory: what DuckDB may hold, beside about 0.5 GB of Python.
   overwrite: replace what `out` holds. say: is told how far it is. update: a data set whose items
-  keep their places, as `load_previous_items` says, or ''. Returns the report, as in prepared.json:
+  keep their places, as `_load_previous_items` says, or ''. Returns the report, as in prepared.json:
   {'bad': {...}, 'steps': [{'step', 'users', 'items', 'interactions'}], ...}. Raises DataError where
   too many rows are bad, EmptyDatasetError where nothing is left.
   """
   check_rules(rules)
   out = pathlib.Path(out).absolute()
   with file_io.new_folder(out, overwrite) as folder, database(out, memory) as con:
-    bad = {'interactions': load_interactions(con, source.interactions, rules.max_bad),
-           'items': load_items(con, source.items, rules.max_bad)}
-    load_previous_items(con, update)
+    bad = {'interactions': _load_interactions(con, source.interactions, rules.max_bad),
+           'items': _load_items(con, source.items, rules.max_bad)}
+    _load_previous_items(con, update)
     say('numbering users and items')
-    number_ids(con)
+    _number_ids(con)
     ends = con.sql('SELECT min(t), max(t) FROM kept').fetchall()[0]
     scale = time_scale(source_notes(source, 'interactions'), *ends)
-    repeated = count_repeats(con)
+    repeated = _count_repeats(con)
     steps = []
-    for name in apply_rules(con, rules, scale):
-      steps.append({'step': name, **count_sizes(con)})
+    for name in _apply_rules(con, rules, scale):
+      steps.append({'step': name, **_count_sizes(con)})
       say(f'{name}: {sizes_text(steps[-1])}')
       if not steps[-1]['interactions']:
         raise EmptyDatasetError(f'nothing is left after "{name}", of {sizes_text(steps[0])}; '
@@ -73,9 +73,9 @@ def prepare(source: raw_reader.Source, out: raw_reader.Path, rules: Rules = DEFA
     report = {'source': source.name, 'rules': dataclasses.asdict(rules), 'bad': bad,
               'told': {key: source_notes(source, what) for what, key in NOTE_KEYS.items()},
               'times': time_range(scale, *ends), 'repeated': repeated,
-              'items_not_in_the_items_file': count_unlisted(con),
-              'unlisted': unlisted_examples(con),
-              'untitled': count_untitled(con, rules.all_items), 'steps': steps,
+              'items_not_in_the_items_file': _count_unlisted(con),
+              'unlisted': _unlisted_examples(con),
+              'untitled': _count_untitled(con, rules.all_items), 'steps': steps,
               'written': written, 'update': fates}
     file_io.write_text(folder / 'prepared.json', json.dumps(report, indent=2) + '\n')
   return report
@@ -115,7 +115,7 @@ def database(out: pathlib.Path, memory: str) -> Iterator:
       con.close()
 
 
-def load_interactions(con: Connection, rows: Iterable[raw_reader.InteractionRow],
+def _load_interactions(con: Connection, rows: Iterable[raw_reader.InteractionRow],
                       max_bad: float) -> dict:
   """Brings interactions (rows) to the table of that name and returns what was bad.
 
@@ -131,13 +131,13 @@ def load_interactions(con: Connection, rows: Iterable[raw_reader.InteractionRow]
     numbers = np.arange(start, start + len(block))
     start += len(block)
     columns = [*zip(*block), numbers]
-    insert(con, 'interactions', pa.table([pa.array(c, dtype) for c, dtype in zip(
+    _insert(con, 'interactions', pa.table([pa.array(c, dtype) for c, dtype in zip(
         columns, schema.types)], schema=schema))
   return check_tally(tally, max_bad, 'interactions')
 
 
-def load_items(con: Connection, rows: Iterable[raw_reader.ItemRow], max_bad: float) -> dict:
-  """Brings items (rows) to the table item_rows and returns what was bad; as `load_interactions`."""
+def _load_items(con: Connection, rows: Iterable[raw_reader.ItemRow], max_bad: float) -> dict:
+  """Brings items (rows) to table item_rows and returns what was bad; as `_load_interactions`."""
   con.execute(_CREATE_ITEMS.format('item_rows'))
   tally, repeated = _insert_items(con, 'item_rows', rows)
   return check_tally(tally, max_bad, 'items') | {'given_twice': repeated}
@@ -150,14 +150,14 @@ def _insert_items(con: Connection, table: str, rows: Iterable[raw_reader.ItemRow
   tally, start = new_tally(), 0
   for block in good_blocks(encode_items(rows), tally):
     ids, data, titled = zip(*block)
-    insert(con, table, pa.table({
+    _insert(con, table, pa.table({
         'item': pa.array(ids, pa.string()), 'data': pa.array(data, pa.string()),
         'titled': pa.array(titled, pa.bool_()), 'n': np.arange(start, start + len(block))}))
     start += len(block)
   return tally, con.sql(f'SELECT count(*) - count(DISTINCT item) FROM {table}').fetchall()[0][0]
 
 
-def load_previous_items(con: Connection, folder: raw_reader.Path) -> None:
+def _load_previous_items(con: Connection, folder: raw_reader.Path) -> None:
   """Brings the items of an earlier data set at `folder` to table previous_items; '' for none.
 
   They keep their places, new items come behind them. Old ones that are missing now are retired:
@@ -179,13 +179,13 @@ def load_previous_items(con: Connection, folder: raw_reader.Path) -> None:
     raise DataError(f'{path} gives an item twice; see `recjax doctor {folder}`')
 
 
-def insert(con: Connection, table: str, block) -> None:
+def _insert(con: Connection, table: str, block) -> None:
   con.register('block', block)
   con.execute(f'INSERT INTO {table} SELECT * FROM block')
   con.unregister('block')
 
 
-def number_ids(con: Connection) -> None:
+def _number_ids(con: Connection) -> None:
   """Numbers users by first appearance; items as before, then as listed, then by first appearance.
 
   Makes tables users (user, u), items (item, i, titled, listed, before, met), kept (u, i, t, r, n).
@@ -206,10 +206,10 @@ def number_ids(con: Connection) -> None:
   con.execute('DROP TABLE interactions')
 
 
-def count_sizes(con: Connection) -> dict[str, int]:
+def _count_sizes(con: Connection) -> dict[str, int]:
   """Numbers of users, items and interactions in table kept."""
-  found = con.sql('SELECT count(DISTINCT u), count(DISTINCT i), count(*) FROM kept').fetchall()[0]
-  return dict(zip(('users', 'items', 'interactions'), found))
+  counts = con.sql('SELECT count(DISTINCT u), count(DISTINCT i), count(*) FROM kept').fetchall()[0]
+  return dict(zip(('users', 'items', 'interactions'), counts))
 
 
 def _replace_kept(con: Connection, query: str) -> None:
@@ -219,7 +219,7 @@ def _replace_kept(con: Connection, query: str) -> None:
   con.execute('ALTER TABLE fewer RENAME TO kept')
 
 
-def apply_rules(con: Connection, rules: Rules, scale: times.TimeScale) -> Iterator[str]:
+def _apply_rules(con: Connection, rules: Rules, scale: times.TimeScale) -> Iterator[str]:
   """Applies one rule after the other to table kept. Yields the name of each that was applied.
 
   rules: those. scale: of the times.
@@ -242,14 +242,14 @@ def apply_rules(con: Connection, rules: Rules, scale: times.TimeScale) -> Iterat
          f'{REPEATS[rules.repeats]}) = 1')
     yield f'repeats={rules.repeats}'
   if rules.user_k or rules.item_k:
-    k_core(con, rules.user_k, rules.item_k, rules.once)
+    _k_core(con, rules.user_k, rules.item_k, rules.once)
     yield (f'users with {rules.user_k} and items with {rules.item_k}, '
            + ('counted once' if rules.once else 'until nothing changes'))
   yield from _apply_lengths(con, rules)
 
 
 def _apply_lengths(con: Connection, rules: Rules) -> Iterator[str]:
-  """The rules about whole users, as `apply_rules`."""
+  """The rules about whole users, as `_apply_rules`."""
   if rules.min_length:
     _replace_kept(
       con,
@@ -272,7 +272,7 @@ def _apply_lengths(con: Connection, rules: Rules) -> Iterator[str]:
     yield f'{rules.sample} users by seed {rules.seed}'
 
 
-def k_core(con: Connection, user_k: int, item_k: int, once: bool) -> None:
+def _k_core(con: Connection, user_k: int, item_k: int, once: bool) -> None:
   """Keeps users with `user_k` and items with `item_k` interactions; until nothing changes if not
   `once`. Repeats count.
   """
@@ -286,19 +286,19 @@ def k_core(con: Connection, user_k: int, item_k: int, once: bool) -> None:
       return
 
 
-def count_repeats(con: Connection) -> int:
+def _count_repeats(con: Connection) -> int:
   """How many rows name the user, item and time of an earlier one."""
   return con.sql('SELECT (SELECT count(*) FROM kept) - (SELECT count(*) FROM (SELECT DISTINCT u, '
                  'i, t FROM kept))').fetchall()[0][0]
 
 
-def count_untitled(con: Connection, all_items: bool) -> int:
+def _count_untitled(con: Connection, all_items: bool) -> int:
   """How many of the items that are written have no title."""
-  some = '' if all_items else 'AND (before IS NOT NULL OR i IN (SELECT i FROM kept))'
-  return con.sql(f'SELECT count(*) FROM items WHERE NOT titled {some}').fetchall()[0][0]
+  condition = '' if all_items else 'AND (before IS NOT NULL OR i IN (SELECT i FROM kept))'
+  return con.sql(f'SELECT count(*) FROM items WHERE NOT titled {condition}').fetchall()[0][0]
 
 
-def unlisted_examples(con: Connection) -> dict[str, list[str]]:
+def _unlisted_examples(con: Connection) -> dict[str, list[str]]:
   """Some items of the interactions that the items file lacks, and some that it has."""
   if not con.sql('SELECT 1 FROM item_rows LIMIT 1').fetchall():
     return {}
@@ -308,7 +308,7 @@ def unlisted_examples(con: Connection) -> dict[str, list[str]]:
                                     ('listed', 'listed IS NOT NULL', 'listed'))}
 
 
-def count_unlisted(con: Connection) -> int:
+def _count_unlisted(con: Connection) -> int:
   """How many items of the interactions the items file lacked."""
   return con.sql('SELECT count(*) FROM items WHERE listed IS NULL AND met IS NOT NULL'
                  ).fetchall()[0][0]

@@ -1,7 +1,7 @@
 """The files of the data set out of tables that DuckDB holds, span by span.
 
-Tables as `duckdb_engine.number` makes them: users (user, u), items (item, i, listed, before, met),
-kept (u, i, t, r, n), item_rows and previous_items (item, data, n).
+Tables as `duckdb_engine` makes them in the database `con`: users (user, u), items (item, i, listed,
+before, met), kept (u, i, t, r, n), item_rows and previous_items (item, data, n).
 """
 import collections
 import json

@@ -16,7 +16,7 @@ NOTE_KEYS = {'interactions': 'events', 'items': 'goods'}  # of notes, under 'tol
 def source_notes(source: raw_reader.Source, what: str) -> dict:
   """What the reading of 'interactions' or 'items' told, as plain JSON without what never happened.
 
-  what: which of them.
+  source: as it is after the reading. what: which of the two.
   """
   return _plain_notes(source.notes.get(what, {})) or {}
 
@@ -30,7 +30,10 @@ def _plain_notes(value: object) -> object:
 
 
 def time_scale(notes: dict, least: int | None, greatest: int | None) -> times.TimeScale:
-  """What the numbers of the times mean: as the `notes` of the source say, or as their ends look."""
+  """What the numbers of the times mean: as the `notes` of the source say, or as their ends look.
+
+  least, greatest: those ends, None where there are no times.
+  """
   time = notes.get('time')
   if time:
     return times.TimeScale(time['kind'], time['per_second'], time['factor'])
@@ -38,13 +41,13 @@ def time_scale(notes: dict, least: int | None, greatest: int | None) -> times.Ti
 
 
 def time_range(scale: times.TimeScale, least: int | None, greatest: int | None) -> dict[str, str]:
-  """The unit, the least and the greatest time in words, for the report; empty without times."""
+  """The unit of `scale`, the least and the greatest time in words; empty without times."""
   return {'unit': scale.unit(), 'first': scale.shown(least), 'last': scale.shown(greatest)
           } if least is not None else {}
 
 
 def sizes_text(sizes: dict[str, int]) -> str:
-  """The numbers of users, items and interactions in words."""
+  """The numbers of users, items and interactions, `sizes`, in words."""
   return (f'{sizes["users"]:,} users, {sizes["items"]:,} items, {sizes["interactions"]:,} '
           'interactions')
 

@@ -125,7 +125,8 @@ def item_rows(path: raw_reader.Path, columns: str = '', sep: str = '', list_sep:
               encoding: str = '', notes: dict | None = None) -> Iterator[raw_reader.ItemRow]:
   """The table of items at `path` as raw rows; settings as in `source`.
 
-  columns: as its item_columns. notes: what the reading tells is added to it.
+  columns: as its item_columns. sep, list_sep, encoding: as there. notes: what the reading tells is
+  added to it.
   """
   notes = {} if notes is None else notes
   path, encoding, note = regular_file(path), encoding or 'utf-8', ''
