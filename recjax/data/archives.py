@@ -18,7 +18,7 @@ import urllib.request
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator
-from typing import IO
+from typing import IO, Any
 
 from recjax import file_io
 from recjax.errors import DataError, WorkdirError
@@ -193,7 +193,7 @@ def _untar(path: pathlib.Path, folder: pathlib.Path) -> None:
   with open(path, 'rb') as base:
     packed = base.read(2) == b'\x1f\x8b'
     base.seek(0)
-    stream = _Slow(gzip.GzipFile(fileobj=base) if packed else base, guard)
+    stream: Any = _Slow(gzip.GzipFile(fileobj=base) if packed else base, guard)
     with tarfile.open(fileobj=stream, mode='r:') as archive:
       for info in archive:
         if not (info.isreg() or info.isdir()):
@@ -207,7 +207,7 @@ def _untar(path: pathlib.Path, folder: pathlib.Path) -> None:
 class _Slow:
   """A stream that refuses to be read in one go, as headers of any length would be."""
 
-  def __init__(self, stream: IO[bytes], guard: _Guard):
+  def __init__(self, stream: Any, guard: _Guard):
     self.stream, self.guard = stream, guard
     self.seek, self.tell = stream.seek, stream.tell
 

@@ -8,7 +8,8 @@ import json
 import pathlib
 import shutil
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
 
 import numpy as np
 
@@ -32,7 +33,7 @@ class Records:
   """
   name: str
   catalog: Catalog
-  source: Sequence[dict]
+  source: Any
   fingerprint: str
 
   def __len__(self) -> int:
@@ -89,7 +90,8 @@ def load(path: str | pathlib.Path) -> Records:
     raise DataError(f'{path} holds no records; make them with: recjax prepare records')
   about = file_io.read_json(path / ABOUT)
   try:
-    source = tfds.builder_from_directory(str(path)).as_data_source('train')
+    builder: Any = tfds.builder_from_directory(str(path))
+    source = builder.as_data_source('train')
   except (OSError, ValueError, tfds.core.DatasetNotFoundError) as error:
     raise DataError(f'{path} holds no records that can be read: {error}.') from error
   return Records(about['name'], loading.read_items(items)[0], source, about['fingerprint'])
@@ -117,13 +119,13 @@ class Batches:
   goes on with another number of processes, bit for bit. The stream's position is the step.
   """
 
-  def __init__(self, source: Sequence, collate: Callable[[list], dict[str, np.ndarray]], size: int,
+  def __init__(self, source: Any, collate: Callable[[list], dict[str, np.ndarray]], size: int,
                seed: int = 0, process: int = 0, processes: int = 1):
     try:
       import grain
     except ImportError as error:
       raise ConfigError(MISSING) from error
-    self.order = grain.MapDataset.range(len(source)).seed(seed).shuffle().repeat()
+    self.order: Any = grain.MapDataset.range(len(source)).seed(seed).shuffle().repeat()
     self.source, self.collate, self.size = source, collate, size
     self.process, self.processes = process, processes
 
@@ -178,7 +180,7 @@ def _examples(path: pathlib.Path, catalog: Catalog) -> Iterator[dict]:
   """The rows of a sequences file, items as indices 1..N. Raises DataError naming the row."""
   for number, row, reason in raw_reader.read(path):
     place = raw_reader.row_place(path, number)
-    if reason:
+    if row is None:
       raise DataError(f'{place}: {reason}.')
     items = row.get('items')
     if not isinstance(items, list):
@@ -232,10 +234,10 @@ class _Tally:
       size = self.spools[name].tell() // np.dtype(ARRAY_DTYPES[name]).itemsize
       if size not in (0, self.total):
         raise DataError(f'{path}: only some users have {name}; give it to all users or to none.')
-    users, *arrays = (self._pieces(name) if spool.tell() or name in ('items', 'offsets') else None
-                      for name, spool in self.spools.items())
+    arrays = [self._pieces(name) if self.spools[name].tell() or name in ('items', 'offsets')
+              else None for name in ARRAY_DTYPES]
     self.result = {'users': self.users, 'interactions': self.total,
-                   'fingerprint': digest(self.catalog, users, arrays)}
+                   'fingerprint': digest(self.catalog, self._pieces('users'), arrays)}
     for spool in self.spools.values():
       spool.close()
 

@@ -48,11 +48,11 @@ def _load(source: str | pathlib.Path) -> Dataset:
     for layout in (betag, llmemb, reclm):
       if layout.is_folder(folder):
         return layout.load(folder, name)
-  for path, stem in ((items, 'items'), (sequences, 'sequences')):
-    if path is None:
-      names = ', '.join(stem + suffix for suffix in file_io.SUFFIXES)
-      raise DataError(f'{folder} holds none of {names} (nor {betag.SEQUENCES} with '
-                      f'{betag.TAGS}); see `recjax prepare` for making them.')
+  if items is None or sequences is None:
+    stem = 'items' if items is None else 'sequences'
+    names = ', '.join(stem + suffix for suffix in file_io.SUFFIXES)
+    raise DataError(f'{folder} holds none of {names} (nor {betag.SEQUENCES} with '
+                    f'{betag.TAGS}); see `recjax prepare` for making them.')
   catalog, notes = read_items(items)
   interactions = _read_sequences(sequences, catalog, notes)
   return make_dataset(name, catalog, interactions, notes)

@@ -17,6 +17,7 @@ import pathlib
 import re
 import zlib
 from collections.abc import Callable, Collection, Iterable, Iterator
+from typing import Any
 
 from recjax import file_io
 from recjax.data import cleaning, times
@@ -96,7 +97,7 @@ def read(path: Path, header: Collection[str] = (), sep: str = '', encoding: str 
     return _parquet(path, tick)
   if ending == '.jsonl' and not sep:
     return _json(path, literal, tick)
-  sep = sep or SEPARATORS.get(ending)
+  sep = sep or SEPARATORS.get(ending, '')
   if not sep:
     raise _unknown_kind(path)
   return _delimited(path, list(header), sep, encoding, tick)
@@ -140,12 +141,12 @@ def read_lines(path: Path, tick: Tick | None = None,
   try:
     with open(path, 'rb') as base:
       size = max(1, os.fstat(base.fileno()).st_size)
-      opened = gzip.GzipFile(fileobj=base) if base.peek(2)[:2] == file_io.GZIP else base
+      opened: Any = gzip.GzipFile(fileobj=base) if base.peek(2)[:2] == file_io.GZIP else base
       with io.BufferedReader(opened, 1 << 20) as unpacked:
         head = unpacked.peek(file_io.HEAD)[:file_io.HEAD]
         file_io.check_kind(head, path)
         wide = encoding if _is_wide(encoding) else file_io.wide_encoding(head)
-        stream = io.BufferedReader(_Recoded(unpacked, wide, path)) if wide else unpacked
+        stream: Any = io.BufferedReader(_Recoded(unpacked, wide, path)) if wide else unpacked
         for number, line in _numbered(stream, tick, lambda: base.tell() / size):
           if number % TICK_LINES == 0 and unpacked.tell() > file_io.plausible(base.tell()):
             raise DataError(f'{path} unpacks to far more than data do, at line {number}.')
@@ -161,7 +162,7 @@ def read_lines(path: Path, tick: Tick | None = None,
 class _Recoded(io.RawIOBase):
   """A stream of bytes in UTF-16 or UTF-32, as UTF-8."""
 
-  def __init__(self, stream: io.BufferedIOBase, encoding: str, path: Path):
+  def __init__(self, stream: Any, encoding: str, path: Path):
     self.stream, self.path, self.rest = stream, path, b''
     self.decoder = codecs.getincrementaldecoder(encoding)()
 
@@ -257,7 +258,7 @@ def _delimited(path: Path, header: list[str], sep: str, encoding: str,
     if reason:
       yield number, None, reason
       continue
-    row = dict(zip(names, fields))
+    row: dict[str, Any] = dict(zip(names, fields))
     for name in lists:
       row[name] = row[name].split()
     yield number, row, ''
@@ -298,7 +299,7 @@ def _fields(path: Path, sep: str, encoding: str,
   elif len(sep) == 1:
     # In tab-separated files quotes are text: tabs and line breaks cannot stand inside anyway.
     literal = sep == '\t' or file_kind(path) in UNQUOTED
-    yield from _quoted(numbered_texts, sep, csv.QUOTE_NONE if literal else csv.QUOTE_MINIMAL)
+    yield from _quoted(numbered_texts, sep, literal)
   else:
     for number, text in numbered_texts:
       text = text.rstrip('\r\n')
@@ -306,8 +307,8 @@ def _fields(path: Path, sep: str, encoding: str,
 
 
 def _quoted(numbered_texts: Iterator[tuple[int, str]], sep: str,
-            quoting: int) -> Iterator[tuple[int, list[str] | str]]:
-  """Rows whose texts may be quoted and hold line breaks.
+            literal: bool) -> Iterator[tuple[int, list[str] | str]]:
+  """Rows whose texts may be quoted and hold line breaks; literal: quotes are text.
 
   Where a row over several lines proves wrong, only its first line is, and the next ones count anew.
   """
@@ -320,7 +321,11 @@ def _quoted(numbered_texts: Iterator[tuple[int, str]], sep: str,
       if len(taken_lines) > MAX_QUOTED_LINES:
         yield '"\udcff\n'  # closes the quote and is no separator, so the reader gives up
 
-  reader = csv.reader(feed(), delimiter=sep, quoting=quoting, strict=True)
+  def new_reader():
+    return csv.reader(feed(), delimiter=sep, strict=True,
+                      quoting=csv.QUOTE_NONE if literal else csv.QUOTE_MINIMAL)
+
+  reader = new_reader()
   while True:
     taken_lines.clear()
     reason = ''
@@ -335,13 +340,13 @@ def _quoted(numbered_texts: Iterator[tuple[int, str]], sep: str,
     if reason and (escaped := _escaped(taken_lines[0][1], sep, width)):
       reason, fields = '', escaped
       pending.extendleft(reversed(taken_lines[1:]))
-      reader = csv.reader(feed(), delimiter=sep, quoting=quoting, strict=True)
+      reader = new_reader()
       del taken_lines[1:]
     width = width or (0 if reason else len(fields))
     yield taken_lines[0][0], reason or fields
     if reason and len(taken_lines) > 1:
       pending.extendleft(reversed(taken_lines[1:]))
-      reader = csv.reader(feed(), delimiter=sep, quoting=quoting, strict=True)
+      reader = new_reader()
 
 
 def _escaped(line: str, sep: str, width: int) -> list[str] | None:
@@ -428,7 +433,7 @@ def to_items(path: Path, rows: Iterable[Row], item: str, item_columns: Callable[
     yield path, number, cleaned, reason
 
 
-def as_rating(value: object) -> float:
+def as_rating(value: Any) -> float:
   """A finite number, its decimal sign a point or a comma. Raises ValueError for another `value`."""
   if isinstance(value, str) and value.count(',') == 1 and '.' not in value:
     value = value.replace(',', '.')

@@ -112,7 +112,8 @@ def split_for_config(dataset: Dataset, judge: ConfigDict) -> Split:
   judge: tie_order (in which the data set was loaded), test_history, drop_cold_targets. Raises
   DataError where nobody can be tested.
   """
-  split = leave_one_out(dataset.interactions, 2, judge.test_history, judge.drop_cold_targets)
+  split = leave_one_out(dataset.interactions, 2, str(judge.test_history),
+                        bool(judge.drop_cold_targets))
   if not len(split.test):
     more = ', the last one in the training of others' if judge.drop_cold_targets else ''
     raise DataError(f'no user of {dataset.name} can be tested: each needs 3 items{more}')

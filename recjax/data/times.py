@@ -94,8 +94,9 @@ def number_kind(whole: int) -> str:
 
 def _compact_date(text: str) -> int:
   """Seconds of 'YYYYMMDD', with hhmm or hhmmss behind or not. Raises ValueError."""
-  parts = [int(text[:4]), *(int(text[start:start + 2]) for start in range(4, len(text), 2))]
-  return _seconds(datetime.datetime(*parts))
+  month, day, *clock = (int(text[start:start + 2]) for start in range(4, len(text), 2))
+  hour, minute, second = (*clock, 0, 0, 0)[:3]
+  return _seconds(datetime.datetime(int(text[:4]), month, day, hour, minute, second))
 
 
 def _seconds(when: datetime.datetime) -> int:
@@ -181,7 +182,7 @@ def _worded_date(text: str) -> tuple[str, int, bool] | None:
   return ('words', *_date_seconds(year, names[0], day, clock)) if names else None
 
 
-def _date_seconds(year: str, month: str, day: str, clock: str | None) -> tuple[int, bool]:
+def _date_seconds(year: str, month: str | int, day: str, clock: str | None) -> tuple[int, bool]:
   """Seconds since 1970, and whether a zone is named. Raises ValueError."""
   hour = minute = second = 0
   zone = None
@@ -214,6 +215,15 @@ class KindProfile:
   lines: list = dataclasses.field(default_factory=list)
   example: object = ''
 
+  def stretch(self, whole: int) -> None:
+    """Widens the ends so that `whole` lies between them."""
+    self.least = whole if self.least is None else min(self.least, whole)
+    self.greatest = whole if self.greatest is None else max(self.greatest, whole)
+
+  def largest(self) -> int:
+    """The greatest of the values without their signs, 0 where there are none."""
+    return max(abs(self.least or 0), abs(self.greatest or 0))
+
 
 class ColumnProfile:
   """What the values of a column look like, each counted under its kind, as in DESCRIPTIONS."""
@@ -234,7 +244,7 @@ class ColumnProfile:
       kind, whole, digits = number_kind(number[0]), *number
     else:
       kind, whole, digits, has_zone = parse_date(value)
-      if kind == 'iso' and not FIRST <= whole < END:
+      if kind == 'iso' and whole is not None and not FIRST <= whole < END:
         kind = 'odd'
     profile = self.kinds.get(kind)
     if profile is None:
@@ -245,16 +255,15 @@ class ColumnProfile:
     if len(profile.lines) < SHOWN_LINES:
       profile.lines.append(line)
     if whole is not None:
-      profile.least = whole if profile.least is None else min(profile.least, whole)
-      profile.greatest = whole if profile.greatest is None else max(profile.greatest, whole)
+      profile.stretch(whole)
 
   def _seconds(self, value: str) -> bool:
     """Counts ten digits, mostly seconds, where these have been seen before, and says whether."""
     profile = self.kinds.get('s')
     if profile is None or len(profile.lines) < SHOWN_LINES or not value.isascii():
       return False
-    whole, profile.count = int(value), profile.count + 1
-    profile.least, profile.greatest = min(profile.least, whole), max(profile.greatest, whole)
+    profile.count += 1
+    profile.stretch(int(value))
     return True
 
   def total(self) -> int:
@@ -329,12 +338,11 @@ class TimeParser:
     if '%' in self.kind:
       return self._pattern(value)
     order = self.kind if self.kind in ('d/m/y', 'm/d/y') else ''
-    kind, seconds, digits, _ = (
-      parse_date(value, order) if not parse_number(value) else ('number', *[None] * 3)
-    )
+    number = parse_number(value)
+    kind, seconds, digits, _ = Date('number', None) if number else parse_date(value, order)
     accepted = (order, 'x/y') if order else ('iso',) if self.kind == 'odd' else (self.kind,)
     if kind not in accepted or seconds is None:
-      raise self._other(kind if kind != 'number' else number_kind(parse_number(value)[0]))
+      raise self._other(number_kind(number[0]) if number else kind)
     if self.strict and self.kind != 'odd' and not FIRST <= seconds < END:
       raise self._other('odd')
     return (seconds * self.per_second
@@ -412,24 +420,23 @@ def choose_parser(profile: ColumnProfile, time_format: str, path: str | pathlib.
     decimals = max((seen.decimals for seen in alike), default=0)
     if '%' in time_format:
       decimals = 6 * ('%f' in time_format)
-    greatest = max((abs(end) for seen in numbers for end in (seen.least, seen.greatest)), default=0)
+    greatest = max((seen.largest() for seen in numbers), default=0)
     return make_parser(time_format, decimals, greatest, False), 'as --time-format says'
   sizes = {kind: seen.count for kind, seen in kinds.items()}
   order, how = _day_month_order(sizes, kinds, place)
-  kind = max(sizes, key=sizes.get)
+  kind = max(sizes, key=lambda k: sizes[k])
   if sizes[kind] < (1 - MAX_STRAYS) * total or kind in ('', 'clock'):
     what = 'times of several kinds' if len(kinds) > 1 else 'no times of day and year'
     raise DataError(f'{place} holds {what}: {_describe_kinds(kinds, path)}. Mend them, or say how '
                     f'all are meant: --time-format={"|".join(FORMATS)}, or a pattern as in '
                     '%d.%m.%Y')
   if kind == order:
-    seen = [kinds[k] for k in (order, 'x/y') if k in kinds]
-    return make_parser(kind, max(s.decimals for s in seen), 0, True), how
+    decimals = max(kinds[k].decimals for k in (order, 'x/y') if k in kinds)
+    return make_parser(kind, decimals, 0, True), how
   seen = kinds[kind]
   if kind == 'number' and (seen.decimals or _of_days(column)) and (
-      DAYS[0] <= seen.least and seen.greatest < DAYS[1]):
+      DAYS[0] <= (seen.least or 0) and seen.largest() < DAYS[1]):
     kind = 'days'
-  greatest = 0 if seen.least is None else max(abs(seen.least), abs(seen.greatest))
   strict = kind != 'number' or len(kinds) > 1
   how = f'told by all {total:,} values' if sizes.get(kind, total) == total else (
       f'told by {seen.count:,} of {total:,} values')
@@ -437,7 +444,7 @@ def choose_parser(profile: ColumnProfile, time_format: str, path: str | pathlib.
     how += '; if they are dates, --time-format names their unit'
   if 0 < seen.zones < seen.count:
     how += f'; {seen.count - seen.zones:,} name no zone and are taken as UTC'
-  return make_parser(kind, seen.decimals, greatest, strict), how
+  return make_parser(kind, seen.decimals, seen.largest(), strict), how
 
 
 def _of_days(column: str) -> bool:
@@ -557,7 +564,7 @@ def parse_bound(text: str, name: str, scale: TimeScale | None = None) -> int | N
   if number:
     return _numeric_bound(number, text, name, scale)
   kind, seconds, digits, _ = parse_date(text)
-  if kind != 'iso':
+  if kind != 'iso' or seconds is None:
     raise ConfigError(f'{name}={text!r} is neither a number nor a date like 2024-03-31')
   if scale and not per_second:
     raise ConfigError(f'--{name}={text}: the times are plain numbers, not dates; compare with '

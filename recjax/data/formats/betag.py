@@ -10,6 +10,7 @@ import json
 import pathlib
 import re
 from collections.abc import Callable, Collection, Iterable
+from typing import Any
 
 from recjax import file_io
 from recjax.data.dataset import Catalog, Dataset, Interactions, flatten, make_dataset
@@ -105,9 +106,8 @@ def write_sequences(path: str | pathlib.Path, sequences: Iterable[Iterable[str]]
 
   Raises DataError if they are none.
   """
-  if integer_ids:
-    sequences = [[_integer(item, path) for item in row] for row in sequences]
-  file_io.write_text(path, json.dumps(sequences, ensure_ascii=False, separators=(',', ':')))
+  rows = [[_integer(item, path) if integer_ids else item for item in row] for row in sequences]
+  file_io.write_text(path, json.dumps(rows, ensure_ascii=False, separators=(',', ':')))
 
 
 def read_tags(path: str | pathlib.Path) -> dict[str, list[str]]:
@@ -241,13 +241,13 @@ def _table(path: str | pathlib.Path, check: Callable, expected: str) -> dict:
   return table
 
 
-def _texts(value: object) -> list[str] | bool:
+def _texts(value: object) -> Any:
   """The list itself if it holds nothing but texts, else False."""
   good = isinstance(value, list) and all(isinstance(x, str) for x in value)
   return value if good else False
 
 
-def _rows(value: object) -> list[list[str]] | bool:
+def _rows(value: object) -> Any:
   good = isinstance(value, list) and all(_texts(row) is not False for row in value)
   return value if good else False
 

@@ -30,10 +30,10 @@ def source(folder: raw_reader.Path, tick: raw_reader.Tick | None = None) -> raw_
     raise DataError(f'{folder} must hold one NAME.emb_map.json, found {len(maps)}.')
   name = maps[0].name.removesuffix('.emb_map.json')
   numbers = file_io.read_json(maps[0])
-  if not isinstance(numbers, dict) or sorted(numbers.values(), key=str) != sorted(
-      range(len(numbers)), key=str):
+  if not isinstance(numbers, dict) or sorted(map(str, numbers.values())) != sorted(
+      map(str, range(len(numbers)))) or not all(isinstance(n, int) for n in numbers.values()):
     raise DataError(f'{maps[0]}: an object from item to number, 0 to N, is expected.')
-  ids = sorted((item for item in numbers if numbers[item]), key=numbers.get)
+  ids = sorted((item for item in numbers if numbers[item]), key=lambda item: numbers[item])
   items = ((maps[0], number, (item, {}), '') for number, item in enumerate(ids, 1))
   return raw_reader.Source(name, _interactions(folder / f'{name}.test.jsonl', numbers, tick), items)
 
@@ -41,13 +41,12 @@ def source(folder: raw_reader.Path, tick: raw_reader.Tick | None = None) -> raw_
 def _interactions(path: pathlib.Path, numbers: dict[str, int],
                   tick: raw_reader.Tick | None) -> Iterator[raw_reader.InteractionRow]:
   for number, row, reason in raw_reader.read(path, tick=tick):
-    items = None if row is None else row.get('inter_history')
-    if not reason and (not isinstance(items, list) or 'target_id' not in row):
-      reason = 'no inter_history and target_id'
-    if reason:
+    if row is not None and not (isinstance(row.get('inter_history'), list) and 'target_id' in row):
+      row, reason = None, 'no inter_history and target_id'
+    if row is None:
       yield path, number, None, reason
       continue
-    for item in [*items, row['target_id']]:
+    for item in [*row['inter_history'], row['target_id']]:
       if isinstance(item, str) and item in numbers:
         yield path, number, (str(row.get('user_id', number)), item, None, None), ''
       else:

@@ -36,9 +36,9 @@ def load(folder: raw_reader.Path, name: str) -> Dataset:
   A title is `title_t`, or `title`; categories are paths from the root. Raises DataError naming the
   file and what is wrong in it.
   """
-  users, metas = (read_object(_find(folder, names) or pathlib.Path(folder) / names[0])
-                  for names in (SEQUENTIAL, METAS))
-  path = _find(folder, METAS)
+  users_path, path = (_find(folder, names) or pathlib.Path(folder) / names[0]
+                      for names in (SEQUENTIAL, METAS))
+  users, metas = read_object(users_path), read_object(path)
   rows = []
   for item, row in metas.items():
     if not item or not isinstance(row, dict):
@@ -50,8 +50,7 @@ def load(folder: raw_reader.Path, name: str) -> Dataset:
   if category_path and not any('categories' in row for row in rows):
     _add_categories(category_path, dict(zip(metas, rows)))
   index = {item: n for n, item in enumerate(metas, 1)}
-  sequences = [_indices(_find(folder, SEQUENTIAL), user, items, index)
-               for user, items in users.items()]
+  sequences = [_indices(users_path, user, items, index) for user, items in users.items()]
   names = dict.fromkeys(['title', *(name for row in rows for name in row)])
   columns = {name: [row.get(name) for row in rows] for name in names}
   columns['title'] = [title or '' for title in columns['title']]

@@ -13,6 +13,7 @@ import pickletools
 import re
 import zipfile
 from collections.abc import Collection
+from typing import Any, TypeGuard
 
 import numpy as np
 
@@ -54,7 +55,7 @@ def _checked_bytes(path: pathlib.Path, more: Collection[str] = ()) -> bytes:
                         'texts and numbers; such pickles can run programs and are not read. Save '
                         'the data as JSON.')
       # The memo is made as long as the highest reference.
-      if 'PUT' in opcode.name and not 0 <= int(argument) <= len(data):
+      if 'PUT' in opcode.name and not 0 <= int(argument or 0) <= len(data):
         raise DataError(f'{path} byte {place}: a reference beyond the file; it is damaged.')
     return data
   except OSError as error:
@@ -113,6 +114,8 @@ _TABLE_NAMES = {
 
 class _Shell:
   """Stands for an object: what its maker was given, and its state."""
+  arguments: tuple[Any, ...]
+  state: Any
 
   def __new__(cls, *arguments):
     shell = object.__new__(cls)
@@ -154,7 +157,7 @@ def read_table(path: str | pathlib.Path) -> dict[str, np.ndarray | list]:
 def _columns(state: dict) -> dict[str, np.ndarray | list]:
   blocks, axes = state['_mgr'].arguments
   names = axes[0].arguments[1]['data']
-  names = _texts(names) if _named(names, 'ArrowStringArray') else _array(names)
+  names: Any = _texts(names) if _named(names, 'ArrowStringArray') else _array(names)
   columns = {}
   for values, places, *_ in (block.arguments for block in blocks):
     places = range(len(names))[slice(*places.arguments)] if _named(places, 'slice') else _array(
@@ -165,11 +168,11 @@ def _columns(state: dict) -> dict[str, np.ndarray | list]:
   return {name: columns[name] for name in names}
 
 
-def _named(value: object, name: str) -> bool:
+def _named(value: object, name: str) -> TypeGuard[_Shell]:
   return isinstance(value, _Shell) and type(value).__name__ == name
 
 
-def _array(value: _Shell) -> np.ndarray | list:
+def _array(value: Any) -> Any:
   """The array that a stand-in means: numbers as numpy (copied), objects as nested lists."""
   if _named(value, '_frombuffer'):
     data, kind, shape, order = value.arguments
@@ -189,7 +192,7 @@ def _array(value: _Shell) -> np.ndarray | list:
   return np.frombuffer(data, kind).reshape(shape, order=order).copy()
 
 
-def _texts(value: _Shell) -> list[str | None]:
+def _texts(value: Any) -> list[str | None]:
   """The texts of an ArrowStringArray; None where there is none."""
   kind, count, _, start, (valid, ends, data), *_ = value.state['_pa_array'].arguments[0]
   if kind.arguments != ('large_string',):
@@ -204,7 +207,7 @@ def _texts(value: _Shell) -> list[str | None]:
           for a, b, there in zip(ends[:-1], ends[1:], present, strict=True)]
 
 
-def _bytes(data: object) -> bytes:
+def _bytes(data: Any) -> bytes | bytearray:
   if _named(data, 'encode') and data.arguments[1] == 'latin1':
     return data.arguments[0].encode('latin1')
   if _named(data, 'bytes') or _named(data, 'bytearray'):
@@ -264,7 +267,7 @@ def _torch_tensors(data: bytes) -> dict[str, dict]:
                   'BINFLOAT'):
       stack.append(argument)
     elif name == 'GLOBAL':
-      stack.append(argument.split(' ')[1])
+      stack.append(str(argument).split(' ')[1])
     elif name in ('BINPUT', 'LONG_BINPUT'):
       memo[argument] = stack[-1]
     elif name in ('BINGET', 'LONG_BINGET'):

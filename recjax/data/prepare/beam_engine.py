@@ -182,7 +182,7 @@ def _read_source(open_source: Callable[[], raw_reader.Source], what: str) -> Ite
 
   what: 'interactions' or 'items'.
   """
-  import apache_beam as beam
+  beam = _beam()
   source = open_source()
   tally, number, error = new_tally(), 0, ''
   rows = source.interactions if what == 'interactions' else encode_items(source.items)
@@ -382,9 +382,9 @@ def _count_untitled(items: Iterable[Item], all_items: bool) -> int:
 
 def _unlisted_examples(items: Iterable[Item]) -> dict[str, list[str]]:
   """Some items of the interactions that the items file lacks, and some that it has."""
-  listed = sorted((i for i in items if i.listed is not None), key=lambda i: i.listed)
+  listed = sorted((i for i in items if i.listed is not None), key=lambda i: i.listed or 0)
   lacking = sorted((i for i in items if i.listed is None and i.met is not None),
-                   key=lambda i: i.met)
+                   key=lambda i: i.met or 0)
   return {'lacking': [i.id for i in lacking[:3]], 'listed': [i.id for i in listed[:3]]
           } if listed else {}
 

@@ -3,6 +3,7 @@ import collections
 import itertools
 import json
 from collections.abc import Iterable, Iterator
+from typing import Any
 
 from recjax.data import raw_reader, times
 from recjax.errors import DataError
@@ -21,7 +22,7 @@ def source_notes(source: raw_reader.Source, what: str) -> dict:
   return _plain_notes(source.notes.get(what, {})) or {}
 
 
-def _plain_notes(value: object) -> object:
+def _plain_notes(value: Any) -> Any:
   """Counters as dicts without zeros, empty parts left out."""
   if isinstance(value, dict):
     return {k: v for k, part in value.items() if (v := _plain_notes(part)) not in (0, {}, None, '')
@@ -40,7 +41,8 @@ def time_scale(notes: dict, least: int | None, greatest: int | None) -> times.Ti
   return times.find_scale(least, greatest)
 
 
-def time_range(scale: times.TimeScale, least: int | None, greatest: int | None) -> dict[str, str]:
+def time_range(scale: times.TimeScale, least: int | None, greatest: int | None
+               ) -> dict[str, str | None]:
   """The unit of `scale`, the least and the greatest time in words; empty without times."""
   return {'unit': scale.unit(), 'first': scale.shown(least), 'last': scale.shown(greatest)
           } if least is not None else {}

@@ -92,10 +92,10 @@ def make_shop(seed: int = 0, items: int = 1000, users: int = CUSTOMERS) -> Datas
   for step in range(LONGEST):
     rows = np.flatnonzero(lengths > step)
     bought[rows, step] = _buy(world, walk, rows, bits[rows, step])
-  items = bought[np.arange(LONGEST) < lengths[:, None]].astype(np.int32) + 1
+  flat_items = bought[np.arange(LONGEST) < lengths[:, None]].astype(np.int32) + 1
   offsets = np.concatenate([[0], np.cumsum(lengths)])
   names = tuple(f'U{u:05d}' for u in range(1, users + 1))
-  interactions = Interactions(names, items, offsets, _times(seed, lengths))
+  interactions = Interactions(names, flat_items, offsets, _times(seed, lengths))
   name = 'sample' if (seed, users) == (0, CUSTOMERS) else f'sample:{seed}'
   name += f':{users}' if users != CUSTOMERS else ''
   return make_dataset(name, catalog, interactions)

@@ -30,6 +30,8 @@ HOMEPAGES = {
     '2023': 'amazon-reviews-2023.github.io',
 }
 FIRST_YEAR, MAX_TITLE_WORDS = 1996, 20  # of D3
+DROP_REASONS: tuple[str, ...] = (
+    'missing', 'with_markup', 'page_script', 'too_short', 'too_long')
 _AFFIXES = re.compile(r'^(reviews_|ratings_|meta_)|(_5)$|(\.(json|jsonl|csv|gz))+$')
 
 
@@ -48,15 +50,15 @@ def source(edition: str, reviews: raw_reader.Path, meta: raw_reader.Path = '',
   edition: '2014', '2018' or '2023'. reviews, meta: paths of its files; '' for no metadata. tick: as
   in `raw_reader.read`, of the reviews.
   """
-  columns, item_column, rating_columns = EDITIONS[edition]
+  (user, item, time, rating), item_column, rating_columns = EDITIONS[edition]
   for path in filter(None, (reviews, meta)):
     raw_reader.require_file(path, HOMEPAGES[edition])
   bare = raw_reader.file_kind(reviews) == '.csv' and not _has_header(reviews)
   unit = 'ms' if edition == '2023' else 's'
-  notes = raw_reader.new_notes(columns[2], unit)
+  notes = raw_reader.new_notes(time, unit)
   interactions = raw_reader.to_interactions(
-      reviews, raw_reader.read(reviews, rating_columns if bare else (), tick=tick), *columns,
-      times.published_parser(unit), notes['interactions']['ids'])
+      reviews, raw_reader.read(reviews, rating_columns if bare else (), tick=tick), user, item,
+      time, rating, times.published_parser(unit), notes['interactions']['ids'])
   items = raw_reader.to_items(meta, raw_reader.read(meta, literal=True), item_column, _item_columns,
                               notes['items'], '.') if meta else ()
   return raw_reader.Source(category(reviews), interactions, items, notes)
@@ -156,8 +158,7 @@ def _json_rows(path: raw_reader.Path) -> Iterator[tuple[str, dict]]:
 
 def read_d3_titles(path: raw_reader.Path) -> tuple[dict[str, str], dict[str, int]]:
   """Titles of the metadata at `path` by asin, and how many were dropped for each reason."""
-  reasons = ('missing', 'with_markup', 'page_script', 'too_short', 'too_long')
-  titles, dropped = {}, dict.fromkeys(reasons, 0)
+  titles, dropped = {}, {reason: 0 for reason in DROP_REASONS}
   for place, row in _json_rows(path):
     if 'asin' not in row:
       raise DataError(f'{place} has no asin')

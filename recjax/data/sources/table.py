@@ -73,8 +73,9 @@ def source(interactions: raw_reader.Path, items: raw_reader.Path = '', columns: 
   notes = {'interactions': {'columns': chosen, 'ignored': ignored(first, chosen), 'read': note},
            'items': {}}
   rows = _timed_interactions(path, read, chosen, how, time_format, notes['interactions'], tick)
-  items = item_rows(items, item_columns, sep, list_sep, encoding, notes['items']) if items else ()
-  return raw_reader.Source(path.name, rows, items, notes)
+  catalog_rows = item_rows(items, item_columns, sep, list_sep, encoding,
+                           notes['items']) if items else ()
+  return raw_reader.Source(path.name, rows, catalog_rows, notes)
 
 
 def regular_file(path: raw_reader.Path) -> pathlib.Path:
@@ -101,8 +102,7 @@ def _timed_interactions(path: pathlib.Path, read: Callable, columns: dict[str, s
   """The rows, after a first reading that tells what times and ids look like."""
   profile = times.ColumnProfile()
   ids = {name: cleaning.IdColumn() for name in (columns['user'], columns['item'])}
-  half = lambda start: tick and (lambda share: tick((start + share) / 2))  # noqa: E731
-  for number, row, _ in read(half(0)):
+  for number, row, _ in read(_half(tick, 0)):
     if row is not None:
       for name, column in ids.items():
         column.add(row.get(name))
@@ -117,8 +117,14 @@ def _timed_interactions(path: pathlib.Path, read: Callable, columns: dict[str, s
   for name, column in ids.items():
     notes['ids'].update(column.mixed(name))
   yield from raw_reader.to_interactions(
-      path, read(half(1)), **columns, parser=parser, id_counts=notes['ids'],
+      path, read(_half(tick, 1)), columns['user'], columns['item'], columns['time'],
+      columns['rating'], parser, notes['ids'],
       whole_ids=[name for name, column in ids.items() if column.whole()])
+
+
+def _half(tick: raw_reader.Tick | None, start: int) -> raw_reader.Tick | None:
+  """What one of two readings tells `tick`; start: 0 for the first, 1 for the second."""
+  return None if tick is None else lambda share: tick((start + share) / 2)
 
 
 def item_rows(path: raw_reader.Path, columns: str = '', sep: str = '', list_sep: str = '|',
