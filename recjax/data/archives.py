@@ -194,7 +194,8 @@ def _untar(path: pathlib.Path, folder: pathlib.Path) -> None:
     packed = base.read(2) == b'\x1f\x8b'
     base.seek(0)
     stream: Any = _Slow(gzip.GzipFile(fileobj=base) if packed else base, guard)
-    with tarfile.open(fileobj=stream, mode='r:') as archive:
+    with tarfile.open(fileobj=stream, mode='r:') as opened:
+      archive: Any = opened
       for info in archive:
         if not (info.isreg() or info.isdir()):
           raise guard.refusal(info.name, 'it is a link or a device')

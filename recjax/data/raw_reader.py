@@ -146,7 +146,8 @@ def read_lines(path: Path, tick: Tick | None = None,
         head = unpacked.peek(file_io.HEAD)[:file_io.HEAD]
         file_io.check_kind(head, path)
         wide = encoding if _is_wide(encoding) else file_io.wide_encoding(head)
-        stream: Any = io.BufferedReader(_Recoded(unpacked, wide, path)) if wide else unpacked
+        recoded: Any = _Recoded(unpacked, wide, path) if wide else None
+        stream: Any = io.BufferedReader(recoded) if wide else unpacked
         for number, line in _numbered(stream, tick, lambda: base.tell() / size):
           if number % TICK_LINES == 0 and unpacked.tell() > file_io.plausible(base.tell()):
             raise DataError(f'{path} unpacks to far more than data do, at line {number}.')

@@ -148,7 +148,7 @@ def _write(collection: Any, path: pathlib.Path) -> Any:
 
 def _load(rows: Rows, open_source: Callable[[], raw_reader.Source],
          max_bad: float) -> tuple[dict, dict]:
-  """Reads the source into the tables rows and items.
+  """Reads the source into the tables rows and item_rows.
 
   max_bad: the share of bad rows that is tolerated. Returns what was bad, and the notes of the
   source, both by 'interactions' and 'items'.
@@ -156,7 +156,7 @@ def _load(rows: Rows, open_source: Callable[[], raw_reader.Source],
   beam = _beam()
   rows.step = 0
   folder = rows.folder(0)
-  tables = {'interactions': 'rows', 'items': 'items'}
+  tables = {'interactions': 'rows', 'items': 'item_rows'}
   with _run(rows) as p:
     for what, table in tables.items():
       both = (p | f'start {what}' >> beam.Create([what])
@@ -172,7 +172,7 @@ def _load(rows: Rows, open_source: Callable[[], raw_reader.Source],
     notes[what] = tally['notes']
     tally['why'] = collections.Counter(tally['why'])
     bad[what] = check_tally(tally, max_bad, what)
-  ids = [line[0] for line in _lines(folder, 'items')]
+  ids = [line[0] for line in _lines(folder, 'item_rows')]
   bad['items']['given_twice'] = len(ids) - len(set(ids))
   return bad, notes
 
@@ -310,7 +310,7 @@ def _row_tests(rules: Rules, scale: times.TimeScale) -> Iterator[tuple[str, Call
 def _keep_titled(rows: Rows, left: Any) -> Any:
   """Keeps the rows in `left` of items whose first line in the items file has a title."""
   beam = _beam()
-  items = rows.read(left.pipeline, 0, 'items') | 'by item' >> beam.Map(lambda i: (i[0], i[2:]))
+  items = rows.read(left.pipeline, 0, 'item_rows') | 'by item' >> beam.Map(lambda i: (i[0], i[2:]))
   keyed = left | 'rows by item' >> beam.Map(lambda r: (r[1], r))
   return ((keyed, items) | beam.CoGroupByKey() | beam.FlatMap(
       lambda pair: pair[1][0] if pair[1][1] and min(pair[1][1], key=lambda i: i[1])[0] else ()))
@@ -365,7 +365,7 @@ def _gather_items(rows: Rows) -> list[Item]:
     first = (rows.read(p, 0) | 'first' >> beam.Map(lambda r: (r[1], r[4]))
              | beam.CombinePerKey(min))
     left = rows.read(p) | 'kept' >> beam.Map(lambda r: (r[1], 1)) | 'once' >> beam.Distinct()
-    items = rows.read(p, 0, 'items') | 'listed' >> beam.Map(lambda i: (i[0], (i[3], i[1])))
+    items = rows.read(p, 0, 'item_rows') | 'listed' >> beam.Map(lambda i: (i[0], (i[3], i[1])))
     _write((items, first, left) | beam.CoGroupByKey() | beam.Map(
         lambda pair: (pair[0], *min(pair[1][0], default=(None, None)),
                       min(pair[1][1], default=None), bool(list(pair[1][2])))), rows.root / 'items')
