@@ -39,9 +39,8 @@ def opened(workdir, data=None):
   if not data and not isinstance(config['data'], str):
     raise WorkdirError(f'{workdir}/config.json: "data" is {config["data"]!r:.60}, no folder')
   data = data or config['data']
-  return module, array_record.load(data) if array_record.is_record_folder(
-    data
-  ) else loading.load_data(data)
+  load = array_record.load if array_record.is_record_folder(data) else loading.load_data
+  return module, load(data)
 
 
 def method_of(workdir):
