@@ -106,20 +106,21 @@ def leave_one_out(interactions: Interactions, holdout: int = 2, test_history: st
   return Split(train, valid, test, protocol)
 
 
-def split_for_config(dataset: Dataset, judge: ConfigDict) -> Split:
+def split_for_config(dataset: Dataset, eval_config: ConfigDict) -> Split:
   """The leave-one-out split of `dataset` that a config asks for.
 
-  judge: tie_order (in which the data set was loaded), test_history, drop_cold_targets. Raises
+  eval_config: tie_order (in which the data set was loaded), test_history, drop_cold_targets. Raises
   DataError where nobody can be tested.
   """
-  split = leave_one_out(dataset.interactions, 2, str(judge.test_history),
-                        bool(judge.drop_cold_targets))
+  split = leave_one_out(dataset.interactions, 2, str(eval_config.test_history),
+                        bool(eval_config.drop_cold_targets))
   if not len(split.test):
-    more = ', the last one in the training of others' if judge.drop_cold_targets else ''
+    more = ', the last one in the training of others' if eval_config.drop_cold_targets else ''
     raise DataError(f'no user of {dataset.name} can be tested: each needs 3 items{more}')
-  if judge.tie_order == 'file':
+  if eval_config.tie_order == 'file':
     return split
-  return dataclasses.replace(split, protocol=f'{split.protocol}; tied times: {judge.tie_order}')
+  return dataclasses.replace(
+      split, protocol=f'{split.protocol}; tied times: {eval_config.tie_order}')
 
 
 def prefixes(interactions: Interactions, lengths: np.ndarray) -> Interactions:
