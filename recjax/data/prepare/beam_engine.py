@@ -421,7 +421,7 @@ def _write_sequences(rows: Rows, path: pathlib.Path, ties: str) -> int:
   return count
 
 
-def _by_span(pair: tuple) -> Iterator[tuple]:
+def _by_span(pair: tuple) -> Iterator[tuple[int, tuple[int, list]]]:
   """A user with rows left, under the number of the span that the first row lies in.
 
   pair: the user's id with its rows and the number of its first row.
