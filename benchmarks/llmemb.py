@@ -21,7 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from recjax.data import dataset
+from recjax.data import loading
 from recjax.distributed.sharding import make_mesh
 from recjax.methods.llmemb import prompts, rat
 from recjax.models import seqrec
@@ -96,7 +96,7 @@ def export(args):
 
 def texts_of(data, count):
   """Prompts of a catalogue, or of its first items, repeated where it has fewer."""
-  shop = dataset.load_data(data)
+  shop = loading.load_data(data)
   columns = shop.catalog.columns
   texts = ['\n'.join(('Describe this item by its attributes:', prompts.SEPARATOR.join(
       prompts.attributes({k: v[i] for k, v in columns.items()}, prompts.RULES['any']))))

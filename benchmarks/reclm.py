@@ -21,7 +21,8 @@ import jax
 import numpy as np
 
 from configs import reclm_scientific
-from recjax.data.dataset import Catalog, load_data
+from recjax.data.dataset import Catalog
+from recjax.data.loading import load_data
 from recjax.distributed import sharding
 from recjax.evaluation import ranking
 from recjax.methods.reclm import planning, sft_data, train

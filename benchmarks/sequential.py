@@ -30,7 +30,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from benchmarks import sequential_quality
-from recjax.data import dataset, splits
+from recjax.data import loading, splits
 from recjax.models import seqrec
 from recjax.training import optim
 from recjax.training import sequential as train
@@ -71,7 +71,7 @@ def step(line, args):
   """One line: equal losses, then times."""
   cfg = config('bce' if line == 'bce' else 'ce')
   cfg.model.dropout, cfg.loss.exclude = 0.2, 'none'
-  shop = dataset.load_data(args.data)
+  shop = loading.load_data(args.data)
   seqs = np.asarray(train.sequences(splits.leave_one_out(shop.interactions).train, 50))[:-1]
   rng = np.random.default_rng(0)
   if line == 'long':

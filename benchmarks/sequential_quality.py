@@ -12,7 +12,7 @@ import time
 import jax
 import numpy as np
 
-from recjax.data import dataset, splits
+from recjax.data import loading, splits
 from recjax.evaluation import metrics, ranking
 from recjax.training import sequential
 from recjax.training import workdir as workdir_lib
@@ -49,7 +49,7 @@ def run(args):
   from benchmarks.sequential import config
   cfg = config('ce')
   cfg.seeds, cfg.eval.memory = 1, 256
-  shop = dataset.load_data(args.data)
+  shop = loading.load_data(args.data)
   split, items = splits.leave_one_out(shop.interactions), len(shop.catalog)
   sides = [Curve(name, split, items, args.minutes) for name in ('recjax', 'RecBole')]
   for side, train in zip(sides, (ours, recbole)):

@@ -39,7 +39,7 @@ import jax
 import numpy as np
 
 from recjax import recommend as faces
-from recjax.data.dataset import save_data
+from recjax.data.loading import save_data
 
 
 def main():

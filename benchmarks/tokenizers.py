@@ -18,7 +18,7 @@ from rich.console import Console
 
 from configs import tiger_beauty
 from recjax import run_files
-from recjax.data import dataset
+from recjax.data import loading
 from recjax.data.dataset import item_texts
 from recjax.distributed import sharding
 from recjax.methods.etegrec import item_embeddings, tokenization
@@ -42,7 +42,7 @@ def main():
     start = time.perf_counter()
     with opened() as work:
       found = item_embeddings.from_text(
-        work, item_texts(dataset.load_data(name).catalog), args.encoder
+        work, item_texts(loading.load_data(name).catalog), args.encoder
       )
     print(f'{name}: {len(found):,} texts in {time.perf_counter() - start:.1f} s')
     judge(args, name, np.asarray(found, np.float32))

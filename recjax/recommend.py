@@ -5,7 +5,7 @@ from collections.abc import Callable
 from types import ModuleType
 
 from recjax import methods, run_files, settings
-from recjax.data import array_record, dataset
+from recjax.data import array_record, loading
 from recjax.data.array_record import Records
 from recjax.data.dataset import Catalog, Dataset
 from recjax.errors import DataError, WorkdirError
@@ -37,7 +37,8 @@ def open_data(workdir: str | os.PathLike, data: str | os.PathLike | None = None
   if not data and not isinstance(config['data'], str):
     raise WorkdirError(f'{workdir}/config.json: "data" is {config["data"]!r:.60}, no folder')
   data = data or config['data']
-  return method, array_record.load(data) if array_record.found(data) else dataset.load_data(data)
+  load = array_record.load if array_record.is_record_folder(data) else loading.load_data
+  return method, load(data)
 
 
 def method_of(workdir: str | os.PathLike) -> tuple[ModuleType, dict]:
@@ -49,7 +50,7 @@ def method_of(workdir: str | os.PathLike) -> tuple[ModuleType, dict]:
 
 def without_retired(recommend: Callable, catalog: Catalog) -> Callable:
   """The same recommender without retired items, which stay known in histories."""
-  live = catalog.live()
+  live = catalog.active_ids()
   if live is None:
     return recommend
 

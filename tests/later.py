@@ -1,7 +1,7 @@
 """Later data sets for tests: what `recjax prepare --update` makes of a run's, without raw files."""
 import dataclasses
 
-from recjax.data import dataset
+from recjax.data import dataset, loading
 
 
 def write(source, folder, new, retired=(), changed=None, swap=False):
@@ -10,7 +10,7 @@ def write(source, folder, new, retired=(), changed=None, swap=False):
   new: [{'item_id': ..., column: value}]. retired: item ids. changed: {item id: {column: value}}.
   swap: the first two items change places, which no update does. -> folder
   """
-  shop = dataset.load_data(source)
+  shop = loading.load_data(source)
   goods = shop.catalog
   rows = [{'item_id': i} | {k: v[n] for k, v in goods.columns.items()}
           for n, i in enumerate(goods.ids)]
@@ -21,5 +21,5 @@ def write(source, folder, new, retired=(), changed=None, swap=False):
   columns = {k: [r.get(k) for r in rows] for k in names}
   columns['retired'] = [True if r['item_id'] in retired else None for r in rows]
   goods = dataset.Catalog(tuple(r['item_id'] for r in rows), columns)
-  dataset.save_data(dataclasses.replace(shop, catalog=goods), folder)
+  loading.save_data(dataclasses.replace(shop, catalog=goods), folder)
   return folder

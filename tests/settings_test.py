@@ -11,7 +11,7 @@ from absl.testing import absltest, flagsaver, parameterized
 from ml_collections import ConfigDict
 
 from recjax import cli, experiment, file_io, main, recommend, settings, sweep
-from recjax.data import dataset, splits, windows
+from recjax.data import loading, splits, windows
 from recjax.data.formats import betag as tag_files
 from recjax.errors import ConfigError, WorkdirError
 from recjax.evaluation import ranking, sampled_ranking
@@ -224,7 +224,7 @@ class SavedTest(absltest.TestCase):
 
   def test_faces_of_a_run_are_opened_so(self):
     room = pathlib.Path(self.create_tempdir().full_path)
-    shop = dataset.load_data('sample:1:60')
+    shop = loading.load_data('sample:1:60')
     saved = made(argument='data=sample:1:60').to_dict()
     del saved['eval']['tie_order']
     file_io.write_json(room / 'config.json', {'config': saved, 'facts': {}})
@@ -285,7 +285,7 @@ class TablesTest(absltest.TestCase):
       **{f'semantic_ids.{k}': v for k, v in rqvae.CHOICES.items() if k != 'encoder'},
       'semantic_ids.kind': [*tokenization.NETWORKS, *semantic_ids.TOKENIZERS, '*.json'],
       'semantic_ids.dedupe': semantic_ids.POLICIES,
-      'samples.window': windows.FIRST,
+      'samples.window': windows.FIRST_TARGET,
       'ground.pooling': bert.POOLS,
       'scft.pool': bert.POOLS,
       'text.pool': ['', *bert.POOLS],

@@ -39,7 +39,7 @@ def embed(args: argparse.Namespace) -> None:
   import numpy as np
   from ml_collections import ConfigDict
 
-  from recjax.data import dataset
+  from recjax.data import dataset, loading
   from recjax.distributed import sharding
   from recjax.training import text_embedding
   from recjax.training.workdir import PlainProgress
@@ -49,7 +49,7 @@ def embed(args: argparse.Namespace) -> None:
   if out.suffix != '.npy':
     raise ConfigError(f'--out={out}: name a .npy file that does not exist yet')
   run_files.absent(out, '--out')
-  data = dataset.load_data(args.data)
+  data = loading.load_data(args.data)
   mesh = sharding.make_mesh({'data': -1, 'fsdp': 1, 'model': 1})
   encoder = text_embedding.load(args.workdir, ConfigDict({'dtype': 'auto', 'remat': 'none'}), mesh)
   advance = PlainProgress(print, 'embedding', len(data.catalog), 0, 'item')

@@ -18,12 +18,12 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
   """Prints findings about the data and the cost of a config."""
-  from recjax.data import dataset, validate
+  from recjax.data import loading, validate
   if args.settings and not args.config:
     raise ConfigError(f'--config.{args.settings[0]} changes a config; name it, e.g. '
                       '--config=configs/betag_scientific.py')
   cfg = args.config and experiment.changed(experiment.read_config(args.config), args.settings)
-  data = dataset.load_data(args.data)
+  data = loading.load_data(args.data)
   print(f'{data.name}: {len(data.catalog):,} items, {len(data.interactions):,} users, '
         f'{len(data.interactions.items):,} interactions, fingerprint {data.fingerprint[:16]}')
   for finding in validate.check(data):

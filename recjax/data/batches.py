@@ -1,48 +1,56 @@
 """Which examples a step sees: pure functions of (seed, step), so that any run can be resumed."""
 import functools
+from collections.abc import Callable
 
 import numpy as np
+
+Batch = dict[str, np.ndarray]
 
 
 class Batches:
   """batches[i] is the i-th batch of an endless shuffled stream: a function of (seed, i) alone.
 
-  collate: takes an int array of example rows (size,) and returns a dict of arrays. ways: arrays are
-  filled up with rows of zeros to a multiple of it, so that they divide over so many devices while
-  the examples of a batch stay the same for any number of them.
+  collate: takes an int array of example rows (size,) and returns a dict of arrays. count: examples
+  there are. size: examples of a batch. ways: arrays are filled up with rows of zeros to a multiple
+  of it, so that they divide over so many devices while the examples of a batch stay the same for
+  any number of them.
   """
 
-  def __init__(self, collate, count, size, seed=0, ways=1):
-    self.collate, self.count, self.size, self.ways = collate, count, size, ways
-    self.order = functools.lru_cache(2)(
-        lambda epoch: np.random.default_rng((seed, epoch)).permutation(count))
+  def __init__(self, collate: Callable[[np.ndarray], Batch], count: int, size: int, seed: int = 0,
+               ways: int = 1):
+    self.collate, self.count, self.size, self.seed, self.ways = collate, count, size, seed, ways
+    self._order = functools.lru_cache(2)(self._shuffled)
 
-  def __len__(self):
+  def __len__(self) -> int:
     return 10**9
 
-  def rows_of(self, i):
-    """The examples of batch i. -> (size,) int"""
-    epoch, row = np.divmod(np.arange(i * self.size, (i + 1) * self.size), self.count)
-    return np.concatenate([self.order(e)[row[epoch == e]] for e in np.unique(epoch)])
+  def rows_of(self, step: int) -> np.ndarray:
+    """The examples of the batch of `step`, (size,) int."""
+    epochs, places = np.divmod(np.arange(step * self.size, (step + 1) * self.size), self.count)
+    return np.concatenate([self._order(e)[places[epochs == e]] for e in np.unique(epochs)])
 
-  def __getitem__(self, i):
-    return filled(self.collate(self.rows_of(i)), self.ways)
+  def __getitem__(self, step: int) -> Batch:
+    return pad_batch(self.collate(self.rows_of(step)), self.ways)
+
+  def _shuffled(self, epoch: int) -> np.ndarray:
+    return np.random.default_rng((self.seed, epoch)).permutation(self.count)
 
 
-def filled(batch, ways):
-  """Arrays with rows of zeros behind, up to a multiple of `ways`. batch: dict of arrays"""
-  def one(x):
+def pad_batch(batch: Batch, ways: int) -> Batch:
+  """The arrays of `batch` with rows of zeros behind, up to a multiple of `ways`."""
+  def padded(x):
     return np.pad(x, [(0, -len(x) % ways)] + [(0, 0)] * (x.ndim - 1)) if -len(x) % ways else x
-  return {name: one(x) for name, x in batch.items()}
+  return {name: padded(x) for name, x in batch.items()}
 
 
-def halving_draws(lengths, epochs, seed):
-  """Draws sequences by length, halving a sequence's weight at each draw (betag 2.2).
+def halving_draws(lengths: np.ndarray, epochs: int, seed: int) -> np.ndarray:
+  """Draws sequences by length, halving a sequence's weight at each draw, as BETag trains.
 
-  lengths: (U,) int. -> (epochs * U,) int32 rows; an epoch is U draws. At an epoch's start the
-  weights go back to the lengths if every sequence has been drawn since they last were. (The
-  authors reset when data-set index 0 is asked for; with a shuffling loader that is at random.)
-  Weights stand in blocks with their sums, so one draw costs about sqrt(U).
+  lengths: (U,) int, items of each sequence. seed: of the draws. An epoch is U draws; the result is
+  (epochs * U,) int32 rows. At an epoch's start the weights go back to the lengths if every sequence
+  has been drawn since they last were. (The authors' code resets when data-set index 0 is asked for;
+  with a shuffling loader that is at random.) Weights stand in blocks with their sums, so one draw
+  costs about sqrt(U).
   """
   rng = np.random.default_rng(seed)
   count = len(lengths)
@@ -51,7 +59,7 @@ def halving_draws(lengths, epochs, seed):
   full[:count] = lengths
   full = full.reshape(width, width)
   weights, drawn = full.copy(), np.zeros(count, bool)
-  out = np.empty(epochs * count, np.int32)
+  draws = np.empty(epochs * count, np.int32)
   for i, u in enumerate(rng.random(epochs * count)):
     if i % count == 0 and drawn.all():
       weights[:], drawn[:] = full, False
@@ -64,5 +72,5 @@ def halving_draws(lengths, epochs, seed):
     row = block * width + column
     weights[block, column] /= 2
     drawn[row] = True
-    out[i] = row
-  return out
+    draws[i] = row
+  return draws

@@ -1,11 +1,13 @@
 """Raw files row by row: what cannot be used is handed on with its reason, never lost.
 
-Readers yield (number, row, why): the line or row, a dict, and ''; or None and what is wrong.
+Readers yield rows (number, row, reason): the line or row, a dict, and ''; or None and what is
+wrong.
 """
 import ast
 import codecs
 import collections
 import csv
+import dataclasses
 import gzip
 import io
 import itertools
@@ -14,29 +16,58 @@ import os
 import pathlib
 import re
 import zlib
+from collections.abc import Callable, Collection, Iterable, Iterator
+from typing import Any
 
 from recjax import file_io
 from recjax.data import cleaning, times
 from recjax.errors import ConfigError, DataError
 
-LINE = 4 << 20    # bytes; a longer line is damage, or meant to fill the memory
+Path = str | pathlib.Path
+Row = tuple[int, dict | None, str]
+Tick = Callable[[float], None]  # told now and then which share of a file is read
+Interaction = tuple[str, str, int | None, float | None]  # user, item, time, rating
+InteractionRow = tuple[Path, int, Interaction | None, str]
+ItemRow = tuple[Path, int, tuple[str, dict] | None, str]
 
-SPAN = 100        # lines that a quoted text of a table may go over
-
-TICK = 1 << 16    # lines between two reports of progress
-
+MAX_LINE_BYTES = 4 << 20  # a longer line is damage, or meant to fill the memory
+MAX_QUOTED_LINES = 100    # that a quoted text of a table may go over
+TICK_LINES = 1 << 16      # between two reports of progress
+SNIFFED_LINES = 200       # that tell what parts the columns
 SEPARATORS = {'.csv': ',', '.tsv': '\t', '.txt': '\t', '.inter': '\t', '.item': '\t', '.dat': '::'}
-
+SEPARATOR_CANDIDATES = (',', ';', '\t', '|', '::', ' ')
+SEPARATOR_NAMES = {'\t': 'a tab', ' ': 'blanks', ',': 'a comma', ';': 'a semicolon'}
 JSON_LINES = ('.jsonl', '.json', '.jsonline', '.ndjson')
-
-INDEX = '(no name)'  # a first column without one: the numbers of rows, as pandas writes them
-
 UNQUOTED = ('.inter', '.item')
-
+INDEX = '(no name)'  # a first column without one: the numbers of rows, as pandas writes them
 _SURROGATE = re.compile(r'[\ud800-\udfff]')
 
 
-def _refuse(name):
+@dataclasses.dataclass(frozen=True)
+class Source:
+  """Raw rows of one data set; both iterables are read once.
+
+  interactions: their times are all None or none. items: in the order of the catalog. notes:
+  {'interactions': {...}, 'items': {...}}, what the reading of either tells, complete when all its
+  rows are read: 'time' (a TimeParser's kind, per_second and factor among it), 'ids', 'cleaned', ….
+  """
+  name: str
+  interactions: Iterable[InteractionRow]
+  items: Iterable[ItemRow] = ()
+  notes: dict[str, dict] = dataclasses.field(default_factory=dict)
+
+
+def new_notes(column: str, kind: str) -> dict[str, dict]:
+  """What a published set tells before it is read.
+
+  column: of its times. kind: how these are written, as in `times.DESCRIPTIONS`.
+  """
+  time = {'column': column, 'kind': kind, 'per_second': times.UNITS.get(kind, 1), 'factor': 1}
+  return {'interactions': {'ids': collections.Counter(), 'time': time},
+          'items': cleaning.new_counts()}
+
+
+def _refuse(name: str) -> None:
   raise ValueError(f'{name} is not a JSON number')
 
 
@@ -44,72 +75,81 @@ def _refuse(name):
 _JSON = json.JSONDecoder(parse_constant=_refuse)
 
 
-def kind(path):
-  """What a file's name says it holds. -> '.csv', '.jsonl', '.parquet', ..., without '.gz'"""
+def file_kind(path: Path) -> str:
+  """The ending of `path` without '.gz': '.csv', '.parquet', ..., or '.jsonl' for all JSON."""
   path = pathlib.Path(path)
   ending = (path.with_suffix('') if path.suffix == '.gz' else path).suffix.lower()
   return '.jsonl' if ending in JSON_LINES else ending
 
 
-def read(path, header=(), sep='', encoding='utf-8', literal=False, tick=None):
-  """Reads a table of any kind. Yields (number, row, why).
+def read(path: Path, header: Collection[str] = (), sep: str = '', encoding: str = 'utf-8',
+         literal: bool = False, tick: Tick | None = None) -> Iterator[Row]:
+  """Reads the table of any kind at `path`.
 
   header: names of the columns, of a file that does not begin with them. sep: what parts columns,
-  where the name's ending does not say it. literal: lines may be Python dicts, which are read
-  without running anything. tick(share of bytes read). Raises DataError where the file itself
-  cannot be read, ConfigError for an unknown kind.
+  where the name's ending does not say it. encoding: of texts; UTF-16 is found without it. literal:
+  lines may be Python dicts, which are read without running anything. tick: is told how far it is.
+  Raises DataError where the
+  file itself cannot be read, ConfigError for an unknown kind.
   """
-  ending = kind(path)
+  ending = file_kind(path)
   if ending == '.parquet' and not sep:
     return _parquet(path, tick)
   if ending == '.jsonl' and not sep:
     return _json(path, literal, tick)
-  sep = sep or SEPARATORS.get(ending)
+  sep = sep or SEPARATORS.get(ending, '')
   if not sep:
-    known = ', '.join([*SEPARATORS, *JSON_LINES, '.parquet'])
-    raise ConfigError(f'{path}: what kind of table is it? Known endings are {known}, the texts '
-                      "also with .gz; for another, say what parts its columns: --sep=','")
+    raise _unknown_kind(path)
   return _delimited(path, list(header), sep, encoding, tick)
 
 
-def check_file(path, where):
-  """Raises DataError saying where to get a published file that is not there."""
+def _unknown_kind(path: Path) -> ConfigError:
+  known = ', '.join([*SEPARATORS, *JSON_LINES, '.parquet'])
+  return ConfigError(f'{path}: what kind of table is it? Known endings are {known}, the texts '
+                     "also with .gz; for another, say what parts its columns: --sep=','")
+
+
+def require_file(path: Path, where: str) -> None:
+  """Raises DataError, naming `where` to get it, for a published file that is not at `path`."""
   if not pathlib.Path(path).is_file():
     raise DataError(f'{path} does not exist; fetch it from {where} and name its place.')
 
 
-def place(path, number):
-  """Where a row stands, for messages."""
-  return f'{path} {({".parquet": "row", "": "entry"}).get(kind(path), "line")} {number}'
+def row_place(path: Path, number: int) -> str:
+  """Where the row numbered `number` of the file at `path` stands, for messages."""
+  return f'{path} {({".parquet": "row", "": "entry"}).get(file_kind(path), "line")} {number}'
 
 
-def narrow(encoding):
+def _byte_encoding(encoding: str) -> str:
   """What lines of a file in this encoding are decoded with: UTF-16 has become UTF-8 by then."""
-  return 'utf-8' if _wide(encoding) else encoding
+  return 'utf-8' if _is_wide(encoding) else encoding
 
 
-def _wide(encoding):
+def _is_wide(encoding: str) -> bool:
   return encoding.lower().replace('_', '-').startswith(('utf-16', 'utf16', 'utf-32', 'utf32'))
 
 
-def lines(path, tick=None, encoding=''):
-  """Yields (number, bytes) of each line, None in place of one that is too long; as a stream.
+def read_lines(path: Path, tick: Tick | None = None,
+               encoding: str = '') -> Iterator[tuple[int, bytes | None]]:
+  """Yields (number, bytes) of each line at `path`, None in place of one that is too long.
 
-  What is gzip is unpacked, whatever its name says, and UTF-16 becomes UTF-8. Raises DataError for
-  a file that is no text, saying what it is.
+  tick: is told how far it is. What is gzip is unpacked, whatever its name says, and UTF-16 becomes
+  UTF-8, where `encoding` names it or the first bytes tell. Raises DataError for a file that is no
+  text, saying what it is.
   """
   path = pathlib.Path(path)
   try:
     with open(path, 'rb') as base:
       size = max(1, os.fstat(base.fileno()).st_size)
-      opened = gzip.GzipFile(fileobj=base) if base.peek(2)[:2] == file_io.GZIP else base
+      opened: Any = gzip.GzipFile(fileobj=base) if base.peek(2)[:2] == file_io.GZIP else base
       with io.BufferedReader(opened, 1 << 20) as unpacked:
         head = unpacked.peek(file_io.HEAD)[:file_io.HEAD]
         file_io.check_kind(head, path)
-        wide = encoding if _wide(encoding) else file_io.wide_encoding(head)
-        stream = io.BufferedReader(_Recoded(unpacked, wide, path)) if wide else unpacked
+        wide = encoding if _is_wide(encoding) else file_io.wide_encoding(head)
+        recoded: Any = _Recoded(unpacked, wide, path) if wide else None
+        stream: Any = io.BufferedReader(recoded) if wide else unpacked
         for number, line in _numbered(stream, tick, lambda: base.tell() / size):
-          if number % TICK == 0 and unpacked.tell() > file_io.plausible(base.tell()):
+          if number % TICK_LINES == 0 and unpacked.tell() > file_io.plausible(base.tell()):
             raise DataError(f'{path} unpacks to far more than data do, at line {number}.')
           yield number, line
   except FileNotFoundError as error:
@@ -123,15 +163,15 @@ def lines(path, tick=None, encoding=''):
 class _Recoded(io.RawIOBase):
   """A stream of bytes in UTF-16 or UTF-32, as UTF-8."""
 
-  def __init__(self, stream, encoding, path):
+  def __init__(self, stream: Any, encoding: str, path: Path):
     self.stream, self.path, self.rest = stream, path, b''
     self.decoder = codecs.getincrementaldecoder(encoding)()
 
-  def readable(self):
+  def readable(self) -> bool:
     """As io asks."""
     return True
 
-  def readinto(self, buffer):
+  def readinto(self, buffer: bytearray) -> int:
     """As io asks."""
     while not self.rest:
       read = self.stream.read(1 << 16)
@@ -142,42 +182,43 @@ class _Recoded(io.RawIOBase):
                         ) from error
       if not read:
         break
-    some, self.rest = self.rest[:len(buffer)], self.rest[len(buffer):]
-    buffer[:len(some)] = some
-    return len(some)
+    part, self.rest = self.rest[:len(buffer)], self.rest[len(buffer):]
+    buffer[:len(part)] = part
+    return len(part)
 
 
-def _numbered(stream, tick, share):
+def _numbered(stream: io.BufferedReader, tick: Tick | None,
+              share: Callable[[], float]) -> Iterator[tuple[int, bytes | None]]:
   number = 0
-  while line := stream.readline(LINE + 1):
+  while line := stream.readline(MAX_LINE_BYTES + 1):
     number += 1
     if number == 1:
       line = line.removeprefix(b'\xef\xbb\xbf')
-    if tick and number % TICK == 0:
+    if tick and number % TICK_LINES == 0:
       tick(share())
-    if len(line) > LINE:
+    if len(line) > MAX_LINE_BYTES:
       while line and not line.endswith(b'\n'):
-        line = stream.readline(LINE + 1)
+        line = stream.readline(MAX_LINE_BYTES + 1)
       line = None
     yield number, line
 
 
-def _json(path, literal, tick):
-  for number, line in lines(path, tick):
+def _json(path: Path, literal: bool, tick: Tick | None) -> Iterator[Row]:
+  for number, line in read_lines(path, tick):
     if line is None:
       yield number, None, 'a line over 4 MB'
       continue
     if not line.strip():
       continue
-    if number == 1 and (what := file_io.whole_json(line)):
-      raise DataError(f'{path} is {what}; JSON Lines are expected, one object a line. This makes '
-                      f'them: jq -c "{".[]" if "array" in what else "."}" FILE > FILE.jsonl')
-    row, why = _object(line, literal)
-    yield number, row, why
+    if number == 1 and (kind := file_io.whole_json(line)):
+      raise DataError(f'{path} is {kind}; JSON Lines are expected, one object a line. This makes '
+                      f'them: jq -c "{".[]" if "array" in kind else "."}" FILE > FILE.jsonl')
+    row, reason = _object(line, literal)
+    yield number, row, reason
 
 
-def _object(line, literal):
-  """One line as a dict. -> (row, '') or (None, reason)"""
+def _object(line: bytes, literal: bool) -> tuple[dict | None, str]:
+  """One line as a dict, or None and the reason why it is none."""
   try:
     text = line.decode('utf-8')
   except UnicodeDecodeError:
@@ -185,15 +226,15 @@ def _object(line, literal):
   try:
     row = _JSON.decode(text)
   except (ValueError, RecursionError):
-    row, why = None, 'not JSON'
+    row, reason = None, 'not JSON'
     if literal:
-      row, why = _literal(text)  # and what Python writes as JSON: NaN
-    if why:
-      return None, why
+      row, reason = _literal(text)  # and what Python writes as JSON: NaN
+    if reason:
+      return None, reason
   return (row, '') if isinstance(row, dict) else (None, 'not a JSON object')
 
 
-def _literal(text):
+def _literal(text: str) -> tuple[object, str]:
   try:
     return json.loads(text), ''
   except (ValueError, RecursionError):
@@ -204,7 +245,8 @@ def _literal(text):
     return None, 'neither JSON nor a Python dict'
 
 
-def _delimited(path, header, sep, encoding, tick):
+def _delimited(path: Path, header: list[str], sep: str, encoding: str,
+               tick: Tick | None) -> Iterator[Row]:
   names, lists = [], set()
   for number, fields in _fields(path, sep, encoding, tick):
     if fields == [] or fields == ['']:
@@ -213,17 +255,17 @@ def _delimited(path, header, sep, encoding, tick):
       names, lists = _header(header or fields, path)
       if not header:
         continue
-    why = fields if isinstance(fields, str) else _unfit(fields, names)
-    if why:
-      yield number, None, why
+    reason = fields if isinstance(fields, str) else _unfit(fields, names)
+    if reason:
+      yield number, None, reason
       continue
-    row = dict(zip(names, fields))
+    row: dict[str, Any] = dict(zip(names, fields))
     for name in lists:
       row[name] = row[name].split()
     yield number, row, ''
 
 
-def _unfit(fields, names):
+def _unfit(fields: list[str], names: list[str]) -> str:
   if len(fields) != len(names):
     return f'{len(fields)} columns where the header has {len(names)}'
   if any(not f.isascii() and _SURROGATE.search(f) for f in fields):
@@ -231,8 +273,8 @@ def _unfit(fields, names):
   return ''
 
 
-def _header(fields, path):
-  """Names of columns; RecBole's carry types, as in `user_id:token`. -> names, those of lists"""
+def _header(fields: list[str] | str, path: Path) -> tuple[list[str], set[str]]:
+  """Names of columns, and those that hold lists; RecBole's carry types, as in `user_id:token`."""
   if isinstance(fields, str):
     raise DataError(f'{path}: its first line is {fields}; the names of the columns are expected.')
   parts = [field.strip().partition(':') for field in fields]
@@ -245,64 +287,71 @@ def _header(fields, path):
   return names, {part[0] for part in parts if part[2].endswith('_seq')}
 
 
-def _fields(path, sep, encoding, tick):
-  """Yields (number, list of texts), or (number, reason)."""
+def _fields(path: Path, sep: str, encoding: str,
+            tick: Tick | None) -> Iterator[tuple[int, list[str] | str]]:
+  """Yields the number of each row with its texts, or with the reason why it has none."""
   # A half surrogate marks what is no text; such a row is refused later, under its number.
-  narrowed = narrow(encoding)
-  texts = ((number, '\udcff\n' if line is None else line.decode(narrowed, 'surrogateescape'))
-           for number, line in lines(path, tick, encoding))
+  byte_encoding = _byte_encoding(encoding)
+  numbered_texts = (
+      (number, '\udcff\n' if line is None else line.decode(byte_encoding, 'surrogateescape'))
+      for number, line in read_lines(path, tick, encoding))
   if sep == ' ':
-    yield from ((number, text.split()) for number, text in texts)
+    yield from ((number, text.split()) for number, text in numbered_texts)
   elif len(sep) == 1:
     # In tab-separated files quotes are text: tabs and line breaks cannot stand inside anyway.
-    literal = sep == '\t' or kind(path) in UNQUOTED
-    yield from _quoted(texts, sep, csv.QUOTE_NONE if literal else csv.QUOTE_MINIMAL)
+    literal = sep == '\t' or file_kind(path) in UNQUOTED
+    yield from _quoted(numbered_texts, sep, literal)
   else:
-    for number, text in texts:
+    for number, text in numbered_texts:
       text = text.rstrip('\r\n')
       yield number, text.split(sep) if text else []
 
 
-def _quoted(texts, sep, quoting):
-  """Rows whose texts may be quoted and hold line breaks. texts: (number, text) of each line.
+def _quoted(numbered_texts: Iterator[tuple[int, str]], sep: str,
+            literal: bool) -> Iterator[tuple[int, list[str] | str]]:
+  """Rows whose texts may be quoted and hold line breaks; literal: quotes are text.
 
   Where a row over several lines proves wrong, only its first line is, and the next ones count anew.
   """
-  waiting, taken, width = collections.deque(), [], 0
+  pending, taken_lines, width = collections.deque(), [], 0
 
   def feed():
-    while line := waiting.popleft() if waiting else next(texts, None):
-      taken.append(line)
+    while line := pending.popleft() if pending else next(numbered_texts, None):
+      taken_lines.append(line)
       yield line[1]
-      if len(taken) > SPAN:
+      if len(taken_lines) > MAX_QUOTED_LINES:
         yield '"\udcff\n'  # closes the quote and is no separator, so the reader gives up
 
-  reader = csv.reader(feed(), delimiter=sep, quoting=quoting, strict=True)
+  def new_reader():
+    return csv.reader(feed(), delimiter=sep, strict=True,
+                      quoting=csv.QUOTE_NONE if literal else csv.QUOTE_MINIMAL)
+
+  reader = new_reader()
   while True:
-    taken.clear()
-    why = ''
+    taken_lines.clear()
+    reason = ''
     try:
       fields = next(reader)
     except StopIteration:
       return
     except csv.Error as error:
-      why = 'an open quote' if len(taken) > 1 else f'not a row of a table ({error})'
-    if not why and len(taken) > 1 and width and len(fields) != width:
-      why = 'an open quote'
-    if why and (escaped := _escaped(taken[0][1], sep, width)):
-      why, fields = '', escaped
-      waiting.extendleft(reversed(taken[1:]))
-      reader = csv.reader(feed(), delimiter=sep, quoting=quoting, strict=True)
-      del taken[1:]
-    width = width or (0 if why else len(fields))
-    yield taken[0][0], why or fields
-    if why and len(taken) > 1:
-      waiting.extendleft(reversed(taken[1:]))
-      reader = csv.reader(feed(), delimiter=sep, quoting=quoting, strict=True)
+      reason = 'an open quote' if len(taken_lines) > 1 else f'not a row of a table ({error})'
+    if not reason and len(taken_lines) > 1 and width and len(fields) != width:
+      reason = 'an open quote'
+    if reason and (escaped := _escaped(taken_lines[0][1], sep, width)):
+      reason, fields = '', escaped
+      pending.extendleft(reversed(taken_lines[1:]))
+      reader = new_reader()
+      del taken_lines[1:]
+    width = width or (0 if reason else len(fields))
+    yield taken_lines[0][0], reason or fields
+    if reason and len(taken_lines) > 1:
+      pending.extendleft(reversed(taken_lines[1:]))
+      reader = new_reader()
 
 
-def _escaped(line, sep, width):
-  """A line whose quotes are written as \\" in quoted texts. -> fields, or None"""
+def _escaped(line: str, sep: str, width: int) -> list[str] | None:
+  """The fields of a line whose quotes are written as \\" in quoted texts; None for another one."""
   if '\\"' not in line:
     return None
   try:
@@ -312,7 +361,7 @@ def _escaped(line, sep, width):
   return fields if not width or len(fields) == width else None
 
 
-def _parquet(path, tick):
+def _parquet(path: Path, tick: Tick | None) -> Iterator[Row]:
   import pyarrow
   from pyarrow import parquet
   try:
@@ -333,56 +382,60 @@ def _parquet(path, tick):
 def _nanoseconds(batch):
   """A batch whose times in nanoseconds, which Python has no type for, are texts."""
   import pyarrow as pa
-  for at, field in enumerate(batch.schema):
+  for place, field in enumerate(batch.schema):
     if pa.types.is_timestamp(field.type) and field.type.unit == 'ns':
-      batch = batch.set_column(at, field.name, batch.column(at).cast(pa.string()))
+      batch = batch.set_column(place, field.name, batch.column(place).cast(pa.string()))
   return batch
 
 
-def events(path, rows, user, item, time='', rating='', clock=times.PLAIN, ids=None):
-  """Rows as interactions, by the names of their columns; time and rating may be ''.
+def to_interactions(path: Path, rows: Iterable[Row], user: str, item: str, time: str = '',
+                    rating: str = '', parser: times.TimeParser = times.PLAIN,
+                    id_counts: collections.Counter | None = None, whole_ids: Collection[str] = (),
+                    exact_users: bool = False) -> Iterator[InteractionRow]:
+  """Yields the rows of the file at `path` as interactions.
 
-  clock: reads the times. ids: {'told': Counter, 'whole': names of columns whose 17.0 is 17,
-  'exact': whether blanks around an id belong to it}, as in `cleaning.identity`.
-  Yields (path, number, (user, item, time, rating) or None, why).
+  user, item, time, rating: names of the columns; the last two may be ''. parser: reads the times.
+  id_counts: counts what was done to ids. whole_ids: columns whose 17.0 is 17. exact_users: blanks
+  around the id of a user belong to it. The last three are as in `cleaning.clean_id`.
   """
-  ids = ids or {}
-  told, whole, exact = ids.get('told'), ids.get('whole', ()), ids.get('exact', False)
-  if told is None:
-    told = collections.Counter()
-  for number, row, why in rows:
-    event = None
+  id_counts = collections.Counter() if id_counts is None else id_counts
+  for number, row, reason in rows:
+    interaction = None
     if row is not None:
       try:
-        event = (cleaning.identity(row.get(user), user, told, user in whole, exact),
-                 cleaning.identity(row.get(item), item, told, item in whole),
-                 clock.read(row.get(time)) if time else None,
-                 as_rating(row.get(rating)) if rating else None)
+        interaction = (
+            cleaning.clean_id(row.get(user), user, id_counts, user in whole_ids, exact_users),
+            cleaning.clean_id(row.get(item), item, id_counts, item in whole_ids),
+            parser.read(row.get(time)) if time else None,
+            as_rating(row.get(rating)) if rating else None)
       except ValueError as error:
-        why = str(error)
-    yield path, number, event, why
+        reason = str(error)
+    yield path, number, interaction, reason
 
 
-def goods(path, rows, item, shape, told=None, decimal='', whole=False):
-  """Rows as items. shape: row -> columns of the catalogue; it may raise ValueError.
+def to_items(path: Path, rows: Iterable[Row], item: str, item_columns: Callable[[dict], dict],
+             counts: dict | None = None, decimal: str = '',
+             whole: bool = False) -> Iterator[ItemRow]:
+  """Yields the rows of the file at `path` as items.
 
-  told, decimal: as in `cleaning.item`, through which all columns go. whole: as in
-  `cleaning.identity`. Yields (path, number, (item id, columns) or None, why).
+  item: the column of their ids. item_columns: makes columns of the catalog out of a row. counts,
+  decimal: as in `cleaning.clean_item`, through which all columns go. whole: as in
+  `cleaning.clean_id`.
   """
-  told = told or cleaning.new_told()
-  for number, row, why in rows:
-    found = None
+  counts = counts or cleaning.new_counts()
+  for number, row, reason in rows:
+    cleaned = None
     if row is not None:
       try:
-        found = (cleaning.identity(row.get(item), item, told['ids'], whole),
-                 cleaning.item(shape(row), told, decimal))
+        cleaned = (cleaning.clean_id(row.get(item), item, counts['ids'], whole),
+                   cleaning.clean_item(item_columns(row), counts, decimal))
       except ValueError as error:
-        why = str(error)
-    yield path, number, found, why
+        reason = str(error)
+    yield path, number, cleaned, reason
 
 
-def as_rating(value):
-  """A finite number, its decimal sign a point or a comma. Raises ValueError."""
+def as_rating(value: Any) -> float:
+  """A finite number, its decimal sign a point or a comma. Raises ValueError for another `value`."""
   if isinstance(value, str) and value.count(',') == 1 and '.' not in value:
     value = value.replace(',', '.')
   try:
@@ -393,8 +446,8 @@ def as_rating(value):
   raise ValueError('the rating is no number')
 
 
-def as_text(value):
-  """A text on one line, blanks collapsed; lists are joined, numbers written. -> str or None"""
+def as_text(value: object) -> str | None:
+  """A value as text on one line, blanks collapsed; lists are joined. None where nothing is left."""
   if isinstance(value, list | tuple):
     value = ' '.join(str(v) for v in value if v is not None)
   if value is None or value != value:
@@ -403,8 +456,8 @@ def as_text(value):
   return text or None
 
 
-def as_list(value, sep=''):
-  """A list of texts, of a list (nested ones laid flat) or of a text parted by `sep`. -> or None"""
+def as_list(value: object, sep: str = '') -> list[str] | None:
+  """The texts of the list `value`, nested ones laid flat, or of a text parted by `sep`; or None."""
   if isinstance(value, str):
     value = value.split(sep) if sep else [value]
   if not isinstance(value, list | tuple):
@@ -413,55 +466,49 @@ def as_list(value, sep=''):
                                      else [as_text(v)])]
   return list(dict.fromkeys(t for t in flat if t)) or None
 
-LINES = 200
+SNIFFED_LINES = 200
 
-CANDIDATES = (',', ';', '\t', '|', '::', ' ')
+def find_separator(path: Path, encoding: str = 'utf-8',
+                   has_header: bool = False) -> tuple[str, str]:
+  """What parts columns, and '' or how it was told; both '' for Parquet and JSON Lines.
 
-NAMES = {'\t': 'a tab', ' ': 'blanks', ',': 'a comma', ';': 'a semicolon'}
-
-
-def separator(path, encoding='utf-8', named=False):
-  """What parts columns. -> (sign, '' or how it was told); ('', '') for Parquet and JSON Lines.
-
-  The sign that the file's ending promises, if it parts the lines; else the one that parts most of
-  them alike. named: whether the columns are named elsewhere, so that one column is no fault.
-  Raises ConfigError where several do or none does.
+  The sign that the ending of `path` promises, if it parts the lines; else the one that parts most
+  of them alike. encoding: of the file. has_header: whether the columns are named elsewhere, so that
+  one column is no fault. Raises ConfigError where several do or none does.
   """
-  ending = kind(path)
+  ending = file_kind(path)
   if ending in ('.parquet', '.jsonl'):
     return '', ''
-  usual = SEPARATORS.get(ending, '')
-  some = itertools.islice(lines(path, encoding=encoding), LINES)
-  some = [text for _, line in some if line and (
-      text := line.decode(narrow(encoding), 'replace').rstrip('\r\n'))]
-  if not some:
+  usual_separator = SEPARATORS.get(ending, '')
+  texts = itertools.islice(read_lines(path, encoding=encoding), SNIFFED_LINES)
+  texts = [text for _, line in texts if line and (
+      text := line.decode(_byte_encoding(encoding), 'replace').rstrip('\r\n'))]
+  if not texts:
     raise DataError(f'{path} holds no row that can be read.')
-  shares = {sign: parted(some, sign) for sign in CANDIDATES}
-  if usual and (shares[usual] > .5 or named):
-    return usual, ''
-  good = [sign for sign in CANDIDATES if shares[sign] == max(shares.values()) > .5]
-  if len(good) > 1 and ' ' in good:
-    good.remove(' ')  # blanks inside texts
-  if len(good) == 1:
-    return good[0], f'columns are parted by {NAMES.get(good[0], good[0])}'
-  if usual:
-    return usual, ''
-  known = ', '.join([*SEPARATORS, *JSON_LINES, '.parquet'])
-  raise ConfigError(f'{path}: what kind of table is it? Known endings are {known}, the texts '
-                    "also with .gz; for another, say what parts its columns: --sep=','")
+  shares = {sign: _column_share(texts, sign) for sign in SEPARATOR_CANDIDATES}
+  if usual_separator and (shares[usual_separator] > .5 or has_header):
+    return usual_separator, ''
+  likely = [sign for sign in SEPARATOR_CANDIDATES if shares[sign] == max(shares.values()) > .5]
+  if len(likely) > 1 and ' ' in likely:
+    likely.remove(' ')  # blanks inside texts
+  if len(likely) == 1:
+    return likely[0], f'columns are parted by {SEPARATOR_NAMES.get(likely[0], likely[0])}'
+  if usual_separator:
+    return usual_separator, ''
+  raise _unknown_kind(path)
 
 
-def parted(lines, sign):
+def _column_share(lines: list[str], separator: str) -> float:
   """The share of lines that a sign parts into as many columns, at least 2, as the first one."""
-  if sign == ' ':
+  if separator == ' ':
     widths = [len(line.split()) for line in lines]
-  elif len(sign) > 1 or sign == '\t':
-    widths = [len(line.split(sign)) for line in lines]
+  elif len(separator) > 1 or separator == '\t':
+    widths = [len(line.split(separator)) for line in lines]
   else:
     widths = []
     for line in lines:
       try:
-        widths.append(len(next(csv.reader([line], delimiter=sign))))
+        widths.append(len(next(csv.reader([line], delimiter=separator))))
       except (csv.Error, StopIteration):
         widths.append(0)
   return widths.count(widths[0]) / len(widths) if widths[0] > 1 else 0.

@@ -4,37 +4,42 @@
 its method can read what an item says of itself.
 """
 import itertools
+import pathlib
+from collections.abc import Collection
 
-from recjax.data import dataset
+from recjax.data import loading
+from recjax.data.dataset import Catalog, Dataset
 from recjax.errors import DataError
 
 
-def load(source, known, workdir):
-  """The data set at `source`, which must begin with the items of the Catalog `known`. -> Dataset
+def load_continuation(source: str | pathlib.Path, trained: Catalog,
+                      workdir: str | pathlib.Path) -> Dataset:
+  """Loads the data set at `source`, which must begin with the items of the catalog `trained` on.
 
   workdir: the run, for messages. Raises DataError naming the first item that differs.
   """
-  shop = dataset.load_data(source)
-  ids = shop.catalog.ids[:len(known)]
-  for place, (old, new) in enumerate(itertools.zip_longest(known.ids, ids), 1):
+  dataset = loading.load_data(source)
+  ids = dataset.catalog.ids[:len(trained)]
+  for place, (old, new) in enumerate(itertools.zip_longest(trained.ids, ids), 1):
     if old != new:
-      found = 'there is none' if new is None else f'it is {new!r}'
+      actual = 'there is none' if new is None else f'it is {new!r}'
       raise DataError(f'{source} does not carry on the data of {workdir}: item {place} was '
-                      f'{old!r}, now {found}. Make it with `recjax prepare ... --update=OLD '
+                      f'{old!r}, now {actual}. Make it with `recjax prepare ... --update=OLD '
                       '--out=NEW`, which keeps every item at its number')
-  return shop
+  return dataset
 
 
-def fresh(known, goods, columns=None):
-  """Items of `goods` that are new, or say something else than in `known`. -> indices 1..N, sorted
+def changed_items(trained: Catalog, catalog: Catalog,
+                  columns: Collection[str] | None = None) -> list[int]:
+  """Indices 1..N, sorted, of items of `catalog` that are new or say other things than in `trained`.
 
   columns: those that count, by default all but the mark of retired items.
   """
-  names = set(known.columns) | set(goods.columns)
+  names = set(trained.columns) | set(catalog.columns)
   names = names - {'retired'} if columns is None else names & set(columns)
-  rows = range(len(known))
-  changed = set(range(len(known), len(goods)))
+  rows = range(len(trained))
+  changed = set(range(len(trained), len(catalog)))
   for name in names:
-    old, new = (c.columns.get(name) or itertools.repeat(None) for c in (known, goods))
+    old, new = (c.columns.get(name) or itertools.repeat(None) for c in (trained, catalog))
     changed.update(i for i, a, b in zip(rows, old, new) if (a or None) != (b or None))
   return [i + 1 for i in sorted(changed)]

@@ -1,7 +1,8 @@
-"""Samples (a history, the next item) cut out of sequences, and the published ways to part them.
+"""Samples (a history, the next item) cut out of sequences, and the published ways to split them.
 
 Where leave-one-out asks each user once, BIGRec and D3 cut a window at many places of a sequence and
-part all windows by time (bigrec.md 3.1, 4.1).
+split all windows by time (arXiv:2308.08434, arXiv:2406.14900, and their repositories SAI990323/
+BIGRec and SAI990323/DecodingMatters).
 """
 import dataclasses
 import pathlib
@@ -9,12 +10,12 @@ import pathlib
 import numpy as np
 
 from recjax import file_io
-from recjax.data.dataset import Interactions
-from recjax.data.splits import Cases, heads, positions
+from recjax.data.dataset import Dataset, Interactions
+from recjax.data.splits import Cases, flat_positions, prefixes
 from recjax.errors import ConfigError, DataError
 
 # The first place of a sequence of n items that is asked for.
-FIRST = {
+FIRST_TARGET = {
     'movie': lambda n, longest: longest + 0 * n,
     'game': lambda n, longest: np.maximum(np.minimum(longest, n - 1), 1),
     'every': lambda n, longest: 1 + 0 * n,
@@ -26,7 +27,7 @@ class Samples:
   """Cases to learn from, to choose by and to judge by.
 
   known: what training may look at. masked: whether this split's origin takes a history's items out
-  of the ranking.
+  of the ranking. protocol: how they were split, in a sentence.
   """
   train: Cases
   valid: Cases
@@ -36,108 +37,114 @@ class Samples:
   protocol: str
 
 
-def make(shop, folder, window, split, longest):
-  """Cuts and parts a data set's windows.
+def make_samples(dataset: Dataset, folder: str | pathlib.Path, window: str, split: str,
+                 longest: int) -> Samples:
+  """Cuts and splits the windows of `dataset`.
 
   window: which places are asked for in training, 'movie' (the 11th item on), 'game' (the same, or
   the last item of a shorter sequence), 'every' (all but the first item). split: 'leave_one_out',
   'time' (80/10/10 by the target's time), 'rows' (valid.jsonl and test.jsonl of `folder`), 'auto'
   ('rows' where the folder has them, else leave-one-out). longest: items of a window; histories of
-  leave-one-out are whole. -> Samples. Raises ConfigError for other names, DataError where the data
-  lack times, rows, or any sample.
+  leave-one-out are whole. Raises ConfigError for other names, DataError where the data lack times,
+  rows, or any sample.
   """
   if split == 'auto':
-    held = file_io.find_table(folder, 'test') if pathlib.Path(folder).is_dir() else None
-    split = 'rows' if held else 'leave_one_out'
-  if window not in FIRST:
-    raise ConfigError(f'samples.window={window!r}; choose one of {", ".join(FIRST)}')
-  makers = {'leave_one_out': _leave_one_out, 'time': _by_time,
-            'rows': lambda *given: _by_rows(shop, folder, *given)}
-  if split not in makers:
-    raise ConfigError(f'samples.split={split!r}; choose one of {", ".join(makers)}')
-  found = makers[split](shop.interactions, window, longest)
+    rows = file_io.find_table(folder, 'test') if pathlib.Path(folder).is_dir() else None
+    split = 'rows' if rows else 'leave_one_out'
+  if window not in FIRST_TARGET:
+    raise ConfigError(f'samples.window={window!r}; choose one of {", ".join(FIRST_TARGET)}')
+  splitters = {'leave_one_out': _leave_one_out, 'time': _by_time,
+               'rows': lambda *settings: _by_rows(dataset, folder, *settings)}
+  if split not in splitters:
+    raise ConfigError(f'samples.split={split!r}; choose one of {", ".join(splitters)}')
+  samples = splitters[split](dataset.interactions, window, longest)
   for name in ('train', 'valid', 'test'):
-    if not len(getattr(found, name)):
-      raise DataError(f'{shop.name} leaves no {name} sample with samples.window={window!r}, '
+    if not len(getattr(samples, name)):
+      raise DataError(f'{dataset.name} leaves no {name} sample with samples.window={window!r}, '
                       f'samples.split={split!r}; its sequences are too short or too few')
-  return found
+  return samples
 
 
-def cut(lengths, window, longest=10):
-  """Which places of sequences are asked for. lengths: (U,). -> users (n,), places (n,) from 0"""
+def target_positions(lengths: np.ndarray, window: str,
+                     longest: int = 10) -> tuple[np.ndarray, np.ndarray]:
+  """Which places of sequences are asked for: users (n,), and places (n,) from 0.
+
+  lengths: (U,) int. window, longest: as in `make_samples`.
+  """
   lengths = np.asarray(lengths, np.int64)
-  first = FIRST[window](lengths, longest)
+  first = FIRST_TARGET[window](lengths, longest)
   counts = np.maximum(lengths - first, 0)
-  places, _ = positions(first, counts)
+  places, _ = flat_positions(first, counts)
   return np.repeat(np.arange(len(lengths)), counts), places
 
 
-def cases(interactions, users, places, longest=0):
-  """Asks for given places of users' sequences. longest: items of a history (0: all) -> Cases"""
+def window_cases(interactions: Interactions, users: np.ndarray, places: np.ndarray,
+                 longest: int = 0) -> Cases:
+  """Asks for items at `places` (n,) in the sequences of `users` (n,) of `interactions`.
+
+  longest: items of a history at most, 0 for all.
+  """
   starts = interactions.offsets[users]
   first = np.maximum(starts, starts + places - longest) if longest else starts
-  at, offsets = positions(first, starts + places - first)
-  return Cases(users.astype(np.int32), (interactions.items[at], offsets),
+  positions, offsets = flat_positions(first, starts + places - first)
+  return Cases(users.astype(np.int32), (interactions.items[positions], offsets),
                interactions.items[starts + places])
 
 
-def parts(count, shares=(0.8, 0.9)):
-  """Where so many samples in order of time are cut: int(0.8 N) train, to int(0.9 N) validation."""
-  return tuple(int(s * count) for s in shares)
+def split_points(count: int, shares: tuple[float, ...] = (0.8, 0.9)) -> tuple[int, ...]:
+  """Where `count` samples in order of time are cut, at `shares` of them, rounded down."""
+  return tuple(int(share * count) for share in shares)
 
 
-def _leave_one_out(interactions, window, longest):
+def _leave_one_out(interactions: Interactions, window: str, longest: int) -> Samples:
   lengths = interactions.lengths()
-  asked = np.flatnonzero(lengths > 2)
-  kept = np.where(lengths > 2, lengths - 2, lengths)
-  users, places = cut(kept, window, longest)
+  tested = np.flatnonzero(lengths > 2)
+  train_lengths = np.where(lengths > 2, lengths - 2, lengths)
+  users, places = target_positions(train_lengths, window, longest)
   return Samples(
-      cases(interactions, users, places, longest),
-      cases(interactions, asked, lengths[asked] - 2),
-      cases(interactions, asked, lengths[asked] - 1), heads(interactions, kept), True,
+      window_cases(interactions, users, places, longest),
+      window_cases(interactions, tested, lengths[tested] - 2),
+      window_cases(interactions, tested, lengths[tested] - 1),
+      prefixes(interactions, train_lengths), True,
       'leave-one-out: the last item of each user is the test, the one before it the validation; '
-      f'{len(asked)} of {len(lengths)} users, those with 3 items or more')
+      f'{len(tested)} of {len(lengths)} users, those with 3 items or more')
 
 
-def _by_time(interactions, window, longest):
+def _by_time(interactions: Interactions, window: str, longest: int) -> Samples:
   if interactions.times is None:
     raise DataError("samples.split='time' needs times, which this data set lacks; use "
                     "samples.split='leave_one_out', or add `times` to its sequences")
-  users, places = cut(interactions.lengths(), window, longest)
-  at = interactions.offsets[users] + places
-  order = np.argsort(interactions.times[at], kind='stable')
-  first, second = parts(len(order))
-  kept = np.zeros(len(interactions), np.int64)
-  np.maximum.at(kept, users[order[:first]], places[order[:first]] + 1)
-  train, valid, test = (cases(interactions, users[o], places[o], longest)
-                        for o in np.split(order, (first, second)))
-  return Samples(train, valid, test, heads(interactions, kept), False,
+  users, places = target_positions(interactions.lengths(), window, longest)
+  order = np.argsort(interactions.times[interactions.offsets[users] + places], kind='stable')
+  first, second = split_points(len(order))
+  train_lengths = np.zeros(len(interactions), np.int64)
+  np.maximum.at(train_lengths, users[order[:first]], places[order[:first]] + 1)
+  train, valid, test = (window_cases(interactions, users[rows], places[rows], longest)
+                        for rows in np.split(order, (first, second)))
+  return Samples(train, valid, test, prefixes(interactions, train_lengths), False,
                  f'windows of up to {longest} items and the next ({window}), by the time of the '
                  f'next item: first 80 % train, then 10 % validation, last 10 % test; '
                  f'{len(test)} test samples')
 
 
-def _by_rows(shop, folder, interactions, window, longest):
+def _by_rows(dataset: Dataset, folder: str | pathlib.Path, interactions: Interactions, window: str,
+             longest: int) -> Samples:
   """Held-out rows as they were published; training sees a user's items before the first of them."""
   row_of = {user: row for row, user in enumerate(interactions.users)}
-  held = {name: _read_rows(pathlib.Path(folder), name, shop, row_of, longest)
-          for name in ('valid', 'test')}
-  kept = interactions.lengths().copy()
-  for part in held.values():
-    for u, history, target in zip(part.users, _lists(part.histories), part.targets):
-      kept[u] = min(kept[u], _find(interactions.history(u), history, target))
-  users, places = cut(kept, window, longest)
-  return Samples(cases(interactions, users, places, longest), held['valid'], held['test'],
-                 heads(interactions, kept), False, f'the rows of valid.jsonl and test.jsonl; '
-                 f'{len(held["test"])} test rows')
+  valid, test = (_read_cases(pathlib.Path(folder), name, dataset, row_of, longest)
+                 for name in ('valid', 'test'))
+  train_lengths = interactions.lengths().copy()
+  for cases in (valid, test):
+    for case, (user, target) in enumerate(zip(cases.users, cases.targets)):
+      place = _target_place(interactions.history(user), cases.history(case), target)
+      train_lengths[user] = min(train_lengths[user], place)
+  users, places = target_positions(train_lengths, window, longest)
+  return Samples(window_cases(interactions, users, places, longest), valid, test,
+                 prefixes(interactions, train_lengths), False, 'the rows of valid.jsonl and '
+                 f'test.jsonl; {len(test)} test rows')
 
 
-def _lists(histories):
-  flat, offsets = histories
-  return [flat[a:b] for a, b in zip(offsets[:-1], offsets[1:])]
-
-
-def _find(sequence, history, target):
+def _target_place(sequence: np.ndarray, history: np.ndarray, target: int) -> int:
   """Where a row's target stands in its user's sequence; 0 where the row is not part of it."""
   wanted = np.concatenate([history, [target]])
   for end in range(len(wanted), len(sequence) + 1):
@@ -146,7 +153,8 @@ def _find(sequence, history, target):
   return 0
 
 
-def _read_rows(folder, name, shop, row_of, longest):
+def _read_cases(folder: pathlib.Path, name: str, dataset: Dataset, row_of: dict[str, int],
+                longest: int) -> Cases:
   path = file_io.find_table(folder, name)
   if path is None:
     raise DataError(f"samples.split='rows' needs {folder}/{name}.jsonl with user_id, history and "
@@ -160,10 +168,9 @@ def _read_rows(folder, name, shop, row_of, longest):
     if user not in row_of:
       raise DataError(f'{place}: user {user!r} has no sequence; add it to the sequences file, '
                       'with what is known of them before this row')
-    history = [shop.catalog.index(i) for i in row['history']][-longest:]
     users.append(row_of[user])
-    items.extend(history)
+    items.extend([dataset.catalog.index(item) for item in row['history']][-longest:])
     offsets.append(len(items))
-    targets.append(shop.catalog.index(row['target']))
+    targets.append(dataset.catalog.index(row['target']))
   return Cases(np.array(users, np.int32), (np.array(items, np.int32), np.array(offsets, np.int64)),
                np.array(targets, np.int32))

@@ -70,10 +70,10 @@ def _protocol(runs: Mapping[str, dict], count: int) -> str:
   """The sentence about the users that all runs ranked."""
   first = next(iter(runs.values()))['protocol']
   same = all(run['protocol'] == first for run in runs.values())
-  if splits.asked(first) is None or same and splits.asked(first) == count:
+  if splits.num_cases(first) is None or same and splits.num_cases(first) == count:
     return first
-  return splits.told(first, count).replace(', full ranking', '; those that all runs ranked, full '
-                                           'ranking')
+  return splits.with_num_cases(first, count).replace(
+      ', full ranking', '; those that all runs ranked, full ranking')
 
 
 def _masks(runs: Mapping[str, dict],
@@ -212,7 +212,7 @@ def _check_equal(key: str, values: Mapping[str, Any]) -> None:
   """Raises DataError where runs differ. Of a protocol everything counts but how many were asked."""
   alike = {}
   for name, value in values.items():
-    rule = splits.told(value, 'so many') if key == 'protocol' else value
+    rule = splits.with_num_cases(value, 'so many') if key == 'protocol' else value
     alike.setdefault(json.dumps(rule, sort_keys=True), []).append(name)
   if len(alike) > 1:
     listed = '; '.join(f'{", ".join(names)}: {values[names[0]]}' for names in alike.values())

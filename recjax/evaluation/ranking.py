@@ -193,8 +193,8 @@ def validator(scorer: Callable[[PyTree], ScoreFn], cases: Cases, n_items: int, s
   parameters with a leading axis of seeds, which gives a figure for each
   """
   chosen = np.random.default_rng(0).permutation(len(cases))[:max_users or len(cases)]
-  cases = cases.picked(np.sort(chosen))
-  cases = cases.picked(np.argsort(np.diff(cases.histories[1]), kind='stable'))
+  cases = cases.select(np.sort(chosen))
+  cases = cases.select(np.argsort(np.diff(cases.histories[1]), kind='stable'))
 
   def ndcg(params):
     ranks = rank_cases(scorer(params), cases, n_items)

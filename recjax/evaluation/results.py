@@ -38,9 +38,9 @@ def save(
   sentence about another number of users.
   """
   folder, test = pathlib.Path(folder), split.test
-  if splits.asked(protocol) not in (None, len(test)):
+  if splits.num_cases(protocol) not in (None, len(test)):
     raise DataError(f'{len(test)} test users were ranked, and the protocol says {protocol!r}; '
-                    'build its sentence for these users, as splits.drawn does')
+                    'build its sentence for these users, as splits.sample_cases does')
   ranks = {row: ranks[row]} | ranks
   for name, x in ranks.items():
     if np.shape(x)[-1] != len(test) or np.ndim(x) == 2 and len(x) != len(seeds):

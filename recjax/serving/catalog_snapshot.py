@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from recjax.data import dataset as catalogs
+from recjax.data import loading
 from recjax.errors import DataError
 from recjax.text import interest_terms
 
@@ -183,7 +183,7 @@ class CatalogVersions:
     if not self.path:
       raise DataError('nothing to reload; start the server with --catalogue=FILE')
     with self._lock:
-      fresh, _ = catalogs.read_items(self.path)
+      fresh, _ = loading.read_items(self.path)
       current = self.current
       snapshot = CatalogSnapshot(current.catalog, current.purchase_counts, fresh,
                                  self._newest_version + 1, str(self.path))

@@ -141,7 +141,7 @@ class ArchivesTest(parameterized.TestCase):
     for members in ([('a', b'1'), ('A', b'2')], [('a', b'1'), ('a', b'2')]):
       self.refused(self.zip(members), 'stands there twice')
       self.refused(self.tar(members), 'stands there twice')
-    with mock.patch.object(archives, 'MEMBERS', 3):
+    with mock.patch.object(archives, 'MAX_MEMBERS', 3):
       self.refused(self.zip([(str(n), b'') for n in range(4)]), 'beyond 3 members')
 
   def test_bombs_are_refused_before_they_fill_the_disk(self):
@@ -195,7 +195,7 @@ class ArchivesTest(parameterized.TestCase):
     path.write_bytes(gzip.compress(b'{"item_id": "a"}\n' * 400_000, 9))
     with self.assertRaisesRegex(DataError, 'items.jsonl.gz unpacks to'):
       list(file_io.read_rows(path))
-    with (mock.patch.object(raw_reader, 'TICK', 1024),
+    with (mock.patch.object(raw_reader, 'TICK_LINES', 1024),
           self.assertRaisesRegex(DataError, 'far more than data do, at line')):
       list(raw_reader.read(path))
     endless = zlib.compressobj(9, zlib.DEFLATED, 31)

@@ -5,7 +5,7 @@ import pathlib
 import numpy as np
 from absl.testing import absltest
 
-from recjax.data import array_record, dataset
+from recjax.data import array_record, dataset, loading
 from recjax.data.sample_shop import simulator
 from recjax.errors import DataError, WorkdirError
 
@@ -27,8 +27,8 @@ class RecordsTest(absltest.TestCase):
 
   def test_the_same_data_set_and_batches_of_any_number_of_processes(self):
     room = pathlib.Path(self.create_tempdir().full_path)
-    shop = simulator.make(0)
-    dataset.save_data(shop, room / 'Shop 1')
+    shop = simulator.make_shop(0)
+    loading.save_data(shop, room / 'Shop 1')
     path = array_record.write(room / 'Shop 1', room / 'tfds')
     self.assertEqual(path, room / 'tfds' / 'shop_1' / '1.0.0')
     stored = array_record.load(path)
@@ -36,8 +36,10 @@ class RecordsTest(absltest.TestCase):
     self.assertEqual(goods.ids, shop.catalog.ids)
     self.assertEqual(goods.columns['title'], shop.catalog.columns['title'])
     self.assertEqual((stored.name, len(stored)), ('Shop 1', len(shop.interactions)))
-    self.assertEqual(stored.fingerprint, dataset.load_data(room / 'Shop 1').fingerprint)
-    self.assertTrue(array_record.found(path) and not array_record.found(room / 'Shop 1'))
+    self.assertEqual(stored.fingerprint, loading.load_data(room / 'Shop 1').fingerprint)
+    self.assertTrue(
+      array_record.is_record_folder(path) and not array_record.is_record_folder(room / 'Shop 1')
+    )
     some = stored.users(np.array([7, 0]))
     self.assertEqual(some.interactions.users, tuple(shop.interactions.users[u] for u in (7, 0)))
     for row, u in enumerate((7, 0)):
@@ -81,7 +83,7 @@ class RecordsTest(absltest.TestCase):
       (folder / 'items.jsonl').write_text('{"item_id": "a", "title": "\u00c4"}\n{"item_id": "b"}\n')
       (folder / 'sequences.jsonl').write_text('\n'.join(lines))
       stored = array_record.load(array_record.write(folder, room / 'tfds'))
-      data = dataset.load_data(folder)
+      data = loading.load_data(folder)
       self.assertEqual(stored.fingerprint, data.fingerprint)
       again = stored.users(np.arange(len(stored)))
       self.assertEqual(dataset.fingerprint(again.catalog, again.interactions), data.fingerprint)
@@ -105,7 +107,7 @@ class RecordsTest(absltest.TestCase):
     with self.assertRaisesRegex(DataError, 'holds no records'):
       array_record.load(room)
     (room / 'items.jsonl').write_text('{"item_id": "a"}\n')
-    for line, why in (('{"user_id": "u", "items": ["b"]}', "'b' is not in the catalogue"),
+    for line, why in (('{"user_id": "u", "items": ["b"]}', "'b' is not in the catalog"),
                       ('{"user_id": "u", "items": "a"}', 'must be a list'),
                       ('{"user_id": "u", "items": ["a"], "times": [1, 2]}', 'as long as items'),
                       ('{"user_id": "u", "items": ["a"], "times": "x"}', 'times must be'),

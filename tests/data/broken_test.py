@@ -6,9 +6,9 @@ import shutil
 
 from absl.testing import absltest, parameterized
 
-from recjax.data import dataset
-from recjax.data.formats import bigrec, llmemb
-from recjax.data.sources import amazon_files, movielens, published_systems, steam, table, yelp
+from recjax.data import loading
+from recjax.data.formats import bigrec, etegrec, llmemb, reclm, sequence_lines
+from recjax.data.sources import amazon, movielens, steam, table, yelp
 from recjax.errors import UserError
 
 DAMAGE = [b'\xff\xfe', b'\x00', b'\r', b'\r\n', b'\n', b'\n\n', b'"', b'\xef\xbb\xbf',
@@ -24,7 +24,7 @@ def lines(rows):
 
 def rows_of(source):
   """Everything that a source yields; either a row or a reason, with a number."""
-  for rows in (source.events, source.goods):
+  for rows in (source.interactions, source.items):
     for path, number, row, why in rows:
       assert (row is None) == bool(why), (path, number, row, why)
       assert number >= 1, number
@@ -38,30 +38,30 @@ READERS = {
         'items.jsonl': lines([{'item_id': 'a', 'title': 'A', 'categories': ['C'], 'price': 1.5},
                               {'item_id': 7, 'retired': True}]),
         'sequences.jsonl': lines([{'user_id': 'u', 'items': ['a', 7], 'times': [1, 2],
-                                   'ratings': [1, 2.5]}])}, dataset.load_data),
+                                   'ratings': [1, 2.5]}])}, loading.load_data),
     'betag': ({'inters.train.json': b'[[3,1],[1]]', 'base_tags.json': b'{"1":["a"],"3":["c"]}'},
-              dataset.load_data),
+              loading.load_data),
     'llmemb': ({'inter_seq.txt': b'1 1 2 1\n2 2\n', 'id_map.json':
                 b'{"id2item": {"1": "a", "2": "b"}, "id2user": {"1": "u", "2": "v"}}',
                 'item_str.jsonline': lines([{'input': 'x', 'item_id': str(n)} for n in (1, 2)])},
-               dataset.load_data),
+               loading.load_data),
     'llmemb pairs': ({'inter.txt': b'1 1\n1 2\n2 2\n', 'id_map.json':
                       b'{"id2item": {"1": "a", "2": "b"}, "id2user": {"1": "u", "2": "v"}}'},
                      llmemb.read),
     'reclm': ({'sequential.jsonl': b'{"u": ["a", "b"]}', 'metas.jsonl':
                b'{"a": {"title": "A", "category": ["C", "D"]}, "b": {"title_t": "B"}}'},
-              dataset.load_data),
+              loading.load_data),
     'reclm category': ({'sequential.jsonl': b'{"u": ["a", "b"]}', 'metas.jsonl':
                         b'{"a": {"title": "A"}, "b": {}}', 'category.jsonl': b'{"C": ["a", "b"]}'},
-                       dataset.load_data),
+                       loading.load_data),
     'reclm source': ({'sequential.jsonl': b'{"u": ["a", "b"]}', 'metas.jsonl':
                       b'{"a": {"title": "A", "category": ["C", "D"]}, "b": {"title_t": "B"}}'},
-                     lambda f: rows_of(published_systems.reclm(f))),
+                     lambda f: rows_of(reclm.source(f))),
     'sequences': ({'x.txt': b'u a b\nv a\n', 'i.csv': b'item_id,title\na,A\n'},
-                  lambda f: rows_of(published_systems.sequences(f / 'x.txt', f / 'i.csv'))),
+                  lambda f: rows_of(sequence_lines.source(f / 'x.txt', f / 'i.csv'))),
     'etegrec': ({'x.emb_map.json': b'{"[PAD]": 0, "a": 1, "b": 2}', 'x.test.jsonl':
                  lines([{'inter_history': ['a'], 'target_id': 'b', 'user_id': 'u'}] * 2)},
-                lambda f: rows_of(published_systems.etegrec(f))),
+                lambda f: rows_of(etegrec.source(f))),
     'table': ({'x.csv': b'user,item,time,rating\nu,i,2020-01-02,2\nv,"j",2020-01-01,3\n',
                'i.tsv': b'item\tname\tgenres\ni\tI\tA|B\n'},
               lambda f: rows_of(table.source(f / 'x.csv', f / 'i.tsv'))),
@@ -85,11 +85,11 @@ READERS = {
               lambda f: rows_of(steam.source(f / 'r.json', f / 'g.json'))),
     'amazon 2014': ({'r.json': lines(REVIEWS), 'm.json':
                      b"{'asin': 'i', 'title': 'T &amp; U', 'categories': [['A', 'B']]}\n"},
-                    lambda f: rows_of(amazon_files.source('2014', f / 'r.json', f / 'm.json'))),
+                    lambda f: rows_of(amazon.source('2014', f / 'r.json', f / 'm.json'))),
     'amazon 2023': ({'r.jsonl': lines([{'user_id': 'u', 'parent_asin': 'i', 'rating': 5,
                                         'timestamp': 1608186804795}]), 'm.jsonl': lines([
         {'parent_asin': 'i', 'title': 'T', 'store': 'S', 'categories': ['A'], 'features': ['x']}])},
-                    lambda f: rows_of(amazon_files.source('2023', f / 'r.jsonl', f / 'm.jsonl'))),
+                    lambda f: rows_of(amazon.source('2023', f / 'r.jsonl', f / 'm.jsonl'))),
     'bigrec records': ({'x.json': lines([[{'instruction': 'a', 'input': 'b', 'output': 'c'}]])},
                        lambda f: bigrec.read_records(f / 'x.json')),
     'bigrec titles': ({'id2name.txt': b'T\xc3\xa9\t0\nU\t1\n'}, bigrec.read_titles),

@@ -29,22 +29,28 @@ class CleaningTest(parameterized.TestCase):
 
   @parameterized.parameters(*NOTHING)
   def test_what_is_no_text_is_emptied_and_counted(self, value):
-    for made in (cleaning.text, cleaning.texts):
+    for made in (cleaning.clean_text, cleaning.clean_list):
       counts = count()
       self.assertIsNone(made(value, counts))
       self.assertGreaterEqual(counts.total(), 1)
-    told = cleaning.new_told()
-    self.assertEqual(cleaning.item({'title': value, 'price': value, 'categories': [value, 'A'],
-                                    'brand': value}, told), {'categories': ['A']})
-    self.assertEqual({name for name, found in told['cleaned'].items() if found.total()},
-                     {'title', 'price', 'categories', 'brand'})
+    told = cleaning.new_counts()
+    self.assertEqual(
+      cleaning.clean_item(
+        {'title': value, 'price': value, 'categories': [value, 'A'], 'brand': value}, told
+      ),
+      {'categories': ['A']},
+    )
+    self.assertEqual(
+      {name for name, found in told['cleaned'].items() if found.total()},
+      {'title', 'price', 'categories', 'brand'},
+    )
 
   @parameterized.parameters(*KEPT)
   def test_titles_stay_as_they_are(self, value):
     counts = count()
-    self.assertEqual(cleaning.text(value, counts), value)
+    self.assertEqual(cleaning.clean_text(value, counts), value)
     self.assertEqual(counts.total(), 0)
-    self.assertEqual(cleaning.text(value, count(), True), value)
+    self.assertEqual(cleaning.clean_text(value, count(), True), value)
 
   @parameterized.parameters(
       ('<span id="productTitle" class="a-size-large">Good 3 &amp; co</span>', 'Good 3 & co'),
@@ -54,12 +60,14 @@ class CleaningTest(parameterized.TestCase):
       (['The', 'None', '-', 'Band'], 'The None - Band'),
       ("['Soft', \"Won't shed\"]", "Soft Won't shed"), (3, '3'), ('a\ud800b', 'ab'))
   def test_markup_goes(self, value, want):
-    self.assertEqual(cleaning.text(value, count()), want)
+    self.assertEqual(cleaning.clean_text(value, count()), want)
 
   def test_script_behind_the_beginning_does_not_cost_a_long_text(self):
     text = 'A book that explains in many words what a programmer does all day long, e.g. ' * 2
-    self.assertEqual(cleaning.text(text + SCRIPT, count(), True), ' '.join((text + SCRIPT).split()))
-    self.assertIsNone(cleaning.text(SCRIPT + text, count(), True))
+    self.assertEqual(
+      cleaning.clean_text(text + SCRIPT, count(), True), ' '.join((text + SCRIPT).split())
+    )
+    self.assertIsNone(cleaning.clean_text(SCRIPT + text, count(), True))
 
   @parameterized.parameters(
       ("['Beauty & Personal Care', 'Tools']", ['Beauty & Personal Care', 'Tools']),
@@ -71,12 +79,12 @@ class CleaningTest(parameterized.TestCase):
       (['A', 'A', ' A '], ['A']), (None, None), (float('nan'), None), ('', None), ('A', ['A']),
       (["['A', 'B']"], ['A', 'B']), ('[broken', ['[broken']))
   def test_lists(self, value, want):
-    self.assertEqual(cleaning.texts(value, count()), want)
+    self.assertEqual(cleaning.clean_list(value, count()), want)
 
   def test_only_other_texts_are_parted(self):
-    self.assertEqual(cleaning.parted('A|B', '|'), ['A', 'B'])
-    self.assertEqual(cleaning.parted("['A|B', 'C']", '|'), "['A|B', 'C']")
-    self.assertEqual(cleaning.parted(['A|B'], '|'), ['A|B'])
+    self.assertEqual(cleaning.split_categories('A|B', '|'), ['A', 'B'])
+    self.assertEqual(cleaning.split_categories("['A|B', 'C']", '|'), "['A|B', 'C']")
+    self.assertEqual(cleaning.split_categories(['A|B'], '|'), ['A|B'])
 
   @parameterized.parameters(
       ('$1,299.00', 1299), ('12,99 €', 12.99), ('1.299,00', 1299), ('24,32', 24.32),
@@ -87,22 +95,22 @@ class CleaningTest(parameterized.TestCase):
       ('from 12.99', 'from 12.99'), ('$5.00 - $9.99', '$5.00 - $9.99'), ('Free', 'Free'),
       (float('nan'), None), (float('inf'), None), (True, None), ('NA', None), ('1,2,3', '1,2,3'))
   def test_prices(self, value, want):
-    self.assertEqual(cleaning.price(value, count()), want)
+    self.assertEqual(cleaning.clean_price(value, count()), want)
 
   def test_a_column_of_prices_tells_the_decimal_sign(self):
-    self.assertEqual(cleaning.decimal_of(['24,32', '1,299', None, 5]), ',')
-    self.assertEqual(cleaning.decimal_of(['24.32', '1,299']), '.')
-    self.assertEqual(cleaning.decimal_of(['24.32', '1,29']), '')
-    self.assertEqual(cleaning.price('1,299', count(), '.'), 1299)
-    self.assertEqual(cleaning.price('1,299', count(), ','), 1.299)
-    self.assertEqual(cleaning.price('1.299', count(), ','), 1299)
+    self.assertEqual(cleaning.decimal_sign(['24,32', '1,299', None, 5]), ',')
+    self.assertEqual(cleaning.decimal_sign(['24.32', '1,299']), '.')
+    self.assertEqual(cleaning.decimal_sign(['24.32', '1,29']), '')
+    self.assertEqual(cleaning.clean_price('1,299', count(), '.'), 1299)
+    self.assertEqual(cleaning.clean_price('1,299', count(), ','), 1.299)
+    self.assertEqual(cleaning.clean_price('1.299', count(), ','), 1299)
 
   def test_ids(self):
     told = count()
     for value, want in ((7, '7'), ('000017', '000017'), (17.0, '17'), (' a ', 'a'), ('1e5', '1e5'),
                         ('17.0', '17.0'), ('nan', 'nan')):
-      self.assertEqual(cleaning.identity(value, 'item', told), want)
-    self.assertEqual(cleaning.identity('17.0', 'item', told, True), '17')
+      self.assertEqual(cleaning.clean_id(value, 'item', told), want)
+    self.assertEqual(cleaning.clean_id('17.0', 'item', told, True), '17')
     self.assertEqual({what: n for what, n in told.items() if n}, {
         'item: ids like nan or None, which may be nobody; kept as one': 1,
         'item: numbers like 17.0 are read as 17': 2, 'item: blanks around ids are taken off': 1,
@@ -110,12 +118,12 @@ class CleaningTest(parameterized.TestCase):
     for value in (None, '', ' ', float('nan'), 1.5, 2.0 ** 60, float('inf'), True,
                   [1], 'a\x01b'):
       with self.assertRaises(ValueError):
-        cleaning.identity(value, 'item')
+        cleaning.clean_id(value, 'item')
 
   def test_names_may_be_kept_exactly(self):
     names = ['Kim', ' Kim', 'Kim ', '\xa0', '\u200b', 'tab\tname', 'tab name', 'new\nline']
     told = count()
-    made = [cleaning.identity(name, 'user', told, exact=True) for name in names]
+    made = [cleaning.clean_id(name, 'user', told, exact=True) for name in names]
     self.assertLen(set(made), len(names))
     self.assertEqual(made[:4], names[:4])
     self.assertEqual(told['user: control signs are written as \\n'], 2)
@@ -123,7 +131,7 @@ class CleaningTest(parameterized.TestCase):
   def test_whether_17_0_is_17(self):
     for values, want in ((['17.0', '18.0'], True), (['17.0', '18'], True), (['17', '18'], False),
                          (['17.0', 'x'], False), (['17.0', '017'], False), (['1.50'], False)):
-      ids = cleaning.Ids()
+      ids = cleaning.IdColumn()
       for value in values:
         ids.add(value)
       self.assertEqual(ids.whole(), want, values)
@@ -131,8 +139,8 @@ class CleaningTest(parameterized.TestCase):
   @hypothesis.settings(deadline=None, max_examples=200)
   @hypothesis.given(st.text(max_size=60))
   def test_cleaning_a_clean_text_changes_nothing(self, value):
-    made = cleaning.text(value, count())
-    self.assertIn(made and cleaning.text(made, count()), (made, None))
+    made = cleaning.clean_text(value, count())
+    self.assertIn(made and cleaning.clean_text(made, count()), (made, None))
 
 
 if __name__ == '__main__':

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from recjax import file_io
 from recjax.data import dataset as dataset_lib
+from recjax.data import loading
 from recjax.errors import ConfigError, DataError, UserError, WorkdirError
 
 SHARED = pathlib.Path(__file__).parents[2].parent / 'shared' / 'data'
@@ -34,12 +35,12 @@ class CatalogTest(parameterized.TestCase):
 
   def fails(self, folder, *words):
     with self.assertRaises(DataError) as caught:
-      dataset_lib.load_data(folder)
+      loading.load_data(folder)
     for word in words:
       self.assertIn(word, str(caught.exception))
 
   def test_a_folder_becomes_dense_indices(self):
-    data = dataset_lib.load_data(self.folder())
+    data = loading.load_data(self.folder())
     self.assertEqual(data.catalog.ids, ('a', '7', 'c'))
     self.assertEqual((len(data.catalog), data.catalog.index(7), data.catalog.id_of(3)), (3, 2, 'c'))
     self.assertEqual(data.catalog.columns['title'], ['Ant', 'Bee', ''])
@@ -55,20 +56,20 @@ class CatalogTest(parameterized.TestCase):
                                   'times_out_of_order': 0})
 
   def test_unknown_ids_and_indices_are_refused(self):
-    shop = dataset_lib.load_data(self.folder()).catalog
-    with self.assertRaisesRegex(DataError, "'nobody' is not in the catalogue"):
+    shop = loading.load_data(self.folder()).catalog
+    with self.assertRaisesRegex(DataError, "'nobody' is not in the catalog"):
       shop.index('nobody')
     for index in (0, 4, -1):
       with self.assertRaisesRegex(DataError, 'outside 1..3'):
         shop.id_of(index)
 
   def test_byte_order_marks_crlf_and_blank_lines_change_nothing(self):
-    plain = dataset_lib.load_data(self.folder())
+    plain = loading.load_data(self.folder())
     marked = self.folder(encode=lambda line: line.replace('\n', '\r\n').encode())
     for stem in ('items', 'sequences'):
       path = marked / f'{stem}.jsonl'
       path.write_bytes(b'\xef\xbb\xbf' + path.read_bytes() + b'\r\n  \r\n')
-    self.assertEqual(dataset_lib.load_data(marked).fingerprint, plain.fingerprint)
+    self.assertEqual(loading.load_data(marked).fingerprint, plain.fingerprint)
 
   def test_gzip_and_parquet_hold_the_same_data(self):
     import pyarrow
@@ -83,7 +84,7 @@ class CatalogTest(parameterized.TestCase):
         row |= {k: str(row[k]) for k in ('item_id', 'user_id') if k in row}
         row |= {'items': [str(i) for i in row['items']]} if 'items' in row else {}
       parquet.write_table(pyarrow.Table.from_pylist(rows), tables / f'{stem}.parquet')
-    marks = {dataset_lib.load_data(f).fingerprint for f in (plain, packed, tables)}
+    marks = {loading.load_data(f).fingerprint for f in (plain, packed, tables)}
     self.assertLen(marks, 1)
 
   @parameterized.parameters(
@@ -122,11 +123,11 @@ class CatalogTest(parameterized.TestCase):
     self.fails(folder, 'line 2, column 13', 'not UTF-8')
 
   def test_a_sample_shop_of_another_seed_is_another_shop(self):
-    one, other = dataset_lib.load_data('sample'), dataset_lib.load_data('sample:3')
+    one, other = loading.load_data('sample'), loading.load_data('sample:3')
     self.assertNotEqual(one.fingerprint, other.fingerprint)
     self.assertEqual((one.name, other.name), ('sample', 'sample:3'))
-    self.assertEqual(one.fingerprint, dataset_lib.load_data('sample:0').fingerprint)
-    few = dataset_lib.load_data('sample:3:50')
+    self.assertEqual(one.fingerprint, loading.load_data('sample:0').fingerprint)
+    few = loading.load_data('sample:3:50')
     self.assertEqual((few.name, len(few.interactions.users)), ('sample:3:50', 50))
     for wrong in ('sample:x', 'sample:', 'sample:1:-2', 'sample:1:2:3'):
       self.fails(wrong, wrong, 'whole number')
@@ -156,7 +157,7 @@ class CatalogTest(parameterized.TestCase):
   def test_oddities_are_counted(self):
     rows = ['{"user_id":"u","items":["a","c"],"times":[5,3],"ratings":[1,2.5]}',
             '{"user_id":"v","items":[]}', '{"user_id":"w","items":["a"],"times":[1],"ratings":[3]}']
-    data = dataset_lib.load_data(self.folder(sequences=rows))
+    data = loading.load_data(self.folder(sequences=rows))
     self.assertEqual(data.notes['empty_sequences'], 1)
     self.assertEqual(data.notes['times_out_of_order'], 1)
     np.testing.assert_array_equal(data.interactions.ratings, np.array([1, 2.5, 3], np.float32))
@@ -164,7 +165,7 @@ class CatalogTest(parameterized.TestCase):
   def test_timestamps_are_times_under_another_name(self):
     rows = [row.replace('"times"', '"timestamps"') for row in SEQUENCES]
     same, other = (
-      dataset_lib.load_data(self.folder(**given)) for given in ({}, {'sequences': rows})
+      loading.load_data(self.folder(**given)) for given in ({}, {'sequences': rows})
     )
     self.assertNotEqual(rows, list(SEQUENCES))
     self.assertEqual(other.fingerprint, same.fingerprint)
@@ -172,34 +173,34 @@ class CatalogTest(parameterized.TestCase):
     self.fails(self.folder(sequences=rows), 'sequences.jsonl line', 'times must')
 
   def test_saving_and_loading_changes_nothing(self):
-    data = dataset_lib.load_data(self.folder())
+    data = loading.load_data(self.folder())
     folder = pathlib.Path(self.create_tempdir().full_path) / 'new'
-    dataset_lib.save_data(data, folder)
-    self.assertEqual(dataset_lib.load_data(folder).fingerprint, data.fingerprint)
+    loading.save_data(data, folder)
+    self.assertEqual(loading.load_data(folder).fingerprint, data.fingerprint)
     self.assertCountEqual(os.listdir(folder), ['items.jsonl', 'sequences.jsonl'])
     self.assertEqual(os.listdir(folder.parent), ['new'])
     with self.assertRaisesRegex(DataError, 'exists already'):
-      dataset_lib.save_data(data, folder)
-    dataset_lib.save_data(data, folder, overwrite=True)
-    self.assertEqual(dataset_lib.load_data(folder).fingerprint, data.fingerprint)
+      loading.save_data(data, folder)
+    loading.save_data(data, folder, overwrite=True)
+    self.assertEqual(loading.load_data(folder).fingerprint, data.fingerprint)
 
   def test_an_unwritable_place_is_a_workdir_error(self):
     path = pathlib.Path(self.create_tempdir().full_path) / 'file'
     path.write_text('x')
     with self.assertRaises(WorkdirError):
-      dataset_lib.save_data(dataset_lib.load_data(self.folder()), path / 'below')
+      loading.save_data(loading.load_data(self.folder()), path / 'below')
     with self.assertRaises(WorkdirError):
       file_io.write_text(path / 'below.json', 'x')
 
   def test_the_fingerprint_sees_every_part(self):
     lines = json.dumps
-    first = dataset_lib.load_data(self.folder()).fingerprint
+    first = loading.load_data(self.folder()).fingerprint
     other = [ITEMS[0].replace('Ant', 'Asp'), *ITEMS[1:]]
     changed = [dict(items=other), dict(items=[ITEMS[1], ITEMS[0], ITEMS[2]]),
                dict(sequences=[SEQUENCES[0].replace('3]', '4]'), SEQUENCES[1]]),
                dict(sequences=[SEQUENCES[0].replace('"a",7', '7,"a"'), SEQUENCES[1]]),
                dict(sequences=SEQUENCES[::-1])]
-    marks = {dataset_lib.load_data(self.folder(**change)).fingerprint for change in changed}
+    marks = {loading.load_data(self.folder(**change)).fingerprint for change in changed}
     self.assertLen(marks | {first}, 6, lines(sorted(marks)))
 
   def test_ten_thousand_items_are_fingerprinted_quickly(self):
@@ -215,7 +216,7 @@ class CatalogTest(parameterized.TestCase):
     folder = pathlib.Path(self.create_tempdir().full_path)
     (folder / 'inters.train.json').write_text('[[3,1],[1]]')
     (folder / 'base_tags.json').write_text('{"1":["a","b"],"3":["c"]}')
-    data = dataset_lib.load_data(folder)
+    data = loading.load_data(folder)
     self.assertEqual(data.catalog.columns, {'title': ['a, b', 'c'], 'tags': [['a', 'b'], ['c']]})
     np.testing.assert_array_equal(data.interactions.items, [2, 1, 1])
     self.assertEqual((data.notes['source'], data.notes['integer_ids']), ('betag', 1))
@@ -225,7 +226,7 @@ class CatalogTest(parameterized.TestCase):
                             ('ml-1m', 6_040, 3_416, 999_611),
                             ('formats/betag', 8_317, 4_344, 41_858))
   def test_real_data_have_their_published_size(self, name, users, items, interactions):
-    data = dataset_lib.load_data(SHARED / name)
+    data = loading.load_data(SHARED / name)
     self.assertEqual((len(data.interactions), len(data.catalog), len(data.interactions.items)),
                      (users, items, interactions))
 
@@ -251,13 +252,13 @@ class CatalogTest(parameterized.TestCase):
 
   def quietly(self, folder):
     try:
-      data = dataset_lib.load_data(folder)
+      data = loading.load_data(folder)
     except UserError as error:
       self.assertIsInstance(error, DataError)
     else:
       copy = folder / 'copy'
-      dataset_lib.save_data(data, copy)
-      self.assertEqual(dataset_lib.load_data(copy).fingerprint, data.fingerprint)
+      loading.save_data(data, copy)
+      self.assertEqual(loading.load_data(copy).fingerprint, data.fingerprint)
 
 
 class TieOrderTest(parameterized.TestCase):

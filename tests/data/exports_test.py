@@ -7,11 +7,11 @@ import numpy as np
 from absl.testing import absltest, parameterized
 from hypothesis import strategies as st
 
-from recjax.data import dataset
-from recjax.data.formats import exports
-from recjax.data.prepare import duckdb_engine
+from recjax.data import dataset, loading
+from recjax.data.formats import etegrec, recbole, reclm, sequence_lines
+from recjax.data.prepare import duckdb_engine, rules
 from recjax.data.sample_shop import simulator
-from recjax.data.sources import published_systems, table
+from recjax.data.sources import table
 from recjax.errors import DataError
 
 try:
@@ -43,21 +43,21 @@ def datasets(draw):
 @absltest.skipIf(duckdb is None, 'duckdb is not installed; pip install "recjax[data]"')
 class ExportsTest(parameterized.TestCase):
 
-  def there_and_back(self, data, how, back):
+  def there_and_back(self, data, layout, back):
     folder = pathlib.Path(self.create_tempdir().full_path)
-    getattr(exports, how)(data, folder, 'x')
+    layout.write(data, folder, 'x')
     duckdb_engine.prepare(
       back(folder),
       folder / 'out',
-      duckdb_engine.Rules(all_items=True, max_bad=0),
+      rules.Rules(all_items=True, max_bad=0),
       say=lambda text: None,
     )
-    return dataset.load_data(folder / 'out'), folder
+    return loading.load_data(folder / 'out'), folder
 
   @hypothesis.settings(deadline=None, max_examples=25)
   @hypothesis.given(datasets())
   def test_recbole_round_trip(self, data):
-    again, _ = self.there_and_back(data, 'recbole', lambda f: table.source(
+    again, _ = self.there_and_back(data, recbole, lambda f: table.source(
         f / 'x.inter', f / 'x.item'))
     self.same(again, data)
     if data.interactions.times is not None:
@@ -68,12 +68,12 @@ class ExportsTest(parameterized.TestCase):
   @hypothesis.settings(deadline=None, max_examples=25)
   @hypothesis.given(datasets())
   def test_reclm_round_trip(self, data):
-    self.same(self.there_and_back(data, 'reclm', published_systems.reclm)[0], data)
+    self.same(self.there_and_back(data, reclm, reclm.source)[0], data)
 
   @hypothesis.settings(deadline=None, max_examples=25)
   @hypothesis.given(datasets())
   def test_sequences_round_trip(self, data):
-    again, folder = self.there_and_back(data, 'sequences', lambda f: published_systems.sequences(
+    again, folder = self.there_and_back(data, sequence_lines, lambda f: sequence_lines.source(
         f / 'x.txt'))
     ids = json.loads((folder / 'x.ids.json').read_text())
     shop, old = again.interactions, data.interactions
@@ -90,16 +90,16 @@ class ExportsTest(parameterized.TestCase):
     np.testing.assert_array_equal(again.interactions.offsets, data.interactions.offsets)
 
   def test_etegrec_of_the_sample_shop(self):
-    data = simulator.make(0)
-    again, folder = self.there_and_back(data, 'etegrec', published_systems.etegrec)
+    data = simulator.make_shop(0)
+    again, folder = self.there_and_back(data, etegrec, etegrec.source)
     lengths = data.interactions.lengths()
-    self.assertLess(lengths.max(), exports.HISTORY)
+    self.assertLess(lengths.max(), etegrec.MAX_HISTORY)
     self.assertEqual(again.catalog.ids, data.catalog.ids)
     want = [data.interactions.history(u).tolist() for u in np.flatnonzero(lengths >= 3)]
     self.assertEqual([again.interactions.history(u).tolist()
                       for u in range(len(again.interactions))], want)
     rows = (folder / 'x.train.jsonl').read_text().splitlines()
-    # Rows of training = interactions - 3 * users (etegrec.md 2.1).
+    # Rows of training = interactions - 3 * users.
     self.assertLen(rows, sum(map(len, want)) - 3 * len(want))
 
   def test_reclm_titles_and_categories(self):
@@ -108,7 +108,7 @@ class ExportsTest(parameterized.TestCase):
     data = dataset.make_dataset('x', goods, dataset.Interactions(
         ('u',), np.array([1], np.int32), np.array([0, 1])))
     folder = pathlib.Path(self.create_tempdir().full_path)
-    exports.reclm(data, folder, 'x')
+    reclm.write(data, folder, 'x')
     metas = json.loads((folder / 'metas.jsonl').read_text())
     self.assertEqual([m['title_t'] for m in metas.values()], ['T', 'T (1)', 'T (1) (1)'])
     self.assertEqual(json.loads((folder / 'category.jsonl').read_text()),
@@ -119,7 +119,7 @@ class ExportsTest(parameterized.TestCase):
                                 dataset.Interactions(('u',), np.array([1], np.int32),
                                                      np.array([0, 1])))
     with self.assertRaisesRegex(DataError, 'holds a tab'):
-      exports.recbole(data, pathlib.Path(self.create_tempdir().full_path), 'x')
+      recbole.write(data, pathlib.Path(self.create_tempdir().full_path), 'x')
 
 
 if __name__ == '__main__':

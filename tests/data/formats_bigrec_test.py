@@ -24,11 +24,11 @@ class FilesTest(parameterized.TestCase):
 
   @given(st.lists(TITLE, min_size=1, max_size=6))
   def test_quoted_titles_come_back(self, titles):
-    self.assertEqual(files.unquoted('Picked:' + files.quoted(titles) + '\n '), titles)
+    self.assertEqual(files.unquote_titles('Picked:' + files.quote_titles(titles) + '\n '), titles)
 
   def test_a_title_with_inches_comes_back(self):
     titles = ['Pipe 1/2" x 3"', 'B']
-    self.assertEqual(files.unquoted(files.quoted(titles)), titles)
+    self.assertEqual(files.unquote_titles(files.quote_titles(titles)), titles)
 
   @parameterized.parameters(('A\tB\nC', 'A B C'), ('"Quoted"', 'Quoted'), (' x  y ', 'x y'),
                             ('Nuts &amp; bolts', 'Nuts & bolts'), ('"', ''),
@@ -75,8 +75,14 @@ class FilesTest(parameterized.TestCase):
 
   def test_tables_are_read_without_being_run(self):
     path = self.folder / 't.csv'
-    rows = [dict(zip(files.TABLE, ('u', "['a']", 'b', '[0]', '1', "['A, \"x\"', 'B']", 'C', '[5.0]',
-                                   '4.0', '99')))]
+    rows = [
+      dict(
+        zip(
+          files.TABLE_COLUMNS,
+          ('u', "['a']", 'b', '[0]', '1', "['A, \"x\"', 'B']", 'C', '[5.0]', '4.0', '99'),
+        )
+      )
+    ]
     files.write_table(path, rows)
     self.assertEqual(files.read_table(path), [{
         'user_id': 'u', 'history': ['A, "x"', 'B'], 'title': 'C', 'id': '1', 'timestamp': 99}])
@@ -103,7 +109,7 @@ class FilesTest(parameterized.TestCase):
       for part in ('train', 'valid', 'test'):
         for row in files.read_records(SHARED / name / f'{part}.json'):
           self.assertIn(files.clean_title(row['output']), titles)
-          self.assertTrue(files.unquoted(row['input']))
+          self.assertTrue(files.unquote_titles(row['input']))
 
 
 if __name__ == '__main__':

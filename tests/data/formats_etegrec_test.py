@@ -8,7 +8,7 @@ import zipfile
 import numpy as np
 from absl.testing import absltest
 
-from recjax.data.formats import etegrec
+from recjax.data.formats import etegrec, safe_pickle
 from recjax.errors import DataError
 
 
@@ -64,7 +64,7 @@ class FormatsTest(absltest.TestCase):
              'c': torch.arange(6.).reshape(2, 3).T}
     for value in (state, {'args': {'x': 1}, 'epoch': 3, 'state_dict': state}):
       torch.save(value, self.path)
-      found = etegrec.read_state(self.path)
+      found = safe_pickle.read_torch_state(self.path)
       self.assertEqual(set(found), set(state))
       for name, tensor in state.items():
         np.testing.assert_array_equal(found[name], tensor.numpy())
@@ -75,11 +75,11 @@ class FormatsTest(absltest.TestCase):
     with zipfile.ZipFile(self.path, 'w') as archive:
       archive.writestr('archive/data.pkl', code)
     with contextlib.suppress(DataError):
-      self.assertEqual(etegrec.read_state(self.path), {})
+      self.assertEqual(safe_pickle.read_torch_state(self.path), {})
     self.assertFalse(mark.exists())
     self.path.write_bytes(b'no zip')
     with self.assertRaisesRegex(DataError, 'cannot be read as a torch state dict'):
-      etegrec.read_state(self.path)
+      safe_pickle.read_torch_state(self.path)
 
 
 if __name__ == '__main__':

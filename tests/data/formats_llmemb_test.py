@@ -7,9 +7,9 @@ import pickle
 import numpy as np
 from absl.testing import absltest, parameterized
 
-from recjax.data import dataset
+from recjax.data import loading
 from recjax.data.formats import llmemb
-from recjax.errors import DataError, EmptyDatasetError
+from recjax.errors import DataError
 
 SHARED = pathlib.Path(__file__).parents[2].parent / 'shared' / 'data' / 'formats' / 'llmemb'
 ITEMS, USERS = ('a', 'b', 'c'), ('u', 'v')
@@ -34,7 +34,7 @@ class FilesTest(parameterized.TestCase):
     self.assertIsNone(llmemb.read(folder)[3])
 
   def test_a_data_set_is_made_of_a_folder(self):
-    shop = dataset.load_data(self.folder())
+    shop = loading.load_data(self.folder())
     self.assertEqual(shop.catalog.columns['title'], ['A', '', ''])
     self.assertEqual(shop.catalog.columns['prompt'], PROMPTS)
     self.assertEqual(shop.interactions.items.tolist(), [1, 2, 3, 1, 3, 2])
@@ -83,44 +83,29 @@ class ArrayTest(parameterized.TestCase):
   @parameterized.parameters(2, 4, 5)
   def test_pickles_of_arrays_are_read(self, protocol):
     x = np.random.default_rng(0).normal(size=(5, 3))
-    got = llmemb.read_array(self.path('x.pkl', pickle.dumps(x, protocol)), 5)
+    got = llmemb.read_item_vectors(self.path('x.pkl', pickle.dumps(x, protocol)), 5)
     np.testing.assert_allclose(got, x, rtol=1e-6)
     self.assertEqual(got.dtype, np.float32)
 
   def test_pickles_of_anything_else_are_not_run(self):
     for value in (os.system, {'a': np.zeros((2, 2))}, np.zeros(3), np.zeros((2, 2), int)):
       with self.assertRaises(DataError):
-        llmemb.read_array(self.path('x.pkl', pickle.dumps(value)))
+        llmemb.read_item_vectors(self.path('x.pkl', pickle.dumps(value)))
     with self.assertRaisesRegex(DataError, 'no plain array'):
-      llmemb.read_array(self.path('x.pkl', b'cos\nsystem\n(S"true"\ntR.'))
+      llmemb.read_item_vectors(self.path('x.pkl', b'cos\nsystem\n(S"true"\ntR.'))
 
   def test_counts_and_numbers_are_checked(self):
     x = np.ones((4, 2), np.float32)
     path = pathlib.Path(self.create_tempdir().full_path) / 'x.npy'
     np.save(path, x)
-    with self.assertRaisesRegex(DataError, '4 rows, the catalogue 5 items'):
-      llmemb.read_array(path, 5)
+    with self.assertRaisesRegex(DataError, '4 rows, the catalog 5 items'):
+      llmemb.read_item_vectors(path, 5)
     x[2, 1] = np.inf
     np.save(path, x)
     with self.assertRaisesRegex(DataError, r'row 2 \(item 3\)'):
-      llmemb.read_array(path)
+      llmemb.read_item_vectors(path)
     with self.assertRaisesRegex(DataError, 'does not exist'):
-      llmemb.read_array(path.with_name('y.npy'))
-
-
-class FilterTest(absltest.TestCase):
-  ROWS = [('u1', 'a'), ('u1', 'b'), ('u1', 'c'), ('u2', 'a'), ('u2', 'b'), ('u3', 'a'), ('u3', 'c'),
-          ('u3', 'd')]
-
-  def test_12_one_pass(self):
-    self.assertEqual(llmemb.filter_once(self.ROWS, 3, 2),
-                     [('u1', 'a'), ('u1', 'b'), ('u1', 'c')])
-    with self.assertRaisesRegex(EmptyDatasetError, '3 interactions a user and 2 an item'):
-      llmemb.filter_once(self.ROWS, 3, 2, iterate=True)
-
-  def test_nothing_is_lost_that_reaches_the_thresholds(self):
-    rows = [(u, i) for u in 'xyz' for i in 'abc']
-    self.assertEqual(llmemb.filter_once(rows, 3, 3, iterate=True), rows)
+      llmemb.read_item_vectors(path.with_name('y.npy'))
 
 
 if __name__ == '__main__':

@@ -12,7 +12,7 @@ from unittest import mock
 from absl.testing import absltest, parameterized
 
 from recjax import cli
-from recjax.data import dataset
+from recjax.data import loading
 
 SHARED = pathlib.Path(__file__).parents[2].parent / 'shared' / 'data' / 'cases'
 HEAD = 'user_id,item_id,timestamp\n'
@@ -55,7 +55,7 @@ class OwnTest(parameterized.TestCase):
     self.assertEqual(code, 0, said)
     for words in says:
       self.assertIn(words, said)
-    return dataset.load_data(self.out)
+    return loading.load_data(self.out)
 
   def refused(self, source, path, *flags, says=()):
     code, said = self.prepare(source, path, *flags)

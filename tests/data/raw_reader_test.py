@@ -39,8 +39,12 @@ class RawTest(parameterized.TestCase):
 
   def events(self, name, data, **given):
     path = self.write(name, data)
-    return [(number, event[:3] if event else why) for _, number, event, why in
-            raw_reader.events(path, raw_reader.read(path, **given), 'user', 'item', 'time')]
+    return [
+      (number, event[:3] if event else why)
+      for _, number, event, why in raw_reader.to_interactions(
+        path, raw_reader.read(path, **given), 'user', 'item', 'time'
+      )
+    ]
 
   def test_every_kind_of_table_gives_the_same_rows(self):
     import pyarrow as pa
@@ -56,7 +60,7 @@ class RawTest(parameterized.TestCase):
       self.assertEqual([e for _, e in self.events(name, text)], want, name)
     path = self.write('a.parquet', b'')
     parquet.write_table(pa.table({'user': ['u1', 'u2'], 'item': ['i1', '7'], 'time': [5, 0]}), path)
-    rows = raw_reader.events(path, raw_reader.read(path), 'user', 'item', 'time')
+    rows = raw_reader.to_interactions(path, raw_reader.read(path), 'user', 'item', 'time')
     self.assertEqual([event[:3] for _, _, event, _ in rows], want)
 
   def test_columns_without_names_and_other_separators(self):
@@ -112,7 +116,11 @@ class RawTest(parameterized.TestCase):
     for name in ('x.jsonl', 'x.csv', 'x.csv.gz'):
       good = b'{"user": 1}\n' if 'json' in name else b'user,item\n1,2\n'
       rows = self.read(
-        name, good + b'a' * (raw_reader.LINE + 5) + b'\n' + good[-12 if 'json' in name else -4 :]
+        name,
+        good
+        + b'a' * (raw_reader.MAX_LINE_BYTES + 5)
+        + b'\n'
+        + good[-12 if 'json' in name else -4 :],
       )
       self.assertEqual([bool(row) for _, row, _ in rows], [True, False, True], name)
 
@@ -156,7 +164,9 @@ class RawTest(parameterized.TestCase):
     lines = data.removeprefix(b'\xef\xbb\xbf').split(b'\n')
     try:
       rows = list(
-        raw_reader.events(path, raw_reader.read(path, header, literal=True), 'user', 'item', 'time')
+        raw_reader.to_interactions(
+          path, raw_reader.read(path, header, literal=True), 'user', 'item', 'time'
+        )
       )
     except UserError as error:
       self.assertIn(path.name, str(error))

@@ -6,9 +6,11 @@ import types
 
 from absl.testing import absltest, parameterized
 
-from recjax.data import dataset
+from recjax.data import loading, raw_reader
 from recjax.data.prepare import cli, duckdb_engine
-from recjax.data.sources import amazon_files, movielens, steam, yelp
+from recjax.data.prepare import report as report_lib
+from recjax.data.prepare import rules as rules_lib
+from recjax.data.sources import amazon, movielens, steam, yelp
 from recjax.errors import DataError
 
 try:
@@ -57,10 +59,10 @@ class SourcesTest(parameterized.TestCase):
         'price': 9.5, 'imUrl': 'http://x/y.jpg', 'related': {'also_bought': ['B1']}, 'brand': '',
         'salesRank': {'Beauty': 5},
         'categories': [['Beauty', 'Bath &amp; Body'], ['Other']]}], repr)
-    source = amazon_files.source('2014', reviews, meta)
+    source = amazon.source('2014', reviews, meta)
     self.assertEqual(source.name, 'Beauty')
-    self.assertEqual(good(source.events), [('A1YJEY40YUW4SE', '7806397051', 1391040000, 1.0)])
-    self.assertEqual(good(source.goods), [('7806397051', {
+    self.assertEqual(good(source.interactions), [('A1YJEY40YUW4SE', '7806397051', 1391040000, 1.0)])
+    self.assertEqual(good(source.items), [('7806397051', {
         'title': 'Soap & Co', 'description': "It's fine", 'price': 9.5,
         'categories': ['Beauty', 'Bath & Body']})])
 
@@ -73,10 +75,10 @@ class SourcesTest(parameterized.TestCase):
         'category': ['Fashion', 'Shoes'], 'tech1': '', 'description': ['One.', 'Two.'], 'fit': '',
         'title': 'Slippers', 'also_buy': [], 'brand': 'Foot', 'feature': ['Soft'], 'rank': [],
         'main_cat': '<img src="x"/>', 'price': '$9.99', 'asin': 'B000K2PJ4K'}])
-    source = amazon_files.source('2018', reviews, meta)
+    source = amazon.source('2018', reviews, meta)
     self.assertEqual(source.name, 'AMAZON_FASHION')
-    self.assertEqual(good(source.events), [('ALJ66O1', 'B000K2PJ4K', 1441324800, 5.0)])
-    self.assertEqual(good(source.goods)[0][1] | {'main_category': ''}, {
+    self.assertEqual(good(source.interactions), [('ALJ66O1', 'B000K2PJ4K', 1441324800, 5.0)])
+    self.assertEqual(good(source.items)[0][1] | {'main_category': ''}, {
         'title': 'Slippers', 'brand': 'Foot', 'categories': ['Fashion', 'Shoes'], 'price': 9.99,
         'description': 'One. Two.', 'features': 'Soft', 'main_category': ''})
 
@@ -90,25 +92,25 @@ class SourcesTest(parameterized.TestCase):
         'features': ['a', 'b'], 'description': [], 'price': None, 'images': [], 'videos': [],
         'store': 'Maker', 'categories': ['Video Games', 'PC'], 'details': {'Rated': 'E'},
         'parent_asin': 'B08', 'bought_together': None}])
-    source = amazon_files.source('2023', reviews, meta)
+    source = amazon.source('2023', reviews, meta)
     event = ('AGCI7FAH4GL5FI65HYLKWTMFZ2CQ', 'B08', 1608186804795, 4.0)
-    self.assertEqual(good(source.events), [event])
-    self.assertEqual(good(source.goods), [('B08', {
+    self.assertEqual(good(source.interactions), [event])
+    self.assertEqual(good(source.items), [('B08', {
         'title': 'Quest', 'brand': 'Maker', 'categories': ['Video Games', 'PC'], 'features': 'a b',
         'main_category': 'Video Games'})])
     table = self.write('Video_Games.csv', 'user_id,parent_asin,rating,timestamp\n'
                        'AGCI7FAH4GL5FI65HYLKWTMFZ2CQ,B08,4.0,1608186804795\n')
-    self.assertEqual(good(amazon_files.source('2023', table).events), [event])
+    self.assertEqual(good(amazon.source('2023', table).interactions), [event])
 
   @parameterized.parameters(('2014', 'u,i,5.0,1391040000\n'), ('2018', 'i,u,5.0,1391040000\n'))
   def test_ratings_without_text(self, edition, text):
     path = self.write('ratings_Beauty.csv', text)
-    self.assertEqual(good(amazon_files.source(edition, path).events), [('u', 'i', 1391040000, 5.0)])
+    self.assertEqual(good(amazon.source(edition, path).interactions), [('u', 'i', 1391040000, 5.0)])
 
   def test_categories_are_told_from_names(self):
     for name, want in (('reviews_Beauty_5.json.gz', 'Beauty'), ('Toys_and_Games.jsonl', 'Toys_and'
                        '_Games'), ('ratings_Books.csv', 'Books'), ('meta_CDs.json.gz', 'CDs')):
-      self.assertEqual(amazon_files.category(f'some/{name}'), want)
+      self.assertEqual(amazon.category(f'some/{name}'), want)
 
   def test_movielens_100k(self):
     self.write('u.data', '196\t2\t3\t881250949\n186\t1\t3\t891717742\n')
@@ -117,9 +119,9 @@ class SourcesTest(parameterized.TestCase):
     self.write('u.item', '1|Toy Story (1995)|01-Jan-1995||http://x|' + '|'.join(flags) + '\n'
                '2|Mis\xe9rables "Les" (1995)|||http://x|' + '|'.join(['0'] * 19) + '\n', 'latin-1')
     source = movielens.source(self.folder)
-    self.assertEqual(good(source.events), [('196', '2', 881250949, 3.0),
+    self.assertEqual(good(source.interactions), [('196', '2', 881250949, 3.0),
                                            ('186', '1', 891717742, 3.0)])
-    self.assertEqual(good(source.goods), [
+    self.assertEqual(good(source.items), [
         ('1', {'title': 'Toy Story (1995)', 'categories': ['Animation', 'Comedy']}),
         ('2', {'title': 'Mis\xe9rables "Les" (1995)'})])
 
@@ -128,8 +130,8 @@ class SourcesTest(parameterized.TestCase):
     self.write('ratings.dat', '1::1193::4.5::978300760\n')
     self.write('movies.dat', "1193::Caf\xe9: One (1975)::Drama|Children's\n", encoding)
     source = movielens.source(self.folder)
-    self.assertEqual(good(source.events), [('1', '1193', 978300760, 4.5)])
-    self.assertEqual(good(source.goods), [
+    self.assertEqual(good(source.interactions), [('1', '1193', 978300760, 4.5)])
+    self.assertEqual(good(source.items), [
         ('1193', {'title': 'Caf\xe9: One (1975)', 'categories': ['Drama', "Children's"]})])
 
   def test_movielens_20m_and_later(self):
@@ -137,8 +139,8 @@ class SourcesTest(parameterized.TestCase):
     self.write('movies.csv', 'movieId,title,genres\r\n296,"Pulp, ""F"" (1994)",Crime|Drama\r\n'
                '7,X,(no genres listed)\r\n')
     source = movielens.source(self.folder)
-    self.assertEqual(good(source.events), [('1', '296', 1147880044, 5.0)])
-    self.assertEqual(good(source.goods), [
+    self.assertEqual(good(source.interactions), [('1', '296', 1147880044, 5.0)])
+    self.assertEqual(good(source.items), [
         ('296', {'title': 'Pulp, "F" (1994)', 'categories': ['Crime', 'Drama']}),
         ('7', {'title': 'X'})])
 
@@ -154,8 +156,8 @@ class SourcesTest(parameterized.TestCase):
         'business_id': 'b', 'name': 'Bar', 'city': 'Tempe', 'state': 'AZ', 'stars': 4.5,
         'categories': categories, 'neighborhoods': [], 'latitude': 1.0, 'type': 'business'}])
     source = yelp.source(self.folder)
-    self.assertEqual(good(source.events), [('u', 'b', time, 4.0)])
-    self.assertEqual(good(source.goods), [('b', {
+    self.assertEqual(good(source.interactions), [('u', 'b', time, 4.0)])
+    self.assertEqual(good(source.items), [('b', {
         'title': 'Bar', 'categories': ['Bars', 'Food'], 'city': 'Tempe', 'state': 'AZ',
         'stars': 4.5})])
 
@@ -166,8 +168,8 @@ class SourcesTest(parameterized.TestCase):
                        "u'app_name': u'Lost', u'tags': [u'Indie', u'RPG'], u'price': u'Free', "
                        "u'early_access': False, u'id': u'725280', u'developer': u'D'}\n")
     source = steam.source(reviews, games)
-    self.assertEqual(good(source.events), [('Chaos \u2122', '725280', 1513468800, None)])
-    self.assertEqual(good(source.goods), [('725280', {
+    self.assertEqual(good(source.interactions), [('Chaos \u2122', '725280', 1513468800, None)])
+    self.assertEqual(good(source.items), [('725280', {
         'title': 'Lost', 'brand': 'D', 'categories': ['Action'], 'tags': ['Indie', 'RPG'],
         'price': 'Free'})])
 
@@ -176,9 +178,9 @@ class SourcesTest(parameterized.TestCase):
       movielens.source(self.folder)
     with self.assertRaisesRegex(DataError, 'yelp_academic_dataset_review.json.*yelp.com/dataset'):
       yelp.source(self.folder)
-    for edition in amazon_files.EDITIONS:
+    for edition in amazon.EDITIONS:
       with self.assertRaisesRegex(DataError, 'nowhere.json does not exist; fetch it from .*amazon'):
-        amazon_files.source(edition, 'nowhere.json')
+        amazon.source(edition, 'nowhere.json')
     with self.assertRaisesRegex(DataError, 'none.json does not exist; .*steam'):
       steam.source(self.write('steam_reviews.json', ''), 'none.json')
     self.write('u.data', '')
@@ -194,9 +196,9 @@ class SourcesTest(parameterized.TestCase):
         for n, t in enumerate((day - 1, day, day + 86_400 * unit - 1, day + 86_400 * unit))
       ]
       report = duckdb_engine.prepare(
-        duckdb_engine.Source('x', events),
+        raw_reader.Source('x', events),
         self.folder / f'o{unit}',
-        duckdb_engine.Rules(start='2020-01-01', end='2020-01-01'),
+        rules_lib.Rules(start='2020-01-01', end='2020-01-01'),
         say=quiet,
       )
       self.assertEqual(report['steps'][-1]['interactions'], 2, unit)
@@ -205,7 +207,7 @@ class SourcesTest(parameterized.TestCase):
   def test_movielens_100k_as_published(self):
     if not (SHARED / 'ml-100k').is_dir():
       self.skipTest('needs ../shared/data/ml-100k')
-    data = dataset.load_data(SHARED / 'ml-100k')
+    data = loading.load_data(SHARED / 'ml-100k')
     shop, goods = data.interactions, data.catalog
     lines = (SHARED / 'ml-100k' / 'sequences.jsonl').read_text().splitlines()
     rows = [(row['user_id'], *event) for row in map(json.loads, lines)
@@ -218,8 +220,8 @@ class SourcesTest(parameterized.TestCase):
     report = duckdb_engine.prepare(
       movielens.source(self.folder), self.folder / 'out', rules, say=quiet
     )
-    self.assertIn('\nAs published: 943', cli.page('x', report, expected['ml-100k']))
-    again = dataset.load_data(self.folder / 'out')
+    self.assertIn('\nAs published: 943', report_lib.report_page('x', report, expected['ml-100k']))
+    again = loading.load_data(self.folder / 'out')
     self.assertEqual(again.interactions.items.tolist(), shop.items.tolist())
     self.assertEqual(again.interactions.times.tolist(), [row[3] for row in rows])
     self.assertEqual(again.catalog.columns['title'], goods.columns['title'])
@@ -228,7 +230,7 @@ class SourcesTest(parameterized.TestCase):
   def test_beauty_of_s3rec_as_published(self):
     if not (SHARED / 'amazon-beauty').is_dir():
       self.skipTest('needs ../shared/data/amazon-beauty')
-    data = dataset.load_data(SHARED / 'amazon-beauty')
+    data = loading.load_data(SHARED / 'amazon-beauty')
     shop, ids = data.interactions, data.catalog.ids
     rows = [(u, ids[i - 1], 5.0, 1_300_000_000 + n) for u, user in enumerate(shop.users)
             for n, i in enumerate(shop.history(u))]
@@ -236,15 +238,15 @@ class SourcesTest(parameterized.TestCase):
     rows += [('rare', ids[0], 5.0, 1_300_000_001), (0, 'rare', 5.0, 1_300_000_999)]
     self.write('ratings_Beauty.csv', ''.join(','.join(map(str, r)) + '\n' for r in rows))
     rules, expected = cli.rules_of(self.args('amazon2014', variant='s3rec'))
-    source = amazon_files.source('2014', self.folder / 'ratings_Beauty.csv')
+    source = amazon.source('2014', self.folder / 'ratings_Beauty.csv')
     report = duckdb_engine.prepare(source, self.folder / 'out', rules, say=quiet)
-    page = cli.page('x', report, expected[source.name])
+    page = report_lib.report_page('x', report, expected[source.name])
     self.assertIn('As published: 22,363 users, 12,101 items, 198,502 interactions.', page)
     report['steps'][-1]['users'] += 1
-    self.assertIn('NOT as published', cli.page('x', report, expected[source.name]))
+    self.assertIn('NOT as published', report_lib.report_page('x', report, expected[source.name]))
 
   def args(self, source, **given):
-    names = [*duckdb_engine.Rules.__dataclass_fields__, 'k_core']
+    names = [*rules_lib.Rules.__dataclass_fields__, 'k_core']
     return types.SimpleNamespace(source=source, **dict.fromkeys(names), **given)
 
   def test_a_rule_beside_a_variant_changes_it_and_what_is_expected(self):

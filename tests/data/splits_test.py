@@ -1,11 +1,11 @@
 """Leave-one-out holds out what it says, for users of every length."""
 import dataclasses
-import types
 
 import hypothesis
 import numpy as np
 from absl.testing import absltest
 from hypothesis import strategies as st
+from ml_collections import ConfigDict
 
 from recjax.data import splits
 from recjax.data.dataset import Catalog, Dataset, Interactions
@@ -78,21 +78,21 @@ class SplitsTest(absltest.TestCase):
 
   def test_the_sentence_names_those_that_are_drawn(self):
     split = leave_one_out(interactions(*[[1, 2, 3]] * 30, [1, 2]))
-    rows, said = splits.drawn(split.test, 7, split.protocol)
+    rows, said = splits.sample_cases(split.test, 7, split.protocol)
     self.assertLen(set(rows.tolist()), 7)
     self.assertTrue((np.diff(rows) > 0).all())
     self.assertEqual(said, 'leave-one-out: the last item of each user is the test, the one before '
                      'it the validation; 7 of 31 users, those with 3 items or more; drawn by seed '
                      '42 out of 30')
-    self.assertEqual((splits.asked(said), splits.told(said, 30)), (7, split.protocol))
+    self.assertEqual((splits.num_cases(said), splits.with_num_cases(said, 30)), (7, split.protocol))
     for most in (0, 30, 99):
-      rows, said = splits.drawn(split.test, most, split.protocol)
+      rows, said = splits.sample_cases(split.test, most, split.protocol)
       self.assertEqual((rows.tolist(), said), (list(range(30)), split.protocol))
-    self.assertIsNone(splits.asked('by hand'))
+    self.assertIsNone(splits.num_cases('by hand'))
 
   def judge(self, **kw):
-    return types.SimpleNamespace(**{**dict(test_history='train+valid', drop_cold_targets=False,
-                                           tie_order='file'), **kw})
+    return ConfigDict({'test_history': 'train+valid', 'drop_cold_targets': False,
+                       'tie_order': 'file', **kw})
 
   def test_a_config_names_the_split_and_its_sentence(self):
     data = Dataset('x', Catalog(('a',), {}), interactions([1, 1, 2], [2, 2, 1]), '', {})

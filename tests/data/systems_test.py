@@ -7,10 +7,9 @@ import struct
 
 from absl.testing import absltest, parameterized
 
-from recjax.data import dataset
-from recjax.data.formats import plain_pickle
-from recjax.data.prepare import duckdb_engine
-from recjax.data.sources import published_systems
+from recjax.data import loading
+from recjax.data.formats import etegrec, reclm, safe_pickle, sequence_lines
+from recjax.data.prepare import duckdb_engine, rules
 from recjax.errors import ConfigError, DataError
 
 try:
@@ -64,9 +63,9 @@ class SystemsTest(parameterized.TestCase):
       self.skipTest('duckdb is not installed; pip install "recjax[data]"')
     out = self.folder / 'out'
     duckdb_engine.prepare(
-      source, out, duckdb_engine.Rules(max_bad=0, all_items=True), say=lambda text: None
+      source, out, rules.Rules(max_bad=0, all_items=True), say=lambda text: None
     )
-    return dataset.load_data(out)
+    return loading.load_data(out)
 
   def histories(self, data):
     return {user: [data.catalog.id_of(i) for i in data.interactions.history(u)]
@@ -78,7 +77,7 @@ class SystemsTest(parameterized.TestCase):
     path.write_text(text)
     goods = self.folder / 'items.csv'
     goods.write_text('item_id,title\n3,Three\n7,Seven\n')
-    data = self.prepared(published_systems.sequences(path, goods))
+    data = self.prepared(sequence_lines.source(path, goods))
     self.assertEqual(self.histories(data), {'1': ['7', '3', '7'], '2': ['3']})
     self.assertEqual(data.catalog.columns['title'], ['Three', 'Seven'])
 
@@ -86,7 +85,7 @@ class SystemsTest(parameterized.TestCase):
     path = self.folder / 'x.txt'
     path.write_bytes(b'1 2\n\n3\n\xff 4\n5 6\n')
     self.assertEqual([(n, event[:2] if event else why) for _, n, event, why
-                      in published_systems.sequences(path).events],
+                      in sequence_lines.source(path).interactions],
                      [(1, ('1', '2')), (3, 'a user without items'),
                       (4, 'not UTF-8, or a line over 4 MB'), (5, ('5', '6'))])
 
@@ -94,28 +93,28 @@ class SystemsTest(parameterized.TestCase):
     (self.folder / 'toy.emb_map.json').write_text('{"[PAD]": 0, "b": 2, "a": 1, "c": 3}')
     (self.folder / 'toy.test.jsonl').write_text(
         '{"inter_history": ["b", "a"], "target_id": "b", "user_id": "u"}\n')
-    data = self.prepared(published_systems.etegrec(self.folder))
+    data = self.prepared(etegrec.source(self.folder))
     self.assertEqual(data.catalog.ids, ('a', 'b', 'c'))
     self.assertEqual(self.histories(data), {'u': ['b', 'a', 'b']})
     (self.folder / 'toy.test.jsonl').write_text(
         '{"inter_history": ["b", "x"], "target_id": "b"}\n{"inter_history": "b"}\n')
-    why = [why for *_, why in published_systems.etegrec(self.folder).events]
+    why = [why for *_, why in etegrec.source(self.folder).interactions]
     self.assertEqual(why, ['', "'x' is not in the map of items", '',
                            'no inter_history and target_id'])
     (self.folder / 'toy.emb_map.json').write_text('{"[PAD]": 0, "b": 2}')
     with self.assertRaisesRegex(DataError, '0 to N'):
-      published_systems.etegrec(self.folder)
+      etegrec.source(self.folder)
 
   def test_reclm(self):
     (self.folder / 'sequential.jsonl').write_text(json.dumps({'u': ['b', 'a'], 'v': ['a']}))
     (self.folder / 'metas.jsonl').write_text(json.dumps({
         'a': {'title': 'A  a', 'title_t': 'A a (1)', 'category': ['C', 'D']}, 'b': {}}))
-    data = self.prepared(published_systems.reclm(self.folder))
+    data = self.prepared(reclm.source(self.folder))
     self.assertEqual(self.histories(data), {'u': ['b', 'a'], 'v': ['a']})
     self.assertEqual(data.catalog.columns, {'title': ['A a (1)', ''],
                                             'categories': [['C', 'D'], None]})
     (self.folder / 'sequential.jsonl').write_text('{"u": ["x"], "v": 3}')
-    self.assertEqual([why for *_, why in published_systems.reclm(self.folder).events],
+    self.assertEqual([why for *_, why in reclm.source(self.folder).interactions],
                      ["'x' is not in metas", 'an item is empty'])
 
   def test_reclm_in_true_lines_and_with_a_beginning_in_titles(self):
@@ -124,14 +123,14 @@ class SystemsTest(parameterized.TestCase):
       '{"a": {"title_t": "<|begin_of_text|> A"}}\n{"b": {"title": "B <s>"}}\n'
     )
     for data in (
-      self.prepared(published_systems.reclm(self.folder)),
-      dataset.load_data(self.folder),
+      self.prepared(reclm.source(self.folder)),
+      loading.load_data(self.folder),
     ):
       self.assertEqual(self.histories(data), {'u': ['b', 'a'], 'v': ['a']})
       self.assertEqual(data.catalog.columns['title'], ['A', 'B <s>'])
     (self.folder / 'sequential.jsonl').write_text('{"u": ["b"]}\n{"u": ["a"]}\n')
     with self.assertRaisesRegex(DataError, "object 2: 'u' was there before"):
-      published_systems.reclm(self.folder)
+      reclm.source(self.folder)
 
   @parameterized.parameters('reclm-cgen', 'reclm-gen')
   def test_reclm_as_published(self, name):
@@ -140,8 +139,8 @@ class SystemsTest(parameterized.TestCase):
     folder = SHARED / 'formats' / name
     if name == 'reclm-gen':
       with self.assertRaisesRegex(ConfigError, '--allow-pickle'):
-        published_systems.reclm(folder)
-    data = self.prepared(published_systems.reclm(folder, allow_pickle=True))
+        reclm.source(folder)
+    data = self.prepared(reclm.source(folder, allow_pickle=True))
     users, items = {'reclm-cgen': (189, 1884), 'reclm-gen': (60, 803)}[name]
     self.assertEqual((len(data.interactions), len(data.catalog)), (users, items))
     self.assertEqual(set(data.interactions.lengths()), {17})
@@ -153,7 +152,7 @@ class SystemsTest(parameterized.TestCase):
   def test_etegrec_as_published(self):
     if not (SHARED / 'formats' / 'etegrec').is_dir():
       self.skipTest('needs ../shared/data/formats')
-    data = self.prepared(published_systems.etegrec(SHARED / 'formats' / 'etegrec' / 'beauty'))
+    data = self.prepared(etegrec.source(SHARED / 'formats' / 'etegrec' / 'beauty'))
     self.assertEqual((len(data.interactions), len(data.catalog)), (500, 3358))
 
   def test_plain_pickles_of_every_protocol_are_read(self):
@@ -162,7 +161,7 @@ class SystemsTest(parameterized.TestCase):
     for protocol in range(pickle.HIGHEST_PROTOCOL + 1):
       path = self.folder / 'x.pickle'
       path.write_bytes(pickle.dumps(value, protocol))
-      self.assertEqual(plain_pickle.read(path), value)
+      self.assertEqual(safe_pickle.read_plain(path), value)
 
   def test_malicious_and_broken_pickles_are_refused(self):
     path = self.folder / 'x.pickle'
@@ -170,7 +169,7 @@ class SystemsTest(parameterized.TestCase):
     for data in malicious():
       path.write_bytes(data)
       with self.assertRaisesRegex(DataError, r'x\.pickle'):
-        plain_pickle.read(path)
+        safe_pickle.read_plain(path)
       count += 1
     self.assertGreater(count, 40)
     self.assertEmpty(RAN)

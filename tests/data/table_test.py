@@ -12,8 +12,8 @@ from unittest import mock
 from absl.testing import absltest, parameterized
 
 from recjax import cli
-from recjax.data import array_record, dataset
-from recjax.data.prepare import duckdb_engine
+from recjax.data import array_record, loading
+from recjax.data.prepare import duckdb_engine, rules
 from recjax.data.sources import table
 from recjax.errors import ConfigError, DataError
 
@@ -62,7 +62,7 @@ class TableTest(parameterized.TestCase):
         'table', self.interactions(), *flags, f'--items={items}', '--untitled=drop', '--k-core=2',
         '--item-columns=item=id,categories=kind,price=cost', '--layout=parquet')
     self.assertEqual(code, 0)
-    data = dataset.load_data(out)
+    data = loading.load_data(out)
     self.assertEqual(data.catalog.ids, ('y', 'x'))
     self.assertEqual(data.catalog.columns, {'title': ['Why', 'Ex x'], 'price': [2.5, None],
                                             'categories': [['A', 'B'], None]})
@@ -77,7 +77,7 @@ class TableTest(parameterized.TestCase):
     self.assertEqual(code, 2)
     self.assertIn('exists already', error)
     code, _, _ = self.run_cli('table', self.interactions(), *flags, '--overwrite')
-    self.assertEqual((code, len(dataset.load_data(out).catalog)), (0, 3))
+    self.assertEqual((code, len(loading.load_data(out).catalog)), (0, 3))
 
   @parameterized.parameters(('recbole', 'x.inter'), ('sequences', 'x.ids.json'),
                             ('etegrec', 'x.test.jsonl'), ('reclm', 'category.jsonl'))
@@ -113,11 +113,11 @@ class TableTest(parameterized.TestCase):
     self.assertEqual(code, 0)
     self.assertIn('Prepared from ml-1m.', said)
     self.assertIn('NOT as published: 6,040 users', said)
-    self.assertEqual(dataset.load_data(out).interactions.items.tolist(), [1, 1])
+    self.assertEqual(loading.load_data(out).interactions.items.tolist(), [1, 1])
     self.assertCountEqual([p.name for p in self.folder.iterdir()], ['ml-1m.zip', 'films'])
 
   def events(self, path, **given):
-    return [event for _, _, event, _ in table.source(path, **given).events]
+    return [event for _, _, event, _ in table.source(path, **given).interactions]
 
   def test_well_known_names_need_no_flag(self):
     found = self.events(self.interactions('User_ID,parent_asin,Timestamp,overall'))
@@ -149,14 +149,14 @@ class TableTest(parameterized.TestCase):
       report = duckdb_engine.prepare(
         table.source(path),
         self.folder / 'out',
-        duckdb_engine.Rules(max_bad=1.0),
+        rules.Rules(max_bad=1.0),
         overwrite=True,
         say=lambda said: None,
       )
       bad = report['bad']['interactions']
       self.assertEqual(sum(bad['why'].values()), bad['bad'])
       self.assertEqual(report['steps'][0]['interactions'], bad['rows'] - bad['bad'])
-      data = dataset.load_data(self.folder / 'out')
+      data = loading.load_data(self.folder / 'out')
       self.assertLen(data.interactions.items, bad['rows'] - bad['bad'])
       if seed % 2:
         self.assertEqual(bad['rows'], sum(bool(s.strip()) for s in path.read_bytes().split(b'\n')))

@@ -15,10 +15,10 @@ AT = int(DAY.timestamp())
 
 
 def decide(values, form='', column='when'):
-  profile = times.Profile()
+  profile = times.ColumnProfile()
   for line, value in enumerate(values, 2):
     profile.add(value, line)
-  return times.decide(profile, form, 'x.csv', column)
+  return times.choose_parser(profile, form, 'x.csv', column)
 
 
 class TimesTest(parameterized.TestCase):
@@ -124,7 +124,7 @@ class TimesTest(parameterized.TestCase):
         times.PLAIN.read(value)
     for form in ('fortnight', '%Q', 'S'):
       with self.assertRaisesRegex(ConfigError, '--time-format'):
-        times.check(form)
+        times.check_format(form)
     clock, _ = decide(['31.12.24'], '%d.%m.%y')
     self.assertEqual(clock.read('31.12.24'), 1735603200)
 
@@ -134,28 +134,28 @@ class TimesTest(parameterized.TestCase):
     self.assertEqual(decide(['19753'], 'days')[0].read('19753'), AT)
 
   def test_bounds(self):
-    seconds, days = times.Scale('s', 1), times.Scale('ymd', 1)
-    self.assertEqual(times.moment('2024-01-31', 'start', seconds), AT)
-    self.assertEqual(times.moment('2024-01-31', 'end', seconds), AT + 86399)
-    self.assertEqual(times.moment('2024-01-31 00:00:00', 'end', seconds), AT)
-    self.assertEqual(times.moment('2024-01-31', 'end', times.Scale('s', 10 ** 9)),
+    seconds, days = times.TimeScale('s', 1), times.TimeScale('ymd', 1)
+    self.assertEqual(times.parse_bound('2024-01-31', 'start', seconds), AT)
+    self.assertEqual(times.parse_bound('2024-01-31', 'end', seconds), AT + 86399)
+    self.assertEqual(times.parse_bound('2024-01-31 00:00:00', 'end', seconds), AT)
+    self.assertEqual(times.parse_bound('2024-01-31', 'end', times.TimeScale('s', 10 ** 9)),
                      (AT + 86400) * 10 ** 9 - 1)
-    self.assertEqual(times.moment('20240131', 'end', days), AT + 86399)
-    self.assertEqual(times.moment(str(AT), 'end', times.Scale('s', 1000, 1000)), AT * 1000)
-    self.assertEqual(times.moment('2.5', 'end', times.Scale('number', 0, 10)), 25)
-    self.assertEqual(times.moment(str(AT), 'end', times.Scale('iso', 1)), AT)
+    self.assertEqual(times.parse_bound('20240131', 'end', days), AT + 86399)
+    self.assertEqual(times.parse_bound(str(AT), 'end', times.TimeScale('s', 1000, 1000)), AT * 1000)
+    self.assertEqual(times.parse_bound('2.5', 'end', times.TimeScale('number', 0, 10)), 25)
+    self.assertEqual(times.parse_bound(str(AT), 'end', times.TimeScale('iso', 1)), AT)
     for text, scale in ((str(AT * 1000), seconds), ('2024', seconds), (str(AT), days),
-                        ('2024-01-31', times.Scale()), ('May', seconds)):
+                        ('2024-01-31', times.TimeScale()), ('May', seconds)):
       with self.assertRaisesRegex(ConfigError, 'end'):
-        times.moment(text, 'end', scale)
+        times.parse_bound(text, 'end', scale)
 
   def test_ends_of_unknown_numbers(self):
-    self.assertEqual(times.scale_of(AT, AT + 1), times.Scale('s', 1))
-    self.assertEqual(times.scale_of(AT, AT * 1000), times.Scale())
-    self.assertEqual(times.scale_of(None, None), times.NO_TIMES)
+    self.assertEqual(times.find_scale(AT, AT + 1), times.TimeScale('s', 1))
+    self.assertEqual(times.find_scale(AT, AT * 1000), times.TimeScale())
+    self.assertEqual(times.find_scale(None, None), times.NO_TIMES)
     with self.assertRaisesRegex(ConfigError, 'the rows have no times'):
-      times.moment('5', 'start', times.NO_TIMES)
-    self.assertEqual(times.Scale('s', 1000, 1000).shown(AT * 1000 + 1), '2024-01-31 00:00:00')
+      times.parse_bound('5', 'start', times.NO_TIMES)
+    self.assertEqual(times.TimeScale('s', 1000, 1000).shown(AT * 1000 + 1), '2024-01-31 00:00:00')
 
 
 if __name__ == '__main__':

@@ -11,11 +11,10 @@ import zlib
 import numpy as np
 from absl.testing import absltest, parameterized
 
-from recjax.data import dataset
-from recjax.data.formats import exports, pandas_pickle, reclm, unirec
+from recjax.data import loading
+from recjax.data.formats import reclm, safe_pickle, unirec
 from recjax.data.prepare import cli
 from recjax.data.sample_shop import simulator
-from recjax.data.sources import published_systems
 from recjax.errors import ConfigError, DataError
 from tests.data import systems_test
 
@@ -98,7 +97,7 @@ class UnirecTest(parameterized.TestCase):
   def test_tables_of_pandas_are_read_without_it(self, tables):
     folder = self.folder(tables)
     self.assertEqual(unirec.read(folder), (('a', 'b', 'c'), ['u', 'v'], [[2, 1, 3], [3, 1, 2]]))
-    test = pandas_pickle.read(folder / 'test.pkl')
+    test = safe_pickle.read_table(folder / 'test.pkl')
     self.assertEqual({k: v.tolist() for k, v in test.items()}, {'user_id': [1, 2],
                                                                 'item_id': [3, 2]})
     self.assertTrue(test['item_id'].flags.writeable)
@@ -106,16 +105,16 @@ class UnirecTest(parameterized.TestCase):
   def test_as_a_source(self):
     folder = self.folder()
     with self.assertRaisesRegex(ConfigError, '--allow-pickle'):
-      published_systems.unirec(folder)
+      unirec.source(folder)
     goods = folder / 'goods.csv'
     goods.write_text('item_id,title\na,A\nb,B\nc,C\n')
     args = types.SimpleNamespace(source='unirec', folder=folder, allow_pickle=True, items='')
     source = cli.open_source(args)
-    self.assertEqual([(e[0], e[1]) for _, _, e, _ in source.events],
+    self.assertEqual([(e[0], e[1]) for _, _, e, _ in source.interactions],
                      [('u', 'b'), ('u', 'a'), ('u', 'c'), ('v', 'c'), ('v', 'a'), ('v', 'b')])
-    self.assertEqual([row for _, _, row, _ in source.goods], [('a', {}), ('b', {}), ('c', {})])
-    source = published_systems.unirec(folder, True, goods)
-    self.assertEqual(next(iter(source.goods))[2], ('a', {'title': 'A'}))
+    self.assertEqual([row for _, _, row, _ in source.items], [('a', {}), ('b', {}), ('c', {})])
+    source = unirec.source(folder, True, goods)
+    self.assertEqual(next(iter(source.items))[2], ('a', {'title': 'A'}))
 
   def test_what_does_not_fit_is_named(self):
     for change, why in ((dict(id2item=['[PAD]', 'a', 'b']), 'row 2: item 3 is outside 1..2'),
@@ -139,21 +138,21 @@ class UnirecTest(parameterized.TestCase):
     for data in systems_test.malicious():
       path.write_bytes(data)
       with self.assertRaisesRegex(DataError, r'x\.pkl'):
-        pandas_pickle.read(path)
+        safe_pickle.read_table(path)
     for name in ('builtins eval', 'builtins getattr', 'os system', 'numpy load', 'pandas eval',
                  'pandas.io.pickle read_pickle', 'numpy.core.multiarray fromfile', 'posix system',
                  'builtins __import__', 'subprocess Popen', 'functools partial'):
       module, _, call = name.partition(' ')
       path.write_bytes(f'c{module}\n{call}\n(S"touch {path}.ran"\ntR.'.encode())
       with self.assertRaisesRegex(DataError, f'it names {module}.{call}'):
-        pandas_pickle.read(path)
+        safe_pickle.read_table(path)
     # Names that are admitted are stand-ins: none reserves memory, or runs.
     for text in ('cnumpy\nndarray\n(I1099511627776\ntR.',
                  'cbuiltins\nbytearray\n(I99999999999\ntR.',
                  'cpandas.core.frame\nDataFrame\n(tR(d(S"__class__"\nI1\nsS"x"\ntb.'):
       path.write_bytes(text.encode())
       with self.assertRaises(DataError):
-        pandas_pickle.read(path)
+        safe_pickle.read_table(path)
     self.assertEqual([p.name for p in path.parent.iterdir()], ['x.pkl'])
     self.assertEmpty(systems_test.RAN)
 
@@ -169,7 +168,7 @@ class UnirecTest(parameterized.TestCase):
             data[draw.randrange(len(data))] = draw.randrange(256)
           path.write_bytes(data[:draw.choice([len(data), len(data), draw.randrange(len(data))])])
           try:
-            self.assertIsInstance(pandas_pickle.read(path), dict)
+            self.assertIsInstance(safe_pickle.read_table(path), dict)
           except DataError as error:
             self.assertIn('x.pkl', str(error))
 
@@ -182,32 +181,32 @@ class UnirecTest(parameterized.TestCase):
           5)]})[some]
       for protocol in (2, 4, 5):
         path.write_bytes(pickle.dumps(table, protocol))
-        found = pandas_pickle.read(path)
+        found = safe_pickle.read_table(path)
         self.assertEqual(list(found), ['n', 'text', 'rows'])
         self.assertEqual(found['n'].tolist(), table['n'].tolist())
         self.assertEqual(found['text'], texts[some])
         self.assertEqual([r.tolist() for r in found['rows']], [r.tolist() for r in table['rows']])
     if int(pandas.__version__.partition('.')[0]) >= 3:
       path.write_bytes(pickle.dumps(pandas.DataFrame({'text': ['a', None, 'b']})))
-      self.assertEqual(pandas_pickle.read(path)['text'], ['a', None, 'b'])
+      self.assertEqual(safe_pickle.read_table(path)['text'], ['a', None, 'b'])
 
   def test_round_trip_through_pandas(self):
     folder = pathlib.Path(self.create_tempdir().full_path)
-    shop = simulator.make(0)
+    shop = simulator.make_shop(0)
     if importlib.util.find_spec('pandas') is None:
       with self.assertRaisesRegex(ConfigError, 'pip install pandas'):
-        exports.unirec(shop, folder, 'shop')
+        unirec.write(shop, folder, 'shop')
       self.skipTest('pandas is not installed')
-    exports.unirec(shop, folder, 'shop')
+    unirec.write(shop, folder, 'shop')
     items, users, rows = unirec.read(folder)
     data = shop.interactions
     kept = np.flatnonzero(data.lengths() >= 3)
     self.assertEqual(items, shop.catalog.ids)
     self.assertEqual(users, [data.users[u] for u in kept])
     self.assertEqual(rows, [data.history(u).tolist() for u in kept])
-    train = pandas_pickle.read(folder / 'train.pkl')
+    train = safe_pickle.read_table(folder / 'train.pkl')
     self.assertLen(train['item_id'], sum(len(row) - 2 for row in rows))
-    valid = pandas_pickle.read(folder / 'valid.pkl')
+    valid = safe_pickle.read_table(folder / 'valid.pkl')
     self.assertEqual(valid['item_id'].tolist(), [row[-2] for row in rows])
     self.assertIn(f'n_items: {len(items) + 1}', (folder / 'shop.yaml').read_text())
 
@@ -222,7 +221,7 @@ class ReclmTest(parameterized.TestCase):
     return folder
 
   def test_a_folder_is_a_data_set(self):
-    data = dataset.load_data(self.folder({'u': ['b', 'a'], 'v': []}, {
+    data = loading.load_data(self.folder({'u': ['b', 'a'], 'v': []}, {
         'a': {'title': 'A', 'title_t': 'A (1)', 'category': ['R', 'C']}, 'b': {'title': 'B'}}))
     self.assertEqual(data.catalog.ids, ('a', 'b'))
     self.assertEqual(data.catalog.columns, {'title': ['A (1)', 'B'],
@@ -233,9 +232,10 @@ class ReclmTest(parameterized.TestCase):
   def test_paths_come_from_the_categories_where_metas_lack_them(self):
     category = {'C': ['a', 'b'], 'C, D': ['a'], 'E': ['a']}
     folder = self.folder({'u': ['a']}, {'a': {'title': 'A'}, 'b': {}}, category)
-    self.assertEqual(reclm.read_reclm(folder)[1]['categories'], [['all', 'C', 'D'], ['all', 'C']])
+    columns = loading.load_data(folder).catalog.columns
+    self.assertEqual(columns['categories'], [['all', 'C', 'D'], ['all', 'C']])
     again = pathlib.Path(self.create_tempdir().full_path)
-    reclm.write_reclm(dataset.load_data(folder), again)
+    reclm.write(loading.load_data(folder), again)
     self.assertEqual(json.loads((again / 'category.jsonl').read_text()),
                      {'C': ['a', 'b'], 'C, D': ['a']})
 
@@ -249,20 +249,20 @@ class ReclmTest(parameterized.TestCase):
       ({'u': ['a']}, {}, None, 'items'))
   def test_what_does_not_fit_is_named(self, sequential, metas, category, why):
     with self.assertRaisesRegex(DataError, why):
-      dataset.load_data(self.folder(sequential, metas, category))
+      loading.load_data(self.folder(sequential, metas, category))
 
   def test_the_published_layout(self):
     if not SHARED.is_dir():
       self.skipTest('needs ../shared/data/formats')
-    data = dataset.load_data(SHARED / 'reclm-cgen')
+    data = loading.load_data(SHARED / 'reclm-cgen')
     self.assertEqual((len(data.interactions), len(data.catalog)), (189, 1884))
     want = json.loads((SHARED / 'reclm-cgen' / 'category.jsonl').read_text())
-    got = reclm.categories(data.catalog)
+    got = reclm.items_by_category(data.catalog)
     self.assertEqual(set(got), set(want))
     self.assertFalse([k for k in got if sorted(got[k]) != sorted(want[k])])
     again = pathlib.Path(self.create_tempdir().full_path)
-    reclm.write_reclm(data, again)
-    self.assertEqual(dataset.load_data(again).fingerprint, data.fingerprint)
+    reclm.write(data, again)
+    self.assertEqual(loading.load_data(again).fingerprint, data.fingerprint)
 
 
 if __name__ == '__main__':

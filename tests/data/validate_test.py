@@ -5,7 +5,7 @@ import numpy as np
 from absl.testing import absltest
 
 from recjax.data import dataset as dataset_lib
-from recjax.data import splits, validate
+from recjax.data import loading, splits, validate
 from recjax.data.sample_shop import simulator
 from recjax.evaluation import baselines, metrics, ranking
 
@@ -29,7 +29,7 @@ def findings(*args, **kwargs):
 class DoctorTest(absltest.TestCase):
 
   def test_the_sample_shop_has_no_errors_or_warnings(self):
-    found = validate.check(simulator.make(items=200, users=300))
+    found = validate.check(simulator.make_shop(items=200, users=300))
     self.assertNotIn('error', {f.severity for f in found}, found)
     self.assertNotIn('warning', {f.severity for f in found}, found)
 
@@ -115,7 +115,7 @@ class DoctorTest(absltest.TestCase):
       folder = SHARED / name
       if not folder.is_dir():
         self.skipTest(f'{folder} is not there')
-      return {f.what: f for f in validate.check(dataset_lib.load_data(folder))}
+      return {f.what: f for f in validate.check(loading.load_data(folder))}
     beauty = found('amazon-beauty')
     self.assertEqual(beauty["users whose test item is in nobody's training"].count, 138)
     self.assertIn('this is Amazon Beauty of S3-Rec, P5 and TIGER (2014, 5-core)', beauty)

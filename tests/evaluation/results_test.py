@@ -11,7 +11,7 @@ from absl.testing import absltest
 from rich.console import Console
 
 from recjax import experiment
-from recjax.data import dataset, splits
+from recjax.data import dataset, loading, splits
 from recjax.errors import DataError
 from recjax.evaluation import ranking
 from recjax.evaluation import results as results_lib
@@ -96,8 +96,8 @@ class OutcomeTest(absltest.TestCase):
   def test_a_sentence_about_other_users_is_refused(self):
     data = shop()
     split = splits.leave_one_out(data.interactions)
-    rows, said = splits.drawn(split.test, 4, split.protocol)
-    few = dataclasses.replace(split, test=split.test.picked(rows))
+    rows, said = splits.sample_cases(split.test, 4, split.protocol)
+    few = dataclasses.replace(split, test=split.test.select(rows))
     lists = np.ones((4, 1), np.int32), np.ones((4, 1), np.float32)
     folder = pathlib.Path(self.enterContext(tempfile.TemporaryDirectory()))
     give = lambda protocol: results_lib.save(  # noqa: E731
@@ -111,8 +111,8 @@ class OutcomeTest(absltest.TestCase):
   def test_recommenders_that_write_lists_say_whom_they_asked(self):
     data = shop()
     split = splits.leave_one_out(data.interactions)
-    rows, said = splits.drawn(split.test, 4, split.protocol)
-    few = dataclasses.replace(split, test=split.test.picked(rows), protocol=said)
+    rows, said = splits.sample_cases(split.test, 4, split.protocol)
+    few = dataclasses.replace(split, test=split.test.select(rows), protocol=said)
     items = np.array([[1, 2, 3]] * 4, np.int32)
     for kind in reclm.GROUNDINGS:
       cfg = experiment.read_config(f'{ROOT}/configs/reclm_scientific.py:grounding={kind}')
@@ -132,7 +132,7 @@ class OutcomeTest(absltest.TestCase):
       self.assertEqual(told.check(results), (4, 6))
 
   def test_every_config_says_how_many_it_asks(self):
-    data = dataset.load_data('sample:1:120')
+    data = loading.load_data('sample:1:120')
     for path in sorted((ROOT / 'configs').glob('*.py')):
       cfg = experiment.read_config(f'{path}:data=sample:1:120')
       split, most = splits.leave_one_out(data.interactions), 0
@@ -143,7 +143,7 @@ class OutcomeTest(absltest.TestCase):
         split = splits.split_for_config(data, cfg.eval)
       elif cfg.method == 'reclm':
         most = 50
-      rows, said = splits.drawn(split.test, most, split.protocol)
+      rows, said = splits.sample_cases(split.test, most, split.protocol)
       found = told.ASKED.search(ranking.protocol(len(data.catalog), said))
       self.assertEqual(int(found[1]), len(rows), path.name)
       self.assertEqual(len(rows), most or len(split.test), path.name)

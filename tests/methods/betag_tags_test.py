@@ -9,7 +9,7 @@ from unittest import mock
 from absl.testing import absltest
 
 from recjax import errors
-from recjax.data.dataset import load_data
+from recjax.data.loading import load_data
 from recjax.methods.betag import base_tags
 from recjax.training import workdir as workdir_lib
 from tests.methods import betag_test as toy

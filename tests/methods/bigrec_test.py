@@ -416,7 +416,7 @@ class MisreadTest(parameterized.TestCase):
     """written: function of a title to how the records spell it. -> Data, raw records"""
     folder = pathlib.Path(self.enter_context(tempfile.TemporaryDirectory()))
     told = [written(t) for t in told or self.TITLES]
-    rows = [{'instruction': 'Say.', 'input': f'Vu :{files.quoted(told[:n] or told[-1:])}\n ',
+    rows = [{'instruction': 'Say.', 'input': f'Vu :{files.quote_titles(told[:n] or told[-1:])}\n ',
              'output': f'"{told[n]}"'} for n in range(len(told))]
     for part in ('train', 'valid', 'test'):
       files.write_records(folder / f'{part}.json', rows)
@@ -433,7 +433,7 @@ class MisreadTest(parameterized.TestCase):
     self.assertEqual(data.notes['unknown_history_titles'], 0)
     record = data.records['test'][6]
     self.assertEqual(record, {'instruction': 'Say.', 'output': '"CAFÉ®"',
-                              'input': f'Vu :{files.quoted(self.TITLES[:6])}\n '})
+                              'input': f'Vu :{files.quote_titles(self.TITLES[:6])}\n '})
 
   @staticmethod
   def windows(title):
@@ -450,12 +450,12 @@ class MisreadTest(parameterized.TestCase):
     # Six are not plain ASCII; they stand in 1 output and 5, 4, 3, 2, 0 histories, the last in one.
     self.assertEqual(data.notes['misread_titles_of_records'],
                      3 * (6 + sum(6 - n for n in (0, 1, 2, 3, 5)) + 1))
-    self.assertNotIn('misread_titles_of_the_catalogue', data.notes)
+    self.assertNotIn('misread_titles_of_the_catalog', data.notes)
 
   def test_the_catalogue_alone_is_misread(self):
     data, rows = self.load([t.encode().decode('latin-1') for t in self.TITLES], lambda t: t)
     self.check(data)
-    self.assertEqual(data.notes['misread_titles_of_the_catalogue'], 6)
+    self.assertEqual(data.notes['misread_titles_of_the_catalog'], 6)
     self.assertEqual(data.records['test'], rows)
 
   def test_both_are_misread(self):
@@ -463,7 +463,7 @@ class MisreadTest(parameterized.TestCase):
     wrong = lambda t: t.encode().decode('latin-1')  # noqa: E731
     data, _ = self.load([wrong(t) for t in titles], wrong, told=titles)
     self.assertEqual(data.titles, titles)
-    self.assertEqual(data.notes['misread_titles_of_the_catalogue'], 3)
+    self.assertEqual(data.notes['misread_titles_of_the_catalog'], 3)
     self.assertEqual(data.records['test'][1]['output'], '"Voilà (1999)"')
 
   @parameterized.parameters('utf-8', 'cp1252')
@@ -498,7 +498,7 @@ class MisreadTest(parameterized.TestCase):
     found = instruction_data.load(folder, settings)
     self.assertEqual(found.records, want.records)
     odd = sum(not t.isascii() for rows in want.records.values() for r in rows
-              for t in (r['output'], *files.unquoted(r['input'])))
+              for t in (r['output'], *files.unquote_titles(r['input'])))
     self.assertGreater(odd, 5)
     self.assertEqual(found.notes.pop('misread_titles_of_records'), odd)
     self.assertEqual((found.titles, found.notes), (want.titles, want.notes))

@@ -12,7 +12,8 @@ from rich.console import Console
 
 from configs import etegrec_scientific, tiger_beauty
 from recjax import recommend
-from recjax.data.dataset import Interactions, load_data
+from recjax.data.dataset import Interactions
+from recjax.data.loading import load_data
 from recjax.errors import ConfigError, DataError, UserError
 from recjax.methods import etegrec
 from recjax.methods.etegrec import (

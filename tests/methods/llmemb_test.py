@@ -10,7 +10,7 @@ import numpy as np
 from absl.testing import absltest
 
 from recjax import errors, recommend, run_files
-from recjax.data import dataset
+from recjax.data import dataset, loading
 from recjax.errors import ConfigError, DataError
 from recjax.methods import llmemb
 from recjax.methods.llmemb import item_embeddings
@@ -105,7 +105,7 @@ class WholeTest(absltest.TestCase):
     super().setUpClass()
     cls.room = pathlib.Path(tempfile.mkdtemp())
     cls.shop = clusters()
-    dataset.save_data(cls.shop, cls.room / 'data')
+    loading.save_data(cls.shop, cls.room / 'data')
     random_decoder(cls.room / 'llm', [
         f'{t} {b}\n {c[1]}; is title brand categories goods' for t, b, c in zip(
             *(cls.shop.catalog.columns[k] for k in ('title', 'brand', 'categories')))])

@@ -11,8 +11,9 @@ import numpy as np
 from absl.testing import absltest, parameterized
 from ml_collections import ConfigDict
 
-from recjax.data.dataset import Catalog, Interactions, load_data, make_dataset
+from recjax.data.dataset import Catalog, Interactions, make_dataset
 from recjax.data.formats import sft
+from recjax.data.loading import load_data
 from recjax.errors import ConfigError, DataError
 from recjax.methods.reclm import (
   chat_encoding,

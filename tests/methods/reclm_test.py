@@ -13,7 +13,8 @@ from ml_collections import ConfigDict
 from rich.console import Console
 
 from recjax import chat, recommend, run_files
-from recjax.data.dataset import Catalog, load_data
+from recjax.data.dataset import Catalog
+from recjax.data.loading import load_data
 from recjax.errors import ConfigError, DataError
 from recjax.methods import reclm
 from recjax.methods.reclm import (

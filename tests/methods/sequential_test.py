@@ -14,7 +14,7 @@ from absl.testing import absltest, parameterized
 
 from recjax import run_files
 from recjax.data import dataset as dataset_lib
-from recjax.data import splits
+from recjax.data import loading, splits
 from recjax.errors import ConfigError, DataError
 from recjax.evaluation import baselines, metrics, ranking
 from recjax.methods import sequential
@@ -327,7 +327,7 @@ class RunTest(parameterized.TestCase):
   def test_from_files_to_report_and_recommendations(self):
     shop, cfg = ring(200), config(loss='bce')
     cfg.seeds, cfg.data = 2, tempfile.mkdtemp() + '/shop'
-    dataset_lib.save_data(shop, cfg.data)
+    loading.save_data(shop, cfg.data)
     folder = pathlib.Path(tempfile.mkdtemp())
     facts = {'command': 'x', 'devices': '1', 'revision': 'r', 'versions': {}, 'overrides': {}}
     with workdir_lib.open_work(folder, {'config': cfg.to_dict(), 'facts': facts}, mesh()) as work:
@@ -366,7 +366,7 @@ class RunTest(parameterized.TestCase):
     tied = dataclasses.replace(shop.interactions, times=times)
     shop = dataset_lib.make_dataset('ring', shop.catalog, tied)
     cfg.data = tempfile.mkdtemp() + '/shop'
-    dataset_lib.save_data(shop, cfg.data)
+    loading.save_data(shop, cfg.data)
     cfg.train.update(epochs=1)
     cfg.eval.update(tie_order='shuffle(2)', seen_mask='zero', test_history='train',
                      drop_cold_targets=True)
@@ -387,7 +387,7 @@ class RunTest(parameterized.TestCase):
   def test_options_that_cannot_be_stop_a_run_before_it_trains(self, key, value, error):
     cfg = config()
     cfg.eval[key], cfg.data = value, tempfile.mkdtemp() + '/shop'
-    dataset_lib.save_data(ring(20), cfg.data)
+    loading.save_data(ring(20), cfg.data)
     with workdir_lib.open_work(tempfile.mkdtemp(), {}, mesh()) as work, self.assertRaises(error):
       sequential.run(cfg, work)
 
@@ -399,7 +399,7 @@ class RunTest(parameterized.TestCase):
     folder = ROOT.parent / 'shared' / 'data' / 'amazon-beauty'
     if not folder.exists():
       self.skipTest(f'{folder} is not there')
-    shop = dataset_lib.load_data(folder)
+    shop = loading.load_data(folder)
     n = len(shop.catalog)
     split = splits.leave_one_out(shop.interactions)
     ranks = ranking.rank_cases(baselines.popularity(split.train.items, n), split.test, n)

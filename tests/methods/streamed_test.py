@@ -15,7 +15,7 @@ import numpy as np
 from absl.testing import absltest, parameterized
 
 from recjax import recommend, run_files
-from recjax.data import array_record, dataset
+from recjax.data import array_record, loading
 from recjax.errors import ConfigError, DataError
 from recjax.methods import sequential
 from recjax.methods.sequential import streaming
@@ -68,7 +68,7 @@ if number == 0:
 
 def stored(shop, room):
   """A data set as records. -> their folder"""
-  dataset.save_data(shop, room / 'shop')
+  loading.save_data(shop, room / 'shop')
   return array_record.write(room / 'shop', room / 'tfds')
 
 
@@ -196,7 +196,7 @@ class StreamedTest(parameterized.TestCase):
   def test_what_cannot_be_is_said_before_anything_runs(self):
     path = stored(ring(30), self.room)
     with self.assertRaisesRegex(DataError, 'holds records, which the sequential'):
-      dataset.load_data(path)
+      loading.load_data(path)
     for change, why in ((dict(seeds=2), 'seeds=2'),
                         (dict(eval={'tie_order': 'shuffle(1)'}), 'tie_order'),
                         (dict(eval={'drop_cold_targets': True}), 'drop_cold')):

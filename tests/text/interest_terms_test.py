@@ -6,7 +6,7 @@ import hypothesis.strategies as st
 import numpy as np
 from absl.testing import absltest, parameterized
 
-from recjax.data import dataset
+from recjax.data import loading
 from recjax.data.formats import etegrec
 from recjax.errors import ServiceError
 from recjax.text import interest_terms
@@ -51,7 +51,7 @@ class LocalTest(parameterized.TestCase):
     self.assertEqual(interest_terms.interests([1], terms), ['Burettes', 'Glass'])
 
   def test_sample_shop_is_quick_and_says_why(self):
-    shop = dataset.load_data('sample')
+    shop = loading.load_data('sample')
     terms = interest_terms.read_terms(shop.catalog.columns, len(shop.catalog))
     history = shop.interactions.items[:400]
     interest_terms.interests(history, terms)

@@ -12,7 +12,7 @@ import numpy as np
 from absl.testing import absltest
 from ml_collections import ConfigDict
 
-from recjax.data import dataset
+from recjax.data import loading
 from recjax.distributed import sharding
 from recjax.methods import betag, bigrec, reclm
 from recjax.models import llm, lora
@@ -131,7 +131,7 @@ class PlanTest(absltest.TestCase):
 
   def test_every_method_with_an_llm_says_what_it_takes(self):
     sys.path.insert(0, str(ROOT))
-    shop = dataset.load_data('sample')
+    shop = loading.load_data('sample')
     from tests import house_test
     for name, method in (('betag_scientific', betag), ('bigrec_games', bigrec),
                          ('reclm_scientific', reclm)):

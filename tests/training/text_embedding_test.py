@@ -12,7 +12,7 @@ from absl.testing import absltest, parameterized
 from ml_collections import ConfigDict
 
 from recjax import cli, run_files
-from recjax.data import dataset
+from recjax.data import dataset, loading
 from recjax.distributed.sharding import make_mesh, path_of
 from recjax.errors import ConfigError, DataError
 from recjax.models import bert, huggingface, llm, sentence_encoder
@@ -122,7 +122,7 @@ class EncoderTest(parameterized.TestCase):
     run = lambda *words: cli.convert.run(cli.parser().parse_args(  # noqa: E731
         ['convert', str(self.folder), '--to=vectors', *words]))
     run('--data=sample:1:50', f'--out={out}')
-    shop = dataset.load_data('sample:1:50')
+    shop = loading.load_data('sample:1:50')
     texts = dataset.item_texts(shop.catalog)
     self.assertIn(shop.catalog.columns['brand'][3], texts[3])
     want, _ = text_embedding.embed(

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from absl.testing import absltest, parameterized
 
 from recjax import experiment
-from recjax.data import dataset
+from recjax.data import loading
 from recjax.distributed import sharding
 from recjax.methods import etegrec, llmemb, sequential
 from recjax.methods.etegrec import train
@@ -27,7 +27,7 @@ def config(name, **model):
 
 @functools.cache
 def shop():
-  return dataset.load_data('sample:1:300')
+  return loading.load_data('sample:1:300')
 
 
 def compiled(loss, params, *rest):

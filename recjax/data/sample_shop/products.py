@@ -10,7 +10,7 @@ that follow each other stand in different departments.
 
 AXES = {
     'bore': ('4 mm', '6 mm', '8 mm', '10 mm', '12 mm'),
-    'colour': ('black', 'white', 'blue', 'red', 'clear'),
+    'color': ('black', 'white', 'blue', 'red', 'clear'),
     'grade': ('student', 'workshop', 'laboratory', 'reference'),
     'metal': ('stainless steel', 'brass', 'aluminium', 'zinc steel'),
     'plastic': ('nylon', 'polypropylene', 'PTFE', 'ABS'),
@@ -32,7 +32,7 @@ BRANDS = (
      'Umberlane', 'Vexholm', 'Windrassel', 'Yarrowmint', 'Zinnoble'),
 )
 
-GOODS = """
+PRODUCTS = """
 # Laboratory Glassware
 beaker = low-form beaker, tall beaker | Vessels/Beakers | volume grade | 3-18
     a spout that pours cleanly; white enamel graduations; an even wall that takes the heat
@@ -74,17 +74,17 @@ stain = methylene blue, contrast dye | Dyes & Stains | volume grade | 6-25
 # Measuring Instruments
 phpen = acidity pen, pocket pH meter | Liquids/Acidity | grade size | 24-95
     a replaceable electrode; two-point adjustment; a display that can be read upside down
-conductivity = conductivity meter, salinity tester | Liquids/Conductivity | grade colour | 22-120
+conductivity = conductivity meter, salinity tester | Liquids/Conductivity | grade color | 22-120
     automatic ranging; graphite electrodes; a hold button
 refractometer = refractometer, sugar gauge | Liquids/Refractive | grade size | 26-90
     a rubber eyepiece; a scale adjusted by one screw; a padded case
-infrared = infrared thermometer, spot pyrometer | Temperature | grade colour | 18-88
+infrared = infrared thermometer, spot pyrometer | Temperature | grade color | 18-88
     two aiming dots; an emissivity setting; an alarm for both limits
 caliper = digital caliper, vernier gauge | Length | metal size | 15-98
     a thumb wheel; jaws for inside and depth; an origin key
-multimeter = multimeter, digital voltmeter | Electrical | grade colour | 19-140
+multimeter = multimeter, digital voltmeter | Electrical | grade color | 19-140
     gold-flashed leads; a continuity beep; fused current sockets
-luxmeter = lux meter, illuminance gauge | Light | grade colour | 21-105
+luxmeter = lux meter, illuminance gauge | Light | grade color | 21-105
     a cosine-corrected dome; a coiled sensor lead; peak capture
 scale = pocket balance, precision balance | Mass | size grade | 14-130
     a draught cover; a counting mode; a tare key on each side
@@ -104,7 +104,7 @@ prism = dispersion prism, right-angle prism | Components/Prisms | size grade | 9
     bevelled corners; faces flat to a fraction of a wave; a felt-lined tin
 tissue = lens tissue, optical paper | Care | pack size | 3-12
     long soft fibres; a silicone-free weave; a tear-off booklet
-ringlight = ring lamp, shadowless illuminator | Illumination | voltage colour | 17-79
+ringlight = ring lamp, shadowless illuminator | Illumination | voltage color | 17-79
     four switched quarters; a dimmer on the cord; a three-screw collar
 
 # Electronic Components
@@ -112,11 +112,11 @@ resistor = resistor assortment, metal film resistors | Passives/Resistors | pack
     paper strips by value; tight tolerance; tinned copper leads
 capacitor = electrolytic capacitor, radial capacitor | Passives/Capacitors | voltage pack | 3-19
     a low series resistance; a vented top; a rating for hot places
-toggle = toggle switch, rocker switch | Electromechanical/Switches | voltage colour | 3-15
+toggle = toggle switch, rocker switch | Electromechanical/Switches | voltage color | 3-15
     silver contacts; a positive snap; a splash boot
-bananasocket = binding post, four-millimetre socket | Connectors/Sockets | colour metal | 3-16
+bananasocket = binding post, four-millimetre socket | Connectors/Sockets | color metal | 3-16
     a finger-proof shroud; a captive collar; a solder lug at the back
-controller = controller board, microcontroller module | Boards/Controllers | voltage colour | 8-45
+controller = controller board, microcontroller module | Boards/Controllers | voltage color | 8-45
     a reset key; pins on a breadboard pitch; a radio on the board
 relay = relay module, opto-coupled driver | Boards/Drivers | voltage pack | 5-26
     a lamp for each channel; screw clamps; a jumper for the active level
@@ -132,11 +132,11 @@ converter = buck converter, step-down regulator | Supplies/Converters | voltage 
     a trimmer on top; a wide input window; a cool running inductor
 fuse = fuse holder, blade fuse carrier | Protection | voltage pack | 3-14
     a dust cap; a spare tucked inside; a drip loop
-wire = stranded wire, flexible hook-up wire | Cable/Wire | colour size | 5-32
+wire = stranded wire, flexible hook-up wire | Cable/Wire | color size | 5-32
     fine tinned strands; a jacket that shrugs off a hot iron; a printed metre count
-heatshrink = shrink sleeving, adhesive-lined sleeve | Cable/Sleeving | colour bore | 4-19
+heatshrink = shrink sleeving, adhesive-lined sleeve | Cable/Sleeving | color bore | 4-19
     a three-to-one ratio; a glue lining; a snug low-temperature recovery
-terminal = terminal block, lever connector | Joints | voltage colour | 4-22
+terminal = terminal block, lever connector | Joints | voltage color | 4-22
     levers that open by hand; a test slot; numbered ways
 gland = cable gland, strain relief bush | Entry Fittings | plastic thread | 3-16
     a domed nut; a lip that keeps rain out; a neoprene bung
@@ -144,7 +144,7 @@ battery = lithium pack, rechargeable cell holder | Batteries | voltage size | 9-
     a protection circuit; a polarised plug; a charge gauge
 
 # Hand Tools
-stripper = wire stripper, automatic stripping pliers | Cutting/Strippers | size colour | 9-46
+stripper = wire stripper, automatic stripping pliers | Cutting/Strippers | size color | 9-46
     self-adjusting jaws; a crimp nest; a length stop
 screwdriver = precision screwdriver, watchmaker's driver | Driving/Screwdrivers | metal pack | 6-39
     a spinning cap; hardened tips; a knurled barrel
@@ -156,19 +156,19 @@ deburr = deburring knife, swivel scraper | Shaping/Deburring | metal size | 8-34
     a blade that follows the edge; spare bits in the grip; a hanging hole
 tweezers = pointed tweezers, curved tweezers | Holding/Tweezers | metal pack | 4-27
     tips that meet exactly; an anti-static coat; a matt surface
-cutter = side cutter, flush nippers | Cutting/Nippers | size colour | 7-38
+cutter = side cutter, flush nippers | Cutting/Nippers | size color | 7-38
     a flush face; a lap joint; a spring that stays put
 spatula = chemist's spatula, micro scoop | Handling/Spatulas | metal size | 3-15
     one flat and one spoon end; a bent shaft; rounded corners
 
 # Power Tools & Abrasives
-rotary = rotary tool, flexible-shaft grinder | Machines | voltage colour | 38-165
+rotary = rotary tool, flexible-shaft grinder | Machines | voltage color | 38-165
     a soft-start motor; a keyless collet; a hook for hanging
 drillbit = twist drill, split-point bit | Boring/Drills | bore metal | 4-33
     a point that does not wander; a ground flute; a hinged index case
 sanding = sanding disc, abrasive sheet | Abrasives/Grits | pack size | 5-24
     a backing that survives water; graded grits; a clog-resistant coat
-polish = polishing compound, finishing paste | Abrasives/Compounds | grade colour | 5-22
+polish = polishing compound, finishing paste | Abrasives/Compounds | grade color | 5-22
     a fine even cut; a bar form; a low-dust recipe
 wheel = cutting wheel, parting disc | Abrasives/Wheels | pack size | 4-26
     a glass-fibre web; a thin kerf; a balanced hub
@@ -192,7 +192,7 @@ washer = flat washer, spring washer | Washers | thread metal | 2-11
     tumbled edges; a wide face; an even spring set
 clip = hose clip, worm-drive band | Clips & Bands | bore metal | 3-15
     a rolled rim; a slotted head; a non-perforated strap
-tie = cable tie, releasable tie | Ties | colour plastic | 3-14
+tie = cable tie, releasable tie | Ties | color plastic | 3-14
     a tab that lets go again; rounded teeth; sunlight resistance
 magnet = disc magnet, countersunk magnet | Magnets | size pack | 4-25
     a triple coat; a marked pole; a strong pull for its height
@@ -202,7 +202,7 @@ peristaltic = peristaltic pump, metering pump | Pumps/Metering | voltage plastic
     a snap-off head; three rollers; reversible flow
 airpump = diaphragm pump, aerator | Pumps/Air | voltage size | 11-72
     rubber feet; a valve for each outlet; a hum that fades into the room
-tubing = silicone tubing, flexible hose | Lines/Tubing | bore colour | 5-36
+tubing = silicone tubing, flexible hose | Lines/Tubing | bore color | 5-36
     a kink-resistant wall; a smooth inside; a metre mark
 barb = barbed connector, tee piece | Lines/Connectors | bore plastic | 3-17
     sharp gripping ridges; a slim waist; equal arms
@@ -212,59 +212,59 @@ solenoid = solenoid valve, electric shut-off | Valves/Driven | voltage bore | 9-
     a normally closed seat; a short click; a strainer at the inlet
 membrane = filter membrane, cartridge filter | Filtration | size pack | 8-49
     an even pore; a support fleece; a colour-coded rim
-airstone = air stone, ceramic diffuser | Aeration | size colour | 3-18
+airstone = air stone, ceramic diffuser | Aeration | size color | 3-18
     bubbles like champagne; a weighted base; pores that clean easily
 
 # Adhesives & Casting
-epoxy = epoxy resin, casting resin | Casting/Resins | volume colour | 12-85
+epoxy = epoxy resin, casting resin | Casting/Resins | volume color | 12-85
     a slow cure; a nearly bubble-free pour; a hardener that does not yellow
-rubber = moulding rubber, two-part silicone | Casting/Rubbers | volume colour | 14-92
+rubber = moulding rubber, two-part silicone | Casting/Rubbers | volume color | 14-92
     a soft tear-proof set; an easy one-to-one mix; sharp detail
 release = release spray, parting wax | Casting/Release | volume grade | 6-27
     a film too thin to see; a quick flash-off; a brush in the lid
-pigment = pigment paste, mica powder | Casting/Colour | colour pack | 5-24
+pigment = pigment paste, mica powder | Casting/Colour | color pack | 5-24
     a glint that shifts with the light; a strong tint; drip-proof pots
 superglue = instant adhesive, cyanoacrylate | Glues/Instant | size grade | 4-18
     a pin in the cap; a gel that stays where it is put; a grip within seconds
-threadlock = thread-locking fluid, screw sealant | Glues/Anaerobic | grade colour | 5-22
+threadlock = thread-locking fluid, screw sealant | Glues/Anaerobic | grade color | 5-22
     a medium hold; a bottle that stands on its head; a fluorescent trace
 uvglue = light-curing glue, optical cement | Glues/Light-Curing | volume grade | 7-41
     a set that waits for the lamp; a glass-clear line; a needle tip
-potting = potting compound, encapsulation gel | Casting/Encapsulants | volume colour | 9-56
+potting = potting compound, encapsulation gel | Casting/Encapsulants | volume color | 9-56
     a low exotherm; a self-levelling flow; re-enterable softness
 
 # Plastics & Printing
-filament = printer filament, spooled polymer | Printing/Filament | colour plastic | 15-46
+filament = printer filament, spooled polymer | Printing/Filament | color plastic | 15-46
     a tidy wind; a diameter held to hundredths; a vacuum bag
-photoresin = photopolymer, liquid printing resin | Printing/Liquids | volume colour | 18-74
+photoresin = photopolymer, liquid printing resin | Printing/Liquids | volume color | 18-74
     a mild smell; crisp corners; a shake-ball
 nozzle = hot-end nozzle, extruder tip | Printing/Spares | bore metal | 4-28
     a polished land; a size mark on the flat; a hardened mouth
 plate = build plate, textured print bed | Printing/Spares | size metal | 12-64
     a grip that fades as it cools; a flexing spring sheet; two finishes
-acrylic = acrylic sheet, cast perspective panel | Sheet/Acrylic | colour size | 6-52
+acrylic = acrylic sheet, cast perspective panel | Sheet/Acrylic | color size | 6-52
     a peel-off film; flame-polished edges; bubble-free depth
 drybox = spool dryer, filament cabinet | Printing/Drying | voltage size | 21-89
     a warm air loop; a small humidity dial; feed-through bushes
-foamboard = foam board, modelling panel | Sheet/Foam | size colour | 5-27
+foamboard = foam board, modelling panel | Sheet/Foam | size color | 5-27
     a core that cuts like butter; flat paper faces; a true right angle
 stencil = stencil film, masking film | Sheet/Films | size pack | 5-23
     a low tack; a squared grid; a crack-free bend
 
 # Safety & Hygiene
-gloves = nitrile gloves, textured gloves | Hands | colour size | 6-24
+gloves = nitrile gloves, textured gloves | Hands | color size | 6-24
     beaded cuffs; textured fingertips; a powder-free inside
-goggles = splash goggles, safety spectacles | Eyes | colour size | 5-32
+goggles = splash goggles, safety spectacles | Eyes | color size | 5-32
     an anti-fog coat; a broad strap; room for ordinary glasses
 respirator = half mask, vapour respirator | Breathing | size grade | 14-68
     bayonet cartridges; a drop-down harness; a soft nose bridge
-apron = rubber apron, bib apron | Clothing | colour size | 8-36
+apron = rubber apron, bib apron | Clothing | color size | 8-36
     crossed back straps; a wipe-clean front; a towel loop
 spillkit = spill kit, absorbent granules | Spills | size pack | 9-57
     a scoop and a sack; a neutralising agent; a lid that serves as dustpan
-sharps = sharps bin, puncture-proof jar | Disposal | size colour | 4-21
+sharps = sharps bin, puncture-proof jar | Disposal | size color | 4-21
     a one-way flap; a fill line; a temporary lock
-eardefender = ear defenders, folding earmuffs | Hearing | colour size | 8-44
+eardefender = ear defenders, folding earmuffs | Hearing | color size | 8-44
     gel cushions; a padded band; cups that fold away
 wipes = low-lint wipes, knitted wipes | Cleaning | pack size | 5-29
     sealed edges; a dispenser box; a soft double knit
@@ -282,25 +282,25 @@ sieve = test sieve, nesting sieve | Field/Sieving | metal size | 13-82
     a woven mesh; a crimped rim; a matching pan
 bag = sample bag, whirl-top pouch | Field/Bags | volume pack | 5-23
     a wire closure; a writing field; a gusset that stands
-net = plankton net, dip net | Field/Nets | size colour | 16-92
+net = plankton net, dip net | Field/Nets | size color | 16-92
     a tapered sock; a collecting cup; a three-part handle
-seedtray = seed tray, propagator | Indoor Growing/Trays | size colour | 6-34
+seedtray = seed tray, propagator | Indoor Growing/Trays | size color | 6-34
     an air vent; drip channels; a tall hood
 
 # Storage & Bench
-drawer = parts drawer, small-parts cabinet | Storage/Cabinets | colour size | 11-72
+drawer = parts drawer, small-parts cabinet | Storage/Cabinets | color size | 11-72
     label windows; drawers that stop before they fall; dovetailed sides
 rack = draining rack, wire rack | Storage/Racks | metal size | 7-43
     a dipped finish; movable pegs; a tray below
-label = label tape, write-on stickers | Marking | colour pack | 4-20
+label = label tape, write-on stickers | Marking | color pack | 4-20
     a split backing; an ink that stays through a wash; rounded edges
-desiccator = desiccator cabinet, dry keeper | Storage/Dry Storage | size colour | 17-98
+desiccator = desiccator cabinet, dry keeper | Storage/Dry Storage | size color | 17-98
     a dial hygrometer; a gasketed door; a grid shelf
-mat = bench mat, cutting mat | Surfaces | size colour | 8-47
+mat = bench mat, cutting mat | Surfaces | size color | 8-47
     a printed centimetre grid; an earthing stud; a self-healing top
 stand = retort stand, boss-head support | Supports | metal size | 12-64
     a heavy foot; cork-lined jaws; a rod that unscrews
-tote = stacking tote, lidded crate | Storage/Crates | size colour | 6-38
+tote = stacking tote, lidded crate | Storage/Crates | size color | 6-38
     snap handles; a moulded drain corner; a lid that locks
 magnifier = bench magnifier, illuminated arm lens | Viewing | voltage size | 22-118
     a balanced arm; a flap against stray sun; daylight diodes

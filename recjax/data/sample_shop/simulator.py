@@ -26,33 +26,22 @@ import dataclasses
 
 import numpy as np
 
-from recjax.data.dataset import Catalog, Interactions, make_dataset
+from recjax.data.dataset import Catalog, Dataset, Interactions, make_dataset
 from recjax.data.sample_shop import product_text
 from recjax.data.sample_shop.products import AXES, BRANDS
 from recjax.errors import ConfigError
 
 CUSTOMERS = 4000
-
 SHORTEST, LONGEST = 5, 20
-
 NOISE = 10                      # per cent of purchases by popularity alone
-
 RETURN = 38                     # per cent of steps that go back to an earlier one
-
 JUMPS = (80, 15, 5)             # per cent: one step on, two, three
-
 CIRCLE, MATCH = 4, 20           # weight of a brand of one's circle, of an attribute asked for
-
 SUIT = 97                       # per cent of attributes that suit the step they are stocked for
-
 KINDRED = 40                    # weight of a project that is kindred to the last one
-
 RANKS = (9, 5, 3, 2)            # popularity among the items for a step
-
 LEAST = 4                       # items stocked for a step
-
 CIRCLES = (4, 3, 3, 2)          # customers at home in each circle
-
 _START = 1_704_096_000          # 1 January 2024, 08:00 UTC
 
 
@@ -64,7 +53,7 @@ class World:
   values: (N, A) attribute values, -1 without. popularity: (N,) within the kind. demand: (T,).
   chains: (P + 1, S) kinds of a project's steps, -1 beyond. spans: (P + 1,) numbers of steps.
   taste: (P, A) attribute values a project asks for. follow: (P + 1, P) weights of the next project.
-  Row P of chains, spans and follow is where customers without a project stand
+  Row P of chains, spans and follow is where customers without a project stand.
   """
   members: np.ndarray
   kind: np.ndarray
@@ -91,33 +80,34 @@ class Walk:
   bought: np.ndarray
 
 
-def make(seed=0, items=1000, users=CUSTOMERS):
-  """Generates the shop. -> Dataset with title, brand, categories, description, price, attributes
+def make_shop(seed: int = 0, items: int = 1000, users: int = CUSTOMERS) -> Dataset:
+  """Generates the shop of `seed` with title, brand, categories, description, price, attributes.
 
-  Few items make a shop of fewer kinds and projects. Raises ConfigError below 60 items or 1 user.
+  items, users: how many. Few items make a shop of fewer kinds and projects. Raises ConfigError
+  below 60 items or 1 user.
   """
   world, catalog = _stock(seed, items, users)
   walk, lengths, bits = _begin(world, seed, users)
   bought = np.zeros((users, LONGEST), np.int64)
-  for t in range(LONGEST):
-    rows = np.flatnonzero(lengths > t)
-    bought[rows, t] = _buy(world, walk, rows, bits[rows, t])
-  items = bought[np.arange(LONGEST) < lengths[:, None]].astype(np.int32) + 1
+  for step in range(LONGEST):
+    rows = np.flatnonzero(lengths > step)
+    bought[rows, step] = _buy(world, walk, rows, bits[rows, step])
+  flat_items = bought[np.arange(LONGEST) < lengths[:, None]].astype(np.int32) + 1
   offsets = np.concatenate([[0], np.cumsum(lengths)])
   names = tuple(f'U{u:05d}' for u in range(1, users + 1))
-  interactions = Interactions(names, items, offsets, _times(seed, lengths))
+  interactions = Interactions(names, flat_items, offsets, _times(seed, lengths))
   name = 'sample' if (seed, users) == (0, CUSTOMERS) else f'sample:{seed}'
   name += f':{users}' if users != CUSTOMERS else ''
   return make_dataset(name, catalog, interactions)
 
 
-def oracle(seed=0, items=1000, users=CUSTOMERS):
+def oracle(seed: int = 0, items: int = 1000, users: int = CUSTOMERS) -> dict[str, dict[str, float]]:
   """What can be reached on the shop's leave-one-out test, history masked, ties against the target.
 
   'oracle' ranks by the true probability of the next item, given the customer's true circle,
   attributes, project and step: no model that sees only the items can expect more. 'popularity'
-  ranks by counts over all but the last two items of each user.
-  -> {'oracle' or 'popularity': {'HR@10': float, 'NDCG@10': float}}
+  ranks by counts over all but the last two items of each user. seed, items, users: as in
+  `make_shop`. Returns HR@10 and NDCG@10 of both.
   """
   world, _ = _stock(seed, items, users)
   walk, lengths, bits = _begin(world, seed, users)
@@ -137,8 +127,8 @@ def oracle(seed=0, items=1000, users=CUSTOMERS):
   return {name: _metrics(np.concatenate(parts)) for name, parts in ranks.items()}
 
 
-def _stock(seed, items, users):
-  """Fills the shelves. -> World, Catalog"""
+def _stock(seed: int, items: int, users: int) -> tuple[World, Catalog]:
+  """Fills the shelves."""
   kinds, chains = _projects_for(items)
   if users < 1 or items < 60:
     raise ConfigError(f'a sample shop of {items} items and {users} users is too small; '
@@ -162,8 +152,8 @@ def _stock(seed, items, users):
   return world, _catalog(seed, kinds, world)
 
 
-def _projects_for(items):
-  """The first projects, as many as leave LEAST items for each step. -> kinds, lists of kind rows"""
+def _projects_for(items: int) -> tuple[list[product_text.Kind], list[list[int]]]:
+  """The kinds of the first projects, which leave LEAST items for each step, and rows of kinds."""
   chains, steps = [], 0
   for chain in product_text.projects().values():
     steps += len(chain)
@@ -175,26 +165,27 @@ def _projects_for(items):
   return kinds, [[rows[key] for key in chain] for chain in chains]
 
 
-def _values(seed, kinds, kind, project, projects):
-  """What projects ask for, and items that mostly follow it. -> taste (P, A), values (N, A)"""
+def _values(seed: int, kinds: list[product_text.Kind], kind: np.ndarray, project: np.ndarray,
+            projects: int) -> tuple[np.ndarray, np.ndarray]:
+  """What projects ask for, (P, A), and values of items that mostly follow it, (N, A)."""
   sizes = np.array([len(v) for v in AXES.values()])
-  has = np.array([[axis in k.axes for axis in AXES] for k in kinds])
+  varies = np.array([[axis in k.axes for axis in AXES] for k in kinds])
   taste = _draw(_bits(seed, 'taste', (projects, len(sizes))), sizes)
   bits = _bits(seed, 'values', (2, len(kind), len(sizes)))
   values = np.where(_draw(bits[0], 100) < SUIT, taste[project], _draw(bits[1], sizes))
-  return taste, np.where(has[kind], values, -1)
+  return taste, np.where(varies[kind], values, -1)
 
 
-def _members(kind, kinds):
+def _members(kind: np.ndarray, kinds: int) -> np.ndarray:
   members = np.full((kinds, np.bincount(kind).max()), -1)
   for t in range(kinds):
-    mine = np.flatnonzero(kind == t)
-    members[t, :len(mine)] = mine
+    rows = np.flatnonzero(kind == t)
+    members[t, :len(rows)] = rows
   return members
 
 
-def _follow(seed, projects):
-  """Weights of the next project: popular ones, and three that are kindred. -> (P + 1, P) int64"""
+def _follow(seed: int, projects: int) -> np.ndarray:
+  """Weights of the next project, (P + 1, P) int64: popular ones, and three that are kindred."""
   base = 60 // (np.arange(projects) + 3) + 3
   follow = np.tile(base, (projects + 1, 1))
   for p, kindred in enumerate(_draw(_bits(seed, 'kindred', (projects, 3)), projects)):
@@ -202,7 +193,7 @@ def _follow(seed, projects):
   return follow
 
 
-def _catalog(seed, kinds, world):
+def _catalog(seed: int, kinds: list[product_text.Kind], world: World) -> Catalog:
   departments = list(dict.fromkeys(k.department for k in kinds))
   bits = _bits(seed, 'texts', (len(world.kind), 12)).tolist()
   rows, titles = [], set()
@@ -220,8 +211,8 @@ def _catalog(seed, kinds, world):
   return Catalog(ids, {name: [row[name] for row in rows] for name in rows[0]})
 
 
-def _begin(world, seed, users):
-  """Customers before their first purchase. -> Walk, lengths (U,), bits (U, LONGEST, 6)"""
+def _begin(world: World, seed: int, users: int) -> tuple[Walk, np.ndarray, np.ndarray]:
+  """Customers before their first purchase, lengths (U,), bits (U, LONGEST, 6)."""
   first = _bits(seed, 'customers', (users, 2))
   fade = [4096 * 3 ** k // 4 ** k for k in range(LONGEST - SHORTEST + 1)]
   projects = len(world.spans) - 1
@@ -233,8 +224,8 @@ def _begin(world, seed, users):
   return walk, lengths, _bits(seed, 'purchases', (users, LONGEST, 6))
 
 
-def _buy(world, walk, rows, bits):
-  """Lets the customers `rows` buy once and moves them on. -> item rows (n,) int64"""
+def _buy(world: World, walk: Walk, rows: np.ndarray, bits: np.ndarray) -> np.ndarray:
+  """Lets the customers `rows` buy once and moves them on. Returns item rows (n,) int64."""
   noise = _draw(bits[:, 0], 100) < NOISE
   chosen = np.zeros(len(rows), np.int64)
   kind = _advance(world, walk, rows[~noise], bits[~noise])
@@ -248,8 +239,8 @@ def _buy(world, walk, rows, bits):
   return chosen
 
 
-def _advance(world, walk, rows, bits):
-  """Takes the customers `rows` on, or back for something they need again. -> kinds (n,) int64"""
+def _advance(world: World, walk: Walk, rows: np.ndarray, bits: np.ndarray) -> np.ndarray:
+  """Takes customers on, or back for something they need again. Returns kinds (n,) int64."""
   step, underway = walk.step[rows], walk.project[rows] < len(world.follow) - 1
   back = underway & (_draw(bits[:, 5], 100) < RETURN)
   again = _draw(bits[:, 1], step + 1)
@@ -265,28 +256,29 @@ def _advance(world, walk, rows, bits):
   return world.chains[walk.project[rows], np.where(back, again, step)]
 
 
-def _prospects(world, walk, rows):
-  """Weights of the next project; one that was done only comes again when all are. -> (n, P)"""
+def _prospects(world: World, walk: Walk, rows: np.ndarray) -> np.ndarray:
+  """Weights (n, P) of the next project; one that was done only comes again when all are."""
   done = walk.done[rows]
   return world.follow[walk.project[rows]] * (~done | done.all(axis=1, keepdims=True))
 
 
-def _appeal(world, walk, rows, project, kind):
-  """What draws customers to the items of a kind. -> item rows (n, M), weights (n, M) int64"""
+def _appeal(world: World, walk: Walk, rows: np.ndarray, project: np.ndarray,
+            kind: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+  """Rows (n, M) of the items of a kind, and what draws customers to them, (n, M) int64."""
   items = world.members[kind]
-  kept = (world.values[items] == world.taste[project][:, None]).sum(axis=2)
+  matches = (world.values[items] == world.taste[project][:, None]).sum(axis=2)
   home = world.circle[items] == walk.circle[rows][:, None]
-  weights = world.popularity[items] * MATCH ** kept * np.where(home, CIRCLE, 1)
+  weights = world.popularity[items] * MATCH ** matches * np.where(home, CIRCLE, 1)
   return items, weights * (items >= 0) * ~walk.bought[rows[:, None], items]
 
 
-def _fame(world):
-  """Popularity over the whole shop. -> (N,) int64"""
+def _fame(world: World) -> np.ndarray:
+  """Popularity over the whole shop, (N,) int64."""
   return world.popularity * world.demand[world.kind]
 
 
-def _odds(world, walk, rows):
-  """True probability of the next item for customers `rows`. -> (n, N) float64"""
+def _odds(world: World, walk: Walk, rows: np.ndarray) -> np.ndarray:
+  """True probability of the next item for customers `rows`, (n, N) float64."""
   odds = np.zeros((len(rows), len(world.kind) + 1))  # the last column takes the -1 of short shelves
   project = walk.project[rows]
   back = np.where(project < len(world.follow) - 1, RETURN / 100, 0)
@@ -311,49 +303,50 @@ def _odds(world, walk, rows):
   return odds + (1 - odds.sum(axis=1, keepdims=True)) * fame / fame.sum(axis=1, keepdims=True)
 
 
-def _spread(odds, world, walk, rows, mass, project, step):
+def _spread(odds: np.ndarray, world: World, walk: Walk, rows: np.ndarray, mass: np.ndarray,
+            project: np.ndarray, step: np.ndarray) -> None:
   """Adds mass (n,) to the items of a project's step, in proportion to their appeal."""
-  some = np.flatnonzero(mass)
-  kind = world.chains[project[some], step[some]]
-  items, weights = _appeal(world, walk, rows[some], project[some], kind)
+  moving = np.flatnonzero(mass)
+  kind = world.chains[project[moving], step[moving]]
+  items, weights = _appeal(world, walk, rows[moving], project[moving], kind)
   totals = weights.sum(axis=1, keepdims=True)
-  share = mass[some, None] * weights / np.maximum(totals, 1)
-  odds[some[:, None], items] += share
+  share = mass[moving, None] * weights / np.maximum(totals, 1)
+  odds[moving[:, None], items] += share
 
 
-def _ranks(scores, targets):
-  """Rank of each target, 0 is best, ties against it. scores: (n, N). -> (n,) int64"""
+def _ranks(scores: np.ndarray, targets: np.ndarray) -> np.ndarray:
+  """Rank (n,) of each target by scores (n, N), 0 is best, ties against it."""
   return (scores >= scores[np.arange(len(targets)), targets][:, None]).sum(axis=1) - 1
 
 
-def _metrics(ranks):
+def _metrics(ranks: np.ndarray) -> dict[str, float]:
   hits = ranks < 10
   return {'HR@10': float(hits.mean()),
           'NDCG@10': float((hits / np.log2(ranks + 2)).mean())}
 
 
-def _times(seed, lengths):
+def _times(seed: int, lengths: np.ndarray) -> np.ndarray:
   """Seconds since 1970 of all purchases: a day within a year, then gaps of 1 to 240 hours."""
   first = _draw(_bits(seed, 'starts', len(lengths)), 365 * 24 * 60)
   gaps = 60 + _draw(_bits(seed, 'gaps', int(lengths.sum())), 239 * 60)
   ends = np.cumsum(lengths)
-  since = np.cumsum(gaps)
-  minutes = np.repeat(first - since[ends - lengths], lengths) + since
+  elapsed = np.cumsum(gaps)
+  minutes = np.repeat(first - elapsed[ends - lengths], lengths) + elapsed
   return _START + 60 * minutes
 
 
-def _bits(seed, what, shape):
-  """Random bits of a stream named `what`. -> uint64 array"""
+def _bits(seed: int, what: str, shape: int | tuple[int, ...]) -> np.ndarray:
+  """Random bits of a stream named `what`, uint64."""
   stream = int.from_bytes(what.encode(), 'little')
   return np.random.PCG64([seed, stream]).random_raw(int(np.prod(shape))).reshape(shape)
 
 
-def _draw(bits, below):
-  """Uniform whole numbers 0 .. below - 1 from random bits. -> int64"""
+def _draw(bits: np.ndarray, below: int | np.ndarray) -> np.ndarray:
+  """Uniform whole numbers 0 .. below - 1 from random bits, int64."""
   return ((bits >> np.uint64(32)) * np.asarray(below, np.uint64) >> np.uint64(32)).astype(np.int64)
 
 
-def _choose(weights, bits):
-  """One column a row, in proportion to weights (n, K) int64; 0 if all are 0. -> (n,) int64"""
+def _choose(weights: np.ndarray, bits: np.ndarray) -> np.ndarray:
+  """One column a row, (n,), in proportion to weights (n, K) int64; 0 if all are 0."""
   sums = np.cumsum(weights, axis=1)
   return (sums <= _draw(bits, sums[:, -1])[:, None]).sum(axis=1) * (sums[:, -1] > 0)

@@ -7,19 +7,17 @@ import numpy as np
 
 THINGS = ('screws', 'lenses', 'beakers', 'drill bits', 'labels', 'batteries', 'magnets', 'filters',
           'gloves', 'clamps')
-
 PLACES = ('box', 'drawer', 'crate', 'shelf', 'kit', 'bag')
-
 NAMES = ('Ada', 'Emil', 'Mina', 'Tomas', 'Rosa', 'Ivan', 'Lena', 'Omar')
 
 
-def questions(count, seed=0):
-  """-> [(question, answer)], a function of the seed; answers end with '#### ' and the number"""
+def questions(count: int, seed: int = 0) -> list[tuple[str, str]]:
+  """`count` questions and answers, made from `seed`; answers end with '#### ' and the number."""
   rng = np.random.default_rng((seed, 71))
-  return [_one(rng) for _ in range(count)]
+  return [_question(rng) for _ in range(count)]
 
 
-def _one(rng):
+def _question(rng: np.random.Generator) -> tuple[str, str]:
   thing, place, name = (words[rng.integers(len(words))] for words in (THINGS, PLACES, NAMES))
   kind, a, b = rng.integers(3), int(rng.integers(2, 10)), int(rng.integers(2, 10))
   if kind == 0:

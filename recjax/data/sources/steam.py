@@ -3,38 +3,28 @@
 Users are known by their names, days are the finest times; as SASRec uses the set.
 """
 from recjax.data import raw_reader, times
-from recjax.data.prepare import duckdb_engine
 
 
-def source(reviews, games='', tick=None):
-  """The files as raw rows: steam_reviews.json.gz, steam_games.json.gz. -> funnel.Source
+def source(reviews: raw_reader.Path, games: raw_reader.Path = '',
+           tick: raw_reader.Tick | None = None) -> raw_reader.Source:
+  """The files as raw rows; names that differ by blanks are different users.
 
-  Names that differ by blanks are different users.
+  reviews: path of steam_reviews.json.gz. games: of steam_games.json.gz, or ''. tick: as in
+  `raw_reader.read`, of the reviews.
   """
   for path in filter(None, (reviews, games)):
-    raw_reader.check_file(path, 'cseweb.ucsd.edu/~jmcauley/datasets.html#steam_data')
-  told = duckdb_engine.new_told('date', 'iso')
-  rows = raw_reader.read(reviews, literal=True, tick=tick)
-  events = raw_reader.events(
-    reviews,
-    rows,
-    'username',
-    'product_id',
-    'date',
-    '',
-    times.usual('iso'),
-    {'told': told['events']['ids'], 'exact': True},
-  )
-  goods = (
-    raw_reader.goods(games, raw_reader.read(games, literal=True), 'id', shape, told['goods'], '.')
-    if games
-    else ()
-  )
-  return duckdb_engine.Source('steam', events, goods, told)
+    raw_reader.require_file(path, 'cseweb.ucsd.edu/~jmcauley/datasets.html#steam_data')
+  notes = raw_reader.new_notes('date', 'iso')
+  interactions = raw_reader.to_interactions(
+      reviews, raw_reader.read(reviews, literal=True, tick=tick), 'username', 'product_id', 'date',
+      '', times.published_parser('iso'), notes['interactions']['ids'], exact_users=True)
+  items = raw_reader.to_items(games, raw_reader.read(games, literal=True), 'id', _item_columns,
+                              notes['items'], '.') if games else ()
+  return raw_reader.Source('steam', interactions, items, notes)
 
 
-def shape(row):
-  """A game as columns of the catalogue, before they are cleaned."""
+def _item_columns(row: dict) -> dict:
+  """A game as columns of the catalog, before they are cleaned."""
   return {'title': row.get('title') or row.get('app_name'),
           'brand': row.get('developer') or row.get('publisher'),
           'categories': row.get('genres'), 'tags': row.get('tags'),

@@ -19,7 +19,7 @@ Deliberate differences from the authors' code:
 """
 from ml_collections import ConfigDict
 
-from recjax.data.dataset import load_data
+from recjax.data.loading import load_data
 from recjax.errors import ConfigError
 from recjax.evaluation import results
 from recjax.methods.betag import base_tags, evaluate, generate, planning, prompts, report

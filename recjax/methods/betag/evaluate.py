@@ -8,8 +8,9 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from recjax.data.dataset import Dataset, load_unchanged
+from recjax.data.dataset import Dataset
 from recjax.data.formats import betag as files
+from recjax.data.loading import load_unchanged
 from recjax.data.splits import Cases
 from recjax.evaluation import baselines, metrics, ranking
 from recjax.evaluation import results as results_lib

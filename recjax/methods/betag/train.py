@@ -13,7 +13,7 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Int, PyTree
 from ml_collections import ConfigDict, FrozenConfigDict
 
-from recjax.data.batches import filled, halving_draws
+from recjax.data.batches import halving_draws, pad_batch
 from recjax.data.dataset import Dataset
 from recjax.data.formats import betag as files
 from recjax.distributed.multihost import to_host
@@ -145,7 +145,7 @@ class SampleBatches:
           arrays['weights'][r, start_place:start_place + boundary - 1] = 0
         start_place = here.stop
     first = 0 if late else count  # all samples begin alike, with the heading
-    return {**filled(arrays, self.ways), 'first': np.array([self.heading[0]], np.int32),
+    return {**pad_batch(arrays, self.ways), 'first': np.array([self.heading[0]], np.int32),
             'first_weight': np.array([first], np.float32)}
 
 

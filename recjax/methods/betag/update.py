@@ -30,8 +30,8 @@ def carried_on(workdir: str | os.PathLike, config: ConfigDict, shop: Dataset, da
   validation chose. workdir: the run's folder. config: the run's config. -> Dataset, docs. Raises
   DataError for an item without base tags.
   """
-  known, shop = shop.catalog, update.load(data, shop.catalog, workdir)
-  items = update.fresh(known, shop.catalog, READ)
+  known, shop = shop.catalog, update.load_continuation(data, shop.catalog, workdir)
+  items = update.changed_items(known, shop.catalog, READ)
   docs = docs + [[]] * (len(shop.catalog) - len(known))
   if not items:
     return shop, docs

@@ -51,7 +51,7 @@ class Search:
     records = self.data.records_of(part, self.template, self.cfg.prompt.noun, rows)
     asked, cut = prompts.encode_prompts(self.tokenizer, self.template, records,
                                         self.cfg.prompt.max_prompt_tokens)
-    return getattr(self.data.cases, part).picked(rows), asked, cut
+    return getattr(self.data.cases, part).select(rows), asked, cut
 
   def writer(self, asked: list[list[int]]) -> PrefixGenerator:
     """The LLM, with what these prompts share run once. asked: prompts, as tokens."""
@@ -199,7 +199,7 @@ def stage(work: Workdir, cfg: ConfigDict, data: Data, helper: pathlib.Path, choi
   work: the Workdir. cfg: the run's config. data: the Data. helper: folder of the stage 'assistant'.
   choice: folder of the stage 'choose'. decoded: folder of the stage 'decode'.
   """
-  cases = data.cases.test.picked(instruction_data.asked_rows(data, 'test', cfg.eval.max_test_users))
+  cases = data.cases.test.select(instruction_data.asked_rows(data, 'test', cfg.eval.max_test_users))
   alpha, n = read_json(choice / 'alpha.json')['alpha'], len(data.catalog)
   rank = functools.partial(evaluate.rank_in, targets=cases.targets, titles=data.titles,
                            policy=cfg.eval.duplicate_titles, last=n - 1)

@@ -39,7 +39,7 @@ def save(work: Workdir, cfg: ConfigDict, data: Data, cases: Cases, main: str,
   shop = Dataset(data.name, data.catalog,
                  Interactions(names, known.items, known.offsets), data.fingerprint, data.notes)
   test = type(cases)(np.arange(len(cases), dtype=np.int32), cases.histories, cases.targets)
-  _, protocol = splits.drawn(data.cases.test, cfg.eval.max_test_users, data.cases.protocol)
+  _, protocol = splits.sample_cases(data.cases.test, cfg.eval.max_test_users, data.cases.protocol)
   results = results_lib.save(
     work.folder,
     shop,

@@ -175,7 +175,7 @@ def rank_all(
   score = cf_assistant.scorer(helper, data)
   ranks_of_part = {}
   for part in PARTS:
-    cases = getattr(data.cases, part).picked(
+    cases = getattr(data.cases, part).select(
       instruction_data.asked_rows(data, part, cfg.eval[f'max_{part}_users'])
     )
     queries = run_files.read_arrays(vectors / f'{part}.npy')

@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Int
 from ml_collections import ConfigDict
 
-from recjax.data import dataset, splits, update, windows
+from recjax.data import dataset, loading, splits, update, windows
 from recjax.data.dataset import Dataset, Interactions
 from recjax.data.formats import bigrec as files
 from recjax.data.splits import Cases
@@ -63,9 +63,9 @@ def load(source: str, cfg: ConfigDict) -> Data:
   folder = pathlib.Path(str(source))
   if all((folder / f'{part}.json').is_file() for part in PARTS):
     return load_records(folder)
-  shop = dataset.load_data(source)
+  shop = loading.load_data(source)
   titles = titles_of(shop)
-  cases = windows.make(shop, folder, cfg.window, cfg.split, cfg.max_history)
+  cases = windows.make_samples(shop, folder, cfg.window, cfg.split, cfg.max_history)
   return Data(shop.name, shop.catalog, titles, cases, cfg.max_history, {}, shop.fingerprint,
               noted(titles, {}))
 
@@ -103,7 +103,7 @@ def carried_on(data: Data, source: str, workdir: str | os.PathLike) -> Data:
 
   source: a data set or a folder. workdir: the run's folder. -> Data
   """
-  shop = update.load(source, data.catalog, workdir)
+  shop = update.load_continuation(source, data.catalog, workdir)
   return dataclasses.replace(data, catalog=shop.catalog, titles=titles_of(shop),
                              fingerprint=shop.fingerprint)
 
@@ -124,7 +124,7 @@ def asked_rows(data: Data, part: str, most: int) -> Int[np.ndarray, ' n']:
 
   data: the Data. -> rows (n,), ascending
   """
-  return splits.drawn(getattr(data.cases, part), most, '')[0]
+  return splits.sample_cases(getattr(data.cases, part), most, '')[0]
 
 
 def noted(titles: list[str], notes: dict[str, Any]) -> dict[str, Any]:
@@ -140,7 +140,7 @@ def load_records(folder: str | os.PathLike) -> Data:
   catalog lacks are counted and left out; a target that it lacks is an error.
   """
   records = {part: files.read_records(folder / f'{part}.json') for part in PARTS}
-  ids, records, mended = files.mend(files.read_titles(folder), records)
+  ids, records, mended = files.repair_titles(files.read_titles(folder), records)
   titles = [files.clean_title(t) for t in ids.values()]
   first = {}
   for index, title in enumerate(titles, 1):
@@ -170,7 +170,7 @@ def cases_of(records: list[dict], first: dict[str, int], path: pathlib.Path,
                     f'e.g. record {lost[0]}: {records[lost[0]]["output"][:60]}; correct them, or '
                     'remove these records')
   for number, record in enumerate(records):
-    history = list(map(files.clean_title, files.unquoted(record['input'])))
+    history = list(map(files.clean_title, files.unquote_titles(record['input'])))
     known = [first[t] for t in history if t in first]
     notes['unknown_history_titles'] += len(history) - len(known)
     users.append(number)

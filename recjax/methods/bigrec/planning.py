@@ -26,8 +26,8 @@ def cost(cfg: ConfigDict, shop: Dataset) -> dict[str, str]:
   """
   shape = llm_loading.shape_of(cfg, **({} if cfg.train.mode == 'full' else dict(
       lora_rank=cfg.lora.rank, lora_targets=tuple(cfg.lora.targets))))
-  users, _ = windows.cut(np.maximum(shop.interactions.lengths() - 2, 0), cfg.samples.window,
-                         cfg.samples.max_history)
+  users, _ = windows.target_positions(np.maximum(shop.interactions.lengths() - 2, 0),
+                                      cfg.samples.window, cfg.samples.max_history)
   count = len(users) if cfg.train.sample <= 0 else min(len(users), cfg.train.sample)
   share = min(cfg.samples.max_history,
               len(shop.interactions.items) / max(1, len(shop.interactions)))

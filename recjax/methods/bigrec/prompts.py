@@ -32,7 +32,7 @@ class Template:
     noun: what items are called. title: the next item. -> {'instruction', 'input', 'output'}
     """
     return {'instruction': fill(self.instruction, noun=noun),
-            'input': fill(self.input, noun=noun, history=files.quoted(history)),
+            'input': fill(self.input, noun=noun, history=files.quote_titles(history)),
             'output': f'"{title}"'}
 
   def text(self, record: dict[str, str]) -> str:

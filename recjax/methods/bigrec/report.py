@@ -204,7 +204,7 @@ def written_users(cfg: ConfigDict, work: Workdir, data: Data, outcome: dict[str,
 
 def asked(cfg: ConfigDict, data: Data) -> Cases:
   """The test cases that were judged. cfg: the run's config. data: the Data."""
-  return data.cases.test.picked(instruction_data.asked_rows(data, 'test', cfg.eval.max_test_users))
+  return data.cases.test.select(instruction_data.asked_rows(data, 'test', cfg.eval.max_test_users))
 
 
 def decoded_sections(cfg: ConfigDict, work: Workdir, data: Data,

@@ -19,7 +19,7 @@ results.json holds and `row` a name of its rows. Items are indices 1..N, 0 is no
 """
 from ml_collections import ConfigDict
 
-from recjax.data.dataset import load_data
+from recjax.data.loading import load_data
 from recjax.evaluation import results
 from recjax.methods.etegrec import (
   evaluate,

@@ -10,8 +10,9 @@ from jaxtyping import PyTree
 from ml_collections import ConfigDict
 
 from recjax import run_files
-from recjax.data.dataset import Dataset, load_unchanged
+from recjax.data.dataset import Dataset
 from recjax.data.formats import etegrec as files
+from recjax.data.loading import load_unchanged
 from recjax.distributed import sharding
 from recjax.errors import ConfigError, DataError, WorkdirError
 from recjax.evaluation.recommender import Recommender

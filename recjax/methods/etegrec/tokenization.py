@@ -10,6 +10,7 @@ from ml_collections import ConfigDict
 
 from recjax import run_files
 from recjax.data.formats import etegrec as files
+from recjax.data.formats import safe_pickle
 from recjax.errors import ConfigError, DataError
 from recjax.file_io import write_json
 from recjax.methods.etegrec import item_embeddings, rqvae_training
@@ -111,7 +112,8 @@ def load_released(work: Workdir, ids_cfg: ConfigDict,
   ids_cfg: the group semantic_ids. x: item vectors. Raises DataError where they do not fit the
   vectors or the config.
   """
-  cfg, params = rqvae.from_state_dict(files.read_state(ids_cfg.weights), ids_cfg.weights)
+  cfg, params = rqvae.from_state_dict(
+      safe_pickle.read_torch_state(ids_cfg.weights), ids_cfg.weights)
   if cfg.dim != x.shape[1] or (cfg.levels, cfg.size) != (ids_cfg.levels, ids_cfg.size):
     raise DataError(f'{ids_cfg.weights} reads vectors of {cfg.dim} numbers into {cfg.levels} x '
                     f'{cfg.size} codes; here are {x.shape[1]} numbers and semantic_ids.levels='

@@ -8,7 +8,7 @@ from ml_collections import ConfigDict
 from recjax import run_files
 from recjax.data import update
 from recjax.data.dataset import Dataset, item_texts
-from recjax.data.formats import etegrec as files
+from recjax.data.formats import safe_pickle
 from recjax.distributed import sharding
 from recjax.errors import ConfigError, DataError, WorkdirError
 from recjax.methods.etegrec import item_embeddings, tokenization
@@ -33,7 +33,7 @@ def extend_table(workdir: Path, config: ConfigDict, dataset: Dataset, data: str,
     kind = UNREADABLE['file' if source.endswith('.npy') else 'train']
     raise ConfigError(f'the item vectors of {workdir} come from {kind}, so new items have none; '
                       'train it again on the later data, or with --config.vectors.source=text')
-  dataset = update.load(data, dataset.catalog, workdir)
+  dataset = update.load_continuation(data, dataset.catalog, workdir)
   table = np.asarray(params['table'])
   if len(dataset.catalog) == num_known:
     return dataset, table
@@ -84,7 +84,7 @@ def encode_vectors(workdir: Path, ids_cfg: ConfigDict, x: Float[np.ndarray, 'm d
   if (ids_dir / 'tokenizer.npz').exists():
     cfg = tokenization.rqvae_config(ids_cfg, x.shape[1])
     if ids_cfg.weights:
-      cfg = rqvae.from_state_dict(files.read_state(ids_cfg.weights), ids_cfg.weights)[0]
+      cfg = rqvae.from_state_dict(safe_pickle.read_torch_state(ids_cfg.weights), ids_cfg.weights)[0]
     outputs = rqvae.forward(cfg, trained or sequential.load(ids_dir / 'tokenizer.npz'), x)
     return np.asarray(outputs['codes']), np.asarray(outputs['dist'][:, -1])
   if ids_cfg.kind in tokenization.RESIDUAL and (ids_dir / 'codebooks.npy').exists():

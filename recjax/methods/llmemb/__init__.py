@@ -21,7 +21,8 @@ from pathlib import Path
 
 from ml_collections import ConfigDict
 
-from recjax.data.dataset import Dataset, load_data
+from recjax.data.dataset import Dataset
+from recjax.data.loading import load_data
 from recjax.evaluation import results
 from recjax.methods.llmemb import (
   evaluate,

@@ -7,7 +7,8 @@ from jaxtyping import Bool
 from ml_collections import ConfigDict
 
 from recjax import run_files
-from recjax.data.dataset import Dataset, load_unchanged
+from recjax.data.dataset import Dataset
+from recjax.data.loading import load_unchanged
 from recjax.data.splits import Split
 from recjax.errors import ConfigError
 from recjax.evaluation import baselines, metrics, ranking, sampled_ranking, statistics

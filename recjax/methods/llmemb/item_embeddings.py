@@ -140,7 +140,8 @@ def file_settings(cfg: ConfigDict) -> ConfigDict:
 
 def reduce_file(work: Workdir, cfg: ConfigDict, prompts_dir: Path) -> dict:
   """The same from a file of item vectors, .npy or a published pickle. -> counts"""
-  return write_reduced(work, files.read_array(cfg.file, len(prompts.read(prompts_dir))), cfg.dim)
+  vectors = files.read_item_vectors(cfg.file, len(prompts.read(prompts_dir)))
+  return write_reduced(work, vectors, cfg.dim)
 
 
 def read(folder: Path) -> Float[np.ndarray, 'N k']:

@@ -15,7 +15,7 @@ import numpy as np
 from jaxtyping import Array, Float, Key, PyTree
 from ml_collections import ConfigDict
 
-from recjax.data.batches import filled
+from recjax.data.batches import pad_batch
 from recjax.distributed.multihost import to_host
 from recjax.distributed.sharding import shard
 from recjax.errors import ConfigError
@@ -125,7 +125,7 @@ class ViewBatches:
         self.texts[item], self.cfg.scft.ratio, self.cfg.seed, view_epoch, int(item),
         self.cfg.reproduce_bugs.lone_attribute_lost)])
     tokens, mask = text_embedding.padded(rows, text_embedding.rung(max(map(len, rows)), 2))
-    return filled({'tokens': tokens.reshape(self.size, 2, -1),
+    return pad_batch({'tokens': tokens.reshape(self.size, 2, -1),
                    'mask': mask.reshape(self.size, 2, -1)}, self.ways)
 
 

@@ -35,7 +35,8 @@ def extend_params(workdir: Path, config: ConfigDict, dataset: Dataset, later: st
   if 'output' in params:
     raise ConfigError(f'{workdir} was trained with model.separate, whose second table knows items '
                       'by their numbers alone; train it again on the later data')
-  num_known, dataset = len(dataset.catalog), update.load(later, dataset.catalog, workdir)
+  num_known = len(dataset.catalog)
+  dataset = update.load_continuation(later, dataset.catalog, workdir)
   texts = prompts.item_prompts(prompts.settings(config), dataset.catalog)[0]
   known_texts = prompts.read(find_stage(workdir, 'prompts'))
   items = [i for i, text in enumerate(texts, 1) if i > num_known or text != known_texts[i - 1]]

@@ -24,7 +24,8 @@ from pathlib import Path
 
 from ml_collections import ConfigDict
 
-from recjax.data.dataset import Dataset, load_data
+from recjax.data.dataset import Dataset
+from recjax.data.loading import load_data
 from recjax.errors import ConfigError
 from recjax.evaluation import results
 from recjax.methods.reclm import (

@@ -9,8 +9,9 @@ from ml_collections import ConfigDict
 
 from recjax import run_files
 from recjax.data import splits
-from recjax.data.dataset import Dataset, load_data
+from recjax.data.dataset import Dataset
 from recjax.data.formats import conversations
+from recjax.data.loading import load_data
 from recjax.data.sample_shop.small_talk import questions
 from recjax.evaluation import baselines, ranking
 from recjax.evaluation import results as results_lib
@@ -40,8 +41,8 @@ def stage(work: Workdir, cfg: ConfigDict, dataset: Dataset, llm_dir: Path, tuned
   table = None if codes_dir is None else run_files.read_arrays(codes_dir / 'codes.npy')
   chat_model = train.load_model(cfg, llm_dir, tuned_dir, work.mesh)
   split = splits.leave_one_out(dataset.interactions)
-  rows, protocol = splits.drawn(split.test, cfg.eval.users, split.protocol)
-  cases = split.test.picked(rows)
+  rows, protocol = splits.sample_cases(split.test, cfg.eval.users, split.protocol)
+  cases = split.test.select(rows)
   split = dataclasses.replace(split, test=cases, protocol=protocol)
   tokenized = train.load_tokenized(cfg, dataset, chat_model, table)
   grounded = generation.GroundedModel(chat_model, [tokenized], kind=cfg.grounding)
@@ -210,7 +211,7 @@ def judge_rounds(work: Workdir, cfg: ConfigDict, grounded: generation.GroundedMo
     'CSN_R1': float(np.mean([len(reply.items) == cfg.decode.num_items for reply in lists])),
     'CSN_R2': float(np.mean([not reply.items and not reply.unfinished for reply in answers])),
     'accuracy': float(np.mean(is_right)),
-    **rates_of(cfg, grounded, cases.picked(np.arange(count)), [reply.items for reply in lists])
+    **rates_of(cfg, grounded, cases.select(np.arange(count)), [reply.items for reply in lists])
   }
 
 
@@ -220,7 +221,7 @@ def judge_cross(work: Workdir, cfg: ConfigDict, chat_model: train.ChatModel) -> 
   tokenized = tokenized_catalog.load(dataset.catalog, chat_model.tokenizer)
   grounded = generation.GroundedModel(chat_model, [tokenized])
   cases = splits.leave_one_out(dataset.interactions).test
-  cases = cases.picked(splits.drawn(cases, cfg.eval.cross_users, '')[0])
+  cases = cases.select(splits.sample_cases(cases, cfg.eval.cross_users, '')[0])
   replies, _ = ask_lists(work, 'cross', cfg, grounded, cases)
   counts = np.bincount(
     splits.leave_one_out(dataset.interactions).train.items, minlength=len(dataset.catalog) + 1
@@ -268,7 +269,7 @@ def judge_control(work: Workdir, cfg: ConfigDict, grounded: generation.GroundedM
   """
   k, template, requests = cfg.decode.num_items, sft_data.read_template(cfg), []
   rows, tokenized = np.arange(min(len(cases), cfg.control.users)), grounded.tokenized
-  some_cases, members = cases.picked(rows), control_tasks.category_members(tokenized)
+  some_cases, members = cases.select(rows), control_tasks.category_members(tokenized)
   for number, kind in enumerate(control_tasks.LIST_KINDS):
     lists = control_tasks.make_lists(
       tokenized, histories_of(some_cases), some_cases.targets.tolist(), teach,
@@ -282,7 +283,7 @@ def judge_control(work: Workdir, cfg: ConfigDict, grounded: generation.GroundedM
   if not requests:
     return {}
   replies, _ = ask_lists(
-    work, 'control', cfg, grounded, some_cases.picked(np.array([case for case, _ in requests])),
+    work, 'control', cfg, grounded, some_cases.select(np.array([case for case, _ in requests])),
     [category_request.text(template) for _, category_request in requests]
   )
   rates = {}
@@ -353,7 +354,7 @@ def judge_free(work: Workdir, cfg: ConfigDict, grounded: generation.GroundedMode
   cases: test users. eval.vague above 0 takes a title within so many edits for the nearest item's,
   which hides a part of what does not exist.
   """
-  some_cases = cases.picked(np.arange(min(len(cases), cfg.eval.free)))
+  some_cases = cases.select(np.arange(min(len(cases), cfg.eval.free)))
   chat_model, prompts = grounded.chat_model, make_prompts(cfg, grounded, some_cases)[0]
   return rates_of(cfg, grounded, some_cases, [
     list_metrics.match_items(

@@ -9,7 +9,8 @@ from ml_collections import ConfigDict
 
 from recjax import run_files
 from recjax.data import update
-from recjax.data.dataset import Dataset, load_data, load_unchanged
+from recjax.data.dataset import Dataset
+from recjax.data.loading import load_data, load_unchanged
 from recjax.decoding.prefix_generator import PrefixGenerator
 from recjax.distributed import sharding
 from recjax.errors import ConfigError
@@ -39,7 +40,7 @@ def open_run(
   dataset = load_unchanged(config.data, results['data_fingerprint'], workdir)
   if later:
     check_later(config)
-    dataset = update.load(later, dataset.catalog, workdir)
+    dataset = update.load_continuation(later, dataset.catalog, workdir)
   weights = config.llm.weights
   llm_dir = find_stage(workdir, 'llm') if weights == 'tiny' else pathlib.Path(weights)
   mesh = sharding.make_mesh({'data': -1, 'fsdp': 1, 'model': 1})

@@ -74,7 +74,7 @@ def validation_samples(cfg: ConfigDict, dataset: Dataset, tokenized: TokenizedCa
   """Lists of validation: the last training item's follower, training's words."""
   valid = splits.leave_one_out(dataset.interactions).valid
   rows = np.arange(min(len(valid), cfg.train.valid_users))
-  cases, rng = valid.picked(rows), np.random.default_rng(cfg.seed)
+  cases, rng = valid.select(rows), np.random.default_rng(cfg.seed)
   taught = teach([cases.history(case) for case in rows], sft_data.MAX_ITEMS + 1)
   plain_cfg = ConfigDict({**cfg.train.to_dict(), 'candidates': 0.0})
   template, samples = sft_data.read_template(cfg), []

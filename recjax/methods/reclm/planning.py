@@ -9,7 +9,8 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from recjax import run_files
-from recjax.data.dataset import Dataset, load_unchanged
+from recjax.data.dataset import Dataset
+from recjax.data.loading import load_unchanged
 from recjax.distributed import sharding
 from recjax.errors import ConfigError
 from recjax.methods.reclm import offline_samples, sft_data, teacher, tokenized_catalog, train

@@ -182,7 +182,7 @@ def users_section(cfg: ConfigDict, work: Workdir, dataset: Dataset) -> str:
   """Test users with the reply that each list was read from."""
   _, _, grounded, _ = inference.open_run(work.path)
   cases = splits.leave_one_out(dataset.interactions).test
-  cases = cases.picked(splits.drawn(cases, cfg.eval.users, '')[0])
+  cases = cases.select(splits.sample_cases(cases, cfg.eval.users, '')[0])
   replies = {}
   for line in (find_stage(work.path, 'evaluate') / 'lists.jsonl').read_text().splitlines():
     replies |= {name: ids for name, ids in json.loads(line)}

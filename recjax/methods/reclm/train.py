@@ -202,7 +202,8 @@ def stage(work: Workdir, cfg: ConfigDict, dataset: Dataset, llm_dir: Path, teach
   trained = multihost.to_host(fit(task, fit_settings, work))
   save_model(work, cfg, chat_model, llm_dir, trained)
   return {**counts, 'chat_left_out': num_left_out, 'steps': steps,
-          'trained': layers_lib.count_params(trained), 'shared_prefix': len(prefix), 'rows': len(train.members), 'row': train.row,
+          'trained': layers_lib.count_params(trained), 'shared_prefix': len(prefix),
+          'rows': len(train.members), 'row': train.row,
           **{note: count for note, count in tokenized.notes.items() if count}}
 
 

@@ -13,7 +13,7 @@ Deliberate differences from the authors' code:
 from ml_collections import ConfigDict
 
 from recjax.data import array_record
-from recjax.data.dataset import load_data
+from recjax.data.loading import load_data
 from recjax.evaluation import results
 from recjax.methods.sequential import evaluate, report, streaming, train
 from recjax.run_files import read_json
@@ -22,7 +22,7 @@ from recjax.training.workdir import Workdir
 
 def run(cfg: ConfigDict, work: Workdir) -> None:
   """The experiment, stage by stage. cfg: the run's config. work: the Workdir."""
-  if array_record.found(cfg.data):
+  if array_record.is_record_folder(cfg.data):
     return streaming.run(cfg, work)
   shop = load_data(cfg.data, cfg.eval.tie_order)
   train.check(cfg, shop)

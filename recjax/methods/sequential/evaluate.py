@@ -11,7 +11,8 @@ from ml_collections import ConfigDict
 
 from recjax import run_files
 from recjax.data import array_record, splits
-from recjax.data.dataset import Dataset, load_unchanged
+from recjax.data.dataset import Dataset
+from recjax.data.loading import load_unchanged
 from recjax.data.splits import Split
 from recjax.errors import ConfigError
 from recjax.evaluation import baselines, metrics, ranking, sampled_ranking
@@ -103,7 +104,8 @@ def recommender(workdir: str | os.PathLike, data: str | None = None) -> Callable
   config = saved_config(workdir)
   trained = find_stage(workdir, 'train')
   results = read_json(find_stage(workdir, 'evaluate') / 'results.json')
-  load = array_record.load_unchanged if array_record.found(config.data) else load_unchanged
+  streamed = array_record.is_record_folder(config.data)
+  load = array_record.load_unchanged if streamed else load_unchanged
   shop = load(config.data, results['data_fingerprint'], workdir, config.eval.tie_order)
   best = int(np.argmax(read_json(trained / 'valid.json')['NDCG@10']))
   score = sequential.scorer(sequential.model_config(config, len(shop.catalog)),

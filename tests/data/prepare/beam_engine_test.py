@@ -8,7 +8,9 @@ from unittest import mock
 
 from absl.testing import absltest, parameterized
 
+from recjax.data import raw_reader
 from recjax.data.prepare import beam_engine, duckdb_engine
+from recjax.data.prepare import rules as rules_lib
 from recjax.data.sources import table
 from recjax.errors import ConfigError, DataError, EmptyDatasetError
 
@@ -28,7 +30,7 @@ def source(seed=0, timed=True, bad=2, titles=0.7):
   draw.shuffle(events)
   goods = [('g.csv', n, (f"i'{draw.randrange(12)}", {'title': f'T\n{n}'} if draw.random() < titles
                          else {}), '') for n in range(10)]
-  return duckdb_engine.Source('made', events, goods)
+  return raw_reader.Source('made', events, goods)
 
 
 @absltest.skipIf(MISSING, f'{", ".join(MISSING)} missing; pip install "recjax[data,beam]"')
@@ -41,7 +43,7 @@ class BeamTest(parameterized.TestCase):
   def test_a_misspelt_flag_of_beam_is_refused(self):
     with self.assertRaisesRegex(ConfigError, '--beam: Beam has no flag --runer'):
       beam_engine.prepare(
-        source, self.folder / 'out', duckdb_engine.Rules(), options=['--runer=DirectRunner']
+        source, self.folder / 'out', rules_lib.Rules(), options=['--runer=DirectRunner']
       )
     self.assertFalse((self.folder / 'out').exists())
     beam_engine.check_options(
@@ -54,7 +56,7 @@ class BeamTest(parameterized.TestCase):
       dict(untitled='drop', repeats='first', max_length=3, cut='first', sample=5, seed=4),
       dict(repeats='first-in-file', max_length=2, all_items=True, ties='item'))
   def test_files_and_counts_are_those_of_duckdb(self, **given):
-    rules = duckdb_engine.Rules(max_bad=0.1, **given)
+    rules = rules_lib.Rules(max_bad=0.1, **given)
     timed = 'start' in given or 'untitled' not in given
     made = functools.partial(source, len(given), timed)
     want = duckdb_engine.prepare(made(), self.folder / 'duckdb', rules, say=quiet)
@@ -71,7 +73,7 @@ class BeamTest(parameterized.TestCase):
         f'u{n % 3},{n % 5}.0,2024-01-{1 + n % 7:02d} 10:00:00.{9 - n % 9}\n' for n in range(60)))
     goods.write_text('item_id,title,categories,price\n0,None,[],—\n'
                      '1,A &amp; B,"[\'x\', \'y\']",5\n')
-    rules = duckdb_engine.Rules(start='2024-01-02', end='2024-01-06')
+    rules = rules_lib.Rules(start='2024-01-02', end='2024-01-06')
     made = functools.partial(table.source, log, goods)
     want = duckdb_engine.prepare(made(), self.folder / 'duckdb', rules, say=quiet)
     got = beam_engine.prepare(made, self.folder / 'beam', rules, say=quiet)
@@ -85,11 +87,11 @@ class BeamTest(parameterized.TestCase):
   def test_mistakes_are_said_and_nothing_stays(self):
     with self.assertRaisesRegex(DataError, '9 of 159 interactions cannot be used, e.g. f.csv'):
       beam_engine.prepare(
-        functools.partial(source, bad=9), self.folder / 'x', duckdb_engine.Rules(), say=quiet
+        functools.partial(source, bad=9), self.folder / 'x', rules_lib.Rules(), say=quiet
       )
     with self.assertRaisesRegex(EmptyDatasetError, 'nothing is left after "users with 99'):
       beam_engine.prepare(
-        source, self.folder / 'x', duckdb_engine.Rules(user_k=99, max_bad=1.0), say=quiet
+        source, self.folder / 'x', rules_lib.Rules(user_k=99, max_bad=1.0), say=quiet
       )
     self.assertEmpty(list(self.folder.iterdir()))
 
@@ -102,7 +104,7 @@ class WithoutBeamTest(absltest.TestCase):
       self.assertRaisesRegex(ConfigError, r'pip install "recjax\[beam\]"'),
     ):
       beam_engine.prepare(
-        source, pathlib.Path(self.create_tempdir().full_path) / 'x', duckdb_engine.Rules()
+        source, pathlib.Path(self.create_tempdir().full_path) / 'x', rules_lib.Rules()
       )
 
 

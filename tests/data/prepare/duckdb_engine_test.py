@@ -9,8 +9,10 @@ import hypothesis
 from absl.testing import absltest, parameterized
 from hypothesis import strategies as st
 
-from recjax.data import dataset
-from recjax.data.prepare import cli, duckdb_engine, duckdb_writer
+from recjax.data import loading, raw_reader
+from recjax.data.prepare import duckdb_engine, duckdb_writer
+from recjax.data.prepare import report as report_lib
+from recjax.data.prepare import rules as rules_lib
 from recjax.errors import ConfigError, DataError, EmptyDatasetError
 
 try:
@@ -62,12 +64,12 @@ def by_hand(events, titled, rules):
 ids = st.sampled_from(['a', 'b', 'c', '\xe9', 'e e', "f'", '7'])
 
 RULES = st.builds(
-    duckdb_engine.Rules, min_rating=st.sampled_from([0.0, 2.0]), start=st.sampled_from(['', '1']),
+    rules_lib.Rules, min_rating=st.sampled_from([0.0, 2.0]), start=st.sampled_from(['', '1']),
     end=st.sampled_from(['', '3']), untitled=st.sampled_from(['keep', 'drop']),
-    repeats=st.sampled_from(list(duckdb_engine.REPEATS)), user_k=st.integers(0, 3),
+    repeats=st.sampled_from(list(rules_lib.REPEATS)), user_k=st.integers(0, 3),
     item_k=st.integers(0, 3), once=st.booleans(), min_length=st.integers(0, 3),
     max_length=st.integers(0, 3), cut=st.sampled_from(['last', 'first']),
-    ties=st.sampled_from(list(duckdb_engine.TIES)))
+    ties=st.sampled_from(list(rules_lib.TIES)))
 
 
 @absltest.skipIf(duckdb is None, 'duckdb is not installed; pip install "recjax[data]"')
@@ -75,10 +77,10 @@ class FunnelTest(parameterized.TestCase):
 
   def prepare(self, events, goods=(), rules=None, folder=None, **given):
     out = pathlib.Path(folder or self.create_tempdir().full_path) / 'out'
-    source = duckdb_engine.Source('made', [('f.csv', n, e, '' if e else 'odd')
+    source = raw_reader.Source('made', [('f.csv', n, e, '' if e else 'odd')
                                     for n, e in enumerate(events, 2)],
                            [('g.csv', n, g, '') for n, g in enumerate(goods, 2)])
-    return out, duckdb_engine.prepare(source, out, rules or duckdb_engine.Rules(), say=quiet,
+    return out, duckdb_engine.prepare(source, out, rules or rules_lib.Rules(), say=quiet,
                                **given)
 
   @hypothesis.settings(deadline=None, max_examples=80)
@@ -92,7 +94,7 @@ class FunnelTest(parameterized.TestCase):
         self.prepare(events, goods, rules)
       return
     out, report = self.prepare(events, goods, rules)
-    data = dataset.load_data(out)
+    data = loading.load_data(out)
     shop = data.interactions
     got = {user: [(data.catalog.id_of(i), int(t), float(r)) for i, t, r in zip(
         shop.history(u), shop.times[shop.offsets[u]:], shop.ratings[shop.offsets[u]:])]
@@ -108,11 +110,11 @@ class FunnelTest(parameterized.TestCase):
 
   @parameterized.parameters('jsonl', 'jsonl.gz', 'parquet')
   def test_layouts_hold_the_same_data_in_many_blocks(self, layout):
-    for module in (duckdb_engine, duckdb_writer):
+    for module in (report_lib, duckdb_writer):
       self.enter_context(mock.patch.object(module, 'BLOCK', 7))
     events = [(f'u{n % 10}', f'i{n % 13}', n // 3, 0.1 * (n % 5)) for n in range(200)]
     out, _ = self.prepare(events, [('i5', {'title': 'five', 'price': 1.5})], layout=layout)
-    data = dataset.load_data(out)
+    data = loading.load_data(out)
     self.assertEqual(data.interactions.lengths().tolist(), [20] * 10)
     self.assertEqual(data.catalog.columns['price'][0], 1.5)
     self.assertEqual(data.catalog.ids[:3], ('i5', 'i0', 'i1'))
@@ -123,16 +125,16 @@ class FunnelTest(parameterized.TestCase):
     events = [(f'u{n}', 'i', n, 1.0) for n in range(50)]
     drawn = []
     for seed in (1, 1, 2):
-      out, report = self.prepare(events, rules=duckdb_engine.Rules(sample=9, seed=seed))
-      drawn.append(dataset.load_data(out).interactions.users)
+      out, report = self.prepare(events, rules=rules_lib.Rules(sample=9, seed=seed))
+      drawn.append(loading.load_data(out).interactions.users)
       self.assertEqual(report['steps'][-1]['users'], 9)
     self.assertEqual(drawn[0], drawn[1])
     self.assertNotEqual(drawn[0], drawn[2])
 
   def test_all_items_keeps_items_that_nobody_met(self):
     goods = [('y', {'title': 'Y'}), ('x', {'title': 'X'}), ('y', {'title': 'again'})]
-    out, report = self.prepare([('u', 'x', 1, 1.0)], goods, duckdb_engine.Rules(all_items=True))
-    self.assertEqual(dataset.load_data(out).catalog.columns['title'], ['Y', 'X'])
+    out, report = self.prepare([('u', 'x', 1, 1.0)], goods, rules_lib.Rules(all_items=True))
+    self.assertEqual(loading.load_data(out).catalog.columns['title'], ['Y', 'X'])
     self.assertEqual(report['bad']['items']['given_twice'], 1)
     self.assertEqual(report['items_not_in_the_items_file'], 0)
 
@@ -142,20 +144,20 @@ class FunnelTest(parameterized.TestCase):
     events = [('u', i, n, 1.0) for n, i in enumerate('abcx')]
     old, report = self.prepare(events, first, folder=folder)
     self.assertEqual(report['update'], {})
-    before = dataset.load_data(old)
-    self.assertIsNone(before.catalog.live())
+    before = loading.load_data(old)
+    self.assertIsNone(before.catalog.active_ids())
 
-    rules = duckdb_engine.Rules(min_length=2)
+    rules = rules_lib.Rules(min_length=2)
     second = [('new', {'title': 'N'}), ('c', {'title': 'C'}), ('b', {'title': 'B', 'price': 1})]
     events = [('u', i, n, 1.0) for n, i in enumerate(['a', 'new', 'late', 'c'])] + [
         ('v', 'rare', 9, 1.0)]
     new, report = self.prepare(events, second, rules, self.create_tempdir().full_path, update=old)
-    data = dataset.load_data(new)
+    data = loading.load_data(new)
     self.assertEqual(data.catalog.ids, ('a', 'b', 'c', 'x', 'new', 'late'))
     self.assertEqual(data.catalog.columns['retired'], [True, None, None, True, None, None])
     self.assertEqual(data.catalog.columns['title'], ['A', 'B', 'C', '', 'N', ''])
     self.assertEqual(data.catalog.columns['price'][1], 1)
-    self.assertEqual(data.catalog.live(), {'b', 'c', 'new', 'late'})
+    self.assertEqual(data.catalog.active_ids(), {'b', 'c', 'new', 'late'})
     self.assertEqual([data.catalog.id_of(i) for i in data.interactions.history(0)],
                      ['a', 'new', 'late', 'c'])
     self.assertEqual(report['update'], {'of': str(old), 'same': 1, 'changed': 1, 'retired': 2,
@@ -165,26 +167,29 @@ class FunnelTest(parameterized.TestCase):
     # Once more, in place and without a file of items: what is bought again is back, texts stay.
     _, report = self.prepare([('u', 'x', 1, 1.0), ('u', 'b', 2, 1.0)], folder=new.parent,
                              update=new, overwrite=True)
-    data = dataset.load_data(new)
+    data = loading.load_data(new)
     self.assertEqual(data.catalog.ids, ('a', 'b', 'c', 'x', 'new', 'late'))
-    self.assertEqual(data.catalog.live(), {'b', 'x'})
+    self.assertEqual(data.catalog.active_ids(), {'b', 'x'})
     self.assertEqual(data.catalog.columns['title'], ['A', 'B', 'C', '', 'N', ''])
-    self.assertEqual(report['update'], {'of': str(new), 'same': 1, 'changed': 0, 'retired': 4,
-                                        'back': 1, 'new': 0})
-    self.assertIn('1 came back and 4 are retired; 0 are new', cli.page('x', report, None))
+    self.assertEqual(
+      report['update'], {'of': str(new), 'same': 1, 'changed': 0, 'retired': 4, 'back': 1, 'new': 0}
+    )
+    self.assertIn(
+      '1 came back and 4 are retired; 0 are new', report_lib.report_page('x', report, None)
+    )
 
   @hypothesis.settings(deadline=None, max_examples=30)
   @hypothesis.given(*[st.lists(ids, max_size=8)] * 2, *[st.lists(ids, min_size=1, max_size=8)] * 2)
   def test_numbers_never_change_by_an_update(self, listed, then, met, later):
     goods = [[(i, {'title': f'{i} {n}'}) for i in row] for n, row in enumerate((listed, then))]
-    rules = duckdb_engine.Rules(all_items=True)
+    rules = rules_lib.Rules(all_items=True)
     old, _ = self.prepare([('u', i, 0, 1.0) for i in met], goods[0], rules)
     new, report = self.prepare([('u', i, 0, 1.0) for i in later], goods[1], rules, update=old)
-    before, after = (dataset.load_data(f).catalog for f in (old, new))
+    before, after = (loading.load_data(f).catalog for f in (old, new))
     self.assertEqual(after.ids[:len(before)], before.ids)
     self.assertEqual(set(after.ids), set(before.ids) | set(then) | set(later))
     gone = set(before.ids) - set(then or later)
-    self.assertEqual(after.live() or set(after.ids), set(after.ids) - gone)
+    self.assertEqual(after.active_ids() or set(after.ids), set(after.ids) - gone)
     self.assertEqual(sum(v for k, v in report['update'].items() if k != 'of'), len(after))
 
   def test_an_update_of_nothing_is_refused(self):
@@ -202,9 +207,9 @@ class FunnelTest(parameterized.TestCase):
     folder = self.create_tempdir().full_path
     events = [('u', 'a', 1, 1.0)] * 8 + [None, None]
     with self.assertRaisesRegex(DataError, '2 of 10 interactions.*f.csv line 10: odd.*--max-bad'):
-      self.prepare(events, rules=duckdb_engine.Rules(max_bad=0.1), folder=folder)
+      self.prepare(events, rules=rules_lib.Rules(max_bad=0.1), folder=folder)
     self.assertEmpty(list(pathlib.Path(folder).iterdir()))
-    _, report = self.prepare(events, rules=duckdb_engine.Rules(max_bad=0.2), folder=folder)
+    _, report = self.prepare(events, rules=rules_lib.Rules(max_bad=0.2), folder=folder)
     bad = report['bad']['interactions']
     self.assertEqual((bad['rows'], bad['bad'], bad['why']), (10, 2, {'odd': 2}))
     self.assertEqual([p.name for p in pathlib.Path(folder).iterdir()], ['out'])
@@ -226,7 +231,7 @@ class FunnelTest(parameterized.TestCase):
   def test_settings_that_are_none_are_refused(self):
     for given in ({'repeats': 'some'}, {'start': 'May'}, {'ties': 'random'}, {'cut': 'middle'}):
       with self.assertRaisesRegex(ConfigError, next(iter(given))):
-        self.prepare([('u', 'a', 1, 1.0)], rules=duckdb_engine.Rules(**given))
+        self.prepare([('u', 'a', 1, 1.0)], rules=rules_lib.Rules(**given))
     with self.assertRaisesRegex(ConfigError, 'as in 2GB'):
       self.prepare([('u', 'a', 1, 1.0)], memory='lots')
 

@@ -5,7 +5,7 @@ import time
 import numpy as np
 from absl.testing import absltest
 
-from recjax.data import dataset
+from recjax.data import loading
 from recjax.data.sample_shop import product_text, simulator
 from recjax.data.sample_shop.products import AXES, BRANDS
 from recjax.errors import ConfigError
@@ -19,7 +19,7 @@ class SampleShopTest(absltest.TestCase):
   def setUpClass(cls):
     super().setUpClass()
     start = time.process_time()
-    cls.shop = dataset.load_data('sample')
+    cls.shop = loading.load_data('sample')
     cls.seconds = time.process_time() - start
 
   def test_seed_0_is_pinned_and_quick(self):
@@ -27,16 +27,16 @@ class SampleShopTest(absltest.TestCase):
     self.assertLess(self.seconds, 5)
 
   def test_other_seeds_give_other_shops(self):
-    marks = {simulator.make(seed, 200, 50).fingerprint for seed in (0, 1, 0, 2)}
+    marks = {simulator.make_shop(seed, 200, 50).fingerprint for seed in (0, 1, 0, 2)}
     self.assertLen(marks, 3)
 
   def test_sizes_are_as_asked_for(self):
     for items, users in ((1000, 4000), (60, 20), (333, 7)):
-      shop = self.shop if items == 1000 else simulator.make(3, items, users)
+      shop = self.shop if items == 1000 else simulator.make_shop(3, items, users)
       self.assertLen(shop.catalog, items)
       self.assertLen(shop.interactions, users)
     with self.assertRaisesRegex(ConfigError, '59 items'):
-      simulator.make(items=59)
+      simulator.make_shop(items=59)
 
   def test_sequences_have_5_to_20_items_and_none_twice(self):
     data = self.shop.interactions
