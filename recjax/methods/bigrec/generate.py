@@ -3,6 +3,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from recjax.decoding import constraints, device_trie, item_filter, trie
+from recjax.decoding.beam_search import BeamSearch
 from recjax.errors import ConfigError, DataError
 from recjax.methods.bigrec import prompts
 from recjax.text import spelling
@@ -15,10 +16,10 @@ def texts(writer, asked, cfg):
   """
   if cfg.length_norm not in ('generated', 'full'):
     raise ConfigError(f"decode.length_norm={cfg.length_norm!r}; choose 'generated' or 'full'")
-  offset = [len(p) for p in asked] if cfg.length_norm == 'full' else 0
-  found = writer.generate([writer.own(p) for p in asked], beams=cfg.beams, eos_ids=ends(writer),
-                          new_tokens=cfg.new_tokens, length_penalty=float(cfg.length_penalty),
-                          length_offset=offset)
+  offset = np.array([len(p) for p in asked]) if cfg.length_norm == 'full' else 0
+  search = BeamSearch(cfg.beams, cfg.new_tokens, float(cfg.length_penalty), length_offset=offset)
+  found = writer.generate([writer.own(p) for p in asked], search,
+                          constraints.Unconstrained(ends(writer)))
   return [([writer.tokenizer.decode(found.row(b, k)) for k in range(cfg.beams)],
            [round(float(s), 5) for s in found.scores[b]]) for b in range(len(asked))]
 
@@ -26,16 +27,9 @@ def texts(writer, asked, cfg):
 def titles(writer, asked, cfg, planted, limits=None, mixing=None, length_penalty=0.0,
            token_scores=False):
   """Beams of titles of the catalogue, a Forest. -> Generated"""
-  only = constraints.CatalogConstraint(
-    planted, limits=limits or item_filter.ItemFilter(), mix=mixing
-  )
-  return writer.generate(
-    [writer.own(p) for p in asked],
-    only,
-    beams=cfg.beams,
-    length_penalty=float(length_penalty),
-    token_scores=token_scores,
-  )
+  search = BeamSearch(cfg.beams, length_penalty=float(length_penalty), token_scores=token_scores)
+  only = constraints.CatalogConstraint(planted, limits or item_filter.ItemFilter(), mixing)
+  return writer.generate([writer.own(p) for p in asked], search, only)
 
 
 def ends(writer):

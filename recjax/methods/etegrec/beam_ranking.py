@@ -6,6 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from recjax.decoding import constraints, device_trie, item_filter
+from recjax.decoding.beam_search import BeamSearch
 from recjax.decoding.generate import generate
 from recjax.models import semantic_id_t5
 
@@ -55,16 +56,14 @@ def ranked(cfg, params, table, histories, most, how, interests=None, seen=True, 
         [np.asarray(h) - 1 for h in some] if seen else None,
       )
       rule = constraints.CatalogConstraint(
-        tree, limits=limits, normalize=NORMALIZE, code_size=cfg.size
+        tree, limits, normalization=constraints.Normalization(NORMALIZE, cfg.size)
       )
     found = generate(
       decoder,
       given,
       [h[-most:].tolist() for h in some],
+      BeamSearch(beams, cfg.levels, length_penalty=0.0),
       rule,
-      beams=beams,
-      length_penalty=0.0,
-      new_tokens=cfg.levels,
       bucket=bucket,
     )
     good = found.exists & found.complete

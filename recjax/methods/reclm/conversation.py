@@ -95,10 +95,9 @@ class Conversation:
         tell(dataclasses.replace(made, text=made.text.rstrip(chat_batcher.UNSURE)))
       return np.array([rows[0][-1:] not in ends])
     ends = [[t] for t in speaker.tokenizer.eos_ids]
+    search = dataclasses.replace(generation.sampling(how), pad_id=speaker.tokenizer.pad_id)
     found = stream(_decoder(model), {'variables': speaker.variables, 'past': self.past},
-                   [ids[-1:]], rule, told, new_tokens=how.new_tokens, width=generation.RUNS[0],
-                   temperature=float(how.temperature), top_p=float(how.top_p),
-                   pad_id=speaker.tokenizer.pad_id, seed=seed, bucket=1)
+                   [ids[-1:]], search, rule, told, seed=seed, bucket=1)
     return self.shelf.read(found.row(0, 0))
 
 

@@ -5,7 +5,9 @@ import jax
 import numpy as np
 
 from recjax.decoding import constraints, device_trie, item_span, retrieval_constraint
+from recjax.decoding.beam_search import BeamSearch
 from recjax.decoding.prefix_generator import PrefixGenerator
+from recjax.decoding.sampling import Sampling
 from recjax.distributed import multihost
 from recjax.errors import ConfigError
 from recjax.methods.reclm import tokenized_catalog, train
@@ -13,7 +15,7 @@ from recjax.training import journal, sft
 
 BEAMS = 20    # of which ranked lists are made, or more where more are asked for
 
-RUNS = (8,)   # tokens of a row that go through the model together where they are forced
+PASS_WIDTH = 8   # tokens of a row that go through the model together where they are forced
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,34 +38,23 @@ class Shelf:
     self.planted = device_trie.to_device_trie(self.trees)
     if kind == 'ret' and len(self.stocks) > 1:
       raise ConfigError('RecLM-ret has vectors of its own catalogue alone; give one catalogue')
-    self.known = retrieval_constraint.spelling(self.stocks[0].rows) if kind == 'ret' else None
+    self.known = retrieval_constraint.items_by_title(self.stocks[0].rows) if kind == 'ret' else None
 
   def constraint(self, cfg, batch, closed=None, allowed=None, least=0, root=None):
     """The rule of one batch. closed: list of (n,) item indices that may not come. allowed: (N,)
     bool. root: (B,), the catalogue of each request."""
     speaker = self.speaker
-    ends = tuple(speaker.tokenizer.eos_ids)
+    how = item_span.SpanSettings(speaker.soi, speaker.eoi, tuple(speaker.tokenizer.eos_ids),
+                                 cfg.new_tokens, cfg.count, least, speaker.tokenizer.pad_id)
     if self.kind == 'ret':
       return retrieval_constraint.build_retrieval_constraint(
-        self.stocks[0].rows,
-        speaker.extra['items'],
-        speaker.extra['project'],
-        train.project,
-        speaker.soi,
-        speaker.eoi,
-        ends,
-        cfg.new_tokens,
-        cfg.count,
-        self.shut(batch, closed, allowed),
-        speaker.tokenizer.pad_id,
-        least,
-      )
+        self.stocks[0].rows, speaker.extra['items'], speaker.extra['project'], train.project, how,
+        self.shut(batch, closed, allowed))
     limits = None
     if closed is not None or allowed is not None:
       limits = tokenized_catalog.limits(self.trees[0], closed or [()] * batch, allowed)
-    return item_span.item_span_constraint(
-        self.trees, self.planted, speaker.soi, ends, cfg.new_tokens, batch, cfg.count, root=root,
-        limits=limits, pad_id=speaker.tokenizer.pad_id, least=least)
+    return item_span.item_span_constraint(self.trees, self.planted, how, batch, catalog=root,
+                                          item_filter=limits)
 
   def shut(self, batch, closed, allowed):
     """Items that requests of `fetch` may not have. -> (B, N) bool or None"""
@@ -114,16 +105,19 @@ def replies(shelf, writer, cfg, prompts, closed=None, allowed=None, least=0, roo
   least: items before a reply may end. told: see `decoding.stream`. -> [Reply]
   """
   rule = shelf.constraint(cfg, len(prompts), closed, allowed, least, root)
-  own, given = [writer.own(p) for p in prompts], dict(
-      temperature=float(cfg.temperature), top_p=float(cfg.top_p), new_tokens=cfg.new_tokens,
-      seed=seed)
+  own, search = [writer.own(p) for p in prompts], sampling(cfg)
   if told:
-    found = writer.stream(own, rule, told, width=RUNS[0], **given)
+    found = writer.stream(own, search, rule, told, seed)
   else:
-    found = writer.generate(own, rule, samples=1, runs=RUNS, eos_ids=tuple(
-        shelf.speaker.tokenizer.eos_ids), **given)
+    found = writer.generate(own, search, rule, seed)
   return [shelf.read(found.row(b, 0), 0 if root is None else int(root[b]))
           for b in range(len(prompts))]
+
+
+def sampling(cfg, pass_width=PASS_WIDTH):
+  """One reply of a prompt. cfg: new_tokens, temperature, top_p."""
+  return Sampling(1, cfg.new_tokens, float(cfg.temperature), top_p=float(cfg.top_p),
+                  pass_width=pass_width)
 
 
 def ranked(shelf, writer, prompts, k, closed=None, allowed=None):
@@ -142,9 +136,8 @@ def ranked(shelf, writer, prompts, k, closed=None, allowed=None):
   limits = tokenized_catalog.limits(tree, closed or [()] * len(prompts), allowed)
   found = writer.generate(
     [writer.own([*p, *start, speaker.soi]) for p in prompts],
-    constraints.CatalogConstraint(shelf.planted, limits=limits, **speaker.scoring),
-    beams=max(k, BEAMS),
-    length_penalty=0.0,
+    BeamSearch(max(k, BEAMS), length_penalty=0.0),
+    constraints.CatalogConstraint(shelf.planted, limits, normalization=speaker.scoring),
   )
   return found.best(k, tree, limits)
 
@@ -200,9 +193,8 @@ def free(work, name, shelf, cfg, prompts, seed):
   ends = tuple(shelf.speaker.tokenizer.eos_ids)
 
   def run(some):
-    found = writer.generate([writer.own(prompts[i]) for i in some], samples=1, eos_ids=ends,
-                            temperature=float(cfg.temperature), top_p=float(cfg.top_p),
-                            new_tokens=cfg.new_tokens, seed=seed)
+    found = writer.generate([writer.own(prompts[i]) for i in some], sampling(cfg, 0),
+                            constraints.Unconstrained(ends), seed)
     rows = [list(map(int, found.row(b, 0))) for b in range(len(some))]
     return [[r[:-1] if r and r[-1] in ends else r] for r in rows]
   with jax.set_mesh(work.mesh):

@@ -11,6 +11,7 @@ from ml_collections import ConfigDict
 from recjax import run_files
 from recjax.data.formats import conversations
 from recjax.data.sample_shop.small_talk import questions
+from recjax.decoding.constraints import Normalization
 from recjax.distributed import multihost, sharding
 from recjax.errors import ConfigError
 from recjax.file_io import write_json
@@ -59,7 +60,7 @@ class ChatModel:
   eoi: int
   codes: list
   extra: dict | None = None
-  scoring: dict = dataclasses.field(default_factory=dict)
+  scoring: Normalization = Normalization()
 
   @property
   def variables(self):
@@ -82,12 +83,13 @@ def scoring(train, eoi):
   """How `constraints.CatalogConstraint` gives a title the log-probability that `loss_sums` gives
   it.
 
-  train: scope, scope_end, free. eoi: the end-of-item token. -> arguments of Titles
+  train: scope, scope_end, free. eoi: the end-of-item token. -> Normalization
   """
   if train.scope == 'none':
-    return {}
-  return dict(normalize='scope', free=float(train.free), forced=train.scope == 'branches',
-              whole=() if train.scope_end else (eoi,))
+    return Normalization()
+  return Normalization('scope', vocab_weight=float(train.free),
+                       vocab_tokens=() if train.scope_end else (eoi,),
+                       forced_over_vocab=train.scope == 'branches')
 
 
 def fresh(cfg, folder, mesh, table=None):
