@@ -1,4 +1,4 @@
-"""Items inside free text: the specs' oracles, and no made-up or repeated item under any logits."""
+"""Items inside free text: cases by hand, and no made-up or repeated item under any logits."""
 import functools
 
 import hypothesis
