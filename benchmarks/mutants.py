@@ -196,7 +196,7 @@ def mutants() -> list[Mutant]:
   room('recommend.py', 'recommend_test',
        ('(min(total, i * blocks // parts * BLOCK) for i in (index, index + 1))',
         '(min(total, i * (blocks // parts) * BLOCK) for i in (index, index + 1))'))
-  room('distributed/sharding.py', 'training.loop_test models.llm_test',
+  room('distributed/sharding.py', 'distributed.sharding_test',
        ("re.search(f'(^|/){r}$', path_of(path))", "re.search(f'{r}', path_of(path))"))
   return out
 

@@ -14,7 +14,7 @@ from recjax import errors
 ROOT = pathlib.Path(__file__).parents[1]
 PACKAGE = ROOT / 'recjax'
 LAYERS = (
-    ('__main__',), ('main', 'cli'), ('serving', 'experiment'), ('recommend', 'chat', 'sweep'),
+    ('__main__',), ('cli',), ('main',), ('serving', 'experiment'), ('recommend', 'chat', 'sweep'),
     ('methods',), ('training', 'decoding', 'evaluation', 'report'), ('models', 'text', 'data'),
     ('retrieval',), ('distributed', 'settings', 'run_files', 'protocols'), ('file_io',),
     ('errors',))

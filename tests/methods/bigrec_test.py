@@ -532,6 +532,15 @@ class JudgeTest(absltest.TestCase):
     with self.assertRaisesRegex(ConfigError, 'duplicate_titles'):
       rank('some', 1)
 
+  def test_titles_count_once_where_any_item_of_a_title_will_do(self):
+    titles = ['pump', 'rope', 'pump', 'tray']
+    rows = np.array([[1, 3, 2, 0], [4, 2, 0, 0], [3, 4, 1, 0]], np.int32)
+    for targets, best, exact in (((2, 1, 1), (1, 9, 0), (2, 9, 2)),
+                                 ((1, 4, 4), (0, 0, 1), (0, 0, 1))):
+      self.assertEqual(evaluate.rank_in(rows, targets, titles, 'best', 9).tolist(), list(best))
+      self.assertEqual(evaluate.rank_in(rows, np.array(targets), titles, 'exact_id', 9).tolist(),
+                       list(exact))
+
   def test_likeness(self):
     self.assertEqual(evaluate.likeness(np.array([[1, 2]]), ['a b', 'a b']), 1)
     self.assertAlmostEqual(evaluate.likeness(np.array([[1, 2, 0]]), ['a b', 'a c']), 1 / 3)
