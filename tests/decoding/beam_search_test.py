@@ -298,10 +298,10 @@ class CodeTest(absltest.TestCase):
 
   def test_rows_of_codes_are_the_best_of_all_rows_each_level_over_its_own_codes(self):
     levels, size = 3, 4
-    table, first = (np.asarray(x) for x in tables(8, 2, levels * size, steps=levels))
-    best = {level: {int(x[level * size:(level + 1) * size].argmax()) for x in (*table[0], *first)}
-            for level in range(levels)}
-    self.assertNotEqual(best[0], best[1])  # the codes of one level do not stand for another's
+    table, first = (np.array(x) for x in tables(8, 2, levels * size, steps=levels))
+    for level in range(levels):  # each level likes another code
+      for logits in (table, first):
+        logits[..., level * size + level + 1] += 4
     found = search(jnp.asarray(table), jnp.asarray(first), CodeConstraint(levels, size),
                    BeamSearch(size ** levels, levels, 0.0))
     for b in range(2):
@@ -315,6 +315,7 @@ class CodeTest(absltest.TestCase):
           logits = table[level, row[-1]]
         want[tuple(row)] = total
       got = rows_of(found, b)
+      self.assertEqual(got[0][1], (1, size + 2, 2 * size + 3))
       self.assertEqual([r for _, r in got], sorted(want, key=want.get, reverse=True))
       np.testing.assert_allclose([s for s, _ in got], sorted(want.values(), reverse=True),
                                  atol=1e-4)
