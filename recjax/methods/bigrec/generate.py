@@ -1,15 +1,26 @@
-"""Generation: free titles by beam search (bigrec.md 3.4), or real titles alone (4.4)."""
+"""Generation: free titles by beam search, or real titles alone."""
+from typing import Any
+
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array
+from ml_collections import ConfigDict
 
 from recjax.decoding import constraints, device_trie, item_filter, trie
 from recjax.decoding.beam_search import BeamSearch
+from recjax.decoding.device_trie import DeviceTrie
+from recjax.decoding.item_filter import ItemFilter
+from recjax.decoding.prefix_generator import PrefixGenerator
+from recjax.decoding.trie import Trie
 from recjax.errors import ConfigError, DataError
 from recjax.methods.bigrec import prompts
+from recjax.methods.bigrec.prompts import Template
 from recjax.text import spelling
+from recjax.text.tokenizer import Tokenizer
 
 
-def texts(writer, asked, cfg):
+def texts(writer: PrefixGenerator, asked: list[list[int]],
+          cfg: ConfigDict) -> list[tuple[list[str], list[float]]]:
   """Beams of free text, best first. -> [([text], [score])] in the order of the prompts
 
   Raises ConfigError for an unknown cfg.length_norm.
@@ -18,27 +29,28 @@ def texts(writer, asked, cfg):
     raise ConfigError(f"decode.length_norm={cfg.length_norm!r}; choose 'generated' or 'full'")
   offset = np.array([len(p) for p in asked]) if cfg.length_norm == 'full' else 0
   search = BeamSearch(cfg.beams, cfg.new_tokens, float(cfg.length_penalty), length_offset=offset)
-  found = writer.generate([writer.own(p) for p in asked], search,
-                          constraints.Unconstrained(ends(writer)))
-  return [([writer.tokenizer.decode(found.row(b, k)) for k in range(cfg.beams)],
-           [round(float(s), 5) for s in found.scores[b]]) for b in range(len(asked))]
+  generated = writer.generate([writer.own(p) for p in asked], search,
+                              constraints.Unconstrained(ends(writer)))
+  return [([writer.tokenizer.decode(generated.row(b, k)) for k in range(cfg.beams)],
+           [round(float(s), 5) for s in generated.scores[b]]) for b in range(len(asked))]
 
 
-def titles(writer, asked, cfg, planted, limits=None, mixing=None, length_penalty=0.0,
-           token_scores=False):
-  """Beams of titles of the catalogue, a Forest. -> Generated"""
+def titles(writer: PrefixGenerator, asked: list[list[int]], cfg: ConfigDict, planted: DeviceTrie,
+           limits: ItemFilter | None = None, mixing: Any = None, length_penalty: float = 0.0,
+           token_scores: bool = False) -> Any:
+  """Beams of titles of the catalog, a Forest. -> Generated"""
   search = BeamSearch(cfg.beams, length_penalty=float(length_penalty), token_scores=token_scores)
-  only = constraints.CatalogConstraint(planted, limits or item_filter.ItemFilter(), mixing)
+  only = constraints.CatalogConstraint(planted, limits or ItemFilter(), mixing)
   return writer.generate([writer.own(p) for p in asked], search, only)
 
 
-def ends(writer):
+def ends(writer: PrefixGenerator) -> tuple[int, ...]:
   """Ids that end an answer."""
   return tuple(writer.tokenizer.eos_ids)
 
 
-def plant(tokenizer, template, titles):
-  """The catalogue as a trie over the very tokens that training used. -> (Trie, Forest)
+def plant(tokenizer: Tokenizer, template: Template, titles: list[str]) -> tuple[Trie, DeviceTrie]:
+  """The catalog as a trie over the very tokens that training used. -> (Trie, Forest)
 
   Raises DataError where a title's tokens do not spell it again.
   """
@@ -51,7 +63,8 @@ def plant(tokenizer, template, titles):
   return tree, device_trie.to_device_trie(tree)
 
 
-def limits(tree, histories, seen, allowed=None):
+def limits(tree: Trie, histories: list, seen: bool,
+           allowed: np.ndarray | None = None) -> ItemFilter:
   """Which items requests may have. histories: list of (n,) item arrays, 1..N. seen: whether those
   are out. allowed: (N,) bool or None -> Limits"""
   taken = [np.asarray(h) - 1 for h in histories] if seen else None
@@ -59,6 +72,6 @@ def limits(tree, histories, seen, allowed=None):
                       None if allowed is None else np.zeros(len(histories), np.int32), taken)
 
 
-def mixed(planted, probabilities, alpha):
+def mixed(planted: DeviceTrie, probabilities: Array | None, alpha: float) -> Any:
   """D3's assistant at one weight of the LLM; at 1 it changes no bit of a score."""
   return constraints.score_mixing(planted, jnp.asarray(probabilities), alpha)
