@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jaxtyping import Array, Bool, Int
+from jaxtyping import Array, Bool, Int, Integer
 
 from recjax.decoding.trie import ARRAYS, Trie
 
@@ -133,7 +133,7 @@ def _rows_by_token(joined: dict, wide: np.ndarray, vocab: int) -> np.ndarray:
   return child_by_token
 
 
-def semantic_id_trie(codes: Int[Array, 'N L'], code_size: int,
+def semantic_id_trie(codes: Integer[Array, 'N L'], code_size: int,
                      level_offsets: Int[Array, ' L'] | np.ndarray | None = None) -> DeviceTrie:
   """The trie of a table of semantic IDs, built on the device: no host, no recompilation.
 

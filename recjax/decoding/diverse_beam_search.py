@@ -22,6 +22,7 @@ from jaxtyping import Array, Bool, Float, Int, PyTree
 from recjax.decoding.constraints import DEAD, LIVE, CatalogConstraint, Unconstrained
 from recjax.decoding.lm_head import BoundDecoder, cache_lengths, log_sum_exp, plain_head
 from recjax.errors import ConfigError
+from recjax.protocols import Constraint
 from recjax.retrieval.top_k import top_k
 
 UNBORN = -1e9     # the score of beams that do not exist yet, as transformers writes it
@@ -106,12 +107,12 @@ class GroupState(NamedTuple):
 
 
 def diverse_beam_search(model: BoundDecoder, cache: PyTree, first: Float[Array, 'B D'],
-                        constraint: Unconstrained | CatalogConstraint, search: DiverseBeamSearch
-                        ) -> DiverseResult:
+                        constraint: Constraint, search: DiverseBeamSearch) -> DiverseResult:
   """Searches all requests at once; what one finds does not depend on the others.
 
-  Arguments as in `beam_search`; `model.reorder` is needed with several beams per group. Raises
-  ConfigError where it is missing, for another constraint, where V is too small, and where
+  Arguments as in `beam_search`; constraint: `Unconstrained` or `CatalogConstraint`.
+  `model.reorder` is needed with several beams per group. Raises ConfigError where it is missing,
+  for another constraint, where V is too small, and where
   `constraint.min_new_tokens` is above new_tokens.
   """
   if not isinstance(constraint, Unconstrained | CatalogConstraint):

@@ -86,7 +86,7 @@ def build_item_filter(trie: Trie | DeviceTrie,
   return ItemFilter(bits, before, None if allowed is None else list_of_request, taken)
 
 
-def _checked_items(items: Sequence, num_items: int) -> np.ndarray:
+def _checked_items(items: Sequence | np.ndarray, num_items: int) -> np.ndarray:
   items = np.asarray(items, np.int64)
   outside = items[(items < 0) | (items >= num_items)]
   if len(outside):

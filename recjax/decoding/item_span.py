@@ -7,7 +7,7 @@ arXiv 2505.03336. Shape letters as in `lm_head`.
 """
 import dataclasses
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -258,7 +258,7 @@ def shortest_below(trie: Trie, limit: int) -> Int[np.ndarray, 'M S']:
   return shortest
 
 
-def resume(trie: Trie, tail: Sequence, settings: SpanSettings, root: int = 0, first_place: int = 0
+def resume(trie: Trie, tail: Iterable, settings: SpanSettings, root: int = 0, first_place: int = 0
            ) -> SpanState:
   """Where a reply stands after the tokens of `tail`: one row, numpy.
 
@@ -289,7 +289,7 @@ def resume(trie: Trie, tail: Sequence, settings: SpanSettings, root: int = 0, fi
                    np.int32(len(title or [])), places, np.int32(len(used)))
 
 
-def parse(trie: Trie, tokens: Sequence, soi: int) -> tuple[list[int], bool]:
+def parse(trie: Trie, tokens: Iterable, soi: int) -> tuple[list[int], bool]:
   """The items of a reply, in order, and whether one is left open."""
   items, title, times_seen = [], None, {}
   for token in map(int, tokens):

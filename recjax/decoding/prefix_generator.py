@@ -4,6 +4,7 @@ import functools
 from collections.abc import Callable, Sequence
 
 import jax
+import numpy as np
 from jaxtyping import Array, Float, Int, PyTree
 
 from recjax.decoding.generate import Generated, Search, generate, pad_prompts
@@ -49,7 +50,7 @@ class PrefixGenerator:
     tokens, lengths = pad_prompts(prompts, self.bucket, pad_id=self.tokenizer.pad_id)
     return _states(self.decoder, self.variables, tokens, lengths)
 
-  def own(self, prompt: Sequence) -> Sequence:
+  def own(self, prompt: Sequence | np.ndarray) -> Sequence | np.ndarray:
     """What of a prompt comes after the opening."""
     return prompt[len(self.prefix):]
 

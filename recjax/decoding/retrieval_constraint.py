@@ -7,7 +7,7 @@ sampling. Liao et al., arXiv 2505.03336. Shape letters as in `lm_head`; E is the
 """
 import dataclasses
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -169,7 +169,7 @@ def items_by_title(titles: Sequence) -> dict[tuple, int]:
   return {tuple(map(int, t)): i for i, t in reversed(list(enumerate(titles)))}
 
 
-def parse(items: dict[tuple, int], tokens: Sequence, soi: int, eoi: int) -> tuple[list[int], bool]:
+def parse(items: dict[tuple, int], tokens: Iterable, soi: int, eoi: int) -> tuple[list[int], bool]:
   """The items of a reply by their title tokens, in order, 0-based, and whether one is left open.
 
   items: as from `items_by_title`. Raises DataError for an unknown title.

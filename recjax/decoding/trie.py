@@ -14,7 +14,7 @@ import shutil
 from collections.abc import Sequence
 
 import numpy as np
-from jaxtyping import Int
+from jaxtyping import Int, Integer
 
 from recjax import run_files
 from recjax.errors import DataError
@@ -32,13 +32,13 @@ class Trie:
   the end token included. length: tokens of every row, or 0 if they differ. end: the token that ends
   every row, or -1 where rows end by their length. vocab: tokens are below it.
   """
-  tok: Int[np.ndarray, ' M']
+  tok: Integer[np.ndarray, ' M']
   first: Int[np.ndarray, ' M1']
   lo: Int[np.ndarray, ' M']
   hi: Int[np.ndarray, ' M']
   item: Int[np.ndarray, ' N']
   start: Int[np.ndarray, ' N1']
-  rows: Int[np.ndarray, ' W']
+  rows: Integer[np.ndarray, ' W']
   length: int
   end: int
   vocab: int
@@ -46,7 +46,7 @@ class Trie:
   def __len__(self) -> int:
     return len(self.item)
 
-  def row(self, item: int) -> Int[np.ndarray, ' T']:
+  def row(self, item: int) -> Integer[np.ndarray, ' T']:
     """The tokens of an item, its end token included."""
     if self.length:
       return self.rows[item * self.length:(item + 1) * self.length]
@@ -67,14 +67,14 @@ class Trie:
     """(children of the root, of the widest other node)."""
     return int(self.fan_out[0]), int(self.fan_out[1:].max(initial=0))
 
-  def children(self, prefix: Sequence) -> list[int]:
+  def children(self, prefix: Sequence | np.ndarray) -> list[int]:
     """Tokens that may follow a prefix, on the host. Raises DataError naming where it leaves."""
     node = self.walk(prefix)
     if self.first[node] < self.first[node + 1]:
       return self.tok[self.first[node]:self.first[node + 1]].tolist()
     return self.row(self.item[self.lo[node]])[len(prefix):len(prefix) + 1].tolist()
 
-  def walk(self, prefix: Sequence) -> int:
+  def walk(self, prefix: Sequence | np.ndarray) -> int:
     """The node that a prefix leads to. Raises DataError with the position where it leaves."""
     node = 0
     for position, token in enumerate(prefix):
@@ -217,7 +217,7 @@ def _index_type(size: int) -> type:
   return np.int32 if size < 2**31 else np.int64
 
 
-def sort_rows(flat: Int[np.ndarray, ' W'], offsets: Int[np.ndarray, ' N1'], bits: int
+def sort_rows(flat: Integer[np.ndarray, ' W'], offsets: Int[np.ndarray, ' N1'], bits: int
               ) -> tuple[Int[np.ndarray, ' N'], Int[np.ndarray, ' N']]:
   """Sorts rows by their tokens, a few tokens packed into one number at a time.
 

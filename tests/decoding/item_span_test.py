@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from recjax.decoding import device_trie, item_filter, item_span, trie
 from recjax.decoding.beam_search import BeamSearch, beam_search
-from recjax.decoding.constraints import LIVE
+from recjax.decoding.constraints import LIVE, Unconstrained
 from recjax.decoding.generate import generate
 from recjax.decoding.item_span import SpanSettings
 from recjax.decoding.lm_head import BoundDecoder, plain_head
@@ -18,6 +18,7 @@ from recjax.decoding.sampling import Sampling, sample
 from recjax.decoding.streaming import stream
 from recjax.errors import ConfigError, DataError, UserError
 from recjax.models import llm, llm_decoder
+from recjax.protocols import Decoder
 
 V, SOI, EOI, EOS = 12, 9, 10, 11
 
@@ -334,9 +335,9 @@ class ForcedTest(parameterized.TestCase):
 
   def test_passes_of_several_tokens_need_forced_ones(self):
     with self.assertRaisesRegex(ConfigError, 'needs a constraint with forced'):
-      generate(None, None, [[1]], Sampling(1, 4, pass_width=4))
+      generate(Decoder(*[None] * 4), None, [[1]], Sampling(1, 4, pass_width=4))
     with self.assertRaisesRegex(ConfigError, 'pass_width=0'):
-      stream(None, None, [[1]], Sampling(1, 4), None, None)
+      stream(Decoder(*[None] * 4), None, [[1]], Sampling(1, 4), Unconstrained(), print)
 
 
 if __name__ == '__main__':
