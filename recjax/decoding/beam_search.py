@@ -49,7 +49,7 @@ class BeamSearch:
   new_tokens: int | None = None
   length_penalty: float = 1.0
   early_stopping: bool | str = False
-  length_offset: int | Int[np.ndarray, ' B'] | Int[Array, ' B'] = 0
+  length_offset: int | Int[np.ndarray, ' B'] | Int[Array, '...'] = 0
   token_scores: bool = False
   pad_id: int = 0
 

@@ -84,7 +84,8 @@ def to_device_trie(tries: Trie | Sequence[Trie],
       **{name: jnp.asarray(_padded(x)) for name, x in joined.items()}, offset=jnp.asarray(offset),
       roots=jnp.asarray(roots, jnp.int32),
       dense=jnp.asarray(_rows_by_token(joined, wide, vocab)), wide=jnp.asarray(wide, jnp.int32),
-      root_width=_width(gathered[roots].max()), width=_width(below_roots.max(initial=1)),
+      root_width=_width(int(gathered[roots].max())),
+      width=_width(int(below_roots.max(initial=1))),
       longest=len(offset), length=tries[0].length if len(tries) == 1 else 0)
 
 

@@ -46,7 +46,7 @@ class Trie:
   def __len__(self) -> int:
     return len(self.item)
 
-  def row(self, item: int) -> Integer[np.ndarray, ' T']:
+  def row(self, item: int | np.integer) -> Integer[np.ndarray, ' T']:
     """The tokens of an item, its end token included."""
     if self.length:
       return self.rows[item * self.length:(item + 1) * self.length]
@@ -90,7 +90,7 @@ class Trie:
                         f'with {list(map(int, prefix[:position + 1]))}')
     return int(node)
 
-  def items_of(self, lo: int, hi: int) -> list[int]:
+  def items_of(self, lo: int | np.integer, hi: int | np.integer) -> list[int]:
     """The items at places lo .. hi - 1, all of one title if those are a leaf's."""
     return self.item[lo:hi].tolist()
 

@@ -150,7 +150,8 @@ class ForestTest(absltest.TestCase):
         for at in range(len(row)):
           node = self.walked(planted, root, row[:at])
           self.assertEqual(sorted(self.children(planted, node, at)), built.children(row[:at]))
-        self.assertTrue(device_trie.complete(planted, self.walked(planted, root, row), len(row)))
+        self.assertTrue(device_trie.complete(
+            planted, jnp.asarray(self.walked(planted, root, row)), len(row)))
 
   @hypothesis.settings(max_examples=40, deadline=None)
   @hypothesis.given(st.lists(st.tuples(*[st.integers(0, 3)] * 3), min_size=2, max_size=30))
