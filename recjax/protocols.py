@@ -65,7 +65,7 @@ class Constraint(Protocol):
     """The state after chosen tokens and their nodes. state: of the rows that they continue."""
 
   def is_final(self, state: PyTree, token: Int[Array, 'B M'], t: Array | int) -> Bool[Array, 'B M']:
-    """Whether token number t, which led to `state`, is a row's last."""
+    """Whether token number t, which led to `state`, is a row's last; () or (B, M) for t."""
 
   def select_requests(self, requests: Int[Array, ' R']) -> 'Constraint':
     """The constraint of some of the requests."""

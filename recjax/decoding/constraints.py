@@ -115,7 +115,7 @@ class Unconstrained(Stateless):
     log_probs = jnp.where(logits == -jnp.inf, DEAD, sanitize_log_probs(logits - total))
     return choose(log_probs, tokens, tokens)
 
-  def is_final(self, state: Array, token: Array, t: Array | int) -> Bool[Array, 'B K']:
+  def is_final(self, state: Array, token: Array, t: Array | int) -> Bool[Array, '...']:
     del state, t
     return jnp.isin(token, jnp.asarray(self.eos_ids, jnp.int32)) if self.eos_ids else token < 0
 
@@ -145,7 +145,7 @@ class CodeConstraint(Stateless):
     tokens = jnp.broadcast_to(first + jnp.arange(self.code_size), logits.shape)
     return choose(sanitize_log_probs(logits - log_sum_exp(logits)), tokens, tokens)
 
-  def is_final(self, state: Array, token: Array, t: Array | int) -> Bool[Array, 'B K']:
+  def is_final(self, state: Array, token: Array, t: Array | int) -> Bool[Array, '...']:
     del state
     return jnp.broadcast_to(t + 1 >= self.levels, token.shape)
 
@@ -321,7 +321,7 @@ class CatalogConstraint:
     del state, token
     return node
 
-  def is_final(self, state: Array, token: Array, t: Array | int) -> Bool[Array, 'B K']:
+  def is_final(self, state: Array, token: Array, t: Array | int) -> Bool[Array, '...']:
     del token
     return device_trie.complete(self.trie, state, t + 1)
 
