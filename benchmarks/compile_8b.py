@@ -64,10 +64,10 @@ def train_program(shape, mesh, count):
 
 def generate_program(shape, mesh, count):
   """BETag's diverse beam search for `count` items, 40 beams each, lowered."""
-  search = generate.search_config(ConfigDict(dict(
+  search, ends = generate.search_config(ConfigDict(dict(
       beams=40, groups=40, diversity=1.0, new_tokens=NEW, stop_at_line_end=False,
       length_penalty=1.0)))
-  run = jax.jit(functools.partial(generate.beams_of, llm.LM(shape), search))
+  run = jax.jit(functools.partial(generate.beams_of, llm.LM(shape), search, ends))
   params = placed(llm.shapes(shape), llm.RULES, mesh)
   adapter = placed(jax.eval_shape(lambda k: lora.init_lora(shape, k), jax.random.key(0)),
                    llm.RULES, mesh)

@@ -25,9 +25,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from recjax.decoding import constraints, device_trie, trie
-from recjax.decoding.beam_search import BeamConfig, beam_search
-from recjax.decoding.lm_head import lm_head_of, plain_head, stages
-from recjax.decoding.lookahead_beam_search import TreeConfig, lookahead_beam_search
+from recjax.decoding.beam_search import BeamSearch, beam_search
+from recjax.decoding.constraints import CatalogConstraint, Normalization
+from recjax.decoding.lm_head import BoundDecoder, bind, cache_lengths, lm_head_of
+from recjax.decoding.lookahead_beam_search import LookaheadBeamSearch, lookahead_beam_search
 from recjax.models import huggingface, llm, llm_decoder
 from recjax.text import tokenizer as tokenizers
 
@@ -85,38 +86,29 @@ class Setting:
     return trie.build(self.rows, end=END, vocab=VOCAB)
 
   @functools.cached_property
-  def forest(self):
+  def device_trie(self):
     return device_trie.to_device_trie(self.trie)
 
   def plain(self, constraint, new_tokens, beams=0, alpha=0.0):
-    """A compiled beam search. -> (run: () -> Found, seconds to compile)"""
-    cfg = BeamConfig(beams or self.args.beams, new_tokens, alpha)
+    """A compiled beam search. -> (run: () -> BeamResult, seconds to compile)"""
+    cfg = BeamSearch(beams or self.args.beams, new_tokens, alpha)
 
     def search(params, prompts, constraint):
       lengths = jnp.full(len(prompts), prompts.shape[1])
       first, cache = self.decoder.start(params, prompts, lengths, cfg.beams,
-                                        stages(cfg.new_tokens)[0])
-      return beam_search(lambda tokens, cache, t: self.decoder.step(params, cache, tokens, t),
-                         self.decoder.reorder, lambda s: lm_head_of(self.decoder, params, s), cache,
-                         first, constraint, cfg, self.decoder.grow, self.decoder.pick)
+                                        cache_lengths(cfg.new_tokens)[0])
+      return beam_search(bind(self.decoder, params), cache, first, constraint, cfg)
     return self.compiled(search, constraint)
 
   def tree(self, constraint, new_tokens, widths, lookahead=0):
-    """A compiled tree search. -> (run: () -> Tree, seconds to compile)"""
-    cfg = TreeConfig(self.args.beams, new_tokens, widths=widths, lookahead=lookahead)
+    """A compiled look-ahead search. -> (run: () -> LookaheadResult, seconds to compile)"""
+    cfg = LookaheadBeamSearch(self.args.beams, new_tokens, 0.0, pass_widths=widths,
+                              lookahead=lookahead)
 
     def search(params, prompts, constraint):
       lengths = jnp.full(len(prompts), prompts.shape[1])
       first, cache = self.decoder.start(params, prompts, lengths, 1, cfg.slots + 1)
-      return lookahead_beam_search(
-        lambda cache, *given: self.decoder.extend(params, cache, *given),
-        lambda s: lm_head_of(self.decoder, params, s),
-        cache,
-        first,
-        constraint,
-        cfg,
-      )
-
+      return lookahead_beam_search(bind(self.decoder, params), cache, first, constraint, cfg)
     return self.compiled(search, constraint)
 
   def compiled(self, search, constraint):
@@ -218,7 +210,7 @@ def versus(rounds, **sides):
 
 
 def longest(setting):
-  return setting.forest.longest
+  return setting.device_trie.longest
 
 
 def titles_against_peer(setting):
@@ -234,11 +226,11 @@ def titles_against_peer(setting):
   def allowed(_, ids):
     return lists.get(tuple(ids[width:].tolist()), [PAD])
   theirs = functools.partial(hf, beams, steps, prefix_allowed_tokens_fn=allowed)
-  exact, c1 = setting.plain(constraints.CatalogConstraint(setting.forest), steps)
-  valid = constraints.CatalogConstraint(setting.forest, normalize='valid')
+  exact, c1 = setting.plain(CatalogConstraint(setting.device_trie), steps)
+  valid = CatalogConstraint(setting.device_trie, normalization=Normalization('valid'))
   plain_valid, c2 = setting.plain(valid, steps)
   runs, c3 = setting.tree(valid, steps, (8, 32))
-  exact_runs, c4 = setting.tree(constraints.CatalogConstraint(setting.forest), steps, (16, 64))
+  exact_runs, c4 = setting.tree(CatalogConstraint(setting.device_trie), steps, (16, 64))
   tokens, scores = theirs()
   found = exact()
   equal(found.rows.tokens, found.rows.scores, tokens, scores)
@@ -246,7 +238,7 @@ def titles_against_peer(setting):
   same(found, exact_runs(), 'vocab')
   print(f'  compile: exact {c1:.1f} s, valid {c2:.1f} s, valid with runs {c3:.1f} s, exact with '
         f'runs {c4:.1f} s; steps {int(found.steps)}, passes {runs().passes.tolist()}, '
-        f'{int(runs().fed)} tokens fed', flush=True)
+        f'{int(runs().tokens_fed)} tokens fed', flush=True)
   versus(setting.args.rounds, **{
       'transformers, prefix function': theirs, 'transformers, free': functools.partial(
           hf, beams, steps), 'ours, exact': exact, 'ours, exact, runs': exact_runs,
@@ -255,8 +247,8 @@ def titles_against_peer(setting):
 
 def same(plain, tree, name):
   """Stops unless a tree search found the rows of the plain one."""
-  a, b = np.asarray(plain.rows.state), np.asarray(tree.done.node)
-  gap = float(np.abs(np.asarray(plain.rows.scores) - np.asarray(tree.done.value)).max())
+  a, b = np.asarray(plain.rows.state), np.asarray(tree.finished.node)
+  gap = float(np.abs(np.asarray(plain.rows.scores) - np.asarray(tree.finished.value)).max())
   if sorted(map(sorted, a.tolist())) != sorted(map(sorted, b.tolist())) or gap > 1e-3:
     sys.exit(f'FAIL: {name}: runs change the result (gap {gap:.1e})')
 
@@ -264,7 +256,7 @@ def same(plain, tree, name):
 def against_free(setting):
   """constrained against unconstrained beam search, 24 steps of each, ours"""
   free, _ = setting.plain(constraints.Unconstrained((END,)), 24, alpha=0.0)
-  exact, _ = setting.plain(constraints.CatalogConstraint(setting.forest), 24, alpha=0.0)
+  exact, _ = setting.plain(CatalogConstraint(setting.device_trie), 24, alpha=0.0)
   f, e = free(), exact()
   medians = versus(setting.args.rounds, unconstrained=free, constrained=exact)
   each = medians['constrained'] / int(e.steps) / (medians['unconstrained'] / int(f.steps))
@@ -275,11 +267,11 @@ def against_free(setting):
 def against_port(setting):
   """against what a direct port to JAX does: scatter mask, cache copied to beams, plain top_k"""
   steps, beams = 24, setting.args.beams
-  cfg = BeamConfig(beams, steps, 0.0)
-  model, given = setting.model, setting.forest
+  cfg = BeamSearch(beams, steps, 0.0)
+  model, given = setting.model, setting.device_trie
 
-  class Port(constraints.CatalogConstraint):
-    def expand(self, head, state, t, most, choose):
+  class Port(CatalogConstraint):
+    def candidates(self, head, state, t, limit, choose):
       logp = jax.nn.log_softmax(head.full())
       token, child, exists = device_trie.children(
         given, state, t, max(given.width, given.root_width)
@@ -306,11 +298,11 @@ def against_port(setting):
       flat = (jnp.arange(batch)[:, None] * beams + parents).reshape(-1)
       return jax.tree.map(lambda x: x[:, flat] if x.ndim > 2 else x[flat], cache)
     first = hidden.reshape(batch, beams, -1)[:, 0]
-    port = Port(setting.forest)
-    return beam_search(step, reorder, lambda s: lm_head_of(setting.decoder, params, s), (past, own),
-                       first, port, cfg)
+    port = Port(setting.device_trie)
+    copying = BoundDecoder(step, functools.partial(lm_head_of, setting.decoder, params), reorder)
+    return beam_search(copying, (past, own), first, port, cfg)
   port, _ = setting.compiled(copied, 0)
-  exact, _ = setting.plain(constraints.CatalogConstraint(setting.forest), steps)
+  exact, _ = setting.plain(CatalogConstraint(setting.device_trie), steps)
   a, b = port(), exact()
   equal(b.rows.tokens, b.rows.scores, a.rows.tokens, np.asarray(a.rows.scores))
   versus(setting.args.rounds, **{'direct port': port, 'ours, exact': exact})
@@ -341,13 +333,13 @@ def codes(setting):
   hf = peer(setting)
   theirs = functools.partial(hf, beams, 4, logits_processor=[Processor()])
   planted = device_trie.to_device_trie(trie.build(table.tolist(), end=END, vocab=VOCAB))
-  exact, c1 = setting.plain(constraints.CatalogConstraint(planted), 4, beams)
+  exact, c1 = setting.plain(CatalogConstraint(planted), 4, beams)
   bare = device_trie.to_device_trie(
     trie.build(table - CODES - 256 * np.arange(3), vocab=256),
     level_offsets=CODES + 256 * np.arange(3),
   )
   level, c2 = setting.plain(
-    constraints.CatalogConstraint(bare, normalize='level', code_size=256), 3, beams
+    CatalogConstraint(bare, normalization=Normalization('level', 256)), 3, beams
   )
   tokens, scores = theirs()
   found = exact()
@@ -358,7 +350,7 @@ def codes(setting):
     jnp.asarray(CODES + 256 * np.arange(3)),
   )
   other, _ = setting.plain(
-    constraints.CatalogConstraint(rebuilt, normalize='level', code_size=256), 3, beams
+    CatalogConstraint(rebuilt, normalization=Normalization('level', 256)), 3, beams
   )
   if not np.array_equal(other().rows.tokens, level().rows.tokens):
     sys.exit('FAIL: the table built on the device gives other rows')
@@ -371,7 +363,7 @@ def passes(setting):
   """model passes and tokens by what goes through in one pass (counts, no times)"""
   steps = longest(setting)
   for normalize in ('vocab', 'valid'):
-    titles = constraints.CatalogConstraint(setting.forest, normalize=normalize)
+    titles = CatalogConstraint(setting.device_trie, normalization=Normalization(normalize))
     plain = setting.plain(titles, steps)[0]()
     print(f'  {normalize}, one token a pass: {int(plain.steps) - 1} passes', flush=True)
     for lookahead in (0, 64, 128, 256):
@@ -379,7 +371,7 @@ def passes(setting):
       same(plain, found, f'{normalize}, look-ahead {lookahead}')
       name = f'look-ahead {lookahead}' if lookahead else 'runs alone, (16, 64)'
       print(f'  {normalize}, {name}: {np.mean(found.passes):.2f} passes a request (most '
-            f'{int(found.passes.max())}), {int(found.fed)} tokens', flush=True)
+            f'{int(found.passes.max())}), {int(found.tokens_fed)} tokens', flush=True)
 
 
 def trie_share(setting):
@@ -390,7 +382,7 @@ def trie_share(setting):
     codes = rng.integers(0, 2048, (items, 8))
     built = trie.build(codes, vocab=2048)
     seconds = time.perf_counter() - start
-    titles = constraints.CatalogConstraint(device_trie.to_device_trie(built))
+    titles = CatalogConstraint(device_trie.to_device_trie(built))
     size = sum(x.nbytes for x in jax.tree.leaves(titles))
     weights = (jnp.asarray(rng.normal(size=(2048, 256)), jnp.float32),
                jnp.asarray(rng.normal(size=(256, 2048)) * 0.1, jnp.float32))
@@ -474,9 +466,8 @@ def code_logits(weights, tokens):
 
 @jax.jit
 def code_search(weights, first, titles):
-  return beam_search(lambda tokens, cache, t: (code_logits(weights, tokens), cache),
-                     lambda cache, parents: cache, plain_head, (), first, titles,
-                     BeamConfig(70, 8, 0.0))
+  model = BoundDecoder(lambda tokens, cache, t: (code_logits(weights, tokens), cache))
+  return beam_search(model, (), first, titles, BeamSearch(70, 8, 0.0))
 
 
 @jax.jit
@@ -550,7 +541,7 @@ def self_shapes(tree):
 
 def share(setting):
   """one warm request, 10 beams: how much of the time the model's own work takes"""
-  titles = constraints.CatalogConstraint(setting.forest)
+  titles = CatalogConstraint(setting.device_trie)
   whole, prompts = setting.prompts, setting.prompts[:1]
   setting.prompts = prompts
   run, compile_seconds = setting.plain(titles, longest(setting))

@@ -16,6 +16,7 @@ import numpy as np
 import optax
 
 from recjax.decoding import device_trie
+from recjax.decoding.beam_search import BeamSearch
 from recjax.decoding.constraints import CatalogConstraint
 from recjax.decoding.generate import generate
 from recjax.methods.etegrec import joint_training
@@ -141,10 +142,8 @@ def beams(size, rounds):
       decoder,
       params,
       list(prompts),
+      BeamSearch(size['beams'], levels, 0.0),
       CatalogConstraint(tree),
-      beams=size['beams'],
-      length_penalty=0.0,
-      new_tokens=levels,
       bucket=4,
     )
 

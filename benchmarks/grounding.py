@@ -137,7 +137,7 @@ def assistant(args):
   @jax.jit
   def ours(share):
     made = constraints.score_mixing(planted, share, 0.5)
-    return constraints._mass(made, planted.lo[child][None, None], planted.hi[child][None, None])
+    return made.mass(planted.lo[child][None, None], planted.hi[child][None, None])
   seconds = timed(lambda: ours(share), 20)
   host = np.asarray(share)[0]
   start = time.perf_counter()

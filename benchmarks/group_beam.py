@@ -65,18 +65,21 @@ def compiled(model, params, items, args):
   import jax
   import jax.numpy as jnp
 
-  from recjax.decoding.diverse_beam_search import SearchConfig, diverse_beam_search
-  from recjax.decoding.lm_head import stages
+  from recjax.decoding.constraints import Unconstrained
+  from recjax.decoding.diverse_beam_search import DiverseBeamSearch, diverse_beam_search
+  from recjax.decoding.lm_head import BoundDecoder, cache_lengths
   from recjax.models import llm_decoder
-  cfg = SearchConfig(args.beams, args.beams, PENALTY, args.new_tokens, args.new_tokens, (EOS,), PAD)
+  cfg = DiverseBeamSearch(args.beams, args.beams, PENALTY, args.new_tokens, pad_id=PAD)
+  free = Unconstrained((EOS,), args.new_tokens)
 
   def generate(params, prompts):
     variables = {'params': params}
     first, past = llm_decoder.prefill(model, variables, prompts,
                                  jnp.full(items, args.prompt), ())
     step, cache = llm_decoder.make_step(model, variables, (past,), items, args.beams,
-                                   stages(args.new_tokens)[0])
-    return diverse_beam_search(step, cache, first, cfg, grow=llm_decoder.grow_suffix)
+                                   cache_lengths(args.new_tokens)[0])
+    bound = BoundDecoder(step, grow=llm_decoder.grow_suffix)
+    return diverse_beam_search(bound, cache, first, free, cfg)
   start = time.perf_counter()
   program = jax.jit(generate).lower(
       params, jax.ShapeDtypeStruct((items, args.prompt), 'int32')).compile()

@@ -45,39 +45,41 @@ def mutants() -> list[Mutant]:
     out.extend(Mutant(file, old, new, tuple(tests.split())) for old, new in changes)
 
   # Decoding.
-  room('decoding/beam_search.py', 'decoding.beam_test decoding.generate_test',
-       ('return (1 + max(1, self.end_tokens)) * self.beams', 'return self.beams'),
-       ('ended & state.open[:, None], state.t + 1 +', 'ended & state.open[:, None], state.t +'),
-       ('value = best / (length + before)', 'value = best / length'),
-       ("~full | (value > done.min(-1))", "~full | (value > done.max(-1))"))
-  room('decoding/diverse_beam_search.py', 'decoding.group_search_test',
-       ('cfg.diversity_penalty * counts', 'cfg.diversity_penalty * (counts > 0)'),
-       ('best.values.min(-1) >= value[..., 0]', 'best.values.max(-1) >= value[..., 0]'),
-       ('(state.t >= cfg.min_new_tokens)', '(state.t > cfg.min_new_tokens)'))
-  room('decoding/sampling.py', 'decoding.search_test decoding.generate_test',
-       ('good = (before < top_p)', 'good = (before + share < top_p)'),
+  room('decoding/beam_search.py', 'decoding.beam_search_test decoding.generate_test',
+       ('kept = (1 + constraint.num_end_tokens) * search.beams', 'kept = search.beams'),
+       ('ended & state.is_open[:, None], state.t + 1 +',
+        'ended & state.is_open[:, None], state.t +'),
+       ('value = best_score / (length + length_offset)', 'value = best_score / length'),
+       ('better |= value > values.min(-1)', 'better |= value > values.max(-1)'))
+  room('decoding/diverse_beam_search.py', 'decoding.diverse_beam_search_test',
+       ('search.diversity_penalty * counts', 'search.diversity_penalty * (counts > 0)'),
+       ('finished.values.min(-1) >= value[..., 0]', 'finished.values.max(-1) >= value[..., 0]'),
+       ('(t < min_new_tokens)', '(t + 1 < min_new_tokens)'))
+  room('decoding/sampling.py', 'decoding.sampling_test decoding.generate_test',
+       ('kept = (before < top_p)', 'kept = (before + share < top_p)'),
        ('jax.random.fold_in(jax.random.fold_in(jax.random.fold_in(key, t), request), row)',
         'jax.random.fold_in(jax.random.fold_in(key, t), row)'))
-  room('decoding/constraints.py', 'decoding.beam_test decoding.generate_test',
-       (' + (at(given.low, hi) - at(given.low, lo))', ''),
+  room('decoding/constraints.py', 'decoding.beam_search_test decoding.generate_test',
+       (' + (at(self.low, hi) - at(self.low, lo))', ''),
        ('first = t * self.code_size', 'first = 0 * t'),
        ('over & (t + 1 < self.min_new_tokens)', 'over & (t < self.min_new_tokens)'))
-  room('decoding/device_trie.py', 'decoding.beam_test decoding.trie_test decoding.item_mode_test',
-       ('(rows >= lo[..., None]) & (rows < hi[..., None])',
-        '(rows >= lo[..., None]) & (rows <= hi[..., None])'),
-       ('& (row_length(forest, node) <= depth)', ''),
-       ('return bits, jnp.cumsum(ones, -1) - ones', 'return bits, jnp.cumsum(ones, -1)'))
-  room('decoding/item_span.py', 'decoding.item_mode_test',
-       ('return good & (state.count < self.max_items)',
-        'return good & (state.count <= self.max_items)'),
+  room('decoding/device_trie.py', 'decoding.beam_search_test decoding.trie_test',
+       ('& (row_length(trie, node) <= depth)', ''))
+  room('decoding/item_filter.py', 'decoding.beam_search_test decoding.trie_test',
+       ('(taken >= lo[..., None]) & (taken < hi[..., None])',
+        '(taken >= lo[..., None]) & (taken <= hi[..., None])'),
+       ('return words, jnp.cumsum(counts, -1) - counts', 'return words, jnp.cumsum(counts, -1)'))
+  room('decoding/item_span.py', 'decoding.item_span_test',
+       ('return is_open & (state.count < self.settings.max_items)',
+        'return is_open & (state.count <= self.settings.max_items)'),
        ('length - state.depth[..., None] - 1 <= left', 'length - state.depth[..., None] <= left'),
-       ('used, state.count + over)', 'used, state.count)'))
-  room('retrieval/nearest.py', 'decoding.grounding_test',
+       ('used, state.count + closes)', 'used, state.count)'))
+  room('retrieval/nearest.py', 'retrieval.nearest_test',
        ("(rows < own) if ties == 'index' else (rows != own)",
         "(rows != own) if ties == 'index' else (rows < own)"),
        ('value[:, -1] > last + slack', 'value[:, -1] > last - slack'))
-  room('decoding/exhaustive_scoring.py', 'decoding.exact_test',
-       ('each -= log_sum_exp(logits)[..., 0]', 'pass'))
+  room('decoding/exhaustive_scoring.py', 'decoding.exhaustive_scoring_test',
+       ('log_probs -= log_sum_exp(logits)[..., 0]', 'pass'))
   # Evaluation.
   room('evaluation/ranking.py', 'evaluation.ranking_test evaluation.invariance_test',
        ('own = _target_scores(scores, target)\n  ranks = _count(masked',

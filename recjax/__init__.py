@@ -3,7 +3,7 @@
     import recjax
     run = recjax.run('sequential_beauty', 'checkpoints/mine')
     recommend, data = recjax.load('checkpoints/mine')
-    found = recjax.generate(decoder, params, prompts, constraint)
+    found = recjax.generate(decoder, params, prompts, search, constraint)
 
 `run` is `recjax.experiment.train` and gives a `Run`, `load` is `recjax.recommend.load`, `generate`
 is `recjax.decoding.generate.generate`. Each is imported when it is first asked for, so `import

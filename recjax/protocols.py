@@ -1,10 +1,17 @@
-"""An autoregressive model as decoding sees it: pure functions over parameters and caches."""
-from collections.abc import Callable
-from typing import NamedTuple
+"""What the parts of recjax expect of each other: models, constraints, score functions, methods.
+
+Nothing is registered or inherited: whatever has these functions fits.
+"""
+from collections.abc import Callable, Collection, Sequence
+from typing import Any, NamedTuple, Protocol, runtime_checkable
+
+import numpy as np
+from jaxtyping import Array, Bool, Float, Int, PyTree
+from ml_collections import ConfigDict
 
 
 class Decoder(NamedTuple):
-  """An autoregressive model as the search sees it. Functions are pure; params is any pytree.
+  """An autoregressive model as decoding sees it. Functions are pure; params is any pytree.
 
   start: (params, tokens (B, P), lengths (B,), beams, new_tokens) -> (state (B, D) after each
   prompt, cache of `beams` suffixes each). step: (params, cache, tokens (B, K), t) -> (state
@@ -15,9 +22,9 @@ class Decoder(NamedTuple):
   Optional, None where the model has none: rows: (params, state (B, K, D), ids (B, K, C)) -> those
   logits alone. window: (params, state (..., D), first, size) -> logits first .. first + size - 1.
   extend: several tokens of a request in one pass, see `lookahead_beam_search`. grow: (cache,
-  new_tokens) -> the cache with room for so many, so that long searches begin small. pick: (cache,
-  requests (A,)) -> the cache of those requests alone, so that few do not pay for many that are
-  done.
+  new_tokens) -> the cache with room for so many, so that long searches begin small.
+  select_requests: (cache, requests (R,)) -> the cache of those requests alone, so that few do not
+  pay for many that are done.
   """
   start: Callable
   step: Callable
@@ -27,4 +34,81 @@ class Decoder(NamedTuple):
   window: Callable | None = None
   extend: Callable | None = None
   grow: Callable | None = None
-  pick: Callable | None = None
+  select_requests: Callable | None = None
+
+
+@runtime_checkable
+class Constraint(Protocol):
+  """What may come next; a registered pytree. B requests, K beams, C candidates, M chosen ones.
+
+  longest: tokens of the longest row, 0 where nothing bounds it. num_end_tokens: how many different
+  tokens may end a row.
+  """
+  longest: int
+  num_end_tokens: int
+
+  def start(self, batch: int) -> PyTree:
+    """The state before the first token, a pytree with leading axes (B, 1)."""
+
+  def candidates(self, head: Any, state: PyTree, t: Array | int, limit: int,
+                 choose: Callable[[Array, Array, Array], Any]) -> Any:
+    """What `choose` makes of the tokens that may come as number t.
+
+    head: a `decoding.lm_head.LMHead` on the beams' states. limit: how many of the best candidates
+    of a beam are enough, 0 for all. choose: (log_probs, tokens, nodes) -> anything; each is
+    (B, K, C); log-probabilities are at most 0, DEAD where a token may not come, tokens ascending
+    where values tie. C is the constraint's affair, so what `choose` returns must not have it in its
+    shape.
+    """
+
+  def advance(self, state: PyTree, token: Int[Array, 'B M'], node: Int[Array, 'B M']) -> PyTree:
+    """The state after chosen tokens and their nodes. state: of the rows that they continue."""
+
+  def is_final(self, state: PyTree, token: Int[Array, 'B M'], t: Array | int) -> Bool[Array, 'B M']:
+    """Whether token number t, which led to `state`, is a row's last; () or (B, M) for t."""
+
+  def select_requests(self, requests: Int[Array, ' R']) -> 'Constraint':
+    """The constraint of some of the requests."""
+
+
+class ScoreFn(Protocol):
+  """Scores a block of histories against the whole catalog."""
+
+  def __call__(self, items: Int[np.ndarray, ' M'], offsets: Int[np.ndarray, ' B1']
+               ) -> Float[Array, 'B N'] | Float[np.ndarray, 'B N']:
+    """items: of all histories, 1..N, oldest first. offsets: history b is items[offsets[b]:
+    offsets[b + 1]]. -> column j scores item j + 1, -inf for an item that may not come"""
+
+
+class Recommender(Protocol):
+  """A trained method's face."""
+
+  def __call__(self, histories: Sequence[Sequence[str]], k: int, exclude_seen: bool = True,
+               allowed: Collection[str] | Bool[np.ndarray, 'B N'] | None = None
+               ) -> tuple[list[list[str]], Float[np.ndarray, 'B K'] | list]:
+    """The k best items of each history of item ids, oldest first.
+
+    exclude_seen: whether items of the history are out. allowed: the ids that may come, or a mask of
+    a row a history where the recommender has `rows`; None for all. -> ids, fewer than k where fewer
+    may come; their scores. Raises DataError for unknown ids.
+    """
+
+
+@runtime_checkable
+class Method(Protocol):
+  """A method package, `recjax.methods.NAME`: a module with these functions."""
+
+  def run(self, cfg: ConfigDict, work: Any) -> None:
+    """The experiment, stage by stage. work: a `training.workdir.Workdir`."""
+
+  def recommender(self, workdir: Any, data: str | None = None) -> Recommender:
+    """The face of what was trained in a folder. data: a later data set than the run's."""
+
+  def cost(self, cfg: ConfigDict, shop: Any) -> dict[str, str]:
+    """What a run would take, before it runs: {what: how much, for people}."""
+
+  def convert(self, workdir: Any, kind: str, out: Any) -> Any:
+    """Writes files for other programs. Raises ConfigError for an unknown kind."""
+
+  def validated(self, cfg: ConfigDict) -> str | None:
+    """The stage whose validation figures tell settings apart, for `recjax sweep`; None for none."""

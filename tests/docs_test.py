@@ -206,14 +206,14 @@ class PythonTest(absltest.TestCase):
     )
     for page in ('README.md', 'docs/decoding.md'):
       exec(self.block(page, 'trie.build'), space)
-      found = space['found'].items(space['catalogue'])
+      found = space['found'].items(space['catalog'])
       self.assertEqual([sorted(i for i, _ in one) for one in found], [list(range(8))] * 2)
     table = jnp.asarray(np.random.default_rng(0).normal(size=(tokenizer.vocab_size,) * 2))
     space['model'] = types.SimpleNamespace(apply=lambda p, tokens: p['params'][tokens])
     exec(self.block('docs/decoding.md', 'uncached'), space)
     space['params'] = table
     exec(self.block('docs/decoding.md', 'trie.build'), space)
-    self.assertLen(space['found'].items(space['catalogue'])[0], 8)
+    self.assertLen(space['found'].items(space['catalog'])[0], 8)
 
   def test_a_method_of_ones_own(self):
     room = pathlib.Path(self.create_tempdir().full_path)

@@ -3,7 +3,8 @@
 At each step the best (1 + end tokens) * K continuations of a request's K beams are kept; those of
 rank below K that end are finished rows, the best K that do not end go on. A finished row's value is
 its score / length ** length_penalty, the end token counted. Requests do not influence each other,
-and beams that do not exist (fewer titles than beams) never come back as rows.
+and beams that do not exist (fewer titles than beams) never come back as rows. Shape letters as in
+`lm_head`.
 """
 import dataclasses
 import functools
@@ -12,222 +13,245 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
+from jaxtyping import Array, Bool, Float, Int, PyTree
 
-from recjax.decoding.constraints import DEAD, LIVE, met_nan
-from recjax.decoding.lm_head import stages
+from recjax.decoding.constraints import DEAD, LIVE, first_nan
+from recjax.decoding.lm_head import BoundDecoder, LMHead, cache_lengths
 from recjax.errors import ConfigError
+from recjax.protocols import Constraint
 
 
+def check_beams(beams: int, new_tokens: int | None, early_stopping: bool | str) -> None:
+  """Raises ConfigError for settings that no beam search has."""
+  if beams < 1 or (new_tokens is not None and new_tokens < 1):
+    raise ConfigError(f'beams={beams} and new_tokens={new_tokens} must be at least 1')
+  if early_stopping not in (True, False, 'never'):
+    raise ConfigError(f"early_stopping={early_stopping!r}; choose True, False or 'never'")
+
+
+@functools.partial(jax.tree_util.register_dataclass, data_fields=['length_offset'],
+                   meta_fields=['beams', 'new_tokens', 'length_penalty', 'early_stopping',
+                                'token_scores', 'pad_id'])
 @dataclasses.dataclass(frozen=True)
-class BeamConfig:
-  """Settings of a beam search; hashable, so a static argument. Raises ConfigError.
+class BeamSearch:
+  """Settings of a beam search; one beam is greedy search. Raises ConfigError.
 
-  early_stopping: False stops when the best open beam cannot beat the worst finished row at its own
-  length, True as soon as K rows are finished, 'never' reckons with the longest length. end_tokens:
-  how many tokens may end a row. token_scores: also return each token's log-probability.
+  beams: K. new_tokens: tokens of a row at most; None takes the longest row of the constraint.
+  length_penalty: the power of the length. early_stopping: False stops when the best open beam
+  cannot beat the worst finished row at its own length, True as soon as K rows are finished, 'never'
+  reckons with the longest length. length_offset: tokens that lengths count besides the new ones,
+  one number or (B,); the prompts' lengths give the values of transformers before 4.36.
+  token_scores: also return each token's log-probability. pad_id: what fills rows up.
   """
-  beams: int
-  new_tokens: int
+  beams: int = 1
+  new_tokens: int | None = None
   length_penalty: float = 1.0
   early_stopping: bool | str = False
-  end_tokens: int = 1
-  pad_id: int = 0
+  length_offset: int | Int[np.ndarray, ' B'] | Int[Array, '...'] = 0
   token_scores: bool = False
+  pad_id: int = 0
 
   def __post_init__(self):
-    if self.beams < 1 or self.new_tokens < 1:
-      raise ConfigError(f'beams={self.beams} and new_tokens={self.new_tokens} must be at least 1')
-    if self.early_stopping not in (True, False, 'never'):
-      raise ConfigError(f"early_stopping={self.early_stopping!r}; choose True, False or 'never'")
-
-  @property
-  def kept(self):
-    """Continuations kept of a step: enough for K to go on however many end."""
-    return (1 + max(1, self.end_tokens)) * self.beams
+    check_beams(self.beams, self.new_tokens, self.early_stopping)
 
 
 class Rows(NamedTuple):
-  """K rows of each request, best first; T = new_tokens.
+  """K rows of each request, best first.
 
-  tokens: (B, K, T) int32, padded. scores: (B, K) float32, DEAD where there is no row. lengths: (B,
-  K) int32. complete: (B, K) bool, ended and not cut at T. state: the constraint's, (B, K).
-  token_scores: (B, K, T) float32 or None
+  tokens: padded. scores: sums of log-probabilities of open beams, values of finished rows, DEAD
+  where there is no row. complete: ended and not cut at T. state: the constraint's, with leading
+  axes (B, K). token_scores: None unless asked for.
   """
-  tokens: jax.Array
-  scores: jax.Array
-  lengths: jax.Array
-  complete: jax.Array
-  state: object
-  token_scores: jax.Array | None
+  tokens: Int[Array, 'B K T']
+  scores: Float[Array, 'B K']
+  lengths: Int[Array, 'B K']
+  complete: Bool[Array, 'B K']
+  state: PyTree
+  token_scores: Float[Array, 'B K T'] | None
 
 
-class Found(NamedTuple):
-  """What a search gives. exists: (B, K) bool; count: (B,) rows found; steps: () model steps used;
-  broken: (B,) int32, the step at which a live beam of the model gave NaN, or -1."""
+class BeamResult(NamedTuple):
+  """What a search gives. count: rows found. steps: model steps used. nan_step: the new token at
+  which the model gave NaN to a live beam, or -1."""
   rows: Rows
-  exists: jax.Array
-  count: jax.Array
-  steps: jax.Array
-  broken: jax.Array
+  exists: Bool[Array, 'B K']
+  count: Int[Array, ' B']
+  steps: Int[Array, '']
+  nan_step: Int[Array, ' B']
 
 
-class State(NamedTuple):
+class BeamState(NamedTuple):
   """The loop's state after t tokens: open beams, finished rows, which requests go on."""
-  t: jax.Array
-  beams: Rows          # scores are sums of log-probabilities
-  done: Rows           # scores are values
-  open: jax.Array      # (B,)
-  before: jax.Array    # (B,) tokens that lengths count besides the new ones
-  broken: jax.Array    # (B,)
-  cache: object
+  t: Int[Array, '']
+  beams: Rows
+  finished: Rows
+  is_open: Bool[Array, ' B']
+  length_offset: Int[Array, ' B']
+  nan_step: Int[Array, ' B']
+  cache: PyTree
 
 
-def beam_search(step: Callable, reorder: Callable, head: Callable, cache, first, constraint,
-                cfg: BeamConfig, grow: Callable | None = None,
-                pick: Callable | None = None, before=None) -> Found:
+def beam_search(model: BoundDecoder, cache: PyTree, first: Float[Array, 'B D'],
+                constraint: Constraint, search: BeamSearch) -> BeamResult:
   """Searches all requests at once.
 
-  step: (tokens (B, K) int32, cache, t) -> (state (B, K, D), cache). reorder: (cache, parents
-  (B, K)) -> cache. head: state -> Head. first: (B, D), the state after each prompt. constraint:
-  see `constraints`. grow: (cache, new_tokens) -> cache, where the cache begins with room for
-  `stages(cfg.new_tokens)[0]` tokens only. pick: (cache, requests (A,)) -> cache; with it the last
-  half of the requests goes on alone once the other half is done. before: (B,) int32, tokens that
-  lengths count besides the new ones; the prompts' give the values of old releases of transformers.
+  model: with `grow` the cache begins with room for `cache_lengths(new_tokens)[0]` tokens only; with
+  `select_requests` the last half of the requests goes on alone once the other half is done. cache:
+  after the prompts, with K suffixes. first: the state after each prompt. constraint: see
+  `protocols.Constraint`. search: with its new_tokens.
   """
-  half = len(first) // 2 if pick else 0
+  half = len(first) // 2 if model.select_requests else 0
 
-  def advance(constraint, state):
+  def step(constraint, state):
     last = lax.dynamic_index_in_dim(state.beams.tokens, state.t - 1, 2, keepdims=False)
-    hidden, cache = step(last, state.cache, state.t - 1)
-    return turn(state._replace(cache=cache), hidden, head, reorder, constraint, cfg)
+    hidden, cache = model.step(last, state.cache, state.t - 1)
+    return advance_beams(state._replace(cache=cache), hidden, model.head, model.reorder, constraint,
+                         search)
 
-  before = jnp.zeros(len(first), jnp.int32) if before is None else before
-  state = begin(cache, before, constraint, cfg)
-  state = turn(state, first[:, None], head, None, constraint, cfg)
-  for limit in stages(cfg.new_tokens) if grow else [cfg.new_tokens]:
-    cache = grow(state.cache, limit) if grow else state.cache
-    state = lax.while_loop(lambda s, limit=limit: (s.t < limit) & (s.open.sum() > half),
-                           functools.partial(advance, constraint), state._replace(cache=cache))
+  state = initial_state(cache, len(first), constraint, search)
+  state = advance_beams(state, first[:, None], model.head, None, constraint, search)
+  for limit in cache_lengths(search.new_tokens) if model.grow else [search.new_tokens]:
+    cache = model.grow(state.cache, limit) if model.grow else state.cache
+    state = lax.while_loop(lambda s, limit=limit: (s.t < limit) & (s.is_open.sum() > half),
+                           functools.partial(step, constraint), state._replace(cache=cache))
   if half:
-    few = lax.top_k(state.open.astype(jnp.int32), half)[1]
-    rest = jax.tree.map(lambda x: x[few] if x.ndim else x, state._replace(cache=()))
-    rest = lax.while_loop(lambda s: (s.t < cfg.new_tokens) & s.open.any(),
-                          functools.partial(advance, constraint.pick(few)),
-                          rest._replace(cache=pick(state.cache, few)))
-    done, broken = jax.tree.map(lambda a, b: a.at[few].set(b), (state.done, state.broken),
-                                (rest.done, rest.broken))
-    state = state._replace(t=rest.t, done=done, broken=broken)
-  exists = state.done.scores > LIVE
-  return Found(state.done, exists, exists.sum(-1, dtype=jnp.int32), state.t, state.broken)
+    slow = lax.top_k(state.is_open.astype(jnp.int32), half)[1]
+    rest = jax.tree.map(lambda x: x[slow] if x.ndim else x, state._replace(cache=()))
+    rest = lax.while_loop(lambda s: (s.t < search.new_tokens) & s.is_open.any(),
+                          functools.partial(step, constraint.select_requests(slow)),
+                          rest._replace(cache=model.select_requests(state.cache, slow)))
+    finished, nan_step = jax.tree.map(
+        lambda a, b: a.at[slow].set(b), (state.finished, state.nan_step),
+        (rest.finished, rest.nan_step))
+    state = state._replace(t=rest.t, finished=finished, nan_step=nan_step)
+  exists = state.finished.scores > LIVE
+  return BeamResult(state.finished, exists, exists.sum(-1, dtype=jnp.int32), state.t,
+                    state.nan_step)
 
 
-def begin(cache, before, constraint, cfg):
-  """The state before the first token: one beam a request. before: (B,) int32"""
-  batch = len(before)
+def initial_state(cache: PyTree, batch: int, constraint: Constraint, search: BeamSearch
+                  ) -> BeamState:
+  """The state before the first token: one beam a request."""
   start = constraint.start(batch)
-  beams = _empty(batch, 1, start, cfg)._replace(scores=jnp.zeros((batch, 1)))
-  return State(jnp.int32(0), beams, _empty(batch, cfg.beams, start, cfg), jnp.ones(batch, bool),
-               before, jnp.full(batch, -1, jnp.int32), cache)
+  beams = _no_rows(batch, 1, start, search)._replace(scores=jnp.zeros((batch, 1)))
+  offset = jnp.broadcast_to(jnp.asarray(search.length_offset, jnp.int32), batch)
+  return BeamState(jnp.int32(0), beams, _no_rows(batch, search.beams, start, search),
+                   jnp.ones(batch, bool), offset, jnp.full(batch, -1, jnp.int32), cache)
 
 
-def _empty(batch, rows, start, cfg):
+def _no_rows(batch: int, rows: int, start: PyTree, search: BeamSearch) -> Rows:
   shape = (batch, rows)
-  tokens = jnp.full((*shape, cfg.new_tokens), cfg.pad_id, jnp.int32)
+  tokens = jnp.full((*shape, search.new_tokens), search.pad_id, jnp.int32)
   state = jax.tree.map(lambda x: jnp.broadcast_to(x[:, :1], (*shape, *x.shape[2:])), start)
   return Rows(tokens, jnp.full(shape, DEAD), jnp.zeros(shape, jnp.int32), jnp.zeros(shape, bool),
-              state, jnp.zeros(tokens.shape, jnp.float32) if cfg.token_scores else None)
+              state, jnp.zeros(tokens.shape, jnp.float32) if search.token_scores else None)
 
 
-def turn(state, hidden, head, reorder, constraint, cfg):
-  """One step of all requests after the model's. hidden: (B, K, D) -> State"""
+def advance_beams(state: BeamState, hidden: Float[Array, 'B K D'],
+                  head: Callable[[Array], LMHead], reorder: Callable | None,
+                  constraint: Constraint, search: BeamSearch) -> BeamState:
+  """One step of all requests after the model's. hidden: the states of the open beams."""
   t, beams = state.t, state.beams
-  open_rows = state.open[:, None] & (beams.scores > LIVE)  # rows that are dead may hold anything
-  broken = met_nan(state.broken, hidden, open_rows, t)
-  total, beam, token, node = constraint.expand(
-      head(hidden), beams.state, t, cfg.kept, best_of(beams.scores, cfg.kept))
-  follow = constraint.follow(take(beams.state, beam), beam, token, node)
-  made = extend(beams, total, beam, token, follow, t)
-  over = constraint.ends(follow, token, t)
-  made = made._replace(complete=over)
-  ended = over | (t + 1 == cfg.new_tokens)
-  done = finish(state, made, ended, cfg)
-  order = lax.top_k(jnp.where(ended, 4 * DEAD, total), cfg.beams)[1]
-  running = take(made, order)
-  alive = ~jnp.take_along_axis(ended, order, 1)
-  running = running._replace(scores=jnp.where(alive, running.scores, DEAD))
-  cache = reorder(state.cache, jnp.take_along_axis(beam, order, 1)) if reorder else state.cache
-  still = state.open & may_improve(running.scores[:, 0], t + 1, done.scores, cfg, state.before)
-  return State(t + 1, running, done, still, state.before, broken, cache)
+  live = state.is_open[:, None] & (beams.scores > LIVE)  # rows that are dead may hold anything
+  nan_step = first_nan(state.nan_step, hidden, live, t)
+  kept = (1 + constraint.num_end_tokens) * search.beams  # enough for K to go on however many end
+  scores, parents, token, node = constraint.candidates(
+      head(hidden), beams.state, t, kept, best_continuations(beams.scores, kept))
+  new_state = constraint.advance(gather_rows(beams.state, parents), token, node)
+  rows = append_tokens(beams, scores, parents, token, new_state, t)
+  complete = constraint.is_final(new_state, token, t)
+  rows = rows._replace(complete=complete)
+  ended = complete | (t + 1 == search.new_tokens)
+  finished = merge_finished(state, rows, ended, search)
+  order = lax.top_k(jnp.where(ended, 4 * DEAD, scores), search.beams)[1]
+  running = gather_rows(rows, order)
+  goes_on = ~jnp.take_along_axis(ended, order, 1)
+  running = running._replace(scores=jnp.where(goes_on, running.scores, DEAD))
+  cache = state.cache
+  if reorder:
+    cache = reorder(cache, jnp.take_along_axis(parents, order, 1))
+  is_open = state.is_open & may_improve(running.scores[:, 0], t + 1, finished.scores, search,
+                                        state.length_offset)
+  return BeamState(t + 1, running, finished, is_open, state.length_offset, nan_step, cache)
 
 
-def best_of(scores, kept):
-  """What `expand` asks: the best continuations of all beams, ties by beam, then by place.
+def best_continuations(scores: Float[Array, 'B K'], kept: int) -> Callable:
+  """What a search asks of `Constraint.candidates`: the best continuations of all beams, ties by
+  beam, then by candidate.
 
-  scores: (B, K). -> choose(values, ids, nodes) -> totals, beams, tokens, nodes, each (B, kept)
+  scores: of the beams. -> choose(log_probs, tokens, nodes) -> scores, parents, tokens, nodes, each
+  (B, kept)
   """
-  def choose(values, ids, nodes):
-    batch, _, width = values.shape
-    total = jnp.maximum(scores[..., None] + values, DEAD).reshape(batch, -1)
-    flat_ids, flat_nodes = ids.reshape(batch, -1), nodes.reshape(batch, -1)
+  def choose(log_probs, tokens, nodes):
+    batch, _, width = log_probs.shape
+    total = jnp.maximum(scores[..., None] + log_probs, DEAD).reshape(batch, -1)
+    flat_tokens, flat_nodes = tokens.reshape(batch, -1), nodes.reshape(batch, -1)
     lack = kept - total.shape[1]
     if lack > 0:
       total = jnp.pad(total, [(0, 0), (0, lack)], constant_values=DEAD)
-      flat_ids, flat_nodes = (jnp.pad(x, [(0, 0), (0, lack)]) for x in (flat_ids, flat_nodes))
+      flat_tokens, flat_nodes = (jnp.pad(x, [(0, 0), (0, lack)]) for x in (flat_tokens, flat_nodes))
     total, place = lax.top_k(total, kept)
-    beam = jnp.minimum(place // width, scores.shape[1] - 1)
-    at = lambda x: jnp.take_along_axis(x, place, 1)  # noqa: E731
-    return total, beam, at(flat_ids), at(flat_nodes)
+    parents = jnp.minimum(place // width, scores.shape[1] - 1)
+    return (total, parents, jnp.take_along_axis(flat_tokens, place, 1),
+            jnp.take_along_axis(flat_nodes, place, 1))
   return choose
 
 
-def take(tree, order):
-  """Rows of a pytree with leading axes (B, K) by number. order: (B, M)"""
-  def one(x):
+def gather_rows(tree: PyTree, order: Int[Array, 'B M']) -> PyTree:
+  """Rows of a pytree with leading axes (B, K) by number."""
+  def gather(x):
     return jnp.take_along_axis(x, order.reshape(*order.shape, *(1,) * (x.ndim - 2)), 1)
-  return jax.tree.map(one, tree)
+  return jax.tree.map(gather, tree)
 
 
-def extend(beams, total, beam, token, follow, t):
-  """Rows one token longer. total, beam, token: (B, M) -> Rows (B, M)"""
-  base = take(beams._replace(state=None), beam)
+def append_tokens(beams: Rows, scores: Float[Array, 'B M'], parents: Int[Array, 'B M'],
+                  token: Int[Array, 'B M'], state: PyTree, t: Int[Array, '']) -> Rows:
+  """M rows, each one token longer than its parent. scores, state: with the token."""
+  base = gather_rows(beams._replace(state=None), parents)
   tokens = lax.dynamic_update_index_in_dim(base.tokens, token, t, 2)
-  scores = base.token_scores
-  if scores is not None:
-    scores = lax.dynamic_update_index_in_dim(scores, total - base.scores, t, 2)
-  return Rows(tokens, total, jnp.full(total.shape, t + 1), base.complete, follow, scores)
+  token_scores = base.token_scores
+  if token_scores is not None:
+    token_scores = lax.dynamic_update_index_in_dim(token_scores, scores - base.scores, t, 2)
+  return Rows(tokens, scores, jnp.full(scores.shape, t + 1), base.complete, state, token_scores)
 
 
-def finish(state, made, ended, cfg):
-  """Merges rows that end now with those that ended before. -> Rows (B, K)"""
-  made = made._replace(scores=values_of(
-      made.scores, ended & state.open[:, None], state.t + 1 + state.before[:, None],
-      state.done.scores, cfg))
-  both = jax.tree.map(lambda a, b: jnp.concatenate([a, b], 1), state.done, made)
-  return take(both, lax.top_k(both.scores, cfg.beams)[1])
+def merge_finished(state: BeamState, rows: Rows, ended: Bool[Array, 'B M'], search: BeamSearch
+                   ) -> Rows:
+  """The K best of the rows that end now and of those that ended before."""
+  rows = rows._replace(scores=finished_values(
+      rows.scores, ended & state.is_open[:, None], state.t + 1 + state.length_offset[:, None],
+      state.finished.scores, search))
+  both = jax.tree.map(lambda a, b: jnp.concatenate([a, b], 1), state.finished, rows)
+  return gather_rows(both, lax.top_k(both.scores, search.beams)[1])
 
 
-def values_of(scores, ended, length, done, cfg):
+def finished_values(scores: Float[Array, 'B M'], ended: Bool[Array, 'B M'], length: Array,
+                    values: Float[Array, 'B K'], search) -> Float[Array, 'B M']:
   """Values of rows that end now, DEAD for those that do not, or rank too low to.
 
-  scores, ended: (B, M), best first. length: tokens that count, () or (B, 1). done:
-  (B, K) values so far
+  scores: best first. length: tokens that count, () or (B, 1). values: of the rows that ended
+  before. search: beams, early_stopping and length_penalty.
   """
-  new = ended & (jnp.arange(scores.shape[1]) < cfg.beams) & (scores > LIVE)
-  if cfg.early_stopping is True:
-    new &= ~(done > LIVE).all(-1, keepdims=True)
-  return jnp.where(new, scores / length.astype(jnp.float32) ** cfg.length_penalty, DEAD)
+  new = ended & (jnp.arange(scores.shape[1]) < search.beams) & (scores > LIVE)
+  if search.early_stopping is True:
+    new &= ~(values > LIVE).all(-1, keepdims=True)
+  return jnp.where(new, scores / length.astype(jnp.float32) ** search.length_penalty, DEAD)
 
 
-def may_improve(best, length, done, cfg, before=0):
-  """Whether a request's open beams can still beat its finished rows. -> (B,) bool
+def may_improve(best_score: Float[Array, ' B'], length: Array, values: Float[Array, 'B K'], search,
+                length_offset: Array | int = 0) -> Bool[Array, ' B']:
+  """Whether a request's open beams can still beat its finished rows.
 
-  best: (B,), the best open beam's score. length: new tokens so far, () or (B,). done: (B, K)
-  values. before: tokens that count besides the new ones, () or (B,)
+  best_score: of the best open beam. length: new tokens so far, () or (B,). values: of the finished
+  rows. search: as in `finished_values`. length_offset: tokens that count besides, () or (B,).
   """
-  if cfg.early_stopping == 'never' and cfg.length_penalty > 0:
-    length = jnp.full_like(length, cfg.new_tokens)
-  value = best / (length + before).astype(jnp.float32) ** cfg.length_penalty
-  full = (done > LIVE).all(-1)
-  better = ~full if cfg.early_stopping is True else ~full | (value > done.min(-1))
-  return better & (best > LIVE)
+  if search.early_stopping == 'never' and search.length_penalty > 0:
+    length = jnp.full_like(length, search.new_tokens)
+  value = best_score / (length + length_offset).astype(jnp.float32) ** search.length_penalty
+  all_found = (values > LIVE).all(-1)
+  better = ~all_found
+  if search.early_stopping is not True:
+    better |= value > values.min(-1)
+  return better & (best_score > LIVE)

@@ -1,166 +1,155 @@
-"""The public face: prompts in, rows and items out, one compiled program for each shape."""
+"""The public face: prompts in, rows and items out, one compiled program for each shape.
+
+Shape letters as in `lm_head`.
+"""
 import dataclasses
 import functools
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, Bool, Float, Int, Key, PyTree
 
-from recjax.decoding.beam_search import BeamConfig, beam_search
-from recjax.decoding.constraints import LIVE, CatalogConstraint, Unconstrained
-from recjax.decoding.device_trie import forced_token
-from recjax.decoding.diverse_beam_search import SearchConfig, diverse_beam_search
-from recjax.decoding.forced_sampling import sample_runs
-from recjax.decoding.item_span import ItemSpanConstraint
-from recjax.decoding.lm_head import lm_head_of, stages
-from recjax.decoding.lookahead_beam_search import TreeConfig, lookahead_beam_search
-from recjax.decoding.retrieval_constraint import RetrievalConstraint
-from recjax.decoding.sampling import SampleConfig, sample
+from recjax.decoding.beam_search import BeamSearch, beam_search
+from recjax.decoding.constraints import (
+  LIVE,
+  CatalogConstraint,
+  Unconstrained,
+  with_new_tokens,
+)
+from recjax.decoding.device_trie import DeviceTrie, forced_token
+from recjax.decoding.diverse_beam_search import DiverseBeamSearch, diverse_beam_search
+from recjax.decoding.forced_sampling import sample_forced
+from recjax.decoding.item_filter import ItemFilter
+from recjax.decoding.lm_head import bind, cache_lengths
+from recjax.decoding.lookahead_beam_search import LookaheadBeamSearch, lookahead_beam_search
+from recjax.decoding.sampling import Sampling, sample
+from recjax.decoding.trie import Trie
 from recjax.distributed import multihost
 from recjax.errors import ConfigError, DataError, UserError
+from recjax.protocols import Constraint, Decoder
+
+Search = BeamSearch | DiverseBeamSearch | LookaheadBeamSearch | Sampling
 
 
 @dataclasses.dataclass(frozen=True)
 class Generated:
-  """Rows of every request, best first (sampled rows in order). K rows, T new tokens.
+  """Rows of every request, best first (sampled rows in order); numpy.
 
-  tokens: (B, K, T) int32, padded. scores: (B, K) float32. lengths: (B, K). exists: (B, K) bool,
-  false where there are fewer rows than asked for. complete: (B, K) bool, ended and not cut at T.
-  places: (B, K, 2), the interval of each title, or None. steps: how often the model was asked.
-  token_scores: (B, K, T) float32 where asked for.
+  tokens: padded. exists: false where there are fewer rows than asked for. complete: ended and not
+  cut at T. places: of a `CatalogConstraint`, the first place of each title and the one after its
+  last, or None. steps: how often the model was asked. token_scores: where asked for.
   """
-  tokens: np.ndarray
-  scores: np.ndarray
-  lengths: np.ndarray
-  exists: np.ndarray
-  complete: np.ndarray
-  places: np.ndarray | None
+  tokens: Int[np.ndarray, 'B K T']
+  scores: Float[np.ndarray, 'B K']
+  lengths: Int[np.ndarray, 'B K']
+  exists: Bool[np.ndarray, 'B K']
+  complete: Bool[np.ndarray, 'B K']
+  places: Int[np.ndarray, 'B K 2'] | None
   steps: int
-  token_scores: np.ndarray | None = None
+  token_scores: Float[np.ndarray, 'B K T'] | None = None
 
-  def row(self, request, rank):
-    """The tokens of one row, its end token included. -> list of int"""
+  def row(self, request: int, rank: int) -> list[int]:
+    """The tokens of one row, its end token included."""
     return self.tokens[request, rank, :self.lengths[request, rank]].tolist()
 
-  def items(self, trie, limits=None, every=False):
-    """The items of each request, best first. -> [B][(item, score)], fewer where fewer exist
+  def items(self, trie: Trie | DeviceTrie, item_filter: ItemFilter | None = None,
+            every: bool = False) -> list[list[tuple[int, float]]]:
+    """The items of each request with their scores, best first, 0-based; fewer where fewer exist.
 
-    Items that share a title share a row; of those the first open one is given, or with `every` all.
+    trie, item_filter: those of the constraint. Items that share a title share a row; of those the
+    first open one is given, or with `every` all.
     """
-    out = []
+    everything = []
     for b, (spans, scores) in enumerate(zip(self.places, self.scores)):
-      found = []
+      items = []
       for (lo, hi), score, good in zip(spans, scores, self.exists[b] & self.complete[b]):
         if good:
-          places = [p for p in range(lo, hi) if limits is None or _open(limits, b, p)]
-          found += [(int(trie.item[p]), float(score)) for p in places[:None if every else 1]]
-      out.append(found)
-    return out
+          places = [p for p in range(lo, hi) if item_filter is None or _is_open(item_filter, b, p)]
+          items += [(int(trie.item[p]), float(score)) for p in places[:None if every else 1]]
+      everything.append(items)
+    return everything
 
-  def best(self, most, trie, limits=None, every=True):
-    """`items` as arrays: items 1..N and scores, 0 and -inf where there are fewer than `most`.
-
-    -> (B, most) int32, (B, most) float32
-    """
-    items = np.zeros((len(self.scores), most), np.int32)
+  def best(self, count: int, trie: Trie | DeviceTrie, item_filter: ItemFilter | None = None,
+           every: bool = True) -> tuple[Int[np.ndarray, 'B C'], Float[np.ndarray, 'B C']]:
+    """`items` as arrays: items 1..N and scores, 0 and -inf where there are fewer than `count`."""
+    items = np.zeros((len(self.scores), count), np.int32)
     scores = np.full(items.shape, -np.inf, np.float32)
-    for b, row in enumerate(self.items(trie, limits, every)):
-      row = row[:most]
+    for b, row in enumerate(self.items(trie, item_filter, every)):
+      row = row[:count]
       items[b, :len(row)] = [i + 1 for i, _ in row]
       scores[b, :len(row)] = [s for _, s in row]
     return items, scores
 
 
-def _open(limits, request, place):
+def _is_open(item_filter: ItemFilter, request: int, place: int) -> bool:
   """Whether one place is open, on the host."""
-  good = True
-  if limits.bits is not None:
-    word = np.asarray(limits.bits[limits.use[request], place >> 5])
-    good = bool(word >> np.uint32(place & 31) & np.uint32(1))
-  return good and (limits.taken is None or place not in np.asarray(limits.taken[request]))
+  is_open = True
+  if item_filter.allowed_bits is not None:
+    row = item_filter.list_of_request[request]
+    word = np.asarray(item_filter.allowed_bits[row, place >> 5])
+    is_open = bool(word >> np.uint32(place & 31) & np.uint32(1))
+  return is_open and (item_filter.taken is None
+                      or place not in np.asarray(item_filter.taken[request]))
 
 
-@dataclasses.dataclass(frozen=True)
-class _Plan:
-  """What decides the program besides shapes; hashable."""
-  kind: str
-  config: object
-  keep_scores: bool
-  pad_id: int = 0
-  runs: int = 0
+def generate(decoder: Decoder, params: PyTree, prompts: Sequence, search: Search,
+             constraint: Constraint | None = None, *, seed: int = 0, bucket: int = 64,
+             longest_prompt: int = 0) -> Generated:
+  """Continues prompts by beam search, group beam search, look-ahead beam search or sampling.
 
-
-def generate(decoder, params, prompts, constraint=None, *, beams=1, new_tokens=0, groups=1,
-             diversity_penalty=1.0, length_penalty=1.0, length_offset=0, early_stopping=False,
-             samples=0, temperature=1.0, top_k=0, top_p=1.0, eos_ids=(), pad_id=0,
-             min_new_tokens=0, seed=0, token_scores=False, runs=(), lookahead=0, bucket=64,
-             longest_prompt=0):
-  """Continues prompts by beam search (beams=1 is greedy), group beam search or sampling.
-
-  decoder: a `Decoder`. prompts: lists of token ids, of any lengths. constraint: None,
-  `CatalogConstraint`, `ItemSpanConstraint` or `RetrievalConstraint`. new_tokens: 0 takes the
-  longest title of the constraint. groups: above 1 for diverse beam search. length_offset: (B,)
-  tokens that the penalty of plain beams counts besides the new ones, such as the prompts'. samples:
-  above 0 draws so many rows of each prompt. runs: tokens a request may feed in one pass, e.g. (8,
-  32), to find the same rows by `lookahead_beam_search`; for samples in item mode, e.g. (8,), tokens
-  of a row. lookahead: tokens that passes of `lookahead_beam_search` are filled up to. bucket:
-  prompts are padded to a multiple of it, and share a program that way. longest_prompt: refuse
-  longer ones (0: no bound). -> Generated. Raises DataError for an empty or too long prompt,
-  UserError where the model gives NaN, ConfigError for settings that contradict.
+  params: of the decoder. prompts: lists of token ids, of any lengths. search: `BeamSearch` (one
+  beam is greedy), `DiverseBeamSearch`, `LookaheadBeamSearch` or `Sampling`; its new_tokens is by
+  default the longest row of the constraint. constraint: `Unconstrained(eos_ids)`,
+  `CatalogConstraint`, `CodeConstraint`, `ItemSpanConstraint` or `RetrievalConstraint`; None is
+  every token, without an end. seed: of samples. bucket: prompts are padded to a multiple of it, and
+  share a program that way. longest_prompt: refuse longer ones (0: no bound). Raises DataError for
+  an empty or too long prompt, UserError where the model gives NaN, ConfigError for a search and a
+  constraint that do not go together.
   """
-  tokens, lengths = padded(prompts, bucket, longest_prompt, pad_id)
-  if isinstance(constraint, CatalogConstraint):
-    new_tokens = new_tokens or constraint.forest.longest
-    constraint = dataclasses.replace(constraint, min_new_tokens=min_new_tokens)
-  if new_tokens < 1:
-    raise ConfigError('new_tokens is missing: without titles nothing bounds the rows')
-  if constraint is None:
-    constraint = Unconstrained(tuple(eos_ids), min_new_tokens)
-  ends = 1 if isinstance(constraint, CatalogConstraint) else max(1, len(eos_ids))
-  if token_scores and (groups > 1 or runs and not samples):
-    raise ConfigError('token_scores come with beams and samples, not with groups or runs')
-  if lookahead and (samples or not runs):
-    raise ConfigError(f'lookahead={lookahead} fills the passes of runs with beams; set runs, or 0')
-  if np.any(length_offset) and (samples or runs or groups > 1):
-    raise ConfigError('length_offset comes with plain beams')
-  if samples:
-    if runs and not (
-      isinstance(constraint, ItemSpanConstraint | RetrievalConstraint) and decoder.extend
-    ):
-      raise ConfigError('runs with samples need ItemMode or Fetch, and a decoder with extend')
-    plan = _Plan('sample', SampleConfig(samples, new_tokens, temperature, top_k, top_p, pad_id),
-                 token_scores, runs=max(runs, default=0))
-  elif isinstance(constraint, RetrievalConstraint):
-    raise ConfigError('items are fetched with samples (temperature 0 is greedy), not with beams')
-  elif groups > 1:
-    if isinstance(constraint, ItemSpanConstraint):
-      raise ConfigError('group beam search takes titles or free text, not item mode')
-    plan = _Plan('groups', SearchConfig(beams, groups, diversity_penalty, new_tokens,
-                                        min_new_tokens, tuple(eos_ids), pad_id, length_penalty),
-                 token_scores)
-  elif runs:
-    if not isinstance(constraint, CatalogConstraint) or not decoder.extend or min_new_tokens:
-      raise ConfigError('runs need Titles without min_new_tokens, and a decoder with extend')
-    plan = _Plan('tree', TreeConfig(beams, new_tokens, length_penalty, early_stopping,
-                                    tuple(runs), lookahead), False, pad_id)
-  else:
-    plan = _Plan('beam', BeamConfig(beams, new_tokens, length_penalty, early_stopping, ends, pad_id,
-                                    token_scores), token_scores)
-  key, before = jax.random.key(seed), np.broadcast_to(np.int32(length_offset), len(tokens))
-  out = multihost.to_host(_run(decoder, plan, params, tokens, lengths, constraint, key, before))
-  whole(out.pop('broken'))
-  return Generated(steps=int(out.pop('steps')), **out)
+  constraint = Unconstrained() if constraint is None else constraint
+  tokens, lengths = pad_prompts(prompts, bucket, longest_prompt, search.pad_id)
+  search = with_new_tokens(search, constraint)
+  _check_pair(decoder, search, constraint)
+  arrays = multihost.to_host(_run(decoder, params, tokens, lengths, constraint, search,
+                                  jax.random.key(seed)))
+  raise_on_nan(arrays.pop('nan_step'))
+  return Generated(steps=int(arrays.pop('steps')), **arrays)
 
 
-def whole(broken):
-  """Raises UserError where a request met NaN. broken: (B,) int32, the new token or -1."""
-  for bad in np.flatnonzero(broken >= 0)[:1]:
-    raise UserError(f'the model gave NaN for request {bad} at new token {broken[bad]}; its weights '
-                    'or their type are broken: try float32, then check the checkpoint')
+def _check_pair(decoder: Decoder, search: Search, constraint: Constraint) -> None:
+  """Raises ConfigError where a search cannot take the constraint, or needs more of the decoder."""
+  name = type(constraint).__name__
+  has_forced = hasattr(constraint, 'forced_token')
+  if isinstance(search, Sampling):
+    if search.pass_width and not (has_forced and decoder.extend):
+      raise ConfigError(f'Sampling(pass_width={search.pass_width}) needs a constraint with forced '
+                        f'tokens, not {name}, and a decoder with extend')
+  elif isinstance(search, LookaheadBeamSearch):
+    if not isinstance(constraint, CatalogConstraint) or constraint.min_new_tokens:
+      raise ConfigError('LookaheadBeamSearch needs a CatalogConstraint without min_new_tokens, not '
+                        f'{name}')
+    if not decoder.extend:
+      raise ConfigError('LookaheadBeamSearch needs a decoder with extend')
+  elif not getattr(constraint, 'for_beams', True):
+    raise ConfigError(f'{name} goes with Sampling (temperature 0 is greedy), not with beams')
 
 
-def padded(prompts, bucket, longest=0, pad_id=0):
-  """-> tokens (B, P) int32, padded on the right to a multiple of `bucket`, lengths (B,)"""
+def raise_on_nan(nan_step: Int[np.ndarray, ' B']) -> None:
+  """Raises UserError where a request met NaN. nan_step: the new token, or -1."""
+  for request in np.flatnonzero(nan_step >= 0)[:1]:
+    raise UserError(f'the model gave NaN for request {request} at new token {nan_step[request]}; '
+                    'its weights or their type are broken: try float32, then check the checkpoint')
+
+
+def pad_prompts(prompts: Sequence, bucket: int, longest: int = 0, pad_id: int = 0
+                ) -> tuple[Int[np.ndarray, 'B P'], Int[np.ndarray, ' B']]:
+  """Prompts as an array, padded on the right to a multiple of `bucket`. -> tokens, lengths
+
+  longest: the most tokens that a prompt may have, 0 for any. Raises DataError for a longer prompt,
+  an empty one, or none at all.
+  """
   lengths = np.array([len(p) for p in prompts], np.int32)
   if not len(lengths) or lengths.min() < 1:
     where = 'no prompt was given' if not len(lengths) else f'prompt {lengths.argmin()} is empty'
@@ -174,87 +163,59 @@ def padded(prompts, bucket, longest=0, pad_id=0):
   return tokens, lengths
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1))
-def _run(decoder, plan, params, tokens, lengths, constraint, key, before):
-  """The whole generation on the device. -> dict of arrays"""
-  cfg = plan.config
-  rows = cfg.rows if plan.kind == 'sample' else cfg.beams
-  room = cfg.new_tokens
-  if plan.kind in ('beam', 'groups') and decoder.grow:
-    room = stages(room)[0]
-  if plan.kind == 'tree':
-    rows, room = 1, cfg.slots + 1
-  elif plan.runs:
-    rows, room = 1, cfg.rows * cfg.new_tokens + 1
-  first, cache = decoder.start(params, tokens, lengths, rows, room)
-  head = functools.partial(lm_head_of, decoder, params)
-
-  def step(tokens, cache, t):
-    return decoder.step(params, cache, tokens, t)
-  if plan.kind == 'tree' or plan.runs:
-    step = functools.partial(decoder.extend, params)
-  if plan.kind == 'beam':
-    return _beam(decoder, step, head, cache, first, constraint, plan, before)
-  run = {'groups': _groups, 'sample': _sample, 'tree': _tree}[plan.kind]
-  return run(decoder, step, head, cache, first, constraint, plan, key)
-
-
-def _beam(decoder, step, head, cache, first, constraint, plan, before):
-  found = beam_search(step, decoder.reorder, head, cache, first, constraint, plan.config,
-                      decoder.grow, decoder.pick, before)
+@functools.partial(jax.jit, static_argnums=0)
+def _run(decoder: Decoder, params: PyTree, tokens: Int[Array, 'B P'], lengths: Int[Array, ' B'],
+         constraint: Constraint, search: Search, key: Key[Array, '']) -> dict:
+  """The whole generation on the device. -> the arrays of `Generated`, and nan_step"""
+  model = bind(decoder, params)
+  if isinstance(search, LookaheadBeamSearch):
+    first, cache = decoder.start(params, tokens, lengths, 1, search.slots + 1)
+    return _lookahead(lookahead_beam_search(model, cache, first, constraint, search), constraint,
+                      search)
+  if isinstance(search, Sampling):
+    beams, room, run = search.samples, search.new_tokens, sample
+    if search.pass_width:
+      beams, room, run = 1, search.samples * search.new_tokens + 1, sample_forced
+    first, cache = decoder.start(params, tokens, lengths, beams, room)
+    rows = run(model, cache, first, constraint, search, key)
+    return _arrays(rows.tokens, rows.scores, rows.lengths, rows.lengths > 0, rows.complete,
+                   rows.state, constraint, rows.steps, rows.nan_step,
+                   rows.token_scores if search.token_scores else None)
+  room = cache_lengths(search.new_tokens)[0] if decoder.grow else search.new_tokens
+  first, cache = decoder.start(params, tokens, lengths, search.beams, room)
+  if isinstance(search, DiverseBeamSearch):
+    return _diverse(diverse_beam_search(model, cache, first, constraint, search), constraint)
+  found = beam_search(model, cache, first, constraint, search)
   rows = found.rows
-  return _pack(rows.tokens, rows.scores, rows.lengths, found.exists, rows.complete,
-               rows.state, constraint, found.steps, found.broken, rows.token_scores)
+  return _arrays(rows.tokens, rows.scores, rows.lengths, found.exists, rows.complete, rows.state,
+                 constraint, found.steps, found.nan_step, rows.token_scores)
 
 
-def _groups(decoder, step, head, cache, first, constraint, plan, key):
-  del key
-
-  def logits(tokens, cache, t):
-    state, cache = step(tokens, cache, t)
-    return head(state).full(), cache
-  titles = constraint if isinstance(constraint, CatalogConstraint) else None
-  found = diverse_beam_search(logits, cache, head(first[:, None]).full()[:, 0], plan.config,
-                       decoder.reorder, titles, decoder.grow)
-  exists = found.scores > LIVE
-  ends = (constraint.ends(found.node, _last(found), found.lengths - 1) if titles
-          else jnp.isin(_last(found), jnp.asarray(plan.config.eos_ids, jnp.int32)))
-  return _pack(found.tokens, found.scores, found.lengths, exists, ends, found.node, constraint,
-               found.lengths.max(), jnp.full(len(first), -1), None)
+def _diverse(found, constraint: Constraint) -> dict:
+  last = jnp.maximum(found.lengths - 1, 0)
+  last_token = jnp.take_along_axis(found.tokens, last[..., None], 2)[..., 0]
+  complete = constraint.is_final(found.state, last_token, found.lengths - 1)
+  return _arrays(found.tokens, found.scores, found.lengths, found.scores > LIVE, complete,
+                 found.state, constraint, found.lengths.max(), jnp.full(len(found.scores), -1),
+                 None)
 
 
-def _tree(decoder, extend, head, cache, first, titles, plan, key):
-  del decoder, key
-  found = lookahead_beam_search(extend, head, cache, first, titles, plan.config)
-  done, forest = found.done, titles.forest
-  at = jnp.arange(plan.config.new_tokens)
-  tokens = forced_token(forest, done.node[..., None], jnp.broadcast_to(
-      at, (*done.node.shape, len(at))))  # the first title below a node begins with its tokens
-  exists = done.value > LIVE
-  tokens = jnp.where((at < done.length[..., None]) & exists[..., None], tokens, plan.pad_id)
-  return _pack(tokens, done.value, done.length, exists, done.complete, done.node, titles,
-               found.passes.max() + 1, found.broken, None)
+def _lookahead(found, constraint: CatalogConstraint, search: LookaheadBeamSearch) -> dict:
+  rows = found.finished
+  position = jnp.arange(search.new_tokens)
+  tokens = forced_token(constraint.trie, rows.node[..., None], jnp.broadcast_to(
+      position, (*rows.node.shape, len(position))))  # a node's first title begins with its tokens
+  exists = rows.value > LIVE
+  tokens = jnp.where((position < rows.length[..., None]) & exists[..., None], tokens, search.pad_id)
+  return _arrays(tokens, rows.value, rows.length, exists, rows.complete, rows.node, constraint,
+                 found.passes.max() + 1, found.nan_step, None)
 
 
-def _last(found):
-  at = jnp.maximum(found.lengths - 1, 0)[..., None]
-  return jnp.take_along_axis(found.tokens, at, 2)[..., 0]
-
-
-def _sample(decoder, step, head, cache, first, constraint, plan, key):
-  given = (step, cache, first, constraint, plan.config, key, head)
-  found = sample_runs(*given, plan.runs) if plan.runs else sample(*given)
-  return _pack(found.tokens, found.scores, found.lengths, found.lengths > 0, found.complete,
-               found.state, constraint, found.steps, found.broken,
-               found.token_scores if plan.keep_scores else None)
-
-
-def _pack(tokens, scores, lengths, exists, complete, state, constraint, steps, broken, each):
+def _arrays(tokens, scores, lengths, exists, complete, state, constraint, steps, nan_step,
+            token_scores) -> dict:
   places = None
   if isinstance(constraint, CatalogConstraint):
-    forest = constraint.forest
-    places = jnp.stack([forest.lo[state], forest.hi[state]], -1)
+    places = jnp.stack([constraint.trie.lo[state], constraint.trie.hi[state]], -1)
   return {'tokens': tokens, 'scores': scores, 'lengths': lengths, 'exists': exists,
-          'complete': complete, 'places': places, 'steps': steps, 'broken': broken,
-          'token_scores': each}
-
+          'complete': complete, 'places': places, 'steps': steps, 'nan_step': nan_step,
+          'token_scores': token_scores}

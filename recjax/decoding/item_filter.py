@@ -1,112 +1,114 @@
-"""Tries on the device: what may follow a node, under which limits, as gathers on arrays.
-
-Array sizes are rounded up, so another catalogue of about the same size is the same program. All
-of it works on places: the order of the sorted titles in which every node is an interval.
-"""
+"""Which items each request may still have: allow lists and used items, counted by trie interval."""
+from collections.abc import Sequence
 from typing import NamedTuple
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jaxtyping import Array, Bool, Int, UInt32
 
-from recjax.decoding import device_trie
+from recjax.decoding.device_trie import PAD, DeviceTrie
+from recjax.decoding.trie import Trie
 from recjax.errors import DataError
 
 
 class ItemFilter(NamedTuple):
-  """What one batch may not have, in places; None where there is no such limit.
+  """What one batch may not have, by place in the trie; None where nothing is forbidden that way.
 
-  bits, base: (A, ceil(N / 32) + 1) uint32 and int32, allowed places and their count before each
-  word; use: (B,) int32, which of the A lists a request has. taken: (B, E) int32, places that are
-  used up, ascending without repeats, padded with 2**31 - 1.
+  allowed_bits: allowed places of A allow lists, 32 to a word; allowed_before: how many there are
+  before each word; list_of_request: which of the A lists a request has. taken: places that are
+  used up, ascending without repeats, padded with `device_trie.PAD`.
   """
-  bits: jax.Array | None = None
-  base: jax.Array | None = None
-  use: jax.Array | None = None
-  taken: jax.Array | None = None
+  allowed_bits: UInt32[Array, 'A W'] | None = None
+  allowed_before: Int[Array, 'A W'] | None = None
+  list_of_request: Int[Array, ' B'] | None = None
+  taken: Int[Array, 'B E'] | None = None
+
+  @property
+  def forbids_any(self) -> bool:
+    """Whether there is an allow list or a list of taken places at all."""
+    return self.allowed_bits is not None or self.taken is not None
+
+  def select_requests(self, requests: Int[Array, ' R']) -> 'ItemFilter':
+    """The filter of some of the requests."""
+    return self._replace(
+        list_of_request=None if self.list_of_request is None else self.list_of_request[requests],
+        taken=None if self.taken is None else self.taken[requests])
+
+  def count_open(self, lo: Int[Array, 'B ...'], hi: Int[Array, 'B ...']) -> Int[Array, 'B ...']:
+    """How many places of lo .. hi - 1 a request may still have."""
+    count = hi - lo
+    if self.allowed_bits is not None:
+      count = self._allowed_below(hi) - self._allowed_below(lo)
+    if self.taken is not None:
+      taken = self.taken.reshape(len(lo), *(1,) * (lo.ndim - 1), -1)
+      count -= ((taken >= lo[..., None]) & (taken < hi[..., None])).sum(-1, dtype=jnp.int32)
+    return count
+
+  def _allowed_below(self, place: Array) -> Array:
+    """Allowed places before each place."""
+    row = self.list_of_request.reshape(-1, *(1,) * (place.ndim - 1))
+    word = self.allowed_bits[row, place >> 5]
+    below = word & ((jnp.uint32(1) << (place & 31).astype(jnp.uint32)) - 1)
+    return self.allowed_before[row, place >> 5] + lax.population_count(below).astype(jnp.int32)
 
 
-# Limits of one batch.
+def build_item_filter(trie: Trie | DeviceTrie,
+                      allowed: np.ndarray | Sequence | None = None,
+                      list_of_request: np.ndarray | Array | Sequence | None = None,
+                      taken: Sequence | None = None) -> ItemFilter:
+  """A filter out of item numbers, without touching the trie.
 
-
-def select_requests(limits, requests):
-  """The limits of some of the requests. requests: (A,) int32"""
-  return limits._replace(
-      use=None if limits.use is None else limits.use[requests],
-      taken=None if limits.taken is None else limits.taken[requests])
-
-
-def build_item_filter(trie, allowed=None, use=None, taken=None):
-  """Builds Limits from item numbers, without touching the trie.
-
-  trie: a Trie, or a Forest of one catalogue.
-  allowed: (A, N) bool by item, or a list of A lists of items; use: (B,) which of them a request
-  has, default its own. taken: B lists of items that a request may not have (again).
-  -> Limits. Raises DataError for an item number outside the catalogue
+  trie: of one catalog. allowed: a mask by item, or a list of A lists of items. list_of_request:
+  which of the A lists each request has, by default its own. taken: for each request the items that
+  it may not have (again). Raises DataError for an item number outside the catalog.
   """
-  item = np.asarray(trie.item)
-  places = np.empty(len(item), np.int64)
-  places[item] = np.arange(len(item))
-  bits = base = None
+  item_at_place = np.asarray(trie.item)
+  num_items = len(item_at_place)
+  place_of_item = np.empty(num_items, np.int64)
+  place_of_item[item_at_place] = np.arange(num_items)
+  bits = before = None
   if allowed is not None:
-    mask = _mask(allowed, len(item))[:, item]
-    bits, base = allow_bits(jnp.asarray(mask))
-    use = jnp.arange(len(mask)) if use is None else jnp.asarray(use)
+    allowed_places = _item_mask(allowed, num_items)[:, item_at_place]
+    bits, before = pack_allowed(jnp.asarray(allowed_places))
+    list_of_request = (jnp.arange(len(allowed_places)) if list_of_request is None
+                       else jnp.asarray(list_of_request)).astype(jnp.int32)
   if taken is not None:
-    rows = [np.unique(places[_known(t, len(item))]) for t in taken]
+    rows = [np.unique(place_of_item[_checked_items(items, num_items)]) for items in taken]
     if allowed is not None:
-      rows = [r[mask[int(u)][r]] for r, u in zip(rows, np.broadcast_to(use, len(rows)))]
+      lists = np.broadcast_to(list_of_request, len(rows))
+      rows = [row[allowed_places[int(a)][row]] for row, a in zip(rows, lists)]
     longest = max(8, 1 << max(map(len, rows)).bit_length())
-    taken = np.full((len(rows), longest), device_trie.PAD, np.int32)
-    for row, r in zip(taken, rows):
-      row[:len(r)] = r
+    taken = np.full((len(rows), longest), PAD, np.int32)
+    for padded, row in zip(taken, rows):
+      padded[:len(row)] = row
     taken = jnp.asarray(taken)
-  return ItemFilter(bits, base, None if use is None else use.astype(jnp.int32), taken)
+  return ItemFilter(bits, before, None if allowed is None else list_of_request, taken)
 
 
-def _known(items, count):
+def _checked_items(items: Sequence | np.ndarray, num_items: int) -> np.ndarray:
   items = np.asarray(items, np.int64)
-  wrong = items[(items < 0) | (items >= count)]
-  if len(wrong):
-    raise DataError(f'item number {wrong[0]} is outside the catalogue of {count} items')
+  outside = items[(items < 0) | (items >= num_items)]
+  if len(outside):
+    raise DataError(f'item number {outside[0]} is outside the catalog of {num_items} items')
   return items
 
 
-def _mask(allowed, count):
+def _item_mask(allowed: np.ndarray | Sequence, num_items: int) -> np.ndarray:
   if isinstance(allowed, np.ndarray) and allowed.dtype == bool:
-    if allowed.shape[-1] != count:
-      raise DataError(f'the allow list covers {allowed.shape[-1]} items, the catalogue {count}')
+    if allowed.shape[-1] != num_items:
+      raise DataError(f'the allow list covers {allowed.shape[-1]} items, the catalog {num_items}')
     return np.atleast_2d(allowed)
-  mask = np.zeros((len(allowed), count), bool)
+  mask = np.zeros((len(allowed), num_items), bool)
   for row, items in zip(mask, allowed):
-    row[_known(items, count)] = True
+    row[_checked_items(items, num_items)] = True
   return mask
 
 
-def allow_bits(mask):
-  """Packs allowed places into words with running counts. mask: (A, N) bool. -> bits, base"""
-  lists, count = mask.shape
-  words = jnp.pad(mask, [(0, 0), (0, -count % 32 + 32)]).reshape(lists, -1, 32)
-  bits = (words.astype(jnp.uint32) << jnp.arange(32, dtype=jnp.uint32)).sum(-1, dtype=jnp.uint32)
-  ones = words.sum(-1, dtype=jnp.int32)
-  return bits, jnp.cumsum(ones, -1) - ones
-
-
-def open_places(limits, lo, hi):
-  """How many places of lo .. hi - 1 a request may still have. lo, hi: (B, ...). -> int32"""
-  count = hi - lo
-  if limits.bits is not None:
-    count = _rank(limits, hi) - _rank(limits, lo)
-  if limits.taken is not None:
-    rows = limits.taken.reshape(len(lo), *(1,) * (lo.ndim - 1), -1)
-    count -= ((rows >= lo[..., None]) & (rows < hi[..., None])).sum(-1, dtype=jnp.int32)
-  return count
-
-
-def _rank(limits, place):
-  """Allowed places before each place."""
-  use = limits.use.reshape(-1, *(1,) * (place.ndim - 1))
-  word = limits.bits[use, place >> 5]
-  below = word & ((jnp.uint32(1) << (place & 31).astype(jnp.uint32)) - 1)
-  return limits.base[use, place >> 5] + lax.population_count(below).astype(jnp.int32)
+def pack_allowed(mask: Bool[Array, 'A N']) -> tuple[UInt32[Array, 'A W'], Int[Array, 'A W']]:
+  """Packs allowed places into words. -> words, allowed places before each word"""
+  lists, num_places = mask.shape
+  bits = jnp.pad(mask, [(0, 0), (0, -num_places % 32 + 32)]).reshape(lists, -1, 32)
+  words = (bits.astype(jnp.uint32) << jnp.arange(32, dtype=jnp.uint32)).sum(-1, dtype=jnp.uint32)
+  counts = bits.sum(-1, dtype=jnp.int32)
+  return words, jnp.cumsum(counts, -1) - counts

@@ -1,137 +1,160 @@
-"""Greedy search and sampling: rows that do not compete with each other."""
+"""Greedy search and sampling: rows that do not compete with each other. Shapes as in `lm_head`."""
 import dataclasses
-from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jaxtyping import Array, Bool, Float, Int, Key, PyTree
 
-from recjax.decoding.constraints import DEAD, LIVE, met_nan
-from recjax.decoding.lm_head import plain_head
+from recjax.decoding.constraints import DEAD, LIVE, first_nan
+from recjax.decoding.lm_head import BoundDecoder
 from recjax.errors import ConfigError
+from recjax.protocols import Constraint
 
 
+@jax.tree_util.register_static
 @dataclasses.dataclass(frozen=True)
-class SampleConfig:
+class Sampling:
   """Settings of sampling; hashable. Raises ConfigError.
 
-  rows: independent rows of each request. temperature: 0 is greedy. top_k: 0 keeps all; top_p: 1.0
-  keeps all. They act in this order on what the constraint allows, as in transformers.
+  samples: independent rows of each request. new_tokens: tokens of a row at most; None takes the
+  longest row of the constraint. temperature: 0 is greedy. top_k: 0 keeps all; top_p: 1.0 keeps all;
+  they act in this order on what the constraint allows, as in transformers. token_scores: also
+  return each token's log-probability. pass_width: tokens of a row that one pass of the model takes
+  where they are forced (see `forced_sampling`), 0 for one token a step. pad_id: what fills rows up.
   """
-  rows: int
-  new_tokens: int
+  samples: int = 1
+  new_tokens: int | None = None
   temperature: float = 1.0
   top_k: int = 0
   top_p: float = 1.0
+  token_scores: bool = False
+  pass_width: int = 0
   pad_id: int = 0
 
   def __post_init__(self):
-    if self.rows < 1 or self.new_tokens < 1:
-      raise ConfigError(f'rows={self.rows} and new_tokens={self.new_tokens} must be at least 1')
-    if self.temperature < 0 or self.top_k < 0 or not 0 < self.top_p <= 1:
-      raise ConfigError(f'temperature={self.temperature} and top_k={self.top_k} must not be '
-                        f'negative, top_p={self.top_p} must be above 0 and at most 1')
+    if self.samples < 1 or (self.new_tokens is not None and self.new_tokens < 1):
+      raise ConfigError(f'samples={self.samples} and new_tokens={self.new_tokens} must be at '
+                        'least 1')
+    if self.temperature < 0 or self.top_k < 0 or self.pass_width < 0 or not 0 < self.top_p <= 1:
+      raise ConfigError(f'temperature={self.temperature}, top_k={self.top_k} and pass_width='
+                        f'{self.pass_width} must not be negative, top_p={self.top_p} must be above '
+                        '0 and at most 1')
 
 
-class Sampled(NamedTuple):
-  """tokens: (B, K, T) int32, padded. scores: (B, K) float32, sums of log-probabilities before
-  temperature and cuts. lengths: (B, K) int32. complete: (B, K) bool, ended. state: the
-  constraint's. token_scores: (B, K, T) float32. steps: () int32. broken: (B,) int32, the token at
-  which the model gave NaN to a row that went on, or -1"""
-  tokens: jax.Array
-  scores: jax.Array
-  lengths: jax.Array
-  complete: jax.Array
-  state: object
-  token_scores: jax.Array
-  steps: jax.Array
-  broken: jax.Array
+class Samples(NamedTuple):
+  """Rows of each request, in the order of their draws.
+
+  tokens: padded. scores: sums of log-probabilities before temperature and cuts. complete: ended.
+  state: the constraint's. steps: model passes so far. nan_step: the new token at which the model
+  gave NaN to a row that went on, or -1.
+  """
+  tokens: Int[Array, 'B K T']
+  scores: Float[Array, 'B K']
+  lengths: Int[Array, 'B K']
+  complete: Bool[Array, 'B K']
+  state: PyTree
+  token_scores: Float[Array, 'B K T']
+  steps: Int[Array, '']
+  nan_step: Int[Array, ' B']
 
 
-def sample(step: Callable, cache, first, constraint, cfg: SampleConfig, key, head=plain_head):
+def no_samples(batch: int, constraint: Constraint, search: Sampling) -> Samples:
+  """Rows before their first token."""
+  shape = (batch, search.samples)
+  state = jax.tree.map(lambda x: jnp.broadcast_to(x, (*shape, *x.shape[2:])),
+                       constraint.start(batch))
+  tokens = jnp.full((*shape, search.new_tokens), search.pad_id, jnp.int32)
+  return Samples(tokens, jnp.zeros(shape), jnp.zeros(shape, jnp.int32), jnp.zeros(shape, bool),
+                 state, jnp.zeros(tokens.shape), jnp.int32(0), jnp.full(batch, -1))
+
+
+def sample(model: BoundDecoder, cache: PyTree, first: Float[Array, 'B D'], constraint: Constraint,
+           search: Sampling, key: Key[Array, '']) -> Samples:
   """Draws rows token by token; greedy where the temperature is 0. Arguments as in `beam_search`.
 
   A row's draws depend on the key, its request's and its own number and the step alone.
-  -> Sampled
   """
-  batch = len(first)
-  shape = (batch, cfg.rows)
+  shape = (len(first), search.samples)
 
-  def put(found, hidden):
-    t = found.steps
-    state = jax.tree.map(lambda x: jnp.broadcast_to(x, (*shape, *x.shape[2:])), found.state)
-    if hidden.shape[1] == 1:
-      hidden = jnp.broadcast_to(hidden, (*shape, hidden.shape[-1]))
-    token, node, logp = constraint.expand(
-        head(hidden), state, t, 0, lambda *given: draw(*given, key, t, cfg))
-    live = ~found.complete & (logp > LIVE)
-    beam = jnp.broadcast_to(jnp.arange(cfg.rows), shape)
-    follow = constraint.follow(state, beam, token, node)
-    over = constraint.ends(follow, token, t)
-    keep = lambda a, b: jnp.where(live.reshape(*shape, *(1,) * (a.ndim - 2)), a, b)  # noqa: E731
+  def append(rows, hidden):
+    t = rows.steps
+    hidden = jnp.broadcast_to(hidden, (*shape, hidden.shape[-1]))
+    token, node, log_prob = constraint.candidates(
+        model.head(hidden), rows.state, t, 0, lambda *given: draw(*given, key, t, search))
+    live = ~rows.complete & (log_prob > LIVE)
+    state = constraint.advance(rows.state, token, node)
+    complete = constraint.is_final(state, token, t)
     tokens = lax.dynamic_update_index_in_dim(
-        found.tokens, jnp.where(live, token, cfg.pad_id), t, 2)
-    gained = jnp.where(live, logp, 0)
-    each = lax.dynamic_update_index_in_dim(found.token_scores, gained, t, 2)
-    return Sampled(tokens, found.scores + gained, found.lengths + live,
-                   found.complete | (live & over), jax.tree.map(keep, follow, state), each, t + 1,
-                   met_nan(found.broken, hidden, ~found.complete, t))
+        rows.tokens, jnp.where(live, token, search.pad_id), t, 2)
+    gained = jnp.where(live, log_prob, 0)
+    token_scores = lax.dynamic_update_index_in_dim(rows.token_scores, gained, t, 2)
+    return Samples(tokens, rows.scores + gained, rows.lengths + live,
+                   rows.complete | (live & complete), where_rows(live, state, rows.state),
+                   token_scores, t + 1, first_nan(rows.nan_step, hidden, ~rows.complete, t))
 
-  def more(carry):
-    found, _ = carry
-    return (found.steps < cfg.new_tokens) & ~found.complete.all()
+  def goes_on(carry):
+    rows, _ = carry
+    return (rows.steps < search.new_tokens) & ~rows.complete.all()
 
-  def advance(carry):
-    found, cache = carry
-    last = lax.dynamic_index_in_dim(found.tokens, found.steps - 1, 2, keepdims=False)
-    hidden, cache = step(last, cache, found.steps - 1)
-    return put(found, hidden), cache
+  def step(carry):
+    rows, cache = carry
+    last = lax.dynamic_index_in_dim(rows.tokens, rows.steps - 1, 2, keepdims=False)
+    hidden, cache = model.step(last, cache, rows.steps - 1)
+    return append(rows, hidden), cache
 
-  tokens = jnp.full((*shape, cfg.new_tokens), cfg.pad_id, jnp.int32)
-  found = Sampled(tokens, jnp.zeros(shape), jnp.zeros(shape, jnp.int32), jnp.zeros(shape, bool),
-                  constraint.start(batch), jnp.zeros(tokens.shape), jnp.int32(0),
-                  jnp.full(batch, -1))
-  return lax.while_loop(more, advance, (put(found, first[:, None]), cache))[0]
+  rows = append(no_samples(len(first), constraint, search), first[:, None])
+  return lax.while_loop(goes_on, step, (rows, cache))[0]
 
 
-def draw(values, ids, nodes, key, t, cfg):
-  """Token number t (() or (B, K)) of each row by the Gumbel trick. values: (B, K, C), DEAD where
-  forbidden.
+def where_rows(which: Bool[Array, 'B K'], new: PyTree, old: PyTree) -> PyTree:
+  """Chooses between pytrees with leading axes (B, K), row by row."""
+  def choose(a, b):
+    return jnp.where(which.reshape(*which.shape, *(1,) * (a.ndim - 2)), a, b)
+  return jax.tree.map(choose, new, old)
 
-  -> tokens, nodes, log-probabilities, each (B, K)
+
+def draw(log_probs: Float[Array, 'B K C'], tokens: Int[Array, 'B K C'], nodes: Int[Array, 'B K C'],
+         key: Key[Array, ''], t: Array | int, search: Sampling
+         ) -> tuple[Int[Array, 'B K'], Int[Array, 'B K'], Float[Array, 'B K']]:
+  """Token number t, () or (B, K), of each row, by the Gumbel trick.
+
+  log_probs, tokens, nodes: of the candidates; DEAD where forbidden. key: of all draws. -> tokens,
+  nodes, log-probabilities
   """
-  if cfg.temperature:
-    scaled = jnp.where(values > LIVE, values / cfg.temperature, DEAD)
-    kept = cut(scaled, cfg.top_k, cfg.top_p)
-    place = jnp.argmax(jnp.where(kept, scaled + noise(key, t, values.shape), DEAD * 2), -1)
+  if search.temperature:
+    scaled = jnp.where(log_probs > LIVE, log_probs / search.temperature, DEAD)
+    kept = within_cuts(scaled, search.top_k, search.top_p)
+    noisy = scaled + gumbel_noise(key, t, log_probs.shape)
+    choice = jnp.argmax(jnp.where(kept, noisy, DEAD * 2), -1)
   else:
-    place = jnp.argmax(values, -1)
-  at = lambda x: jnp.take_along_axis(x, place[..., None], -1)[..., 0]  # noqa: E731
-  return at(ids), at(nodes), at(values)
+    choice = jnp.argmax(log_probs, -1)
+  chosen = lambda x: jnp.take_along_axis(x, choice[..., None], -1)[..., 0]  # noqa: E731
+  return chosen(tokens), chosen(nodes), chosen(log_probs)
 
 
-def noise(key, t, shape):
-  """Gumbel noise of a row's step, which depends on its own numbers, not on the batch's size."""
+def gumbel_noise(key: Key[Array, ''], t: Array | int, shape: tuple) -> Float[Array, 'B K C']:
+  """Noise of each row's step, which depends on its own numbers, not on the batch's size."""
   *rows, width = shape
-  number = jnp.indices(rows)
 
-  def one(t, request, row):
-    here = jax.random.fold_in(jax.random.fold_in(jax.random.fold_in(key, t), request), row)
-    return jax.random.gumbel(here, (width,))
-  return jax.vmap(jax.vmap(one))(jnp.broadcast_to(t, rows), *number)
+  def noise_of(t, request, row):
+    row_key = jax.random.fold_in(jax.random.fold_in(jax.random.fold_in(key, t), request), row)
+    return jax.random.gumbel(row_key, (width,))
+  return jax.vmap(jax.vmap(noise_of))(jnp.broadcast_to(t, rows), *jnp.indices(rows))
 
 
-def cut(values, top_k, top_p):
-  """Which candidates top-k and then top-p leave. values: (..., C) log-weights. -> bool"""
+def within_cuts(log_weights: Float[Array, '... C'], top_k: int, top_p: float
+                ) -> Bool[Array, '... C']:
+  """Which candidates top-k and then top-p leave."""
   if not top_k and top_p >= 1:
-    return jnp.ones(values.shape, bool)
-  order = jnp.argsort(-values, -1)
-  ranked = jnp.take_along_axis(values, order, -1)
+    return jnp.ones(log_weights.shape, bool)
+  order = jnp.argsort(-log_weights, -1)
+  ranked = jnp.take_along_axis(log_weights, order, -1)
   if top_k:
-    ranked = jnp.where(jnp.arange(values.shape[-1]) < top_k, ranked, DEAD)
+    ranked = jnp.where(jnp.arange(log_weights.shape[-1]) < top_k, ranked, DEAD)
   share = jax.nn.softmax(ranked, -1)
   before = jnp.cumsum(share, -1) - share
-  good = (before < top_p) & (ranked > LIVE)
-  place = jnp.argsort(order, -1)
-  return jnp.take_along_axis(good.at[..., 0].set(True), place, -1)
+  kept = (before < top_p) & (ranked > LIVE)
+  rank = jnp.argsort(order, -1)
+  return jnp.take_along_axis(kept.at[..., 0].set(True), rank, -1)

@@ -1,4 +1,4 @@
-"""Catalogues as tries: breadth-first arrays, built by NumPy, cut where one title is left.
+"""Catalogs as tries: breadth-first arrays, built by NumPy, cut where one title is left.
 
 Nodes are numbered level by level and, inside a level, in the order of the sorted titles, so the
 children of u are the nodes first[u] .. first[u + 1] - 1 and no pointer is stored. Items are sorted
@@ -8,9 +8,12 @@ title it keeps no children; the tokens that are left are read from the title its
 import dataclasses
 import functools
 import json
+import os
 import pathlib
+from collections.abc import Sequence
 
 import numpy as np
+from jaxtyping import Int, Integer
 
 from recjax import file_io, run_files
 from recjax.errors import DataError
@@ -20,78 +23,78 @@ ARRAYS = ('tok', 'first', 'lo', 'hi', 'item', 'start', 'rows')
 
 @dataclasses.dataclass(frozen=True)
 class Trie:
-  """A catalogue's token rows. M nodes, N items, W tokens in all; `build` makes one.
+  """A catalog's token rows. M nodes, N items, W tokens in all; `build` makes one.
 
-  tok: (M,) token on the edge into the node, siblings ascending. first: (M + 1,) int32. lo, hi:
-  (M,) int32, the places below the node. item: (N,) int32, the item at each place, as numbered in
-  the input. start: (N + 1,) where each item's row begins, by item; (0,) if all have `length`.
-  rows: (W,) the tokens, the end token included. length: tokens of every row, or 0 if they differ.
-  end: the token that ends every row, or -1 where rows end by their length.
+  tok: token on the edge into the node, siblings ascending. first: the first child, M + 1 of them.
+  lo, hi: the places below the node. item: the item at each place, as numbered in the input. start:
+  where each item's row begins, by item, N + 1 of them; none if all have `length`. rows: the tokens,
+  the end token included. length: tokens of every row, or 0 if they differ. end: the token that ends
+  every row, or -1 where rows end by their length. vocab: tokens are below it.
   """
-  tok: np.ndarray
-  first: np.ndarray
-  lo: np.ndarray
-  hi: np.ndarray
-  item: np.ndarray
-  start: np.ndarray
-  rows: np.ndarray
+  tok: Integer[np.ndarray, ' M']
+  first: Int[np.ndarray, ' M1']
+  lo: Int[np.ndarray, ' M']
+  hi: Int[np.ndarray, ' M']
+  item: Int[np.ndarray, ' N']
+  start: Int[np.ndarray, ' N1']
+  rows: Integer[np.ndarray, ' W']
   length: int
   end: int
   vocab: int
 
-  def __len__(self):
+  def __len__(self) -> int:
     return len(self.item)
 
-  def row(self, item):
-    """The tokens of an item, its end token included. -> (T,)"""
+  def row(self, item: int | np.integer) -> Integer[np.ndarray, ' T']:
+    """The tokens of an item, its end token included."""
     if self.length:
       return self.rows[item * self.length:(item + 1) * self.length]
     return self.rows[self.start[item]:self.start[item + 1]]
 
   @functools.cached_property
-  def longest(self):
+  def longest(self) -> int:
     """Tokens of the longest row, the end token included."""
     return self.length or int(np.diff(self.start).max())
 
   @functools.cached_property
-  def fan_out(self):
-    """Children of each node. -> (M,)"""
+  def fan_out(self) -> Int[np.ndarray, ' M']:
+    """Children of each node."""
     return np.diff(self.first)
 
   @functools.cached_property
-  def widest(self):
+  def widest(self) -> tuple[int, int]:
     """(children of the root, of the widest other node)."""
     return int(self.fan_out[0]), int(self.fan_out[1:].max(initial=0))
 
-  def children(self, prefix):
+  def children(self, prefix: Sequence | np.ndarray) -> list[int]:
     """Tokens that may follow a prefix, on the host. Raises DataError naming where it leaves."""
     node = self.walk(prefix)
     if self.first[node] < self.first[node + 1]:
       return self.tok[self.first[node]:self.first[node + 1]].tolist()
     return self.row(self.item[self.lo[node]])[len(prefix):len(prefix) + 1].tolist()
 
-  def walk(self, prefix):
+  def walk(self, prefix: Sequence | np.ndarray) -> int:
     """The node that a prefix leads to. Raises DataError with the position where it leaves."""
     node = 0
-    for at, token in enumerate(prefix):
-      a, b = self.first[node], self.first[node + 1]
-      if a < b:
-        node = a + np.searchsorted(self.tok[a:b], token)
-        found = node < b and self.tok[node] == token
+    for position, token in enumerate(prefix):
+      begin, stop = self.first[node], self.first[node + 1]
+      if begin < stop:
+        node = begin + np.searchsorted(self.tok[begin:stop], token)
+        follows = node < stop and self.tok[node] == token
       else:
         row = self.row(self.item[self.lo[node]])
-        found = at < len(row) and row[at] == token
-      if not found:
-        raise DataError(f'token {token} at position {at} leaves the catalogue: no title begins '
-                        f'with {list(map(int, prefix[:at + 1]))}')
+        follows = position < len(row) and row[position] == token
+      if not follows:
+        raise DataError(f'token {token} at position {position} leaves the catalog: no title begins '
+                        f'with {list(map(int, prefix[:position + 1]))}')
     return int(node)
 
-  def items_of(self, lo, hi):
-    """The items at places lo .. hi - 1, all of one title if those are a leaf's. -> list"""
+  def items_of(self, lo: int | np.integer, hi: int | np.integer) -> list[int]:
+    """The items at places lo .. hi - 1, all of one title if those are a leaf's."""
     return self.item[lo:hi].tolist()
 
-  def stats(self):
-    """What the trie holds, for people. -> {name: number}"""
+  def stats(self) -> dict[str, int | float]:
+    """What the trie holds, for people."""
     leaf = self.fan_out == 0
     shared = (self.hi - self.lo)[leaf]
     size = sum(getattr(self, a).nbytes for a in ARRAYS)
@@ -101,7 +104,7 @@ class Trie:
             'duplicates': int((shared - 1).sum()), 'bytes': size,
             'bytes_per_item': round(size / len(self), 1)}
 
-  def save(self, folder):
+  def save(self, folder: str | os.PathLike) -> None:
     """Writes one .npy file an array, readable by memory map; the folder appears whole."""
     with file_io.atomic_folder(folder, overwrite=True) as fresh:
       for name in ARRAYS:
@@ -110,8 +113,11 @@ class Trie:
           'length': self.length, 'end': self.end, 'vocab': self.vocab})
 
   @classmethod
-  def load(cls, folder, mmap=True):
-    """Opens what `save` wrote. Raises DataError where a file is missing or unreadable."""
+  def load(cls, folder: str | os.PathLike, mmap: bool = True) -> 'Trie':
+    """Opens what `save` wrote. mmap: leaves arrays on disk until they are read.
+
+    Raises DataError where a file is missing or unreadable.
+    """
     folder = pathlib.Path(folder)
     try:
       facts = json.loads((folder / 'trie.json').read_text())
@@ -122,13 +128,13 @@ class Trie:
       raise DataError(f'{folder} holds no readable trie ({error}); build it again') from error
 
 
-def build(rows, end=None, vocab=0):
-  """The trie of a catalogue.
+def build(rows: Sequence | tuple | np.ndarray, end: int | None = None, vocab: int = 0) -> Trie:
+  """The trie of a catalog.
 
   rows: a list of token lists; or (flat tokens (W,), offsets (N + 1,)); or codes (N, L). end: the
   token appended to every row, so that a title may begin another one; rows of one length need none.
   vocab: ids must be below it (0: the largest id decides). Equal rows are one title of several
-  items. Raises DataError for an empty catalogue or row, an id outside the vocabulary, the end token
+  items. Raises DataError for an empty catalog or row, an id outside the vocabulary, the end token
   inside a row, or a row without end that begins another.
   """
   flat, offsets = _flatten(rows)
@@ -151,8 +157,8 @@ def build(rows, end=None, vocab=0):
               vocab=int(vocab))
 
 
-def _flatten(rows):
-  """-> flat tokens and int64 offsets of any of the inputs."""
+def _flatten(rows) -> tuple[np.ndarray, np.ndarray]:
+  """Flat tokens and int64 offsets of any of the inputs."""
   if isinstance(rows, tuple):
     flat, offsets = map(np.asarray, rows)
     return flat, offsets.astype(np.int64)
@@ -163,56 +169,57 @@ def _flatten(rows):
   return flat, offsets
 
 
-def _check(flat, offsets, end, vocab):
+def _check(flat, offsets, end, vocab) -> None:
   """Refuses what would make a wrong trie."""
   if len(offsets) < 2:
-    raise DataError('the catalogue is empty: there is no item to build a trie of')
+    raise DataError('the catalog is empty: there is no item to build a trie of')
   empty = np.flatnonzero(np.diff(offsets) <= 0)
   if len(empty):
     raise DataError(f'row {empty[0]} has no tokens ({len(empty)} such rows): every item needs a '
                     'title; drop it or give it one')
 
-  def at(places):
+  def row_at(places):
     return np.searchsorted(offsets, places[0], side='right') - 1
   outside = np.flatnonzero((flat < 0) | (flat >= vocab))
   if len(outside):
-    raise DataError(f'row {at(outside)} holds token {flat[outside[0]]}, outside the vocabulary of '
-                    f'{vocab}; is it of another tokenizer?')
+    raise DataError(f'row {row_at(outside)} holds token {flat[outside[0]]}, outside the vocabulary '
+                    f'of {vocab}; is it of another tokenizer?')
   if end is not None:
     if not 0 <= end < vocab:
       raise DataError(f'the end token {end} is outside the vocabulary of {vocab}')
     inside = np.flatnonzero(flat == end)
     if len(inside):
-      raise DataError(f'row {at(inside)} holds the end token {end}; encode titles as plain text, '
-                      'so that no control token gets into them')
+      raise DataError(f'row {row_at(inside)} holds the end token {end}; encode titles as plain '
+                      'text, so that no control token gets into them')
 
 
 def _ended(flat, offsets, end, vocab):
   """Rows in the smallest type, each with its end token."""
-  kind = np.uint16 if vocab <= 1 << 16 else np.int32
+  dtype = np.uint16 if vocab <= 1 << 16 else np.int32
   if end is None:
-    return flat.astype(kind, copy=False), offsets
+    return flat.astype(dtype, copy=False), offsets
   longer = offsets + np.arange(len(offsets))
-  out = np.empty(int(longer[-1]), kind)
-  last = np.zeros(len(out), bool)
+  tokens = np.empty(int(longer[-1]), dtype)
+  last = np.zeros(len(tokens), bool)
   last[longer[1:] - 1] = True
-  out[last] = end
-  out[~last] = flat
-  return out, longer
+  tokens[last] = end
+  tokens[~last] = flat
+  return tokens, longer
 
 
-def _index_type(size):
+def _index_type(size: int) -> type:
   return np.int32 if size < 2**31 else np.int64
 
 
-def sort_rows(flat, offsets, bits):
+def sort_rows(flat: Integer[np.ndarray, ' W'], offsets: Int[np.ndarray, ' N1'], bits: int
+              ) -> tuple[Int[np.ndarray, ' N'], Int[np.ndarray, ' N']]:
   """Sorts rows by their tokens, a few tokens packed into one number at a time.
 
-  Only rows that still agree with another one go on, so a row costs what tells it apart. bits: of a
-  token. -> order (N,), and how many tokens each row shares with the one before it (N,) int32
+  Only rows that still agree with another one go on, so a row costs what tells it apart. flat: the
+  tokens of all rows. offsets: where rows begin, and the end. bits: of a token. -> order, and how
+  many tokens each row shares with the one before it
   """
-  bits = (bits + 1)  # 0 stands for a row that is over
-  bits = min(bits, 32)
+  bits = min(bits + 1, 32)  # 0 stands for a row that is over
   lengths = np.diff(offsets).astype(np.int32)
   count = len(lengths)
   order, shared = np.arange(count, dtype=np.int32), np.zeros(count, np.int32)
@@ -228,17 +235,17 @@ def sort_rows(flat, offsets, bits):
     del turn
     differ = keys[1:] ^ keys[:-1]
     del keys
-    near = np.zeros(len(differ), np.int32)
+    agree = np.zeros(len(differ), np.int32)
     for field in range(fields):  # how many leading tokens agree
-      near += (differ >> np.uint64(bits * (fields - 1 - field))) == 0
+      agree += (differ >> np.uint64(bits * (fields - 1 - field))) == 0
     if group is not None:
-      near[group[1:] != group[:-1]] = 0  # neighbours of two groups were told apart before
+      agree[group[1:] != group[:-1]] = 0  # neighbors of two groups were told apart before
       inside = group[1:] == group[:-1]
     else:
       inside = np.ones(len(differ), bool)
     # Fields past a row's end agree as zeros; what is shared ends with the row.
     here = active[1:][inside]
-    shared[here] = np.minimum(depth + near[inside], lengths[order[here]])
+    shared[here] = np.minimum(depth + agree[inside], lengths[order[here]])
     depth += fields
     tied = inside & (differ == 0) & (lengths[order[active[1:]]] > depth)
     member = np.concatenate([tied, [False]]) | np.concatenate([[False], tied])
@@ -263,7 +270,7 @@ def _keys(flat, offsets, lengths, rows, depth, fields, bits):
 def _nodes(flat, offsets, order, shared, places):
   """The node arrays, level by level. places: (D,) first place of each distinct title."""
   ends = np.append(places[1:], np.int32(len(order)))  # where the items of each title end
-  near = shared[places]
+  shared_before = shared[places]
   begin = offsets[order[places]].astype(_index_type(len(flat)))
   tok, lo, hi = [np.zeros(1, flat.dtype)], [np.zeros(1, np.int32)], [ends[-1:]]
   fans = []
@@ -271,7 +278,7 @@ def _nodes(flat, offsets, order, shared, places):
   parent = np.zeros(len(places), np.int32)  # of each rank, counted inside its level
   parents = 1
   while len(ranks) and (depth or len(places) > 1):
-    new = near[ranks] <= depth
+    new = shared_before[ranks] <= depth
     new[np.flatnonzero(np.diff(parent, prepend=-1))] = True  # ranks between may have left earlier
     heads = np.flatnonzero(new)
     tails = np.append(heads[1:], len(ranks)) - 1

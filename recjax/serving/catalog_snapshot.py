@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from recjax.data import loading
+from recjax.data import dataset, loading
 from recjax.errors import DataError
 from recjax.text import interest_terms
 
@@ -35,8 +35,8 @@ class CatalogSnapshot:
   {category: its item indices}. Raises DataError where no item may be recommended.
   """
 
-  def __init__(self, catalog: catalogs.Catalog, purchase_counts: np.ndarray,
-               fresh: catalogs.Catalog | None = None, version: int = 1,
+  def __init__(self, catalog: dataset.Catalog, purchase_counts: np.ndarray,
+               fresh: dataset.Catalog | None = None, version: int = 1,
                source: str = 'the data set'):
     self.catalog, self.version, self.source = catalog, version, source
     self.columns, self.is_live, self.unknown_items = merge_catalogs(catalog, fresh)
@@ -115,7 +115,7 @@ class CatalogSnapshot:
     return mask
 
 
-def merge_catalogs(catalog: catalogs.Catalog, fresh: catalogs.Catalog | None
+def merge_catalogs(catalog: dataset.Catalog, fresh: dataset.Catalog | None
                    ) -> tuple[Mapping[str, Sequence], np.ndarray, int]:
   """Returns the columns, (N,) bool of live items, and how many items of `fresh` are unknown.
 
@@ -167,7 +167,7 @@ class CatalogVersions:
   None for none; where there is one, it is read at once. current: the snapshot that is served.
   """
 
-  def __init__(self, catalog: catalogs.Catalog, purchase_counts: np.ndarray,
+  def __init__(self, catalog: dataset.Catalog, purchase_counts: np.ndarray,
                path: str | os.PathLike | None = None):
     self.path, self._lock = path, threading.Lock()
     self.current = CatalogSnapshot(catalog, purchase_counts)

@@ -1,6 +1,7 @@
 """Beam search against whole catalogues scored by brute force, and against the literal judge."""
 import dataclasses
 import functools
+import itertools
 
 import hypothesis
 import jax
@@ -10,9 +11,14 @@ from absl.testing import absltest, parameterized
 from hypothesis import strategies as st
 
 from recjax.decoding import constraints, device_trie, item_filter, trie
-from recjax.decoding.beam_search import BeamConfig, beam_search
-from recjax.decoding.constraints import CatalogConstraint, Unconstrained
-from recjax.decoding.lm_head import plain_head
+from recjax.decoding.beam_search import BeamSearch, beam_search
+from recjax.decoding.constraints import (
+  CatalogConstraint,
+  CodeConstraint,
+  Normalization,
+  Unconstrained,
+)
+from recjax.decoding.lm_head import BoundDecoder
 from recjax.errors import ConfigError
 from tests.reference import beam_search as judge
 
@@ -23,12 +29,12 @@ CATALOGUES = st.lists(st.lists(st.integers(0, END - 1), min_size=1, max_size=5),
 
 
 @functools.partial(jax.jit, static_argnames='cfg')
-def search(table, first, constraint, cfg, before=None):
+def search(table, first, constraint, cfg, length_offset=0):
   """A model whose next token depends on the last one and its place. table: (steps, V, V), or
   (V, V) for every step; first: (B, V)"""
   table = table if table.ndim == 3 else jnp.stack([table] * cfg.new_tokens)
-  return beam_search(lambda tokens, cache, t: (table[t, tokens], cache), lambda c, p: c, plain_head,
-                     (), first, constraint, cfg, before=before)
+  return beam_search(BoundDecoder(lambda tokens, cache, t: (table[t, tokens], cache)), (), first,
+                     constraint, dataclasses.replace(cfg, length_offset=length_offset))
 
 
 def tables(seed, batch=2, size=V, scale=2.0, steps=6):
@@ -50,10 +56,11 @@ def rows_of(found, request):
           for k in range(int(found.count[request]))]
 
 
-def planted(rows, **kw):
+def planted(rows, denominator='vocab', **kw):
   """Titles of a catalogue; one width for all of them, so that they share compiled programs."""
   small = device_trie.to_device_trie(trie.build(rows, end=END, vocab=V))
-  return CatalogConstraint(dataclasses.replace(small, width=16, root_width=16), **kw)
+  return CatalogConstraint(dataclasses.replace(small, width=16, root_width=16),
+                           normalization=Normalization(denominator), **kw)
 
 
 def brute(rows, logp, alpha=0.0, valid=False):
@@ -79,8 +86,8 @@ class WholeCatalogueTest(parameterized.TestCase):
   def test_enough_beams_give_all_titles_in_exact_order(self, rows, seed, alpha, valid):
     alpha = 0.0 if valid else alpha
     table, first = tables(seed)
-    found = search(table, first, planted(rows, normalize='valid' if valid else 'vocab'),
-                   BeamConfig(26, 6, alpha, 'never'))
+    found = search(table, first, planted(rows, 'valid' if valid else 'vocab'),
+                   BeamSearch(26, 6, alpha, 'never'))
     for b in range(2):
       want = brute(rows, logp_of(table, first[b]), alpha, valid)
       got = rows_of(found, b)
@@ -93,7 +100,7 @@ class WholeCatalogueTest(parameterized.TestCase):
     rows = np.random.default_rng(0).integers(0, 7, (20, 4)).tolist()
     table, first = tables(0)
     by = [dict((r, s) for s, r in rows_of(search(
-        table, first, planted(rows, normalize=n), BeamConfig(26, 6, 0.0)), 0))
+        table, first, planted(rows, n), BeamSearch(26, 6, 0.0)), 0))
         for n in ('vocab', 'valid')]
     self.assertTrue(all(by[1][r] >= s - 1e-5 for r, s in by[0].items()))
 
@@ -107,9 +114,7 @@ class JudgeTest(parameterized.TestCase):
   def test_free_rows_are_those_of_the_judge(self, alpha, early, ends, beams):
     for seed in range(4):
       table, first = tables(seed)
-      found = search(
-        table, first, Unconstrained(ends), BeamConfig(beams, 6, alpha, early, len(ends))
-      )
+      found = search(table, first, Unconstrained(ends), BeamSearch(beams, 6, alpha, early))
       for b in range(2):
         want = judge.beam_search(logp_of(table, first[b]), beams, 6, set(ends), alpha, early)
         got = rows_of(found, b)
@@ -121,7 +126,7 @@ class JudgeTest(parameterized.TestCase):
     changed = 0
     for seed in range(4):
       table, first = tables(seed)
-      cfg = BeamConfig(3, 6, 1.0, early, 2)
+      cfg = BeamSearch(3, 6, 1.0, early)
       found = search(table, first, Unconstrained((6, 7)), cfg, jnp.array([3, 40]))
       for b, before in enumerate((3, 40)):
         want = judge.beam_search(logp_of(table, first[b]), 3, 6, {6, 7}, 1.0, early, before=before)
@@ -137,7 +142,7 @@ class JudgeTest(parameterized.TestCase):
                     st.sampled_from([False, True]))
   def test_few_beams_prune_as_the_judge_does(self, rows, seed, alpha, early):
     table, first = tables(seed)
-    found = search(table, first, planted(rows), BeamConfig(3, 6, alpha, early))
+    found = search(table, first, planted(rows), BeamSearch(3, 6, alpha, early))
     built = trie.build(rows, end=END, vocab=V)
     for b in range(2):
       want = judge.beam_search(logp_of(table, first[b]), 3, 6, {END}, alpha, early,
@@ -146,7 +151,7 @@ class JudgeTest(parameterized.TestCase):
 
   def test_one_beam_is_greedy(self):
     table, first = tables(3)
-    found = search(table, first, Unconstrained((END,)), BeamConfig(1, 6, 0.0))
+    found = search(table, first, Unconstrained((END,)), BeamSearch(1, 6, 0.0))
     row = rows_of(found, 0)[0][1]
     logp = logp_of(table, first[0])
     self.assertEqual(list(row), [int(np.argmax(logp(row[:i]))) for i in range(len(row))])
@@ -154,15 +159,15 @@ class JudgeTest(parameterized.TestCase):
   def test_ends_before_the_minimum_do_not_come(self):
     table, first = tables(1)
     first = first.at[:, END].add(9)
-    free = search(table, first, Unconstrained((END,), 3), BeamConfig(4, 6, 0.0))
+    free = search(table, first, Unconstrained((END,), 3), BeamSearch(4, 6, 0.0))
     self.assertGreaterEqual(int(free.rows.lengths.min()), 3)
     titles = search(table, first, planted([[1], [2], [1, 2], [1, 2, 3]], min_new_tokens=3),
-                    BeamConfig(4, 6, 0.0))
+                    BeamSearch(4, 6, 0.0))
     self.assertEqual({r for _, r in rows_of(titles, 0)}, {(1, 2, END), (1, 2, 3, END)})
 
   def test_scores_of_every_step_sum_to_the_rows(self):
     table, first = tables(5)
-    found = search(table, first, Unconstrained((END,)), BeamConfig(4, 6, 0.0, token_scores=True))
+    found = search(table, first, Unconstrained((END,)), BeamSearch(4, 6, 0.0, token_scores=True))
     np.testing.assert_allclose(found.rows.token_scores.sum(-1), found.rows.scores, atol=1e-4)
     logp = logp_of(table, first[0])
     _, row = rows_of(found, 0)[0]
@@ -173,7 +178,7 @@ class JudgeTest(parameterized.TestCase):
 class OracleTest(parameterized.TestCase):
 
   def table(self, start, after):
-    """Log-probabilities as logits: nothing is lost by normalising them again, rest is left over."""
+    """Log-probabilities as logits: nothing is lost by normalizing them again, rest is left over."""
     table = np.full((V, V), -1e9, np.float32)
     first = np.full((1, V), -1e9, np.float32)
     for row, given in [(first[0], start), *((table[k], v) for k, v in after.items())]:
@@ -182,13 +187,13 @@ class OracleTest(parameterized.TestCase):
       row[6] = np.log(max(1e-9, 1 - sum(given.values())))
     return jnp.asarray(table), jnp.asarray(first)
 
-  def test_d1_ghost_tokens_win_by_length_normalisation_alone(self):
+  def test_d1_ghost_tokens_win_by_length_normalization_alone(self):
     table, first = self.table({0: .4, 1: .3}, {0: {END: .5}, 1: {2: .6}, 2: {3: .99}, 3: {4: .99},
                                                4: {END: .99}})
     rows = [[0], [1, 2, 3, 4]]
     for alpha, order, scores in ((0.0, [0, 1], [-1.609438, -1.744949]),
                                  (1.0, [1, 0], [-0.348990, -0.804719])):
-      found = rows_of(search(table, first, planted(rows), BeamConfig(2, 6, alpha, 'never')), 0)
+      found = rows_of(search(table, first, planted(rows), BeamSearch(2, 6, alpha, 'never')), 0)
       self.assertEqual([list(r[:-1]) for _, r in found], [rows[i] for i in order])
       np.testing.assert_allclose([s for s, _ in found], scores, atol=1e-5)
 
@@ -200,24 +205,24 @@ class OracleTest(parameterized.TestCase):
     table, first = self.table({5: .3, 4: .6}, {5: {1: .2, 2: .7}, 4: {3: .95}, 1: {END: .99},
                                                2: {END: .99}, 3: {END: .98}})
     titles = planted(rows)
-    mix = constraints.score_mixing(titles.forest, jnp.array([[.5, .3, .2]]), gamma)
-    found = rows_of(search(table, first, dataclasses.replace(titles, mix=mix),
-                           BeamConfig(3, 6, 0.0)), 0)
+    mix = constraints.score_mixing(titles.trie, jnp.array([[.5, .3, .2]]), gamma)
+    found = rows_of(search(table, first, dataclasses.replace(titles, mixing=mix),
+                           BeamSearch(3, 6, 0.0)), 0)
     got = {r[:-1]: s for s, r in found}
     np.testing.assert_allclose([got[tuple(r)] for r in rows], scores, atol=1e-5)
     self.assertEqual([s for s, _ in found], sorted(got.values(), reverse=True))
 
   def test_d3_more_beams_than_titles_give_the_titles_alone(self):
     table, first = tables(0)
-    found = search(table, first, planted([[1], [2], [3]]), BeamConfig(10, 6, 0.0))
+    found = search(table, first, planted([[1], [2], [3]]), BeamSearch(10, 6, 0.0))
     self.assertEqual(found.count.tolist(), [3, 3])
     self.assertEqual(found.exists.sum(), 6)
 
   def test_d4_prefix_titles_share_the_assistants_mass(self):
     titles = planted([[1], [1, 2]])
-    mix = constraints.score_mixing(titles.forest, jnp.array([[.2, .6], [.2, .6]]), 0.0)
+    mix = constraints.score_mixing(titles.trie, jnp.array([[.2, .6], [.2, .6]]), 0.0)
     table, first = tables(0)
-    found = search(table, first, dataclasses.replace(titles, mix=mix), BeamConfig(2, 6, 0.0))
+    found = search(table, first, dataclasses.replace(titles, mixing=mix), BeamSearch(2, 6, 0.0))
     got = {r: s for s, r in rows_of(found, 0)}
     np.testing.assert_allclose(np.exp([got[1, END], got[1, 2, END]]), [.25, .75], atol=1e-5)
 
@@ -227,10 +232,10 @@ class OracleTest(parameterized.TestCase):
     p = rng.uniform(size=(1, len(rows)))
     p[0, 100:] *= 1e-7  # the first items hold nearly all of it: plain float32 sums lose the rest
     titles = planted(rows)
-    mix = constraints.score_mixing(titles.forest, jnp.asarray(p / p.sum(), jnp.float32), 0.0)
+    mix = constraints.score_mixing(titles.trie, jnp.asarray(p / p.sum(), jnp.float32), 0.0)
     table, first = tables(0, 1)
-    found = rows_of(search(table, first, dataclasses.replace(titles, mix=mix),
-                           BeamConfig(len(rows), 4, 0.0)), 0)
+    found = rows_of(search(table, first, dataclasses.replace(titles, mixing=mix),
+                           BeamSearch(len(rows), 4, 0.0)), 0)
     got = {r[:-1]: s for s, r in found}
     np.testing.assert_allclose([got[tuple(r)] for r in rows], np.log(p / p.sum())[0], atol=1e-3)
 
@@ -242,15 +247,15 @@ class OracleTest(parameterized.TestCase):
     first = np.log(np.array([[.5, .3, .2]], np.float32))
     codes = np.array([[0, 1], [0, 2], [1, 2], [2, 0]])
     titles = CatalogConstraint(
-      device_trie.to_device_trie(trie.build(codes, vocab=3)), normalize=normalize
+      device_trie.to_device_trie(trie.build(codes, vocab=3)), normalization=Normalization(normalize)
     )
     found = rows_of(
-      search(jnp.asarray(table), jnp.asarray(first), titles, BeamConfig(4, 2, 0.0)), 0
+      search(jnp.asarray(table), jnp.asarray(first), titles, BeamSearch(4, 2, 0.0)), 0
     )
     self.assertEqual([r for _, r in found], list(want))
     np.testing.assert_allclose(np.exp([s for s, _ in found]), list(want.values()), atol=1e-5)
     two = rows_of(search(jnp.asarray(table), jnp.asarray(first), dataclasses.replace(
-        titles, normalize='vocab'), BeamConfig(2, 2, 0.0)), 0)
+        titles, normalization=Normalization()), BeamSearch(2, 2, 0.0)), 0)
     self.assertEqual([r for _, r in two], [(0, 1), (0, 2)])  # (2, 0) is pruned at the first step
 
   def test_tables_of_wide_levels_are_one_on_host_and_device(self):
@@ -260,22 +265,21 @@ class OracleTest(parameterized.TestCase):
         jnp.asarray(codes, jnp.int32), 256, jnp.asarray(offsets))
     host = device_trie.to_device_trie(trie.build(codes, vocab=256), level_offsets=offsets)
     table, first = tables(0, 2, 600)
-    found = [search(table, first, CatalogConstraint(f, normalize='level', code_size=256),
-                    BeamConfig(20, 2, 0.0)) for f in (host, device)]
+    found = [search(table, first, CatalogConstraint(f, normalization=Normalization('level', 256)),
+                    BeamSearch(20, 2, 0.0)) for f in (host, device)]
     np.testing.assert_array_equal(found[0].rows.tokens, found[1].rows.tokens)
     real = {tuple(r) for r in (codes + offsets).tolist()}
     self.assertContainsSubset({r for _, r in rows_of(found[0], 0)}, real)
 
-  def test_levels_are_normalised_over_their_own_codes(self):
+  def test_levels_are_normalized_over_their_own_codes(self):
     rng = np.random.default_rng(0)
     codes = rng.integers(0, 4, (12, 3))
     titles = CatalogConstraint(
       device_trie.to_device_trie(trie.build(codes, vocab=4), level_offsets=[10, 20, 30]),
-      normalize='level',
-      code_size=4,
+      normalization=Normalization('level', 4),
     )
     table, first = tables(0, 1, 40)
-    found = rows_of(search(table, first, titles, BeamConfig(12, 3, 0.0)), 0)
+    found = rows_of(search(table, first, titles, BeamSearch(12, 3, 0.0)), 0)
     table, first = np.asarray(table), np.asarray(first)
     want = {}
     for row in {tuple(r) for r in codes.tolist()}:
@@ -290,6 +294,34 @@ class OracleTest(parameterized.TestCase):
     np.testing.assert_allclose([s for s, _ in found], [s for _, s in want], atol=1e-4)
 
 
+class CodeTest(absltest.TestCase):
+
+  def test_rows_of_codes_are_the_best_of_all_rows_each_level_over_its_own_codes(self):
+    levels, size = 3, 4
+    table, first = (np.array(x) for x in tables(8, 2, levels * size, steps=levels))
+    for level in range(levels):  # each level likes another code
+      for logits in (table, first):
+        logits[..., level * size + level + 1] += 4
+    found = search(jnp.asarray(table), jnp.asarray(first), CodeConstraint(levels, size),
+                   BeamSearch(size ** levels, levels, 0.0))
+    for b in range(2):
+      want = {}
+      for codes in itertools.product(range(size), repeat=levels):
+        row, logits, total = [], first[b], 0.0
+        for level, code in enumerate(codes):
+          of_level = logits[level * size:(level + 1) * size]
+          total += of_level[code] - np.logaddexp.reduce(of_level)
+          row.append(level * size + code)
+          logits = table[level, row[-1]]
+        want[tuple(row)] = total
+      got = rows_of(found, b)
+      self.assertEqual(got[0][1], (1, size + 2, 2 * size + 3))
+      self.assertEqual([r for _, r in got], sorted(want, key=want.get, reverse=True))
+      np.testing.assert_allclose([s for s, _ in got], sorted(want.values(), reverse=True),
+                                 atol=1e-4)
+      self.assertTrue(found.rows.complete[b].all())
+
+
 class LimitTest(absltest.TestCase):
 
   @hypothesis.settings(max_examples=60, deadline=None)
@@ -300,20 +332,20 @@ class LimitTest(absltest.TestCase):
     built = trie.build(rows, end=END, vocab=V)
     table, first = tables(0, 1)
     limits = item_filter.build_item_filter(built, allowed=[keep], taken=[taken])
-    titles = planted(rows, limits=limits)
+    titles = planted(rows, item_filter=limits)
     left = [rows[i] for i in keep if i not in taken]
-    found = rows_of(search(table, first, titles, BeamConfig(26, 6, 0.0)), 0)
-    want = rows_of(search(table, first, planted(left), BeamConfig(26, 6, 0.0)), 0)
+    found = rows_of(search(table, first, titles, BeamSearch(26, 6, 0.0)), 0)
+    want = rows_of(search(table, first, planted(left), BeamSearch(26, 6, 0.0)), 0)
     self.assertEqual([r for _, r in found], [r for _, r in want])
 
   def test_each_request_has_its_own_lists_and_catalogue(self):
     one, two = [[1], [2], [3]], [[4, 5], [4, 6], [5]]
     tries = [trie.build(r, end=END, vocab=V) for r in (one, two)]
-    titles = CatalogConstraint(device_trie.to_device_trie(tries), root=jnp.array([0, 1]))
+    titles = CatalogConstraint(device_trie.to_device_trie(tries), catalog=jnp.array([0, 1]))
     table, first = tables(0)
-    found = search(table, first, titles, BeamConfig(5, 6, 0.0))
+    found = search(table, first, titles, BeamSearch(5, 6, 0.0))
     for b, rows in enumerate((one, two)):
-      alone = search(table, first[b:b + 1], planted(rows), BeamConfig(5, 6, 0.0))
+      alone = search(table, first[b:b + 1], planted(rows), BeamSearch(5, 6, 0.0))
       self.assertEqual(rows_of(found, b), rows_of(alone, 0))
 
   def test_all_items_of_a_shared_title_must_go_before_it_closes(self):
@@ -323,7 +355,7 @@ class LimitTest(absltest.TestCase):
       titles = CatalogConstraint(
         device_trie.to_device_trie(built), item_filter.build_item_filter(built, taken=[taken])
       )
-      found = rows_of(search(table, first, titles, BeamConfig(5, 6, 0.0)), 0)
+      found = rows_of(search(table, first, titles, BeamSearch(5, 6, 0.0)), 0)
       self.assertEqual({r for _, r in found}, want)
 
 
@@ -338,7 +370,7 @@ class RobustTest(parameterized.TestCase):
     table, first = tables(seed)
     table = jnp.where(jnp.asarray(rng.uniform(size=(V, V)) < .4), value, table)
     first = jnp.where(jnp.asarray(rng.uniform(size=(2, V)) < .4), value, first)
-    found = search(table, first, planted(rows, normalize=normalize), BeamConfig(5, 6, 0.0))
+    found = search(table, first, planted(rows, normalize), BeamSearch(5, 6, 0.0))
     real = {(*r, END) for r in map(tuple, rows)}
     for b in range(2):
       got = rows_of(found, b)
@@ -351,16 +383,16 @@ class RobustTest(parameterized.TestCase):
     rows = np.random.default_rng(0).integers(0, 7, (30, 4)).tolist()
     table, first = tables(1, 4)
     titles = planted(rows)
-    found = search(table, first, titles, BeamConfig(4, 6, 0.0))
-    turned = search(table, first[::-1], titles, BeamConfig(4, 6, 0.0))
+    found = search(table, first, titles, BeamSearch(4, 6, 0.0))
+    turned = search(table, first[::-1], titles, BeamSearch(4, 6, 0.0))
     for b in range(4):
-      alone = search(table, first[b:b + 1], titles, BeamConfig(4, 6, 0.0))
+      alone = search(table, first[b:b + 1], titles, BeamSearch(4, 6, 0.0))
       self.assertEqual(rows_of(found, b), rows_of(alone, 0))
       self.assertEqual(rows_of(found, b), rows_of(turned, 3 - b))
 
   def test_titles_longer_than_the_limit_come_back_marked_as_cut(self):
     table, first = tables(0, 1)
-    found = search(table, first, planted([[1, 2, 3, 4], [2]]), BeamConfig(4, 3, 0.0))
+    found = search(table, first, planted([[1, 2, 3, 4], [2]]), BeamSearch(4, 3, 0.0))
     done = {tuple(found.rows.tokens[0, k, :n].tolist()): bool(found.rows.complete[0, k])
             for k, n in enumerate(found.rows.lengths[0].tolist()) if found.exists[0, k]}
     self.assertEqual(done, {(1, 2, 3): False, (2, END): True})
@@ -370,7 +402,7 @@ class RobustTest(parameterized.TestCase):
     rows = [[int(a), int(b)] for a, b in rng.integers(0, 50, (600, 2))]
     built = trie.build(rows, end=60, vocab=64)
     table, first = tables(2, 3, 64)
-    cfg = BeamConfig(7, 3, 0.0)
+    cfg = BeamSearch(7, 3, 0.0)
     found = [
       search(table, first, CatalogConstraint(device_trie.to_device_trie(built, dense_from=d)), cfg)
       for d in (10**6, 8)
@@ -385,8 +417,8 @@ class RobustTest(parameterized.TestCase):
     @jax.jit
     def run(table, first, titles):
       count.append(1)
-      return beam_search(lambda token, c, t: (table[t, token], c), lambda c, p: c,
-                         plain_head, (), first, titles, BeamConfig(4, 8, 0.0)).rows.scores
+      return beam_search(BoundDecoder(lambda token, c, t: (table[t, token], c)), (), first, titles,
+                         BeamSearch(4, 8, 0.0)).rows.scores
     table, first = tables(0, 2, 64)
     for n in (390, 400, 410):
       rows = rng.integers(0, 60, (n, 3)).tolist()
@@ -399,7 +431,7 @@ class RobustTest(parameterized.TestCase):
 
   def test_nothing_goes_to_the_host_inside_the_loop(self):
     table, first = tables(0)
-    titles, cfg = planted([[1, 2], [3]]), BeamConfig(4, 6, 0.0)
+    titles, cfg = planted([[1, 2], [3]]), BeamSearch(4, 6, 0.0)
     search(table, first, titles, cfg)
     with jax.transfer_guard('disallow'):
       jax.block_until_ready(search(table, first, titles, cfg))
@@ -409,11 +441,11 @@ class RobustTest(parameterized.TestCase):
   def test_settings_that_contradict_are_refused(self):
     for wrong in (dict(beams=0), dict(new_tokens=0), dict(early_stopping='soon')):
       with self.assertRaises(ConfigError):
-        BeamConfig(**{'beams': 2, 'new_tokens': 3, **wrong})
-    with self.assertRaisesRegex(ConfigError, 'normalize'):
-      planted([[1]], normalize='all')
+        BeamSearch(**{'beams': 2, 'new_tokens': 3, **wrong})
+    with self.assertRaisesRegex(ConfigError, "'all'"):
+      Normalization('all')
     with self.assertRaisesRegex(ConfigError, 'code_size'):
-      planted([[1]], normalize='level')
+      Normalization('level')
 
 
 if __name__ == '__main__':

@@ -1,4 +1,4 @@
-"""Group beam search against the specification's oracles, a literal judge, and transformers."""
+"""Group beam search against figures by hand, a literal judge, and transformers."""
 import functools
 import json
 import pathlib
@@ -8,30 +8,36 @@ import jax.numpy as jnp
 import numpy as np
 from absl.testing import absltest, parameterized
 
-from recjax.decoding.diverse_beam_search import SearchConfig, diverse_beam_search
+from recjax.decoding.constraints import CodeConstraint, Unconstrained
+from recjax.decoding.diverse_beam_search import DiverseBeamSearch, diverse_beam_search
+from recjax.decoding.lm_head import BoundDecoder
 from recjax.errors import ConfigError
 from tests.reference import group_search as judge
 
 FIXTURE = pathlib.Path(__file__).parent / 'group_beam_hf455.npz'
 
 
-@functools.partial(jax.jit, static_argnums=2)
-def run(first, table, cfg):
+FREE = Unconstrained()
+
+
+@functools.partial(jax.jit, static_argnums=(2, 3))
+def run(first, table, cfg, rule):
   def step(tokens, cache, t):
     return table[t][tokens], cache
-  return diverse_beam_search(step, (), first, cfg, lambda cache, parents: cache)
+  model = BoundDecoder(step, reorder=lambda cache, parents: cache)
+  return diverse_beam_search(model, (), first, rule, cfg)
 
 
-def search(first, table, cfg):
+def search(first, table, cfg, rule=FREE):
   """Searches tables of logits. first: (B, V); table: (T, V, V) by step and last token."""
-  return jax.tree.map(np.asarray, run(np.float32(first), np.float32(table), cfg))
+  return jax.tree.map(np.asarray, run(np.float32(first), np.float32(table), cfg, rule))
 
 
-def judged(first, table, cfg):
+def judged(first, table, cfg, rule):
   """The judge's answer for one prompt, in the same form as one prompt of `search`."""
   rows = judge.group_search(
       first, lambda tokens: table[len(tokens) - 1][tokens[-1]], cfg.beams, cfg.groups,
-      cfg.diversity_penalty, cfg.new_tokens, cfg.min_new_tokens, cfg.eos_ids, cfg.pad_id,
+      cfg.diversity_penalty, cfg.new_tokens, rule.min_new_tokens, rule.eos_ids, cfg.pad_id,
       cfg.length_penalty)
   return ([[*t, *[cfg.pad_id] * (cfg.new_tokens - len(t))] for _, t, _ in rows],
           [len(t) for _, t, _ in rows], [g for *_, g in rows], [v for v, *_ in rows])
@@ -44,18 +50,17 @@ def random_tables(rng, steps, vocab):
 
 
 def random_case(seed):
-  """-> a search of any kind, its vocabulary's size, and the generator to go on with"""
+  """-> a search of any kind, its ends, its vocabulary's size, and the generator to go on with"""
   rng = np.random.default_rng(seed)
   groups, size, steps = rng.integers(1, 5), rng.integers(1, 4), int(rng.integers(1, 7))
   ends = int(rng.choice([0, 1, 2, 10]))
   vocab = int(size + ends + rng.integers(1, 12))
-  cfg = SearchConfig(
-      beams=int(groups * size), groups=int(groups), new_tokens=steps,
-      diversity_penalty=float(rng.choice([0.3, 1.0, 2.5])),
-      min_new_tokens=int(rng.integers(steps + 1)), pad_id=int(rng.integers(vocab)),
-      eos_ids=tuple(map(int, rng.choice(vocab, ends, replace=False))),
-      length_penalty=float(rng.choice([-1.0, 0.0, 0.6, 1.0, 2.0])))
-  return cfg, vocab, rng
+  penalty = float(rng.choice([0.3, 1.0, 2.5]))
+  shortest, pad_id = int(rng.integers(steps + 1)), int(rng.integers(vocab))
+  rule = Unconstrained(tuple(map(int, rng.choice(vocab, ends, replace=False))), shortest)
+  cfg = DiverseBeamSearch(int(groups * size), int(groups), penalty, steps,
+                          float(rng.choice([-1.0, 0.0, 0.6, 1.0, 2.0])), pad_id)
+  return cfg, rule, vocab, rng
 
 
 class OracleTest(parameterized.TestCase):
@@ -71,12 +76,12 @@ class OracleTest(parameterized.TestCase):
       (0.2, [((0,), -0.6931), ((0,), -0.8931), ((0,), -1.0931)]))
   def test_t6_memoryless_one_step(self, penalty, rows):
     first = np.log([[.5, .3, .15, .05]])
-    found = search(first, np.zeros((1, 4, 4)), SearchConfig(3, 3, penalty, 1))
+    found = search(first, np.zeros((1, 4, 4)), DiverseBeamSearch(3, 3, penalty, 1))
     self.check(found, rows, 4)
 
   def test_t6_penalties_accumulate_over_two_steps(self):
     p = np.log([.5, .3, .15, .05])
-    found = search(p[None], np.broadcast_to(p, (2, 4, 4)), SearchConfig(3, 3, 1.0, 2))
+    found = search(p[None], np.broadcast_to(p, (2, 4, 4)), DiverseBeamSearch(3, 3, 1.0, 2))
     self.check(found, [((0, 0), -0.6931), ((1, 1), -1.2040), ((0, 0), -1.6931)], 4)
 
   @parameterized.parameters(
@@ -90,7 +95,7 @@ class OracleTest(parameterized.TestCase):
     after = np.log([[.1, .62, .2, .08], [.66, .2, .1, .04], [.2, .15, .5, .15],
                     [.25, .25, .3, .2]])
     first = np.log([[.55, .3, .1, .05]])
-    found = search(first, np.broadcast_to(after, (3, 4, 4)), SearchConfig(4, 2, 1.0, steps))
+    found = search(first, np.broadcast_to(after, (3, 4, 4)), DiverseBeamSearch(4, 2, 1.0, steps))
     self.check(found, [(t, v) for t, v, _ in rows])
     self.assertEqual(found.groups[0].tolist(), [g for *_, g in rows])
 
@@ -100,7 +105,7 @@ class OracleTest(parameterized.TestCase):
   def test_t8_state_dependent(self, penalty, rows):
     after = np.log([[.1, .6, .3], [.7, .2, .1], [.2, .2, .6]])
     found = search(np.log([[.6, .3, .1]]), np.broadcast_to(after, (2, 3, 3)),
-                   SearchConfig(3, 3, penalty, 2))
+                   DiverseBeamSearch(3, 3, penalty, 2))
     self.check(found, rows, 4)
 
 
@@ -108,12 +113,12 @@ class JudgeTest(parameterized.TestCase):
 
   @parameterized.parameters(range(16))
   def test_equals_the_literal_search(self, seed):
-    cfg, vocab, rng = random_case(seed)
+    cfg, rule, vocab, rng = random_case(seed)
     for _ in range(5):
       first, table = random_tables(rng, cfg.new_tokens, vocab)
-      found = search(first, table, cfg)
+      found = search(first, table, cfg, rule)
       for b in range(len(first)):
-        tokens, lengths, groups, values = judged(first[b], table, cfg)
+        tokens, lengths, groups, values = judged(first[b], table, cfg, rule)
         self.assertEqual(found.tokens[b].tolist(), tokens)
         self.assertEqual(found.lengths[b].tolist(), lengths)
         self.assertEqual(found.groups[b].tolist(), groups)
@@ -124,23 +129,25 @@ class JudgeTest(parameterized.TestCase):
   def test_equals_transformers(self, case):
     stored = np.load(FIXTURE)
     settings = json.loads(str(stored['cases']))[case]
-    cfg = SearchConfig(**{**settings, 'eos_ids': tuple(settings['eos_ids'])})
-    found = search(stored['first'], stored['table'], cfg)
+    rule = Unconstrained(tuple(settings.pop('eos_ids')), settings.pop('min_new_tokens', 0))
+    cfg = DiverseBeamSearch(**settings)
+    found = search(stored['first'], stored['table'], cfg, rule)
     tokens = found.tokens.copy()
     last = np.arange(cfg.new_tokens) == found.lengths[..., None] - 1
-    tokens[np.isin(tokens, cfg.eos_ids) & last] = cfg.eos_ids[0]  # it writes the first end token
+    tokens[np.isin(tokens, rule.eos_ids) & last] = rule.eos_ids[0]  # it writes the first end token
     np.testing.assert_array_equal(tokens, stored[f'tokens_{case}'])
     # A negative length exponent multiplies by up to 9, and float32 rounding with it.
     np.testing.assert_allclose(found.scores, stored[f'scores_{case}'], rtol=1e-6, atol=1e-5)
 
   def test_a_long_vocabulary_is_searched_exactly(self):
     rng = np.random.default_rng(0)
-    cfg = SearchConfig(6, 3, 0.7, 3, 1, (5,), 0)
+    cfg = DiverseBeamSearch(6, 3, 0.7, 3)
     first = rng.normal(size=(1, 2001)).astype(np.float32)
     row = rng.normal(size=(3, 2001)).astype(np.float32)
+    model = BoundDecoder(lambda tokens, cache, t: (jnp.asarray(row)[(tokens + t) % 3], cache),
+                         reorder=lambda cache, parents: cache)
     found = jax.jit(lambda first: diverse_beam_search(
-        lambda tokens, cache, t: (jnp.asarray(row)[(tokens + t) % 3], cache), (), first, cfg,
-        lambda cache, parents: cache))(first)
+        model, (), first, Unconstrained((5,), 1), cfg))(first)
     rows = judge.group_search(first[0], lambda s: row[(s[-1] + len(s) - 1) % 3], 6, 3, 0.7, 3, 1,
                               (5,))
     self.assertEqual([tuple(r[:n]) for r, n in zip(np.asarray(found.tokens[0]).tolist(),
@@ -152,7 +159,7 @@ class InvariantTest(parameterized.TestCase):
   def test_t9_group_zero_is_greedy(self):
     rng = np.random.default_rng(1)
     first, table = rng.normal(size=(2, 20)), rng.normal(size=(6, 20, 20))
-    found = search(first, table, SearchConfig(5, 5, 1.0, 6))
+    found = search(first, table, DiverseBeamSearch(5, 5, 1.0, 6))
     for b in range(2):
       tokens = [int(first[b].argmax())]
       while len(tokens) < 6:
@@ -162,18 +169,18 @@ class InvariantTest(parameterized.TestCase):
   def test_t9_a_large_penalty_makes_first_tokens_distinct(self):
     rng = np.random.default_rng(2)
     found = search(rng.normal(size=(1, 8)), rng.normal(size=(2, 8, 8)),
-                   SearchConfig(8, 8, 1000.0, 2))
+                   DiverseBeamSearch(8, 8, 1000.0, 2))
     self.assertLen(set(found.tokens[0, :, 0].tolist()), 8)
 
   @parameterized.parameters(range(100, 103))
   def test_t9_values_fall_and_batch_mates_do_not_matter(self, seed):
-    cfg, vocab, rng = random_case(seed)
+    cfg, rule, vocab, rng = random_case(seed)
     first, table = random_tables(rng, cfg.new_tokens, vocab)
-    found = search(first, table, cfg)
+    found = search(first, table, cfg, rule)
     self.assertTrue((np.diff(found.scores) <= 0).all())
     order = [2, 0, 1]
-    turned = search(first[order], table, cfg)
-    alone = search(first[1:2], table, cfg)
+    turned = search(first[order], table, cfg, rule)
+    alone = search(first[1:2], table, cfg, rule)
     for name in ('tokens', 'scores', 'lengths', 'groups'):
       both = getattr(found, name)
       np.testing.assert_array_equal(getattr(turned, name), both[order])
@@ -183,12 +190,12 @@ class InvariantTest(parameterized.TestCase):
     rng = np.random.default_rng(3)
     first, table = rng.normal(size=(2, 9)), rng.normal(size=(5, 9, 9))
     first[:, 4], table[..., 4] = 9, 9
-    found = search(first, table, SearchConfig(6, 3, 1.0, 5, 5, (4,)))
+    found = search(first, table, DiverseBeamSearch(6, 3, 1.0, 5), Unconstrained((4,), 5))
     self.assertTrue((found.lengths == 5).all())
     self.assertFalse((found.tokens == 4).any())
 
   def test_equal_values_go_to_the_lower_token_and_group(self):
-    found = search(np.zeros((1, 5)), np.zeros((2, 5, 5)), SearchConfig(3, 3, 1.0, 2))
+    found = search(np.zeros((1, 5)), np.zeros((2, 5, 5)), DiverseBeamSearch(3, 3, 1.0, 2))
     self.assertEqual(found.tokens[0].tolist(), [[0, 0], [1, 1], [2, 2]])
     self.assertEqual(found.groups[0].tolist(), [0, 1, 2])
 
@@ -198,40 +205,44 @@ class InvariantTest(parameterized.TestCase):
     def step(tokens, cache, t):
       jax.debug.callback(lambda t: calls.append(int(t)), t)
       return jnp.zeros((*tokens.shape, 6)).at[..., 5].set(9.0), cache
-    cfg = SearchConfig(2, 2, 0.1, 50, 0, (5,))
+    cfg = DiverseBeamSearch(2, 2, 0.1, 50)
     first = jnp.zeros((1, 6)).at[:, 2].set(9.0)
-    found = diverse_beam_search(step, (), first, cfg)
+    found = diverse_beam_search(BoundDecoder(step), (), first, Unconstrained((5,)), cfg)
     jax.effects_barrier()
     self.assertEqual(calls, [0])
     self.assertEqual(found.lengths.tolist(), [[2, 2]])
 
   def test_no_host_transfer_happens_inside_the_search(self):
-    cfg = SearchConfig(4, 2, 1.0, 4, 0, (1,))
+    cfg, rule = DiverseBeamSearch(4, 2, 1.0, 4), Unconstrained((1,))
     first, table = jnp.zeros((2, 7)), jnp.zeros((4, 7, 7))
-    run(first, table, cfg)
+    run(first, table, cfg, rule)
     with jax.transfer_guard('disallow'):
-      run(first, table, cfg).tokens.block_until_ready()
+      run(first, table, cfg, rule).tokens.block_until_ready()
 
 
 class ConfigTest(parameterized.TestCase):
 
   @parameterized.parameters(
       (dict(beams=5, groups=2), 'beams=5'), (dict(diversity_penalty=0.0), 'diversity_penalty'),
-      (dict(min_new_tokens=9), 'min_new_tokens=9'), (dict(new_tokens=0), 'new_tokens=0'),
-      (dict(eos_ids=(-1,)), 'eos_ids'))
+      (dict(new_tokens=0), 'new_tokens=0'), (dict(pad_id=-1), 'pad_id'))
   def test_impossible_settings_name_the_setting(self, change, words):
     good = dict(beams=4, groups=2, diversity_penalty=1.0, new_tokens=8)
     with self.assertRaisesRegex(ConfigError, words):
-      SearchConfig(**{**good, **change})
+      DiverseBeamSearch(**{**good, **change})
 
-  def test_several_beams_per_group_ask_for_reorder(self):
-    with self.assertRaisesRegex(ConfigError, 'reorder'):
-      diverse_beam_search(lambda *_: None, (), jnp.zeros((1, 9)), SearchConfig(4, 2, 1.0, 2))
+  @parameterized.parameters(
+      (9, FREE, (4, 2), False, 'reorder'), (3, FREE, (4, 1), True, 'vocabulary of 3'),
+      (9, Unconstrained((5,), 3), (2, 2), True, 'min_new_tokens=3'),
+      (9, CodeConstraint(2, 4), (2, 2), True, 'CodeConstraint'))
+  def test_what_does_not_go_together_is_refused(self, vocab, rule, sizes, reorder, words):
+    model = BoundDecoder(lambda *_: None, reorder=(lambda c, p: c) if reorder else None)
+    with self.assertRaisesRegex(ConfigError, words):
+      diverse_beam_search(model, (), jnp.zeros((1, vocab)), rule,
+                          DiverseBeamSearch(*sizes, 1.0, 2))
 
-  def test_a_vocabulary_smaller_than_a_group_is_refused(self):
-    with self.assertRaisesRegex(ConfigError, 'vocabulary of 3'):
-      diverse_beam_search(lambda *_: None, (), jnp.zeros((1, 3)), SearchConfig(4, 1, 1.0, 2),
-                   lambda c, p: c)
+  def test_end_tokens_below_zero_are_refused(self):
+    with self.assertRaisesRegex(ConfigError, 'eos_ids'):
+      Unconstrained((-1,))
 
 
 if __name__ == '__main__':

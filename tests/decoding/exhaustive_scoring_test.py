@@ -1,4 +1,4 @@
-"""Every title's log-probability: against one at a time, and as beam search's judge (D4, D5)."""
+"""Every title's log-probability: against one at a time, and as beam search's judge."""
 import functools
 
 import jax
@@ -7,6 +7,7 @@ import numpy as np
 from absl.testing import absltest
 
 from recjax.decoding import constraints, device_trie, exhaustive_scoring, trie
+from recjax.decoding.beam_search import BeamSearch
 from recjax.decoding.generate import generate
 from recjax.models import llm, llm_decoder
 
@@ -74,9 +75,8 @@ class ExactTest(absltest.TestCase):
         decoder,
         variables,
         [prompt],
-        constraints.CatalogConstraint(planted, mix=mix),
-        beams=len(titles),
-        length_penalty=0.0,
+        BeamSearch(len(titles), length_penalty=0.0),
+        constraints.CatalogConstraint(planted, mixing=mix),
       )
       want = {
         tuple(some): alpha * scores[some[0]] + (1 - alpha) * np.log(share[some].sum())
@@ -102,12 +102,12 @@ class ExactTest(absltest.TestCase):
     decoder, tree = llm_decoder.decoder(lm), catalogue(7)
     planted = device_trie.to_device_trie(tree)
     rng = np.random.default_rng(1)
-    plain = generate(decoder, variables, [[3, 8]], constraints.CatalogConstraint(planted), beams=6,
-                     length_penalty=0.0)
+    search = BeamSearch(6, length_penalty=0.0)
+    plain = generate(decoder, variables, [[3, 8]], search, constraints.CatalogConstraint(planted))
     for scale in (0.1, 30.0):
       share = jax.nn.softmax(jnp.asarray(rng.normal(size=(1, len(tree))) * scale))
-      mixed = generate(decoder, variables, [[3, 8]], constraints.CatalogConstraint(
-          planted, mix=constraints.score_mixing(planted, share, 1.0)), beams=6, length_penalty=0.0)
+      mixed = generate(decoder, variables, [[3, 8]], search, constraints.CatalogConstraint(
+          planted, mixing=constraints.score_mixing(planted, share, 1.0)))
       np.testing.assert_array_equal(plain.scores, mixed.scores)
       np.testing.assert_array_equal(plain.tokens, mixed.tokens)
 

@@ -9,9 +9,13 @@ import numpy as np
 from absl.testing import absltest, parameterized
 
 from recjax.decoding import device_trie, item_filter, item_span, trie
-from recjax.decoding.constraints import CatalogConstraint, Unconstrained
+from recjax.decoding.beam_search import BeamSearch
+from recjax.decoding.constraints import CatalogConstraint, Normalization, Unconstrained
+from recjax.decoding.diverse_beam_search import DiverseBeamSearch
 from recjax.decoding.generate import generate
-from recjax.decoding.sampling import SampleConfig, cut, sample
+from recjax.decoding.lm_head import BoundDecoder
+from recjax.decoding.lookahead_beam_search import LookaheadBeamSearch
+from recjax.decoding.sampling import Sampling, sample, within_cuts
 from recjax.distributed import sharding
 from recjax.errors import ConfigError, DataError, UserError
 from recjax.models import huggingface, llm, llm_decoder
@@ -93,7 +97,7 @@ class PeerTest(parameterized.TestCase):
     theirs, decoder, params = self.models(family, V)
     prompts = [[3, 1, 4, 1, 5], [9, 2, 6]]
     if beams == 1:  # transformers answers by greedy search, which knows no stopping rule
-      found = generate(decoder, params, prompts, beams=1, new_tokens=10, eos_ids=ends)
+      found = generate(decoder, params, prompts, BeamSearch(1, 10), Unconstrained(ends))
       import torch
       for b, prompt in enumerate(prompts):
         ids = torch.tensor([prompt])
@@ -103,8 +107,8 @@ class PeerTest(parameterized.TestCase):
         self.assertEqual(found.row(b, 0), row)
       return
     want = self.peer(theirs, prompts, beams, 10, alpha, early, list(ends))
-    found = generate(decoder, params, prompts, beams=beams, new_tokens=10, length_penalty=alpha,
-                     early_stopping=early, eos_ids=ends)
+    found = generate(decoder, params, prompts, BeamSearch(beams, 10, alpha, early),
+                     Unconstrained(ends))
     self.agree(found, want)
 
   @parameterized.parameters(('Llama', 0.0, 4), ('Llama', 0.5, 50), ('Qwen3', 1.0, 4),
@@ -119,8 +123,7 @@ class PeerTest(parameterized.TestCase):
                         prefix_allowed_tokens_fn=lambda _, ids, n=n: self.after(ids[n:].tolist()))
     real = {(*r, END) for r in map(tuple, ROWS)}
     rows = [[r for r in given if tuple(r[1]) in real] for given in rows]  # theirs run out of titles
-    found = generate(decoder, params, prompts, TITLES, beams=beams, length_penalty=alpha,
-                     early_stopping='never', new_tokens=8)
+    found = generate(decoder, params, prompts, BeamSearch(beams, 8, alpha, 'never'), TITLES)
     if beams == 50:  # every title is found, so only the order of the best can be told apart
       self.assertEqual(found.exists.sum(1).tolist(), [len(real)] * 2)
     self.agree(dataclasses.replace(found, exists=found.exists & (found.scores > -1e8)), rows)
@@ -161,10 +164,8 @@ class PeerTest(parameterized.TestCase):
       decoder,
       params,
       [prompt],
+      BeamSearch(4, built.longest, 0.0),
       CatalogConstraint(device_trie.to_device_trie(built)),
-      beams=4,
-      length_penalty=0.0,
-      new_tokens=built.longest,
     )
     self.agree(found, want)
     for item, _ in found.items(built)[0]:
@@ -185,34 +186,37 @@ class GenerateTest(parameterized.TestCase):
     params = {'params': jax.tree.map(lambda x: x * 15 if x.ndim > 2 else x,
                                      llm.init(cfg, jax.random.key(0)))}
     prompts = [[1, 2, 3], [4], list(range(20))]
-    together = generate(decoder, params, prompts, TITLES, beams=5)
+    together = generate(decoder, params, prompts, BeamSearch(5), TITLES)
     for b, prompt in enumerate(prompts):
-      alone = generate(decoder, params, [prompt], TITLES, beams=5)
+      alone = generate(decoder, params, [prompt], BeamSearch(5), TITLES)
       np.testing.assert_array_equal(together.tokens[b], alone.tokens[0])
 
     def whole(params, rows):
       at = jnp.broadcast_to(jnp.arange(rows.shape[1]), rows.shape)
       hidden, _ = llm.LM(cfg).apply(params, rows, at, jnp.ones_like(rows))
       return llm.LM(cfg).apply(params, hidden, method='logits')
-    slow = generate(uncached(whole), params, prompts, TITLES, beams=5)
+    slow = generate(uncached(whole), params, prompts, BeamSearch(5), TITLES)
     np.testing.assert_array_equal(together.tokens, slow.tokens)
     np.testing.assert_allclose(together.scores, slow.scores, atol=1e-4)
 
-  def test_runs_give_the_same_rows(self):
+  def test_lookahead_gives_the_same_rows(self):
     cfg = llm.Config(vocab=V, width=32, layers=2, heads=4, kv_heads=2, head_dim=8, ffn=48)
     decoder = llm_decoder.decoder(llm.LM(cfg))
     params = {'params': jax.tree.map(lambda x: x * 15 if x.ndim > 2 else x,
                                      llm.init(cfg, jax.random.key(0)))}
     prompts = [[1, 2, 3], [4]]
-    for titles in (TITLES, dataclasses.replace(TITLES, normalize='valid')):
-      want = generate(decoder, params, prompts, titles, beams=50, length_penalty=0.0)
-      found = generate(decoder, params, prompts, titles, beams=50, length_penalty=0.0, runs=(8, 32))
+    for titles in (TITLES, dataclasses.replace(
+        TITLES, normalization=Normalization('valid'))):
+      want = generate(decoder, params, prompts, BeamSearch(50, length_penalty=0.0), titles)
+      found = generate(decoder, params, prompts, LookaheadBeamSearch(50, length_penalty=0.0),
+                       titles)
       np.testing.assert_array_equal(found.exists, want.exists)
       np.testing.assert_array_equal(found.tokens[found.exists], want.tokens[want.exists])
       self.assertEqual(found.items(TRIE)[0][0][0], want.items(TRIE)[0][0][0])
       self.assertTrue(found.complete[found.exists].all())
-    with self.assertRaisesRegex(ConfigError, 'runs need'):
-      generate(decoder, params, prompts, new_tokens=4, runs=(8,))
+    for titles in (None, dataclasses.replace(TITLES, min_new_tokens=2)):
+      with self.assertRaisesRegex(ConfigError, 'needs a CatalogConstraint without'):
+        generate(decoder, params, prompts, LookaheadBeamSearch(1, 4), titles)
 
   def test_eight_devices_give_what_one_gives(self):
     cfg = llm.Config(vocab=V, width=32, layers=2, heads=4, kv_heads=2, head_dim=8, ffn=48)
@@ -220,32 +224,35 @@ class GenerateTest(parameterized.TestCase):
     params = {'params': jax.tree.map(lambda x: x * 15 if x.ndim > 2 else x,
                                      llm.init(cfg, jax.random.key(0)))}
     prompts = [[i + 1, 2, 3][:1 + i % 3] for i in range(8)]
-    alone = generate(decoder, params, prompts, TITLES, beams=4)
+    alone = generate(decoder, params, prompts, BeamSearch(4), TITLES)
     for axes in ({'data': 8}, {'data': 4, 'model': 2}):
       mesh = sharding.make_mesh(axes)
       with jax.set_mesh(mesh):
         spread = {'params': jax.device_put(
             params['params'], sharding.shardings(params['params'], llm.RULES, mesh))}
-        found = generate(decoder, spread, prompts, TITLES, beams=4)
+        found = generate(decoder, spread, prompts, BeamSearch(4), TITLES)
       np.testing.assert_array_equal(found.tokens, alone.tokens)
       np.testing.assert_allclose(found.scores, alone.scores, atol=1e-4)
 
   def test_items_come_with_their_scores_and_shared_titles_with_all_of_them(self):
     built = trie.build([[1, 2], [3], [1, 2]], end=END, vocab=V)
     titles = CatalogConstraint(device_trie.to_device_trie(built))
-    found = generate(TABLE, LOGITS, [[5]], titles, beams=4)
+    found = generate(TABLE, LOGITS, [[5]], BeamSearch(4), titles)
     self.assertEqual(sorted(i for i, _ in found.items(built)[0]), [0, 1])
     self.assertEqual(sorted(i for i, _ in found.items(built, every=True)[0]), [0, 1, 2])
     limits = item_filter.build_item_filter(built, taken=[[0]])
-    found = generate(TABLE, LOGITS, [[5]], dataclasses.replace(titles, limits=limits), beams=4)
+    found = generate(TABLE, LOGITS, [[5]], BeamSearch(4),
+                     dataclasses.replace(titles, item_filter=limits))
     self.assertEqual(sorted(i for i, _ in found.items(built, limits)[0]), [1, 2])
     allowed = item_filter.build_item_filter(built, allowed=[[2]])
-    found = generate(TABLE, LOGITS, [[5]], dataclasses.replace(titles, limits=allowed), beams=4)
+    found = generate(TABLE, LOGITS, [[5]], BeamSearch(4),
+                     dataclasses.replace(titles, item_filter=allowed))
     self.assertEqual([i for i, _ in found.items(built, allowed)[0]], [2])
 
   @parameterized.parameters((4, 4), (6, 2), (6, 3))
   def test_groups_under_titles_are_those_of_the_judge(self, beams, groups):
-    found = generate(TABLE, LOGITS, [[5], [7]], TITLES, beams=beams, groups=groups, new_tokens=8)
+    found = generate(TABLE, LOGITS, [[5], [7]], DiverseBeamSearch(beams, groups, new_tokens=8),
+                     TITLES)
     table = np.asarray(jax.nn.log_softmax(LOGITS))
 
     def after(last, tokens):
@@ -261,12 +268,11 @@ class GenerateTest(parameterized.TestCase):
       self.assertTrue(found.complete[b][found.exists[b]].all())
 
   def test_groups_choose_different_first_tokens_under_a_large_penalty(self):
-    found = generate(TABLE, LOGITS, [[5]], TITLES, beams=6, groups=6, diversity_penalty=1e4,
-                     new_tokens=8)
+    found = generate(TABLE, LOGITS, [[5]], DiverseBeamSearch(6, 6, 1e4, 8), TITLES)
     self.assertLen({found.row(0, k)[0] for k in range(6)}, 6)
 
   def test_sampled_rows_are_titles_with_their_own_scores(self):
-    found = generate(TABLE, LOGITS, [[5], [7]], TITLES, samples=50, temperature=1.5, seed=3)
+    found = generate(TABLE, LOGITS, [[5], [7]], Sampling(50, temperature=1.5), TITLES, seed=3)
     real = {(*r, END) for r in map(tuple, ROWS)}
     table = np.asarray(jax.nn.log_softmax(LOGITS))
     for b, last in enumerate((5, 7)):
@@ -276,25 +282,24 @@ class GenerateTest(parameterized.TestCase):
         self.assertAlmostEqual(found.scores[b, k], sum(
             table[x][y] for x, y in zip([last, *row[:-1]], row)), delta=1e-3)
     self.assertGreater(len({tuple(found.row(0, k)) for k in range(50)}), 5)
-    again = generate(TABLE, LOGITS, [[5], [7]], TITLES, samples=50, temperature=1.5, seed=3)
+    again = generate(TABLE, LOGITS, [[5], [7]], Sampling(50, temperature=1.5), TITLES, seed=3)
     np.testing.assert_array_equal(found.tokens, again.tokens)
 
   def test_samples_follow_the_models_distribution(self):
     rows = [[i] for i in range(6)]
     titles = CatalogConstraint(device_trie.to_device_trie(trie.build(rows, end=END, vocab=V)))
-    found = generate(TABLE, LOGITS, [[5]], titles, samples=4000)
+    found = generate(TABLE, LOGITS, [[5]], Sampling(4000), titles)
     p = np.exp(np.asarray(LOGITS)[5, :6])
     share = np.bincount(found.tokens[0, :, 0], minlength=6) / 4000
     np.testing.assert_allclose(share, p / p.sum(), atol=0.03)  # four standard errors
 
   def test_sampling_in_a_batch_is_as_alone(self):
-    many = generate(TABLE, LOGITS, [[5], [7], [2]], TITLES, samples=3, seed=1)
-    one = generate(TABLE, LOGITS, [[5]], TITLES, samples=3, seed=1)
+    many = generate(TABLE, LOGITS, [[5], [7], [2]], Sampling(3), TITLES, seed=1)
+    one = generate(TABLE, LOGITS, [[5]], Sampling(3), TITLES, seed=1)
     np.testing.assert_array_equal(many.tokens[0], one.tokens[0])
 
   def test_temperature_zero_is_greedy(self):
-    found = generate(TABLE, LOGITS, [[5]], samples=1, temperature=0.0, new_tokens=6,
-                     eos_ids=(END,))
+    found = generate(TABLE, LOGITS, [[5]], Sampling(1, 6, 0.0), Unconstrained((END,)))
     row = [5]
     while len(row) < 7 and row[-1] != END:
       row.append(int(np.argmax(LOGITS[row[-1]])))
@@ -303,7 +308,7 @@ class GenerateTest(parameterized.TestCase):
   @parameterized.parameters((3, 1.0), (0, 0.6), (4, 0.7), (0, 1e-6))
   def test_cuts_are_those_of_transformers(self, top_k, top_p):
     x = np.random.default_rng(0).normal(size=(5, 20)).astype(np.float32) * 2
-    kept = np.asarray(cut(jnp.asarray(x), top_k, top_p))
+    kept = np.asarray(within_cuts(jnp.asarray(x), top_k, top_p))
     for row, good in zip(x, kept):
       order = np.argsort(-row)
       order = order[:top_k] if top_k else order
@@ -312,13 +317,13 @@ class GenerateTest(parameterized.TestCase):
       want = {int(i) for i, before in zip(order, np.cumsum(p) - p) if before < top_p}
       self.assertEqual(set(np.flatnonzero(good).tolist()), want)
 
-  def test_one_item_mode_reply_through_the_face(self):
+  def test_a_reply_with_items_by_beams(self):
     built = trie.build([[1, 2], [3]], end=END, vocab=V)
     mode = item_span.item_span_constraint(
-      built, device_trie.to_device_trie(built), 28, (27,), 16, batch=1
+      built, device_trie.to_device_trie(built), item_span.SpanSettings(28, END, (27,), 16)
     )
     logits = LOGITS.at[:, 28].add(5)
-    found = generate(TABLE, logits, [[5]], mode, beams=2, new_tokens=16, eos_ids=(27,))
+    found = generate(TABLE, logits, [[5]], BeamSearch(2), mode)
     items, _ = item_span.parse(built, found.row(0, 0), 28)
     self.assertEqual(sorted(items), [0, 1])
 
@@ -329,26 +334,31 @@ class GenerateTest(parameterized.TestCase):
       traced.append(1)
       return params[tokens], cache
     decoder = TABLE._replace(step=step)
-    generate(decoder, LOGITS, [[5], [6]], TITLES, beams=3)
+    generate(decoder, LOGITS, [[5], [6]], BeamSearch(3), TITLES)
     before = len(traced)
     other = CatalogConstraint(
       device_trie.to_device_trie(trie.build([r[::-1] for r in ROWS], end=END, vocab=V))
     )
-    generate(decoder, LOGITS, [[7, 8], [6]], other, beams=3)
+    generate(decoder, LOGITS, [[7, 8], [6]], BeamSearch(3), other)
     self.assertLen(traced, before)
 
   @parameterized.parameters(
       (dict(prompts=[]), DataError, 'no prompt'), (dict(prompts=[[1], []]), DataError, 'prompt 1'),
       (dict(prompts=[[1] * 9], longest_prompt=8), DataError, 'prompt 0 has 9 tokens'),
       (dict(constraint=None), ConfigError, 'new_tokens'),
-      (dict(beams=5, groups=2), ConfigError, 'groups'),
-      (dict(beams=4, groups=2, token_scores=True), ConfigError, 'token_scores'),
-      (dict(samples=2, length_offset=[3]), ConfigError, 'length_offset'),
-      (dict(samples=2, top_p=0.0), ConfigError, 'top_p'))
+      (dict(search=LookaheadBeamSearch(2)), ConfigError, 'decoder with extend'))
   def test_bad_requests_are_refused(self, changes, error, words):
-    given = dict(prompts=[[5]], constraint=TITLES, beams=2) | changes
+    given = dict(prompts=[[5]], constraint=TITLES, search=BeamSearch(2)) | changes
     with self.assertRaisesRegex(error, words):
-      generate(TABLE, LOGITS, given.pop('prompts'), given.pop('constraint'), **given)
+      generate(TABLE, LOGITS, **given)
+
+  @parameterized.parameters(
+      (dict(samples=0), 'samples=0'), (dict(new_tokens=0), 'new_tokens=0'),
+      (dict(top_p=0.0), 'top_p'), (dict(temperature=-1.0), 'temperature=-1'),
+      (dict(pass_width=-1), 'pass_width=-1'))
+  def test_impossible_settings_of_sampling_name_the_setting(self, change, words):
+    with self.assertRaisesRegex(ConfigError, words):
+      Sampling(**change)
 
   def test_a_model_that_gives_nan_is_told_with_request_and_step(self):
     logits = LOGITS.at[7].set(jnp.nan)
@@ -356,19 +366,19 @@ class GenerateTest(parameterized.TestCase):
       device_trie.to_device_trie(trie.build([[7, 3], [7, 4]], end=END, vocab=V))
     )
     with self.assertRaisesRegex(UserError, 'NaN for request 0 at new token 0'):
-      generate(TABLE, logits, [[7]], titles, beams=2)
+      generate(TABLE, logits, [[7]], BeamSearch(2), titles)
     with self.assertRaisesRegex(UserError, 'NaN for request 0 at new token 1'):
-      generate(TABLE, logits, [[5]], titles, beams=2)
-    for given in (dict(samples=3), dict(samples=1, temperature=0.0)):
+      generate(TABLE, logits, [[5]], BeamSearch(2), titles)
+    for search in (Sampling(3, 4), Sampling(1, 4, 0.0)):
       with self.assertRaisesRegex(UserError, 'NaN for request 1 at new token 0'):
-        generate(TABLE, logits, [[5], [7]], Unconstrained((END,)), new_tokens=4, **given)
+        generate(TABLE, logits, [[5], [7]], search, Unconstrained((END,)))
       with self.assertRaisesRegex(UserError, 'NaN for request 0 at new token 1'):
-        generate(TABLE, logits, [[5]], titles, **given)
+        generate(TABLE, logits, [[5]], search, titles)
 
   def test_sampling_over_the_whole_vocabulary_ends_at_an_end_token(self):
     found = jax.jit(lambda table, key: sample(
-        lambda tokens, c, t: (table[tokens], c), (), table[:2], Unconstrained((END,)),
-        SampleConfig(20, 12), key))(LOGITS, jax.random.key(0))
+        BoundDecoder(lambda tokens, c, t: (table[tokens], c)), (), table[:2],
+        Unconstrained((END,)), Sampling(20, 12), key))(LOGITS, jax.random.key(0))
     for row, n, over in zip(np.asarray(found.tokens).reshape(40, -1),
                             np.asarray(found.lengths).reshape(-1),
                             np.asarray(found.complete).reshape(-1)):

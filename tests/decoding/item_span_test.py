@@ -1,4 +1,4 @@
-"""Items inside free text: the specs' oracles, and no made-up or repeated item under any logits."""
+"""Items inside free text: cases by hand, and no made-up or repeated item under any logits."""
 import functools
 
 import hypothesis
@@ -9,14 +9,16 @@ from absl.testing import absltest, parameterized
 from hypothesis import strategies as st
 
 from recjax.decoding import device_trie, item_filter, item_span, trie
-from recjax.decoding.beam_search import BeamConfig, beam_search
-from recjax.decoding.constraints import LIVE
+from recjax.decoding.beam_search import BeamSearch, beam_search
+from recjax.decoding.constraints import LIVE, Unconstrained
 from recjax.decoding.generate import generate
-from recjax.decoding.lm_head import plain_head
-from recjax.decoding.sampling import SampleConfig, sample
+from recjax.decoding.item_span import SpanSettings
+from recjax.decoding.lm_head import BoundDecoder, plain_head
+from recjax.decoding.sampling import Sampling, sample
 from recjax.decoding.streaming import stream
 from recjax.errors import ConfigError, DataError, UserError
 from recjax.models import llm, llm_decoder
+from recjax.protocols import Decoder
 
 V, SOI, EOI, EOS = 12, 9, 10, 11
 
@@ -25,25 +27,30 @@ A, B, C, D = [1, 2, 3, 4], [1, 2, 3, 4, 5, 6], [1, 2, 3, 5, 6], [1, 2, 5, 6]
 ABCD = [A, B, C, D]
 
 
-def constraint(rows, new_tokens=24, **kw):
+def constraint(rows, new_tokens=24, batch=1, tails=None, item_filter=None, **kw):
   built = trie.build(rows, end=EOI, vocab=V)
   return built, item_span.item_span_constraint(
-    built, device_trie.to_device_trie(built), SOI, (EOS,), new_tokens, **kw
+    built,
+    device_trie.to_device_trie(built),
+    SpanSettings(SOI, EOI, (EOS,), new_tokens, **kw),
+    batch,
+    tails,
+    item_filter=item_filter,
   )
 
 
 def allowed_after(rows, tail, new_tokens=24, **kw):
   """The tokens that may follow an answer so far."""
   _, mode = constraint(rows, new_tokens, tails=[tail], **kw)
-  values, ids, _ = mode.expand(plain_head(jnp.zeros((1, 1, V))), mode.start(1), 0, 0,
-                               lambda *given: given)
+  values, ids, _ = mode.candidates(plain_head(jnp.zeros((1, 1, V))), mode.start(1), 0, 0,
+                                   lambda *given: given)
   return {int(i) for i, v in zip(ids[0, 0], values[0, 0]) if v > LIVE}
 
 
 @functools.partial(jax.jit, static_argnames='cfg')
 def draw(logits, mode, key, cfg):
-  return sample(lambda tokens, c, t: (logits[tokens], c), (), logits[:1].repeat(
-      mode.root.shape[0], 0), mode, cfg, key)
+  return sample(BoundDecoder(lambda tokens, c, t: (logits[tokens], c)), (), logits[:1].repeat(
+      len(mode.catalog), 0), mode, cfg, key)
 
 
 class OracleTest(parameterized.TestCase):
@@ -100,13 +107,14 @@ class OracleTest(parameterized.TestCase):
   def test_limits_hold_inside_items(self):
     built = trie.build(ABCD, end=EOI, vocab=V)
     limits = item_filter.build_item_filter(built, allowed=[[1, 3]])
-    self.assertEqual(allowed_after(ABCD, [SOI, 1, 2, 3], limits=limits), {4})
-    self.assertEqual(allowed_after(ABCD, [SOI, *A], limits=limits), {5})
+    self.assertEqual(allowed_after(ABCD, [SOI, 1, 2, 3], item_filter=limits), {4})
+    self.assertEqual(allowed_after(ABCD, [SOI, *A], item_filter=limits), {5})
 
   def test_titles_without_an_end_are_refused(self):
     built = trie.build(np.array([[1, 2], [1, 3]]), vocab=V)
     with self.assertRaisesRegex(DataError, 'end-of-item'):
-      item_span.item_span_constraint(built, device_trie.to_device_trie(built), SOI, (EOS,), 8)
+      item_span.item_span_constraint(built, device_trie.to_device_trie(built),
+                                     SpanSettings(SOI, EOI, (EOS,), 8))
 
 
 class ReplyTest(parameterized.TestCase):
@@ -123,7 +131,7 @@ class ReplyTest(parameterized.TestCase):
     logits = np.where(rng.uniform(size=(V, V)) < .2, value, logits)
     built, mode = constraint(rows, 40, batch=2)
     found = draw(jnp.asarray(logits, jnp.float32), mode, jax.random.key(seed),
-                 SampleConfig(3, 40, temperature))
+                 Sampling(3, 40, temperature))
     for row, n in zip(np.asarray(found.tokens).reshape(6, -1),
                       np.asarray(found.lengths).reshape(-1)):
       items, _ = item_span.parse(built, row[:n], SOI)  # walks the trie, raises where it leaves
@@ -133,7 +141,7 @@ class ReplyTest(parameterized.TestCase):
     logits = np.zeros((V, V), np.float32)
     logits[:, SOI] = 9
     built, mode = constraint([[1, 2], [3]], 40)
-    found = draw(jnp.asarray(logits), mode, jax.random.key(0), SampleConfig(1, 40, 0.0))
+    found = draw(jnp.asarray(logits), mode, jax.random.key(0), Sampling(1, 40, 0.0))
     items, open_ = item_span.parse(built, np.asarray(found.tokens)[0, 0], SOI)
     self.assertEqual((sorted(items), open_), ([0, 1], False))
 
@@ -142,7 +150,7 @@ class ReplyTest(parameterized.TestCase):
     logits[:, SOI] += 4
     for budget in range(2, 14):
       built, mode = constraint(ABCD, budget)
-      found = draw(jnp.asarray(logits), mode, jax.random.key(0), SampleConfig(1, budget, 0.0))
+      found = draw(jnp.asarray(logits), mode, jax.random.key(0), Sampling(1, budget, 0.0))
       row = np.asarray(found.tokens)[0, 0, :int(found.lengths[0, 0])]
       self.assertFalse(item_span.parse(built, row, SOI)[1], row)
 
@@ -157,10 +165,11 @@ class ReplyTest(parameterized.TestCase):
     built = trie.build(rows, end=EOI, vocab=V)
     limits = item_filter.build_item_filter(built, allowed=[allowed, list(range(len(rows)))])
     mode = item_span.item_span_constraint(
-      built, device_trie.to_device_trie(built), SOI, (EOS,), 33, batch=2, max_items=6, limits=limits
+      built, device_trie.to_device_trie(built), SpanSettings(SOI, EOI, (EOS,), 33, max_items=6), 2,
+      item_filter=limits
     )
     found = draw(
-      jnp.asarray(logits, jnp.float32), mode, jax.random.key(seed), SampleConfig(3, 33, 1.0)
+      jnp.asarray(logits, jnp.float32), mode, jax.random.key(seed), Sampling(3, 33, 1.0)
     )
     for b in range(2):
       for row, n in zip(np.asarray(found.tokens)[b], np.asarray(found.lengths)[b]):
@@ -183,8 +192,8 @@ class ReplyTest(parameterized.TestCase):
     built, mode = constraint(ABCD, 20, batch=2)
     table = jnp.asarray(logits)
     found = jax.jit(lambda table, mode: beam_search(
-        lambda tokens, c, t: (table[tokens], c), lambda c, p: c, plain_head, (), table[:2], mode,
-        BeamConfig(beams, 20, 0.0)))(table, mode)
+        BoundDecoder(lambda tokens, c, t: (table[tokens], c)), (), table[:2], mode,
+        BeamSearch(beams, 20, 0.0)))(table, mode)
     self.assertTrue(found.exists.all())
     for b in range(2):
       for k in range(beams):
@@ -198,9 +207,10 @@ class ReplyTest(parameterized.TestCase):
     catalogues, tails = [ABCD, [[7, 8], [7], [0, 8, 7]]], [[SOI, *A, EOI, SOI, 1], [SOI, 7]]
     tries = [trie.build(rows, end=EOI, vocab=V) for rows in catalogues]
     both = item_span.item_span_constraint(
-      tries, device_trie.to_device_trie(tries), SOI, (EOS,), 20, tails=tails, root=[0, 1]
+      tries, device_trie.to_device_trie(tries), SpanSettings(SOI, EOI, (EOS,), 20), tails=tails,
+      catalog=[0, 1]
     )
-    cfg, table = SampleConfig(1, 20, 0.0), jnp.asarray(logits)
+    cfg, table = Sampling(1, 20, 0.0), jnp.asarray(logits)
     found = draw(table, both, jax.random.key(0), cfg)
     for b, rows in enumerate(catalogues):
       alone = draw(table, constraint(rows, 20, tails=[tails[b]])[1], jax.random.key(0), cfg)
@@ -215,7 +225,7 @@ class ReplyTest(parameterized.TestCase):
     logits[:, SOI] += 2
     tails = [[SOI, 1, 2], [], [SOI, *A, EOI]]
     _, together = constraint(ABCD, 20, tails=tails)
-    cfg, table = SampleConfig(1, 20, 0.0), jnp.asarray(logits)
+    cfg, table = Sampling(1, 20, 0.0), jnp.asarray(logits)
     found = draw(table, together, jax.random.key(0), cfg)
     for b, tail in enumerate(tails):
       alone = draw(table, constraint(ABCD, 20, tails=[tail])[1], jax.random.key(0), cfg)
@@ -238,22 +248,22 @@ def eager():
   planted = device_trie.to_device_trie(built)
   prompts = [rng.integers(0, 36, n).tolist() for n in (5, 9)]
   prompts[1] += [soi, *rows[2][:1]]
-  mode = item_span.item_span_constraint(built, planted, soi, (eos,), 40,
-                             tails=[[], [soi, *rows[2][:1]]])
+  mode = item_span.item_span_constraint(built, planted, SpanSettings(soi, eoi, (eos,), 40),
+                                        tails=[[], [soi, *rows[2][:1]]])
   return decoder, params, built, prompts, mode
 
 
-class RunsTest(parameterized.TestCase):
-  """T-G7: forced tokens together, the reply unchanged; with a model that has a cache."""
+class ForcedTest(parameterized.TestCase):
+  """Forced tokens together, the reply unchanged; with a model that has a cache."""
 
   @parameterized.product(temperature=(0.0, 1.0), width=(2, 6))
   def test_g7_replies_are_those_of_one_token_at_a_time(self, temperature, width):
     decoder, params, built, prompts, mode = eager()
     soi, start = 37, [[], prompts[1][9:]]
-    given = dict(samples=3, new_tokens=40, temperature=temperature, seed=5, bucket=16,
-                 token_scores=True)
-    plain = generate(decoder, params, prompts, mode, **given)
-    runs = generate(decoder, params, prompts, mode, runs=(width,), **given)
+    plain, runs = (generate(
+        decoder, params, prompts,
+        Sampling(3, temperature=temperature, token_scores=True, pass_width=w), mode, seed=5,
+        bucket=16) for w in (0, width))
     np.testing.assert_array_equal(runs.tokens, plain.tokens)
     np.testing.assert_array_equal(runs.lengths, plain.lengths)
     np.testing.assert_array_equal(runs.complete, plain.complete)
@@ -267,14 +277,14 @@ class RunsTest(parameterized.TestCase):
   @parameterized.product(temperature=(0.0, 1.0), passes=(1, 3))
   def test_rows_that_are_told_while_they_grow(self, temperature, passes):
     decoder, params, _, prompts, mode = eager()
-    given = dict(new_tokens=40, temperature=temperature, seed=5, bucket=16)
-    whole = generate(decoder, params, prompts, mode, samples=1, runs=(6,), **given)
+    search, given = Sampling(temperature=temperature, pass_width=6), dict(seed=5, bucket=16)
+    whole = generate(decoder, params, prompts, search, mode, **given)
     told = []
 
     def all_go_on(rows):
       told.append(rows)
       return [True, True]
-    found = stream(decoder, params, prompts, mode, all_go_on, width=6, passes=passes, **given)
+    found = stream(decoder, params, prompts, search, mode, all_go_on, passes=passes, **given)
     np.testing.assert_array_equal(found.tokens, whole.tokens)
     np.testing.assert_array_equal(found.complete, whole.complete)
     self.assertEqual(found.steps, whole.steps)
@@ -291,14 +301,14 @@ class RunsTest(parameterized.TestCase):
       told.append(rows)
       return [len(told) < 2, True]
     told.clear()
-    found = stream(decoder, params, prompts, mode, first_stops, width=6, passes=passes, **given)
+    found = stream(decoder, params, prompts, search, mode, first_stops, passes=passes, **given)
     self.assertEqual(found.row(0, 0), told[1][0])
     self.assertLess(found.lengths[0, 0], whole.lengths[0, 0])
     self.assertFalse(found.complete[0, 0])
     self.assertEqual(found.row(1, 0), whole.row(1, 0))
     told.clear()
-    stream(decoder, params, prompts, mode, lambda rows: told.append(rows) or [False, False],
-           width=6, passes=passes, **given)
+    stream(decoder, params, prompts, search, mode, lambda rows: told.append(rows) or [False, False],
+           passes=passes, **given)
     self.assertLen(told, 1)
 
   def test_a_model_that_gives_nan_is_told_when_it_does(self):
@@ -307,8 +317,8 @@ class RunsTest(parameterized.TestCase):
         *decoder.extend(*given)))
     told = []
     with self.assertRaisesRegex(UserError, 'NaN for request 0 at new token 1'):
-      stream(torn, params, prompts, mode, lambda rows: told.append(rows) or [True, True],
-             new_tokens=40, temperature=0.0, bucket=16, width=6, passes=1)
+      stream(torn, params, prompts, Sampling(temperature=0.0, pass_width=6), mode,
+             lambda rows: told.append(rows) or [True, True], bucket=16, passes=1)
     self.assertEqual([len(row) for row in told[0]], [1, 1])
 
   def test_forced_tokens_by_hand(self):
@@ -316,18 +326,18 @@ class RunsTest(parameterized.TestCase):
              ([SOI, 1, 2, 5, 6], EOI), ([SOI, *A], None), ([SOI, *A, 5], 6)]
     for tail, want in cases:
       _, mode = constraint(ABCD, tails=[tail])
-      token, _, one = mode.forced(mode.start(1), 0)
+      token, _, one = mode.forced_token(mode.start(1), 0)
       self.assertEqual(int(token[0, 0]) if one[0, 0] else None, want, tail)
     used = [SOI, *A, EOI, SOI, *B, EOI, SOI, 1, 2, 3]  # two titles went, one is left below
     _, mode = constraint(ABCD, tails=[used])
-    token, _, one = mode.forced(mode.start(1), 0)
+    token, _, one = mode.forced_token(mode.start(1), 0)
     self.assertEqual((int(token[0, 0]), bool(one[0, 0])), (5, True))
 
-  def test_runs_with_samples_need_item_mode(self):
-    with self.assertRaisesRegex(ConfigError, 'runs with samples'):
-      generate(None, None, [[1]], samples=1, new_tokens=4, runs=(4,))
-    with self.assertRaisesRegex(ConfigError, 'lookahead=8'):
-      generate(None, None, [[1]], new_tokens=4, lookahead=8)
+  def test_passes_of_several_tokens_need_forced_ones(self):
+    with self.assertRaisesRegex(ConfigError, 'needs a constraint with forced'):
+      generate(Decoder(*[None] * 4), None, [[1]], Sampling(1, 4, pass_width=4))
+    with self.assertRaisesRegex(ConfigError, 'pass_width=0'):
+      stream(Decoder(*[None] * 4), None, [[1]], Sampling(1, 4), Unconstrained(), print)
 
 
 if __name__ == '__main__':

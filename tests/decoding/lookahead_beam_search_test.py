@@ -7,10 +7,14 @@ import numpy as np
 from absl.testing import absltest, parameterized
 
 from recjax.decoding import device_trie, item_filter, trie
-from recjax.decoding.beam_search import BeamConfig, beam_search
-from recjax.decoding.constraints import LIVE, CatalogConstraint
-from recjax.decoding.lm_head import lm_head_of, stages
-from recjax.decoding.lookahead_beam_search import TreeConfig, forced_run, lookahead_beam_search
+from recjax.decoding.beam_search import BeamSearch, beam_search
+from recjax.decoding.constraints import LIVE, CatalogConstraint, Normalization
+from recjax.decoding.lm_head import bind, cache_lengths
+from recjax.decoding.lookahead_beam_search import (
+  LookaheadBeamSearch,
+  forced_run,
+  lookahead_beam_search,
+)
 from recjax.errors import ConfigError
 from recjax.models import llm, llm_decoder
 
@@ -31,25 +35,15 @@ LENGTHS = np.array([8, 3, 5], np.int32)
 
 @functools.partial(jax.jit, static_argnames='cfg')
 def plain(titles, cfg):
-  first, cache = DECODER.start(PARAMS, PROMPTS, LENGTHS, cfg.beams, stages(cfg.new_tokens)[0])
-  return beam_search(
-    lambda tokens, c, t: DECODER.step(PARAMS, c, tokens, t),
-    DECODER.reorder,
-    lambda s: lm_head_of(DECODER, PARAMS, s),
-    cache,
-    first,
-    titles,
-    cfg,
-    DECODER.grow,
-    DECODER.pick,
-  )
+  first, cache = DECODER.start(PARAMS, PROMPTS, LENGTHS, cfg.beams,
+                               cache_lengths(cfg.new_tokens)[0])
+  return beam_search(bind(DECODER, PARAMS), cache, first, titles, cfg)
 
 
 @functools.partial(jax.jit, static_argnames='cfg')
 def tree(titles, cfg):
   first, cache = DECODER.start(PARAMS, PROMPTS, LENGTHS, 1, cfg.slots + 1)
-  return lookahead_beam_search(lambda c, *given: DECODER.extend(PARAMS, c, *given),
-                     lambda s: lm_head_of(DECODER, PARAMS, s), cache, first, titles, cfg)
+  return lookahead_beam_search(bind(DECODER, PARAMS), cache, first, titles, cfg)
 
 
 def catalogue(seed, count, alphabet=8, stem=4):
@@ -66,16 +60,18 @@ class TreeSearchTest(parameterized.TestCase):
   def test_rows_are_those_of_the_plain_search_in_fewer_passes(self, count, normalize, lookahead):
     for seed in range(3):
       built = trie.build(catalogue(seed, count), end=END, vocab=V)
-      titles = CatalogConstraint(device_trie.to_device_trie(built), normalize=normalize)
-      want = plain(titles, BeamConfig(5, 24, 0.0))
-      got = tree(titles, TreeConfig(5, 24, widths=(4, 16), lookahead=lookahead))
+      titles = CatalogConstraint(
+        device_trie.to_device_trie(built), normalization=Normalization(normalize)
+      )
+      want = plain(titles, BeamSearch(5, 24, 0.0))
+      got = tree(titles, LookaheadBeamSearch(5, 24, 0.0, pass_widths=(4, 16), lookahead=lookahead))
       exists = np.asarray(want.exists)
-      np.testing.assert_array_equal(np.asarray(got.done.value) > LIVE, exists)
-      np.testing.assert_array_equal(np.where(exists, got.done.node, 0),
+      np.testing.assert_array_equal(np.asarray(got.finished.value) > LIVE, exists)
+      np.testing.assert_array_equal(np.where(exists, got.finished.node, 0),
                                     np.where(exists, want.rows.state, 0))
-      np.testing.assert_array_equal(np.where(exists, got.done.length, 0),
+      np.testing.assert_array_equal(np.where(exists, got.finished.length, 0),
                                     np.where(exists, want.rows.lengths, 0))
-      np.testing.assert_allclose(np.where(exists, got.done.value, 0),  # sums of up to 18 logits
+      np.testing.assert_allclose(np.where(exists, got.finished.value, 0),  # sums of up to 18 logits
                                  np.where(exists, want.rows.scores, 0), atol=5e-4)
       self.assertLess(int(got.passes.max()), max(2, int(want.steps)))
 
@@ -84,60 +80,66 @@ class TreeSearchTest(parameterized.TestCase):
     titles = CatalogConstraint(
       device_trie.to_device_trie(trie.build(catalogue(7, 60), end=END, vocab=V))
     )
-    want = plain(titles, BeamConfig(4, 24, 1.0, early))
-    got = tree(titles, TreeConfig(4, 24, 1.0, early, (8,)))
-    np.testing.assert_array_equal(got.done.node, want.rows.state)
-    np.testing.assert_allclose(got.done.value, want.rows.scores, atol=5e-4)
+    want = plain(titles, BeamSearch(4, 24, 1.0, early))
+    got = tree(titles, LookaheadBeamSearch(4, 24, 1.0, early, (8,)))
+    np.testing.assert_array_equal(got.finished.node, want.rows.state)
+    np.testing.assert_allclose(got.finished.value, want.rows.scores, atol=5e-4)
 
   def test_a_title_alone_from_its_first_token_needs_no_pass(self):
     rows = [[i, *range(10, 20)] for i in range(5)]
     titles = CatalogConstraint(
-      device_trie.to_device_trie(trie.build(rows, end=END, vocab=V)), normalize='valid'
+      device_trie.to_device_trie(trie.build(rows, end=END, vocab=V)),
+      normalization=Normalization('valid'),
     )
-    got = tree(titles, TreeConfig(5, 16, widths=(4,)))
+    got = tree(titles, LookaheadBeamSearch(5, 16, 0.0, pass_widths=(4,)))
     self.assertEqual(got.passes.tolist(), [0, 0, 0])
-    self.assertEqual(int(got.fed), 0)
+    self.assertEqual(int(got.tokens_fed), 0)
     vocab = CatalogConstraint(device_trie.to_device_trie(trie.build(rows, end=END, vocab=V)))
-    self.assertEqual(tree(vocab, TreeConfig(5, 16, widths=(64,))).passes.tolist(), [1, 1, 1])
+    self.assertEqual(
+      tree(vocab, LookaheadBeamSearch(5, 16, 0.0, pass_widths=(64,))).passes.tolist(), [1, 1, 1]
+    )
 
   @parameterized.parameters(('vocab', 16), ('valid', 32))
   def test_look_ahead_leaves_fewer_passes(self, normalize, lookahead):
     titles = CatalogConstraint(
       device_trie.to_device_trie(trie.build(catalogue(0, 90), end=END, vocab=V)),
-      normalize=normalize,
+      normalization=Normalization(normalize),
     )
-    off, on = (tree(titles, TreeConfig(5, 24, widths=(16,), lookahead=n)) for n in (0, lookahead))
+    off, on = (
+      tree(titles, LookaheadBeamSearch(5, 24, 0.0, pass_widths=(16,), lookahead=n))
+      for n in (0, lookahead)
+    )
     self.assertLess(int(on.passes.sum()), int(off.passes.sum()))
-    np.testing.assert_array_equal(on.done.node, off.done.node)
+    np.testing.assert_array_equal(on.finished.node, off.finished.node)
 
   @parameterized.parameters('vocab', 'valid')
   def test_a_pool_without_room_forgets_what_is_ahead_and_nothing_else(self, normalize):
-    class Tight(TreeConfig):
-      slots = property(lambda self: self.beams * self.new_tokens + self.passes[-1] + 1)
+    class Tight(LookaheadBeamSearch):
+      slots = property(lambda self: self.beams * self.new_tokens + self.compiled_widths[-1] + 1)
 
     titles = CatalogConstraint(
       device_trie.to_device_trie(trie.build(catalogue(5, 90), end=END, vocab=V)),
-      normalize=normalize,
+      normalization=Normalization(normalize),
     )
-    want = plain(titles, BeamConfig(2, 20, 0.0))
-    got = tree(titles, Tight(2, 20, widths=(4,), lookahead=40))
-    np.testing.assert_array_equal(got.done.node, want.rows.state)
-    np.testing.assert_allclose(got.done.value, want.rows.scores, atol=5e-4)
+    want = plain(titles, BeamSearch(2, 20, 0.0))
+    got = tree(titles, Tight(2, 20, 0.0, pass_widths=(4,), lookahead=40))
+    np.testing.assert_array_equal(got.finished.node, want.rows.state)
+    np.testing.assert_allclose(got.finished.value, want.rows.scores, atol=5e-4)
 
   def test_look_ahead_under_limits_and_several_catalogues(self):
     tries = [trie.build(catalogue(s, 40), end=END, vocab=V) for s in (1, 2)]
-    titles = CatalogConstraint(device_trie.to_device_trie(tries), root=jnp.array([1, 0, 1]))
-    want = plain(titles, BeamConfig(4, 24, 0.0))
-    got = tree(titles, TreeConfig(4, 24, lookahead=32))
-    np.testing.assert_array_equal(got.done.node, want.rows.state)
+    titles = CatalogConstraint(device_trie.to_device_trie(tries), catalog=jnp.array([1, 0, 1]))
+    want = plain(titles, BeamSearch(4, 24, 0.0))
+    got = tree(titles, LookaheadBeamSearch(4, 24, 0.0, lookahead=32))
+    np.testing.assert_array_equal(got.finished.node, want.rows.state)
     limits = item_filter.build_item_filter(
       tries[0], allowed=[[1, 5, 8, 20, 21, 33]] * 3, taken=[[1], [5, 8], []]
     )
     titles = CatalogConstraint(device_trie.to_device_trie(tries[0]), limits)
-    want = plain(titles, BeamConfig(8, 24, 0.0))
-    got = tree(titles, TreeConfig(8, 24, lookahead=32))
+    want = plain(titles, BeamSearch(8, 24, 0.0))
+    got = tree(titles, LookaheadBeamSearch(8, 24, 0.0, lookahead=32))
     exists = np.asarray(want.exists)
-    np.testing.assert_array_equal(np.where(exists, got.done.node, 0),
+    np.testing.assert_array_equal(np.where(exists, got.finished.node, 0),
                                   np.where(exists, want.rows.state, 0))
 
   def test_limits_hold(self):
@@ -145,11 +147,15 @@ class TreeSearchTest(parameterized.TestCase):
     built = trie.build(rows, end=END, vocab=V)
     keep = [1, 5, 8, 20, 21, 33]
     limits = item_filter.build_item_filter(built, allowed=[keep] * 3, taken=[[1], [5, 8], []])
-    got = tree(CatalogConstraint(device_trie.to_device_trie(built), limits, normalize='valid'),
-               TreeConfig(8, 24, widths=(8,)))
+    got = tree(
+      CatalogConstraint(
+        device_trie.to_device_trie(built), limits, normalization=Normalization('valid')
+      ),
+      LookaheadBeamSearch(8, 24, 0.0, pass_widths=(8,)),
+    )
     for b, taken in enumerate(([1], [5, 8], [])):
       found = {int(built.item[built.lo[n]]) for n, v in zip(
-          got.done.node[b].tolist(), got.done.value[b].tolist()) if v > LIVE}
+          got.finished.node[b].tolist(), got.finished.value[b].tolist()) if v > LIVE}
       self.assertEqual(found, set(keep) - set(taken))
 
   def test_runs_are_as_long_as_by_hand(self):
@@ -167,16 +173,18 @@ class TreeSearchTest(parameterized.TestCase):
 
   def test_settings_that_mislead_are_refused(self):
     titles = CatalogConstraint(
-      device_trie.to_device_trie(trie.build([[1]], end=END, vocab=V)), normalize='valid'
+      device_trie.to_device_trie(trie.build([[1]], end=END, vocab=V)),
+      normalization=Normalization('valid'),
     )
     with self.assertRaisesRegex(ConfigError, 'length_penalty'):
-      tree(titles, TreeConfig(2, 4, 1.0))
-    with self.assertRaisesRegex(ConfigError, 'normalize'):
-      tree(CatalogConstraint(titles.forest, normalize='level', code_size=4), TreeConfig(2, 4))
+      tree(titles, LookaheadBeamSearch(2, 4, 1.0))
+    with self.assertRaisesRegex(ConfigError, 'Normalization'):
+      tree(CatalogConstraint(titles.trie, normalization=Normalization('level', 4)),
+           LookaheadBeamSearch(2, 4))
     with self.assertRaises(ConfigError):
-      TreeConfig(2, 4, widths=())
+      LookaheadBeamSearch(2, 4, 0.0, pass_widths=())
     with self.assertRaises(ConfigError):
-      TreeConfig(2, 4, lookahead=-1)
+      LookaheadBeamSearch(2, 4, 0.0, lookahead=-1)
 
 
 if __name__ == '__main__':

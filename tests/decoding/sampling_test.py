@@ -6,17 +6,18 @@ from absl.testing import absltest
 
 from recjax.decoding import sampling
 from recjax.decoding.constraints import Unconstrained
-from recjax.decoding.sampling import SampleConfig, sample
+from recjax.decoding.lm_head import BoundDecoder
+from recjax.decoding.sampling import Sampling, sample
 
 
 def greedy(step, first, new_tokens, eos_ids=(), pad_id=0):
   """Sampling at temperature 0. -> tokens (B, T), lengths (B,)"""
   found = sample(
-    step,
+    BoundDecoder(step),
     (),
     first,
     Unconstrained(eos_ids),
-    SampleConfig(1, new_tokens, 0.0, pad_id=pad_id),
+    Sampling(1, new_tokens, 0.0, pad_id=pad_id),
     jax.random.key(0),
   )
   return found.tokens[:, 0], found.lengths[:, 0]
@@ -26,10 +27,12 @@ class NoiseTest(absltest.TestCase):
 
   def test_every_step_request_and_row_draws_its_own(self):
     key = sampling.jax.random.key(0)
-    found = [sampling.noise(key, t, (3, 2, 5)) for t in (0, 1)]
+    found = [sampling.gumbel_noise(key, t, (3, 2, 5)) for t in (0, 1)]
     rows = {tuple(row) for x in found for row in x.reshape(-1, 5).tolist()}
     self.assertLen(rows, 12)
-    self.assertTrue((sampling.noise(key, 0, (1, 2, 5)) == found[0][:1]).all())  # whatever the batch
+    self.assertTrue(
+      (sampling.gumbel_noise(key, 0, (1, 2, 5)) == found[0][:1]).all()
+    )  # whatever the batch
 
 
 class GreedyTest(absltest.TestCase):

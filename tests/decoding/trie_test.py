@@ -1,4 +1,4 @@
-"""Tries against a dictionary trie, on random catalogues and the specs' own."""
+"""Tries against a dictionary trie, on random catalogues and by hand."""
 import pathlib
 
 import hypothesis
@@ -150,7 +150,8 @@ class ForestTest(absltest.TestCase):
         for at in range(len(row)):
           node = self.walked(planted, root, row[:at])
           self.assertEqual(sorted(self.children(planted, node, at)), built.children(row[:at]))
-        self.assertTrue(device_trie.complete(planted, self.walked(planted, root, row), len(row)))
+        self.assertTrue(device_trie.complete(
+            planted, jnp.asarray(self.walked(planted, root, row)), len(row)))
 
   @hypothesis.settings(max_examples=40, deadline=None)
   @hypothesis.given(st.lists(st.tuples(*[st.integers(0, 3)] * 3), min_size=2, max_size=30))
@@ -199,7 +200,7 @@ class ForestTest(absltest.TestCase):
         (item_filter.build_item_filter(built, allowed=allowed[None], taken=[taken]),
          allowed & ~np.isin(np.arange(count), taken))):
       lo, hi = sorted(data.draw(st.tuples(st.integers(0, count), st.integers(0, count))))
-      got = item_filter.open_places(limits, jnp.full((1, 1), lo), jnp.full((1, 1), hi))
+      got = limits.count_open(jnp.full((1, 1), lo), jnp.full((1, 1), hi))
       self.assertEqual(int(got[0, 0]), int(open_[built.item[lo:hi]].sum()))
 
   def test_unknown_items_in_a_limit_are_named(self):

@@ -291,10 +291,10 @@ t.run(t.toy_config({str(self.folder / 'toy')!r}), {str(path)!r})
     )
     batches, prefix = generate.prompt_batches(tags, tokenizer, cfg, model.cfg)
     items, ids, lengths = batches[0]
-    search = generate.search_config(cfg, tokenizer)
+    search, ends = generate.search_config(cfg, tokenizer)
     with jax.set_mesh(mesh):
-      found = generate.beams_of(model, search, params, adapter, np.asarray(prefix, np.int32), ids,
-                                lengths)
+      found = generate.beams_of(model, search, ends, params, adapter,
+                                np.asarray(prefix, np.int32), ids, lengths)
     ended = 0
     for b, item in enumerate(items):
       for full in generate.texts_of(tokenizer, tags[item], cfg, np.asarray(found.tokens[b]),
@@ -320,15 +320,15 @@ t.run(t.toy_config({str(self.folder / 'toy')!r}), {str(path)!r})
       )
       batches, prefix = generate.prompt_batches(tags, tokenizer, cfg, model.cfg)
       items, ids, lengths = batches[0]
-      search = generate.search_config(cfg, tokenizer)
+      search, ends = generate.search_config(cfg, tokenizer)
       with jax.set_mesh(mesh):
         placed = generate.place({'ids': ids, 'lengths': lengths}, mesh)
-        beams = generate.beams_of(model, search, params, adapter, np.asarray(prefix, np.int32),
-                                  **placed)
+        beams = generate.beams_of(model, search, ends, params, adapter,
+                                  np.asarray(prefix, np.int32), **placed)
         found.append(np.asarray(beams.tokens))
         order = [3, 2, 1, 0]
-        turned = generate.beams_of(model, search, params, adapter, np.asarray(prefix, np.int32),
-                                   ids[order], lengths[order])
+        turned = generate.beams_of(model, search, ends, params, adapter,
+                                   np.asarray(prefix, np.int32), ids[order], lengths[order])
         np.testing.assert_array_equal(np.asarray(turned.tokens)[order], found[-1])
     np.testing.assert_array_equal(found[0], found[1])
 

@@ -129,8 +129,8 @@ class BetagTest(parameterized.TestCase):
     ids = np.zeros((3, 16), np.int32)
     for row, prompt in zip(ids, PROMPTS):
       row[:len(prompt)] = prompt
-    search = betag.search_config(cfg, None)
-    return search, betag.beams_of(model, search, params, adapter, jnp.array([5, 8]), ids,
+    search, ends = betag.search_config(cfg, None)
+    return search, betag.beams_of(model, search, ends, params, adapter, jnp.array([5, 8]), ids,
                                   np.array([len(p) for p in PROMPTS], np.int32))
 
   @parameterized.parameters((4, 4, 0.7), (3, 1, 0.0), (4, 4, 1.0))

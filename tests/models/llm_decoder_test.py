@@ -4,7 +4,9 @@ import jax.numpy as jnp
 import numpy as np
 from absl.testing import absltest
 
-from recjax.decoding.diverse_beam_search import SearchConfig, diverse_beam_search
+from recjax.decoding.constraints import Unconstrained
+from recjax.decoding.diverse_beam_search import DiverseBeamSearch, diverse_beam_search
+from recjax.decoding.lm_head import BoundDecoder
 from recjax.models import attention, llm, llm_decoder
 from tests.reference import group_search as judge
 
@@ -51,17 +53,15 @@ class DecodeTest(absltest.TestCase):
                                 jnp.asarray(self.lengths), (shared,))
     return first * 20, (shared, own)
 
-  def search(self, cfg):
+  def search(self, cfg, ends):
     first, past = self.prepared()
     step, cache = llm_decoder.make_step(MODEL, VARIABLES, past, 2, cfg.beams, cfg.new_tokens)
 
     def sharp(tokens, cache, t):
       logits, cache = step(tokens, cache, t)
       return logits * 20, cache
-
-    return jax.jit(lambda c: diverse_beam_search(sharp, c, first, cfg, llm_decoder.reorder_suffix))(
-      cache
-    )
+    sharp = BoundDecoder(sharp, reorder=llm_decoder.reorder_suffix)
+    return jax.jit(lambda c: diverse_beam_search(sharp, c, first, Unconstrained(ends), cfg))(cache)
 
   def test_prefill_after_a_shared_prefix_equals_the_whole_prompt(self):
     first, _ = self.prepared()
@@ -86,8 +86,7 @@ class DecodeTest(absltest.TestCase):
 
   def test_group_search_over_the_model_equals_the_judge(self):
     for beams, groups, ends in ((4, 4, ()), (4, 2, (7, 9)), (6, 2, (7,))):
-      cfg = SearchConfig(beams, groups, 1.0, 5, 0, ends, 1)
-      found = self.search(cfg)
+      found = self.search(DiverseBeamSearch(beams, groups, 1.0, 5, pad_id=1), ends)
       for b, prompt in enumerate(self.whole_prompts()):
         rows = judge.group_search(after(prompt, []), lambda t, p=prompt: after(p, t), beams, groups,
                                   1.0, 5, 0, ends, 1)

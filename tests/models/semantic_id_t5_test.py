@@ -7,7 +7,8 @@ import numpy as np
 from absl.testing import absltest, parameterized
 
 from recjax.decoding import device_trie
-from recjax.decoding.constraints import CatalogConstraint, CodeConstraint
+from recjax.decoding.beam_search import BeamSearch
+from recjax.decoding.constraints import CatalogConstraint, CodeConstraint, Normalization
 from recjax.decoding.generate import generate
 from recjax.errors import ConfigError
 from recjax.models import semantic_id_t5, t5
@@ -110,9 +111,9 @@ class CoderTest(parameterized.TestCase):
     tree = jax.jit(device_trie.semantic_id_trie, static_argnums=1)(jnp.asarray(table), 8, offsets)
     prompts = [[1, 2, 3], [5], [7, 2]]
     given = {'params': params, 'table': jnp.asarray(whole), 'interests': None}
-    more = dict(beams=len(table), new_tokens=3, length_penalty=0.0, bucket=4)
-    found = generate(semantic_id_t5.decoder(SMALL), given, prompts,
-                     CatalogConstraint(tree, normalize='level', code_size=8), **more)
+    search = BeamSearch(len(table), length_penalty=0.0)
+    found = generate(semantic_id_t5.decoder(SMALL), given, prompts, search, CatalogConstraint(
+        tree, normalization=Normalization('level', 8)), bucket=4)
     for b, prompt in enumerate(prompts):
       logits, _ = semantic_id_t5.SemanticIdT5(SMALL).apply(
           {'params': params}, np.broadcast_to(whole[prompt], (len(table), len(prompt), 3)), table)
@@ -121,7 +122,8 @@ class CoderTest(parameterized.TestCase):
       items = np.asarray(tree.item)[found.places[b, :, 0]]
       self.assertSameElements(items, range(len(table)))
       np.testing.assert_allclose(found.scores[b], want[items], atol=1e-4)
-    free = generate(semantic_id_t5.decoder(SMALL), given, prompts, CodeConstraint(3, 8), **more)
+    free = generate(semantic_id_t5.decoder(SMALL), given, prompts, search, CodeConstraint(3, 8),
+                    bucket=4)
     self.assertTrue((free.scores[:, 0] >= found.scores[:, 0] - 1e-5).all())
     self.assertTrue(((free.tokens - offsets >= 0) & (free.tokens - offsets < 8)).all())
 

@@ -10,6 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 from absl.testing import absltest, parameterized
 
+from recjax.decoding.beam_search import BeamSearch
+from recjax.decoding.constraints import Unconstrained
 from recjax.decoding.generate import generate
 from recjax.errors import ConfigError, DataError
 from recjax.models import t5, t5_weights
@@ -62,7 +64,7 @@ class ParityTest(parameterized.TestCase):
     got = ours.apply({'params': params}, tokens, mask, written)
     np.testing.assert_allclose(got, want, atol=1e-4)  # float32 sums in another order
     found = generate(t5.decoder(ours), {'params': params}, [r[m > 0] for r, m in zip(tokens, mask)],
-                     beams=4, new_tokens=5, length_penalty=0.0, eos_ids=(1,), min_new_tokens=5)
+                     BeamSearch(4, 5, 0.0), Unconstrained((1,), 5))
     np.testing.assert_array_equal(found.tokens.reshape(12, 5), beams.sequences[:, 1:].numpy())
     np.testing.assert_allclose(found.scores.reshape(-1), beams.sequences_scores.numpy(), atol=1e-4)
 

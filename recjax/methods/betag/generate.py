@@ -12,8 +12,9 @@ from jaxtyping import Array, Int, PyTree
 from ml_collections import ConfigDict, FrozenConfigDict
 
 from recjax.data.formats import betag as files
-from recjax.decoding.diverse_beam_search import SearchConfig, diverse_beam_search
-from recjax.decoding.lm_head import stages
+from recjax.decoding.constraints import Unconstrained
+from recjax.decoding.diverse_beam_search import DiverseBeamSearch, diverse_beam_search
+from recjax.decoding.lm_head import BoundDecoder, cache_lengths
 from recjax.distributed.multihost import to_host
 from recjax.errors import DataError
 from recjax.file_io import write_json
@@ -51,8 +52,8 @@ def stage(work: Workdir, cfg: FrozenConfigDict, base: pathlib.Path, folder: path
   model, params, tokenizer, adapter = llm_loading.load_adapted(folder, cfg.llm, lora, work.mesh)
   tags = prompts_lib.spelt(tokenizer, tags)
   batches, prefix = prompt_batches(tags, tokenizer, cfg, model.cfg)
-  search = search_config(cfg, tokenizer)
-  run = jax.jit(functools.partial(beams_of, model, search))
+  search, ends = search_config(cfg, tokenizer)
+  run = jax.jit(functools.partial(beams_of, model, search, ends))
   prefix_ids = jnp.asarray(prefix, jnp.int32)
   paths = [work.folder / SHARDS / f'{n:06d}-of-{len(batches):06d}.json'
            for n in range(len(batches))]
@@ -78,17 +79,17 @@ def stage(work: Workdir, cfg: FrozenConfigDict, base: pathlib.Path, folder: path
 
 
 def search_config(cfg: ConfigDict | FrozenConfigDict,
-                  tokenizer: Tokenizer | None = None) -> SearchConfig:
+                  tokenizer: Tokenizer | None = None) -> tuple[DiverseBeamSearch, Unconstrained]:
   """The published decoding; stopping at a line's end is an extra that is off there.
 
   cfg: the group `decode`. tokenizer: for the ends of lines.
   """
   ends = tuple(line_ends(tokenizer)) if tokenizer and cfg.stop_at_line_end else ()
-  return SearchConfig(
+  search = DiverseBeamSearch(
       beams=cfg.beams, groups=cfg.groups, diversity_penalty=float(cfg.diversity),
-      new_tokens=cfg.new_tokens, min_new_tokens=0 if ends else cfg.new_tokens,
-      eos_ids=ends, pad_id=tokenizer.pad_id if tokenizer else 0,
-      length_penalty=float(cfg.length_penalty))
+      new_tokens=cfg.new_tokens, length_penalty=float(cfg.length_penalty),
+      pad_id=tokenizer.pad_id if tokenizer else 0)
+  return search, Unconstrained(ends)
 
 
 def line_ends(tokenizer: Tokenizer) -> list[int]:
@@ -138,8 +139,9 @@ def prompt_batches(
   return batches, prefix
 
 
-def beams_of(model: llm.LM, search: SearchConfig, params: PyTree, adapter: PyTree,
-             prefix: Int[Array, ' P0'], ids: Int[Array, 'B P'], lengths: Int[Array, ' B']) -> Any:
+def beams_of(model: llm.LM, search: DiverseBeamSearch, ends: Unconstrained, params: PyTree,
+             adapter: PyTree, prefix: Int[Array, ' P0'], ids: Int[Array, 'B P'],
+             lengths: Int[Array, ' B']) -> Any:
   """All beams of a batch of items. prefix: (P0,). ids: (B, P). lengths: (B,). -> Beams
 
   The chat prefix and each item's line are kept once, whatever the number of beams. model: the LLM.
@@ -149,11 +151,11 @@ def beams_of(model: llm.LM, search: SearchConfig, params: PyTree, adapter: PyTre
   _, shared = llm.prefill_prefix(model, variables, prefix)
   logits, prompt = llm_decoder.prefill(model, variables, ids, lengths, (shared,))
   step, cache = llm_decoder.make_step(
-    model, variables, (shared, prompt), ids.shape[0], search.beams, stages(search.new_tokens)[0]
+    model, variables, (shared, prompt), ids.shape[0], search.beams,
+    cache_lengths(search.new_tokens)[0]
   )
-  return diverse_beam_search(
-    step, cache, logits, search, llm_decoder.reorder_suffix, grow=llm_decoder.grow_suffix
-  )
+  bound = BoundDecoder(step, reorder=llm_decoder.reorder_suffix, grow=llm_decoder.grow_suffix)
+  return diverse_beam_search(bound, cache, logits, ends, search)
 
 
 def texts_of(tokenizer: Tokenizer, tags: list[str], cfg: FrozenConfigDict, tokens: np.ndarray,

@@ -7,6 +7,7 @@ from jaxtyping import Array
 from ml_collections import ConfigDict
 
 from recjax.decoding import constraints, device_trie, item_filter, trie
+from recjax.decoding.beam_search import BeamSearch
 from recjax.decoding.device_trie import DeviceTrie
 from recjax.decoding.item_filter import ItemFilter
 from recjax.decoding.prefix_generator import PrefixGenerator
@@ -26,10 +27,10 @@ def texts(writer: PrefixGenerator, asked: list[list[int]],
   """
   if cfg.length_norm not in ('generated', 'full'):
     raise ConfigError(f"decode.length_norm={cfg.length_norm!r}; choose 'generated' or 'full'")
-  offset = [len(p) for p in asked] if cfg.length_norm == 'full' else 0
-  generated = writer.generate([writer.own(p) for p in asked], beams=cfg.beams, eos_ids=ends(writer),
-                          new_tokens=cfg.new_tokens, length_penalty=float(cfg.length_penalty),
-                          length_offset=offset)
+  offset = np.array([len(p) for p in asked]) if cfg.length_norm == 'full' else 0
+  search = BeamSearch(cfg.beams, cfg.new_tokens, float(cfg.length_penalty), length_offset=offset)
+  generated = writer.generate([writer.own(p) for p in asked], search,
+                              constraints.Unconstrained(ends(writer)))
   return [([writer.tokenizer.decode(generated.row(b, k)) for k in range(cfg.beams)],
            [round(float(s), 5) for s in generated.scores[b]]) for b in range(len(asked))]
 
@@ -37,23 +38,16 @@ def texts(writer: PrefixGenerator, asked: list[list[int]],
 def titles(writer: PrefixGenerator, asked: list[list[int]], cfg: ConfigDict, planted: DeviceTrie,
            limits: ItemFilter | None = None, mixing: Any = None, length_penalty: float = 0.0,
            token_scores: bool = False) -> Any:
-  """Beams of titles of the catalog, a Forest.
+  """Beams of titles of the catalog.
 
   writer: the LLM. asked: prompts, as tokens. cfg: the group `decode`. planted: the trie on the
   device. limits: what may come, or None. mixing: of `mixed`, or None. length_penalty: the power of
   the length that divides scores. token_scores: whether each token's log-probability is kept. ->
   Generated
   """
-  only = constraints.CatalogConstraint(
-    planted, limits=limits or item_filter.ItemFilter(), mix=mixing
-  )
-  return writer.generate(
-    [writer.own(p) for p in asked],
-    only,
-    beams=cfg.beams,
-    length_penalty=float(length_penalty),
-    token_scores=token_scores,
-  )
+  search = BeamSearch(cfg.beams, length_penalty=float(length_penalty), token_scores=token_scores)
+  only = constraints.CatalogConstraint(planted, limits or ItemFilter(), mixing)
+  return writer.generate([writer.own(p) for p in asked], search, only)
 
 
 def ends(writer: PrefixGenerator) -> tuple[int, ...]:

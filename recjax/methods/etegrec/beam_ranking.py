@@ -9,6 +9,7 @@ from jaxtyping import Array, Float, Int, PyTree
 from ml_collections import ConfigDict
 
 from recjax.decoding import constraints, device_trie, item_filter
+from recjax.decoding.beam_search import BeamSearch
 from recjax.decoding.device_trie import DeviceTrie
 from recjax.decoding.generate import Generated, generate
 from recjax.models import semantic_id_t5
@@ -64,11 +65,11 @@ def rank_items(cfg: semantic_id_t5.Config, params: PyTree, table: Int[Array | np
         [np.asarray(history) - 1 for history in batch_histories] if exclude_seen else None
       )
       constraint = constraints.CatalogConstraint(
-        trie, limits=limits, normalize=NORMALIZE, code_size=cfg.size
+        trie, limits, normalization=constraints.Normalization(NORMALIZE, cfg.size)
       )
     generated = generate(
-      decoder, inputs, [history[-max_history:].tolist() for history in batch_histories], constraint,
-      beams=beams, length_penalty=0.0, new_tokens=cfg.levels, bucket=bucket_length
+      decoder, inputs, [history[-max_history:].tolist() for history in batch_histories],
+      BeamSearch(beams, cfg.levels, length_penalty=0.0), constraint, bucket=bucket_length
     )
     is_item = generated.exists & generated.complete
     scores[batch_rows] = np.where(is_item, generated.scores, -np.inf)[: len(batch_rows)]

@@ -106,11 +106,10 @@ class Conversation:
         tell(dataclasses.replace(reply, text=reply.text.rstrip(chat_batcher.UNFINISHED)))
       return np.array([rows[0][-1:] not in ends])
     ends = [[token] for token in chat_model.tokenizer.eos_ids]
+    search = dataclasses.replace(generation.sampling(decode), pad_id=chat_model.tokenizer.pad_id)
     generated = stream(
-      _decoder(model), {'variables': chat_model.variables, 'past': self.cache}, [ids[-1:]],
-      constraint, on_tokens, new_tokens=decode.new_tokens, width=generation.FORCED_RUNS[0],
-      temperature=float(decode.temperature), top_p=float(decode.top_p),
-      pad_id=chat_model.tokenizer.pad_id, seed=seed, bucket=1
+      _decoder(model), {'variables': chat_model.variables, 'past': self.cache}, [ids[-1:]], search,
+      constraint, on_tokens, seed=seed, bucket=1
     )
     return self.grounded.read(generated.row(0, 0))
 

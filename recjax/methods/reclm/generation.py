@@ -8,7 +8,9 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from recjax.decoding import constraints, device_trie, item_span, retrieval_constraint
+from recjax.decoding.beam_search import BeamSearch
 from recjax.decoding.prefix_generator import PrefixGenerator
+from recjax.decoding.sampling import Sampling
 from recjax.distributed import multihost
 from recjax.errors import ConfigError
 from recjax.methods.reclm import tokenized_catalog, train
@@ -18,7 +20,7 @@ from recjax.training.workdir import Workdir
 
 MIN_BEAMS = 20    # of which ranked lists are made, or more where more are asked for
 
-FORCED_RUNS = (8,)   # tokens of a row that go through the model together where they are forced
+PASS_WIDTH = 8   # tokens of a row that go through the model together where they are forced
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,7 +56,7 @@ class GroundedModel:
     if kind == 'ret' and len(self.catalogs) > 1:
       raise ConfigError('RecLM-ret has vectors of its own catalog alone; give one catalog')
     self.spelling = (
-      retrieval_constraint.spelling(self.tokenized.title_tokens) if kind == 'ret' else None
+      retrieval_constraint.items_by_title(self.tokenized.title_tokens) if kind == 'ret' else None
     )
 
   def constraint(self, decode: ConfigDict, batch: int,
@@ -67,20 +69,19 @@ class GroundedModel:
     the catalog of each request.
     """
     chat_model = self.chat_model
-    eos_ids = tuple(chat_model.tokenizer.eos_ids)
+    settings = item_span.SpanSettings(
+        chat_model.soi, chat_model.eoi, tuple(chat_model.tokenizer.eos_ids), decode.new_tokens,
+        decode.num_items, min_items, chat_model.tokenizer.pad_id)
     if self.kind == 'ret':
       return retrieval_constraint.build_retrieval_constraint(
         self.tokenized.title_tokens, chat_model.extra['items'], chat_model.extra['project'],
-        train.project, chat_model.soi, chat_model.eoi, eos_ids, decode.new_tokens, decode.num_items,
-        self.excluded_mask(batch, excluded, allowed), chat_model.tokenizer.pad_id, min_items
+        train.project, settings, self.excluded_mask(batch, excluded, allowed)
       )
     filter_ = None
     if excluded is not None or allowed is not None:
       filter_ = tokenized_catalog.make_filter(self.trees[0], excluded or [()] * batch, allowed)
     return item_span.item_span_constraint(
-      self.trees, self.device_trie, chat_model.soi, eos_ids, decode.new_tokens, batch,
-      decode.num_items, root=root, limits=filter_, pad_id=chat_model.tokenizer.pad_id,
-      least=min_items
+      self.trees, self.device_trie, settings, batch, catalog=root, item_filter=filter_
     )
 
   def excluded_mask(self, batch: int, excluded: Sequence[Sequence[int]] | None,
@@ -145,20 +146,19 @@ def generate_replies(grounded: GroundedModel, generator: PrefixGenerator, decode
   the draws. on_tokens: what `decoding.stream` tells the tokens to.
   """
   constraint = grounded.constraint(decode, len(prompts), excluded, allowed, min_items, root)
-  suffixes, sampling = (
-    [generator.own(prompt) for prompt in prompts],
-    dict(
-      temperature=float(decode.temperature), top_p=float(decode.top_p),
-      new_tokens=decode.new_tokens, seed=seed
-    ),
-  )
+  suffixes, search = [generator.own(prompt) for prompt in prompts], sampling(decode)
   if on_tokens:
-    generated = generator.stream(suffixes, constraint, on_tokens, width=FORCED_RUNS[0], **sampling)
+    generated = generator.stream(suffixes, search, constraint, on_tokens, seed)
   else:
-    generated = generator.generate(suffixes, constraint, samples=1, runs=FORCED_RUNS, eos_ids=tuple(
-        grounded.chat_model.tokenizer.eos_ids), **sampling)
+    generated = generator.generate(suffixes, search, constraint, seed)
   return [grounded.read(generated.row(row, 0), 0 if root is None else int(root[row]))
           for row in range(len(prompts))]
+
+
+def sampling(decode: ConfigDict, pass_width: int = PASS_WIDTH) -> Sampling:
+  """One reply of a prompt. decode: new_tokens, temperature, top_p. pass_width: see there."""
+  return Sampling(1, decode.new_tokens, float(decode.temperature), top_p=float(decode.top_p),
+                  pass_width=pass_width)
 
 
 def rank_items(grounded: GroundedModel, generator: PrefixGenerator,
@@ -181,8 +181,8 @@ def rank_items(grounded: GroundedModel, generator: PrefixGenerator,
   filter_ = tokenized_catalog.make_filter(trie, excluded or [()] * len(prompts), allowed)
   generated = generator.generate(
     [generator.own([*prompt, *list_start, chat_model.soi]) for prompt in prompts],
-    constraints.CatalogConstraint(grounded.device_trie, limits=filter_, **chat_model.scoring),
-    beams=max(k, MIN_BEAMS), length_penalty=0.0
+    BeamSearch(max(k, MIN_BEAMS), length_penalty=0.0), constraints.CatalogConstraint(
+        grounded.device_trie, filter_, normalization=chat_model.scoring)
   )
   return generated.best(k, trie, filter_)
 
@@ -275,9 +275,8 @@ def reply_freely(work: Workdir, name: str, grounded: GroundedModel, decode: Conf
 
   def reply_batch(batch_rows):
     generated = generator.generate(
-      [generator.own(prompts[row]) for row in batch_rows], samples=1, eos_ids=eos_ids,
-      temperature=float(decode.temperature), top_p=float(decode.top_p),
-      new_tokens=decode.new_tokens, seed=seed
+      [generator.own(prompts[row]) for row in batch_rows], sampling(decode, 0),
+      constraints.Unconstrained(eos_ids), seed
     )
     rows = [list(map(int, generated.row(place, 0))) for place in range(len(batch_rows))]
     return [

@@ -17,6 +17,7 @@ from recjax import run_files
 from recjax.data.dataset import Dataset
 from recjax.data.formats import conversations
 from recjax.data.sample_shop.small_talk import questions
+from recjax.decoding.constraints import Normalization
 from recjax.decoding.trie import Trie
 from recjax.distributed import multihost, sharding
 from recjax.errors import ConfigError
@@ -74,7 +75,7 @@ class ChatModel:
   eoi: int
   codes: list[int]
   extra: dict | None = None
-  scoring: dict = dataclasses.field(default_factory=dict)
+  scoring: Normalization = Normalization()
 
   @property
   def variables(self) -> dict:
@@ -93,16 +94,17 @@ def control_tokens(cfg: ConfigDict, table: np.ndarray | None = None) -> list[str
   ]
 
 
-def scoring_options(train: ConfigDict, eoi: int) -> dict:
+def scoring_options(train: ConfigDict, eoi: int) -> Normalization:
   """How `constraints.CatalogConstraint` gives a title the log-probability that `loss_sums` gives
   it.
 
-  train: scope, scope_end, free. eoi: the end-of-item token. -> arguments of CatalogConstraint
+  train: scope, scope_end, free. eoi: the end-of-item token.
   """
   if train.scope == 'none':
-    return {}
-  return dict(normalize='scope', free=float(train.free), forced=train.scope == 'branches',
-              whole=() if train.scope_end else (eoi,))
+    return Normalization()
+  return Normalization('scope', vocab_weight=float(train.free),
+                       vocab_tokens=() if train.scope_end else (eoi,),
+                       forced_over_vocab=train.scope == 'branches')
 
 
 def new_chat_model(cfg: ConfigDict, llm_dir: Path, mesh: jax.sharding.Mesh,
