@@ -12,7 +12,6 @@ from ml_collections import ConfigDict
 from recjax import run_files
 from recjax.data.dataset import Interactions
 from recjax.errors import ConfigError, DataError
-from recjax.evaluation.ranking import ScoreFn
 from recjax.file_io import write_json
 from recjax.models.dot_product import DotProduct
 from recjax.run_files import read_json
@@ -80,7 +79,7 @@ def scorer(made: pathlib.Path, n: int) -> DotProduct:
   return sequential.scorer(sequential.model_config(config, n), sequential.load(made / 'model.npz'))
 
 
-def widened(score: ScoreFn, known: int, n: int, blank: Callable) -> Callable:
+def widened(score: Callable, known: int, n: int, blank: Callable) -> Callable:
   """A score function over `known` items, for a catalog of `n` that begins with them.
 
   Histories lose the items that it does not know; one of these alone scores all known items alike.

@@ -47,16 +47,13 @@ def recommender(workdir: str | os.PathLike, data: str | None = None) -> Callable
   template = prompts.load_template(config.prompt.template)
   before = data = instruction_data.spelt(data, tokenizer, template)
   if later:
-    data = instruction_data.spelt(
-      instruction_data.carried_on(before, later, workdir), tokenizer, template
-    )
+    data = instruction_data.spelt(instruction_data.carried_on(before, later, workdir), tokenizer,
+                                  template)
   grounds = config.variant == 'ground'
   score = auxiliary_recommender.widened(  # of a new item the assistant knows nothing
-    cf_assistant.scorer(find_stage(workdir, 'assistant'), before),
-    len(before.catalog),
-    len(data.catalog),
-    auxiliary_recommender.least if grounds else auxiliary_recommender.mean_share,
-  )
+      cf_assistant.scorer(find_stage(workdir, 'assistant'), before), len(before.catalog),
+      len(data.catalog),
+      auxiliary_recommender.least if grounds else auxiliary_recommender.mean_share)
   with jax.set_mesh(mesh):
     writer = PrefixGenerator(model, variables, tokenizer, opening(config, template, tokenizer),
                         config.prompt.max_prompt_tokens)
@@ -88,11 +85,11 @@ def recommender(workdir: str | os.PathLike, data: str | None = None) -> Callable
   return Recommender(recommend, data.catalog)
 
 
-def vectors_of(workdir: str | os.PathLike, data: Data, before: list[str], embed: Callable,
+def vectors_of(workdir: str | os.PathLike, data: Data, before: Data, embed: Callable,
                mesh: Mesh) -> pathlib.Path:
   """The folder with items.npy of `data`: the run's own, or of a later data set, made once.
 
-  workdir: the run's folder. before: the run's titles. embed: texts -> vectors. mesh: of the
+  workdir: the run's folder. before: the run's Data. embed: texts -> vectors. mesh: of the
   devices.
   """
   embedded = find_stage(workdir, 'embed')
