@@ -173,11 +173,11 @@ def step(args):
   """Steps a second with the adapter over distinct items, over all, and at every position."""
   items, k = args.items or 57_289, 1536
   c = ConfigDict(dict(
-      model=dict(kind='sasrec', length=200, width=128, layers=2, heads=1, hidden=128, dropout=.5,
-                 norm='pre', separate=False),
-      loss=dict(kind='bce', negatives=1, shared='position', exclude='none', t=.75, log_q=False,
-                chunk=4096),
-      train=dict(batch=128, mask_share=.6, mask_most=120, mask_last=.5), seed=0, seeds=1,
+      model=dict(kind='sasrec', max_history=200, width=128, layers=2, heads=1, hidden=128,
+                 dropout=.5, norm='pre', separate=False),
+      loss=dict(kind='bce', negatives=1, negative_scope='position', exclude='none',
+                gbce_t=.75, log_q=False, chunk=4096),
+      train=dict(batch=128, mask_share=.6, max_masked=120, mask_last=.5), seed=0, seeds=1,
       rat=dict(adapter=True, freeze=True, alpha=0.0, tau=2., hidden=0, spread=.02,
                activation='none', whiten=False, align_loss='soft_target', align_items='distinct',
                align_most=4096, ids_from=0), early_mask_row=False, raw_vectors=False))

@@ -88,7 +88,7 @@ def _mask_block(scores, allowed, rows, columns):
 
 def _filling(seen_mask):
   if seen_mask not in SEEN:
-    raise ConfigError(f'judge.seen_mask={seen_mask!r}; choose one of {", ".join(SEEN)}')
+    raise ConfigError(f'eval.seen_mask={seen_mask!r}; choose one of {", ".join(SEEN)}')
   return SEEN[seen_mask]
 
 

@@ -14,7 +14,7 @@ PROTOCOLS = ('uniform100', 'uniform100_sasrec', 'uniform99', 'pop100')
 def protocol(how):
   """The sentence that stands beside a sampled figure. Raises ConfigError for an unknown name."""
   if how not in PROTOCOLS:
-    raise ConfigError(f'judge.sampled={how!r}; choose one of {", ".join(PROTOCOLS)}')
+    raise ConfigError(f'eval.sampled={how!r}; choose one of {", ".join(PROTOCOLS)}')
   count = 99 if how == 'uniform99' else 100
   law = 'by popularity' if how == 'pop100' else 'uniformly'
   return (f'SAMPLED ranking among {count} items drawn {law} and the target ({how}); not comparable '

@@ -63,7 +63,7 @@ class Config:
   """
   kind: str
   items: int
-  length: int
+  max_history: int
   width: int = 64
   layers: int = 2
   heads: int = 1
@@ -88,9 +88,9 @@ class Config:
     if self.bare and self.kind == 'gru4rec' and self.hidden != self.width:
       raise ConfigError(f'model.hidden={self.hidden} must equal model.width={self.width} where '
                         'GRU4Rec has no output layer (defects.bare_backbones)')
-    if self.items < 2 or self.length < 1:
-      raise ConfigError(f'{self.items} items and length {self.length}: a recommender needs two '
-                        'items and a history')
+    if self.items < 2 or self.max_history < 1:
+      raise ConfigError(f'{self.items} items and max_history {self.max_history}: a recommender '
+                        'needs two items and a history')
 
   @property
   def bert(self):
@@ -142,7 +142,7 @@ class SeqRec(nn.Module):
       x = x * cfg.width ** 0.5
     if cfg.kind != 'gru4rec':
       x = x + self.param('positions', init_std(), (
-          cfg.length + (cfg.count == 'start' or unirec) + cfg.shifted, cfg.width))[position]
+          cfg.max_history + (cfg.count == 'start' or unirec) + cfg.shifted, cfg.width))[position]
     if cfg.kind == 'bert4rec' and not cfg.bare or unirec:
       x = nn.LayerNorm(epsilon=1e-12, name='norm_in')(x)
     if cfg.kind == 'gru4rec':
@@ -280,7 +280,7 @@ def output_table(params, cfg):
 
 def init(cfg, key):
   """Parameters of a new model, float32."""
-  like = jnp.zeros((1, cfg.length), jnp.int32)
+  like = jnp.zeros((1, cfg.max_history), jnp.int32)
   return SeqRec(cfg).init(key, like, like, like)['params']
 
 
@@ -289,16 +289,16 @@ def places(cfg, rows):
   if cfg.count == 'start':
     return jnp.cumsum(rows > 0, -1)
   width = rows.shape[1]
-  return jnp.broadcast_to(jnp.arange(width) + cfg.length - width, rows.shape)
+  return jnp.broadcast_to(jnp.arange(width) + cfg.max_history - width, rows.shape)
 
 
 def last_states(cfg, params, rows):
   """The state that answers 'what comes next' for histories.
 
   rows: (B, W) int32, padded with 0 on the left, BERT4Rec's end with its mask. W: at most
-  cfg.length, or one more of which the first is counted and not read (cfg.shifted). -> (B, D)
+  cfg.max_history, or one more of which the first is counted and not read (cfg.shifted). -> (B, D)
   """
-  position, rows = places(cfg, rows)[:, -cfg.length:], rows[:, -cfg.length:]
+  position, rows = places(cfg, rows)[:, -cfg.max_history:], rows[:, -cfg.max_history:]
   segment = ((rows > 0) | cfg.pads).astype(jnp.int32)
   states = SeqRec(cfg).apply({'params': params}, rows, position, segment)
   return states[:, -1]

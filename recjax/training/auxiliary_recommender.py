@@ -10,6 +10,7 @@ from recjax import run_files
 from recjax.errors import ConfigError, DataError
 from recjax.file_io import write_json
 from recjax.run_files import read_json
+from recjax.settings import of_run
 from recjax.training import sequential
 from recjax.training.workdir import find_stage
 
@@ -47,7 +48,8 @@ def adopt(work, source, data, flag, others):
   if saved['config'].get('method') != 'sequential':
     raise ConfigError(f"{flag}={source!r} is no run of the method 'sequential'; give its folder, "
                       f'{others}')
-  results = read_json(find_stage(source, 'evaluate') / 'results.json')
+  with of_run(source):
+    results = read_json(find_stage(source, 'evaluate') / 'results.json')
   if results['data_fingerprint'] != data.fingerprint:
     raise DataError(f'{source} was trained on other data (fingerprint '
                     f'{results["data_fingerprint"][:12]}, here {data.fingerprint[:12]}); train it '

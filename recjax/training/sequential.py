@@ -50,12 +50,12 @@ def fit(work, cfg, items, train, validate, teach=plain, shared=(), own=()):
   leading axis of seeds, its `own`. -> (best params (S, ...), best scores (S,), their epochs (S,))
   """
   model = model_config(cfg, items)
-  seqs = sequences(train, model.length)
+  seqs = sequences(train, model.max_history)
   rows, targets, steps = capacity(cfg, model, seqs)
   tx = optim.make(cfg.optim, steps * cfg.train.epochs)
   keys = jnp.stack([jax.random.key(cfg.seed + s) for s in range(cfg.seeds)])
   work.say(f'    {steps} steps an epoch; a batch of {cfg.train.batch} users fits {rows} rows of '
-           f'{model.length} and {targets:,} targets; {cfg.seeds} seed'
+           f'{model.max_history} and {targets:,} targets; {cfg.seeds} seed'
            + 's at once' * (cfg.seeds > 1))
 
   begin, loss = teach(model, functools.partial(loss_of, cfg, model, work.mesh, rows, targets),
@@ -165,12 +165,12 @@ def example(cfg, model, seqs, key):
   seqs: (B, L + 1). -> inputs, targets: (B, L) each; 0 where nothing is seen, or asked
   """
   if model.causal:
-    asked = (seqs[:, :-1] > 0) & (jnp.arange(model.length) >= (
-        model.length - 1 if cfg.train.get('last_only') else 0))
+    asked = (seqs[:, :-1] > 0) & (jnp.arange(model.max_history) >= (
+        model.max_history - 1 if cfg.train.get('last_only') else 0))
     return seqs[:, :-1], jnp.where(asked, seqs[:, 1:], 0)
   seqs = seqs[:, 1:]
   real = seqs > 0
-  count = hidden_count(real.sum(-1), cfg.train.mask_share, cfg.train.mask_most)
+  count = hidden_count(real.sum(-1), cfg.train.mask_share, cfg.train.max_masked)
   choose, last = jax.random.split(key)
   noise = jnp.where(real, jax.random.uniform(choose, seqs.shape), 2.0)
   chosen = jnp.argsort(jnp.argsort(noise, -1), -1) < count[:, None]
@@ -238,7 +238,7 @@ def capacity(cfg, model, seqs):
   @jax.jit
   def most(key, number):
     order = order_of(key, number, users, batch)
-    used = jax.vmap(lambda n: shelves(n, model.length)[2])(counts[order])
+    used = jax.vmap(lambda n: shelves(n, model.max_history)[2])(counts[order])
     return used.max(), seen[order].sum(-1).max()
   found = np.array([most(jax.random.key(cfg.seed + s), e) for s in range(cfg.seeds)
                     for e in range(cfg.train.epochs)]).reshape(-1, 2).max(0)
@@ -250,15 +250,15 @@ def planned(cfg, items, train, teach=plain, shared=(), own=()):
 
   Arguments as of `fit`, `own` of one seed. Rows and targets of a step are those of the first epoch.
   """
-  model, seqs = model_config(cfg, items), sequences(train, cfg.model.length)
+  model, seqs = model_config(cfg, items), sequences(train, cfg.model.max_history)
   first = cfg.copy_and_resolve_references()
   first.train.epochs = first.seeds = 1
   rows, targets, steps = capacity(first, model, seqs)
   key = jax.eval_shape(lambda: jax.random.key(0))
   mesh = sharding.make_mesh({'data': -1})
   begin, loss = teach(model, functools.partial(loss_of, cfg, model, mesh, rows, targets), targets)
-  step = cost_model.trace(loss, jax.eval_shape(begin, key), shared, own,
-                      jax.ShapeDtypeStruct((cfg.train.batch, model.length + 1), jnp.int32), key)
+  users = jax.ShapeDtypeStruct((cfg.train.batch, model.max_history + 1), jnp.int32)
+  step = cost_model.trace(loss, jax.eval_shape(begin, key), shared, own, users, key)
   return step, steps, int(needs(cfg, model, seqs)[1].sum())
 
 
@@ -268,10 +268,10 @@ def needs(cfg, model, seqs):
   if model.causal:
     counts = jnp.maximum(counts - 1, 0)
     return counts, counts
-  counts = jnp.minimum(counts, model.length)
+  counts = jnp.minimum(counts, model.max_history)
   if cfg.train.get('mask_by_chance'):
     return counts, counts
-  hidden = hidden_count(counts, cfg.train.mask_share, cfg.train.mask_most)
+  hidden = hidden_count(counts, cfg.train.mask_share, cfg.train.max_masked)
   return counts, jnp.where(counts > 0, hidden, 0)
 
 
@@ -302,7 +302,7 @@ def item_loss(cfg, model, mesh, params, states, goal, seqs, user, key):
   if cfg.kind == 'bce':
     return item_losses.binary(positive, negative, kept)
   if cfg.kind == 'gbce':
-    return item_losses.generalized_binary(positive, negative, model.items, cfg.t, kept)
+    return item_losses.generalized_binary(positive, negative, model.items, cfg.gbce_t, kept)
   expected = math.log(cfg.negatives / model.items) if cfg.log_q else None
   return item_losses.sampled_softmax(positive, negative, expected, kept)
 
@@ -310,16 +310,16 @@ def item_loss(cfg, model, mesh, params, states, goal, seqs, user, key):
 def drawn_scores(cfg, model, states, table, batch, user, key):
   """Uniform negatives and their scores: drawn (T, K), or (K,) where the batch shares them."""
   drawn = negatives(cfg, model.items, len(states), batch, key)
-  if cfg.shared == 'batch':
+  if cfg.negative_scope == 'batch':
     return drawn, states @ table[drawn].T
-  if cfg.shared == 'position':
+  if cfg.negative_scope == 'position':
     return drawn, item_losses.scores_by_position(states, table, drawn)
-  return drawn[user], item_losses.scores_by_user(states, table, drawn, user, model.length)
+  return drawn[user], item_losses.scores_by_user(states, table, drawn, user, model.max_history)
 
 
 def negatives(cfg, items, positions, users, key):
   """Uniform rows of the output table: (K,) of a batch, (users, K) or (positions, K)."""
-  shape = {'batch': (), 'sequence': (users,), 'position': (positions,)}[cfg.shared]
+  shape = {'batch': (), 'sequence': (users,), 'position': (positions,)}[cfg.negative_scope]
   return jax.random.randint(key, (*shape, cfg.negatives), 0, items)
 
 
@@ -337,12 +337,13 @@ def keep(exclude, drawn, goal, history):
 def check(cfg, items):
   """What can be known to be wrong before anything is trained. Raises ConfigError."""
   loss = cfg.loss
-  for name, value, known in (('loss.kind', loss.kind, LOSSES), ('loss.shared', loss.shared, SHARED),
+  for name, value, known in (('loss.kind', loss.kind, LOSSES),
+                             ('loss.negative_scope', loss.negative_scope, SHARED),
                              ('loss.exclude', loss.exclude, EXCLUDE)):
     if value not in known:
       raise ConfigError(f'{name}={value!r}; choose one of {", ".join(known)}')
   if loss.kind in ('bce', 'gbce', 'sampled'):
-    item_losses.beta(items, loss.negatives, loss.t)
+    item_losses.beta(items, loss.negatives, loss.gbce_t)
   if cfg.seeds < 1 or cfg.train.batch < 1 or cfg.train.epochs < 1:
     raise ConfigError(f'seeds={cfg.seeds}, train.batch={cfg.train.batch} and train.epochs='
                       f'{cfg.train.epochs} must be at least 1')
@@ -369,7 +370,7 @@ last_states = jax.jit(seqrec.last_states, static_argnums=0)
 
 def padded(model, items, offsets):
   """Ragged histories, latest items last, BERT4Rec's mask behind them. -> (B, W) int32"""
-  extra, most = not model.causal, model.length + model.shifted
+  extra, most = not model.causal, model.max_history + model.shifted
   counts = np.minimum(np.diff(offsets), most - extra)
   width = min(most, max(8, 1 << int(counts.max(initial=1) + extra - 1).bit_length()))
   width = most if model.pads else width

@@ -34,9 +34,9 @@ def fit_records(work, cfg, shop, validate, held=2):
   """
   model = sequential.model_config(cfg, len(shop.catalog))
   steps = math.ceil(len(shop) / cfg.train.batch)
-  room = room_of(cfg, model, batches(cfg, shop, model.length, held, 0, 1))
+  room = room_of(cfg, model, batches(cfg, shop, model.max_history, held, 0, 1))
   work.say(f'    {steps:,} steps an epoch, read from disk; {cfg.train.batch} users mostly fit '
-           f'{room[0]} rows of {model.length} and {room[1]:,} targets')
+           f'{room[0]} rows of {model.max_history} and {room[1]:,} targets')
 
   def evaluate(params, frozen):
     del frozen
@@ -44,7 +44,7 @@ def fit_records(work, cfg, shop, validate, held=2):
     return {'valid_NDCG@10': score, 'valid_loss': 1 - score}  # `fit` keeps the lowest loss
 
   task = Task(functools.partial(seqrec.init, model), objective(cfg, model, room, work.mesh),
-              batches(cfg, shop, model.length, held), evaluate=evaluate, share=True)
+              batches(cfg, shop, model.max_history, held), evaluate=evaluate, share=True)
   how = FitSettings(cfg.optim, steps * cfg.train.epochs, cfg.seed, log_every=max(1, steps // 10),
                     save_every=min(SAVE_EVERY, steps), eval_every=steps,
                     patience=cfg.train.patience)
@@ -81,9 +81,9 @@ def room_of(cfg, model, whole):
   rows = targets = 0
   for step in range(SAMPLE):
     counts, seen = sequential.needs(cfg, model, whole[step]['seqs'])
-    rows = max(rows, int(sequential.shelves(counts, model.length)[2]))
+    rows = max(rows, int(sequential.shelves(counts, model.max_history)[2]))
     targets = max(targets, int(seen.sum()))
-  most = cfg.train.batch, cfg.train.batch * model.length
+  most = cfg.train.batch, cfg.train.batch * model.max_history
   return (min(most[0], -(-int(SPARE * rows) // 8) * 8),
           min(most[1], -(-int(SPARE * targets) // 128) * 128))
 
@@ -94,11 +94,11 @@ def objective(cfg, model, room, mesh):
   A batch that does not fit takes a second branch, with a row for each user: slower, the same value.
   """
   usual, full = (functools.partial(sequential.loss_of, cfg, model, mesh, *size) for size in (
-      room, (cfg.train.batch, cfg.train.batch * model.length)))
+      room, (cfg.train.batch, cfg.train.batch * model.max_history)))
 
   def loss(params, frozen, batch, key):
     del frozen
     counts, seen = sequential.needs(cfg, model, batch['seqs'])
-    fits = (sequential.shelves(counts, model.length)[2] <= room[0]) & (seen.sum() <= room[1])
+    fits = (sequential.shelves(counts, model.max_history)[2] <= room[0]) & (seen.sum() <= room[1])
     return lax.cond(fits, usual, full, params, batch['seqs'], key), {}
   return loss

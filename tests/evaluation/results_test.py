@@ -132,7 +132,7 @@ class OutcomeTest(absltest.TestCase):
         cases = instruction_data.load(cfg.data, cfg.samples).cases
         split, most = splits.Split(cases.known, None, cases.test, cases.protocol), 50
       elif cfg.method == 'sequential':
-        split = splits.split_for_config(data, cfg.judge)
+        split = splits.split_for_config(data, cfg.eval)
       elif cfg.method == 'reclm':
         most = 50
       rows, said = splits.drawn(split.test, most, split.protocol)

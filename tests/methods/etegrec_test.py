@@ -53,10 +53,10 @@ def shop_folder(folder):
 def small(cfg, data):
   """A config in which every stage takes a moment."""
   cfg.data = data
-  cfg.vectors.model.update(width=8, hidden=8, length=8)
+  cfg.vectors.model.update(width=8, hidden=8, max_history=8)
   cfg.vectors.train.update(epochs=3, batch=32)
   cfg.tokenizer.update(hidden=(8,), width=8, levels=2, size=8, steps=60, look_every=20, batch=24)
-  cfg.model.update(history=2, width=16, layers=1, decoder_layers=1, heads=2, head_dim=8, ffn=16,
+  cfg.model.update(max_history=2, width=16, layers=1, decoder_layers=1, heads=2, head_dim=8, ffn=16,
                    fusion_heads=2, fusion_layers=1)
   cfg.train.update(epochs=12, batch=64, save_every=6, valid_users=40)
   cfg.optim.update(lr=1e-2, warmup=0)
@@ -85,7 +85,7 @@ class WholeTest(parameterized.TestCase):
     data = shop_folder(self.create_tempdir())
     made = tiger_beauty.get_config() if way == 'tiger' else etegrec_scientific.get_config()
     cfg, folder = small(made, data), self.create_tempdir().full_path
-    self.assertEqual((cfg.way, cfg.fusion), (way, fusion))
+    self.assertEqual((cfg.variant, cfg.fusion), (way, fusion))
     results = run(cfg, folder)
     name = way if fusion == 'none' else f'{way}:{fusion}'
     self.assertEqual(next(iter(results['rows'])), name)
@@ -156,7 +156,7 @@ class WholeTest(parameterized.TestCase):
 
   def test_eight_devices_learn_what_one_does(self):
     cfg = small(etegrec_scientific.get_config('fusion=none'), shop_folder(self.create_tempdir()))
-    cfg.model.history = 1  # one width of rows is one network to compile
+    cfg.model.max_history = 1  # one width of rows is one network to compile
     cfg.train.update(epochs=4, valid_users=8)
     cfg.align.warm = 1
     shop, curves = load_data(cfg.data), []
@@ -270,7 +270,7 @@ class PartsTest(parameterized.TestCase):
     self.assertLess(abs(float(one @ other)), 0.6)
 
   @parameterized.parameters(
-      (dict(way='both'), 'way'), (dict(fusion='early'), 'fusion'),
+      (dict(variant='both'), 'variant'), (dict(fusion='early'), 'fusion'),
       (dict(interests=dict(source='')), 'needs interests'),
       (dict(align=dict(sign='-')), 'align.sign'), (dict(align=dict(reduce='max')), 'align.reduce'),
       (dict(train=dict(cycle=1)), 'cycle'), (dict(tokenizer=dict(kind='pq')), 'tokenizer.kind'),

@@ -229,7 +229,7 @@ def small(variant='full', arg='', **over):
   """Settings of a RAT stage over few items."""
   cfg = config(arg)
   for model in (cfg.model, cfg.base):
-    model.update(length=4, width=8, hidden=8, dropout=0.)
+    model.update(max_history=4, width=8, hidden=8, dropout=0.)
   cfg.train.batch = 4
   cfg.rat.update({'hidden': 0, 'activation': 'none', 'whiten': False, 'alpha': .01,
                   'tau': 2., 'align_loss': 'soft_target', 'ids_from': 0, **over})
@@ -334,7 +334,7 @@ class RatTest(parameterized.TestCase):
   @parameterized.parameters('position', 'sequence', 'batch')
   def test_the_adapter_over_distinct_items_gives_loss_and_gradient_of_all(self, shared):
     cfg = small()
-    cfg.loss.update(kind='bce', shared=shared, negatives=2)
+    cfg.loss.update(kind='bce', negative_scope=shared, negatives=2)
     model = sequential.model_config(cfg, 5000)
     vectors, aim = self.vectors(5000), self.vectors(5000, 8)
     seqs = jnp.asarray(np.random.default_rng(0).integers(1, 5001, (4, 5)))
@@ -415,7 +415,7 @@ class JudgeTest(parameterized.TestCase):
     data = dataset.Interactions(tuple(map(str, range(80))), np.concatenate(rows), offsets)
     shop = dataset.make_dataset('x', dataset.Catalog(tuple(map(str, range(29))), {}), data)
     split = splits.leave_one_out(data)
-    cfg = ConfigDict(dict(judge=dict(tail_item=20, tail_user=7), popularity_of_all=False))
+    cfg = ConfigDict(dict(eval=dict(tail_item=20, tail_user=7), popularity_of_all=False))
     groups = evaluate.group_masks(cfg, shop, split)
     ranks = rng.integers(0, 29, (2, 80))
     found = evaluate.grouped({'a': ranks, 'b': ranks[::-1]}, groups, 'a', 0)

@@ -26,7 +26,7 @@ HISTORIES = ([3], [9, 2], [1, 2, 3, 4], [4, 9, 6, 7, 8], [9, 8, 7, 6, 5, 4, 3, 9
 def settings(kind, variant='full', **over):
   cfg = config(f'profile=faithful,backbone={kind}')
   for model in (cfg.model, cfg.base):
-    model.update(length=L, width=D, hidden=D, dropout=0.)
+    model.update(max_history=L, width=D, hidden=D, dropout=0.)
   cfg.train.batch, cfg.loss.exclude = len(HISTORIES), 'none'
   cfg.train.update(mask_share=.6)
   cfg.rat.update(over)

@@ -80,11 +80,11 @@ def config(room, arg=''):
   cfg.scft.optim.lr = 5e-3
   cfg.pca.dim = 48
   for model in (cfg.model, cfg.base):
-    model.update(length=12, width=16, hidden=16, layers=1, dropout=.1)
+    model.update(max_history=12, width=16, hidden=16, layers=1, dropout=.1)
   cfg.train.update(batch=16, epochs=20, patience=6, save_every=2)
   cfg.optim.lr = 5e-3
   cfg.rat.update(hidden=0, activation='none', alpha=.03, ids_from=0)
-  cfg.judge.update(tail_user=6, sampled='uniform99')
+  cfg.eval.update(tail_user=6, sampled='uniform99')
   return cfg
 
 

@@ -202,7 +202,7 @@ class PrefixTest(parameterized.TestCase):
 
   def config(self, **judge):
     return ConfigDict({'prompt': {'variables': {}}, 'train': {'multi_round': 0.0, 'static': ''},
-                       'judge': {'rounds': 0, 'words': 'plain', 'cross': '', **judge}})
+                       'eval': {'rounds': 0, 'words': 'plain', 'cross': '', **judge}})
 
   def test_titles_that_cannot_be_written_are_named_before_training(self):
     """Of the catalogue, and of the one that the weights are tested with afterwards."""

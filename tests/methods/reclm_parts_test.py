@@ -195,9 +195,9 @@ class RenderTest(parameterized.TestCase):
     self.assertEqual(short, 1)
     self.assertLess(len(less[0]), len(whole[0]))
     turn.longest = 5
-    with self.assertRaisesRegex(DataError, 'raise prompt.cutoff'):
+    with self.assertRaisesRegex(DataError, 'raise prompt.max_prompt_tokens'):
       sft_data.prompts(turn, some, TEMPLATE, [[1]])
-    with self.assertRaisesRegex(ConfigError, 'judge.words'):
+    with self.assertRaisesRegex(ConfigError, 'eval.words'):
       sft_data.question(some, TEMPLATE, [1], 'loud')
 
 

@@ -62,7 +62,7 @@ def tokenizer():
 
 
 def config(**changes):
-  c = ConfigDict(dict(seed=0, prompt=dict(template='reclm', cutoff=1024, variables={}),
+  c = ConfigDict(dict(seed=0, prompt=dict(template='reclm', max_prompt_tokens=1024, variables={}),
                       control=dict(share=0.0, users=4)))
   c.train = dict(epochs=2, longest_list=5, full_lists=False, candidates=0.3, rule=0.5,
                  multi_round=0.5, chat_share=0.2, sample=0, valid_users=8, static='', scope='all',

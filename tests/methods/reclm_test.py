@@ -57,14 +57,14 @@ def config(data, grounding='cgen', **changes):
   spec.loader.exec_module(module)
   c = module.get_config(f'data={data},grounding={grounding}')
   c.mesh.data = 1
-  c.tiny.update(vocab=400, width=32, layers=1, ffn=64, heads=2, row=128, epochs=1.0)
-  c.train.update(epochs=2, batch=16, row=256, valid_users=16)
+  c.tiny.update(vocab=400, width=32, layers=1, ffn=64, heads=2, row_tokens=128, epochs=1.0)
+  c.train.update(epochs=2, batch=16, row_tokens=256, valid_users=16)
   c.teacher.train.update(epochs=2, batch=32)
-  c.teacher.model.update(width=16, hidden=16, length=10)
+  c.teacher.model.update(width=16, hidden=16, max_history=10)
   c.ret.update(hidden=0)
   c.token.update(levels=2, size=8)
   c.decode.update(new_tokens=160, batch=16)
-  c.judge.update(users=32, rounds=4, answer_tokens=16, cross_users=8)
+  c.eval.update(users=32, rounds=4, answer_tokens=16, cross_users=8)
   for key, value in changes.items():
     c[key].update(value)
   return c
@@ -98,9 +98,9 @@ class WholeTest(parameterized.TestCase):
   @parameterized.parameters('cgen', 'ret', 'token')
   def test_lists_exist_and_a_face_recommends(self, grounding):
     path = self.folder / grounding
-    more = {'judge': {'rounds': 0}}
+    more = {'eval': {'rounds': 0}}
     if grounding == 'cgen':
-      more = {'judge': {'cross': str(self.folder / 'ring'), 'free': 8, 'candidates': 12},
+      more = {'eval': {'cross': str(self.folder / 'ring'), 'free': 8, 'candidates': 12},
               'control': {'share': 0.3, 'users': 8}}
     run(config(self.folder / 'ring', grounding, **more), path)
     found = run_files.read_json(path / 'results.json')
@@ -184,7 +184,7 @@ class WholeTest(parameterized.TestCase):
   def test_one_adapter_run_converts_and_talks(self):
     path = self.folder / 'lora'
     cfg = config(self.folder / 'ring', train=dict(mode='lora', epochs=1),
-                 judge=dict(rounds=0))
+                 eval=dict(rounds=0))
     run(cfg, path)
     reclm.convert(path, 'merged', self.folder / 'merged')
     shape = huggingface.read_config(self.folder / 'merged')
@@ -304,7 +304,7 @@ class UntrainedTest(parameterized.TestCase):
   def test_a_conversation_drops_its_oldest_rounds(self):
     cfg, speaker = eager(self)
     cfg.decode.update(new_tokens=16, count=2)
-    cfg.prompt.cutoff = 128
+    cfg.prompt.max_prompt_tokens = 128
     shelves = conversation.untrained(speaker, {'': Catalog(('x', 'y'), {'title': ['One', 'Two']})})
     some = conversation.Conversation(cfg, shelves, 'Be kind.')
     for n in range(6):
@@ -322,7 +322,7 @@ class CheckTest(parameterized.TestCase):
       ('decode.count', 9, '10 or more'), ('decode.batch', 0, 'at least 1'),
       ('train.control_like', 'x', 'words, quotes'), ('train.static', '/nowhere', 'train.static'),
       ('control.share', 2.0, 'between 0 and 1'), ('talk.source', '/no/chat', 'talk.source'),
-      ('talk.questions', '/no/sums', 'talk.questions'), ('judge.cross', '/no/data', 'judge.cross'),
+      ('talk.questions', '/no/sums', 'talk.questions'), ('eval.cross', '/no/data', 'eval.cross'),
       ('prompt.template', 'x', 'prompt.template'))
   def test_settings_that_cannot_work(self, key, value, what):
     cfg = config('sample')

@@ -289,7 +289,7 @@ class ReclmTest(parameterized.TestCase):
 
 
 class CodesTest(parameterized.TestCase):
-  """TIGER (way='tiger') and ETEGRec, with interests at every site, over semantic IDs."""
+  """TIGER (variant='tiger') and ETEGRec, with interests at every site, over semantic IDs."""
 
   def made(self, way, fusion, levels=3, size=3):
     """Every code at every level belongs to an item. -> coder.Config, params, table, texts"""

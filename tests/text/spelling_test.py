@@ -156,7 +156,8 @@ class LostTest(parameterized.TestCase):
   def test_a_published_tokenizer_and_a_shop_with_compatibility_characters(self):
     tokenizer = tokenizer_lib.load(SHARED / 'models' / 'qwen3-tokenizer')
     source = SHARED / 'data' / 'cases' / 'titles-nfc' / 'shop'
-    data = instruction_data.load(source, ConfigDict(dict(window='game', split='auto', history=10)))
+    data = instruction_data.load(
+        source, ConfigDict(dict(window='game', split='auto', max_history=10)))
     titles = instruction_data.spelt(data, tokenizer, TEMPLATE).titles
     changed = [i for i, (a, b) in enumerate(zip(data.titles, titles)) if a != b]
     self.assertEqual([titles[i] for i in changed], ['10 kΩ metal film resistor', 'Café scale'])

@@ -116,7 +116,7 @@ class RecommenderTest(parameterized.TestCase):
   def test_a_recurrence_counts_every_step(self):
     key, rows, found = jax.eval_shape(lambda: jax.random.key(0)), 8, []
     for n in (8, 16, 32):
-      cfg = config('sequential_scientific', kind='gru4rec', length=n, layers=1)
+      cfg = config('sequential_scientific', kind='gru4rec', max_history=n, layers=1)
       model = training.model_config(cfg, 50)
       loss = functools.partial(training.loss_of, cfg, model, sharding.make_mesh({'data': -1}), rows,
                                128)
@@ -136,7 +136,7 @@ class RecommenderTest(parameterized.TestCase):
 
   @parameterized.parameters('tiger_beauty', 'etegrec_scientific')
   def test_semantic_ids(self, name):
-    cfg = config(name, width=128, ffn=256, layers=1, decoder_layers=1, history=10, dropout=0.0)
+    cfg = config(name, width=128, ffn=256, layers=1, decoder_layers=1, max_history=10, dropout=0.0)
     cfg.train.batch, got, trace = 64, [], cost_model.trace
     def kept(*args):
       got.append(args)

@@ -16,7 +16,7 @@ SOURCES = ('auto', 'data', 'file', 'keywords', 'api')
 def stage(work, cfg, shop):
   """Writes base_tags.json and inters.train.json, checked against each other. -> counts
 
-  cfg: source, file, sep, most (tags an item), on_missing, on_bad_tag, and the api_* settings.
+  cfg: source, file, sep, max_base_tags, on_missing, on_bad_tag, and the api_* settings.
   """
   found, counts = gather(work, cfg, shop)
   known = set(shop.catalog.ids)
@@ -53,7 +53,7 @@ def gather(work, cfg, shop):
   if source == 'file':
     return files.read_tags(cfg.file), {'source': cfg.file}
   if source == 'keywords':
-    lists = keywords.extract_tags(shop.catalog.columns, n=cfg.most)
+    lists = keywords.extract_tags(shop.catalog.columns, n=cfg.max_base_tags)
     return dict(zip(shop.catalog.ids, lists)), {'source': 'keywords'}
   if source == 'api':
     return ask(work, cfg, shop)
@@ -77,7 +77,8 @@ def ask(work, cfg, shop):
       seen[0] = done
     answers = llm_api.run_requests(requests, api, work.folder, log=work.say, progress=progress)
   tags = {
-    item: tag_parsing.pool_samples([tag_parsing.parse_tag_list(t) for t in answer.texts], cfg.most)
+    item: tag_parsing.pool_samples(
+      [tag_parsing.parse_tag_list(t) for t in answer.texts], cfg.max_base_tags)
     for item, answer in answers.items()
     if answer.texts
   }

@@ -26,8 +26,8 @@ def cost(cfg, shop):
   flops = llm.flops_per_token(shape, context)
   kv = 2 * shape.layers * shape.kv_heads * shape.head_dim * (2 if shape.dtype != 'float32' else 4)
   suffix = cfg.decode.batch * cfg.decode.beams * cfg.decode.new_tokens * kv
-  count = max(1, round(length * LINE * cfg.train.batch / (0.88 * cfg.train.row)))
-  run = cost_model.LLMRun(cost_model.numerics(shape, cfg.llm), count, cfg.train.row, PROMPT,
+  count = max(1, round(length * LINE * cfg.train.batch / (0.88 * cfg.train.row_tokens)))
+  run = cost_model.LLMRun(cost_model.numerics(shape, cfg.llm), count, cfg.train.row_tokens, PROMPT,
                  train_tokens / cfg.train.epochs, cfg.train.epochs, items, cfg.decode.batch,
                  cfg.decode.beams, LINE, cfg.decode.new_tokens)
   api = 0.0

@@ -76,7 +76,7 @@ class SampleBatches:
     sizes = np.concatenate([
         [len(ids) - 1 for ids, _ in self.samples(range(start, min(start + 4096, len(self.draws))))]
         for start in range(0, len(self.draws), 4096)])
-    self.row = -(-max(train.row, sizes.max()) // ROW_STEP) * ROW_STEP
+    self.row = -(-max(train.row_tokens, sizes.max()) // ROW_STEP) * ROW_STEP
     self.ways = num_batch_shards(mesh)
     self.rows = max(1, round(sizes.mean() * train.batch / (FILL * self.row)))
     self.plan = plan_batches(sizes, self.rows, self.row)

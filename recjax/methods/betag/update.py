@@ -65,7 +65,7 @@ def base_tags(work, cfg, source, shop, items):
   """
   ids = [shop.catalog.id_of(i) for i in items]
   if source == 'keywords':
-    every = keywords.extract_tags(shop.catalog.columns, n=cfg.most)
+    every = keywords.extract_tags(shop.catalog.columns, n=cfg.max_base_tags)
   else:
     every = shop.catalog.columns.get('tags') or [None] * len(shop.catalog)
   found = {name: every[i - 1] or () for name, i in zip(ids, items)}

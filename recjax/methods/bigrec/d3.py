@@ -21,7 +21,7 @@ GHOST = 0.99  # a token likelier than this tells nothing
 def decoding(cfg):
   """Everything in the config that decides the beams."""
   return ConfigDict({k: cfg[k] for k in ('data', 'samples', 'prompt', 'decode', 'llm', 'train',
-                                         'judge', 'seed')})
+                                         'eval', 'seed')})
 
 
 class Search:
@@ -39,7 +39,7 @@ class Search:
     rows = instruction_data.held(self.data, part, most)
     records = self.data.records_of(part, self.template, self.cfg.prompt.noun, rows)
     asked, cut = prompts.encode_prompts(self.tokenizer, self.template, records,
-                                        self.cfg.prompt.cutoff)
+                                        self.cfg.prompt.max_prompt_tokens)
     return getattr(self.data.cases, part).picked(rows), asked, cut
 
   def writer(self, asked):
@@ -83,11 +83,11 @@ def choose(work, cfg, data, folder, made, helper):
   if not alphas or not all(0 <= a <= 1 for a in alphas):
     raise ConfigError(f'decode.alphas={alphas}: give weights of the LLM between 0 and 1')
   search = Search(work, cfg, data, folder, made, helper)
-  cases, asked, cut = search.cases('valid', cfg.judge.valid_most)
+  cases, asked, cut = search.cases('valid', cfg.eval.max_valid_users)
   curve = {}
   for alpha in alphas:
     items, _ = search.run(f'alpha {alpha}', cases, asked, alpha, 0.0)
-    ranks = evaluate.rank_in(items, cases.targets, data.titles, cfg.judge.duplicate_titles,
+    ranks = evaluate.rank_in(items, cases.targets, data.titles, cfg.eval.duplicate_titles,
                              len(data.catalog) - 1)
     each = metrics.per_case(ranks, ks(cfg))
     curve[alpha] = {m: round(float(v.mean()), 6) for m, v in each.items()}
@@ -111,7 +111,7 @@ def variants(cfg, alpha):
 def decode(work, cfg, data, folder, made, helper, choice):
   """The test cases under every variant: one .npz each, and ghosts.json."""
   search = Search(work, cfg, data, folder, made, helper)
-  cases, asked, cut = search.cases('test', cfg.judge.test_most)
+  cases, asked, cut = search.cases('test', cfg.eval.max_test_users)
   alpha = read_json(choice / 'alpha.json')['alpha']
   done, found = {}, {}
   for name, given in variants(cfg, alpha).items():
@@ -153,15 +153,15 @@ def ghosts(search, cases, asked, most, found):
 
 def settings(cfg):
   """Everything in the config that decides the figures besides the beams."""
-  return ConfigDict({k: cfg[k] for k in ('data', 'samples', 'decode', 'judge', 'seed')})
+  return ConfigDict({k: cfg[k] for k in ('data', 'samples', 'decode', 'eval', 'seed')})
 
 
 def stage(work, cfg, data, helper, choice, decoded):
   """Every result file of D3."""
-  cases = data.cases.test.picked(instruction_data.held(data, 'test', cfg.judge.test_most))
+  cases = data.cases.test.picked(instruction_data.held(data, 'test', cfg.eval.max_test_users))
   alpha, n = read_json(choice / 'alpha.json')['alpha'], len(data.catalog)
   rank = functools.partial(evaluate.rank_in, targets=cases.targets, titles=data.titles,
-                           policy=cfg.judge.duplicate_titles, last=n - 1)
+                           policy=cfg.eval.duplicate_titles, last=n - 1)
   ranks, lists, alike = {}, {}, {}
   for name in variants(cfg, alpha):
     arrays = run_files.read_arrays(decoded / f'{name.replace(":", "-")}.npz')

@@ -27,7 +27,7 @@ def save(work, cfg, data, cases, main, ranks, lists, score, ks=metrics.KS, **mor
   shop = Dataset(data.name, data.catalog,
                  Interactions(names, known.items, known.offsets), data.fingerprint, data.notes)
   test = type(cases)(np.arange(len(cases), dtype=np.int32), cases.histories, cases.targets)
-  _, said = splits.drawn(data.cases.test, cfg.judge.test_most, data.cases.protocol)
+  _, said = splits.drawn(data.cases.test, cfg.eval.max_test_users, data.cases.protocol)
   results = results_lib.save(
     work.folder,
     shop,
@@ -64,7 +64,7 @@ def rank_in(items, targets, titles, policy, last):
   'best' any item of its title, titles counted once (bigrec.md 6). -> (n,) int32
   """
   if policy not in POLICIES:
-    raise ConfigError(f'judge.duplicate_titles={policy!r}; choose one of {", ".join(POLICIES)}')
+    raise ConfigError(f'eval.duplicate_titles={policy!r}; choose one of {", ".join(POLICIES)}')
   if policy == 'exact_id':
     return ranking.list_ranks(items, targets, last)
   out = np.full(len(items), last, np.int32)

@@ -24,18 +24,18 @@ ROWS = 256              # cases ranked at a time
 
 
 def gammas(cfg):
-  """The grid: 0, steps of `step` up to 1, then whole numbers up to `most`. -> (G,) float32"""
-  if not 0 < cfg.step <= 1 or cfg.most < 1:
-    raise ConfigError(f'ground.step={cfg.step} and ground.most={cfg.most}: steps lie in '
+  """The grid: 0, steps of `step` up to 1, then whole numbers up to `max_gamma`. -> (G,) float32"""
+  if not 0 < cfg.step <= 1 or cfg.max_gamma < 1:
+    raise ConfigError(f'ground.step={cfg.step} and ground.max_gamma={cfg.max_gamma}: steps lie in '
                       '0 .. 1, whole gammas begin at 1')
   fine = np.arange(0, 1 + cfg.step / 2, cfg.step)
-  return np.concatenate([fine, np.arange(2, cfg.most + 1)]).astype(np.float32)
+  return np.concatenate([fine, np.arange(2, cfg.max_gamma + 1)]).astype(np.float32)
 
 
 def generating(cfg):
   """Everything in the config that decides what is written."""
   return ConfigDict({k: cfg[k] for k in ('data', 'samples', 'prompt', 'decode', 'llm', 'train',
-                                         'judge')})
+                                         'eval')})
 
 
 def generate(work, cfg, data, folder, made):
@@ -45,10 +45,10 @@ def generate(work, cfg, data, folder, made):
   counts = {}
   with jax.set_mesh(work.mesh):
     for part in PARTS:
-      rows = instruction_data.held(data, part, cfg.judge[f'{part}_most'])
+      rows = instruction_data.held(data, part, cfg.eval[f'max_{part}_users'])
       records = data.records_of(part, template, cfg.prompt.noun, rows)
       asked, counts[f'{part}_shortened'] = prompts.encode_prompts(
-          tokenizer, template, records, cfg.prompt.cutoff)
+          tokenizer, template, records, cfg.prompt.max_prompt_tokens)
       writer = PrefixGenerator(model, variables, tokenizer, sft.common_prefix(asked),
                       max(map(len, asked)))
       found = journal.answer_all(
@@ -117,7 +117,7 @@ def text_encoder(cfg, folder, made, mesh):
 
 def settings(cfg):
   """Everything in the config that decides the figures besides texts and vectors."""
-  return ConfigDict({k: cfg[k] for k in ('data', 'samples', 'ground', 'judge', 'seed')})
+  return ConfigDict({k: cfg[k] for k in ('data', 'samples', 'ground', 'eval', 'seed')})
 
 
 def rank_all(work, cfg, data, vectors, helper):
@@ -133,7 +133,7 @@ def rank_all(work, cfg, data, vectors, helper):
   found = {}
   for part in PARTS:
     cases = getattr(data.cases, part).picked(
-      instruction_data.held(data, part, cfg.judge[f'{part}_most'])
+      instruction_data.held(data, part, cfg.eval[f'max_{part}_users'])
     )
     queries = run_files.read_arrays(vectors / f'{part}.npy')
     parts = {kind: [] for kind in KINDS}
@@ -231,11 +231,11 @@ def stage(work, cfg, data, written, vectors, helper):
   ranks = {'bigrec': found['test']['pop'][0]}
   for kind in KINDS:
     ranks[f'bigrec:{kind}'] = found['test'][kind][choice[kind]['place']]
-  kind = cfg.ground.inject
+  kind = cfg.ground.prior
   if kind not in ('none', *KINDS):
-    raise ConfigError(f'ground.inject={kind!r}; choose one of none, {", ".join(KINDS)}')
+    raise ConfigError(f'ground.prior={kind!r}; choose one of none, {", ".join(KINDS)}')
   gamma = 0.0 if kind == 'none' else choice[kind]['one']
-  lists = top(items, popular, score, queries, cases, n, min(cfg.judge.save_top, n), kind, gamma,
+  lists = top(items, popular, score, queries, cases, n, min(cfg.eval.save_top, n), kind, gamma,
               instruction_data.masked(cfg, data))
   texts = [r['predict'] for r in run_files.need_json(written / 'test.json', list)]
   known = set(data.titles)
@@ -246,4 +246,4 @@ def stage(work, cfg, data, written, vectors, helper):
   return evaluate.save(work, cfg, data, cases, main, ranks, lists, score,
                        invalid_titles=invalid, invalid_first=first, empty_texts=empty,
                        chosen={k: choice[k]['one'] for k in KINDS},
-                       list_of={'inject': kind, 'gamma': gamma})
+                       list_of={'prior': kind, 'gamma': gamma})

@@ -41,7 +41,7 @@ def recommender(workdir, data=None):
     data = instruction_data.spelt(
       instruction_data.carried_on(before, later, workdir), tokenizer, template
     )
-  grounds = config.way == 'ground'
+  grounds = config.variant == 'ground'
   score = auxiliary_recommender.widened(  # of a new item the assistant knows nothing
     cf_assistant.scorer(find_stage(workdir, 'assistant'), before),
     len(before.catalog),
@@ -50,7 +50,7 @@ def recommender(workdir, data=None):
   )
   with jax.set_mesh(mesh):
     writer = PrefixGenerator(model, variables, tokenizer, opening(config, template, tokenizer),
-                        config.prompt.cutoff)
+                        config.prompt.max_prompt_tokens)
   if grounds:
     reader = grounding.text_encoder(config, folder, find_stage(workdir, 'tune'), mesh)
     embed = lambda texts: text_embedding.embed(reader, texts, mesh)[0]  # noqa: E731
@@ -102,9 +102,9 @@ def opening(config, template, tokenizer):
 def asked_of(config, data, template, tokenizer, histories):
   """Prompts of new histories."""
   records = [template.record(config.prompt.noun,
-                             [data.titles[i - 1] for i in h[-config.samples.history:]], '')
+                             [data.titles[i - 1] for i in h[-config.samples.max_history:]], '')
              for h in histories]
-  return prompts.encode_prompts(tokenizer, template, records, config.prompt.cutoff)[0]
+  return prompts.encode_prompts(tokenizer, template, records, config.prompt.max_prompt_tokens)[0]
 
 
 def grounded(config, data, made, results, score, embed):
@@ -127,7 +127,7 @@ def grounded(config, data, made, results, score, embed):
                                            (flat, offsets, (rows, flat - 1)), n, seen)
     if mask is not None:
       closed = ~mask if closed is None else closed | ~mask
-    return grounding.best(near, weight, how['inject'], how['gamma'], closed, min(k, n))
+    return grounding.best(near, weight, how['prior'], how['gamma'], closed, min(k, n))
   return answer
 
 

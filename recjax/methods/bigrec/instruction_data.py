@@ -52,8 +52,8 @@ def load(source, cfg):
     return load_records(folder)
   shop = dataset.load_data(source)
   titles = titles_of(shop)
-  cases = windows.make(shop, folder, cfg.window, cfg.split, cfg.history)
-  return Data(shop.name, shop.catalog, titles, cases, cfg.history, {}, shop.fingerprint,
+  cases = windows.make(shop, folder, cfg.window, cfg.split, cfg.max_history)
+  return Data(shop.name, shop.catalog, titles, cases, cfg.max_history, {}, shop.fingerprint,
               noted(titles, {}))
 
 
@@ -90,9 +90,9 @@ def carried_on(data, source, workdir):
 
 def masked(cfg, data):
   """Whether items of a history may not be recommended: as the split's origin does, or as told."""
-  how = cfg.judge.mask_history
+  how = cfg.eval.mask_history
   if how not in ('auto', 'yes', 'no'):
-    raise ConfigError(f"judge.mask_history={how!r}; choose 'auto', 'yes' or 'no'")
+    raise ConfigError(f"eval.mask_history={how!r}; choose 'auto', 'yes' or 'no'")
   return data.cases.masked if how == 'auto' else how == 'yes'
 
 

@@ -23,9 +23,10 @@ def cost(cfg, shop):
   shape = llm_loading.shape_of(cfg, **({} if cfg.train.mode == 'full' else dict(
       lora_rank=cfg.lora.rank, lora_targets=tuple(cfg.lora.targets))))
   users, _ = windows.cut(np.maximum(shop.interactions.lengths() - 2, 0), cfg.samples.window,
-                         cfg.samples.history)
+                         cfg.samples.max_history)
   count = len(users) if cfg.train.sample <= 0 else min(len(users), cfg.train.sample)
-  share = min(cfg.samples.history, len(shop.interactions.items) / max(1, len(shop.interactions)))
+  share = min(cfg.samples.max_history,
+              len(shop.interactions.items) / max(1, len(shop.interactions)))
   length = OPENING + TITLE * (share + 1)
   forward = llm.flops_per_token(shape, length / 2)
   full = cfg.train.mode == 'full'
@@ -33,12 +34,12 @@ def cost(cfg, shop):
       jax.eval_shape(lambda k: lora.init_lora(shape, k), jax.random.key(0))))
   tokens = cfg.train.epochs * count * length
   flops = (3 if full else 2) * forward * tokens
-  asked = cfg.judge.test_most or len(shop.interactions)
-  written = asked * cfg.decode.beams * (TITLE if cfg.way == 'decode' else cfg.decode.new_tokens)
+  asked = cfg.eval.max_test_users or len(shop.interactions)
+  written = asked * cfg.decode.beams * (TITLE if cfg.variant == 'decode' else cfg.decode.new_tokens)
   run = cost_model.LLMRun(cost_model.numerics(shape, cfg.llm), max(1, round(
-      cfg.train.batch * (length - OPENING) / cfg.train.row)), cfg.train.row, OPENING,
+      cfg.train.batch * (length - OPENING) / cfg.train.row_tokens)), cfg.train.row_tokens, OPENING,
                  count * length, cfg.train.epochs, asked, cfg.decode.batch, cfg.decode.beams,
-                 round(length), TITLE if cfg.way == 'decode' else cfg.decode.new_tokens)
+                 round(length), TITLE if cfg.variant == 'decode' else cfg.decode.new_tokens)
   return {
       'model': f'{llm.count(llm.shapes(shape)):,} parameters, '
                f'{llm.param_bytes(shape) / 2**20:,.0f} MiB as stored ({shape.dtype})',

@@ -75,7 +75,7 @@ def encode_prompts(tokenizer, template, records, longest):
       record = shorter(record)
       if record is None:
         raise DataError(f'record {i} takes {len(ids)} tokens with one title of its history, '
-                        f'{longest} fit; raise prompt.cutoff, or shorten its titles')
+                        f'{longest} fit; raise prompt.max_prompt_tokens, or shorten its titles')
       ids = start + tokenizer.encode(template.text(record))
     rows[i] = ids
   return rows, cut

@@ -45,9 +45,9 @@ def write(cfg, work, data, found):
   """Writes report.html into the run's folder."""
   outcome = read_json(found / 'results.json')
   main = next(iter(outcome['rows']))
-  special = grounded_sections if cfg.way == 'ground' else decoded_sections
+  special = grounded_sections if cfg.variant == 'ground' else decoded_sections
   name = 'BIGRec: titles are written, then grounded'
-  if cfg.way == 'decode':
+  if cfg.variant == 'decode':
     name = 'D3: beams of real titles'
   html.write(work.path / 'report.html', html.page(
       name, f'{data.name}, preset {cfg.preset}',
@@ -60,7 +60,7 @@ def write(cfg, work, data, found):
            'data': f'{data.name}: {len(data.catalog):,} items, {len(data.cases.train):,} training '
            'samples', **{k.replace('_', ' '): f'{v:,}' for k, v in data.notes.items() if v},
            'data fingerprint': data.fingerprint, 'protocol': outcome['protocol']},
-                    [PAPERS[cfg.way], seqrec.PAPERS[cfg.assist.model.kind]])],
+                    [PAPERS[cfg.variant], seqrec.PAPERS[cfg.assist.model.kind]])],
       'Bao et al., arXiv 2308.08434 and arXiv 2406.14900.'))
 
 
@@ -81,7 +81,8 @@ def figures(cfg, outcome, main):
     last = ('first beams that are titles', f'{1 - outcome["invalid_first"]:.1%}', 'as written')
   return [*results.tiles(outcome, main, ('HR@10', 'NDCG@10')),
           ('invalid titles', f'{outcome["invalid_titles"]:.1%}',
-           'of what was recommended' if cfg.way == 'decode' else 'of all beams, before grounding'),
+           'of what was recommended' if cfg.variant == 'decode' else
+           'of all beams, before grounding'),
           last]
 
 
@@ -91,7 +92,7 @@ def results_section(cfg, outcome, main):
   return html.section('Results', results.results_table(outcome, every, 'NDCG@10', main, LABELS),
                       intro='Intervals are 95 % bootstraps over test cases.' + (
                           f' A list of D3 holds {cfg.decode.beams} beams; a target outside counts '
-                          'as not found.' if cfg.way == 'decode' else ''))
+                          'as not found.' if cfg.variant == 'decode' else ''))
 
 
 def grounded_sections(cfg, work, data, outcome):
@@ -161,7 +162,7 @@ def written_users(cfg, work, data, outcome, records):
              for n, text in enumerate(records[case]['predict'], 1)]
     return {}, {}, [html.table(['', 'Written', ''], beams, 'Beams, before grounding', 'rll')]
   how = outcome['list_of']
-  pull = '' if how['inject'] == 'none' else f', pulled with gamma {how["gamma"]:g}'
+  pull = '' if how['prior'] == 'none' else f', pulled with gamma {how["gamma"]:g}'
   return users.section(
       work.path, data.catalog, asked(cfg, data), next(iter(outcome['rows'])), cfg.seed, tell,
       'Closeness', intro='The model wrote the beams below each list. The first beam stands among '
@@ -171,7 +172,7 @@ def written_users(cfg, work, data, outcome, records):
 
 def asked(cfg, data):
   """The test cases that were judged."""
-  return data.cases.test.picked(instruction_data.held(data, 'test', cfg.judge.test_most))
+  return data.cases.test.picked(instruction_data.held(data, 'test', cfg.eval.max_test_users))
 
 
 def decoded_sections(cfg, work, data, outcome):

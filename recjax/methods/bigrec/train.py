@@ -54,7 +54,7 @@ def stage(work, cfg, data, folder):
   parts = [encoded(tokenizer, template, cfg, every, part, most) for part, most in (
       ('train', cfg.train.sample), ('valid', cfg.train.valid_sample))]
   prefix = sft.common_prefix(parts[0][0] + parts[1][0])
-  train, valid = (sft.pack(p, a, cfg.train.loss_on, cfg.train.row, prefix)
+  train, valid = (sft.pack(p, a, cfg.train.loss_on, cfg.train.row_tokens, prefix)
                   for p, a, _ in parts)
   settings = ConfigDict({**cfg.train.to_dict(), 'optim': cfg.optim, 'seed': cfg.seed})
   trained, counts = sft.tune(work, settings, model, params, train, valid)
@@ -86,7 +86,7 @@ def encoded(tokenizer, template, cfg, parts, part, most):
     if 0 < most < len(rows):
       rows = np.sort(np.random.default_rng(cfg.seed).permutation(len(rows))[:most])
     records = data.records_of(part, template, noun, rows)
-    more, short = prompts.encode_prompts(tokenizer, template, records, cfg.prompt.cutoff)
+    more, short = prompts.encode_prompts(tokenizer, template, records, cfg.prompt.max_prompt_tokens)
     asked, cut = asked + more, cut + short
     titles = [data.titles[t - 1] for t in cases.targets[rows]]
     end = [tokenizer.eos_ids[0]]

@@ -9,7 +9,7 @@ Interests of a user, short texts, may be read beside the history.
 Deliberate differences from the authors' code (docs/etegrec.md):
   - interests reach the logits (`fusion=encoder`, `prefix`); as released (`pooled`) they cannot;
   - beams are real items; free ones are judged beside them and their invalid share is reported;
-  - rows of a step share a shape by bins of lengths; histories are cut to `model.history` items;
+  - rows of a step share a shape by bins of lengths; histories are cut to `model.max_history` items;
   - learning rates fall to 0 over the steps that really run;
   - the distances of SIA are negated, as the paper has it (`align.sign=pos` for the released form).
 """

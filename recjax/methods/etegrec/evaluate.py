@@ -14,14 +14,14 @@ FREE = 1000     # users at most whose beams are left free
 
 def settings(cfg):
   """What of the config decides the figures besides the trained models."""
-  names = ('way', 'fusion', 'model', 'tokenizer', 'decode', 'judge', 'seed', 'seeds')
+  names = ('variant', 'fusion', 'model', 'tokenizer', 'decode', 'eval', 'seed', 'seeds')
   return ConfigDict({**{k: cfg[k] for k in names}, 'batch': cfg.train.batch,
                      'normalize': beam_ranking.NORMALIZE})
 
 
 def row_name(cfg):
   """The row of results.json."""
-  return cfg.way if cfg.fusion == 'none' else f'{cfg.way}:{cfg.fusion}'
+  return cfg.variant if cfg.fusion == 'none' else f'{cfg.variant}:{cfg.fusion}'
 
 
 def stage(work, cfg, shop, made, coded, heard, model):
@@ -36,12 +36,12 @@ def stage(work, cfg, shop, made, coded, heard, model):
                           given.given('test'), advance=advance)
       ours.append(ranking.list_ranks(items, cases.targets, n))
       if seed == best:
-        kept = items[:, :cfg.judge.save_top], scores[:, :cfg.judge.save_top]
+        kept = items[:, :cfg.eval.save_top], scores[:, :cfg.eval.save_top]
   ranks, chosen = {row: np.stack(ours)}, train.trained(model, best)
   more = {'free': free(cfg, given, chosen)}
   if cfg.fusion != 'none':
     more['interests'], ranks['no interests'] = without(work, cfg, given, chosen, kept[0])
-  mask = cfg.judge.mask_history
+  mask = cfg.eval.mask_history
   if item_embeddings.trained(made):
     ranks['sasrec'] = ranking.rank_cases(
       auxiliary_recommender.scorer(made, n), cases, n, mask_history=mask
@@ -72,14 +72,14 @@ def ask(work, name, cfg, given, params, heard, some=None, advance=None):
   cases, batch = given.split.test, cfg.decode.batch
   histories = [cases.history(i) for i in (range(len(cases)) if some is None else some)]
   # Batches are those of one call, so pieces change no list.
-  order = np.argsort([min(len(h), cfg.model.history) for h in histories], kind='stable')
+  order = np.argsort([min(len(h), cfg.model.max_history) for h in histories], kind='stable')
   size, found = -(-PIECE // batch) * batch, []
   for at in range(0, len(order), size):
     def make(part=order[at:at + size]):
       items, scores = beam_ranking.ranked(
           given.cfg, params['rec'], params['table'], [histories[i] for i in part],
-          cfg.model.history, cfg.decode, None if heard is None else tuple(h[part] for h in heard),
-          cfg.judge.mask_history)
+          cfg.model.max_history, cfg.decode,
+          None if heard is None else tuple(h[part] for h in heard), cfg.eval.mask_history)
       return {'items': items, 'scores': scores}
     found.append(sharded_stage.kept(work, f'{name}-{at}', make))
     if advance:
@@ -94,7 +94,7 @@ def free(cfg, given, params):
   order = np.random.default_rng(cfg.seed).permutation(len(cases))[:FREE]
   heard = given.given('test')
   items, _ = beam_ranking.ranked(given.cfg, params['rec'], params['table'],
-                          [cases.history(i) for i in order], cfg.model.history, cfg.decode,
+                          [cases.history(i) for i in order], cfg.model.max_history, cfg.decode,
                           None if heard is None else tuple(h[order] for h in heard), free=True)
   return {'users': len(order), 'invalid_rate': float((items[:, :10] == 0).mean())}
 

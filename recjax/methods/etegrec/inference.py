@@ -63,7 +63,7 @@ def recommender(workdir, data=None):
     mask = ranking.mask_of(allowed, shop.catalog)
     how = ConfigDict({'beams': max(k, config.decode.beams), 'batch': config.decode.batch})
     with jax.set_mesh(mesh):
-      items, scores = beam_ranking.ranked(cfg, rec, table, rows, config.model.history, how,
+      items, scores = beam_ranking.ranked(cfg, rec, table, rows, config.model.max_history, how,
                                    ask(rows) if ask else None, exclude_seen, mask)
     items, scores = items[:, :k], scores[:, :k]
     return [[shop.catalog.id_of(int(i)) for i in row if i] for row in items], scores
@@ -110,10 +110,10 @@ def cost(cfg, shop):
     * m.heads
     * m.head_dim
     * jax.numpy.dtype(m.dtype).itemsize
-    * (cfg.decode.batch * q * (cfg.decode.beams + m.history))
+    * (cfg.decode.batch * q * (cfg.decode.beams + m.max_history))
   )
   return {
-    'way': cfg.way,
+    'variant': cfg.variant,
     'codes': f'{q} levels of {cfg.tokenizer.size}, by {cfg.tokenizer.kind}',
     **cost_model.traced_lines(
       step,

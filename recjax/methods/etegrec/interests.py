@@ -24,7 +24,7 @@ HASHED = 64  # numbers of a vector without an encoder
 
 def settings(cfg):
   """What of the config decides the interests."""
-  return ConfigDict({'interests': cfg.interests, 'most': cfg.model.history})
+  return ConfigDict({'interests': cfg.interests, 'most': cfg.model.max_history})
 
 
 def stage(work, cfg, shop):

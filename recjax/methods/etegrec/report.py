@@ -41,7 +41,7 @@ def write(cfg, work, shop, made, coded, heard, model, found):
   outcome = read_json(found / 'results.json')
   row = next(iter(outcome['rows']))
   table = run_files.read_arrays(model / 'model.npz')['table'][0][1:]
-  papers = [PAPERS[cfg.way], *(seqrec.PAPERS[r] for r in ('sasrec',) if r in outcome['rows'])]
+  papers = [PAPERS[cfg.variant], *(seqrec.PAPERS[r] for r in ('sasrec',) if r in outcome['rows'])]
   html.write(work.path / 'report.html', html.page(
       f'Semantic IDs: {row}', f'{shop.name}, preset {cfg.preset}',
       [verdict(outcome, row), html.tiles(figures(outcome, row, coded))],
@@ -196,7 +196,7 @@ def interests_weights(cfg, given, params):
   heard, cases = given.given('test'), given.split.test
 
   def weigh(case):
-    items = cases.history(case)[-cfg.model.history:]
+    items = cases.history(case)[-cfg.model.max_history:]
     some = tuple(jax.numpy.asarray(h[case:case + 1]) for h in heard)
     _, kept = semantic_id_t5.SemanticIdT5(given.cfg).apply(
         {'params': params['rec']}, jax.numpy.asarray(params['table'])[items][None], some,

@@ -31,8 +31,8 @@ WAYS = ('tiger', 'etegrec')
 
 def settings(cfg):
   """What of the config decides the trained models."""
-  names = ['way', 'fusion', 'model', 'tokenizer', 'train', 'optim', 'decode', 'seed', 'seeds']
-  names += ['align', 'id_optim'] if cfg.way == 'etegrec' else []
+  names = ['variant', 'fusion', 'model', 'tokenizer', 'train', 'optim', 'decode', 'seed', 'seeds']
+  names += ['align', 'id_optim'] if cfg.variant == 'etegrec' else []
   return ConfigDict({**{k: cfg[k] for k in names}, 'normalize': beam_ranking.NORMALIZE})
 
 
@@ -46,7 +46,7 @@ def shape(cfg, levels, size, dim, text):
   check_dtype('model.dtype', m.dtype)
   net = t5.Config(width=m.width, layers=m.layers, decoder_layers=m.decoder_layers, heads=m.heads,
                   head_dim=m.head_dim, ffn=m.ffn, dropout=m.dropout, gated=m.gated, dtype=m.dtype)
-  both = cfg.way == 'etegrec'
+  both = cfg.variant == 'etegrec'
   code = cfg.tokenizer.width if tokenization.NETWORKS.get(cfg.tokenizer.kind) == 'mlp' else dim
   return semantic_id_t5.Config(
     net,
@@ -90,15 +90,15 @@ def task(cfg, shop, made, coded, heard):
   """Reads what the stages before left. heard: the folder of interests, or None. -> Task"""
   split = splits.leave_one_out(shop.interactions)
   x, table = item_embeddings.read(made), tokenization.read(coded)
-  histories, targets = batching.prefixes(split.train, cfg.model.history)
+  histories, targets = batching.prefixes(split.train, cfg.model.max_history)
   told = np.zeros((len(targets) + len(split.valid) + len(split.test), 1), np.int32)
   texts = np.zeros((1, 1), np.float32)
   if heard is not None:
     told, texts, _ = interests.read(heard)
-  bins, shares, steps = batching.bins(histories, targets, told[:len(targets)], cfg.model.history,
-                                  cfg.train.batch)
+  bins, shares, steps = batching.bins(histories, targets, told[:len(targets)],
+                                      cfg.model.max_history, cfg.train.batch)
   net = shape(cfg, table.shape[1], cfg.tokenizer.size, x.shape[1], texts.shape[1])
-  id_cfg = tokenization.shape(cfg.tokenizer, x.shape[1]) if cfg.way == 'etegrec' else None
+  id_cfg = tokenization.shape(cfg.tokenizer, x.shape[1]) if cfg.variant == 'etegrec' else None
   rest = told[len(targets):]
   return Task(net, id_cfg, split, np.pad(table, [(1, 0), (0, 0)], constant_values=-1), x, texts,
               bins, shares, steps, rest[:len(split.valid)], rest[len(split.valid):])
@@ -115,9 +115,10 @@ def planned(cfg, shop):
   Interests are taken to have the width of hashed ones.
   """
   train = splits.leave_one_out(shop.interactions).train
-  histories, targets = batching.prefixes(train, cfg.model.history)
+  histories, targets = batching.prefixes(train, cfg.model.max_history)
   told = np.zeros((len(targets), interests.MOST if cfg.fusion != 'none' else 1), np.int32)
-  made, shares, steps = batching.bins(histories, targets, told, cfg.model.history, cfg.train.batch)
+  made, shares, steps = batching.bins(histories, targets, told, cfg.model.max_history,
+                                      cfg.train.batch)
   some = [tuple(jax.ShapeDtypeStruct((share, *x.shape[1:]), np.int32)
                 for x in (b.history, b.target, b.interests)) for share, b in zip(shares, made)]
   dim = cfg.vectors.model.width
@@ -125,7 +126,7 @@ def planned(cfg, shop):
   key = jax.eval_shape(lambda: jax.random.key(0))
   fixed = {'table': jax.ShapeDtypeStruct((len(shop.catalog) + 1, levels(cfg)), np.int32)}
   weights, id_cfg = training.Weights(), None
-  if cfg.way == 'etegrec':
+  if cfg.variant == 'etegrec':
     weights, id_cfg = training.Weights(1.0, 1.0), tokenization.shape(cfg.tokenizer, dim)
     fixed['id'] = jax.eval_shape(functools.partial(rqvae.init, id_cfg), key)
   x = jax.ShapeDtypeStruct((len(shop.catalog), dim), np.float32)
@@ -151,12 +152,12 @@ def planned(cfg, shop):
 
 def check(cfg):
   """What can be known to be wrong before anything runs. Raises ConfigError."""
-  if cfg.way not in WAYS:
-    raise ConfigError(f'way={cfg.way!r}; choose one of {", ".join(WAYS)}')
+  if cfg.variant not in WAYS:
+    raise ConfigError(f'variant={cfg.variant!r}; choose one of {", ".join(WAYS)}')
   if cfg.fusion != 'none' and not cfg.interests.source:
     raise ConfigError(f"fusion={cfg.fusion} needs interests; set interests.source='local', or a "
                       'folder of *.processed.jsonl files')
-  if cfg.way == 'etegrec':
+  if cfg.variant == 'etegrec':
     if cfg.tokenizer.kind not in tokenization.NETWORKS or cfg.tokenizer.dedupe != 'suffix':
       raise ConfigError(f'ETEGRec trains its tokenizer, so tokenizer.kind must be one of '
                         f'{", ".join(tokenization.NETWORKS)}, with tokenizer.dedupe=suffix')
@@ -168,8 +169,8 @@ def check(cfg):
                         'one of a cycle, so it must be at least 2')
   elif cfg.fusion == 'pooled':
     raise ConfigError("fusion='pooled' changes the alignment with the tokenizer alone, never a "
-                      "recommendation; with way='tiger' nothing would read it: use 'encoder' or "
-                      "'prefix'")
+                      "recommendation; with variant='tiger' nothing would read it: use 'encoder' "
+                      "or 'prefix'")
   shape(cfg, cfg.tokenizer.levels + 1, cfg.tokenizer.size, cfg.tokenizer.width, 8)
 
 
@@ -261,7 +262,7 @@ def judged(cfg, given, params):
   heard = given.given('valid')
   found, _ = beam_ranking.ranked(
       given.cfg, params['rec'], params['table'], [cases.history(i) for i in order],
-      cfg.model.history, cfg.decode, None if heard is None else tuple(h[order] for h in heard))
+      cfg.model.max_history, cfg.decode, None if heard is None else tuple(h[order] for h in heard))
   places = ranking.list_ranks(found, cases.targets[order], len(given.x))
   return float(metrics.per_case(places, (10,))['NDCG@10'].mean())
 

@@ -20,7 +20,7 @@ SHOWN = ('HR@10', 'NDCG@10')
 def settings(cfg):
   """What of the config decides the figures besides the trained models."""
   kinds = {k: variants.recommender_config(cfg, k) for k in variants.id_models(cfg)}
-  return ConfigDict({'kinds': kinds, 'kind': cfg.model.kind, 'judge': cfg.judge, 'seed': cfg.seed,
+  return ConfigDict({'kinds': kinds, 'kind': cfg.model.kind, 'eval': cfg.eval, 'seed': cfg.seed,
                      'seeds': cfg.seeds, 'popularity_of_all': cfg.defects.popularity_of_all,
                      'early_mask_row': cfg.defects.early_mask_row})
 
@@ -29,7 +29,7 @@ def stage(work, cfg, shop, tables, ids, made):
   """Ranks the test users with every model and seed; writes every result file. -> counts"""
   del tables
   split, n = rat.split_of(shop), len(shop.catalog)
-  block, mask = ranking.block_size(n, cfg.judge.memory << 20), cfg.judge.mask_history
+  block, mask = ranking.block_size(n, cfg.eval.memory << 20), cfg.eval.mask_history
   models = {variants.row_name(v): (cfg.kind, folder) for v, folder in made.items()}
   models |= {kind: (kind, folder) for kind, folder in ids.items()}
   drawn = candidates(work, cfg, split, n)
@@ -41,7 +41,7 @@ def stage(work, cfg, shop, tables, ids, made):
       full, some = [], []
       for seed in range(cfg.seeds):
         score = sequential.scorer(model, sequential.load(folder / 'model.npz', seed))
-        found, *top = ranking.rank_and_recommend(score, split.test, n, min(cfg.judge.save_top, n),
+        found, *top = ranking.rank_and_recommend(score, split.test, n, min(cfg.eval.save_top, n),
                                                  block, mask_history=mask)
         full.append(found)
         if drawn is not None:
@@ -56,7 +56,7 @@ def stage(work, cfg, shop, tables, ids, made):
   groups = group_masks(cfg, shop, split)
   more = {'groups': grouped(ranks, groups, main, cfg.seed)}
   if few:
-    more['sampled'] = {'protocol': sampled_ranking.protocol(cfg.judge.sampled), **grouped(
+    more['sampled'] = {'protocol': sampled_ranking.protocol(cfg.eval.sampled), **grouped(
         few, {'all': np.ones(len(split.test), bool), **groups}, main, cfg.seed)}
   for name, score in baselines.baselines(split.train, n, cfg.seed).items():
     ranks[name] = ranking.rank_cases(score, split.test, n, block, mask_history=mask)
@@ -69,11 +69,11 @@ def stage(work, cfg, shop, tables, ids, made):
 
 def candidates(work, cfg, split, n):
   """The items that each target is ranked among besides, where a sampled protocol is asked for."""
-  if not cfg.judge.sampled:
+  if not cfg.eval.sampled:
     return None
   counts = np.bincount(split.train.items, minlength=n + 1)[1:]
   try:
-    return sampled_ranking.draw(cfg.judge.sampled, split.test, counts, cfg.seed)
+    return sampled_ranking.draw(cfg.eval.sampled, split.test, counts, cfg.seed)
   except ConfigError as error:
     if 'full ranking' not in str(error):
       raise
@@ -84,13 +84,13 @@ def candidates(work, cfg, split, n):
 def group_masks(cfg, shop, split):
   """Which test users belong where. -> {name: (n,) bool}
 
-  An item is of the tail with fewer than judge.tail_item training interactions, a user with a
-  shorter input than judge.tail_user.
+  An item is of the tail with fewer than eval.tail_item training interactions, a user with a
+  shorter input than eval.tail_user.
   """
   items = shop.interactions.items if cfg.popularity_of_all else split.train.items
   counts = np.bincount(items, minlength=len(shop.catalog) + 1)[split.test.targets]
-  rare = counts < cfg.judge.tail_item
-  short = np.diff(split.test.histories[1]) < cfg.judge.tail_user
+  rare = counts < cfg.eval.tail_item
+  short = np.diff(split.test.histories[1]) < cfg.eval.tail_user
   return {'tail_item': rare, 'head_item': ~rare, 'tail_user': short, 'head_user': ~short}
 
 

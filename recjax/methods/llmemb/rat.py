@@ -256,9 +256,9 @@ def distinct_room(cfg, model, targets):
   if cfg.loss.kind in ('ce', 'chunked') or cfg.train.get('mask_by_chance'):
     return 0
   drawn = cfg.loss.negatives * {'batch': 1, 'sequence': cfg.train.batch, 'position': targets}[
-      cfg.loss.shared]
+      cfg.loss.negative_scope]
   # Every token but a user's first is a target too.
-  tokens = targets + cfg.train.batch if model.causal else cfg.train.batch * (model.length + 1)
+  tokens = targets + cfg.train.batch if model.causal else cfg.train.batch * (model.max_history + 1)
   most = -(-(tokens + drawn) // 128) * 128
   return most if most < model.items else 0
 

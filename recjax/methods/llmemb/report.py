@@ -97,8 +97,8 @@ def tail_section(cfg, outcome):
                           f'NDCG@10 by row, {GROUPS[name].lower()}')
               for name, group in outcome['groups'].items()]
   return html.section('Tail and head', html.grid(*pictures), intro='Rare: fewer than '
-                      f'{cfg.judge.tail_item} training interactions. Short: fewer than '
-                      f'{cfg.judge.tail_user} items before the one asked for.')
+                      f'{cfg.eval.tail_item} training interactions. Short: fewer than '
+                      f'{cfg.eval.tail_user} items before the one asked for.')
 
 
 def map_section(cfg, shop, tables, made):

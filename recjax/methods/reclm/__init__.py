@@ -100,13 +100,13 @@ def check_texts(cfg, shop, folder):
   Raises ConfigError naming the folder, DataError naming the item.
   """
   tokenizer = tokenizer_lib.load(folder)
-  several = bool(cfg.train.multi_round or cfg.train.static or cfg.judge.rounds
-                 or cfg.judge.words == 'acknowledged')
+  several = bool(cfg.train.multi_round or cfg.train.static or cfg.eval.rounds
+                 or cfg.eval.words == 'acknowledged')
   try:
     chat_encoding.check(tokenizer, dict(cfg.prompt.variables), several)
   except ConfigError as error:
     raise ConfigError(f'{folder}: {error}') from error
-  for one in (shop, load_data(cfg.judge.cross) if cfg.judge.cross else None):
+  for one in (shop, load_data(cfg.eval.cross) if cfg.eval.cross else None):
     if one:
       tokenized_catalog.load(one.catalog, tokenizer)
 
@@ -115,8 +115,8 @@ def missing_files(cfg):
   """Raises ConfigError for a file that a later stage reads and that is not there."""
   chats = cfg.train.multi_round or cfg.train.chat_share
   named = {'talk.source': cfg.talk.source if chats else '',
-           'talk.questions': cfg.talk.questions if cfg.judge.rounds else '',
-           'judge.cross': cfg.judge.cross,
+           'talk.questions': cfg.talk.questions if cfg.eval.rounds else '',
+           'eval.cross': cfg.eval.cross,
            'ret.vectors': cfg.ret.vectors if cfg.grounding == 'ret' else ''}
   for key, value in named.items():
     known = value in ('', 'teacher', 'text') or value.partition(':')[0] == 'sample'

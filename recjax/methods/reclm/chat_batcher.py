@@ -87,7 +87,8 @@ class ChatBatcher:
     turns = [dict(t) for t in said.turns]
     if turns[0]['role'] != 'system':
       turns.insert(0, sft_data.said('system', self.system))
-    long = LETTERS * self.cfg.prompt.cutoff  # more letters never fit, and take long to see
+    fit = self.cfg.prompt.max_prompt_tokens
+    long = LETTERS * fit  # more letters never fit, and take long to see
     while sum(len(t['content']) for t in turns) > long and drop(turns):
       pass
     if said.history:
@@ -97,10 +98,10 @@ class ChatBatcher:
              if t['role'] == 'assistant' else t for t in turns]
     turn = train.renderer(self.cfg, shelf.speaker, stock)
     ids = turn.tokens(turns)
-    while len(ids) > self.cfg.prompt.cutoff:
+    while len(ids) > fit:
       if not drop(turns):
-        raise ConfigError(f'the last turn takes {len(ids)} tokens, {self.cfg.prompt.cutoff} fit; '
-                          'say it in fewer words')
+        raise ConfigError(f'the last turn takes {len(ids)} tokens, {fit} fit; say it in '
+                          'fewer words')
       ids = turn.tokens(turns)
     return ids
 

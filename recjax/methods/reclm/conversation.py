@@ -44,7 +44,7 @@ class Conversation:
     """A person's turn. history: item ids that it is about, shown before the text. -> Reply
 
     tell: called with the Reply so far while it is made; its text is only ever added to. The oldest
-    rounds are dropped where the conversation would grow beyond prompt.cutoff.
+    rounds are dropped where the conversation would grow beyond prompt.max_prompt_tokens.
     """
     shelf, speaker = self.shelf, self.shelf.speaker
     if history:
@@ -53,11 +53,12 @@ class Conversation:
     turn = train.renderer(self.cfg, speaker, shelf.stocks[0])
     self.turns.append(sft_data.said('user', text))
     ids = turn.tokens(self.turns)
-    while len(ids) > self.cfg.prompt.cutoff:
+    fit = self.cfg.prompt.max_prompt_tokens
+    while len(ids) > fit:
       if len(self.turns) < 4:
         self.turns.pop()
-        raise ConfigError(f'this turn takes {len(ids)} tokens, {self.cfg.prompt.cutoff} fit; say '
-                          'it in fewer words')
+        raise ConfigError(f'this turn takes {len(ids)} tokens, {fit} fit; say it in fewer '
+                          'words')
       del self.turns[1:3]
       ids = turn.tokens(self.turns)
     found = self._generate(ids, max_items, seed, tell)
@@ -72,7 +73,7 @@ class Conversation:
     same = next((i for i, (a, b) in enumerate(zip(self.held, ids)) if a != b),
                 min(len(self.held), len(ids)))
     same = min(same, len(ids) - 1)
-    size = STEP * -(-self.cfg.prompt.cutoff // STEP)
+    size = STEP * -(-self.cfg.prompt.max_prompt_tokens // STEP)
     if self.past is None:
       self.past = llm_decoder.room(model.cfg, size)
     mask = self.past.mask & (jnp.arange(size) < same)

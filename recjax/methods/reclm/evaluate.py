@@ -27,7 +27,7 @@ KS = (1, 3, 5, 10)
 
 def settings(cfg):
   """Everything in the config that decides the figures besides the tuned model."""
-  return ConfigDict({k: cfg[k] for k in ('grounding', 'prompt', 'decode', 'judge', 'talk', 'llm',
+  return ConfigDict({k: cfg[k] for k in ('grounding', 'prompt', 'decode', 'eval', 'talk', 'llm',
                                          'train', 'seed', 'control')})
 
 
@@ -36,13 +36,13 @@ def stage(work, cfg, shop, folder, made, helper, coded=None):
   table = None if coded is None else run_files.read_arrays(coded / 'codes.npy')
   speaker = train.load(cfg, folder, made, work.mesh)
   split, n = splits.leave_one_out(shop.interactions), len(shop.catalog)
-  rows, protocol = splits.drawn(split.test, cfg.judge.users, split.protocol)
+  rows, protocol = splits.drawn(split.test, cfg.eval.users, split.protocol)
   cases = split.test.picked(rows)
   split = dataclasses.replace(split, test=cases, protocol=protocol)
   stock = train.stock_of(cfg, shop, speaker, table)
   shelf = generation.Shelf(speaker, [stock], kind=cfg.grounding)
-  found, short = ask(work, 'lists', cfg, shelf, stock, cases, cfg.judge.words,
-                     cfg.judge.mask_history)
+  found, short = ask(work, 'lists', cfg, shelf, stock, cases, cfg.eval.words,
+                     cfg.eval.mask_history)
   lists = [r.items[:cfg.decode.count] for r in found]
   histories = [cases.history(c) for c in range(len(cases))]
   clean = list_metrics.of_lists(
@@ -52,14 +52,14 @@ def stage(work, cfg, shop, folder, made, helper, coded=None):
   more = {'rates': clean, 'unfinished': sum(r.unfinished for r in found),
           'shortened_prompts': short}
   more['rounds'] = rounds(work, cfg, shelf, stock, cases)
-  if cfg.judge.candidates:
+  if cfg.eval.candidates:
     more['ranking'] = chosen(work, cfg, shelf, stock, cases)
-  if cfg.judge.free:
+  if cfg.eval.free:
     more['free'] = free(work, cfg, shelf, stock, cases)
   if cfg.control.share:
     more['control'] = controlled(work, cfg, shelf, stock, cases, lists,
                                  teacher.asker(helper, shop))
-  if cfg.judge.cross:
+  if cfg.eval.cross:
     more['cross'] = cross(work, cfg, speaker)
   return save(work, cfg, shop, split, lists, order, teacher.scorer(helper, shop), more)
 
@@ -80,9 +80,9 @@ def rank_all(work, cfg, shelf, stock, cases):
   template = sft_data.forms(cfg)
   histories = [cases.history(c) for c in range(len(cases))]
   prompts, _ = sft_data.prompts(train.renderer(cfg, shelf.speaker, stock), stock, template,
-                               histories, cfg.judge.words, cfg.decode.count)
+                               histories, cfg.eval.words, cfg.decode.count)
   return generation.ranked_many(work, 'ranked', shelf, cfg.decode, prompts,
-                            histories if cfg.judge.mask_history else None, cfg.decode.count)
+                            histories if cfg.eval.mask_history else None, cfg.decode.count)
 
 
 def save(work, cfg, shop, split, lists, order, score, more):
@@ -96,8 +96,8 @@ def save(work, cfg, shop, split, lists, order, score, more):
            f'{cfg.grounding}:ranked': ranking.list_ranks(order[0], cases.targets, n - 1)}
   others = {**({'sasrec': score} if score else {}), **baselines.baselines(split.train, n, cfg.seed)}
   for name, one in others.items():
-    ranks[name] = ranking.rank_cases(one, cases, n, mask_history=cfg.judge.mask_history)
-  protocol = ranking.protocol(n, split.protocol, cfg.judge.mask_history)
+    ranks[name] = ranking.rank_cases(one, cases, n, mask_history=cfg.eval.mask_history)
+  protocol = ranking.protocol(n, split.protocol, cfg.eval.mask_history)
   shown = (items, values) if items.any() else order  # a model that writes no list has no own
   results = results_lib.save(
       work.folder, shop, split, cfg.grounding, ranks, shown, protocol, (cfg.seed,),
@@ -114,7 +114,7 @@ def save(work, cfg, shop, split, lists, order, score, more):
 
 def rounds(work, cfg, shelf, stock, cases):
   """A worked question, a request, another question: what of lists and answers is left. -> rates"""
-  count = min(cfg.judge.rounds, len(cases))
+  count = min(cfg.eval.rounds, len(cases))
   if not count:
     return {}
   talk = (questions(count + 1, cfg.seed + 1) if cfg.talk.questions == 'sample'
@@ -160,12 +160,12 @@ def rounds(work, cfg, shelf, stock, cases):
 
 def cross(work, cfg, speaker):
   """The same weights over another catalogue: only the trie and the prompts change. -> rates"""
-  shop = load_data(cfg.judge.cross)
+  shop = load_data(cfg.eval.cross)
   stock = tokenized_catalog.load(shop.catalog, speaker.tokenizer)
   shelf = generation.Shelf(speaker, [stock])
   cases = splits.leave_one_out(shop.interactions).test
-  cases = cases.picked(splits.drawn(cases, cfg.judge.cross_users, '')[0])
-  found, _ = ask(work, 'cross', cfg, shelf, stock, cases, cfg.judge.words, cfg.judge.mask_history)
+  cases = cases.picked(splits.drawn(cases, cfg.eval.cross_users, '')[0])
+  found, _ = ask(work, 'cross', cfg, shelf, stock, cases, cfg.eval.words, cfg.eval.mask_history)
   counts = np.bincount(splits.leave_one_out(shop.interactions).train.items,
                        minlength=len(shop.catalog) + 1)[1:]
   top = set((np.argsort(-counts, kind='stable')[:10] + 1).tolist())
@@ -189,13 +189,13 @@ def chosen(work, cfg, shelf, stock, cases):
   (reclm.md 5.1). The words alone say what may be named, so another item is counted. -> rates"""
   k, n, given = cfg.decode.count, len(stock.titles), []
   histories = [cases.history(c) for c in range(len(cases))]
-  size = min(max(cfg.judge.candidates, k), n)
+  size = min(max(cfg.eval.candidates, k), n)
   for number, (history, target) in enumerate(zip(histories, cases.targets.tolist())):
     rng = np.random.default_rng((cfg.seed, 7, number))
     others = np.setdiff1d(np.arange(1, n + 1), [*history, target])
     some = np.concatenate([[target], rng.permutation(others)[:size - 1]])
     given.append(tuple(rng.permutation(some).tolist()))
-  found, _ = ask(work, 'ranking', cfg, shelf, stock, cases, cfg.judge.words, cfg.judge.mask_history,
+  found, _ = ask(work, 'ranking', cfg, shelf, stock, cases, cfg.eval.words, cfg.eval.mask_history,
                  candidates=given)
   lists = [r.items[:k] for r in found]
   return {
@@ -230,7 +230,7 @@ def controlled(work, cfg, shelf, stock, cases, plain, teach):
   if not asked:
     return {}
   found, _ = ask(work, 'control', cfg, shelf, stock, some.picked(np.array([c for c, _ in asked])),
-                 cfg.judge.words, cfg.judge.mask_history, [w.text(template) for _, w in asked])
+                 cfg.eval.words, cfg.eval.mask_history, [w.text(template) for _, w in asked])
   out = {}
   for (c, wish), reply in zip(asked, found):
     own, items = groups[wish.category], reply.items[:k]
@@ -267,16 +267,16 @@ def category_questions(work, cfg, shelf, stock, cases):
 
 def brief(cfg):
   """Settings of decoding for answers that are no lists."""
-  return ConfigDict({**cfg.decode.to_dict(), 'new_tokens': cfg.judge.answer_tokens})
+  return ConfigDict({**cfg.decode.to_dict(), 'new_tokens': cfg.eval.answer_tokens})
 
 
 def free(work, cfg, shelf, stock, cases):
   """What the same model names when nothing holds it to the catalogue (reclm.md 5.1).
 
-  judge.vague above 0 takes a title within so many edits for the nearest item's, which hides a part
+  eval.vague above 0 takes a title within so many edits for the nearest item's, which hides a part
   of what does not exist (M5). -> rates
   """
-  some = cases.picked(np.arange(min(len(cases), cfg.judge.free)))
+  some = cases.picked(np.arange(min(len(cases), cfg.eval.free)))
   histories = [some.history(c) for c in range(len(some))]
   speaker = shelf.speaker
   prompts, _ = sft_data.prompts(
@@ -284,7 +284,7 @@ def free(work, cfg, shelf, stock, cases):
     stock,
     sft_data.forms(cfg),
     histories,
-    cfg.judge.words,
+    cfg.eval.words,
     cfg.decode.count,
   )
   found = [
@@ -292,7 +292,7 @@ def free(work, cfg, shelf, stock, cases):
       list_metrics.titles_of(ids, speaker.tokenizer, speaker.soi, speaker.eoi),
       stock,
       speaker.tokenizer,
-      cfg.judge.vague,
+      cfg.eval.vague,
     )
     for ids in generation.free(work, 'free', shelf, cfg.decode, prompts, cfg.seed)
   ]

@@ -89,14 +89,14 @@ def recommending(config, shop, shelf, mesh):
   def recommend(histories, k, exclude_seen=True, allowed=None):
     rows = [[shop.catalog.index(i) for i in h] for h in histories]
     mask = ranking.mask_of(allowed, shop.catalog)
-    prompts, _ = sft_data.prompts(turn, stock, template, rows, config.judge.words, k)
+    prompts, _ = sft_data.prompts(turn, stock, template, rows, config.eval.words, k)
     items, scores = [], []
     size = min(config.decode.batch, 1 << (len(rows) - 1).bit_length())
     with jax.set_mesh(mesh):
       if not writers:
-        longest = max(map(len, prompts)) + 64
+        longest = min(max(map(len, prompts)) + 64, config.prompt.max_prompt_tokens)
         writers.append(PrefixGenerator(shelf.speaker.model, shelf.speaker.variables,
-                              shelf.speaker.tokenizer, [], min(longest, config.prompt.cutoff)))
+                              shelf.speaker.tokenizer, [], longest))
       for start in range(0, len(rows), size):
         some = list(range(start, min(start + size, len(rows))))
         full = some + some[-1:] * (size - len(some))

@@ -53,7 +53,7 @@ def cost(cfg, shop):
   tokens = cfg.train.epochs * users * length
   flops = (3 if full else 2) * forward * tokens
   run = cost_model.LLMRun(cost_model.numerics(shape, cfg.llm), max(1, round(
-      cfg.train.batch * length / cfg.train.row)), cfg.train.row, 0, users * length,
+      cfg.train.batch * length / cfg.train.row_tokens)), cfg.train.row_tokens, 0, users * length,
                  cfg.train.epochs, users, cfg.decode.batch, 1, round(length), cfg.decode.new_tokens)
   return {
       'model': f'{llm.count(llm.shapes(shape)):,} parameters, '

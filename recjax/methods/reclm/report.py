@@ -150,7 +150,7 @@ def users_section(cfg, work, shop):
   """Test users with the reply that each list was read from."""
   _, _, shelf, _ = inference.open_run(work.path)
   cases = splits.leave_one_out(shop.interactions).test
-  cases = cases.picked(splits.drawn(cases, cfg.judge.users, '')[0])
+  cases = cases.picked(splits.drawn(cases, cfg.eval.users, '')[0])
   replies = {}
   for line in (find_stage(work.path, 'evaluate') / 'lists.jsonl').read_text().splitlines():
     replies |= {name: ids for name, ids in json.loads(line)}

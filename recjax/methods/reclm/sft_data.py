@@ -212,7 +212,7 @@ def question(goods, template, history, way='plain', count=LONGEST, wish='', cand
   turn), or 'trained' (training's own words). Raises ConfigError for another.
   """
   if way not in ('plain', 'rule', 'acknowledged', 'trained'):
-    raise ConfigError(f"judge.words={way!r}; choose 'plain', 'rule', 'acknowledged' or 'trained'")
+    raise ConfigError(f"eval.words={way!r}; choose 'plain', 'rule', 'acknowledged' or 'trained'")
   turns = [said('system', template['system'])]
   if way == 'acknowledged':
     turns += [said('user', template['first']), said('assistant', template['acknowledge'])]
@@ -239,7 +239,7 @@ def prompts(renderer, goods, template, histories, way='plain', count=LONGEST, wi
         break
       if len(kept) < 2:
         raise DataError(f'history {number}: one title alone makes a prompt of {len(ids)} tokens, '
-                        f'{renderer.longest} fit; raise prompt.cutoff')
+                        f'{renderer.longest} fit; raise prompt.max_prompt_tokens')
       kept = kept[1:]
     short += len(kept) < min(LONGEST, len(history))
     out.append(ids)

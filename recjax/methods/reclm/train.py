@@ -116,7 +116,7 @@ def fresh(cfg, folder, mesh, table=None):
 def renderer(cfg, speaker, stock, nodes=None):
   """How this speaker's conversations become tokens."""
   return chat_encoding.ChatEncoder(speaker.tokenizer, stock.rows, speaker.soi, speaker.eoi, nodes,
-                         cfg.prompt.cutoff, dict(cfg.prompt.variables))
+                         cfg.prompt.max_prompt_tokens, dict(cfg.prompt.variables))
 
 
 def stock_of(cfg, shop, speaker, table=None):
@@ -145,7 +145,7 @@ def stage(work, cfg, shop, folder, helper, coded=None, given=None):
   talk, left = talk_of(cfg)
   parts, counts = rendered(cfg, shop, stock, speaker, tree, teacher.asker(helper, shop), talk)
   prefix = conversation_sft.shared_prefix(parts['train'] + parts['valid'])
-  train, valid = (conversation_sft.pack(parts[p], cfg.train.row, prefix, chat_encoding.MARKS)
+  train, valid = (conversation_sft.pack(parts[p], cfg.train.row_tokens, prefix, chat_encoding.MARKS)
                   for p in ('train', 'valid'))
   batches, an_epoch = conversation_sft.batches(train, cfg.train.batch, work.mesh, cfg.seed)
   items = teacher.item_vectors(work, cfg, helper, shop, folder) if cfg.grounding == 'ret' else None
@@ -166,7 +166,7 @@ def stage(work, cfg, shop, folder, helper, coded=None, given=None):
 def rendered(cfg, shop, stock, speaker, tree, teach, talk):
   """Examples of every epoch, and of validation.
 
-  Those longer than prompt.cutoff are counted and left out. -> {part: [Example]}, counts
+  Those longer than prompt.max_prompt_tokens are counted and left out. -> {part: [Example]}, counts
   """
   nodes = trie_masked.title_nodes(tree.first, tree.tok, [[*r, speaker.eoi] for r in stock.rows])
   turn = renderer(cfg, speaker, stock, nodes)
@@ -175,7 +175,7 @@ def rendered(cfg, shop, stock, speaker, tree, teach, talk):
   out, long, counts = {}, 0, {}
   for part, some in parts.items():
     made = [turn.examples(s) for s in some]
-    fit = [m for m in made if all(len(e.ids) <= cfg.prompt.cutoff for e in m)]
+    fit = [m for m in made if all(len(e.ids) <= cfg.prompt.max_prompt_tokens for e in m)]
     out[part] = [e for m in fit for e in m]
     long += len(made) - len(fit)
     counts[part] = len(fit)

@@ -21,7 +21,7 @@ def run(cfg, work):
   """The experiment, stage by stage."""
   if array_record.found(cfg.data):
     return streaming.run(cfg, work)
-  shop = load_data(cfg.data, cfg.judge.tie_order)
+  shop = load_data(cfg.data, cfg.eval.tie_order)
   train.check(cfg, shop)
   work.say(f'{shop.name}: {len(shop.catalog):,} items, {len(shop.interactions):,} users, '
            f'{len(shop.interactions.items):,} interactions, fingerprint {shop.fingerprint[:12]}')

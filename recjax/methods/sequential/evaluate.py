@@ -18,7 +18,7 @@ from recjax.training.workdir import find_stage, saved_config
 
 def settings(cfg):
   """What of the config decides the figures besides the trained model."""
-  return ConfigDict({k: cfg[k] for k in ('model', 'loss', 'train', 'judge', 'seed', 'seeds')})
+  return ConfigDict({k: cfg[k] for k in ('model', 'loss', 'train', 'eval', 'seed', 'seeds')})
 
 
 def row_name(cfg):
@@ -32,17 +32,17 @@ def stage(work, cfg, shop, made, drawn=''):
 
   drawn: what the protocol says where `shop` holds some users alone.
   """
-  split = splits.split_for_config(shop, cfg.judge)
+  split = splits.split_for_config(shop, cfg.eval)
   n, row = len(shop.catalog), row_name(cfg)
   model = sequential.model_config(cfg, n)
-  how = dict(block=ranking.block_size(n, cfg.judge.memory << 20), **masking(cfg))
+  how = dict(block=ranking.block_size(n, cfg.eval.memory << 20), **masking(cfg))
   best = int(np.argmax(read_json(made / 'valid.json')['NDCG@10']))
   ours = []
   with work.progress('ranking', cfg.seeds, unit='seed') as advance:
     for seed in range(cfg.seeds):
       score = sequential.scorer(model, sequential.load(made / 'model.npz', seed))
       found, *top = ranking.rank_and_recommend(
-          score, split.test, n, min(cfg.judge.save_top, n), **how)
+          score, split.test, n, min(cfg.eval.save_top, n), **how)
       ours.append(found)
       if seed == best:
         lists, few = top, among_few(cfg, shop, split, score)
@@ -59,12 +59,12 @@ def stage(work, cfg, shop, made, drawn=''):
 
 def masking(cfg):
   """What happens to items of the history, as `ranking` takes it."""
-  return dict(mask_history=cfg.judge.mask_history, seen_mask=cfg.judge.seen_mask)
+  return dict(mask_history=cfg.eval.mask_history, seen_mask=cfg.eval.seen_mask)
 
 
 def among_few(cfg, shop, split, score):
   """Figures of a sampled protocol, where one is asked for. -> dict to stand in results.json"""
-  how = cfg.judge.sampled
+  how = cfg.eval.sampled
   if not how:
     return {}
   counts = np.bincount(split.train.items, minlength=len(shop.catalog) + 1)[1:]
@@ -89,7 +89,7 @@ def recommender(workdir, data=None):
   made = find_stage(workdir, 'train')
   results = read_json(find_stage(workdir, 'evaluate') / 'results.json')
   load = array_record.load_unchanged if array_record.found(config.data) else load_unchanged
-  shop = load(config.data, results['data_fingerprint'], workdir, config.judge.tie_order)
+  shop = load(config.data, results['data_fingerprint'], workdir, config.eval.tie_order)
   best = int(np.argmax(read_json(made / 'valid.json')['NDCG@10']))
   score = sequential.scorer(sequential.model_config(config, len(shop.catalog)),
                             sequential.load(made / 'model.npz', best))

@@ -86,13 +86,13 @@ def streamed_section(rows):
 
 def users_section(cfg, shop, work, row):
   """Test users with what was recommended, beside what the most popular items would have been."""
-  split = splits.split_for_config(shop, cfg.judge)
+  split = splits.split_for_config(shop, cfg.eval)
   counts = np.bincount(split.train.items, minlength=len(shop.catalog) + 1)[1:]
   popular = np.argsort(-counts, kind='stable') + 1
   best = int(np.argmax(read_json(find_stage(work.path, 'train') / 'valid.json')['NDCG@10']))
 
   def tell(case, had, items):
-    had = set(split.test.history(case).tolist()) if cfg.judge.mask_history else ()
+    had = set(split.test.history(case).tolist()) if cfg.eval.mask_history else ()
     top = [i for i in popular if i not in had][:len(items)]
     return ({}, {'Bought': [f'{counts[i - 1]:,}' for i in items],
                  'The most bought instead': [users.title_of(shop.catalog, i) for i in top]}, [])

@@ -33,11 +33,11 @@ def check(cfg, shop):
   if cfg.seeds != 1:
     raise ConfigError(f'seeds={cfg.seeds}: records are trained on with one seed a run; set '
                       '--config.seeds=1 and give each --config.seed a workdir')
-  if cfg.judge.tie_order != 'file':
-    raise ConfigError(f'judge.tie_order={cfg.judge.tie_order!r}: records keep the order of the '
+  if cfg.eval.tie_order != 'file':
+    raise ConfigError(f'eval.tie_order={cfg.eval.tie_order!r}: records keep the order of the '
                       'file')
-  if cfg.judge.drop_cold_targets:
-    raise ConfigError('judge.drop_cold_targets needs all training users in memory; leave it False')
+  if cfg.eval.drop_cold_targets:
+    raise ConfigError('eval.drop_cold_targets needs all training users in memory; leave it False')
   sequential_streaming.batches(cfg, shop, 1, 2)
 
 

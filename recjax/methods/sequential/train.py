@@ -35,7 +35,7 @@ def stage(work, cfg, shop):
 def check(cfg, shop):
   """What can be known to be wrong before anything runs. Raises ConfigError or DataError."""
   sequential.check(cfg, len(shop.catalog))
-  splits.split_for_config(shop, cfg.judge)
-  ranking.protocol(len(shop.catalog), seen_mask=cfg.judge.seen_mask)
-  if cfg.judge.sampled:
-    sampled_ranking.protocol(cfg.judge.sampled)
+  splits.split_for_config(shop, cfg.eval)
+  ranking.protocol(len(shop.catalog), seen_mask=cfg.eval.seen_mask)
+  if cfg.eval.sampled:
+    sampled_ranking.protocol(cfg.eval.sampled)
