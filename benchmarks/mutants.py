@@ -111,7 +111,7 @@ def mutants() -> list[Mutant]:
        ('total, _ = lax.scan(add, direct,',
         'total, _ = lax.scan(add, jax.tree.map(jnp.zeros_like, direct),'))
   room('training/sft.py', 'training.sft_test',
-       ("len(prompts[i]) - len(prefix) - 1\n", "len(prompts[i]) - len(prefix)\n"),
+       ("'all' else len(prompt)\n", "'all' else len(prompt) + 1\n"),
        ('count += weight.sum() * len(prefix)', 'count += weight.sum()'))
   room('training/loop.py', 'training.loop_test training.fault_tolerance_test',
        ('lambda new, old: jnp.where(good, new, old), fresh', 'lambda new, old: new, fresh'))

@@ -2,7 +2,7 @@
 import numpy as np
 
 from recjax.text import chat_template
-from recjax.training.conversation_sft import Example
+from recjax.text.packing import TokenSample
 from recjax.training.losses import trie_masked
 
 MARKS = {'node': trie_masked.FREE, 'item': 0}
@@ -42,7 +42,9 @@ class ChatEncoder:
 
     A conversation is one row as long as the template keeps what was learnt as it was. Where it lays
     an earlier answer out anew (Qwen3 without thinking, Llama 2), what follows is a row of its own,
-    behind what it will be asked with, and the earlier answers are learnt in theirs. -> [Example]
+    behind what it will be asked with, and the earlier answers are learnt in theirs.
+
+    -> [TokenSample]
     """
     rows, rest = [], []
     for at, turn in enumerate(sample.turns):
@@ -61,9 +63,9 @@ class ChatEncoder:
 
   @staticmethod
   def example(ids, weights, nodes, items):
-    """Columns of tokens as an Example."""
-    return Example(np.array(ids, np.int32), np.array(weights),
-                   {'node': np.array(nodes, np.int32), 'item': np.array(items, np.int32)})
+    """Columns of tokens as a TokenSample."""
+    return TokenSample(np.array(ids, np.int32), np.array(weights),
+                       {'node': np.array(nodes, np.int32), 'item': np.array(items, np.int32)})
 
   def ending(self, turns):
     """What is learnt behind the answer that ends `turns`: an end token, and what the template

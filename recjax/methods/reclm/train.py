@@ -24,7 +24,7 @@ from recjax.methods.reclm import (
 from recjax.models import embedding_resize, huggingface, llm, lora
 from recjax.run_files import read_json
 from recjax.text import tokenizer as tokenizers
-from recjax.training import conversation_sft, llm_loading, loop, microbatch
+from recjax.training import llm_loading, loop, microbatch, sft
 from recjax.training import sequential as plain_arrays
 from recjax.training.loop import Task, fit
 from recjax.training.losses import item_losses, trie_masked
@@ -144,10 +144,11 @@ def stage(work, cfg, shop, folder, helper, coded=None, given=None):
   tree = stock.plant(speaker.eoi, speaker.model.cfg.vocab)
   talk, left = talk_of(cfg)
   parts, counts = rendered(cfg, shop, stock, speaker, tree, teacher.asker(helper, shop), talk)
-  prefix = conversation_sft.shared_prefix(parts['train'] + parts['valid'])
-  train, valid = (conversation_sft.pack(parts[p], cfg.train.row_tokens, prefix, chat_encoding.MARKS)
-                  for p in ('train', 'valid'))
-  batches, an_epoch = conversation_sft.batches(train, cfg.train.batch, work.mesh, cfg.seed)
+  prefix = sft.common_prefix([e.ids[:e.learnt.argmax()].tolist()
+                              for e in parts['train'] + parts['valid']])
+  train, valid = (sft.pack_conversations(parts[p], cfg.train.row_tokens, prefix,
+                                         chat_encoding.MARKS) for p in ('train', 'valid'))
+  batches, an_epoch = sft.shuffled_batches(train, cfg.train.batch, work.mesh, cfg.seed)
   items = teacher.item_vectors(work, cfg, helper, shop, folder) if cfg.grounding == 'ret' else None
   task = task_of(
     cfg, speaker, tree, items, train, valid, batches, sharding.num_batch_shards(work.mesh)
@@ -159,14 +160,16 @@ def stage(work, cfg, shop, folder, helper, coded=None, given=None):
   trained = multihost.to_host(fit(task, fitting, work))
   save(work, cfg, speaker, folder, trained)
   return {**counts, 'chat_left_out': left, 'steps': steps, 'trained': llm.count(trained),
-          'shared_prefix': len(prefix), 'rows': len(train.members), 'row': train.row,
+          'shared_prefix': len(prefix), 'rows': len(train.rows), 'row': train.row_tokens,
           **{k: v for k, v in stock.notes.items() if v}}
 
 
 def rendered(cfg, shop, stock, speaker, tree, teach, talk):
   """Examples of every epoch, and of validation.
 
-  Those longer than prompt.max_prompt_tokens are counted and left out. -> {part: [Example]}, counts
+  Those longer than prompt.max_prompt_tokens are counted and left out.
+
+  -> {part: [TokenSample]}, counts
   """
   nodes = trie_masked.title_nodes(tree.first, tree.tok, [[*r, speaker.eoi] for r in stock.rows])
   turn = renderer(cfg, speaker, stock, nodes)
@@ -258,7 +261,7 @@ def judge_of(sums, valid, rows, alpha=0.0):
   """Means over held-out lists: `title_nll` is a mean over the tokens of titles, whatever the loss
   is, so runs with another `train.scope` compare. alpha: ret's weight of items in the loss.
   -> judge(train, frozen) -> {name: value}"""
-  run = conversation_sft.judge_by(sums, valid, rows)
+  run = sft.evaluator(sums, valid, rows)
 
   def judge(train, frozen):
     found = run(train, frozen)
@@ -274,8 +277,8 @@ def judge_of(sums, valid, rows, alpha=0.0):
 
 def packed_items(packed, rows):
   """Room for the items that a batch of so many rows asks for."""
-  most = max(sum(int((packed.examples[i].marks['item'] > 0).sum()) for i in row)
-             for row in packed.members)
+  most = max(sum(int((packed.samples[i].marks['item'] > 0).sum()) for i in row)
+             for row in packed.rows)
   return -(-most * rows // 8) * 8
 
 
@@ -287,14 +290,14 @@ def loss_sums(cfg, speaker, prefix, table, room, train, frozen, batch):
   among what the catalogue allows}
   """
   variables = variables_of(cfg, speaker, train, frozen)
-  hidden = conversation_sft.states(speaker.model, prefix, variables, batch)
+  hidden = sft.hidden_states(speaker.model, prefix, variables, batch)
   head = llm.head_matrix(variables['params'], speaker.model.cfg)
   flat = {k: batch[k].reshape(-1) for k in ('targets', 'weights', 'node', 'item')}
 
   def counted(some):  # how much each token counts
     if cfg.train.average == 'tokens':
       return some
-    return conversation_sft.shares(
+    return sft.sample_weights(
       some.reshape(batch['segments'].shape), batch['segments']
     ).reshape(-1)
 
