@@ -35,6 +35,11 @@ RENAMED = {
     'train.row': 'train.row_tokens', 'tiny.row': 'tiny.row_tokens',
     'prompt.cutoff': 'prompt.max_prompt_tokens', 'tags.most': 'tags.max_base_tags',
     'ground.most': 'ground.max_gamma', 'ground.inject': 'ground.prior', 'way': 'variant',
+    'tokenizer.look_every': 'semantic_ids.eval_every', 'tokenizer.*': 'semantic_ids.*',
+    'tokenizer': 'semantic_ids', 'token.*': 'semantic_ids.*', 'token': 'semantic_ids',
+    'model.apart': 'model.untied_output', 'model.compat': 'model.reproduce_release',
+    'defects.*': 'reproduce_bugs.*', 'defects': 'reproduce_bugs',
+    'decode.count': 'decode.num_items', 'rat.align_most': 'rat.max_align_items',
 }
 
 # What numbers may be: the patterns of settings (* takes any letters, dots too), by their range. Of
@@ -48,22 +53,22 @@ RANGES = {
         tiny.row_tokens *loss.chunk *loss.negatives *train.max_masked tags.max_base_tags
         tags.api_samples tags.api_concurrency lora.rank train.row_tokens train.max_len
         train.max_seq_len train.min_seq_len train.longest_list train.cycle decode.beams
-        decode.groups decode.count decode.new_tokens decode.max_tags decode.ghost_cases
+        decode.groups decode.num_items decode.new_tokens decode.max_tags decode.ghost_cases
         select.save_top eval.save_top eval.memory eval.answer_tokens prompt.max_prompt_tokens
-        samples.max_history ret.tokens token.levels token.size tokenizer.hidden tokenizer.width
-        tokenizer.levels tokenizer.size tokenizer.steps tokenizer.look_every scft.steps scft.parts
-        scft.max_len export.rungs export.shard pca.dim rat.align_most ground.max_gamma''',
+        samples.max_history ret.tokens semantic_ids.hidden semantic_ids.width semantic_ids.levels
+        semantic_ids.size semantic_ids.steps semantic_ids.eval_every scft.steps scft.parts
+        scft.max_len export.rungs export.shard pca.dim rat.max_align_items ground.max_gamma''',
     'at least 0': '''
         *.patience *.warmup *.decay *.clip *.muon *.valid_users align.sia align.psa align.warm
         control.users decode.diversity decode.temperature export.budget eval.candidates
         eval.cross_users eval.free eval.rounds eval.tail_item eval.tail_user eval.max_test_users
         eval.max_valid_users eval.users eval.vague rat.alpha rat.hidden rat.ids_from rat.spread
         ret.alpha ret.hidden select.k1 select.top_k select.top_m tags.api_budget tags.api_price_in
-        tags.api_price_out tokenizer.alpha tokenizer.beta tokenizer.collaborative
-        tokenizer.diversity tokenizer.sinkhorn train.free train.gamma train.prompt''',
+        tags.api_price_out semantic_ids.alpha semantic_ids.beta semantic_ids.collaborative
+        semantic_ids.diversity semantic_ids.sinkhorn train.free train.gamma train.prompt''',
     'above 0': '''
-        *.lr tags.api_timeout lora.alpha align.temperature align.tau rat.tau scft.tau tokenizer.tau
-        ground.step''',
+        *.lr tags.api_timeout lora.alpha align.temperature align.tau rat.tau scft.tau
+        semantic_ids.tau ground.step''',
     'between 0 and 1': '''
         *loss.gbce_t *train.mask_share *train.mask_last control.share decode.alphas select.b
         train.candidates train.chat_share train.keep train.multi_round train.rule''',
@@ -103,13 +108,13 @@ CHOICES = {
     'fusion': ('none', 'pooled', 'encoder', 'prefix'),
     'grounding': ('cgen', 'ret', 'token'),
     'align.sign': ('neg', 'pos'), 'align.reduce': ('sum_levels', 'mean_levels'),
-    'tokenizer.reduction': ('mean', 'sum'), 'tokenizer.residual': ('ste', 'sg'),
-    'tokenizer.distance': ('l2', 'dot', 'cos'), 'tokenizer.recon': ('mse', 'l1', 'infonce'),
-    'tokenizer.kind': ('rqvae', 'letter', 'rqkmeans_plus', 'rvq', 'rqkmeans', 'rkmeans',
-                       'rkmeans_balanced', 'rkmeans_mapped', 'pq', 'opq', 'random', 'lsh',
-                       '*.json'),
-    'tokenizer.estimator': ('ste', 'rotation', 'gumbel'),
-    'tokenizer.dedupe': ('suffix', 'random', 'nearest', 'sinkhorn', 'balance', 'none'),
+    'semantic_ids.reduction': ('mean', 'sum'), 'semantic_ids.residual': ('ste', 'sg'),
+    'semantic_ids.distance': ('l2', 'dot', 'cos'), 'semantic_ids.recon': ('mse', 'l1', 'infonce'),
+    'semantic_ids.kind': ('rqvae', 'letter', 'rqkmeans_plus', 'rvq', 'rqkmeans', 'rkmeans',
+                          'rkmeans_balanced', 'rkmeans_mapped', 'pq', 'opq', 'random', 'lsh',
+                          '*.json'),
+    'semantic_ids.estimator': ('ste', 'rotation', 'gumbel'),
+    'semantic_ids.dedupe': ('suffix', 'random', 'nearest', 'sinkhorn', 'balance', 'none'),
     'samples.window': ('movie', 'game', 'every'),
     'samples.split': ('auto', 'leave_one_out', 'time', 'rows'),
     'decode.length_norm': ('generated', 'full'),
@@ -140,7 +145,8 @@ CHOICES = {
     'rat.ablations': ('full', 'no_scft', 'no_adapter', 'no_freeze', 'no_align', 'pool_last', 'pca',
                       'text'),
 }
-ELEMENTS = {'tokenizer.sinkhorn': 0.0, 'domains': ('', ''), 'rat.ablations': ''}  # of tuples: like
+# An element of tuples that may be empty.
+ELEMENTS = {'semantic_ids.sinkhorn': 0.0, 'domains': ('', ''), 'rat.ablations': ''}
 
 
 def taken(argv):

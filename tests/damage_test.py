@@ -1,4 +1,4 @@
-"""Damaged files of any method's run, against every verb and the run itself: right, or a sentence."""
+"""Damaged files of any method's run, against every verb and the run: right, or a sentence."""
 import atexit
 import contextlib
 import functools

@@ -19,7 +19,7 @@ from recjax.methods import reclm
 from recjax.methods.betag import base_tags
 from recjax.methods.bigrec import evaluate, grounding
 from recjax.methods.bigrec import train as bigrec_tune
-from recjax.methods.etegrec import alignment, tokenization
+from recjax.methods.etegrec import joint_training, tokenization
 from recjax.methods.llmemb import prompts, rat, variants
 from recjax.methods.reclm import train as reclm_tune
 from recjax.models import bert, llm, rqvae, semantic_id_t5, semantic_ids, seqrec
@@ -32,7 +32,7 @@ CONFIGS = sorted((ROOT / 'configs').glob('*.py'))
 PATHS = {  # texts that name a file, a model or whatever one likes, or that a method checks at once
     'data', 'preset', 'method', 'variant', 'llm.weights', 'tags.api_model', 'tags.api_url',
     'tags.file', 'tags.sep', 'assist.source', 'prompt.noun', 'prompt.template', 'interests.encoder',
-    'interests.source', 'tokenizer.weights', 'vectors.encoder', 'vectors.source', 'export.file',
+    'interests.source', 'semantic_ids.weights', 'vectors.encoder', 'vectors.source', 'export.file',
     'prompts.header', 'text.weights', 'eval.cross', 'ret.vectors', 'talk.questions', 'talk.source',
     'teacher.source', 'train.static', 'domains', 'model.norm'}
 
@@ -64,8 +64,8 @@ class TypesTest(parameterized.TestCase):
       ('bigrec_games', 'domains', "(('a', 'b'), ('c', 'd'))", (('a', 'b'), ('c', 'd'))),
       ('betag_ml1m', 'select.top_m', '(2,5)', (2, 5)), ('betag_ml1m', 'select.top_m', '5', (5,)),
       ('betag_ml1m', 'train.keep', '(0,1)', (0.0, 1.0)),
-      ('tiger_beauty', 'tokenizer.sinkhorn', '(0, 0, 0.003)', (0.0, 0.0, 0.003)),
-      ('tiger_beauty', 'tokenizer.sinkhorn', '()', ()),
+      ('tiger_beauty', 'semantic_ids.sinkhorn', '(0, 0, 0.003)', (0.0, 0.0, 0.003)),
+      ('tiger_beauty', 'semantic_ids.sinkhorn', '()', ()),
       ('llmemb_beauty', 'rat.ablations', 'no_scft,no_align', ('no_scft', 'no_align')),
       ('llmemb_beauty', 'rat.ablations', '', ()))
   def test_tuples(self, config, name, text, want):
@@ -94,7 +94,7 @@ class TypesTest(parameterized.TestCase):
   @parameterized.parameters(
       ('lora.targets', "('q'"), ('lora.targets', '(1,)'), ('lora.targets', 'query'),
       ('train.keep', '(0.5, 1.2)'), ('train.keep', '(0.5, True)'), ('select.top_m', '(2.5,)'),
-      ('select.top_k', '(-1,)'), ('tokenizer.kind', 'rqvea'), ('domains', '(1,)'),
+      ('select.top_k', '(-1,)'), ('semantic_ids.kind', 'rqvea'), ('domains', '(1,)'),
       ('domains', "('a',)"), ('train.sample', '-2'), ('decode.alphas', '(2,)'))
   def test_tuples_and_choices_that_are_refused(self, name, text):
     cfg = next(c for c in map(experiment.read_config, map(str, CONFIGS))
@@ -167,7 +167,12 @@ class RenamedTest(parameterized.TestCase):
       'samples.history': 'samples.max_history', 'vectors.train.mask_most':
       'vectors.train.max_masked', 'tiny.row': 'tiny.row_tokens', 'train.row': 'train.row_tokens',
       'prompt.cutoff': 'prompt.max_prompt_tokens', 'tags.most': 'tags.max_base_tags',
-      'ground.most': 'ground.max_gamma', 'ground.inject': 'ground.prior'}
+      'ground.most': 'ground.max_gamma', 'ground.inject': 'ground.prior',
+      'tokenizer.look_every': 'semantic_ids.eval_every', 'tokenizer.kind': 'semantic_ids.kind',
+      'token.levels': 'semantic_ids.levels', 'model.apart': 'model.untied_output',
+      'model.compat': 'model.reproduce_release',
+      'defects.pads_seen': 'reproduce_bugs.pads_seen', 'decode.count': 'decode.num_items',
+      'rat.align_most': 'rat.max_align_items'}
 
   def test_no_config_has_an_old_name_and_every_new_name_is_one_of_a_config(self):
     names = {name for path in CONFIGS for name, _ in settings._flat(made(path.stem))}
@@ -272,11 +277,11 @@ class TablesTest(absltest.TestCase):
       'lora.targets': llm.LINEAR,
       'fusion': semantic_id_t5.SITES,
       'grounding': reclm.GROUNDINGS,
-      'align.sign': alignment.SIGNS,
-      'align.reduce': alignment.REDUCERS,
-      **{f'tokenizer.{k}': v for k, v in rqvae.CHOICES.items() if k != 'encoder'},
-      'tokenizer.kind': [*tokenization.NETWORKS, *semantic_ids.PLAIN, '*.json'],
-      'tokenizer.dedupe': semantic_ids.POLICIES,
+      'align.sign': joint_training.SIGNS,
+      'align.reduce': joint_training.REDUCERS,
+      **{f'semantic_ids.{k}': v for k, v in rqvae.CHOICES.items() if k != 'encoder'},
+      'semantic_ids.kind': [*tokenization.NETWORKS, *semantic_ids.PLAIN, '*.json'],
+      'semantic_ids.dedupe': semantic_ids.POLICIES,
       'samples.window': windows.FIRST,
       'ground.pooling': bert.POOLS,
       'scft.pool': bert.POOLS,
@@ -292,7 +297,7 @@ class TablesTest(absltest.TestCase):
       'tags.on_bad_tag': tag_files.ON_BAD_TAG,
       'train.mode': bigrec_tune.MODES,
       'train.scope': trie_masked.KINDS,
-      'train.control_like': reclm_tune.LIKE,
+      'train.control_like': reclm_tune.INIT_WORDS,
       'train.loss_on': [*sft.LOSS_ON, 'assistant', 'continuation'],
       'prompts.rules': prompts.RULES,
       'scft.loss': contrastive.KINDS,

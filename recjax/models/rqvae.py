@@ -59,7 +59,7 @@ class Config:
       raise ConfigError(f'a tokenizer with encoder={self.encoder!r} needs codes as wide as the '
                         f'item vectors, {self.dim}, not {self.width}')
     if self.sinkhorn and len(self.sinkhorn) != self.levels:
-      raise ConfigError(f'tokenizer.sinkhorn={self.sinkhorn} must have {self.levels} numbers')
+      raise ConfigError(f'semantic_ids.sinkhorn={self.sinkhorn} must have {self.levels} numbers')
 
 
 def init(cfg, key):

@@ -113,10 +113,12 @@ def resolve_collisions(codes, size, policy='suffix', dist=None, seed=0):
   if policy == 'balance':
     return _dealt(codes, size)
   if policy not in ('nearest', 'sinkhorn'):
-    raise ConfigError(f'tokenizer.dedupe={policy!r}; choose one of {", ".join(POLICIES)}')
+    raise ConfigError(f'semantic_ids.dedupe={policy!r}; choose one of {", ".join(POLICIES)}')
   if dist is None:
-    raise ConfigError(f'tokenizer.dedupe={policy} moves codes of the last level by distance, which '
-                      'this tokenizer has none of; choose suffix')
+    raise ConfigError(
+      f'semantic_ids.dedupe={policy} moves codes of the last level by distance, which '
+      'this tokenizer has none of; choose suffix'
+    )
   return _moved(codes, np.asarray(dist)) if policy == 'nearest' else _spread(codes, dist)
 
 
@@ -226,7 +228,7 @@ def product(x, levels, size, seed):
   x = jnp.asarray(x)
   if x.shape[1] % levels:
     raise ConfigError(f'{x.shape[1]} numbers do not divide into {levels} pieces; change '
-                      'tokenizer.levels or the width of the item vectors')
+                      'semantic_ids.levels or the width of the item vectors')
   pieces = jnp.split(x, levels, 1)
   found = [centres_of(p, size, seed + at, kmeans.fit) for at, p in enumerate(pieces)]
   return (np.stack([np.asarray(a) for _, a in found], 1).astype(np.int32),
@@ -273,7 +275,7 @@ def hashed(x, levels, size, seed):
   """Signs of random projections, log2(C) of them a level (LSH). C must be a power of two."""
   bits = int(size).bit_length() - 1
   if size != 1 << bits:
-    raise ConfigError(f'lsh needs a power of two for tokenizer.size, not {size}')
+    raise ConfigError(f'lsh needs a power of two for semantic_ids.size, not {size}')
   planes = np.random.default_rng(seed).normal(size=(x.shape[1], levels * bits)).astype(np.float32)
   signs = (np.asarray(x) @ planes > 0).reshape(len(x), levels, bits)
   return (signs << np.arange(bits)).sum(-1).astype(np.int32), {'planes': planes}

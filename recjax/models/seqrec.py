@@ -87,7 +87,7 @@ class Config:
       raise ConfigError(f'model.width={self.width} does not divide into {self.heads} heads')
     if self.bare and self.kind == 'gru4rec' and self.hidden != self.width:
       raise ConfigError(f'model.hidden={self.hidden} must equal model.width={self.width} where '
-                        'GRU4Rec has no output layer (defects.bare_backbones)')
+                        'GRU4Rec has no output layer (reproduce_bugs.bare_backbones)')
     if self.items < 2 or self.max_history < 1:
       raise ConfigError(f'{self.items} items and max_history {self.max_history}: a recommender '
                         'needs two items and a history')

@@ -291,7 +291,7 @@ class RingTest(absltest.TestCase):
     with self.assertRaisesRegex(DataError, r'valid has shape \(3, 50\), it must be \(150, 50\)'):
       cf_assistant.read_scores(file, data)
     np.savez(file, item_ids=np.array(data.catalog.ids[:-1]), **scores)
-    with self.assertRaisesRegex(DataError, 'item_ids has 49 ids, the catalogue 50'):
+    with self.assertRaisesRegex(DataError, 'item_ids has 49 ids, the catalog 50'):
       cf_assistant.read_scores(file, data)
 
 
@@ -330,7 +330,7 @@ class TokenizerTest(absltest.TestCase):
 
     def choose(work, cfg, data, *rest):
       search = d3.Search(work, cfg, data, *rest)
-      reached.append((len(search.catalogue[0]), data.titles[:2],
+      reached.append((len(search.catalog[0]), data.titles[:2],
                       data.notes['titles_as_the_tokenizer_spells_them']))
       raise ConfigError('far enough')
     path = pathlib.Path(self.enter_context(tempfile.TemporaryDirectory()))

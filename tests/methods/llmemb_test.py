@@ -151,7 +151,7 @@ class WholeTest(absltest.TestCase):
       folder = workdir_lib.find_stage(self.path, f'export-{source}')
       x = item_embeddings.read_shards(folder)
       self.assertNotIn(
-        str(self.path), (folder / item_embeddings.ABOUT).read_text()
+        str(self.path), (folder / item_embeddings.ABOUT_FILE).read_text()
       )  # runs may move
       x = x - x.mean(0)
       x /= np.linalg.norm(x, axis=1, keepdims=True)
@@ -282,7 +282,7 @@ class WholeTest(absltest.TestCase):
     with self.assertRaisesRegex(ConfigError, 'vectors.npy, so nothing here can make'):
       recommend.load(self.room / 'file', self.room / 'data')
     np.save(path, np.ones((7, 60), np.float32))
-    with self.assertRaisesRegex(DataError, '7 rows, the catalogue 200 items'):
+    with self.assertRaisesRegex(DataError, '7 rows, the catalog 200 items'):
       run(cfg, self.room / 'file2')
 
   def test_as_released_and_masked_items(self):

@@ -98,15 +98,15 @@ class FormTest(parameterized.TestCase):
       with_normalizer(normaliser), [tokenized_catalog.SOI, tokenized_catalog.EOI]
     )
     stock = tokenized_catalog.load(Catalog(tuple('abcdefgh'), {'title': TITLES}), made)
-    for title, row in zip(stock.titles, stock.rows):
+    for title, row in zip(stock.titles, stock.title_tokens):
       self.assertEqual(' '.join(made.decode(row).split()), title)
     self.assertLen(set(stock.titles), 8)
     if name != 'strip':  # RecLM takes NFC itself
       self.assertEqual([t.removesuffix(' (1)') for t in stock.titles], want)
-    self.assertLen(trie.build(stock.rows, made.eos_ids[0], made.vocab_size), 8)
+    self.assertLen(trie.build(stock.title_tokens, made.eos_ids[0], made.vocab_size), 8)
     # A file may spell titles as the catalogue does.
     self.assertEqual(
-      offline_samples.parsed('<SOI>Ｗｉｄｅ ﬁn<EOI> and <SOI>BIG Mug<EOI>', stock, 'f'),
+      offline_samples.parse_answer('<SOI>Ｗｉｄｅ ﬁn<EOI> and <SOI>BIG Mug<EOI>', stock, 'f'),
       [3, ' and ', 4],
     )
 

@@ -142,17 +142,19 @@ class RecommenderTest(parameterized.TestCase):
       got.append(args)
       return trace(*args)
     with mock.patch.object(cost_model, 'trace', kept):
-      found, steps, given = train.planned(cfg, shop())
+      found, steps, given = train.trace_step(cfg, shop())
     self.assertEqual(steps, -(-sum(int((b.target > 0).sum()) for b in given) // 64))
     program = compiled(*got[0])
-    self.assertAlmostEqual(found.flops / program.cost_analysis()['flops'], 1, delta=.15)
-    self.assertBetween(found.kept / program.memory_analysis().temp_size_in_bytes, .4, 2.5)
-    net = train.shape(cfg, train.levels(cfg), cfg.tokenizer.size, cfg.vectors.model.width, 64)
+    self.assertAlmostEqual(found.flops / program.cost_analysis()['flops'], 1, delta=0.15)
+    self.assertBetween(found.kept / program.memory_analysis().temp_size_in_bytes, 0.4, 2.5)
+    net = train.model_config(
+      cfg, train.num_levels(cfg), cfg.semantic_ids.size, cfg.vectors.model.width, 64
+    )
     real = sum(x.size for x in jax.tree.leaves(train.semantic_id_t5.init(net, jax.random.key(0))))
     self.assertEqual(found.parameters, real)
     said = etegrec.cost(cfg, shop())
     ways = jax.device_count()
-    q = train.levels(cfg)
+    q = train.num_levels(cfg)
     held = 2 * cfg.model.heads * cfg.model.head_dim * 4 * cfg.decode.batch * q * (
         cfg.decode.beams + 10) / ways / 2**20
     self.assertIn(f'KV caches {held:,.2f}', said[f'bytes a device in generation (data={ways})'])

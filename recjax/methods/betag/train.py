@@ -1,14 +1,20 @@
-"""Behaviour-enhanced fine-tuning: LoRA on sequences spelled as tags (betag 2.2 to 2.4)."""
+"""Behavior-enhanced fine-tuning: LoRA on sequences spelled as tags (Lin et al., WWW 2025)."""
 import dataclasses
 import functools
 import os
+import pathlib
+from collections.abc import Iterable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from ml_collections import FrozenConfigDict
+from jax.sharding import Mesh
+from jaxtyping import Array, PyTree
+from ml_collections import ConfigDict, FrozenConfigDict
 
 from recjax.data.batches import filled, halving_draws
+from recjax.data.dataset import Dataset
 from recjax.data.formats import betag as files
 from recjax.distributed.multihost import to_host
 from recjax.distributed.sharding import num_batch_shards
@@ -16,20 +22,23 @@ from recjax.errors import DataError
 from recjax.methods.betag import prompts
 from recjax.models import huggingface, llm, lora
 from recjax.text import chat_template, packing
+from recjax.text.tokenizer import Tokenizer
 from recjax.training import llm_loading, loop, microbatch
 from recjax.training.loop import Task, fit
 from recjax.training.losses import lm
+from recjax.training.workdir import Workdir
 
 FILL = 0.88     # share of a row that samples in order fill, about
 
 
-def settings(cfg):
+def settings(cfg: ConfigDict) -> FrozenConfigDict:
   """Everything in the config that decides this stage's result."""
   return FrozenConfigDict({'train': cfg.train, 'lora': cfg.lora, 'optim': cfg.optim,
                            'llm': cfg.llm, 'sep': cfg.tags.sep, 'seed': cfg.seed})
 
 
-def stage(work, cfg, shop, base, folder):
+def stage(work: Workdir, cfg: FrozenConfigDict, shop: Dataset, base: pathlib.Path,
+          folder: pathlib.Path) -> dict[str, Any]:
   """Trains the adapter into `work.folder`, in PEFT's format. -> counts"""
   del shop  # decides the result through the base-tags stage
   model, params, tokenizer = llm_loading.load(folder, cfg.llm, work.mesh, lora_rank=cfg.lora.rank,
@@ -53,13 +62,14 @@ def stage(work, cfg, shop, base, folder):
 
 
 class SampleBatches:
-  """batches[i] holds the next draws of the published sampler that fit a fixed shape (betag 2.2).
+  """batches[i] holds the next draws of the published sampler that fit a fixed shape.
 
   Each batch is `rows` rows of `row` tokens, room for about `train.batch` samples of average length;
   the draws keep their order, so only how many of them a step sees varies a little.
   """
 
-  def __init__(self, tokenizer, sequences, tags, cfg, mesh):
+  def __init__(self, tokenizer: Tokenizer, sequences: list[list[str]], tags: dict[str, list[str]],
+               cfg: FrozenConfigDict, mesh: Mesh) -> None:
     train = cfg.train
     self.cfg, self.tokenizer = cfg, tokenizer
     self.sequences = [[tags[i] for i in s] for s in sequences if len(s) >= train.min_seq_len]
@@ -84,10 +94,10 @@ class SampleBatches:
         'rows': self.rows, 'row': int(self.row),
         'filled': round(float(sizes.sum() / (len(self.plan) * self.rows * self.row)), 3)}
 
-  def __len__(self):
+  def __len__(self) -> int:
     return len(self.plan)
 
-  def samples(self, draws):
+  def samples(self, draws: Iterable[int]) -> list[tuple[list[int], int]]:
     """Samples by number of draw: [(token ids of the assistant's text, where the output begins)]."""
     parts = [part for d in draws
              for part in prompts.draw_sample(self.sequences[self.draws[d]], d, self.draw)]
@@ -102,12 +112,12 @@ class SampleBatches:
     return [((self.heading + p + o)[:most], len(self.heading) + len(p))
             for p, o in zip(ids[::2], ids[1::2])]
 
-  def rows_of(self, i):
+  def rows_of(self, i: int) -> np.ndarray:
     """The users of batch i, as rows of the sequences that are long enough."""
     start, members = self.plan[i % len(self)]
     return self.draws[start:start + sum(map(len, members))]
 
-  def __getitem__(self, i):
+  def __getitem__(self, i: int) -> dict[str, np.ndarray]:
     start, members = self.plan[i % len(self)]
     count = sum(map(len, members))
     late = self.cfg.train.loss_on == 'continuation'
@@ -131,15 +141,17 @@ class DrawSettings:
   keep: tuple
 
 
-def sample_loss(model, prefix, adapter, params, batch, key):
-  """Mean negative log-likelihood over the assistant's tokens of all samples (betag 2.4, T5).
+def sample_loss(model: llm.LM, prefix: list[int], adapter: PyTree, params: PyTree,
+                batch: dict[str, Array], key: Array) -> tuple[Array, dict[str, Array]]:
+  """Mean negative log-likelihood over the assistant's tokens of all samples.
 
   The prefix runs once, not once a sample; its last state predicts every sample's first token.
   """
   return microbatch.mean(functools.partial(loss_sums, model, prefix))(adapter, params, batch, key)
 
 
-def loss_sums(model, prefix, adapter, params, batch):
+def loss_sums(model: llm.LM, prefix: list[int], adapter: PyTree, params: PyTree,
+              batch: dict[str, Array]) -> tuple[Array, Array]:
   """The sum that `sample_loss` is the mean of, and over how many tokens."""
   variables = {'params': params, 'lora': adapter}
   last, past = llm.prefill_prefix(model, variables, prefix)

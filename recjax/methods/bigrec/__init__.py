@@ -4,9 +4,9 @@ Bao et al., *A Bi-Step Grounding Paradigm for Large Language Models in Recommend
 TORS 3(4), 2025 (arXiv 2308.08434); Bao et al., *Decoding Matters*, EMNLP 2024 (arXiv 2406.14900).
 
 An LLM is tuned on prompts that list a person's items and answers that are the next title. BIGRec
-(`variant='ground'`) lets it write freely, embeds what it wrote and ranks the whole catalogue by
+(`variant='ground'`) lets it write freely, embeds what it wrote and ranks the whole catalog by
 distance, pulled by popularity or a collaborative recommender. D3 (`variant='decode'`) decodes
-titles of the catalogue alone, does not divide scores by their length, and mixes a recommender
+titles of the catalog alone, does not divide scores by their length, and mixes a recommender
 without text into every step.
 
 Deliberate differences from the authors' code:
@@ -17,6 +17,8 @@ Deliberate differences from the authors' code:
   - hits are items, not strings (`eval.duplicate_titles='best'` is theirs), ties count against the
     target, and one gamma is chosen on validation beside the published one for each metric.
 """
+
+from ml_collections import ConfigDict
 
 from recjax.errors import ConfigError
 from recjax.evaluation import results
@@ -33,11 +35,12 @@ from recjax.methods.bigrec import (
 )
 from recjax.text import tokenizer
 from recjax.training import llm_loading
+from recjax.training.workdir import Workdir
 
 WAYS = ('ground', 'decode')
 
 
-def run(cfg, work):
+def run(cfg: ConfigDict, work: Workdir) -> None:
   """The experiment, stage by stage."""
   template = check(cfg)
   data = instruction_data.load(cfg.data, cfg.samples)
@@ -49,27 +52,28 @@ def run(cfg, work):
   data = instruction_data.spelt(data, tokenizer.load(llm), template)
   if spelt := data.notes.get('titles_as_the_tokenizer_spells_them'):
     work.say(f'{spelt:,} titles are read and written as the tokenizer spells them')
-  made = work.stage('tune', train.stage, train.settings(cfg), data, llm)
-  helper = work.stage('assistant', cf_assistant.stage, cf_assistant.settings(cfg), data)
+  tuned = work.stage('tune', train.stage, train.settings(cfg), data, llm)
+  assistant = work.stage('assistant', cf_assistant.stage, cf_assistant.settings(cfg), data)
   if cfg.variant == 'ground':
-    written = work.stage('generate', grounding.generate, grounding.generating(cfg), data, llm, made)
+    written = work.stage('generate', grounding.generate, grounding.generating(cfg), data, llm,
+                         tuned)
     vectors = work.stage(
-      'embed', grounding.embed_all, grounding.embedding(cfg), data.titles, llm, made, written
+      'embed', grounding.embed_all, grounding.embedding(cfg), data.titles, llm, tuned, written
     )
-    found = work.stage(
-      'evaluate', grounding.stage, grounding.settings(cfg), data, written, vectors, helper
+    evaluated = work.stage(
+      'evaluate', grounding.stage, grounding.settings(cfg), data, written, vectors, assistant
     )
   else:
-    choice = work.stage('choose', d3.choose, d3.decoding(cfg), data, llm, made, helper)
-    beams = work.stage('decode', d3.decode, d3.decoding(cfg), data, llm, made, helper,
+    choice = work.stage('choose', d3.choose, d3.decoding(cfg), data, llm, tuned, assistant)
+    beams = work.stage('decode', d3.decode, d3.decoding(cfg), data, llm, tuned, assistant,
                        choice)
-    found = work.stage('evaluate', d3.stage, d3.settings(cfg), data, helper, choice, beams)
-  work.publish(found, 'results.json', 'ranks.parquet', 'predictions.parquet')
-  report.write(cfg, work, data, found)
-  results.show(work, found)
+    evaluated = work.stage('evaluate', d3.stage, d3.settings(cfg), data, assistant, choice, beams)
+  work.publish(evaluated, 'results.json', 'ranks.parquet', 'predictions.parquet')
+  report.write(cfg, work, data, evaluated)
+  results.show(work, evaluated)
 
 
-def check(cfg):
+def check(cfg: ConfigDict) -> prompts.Template:
   """What can be known to be wrong before anything runs. Raises ConfigError. -> Template"""
   llm_loading.check(cfg.llm)
   if cfg.variant not in WAYS:
@@ -90,6 +94,6 @@ def check(cfg):
 recommender, cost, convert = inference.recommender, planning.cost, planning.convert
 
 
-def validated(cfg):
+def validated(cfg: ConfigDict) -> str:
   """The stage whose validation figures tell settings apart, for `recjax sweep`."""
   return 'tune'
