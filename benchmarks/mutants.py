@@ -104,9 +104,10 @@ def mutants() -> list[Mutant]:
        ('lambda run: -len(run[\'users\'])', 'lambda run: len(run[\'users\'])'))
   # Training.
   room('training/losses/item_losses.py', 'training.losses.item_losses_test',
-       ('_over(each, kept)) / (count + 1)', '_over(each, kept)) / count'),
-       ('a * (t * (1 - 1 / a) + 1 / a)', 'a * (t * (1 - 1 / a)) + 1 / a'),
-       ('total = total * jnp.exp(most - peak)', 'total = total'))
+       ('negatives) / (count + 1)', 'negatives) / count'),
+       ('(t * (1 - 1 / sampling_rate) + 1 / sampling_rate)',
+        '(t * (1 - 1 / sampling_rate)) + 1 / sampling_rate'),
+       ('total = total * jnp.exp(highest - peak)', 'total = total'))
   room('training/losses/contrastive.py', 'training.losses.contrastive_test',
        ('along = jnp.where(valid, scores, NEVER)\n', 'along = scores\n'),
        ('total, _ = lax.scan(add, direct,',
@@ -121,7 +122,8 @@ def mutants() -> list[Mutant]:
   room('training/optim.py', 'training.optim_test',
        ('max(1, steps - warmup))', 'max(1, steps))'))
   room('training/losses/trie_masked.py', 'training.losses.trie_masked_test',
-       ('within = jnp.where(node == FORCED, 0, total - picked)', 'within = total - picked'))
+       ('within = jnp.where(nodes == FORCED, 0, total - target_logits)',
+        'within = total - target_logits'))
   room('training/workdir.py', 'training.workdir_test',
        ("'shape': list(value.shape),", ''))
   # Models.
