@@ -15,6 +15,7 @@ from typing import Any
 import jax
 import numpy as np
 from jaxtyping import PyTree
+from ml_collections import ConfigDict
 
 from recjax.distributed import sharding
 from recjax.models import llm, lora
@@ -61,7 +62,7 @@ class LLMRun:
   new_tokens: int = 0
 
 
-def numerics(shape: llm.Config, cfg) -> llm.Config:
+def numerics(shape: llm.Config, cfg: ConfigDict) -> llm.Config:
   """The shape as a run on an accelerator has it. cfg: dtype ('auto': bfloat16), remat."""
   check_dtype('llm.dtype', cfg.dtype, ('auto',))
   dtype = 'bfloat16' if cfg.dtype == 'auto' else cfg.dtype

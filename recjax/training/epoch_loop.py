@@ -13,13 +13,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, Int32, PyTree
+from ml_collections import ConfigDict
 
 from recjax.distributed import multihost
 from recjax.errors import Preempted, UserError
 from recjax.training import checkpoint, fault_tolerance
+from recjax.training.workdir import Workdir
 
 
-def fit_epochs(init: Callable, epoch: Callable, validate: Callable, cfg, work,
+def fit_epochs(init: Callable, epoch: Callable, validate: Callable, cfg: ConfigDict,
+               work: Workdir,
                rows: Callable[[int, int, int], Iterable[int]] | None = None
                ) -> tuple[PyTree, Float[np.ndarray, ' S'], Int[np.ndarray, ' S']]:
   """Trains until no seed has got better for `cfg.patience` epochs (0: ever), or for `cfg.epochs`.
@@ -91,7 +94,8 @@ def keep_best(tree: PyTree, state: PyTree, scores: Float[Array, ' S'],
           'at': jnp.where(better, done, tree['at'])}
 
 
-def check(means: dict[str, np.ndarray], epoch: int, work, rows: Callable | None = None) -> None:
+def check(means: dict[str, np.ndarray], epoch: int, work: Workdir,
+          rows: Callable | None = None) -> None:
   """Raises UserError where a loss is no number; nothing of that epoch is saved.
 
   means: as `fit_epochs` takes them; 'bad' is taken out. The step's examples go to bad_steps.jsonl.

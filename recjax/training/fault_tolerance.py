@@ -130,7 +130,7 @@ def patience(took: Sequence[float], ahead: int) -> float:
 
 
 @contextlib.contextmanager
-def watch(work, limit: float, ahead: int = 1, now: Callable[[], float] = time.monotonic,
+def watch(work: Any, limit: float, ahead: int = 1, now: Callable[[], float] = time.monotonic,
           leave: Callable[[int], Any] = os._exit) -> Iterator[Callable[[], None]]:
   """Yields a function to call after every step; says when steps stop coming.
 
@@ -170,7 +170,7 @@ def watch(work, limit: float, ahead: int = 1, now: Callable[[], float] = time.mo
     thread.join()
 
 
-def awaited(coming: Future, work, step: int) -> Any:
+def awaited(coming: Future, work: Any, step: int) -> Any:
   """The result of a reader's future; while none comes, says so and which batch it is."""
   start = time.monotonic()
   while True:
@@ -186,7 +186,7 @@ def awaited(coming: Future, work, step: int) -> Any:
 # Losses that are no numbers.
 
 
-def check(work, batches: Sequence, first: int, window: list[dict]) -> list[dict]:
+def check(work: Any, batches: Sequence, first: int, window: list[dict]) -> list[dict]:
   """Looks for steps that were not finite, whose update was left out (see `loop.make_update`).
 
   first: number of the window's first step. window: host values of its steps, with 'bad'. Their
@@ -211,7 +211,7 @@ def check(work, batches: Sequence, first: int, window: list[dict]) -> list[dict]
   return good
 
 
-def dump(work, batches: Sequence, step: int, values: dict) -> None:
+def dump(work: Any, batches: Sequence, step: int, values: dict) -> None:
   """Keeps what a step was made of: which rows, and the batch itself as plain arrays."""
   folder = work.path / 'bad'
   folder.mkdir(exist_ok=True)

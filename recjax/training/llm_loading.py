@@ -6,6 +6,7 @@ from typing import Any
 
 import jax
 from jaxtyping import PyTree
+from ml_collections import ConfigDict
 
 from recjax.distributed import multihost, sharding
 from recjax.errors import ConfigError, DataError
@@ -13,10 +14,11 @@ from recjax.models import embedding_resize, huggingface, llm, lora
 from recjax.models.layers import check_dtype
 from recjax.text import tokenizer as tokenizers
 from recjax.training import tiny_llm
+from recjax.training.workdir import Workdir
 
 
-def folder(cfg, work, messages: str | list[dict], texts: Callable[[], list[str]],
-           *inputs: Any) -> pathlib.Path:
+def folder(cfg: ConfigDict, work: Workdir, messages: str | list[dict],
+           texts: Callable[[], list[str]], *inputs: Any) -> pathlib.Path:
   """Where the LLM stands as a Hugging Face checkpoint; trains the tiny one where that is asked.
 
   cfg.llm.weights: 'tiny', or the path of a checkpoint folder. texts: () -> list of documents to
@@ -41,14 +43,14 @@ def folder(cfg, work, messages: str | list[dict], texts: Callable[[], list[str]]
   return pathlib.Path(weights)
 
 
-def check(cfg) -> None:
+def check(cfg: ConfigDict) -> None:
   """Raises ConfigError where a setting of the group `llm` has a value that it cannot have."""
   dtype_of(cfg)
   if cfg.remat not in ('none', *llm.POLICIES):
     raise ConfigError(f'llm.remat={cfg.remat!r} is not one of none, {", ".join(llm.POLICIES)}')
 
 
-def dtype_of(cfg) -> str:
+def dtype_of(cfg: ConfigDict) -> str:
   """The type that a model computes in. cfg: dtype, 'auto' for what suits the backend."""
   check_dtype('llm.dtype', cfg.dtype, ('auto',))
   if cfg.dtype != 'auto':
@@ -69,7 +71,7 @@ def opened(folder: str | pathlib.Path, shape: llm.Config) -> tokenizers.Tokenize
   return tokenizer
 
 
-def shape_of(cfg, **adapter: Any) -> llm.Config:
+def shape_of(cfg: ConfigDict, **adapter: Any) -> llm.Config:
   """The model's shape before anything runs, from its folder or the tiny model's settings.
 
   cfg: llm.weights and tiny. adapter: lora_rank, lora_targets. Raises ConfigError where no model is
@@ -88,7 +90,7 @@ def shape_of(cfg, **adapter: Any) -> llm.Config:
   return dataclasses.replace(huggingface.read_config(cfg.llm.weights), **adapter)
 
 
-def load_adapted(folder: str | pathlib.Path, cfg, adapter: str | pathlib.Path,
+def load_adapted(folder: str | pathlib.Path, cfg: ConfigDict, adapter: str | pathlib.Path,
                  mesh: jax.sharding.Mesh
                  ) -> tuple[llm.LM, PyTree, tokenizers.Tokenizer, PyTree]:
   """A checkpoint with a trained adapter, saved as PEFT's. cfg: as of `load`.
@@ -116,7 +118,7 @@ def export_adapted(folder: str | pathlib.Path, adapter: str | pathlib.Path, to: 
   tokenizers.load(folder).save(out)
 
 
-def load(folder: str | pathlib.Path, cfg, mesh: jax.sharding.Mesh,
+def load(folder: str | pathlib.Path, cfg: ConfigDict, mesh: jax.sharding.Mesh,
          **adapter: Any) -> tuple[llm.LM, PyTree, tokenizers.Tokenizer]:
   """Opens a checkpoint folder for use on `mesh`. cfg: dtype ('auto' by backend), remat.
 

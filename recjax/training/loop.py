@@ -13,10 +13,12 @@ import optax
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 from jaxtyping import PyTree
+from ml_collections import ConfigDict
 
 from recjax.distributed import multihost, sharding
 from recjax.errors import ConfigError, Preempted
 from recjax.training import checkpoint, fault_tolerance, microbatch, optim
+from recjax.training.workdir import Workdir
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,7 +33,7 @@ class FitSettings:
   patience: int = 0
 
   @classmethod
-  def of(cls, cfg) -> 'FitSettings':
+  def of(cls, cfg: ConfigDict) -> 'FitSettings':
     """From a config group that holds the optimizer's settings and the cadences."""
     return cls(optim=cfg, log_every=cfg.log_every, save_every=cfg.save_every)
 
@@ -52,7 +54,7 @@ class Task:
   share: bool = False        # batches[i] holds this process's rows alone, not the whole batch
 
 
-def fit(task: Task, cfg: FitSettings, work) -> PyTree:
+def fit(task: Task, cfg: FitSettings, work: Workdir) -> PyTree:
   """Trains `task` for `cfg.steps` steps from wherever the stage's checkpoints stand.
 
   cfg: an eval_every of 0 judges only at the end. work: the stage's part of the work folder. With
@@ -132,7 +134,8 @@ def keep_best(state: PyTree, values: dict[str, float], step: int) -> PyTree:
 
 
 def restore_or_init(task: Task, tx: optax.GradientTransformation, key: jax.Array,
-                    mesh: jax.sharding.Mesh, saved, work, patience: int = 0) -> tuple[int, PyTree]:
+                    mesh: jax.sharding.Mesh, saved: Any, work: Workdir,
+                    patience: int = 0) -> tuple[int, PyTree]:
   """The newest whole checkpoint of `saved`, or step 0.
 
   -> step, {'train', 'opt'} and, with patience, 'best'
@@ -208,7 +211,7 @@ def place(batch: dict[str, Any], mesh: jax.sharding.Mesh,
   return {name: one(name, np.asarray(x)) for name, x in batch.items()}
 
 
-def awaited(coming: concurrent.futures.Future, window: list[dict], work,
+def awaited(coming: concurrent.futures.Future, window: list[dict], work: Workdir,
             step: int) -> tuple[dict, float]:
   """The next batch, and for how many seconds at most the devices had nothing to do before it came.
 
@@ -220,7 +223,7 @@ def awaited(coming: concurrent.futures.Future, window: list[dict], work,
   return batch, (time.monotonic() - start) * idle
 
 
-def report(step: int, window: list[dict], waits: list[float], start: float, work,
+def report(step: int, window: list[dict], waits: list[float], start: float, work: Workdir,
            batches: Sequence) -> None:
   """Means over the window, fetched in one go: the only host sync of the loop.
 

@@ -2,6 +2,7 @@
 import jax
 import optax
 from jaxtyping import PyTree
+from ml_collections import ConfigDict
 from optax import contrib
 
 from recjax.errors import ConfigError
@@ -14,7 +15,7 @@ SCHEDULES = {
 }
 
 
-def schedule(cfg, steps: int) -> optax.Schedule:
+def schedule(cfg: ConfigDict, steps: int) -> optax.Schedule:
   """Learning rate by step: linear warm-up from 0, then `cfg.schedule` down to the last step.
 
   cfg: lr, warmup (steps; cut to half the run where the run is short), schedule. steps: of the run.
@@ -29,7 +30,7 @@ def schedule(cfg, steps: int) -> optax.Schedule:
   return optax.join_schedules([optax.linear_schedule(0.0, cfg.lr, warmup), after], [warmup])
 
 
-def make(cfg, steps: int) -> optax.GradientTransformation:
+def make(cfg: ConfigDict, steps: int) -> optax.GradientTransformation:
   """AdamW with clipping by global norm. cfg: lr, warmup, schedule, decay, clip, beta2.
 
   A group that has `muon` too, above 0, gives with it the peak rate of Muon (Jordan 2024, arXiv

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, PyTree
-from ml_collections import ConfigDict, FrozenConfigDict
+from ml_collections import ConfigDict
 
 from recjax.data.batches import Batches
 from recjax.distributed import sharding
@@ -21,6 +21,7 @@ from recjax.text.packing import PackedSamples, TokenSample, pack_samples
 from recjax.training import microbatch
 from recjax.training.loop import FitSettings, Task, fit
 from recjax.training.losses import lm
+from recjax.training.workdir import Workdir
 
 LOSS_ON = ('all', 'response')
 
@@ -114,8 +115,8 @@ def sample_weights(weights: Float[Array, 'R L'], segments: Int[Array, 'R L']
   return weights / jnp.maximum(jax.vmap(totals)(weights, segments), 1e-9)
 
 
-def tune(work, cfg: ConfigDict | FrozenConfigDict, model: llm.LM, params: PyTree,
-         train: PackedSamples, valid: PackedSamples | None) -> tuple[PyTree, dict]:
+def tune(work: Workdir, cfg: ConfigDict, model: llm.LM, params: PyTree, train: PackedSamples,
+         valid: PackedSamples | None) -> tuple[PyTree, dict]:
   """Trains an adapter, or all weights where the model has no adapter rank.
 
   work: the stage's part of the work folder. cfg: epochs, batch (samples a step, about), patience

@@ -14,12 +14,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float32, Int32
+from ml_collections import ConfigDict
 
 from recjax.distributed import multihost, sharding
 from recjax.errors import ConfigError, DataError
 from recjax.models import bert, embedding_resize, sentence_encoder
 from recjax.text import tokenizer as tokenizers
 from recjax.training import llm_loading, loop, sharded_stage
+from recjax.training.workdir import Workdir
 
 PIECE = 4096  # texts whose vectors a kill may cost
 
@@ -40,8 +42,8 @@ class Encoder:
   about: dict
 
 
-def load(folder: str | Path, cfg, mesh: jax.sharding.Mesh, pool: str = '', most: int = 512,
-         **adapter: Any) -> Encoder:
+def load(folder: str | Path, cfg: ConfigDict, mesh: jax.sharding.Mesh, pool: str = '',
+         most: int = 512, **adapter: Any) -> Encoder:
   """Opens a checkpoint folder. cfg: dtype, remat. pool: '' for the folder's own way, or 'avg'.
 
   most: tokens of a text at most, end included; longer ones are cut. adapter: lora_rank,
@@ -156,7 +158,7 @@ def embed(encoder: Encoder, texts: Sequence[str], mesh: jax.sharding.Mesh, budge
                    'cut': int((lengths >= encoder.about['most']).sum())}
 
 
-def embed_kept(work, encoder: Encoder, texts: Sequence[str],
+def embed_kept(work: Workdir, encoder: Encoder, texts: Sequence[str],
                title: str) -> tuple[Float32[np.ndarray, 'N D'], dict]:
   """`embed` on the mesh of a running stage, in pieces that the stage finds again after a kill.
 

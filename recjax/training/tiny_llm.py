@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import jax
 import numpy as np
 from jaxtyping import PyTree
-from ml_collections import ConfigDict, FrozenConfigDict
+from ml_collections import ConfigDict
 
 from recjax.data.batches import Batches
 from recjax.distributed import multihost, sharding
@@ -15,9 +15,10 @@ from recjax.text import chat_template, packing
 from recjax.text import tokenizer as tokenizers
 from recjax.training import loop, microbatch, sft
 from recjax.training.losses import lm
+from recjax.training.workdir import Workdir
 
 
-def train_tiny(work, cfg: ConfigDict | FrozenConfigDict, seed: int, messages: str | list[dict],
+def train_tiny(work: Workdir, cfg: ConfigDict, seed: int, messages: str | list[dict],
                texts: list[str]) -> dict:
   """Trains a BPE tokenizer and a small Llama-type model on `texts` into `work.folder`.
 
