@@ -195,20 +195,20 @@ def place(batch: dict[str, Any], mesh: jax.sharding.Mesh,
   share: whether the arrays hold the rows of this process alone, else each process has all rows.
   """
   axes = tuple(a for a in ('data', 'fsdp') if a in mesh.axis_names)
-  ways = math.prod(mesh.shape[a] for a in axes)
+  shards = math.prod(mesh.shape[a] for a in axes)
 
-  def one(name, x):
+  def put(name, x):
     count = x.shape[0] * (jax.process_count() if share else 1) if x.ndim else 1
-    if x.ndim and x.shape[0] > 1 and count % ways:
+    if x.ndim and x.shape[0] > 1 and count % shards:
       raise ConfigError(
-          f'batch array {name!r} has {count} rows, which do not divide over {ways} devices; '
-          f'set --config.batch to a multiple of {ways}')
+          f'batch array {name!r} has {count} rows, which do not divide over {shards} devices; '
+          f'set --config.batch to a multiple of {shards}')
     spec = P(axes) if x.ndim and x.shape[0] > 1 else P()
     where = NamedSharding(mesh, spec)
     if share:
       return jax.make_array_from_process_local_data(where, x)
     return multihost.put_global(x, where)
-  return {name: one(name, np.asarray(x)) for name, x in batch.items()}
+  return {name: put(name, np.asarray(x)) for name, x in batch.items()}
 
 
 def awaited(coming: concurrent.futures.Future, window: list[dict], work: Workdir,

@@ -56,11 +56,11 @@ def pieces(batch: dict[str, Array], parts: int) -> dict[str, Array]:
   """Every P-th row in one piece, so that a piece lies on all devices: (P, B / P, ...)."""
   shards = sharding.num_batch_shards(jax.sharding.get_abstract_mesh())
 
-  def one(x):
+  def split(x):
     short = parts - 1 if len(x) == 1 else -len(x) % (parts * shards)
     x = jnp.pad(x, [(0, short)] + [(0, 0)] * (x.ndim - 1))
     return jnp.swapaxes(x.reshape(-1, parts, *x.shape[1:]), 0, 1)
-  return {name: one(x) for name, x in batch.items()}
+  return {name: split(x) for name, x in batch.items()}
 
 
 def memory(given: float = 0.0) -> float:
