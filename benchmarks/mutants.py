@@ -104,16 +104,17 @@ def mutants() -> list[Mutant]:
        ('rows[row][group][\'p\'] = p', 'rows[row][group][\'p\'] = tests[row, group]'),
        ('lambda run: -len(run[\'users\'])', 'lambda run: len(run[\'users\'])'))
   # Training.
-  room('training/losses/item_losses.py', 'training.item_losses_test',
-       ('_over(each, kept)) / (count + 1)', '_over(each, kept)) / count'),
-       ('a * (t * (1 - 1 / a) + 1 / a)', 'a * (t * (1 - 1 / a)) + 1 / a'),
-       ('total = total * jnp.exp(most - peak)', 'total = total'))
-  room('training/losses/contrastive.py', 'training.contrastive_test',
+  room('training/losses/item_losses.py', 'training.losses.item_losses_test',
+       ('negatives) / (count + 1)', 'negatives) / count'),
+       ('(t * (1 - 1 / sampling_rate) + 1 / sampling_rate)',
+        '(t * (1 - 1 / sampling_rate)) + 1 / sampling_rate'),
+       ('total = total * jnp.exp(highest - peak)', 'total = total'))
+  room('training/losses/contrastive.py', 'training.losses.contrastive_test',
        ('along = jnp.where(valid, scores, NEVER)\n', 'along = scores\n'),
        ('total, _ = lax.scan(add, direct,',
         'total, _ = lax.scan(add, jax.tree.map(jnp.zeros_like, direct),'))
-  room('training/sft.py', 'training.instruct_test',
-       ("len(prompts[i]) - len(prefix) - 1\n", "len(prompts[i]) - len(prefix)\n"),
+  room('training/sft.py', 'training.sft_test',
+       ("'all' else len(prompt)\n", "'all' else len(prompt) + 1\n"),
        ('count += weight.sum() * len(prefix)', 'count += weight.sum()'))
   room('training/loop.py', 'training.fit_test training.guards_test',
        ('lambda new, old: jnp.where(good, new, old), fresh', 'lambda new, old: new, fresh'))
@@ -121,9 +122,10 @@ def mutants() -> list[Mutant]:
        ('lambda g: g / count, grads)', 'lambda g: g, grads)'))
   room('training/optim.py', 'training.optim_test',
        ('max(1, steps - warmup))', 'max(1, steps))'))
-  room('training/losses/trie_masked.py', 'training.scope_test',
-       ('within = jnp.where(node == FORCED, 0, total - picked)', 'within = total - picked'))
-  room('training/workdir.py', 'training.work_test',
+  room('training/losses/trie_masked.py', 'training.losses.trie_masked_test',
+       ('within = jnp.where(nodes == FORCED, 0, total - target_logits)',
+        'within = total - target_logits'))
+  room('training/workdir.py', 'training.workdir_test',
        ("'shape': list(value.shape),", ''))
   # Models.
   room('models/lora.py', 'models.lora_test',

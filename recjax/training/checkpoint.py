@@ -1,21 +1,24 @@
-"""Checkpoints of training state, through Orbax; the only file that knows it (jax_stack 5)."""
+"""Checkpoints of training state, through Orbax; the only file that knows it."""
 import contextlib
 import logging
 import os
 import pathlib
 import tempfile
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import PyTree
 
 from recjax.distributed import multihost, sharding
 from recjax.errors import WorkdirError
 
 
 @contextlib.contextmanager
-def open_checkpoints(folder, keep=2):
-  """Opens the checkpoints in `folder`; on leaving, waits for the last one to be on disk.
+def open_checkpoints(folder: str | os.PathLike, keep: int = 2) -> Iterator[Any]:
+  """Opens the `keep` last checkpoints in `folder`; on leaving, waits until the last is on disk.
 
   A checkpoint that was being written when the process died is not seen: Orbax renames it last. One
   whose own description is damaged is put aside, as STEP.damaged, since Orbax would open none then.
@@ -23,32 +26,32 @@ def open_checkpoints(folder, keep=2):
   from orbax.checkpoint import v1 as ocp
   logging.getLogger('absl').setLevel(logging.ERROR)  # one line per array otherwise
   if jax.process_count() == 1:  # with several, all would have to open, and so to fail, together
-    put_aside(pathlib.Path(folder).absolute(), ocp)
+    _put_aside_damaged(pathlib.Path(folder).absolute(), ocp)
   policies = ocp.training.preservation_policies
   with ocp.training.Checkpointer(
       pathlib.Path(folder).absolute(), preservation_policy=policies.LatestN(keep),
-      cleanup_tmp_directories=True) as open_one:
-    yield open_one
+      cleanup_tmp_directories=True) as checkpoints:
+    yield checkpoints
 
 
-def put_aside(folder, ocp):
+def _put_aside_damaged(folder, ocp):
   """Renames steps that Orbax cannot even list. Other errors than of their content are raised."""
-  def listed(path):
+  def can_list(path):
     try:
-      with ocp.training.Checkpointer(path) as alone:
-        return [c.step for c in alone.checkpoints]
+      with ocp.training.Checkpointer(path) as checkpointer:
+        return all(c.step >= 0 for c in checkpointer.checkpoints)
     except (ValueError, KeyError, TypeError, AttributeError):
-      return None
-  if not folder.is_dir() or listed(folder) is not None:
+      return False
+  if not folder.is_dir() or can_list(folder):
     return
   for step in [p for p in folder.iterdir() if p.name.isdigit()]:
-    with tempfile.TemporaryDirectory() as room:
-      os.symlink(step, pathlib.Path(room) / step.name)
-      if listed(pathlib.Path(room)) is None:
+    with tempfile.TemporaryDirectory() as alone:
+      os.symlink(step, pathlib.Path(alone) / step.name)
+      if not can_list(pathlib.Path(alone)):
         os.replace(step, step.with_name(f'{step.name}.damaged'))
 
 
-def save(checkpoints, step, state):
+def save(checkpoints: Any, step: int, state: PyTree) -> None:
   """Writes `state` as `step` in the background; host memory holds a copy before this returns.
 
   The sum of every array goes along, so that damage which still decodes is found on reading.
@@ -58,50 +61,53 @@ def save(checkpoints, step, state):
                          custom_metadata={'sums': sums(state)})
 
 
-def restore(checkpoints, like, log):
+def restore(checkpoints: Any, like: PyTree,
+            log: Callable[[str], None]) -> tuple[int, PyTree]:
   """Loads the newest checkpoint that is whole. -> (step, state), or (0, None) where there is none.
 
-  like: tree of ShapeDtypeStruct with shardings, so that any mesh can read any other's files.
+  checkpoints: of `open_checkpoints`. like: tree of ShapeDtypeStruct with shardings, so that any
+  mesh can read any other's files. log: takes a line that says which ones are left out.
   Raises WorkdirError where checkpoints exist and none of them can be read.
   """
   for step in pathlib.Path(checkpoints.directory).glob('*.damaged'):
     log(f'checkpoint {step.stem} cannot be read (its description is damaged); it is now {step}')
-  found = sorted((c.step for c in checkpoints.checkpoints), reverse=True)
-  for step in found:
-    state, why = attempt(checkpoints, step, like)
+  steps = sorted((c.step for c in checkpoints.checkpoints), reverse=True)
+  for step in steps:
+    state, why = _load(checkpoints, step, like)
     # With several processes one alone may meet the damaged file.
     if multihost.allgather([int(bool(why))]).any():
       log(f'checkpoint {step} cannot be read ({why or "by another process"}); trying the one '
           'before')
     else:
       return step, state
-  if found:
+  if steps:
     raise WorkdirError(
-        f'none of the checkpoints {found} in {checkpoints.directory} can be read; delete that '
+        f'none of the checkpoints {steps} in {checkpoints.directory} can be read; delete that '
         'folder to train this stage again from its start')
   return 0, None
 
 
-def attempt(checkpoints, step, like):
+def _load(checkpoints, step, like):
   """One checkpoint, if it is whole. -> (state, ''), or (None, why not)"""
   try:
     state = checkpoints.load(step, like)
-    saved = (checkpoints.metadata(step).custom_metadata or {}).get('sums')
+    saved_sums = (checkpoints.metadata(step).custom_metadata or {}).get('sums')
   except Exception as error:  # a damaged file may raise anything from the libraries that read it
     return None, str(error).replace('\n', ' ')[:300]
-  if saved is None:  # written before sums were
+  if saved_sums is None:  # written before sums were
     return state, ''
-  now = sums(state)
-  wrong = sorted(name for name in saved if now.get(name) != saved[name])
-  return (None, f'array {wrong[0]} is not as it was saved, nor are {len(wrong) - 1} others') if (
-      wrong) else (state, '')
+  state_sums = sums(state)
+  wrong = sorted(name for name in saved_sums if state_sums.get(name) != saved_sums[name])
+  if wrong:
+    return None, f'array {wrong[0]} is not as it was saved, nor are {len(wrong) - 1} others'
+  return state, ''
 
 
-def sums(state):
-  """A number for the bits of every array, the same on any mesh. -> {path: int}"""
+def sums(state: PyTree) -> dict[str, int]:
+  """A number for the bits of every array by its path, the same on any mesh."""
   flat = jax.tree_util.tree_flatten_with_path(state)[0]
-  found = multihost.to_host(_sums([x for _, x in flat]))
-  return {sharding.path_of(path): int(n) for (path, _), n in zip(flat, found)}
+  numbers = multihost.to_host(_sums([x for _, x in flat]))
+  return {sharding.path_of(path): int(n) for (path, _), n in zip(flat, numbers)}
 
 
 @jax.jit
@@ -123,7 +129,7 @@ def _sum(x):
   return (bits * (weight | 1)).sum(dtype=jnp.uint32)
 
 
-def abstract(state, shardings):
+def abstract(state: PyTree, shardings: PyTree) -> PyTree:
   """Shapes, dtypes and shardings of `state`, as `restore` wants them."""
   return jax.tree.map(
       lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), state, shardings)

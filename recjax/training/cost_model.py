@@ -1,15 +1,21 @@
-"""What a run of an LLM takes before it runs: bytes a device, operations, time, the smallest mesh.
+"""What a run takes before it runs: bytes a device, operations, time, the smallest mesh.
 
-Counted by hand from shapes and sharding rules; `benchmarks/compile_8b.py` holds the estimates
-against the compiler's own figures. Nothing is allocated.
+Two estimates, neither of which allocates anything. A run of an LLM (`LLMRun`) is counted from its
+shapes and sharding rules, which `benchmarks/compile_8b.py` holds against the compiler's own
+figures. A small model, whole on each device with its rows divided, is traced (`TracedStep`).
+Below them, the collectives of a program that is compiled.
 """
 import collections
 import dataclasses
 import math
 import re
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import jax
 import numpy as np
+from jaxtyping import PyTree
+from ml_collections import ConfigDict
 
 from recjax.distributed import sharding
 from recjax.models import layers, llm, lora
@@ -28,6 +34,11 @@ HARDWARE = {
     'TPU v5e': (197e12, 16 * GIB, 819e9), 'TPU v5p': (459e12, 95 * GIB, 2765e9),
     'TPU v6e': (918e12, 32 * GIB, 1640e9), 'A100 80 GB': (312e12, 80 * GIB, 2039e9),
     'H100': (989e12, 80 * GIB, 3350e9), 'H200': (989e12, 141 * GIB, 4800e9)}
+
+ADAM = 2  # moments of a parameter
+
+
+# A run of an LLM, counted from shapes.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,31 +62,37 @@ class LLMRun:
   new_tokens: int = 0
 
 
-def numerics(shape, cfg):
+def numerics(shape: llm.Config, cfg: ConfigDict) -> llm.Config:
   """The shape as a run on an accelerator has it. cfg: dtype ('auto': bfloat16), remat."""
   check_dtype('llm.dtype', cfg.dtype, ('auto',))
   dtype = 'bfloat16' if cfg.dtype == 'auto' else cfg.dtype
   return dataclasses.replace(shape, dtype=dtype, param_dtype=dtype, remat=cfg.remat)
 
 
-def trained_shapes(shape):
+def trained_shapes(shape: llm.Config) -> PyTree:
   """The tree that is trained: adapters, or all weights in float32 where there is no rank."""
   if shape.lora_rank:
     return jax.eval_shape(lambda k: lora.init_lora(shape, k), jax.random.key(0))
   return llm.shapes(dataclasses.replace(shape, param_dtype='float32'))
 
 
-def training_bytes(shape, axes, rows, row, prefix=0):
-  """Bytes of each device while a step runs, by what they hold. axes: {'data': 1, ...}"""
+def training_bytes(shape: llm.Config, axes: Mapping[str, int], rows: int, row: int,
+                   prefix: int = 0) -> dict[str, float]:
+  """Bytes of each device while a step runs, by what they hold.
+
+  axes: of the mesh, {'data': 1, ...}. rows, row, prefix: as of LLMRun.
+  """
   return {'weights': _weights(shape, axes), **_trained(shape, axes),
           'activations': _activations(shape, axes, rows, row, prefix),
           'logits': _logits(shape, axes, rows * row), 'gathered': _gathered(shape, axes)}
 
 
-def step_bytes(shape, axes, tokens, parts=1):
-  """Bytes of each device in a step that goes through in parts (`training.micro`).
+def step_bytes(shape: tuple[llm.Config, int], axes: Mapping[str, int], tokens: np.ndarray,
+               parts: int = 1) -> float:
+  """Bytes of each device in a step that goes through in parts (`training.microbatch`).
 
-  shape: (llm.Config, tokens of the prefix). tokens: the batch's, (..., S), of all devices.
+  shape: the model and tokens of the prefix. axes: of the mesh. tokens: the batch's (..., S), of all
+  devices.
   """
   cfg, prefix = shape
   row = tokens.shape[-1]
@@ -84,20 +101,24 @@ def step_bytes(shape, axes, tokens, parts=1):
   return sum(training_bytes(cfg, axes, rows, row, prefix).values()) + more
 
 
-def generation_bytes(shape, axes, batch, beams, prompt, new_tokens, prefix=0):
-  """Bytes of each device while a batch is generated, by what they hold. axes: {'data': 1, ...}"""
+def generation_bytes(shape: llm.Config, axes: Mapping[str, int], batch: int, beams: int,
+                     prompt: int, new_tokens: int, prefix: int = 0) -> dict[str, float]:
+  """Bytes of each device while a batch is generated, by what they hold.
+
+  axes: of the mesh. The rest: as of LLMRun.
+  """
   ways, model = _ways(axes), axes.get('model', 1)
   size = _size(shape)
   heads = math.ceil(shape.kv_heads / model)
   token = 2 * shape.layers * heads * shape.head_dim * size
-  own = math.ceil(batch / ways)
+  device_rows = math.ceil(batch / ways)
   rules = llm.RULES
   adapter = sharding.device_bytes(trained_shapes(shape), rules, axes) if shape.lora_rank else 0
   # Room for tokens doubles as a search goes on, so the old room stands beside the new one.
-  cache = own * beams * new_tokens * token * 1.5
+  cache = device_rows * beams * new_tokens * token * 1.5
   return {'weights': _weights(shape, axes), 'adapters': adapter,
-          'prompts': (own * prompt + prefix) * token, 'beams': cache,
-          'logits': own * beams * math.ceil(shape.vocab / model) * 4,
+          'prompts': (device_rows * prompt + prefix) * token, 'beams': cache,
+          'logits': device_rows * beams * math.ceil(shape.vocab / model) * 4,
           'gathered': _gathered(shape, axes)}
 
 
@@ -116,7 +137,7 @@ def _weights(shape, axes):
 
 def _trained(shape, axes):
   one = sharding.device_bytes(trained_shapes(shape), llm.RULES, axes)
-  return {'trained': one, 'optimiser': 2 * one, 'gradients': one}
+  return {'trained': one, 'optimizer': ADAM * one, 'gradients': one}
 
 
 def _activations(shape, axes, rows, row, prefix):
@@ -156,21 +177,27 @@ def _gathered(shape, axes):
 # Operations and time.
 
 
-def flops_per_trained_token(shape, context):
-  """Of a training step, without what remat computes twice (`llm.flops_per_token`)."""
+def flops_per_trained_token(shape: llm.Config, context: float) -> float:
+  """Of a training step, without what remat computes twice. context: as `llm.flops_per_token`."""
   return (2 if shape.lora_rank else 3) * llm.flops_per_token(shape, context)
 
 
-def epoch_seconds(run, chips, peak):
-  """Time of an epoch at USED of the peak; full remat runs the forward pass once more."""
+def epoch_seconds(run: LLMRun, chips: int, peak: float) -> float:
+  """Time of an epoch at USED of the peak; full remat runs the forward pass once more.
+
+  peak: FLOP/s of a chip.
+  """
   flops = flops_per_trained_token(run.shape, run.row / 2 + run.prefix)
   if run.shape.remat == 'full':
     flops += llm.flops_per_token(run.shape, run.row / 2 + run.prefix)
   return run.tokens * flops / (USED * peak * chips)
 
 
-def generation_seconds(run, chips, peak, speed):
-  """Time of all requests: of each step, what is slower, to compute it or to read the weights."""
+def generation_seconds(run: LLMRun, chips: int, peak: float, speed: float) -> float:
+  """Time of all requests: of each step, what is slower, to compute it or to read the weights.
+
+  peak: FLOP/s of a chip. speed: bytes/s of its memory.
+  """
   steps = math.ceil(run.requests / run.batch) * run.new_tokens
   forward = llm.flops_per_token(run.shape, run.prefix + run.prompt + run.new_tokens / 2)
   prompts = run.requests * run.prompt * forward / (USED * peak * chips)
@@ -178,10 +205,10 @@ def generation_seconds(run, chips, peak, speed):
   return prompts + steps * max(compute, llm.param_bytes(run.shape) / (speed * chips))
 
 
-def smallest_mesh(run, memory, most=512):
+def smallest_mesh(run: LLMRun, memory: float, most: int = 512) -> dict[str, int] | None:
   """The fewest chips on which training and generation fit. -> axes, or None beyond `most`
 
-  Rows are split before layers are, since that moves less between chips.
+  memory: bytes of a chip.   Rows are split before layers are, since that moves less between chips.
   """
   chips = 1
   while chips <= most:
@@ -204,8 +231,8 @@ def _total(run, axes):
   return sum(train.values()), sum(write.values())
 
 
-def llm_lines(run, mesh, devices=1):
-  """What `recjax doctor` prints. mesh: the config's axes, one of them -1. -> {what: text}"""
+def llm_lines(run: LLMRun, mesh: Mapping[str, int], devices: int = 1) -> dict[str, str]:
+  """What `recjax doctor` prints, as {what: text}. mesh: the config's axes, one of them -1."""
   axes = dict(mesh)
   fixed = math.prod(n for n in axes.values() if n > 0)
   axes = {a: n if n > 0 else max(1, devices // fixed) for a, n in axes.items()}
@@ -213,62 +240,34 @@ def llm_lines(run, mesh, devices=1):
   step = run.rows * run.row * flops_per_trained_token(shape, context)
   named = ', '.join(f'{a}={n}' for a, n in axes.items())
   trained = layers.count_params(trained_shapes(shape))
-  found = {
+  lines = {
       'parameters': f'{layers.count_params(llm.shapes(shape)):,}, of which trained: '
                     + (f'{trained:,} of adapters' if shape.lora_rank else 'all'),
-      f'bytes a device in training ({named})': said(training_bytes(
+      f'bytes a device in training ({named})': describe_bytes(training_bytes(
           shape, axes, max(run.rows, _ways(axes)), run.row, run.prefix)),
       'a step': f'{run.rows} rows of {run.row} tokens, {step / 1e12:,.2f} TFLOP',
       'an epoch': f'{run.tokens / 1e6:,.1f} M tokens, '
                   f'{run.tokens * step / (run.rows * run.row) / 1e12:,.1f} TFLOP; {run.epochs:g} '
                   'epochs at most'}
   if run.requests:
-    found[f'bytes a device in generation ({named})'] = said(generation_bytes(
+    lines[f'bytes a device in generation ({named})'] = describe_bytes(generation_bytes(
         shape, axes, max(run.batch, _ways(axes)), run.beams, run.prompt, run.new_tokens,
         run.prefix))
   for name, (peak, memory, speed) in HARDWARE.items():
     fits = smallest_mesh(run, memory)
     if fits is None:
-      found[name] = 'does not fit 512 chips; try --config.llm.remat=full or a smaller batch'
+      lines[name] = 'does not fit 512 chips; try --config.llm.remat=full or a smaller batch'
       continue
     chips = math.prod(fits.values())
-    found[name] = (f'fits {chips} ' + ('chips' if chips > 1 else 'chip')
+    lines[name] = (f'fits {chips} ' + ('chips' if chips > 1 else 'chip')
                    + f' (fsdp={fits["fsdp"]}, model={fits["model"]}): '
                    f'{epoch_seconds(run, chips, peak):,.0f} s an epoch at {USED:.0%} of the peak'
                    + (f', {generation_seconds(run, chips, peak, speed):,.0f} s to generate'
                       if run.requests else ''))
-  return found
+  return lines
 
 
-def said(parts, unit=GIB, name='GiB'):
-  """Bytes by what they hold, as text; what is next to nothing is left out."""
-  total = sum(parts.values())
-  return f'{total / unit:,.2f} {name}: ' + ', '.join(
-      f'{what} {size / unit:,.2f}' for what, size in parts.items() if size >= unit / 200)
-
-
-COLLECTIVE = re.compile(  # long tuples are numbered: /*index=5*/
-    r'= \(?([a-z0-9]+\[(?:[^=]|(?<=index)=)*?) (all-gather|all-reduce|reduce-scatter|all-to-all|'
-    r'collective-permute)(?:-start)?\(')
-
-WIDTHS = {'pred': 1, 's8': 1, 'u8': 1, 'bf16': 2, 'f16': 2, 's16': 2, 'u16': 2, 's64': 8, 'u64': 8,
-          'f64': 8}
-
-
-def collectives(text):
-  """The collectives of a compiled program's text, a loop's body counted once.
-
-  -> {kind: (how many, bytes of their results on a device)}
-  """
-  found = {}
-  for shapes, kind in COLLECTIVE.findall(text):
-    size = sum(WIDTHS.get(dtype, 4) * math.prod(int(n) for n in dims.split(',') if n)
-               for dtype, dims in re.findall(r'([a-z]+[0-9]*)\[([0-9,]*)\]', shapes))
-    count, total = found.get(kind, (0, 0))
-    found[kind] = count + 1, total + size
-  return found
-
-ADAM = 2  # moments of a parameter
+# A step of a small model, traced.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -280,8 +279,8 @@ class TracedStep:
   flops: int
 
 
-def trace(loss, params, *rest):
-  """A step of `loss(params, *rest) -> ()`, from shapes alone. -> Step"""
+def trace(loss: Callable, params: PyTree, *rest: PyTree) -> TracedStep:
+  """A step of `loss(params, *rest) -> ()`, from shapes alone."""
   def back(params, *rest):
     return jax.vjp(lambda p: loss(p, *rest), params)[1]
   left = collections.Counter(map(_kind, jax.tree.leaves(jax.eval_shape(back, params, *rest))))
@@ -301,8 +300,8 @@ def _width(dtype):
   return dtype.itemsize if isinstance(dtype, np.dtype) else 8  # a random key
 
 
-def flops(jaxpr):
-  """Operations of all matrix products, those of a loop as often as it runs. -> int"""
+def flops(jaxpr: Any) -> int:
+  """Operations of all matrix products of a jaxpr, those of a loop as often as it runs."""
   total = 0
   for eqn in jaxpr.eqns:
     inner = [flops(j) for p in eqn.params.values() for j in _jaxprs(p)]
@@ -327,36 +326,70 @@ def _jaxprs(value):
   return [value] if hasattr(value, 'eqns') else []
 
 
-def device_bytes(step, seeds, ways):
+def device_bytes(step: TracedStep, seeds: int, ways: int) -> dict[str, float]:
   """Bytes of a device by what they hold, all seeds at once. Rows divide over `ways` alone."""
   one = 4 * step.parameters * seeds
-  return {'trained': one, 'optimiser': ADAM * one, 'gradients': one, 'best epoch': one,
+  return {'trained': one, 'optimizer': ADAM * one, 'gradients': one, 'best epoch': one,
           'activations': step.kept * seeds / ways}
 
 
-def traced_lines(step, steps, places, epochs, seeds, ways, generation=0, unit='positions'):
-  """What `recjax doctor` prints. -> {what: text}
+def traced_lines(step: TracedStep, steps: int, places: int, epochs: float, seeds: int, ways: int,
+                 generation: float = 0, unit: str = 'positions') -> dict[str, str]:
+  """What `recjax doctor` prints, as {what: text}.
 
-  steps, places: of an epoch. generation: bytes of the KV caches of a batch, on all devices.
+  steps, places: of an epoch, the latter named by `unit`. seeds: at once. ways: devices that rows
+  divide over. generation: bytes of the KV caches of a batch, on all devices.
   """
   one = step.flops * seeds
-  found = {
+  lines = {
       'parameters': f'{step.parameters:,} a seed; {seeds} ' + ('seeds' if seeds > 1 else 'seed')
                     + ' at once',
-      f'bytes a device in training (data={ways})': said(
+      f'bytes a device in training (data={ways})': describe_bytes(
           device_bytes(step, seeds, ways), GIB / 1024, 'MiB'),
       'a step': f'{one / 1e9:,.2f} GFLOP of matrix products',
       'an epoch': f'{steps:,} steps, {places:,} {unit}, {one * steps / 1e12:,.2f} TFLOP; '
                   f'{epochs:g} epochs at most'}
   if generation:
-    found[f'bytes a device in generation (data={ways})'] = said(
+    lines[f'bytes a device in generation (data={ways})'] = describe_bytes(
         {'weights': 4 * step.parameters, 'KV caches': generation / ways}, GIB / 1024, 'MiB')
   for name, (peak, memory, _) in HARDWARE.items():
     chips = next((n for n in (2**i for i in range(10)) if max(
         sum(device_bytes(step, seeds, n).values()), 4 * step.parameters + generation / n)
         <= FILL * memory), 0)
-    found[name] = (f'fits {chips} ' + ('chips' if chips > 1 else 'chip') + f' (data={chips}): '
+    lines[name] = (f'fits {chips} ' + ('chips' if chips > 1 else 'chip') + f' (data={chips}): '
                    f'{one * steps / (USED * peak * chips):,.3g} s an epoch at '
                    f'{USED:.0%} of the peak' if chips else
                    'does not fit 512 chips, weights being whole on each; fewer seeds train at once')
-  return found
+  return lines
+
+
+# Both.
+
+
+def describe_bytes(parts: Mapping[str, float], unit: int = GIB, name: str = 'GiB') -> str:
+  """Bytes by what they hold, as text in a unit; what is next to nothing is left out."""
+  total = sum(parts.values())
+  return f'{total / unit:,.2f} {name}: ' + ', '.join(
+      f'{what} {size / unit:,.2f}' for what, size in parts.items() if size >= unit / 200)
+
+
+COLLECTIVE = re.compile(  # long tuples are numbered: /*index=5*/
+    r'= \(?([a-z0-9]+\[(?:[^=]|(?<=index)=)*?) (all-gather|all-reduce|reduce-scatter|all-to-all|'
+    r'collective-permute)(?:-start)?\(')
+
+WIDTHS = {'pred': 1, 's8': 1, 'u8': 1, 'bf16': 2, 'f16': 2, 's16': 2, 'u16': 2, 's64': 8, 'u64': 8,
+          'f64': 8}
+
+
+def collectives(text: str) -> dict[str, tuple[int, int]]:
+  """The collectives of a compiled program's text, a loop's body counted once.
+
+  -> {kind: (how many, bytes of their results on a device)}
+  """
+  totals = {}
+  for shapes, kind in COLLECTIVE.findall(text):
+    size = sum(WIDTHS.get(dtype, 4) * math.prod(int(n) for n in dims.split(',') if n)
+               for dtype, dims in re.findall(r'([a-z]+[0-9]*)\[([0-9,]*)\]', shapes))
+    count, total = totals.get(kind, (0, 0))
+    totals[kind] = count + 1, total + size
+  return totals

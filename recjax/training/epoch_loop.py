@@ -7,19 +7,24 @@ bit for bit where an uninterrupted one ends.
 import json
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, Float, Int, Int32, PyTree
+from ml_collections import ConfigDict
 
 from recjax.distributed import multihost
 from recjax.errors import Preempted, UserError
 from recjax.training import checkpoint, fault_tolerance
+from recjax.training.workdir import Workdir
 
 
-def fit_epochs(init: Callable, epoch: Callable, validate: Callable, cfg, work,
-               rows: Callable | None = None):
+def fit_epochs(init: Callable, epoch: Callable, validate: Callable, cfg: ConfigDict,
+               work: Workdir,
+               rows: Callable[[int, int, int], Iterable[int]] | None = None
+               ) -> tuple[PyTree, Float[np.ndarray, ' S'], Int[np.ndarray, ' S']]:
   """Trains until no seed has got better for `cfg.patience` epochs (0: ever), or for `cfg.epochs`.
 
   init: () -> {'params', 'opt'}, every leaf with a leading axis of S seeds. epoch: (state, number)
@@ -70,7 +75,7 @@ def fit_epochs(init: Callable, epoch: Callable, validate: Callable, cfg, work,
   return multihost.local_values(tree['best']), np.asarray(tree['score']), np.asarray(tree['at'])
 
 
-def begin(state):
+def begin(state: PyTree) -> PyTree:
   """Everything that a checkpoint holds, before the first epoch."""
   seeds = len(jax.tree.leaves(state)[0])
   return {'state': state, 'best': jax.tree.map(jnp.array, state['params']),
@@ -78,7 +83,8 @@ def begin(state):
 
 
 @jax.jit
-def keep_best(tree, state, scores, done):
+def keep_best(tree: PyTree, state: PyTree, scores: Float[Array, ' S'],
+              done: Int32[Array, '']) -> PyTree:
   """Takes over the parameters of those seeds that are better than ever."""
   better = scores > tree['score']
   best = jax.tree.map(
@@ -88,7 +94,8 @@ def keep_best(tree, state, scores, done):
           'at': jnp.where(better, done, tree['at'])}
 
 
-def check(means, epoch, work, rows=None):
+def check(means: dict[str, np.ndarray], epoch: int, work: Workdir,
+          rows: Callable | None = None) -> None:
   """Raises UserError where a loss is no number; nothing of that epoch is saved.
 
   means: as `fit_epochs` takes them; 'bad' is taken out. The step's examples go to bad_steps.jsonl.

@@ -10,6 +10,9 @@ import signal
 import statistics
 import threading
 import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future
+from typing import Any
 
 import jax
 import numpy as np
@@ -51,7 +54,7 @@ class Guards:
 _state = {'asked': False, 'heard': False, 'holding': 0, 'calls': 0}
 
 
-def listen(grace=GRACE):
+def listen(grace: float = GRACE) -> None:
   """Makes SIGTERM end this process in good order: at the next step where `holding`, else at once.
 
   Where that does not come about within `grace` seconds (a long compilation), the process just ends:
@@ -95,7 +98,7 @@ def _attend(ear, grace, hand_on):
 
 
 @contextlib.contextmanager
-def holding():
+def holding() -> Iterator[None]:
   """Within it SIGTERM only sets what `asked` tells."""
   _state['holding'] += 1
   try:
@@ -104,7 +107,7 @@ def holding():
     _state['holding'] -= 1
 
 
-def asked():
+def asked() -> bool:
   """Whether to save and leave now; to be called once a step, in all processes alike."""
   if jax.process_count() > 1:
     from jax.experimental import multihost_utils
@@ -118,7 +121,7 @@ def asked():
 # Hung steps.
 
 
-def patience(took, ahead):
+def patience(took: Sequence[float], ahead: int) -> float:
   """Seconds without a step that are worth a line. took: seconds of the latest steps; ahead: as of
   `watch`. Infinite until the wait for all steps under way has been seen once."""
   if len(took) <= ahead:
@@ -127,7 +130,8 @@ def patience(took, ahead):
 
 
 @contextlib.contextmanager
-def watch(work, limit, ahead=1, now=time.monotonic, leave=os._exit):
+def watch(work: Any, limit: float, ahead: int = 1, now: Callable[[], float] = time.monotonic,
+          leave: Callable[[int], Any] = os._exit) -> Iterator[Callable[[], None]]:
   """Yields a function to call after every step; says when steps stop coming.
 
   limit: seconds after which `leave(75)` is called, with the stacks of all threads in run.log; 0
@@ -166,7 +170,7 @@ def watch(work, limit, ahead=1, now=time.monotonic, leave=os._exit):
     thread.join()
 
 
-def awaited(coming, work, step):
+def awaited(coming: Future, work: Any, step: int) -> Any:
   """The result of a reader's future; while none comes, says so and which batch it is."""
   start = time.monotonic()
   while True:
@@ -182,7 +186,7 @@ def awaited(coming, work, step):
 # Losses that are no numbers.
 
 
-def check(work, batches, first, window):
+def check(work: Any, batches: Sequence, first: int, window: list[dict]) -> list[dict]:
   """Looks for steps that were not finite, whose update was left out (see `loop.make_update`).
 
   first: number of the window's first step. window: host values of its steps, with 'bad'. Their
@@ -207,7 +211,7 @@ def check(work, batches, first, window):
   return good
 
 
-def dump(work, batches, step, values):
+def dump(work: Any, batches: Sequence, step: int, values: dict) -> None:
   """Keeps what a step was made of: which rows, and the batch itself as plain arrays."""
   folder = work.path / 'bad'
   folder.mkdir(exist_ok=True)

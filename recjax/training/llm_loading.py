@@ -1,8 +1,12 @@
-"""The LLM under a method: a checkpoint folder, or a tiny model really trained on the catalogue."""
+"""The LLM under a method: a checkpoint folder, or a tiny model trained on the catalog."""
 import dataclasses
 import pathlib
+from collections.abc import Callable
+from typing import Any
 
 import jax
+from jaxtyping import PyTree
+from ml_collections import ConfigDict
 
 from recjax.distributed import multihost, sharding
 from recjax.errors import ConfigError, DataError
@@ -10,9 +14,11 @@ from recjax.models import embedding_resize, huggingface, llm, lora
 from recjax.models.layers import check_dtype
 from recjax.text import tokenizer as tokenizers
 from recjax.training import tiny_llm
+from recjax.training.workdir import Workdir
 
 
-def folder(cfg, work, messages, texts, *inputs):
+def folder(cfg: ConfigDict, work: Workdir, messages: str | list[dict],
+           texts: Callable[[], list[str]], *inputs: Any) -> pathlib.Path:
   """Where the LLM stands as a Hugging Face checkpoint; trains the tiny one where that is asked.
 
   cfg.llm.weights: 'tiny', or the path of a checkpoint folder. texts: () -> list of documents to
@@ -37,23 +43,23 @@ def folder(cfg, work, messages, texts, *inputs):
   return pathlib.Path(weights)
 
 
-def check(cfg):
+def check(cfg: ConfigDict) -> None:
   """Raises ConfigError where a setting of the group `llm` has a value that it cannot have."""
   dtype_of(cfg)
   if cfg.remat not in ('none', *llm.POLICIES):
     raise ConfigError(f'llm.remat={cfg.remat!r} is not one of none, {", ".join(llm.POLICIES)}')
 
 
-def dtype_of(cfg):
-  """The type that a model computes in. cfg: dtype, 'auto' for what suits the backend. -> str"""
+def dtype_of(cfg: ConfigDict) -> str:
+  """The type that a model computes in. cfg: dtype, 'auto' for what suits the backend."""
   check_dtype('llm.dtype', cfg.dtype, ('auto',))
   if cfg.dtype != 'auto':
     return cfg.dtype
   return 'float32' if jax.default_backend() == 'cpu' else 'bfloat16'
 
 
-def opened(folder, shape):
-  """The tokenizer of a checkpoint folder, held against its model. shape: llm.Config. -> Tokenizer
+def opened(folder: str | pathlib.Path, shape: llm.Config) -> tokenizers.Tokenizer:
+  """The tokenizer of a checkpoint folder, held against its model.
 
   Raises DataError where it has ids without rows, or no end token.
   """
@@ -65,11 +71,11 @@ def opened(folder, shape):
   return tokenizer
 
 
-def shape_of(cfg, **adapter):
+def shape_of(cfg: ConfigDict, **adapter: Any) -> llm.Config:
   """The model's shape before anything runs, from its folder or the tiny model's settings.
 
-  cfg: llm.weights and tiny. adapter: lora_rank, lora_targets. -> llm.Config. Raises ConfigError
-  where no model is named.
+  cfg: llm.weights and tiny. adapter: lora_rank, lora_targets. Raises ConfigError where no model is
+  named.
   """
   check(cfg.llm)
   if cfg.llm.weights == 'tiny':
@@ -84,8 +90,13 @@ def shape_of(cfg, **adapter):
   return dataclasses.replace(huggingface.read_config(cfg.llm.weights), **adapter)
 
 
-def load_adapted(folder, cfg, adapter, mesh):
-  """A checkpoint with a trained adapter, saved as PEFT's. -> (llm.LM, params, Tokenizer, LoRA)"""
+def load_adapted(folder: str | pathlib.Path, cfg: ConfigDict, adapter: str | pathlib.Path,
+                 mesh: jax.sharding.Mesh
+                 ) -> tuple[llm.LM, PyTree, tokenizers.Tokenizer, PyTree]:
+  """A checkpoint with a trained adapter, saved as PEFT's. cfg: as of `load`.
+
+  -> model, params, tokenizer, adapter, the arrays on `mesh`
+  """
   shape = huggingface.adapter_config(adapter, huggingface.read_config(folder))
   model, params, tokenizer = load(folder, cfg, mesh, lora_rank=shape.lora_rank,
                                   lora_alpha=shape.lora_alpha, lora_targets=shape.lora_targets)
@@ -94,7 +105,8 @@ def load_adapted(folder, cfg, adapter, mesh):
   return model, params, tokenizer, jax.tree.map(multihost.put_global, trained, where)
 
 
-def export_adapted(folder, adapter, to, out):
+def export_adapted(folder: str | pathlib.Path, adapter: str | pathlib.Path, to: str,
+                   out: pathlib.Path) -> None:
   """A checkpoint's adapter in PEFT's layout ('peft'), or merged into a whole one ('merged')."""
   base = huggingface.read_config(folder)
   shape = huggingface.adapter_config(adapter, base)
@@ -106,7 +118,8 @@ def export_adapted(folder, adapter, to, out):
   tokenizers.load(folder).save(out)
 
 
-def load(folder, cfg, mesh, **adapter):
+def load(folder: str | pathlib.Path, cfg: ConfigDict, mesh: jax.sharding.Mesh,
+         **adapter: Any) -> tuple[llm.LM, PyTree, tokenizers.Tokenizer]:
   """Opens a checkpoint folder for use on `mesh`. cfg: dtype ('auto' by backend), remat.
 
   adapter: lora_rank, lora_alpha, lora_targets of llm.Config, where the model is to have one.

@@ -4,6 +4,7 @@ import dataclasses
 import math
 import time
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -11,16 +12,19 @@ import numpy as np
 import optax
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
+from jaxtyping import PyTree
+from ml_collections import ConfigDict
 
 from recjax.distributed import multihost, sharding
 from recjax.errors import ConfigError, Preempted
 from recjax.training import checkpoint, fault_tolerance, microbatch, optim
+from recjax.training.workdir import Workdir
 
 
 @dataclasses.dataclass(frozen=True)
 class FitSettings:
   """What `fit` reads; methods fill it from their own config groups."""
-  optim: object
+  optim: Any
   steps: int = 0
   seed: int = 0
   log_every: int = 10
@@ -29,8 +33,8 @@ class FitSettings:
   patience: int = 0
 
   @classmethod
-  def of(cls, cfg):
-    """From a config group that holds the optimiser's settings and the cadences."""
+  def of(cls, cfg: ConfigDict) -> 'FitSettings':
+    """From a config group that holds the optimizer's settings and the cadences."""
     return cls(optim=cfg, log_every=cfg.log_every, save_every=cfg.save_every)
 
 
@@ -40,20 +44,20 @@ class Task:
   init: Callable | None      # key -> tree to train; runs under jit with shardings
   loss: Callable             # (train, frozen, batch, key) -> (scalar, {name: scalar})
   batches: Sequence          # batches[i] -> dict of host arrays for step i, a function of i alone
-  frozen: object = ()        # tree that the loss reads and nobody changes
-  rules: tuple = ()          # (path regex, PartitionSpec) for `train` and its optimiser moments
+  frozen: PyTree = ()        # tree that the loss reads and nobody changes
+  rules: tuple = ()          # (path regex, PartitionSpec) for `train` and its optimizer moments
   evaluate: Callable | None = None  # (train, frozen) -> {name: float}
-  start: object = None       # tree to begin from instead of `init`
-  split: Callable | None = None  # parts -> the loss, in the memory of one part; see `micro`
+  start: PyTree = None       # tree to begin from instead of `init`
+  split: Callable | None = None  # parts -> the loss, in the memory of one part; see `microbatch`
   parts: int = 1             # in how many parts `loss` goes through already
-  shape: object = None       # (llm.Config, tokens of the prefix), from which a step is planned
+  shape: tuple[Any, int] | None = None  # llm.Config, tokens of the prefix: a step's memory
   share: bool = False        # batches[i] holds this process's rows alone, not the whole batch
 
 
-def fit(task, cfg, work):
+def fit(task: Task, cfg: FitSettings, work: Workdir) -> PyTree:
   """Trains `task` for `cfg.steps` steps from wherever the stage's checkpoints stand.
 
-  cfg: steps, seed, log_every, save_every, eval_every (0: only at the end), optim, patience. With
+  cfg: an eval_every of 0 judges only at the end. work: the stage's part of the work folder. With
   patience above 0 the tree with the lowest 'valid_loss' of `evaluate` is kept and returned, and
   training ends after so many evaluations without a lower one.
   -> the trained tree. Batches, keys and schedules depend on the step alone, so a run that was
@@ -72,7 +76,7 @@ def fit(task, cfg, work):
     def make(task):
       run = make_update(task, tx, key)
       return lambda state, host, step: run(state, task.frozen, place(host, mesh, task.share), step)
-    update = microbatch.adaptive_step(task, work, make, lambda: restore_or_init(
+    update = microbatch.AdaptiveStep(task, work, make, lambda: restore_or_init(
         task, tx, key, mesh, saved, work, cfg.patience)[1])
     window, waits, start = [], [], time.monotonic()
     with work.progress(work.current, cfg.steps, step) as advance, \
@@ -108,12 +112,12 @@ def fit(task, cfg, work):
   return state['best']['train'] if 'best' in state else state['train']
 
 
-def best_step(state):
+def best_step(state: PyTree) -> int:
   """The step of the best tree so far; 0 where none is kept."""
   return int(state['best']['step']) if 'best' in state else 0
 
 
-def keep_best(state, values, step):
+def keep_best(state: PyTree, values: dict[str, float], step: int) -> PyTree:
   """Takes the trained tree over where its validation loss is the lowest yet, the first of equals.
 
   Losses are compared in float32, as the best one is held.
@@ -129,8 +133,13 @@ def keep_best(state, values, step):
   return {**state, 'best': best}
 
 
-def restore_or_init(task, tx, key, mesh, saved, work, patience=0):
-  """The newest whole checkpoint, or step 0. -> (step, {'train', 'opt'}, and 'best' if asked)"""
+def restore_or_init(task: Task, tx: optax.GradientTransformation, key: jax.Array,
+                    mesh: jax.sharding.Mesh, saved: Any, work: Workdir,
+                    patience: int = 0) -> tuple[int, PyTree]:
+  """The newest whole checkpoint of `saved`, or step 0.
+
+  -> step, {'train', 'opt'} and, with patience, 'best'
+  """
   def init(key, start):
     train = task.init(key) if start is None else start
     state = {'train': train, 'opt': tx.init(train)}
@@ -149,7 +158,7 @@ def restore_or_init(task, tx, key, mesh, saved, work, patience=0):
   return step, state
 
 
-def make_update(task, tx, key):
+def make_update(task: Task, tx: optax.GradientTransformation, key: jax.Array) -> Callable:
   """One jitted step: gradient with respect to `train` alone, old state donated.
 
   Where loss or gradient is not finite the state stays as it was, and `values` say it as 'bad'.
@@ -168,7 +177,7 @@ def make_update(task, tx, key):
   return jax.jit(update, donate_argnums=0)
 
 
-def seen_bad(window):
+def seen_bad(window: list[dict]) -> bool:
   """Whether the step before the last is known to have gone wrong, without waiting for it.
 
   Several processes would find out at different moments, so they look when they report.
@@ -179,29 +188,31 @@ def seen_bad(window):
   return bad.is_ready() and bool(bad)
 
 
-def place(batch, mesh, share=False):
+def place(batch: dict[str, Any], mesh: jax.sharding.Mesh,
+          share: bool = False) -> dict[str, jax.Array]:
   """Puts host arrays on the mesh, first axis over the data axes; 1-row arrays are replicated.
 
   share: whether the arrays hold the rows of this process alone, else each process has all rows.
   """
   axes = tuple(a for a in ('data', 'fsdp') if a in mesh.axis_names)
-  ways = math.prod(mesh.shape[a] for a in axes)
+  shards = math.prod(mesh.shape[a] for a in axes)
 
-  def one(name, x):
+  def put(name, x):
     count = x.shape[0] * (jax.process_count() if share else 1) if x.ndim else 1
-    if x.ndim and x.shape[0] > 1 and count % ways:
+    if x.ndim and x.shape[0] > 1 and count % shards:
       raise ConfigError(
-          f'batch array {name!r} has {count} rows, which do not divide over {ways} devices; '
-          f'set --config.batch to a multiple of {ways}')
+          f'batch array {name!r} has {count} rows, which do not divide over {shards} devices; '
+          f'set --config.batch to a multiple of {shards}')
     spec = P(axes) if x.ndim and x.shape[0] > 1 else P()
     where = NamedSharding(mesh, spec)
     if share:
       return jax.make_array_from_process_local_data(where, x)
     return multihost.put_global(x, where)
-  return {name: one(name, np.asarray(x)) for name, x in batch.items()}
+  return {name: put(name, np.asarray(x)) for name, x in batch.items()}
 
 
-def awaited(coming, window, work, step):
+def awaited(coming: concurrent.futures.Future, window: list[dict], work: Workdir,
+            step: int) -> tuple[dict, float]:
   """The next batch, and for how many seconds at most the devices had nothing to do before it came.
 
   Where the step before is still running when the batch arrives, nothing was lost.
@@ -212,7 +223,8 @@ def awaited(coming, window, work, step):
   return batch, (time.monotonic() - start) * idle
 
 
-def report(step, window, waits, start, work, batches):
+def report(step: int, window: list[dict], waits: list[float], start: float, work: Workdir,
+           batches: Sequence) -> None:
   """Means over the window, fetched in one go: the only host sync of the loop.
 
   Steps that were no numbers count nowhere. waits: seconds lost to reading, of each step;

@@ -4,10 +4,14 @@ B rows of a batch, P parts of them.
 """
 import dataclasses
 import math
+from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
+from jaxtyping import Array, PyTree
 
 from recjax.distributed import multihost, sharding
 from recjax.training import cost_model
@@ -15,7 +19,7 @@ from recjax.training import cost_model
 OUT = 'RESOURCE_EXHAUSTED'  # how XLA calls it
 
 
-def mean(sums):
+def mean(sums: Callable) -> Callable:
   """The loss of `fit` from (train, frozen, batch) -> (sum over tokens, how many count)."""
   def loss(train, frozen, batch, key):
     del key
@@ -24,7 +28,7 @@ def mean(sums):
   return loss
 
 
-def accumulate_sums(sums):
+def accumulate_sums(sums: Callable) -> Callable:
   """What `Task.split` is where a loss is a mean over tokens: parts -> the loss of `mean`.
 
   Each part's gradient is taken as soon as its sum is there, so nothing of it is kept; sums are
@@ -48,75 +52,87 @@ def accumulate_sums(sums):
   return split
 
 
-def pieces(batch, parts):
-  """Every P-th row in one piece, so that a piece lies on all devices. (B, ...) -> (P, B/P, ...)"""
-  ways = sharding.num_batch_shards(jax.sharding.get_abstract_mesh())
+def pieces(batch: dict[str, Array], parts: int) -> dict[str, Array]:
+  """Every P-th row in one piece, so that a piece lies on all devices: (P, B / P, ...)."""
+  shards = sharding.num_batch_shards(jax.sharding.get_abstract_mesh())
 
-  def one(x):
-    short = parts - 1 if len(x) == 1 else -len(x) % (parts * ways)
+  def split(x):
+    short = parts - 1 if len(x) == 1 else -len(x) % (parts * shards)
     x = jnp.pad(x, [(0, short)] + [(0, 0)] * (x.ndim - 1))
     return jnp.swapaxes(x.reshape(-1, parts, *x.shape[1:]), 0, 1)
-  return {name: one(x) for name, x in batch.items()}
+  return {name: split(x) for name, x in batch.items()}
 
 
-def memory(given=0.0):
-  """Bytes of a device that a step may plan with. given: GiB, 0 for what it says. -> inf unknown"""
+def memory(given: float = 0.0) -> float:
+  """Bytes of a device that a step may plan with, infinite where it does not say.
+
+  given: GiB, 0 for what the device says.
+  """
   if given:
     return given * cost_model.GIB
   stats = jax.local_devices()[0].memory_stats() or {}
   return stats.get('bytes_limit', math.inf)
 
 
-def planned(task, batch, mesh, limit):
-  """In how many parts a step fits the devices, as it is planned. -> (parts, bytes as a whole)"""
+def planned(task: Any, batch: dict[str, np.ndarray], mesh: jax.sharding.Mesh,
+            limit: float) -> tuple[int, float]:
+  """In how many parts a step of `task` fits `limit` bytes of each device, as it is planned.
+
+  -> (parts, bytes as a whole)
+  """
   if not task.split or not task.shape:
     return task.parts, 0
   parts, most = task.parts, most_parts(batch, mesh)
-  takes = lambda n: cost_model.step_bytes(task.shape, dict(mesh.shape), batch['tokens'], n)  # noqa: E731
+
+  def takes(parts):
+    return cost_model.step_bytes(task.shape, dict(mesh.shape), batch['tokens'], parts)
   while takes(parts) > cost_model.FILL * limit and 2 * parts <= most:
     parts *= 2
   return parts, takes(1)
 
 
-def most_parts(batch, mesh):
-  """A part is a row on each device at least."""
+def most_parts(batch: dict[str, np.ndarray], mesh: jax.sharding.Mesh) -> int:
+  """Parts of which each is a row on each device."""
   return max(map(len, batch.values())) // sharding.num_batch_shards(mesh)
 
 
-def adaptive_step(task, work, make, anew):
+class AdaptiveStep:
   """The loop's step: in parts where the plan says so, in more where memory runs out at its first.
 
-  make: Task -> update(state, host batch, step) -> (state, values). anew: () -> the state to go on
-  from, since one that memory ran out under may be gone. -> the same as make's
+  task: `loop.Task`. make: Task -> update(state, host batch, step) -> (state, values), which a call
+  of this runs. restore: () -> the state to go on from, since one that memory ran out under may be
+  gone.
   """
-  now = {'parts': 0, 'sure': False, 'update': None}
 
-  def into(parts, why):
-    chosen = task
+  def __init__(self, task: Any, work: Any, make: Callable, restore: Callable[[], PyTree]):
+    self.task, self.work, self.make, self.restore = task, work, make, restore
+    self.parts, self.fits, self.update = 0, False, None
+
+  def _split(self, parts, why):
+    task = self.task
     if parts > task.parts:
-      work.log(f'    {why}: a step goes through in {parts} parts')
-      chosen = dataclasses.replace(task, loss=task.split(parts))
-    now.update(parts=parts, update=make(chosen))
+      self.work.log(f'    {why}: a step goes through in {parts} parts')
+      task = dataclasses.replace(task, loss=task.split(parts))
+    self.parts, self.update = parts, self.make(task)
 
-  def update(state, batch, step):
-    if not now['parts']:
-      parts, takes = multihost.broadcast(
-        planned(task, batch, work.mesh, memory(work.guards.memory))
-      )
-      into(parts, f'as a whole it is planned to take {takes / cost_model.GIB:,.2f} GiB of a device')
+  def __call__(self, state: PyTree, batch: dict[str, np.ndarray], step: Any) -> tuple[PyTree, dict]:
+    mesh = self.work.mesh
+    if not self.parts:
+      parts, whole_bytes = multihost.broadcast(
+          planned(self.task, batch, mesh, memory(self.work.guards.memory)))
+      gib = whole_bytes / cost_model.GIB
+      self._split(parts, f'as a whole it is planned to take {gib:,.2f} GiB of a device')
     while True:
       try:
-        out = now['update'](state, batch, step)
-        if not now['sure']:
-          jax.block_until_ready(out)
-          now['sure'] = True
-        return out
+        updated = self.update(state, batch, step)
+        if not self.fits:
+          jax.block_until_ready(updated)
+          self.fits = True
+        return updated
       except jax.errors.JaxRuntimeError as error:
-        more = 2 * now['parts']
-        if (OUT not in str(error) or now['sure'] or not task.split
-            or more > most_parts(batch, work.mesh) or jax.process_count() > 1):
+        if (OUT not in str(error) or self.fits or not self.task.split
+            or 2 * self.parts > most_parts(batch, mesh) or jax.process_count() > 1):
           raise
-      into(more, 'out of memory')
+      self._split(2 * self.parts, 'out of memory')
       if any(x.is_deleted() for x in jax.tree.leaves(state)):
-        state = anew()
-  return update
+        state = self.restore()

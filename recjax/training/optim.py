@@ -1,6 +1,8 @@
-"""Optimisers from a config group."""
+"""Optimizers from a config group."""
 import jax
 import optax
+from jaxtyping import PyTree
+from ml_collections import ConfigDict
 from optax import contrib
 
 from recjax.errors import ConfigError
@@ -13,10 +15,11 @@ SCHEDULES = {
 }
 
 
-def schedule(cfg, steps):
+def schedule(cfg: ConfigDict, steps: int) -> optax.Schedule:
   """Learning rate by step: linear warm-up from 0, then `cfg.schedule` down to the last step.
 
-  cfg: lr, warmup (steps; cut to half the run where the run is short), schedule.
+  cfg: lr, warmup (steps; cut to half the run where the run is short), schedule. steps: of the run.
+  Raises ConfigError for an unknown schedule.
   """
   if cfg.schedule not in SCHEDULES:
     raise ConfigError(f'optim.schedule is {cfg.schedule!r}; choose one of {sorted(SCHEDULES)}')
@@ -27,7 +30,7 @@ def schedule(cfg, steps):
   return optax.join_schedules([optax.linear_schedule(0.0, cfg.lr, warmup), after], [warmup])
 
 
-def make(cfg, steps):
+def make(cfg: ConfigDict, steps: int) -> optax.GradientTransformation:
   """AdamW with clipping by global norm. cfg: lr, warmup, schedule, decay, clip, beta2.
 
   A group that has `muon` too, above 0, gives with it the peak rate of Muon (Jordan 2024, arXiv
@@ -44,7 +47,7 @@ def make(cfg, steps):
       muon_weight_dimension_numbers=stacked))
 
 
-def stacked(params):
-  """Which leaves are matrices, one a layer. -> tree of optax's MuonDimensionNumbers or None"""
+def stacked(params: PyTree) -> PyTree:
+  """Which leaves are matrices, one a layer: a tree of optax's MuonDimensionNumbers or None."""
   return jax.tree.map(
       lambda x: contrib.MuonDimensionNumbers(1, 2) if x.ndim == 3 else None, params)

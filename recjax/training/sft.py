@@ -1,91 +1,80 @@
-"""Tuning a causal LM on prompts and answers: packed rows, a shared opening, LoRA or all weights.
+"""Supervised fine-tuning of a causal LM on packed rows: prompts with answers, or conversations.
 
-Prompts of one task begin alike. What all of them share runs once a step and its gradient flows; the
-rest of each prompt and its answer stand beside others in rows, told apart by segments.
+What all samples begin with runs once a step and its gradient flows; the rest of each stands beside
+others in rows, told apart by segments. R rows of L tokens, D model width.
 """
 import dataclasses
+from collections.abc import Callable, Iterator
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, Float, Int, PyTree
+from ml_collections import ConfigDict
 
 from recjax.data.batches import Batches
 from recjax.distributed import sharding
 from recjax.errors import ConfigError, DataError
 from recjax.models import layers, llm, lora
 from recjax.models.attention import kv_block
-from recjax.text import packing
+from recjax.text.packing import PackedSamples, TokenSample, pack_samples
 from recjax.training import microbatch
 from recjax.training.loop import FitSettings, Task, fit
 from recjax.training.losses import lm
-
-ROW_STEP = 64   # rows are a multiple of this long
+from recjax.training.workdir import Workdir
 
 LOSS_ON = ('all', 'response')
 
 
-@dataclasses.dataclass(frozen=True)
-class Packed:
-  """Samples in rows. prefix: the token ids that every prompt begins with. rows: dict of arrays
-  (n, row) or (n, most samples of a row). tokens: how many count in the loss of all."""
-  prefix: list
-  rows: dict
-  samples: int
-  tokens: int
-  filled: float
-
-
-def common_prefix(prompts):
+def common_prefix(prompts: list[list[int]]) -> list[int]:
   """Tokens that all prompts begin with, short of the last token of the shortest."""
   first, last = min(prompts), max(prompts)
-  most = min(map(len, prompts)) - 1
-  same = next((i for i, (a, b) in enumerate(zip(first, last)) if a != b), most)
-  return first[:min(same, most)]
+  longest = min(map(len, prompts)) - 1
+  same = next((i for i, (a, b) in enumerate(zip(first, last)) if a != b), longest)
+  return first[:min(same, longest)]
 
 
-def pack(prompts, answers, loss_on, row=0, prefix=None):
-  """Lays samples into rows. prompts, answers: token lists, the answers with their end token.
+def pack(prompts: list[list[int]], answers: list[list[int]], loss_on: str, row_tokens: int = 0,
+         prefix: list[int] | None = None) -> PackedSamples:
+  """Lays prompts and answers into rows.
 
-  row: tokens of a row, or more where a sample is longer. prefix: of these and other prompts, else
-  their own. -> Packed. Raises ConfigError for another loss_on, DataError without samples.
+  prompts, answers: token lists, the answers with their end token. loss_on: 'all' tokens or those of
+  the 'response'. row_tokens: length of a row, or more where a sample is longer. prefix: of these
+  and other prompts, else their own. Raises ConfigError for another loss_on, DataError without
+  samples.
   """
   if loss_on not in LOSS_ON:
     raise ConfigError(f'train.loss_on={loss_on!r}; choose one of {", ".join(LOSS_ON)}')
   if not prompts:
     raise DataError('there is no sample to train on')
-  prefix = common_prefix(prompts) if prefix is None else prefix
-  own = [p[len(prefix):] + a for p, a in zip(prompts, answers)]
-  sizes = [len(o) - 1 for o in own]
-  row = -(-max(row, *sizes, 1) // ROW_STEP) * ROW_STEP
-  members = packing.pack(sizes, row)
-  widest = max(map(len, members))
-  made = {k: np.zeros((len(members), row), np.int32)
-          for k in ('tokens', 'positions', 'segments', 'targets')}
-  made['weights'] = np.zeros((len(members), row), np.float32)
-  made['first'] = np.zeros((len(members), widest), np.int32)
-  made['first_weight'] = np.zeros((len(members), widest), np.float32)
-  for r, some in enumerate(members):
-    at = 0
-    for s, i in enumerate(some):
-      here = slice(at, at + sizes[i])
-      made['tokens'][r, here], made['targets'][r, here] = own[i][:-1], own[i][1:]
-      made['positions'][r, here] = len(prefix) + np.arange(sizes[i])
-      made['segments'][r, here] = s + 1
-      asked = 0 if loss_on == 'all' else len(prompts[i]) - len(prefix) - 1
-      made['weights'][r, at + asked:here.stop] = 1
-      made['first'][r, s] = own[i][0]
-      made['first_weight'][r, s] = loss_on == 'all'
-      at = here.stop
-  count = int(made['weights'].sum())
-  if loss_on == 'all':
-    count += len(prefix) * len(prompts)
-  return Packed(prefix, made, len(prompts), count, sum(sizes) / (len(members) * row))
+  samples = []
+  for prompt, answer in zip(prompts, answers):
+    unlearnt = 0 if loss_on == 'all' else len(prompt)
+    ids = np.array([*prompt, *answer], np.int32)
+    samples.append(TokenSample(ids, np.arange(len(ids)) >= unlearnt))
+  return pack_samples(samples, common_prefix(prompts) if prefix is None else prefix, row_tokens)
 
 
-def loss_sums(model, prefix, variables, batch):
+def pack_conversations(conversations: list[TokenSample], row_tokens: int, prefix: list[int],
+                       fills: dict[str, int]) -> PackedSamples:
+  """Lays conversations into rows, with the marks that `fills` names and their value in padding.
+
+  Raises DataError without conversations, or where one learns nothing.
+  """
+  if not conversations:
+    raise DataError('there is no conversation to learn from')
+  for i, conversation in enumerate(conversations):
+    if not conversation.learnt.any():
+      raise DataError(f'conversation {i} has no answer to learn')
+  return pack_samples(conversations, prefix, row_tokens, fills)
+
+
+def loss_sums(model: llm.LM, prefix: list[int], variables: PyTree,
+              batch: dict[str, Array]) -> tuple[Float[Array, ''], Float[Array, '']]:
   """Summed negative log-likelihood of a batch, and how many tokens it is over.
 
-  batch: rows of Packed. The prefix's own tokens count once for each sample where prompts count.
+  batch: rows of PackedSamples. The prefix's own tokens count once for each sample where prompts
+  count.
   """
   cfg, params = model.cfg, variables['params']
   head = llm.head_matrix(params, cfg)
@@ -107,59 +96,102 @@ def loss_sums(model, prefix, variables, batch):
   return total, count
 
 
-def tune(work, cfg, model, params, train, valid):
+def hidden_states(model: llm.LM, prefix: list[int], variables: PyTree,
+                  batch: dict[str, Array]) -> Float[Array, 'RL D']:
+  """Hidden states of a batch's tokens behind the prefix."""
+  past = (llm.prefill_prefix(model, variables, prefix)[1],) if prefix else ()
+  hidden, _ = model.apply(variables, batch['tokens'], batch['positions'], batch['segments'], past)
+  return hidden.reshape(-1, model.cfg.width)
+
+
+def sample_weights(weights: Float[Array, 'R L'], segments: Int[Array, 'R L']
+                   ) -> Float[Array, 'R L']:
+  """Weights under which every sample counts alike: those of one sum to 1.
+
+  weights: of tokens. segments: the sample of each token of a row, 0 for none.
+  """
+  def totals(row, row_segments):
+    return jax.ops.segment_sum(row, row_segments, len(row) + 1)[row_segments]
+  return weights / jnp.maximum(jax.vmap(totals)(weights, segments), 1e-9)
+
+
+def tune(work: Workdir, cfg: ConfigDict, model: llm.LM, params: PyTree, train: PackedSamples,
+         valid: PackedSamples | None) -> tuple[PyTree, dict]:
   """Trains an adapter, or all weights where the model has no adapter rank.
 
-  cfg: epochs, batch (samples a step, about), patience (epochs without a lower validation loss, 0:
-  none is stopped early), seed, and an `optim` group with the cadences of `fit`. train, valid:
-  Packed; valid may be None. -> (adapter or params, counts)
+  work: the stage's part of the work folder. cfg: epochs, batch (samples a step, about), patience
+  (epochs without a lower validation loss, 0: none is stopped early), seed, and an `optim` group
+  with the cadences of `fit`. -> (adapter or params, counts)
   """
   adapted = bool(model.cfg.lora_rank)
-  batches, an_epoch = batched(train, cfg.batch, work.mesh, cfg.seed)
-  steps = max(1, round(cfg.epochs * an_epoch))
+  batches, epoch_steps = shuffled_batches(train, cfg.batch, work.mesh, cfg.seed)
+  steps = max(1, round(cfg.epochs * epoch_steps))
 
-  def variables(trained, frozen):
-    return {'params': frozen, 'lora': trained} if adapted else {'params': trained}
+  def sums(packed, trained, frozen, batch):
+    variables = {'params': frozen, 'lora': trained} if adapted else {'params': trained}
+    return loss_sums(model, packed.prefix, variables, batch)
 
-  def learnt(trained, frozen, batch):
-    return loss_sums(model, train.prefix, variables(trained, frozen), batch)
+  def train_sums(trained, frozen, batch):
+    return sums(train, trained, frozen, batch)
 
-  sums = jax.jit(lambda t, f, b: loss_sums(model, valid.prefix, variables(t, f), b))
+  def valid_sums(trained, frozen, batch):
+    total, count = sums(valid, trained, frozen, batch)
+    return {'valid_loss': total}, count
 
-  def judge(trained, frozen):
-    total = count = 0.0
-    for batch in whole(valid, -(-batches.size // batches.ways) * batches.ways):
-      one, of = sums(trained, frozen, batch)
-      total, count = total + float(one), count + float(of)
-    return {'valid_loss': total / count}
-
+  evaluate = None
+  if valid is not None:
+    evaluate = evaluator(valid_sums, valid, padded_rows(batches.size, work.mesh))
   task = Task(init=(lambda key: lora.init_lora(model.cfg, key)) if adapted else None,
-              start=None if adapted else params, loss=microbatch.mean(learnt), batches=batches,
-              split=microbatch.accumulate_sums(learnt), shape=(model.cfg, len(train.prefix)),
-              frozen=params if adapted else (), rules=llm.RULES,
-              evaluate=judge if valid is not None else None)
+              start=None if adapted else params, loss=microbatch.mean(train_sums), batches=batches,
+              split=microbatch.accumulate_sums(train_sums), shape=(model.cfg, len(train.prefix)),
+              frozen=params if adapted else (), rules=llm.RULES, evaluate=evaluate)
   fitting = dataclasses.replace(
-      FitSettings.of(cfg.optim), steps=steps, seed=cfg.seed, eval_every=max(1, round(an_epoch)),
+      FitSettings.of(cfg.optim), steps=steps, seed=cfg.seed, eval_every=max(1, round(epoch_steps)),
       patience=cfg.patience if valid is not None else 0)
   trained = fit(task, fitting, work)
-  return trained, {'steps': steps, 'samples': train.samples,
+  return trained, {'steps': steps, 'samples': len(train.samples),
                    'trained': layers.count_params(trained), 'tokens an epoch': train.tokens,
                    'filled': round(train.filled, 3),
                    'shared_prefix': len(train.prefix)}
 
 
-def batched(packed, samples, mesh, seed):
-  """Shuffled batches of so many samples on average. -> (Batches, batches an epoch, a float)"""
-  count = len(packed.rows['tokens'])
-  rows = max(1, round(samples * count / packed.samples))
-  return Batches(lambda r: {k: v[r] for k, v in packed.rows.items()}, count, rows, seed,
-                 sharding.num_batch_shards(mesh)), count / rows
+def shuffled_batches(packed: PackedSamples, num_samples: int, mesh: jax.sharding.Mesh,
+                     seed: int) -> tuple[Batches, float]:
+  """Shuffled batches of about so many samples, the same for any number of devices.
+
+  -> (Batches, batches that see all once)
+  """
+  num_rows = max(1, round(num_samples * len(packed.rows) / len(packed.samples)))
+
+  def collate(rows):
+    return packed.batch(rows, padded_rows(len(rows), mesh))
+  return Batches(collate, len(packed.rows), num_rows, seed), len(packed.rows) / num_rows
 
 
-def whole(packed, rows):
+def padded_rows(num_rows: int, mesh: jax.sharding.Mesh) -> int:
+  """The next number of rows that divides over the devices of `mesh`."""
+  shards = sharding.num_batch_shards(mesh)
+  return -(-num_rows // shards) * shards
+
+
+def batches_once(packed: PackedSamples, num_rows: int) -> Iterator[dict[str, np.ndarray]]:
   """Every row once, in batches of one shape; the last is filled with rows that count nothing."""
-  count = len(packed.rows['tokens'])
-  for start in range(0, count, rows):
-    some = {k: v[start:start + rows] for k, v in packed.rows.items()}
-    short = rows - len(some['tokens'])
-    yield {k: np.pad(v, [(0, short)] + [(0, 0)] * (v.ndim - 1)) for k, v in some.items()}
+  for start in range(0, len(packed.rows), num_rows):
+    yield packed.batch(range(start, min(start + num_rows, len(packed.rows))), num_rows)
+
+
+def evaluator(sums: Callable, packed: PackedSamples, num_rows: int) -> Callable:
+  """A function (trained, frozen) -> {name: value over all of `packed`}.
+
+  sums: (trained, frozen, batch) -> ({name: sum}, count). num_rows: rows of a batch.
+  """
+  run = jax.jit(sums)
+
+  def evaluate(trained, frozen):
+    totals, count = {}, 0.0
+    for batch in batches_once(packed, num_rows):
+      batch_sums, batch_count = run(trained, frozen, batch)
+      count += float(batch_count)
+      totals = {k: totals.get(k, 0.0) + float(v) for k, v in batch_sums.items()}
+    return {k: v / max(count, 1) for k, v in totals.items()}
+  return evaluate

@@ -1,22 +1,27 @@
 """Texts to vectors with whatever a checkpoint folder holds: a decoder LLM or a sentence encoder.
 
 No head and no cache: a decoder gives its last states, pooled. N texts, B of them at a time, S
-tokens, d width.
+tokens, D width.
 """
 import dataclasses
 import functools
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Float32, Int32
+from ml_collections import ConfigDict
 
 from recjax.distributed import multihost, sharding
 from recjax.errors import ConfigError, DataError
 from recjax.models import bert, embedding_resize, sentence_encoder
 from recjax.text import tokenizer as tokenizers
 from recjax.training import llm_loading, loop, sharded_stage
+from recjax.training.workdir import Workdir
 
 PIECE = 4096  # texts whose vectors a kill may cost
 
@@ -25,7 +30,7 @@ ON_CPU, ON_ACCELERATOR = 2048, 8192  # padded tokens of a device's batch: caches
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Encoder:
-  """run(variables, tokens (B, S), mask (B, S)) -> (B, d) float32, pure; ids(texts) -> token lists.
+  """run(variables, tokens (B, S), mask (B, S)) -> (B, D) float32, pure; ids(texts) -> token lists.
 
   variables: weights on the mesh, {'params': ...}, and 'lora' where there is an adapter.
   """
@@ -33,15 +38,16 @@ class Encoder:
   ids: Callable
   variables: dict
   width: int
-  model: object
+  model: Any
   about: dict
 
 
-def load(folder, cfg, mesh, pool='', most=512, **adapter):
+def load(folder: str | Path, cfg: ConfigDict, mesh: jax.sharding.Mesh, pool: str = '',
+         most: int = 512, **adapter: Any) -> Encoder:
   """Opens a checkpoint folder. cfg: dtype, remat. pool: '' for the folder's own way, or 'avg'.
 
   most: tokens of a text at most, end included; longer ones are cut. adapter: lora_rank,
-  lora_alpha of a decoder. -> Encoder
+  lora_alpha of a decoder.
   """
   if sentence_encoder.is_bert(folder):
     return _sentence(folder, cfg, mesh, pool, most)
@@ -96,26 +102,30 @@ def _sentence(folder, cfg, mesh, pool, most):
                  {'model': str(folder), 'pool': pool, 'most': most, 'kind': 'sentence encoder'})
 
 
-def rung(length, per_octave=4):
+def rung(length: int, per_octave: int = 4) -> int:
   """The padded length for texts of `length`: per_octave shapes between powers of two, 16 first."""
   step = max(8, (1 << (int(length) - 1).bit_length()) // (2 * per_octave))
   return max(16, -(-int(length) // step) * step)
 
 
-def padded(rows, width):
-  """Token lists to arrays, padded on the right. -> tokens (B, S), mask (B, S), int32 both"""
+def padded(rows: Sequence[Sequence[int]],
+           width: int) -> tuple[Int32[np.ndarray, 'B S'], Int32[np.ndarray, 'B S']]:
+  """Token lists to arrays of `width` places, padded on the right. -> tokens, mask"""
   mask = (np.arange(width) < np.array([len(r) for r in rows])[:, None]).astype(np.int32)
   tokens = np.zeros(mask.shape, np.int32)
   tokens[mask > 0] = [i for r in rows for i in r]
   return tokens, mask
 
 
-def embed(encoder, texts, mesh, budget=0, per_octave=4, advance=None):
+def embed(encoder: Encoder, texts: Sequence[str], mesh: jax.sharding.Mesh, budget: int = 0,
+          per_octave: int = 4, advance: Callable[[int], Any] | None = None
+          ) -> tuple[Float32[np.ndarray, 'N D'], dict]:
   """Vectors of texts, those of like length together.
 
-  budget: padded tokens of one batch, 0 for what suits the device. -> (N, d) float32, {'tokens',
-  'padding' (share of places that are padding), 'batches', 'cut' (texts that were longer than the
-  encoder reads)}. Raises DataError naming the first text whose vector is not finite.
+  budget: padded tokens of one batch, 0 for what suits the device. per_octave: as of `rung`.
+  advance: called with how many texts are done. -> vectors, {'tokens', 'padding' (share of places
+  that are padding), 'batches', 'cut' (texts that were longer than the encoder reads)}. Raises
+  DataError naming the first text whose vector is not finite.
   """
   rows = encoder.ids(texts)
   lengths = np.array([len(r) for r in rows])
@@ -123,48 +133,51 @@ def embed(encoder, texts, mesh, budget=0, per_octave=4, advance=None):
   ways = max(1, mesh.size // mesh.shape.get('model', 1))
   on_cpu = mesh.devices.flat[0].platform == 'cpu'
   budget = budget or ways * (ON_CPU if on_cpu else ON_ACCELERATOR)
-  run, out, at, places = jax.jit(encoder.run), [], 0, 0
+  run, outputs, start, places = jax.jit(encoder.run), [], 0, 0
   with jax.set_mesh(mesh):
-    while at < len(order):
-      width = rung(lengths[order[at]], per_octave)
-      left = 1 << (len(order) - at - 1).bit_length()
+    while start < len(order):
+      width = rung(lengths[order[start]], per_octave)
+      left = 1 << (len(order) - start - 1).bit_length()
       size = max(ways, min(budget // width, left) // ways * ways)
-      some = order[at:at + size]
-      tokens, mask = padded([rows[i] for i in some] + [[]] * (size - len(some)), width)
+      indices = order[start:start + size]
+      tokens, mask = padded([rows[i] for i in indices] + [[]] * (size - len(indices)), width)
       batch = loop.place({'tokens': tokens, 'mask': mask}, mesh)
-      out.append((some, run(encoder.variables, batch['tokens'], batch['mask'])))
-      at, places = at + size, places + tokens.size
-      if len(out) > 1:  # one batch computes while the one before comes back
-        out[-2] = (out[-2][0], multihost.to_host(out[-2][1]))
+      outputs.append((indices, run(encoder.variables, batch['tokens'], batch['mask'])))
+      start, places = start + size, places + tokens.size
+      if len(outputs) > 1:  # one batch computes while the one before comes back
+        outputs[-2] = (outputs[-2][0], multihost.to_host(outputs[-2][1]))
       if advance:
-        advance(len(some))
-  found = np.zeros((len(texts), encoder.width), np.float32)
-  for some, z in out:
-    found[some] = multihost.to_host(z)[:len(some)]
-  if not np.isfinite(found).all():
-    bad = int((~np.isfinite(found)).any(1).argmax())
+        advance(len(indices))
+  vectors = np.zeros((len(texts), encoder.width), np.float32)
+  for indices, batch_vectors in outputs:
+    vectors[indices] = multihost.to_host(batch_vectors)[:len(indices)]
+  if not np.isfinite(vectors).all():
+    bad = int((~np.isfinite(vectors)).any(1).argmax())
     raise DataError(f'the vector of text {bad} is not finite; try --config.llm.dtype=float32')
   total = int(lengths.sum())
-  return found, {'tokens': total, 'padding': round(1 - total / places, 4), 'batches': len(out),
-                 'cut': int((lengths >= encoder.about['most']).sum())}
+  return vectors, {'tokens': total, 'padding': round(1 - total / places, 4),
+                   'batches': len(outputs),
+                   'cut': int((lengths >= encoder.about['most']).sum())}
 
 
-def embed_kept(work, encoder, texts, title):
+def embed_kept(work: Workdir, encoder: Encoder, texts: Sequence[str],
+               title: str) -> tuple[Float32[np.ndarray, 'N D'], dict]:
   """`embed` on the mesh of a running stage, in pieces that the stage finds again after a kill.
 
   title: of the progress bar, its own for each call of a stage. -> as `embed`
   """
-  found, infos = [np.zeros((0, encoder.width), np.float32)], []
+  vectors, infos = [np.zeros((0, encoder.width), np.float32)], []
   with work.progress(title, len(texts), unit='text') as advance:
-    for at in range(0, len(texts), PIECE):
-      def make(part=texts[at:at + PIECE]):
-        vectors, info = embed(encoder, part, work.mesh)
-        return {'vectors': vectors, 'info': json.dumps(info)}
-      piece = sharded_stage.compute_once(work, f'{title}-{at}', make)
-      found.append(piece['vectors'])
+    for start in range(0, len(texts), PIECE):
+      def make(part=texts[start:start + PIECE]):
+        part_vectors, info = embed(encoder, part, work.mesh)
+        return {'vectors': part_vectors, 'info': json.dumps(info)}
+      piece = sharded_stage.compute_once(work, f'{title}-{start}', make)
+      vectors.append(piece['vectors'])
       infos.append(json.loads(str(piece['info'])))
-      advance(len(found[-1]))
+      advance(len(vectors[-1]))
   tokens, batches, cut = (sum(i[k] for i in infos) for k in ('tokens', 'batches', 'cut'))
   places = sum(i['tokens'] / (1 - i['padding']) for i in infos)
-  return np.concatenate(found), {'tokens': tokens, 'padding': round(1 - tokens / max(places, 1), 4),
-                                 'batches': batches, 'cut': cut}
+  return np.concatenate(vectors), {
+      'tokens': tokens, 'padding': round(1 - tokens / max(places, 1), 4), 'batches': batches,
+      'cut': cut}

@@ -121,8 +121,8 @@ class PrefixTest(parameterized.TestCase):
     found = []
     made = turn.examples(turns)
     for one in made:
-      self.assertLen({len(one.ids), len(one.weights), *map(len, one.marks.values())}, 1)
-      for start, stop in runs(one.weights):
+      self.assertLen({len(one.ids), len(one.learnt), *map(len, one.marks.values())}, 1)
+      for start, stop in runs(one.learnt):
         ids, marks = one.ids.tolist(), {k: v[start:stop - 1].tolist() for k, v in one.marks.items()}
         self.assertIn(ids[stop - 1], turn.tokenizer.eos_ids)
         found.append((ids[:start], (ids[start:stop - 1], marks['node'], marks['item'])))
@@ -180,7 +180,7 @@ class PrefixTest(parameterized.TestCase):
     for name in ('llama 2', 'another end', 'plain words'):
       one = renderer(tokenizer(TEMPLATES[name])).examples(TURNS[:3])[0]
       end, = tokenizer('').eos_ids
-      self.assertEqual(one.ids[one.weights].tolist()[-1], end)
+      self.assertEqual(one.ids[one.learnt].tolist()[-1], end)
 
   def test_another_day_asks_alike(self):
     base, seen = tokenizer(TEMPLATES['llama 3']), []

@@ -152,7 +152,7 @@ class RenderTest(parameterized.TestCase):
       sft_data.message('assistant', ['fine']),
     ]
     (one,) = turn.examples(turns)
-    learnt = one.ids[one.weights].tolist()
+    learnt = one.ids[one.learnt].tolist()
     want = turn.answer(sft_data.numbered_list([4]))[0] + [made.eos_ids[0]] + made.encode('fine') + [
         made.eos_ids[0]]
     self.assertEqual(learnt, want)
@@ -170,7 +170,7 @@ class RenderTest(parameterized.TestCase):
     prompt = turn.tokens(ask)
     self.assertEqual(one.ids[:len(prompt)].tolist(), prompt)
     self.assertEqual(prompt.count(turn.soi), 2)  # the wish is plain text
-    self.assertFalse(one.weights[:len(prompt)].any())
+    self.assertFalse(one.learnt[:len(prompt)].any())
     at = prompt.index(turn.soi) + 1
     row = [*some.title_tokens[1], turn.eoi]
     self.assertEqual(prompt[at:at + len(row)], row)

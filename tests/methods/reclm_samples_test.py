@@ -27,7 +27,8 @@ from recjax.methods.reclm import train as train_lib
 from recjax.models import embedding_resize, llm
 from recjax.text import prompt_templates
 from recjax.text import tokenizer as tokenizer_lib
-from recjax.training import conversation_sft, microbatch
+from recjax.training import microbatch
+from recjax.training import sft as tuning
 from recjax.training.losses import trie_masked
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -341,7 +342,7 @@ class AverageTest(parameterized.TestCase):
              [said('user', 'Why so?'), said('assistant', ['Because of that.']),
               said('user', 'Two?'), said('assistant', written([6, 1]))]]
     self.examples = [one for t in talks for one in turn.examples(t)]
-    self.packed = conversation_sft.pack(self.examples, 192, [], chat_encoding.MARKS)
+    self.packed = tuning.pack_conversations(self.examples, 192, [], chat_encoding.MARKS)
     self.hidden = jax.jit(lambda params, ids: self.chat_model.model.apply(
         {'params': params}, ids, jax.numpy.arange(192)[None], ids * 0 + 1)[0])
     keys = jax.random.split(jax.random.key(1))
@@ -358,7 +359,7 @@ class AverageTest(parameterized.TestCase):
     logits = hidden @ np.array(llm.head_matrix(params, self.chat_model.model.cfg))
     rows = [[*r, self.chat_model.eoi] for r in self.stock.title_tokens]
     nll, inside, fetched, prefix = [], [], [], None
-    for at in np.flatnonzero(one.weights):
+    for at in np.flatnonzero(one.learnt):
       label, scores = ids[at], logits[at - 1].copy()
       title = prefix is not None
       if title and masked and label != self.chat_model.eoi:
@@ -381,7 +382,7 @@ class AverageTest(parameterized.TestCase):
     cfg = config(grounding=grounding, ret=dict(alpha=2.0), train=dict(
         {'average': average, 'prompt': 0.0, 'free': 0.0, 'scope': 'all', 'scope_end': False,
          'gamma': 0.0}, **changes))
-    batch = self.packed.arrays(range(len(self.packed.members)), len(self.packed.members) + 1)
+    batch = self.packed.batch(num_rows=len(self.packed.rows) + 1)
     sums = lambda *a: train_lib.loss_sums(cfg, self.chat_model, [], self.table, 16, *a)  # noqa: E731
     learnt = lambda *a: (sums(*a)[0]['valid_loss'], sums(*a)[1])  # noqa: E731
     run = microbatch.accumulate_sums(learnt)(parts) if parts > 1 else microbatch.mean(learnt)
@@ -410,8 +411,8 @@ class AverageTest(parameterized.TestCase):
 
   def test_requests_count_within_their_sample(self):
     def with_requests(one):
-      nll = self.by_hand(dataclasses.replace(one, weights=np.arange(len(one.ids)) > 0), False)[0]
-      weight = np.where(one.weights[1:], 1, .5)
+      nll = self.by_hand(dataclasses.replace(one, learnt=np.arange(len(one.ids)) > 0), False)[0]
+      weight = np.where(one.learnt[1:], 1, .5)
       return (nll * weight).sum() / weight.sum()
     want = np.mean([with_requests(one) for one in self.examples])
     self.assertAlmostEqual(self.loss('samples', scope='none', prompt=.5), want, delta=1e-4)
@@ -475,7 +476,7 @@ class MaskTest(absltest.TestCase):
     turn = chat_encoding.ChatEncoder(made, stock.title_tokens, speaker.soi, speaker.eoi, nodes)
     drawn = offline_samples.run_samples(cfg, shop(12), stock, teach, [('Why?', 'So.')])
     made = [one for e in drawn['train'] for s in e for one in turn.examples(s.turns)]
-    packed = conversation_sft.pack(made, 256, [], chat_encoding.MARKS)
+    packed = tuning.pack_conversations(made, 256, [], chat_encoding.MARKS)
 
     def judged(rows, **changes):
       sums = lambda *a: train_lib.loss_sums(  # noqa: E731
@@ -510,7 +511,7 @@ class MaskTest(absltest.TestCase):
     self.assertSameElements(few, ['valid_loss', 'item_nll'])
     for name, value in few.items():  # batches are larger on more devices
       self.assertAlmostEqual(many[name], value, places=5)
-    everything = packed.arrays(range(len(packed.members)), len(packed.members))
+    everything = packed.batch()
     answers = everything['weights'].sum()
     requests = (everything['segments'] > 0).sum() - answers
     alone, once, twice = (judged(2, prompt=w)['valid_loss'] for w in (0.0, 1.0, 2.0))

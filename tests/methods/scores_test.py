@@ -27,7 +27,8 @@ from recjax.methods.etegrec import joint_training as coding
 from recjax.methods.reclm import chat_encoding, generation, tokenized_catalog
 from recjax.methods.reclm import train as train_lib
 from recjax.models import llm, lora, semantic_id_t5, t5
-from recjax.training import conversation_sft, sft
+from recjax.text.packing import TokenSample
+from recjax.training import sft
 from recjax.training.losses import trie_masked
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -80,7 +81,7 @@ def language_model():
              for i in range(24)]
   packed = sft.pack(asked, replies, 'all')
   return model, learn(lambda p: sft.loss_sums(
-      model, packed.prefix, {'params': p}, packed.rows)[0] / packed.tokens, params)
+      model, packed.prefix, {'params': p}, packed.batch())[0] / packed.tokens, params)
 
 
 @functools.cache
@@ -154,7 +155,7 @@ class InstructTest(parameterized.TestCase):
 
   def logp(self, prompt, row):
     packed = sft.pack([prompt], [row], 'response', prefix=sft.common_prefix(PROMPTS))
-    total, count = answered()(packed.rows)
+    total, count = answered()(packed.batch())
     self.assertEqual(float(count), len(row))
     return -float(total)
 
@@ -233,13 +234,13 @@ class ReclmTest(parameterized.TestCase):
         late = np.arange(len(ids)) >= len(before)
         node = np.full(len(ids), trie_masked.FREE, np.int32)
         node[late] = nodes[i]
-        packed = conversation_sft.pack(
-          [conversation_sft.Example(ids, late, {'node': node, 'item': -1 * late})],
+        packed = sft.pack_conversations(
+          [TokenSample(ids, late, {'node': node, 'item': -1 * late})],
           64,
           PROMPTS[0][:2],
           chat_encoding.MARKS,
         )
-        sums, count = run({'params': speaker.params}, (), packed.arrays([0], 1))
+        sums, count = run({'params': speaker.params}, (), packed.batch([0]))
         assert float(count) == len(title)
         out[b, i] = float(sums['valid_loss'])
     return out
@@ -281,10 +282,10 @@ class ReclmTest(parameterized.TestCase):
       for item, value in zip(row, jax.nn.log_softmax(jnp.asarray(values))):
         ids = np.array([*prompt, 11, 9, SOI])
         late = np.arange(len(ids)) == len(ids) - 1
-        packed = conversation_sft.pack([conversation_sft.Example(ids, late, {
+        packed = sft.pack_conversations([TokenSample(ids, late, {
             'node': np.full(len(ids), trie_masked.FREE), 'item': late * item})], 64, PROMPTS[0][:2],
                                chat_encoding.MARKS)
-        sums, _ = run({'params': speaker.params, **extra}, (), packed.arrays([0], 1))
+        sums, _ = run({'params': speaker.params, **extra}, (), packed.batch([0]))
         np.testing.assert_allclose(value, -float(sums['item_nll']), atol=1e-4)
 
 

@@ -27,23 +27,23 @@ def packed(count=60):
   rng = np.random.default_rng(0)
   prompts = [PREFIX + rng.integers(10, 96, 1 + n % 7).tolist() for n in range(count)]
   answers = [rng.integers(10, 96, 1 + n * n % 40).tolist() for n in range(count)]
-  rows = sft.pack(prompts, answers, 'all', 64, PREFIX)
-  at = np.arange(len(rows.rows['tokens']))[:, None]
-  rows.rows['weights'] *= np.arange(rows.rows['tokens'].shape[1]) < 10 * (at % 6 + 1)
-  return rows
+  batch = sft.pack(prompts, answers, 'all', 64, PREFIX).batch()
+  at = np.arange(len(batch['tokens']))[:, None]
+  batch['weights'] *= np.arange(batch['tokens'].shape[1]) < 10 * (at % 6 + 1)
+  return batch
 
 
 def instruct_case():
-  rows = packed()
+  batch = packed()
   model, params = llm.LM(SHAPE), llm.init(SHAPE, jax.random.key(0))
   def sums(train, frozen, batch):
-    return sft.loss_sums(model, rows.prefix, {'params': frozen, 'lora': train}, batch)
-  return sums, params, rows.rows
+    return sft.loss_sums(model, PREFIX, {'params': frozen, 'lora': train}, batch)
+  return sums, params, batch
 
 
 def betag_case():
   model, params = llm.LM(SHAPE), llm.init(SHAPE, jax.random.key(0))
-  batch = {k: v for k, v in packed().rows.items() if not k.startswith('first')}
+  batch = {k: v for k, v in packed().items() if not k.startswith('first')}
   batch |= {'first': np.array([11], np.int32), 'first_weight': np.array([9], np.float32)}
   def sums(train, frozen, batch):
     return betag.loss_sums(model, PREFIX, train, frozen, batch)

@@ -16,7 +16,7 @@ class ScheduleTest(parameterized.TestCase):
   @parameterized.parameters((39, 5e-5), (78, 1e-4), (78 + (6250 - 78) // 2, 2.5075e-5),
                             (6250, 1e-7))
   def test_reclm_as_published(self, step, want):
-    """reclm.md 3.4: 6,250 steps, 78 of warm-up, then with the square down to 1e-7."""
+    """As RecLM is released: 6,250 steps, 78 of warm-up, then with the square down to 1e-7."""
     rate = optim.schedule(types.SimpleNamespace(lr=1e-4, warmup=78, schedule='square'), 6250)
     self.assertAlmostEqual(float(rate(step)) / want, 1, places=4)
 

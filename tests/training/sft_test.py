@@ -50,7 +50,7 @@ class PackTest(parameterized.TestCase):
     prompts, answers = samples(13)
     packed = sft.pack(prompts, answers, loss_on, row)
     self.assertEqual(packed.prefix, [1, 2, 3])
-    total, count = sft.loss_sums(llm.LM(SHAPE), packed.prefix, {'params': params}, packed.rows)
+    total, count = sft.loss_sums(llm.LM(SHAPE), packed.prefix, {'params': params}, packed.batch())
     want, tokens = alone(params, prompts, answers, loss_on)
     self.assertEqual((int(count), packed.tokens), (tokens, tokens))
     self.assertAlmostEqual(float(total), want, delta=1e-3 * want)
@@ -137,9 +137,9 @@ class TuneTest(parameterized.TestCase):
     self.assertNotEmpty(losses[0])
     np.testing.assert_allclose(*losses, rtol=1e-5)
 
-  def test_whole_gives_every_row_once(self):
+  def test_every_row_comes_once(self):
     packed = sft.pack(*samples(9), 'response', 0, [1, 2, 3])
-    rows = list(sft.whole(packed, 2))
+    rows = list(sft.batches_once(packed, 2))
     self.assertTrue(all(len(r['tokens']) == 2 for r in rows))
     self.assertEqual(sum(float(r['weights'].sum()) for r in rows), packed.tokens)
 

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
-from jaxtyping import Array, Int, PyTree
+from jaxtyping import Array, PyTree
 from ml_collections import ConfigDict, FrozenConfigDict
 
 from recjax.data.batches import halving_draws, pad_batch
@@ -21,14 +21,12 @@ from recjax.distributed.sharding import num_batch_shards
 from recjax.errors import DataError
 from recjax.methods.betag import prompts
 from recjax.models import huggingface, layers, llm, lora
-from recjax.text import chat_template
+from recjax.text import chat_template, packing
 from recjax.text.tokenizer import Tokenizer
 from recjax.training import llm_loading, loop, microbatch
 from recjax.training.loop import Task, fit
 from recjax.training.losses import lm
 from recjax.training.workdir import Workdir
-
-ROW_STEP = 64   # rows are a multiple of this long
 
 FILL = 0.88     # share of a row that samples in order fill, about
 
@@ -89,10 +87,10 @@ class SampleBatches:
     sizes = np.concatenate([
         [len(ids) - 1 for ids, _ in self.samples(range(start, min(start + 4096, len(self.draws))))]
         for start in range(0, len(self.draws), 4096)])
-    self.row = -(-max(train.row_tokens, sizes.max()) // ROW_STEP) * ROW_STEP
+    self.row = packing.round_row(max(train.row_tokens, int(sizes.max())))
     self.ways = num_batch_shards(mesh)
     self.rows = max(1, round(sizes.mean() * train.batch / (FILL * self.row)))
-    self.plan = plan_batches(sizes, self.rows, self.row)
+    self.plan = packing.pack_in_order(sizes, self.rows, self.row)
     self.counts = {
         'sequences': len(lengths), 'dropped_short': len(sequences) - len(lengths),
         'prefix_tokens': len(self.prefix), 'sample_tokens': int(sizes.sum()),
@@ -128,46 +126,16 @@ class SampleBatches:
   def __getitem__(self, i: int) -> dict[str, np.ndarray]:
     start, members = self.plan[i % len(self)]
     count = sum(map(len, members))
-    batch = self.samples(range(start, start + count))
-    arrays = {k: np.zeros((self.rows, self.row), np.int32)
-           for k in ('tokens', 'positions', 'segments', 'targets')}
-    arrays['weights'] = np.zeros((self.rows, self.row), np.float32)
     late = self.cfg.train.loss_on == 'continuation'
-    for r, chosen in enumerate(members):
-      start_place = 0
-      for s, j in enumerate(chosen, 1):
-        ids, boundary = batch[j]
-        here = slice(start_place, start_place + len(ids) - 1)
-        arrays['tokens'][r, here], arrays['targets'][r, here] = ids[:-1], ids[1:]
-        arrays['positions'][r, here] = len(self.prefix) + np.arange(len(ids) - 1)
-        arrays['segments'][r, here], arrays['weights'][r, here] = s, 1
-        if late:
-          arrays['weights'][r, start_place:start_place + boundary - 1] = 0
-        start_place = here.stop
+    samples = []
+    for ids, boundary in self.samples(range(start, start + count)):
+      ids = np.array(self.prefix + ids, np.int32)
+      unlearnt = len(self.prefix) + (boundary if late else 0)
+      samples.append(packing.TokenSample(ids, np.arange(len(ids)) >= unlearnt))
+    batch = packing.PackedSamples(self.prefix, samples, members, self.row).batch()
     first = 0 if late else count  # all samples begin alike, with the heading
-    return {**pad_batch(arrays, self.ways), 'first': np.array([self.heading[0]], np.int32),
+    return {**pad_batch(batch, self.ways), 'first': np.array([self.heading[0]], np.int32),
             'first_weight': np.array([first], np.float32)}
-
-
-def plan_batches(sizes: Int[np.ndarray, ' M'], rows: int,
-                 row: int) -> list[tuple[int, list[list[int]]]]:
-  """Fills batches with samples in order, each into the first row with room.
-
-  sizes: (M,), none above `row`. rows: of a batch. -> [(first sample, [[place in the batch] for each
-  row])]
-  """
-  out, start = [], 0
-  room, members = [row] * rows, [[] for _ in range(rows)]
-  for i, size in enumerate(sizes.tolist()):
-    r = next((r for r in range(rows) if room[r] >= size), None)
-    if r is None:
-      out.append((start, members))
-      start, r = i, 0
-      room, members = [row] * rows, [[] for _ in range(rows)]
-    room[r] -= size
-    members[r].append(i - start)
-  return [*out, (start, members)]
-
 
 @dataclasses.dataclass(frozen=True)
 class DrawSettings:

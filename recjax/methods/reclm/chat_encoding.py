@@ -7,8 +7,8 @@ from collections.abc import Sequence
 import numpy as np
 
 from recjax.text import chat_template
+from recjax.text.packing import TokenSample
 from recjax.text.tokenizer import Tokenizer
-from recjax.training.conversation_sft import Example
 from recjax.training.losses import trie_masked
 
 MARKS = {'node': trie_masked.FREE, 'item': 0}
@@ -52,7 +52,7 @@ class ChatEncoder:
       items += [part, *[-1] * len(title_ids)]
     return ids, nodes, items
 
-  def examples(self, turns: Sequence[dict]) -> list[Example]:
+  def examples(self, turns: Sequence[dict]) -> list[TokenSample]:
     """A conversation as training sees it: every answer behind the very tokens that ask for it.
 
     It is one row as long as the template keeps what was learnt as it was. Where it lays an earlier
@@ -77,10 +77,10 @@ class ChatEncoder:
 
   @staticmethod
   def example(ids: Sequence[int], weights: Sequence[bool], nodes: Sequence[int],
-              items: Sequence[int] | np.ndarray) -> Example:
-    """Columns of tokens as an Example. ids, weights, nodes, items: of each token."""
-    return Example(np.array(ids, np.int32), np.array(weights),
-                   {'node': np.array(nodes, np.int32), 'item': np.array(items, np.int32)})
+              items: Sequence[int] | np.ndarray) -> TokenSample:
+    """Columns of tokens as a TokenSample. ids, weights, nodes, items: of each token."""
+    return TokenSample(np.array(ids, np.int32), np.array(weights),
+                       {'node': np.array(nodes, np.int32), 'item': np.array(items, np.int32)})
 
   def ending(self, turns: Sequence[dict]) -> list[int]:
     """What is learnt behind the answer that ends `turns`: an end token, and what the template

@@ -34,8 +34,9 @@ from recjax.models import embedding_resize, huggingface, llm, lora
 from recjax.models import layers as layers_lib
 from recjax.run_files import read_json
 from recjax.text import tokenizer as tokenizers
+from recjax.text.packing import PackedSamples
 from recjax.text.tokenizer import Tokenizer
-from recjax.training import conversation_sft, llm_loading, loop, microbatch
+from recjax.training import llm_loading, loop, microbatch, sft
 from recjax.training import sequential as plain_arrays
 from recjax.training.loop import Task, fit
 from recjax.training.losses import item_losses, trie_masked
@@ -183,12 +184,14 @@ def stage(work: Workdir, cfg: ConfigDict, dataset: Dataset, llm_dir: Path, teach
   parts, counts = encode_samples(
     cfg, dataset, tokenized, chat_model, trie, teacher.make_teacher(teacher_dir, dataset), talk
   )
-  prefix = conversation_sft.shared_prefix(parts['train'] + parts['valid'])
+  prefix = sft.common_prefix([
+    example.ids[:example.learnt.argmax()].tolist() for example in parts['train'] + parts['valid']
+  ])
   train, valid = (
-    conversation_sft.pack(parts[part], cfg.train.row_tokens, prefix, chat_encoding.MARKS)
+    sft.pack_conversations(parts[part], cfg.train.row_tokens, prefix, chat_encoding.MARKS)
     for part in ('train', 'valid')
   )
-  batches, steps_of_epochs = conversation_sft.batches(train, cfg.train.batch, work.mesh, cfg.seed)
+  batches, steps_of_epochs = sft.shuffled_batches(train, cfg.train.batch, work.mesh, cfg.seed)
   items = (
     item_embeddings.item_vectors(work, cfg, teacher_dir, dataset, llm_dir)
     if cfg.grounding == 'ret'
@@ -205,7 +208,7 @@ def stage(work: Workdir, cfg: ConfigDict, dataset: Dataset, llm_dir: Path, teach
   save_model(work, cfg, chat_model, llm_dir, trained)
   return {**counts, 'chat_left_out': num_left_out, 'steps': steps,
           'trained': layers_lib.count_params(trained), 'shared_prefix': len(prefix),
-          'rows': len(train.members), 'row': train.row,
+          'rows': len(train.rows), 'row': train.row_tokens,
           **{note: count for note, count in tokenized.notes.items() if count}}
 
 
@@ -215,7 +218,7 @@ def encode_samples(cfg: ConfigDict, dataset: Dataset, tokenized: tokenized_catal
   """Examples of every epoch, and of validation.
 
   trie: of the titles. teach, talk: as in `offline_samples.run_samples`. Those longer than
-  prompt.max_prompt_tokens are counted and left out. -> {part: [Example]}, counts
+  prompt.max_prompt_tokens are counted and left out. -> {part: [TokenSample]}, counts
   """
   nodes = trie_masked.title_nodes(
     trie.first, trie.tok, [[*title_ids, chat_model.eoi] for title_ids in tokenized.title_tokens]
@@ -306,7 +309,7 @@ def project(layers: Sequence[dict[str, Array]],
 
 
 def make_task(cfg: ConfigDict, chat_model: ChatModel, trie: Trie, items: np.ndarray | None,
-              train: conversation_sft.Packed, valid: conversation_sft.Packed, batches: Any,
+              train: PackedSamples, valid: PackedSamples, batches: Any,
               num_shards: int = 1) -> Task:
   """The optimization problem of `fit`.
 
@@ -345,7 +348,7 @@ def make_task(cfg: ConfigDict, chat_model: ChatModel, trie: Trie, items: np.ndar
   )
 
 
-def make_validator(sums: Callable, valid: conversation_sft.Packed, rows: int,
+def make_validator(sums: Callable, valid: PackedSamples, rows: int,
                    alpha: float = 0.0) -> Callable:
   """Means over held-out lists: `title_nll` is a mean over the tokens of titles, whatever the loss
   is, so runs with another `train.scope` compare.
@@ -353,7 +356,7 @@ def make_validator(sums: Callable, valid: conversation_sft.Packed, rows: int,
   valid: packed lists. sums: as `loss_sums`. rows: that are judged together. alpha: ret's weight of
   items in the loss. -> validate(train, frozen) -> {name: value}
   """
-  sum_all = conversation_sft.judge_by(sums, valid, rows)
+  sum_all = sft.evaluator(sums, valid, rows)
 
   def validate(train, frozen):
     values = sum_all(train, frozen)
@@ -367,10 +370,10 @@ def make_validator(sums: Callable, valid: conversation_sft.Packed, rows: int,
   return validate
 
 
-def max_fetched_items(packed: conversation_sft.Packed, rows: int) -> int:
+def max_fetched_items(packed: PackedSamples, rows: int) -> int:
   """Room for the items that a batch of so many rows asks for. packed: conversations."""
-  max_items = max(sum(int((packed.examples[example].marks['item'] > 0).sum()) for example in row)
-                  for row in packed.members)
+  max_items = max(sum(int((packed.samples[example].marks['item'] > 0).sum()) for example in row)
+                  for row in packed.rows)
   return -(-max_items * rows // 8) * 8
 
 
@@ -381,19 +384,19 @@ def loss_sums(cfg: ConfigDict, chat_model: ChatModel, prefix: Sequence[int],
   as released, over conversations: each the mean of its own tokens.
 
   prefix: tokens that all conversations begin with. scope: of the trie's nodes. max_items: that a
-  batch asks for. train, frozen: what learns and what does not. batch: as `conversation_sft` makes
+  batch asks for. train, frozen: what learns and what does not. batch: as `PackedSamples` makes
   it. -> {'valid_loss': what is minimized, 'title_nll': of the `titles` tokens of titles and their
   ends among what the catalog allows}
   """
   variables = model_variables(cfg, chat_model, train, frozen)
-  hidden = conversation_sft.states(chat_model.model, prefix, variables, batch)
+  hidden = sft.hidden_states(chat_model.model, prefix, variables, batch)
   head = llm.head_matrix(variables['params'], chat_model.model.cfg)
   columns = {column: batch[column].reshape(-1) for column in ('targets', 'weights', 'node', 'item')}
 
   def weigh(token_weights):  # how much each token counts
     if cfg.train.average == 'tokens':
       return token_weights
-    return conversation_sft.shares(
+    return sft.sample_weights(
       token_weights.reshape(batch['segments'].shape), batch['segments']
     ).reshape(-1)
 

@@ -1,11 +1,14 @@
 """Contrastive losses over pairs of vectors, and gradient caching for batches beyond memory.
 
-B pairs of width d; all losses are float32 scalars, unchanged where both sides are permuted alike.
+B pairs of width D; all losses are float32 scalars, unchanged where both sides are permuted alike.
 Where `x` and `y` hold the vectors of all devices the negatives are global; nothing else is needed.
 """
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jaxtyping import Array, Bool, Float
 
 from recjax.errors import ConfigError
 
@@ -13,11 +16,15 @@ KINDS = ('infonce', 'soft_target', 'decoupled')
 
 NEVER = -1e30
 
+Scalar = Float[Array, ''] | float
 
-def loss(x, y, tau, kind='infonce', valid=None):
-  """A loss by name. x, y: (B, d). valid: (B,) bool, which pairs count. -> ()
 
-  Raises ConfigError for an unknown kind, or fewer than two pairs: there would be no negatives.
+def loss(x: Float[Array, 'B D'], y: Float[Array, 'B D'], tau: Scalar, kind: str = 'infonce',
+         valid: Bool[Array, ' B'] | None = None) -> Float[Array, '']:
+  """A mean loss by name: row i of `x` and of `y` are a pair, all other rows negatives.
+
+  tau: temperature. kind: one of KINDS. valid: which pairs count, all if None. Raises ConfigError
+  for an unknown kind, or fewer than two pairs: there would be no negatives.
   """
   if kind not in KINDS:
     raise ConfigError(f'contrastive loss {kind!r} is unknown; choose one of {", ".join(KINDS)}')
@@ -25,64 +32,60 @@ def loss(x, y, tau, kind='infonce', valid=None):
     raise ConfigError(f'a contrastive loss needs two pairs or more, there is {len(x)}; raise the '
                       'batch')
   valid = jnp.ones(len(x), bool) if valid is None else valid
-  return {'infonce': info_nce, 'soft_target': soft_target, 'decoupled': decoupled}[kind](
-      x.astype(jnp.float32), y.astype(jnp.float32), tau, valid)
+  losses = {'infonce': each_info_nce, 'soft_target': each_soft_target,
+            'decoupled': each_decoupled}[kind]
+  rows, columns = losses(x.astype(jnp.float32), y.astype(jnp.float32), tau, valid)
+  return jnp.where(valid, (rows + columns) / 2, 0).sum() / jnp.maximum(valid.sum(), 1)
 
 
-def info_nce(x, y, tau, valid):
-  """Symmetric cross-entropy over cosines: each vector finds its partner among all, both ways."""
-  rows, columns = each_info_nce(x, y, tau, valid)
-  return _mean((rows + columns) / 2, valid)
+def each_info_nce(x: Float[Array, 'B D'], y: Float[Array, 'B D'], tau: Scalar,
+                  valid: Bool[Array, ' B']) -> tuple[Float[Array, ' B'], Float[Array, ' B']]:
+  """Cross-entropy over cosines: each vector finds its partner among all, from x and from y.
 
-
-def each_info_nce(x, y, tau, valid):
-  """The losses by row and by column. -> (B,), (B,)"""
+  tau, valid: as of `loss`. van den Oord et al., arXiv 1807.03748; both ways as CLIP has it.
+  """
   scores = _dot(unit(x), unit(y)) / tau
-  own = jnp.diagonal(scores)
+  pair_scores = jnp.diagonal(scores)
   down = jnp.where(valid[:, None], scores, NEVER)
   along = jnp.where(valid, scores, NEVER)
-  return jax.nn.logsumexp(along, 1) - own, jax.nn.logsumexp(down, 0) - own
+  return jax.nn.logsumexp(along, 1) - pair_scores, jax.nn.logsumexp(down, 0) - pair_scores
 
 
-def soft_target(x, y, tau, valid):
-  """Targets are the similarities inside both sides, and gradients flow through them (LLMEmb).
+def each_soft_target(x: Float[Array, 'B D'], y: Float[Array, 'B D'], tau: Scalar,
+                     valid: Bool[Array, ' B']) -> tuple[Float[Array, ' B'], Float[Array, ' B']]:
+  """Targets are the similarities inside both sides, and gradients flow through them.
 
-  A = X Y' / tau, T = softmax over rows of tau (X X' + Y Y') / 2; mean of the cross-entropies of A
-  with T and of A' with T'. Nothing is normalised and T's columns do not sum to one, as released.
+  A = X Y' / tau, T = softmax over rows of tau (X X' + Y Y') / 2; the cross-entropies of A with T
+  and of A' with T'. Nothing is normalized and T's columns do not sum to one, as in the released
+  code of LLMEmb (arXiv 2409.19925). tau, valid: as of `loss`.
   """
-  rows, columns = each_soft_target(x, y, tau, valid)
-  return _mean((rows + columns) / 2, valid)
-
-
-def each_soft_target(x, y, tau, valid):
-  """The cross-entropies by row and by column. -> (B,), (B,)"""
   scores = _dot(x, y) / tau
-  near = jnp.where(valid, tau * (_dot(x, x) + _dot(y, y)) / 2, NEVER)
-  aim = jax.nn.softmax(near, 1) * valid[:, None]
+  similarities = jnp.where(valid, tau * (_dot(x, x) + _dot(y, y)) / 2, NEVER)
+  targets = jax.nn.softmax(similarities, 1) * valid[:, None]
   along = jax.nn.log_softmax(jnp.where(valid, scores, NEVER), 1)
   down = jax.nn.log_softmax(jnp.where(valid[:, None], scores, NEVER), 0)
   both = valid & valid[:, None]
-  picked = lambda logs: jnp.where(both, aim * jnp.where(both, logs, 0), 0)  # noqa: E731
-  return -picked(along).sum(1), -picked(down).sum(0)
+
+  def weighted(log_probs):
+    return jnp.where(both, targets * jnp.where(both, log_probs, 0), 0)
+  return -weighted(along).sum(1), -weighted(down).sum(0)
 
 
-def decoupled(x, y, tau, valid):
-  """InfoNCE whose denominator leaves the partner out; it can be negative."""
-  rows, columns = each_decoupled(x, y, tau, valid)
-  return _mean((rows + columns) / 2, valid)
+def each_decoupled(x: Float[Array, 'B D'], y: Float[Array, 'B D'], tau: Scalar,
+                   valid: Bool[Array, ' B']) -> tuple[Float[Array, ' B'], Float[Array, ' B']]:
+  """InfoNCE whose denominator leaves the partner out; it can be negative.
 
-
-def each_decoupled(x, y, tau, valid):
-  """The losses by row and by column. -> (B,), (B,)"""
+  tau, valid: as of `loss`. Yeh et al., Decoupled Contrastive Learning, arXiv 2110.06848.
+  """
   scores = _dot(unit(x), unit(y)) / tau
-  other = jnp.where(jnp.eye(len(x), dtype=bool), NEVER, scores)
-  along = jax.nn.logsumexp(jnp.where(valid, other, NEVER), 1)
-  down = jax.nn.logsumexp(jnp.where(valid[:, None], other, NEVER), 0)
-  own = jnp.diagonal(scores)
-  return along - own, down - own
+  others = jnp.where(jnp.eye(len(x), dtype=bool), NEVER, scores)
+  along = jax.nn.logsumexp(jnp.where(valid, others, NEVER), 1)
+  down = jax.nn.logsumexp(jnp.where(valid[:, None], others, NEVER), 0)
+  pair_scores = jnp.diagonal(scores)
+  return along - pair_scores, down - pair_scores
 
 
-def unit(x):
+def unit(x: Float[Array, '*rows D']) -> Float[Array, '*rows D']:
   """Rows of length one; a row of zeros stays, with a finite gradient."""
   return x * lax.rsqrt(jnp.maximum((x * x).sum(-1, keepdims=True), 1e-24))
 
@@ -91,50 +94,42 @@ def _dot(x, y):
   return jnp.dot(x, y.T, precision=lax.Precision.HIGHEST)
 
 
-def _mean(each, valid):
-  return jnp.where(valid, each, 0).sum() / jnp.maximum(valid.sum(), 1)
-
-
-def cached(encode, judge, parts):
+def cached(encode: Callable, loss_of_vectors: Callable, parts: int) -> Callable:
   """Gradient caching: a loss over the vectors of a whole batch, encoded in `parts` pieces.
 
-  encode: (train, frozen, batch) -> (rows, ...) vectors, each row alone. judge: (train, vectors) ->
-  scalar. The vectors are made without keeping anything, the loss gives their gradient, and each
-  piece is encoded once more to take it back to `train`: as direct differentiation, in the memory
-  of one piece (Gao et al., RepL4NLP 2021). -> (train, frozen, batch) -> scalar
+  encode: (train, frozen, batch) -> (rows, ...) vectors, each row alone. loss_of_vectors: (train,
+  vectors) -> scalar. The vectors are made without keeping anything, the loss gives their gradient,
+  and each piece is encoded once more to take it back to `train`: as direct differentiation, in the
+  memory of one piece (Gao et al., RepL4NLP 2021). -> (train, frozen, batch) -> scalar
   """
-  def vectors(train, frozen, batch):
-    out = lax.map(lambda piece: encode(train, frozen, piece), _split(batch, parts))
-    return _join(out)
+  def encode_all(train, frozen, batch):
+    vectors = lax.map(lambda piece: encode(train, frozen, piece), _split(batch, parts))
+    return jnp.swapaxes(vectors, 0, 1).reshape(-1, *vectors.shape[2:])
 
   @jax.custom_vjp
   def run(train, frozen, batch):
-    return judge(train, vectors(train, frozen, batch))
+    return loss_of_vectors(train, encode_all(train, frozen, batch))
 
   def forward(train, frozen, batch):
-    z = vectors(train, frozen, batch)
-    value, (direct, dz) = jax.value_and_grad(judge, (0, 1))(train, z)
-    return value, (train, frozen, batch, direct, dz)
+    vectors = encode_all(train, frozen, batch)
+    value, (direct, vectors_grad) = jax.value_and_grad(loss_of_vectors, (0, 1))(train, vectors)
+    return value, (train, frozen, batch, direct, vectors_grad)
 
-  def backward(saved, g):
-    train, frozen, batch, direct, dz = saved
+  def backward(saved, grad):
+    train, frozen, batch, direct, vectors_grad = saved
 
-    def add(total, given):
-      piece, wanted = given
+    def add(total, piece_and_grad):
+      piece, piece_grad = piece_and_grad
       _, back = jax.vjp(lambda t: encode(t, frozen, piece), train)
-      return jax.tree.map(jnp.add, total, back(wanted)[0]), None
-    total, _ = lax.scan(add, direct, (_split(batch, parts), _split(dz, parts)))
-    return jax.tree.map(lambda x: x * g, total), None, None
+      return jax.tree.map(jnp.add, total, back(piece_grad)[0]), None
+    total, _ = lax.scan(add, direct, (_split(batch, parts), _split(vectors_grad, parts)))
+    return jax.tree.map(lambda x: x * grad, total), None, None
 
   run.defvjp(forward, backward)
   return run
 
 
 def _split(tree, parts):
-  """Every parts-th row in one piece, so that a piece lies on all devices. (B, …) -> (P, B/P, …)"""
+  """Every parts-th row in one piece, so that a piece lies on all devices: (P, B / P, ...)."""
   return jax.tree.map(
       lambda x: jnp.swapaxes(x.reshape(-1, parts, *x.shape[1:]), 0, 1), tree)
-
-
-def _join(x):
-  return jnp.swapaxes(x, 0, 1).reshape(-1, *x.shape[2:])

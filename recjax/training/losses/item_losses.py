@@ -1,6 +1,6 @@
-"""Losses over a catalogue of items (specification: sequential.md 3), each a value per position.
+"""Losses over a catalog of items, each a value per position; all in float32.
 
-T positions, D width, N items in rows 0..N - 1 of the table, K negatives. All in float32.
+T positions, D width, N items in rows 0..N - 1 of the table, K negatives, B users.
 """
 import functools
 
@@ -8,162 +8,188 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.sharding import PartitionSpec as P
+from jaxtyping import Array, Bool, Float, Int
 
 from recjax.distributed import sharding
 from recjax.errors import ConfigError
 
 DENSE = 64  # so many rows of a matmul cost about as much as one gathered row and its gradient
 
+NEVER = -1e30  # score of what nobody can choose
 
-def cross_entropy(states, table, targets, bias=None):
-  """Full softmax: -s+ + log-sum-exp of all scores. states (T, D), table (N, D), targets (T,)."""
+
+def cross_entropy(states: Float[Array, 'T D'], table: Float[Array, 'N D'],
+                  targets: Int[Array, ' T'], bias: Float[Array, ' N'] | None = None
+                  ) -> Float[Array, ' T']:
+  """Full softmax: -s+ + log-sum-exp of all scores."""
   logits = jnp.dot(states, table.T, preferred_element_type=jnp.float32)
   logits = logits if bias is None else logits + bias
   return jax.nn.logsumexp(logits, -1) - jnp.take_along_axis(logits, targets[:, None], 1)[:, 0]
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
-def chunked_cross_entropy(states, table, targets, bias, chunk):
+def chunked_cross_entropy(states: Float[Array, 'T D'], table: Float[Array, 'N D'],
+                          targets: Int[Array, ' T'], bias: Float[Array, ' N'],
+                          chunk: int) -> Float[Array, ' T']:
   """`cross_entropy` that never holds more than (T, chunk) scores, forward or backward.
 
-  bias: (N,), zeros for none. Saved for the backward pass: inputs and the log-sum-exp.
+  bias: zeros for none. Saved for the backward pass: inputs and the log-sum-exp.
   """
-  return _chunked(states, table, targets, bias, chunk)[0]
+  return _chunked_loss(states, table, targets, bias, chunk)[0]
 
 
-def _pieces(table, bias, chunk):
+def _table_chunks(table, bias, chunk):
   """The table in pieces of `chunk` rows, the last filled up with rows that nobody can choose."""
   pad = -len(table) % chunk
   table = jnp.pad(table, [(0, pad), (0, 0)]).reshape(-1, chunk, table.shape[1])
-  return table, jnp.pad(bias, (0, pad), constant_values=-1e30).reshape(-1, chunk)
+  return table, jnp.pad(bias, (0, pad), constant_values=NEVER).reshape(-1, chunk)
 
 
-def _chunked(states, table, targets, bias, chunk):
-  def add(carry, piece):
-    most, total = carry
-    rows, b = piece
-    logits = jnp.dot(states, rows.T, preferred_element_type=jnp.float32) + b
-    peak = jnp.maximum(most, logits.max(-1))
-    total = total * jnp.exp(most - peak) + jnp.exp(logits - peak[:, None]).sum(-1)
+def _chunked_loss(states, table, targets, bias, chunk):
+  def add_chunk(carry, table_chunk):
+    highest, total = carry
+    rows, row_bias = table_chunk
+    logits = jnp.dot(states, rows.T, preferred_element_type=jnp.float32) + row_bias
+    peak = jnp.maximum(highest, logits.max(-1))
+    total = total * jnp.exp(highest - peak) + jnp.exp(logits - peak[:, None]).sum(-1)
     return (peak, total), None
 
-  start = (jnp.full(len(states), -1e30), jnp.zeros(len(states)))
-  (most, total), _ = lax.scan(add, start, _pieces(table, bias, chunk))
-  lse = most + jnp.log(total)
-  own = (states * table[targets]).sum(-1).astype(jnp.float32) + bias[targets]
-  return lse - own, lse
+  start = (jnp.full(len(states), NEVER), jnp.zeros(len(states)))
+  (highest, total), _ = lax.scan(add_chunk, start, _table_chunks(table, bias, chunk))
+  log_total = highest + jnp.log(total)
+  target_scores = (states * table[targets]).sum(-1).astype(jnp.float32) + bias[targets]
+  return log_total - target_scores, log_total
 
 
 def _chunked_forward(states, table, targets, bias, chunk):
-  loss, lse = _chunked(states, table, targets, bias, chunk)
-  return loss, (states, table, targets, bias, lse)
+  loss, log_total = _chunked_loss(states, table, targets, bias, chunk)
+  return loss, (states, table, targets, bias, log_total)
 
 
-def _chunked_backward(chunk, saved, g):
-  states, table, targets, bias, lse = saved
+def _chunked_backward(chunk, saved, grad):
+  states, table, targets, bias, log_total = saved
 
-  def add(total, piece):
-    rows, b = piece
-    logits = jnp.dot(states, rows.T, preferred_element_type=jnp.float32) + b
-    share = jnp.exp(logits - lse[:, None]) * g[:, None]
-    return total + share @ rows, (share.T @ states, share.sum(0))
+  def add_chunk(states_grad, table_chunk):
+    rows, row_bias = table_chunk
+    logits = jnp.dot(states, rows.T, preferred_element_type=jnp.float32) + row_bias
+    logits_grad = jnp.exp(logits - log_total[:, None]) * grad[:, None]
+    return states_grad + logits_grad @ rows, (logits_grad.T @ states, logits_grad.sum(0))
 
-  total, (of_table, of_bias) = lax.scan(add, jnp.zeros_like(states), _pieces(table, bias, chunk))
-  of_table = of_table.reshape(-1, table.shape[1])[:len(table)]
-  of_table = of_table.at[targets].add(-g[:, None] * states)
-  of_bias = of_bias.reshape(-1)[:len(table)].at[targets].add(-g)
-  return total - g[:, None] * table[targets], of_table, None, of_bias
+  states_grad, (table_grad, bias_grad) = lax.scan(
+      add_chunk, jnp.zeros_like(states), _table_chunks(table, bias, chunk))
+  table_grad = table_grad.reshape(-1, table.shape[1])[:len(table)]
+  table_grad = table_grad.at[targets].add(-grad[:, None] * states)
+  bias_grad = bias_grad.reshape(-1)[:len(table)].at[targets].add(-grad)
+  return states_grad - grad[:, None] * table[targets], table_grad, None, bias_grad
 
 
 chunked_cross_entropy.defvjp(_chunked_forward, _chunked_backward)
 
 
-def sharded_cross_entropy(states, table, targets, bias, mesh, axis='model'):
+def sharded_cross_entropy(states: Float[Array, 'T D'], table: Float[Array, 'N D'],
+                          targets: Int[Array, ' T'], bias: Float[Array, ' N'],
+                          mesh: jax.sharding.Mesh, axis: str = 'model') -> Float[Array, ' T']:
   """`cross_entropy` with the table's rows over a mesh axis; each device scores its own rows.
 
-  bias: (N,), zeros for none. States lie over the data axes. Both are filled up where they do not
-  divide. -> (T,)
+  bias: zeros for none. States lie over the data axes. Both are filled up where they do not divide.
   """
-  data, short = (
-    sharding.present(mesh, [('data', 'fsdp')]),
-    -len(states) % sharding.num_batch_shards(mesh),
-  )
+  data = sharding.present(mesh, [('data', 'fsdp')])
+  missing = -len(states) % sharding.num_batch_shards(mesh)
   pad = -len(table) % mesh.shape[axis]
   table = jnp.pad(table, [(0, pad), (0, 0)])
-  bias = jnp.pad(bias, (0, pad), constant_values=-1e30)
-  size = len(table) // mesh.shape[axis]
+  bias = jnp.pad(bias, (0, pad), constant_values=NEVER)
+  shard_rows = len(table) // mesh.shape[axis]
 
-  def local(states, rows, bias, targets):
+  def local_loss(states, rows, bias, targets):
     logits = jnp.dot(states, rows.T, preferred_element_type=jnp.float32) + bias
-    at = targets - lax.axis_index(axis) * size
-    mine = (at >= 0) & (at < size)
-    own = jnp.take_along_axis(logits, jnp.clip(at, 0, size - 1)[:, None], 1)[:, 0]
+    local_targets = targets - lax.axis_index(axis) * shard_rows
+    here = (local_targets >= 0) & (local_targets < shard_rows)
+    target_scores = jnp.take_along_axis(
+        logits, jnp.clip(local_targets, 0, shard_rows - 1)[:, None], 1)[:, 0]
     peak = lax.pmax(lax.stop_gradient(logits.max(-1)), axis)
     total = lax.psum(jnp.exp(logits - peak[:, None]).sum(-1), axis)
-    return peak + jnp.log(total) - lax.psum(jnp.where(mine, own, 0), axis)
+    return peak + jnp.log(total) - lax.psum(jnp.where(here, target_scores, 0), axis)
 
-  run = jax.shard_map(local, mesh=mesh, in_specs=(data, P(axis), P(axis), data), out_specs=data)
-  return run(jnp.pad(states, [(0, short), (0, 0)]), table, bias, jnp.pad(targets, (0, short)))[
-      :len(states)]
+  run = jax.shard_map(
+      local_loss, mesh=mesh, in_specs=(data, P(axis), P(axis), data), out_specs=data)
+  return run(jnp.pad(states, [(0, missing), (0, 0)]), table, bias,
+             jnp.pad(targets, (0, missing)))[:len(states)]
 
 
-def scores_by_position(states, table, drawn):
-  """Scores of negatives that each position draws anew. states (T, D), drawn (T, K). -> (T, K)
+def scores_by_position(states: Float[Array, 'T D'], table: Float[Array, 'N D'],
+                       negatives: Int[Array, 'T K']) -> Float[Array, 'T K']:
+  """Scores of negatives that each position draws anew.
 
-  Rows gathered one by one cost far more than rows in a matmul, so a catalogue up to DENSE times K
+  Rows gathered one by one cost far more than rows in a matmul, so a catalog up to DENSE times K
   items is scored whole and K scores are picked.
   """
-  if len(table) <= DENSE * drawn.shape[1]:
-    return jnp.take_along_axis(states @ table.T, drawn, 1)
-  return jnp.einsum('td,tkd->tk', states, table[drawn])
+  if len(table) <= DENSE * negatives.shape[1]:
+    return jnp.take_along_axis(states @ table.T, negatives, 1)
+  return jnp.einsum('td,tkd->tk', states, table[negatives])
 
 
-def scores_by_user(states, table, drawn, user, most):
+def scores_by_user(states: Float[Array, 'T D'], table: Float[Array, 'N D'],
+                   negatives: Int[Array, 'B K'], user: Int[Array, ' T'],
+                   max_positions: int) -> Float[Array, 'T K']:
   """Scores of negatives that all positions of a user share: a matmul for each user.
 
-  states: (T, D). drawn: (B, K). user: (T,), 0..B - 1 and never falling, then -1; nobody has more
-  than `most` positions. -> (T, K); scores of positions of nobody mean nothing.
+  user: of each position, 0..B - 1 and never falling, then -1 for nobody, whose scores mean nothing.
+  max_positions: of any user.
   """
-  user = jnp.where(user < 0, len(drawn), user)
-  place = jnp.arange(len(user)) - jnp.searchsorted(user, user)
-  laid = jnp.zeros((len(drawn), most, states.shape[1]), states.dtype)
-  laid = laid.at[user, place].set(states, mode='drop')
-  return jnp.einsum('bld,bkd->blk', laid, table[drawn])[user, place]
+  user = jnp.where(user < 0, len(negatives), user)
+  position = jnp.arange(len(user)) - jnp.searchsorted(user, user)
+  user_states = jnp.zeros((len(negatives), max_positions, states.shape[1]), states.dtype)
+  user_states = user_states.at[user, position].set(states, mode='drop')
+  return jnp.einsum('bld,bkd->blk', user_states, table[negatives])[user, position]
 
 
-def binary(positive, negative, kept=None):
-  """BCE: softplus(-s+) + sum of softplus(s-). positive (T,), negative (T, K), kept (T, K) bool."""
-  each = jax.nn.softplus(negative)
-  return jax.nn.softplus(-positive) + _over(each, kept)
+def binary(positive: Float[Array, ' T'], negative: Float[Array, 'T K'],
+           counted: Bool[Array, 'T K'] | None = None) -> Float[Array, ' T']:
+  """BCE over scores: softplus(-s+) + sum of softplus(s-). counted: which negatives, all if None."""
+  return jax.nn.softplus(-positive) + _sum_counted(jax.nn.softplus(negative), counted)
 
 
-def generalized_binary(positive, negative, items, t, kept=None):
-  """gBCE (gSASRec): (beta softplus(-s+) + sum softplus(s-)) / (K + 1); t = 0 is BCE's mean."""
+def generalized_binary(positive: Float[Array, ' T'], negative: Float[Array, 'T K'], items: int,
+                       t: float, counted: Bool[Array, 'T K'] | None = None) -> Float[Array, ' T']:
+  """gBCE: (beta softplus(-s+) + sum of softplus(s-)) / (K + 1); t = 0 is BCE's mean.
+
+  items: N. t: calibration, see `beta`. Petrov and Macdonald, gSASRec (RecSys 2023, arXiv
+  2308.07192).
+  """
   count = negative.shape[-1]
-  each = jax.nn.softplus(negative)
-  return (beta(items, count, t) * jax.nn.softplus(-positive) + _over(each, kept)) / (count + 1)
+  negatives = _sum_counted(jax.nn.softplus(negative), counted)
+  return (beta(items, count, t) * jax.nn.softplus(-positive) + negatives) / (count + 1)
 
 
-def beta(items, count, t):
-  """The power of gBCE's positive term. Raises ConfigError for t outside 0..1 or K >= N."""
+def beta(items: int, count: int, t: float) -> float:
+  """The power of gBCE's positive term, of `count` negatives out of `items`.
+
+  t: from 0, plain BCE, to 1, fully calibrated. Raises ConfigError for t outside 0..1 or K >= N.
+  """
   if not 0 <= t <= 1:
     raise ConfigError(f'loss.gbce_t={t} must lie between 0 (plain BCE) and 1 (fully calibrated)')
   if count >= items:
     raise ConfigError(f'loss.negatives={count} of {items} items: there must be fewer negatives '
                       "than items; use loss.kind=ce for all of them")
-  a = count / (items - 1)
-  return a * (t * (1 - 1 / a) + 1 / a)
+  sampling_rate = count / (items - 1)
+  return sampling_rate * (t * (1 - 1 / sampling_rate) + 1 / sampling_rate)
 
 
-def sampled_softmax(positive, negative, log_expected=None, kept=None):
-  """-s+ + log(e^s+ + sum of e^s-); log_expected (K,) or (T, K): log(n q), taken off s- (logQ)."""
+def sampled_softmax(positive: Float[Array, ' T'], negative: Float[Array, 'T K'],
+                    log_expected: Float[Array, '... K'] | float | None = None,
+                    counted: Bool[Array, 'T K'] | None = None) -> Float[Array, ' T']:
+  """-s+ + log(e^s+ + sum of e^s-).
+
+  log_expected: the logarithm of how often each negative is drawn, log(K q), which is taken off its
+  score (logQ correction).
+  """
   if log_expected is not None:
     negative = negative - log_expected
-  if kept is not None:
-    negative = jnp.where(kept, negative, -1e30)
-  both = jnp.concatenate([positive[:, None], negative], -1)
-  return jax.nn.logsumexp(both, -1) - positive
+  if counted is not None:
+    negative = jnp.where(counted, negative, NEVER)
+  scores = jnp.concatenate([positive[:, None], negative], -1)
+  return jax.nn.logsumexp(scores, -1) - positive
 
 
-def _over(each, kept):
-  return (each if kept is None else jnp.where(kept, each, 0)).sum(-1)
+def _sum_counted(losses, counted):
+  return (losses if counted is None else jnp.where(counted, losses, 0)).sum(-1)

@@ -1,51 +1,58 @@
-"""Losses over hidden states, without holding all logits at once."""
+"""Losses of language models over hidden states, without holding all logits at once.
+
+M tokens, D width, V vocabulary.
+"""
 import math
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Float, Int, Shaped
 
 from recjax.distributed import sharding
 
 
-def token_nll(hidden, head, targets, chunk_bytes=1 << 28):
+def token_nll(hidden: Float[Array, 'M D'], head: Float[Array, 'D V'], targets: Int[Array, ' M'],
+              chunk_bytes: int = 1 << 28) -> Float[Array, ' M']:
   """Negative log-likelihood of each target under softmax(hidden @ head), in float32.
 
-  hidden: (M, D). head: (D, V). targets: (M,) int32. -> (M,) float32
   Rows go through in chunks whose logits fit `chunk_bytes` on each device; each chunk's logits are
   recomputed in the backward pass instead of being kept.
   """
   rows, vocab = hidden.shape[0], head.shape[1]
   mesh = jax.sharding.get_abstract_mesh()
   devices = sharding.num_batch_shards(mesh) * mesh.shape.get('model', 1)
-  chunks = max(1, math.ceil(rows * vocab * 4 / (chunk_bytes * devices)))
 
-  def nll(part):
-    h, t = part
-    logits = jnp.dot(h, head.astype(h.dtype), preferred_element_type=jnp.float32)
-    picked = jnp.take_along_axis(logits, t[:, None], -1)[:, 0]
-    return jax.nn.logsumexp(logits, -1) - picked
-
-  if chunks == 1:
-    return nll((hidden, targets))
-  return by_chunks(jax.checkpoint(nll), (hidden, targets), chunks)
+  def nll(arrays):
+    states, targets = arrays
+    logits = jnp.dot(states, head.astype(states.dtype), preferred_element_type=jnp.float32)
+    target_logits = jnp.take_along_axis(logits, targets[:, None], -1)[:, 0]
+    return jax.nn.logsumexp(logits, -1) - target_logits
+  return map_rows(nll, (hidden, targets),
+                  math.ceil(rows * vocab * 4 / (chunk_bytes * devices)))
 
 
-def by_chunks(fn, arrays, chunks):
-  """`fn` of some rows at a time. arrays: (M, ...) each. fn: [(m, ...)] -> (m,). -> (M,)
+def map_rows(fn: Callable, arrays: Sequence[Shaped[Array, 'M ...']],
+             chunks: int) -> Shaped[Array, ' M']:
+  """`fn` of some rows at a time, whose inner values are made again in the backward pass.
 
-  Every device keeps its own rows: a chunk holds some of each device's.
+  fn: arrays (m, ...) -> (m,). chunks: 1 or less for all rows together, kept as usual. Every device
+  keeps its own rows: a chunk holds some of each device's.
   """
+  if chunks <= 1:
+    return fn(arrays)
   rows = len(arrays[0])
-  ways = sharding.num_batch_shards(jax.sharding.get_abstract_mesh())
-  ways = ways if rows % ways == 0 else 1
-  size = math.ceil(rows / ways / chunks)
+  shards = sharding.num_batch_shards(jax.sharding.get_abstract_mesh())
+  shards = shards if rows % shards == 0 else 1
+  size = math.ceil(rows / shards / chunks)
 
   def split(x):
-    x = x.reshape(ways, rows // ways, *x.shape[1:])
-    x = jnp.pad(x, [(0, 0), (0, size * chunks - rows // ways)] + [(0, 0)] * (x.ndim - 2))
-    x = jnp.swapaxes(x.reshape(ways, chunks, size, *x.shape[2:]), 0, 1)
-    if ways > 1:
+    x = x.reshape(shards, rows // shards, *x.shape[1:])
+    x = jnp.pad(x, [(0, 0), (0, size * chunks - rows // shards)] + [(0, 0)] * (x.ndim - 2))
+    x = jnp.swapaxes(x.reshape(shards, chunks, size, *x.shape[2:]), 0, 1)
+    if shards > 1:
       x = sharding.shard(x, None, ('data', 'fsdp'))
-    return x.reshape(chunks, ways * size, *x.shape[3:])
-  found = jax.lax.map(fn, tuple(map(split, arrays))).reshape(chunks, ways, size)
-  return jnp.swapaxes(found, 0, 1).reshape(ways, -1)[:, :rows // ways].reshape(-1)
+    return x.reshape(chunks, shards * size, *x.shape[3:])
+  mapped = jax.lax.map(jax.checkpoint(fn), tuple(map(split, arrays)))
+  mapped = jnp.swapaxes(mapped.reshape(chunks, shards, size), 0, 1)
+  return mapped.reshape(shards, -1)[:, :rows // shards].reshape(-1)

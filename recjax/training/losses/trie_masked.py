@@ -1,15 +1,19 @@
-"""The scope-masked loss: inside a title the softmax is over what may come there (reclm.md 3.3).
+"""The loss of RecLM-cgen (arXiv 2505.03336): within a title, a softmax over what may come there.
 
 Positions carry the trie node that the title has reached: a number of `Scope`, FREE outside
 titles, FORCED where one token alone may come. No mask of the vocabulary's size is ever made.
+M tokens, D width, V vocabulary, U nodes, E children of all nodes.
 """
-import functools
 import math
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import struct
+from jaxtyping import Array, Bool, Float, Int, Int32, Integer
+
+from recjax.training.losses import lm
 
 FREE, FORCED = -1, -2
 
@@ -18,16 +22,19 @@ KINDS = ('none', 'all', 'branches')
 
 @struct.dataclass
 class Scope:
-  """The children of every node. begin, count: (M,) int32 into tok (E,) int32. root: (V,) bool, what
-  may begin a title. width: children of the widest node below the root."""
-  begin: jax.Array
-  count: jax.Array
-  tok: jax.Array
-  root: jax.Array
+  """The children of every node: those of node u are tok[begin[u] : begin[u] + count[u]].
+
+  root: which tokens may begin a title. width: children of the widest node below the root.
+  """
+  begin: Int32[Array, ' U']
+  count: Int32[Array, ' U']
+  tok: Int32[Array, ' E']
+  root: Bool[Array, ' V']
   width: int = struct.field(pytree_node=False)
 
 
-def scope_of(first, tok, vocab):
+def scope_of(first: Integer[np.ndarray, ' U1'], tok: Integer[np.ndarray, ' E'],
+             vocab: int) -> Scope:
   """The Scope of a trie's arrays: the children of node u are first[u] .. first[u + 1] - 1."""
   first = np.asarray(first, np.int64)
   count = np.diff(first)
@@ -38,32 +45,33 @@ def scope_of(first, tok, vocab):
                int(count[1:].max(initial=1)) or 1)
 
 
-def title_nodes(first, tok, rows):
-  """The node before each token of a title's row, which ends with the end-of-item token.
+def title_nodes(first: Integer[np.ndarray, ' U1'], tok: Integer[np.ndarray, ' E'],
+                titles: Sequence[Sequence[int]]) -> list[Int32[np.ndarray, ' _']]:
+  """The node before each token of each title, which ends with the end-of-item token.
 
-  rows: list of token lists. -> list of (T,) int32: every token is marked, FORCED where no other
-  may come; `narrowed` says which marks a loss uses
+  first, tok: of the trie, as of `scope_of`. Every token is marked, FORCED where no other may come;
+  `narrowed` says which marks a loss uses.
   """
-  return [_nodes_of(first, tok, row) for row in rows]
+  return [_nodes_of(first, tok, title) for title in titles]
 
 
-def _nodes_of(first, tok, row):
-  out, node = np.full(len(row), FORCED, np.int32), 0
-  for at, token in enumerate(row):
-    a, b = first[node], first[node + 1]
-    if a == b:  # one title is left: no children are stored
+def _nodes_of(first, tok, title):
+  nodes, node = np.full(len(title), FORCED, np.int32), 0
+  for position, token in enumerate(title):
+    start, stop = first[node], first[node + 1]
+    if start == stop:  # one title is left: no children are stored
       break
-    out[at] = node if b - a > 1 else FORCED
-    node = a + int(np.searchsorted(tok[a:b], token))
-  return out
+    nodes[position] = node if stop - start > 1 else FORCED
+    node = start + int(np.searchsorted(tok[start:stop], token))
+  return nodes
 
 
-def narrowed(nodes, ends, kind='all', scope_end=False):
-  """The marks where the softmax is over what may come there (reclm.md 3.3).
+def narrowed(nodes: Int[Array | np.ndarray, ' M'], ends: Bool[Array | np.ndarray, ' M'],
+             kind: str = 'all', scope_end: bool = False) -> Int[Array, ' M']:
+  """The marks where the softmax is over what may come there, FREE elsewhere.
 
-  nodes: (M,) int32 of `title_nodes`. ends: (M,) bool, end-of-item tokens. kind: 'all' positions of
-  titles, 'branches', those with a choice alone, or 'none'. scope_end: whether end tokens count.
-  -> (M,) int32, FREE elsewhere
+  nodes: of `title_nodes`. ends: end-of-item tokens. kind: 'all' positions of titles, 'branches',
+  those with a choice alone, or 'none'. scope_end: whether end tokens count.
   """
   off = jnp.zeros_like(ends) if scope_end else ends
   if kind == 'none':
@@ -73,45 +81,41 @@ def narrowed(nodes, ends, kind='all', scope_end=False):
   return jnp.where(off, FREE, nodes)
 
 
-def token_nll(hidden, head, targets, nodes, scope, gamma=0.0, focus='title',
-              chunk_bytes=1 << 28, free=0.0):
+def token_nll(hidden: Float[Array, 'M D'], head: Float[Array, 'D V'], targets: Int[Array, ' M'],
+              nodes: Int[Array, ' M'], scope: Scope, gamma: float = 0.0, focus: str = 'title',
+              chunk_bytes: int = 1 << 28, free: float = 0.0) -> Float[Array, ' M']:
   """Negative log-likelihood of each target, inside titles among the children of its node.
 
-  hidden: (M, D). head: (D, V). targets, nodes: (M,) int32. gamma: above 0 multiplies by (1 - p) to
-  its power, at positions in titles or, with focus 'all', everywhere. free: weight of the same over
-  the whole vocabulary, beside, at positions in titles. -> (M,) float32
+  gamma: above 0 multiplies by (1 - p) to its power, at positions in titles or, with focus 'all',
+  everywhere. free: weight of the same over the whole vocabulary, beside, at positions in titles.
+  chunk_bytes: of logits at a time.
   """
-  rows, vocab = hidden.shape[0], head.shape[1]
-  chunks = max(1, math.ceil(rows * vocab * 4 / chunk_bytes))
-  size = math.ceil(rows / chunks)
-  pad = size * chunks - rows
-  parts = [jnp.pad(x, [(0, pad)] + [(0, 0)] * (x.ndim - 1)).reshape(chunks, size, *x.shape[1:])
-           for x in (hidden, targets, nodes)]
-  one = functools.partial(_nll, head, scope, free)
-  if chunks == 1:
-    nll = one([x[0] for x in parts])
-  else:
-    nll = jax.lax.map(jax.checkpoint(one), parts).reshape(-1)[:rows]
+  def token_losses(arrays):
+    return _scoped_nll(head, scope, free, *arrays)
+  chunks = math.ceil(hidden.shape[0] * head.shape[1] * 4 / chunk_bytes)
+  nll = lm.map_rows(token_losses, (hidden, targets, nodes), chunks)
   if gamma:
     weight = (1 - jnp.exp(-nll)) ** gamma
     nll = nll * (weight if focus == 'all' else jnp.where(nodes == FREE, 1, weight))
   return nll
 
 
-def _nll(head, scope, free, part):
-  h, target, node = part
-  logits = jnp.dot(h, head.astype(h.dtype), preferred_element_type=jnp.float32)
-  picked = jnp.take_along_axis(logits, target[:, None], -1)[:, 0]
-  at = jnp.arange(scope.width)
-  inner = node > 0
-  here = jnp.where(inner, node, 0)
-  ids = scope.tok[jnp.minimum(scope.begin[here][:, None] + at, len(scope.tok) - 1)]
-  open_ = (at < scope.count[here][:, None]) | ~inner[:, None]  # rows outside stay finite
-  below = jax.nn.logsumexp(jnp.where(open_, jnp.take_along_axis(logits, ids, -1), -jnp.inf), -1)
-  first = jax.nn.logsumexp(jnp.where(scope.root, logits, -jnp.inf), -1)
-  every = jax.nn.logsumexp(logits, -1)
-  total = jnp.where(inner, below, jnp.where(node == 0, first, every))
-  within = jnp.where(node == FORCED, 0, total - picked)
+def _scoped_nll(head, scope, free, states, targets, nodes):
+  logits = jnp.dot(states, head.astype(states.dtype), preferred_element_type=jnp.float32)
+  target_logits = jnp.take_along_axis(logits, targets[:, None], -1)[:, 0]
+  place = jnp.arange(scope.width)
+  is_inner = nodes > 0
+  inner = jnp.where(is_inner, nodes, 0)
+  children = scope.tok[jnp.minimum(scope.begin[inner][:, None] + place, len(scope.tok) - 1)]
+  # Rows outside of titles stay finite.
+  is_child = (place < scope.count[inner][:, None]) | ~is_inner[:, None]
+  child_logits = jnp.where(is_child, jnp.take_along_axis(logits, children, -1), -jnp.inf)
+  among_children = jax.nn.logsumexp(child_logits, -1)
+  at_root = jax.nn.logsumexp(jnp.where(scope.root, logits, -jnp.inf), -1)
+  whole = jax.nn.logsumexp(logits, -1)
+  total = jnp.where(is_inner, among_children, jnp.where(nodes == 0, at_root, whole))
+  within = jnp.where(nodes == FORCED, 0, total - target_logits)
   if not free:
     return within
-  return jnp.where(node == FREE, within, (within + free * (every - picked)) / (1 + free))
+  return jnp.where(nodes == FREE, within,
+                   (within + free * (whole - target_logits)) / (1 + free))

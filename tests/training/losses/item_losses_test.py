@@ -1,4 +1,4 @@
-"""Losses over items: the spec's oracles, and equality of the ways to compute one."""
+"""Losses over items: cases by hand, and equality of the ways to compute one."""
 from unittest import mock
 
 import jax

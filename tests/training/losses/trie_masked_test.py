@@ -1,4 +1,4 @@
-"""The scope-masked loss: oracles S1-S10 of reclm.md, the gather form against a dense mask."""
+"""The scope-masked loss: cases by hand, and the gather form against a dense mask."""
 import jax
 import jax.numpy as jnp
 import numpy as np
