@@ -3,7 +3,8 @@
 FROM python:3.12-slim
 ARG EXTRAS=serve
 WORKDIR /app
-COPY setup.py README.md LICENSE ./
+COPY setup.py pyproject.toml README.md LICENSE ./
+COPY configs configs
 COPY recjax recjax
 RUN pip install --no-cache-dir ".[${EXTRAS}]" && useradd --create-home recjax
 USER recjax

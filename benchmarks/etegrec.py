@@ -18,7 +18,7 @@ import optax
 from recjax.decoding import device_trie
 from recjax.decoding.constraints import CatalogConstraint
 from recjax.decoding.generate import generate
-from recjax.methods.etegrec import alignment
+from recjax.methods.etegrec import joint_training
 from recjax.models import rqvae, semantic_id_t5, semantic_ids, t5, t5_weights
 
 
@@ -83,7 +83,7 @@ def step(size, rounds):
     logits, _ = semantic_id_t5.SemanticIdT5(cfg).apply(
       {'params': params}, history, target, None, True, rngs={'dropout': key}
     )
-    return alignment.code_loss(logits, target, jnp.ones(batch))
+    return joint_training.code_loss(logits, target, jnp.ones(batch))
 
   @jax.jit
   def update(params, opt, key):

@@ -27,8 +27,8 @@ TINY, TUNE = ('tiny.save_every=10',), ('optim.save_every=10',)
 IDS = ('train.save_every=1', 'train.patience=100')
 TITLES = (*TINY, *TUNE, 'train.sample=-1', 'train.epochs=3')
 RECLM = (*TINY, *TUNE, 'train.sample=0', 'train.epochs=2')
-CODES = (*IDS, 'vectors.train.save_every=1', 'train.epochs=8', 'tokenizer.size=32',
-         'tokenizer.steps=2000', 'tokenizer.look_every=20', 'tokenizer.save_every=20')
+CODES = (*IDS, 'vectors.train.save_every=1', 'train.epochs=8', 'semantic_ids.size=32',
+         'semantic_ids.steps=2000', 'semantic_ids.eval_every=20', 'semantic_ids.save_every=20')
 LONGER = {
     'sasrec': (*IDS, 'train.epochs=25'), 'gru4rec': (*IDS, 'train.epochs=25'),
     'bert4rec': (*IDS, 'train.epochs=25'), 'betag': (*TINY, *TUNE, 'train.epochs=3'),

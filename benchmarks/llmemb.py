@@ -98,7 +98,7 @@ def texts_of(data, count):
   """Prompts of a catalogue, or of its first items, repeated where it has fewer."""
   shop = dataset.load_data(data)
   columns = shop.catalog.columns
-  texts = ['\n'.join(('Describe this item by its attributes:', prompts.SEP.join(
+  texts = ['\n'.join(('Describe this item by its attributes:', prompts.SEPARATOR.join(
       prompts.attributes({k: v[i] for k, v in columns.items()}, prompts.RULES['any']))))
       for i in range(len(shop.catalog))]
   return [texts[i % len(texts)] for i in range(count or len(texts))]
@@ -177,14 +177,14 @@ def step(args):
   """Steps a second with the adapter over distinct items, over all, and at every position."""
   items, k = args.items or 57_289, 1536
   c = ConfigDict(dict(
-      model=dict(kind='sasrec', length=200, width=128, layers=2, heads=1, hidden=128, dropout=.5,
-                 norm='pre', separate=False),
-      loss=dict(kind='bce', negatives=1, shared='position', exclude='none', t=.75, log_q=False,
-                chunk=4096),
-      train=dict(batch=128, mask_share=.6, mask_most=120, mask_last=.5), seed=0, seeds=1,
+      model=dict(kind='sasrec', max_history=200, width=128, layers=2, heads=1, hidden=128,
+                 dropout=.5, norm='pre', separate=False),
+      loss=dict(kind='bce', negatives=1, negative_scope='position', exclude='none',
+                gbce_t=.75, log_q=False, chunk=4096),
+      train=dict(batch=128, mask_share=.6, max_masked=120, mask_last=.5), seed=0, seeds=1,
       rat=dict(adapter=True, freeze=True, alpha=0.0, tau=2., hidden=0, spread=.02,
                activation='none', whiten=False, align_loss='soft_target', align_items='distinct',
-               align_most=4096, ids_from=0), early_mask_row=False, raw_vectors=False))
+               max_align_items=4096, ids_from=0), early_mask_row=False, raw_vectors=False))
   model = sequential.model_config(c, items)
   rng = np.random.default_rng(0)
   lengths = np.minimum(4 + rng.geometric(1 / 5, 128), 201)  # most histories are short
@@ -193,11 +193,11 @@ def step(args):
   targets = -(-int(lengths.sum() - 128) // 128) * 128
   vectors, seqs = jnp.asarray(rng.normal(size=(items, k)), jnp.float32), jnp.asarray(seqs)
   loss = functools.partial(sequential.loss_of, c, model, make_mesh({'data': -1}), rows, targets)
-  init, distinct = rat.teach(c, k, model, loss, targets)
+  init, distinct = rat.make_objective(c, k, model, loss, targets)
   params = init(jax.random.key(0))
 
   def every(params, vectors, aim, seqs, key):
-    return loss(rat.expand(c, model, params, vectors), seqs, key)
+    return loss(rat.expand_table(c, model, params, vectors), seqs, key)
 
   def positions(params, vectors, aim, seqs, key):
     return by_position(c, model, params, vectors, seqs, targets, key)
@@ -209,14 +209,14 @@ def step(args):
         run(params, vectors, vectors[:, :128], seqs, jax.random.key(1)))
   took = turns(sides, args.rounds)
   print(f'{items:,} items, {k} components, 128 users, {int(lengths.sum()):,} tokens, '
-        f'{rat.distinct_room(c, model, targets):,} distinct at most')
+        f'{rat.max_distinct_items(c, model, targets):,} distinct at most')
   show(took, 1, 'steps')
 
 
 def by_position(c, model, params, vectors, seqs, targets, key):
   """The plain way: padded rows, the adapter on every input, target and negative as it stands."""
   inputs, goal = sequential.example(c, model, seqs, key)
-  adapt = functools.partial(rat.adapt, params['adapter'])
+  adapt = functools.partial(rat.apply_adapter, params['adapter'])
   full = {**params['rest'], 'items': adapt(vectors[jnp.maximum(inputs, 1) - 1]).reshape(
       -1, model.width)}
   ids = jnp.arange(inputs.size).reshape(inputs.shape)  # each place has a row of its own

@@ -31,7 +31,7 @@ LAYOUTS = {
 TINY = ('tiny.vocab=512', 'tiny.width=32', 'tiny.layers=1', 'tiny.ffn=64',
         'tiny.batch=3', 'tiny.epochs=0.04', 'tiny.log_every=1', 'tiny.warmup=5')
 TUNE = ('optim.log_every=1', 'optim.warmup=5')
-IDS = ('{}model.width=16', '{}model.hidden=16', '{}model.layers=1', '{}model.length=16',
+IDS = ('{}model.width=16', '{}model.hidden=16', '{}model.layers=1', '{}model.max_history=16',
        '{}train.batch=30', '{}train.epochs=6')
 
 
@@ -40,20 +40,67 @@ def ids(group=''):
   return tuple(flag.format(group) for flag in IDS)
 
 
-CODES = ('tokenizer.steps=20', 'tokenizer.look_every=5', 'tokenizer.batch=100',
-         'tokenizer.hidden=(16,)', 'tokenizer.size=16', 'tokenizer.width=16', 'model.width=16',
-         'model.history=4', 'model.ffn=32', 'model.layers=1', 'model.decoder_layers=1',
-         'model.fusion_layers=1', 'model.head_dim=8', 'train.batch=30', 'train.valid_users=40',
-         'train.epochs=2', 'decode.beams=10', *ids('vectors.'))
-RECLM = (*TINY, *TUNE, *ids('teacher.'), 'train.batch=3', 'train.sample=60', 'train.epochs=1',
-         'train.valid_users=16', 'judge.users=10', 'judge.rounds=4', 'decode.new_tokens=48',
-         'judge.answer_tokens=8')
-BIGREC = (*TINY, *TUNE, *ids('assist.'), 'train.sample=120', 'train.epochs=1', 'train.batch=5',
-          'train.valid_sample=20', 'judge.valid_most=20', 'judge.test_most=20', 'ground.most=5',
-          'ground.step=0.2')
-LLMEMB = (*TINY, *ids(), 'base.width=16', 'base.hidden=16', 'base.layers=1', 'base.length=16',
-          'lora.rank=4', 'scft.steps=12', 'scft.batch=24', 'scft.optim.log_every=1', 'pca.dim=16',
-          'rat.hidden=16', 'rat.ablations=()')
+CODES = (
+  'semantic_ids.steps=20',
+  'semantic_ids.eval_every=5',
+  'semantic_ids.batch=100',
+  'semantic_ids.hidden=(16,)',
+  'semantic_ids.size=16',
+  'semantic_ids.width=16',
+  'model.width=16',
+  'model.max_history=4',
+  'model.ffn=32',
+  'model.layers=1',
+  'model.decoder_layers=1',
+  'model.fusion_layers=1',
+  'model.head_dim=8',
+  'train.batch=30',
+  'train.valid_users=40',
+  'train.epochs=2',
+  'decode.beams=10',
+  *ids('vectors.'),
+)
+RECLM = (
+  *TINY,
+  *TUNE,
+  *ids('teacher.'),
+  'train.batch=3',
+  'train.sample=60',
+  'train.epochs=1',
+  'train.valid_users=16',
+  'eval.users=10',
+  'eval.rounds=4',
+  'decode.new_tokens=48',
+  'eval.answer_tokens=8',
+)
+BIGREC = (
+  *TINY,
+  *TUNE,
+  *ids('assist.'),
+  'train.sample=120',
+  'train.epochs=1',
+  'train.batch=5',
+  'train.valid_sample=20',
+  'eval.max_valid_users=20',
+  'eval.max_test_users=20',
+  'ground.max_gamma=5',
+  'ground.step=0.2',
+)
+LLMEMB = (
+  *TINY,
+  *ids(),
+  'base.width=16',
+  'base.hidden=16',
+  'base.layers=1',
+  'base.max_history=16',
+  'lora.rank=4',
+  'scft.steps=12',
+  'scft.batch=24',
+  'scft.optim.log_every=1',
+  'pca.dim=16',
+  'rat.hidden=16',
+  'rat.ablations=()',
+)
 CASES = {
     'sasrec': ('sequential_beauty', '', ids()),
     'gru4rec': ('sequential_beauty', 'model=gru4rec', ids()),
@@ -66,7 +113,7 @@ CASES = {
     'd3': ('d3_scientific', '', BIGREC[:-2]),
     'reclm cgen': ('reclm_scientific', 'grounding=cgen', RECLM),
     'reclm ret': ('reclm_scientific', 'grounding=ret', (*RECLM, 'ret.hidden=16')),
-    'reclm token': ('reclm_scientific', 'grounding=token', (*RECLM, 'token.size=16')),
+    'reclm token': ('reclm_scientific', 'grounding=token', (*RECLM, 'semantic_ids.size=16')),
     'llmemb': ('llmemb_scientific', '', LLMEMB),
     'etegrec': ('etegrec_scientific', '', (
         *CODES, 'train.epochs=4', 'align.warm=1', 'finetune.epochs=1')),

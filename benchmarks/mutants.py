@@ -81,13 +81,14 @@ def mutants() -> list[Mutant]:
        ('each -= log_sum_exp(logits)[..., 0]', 'pass'))
   # Evaluation.
   room('evaluation/ranking.py', 'evaluation.ranking_test evaluation.invariance_test',
-       ('own = _own(scores, target)\n  ranks = _count(masked',
-        'own = _own(masked, target)\n  ranks = _count(masked'),
+       ('own = _target_scores(scores, target)\n  ranks = _count(masked',
+        'own = _target_scores(masked, target)\n  ranks = _count(masked'),
        ('ranks = jnp.sum(scores >= own', 'ranks = jnp.sum(scores > own'))
   room('evaluation/baselines.py', 'evaluation.ranking_test',
        ('weight = 0.5 ** (ends', 'weight = 2.0 ** (ends'))
   room('evaluation/blocked_ranking.py', 'evaluation.blocked_ranking_test',
-       ('others = fresh & (at != target[:, None] - 1)', 'others = at != target[:, None] - 1'))
+       ('others = fresh & (column != target[:, None] - 1)',
+        'others = column != target[:, None] - 1'))
   room('evaluation/metrics.py', 'evaluation.metrics_test',
        ('np.minimum(3 * before //', 'np.minimum(2 * before //'),
        ('gain = 1 / np.log2(ranks + 2.0)', 'gain = 1 / np.log2(ranks + 1.0)'),
@@ -97,7 +98,7 @@ def mutants() -> list[Mutant]:
        ('(1 + far.sum()) / (1 + draws)', 'far.sum() / draws'),
        ('[(1 - level) / 2, (1 + level) / 2]', '[1 - level, level]'))
   room('evaluation/sampled_ranking.py', 'evaluation.sampled_ranking_test',
-       ('drawn[rows] - 1, 1) >= own)', 'drawn[rows] - 1, 1) > own)'))
+       ('drawn[rows] - 1, 1) >= target_scores)', 'drawn[rows] - 1, 1) > target_scores)'))
   room('evaluation/compare.py', 'evaluation.compare_test',
        ('rows[row][group][\'p\'] = p', 'rows[row][group][\'p\'] = tests[row, group]'),
        ('lambda run: -len(run[\'users\'])', 'lambda run: len(run[\'users\'])'))
@@ -177,7 +178,8 @@ def mutants() -> list[Mutant]:
        ('weights[block, column] /= 2', 'weights[block, column] /= 4'))
   # Methods.
   room('methods/etegrec/batching.py', 'methods.etegrec_test',
-       ('items[max(0, at - most):at]', 'items[max(0, at - most - 1):at - 1]'))
+       ('items[max(0, position - max_history):position]',
+        'items[max(0, position - max_history - 1):position - 1]'))
   room('methods/reclm/list_metrics.py', 'methods.reclm_parts_test',
        ("1 / np.log2(place + 2)", "1 / np.log2(place + 1)"))
   room('methods/bigrec/evaluate.py', 'methods.bigrec_test',
@@ -195,7 +197,7 @@ def mutants() -> list[Mutant]:
   room('recommend.py', 'recommend_test',
        ('(min(total, i * blocks // parts * BLOCK) for i in (index, index + 1))',
         '(min(total, i * (blocks // parts) * BLOCK) for i in (index, index + 1))'))
-  room('distributed/sharding.py', 'training.loop_test models.llm_test',
+  room('distributed/sharding.py', 'distributed.sharding_test',
        ("re.search(f'(^|/){r}$', path_of(path))", "re.search(f'{r}', path_of(path))"))
   return out
 

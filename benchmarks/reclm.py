@@ -68,8 +68,8 @@ def compare_teachers(args):
     return ranking.top_items(score, np.concatenate(histories), offsets, n, 11)[0]
   few = histories[:max(1, args.samples // 10)]
   sides = {'in process': (inside, len(histories)),
-           'one call a sample': (lambda: client.over_http(url, catalog, few, 11, 1), len(few)),
-           '512 a call': (lambda: client.over_http(url, catalog, histories, 11), len(histories))}
+           'one call a sample': (lambda: client.ask_server(url, catalog, few, 11, 1), len(few)),
+           '512 a call': (lambda: client.ask_server(url, catalog, histories, 11), len(histories))}
   found = {name: run()[:len(few)] for name, (run, _) in sides.items()}
   same = all((x == found['in process']).all() for x in found.values())
   times = {name: [] for name in sides}
@@ -94,12 +94,12 @@ def compare_scopes(args, seed):
   cfg.teacher.train.update(epochs=10)
   shop, found = load_data(cfg.data), {}
   titles = [' '.join((t or '').split()) for t in shop.catalog.columns['title']]
-  template = sft_data.forms(cfg)
+  template = sft_data.read_template(cfg)
   mesh = sharding.make_mesh({'data': 1, 'fsdp': 1, 'model': 1})
   facts = {'command': 'benchmark', 'devices': '1', 'versions': {}, 'revision': '', 'overrides': {}}
   with tempfile.TemporaryDirectory() as folder, workdir_lib.open_work(
       pathlib.Path(folder) / 'run', {'config': cfg.to_dict(), 'facts': facts}, mesh) as work:
-    llm = llm_loading.folder(cfg, work, [sft_data.said('system', template['system'])],
+    llm = llm_loading.folder(cfg, work, [sft_data.message('system', template['system'])],
                           lambda: planning.documents(template, titles, cfg.seed), shop)
     helper = work.stage('teacher', client.stage, client.settings(cfg), shop)
     for name, (kind, free) in WAYS.items():

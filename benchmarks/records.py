@@ -61,7 +61,7 @@ def training(data, workdir, batch):
   return ['recjax.main', f'--config=configs/sequential_beauty.py:data={data}',
           f'--workdir={workdir}', '--config.train.epochs=1', '--config.train.valid_users=2000',
           f'--config.train.batch={batch}', '--config.loss.kind=sampled',
-          '--config.loss.negatives=256', '--config.loss.shared=batch',
+          '--config.loss.negatives=256', '--config.loss.negative_scope=batch',
           '--config.loss.exclude=target']
 
 

@@ -102,7 +102,7 @@ def step(line, args):
 def our_step(cfg, model, params, batch):
   """-> (run one step, loss without dropout)"""
   counts = jnp.maximum((jnp.asarray(batch) > 0).sum(-1) - 1, 0)
-  rows = -(-int(train.shelves(counts, model.length)[2]) // 8) * 8
+  rows = -(-int(train.shelves(counts, model.max_history)[2]) // 8) * 8
   inputs, goals = train.example(cfg, model, jnp.asarray(batch), jax.random.key(0))
   del inputs
   targets = -(-int((goals > 0).sum()) // 128) * 128
@@ -124,7 +124,7 @@ def our_step(cfg, model, params, batch):
   start = time.perf_counter()
   state[0], _ = advance(state[0], seqs, jax.random.key(0))
   jax.block_until_ready(state[0])
-  print(f'  packed into {rows} rows of {model.length}, {targets} targets; compile '
+  print(f'  packed into {rows} rows of {model.max_history}, {targets} targets; compile '
         f'{time.perf_counter() - start:.1f} s')
 
   def run():
@@ -159,14 +159,15 @@ def peer_step(line, name, model, params, batch):
     def __init__(self):
       super().__init__()
       self.items = nn.Parameter(torch.zeros(model.items + 2, model.width))
-      self.positions = nn.Parameter(torch.zeros(model.length, model.width))
+      self.positions = nn.Parameter(torch.zeros(model.max_history, model.width))
       self.layers = nn.ModuleList(Layer(model.width) for _ in range(model.layers))
       self.norm = nn.LayerNorm(model.width, eps=1e-8)
 
     def forward(self, items, p):
       real = (items > 0).float()[..., None]
       x = F.dropout(self.items[items] * model.width ** .5 + self.positions, p) * real
-      mask = torch.ones(model.length, model.length, dtype=torch.bool).tril() & (items > 0)[:, None]
+      n = model.max_history
+      mask = torch.ones(n, n, dtype=torch.bool).tril() & (items > 0)[:, None]
       for layer in self.layers:
         x = layer(x, mask, real, p)
       return self.norm(x)

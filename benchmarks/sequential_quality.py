@@ -48,7 +48,7 @@ class Curve:
 def run(args):
   from benchmarks.sequential import config
   cfg = config('ce')
-  cfg.seeds, cfg.judge.memory = 1, 256
+  cfg.seeds, cfg.eval.memory = 1, 256
   shop = dataset.load_data(args.data)
   split, items = splits.leave_one_out(shop.interactions), len(shop.catalog)
   sides = [Curve(name, split, items, args.minutes) for name in ('recjax', 'RecBole')]
@@ -90,7 +90,7 @@ def recbole(cfg, curve, args):
   model = sequential.model_config(cfg, curve.items)
   net = recbole_model(args.recbole, model)
   adam = torch.optim.Adam(net.parameters(), lr=cfg.optim.lr)
-  rows, goals = prefixes(curve.split.train, model.length)
+  rows, goals = prefixes(curve.split.train, model.max_history)
   rng = np.random.default_rng(0)
 
   def score(items, offsets):
@@ -138,7 +138,7 @@ def recbole_model(where, model):
   return SASRec({
       'USER_ID_FIELD': 'user', 'ITEM_ID_FIELD': 'item', 'LIST_SUFFIX': '_list',
       'ITEM_LIST_LENGTH_FIELD': 'length', 'NEG_PREFIX': 'neg_',
-      'MAX_ITEM_LIST_LENGTH': model.length, 'device': 'cpu', 'n_layers': model.layers,
+      'MAX_ITEM_LIST_LENGTH': model.max_history, 'device': 'cpu', 'n_layers': model.layers,
       'n_heads': model.heads, 'hidden_act': 'relu', 'hidden_size': model.width,
       'inner_size': model.hidden, 'hidden_dropout_prob': model.dropout,
       'attn_dropout_prob': model.dropout, 'layer_norm_eps': 1e-12, 'initializer_range': .02,

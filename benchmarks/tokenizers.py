@@ -41,7 +41,7 @@ def main():
   for name in args.data:
     start = time.perf_counter()
     with opened() as work:
-      found = item_embeddings.of_text(
+      found = item_embeddings.from_text(
         work, item_texts(dataset.load_data(name).catalog), args.encoder
       )
     print(f'{name}: {len(found):,} texts in {time.perf_counter() - start:.1f} s')
@@ -64,10 +64,10 @@ def judge(args, name, x):
         f'  {"tokenizer":18} {"usage":>7} {"collisions":>11} {"largest group":>14} {"seconds":>8}')
   for kind in args.kinds:
     cfg = tiger_beauty.get_config(f'tokenizer={kind}')
-    cfg.tokenizer.update(size=256, levels=4 if kind == 'opq' else 3, steps=args.steps,
-                         look_every=100, save_every=args.steps)
+    cfg.semantic_ids.update(size=256, levels=4 if kind == 'opq' else 3, steps=args.steps,
+                         eval_every=100, save_every=args.steps)
     if kind == 'letter':
-      cfg.tokenizer.width = x.shape[1]
+      cfg.semantic_ids.width = x.shape[1]
     with opened() as work:
       np.save(work.folder / 'vectors.npy', x, allow_pickle=False)
       start = time.perf_counter()

@@ -30,7 +30,7 @@ LENGTH, MEAN = 32, 16  # places of a row, items of a user
 def step_of(mesh, users, items, width):
   """One step as an epoch of one, jitted, and what it takes. -> jitted, arguments"""
   cfg = sequential_beauty.get_config()
-  cfg.model.update(length=LENGTH, width=width, hidden=width)
+  cfg.model.update(max_history=LENGTH, width=width, hidden=width)
   cfg.train.batch = users
   model, tx = sequential.model_config(cfg, items), optim.make(cfg.optim, 100)
   rows, targets = users * MEAN // LENGTH, users * MEAN

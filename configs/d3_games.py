@@ -11,63 +11,9 @@
 Published on Video Games with Qwen2-0.5B (the authors' README, decoding not stated): NDCG@10 .052,
 HR@10 .085.
 """
-from ml_collections import ConfigDict
+from recjax.methods.bigrec import config
 
 
 def get_config(arg=''):
   """arg: 'paper', 'data=FOLDER', 'split=auto' (or leave_one_out, time, rows), with commas."""
-  given = dict(data='sample', split='auto')
-  preset = 'sample'
-  for part in [p for p in arg.split(',') if p]:
-    key, equals, value = part.partition('=')
-    if part == 'paper':
-      preset = 'paper'
-    elif equals and key in given:
-      given[key] = value
-    else:
-      raise ValueError(f'unknown config argument {part!r}; known: paper, data=FOLDER, split=NAME')
-  c = ConfigDict(dict(method='bigrec', way='decode', preset=preset, data=given['data'], seed=0))
-  c.mesh = dict(data=-1, fsdp=1, model=1)
-
-  # weights: 'tiny' trains a tokenizer and a small model on the catalogue; or a checkpoint folder
-  c.llm = dict(weights='tiny', dtype='auto', remat='none')
-  c.tiny = dict(vocab=2048, width=128, layers=2, heads=4, kv_heads=2, ffn=352, row=256, batch=4,
-                epochs=2.0, lr=4e-3, warmup=20, schedule='linear', decay=0.01, clip=1.0,
-                beta2=0.98, log_every=20, save_every=100)
-  # window: which places of a sequence are asked for in training: movie, game, every
-  c.samples = dict(window='game', split=given['split'], history=10)
-  # domains: further (data, noun) pairs that are learnt from
-  c.domains = ()
-  c.prompt = dict(template='d3', noun='goods', cutoff=512)
-  # sample, valid_sample: samples drawn (-1 or 0: all); row: tokens of a packed row
-  c.train = dict(mode='full', sample=-1, valid_sample=128, batch=8, epochs=2, patience=2, row=256,
-                 loss_on='all')
-  c.lora = dict(rank=8, alpha=16.0, targets=('q', 'v'))
-  c.optim = dict(lr=4e-3, warmup=20, schedule='linear', decay=0.0, clip=1.0, beta2=0.98,
-                 log_every=20, save_every=200)
-  # source: 'train' a sequential recommender here, the folder of a `sequential` run, or scores.npz
-  c.assist = dict(source='train')
-  c.assist.model = dict(kind='sasrec', length=50, width=64, layers=2, heads=1, hidden=64,
-                        dropout=0.2, norm='pre', separate=False)
-  c.assist.loss = dict(kind='ce', negatives=1, shared='position', exclude='train_history', t=0.75,
-                       log_q=False, chunk=4096)
-  c.assist.train = dict(batch=256, epochs=30, patience=5, save_every=10, valid_users=1000,
-                        mask_share=0.2, mask_most=50, mask_last=0.5)
-  c.assist.optim = dict(lr=2e-3, warmup=0, schedule='constant', decay=0.0, clip=0.0, beta2=0.98)
-  # alphas: weights of the LLM, one is chosen on validation; batch: prompts decoded together
-  c.decode = dict(beams=10, batch=64, alphas=(1.0, 0.6, 0.3),
-                  plain_length_penalty=1.0, ghost_cases=64)
-  # duplicate_titles: 'exact_id' wants the very item, 'best' any item of its title
-  c.judge = dict(mask_history='auto', valid_most=192, test_most=1024,
-                 duplicate_titles='exact_id')
-  if preset == 'paper':
-    c.llm.weights, c.llm.remat = '', 'dots'
-    c.samples.window = 'every'
-    c.train.update(batch=128, epochs=3, patience=1, row=512, loss_on='response', valid_sample=2000)
-    c.optim.update(lr=3e-4, beta2=0.999)
-    c.assist.model.update(length=10, width=32, layers=1, hidden=32, dropout=0.3)
-    c.assist.loss.kind = 'bce'
-    c.assist.train.update(batch=1024, epochs=500, patience=20)
-    c.assist.optim.update(lr=1e-3, decay=1e-5, beta2=0.999)
-    c.judge.update(test_most=0, valid_most=2000)
-  return c
+  return config.decode(arg)

@@ -10,96 +10,9 @@ The authors' settings: LoRA 16 on all linear layers, 20 epochs, 64 samples a ste
 their lists holds an item that is not sold (arXiv 2505.03336); no full table is public. Their set:
 users with 17 interactions or more, cut to the first 17, 10,000 drawn: `recjax prepare` makes it.
 """
-from ml_collections import ConfigDict
-
-GROUNDINGS = ('cgen', 'ret', 'token')
+from recjax.methods.reclm import config
 
 
 def get_config(arg=''):
   """arg: 'paper', 'data=FOLDER', 'grounding=NAME', in any order, parted by commas."""
-  given = dict(data='sample', grounding='cgen')
-  preset = 'sample'
-  for part in [p for p in arg.split(',') if p]:
-    key, equals, value = part.partition('=')
-    if part == 'paper':
-      preset = 'paper'
-    elif equals and key in given:
-      given[key] = value
-    else:
-      raise ValueError(f'unknown config argument {part!r}; known: paper, data=FOLDER, '
-                       'grounding=NAME')
-  if given['grounding'] not in GROUNDINGS:
-    raise ValueError(f'grounding={given["grounding"]!r} is unknown; choose one of '
-                     f'{", ".join(GROUNDINGS)}')
-  c = ConfigDict(dict(method='reclm', grounding=given['grounding'], preset=preset,
-                      data=given['data'], seed=0))
-  c.mesh = dict(data=-1, fsdp=1, model=1)
-
-  # weights: 'tiny' trains a tokenizer and a small model on the catalogue; or a checkpoint folder
-  c.llm = dict(weights='tiny', dtype='auto', remat='none')
-  c.tiny = dict(vocab=2048, width=128, layers=2, heads=4, kv_heads=2, ffn=352, row=256, batch=4,
-                epochs=1.0, lr=4e-3, warmup=20, schedule='linear', decay=0.01, clip=1.0,
-                beta2=0.98, log_every=20, save_every=100)
-  # cutoff: tokens of a conversation. variables: of the chat template, such as enable_thinking
-  c.prompt = dict(template='last', cutoff=1024, variables=dict())
-  # source: chat pairs for training, 'sample', a file or ''. questions: of the multi-round test
-  c.talk = dict(source='sample', questions='sample')
-  # source: 'train' here, the folder of a `sequential` run, or http://... of a served one
-  c.teacher = dict(source='train')
-  c.teacher.model = dict(kind='sasrec', length=50, width=64, layers=2, heads=1, hidden=64,
-                         dropout=0.2, norm='pre', separate=False)
-  c.teacher.loss = dict(kind='ce', negatives=1, shared='position', exclude='train_history', t=0.75,
-                        log_q=False, chunk=4096)
-  c.teacher.train = dict(batch=256, epochs=30, patience=5, save_every=10, valid_users=1000,
-                         mask_share=0.2, mask_most=50, mask_last=0.5)
-  c.teacher.optim = dict(lr=2e-3, warmup=0, schedule='constant', decay=0.0, clip=0.0, beta2=0.98)
-  # scope: where the softmax is over the catalogue's tokens alone: none, all, branches; scope_end:
-  # at the end token too. sample: users an epoch (0: all). longest_list: items of a training list;
-  # full_lists: always that many. candidates, rule: shares of prompts with them. multi_round: share
-  # with a chat turn beside; chat_share: chat alone. gamma, focus: focal weighting. static: a folder
-  # of samples to read instead of drawing them. prompt: weight of the tokens of requests, whose
-  # histories are sequences too; 0 learns answers alone. full_histories: whole ones, not
-  # windows cut at random. control_like: what <SOI> and <EOI> begin as, words or quotes
-  # average: the loss is a mean over the tokens of a batch, or over its samples, each the mean of
-  # its own tokens
-  c.train = dict(mode='full', scope='all', scope_end=True, epochs=2, patience=3, batch=4, row=512,
-                 sample=3000, valid_users=128, longest_list=10, full_lists=True, candidates=0.05,
-                 rule=0.1, multi_round=0.1, chat_share=0.05, gamma=0.0, focus='title',
-                 static='', prompt=1.0, full_histories=True,
-                 control_like='quotes', free=1.0, average='tokens')
-  # requests about categories: share of training samples, users asked with each of them in the test
-  c.control = dict(share=0.0, users=100)
-  c.lora = dict(rank=16, alpha=8.0, targets=('q', 'k', 'v', 'o', 'gate', 'up', 'down'))
-  # vectors: 'teacher', 'text' or a .npy. alpha: weight of fetching in the loss
-  c.ret = dict(vectors='teacher', hidden=256, alpha=1.0, tokens=256)
-  c.token = dict(levels=3, size=32)
-  c.optim = dict(lr=4e-3, muon=0.02, warmup=20, schedule='linear', decay=0.0, clip=1.0,
-                 beta2=0.98, log_every=20, save_every=200)
-  # count: items of a list. temperature 0 is greedy
-  c.decode = dict(count=10, new_tokens=320, batch=64, temperature=0.0, top_p=1.0)
-  # words: of the request: plain, rule, acknowledged, trained. users: asked at most (0: all).
-  # rounds: conversations of the multi-round test. cross: another data set for the same weights.
-  # candidates: so many that each user chooses from in a further test (0: no such test).
-  # free: users whom the same model answers without the constraint, to see what it would make up;
-  # vague: edits within which such a title passes for an item's
-  c.judge = dict(words='trained', mask_history=True, users=500, rounds=64, answer_tokens=96,
-                 cross='', cross_users=500, candidates=0, free=0, vague=0)
-  if given['data'].partition(':')[0] != 'sample':  # real titles are longer, users more
-    c.train.update(sample=0, epochs=1)
-    c.decode.new_tokens = 640
-  if preset == 'paper':
-    c.llm.weights, c.llm.remat = '', 'dots'
-    c.teacher.model.update(length=10, width=128, hidden=256, heads=2, dropout=0.5, norm='unirec')
-    c.teacher.train.update(batch=1024, epochs=100, patience=10, valid_users=0)
-    c.teacher.optim.update(lr=1e-3, beta2=0.999)
-    c.prompt.template = 'reclm'
-    c.train.update(mode='lora', average='samples', control_like='words', prompt=0.0, free=0.0,
-                   rule=0.5, sample=0, full_histories=False, scope_end=False, full_lists=False,
-                   epochs=20, patience=0, batch=64, row=1024, valid_users=320, candidates=0.5,
-                   chat_share=0.0)
-    c.ret.update(vectors='text', hidden=2048, tokens=1024)
-    c.token.update(levels=4, size=256)
-    c.optim.update(lr=1e-4, muon=0.0, warmup=39, schedule='square', decay=0.01, beta2=0.999)
-    c.decode.update(new_tokens=1024, batch=16)
-    c.judge.update(words='plain', users=0, rounds=1319, mask_history=False)
-  return c
+  return config.make(arg)

@@ -9,63 +9,15 @@
 
 There is no agreed published row for this data set under full ranking.
 """
-from ml_collections import ConfigDict
-
-MODELS = ('sasrec', 'gru4rec', 'bert4rec')
-LOSSES = ('ce', 'chunked', 'bce', 'gbce', 'sampled')
+from recjax.methods.sequential import config
 
 
 def get_config(arg=''):
   """arg: 'paper', 'data=FOLDER', 'model=NAME', 'loss=NAME', in any order, parted by commas."""
-  given = dict(model='sasrec', loss='ce', data='sample')
-  preset = 'sample'
-  for part in [p for p in arg.split(',') if p]:
-    key, equals, value = part.partition('=')
-    if part == 'paper':
-      preset = 'paper'
-    elif equals and key in given:
-      given[key] = value
-    else:
-      raise ValueError(f'unknown config argument {part!r}; known: paper, data=FOLDER, model=NAME, '
-                       'loss=NAME')
-  for key, known in (('model', MODELS), ('loss', LOSSES)):
-    if given[key] not in known:
-      raise ValueError(f'{key}={given[key]!r} is unknown; choose one of {", ".join(known)}')
-  c = ConfigDict(dict(method='sequential', preset=preset, data=given['data'], seed=0, seeds=1))
-  c.mesh = dict(data=-1, fsdp=1, model=1)
-  # length: items of a history that are read. hidden: inner width, or the GRU's state
-  c.model = dict(kind=given['model'], length=50, width=64, layers=2, heads=1, hidden=64,
-                 dropout=0.2, norm='pre', separate=False)
-  # negatives are shared by a 'position', a 'sequence' or the whole 'batch'; t: of gBCE
-  c.loss = dict(kind=given['loss'], negatives=1, shared='position', exclude='train_history', t=0.75,
-                log_q=False, chunk=4096)
-  # patience: epochs without a better validation NDCG@10. mask_*: of BERT4Rec
-  c.train = dict(batch=256, epochs=16, patience=6, save_every=5, valid_users=0, mask_share=0.2,
-                 mask_most=50, mask_last=0.5)
-  c.optim = dict(lr=5e-3, warmup=0, schedule='cosine', decay=0.0, clip=0.0, beta2=0.98)
-  # sampled: also rank among few items, as old tables do: uniform100, uniform99, pop100, ...
-  # memory: MiB that the scores of one block of users may take
-  # tie_order: of equal times, or 'shuffle(SEED)'. seen_mask: or 'zero'. test_history: or 'train'
-  c.judge = dict(mask_history=True, save_top=20, sampled='', memory=256, tie_order='file',
-                 seen_mask='inf', test_history='train+valid', drop_cold_targets=False)
-  if given['loss'] == 'sampled':
-    c.loss.update(negatives=256, exclude='target')
-  if given['loss'] == 'gbce':
-    c.loss.update(negatives=256, shared='sequence', exclude='target')
-  if given['model'] == 'gru4rec':
-    c.model.update(layers=1, hidden=128, dropout=0.3)
-    c.train.update(epochs=40, patience=5)
-    c.optim.update(lr=4e-3, schedule='constant')
-  if given['model'] == 'bert4rec':
-    c.model.update(heads=2, hidden=256)
-    c.train.update(epochs=80, patience=12)
-    c.optim.update(lr=2e-3, schedule='constant')
-  if preset == 'paper':
-    c.seeds = 3
-    c.optim.update(lr=1e-3, schedule='constant')
-    c.train.update(epochs=200, patience=10)
-    if given['loss'] == 'bce':
+  c = config.make(arg)
+  if c.preset == 'paper':
+    if c.loss.kind == 'bce':
       c.model.dropout = 0.5
-    if given['model'] == 'bert4rec':
-      c.train.update(epochs=400, patience=30, mask_share=0.6, mask_most=30)
+    if c.model.kind == 'bert4rec':
+      c.train.update(mask_share=0.6, max_masked=30)
   return c

@@ -95,7 +95,7 @@ class Written:
 
 def named(talk, reply):
   """The items of a reply. -> [{'id', 'title'}]"""
-  stock = talk.shelf.stocks[0]
+  stock = talk.grounded.catalogs[0]
   return [{'id': stock.catalog.id_of(i), 'title': stock.titles[i - 1]} for i in reply.items]
 
 

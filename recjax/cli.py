@@ -1,13 +1,19 @@
-"""The verbs around the experiments: prepare, recommend, chat, serve, doctor, compare, sweep, ..."""
+"""The command recjax: run for experiments, and the verbs around them: prepare, recommend, ..."""
 import argparse
+import functools
 import itertools
 import os
 import pathlib
 import re
+import shlex
 import sys
 import threading
 
+from absl import app, flags
+
+import recjax
 from recjax import errors, experiment, methods, run_files, settings
+from recjax import main as experiments
 from recjax.data.prepare import cli as prepare_verb
 from recjax.errors import ConfigError, WorkdirError
 
@@ -22,14 +28,15 @@ FIRST_HOUR = """\
 from raw files to recommendations:
   recjax prepare table log.csv --out=data/mine                  counts after every step
   recjax doctor data/mine --config=CONFIG                       what is odd, what a run would cost
-  python -m recjax.main --config=CONFIG:data=data/mine --workdir=checkpoints/mine
+  recjax run CONFIG:data=data/mine --workdir=checkpoints/mine
   recjax recommend checkpoints/mine --user=ID                   or --history=, or --input=FILE
   recjax compare checkpoints/mine checkpoints/other --html=compare.html
   recjax serve checkpoints/mine                                 a shop at http://127.0.0.1:8000
 
-CONFIG is a file of configs/, e.g. configs/betag_scientific.py, which has a built-in shop as well.
+CONFIG is one of configs/, e.g. betag_scientific, which has a built-in shop as well, or your file.
 every verb tells more: recjax VERB --help"""
 EXAMPLES = {
+    'run': 'betag_scientific:data=data/mine --workdir=checkpoints/mine --config.seed=1',
     'prepare': 'table log.csv --columns=user=customer,item=sku --out=data/mine',
     'recommend': 'checkpoints/betag_scientific --user=U00001 --k=5',
     'chat': 'checkpoints/reclm_scientific',
@@ -45,8 +52,10 @@ def parser():
   top = argparse.ArgumentParser(
       prog='recjax', description='Recommendation with language models, on JAX.', epilog=FIRST_HOUR,
       formatter_class=argparse.RawDescriptionHelpFormatter)
+  top.add_argument('--version', action='version', version=f'recjax {recjax.__version__}')
   verbs = top.add_subparsers(dest='verb', required=True, metavar='VERB')
 
+  add_run_verb(verbs)
   prepare_verb.add_flags(verbs.add_parser('prepare', help='raw files to a data set'))
 
   verb = verbs.add_parser('recommend', help='items for a history, a user, or a file of users')
@@ -96,6 +105,18 @@ def parser():
   return top
 
 
+def add_run_verb(verbs):
+  """`recjax run`, with the flags of recjax.main."""
+  verb = verbs.add_parser('run', help='an experiment, from its first unfinished stage on')
+  verb.add_argument('config', metavar='CONFIG[:ARG]', help='one of configs/ by its name, from here '
+                    'or as it came with recjax, or a file; ARG is paper, data=FOLDER, or what else '
+                    'it takes. Its settings change by --config.a.b=VALUE')
+  for holder in experiments.RUN_FLAGS:
+    flag = flags.FLAGS[holder.name]
+    kind = {'action': 'store_true'} if flag.boolean else {}
+    verb.add_argument(f'--{flag.name}', help=flag.help.replace('%', '%%'), **kind)
+
+
 def add_study_verbs(verbs):
   """The verbs that look at data and at runs, or make many runs."""
   verb = verbs.add_parser('doctor', help='what is wrong with data, what a config costs')
@@ -139,12 +160,24 @@ def main():
   words, rest = settings.taken(sys.argv[1:])
   args = top.parse_args(rest)
   args.settings = words
-  if words and args.verb != 'doctor':
-    top.error(f'--config.{words[0]}: settings are of `recjax doctor` and of python -m recjax.main')
-  errors.guard(lambda: run(args))
+  if words and args.verb not in ('doctor', 'run'):
+    top.error(f'--config.{words[0]}: settings are of `recjax run` and `recjax doctor`')
+  if args.verb == 'run':
+    return run(args)
+  errors.guard(lambda: call_verb(args))
 
 
 def run(args):
+  """Runs an experiment, as `python -m recjax.main` does."""
+  given = {holder.name: getattr(args, holder.name) for holder in experiments.RUN_FLAGS}
+  argv = ['recjax run', f'--config={args.config}', *(f'--config.{word}' for word in args.settings),
+          *(f'--{name}' if value is True else f'--{name}={value}' for name, value in given.items()
+            if value not in (None, False))]
+  command = f'recjax {shlex.join(sys.argv[1:])}'
+  app.run(functools.partial(experiments.main, command=command), argv, experiments.parse)
+
+
+def call_verb(args):
   """Runs a verb. What it writes to is named where the disk is full."""
   try:
     globals()[args.verb](args)

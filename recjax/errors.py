@@ -191,7 +191,7 @@ SAVERS = (
     ('decode.batch', ': lower it'), ('decode.beams', ': lower it'),
     ('llm.dtype', "='bfloat16' halves weights and activations"),
     ('loss.kind', "='chunked' or 'sampled' spares the scores of all items"),
-    ('judge.memory', ': lower it (MiB of scores)'), ('seeds', ': fewer train at once'),
+    ('eval.memory', ': lower it (MiB of scores)'), ('seeds', ': fewer train at once'),
     ('mesh.fsdp', ': shards weights and optimiser over so many devices'),
     ('mesh.model', ': shards layers over so many devices'))
 

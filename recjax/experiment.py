@@ -10,6 +10,7 @@ import functools
 import importlib.util
 import pathlib
 import platform
+import re
 import shlex
 import subprocess
 import traceback
@@ -20,7 +21,9 @@ from recjax import errors, methods, run_files
 from recjax import settings as parser
 from recjax.errors import ConfigError, WorkdirError
 
-ROOT = pathlib.Path(__file__).parents[1]  # of an editable install, where configs/ lies
+ROOT = pathlib.Path(__file__).parents[1]  # of a checkout
+CONFIGS = next((folder for folder in (pathlib.Path(__file__).parent / 'configs', ROOT / 'configs')
+                if folder.is_dir()), ROOT / 'configs')  # what came with recjax: wheel, or checkout
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,9 +64,9 @@ class Run:
 def train(config, workdir, settings=None):
   """Runs a config from its first unfinished stage to its report, as `python -m recjax.main` does.
 
-  config: 'configs/NAME.py:ARGUMENT', or a ConfigDict. workdir: the run's folder; the same call goes
-  on where it was stopped. settings: {'a.b': value}, each of its setting's type. -> Run. Raises the
-  errors of recjax.errors.
+  config: 'configs/NAME.py:ARGUMENT' or 'NAME:ARGUMENT', as `find_config` finds it, or a ConfigDict.
+  workdir: the run's folder; the same call goes on where it was stopped. settings: {'a.b': value},
+  each of its setting's type. -> Run. Raises the errors of recjax.errors.
   """
   named = isinstance(config, str)
   cfg = read_config(config) if named else config.copy_and_resolve_references()
@@ -89,9 +92,9 @@ def opened(workdir):
 def run(cfg, workdir, about, guarded=None, part=None):
   """Opens the run's folder, says what runs, and hands over to the method.
 
-  about: as `facts` gives. guarded: training.guards.Guards, by default its own defaults. part: (i,
-  n), where this process is one of n that share its shards. Raises ConfigError where there are none,
-  and for a setting that is out of its range.
+  about: as `facts` gives. guarded: training.fault_tolerance.Guards, by default its own defaults.
+  part: (i, n), where this process is one of n that share its shards. Raises ConfigError where there
+  are none, and for a setting that is out of its range.
   """
   parser.check(cfg)
   import jax
@@ -137,8 +140,10 @@ def facts(command, overrides):
   import jax
 
   import recjax
-  git = subprocess.run(['git', 'describe', '--always', '--dirty', '--exclude=*'], cwd=ROOT,
-                       capture_output=True, text=True, check=False)
+  revision = ''
+  if (ROOT / '.git').exists():  # else a wheel, perhaps inside somebody's own repository
+    revision = subprocess.run(['git', 'describe', '--always', '--dirty', '--exclude=*'], cwd=ROOT,
+                              capture_output=True, text=True, check=False).stdout.strip()
   devices = jax.devices()
   return {
       'command': command, 'overrides': {k: repr(v) for k, v in overrides.items()},
@@ -146,7 +151,7 @@ def facts(command, overrides):
                    'python': platform.python_version()},
       'devices': f'{len(devices)} x {devices[0].device_kind}' + (
           f' of {jax.process_count()} processes' if jax.process_count() > 1 else ''),
-      'revision': git.stdout.strip() or 'unknown',
+      'revision': revision or 'unknown',
   }
 
 
@@ -159,13 +164,35 @@ def announce(work, cfg, about):
   work.say(f'settings that differ from the preset: {told or "none"}')
 
 
-def read_config(text):
-  """Runs a config file. text: 'configs/x.py:argument', from here or from where recjax's own configs
-  lie -> ConfigDict. Raises ConfigError where there is no such file or argument."""
-  path, *argument = text.split(':', 1)
-  found = next((p for p in (pathlib.Path(path), ROOT / path) if p.is_file()), None)
+def find_config(name: str) -> pathlib.Path:
+  """The file of a config: `name` itself, else configs/NAME.py here, else the one in recjax.
+
+  name: a path, e.g. 'configs/betag_scientific.py', or one of configs/ without its ending, e.g.
+  'betag_scientific'; no argument. Raises ConfigError, which lists the known ones, where there is
+  no such file.
+  """
+  path = pathlib.Path(name)
+  places = [path]
+  if re.fullmatch(r'\w+', name):
+    places += [pathlib.Path('configs', f'{name}.py'), CONFIGS / f'{name}.py']
+  elif path.parent == pathlib.Path('configs'):
+    places.append(CONFIGS / path.name)
+  found = next((place for place in places if place.is_file()), None)
   if not found:
-    raise ConfigError(f'{path} is not a config file; e.g. configs/betag_scientific.py')
+    known = sorted({p.stem for folder in (pathlib.Path('configs'), CONFIGS)
+                    for p in folder.glob('[!_]*.py')})
+    raise ConfigError(f'{name} is not a config file; name a file, e.g. '
+                      f'configs/betag_scientific.py, or one of {", ".join(known)}')
+  return found
+
+
+def read_config(text):
+  """Runs a config file. text: 'configs/x.py:argument' or 'x:argument', as `find_config` finds it.
+
+  -> ConfigDict. Raises ConfigError where there is no such file or argument.
+  """
+  path, *argument = text.split(':', 1)
+  found = find_config(path)
   spec = importlib.util.spec_from_file_location('config', found)
   if spec is None:
     raise ConfigError(f'{found} is no Python file; name a config, e.g. '

@@ -1,4 +1,7 @@
-"""Runs one experiment: `python -m recjax.main --config=configs/betag_scientific.py`."""
+"""Runs one experiment: `python -m recjax.main --config=configs/betag_scientific.py`.
+
+`recjax run betag_scientific` is the same.
+"""
 import pathlib
 import shlex
 import sys
@@ -33,18 +36,24 @@ WATCHDOG = flags.DEFINE_float(
 MEMORY = flags.DEFINE_float(
     'memory', 0.0, 'GiB of a device that a step of LLM training may take; one that is planned to '
     'take more goes through in parts. 0: what the device says.')
+# What `recjax run` takes besides the config, in the order of its help.
+RUN_FLAGS = (WORKDIR, ON_NAN, WATCHDOG, MEMORY, PART, MULTIHOST, COORDINATOR, PROCESSES, PROCESS_ID)
 
 
-def main(argv):
-  """Runs the experiment; what went wrong becomes a sentence and an exit code. argv: of `parse`."""
+def main(argv, command=''):
+  """Runs the experiment; what went wrong becomes a sentence and an exit code.
+
+  argv: as `parse` gives it. command: what the user typed, by default python -m recjax.main.
+  """
   logging.set_verbosity(logging.WARNING)  # jax tells of every backend that it does not find
-  errors.guard(lambda: run(argv[1:]))
+  errors.guard(lambda: run(argv[1:], command))
 
 
-def run(words):
+def run(words, command=''):
   """The experiment that the flags name, from its first unfinished stage to its report.
 
-  words: the settings of the command line, as `settings.taken` gives them.
+  words: the settings of the command line, as `settings.taken` gives them. command: what the run's
+  report says to run again, by default python -m recjax.main with its flags.
   """
   if not CONFIG.value:
     raise errors.ConfigError('--config is missing; e.g. --config=configs/betag_scientific.py')
@@ -52,6 +61,10 @@ def run(words):
   given = settings.changed(cfg, words)
   cfg.lock()
   path = pathlib.Path(CONFIG.value.partition(':')[0])
+  found = experiment.find_config(str(path))
+  if found != path and found.parent == experiment.CONFIGS:
+    print(f'{path} is not in this folder; the config that came with recjax runs: {found}',
+          flush=True)
   workdir = WORKDIR.value or f'checkpoints/{path.stem}'
   alone = [f'--{flag.name}' for flag in (COORDINATOR, PROCESSES, PROCESS_ID)
            if flag.value is not None and not MULTIHOST.value]
@@ -68,8 +81,8 @@ def run(words):
   if MULTIHOST.value:
     join(jax)
   fault_tolerance.listen()
-  experiment.run(cfg, workdir, experiment.facts(
-      f'python -m recjax.main {shlex.join(sys.argv[1:])}', given), guarded, part)
+  command = command or f'python -m recjax.main {shlex.join(sys.argv[1:])}'
+  experiment.run(cfg, workdir, experiment.facts(command, given), guarded, part)
 
 
 def join(jax):

@@ -8,8 +8,10 @@ import argparse
 import ast
 import contextlib
 import fnmatch
+import json
 import math
 import numbers
+import pathlib
 import re
 import traceback
 
@@ -21,35 +23,54 @@ WORDS = {'true': True, '1': True, 'yes': True, 'on': True,
          'false': False, '0': False, 'no': False, 'off': False}
 OPEN = ('prompt.variables',)  # settings whose names the config does not know: any may be given
 
+# What settings were called before 0.2, with their names today. * stands for any letters, the same
+# in both.
+RENAMED = {
+    'judge.test_most': 'eval.max_test_users', 'judge.valid_most': 'eval.max_valid_users',
+    'judge.*': 'eval.*', 'judge': 'eval',
+    '*loss.t': '*loss.gbce_t', '*loss.shared': '*loss.negative_scope',
+    '*model.length': '*model.max_history', 'base.length': 'base.max_history',
+    'model.history': 'model.max_history', 'samples.history': 'samples.max_history',
+    '*train.mask_most': '*train.max_masked',
+    'train.row': 'train.row_tokens', 'tiny.row': 'tiny.row_tokens',
+    'prompt.cutoff': 'prompt.max_prompt_tokens', 'tags.most': 'tags.max_base_tags',
+    'ground.most': 'ground.max_gamma', 'ground.inject': 'ground.prior', 'way': 'variant',
+    'tokenizer.look_every': 'semantic_ids.eval_every', 'tokenizer.*': 'semantic_ids.*',
+    'tokenizer': 'semantic_ids', 'token.*': 'semantic_ids.*', 'token': 'semantic_ids',
+    'model.apart': 'model.untied_output', 'model.compat': 'model.reproduce_release',
+    'defects.*': 'reproduce_bugs.*', 'defects': 'reproduce_bugs',
+    'decode.count': 'decode.num_items', 'rat.align_most': 'rat.max_align_items',
+}
+
 # What numbers may be: the patterns of settings (* takes any letters, dots too), by their range. Of
 # a tuple every element counts.
 RANGES = {
     'at least 1': '''
         seeds *.batch *.epochs *.log_every *.save_every *model.layers *model.heads *model.hidden
-        *model.length *model.width base.layers base.heads base.hidden base.length base.width
-        model.decoder_layers model.head_dim model.ffn model.history model.fusion_heads
+        *model.max_history *model.width base.layers base.heads base.hidden base.max_history
+        base.width model.decoder_layers model.head_dim model.ffn model.fusion_heads
         model.fusion_layers tiny.vocab tiny.width tiny.layers tiny.heads tiny.kv_heads tiny.ffn
-        tiny.row *loss.chunk *loss.negatives *train.mask_most tags.most tags.api_samples
-        tags.api_concurrency lora.rank train.row train.max_len train.max_seq_len train.min_seq_len
-        train.longest_list train.cycle decode.beams decode.groups decode.count decode.new_tokens
-        decode.max_tags decode.ghost_cases select.save_top judge.save_top judge.memory
-        judge.answer_tokens prompt.cutoff samples.history ret.tokens token.levels
-        token.size tokenizer.hidden tokenizer.width tokenizer.levels tokenizer.size tokenizer.steps
-        tokenizer.look_every scft.steps scft.parts scft.max_len export.rungs export.shard pca.dim
-        rat.align_most ground.most''',
+        tiny.row_tokens *loss.chunk *loss.negatives *train.max_masked tags.max_base_tags
+        tags.api_samples tags.api_concurrency lora.rank train.row_tokens train.max_len
+        train.max_seq_len train.min_seq_len train.longest_list train.cycle decode.beams
+        decode.groups decode.num_items decode.new_tokens decode.max_tags decode.ghost_cases
+        select.save_top eval.save_top eval.memory eval.answer_tokens prompt.max_prompt_tokens
+        samples.max_history ret.tokens semantic_ids.hidden semantic_ids.width semantic_ids.levels
+        semantic_ids.size semantic_ids.steps semantic_ids.eval_every scft.steps scft.parts
+        scft.max_len export.rungs export.shard pca.dim rat.max_align_items ground.max_gamma''',
     'at least 0': '''
         *.patience *.warmup *.decay *.clip *.muon *.valid_users align.sia align.psa align.warm
-        control.users decode.diversity decode.temperature export.budget judge.candidates
-        judge.cross_users judge.free judge.rounds judge.tail_item judge.tail_user judge.test_most
-        judge.valid_most judge.users judge.vague rat.alpha rat.hidden rat.ids_from rat.spread
+        control.users decode.diversity decode.temperature export.budget eval.candidates
+        eval.cross_users eval.free eval.rounds eval.tail_item eval.tail_user eval.max_test_users
+        eval.max_valid_users eval.users eval.vague rat.alpha rat.hidden rat.ids_from rat.spread
         ret.alpha ret.hidden select.k1 select.top_k select.top_m tags.api_budget tags.api_price_in
-        tags.api_price_out tokenizer.alpha tokenizer.beta tokenizer.collaborative
-        tokenizer.diversity tokenizer.sinkhorn train.free train.gamma train.prompt''',
+        tags.api_price_out semantic_ids.alpha semantic_ids.beta semantic_ids.collaborative
+        semantic_ids.diversity semantic_ids.sinkhorn train.free train.gamma train.prompt''',
     'above 0': '''
-        *.lr tags.api_timeout lora.alpha align.temperature align.tau rat.tau scft.tau tokenizer.tau
-        ground.step''',
+        *.lr tags.api_timeout lora.alpha align.temperature align.tau rat.tau scft.tau
+        semantic_ids.tau ground.step''',
     'between 0 and 1': '''
-        *loss.t *train.mask_share *train.mask_last control.share decode.alphas select.b
+        *loss.gbce_t *train.mask_share *train.mask_last control.share decode.alphas select.b
         train.candidates train.chat_share train.keep train.multi_round train.rule''',
     'at least 0 and below 1': '*.beta2 *model.dropout base.dropout scft.ratio',
     'above 0 and at most 1': 'decode.top_p',
@@ -79,7 +100,7 @@ CHOICES = {
     'model.dtype': ('float32', 'bfloat16'),
     '*.loss.kind': ('ce', 'chunked', 'bce', 'gbce', 'sampled'),
     'loss.kind': ('ce', 'chunked', 'bce', 'gbce', 'sampled'),
-    '*loss.shared': ('position', 'sequence', 'batch'),
+    '*loss.negative_scope': ('position', 'sequence', 'batch'),
     '*loss.exclude': ('train_history', 'target', 'none'),
     'llm.dtype': ('auto', 'float32', 'bfloat16', 'float16'),
     'llm.remat': ('none', 'dots', 'full'),
@@ -87,24 +108,24 @@ CHOICES = {
     'fusion': ('none', 'pooled', 'encoder', 'prefix'),
     'grounding': ('cgen', 'ret', 'token'),
     'align.sign': ('neg', 'pos'), 'align.reduce': ('sum_levels', 'mean_levels'),
-    'tokenizer.reduction': ('mean', 'sum'), 'tokenizer.residual': ('ste', 'sg'),
-    'tokenizer.distance': ('l2', 'dot', 'cos'), 'tokenizer.recon': ('mse', 'l1', 'infonce'),
-    'tokenizer.kind': ('rqvae', 'letter', 'rqkmeans_plus', 'rvq', 'rqkmeans', 'rkmeans',
-                       'rkmeans_balanced', 'rkmeans_mapped', 'pq', 'opq', 'random', 'lsh',
-                       '*.json'),
-    'tokenizer.estimator': ('ste', 'rotation', 'gumbel'),
-    'tokenizer.dedupe': ('suffix', 'random', 'nearest', 'sinkhorn', 'balance', 'none'),
+    'semantic_ids.reduction': ('mean', 'sum'), 'semantic_ids.residual': ('ste', 'sg'),
+    'semantic_ids.distance': ('l2', 'dot', 'cos'), 'semantic_ids.recon': ('mse', 'l1', 'infonce'),
+    'semantic_ids.kind': ('rqvae', 'letter', 'rqkmeans_plus', 'rvq', 'rqkmeans', 'rkmeans',
+                          'rkmeans_balanced', 'rkmeans_mapped', 'pq', 'opq', 'random', 'lsh',
+                          '*.json'),
+    'semantic_ids.estimator': ('ste', 'rotation', 'gumbel'),
+    'semantic_ids.dedupe': ('suffix', 'random', 'nearest', 'sinkhorn', 'balance', 'none'),
     'samples.window': ('movie', 'game', 'every'),
     'samples.split': ('auto', 'leave_one_out', 'time', 'rows'),
     'decode.length_norm': ('generated', 'full'),
     'ground.model': ('base', 'tuned'), 'ground.pooling': ('avg', 'last', 'cls'),
-    'ground.inject': ('none', 'pop', 'cf'),
-    'judge.duplicate_titles': ('exact_id', 'best'),
-    'judge.mask_history': ('auto', 'yes', 'no'),
-    'judge.sampled': ('', 'uniform100', 'uniform100_sasrec', 'uniform99', 'pop100'),
-    'judge.tie_order': ('file', 'shuffle(*)'),
-    'judge.seen_mask': ('inf', 'zero'), 'judge.test_history': ('train+valid', 'train'),
-    'judge.words': ('plain', 'rule', 'acknowledged', 'trained'),
+    'ground.prior': ('none', 'pop', 'cf'),
+    'eval.duplicate_titles': ('exact_id', 'best'),
+    'eval.mask_history': ('auto', 'yes', 'no'),
+    'eval.sampled': ('', 'uniform100', 'uniform100_sasrec', 'uniform99', 'pop100'),
+    'eval.tie_order': ('file', 'shuffle(*)'),
+    'eval.seen_mask': ('inf', 'zero'), 'eval.test_history': ('train+valid', 'train'),
+    'eval.words': ('plain', 'rule', 'acknowledged', 'trained'),
     'select.reducer': ('union', 'sum', 'intersection', 'last'),
     'tags.source': ('auto', 'data', 'file', 'keywords', 'api'),
     'tags.on_missing': ('error', 'drop_item', 'drop_sequence'),
@@ -124,7 +145,8 @@ CHOICES = {
     'rat.ablations': ('full', 'no_scft', 'no_adapter', 'no_freeze', 'no_align', 'pool_last', 'pca',
                       'text'),
 }
-ELEMENTS = {'tokenizer.sinkhorn': 0.0, 'domains': ('', ''), 'rat.ablations': ''}  # of tuples: like
+# An element of tuples that may be empty.
+ELEMENTS = {'semantic_ids.sinkhorn': 0.0, 'domains': ('', ''), 'rat.ablations': ''}
 
 
 def taken(argv):
@@ -153,6 +175,7 @@ def changed(cfg, settings):
 
   -> the values that were set, {'a.b': value}. Raises ConfigError.
   """
+  _check_names(cfg)
   free = {name for name, value in _flat(cfg) if isinstance(value, ConfigDict)} | set(OPEN)
   texts = not isinstance(settings, dict)
   given = [tuple(word.partition('=')[::2]) for word in settings] if texts else settings.items()
@@ -173,7 +196,8 @@ def changed(cfg, settings):
 
 
 def check(cfg):
-  """Raises ConfigError for a number out of its range, or a text that is no choice, by its name."""
+  """Raises ConfigError for a number out of its range, a text that is no choice, or an old name."""
+  _check_names(cfg)
   for name, value in _flat(cfg):
     for one in value if isinstance(value, (tuple, list)) else (value,):
       numeric = isinstance(one, numbers.Real) and not isinstance(one, bool)
@@ -191,7 +215,13 @@ def check(cfg):
 @contextlib.contextmanager
 def of_run(workdir):
   """Code that reads the config which a run's folder keeps. Raises WorkdirError for a setting that
-  it lacks, as the runs of an earlier version may."""
+  it lacks or that has another name today, as the runs of an earlier version may."""
+  path, names = pathlib.Path(workdir) / 'config.json', []
+  with contextlib.suppress(OSError, ValueError, TypeError, KeyError, RecursionError):  # told below
+    names = [name for name, _ in _flat(ConfigDict(json.loads(path.read_bytes())['config']))]
+  if old := next(filter(renamed, names), None):
+    raise WorkdirError(f'{path}: {old} is called {renamed(old)} since 0.2, so the run was made '
+                       'before 0.2; train anew in a new folder, or use the version that made it')
   try:
     yield
   except (AttributeError, KeyError) as error:
@@ -203,6 +233,21 @@ def of_run(workdir):
         f'{workdir}/config.json has no setting {found[1] if found else error}, which this version '
         'reads: the run was made by an earlier one. Run its command again in a new folder, or use '
         f'the version that it names') from error
+
+
+def renamed(name):
+  """The name today of a setting that had another one before 0.2; None of any other."""
+  for old, new in RENAMED.items():
+    found = re.fullmatch(re.escape(old).replace(r'\*', '(.*)'), name)
+    if found:
+      return new.replace('*', found[1]) if '*' in old else new
+  return None
+
+
+def _check_names(cfg):
+  for name, _ in _flat(cfg):
+    if new := renamed(name):
+      raise ConfigError(f'{name} is called {new} since 0.2; mend the config')
 
 
 def range_of(name):
@@ -265,6 +310,8 @@ def _put(cfg, name, value, texts, free):
     if at in free:
       return _put_free(holder, '.'.join(parts[i:]), at, value, texts)
     if not isinstance(holder, ConfigDict) or part not in holder:
+      if new := renamed(name):
+        raise ConfigError(f'--config.{name}={value}: {name} is called {new} since 0.2')
       why = (f'{part} is not among {", ".join(holder)}' if isinstance(holder, ConfigDict) else
              f'{at} holds a value and no {part}')
       raise ConfigError(f'--config.{name}={value}: there is no such setting; {why}')

@@ -1,8 +1,13 @@
-"""Runs the suite: one process per file, all cores, a last line that a machine can read.
+"""Runs the suite: a process a room, all cores, a last line that a machine can read.
 
-`python -m tests` runs everything; `python -m tests beam work` only files whose path holds a word.
-Warnings that point at a line of ours are listed at the end.
+  python -m tests                # what a change wants: minutes
+  python -m tests beam workdir   # only files whose path holds a word
+  python -m tests --all          # long ones as well: kill loops, device matrices, all damages
+
+Warnings that point at a line of ours are listed at the end, and the slowest cases with --slowest=N.
 """
+import argparse
+import collections
 import concurrent.futures
 import os
 import pathlib
@@ -19,36 +24,52 @@ ENV = {
     'JAX_PLATFORMS': os.environ.get('JAX_PLATFORMS', 'cpu'),
     'JAX_NUM_CPU_DEVICES': '8',
     'JAX_COMPILATION_CACHE_DIR': str(pathlib.Path(tempfile.gettempdir()) / 'recjax-test-cache'),
-    'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '0.3',
+    'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '0',
+    'JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES': '-1',
     'TOKENIZERS_PARALLELISM': 'false',
     'HF_HUB_OFFLINE': '1',
     'PYTHONWARNINGS': 'default',
     'RECJAX_TYPECHECK': '1',
 }
 OURS = re.compile(rf'{re.escape(str(ROOT.parent))}/(?!\.)\S+:\d+: \w*Warning: .*')
+# Files that have a process of their own: they change what belongs to a whole process (signals,
+# limits, the console), or run so long that their room would be the last.
+ALONE = ('methods', 'hostile_test', 'house_test', 'docs_test', 'devices_test', 'damage_test',
+         'training/fault_tolerance_test', 'serving/server_test', 'launch')
 
 
-def run_file(path):
-  """Runs one test file. -> (name, seconds, passed, failed, [names skipped], output)"""
-  name = '.'.join(('tests', *path.relative_to(ROOT).with_suffix('').parts))
+def group_of(path: pathlib.Path) -> str:
+  """The process that a test file runs in: its room's, or one of its own."""
+  name = path.relative_to(ROOT).with_suffix('').as_posix()
+  if any(name == alone or name.startswith(f'{alone}/') for alone in ALONE):
+    return name
+  return name.partition('/')[0] if '/' in name else 'top'
+
+
+def run_group(paths: list[pathlib.Path],
+              env: dict[str, str]) -> tuple[float, list[ET.Element], str]:
+  """Runs test files in one process. -> seconds, its cases, its output
+
+  A process that dies before its report is whole counts as one failed case.
+  """
+  names = ['.'.join(('tests', *p.relative_to(ROOT).with_suffix('').parts)) for p in paths]
   start = time.monotonic()
-  with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as room:
-    report = os.path.join(room, 'report.xml')
+  with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
+    report = os.path.join(folder, 'report.xml')
+    code = 'from absl.testing import absltest; absltest.main(module=None)'
     done = subprocess.run(
-        [sys.executable, '-m', name, f'--xml_output_file={report}', f'--test_tmpdir={room}'],
-        env={**ENV, 'TMPDIR': room}, capture_output=True, text=True, errors='replace',
-        cwd=ROOT.parent)
+        [sys.executable, '-c', code, *names, f'--xml_output_file={report}',
+         f'--test_tmpdir={folder}'], env={**env, 'TMPDIR': folder}, capture_output=True, text=True,
+        errors='replace', cwd=ROOT.parent)
     cases = cases_of(report)
-  bad = sum(any(k.tag in ('failure', 'error') for k in case) for case in cases)
-  skipped = [f'{name}.{case.get("name")}' for case in cases if case.get('status') == 'notrun'
-             or case.get('result') == 'suppressed' or any(k.tag == 'skipped' for k in case)]
-  if done.returncode and not bad:  # it died before or after its cases
-    bad = 1
-  passed = max(0, len(cases) - bad - len(skipped))
-  return name, time.monotonic() - start, passed, bad, skipped, done.stdout + done.stderr
+  if not cases or done.returncode and not any(map(is_bad, cases)):
+    dead = ET.Element('testcase', name='process', classname=', '.join(names), time='0')
+    ET.SubElement(dead, 'error')
+    cases.append(dead)
+  return time.monotonic() - start, cases, done.stdout + done.stderr
 
 
-def cases_of(report):
+def cases_of(report: str) -> list[ET.Element]:
   """The test cases of a report; none where the process died before it was whole."""
   try:
     return list(ET.parse(report).iter('testcase'))
@@ -56,25 +77,67 @@ def cases_of(report):
     return []
 
 
-def main(words):
-  """Runs the files that match `words` and prints the totals. -> exit code"""
-  files = sorted(f for f in ROOT.rglob('*_test.py')
-                 if not words or any(w in str(f.relative_to(ROOT)) for w in words))
-  passed = failed = 0
-  skips, warned = [], set()
+def is_bad(case: ET.Element) -> bool:
+  """Whether a case failed."""
+  return any(child.tag in ('failure', 'error') for child in case)
+
+
+def is_skipped(case: ET.Element) -> bool:
+  """Whether a case did not run."""
+  return (case.get('status') == 'notrun' or case.get('result') == 'suppressed'
+          or any(child.tag == 'skipped' for child in case))
+
+
+def is_left(case: ET.Element) -> bool:
+  """Whether a case is one of the long ones, which run with --all."""
+  return any('--all' in (child.get('message') or child.text or '') for child in case
+             if child.tag == 'skipped')
+
+
+def called(case: ET.Element) -> str:
+  """A case's name, as `python -m tests.FILE CLASS.NAME` would run it."""
+  return f'{case.get("classname")}.{case.get("name")}'
+
+
+def main(argv: list[str]) -> int:
+  """Runs what the command line asks for and prints the totals. -> exit code"""
+  parser = argparse.ArgumentParser(prog='python -m tests', description=__doc__.partition('\n')[0])
+  parser.add_argument('words', nargs='*', help='only files whose path holds one of these')
+  parser.add_argument('--all', action='store_true', help='long tests as well')
+  parser.add_argument('--slowest', type=int, default=0, help='list so many of the slowest cases')
+  args = parser.parse_args(argv)
+  groups = collections.defaultdict(list)
+  for path in sorted(ROOT.rglob('*_test.py')):
+    if not args.words or any(word in path.relative_to(ROOT).as_posix() for word in args.words):
+      groups[group_of(path)].append(path)
+  # the longest first, told by the size of the files, so that no core waits at the end
+  order = sorted(groups, key=lambda g: -sum(p.stat().st_size for p in groups[g]))
+  env = {**ENV, 'RECJAX_TEST_ALL': '1'} if args.all else ENV
+  ran, skipped, left, warned, failed, passed = [], [], 0, set(), 0, 0
   with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
-    for name, seconds, good, bad, skipped, output in pool.map(run_file, files):
-      note = f', {len(skipped)} skipped' if skipped else ''
+    for name, (seconds, cases, output) in zip(order, pool.map(
+        lambda g: run_group(groups[g], env), order)):
+      bad = [case for case in cases if is_bad(case)]
+      out = [case for case in cases if is_skipped(case)]
+      long, good = sum(map(is_left, out)), len(cases) - len(bad) - len(out)
+      skipped += [called(case) for case in out if not is_left(case)]
+      left, failed, passed = left + long, failed + len(bad), passed + good
+      note = f', {len(out) - long} skipped' if len(out) > long else ''
+      note += f', {long} left for --all' if long else ''
       print(f'{"FAIL" if bad else "ok":4} {name}  {good} passed{note}  {seconds:.1f} s', flush=True)
       if bad:
-        print(output, flush=True)
-      passed, failed, skips = passed + good, failed + bad, skips + skipped
+        print(output, *(f'FAILED {called(case)}' for case in bad), sep='\n', flush=True)
+      ran += cases
       warned |= set(OURS.findall(output))
   if warned:
     print('warnings:', *sorted(warned), sep='\n  ')
-  if skips:
-    print('skipped:', *skips, sep='\n  ')
-  print(f'{passed} passed, {failed} failed, {len(skips)} skipped')
+  if skipped:
+    print('skipped:', *skipped, sep='\n  ')
+  if left:
+    print(f'{left} long tests were left for --all')
+  for case in sorted(ran, key=lambda c: -float(c.get('time') or 0))[:args.slowest]:
+    print(f'{float(case.get("time") or 0):7.1f} s  {called(case)}')
+  print(f'{passed} passed, {failed} failed, {len(skipped)} skipped')
   return 1 if failed or not passed else 0
 
 

@@ -1,5 +1,6 @@
 """The pages: links lead somewhere, commands are ones that recjax takes, Python blocks run."""
 import contextlib
+import importlib.util
 import io
 import json
 import pathlib
@@ -11,9 +12,10 @@ import types
 import jax
 import jax.numpy as jnp
 import numpy as np
+import yaml
 from absl.testing import absltest, parameterized
 
-from recjax import cli, experiment
+from recjax import cli, experiment, settings
 from recjax.data.dataset import Catalog
 from recjax.models import llm, llm_decoder
 from recjax.text import tokenizer as tokenizer_lib
@@ -21,7 +23,7 @@ from recjax.training import workdir as workdir_lib
 from tests.methods import reclm_test
 
 ROOT = pathlib.Path(__file__).parents[1]
-PAGES = sorted([ROOT / 'README.md', *(ROOT / 'docs').glob('*.md'),
+PAGES = sorted([*ROOT.glob('*.md'), *(ROOT / 'docs').glob('*.md'),
                 *(ROOT / name / 'README.md' for name in ('launch', 'benchmarks'))])
 ELLIPSES = ('…', '...')
 
@@ -87,17 +89,83 @@ class PagesTest(parameterized.TestCase):
       self.assertContainsSubset({k for k in given if not k.startswith('config.')}, known, said)
     elif words[0] == 'recjax' and len(words) > 1:
       try:
-        with contextlib.redirect_stderr(io.StringIO()) as wrong:
+        with contextlib.redirect_stderr(io.StringIO()) as wrong, \
+            contextlib.redirect_stdout(io.StringIO()):
           args, rest = cli.parser().parse_known_args(words[1:])
-      except SystemExit:
-        self.fail(f'{said}: {wrong.getvalue()}')
+      except SystemExit as end:
+        return self.assertFalse(end.code, f'{said}: {wrong.getvalue()}')  # 0: of --version
       self.assertFalse([w for w in rest if not w.startswith('--config.')], said)
       if getattr(args, 'config', None):
-        experiment.read_config(args.config)
+        experiment.changed(experiment.read_config(args.config), settings.taken(rest)[0])
     elif words[:2] == ['python', '-m'] and words[2].startswith('benchmarks.'):
       self.assertTrue((ROOT / f'{words[2].replace(".", "/")}.py').exists(), said)
     elif words[0].startswith('launch/'):
       self.assertTrue((ROOT / words[0]).exists(), said)
+
+
+def of_site(test, name):
+  """A Python file of docs/, which the site is built with; skips where mkdocs is missing."""
+  if importlib.util.find_spec('mkdocs') is None or importlib.util.find_spec('griffe') is None:
+    test.skipTest("mkdocs and mkdocstrings are not installed: pip install -e '.[docs]'")
+  spec = importlib.util.spec_from_file_location(name, ROOT / 'docs' / f'{name}.py')
+  module = importlib.util.module_from_spec(spec)
+  spec.loader.exec_module(module)
+  return module
+
+
+class SiteTest(absltest.TestCase):
+  """What the site adds to the pages. Its links and headings are checked where CI builds it."""
+
+  def test_every_page_is_in_the_navigation(self):
+    def leaves(nav):
+      for entry in nav:
+        for value in entry.values():
+          yield from [value] if isinstance(value, str) else leaves(value)
+    found = list(leaves(yaml.safe_load((ROOT / 'mkdocs.yml').read_text())['nav']))
+    self.assertLen(set(found), len(found))
+    self.assertContainsSubset({p.name for p in (ROOT / 'docs').glob('*.md')}, found)
+    for name in found:
+      self.assertTrue((ROOT / 'docs' / name).exists() or (ROOT / name).exists(), name)
+
+  def test_every_module_is_in_the_reference_once(self):
+    rooms = of_site(self, 'site_hooks').rooms()
+    found = [module for modules in rooms.values() for module in modules]
+    modules = ['.'.join(p.relative_to(ROOT).with_suffix('').parts).removesuffix('.__init__')
+               for p in (ROOT / 'recjax').rglob('*.py') if p.stat().st_size]
+    self.assertCountEqual(found, [m for m in modules if m != 'recjax.__main__'])
+    self.assertIn('recjax.decoding.generate', rooms['decoding'])
+    self.assertIn('recjax.methods.betag', rooms['methods/betag'])
+    self.assertEqual(rooms['recjax'][0], 'recjax')
+
+  def test_links_of_the_repository_become_links_of_the_site(self):
+    hooks = of_site(self, 'site_hooks')
+    known = {'data.md', 'index.md', 'launch/README.md', 'CONTRIBUTING.md', 'a.ipynb'}
+    files = types.SimpleNamespace(get_file_from_path=lambda p: p if p in known else None)
+    def read(source, text):
+      page = types.SimpleNamespace(file=types.SimpleNamespace(src_uri=source))
+      return hooks.on_page_markdown(text, page, None, files)
+    for source, text, want in (
+        ('data.md', '[a](../launch/README.md#x) [b](data.md)',
+         '[a](launch/README.md#x) [b](data.md)'),
+        ('launch/README.md', '[a](../docs/data.md), [b](../CONTRIBUTING.md)',
+         '[a](../data.md), [b](../CONTRIBUTING.md)'),
+        ('CONTRIBUTING.md', '[a](README.md) [b](docs/a.ipynb)', '[a](index.md) [b](a.ipynb)'),
+        ('data.md', '[a [b]](../setup.py) [c](#c) [d](https://d.org/x) [e](../nosuch.py)',
+         'a [b] [c](#c) [d](https://d.org/x) [e](../nosuch.py)'),
+        ('data.md', '```\n[a](../launch/README.md)\n```\n', '```\n[a](../launch/README.md)\n```\n'),
+        ('api/data.md', '[a](../x.md)', '[a](../x.md)')):
+      self.assertEqual(read(source, text), want)
+
+  def test_docstrings_are_no_markdown(self):
+    plain = of_site(self, 'site_docstrings').plain
+    self.assertEqual(plain('ids [B][k], <x>, *a_b*'), r'ids \[B\]\[k\], &lt;x>, \*a_b\*')
+    self.assertEqual(plain('`a[0]_b` and ``c*``'), '`a[0]_b` and ``c*``')
+    self.assertEqual(plain('So:\n\n    x = a[b]\n'), 'So:\n\n    x = a[b]\n')
+    self.assertEqual(plain('a_b: of\n    c[d]\n\n    _x_'), 'a_b: of\n    c\\[d\\]\n\n    _x_')
+    self.assertEqual(plain('_x_ __init__'), r'\_x\_ \_\_init\_\_')
+    for space in ('', '  '):
+      items = f'{space}- one\n{space}  more\n{space}- two'
+      self.assertEqual(plain(f'Of:\n{items}'), f'Of:\n\n{items}')
 
 
 class PythonTest(absltest.TestCase):

@@ -40,7 +40,7 @@ EVERYTHING = bool(os.environ.get('RECJAX_EVERY_DAMAGE'))
 
 def small(data, seed=0):
   cfg = sequential_beauty.get_config(f'data={data}')
-  cfg.model.update(length=8, width=8, hidden=8, layers=1)
+  cfg.model.update(max_history=8, width=8, hidden=8, layers=1)
   cfg.train.update(epochs=1, batch=64)
   cfg.seed = seed
   return cfg
@@ -233,7 +233,7 @@ class DamageTest(RunTest):
       ('method', ['sequential'], 'none of that name'), ('method', None, 'none of that name'),
       ('method', 'sequential.evaluate', 'none of that name'), ('data', 5, '"data" is 5'),
       ('data', None, '"data" is None'), ('model', None, 'cannot be used'),
-      ('model', {'kind': 'sasrec'}, 'cannot be used'), ('judge', [], 'cannot be used'))
+      ('model', {'kind': 'sasrec'}, 'cannot be used'), ('eval', [], 'cannot be used'))
   def test_a_config_of_odd_values(self, key, value, said):
     at, config = self.unsigned()
     at.write_text(json.dumps({'config': {**config, key: value}, 'facts': {}}))

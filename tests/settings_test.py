@@ -2,6 +2,7 @@
 import contextlib
 import io
 import pathlib
+import re
 import sys
 from unittest import mock
 
@@ -18,21 +19,21 @@ from recjax.methods import reclm
 from recjax.methods.betag import base_tags
 from recjax.methods.bigrec import evaluate, grounding
 from recjax.methods.bigrec import train as bigrec_tune
-from recjax.methods.etegrec import alignment, tokenization
+from recjax.methods.etegrec import joint_training, tokenization
 from recjax.methods.llmemb import prompts, rat, variants
 from recjax.methods.reclm import train as reclm_tune
 from recjax.models import bert, llm, rqvae, semantic_id_t5, semantic_ids, seqrec
 from recjax.retrieval import bm25
-from recjax.training import optim, sequential, sft
+from recjax.training import auxiliary_recommender, optim, sequential, sft
 from recjax.training.losses import contrastive, trie_masked
 
 ROOT = pathlib.Path(__file__).parents[1]
 CONFIGS = sorted((ROOT / 'configs').glob('*.py'))
 PATHS = {  # texts that name a file, a model or whatever one likes, or that a method checks at once
-    'data', 'preset', 'method', 'way', 'llm.weights', 'tags.api_model', 'tags.api_url', 'tags.file',
-    'tags.sep', 'assist.source', 'prompt.noun', 'prompt.template', 'interests.encoder',
-    'interests.source', 'tokenizer.weights', 'vectors.encoder', 'vectors.source', 'export.file',
-    'prompts.header', 'text.weights', 'judge.cross', 'ret.vectors', 'talk.questions', 'talk.source',
+    'data', 'preset', 'method', 'variant', 'llm.weights', 'tags.api_model', 'tags.api_url',
+    'tags.file', 'tags.sep', 'assist.source', 'prompt.noun', 'prompt.template', 'interests.encoder',
+    'interests.source', 'semantic_ids.weights', 'vectors.encoder', 'vectors.source', 'export.file',
+    'prompts.header', 'text.weights', 'eval.cross', 'ret.vectors', 'talk.questions', 'talk.source',
     'teacher.source', 'train.static', 'domains', 'model.norm'}
 
 ANY = ('decode.length_penalty', 'decode.plain_length_penalty', 'select.idf_cutoff')
@@ -45,11 +46,11 @@ def made(name='sequential_beauty', argument=''):
 class TypesTest(parameterized.TestCase):
 
   @parameterized.parameters(
-      ('judge.mask_history', 'yes', True), ('judge.mask_history', 'off', False),
-      ('judge.mask_history', 'TRUE', True), ('judge.mask_history', '0', False),
-      ('judge.mask_history', 'no', False), ('judge.mask_history', 'On', True),
+      ('eval.mask_history', 'yes', True), ('eval.mask_history', 'off', False),
+      ('eval.mask_history', 'TRUE', True), ('eval.mask_history', '0', False),
+      ('eval.mask_history', 'no', False), ('eval.mask_history', 'On', True),
       ('train.epochs', '7', 7), ('optim.lr', '1', 1.0), ('optim.lr', '3e-4', 3e-4),
-      ('loss.kind', 'bce', 'bce'), ('judge.sampled', '', ''))
+      ('loss.kind', 'bce', 'bce'), ('eval.sampled', '', ''))
   def test_a_text_becomes_a_value_of_the_type_that_the_config_has(self, name, text, want):
     cfg = made()
     self.assertEqual(settings.changed(cfg, [f'{name}={text}']), {name: want})
@@ -63,8 +64,8 @@ class TypesTest(parameterized.TestCase):
       ('bigrec_games', 'domains', "(('a', 'b'), ('c', 'd'))", (('a', 'b'), ('c', 'd'))),
       ('betag_ml1m', 'select.top_m', '(2,5)', (2, 5)), ('betag_ml1m', 'select.top_m', '5', (5,)),
       ('betag_ml1m', 'train.keep', '(0,1)', (0.0, 1.0)),
-      ('tiger_beauty', 'tokenizer.sinkhorn', '(0, 0, 0.003)', (0.0, 0.0, 0.003)),
-      ('tiger_beauty', 'tokenizer.sinkhorn', '()', ()),
+      ('tiger_beauty', 'semantic_ids.sinkhorn', '(0, 0, 0.003)', (0.0, 0.0, 0.003)),
+      ('tiger_beauty', 'semantic_ids.sinkhorn', '()', ()),
       ('llmemb_beauty', 'rat.ablations', 'no_scft,no_align', ('no_scft', 'no_align')),
       ('llmemb_beauty', 'rat.ablations', '', ()))
   def test_tuples(self, config, name, text, want):
@@ -74,15 +75,15 @@ class TypesTest(parameterized.TestCase):
       self.assertEqual(settings.changed(cfg, {name: want}), {name: want})
 
   @parameterized.parameters(
-      'judge.mask_history=maybe', 'judge.mask_history=', 'judge.mask_history=2', 'train.epochs=2.0',
+      'eval.mask_history=maybe', 'eval.mask_history=', 'eval.mask_history=2', 'train.epochs=2.0',
       'train.epochs=1e3', 'train.epochs=', 'train.epochs=True', 'optim.lr=fast', 'optim.lr=nan',
       'optim.lr=inf', 'optim.clip=-inf', 'nosuch=1', 'train.nosuch=1', 'train=1', 'model.width.x=1',
       'train.epochs', '=1', '', '.=1', 'train..epochs=1', 'loss.kind=bec', 'optim.schedule=linaer',
-      'judge.tie_order=random', 'judge.sampled=uniform101', 'model.kind=SASRec', 'seed=-1',
+      'eval.tie_order=random', 'eval.sampled=uniform101', 'model.kind=SASRec', 'seed=-1',
       'seed=4294967296', 'seeds=0', 'train.epochs=0', 'train.batch=-4', 'optim.lr=0',
-      'optim.lr=-1e-3', 'optim.beta2=1', 'model.dropout=1.0', 'model.dropout=-.1', 'loss.t=1.5',
-      'train.mask_share=7', 'mesh.data=0', 'mesh.model=-2', 'judge.memory=0', 'train.save_every=0',
-      'train.valid_users=-1')
+      'optim.lr=-1e-3', 'optim.beta2=1', 'model.dropout=1.0', 'model.dropout=-.1',
+      'loss.gbce_t=1.5', 'train.mask_share=7', 'mesh.data=0', 'mesh.model=-2', 'eval.memory=0',
+      'train.save_every=0', 'train.valid_users=-1')
   def test_what_is_refused_names_the_setting(self, word):
     name = word.partition('=')[0]
     with self.assertRaises(ConfigError) as caught:
@@ -93,7 +94,7 @@ class TypesTest(parameterized.TestCase):
   @parameterized.parameters(
       ('lora.targets', "('q'"), ('lora.targets', '(1,)'), ('lora.targets', 'query'),
       ('train.keep', '(0.5, 1.2)'), ('train.keep', '(0.5, True)'), ('select.top_m', '(2.5,)'),
-      ('select.top_k', '(-1,)'), ('tokenizer.kind', 'rqvea'), ('domains', '(1,)'),
+      ('select.top_k', '(-1,)'), ('semantic_ids.kind', 'rqvea'), ('domains', '(1,)'),
       ('domains', "('a',)"), ('train.sample', '-2'), ('decode.alphas', '(2,)'))
   def test_tuples_and_choices_that_are_refused(self, name, text):
     cfg = next(c for c in map(experiment.read_config, map(str, CONFIGS))
@@ -104,7 +105,7 @@ class TypesTest(parameterized.TestCase):
   @parameterized.parameters(
       ('train.epochs', '5'), ('train.epochs', 5.0), ('train.epochs', True), ('train.epochs', None),
       ('optim.lr', '1e-3'), ('optim.lr', float('nan')), ('optim.lr', False),
-      ('judge.mask_history', 'yes'), ('judge.mask_history', 1), ('loss.kind', 3), ('seed', -1),
+      ('eval.mask_history', 'yes'), ('eval.mask_history', 1), ('loss.kind', 3), ('seed', -1),
       ('train', {'epochs': 1}), ('nosuch', 1), (3, 1), ('train.epochs', [5]), ('mesh', 1))
   def test_python_is_held_to_the_same_types(self, name, value):
     with self.assertRaisesRegex(ConfigError, str(name)):
@@ -112,12 +113,12 @@ class TypesTest(parameterized.TestCase):
 
   def test_python_gives_values(self):
     cfg = made()
-    given = {'train.epochs': np.int64(3), 'optim.lr': 1, 'judge.mask_history': np.bool_(False)}
+    given = {'train.epochs': np.int64(3), 'optim.lr': 1, 'eval.mask_history': np.bool_(False)}
     self.assertEqual(settings.changed(cfg, given), {
-        'train.epochs': 3, 'optim.lr': 1.0, 'judge.mask_history': False})
+        'train.epochs': 3, 'optim.lr': 1.0, 'eval.mask_history': False})
     self.assertIs(type(cfg.train.epochs), int)
     self.assertIs(type(cfg.optim.lr), float)
-    self.assertIs(cfg.judge.mask_history, False)
+    self.assertIs(cfg.eval.mask_history, False)
 
   def test_a_setting_is_given_once(self):
     with self.assertRaisesRegex(ConfigError, 'seed is given twice'):
@@ -156,14 +157,67 @@ class TypesTest(parameterized.TestCase):
         settings.changed(made('reclm_scientific'), [word])
 
 
+class RenamedTest(parameterized.TestCase):
+  NAMES = {
+      'judge.users': 'eval.users', 'judge.test_most': 'eval.max_test_users',
+      'judge.valid_most': 'eval.max_valid_users', 'loss.t': 'loss.gbce_t',
+      'assist.loss.shared': 'assist.loss.negative_scope', 'way': 'variant',
+      'teacher.model.length': 'teacher.model.max_history', 'model.length': 'model.max_history',
+      'base.length': 'base.max_history', 'model.history': 'model.max_history',
+      'samples.history': 'samples.max_history', 'vectors.train.mask_most':
+      'vectors.train.max_masked', 'tiny.row': 'tiny.row_tokens', 'train.row': 'train.row_tokens',
+      'prompt.cutoff': 'prompt.max_prompt_tokens', 'tags.most': 'tags.max_base_tags',
+      'ground.most': 'ground.max_gamma', 'ground.inject': 'ground.prior',
+      'tokenizer.look_every': 'semantic_ids.eval_every', 'tokenizer.kind': 'semantic_ids.kind',
+      'token.levels': 'semantic_ids.levels', 'model.apart': 'model.untied_output',
+      'model.compat': 'model.reproduce_release',
+      'defects.pads_seen': 'reproduce_bugs.pads_seen', 'decode.count': 'decode.num_items',
+      'rat.align_most': 'rat.max_align_items'}
+
+  def test_no_config_has_an_old_name_and_every_new_name_is_one_of_a_config(self):
+    names = {name for path in CONFIGS for name, _ in settings._flat(made(path.stem))}
+    self.assertEqual([name for name in names if settings.renamed(name)], [])
+    self.assertLessEqual(set(self.NAMES.values()), names)
+    for name in ('eval.users', 'rat.variant', 'model.lengths', 'retrain.row', 'judges', 'loss.tau'):
+      self.assertIsNone(settings.renamed(name), name)
+
+  @parameterized.parameters(*NAMES.items())
+  def test_an_old_name_is_refused_with_the_new_one(self, old, new):
+    said = f'{re.escape(old)} is called {re.escape(new)} since 0.2'
+    for given in ([f'{old}=3'], {old: 3}):
+      with self.assertRaisesRegex(ConfigError, said):
+        settings.changed(made(), given)
+    cfg, (*groups, key) = made(), old.split('.')
+    with cfg.unlocked():
+      group = cfg
+      for name in groups:
+        group[name] = group.get(name, ConfigDict())
+        group = group[name]
+      group[key] = 3
+    for read in (settings.check, lambda c: settings.changed(c, ['seed=1'])):
+      with self.assertRaisesRegex(ConfigError, said):
+        read(cfg)
+
+  def test_a_run_made_with_an_old_name_is_refused(self):
+    room = pathlib.Path(self.create_tempdir().full_path)
+    saved = made(argument='data=sample:1:60').to_dict()
+    saved['judge'] = saved.pop('eval')
+    file_io.write_json(room / 'config.json', {'config': saved, 'facts': {}})
+    for read in (lambda: recommend.load(room),
+                 lambda: auxiliary_recommender.adopt(None, str(room), None, 'assist.source', '')):
+      with self.assertRaisesRegex(WorkdirError, 'config.json: judge.* is called eval.* since 0.2, '
+                                  'so the run was made before 0.2; train anew in a new folder'):
+        read()
+
+
 class SavedTest(absltest.TestCase):
 
   def test_a_run_of_an_earlier_version_says_which_setting_it_lacks(self):
-    for read in (lambda c: c.judge.tie_order, lambda c: c['judge']['tie_order'],
+    for read in (lambda c: c.eval.tie_order, lambda c: c['eval']['tie_order'],
                  lambda c: c.tie_order):
       with self.assertRaisesRegex(WorkdirError, 'old/config.json has no setting tie_order'), \
           settings.of_run('old'):
-        read(ConfigDict({'judge': {'save_top': 3}}))
+        read(ConfigDict({'eval': {'save_top': 3}}))
     for wrong in (lambda: {}['tie_order'], lambda: (1).tie_order):  # no config's
       with self.assertRaises((KeyError, AttributeError)), settings.of_run('old'):
         wrong()
@@ -172,7 +226,7 @@ class SavedTest(absltest.TestCase):
     room = pathlib.Path(self.create_tempdir().full_path)
     shop = dataset.load_data('sample:1:60')
     saved = made(argument='data=sample:1:60').to_dict()
-    del saved['judge']['tie_order']
+    del saved['eval']['tie_order']
     file_io.write_json(room / 'config.json', {'config': saved, 'facts': {}})
     for stage, name, what in (('1-train', 'valid.json', {}), ('2-evaluate', 'results.json', {
         'data_fingerprint': shop.fingerprint})):
@@ -200,15 +254,13 @@ class TablesTest(absltest.TestCase):
 
   def test_arguments_of_configs_pass_too(self):
     for name, arguments in (
-      ('sequential_ml1m', [f'model={m},loss={s}' for m in seqrec.KINDS for s in sequential.LOSSES]),
-      ('llmemb_yelp', [f'variant={v}' for v in variants.VARIANTS] + ['profile=faithful']),
-      ('reclm_toys', [f'grounding={g}' for g in reclm.GROUNDINGS]),
-      (
-        'tiger_beauty',
-        [f'tokenizer={k}' for k in [*tokenization.NETWORKS, *semantic_ids.TOKENIZERS]],
-      ),
-      ('bigrec_movies', ['split=time']),
-    ):
+        ('sequential_ml1m', [f'model={m},loss={s}' for m in seqrec.KINDS
+                             for s in sequential.LOSSES]),
+        ('llmemb_yelp', [f'variant={v}' for v in variants.VARIANTS] + ['profile=faithful']),
+        ('reclm_toys', [f'grounding={g}' for g in reclm.GROUNDINGS]),
+        ('tiger_beauty', [f'tokenizer={k}' for k in [
+            *tokenization.NETWORKS, *semantic_ids.TOKENIZERS]]),
+        ('bigrec_movies', ['split=time'])):
       for argument in arguments:
         for preset in ('', 'paper,'):
           settings.check(made(name, preset + argument))
@@ -220,33 +272,33 @@ class TablesTest(absltest.TestCase):
       'model.kind': seqrec.KINDS,
       'loss.kind': sequential.LOSSES,
       'teacher.loss.kind': sequential.LOSSES,
-      'loss.shared': sequential.SHARED,
+      'loss.negative_scope': sequential.SHARED,
       'loss.exclude': sequential.EXCLUDE,
       'llm.remat': ['none', *llm.POLICIES],
       'lora.targets': llm.LINEAR,
       'fusion': semantic_id_t5.FUSION_SITES,
       'grounding': reclm.GROUNDINGS,
-      'align.sign': alignment.SIGNS,
-      'align.reduce': alignment.REDUCERS,
-      **{f'tokenizer.{k}': v for k, v in rqvae.CHOICES.items() if k != 'encoder'},
-      'tokenizer.kind': [*tokenization.NETWORKS, *semantic_ids.TOKENIZERS, '*.json'],
-      'tokenizer.dedupe': semantic_ids.POLICIES,
+      'align.sign': joint_training.SIGNS,
+      'align.reduce': joint_training.REDUCERS,
+      **{f'semantic_ids.{k}': v for k, v in rqvae.CHOICES.items() if k != 'encoder'},
+      'semantic_ids.kind': [*tokenization.NETWORKS, *semantic_ids.TOKENIZERS, '*.json'],
+      'semantic_ids.dedupe': semantic_ids.POLICIES,
       'samples.window': windows.FIRST,
       'ground.pooling': bert.POOLS,
       'scft.pool': bert.POOLS,
       'text.pool': ['', *bert.POOLS],
-      'ground.inject': ['none', *grounding.KINDS],
-      'judge.duplicate_titles': evaluate.POLICIES,
-      'judge.sampled': ['', *sampled_ranking.PROTOCOLS],
-      'judge.seen_mask': ranking.SEEN,
-      'judge.test_history': splits.HISTORIES,
+      'ground.prior': ['none', *grounding.KINDS],
+      'eval.duplicate_titles': evaluate.POLICIES,
+      'eval.sampled': ['', *sampled_ranking.PROTOCOLS],
+      'eval.seen_mask': ranking.SEEN,
+      'eval.test_history': splits.HISTORIES,
       'select.reducer': bm25.REDUCERS,
       'tags.source': base_tags.SOURCES,
       'tags.on_missing': tag_files.ON_MISSING,
       'tags.on_bad_tag': tag_files.ON_BAD_TAG,
       'train.mode': bigrec_tune.MODES,
       'train.scope': trie_masked.KINDS,
-      'train.control_like': reclm_tune.LIKE,
+      'train.control_like': reclm_tune.INIT_WORDS,
       'train.loss_on': [*sft.LOSS_ON, 'assistant', 'continuation'],
       'prompts.rules': prompts.RULES,
       'scft.loss': contrastive.KINDS,
@@ -282,11 +334,11 @@ class CommandsTest(parameterized.TestCase):
     self.assertNotIn('Traceback', said.getvalue())
     return said.getvalue()
 
-  @parameterized.parameters('judge.mask_history=maybe', 'seed=-1', 'train.epochs=2.5', 'nosuch=1',
+  @parameterized.parameters('eval.mask_history=maybe', 'seed=-1', 'train.epochs=2.5', 'nosuch=1',
                             'prompt.variables=1', 'optim.lr=0')
   def test_all_commands_say_the_same(self, word):
     config = f'--config={ROOT}/configs/reclm_scientific.py'
-    if word.startswith('judge') or word.startswith('train'):
+    if word.startswith('eval') or word.startswith('train'):
       config = f'--config={ROOT}/configs/sequential_beauty.py'
     with self.assertRaises(ConfigError) as caught:
       settings.changed(experiment.read_config(config.partition('=')[2]), [word])

@@ -168,12 +168,12 @@ def in_tie_order(dataset, order):
     return dataset
   seed = re.fullmatch(r'shuffle\((\d+)\)', str(order))
   if not seed:
-    raise ConfigError(f"judge.tie_order={order!r}; choose 'file' or 'shuffle(SEED)', as in "
+    raise ConfigError(f"eval.tie_order={order!r}; choose 'file' or 'shuffle(SEED)', as in "
                       "'shuffle(0)'")
   data = dataset.interactions
   if data.times is None:
     raise DataError(f'{dataset.name} has no times, so nothing says which items are tied; add '
-                    "`times` to its sequences, or keep judge.tie_order='file'")
+                    "`times` to its sequences, or keep eval.tie_order='file'")
   first = np.ones(len(data.items), bool)
   first[1:] = np.diff(data.times) != 0
   first[data.offsets[:-1][data.lengths() > 0]] = True

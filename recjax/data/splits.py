@@ -83,7 +83,7 @@ def leave_one_out(interactions, holdout=2, test_history='train+valid', drop_cold
   if holdout not in (1, 2):
     raise ConfigError(f'holdout is {holdout!r}; it must be 1 (test) or 2 (validation and test).')
   if test_history not in HISTORIES:
-    raise ConfigError(f'judge.test_history={test_history!r}; choose one of {", ".join(HISTORIES)}')
+    raise ConfigError(f'eval.test_history={test_history!r}; choose one of {", ".join(HISTORIES)}')
   lengths = interactions.lengths()
   users = np.flatnonzero(lengths > holdout).astype(np.int32)
   kept = lengths.copy()

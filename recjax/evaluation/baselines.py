@@ -1,55 +1,61 @@
-"""Full ranking in blocks on device: where the target stands, and the top of the list.
+"""Score functions that any method must beat: popularity, recent popularity, and chance.
 
-A score function takes one block of histories and scores the whole catalogue:
-`score_fn(items, offsets) -> (B, N) float32`, numpy or jax. Histories are ragged, row b being
-items[offsets[b]:offsets[b + 1]], oldest first, as dense indices 1..N; column j scores item j + 1.
-All blocks of a call have the same B, so a jitted score function compiles once.
+Letters of shapes: M interactions, U users (U1 is one more), N items.
 """
 import zlib
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, Int, Shaped, UInt32
+
+from recjax.data.dataset import Interactions
+from recjax.evaluation.ranking import ScoreFn
 
 
-def baselines(train, n_items, seed):
-  """What any method must beat. train: Interactions. -> {row: score function}"""
+def baselines(train: Interactions, n_items: int, seed: int) -> dict[str, ScoreFn]:
+  """What any method must beat, by row name.
+
+  train: the training interactions. n_items: of the catalog. seed: of the random scores.
+  """
   return {'popularity': popularity(train.items, n_items),
           'recency': recency(train.items, train.offsets, n_items),
           'random': random_scores(n_items, seed)}
 
 
-def popularity(items, n_items):
+def popularity(items: Int[np.ndarray, ' M'], n_items: int) -> ScoreFn:
   """The same list for everyone: items by how often they stand in the training interactions.
 
-  The score is minus the place in that list, ties to the lower index, so that one list is judged and
-  shown. items: (M,) int32, training interactions only. -> a score function
+  The score is minus the place in that list, ties to the lower index, so that one list is ranked and
+  shown. items: of the training interactions alone. n_items: of the catalog.
   """
   return _one_list(np.bincount(items, minlength=n_items + 1)[1:])
 
 
-def recency(items, offsets, n_items):
+def recency(items: Int[np.ndarray, ' M'], offsets: Int[np.ndarray, ' U1'],
+            n_items: int) -> ScoreFn:
   """Recent popularity: an interaction counts 0.5 ** (its distance from its sequence's end).
 
   Nobody's own history enters, only where in the training sequences an item tends to stand; the rest
-  as popularity. items, offsets: ragged training sequences. -> a score function
+  as popularity. items, offsets: ragged training sequences. n_items: of the catalog.
   """
   ends = np.repeat(offsets[1:] - 1, np.diff(offsets))
   weight = 0.5 ** (ends - np.arange(len(items))).astype(np.float64)
   return _one_list(np.bincount(items, weight, minlength=n_items + 1)[1:])
 
 
-def _one_list(worth):
+def _one_list(worth: Shaped[np.ndarray, ' N']) -> ScoreFn:
   places = np.empty(len(worth), np.float32)
   places[np.argsort(-worth, kind='stable')] = np.arange(len(worth))
-  row = jnp.asarray(-places)
-  return lambda items, offsets: jnp.broadcast_to(row, (len(offsets) - 1, len(row)))
+  scores = jnp.asarray(-places)
+  return lambda items, offsets: jnp.broadcast_to(scores, (len(offsets) - 1, len(scores)))
 
 
-def random_scores(n_items, seed):
+def random_scores(n_items: int, seed: int) -> ScoreFn:
   """Uniform scores in [0, 1), drawn anew for every history from the seed and the history itself.
 
-  So neither block size nor order of users changes them. -> a score function
+  So neither block size nor order of users changes them. n_items: of the catalog. seed: anything
+  that has a text.
   """
   @jax.jit
   def draw(histories):
@@ -64,8 +70,8 @@ def random_scores(n_items, seed):
   return score
 
 
-def _mix(x):
-  """Murmur3's 32-bit finaliser, a bijection that spreads every bit. x: (...) uint32"""
+def _mix(x: UInt32[Array, '*S']) -> UInt32[Array, '*S']:
+  """Murmur3's 32-bit finalizer, a bijection that spreads every bit."""
   for shift, factor in ((16, 0x85ebca6b), (13, 0xc2b2ae35)):
     x = (x ^ (x >> shift)) * jnp.uint32(factor)
   return x ^ (x >> 16)

@@ -1,79 +1,106 @@
-"""Ranking over catalogues too large to be scored whole: items come in pieces and are only counted.
+"""Ranking over catalogs too large to be scored whole: items come in pieces and are only counted.
 
 One user's scores of a million items are 4 MB, so few users fit beside each other, each block reads
 the whole table, and scores go through memory several times. Here 256 users meet 8,192 items at a
 time: scores live in the cache, and the table is read once for 256 users.
+
+Letters of shapes: B users of a block, N items, D numbers of a state, H items of all histories, K
+items of a list.
 """
 import functools
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jaxtyping import Array, Float, Int, Num
 
-FROM = 65_536  # items from which on pieces are faster
+from recjax.models.dot_product import DotProduct
+
+MIN_ITEMS = 65_536  # from so many items on pieces are faster
 
 PIECE = 8_192  # items scored at a time
 
 USERS = 256
 
+Peaks = tuple[Float[Array, ''], Float[Array, ''] | float]
 
-def peak(table, bias):
-  """The largest size of an entry, and of a bias: what says whether scores can overflow."""
+
+def peak(table: Float[Array | np.ndarray, 'N D'],
+         bias: Float[Array | np.ndarray, ' N'] | None) -> Peaks:
+  """The largest size of an entry, and of a bias: what says whether scores can overflow.
+
+  table, bias: of a `DotProduct`.
+  """
   return jnp.abs(table).max(), 0.0 if bias is None else jnp.abs(bias).max()
 
 
 @functools.partial(jax.jit, static_argnames=('k', 'tie', 'piece'))
-def judge_block(states, table, bias, peaks, target, rows, columns, filling, k, tie, piece):
+def rank_block(
+    states: Float[Array, 'B D'], table: Float[Array, 'N D'], bias: Float[Array, ' N'] | None,
+    peaks: Sequence, target: Int[Array, ' B'], rows: Int[Array, ' H'], columns: Int[Array, ' H'],
+    filling: Float[Array, ''] | float, k: int, tie: str, piece: int,
+) -> tuple[Num[Array, ' B']] | tuple[Num[Array, ' B'], Int[Array, 'B K'], Float[Array, 'B K']]:
   """Ranks and, for k > 0, top-k of one block of users, as `ranking` gives them for all scores.
 
-  states: (B, D). table: (N, D), bias: (N,) or None, peaks: of `peak`. target: (B,), 1..N. rows,
-  columns: history to score `filling`; row B is dropped. A user whose scores may be NaN or overflow
-  has rank -1. -> (ranks (B,),) or (ranks, items (B, k), scores (B, k))
+  states: of the users. table, bias: of a `DotProduct`. peaks: of `peak`. target: 1..N. rows,
+  columns: users and items of the histories, which score `filling`; row B is dropped. k: items of a
+  list, 0 for ranks alone. tie: a rule of `ranking.TIES`. piece: items scored at a time. -> ranks,
+  and items and scores of the lists; a user whose scores may be NaN or overflow has rank -1.
   """
   n, users = len(table), len(states)
   bias = jnp.zeros(n) if bias is None else bias
   # The target's score comes out of a matmul of the same shape, so that equal rows tie exactly.
   repeated = jnp.resize(target - 1, (max(piece, users),))
-  own = jnp.diagonal(_scores(states, table[repeated], bias[repeated]))[:, None]
+  target_scores = jnp.diagonal(_scores(states, table[repeated], bias[repeated]))[:, None]
 
   def add(carry, number):
-    above, level, best, items = carry
+    above, level, best_scores, best_items = carry
     start = jnp.minimum(number * piece, n - piece)
     scores = _scores(states, lax.dynamic_slice_in_dim(table, start, piece),
                      lax.dynamic_slice_in_dim(bias, start, piece))
     inside = (columns >= start) & (columns < start + piece)
     scores = scores.at[rows, jnp.where(inside, columns - start, piece)].set(filling, mode='drop')
-    at = start + jnp.arange(piece)
-    fresh = at >= number * piece  # the last piece begins inside the one before
-    others = fresh & (at != target[:, None] - 1)
+    column = start + jnp.arange(piece)
+    fresh = column >= number * piece  # the last piece begins inside the one before
+    others = fresh & (column != target[:, None] - 1)
     if tie != 'pessimistic':
-      above += jnp.sum((scores > own) & others, 1, dtype=jnp.int32)
+      above += jnp.sum((scores > target_scores) & others, 1, dtype=jnp.int32)
     if tie != 'optimistic':
-      level += jnp.sum((scores >= own) & others, 1, dtype=jnp.int32)
+      level += jnp.sum((scores >= target_scores) & others, 1, dtype=jnp.int32)
     if k:
-      found, places = lax.top_k(jnp.where(fresh, scores, -jnp.inf), min(k, piece))
-      both = jnp.concatenate([best, found], 1)
-      best, chosen = lax.top_k(both, k)
-      items = jnp.take_along_axis(jnp.concatenate([items, start + places + 1], 1), chosen, 1)
-    return (above, level, best, items), None
+      piece_scores, places = lax.top_k(jnp.where(fresh, scores, -jnp.inf), min(k, piece))
+      candidates = jnp.concatenate([best_scores, piece_scores], 1)
+      best_scores, chosen = lax.top_k(candidates, k)
+      best_items = jnp.take_along_axis(
+          jnp.concatenate([best_items, start + places + 1], 1), chosen, 1)
+    return (above, level, best_scores, best_items), None
 
   none = jnp.zeros(users, jnp.int32)
   start = (none, none, jnp.full((users, k), -jnp.inf), jnp.zeros((users, k), jnp.int32))
-  (above, level, best, items), _ = lax.scan(add, start, jnp.arange(-(-n // piece)))
+  (above, level, scores, items), _ = lax.scan(add, start, jnp.arange(-(-n // piece)))
   ranks = {'pessimistic': level, 'optimistic': above, 'mean': (above + level) / 2}[tie]
-  ranks = jnp.where(own[:, 0] == -jnp.inf, jnp.asarray(n - 1, ranks.dtype), ranks)
-  most = jnp.abs(states).max(1) * peaks[0] * states.shape[1] + peaks[1]
-  ranks = jnp.where(jnp.isfinite(most), ranks, -1)
-  return (ranks, jnp.where(best > -jnp.inf, items, 0), best) if k else (ranks,)
+  ranks = jnp.where(target_scores[:, 0] == -jnp.inf, jnp.asarray(n - 1, ranks.dtype), ranks)
+  bound = jnp.abs(states).max(1) * peaks[0] * states.shape[1] + peaks[1]
+  ranks = jnp.where(jnp.isfinite(bound), ranks, -1)
+  return (ranks, jnp.where(scores > -jnp.inf, items, 0), scores) if k else (ranks,)
 
 
 def _scores(states, rows, bias):
   return jnp.dot(states, rows.T, preferred_element_type=jnp.float32) + bias
 
 
-def judge(product, peaks, target, coordinates, filling, part, cuts, k, tie):
-  """One block of `ranking`: its users' states, then all pieces. -> as `judge_block`"""
-  states = jnp.asarray(product.states(part, cuts), jnp.float32)
-  return judge_block(states, product.table, product.bias, peaks, np.asarray(target, np.int32),
-                     *coordinates, filling, k, tie, min(PIECE, len(product.table)))
+def rank_users(
+    product: DotProduct, peaks: Sequence, target: Int[Array | np.ndarray, ' B'],
+    coordinates: tuple[Int[np.ndarray, ' H'], Int[np.ndarray, ' H']], filling: float,
+    items: Int[np.ndarray, ' M'], offsets: Int[np.ndarray, ' B+1'], k: int, tie: str,
+) -> tuple:
+  """One block of `ranking`: its users' states, then all pieces.
+
+  product: the score function. items, offsets: ragged histories of the block. coordinates: (rows,
+  columns) of `rank_block`; the other parameters and what comes back as there.
+  """
+  states = jnp.asarray(product.states(items, offsets), jnp.float32)
+  return rank_block(states, product.table, product.bias, peaks, np.asarray(target, np.int32),
+                    *coordinates, filling, k, tie, min(PIECE, len(product.table)))

@@ -3,9 +3,13 @@ import csv
 import io
 import itertools
 import json
+import os
 import pathlib
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
+from jaxtyping import Bool, Float
 
 from recjax import run_files
 from recjax.data import splits
@@ -18,30 +22,33 @@ SANITY = ('popularity', 'random')  # rows that every run repeats; not tested aga
 SHOWN = ('HR@10', 'NDCG@10', 'MRR')
 
 
-def compare(workdirs, rows=(), against='', seed=0, ks=KS):
+def compare(workdirs: Iterable[str | os.PathLike], rows: Sequence[str] = (), against: str = '',
+            seed: int = 0, ks: Sequence[int] = KS) -> dict[str, Any]:
   """Puts the rows of several runs side by side, over the users that all of them ranked.
 
   workdirs: folders with results.json ('protocol'), ranks.parquet, and 'data_fingerprint' in
   results.json or config.json. rows: which rows to take, by row name or 'workdir:row', if empty all;
   where several runs hold the same ranks under one row name (popularity, a teacher) the first, but
-  for those named 'workdir:row'.
-  against: one row that every other is tested against; if empty, all pairs are tested, sanity rows
-  not among themselves. -> {'protocol', 'data', 'users': count, 'left_out': {workdir: users that
-  others lack}, 'runs': {workdir: what its figures rest on}, 'once': row names that were found
-  again, 'against': its full name or '', 'groups': of `by_group`, 'rows', 'tests'}, the last two as
-  in statistics.summarise with rows named 'workdir:row'. Raises DataError where data or protocols
-  differ, or no user or row is shared.
+  for those named 'workdir:row'. against: one row that every other is tested against; if empty, all
+  pairs are tested, sanity rows not among themselves. seed: of intervals and tests. ks: cut-offs. ->
+  {'protocol', 'data', 'users': count, 'left_out': {workdir: users that others lack}, 'runs':
+  {workdir: what its figures rest on}, 'once': row names that were found again, 'against': its full
+  name or '', 'groups': of `by_group`, 'rows', 'tests'}, the last two as in statistics.summarize
+  with rows named 'workdir:row'. Raises DataError where data or protocols differ, or no user or row
+  is shared.
   """
   runs = {name: _read_run(path) for name, path in _names(workdirs).items()}
   for key in ('data', 'protocol'):
     _check_equal(key, {name: run[key] for name, run in runs.items()})
   users, takes = _shared_users(runs)
   plain = {f'{name}:{row}': (name, row) for name, run in runs.items() for row in run['ranks']}
-  chosen = {full: of for full, of in plain.items() if not rows or full in rows or of[1] in rows}
+  chosen = {full: (name, row) for full, (name, row) in plain.items()
+            if not rows or full in rows or row in rows}
   once = [full for full in _found_again(runs, takes, chosen) if full not in rows]
   for full in once:
     del chosen[full]
-  lacking = [row for row in rows if not any(row in (full, of[1]) for full, of in plain.items())]
+  lacking = [asked for asked in rows
+             if not any(asked in (full, row) for full, (_, row) in plain.items())]
   if lacking:
     raise DataError(f'no row is named {", ".join(lacking)}; these runs have {", ".join(plain)}')
   values = {full: per_case(runs[name]['ranks'][row][takes[name]], ks)
@@ -59,8 +66,8 @@ def compare(workdirs, rows=(), against='', seed=0, ks=KS):
   }
 
 
-def _protocol(runs, count):
-  """The sentence about the users that all runs ranked. -> str"""
+def _protocol(runs: Mapping[str, dict], count: int) -> str:
+  """The sentence about the users that all runs ranked."""
   first = next(iter(runs.values()))['protocol']
   same = all(run['protocol'] == first for run in runs.values())
   if splits.asked(first) is None or same and splits.asked(first) == count:
@@ -69,30 +76,34 @@ def _protocol(runs, count):
                                            'ranking')
 
 
-def _masks(runs, users):
-  """The users of each group, as the run of most users tells them. -> {group: (n,) bool}"""
+def _masks(runs: Mapping[str, dict],
+           users: Sequence[str]) -> dict[str, Bool[np.ndarray, ' U']]:
+  """The users of each group, as the run of most users tells them."""
   for run in sorted(runs.values(), key=lambda run: -len(run['users'])):
     if run['groups']:
-      of = [run['groups'][u] for u in users]
-      masks = {name: np.array([name in each for each in of]) for name in GROUPS}
+      groups = [run['groups'][u] for u in users]
+      masks = {name: np.array([name in each for each in groups]) for name in GROUPS}
       return {name: mask for name, mask in masks.items() if mask.any()}
   return {}
 
 
-def by_group(values, reference, masks, seed, metric=SHOWN[0]):
+def by_group(values: Mapping[str, Mapping[str, Float[np.ndarray, ' U']]], reference: str,
+             masks: Mapping[str, Bool[np.ndarray, ' U']], seed: int,
+             metric: str = SHOWN[0]) -> dict[str, Any]:
   """How far every row is from one in each group of users.
 
-  values: {row: {metric: (n,)}}. masks: {group: (n,) bool}. -> {} without groups, else {'reference',
-  'metric', 'sizes': {group: n}, 'rows': {row: {group: {'value', 'low', 'high', 'p'}}}}: the mean
-  difference of users, its 95 % bootstrap interval, and the paired test, Holm-corrected over all
-  rows and groups; for the reference its own figure, without p.
+  values: {row: {metric: a value of each user}}. reference: the row. masks: the users of each group.
+  seed: of intervals and tests. metric: which is compared. -> {} without groups, else {'reference',
+  'metric', 'sizes': {group: users}, 'rows': {row: {group: {'value', 'low', 'high', 'p'}}}}: the
+  mean difference of users, its 95 % bootstrap interval, and the paired test, Holm-corrected over
+  all rows and groups; for the reference its own figure, without p.
   """
   if not masks or metric not in values[reference]:
     return {}
   base = values[reference][metric]
   rows, tests = {row: {} for row in values}, {}
-  for (row, found), (group, mask) in itertools.product(values.items(), masks.items()):
-    mine = found[metric]
+  for (row, of_row), (group, mask) in itertools.product(values.items(), masks.items()):
+    mine = of_row[metric]
     value, low, high = bootstrap_interval((mine if row == reference else mine - base)[mask], seed)
     rows[row][group] = {'value': value, 'low': low, 'high': high}
     if row != reference:
@@ -103,7 +114,8 @@ def by_group(values, reference, masks, seed, metric=SHOWN[0]):
           'sizes': {group: int(mask.sum()) for group, mask in masks.items()}}
 
 
-def _found_again(runs, takes, plain):
+def _found_again(runs: Mapping[str, dict], takes: Mapping[str, np.ndarray],
+                 plain: Mapping[str, tuple[str, str]]) -> list[str]:
   """Rows whose name and ranks an earlier run has, a run's own first row never. -> ['run:row']"""
   seen, again = {}, []
   for full, (name, row) in plain.items():
@@ -115,27 +127,28 @@ def _found_again(runs, takes, plain):
   return again
 
 
-def average(workdirs, seed=0, ks=KS):
+def average(workdirs: Iterable[str | os.PathLike], seed: int = 0,
+            ks: Sequence[int] = KS) -> dict[str, dict]:
   """The first row of several runs, e.g. of one setting and several seeds, as one row.
 
-  A user's figure is the mean over the runs; only users that all of them ranked count. -> {metric:
-  {value, low, high, n}}. Raises DataError as `compare` does.
+  A user's figure is the mean over the runs; only users that all of them ranked count. workdirs,
+  seed, ks: as in `compare`. -> {metric: {value, low, high, n}}. Raises DataError as `compare` does.
   """
   runs = {name: _read_run(path) for name, path in _names(workdirs).items()}
   for key in ('data', 'protocol'):
     _check_equal(key, {name: run[key] for name, run in runs.items()})
   _, takes = _shared_users(runs)
-  found = []
+  values = []
   for name, run in runs.items():
     ours = next(iter(run['ranks'])).partition(':seed=')[0]
-    found += [per_case(ranks[takes[name]], ks) for row, ranks in run['ranks'].items()
-              if row.partition(':seed=')[0] == ours]
-  values = {m: np.mean([each[m] for each in found], 0) for m in found[0]}
-  return summarize({'mean': values}, seed, pairs=[])['rows']['mean']
+    values += [per_case(ranks[takes[name]], ks) for row, ranks in run['ranks'].items()
+               if row.partition(':seed=')[0] == ours]
+  means = {m: np.mean([each[m] for each in values], 0) for m in values[0]}
+  return summarize({'mean': means}, seed, pairs=[])['rows']['mean']
 
 
-def _names(workdirs):
-  """Folder names where they tell the runs apart, else the paths as given. -> {name: path}"""
+def _names(workdirs: Iterable[str | os.PathLike]) -> dict[str, pathlib.Path]:
+  """Folder names where they tell the runs apart, else the paths as given."""
   paths = [pathlib.Path(w) for w in workdirs]
   short = [p.resolve().name for p in paths]
   names = [str(p) if short.count(s) > 1 else s for p, s in zip(paths, short)]
@@ -144,7 +157,7 @@ def _names(workdirs):
   return dict(zip(names, paths))
 
 
-def _read_run(path):
+def _read_run(path: pathlib.Path) -> dict[str, Any]:
   _check_published(path)
   results, config = _read_json(path / 'results.json'), {}
   if (path / 'config.json').exists():
@@ -152,10 +165,10 @@ def _read_run(path):
     if {'config', 'sum'} <= config.keys():
       config = run_files.read_config(path)
   settings, facts = config.get('config', {}), config.get('facts', {})
-  for name, kind, found in (('config', dict, settings), ('facts', dict, facts),
+  for name, kind, value in (('config', dict, settings), ('facts', dict, facts),
                             ('seeds', list, results.get('seeds', []))):
-    if not isinstance(found, kind):
-      raise DataError(f'{path}: {name!r} of its config.json or results.json is {found!r:.60}, not '
+    if not isinstance(value, kind):
+      raise DataError(f'{path}: {name!r} of its config.json or results.json is {value!r:.60}, not '
                       f'{run_files.KINDS[kind]}; run it again')
   users, ranks = read_ranks(path / 'ranks.parquet')
   run = {'protocol': results.get('protocol'), 'users': users, 'ranks': ranks,
@@ -172,42 +185,42 @@ def _read_run(path):
   return run
 
 
-def _read_json(path):
+def _read_json(path: pathlib.Path) -> dict[str, Any]:
   try:
-    found = run_files.read_json(path)
+    content = run_files.read_json(path)
   except WorkdirError as error:
     raise DataError(str(error)) from error
-  if found is None:
+  if content is None:
     raise DataError(f'{path} does not exist; compare takes folders of finished runs')
-  return found
+  return content
 
 
-def _check_published(path):
+def _check_published(path: pathlib.Path) -> None:
   """Raises DataError where what a run's last stage wrote is not what stands at the top."""
-  lists = [
-    run_files.need_json(done).get('files') for done in path.glob(f'stages/*/{run_files.DONE}')
-  ]
-  lists = [one for one in lists if isinstance(one, dict) and 'ranks.parquet' in one]
-  for name in ('results.json', 'ranks.parquet') if lists else ():
-    known = [one.get(name) for one in lists]
+  sums = [run_files.need_json(done).get('files')
+          for done in path.glob(f'stages/*/{run_files.DONE}')]
+  sums = [of_stage for of_stage in sums
+          if isinstance(of_stage, dict) and 'ranks.parquet' in of_stage]
+  for name in ('results.json', 'ranks.parquet') if sums else ():
+    known = [of_stage.get(name) for of_stage in sums]
     if (path / name).is_file() and run_files.sum_of(path / name) not in known:
       raise DataError(f'{path / name} is not what the evaluation wrote, as DONE.json of its stage '
                       'tells; run the command of the run again, which writes it anew')
 
 
-def _check_equal(key, found):
+def _check_equal(key: str, values: Mapping[str, Any]) -> None:
   """Raises DataError where runs differ. Of a protocol everything counts but how many were asked."""
   alike = {}
-  for name, value in found.items():
+  for name, value in values.items():
     rule = splits.told(value, 'so many') if key == 'protocol' else value
     alike.setdefault(json.dumps(rule, sort_keys=True), []).append(name)
   if len(alike) > 1:
-    listed = '; '.join(f'{", ".join(names)}: {found[names[0]]}' for names in alike.values())
+    listed = '; '.join(f'{", ".join(names)}: {values[names[0]]}' for names in alike.values())
     raise DataError(f'the runs differ in their {key}, so their figures do not compare: {listed}; '
                     'compare runs of one data set and one protocol')
 
 
-def _shared_users(runs):
+def _shared_users(runs: Mapping[str, dict]) -> tuple[list[str], dict[str, np.ndarray]]:
   """Users that every run ranked, in the first run's order, and where each run has them."""
   places = {name: {user: i for i, user in enumerate(run['users'])} for name, run in runs.items()}
   users = [u for u in next(iter(places.values())) if all(u in place for place in places.values())]
@@ -216,7 +229,7 @@ def _shared_users(runs):
   return users, {name: np.array([place[u] for u in users]) for name, place in places.items()}
 
 
-def _pairs(rows, against):
+def _pairs(rows: Mapping[str, str], against: str) -> list[tuple[str, str]]:
   """Which rows to test. rows: {full name: row name}"""
   if not against:
     return [(a, b) for a, b in itertools.combinations(rows, 2)
@@ -230,38 +243,41 @@ def _pairs(rows, against):
 
 # Rendering. Every function takes what compare returns (or a results.json) and the metrics to show.
 
-def _cells(table, metrics):
+def _cells(table: Mapping[str, Any], metrics: Sequence[str]) -> tuple[list, list, list, list]:
   """Headings and rows of text for the figures, then for the tests.
 
   Where all rows were tested against one, p-values stand beside the figures and no tests follow.
   """
   heads, test_heads = ['row', 'users', *metrics], ['p, Holm-corrected', *metrics]
-  figures = [[row, f'{found[metrics[0]]["n"]:,}'] + [
-      '{value:.4f} [{low:.4f}, {high:.4f}]'.format(**found[m]) for m in metrics]
-      for row, found in table['rows'].items()]
+  figures = [[row, f'{cells[metrics[0]]["n"]:,}'] + [
+      '{value:.4f} [{low:.4f}, {high:.4f}]'.format(**cells[m]) for m in metrics]
+      for row, cells in table['rows'].items()]
   tests = [[name, *(f'{p[m]:.4f}' for m in metrics)] for name, p in table['tests'].items()]
   against = table.get('against')
   if against:
-    p = {name.removesuffix(f'>{against}'): found[metrics[0]]
-         for name, found in table['tests'].items()}
+    p = {name.removesuffix(f'>{against}'): p_values[metrics[0]]
+         for name, p_values in table['tests'].items()}
     for row in figures:
       row.append('reference' if row[0] == against else f'{p[row[0]]:.4f}')
     heads, tests = [*heads, f'p of {metrics[0]}'], []
   return heads, figures, test_heads, tests
 
 
-def note(table):
-  """What a reader of the table has to know beside the protocol, '' where there is nothing."""
-  said = []
+def note(table: Mapping[str, Any]) -> str:
+  """What a reader of the table has to know beside the protocol, '' where there is nothing.
+
+  table: of `compare`, or a results.json.
+  """
+  notes = []
   if table.get('against'):
-    said.append(f'p: paired randomisation test against {table["against"]}, Holm-corrected')
+    notes.append(f'p: paired randomization test against {table["against"]}, Holm-corrected')
   if table.get('once'):
-    said.append(f'{", ".join(table["once"])}: the same in several runs, shown once')
-  return '; '.join(said)
+    notes.append(f'{", ".join(table["once"])}: the same in several runs, shown once')
+  return '; '.join(notes)
 
 
-def text_table(table, metrics=SHOWN, width=120):
-  """Figures with 95 % intervals and p-values for a terminal. -> str"""
+def text_table(table: Mapping[str, Any], metrics: Sequence[str] = SHOWN, width: int = 120) -> str:
+  """Figures with 95 % intervals and p-values for a terminal of so many columns."""
   from rich.console import Console
   from rich.table import Table
   from rich.text import Text
@@ -283,8 +299,8 @@ def text_table(table, metrics=SHOWN, width=120):
   return out.getvalue()
 
 
-def markdown_table(table, metrics=SHOWN):
-  """The same for a Markdown page, the best value of each metric bold. -> str"""
+def markdown_table(table: Mapping[str, Any], metrics: Sequence[str] = SHOWN) -> str:
+  """The same for a Markdown page, the best value of each metric bold."""
   heads, figures, test_heads, tests = _cells(table, metrics)
   for cells in (figures, tests):
     for row in cells:
@@ -297,8 +313,8 @@ def markdown_table(table, metrics=SHOWN):
   return '\n'.join(parts)
 
 
-def latex_table(table, metrics=SHOWN):
-  """The same as LaTeX tabulars (booktabs), the best value of each metric bold. -> str"""
+def latex_table(table: Mapping[str, Any], metrics: Sequence[str] = SHOWN) -> str:
+  """The same as LaTeX tabulars (booktabs), the best value of each metric bold."""
   heads, figures, test_heads, tests = _cells(table, metrics)
   for cells in (heads, test_heads, *figures, *tests):
     cells[:] = [_latex(cell) for cell in cells]
@@ -312,8 +328,8 @@ def latex_table(table, metrics=SHOWN):
   return '\n'.join(parts) + '\n'
 
 
-def csv_table(table, metrics=SHOWN):
-  """One line a row and metric: row, metric, value, low, high, n, and its p against each row. -> str
+def csv_table(table: Mapping[str, Any], metrics: Sequence[str] = SHOWN) -> str:
+  """One line a row and metric: row, metric, value, low, high, n, and its p against each row.
 
   Full precision; a pair that was not tested is empty.
   """
@@ -322,23 +338,23 @@ def csv_table(table, metrics=SHOWN):
   writer = csv.writer(out, lineterminator='\n')
   writer.writerow(['row', 'metric', 'value', 'low', 'high', 'n', *(f'p:{n}' for n in names)])
   for row, metric in itertools.product(names, metrics):
-    found = table['rows'][row][metric]
+    cell = table['rows'][row][metric]
     tested = [table['tests'].get(f'{row}>{n}') or table['tests'].get(f'{n}>{row}') for n in names]
-    writer.writerow([row, metric, *(found[c] for c in ('value', 'low', 'high', 'n')),
+    writer.writerow([row, metric, *(cell[c] for c in ('value', 'low', 'high', 'n')),
                      *(p[metric] if p else '' for p in tested)])
   return out.getvalue()
 
 
-def _mark_best(table, metrics, figures, bold):
+def _mark_best(table: Mapping[str, Any], metrics: Sequence[str], figures: list, bold: str) -> None:
   for column, metric in enumerate(metrics, start=2):
-    best = max(found[metric]['value'] for found in table['rows'].values())
-    for row, found in zip(figures, table['rows'].values()):
-      if found[metric]['value'] == best:
+    best = max(cells[metric]['value'] for cells in table['rows'].values())
+    for row, cells in zip(figures, table['rows'].values()):
+      if cells[metric]['value'] == best:
         value, interval = row[column].split(' ', 1)
         row[column] = f'{bold.format(value)} {interval}'
 
 
-def _latex(text):
+def _latex(text: str) -> str:
   special = {c: '\\' + c for c in '&%$#_{}'} | {
       '\\': r'\textbackslash{}', '~': r'\textasciitilde{}', '^': r'\textasciicircum{}',
       '<': r'\textless{}', '>': r'\textgreater{}'}

@@ -1,8 +1,13 @@
 """What ranks and lists are worth: per-case metrics, groups of cases, properties of the lists.
 
 With one target a case, recall at K equals the hit rate, so only HR is named.
+
+Letters of shapes: U cases or users, N items, K items of a list.
 """
+from collections.abc import Iterable, Sequence
+
 import numpy as np
+from jaxtyping import Bool, Float, Int, Integer, Num
 
 from recjax.errors import ConfigError, DataError
 
@@ -10,11 +15,12 @@ KS = (1, 3, 5, 10, 20, 50)
 GROUPS = ('head', 'mid', 'tail', 'short', 'long')
 
 
-def per_case(ranks, ks=KS):
+def per_case(ranks: Num[np.ndarray, '...'] | Sequence,
+             ks: Iterable[int] = KS) -> dict[str, Float[np.ndarray, ' U']]:
   """HR@K, NDCG@K = 1 / log2(rank + 2) inside the first K, and MRR = 1 / (rank + 1) without a cut.
 
-  ranks: (n,), 0 is best; half ranks of tie='mean' count as they are. -> {name: (n,) float64}.
-  Raises DataError for no ranks, negative or NaN ones, ConfigError for a K below 1.
+  ranks: 0 is best; half ranks of tie='mean' count as they are. ks: the cut-offs. -> {name: a value
+  of each case}. Raises DataError for no ranks, negative or NaN ones, ConfigError for a K below 1.
   """
   ranks = np.asarray(ranks, np.float64)
   if ranks.ndim != 1 or not len(ranks):
@@ -24,21 +30,25 @@ def per_case(ranks, ks=KS):
   if min(ks, default=0) < 1:
     raise ConfigError(f'cut-offs {tuple(ks)} must be 1 or more')
   gain = 1 / np.log2(ranks + 2.0)
-  found = {}
+  values = {}
   for k in ks:
-    found[f'HR@{k}'] = (ranks < k).astype(np.float64)
-    found[f'NDCG@{k}'] = np.where(ranks < k, gain, 0.0)
-  return found | {'MRR': 1 / (ranks + 1.0)}
+    values[f'HR@{k}'] = (ranks < k).astype(np.float64)
+    values[f'NDCG@{k}'] = np.where(ranks < k, gain, 0.0)
+  return values | {'MRR': 1 / (ranks + 1.0)}
 
 
-def groups(targets, counts, lengths):
+def groups(
+    targets: Int[np.ndarray, ' U'] | Sequence[int], counts: Int[np.ndarray, ' N'] | Sequence[int],
+    lengths: Integer[np.ndarray, ' L'] | Sequence[int],
+) -> dict[str, Bool[np.ndarray, ' U']]:
   """Which cases have a head, mid or tail target, and which a short or long history.
 
   Items are ordered by training interactions, most first, ties by lower index, and cut where a
   third and two thirds of all interactions are passed: an item belongs where its first interaction
   falls, so head is few items and tail is many, each near a third of the traffic. Items without
   interactions are tail. Short histories are those up to the median length, long the rest.
-  targets: (n,) int32, 1..N. counts: (N,) training interactions. lengths: (n,). -> {name: (n,) bool}
+  targets: 1..N. counts: training interactions of each item. lengths: of the histories. -> the cases
+  of each of GROUPS. Raises DataError for no cases, or unequal numbers of them.
   """
   targets, counts, lengths = (np.asarray(x) for x in (targets, counts, lengths))
   if len(targets) != len(lengths) or not len(targets):
@@ -53,13 +63,17 @@ def groups(targets, counts, lengths):
   return {'head': third == 0, 'mid': third == 1, 'tail': third == 2, 'short': short, 'long': ~short}
 
 
-def list_metrics(items, counts, histories=None):
+def list_metrics(
+    items: Integer[np.ndarray, '...'] | Sequence[Sequence[int]],
+    counts: Num[np.ndarray, ' N'] | Sequence[int],
+    histories: tuple[np.ndarray, np.ndarray] | None = None,
+) -> dict[str, float]:
   """Properties of top-K lists over all users, as single numbers.
 
-  items: (n, K) int32, 1..N; 0 is an empty place and counts nowhere; anything else is an answer
-  that is not in the catalogue. counts: (N,) training interactions. histories: (flat items,
-  offsets), one a list, for the rate of items the user had already. ->
-    coverage           share of the catalogue that stands in any list
+  items: (U, K), 1..N; 0 is an empty place and counts nowhere; anything else is an answer that is
+  not in the catalog. counts: training interactions of each item. histories: (flat items, offsets),
+  one a list, for the rate of items the user had already. ->
+    coverage           share of the catalog that stands in any list
     Gini               of how often each item is recommended: 0 all alike, near 1 a few get all
     novelty            mean -log2 of an item's share of interactions (one added to each count)
     out_of_catalogue   share of answers that are no item
@@ -77,7 +91,7 @@ def list_metrics(items, counts, histories=None):
   surprise = -np.log2((counts + 1) / (counts.sum() + n_items))
   ordered = np.sort(items, axis=1)
   repeats = (ordered[:, 1:] == ordered[:, :-1]) & (ordered[:, 1:] != 0)
-  found = {
+  values = {
       'coverage': float((shown > 0).mean()),
       'Gini': gini(shown),
       'novelty': float(shown @ surprise / shown.sum()) if shown.any() else 0.0,
@@ -85,20 +99,24 @@ def list_metrics(items, counts, histories=None):
       'repeat': int(repeats.sum()) / total,
   }
   if histories is not None:
-    found['seen'] = int(_seen(items, known, *histories, n_items).sum()) / total
-  return found
+    values['seen'] = int(_seen(items, known, *histories, n_items).sum()) / total
+  return values
 
 
-def gini(shown):
-  """Inequality of counts (N,), none negative: 0 where all are equal, (N - 1) / N at the most."""
+def gini(shown: Num[np.ndarray, ' N']) -> float:
+  """Inequality of counts, none negative: 0 where all are equal, (N - 1) / N at the most.
+
+  shown: how often each item is recommended.
+  """
   n, total = len(shown), shown.sum()
   if not total:
     return 0.0
   return float((2 * np.arange(1, n + 1) - n - 1) @ np.sort(shown) / (n * total))
 
 
-def _seen(items, known, flat, offsets, n_items):
-  """Which known answers stand in their user's history. -> (n, K) bool"""
+def _seen(items: Integer[np.ndarray, 'U K'], known: Bool[np.ndarray, 'U K'], flat: np.ndarray,
+          offsets: np.ndarray, n_items: int) -> Bool[np.ndarray, 'U K']:
+  """Which known answers stand in their user's history."""
   if len(offsets) != len(items) + 1:
     raise DataError(f'{len(offsets) - 1} histories for {len(items)} lists; give one for each')
   owner = np.repeat(np.arange(len(items), dtype=np.int64), np.diff(offsets))

@@ -1,29 +1,41 @@
-"""What an evaluation leaves: the files that people and `recjax compare` read, the closing table."""
+"""What an evaluation leaves: the files that people and `recjax compare` read, the closing table.
+
+Letters of shapes: U users, S seeds, K items of a list.
+"""
 import contextlib
 import json
 import os
 import pathlib
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 import numpy as np
+from jaxtyping import Bool, Float, Int, Integer
 
 from recjax import file_io, run_files
 from recjax.data import splits
+from recjax.data.dataset import Dataset
 from recjax.errors import DataError, WorkdirError
 from recjax.evaluation import metrics, statistics
 
 CLOSING = ('HR@10', 'NDCG@10')
 
 
-def save(folder, shop, split, row, ranks, lists, protocol, seeds=(0,),
-         ks=metrics.KS, **more):
+def save(
+    folder: str | os.PathLike, shop: Dataset, split: splits.Split, row: str,
+    ranks: Mapping[str, np.ndarray],
+    lists: tuple[Integer[np.ndarray, 'U K'], Float[np.ndarray, 'U K']], protocol: str,
+    seeds: Sequence[int] = (0,), ks: Sequence[int] = metrics.KS, **more: Any,
+) -> dict[str, Any]:
   """Writes results.json, ranks.parquet and predictions.parquet about the test users.
 
-  shop: Dataset, split: what was held out of it. ranks: {row: (n,) int ranks, or (S, n), a line for
-  each of `seeds`}; a user's figure is the mean over the seeds. `row` is tested against all others,
-  and lists are its own: items (n, k) int32, 0 for an empty place, and scores (n, k). protocol: the
-  sentence of `ranking.protocol` about these very users. ks: cut-offs, fewer for lists that end
-  early. more: further entries of results.json. -> its content, a dict.
-  Raises DataError for ranks of another shape, or a sentence about another number of users.
+  folder: where to. shop: the data. split: what was held out of them. row: the one that is tested
+  against all others. ranks: {row: integers (U,), or (S, U), a line for each seed}; a user's figure
+  is the mean over the seeds. lists: of `row`, items 1..N or 0 for an empty place, and their scores.
+  protocol: the sentence of `ranking.protocol` about these very users. seeds: of the lines of ranks;
+  the first one draws the intervals. ks: cut-offs, fewer for lists that end early. more: further
+  entries of results.json. -> its content. Raises DataError for ranks of another shape, or a
+  sentence about another number of users.
   """
   folder, test = pathlib.Path(folder), split.test
   if splits.asked(protocol) not in (None, len(test)):
@@ -57,15 +69,19 @@ def save(folder, shop, split, row, ranks, lists, protocol, seeds=(0,),
   return results
 
 
-def _lines(ranks, seeds):
-  """One entry a row and seed, as ranks.parquet has them. -> {row or 'row:seed=S': (n,)}"""
+def _lines(ranks: Mapping[str, np.ndarray],
+           seeds: Sequence[int]) -> dict[str, Integer[np.ndarray, ' U']]:
+  """One entry a row and seed, as ranks.parquet has them, under 'row' or 'row:seed=S'."""
   return {name if len(lines) == 1 else f'{name}:seed={seed}': line
           for name, lines in ((name, np.atleast_2d(x)) for name, x in ranks.items())
           for seed, line in zip(seeds, lines)}
 
 
-def show(work, folder):
-  """The closing table of a run, 80 columns wide: the first row and its tests against the others."""
+def show(work: Any, folder: str | os.PathLike) -> None:
+  """The closing table of a run, 80 columns wide: the first row and its tests against the others.
+
+  work: the Workdir, whose console it is drawn on. folder: of results.json.
+  """
   from rich.table import Table
   results = run_files.need_json(pathlib.Path(folder) / 'results.json')
   first = next(iter(results['rows']))
@@ -74,23 +90,24 @@ def show(work, folder):
     p = results['tests'].get(f'{first}>{row}', {}).get(CLOSING[0])
     table.add_row(row, *('{value:.4f} [{low:.4f}, {high:.4f}]'.format(**cells[m]) for m in CLOSING),
                   '' if p is None else f'{p:.2g}')
-  with work.console.capture() as drawn:
+  with work.console.capture() as captured:
     work.console.print(table)
-  work.say(drawn.get().rstrip())
+  work.say(captured.get().rstrip())
   if len(results['seeds']) > 1:
-    said = ', '.join(f'{m} {results["rows"][first][m]["value"]:.4f} ± '
-                     f'{results["sd_of_seeds"][m]:.4f}' for m in CLOSING)
-    work.say(f'{len(results["seeds"])} seeds, mean ± standard deviation: {said}')
-  work.say(f'{results["protocol"]}; 95 % bootstrap intervals; p: paired randomisation test of '
+    figures = ', '.join(f'{m} {results["rows"][first][m]["value"]:.4f} ± '
+                        f'{results["sd_of_seeds"][m]:.4f}' for m in CLOSING)
+    work.say(f'{len(results["seeds"])} seeds, mean ± standard deviation: {figures}')
+  work.say(f'{results["protocol"]}; 95 % bootstrap intervals; p: paired randomization test of '
            f'{first} against the row by {CLOSING[0]}, Holm-corrected')
 
 
-def write_ranks(path, users, rows, groups=None):
+def write_ranks(path: str | os.PathLike, users: Sequence[str], rows: Mapping[str, Any],
+                groups: Mapping[str, Bool[np.ndarray, ' U']] | None = None) -> None:
   """Writes columns user, row, rank (0 is best), groups (names between spaces), atomically.
 
-  users: n strings. rows: {row: (n,) int32 ranks}. groups: {name: (n,) bool}, without them there is
-  no such column. Raises DataError for unequal lengths, ranks that are no integers, or a user named
-  twice; WorkdirError where the file cannot be written.
+  path: of the Parquet file. users: their names. rows: {row: integer ranks}. groups: the users of
+  each group; without them there is no such column. Raises DataError for unequal lengths, ranks that
+  are no integers, or a user named twice; WorkdirError where the file cannot be written.
   """
   import pyarrow as pa
   users = [str(u) for u in users]
@@ -107,16 +124,19 @@ def write_ranks(path, users, rows, groups=None):
       'row': pa.array(np.repeat(np.array(list(rows), object), len(users)), pa.string()),
       'rank': pa.array(np.concatenate([np.zeros(0), *rows.values()]).astype(np.int32))}
   if groups:
-    of = pa.array([' '.join(n for n, mask in groups.items() if mask[i]) for i in range(len(users))])
-    table['groups'] = pa.chunked_array([of] * len(rows), pa.string())
+    names = pa.array([' '.join(n for n, mask in groups.items() if mask[i])
+                      for i in range(len(users))])
+    table['groups'] = pa.chunked_array([names] * len(rows), pa.string())
   _write_parquet(path, pa.table(table))
 
 
-def read_ranks(path):
+def read_ranks(
+    path: str | os.PathLike,
+) -> tuple[tuple[str, ...], dict[str, Int[np.ndarray, ' U']]]:
   """Reads what write_ranks wrote, in whatever order of lines.
 
-  -> users tuple of n str, {row: (n,) int32}. Raises DataError where the file is missing or broken,
-  or its rows do not rank the same users once each.
+  path: of the Parquet file. -> users, {row: their ranks}. Raises DataError where it is missing or
+  broken, or its rows do not rank the same users once each.
   """
   table = _read_parquet(path, ('user', 'row', 'rank'))
   labels = table['row'].combine_chunks().dictionary_encode()
@@ -125,30 +145,36 @@ def read_ranks(path):
   users, rows = (), {}
   for number, name in enumerate(order):
     mine = owner == number
-    found = dict(zip(user[mine], rank[mine]))
-    users = users or tuple(found)
-    if len(found) != mine.sum() or found.keys() != set(users):
+    rank_of = dict(zip(user[mine], rank[mine]))
+    users = users or tuple(rank_of)
+    if len(rank_of) != mine.sum() or rank_of.keys() != set(users):
       raise DataError(f'{path}: row {name} does not rank the same users as row {order[0]}, each '
                       'once; write the ranks again')
-    rows[name] = np.array([found[u] for u in users], np.int32)
+    rows[name] = np.array([rank_of[u] for u in users], np.int32)
   if not users:
     raise DataError(f'{path} holds no rank; run the evaluation again')
   return users, rows
 
 
-def read_groups(path):
-  """-> {user: list of group names}, empty where the file does not say them"""
+def read_groups(path: str | os.PathLike) -> dict[str, list[str]]:
+  """The groups of each user, empty where the file does not say them.
+
+  path: of what write_ranks wrote. Raises DataError where it is missing or broken.
+  """
   if 'groups' not in _schema(path).names:
     return {}
   table = _read_parquet(path, ('user', 'groups'))
-  return {u: of.split() for u, of in zip(table['user'].to_pylist(), table['groups'].to_pylist())}
+  return {user: names.split()
+          for user, names in zip(table['user'].to_pylist(), table['groups'].to_pylist())}
 
 
-def write_predictions(path, users, items, scores):
+def write_predictions(path: str | os.PathLike, users: Sequence[str],
+                      items: Sequence[Sequence[str | None]] | np.ndarray, scores: Any) -> None:
   """Writes columns user, rank (1 is best), item, score, atomically.
 
-  users: n strings. items: (n, k) item ids, None or '' where a list is shorter. scores: (n, k)
-  float32. Raises DataError for unequal shapes, WorkdirError where the file cannot be written.
+  path: of the Parquet file. users: one a list. items: ids, None or '' where a list is shorter.
+  scores: (U, K), of these items. Raises DataError for unequal shapes, WorkdirError where the file
+  cannot be written.
   """
   import pyarrow as pa
   items, scores = np.asarray(items, object), np.asarray(scores, np.float32)
@@ -165,7 +191,7 @@ def write_predictions(path, users, items, scores):
   }))
 
 
-def _write_parquet(path, table):
+def _write_parquet(path: str | os.PathLike, table: Any) -> None:
   import pyarrow.parquet as pq
   path = pathlib.Path(path)
   temporary = path.with_name(f'.{path.name}.{os.getpid()}')
@@ -179,7 +205,7 @@ def _write_parquet(path, table):
     raise WorkdirError(f'cannot write {path}: {error}; free space or change folder') from error
 
 
-def _read_parquet(path, columns):
+def _read_parquet(path: str | os.PathLike, columns: Sequence[str]) -> Any:
   import pyarrow as pa
   import pyarrow.parquet as pq
   kinds = {'user': pa.string(), 'row': pa.string(), 'groups': pa.string(), 'item': pa.string(),
@@ -193,14 +219,14 @@ def _read_parquet(path, columns):
     return table
 
 
-def _schema(path):
+def _schema(path: str | os.PathLike) -> Any:
   import pyarrow.parquet as pq
   with _reading(path, ()):
     return pq.read_schema(path)
 
 
 @contextlib.contextmanager
-def _reading(path, columns):
+def _reading(path: str | os.PathLike, columns: Sequence[str]) -> Iterator[None]:
   import pyarrow as pa
   try:
     if os.path.isdir(path):  # which Arrow would read as many files

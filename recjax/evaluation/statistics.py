@@ -1,12 +1,19 @@
-"""How sure a figure is: bootstrap intervals over users, paired randomisation tests, Holm.
+"""How sure a figure is: bootstrap intervals over users, paired randomization tests, Holm.
 
 Metrics of ranks take few distinct values, so equal ones are resampled together: a multinomial over
 distinct values is the same bootstrap as drawing users, at a cost that does not grow with them.
+Intervals: Efron and Tibshirani, An Introduction to the Bootstrap, 1993, ch. 13. Correction: Holm, A
+Simple Sequentially Rejective Multiple Test Procedure, 1979.
+
+Letters of shapes: U users, D distinct values.
 """
 import itertools
 import math
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
+from jaxtyping import Bool, Float, Int, Shaped
 
 from recjax.errors import DataError
 
@@ -15,13 +22,14 @@ BLOCK = 1 << 18       # random numbers held at once
 BINOMIAL = 48         # equal differences that are cheaper as one binomial than as single signs
 
 
-def bootstrap_interval(values, seed, draws=1000, level=0.95):
+def bootstrap_interval(values: Shaped[np.ndarray, '...'] | Sequence, seed: Any,
+                       draws: int = 1000, level: float = 0.95) -> tuple[float, float, float]:
   """Mean and percentile bootstrap interval over users.
 
-  values: (n,) float. The order of users does not matter, and equal calls give equal results. With
-  more than DISTINCT distinct values every user gets a Poisson(1) count, which at that size equals
-  the multinomial for all purposes. -> (mean, low, high), the mean always inside.
-  Raises DataError for no values or NaN.
+  The order of users does not matter, and equal calls give equal results. With more than DISTINCT
+  distinct values every user gets a Poisson(1) count, which at that size equals the multinomial for
+  all purposes. values: one a user. seed: of numpy's generator. draws: resamples. level: share of
+  them inside. -> (mean, low, high), the mean always inside. Raises DataError for no values or NaN.
   """
   values = _checked(values, 'values')
   rng = np.random.default_rng(seed)
@@ -40,7 +48,8 @@ def bootstrap_interval(values, seed, draws=1000, level=0.95):
   return mean, min(float(low), mean), max(float(high), mean)
 
 
-def _poisson_means(values, rng, draws):
+def _poisson_means(values: Float[np.ndarray, ' U'], rng: np.random.Generator,
+                   draws: int) -> Float[np.ndarray, ' R']:
   """Means under Poisson(1) counts looked up by 16 random bits, block by block of users."""
   cut = np.cumsum([math.exp(-1) / math.factorial(k) for k in range(10)])
   table = np.searchsorted(cut, (np.arange(1 << 16) + 0.5) / (1 << 16)).astype(np.float32)
@@ -53,13 +62,16 @@ def _poisson_means(values, rng, draws):
   return sums[:, 0] / sums[:, 1]
 
 
-def paired_test(a, b, seed, draws=10000):
-  """Two-sided randomisation test on per-user differences: do a and b differ in the mean?
+def paired_test(a: Shaped[np.ndarray, '...'] | Sequence,
+                b: Shaped[np.ndarray, '...'] | Sequence, seed: Any,
+                draws: int = 10000) -> float:
+  """Two-sided randomization test on per-user differences: do a and b differ in the mean?
 
   Under the null each user's difference is as likely with the other sign. Users without a
-  difference cannot change the sum and are left out. a, b: (n,) float of the same users. -> p, the
-  share of random signs that give a sum as far from zero, with one added above and below, so never
-  0. Raises DataError for no values, NaN or unequal lengths.
+  difference cannot change the sum and are left out (Smucker, Allan and Carterette, CIKM 2007).
+  a, b: one value a user, the same users in both. seed: of numpy's generator. draws: of signs. -> p,
+  the share of random signs that give a sum as far from zero, with one added above and below, so
+  never 0. Raises DataError for no values, NaN or unequal lengths.
   """
   a, b = _checked(a, 'the first values'), _checked(b, 'the second values')
   if len(a) != len(b):
@@ -80,7 +92,8 @@ def paired_test(a, b, seed, draws=10000):
   return float((1 + far.sum()) / (1 + draws))
 
 
-def _flipped_sums(sizes, counts, rng, draws):
+def _flipped_sums(sizes: Float[np.ndarray, ' D'], counts: Int[np.ndarray, ' D'],
+                  rng: np.random.Generator, draws: int) -> Float[np.ndarray, ' R']:
   """Sums over all users under random signs: a binomial for common sizes, bits for rare ones."""
   common = counts >= BINOMIAL
   sums = []
@@ -98,13 +111,13 @@ def _flipped_sums(sizes, counts, rng, draws):
   return sums
 
 
-def _block_sizes(draws, width):
+def _block_sizes(draws: int, width: int) -> list[int]:
   """Splits draws so that one block of (size, width) stays within BLOCK."""
   step = max(1, BLOCK // max(1, width))
   return [min(step, draws - done) for done in range(0, draws, step)]
 
 
-def _checked(values, what):
+def _checked(values: Any, what: str) -> Float[np.ndarray, ' U']:
   values = np.asarray(values, np.float64)
   if values.ndim != 1 or not len(values):
     raise DataError(f'{what} have shape {values.shape}; they must be a non-empty vector over users')
@@ -114,8 +127,8 @@ def _checked(values, what):
   return values
 
 
-def holm(p_values):
-  """Holm's step-down correction of one family. {name: p} -> {name: adjusted p}, at most 1."""
+def holm(p_values: Mapping[Any, float]) -> dict[Any, float]:
+  """Holm's step-down correction of one family of tests. p_values: by name. -> at most 1"""
   adjusted, worst = {}, 0.0
   for done, name in enumerate(sorted(p_values, key=p_values.get)):
     worst = max(worst, min(1.0, (len(p_values) - done) * p_values[name]))
@@ -123,20 +136,25 @@ def holm(p_values):
   return {name: adjusted[name] for name in p_values}
 
 
-def summarize(rows, seed, masks=None, pairs=None, draws=1000, test_draws=10000):
+def summarize(
+    rows: Mapping[str, Mapping[str, Shaped[np.ndarray, '...'] | Sequence]], seed: Any,
+    masks: Mapping[str, Bool[np.ndarray, ' U']] | None = None,
+    pairs: Iterable[tuple[str, str]] | None = None, draws: int = 1000, test_draws: int = 10000,
+) -> dict[str, dict]:
   """What results.json holds under 'rows' and 'tests'.
 
-  rows: {row: {metric: (n,) values}}, the same users in the same order everywhere. masks: {group:
-  (n,) bool} adds each metric over that group's users as 'metric:group', empty groups left out.
-  pairs: (row, other) to test, by default every row against every later one. -> {'rows': {row:
-  {metric: {'value', 'low', 'high', 'n'}}}, 'tests': {'row>other': {metric: p}}}. Intervals are 95 %
-  bootstraps over users; p is two-sided (the values say which row is better), over all users, and
-  Holm-corrected across the comparisons of the same metric. Raises DataError for unequal users.
+  rows: {row: {metric: a value of each user}}, the same users in the same order everywhere. seed: of
+  numpy's generator. masks: {group: its users} adds each metric over that group's users as
+  'metric:group', empty groups left out. pairs: (row, other) to test, by default every row against
+  every later one. draws, test_draws: of intervals and tests. -> {'rows': {row: {metric: {'value',
+  'low', 'high', 'n'}}}, 'tests': {'row>other': {metric: p}}}. Intervals are 95 % bootstraps over
+  users; p is two-sided (the values say which row is better), over all users, and Holm-corrected
+  across the comparisons of the same metric. Raises DataError for unequal users.
   """
   if not rows:
-    raise DataError('there is no row to summarise; give at least one row of per-user values')
+    raise DataError('there is no row to summarize; give at least one row of per-user values')
   metrics = [m for m in next(iter(rows.values())) if all(m in values for values in rows.values())]
-  found = {row: _intervals(values, seed, masks or {}, draws) for row, values in rows.items()}
+  intervals = {row: _intervals(values, seed, masks or {}, draws) for row, values in rows.items()}
   pairs = list(itertools.combinations(rows, 2)) if pairs is None else list(pairs)
   tests = {f'{row}>{other}': {} for row, other in pairs}
   for metric in metrics:
@@ -144,16 +162,16 @@ def summarize(rows, seed, masks=None, pairs=None, draws=1000, test_draws=10000):
            for row, other in pairs}
     for name, p in holm(raw).items():
       tests[name][metric] = p
-  return {'rows': found, 'tests': tests}
+  return {'rows': intervals, 'tests': tests}
 
 
-def _intervals(values, seed, masks, draws):
-  chosen = {metric: x for metric, x in values.items()}
+def _intervals(values: Mapping, seed: Any, masks: Mapping, draws: int) -> dict[str, dict]:
+  chosen = dict(values)
   for group, mask in masks.items():
     if np.any(mask):
       chosen |= {f'{metric}:{group}': np.asarray(x)[mask] for metric, x in values.items()}
-  found = {}
+  intervals = {}
   for metric, x in chosen.items():
     value, low, high = bootstrap_interval(x, seed, draws)
-    found[metric] = {'value': value, 'low': low, 'high': high, 'n': len(x)}
-  return found
+    intervals[metric] = {'value': value, 'low': low, 'high': high, 'n': len(x)}
+  return intervals

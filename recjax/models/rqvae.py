@@ -62,7 +62,7 @@ class Config:
   def __post_init__(self):
     for name, known in CHOICES.items():
       if getattr(self, name) not in known:
-        raise ConfigError(f'tokenizer.{name}={getattr(self, name)!r}; choose one of '
+        raise ConfigError(f'semantic_ids.{name}={getattr(self, name)!r}; choose one of '
                           f'{", ".join(known)}')
     if min(self.dim, self.width, self.levels, self.size, *self.hidden, 9) < 1:
       raise ConfigError(f'the tokenizer has an empty part: {self}')
@@ -70,7 +70,7 @@ class Config:
       raise ConfigError(f'a tokenizer with encoder={self.encoder!r} needs codes as wide as the '
                         f'item vectors, {self.dim}, not {self.width}')
     if self.sinkhorn and len(self.sinkhorn) != self.levels:
-      raise ConfigError(f'tokenizer.sinkhorn={self.sinkhorn} must have {self.levels} numbers')
+      raise ConfigError(f'semantic_ids.sinkhorn={self.sinkhorn} must have {self.levels} numbers')
 
 
 def init(cfg: Config, key: Key[Array, '']) -> PyTree:

@@ -50,7 +50,7 @@ class Config:
       raise ConfigError(f'fusion={self.fusion!r}; choose one of {", ".join(FUSION_SITES)}')
     if self.fusion == 'pooled' and self.t5.width != self.code:
       raise ConfigError(f'fusion=pooled adds states of width {self.t5.width} to codes of width '
-                        f'{self.code}; make model.width and tokenizer.width equal')
+                        f'{self.code}; make model.width and semantic_ids.width equal')
     if self.fusion != 'none' and (self.text < 1 or self.t5.width % self.fusion_heads):
       raise ConfigError(f'fusion={self.fusion} needs interest vectors, and {self.fusion_heads} '
                         f'heads that divide a width of {self.t5.width}')

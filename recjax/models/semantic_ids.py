@@ -127,10 +127,10 @@ def resolve_collisions(
   if policy == 'balance':
     return _deal_out(codes, size)
   if policy not in ('nearest', 'sinkhorn'):
-    raise ConfigError(f'tokenizer.dedupe={policy!r}; choose one of {", ".join(POLICIES)}')
+    raise ConfigError(f'semantic_ids.dedupe={policy!r}; choose one of {", ".join(POLICIES)}')
   if dist is None:
     raise ConfigError(
-      f'tokenizer.dedupe={policy} moves codes of the last level by distance, which '
+      f'semantic_ids.dedupe={policy} moves codes of the last level by distance, which '
       'this tokenizer has none of; choose suffix'
     )
   return (
@@ -271,7 +271,7 @@ def product_quantize(
   x = jnp.asarray(x)
   if x.shape[1] % levels:
     raise ConfigError(f'{x.shape[1]} numbers do not divide into {levels} pieces; change '
-                      'tokenizer.levels or the width of the item vectors')
+                      'semantic_ids.levels or the width of the item vectors')
   clusters = [_level_centers(piece, size, seed + level, kmeans.fit)
               for level, piece in enumerate(jnp.split(x, levels, 1))]
   return (np.stack([np.asarray(assigned) for _, assigned in clusters], 1).astype(np.int32),
@@ -333,7 +333,7 @@ def hashed_codes(
   """
   bits = int(size).bit_length() - 1
   if size != 1 << bits:
-    raise ConfigError(f'lsh needs a power of two for tokenizer.size, not {size}')
+    raise ConfigError(f'lsh needs a power of two for semantic_ids.size, not {size}')
   planes = np.random.default_rng(seed).normal(size=(x.shape[1], levels * bits)).astype(np.float32)
   signs = (np.asarray(x) @ planes > 0).reshape(len(x), levels, bits)
   return (signs << np.arange(bits)).sum(-1).astype(np.int32), {'planes': planes}

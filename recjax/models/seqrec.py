@@ -56,11 +56,11 @@ PAPERS = {  # BibTeX, for reports
 class Config:
   """Shape of a model; hashable. Raises ConfigError.
 
-  kind: sasrec, gru4rec, bert4rec. items: N. length: L. width, layers, heads: sizes. hidden: inner
-  width of the feed-forward layers; the GRU's state. dropout: share in training. norm, of SASRec:
-  'pre', 'original' (the authors': residual from the normalized query), 'post', 'ligr' (eSASRec's:
-  pre, gated branches, SwiGLU), or 'unirec' (post, a norm of the input instead of its scale and the
-  last norm, GELU; RecLM's teacher). separate: scores use an output table of their own.
+  kind: sasrec, gru4rec, bert4rec. items: N. max_history: L. width, layers, heads: sizes. hidden:
+  inner width of the feed-forward layers; the GRU's state. dropout: share in training. norm, of
+  SASRec: 'pre', 'original' (the authors': residual from the normalized query), 'post', 'ligr'
+  (eSASRec's: pre, gated branches, SwiGLU), or 'unirec' (post, a norm of the input instead of its
+  scale and the last norm, GELU; RecLM's teacher). separate: scores use an output table.
 
   Of published code: future, tokens see later ones. pads, padding in front is seen (as zeros by
   attention, as the table's row 0 by the GRU). count, positions run from the 'start' of a history
@@ -69,7 +69,7 @@ class Config:
   """
   kind: str
   items: int
-  length: int
+  max_history: int
   width: int = 64
   layers: int = 2
   heads: int = 1
@@ -93,10 +93,10 @@ class Config:
       raise ConfigError(f'model.width={self.width} does not divide into {self.heads} heads')
     if self.bare and self.kind == 'gru4rec' and self.hidden != self.width:
       raise ConfigError(f'model.hidden={self.hidden} must equal model.width={self.width} where '
-                        'GRU4Rec has no output layer (defects.bare_backbones)')
-    if self.items < 2 or self.length < 1:
-      raise ConfigError(f'{self.items} items and length {self.length}: a recommender needs two '
-                        'items and a history')
+                        'GRU4Rec has no output layer (reproduce_bugs.bare_backbones)')
+    if self.items < 2 or self.max_history < 1:
+      raise ConfigError(f'{self.items} items and max_history {self.max_history}: a recommender '
+                        'needs two items and a history')
 
   @property
   def bert(self) -> bool:
@@ -154,7 +154,7 @@ class SeqRec(nn.Module):
       x = x * cfg.width ** 0.5
     if cfg.kind != 'gru4rec':
       x = x + self.param('positions', init_std(), (
-          cfg.length + (cfg.count == 'start' or unirec) + cfg.shifted, cfg.width))[position]
+          cfg.max_history + (cfg.count == 'start' or unirec) + cfg.shifted, cfg.width))[position]
     if cfg.kind == 'bert4rec' and not cfg.bare or unirec:
       x = nn.LayerNorm(epsilon=1e-12, name='norm_in')(x)
     if cfg.kind == 'gru4rec':
@@ -303,7 +303,7 @@ def output_table(
 
 def init(cfg: Config, key: Key[Array, '']) -> PyTree:
   """Parameters of a new model, float32."""
-  zeros = jnp.zeros((1, cfg.length), jnp.int32)
+  zeros = jnp.zeros((1, cfg.max_history), jnp.int32)
   return SeqRec(cfg).init(key, zeros, zeros, zeros)['params']
 
 
@@ -312,7 +312,7 @@ def history_positions(cfg: Config, rows: Int[AnyArray, 'B W']) -> Int[Array, 'B 
   if cfg.count == 'start':
     return jnp.cumsum(rows > 0, -1)
   width = rows.shape[1]
-  return jnp.broadcast_to(jnp.arange(width) + cfg.length - width, rows.shape)
+  return jnp.broadcast_to(jnp.arange(width) + cfg.max_history - width, rows.shape)
 
 
 def last_states(
@@ -320,9 +320,9 @@ def last_states(
   """The state that answers 'what comes next' for histories.
 
   cfg, params: the model. rows: items, padded with 0 on the left, BERT4Rec's end with its mask; at
-  most cfg.length, or one more of which the first is counted and not read (cfg.shifted).
+  most cfg.max_history, or one more of which the first is counted and not read (cfg.shifted).
   """
-  position, rows = history_positions(cfg, rows)[:, -cfg.length:], rows[:, -cfg.length:]
+  position, rows = history_positions(cfg, rows)[:, -cfg.max_history:], rows[:, -cfg.max_history:]
   segment = ((rows > 0) | cfg.pads).astype(jnp.int32)
   states = cast(Any, SeqRec(cfg).apply({'params': params}, rows, position, segment))
   return states[:, -1]

@@ -1,41 +1,49 @@
 """The recommender without text that stands beside an LLM: trained here, or a finished run."""
 import pathlib
+from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, Float
 from ml_collections import ConfigDict
 
 from recjax import run_files
+from recjax.data.dataset import Interactions
 from recjax.errors import ConfigError, DataError
+from recjax.evaluation.ranking import ScoreFn
 from recjax.file_io import write_json
+from recjax.models.dot_product import DotProduct
 from recjax.run_files import read_json
+from recjax.settings import of_run
 from recjax.training import sequential
-from recjax.training.workdir import find_stage
+from recjax.training.workdir import Workdir, find_stage
 
 FACTS = 'companion.json'
 
 
-def settings(group, seed):
+def settings(group: ConfigDict, seed: int) -> ConfigDict:
   """The sequential trainer's settings out of a config group (model, loss, train, optim)."""
   return ConfigDict({k: group[k] for k in ('model', 'loss', 'train', 'optim')}
                     | {'seed': seed, 'seeds': 1})
 
 
-def train(work, cfg, n, known, judge):
+def train(work: Workdir, cfg: ConfigDict, n: int, known: Interactions,
+          judge: Callable) -> dict[str, Any]:
   """Trains one model over `n` items into `work.folder`.
 
   cfg: as from `settings`. known: Interactions to learn from. judge: as `sequential.fit` takes it.
   -> counts
   """
   sequential.check(cfg, n)
-  best, scores, at = sequential.fit(work, cfg, n, known, judge)
+  best, scores, epochs = sequential.fit(work, cfg, n, known, judge)
   sequential.save(work.folder / 'model.npz', jax.tree.map(lambda x: x[0], best))
   write_json(work.folder / FACTS, {'config': cfg.to_dict()})
-  return {'best_epoch': int(at[0]), 'valid_NDCG@10': round(float(scores[0]), 4)}
+  return {'best_epoch': int(epochs[0]), 'valid_NDCG@10': round(float(scores[0]), 4)}
 
 
-def adopt(work, source, data, flag, others):
+def adopt(work: Workdir, source: str, data: Any, flag: str, others: str) -> dict[str, Any]:
   """Takes over the best seed of a finished `sequential` run on the same data. -> counts
 
   data: whose fingerprint must be the run's. flag: the config key that named it; others: what else
@@ -47,26 +55,27 @@ def adopt(work, source, data, flag, others):
   if saved['config'].get('method') != 'sequential':
     raise ConfigError(f"{flag}={source!r} is no run of the method 'sequential'; give its folder, "
                       f'{others}')
-  results = read_json(find_stage(source, 'evaluate') / 'results.json')
+  with of_run(source):
+    results = read_json(find_stage(source, 'evaluate') / 'results.json')
   if results['data_fingerprint'] != data.fingerprint:
     raise DataError(f'{source} was trained on other data (fingerprint '
                     f'{results["data_fingerprint"][:12]}, here {data.fingerprint[:12]}); train it '
                     'on this data set')
-  made = find_stage(source, 'train')
-  best = int(np.argmax(read_json(made / 'valid.json')['NDCG@10']))
-  sequential.save(work.folder / 'model.npz', sequential.load(made / 'model.npz', best))
+  trained = find_stage(source, 'train')
+  best = int(np.argmax(read_json(trained / 'valid.json')['NDCG@10']))
+  sequential.save(work.folder / 'model.npz', sequential.load(trained / 'model.npz', best))
   write_json(work.folder / FACTS, {'config': saved['config']})
   return {'from': source}
 
 
-def scorer(made, n):
+def scorer(made: pathlib.Path, n: int) -> DotProduct:
   """The scores of all `n` items by the model of a stage's folder. -> score function"""
   config = ConfigDict(read_json(made / FACTS)['config'])
   return sequential.scorer(sequential.model_config(config, n), sequential.load(made / 'model.npz'))
 
 
-def widened(score, known, n, blank):
-  """A score function over `known` items, for a catalogue of `n` that begins with them.
+def widened(score: ScoreFn, known: int, n: int, blank: Callable) -> Callable:
+  """A score function over `known` items, for a catalog of `n` that begins with them.
 
   Histories lose the items that it does not know; one of these alone scores all known items alike.
   blank: (B, known) scores -> (B, 1), what each further item scores. -> score function
@@ -77,18 +86,18 @@ def widened(score, known, n, blank):
   def wide(items, offsets):
     kept = np.asarray(items) <= known
     cuts = np.concatenate([[0], np.cumsum(kept)])[offsets]
-    found = jnp.asarray(score(items[kept], cuts), jnp.float32)
-    found = jnp.where((np.diff(cuts) > 0)[:, None], found, 0)
-    more = jnp.broadcast_to(blank(found), (len(found), n - known))
-    return jnp.concatenate([found, more], 1)
+    known_scores = jnp.asarray(score(items[kept], cuts), jnp.float32)
+    known_scores = jnp.where((np.diff(cuts) > 0)[:, None], known_scores, 0)
+    more = jnp.broadcast_to(blank(known_scores), (len(known_scores), n - known))
+    return jnp.concatenate([known_scores, more], 1)
   return wide
 
 
-def least(scores):
+def least(scores: Float[Array, 'B N']) -> Float[Array, 'B 1']:
   """For `widened`: further items score as the last of the known ones."""
   return scores.min(-1, keepdims=True)
 
 
-def mean_share(scores):
+def mean_share(scores: Float[Array, 'B N']) -> Float[Array, 'B 1']:
   """For `widened`: further items get the mean share of the known ones in a softmax."""
   return jax.nn.logsumexp(scores, -1, keepdims=True) - np.log(scores.shape[-1])

@@ -5,30 +5,38 @@ method that asks judges them.
 """
 import functools
 import math
+import os
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 from jax import lax
+from jax.sharding import Mesh
+from jaxtyping import Array, Bool, Float, Int, PyTree
+from ml_collections import ConfigDict
 
 from recjax import run_files
+from recjax.data.dataset import Interactions
 from recjax.distributed import sharding
 from recjax.errors import ConfigError
 from recjax.models import dot_product, seqrec
 from recjax.training import cost_model, epoch_loop, optim
 from recjax.training.losses import item_losses
+from recjax.training.workdir import Workdir
 
 LOSSES = ('ce', 'chunked', 'bce', 'gbce', 'sampled')
 SHARED = ('position', 'sequence', 'batch')
 EXCLUDE = ('train_history', 'target', 'none')
 
 
-def model_config(cfg, items):
+def model_config(cfg: ConfigDict, items: int) -> seqrec.Config:
   """The model of a config over so many items. -> seqrec.Config"""
   return seqrec.Config(items=items, **cfg.model)
 
 
-def plain(model, loss, targets):
+def plain(model: seqrec.Config, loss: Callable, targets: int) -> tuple[Callable, Callable]:
   """What is trained by default: the model as it is. See `fit`. -> init, loss"""
   del targets
 
@@ -40,7 +48,9 @@ def plain(model, loss, targets):
   return functools.partial(seqrec.init, model), total
 
 
-def fit(work, cfg, items, train, validate, teach=plain, shared=(), own=()):
+def fit(work: Workdir, cfg: ConfigDict, items: int, train: Interactions, validate: Callable,
+        teach: Callable = plain, shared: PyTree = (),
+        own: PyTree = ()) -> tuple[PyTree, Float[np.ndarray, ' S'], Int[np.ndarray, ' S']]:
   """Trains all seeds of a config and keeps the best epoch of each.
 
   cfg: model, loss, train, optim, seed, seeds. train: Interactions to learn from. validate: params
@@ -50,12 +60,12 @@ def fit(work, cfg, items, train, validate, teach=plain, shared=(), own=()):
   leading axis of seeds, its `own`. -> (best params (S, ...), best scores (S,), their epochs (S,))
   """
   model = model_config(cfg, items)
-  seqs = sequences(train, model.length)
+  seqs = sequences(train, model.max_history)
   rows, targets, steps = capacity(cfg, model, seqs)
   tx = optim.make(cfg.optim, steps * cfg.train.epochs)
   keys = jnp.stack([jax.random.key(cfg.seed + s) for s in range(cfg.seeds)])
   work.say(f'    {steps} steps an epoch; a batch of {cfg.train.batch} users fits {rows} rows of '
-           f'{model.length} and {targets:,} targets; {cfg.seeds} seed'
+           f'{model.max_history} and {targets:,} targets; {cfg.seeds} seed'
            + 's at once' * (cfg.seeds > 1))
 
   begin, loss = teach(model, functools.partial(loss_of, cfg, model, work.mesh, rows, targets),
@@ -75,25 +85,25 @@ def fit(work, cfg, items, train, validate, teach=plain, shared=(), own=()):
           keys[seed], number, len(seqs) - 1, cfg.train.batch)[step])
 
 
-def sequences(train, length):
+def sequences(train: Interactions, length: int) -> Int[Array, 'U1 L1']:
   """The last length + 1 training items of each user, and nobody's row. -> (U + 1, length + 1)"""
-  out = np.zeros((len(train) + 1, length + 1), np.int32)
+  rows = np.zeros((len(train) + 1, length + 1), np.int32)
   counts = np.minimum(train.lengths(), length + 1)
-  at = np.arange(length + 1) >= length + 1 - counts[:, None]
+  filled = np.arange(length + 1) >= length + 1 - counts[:, None]
   ends = train.offsets[1:]
-  out[:-1][at] = train.items[np.repeat(ends, counts) - 1 - (
+  rows[:-1][filled] = train.items[np.repeat(ends, counts) - 1 - (
       np.repeat(np.cumsum(counts), counts) - 1 - np.arange(counts.sum()))]
-  return jnp.asarray(out)
+  return jnp.asarray(rows)
 
 
-def save(path, params):
+def save(path: str | os.PathLike, params: PyTree) -> None:
   """Writes parameters as plain arrays, named by their paths."""
   flat = jax.tree_util.tree_flatten_with_path(params)[0]
   with open(path, 'wb') as f:
     np.savez(f, **{sharding.path_of(p): np.asarray(x) for p, x in flat})
 
 
-def load(path, seed=None):
+def load(path: str | os.PathLike, seed: int | None = None) -> PyTree:
   """What `save` wrote. seed: one seed's alone. -> tree of float32 arrays"""
   tree = {}
   for name, array in run_files.read_arrays(path).items():
@@ -106,21 +116,23 @@ def load(path, seed=None):
 # An epoch.
 
 
-def order_of(key, number, users, batch):
+def order_of(key: Array, number: Array | int, users: int, batch: int) -> Int[Array, 'E B']:
   """Which users each step trains on; the last step is filled up with nobody. -> (steps, batch)"""
   order = jax.random.permutation(jax.random.fold_in(key, 2 * number + 1), users)
   return jnp.pad(order, (0, -users % batch), constant_values=users).reshape(-1, batch)
 
 
-def epoch(cfg, tx, loss, steps, state, key, seqs, number, shared=(), own=()):
+def epoch(cfg: ConfigDict, tx: optax.GradientTransformation, loss: Callable, steps: int,
+          state: PyTree, key: Array, seqs: Int[Array, 'U1 L1'], number: Array | int,
+          shared: PyTree = (), own: PyTree = ()) -> tuple[PyTree, dict[str, Array]]:
   """All steps of one epoch. -> state, {'loss': (), 'grad_norm': (), 'bad': step or -1}"""
   order = order_of(key, number, len(seqs) - 1, cfg.train.batch)
   key = jax.random.fold_in(key, 2 * number + 2)
 
   def step(state, given):
-    users, at = given
+    users, number_of_step = given
     value, grads = jax.value_and_grad(loss)(state['params'], shared, own, seqs[users],
-                                            jax.random.fold_in(key, at))
+                                            jax.random.fold_in(key, number_of_step))
     updates, opt = tx.update(grads, state['opt'], state['params'])
     norm = jnp.sqrt(sum(jnp.vdot(g, g) for g in jax.tree.leaves(grads)))
     params = jax.tree.map(jnp.add, state['params'], updates)
@@ -132,7 +144,8 @@ def epoch(cfg, tx, loss, steps, state, key, seqs, number, shared=(), own=()):
                  'bad': jnp.where(bad.any(), bad.argmax(), -1)}
 
 
-def loss_of(cfg, model, mesh, rows, targets, params, seqs, key):
+def loss_of(cfg: ConfigDict, model: seqrec.Config, mesh: Mesh, rows: int, targets: int,
+            params: PyTree, seqs: Int[Array, 'B L1'], key: Array) -> Float[Array, '']:
   """The mean loss over all targets of a batch. seqs: (B, L + 1), 0 in front.
 
   Rows and targets are filled up with nobody's where they do not divide over the devices.
@@ -159,18 +172,19 @@ def loss_of(cfg, model, mesh, rows, targets, params, seqs, key):
   return jnp.where(real, each, 0).sum() / jnp.maximum(real.sum(), 1)
 
 
-def example(cfg, model, seqs, key):
+def example(cfg: ConfigDict, model: seqrec.Config, seqs: Int[Array, 'B L1'],
+            key: Array) -> tuple[Int[Array, 'B L'], Int[Array, 'B L']]:
   """What is seen and what is asked: the next item at every place, or hidden items (BERT4Rec).
 
   seqs: (B, L + 1). -> inputs, targets: (B, L) each; 0 where nothing is seen, or asked
   """
   if model.causal:
-    asked = (seqs[:, :-1] > 0) & (jnp.arange(model.length) >= (
-        model.length - 1 if cfg.train.get('last_only') else 0))
+    asked = (seqs[:, :-1] > 0) & (jnp.arange(model.max_history) >= (
+        model.max_history - 1 if cfg.train.get('last_only') else 0))
     return seqs[:, :-1], jnp.where(asked, seqs[:, 1:], 0)
   seqs = seqs[:, 1:]
   real = seqs > 0
-  count = hidden_count(real.sum(-1), cfg.train.mask_share, cfg.train.mask_most)
+  count = hidden_count(real.sum(-1), cfg.train.mask_share, cfg.train.max_masked)
   choose, last = jax.random.split(key)
   noise = jnp.where(real, jax.random.uniform(choose, seqs.shape), 2.0)
   chosen = jnp.argsort(jnp.argsort(noise, -1), -1) < count[:, None]
@@ -187,12 +201,13 @@ def example(cfg, model, seqs, key):
   return jnp.where(hidden, shown, seqs), jnp.where(hidden, seqs, 0)
 
 
-def hidden_count(length, share, most):
-  """How many of so many items are hidden: at least one, `most` at most (sequential.md 2.3)."""
+def hidden_count(length: Int[Array, '*S'], share: float, most: int) -> Int[Array, '*S']:
+  """How many of so many items are hidden: at least one, `most` at most."""
   return jnp.minimum(most, jnp.maximum(1, jnp.round(share * length).astype(jnp.int32)))
 
 
-def shelves(lengths, length):
+def shelves(lengths: Int[Array, ' B'],
+            length: int) -> tuple[Int[Array, ' B'], Int[Array, ' B'], Int[Array, '']]:
   """Puts sequences into rows, each behind the one before where there is room.
 
   lengths: (B,). -> row and first place of each (B,), rows used ()
@@ -207,7 +222,8 @@ def shelves(lengths, length):
   return row, start, last + (fill > 0)
 
 
-def pack(inputs, targets, rows, position=None):
+def pack(inputs: Int[Array, 'B L'], targets: Int[Array, 'B L'], rows: int,
+         position: Int[Array, 'B L'] | None = None) -> tuple[Int[Array, 'R L'], ...]:
   """Lays sequences side by side. inputs, targets: (B, L). position: (B, L), from the end if None.
 
   -> items, position, segment (user of the batch, from 1), targets: (rows, L) each
@@ -215,19 +231,20 @@ def pack(inputs, targets, rows, position=None):
   batch, length = inputs.shape
   counts = (inputs > 0).sum(-1)
   row, start, _ = shelves(counts, length)
-  at = jnp.arange(length)
-  column = start[:, None] + at - (length - counts[:, None])
-  spot = jnp.where(inputs > 0, row[:, None] * length + column, rows * length).reshape(-1)
+  places = jnp.arange(length)
+  column = start[:, None] + places - (length - counts[:, None])
+  destinations = jnp.where(inputs > 0, row[:, None] * length + column, rows * length).reshape(-1)
 
   def lay(x):
     flat = jnp.zeros(rows * length, jnp.int32)
-    return flat.at[spot].set(x.reshape(-1), mode='drop').reshape(rows, length)
-  position = jnp.broadcast_to(at, inputs.shape) if position is None else position
+    return flat.at[destinations].set(x.reshape(-1), mode='drop').reshape(rows, length)
+  position = jnp.broadcast_to(places, inputs.shape) if position is None else position
   segment = jnp.broadcast_to(jnp.arange(1, batch + 1)[:, None], inputs.shape)
   return lay(inputs), lay(position), lay(segment), lay(targets)
 
 
-def capacity(cfg, model, seqs):
+def capacity(cfg: ConfigDict, model: seqrec.Config,
+             seqs: Int[Array, 'U1 L1']) -> tuple[int, int, int]:
   """Room that holds every batch of every epoch and seed, found by laying out all of them.
 
   -> rows, targets, steps an epoch
@@ -236,49 +253,53 @@ def capacity(cfg, model, seqs):
   counts, seen = needs(cfg, model, seqs)
 
   @jax.jit
-  def most(key, number):
+  def largest(key, number):
     order = order_of(key, number, users, batch)
-    used = jax.vmap(lambda n: shelves(n, model.length)[2])(counts[order])
+    used = jax.vmap(lambda n: shelves(n, model.max_history)[2])(counts[order])
     return used.max(), seen[order].sum(-1).max()
-  found = np.array([most(jax.random.key(cfg.seed + s), e) for s in range(cfg.seeds)
+  needed = np.array([largest(jax.random.key(cfg.seed + s), e) for s in range(cfg.seeds)
                     for e in range(cfg.train.epochs)]).reshape(-1, 2).max(0)
-  return -(-int(found[0]) // 8) * 8, -(-int(found[1]) // 128) * 128, math.ceil(users / batch)
+  return -(-int(needed[0]) // 8) * 8, -(-int(needed[1]) // 128) * 128, math.ceil(users / batch)
 
 
-def planned(cfg, items, train, teach=plain, shared=(), own=()):
+def planned(cfg: ConfigDict, items: int, train: Interactions, teach: Callable = plain,
+            shared: PyTree = (), own: PyTree = ()) -> tuple[cost_model.TracedStep, int, int]:
   """What `fit` would take, from shapes. -> (traced.Step, steps, targets an epoch)
 
   Arguments as of `fit`, `own` of one seed. Rows and targets of a step are those of the first epoch.
   """
-  model, seqs = model_config(cfg, items), sequences(train, cfg.model.length)
+  model, seqs = model_config(cfg, items), sequences(train, cfg.model.max_history)
   first = cfg.copy_and_resolve_references()
   first.train.epochs = first.seeds = 1
   rows, targets, steps = capacity(first, model, seqs)
   key = jax.eval_shape(lambda: jax.random.key(0))
   mesh = sharding.make_mesh({'data': -1})
   begin, loss = teach(model, functools.partial(loss_of, cfg, model, mesh, rows, targets), targets)
-  step = cost_model.trace(loss, jax.eval_shape(begin, key), shared, own,
-                      jax.ShapeDtypeStruct((cfg.train.batch, model.length + 1), jnp.int32), key)
+  users = jax.ShapeDtypeStruct((cfg.train.batch, model.max_history + 1), jnp.int32)
+  step = cost_model.trace(loss, jax.eval_shape(begin, key), shared, own, users, key)
   return step, steps, int(needs(cfg, model, seqs)[1].sum())
 
 
-def needs(cfg, model, seqs):
+def needs(cfg: ConfigDict, model: seqrec.Config,
+          seqs: Int[Array, 'B L1']) -> tuple[Int[Array, ' B'], Int[Array, ' B']]:
   """Places that each user's row takes, and targets that it gives. seqs: (B, L + 1) -> (B,), (B,)"""
   counts = (seqs > 0).sum(-1)
   if model.causal:
     counts = jnp.maximum(counts - 1, 0)
     return counts, counts
-  counts = jnp.minimum(counts, model.length)
+  counts = jnp.minimum(counts, model.max_history)
   if cfg.train.get('mask_by_chance'):
     return counts, counts
-  hidden = hidden_count(counts, cfg.train.mask_share, cfg.train.mask_most)
+  hidden = hidden_count(counts, cfg.train.mask_share, cfg.train.max_masked)
   return counts, jnp.where(counts > 0, hidden, 0)
 
 
 # Losses.
 
 
-def item_loss(cfg, model, mesh, params, states, goal, seqs, user, key):
+def item_loss(cfg: ConfigDict, model: seqrec.Config, mesh: Mesh, params: PyTree,
+              states: Float[Array, 'T D'], goal: Int[Array, ' T'], seqs: Int[Array, 'B L1'],
+              user: Int[Array, ' T'], key: Array) -> Float[Array, ' T']:
   """The loss at each position. states: (T, D). goal: (T,), 0 for none. seqs: (B, L + 1).
 
   user: (T,) row of seqs that a position belongs to, never falling; -1 behind the last one.
@@ -298,32 +319,36 @@ def item_loss(cfg, model, mesh, params, states, goal, seqs, user, key):
   drawn, negative = drawn_scores(cfg, model, states, table, len(seqs), user, key)
   positive = (states * table[targets]).sum(-1) + bias[targets]
   negative = negative + bias[drawn]
-  kept = keep(cfg.exclude, drawn + 1, goal, seqs[user])
+  counted = keep(cfg.exclude, drawn + 1, goal, seqs[user])
   if cfg.kind == 'bce':
-    return item_losses.binary(positive, negative, kept)
+    return item_losses.binary(positive, negative, counted)
   if cfg.kind == 'gbce':
-    return item_losses.generalized_binary(positive, negative, model.items, cfg.t, kept)
+    return item_losses.generalized_binary(positive, negative, model.items, cfg.gbce_t, counted)
   expected = math.log(cfg.negatives / model.items) if cfg.log_q else None
-  return item_losses.sampled_softmax(positive, negative, expected, kept)
+  return item_losses.sampled_softmax(positive, negative, expected, counted)
 
 
-def drawn_scores(cfg, model, states, table, batch, user, key):
+def drawn_scores(cfg: ConfigDict, model: seqrec.Config, states: Float[Array, 'T D'],
+                 table: Float[Array, 'N D'], batch: int, user: Int[Array, ' T'],
+                 key: Array) -> tuple[Array, Float[Array, 'T K']]:
   """Uniform negatives and their scores: drawn (T, K), or (K,) where the batch shares them."""
   drawn = negatives(cfg, model.items, len(states), batch, key)
-  if cfg.shared == 'batch':
+  if cfg.negative_scope == 'batch':
     return drawn, states @ table[drawn].T
-  if cfg.shared == 'position':
+  if cfg.negative_scope == 'position':
     return drawn, item_losses.scores_by_position(states, table, drawn)
-  return drawn[user], item_losses.scores_by_user(states, table, drawn, user, model.length)
+  return drawn[user], item_losses.scores_by_user(states, table, drawn, user, model.max_history)
 
 
-def negatives(cfg, items, positions, users, key):
+def negatives(cfg: ConfigDict, items: int, positions: int, users: int,
+              key: Array) -> Int[Array, '...']:
   """Uniform rows of the output table: (K,) of a batch, (users, K) or (positions, K)."""
-  shape = {'batch': (), 'sequence': (users,), 'position': (positions,)}[cfg.shared]
+  shape = {'batch': (), 'sequence': (users,), 'position': (positions,)}[cfg.negative_scope]
   return jax.random.randint(key, (*shape, cfg.negatives), 0, items)
 
 
-def keep(exclude, drawn, goal, history):
+def keep(exclude: str, drawn: Int[Array, '...'], goal: Int[Array, ' T'],
+         history: Int[Array, 'T L1']) -> Bool[Array, 'T K'] | None:
   """Which negatives count. drawn: item ids (K,) or (T, K). -> (T, K) bool or None"""
   if exclude == 'none':
     return None
@@ -334,15 +359,16 @@ def keep(exclude, drawn, goal, history):
   return good
 
 
-def check(cfg, items):
+def check(cfg: ConfigDict, items: int) -> None:
   """What can be known to be wrong before anything is trained. Raises ConfigError."""
   loss = cfg.loss
-  for name, value, known in (('loss.kind', loss.kind, LOSSES), ('loss.shared', loss.shared, SHARED),
+  for name, value, known in (('loss.kind', loss.kind, LOSSES),
+                             ('loss.negative_scope', loss.negative_scope, SHARED),
                              ('loss.exclude', loss.exclude, EXCLUDE)):
     if value not in known:
       raise ConfigError(f'{name}={value!r}; choose one of {", ".join(known)}')
   if loss.kind in ('bce', 'gbce', 'sampled'):
-    item_losses.beta(items, loss.negatives, loss.t)
+    item_losses.beta(items, loss.negatives, loss.gbce_t)
   if cfg.seeds < 1 or cfg.train.batch < 1 or cfg.train.epochs < 1:
     raise ConfigError(f'seeds={cfg.seeds}, train.batch={cfg.train.batch} and train.epochs='
                       f'{cfg.train.epochs} must be at least 1')
@@ -352,7 +378,7 @@ def check(cfg, items):
 # Scores.
 
 
-def scorer(model, params):
+def scorer(model: seqrec.Config, params: PyTree) -> dot_product.DotProduct:
   """Scores of all items for blocks of histories, as `evaluation.ranking` wants them. -> Product
 
   Histories are cut to what the model reads and padded to powers of two, so short ones are cheap.
@@ -367,16 +393,17 @@ def scorer(model, params):
 last_states = jax.jit(seqrec.last_states, static_argnums=0)
 
 
-def padded(model, items, offsets):
+def padded(model: seqrec.Config, items: Int[np.ndarray, ' M'],
+           offsets: Int[np.ndarray, ' B1']) -> Int[np.ndarray, 'B W']:
   """Ragged histories, latest items last, BERT4Rec's mask behind them. -> (B, W) int32"""
-  extra, most = not model.causal, model.length + model.shifted
-  counts = np.minimum(np.diff(offsets), most - extra)
-  width = min(most, max(8, 1 << int(counts.max(initial=1) + extra - 1).bit_length()))
-  width = most if model.pads else width
-  out = np.zeros((len(counts), width), np.int32)
-  at = np.arange(width - extra) >= width - extra - counts[:, None]
-  back = np.concatenate([np.arange(n, 0, -1) for n in counts]) if len(counts) else counts
-  out[:, :width - extra][at] = items[np.repeat(offsets[1:], counts) - back]
+  extra, room = not model.causal, model.max_history + model.shifted
+  counts = np.minimum(np.diff(offsets), room - extra)
+  width = min(room, max(8, 1 << int(counts.max(initial=1) + extra - 1).bit_length()))
+  width = room if model.pads else width
+  rows = np.zeros((len(counts), width), np.int32)
+  filled = np.arange(width - extra) >= width - extra - counts[:, None]
+  distance = np.concatenate([np.arange(n, 0, -1) for n in counts]) if len(counts) else counts
+  rows[:, :width - extra][filled] = items[np.repeat(offsets[1:], counts) - distance]
   if extra:
-    out[:, -1] = model.mask
-  return out
+    rows[:, -1] = model.mask
+  return rows

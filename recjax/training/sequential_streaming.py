@@ -6,10 +6,14 @@ the same.
 """
 import functools
 import math
+from collections.abc import Callable
 
 import jax
 import numpy as np
 from jax import lax
+from jax.sharding import Mesh
+from jaxtyping import Int, PyTree
+from ml_collections import ConfigDict
 
 from recjax.data import array_record
 from recjax.distributed import multihost
@@ -17,6 +21,7 @@ from recjax.errors import ConfigError
 from recjax.models import seqrec
 from recjax.training import sequential
 from recjax.training.loop import FitSettings, Task, fit
+from recjax.training.workdir import Workdir
 
 SAMPLE = 16        # batches that show how much room one takes
 
@@ -25,7 +30,8 @@ SPARE = 1.25       # room beyond the fullest of them
 SAVE_EVERY = 1000  # steps between checkpoints at most; an epoch may take hours
 
 
-def fit_records(work, cfg, shop, validate, held=2):
+def fit_records(work: Workdir, cfg: ConfigDict, shop: array_record.Records, validate: Callable,
+                held: int = 2) -> tuple[PyTree, float, int]:
   """Trains one seed of a config. shop: records.Records; each user's last `held` items stay out.
 
   cfg: model, loss, train, optim, seed. validate: params with a leading axis of one seed -> [score],
@@ -34,9 +40,9 @@ def fit_records(work, cfg, shop, validate, held=2):
   """
   model = sequential.model_config(cfg, len(shop.catalog))
   steps = math.ceil(len(shop) / cfg.train.batch)
-  room = room_of(cfg, model, batches(cfg, shop, model.length, held, 0, 1))
+  room = room_of(cfg, model, batches(cfg, shop, model.max_history, held, 0, 1))
   work.say(f'    {steps:,} steps an epoch, read from disk; {cfg.train.batch} users mostly fit '
-           f'{room[0]} rows of {model.length} and {room[1]:,} targets')
+           f'{room[0]} rows of {model.max_history} and {room[1]:,} targets')
 
   def evaluate(params, frozen):
     del frozen
@@ -44,7 +50,7 @@ def fit_records(work, cfg, shop, validate, held=2):
     return {'valid_NDCG@10': score, 'valid_loss': 1 - score}  # `fit` keeps the lowest loss
 
   task = Task(functools.partial(seqrec.init, model), objective(cfg, model, room, work.mesh),
-              batches(cfg, shop, model.length, held), evaluate=evaluate, share=True)
+              batches(cfg, shop, model.max_history, held), evaluate=evaluate, share=True)
   how = FitSettings(cfg.optim, steps * cfg.train.epochs, cfg.seed, log_every=max(1, steps // 10),
                     save_every=min(SAVE_EVERY, steps), eval_every=steps,
                     patience=cfg.train.patience)
@@ -54,7 +60,8 @@ def fit_records(work, cfg, shop, validate, held=2):
   return best, top['valid_NDCG@10'], round(top['step'] / steps)
 
 
-def batches(cfg, shop, length, held, process=None, processes=None):
+def batches(cfg: ConfigDict, shop: array_record.Records, length: int, held: int,
+            process: int | None = None, processes: int | None = None) -> array_record.Batches:
   """This process's part of every step's batch. -> records.Batches of {'seqs': (b, L + 1) int32}"""
   processes = processes or jax.process_count()
   process = jax.process_index() if process is None else process
@@ -65,7 +72,7 @@ def batches(cfg, shop, length, held, process=None, processes=None):
   return array_record.Batches(shop.source, collate, size, cfg.seed, process, processes)
 
 
-def rows_of(examples, length, held):
+def rows_of(examples: list[dict], length: int, held: int) -> dict[str, Int[np.ndarray, 'B L1']]:
   """The last length + 1 training items of each user, 0 in front; as leave-one-out parts them."""
   out = np.zeros((len(examples), length + 1), np.int32)
   for row, example in zip(out, examples):
@@ -76,29 +83,29 @@ def rows_of(examples, length, held):
   return {'seqs': out}
 
 
-def room_of(cfg, model, whole):
+def room_of(cfg: ConfigDict, model: seqrec.Config, whole: array_record.Batches) -> tuple[int, int]:
   """Rows and targets that nearly every batch fits into; some more than the first ones take."""
   rows = targets = 0
   for step in range(SAMPLE):
     counts, seen = sequential.needs(cfg, model, whole[step]['seqs'])
-    rows = max(rows, int(sequential.shelves(counts, model.length)[2]))
+    rows = max(rows, int(sequential.shelves(counts, model.max_history)[2]))
     targets = max(targets, int(seen.sum()))
-  most = cfg.train.batch, cfg.train.batch * model.length
+  most = cfg.train.batch, cfg.train.batch * model.max_history
   return (min(most[0], -(-int(SPARE * rows) // 8) * 8),
           min(most[1], -(-int(SPARE * targets) // 128) * 128))
 
 
-def objective(cfg, model, room, mesh):
+def objective(cfg: ConfigDict, model: seqrec.Config, room: tuple[int, int], mesh: Mesh) -> Callable:
   """The mean loss of a batch. -> loss(params, frozen, batch, key)
 
   A batch that does not fit takes a second branch, with a row for each user: slower, the same value.
   """
   usual, full = (functools.partial(sequential.loss_of, cfg, model, mesh, *size) for size in (
-      room, (cfg.train.batch, cfg.train.batch * model.length)))
+      room, (cfg.train.batch, cfg.train.batch * model.max_history)))
 
   def loss(params, frozen, batch, key):
     del frozen
     counts, seen = sequential.needs(cfg, model, batch['seqs'])
-    fits = (sequential.shelves(counts, model.length)[2] <= room[0]) & (seen.sum() <= room[1])
+    fits = (sequential.shelves(counts, model.max_history)[2] <= room[0]) & (seen.sum() <= room[1])
     return lax.cond(fits, usual, full, params, batch['seqs'], key), {}
   return loss

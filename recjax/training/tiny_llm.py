@@ -29,7 +29,7 @@ def train_tiny(work, cfg, seed, messages, texts):
       vocab=tokenizer.vocab_size, width=cfg.width, layers=cfg.layers, heads=cfg.heads,
       kv_heads=cfg.kv_heads, head_dim=cfg.width // cfg.heads, ffn=cfg.ffn, tied=True,
       max_positions=4096, scan_unroll=cfg.layers)
-  batches, used = packed_documents(tokenizer, texts, len(prefix), cfg.row, cfg.batch, seed,
+  batches, used = packed_documents(tokenizer, texts, len(prefix), cfg.row_tokens, cfg.batch, seed,
                                    sharding.num_batch_shards(work.mesh))
   model = llm.LM(shape)
 

@@ -32,7 +32,7 @@ def problem(seed, users=11, levels=2, bias=True):
 
 
 def in_pieces(piece):
-  return mock.patch.multiple(blocked_ranking, FROM=1, PIECE=piece, USERS=4)
+  return mock.patch.multiple(blocked_ranking, MIN_ITEMS=1, PIECE=piece, USERS=4)
 
 
 class PiecesTest(parameterized.TestCase):
@@ -56,7 +56,7 @@ class PiecesTest(parameterized.TestCase):
     score = DotProduct(lambda i, o: jnp.asarray(states), jnp.tile(row, (20_000, 1)))
     cases = splits.Cases(np.arange(5, dtype=np.int32), (np.zeros(0, np.int32), np.zeros(6, int)),
                          np.array([1, 8192, 8193, 17_000, 20_000], np.int32))
-    with mock.patch.multiple(blocked_ranking, FROM=1, USERS=5):
+    with mock.patch.multiple(blocked_ranking, MIN_ITEMS=1, USERS=5):
       np.testing.assert_array_equal(ranking.rank_cases(score, cases, 20_000), 19_999)
 
   def test_nan_and_overflow_are_errors_that_name_the_case(self):

@@ -101,7 +101,7 @@ class RunsTest(parameterized.TestCase):
     self.assertIn('50 users that all runs ranked. Protocol of every row: p.', page)
     self.assertRegex(page, r'a: betags 50 0\.\d{4}')
     self.assertRegex(page, r'b: tiger 50 0\.\d{4}')
-    self.assertIn('paired randomisation test against a:popularity, Holm-corrected', page)
+    self.assertIn('paired randomization test against a:popularity, Holm-corrected', page)
     self.assertRegex(page, r'b etegrec paper abc1234 50 0 ')
     self.assertRegex(page, r'a – – – 60 10 ')
     self.assertIn('python -m recjax.main --config=b', page)

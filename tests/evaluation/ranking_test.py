@@ -1,6 +1,5 @@
 import json
 import pathlib
-import types
 
 import jax
 import jax.numpy as jnp
@@ -11,6 +10,7 @@ from hypothesis import strategies as st
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from recjax.data import splits
 from recjax.errors import ConfigError, DataError
 from recjax.evaluation import baselines, metrics, ranking
 from tests import devices
@@ -26,7 +26,7 @@ def ragged(rows):
 
 
 def make_cases(rows, targets):
-  return types.SimpleNamespace(histories=ragged(rows), targets=np.array(targets, np.int32))
+  return splits.Cases(np.arange(len(rows)), ragged(rows), np.array(targets, np.int32))
 
 
 def some_cases(n, seed=0, repeats=True):

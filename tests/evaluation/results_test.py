@@ -116,10 +116,18 @@ class OutcomeTest(absltest.TestCase):
     items = np.array([[1, 2, 3]] * 4, np.int32)
     for kind in reclm.GROUNDINGS:
       cfg = experiment.read_config(f'{ROOT}/configs/reclm_scientific.py:grounding={kind}')
-      cfg.decode.count = 3
+      cfg.decode.num_items = 3
       work = types.SimpleNamespace(folder=pathlib.Path(self.create_tempdir().full_path))
-      lists.save(work, cfg, data, few, [[1, 2]] * 4, (items, items.astype(np.float32)), None,
-                 {'rates': {'NonExistRate@3': 0, 'RepeatRate@3': 0}})
+      lists.save_results(
+        work,
+        cfg,
+        data,
+        few,
+        [[1, 2]] * 4,
+        (items, items.astype(np.float32)),
+        None,
+        {'rates': {'NonExistRate@3': 0, 'RepeatRate@3': 0}},
+      )
       results = json.loads((work.folder / 'results.json').read_text())
       self.assertEqual(told.check(results), (4, 6))
 
@@ -132,7 +140,7 @@ class OutcomeTest(absltest.TestCase):
         cases = instruction_data.load(cfg.data, cfg.samples).cases
         split, most = splits.Split(cases.known, None, cases.test, cases.protocol), 50
       elif cfg.method == 'sequential':
-        split = splits.split_for_config(data, cfg.judge)
+        split = splits.split_for_config(data, cfg.eval)
       elif cfg.method == 'reclm':
         most = 50
       rows, said = splits.drawn(split.test, most, split.protocol)

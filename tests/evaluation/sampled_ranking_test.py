@@ -64,7 +64,7 @@ class SampledTest(parameterized.TestCase):
     split = splits.leave_one_out(shop(items=100))
     with self.assertRaisesRegex(ConfigError, 'only 100'):
       sampled_ranking.draw('uniform100', split.test, np.ones(100, np.int64), 0)
-    with self.assertRaisesRegex(ConfigError, 'judge.sampled'):
+    with self.assertRaisesRegex(ConfigError, 'eval.sampled'):
       sampled_ranking.protocol('uniform101')
 
 

@@ -162,7 +162,7 @@ class LocalTest(absltest.TestCase):
   def start(self, processes, data, workdir, epochs):
     flags = [f'--config=configs/sequential_scientific.py:data={data}', f'--workdir={workdir}',
              f'--config.train.epochs={epochs}', '--config.train.batch=16', '--config.model.width=8',
-             '--config.model.hidden=8', '--config.model.layers=1', '--config.model.length=8',
+             '--config.model.hidden=8', '--config.model.layers=1', '--config.model.max_history=8',
              '--config.train.save_every=1000', '--config.train.patience=1000']
     env = {**os.environ, 'JAX_NUM_CPU_DEVICES': '1', 'JAX_PLATFORMS': 'cpu'}
     with open(f'{workdir}.log', 'a') as log:

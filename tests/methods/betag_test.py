@@ -53,8 +53,8 @@ def toy_config(data):
   spec.loader.exec_module(module)
   c = module.get_config(f'data={data}')
   c.mesh.data = 1
-  c.tiny.update(vocab=400, width=32, layers=2, ffn=64, row=128, batch=2, epochs=60.0)
-  c.train.update(epochs=40, batch=8, row=128, max_seq_len=4)
+  c.tiny.update(vocab=400, width=32, layers=2, ffn=64, row_tokens=128, batch=2, epochs=60.0)
+  c.train.update(epochs=40, batch=8, row_tokens=128, max_seq_len=4)
   c.lora.rank = 8
   c.optim.update(lr=1e-2, warmup=5, save_every=50)
   c.decode.update(beams=4, groups=4, new_tokens=12, batch=4)
@@ -417,7 +417,7 @@ class BadInputTest(absltest.TestCase):
 
   def test_a_first_line_longer_than_the_context_names_item_or_tags(self):
     long = {**WORDS, 'a': tuple(f'word{i}' for i in range(60))}
-    self.refuse('word.*max_len', tags=long, **{'train.max_len': 160, 'tags.most': 99})
+    self.refuse('word.*max_len', tags=long, **{'train.max_len': 160, 'tags.max_base_tags': 99})
     cfg = toy_config(self.folder)
     cfg.decode.max_tags = 60
     shape = llm.Config(vocab=300, width=8, layers=1, heads=1, kv_heads=1, head_dim=8, ffn=8,

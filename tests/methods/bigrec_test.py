@@ -57,15 +57,15 @@ def config(name, data, **changes):
   spec.loader.exec_module(module)
   c = module.get_config(f'data={data}')
   c.mesh.data = 1
-  c.tiny.update(vocab=400, width=48, layers=2, ffn=96, row=128, batch=4, epochs=2.0)
+  c.tiny.update(vocab=400, width=48, layers=2, ffn=96, row_tokens=128, batch=4, epochs=2.0)
   c.prompt.template = 'bigrec'
-  c.train.update(mode='full', epochs=40, batch=16, row=128, patience=0, valid_sample=20)
+  c.train.update(mode='full', epochs=40, batch=16, row_tokens=128, patience=0, valid_sample=20)
   c.optim.update(lr=6e-3, warmup=10, save_every=200, beta2=0.98)
   c.lora.update(rank=4, alpha=8.0, targets=('q', 'v'))
   c.assist.train.update(epochs=2, patience=2, batch=32)
-  c.assist.model.update(width=16, hidden=16, length=10)
+  c.assist.model.update(width=16, hidden=16, max_history=10)
   c.decode.batch = 16
-  c.judge.update(valid_most=32, test_most=100)
+  c.eval.update(max_valid_users=32, max_test_users=100)
   for key, value in changes.items():
     c[key].update(value)
   return c
@@ -146,8 +146,8 @@ class PullTest(parameterized.TestCase):
     self.assertGreater(mean[2], mean[0] + 5)
 
   def test_ranks_of_all_gammas_are_places_in_those_lists(self):
-    cfg = ConfigDict({'ground': {'step': .5, 'most': 3}, 'judge': {
-        'valid_most': 0, 'test_most': 0}, 'seed': 0})
+    cfg = ConfigDict({'ground': {'step': .5, 'max_gamma': 3}, 'eval': {
+        'max_valid_users': 0, 'max_test_users': 0}, 'seed': 0})
     data = types.SimpleNamespace(catalog=range(self.n), cases=types.SimpleNamespace(
         known=types.SimpleNamespace(items=np.repeat(np.arange(1, 41), self.counts)),
         valid=self.cases, test=self.cases))
@@ -195,7 +195,7 @@ class RingTest(absltest.TestCase):
     want = (written / 'test.json').read_bytes()
     # One prompt at a time is the same as sixteen.
     single = run(config('bigrec_games', self.data, decode={'batch': 1},
-                        judge={'valid_most': 8, 'test_most': 12}), path)
+                        eval={'max_valid_users': 8, 'max_test_users': 12}), path)
     self.assertEqual(told.check(single), (12, 150))
     self.assertIn('12 of 150 users, those with 3 items or more; drawn by seed 42 out of 150',
                   (path / 'report.html').read_text())
@@ -283,7 +283,7 @@ class RingTest(absltest.TestCase):
              **{k: v[:, order] for k, v in scores.items()})
     cfg = config('d3_scientific', self.data, prompt={'noun': 'goods'}, assist={'source': str(file)},
                  decode={'alphas': (0.02,), 'beams': 10, 'ghost_cases': 16},
-                 judge={'valid_most': 8, 'test_most': 24})
+                 eval={'max_valid_users': 8, 'max_test_users': 24})
     found = run(cfg, path)
     self.assertEqual(found['rows']['d3']['HR@1']['value'], 1)
     np.savez(file, item_ids=np.array(data.catalog.ids), valid=scores['valid'][:3],
@@ -291,7 +291,7 @@ class RingTest(absltest.TestCase):
     with self.assertRaisesRegex(DataError, r'valid has shape \(3, 50\), it must be \(150, 50\)'):
       cf_assistant.read_scores(file, data)
     np.savez(file, item_ids=np.array(data.catalog.ids[:-1]), **scores)
-    with self.assertRaisesRegex(DataError, 'item_ids has 49 ids, the catalogue 50'):
+    with self.assertRaisesRegex(DataError, 'item_ids has 49 ids, the catalog 50'):
       cf_assistant.read_scores(file, data)
 
 
@@ -320,7 +320,7 @@ class TokenizerTest(absltest.TestCase):
 
   def config(self, name, odd, normaliser, **changes):
     return config(name, self.data(odd), llm={'weights': str(self.folder(normaliser))},
-                  judge={'valid_most': 4, 'test_most': 8}, train={'epochs': 1}, **changes)
+                  eval={'max_valid_users': 4, 'max_test_users': 8}, train={'epochs': 1}, **changes)
 
   def test_decomposed_titles_are_decoded_after_training(self):
     from tokenizers import normalizers
@@ -330,7 +330,7 @@ class TokenizerTest(absltest.TestCase):
 
     def choose(work, cfg, data, *rest):
       search = d3.Search(work, cfg, data, *rest)
-      reached.append((len(search.catalogue[0]), data.titles[:2],
+      reached.append((len(search.catalog[0]), data.titles[:2],
                       data.notes['titles_as_the_tokenizer_spells_them']))
       raise ConfigError('far enough')
     path = pathlib.Path(self.enter_context(tempfile.TemporaryDirectory()))
@@ -385,7 +385,7 @@ class PromptTest(parameterized.TestCase):
     self.assertEqual((cut, was), (0, 1))
     self.assertIn('"two", "three"', tokenizer.decode(short))
     self.assertNotIn('"one"', tokenizer.decode(short))
-    with self.assertRaisesRegex(DataError, 'raise prompt.cutoff'):
+    with self.assertRaisesRegex(DataError, 'raise prompt.max_prompt_tokens'):
       prompts.encode_prompts(tokenizer, template, [record], 5)
 
   def test_records_of_ones_own_stay_as_they_are(self):
@@ -394,7 +394,8 @@ class PromptTest(parameterized.TestCase):
     for part in ('train', 'valid', 'test'):
       files.write_records(folder / f'{part}.json', rows)
     files.write_id2name(folder / 'id2name.txt', ['A', 'B', 'C', 'A'])
-    data = instruction_data.load(folder, ConfigDict(dict(window='game', split='auto', history=10)))
+    data = instruction_data.load(
+        folder, ConfigDict(dict(window='game', split='auto', max_history=10)))
     template = prompts.load_template('bigrec')
     self.assertEqual(data.records_of('test', template, 'x'), rows)
     self.assertEqual(data.cases.test.history(0).tolist(), [1, 2])
@@ -402,7 +403,7 @@ class PromptTest(parameterized.TestCase):
     self.assertEqual(data.cases.known.items.tolist(), [1, 2, 3])
     files.write_records(folder / 'test.json', [dict(rows[0], output='"Z"')])
     with self.assertRaisesRegex(DataError, 'test.json: the targets of 1 records are no title'):
-      instruction_data.load(folder, ConfigDict(dict(window='game', split='auto', history=10)))
+      instruction_data.load(folder, ConfigDict(dict(window='game', split='auto', max_history=10)))
 
 
 class MisreadTest(parameterized.TestCase):
@@ -420,7 +421,8 @@ class MisreadTest(parameterized.TestCase):
       files.write_records(folder / f'{part}.json', rows)
     (folder / 'movies.dat').write_bytes(''.join(
         f'{n}::{t}::Drama\n' for n, t in enumerate(catalogue, 1)).encode(code))
-    data = instruction_data.load(folder, ConfigDict(dict(window='movie', split='auto', history=10)))
+    data = instruction_data.load(
+        folder, ConfigDict(dict(window='movie', split='auto', max_history=10)))
     return data, rows
 
   def check(self, data):
@@ -483,7 +485,7 @@ class MisreadTest(parameterized.TestCase):
 
   @absltest.skipUnless(SHARED.is_dir(), f'needs {SHARED}')
   def test_published_layout(self):
-    settings = ConfigDict(dict(window='movie', split='auto', history=10))
+    settings = ConfigDict(dict(window='movie', split='auto', max_history=10))
     want = instruction_data.load(SHARED / 'movie', settings)
     folder = pathlib.Path(self.enter_context(tempfile.TemporaryDirectory()))
     (folder / 'movies.dat').write_bytes((SHARED / 'movie' / 'movies.dat').read_bytes())
@@ -532,6 +534,15 @@ class JudgeTest(absltest.TestCase):
     with self.assertRaisesRegex(ConfigError, 'duplicate_titles'):
       rank('some', 1)
 
+  def test_titles_count_once_where_any_item_of_a_title_will_do(self):
+    titles = ['pump', 'rope', 'pump', 'tray']
+    rows = np.array([[1, 3, 2, 0], [4, 2, 0, 0], [3, 4, 1, 0]], np.int32)
+    for targets, best, exact in (((2, 1, 1), (1, 9, 0), (2, 9, 2)),
+                                 ((1, 4, 4), (0, 0, 1), (0, 0, 1))):
+      self.assertEqual(evaluate.rank_in(rows, targets, titles, 'best', 9).tolist(), list(best))
+      self.assertEqual(evaluate.rank_in(rows, np.array(targets), titles, 'exact_id', 9).tolist(),
+                       list(exact))
+
   def test_likeness(self):
     self.assertEqual(evaluate.likeness(np.array([[1, 2]]), ['a b', 'a b']), 1)
     self.assertAlmostEqual(evaluate.likeness(np.array([[1, 2, 0]]), ['a b', 'a c']), 1 / 3)
@@ -542,8 +553,9 @@ class JudgeTest(absltest.TestCase):
 
 class RefusalTest(parameterized.TestCase):
 
-  @parameterized.parameters(('way', None, 'other', 'way='), ('decode', 'beams', 0, 'decode.beams'),
-                            ('train', 'batch', 0, 'train.batch'))
+  @parameterized.parameters(
+      ('variant', None, 'other', 'variant='), ('decode', 'beams', 0, 'decode.beams'),
+      ('train', 'batch', 0, 'train.batch'))
   def test_wrong_settings(self, group, key, value, what):
     cfg = config('bigrec_games', 'sample')
     if key:

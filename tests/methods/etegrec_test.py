@@ -12,7 +12,7 @@ from rich.console import Console
 
 from configs import etegrec_scientific, tiger_beauty
 from recjax import recommend
-from recjax.data.dataset import load_data
+from recjax.data.dataset import Interactions, load_data
 from recjax.errors import ConfigError, DataError, UserError
 from recjax.methods import etegrec
 from recjax.methods.etegrec import (
@@ -53,10 +53,10 @@ def shop_folder(folder):
 def small(cfg, data):
   """A config in which every stage takes a moment."""
   cfg.data = data
-  cfg.vectors.model.update(width=8, hidden=8, length=8)
+  cfg.vectors.model.update(width=8, hidden=8, max_history=8)
   cfg.vectors.train.update(epochs=3, batch=32)
-  cfg.tokenizer.update(hidden=(8,), width=8, levels=2, size=8, steps=60, look_every=20, batch=24)
-  cfg.model.update(history=2, width=16, layers=1, decoder_layers=1, heads=2, head_dim=8, ffn=16,
+  cfg.semantic_ids.update(hidden=(8,), width=8, levels=2, size=8, steps=60, eval_every=20, batch=24)
+  cfg.model.update(max_history=2, width=16, layers=1, decoder_layers=1, heads=2, head_dim=8, ffn=16,
                    fusion_heads=2, fusion_layers=1)
   cfg.train.update(epochs=12, batch=64, save_every=6, valid_users=40)
   cfg.optim.update(lr=1e-2, warmup=0)
@@ -85,7 +85,7 @@ class WholeTest(parameterized.TestCase):
     data = shop_folder(self.create_tempdir())
     made = tiger_beauty.get_config() if way == 'tiger' else etegrec_scientific.get_config()
     cfg, folder = small(made, data), self.create_tempdir().full_path
-    self.assertEqual((cfg.way, cfg.fusion), (way, fusion))
+    self.assertEqual((cfg.variant, cfg.fusion), (way, fusion))
     results = run(cfg, folder)
     name = way if fusion == 'none' else f'{way}:{fusion}'
     self.assertEqual(next(iter(results['rows'])), name)
@@ -131,7 +131,7 @@ class WholeTest(parameterized.TestCase):
     cfg = small(tiger_beauty.get_config() if way == 'tiger' else
                 etegrec_scientific.get_config('fusion=none'), data)
     cfg.vectors.update(source='text', encoder=str(llm), unit=True)
-    cfg.tokenizer.update(kind=kind, dedupe=dedupe)
+    cfg.semantic_ids.update(kind=kind, dedupe=dedupe)
     cfg.train.update(epochs=2)
     cfg.finetune.epochs = 0
     folder = self.create_tempdir().full_path
@@ -156,7 +156,7 @@ class WholeTest(parameterized.TestCase):
 
   def test_eight_devices_learn_what_one_does(self):
     cfg = small(etegrec_scientific.get_config('fusion=none'), shop_folder(self.create_tempdir()))
-    cfg.model.history = 1  # one width of rows is one network to compile
+    cfg.model.max_history = 1  # one width of rows is one network to compile
     cfg.train.update(epochs=4, valid_users=8)
     cfg.align.warm = 1
     shop, curves = load_data(cfg.data), []
@@ -182,16 +182,16 @@ class WholeTest(parameterized.TestCase):
     cfg.decode.batch = 48
     whole, broken = self.create_tempdir().full_path, self.create_tempdir().full_path
     run(cfg, whole)
-    original = train.judged
+    original = train.validate_params
 
     def failing(*given):
       raise UserError('killed')
-    train.judged = failing
+    train.validate_params = failing
     try:
       with self.assertRaisesRegex(UserError, 'killed'):
         run(cfg, broken)
     finally:
-      train.judged = original
+      train.validate_params = original
     calls, kept = [], sharded_stage.kept
 
     def counted(stop, work, name, make):
@@ -201,7 +201,7 @@ class WholeTest(parameterized.TestCase):
         calls.append(name)
         return make()
       return kept(work, name, once)
-    with mock.patch.object(evaluate, 'PIECE', 1):
+    with mock.patch.object(evaluate, 'PIECE_USERS', 1):
       with mock.patch.object(sharded_stage, 'kept', functools.partial(counted, 1)), \
           self.assertRaisesRegex(UserError, 'killed'):
         run(cfg, broken)
@@ -224,30 +224,42 @@ class PartsTest(parameterized.TestCase):
     (room / 'stages' / '02-tokenizer').mkdir(parents=True)
     (room / 'stages' / '02-tokenizer' / 'DONE.json').write_text('{}')
     for kind in ('pq', 'items.json'):
-      with self.assertRaisesRegex(ConfigError, f'tokenizer.kind={kind} of .* gives no code'):
-        later_ids.encoded(room, ConfigDict({'kind': kind}), np.zeros((1, 4), np.float32), None)
+      with self.assertRaisesRegex(ConfigError, f'semantic_ids.kind={kind} of .* gives no code'):
+        later_ids.encode_vectors(
+          room, ConfigDict({'kind': kind}), np.zeros((1, 4), np.float32), None
+        )
 
   def test_a_new_id_is_one_that_nobody_has(self):
     table = np.array([[0, 0, 0], [0, 0, 2], [1, 0, 0]])
     some, far = np.array([[0, 0], [0, 0], [2, 1]]), np.zeros((3, 3))
-    np.testing.assert_array_equal(later_ids.settled(table, some, far, 4),
+    np.testing.assert_array_equal(later_ids.assign_codes(table, some, far, 4),
                                   [[0, 0, 1], [0, 0, 3], [2, 1, 0]])
     far = np.array([[2., 0, 1], [2, 0, 1], [0, 0, 0]])  # without a level that counts: the nearest
-    np.testing.assert_array_equal(later_ids.settled(np.array([[0, 1]]), np.array([[0, 1]] * 2),
+    np.testing.assert_array_equal(later_ids.assign_codes(np.array([[0, 1]]), np.array([[0, 1]] * 2),
                                                     far, 3), [[0, 2], [0, 0]])
     with self.assertRaisesRegex(DataError, r'all 3 IDs that begin with \(0, 0\) are taken'):
-      later_ids.settled(table, some, far, 3)
+      later_ids.assign_codes(table, some, far, 3)
+
+  def test_a_history_is_what_came_right_before_its_target(self):
+    train = Interactions(('a', 'b', 'c'), np.array([1, 2, 3, 4, 5, 7, 8, 9], np.int32),
+                         np.array([0, 5, 6, 8]))
+    histories, targets = batching.prefixes(train, 3)
+    self.assertEqual([history.tolist() for history in histories],  # by hand
+                     [[1], [1, 2], [1, 2, 3], [2, 3, 4], [8]])
+    self.assertEqual(targets.tolist(), [2, 3, 4, 5, 9])
 
   def test_every_prefix_is_a_row_once_an_epoch(self):
     shop = load_data(shop_folder(self.create_tempdir()))
     histories, targets = batching.prefixes(shop.interactions, 4)
     self.assertLen(targets, int((shop.interactions.lengths() - 1).sum()))
     self.assertLessEqual(max(map(len, histories)), 4)
-    made, shares, steps = batching.bins(histories, targets, np.arange(len(targets))[:, None], 4, 32)
-    order = batching.shuffled(jax.random.key(0), made, shares, steps)
+    made, shares, steps = batching.make_bins(
+      histories, targets, np.arange(len(targets))[:, None], 4, 32
+    )
+    order = batching.shuffle_rows(jax.random.key(0), made, shares, steps)
     met = []
     for step in range(steps):
-      for part in batching.take(made, [o[step] for o in order]):
+      for part in batching.take_rows(made, [o[step] for o in order]):
         met += [(tuple(int(i) for i in h if i), int(t)) for h, t in zip(
             part.history, part.target) if t]
     want = [(tuple(map(int, h)), int(t)) for h, t in zip(histories, targets)]
@@ -258,24 +270,28 @@ class PartsTest(parameterized.TestCase):
     work = Workdir(pathlib.Path('.'), Console(quiet=True))
     cfg = ConfigDict({'source': 'local', 'encoder': ''})
     history = shop.interactions.items[:3]
-    said, _ = interests.told(work, cfg, shop, [history])
-    again, _ = interests.told(work, cfg, shop, [history, shop.interactions.items[:4]])
+    said, _ = interests.interest_texts(work, cfg, shop, [history])
+    again, _ = interests.interest_texts(work, cfg, shop, [history, shop.interactions.items[:4]])
     self.assertEqual(said[0], again[0])
     self.assertNotEmpty(said[0])
 
   def test_hashed_words(self):
-    one, plural, other = (interests.hashed(t) for t in ('Glass lamp', 'glass lamps', 'Pumps'))
+    one, plural, other = (interests.hash_words(t) for t in ('Glass lamp', 'glass lamps', 'Pumps'))
     np.testing.assert_allclose(one, plural)
     self.assertAlmostEqual(float(one @ one), 1, places=5)
     self.assertLess(abs(float(one @ other)), 0.6)
 
   @parameterized.parameters(
-      (dict(way='both'), 'way'), (dict(fusion='early'), 'fusion'),
-      (dict(interests=dict(source='')), 'needs interests'),
-      (dict(align=dict(sign='-')), 'align.sign'), (dict(align=dict(reduce='max')), 'align.reduce'),
-      (dict(train=dict(cycle=1)), 'cycle'), (dict(tokenizer=dict(kind='pq')), 'tokenizer.kind'),
-      (dict(tokenizer=dict(dedupe='none')), 'dedupe'),
-      (dict(fusion='pooled', tokenizer=dict(width=8)), 'width'))
+    (dict(variant='both'), 'variant'),
+    (dict(fusion='early'), 'fusion'),
+    (dict(interests=dict(source='')), 'needs interests'),
+    (dict(align=dict(sign='-')), 'align.sign'),
+    (dict(align=dict(reduce='max')), 'align.reduce'),
+    (dict(train=dict(cycle=1)), 'cycle'),
+    (dict(semantic_ids=dict(kind='pq')), 'semantic_ids.kind'),
+    (dict(semantic_ids=dict(dedupe='none')), 'dedupe'),
+    (dict(fusion='pooled', semantic_ids=dict(width=8)), 'width'),
+  )
   def test_what_is_refused(self, change, said):
     cfg = etegrec_scientific.get_config()
     for key, value in change.items():

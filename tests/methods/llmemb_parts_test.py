@@ -154,7 +154,7 @@ class ScftTest(parameterized.TestCase):
     one, two = bags(batches)
     same = set(one) & set(two)
     self.assertTrue(any(one[k] != two[k] for k in same))
-    self.cfg.defects.views_frozen = True
+    self.cfg.reproduce_bugs.views_frozen = True
     one, two = bags(scft.ViewBatches(Reader(), self.texts, self.cfg))
     self.assertTrue(all(one[k] == two[k] for k in set(one) & set(two)))
 
@@ -167,10 +167,10 @@ class ScftTest(parameterized.TestCase):
     rng = np.random.default_rng(1)
     train = {'lora': jnp.asarray(rng.normal(size=(6, 5)), jnp.float32)}
     frozen = jnp.asarray(rng.normal(size=(6, 5)), jnp.float32)
-    ways = scft.ways_of(mesh) if mesh is not None else 1
+    ways = scft.num_row_shards(mesh) if mesh is not None else 1
     batch = scft.ViewBatches(Reader(), self.texts, self.cfg, ways)[0]
     run = jax.jit(jax.value_and_grad(
-        lambda t: scft.objective(Reader(), self.cfg, ways)(t, frozen, batch, None)[0]))
+        lambda t: scft.make_loss(Reader(), self.cfg, ways)(t, frozen, batch, None)[0]))
     if mesh is None:
       return run(train)
     from recjax.training import loop
@@ -203,33 +203,33 @@ class ScftTest(parameterized.TestCase):
       np.testing.assert_allclose(got, want, rtol=1e-5)
       np.testing.assert_allclose(many['lora'], grads['lora'], atol=1e-4)
     self.assertLen(scft.ViewBatches(Reader(), self.texts, self.cfg, 4)[0]['mask'], 12)
-    self.cfg.defects.local_negatives = True
+    self.cfg.reproduce_bugs.local_negatives = True
     with self.assertRaisesRegex(ConfigError, 'scft.batch=6 does not divide over 4'):
       scft.ViewBatches(Reader(), self.texts, self.cfg, 4)
 
   def test_local_negatives_are_the_mean_over_devices(self):
     z = jnp.asarray(np.random.default_rng(0).normal(size=(8, 2, 5)))
-    self.cfg.defects.local_negatives = True
-    got = scft.judged(self.cfg, 2, {}, z)
-    self.cfg.defects.local_negatives = False
-    want = np.mean([scft.judged(self.cfg, 1, {}, z[i:i + 4]) for i in (0, 4)])
+    self.cfg.reproduce_bugs.local_negatives = True
+    got = scft.pair_loss(self.cfg, 2, {}, z)
+    self.cfg.reproduce_bugs.local_negatives = False
+    want = np.mean([scft.pair_loss(self.cfg, 1, {}, z[i:i + 4]) for i in (0, 4)])
     np.testing.assert_allclose(got, want, rtol=1e-6)
-    self.assertLess(float(got), float(scft.judged(self.cfg, 1, {}, z)))
+    self.assertLess(float(got), float(scft.pair_loss(self.cfg, 1, {}, z)))
 
   def test_as_released_the_temperature_is_learned_from_three(self):
     from recjax.models import llm
     shape = llm.Config(vocab=9, width=8, layers=1, heads=2, kv_heads=2, head_dim=4, ffn=8,
                        lora_rank=2)
-    self.assertNotIn('tau', scft.begin(shape, self.cfg, jax.random.key(0)))
-    self.cfg.defects.learned_tau = True
-    self.assertEqual(float(scft.begin(shape, self.cfg, jax.random.key(0))['tau']), 3)
+    self.assertNotIn('tau', scft.init_params(shape, self.cfg, jax.random.key(0)))
+    self.cfg.reproduce_bugs.learned_tau = True
+    self.assertEqual(float(scft.init_params(shape, self.cfg, jax.random.key(0))['tau']), 3)
 
 
 def small(variant='full', arg='', **over):
   """Settings of a RAT stage over few items."""
   cfg = config(arg)
   for model in (cfg.model, cfg.base):
-    model.update(length=4, width=8, hidden=8, dropout=0.)
+    model.update(max_history=4, width=8, hidden=8, dropout=0.)
   cfg.train.batch = 4
   cfg.rat.update({'hidden': 0, 'activation': 'none', 'whiten': False, 'alpha': .01,
                   'tau': 2., 'align_loss': 'soft_target', 'ids_from': 0, **over})
@@ -247,10 +247,10 @@ class RatTest(parameterized.TestCase):
     self.assertEqual(sum(v.size for v in adapter.values()), 1_278_848)
     x = jnp.asarray(np.random.default_rng(0).normal(size=(5, 1536)), jnp.float32)
     kernel, bias = adapter['w1'] @ adapter['w2'], adapter['b1'] @ adapter['w2'] + adapter['b2']
-    got = rat.adapt(adapter, x)
+    got = rat.apply_adapter(adapter, x)
     self.assertEqual(got.shape, (5, 128))
     np.testing.assert_allclose(got, x @ kernel + bias, atol=1e-4)
-    self.assertGreater(float(jnp.abs(got - rat.adapt(adapter, x, 'gelu')).max()), .01)
+    self.assertGreater(float(jnp.abs(got - rat.apply_adapter(adapter, x, 'gelu')).max()), .01)
 
   @parameterized.parameters('sasrec', 'gru4rec', 'bert4rec')
   def test_10_rows_of_the_table(self, kind):
@@ -258,14 +258,14 @@ class RatTest(parameterized.TestCase):
     model = sequential.model_config(cfg, 3)
     params = rat.init(cfg, model, 6, jax.random.key(0))
     params['adapter']['b2'] += 1
-    rows = rat.adapt(params['adapter'], self.vectors())
+    rows = rat.apply_adapter(params['adapter'], self.vectors())
     mask = params.get('mask', jnp.zeros(8))
-    table = rat.expand(cfg, model, params, self.vectors())['items']
+    table = rat.expand_table(cfg, model, params, self.vectors())['items']
     np.testing.assert_allclose(table, jnp.stack([jnp.zeros(8), *rows, mask]), atol=1e-6)
     np.testing.assert_allclose(table[3], rows[2], atol=1e-6)
     cfg.early_mask_row = True  # as released SASRec and GRU4Rec read zeros of the last item
-    last = rows[2] if kind == 'bert4rec' else rat.adapt(params['adapter'], jnp.zeros(6))
-    table = rat.expand(cfg, model, params, self.vectors())['items']
+    last = rows[2] if kind == 'bert4rec' else rat.apply_adapter(params['adapter'], jnp.zeros(6))
+    table = rat.expand_table(cfg, model, params, self.vectors())['items']
     np.testing.assert_allclose(table, jnp.stack([jnp.zeros(8), *rows[:2], last, mask]), atol=1e-6)
 
   def test_items_that_many_met_have_a_row_of_their_own_beside_the_adapters(self):
@@ -273,14 +273,14 @@ class RatTest(parameterized.TestCase):
     model = sequential.model_config(cfg, 3)
     data = dataset.Interactions(('u', 'v'), np.array([1, 1, 2, 3, 1, 3, 2, 2], np.int32),
                                 np.array([0, 4, 8]))
-    own = rat.known(cfg, splits.leave_one_out(data), 3)
+    own = rat.has_id_row(cfg, splits.leave_one_out(data), 3)
     self.assertEqual(own.tolist(), [True, False, False])  # trained on 1, 1 and 1, 3
     params = rat.init(cfg, model, 6, jax.random.key(0))
-    plain = rat.expand(cfg, model, params, self.vectors(), own=own)['items']
+    plain = rat.expand_table(cfg, model, params, self.vectors(), id_rows=own)['items']
     params['own'] += jnp.arange(1., 4)[:, None]
-    table = rat.expand(cfg, model, params, self.vectors(), own=own)['items']
+    table = rat.expand_table(cfg, model, params, self.vectors(), id_rows=own)['items']
     np.testing.assert_allclose(table - plain, np.outer([0, 1, 0, 0, 0], np.ones(8)), atol=1e-6)
-    some = rat.expand(cfg, model, params, self.vectors(), jnp.array([0, 1, 3]), own)['items']
+    some = rat.expand_table(cfg, model, params, self.vectors(), jnp.array([0, 1, 3]), own)['items']
     np.testing.assert_allclose(some[jnp.array([0, 1, 3])], table[jnp.array([0, 1, 3])], atol=1e-6)
     self.assertEqual(rat.settings(config('variant=pca'), 'pca').rat.ids_from, 0)
 
@@ -290,7 +290,7 @@ class RatTest(parameterized.TestCase):
     model = sequential.model_config(cfg, 3)
     params = rat.init(cfg, model, 6, jax.random.key(0))
     params['adapter']['b2'] += 1
-    table = rat.expand(cfg, model, params, self.vectors())['items']
+    table = rat.expand_table(cfg, model, params, self.vectors())['items']
     np.testing.assert_allclose(table[0], np.ones(8), atol=1e-6)
 
   def test_5_the_recommender_loss_with_one_negative(self):
@@ -320,13 +320,13 @@ class RatTest(parameterized.TestCase):
     seqs = jnp.array([[0, 0, 3, 4, 5], [1, 2, 3, 9, 8], [0, 0, 0, 7, 2], [0, 6, 1, 2, 4]])
     mesh = devices.mesh(data=1, model=1)
     loss = functools.partial(sequential.loss_of, cfg, model, mesh, 8, 128)
-    init, total = rat.teach(cfg, 6, model, loss, 128)
+    init, total = rat.make_objective(cfg, 6, model, loss, 128)
     params, key = init(jax.random.key(0)), jax.random.key(1)
-    full = rat.expand(cfg, model, params, vectors)
+    full = rat.expand_table(cfg, model, params, vectors)
     self.assertEqual(float(total(params, vectors, aim, seqs, key)), float(loss(full, seqs, key)))
     cfg.rat.alpha = .5
-    more = rat.teach(cfg, 6, model, loss, 128)[1](params, vectors, aim, seqs, key)
-    gap = rat.alignment(cfg, model, full['items'], aim, seqs, key, 128)
+    more = rat.make_objective(cfg, 6, model, loss, 128)[1](params, vectors, aim, seqs, key)
+    gap = rat.alignment_loss(cfg, model, full['items'], aim, seqs, key, 128)
     np.testing.assert_allclose(more, loss(full, seqs, key) + .5 * gap, rtol=1e-5)
     paths = {jax.tree_util.keystr(p) for p, _ in jax.tree_util.tree_flatten_with_path(params)[0]}
     self.assertFalse([p for p in paths if 'items' in p or 'moved' in p])
@@ -334,32 +334,32 @@ class RatTest(parameterized.TestCase):
   @parameterized.parameters('position', 'sequence', 'batch')
   def test_the_adapter_over_distinct_items_gives_loss_and_gradient_of_all(self, shared):
     cfg = small()
-    cfg.loss.update(kind='bce', shared=shared, negatives=2)
+    cfg.loss.update(kind='bce', negative_scope=shared, negatives=2)
     model = sequential.model_config(cfg, 5000)
     vectors, aim = self.vectors(5000), self.vectors(5000, 8)
     seqs = jnp.asarray(np.random.default_rng(0).integers(1, 5001, (4, 5)))
     mesh = devices.mesh(data=1, model=1)
     loss = functools.partial(sequential.loss_of, cfg, model, mesh, 8, 128)
-    init, total = rat.teach(cfg, 6, model, loss, 128)
+    init, total = rat.make_objective(cfg, 6, model, loss, 128)
     params, key = init(jax.random.key(0)), jax.random.key(1)
-    most = rat.distinct_room(cfg, model, 128)
+    most = rat.max_distinct_items(cfg, model, 128)
     some = rat.batch_items(cfg, model, 128, most, seqs, key)
     self.assertLess(len(some), 5000)
     got, grads = jax.jit(jax.value_and_grad(total))(params, vectors, aim, seqs, key)
     cfg.loss.kind, whole = 'ce', cfg.loss.kind
-    self.assertEqual(rat.distinct_room(cfg, model, 128), 0)
+    self.assertEqual(rat.max_distinct_items(cfg, model, 128), 0)
     cfg.loss.kind = whole
-    full = lambda p: (lambda f: loss(f, seqs, key) + cfg.rat.alpha * rat.alignment(  # noqa: E731
-        cfg, model, f['items'], aim, seqs, key, 128))(rat.expand(cfg, model, p, vectors))
+    full = lambda p: (lambda f: loss(f, seqs, key) + cfg.rat.alpha * rat.alignment_loss(  # noqa: E731
+        cfg, model, f['items'], aim, seqs, key, 128))(rat.expand_table(cfg, model, p, vectors))
     want, all_of_them = jax.jit(jax.value_and_grad(full))(params)
     np.testing.assert_allclose(got, want, rtol=1e-5)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), grads, all_of_them)
 
   def test_distinct_items_are_drawn_without_replacement(self):
     goals = jnp.array([0, 5, 5, 2, 9, 0, 9, 1])
-    all_of_them = rat.distinct(goals, 10, 8, jax.random.key(0))
+    all_of_them = rat.sample_distinct(goals, 10, 8, jax.random.key(0))
     self.assertEqual(sorted(all_of_them.tolist()), [0, 0, 0, 0, 1, 2, 5, 9])
-    found = {tuple(sorted(rat.distinct(goals, 10, 2, jax.random.key(s)).tolist()))
+    found = {tuple(sorted(rat.sample_distinct(goals, 10, 2, jax.random.key(s)).tolist()))
              for s in range(40)}
     self.assertLen(found, 6)
     self.assertTrue(all(a != b for a, b in found))
@@ -369,28 +369,38 @@ class RatTest(parameterized.TestCase):
     model = sequential.model_config(cfg, 9)
     aim = self.vectors(9, 8)
     seqs = jnp.asarray(np.random.default_rng(0).integers(1, 10, (4, 5)))
-    near, far = (rat.alignment(cfg, model, jnp.pad(t, [(1, 1), (0, 0)]), aim, seqs,
+    near, far = (rat.alignment_loss(cfg, model, jnp.pad(t, [(1, 1), (0, 0)]), aim, seqs,
                                jax.random.key(0), 128) for t in (aim, -aim))
     self.assertLess(float(near), float(far))
     cfg.rat.align_items = 'positions'
-    self.assertTrue(np.isfinite(rat.alignment(cfg, model, jnp.pad(aim, [(1, 1), (0, 0)]), aim,
+    self.assertTrue(np.isfinite(rat.alignment_loss(cfg, model, jnp.pad(aim, [(1, 1), (0, 0)]), aim,
                                               seqs, jax.random.key(0), 128)))
 
   def test_tables_that_do_not_fit_are_refused(self):
     model = sequential.model_config(small(), 9)
-    with self.assertRaisesRegex(DataError, '5 rows, the catalogue 9'):
-      rat.inputs(small(), model, np.ones((5, 6), np.float32), 9)
+    with self.assertRaisesRegex(DataError, '5 rows, the catalog 9'):
+      rat.adapter_inputs(small(), model, np.ones((5, 6), np.float32), 9)
     with self.assertRaisesRegex(ConfigError, 'pca.dim=6'):
-      rat.inputs(small('no_adapter'), model, np.ones((9, 6), np.float32), 9)
-    table = rat.inputs(small('no_adapter'), model, np.eye(9, 12, dtype=np.float32), 9)
+      rat.adapter_inputs(small('no_adapter'), model, np.ones((9, 6), np.float32), 9)
+    table = rat.adapter_inputs(small('no_adapter'), model, np.eye(9, 12, dtype=np.float32), 9)
     np.testing.assert_allclose((table ** 2).sum(1).mean(), 1, rtol=1e-5)
 
   @parameterized.parameters(
-      ('rat', 'activation', 'tanh'), ('rat', 'align_items', 'all'), ('rat', 'align_loss', 'mse'),
-      ('rat', 'align_most', 1), ('pca', 'dim', 0), ('scft', 'loss', 'mse'), ('scft', 'batch', 1),
-      ('scft', 'parts', 7), ('scft', 'ratio', 1.), ('rat', 'align_source', 'ids'),
-      ('rat', 'variant', 'half'), ('scft', 'tau', 0.), ('base', 'width', 8),
-      ('text', 'weights', '/nowhere'))
+    ('rat', 'activation', 'tanh'),
+    ('rat', 'align_items', 'all'),
+    ('rat', 'align_loss', 'mse'),
+    ('rat', 'max_align_items', 1),
+    ('pca', 'dim', 0),
+    ('scft', 'loss', 'mse'),
+    ('scft', 'batch', 1),
+    ('scft', 'parts', 7),
+    ('scft', 'ratio', 1.0),
+    ('rat', 'align_source', 'ids'),
+    ('rat', 'variant', 'half'),
+    ('scft', 'tau', 0.0),
+    ('base', 'width', 8),
+    ('text', 'weights', '/nowhere'),
+  )
   def test_settings_that_cannot_be_are_refused(self, group, key, value):
     cfg = config('backbone=gru4rec' + (',variant=text' if group == 'text' else ''))
     cfg[group][key] = value
@@ -415,10 +425,10 @@ class JudgeTest(parameterized.TestCase):
     data = dataset.Interactions(tuple(map(str, range(80))), np.concatenate(rows), offsets)
     shop = dataset.make_dataset('x', dataset.Catalog(tuple(map(str, range(29))), {}), data)
     split = splits.leave_one_out(data)
-    cfg = ConfigDict(dict(judge=dict(tail_item=20, tail_user=7), popularity_of_all=False))
+    cfg = ConfigDict(dict(eval=dict(tail_item=20, tail_user=7), popularity_of_all=False))
     groups = evaluate.group_masks(cfg, shop, split)
     ranks = rng.integers(0, 29, (2, 80))
-    found = evaluate.grouped({'a': ranks, 'b': ranks[::-1]}, groups, 'a', 0)
+    found = evaluate.summarize_groups({'a': ranks, 'b': ranks[::-1]}, groups, 'a', 0)
     whole = np.mean([metrics.per_case(r, (10,))['NDCG@10'] for r in ranks])
     for kind in ('item', 'user'):
       tail, head = found[f'tail_{kind}'], found[f'head_{kind}']
@@ -434,13 +444,13 @@ class ConfigTest(absltest.TestCase):
 
   def test_the_released_profile_differs_by_switches(self):
     cfg = config('profile=faithful')
-    self.assertTrue(all(cfg.defects.values()))
+    self.assertTrue(all(cfg.reproduce_bugs.values()))
     sas, gru = (variants.recommender_config(config(f'profile=faithful,backbone={k}'), k)
                 for k in ('sasrec', 'gru4rec'))
     self.assertTrue(sas.model.future and sas.model.pads and not sas.train.last_only)
     self.assertTrue(gru.train.last_only and not gru.model.future)
-    self.assertFalse(any(config().defects.values()))
-    self.assertIn('defects', json.dumps(config().to_dict()))
+    self.assertFalse(any(config().reproduce_bugs.values()))
+    self.assertIn('reproduce_bugs', json.dumps(config().to_dict()))
 
   def test_rungs_bound_the_padding(self):
     for n in range(1, 2000):

@@ -26,7 +26,7 @@ HISTORIES = ([3], [9, 2], [1, 2, 3, 4], [4, 9, 6, 7, 8], [9, 8, 7, 6, 5, 4, 3, 9
 def settings(kind, variant='full', **over):
   cfg = config(f'profile=faithful,backbone={kind}')
   for model in (cfg.model, cfg.base):
-    model.update(length=L, width=D, hidden=D, dropout=0.)
+    model.update(max_history=L, width=D, hidden=D, dropout=0.)
   cfg.train.batch, cfg.loss.exclude = len(HISTORIES), 'none'
   cfg.train.update(mask_share=.6)
   cfg.rat.update(over)
@@ -152,8 +152,8 @@ class ForwardTest(parameterized.TestCase):
     cfg, how = settings(kind)
     model = sequential.model_config(how, N)
     params, table = some_params(how, model), vectors()
-    x = rat.inputs(how, model, table, N)
-    full = rat.expand(how, model, params, jnp.asarray(x))
+    x = rat.adapter_inputs(how, model, table, N)
+    full = rat.expand_table(how, model, params, jnp.asarray(x))
     score = sequential.scorer(model, full)
     items = np.concatenate(HISTORIES)
     offsets = np.cumsum([0, *map(len, HISTORIES)])
@@ -173,8 +173,8 @@ class ForwardTest(parameterized.TestCase):
     loss = functools.partial(sequential.loss_of, how, model, make_mesh({'data': 1}) if len(
         jax.devices()) == 1 else jax.sharding.Mesh(np.array(jax.devices()[:1]), ('data',)), 8,
                              targets)
-    total = rat.teach(how, K, model, loss, targets)[1]
-    ours = total(params, jnp.asarray(rat.inputs(how, model, table, N)), jnp.asarray(aim),
+    total = rat.make_objective(how, K, model, loss, targets)[1]
+    ours = total(params, jnp.asarray(rat.adapter_inputs(how, model, table, N)), jnp.asarray(aim),
                  jnp.asarray(seqs), key)
     hide, _, draw = jax.random.split(key, 3)
     drawn = iter(np.asarray(sequential.negatives(how.loss, N, targets, len(seqs), draw))[:, 0] + 1)
@@ -225,20 +225,21 @@ class SwitchTest(parameterized.TestCase):
     _, how = settings(kind)
     model = sequential.model_config(how, N)
     params, x = some_params(how, model), jnp.asarray(vectors())
-    table = np.asarray(rat.expand(how, model, params, x)['items'])
+    table = np.asarray(rat.expand_table(how, model, params, x)['items'])
     a = as_numpy(params['adapter'])
     np.testing.assert_allclose(table[N], a['b1'] @ a['w2'] + a['b2'], atol=1e-5)
     np.testing.assert_allclose(table[0], table[N], atol=1e-6)
     how.early_mask_row = False
     self.assertGreater(np.abs(np.asarray(
-        rat.expand(how, model, params, x)['items'])[N] - table[N]).max(), .1)
+        rat.expand_table(how, model, params, x)['items'])[N] - table[N]).max(), .1)
 
   def test_vectors_enter_as_they_are(self):
     for variant, width in (('full', K), ('no_adapter', D)):
       _, how = settings('sasrec', variant)
       model, table = sequential.model_config(how, N), np.tile(vectors(), 2)
-      np.testing.assert_array_equal(rat.inputs(how, model, table[:, :12 if width == D else K], N),
-                                    table[:, :width])
+      np.testing.assert_array_equal(
+        rat.adapter_inputs(how, model, table[:, : 12 if width == D else K], N), table[:, :width]
+      )
 
   def test_masks_are_drawn_place_by_place(self):
     cfg, _ = settings('bert4rec')

@@ -80,11 +80,11 @@ def config(room, arg=''):
   cfg.scft.optim.lr = 5e-3
   cfg.pca.dim = 48
   for model in (cfg.model, cfg.base):
-    model.update(length=12, width=16, hidden=16, layers=1, dropout=.1)
+    model.update(max_history=12, width=16, hidden=16, layers=1, dropout=.1)
   cfg.train.update(batch=16, epochs=20, patience=6, save_every=2)
   cfg.optim.lr = 5e-3
   cfg.rat.update(hidden=0, activation='none', alpha=.03, ids_from=0)
-  cfg.judge.update(tail_user=6, sampled='uniform99')
+  cfg.eval.update(tail_user=6, sampled='uniform99')
   return cfg
 
 
@@ -151,7 +151,7 @@ class WholeTest(absltest.TestCase):
       folder = workdir_lib.find_stage(self.path, f'export-{source}')
       x = item_embeddings.read_shards(folder)
       self.assertNotIn(
-        str(self.path), (folder / item_embeddings.ABOUT).read_text()
+        str(self.path), (folder / item_embeddings.ABOUT_FILE).read_text()
       )  # runs may move
       x = x - x.mean(0)
       x /= np.linalg.norm(x, axis=1, keepdims=True)
@@ -282,7 +282,7 @@ class WholeTest(absltest.TestCase):
     with self.assertRaisesRegex(ConfigError, 'vectors.npy, so nothing here can make'):
       recommend.load(self.room / 'file', self.room / 'data')
     np.save(path, np.ones((7, 60), np.float32))
-    with self.assertRaisesRegex(DataError, '7 rows, the catalogue 200 items'):
+    with self.assertRaisesRegex(DataError, '7 rows, the catalog 200 items'):
       run(cfg, self.room / 'file2')
 
   def test_as_released_and_masked_items(self):

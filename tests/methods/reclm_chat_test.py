@@ -73,10 +73,15 @@ TEMPLATES = {
     'the last turn ends anew': EACH + '<|start|>{{ m.role }}: {{ m.content }}{% if loop.last %}'
                                '<stop>{% else %}<|end|>{% endif %}' + DONE,
 }
-TURNS = [sft_data.said('system', ' Advise. '), sft_data.said('user', ' How?\n'),
-         sft_data.said('assistant', [' So. ']), sft_data.said('user', 'Name two. '),
-         sft_data.said('assistant', sft_data.written([3, 1])), sft_data.said('user', 'More? '),
-         sft_data.said('assistant', ['No <|end|>.'])]
+TURNS = [
+  sft_data.message('system', ' Advise. '),
+  sft_data.message('user', ' How?\n'),
+  sft_data.message('assistant', [' So. ']),
+  sft_data.message('user', 'Name two. '),
+  sft_data.message('assistant', sft_data.numbered_list([3, 1])),
+  sft_data.message('user', 'More? '),
+  sft_data.message('assistant', ['No <|end|>.']),
+]
 
 
 def tokenizer(template):
@@ -95,10 +100,10 @@ def renderer(base, variables=None, codes=False):
   )
   stock = tokenized_catalog.load(Catalog(tuple('abcd'), {'title': TITLES}), made)
   if codes:
-    stock = tokenized_catalog.codes(stock, np.array([[0, 0], [0, 1], [1, 0], [1, 1]]), more[0])
-  tree = stock.plant(eoi, made.vocab_size)
-  nodes = trie_masked.title_nodes(tree.first, tree.tok, [[*r, eoi] for r in stock.rows])
-  return chat_encoding.ChatEncoder(made, stock.rows, soi, eoi, nodes, variables=variables)
+    stock = tokenized_catalog.with_codes(stock, np.array([[0, 0], [0, 1], [1, 0], [1, 1]]), more[0])
+  tree = stock.to_trie(eoi, made.vocab_size)
+  nodes = trie_masked.title_nodes(tree.first, tree.tok, [[*r, eoi] for r in stock.title_tokens])
+  return chat_encoding.ChatEncoder(made, stock.title_tokens, soi, eoi, nodes, variables=variables)
 
 
 def runs(weights):
@@ -114,7 +119,7 @@ class PrefixTest(parameterized.TestCase):
     want = [(turn.tokens(turns[:at]), turn.answer(t['content']))
             for at, t in enumerate(turns) if t['role'] == 'assistant']
     found = []
-    made = turn.examples(sft_data.Sample(turns))
+    made = turn.examples(turns)
     for one in made:
       self.assertLen({len(one.ids), len(one.weights), *map(len, one.marks.values())}, 1)
       for start, stop in runs(one.weights):
@@ -173,7 +178,7 @@ class PrefixTest(parameterized.TestCase):
   def test_answers_end_where_decoding_ends(self):
     """Where a template writes a space, or words of its own, before or for an end token."""
     for name in ('llama 2', 'another end', 'plain words'):
-      one = renderer(tokenizer(TEMPLATES[name])).examples(sft_data.Sample(TURNS[:3]))[0]
+      one = renderer(tokenizer(TEMPLATES[name])).examples(TURNS[:3])[0]
       end, = tokenizer('').eos_ids
       self.assertEqual(one.ids[one.weights].tolist()[-1], end)
 
@@ -202,10 +207,10 @@ class PrefixTest(parameterized.TestCase):
 
   def config(self, **judge):
     return ConfigDict({'prompt': {'variables': {}}, 'train': {'multi_round': 0.0, 'static': ''},
-                       'judge': {'rounds': 0, 'words': 'plain', 'cross': '', **judge}})
+                       'eval': {'rounds': 0, 'words': 'plain', 'cross': '', **judge}})
 
   def test_titles_that_cannot_be_written_are_named_before_training(self):
-    """Of the catalogue, and of the one that the weights are tested with afterwards."""
+    """Of the catalog, and of the one that the weights are tested with afterwards."""
     base = tokenizer(tokenizer_lib.CHAT_TEMPLATE)
     base.backend.normalizer = normalizers.Replace('\u2019', '')
     right, wrong = (make_dataset('x', Catalog(('i0', 'i1'), {'title': ['lamp', t]}), Interactions(

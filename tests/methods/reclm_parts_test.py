@@ -43,17 +43,17 @@ class GoodsTest(parameterized.TestCase):
   @parameterized.parameters(
       (['T', 'T', 'T'], ['T', 'T (1)', 'T (2)']), (['T', 'T (1)', 'T'], ['T', 'T (1)', 'T (2)']))
   def test_d6_titles_are_made_unlike(self, given, want):
-    self.assertEqual(tokenized_catalog.unlike(given), want)
+    self.assertEqual(tokenized_catalog.distinct_titles(given), want)
 
   def test_d6_category_paths_leave_the_root_out(self):
     catalog = Catalog(('x', 'y'), {'categories': [['Root', 'A', 'B'], ['Root', 'C']]})
-    self.assertEqual(tokenized_catalog.paths(catalog), [['A', 'A, B'], ['C']])
+    self.assertEqual(tokenized_catalog.category_paths(catalog), [['A', 'A, B'], ['C']])
 
   def test_titles_with_control_tokens_are_plain_text(self):
     made, (soi, eoi) = tokenizer()
     odd = ['<EOI> cut', 'a <|end|> b', '<SOI>']
     some = tokenized_catalog.load(Catalog(('x', 'y', 'z'), {'title': odd}), made)
-    for title, row in zip(odd, some.rows):
+    for title, row in zip(odd, some.title_tokens):
       self.assertFalse({soi, eoi, *made.eos_ids} & set(row))
       self.assertEqual(made.decode(row), title)
 
@@ -62,7 +62,7 @@ class GoodsTest(parameterized.TestCase):
     some = tokenized_catalog.load(Catalog(('x', 'y', 'z'), {'title': ['a', '   ', None]}), made)
     self.assertEqual((some.titles, some.notes['named_by_id']), (['a', 'y', 'z'], 2))
     self.assertEqual(some.index, {'a': 1, 'y': 2, 'z': 3})
-    with self.assertRaisesRegex(DataError, 'catalogue is empty'):
+    with self.assertRaisesRegex(DataError, 'catalog is empty'):
       tokenized_catalog.load(Catalog((), {'title': []}), made)
     with self.assertRaisesRegex(DataError, 'no titles to write'):
       tokenized_catalog.load(Catalog(('x',), {}), made)
@@ -94,12 +94,12 @@ class SampleTest(parameterized.TestCase):
     _, begin, end = sft_data.windows(sequences, 0, 0, full=True)
     np.testing.assert_array_equal(end, sequences.offsets[[1, 3]] - 1)
     np.testing.assert_array_equal(
-        begin, np.maximum(sequences.offsets[[0, 2]], end - sft_data.LONGEST))
+        begin, np.maximum(sequences.offsets[[0, 2]], end - sft_data.MAX_ITEMS))
 
   def test_d8_chat_stands_before_or_after(self):
     some = stock()
-    base = sft_data.recommend(some, TEMPLATE, [1], [2], np.random.default_rng(0), TRAIN)
-    sides = [sft_data.beside(base, ('How?', 'So.'), late) for late in (0, 1)]
+    base = sft_data.recommendation_sample(some, TEMPLATE, [1], [2], np.random.default_rng(0), TRAIN)
+    sides = [sft_data.add_chat_turn(base, ('How?', 'So.'), late) for late in (0, 1)]
     self.assertEqual([[t['role'] for t in s.turns] for s in sides],
                      [['system'] + ['user', 'assistant'] * 2] * 2)
     self.assertEqual([s.turns[1]['content'] == 'How?' for s in sides], [True, False])
@@ -109,7 +109,7 @@ class SampleTest(parameterized.TestCase):
                          np.array([0, 3, 6], np.int64))
     teach = lambda histories, k: np.tile([4, 3, 2, 1], (len(histories), 1))  # noqa: E731
     cfg = ConfigDict({**TRAIN.to_dict(), 'multi_round': 1.0, 'chat_share': 1.0})
-    make = lambda n: sft_data.epoch(cfg, stock(), train, teach, n, TEMPLATE,  # noqa: E731
+    make = lambda n: sft_data.epoch_samples(cfg, stock(), train, teach, n, TEMPLATE,  # noqa: E731
                                    questions(5))
     self.assertEqual(repr(make(1)), repr(make(1)))
     self.assertNotEqual(repr(make(1)), repr(make(2)))
@@ -121,7 +121,7 @@ class SampleTest(parameterized.TestCase):
   def test_candidates_hold_the_labels_without_repeats(self):
     rng = np.random.default_rng(0)
     for _ in range(200):
-      some = sft_data.among([3, 7], 12, rng, 10)
+      some = sft_data.draw_candidates([3, 7], 12, rng, 10)
       self.assertTrue({3, 7} <= set(some) and len(set(some)) == len(some) <= 10)
 
 
@@ -130,26 +130,30 @@ class RenderTest(parameterized.TestCase):
   def turn(self):
     made, (soi, eoi) = tokenizer()
     some = stock(made)
-    return made, some, chat_encoding.ChatEncoder(made, some.rows, soi, eoi)
+    return made, some, chat_encoding.ChatEncoder(made, some.title_tokens, soi, eoi)
 
   def test_d5_the_list_as_text_and_back(self):
     made, some, turn = self.turn()
-    ids, _, items = turn.answer(sft_data.written([1, 3]))
+    ids, _, items = turn.answer(sft_data.numbered_list([1, 3]))
     text = ''.join('<SOI>' if i == turn.soi else '<EOI>' if i == turn.eoi else made.decode([i])
                    for i in ids)
     self.assertEqual(text, '1. <SOI>blue lamp<EOI>\n 2. <SOI>red rope<EOI>\n')
     self.assertEqual([i for i in items if i > 0], [1, 3])
-    tree = some.plant(turn.eoi, made.vocab_size)
+    tree = some.to_trie(turn.eoi, made.vocab_size)
     self.assertEqual(item_span.parse(tree, ids, turn.soi), ([0, 2], False))
 
   def test_what_is_learnt_is_answers_and_their_ends(self):
     made, _, turn = self.turn()
-    turns = [sft_data.said('system', 's'), sft_data.said('user', 'Name <SOI>one<EOI>'),
-             sft_data.said('assistant', sft_data.written([4])), sft_data.said('user', 'q'),
-             sft_data.said('assistant', ['fine'])]
-    one, = turn.examples(sft_data.Sample(turns))
+    turns = [
+      sft_data.message('system', 's'),
+      sft_data.message('user', 'Name <SOI>one<EOI>'),
+      sft_data.message('assistant', sft_data.numbered_list([4])),
+      sft_data.message('user', 'q'),
+      sft_data.message('assistant', ['fine']),
+    ]
+    (one,) = turn.examples(turns)
     learnt = one.ids[one.weights].tolist()
-    want = turn.answer(sft_data.written([4]))[0] + [made.eos_ids[0]] + made.encode('fine') + [
+    want = turn.answer(sft_data.numbered_list([4]))[0] + [made.eos_ids[0]] + made.encode('fine') + [
         made.eos_ids[0]]
     self.assertEqual(learnt, want)
     self.assertEqual((one.ids == turn.soi).sum(), 1)  # the user's text holds none
@@ -158,18 +162,17 @@ class RenderTest(parameterized.TestCase):
 
   def test_a_template_may_write_histories_as_items(self):
     _, some, turn = self.turn()
-    turn.nodes = [np.full(len(r) + 1, 10 * i) for i, r in enumerate(some.rows)]
+    turn.nodes = [np.full(len(r) + 1, 10 * i) for i, r in enumerate(some.title_tokens)]
     template = {**TEMPLATE, 'train': 'Name {count}, I have: {items}'}
-    ask = sft_data.question(some, template, [2, 4], 'trained', 3, ' All <SOI>.')
+    ask = sft_data.request_turns(some, template, [2, 4], 'trained', 3, ' All <SOI>.')
     self.assertEqual(ask[1]['content'], ['Name 3, I have: ', 2, ' → ', 4, ' All <SOI>.'])
-    one, = turn.examples(
-        sft_data.Sample([*ask, sft_data.said('assistant', sft_data.written([1]))]))
+    one, = turn.examples([*ask, sft_data.message('assistant', sft_data.numbered_list([1]))])
     prompt = turn.tokens(ask)
     self.assertEqual(one.ids[:len(prompt)].tolist(), prompt)
     self.assertEqual(prompt.count(turn.soi), 2)  # the wish is plain text
     self.assertFalse(one.weights[:len(prompt)].any())
     at = prompt.index(turn.soi) + 1
-    row = [*some.rows[1], turn.eoi]
+    row = [*some.title_tokens[1], turn.eoi]
     self.assertEqual(prompt[at:at + len(row)], row)
     np.testing.assert_array_equal(one.marks['node'][at:at + len(row)], 10)
     self.assertFalse(one.marks['item'][:len(prompt)].any())  # nothing is fetched in a request
@@ -183,22 +186,22 @@ class RenderTest(parameterized.TestCase):
     control = {turn.soi, turn.eoi}
     for _ in range(5000):
       text = ''.join(parts[i] for i in rng.integers(0, len(parts), rng.integers(1, 8)))
-      ids = turn.tokens([sft_data.said('system', 's'), sft_data.said('user', text)])
+      ids = turn.tokens([sft_data.message('system', 's'), sft_data.message('user', text)])
       self.assertFalse(control & set(ids), text)
 
   def test_long_histories_lose_their_oldest(self):
     _, some, turn = self.turn()
-    whole, none = sft_data.prompts(turn, some, TEMPLATE, [[1, 2, 3, 4] * 3])
+    whole, none = sft_data.make_prompts(turn, some, TEMPLATE, [[1, 2, 3, 4] * 3])
     self.assertEqual(none, 0)
     turn.longest = len(whole[0]) - 1
-    less, short = sft_data.prompts(turn, some, TEMPLATE, [[1, 2, 3, 4] * 3])
+    less, short = sft_data.make_prompts(turn, some, TEMPLATE, [[1, 2, 3, 4] * 3])
     self.assertEqual(short, 1)
     self.assertLess(len(less[0]), len(whole[0]))
     turn.longest = 5
-    with self.assertRaisesRegex(DataError, 'raise prompt.cutoff'):
-      sft_data.prompts(turn, some, TEMPLATE, [[1]])
-    with self.assertRaisesRegex(ConfigError, 'judge.words'):
-      sft_data.question(some, TEMPLATE, [1], 'loud')
+    with self.assertRaisesRegex(DataError, 'raise prompt.max_prompt_tokens'):
+      sft_data.make_prompts(turn, some, TEMPLATE, [[1]])
+    with self.assertRaisesRegex(ConfigError, 'eval.words'):
+      sft_data.request_turns(some, TEMPLATE, [1], 'loud')
 
 
 class TeacherTest(absltest.TestCase):
@@ -214,7 +217,7 @@ class TeacherTest(absltest.TestCase):
 class RateTest(parameterized.TestCase):
 
   def rates(self, items, asked=10, history=()):
-    return list_metrics.of_lists(
+    return list_metrics.list_rates(
       [items], [history], [3], [['A'], ['A'], ['A', 'A, B'], ['C']], 4, asked
     )
 
@@ -235,30 +238,45 @@ class RateTest(parameterized.TestCase):
 
   def test_m5_vague_mapping(self):
     self.assertEqual(
-      list_metrics.nearest('Toy Stor', ['Toy', 'Toy Story', 'Toy Storm']), 'Toy Storm'
+      list_metrics.nearest_title('Toy Stor', ['Toy', 'Toy Story', 'Toy Storm']), 'Toy Storm'
     )
-    self.assertIsNone(list_metrics.nearest('Toy Stor', ['Something else']))
-    self.assertEqual(list_metrics.edits('kitten', 'sitting', 3), 3)
-    self.assertEqual(list_metrics.edits('abcdef', 'ghijkl', 3), 4)
+    self.assertIsNone(list_metrics.nearest_title('Toy Stor', ['Something else']))
+    self.assertEqual(list_metrics.edit_distance('kitten', 'sitting', 3), 3)
+    self.assertEqual(list_metrics.edit_distance('abcdef', 'ghijkl', 3), 4)
 
   def test_free_text_is_read_and_counted(self):
     made, (soi, eoi) = tokenizer()
     some = stock(made)
-    ids = [*made.encode('1. '), soi, *some.rows[1], eoi, soi, *made.encode('blue lamq'), eoi,
-           soi, *made.encode('nothing'), eoi, soi, *made.encode('nothing'), eoi, soi, *some.rows[0]]
-    titles = list_metrics.titles_of(ids, made, soi, eoi)
+    ids = [
+      *made.encode('1. '),
+      soi,
+      *some.title_tokens[1],
+      eoi,
+      soi,
+      *made.encode('blue lamq'),
+      eoi,
+      soi,
+      *made.encode('nothing'),
+      eoi,
+      soi,
+      *made.encode('nothing'),
+      eoi,
+      soi,
+      *some.title_tokens[0],
+    ]
+    titles = list_metrics.parse_titles(ids, made, soi, eoi)
     self.assertLen(titles, 4)  # the last one is never closed
-    self.assertEqual(list_metrics.recognised(titles, some, made), [2, -1, -2, -2])
-    self.assertEqual(list_metrics.recognised(titles, some, made, vague=2), [2, 1, -1, -1])
-    found = list_metrics.of_lists([[2, -1, -2, -2]], [[]], [3], some.categories, 4, 10)
+    self.assertEqual(list_metrics.match_items(titles, some, made), [2, -1, -2, -2])
+    self.assertEqual(list_metrics.match_items(titles, some, made, max_edits=2), [2, 1, -1, -1])
+    found = list_metrics.list_rates([[2, -1, -2, -2]], [[]], [3], some.categories, 4, 10)
     self.assertEqual(
       (found['NonExistRate@10'], found['RepeatRate@10'], found['coverage@10']), (3, 1, 0.25)
     )
-    plain = list_metrics.titles_of(
+    plain = list_metrics.parse_titles(
       made.encode('1. red rope\n\n 2. big mug\nblue lamp'), made, soi, eoi
     )
     self.assertEqual(plain, ['red rope', 'big mug', 'blue lamp'])
-    self.assertEqual(list_metrics.recognised(plain, some, made), [3, 4, 1])
+    self.assertEqual(list_metrics.match_items(plain, some, made), [3, 4, 1])
 
   @parameterized.parameters(
       ('#### 18', '18'), ('18.', '18'), ('$1,234', '1234'), ('so 12.50', '12.5'), ('007', '7'),
@@ -307,7 +325,7 @@ class ControlTest(absltest.TestCase):
 
   def test_code_tokens_are_named_level_by_level(self):
     cfg = ConfigDict({'grounding': 'token'})
-    self.assertEqual(train_lib.names(cfg, np.array([[0, 1], [1, 0]])),
+    self.assertEqual(train_lib.control_tokens(cfg, np.array([[0, 1], [1, 0]])),
                      ['<SOI>', '<EOI>', '<0_0>', '<0_1>', '<1_0>', '<1_1>'])
 
 
@@ -315,7 +333,7 @@ class ControlTest(absltest.TestCase):
 NEAREST = '''
 import sys, types
 import jax, jax.numpy as jnp, numpy as np
-from recjax.methods.reclm import answer
+from recjax.methods.reclm import generation
 jax.config.update('jax_cpu_collectives_implementation', 'gloo')
 jax.distributed.initialize(f'127.0.0.1:{sys.argv[1]}', 2, int(sys.argv[2]))
 mesh = jax.sharding.Mesh(np.array(jax.devices()), ('data',))
@@ -323,10 +341,11 @@ states = jax.make_array_from_callback((2, 3), jax.NamedSharding(mesh, jax.P('dat
                                       lambda at: np.eye(2, 3, dtype=np.float32)[at])
 extra = {'project': [{'kernel': jnp.eye(3), 'bias': jnp.zeros(3)}],
          'items': jnp.array([[1., 5, 0], [3, 1, 0], [2, 9, 0]])}
-shelf = types.SimpleNamespace(speaker=types.SimpleNamespace(extra=extra),
-                              stocks=[types.SimpleNamespace(titles='abc')], shut=lambda *_: None)
-writer = types.SimpleNamespace(states=lambda prompts: states, own=lambda prompt: prompt)
-items, scores = answer.nearest(shelf, writer, [[1], [2]], 2, None, None)
+grounded = types.SimpleNamespace(
+    chat_model=types.SimpleNamespace(extra=extra), catalogs=[types.SimpleNamespace(titles='abc')],
+    excluded_mask=lambda *_: None)
+generator = types.SimpleNamespace(states=lambda prompts: states, own=lambda prompt: prompt)
+items, scores = generation.rank_by_vectors(grounded, generator, [[1], [2]], 2, None, None)
 print(items.tolist(), scores.tolist())
 '''
 

@@ -15,13 +15,13 @@ TOOLS = Catalog(tuple(f't{i}' for i in range(len(TITLES))), {'title': TITLES})
 def replier(test, **decode):
   cfg, speaker = eager(test)
   cfg.decode.update(new_tokens=64, **decode)
-  shelves = conversation.untrained(speaker, {'tools': TOOLS, 'two': Catalog(
+  shelves = conversation.untrained_models(speaker, {'tools': TOOLS, 'two': Catalog(
       ('x', 'y'), {'title': ['Öl 中', 'Two 🛠']})})
   return chat_batcher.ChatBatcher(cfg, shelves, TEMPLATE['system'], one_device())
 
 
 def said(text='What now?', **more):
-  return chat_batcher.Said((sft_data.said('user', text),), **more)
+  return chat_batcher.ChatRequest((sft_data.message('user', text),), **more)
 
 
 class TellTest(parameterized.TestCase):
@@ -90,13 +90,19 @@ class ControlTest(parameterized.TestCase):
                             '<SOI>red lamp<EOI>')
   def test_symbols_of_people_are_text(self, symbol):
     some = replier(self)
-    speaker = some.domains['tools'].speaker
+    speaker = some.domains['tools'].chat_model
     control = {speaker.soi, speaker.eoi, *speaker.tokenizer.controls.values()}
     for role in ('user', 'system', 'assistant'):
       def prompt(text, role=role):
-        turns = {'user': [('user', text)], 'system': [('system', text), ('user', 'b')],
-                 'assistant': [('user', 'a'), ('assistant', text), ('user', 'b')]}[role]
-        return some.prompt(chat_batcher.Said(tuple(sft_data.said(r, t) for r, t in turns)))
+        turns = {
+          'user': [('user', text)],
+          'system': [('system', text), ('user', 'b')],
+          'assistant': [('user', 'a'), ('assistant', text), ('user', 'b')],
+        }[role]
+        return some.prompt(
+          chat_batcher.ChatRequest(tuple(sft_data.message(r, t) for r, t in turns))
+        )
+
       plain, bad = prompt('a plain text'), prompt(f'a {symbol} text')
       for ids in (plain, bad):
         self.assertNotIn(speaker.soi, ids)
@@ -105,16 +111,16 @@ class ControlTest(parameterized.TestCase):
 
   def test_titles_of_earlier_replies_become_items_again(self):
     some = replier(self)
-    speaker = some.domains['tools'].speaker
+    speaker = some.domains['tools'].chat_model
     turns = [('user', 'a'), ('assistant', 'Try "red lamp" and "no item".'), ('user', 'b')]
-    ids = some.prompt(chat_batcher.Said(tuple(sft_data.said(r, t) for r, t in turns)))
+    ids = some.prompt(chat_batcher.ChatRequest(tuple(sft_data.message(r, t) for r, t in turns)))
     self.assertEqual((ids.count(speaker.soi), ids.count(speaker.eoi)), (1, 1))
     inner = ids[ids.index(speaker.soi) + 1:ids.index(speaker.eoi)]
     self.assertEqual(speaker.tokenizer.decode(inner).strip(), 'red lamp')
 
   def test_a_turn_that_is_too_long(self):
     with self.assertRaisesRegex(ConfigError, 'fewer words'):
-      replier(self).asked([sft_data.said('user', 'word ' * 5000)])
+      replier(self).asked([sft_data.message('user', 'word ' * 5000)])
 
 
 if __name__ == '__main__':

@@ -42,7 +42,7 @@ CATALOG = Catalog(tuple(f'i{n}' for n in range(N)), {
 
 def teach(histories, k, signs=None):
   """Items in their order, without the history; those of a category, or the others."""
-  groups, out = teacher.groups_of(CATALOG), np.zeros((len(histories), k), np.int32)
+  groups, out = teacher.category_masks(CATALOG), np.zeros((len(histories), k), np.int32)
   for b, history in enumerate(histories):
     row = [i for i in range(1, N + 1) if i not in history and (
         signs is None or groups[signs[b][1:]][i] == (signs[b][0] == '+'))][:k]
@@ -62,7 +62,7 @@ def tokenizer():
 
 
 def config(**changes):
-  c = ConfigDict(dict(seed=0, prompt=dict(template='reclm', cutoff=1024, variables={}),
+  c = ConfigDict(dict(seed=0, prompt=dict(template='reclm', max_prompt_tokens=1024, variables={}),
                       control=dict(share=0.0, users=4)))
   c.train = dict(epochs=2, longest_list=5, full_lists=False, candidates=0.3, rule=0.5,
                  multi_round=0.5, chat_share=0.2, sample=0, valid_users=8, static='', scope='all',
@@ -82,16 +82,20 @@ class WishTest(parameterized.TestCase):
       ('at_least', 2, [1, 2, 4], True), ('at_least', 2, [1, 2], False),
       ('about', 2, [1, 2], True), ('about', 2, [1, 3], False), ('about', 0, [1, 2], True))
   def test_when_a_wish_is_followed(self, kind, wanted, items, want):
-    self.assertEqual(control_tasks.Wish(kind, 'even', wanted).followed(items, {2, 4}), want)
+    self.assertEqual(
+      control_tasks.CategoryRequest(kind, 'even', wanted).followed(items, {2, 4}), want
+    )
 
   def test_lists_that_are_learnt_follow_their_wishes(self):
     stock = tokenized_catalog.load(CATALOG, tokenizer())
-    groups, rng, kinds = control_tasks.members(stock), np.random.default_rng(0), []
+    groups, rng, kinds = control_tasks.category_members(stock), np.random.default_rng(0), []
     for _ in range(40):
-      kinds += control_tasks.LISTS
+      kinds += control_tasks.LIST_KINDS
     histories = [rng.permutation(N)[:3] + 1 for _ in kinds]
     targets = [int(rng.choice(np.setdiff1d(np.arange(1, N + 1), h))) for h in histories]
-    made = control_tasks.lists(stock, histories, targets, teach, list(range(len(kinds))), kinds, 5)
+    made = control_tasks.make_lists(
+      stock, histories, targets, teach, list(range(len(kinds))), kinds, 5
+    )
     wanted = set()
     for kind, target, history, (labels, wish) in zip(kinds, targets, histories, made):
       own = groups[wish.category]
@@ -112,7 +116,7 @@ class WishTest(parameterized.TestCase):
     bare = tokenized_catalog.load(
       Catalog(CATALOG.ids, {'title': CATALOG.columns['title']}), tokenizer()
     )
-    found = control_tasks.lists(
+    found = control_tasks.make_lists(
       bare,
       [[1], [1]],
       [2, 3],
@@ -122,14 +126,14 @@ class WishTest(parameterized.TestCase):
       3,
     )
     self.assertEqual(found, [None, None])
-    self.assertEqual(control_tasks.lists(bare, [], [], None, [], [], 3), [])
+    self.assertEqual(control_tasks.make_lists(bare, [], [], None, [], [], 3), [])
     with self.assertRaisesRegex(DataError, 'add `categories`'):
-      offline_samples.drawn(config(control=dict(share=0.1)), shop(), bare, teach, [])
+      offline_samples.draw_samples(config(control=dict(share=0.1)), shop(), bare, teach, [])
 
   def test_share_of_an_epoch(self):
     stock, train = tokenized_catalog.load(CATALOG, tokenizer()), shop(300).interactions
     given = {**config().train.to_dict(), 'seed': 0, 'multi_round': 0.0}
-    make = lambda share, n=0: sft_data.epoch(  # noqa: E731
+    make = lambda share, n=0: sft_data.epoch_samples(  # noqa: E731
         ConfigDict({**given, 'control': share}), stock, train, teach, n, TEMPLATE, [])
     none, half = make(0.0), make(0.5)
     self.assertEqual({s.task for s in none}, {'recommend'})
@@ -153,17 +157,17 @@ class WishTest(parameterized.TestCase):
     path = pathlib.Path(self.enter_context(tempfile.TemporaryDirectory())) / 't.txt'
     path.write_text(''.join(f'[{k}]\n{v}\n' for k, v in TEMPLATE.items() if k in sft_data.FIELDS))
     cfg = config(prompt=dict(template=str(path)))
-    self.assertIn('system', sft_data.forms(cfg))
+    self.assertIn('system', sft_data.read_template(cfg))
     cfg.control.share = 0.1
     with self.assertRaisesRegex(ConfigError, r'part \[with\] is missing'):
-      sft_data.forms(cfg)
+      sft_data.read_template(cfg)
 
 
 class QuestionTest(absltest.TestCase):
 
   def test_candidates_and_wishes_stand_in_the_request(self):
     stock = tokenized_catalog.load(CATALOG, tokenizer())
-    ask = lambda **kw: sft_data.question(  # noqa: E731
+    ask = lambda **kw: sft_data.request_turns(  # noqa: E731
         stock, TEMPLATE, [1, 2], 'plain', 3, **kw)[-1]['content']
     self.assertIn("Out of these products: 'thing c', 'thing e', name 3", ask(candidates=(3, 5)))
     self.assertNotIn('Out of these', ask())
@@ -176,7 +180,7 @@ class QuestionTest(absltest.TestCase):
     for ratio in (0.0, 1.0):
       cfg = ConfigDict({**config().train.to_dict(), 'seed': 0, 'control': 0.0, 'chat_share': 0.0,
                         'multi_round': ratio})
-      made = sft_data.epoch(cfg, stock, train, teach, 0, TEMPLATE, [('How?', 'So.')])
+      made = sft_data.epoch_samples(cfg, stock, train, teach, 0, TEMPLATE, [('How?', 'So.')])
       sides[ratio] = [[t['content'] for t in s.turns].index('How?')
                       if len(s.turns) == 5 else None for s in made]
     self.assertEqual(set(sides[0.0]), {None})
@@ -192,7 +196,7 @@ class TeacherTest(absltest.TestCase):
     self.enter_context(absltest.mock.patch.object(
         teacher, 'scorer', lambda *_: lambda items, offsets: np.tile(
             np.arange(N, 0, -1.0, np.float32), (len(offsets) - 1, 1))))
-    ask = teacher.asker(folder, data)
+    ask = teacher.make_teacher(folder, data)
     histories = [np.array([1, 2]), np.array([5])]
     np.testing.assert_array_equal(ask(histories, 4), teach(histories, 4))
     signs = ['+even', '-even, third 0']
@@ -206,7 +210,7 @@ class FileTest(parameterized.TestCase):
     self.folder = pathlib.Path(self.enter_context(tempfile.TemporaryDirectory()))
 
   def parts(self, cfg, data, stock, ask):
-    return offline_samples.of_run(
+    return offline_samples.run_samples(
       cfg, data, stock, ask, [('How many <SOI>?', 'Two.'), ('So?', 'So.')]
     )
 
@@ -297,7 +301,7 @@ class FileTest(parameterized.TestCase):
     some = tokenized_catalog.load(Catalog(('x', 'y'), {'title': ['<EOI> cut', 'a<SOI>']}), made)
     parts = ['1. ', 1, '\n 2. ', 2, '\n']
     self.assertEqual(
-      offline_samples.parsed(offline_samples.spelt(parts, some), some, 'here'), parts
+      offline_samples.parse_answer(offline_samples.spell_items(parts, some), some, 'here'), parts
     )
 
 
@@ -321,48 +325,50 @@ class AverageTest(parameterized.TestCase):
       llm.init(shape, jax.random.key(2)), shape, ids, [[5], [6]]
     )
     params = jax.tree.map(lambda x: x * 4, params)  # far from even
-    self.speaker = train_lib.ChatModel(llm.LM(shape), params, None, made, *ids, [])
+    self.chat_model = train_lib.ChatModel(llm.LM(shape), params, None, made, *ids, [])
     self.stock = tokenized_catalog.load(CATALOG, made)
-    self.tree = self.stock.plant(ids[1], shape.vocab)
+    self.tree = self.stock.to_trie(ids[1], shape.vocab)
     nodes = trie_masked.title_nodes(self.tree.first, self.tree.tok,
-                              [[*r, ids[1]] for r in self.stock.rows])
+                              [[*r, ids[1]] for r in self.stock.title_tokens])
     self.table = trie_masked.scope_of(self.tree.first, self.tree.tok, shape.vocab)
-    turn = chat_encoding.ChatEncoder(made, self.stock.rows, *ids, nodes)
-    said, written = sft_data.said, sft_data.written
+    turn = chat_encoding.ChatEncoder(made, self.stock.title_tokens, *ids, nodes)
+    said, written = sft_data.message, sft_data.numbered_list
     talks = [[said('user', 'One?'), said('assistant', written([3]))],
              [said('user', 'Four?'), said('assistant', written([1, 2, 4, 5]))],
              [said('user', 'Why so?'), said('assistant', ['Because of that.']),
               said('user', 'Two?'), said('assistant', written([6, 1]))]]
-    self.examples = [one for t in talks for one in turn.examples(sft_data.Sample(t))]
+    self.examples = [one for t in talks for one in turn.examples(t)]
     self.packed = conversation_sft.pack(self.examples, 192, [], chat_encoding.MARKS)
-    self.hidden = jax.jit(lambda params, ids: self.speaker.model.apply(
+    self.hidden = jax.jit(lambda params, ids: self.chat_model.model.apply(
         {'params': params}, ids, jax.numpy.arange(192)[None], ids * 0 + 1)[0])
     keys = jax.random.split(jax.random.key(1))
-    self.parts = {'params': params, 'items': jax.random.normal(keys[0], (len(self.stock.rows), 4)),
-                  'project': [{'kernel': jax.random.normal(keys[1], (16, 4)),
-                               'bias': np.zeros(4, np.float32)}]}
+    self.parts = {
+      'params': params,
+      'items': jax.random.normal(keys[0], (len(self.stock.title_tokens), 4)),
+      'project': [{'kernel': jax.random.normal(keys[1], (16, 4)), 'bias': np.zeros(4, np.float32)}],
+    }
 
   def by_hand(self, one, masked):
     """-> negative log-likelihoods of the labels, whether each stands in a title, of its items"""
     params, ids = self.parts['params'], one.ids
     hidden = np.array(self.hidden(params, np.pad(ids, (0, 192 - len(ids)))[None])[0])
-    logits = hidden @ np.array(llm.head_matrix(params, self.speaker.model.cfg))
-    rows = [[*r, self.speaker.eoi] for r in self.stock.rows]
+    logits = hidden @ np.array(llm.head_matrix(params, self.chat_model.model.cfg))
+    rows = [[*r, self.chat_model.eoi] for r in self.stock.title_tokens]
     nll, inside, fetched, prefix = [], [], [], None
     for at in np.flatnonzero(one.weights):
       label, scores = ids[at], logits[at - 1].copy()
       title = prefix is not None
-      if title and masked and label != self.speaker.eoi:
+      if title and masked and label != self.chat_model.eoi:
         open_ = {r[len(prefix)] for r in rows if r[:len(prefix)] == prefix}
         scores[[i for i in range(len(scores)) if i not in open_]] = -np.inf
       nll.append(-log_softmax(scores)[label])
       inside.append(title)
-      if label == self.speaker.soi:
+      if label == self.chat_model.soi:
         prefix = []
         z = hidden[at - 1] @ np.array(self.parts['project'][0]['kernel'])
         fetched.append(-log_softmax(np.array(self.parts['items']) @ z)[
             one.marks['item'][at] - 1])
-      elif label == self.speaker.eoi:
+      elif label == self.chat_model.eoi:
         prefix = None
       elif title:
         prefix = [*prefix, int(label)]
@@ -373,7 +379,7 @@ class AverageTest(parameterized.TestCase):
         {'average': average, 'prompt': 0.0, 'free': 0.0, 'scope': 'all', 'scope_end': False,
          'gamma': 0.0}, **changes))
     batch = self.packed.arrays(range(len(self.packed.members)), len(self.packed.members) + 1)
-    sums = lambda *a: train_lib.loss_sums(cfg, self.speaker, [], self.table, 16, *a)  # noqa: E731
+    sums = lambda *a: train_lib.loss_sums(cfg, self.chat_model, [], self.table, 16, *a)  # noqa: E731
     learnt = lambda *a: (sums(*a)[0]['valid_loss'], sums(*a)[1])  # noqa: E731
     run = microbatch.accumulate_sums(learnt)(parts) if parts > 1 else microbatch.mean(learnt)
     return float(jax.jit(lambda p, b: run(p, (), b, None)[0])(self.parts, batch))
@@ -429,8 +435,8 @@ class ApartTest(absltest.TestCase):
       cfg = config()
       cfg.train.update(multi_round=1.0, epochs=1)
       cfg.prompt.variables = {'think': think}
-      parts, counts = train_lib.rendered(cfg, shop(12), stock, speaker,
-                                    stock.plant(eoi, made.vocab_size), teach, [('Why?', 'So.')])
+      parts, counts = train_lib.encode_samples(cfg, shop(12), stock, speaker,
+                                    stock.to_trie(eoi, made.vocab_size), teach, [('Why?', 'So.')])
       found[think] = parts['train'], counts
     self.assertEqual(found[True][1]['samples'], found[False][1]['samples'])
     self.assertLen(found[True][0], found[True][1]['samples'])
@@ -453,19 +459,21 @@ class MaskTest(absltest.TestCase):
     )
     speaker = train_lib.ChatModel(llm.LM(shape), params, None, made, *ids, [])
     stock = tokenized_catalog.load(CATALOG, made)
-    tree = stock.plant(speaker.eoi, shape.vocab)
-    nodes = trie_masked.title_nodes(tree.first, tree.tok, [[*r, speaker.eoi] for r in stock.rows])
+    tree = stock.to_trie(speaker.eoi, shape.vocab)
+    nodes = trie_masked.title_nodes(
+      tree.first, tree.tok, [[*r, speaker.eoi] for r in stock.title_tokens]
+    )
     table = trie_masked.scope_of(tree.first, tree.tok, shape.vocab)
     cfg = config()
-    turn = chat_encoding.ChatEncoder(made, stock.rows, speaker.soi, speaker.eoi, nodes)
-    drawn = offline_samples.of_run(cfg, shop(12), stock, teach, [('Why?', 'So.')])
-    made = [one for e in drawn['train'] for s in e for one in turn.examples(s)]
+    turn = chat_encoding.ChatEncoder(made, stock.title_tokens, speaker.soi, speaker.eoi, nodes)
+    drawn = offline_samples.run_samples(cfg, shop(12), stock, teach, [('Why?', 'So.')])
+    made = [one for e in drawn['train'] for s in e for one in turn.examples(s.turns)]
     packed = conversation_sft.pack(made, 256, [], chat_encoding.MARKS)
 
     def judged(rows, **changes):
       sums = lambda *a: train_lib.loss_sums(  # noqa: E731
           config(train=changes), speaker, [], table, 64, *a)
-      return train_lib.judge_of(sums, packed, rows)({'params': params}, ())
+      return train_lib.make_validator(sums, packed, rows)({'params': params}, ())
     whole = judged(2, scope='all')
     for changes in (dict(scope='none'), dict(scope='branches'), dict(scope_end=False),
                     dict(gamma=2.0)):
@@ -479,11 +487,11 @@ class MaskTest(absltest.TestCase):
     keys = jax.random.split(jax.random.key(1))
     parts = {
       'params': params,
-      'items': jax.random.normal(keys[0], (len(stock.rows), 4)),
+      'items': jax.random.normal(keys[0], (len(stock.title_tokens), 4)),
       'project': [{'kernel': jax.random.normal(keys[1], (16, 4)), 'bias': np.zeros(4, np.float32)}],
     }
     few, many = (
-      train_lib.judge_of(
+      train_lib.make_validator(
         lambda *a: train_lib.loss_sums(fetched, speaker, [], table, 64, *a),
         packed,
         rows,

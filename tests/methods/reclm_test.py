@@ -57,14 +57,14 @@ def config(data, grounding='cgen', **changes):
   spec.loader.exec_module(module)
   c = module.get_config(f'data={data},grounding={grounding}')
   c.mesh.data = 1
-  c.tiny.update(vocab=400, width=32, layers=1, ffn=64, heads=2, row=128, epochs=1.0)
-  c.train.update(epochs=2, batch=16, row=256, valid_users=16)
+  c.tiny.update(vocab=400, width=32, layers=1, ffn=64, heads=2, row_tokens=128, epochs=1.0)
+  c.train.update(epochs=2, batch=16, row_tokens=256, valid_users=16)
   c.teacher.train.update(epochs=2, batch=32)
-  c.teacher.model.update(width=16, hidden=16, length=10)
+  c.teacher.model.update(width=16, hidden=16, max_history=10)
   c.ret.update(hidden=0)
-  c.token.update(levels=2, size=8)
+  c.semantic_ids.update(levels=2, size=8)
   c.decode.update(new_tokens=160, batch=16)
-  c.judge.update(users=32, rounds=4, answer_tokens=16, cross_users=8)
+  c.eval.update(users=32, rounds=4, answer_tokens=16, cross_users=8)
   for key, value in changes.items():
     c[key].update(value)
   return c
@@ -98,9 +98,9 @@ class WholeTest(parameterized.TestCase):
   @parameterized.parameters('cgen', 'ret', 'token')
   def test_lists_exist_and_a_face_recommends(self, grounding):
     path = self.folder / grounding
-    more = {'judge': {'rounds': 0}}
+    more = {'eval': {'rounds': 0}}
     if grounding == 'cgen':
-      more = {'judge': {'cross': str(self.folder / 'ring'), 'free': 8, 'candidates': 12},
+      more = {'eval': {'cross': str(self.folder / 'ring'), 'free': 8, 'candidates': 12},
               'control': {'share': 0.3, 'users': 8}}
     run(config(self.folder / 'ring', grounding, **more), path)
     found = run_files.read_json(path / 'results.json')
@@ -116,8 +116,8 @@ class WholeTest(parameterized.TestCase):
       self.assertEqual(found['free']['lists'], 8)
       self.assertEqual(found['ranking']['candidates'], 12)
       self.assertBetween(found['ranking']['NotInCandidateRate@10'], 0, 10)
-      self.assertEqual(list(found['control']), [*control_tasks.LISTS, 'category_of'])
-      for kind in control_tasks.LISTS:
+      self.assertEqual(list(found['control']), [*control_tasks.LIST_KINDS, 'category_of'])
+      for kind in control_tasks.LIST_KINDS:
         self.assertEqual(found['control'][kind]['users'], 8)
         self.assertBetween(found['control'][kind]['followed'], 0, 1)
       self.assertIn('Requests about categories', page)
@@ -170,7 +170,7 @@ class WholeTest(parameterized.TestCase):
       ):
         if not number:
           llm = llm_loading.folder(
-            cfg, work, [sft_data.said('system', 'x')], lambda: TITLES * 9, shop
+            cfg, work, [sft_data.message('system', 'x')], lambda: TITLES * 9, shop
           )
           helper = work.stage('teacher', teacher.stage, teacher.settings(cfg), shop)
         work.stage('tune', train.stage, train.settings(cfg), shop, llm, helper, None, None)
@@ -184,11 +184,11 @@ class WholeTest(parameterized.TestCase):
   def test_one_adapter_run_converts_and_talks(self):
     path = self.folder / 'lora'
     cfg = config(self.folder / 'ring', train=dict(mode='lora', epochs=1),
-                 judge=dict(rounds=0))
+                 eval=dict(rounds=0))
     run(cfg, path)
     reclm.convert(path, 'merged', self.folder / 'merged')
     shape = huggingface.read_config(self.folder / 'merged')
-    speaker = train.load(
+    speaker = train.load_model(
       cfg, workdir_lib.find_stage(path, 'llm'), workdir_lib.find_stage(path, 'tune'), one_device()
     )
     ids = np.array([[5, 9, speaker.soi, 7]])
@@ -212,7 +212,7 @@ class WholeTest(parameterized.TestCase):
                         '/clear', '/what', '/quit', 'never'], Console(file=shown, width=200))
     said = shown.getvalue()
     self.assertIn('This tiny model shows the method', said)
-    self.assertIn("no catalogue 'x'", said)
+    self.assertIn("no catalog 'x'", said)
     self.assertIn('"items"', said)
     self.assertNotIn('never', said)
 
@@ -234,7 +234,7 @@ def eager(test):
   huggingface.save(llm_lib.init(shape, jax.random.key(0)), shape, folder)
   made.save(folder)
   cfg = config('sample')
-  speaker = train.fresh(cfg, folder, one_device())
+  speaker = train.new_chat_model(cfg, folder, one_device())
   p = speaker.params  # the first width is always large
   speaker.params = {**p, 'embed': p['embed'].at[:, 0].set(1.0),
                     'head': p['head'].at[0].set(0.0).at[0, speaker.soi].set(1.0)}
@@ -242,13 +242,13 @@ def eager(test):
 
 
 class UntrainedTest(parameterized.TestCase):
-  """A chat model as it is, over catalogues given at the start."""
+  """A chat model as it is, over catalogs given at the start."""
 
   @parameterized.parameters(0.0, 2.0)
-  def test_two_catalogues_and_no_training(self, temperature):
+  def test_two_catalogs_and_no_training(self, temperature):
     cfg, speaker = eager(self)
     cfg.decode.update(temperature=temperature, new_tokens=64, count=4)
-    shelves = conversation.untrained(speaker, {
+    shelves = conversation.untrained_models(speaker, {
         'tools': Catalog(tuple(f't{i}' for i in range(30)), {'title': TITLES}),
         'two': Catalog(('x', 'y'), {'title': ['One', 'Two']})})
     some = conversation.Conversation(cfg, shelves, TEMPLATE['system'])
@@ -264,12 +264,12 @@ class UntrainedTest(parameterized.TestCase):
   def test_rounds_read_new_tokens_alone_and_say_the_same(self):
     cfg, speaker = eager(self)
     cfg.decode.update(new_tokens=24, count=3)
-    shelves = conversation.untrained(speaker, {'tools': Catalog(
+    shelves = conversation.untrained_models(speaker, {'tools': Catalog(
         tuple(f't{i}' for i in range(30)), {'title': TITLES})})
     kept = conversation.Conversation(cfg, shelves, TEMPLATE['system'])
     whole = conversation.Conversation(cfg, shelves, TEMPLATE['system'])
     for text in ('Hello', 'Something red?', 'Thanks'):
-      whole.held, whole.past = [], None  # reads everything again
+      whole.cached_ids, whole.cache = [], None  # reads everything again
       self.assertEqual(kept.say(text).ids, whole.say(text).ids)
     self.assertLess(kept.read_tokens, 0.7 * whole.read_tokens)
 
@@ -277,7 +277,7 @@ class UntrainedTest(parameterized.TestCase):
   def test_a_reply_is_told_while_it_is_made(self, temperature):
     cfg, speaker = eager(self)
     cfg.decode.update(temperature=temperature, new_tokens=64, count=4)
-    shelves = conversation.untrained(
+    shelves = conversation.untrained_models(
       speaker, {'tools': Catalog(tuple(f't{i}' for i in range(30)), {'title': TITLES})}
     )
     some, told, shown = (
@@ -304,8 +304,10 @@ class UntrainedTest(parameterized.TestCase):
   def test_a_conversation_drops_its_oldest_rounds(self):
     cfg, speaker = eager(self)
     cfg.decode.update(new_tokens=16, count=2)
-    cfg.prompt.cutoff = 128
-    shelves = conversation.untrained(speaker, {'': Catalog(('x', 'y'), {'title': ['One', 'Two']})})
+    cfg.prompt.max_prompt_tokens = 128
+    shelves = conversation.untrained_models(
+      speaker, {'': Catalog(('x', 'y'), {'title': ['One', 'Two']})}
+    )
     some = conversation.Conversation(cfg, shelves, 'Be kind.')
     for n in range(6):
       some.say(f'Round {n} of a talk')
@@ -319,10 +321,10 @@ class CheckTest(parameterized.TestCase):
 
   @parameterized.parameters(
       ('grounding', 'x', 'grounding'), ('train.scope', 'x', 'train.scope'),
-      ('decode.count', 9, '10 or more'), ('decode.batch', 0, 'at least 1'),
+      ('decode.num_items', 9, '10 or more'), ('decode.batch', 0, 'at least 1'),
       ('train.control_like', 'x', 'words, quotes'), ('train.static', '/nowhere', 'train.static'),
       ('control.share', 2.0, 'between 0 and 1'), ('talk.source', '/no/chat', 'talk.source'),
-      ('talk.questions', '/no/sums', 'talk.questions'), ('judge.cross', '/no/data', 'judge.cross'),
+      ('talk.questions', '/no/sums', 'talk.questions'), ('eval.cross', '/no/data', 'eval.cross'),
       ('prompt.template', 'x', 'prompt.template'))
   def test_settings_that_cannot_work(self, key, value, what):
     cfg = config('sample')
@@ -342,14 +344,14 @@ class CheckTest(parameterized.TestCase):
     text = '\n'.join(planning.documents(TEMPLATE, TITLES, 0, walks=1))
     self.assertTrue(all(t in text for t in TITLES))
 
-  def test_ret_takes_one_catalogue(self):
+  def test_ret_takes_one_catalog(self):
     made = tokenizer.train_bpe(TITLES, 400)
     made, (soi, eoi) = tokenizer.extend(made, ['<SOI>', '<EOI>'])
     stock = tokenized_catalog.load(Catalog(('x',), {'title': ['One']}), made)
     model = llm_lib.LM(llm_lib.Config(made.vocab_size, 16, 1, 1, 1, 16, 16))
     speaker = train.ChatModel(model, {}, None, made, soi, eoi, [])
-    with self.assertRaisesRegex(ConfigError, 'give one catalogue'):
-      generation.Shelf(speaker, [stock, stock], ['a', 'b'], 'ret')
+    with self.assertRaisesRegex(ConfigError, 'give one catalog'):
+      generation.GroundedModel(speaker, [stock, stock], ['a', 'b'], 'ret')
 
 
 if __name__ == '__main__':

@@ -209,7 +209,7 @@ class ReclmTest(parameterized.TestCase):
   def shelf(self, kind, train):
     model, params = language_model()
     speaker = train_lib.ChatModel(model, params, None, Tokens(), SOI, EOI, [],
-                           scoring=train_lib.scoring(train, EOI))
+                           scoring=train_lib.scoring_options(train, EOI))
     rows = TITLES
     if kind == 'token':  # every code of both levels
       rows = [[a, b] for a in (4, 5, 6) for b in (7, 8, 9, 10)]
@@ -217,17 +217,17 @@ class ReclmTest(parameterized.TestCase):
     stock = tokenized_catalog.TokenizedCatalog(
       Catalog(ids, {'title': list(ids)}), list(ids), rows, [[]] * len(rows), {}
     )
-    return generation.Shelf(speaker, [stock], kind=kind), stock, speaker
+    return generation.GroundedModel(speaker, [stock], kind=kind), stock, speaker
 
   def losses(self, cfg, stock, speaker, prompts):
     """The summed loss of each item as the first of a reply, through `train.loss_sums`. -> (B, N)"""
-    tree = stock.plant(EOI, V)
-    nodes = trie_masked.title_nodes(tree.first, tree.tok, [[*r, EOI] for r in stock.rows])
+    tree = stock.to_trie(EOI, V)
+    nodes = trie_masked.title_nodes(tree.first, tree.tok, [[*r, EOI] for r in stock.title_tokens])
     table = trie_masked.scope_of(tree.first, tree.tok, V)
     run = jax.jit(functools.partial(train_lib.loss_sums, cfg, speaker, PROMPTS[0][:2], table, 8))
-    out = np.zeros((len(prompts), len(stock.rows)))
+    out = np.zeros((len(prompts), len(stock.title_tokens)))
     for b, prompt in enumerate(prompts):
-      for i, row in enumerate(stock.rows):
+      for i, row in enumerate(stock.title_tokens):
         before, title = [*prompt, 11, 9, SOI], [*row, EOI]
         ids = np.array([*before, *title])
         late = np.arange(len(ids)) >= len(before)
@@ -250,15 +250,15 @@ class ReclmTest(parameterized.TestCase):
     cfg = config('reclm_scientific', f'grounding={kind}')
     cfg.train.update(prompt=0.0, gamma=0.0, **LOSSES[loss])
     shelf, stock, speaker = self.shelf(kind, cfg.train)
-    writer, n = generation.writer_of(speaker, PROMPTS), len(stock.rows)
-    items, scores = generation.ranked(shelf, writer, PROMPTS, n)
+    writer, n = generation.prefix_generator(speaker, PROMPTS), len(stock.title_tokens)
+    items, scores = generation.rank_items(shelf, writer, PROMPTS, n)
     self.assertEqual(np.sort(items).tolist(), [list(range(1, n + 1))] * 3)
     want = -np.take_along_axis(self.losses(cfg, stock, speaker, PROMPTS), items - 1, 1)
     np.testing.assert_allclose(scores, want, atol=1e-4)
     if loss == 'scope':  # over what the catalogue allows, up to the end
       np.testing.assert_allclose(np.exp(scores).sum(1), 1, atol=1e-5)
     # An item that a user has already does not make others likelier than training has them.
-    fewer, left = generation.ranked(shelf, writer, PROMPTS, n, [items[b, :3] for b in range(3)])
+    fewer, left = generation.rank_items(shelf, writer, PROMPTS, n, [items[b, :3] for b in range(3)])
     for b in range(3):
       self.assertEqual(fewer[b, :n - 3].tolist(), items[b, 3:].tolist())
       np.testing.assert_allclose(left[b, :n - 3], scores[b, 3:], atol=1e-5)
@@ -268,13 +268,13 @@ class ReclmTest(parameterized.TestCase):
     cfg = config('reclm_scientific', 'grounding=ret')
     rng = np.random.default_rng(0)
     vectors = jnp.asarray(rng.normal(size=(8, 5)), jnp.float32)
-    extra = {'project': train_lib.init_project(jax.random.key(0), 16, 6, 5), 'items': vectors}
+    extra = {'project': train_lib.init_projection(jax.random.key(0), 16, 6, 5), 'items': vectors}
     shelf, stock, speaker = self.shelf('cgen', cfg.train)
     speaker.extra = extra
-    shelf = generation.Shelf(speaker, [stock], kind='ret')
-    writer = generation.writer_of(speaker, PROMPTS)
-    items, scores = generation.ranked(shelf, writer, PROMPTS, 8)
-    tree = stock.plant(EOI, V)
+    shelf = generation.GroundedModel(speaker, [stock], kind='ret')
+    writer = generation.prefix_generator(speaker, PROMPTS)
+    items, scores = generation.rank_items(shelf, writer, PROMPTS, 8)
+    tree = stock.to_trie(EOI, V)
     run = jax.jit(functools.partial(train_lib.loss_sums, cfg, speaker, PROMPTS[0][:2],
                                     trie_masked.scope_of(tree.first, tree.tok, V), 8))
     for prompt, row, values in zip(PROMPTS, items, scores):
@@ -289,7 +289,7 @@ class ReclmTest(parameterized.TestCase):
 
 
 class CodesTest(parameterized.TestCase):
-  """TIGER (way='tiger') and ETEGRec, with interests at every site, over semantic IDs."""
+  """TIGER (variant='tiger') and ETEGRec, with interests at every site, over semantic IDs."""
 
   def made(self, way, fusion, levels=3, size=3):
     """Every code at every level belongs to an item. -> coder.Config, params, table, texts"""
@@ -320,8 +320,18 @@ class CodesTest(parameterized.TestCase):
     return cfg, params, table, texts
 
   def loss(self, cfg, params, table, texts, some):
-    return coding.rec_loss(cfg, coding.Weights(), None, None, texts, params, {'table': table}, some,
-                           jax.random.key(1), 1.0)[0]
+    return coding.rec_loss(
+      cfg,
+      coding.AlignmentWeights(),
+      None,
+      None,
+      texts,
+      params,
+      {'table': table},
+      some,
+      jax.random.key(1),
+      1.0,
+    )[0]
 
   @parameterized.parameters(('tiger', 'none'), ('tiger', 'encoder'), ('tiger', 'prefix'),
                             ('etegrec', 'none'), ('etegrec', 'pooled'), ('etegrec', 'encoder'))
@@ -332,7 +342,9 @@ class CodesTest(parameterized.TestCase):
     given = None if fusion == 'none' else (np.asarray(texts)[told], told > 0)
     how = ConfigDict({'beams': 27, 'batch': 2})
     loss = jax.jit(lambda some: self.loss(cfg, params, table, texts, [some]))
-    found = beam_ranking.ranked(cfg, params, table, histories, 4, how, given, seen=False)
+    found = beam_ranking.rank_items(
+      cfg, params, table, histories, 4, how, given, exclude_seen=False
+    )
     np.testing.assert_allclose(np.exp(found[1]).sum(1), 1, atol=1e-4)
     self.assertEqual(np.sort(found[0]).tolist(), [list(range(1, 28))] * 3)
     for history, heard, items, scores in zip(histories, told, *found):
@@ -342,12 +354,14 @@ class CodesTest(parameterized.TestCase):
         np.testing.assert_allclose(score, -3 * float(mean), atol=1e-4)
     if fusion != 'none':
       return
-    free = beam_ranking.ranked(cfg, params, table, histories, 4, how, given, seen=False, free=True)
+    free = beam_ranking.rank_items(
+      cfg, params, table, histories, 4, how, given, exclude_seen=False, free=True
+    )
     np.testing.assert_array_equal(found[0], free[0])
     np.testing.assert_allclose(found[1], free[1], atol=1e-4)
     # Histories that are out, and a few items alone, leave the scores of the others as they are.
     allowed = np.arange(1, 28) % 3 > 0
-    fewer = beam_ranking.ranked(cfg, params, table, histories, 4, how, given, allowed=allowed)
+    fewer = beam_ranking.rank_items(cfg, params, table, histories, 4, how, given, allowed=allowed)
     for b, history in enumerate(histories):
       kept = [(i, s) for i, s in zip(found[0][b], found[1][b])
               if allowed[i - 1] and i not in history]

@@ -34,7 +34,7 @@ def config(**kw):
   module = importlib.util.module_from_spec(spec)
   spec.loader.exec_module(module)
   cfg = module.get_config(','.join(f'{k}={v}' for k, v in kw.items()))
-  cfg.model.update(length=12, width=32, hidden=32, dropout=0.1)
+  cfg.model.update(max_history=12, width=32, hidden=32, dropout=0.1)
   cfg.train.update(batch=64, epochs=4, patience=4, save_every=1)
   return cfg
 
@@ -142,7 +142,7 @@ class LossTest(parameterized.TestCase):
       ('sampled', 'position', 'none'))
   def test_losses_are_finite_with_and_without_targets(self, kind, shared, exclude):
     cfg = config(loss=kind)
-    cfg.loss.update(negatives=5, shared=shared, exclude=exclude)
+    cfg.loss.update(negatives=5, negative_scope=shared, exclude=exclude)
     model = train.model_config(cfg, 50)
     params = seqrec.init(model, jax.random.key(0))
     seqs = train.sequences(splits.leave_one_out(ring(20).interactions).train, 12)
@@ -157,7 +157,7 @@ class LossTest(parameterized.TestCase):
   @parameterized.parameters('sasrec', 'bert4rec')
   def test_a_users_positions_share_negatives_wherever_packing_puts_them(self, kind):
     cfg = config(loss='sampled', model=kind)
-    cfg.loss.update(negatives=5, shared='sequence', exclude='none')
+    cfg.loss.update(negatives=5, negative_scope='sequence', exclude='none')
     cfg.model.dropout = 0.0
     model = train.model_config(cfg, 50)
     params = seqrec.init(model, jax.random.key(0))
@@ -188,7 +188,8 @@ class LossTest(parameterized.TestCase):
     """Full softmax; BCE (SASRec); gBCE (gSASRec, eq. 7 and 8); sampled softmax, whose scores of
     negatives lose the log of how often each is expected among the drawn (logQ, Bengio 2008)."""
     cfg, items, k = config(loss=name, model=kind), 50, 7
-    cfg.loss.update(negatives=k, shared=shared, exclude='target', log_q=log_q, t=.6, chunk=16)
+    cfg.loss.update(negatives=k, negative_scope=shared, exclude='target', log_q=log_q, gbce_t=.6,
+                    chunk=16)
     model = train.model_config(cfg, items)
     rng = np.random.default_rng(0)
     params = {'output' if model.separate else 'items': rng.normal(size=(52, model.width))}
@@ -232,7 +233,7 @@ class LossTest(parameterized.TestCase):
                      [[False, False, True], [True, False, False]])
 
   def test_wrong_settings_are_refused(self):
-    for group, key, value in (('loss', 'kind', 'hinge'), ('loss', 'shared', 'all'),
+    for group, key, value in (('loss', 'kind', 'hinge'), ('loss', 'negative_scope', 'all'),
                               ('loss', 'exclude', 'some'), ('train', 'batch', 0)):
       cfg = config()
       cfg[group][key] = value
@@ -367,7 +368,7 @@ class RunTest(parameterized.TestCase):
     cfg.data = tempfile.mkdtemp() + '/shop'
     dataset_lib.save_data(shop, cfg.data)
     cfg.train.update(epochs=1)
-    cfg.judge.update(tie_order='shuffle(2)', seen_mask='zero', test_history='train',
+    cfg.eval.update(tie_order='shuffle(2)', seen_mask='zero', test_history='train',
                      drop_cold_targets=True)
     folder = pathlib.Path(tempfile.mkdtemp())
     facts = {'command': 'x', 'devices': '1', 'revision': 'r', 'versions': {}, 'overrides': {}}
@@ -385,7 +386,7 @@ class RunTest(parameterized.TestCase):
                             ('sampled', 'x', ConfigError))
   def test_options_that_cannot_be_stop_a_run_before_it_trains(self, key, value, error):
     cfg = config()
-    cfg.judge[key], cfg.data = value, tempfile.mkdtemp() + '/shop'
+    cfg.eval[key], cfg.data = value, tempfile.mkdtemp() + '/shop'
     dataset_lib.save_data(ring(20), cfg.data)
     with workdir_lib.open_work(tempfile.mkdtemp(), {}, mesh()) as work, self.assertRaises(error):
       sequential.run(cfg, work)

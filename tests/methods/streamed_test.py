@@ -35,8 +35,8 @@ FACTS = {'command': 'x', 'devices': '1', 'revision': 'r', 'versions': {}, 'overr
 WORKER = '''
 import json, sys
 import jax, numpy as np
-from recjax.data import records
-from recjax.training import fit, optim, streamed, sequential
+from recjax.data import array_record
+from recjax.training import loop, sequential, sequential_streaming
 from recjax.models import seqrec
 from tests.methods.sequential_test import config
 number, count, port, path, start, steps, old, out = sys.argv[1:]
@@ -46,10 +46,10 @@ if count > 1:
   jax.distributed.initialize(f'127.0.0.1:{port}', count, number)
 mesh = jax.sharding.Mesh(np.array(jax.devices()).reshape(-1, 1, 1), ('data', 'fsdp', 'model'),
                          axis_types=(jax.sharding.AxisType.Auto,) * 3)
-cfg, shop = config(), records.load(path)
+cfg, shop = config(), array_record.load(path)
 model = sequential.model_config(cfg, len(shop.catalog))
-part = streamed.batches(cfg, shop, model.length, 2)
-loss = streamed.objective(cfg, model, (64, 768), mesh)
+part = sequential_streaming.batches(cfg, shop, model.max_history, 2)
+loss = sequential_streaming.objective(cfg, model, (64, 768), mesh)
 with jax.set_mesh(mesh):
   params = jax.jit(lambda: seqrec.init(model, jax.random.key(0)))()
   if start:
@@ -58,7 +58,7 @@ with jax.set_mesh(mesh):
   step = jax.jit(lambda p, b, k: jax.tree.map(lambda x, g: x - 0.1 * g, p, jax.grad(
       lambda p: loss(p, (), b, k)[0])(p)), out_shardings=jax.NamedSharding(mesh, jax.P()))
   for i in range(start, start + steps):
-    params = step(params, fit.place(part[i], mesh, True), jax.random.fold_in(jax.random.key(1), i))
+    params = step(params, loop.place(part[i], mesh, True), jax.random.fold_in(jax.random.key(1), i))
 with open(f'{out}.{number}.json', 'w') as f:  # which users this process has read
   json.dump([part.rows_of(i) for i in range(start, start + steps)], f)
 if number == 0:
@@ -198,8 +198,8 @@ class StreamedTest(parameterized.TestCase):
     with self.assertRaisesRegex(DataError, 'holds records, which the sequential'):
       dataset.load_data(path)
     for change, why in ((dict(seeds=2), 'seeds=2'),
-                        (dict(judge={'tie_order': 'shuffle(1)'}), 'tie_order'),
-                        (dict(judge={'drop_cold_targets': True}), 'drop_cold')):
+                        (dict(eval={'tie_order': 'shuffle(1)'}), 'tie_order'),
+                        (dict(eval={'drop_cold_targets': True}), 'drop_cold')):
       cfg = config()
       cfg.data = str(path)
       cfg.update(change)

@@ -169,6 +169,14 @@ class TableTest(parameterized.TestCase):
     out = semantic_ids.resolve_collisions(table, 16, policy, rng.random((30, 16)))
     self.assertLen(np.unique(out, axis=0), 30)
 
+  def test_nearest_moves_all_but_the_first_of_equals_to_the_nearest_free_code(self):
+    table = [[0, 0], [0, 0], [0, 0], [0, 1], [1, 0]]
+    distances = [[0, .1, .2, .3], [0, .1, .3, .2], [0, .1, .3, .2], [0] * 4, [0] * 4]
+    # By hand: of the three that share (0, 0) the first keeps it; (0, 1) is taken, so the second
+    # gets (0, 3), its nearest that is free, and the third what is left.
+    out = semantic_ids.resolve_collisions(np.array(table), 4, 'nearest', np.array(distances))
+    self.assertEqual(out.tolist(), [[0, 0], [0, 3], [0, 2], [0, 1], [1, 0]])
+
   def test_policies_that_cannot_be(self):
     for policy, what in (('other', 'dedupe='), ('nearest', 'by distance')):
       with self.assertRaisesRegex(ConfigError, what):

@@ -11,8 +11,8 @@ KINDS = ('sasrec', 'gru4rec', 'bert4rec')
 
 
 def small(kind, **kw):
-  return seqrec.Config(kind, **{**dict(items=20, length=8, width=16, layers=2, heads=2, hidden=16,
-                                       dropout=0.3), **kw})
+  return seqrec.Config(kind, **{**dict(items=20, max_history=8, width=16, layers=2, heads=2,
+                                       hidden=16, dropout=0.3), **kw})
 
 
 def states(cfg, params, items, position, segment):
@@ -140,7 +140,7 @@ class ReleasedTest(parameterized.TestCase):
   def test_future_places_are_seen_only_where_asked(self):
     rows = jnp.array([[1, 2, 3, 4]])
     for future in (False, True):
-      cfg = small('sasrec', length=4, future=future)
+      cfg = small('sasrec', max_history=4, future=future)
       params = wide(cfg)
       at = seqrec.history_positions(cfg, rows)
       one, two = (states(cfg, params, r, at, np.ones((1, 4))) for r in (rows, rows.at[0, 3].set(9)))

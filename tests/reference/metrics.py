@@ -23,7 +23,7 @@ def metrics(ranks, k):
 
 
 def sign_flip_p(a, b):
-  """The exact two-sided p of the paired randomisation test, over all 2**n signs."""
+  """The exact two-sided p of the paired randomization test, over all 2**n signs."""
   d = [x - y for x, y in zip(a, b)]
   signs = itertools.product((-1, 1), repeat=len(d))
   sums = [abs(sum(s * x for s, x in zip(sign, d))) for sign in signs]

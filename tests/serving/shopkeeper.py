@@ -35,7 +35,7 @@ def follow(items, offsets):
 
 @dataclasses.dataclass
 class Said:
-  """As reclm.replies.Said."""
+  """As reclm.chat_batcher.ChatRequest."""
   turns: tuple
   domain: str
   history: tuple
@@ -50,7 +50,7 @@ class Said:
 
 @dataclasses.dataclass
 class Answer:
-  """As reclm.replies.Answer."""
+  """As reclm.chat_batcher.ChatAnswer."""
   text: str
   items: tuple
   titles: tuple

@@ -77,14 +77,14 @@ class TeacherTest(parameterized.TestCase):
     while not server.started:
       time.sleep(0.01)
     port = server.servers[0].sockets[0].getsockname()[1]
-    found = client.over_http(f'http://127.0.0.1:{port}', CATALOG, [[1], [2, 3], [4]], 3, batch=2)
+    found = client.ask_server(f'http://127.0.0.1:{port}', CATALOG, [[1], [2, 3], [4]], 3, batch=2)
     np.testing.assert_array_equal(found, [[2, 3, 4], [1, 4, 0], [1, 2, 3]])
     with self.assertRaisesRegex(DataError, '404'):
       client.post(f'http://127.0.0.1:{port}/none', {})
     server.should_exit = True
     thread.join()
     with self.assertRaisesRegex(DataError, 'does not answer'):
-      client.over_http(f'http://127.0.0.1:{port}', CATALOG, [[1]], 3)
+      client.ask_server(f'http://127.0.0.1:{port}', CATALOG, [[1]], 3)
 
 
 if __name__ == '__main__':

@@ -98,15 +98,15 @@ class FormTest(parameterized.TestCase):
       with_normalizer(normaliser), [tokenized_catalog.SOI, tokenized_catalog.EOI]
     )
     stock = tokenized_catalog.load(Catalog(tuple('abcdefgh'), {'title': TITLES}), made)
-    for title, row in zip(stock.titles, stock.rows):
+    for title, row in zip(stock.titles, stock.title_tokens):
       self.assertEqual(' '.join(made.decode(row).split()), title)
     self.assertLen(set(stock.titles), 8)
     if name != 'strip':  # RecLM takes NFC itself
       self.assertEqual([t.removesuffix(' (1)') for t in stock.titles], want)
-    self.assertLen(trie.build(stock.rows, made.eos_ids[0], made.vocab_size), 8)
+    self.assertLen(trie.build(stock.title_tokens, made.eos_ids[0], made.vocab_size), 8)
     # A file may spell titles as the catalogue does.
     self.assertEqual(
-      offline_samples.parsed('<SOI>Ｗｉｄｅ ﬁn<EOI> and <SOI>BIG Mug<EOI>', stock, 'f'),
+      offline_samples.parse_answer('<SOI>Ｗｉｄｅ ﬁn<EOI> and <SOI>BIG Mug<EOI>', stock, 'f'),
       [3, ' and ', 4],
     )
 
@@ -156,7 +156,8 @@ class LostTest(parameterized.TestCase):
   def test_a_published_tokenizer_and_a_shop_with_compatibility_characters(self):
     tokenizer = tokenizer_lib.load(SHARED / 'models' / 'qwen3-tokenizer')
     source = SHARED / 'data' / 'cases' / 'titles-nfc' / 'shop'
-    data = instruction_data.load(source, ConfigDict(dict(window='game', split='auto', history=10)))
+    data = instruction_data.load(
+        source, ConfigDict(dict(window='game', split='auto', max_history=10)))
     titles = instruction_data.spelt(data, tokenizer, TEMPLATE).titles
     changed = [i for i, (a, b) in enumerate(zip(data.titles, titles)) if a != b]
     self.assertEqual([titles[i] for i in changed], ['10 kΩ metal film resistor', 'Café scale'])

@@ -116,7 +116,7 @@ class RecommenderTest(parameterized.TestCase):
   def test_a_recurrence_counts_every_step(self):
     key, rows, found = jax.eval_shape(lambda: jax.random.key(0)), 8, []
     for n in (8, 16, 32):
-      cfg = config('sequential_scientific', kind='gru4rec', length=n, layers=1)
+      cfg = config('sequential_scientific', kind='gru4rec', max_history=n, layers=1)
       model = training.model_config(cfg, 50)
       loss = functools.partial(training.loss_of, cfg, model, sharding.make_mesh({'data': -1}), rows,
                                128)
@@ -136,23 +136,25 @@ class RecommenderTest(parameterized.TestCase):
 
   @parameterized.parameters('tiger_beauty', 'etegrec_scientific')
   def test_semantic_ids(self, name):
-    cfg = config(name, width=128, ffn=256, layers=1, decoder_layers=1, history=10, dropout=0.0)
+    cfg = config(name, width=128, ffn=256, layers=1, decoder_layers=1, max_history=10, dropout=0.0)
     cfg.train.batch, got, trace = 64, [], cost_model.trace
     def kept(*args):
       got.append(args)
       return trace(*args)
     with mock.patch.object(cost_model, 'trace', kept):
-      found, steps, given = train.planned(cfg, shop())
+      found, steps, given = train.trace_step(cfg, shop())
     self.assertEqual(steps, -(-sum(int((b.target > 0).sum()) for b in given) // 64))
     program = compiled(*got[0])
-    self.assertAlmostEqual(found.flops / program.cost_analysis()['flops'], 1, delta=.15)
-    self.assertBetween(found.kept / program.memory_analysis().temp_size_in_bytes, .4, 2.5)
-    net = train.shape(cfg, train.levels(cfg), cfg.tokenizer.size, cfg.vectors.model.width, 64)
+    self.assertAlmostEqual(found.flops / program.cost_analysis()['flops'], 1, delta=0.15)
+    self.assertBetween(found.kept / program.memory_analysis().temp_size_in_bytes, 0.4, 2.5)
+    net = train.model_config(
+      cfg, train.num_levels(cfg), cfg.semantic_ids.size, cfg.vectors.model.width, 64
+    )
     real = sum(x.size for x in jax.tree.leaves(train.semantic_id_t5.init(net, jax.random.key(0))))
     self.assertEqual(found.parameters, real)
     said = etegrec.cost(cfg, shop())
     ways = jax.device_count()
-    q = train.levels(cfg)
+    q = train.num_levels(cfg)
     held = 2 * cfg.model.heads * cfg.model.head_dim * 4 * cfg.decode.batch * q * (
         cfg.decode.beams + 10) / ways / 2**20
     self.assertIn(f'KV caches {held:,.2f}', said[f'bytes a device in generation (data={ways})'])

@@ -1,4 +1,4 @@
-"""BETag: behaviour-enhanced item tagging with a fine-tuned LLM.
+"""BETag: behavior-enhanced item tagging with a fine-tuned LLM.
 
 Lin et al., WWW 2025, pp. 4996-5009, doi 10.1145/3696410.3714769. The authors announced a patent
 application; see docs/betag.md.
@@ -17,35 +17,41 @@ Deliberate differences from the authors' code:
   - a last tag cut by the token limit is dropped (decode.drop_truncated), equal scores go to the
     lower group.
 """
+from ml_collections import ConfigDict
+
 from recjax.data.dataset import load_data
 from recjax.errors import ConfigError
 from recjax.evaluation import results
 from recjax.methods.betag import base_tags, evaluate, generate, planning, prompts, report
 from recjax.methods.betag import train as train_lib
 from recjax.training import llm_loading
+from recjax.training.workdir import Workdir
 
 
-def run(cfg, work):
+def run(cfg: ConfigDict, work: Workdir) -> None:
   """The experiment, stage by stage."""
   check(cfg)
   shop = load_data(cfg.data)
   work.say(f'{shop.name}: {len(shop.catalog):,} items, {len(shop.interactions):,} users, '
            f'{len(shop.interactions.items):,} interactions')
-  base = work.stage('base-tags', base_tags.stage, cfg.tags, shop, alone=cfg.tags.source == 'api')
-  llm = llm_loading.folder(
-    cfg, work, prompts.MESSAGES, lambda: base_tags.documents(shop, base, cfg.seed), shop, base
-  )
-  lora = work.stage('tune', train_lib.stage, train_lib.settings(cfg), shop, base, llm)
-  raw = work.stage('generate', generate.stage, generate.settings(cfg), base, llm, lora,
-                   shared=True)
-  rows = work.stage('parse', generate.parse, generate.parsing(cfg), raw)
-  found = work.stage('evaluate', evaluate.stage, cfg.select, cfg.seed, shop, base, rows)
-  work.publish(found, 'results.json', 'ranks.parquet', 'predictions.parquet')
-  report.write(cfg, work, shop, base, found)
-  results.show(work, found)
+  base_dir = work.stage('base-tags', base_tags.stage, cfg.tags, shop,
+                        alone=cfg.tags.source == 'api')
+  llm_dir = llm_loading.folder(
+      cfg, work, prompts.MESSAGES, lambda: base_tags.documents(shop, base_dir, cfg.seed), shop,
+      base_dir)
+  adapter_dir = work.stage('tune', train_lib.stage, train_lib.settings(cfg), shop, base_dir,
+                           llm_dir)
+  generated_dir = work.stage('generate', generate.stage, generate.settings(cfg), base_dir, llm_dir,
+                             adapter_dir, shared=True)
+  tag_rows_dir = work.stage('parse', generate.parse, generate.parsing(cfg), generated_dir)
+  evaluated = work.stage('evaluate', evaluate.stage, cfg.select, cfg.seed, shop, base_dir,
+                         tag_rows_dir)
+  work.publish(evaluated, 'results.json', 'ranks.parquet', 'predictions.parquet')
+  report.write(cfg, work, shop, base_dir, evaluated)
+  results.show(work, evaluated)
 
 
-def check(cfg):
+def check(cfg: ConfigDict) -> None:
   """What can be known to be wrong before anything runs. Raises ConfigError."""
   train, decode = cfg.train, cfg.decode
   llm_loading.check(cfg.llm)
@@ -65,6 +71,6 @@ recommender, cost, convert = evaluate.recommender, planning.cost, planning.conve
 item_tags = evaluate.item_tags
 
 
-def validated(cfg):
-  """None: nothing is held out while an LLM is tuned on behaviour. For `recjax sweep`."""
+def validated(cfg: ConfigDict) -> None:
+  """None: nothing is held out while an LLM is tuned on behavior. For `recjax sweep`."""
   return None

@@ -1,67 +1,76 @@
 """Base tags: from the data, a file, the local keyword extractor, or an LLM behind an API."""
+import pathlib
+from typing import Any
+
 import numpy as np
+from ml_collections import ConfigDict
 
 from recjax.data import splits
+from recjax.data.dataset import Dataset
 from recjax.data.formats import betag as files
+from recjax.data.splits import Split
 from recjax.errors import ConfigError, DataError
 from recjax.methods.betag import prompts
 from recjax.text import keywords, llm_api, tag_parsing
 from recjax.training import tiny_llm
+from recjax.training.workdir import Workdir
 
 TEXT_FIELDS = ('title', 'brand', 'categories', 'description')
 
 SOURCES = ('auto', 'data', 'file', 'keywords', 'api')
 
 
-def stage(work, cfg, shop):
+def stage(work: Workdir, cfg: ConfigDict, shop: Dataset) -> dict[str, Any]:
   """Writes base_tags.json and inters.train.json, checked against each other. -> counts
 
-  cfg: source, file, sep, most (tags an item), on_missing, on_bad_tag, and the api_* settings.
+  cfg: source, file, sep, max_base_tags, on_missing, on_bad_tag, and the api_* settings.
   """
-  found, counts = gather(work, cfg, shop)
+  tags, counts = gather(work, cfg, shop)
   known = set(shop.catalog.ids)
-  counts['tags_of_unknown_items'] = sum(i not in known for i in found)
-  found = {i: found[i] for i in shop.catalog.ids if i in found}
+  counts['tags_of_unknown_items'] = sum(i not in known for i in tags)
+  tags = {i: tags[i] for i in shop.catalog.ids if i in tags}
   on_empty = 'error' if cfg.on_missing == 'error' else 'drop'
-  found, cleaned = files.clean_tags(found, 'base tags', cfg.sep, on_empty, cfg.on_bad_tag)
+  tags, cleaned = files.clean_tags(tags, 'base tags', cfg.sep, on_empty, cfg.on_bad_tag)
   train = split_of(shop).train
   sequences = [[shop.catalog.id_of(i) for i in train.history(u)] for u in range(len(train))]
-  sequences, matched = files.match_tags(sequences, found, 'base tags', cfg.on_missing)
-  files.write_tags(work.folder / 'base_tags.json', found)
+  sequences, matched = files.match_tags(sequences, tags, 'base tags', cfg.on_missing)
+  files.write_tags(work.folder / 'base_tags.json', tags)
   integers = all(str(int(i)) == i if i.isdecimal() else False for i in known)
   files.write_sequences(work.folder / 'inters.train.json', sequences, integers)
-  return {**counts, **cleaned, **matched, 'items': len(found)}
+  return {**counts, **cleaned, **matched, 'items': len(tags)}
 
 
-def split_of(shop):
+def split_of(shop: Dataset) -> Split:
   """Leave-one-out; of BETag's own files, which hold training items only, the last item is held."""
   return splits.leave_one_out(shop.interactions,
                               holdout=1 if shop.notes.get('source') == 'betag' else 2)
 
 
-def gather(work, cfg, shop):
+def gather(work: Workdir, cfg: ConfigDict,
+           shop: Dataset) -> tuple[dict[str, list[str]], dict[str, Any]]:
   """-> ({item id: [tag]}, counts) from wherever `cfg.source` says."""
-  own = shop.catalog.columns.get('tags')
+  tag_column = shop.catalog.columns.get('tags')
   source = cfg.source
   if source == 'auto':
-    source = 'data' if own else 'keywords'
+    source = 'data' if tag_column else 'keywords'
   if source == 'data':
-    if not own:
+    if not tag_column:
       raise DataError(f"{shop.name} has no column 'tags'; set --config.tags.source=keywords, or "
                       'file with --config.tags.file=base_tags.json')
-    return dict(zip(shop.catalog.ids, own)), {'source': 'data'}
+    return dict(zip(shop.catalog.ids, tag_column)), {'source': 'data'}
   if source == 'file':
     return files.read_tags(cfg.file), {'source': cfg.file}
   if source == 'keywords':
-    lists = keywords.extract_tags(shop.catalog.columns, n=cfg.most)
+    lists = keywords.extract_tags(shop.catalog.columns, n=cfg.max_base_tags)
     return dict(zip(shop.catalog.ids, lists)), {'source': 'keywords'}
   if source == 'api':
     return ask(work, cfg, shop)
   raise ConfigError(f'tags.source={source!r}; choose one of {", ".join(SOURCES)}')
 
 
-def ask(work, cfg, shop):
-  """Base tags from an OpenAI-compatible endpoint, as a job that survives a kill (betag 2.1)."""
+def ask(work: Workdir, cfg: ConfigDict,
+        shop: Dataset) -> tuple[dict[str, list[str]], dict[str, Any]]:
+  """Base tags from an OpenAI-compatible endpoint, as a job that survives a kill."""
   catalog = shop.catalog
   requests = {item: question({k: v[i] for k, v in catalog.columns.items()})
               for i, item in enumerate(catalog.ids)}
@@ -77,7 +86,8 @@ def ask(work, cfg, shop):
       seen[0] = done
     answers = llm_api.run_requests(requests, api, work.folder, log=work.say, progress=progress)
   tags = {
-    item: tag_parsing.pool_samples([tag_parsing.parse_tag_list(t) for t in answer.texts], cfg.most)
+    item: tag_parsing.pool_samples(
+      [tag_parsing.parse_tag_list(t) for t in answer.texts], cfg.max_base_tags)
     for item, answer in answers.items()
     if answer.texts
   }
@@ -86,7 +96,7 @@ def ask(work, cfg, shop):
                 'without_numbered_list': unnumbered}
 
 
-def question(fields):
+def question(fields: dict[str, Any]) -> list[dict[str, str]]:
   """The messages that ask for one item's tags."""
   lines = []
   for name in TEXT_FIELDS:
@@ -101,8 +111,9 @@ def question(fields):
           'recommend it. Answer with a numbered list and nothing else.', *lines])}]
 
 
-def documents(shop, base, seed, walks=8, longest=12):
-  """Texts that the tiny model learns to write before it sees any behaviour. -> list of texts
+def documents(shop: Dataset, base: pathlib.Path, seed: int, walks: int = 8,
+              longest: int = 12) -> list[str]:
+  """Texts that the tiny model learns to write before it sees any behavior. -> list of texts
 
   Each item's own text and tags; and lists in the format of the prompts that wander
   from an item to a similar one, so that the model learns to look back at earlier lines. Nothing of

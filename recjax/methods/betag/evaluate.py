@@ -1,27 +1,36 @@
-"""Next-item retrieval by tags (betag 2.8, 2.9): BETags against base tags and simple baselines."""
+"""Next-item retrieval by tags with BM25: BETags against base tags and simple baselines."""
 import itertools
 import json
+import os
+import pathlib
+from collections.abc import Callable
+from typing import Any
 
-from recjax.data.dataset import load_unchanged
+from ml_collections import ConfigDict
+
+from recjax.data.dataset import Dataset, load_unchanged
 from recjax.data.formats import betag as files
+from recjax.data.splits import Cases
 from recjax.evaluation import baselines, metrics, ranking
 from recjax.evaluation import results as results_lib
 from recjax.file_io import write_json
 from recjax.methods.betag import base_tags, prompts, update
 from recjax.retrieval import bm25
 from recjax.run_files import read_json
-from recjax.training.workdir import find_stage, saved_config
+from recjax.training.workdir import Workdir, find_stage, saved_config
 
 REDUCERS = ('union', 'sum', 'last')
 
 
-def stage(work, cfg, seed, shop, base, parsed):
+def stage(work: Workdir, cfg: ConfigDict, seed: int, shop: Dataset, base: pathlib.Path,
+          parsed: pathlib.Path) -> dict[str, Any]:
   """Chooses the selection on validation users, ranks the test users, writes every result file."""
   split = base_tags.split_of(shop)
   rows = files.read_betags(parsed / 'raw_betags.json')
-  own = files.read_tags(base / 'base_tags.json')
+  base_lists = files.read_tags(base / 'base_tags.json')
   candidates = {
-      'base_tags': {'': documents(shop, {i: [(t, 1) for t in tags] for i, tags in own.items()})},
+      'base_tags': {'': documents(shop, {
+          i: [(t, 1) for t in tags] for i, tags in base_lists.items()})},
       'betags': {f'{m},{k}': documents(shop, {
           i: prompts.select(r, m, k, cfg.casefold, cfg.dedup_within_beam) for i, r in rows.items()})
           for m, k in itertools.product(cfg.top_m, cfg.top_k)}}
@@ -41,12 +50,13 @@ def stage(work, cfg, seed, shop, base, parsed):
                                                for r, x in ranks.items()}}
 
 
-def documents(shop, tags):
+def documents(shop: Dataset, tags: dict[str, list]) -> list[list]:
   """One document per item in index order, empty where an item was dropped."""
   return [tags.get(i, []) for i in shop.catalog.ids]
 
 
-def choose(options, valid, n, cfg):
+def choose(options: dict[str, list], valid: Cases | None, n: int,
+           cfg: ConfigDict) -> tuple[dict[str, Any], bm25.BM25]:
   """The option and query reducer with the best NDCG@10 on validation users; the first without.
 
   -> ({'option', 'reducer', 'valid NDCG@10'}, BM25)
@@ -56,16 +66,17 @@ def choose(options, valid, n, cfg):
     model = bm25.BM25.fit(docs, k1=cfg.k1, b=cfg.b, idf_cutoff=cfg.idf_cutoff)
     if valid is None:
       return {'option': option, 'reducer': cfg.reducer}, model
-    for how in REDUCERS:
-      ranks = ranking.rank_cases(bm25.history_scores(model, how), valid, n,
+    for reducer in REDUCERS:
+      ranks = ranking.rank_cases(bm25.history_scores(model, reducer), valid, n,
                                  mask_history=cfg.mask_history)
       score = float(metrics.per_case(ranks, (10,))['NDCG@10'].mean())
       if best is None or score > best[0]:
-        best = score, {'option': option, 'reducer': how, 'valid NDCG@10': round(score, 5)}, model
+        choice = {'option': option, 'reducer': reducer, 'valid NDCG@10': round(score, 5)}
+        best = score, choice, model
   return best[1], best[2]
 
 
-def save_tags(folder, shop, docs):
+def save_tags(folder: pathlib.Path, shop: Dataset, docs: list[list]) -> None:
   """The chosen tags, and the items with their tags as text."""
   write_json(folder / 'tags.json', dict(zip(shop.catalog.ids, docs)))
   columns = shop.catalog.columns
@@ -76,7 +87,7 @@ def save_tags(folder, shop, docs):
                          ensure_ascii=False) + '\n')
 
 
-def recommender(workdir, data=None):
+def recommender(workdir: str | os.PathLike, data: str | None = None) -> Callable:
   """The trained method's face: BM25 over the BETags, with what validation chose.
 
   data: a later data set, whose new items get their BETags from the run's LLM once. -> recommend, as
@@ -89,13 +100,14 @@ def recommender(workdir, data=None):
   return ranking.recommender(bm25.history_scores(model, chosen['reducer']), shop.catalog)
 
 
-def opened(workdir, data=None):
+def opened(workdir: str | os.PathLike,
+           data: str | None = None) -> tuple[ConfigDict, Dataset, list[list], int]:
   """-> config, Dataset, a weighted tag list an item, how many items the run was trained on"""
   config = saved_config(workdir)
-  found = find_stage(workdir, 'evaluate')
-  results = read_json(found / 'results.json')
+  evaluated = find_stage(workdir, 'evaluate')
+  results = read_json(evaluated / 'results.json')
   shop = load_unchanged(config.data, results['data_fingerprint'], workdir)
-  docs = [[tuple(t) for t in tags] for tags in read_json(found / 'tags.json').values()]
+  docs = [[tuple(t) for t in tags] for tags in read_json(evaluated / 'tags.json').values()]
   known = len(docs)
   if data:
     shop, docs = update.carried_on(workdir, config, shop, data, docs,
@@ -103,7 +115,8 @@ def opened(workdir, data=None):
   return config, shop, docs, known
 
 
-def item_tags(workdir, data=None):
+def item_tags(workdir: str | os.PathLike,
+              data: str | None = None) -> dict[str, list[tuple[str, int]]]:
   """What the run found, or finds of a later data set. -> {item id: [(tag, weight), ...]}, heaviest
   first"""
   _, shop, docs, _ = opened(workdir, data)

@@ -1,12 +1,15 @@
-"""Diverse beam search over every item's own line (betag 2.5 to 2.7), a shard for every batch."""
+"""Diverse beam search over every item's own line, a shard for every batch."""
 import functools
 import os
+import pathlib
 import shutil
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from ml_collections import FrozenConfigDict
+from jaxtyping import Array, Int, PyTree
+from ml_collections import ConfigDict, FrozenConfigDict
 
 from recjax.data.formats import betag as files
 from recjax.decoding.diverse_beam_search import SearchConfig, diverse_beam_search
@@ -18,20 +21,23 @@ from recjax.methods.betag import prompts as prompts_lib
 from recjax.models import llm, llm_decoder
 from recjax.run_files import read_json
 from recjax.text import chat_template
+from recjax.text.tokenizer import Tokenizer
 from recjax.training import job_parts, llm_loading, sharded_stage
 from recjax.training.loop import place
+from recjax.training.workdir import Workdir
 
 SHARDS = 'shards'
 BUCKET = 16  # prompt lengths are rounded up to a multiple of this
 
 
-def settings(cfg):
+def settings(cfg: ConfigDict) -> FrozenConfigDict:
   """Everything in the config that decides what is generated."""
   decode = {k: v for k, v in cfg.decode.items() if k != 'drop_truncated'}
   return FrozenConfigDict({'sep': cfg.tags.sep, 'llm': cfg.llm, **decode})
 
 
-def stage(work, cfg, base, folder, lora):
+def stage(work: Workdir, cfg: FrozenConfigDict, base: pathlib.Path, folder: pathlib.Path,
+          lora: pathlib.Path) -> dict[str, Any]:
   """Writes raw_predict.json, the generated texts of every item. -> counts
 
   Every batch of items is a file in shards/ until all are there. Batches are cut the same way every
@@ -53,8 +59,8 @@ def stage(work, cfg, base, folder, lora):
   def make(number, advance):
     items, ids, lengths = batches[number]
     placed = place({'ids': ids, 'lengths': lengths}, work.mesh)
-    found = run(params, adapter, prefix_ids, **placed)
-    tokens, lengths = to_host((found.tokens, found.lengths))
+    texts_of_item = run(params, adapter, prefix_ids, **placed)
+    tokens, lengths = to_host((texts_of_item.tokens, texts_of_item.lengths))
     write_json(paths[number], {
         item: texts_of(tokenizer, tags[item], cfg, tokens[b], lengths[b])
         for b, item in enumerate(items)})
@@ -63,14 +69,15 @@ def stage(work, cfg, base, folder, lora):
     sharded_stage.fill(work, 'generate', paths, [len(items) for items, *_ in batches], make)
   if not work.first:
     return {}
-  found = {item: texts for path in paths for item, texts in read_json(path).items()}
+  texts_of_item = {item: texts for path in paths for item, texts in read_json(path).items()}
   write_json(work.folder / 'generation_config.json', published_config(cfg))
-  raw = {item: found[item] for item in tags}
+  raw = {item: texts_of_item[item] for item in tags}
   files.write_predictions(work.folder / 'raw_predict.json', raw)
   return finish(work, raw)
 
 
-def search_config(cfg, tokenizer=None):
+def search_config(cfg: ConfigDict | FrozenConfigDict,
+                  tokenizer: Tokenizer | None = None) -> SearchConfig:
   """The published decoding; stopping at a line's end is an extra that is off there."""
   ends = tuple(line_ends(tokenizer)) if tokenizer and cfg.stop_at_line_end else ()
   return SearchConfig(
@@ -80,12 +87,12 @@ def search_config(cfg, tokenizer=None):
       length_penalty=float(cfg.length_penalty))
 
 
-def line_ends(tokenizer):
+def line_ends(tokenizer: Tokenizer) -> list[int]:
   """Ids of all tokens that hold a newline."""
   return [i for i in range(tokenizer.vocab_size) if '\n' in tokenizer.decode([i])]
 
 
-def published_config(cfg):
+def published_config(cfg: FrozenConfigDict) -> dict[str, Any]:
   """The names that the authors' file has."""
   return {
       'do_sample': False, 'num_beams': cfg.beams, 'num_beam_groups': cfg.groups,
@@ -95,7 +102,9 @@ def published_config(cfg):
       'stop_at_line_end': cfg.stop_at_line_end, 'max_n_tags': cfg.max_tags, 'sep': cfg.sep}
 
 
-def prompt_batches(tags, tokenizer, cfg, shape):
+def prompt_batches(
+    tags: dict[str, list[str]], tokenizer: Tokenizer, cfg: FrozenConfigDict, shape: llm.Config,
+) -> tuple[list[tuple[list[str], np.ndarray, np.ndarray]], list[int]]:
   """Items by prompt length, in batches of fixed shape; the last one repeats its last item.
 
   -> ([(item ids, token ids (B, P), lengths (B,))], prefix ids)
@@ -124,7 +133,8 @@ def prompt_batches(tags, tokenizer, cfg, shape):
   return batches, prefix
 
 
-def beams_of(model, search, params, adapter, prefix, ids, lengths):
+def beams_of(model: llm.LM, search: SearchConfig, params: PyTree, adapter: PyTree,
+             prefix: Int[Array, ' P0'], ids: Int[Array, 'B P'], lengths: Int[Array, ' B']) -> Any:
   """All beams of a batch of items. prefix: (P0,). ids: (B, P). lengths: (B,). -> Beams
 
   The chat prefix and each item's line are kept once, whatever the number of beams.
@@ -140,13 +150,14 @@ def beams_of(model, search, params, adapter, prefix, ids, lengths):
   )
 
 
-def texts_of(tokenizer, tags, cfg, tokens, lengths):
+def texts_of(tokenizer: Tokenizer, tags: list[str], cfg: FrozenConfigDict, tokens: np.ndarray,
+             lengths: np.ndarray) -> list[str]:
   """What the authors' raw_predict.json holds: the item's line, '2.', and what was generated."""
   prompt = prompts_lib.generation_prompt(tags, cfg.sep, cfg.max_tags)
   return [prompt + tokenizer.decode(row[:n]) for row, n in zip(tokens.tolist(), lengths.tolist())]
 
 
-def finish(work, raw):
+def finish(work: Workdir, raw: dict[str, list[str]]) -> dict[str, int]:
   """Removes the shards of the published file. raw: {item id: [text]}, as it holds. -> counts"""
   room, gone = work.folder / SHARDS, work.folder / '.shards'
   if room.exists():
@@ -155,13 +166,13 @@ def finish(work, raw):
   return {'items': len(raw), 'beams': sum(map(len, raw.values()))}
 
 
-def parsing(cfg):
+def parsing(cfg: ConfigDict) -> FrozenConfigDict:
   """Everything in the config that decides how texts become tags; nothing is generated again."""
   return FrozenConfigDict({'sep': cfg.tags.sep, 'beams': cfg.decode.beams,
                            'drop_truncated': cfg.decode.drop_truncated})
 
 
-def parse(work, cfg, raw):
+def parse(work: Workdir, cfg: FrozenConfigDict, raw: pathlib.Path) -> dict[str, int]:
   """Writes raw_betags.json, rows of tags, and parse_report.json, what was dropped. -> counts"""
   texts = files.read_predictions(raw / 'raw_predict.json')
   rows, counts = prompts_lib.parse_raw(texts, cfg.sep, cfg.beams, cfg.drop_truncated)

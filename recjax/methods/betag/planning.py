@@ -1,9 +1,12 @@
 """What a BETag run would cost, and its trained model in other programs' layouts."""
+import os
 import pathlib
 
 import jax
+from ml_collections import ConfigDict
 
 from recjax import run_files
+from recjax.data.dataset import Dataset
 from recjax.errors import ConfigError
 from recjax.models import layers, llm, lora
 from recjax.training import cost_model, llm_loading
@@ -12,7 +15,7 @@ from recjax.training.workdir import find_stage, saved_config
 PROMPT, LINE = 160, 24  # tokens of the chat prefix and of one item's line, typical
 
 
-def cost(cfg, shop):
+def cost(cfg: ConfigDict, shop: Dataset) -> dict[str, str]:
   """Parameters, memory, operations, tokens and API price, by hand count. -> {what: text}
 
   Line lengths are taken as typical (24 tokens an item); the run itself counts the real ones.
@@ -26,8 +29,8 @@ def cost(cfg, shop):
   flops = llm.flops_per_token(shape, context)
   kv = 2 * shape.layers * shape.kv_heads * shape.head_dim * (2 if shape.dtype != 'float32' else 4)
   suffix = cfg.decode.batch * cfg.decode.beams * cfg.decode.new_tokens * kv
-  count = max(1, round(length * LINE * cfg.train.batch / (0.88 * cfg.train.row)))
-  run = cost_model.LLMRun(cost_model.numerics(shape, cfg.llm), count, cfg.train.row, PROMPT,
+  count = max(1, round(length * LINE * cfg.train.batch / (0.88 * cfg.train.row_tokens)))
+  run = cost_model.LLMRun(cost_model.numerics(shape, cfg.llm), count, cfg.train.row_tokens, PROMPT,
                  train_tokens / cfg.train.epochs, cfg.train.epochs, items, cfg.decode.batch,
                  cfg.decode.beams, LINE, cfg.decode.new_tokens)
   api = 0.0
@@ -38,7 +41,7 @@ def cost(cfg, shop):
   return {
       'model': f'{llm.param_bytes(shape) / 2**20:,.1f} MiB of weights ({shape.dtype}), '
                f'{adapter:,} adapter parameters',
-      'optimiser': f'{adapter * 12 / 2**20:,.1f} MiB (adapter and two moments, float32)',
+      'optimizer': f'{adapter * 12 / 2**20:,.1f} MiB (adapter and two moments, float32)',
       'training': f'about {train_tokens / 1e6:,.1f} M tokens, '
                   f'{2 * flops * train_tokens / 1e12:,.1f} TFLOP',
       'generation': f'{new_tokens / 1e6:,.1f} M tokens, {flops * new_tokens / 1e12:,.1f} TFLOP',
@@ -49,12 +52,12 @@ def cost(cfg, shop):
       **cost_model.llm_lines(run, cfg.mesh, jax.device_count())}
 
 
-def dict_size(shape):
+def dict_size(shape: llm.Config) -> int:
   """Parameters of the adapter."""
   return layers.count_params(jax.eval_shape(lambda k: lora.init_lora(shape, k), jax.random.key(0)))
 
 
-def convert(workdir, to, out):
+def convert(workdir: str | os.PathLike, to: str, out: str | os.PathLike) -> None:
   """Writes the tuned model: 'peft' as an adapter folder, 'merged' as a whole checkpoint.
 
   Raises WorkdirError where the run has not finished tuning, ConfigError where `out` exists or `to`

@@ -1,10 +1,13 @@
 """BETag's texts: prompts, training samples, parsing of what was generated, selection of tags."""
 import collections
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
 from recjax.errors import ConfigError, DataError
 from recjax.text import spelling
+from recjax.text.tokenizer import Tokenizer
 
 HEADING = 'Products that follow:\n'
 
@@ -25,27 +28,27 @@ Carried on:
 
 Now another shopper."""})
 
-"""Our own wording of the authors' structure (betag 2.3): the user turn holds no item."""
+# Our own wording of the authors' structure: the user turn holds no item.
 
 
-def spelt(tokenizer, tags):
+def spelt(tokenizer: Tokenizer, tags: dict[str, list[str]]) -> dict[str, list[str]]:
   """Tags as they come back from their tokens, as generated ones do, so that equal ones are equal.
 
   tags: {item id: [tag]}. -> the same. Raises DataError naming an item with a tag that the tokenizer
   cannot write.
   """
-  items = {t: i for i, own in tags.items() for t in own}
+  items = {t: i for i, item_tags in tags.items() for t in item_tags}
 
-  def back(some):
-    return [tokenizer.decode(ids).strip() for ids in tokenizer.encode_batch(some)]
-  found = dict(zip(items, spelling.settled(back, list(items), list(items.values()), 'tag')))
-  same = all(old == new for old, new in found.items())
+  def back(texts):
+    return [tokenizer.decode(ids).strip() for ids in tokenizer.encode_batch(texts)]
+  spelled = dict(zip(items, spelling.settled(back, list(items), list(items.values()), 'tag')))
+  same = all(old == new for old, new in spelled.items())
   return tags if same else {
-      i: list(dict.fromkeys(found[t] for t in own)) for i, own in tags.items()}
+      i: list(dict.fromkeys(spelled[t] for t in item_tags)) for i, item_tags in tags.items()}
 
 
-def keep_range(n_tags, keep):
-  """How many of an item's tags a line may show: (lowest, highest), both possible (betag 2.2, T2).
+def keep_range(n_tags: int, keep: tuple) -> tuple[int, int]:
+  """How many of an item's tags a line may show: (lowest, highest), both possible.
 
   keep: () for all; two floats, shares of n_tags; two ints (lo, hi), meaning lo..hi-1 tags.
   """
@@ -63,7 +66,7 @@ def keep_range(n_tags, keep):
   return low, high
 
 
-def window(length, longest, rng):
+def window(length: int, longest: int, rng: np.random.Generator) -> tuple[int, int]:
   """A random contiguous part of a sequence. -> (start, stop)"""
   if length <= longest:
     return 0, length
@@ -71,13 +74,14 @@ def window(length, longest, rng):
   return start, start + longest
 
 
-def item_line(position, tags, sep):
+def item_line(position: int, tags: Sequence[str], sep: str) -> str:
   """'2. tag| tag', the spelling of one item."""
   return f'{position}. ' + sep.join(tags)
 
 
-def training_sample(tag_lists, sep, keep, rng=None):
-  """The assistant's text for one sequence, split where generation will begin (betag 2.2, T1).
+def training_sample(tag_lists: Sequence[Sequence[str]], sep: str, keep: tuple,
+                    rng: np.random.Generator | None = None) -> tuple[str, str]:
+  """The assistant's text for one sequence, split where generation will begin.
 
   tag_lists: one list of tags per item, in order. With `rng` the tags are shuffled and thinned.
   -> (prompt, output): prompt ends in a newline and '2.', output begins with the space after it.
@@ -92,13 +96,13 @@ def training_sample(tag_lists, sep, keep, rng=None):
   return lines[0] + '\n2.', '\n'.join(lines)[len(lines[0]) + 3:]
 
 
-def generation_prompt(tags, sep, most):
+def generation_prompt(tags: Sequence[str], sep: str, most: int) -> str:
   """What the tuned model sees of an item: its own line, and the start of the next one."""
   return item_line(1, tags[:most], sep) + '\n2.'
 
 
-def parse_beam(text, sep, drop_truncated=True):
-  """The tags of a generated second line (betag 2.7, T10). -> (tags, whether it was cut)
+def parse_beam(text: str, sep: str, drop_truncated: bool = True) -> tuple[list[str], bool]:
+  """The tags of a generated second line. -> (tags, whether it was cut)
 
   text: '1. a| b\\n2. c| d\\n3. ...'. No second line, or an empty one, gives []. A line that no
   newline ends was cut by the token limit; its last tag is then dropped, as it may be half a tag.
@@ -112,7 +116,8 @@ def parse_beam(text, sep, drop_truncated=True):
   return [t for t in tags if t], cut
 
 
-def parse_raw(raw, sep, beams=0, drop_truncated=True):
+def parse_raw(raw: dict[str, list[str]], sep: str, beams: int = 0,
+              drop_truncated: bool = True) -> tuple[dict[str, list[list[str]]], dict[str, int]]:
   """Turns generated strings into rows of tags: row 0 the item's own, then one per beam.
 
   raw: {item id: [text of each beam, best first]}. beams: how many must be there (0: any).
@@ -124,8 +129,8 @@ def parse_raw(raw, sep, beams=0, drop_truncated=True):
     if not texts or len(texts) < beams:
       raise DataError(f'item {item} has {len(texts)} generated texts, {beams or 1} are needed; '
                       'generate it again')
-    own = texts[0].partition('\n')[0].partition('1. ')[2]
-    rows[item] = [[t.strip() for t in own.split(sep) if t.strip()]]
+    item_line_text = texts[0].partition('\n')[0].partition('1. ')[2]
+    rows[item] = [[t.strip() for t in item_line_text.split(sep) if t.strip()]]
     for text in texts:
       tags, cut = parse_beam(text, sep, drop_truncated)
       counts.update(beams=1, cut_lines=int(cut), without_line=int(not tags))
@@ -134,8 +139,9 @@ def parse_raw(raw, sep, beams=0, drop_truncated=True):
   return rows, dict(counts)
 
 
-def select(rows, top_m=0, top_k=0, casefold=False, dedup_within_beam=False):
-  """Tags with the number of rows' uses, most used first, ties by first appearance (T11).
+def select(rows: list[list[str]], top_m: int = 0, top_k: int = 0, casefold: bool = False,
+           dedup_within_beam: bool = False) -> list[tuple[str, int]]:
+  """Tags with the number of rows' uses, most used first, ties by first appearance.
 
   rows: row 0 the base tags, then beams. top_m: beams to keep (0: all). top_k: tags to keep.
   -> [(tag, count)]
@@ -148,7 +154,7 @@ def select(rows, top_m=0, top_k=0, casefold=False, dedup_within_beam=False):
   return counts.most_common(top_k or None)
 
 
-def draw_sample(sequence, draw, cfg):
+def draw_sample(sequence: list[list[str]], draw: int, cfg: Any) -> tuple[str, str]:
   """The sample of one draw: window, shuffle and thinning depend on the draw's number alone.
 
   sequence: the tag list of each item, in order. -> (prompt, output)

@@ -1,13 +1,18 @@
 """The run's report: what the tags became, where they come from, and whether they help."""
 import collections
+import pathlib
+from typing import Any
 
 import numpy as np
+from ml_collections import ConfigDict
 
+from recjax.data.dataset import Dataset
 from recjax.data.formats import betag as files
 from recjax.methods.betag import base_tags
 from recjax.report import html, plots, results, run, users
 from recjax.retrieval import bm25
 from recjax.run_files import read_json
+from recjax.training.workdir import Workdir
 
 LABELS = {'betags': 'BETags', 'base_tags': 'base tags', 'popularity': 'popularity',
           'recency': 'recent popularity', 'random': 'random'}
@@ -26,12 +31,13 @@ PAPER = '''\
 }'''
 
 
-def write(cfg, work, shop, base, found):
+def write(cfg: ConfigDict, work: Workdir, shop: Dataset, base: pathlib.Path,
+          evaluated: pathlib.Path) -> None:
   """Writes report.html into the run's folder."""
-  outcome = read_json(found / 'results.json')
+  outcome = read_json(evaluated / 'results.json')
   before = files.read_tags(base / 'base_tags.json')
   after = {i: collections.Counter(dict(map(tuple, t)))
-           for i, t in read_json(found / 'tags.json').items()}
+           for i, t in read_json(evaluated / 'tags.json').items()}
   sections = [
       results_section(outcome),
       results.groups_section(outcome, 'betags'),
@@ -45,12 +51,12 @@ def write(cfg, work, shop, base, found):
           'data fingerprint': shop.fingerprint, 'protocol': outcome['protocol']}, [PAPER]),
   ]
   html.write(work.path / 'report.html', html.page(
-      'BETag: behaviour-enhanced item tags', f'{shop.name}, preset {cfg.preset}',
+      'BETag: behavior-enhanced item tags', f'{shop.name}, preset {cfg.preset}',
       [verdict(outcome), html.tiles(figures(outcome, before, after))], sections,
       'Lin et al., WWW 2025, doi 10.1145/3696410.3714769.'))
 
 
-def verdict(outcome):
+def verdict(outcome: dict[str, Any]) -> str:
   """The result in a sentence."""
   ours, base = (outcome['rows'][r]['HR@10'] for r in ('betags', 'base_tags'))
   p = outcome['tests']['betags>base_tags']['HR@10']
@@ -65,7 +71,8 @@ def verdict(outcome):
           f'(paired test, p {results.p_value(p)}).')
 
 
-def figures(outcome, before, after):
+def figures(outcome: dict[str, Any], before: dict[str, list[str]],
+            after: dict[str, dict[str, int]]) -> list[tuple]:
   """Tiles of the summary."""
   rows = outcome['rows']
   new = [len(set(after[i]) - set(t)) for i, t in before.items() if i in after]
@@ -74,11 +81,11 @@ def figures(outcome, before, after):
       ('HR@10 with BETags', f'{ours["value"]:.3f}', f'{ours["low"]:.3f} to {ours["high"]:.3f}'),
       ('HR@10 with base tags', f'{rows["base_tags"]["HR@10"]["value"]:.3f}'),
       ('users tested', ours['n']),
-      ('new tags an item', f'{np.mean(new):.1f}', 'learned from behaviour'),
+      ('new tags an item', f'{np.mean(new):.1f}', 'learned from behavior'),
   ]
 
 
-def results_section(outcome):
+def results_section(outcome: dict[str, Any]) -> html.Section:
   """The table with intervals and the picture of it."""
   rows = {r: outcome['rows'][r] for r in LABELS if r in outcome['rows']}
   table = results.results_table(
@@ -94,7 +101,7 @@ def results_section(outcome):
             'by BM25. Option “m,k” keeps m beams and k tags an item.')
 
 
-def neighbours(shop):
+def neighbors(shop: Dataset) -> dict[int, collections.Counter]:
   """For every item the items that come right after it in training, most frequent first."""
   train = base_tags.split_of(shop).train
   follow = collections.defaultdict(collections.Counter)
@@ -105,9 +112,10 @@ def neighbours(shop):
   return follow
 
 
-def items_section(shop, before, after):
-  """A dozen items: base tags beside BETags, new ones with the neighbours that they come from."""
-  follow = neighbours(shop)
+def items_section(shop: Dataset, before: dict[str, list[str]],
+                  after: dict[str, dict[str, int]]) -> html.Section:
+  """A dozen items: base tags beside BETags, new ones with the neighbors that they come from."""
+  follow = neighbors(shop)
   popular = sorted(follow, key=lambda i: -sum(follow[i].values()))
   spread = popular[:: max(1, len(popular) // ITEMS)][:ITEMS]
   parts = [item_card(shop, i, before, after, follow[i]) for i in spread
@@ -119,25 +127,28 @@ def items_section(shop, before, after):
             'this one, it comes.')
 
 
-def item_card(shop, item, before, after, follow):
+def item_card(shop: Dataset, item: int, before: dict[str, list[str]],
+              after: dict[str, dict[str, int]], follow: collections.Counter) -> html.Html:
   """One item's tags before and after."""
   catalog = shop.catalog
   ident = catalog.id_of(item)
-  own = before[ident]
+  base_list = before[ident]
 
   def sources(tag):
     return tuple(f'{users.title_of(catalog, j)} (followed {n} times)'
                  for j, n in follow.most_common(40) if tag in before.get(catalog.id_of(j), ()))[:3]
 
-  chips = [html.Tag(t, weight=n, new=t not in own, sources=sources(t) if t not in own else ())
+  chips = [html.Tag(t, weight=n, new=t not in base_list,
+                    sources=sources(t) if t not in base_list else ())
            for t, n in after.get(ident, {}).items()][:16]
   about = [catalog.columns[c][item - 1] for c in ('brand', 'categories') if c in catalog.columns]
   about = ', '.join(a if isinstance(a, str) else ' › '.join(a) for a in about if a)
-  return html.card(users.title_of(catalog, item), about, html.tags('base tags', own),
+  return html.card(users.title_of(catalog, item), about, html.tags('base tags', base_list),
                    html.tags('BETags', chips))
 
 
-def users_section(cfg, work, shop, outcome, after):
+def users_section(cfg: ConfigDict, work: Workdir, shop: Dataset, outcome: dict[str, Any],
+                  after: dict[str, dict[str, int]]) -> html.Section:
   """Test users with the tags of what they had, and those that each score comes from."""
   test, select = base_tags.split_of(shop).test, cfg.select
   docs = [list(after.get(i, {}).items()) for i in shop.catalog.ids]
@@ -161,12 +172,13 @@ def users_section(cfg, work, shop, outcome, after):
           'with what they bring.'))
 
 
-def frequency_section(before, after):
-  """How tag use changed over the catalogue."""
+def frequency_section(before: dict[str, list[str]],
+                      after: dict[str, dict[str, int]]) -> html.Section:
+  """How tag use changed over the catalog."""
   count = collections.Counter(t for tags in before.values() for t in tags)
   now = collections.Counter(t for tags in after.values() for t in tags)
   return html.section(
-      'Tags over the catalogue',
+      'Tags over the catalog',
       html.figure(plots.tag_frequency(count, now, ('base tags', 'BETags')),
                   'How many items carry each tag, from the most used to the rarest.',
                   f'Rank-frequency curves of {len(count)} base tags and {len(now)} BETags.'),
@@ -175,6 +187,6 @@ def frequency_section(before, after):
                   'share of uses that are new words': f'{new_share(count, now):.1%}'}))
 
 
-def new_share(count, now):
+def new_share(count: collections.Counter, now: collections.Counter) -> float:
   """Share of BETag uses whose tag no item had before: words that the model made up."""
   return sum(n for t, n in now.items() if t not in count) / max(1, sum(now.values()))

@@ -1,14 +1,20 @@
-"""Behaviour-enhanced fine-tuning: LoRA on sequences spelled as tags (betag 2.2 to 2.4)."""
+"""Behavior-enhanced fine-tuning: LoRA on sequences spelled as tags (Lin et al., WWW 2025)."""
 import dataclasses
 import functools
 import os
+import pathlib
+from collections.abc import Iterable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from ml_collections import FrozenConfigDict
+from jax.sharding import Mesh
+from jaxtyping import Array, Int, PyTree
+from ml_collections import ConfigDict, FrozenConfigDict
 
 from recjax.data.batches import filled, halving_draws
+from recjax.data.dataset import Dataset
 from recjax.data.formats import betag as files
 from recjax.distributed.multihost import to_host
 from recjax.distributed.sharding import num_batch_shards
@@ -16,22 +22,25 @@ from recjax.errors import DataError
 from recjax.methods.betag import prompts
 from recjax.models import huggingface, layers, llm, lora
 from recjax.text import chat_template
+from recjax.text.tokenizer import Tokenizer
 from recjax.training import llm_loading, loop, microbatch
 from recjax.training.loop import Task, fit
 from recjax.training.losses import lm
+from recjax.training.workdir import Workdir
 
 ROW_STEP = 64   # rows are a multiple of this long
 
 FILL = 0.88     # share of a row that samples in order fill, about
 
 
-def settings(cfg):
+def settings(cfg: ConfigDict) -> FrozenConfigDict:
   """Everything in the config that decides this stage's result."""
   return FrozenConfigDict({'train': cfg.train, 'lora': cfg.lora, 'optim': cfg.optim,
                            'llm': cfg.llm, 'sep': cfg.tags.sep, 'seed': cfg.seed})
 
 
-def stage(work, cfg, shop, base, folder):
+def stage(work: Workdir, cfg: FrozenConfigDict, shop: Dataset, base: pathlib.Path,
+          folder: pathlib.Path) -> dict[str, Any]:
   """Trains the adapter into `work.folder`, in PEFT's format. -> counts"""
   del shop  # decides the result through the base-tags stage
   model, params, tokenizer = llm_loading.load(folder, cfg.llm, work.mesh, lora_rank=cfg.lora.rank,
@@ -55,13 +64,14 @@ def stage(work, cfg, shop, base, folder):
 
 
 class SampleBatches:
-  """batches[i] holds the next draws of the published sampler that fit a fixed shape (betag 2.2).
+  """batches[i] holds the next draws of the published sampler that fit a fixed shape.
 
   Each batch is `rows` rows of `row` tokens, room for about `train.batch` samples of average length;
   the draws keep their order, so only how many of them a step sees varies a little.
   """
 
-  def __init__(self, tokenizer, sequences, tags, cfg, mesh):
+  def __init__(self, tokenizer: Tokenizer, sequences: list[list[str]], tags: dict[str, list[str]],
+               cfg: FrozenConfigDict, mesh: Mesh) -> None:
     train = cfg.train
     self.cfg, self.tokenizer = cfg, tokenizer
     self.sequences = [[tags[i] for i in s] for s in sequences if len(s) >= train.min_seq_len]
@@ -76,7 +86,7 @@ class SampleBatches:
     sizes = np.concatenate([
         [len(ids) - 1 for ids, _ in self.samples(range(start, min(start + 4096, len(self.draws))))]
         for start in range(0, len(self.draws), 4096)])
-    self.row = -(-max(train.row, sizes.max()) // ROW_STEP) * ROW_STEP
+    self.row = -(-max(train.row_tokens, sizes.max()) // ROW_STEP) * ROW_STEP
     self.ways = num_batch_shards(mesh)
     self.rows = max(1, round(sizes.mean() * train.batch / (FILL * self.row)))
     self.plan = plan_batches(sizes, self.rows, self.row)
@@ -86,10 +96,10 @@ class SampleBatches:
         'rows': self.rows, 'row': int(self.row),
         'filled': round(float(sizes.sum() / (len(self.plan) * self.rows * self.row)), 3)}
 
-  def __len__(self):
+  def __len__(self) -> int:
     return len(self.plan)
 
-  def samples(self, draws):
+  def samples(self, draws: Iterable[int]) -> list[tuple[list[int], int]]:
     """Samples by number of draw: [(token ids of the assistant's text, where the output begins)]."""
     parts = [part for d in draws
              for part in prompts.draw_sample(self.sequences[self.draws[d]], d, self.draw)]
@@ -104,36 +114,37 @@ class SampleBatches:
     return [((self.heading + p + o)[:most], len(self.heading) + len(p))
             for p, o in zip(ids[::2], ids[1::2])]
 
-  def rows_of(self, i):
+  def rows_of(self, i: int) -> np.ndarray:
     """The users of batch i, as rows of the sequences that are long enough."""
     start, members = self.plan[i % len(self)]
     return self.draws[start:start + sum(map(len, members))]
 
-  def __getitem__(self, i):
+  def __getitem__(self, i: int) -> dict[str, np.ndarray]:
     start, members = self.plan[i % len(self)]
     count = sum(map(len, members))
     batch = self.samples(range(start, start + count))
-    out = {k: np.zeros((self.rows, self.row), np.int32)
+    arrays = {k: np.zeros((self.rows, self.row), np.int32)
            for k in ('tokens', 'positions', 'segments', 'targets')}
-    out['weights'] = np.zeros((self.rows, self.row), np.float32)
+    arrays['weights'] = np.zeros((self.rows, self.row), np.float32)
     late = self.cfg.train.loss_on == 'continuation'
     for r, chosen in enumerate(members):
-      at = 0
+      start_place = 0
       for s, j in enumerate(chosen, 1):
         ids, boundary = batch[j]
-        here = slice(at, at + len(ids) - 1)
-        out['tokens'][r, here], out['targets'][r, here] = ids[:-1], ids[1:]
-        out['positions'][r, here] = len(self.prefix) + np.arange(len(ids) - 1)
-        out['segments'][r, here], out['weights'][r, here] = s, 1
+        here = slice(start_place, start_place + len(ids) - 1)
+        arrays['tokens'][r, here], arrays['targets'][r, here] = ids[:-1], ids[1:]
+        arrays['positions'][r, here] = len(self.prefix) + np.arange(len(ids) - 1)
+        arrays['segments'][r, here], arrays['weights'][r, here] = s, 1
         if late:
-          out['weights'][r, at:at + boundary - 1] = 0
-        at = here.stop
+          arrays['weights'][r, start_place:start_place + boundary - 1] = 0
+        start_place = here.stop
     first = 0 if late else count  # all samples begin alike, with the heading
-    return {**filled(out, self.ways), 'first': np.array([self.heading[0]], np.int32),
+    return {**filled(arrays, self.ways), 'first': np.array([self.heading[0]], np.int32),
             'first_weight': np.array([first], np.float32)}
 
 
-def plan_batches(sizes, rows, row):
+def plan_batches(sizes: Int[np.ndarray, ' M'], rows: int,
+                 row: int) -> list[tuple[int, list[list[int]]]]:
   """Fills batches with samples in order, each into the first row with room.
 
   sizes: (M,), none above `row`. -> [(first sample, [[place in the batch] for each row])]
@@ -160,15 +171,17 @@ class DrawSettings:
   keep: tuple
 
 
-def sample_loss(model, prefix, adapter, params, batch, key):
-  """Mean negative log-likelihood over the assistant's tokens of all samples (betag 2.4, T5).
+def sample_loss(model: llm.LM, prefix: list[int], adapter: PyTree, params: PyTree,
+                batch: dict[str, Array], key: Array) -> tuple[Array, dict[str, Array]]:
+  """Mean negative log-likelihood over the assistant's tokens of all samples.
 
   The prefix runs once, not once a sample; its last state predicts every sample's first token.
   """
   return microbatch.mean(functools.partial(loss_sums, model, prefix))(adapter, params, batch, key)
 
 
-def loss_sums(model, prefix, adapter, params, batch):
+def loss_sums(model: llm.LM, prefix: list[int], adapter: PyTree, params: PyTree,
+              batch: dict[str, Array]) -> tuple[Array, Array]:
   """The sum that `sample_loss` is the mean of, and over how many tokens."""
   variables = {'params': params, 'lora': adapter}
   last, past = llm.prefill_prefix(model, variables, prefix)

@@ -1,7 +1,12 @@
 """Items that come after training: the tuned LLM writes their BETags, nothing is trained."""
+import os
 import pathlib
+from typing import Any
+
+from ml_collections import ConfigDict
 
 from recjax.data import update
+from recjax.data.dataset import Dataset
 from recjax.data.formats import betag as files
 from recjax.distributed import sharding
 from recjax.errors import DataError
@@ -9,7 +14,7 @@ from recjax.methods.betag import base_tags as base_tags_lib
 from recjax.methods.betag import generate, prompts
 from recjax.run_files import read_json
 from recjax.text import keywords
-from recjax.training.workdir import find_stage, open_adopted
+from recjax.training.workdir import Workdir, find_stage, open_adopted
 
 READ = (
   *base_tags_lib.TEXT_FIELDS,
@@ -17,7 +22,8 @@ READ = (
 )  # columns; an item is read again where one of them changed
 
 
-def carried_on(workdir, config, shop, data, docs, option):
+def carried_on(workdir: str | os.PathLike, config: ConfigDict, shop: Dataset, data: str,
+               docs: list[list], option: str) -> tuple[Dataset, list[list]]:
   """The documents of a later data set; those of items that are new, or say something else, made.
 
   shop, docs: what the run was trained on, and a weighted tag list an item. option: 'm,k', what
@@ -30,14 +36,15 @@ def carried_on(workdir, config, shop, data, docs, option):
     return shop, docs
   rows = written(workdir, config, shop, items)
   beams, most = map(int, option.split(','))
-  how = config.select
+  select = config.select
   for i in items:
-    docs[i - 1] = prompts.select(rows.get(shop.catalog.id_of(i), []), beams, most, how.casefold,
-                              how.dedup_within_beam)
+    docs[i - 1] = prompts.select(rows.get(shop.catalog.id_of(i), []), beams, most, select.casefold,
+                              select.dedup_within_beam)
   return shop, docs
 
 
-def written(workdir, config, shop, items):
+def written(workdir: str | os.PathLike, config: ConfigDict, shop: Dataset,
+            items: list[int]) -> dict[str, list[list[str]]]:
   """Rows of tags of some items, base tags first, by the run's LLM; made once for a data set.
 
   -> {item id: [[tag]]}
@@ -46,37 +53,39 @@ def written(workdir, config, shop, items):
   llm = find_stage(workdir, 'llm') if weights == 'tiny' else pathlib.Path(weights)
   source = read_json(find_stage(workdir, 'base-tags') / 'DONE.json')['counts']['source']
   mesh = sharding.make_mesh({'data': -1, 'fsdp': 1, 'model': 1})
-  how = config.copy_and_resolve_references()
-  how.decode.batch += -how.decode.batch % mesh.size  # the devices here may be others
+  generation_config = config.copy_and_resolve_references()
+  decode = generation_config.decode
+  decode.batch += -decode.batch % mesh.size  # the devices here may be others
   with open_adopted(workdir, shop, mesh) as work:
     base = work.stage('base-tags', base_tags, config.tags, source, shop, items)
     if not files.read_tags(base / 'base_tags.json'):
       return {}
-    raw = work.stage('generate', generate.stage, generate.settings(how), base, llm,
+    raw = work.stage('generate', generate.stage, generate.settings(generation_config), base, llm,
                      find_stage(workdir, 'tune'))
     parsed = work.stage('parse', generate.parse, generate.parsing(config), raw)
   return files.read_betags(parsed / 'raw_betags.json')
 
 
-def base_tags(work, cfg, source, shop, items):
+def base_tags(work: Workdir, cfg: ConfigDict, source: str, shop: Dataset,
+              items: list[int]) -> dict[str, Any]:
   """Writes base_tags.json of some items, from where the run's came from. -> counts
 
   Those of a file or an API are looked for in the column `tags`, then in the file.
   """
   ids = [shop.catalog.id_of(i) for i in items]
   if source == 'keywords':
-    every = keywords.extract_tags(shop.catalog.columns, n=cfg.most)
+    all_tags = keywords.extract_tags(shop.catalog.columns, n=cfg.max_base_tags)
   else:
-    every = shop.catalog.columns.get('tags') or [None] * len(shop.catalog)
-  found = {name: every[i - 1] or () for name, i in zip(ids, items)}
+    all_tags = shop.catalog.columns.get('tags') or [None] * len(shop.catalog)
+  tags = {name: all_tags[i - 1] or () for name, i in zip(ids, items)}
   if source not in ('data', 'keywords'):
     more = files.read_tags(cfg.file) if cfg.source == 'file' else {}
-    found = {name: own or more.get(name) for name, own in found.items()}
-    lost = [name for name, own in found.items() if not own]
+    tags = {name: item_tags or more.get(name) for name, item_tags in tags.items()}
+    lost = [name for name, item_tags in tags.items() if not item_tags]
     if lost:
       raise DataError(f'{len(lost)} items have no base tags, e.g. {lost[0]}; those of the run came '
                       f'from {source}: give the new items of {shop.name} a column `tags`')
   on_empty = 'error' if cfg.on_missing == 'error' else 'drop'
-  found, counts = files.clean_tags(found, 'base tags', cfg.sep, on_empty, cfg.on_bad_tag)
-  files.write_tags(work.folder / 'base_tags.json', found)
-  return {'items': len(found), **counts}
+  tags, counts = files.clean_tags(tags, 'base tags', cfg.sep, on_empty, cfg.on_bad_tag)
+  files.write_tags(work.folder / 'base_tags.json', tags)
+  return {'items': len(tags), **counts}

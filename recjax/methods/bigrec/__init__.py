@@ -4,19 +4,21 @@ Bao et al., *A Bi-Step Grounding Paradigm for Large Language Models in Recommend
 TORS 3(4), 2025 (arXiv 2308.08434); Bao et al., *Decoding Matters*, EMNLP 2024 (arXiv 2406.14900).
 
 An LLM is tuned on prompts that list a person's items and answers that are the next title. BIGRec
-(`way='ground'`) lets it write freely, embeds what it wrote and ranks the whole catalogue by
-distance, pulled by popularity or a collaborative recommender. D3 (`way='decode'`) decodes titles of
-the catalogue alone, does not divide scores by their length, and mixes a recommender without text
-into every step.
+(`variant='ground'`) lets it write freely, embeds what it wrote and ranks the whole catalog by
+distance, pulled by popularity or a collaborative recommender. D3 (`variant='decode'`) decodes
+titles of the catalog alone, does not divide scores by their length, and mixes a recommender
+without text into every step.
 
 Deliberate differences from the authors' code:
   - prompts and answers are packed into rows, what all prompts share runs once a step, and the loss
     is a mean over the tokens of a batch, so its size in pieces does not matter;
   - prompt and answer are encoded apart in training, generation and trie alike;
   - histories that are too long lose their oldest titles, never the answer's end;
-  - hits are items, not strings (`judge.duplicate_titles='best'` is theirs), ties count against the
+  - hits are items, not strings (`eval.duplicate_titles='best'` is theirs), ties count against the
     target, and one gamma is chosen on validation beside the published one for each metric.
 """
+
+from ml_collections import ConfigDict
 
 from recjax.errors import ConfigError
 from recjax.evaluation import results
@@ -33,11 +35,12 @@ from recjax.methods.bigrec import (
 )
 from recjax.text import tokenizer
 from recjax.training import llm_loading
+from recjax.training.workdir import Workdir
 
 WAYS = ('ground', 'decode')
 
 
-def run(cfg, work):
+def run(cfg: ConfigDict, work: Workdir) -> None:
   """The experiment, stage by stage."""
   template = check(cfg)
   data = instruction_data.load(cfg.data, cfg.samples)
@@ -49,35 +52,36 @@ def run(cfg, work):
   data = instruction_data.spelt(data, tokenizer.load(llm), template)
   if spelt := data.notes.get('titles_as_the_tokenizer_spells_them'):
     work.say(f'{spelt:,} titles are read and written as the tokenizer spells them')
-  made = work.stage('tune', train.stage, train.settings(cfg), data, llm)
-  helper = work.stage('assistant', cf_assistant.stage, cf_assistant.settings(cfg), data)
-  if cfg.way == 'ground':
-    written = work.stage('generate', grounding.generate, grounding.generating(cfg), data, llm, made)
+  tuned = work.stage('tune', train.stage, train.settings(cfg), data, llm)
+  assistant = work.stage('assistant', cf_assistant.stage, cf_assistant.settings(cfg), data)
+  if cfg.variant == 'ground':
+    written = work.stage('generate', grounding.generate, grounding.generating(cfg), data, llm,
+                         tuned)
     vectors = work.stage(
-      'embed', grounding.embed_all, grounding.embedding(cfg), data.titles, llm, made, written
+      'embed', grounding.embed_all, grounding.embedding(cfg), data.titles, llm, tuned, written
     )
-    found = work.stage(
-      'evaluate', grounding.stage, grounding.settings(cfg), data, written, vectors, helper
+    evaluated = work.stage(
+      'evaluate', grounding.stage, grounding.settings(cfg), data, written, vectors, assistant
     )
   else:
-    choice = work.stage('choose', d3.choose, d3.decoding(cfg), data, llm, made, helper)
-    beams = work.stage('decode', d3.decode, d3.decoding(cfg), data, llm, made, helper,
+    choice = work.stage('choose', d3.choose, d3.decoding(cfg), data, llm, tuned, assistant)
+    beams = work.stage('decode', d3.decode, d3.decoding(cfg), data, llm, tuned, assistant,
                        choice)
-    found = work.stage('evaluate', d3.stage, d3.settings(cfg), data, helper, choice, beams)
-  work.publish(found, 'results.json', 'ranks.parquet', 'predictions.parquet')
-  report.write(cfg, work, data, found)
-  results.show(work, found)
+    evaluated = work.stage('evaluate', d3.stage, d3.settings(cfg), data, assistant, choice, beams)
+  work.publish(evaluated, 'results.json', 'ranks.parquet', 'predictions.parquet')
+  report.write(cfg, work, data, evaluated)
+  results.show(work, evaluated)
 
 
-def check(cfg):
+def check(cfg: ConfigDict) -> prompts.Template:
   """What can be known to be wrong before anything runs. Raises ConfigError. -> Template"""
   llm_loading.check(cfg.llm)
-  if cfg.way not in WAYS:
-    raise ConfigError(f'way={cfg.way!r}; choose one of {", ".join(WAYS)}')
+  if cfg.variant not in WAYS:
+    raise ConfigError(f'variant={cfg.variant!r}; choose one of {", ".join(WAYS)}')
   if cfg.decode.beams < 1 or cfg.decode.batch < 1 or cfg.train.batch < 1:
     raise ConfigError(f'decode.beams={cfg.decode.beams}, decode.batch={cfg.decode.batch} and '
                       f'train.batch={cfg.train.batch} must be at least 1')
-  if cfg.way == 'decode' and cfg.decode.beams < 10:
+  if cfg.variant == 'decode' and cfg.decode.beams < 10:
     raise ConfigError(f'decode.beams={cfg.decode.beams}: lists of ten are judged, and fewer beams '
                       'cannot fill them; choose 10 or more')
   template = prompts.load_template(cfg.prompt.template)
@@ -90,6 +94,6 @@ def check(cfg):
 recommender, cost, convert = inference.recommender, planning.cost, planning.convert
 
 
-def validated(cfg):
+def validated(cfg: ConfigDict) -> str:
   """The stage whose validation figures tell settings apart, for `recjax sweep`."""
   return 'tune'

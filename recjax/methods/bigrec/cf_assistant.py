@@ -1,35 +1,42 @@
-"""The recommender without text that BIGRec is pulled by and D3 is mixed with (bigrec.md 4.3)."""
+"""The recommender without text that BIGRec is pulled by and D3 is mixed with."""
+import os
 import pathlib
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, Float
 from ml_collections import ConfigDict
 
 from recjax import run_files
 from recjax.errors import DataError
 from recjax.evaluation import ranking
+from recjax.evaluation.ranking import ScoreFn
 from recjax.file_io import write_json
+from recjax.methods.bigrec.instruction_data import Data
 from recjax.run_files import read_json
 from recjax.training import auxiliary_recommender, sequential
+from recjax.training.workdir import Workdir
 
 
-def settings(cfg):
+def settings(cfg: ConfigDict) -> ConfigDict:
   """Everything in the config that decides the assistant."""
   if cfg.assist.source == 'train':
     return ConfigDict({k: cfg[k] for k in ('assist', 'samples', 'seed')})
   return ConfigDict({'assist': {'source': cfg.assist.source}})
 
 
-def stage(work, cfg, data):
+def stage(work: Workdir, cfg: ConfigDict, data: Data) -> dict[str, Any]:
   """Trains the assistant on what training may look at, or checks and links a trained one."""
   source = cfg.assist.source
   if source == 'train':
-    given, n = auxiliary_recommender.settings(cfg.assist, cfg.seed), len(data.catalog)
-    model = sequential.model_config(given, n)
-    judge = ranking.validator(lambda params: sequential.scorer(model, params), data.cases.valid, n,
-                              1, given.train.valid_users)
-    return auxiliary_recommender.train(work, given, n, data.cases.known, judge)
+    assistant_config, n = auxiliary_recommender.settings(cfg.assist, cfg.seed), len(data.catalog)
+    model = sequential.model_config(assistant_config, n)
+    validate = ranking.validator(
+        lambda params: sequential.scorer(model, params), data.cases.valid, n, 1,
+        assistant_config.train.valid_users)
+    return auxiliary_recommender.train(work, assistant_config, n, data.cases.known, validate)
   if source.endswith('.npz'):
     read_scores(source, data)
     write_json(work.folder / 'scores.json', {'scores': str(pathlib.Path(source).resolve())})
@@ -38,7 +45,7 @@ def stage(work, cfg, data):
                          "a file of scores ending in .npz, or 'train'")
 
 
-def scorer(made, data):
+def scorer(made: pathlib.Path, data: Data) -> ScoreFn | None:
   """The assistant's scores of all items. -> score function, as `evaluation.ranking` wants it
 
   Scores of a file know the held-out cases alone: they are looked up by history.
@@ -49,7 +56,7 @@ def scorer(made, data):
   return auxiliary_recommender.scorer(made, len(data.catalog))
 
 
-def read_scores(path, data):
+def read_scores(path: str | os.PathLike, data: Data) -> dict[str, Float[np.ndarray, 'n N']]:
   """Scores of another program: an .npz with item_ids (N,), valid (n, N) and test (n, N).
 
   Columns may stand in any order; rows are in the order of the held-out cases. -> {part: (n, N)} by
@@ -57,26 +64,26 @@ def read_scores(path, data):
   """
   try:
     with np.load(path, allow_pickle=False) as arrays:
-      found = {k: arrays[k] for k in ('item_ids', 'valid', 'test')}
+      saved = {k: arrays[k] for k in ('item_ids', 'valid', 'test')}
   except run_files.DAMAGE as error:
     raise DataError(f'{path} must hold the arrays item_ids, valid and test ({error})') from error
-  ids = [str(i) for i in found['item_ids']]
+  ids = [str(i) for i in saved['item_ids']]
   if sorted(ids) != sorted(data.catalog.ids):
     odd = sorted(set(ids) ^ set(data.catalog.ids))
-    raise DataError(f'{path}: item_ids has {len(ids)} ids, the catalogue {len(data.catalog)}; '
+    raise DataError(f'{path}: item_ids has {len(ids)} ids, the catalog {len(data.catalog)}; '
                     f'differing or repeated, e.g. {", ".join(odd[:3])}')
   order = np.argsort([data.catalog.index(i) for i in ids])
   out = {}
   for part in ('valid', 'test'):
     want = (len(getattr(data.cases, part)), len(ids))
-    if found[part].shape != want:
-      raise DataError(f'{path}: {part} has shape {found[part].shape}, it must be {want}: one row a '
+    if saved[part].shape != want:
+      raise DataError(f'{path}: {part} has shape {saved[part].shape}, it must be {want}: one row a '
                       f'{part} case in their order, one column an item of item_ids')
-    out[part] = found[part][:, order].astype(np.float32)
+    out[part] = saved[part][:, order].astype(np.float32)
   return out
 
 
-def looked_up(scores, data):
+def looked_up(scores: dict[str, Float[np.ndarray, 'n N']], data: Data) -> ScoreFn:
   """A score function over the held-out cases' rows, found by their histories."""
   rows = {}
   for part, table in scores.items():
@@ -93,7 +100,7 @@ def looked_up(scores, data):
   return score
 
 
-def probabilities(score, histories, seen):
+def probabilities(score: ScoreFn | None, histories: list, seen: bool) -> Array | None:
   """p_TF: the softmax of the assistant's scores. histories: list of (n,) item arrays. seen: whether
   items of the history may not come. -> (B, N) float32"""
   offsets = np.concatenate([[0], np.cumsum([len(h) for h in histories])]).astype(np.int64)

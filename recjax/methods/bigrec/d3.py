@@ -1,93 +1,106 @@
-"""D3: beams of real titles, not divided by length, an assistant mixed in (bigrec.md 4.3, 4.4)."""
+"""D3: beams of real titles, not divided by length, an assistant mixed in.
+
+Bao et al., Decoding Matters, EMNLP 2024 (arXiv 2406.14900).
+"""
 import functools
+import pathlib
+from typing import Any
 
 import jax
 import numpy as np
 from ml_collections import ConfigDict
 
 from recjax import run_files
+from recjax.data.splits import Cases
+from recjax.decoding.item_filter import ItemFilter
 from recjax.decoding.prefix_generator import PrefixGenerator
 from recjax.errors import ConfigError
 from recjax.evaluation import metrics
 from recjax.file_io import write_json
 from recjax.methods.bigrec import cf_assistant, evaluate, instruction_data, prompts, train
 from recjax.methods.bigrec import generate as gen
+from recjax.methods.bigrec.instruction_data import Data
 from recjax.run_files import read_json
 from recjax.training import journal, sft
+from recjax.training.workdir import Workdir
 
 GHOST = 0.99  # a token likelier than this tells nothing
 
 
-def decoding(cfg):
+def decoding(cfg: ConfigDict) -> ConfigDict:
   """Everything in the config that decides the beams."""
   return ConfigDict({k: cfg[k] for k in ('data', 'samples', 'prompt', 'decode', 'llm', 'train',
-                                         'judge', 'seed')})
+                                         'eval', 'seed')})
 
 
 class Search:
   """Constrained beams over the cases of a part."""
 
-  def __init__(self, work, cfg, data, folder, made, helper):
+  def __init__(self, work: Workdir, cfg: ConfigDict, data: Data, folder: pathlib.Path,
+               made: pathlib.Path, helper: pathlib.Path | None) -> None:
     self.work, self.cfg, self.data = work, cfg, data
     self.model, self.variables, self.tokenizer = train.tuned(cfg, folder, made, work.mesh)
     self.template = prompts.load_template(cfg.prompt.template)
-    self.catalogue = gen.plant(self.tokenizer, self.template, data.titles)
+    self.catalog = gen.plant(self.tokenizer, self.template, data.titles)
     self.score = cf_assistant.scorer(helper, data) if helper else None
 
-  def cases(self, part, most):
+  def cases(self, part: str, most: int) -> tuple[Cases, list[list[int]], int]:
     """-> Cases that are asked, their prompts, how many were shortened"""
     rows = instruction_data.held(self.data, part, most)
     records = self.data.records_of(part, self.template, self.cfg.prompt.noun, rows)
     asked, cut = prompts.encode_prompts(self.tokenizer, self.template, records,
-                                        self.cfg.prompt.cutoff)
+                                        self.cfg.prompt.max_prompt_tokens)
     return getattr(self.data.cases, part).picked(rows), asked, cut
 
-  def writer(self, asked):
+  def writer(self, asked: list[list[int]]) -> PrefixGenerator:
     """The LLM, with what these prompts share run once."""
     return PrefixGenerator(self.model, self.variables, self.tokenizer, sft.common_prefix(asked),
                       max(map(len, asked)))
 
-  def beams(self, writer, cases, asked, alpha, length_penalty, some):
+  def beams(self, writer: PrefixGenerator, cases: Cases, asked: list[list[int]], alpha: float,
+            length_penalty: float, chosen: list[int]) -> tuple[Any, ItemFilter]:
     """The beams of some cases. -> Generated with each token's log-probability where scores are not
     divided, Limits"""
     mask = instruction_data.masked(self.cfg, self.data)
-    histories = [cases.history(i) for i in some]
-    tree, planted = self.catalogue
+    histories = [cases.history(i) for i in chosen]
+    tree, planted = self.catalog
     closed = gen.limits(tree, histories, mask)
     share = cf_assistant.probabilities(self.score, histories, mask)
-    found = gen.titles(writer, [asked[i] for i in some], self.cfg.decode, planted, closed,
+    generated = gen.titles(writer, [asked[i] for i in chosen], self.cfg.decode, planted, closed,
                        gen.mixed(planted, share, alpha), length_penalty, not length_penalty)
-    return found, closed
+    return generated, closed
 
-  def rows(self, *given):
+  def rows(self, *asked_for: Any) -> tuple[np.ndarray, np.ndarray]:
     """The items of some cases, as `beams` takes them. -> items (b, beams), scores (b, beams)"""
-    found, closed = self.beams(*given)
-    return found.best(self.cfg.decode.beams, self.catalogue[0], closed)
+    generated, closed = self.beams(*asked_for)
+    return generated.best(self.cfg.decode.beams, self.catalog[0], closed)
 
-  def run(self, name, cases, asked, alpha, length_penalty):
+  def run(self, name: str, cases: Cases, asked: list[list[int]], alpha: float,
+          length_penalty: float) -> tuple[np.ndarray, np.ndarray]:
     """All cases, resumable. -> items (n, beams) int32, scores (n, beams) float32"""
     writer = self.writer(asked)
 
-    def answer(some):
-      items, scores = self.rows(writer, cases, asked, alpha, length_penalty, some)
+    def answer(chosen):
+      items, scores = self.rows(writer, cases, asked, alpha, length_penalty, chosen)
       return [[i.tolist(), [round(float(x), 5) for x in s]] for i, s in zip(items, scores)]
     with jax.set_mesh(self.work.mesh):
-      found = journal.answer_all(self.work, name, self.work.folder / f'{name}.jsonl', asked,
+      lists = journal.answer_all(self.work, name, self.work.folder / f'{name}.jsonl', asked,
                                  self.cfg.decode.batch, answer)
-    return (np.array([i for i, _ in found], np.int32), np.array([s for _, s in found], np.float32))
+    return (np.array([i for i, _ in lists], np.int32), np.array([s for _, s in lists], np.float32))
 
 
-def choose(work, cfg, data, folder, made, helper):
+def choose(work: Workdir, cfg: ConfigDict, data: Data, folder: pathlib.Path, made: pathlib.Path,
+           helper: pathlib.Path) -> dict[str, Any]:
   """The LLM's weight with the best validation NDCG@10: alpha.json, with the whole curve."""
   alphas = tuple(cfg.decode.alphas)
   if not alphas or not all(0 <= a <= 1 for a in alphas):
     raise ConfigError(f'decode.alphas={alphas}: give weights of the LLM between 0 and 1')
   search = Search(work, cfg, data, folder, made, helper)
-  cases, asked, cut = search.cases('valid', cfg.judge.valid_most)
+  cases, asked, cut = search.cases('valid', cfg.eval.max_valid_users)
   curve = {}
   for alpha in alphas:
     items, _ = search.run(f'alpha {alpha}', cases, asked, alpha, 0.0)
-    ranks = evaluate.rank_in(items, cases.targets, data.titles, cfg.judge.duplicate_titles,
+    ranks = evaluate.rank_in(items, cases.targets, data.titles, cfg.eval.duplicate_titles,
                              len(data.catalog) - 1)
     each = metrics.per_case(ranks, ks(cfg))
     curve[alpha] = {m: round(float(v.mean()), 6) for m, v in each.items()}
@@ -97,36 +110,38 @@ def choose(work, cfg, data, folder, made, helper):
   return {'alpha': best, 'cases': len(cases), 'shortened_prompts': cut}
 
 
-def ks(cfg):
-  """Cut-offs that lists of so many beams can tell (bigrec.md 6)."""
+def ks(cfg: ConfigDict) -> tuple[int, ...]:
+  """Cut-offs that lists of so many beams can tell."""
   return tuple(k for k in metrics.KS if k <= cfg.decode.beams)
 
 
-def variants(cfg, alpha):
+def variants(cfg: ConfigDict, alpha: float) -> dict[str, tuple[float, float]]:
   """{row: (weight of the LLM, length penalty)}: the method, without mixing, and as BIGRec would."""
   return {'d3': (alpha, 0.0), 'd3:no_mixing': (1.0, 0.0),
           'd3:length_norm': (1.0, float(cfg.decode.plain_length_penalty))}
 
 
-def decode(work, cfg, data, folder, made, helper, choice):
+def decode(work: Workdir, cfg: ConfigDict, data: Data, folder: pathlib.Path, made: pathlib.Path,
+           helper: pathlib.Path, choice: pathlib.Path) -> dict[str, Any]:
   """The test cases under every variant: one .npz each, and ghosts.json."""
   search = Search(work, cfg, data, folder, made, helper)
-  cases, asked, cut = search.cases('test', cfg.judge.test_most)
+  cases, asked, cut = search.cases('test', cfg.eval.max_test_users)
   alpha = read_json(choice / 'alpha.json')['alpha']
-  done, found = {}, {}
-  for name, given in variants(cfg, alpha).items():
-    if given not in done:
-      done[given] = search.run(name.replace(':', ' '), cases, asked, *given)
-    found[name], scores = done[given]
+  done, items_of_row = {}, {}
+  for name, weights in variants(cfg, alpha).items():
+    if weights not in done:
+      done[weights] = search.run(name.replace(':', ' '), cases, asked, *weights)
+    items_of_row[name], scores = done[weights]
     with open(work.folder / f'{name.replace(":", "-")}.npz', 'wb') as f:
-      np.savez(f, items=found[name], scores=scores)
-  table = ghosts(search, cases, asked, cfg.decode.ghost_cases, found)
+      np.savez(f, items=items_of_row[name], scores=scores)
+  table = ghosts(search, cases, asked, cfg.decode.ghost_cases, items_of_row)
   write_json(work.folder / 'ghosts.json', table)
   return {'cases': len(cases), 'shortened_prompts': cut}
 
 
-def ghosts(search, cases, asked, most, found):
-  """Tokens that are all but certain, and what they do to a mean over tokens (bigrec.md 4.3).
+def ghosts(search: Search, cases: Cases, asked: list[list[int]], most: int,
+           found: dict[str, np.ndarray]) -> dict[str, Any]:
+  """Tokens that are all but certain, and what they do to a mean over tokens (arXiv 2406.14900).
 
   found: {row: items (n, beams)}. -> {'share', 'tokens': [[text, times, mean probability]],
   'length': {row: mean tokens of the first title}}
@@ -143,7 +158,7 @@ def ghosts(search, cases, asked, most, found):
   every = np.concatenate(list(map(np.array, each.values())))
   table = sorted(((t, [p for p in ps if p > GHOST]) for t, ps in each.items()),
                  key=lambda row: -len(row[1]))[:12]
-  tree = search.catalogue[0]
+  tree = search.catalog[0]
   return {'share': float(np.mean(every > GHOST)),
           'tokens': [[search.tokenizer.decode([t]), len(ps), float(np.mean(ps))]
                      for t, ps in table if ps],
@@ -151,17 +166,18 @@ def ghosts(search, cases, asked, most, found):
                      for name, items in found.items()}}
 
 
-def settings(cfg):
+def settings(cfg: ConfigDict) -> ConfigDict:
   """Everything in the config that decides the figures besides the beams."""
-  return ConfigDict({k: cfg[k] for k in ('data', 'samples', 'decode', 'judge', 'seed')})
+  return ConfigDict({k: cfg[k] for k in ('data', 'samples', 'decode', 'eval', 'seed')})
 
 
-def stage(work, cfg, data, helper, choice, decoded):
+def stage(work: Workdir, cfg: ConfigDict, data: Data, helper: pathlib.Path, choice: pathlib.Path,
+          decoded: pathlib.Path) -> dict[str, Any]:
   """Every result file of D3."""
-  cases = data.cases.test.picked(instruction_data.held(data, 'test', cfg.judge.test_most))
+  cases = data.cases.test.picked(instruction_data.held(data, 'test', cfg.eval.max_test_users))
   alpha, n = read_json(choice / 'alpha.json')['alpha'], len(data.catalog)
   rank = functools.partial(evaluate.rank_in, targets=cases.targets, titles=data.titles,
-                           policy=cfg.judge.duplicate_titles, last=n - 1)
+                           policy=cfg.eval.duplicate_titles, last=n - 1)
   ranks, lists, alike = {}, {}, {}
   for name in variants(cfg, alpha):
     arrays = run_files.read_arrays(decoded / f'{name.replace(":", "-")}.npz')

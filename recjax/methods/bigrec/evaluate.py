@@ -1,17 +1,28 @@
 """What both methods leave: result files with the assistant's row and the sanity rows."""
+from collections.abc import Sequence
+from typing import Any
+
 import numpy as np
+from jaxtyping import Int
+from ml_collections import ConfigDict
 
 from recjax.data import splits
 from recjax.data.dataset import Dataset, Interactions
+from recjax.data.splits import Cases
 from recjax.errors import ConfigError
 from recjax.evaluation import baselines, metrics, ranking
 from recjax.evaluation import results as results_lib
+from recjax.evaluation.ranking import ScoreFn
 from recjax.methods.bigrec import instruction_data
+from recjax.methods.bigrec.instruction_data import Data
+from recjax.training.workdir import Workdir
 
 POLICIES = ('exact_id', 'best')
 
 
-def save(work, cfg, data, cases, main, ranks, lists, score, ks=metrics.KS, **more):
+def save(work: Workdir, cfg: ConfigDict, data: Data, cases: Cases, main: str,
+         ranks: dict[str, np.ndarray], lists: tuple[np.ndarray, np.ndarray], score: ScoreFn | None,
+         ks: Sequence[int] = metrics.KS, **more: Any) -> dict[str, Any]:
   """Adds the sanity rows and the assistant's, and writes the files of `results.save`.
 
   cases: the test cases that were asked. ranks: {row: (n,)}. score: the assistant's score function,
@@ -27,15 +38,15 @@ def save(work, cfg, data, cases, main, ranks, lists, score, ks=metrics.KS, **mor
   shop = Dataset(data.name, data.catalog,
                  Interactions(names, known.items, known.offsets), data.fingerprint, data.notes)
   test = type(cases)(np.arange(len(cases), dtype=np.int32), cases.histories, cases.targets)
-  _, said = splits.drawn(data.cases.test, cfg.judge.test_most, data.cases.protocol)
+  _, protocol = splits.drawn(data.cases.test, cfg.eval.max_test_users, data.cases.protocol)
   results = results_lib.save(
     work.folder,
     shop,
-    splits.Split(known, None, test, said),
+    splits.Split(known, None, test, protocol),
     main,
     ranks,
     lists,
-    ranking.protocol(n, said, instruction_data.masked(cfg, data)),
+    ranking.protocol(n, protocol, instruction_data.masked(cfg, data)),
     (cfg.seed,),
     ks,
     notes=data.notes,
@@ -47,7 +58,7 @@ def save(work, cfg, data, cases, main, ranks, lists, score, ks=metrics.KS, **mor
   }
 
 
-def case_names(users, rows):
+def case_names(users: Sequence[str], rows: np.ndarray) -> list[str]:
   """A user's name for each case; where a user is asked more than once, with a number."""
   count, out = {}, []
   for r in rows:
@@ -57,14 +68,15 @@ def case_names(users, rows):
   return out
 
 
-def rank_in(items, targets, titles, policy, last):
+def rank_in(items: Int[np.ndarray, 'n K'], targets: Int[np.ndarray, ' n'], titles: Sequence[str],
+            policy: str, last: int) -> Int[np.ndarray, ' n']:
   """Ranks in lists that end early: the place, or `last` where the target is missing.
 
   items: (n, K) int32, 0 for none. titles: by index - 1. policy: 'exact_id' wants that very item,
-  'best' any item of its title, titles counted once (bigrec.md 6). -> (n,) int32
+  'best' any item of its title, titles counted once. -> (n,) int32
   """
   if policy not in POLICIES:
-    raise ConfigError(f'judge.duplicate_titles={policy!r}; choose one of {", ".join(POLICIES)}')
+    raise ConfigError(f'eval.duplicate_titles={policy!r}; choose one of {", ".join(POLICIES)}')
   if policy == 'exact_id':
     return ranking.list_ranks(items, targets, last)
   out = np.full(len(items), last, np.int32)
@@ -75,7 +87,7 @@ def rank_in(items, targets, titles, policy, last):
   return out
 
 
-def likeness(items, titles, most=10):
+def likeness(items: Int[np.ndarray, 'n K'], titles: Sequence[str], most: int = 10) -> float:
   """How alike the titles of a list are: the mean over pairs of the share of common words.
 
   items: (n, K), 0 for none. -> float in 0 .. 1
@@ -83,8 +95,7 @@ def likeness(items, titles, most=10):
   words = [frozenset(t.lower().split()) for t in titles]
   values = []
   for row in items[:, :most]:
-    some = [words[i - 1] for i in row if i]
-    for a in range(len(some)):
-      for b in range(a):
-        values.append(len(some[a] & some[b]) / max(1, len(some[a] | some[b])))
+    title_words = [words[i - 1] for i in row if i]
+    values += [len(title & other) / max(1, len(title | other))
+               for i, title in enumerate(title_words) for other in title_words[:i]]
   return float(np.mean(values)) if values else 0.0

@@ -1,14 +1,25 @@
-"""Generation: free titles by beam search (bigrec.md 3.4), or real titles alone (4.4)."""
+"""Generation: free titles by beam search, or real titles alone."""
+from typing import Any
+
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array
+from ml_collections import ConfigDict
 
 from recjax.decoding import constraints, device_trie, item_filter, trie
+from recjax.decoding.device_trie import DeviceTrie
+from recjax.decoding.item_filter import ItemFilter
+from recjax.decoding.prefix_generator import PrefixGenerator
+from recjax.decoding.trie import Trie
 from recjax.errors import ConfigError, DataError
 from recjax.methods.bigrec import prompts
+from recjax.methods.bigrec.prompts import Template
 from recjax.text import spelling
+from recjax.text.tokenizer import Tokenizer
 
 
-def texts(writer, asked, cfg):
+def texts(writer: PrefixGenerator, asked: list[list[int]],
+          cfg: ConfigDict) -> list[tuple[list[str], list[float]]]:
   """Beams of free text, best first. -> [([text], [score])] in the order of the prompts
 
   Raises ConfigError for an unknown cfg.length_norm.
@@ -16,16 +27,17 @@ def texts(writer, asked, cfg):
   if cfg.length_norm not in ('generated', 'full'):
     raise ConfigError(f"decode.length_norm={cfg.length_norm!r}; choose 'generated' or 'full'")
   offset = [len(p) for p in asked] if cfg.length_norm == 'full' else 0
-  found = writer.generate([writer.own(p) for p in asked], beams=cfg.beams, eos_ids=ends(writer),
+  generated = writer.generate([writer.own(p) for p in asked], beams=cfg.beams, eos_ids=ends(writer),
                           new_tokens=cfg.new_tokens, length_penalty=float(cfg.length_penalty),
                           length_offset=offset)
-  return [([writer.tokenizer.decode(found.row(b, k)) for k in range(cfg.beams)],
-           [round(float(s), 5) for s in found.scores[b]]) for b in range(len(asked))]
+  return [([writer.tokenizer.decode(generated.row(b, k)) for k in range(cfg.beams)],
+           [round(float(s), 5) for s in generated.scores[b]]) for b in range(len(asked))]
 
 
-def titles(writer, asked, cfg, planted, limits=None, mixing=None, length_penalty=0.0,
-           token_scores=False):
-  """Beams of titles of the catalogue, a Forest. -> Generated"""
+def titles(writer: PrefixGenerator, asked: list[list[int]], cfg: ConfigDict, planted: DeviceTrie,
+           limits: ItemFilter | None = None, mixing: Any = None, length_penalty: float = 0.0,
+           token_scores: bool = False) -> Any:
+  """Beams of titles of the catalog, a Forest. -> Generated"""
   only = constraints.CatalogConstraint(
     planted, limits=limits or item_filter.ItemFilter(), mix=mixing
   )
@@ -38,13 +50,13 @@ def titles(writer, asked, cfg, planted, limits=None, mixing=None, length_penalty
   )
 
 
-def ends(writer):
+def ends(writer: PrefixGenerator) -> list[int]:
   """Ids that end an answer."""
   return tuple(writer.tokenizer.eos_ids)
 
 
-def plant(tokenizer, template, titles):
-  """The catalogue as a trie over the very tokens that training used. -> (Trie, Forest)
+def plant(tokenizer: Tokenizer, template: Template, titles: list[str]) -> tuple[Trie, DeviceTrie]:
+  """The catalog as a trie over the very tokens that training used. -> (Trie, Forest)
 
   Raises DataError where a title's tokens do not spell it again.
   """
@@ -57,7 +69,8 @@ def plant(tokenizer, template, titles):
   return tree, device_trie.to_device_trie(tree)
 
 
-def limits(tree, histories, seen, allowed=None):
+def limits(tree: Trie, histories: list, seen: bool,
+           allowed: np.ndarray | None = None) -> ItemFilter:
   """Which items requests may have. histories: list of (n,) item arrays, 1..N. seen: whether those
   are out. allowed: (N,) bool or None -> Limits"""
   taken = [np.asarray(h) - 1 for h in histories] if seen else None
@@ -65,6 +78,6 @@ def limits(tree, histories, seen, allowed=None):
                       None if allowed is None else np.zeros(len(histories), np.int32), taken)
 
 
-def mixed(planted, probabilities, alpha):
+def mixed(planted: DeviceTrie, probabilities: Array | None, alpha: float) -> Any:
   """D3's assistant at one weight of the LLM; at 1 it changes no bit of a score."""
   return constraints.score_mixing(planted, jnp.asarray(probabilities), alpha)

@@ -1,25 +1,35 @@
 """Recommendations out of a trained run, for histories of anybody."""
 import functools
+import os
 import pathlib
+from collections.abc import Callable
+from typing import Any
 
 import jax
 import numpy as np
+from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from recjax import run_files
+from recjax.decoding.device_trie import DeviceTrie
 from recjax.decoding.prefix_generator import PrefixGenerator
+from recjax.decoding.trie import Trie
 from recjax.distributed import sharding
 from recjax.errors import DataError
 from recjax.evaluation import ranking
+from recjax.evaluation.ranking import ScoreFn
 from recjax.methods.bigrec import cf_assistant, grounding, instruction_data, prompts, train
 from recjax.methods.bigrec import generate as gen
+from recjax.methods.bigrec.instruction_data import Data
+from recjax.methods.bigrec.prompts import Template
 from recjax.retrieval import nearest
 from recjax.run_files import read_json
+from recjax.text.tokenizer import Tokenizer
 from recjax.training import auxiliary_recommender, sft, text_embedding
 from recjax.training.workdir import find_stage, open_adopted, saved_config
 
 
-def recommender(workdir, data=None):
+def recommender(workdir: str | os.PathLike, data: str | None = None) -> Callable:
   """The trained method's face. data: a later data set than the run's, whose titles it reads.
 
   -> recommend(histories, k, exclude_seen=True, allowed=None) -> (item ids [B][k], scores (B, k));
@@ -41,7 +51,7 @@ def recommender(workdir, data=None):
     data = instruction_data.spelt(
       instruction_data.carried_on(before, later, workdir), tokenizer, template
     )
-  grounds = config.way == 'ground'
+  grounds = config.variant == 'ground'
   score = auxiliary_recommender.widened(  # of a new item the assistant knows nothing
     cf_assistant.scorer(find_stage(workdir, 'assistant'), before),
     len(before.catalog),
@@ -50,12 +60,12 @@ def recommender(workdir, data=None):
   )
   with jax.set_mesh(mesh):
     writer = PrefixGenerator(model, variables, tokenizer, opening(config, template, tokenizer),
-                        config.prompt.cutoff)
+                        config.prompt.max_prompt_tokens)
   if grounds:
     reader = grounding.text_encoder(config, folder, find_stage(workdir, 'tune'), mesh)
     embed = lambda texts: text_embedding.embed(reader, texts, mesh)[0]  # noqa: E731
-    made = vectors_of(workdir, data, before, embed, mesh)
-    answer = grounded(config, data, made, results, score, embed)
+    vectors_dir = vectors_of(workdir, data, before, embed, mesh)
+    answer = grounded(config, data, vectors_dir, results, score, embed)
   else:
     answer = decoded(config.decode, results, score, gen.plant(tokenizer, template, data.titles))
 
@@ -70,28 +80,29 @@ def recommender(workdir, data=None):
     size = min(config.decode.batch, 1 << (len(rows) - 1).bit_length())
     with jax.set_mesh(mesh):
       for start in range(0, len(rows), size):
-        some = list(range(start, min(start + size, len(rows))))
-        full = some + some[-1:] * (size - len(some))
-        found = answer(writer, [rows[i] for i in full], [asked[i] for i in full], k, exclude_seen,
+        chosen = list(range(start, min(start + size, len(rows))))
+        full = chosen + chosen[-1:] * (size - len(chosen))
+        answers = answer(writer, [rows[i] for i in full], [asked[i] for i in full], k, exclude_seen,
                        mask)
-        items.append(found[0][:len(some)])
-        scores.append(found[1][:len(some)])
+        items.append(answers[0][:len(chosen)])
+        scores.append(answers[1][:len(chosen)])
     items, scores = np.concatenate(items), np.concatenate(scores)
     return [[data.catalog.id_of(i) for i in row if i] for row in items], scores
   return recommend
 
 
-def vectors_of(workdir, data, before, embed, mesh):
+def vectors_of(workdir: str | os.PathLike, data: Data, before: list[str], embed: Callable,
+               mesh: Mesh) -> pathlib.Path:
   """The folder with items.npy of `data`: the run's own, or of a later data set, made once."""
-  made = find_stage(workdir, 'embed')
+  embedded = find_stage(workdir, 'embed')
   if data is before:
-    return made
+    return embedded
   with open_adopted(workdir, data, mesh) as work:
     return work.stage('embed', functools.partial(grounding.embed_new, embed=embed), data.titles,
-                      before.titles, made)
+                      before.titles, embedded)
 
 
-def opening(config, template, tokenizer):
+def opening(config: ConfigDict, template: Template, tokenizer: Tokenizer) -> list[int]:
   """The tokens that every prompt begins with, as two unlike histories show. -> token list"""
   start = list(tokenizer.before)
   return sft.common_prefix([
@@ -99,16 +110,18 @@ def opening(config, template, tokenizer):
       for h in ('a', 'B', '1', '(')])
 
 
-def asked_of(config, data, template, tokenizer, histories):
+def asked_of(config: ConfigDict, data: Data, template: Template, tokenizer: Tokenizer,
+             histories: list) -> list[list[int]]:
   """Prompts of new histories."""
   records = [template.record(config.prompt.noun,
-                             [data.titles[i - 1] for i in h[-config.samples.history:]], '')
+                             [data.titles[i - 1] for i in h[-config.samples.max_history:]], '')
              for h in histories]
-  return prompts.encode_prompts(tokenizer, template, records, config.prompt.cutoff)[0]
+  return prompts.encode_prompts(tokenizer, template, records, config.prompt.max_prompt_tokens)[0]
 
 
-def grounded(config, data, made, results, score, embed):
-  """BIGRec's answer: the first beam, embedded, the catalogue ranked as the run's lists were."""
+def grounded(config: ConfigDict, data: Data, made: pathlib.Path, results: dict[str, Any],
+             score: ScoreFn | None, embed: Callable | None) -> Callable:
+  """BIGRec's answer: the first beam, embedded, the catalog ranked as the run's lists were."""
   items = nearest.center(run_files.read_arrays(made / 'items.npy'))
   n = len(data.catalog)
   popular = nearest.popularity(np.bincount(data.cases.known.items, minlength=n + 1)[1:])
@@ -117,9 +130,9 @@ def grounded(config, data, made, results, score, embed):
   def answer(writer, histories, asked, k, seen, mask):
     texts = [prompts.title_of(beams[0]) for beams, _ in gen.texts(writer, asked, config.decode)]
     vectors = np.zeros((len(texts), items.items.shape[1]), np.float32)
-    some = [i for i, t in enumerate(texts) if t]
-    if some:
-      vectors[some] = embed([texts[i] for i in some])
+    filled = [i for i, t in enumerate(texts) if t]
+    if filled:
+      vectors[filled] = embed([texts[i] for i in filled])
     offsets = np.concatenate([[0], np.cumsum([len(h) for h in histories])]).astype(np.int64)
     flat = np.concatenate(histories)
     rows = np.repeat(np.arange(len(histories)), np.diff(offsets))
@@ -127,19 +140,20 @@ def grounded(config, data, made, results, score, embed):
                                            (flat, offsets, (rows, flat - 1)), n, seen)
     if mask is not None:
       closed = ~mask if closed is None else closed | ~mask
-    return grounding.best(near, weight, how['inject'], how['gamma'], closed, min(k, n))
+    return grounding.best(near, weight, how['prior'], how['gamma'], closed, min(k, n))
   return answer
 
 
-def decoded(cfg, results, score, catalogue):
+def decoded(cfg: ConfigDict, results: dict[str, Any], score: ScoreFn | None,
+            catalog: tuple[Trie, DeviceTrie]) -> Callable:
   """D3's answer: beams of open titles with the run's weight of the LLM."""
-  tree, planted = catalogue
+  tree, planted = catalog
   alpha = results['alpha']
 
   def answer(writer, histories, asked, k, seen, mask):
     closed = gen.limits(tree, histories, seen, mask)
     share = cf_assistant.probabilities(score, histories, seen)
     how = ConfigDict({**cfg.to_dict(), 'beams': max(k, cfg.beams)})
-    found = gen.titles(writer, asked, how, planted, closed, gen.mixed(planted, share, alpha))
-    return found.best(k, tree, closed)
+    generated = gen.titles(writer, asked, how, planted, closed, gen.mixed(planted, share, alpha))
+    return generated.best(k, tree, closed)
   return answer

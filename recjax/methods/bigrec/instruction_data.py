@@ -1,23 +1,30 @@
 """What is learnt from and asked: windows of a data set, or instruction records as they are."""
 import dataclasses
 import hashlib
+import os
 import pathlib
+from typing import Any
 
 import numpy as np
+from jaxtyping import Int
+from ml_collections import ConfigDict
 
 from recjax.data import dataset, splits, update, windows
+from recjax.data.dataset import Dataset, Interactions
 from recjax.data.formats import bigrec as files
 from recjax.data.splits import Cases
 from recjax.errors import ConfigError, DataError
 from recjax.methods.bigrec import prompts
+from recjax.methods.bigrec.prompts import Template
 from recjax.text import spelling
+from recjax.text.tokenizer import Tokenizer
 
 PARTS = ('train', 'valid', 'test')
 
 
 @dataclasses.dataclass(frozen=True)
 class Data:
-  """A catalogue of titles, cases, and their records.
+  """A catalog of titles, cases, and their records.
 
   titles: by index - 1, in one spelling. longest: items of a history that a prompt shows. records:
   {part: [record]}, empty where the template makes them. notes: what was odd, counted.
@@ -31,7 +38,8 @@ class Data:
   fingerprint: str
   notes: dict
 
-  def records_of(self, part, template, noun, rows=None):
+  def records_of(self, part: str, template: Template, noun: str,
+                 rows: np.ndarray | None = None) -> list[dict[str, str]]:
     """The records of some cases of a part. -> list of {'instruction', 'input', 'output'}"""
     cases = getattr(self.cases, part)
     rows = range(len(cases)) if rows is None else rows
@@ -42,7 +50,7 @@ class Data:
                             self.titles[cases.targets[r] - 1]) for r in rows]
 
 
-def load(source, cfg):
+def load(source: str, cfg: ConfigDict) -> Data:
   """Reads a canonical data set, the sample shop, or a folder of BIGRec's own files.
 
   cfg: window, split, history. -> Data. Raises DataError where a title is missing.
@@ -52,12 +60,12 @@ def load(source, cfg):
     return load_records(folder)
   shop = dataset.load_data(source)
   titles = titles_of(shop)
-  cases = windows.make(shop, folder, cfg.window, cfg.split, cfg.history)
-  return Data(shop.name, shop.catalog, titles, cases, cfg.history, {}, shop.fingerprint,
+  cases = windows.make(shop, folder, cfg.window, cfg.split, cfg.max_history)
+  return Data(shop.name, shop.catalog, titles, cases, cfg.max_history, {}, shop.fingerprint,
               noted(titles, {}))
 
 
-def spelt(data, tokenizer, template):
+def spelt(data: Data, tokenizer: Tokenizer, template: Template) -> Data:
   """The Data with titles as they come back from the tokens of answers. -> Data
 
   Raises DataError naming an item whose title the tokenizer cannot write.
@@ -68,7 +76,7 @@ def spelt(data, tokenizer, template):
   return dataclasses.replace(data, titles=titles, notes={**noted(titles, data.notes), **more})
 
 
-def titles_of(shop):
+def titles_of(shop: Dataset) -> list[str]:
   """The titles of a data set in one spelling. -> [str]. Raises DataError where one is missing"""
   raw = shop.catalog.columns.get('title')
   if raw is None:
@@ -81,37 +89,37 @@ def titles_of(shop):
   return titles
 
 
-def carried_on(data, source, workdir):
+def carried_on(data: Data, source: str, workdir: str | os.PathLike) -> Data:
   """The same Data with the items of a later data set, about which its cases say nothing. -> Data"""
   shop = update.load(source, data.catalog, workdir)
   return dataclasses.replace(data, catalog=shop.catalog, titles=titles_of(shop),
                              fingerprint=shop.fingerprint)
 
 
-def masked(cfg, data):
+def masked(cfg: ConfigDict, data: Data) -> bool:
   """Whether items of a history may not be recommended: as the split's origin does, or as told."""
-  how = cfg.judge.mask_history
+  how = cfg.eval.mask_history
   if how not in ('auto', 'yes', 'no'):
-    raise ConfigError(f"judge.mask_history={how!r}; choose 'auto', 'yes' or 'no'")
+    raise ConfigError(f"eval.mask_history={how!r}; choose 'auto', 'yes' or 'no'")
   return data.cases.masked if how == 'auto' else how == 'yes'
 
 
-def held(data, part, most):
+def held(data: Data, part: str, most: int) -> Int[np.ndarray, ' n']:
   """Which cases of a part are asked: `most` drawn once, or all (0). -> rows (n,), ascending"""
   return splits.drawn(getattr(data.cases, part), most, '')[0]
 
 
-def noted(titles, notes):
+def noted(titles: list[str], notes: dict[str, Any]) -> dict[str, Any]:
   """How many items share their title with another, beside other notes."""
   return {**notes, 'items_with_a_shared_title': len(titles) - len(set(titles))}
 
 
-def load_records(folder):
+def load_records(folder: str | os.PathLike) -> Data:
   """A folder with train.json, valid.json, test.json and a title list; records stay as they are, but
   for titles that were misread (`files.mend`), which are counted.
 
   Where a title belongs to several items the first one is meant. Titles of histories that the
-  catalogue lacks are counted and left out; a target that it lacks is an error.
+  catalog lacks are counted and left out; a target that it lacks is an error.
   """
   records = {part: files.read_records(folder / f'{part}.json') for part in PARTS}
   ids, records, mended = files.mend(files.read_titles(folder), records)
@@ -131,12 +139,13 @@ def load_records(folder):
               records, mark, noted(titles, notes))
 
 
-def cases_of(records, first, path, notes):
+def cases_of(records: list[dict], first: dict[str, int], path: pathlib.Path,
+             notes: dict[str, Any]) -> Cases:
   """Cases of records whose titles are known. first: {title: index} -> Cases"""
   users, flat, offsets, targets = [], [], [0], []
   lost = [i for i, r in enumerate(records) if files.clean_title(r['output']) not in first]
   if lost:
-    raise DataError(f'{path}: the targets of {len(lost)} records are no title of the catalogue, '
+    raise DataError(f'{path}: the targets of {len(lost)} records are no title of the catalog, '
                     f'e.g. record {lost[0]}: {records[lost[0]]["output"][:60]}; correct them, or '
                     'remove these records')
   for number, record in enumerate(records):
@@ -151,7 +160,7 @@ def cases_of(records, first, path, notes):
                np.array(targets, np.int32))
 
 
-def sequences(cases):
+def sequences(cases: Cases) -> Interactions:
   """Each case's history and target as a sequence of its own. -> Interactions"""
   flat, offsets = cases.histories
   ends = offsets[1:] + np.arange(1, len(cases) + 1)

@@ -1,4 +1,4 @@
-"""Templates, instruction records, and their tokens (bigrec.md 3.2, 4.2).
+"""Templates, instruction records, and their tokens.
 
 A template is a plain file of four parts, each under its name in brackets: [instruction] and [input]
 make a record out of a history ({noun}, {history}), [prompt] makes the prompt out of a record
@@ -12,6 +12,7 @@ from recjax.data.formats import bigrec as files
 from recjax.errors import DataError
 from recjax.text import prompt_templates
 from recjax.text.prompt_templates import fill
+from recjax.text.tokenizer import Tokenizer
 
 FIELDS = {'instruction': ('noun',), 'input': ('history',), 'prompt': ('instruction', 'input'),
           'answer': ('title',)}
@@ -25,29 +26,29 @@ class Template:
   prompt: str
   answer: str
 
-  def record(self, noun, history, title):
+  def record(self, noun: str, history: list[str], title: str) -> dict[str, str]:
     """The record of a history of titles. -> {'instruction', 'input', 'output'}"""
     return {'instruction': fill(self.instruction, noun=noun),
             'input': fill(self.input, noun=noun, history=files.quoted(history)),
             'output': f'"{title}"'}
 
-  def text(self, record):
+  def text(self, record: dict[str, str]) -> str:
     """The prompt of a record."""
     return fill(self.prompt, instruction=record['instruction'], input=record['input'])
 
-  def reply(self, title):
+  def reply(self, title: str) -> str:
     """What the model shall write, its end token aside."""
     return fill(self.answer, title=title)
 
 
-def load_template(name):
+def load_template(name: str) -> 'Template':
   """Reads 'bigrec', 'd3' or a file of one's own. Raises ConfigError naming what it lacks."""
   wanted = {**FIELDS, 'instruction': ()}
   parts = prompt_templates.read(name, 'recjax.methods.bigrec', wanted)
   return Template(**{part: parts[part] for part in FIELDS})
 
 
-def shorter(record):
+def shorter(record: dict[str, str]) -> dict[str, str] | None:
   """The record without its oldest title, or None where it has none left to drop."""
   text = record['input']
   start = text.find('"')
@@ -57,7 +58,8 @@ def shorter(record):
   return {**record, 'input': text[:start] + text[start + 1 + cut.end() - 1:]}
 
 
-def encode_prompts(tokenizer, template, records, longest):
+def encode_prompts(tokenizer: Tokenizer, template: Template, records: list[dict],
+                   longest: int) -> tuple[list[list[int]], int]:
   """Token ids of all prompts, whole ones; the oldest titles go where a prompt is too long.
 
   longest: tokens that a prompt may have. -> (list of token lists, how many were shortened).
@@ -75,23 +77,23 @@ def encode_prompts(tokenizer, template, records, longest):
       record = shorter(record)
       if record is None:
         raise DataError(f'record {i} takes {len(ids)} tokens with one title of its history, '
-                        f'{longest} fit; raise prompt.cutoff, or shorten its titles')
+                        f'{longest} fit; raise prompt.max_prompt_tokens, or shorten its titles')
       ids = start + tokenizer.encode(template.text(record))
     rows[i] = ids
   return rows, cut
 
 
-def encode_answers(tokenizer, template, titles):
+def encode_answers(tokenizer: Tokenizer, template: Template, titles: list[str]) -> list[list[int]]:
   """Token ids of answers without the end token, the same in training and in the trie."""
   return tokenizer.encode_batch([template.reply(t) for t in titles])
 
 
-def come_back(tokenizer, template, titles):
+def come_back(tokenizer: Tokenizer, template: Template, titles: list[str]) -> list[str]:
   """Titles as they are read from the tokens of their answers. -> list of str"""
   return [title_of(tokenizer.decode(row)) for row in encode_answers(tokenizer, template, titles)]
 
 
-def title_of(text):
+def title_of(text: str) -> str:
   """The title in a generated text: its first line, without the quotes around it. -> str"""
   line = text.strip().partition('\n')[0].strip()
   return files.clean_title(line if line.endswith('"') else line.removeprefix('"'))

@@ -1,12 +1,18 @@
 """The run's report: what was written, where it landed, what pulled it, and whether it helps."""
+import pathlib
+from typing import Any
+
 import numpy as np
+from ml_collections import ConfigDict
 
 from recjax import run_files
+from recjax.data.splits import Cases
 from recjax.methods.bigrec import instruction_data
+from recjax.methods.bigrec.instruction_data import Data
 from recjax.models import seqrec
 from recjax.report import html, plots, results, run, users
 from recjax.run_files import read_json
-from recjax.training.workdir import find_stage
+from recjax.training.workdir import Workdir, find_stage
 
 LABELS = {'bigrec': 'BIGRec', 'bigrec:pop': 'BIGRec, pulled by popularity',
           'bigrec:cf': 'BIGRec, pulled by SASRec', 'd3': 'D3', 'd3:no_mixing': 'D3, the LLM alone',
@@ -41,13 +47,13 @@ PAPERS = {'ground': '''\
 }'''}
 
 
-def write(cfg, work, data, found):
+def write(cfg: ConfigDict, work: Workdir, data: Data, evaluated: pathlib.Path) -> None:
   """Writes report.html into the run's folder."""
-  outcome = read_json(found / 'results.json')
+  outcome = read_json(evaluated / 'results.json')
   main = next(iter(outcome['rows']))
-  special = grounded_sections if cfg.way == 'ground' else decoded_sections
+  special = grounded_sections if cfg.variant == 'ground' else decoded_sections
   name = 'BIGRec: titles are written, then grounded'
-  if cfg.way == 'decode':
+  if cfg.variant == 'decode':
     name = 'D3: beams of real titles'
   html.write(work.path / 'report.html', html.page(
       name, f'{data.name}, preset {cfg.preset}',
@@ -60,11 +66,11 @@ def write(cfg, work, data, found):
            'data': f'{data.name}: {len(data.catalog):,} items, {len(data.cases.train):,} training '
            'samples', **{k.replace('_', ' '): f'{v:,}' for k, v in data.notes.items() if v},
            'data fingerprint': data.fingerprint, 'protocol': outcome['protocol']},
-                    [PAPERS[cfg.way], seqrec.PAPERS[cfg.assist.model.kind]])],
+                    [PAPERS[cfg.variant], seqrec.PAPERS[cfg.assist.model.kind]])],
       'Bao et al., arXiv 2308.08434 and arXiv 2406.14900.'))
 
 
-def verdict(outcome, main):
+def verdict(outcome: dict[str, Any], main: str) -> str:
   """The result in a sentence."""
   ours, base = outcome['rows'][main], outcome['rows']['popularity']
   p = outcome['tests'][f'{main}>popularity']['HR@10']
@@ -73,7 +79,7 @@ def verdict(outcome, main):
           f'{base["HR@10"]["value"]:.1%} (paired test, p {results.p_value(p)}).')
 
 
-def figures(cfg, outcome, main):
+def figures(cfg: ConfigDict, outcome: dict[str, Any], main: str) -> list[tuple]:
   """Tiles of the summary."""
   if 'alpha' in outcome:
     last = ('LLM weight', f'{outcome["alpha"]:g}', 'chosen on validation')
@@ -81,20 +87,22 @@ def figures(cfg, outcome, main):
     last = ('first beams that are titles', f'{1 - outcome["invalid_first"]:.1%}', 'as written')
   return [*results.tiles(outcome, main, ('HR@10', 'NDCG@10')),
           ('invalid titles', f'{outcome["invalid_titles"]:.1%}',
-           'of what was recommended' if cfg.way == 'decode' else 'of all beams, before grounding'),
+           'of what was recommended' if cfg.variant == 'decode' else
+           'of all beams, before grounding'),
           last]
 
 
-def results_section(cfg, outcome, main):
+def results_section(cfg: ConfigDict, outcome: dict[str, Any], main: str) -> html.Section:
   """The table with intervals."""
   every = [m for m in ('HR@10', 'NDCG@10', 'HR@5') if m in outcome['rows'][main]]
   return html.section('Results', results.results_table(outcome, every, 'NDCG@10', main, LABELS),
                       intro='Intervals are 95 % bootstraps over test cases.' + (
                           f' A list of D3 holds {cfg.decode.beams} beams; a target outside counts '
-                          'as not found.' if cfg.way == 'decode' else ''))
+                          'as not found.' if cfg.variant == 'decode' else ''))
 
 
-def grounded_sections(cfg, work, data, outcome):
+def grounded_sections(cfg: ConfigDict, work: Workdir, data: Data,
+                      outcome: dict[str, Any]) -> list[html.Section]:
   """BIGRec: the map of what was written, the gamma curves, examples."""
   vectors, written = find_stage(work.path, 'embed'), find_stage(work.path, 'generate')
   records = run_files.need_json(written / 'test.json', list)
@@ -102,8 +110,8 @@ def grounded_sections(cfg, work, data, outcome):
           written_users(cfg, work, data, outcome, records)]
 
 
-def map_section(data, vectors, records):
-  """A plane through the catalogue's vectors, and where generated texts fall on it."""
+def map_section(data: Data, vectors: dict[str, np.ndarray], records: list[dict]) -> html.Section:
+  """A plane through the catalog's vectors, and where generated texts fall on it."""
   items, texts = (run_files.read_arrays(vectors / f'{n}.npy') for n in ('items', 'test'))
   known = {t: i for i, t in enumerate(data.titles)}
   first = [r['predict'][0] for r in records]
@@ -113,10 +121,10 @@ def map_section(data, vectors, records):
   flat = (items - centre) @ axes[:2].T
   near, lines = [], []
   for i in odd:
-    at = int(((items - texts[i]) ** 2).sum(1).argmin())
+    nearest_item = int(((items - texts[i]) ** 2).sum(1).argmin())
     point = (texts[i] - centre) @ axes[:2].T
     near.append(point)
-    lines.append((point, flat[at]))
+    lines.append((point, flat[nearest_item]))
   groups = ['items'] * len(flat) + ['generated, no title'] * len(near)
   rows = [[first[i], data.titles[int(((items - texts[i]) ** 2).sum(1).argmin())]]
           for i in odd[:10]]
@@ -124,35 +132,36 @@ def map_section(data, vectors, records):
       'Grounding',
       html.figure(plots.scatter(np.concatenate([flat, *(p[None] for p in near)]), groups,
                                 lines=lines),
-                  'The first two principal directions of the catalogue, and where texts that are '
+                  'The first two principal directions of the catalog, and where texts that are '
                   'no title were grounded', 'points and lines'),
-      html.table(['Generated', 'Grounded to'], rows, 'Texts that are no title of the catalogue'),
+      html.table(['Generated', 'Grounded to'], rows, 'Texts that are no title of the catalog'),
       intro=f'{len(set(first) - set(known)):,} different first beams are no title of the '
-            f'catalogue; '
+            f'catalog; '
             f'{sum(t in known for t in first):,} of {len(first):,} are one as written.')
 
 
-def gamma_section(work):
+def gamma_section(work: Workdir) -> html.Section:
   """Test and validation NDCG@10 over the whole grid; validation alone chooses."""
   gamma = read_json(find_stage(work.path, 'evaluate') / 'gamma.json')
   names = {'pop': 'popularity', 'cf': 'the assistant'}
   curves = {f'{names[k]}, {part}': list(zip(g['gammas'], g[part]['NDCG@10']))
             for k, g in gamma.items() for part in ('valid', 'test')}
-  some = ('HR@5', 'NDCG@5', 'HR@10', 'NDCG@10')
+  metrics = ('HR@5', 'NDCG@5', 'HR@10', 'NDCG@10')
   chosen = [[names[k], f'{g["one"]:g}', *(f'{c["gamma"]:g} ({c["test"]:.4f})' for c in
-             (g['per_metric'][m] for m in some))] for k, g in gamma.items()]
+             (g['per_metric'][m] for m in metrics))] for k, g in gamma.items()]
   return html.section(
       'Injection',
       html.figure(plots.loss_curves(curves, ylabel='NDCG@10', xlabel='gamma'),
                   'NDCG@10 by gamma', 'curves'),
-      html.table(['Pulled by', 'one gamma', *some], chosen,
+      html.table(['Pulled by', 'one gamma', *metrics], chosen,
                  'The gamma of the rows above, and the published choice for each metric with its '
                  'test value'),
       intro='Distances are multiplied by (1 + W) to the power of minus gamma. One gamma is chosen '
             'on validation by NDCG@10; choosing one for each metric, as published, is optimistic.')
 
 
-def written_users(cfg, work, data, outcome, records):
+def written_users(cfg: ConfigDict, work: Workdir, data: Data, outcome: dict[str, Any],
+                  records: list[dict]) -> html.Section:
   """Test cases with the beams that were written; the first one was grounded."""
   known = set(data.titles)
 
@@ -161,7 +170,7 @@ def written_users(cfg, work, data, outcome, records):
              for n, text in enumerate(records[case]['predict'], 1)]
     return {}, {}, [html.table(['', 'Written', ''], beams, 'Beams, before grounding', 'rll')]
   how = outcome['list_of']
-  pull = '' if how['inject'] == 'none' else f', pulled with gamma {how["gamma"]:g}'
+  pull = '' if how['prior'] == 'none' else f', pulled with gamma {how["gamma"]:g}'
   return users.section(
       work.path, data.catalog, asked(cfg, data), next(iter(outcome['rows'])), cfg.seed, tell,
       'Closeness', intro='The model wrote the beams below each list. The first beam stands among '
@@ -169,18 +178,19 @@ def written_users(cfg, work, data, outcome, records):
       'the farthest.')
 
 
-def asked(cfg, data):
+def asked(cfg: ConfigDict, data: Data) -> Cases:
   """The test cases that were judged."""
-  return data.cases.test.picked(instruction_data.held(data, 'test', cfg.judge.test_most))
+  return data.cases.test.picked(instruction_data.held(data, 'test', cfg.eval.max_test_users))
 
 
-def decoded_sections(cfg, work, data, outcome):
+def decoded_sections(cfg: ConfigDict, work: Workdir, data: Data,
+                     outcome: dict[str, Any]) -> list[html.Section]:
   """D3: the weight's curve, ghost tokens, how alike lists are, examples."""
   return [alpha_section(work), ghost_section(work), likeness_section(outcome),
           decoded_users(cfg, work, data, outcome)]
 
 
-def alpha_section(work):
+def alpha_section(work: Workdir) -> html.Section:
   """Validation metrics by the LLM's weight."""
   choice = read_json(find_stage(work.path, 'choose') / 'alpha.json')
   curves = {m: [(a, values[m]) for a, values in sorted(choice['curve'], key=lambda c: c[0])]
@@ -193,7 +203,7 @@ def alpha_section(work):
             f'by {choice["by"]} of {choice["cases"]:,} validation cases.')
 
 
-def ghost_section(work):
+def ghost_section(work: Workdir) -> html.Section:
   """Tokens that are all but certain."""
   ghosts = read_json(find_stage(work.path, 'decode') / 'ghosts.json')
   return html.section(
@@ -207,9 +217,9 @@ def ghost_section(work):
             'nothing to a score and one to its length, so division by length favours long titles.')
 
 
-def likeness_section(outcome):
+def likeness_section(outcome: dict[str, Any]) -> html.Section:
   """How alike the lists are."""
-  names = {'alike': 'title words shared within a list', 'coverage': 'catalogue shown',
+  names = {'alike': 'title words shared within a list', 'coverage': 'catalog shown',
            'Gini': 'Gini', 'repeat': 'repeats', 'out_of_catalogue': 'no item'}
   rows = [[LABELS[row], *(f'{cells[k]:.3f}' for k in names)]
           for row, cells in outcome['homogeneity'].items()]
@@ -217,7 +227,8 @@ def likeness_section(outcome):
       ['Row', *names.values()], rows, 'Top-10 lists of the test cases', 'l' + 'r' * len(names)))
 
 
-def decoded_users(cfg, work, data, outcome):
+def decoded_users(cfg: ConfigDict, work: Workdir, data: Data,
+                  outcome: dict[str, Any]) -> html.Section:
   """Test cases with their beams, beside those of the LLM alone."""
   alone = run_files.read_arrays(find_stage(work.path, 'decode') / 'd3-no_mixing.npz')['items']
 

@@ -1,29 +1,38 @@
 """Supervised fine-tuning on prompts and titles: LoRA (BIGRec) or all weights (D3)."""
 import os
+import pathlib
+from typing import Any
 
 import numpy as np
+from jax.sharding import Mesh
+from jaxtyping import PyTree
 from ml_collections import ConfigDict
 
 from recjax.distributed.multihost import to_host
 from recjax.errors import ConfigError
 from recjax.methods.bigrec import instruction_data, prompts
+from recjax.methods.bigrec.instruction_data import Data
+from recjax.methods.bigrec.prompts import Template
 from recjax.models import huggingface
+from recjax.text.tokenizer import Tokenizer
 from recjax.training import llm_loading, sft, tiny_llm
+from recjax.training.workdir import Workdir
 
 MODES = ('lora', 'full')
 
 
-def settings(cfg):
+def settings(cfg: ConfigDict) -> ConfigDict:
   """Everything in the config that decides this stage's result."""
   return ConfigDict({k: cfg[k] for k in ('data', 'domains', 'samples', 'prompt', 'train', 'lora',
                                          'optim', 'llm', 'seed')})
 
 
-def documents(template, noun, titles, seed, walks=4, longest=8):
-  """Texts that the tiny model learns to write before it sees any behaviour, and their opening.
+def documents(template: Template, noun: str, titles: list[str], seed: int, walks: int = 4,
+              longest: int = 8) -> tuple[Any, list[str]]:
+  """Texts that the tiny model learns to write before it sees any behavior, and their opening.
 
   Prompts and answers of made-up histories that wander from an item to one of like words, so that
-  the model knows the catalogue's titles and the prompts' form, and nothing of what users did.
+  the model knows the catalog's titles and the prompts' form, and nothing of what users did.
   -> (opening, list of texts that continue it)
   """
   first, last = (template.text(template.record(noun, [h], '')) for h in ('a', 'b'))
@@ -34,13 +43,13 @@ def documents(template, noun, titles, seed, walks=4, longest=8):
   for _ in range(walks):
     order = tiny_llm.similarity_walk(words, rng)
     for start in range(0, len(order), longest):
-      some = [titles[i] for i in order[start:start + longest + 1]]
-      record = template.record(noun, some[:-1] or some, some[-1])
-      out.append(template.text(record).removeprefix(opening) + template.reply(some[-1]))
+      walk = [titles[i] for i in order[start:start + longest + 1]]
+      record = template.record(noun, walk[:-1] or walk, walk[-1])
+      out.append(template.text(record).removeprefix(opening) + template.reply(walk[-1]))
   return opening, out
 
 
-def stage(work, cfg, data, folder):
+def stage(work: Workdir, cfg: ConfigDict, data: Data, folder: pathlib.Path) -> dict[str, Any]:
   """Tunes the LLM of `folder` into `work.folder`: a PEFT adapter, or a whole checkpoint."""
   if cfg.train.mode not in MODES:
     raise ConfigError(f'train.mode={cfg.train.mode!r}; choose one of {", ".join(MODES)}')
@@ -54,7 +63,7 @@ def stage(work, cfg, data, folder):
   parts = [encoded(tokenizer, template, cfg, every, part, most) for part, most in (
       ('train', cfg.train.sample), ('valid', cfg.train.valid_sample))]
   prefix = sft.common_prefix(parts[0][0] + parts[1][0])
-  train, valid = (sft.pack(p, a, cfg.train.loss_on, cfg.train.row, prefix)
+  train, valid = (sft.pack(p, a, cfg.train.loss_on, cfg.train.row_tokens, prefix)
                   for p, a, _ in parts)
   settings = ConfigDict({**cfg.train.to_dict(), 'optim': cfg.optim, 'seed': cfg.seed})
   trained, counts = sft.tune(work, settings, model, params, train, valid)
@@ -68,7 +77,8 @@ def stage(work, cfg, data, folder):
   return {**counts, 'shortened_prompts': parts[0][2] + parts[1][2]}
 
 
-def domains(cfg, data, tokenizer, template):
+def domains(cfg: ConfigDict, data: Data, tokenizer: Tokenizer,
+            template: Template) -> list[tuple[Data, str]]:
   """The data sets that are learnt from, with what their items are called. -> [(Data, noun)]"""
   more = [
     (instruction_data.spelt(instruction_data.load(source, cfg.samples), tokenizer, template), noun)
@@ -77,7 +87,9 @@ def domains(cfg, data, tokenizer, template):
   return [(data, cfg.prompt.noun), *more]
 
 
-def encoded(tokenizer, template, cfg, parts, part, most):
+def encoded(tokenizer: Tokenizer, template: Template, cfg: ConfigDict,
+            parts: list[tuple[Data, str]], part: str,
+            most: int) -> tuple[list[list[int]], list[list[int]], int]:
   """Prompts and answers of `most` samples of each domain. -> (prompts, answers, shortened)"""
   asked, answers, cut = [], [], 0
   for data, noun in parts:
@@ -86,7 +98,7 @@ def encoded(tokenizer, template, cfg, parts, part, most):
     if 0 < most < len(rows):
       rows = np.sort(np.random.default_rng(cfg.seed).permutation(len(rows))[:most])
     records = data.records_of(part, template, noun, rows)
-    more, short = prompts.encode_prompts(tokenizer, template, records, cfg.prompt.cutoff)
+    more, short = prompts.encode_prompts(tokenizer, template, records, cfg.prompt.max_prompt_tokens)
     asked, cut = asked + more, cut + short
     titles = [data.titles[t - 1] for t in cases.targets[rows]]
     end = [tokenizer.eos_ids[0]]
@@ -94,7 +106,8 @@ def encoded(tokenizer, template, cfg, parts, part, most):
   return asked, answers, cut
 
 
-def tuned(cfg, folder, made, mesh):
+def tuned(cfg: ConfigDict, folder: pathlib.Path, made: pathlib.Path,
+          mesh: Mesh) -> tuple[Any, dict[str, PyTree], Tokenizer]:
   """The tuned LLM. -> (model, variables, tokenizer)"""
   if cfg.train.mode == 'lora':
     model, params, tokenizer, lora = llm_loading.load_adapted(folder, cfg.llm, made, mesh)

@@ -9,10 +9,16 @@ Interests of a user, short texts, may be read beside the history.
 Deliberate differences from the authors' code (docs/etegrec.md):
   - interests reach the logits (`fusion=encoder`, `prefix`); as released (`pooled`) they cannot;
   - beams are real items; free ones are judged beside them and their invalid share is reported;
-  - rows of a step share a shape by bins of lengths; histories are cut to `model.history` items;
+  - rows of a step share a shape by bins of lengths; histories are cut to `model.max_history` items;
   - learning rates fall to 0 over the steps that really run;
   - the distances of SIA are negated, as the paper has it (`align.sign=pos` for the released form).
+
+In all files `work` is the run's Workdir, `cfg` its config or the part that a stage's `settings`
+takes of it, `dataset` users and items, `X_dir` the folder that stage X left, `outcome` what
+results.json holds and `row` a name of its rows. Items are indices 1..N, 0 is none.
 """
+from ml_collections import ConfigDict
+
 from recjax.data.dataset import load_data
 from recjax.evaluation import results
 from recjax.methods.etegrec import (
@@ -24,38 +30,43 @@ from recjax.methods.etegrec import (
   tokenization,
   train,
 )
+from recjax.training.workdir import Workdir
 
 
-def run(cfg, work):
+def run(cfg: ConfigDict, work: Workdir) -> None:
   """The experiment, stage by stage."""
   train.check(cfg)
-  shop = load_data(cfg.data)
-  work.say(f'{shop.name}: {len(shop.catalog):,} items, {len(shop.interactions):,} users, '
-           f'{len(shop.interactions.items):,} interactions, fingerprint {shop.fingerprint[:12]}')
-  made = work.stage('vectors', item_embeddings.stage, item_embeddings.settings(cfg), shop)
-  coded = work.stage('tokenizer', tokenization.stage, tokenization.settings(cfg), made,
-                     shop.catalog.ids)
-  heard = None
+  dataset = load_data(cfg.data)
+  work.say(
+    f'{dataset.name}: {len(dataset.catalog):,} items, {len(dataset.interactions):,} users, '
+    f'{len(dataset.interactions.items):,} interactions, fingerprint {dataset.fingerprint[:12]}'
+  )
+  vectors_dir = work.stage('vectors', item_embeddings.stage, item_embeddings.settings(cfg), dataset)
+  ids_dir = work.stage('tokenizer', tokenization.stage, tokenization.settings(cfg), vectors_dir,
+                     dataset.catalog.ids)
+  interests_dir = None
   if cfg.fusion != 'none':
-    heard = work.stage('interests', interests.stage, interests.settings(cfg), shop)
-  model = work.stage('train', train.stage, train.settings(cfg), shop, made, coded, heard)
+    interests_dir = work.stage('interests', interests.stage, interests.settings(cfg), dataset)
+  model_dir = work.stage(
+    'train', train.stage, train.settings(cfg), dataset, vectors_dir, ids_dir, interests_dir
+  )
   if cfg.finetune.epochs:
-    model = work.stage('finetune', train.finetune, train.finetune_settings(cfg), shop, made, coded,
-                       heard, model)
-  found = work.stage('evaluate', evaluate.stage, evaluate.settings(cfg), shop, made, coded, heard,
-                     model)
-  work.publish(found, 'results.json', 'ranks.parquet', 'predictions.parquet')
-  report.write(cfg, work, shop, made, coded, heard, model, found)
-  results.show(work, found)
+    model_dir = work.stage(
+      'finetune', train.finetune, train.finetune_settings(cfg), dataset, vectors_dir, ids_dir,
+      interests_dir, model_dir
+    )
+  results_dir = work.stage(
+    'evaluate', evaluate.stage, evaluate.settings(cfg), dataset, vectors_dir, ids_dir,
+    interests_dir, model_dir
+  )
+  work.publish(results_dir, 'results.json', 'ranks.parquet', 'predictions.parquet')
+  report.write(cfg, work, dataset, vectors_dir, ids_dir, interests_dir, model_dir, results_dir)
+  results.show(work, results_dir)
 
 
-recommender, cost, convert = (
-  inference.recommender,
-  inference.cost,
-  inference.convert,
-)
+recommender, cost, convert = (inference.recommender, inference.cost, inference.convert)
 
 
-def validated(cfg):
+def validated(cfg: ConfigDict) -> str:
   """The stage whose validation figures tell settings apart, for `recjax sweep`."""
   return 'train'

@@ -1,88 +1,100 @@
 """Ranked items by beam search over semantic IDs: real IDs alone, or any codes."""
 import functools
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, Float, Int, PyTree
+from ml_collections import ConfigDict
 
 from recjax.decoding import constraints, device_trie, item_filter
-from recjax.decoding.generate import generate
+from recjax.decoding.device_trie import DeviceTrie
+from recjax.decoding.generate import Generated, generate
 from recjax.models import semantic_id_t5
 
-WIDTHS = 4  # how many lengths of histories are compiled
+NUM_BUCKETS = 4  # how many lengths of histories are compiled
 
 NORMALIZE = 'level'  # each level has a softmax of its own, as in training; runs are keyed by it
 
 
 @functools.partial(jax.jit, static_argnums=1)
-def plant(table, size):
-  """The trie of a table (N + 1, Q) with padding in row 0, on the device. -> Forest"""
+def build_device_trie(table: Int[Array, 'N1 Q'], size: int) -> DeviceTrie:
+  """The trie of a table of codes on the device. table: row 0 is padding. size: codes of a level."""
   return device_trie.semantic_id_trie(table[1:], size, jnp.arange(table.shape[1]) * size)
 
 
-def ranked(cfg, params, table, histories, most, how, interests=None, seen=True, allowed=None,
-           advance=None, free=False):
+def rank_items(cfg: semantic_id_t5.Config, params: PyTree, table: Int[Array | np.ndarray, 'N1 Q'],
+               histories: Sequence[np.ndarray], max_history: int, decode: ConfigDict,
+               interests: tuple | None = None, exclude_seen: bool = True,
+               allowed: np.ndarray | None = None, advance: Callable | None = None,
+               free: bool = False) -> tuple[Int[np.ndarray, 'B K'], Float[np.ndarray, 'B K']]:
   """The best items of each history, by the log-probability that training gives their codes: each
   level has a softmax of its own.
 
-  cfg: coder.Config. params: the recommender's. table: (N + 1, Q) int32. histories: [(n,) item
-  indices, oldest first], none empty. most: items of a history that are read. how: beams, batch.
-  interests: (B, K, d), (B, K) or None. seen: whether items of the history are out. allowed: (N,)
-  bool. free: beams may be codes of no item, which count as item 0.
-  -> items (B, beams) int32, 0 where none is left, scores (B, beams)
+  cfg: of the recommender. params: its parameters. table: codes of items, row 0 of padding.
+  histories: item indices, oldest first, none empty. max_history: items of a history that are read.
+  decode: beams, batch. interests: vectors (B, K, d) and whether there is one (B, K), or None.
+  exclude_seen: whether items of the history are out. allowed: (N,) bool, other items are out.
+  advance: told how many histories are done. free: beams may be codes of no item, which count as
+  item 0. -> item indices, 0 where none is left; scores
   """
   table = jnp.asarray(table)
-  tree = None if free else plant(table, cfg.size)
-  beams = min(how.beams, len(table) - 1)
+  trie = None if free else build_device_trie(table, cfg.size)
+  beams = min(decode.beams, len(table) - 1)
   items = np.zeros((len(histories), beams), np.int32)
   scores = np.full(items.shape, -np.inf, np.float32)
-  decoder, bucket = semantic_id_t5.decoder(cfg), max(1, -(-most // WIDTHS))
-  order = np.argsort([min(len(h), most) for h in histories], kind='stable')
-  for start in range(0, len(order), how.batch):
-    part = order[start:start + how.batch]
-    full = np.resize(part, how.batch)  # the last batch goes on with its own first rows
-    some = [histories[i] for i in full]
-    given = {'params': params, 'table': table}
+  decoder, bucket_length = semantic_id_t5.decoder(cfg), max(1, -(-max_history // NUM_BUCKETS))
+  order = np.argsort([min(len(history), max_history) for history in histories], kind='stable')
+  for batch_start in range(0, len(order), decode.batch):
+    batch_rows = order[batch_start : batch_start + decode.batch]
+    padded_rows = np.resize(
+      batch_rows, decode.batch
+    )  # the last batch goes on with its own first rows
+    batch_histories = [histories[i] for i in padded_rows]
+    inputs = {'params': params, 'table': table}
     if interests is not None:
-      given['interests'] = tuple(x[full] for x in interests)
+      inputs['interests'] = tuple(x[padded_rows] for x in interests)
     if free:
-      rule = constraints.CodeConstraint(cfg.levels, cfg.size)
+      constraint = constraints.CodeConstraint(cfg.levels, cfg.size)
     else:
       limits = item_filter.build_item_filter(
-        tree,
-        None if allowed is None else allowed[None],
-        None if allowed is None else np.zeros(len(full), np.int32),
-        [np.asarray(h) - 1 for h in some] if seen else None,
+        trie, None if allowed is None else allowed[None],
+        None if allowed is None else np.zeros(len(padded_rows), np.int32),
+        [np.asarray(history) - 1 for history in batch_histories] if exclude_seen else None
       )
-      rule = constraints.CatalogConstraint(
-        tree, limits=limits, normalize=NORMALIZE, code_size=cfg.size
+      constraint = constraints.CatalogConstraint(
+        trie, limits=limits, normalize=NORMALIZE, code_size=cfg.size
       )
-    found = generate(
-      decoder,
-      given,
-      [h[-most:].tolist() for h in some],
-      rule,
-      beams=beams,
-      length_penalty=0.0,
-      new_tokens=cfg.levels,
-      bucket=bucket,
+    generated = generate(
+      decoder, inputs, [history[-max_history:].tolist() for history in batch_histories], constraint,
+      beams=beams, length_penalty=0.0, new_tokens=cfg.levels, bucket=bucket_length
     )
-    good = found.exists & found.complete
-    scores[part] = np.where(good, found.scores, -np.inf)[:len(part)]
-    items[part] = np.where(good, named(found, table, cfg.size) if free else placed(found, tree),
-                           0)[:len(part)]
+    is_item = generated.exists & generated.complete
+    scores[batch_rows] = np.where(is_item, generated.scores, -np.inf)[: len(batch_rows)]
+    items[batch_rows] = np.where(
+      is_item,
+      items_of_codes(generated, table, cfg.size) if free else items_of_nodes(generated, trie), 0
+    )[: len(batch_rows)]
     if advance:
-      advance(len(part))
+      advance(len(batch_rows))
   return items, scores
 
 
-def placed(found, tree):
-  """Item indices of beams over the trie; every item has codes of its own. -> (B, beams)"""
-  return np.asarray(tree.item)[np.clip(found.places[..., 0], 0, len(tree.item) - 1)] + 1
+def items_of_nodes(generated: Generated, trie: DeviceTrie) -> Int[np.ndarray, 'B K']:
+  """Item indices of beams over the trie; every item has codes of its own.
+
+  generated: of beam search.
+  """
+  return np.asarray(trie.item)[np.clip(generated.places[..., 0], 0, len(trie.item) - 1)] + 1
 
 
-def named(found, table, size):
-  """Item indices of free beams, 0 for codes of none. table: (N + 1, Q). -> (B, beams)"""
-  names = {tuple(row): i for i, row in enumerate(np.asarray(table).tolist()) if i}
-  return np.array([[names.get(tuple(row), 0) for row in beams.tolist()]
-                   for beams in found.tokens % size], np.int32)
+def items_of_codes(generated: Generated, table: Int[Array | np.ndarray, 'N1 Q'],
+                   size: int) -> Int[np.ndarray, 'B K']:
+  """Item indices of free beams, 0 for codes of none. table: row 0 is padding. size: of a level.
+
+  generated: of beam search.
+  """
+  items = {tuple(codes): item for item, codes in enumerate(np.asarray(table).tolist()) if item}
+  return np.array([[items.get(tuple(codes), 0) for codes in beam_codes.tolist()]
+                   for beam_codes in generated.tokens % size], np.int32)

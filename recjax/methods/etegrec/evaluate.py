@@ -1,121 +1,155 @@
 """Test users' lists by beams over real IDs, beside the recommender that gave the item vectors."""
+import pathlib
+from collections.abc import Callable
+
 import numpy as np
+from jaxtyping import PyTree
 from ml_collections import ConfigDict
 
+from recjax.data.dataset import Dataset
 from recjax.evaluation import baselines, ranking
 from recjax.evaluation import results as results_lib
 from recjax.methods.etegrec import beam_ranking, item_embeddings, train
 from recjax.training import auxiliary_recommender, sharded_stage
+from recjax.training.workdir import Workdir
 
-SWAPPED = 2000  # users at most whose interests are taken away, or given to others
-PIECE = 2048    # users whose lists a kill may cost
-FREE = 1000     # users at most whose beams are left free
+MAX_SWAPPED_USERS = 2000  # users at most whose interests are taken away, or given to others
+PIECE_USERS = 2048    # users whose lists a kill may cost
+MAX_FREE_USERS = 1000     # users at most whose beams are left free
 
 
-def settings(cfg):
+def settings(cfg: ConfigDict) -> ConfigDict:
   """What of the config decides the figures besides the trained models."""
-  names = ('way', 'fusion', 'model', 'tokenizer', 'decode', 'judge', 'seed', 'seeds')
+  names = ('variant', 'fusion', 'model', 'semantic_ids', 'decode', 'eval', 'seed', 'seeds')
   return ConfigDict({**{k: cfg[k] for k in names}, 'batch': cfg.train.batch,
                      'normalize': beam_ranking.NORMALIZE})
 
 
-def row_name(cfg):
+def row_name(cfg: ConfigDict) -> str:
   """The row of results.json."""
-  return cfg.way if cfg.fusion == 'none' else f'{cfg.way}:{cfg.fusion}'
+  return cfg.variant if cfg.fusion == 'none' else f'{cfg.variant}:{cfg.fusion}'
 
 
-def stage(work, cfg, shop, made, coded, heard, model):
-  """Ranks the test users with every seed's best epoch and writes every result file. -> counts"""
-  given = train.task(with_train(cfg), shop, made, coded, heard)
-  cases, n, row = given.split.test, len(shop.catalog), row_name(cfg)
-  best = int(np.argmax(train.valid_of(model)['NDCG@10']))
-  ours, kept = [], None
+def stage(work: Workdir, cfg: ConfigDict, dataset: Dataset, vectors_dir: pathlib.Path,
+          ids_dir: pathlib.Path, interests_dir: pathlib.Path | None,
+          model_dir: pathlib.Path) -> dict:
+  """Ranks the test users with every seed's best epoch and writes every result file.
+
+  cfg: as `settings`. vectors_dir, ids_dir, interests_dir, model_dir: of the stages before. ->
+  counts
+  """
+  data = train.load_training_data(with_train(cfg), dataset, vectors_dir, ids_dir, interests_dir)
+  cases, num_items, row = data.split.test, len(dataset.catalog), row_name(cfg)
+  best = int(np.argmax(train.validation_scores(model_dir)['NDCG@10']))
+  seed_ranks, predictions = [], None
   with work.progress('ranking', cfg.seeds * len(cases), unit='user') as advance:
     for seed in range(cfg.seeds):
-      items, scores = ask(work, f'seed-{seed}', cfg, given, train.trained(model, seed),
-                          given.given('test'), advance=advance)
-      ours.append(ranking.list_ranks(items, cases.targets, n))
+      items, scores = rank_test_users(
+        work, f'seed-{seed}', cfg, data, train.load_params(model_dir, seed), data.given('test'),
+        advance=advance
+      )
+      seed_ranks.append(ranking.list_ranks(items, cases.targets, num_items))
       if seed == best:
-        kept = items[:, :cfg.judge.save_top], scores[:, :cfg.judge.save_top]
-  ranks, chosen = {row: np.stack(ours)}, train.trained(model, best)
-  more = {'free': free(cfg, given, chosen)}
+        predictions = items[:, :cfg.eval.save_top], scores[:, :cfg.eval.save_top]
+  ranks, best_params = {row: np.stack(seed_ranks)}, train.load_params(model_dir, best)
+  extra_results = {'free': judge_free_beams(cfg, data, best_params)}
   if cfg.fusion != 'none':
-    more['interests'], ranks['no interests'] = without(work, cfg, given, chosen, kept[0])
-  mask = cfg.judge.mask_history
-  if item_embeddings.trained(made):
-    ranks['sasrec'] = ranking.rank_cases(
-      auxiliary_recommender.scorer(made, n), cases, n, mask_history=mask
+    extra_results['interests'], ranks['no interests'] = judge_without_interests(
+      work, cfg, data, best_params, predictions[0]
     )
-  for name, score in baselines.baselines(given.split.train, n, cfg.seed).items():
-    ranks[name] = ranking.rank_cases(score, cases, n, mask_history=mask)
-  more['note'] = f'lists of {cfg.decode.beams} beams, a target outside counts as not found'
+  mask_history = cfg.eval.mask_history
+  if item_embeddings.has_recommender(vectors_dir):
+    ranks['sasrec'] = ranking.rank_cases(
+      auxiliary_recommender.scorer(vectors_dir, num_items), cases, num_items,
+      mask_history=mask_history
+    )
+  for name, score in baselines.baselines(data.split.train, num_items, cfg.seed).items():
+    ranks[name] = ranking.rank_cases(score, cases, num_items, mask_history=mask_history)
+  extra_results['note'] = f'lists of {cfg.decode.beams} beams, a target outside counts as not found'
   results = results_lib.save(
-      work.folder, shop, given.split, row, ranks, kept,
-      ranking.protocol(n, given.split.protocol, mask),
+      work.folder, dataset, data.split, row, ranks, predictions,
+      ranking.protocol(num_items, data.split.protocol, mask_history),
       range(cfg.seed, cfg.seed + cfg.seeds),
-      tuple(k for k in (1, 5, 10, 20) if k <= min(cfg.decode.beams, n)), **more)
+      tuple(k for k in (1, 5, 10, 20) if k <= min(cfg.decode.beams, num_items)), **extra_results)
   return {'users': len(cases), **{m: round(results['rows'][row][m]['value'], 4)
                                   for m in results_lib.CLOSING},
-          'invalid_rate_of_free_beams': f'{more["free"]["invalid_rate"]:.2%}'}
+          'invalid_rate_of_free_beams': f'{extra_results["free"]["invalid_rate"]:.2%}'}
 
 
-def with_train(cfg):
-  """The settings of this stage as `train.task` reads them."""
+def with_train(cfg: ConfigDict) -> ConfigDict:
+  """The settings of this stage as `train.load_training_data` reads them."""
   return ConfigDict({**cfg, 'train': {'batch': cfg.batch}})
 
 
-def ask(work, name, cfg, given, params, heard, some=None, advance=None):
-  """Lists of test users, of all or of `some`, in pieces that a killed stage finds again.
+def rank_test_users(work: Workdir, name: str, cfg: ConfigDict, data: train.TrainingData,
+                    params: PyTree, interests: tuple | None, rows: np.ndarray | None = None,
+                    advance: Callable | None = None) -> tuple[np.ndarray, np.ndarray]:
+  """Lists of test users, in pieces that a killed stage finds again.
 
-  name: of these lists, its own in the stage. -> items (n, beams), scores
+  name: of these lists, its own in the stage. data: of the run. params: of a seed. interests: as in
+  `beam_ranking.rank_items`. rows: which test users, None for all. advance: told how many are done.
+  -> items (n, beams), scores
   """
-  cases, batch = given.split.test, cfg.decode.batch
-  histories = [cases.history(i) for i in (range(len(cases)) if some is None else some)]
+  cases, batch = data.split.test, cfg.decode.batch
+  histories = [cases.history(i) for i in (range(len(cases)) if rows is None else rows)]
   # Batches are those of one call, so pieces change no list.
-  order = np.argsort([min(len(h), cfg.model.history) for h in histories], kind='stable')
-  size, found = -(-PIECE // batch) * batch, []
-  for at in range(0, len(order), size):
-    def make(part=order[at:at + size]):
-      items, scores = beam_ranking.ranked(
-          given.cfg, params['rec'], params['table'], [histories[i] for i in part],
-          cfg.model.history, cfg.decode, None if heard is None else tuple(h[part] for h in heard),
-          cfg.judge.mask_history)
+  order = np.argsort([min(len(array), cfg.model.max_history) for array in histories], kind='stable')
+  piece_size, pieces = -(-PIECE_USERS // batch) * batch, []
+  for start in range(0, len(order), piece_size):
+    def rank_piece(piece_rows=order[start:start + piece_size]):
+      items, scores = beam_ranking.rank_items(
+        data.cfg, params['rec'], params['table'], [histories[i] for i in piece_rows],
+        cfg.model.max_history, cfg.decode,
+        None if interests is None else tuple(array[piece_rows] for array in interests),
+        cfg.eval.mask_history
+      )
       return {'items': items, 'scores': scores}
-    found.append(sharded_stage.kept(work, f'{name}-{at}', make))
+    pieces.append(sharded_stage.kept(work, f'{name}-{start}', rank_piece))
     if advance:
-      advance(len(found[-1]['items']))
-  back = np.argsort(order)
-  return tuple(np.concatenate([f[k] for f in found])[back] for k in ('items', 'scores'))
+      advance(len(pieces[-1]['items']))
+  inverse_order = np.argsort(order)
+  return tuple(
+    np.concatenate([piece[key] for piece in pieces])[inverse_order] for key in ('items', 'scores')
+  )
 
 
-def free(cfg, given, params):
-  """How often beams that may be any codes are codes of no item (semantic_ids.md 5.4)."""
-  cases = given.split.test
-  order = np.random.default_rng(cfg.seed).permutation(len(cases))[:FREE]
-  heard = given.given('test')
-  items, _ = beam_ranking.ranked(given.cfg, params['rec'], params['table'],
-                          [cases.history(i) for i in order], cfg.model.history, cfg.decode,
-                          None if heard is None else tuple(h[order] for h in heard), free=True)
+def judge_free_beams(cfg: ConfigDict, data: train.TrainingData, params: PyTree) -> dict:
+  """How often beams that may be any codes are codes of no item (Rajput et al., NeurIPS 2023).
+
+  data, params: of the run.
+  """
+  cases = data.split.test
+  order = np.random.default_rng(cfg.seed).permutation(len(cases))[:MAX_FREE_USERS]
+  interests = data.given('test')
+  items, _ = beam_ranking.rank_items(
+    data.cfg, params['rec'], params['table'], [cases.history(i) for i in order],
+    cfg.model.max_history, cfg.decode,
+    None if interests is None else tuple(array[order] for array in interests), free=True
+  )
   return {'users': len(order), 'invalid_rate': float((items[:, :10] == 0).mean())}
 
 
-def without(work, cfg, given, params, items):
+def judge_without_interests(work: Workdir, cfg: ConfigDict, data: train.TrainingData,
+                            params: PyTree, items: np.ndarray) -> tuple[dict, np.ndarray]:
   """What interests do to lists: taken away, and those of another user given.
 
-  items: (n, k), with their own. -> figures, ranks of all test users without interests (1, n)
+  data, params: of the run. items: (n, k), with their own. -> figures, ranks of all test users
+  without interests (seeds, n)
   """
-  cases, heard = given.split.test, given.given('test')
+  cases, interests = data.split.test, data.given('test')
   work.say('    the same users without their interests, and with those of others')
-  none = tuple(np.zeros_like(h) for h in heard)
-  plain, _ = ask(work, 'none', cfg, given, params, none)
+  no_interests = tuple(np.zeros_like(array) for array in interests)
+  without_items, _ = rank_test_users(work, 'none', cfg, data, params, no_interests)
   rng = np.random.default_rng(cfg.seed)
-  some = rng.permutation(len(cases))[:SWAPPED]
-  swapped, _ = ask(work, 'swapped', cfg, given, params, tuple(h[np.roll(some, 1)] for h in heard),
-                   some)
+  swapped_users = rng.permutation(len(cases))[:MAX_SWAPPED_USERS]
+  swapped_items, _ = rank_test_users(
+    work, 'swapped', cfg, data, params,
+    tuple(array[np.roll(swapped_users, 1)] for array in interests), swapped_users
+  )
   top = slice(0, min(10, items.shape[1]))
-  changed = lambda a, b: float((a[:, top] != b[:, top]).any(1).mean())  # noqa: E731
-  places = ranking.list_ranks(plain, cases.targets, len(given.x))
-  return {'users': len(cases), 'with_interests': int(heard[1].any(1).sum()),
-          'top10_changed_without': changed(items, plain),
-          'top10_changed_by_others': changed(items[some], swapped),
-          'swapped_users': len(some)}, np.broadcast_to(places, (cfg.seeds, len(places)))
+  share_changed = lambda a, b: float((a[:, top] != b[:, top]).any(1).mean())  # noqa: E731
+  ranks = ranking.list_ranks(without_items, cases.targets, len(data.x))
+  return {'users': len(cases), 'with_interests': int(interests[1].any(1).sum()),
+          'top10_changed_without': share_changed(items, without_items),
+          'top10_changed_by_others': share_changed(items[swapped_users], swapped_items),
+          'swapped_users': len(swapped_users)}, np.broadcast_to(ranks, (cfg.seeds, len(ranks)))

@@ -1,15 +1,19 @@
 """What people are after, as vectors: texts from items of their past alone, then a text encoder.
 
-(etegrec.md 9, 10.4)
+The texts are of the kind that docs/etegrec.md describes under interests.
 """
 import pathlib
 import zlib
+from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import numpy as np
+from jaxtyping import Float
 from ml_collections import ConfigDict
 
 from recjax import run_files
 from recjax.data import splits
+from recjax.data.dataset import Dataset
 from recjax.data.formats import etegrec as files
 from recjax.errors import ConfigError, DataError
 from recjax.file_io import write_json
@@ -17,102 +21,131 @@ from recjax.methods.etegrec import batching
 from recjax.text import interest_terms as words
 from recjax.text import keywords
 from recjax.training import text_embedding
+from recjax.training.workdir import Workdir
 
-MOST = words.MOST
-HASHED = 64  # numbers of a vector without an encoder
+MAX_INTERESTS = words.MOST
+HASH_WIDTH = 64  # numbers of a vector without an encoder
 
 
-def settings(cfg):
+def settings(cfg: ConfigDict) -> ConfigDict:
   """What of the config decides the interests."""
-  return ConfigDict({'interests': cfg.interests, 'most': cfg.model.history})
+  return ConfigDict({'interests': cfg.interests, 'most': cfg.model.max_history})
 
 
-def stage(work, cfg, shop):
-  """Writes texts.json (all texts, their owners) and vectors.npy (U + 1, d), row 0 for none.
+def stage(work: Workdir, cfg: ConfigDict, dataset: Dataset) -> dict:
+  """Writes texts.json (all texts), vectors.npy (their vectors, row 0 for none) and rows.npy.
 
   Rows are those of `batching.prefixes` on the training part, then the validation and the test
-  users.
+  users; they hold row numbers of vectors.npy. -> counts
   """
-  split = splits.leave_one_out(shop.interactions)
-  asked = batching.prefixes(split.train, cfg.most)[0]
-  asked += [c.history(i)[-cfg.most:] for c in (split.valid, split.test) for i in range(len(c))]
-  said, counts = told(work, cfg.interests, shop, asked)
+  split = splits.leave_one_out(dataset.interactions)
+  histories = batching.prefixes(split.train, cfg.most)[0]
+  histories += [
+    cases.history(i)[-cfg.most :] for cases in (split.valid, split.test) for i in range(len(cases))
+  ]
+  texts_of_rows, counts = interest_texts(work, cfg.interests, dataset, histories)
   numbers = {}
-  table = np.zeros((len(said), MOST), np.int32)
-  for row, texts in zip(table, said):
-    for at, text in enumerate(texts):
-      row[at] = numbers.setdefault(text, len(numbers) + 1)
-  found = vectors(work, cfg.interests.encoder, list(numbers), kept=True)
-  np.save(work.folder / 'vectors.npy', np.pad(found, [(1, 0), (0, 0)]), allow_pickle=False)
-  np.save(work.folder / 'rows.npy', table, allow_pickle=False)
+  rows = np.zeros((len(texts_of_rows), MAX_INTERESTS), np.int32)
+  for row, texts in zip(rows, texts_of_rows):
+    for place, text in enumerate(texts):
+      row[place] = numbers.setdefault(text, len(numbers) + 1)
+  encoded = text_vectors(work, cfg.interests.encoder, list(numbers), kept=True)
+  np.save(work.folder / 'vectors.npy', np.pad(encoded, [(1, 0), (0, 0)]), allow_pickle=False)
+  np.save(work.folder / 'rows.npy', rows, allow_pickle=False)
   write_json(work.folder / 'texts.json', ['', *numbers])
-  return {'rows': len(said), 'interests': len(numbers),
-          'rows_without_any': int((table == 0).all(1).sum()), **counts}
+  return {'rows': len(texts_of_rows), 'interests': len(numbers),
+          'rows_without_any': int((rows == 0).all(1).sum()), **counts}
 
 
-def told(work, cfg, shop, histories):
-  """Texts of each history, from the source that the config names. -> [[text]], counts"""
+def interest_texts(work: Workdir, cfg: ConfigDict, dataset: Dataset,
+                   histories: Sequence[np.ndarray]) -> tuple[list[list[str]], dict]:
+  """Texts of each history, from the source that the config names.
+
+  cfg: the group `interests`. histories: item indices, oldest first. -> texts, counts. Raises
+  ConfigError where the source is not there, DataError where it knows no history.
+  """
   if cfg.source == 'local':
-    terms, out = words.read_terms(shop.catalog.columns, len(shop.catalog)), []
+    terms, texts = words.read_terms(dataset.catalog.columns, len(dataset.catalog)), []
     with work.progress('interests', len(histories), unit='history') as advance:
       for start in range(0, len(histories), 1000):
-        some = histories[start:start + 1000]
-        out += [words.interests([int(i) for i in h], terms, MOST) for h in some]
-        advance(len(some))
-    return out, {}
+        batch = histories[start : start + 1000]
+        texts += [
+          words.interests([int(i) for i in history], terms, MAX_INTERESTS) for history in batch
+        ]
+        advance(len(batch))
+    return texts, {}
   folder = pathlib.Path(cfg.source)
   paths = sorted(folder.glob('*.processed.jsonl')) if folder.is_dir() else [folder]
   if not paths or not paths[0].exists():
     raise ConfigError(f"interests.source={cfg.source!r} is neither 'local' nor a *.processed.jsonl "
                       'file or a folder of them')
   known, counts = files.read_interests(paths)
-  out = [known.get(tuple(shop.catalog.id_of(int(i)) for i in h), []) for h in histories]
-  if not any(out):
-    raise DataError(f'{cfg.source} knows no history of {shop.name}; it must have been made of the '
-                    'same items, cut to the same length')
-  return out, {'known_to_the_file': sum(map(bool, out)), **counts}
+  texts = [
+    known.get(tuple(dataset.catalog.id_of(int(i)) for i in history), []) for history in histories
+  ]
+  if not any(texts):
+    raise DataError(
+      f'{cfg.source} knows no history of {dataset.name}; it must have been made of the '
+      'same items, cut to the same length'
+    )
+  return texts, {'known_to_the_file': sum(map(bool, texts)), **counts}
 
 
-def vectors(work, folder, texts, kept=False):
-  """-> (n, d) float32, of a text encoder's folder; without one, words are hashed. kept: in pieces
-  that a killed stage finds again"""
+def text_vectors(work: Workdir, folder: str, texts: Sequence[str],
+                 kept: bool = False) -> Float[np.ndarray, 'n d']:
+  """Vectors of texts.
+
+  folder: of a text encoder; '' hashes words. kept: in pieces that a killed stage finds again
+  """
   if not folder:
-    return np.array([hashed(t) for t in texts], np.float32).reshape(len(texts), HASHED)
-  reader = text_embedding.load(folder, ConfigDict({'dtype': 'auto', 'remat': 'none'}), work.mesh)
+    return np.array([hash_words(text) for text in texts], np.float32).reshape(
+      len(texts), HASH_WIDTH
+    )
+  encoder = text_embedding.load(folder, ConfigDict({'dtype': 'auto', 'remat': 'none'}), work.mesh)
   if kept:
-    return text_embedding.embed_kept(work, reader, texts, 'embedding')[0]
-  return np.asarray(text_embedding.embed(reader, texts, work.mesh)[0], np.float32)
+    return text_embedding.embed_kept(work, encoder, texts, 'embedding')[0]
+  return np.asarray(text_embedding.embed(encoder, texts, work.mesh)[0], np.float32)
 
 
-def hashed(text, dim=HASHED):
-  """A unit vector: the sum of one random direction a word, drawn by the word's own checksum."""
-  out = np.zeros(dim)
+def hash_words(text: str, dim: int = HASH_WIDTH) -> Float[np.ndarray, ' d']:
+  """A unit vector: the sum of one random direction a word, drawn by the word's own checksum.
+
+  text: of an interest. dim: its width.
+  """
+  total = np.zeros(dim)
   for word in text.lower().split():
     seed = zlib.crc32(keywords.stem(word).encode())
-    out += np.random.default_rng(seed).normal(size=dim)
-  return out / max(np.linalg.norm(out), 1e-9)
+    total += np.random.default_rng(seed).normal(size=dim)
+  return total / max(np.linalg.norm(total), 1e-9)
 
 
-def read(folder):
-  """-> rows (R, K) int32, vectors (U + 1, d) float32, texts [U + 1]"""
+def read(folder: Path) -> tuple[np.ndarray, np.ndarray, list[str]]:
+  """What `stage` wrote. -> rows (R, K) int32, vectors (T, d) float32, texts [T]"""
   folder = pathlib.Path(folder)
   return (run_files.read_arrays(folder / 'rows.npy'), run_files.read_arrays(folder / 'vectors.npy'),
           run_files.need_json(folder / 'texts.json', list))
 
 
-def asker(work, cfg, shop):
-  """Interests of new histories. -> ask([[item index]]) -> ((B, K, d) float32, (B, K) bool)"""
-  terms = words.read_terms(shop.catalog.columns, len(shop.catalog))
+def history_encoder(work: Workdir, cfg: ConfigDict, dataset: Dataset) -> Callable:
+  """Interests of new histories.
 
-  def ask(histories):
-    said = [words.interests([int(i) for i in h], terms, MOST) for h in histories]
-    flat = list(dict.fromkeys(t for texts in said for t in texts))
-    table = vectors(work, cfg.encoder, flat)
-    out = np.zeros((len(said), MOST, table.shape[1] if len(flat) else HASHED), np.float32)
-    there = np.zeros((len(said), MOST), bool)
-    at = {t: i for i, t in enumerate(flat)}
-    for b, texts in enumerate(said):
-      for k, text in enumerate(texts):
-        out[b, k], there[b, k] = table[at[text]], True
-    return out, there
-  return ask
+  cfg: the group `interests`. -> encode([item indices of each history]) -> vectors (B, K, d)
+  float32, whether there is one (B, K) bool
+  """
+  terms = words.read_terms(dataset.catalog.columns, len(dataset.catalog))
+
+  def encode(histories):
+    texts_of_rows = [words.interests([int(i) for i in h], terms, MAX_INTERESTS) for h in histories]
+    distinct_texts = list(dict.fromkeys(term for texts in texts_of_rows for term in texts))
+    vectors = text_vectors(work, cfg.encoder, distinct_texts)
+    row_vectors = np.zeros(
+      (len(texts_of_rows), MAX_INTERESTS, vectors.shape[1] if len(distinct_texts) else HASH_WIDTH),
+      np.float32
+    )
+    present = np.zeros((len(texts_of_rows), MAX_INTERESTS), bool)
+    index = {term: i for i, term in enumerate(distinct_texts)}
+    for row, texts in enumerate(texts_of_rows):
+      for place, text in enumerate(texts):
+        row_vectors[row, place], present[row, place] = vectors[index[text]], True
+    return row_vectors, present
+  return encode

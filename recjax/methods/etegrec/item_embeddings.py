@@ -1,86 +1,102 @@
 """Item vectors that the tokenizer reads: of a SASRec, of a text encoder, or of a file."""
 import pathlib
+from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
+from jaxtyping import Float
 from ml_collections import ConfigDict
 
 from recjax import run_files
 from recjax.data import splits
-from recjax.data.dataset import item_texts
+from recjax.data.dataset import Dataset, item_texts
 from recjax.errors import ConfigError, DataError
 from recjax.evaluation import ranking
 from recjax.models import semantic_ids
 from recjax.training import auxiliary_recommender, sequential, text_embedding
+from recjax.training.workdir import Workdir
 
 SOURCES = ('train', 'text')
 
 
-def settings(cfg):
+def settings(cfg: ConfigDict) -> ConfigDict:
   """What of the config decides the vectors."""
   if cfg.vectors.source == 'train':
     return ConfigDict({'vectors': cfg.vectors, 'seed': cfg.seed})
   return ConfigDict({'vectors': {k: cfg.vectors[k] for k in ('source', 'encoder', 'unit')}})
 
 
-def stage(work, cfg, shop):
-  """Writes vectors.npy, (N, d) float32, row i - 1 of item i. -> counts"""
-  how, n, counts = cfg.vectors, len(shop.catalog), {}
-  if how.source == 'text':
-    found = of_text(work, item_texts(shop.catalog), how.encoder)
-  elif how.source == 'train':
-    given, split = (
-      auxiliary_recommender.settings(how, cfg.seed),
-      splits.leave_one_out(shop.interactions),
+def stage(work: Workdir, cfg: ConfigDict, dataset: Dataset) -> dict:
+  """Writes vectors.npy, (N, d) float32, row i - 1 of item i. cfg: as `settings`. -> counts"""
+  source_cfg, num_items, counts = cfg.vectors, len(dataset.catalog), {}
+  if source_cfg.source == 'text':
+    vectors = from_text(work, item_texts(dataset.catalog), source_cfg.encoder)
+  elif source_cfg.source == 'train':
+    recommender_cfg, split = (
+      auxiliary_recommender.settings(source_cfg, cfg.seed),
+      splits.leave_one_out(dataset.interactions)
     )
-    model = sequential.model_config(given, n)
-    counts = auxiliary_recommender.train(work, given, n, split.train, ranking.validator(
-        lambda p: sequential.scorer(model, p), split.valid, n, 1, given.train.valid_users))
-    found = sequential.load(work.folder / 'model.npz')['items'][1:n + 1]
-  elif how.source.endswith('.npy'):
-    found = of_file(how.source, n)
+    model = sequential.model_config(recommender_cfg, num_items)
+    counts = auxiliary_recommender.train(
+      work,
+      recommender_cfg,
+      num_items,
+      split.train,
+      ranking.validator(
+        lambda p: sequential.scorer(model, p), split.valid, num_items, 1,
+        recommender_cfg.train.valid_users
+      ),
+    )
+    vectors = sequential.load(work.folder / 'model.npz')['items'][1 : num_items + 1]
+  elif source_cfg.source.endswith('.npy'):
+    vectors = from_file(source_cfg.source, num_items)
   else:  # a finished run of the method 'sequential'
-    counts = auxiliary_recommender.adopt(work, how.source, shop, 'vectors.source',
+    counts = auxiliary_recommender.adopt(work, source_cfg.source, dataset, 'vectors.source',
                              "a .npy file, 'train' or 'text'")
-    found = sequential.load(work.folder / 'model.npz')['items'][1:n + 1]
-  found = semantic_ids.check_vectors(found)
-  if how.unit:  # losses of the tokenizer weigh alike whatever the vectors' scale
-    np.savez(work.folder / 'scale.npz', mean=found.mean(0), std=max(float(found.std()), 1e-9))
-    found = scaled(found, work.folder)
-  np.save(work.folder / 'vectors.npy', found, allow_pickle=False)
-  return {**counts, 'items': len(found), 'numbers': found.shape[1]}
+    vectors = sequential.load(work.folder / 'model.npz')['items'][1:num_items + 1]
+  vectors = semantic_ids.check_vectors(vectors)
+  if source_cfg.unit:  # losses of the tokenizer weigh alike whatever the vectors' scale
+    np.savez(work.folder / 'scale.npz', mean=vectors.mean(0), std=max(float(vectors.std()), 1e-9))
+    vectors = rescale(vectors, work.folder)
+  np.save(work.folder / 'vectors.npy', vectors, allow_pickle=False)
+  return {**counts, 'items': len(vectors), 'numbers': vectors.shape[1]}
 
 
-def scaled(found, folder):
-  """Vectors on the scale that a stage's folder holds. -> (N, d)"""
-  kept = run_files.read_arrays(folder / 'scale.npz')
-  return ((found - kept['mean']) / kept['std']).astype(np.float32)
+def rescale(vectors: Float[np.ndarray, 'N d'], folder: Path) -> Float[np.ndarray, 'N d']:
+  """Vectors on the scale that a stage's folder holds. vectors: as they came."""
+  scale = run_files.read_arrays(folder / 'scale.npz')
+  return ((vectors - scale['mean']) / scale['std']).astype(np.float32)
 
 
-def of_text(work, texts, folder):
-  """Vectors of title, brand, categories and price, by a text encoder's folder. -> (N, d)"""
+def from_text(work: Workdir, texts: Sequence[str], folder: str) -> Float[np.ndarray, 'N d']:
+  """Vectors of title, brand, categories and price. folder: of a text encoder. texts: by item."""
   if not folder:
     raise ConfigError("vectors.source='text' needs vectors.encoder, the folder of a text encoder")
-  reader = text_embedding.load(folder, ConfigDict({'dtype': 'auto', 'remat': 'none'}), work.mesh)
-  return text_embedding.embed_kept(work, reader, texts, 'embedding')[0]
+  encoder = text_embedding.load(folder, ConfigDict({'dtype': 'auto', 'remat': 'none'}), work.mesh)
+  return text_embedding.embed_kept(work, encoder, texts, 'embedding')[0]
 
 
-def of_file(path, n):
-  """A .npy file in the order of the items. -> (N, d). Raises DataError"""
+def from_file(path: str, num_items: int) -> np.ndarray:
+  """A .npy file in the order of the items, (N, d).
+
+  path: of the file. num_items: rows that it must have. Raises DataError for another shape.
+  """
   try:
-    found = np.load(path, allow_pickle=False)
+    vectors = np.load(path, allow_pickle=False)
   except (OSError, ValueError, EOFError) as error:
     raise DataError(f'{path} is no readable .npy file ({error})') from error
-  if found.ndim != 2 or len(found) != n:
-    raise DataError(f'{path} has shape {found.shape}; it needs {n:,} rows, one an item in their '
-                    'order')
-  return found
+  if vectors.ndim != 2 or len(vectors) != num_items:
+    raise DataError(
+      f'{path} has shape {vectors.shape}; it needs {num_items:,} rows, one an item in their order'
+    )
+  return vectors
 
 
-def trained(folder):
+def has_recommender(folder: Path) -> bool:
   """Whether the vectors' folder holds the recommender that they came from."""
   return (pathlib.Path(folder) / 'model.npz').exists()
 
 
-def read(folder):
-  """-> (N, d) float32"""
+def read(folder: Path) -> Float[np.ndarray, 'N d']:
+  """The item vectors of a finished stage."""
   return run_files.read_arrays(folder / 'vectors.npy')

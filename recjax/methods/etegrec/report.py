@@ -1,14 +1,21 @@
 """The run's report: the figures, the IDs, how training went, what interests changed."""
+from collections.abc import Callable
+from pathlib import Path
+
 import jax
 import numpy as np
+from jaxtyping import PyTree
+from ml_collections import ConfigDict
 
 from recjax import run_files
 from recjax.data import splits
+from recjax.data.dataset import Dataset
 from recjax.methods.etegrec import interests, item_embeddings, tokenization, train
 from recjax.models import semantic_id_t5, seqrec
 from recjax.report import html, plots, results, run, users
 from recjax.retrieval import pca
 from recjax.run_files import read_json
+from recjax.training.workdir import Workdir
 
 LABELS = {'popularity': 'popularity', 'recency': 'recent popularity', 'random': 'random',
           'sasrec': 'SASRec of the item vectors', 'no interests': 'the same without interests'}
@@ -36,106 +43,135 @@ PAPERS = {'tiger': '''\
 }'''}
 
 
-def write(cfg, work, shop, made, coded, heard, model, found):
-  """Writes report.html into the run's folder."""
-  outcome = read_json(found / 'results.json')
+def write(cfg: ConfigDict, work: Workdir, dataset: Dataset, vectors_dir: Path, ids_dir: Path,
+          interests_dir: Path | None, model_dir: Path, results_dir: Path) -> None:
+  """Writes report.html into the run's folder. The folders are those of the stages."""
+  outcome = read_json(results_dir / 'results.json')
   row = next(iter(outcome['rows']))
-  table = run_files.read_arrays(model / 'model.npz')['table'][0][1:]
-  papers = [PAPERS[cfg.way], *(seqrec.PAPERS[r] for r in ('sasrec',) if r in outcome['rows'])]
-  html.write(work.path / 'report.html', html.page(
-      f'Semantic IDs: {row}', f'{shop.name}, preset {cfg.preset}',
-      [verdict(outcome, row), html.tiles(figures(outcome, row, coded))],
-      [results_section(outcome, row), results.groups_section(outcome, row),
-       *([interests_section(outcome)] if heard is not None else []),
-       ids_section(shop, cfg, made, coded, table), training_section(work),
-       users_section(cfg, work, shop, made, coded, heard, model, row),
-       *run.closing(work.path, cfg, {
-           'data': f'{shop.name}: {len(shop.interactions):,} users, {len(shop.catalog):,} items',
-           'data fingerprint': shop.fingerprint,
-           'protocol': f'{outcome["protocol"]}; {outcome["note"]}',
-           'seeds': ', '.join(map(str, outcome['seeds']))}, papers)],
-      'How this method works and what is reproduced: docs/etegrec.md.'))
+  table = run_files.read_arrays(model_dir / 'model.npz')['table'][0][1:]
+  papers = [
+    PAPERS[cfg.variant], *(seqrec.PAPERS[name] for name in ('sasrec',) if name in outcome['rows'])
+  ]
+  html.write(
+    work.path / 'report.html',
+    html.page(
+      f'Semantic IDs: {row}',
+      f'{dataset.name}, preset {cfg.preset}',
+      [verdict(outcome, row), html.tiles(figures(outcome, row, ids_dir))],
+      [
+        results_section(outcome, row),
+        results.groups_section(outcome, row),
+        *([interests_section(outcome)] if interests_dir is not None else []),
+        ids_section(dataset, cfg, vectors_dir, ids_dir, table),
+        training_section(work),
+        users_section(cfg, work, dataset, vectors_dir, ids_dir, interests_dir, model_dir, row),
+        *run.closing(
+          work.path,
+          cfg,
+          {
+            'data': f'{dataset.name}: {len(dataset.interactions):,} users, '
+                    f'{len(dataset.catalog):,} items',
+            'data fingerprint': dataset.fingerprint,
+            'protocol': f'{outcome["protocol"]}; {outcome["note"]}',
+            'seeds': ', '.join(map(str, outcome['seeds'])),
+          },
+          papers,
+        ),
+      ],
+      'How this method works and what is reproduced: docs/etegrec.md.',
+    ),
+  )
 
 
-def verdict(outcome, row):
+def verdict(outcome: dict, row: str) -> str:
   """The result in a sentence."""
-  ours, base = outcome['rows'][row], outcome['rows']['popularity']
+  ours, popularity = outcome['rows'][row], outcome['rows']['popularity']
   return (f'For {ours["HR@10"]["value"]:.1%} of {ours["HR@10"]["n"]:,} users the next item is '
           f'among the first ten that the model writes; the most popular items alone give '
-          f'{base["HR@10"]["value"]:.1%}.')
+          f'{popularity["HR@10"]["value"]:.1%}.')
 
 
-def figures(outcome, row, coded):
+def figures(outcome: dict, row: str, ids_dir: Path) -> list[tuple]:
   """Tiles of the summary."""
-  about = tokenization.health(coded)
+  stats = tokenization.codebook_stats(ids_dir)
   return [*results.tiles(outcome, row, ('HR@10', 'NDCG@10')),
-          ('codes in use', f'{min(about["usage"]):.0%}', 'of the level that uses fewest'),
-          ('items that share codes', f'{about["collision_rate"]:.2%}',
+          ('codes in use', f'{min(stats["usage"]):.0%}', 'of the level that uses fewest'),
+          ('items that share codes', f'{stats["collision_rate"]:.2%}',
            'before they are told apart'),
           ('free beams', f'{outcome["free"]["invalid_rate"]:.1%}',
            'of their top ten are no item; the lists above hold real items alone')]
 
 
-def results_section(outcome, row):
+def results_section(outcome: dict, row: str) -> str:
   """The table with intervals."""
-  every = [m for m in ('HR@10', 'NDCG@10', 'HR@5') if m in outcome['rows'][row]]
-  return html.section('Results', results.results_table(outcome, every, 'NDCG@10', row, LABELS),
+  metrics = [m for m in ('HR@10', 'NDCG@10', 'HR@5') if m in outcome['rows'][row]]
+  return html.section('Results', results.results_table(outcome, metrics, 'NDCG@10', row, LABELS),
                       intro='Intervals are 95 % bootstraps over users.')
 
 
-def interests_section(outcome):
+def interests_section(outcome: dict) -> str:
   """What interests do to lists."""
-  about = outcome['interests']
+  stats = outcome['interests']
   return html.section('Interests', html.facts({
-      'test users with interests': f'{about["with_interests"]:,} of {about["users"]:,}',
-      'top ten changed when interests are taken away': f'{about["top10_changed_without"]:.1%}',
+      'test users with interests': f'{stats["with_interests"]:,} of {stats["users"]:,}',
+      'top ten changed when interests are taken away': f'{stats["top10_changed_without"]:.1%}',
       'top ten changed by the interests of another user':
-          f'{about["top10_changed_by_others"]:.1%} of {about["swapped_users"]:,}'}),
+          f'{stats["top10_changed_by_others"]:.1%} of {stats["swapped_users"]:,}'}),
       intro='The same model and history, with other interests. The row "without interests" above '
       'says what that is worth.')
 
 
-def ids_section(shop, cfg, made, coded, table):
-  """How codes are used, and a map of items in the colours of their first code."""
-  size, about = cfg.tokenizer.size, tokenization.health(coded)
-  used = np.stack([np.bincount(table[:, q], minlength=size) for q in range(table.shape[1])])
-  order = np.sort(used, 1)[:, ::-1]
-  names, learnt = [f'level {q + 1}' for q in range(len(used))], len(about['balance'])
-  rows = [[names[q], f'{(used[q] > 0).mean():.1%}', f'{np.exp(entropy(used[q])):.1f}',
-           f'{about["balance"][q]:.3f}' if q < len(about['balance']) else '']
-          for q in range(len(used))]
-  x = item_embeddings.read(made)
+def ids_section(dataset: Dataset, cfg: ConfigDict, vectors_dir: Path, ids_dir: Path,
+                table: np.ndarray) -> str:
+  """How codes are used, and a map of items in the colors of their first code.
+
+  table: (N, Q) codes at the end of training.
+  """
+  size, stats = cfg.semantic_ids.size, tokenization.codebook_stats(ids_dir)
+  counts = np.stack([np.bincount(table[:, q], minlength=size) for q in range(table.shape[1])])
+  sorted_counts = np.sort(counts, 1)[:, ::-1]
+  names, num_learned = [f'level {q + 1}' for q in range(len(counts))], len(stats['balance'])
+  rows = [[names[q], f'{(counts[q] > 0).mean():.1%}', f'{np.exp(entropy(counts[q])):.1f}',
+           f'{stats["balance"][q]:.3f}' if q < len(stats['balance']) else '']
+          for q in range(len(counts))]
+  x = item_embeddings.read(vectors_dir)
   points = np.asarray(pca.fit(x, 2)(x))
-  colours = [f'code {c}' for c in table[:, 0]]
-  groups = shop.catalog.columns.get('categories')
-  kinds = [str((c[0] if isinstance(c, (list, tuple)) and c else c) or 'none')
-           for c in groups] if groups else None
-  maps = [html.figure(plots.scatter(points, colours),
-                      'Item vectors in the plane, in colours of their first codes',
+  colors = [f'code {c}' for c in table[:, 0]]
+  categories = dataset.catalog.columns.get('categories')
+  item_categories = [str((c[0] if isinstance(c, (list, tuple)) and c else c) or 'none')
+           for c in categories] if categories else None
+  maps = [html.figure(plots.scatter(points, colors),
+                      'Item vectors in the plane, in colors of their first codes',
                       'items by first code')]
-  if kinds:
-    maps.append(html.figure(plots.scatter(points, kinds), 'The same by category',
+  if item_categories:
+    maps.append(html.figure(plots.scatter(points, item_categories), 'The same by category',
                             'items by category'))
   return html.section(
-      'Semantic IDs',
-      html.table(['Level', 'Codes in use', 'Perplexity', 'Balance'], rows, 'At the end of training',
-                 'lrrr'),
-      html.figure(plots.heat_map(order[:learnt], names[:learnt], 'codes, most frequent first',
-                                 'items'),
-                  'Items of each code; the level that tells equal items apart is left out',
-                  'code usage'),
-      html.grid(*maps),
-      intro=f'{cfg.tokenizer.kind}; {about["collision_rate"]:.2%} of items shared the codes of '
-      f'another when the tokenizer was made (largest group {about["max_group"]}); the last level '
-      'tells them apart.')
+    'Semantic IDs',
+    html.table(
+      ['Level', 'Codes in use', 'Perplexity', 'Balance'], rows, 'At the end of training', 'lrrr'
+    ),
+    html.figure(
+      plots.heat_map(
+        sorted_counts[:num_learned], names[:num_learned], 'codes, most frequent first', 'items'
+      ),
+      'Items of each code; the level that tells equal items apart is left out',
+      'code usage',
+    ),
+    html.grid(*maps),
+    intro=f'{cfg.semantic_ids.kind}; {stats["collision_rate"]:.2%} of items shared the codes of '
+    f'another when the tokenizer was made (largest group {stats["max_group"]}); the last level '
+    'tells them apart.',
+  )
 
 
-def entropy(counts):
+def entropy(counts: np.ndarray) -> float:
+  """Of the shares that counts make, in nats."""
   share = counts[counts > 0] / counts.sum()
   return float(-(share * np.log(share)).sum())
 
 
-def training_section(work):
+def training_section(work: Workdir) -> str:
   """Curves of the tokenizer, of training, in turn where it is so, and of finetuning."""
   rows = work.metrics()
   def curve(stage, key):
@@ -159,47 +195,55 @@ def training_section(work):
   return html.section('Training', html.grid(*shown) if shown else 'One epoch alone.')
 
 
-def users_section(cfg, work, shop, made, coded, heard, model, row):
+def users_section(cfg: ConfigDict, work: Workdir, dataset: Dataset, vectors_dir: Path,
+                  ids_dir: Path, interests_dir: Path | None, model_dir: Path, row: str) -> str:
   """Test users with semantic IDs, and the weights of their interests where these are attended."""
-  best = int(np.argmax(train.valid_of(model)['NDCG@10']))
-  params = train.trained(model, best)
-  table, test = params['table'], splits.leave_one_out(shop.interactions).test
-  code = lambda some: [' '.join(map(str, table[i])) for i in some]  # noqa: E731
-  said, weigh = None, lambda case: None
-  if heard is not None:
-    told, _, texts = interests.read(heard)
-    said = [[texts[t] for t in line if t] for line in told[len(told) - len(test):]]
-    weigh = interests_weights(cfg, train.task(cfg, shop, made, coded, heard), params)
+  best = int(np.argmax(train.validation_scores(model_dir)['NDCG@10']))
+  params = train.load_params(model_dir, best)
+  table, test = params['table'], splits.leave_one_out(dataset.interactions).test
+  codes_of = lambda items_shown: [' '.join(map(str, table[i])) for i in items_shown]  # noqa: E731
+  interests_of_case, weights_of = None, lambda case: None
+  if interests_dir is not None:
+    interest_rows, _, texts = interests.read(interests_dir)
+    interests_of_case = [
+      [texts[t] for t in line if t] for line in interest_rows[len(interest_rows) - len(test) :]
+    ]
+    weights_of = interests_weights(
+      cfg, train.load_training_data(cfg, dataset, vectors_dir, ids_dir, interests_dir), params
+    )
 
-  def tell(case, had, items):
+  def describe(case, history, items):
     parts = []
-    if said is not None:
-      weights = weigh(case)
-      tags = said[case] if weights is None else [
-          html.Tag(t, round(float(w), 3)) for t, w in zip(said[case], weights)]
+    if interests_of_case is not None:
+      weights = weights_of(case)
+      tags = interests_of_case[case] if weights is None else [
+          html.Tag(t, round(float(w), 3)) for t, w in zip(interests_of_case[case], weights)]
       parts = [html.tags('Interests', tags)]
     target = int(test.targets[case])
-    return {'Codes': code(had)}, {'Codes': code(items)}, [
-        f'Codes of what came next: {code([target])[0]}.', *parts]
+    return {'Codes': codes_of(history)}, {'Codes': codes_of(items)}, [
+        f'Codes of what came next: {codes_of([target])[0]}.', *parts]
   extra = (' The weight of an interest is the share of attention that the history pays to it, '
            'the mean over tokens and heads.' if cfg.fusion == 'encoder' else '')
   return users.section(
-      work.path, shop.catalog, test, row, cfg.seed + best, tell, 'Log-probability',
+      work.path, dataset.catalog, test, row, cfg.seed + best, describe, 'Log-probability',
       cfg.decode.beams,
       f'Items are written as their codes, one a level; a list is {cfg.decode.beams} beams.{extra}')
 
 
-def interests_weights(cfg, given, params):
-  """-> a function of a case: shares of attention (K,), None where no attention is paid"""
+def interests_weights(cfg: ConfigDict, data: train.TrainingData, params: PyTree) -> Callable:
+  """-> a function of a case: shares of attention (K,), None where no attention is paid
+
+  data, params: of the run.
+  """
   if cfg.fusion != 'encoder':
     return lambda case: None
-  heard, cases = given.given('test'), given.split.test
+  interests, cases = data.given('test'), data.split.test
 
   def weigh(case):
-    items = cases.history(case)[-cfg.model.history:]
-    some = tuple(jax.numpy.asarray(h[case:case + 1]) for h in heard)
-    _, kept = semantic_id_t5.SemanticIdT5(given.cfg).apply(
-        {'params': params['rec']}, jax.numpy.asarray(params['table'])[items][None], some,
+    items = cases.history(case)[-cfg.model.max_history:]
+    case_interests = tuple(jax.numpy.asarray(array[case:case + 1]) for array in interests)
+    _, intermediates = semantic_id_t5.SemanticIdT5(data.cfg).apply(
+        {'params': params['rec']}, jax.numpy.asarray(params['table'])[items][None], case_interests,
         method='read', mutable=['intermediates'])
-    return np.asarray(jax.tree.leaves(kept)[0])[0].mean((0, 1))
+    return np.asarray(jax.tree.leaves(intermediates)[0])[0].mean((0, 1))
   return weigh

@@ -1,166 +1,198 @@
 """The training stages: the recommender alone or in turn with the tokenizer, then finetuning."""
 import dataclasses
 import functools
+from collections.abc import Callable
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, Float, Int, Key, PyTree
 from ml_collections import ConfigDict
 
 from recjax import run_files
 from recjax.data import splits
+from recjax.data.dataset import Dataset
 from recjax.distributed import multihost
 from recjax.errors import ConfigError
 from recjax.evaluation import metrics, ranking
 from recjax.file_io import write_json
 from recjax.methods.etegrec import (
-  alignment,
   batching,
   beam_ranking,
   interests,
   item_embeddings,
+  joint_training,
   tokenization,
 )
 from recjax.methods.etegrec import joint_training as training
 from recjax.models import rqvae, semantic_id_t5, t5
 from recjax.models.layers import check_dtype
 from recjax.training import cost_model, epoch_loop, optim, sequential
+from recjax.training.workdir import Workdir
 
-WAYS = ('tiger', 'etegrec')
+VARIANTS = ('tiger', 'etegrec')
 
 
-def settings(cfg):
+def settings(cfg: ConfigDict) -> ConfigDict:
   """What of the config decides the trained models."""
-  names = ['way', 'fusion', 'model', 'tokenizer', 'train', 'optim', 'decode', 'seed', 'seeds']
-  names += ['align', 'id_optim'] if cfg.way == 'etegrec' else []
+  names = [
+    'variant', 'fusion', 'model', 'semantic_ids', 'train', 'optim', 'decode', 'seed', 'seeds'
+  ]
+  names += ['align', 'id_optim'] if cfg.variant == 'etegrec' else []
   return ConfigDict({**{k: cfg[k] for k in names}, 'normalize': beam_ranking.NORMALIZE})
 
 
-def finetune_settings(cfg):
+def finetune_settings(cfg: ConfigDict) -> ConfigDict:
+  """What of the config decides the finetuned models."""
   return ConfigDict({**settings(cfg), 'finetune': cfg.finetune})
 
 
-def shape(cfg, levels, size, dim, text):
-  """The recommender of a config. levels: Q. dim, text: widths of item and interest vectors."""
-  m = cfg.model
-  check_dtype('model.dtype', m.dtype)
-  net = t5.Config(width=m.width, layers=m.layers, decoder_layers=m.decoder_layers, heads=m.heads,
-                  head_dim=m.head_dim, ffn=m.ffn, dropout=m.dropout, gated=m.gated, dtype=m.dtype)
-  both = cfg.way == 'etegrec'
-  code = cfg.tokenizer.width if tokenization.NETWORKS.get(cfg.tokenizer.kind) == 'mlp' else dim
+def model_config(cfg: ConfigDict, levels: int, size: int, dim: int,
+                 text_width: int) -> semantic_id_t5.Config:
+  """The recommender of a config.
+
+  levels: codes of an item. size: codes of a level. dim: width of item vectors. text_width: of
+  interest vectors.
+  """
+  model = cfg.model
+  check_dtype('model.dtype', model.dtype)
+  net = t5.Config(
+    width=model.width, layers=model.layers, decoder_layers=model.decoder_layers, heads=model.heads,
+    head_dim=model.head_dim, ffn=model.ffn, dropout=model.dropout, gated=model.gated,
+    dtype=model.dtype
+  )
+  joint = cfg.variant == 'etegrec'
+  code_width = (
+    cfg.semantic_ids.width if tokenization.NETWORKS.get(cfg.semantic_ids.kind) == 'mlp' else dim
+  )
   return semantic_id_t5.Config(
-    net,
-    levels,
-    size,
-    dim if both else 0,
-    code if both else 0,
-    cfg.fusion,
-    text,
-    m.fusion_heads,
-    m.fusion_layers,
-    m.compat,
-    m.apart,
+    net, levels, size, dim if joint else 0, code_width if joint else 0, cfg.fusion, text_width,
+    model.fusion_heads, model.fusion_layers, model.reproduce_release, model.untied_output
   )
 
 
 @dataclasses.dataclass
-class Task:
-  """What training and evaluation read. cfg: coder.Config. id_cfg: rqvae.Config or None. table:
-  (N + 1, Q). x: (N, d). texts: (U + 1, d'). bins, shares, steps: as `batching.bins` gives. valid,
-  test: interests of those cases, (n, K) rows of texts."""
+class TrainingData:
+  """What training and evaluation read.
+
+  cfg: of the recommender. id_cfg: of the tokenizer, None where that does not train. split: the
+  users. table: codes of items, row 0 of padding. x: item vectors. texts: vectors of interests, row
+  0 for none. bins, shares, steps: as `batching.make_bins` gives. valid, test: interests of those
+  cases, rows of texts.
+  """
   cfg: semantic_id_t5.Config
   id_cfg: rqvae.Config | None
   split: splits.Split
-  table: np.ndarray
-  x: np.ndarray
-  texts: np.ndarray
-  bins: list
-  shares: list
+  table: Int[np.ndarray, 'N1 Q']
+  x: Float[np.ndarray, 'N d']
+  texts: Float[np.ndarray, 'T e']
+  bins: list[batching.Bin]
+  shares: list[int]
   steps: int
-  valid: np.ndarray
-  test: np.ndarray
+  valid: Int[np.ndarray, 'V K']
+  test: Int[np.ndarray, 'U K']
 
-  def given(self, which):
-    """Vectors of interests of some cases, as `beam_ranking.ranked` takes them, or None."""
-    rows = getattr(self, which)
+  def given(self, part: str) -> tuple[np.ndarray, np.ndarray] | None:
+    """Vectors of interests of some cases, as `beam_ranking.rank_items` takes them, or None.
+
+    part: 'valid' or 'test'.
+    """
+    rows = getattr(self, part)
     return None if self.cfg.fusion == 'none' else (self.texts[rows], rows > 0)
 
 
-def task(cfg, shop, made, coded, heard):
-  """Reads what the stages before left. heard: the folder of interests, or None. -> Task"""
-  split = splits.leave_one_out(shop.interactions)
-  x, table = item_embeddings.read(made), tokenization.read(coded)
-  histories, targets = batching.prefixes(split.train, cfg.model.history)
-  told = np.zeros((len(targets) + len(split.valid) + len(split.test), 1), np.int32)
-  texts = np.zeros((1, 1), np.float32)
-  if heard is not None:
-    told, texts, _ = interests.read(heard)
-  bins, shares, steps = batching.bins(histories, targets, told[:len(targets)], cfg.model.history,
-                                  cfg.train.batch)
-  net = shape(cfg, table.shape[1], cfg.tokenizer.size, x.shape[1], texts.shape[1])
-  id_cfg = tokenization.shape(cfg.tokenizer, x.shape[1]) if cfg.way == 'etegrec' else None
-  rest = told[len(targets):]
-  return Task(net, id_cfg, split, np.pad(table, [(1, 0), (0, 0)], constant_values=-1), x, texts,
-              bins, shares, steps, rest[:len(split.valid)], rest[len(split.valid):])
+def load_training_data(cfg: ConfigDict, dataset: Dataset, vectors_dir: Path, ids_dir: Path,
+                       interests_dir: Path | None) -> TrainingData:
+  """Reads what the stages before left.
 
-
-def levels(cfg):
-  """Codes of an item: those of the tokenizer, and one more that tells equal items apart."""
-  return cfg.tokenizer.levels + (cfg.tokenizer.dedupe in ('suffix', 'random'))
-
-
-def planned(cfg, shop):
-  """What the recommender's side takes, from shapes. -> (traced.Step, steps an epoch, [rows.Bin])
-
-  Interests are taken to have the width of hashed ones.
+  cfg: as `settings`. vectors_dir, ids_dir, interests_dir: of the stages, None without interests.
   """
-  train = splits.leave_one_out(shop.interactions).train
-  histories, targets = batching.prefixes(train, cfg.model.history)
-  told = np.zeros((len(targets), interests.MOST if cfg.fusion != 'none' else 1), np.int32)
-  made, shares, steps = batching.bins(histories, targets, told, cfg.model.history, cfg.train.batch)
-  some = [tuple(jax.ShapeDtypeStruct((share, *x.shape[1:]), np.int32)
-                for x in (b.history, b.target, b.interests)) for share, b in zip(shares, made)]
-  dim = cfg.vectors.model.width
-  net = shape(cfg, levels(cfg), cfg.tokenizer.size, dim, interests.HASHED)
-  key = jax.eval_shape(lambda: jax.random.key(0))
-  fixed = {'table': jax.ShapeDtypeStruct((len(shop.catalog) + 1, levels(cfg)), np.int32)}
-  weights, id_cfg = training.Weights(), None
-  if cfg.way == 'etegrec':
-    weights, id_cfg = training.Weights(1.0, 1.0), tokenization.shape(cfg.tokenizer, dim)
-    fixed['id'] = jax.eval_shape(functools.partial(rqvae.init, id_cfg), key)
-  x = jax.ShapeDtypeStruct((len(shop.catalog), dim), np.float32)
-  texts = jax.ShapeDtypeStruct((1, interests.HASHED), np.float32)
-
-  def loss(rec, x, texts, fixed, some, key):
-    return training.rec_loss(net, weights, id_cfg, x, texts, rec, fixed, some, key, 1.0)[0]
-
-  return (
-    cost_model.trace(
-      loss,
-      jax.eval_shape(functools.partial(semantic_id_t5.init, net), key),
-      x,
-      texts,
-      fixed,
-      some,
-      key,
-    ),
-    steps,
-    made,
+  split = splits.leave_one_out(dataset.interactions)
+  x, table = item_embeddings.read(vectors_dir), tokenization.read(ids_dir)
+  histories, targets = batching.prefixes(split.train, cfg.model.max_history)
+  interest_rows = np.zeros((len(targets) + len(split.valid) + len(split.test), 1), np.int32)
+  texts = np.zeros((1, 1), np.float32)
+  if interests_dir is not None:
+    interest_rows, texts, _ = interests.read(interests_dir)
+  bins, shares, steps = batching.make_bins(
+    histories, targets, interest_rows[: len(targets)], cfg.model.max_history, cfg.train.batch
+  )
+  net = model_config(cfg, table.shape[1], cfg.semantic_ids.size, x.shape[1], texts.shape[1])
+  id_cfg = (
+    tokenization.rqvae_config(cfg.semantic_ids, x.shape[1]) if cfg.variant == 'etegrec' else None
+  )
+  held_out_rows = interest_rows[len(targets) :]
+  return TrainingData(
+    net, id_cfg, split, np.pad(table, [(1, 0), (0, 0)], constant_values=-1), x, texts, bins, shares,
+    steps, held_out_rows[: len(split.valid)], held_out_rows[len(split.valid) :]
   )
 
 
-def check(cfg):
+def num_levels(cfg: ConfigDict) -> int:
+  """Codes of an item: those of the tokenizer, and one more that tells equal items apart."""
+  return cfg.semantic_ids.levels + (cfg.semantic_ids.dedupe in ('suffix', 'random'))
+
+
+def trace_step(cfg: ConfigDict,
+               dataset: Dataset) -> tuple[cost_model.TracedStep, int, list[batching.Bin]]:
+  """What the recommender's side takes, from shapes. -> a step, steps an epoch, the bins
+
+  Interests are taken to have the width of hashed ones.
+  """
+  train = splits.leave_one_out(dataset.interactions).train
+  histories, targets = batching.prefixes(train, cfg.model.max_history)
+  interest_rows = np.zeros(
+    (len(targets), interests.MAX_INTERESTS if cfg.fusion != 'none' else 1), np.int32
+  )
+  bins, shares, steps = batching.make_bins(
+    histories, targets, interest_rows, cfg.model.max_history, cfg.train.batch
+  )
+  step_bins = [
+    tuple(
+      jax.ShapeDtypeStruct((share, *x.shape[1:]), np.int32)
+      for x in (one_bin.history, one_bin.target, one_bin.interests)
+    )
+    for share, one_bin in zip(shares, bins)
+  ]
+  dim = cfg.vectors.model.width
+  net = model_config(cfg, num_levels(cfg), cfg.semantic_ids.size, dim, interests.HASH_WIDTH)
+  key = jax.eval_shape(lambda: jax.random.key(0))
+  fixed = {'table': jax.ShapeDtypeStruct((len(dataset.catalog) + 1, num_levels(cfg)), np.int32)}
+  weights, id_cfg = training.AlignmentWeights(), None
+  if cfg.variant == 'etegrec':
+    weights, id_cfg = (
+      training.AlignmentWeights(1.0, 1.0), tokenization.rqvae_config(cfg.semantic_ids, dim)
+    )
+    fixed['id'] = jax.eval_shape(functools.partial(rqvae.init, id_cfg), key)
+  x = jax.ShapeDtypeStruct((len(dataset.catalog), dim), np.float32)
+  texts = jax.ShapeDtypeStruct((1, interests.HASH_WIDTH), np.float32)
+
+  def loss(rec, x, texts, fixed, step_bins, key):
+    return training.rec_loss(net, weights, id_cfg, x, texts, rec, fixed, step_bins, key, 1.0)[0]
+
+  return (
+    cost_model.trace(
+      loss, jax.eval_shape(functools.partial(semantic_id_t5.init, net), key), x, texts, fixed,
+      step_bins, key
+    ),
+    steps,
+    bins,
+  )
+
+
+def check(cfg: ConfigDict) -> None:
   """What can be known to be wrong before anything runs. Raises ConfigError."""
-  if cfg.way not in WAYS:
-    raise ConfigError(f'way={cfg.way!r}; choose one of {", ".join(WAYS)}')
+  if cfg.variant not in VARIANTS:
+    raise ConfigError(f'variant={cfg.variant!r}; choose one of {", ".join(VARIANTS)}')
   if cfg.fusion != 'none' and not cfg.interests.source:
     raise ConfigError(f"fusion={cfg.fusion} needs interests; set interests.source='local', or a "
                       'folder of *.processed.jsonl files')
-  if cfg.way == 'etegrec':
-    if cfg.tokenizer.kind not in tokenization.NETWORKS or cfg.tokenizer.dedupe != 'suffix':
-      raise ConfigError(f'ETEGRec trains its tokenizer, so tokenizer.kind must be one of '
-                        f'{", ".join(tokenization.NETWORKS)}, with tokenizer.dedupe=suffix')
-    for key, known in (('sign', alignment.SIGNS), ('reduce', alignment.REDUCERS)):
+  if cfg.variant == 'etegrec':
+    if cfg.semantic_ids.kind not in tokenization.NETWORKS or cfg.semantic_ids.dedupe != 'suffix':
+      raise ConfigError(f'ETEGRec trains its tokenizer, so semantic_ids.kind must be one of '
+                        f'{", ".join(tokenization.NETWORKS)}, with semantic_ids.dedupe=suffix')
+    for key, known in (('sign', joint_training.SIGNS), ('reduce', joint_training.REDUCERS)):
       if cfg.align[key] not in known:
         raise ConfigError(f'align.{key}={cfg.align[key]!r}; choose one of {", ".join(known)}')
     if cfg.train.cycle < 2:
@@ -168,108 +200,142 @@ def check(cfg):
                         'one of a cycle, so it must be at least 2')
   elif cfg.fusion == 'pooled':
     raise ConfigError("fusion='pooled' changes the alignment with the tokenizer alone, never a "
-                      "recommendation; with way='tiger' nothing would read it: use 'encoder' or "
-                      "'prefix'")
-  shape(cfg, cfg.tokenizer.levels + 1, cfg.tokenizer.size, cfg.tokenizer.width, 8)
+                      "recommendation; with variant='tiger' nothing would read it: use 'encoder' "
+                      "or 'prefix'")
+  model_config(cfg, cfg.semantic_ids.levels + 1, cfg.semantic_ids.size, cfg.semantic_ids.width, 8)
 
 
-def stage(work, cfg, shop, made, coded, heard):
+def stage(work: Workdir, cfg: ConfigDict, dataset: Dataset, vectors_dir: Path, ids_dir: Path,
+          interests_dir: Path | None) -> dict:
   """Trains all seeds, keeps the best epoch of each by validation NDCG@10. -> counts"""
-  given = task(cfg, shop, made, coded, heard)
-  both = given.id_cfg is not None
-  turn = 1 / cfg.train.cycle if both else 0  # the tokenizer's part of all epochs
-  tx = {'rec': optim.make(cfg.optim, max(1, int(given.steps * cfg.train.epochs * (1 - turn))))}
-  start = {'table': jnp.asarray(given.table)}
-  if both:
-    tx['id'] = optim.make(cfg.id_optim, max(1, int(given.steps * cfg.train.epochs * turn)))
-    start['id'] = jax.tree.map(jnp.asarray, sequential.load(coded / 'tokenizer.npz'))
-  count = sum(int((b.target > 0).sum()) for b in given.bins)
-  parts = [f'{share} of {b.history.shape[1]} items' for share, b in zip(given.shares, given.bins)]
-  work.say(f'    {count:,} rows, {given.steps:,} steps an epoch of ' + ', '.join(parts))
+  data = load_training_data(cfg, dataset, vectors_dir, ids_dir, interests_dir)
+  joint = data.id_cfg is not None
+  id_share = 1 / cfg.train.cycle if joint else 0  # the tokenizer's part of all epochs
+  tx = {'rec': optim.make(cfg.optim, max(1, int(data.steps * cfg.train.epochs * (1 - id_share))))}
+  fixed_start = {'table': jnp.asarray(data.table)}
+  if joint:
+    tx['id'] = optim.make(cfg.id_optim, max(1, int(data.steps * cfg.train.epochs * id_share)))
+    fixed_start['id'] = jax.tree.map(jnp.asarray, sequential.load(ids_dir / 'tokenizer.npz'))
+  count = sum(int((one_bin.target > 0).sum()) for one_bin in data.bins)
+  parts = [
+    f'{share} of {one_bin.history.shape[1]} items' for share, one_bin in zip(data.shares, data.bins)
+  ]
+  work.say(f'    {count:,} rows, {data.steps:,} steps an epoch of ' + ', '.join(parts))
 
   def init():
-    def one(key):
-      params = {**start, 'rec': semantic_id_t5.init(given.cfg, key)}
-      return {'params': params, 'opt': {side: t.init(params[side]) for side, t in tx.items()}}
-    return jax.vmap(one)(keys_of(cfg))
-  weights = training.Weights(cfg.align.sia, cfg.align.psa, cfg.align.sign, cfg.align.reduce,
-                             cfg.align.temperature, cfg.align.tau, cfg.align.warm) if both else (
-                                 training.Weights())
-  return fit(work, cfg, cfg.train, given, init, tx, weights, cfg.train.cycle if both else 0)
+    def init_seed(key):
+      params = {**fixed_start, 'rec': semantic_id_t5.init(data.cfg, key)}
+      return {
+        'params': params, 'opt': {side: side_tx.init(params[side]) for side, side_tx in tx.items()}
+      }
+
+    return jax.vmap(init_seed)(seed_keys(cfg))
+
+  weights = (
+    training.AlignmentWeights(
+      cfg.align.sia, cfg.align.psa, cfg.align.sign, cfg.align.reduce, cfg.align.temperature,
+      cfg.align.tau, cfg.align.warm
+    )
+    if joint
+    else (training.AlignmentWeights())
+  )
+  return fit_alternating(
+    work, cfg, cfg.train, data, init, tx, weights, cfg.train.cycle if joint else 0
+  )
 
 
-def finetune(work, cfg, shop, made, coded, heard, trained):
-  """The recommender alone again, from the best of before, its codes held. -> counts"""
-  given = task(cfg, shop, made, coded, heard)
-  tx = {'rec': optim.make(cfg.finetune, given.steps * cfg.finetune.epochs)}
-  best = jax.tree.map(jnp.asarray, sequential.load(trained / 'model.npz'))
+def finetune(work: Workdir, cfg: ConfigDict, dataset: Dataset, vectors_dir: Path, ids_dir: Path,
+             interests_dir: Path | None, trained_dir: Path) -> dict:
+  """The recommender alone again, from the best of before, its codes held. -> counts
+
+  trained_dir: of the training stage.
+  """
+  data = load_training_data(cfg, dataset, vectors_dir, ids_dir, interests_dir)
+  tx = {'rec': optim.make(cfg.finetune, data.steps * cfg.finetune.epochs)}
+  best = jax.tree.map(jnp.asarray, sequential.load(trained_dir / 'model.npz'))
 
   def init():
     return {'params': best, 'opt': {'rec': jax.vmap(tx['rec'].init)(best['rec'])}}
-  return fit(work, cfg, cfg.finetune, given, init, tx, training.Weights(), 0)
+  return fit_alternating(work, cfg, cfg.finetune, data, init, tx, training.AlignmentWeights(), 0)
 
 
-def keys_of(cfg):
-  return jnp.stack([jax.random.key(cfg.seed + s) for s in range(cfg.seeds)])
+def seed_keys(cfg: ConfigDict) -> Key[Array, ' S']:
+  """A key of each seed."""
+  return jnp.stack([jax.random.key(cfg.seed + seed) for seed in range(cfg.seeds)])
 
 
-def fit(work, cfg, how, given, init, tx, weights, cycle):
-  """Epochs of either side in turn. cycle: every so many the tokenizer learns, 0 for never."""
+def fit_alternating(work: Workdir, cfg: ConfigDict, schedule: ConfigDict, data: TrainingData,
+                    init: Callable, tx: dict, weights: training.AlignmentWeights,
+                    cycle: int) -> dict:
+  """Epochs of either side in turn.
+
+  data: of the run. schedule: epochs, patience, save_every. init: -> the state of all seeds. tx:
+  {side: optimizer}. weights: of the alignment. cycle: every so many epochs the tokenizer learns, 0
+  for never. -> counts
+  """
   orders = functools.partial(
-    batching.shuffled, made=given.bins, shares=given.shares, steps=given.steps
+    batching.shuffle_rows, bins=data.bins, shares=data.shares, steps=data.steps
   )
-  run = {
+  epoch_of_side = {
     side: jax.jit(
       jax.vmap(
-        training.epoch_of(side, given.cfg, weights, given.id_cfg, tx[side], orders, batching.take),
+        training.make_epoch(
+          side, data.cfg, weights, data.id_cfg, tx[side], orders, batching.take_rows
+        ),
         (0, 0, None, None, None, None),
       ),
       donate_argnums=0,
     )
     for side in tx
   }
-  everywhere = jax.NamedSharding(work.mesh, jax.P())
-  bins, x, texts = jax.tree.map(lambda a: multihost.put_global(a, everywhere),
-                                (given.bins, given.x, given.texts))
-  keys = keys_of(cfg)
+  replicated = jax.NamedSharding(work.mesh, jax.P())
+  bins, x, texts = jax.tree.map(lambda array: multihost.put_global(array, replicated),
+                                (data.bins, data.x, data.texts))
+  keys = seed_keys(cfg)
   last = {}
 
   def epoch(state, number):
     last['side'] = 'id' if cycle and int(number) % cycle == 0 else 'rec'
-    state, means = run[last['side']](state, keys, bins, x, texts, number)
-    training.check_groups(jax.device_get(means), given.cfg.size)
+    state, means = epoch_of_side[last['side']](state, keys, bins, x, texts, number)
+    training.check_collisions(jax.device_get(means), data.cfg.size)
     return state, means
 
   def validate(params):
     if last['side'] == 'id':  # the recommender has not met these codes yet
       return np.full(cfg.seeds, np.nan)
-    each = lambda s: jax.tree.map(lambda p: p[s], params)  # noqa: E731
-    return [judged(cfg, given, each(s)) for s in range(cfg.seeds)]
-  best, scores, at = epoch_loop.fit_epochs(init, epoch, validate, how, work)
+    params_of = lambda seed: jax.tree.map(lambda p: p[seed], params)  # noqa: E731
+    return [validate_params(cfg, data, params_of(seed)) for seed in range(cfg.seeds)]
+  best, scores, best_epochs = epoch_loop.fit_epochs(init, epoch, validate, schedule, work)
   sequential.save(work.folder / 'model.npz', best)
   write_json(work.folder / 'valid.json', {
-      'NDCG@10': [round(float(s), 6) for s in scores], 'epoch': at.tolist()})
+      'NDCG@10': [round(float(seed), 6) for seed in scores], 'epoch': best_epochs.tolist()})
   count = sum(p.size for p in jax.tree.leaves(best['rec'])) // cfg.seeds
-  return {'parameters': f'{count:,}', 'best_epochs': ', '.join(map(str, at)),
-          'valid_NDCG@10': ', '.join(f'{s:.4f}' for s in scores)}
+  return {'parameters': f'{count:,}', 'best_epochs': ', '.join(map(str, best_epochs)),
+          'valid_NDCG@10': ', '.join(f'{seed:.4f}' for seed in scores)}
 
 
-def judged(cfg, given, params):
-  """NDCG@10 of validation users, as many as the config looks at, by beams as in the test."""
-  cases = given.split.valid
+def validate_params(cfg: ConfigDict, data: TrainingData, params: PyTree) -> float:
+  """NDCG@10 of validation users, as many as the config looks at, by beams as in the test.
+
+  data, params: of the run.
+  """
+  cases = data.split.valid
   order = np.random.default_rng(0).permutation(len(cases))[:cfg.train.valid_users or None]
-  heard = given.given('valid')
-  found, _ = beam_ranking.ranked(
-      given.cfg, params['rec'], params['table'], [cases.history(i) for i in order],
-      cfg.model.history, cfg.decode, None if heard is None else tuple(h[order] for h in heard))
-  places = ranking.list_ranks(found, cases.targets[order], len(given.x))
-  return float(metrics.per_case(places, (10,))['NDCG@10'].mean())
+  interests = data.given('valid')
+  ranked, _ = beam_ranking.rank_items(
+    data.cfg, params['rec'], params['table'], [cases.history(i) for i in order],
+    cfg.model.max_history, cfg.decode,
+    None if interests is None else tuple(array[order] for array in interests)
+  )
+  ranks = ranking.list_ranks(ranked, cases.targets[order], len(data.x))
+  return float(metrics.per_case(ranks, (10,))['NDCG@10'].mean())
 
 
-def trained(folder, seed):
+def load_params(folder: Path, seed: int) -> PyTree:
   """-> {'rec', 'table', 'id'} of one seed, host arrays"""
   return sequential.load(folder / 'model.npz', seed)
 
 
-def valid_of(folder):
+def validation_scores(folder: Path) -> dict:
+  """NDCG@10 and its epoch, of each seed."""
   return run_files.need_json(folder / 'valid.json')

@@ -1,9 +1,13 @@
 """Items that come after training: IDs out of their texts, by the run's own tokenizer."""
+from pathlib import Path
+
 import numpy as np
+from jaxtyping import Float, Int, PyTree
+from ml_collections import ConfigDict
 
 from recjax import run_files
 from recjax.data import update
-from recjax.data.dataset import item_texts
+from recjax.data.dataset import Dataset, item_texts
 from recjax.data.formats import etegrec as files
 from recjax.distributed import sharding
 from recjax.errors import ConfigError, DataError, WorkdirError
@@ -12,84 +16,102 @@ from recjax.models import rqvae, semantic_ids
 from recjax.training import sequential
 from recjax.training.workdir import find_stage, open_adopted
 
-FROM = {'train': 'a SASRec that knows items by their numbers alone',
+UNREADABLE = {'train': 'a SASRec that knows items by their numbers alone',
         'file': 'a file that holds those of the run alone'}
 
 
-def carried_on(workdir, config, shop, data, params):
+def extend_table(workdir: Path, config: ConfigDict, dataset: Dataset, data: str,
+                 params: PyTree) -> tuple[Dataset, Int[np.ndarray, 'M1 Q']]:
   """The table of IDs of a later data set; old items keep theirs, whatever they say now.
 
-  params: of the run, as `train.trained` gives them. -> Dataset, table (M + 1, Q) int32. Raises
-  ConfigError where vectors do not come from texts, or the tokenizer cannot read others.
+  config, dataset: of the run. data: the later data set. params: of the run, as `train.load_params`
+  gives them. -> the later data set, its table. Raises ConfigError where vectors do not come from
+  texts, or the tokenizer cannot read others.
   """
-  known, source = len(shop.catalog), config.vectors.source
+  num_known, source = len(dataset.catalog), config.vectors.source
   if source != 'text':
-    kind = FROM['file' if source.endswith('.npy') else 'train']
+    kind = UNREADABLE['file' if source.endswith('.npy') else 'train']
     raise ConfigError(f'the item vectors of {workdir} come from {kind}, so new items have none; '
                       'train it again on the later data, or with --config.vectors.source=text')
-  shop = update.load(data, shop.catalog, workdir)
+  dataset = update.load(data, dataset.catalog, workdir)
   table = np.asarray(params['table'])
-  if len(shop.catalog) == known:
-    return shop, table
-  how = config.tokenizer
-  plain, dist = encoded(workdir, how, made_of(workdir, config, shop, known), params.get('id'))
+  if len(dataset.catalog) == num_known:
+    return dataset, table
+  ids_cfg = config.semantic_ids
+  codes, distances = encode_vectors(
+    workdir, ids_cfg, new_vectors(workdir, config, dataset, num_known), params.get('id')
+  )
   try:
-    more = settled(table[1:], plain, dist, how.size)
+    new_rows = assign_codes(table[1:], codes, distances, ids_cfg.size)
   except DataError as error:
-    raise DataError(f'{shop.name}: {error}') from error
-  return shop, np.concatenate([table, more])
+    raise DataError(f'{dataset.name}: {error}') from error
+  return dataset, np.concatenate([table, new_rows])
 
 
-def made_of(workdir, config, shop, known):
-  """Vectors of the items behind the first `known`, on the run's scale; made once. -> (m, d)"""
-  texts, made = item_texts(shop.catalog)[known:], find_stage(workdir, 'vectors')
-  if config.vectors.unit and not (made / 'scale.npz').exists():
+def new_vectors(workdir: Path, config: ConfigDict, dataset: Dataset,
+                num_known: int) -> Float[np.ndarray, 'm d']:
+  """Vectors of the items behind the first `num_known`, on the run's scale; made once."""
+  texts, vectors_dir = item_texts(dataset.catalog)[num_known:], find_stage(workdir, 'vectors')
+  if config.vectors.unit and not (vectors_dir / 'scale.npz').exists():
     raise WorkdirError(f'{workdir} was made by an earlier version, which did not keep the scale of '
                        'its vectors; run its experiment again')
 
-  def stage(work, how, texts, made):
-    found = item_embeddings.of_text(work, texts, how.encoder)
-    np.save(work.folder / 'vectors.npy', item_embeddings.scaled(found, made) if how.unit else found)
-    return {'items': len(found)}
-  with open_adopted(workdir, shop, sharding.make_mesh({'data': -1, 'fsdp': 1, 'model': 1})) as work:
+  def stage(work, vectors_cfg, texts, vectors_dir):
+    vectors = item_embeddings.from_text(work, texts, vectors_cfg.encoder)
+    np.save(
+      work.folder / 'vectors.npy',
+      item_embeddings.rescale(vectors, vectors_dir) if vectors_cfg.unit else vectors
+    )
+    return {'items': len(vectors)}
+
+  with open_adopted(
+    workdir, dataset, sharding.make_mesh({'data': -1, 'fsdp': 1, 'model': 1})
+  ) as work:
     return item_embeddings.read(
-      work.stage('vectors', stage, item_embeddings.settings(config).vectors, texts, made)
+      work.stage('vectors', stage, item_embeddings.settings(config).vectors, texts, vectors_dir)
     )
 
 
-def encoded(workdir, how, x, trained):
-  """Codes by the run's tokenizer. trained: what ETEGRec made of it, or None. -> codes (m, L),
-  distances of the last level (m, C)"""
-  coded = find_stage(workdir, 'tokenizer')
-  if (coded / 'tokenizer.npz').exists():
-    cfg = tokenization.shape(how, x.shape[1])
-    if how.weights:
-      cfg = rqvae.from_state_dict(files.read_state(how.weights), how.weights)[0]
-    found = rqvae.forward(cfg, trained or sequential.load(coded / 'tokenizer.npz'), x)
-    return np.asarray(found['codes']), np.asarray(found['dist'][:, -1])
-  if how.kind in tokenization.RESIDUAL and (coded / 'codebooks.npy').exists():
-    books = run_files.read_arrays(coded / 'codebooks.npy')
-    return semantic_ids.encode_residual(x, books, how.kind == 'rkmeans')
+def encode_vectors(workdir: Path, ids_cfg: ConfigDict, x: Float[np.ndarray, 'm d'],
+                   trained: PyTree | None) -> tuple[np.ndarray, np.ndarray]:
+  """Codes by the run's tokenizer.
+
+  ids_cfg: the config's group semantic_ids. x: item vectors. trained: what ETEGRec made of the
+  tokenizer, or None. -> codes (m, L), distances of the last level (m, C). Raises ConfigError where
+  it gives none.
+  """
+  ids_dir = find_stage(workdir, 'tokenizer')
+  if (ids_dir / 'tokenizer.npz').exists():
+    cfg = tokenization.rqvae_config(ids_cfg, x.shape[1])
+    if ids_cfg.weights:
+      cfg = rqvae.from_state_dict(files.read_state(ids_cfg.weights), ids_cfg.weights)[0]
+    outputs = rqvae.forward(cfg, trained or sequential.load(ids_dir / 'tokenizer.npz'), x)
+    return np.asarray(outputs['codes']), np.asarray(outputs['dist'][:, -1])
+  if ids_cfg.kind in tokenization.RESIDUAL and (ids_dir / 'codebooks.npy').exists():
+    codebooks = run_files.read_arrays(ids_dir / 'codebooks.npy')
+    return semantic_ids.encode_residual(x, codebooks, ids_cfg.kind == 'rkmeans')
   raise ConfigError(
-    f'tokenizer.kind={how.kind} of {workdir} gives no code to a new vector; train '
+    f'semantic_ids.kind={ids_cfg.kind} of {workdir} gives no code to a new vector; train '
     f'again with one of {", ".join([*tokenization.NETWORKS, *tokenization.RESIDUAL])}'
   )
 
 
-def settled(table, plain, dist, size):
-  """New IDs that nobody has, in turn. table: (N, Q), those that are taken. plain: (m, L).
+def assign_codes(table: Int[np.ndarray, 'N Q'], codes: Int[np.ndarray, 'm L'],
+                 distances: Float[np.ndarray, 'm C'], size: int) -> Int[np.ndarray, 'm Q']:
+  """New IDs that nobody has, in turn.
 
-  With a level more than L the first free code of it; else the nearest free one of the last level,
-  dist (m, C). -> (m, Q) int32. Raises DataError where no code is free
+  table: those that are taken. codes: of the new items. distances: to the codes of the last level.
+  size: codes of a level. With a level more than L the first free code of it; else the nearest free
+  one of the last level. Raises DataError where no code is free.
   """
-  extra = table.shape[1] > plain.shape[1]
-  taken, out = set(map(tuple, table.tolist())), []
-  for row, far in zip(plain.tolist(), dist):
+  extra = table.shape[1] > codes.shape[1]
+  taken, new_ids = set(map(tuple, table.tolist())), []
+  for row, item_distances in zip(codes.tolist(), distances):
     head = tuple(row if extra else row[:-1])
-    order = range(size) if extra else np.argsort(far, kind='stable').tolist()
-    free = next((c for c in order if (*head, c) not in taken), None)
-    if free is None:
+    candidates = range(size) if extra else np.argsort(item_distances, kind='stable').tolist()
+    free_code = next((code for code in candidates if (*head, code) not in taken), None)
+    if free_code is None:
       raise DataError(f'all {size} IDs that begin with {head} are taken; train again on these data')
-    out.append((*head, free))
-    taken.add(out[-1])
-  return np.array(out, np.int32)
+    new_ids.append((*head, free_code))
+    taken.add(new_ids[-1])
+  return np.array(new_ids, np.int32)

@@ -12,8 +12,16 @@ Deliberate differences from the authors' code (docs/llmemb.md lists them one by 
   - the adapter runs once a step over the distinct items of a batch, not over every position;
   - alignment compares distinct items; recommenders see no padding and no later item;
   - the epoch that is kept is the best on validation NDCG@10 of full ranking.
+
+In all files `work` is the run's Workdir, `cfg` its config or the part that a stage's `settings`
+takes of it, `dataset` users and items, `X_dir` the folder that stage X left, `outcome` what
+results.json holds and `row` a name of its rows. Items are indices 1..N, 0 is none.
 """
-from recjax.data.dataset import load_data
+from pathlib import Path
+
+from ml_collections import ConfigDict
+
+from recjax.data.dataset import Dataset, load_data
 from recjax.evaluation import results
 from recjax.methods.llmemb import (
   evaluate,
@@ -25,73 +33,83 @@ from recjax.methods.llmemb import (
   scft,
   variants,
 )
+from recjax.training.workdir import Workdir
 
 
-def run(cfg, work):
+def run(cfg: ConfigDict, work: Workdir) -> None:
   """The experiment, stage by stage."""
   variants.check(cfg)
-  shop = load_data(cfg.data)
-  work.say(f'{shop.name}: {len(shop.catalog):,} items, {len(shop.interactions):,} users, '
-           f'{len(shop.interactions.items):,} interactions, fingerprint {shop.fingerprint[:12]}')
-  rat.check(cfg, len(shop.catalog))
-  texts = work.stage('prompts', prompts.stage, prompts.settings(cfg), shop)
-  llm = variants.llm_folder(cfg, work, texts)
-  tables = {source: embeddings(cfg, work, texts, llm, source) for source in variants.sources(cfg)}
-  ids = {kind: work.stage(f'ids-{kind}', rat.ids_stage, rat.id_settings(cfg, kind), shop)
-         for kind in variants.id_models(cfg)}
-  made = {variant: work.stage(f'rat-{variant}', rat.stage, rat.settings(cfg, variant), shop,
-                              tables[variants.source(cfg, variant)], ids[variants.aligned_to(cfg)])
-          for variant in variants.variants(cfg)}
-  found = work.stage('evaluate', evaluate.stage, evaluate.settings(cfg), shop, tables, ids, made)
-  work.publish(found, 'results.json', 'ranks.parquet', 'predictions.parquet')
-  report.write(cfg, work, shop, tables, ids, made, found)
-  results.show(work, found)
-  evaluate.show(work, found)
+  dataset = load_data(cfg.data)
+  work.say(
+    f'{dataset.name}: {len(dataset.catalog):,} items, {len(dataset.interactions):,} users, '
+    f'{len(dataset.interactions.items):,} interactions, fingerprint {dataset.fingerprint[:12]}'
+  )
+  rat.check(cfg, len(dataset.catalog))
+  prompts_dir = work.stage('prompts', prompts.stage, prompts.settings(cfg), dataset)
+  llm_dir = variants.llm_folder(cfg, work, prompts_dir)
+  tables = {
+    source: embeddings(cfg, work, prompts_dir, llm_dir, source)
+    for source in variants.vector_sources(cfg)
+  }
+  id_dirs = {
+    kind: work.stage(f'ids-{kind}', rat.ids_stage, rat.id_settings(cfg, kind), dataset)
+    for kind in variants.id_models(cfg)
+  }
+  rat_dirs = {
+    variant: work.stage(
+      f'rat-{variant}', rat.stage, rat.settings(cfg, variant), dataset,
+      tables[variants.vector_source(cfg, variant)], id_dirs[variants.alignment_target(cfg)]
+    )
+    for variant in variants.variants(cfg)
+  }
+  results_dir = work.stage(
+    'evaluate', evaluate.stage, evaluate.settings(cfg), dataset, tables, id_dirs, rat_dirs
+  )
+  work.publish(results_dir, 'results.json', 'ranks.parquet', 'predictions.parquet')
+  report.write(cfg, work, dataset, tables, id_dirs, rat_dirs, results_dir)
+  results.show(work, results_dir)
+  evaluate.show(work, results_dir)
 
 
-def embeddings(cfg, work, texts, llm, source):
-  """One table of item vectors, through its own stages. -> folder with table.npy"""
+def embeddings(cfg: ConfigDict, work: Workdir, prompts_dir: Path, llm_dir: Path | None,
+               source: str) -> Path:
+  """One table of item vectors, through its own stages.
+
+  source: as `variants.vector_source` names it. -> the folder that holds table.npy
+  """
   if source == 'file':
     return work.stage(
-      'pca-file', item_embeddings.reduce_file, item_embeddings.file_settings(cfg), texts
+      'pca-file', item_embeddings.reduce_file, item_embeddings.file_settings(cfg), prompts_dir
     )
   if source == 'text':
-    raw = work.stage(
-      'export-text',
-      item_embeddings.stage,
-      item_embeddings.settings(cfg, source),
-      texts,
-      variants.text_folder(cfg),
-      None,
-      shared=True,
+    export_dir = work.stage(
+      'export-text', item_embeddings.stage, item_embeddings.settings(cfg, source), prompts_dir,
+      variants.text_folder(cfg), None, shared=True
     )
   else:
-    tuned = (
+    scft_dir = (
       None
       if source == 'plain'
-      else work.stage(f'scft-{source}', scft.stage, scft.settings(cfg, source), texts, llm)
+      else work.stage(
+        f'scft-{source}', scft.stage, scft.settings(cfg, source), prompts_dir, llm_dir
+      )
     )
-    raw = work.stage(
-      f'export-{source}',
-      item_embeddings.stage,
-      item_embeddings.settings(cfg, source),
-      texts,
-      llm,
-      tuned,
-      shared=True,
+    export_dir = work.stage(
+      f'export-{source}', item_embeddings.stage, item_embeddings.settings(cfg, source), prompts_dir,
+      llm_dir, scft_dir, shared=True
     )
-  return work.stage(f'pca-{source}', item_embeddings.reduce, cfg.pca, raw)
+  return work.stage(f'pca-{source}', item_embeddings.reduce, cfg.pca, export_dir)
 
 
 SHARED = ('export',)  # stages made of shards, which parts of a run divide
 recommender, convert = evaluate.recommender, planning.convert
 
 
-def cost(cfg, shop):
+def cost(cfg: ConfigDict, dataset: Dataset) -> dict[str, str]:
   """What a run would take, before it runs. -> {what: text}"""
-  return planning.cost(cfg, shop) | rat.cost(cfg, shop)
+  return planning.cost(cfg, dataset) | rat.cost(cfg, dataset)
 
 
-def validated(cfg):
+def validated(cfg: ConfigDict) -> str:
   """The stage whose validation figures tell settings apart, for `recjax sweep`."""
   return f'rat-{cfg.rat.variant}'

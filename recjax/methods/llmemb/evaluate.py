@@ -1,10 +1,14 @@
-"""Test users ranked by RAT, its ablations and recommenders over ids alone (llmemb.md 9)."""
+"""Test users ranked by RAT, its ablations and recommenders over ids alone."""
+from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
+from jaxtyping import Bool
 from ml_collections import ConfigDict
 
 from recjax import run_files
-from recjax.data.dataset import load_unchanged
+from recjax.data.dataset import Dataset, load_unchanged
+from recjax.data.splits import Split
 from recjax.errors import ConfigError
 from recjax.evaluation import baselines, metrics, ranking, sampled_ranking, statistics
 from recjax.evaluation import results as results_lib
@@ -12,68 +16,85 @@ from recjax.methods.llmemb import rat, update, variants
 from recjax.run_files import read_json
 from recjax.training import sequential
 from recjax.training import workdir as workdir_lib
-from recjax.training.workdir import find_stage
+from recjax.training.workdir import Workdir, find_stage
 
-SHOWN = ('HR@10', 'NDCG@10')
+METRICS = ('HR@10', 'NDCG@10')
 
 
-def settings(cfg):
+def settings(cfg: ConfigDict) -> ConfigDict:
   """What of the config decides the figures besides the trained models."""
   kinds = {k: variants.recommender_config(cfg, k) for k in variants.id_models(cfg)}
-  return ConfigDict({'kinds': kinds, 'kind': cfg.model.kind, 'judge': cfg.judge, 'seed': cfg.seed,
-                     'seeds': cfg.seeds, 'popularity_of_all': cfg.defects.popularity_of_all,
-                     'early_mask_row': cfg.defects.early_mask_row})
+  return ConfigDict({'kinds': kinds, 'kind': cfg.model.kind, 'eval': cfg.eval, 'seed': cfg.seed,
+                     'seeds': cfg.seeds, 'popularity_of_all': cfg.reproduce_bugs.popularity_of_all,
+                     'early_mask_row': cfg.reproduce_bugs.early_mask_row})
 
 
-def stage(work, cfg, shop, tables, ids, made):
-  """Ranks the test users with every model and seed; writes every result file. -> counts"""
+def stage(work: Workdir, cfg: ConfigDict, dataset: Dataset, tables: dict, id_dirs: dict,
+          rat_dirs: dict) -> dict:
+  """Ranks the test users with every model and seed; writes every result file.
+
+  cfg: as `settings`. tables: folders of item vectors by their source. id_dirs: of recommenders over
+  ids by kind. rat_dirs: of RAT by variant. -> counts
+  """
   del tables
-  split, n = rat.split_of(shop), len(shop.catalog)
-  block, mask = ranking.block_size(n, cfg.judge.memory << 20), cfg.judge.mask_history
-  models = {variants.row_name(v): (cfg.kind, folder) for v, folder in made.items()}
-  models |= {kind: (kind, folder) for kind, folder in ids.items()}
-  drawn = candidates(work, cfg, split, n)
-  ranks, few, lists = {}, {}, None
+  split, num_items = rat.load_split(dataset), len(dataset.catalog)
+  block, mask_history = ranking.block_size(num_items, cfg.eval.memory << 20), cfg.eval.mask_history
+  models = {variants.row_name(variant): (cfg.kind, folder) for variant, folder in rat_dirs.items()}
+  models |= {kind: (kind, folder) for kind, folder in id_dirs.items()}
+  candidate_items = draw_candidates(work, cfg, split, num_items)
+  ranks, sampled_ranks, predictions = {}, {}, None
   with work.progress('ranking', len(models) * cfg.seeds, unit='model') as advance:
     for row, (kind, folder) in models.items():
-      model = sequential.model_config(cfg.kinds[kind], n)
+      model = sequential.model_config(cfg.kinds[kind], num_items)
       best = int(np.argmax(read_json(folder / 'valid.json')['NDCG@10']))
-      full, some = [], []
+      model_ranks, model_sampled_ranks = [], []
       for seed in range(cfg.seeds):
         score = sequential.scorer(model, sequential.load(folder / 'model.npz', seed))
-        found, *top = ranking.rank_and_recommend(score, split.test, n, min(cfg.judge.save_top, n),
-                                                 block, mask_history=mask)
-        full.append(found)
-        if drawn is not None:
-          some.append(sampled_ranking.rank_cases(score, split.test, n, drawn))
-        if lists is None and seed == best:
-          lists = top
+        seed_ranks, *top_items_and_scores = ranking.rank_and_recommend(
+          score, split.test, num_items, min(cfg.eval.save_top, num_items), block,
+          mask_history=mask_history
+        )
+        model_ranks.append(seed_ranks)
+        if candidate_items is not None:
+          model_sampled_ranks.append(
+            sampled_ranking.rank_cases(score, split.test, num_items, candidate_items)
+          )
+        if predictions is None and seed == best:
+          predictions = top_items_and_scores
         advance()
-      ranks[row] = np.stack(full)
-      if drawn is not None:
-        few[row] = np.stack(some)
+      ranks[row] = np.stack(model_ranks)
+      if candidate_items is not None:
+        sampled_ranks[row] = np.stack(model_sampled_ranks)
   main = next(iter(models))
-  groups = group_masks(cfg, shop, split)
-  more = {'groups': grouped(ranks, groups, main, cfg.seed)}
-  if few:
-    more['sampled'] = {'protocol': sampled_ranking.protocol(cfg.judge.sampled), **grouped(
-        few, {'all': np.ones(len(split.test), bool), **groups}, main, cfg.seed)}
-  for name, score in baselines.baselines(split.train, n, cfg.seed).items():
-    ranks[name] = ranking.rank_cases(score, split.test, n, block, mask_history=mask)
-  results = results_lib.save(work.folder, shop, split, main, ranks, lists,
-                         ranking.protocol(n, split.protocol, mask),
-                         range(cfg.seed, cfg.seed + cfg.seeds), **more)
+  groups = group_masks(cfg, dataset, split)
+  extra_results = {'groups': summarize_groups(ranks, groups, main, cfg.seed)}
+  if sampled_ranks:
+    extra_results['sampled'] = {
+      'protocol': sampled_ranking.protocol(cfg.eval.sampled),
+      **summarize_groups(
+        sampled_ranks, {'all': np.ones(len(split.test), bool), **groups}, main, cfg.seed
+      ),
+    }
+  for name, score in baselines.baselines(split.train, num_items, cfg.seed).items():
+    ranks[name] = ranking.rank_cases(score, split.test, num_items, block, mask_history=mask_history)
+  results = results_lib.save(work.folder, dataset, split, main, ranks, predictions,
+                         ranking.protocol(num_items, split.protocol, mask_history),
+                         range(cfg.seed, cfg.seed + cfg.seeds), **extra_results)
   return {'users': len(split.test), **{m: round(results['rows'][main][m]['value'], 4)
-                                       for m in SHOWN}}
+                                       for m in METRICS}}
 
 
-def candidates(work, cfg, split, n):
-  """The items that each target is ranked among besides, where a sampled protocol is asked for."""
-  if not cfg.judge.sampled:
+def draw_candidates(work: Workdir, cfg: ConfigDict, split: Split,
+                    num_items: int) -> np.ndarray | None:
+  """The items that each target is ranked among besides, where a sampled protocol is asked for.
+
+  split: of the users. num_items: of the catalog.
+  """
+  if not cfg.eval.sampled:
     return None
-  counts = np.bincount(split.train.items, minlength=n + 1)[1:]
+  counts = np.bincount(split.train.items, minlength=num_items + 1)[1:]
   try:
-    return sampled_ranking.draw(cfg.judge.sampled, split.test, counts, cfg.seed)
+    return sampled_ranking.draw(cfg.eval.sampled, split.test, counts, cfg.seed)
   except ConfigError as error:
     if 'full ranking' not in str(error):
       raise
@@ -81,80 +102,93 @@ def candidates(work, cfg, split, n):
     return None
 
 
-def group_masks(cfg, shop, split):
-  """Which test users belong where. -> {name: (n,) bool}
+def group_masks(cfg: ConfigDict, dataset: Dataset,
+                split: Split) -> dict[str, Bool[np.ndarray, ' n']]:
+  """Which test users belong where, by the group's name.
 
-  An item is of the tail with fewer than judge.tail_item training interactions, a user with a
-  shorter input than judge.tail_user.
+  split: of the users. An item is of the tail with fewer than eval.tail_item training interactions,
+  a user with a shorter input than eval.tail_user.
   """
-  items = shop.interactions.items if cfg.popularity_of_all else split.train.items
-  counts = np.bincount(items, minlength=len(shop.catalog) + 1)[split.test.targets]
-  rare = counts < cfg.judge.tail_item
-  short = np.diff(split.test.histories[1]) < cfg.judge.tail_user
-  return {'tail_item': rare, 'head_item': ~rare, 'tail_user': short, 'head_user': ~short}
+  items = dataset.interactions.items if cfg.popularity_of_all else split.train.items
+  counts = np.bincount(items, minlength=len(dataset.catalog) + 1)[split.test.targets]
+  is_rare = counts < cfg.eval.tail_item
+  is_short = np.diff(split.test.histories[1]) < cfg.eval.tail_user
+  return {
+    'tail_item': is_rare, 'head_item': ~is_rare, 'tail_user': is_short, 'head_user': ~is_short
+  }
 
 
-def grouped(ranks, groups, main, seed):
+def summarize_groups(ranks: dict, groups: dict, main: str, seed: int) -> dict:
   """Figures of groups of test users with tests of `main` against every other row.
 
-  ranks: {row: (S, n)}; a user counts with the mean over seeds. -> {group: {'n', 'rows', 'tests'}}
+  ranks: {row: (S, n)}; a user counts with the mean over seeds. groups: {name: (n,) bool}. seed: of
+  the bootstrap. -> {group: {'n', 'rows', 'tests'}}
   """
-  each = {}
-  for row, lines in ranks.items():
-    values = [metrics.per_case(r, (10,)) for r in lines]
-    each[row] = {m: np.mean([v[m] for v in values], 0) for m in SHOWN}
-  found = {}
+  row_values = {}
+  for row, seed_ranks in ranks.items():
+    values = [metrics.per_case(user_ranks, (10,)) for user_ranks in seed_ranks]
+    row_values[row] = {
+      metric: np.mean([value[metric] for value in values], 0) for metric in METRICS
+    }
+  summaries = {}
   for name, mask in groups.items():
     if not mask.any():
       continue
-    some = {row: {m: v[mask] for m, v in values.items()} for row, values in each.items()}
-    found[name] = {'n': int(mask.sum()), **statistics.summarize(
-        some, seed, {}, [(main, o) for o in some if o != main])}
-  return found
+    group_values = {
+      row: {metric: value[mask] for metric, value in values.items()}
+      for row, values in row_values.items()
+    }
+    summaries[name] = {
+      'n': int(mask.sum()),
+      **statistics.summarize(
+        group_values, seed, {}, [(main, other) for other in group_values if other != main]
+      ),
+    }
+  return summaries
 
 
-def show(work, folder):
+def show(work: Workdir, results_dir: Path) -> None:
   """Prints the tables of rare and frequent items, short and long histories."""
   from rich.table import Table
-  results = run_files.need_json(folder / 'results.json')
+  results = run_files.need_json(results_dir / 'results.json')
   names = list(results['groups'])
-  table = Table('NDCG@10', *(f'{g.replace("_", " ")}, n {results["groups"][g]["n"]:,}'
-                             for g in names))
+  table = Table('NDCG@10', *(f'{group.replace("_", " ")}, n {results["groups"][group]["n"]:,}'
+                             for group in names))
   for row in next(iter(results['groups'].values()))['rows']:
-    table.add_row(row, *(cell(results['groups'][g], row) for g in names))
-  with work.console.capture() as drawn:
+    table.add_row(row, *(format_cell(results['groups'][group], row) for group in names))
+  with work.console.capture() as captured:
     work.console.print(table)
-  work.say(drawn.get().rstrip())
+  work.say(captured.get().rstrip())
   first = next(iter(results['rows']))
-  work.say(f'in brackets: p of {first} against the row, paired randomisation test, Holm-corrected')
+  work.say(f'in brackets: p of {first} against the row, paired randomization test, Holm-corrected')
   if 'sampled' in results:
-    every = results['sampled']['all']['rows']
+    sampled_rows = results['sampled']['all']['rows']
     work.say(results['sampled']['protocol'] + ': ' + ', '.join(
         f'{row} HR@10 {cells["HR@10"]["value"]:.4f} NDCG@10 {cells["NDCG@10"]["value"]:.4f}'
-        for row, cells in every.items()))
+        for row, cells in sampled_rows.items()))
 
 
-def cell(group, row):
-  """A value, and how sure the difference to the first row is."""
+def format_cell(group: dict, row: str) -> str:
+  """A value, and how sure the difference to the first row is. group: of `summarize_groups`."""
   first = next(iter(group['rows']))
   p = group['tests'].get(f'{first}>{row}', {}).get('NDCG@10')
   return f'{group["rows"][row]["NDCG@10"]["value"]:.4f}' + ('' if p is None else f' ({p:.2g})')
 
 
-def recommender(workdir, data=None):
+def recommender(workdir: Path, data: str | None = None) -> Callable:
   """The method's face: the best seed's model on any history; no LLM runs.
 
-  data: a later data set, whose new items the run's LLM reads once. -> recommend, as
-  `ranking.recommender` makes it
+  workdir: of the run. data: a later data set, whose new items the run's LLM reads once. ->
+  recommend, as `ranking.recommender` makes it
   """
-  config, made = workdir_lib.saved_config(workdir), variants.main_stage(workdir)
+  config, rat_dir = workdir_lib.saved_config(workdir), variants.main_stage(workdir)
   results = read_json(find_stage(workdir, 'evaluate') / 'results.json')
-  shop = load_unchanged(config.data, results['data_fingerprint'], workdir)
-  best = int(np.argmax(read_json(made / 'valid.json')['NDCG@10']))
+  dataset = load_unchanged(config.data, results['data_fingerprint'], workdir)
+  best = int(np.argmax(read_json(rat_dir / 'valid.json')['NDCG@10']))
   if data:
-    shop, params = update.carried_on(workdir, config, shop, data, best)
+    dataset, params = update.extend_params(workdir, config, dataset, data, best)
   else:
-    params = sequential.load(made / 'model.npz', best)
+    params = sequential.load(rat_dir / 'model.npz', best)
   model = sequential.model_config(variants.recommender_config(config, config.model.kind),
-                                  len(shop.catalog))
-  return ranking.recommender(sequential.scorer(model, params), shop.catalog)
+                                  len(dataset.catalog))
+  return ranking.recommender(sequential.scorer(model, params), dataset.catalog)

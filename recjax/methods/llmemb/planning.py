@@ -1,11 +1,14 @@
-"""What a run consists of: variants and the tables they read; its cost; its parts for others."""
+"""What a run would cost before it runs, and its parts for other programs."""
 import dataclasses
 import pathlib
 import shutil
+from pathlib import Path
 
 import jax
+from ml_collections import ConfigDict
 
 from recjax import run_files
+from recjax.data.dataset import Dataset
 from recjax.errors import ConfigError
 from recjax.methods.llmemb import variants as variants_lib
 from recjax.models import huggingface, layers, llm, lora
@@ -14,36 +17,35 @@ from recjax.training import cost_model
 from recjax.training.workdir import find_stage, saved_config
 
 
-def cost(cfg, shop):
+def cost(cfg: ConfigDict, dataset: Dataset) -> dict[str, str]:
   """What a run would take, by hand count. -> {what: text}"""
-  items, words = len(shop.catalog), 120  # tokens of a prompt, typical
-  found = {}
+  num_items, prompt_tokens = len(dataset.catalog), 120  # tokens of a prompt, typical
+  lines = {}
   if variants_lib.needs_llm(cfg):
     shape = llm_shape(cfg)
-    flops = llm.flops_per_token(shape, words)
-    tuned = sum(s in ('tuned', 'last') for s in variants_lib.sources(cfg))
-    steps = cfg.scft.steps * cfg.scft.batch * 2 * words * (1 - cfg.scft.ratio)
+    flops = llm.flops_per_token(shape, prompt_tokens)
+    tuned = sum(source in ('tuned', 'last') for source in variants_lib.vector_sources(cfg))
+    steps = cfg.scft.steps * cfg.scft.batch * 2 * prompt_tokens * (1 - cfg.scft.ratio)
     adapter = layers.count_params(
-      jax.eval_shape(lambda k: lora.init_lora(shape, k), jax.random.key(0))
-    )
-    found = {
+        jax.eval_shape(lambda k: lora.init_lora(shape, k), jax.random.key(0)))
+    lines = {
         'model': f'{llm.param_bytes(shape) / 2**20:,.1f} MiB of weights, {adapter:,} adapter '
                  'parameters',
         'SCFT': f'{tuned} times about {steps / 1e6:,.1f} M tokens, '
                 f'{(2 if cfg.scft.parts == 1 else 3) * flops * steps / 1e12:,.1f} TFLOP',
-        'export': f'{items * words / 1e6:,.2f} M tokens a table, '
-                  f'{flops * items * words / 1e12:,.1f} TFLOP',
+        'export': f'{num_items * prompt_tokens / 1e6:,.2f} M tokens a table, '
+                  f'{flops * num_items * prompt_tokens / 1e12:,.1f} TFLOP',
         **cost_model.llm_lines(cost_model.LLMRun(
             cost_model.numerics(shape, cfg.llm), max(1, 2 * cfg.scft.batch // cfg.scft.parts),
-            round(words * (1 - cfg.scft.ratio)), 0, tuned * steps, 1), cfg.mesh,
+            round(prompt_tokens * (1 - cfg.scft.ratio)), 0, tuned * steps, 1), cfg.mesh,
                      jax.device_count())}
   variants, id_models = variants_lib.variants(cfg), variants_lib.id_models(cfg)
-  return found | {'trainings': f'{len(variants)} of RAT, {len(id_models)} over ids, '
+  return lines | {'trainings': f'{len(variants)} of RAT, {len(id_models)} over ids, '
                                f'{cfg.seeds} seeds each'}
 
 
-def llm_shape(cfg):
-  """The LLM's shape, from its folder or the tiny model's settings. -> llm.Config"""
+def llm_shape(cfg: ConfigDict) -> llm.Config:
+  """The LLM's shape, from its folder or the tiny model's settings. Raises ConfigError for none."""
   if cfg.llm.weights == 'tiny':
     tiny = cfg.tiny
     return llm.Config(
@@ -56,29 +58,30 @@ def llm_shape(cfg):
   return dataclasses.replace(huggingface.read_config(cfg.llm.weights), lora_rank=cfg.lora.rank)
 
 
-def convert(workdir, kind, out):
+def convert(workdir: Path, kind: str, out: Path) -> None:
   """Writes the trained recommender ('npz'), or the tuned LLM as 'peft' adapter or 'merged'.
 
-  Raises ConfigError where `out` is there already, WorkdirError where that was not trained.
+  workdir: of the run. kind: which of these. out: a new file or folder. Raises ConfigError where
+  `out` is there already, WorkdirError where that was not trained.
   """
   if kind == 'npz':
     run_files.absent(out, '--out')
     model = variants_lib.main_stage(workdir) / 'model.npz'
-    with run_files.new_file(out, '--out') as fresh:
-      shutil.copyfile(model, fresh)
+    with run_files.new_file(out, '--out') as target:
+      shutil.copyfile(model, target)
     return
   if kind not in ('peft', 'merged'):
     raise ConfigError(f'--to={kind} is unknown for this method; choose npz, peft or merged')
   run_files.absent(out, '--out', folder=True)
-  at = find_stage(workdir, 'scft-tuned')
+  scft_dir = find_stage(workdir, 'scft-tuned')
   weights = saved_config(workdir).llm.weights
-  folder = find_stage(workdir, 'llm') if weights == 'tiny' else pathlib.Path(weights)
-  base = huggingface.read_config(folder)
-  shape = huggingface.adapter_config(at, base)
-  adapter = huggingface.load_adapter(at, shape)
-  with run_files.new_folder(out, '--out') as fresh:
+  llm_dir = find_stage(workdir, 'llm') if weights == 'tiny' else pathlib.Path(weights)
+  base = huggingface.read_config(llm_dir)
+  shape = huggingface.adapter_config(scft_dir, base)
+  adapter = huggingface.load_adapter(scft_dir, shape)
+  with run_files.new_folder(out, '--out') as target:
     if kind == 'peft':
-      huggingface.save_adapter(adapter, shape, fresh, base=str(folder.resolve()))
+      huggingface.save_adapter(adapter, shape, target, base=str(llm_dir.resolve()))
       return
-    huggingface.save(lora.merge(huggingface.load(folder, base), adapter, shape), base, fresh)
-    tokenizer_lib.load(folder).save(fresh)
+    huggingface.save(lora.merge(huggingface.load(llm_dir, base), adapter, shape), base, target)
+    tokenizer_lib.load(llm_dir).save(target)

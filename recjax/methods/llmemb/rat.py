@@ -1,15 +1,20 @@
-"""Recommendation adaptation training: an adapter inside a sequential recommender (llmemb.md 6, 7).
+"""Recommendation adaptation training: an adapter inside a sequential recommender.
 
-N items, k components, D width of the recommender, C distinct items of a batch.
+Liu et al., AAAI 2025, arXiv 2409.19925. N items, k components, D width of the recommender, B
+sequences of a batch, S their length, C distinct items of a batch.
 """
 import functools
+from collections.abc import Callable
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, Bool, Float, Int, Key, PyTree
 from ml_collections import ConfigDict
 
 from recjax.data import splits
+from recjax.data.dataset import Dataset
 from recjax.errors import ConfigError, DataError
 from recjax.evaluation import ranking
 from recjax.file_io import write_json
@@ -17,13 +22,17 @@ from recjax.methods.llmemb import item_embeddings, variants
 from recjax.models import layers, seqrec
 from recjax.training import cost_model, sequential
 from recjax.training.losses import contrastive
+from recjax.training.workdir import Workdir
 
 ACTIVATIONS = {'none': lambda x: x, 'gelu': jax.nn.gelu, 'relu': jax.nn.relu}
 ALIGN_ITEMS = ('distinct', 'positions')
 
 
-def check(cfg, items):
-  """What can be known to be wrong before anything is trained. Raises ConfigError."""
+def check(cfg: ConfigDict, num_items: int) -> None:
+  """What can be known to be wrong before anything is trained.
+
+  num_items: of the catalog. Raises ConfigError.
+  """
   rat = cfg.rat
   if rat.activation not in ACTIVATIONS:
     raise ConfigError(f'rat.activation={rat.activation!r}; choose one of {", ".join(ACTIVATIONS)}')
@@ -35,130 +44,161 @@ def check(cfg, items):
       raise ConfigError(f'contrastive loss {loss!r} is unknown; choose one of '
                         f'{", ".join(contrastive.KINDS)}')
   for kind in variants.id_models(cfg):
-    sequential.check(variants.recommender_config(cfg, kind), items)
+    sequential.check(variants.recommender_config(cfg, kind), num_items)
   widths = {variants.recommender_config(cfg, k).model.width for k in (cfg.model.kind,
-                                                                  variants.aligned_to(cfg))}
+                                                                  variants.alignment_target(cfg))}
   if len(widths) > 1:
     raise ConfigError(f'model.width and base.width are {sorted(widths)}; alignment compares their '
                       'vectors, so they must be equal')
-  if rat.align_most < 2 or not 1 <= cfg.pca.dim <= items:
-    raise ConfigError(f'rat.align_most={rat.align_most} must be 2 or more, pca.dim={cfg.pca.dim} '
-                      f'between 1 and the number of items, {items}')
+  if rat.max_align_items < 2 or not 1 <= cfg.pca.dim <= num_items:
+    raise ConfigError(
+      f'rat.max_align_items={rat.max_align_items} must be 2 or more, pca.dim={cfg.pca.dim} '
+      f'between 1 and the number of items, {num_items}'
+    )
 
 
 # Recommenders over ids alone.
 
 
-def id_settings(cfg, kind):
-  """What of the config decides a recommender over ids."""
+def id_settings(cfg: ConfigDict, kind: str) -> ConfigDict:
+  """What of the config decides a recommender over ids. kind: of the recommender."""
   return variants.recommender_config(cfg, kind)
 
 
-def ids_stage(work, cfg, shop):
+def ids_stage(work: Workdir, cfg: ConfigDict, dataset: Dataset) -> dict:
   """Trains a recommender over ids alone: the base to beat and the aim of the alignment."""
-  split = split_of(shop)
-  model = sequential.model_config(cfg, len(shop.catalog))
-  judge = ranking.validator(lambda params: sequential.scorer(model, params), split.valid,
+  split = load_split(dataset)
+  model = sequential.model_config(cfg, len(dataset.catalog))
+  validate = ranking.validator(lambda params: sequential.scorer(model, params), split.valid,
                             model.items, cfg.seeds, cfg.train.valid_users)
-  return keep(work, cfg, *sequential.fit(work, cfg, model.items, split.train, judge))
+  return save_models(work, cfg, *sequential.fit(work, cfg, model.items, split.train, validate))
 
 
-def split_of(shop):
+def load_split(dataset: Dataset) -> splits.Split:
   """Leave-one-out. Raises DataError where nobody can be judged."""
-  split = splits.leave_one_out(shop.interactions)
+  split = splits.leave_one_out(dataset.interactions)
   if not len(split.valid):
-    raise DataError(f'no user of {shop.name} has 3 items, so nobody can be validated or tested')
+    raise DataError(f'no user of {dataset.name} has 3 items, so nobody can be validated or tested')
   return split
 
 
-def keep(work, cfg, params, scores, at):
-  """Writes the model of every seed and how it was chosen. -> counts"""
+def save_models(work: Workdir, cfg: ConfigDict, params: PyTree, scores: np.ndarray,
+                best_epochs: np.ndarray) -> dict:
+  """Writes the model of every seed and how it was chosen.
+
+  params: of all seeds. scores, best_epochs: of each. -> counts
+  """
   sequential.save(work.folder / 'model.npz', params)
   write_json(work.folder / 'valid.json', {
-      'NDCG@10': [round(float(s), 6) for s in scores], 'epoch': at.tolist()})
+      'NDCG@10': [round(float(score), 6) for score in scores], 'epoch': best_epochs.tolist()})
   return {'parameters': f'{layers.count_params(params) // cfg.seeds:,}',
-          'best_epochs': ', '.join(map(str, at)),
-          'valid_NDCG@10': ', '.join(f'{s:.4f}' for s in scores)}
+          'best_epochs': ', '.join(map(str, best_epochs)),
+          'valid_NDCG@10': ', '.join(f'{score:.4f}' for score in scores)}
 
 
 # RAT.
 
 
-def settings(cfg, variant):
-  """Everything in the config that decides this stage's result."""
-  what = variants.VARIANTS[variant]
-  rat = {**cfg.rat.to_dict(), 'adapter': what.adapter, 'freeze': what.freeze,
-         'alpha': cfg.rat.alpha if what.align else 0.0,
-         'ids_from': cfg.rat.ids_from if what.adapter else 0}
+def settings(cfg: ConfigDict, variant: str) -> ConfigDict:
+  """Everything in the config that decides this stage's result. variant: of VARIANTS."""
+  parts = variants.VARIANTS[variant]
+  rat = {**cfg.rat.to_dict(), 'adapter': parts.adapter, 'freeze': parts.freeze,
+         'alpha': cfg.rat.alpha if parts.align else 0.0,
+         'ids_from': cfg.rat.ids_from if parts.adapter else 0}
   del rat['variant'], rat['ablations']
   return ConfigDict({**variants.recommender_config(cfg, cfg.model.kind), 'rat': rat,
-                     'early_mask_row': cfg.defects.early_mask_row,
-                     'raw_vectors': cfg.defects.raw_vectors})
+                     'early_mask_row': cfg.reproduce_bugs.early_mask_row,
+                     'raw_vectors': cfg.reproduce_bugs.raw_vectors})
 
 
-def stage(work, cfg, shop, table, ids):
-  """Trains adapter and recommender, all seeds, and keeps each one's best epoch. -> counts"""
-  split = split_of(shop)
-  model = sequential.model_config(cfg, len(shop.catalog))
-  vectors = jnp.asarray(inputs(cfg, model, item_embeddings.read(table), len(shop.catalog)))
-  own = known(cfg, split, model.items)
-  aim = jnp.asarray(sequential.load(ids / 'model.npz')['items'][:, 1:model.items + 1])
-  whole = jax.jit(lambda params: expand(cfg, model, params, vectors, own=own))
-  judge = ranking.validator(lambda params: sequential.scorer(model, whole(params)), split.valid,
-                            model.items, cfg.seeds, cfg.train.valid_users)
-  taught = functools.partial(teach, cfg, vectors.shape[1], own=own)
-  best, scores, at = sequential.fit(work, cfg, model.items, split.train, judge, taught, vectors,
-                                    aim)
-  sequential.save(work.folder / 'adapter.npz', {k: v for k, v in best.items() if k != 'rest'})
-  return keep(work, cfg, jax.vmap(whole)(best), scores, at)
+def stage(work: Workdir, cfg: ConfigDict, dataset: Dataset, table_dir: Path, ids_dir: Path) -> dict:
+  """Trains adapter and recommender, all seeds, and keeps each one's best epoch.
+
+  cfg: as `settings`. table_dir: of the reduced item vectors. ids_dir: of the recommender whose
+  items are the aim of the alignment. -> counts
+  """
+  split = load_split(dataset)
+  model = sequential.model_config(cfg, len(dataset.catalog))
+  vectors = jnp.asarray(
+    adapter_inputs(cfg, model, item_embeddings.read(table_dir), len(dataset.catalog))
+  )
+  id_rows = has_id_row(cfg, split, model.items)
+  aim = jnp.asarray(sequential.load(ids_dir / 'model.npz')['items'][:, 1:model.items + 1])
+  full_params = jax.jit(lambda params: expand_table(cfg, model, params, vectors, id_rows=id_rows))
+  validate = ranking.validator(
+    lambda params: sequential.scorer(model, full_params(params)), split.valid, model.items,
+    cfg.seeds, cfg.train.valid_users
+  )
+  objective = functools.partial(make_objective, cfg, vectors.shape[1], id_rows=id_rows)
+  best, scores, best_epochs = sequential.fit(
+    work, cfg, model.items, split.train, validate, objective, vectors, aim
+  )
+  sequential.save(
+    work.folder / 'adapter.npz', {key: value for key, value in best.items() if key != 'rest'}
+  )
+  return save_models(work, cfg, jax.vmap(full_params)(best), scores, best_epochs)
 
 
-def cost(cfg, shop):
+def cost(cfg: ConfigDict, dataset: Dataset) -> dict[str, str]:
   """What the trainings of recommenders take, each over all seeds at once. -> {what: text}"""
-  split, items, found = splits.leave_one_out(shop.interactions), len(shop.catalog), {}
+  split, num_items, steps_by_name = (
+    splits.leave_one_out(dataset.interactions), len(dataset.catalog), {}
+  )
   for kind in variants.id_models(cfg):
-    parts = sequential.planned(id_settings(cfg, kind), items, split.train)
-    found[f'{kind} over ids'] = parts
+    planned = sequential.planned(id_settings(cfg, kind), num_items, split.train)
+    steps_by_name[f'{kind} over ids'] = planned
   for variant in variants.variants(cfg):
-    how = settings(cfg, variant)
-    model = sequential.model_config(how, items)
-    k = cfg.pca.dim if how.rat.adapter else model.width
-    shape = lambda *n: jax.ShapeDtypeStruct(n, jnp.float32)  # noqa: E731
-    found[f'RAT {variant}'] = sequential.planned(
-      how,
-      items,
+    variant_cfg = settings(cfg, variant)
+    model = sequential.model_config(variant_cfg, num_items)
+    num_components = cfg.pca.dim if variant_cfg.rat.adapter else model.width
+    shape = lambda *dims: jax.ShapeDtypeStruct(dims, jnp.float32)  # noqa: E731
+    steps_by_name[f'RAT {variant}'] = sequential.planned(
+      variant_cfg,
+      num_items,
       split.train,
-      functools.partial(teach, how, k, own=known(how, split, items)),
-      shape(items, k),
-      shape(items, model.width),
+      functools.partial(
+        make_objective, variant_cfg, num_components,
+        id_rows=has_id_row(variant_cfg, split, num_items)
+      ),
+      shape(num_items, num_components),
+      shape(num_items, model.width),
     )
   return {
-    f'{name}: {what}': said
-    for name, (step, steps, targets) in found.items()
-    for what, said in cost_model.traced_lines(
+    f'{name}: {what}': text
+    for name, (step, steps, targets) in steps_by_name.items()
+    for what, text in cost_model.traced_lines(
       step, steps, targets, cfg.train.epochs, cfg.seeds, jax.device_count(), unit='targets'
     ).items()
   }
 
 
-def known(cfg, split, items):
-  """Items with rat.ids_from training interactions or more; None where that is 0. -> (N,) bool"""
+def has_id_row(cfg: ConfigDict, split: splits.Split, num_items: int) -> Bool[Array, ' N'] | None:
+  """Items with rat.ids_from training interactions or more; None where that is 0.
+
+  split: of the users. num_items: of the catalog.
+  """
   if not cfg.rat.ids_from:
     return None
-  return jnp.asarray(np.bincount(split.train.items, minlength=items + 1)[1:] >= cfg.rat.ids_from)
+  return jnp.asarray(
+    np.bincount(split.train.items, minlength=num_items + 1)[1:] >= cfg.rat.ids_from
+  )
 
 
-def inputs(cfg, model, table, items, rows=None):
+def adapter_inputs(cfg: ConfigDict, model: seqrec.Config, table: Float[np.ndarray, 'N k'],
+                   num_items: int, rows: np.ndarray | None = None) -> np.ndarray:
   """The frozen vectors as the recommender reads them, on one scale. -> (N, k)
 
-  rows: others, that are brought to the same scale instead of the table.
+  model: the recommender's. num_items: of the catalog. cfg: as `settings`. table: reduced item
+  vectors. rows: others, that are brought to the same scale instead of the table.
 
   With rat.whiten every component has the same spread, so that an adapter learns them at the same
   pace. Without an adapter: the first D components, rows of length one on average. Raises DataError
-  for a table of another catalogue, ConfigError where there are fewer than D components.
+  for a table of another catalog, ConfigError where there are fewer than D components.
   """
-  if len(table) != items:
-    raise DataError(f'the table of item vectors has {len(table)} rows, the catalogue {items} items')
+  if len(table) != num_items:
+    raise DataError(
+      f'the table of item vectors has {len(table)} rows, the catalog {num_items} items'
+    )
   rows = table if rows is None else rows
   if cfg.rat.adapter and cfg.raw_vectors:  # as released
     return rows
@@ -175,34 +215,46 @@ def inputs(cfg, model, table, items, rows=None):
   return rows / max(float(np.sqrt((table ** 2).sum(1).mean())), 1e-30)
 
 
-def teach(cfg, k, model, loss, targets, own=None):
+def make_objective(cfg: ConfigDict, num_components: int, model: seqrec.Config, loss: Callable,
+                   targets: int, id_rows: Array | None = None) -> tuple[Callable, Callable]:
   """What `training.sequential.fit` is to train instead of the model as it is.
 
-  k: components. loss: of the whole recommender. own: as `known` gives it.
-  -> init(key), loss(params, vectors, aim, seqs, key)
+  num_components: of an item vector. model: the recommender's. cfg: as `settings`. loss: of the
+  whole recommender. targets: of a batch. id_rows: as `has_id_row` gives it. -> init(key),
+  loss(params, vectors, aim, seqs, key)
   """
-  most = distinct_room(cfg, model, targets)
+  max_items = max_distinct_items(cfg, model, targets)
 
   def total(params, vectors, aim, seqs, key):
-    some = batch_items(cfg, model, targets, most, seqs, key)
-    full = expand(cfg, model, params, vectors, some, own)
-    value = loss(full, seqs, key)
+    item_ids = batch_items(cfg, model, targets, max_items, seqs, key)
+    full_params = expand_table(cfg, model, params, vectors, item_ids, id_rows)
+    value = loss(full_params, seqs, key)
     if not cfg.rat.alpha:
       return value
-    return value + cfg.rat.alpha * alignment(cfg, model, full['items'], aim, seqs, key, targets)
-  return functools.partial(init, cfg, model, k), total
+    return value + cfg.rat.alpha * alignment_loss(
+      cfg, model, full_params['items'], aim, seqs, key, targets
+    )
+
+  return functools.partial(init, cfg, model, num_components), total
 
 
-def init(cfg, model, k, key):
-  """What is trained: the recommender without its table, and what makes the table."""
+def init(cfg: ConfigDict, model: seqrec.Config, num_components: int, key: Key[Array, '']) -> PyTree:
+  """What is trained: the recommender without its table, and what makes the table.
+
+  model: the recommender's. num_components: of an item vector.
+  """
   rest = seqrec.init(model, jax.random.fold_in(key, 0))
   del rest['items']
   params = {'rest': rest}
   if cfg.rat.adapter:
-    params['adapter'] = init_adapter(k, cfg.rat.hidden or k // 2, model.width, cfg.rat.spread,
-                                     jax.random.fold_in(key, 1))
+    params['adapter'] = init_adapter(
+      num_components, cfg.rat.hidden or num_components // 2, model.width, cfg.rat.spread,
+      jax.random.fold_in(key, 1)
+    )
   if not cfg.rat.freeze:
-    params['moved'] = jnp.zeros((model.items, k))  # what training adds to the frozen vectors
+    params['moved'] = jnp.zeros(
+      (model.items, num_components)
+    )  # what training adds to the frozen vectors
   if cfg.rat.ids_from:
     params['own'] = jnp.zeros((model.items, model.width))  # what texts do not say
   if not model.causal:
@@ -210,87 +262,120 @@ def init(cfg, model, k, key):
   return params
 
 
-def init_adapter(k, hidden, width, spread, key):
-  """Two layers; `spread` is about the size of the numbers that come out, of inputs about one."""
-  one, two = jax.random.split(key)
-  return {'w1': jax.random.normal(one, (k, hidden)) * k ** -0.5, 'b1': jnp.zeros(hidden),
-          'w2': jax.random.normal(two, (hidden, width)) * spread * hidden ** -0.5,
-          'b2': jnp.zeros(width)}
+def init_adapter(num_components: int, hidden: int, width: int, spread: float,
+                 key: Key[Array, '']) -> dict[str, Array]:
+  """Two layers; `spread` is about the size of the numbers that come out, of inputs about one.
+
+  num_components, hidden, width: numbers that come in, stand between, come out.
+  """
+  first_key, second_key = jax.random.split(key)
+  return {
+    'w1': jax.random.normal(first_key, (num_components, hidden)) * num_components**-0.5,
+    'b1': jnp.zeros(hidden),
+    'w2': jax.random.normal(second_key, (hidden, width)) * spread * hidden**-0.5,
+    'b2': jnp.zeros(width)
+  }
 
 
-def adapt(adapter, x, activation='none'):
-  """W2 act(W1 x + b1) + b2. x: (…, k) -> (…, D)"""
-  inner = ACTIVATIONS[activation](x @ adapter['w1'] + adapter['b1'])
-  return inner @ adapter['w2'] + adapter['b2']
+def apply_adapter(adapter: dict[str, Array], x: Float[Array, '*B k'],
+                  activation: str = 'none') -> Float[Array, '*B D']:
+  """W2 act(W1 x + b1) + b2 (Liu et al., AAAI 2025).
+
+  adapter: its weights. x: vectors. activation: of ACTIVATIONS.
+  """
+  hidden = ACTIVATIONS[activation](x @ adapter['w1'] + adapter['b1'])
+  return hidden @ adapter['w2'] + adapter['b2']
 
 
-def expand(cfg, model, params, vectors, some=None, own=None):
+def expand_table(cfg: ConfigDict, model: seqrec.Config, params: PyTree,
+                 vectors: Float[Array, 'N k'], item_ids: Int[Array, ' C'] | None = None,
+                 id_rows: Bool[Array, ' N'] | None = None) -> PyTree:
   """The recommender's parameters with the item table that the adapter makes.
 
-  vectors: (N, k). some: (C,) item ids that are read, 0 for none; the rest of the table is zeros.
-  None makes all. own: (N,) bool, items with a row of their own beside it. -> tree of seqrec
+  model: the recommender's. params: what is trained. vectors: as `adapter_inputs` gives them.
+  item_ids: that are read, 0 for none; the rest of the table is zeros. None makes all. id_rows:
+  items with a row of their own beside it. -> tree of seqrec
   """
-  ids = jnp.arange(1, model.items + 1) if some is None else some
-  x = vectors if some is None else vectors[ids - 1]
+  ids = jnp.arange(1, model.items + 1) if item_ids is None else item_ids
+  x = vectors if item_ids is None else vectors[ids - 1]
   if cfg.early_mask_row and model.causal:  # as released: a row of zeros in the last item's place
     x = jnp.where(ids[:, None] == model.items, 0, x)
   if 'moved' in params:
     x = x + params['moved'][ids - 1]
-  rows = adapt(params['adapter'], x, cfg.rat.activation) if 'adapter' in params else x
+  rows = apply_adapter(params['adapter'], x, cfg.rat.activation) if 'adapter' in params else x
   if 'own' in params:
-    rows = rows + jnp.where(own[ids - 1, None], params['own'][ids - 1], 0)
-  at = jnp.where(ids > 0, ids, model.items + 2)
-  table = jnp.zeros((model.items + 2, model.width)).at[at].set(rows, mode='drop')
+    rows = rows + jnp.where(id_rows[ids - 1, None], params['own'][ids - 1], 0)
+  positions = jnp.where(ids > 0, ids, model.items + 2)
+  table = jnp.zeros((model.items + 2, model.width)).at[positions].set(rows, mode='drop')
   if 'mask' in params:
     table = table.at[model.mask].set(params['mask'])
   if model.pads and 'adapter' in params:  # as released: padding goes through the adapter
-    table = table.at[0].set(adapt(params['adapter'], jnp.zeros(x.shape[-1]), cfg.rat.activation))
+    table = table.at[0].set(
+      apply_adapter(params['adapter'], jnp.zeros(x.shape[-1]), cfg.rat.activation)
+    )
   return {**params['rest'], 'items': table}
 
 
-def distinct_room(cfg, model, targets):
+def max_distinct_items(cfg: ConfigDict, model: seqrec.Config, targets: int) -> int:
   """How many distinct items a batch can hold at most; 0 where that is no less than all.
 
-  A softmax over the catalogue reads them all; noisy masks show any item.
+  model: the recommender's. targets: of a batch. A softmax over the catalog reads them all; noisy
+  masks show any item.
   """
   if cfg.loss.kind in ('ce', 'chunked') or cfg.train.get('mask_by_chance'):
     return 0
-  drawn = cfg.loss.negatives * {'batch': 1, 'sequence': cfg.train.batch, 'position': targets}[
-      cfg.loss.shared]
+  num_negatives = (
+    cfg.loss.negatives
+    * {'batch': 1, 'sequence': cfg.train.batch, 'position': targets}[cfg.loss.negative_scope]
+  )
   # Every token but a user's first is a target too.
-  tokens = targets + cfg.train.batch if model.causal else cfg.train.batch * (model.length + 1)
-  most = -(-(tokens + drawn) // 128) * 128
-  return most if most < model.items else 0
+  tokens = targets + cfg.train.batch if model.causal else cfg.train.batch * (model.max_history + 1)
+  max_items = -(-(tokens + num_negatives) // 128) * 128
+  return max_items if max_items < model.items else 0
 
 
-def batch_items(cfg, model, targets, most, seqs, key):
-  """The distinct items of a batch's sequences and negatives. -> (C,) int32, 0 behind; or None"""
-  if not most:
+def batch_items(cfg: ConfigDict, model: seqrec.Config, targets: int, max_items: int,
+                seqs: Int[Array, 'B S'], key: Key[Array, '']) -> Int[Array, ' C'] | None:
+  """The distinct items of a batch's sequences and negatives, 0 behind; None where max_items is 0.
+
+  model: the recommender's. seqs: item ids of the users. targets: of a batch. key: of the step, from
+  which training draws its negatives, too.
+  """
+  if not max_items:
     return None
-  drawn = sequential.negatives(cfg.loss, model.items, targets, len(seqs),
+  negatives = sequential.negatives(cfg.loss, model.items, targets, len(seqs),
                                jax.random.split(key, 3)[2])
-  both = jnp.concatenate([seqs.reshape(-1), drawn.reshape(-1) + 1])
-  return jnp.unique(both, size=most + 1, fill_value=0)
+  read_items = jnp.concatenate([seqs.reshape(-1), negatives.reshape(-1) + 1])
+  return jnp.unique(read_items, size=max_items + 1, fill_value=0)
 
 
-def alignment(cfg, model, table, aim, seqs, key, targets):
-  """How far the table is from that of ids, over what the batch asks for. aim: (N, D) -> ()"""
-  hide, _, draw = jax.random.split(key, 3)
-  goals = sequential.example(cfg, model, seqs, hide)[1].reshape(-1)
+def alignment_loss(cfg: ConfigDict, model: seqrec.Config, table: Float[Array, 'M D'],
+                   aim: Float[Array, 'N D'], seqs: Int[Array, 'B S'], key: Key[Array, ''],
+                   targets: int) -> Float[Array, '']:
+  """How far the table is from that of ids, over what the batch asks for.
+
+  model: the recommender's. seqs: item ids of the users. key: of the step. table: of the
+  recommender, row 0 of padding. aim: item table of ids, without padding. targets: of a batch.
+  """
+  mask_key, _, draw_key = jax.random.split(key, 3)
+  target_ids = sequential.example(cfg, model, seqs, mask_key)[1].reshape(-1)
   if cfg.rat.align_items == 'positions':
-    at = jnp.nonzero(goals, size=targets, fill_value=goals.size)[0]
-    ids = goals.at[at].get(mode='fill', fill_value=0)
+    positions = jnp.nonzero(target_ids, size=targets, fill_value=target_ids.size)[0]
+    ids = target_ids.at[positions].get(mode='fill', fill_value=0)
   else:
-    ids = distinct(goals, model.items, min(cfg.rat.align_most, model.items, targets), draw)
+    ids = sample_distinct(
+      target_ids, model.items, min(cfg.rat.max_align_items, model.items, targets), draw_key
+    )
   return contrastive.loss(aim[ids - 1], table[ids], cfg.rat.tau, cfg.rat.align_loss, ids > 0)
 
 
-def distinct(goals, items, most, key):
-  """Up to `most` distinct ids above 0, drawn without replacement where there are more.
+def sample_distinct(target_ids: Int[Array, ' P'], num_items: int, max_items: int,
+                    key: Key[Array, '']) -> Int[Array, ' M']:
+  """Up to `max_items` distinct ids above 0, drawn without replacement where there are more.
 
-  goals: (P,) ids, 0 for none. -> (most,) int32, 0 behind
+  num_items: of the catalog. key: of the draw. target_ids: 0 for none. -> ids, 0 behind
   """
-  there = jnp.zeros(items + 1, bool).at[goals].set(True).at[0].set(False)
-  noise = jnp.where(there, jax.random.uniform(key, there.shape), -1.0)
-  best, ids = jax.lax.top_k(noise, most)
+  present = jnp.zeros(num_items + 1, bool).at[target_ids].set(True).at[0].set(False)
+  noise = jnp.where(present, jax.random.uniform(key, present.shape), -1.0)
+  best, ids = jax.lax.top_k(noise, max_items)
   return jnp.where(best >= 0, ids, 0)

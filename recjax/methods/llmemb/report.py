@@ -1,12 +1,17 @@
 """The run's report: what the vectors became, whom it helps, and what each part is worth."""
-import numpy as np
+from pathlib import Path
 
+import numpy as np
+from ml_collections import ConfigDict
+
+from recjax.data.dataset import Dataset
 from recjax.methods.llmemb import item_embeddings, rat, variants
 from recjax.models import seqrec
 from recjax.report import html, plots, results, run, users
 from recjax.retrieval import pca
 from recjax.run_files import read_json
 from recjax.training import sequential
+from recjax.training.workdir import Workdir
 
 LABELS = {'llmemb': 'LLMEmb', 'sasrec': 'SASRec, ids alone', 'gru4rec': 'GRU4Rec, ids alone',
           'bert4rec': 'BERT4Rec, ids alone', 'llmemb:no_scft': 'without SCFT',
@@ -34,40 +39,55 @@ PAPER = '''\
 }'''
 
 
-def write(cfg, work, shop, tables, ids, made, found):
-  """Writes report.html into the run's folder."""
-  outcome = read_json(found / 'results.json')
+def write(cfg: ConfigDict, work: Workdir, dataset: Dataset, tables: dict, id_dirs: dict,
+          rat_dirs: dict, results_dir: Path) -> None:
+  """Writes report.html into the run's folder. tables, id_dirs, rat_dirs: as `evaluate.stage`."""
+  outcome = read_json(results_dir / 'results.json')
   row = next(iter(outcome['rows']))
   html.write(work.path / 'report.html', html.page(
-      'LLMEmb: item embeddings from a language model', f'{shop.name}, preset {cfg.preset}',
+      'LLMEmb: item embeddings from a language model', f'{dataset.name}, preset {cfg.preset}',
       [verdict(cfg, outcome, row), html.tiles(figures(outcome, row))],
-      [results_section(outcome, row), tail_section(cfg, outcome),
-       map_section(cfg, shop, tables, made), results.groups_section(outcome, row),
-       users_section(cfg, work, shop, tables, made, row), training_section(work, ids, made),
-       *run.closing(work.path, cfg, {
-           'data': f'{shop.name}: {len(shop.interactions):,} users, {len(shop.catalog):,} items',
-           'data fingerprint': shop.fingerprint, 'protocol': outcome['protocol'],
-           'seeds': ', '.join(map(str, outcome['seeds']))},
-                    [PAPER, *(seqrec.PAPERS[kind] for kind in ids)])],
-      'Liu et al., AAAI 2025, arXiv 2409.19925.'))
+      [
+        results_section(outcome, row),
+        tail_section(cfg, outcome),
+        map_section(cfg, dataset, tables, rat_dirs),
+        results.groups_section(outcome, row),
+        users_section(cfg, work, dataset, tables, rat_dirs, row),
+        training_section(work, id_dirs, rat_dirs),
+        *run.closing(
+          work.path,
+          cfg,
+          {
+            'data': f'{dataset.name}: {len(dataset.interactions):,} users, '
+                    f'{len(dataset.catalog):,} items',
+            'data fingerprint': dataset.fingerprint,
+            'protocol': outcome['protocol'],
+            'seeds': ', '.join(map(str, outcome['seeds'])),
+          },
+          [PAPER, *(seqrec.PAPERS[kind] for kind in id_dirs)],
+        ),
+      ],
+      'Liu et al., AAAI 2025, arXiv 2409.19925.',
+    ),
+  )
 
 
-def verdict(cfg, outcome, row):
+def verdict(cfg: ConfigDict, outcome: dict, row: str) -> str:
   """The result in two sentences."""
-  base = cfg.model.kind
-  said = []
+  id_row = cfg.model.kind
+  sentences = []
   for name, cells, tests in (
       ('all test users', outcome['rows'], outcome['tests']),
-      *((f'the {g["n"]:,} whose next item is rare', g['rows'], g['tests'])
-        for n, g in outcome['groups'].items() if n == 'tail_item')):
-    ours, theirs = (cells[r]['NDCG@10']['value'] for r in (row, base))
-    p = tests[f'{row}>{base}']['NDCG@10']
-    said.append(f'for {name} NDCG@10 is {ours:.4f} against {theirs:.4f} of ids alone '
+      *((f'the {group["n"]:,} whose next item is rare', group['rows'], group['tests'])
+        for group_name, group in outcome['groups'].items() if group_name == 'tail_item')):
+    ours, theirs = (cells[name_of_row]['NDCG@10']['value'] for name_of_row in (row, id_row))
+    p = tests[f'{row}>{id_row}']['NDCG@10']
+    sentences.append(f'for {name} NDCG@10 is {ours:.4f} against {theirs:.4f} of ids alone '
                 f'(p {results.p_value(p)})')
-  return '; '.join(said).capitalize().replace('ndcg', 'NDCG') + '.'
+  return '; '.join(sentences).capitalize().replace('ndcg', 'NDCG') + '.'
 
 
-def figures(outcome, row):
+def figures(outcome: dict, row: str) -> list[tuple]:
   """Tiles of the summary."""
   tiles = results.tiles(outcome, row, ('HR@10', 'NDCG@10'))
   tail = outcome['groups'].get('tail_item')
@@ -77,100 +97,137 @@ def figures(outcome, row):
   return [*tiles, ('seeds', str(len(outcome['seeds'])), '')]
 
 
-def results_section(outcome, row):
+def results_section(outcome: dict, row: str) -> str:
   """All rows: recommenders over ids, ablations, baselines."""
   parts = [results.results_table(outcome, ['HR@10', 'NDCG@10', 'HR@5', 'HR@20'], 'NDCG@10', row,
                                  LABELS)]
   if 'sampled' in outcome:
-    few = outcome['sampled']['all']['rows']
-    parts.append(html.table(['Row', 'HR@10', 'NDCG@10'], [
-        [LABELS.get(r, r), *(f'{cells[m]["value"]:.4f}' for m in ('HR@10', 'NDCG@10'))]
-        for r, cells in few.items()], outcome['sampled']['protocol'], 'lrr'))
-  return html.section('Results and ablations', *parts, intro='The full method first; below it what '
-                      'is lost without each part. Intervals are 95 % bootstraps over users.')
+    sampled_rows = outcome['sampled']['all']['rows']
+    parts.append(
+      html.table(
+        ['Row', 'HR@10', 'NDCG@10'],
+        [
+          [
+            LABELS.get(name, name),
+            *(f'{cells[metric]["value"]:.4f}' for metric in ('HR@10', 'NDCG@10')),
+          ]
+          for name, cells in sampled_rows.items()
+        ],
+        outcome['sampled']['protocol'],
+        'lrr',
+      )
+    )
+  return html.section(
+    'Results and ablations',
+    *parts,
+    intro='The full method first; below it what '
+    'is lost without each part. Intervals are 95 % bootstraps over users.',
+  )
 
 
-def tail_section(cfg, outcome):
+def tail_section(cfg: ConfigDict, outcome: dict) -> str:
   """Bars of rare and frequent items, short and long histories, by row."""
   pictures = [html.figure(plots.bars_with_intervals(group['rows'], 'NDCG@10', LABELS),
                           f'{GROUPS[name]}: {group["n"]:,} test users',
                           f'NDCG@10 by row, {GROUPS[name].lower()}')
               for name, group in outcome['groups'].items()]
   return html.section('Tail and head', html.grid(*pictures), intro='Rare: fewer than '
-                      f'{cfg.judge.tail_item} training interactions. Short: fewer than '
-                      f'{cfg.judge.tail_user} items before the one asked for.')
+                      f'{cfg.eval.tail_item} training interactions. Short: fewer than '
+                      f'{cfg.eval.tail_user} items before the one asked for.')
 
 
-def map_section(cfg, shop, tables, made):
-  """Item vectors in a plane before and after SCFT and after RAT, coloured by category."""
-  groups = categories(shop)
+def map_section(cfg: ConfigDict, dataset: Dataset, tables: dict, rat_dirs: dict) -> str:
+  """Item vectors in a plane before and after SCFT and after RAT, colored by category."""
+  groups = categories(dataset)
   shown = [(name, item_embeddings.read(tables[source])) for source, name in (
       ('plain', 'The LLM as it is'), ('tuned', 'After SCFT'), ('text', 'Sentence encoder'),
       ('file', 'Vectors of the file')) if source in tables]
-  shown.append(('After RAT', trained(cfg, shop, made)[0]))
+  shown.append(('After RAT', trained(cfg, dataset, rat_dirs)[0]))
   return html.section('Where items lie', html.grid(*[
       html.figure(plots.scatter(np.asarray(pca.fit(x, 2)(x)), groups), name,
                   f'{name}: items in the plane of their first two principal components')
-      for name, x in shown]), intro='First two principal components, coloured by '
+      for name, x in shown]), intro='First two principal components, colored by '
       'category. Overlap in a plane is not overlap in the full space.')
 
 
-def trained(cfg, shop, made):
+def trained(cfg: ConfigDict, dataset: Dataset, rat_dirs: dict) -> tuple[np.ndarray, int]:
   """-> the item vectors that are recommended by (N, d), the number of their seed"""
-  main = made[cfg.rat.variant]
-  best = int(np.argmax(read_json(main / 'valid.json')['NDCG@10']))
-  return sequential.load(main / 'model.npz', best)['items'][1:len(shop.catalog) + 1], best
+  rat_dir = rat_dirs[cfg.rat.variant]
+  best = int(np.argmax(read_json(rat_dir / 'valid.json')['NDCG@10']))
+  return sequential.load(rat_dir / 'model.npz', best)['items'][1:len(dataset.catalog) + 1], best
 
 
-def users_section(cfg, work, shop, tables, made, row):
+def users_section(cfg: ConfigDict, work: Workdir, dataset: Dataset, tables: dict, rat_dirs: dict,
+                  row: str) -> str:
   """Test users with what lies nearest to their last item, before and after RAT."""
-  after, best = trained(cfg, shop, made)
-  read = item_embeddings.read(tables[variants.source(cfg, cfg.rat.variant)])
-  test = rat.split_of(shop).test
-  read, after = (x / np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1e-9)
-                 for x in (read, after))
+  after, best = trained(cfg, dataset, rat_dirs)
+  before = item_embeddings.read(tables[variants.vector_source(cfg, cfg.rat.variant)])
+  test = rat.load_split(dataset).test
+  before, after = (x / np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1e-9)
+                 for x in (before, after))
 
   def nearest(unit, item):
-    close = unit @ unit[item - 1]
-    return [f'{users.title_of(shop.catalog, i + 1)} ({close[i]:.2f})'
-            for i in np.argsort(-close, kind='stable') if i != item - 1][:NEAREST]
+    similarity = unit @ unit[item - 1]
+    return [f'{users.title_of(dataset.catalog, i + 1)} ({similarity[i]:.2f})'
+            for i in np.argsort(-similarity, kind='stable') if i != item - 1][:NEAREST]
 
-  def tell(case, had, items):
-    last = int(had[-1])
-    rows = zip(map(str, range(1, NEAREST + 1)), nearest(read, last), nearest(after, last))
+  def describe(case, history, items):
+    last = int(history[-1])
+    rows = zip(map(str, range(1, NEAREST + 1)), nearest(before, last), nearest(after, last))
     return {}, {}, [html.table(['', 'As the texts say', 'After RAT'], [list(r) for r in rows],
-                               f'Nearest to {users.title_of(shop.catalog, last)}', 'rll')]
+                               f'Nearest to {users.title_of(dataset.catalog, last)}', 'rll')]
   return users.section(
-      work.path, shop.catalog, test, row, cfg.seed + best, tell, intro='Below each list stand the '
-      "items whose vectors lie nearest to that of the user's last item, by cosine: as they come "
-      'from the texts, and as RAT made them.')
+    work.path,
+    dataset.catalog,
+    test,
+    row,
+    cfg.seed + best,
+    describe,
+    intro='Below each list stand the '
+    "items whose vectors lie nearest to that of the user's last item, by cosine: as they come "
+    'from the texts, and as RAT made them.',
+  )
 
 
-def categories(shop):
-  """What each item is coloured by: its first category, else its brand."""
-  columns = shop.catalog.columns
-  found = columns.get('categories') or columns.get('brand') or [None] * len(shop.catalog)
-  shared = {c[0] for c in found if isinstance(c, list) and c}
-  depth = 1 if len(shared) == 1 else 0  # a root that all share says nothing
+def categories(dataset: Dataset) -> list[str]:
+  """What each item is colored by: its first category, else its brand."""
+  columns = dataset.catalog.columns
+  values = columns.get('categories') or columns.get('brand') or [None] * len(dataset.catalog)
+  roots = {c[0] for c in values if isinstance(c, list) and c}
+  depth = 1 if len(roots) == 1 else 0  # a root that all share says nothing
 
   def name(value):
     if isinstance(value, list):
       return value[min(depth, len(value) - 1)] if value else 'none'
     return value or 'none'
-  return [name(v) for v in found]
+  return [name(v) for v in values]
 
 
-def training_section(work, ids, made):
+def training_section(work: Workdir, id_dirs: dict, rat_dirs: dict) -> str:
   """Learning curves: the contrast, then validation of every recommender."""
   rows = work.metrics()
-  losses = {s: [(r['step'], r['loss']) for r in rows if r['stage'] == s and 'loss' in r]
-            for s in dict.fromkeys(r['stage'] for r in rows) if s.startswith(('scft', 'llm'))}
-  valid = {name: [(r['step'], r['valid_0']) for r in rows if r['stage'] == stage]
-           for name, stage in [(variants.row_name(v), f'rat-{v}') for v in made] + [
-               (kind, f'ids-{kind}') for kind in ids]}
-  parts = [html.figure(plots.loss_curves({s: c}), f'Training loss of {s}', f'loss of {s}')
-           for s, c in losses.items() if c]
-  parts.append(html.figure(plots.loss_curves(valid, ylabel='NDCG@10', xlabel='epoch'),
-                           'Validation NDCG@10 of the first seed by epoch; the best one is kept',
-                           'validation curves'))
+  losses = {
+    stage_name: [(r['step'], r['loss']) for r in rows if r['stage'] == stage_name and 'loss' in r]
+    for stage_name in dict.fromkeys(r['stage'] for r in rows)
+    if stage_name.startswith(('scft', 'llm'))
+  }
+  validation = {
+    name: [(r['step'], r['valid_0']) for r in rows if r['stage'] == stage]
+    for name, stage in [(variants.row_name(variant), f'rat-{variant}') for variant in rat_dirs]
+    + [(kind, f'ids-{kind}') for kind in id_dirs]
+  }
+  parts = [
+    html.figure(
+      plots.loss_curves({stage_name: curve}), f'Training loss of {stage_name}',
+      f'loss of {stage_name}'
+    )
+    for stage_name, curve in losses.items()
+    if curve
+  ]
+  parts.append(
+    html.figure(
+      plots.loss_curves(validation, ylabel='NDCG@10', xlabel='epoch'),
+      'Validation NDCG@10 of the first seed by epoch; the best one is kept', 'validation curves'
+    )
+  )
   return html.section('Training', html.grid(*parts))

@@ -1,10 +1,15 @@
 """Items that come after training: their rows of the recommender's table, from texts alone."""
 import pathlib
+from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
+from jaxtyping import Float, Int, PyTree
+from ml_collections import ConfigDict
 
 from recjax import run_files
 from recjax.data import update
+from recjax.data.dataset import Dataset
 from recjax.distributed import sharding
 from recjax.errors import ConfigError
 from recjax.methods.llmemb import item_embeddings, prompts, rat, variants
@@ -13,73 +18,83 @@ from recjax.training import sequential
 from recjax.training.workdir import find_stage, open_adopted
 
 
-def carried_on(workdir, config, shop, later, seed):
+def extend_params(workdir: Path, config: ConfigDict, dataset: Dataset, later: str,
+                  seed: int) -> tuple[Dataset, PyTree]:
   """The recommender for a later data set, without training.
 
-  shop: what the run was trained on. Items whose prompt is new, or another, get their vectors here.
-  -> Dataset, parameters of a seed. Raises ConfigError where vectors do not come from texts,
-  DataError where the data set is no later one.
+  config, dataset: of the run. later: the data set. seed: whose model. Items whose prompt is new, or
+  another, get their vectors here. -> the later data set, parameters. Raises ConfigError where
+  vectors do not come from texts, DataError where the data set is no later one.
   """
-  made = variants.main_stage(workdir)
-  params = sequential.load(made / 'model.npz', seed)
-  source = variants.source(config, config.rat.variant)
+  rat_dir = variants.main_stage(workdir)
+  params = sequential.load(rat_dir / 'model.npz', seed)
+  source = variants.vector_source(config, config.rat.variant)
   if source == 'file':
     raise ConfigError(f'the item vectors of {workdir} come from {config.export.file}, so nothing '
                       'here can make those of new items; train again with a file that holds them')
   if 'output' in params:
     raise ConfigError(f'{workdir} was trained with model.separate, whose second table knows items '
                       'by their numbers alone; train it again on the later data')
-  known, shop = len(shop.catalog), update.load(later, shop.catalog, workdir)
-  texts = prompts.texts_of(prompts.settings(config), shop.catalog)[0]
-  before = prompts.read(find_stage(workdir, 'prompts'))
-  items = [i for i, text in enumerate(texts, 1) if i > known or text != before[i - 1]]
+  num_known, dataset = len(dataset.catalog), update.load(later, dataset.catalog, workdir)
+  texts = prompts.item_prompts(prompts.settings(config), dataset.catalog)[0]
+  known_texts = prompts.read(find_stage(workdir, 'prompts'))
+  items = [i for i, text in enumerate(texts, 1) if i > num_known or text != known_texts[i - 1]]
   rows = np.zeros((len(texts), params['items'].shape[1]), np.float32)
-  rows[:known] = params['items'][1:known + 1]
+  rows[:num_known] = params['items'][1:num_known + 1]
   if items:
-    given = prompted(workdir, config, shop, source, [texts[i - 1] for i in items])
-    at = np.array(items) - 1
-    rows[at] = table_rows(workdir, config, known, source, seed, given, at)
+    vectors = prompt_vectors(workdir, config, dataset, source, [texts[i - 1] for i in items])
+    positions = np.array(items) - 1
+    rows[positions] = table_rows(workdir, config, num_known, source, seed, vectors, positions)
   # Row 0 is padding, the last one BERT4Rec's mask, whose bias of an item counts how often it came.
   params['items'] = np.concatenate([params['items'][:1], rows, params['items'][-1:]])
   if 'bias' in params:
     bias = params['bias']
-    more = np.full(len(texts) - known, bias[1:known + 1].mean(), np.float32)
-    params['bias'] = np.concatenate([bias[:known + 1], more, bias[-1:]])
-  return shop, params
+    new_bias = np.full(len(texts) - num_known, bias[1:num_known + 1].mean(), np.float32)
+    params['bias'] = np.concatenate([bias[:num_known + 1], new_bias, bias[-1:]])
+  return dataset, params
 
 
-def prompted(workdir, config, shop, source, texts):
-  """Vectors of prompts by the run's own encoder, made once for a data set. -> (n, d) float32"""
+def prompt_vectors(workdir: Path, config: ConfigDict, dataset: Dataset, source: str,
+                   texts: Sequence[str]) -> Float[np.ndarray, 'n d']:
+  """Vectors of prompts by the run's own encoder, made once for a data set.
+
+  source: of the vectors. texts: the prompts.
+  """
   weights = variants.text_folder(config) if source == 'text' else config.llm.weights
-  folder = find_stage(workdir, 'llm') if weights == 'tiny' else pathlib.Path(weights)
-  tuned = None if source in ('text', 'plain') else find_stage(workdir, f'scft-{source}')
-  with open_adopted(workdir, shop, sharding.make_mesh({'data': -1, 'fsdp': 1, 'model': 1})) as work:
+  llm_dir = find_stage(workdir, 'llm') if weights == 'tiny' else pathlib.Path(weights)
+  scft_dir = None if source in ('text', 'plain') else find_stage(workdir, f'scft-{source}')
+  with open_adopted(
+    workdir, dataset, sharding.make_mesh({'data': -1, 'fsdp': 1, 'model': 1})
+  ) as work:
     return item_embeddings.read_shards(
       work.stage(
-        f'export-{source}',
-        item_embeddings.write,
-        item_embeddings.settings(config, source),
-        texts,
-        folder,
-        tuned,
+        f'export-{source}', item_embeddings.write_shards, item_embeddings.settings(config, source),
+        texts, llm_dir, scft_dir
       )
     )
 
 
-def table_rows(workdir, config, known, source, seed, vectors, at):
-  """What the run's principal components and adapter make of the vectors of items `at`. -> (n, D)"""
-  model = sequential.model_config(variants.recommender_config(config, config.model.kind), known)
-  reduced = find_stage(workdir, f'pca-{source}')
-  arrays = run_files.read_arrays(reduced / 'pca.npz')
-  few = pca.PCA(*(arrays[k] for k in pca.PCA._fields))(vectors)
-  what = variants.VARIANTS[config.rat.variant]
-  how = rat.settings(config, config.rat.variant)
-  x = rat.inputs(how, model, item_embeddings.read(reduced), known, np.asarray(few))
-  if not what.adapter:
+def table_rows(workdir: Path, config: ConfigDict, num_known: int, source: str, seed: int,
+               vectors: Float[np.ndarray, 'n d'], positions: Int[np.ndarray, ' n']) -> np.ndarray:
+  """What the run's principal components and adapter make of vectors. -> (n, D)
+
+  num_known: items of the run. source: of the vectors. seed: whose adapter. positions: rows of the
+  vectors' items, from 0.
+  """
+  model = sequential.model_config(variants.recommender_config(config, config.model.kind), num_known)
+  reduced_dir = find_stage(workdir, f'pca-{source}')
+  arrays = run_files.read_arrays(reduced_dir / 'pca.npz')
+  components = pca.PCA(*(arrays[k] for k in pca.PCA._fields))(vectors)
+  parts = variants.VARIANTS[config.rat.variant]
+  rat_cfg = rat.settings(config, config.rat.variant)
+  x = rat.adapter_inputs(
+    rat_cfg, model, item_embeddings.read(reduced_dir), num_known, np.asarray(components)
+  )
+  if not parts.adapter:
     return x
   trained = sequential.load(variants.main_stage(workdir) / 'adapter.npz', seed)
-  rows = np.array(rat.adapt(trained['adapter'], x, config.rat.activation))
+  rows = np.array(rat.apply_adapter(trained['adapter'], x, config.rat.activation))
   if 'own' in trained:  # what texts do not say of an item stays with it
-    old = at < known
-    rows[old] += trained['own'][at[old]]
+    is_known = positions < num_known
+    rows[is_known] += trained['own'][positions[is_known]]
   return rows

@@ -1,18 +1,23 @@
-"""What a run consists of: variants and the tables they read; its cost; its parts for others."""
+"""The variants of a run and the tables of item vectors that they read."""
 import dataclasses
 import pathlib
+from pathlib import Path
 
 from ml_collections import ConfigDict
 
 from recjax.errors import ConfigError
 from recjax.methods.llmemb import prompts
 from recjax.training import llm_loading
-from recjax.training.workdir import find_stage, saved_config
+from recjax.training.workdir import Workdir, find_stage, saved_config
 
 
 @dataclasses.dataclass(frozen=True)
 class Variant:
-  """Which vectors are read, whether through an adapter, frozen, and drawn to those of ids."""
+  """Which vectors are read, whether through an adapter, frozen, and drawn to those of ids.
+
+  source: as `vector_source` names it. adapter, freeze, align: whether there is an adapter, the
+  vectors stay as they are, and the alignment counts.
+  """
   source: str = 'tuned'
   adapter: bool = True
   freeze: bool = True
@@ -20,66 +25,67 @@ class Variant:
 
 
 VARIANTS = {
-    'full': Variant(),
-    'no_scft': Variant('plain'),
-    'no_adapter': Variant(adapter=False),
-    'no_freeze': Variant(freeze=False),
-    'no_align': Variant(align=False),
-    'pool_last': Variant('last'),
-    'pca': Variant('plain', adapter=False, align=False),
-    'text': Variant('text'),
+  'full': Variant(), 'no_scft': Variant('plain'), 'no_adapter': Variant(adapter=False),
+  'no_freeze': Variant(freeze=False), 'no_align': Variant(align=False),
+  'pool_last': Variant('last'), 'pca': Variant('plain', adapter=False, align=False),
+  'text': Variant('text')
 }
 
 
-def variants(cfg):
+def variants(cfg: ConfigDict) -> list[str]:
   """The variants of a run, the one that the run is about first."""
   return list(dict.fromkeys([cfg.rat.variant, *cfg.rat.ablations]))
 
 
-def source(cfg, variant):
+def vector_source(cfg: ConfigDict, variant: str) -> str:
   """Where a variant's item vectors come from: a stage's name, or the file of the config."""
   return 'file' if cfg.export.file else VARIANTS[variant].source
 
 
-def sources(cfg):
+def vector_sources(cfg: ConfigDict) -> list[str]:
   """The tables of item vectors that a run needs. 'plain' comes along where 'tuned' is shown."""
-  needed = [source(cfg, v) for v in variants(cfg)]
+  needed = [vector_source(cfg, v) for v in variants(cfg)]
   return list(dict.fromkeys(needed + (['plain'] if 'tuned' in needed else [])))
 
 
-def needs_llm(cfg):
+def needs_llm(cfg: ConfigDict) -> bool:
   """Whether the LLM is read at all."""
-  return any(s in ('tuned', 'plain', 'last') for s in sources(cfg))
+  return any(s in ('tuned', 'plain', 'last') for s in vector_sources(cfg))
 
 
-def row_name(variant):
-  """The row of results.json."""
+def row_name(variant: str) -> str:
+  """The row of results.json. variant: of VARIANTS."""
   return 'llmemb' if variant == 'full' else f'llmemb:{variant}'
 
 
-def aligned_to(cfg):
+def alignment_target(cfg: ConfigDict) -> str:
   """Whose table is the aim of the alignment: SASRec's, or the same backbone's."""
   return 'sasrec' if cfg.rat.align_source == 'sasrec' else cfg.model.kind
 
 
-def id_models(cfg):
+def id_models(cfg: ConfigDict) -> list[str]:
   """The recommenders over ids alone: the backbone's, and the aim of the alignment."""
-  return list(dict.fromkeys([cfg.model.kind, aligned_to(cfg)]))
+  return list(dict.fromkeys([cfg.model.kind, alignment_target(cfg)]))
 
 
-def recommender_config(cfg, kind):
-  """What `training.sequential` reads, for one kind of recommender; defects of the profile in it."""
+def recommender_config(cfg: ConfigDict, kind: str) -> ConfigDict:
+  """What `training.sequential` reads, for one kind of recommender; bugs of the profile in it."""
   model = (cfg.model if kind == cfg.model.kind else cfg.base).to_dict()
   train = cfg.train.to_dict()
-  model.update(future=cfg.defects.future_seen and kind == 'sasrec', pads=cfg.defects.pads_seen,
-               bare=cfg.defects.bare_backbones)
-  train.update(last_only=cfg.defects.last_target_only and kind == 'gru4rec',
-               mask_by_chance=cfg.defects.noisy_masks and kind == 'bert4rec')
-  return ConfigDict({'model': model, 'train': train, **{
-      k: cfg[k] for k in ('loss', 'optim', 'seed', 'seeds')}})
+  model.update(
+    future=cfg.reproduce_bugs.future_seen and kind == 'sasrec', pads=cfg.reproduce_bugs.pads_seen,
+    bare=cfg.reproduce_bugs.bare_backbones
+  )
+  train.update(
+    last_only=cfg.reproduce_bugs.last_target_only and kind == 'gru4rec',
+    mask_by_chance=cfg.reproduce_bugs.noisy_masks and kind == 'bert4rec'
+  )
+  return ConfigDict(
+    {'model': model, 'train': train, **{k: cfg[k] for k in ('loss', 'optim', 'seed', 'seeds')}}
+  )
 
 
-def check(cfg):
+def check(cfg: ConfigDict) -> None:
   """What can be known to be wrong before anything runs. Raises ConfigError."""
   llm_loading.check(cfg.llm)
   for variant in variants(cfg):
@@ -88,7 +94,7 @@ def check(cfg):
   if cfg.rat.align_source not in ('sasrec', 'same_backbone'):
     raise ConfigError(f"rat.align_source={cfg.rat.align_source!r}; choose 'sasrec' or "
                       "'same_backbone'")
-  if 'text' in sources(cfg):
+  if 'text' in vector_sources(cfg):
     text_folder(cfg)
   scft = cfg.scft
   if scft.batch < 2:
@@ -104,14 +110,16 @@ def check(cfg):
                       '; leave them out')
 
 
-def llm_folder(cfg, work, texts):
+def llm_folder(cfg: ConfigDict, work: Workdir, prompts_dir: Path) -> pathlib.Path | None:
   """Where the LLM stands; trains the tiny one on the prompts. None where nothing reads it."""
   if not needs_llm(cfg):
     return None
-  return llm_loading.folder(cfg, work, '\n', lambda: prompts.documents(texts, cfg.seed), texts)
+  return llm_loading.folder(
+    cfg, work, '\n', lambda: prompts.documents(prompts_dir, cfg.seed), prompts_dir
+  )
 
 
-def text_folder(cfg):
+def text_folder(cfg: ConfigDict) -> pathlib.Path:
   """The folder of the sentence encoder. Raises ConfigError where there is none."""
   folder = pathlib.Path(cfg.text.weights)
   if not cfg.text.weights or not (folder / 'config.json').exists():
@@ -120,6 +128,6 @@ def text_folder(cfg):
   return folder
 
 
-def main_stage(workdir):
+def main_stage(workdir: Path) -> pathlib.Path:
   """The stage of the variant that a run is about."""
   return find_stage(workdir, f'rat-{saved_config(workdir).rat.variant}')

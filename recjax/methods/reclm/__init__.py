@@ -1,33 +1,40 @@
-"""RecLM: a chat model whose recommended items always exist (reclm.md).
+"""RecLM: a chat model whose recommended items always exist.
 
 Liao et al., *Eliminating Out-of-Domain Recommendations in LLM-based Recommender Systems: A Unified
 View*, ACL Findings 2026 (arXiv 2505.03336); Lu et al., *Aligning LLMs for Controllable
 Recommendations*, arXiv 2403.05063.
 
-Two new tokens open and close an item. Between them decoding may only follow the catalogue's titles
+Two new tokens open and close an item. Between them decoding may only follow the catalog's titles
 (`grounding='cgen'`), pastes the title that is nearest to a projected state ('ret'), or follows
 semantic IDs ('token'). A SASRec teacher completes the lists that the model learns.
 
-Deliberate differences from the authors' code:
+Deliberate differences from the authors' code (docs/reclm.md):
   - one BOS, no loss on padding, any batch size; samples stand side by side in rows;
   - the teacher is asked for all windows of an epoch at once, in process;
   - the rows of new tokens are trained and stored; a constraint never opens, and the end of an item
     is masked in training as in decoding (`train.scope_end`);
   - empty lists count in every rate; epochs are drawn up front and trained in one shuffled pass.
+
+In all files `work` is the run's Workdir, `cfg` its config or the part that a stage's `settings`
+takes of it, `dataset` users and items, `X_dir` the folder that stage X left, `outcome` what
+results.json holds and `row` a name of its rows. Items are indices 1..N, 0 is none.
 """
 import pathlib
+from pathlib import Path
 
-from recjax.data.dataset import load_data
+from ml_collections import ConfigDict
+
+from recjax.data.dataset import Dataset, load_data
 from recjax.errors import ConfigError
 from recjax.evaluation import results
 from recjax.methods.reclm import (
   chat_encoding,
   evaluate,
   inference,
+  item_embeddings,
   offline_samples,
   planning,
   report,
-  semantic_ids,
   sft_data,
   teacher,
   tokenized_catalog,
@@ -36,37 +43,46 @@ from recjax.methods.reclm import (
 from recjax.text import tokenizer as tokenizer_lib
 from recjax.training import llm_loading
 from recjax.training.losses import trie_masked
+from recjax.training.workdir import Workdir
 
 GROUNDINGS = ('cgen', 'ret', 'token')
 
 
-def run(cfg, work):
+def run(cfg: ConfigDict, work: Workdir) -> None:
   """The experiment, stage by stage."""
   template = check(cfg)
-  shop = load_data(cfg.data)
-  work.say(f'{shop.name}: {len(shop.catalog):,} items, {len(shop.interactions):,} users, '
-           f'{len(shop.interactions.items):,} interactions, fingerprint {shop.fingerprint[:12]}')
-  titles = [' '.join((t or '').split()) for t in shop.catalog.columns.get('title') or ()]
-  opening = [sft_data.said('system', template['system'])]
-  llm = llm_loading.folder(
-    cfg, work, opening, lambda: planning.documents(template, titles, cfg.seed), shop
+  dataset = load_data(cfg.data)
+  work.say(
+    f'{dataset.name}: {len(dataset.catalog):,} items, {len(dataset.interactions):,} users, '
+    f'{len(dataset.interactions.items):,} interactions, fingerprint {dataset.fingerprint[:12]}'
   )
-  check_texts(cfg, shop, llm)
-  helper = work.stage('teacher', teacher.stage, teacher.settings(cfg), shop)
-  coded = None
+  titles = [' '.join((title or '').split()) for title in dataset.catalog.columns.get('title') or ()]
+  opening = [sft_data.message('system', template['system'])]
+  llm_dir = llm_loading.folder(
+    cfg, work, opening, lambda: planning.documents(template, titles, cfg.seed), dataset
+  )
+  check_texts(cfg, dataset, llm_dir)
+  teacher_dir = work.stage('teacher', teacher.stage, teacher.settings(cfg), dataset)
+  codes_dir = None
   if cfg.grounding == 'token':
-    coded = work.stage('codes', semantic_ids.stage, semantic_ids.settings(cfg), shop, llm, helper)
-  given = pathlib.Path(cfg.train.static) if cfg.train.static else None
-  made = work.stage('tune', train.stage, train.settings(cfg), shop, llm, helper, coded, given)
-  found = work.stage('evaluate', evaluate.stage, evaluate.settings(cfg), shop, llm, made, helper,
-                     coded)
-  work.publish(found, 'results.json', 'ranks.parquet', 'predictions.parquet')
-  report.write(cfg, work, shop, found)
-  results.show(work, found)
+    codes_dir = work.stage(
+      'codes', item_embeddings.stage, item_embeddings.settings(cfg), dataset, llm_dir, teacher_dir
+    )
+  static_dir = pathlib.Path(cfg.train.static) if cfg.train.static else None
+  tuned_dir = work.stage(
+    'tune', train.stage, train.settings(cfg), dataset, llm_dir, teacher_dir, codes_dir, static_dir
+  )
+  results_dir = work.stage(
+    'evaluate', evaluate.stage, evaluate.settings(cfg), dataset, llm_dir, tuned_dir, teacher_dir,
+    codes_dir
+  )
+  work.publish(results_dir, 'results.json', 'ranks.parquet', 'predictions.parquet')
+  report.write(cfg, work, dataset, results_dir)
+  results.show(work, results_dir)
 
 
-def check(cfg):
-  """What can be known to be wrong before anything runs. Raises ConfigError. -> template parts"""
+def check(cfg: ConfigDict) -> dict[str, str]:
+  """What can be known to be wrong before anything runs. -> template parts. Raises ConfigError."""
   llm_loading.check(cfg.llm)
   if cfg.grounding not in GROUNDINGS:
     raise ConfigError(f'grounding={cfg.grounding!r}; choose one of {", ".join(GROUNDINGS)}')
@@ -77,12 +93,13 @@ def check(cfg):
   if cfg.train.average not in train.AVERAGES:
     raise ConfigError(f'train.average={cfg.train.average!r}; choose one of '
                       f'{", ".join(train.AVERAGES)}')
-  if cfg.train.control_like not in train.LIKE:
+  if cfg.train.control_like not in train.INIT_WORDS:
     raise ConfigError(f'train.control_like={cfg.train.control_like!r}; choose one of '
-                      f'{", ".join(train.LIKE)}')
-  if cfg.decode.count < 10:
-    raise ConfigError(f'decode.count={cfg.decode.count}: lists of ten are judged; ask for 10 or '
-                      'more')
+                      f'{", ".join(train.INIT_WORDS)}')
+  if cfg.decode.num_items < 10:
+    raise ConfigError(
+      f'decode.num_items={cfg.decode.num_items}: lists of ten are judged; ask for 10 or more'
+    )
   if cfg.decode.batch < 1 or cfg.train.batch < 1:
     raise ConfigError(f'decode.batch={cfg.decode.batch} and '
                       f'train.batch={cfg.train.batch} must be at least 1')
@@ -90,33 +107,33 @@ def check(cfg):
     raise ConfigError(f'control.share={cfg.control.share} must lie between 0 and 1')
   offline_samples.check(cfg)
   missing_files(cfg)
-  return sft_data.forms(cfg)
+  return sft_data.read_template(cfg)
 
 
-def check_texts(cfg, shop, folder):
-  """What the tokenizer of `folder` may not be able to write, before anything is trained: what its
-  chat template makes of conversations, titles of the catalogue and of the test's other one.
+def check_texts(cfg: ConfigDict, dataset: Dataset, llm_dir: Path) -> None:
+  """What the tokenizer of `llm_dir` may not be able to write, before anything is trained: what its
+  chat template makes of conversations, titles of the catalog and of the test's other one.
 
   Raises ConfigError naming the folder, DataError naming the item.
   """
-  tokenizer = tokenizer_lib.load(folder)
-  several = bool(cfg.train.multi_round or cfg.train.static or cfg.judge.rounds
-                 or cfg.judge.words == 'acknowledged')
+  tokenizer = tokenizer_lib.load(llm_dir)
+  several = bool(cfg.train.multi_round or cfg.train.static or cfg.eval.rounds
+                 or cfg.eval.words == 'acknowledged')
   try:
     chat_encoding.check(tokenizer, dict(cfg.prompt.variables), several)
   except ConfigError as error:
-    raise ConfigError(f'{folder}: {error}') from error
-  for one in (shop, load_data(cfg.judge.cross) if cfg.judge.cross else None):
-    if one:
-      tokenized_catalog.load(one.catalog, tokenizer)
+    raise ConfigError(f'{llm_dir}: {error}') from error
+  for tested in (dataset, load_data(cfg.eval.cross) if cfg.eval.cross else None):
+    if tested:
+      tokenized_catalog.load(tested.catalog, tokenizer)
 
 
-def missing_files(cfg):
+def missing_files(cfg: ConfigDict) -> None:
   """Raises ConfigError for a file that a later stage reads and that is not there."""
   chats = cfg.train.multi_round or cfg.train.chat_share
   named = {'talk.source': cfg.talk.source if chats else '',
-           'talk.questions': cfg.talk.questions if cfg.judge.rounds else '',
-           'judge.cross': cfg.judge.cross,
+           'talk.questions': cfg.talk.questions if cfg.eval.rounds else '',
+           'eval.cross': cfg.eval.cross,
            'ret.vectors': cfg.ret.vectors if cfg.grounding == 'ret' else ''}
   for key, value in named.items():
     known = value in ('', 'teacher', 'text') or value.partition(':')[0] == 'sample'
@@ -128,6 +145,6 @@ recommender, cost, convert = inference.recommender, planning.cost, planning.conv
 converse, faces = inference.converse, inference.faces
 
 
-def validated(cfg):
+def validated(cfg: ConfigDict) -> str:
   """The stage whose validation figures tell settings apart, for `recjax sweep`."""
   return 'tune'

@@ -1,7 +1,8 @@
 """Replies to conversations that clients keep: many at once, nothing remembered between them."""
 import dataclasses
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
 
 import jax
 import numpy as np
@@ -10,248 +11,302 @@ from ml_collections import ConfigDict
 from recjax.decoding.prefix_generator import PrefixGenerator
 from recjax.errors import ConfigError, DataError
 from recjax.methods.reclm import generation, sft_data, train
+from recjax.methods.reclm.generation import GroundedModel, Reply
 
-BUCKET = 128  # tokens that prompts are padded to a multiple of
+PROMPT_BUCKET = 128  # tokens that prompts are padded to a multiple of
 
-SIZES = (1, 8)  # conversations of a batch, padded up
+BATCH_SIZES = (1, 8)  # conversations of a batch, padded up
 
-WARMTHS = (0.0, 0.5, 1.0)  # temperatures that are programs of their own
+TEMPERATURES = (0.0, 0.5, 1.0)  # temperatures that are programs of their own
 
-MOST = 10  # items of a reply
+MAX_ITEMS = 10  # items of a reply
 
-LETTERS = 32  # of a token at most, about
+CHARS_PER_TOKEN = 32  # of a token at most, about
 
-UNSURE = '\ufffd \t\r\n'  # at the end of a text: half a character, or space that may be cut
+UNFINISHED = '\ufffd \t\r\n'  # at the end of a text: half a character, or space that may be cut
 
-LEAST = (0, 3)  # of which so many must come, padded up
+MIN_ITEMS = (0, 3)  # of which so many must come, padded up
 
 
 @dataclasses.dataclass(frozen=True)
-class Said:
-  """A conversation that waits for a reply. turns: ({'role', 'content'}, ...), the last a user's.
+class ChatRequest:
+  """A conversation that waits for a reply.
 
-  domain: a catalogue's name, '' the first. history: item ids that the last turn is about. least,
-  most: items of the reply. tokens: at most so many. temperature: None takes the run's. tell: called
-  with the text so far, to which more is only ever added, while the reply is made. gone: whether
-  nobody waits for the reply any more, which then ends where it is.
+  turns: ({'role', 'content'}, ...), the last a user's. domain: a catalog's name, '' the first.
+  history: item ids that the last turn is about. least, most: items of the reply. tokens: at most so
+  many, 0 for no limit. temperature: None takes the run's. seed: of the draws. tell: called with the
+  text so far, to which more is only ever added, while the reply is made. gone: whether nobody waits
+  for the reply any more, which then ends where it is.
   """
-  turns: tuple
+  turns: tuple[dict, ...]
   domain: str = ''
-  history: tuple = ()
+  history: tuple[str, ...] = ()
   least: int = 0
-  most: int = MOST
+  most: int = MAX_ITEMS
   tokens: int = 0
   temperature: float | None = None
   seed: int = 0
-  tell: Callable | None = None
-  gone: Callable = lambda: False
+  tell: Callable[[str], Any] | None = None
+  gone: Callable[[], bool] = lambda: False
 
 
 @dataclasses.dataclass(frozen=True)
-class Answer:
-  """A reply. items: ids in the order that the text names them, titles: of these. domain: whose."""
+class ChatAnswer:
+  """A reply.
+
+  text: what a person reads. domain: the catalog's name. items: ids in the order that the text names
+  them, titles: of these. complete: it ended by itself. tokens_in, tokens_out: of prompt and reply.
+  """
   text: str
   domain: str
-  items: tuple
-  titles: tuple
+  items: tuple[str, ...]
+  titles: tuple[str, ...]
   complete: bool
   tokens_in: int
   tokens_out: int
 
 
 class ChatBatcher:
-  """One model for many conversations. domains: {name: Shelf}. system: what it is told first."""
+  """One model for many conversations.
 
-  def __init__(self, cfg, domains, system, mesh):
+  cfg: the run's config. domains: {name: GroundedModel}, the first is the run's own. system: what
+  the model is told first. mesh: of devices.
+  """
+
+  def __init__(
+    self, cfg: ConfigDict, domains: dict[str, GroundedModel], system: str, mesh: jax.sharding.Mesh
+  ):
     self.cfg, self.domains, self.system, self.mesh = cfg, domains, system, mesh
-    shelf = next(iter(domains.values()))
-    speaker = shelf.speaker
+    grounded = next(iter(domains.values()))
+    chat_model = grounded.chat_model
     with jax.set_mesh(mesh):
-      self.writer = PrefixGenerator(speaker.model, speaker.variables, speaker.tokenizer, [], BUCKET)
-    self.quoted = {name: s.stocks[0].index for name, s in domains.items()}
+      self.generator = PrefixGenerator(
+        chat_model.model, chat_model.variables, chat_model.tokenizer, [], PROMPT_BUCKET
+      )
+    self.item_of_title = {
+      name: domain_model.catalogs[0].index for name, domain_model in domains.items()
+    }
 
-  def shelf(self, said):
-    """-> its catalogue's name, Shelf. Raises ConfigError naming the known ones."""
-    name = said.domain or next(iter(self.domains))
+  def domain_of(self, request: ChatRequest) -> tuple[str, GroundedModel]:
+    """-> its catalog's name, the model over it. Raises ConfigError naming the known ones."""
+    name = request.domain or next(iter(self.domains))
     if name not in self.domains:
-      raise ConfigError(f'there is no catalogue {name!r:.60}; known are {", ".join(self.domains)}')
+      raise ConfigError(f'there is no catalog {name!r:.60}; known are {", ".join(self.domains)}')
     return name, self.domains[name]
 
-  def prompt(self, said):
+  def prompt(self, request: ChatRequest) -> list[int]:
     """The tokens of a conversation, its oldest rounds dropped where it is too long.
 
     Raises ConfigError where the last turn alone is.
     """
-    name, shelf = self.shelf(said)
-    stock = shelf.stocks[0]
-    turns = [dict(t) for t in said.turns]
+    name, grounded = self.domain_of(request)
+    tokenized = grounded.catalogs[0]
+    turns = [dict(t) for t in request.turns]
     if turns[0]['role'] != 'system':
-      turns.insert(0, sft_data.said('system', self.system))
-    long = LETTERS * self.cfg.prompt.cutoff  # more letters never fit, and take long to see
-    while sum(len(t['content']) for t in turns) > long and drop(turns):
+      turns.insert(0, sft_data.message('system', self.system))
+    max_chars = (
+      CHARS_PER_TOKEN * self.cfg.prompt.max_prompt_tokens
+    )  # more letters never fit, and take long to see
+    while sum(len(t['content']) for t in turns) > max_chars and drop_oldest_round(turns):
       pass
-    if said.history:
-      rows = [stock.catalog.index(i) for i in said.history][-sft_data.LONGEST:]
-      turns[-1]['content'] = sft_data.about(self.cfg, stock, rows, turns[-1]['content'])
-    turns = [sft_data.said(t['role'], recalled(t['content'], self.quoted[name]))
+    if request.history:
+      items = [tokenized.catalog.index(i) for i in request.history][-sft_data.MAX_ITEMS:]
+      turns[-1]['content'] = sft_data.with_history(self.cfg, tokenized, items, turns[-1]['content'])
+    turns = [sft_data.message(t['role'], restore_items(t['content'], self.item_of_title[name]))
              if t['role'] == 'assistant' else t for t in turns]
-    turn = train.renderer(self.cfg, shelf.speaker, stock)
-    ids = turn.tokens(turns)
-    while len(ids) > self.cfg.prompt.cutoff:
-      if not drop(turns):
-        raise ConfigError(f'the last turn takes {len(ids)} tokens, {self.cfg.prompt.cutoff} fit; '
-                          'say it in fewer words')
-      ids = turn.tokens(turns)
+    encoder = train.make_encoder(self.cfg, grounded.chat_model, tokenized)
+    ids = encoder.tokens(turns)
+    while len(ids) > self.cfg.prompt.max_prompt_tokens:
+      if not drop_oldest_round(turns):
+        raise ConfigError(
+          f'the last turn takes {len(ids)} tokens, {self.cfg.prompt.max_prompt_tokens} fit; '
+          'say it in fewer words'
+        )
+      ids = encoder.tokens(turns)
     return ids
 
-  def __call__(self, asked, settle=lambda row, answer: None):
-    """Replies to a batch. asked: [Said]. settle: called with the row and the Answer of each whose
-    reply ends before others'. -> [Answer]. Raises ConfigError or DataError of any.
+  def __call__(self, requests: Sequence[ChatRequest],
+               settle: Callable = lambda row, answer: None) -> list[ChatAnswer]:
+    """Replies to a batch.
+
+    settle: called with the row and the ChatAnswer of each whose reply ends before others'. Raises
+    ConfigError or DataError of any.
     """
-    out, alike = [None] * len(asked), {}
-    prompts = [self.prompt(s) for s in asked]
-    for row, s in enumerate(asked):
-      least = next(n for n in LEAST if n >= min(s.least, LEAST[-1]))
-      key = self.shelf(s)[0], least, self.warmth(s), s.seed, len(prompts[row]) // BUCKET
-      alike.setdefault(key, []).append(row)
-    for (name, least, warmth, seed, _), rows in alike.items():
-      for start in range(0, len(rows), SIZES[-1]):
-        some = rows[start:start + SIZES[-1]]
-        found = self.batch(
-            self.domains[name], [asked[r] for r in some], [prompts[r] for r in some], least, warmth,
-            seed, lambda at, answer, some=some: settle(some[at], answer))
-        for row, one in zip(some, found):
-          out[row] = one
-    return out
+    answers, rows_by_program = [None] * len(requests), {}
+    prompts = [self.prompt(request) for request in requests]
+    for row, request in enumerate(requests):
+      min_items = next(n for n in MIN_ITEMS if n >= min(request.least, MIN_ITEMS[-1]))
+      key = (
+        self.domain_of(request)[0], min_items, self.temperature_of(request), request.seed,
+        len(prompts[row]) // PROMPT_BUCKET
+      )
+      rows_by_program.setdefault(key, []).append(row)
+    for (name, min_items, temperature, seed, _), rows in rows_by_program.items():
+      for start in range(0, len(rows), BATCH_SIZES[-1]):
+        batch_rows = rows[start:start + BATCH_SIZES[-1]]
+        batch_answers = self.batch(
+          self.domains[name], [requests[row_number] for row_number in batch_rows],
+          [prompts[row_number] for row_number in batch_rows], min_items, temperature, seed,
+          lambda place, answer, batch_rows=batch_rows: settle(batch_rows[place], answer)
+        )
+        for row, chat_answer in zip(batch_rows, batch_answers):
+          answers[row] = chat_answer
+    return answers
 
-  def batch(self, shelf, asked, prompts, least, warmth, seed, settle):
-    """Replies to conversations that one program takes together. -> [Answer]"""
-    count = next(s for s in SIZES if s >= len(asked))
-    given = ConfigDict({**self.cfg.decode.to_dict(), 'count': MOST, 'temperature': warmth})
-    over = np.arange(count) >= len(asked)
+  def batch(self, grounded: GroundedModel, requests: Sequence[ChatRequest],
+            prompts: list[list[int]], min_items: int, temperature: float, seed: int,
+            settle: Callable) -> list[ChatAnswer]:
+    """Replies to conversations that one program takes together.
 
-    def made(at, reply):
-      return self.made(shelf, asked[at], reply, len(prompts[at]))
+    temperature: of the draws. grounded: the model over their catalog. prompts: of the requests.
+    min_items: before a reply may end. settle: as in `__call__`.
+    """
+    batch_size = next(size for size in BATCH_SIZES if size >= len(requests))
+    decode = ConfigDict(
+      {**self.cfg.decode.to_dict(), 'num_items': MAX_ITEMS, 'temperature': temperature}
+    )
+    is_over = np.arange(batch_size) >= len(requests)
 
-    def told(rows):
-      for at, (said, ids) in enumerate(zip(asked, rows)):
-        if not over[at]:
-          over[at] = self.heard(shelf, said, ids)
-          if over[at]:
-            settle(at, made(at, shelf.read(ids)))
-      return ~over
+    def answer_at(place, reply):
+      return self.make_answer(grounded, requests[place], reply, len(prompts[place]))
+
+    def on_tokens(rows):
+      for place, (request, ids) in enumerate(zip(requests, rows)):
+        if not is_over[place]:
+          is_over[place] = self.report(grounded, request, ids)
+          if is_over[place]:
+            settle(place, answer_at(place, grounded.read(ids)))
+      return ~is_over
     with jax.set_mesh(self.mesh):
-      found = generation.replies(shelf, self.writer, given,
-                             prompts + prompts[-1:] * (count - len(prompts)), least=least,
-                             seed=seed, told=told)
-    return [made(at, reply) for at, reply in enumerate(found[:len(asked)])]
+      replies = generation.generate_replies(
+        grounded, self.generator, decode, prompts + prompts[-1:] * (batch_size - len(prompts)),
+        min_items=min_items, seed=seed, on_tokens=on_tokens
+      )
+    return [answer_at(place, reply) for place, reply in enumerate(replies[: len(requests)])]
 
-  def asked(self, turns, **how):
-    """A conversation, checked before it waits. turns: [{'role', 'content'}]. how: of Said. -> Said
+  def asked(self, turns: Sequence[dict], **fields) -> ChatRequest:
+    """A conversation, checked before it waits.
 
-    Raises DataError or ConfigError for turns that no template takes, a catalogue or an item that
-    is not there, a last turn that is too long.
+    turns: [{'role', 'content'}]. fields: of ChatRequest. Raises DataError or ConfigError for turns
+    that no template takes, a catalog or an item that is not there, a last turn that is too long.
     """
-    said = Said(checked(turns), **how)
-    self.prompt(said)
-    return said
+    request = ChatRequest(check_turns(turns), **fields)
+    self.prompt(request)
+    return request
 
-  def known(self, ids, domain=''):
-    """Those of some item ids that a catalogue has. -> tuple"""
-    shelf = self.domains.get(domain or next(iter(self.domains)))
-    return tuple(i for i in ids if shelf and shelf.stocks[0].catalog.find(i))
+  def known(self, ids: Iterable[str], domain: str = '') -> tuple[str, ...]:
+    """Those of some item ids that a catalog has. domain: its name, '' the first."""
+    grounded = self.domains.get(domain or next(iter(self.domains)))
+    return tuple(i for i in ids if grounded and grounded.catalogs[0].catalog.find(i))
 
-  def own(self, answer):
-    """Whether a reply is about the catalogue that the model was trained on."""
+  def own(self, answer: ChatAnswer) -> bool:
+    """Whether a reply is about the catalog that the model was trained on."""
     return answer.domain == next(iter(self.domains))
 
-  def warmth(self, said):
-    """The temperature that is used: the run's, or the nearest of WARMTHS."""
-    if said.temperature is None:
+  def temperature_of(self, request: ChatRequest) -> float:
+    """The temperature that is used: the run's, or the nearest of TEMPERATURES."""
+    if request.temperature is None:
       return float(self.cfg.decode.temperature)
-    return min(WARMTHS, key=lambda w: abs(w - said.temperature))
+    return min(TEMPERATURES, key=lambda temperature: abs(temperature - request.temperature))
 
-  def heard(self, shelf, said, ids):
-    """Tells a client the text of a reply's tokens so far. -> whether the reply is at its end"""
-    if said.gone():
+  def report(self, grounded: GroundedModel, request: ChatRequest, ids: list[int]) -> bool:
+    """Tells a client the text of a reply's tokens so far.
+
+    request: whose reply it is. ids: the tokens. -> whether the reply is at its end
+    """
+    if request.gone():
       return True
-    size, over = ending(said, shelf.speaker, ids)
-    if said.tell:
-      ends = [i + 1 for i, t in enumerate(ids[:size]) if t == shelf.speaker.eoi]
-      if len(ends) >= said.most:  # what follows is left out where another item follows it
-        size = ends[said.most - 1]
-      said.tell(shelf.read(ids[:size]).text.rstrip(UNSURE))
-    return over or ids[-1] in shelf.speaker.tokenizer.eos_ids
+    size, is_over = reply_length(request, grounded.chat_model, ids)
+    if request.tell:
+      ends = [i + 1 for i, token in enumerate(ids[:size]) if token == grounded.chat_model.eoi]
+      if len(ends) >= request.most:  # what follows is left out where another item follows it
+        size = ends[request.most - 1]
+      request.tell(grounded.read(ids[:size]).text.rstrip(UNFINISHED))
+    return is_over or ids[-1] in grounded.chat_model.tokenizer.eos_ids
 
-  def made(self, shelf, said, reply, tokens_in):
-    """The Answer, cut where fewer items or tokens were asked for; a cut item is left out."""
-    size, _ = ending(said, shelf.speaker, reply.ids)
+  def make_answer(self, grounded: GroundedModel, request: ChatRequest, reply: Reply,
+                  tokens_in: int) -> ChatAnswer:
+    """The answer, cut where fewer items or tokens were asked for; a cut item is left out.
+
+    request: that is answered. reply: to it. tokens_in: of the prompt.
+    """
+    size, _ = reply_length(request, grounded.chat_model, reply.ids)
     if size < len(reply.ids):
-      reply = shelf.read(reply.ids[:size])
-    stock = shelf.stocks[0]
-    return Answer(reply.text, self.shelf(said)[0],
-                  tuple(stock.catalog.id_of(i) for i in reply.items),
-                  tuple(stock.titles[i - 1] for i in reply.items), reply.complete, tokens_in,
+      reply = grounded.read(reply.ids[:size])
+    tokenized = grounded.catalogs[0]
+    return ChatAnswer(reply.text, self.domain_of(request)[0],
+                  tuple(tokenized.catalog.id_of(i) for i in reply.items),
+                  tuple(tokenized.title(i) for i in reply.items), reply.complete, tokens_in,
                   len(reply.ids))
 
-  def warm(self):
+  def warm(self) -> None:
     """Compiles the programs of short conversations."""
-    for size in SIZES:
-      for least in LEAST:
-        self([Said((sft_data.said('user', 'Hello'),), least=least)] * size)
+    for size in BATCH_SIZES:
+      for min_items in MIN_ITEMS:
+        self([ChatRequest((sft_data.message('user', 'Hello'),), least=min_items)] * size)
 
 
-def ending(said, speaker, ids):
+def reply_length(request: ChatRequest, chat_model: train.ChatModel,
+                 ids: list[int]) -> tuple[int, bool]:
   """How many of a reply's tokens count, and whether more would not: enough were asked for, or an
-  item more than may come is begun."""
-  ends = [i + 1 for i, t in enumerate(ids) if t == speaker.eoi]
-  size, over = len(ids), False
-  if sum(t == speaker.soi for t in ids) > said.most:
-    size, over = ends[said.most - 1], True
-  if said.tokens and size >= said.tokens:
-    size, over = said.tokens, True
-  return size, over
+  item more than may come is begun.
+
+  request: that is answered. ids: the reply's tokens.
+  """
+  ends = [i + 1 for i, token in enumerate(ids) if token == chat_model.eoi]
+  size, is_over = len(ids), False
+  if sum(token == chat_model.soi for token in ids) > request.most:
+    size, is_over = ends[request.most - 1], True
+  if request.tokens and size >= request.tokens:
+    size, is_over = request.tokens, True
+  return size, is_over
 
 
-def drop(turns):
-  """Takes the oldest round out, in place. -> whether there was one besides the last"""
-  at = next((i for i in range(2, len(turns)) if turns[i]['role'] == 'user'), None)
-  if at is not None:
-    del turns[1:at]
-  return at is not None
+def drop_oldest_round(turns: list[dict]) -> bool:
+  """Takes the oldest round out, in place.
+
+  turns: system first. -> whether there was one besides the last
+  """
+  next_round = next((i for i in range(2, len(turns)) if turns[i]['role'] == 'user'), None)
+  if next_round is not None:
+    del turns[1:next_round]
+  return next_round is not None
 
 
-def recalled(text, titles):
-  """An earlier reply as it was: quoted titles become the items they are. -> [str or item index]"""
-  out = []
+def restore_items(text: str, item_of_title: dict[str, int]) -> list:
+  """An earlier reply as it was: quoted titles become the items they are.
+
+  text: the reply. item_of_title: item indices by title. -> [str or item index]
+  """
+  parts = []
   for part in re.split(r'("[^"\n]{1,400}")', text):
-    item = titles.get(part[1:-1]) if part[:1] == '"' else None
+    item = item_of_title.get(part[1:-1]) if part[:1] == '"' else None
     if item is not None:
-      out.append(item)
-    elif out and isinstance(out[-1], str):
-      out[-1] += part
+      parts.append(item)
+    elif parts and isinstance(parts[-1], str):
+      parts[-1] += part
     elif part:
-      out.append(part)
-  return out or ['']
+      parts.append(part)
+  return parts or ['']
 
 
-def checked(turns):
+def check_turns(turns: Iterable[dict]) -> tuple[dict, ...]:
   """Turns in an order that a template takes: system first if at all, then user and assistant by
-  turns, a user last; neighbours of one role are joined. -> tuple of turns. Raises DataError."""
-  out = []
+  turns, a user last; neighbors of one role are joined. Raises DataError."""
+  checked = []
   for turn in turns:
     role = 'system' if turn['role'] == 'developer' else turn['role']
     if role not in ('system', 'user', 'assistant'):
       raise DataError(f'a message has the role {role!r:.40}; give system, user or assistant')
-    if role == 'system' and out and out[-1]['role'] != 'system':
+    if role == 'system' and checked and checked[-1]['role'] != 'system':
       raise DataError('the system message stands first, before the others')
-    if out and out[-1]['role'] == role:
-      out[-1] = sft_data.said(role, out[-1]['content'] + '\n' + turn['content'])
+    if checked and checked[-1]['role'] == role:
+      checked[-1] = sft_data.message(role, checked[-1]['content'] + '\n' + turn['content'])
     else:
-      out.append(sft_data.said(role, turn['content']))
-  if not out or out[-1]['role'] != 'user':
+      checked.append(sft_data.message(role, turn['content']))
+  if not checked or checked[-1]['role'] != 'user':
     raise DataError('the last message must be of the user')
-  if out[0]['role'] == 'assistant' or out[0]['role'] == 'system' and len(out) > 1 and (
-      out[1]['role'] == 'assistant'):
+  if checked[0]['role'] == 'assistant' or checked[0]['role'] == 'system' and len(checked) > 1 and (
+      checked[1]['role'] == 'assistant'):
     raise DataError('the first message after the system message must be of the user')
-  return tuple(out)
+  return tuple(checked)

@@ -1,7 +1,13 @@
-"""Conversations as tokens, with what is learnt and where titles are (reclm.md 3.2, 3.3)."""
+"""Conversations as tokens, with what is learnt and where titles are.
+
+Titles stand between two control tokens, as in Liao et al., ACL Findings 2026, arXiv 2505.03336.
+"""
+from collections.abc import Sequence
+
 import numpy as np
 
 from recjax.text import chat_template
+from recjax.text.tokenizer import Tokenizer
 from recjax.training.conversation_sft import Example
 from recjax.training.losses import trie_masked
 
@@ -9,110 +15,138 @@ MARKS = {'node': trie_masked.FREE, 'item': 0}
 
 
 class ChatEncoder:
-  """Turns to tokens. soi, eoi: the control tokens' ids. rows: title tokens by item index - 1.
-  nodes: for each item the marks of its title and end token; None marks nothing."""
+  """Turns to tokens.
 
-  def __init__(self, tokenizer, rows, soi, eoi, nodes=None, longest=1024, variables=None):
-    self.tokenizer, self.rows, self.soi, self.eoi = tokenizer, rows, soi, eoi
+  tokenizer: of the model. title_tokens: of each item, by index - 1. soi, eoi: the control tokens'
+  ids. nodes: for each item the marks of its title and end token; None marks nothing. longest:
+  tokens of a prompt. variables: of the chat template.
+  """
+
+  def __init__(
+    self,
+    tokenizer: Tokenizer,
+    title_tokens: Sequence[Sequence[int]],
+    soi: int,
+    eoi: int,
+    nodes: Sequence[np.ndarray] | None = None,
+    longest: int = 1024,
+    variables: dict | None = None,
+  ):
+    self.tokenizer, self.title_tokens, self.soi, self.eoi = tokenizer, title_tokens, soi, eoi
     self.nodes, self.longest, self.variables = nodes, longest, variables or {}
     self.endings = {}
 
-  def answer(self, content):
-    """An assistant's content. [str or item index] -> ids, nodes, items: (n,) each
+  def answer(self, content: str | list) -> tuple[list[int], list[int], list[int]]:
+    """An assistant's content as ids, nodes and items, of one length.
 
-    items: the item at its start symbol, -1 at its title and end, 0 in text.
+    content: a text, or [str or item index]. items: the item at its start symbol, -1 at its title
+    and end, 0 in text.
     """
     ids, nodes, items = [], [], []
     for part in [content] if isinstance(content, str) else content:
       if isinstance(part, str):
-        some = self.tokenizer.encode(part)
-        ids += some
-        nodes += [trie_masked.FREE] * len(some)
-        items += [0] * len(some)
+        text_ids = self.tokenizer.encode(part)
+        ids += text_ids
+        nodes += [trie_masked.FREE] * len(text_ids)
+        items += [0] * len(text_ids)
         continue
-      row = [*self.rows[part - 1], self.eoi]
-      ids += [self.soi, *row]
-      own = [trie_masked.FREE] * len(row) if self.nodes is None else self.nodes[part - 1].tolist()
-      nodes += [trie_masked.FREE, *own]
-      items += [part, *[-1] * len(row)]
+      title_ids = [*self.title_tokens[part - 1], self.eoi]
+      ids += [self.soi, *title_ids]
+      title_nodes = (
+        [trie_masked.FREE] * len(title_ids) if self.nodes is None else self.nodes[part - 1].tolist()
+      )
+      nodes += [trie_masked.FREE, *title_nodes]
+      items += [part, *[-1] * len(title_ids)]
     return ids, nodes, items
 
-  def examples(self, sample):
-    """A sample as training sees it: every answer behind the very tokens that ask for it.
+  def examples(self, turns: Sequence[dict]) -> list[Example]:
+    """A conversation as training sees it: every answer behind the very tokens that ask for it.
 
-    A conversation is one row as long as the template keeps what was learnt as it was. Where it lays
-    an earlier answer out anew (Qwen3 without thinking, Llama 2), what follows is a row of its own,
-    behind what it will be asked with, and the earlier answers are learnt in theirs. -> [Example]
+    It is one row as long as the template keeps what was learnt as it was. Where it lays an earlier
+    answer out anew (Qwen3 without thinking, Llama 2), what follows is a row of its own, behind what
+    it will be asked with, and the earlier answers are learnt in theirs. turns: [{'role',
+    'content'}].
     """
-    rows, rest = [], []
-    for at, turn in enumerate(sample.turns):
+    rows, tails = [], []
+    for position, turn in enumerate(turns):
       if turn['role'] != 'assistant':
         continue
-      row = [(i, False, node, 0) for i, node in zip(*self.asked(sample.turns[:at]))]
-      if rows and [t[0] for t in row[:len(rows[-1])]] == [t[0] for t in rows[-1]]:
-        rest.pop()
-        before = rows.pop()
-        row[:len(before)] = before
-      row += [(i, True, node, item) for i, node, item in zip(*self.answer(turn['content']))]
-      end, *more = self.ending(sample.turns[:at + 1])
+      row = [(token, False, node, 0) for token, node in zip(*self.asked(turns[:position]))]
+      if rows and [entry[0] for entry in row[:len(rows[-1])]] == [entry[0] for entry in rows[-1]]:
+        tails.pop()
+        earlier = rows.pop()
+        row[:len(earlier)] = earlier
+      row += [(token, True, node, item) for token, node, item in zip(*self.answer(turn['content']))]
+      end, *tail = self.ending(turns[:position + 1])
       rows.append([*row, (end, True, trie_masked.FREE, 0)])
-      rest.append([(i, False, trie_masked.FREE, 0) for i in more])
-    return [self.example(*zip(*row, *more)) for row, more in zip(rows, rest)]
+      tails.append([(token, False, trie_masked.FREE, 0) for token in tail])
+    return [self.example(*zip(*row, *tail)) for row, tail in zip(rows, tails)]
 
   @staticmethod
-  def example(ids, weights, nodes, items):
-    """Columns of tokens as an Example."""
+  def example(ids: Sequence[int], weights: Sequence[bool], nodes: Sequence[int],
+              items: Sequence[int] | np.ndarray) -> Example:
+    """Columns of tokens as an Example. ids, weights, nodes, items: of each token."""
     return Example(np.array(ids, np.int32), np.array(weights),
                    {'node': np.array(nodes, np.int32), 'item': np.array(items, np.int32)})
 
-  def ending(self, turns):
+  def ending(self, turns: Sequence[dict]) -> list[int]:
     """What is learnt behind the answer that ends `turns`: an end token, and what the template
-    writes behind it. -> ids
+    writes behind it.
 
     Decoding stops at end tokens alone, so where the template writes another text first the end
     token follows the answer at once, and nothing else.
     """
-    roles = tuple(t['role'] for t in turns)
+    roles = tuple(turn['role'] for turn in turns)
     if roles not in self.endings:
       ends = self.tokenizer.eos_ids
-      made = [{**t, 'content': [[]]} if t['role'] == 'assistant' else {**t, 'content': 'x'}
-              for t in turns]
-      tail = chat_template.render_parts(self.tokenizer, made, False, **self.variables)[-1]
+      dummy_turns = [
+        {**turn, 'content': [[]]} if turn['role'] == 'assistant' else {**turn, 'content': 'x'}
+        for turn in turns
+      ]
+      tail = chat_template.render_parts(self.tokenizer, dummy_turns, False, **self.variables)[-1]
       self.endings[roles] = tail if tail[:1] and tail[0] in ends else [
-          next((i for i in tail if i in ends), ends[0])]
+          next((token for token in tail if token in ends), ends[0])]
     return self.endings[roles]
 
-  def asked(self, turns):
-    """The tokens up to where the assistant begins, and the marks of titles in them. Contents are
-    texts, lists of texts and item indices, or earlier answers as [ids]. -> ids, nodes: (n,) each"""
-    made, marks = [], []
+  def asked(self, turns: Sequence[dict]) -> tuple[list[int], list[int]]:
+    """The tokens up to where the assistant begins, and the marks of titles in them.
+
+    turns: contents are texts, lists of texts and item indices, or earlier answers as [ids]. -> ids,
+    nodes, of one length
+    """
+    encoded_turns, marks = [], []
     for turn in turns:
       content = turn['content']
-      own = turn['role'] == 'assistant' or not isinstance(content, str)
-      if own and any(isinstance(p, list) for p in content):
-        marks += [[trie_masked.FREE] * len(p) for p in content if isinstance(p, list)]
-      elif own:
-        some, nodes, _ = self.answer(content)
-        turn = {**turn, 'content': [some]}
+      has_items = turn['role'] == 'assistant' or not isinstance(content, str)
+      if has_items and any(isinstance(part_ids, list) for part_ids in content):
+        marks += [
+          [trie_masked.FREE] * len(part_ids) for part_ids in content if isinstance(part_ids, list)
+        ]
+      elif has_items:
+        answer_ids, nodes, _ = self.answer(content)
+        turn = {**turn, 'content': [answer_ids]}
         marks.append(nodes)
-      made.append(turn)
+      encoded_turns.append(turn)
     ids, nodes = [], []
-    parts = chat_template.ask_parts(self.tokenizer, made, **self.variables)
+    parts = chat_template.ask_parts(self.tokenizer, encoded_turns, **self.variables)
     for number, part in enumerate(parts):
       ids += part
       nodes += marks[number // 2] if number % 2 else [trie_masked.FREE] * len(part)
     return ids, nodes
 
-  def tokens(self, turns):
+  def tokens(self, turns: Sequence[dict]) -> list[int]:
     """The tokens of `asked`."""
     return self.asked(turns)[0]
 
 
-def check(tokenizer, variables, several=True):
+def check(tokenizer: Tokenizer, variables: dict, several: bool = True) -> None:
   """Raises ConfigError where a tokenizer's chat template cannot lay out what training and decoding
-  need: a request after a system turn, an answer, and, with `several`, another round."""
-  said = [{'role': role, 'content': 'text'} for role in ('system', *['user', 'assistant'] * 2)]
-  turn = ChatEncoder(tokenizer, [], -1, -1, variables=variables)
+  need: a request after a system turn, an answer, and, with `several`, another round.
+
+  variables: of the template.
+  """
+  turns = [{'role': role, 'content': 'text'} for role in ('system', *['user', 'assistant'] * 2)]
+  encoder = ChatEncoder(tokenizer, [], -1, -1, variables=variables)
   for size in (3, 5) if several else (3,):
-    turn.ending(said[:size])
-    turn.asked(said[:size - 1])
+    encoder.ending(turns[:size])
+    encoder.asked(turns[:size - 1])

@@ -1,19 +1,21 @@
 """Requests that say what a list may hold: a category or none of it, or how many of a category.
 
-The optional pack of the predecessor (arXiv 2403.05063; reclm.md 3.1, 5.1), off by default
-(`control.share`). Every draw is a function of (seed, epoch, user) alone.
+The optional pack of Lu et al., arXiv 2403.05063, off by default (`control.share`). Every draw is a
+function of (seed, epoch, user) alone.
 """
 import dataclasses
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
+from recjax.methods.reclm.tokenized_catalog import TokenizedCatalog
 from recjax.text.prompt_templates import fill
 
-LISTS = ('with', 'without', 'at_most', 'at_least', 'about')  # what is asked of a list
+LIST_KINDS = ('with', 'without', 'at_most', 'at_least', 'about')  # what is asked of a list
 
-QUESTIONS = ('category_of', 'item_of')
+QUESTION_KINDS = ('category_of', 'item_of')
 
-KINDS = LISTS + QUESTIONS
+KINDS = LIST_KINDS + QUESTION_KINDS
 
 FIELDS = {'with': ('category',), 'without': ('category',),
           **{k: ('category', 'wanted') for k in ('at_most', 'at_least', 'about')},
@@ -21,77 +23,105 @@ FIELDS = {'with': ('category',), 'without': ('category',),
 
 
 @dataclasses.dataclass(frozen=True)
-class Wish:
-  """What is asked of a list. kind: of LISTS. wanted: items of the category, for the last three."""
+class CategoryRequest:
+  """What is asked of a list.
+
+  kind: of LIST_KINDS. wanted: items of the category, for the last three kinds.
+  """
   kind: str
   category: str
   wanted: int = 0
 
-  def text(self, template):
+  def text(self, template: dict[str, str]) -> str:
     """The sentence that a request ends with."""
     return fill(template[self.kind], category=self.category, wanted=str(self.wanted))
 
-  def followed(self, items, members):
-    """Whether a list does what was asked; an empty one never does. members: set of items"""
-    inside = sum(i in members for i in items)
+  def followed(self, items: Sequence[int] | np.ndarray, members: set[int]) -> bool:
+    """Whether a list does what was asked; an empty one never does.
+
+    members: items of the category.
+    """
+    inside = sum(item in members for item in items)
     return bool(items) and {
         'with': inside == len(items), 'without': not inside, 'at_most': inside <= self.wanted,
         'at_least': inside >= self.wanted, 'about': abs(inside - self.wanted) <= 1}[self.kind]
 
 
-def members(stock):
-  """-> {category: set of item indices 1..N}"""
-  out = {}
-  for item, paths in enumerate(stock.categories, 1):
+def category_members(tokenized: TokenizedCatalog) -> dict[str, set[int]]:
+  """The items of each category, as indices 1..N."""
+  members = {}
+  for item, paths in enumerate(tokenized.categories, 1):
     for path in paths:
-      out.setdefault(path, set()).add(item)
-  return out
+      members.setdefault(path, set()).add(item)
+  return members
 
 
-def lists(stock, histories, targets, teach, seeds, kinds, most):
+def make_lists(tokenized: TokenizedCatalog, histories: Sequence[np.ndarray],
+               targets: Sequence[int] | np.ndarray, teach: Callable, seeds: Sequence,
+               kinds: Sequence[str], max_items: int) -> list[tuple | None]:
   """Requests about categories and the lists that answer them, the true item first.
 
   histories: item indices; targets: the next item of each, whose categories are asked for, or with
   'without' the one that the teacher's list holds most of and the target does not have. teach:
-  (histories, k, signs) -> (M, k) items, signs '+C' or '-C'. seeds: a seed of each; kinds: of LISTS,
-  of each; most: items of a list. -> [(labels, Wish) or None where no category serves]
+  (histories, k, signs) -> (M, k) items, signs '+C' or '-C'. seeds: a seed of each; kinds: of
+  LIST_KINDS, of each; max_items: of a list. -> for each the labels and the CategoryRequest, or None
+  where no category serves
   """
   if not histories:
     return []
-  plain, groups = teach(histories, most + 1), members(stock)
-  drawn = [np.random.default_rng(s) for s in seeds]
-  chosen = [_category(stock, kind, target, row.tolist(), rng)
-            for kind, target, row, rng in zip(kinds, targets, plain, drawn)]
-  good = [i for i, c in enumerate(chosen) if c]
-  some = [histories[i] for i in good]
-  inside, outside = (teach(some, most + 1, [sign + chosen[i] for i in good]) if some else ()
-                     for sign in '+-')
-  out = [None] * len(histories)
-  for at, i in enumerate(good):
-    own = groups[chosen[i]]
-    sides = [[j for j in row[at].tolist() if j and j != targets[i] and (j in own) == belongs]
-             for row, belongs in ((inside, True), (outside, False))]
-    out[i] = _labels(kinds[i], chosen[i], int(targets[i]), own, *sides, drawn[i], most)
-  return out
+  plain, members = teach(histories, max_items + 1), category_members(tokenized)
+  rngs = [np.random.default_rng(seed) for seed in seeds]
+  chosen = [_category(tokenized, kind, target, taught.tolist(), rng)
+            for kind, target, taught, rng in zip(kinds, targets, plain, rngs)]
+  served = [i for i, category in enumerate(chosen) if category]
+  served_histories = [histories[i] for i in served]
+  inside, outside = (
+    teach(served_histories, max_items + 1, [sign + chosen[i] for i in served])
+    if served_histories
+    else ()
+    for sign in '+-'
+  )
+  lists = [None] * len(histories)
+  for place, i in enumerate(served):
+    category_items = members[chosen[i]]
+    sides = [
+      [
+        item
+        for item in taught[place].tolist()
+        if item and item != targets[i] and (item in category_items) == is_inside
+      ]
+      for taught, is_inside in ((inside, True), (outside, False))
+    ]
+    lists[i] = _labels(
+      kinds[i], chosen[i], int(targets[i]), category_items, *sides, rngs[i], max_items
+    )
+  return lists
 
 
-def _category(stock, kind, target, taught, rng):
+def _category(tokenized: TokenizedCatalog, kind: str, target: int, taught: list[int],
+              rng: np.random.Generator) -> str | None:
   """The category that a request is about, or None."""
-  own = stock.categories[target - 1]
+  target_paths = tokenized.categories_of(target)
   if kind != 'without':
-    return own[rng.integers(len(own))] if own else None
+    return target_paths[rng.integers(len(target_paths))] if target_paths else None
   counts = {}
-  for path in (p for i in taught if i for p in stock.categories[i - 1] if p not in own):
+  for path in (
+    p for item in taught if item for p in tokenized.categories_of(item) if p not in target_paths
+  ):
     counts[path] = counts.get(path, 0) + 1
   return min(counts, key=lambda p: (-counts[p], p)) if counts else None
 
 
-def _labels(kind, category, target, own, inside, outside, rng, most):
-  """-> labels, Wish. inside, outside: the teacher's items on both sides, without the target."""
+def _labels(kind: str, category: str, target: int, own: set[int], inside: list[int],
+            outside: list[int], rng: np.random.Generator,
+            max_items: int) -> tuple[list[int], CategoryRequest]:
+  """-> labels, request. inside, outside: the teacher's items on both sides, without the target."""
   if kind in ('with', 'without'):
-    return [target, *(inside if kind == 'with' else outside)][:most], Wish(kind, category)
+    return [target, *(inside if kind == 'with' else outside)][:max_items], CategoryRequest(
+      kind, category
+    )
   # the target has the category: it is one of those wanted
-  size = min(most, 1 + len(inside) + len(outside))
+  size = min(max_items, 1 + len(inside) + len(outside))
   low, high = max(1, size - len(outside)), min(size, 1 + len(inside))
   count = int(rng.integers(low, high + 1))
   slack = int(rng.integers(2)) if kind != 'about' else 0  # off by one on the safe side
@@ -99,19 +129,20 @@ def _labels(kind, category, target, own, inside, outside, rng, most):
             'about': count}[kind]
   rest = inside[:count - 1] + outside[:size - count]
   return ([target, *(rest[i] for i in rng.permutation(len(rest)))],
-          Wish(kind, category, wanted))
+          CategoryRequest(kind, category, wanted))
 
 
-def question(stock, template, kind, item, rng, most):
+def make_question(tokenized: TokenizedCatalog, template: dict[str, str], kind: str, item: int,
+                  rng: np.random.Generator, max_items: int) -> tuple[str, list]:
   """A question about an item's most specific category, or for items of it.
 
-  item: one that has categories. -> text, and its answer: for 'category_of' [the category], for
-  'item_of' item indices, to be written as a list
+  kind: of QUESTION_KINDS. item: one that has categories. max_items: of an answer. -> text, and its
+  answer: for 'category_of' [the category], for 'item_of' item indices, to be written as a list
   """
-  path = stock.categories[item - 1][-1]
+  path = tokenized.categories_of(item)[-1]
   if kind == 'category_of':
-    return fill(template[kind], title=stock.titles[item - 1]), [path]
-  own = [i for i, paths in enumerate(stock.categories, 1) if path in paths]
-  count = int(rng.integers(1, min(most, len(own)) + 1))
+    return fill(template[kind], title=tokenized.title(item)), [path]
+  members = [number for number, paths in enumerate(tokenized.categories, 1) if path in paths]
+  count = int(rng.integers(1, min(max_items, len(members)) + 1))
   return (fill(template[kind], category=path, count=str(count)),
-          [own[i] for i in rng.permutation(len(own))[:count]])
+          [members[number] for number in rng.permutation(len(members))[:count]])

@@ -1,116 +1,134 @@
-"""A conversation that recommends: rounds over one KV cache, real items, several catalogues."""
+"""A conversation that recommends: rounds over one KV cache, real items, several catalogs."""
 import dataclasses
 import functools
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
+from recjax.data.dataset import Catalog
 from recjax.decoding.streaming import stream
 from recjax.errors import ConfigError
 from recjax.methods.reclm import chat_batcher, generation, sft_data, tokenized_catalog, train
+from recjax.methods.reclm.generation import GroundedModel, Reply
 from recjax.models import llm_decoder
 
-STEP = 64  # tokens that are read together are padded to a multiple
+READ_BUCKET = 64  # tokens that are read together are padded to a multiple
 
 
 class Conversation:
   """One person's rounds. Keys of earlier rounds are kept, so that a round reads new tokens alone;
-  items are not repeated within a reply. cfg: the run's config. domains: {name: Shelf}."""
+  items are not repeated within a reply.
 
-  def __init__(self, cfg, domains, system):
+  cfg: the run's config. domains: {name: GroundedModel}. system: what the model is told first.
+  """
+
+  def __init__(self, cfg: ConfigDict, domains: dict[str, GroundedModel], system: str):
     self.cfg, self.domains, self.system = cfg, domains, system
     self.domain = next(iter(domains))
     self.read_tokens = 0  # all that the model has read, for those who want to know
     self.clear()
 
   @property
-  def shelf(self):
+  def grounded(self) -> GroundedModel:
     return self.domains[self.domain]
 
-  def clear(self):
+  def clear(self) -> None:
     """Forgets every round."""
-    self.turns = [sft_data.said('system', self.system)]
-    self.held, self.past = [], None
+    self.turns = [sft_data.message('system', self.system)]
+    self.cached_ids, self.cache = [], None
 
-  def use(self, domain):
-    """Recommends from another catalogue from now on. Raises ConfigError naming the known ones."""
+  def use(self, domain: str) -> None:
+    """Recommends from another catalog from now on. Raises ConfigError naming the known ones."""
     if domain not in self.domains:
-      raise ConfigError(f'there is no catalogue {domain!r}; known are {", ".join(self.domains)}')
+      raise ConfigError(f'there is no catalog {domain!r}; known are {", ".join(self.domains)}')
     self.domain = domain
 
-  def say(self, text, max_items=10, history=(), seed=0, tell=None):
-    """A person's turn. history: item ids that it is about, shown before the text. -> Reply
+  def say(self, text: str, max_items: int = 10, history: Sequence[str] = (), seed: int = 0,
+          tell: Callable | None = None) -> Reply:
+    """A person's turn.
 
-    tell: called with the Reply so far while it is made; its text is only ever added to. The oldest
-    rounds are dropped where the conversation would grow beyond prompt.cutoff.
+    max_items: of the reply. history: item ids that it is about, shown before the text. seed: of the
+    draws. tell: called with the Reply so far while it is made; its text is only ever added to. The
+    oldest rounds are dropped where the conversation would grow beyond prompt.max_prompt_tokens.
     """
-    shelf, speaker = self.shelf, self.shelf.speaker
+    grounded, chat_model = self.grounded, self.grounded.chat_model
     if history:
-      rows = [shelf.stocks[0].catalog.index(i) for i in history][-sft_data.LONGEST:]
-      text = sft_data.about(self.cfg, shelf.stocks[0], rows, text)
-    turn = train.renderer(self.cfg, speaker, shelf.stocks[0])
-    self.turns.append(sft_data.said('user', text))
-    ids = turn.tokens(self.turns)
-    while len(ids) > self.cfg.prompt.cutoff:
+      items = [grounded.catalogs[0].catalog.index(token) for token in history][-sft_data.MAX_ITEMS:]
+      text = sft_data.with_history(self.cfg, grounded.catalogs[0], items, text)
+    encoder = train.make_encoder(self.cfg, chat_model, grounded.catalogs[0])
+    self.turns.append(sft_data.message('user', text))
+    ids = encoder.tokens(self.turns)
+    fit = self.cfg.prompt.max_prompt_tokens
+    while len(ids) > fit:
       if len(self.turns) < 4:
         self.turns.pop()
-        raise ConfigError(f'this turn takes {len(ids)} tokens, {self.cfg.prompt.cutoff} fit; say '
-                          'it in fewer words')
+        raise ConfigError(f'this turn takes {len(ids)} tokens, {fit} fit; say it in fewer '
+                          'words')
       del self.turns[1:3]
-      ids = turn.tokens(self.turns)
-    found = self._generate(ids, max_items, seed, tell)
-    ends = set(speaker.tokenizer.eos_ids)
-    self.turns.append(sft_data.said('assistant', [[i for i in found.ids if i not in ends]]))
-    return found
+      ids = encoder.tokens(self.turns)
+    reply = self._generate(ids, max_items, seed, tell)
+    ends = set(chat_model.tokenizer.eos_ids)
+    self.turns.append(
+      sft_data.message('assistant', [[token for token in reply.ids if token not in ends]])
+    )
+    return reply
 
-  def _generate(self, ids, max_items, seed, tell):
+  def _generate(self, ids: list[int], max_items: int, seed: int, tell: Callable | None) -> Reply:
     """Reads what is new, but the last token, into the cache; the reply goes on from there."""
-    speaker = self.shelf.speaker
-    model, how = speaker.model, self.cfg.decode
-    same = next((i for i, (a, b) in enumerate(zip(self.held, ids)) if a != b),
-                min(len(self.held), len(ids)))
-    same = min(same, len(ids) - 1)
-    size = STEP * -(-self.cfg.prompt.cutoff // STEP)
-    if self.past is None:
-      self.past = llm_decoder.empty_block(model.cfg, size)
-    mask = self.past.mask & (jnp.arange(size) < same)
-    self.past = self.past._replace(mask=mask)
-    fresh = ids[same:-1]
-    if fresh:
-      wide = STEP * -(-len(fresh) // STEP)
-      tokens = np.zeros((1, wide), np.int32)
-      tokens[0, :len(fresh)] = fresh
-      self.past = _remember(model, speaker.variables, self.past, jnp.asarray(tokens),
-                            jnp.int32(len(fresh)))
-    self.read_tokens += len(fresh) + 1
-    self.held = list(ids[:-1])
-    given = ConfigDict({**how.to_dict(), 'count': max_items})
-    rule = self.shelf.constraint(given, 1)
+    chat_model = self.grounded.chat_model
+    model, decode = chat_model.model, self.cfg.decode
+    num_same = next((i for i, (a, b) in enumerate(zip(self.cached_ids, ids)) if a != b),
+                min(len(self.cached_ids), len(ids)))
+    num_same = min(num_same, len(ids) - 1)
+    size = READ_BUCKET * -(-self.cfg.prompt.max_prompt_tokens // READ_BUCKET)
+    if self.cache is None:
+      self.cache = llm_decoder.empty_block(model.cfg, size)
+    mask = self.cache.mask & (jnp.arange(size) < num_same)
+    self.cache = self.cache._replace(mask=mask)
+    new_ids = ids[num_same:-1]
+    if new_ids:
+      width = READ_BUCKET * -(-len(new_ids) // READ_BUCKET)
+      tokens = np.zeros((1, width), np.int32)
+      tokens[0, :len(new_ids)] = new_ids
+      self.cache = _extend_cache(model, chat_model.variables, self.cache, jnp.asarray(tokens),
+                            jnp.int32(len(new_ids)))
+    self.read_tokens += len(new_ids) + 1
+    self.cached_ids = list(ids[:-1])
+    reply_decode = ConfigDict({**decode.to_dict(), 'num_items': max_items})
+    constraint = self.grounded.constraint(reply_decode, 1)
 
-    def told(rows):
+    def on_tokens(rows):
       if tell:
-        made = self.shelf.read(rows[0])
-        tell(dataclasses.replace(made, text=made.text.rstrip(chat_batcher.UNSURE)))
+        reply = self.grounded.read(rows[0])
+        tell(dataclasses.replace(reply, text=reply.text.rstrip(chat_batcher.UNFINISHED)))
       return np.array([rows[0][-1:] not in ends])
-    ends = [[t] for t in speaker.tokenizer.eos_ids]
-    found = stream(_decoder(model), {'variables': speaker.variables, 'past': self.past},
-                   [ids[-1:]], rule, told, new_tokens=how.new_tokens, width=generation.RUNS[0],
-                   temperature=float(how.temperature), top_p=float(how.top_p),
-                   pad_id=speaker.tokenizer.pad_id, seed=seed, bucket=1)
-    return self.shelf.read(found.row(0, 0))
+    ends = [[token] for token in chat_model.tokenizer.eos_ids]
+    generated = stream(
+      _decoder(model), {'variables': chat_model.variables, 'past': self.cache}, [ids[-1:]],
+      constraint, on_tokens, new_tokens=decode.new_tokens, width=generation.FORCED_RUNS[0],
+      temperature=float(decode.temperature), top_p=float(decode.top_p),
+      pad_id=chat_model.tokenizer.pad_id, seed=seed, bucket=1
+    )
+    return self.grounded.read(generated.row(0, 0))
 
 
 _decoder = functools.lru_cache(4)(llm_decoder.continuing_decoder)
 
-_remember = jax.jit(llm_decoder.append_tokens, static_argnums=0)
+_extend_cache = jax.jit(llm_decoder.append_tokens, static_argnums=0)
 
 
-def untrained(speaker, catalogs):
-  """Catalogues of titles for a chat model as it is: real items alone, no training.
+def untrained_models(chat_model: train.ChatModel,
+                     catalogs: dict[str, Catalog]) -> dict[str, GroundedModel]:
+  """Catalogs of titles for a chat model as it is: real items alone, no training.
 
-  speaker: as from `train.fresh`. catalogs: {name: Catalog}. -> {name: Shelf}
+  chat_model: as from `train.new_chat_model`. catalogs: by name.
   """
-  return {name: generation.Shelf(speaker, [tokenized_catalog.load(c, speaker.tokenizer)], [name])
-          for name, c in catalogs.items()}
+  return {
+    name: generation.GroundedModel(
+      chat_model, [tokenized_catalog.load(catalog, chat_model.tokenizer)], [name]
+    )
+    for name, catalog in catalogs.items()
+  }

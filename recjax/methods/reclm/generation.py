@@ -1,210 +1,297 @@
 """Lists out of the language model: titles between control symbols, real ones alone."""
 import dataclasses
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 import numpy as np
+from ml_collections import ConfigDict
 
 from recjax.decoding import constraints, device_trie, item_span, retrieval_constraint
 from recjax.decoding.prefix_generator import PrefixGenerator
 from recjax.distributed import multihost
 from recjax.errors import ConfigError
 from recjax.methods.reclm import tokenized_catalog, train
+from recjax.methods.reclm.tokenized_catalog import TokenizedCatalog
 from recjax.training import journal, sft
+from recjax.training.workdir import Workdir
 
-BEAMS = 20    # of which ranked lists are made, or more where more are asked for
+MIN_BEAMS = 20    # of which ranked lists are made, or more where more are asked for
 
-RUNS = (8,)   # tokens of a row that go through the model together where they are forced
+FORCED_RUNS = (8,)   # tokens of a row that go through the model together where they are forced
 
 
 @dataclasses.dataclass(frozen=True)
 class Reply:
-  """One answer. ids: its tokens. items: item indices 1..N in order. text: without control symbols,
-  titles in double quotes. complete: it ended by itself. unfinished: a title was cut at the end."""
-  ids: list
-  items: list
+  """One answer.
+
+  ids: its tokens. items: item indices 1..N in order. text: without control symbols, titles in
+  double quotes. complete: it ended by itself. unfinished: a title was cut at the end.
+  """
+  ids: list[int]
+  items: list[int]
   text: str
   complete: bool
   unfinished: bool
 
 
-class Shelf:
-  """One or several catalogues, planted for a speaker. stocks: list of Goods, named by `names`."""
+class GroundedModel:
+  """A chat model over one or several catalogs, whose items alone it can name.
 
-  def __init__(self, speaker, stocks, names=('',), kind='cgen'):
-    self.speaker, self.stocks, self.names, self.kind = speaker, list(stocks), list(names), kind
-    self.trees = [s.plant(speaker.eoi, speaker.model.cfg.vocab) for s in self.stocks]
-    self.planted = device_trie.to_device_trie(self.trees)
-    if kind == 'ret' and len(self.stocks) > 1:
-      raise ConfigError('RecLM-ret has vectors of its own catalogue alone; give one catalogue')
-    self.known = retrieval_constraint.spelling(self.stocks[0].rows) if kind == 'ret' else None
+  chat_model: the language model. catalogs: as `tokenized_catalog` makes them, called `names`. kind:
+  the run's grounding.
+  """
 
-  def constraint(self, cfg, batch, closed=None, allowed=None, least=0, root=None):
-    """The rule of one batch. closed: list of (n,) item indices that may not come. allowed: (N,)
-    bool. root: (B,), the catalogue of each request."""
-    speaker = self.speaker
-    ends = tuple(speaker.tokenizer.eos_ids)
+  def __init__(
+    self,
+    chat_model: train.ChatModel,
+    catalogs: Sequence[TokenizedCatalog],
+    names: Sequence[str] = ('',),
+    kind: str = 'cgen',
+  ):
+    self.chat_model, self.catalogs, self.names, self.kind = (
+      chat_model, list(catalogs), list(names), kind
+    )
+    self.trees = [
+      tokenized.to_trie(chat_model.eoi, chat_model.model.cfg.vocab) for tokenized in self.catalogs
+    ]
+    self.device_trie = device_trie.to_device_trie(self.trees)
+    if kind == 'ret' and len(self.catalogs) > 1:
+      raise ConfigError('RecLM-ret has vectors of its own catalog alone; give one catalog')
+    self.spelling = (
+      retrieval_constraint.spelling(self.catalogs[0].title_tokens) if kind == 'ret' else None
+    )
+
+  def constraint(self, decode: ConfigDict, batch: int,
+                 excluded: Sequence[Sequence[int]] | None = None, allowed: np.ndarray | None = None,
+                 min_items: int = 0, root: np.ndarray | None = None) -> Any:
+    """The rule of one batch.
+
+    decode: num_items, new_tokens. batch: requests. excluded: item indices of each that may not
+    come. allowed: (N,) bool, other items may not. min_items: before a reply may end. root: (B,),
+    the catalog of each request.
+    """
+    chat_model = self.chat_model
+    eos_ids = tuple(chat_model.tokenizer.eos_ids)
     if self.kind == 'ret':
       return retrieval_constraint.build_retrieval_constraint(
-        self.stocks[0].rows,
-        speaker.extra['items'],
-        speaker.extra['project'],
-        train.project,
-        speaker.soi,
-        speaker.eoi,
-        ends,
-        cfg.new_tokens,
-        cfg.count,
-        self.shut(batch, closed, allowed),
-        speaker.tokenizer.pad_id,
-        least,
+        self.catalogs[0].title_tokens, chat_model.extra['items'], chat_model.extra['project'],
+        train.project, chat_model.soi, chat_model.eoi, eos_ids, decode.new_tokens, decode.num_items,
+        self.excluded_mask(batch, excluded, allowed), chat_model.tokenizer.pad_id, min_items
       )
-    limits = None
-    if closed is not None or allowed is not None:
-      limits = tokenized_catalog.limits(self.trees[0], closed or [()] * batch, allowed)
+    filter_ = None
+    if excluded is not None or allowed is not None:
+      filter_ = tokenized_catalog.make_filter(self.trees[0], excluded or [()] * batch, allowed)
     return item_span.item_span_constraint(
-        self.trees, self.planted, speaker.soi, ends, cfg.new_tokens, batch, cfg.count, root=root,
-        limits=limits, pad_id=speaker.tokenizer.pad_id, least=least)
+      self.trees, self.device_trie, chat_model.soi, eos_ids, decode.new_tokens, batch,
+      decode.num_items, root=root, limits=filter_, pad_id=chat_model.tokenizer.pad_id,
+      least=min_items
+    )
 
-  def shut(self, batch, closed, allowed):
-    """Items that requests of `fetch` may not have. -> (B, N) bool or None"""
-    if closed is None and allowed is None:
+  def excluded_mask(self, batch: int, excluded: Sequence[Sequence[int]] | None,
+                    allowed: np.ndarray | None) -> np.ndarray | None:
+    """Items that requests of RecLM-ret may not have, item i at column i - 1.
+
+    batch: requests. excluded, allowed: as in `constraint`. -> (B, N) bool, or None where all may
+    come
+    """
+    if excluded is None and allowed is None:
       return None
-    out = np.zeros((batch, len(self.stocks[0].titles)), bool)
+    mask = np.zeros((batch, len(self.catalogs[0].titles)), bool)
     if allowed is not None:
-      out |= ~np.asarray(allowed)
-    for row, items in zip(out, closed or ()):
+      mask |= ~np.asarray(allowed)
+    for row, items in zip(mask, excluded or ()):
       row[np.asarray(items, np.int64) - 1] = True
-    return out
+    return mask
 
-  def read(self, ids, root=0):
-    """The Reply that tokens make."""
-    speaker, stock = self.speaker, self.stocks[root]
+  def read(self, ids: Sequence[int], root: int = 0) -> Reply:
+    """The Reply that tokens make. root: the catalog. ids: the tokens."""
+    chat_model, tokenized = self.chat_model, self.catalogs[root]
     if self.kind == 'ret':
-      found, open_ = retrieval_constraint.parse(self.known, ids, speaker.soi, speaker.eoi)
+      positions, unfinished = retrieval_constraint.parse(
+        self.spelling, ids, chat_model.soi, chat_model.eoi
+      )
     else:
-      found, open_ = item_span.parse(self.trees[root], ids, speaker.soi)
-    complete = bool(ids) and ids[-1] in speaker.tokenizer.eos_ids
-    return Reply(list(ids), [i + 1 for i in found], self.text(ids, found, stock), complete, open_)
+      positions, unfinished = item_span.parse(self.trees[root], ids, chat_model.soi)
+    items = [position + 1 for position in positions]  # decoding counts items from 0
+    complete = bool(ids) and ids[-1] in chat_model.tokenizer.eos_ids
+    return Reply(list(ids), items, self.text(ids, items, tokenized), complete, unfinished)
 
-  def text(self, ids, found, stock):
-    """What a person reads: titles in double quotes, a cut one left out."""
-    out, plain, titles, inside = [], [], iter(found), False
-    speaker = self.speaker
+  def text(self, ids: Sequence[int], items: Sequence[int], tokenized: TokenizedCatalog) -> str:
+    """What a person reads: titles in double quotes, a cut one left out. items: named by `ids`."""
+    parts, text_ids, named_items, inside = [], [], iter(items), False
+    chat_model = self.chat_model
 
     def flush():
-      out.append(speaker.tokenizer.decode(plain))
-      plain.clear()
+      parts.append(chat_model.tokenizer.decode(text_ids))
+      text_ids.clear()
     for token in ids:
-      if token == speaker.soi:
+      if token == chat_model.soi:
         flush()
         inside = True
-      elif token == speaker.eoi:
-        out.append(f'"{stock.titles[next(titles)]}"')
+      elif token == chat_model.eoi:
+        parts.append(f'"{tokenized.title(next(named_items))}"')
         inside = False
       elif not inside:
-        plain.append(token)
+        text_ids.append(token)
     flush()
-    return ''.join(out).strip()
+    return ''.join(parts).strip()
 
 
-def replies(shelf, writer, cfg, prompts, closed=None, allowed=None, least=0, root=None, *,
-            seed, told=None):
-  """Answers to a batch of prompts, token lists. cfg: count, new_tokens, temperature, top_p.
+def generate_replies(grounded: GroundedModel, generator: PrefixGenerator, decode: ConfigDict,
+                     prompts: Sequence[Sequence[int]], excluded: Sequence | None = None,
+                     allowed: np.ndarray | None = None, min_items: int = 0,
+                     root: np.ndarray | None = None, *, seed: int,
+                     on_tokens: Callable | None = None) -> list[Reply]:
+  """Answers to a batch of prompts, token lists.
 
-  least: items before a reply may end. told: see `decoding.stream`. -> [Reply]
+  grounded: the model. generator: of it, with what the prompts share. decode: num_items, new_tokens,
+  temperature, top_p. excluded, allowed, min_items, root: as in `GroundedModel.constraint`. seed: of
+  the draws. on_tokens: what `decoding.stream` tells the tokens to.
   """
-  rule = shelf.constraint(cfg, len(prompts), closed, allowed, least, root)
-  own, given = [writer.own(p) for p in prompts], dict(
-      temperature=float(cfg.temperature), top_p=float(cfg.top_p), new_tokens=cfg.new_tokens,
-      seed=seed)
-  if told:
-    found = writer.stream(own, rule, told, width=RUNS[0], **given)
-  else:
-    found = writer.generate(own, rule, samples=1, runs=RUNS, eos_ids=tuple(
-        shelf.speaker.tokenizer.eos_ids), **given)
-  return [shelf.read(found.row(b, 0), 0 if root is None else int(root[b]))
-          for b in range(len(prompts))]
-
-
-def ranked(shelf, writer, prompts, k, closed=None, allowed=None):
-  """The k best first items of a list, which a greedy list shows one of: beams over the catalogue,
-  or with fetching the nearest vectors.
-
-  prompts: up to where the assistant begins. -> items (B, k) int32 1..N, 0 where fewer may come,
-  scores (B, k): log-probabilities of titles as training has them, or products with the projected
-  state
-  """
-  speaker = shelf.speaker
-  start = [*speaker.tokenizer.encode('1. ')]
-  if shelf.kind == 'ret':
-    return nearest(shelf, writer, [[*p, *start] for p in prompts], k, closed, allowed)
-  tree = shelf.trees[0]
-  limits = tokenized_catalog.limits(tree, closed or [()] * len(prompts), allowed)
-  found = writer.generate(
-    [writer.own([*p, *start, speaker.soi]) for p in prompts],
-    constraints.CatalogConstraint(shelf.planted, limits=limits, **speaker.scoring),
-    beams=max(k, BEAMS),
-    length_penalty=0.0,
+  constraint = grounded.constraint(decode, len(prompts), excluded, allowed, min_items, root)
+  suffixes, sampling = (
+    [generator.own(prompt) for prompt in prompts],
+    dict(
+      temperature=float(decode.temperature), top_p=float(decode.top_p),
+      new_tokens=decode.new_tokens, seed=seed
+    ),
   )
-  return found.best(k, tree, limits)
+  if on_tokens:
+    generated = generator.stream(suffixes, constraint, on_tokens, width=FORCED_RUNS[0], **sampling)
+  else:
+    generated = generator.generate(suffixes, constraint, samples=1, runs=FORCED_RUNS, eos_ids=tuple(
+        grounded.chat_model.tokenizer.eos_ids), **sampling)
+  return [grounded.read(generated.row(row, 0), 0 if root is None else int(root[row]))
+          for row in range(len(prompts))]
 
 
-def nearest(shelf, writer, prompts, k, closed, allowed):
-  """The items whose vectors go best with the state at the end of prompts."""
-  extra, n = shelf.speaker.extra, len(shelf.stocks[0].titles)
-  z = train.project(extra['project'], writer.states([writer.own(p) for p in prompts]))
-  scores = np.array(multihost.to_host(z @ extra['items'].T), np.float32)
-  shut = shelf.shut(len(prompts), closed, allowed)
-  if shut is not None:
-    scores[shut] = -np.inf
-  order = np.argsort(-scores, 1, kind='stable')[:, :min(k, n)]
+def rank_items(grounded: GroundedModel, generator: PrefixGenerator,
+               prompts: Sequence[Sequence[int]], k: int, excluded: Sequence | None = None,
+               allowed: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
+  """The k best first items of a list, which a greedy list shows one of: beams over the catalog, or
+  with RecLM-ret the nearest vectors.
+
+  generator: as in `generate_replies`. prompts: up to where the assistant begins. excluded, allowed:
+  as in `GroundedModel.constraint`. -> items (B, k) int32 1..N, 0 where fewer may come, scores (B,
+  k): log-probabilities of titles as training has them, or products with the projected state
+  """
+  chat_model = grounded.chat_model
+  list_start = [*chat_model.tokenizer.encode('1. ')]
+  if grounded.kind == 'ret':
+    return rank_by_vectors(
+      grounded, generator, [[*prompt, *list_start] for prompt in prompts], k, excluded, allowed
+    )
+  trie = grounded.trees[0]
+  filter_ = tokenized_catalog.make_filter(trie, excluded or [()] * len(prompts), allowed)
+  generated = generator.generate(
+    [generator.own([*prompt, *list_start, chat_model.soi]) for prompt in prompts],
+    constraints.CatalogConstraint(grounded.device_trie, limits=filter_, **chat_model.scoring),
+    beams=max(k, MIN_BEAMS), length_penalty=0.0
+  )
+  return generated.best(k, trie, filter_)
+
+
+def rank_by_vectors(grounded: GroundedModel, generator: PrefixGenerator,
+                    prompts: Sequence[Sequence[int]], k: int, excluded: Sequence | None,
+                    allowed: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
+  """The items whose vectors go best with the state at the end of prompts.
+
+  generator, excluded, allowed: as there. -> as `rank_items`
+  """
+  extra, num_items = grounded.chat_model.extra, len(grounded.catalogs[0].titles)
+  queries = train.project(
+    extra['project'], generator.states([generator.own(prompt) for prompt in prompts])
+  )
+  scores = np.array(multihost.to_host(queries @ extra['items'].T), np.float32)
+  excluded_mask = grounded.excluded_mask(len(prompts), excluded, allowed)
+  if excluded_mask is not None:
+    scores[excluded_mask] = -np.inf
+  order = np.argsort(-scores, 1, kind='stable')[:, :min(k, num_items)]
   best = np.take_along_axis(scores, order, 1)
   return np.where(best > -np.inf, order + 1, 0).astype(np.int32), best
 
 
-def writer_of(speaker, prompts):
+def prefix_generator(chat_model: train.ChatModel,
+                     prompts: Sequence[Sequence[int]]) -> PrefixGenerator:
   """The LLM with what these prompts share run once."""
-  return PrefixGenerator(speaker.model, speaker.variables, speaker.tokenizer,
+  return PrefixGenerator(chat_model.model, chat_model.variables, chat_model.tokenizer,
                 sft.common_prefix(prompts), max(map(len, prompts)))
 
 
-def ranked_many(work, name, shelf, cfg, prompts, closed, k):
-  """`ranked` for all prompts, in batches, resumable. -> items (n, k) int32, scores (n, k)"""
-  writer = writer_of(shelf.speaker, prompts)
+def rank_items_of_all(work: Workdir, name: str, grounded: GroundedModel, decode: ConfigDict,
+                      prompts: Sequence[Sequence[int]], excluded: Sequence | None,
+                      k: int) -> tuple[np.ndarray, np.ndarray]:
+  """`rank_items` for all prompts, in batches, resumable: a journal `name` in the stage's folder.
 
-  def run(some):
-    items, scores = ranked(shelf, writer, [prompts[i] for i in some], k,
-                           None if closed is None else [closed[i] for i in some])
-    return [[i.tolist(), [round(float(x), 5) for x in s]] for i, s in zip(items, scores)]
+  decode: batch. excluded, k: as there. -> items (n, k) int32, scores (n, k)
+  """
+  generator = prefix_generator(grounded.chat_model, prompts)
+
+  def rank_batch(rows):
+    items, scores = rank_items(
+      grounded, generator, [prompts[items_of_row] for items_of_row in rows], k,
+      None if excluded is None else [excluded[items_of_row] for items_of_row in rows]
+    )
+    return [
+      [items_of_row.tolist(), [round(float(score), 5) for score in scores_of_row]]
+      for items_of_row, scores_of_row in zip(items, scores)
+    ]
+
   with jax.set_mesh(work.mesh):
-    found = journal.answer_all(work, name, work.folder / f'{name}.jsonl', prompts, cfg.batch, run)
-  return (np.array([i for i, _ in found], np.int32), np.array([s for _, s in found], np.float32))
+    ranked = journal.answer_all(
+      work, name, work.folder / f'{name}.jsonl', prompts, decode.batch, rank_batch
+    )
+  return (
+    np.array([items_of_row for items_of_row, _ in ranked], np.int32),
+    np.array([scores_of_row for _, scores_of_row in ranked], np.float32),
+  )
 
 
-def many(work, name, shelf, cfg, prompts, closed, seed, writer=None):
-  """All prompts, in batches, resumable: a journal in the stage's folder. -> [Reply]"""
-  writer = writer or writer_of(shelf.speaker, prompts)
+def reply_to_all(work: Workdir, name: str, grounded: GroundedModel, decode: ConfigDict,
+                 prompts: Sequence[Sequence[int]], excluded: Sequence | None, seed: int,
+                 generator: PrefixGenerator | None = None) -> list[Reply]:
+  """Replies to all prompts, in batches, resumable: a journal `name` in the stage's folder.
 
-  def run(some):
-    found = replies(shelf, writer, cfg, [prompts[i] for i in some],
-                    None if closed is None else [closed[i] for i in some], seed=seed)
-    return [[r.ids] for r in found]
+  decode, excluded: as in `generate_replies`. generator: None makes one. seed: of the draws.
+  """
+  generator = generator or prefix_generator(grounded.chat_model, prompts)
+
+  def reply_batch(batch_rows):
+    replies = generate_replies(grounded, generator, decode, [prompts[row] for row in batch_rows],
+                    None if excluded is None else [excluded[row] for row in batch_rows], seed=seed)
+    return [[reply.ids] for reply in replies]
   with jax.set_mesh(work.mesh):
-    rows = journal.answer_all(work, name, work.folder / f'{name}.jsonl', prompts, cfg.batch, run)
-  return [shelf.read(ids) for ids, in rows]
+    rows = journal.answer_all(
+      work, name, work.folder / f'{name}.jsonl', prompts, decode.batch, reply_batch
+    )
+  return [grounded.read(ids) for (ids,) in rows]
 
 
-def free(work, name, shelf, cfg, prompts, seed):
-  """Replies that nothing constrains, in batches, resumable. -> token lists"""
-  writer = writer_of(shelf.speaker, prompts)
-  ends = tuple(shelf.speaker.tokenizer.eos_ids)
+def reply_freely(work: Workdir, name: str, grounded: GroundedModel, decode: ConfigDict,
+                 prompts: Sequence[Sequence[int]], seed: int) -> list[list[int]]:
+  """Replies that nothing constrains, in batches, resumable.
 
-  def run(some):
-    found = writer.generate([writer.own(prompts[i]) for i in some], samples=1, eos_ids=ends,
-                            temperature=float(cfg.temperature), top_p=float(cfg.top_p),
-                            new_tokens=cfg.new_tokens, seed=seed)
-    rows = [list(map(int, found.row(b, 0))) for b in range(len(some))]
-    return [[r[:-1] if r and r[-1] in ends else r] for r in rows]
+  name: of the journal. decode: as in `generate_replies`. prompts: token lists. seed: of the draws.
+  -> token lists
+  """
+  generator = prefix_generator(grounded.chat_model, prompts)
+  eos_ids = tuple(grounded.chat_model.tokenizer.eos_ids)
+
+  def reply_batch(batch_rows):
+    generated = generator.generate(
+      [generator.own(prompts[row]) for row in batch_rows], samples=1, eos_ids=eos_ids,
+      temperature=float(decode.temperature), top_p=float(decode.top_p),
+      new_tokens=decode.new_tokens, seed=seed
+    )
+    rows = [list(map(int, generated.row(place, 0))) for place in range(len(batch_rows))]
+    return [
+      [reply_ids[:-1] if reply_ids and reply_ids[-1] in eos_ids else reply_ids]
+      for reply_ids in rows
+    ]
+
   with jax.set_mesh(work.mesh):
-    rows = journal.answer_all(work, name, work.folder / f'{name}.jsonl', prompts, cfg.batch, run)
-  return [ids for ids, in rows]
+    rows = journal.answer_all(
+      work, name, work.folder / f'{name}.jsonl', prompts, decode.batch, reply_batch
+    )
+  return [ids for (ids,) in rows]

@@ -1,12 +1,15 @@
 """Recommendations and conversation out of a trained run."""
 import pathlib
+from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import jax
 import numpy as np
+from ml_collections import ConfigDict
 
 from recjax import run_files
 from recjax.data import update
-from recjax.data.dataset import load_data, load_unchanged
+from recjax.data.dataset import Dataset, load_data, load_unchanged
 from recjax.decoding.prefix_generator import PrefixGenerator
 from recjax.distributed import sharding
 from recjax.errors import ConfigError
@@ -24,29 +27,34 @@ from recjax.text import prompt_templates
 from recjax.training.workdir import find_stage, saved_config
 
 
-def open_run(workdir, later=None):
-  """-> config, data set, Shelf, folder-independent mesh of what is here
+def open_run(
+    workdir: Path, later: str | None = None
+) -> tuple[ConfigDict, Dataset, generation.GroundedModel, jax.sharding.Mesh]:
+  """-> config, data set, the model over its catalog, a mesh of what is here, whatever the folder
 
   later: a data set that carries the run's on. Raises ConfigError where its items cannot be read.
   """
   config = saved_config(workdir)
   results = read_json(find_stage(workdir, 'evaluate') / 'results.json')
-  shop = load_unchanged(config.data, results['data_fingerprint'], workdir)
+  dataset = load_unchanged(config.data, results['data_fingerprint'], workdir)
   if later:
     check_later(config)
-    shop = update.load(later, shop.catalog, workdir)
+    dataset = update.load(later, dataset.catalog, workdir)
   weights = config.llm.weights
-  folder = find_stage(workdir, 'llm') if weights == 'tiny' else pathlib.Path(weights)
+  llm_dir = find_stage(workdir, 'llm') if weights == 'tiny' else pathlib.Path(weights)
   mesh = sharding.make_mesh({'data': -1, 'fsdp': 1, 'model': 1})
-  speaker = train.load(config, folder, find_stage(workdir, 'tune'), mesh)
+  chat_model = train.load_model(config, llm_dir, find_stage(workdir, 'tune'), mesh)
   table = None
   if config.grounding == 'token':
     table = run_files.read_arrays(find_stage(workdir, 'codes') / 'codes.npy')
-  stock = train.stock_of(config, shop, speaker, table)
-  return config, shop, generation.Shelf(speaker, [stock], [shop.name], config.grounding), mesh
+  tokenized = train.load_tokenized(config, dataset, chat_model, table)
+  return (
+    config, dataset,
+    generation.GroundedModel(chat_model, [tokenized], [dataset.name], config.grounding), mesh
+  )
 
 
-def check_later(config):
+def check_later(config: ConfigDict) -> None:
   """Raises ConfigError where new items have no place in what was trained."""
   why = {'ret': 'finds items by vectors that were trained one an item',
          'token': 'writes codes that were dealt out among the items of the run'}.get(
@@ -57,7 +65,7 @@ def check_later(config):
                       'titles')
 
 
-def recommender(workdir, data=None):
+def recommender(workdir: Path, data: str | None = None) -> Callable:
   """The trained method's face. data: a later data set, as in `open_run`.
 
   -> recommend(histories, k, exclude_seen=True, allowed=None) -> (item ids [B][k], scores (B, k)),
@@ -66,76 +74,93 @@ def recommender(workdir, data=None):
   `allowed` a set of item ids, or (B, N) bool, a row a history (which recommend.rows says; .most is
   how many histories do well together). Raises DataError for an unknown id.
   """
-  return recommending(*open_run(workdir, data))
+  return make_recommender(*open_run(workdir, data))
 
 
-def faces(workdir, catalogues=(), data=None):
-  """One opened run for serving: `recommender` and `chat_batcher.ChatBatcher`. catalogues: as in
-  `converse`; data: a later data set, as in `open_run`.
+def faces(workdir: Path, catalogs: Sequence[str] = (),
+          data: str | None = None) -> tuple[Callable, chat_batcher.ChatBatcher]:
+  """One opened run for serving: `recommender` and `chat_batcher.ChatBatcher`.
 
-  -> recommend, Replier
+  catalogs: as in `converse`; data: a later data set, as in `open_run`.
   """
-  config, shop, shelf, mesh = opened = open_run(workdir, data)
-  domains = domains_of(config, shelf, catalogues)
-  return recommending(*opened), chat_batcher.ChatBatcher(config, domains, system_of(config), mesh)
+  config, dataset, grounded, mesh = opened = open_run(workdir, data)
+  domains = load_domains(config, grounded, catalogs)
+  return make_recommender(*opened), chat_batcher.ChatBatcher(
+    config, domains, system_prompt(config), mesh
+  )
 
 
-def recommending(config, shop, shelf, mesh):
+def make_recommender(config: ConfigDict, dataset: Dataset, grounded: generation.GroundedModel,
+                     mesh: jax.sharding.Mesh) -> Callable:
   """The face of a run that `open_run` opened."""
-  stock, template = shelf.stocks[0], prompt_templates.read(
+  tokenized, template = grounded.catalogs[0], prompt_templates.read(
       config.prompt.template, 'recjax.methods.reclm', sft_data.FIELDS)
-  turn, writers = train.renderer(config, shelf.speaker, stock), []
+  encoder, generators = train.make_encoder(config, grounded.chat_model, tokenized), []
 
   def recommend(histories, k, exclude_seen=True, allowed=None):
-    rows = [[shop.catalog.index(i) for i in h] for h in histories]
-    mask = ranking.mask_of(allowed, shop.catalog)
-    prompts, _ = sft_data.prompts(turn, stock, template, rows, config.judge.words, k)
+    item_rows = [[dataset.catalog.index(i) for i in history] for history in histories]
+    allowed_mask = ranking.mask_of(allowed, dataset.catalog)
+    prompts, _ = sft_data.make_prompts(
+      encoder, tokenized, template, item_rows, config.eval.words, k
+    )
     items, scores = [], []
-    size = min(config.decode.batch, 1 << (len(rows) - 1).bit_length())
+    size = min(config.decode.batch, 1 << (len(item_rows) - 1).bit_length())
     with jax.set_mesh(mesh):
-      if not writers:
-        longest = max(map(len, prompts)) + 64
-        writers.append(PrefixGenerator(shelf.speaker.model, shelf.speaker.variables,
-                              shelf.speaker.tokenizer, [], min(longest, config.prompt.cutoff)))
-      for start in range(0, len(rows), size):
-        some = list(range(start, min(start + size, len(rows))))
-        full = some + some[-1:] * (size - len(some))
-        found = generation.ranked(shelf, writers[0], [prompts[i] for i in full], k,
-                              [rows[i] for i in full] if exclude_seen else None,
-                              mask[full] if mask is not None and mask.ndim == 2 else mask)
-        items += found[0][:len(some)].tolist()
-        scores.append(found[1][:len(some)])
-    return [[shop.catalog.id_of(i) for i in row if i] for row in items], np.concatenate(scores)
+      if not generators:
+        longest = min(max(map(len, prompts)) + 64, config.prompt.max_prompt_tokens)
+        generators.append(PrefixGenerator(grounded.chat_model.model, grounded.chat_model.variables,
+                              grounded.chat_model.tokenizer, [], longest))
+      for start in range(0, len(item_rows), size):
+        batch_rows = list(range(start, min(start + size, len(item_rows))))
+        padded_rows = batch_rows + batch_rows[-1:] * (size - len(batch_rows))
+        ranked = generation.rank_items(
+          grounded,
+          generators[0],
+          [prompts[i] for i in padded_rows],
+          k,
+          [item_rows[i] for i in padded_rows] if exclude_seen else None,
+          allowed_mask[padded_rows]
+          if allowed_mask is not None and allowed_mask.ndim == 2
+          else allowed_mask,
+        )
+        items += ranked[0][: len(batch_rows)].tolist()
+        scores.append(ranked[1][: len(batch_rows)])
+    return [[dataset.catalog.id_of(i) for i in row if i] for row in items], np.concatenate(scores)
   recommend.rows, recommend.most = True, 8
   return recommend
 
 
-def converse(workdir, catalogues=()):
-  """A conversation with the trained model. catalogues: further data sets to recommend from.
-
-  -> talk.Conversation, mesh
-  """
-  config, _, shelf, mesh = open_run(workdir)
+def converse(workdir: Path,
+             catalogs: Sequence[str] = ()) -> tuple[conversation.Conversation, jax.sharding.Mesh]:
+  """A conversation with the trained model. catalogs: further data sets to recommend from."""
+  config, _, grounded, mesh = open_run(workdir)
   return conversation.Conversation(
-    config, domains_of(config, shelf, catalogues), system_of(config)
+    config, load_domains(config, grounded, catalogs), system_prompt(config)
   ), mesh
 
 
-def system_of(config):
+def system_prompt(config: ConfigDict) -> str:
   """What the model is told before a conversation."""
   return prompt_templates.read(config.prompt.template, 'recjax.methods.reclm', sft_data.FIELDS)[
     'system'
   ]
 
 
-def domains_of(config, shelf, catalogues):
-  """The run's own catalogue and further data sets. -> {name: Shelf}"""
-  domains = {shelf.names[0]: shelf}
-  if catalogues and config.grounding != 'cgen':
-    raise ConfigError(f'grounding={config.grounding} knows its own catalogue alone; other data '
+def load_domains(config: ConfigDict, grounded: generation.GroundedModel,
+                 catalogs: Sequence[str]) -> dict[str, generation.GroundedModel]:
+  """The run's own catalog and further data sets, by name. Raises ConfigError where the grounding
+  knows its own alone.
+
+  catalogs: further data sets.
+  """
+  domains = {grounded.names[0]: grounded}
+  if catalogs and config.grounding != 'cgen':
+    raise ConfigError(f'grounding={config.grounding} knows its own catalog alone; other data '
                       'sets need a run with grounding=cgen')
-  for source in catalogues:
-    shop = load_data(source)
-    stock = tokenized_catalog.load(shop.catalog, shelf.speaker.tokenizer)
-    domains[shop.name] = generation.Shelf(shelf.speaker, [stock], [shop.name])
+  for source in catalogs:
+    dataset = load_data(source)
+    tokenized = tokenized_catalog.load(dataset.catalog, grounded.chat_model.tokenizer)
+    domains[dataset.name] = generation.GroundedModel(
+      grounded.chat_model, [tokenized], [dataset.name]
+    )
   return domains

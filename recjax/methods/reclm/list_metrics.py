@@ -1,110 +1,146 @@
-"""How good and how clean lists are, with every list counted (reclm.md 5.1)."""
+"""How good and how clean lists are, with every list counted (docs/reclm.md)."""
 import decimal
 import re
+from collections.abc import Sequence
 
 import numpy as np
+
+from recjax.methods.reclm.tokenized_catalog import TokenizedCatalog
+from recjax.text.tokenizer import Tokenizer
 
 LINE = re.compile(r'^\s*\d+\.\s+')
 
 NUMBER = re.compile(r'[-+]?\d[\d,]*(?:\.\d+)?|[-+]?\.\d+')
 
 
-def of_lists(lists, histories, targets, categories, n, asked):
+def list_rates(lists: Sequence[Sequence[int]], histories: Sequence,
+               targets: Sequence[int] | np.ndarray, categories: Sequence[Sequence[str]],
+               num_items: int, asked: int) -> dict[str, float]:
   """Rates of recommendation lists: means over all lists, the empty ones too.
 
   lists: item indices, as long as they came; one outside 1..N stands for a title that no item has.
-  histories: what was shown. targets: (n,). categories: by index - 1, the most specific last. asked:
-  items asked for. -> {name: float}
+  histories: what was shown. targets: the next item of each. categories: by index - 1, the most
+  specific last. num_items: of the catalog. asked: items asked for.
   """
-  rows, shown = [], set()
+  list_values, shown = [], set()
   for items, history, target in zip(lists, histories, targets):
-    cut = list(items[:asked])
-    shown.update(i for i in cut if 1 <= i <= n)
-    strange = sum(not 1 <= i <= n for i in cut)
+    first_items = list(items[:asked])
+    shown.update(item for item in first_items if 1 <= item <= num_items)
+    num_unknown = sum(not 1 <= item <= num_items for item in first_items)
     seen = set(map(int, history))
-    place = cut.index(target) if target in cut else None
-    kind = (categories[target - 1] or [None])[-1]
-    rows.append({
+    place = first_items.index(target) if target in first_items else None
+    target_category = (categories[target - 1] or [None])[-1]
+    list_values.append({
         'HR': place is not None, 'MRR': 0 if place is None else 1 / (place + 1),
         'NDCG': 0 if place is None else 1 / np.log2(place + 2),
-        'NonExistRate': strange, 'RepeatRate': len(cut) - len(set(cut)),
-        'InHistoryRate': sum(i in seen for i in cut), 'CorrectCount': len(items) == asked,
+        'NonExistRate': num_unknown,
+        'RepeatRate': len(first_items) - len(set(first_items)),
+        'InHistoryRate': sum(item in seen for item in first_items),
+        'CorrectCount': len(items) == asked,
         'EmptyRate': not items,
-        'TargetCategoryRate': sum(kind is not None and kind in categories[i - 1]
-                                  for i in cut if 1 <= i <= n)})
-  out = {f'{k}@{asked}': float(np.mean([r[k] for r in rows])) for k in rows[0]}
-  out[f'OOD@{asked} share'] = out[f'NonExistRate@{asked}'] / asked
-  return {**out, f'coverage@{asked}': len(shown) / n, 'lists': len(rows)}
+        'TargetCategoryRate': sum(
+          target_category is not None and target_category in categories[item - 1]
+          for item in first_items
+          if 1 <= item <= num_items
+        ),
+      }
+    )
+  rates = {
+    f'{name}@{asked}': float(np.mean([values[name] for values in list_values]))
+    for name in list_values[0]
+  }
+  rates[f'OOD@{asked} share'] = rates[f'NonExistRate@{asked}'] / asked
+  return {**rates, f'coverage@{asked}': len(shown) / num_items, 'lists': len(list_values)}
 
 
-def last_number(text):
-  """The last number in a text, or None: signs, thousands separators and decimals are read (M6)."""
-  found = NUMBER.findall(text)
-  if not found:
+def last_number(text: str) -> decimal.Decimal | None:
+  """The last number in a text, or None: signs, thousands separators and decimals are read."""
+  numbers = NUMBER.findall(text)
+  if not numbers:
     return None
   try:
-    return decimal.Decimal(found[-1].replace(',', ''))
+    return decimal.Decimal(numbers[-1].replace(',', ''))
   except decimal.InvalidOperation:
     return None
 
 
-def titles_of(ids, tokenizer, soi, eoi):
-  """Titles that an unconstrained reply names (reclm.md 5.1). -> list of token lists or texts
+def parse_titles(ids: Sequence[int], tokenizer: Tokenizer, soi: int, eoi: int) -> list:
+  """Titles that an unconstrained reply names. -> token lists or texts
 
-  Between control symbols they are tokens; where none is opened every line that is not empty is one,
-  without its number, as text. A title that is not closed is none.
+  ids: of the reply. soi, eoi: the control tokens. tokenizer: of the model. Between control symbols
+  they are tokens; where none is opened every line that is not empty is one, without its number, as
+  text. A title that is not closed is none.
   """
-  out, start = [], None
-  for at, token in enumerate(ids):
+  titles, start = [], None
+  for position, token in enumerate(ids):
     if token == soi:
-      start = at + 1
+      start = position + 1
     elif token == eoi and start is not None:
-      out.append(list(ids[start:at]))
+      titles.append(list(ids[start:position]))
       start = None
   if soi in ids:
-    return out
+    return titles
   lines = (LINE.sub('', line).strip() for line in tokenizer.decode(list(ids)).splitlines())
   return [line for line in lines if line]
 
 
-def recognised(found, stock, tokenizer, vague=0):
-  """Titles of `titles_of` as items: by tokens, by spelling, or within `vague` edits.
+def match_items(titles: Sequence, tokenized: TokenizedCatalog, tokenizer: Tokenizer,
+                max_edits: int = 0) -> list[int]:
+  """Titles of `parse_titles` as items: by tokens, by spelling, or within `max_edits` edits.
 
-  -> item indices; below 0, equal for equal titles, where no item has the title
+  tokenizer: of the model. -> item indices; below 0, equal for equal titles, where no item has the
+  title
   """
-  rows, out, strange = {tuple(r): i for i, r in enumerate(stock.rows, 1)}, [], {}
-  for one in found:
-    text = one if isinstance(one, str) else tokenizer.decode(one).strip()
-    item = (0 if isinstance(one, str) else rows.get(tuple(one), 0)) or stock.index.get(text, 0)
-    if not item and vague:
-      item = stock.index.get(nearest(text, stock.titles, vague), 0)
-    out.append(item or strange.setdefault(text, -1 - len(strange)))
-  return out
+  item_of_tokens, items, unknown = (
+    {
+      tuple(title_ids): item_index for item_index, title_ids in enumerate(tokenized.title_tokens, 1)
+    },
+    [],
+    {},
+  )
+  for title in titles:
+    text = title if isinstance(title, str) else tokenizer.decode(title).strip()
+    item = (
+      0 if isinstance(title, str) else item_of_tokens.get(tuple(title), 0)
+    ) or tokenized.index.get(text, 0)
+    if not item and max_edits:
+      item = tokenized.index.get(nearest_title(text, tokenized.titles, max_edits), 0)
+    items.append(item or unknown.setdefault(text, -1 - len(unknown)))
+  return items
 
 
-def nearest(title, titles, most=3):
-  """Vague mapping: the title within so few edits, the nearest, then the first in order; or None."""
+def nearest_title(title: str, titles: Sequence[str], max_edits: int = 3) -> str | None:
+  """Vague mapping: the title within so few edits, the nearest, then the first in order; or None.
+
+  titles: that there are. max_edits: so few.
+  """
   best = None
   for candidate in titles:
-    if abs(len(candidate) - len(title)) > most:
+    if abs(len(candidate) - len(title)) > max_edits:
       continue
-    distance = edits(title, candidate, most)
-    if distance <= most and (best is None or (distance, candidate) < best):
+    distance = edit_distance(title, candidate, max_edits)
+    if distance <= max_edits and (best is None or (distance, candidate) < best):
       best = distance, candidate
   return best and best[1]
 
 
-def edits(a, b, most):
-  """Edit distance of two texts, or most + 1 where it is larger: a band of 2 most + 1 places."""
-  row = {j: j for j in range(min(len(b), most) + 1)}
-  for i, x in enumerate(a, 1):
-    fresh = {}
-    for j in range(max(0, i - most), min(len(b), i + most) + 1):
-      steps = [row.get(j, most) + 1]
+def edit_distance(a: str, b: str, max_edits: int) -> int:
+  """Edit distance of two texts, or max_edits + 1 where it is larger: a band of 2 max_edits + 1
+  places.
+
+  a, b: the texts.
+  """
+  row = {j: j for j in range(min(len(b), max_edits) + 1)}
+  for i, letter in enumerate(a, 1):
+    next_row = {}
+    for j in range(max(0, i - max_edits), min(len(b), i + max_edits) + 1):
+      steps = [row.get(j, max_edits) + 1]
       if j:
-        steps += [fresh.get(j - 1, most) + 1, row.get(j - 1, most + 1) + (x != b[j - 1])]
-      fresh[j] = min(steps)
-    row = fresh
-    if min(row.values()) > most:
-      return most + 1
-  return min(row.get(len(b), most + 1), most + 1)
+        steps += [
+          next_row.get(j - 1, max_edits) + 1, row.get(j - 1, max_edits + 1) + (letter != b[j - 1])
+        ]
+      next_row[j] = min(steps)
+    row = next_row
+    if min(row.values()) > max_edits:
+      return max_edits + 1
+  return min(row.get(len(b), max_edits + 1), max_edits + 1)

@@ -2,148 +2,195 @@
 import dataclasses
 import pathlib
 import re
+from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import numpy as np
 from ml_collections import ConfigDict
 
 from recjax.data import splits
+from recjax.data.dataset import Dataset
 from recjax.data.formats import sft
 from recjax.errors import ConfigError, DataError
 from recjax.methods.reclm import sft_data, tokenized_catalog
+from recjax.methods.reclm.sft_data import Sample
+from recjax.methods.reclm.tokenized_catalog import TokenizedCatalog
 
 TASKS = {'recommend': 'SFTSeqRec-CS-MR', 'chat': 'ShareChatGPT'}  # as published
 
-OURS = {v: k for k, v in TASKS.items()}
+TASK_OF = {v: k for k, v in TASKS.items()}
 
 
-def check(cfg):
+def check(cfg: ConfigDict) -> None:
   """Whether the folder that `train.static` names can be read at all. Raises ConfigError."""
   if cfg.train.static and not pathlib.Path(cfg.train.static).is_dir():
     raise ConfigError(f'train.static={cfg.train.static!r} is no folder; name one that holds '
                       'train.jsonl, or leave it empty to draw samples')
 
 
-def of_run(cfg, shop, stock, teach, talk):
+def run_samples(cfg: ConfigDict, dataset: Dataset, tokenized: TokenizedCatalog, teach: Callable,
+                talk: Sequence[tuple[str, str]]) -> dict[str, list]:
   """The samples of every epoch and of validation: read where `train.static` names a folder, else
-  drawn. -> {'train': [[Sample]], 'valid': [Sample]}"""
-  parts = {} if cfg.train.static else {'train': drawn(cfg, shop, stock, teach, talk)}
+  drawn.
+
+  cfg: of the run. teach: as `teacher.make_teacher` gives it. talk: chat pairs. -> {'train':
+  [[Sample]], 'valid': [Sample]}
+  """
+  parts = {} if cfg.train.static else {'train': draw_samples(cfg, dataset, tokenized, teach, talk)}
   if cfg.train.static:
-    parts = read(cfg.train.static, shop, stock, sft_data.forms(cfg)['system'])
+    parts = read(cfg.train.static, dataset, tokenized, sft_data.read_template(cfg)['system'])
     if len(parts['train']) < cfg.train.epochs:
       raise ConfigError(f'train.epochs={cfg.train.epochs}, and {cfg.train.static} holds '
                         f'{len(parts["train"])} epochs; set train.epochs to that, or write more')
     parts['train'] = parts['train'][:cfg.train.epochs]
   if 'valid' not in parts:
-    parts['valid'] = held_out(cfg, shop, stock, teach)
+    parts['valid'] = validation_samples(cfg, dataset, tokenized, teach)
   return parts
 
 
-def drawn(cfg, shop, stock, teach, talk):
-  """The samples of every training epoch. -> [[Sample]]"""
-  if cfg.control.share and not any(stock.categories):
+def draw_samples(cfg: ConfigDict, dataset: Dataset, tokenized: TokenizedCatalog, teach: Callable,
+                 talk: Sequence[tuple[str, str]]) -> list[list[Sample]]:
+  """The samples of every training epoch. Raises DataError where categories are asked about and
+  there are none.
+
+  talk: chat pairs.
+  """
+  if cfg.control.share and not any(tokenized.categories):
     raise DataError(f'control.share={cfg.control.share} asks about categories, and no item has any;'
                     ' add `categories` to the items, or set it to 0')
-  template = sft_data.forms(cfg)
-  given = ConfigDict({**cfg.train.to_dict(), 'control': cfg.control.share, 'seed': cfg.seed})
-  train = splits.leave_one_out(shop.interactions).train
-  return [sft_data.epoch(given, stock, train, teach, e, template, talk, cfg.train.sample)
-          for e in range(cfg.train.epochs)]
+  template = sft_data.read_template(cfg)
+  sample_cfg = ConfigDict({**cfg.train.to_dict(), 'control': cfg.control.share, 'seed': cfg.seed})
+  train = splits.leave_one_out(dataset.interactions).train
+  return [
+    sft_data.epoch_samples(
+      sample_cfg, tokenized, train, teach, epoch, template, talk, cfg.train.sample
+    )
+    for epoch in range(cfg.train.epochs)
+  ]
 
 
-def held_out(cfg, shop, stock, teach):
-  """Lists of validation: the last training item's follower, training's words. -> [Sample]"""
-  valid = splits.leave_one_out(shop.interactions).valid
-  few = np.arange(min(len(valid), cfg.train.valid_users))
-  cases, rng = valid.picked(few), np.random.default_rng(cfg.seed)
-  asked = teach([cases.history(c) for c in few], sft_data.LONGEST + 1)
-  plain = ConfigDict({**cfg.train.to_dict(), 'candidates': 0.0})
-  template, out = sft_data.forms(cfg), []
-  for c in few:
-    target = int(cases.targets[c])
-    labels = sft_data.label_list(target, asked[c].tolist(), sft_data.LONGEST)
-    shown = cases.history(c)[-sft_data.LONGEST:]
-    one = sft_data.recommend(stock, template, shown, labels, rng, plain)
-    out.append(dataclasses.replace(one, user=int(cases.users[c]), target=target))
-  return out
+def validation_samples(cfg: ConfigDict, dataset: Dataset, tokenized: TokenizedCatalog,
+                       teach: Callable) -> list[Sample]:
+  """Lists of validation: the last training item's follower, training's words."""
+  valid = splits.leave_one_out(dataset.interactions).valid
+  rows = np.arange(min(len(valid), cfg.train.valid_users))
+  cases, rng = valid.picked(rows), np.random.default_rng(cfg.seed)
+  taught = teach([cases.history(case) for case in rows], sft_data.MAX_ITEMS + 1)
+  plain_cfg = ConfigDict({**cfg.train.to_dict(), 'candidates': 0.0})
+  template, samples = sft_data.read_template(cfg), []
+  for case in rows:
+    target = int(cases.targets[case])
+    labels = sft_data.label_list(target, taught[case].tolist(), sft_data.MAX_ITEMS)
+    shown = cases.history(case)[-sft_data.MAX_ITEMS:]
+    sample = sft_data.recommendation_sample(tokenized, template, shown, labels, rng, plain_cfg)
+    samples.append(dataclasses.replace(sample, user=int(cases.users[case]), target=target))
+  return samples
 
 
 # Files.
 
 
-def write(folder, parts, shop, stock):
-  """Writes train.jsonl and valid.jsonl (`data.formats.sft`). parts: as from `of_run`. -> paths"""
+def write(folder: Path, parts: dict, dataset: Dataset, tokenized: TokenizedCatalog) -> list[Path]:
+  """Writes train.jsonl and valid.jsonl (`data.formats.sft`). parts: as from `run_samples`."""
   epochs = {'train': parts['train'], 'valid': [parts['valid']]}
-  return [sft.write(folder, part, [[as_dict(s, shop, stock) for s in some] for some in each])
-          for part, each in epochs.items()]
+  return [
+    sft.write(
+      folder,
+      part,
+      [
+        [as_dict(sample, dataset, tokenized) for sample in epoch_samples]
+        for epoch_samples in part_epochs
+      ],
+    )
+    for part, part_epochs in epochs.items()
+  ]
 
 
-def as_dict(sample, shop, stock):
+def as_dict(sample: Sample, dataset: Dataset, tokenized: TokenizedCatalog) -> dict:
   """A sample under the published names."""
-  name = shop.catalog.id_of
-  texts = {role: [t['content'] for t in sample.turns if t['role'] == role]
+  id_of = dataset.catalog.id_of
+  texts = {role: [turn['content'] for turn in sample.turns if turn['role'] == role]
            for role in ('system', 'user', 'assistant')}
-  out = {'task': TASKS.get(sample.task, sample.task), 'system': texts['system'][0],
-         'input_texts': [spelt(c, stock) for c in texts['user']],
-         'output_texts': [spelt(c, stock) for c in texts['assistant']]}
+  fields = {'task': TASKS.get(sample.task, sample.task), 'system': texts['system'][0],
+         'input_texts': [spell_items(content, tokenized) for content in texts['user']],
+         'output_texts': [spell_items(content, tokenized) for content in texts['assistant']]}
   if sample.labels:
-    titles = [stock.titles[i - 1] for i in sample.labels]
-    out['output_field_data'] = {'item_list': [name(i) for i in sample.labels],
+    titles = [tokenized.title(item) for item in sample.labels]
+    fields['output_field_data'] = {'item_list': [id_of(item) for item in sample.labels],
                                 'item_title_list': titles}
   if sample.history or sample.user >= 0:
-    out['input_field_data'] = {
-        'user': shop.interactions.users[sample.user] if sample.user >= 0 else None,
-        'target_item': name(sample.target) if sample.target else None,
-        'sub_sequential': [name(i) for i in sample.history],
-        'history': sft_data.quoted(stock, sample.history, ' → '),
-        'target_category': (stock.categories[sample.target - 1] or [None])[-1]
-                           if sample.target else None,
-        'item_count': len(sample.labels), 'candidate_items': [name(i) for i in sample.candidates],
-        'candidate_titles': sft_data.quoted(stock, sample.candidates, ', ')}
-  return out
+    fields['input_field_data'] = {
+      'user': dataset.interactions.users[sample.user] if sample.user >= 0 else None,
+      'target_item': id_of(sample.target) if sample.target else None,
+      'sub_sequential': [id_of(item) for item in sample.history],
+      'history': sft_data.quote_titles(tokenized, sample.history, ' → '),
+      'target_category': (tokenized.categories_of(sample.target) or [None])[-1]
+      if sample.target
+      else None,
+      'item_count': len(sample.labels),
+      'candidate_items': [id_of(item) for item in sample.candidates],
+      'candidate_titles': sft_data.quote_titles(tokenized, sample.candidates, ', '),
+    }
+  return fields
 
 
-def spelt(content, stock):
-  """An answer's parts as text, items between the control symbols."""
+def spell_items(content: str | list, tokenized: TokenizedCatalog) -> str:
+  """An answer's parts as text, items between the control symbols. content: [str or item index]."""
   return ''.join(
-    p
-    if isinstance(p, str)
-    else f'{tokenized_catalog.SOI}{stock.titles[p - 1]}{tokenized_catalog.EOI}'
-    for p in content
+    part
+    if isinstance(part, str)
+    else f'{tokenized_catalog.SOI}{tokenized.title(part)}{tokenized_catalog.EOI}'
+    for part in content
   )
 
 
-def read(folder, shop, stock, opening):
+def read(folder: Path, dataset: Dataset, tokenized: TokenizedCatalog,
+         opening: str) -> dict[str, list]:
   """Samples of a folder, in its order. opening: the system's turn where a sample has none.
 
   -> {'train': [[Sample]], 'valid': [Sample] where there is such a file}. Raises DataError naming
   the file, the line and the user, item or title that the data set lacks.
   """
-  users = {name: i for i, name in enumerate(shop.interactions.users)}
+  users = {name: i for i, name in enumerate(dataset.interactions.users)}
   parts = {}
   for part in ('train', 'valid'):
     epochs = sft.read(folder, part)
     if epochs:
-      parts[part] = [[_sample(one, place, shop, stock, users, opening) for place, one in some]
-                     for some in epochs]
+      parts[part] = [
+        [
+          _sample(fields, place, dataset, tokenized, users, opening)
+          for place, fields in epoch_samples
+        ]
+        for epoch_samples in epochs
+      ]
   if 'train' not in parts:
     raise DataError(f'{folder} holds no {" or ".join(sft.PARTS["train"])}')
   if 'valid' in parts:
-    parts['valid'] = [s for some in parts['valid'] for s in some]
+    parts['valid'] = [sample for epoch_samples in parts['valid'] for sample in epoch_samples]
   return parts
 
 
-def _sample(one, place, shop, stock, users, opening):
-  said = sft_data.said
-  turns = [said('system', one.get('system') or opening)]
-  for question, answer in zip(one['input_texts'], one['output_texts']):
-    turns += [said('user', told(question, stock)), said('assistant', parsed(answer, stock, place))]
-  items = [p for t in turns if t['role'] == 'assistant' for p in t['content']
-           if not isinstance(p, str)]
-  facts = one.get('input_field_data') or {}
+def _sample(fields: dict, place: str, dataset: Dataset, tokenized: TokenizedCatalog,
+            users: dict[str, int], opening: str) -> Sample:
+  message = sft_data.message
+  turns = [message('system', fields.get('system') or opening)]
+  for question, answer in zip(fields['input_texts'], fields['output_texts']):
+    turns += [
+      message('user', parse_request(question, tokenized)),
+      message('assistant', parse_answer(answer, tokenized, place))
+    ]
+  items = [
+    part
+    for turn in turns
+    if turn['role'] == 'assistant'
+    for part in turn['content']
+    if not isinstance(part, str)
+  ]
+  facts = fields.get('input_field_data') or {}
 
-  def numbers(key):
+  def item_indices(key):
     try:
-      return tuple(shop.catalog.index(str(i)) for i in facts.get(key) or ())
+      return tuple(dataset.catalog.index(str(item)) for item in facts.get(key) or ())
     except DataError as error:
       raise DataError(f'{place}, {key}: {error}') from error
   user = facts.get('user')
@@ -151,43 +198,50 @@ def _sample(one, place, shop, stock, users, opening):
     raise DataError(f'{place}: user {user!r:.60} is not in the data set')
   target = facts.get('target_item')
   facts = {**facts, 'target_item': [] if target is None else [target]}
-  task = one.get('task', 'recommend' if items else 'chat')
-  return sft_data.Sample(turns, OURS.get(task, task), -1 if user is None else users[str(user)],
-                        numbers('sub_sequential'), (*numbers('target_item'), 0)[0], tuple(items),
-                        numbers('candidate_items'))
+  task = fields.get('task', 'recommend' if items else 'chat')
+  return sft_data.Sample(
+    turns, TASK_OF.get(task, task), -1 if user is None else users[str(user)],
+    item_indices('sub_sequential'), (*item_indices('target_item'), 0)[0], tuple(items),
+    item_indices('candidate_items')
+  )
 
 
-def told(text, stock):
+def parse_request(text: str, tokenized: TokenizedCatalog) -> str | list:
   """A request as it was: text, or [str or item index] where it names items between the control
   symbols; all else is plain text."""
   parts = re.split(f'{tokenized_catalog.SOI}(.*?){tokenized_catalog.EOI}', text)
-  known = [stock.index.get(title) for title in parts[1::2]]
-  if not any(known):
+  items = [tokenized.index.get(title) for title in parts[1::2]]
+  if not any(items):
     return text
-  out = [parts[0]]
-  for item, title, after in zip(known, parts[1::2], parts[2::2]):
+  content = [parts[0]]
+  for item, title, after in zip(items, parts[1::2], parts[2::2]):
     if item:
-      out += [item, after]
+      content += [item, after]
     else:
-      out[-1] += f'{tokenized_catalog.SOI}{title}{tokenized_catalog.EOI}{after}'
-  return out
+      content[-1] += f'{tokenized_catalog.SOI}{title}{tokenized_catalog.EOI}{after}'
+  return content
 
 
-def parsed(text, stock, place):
+def parse_answer(text: str, tokenized: TokenizedCatalog, place: str) -> list:
   """A text as parts: what stands between the control symbols is an item. -> [str or item index]
 
-  Raises DataError for a title that the catalogue lacks, or a symbol that nothing closes.
+  place: file and line, for errors. Raises DataError for a title that the catalog lacks, or a symbol
+  that nothing closes.
   """
-  out = []
+  content = []
   while True:
     plain, opened, rest = text.partition(tokenized_catalog.SOI)
-    out += [plain] if plain else []
+    content += [plain] if plain else []
     if not opened:
-      return out
-    ends = [i for i in range(len(rest)) if rest.startswith(tokenized_catalog.EOI, i)]
-    end = next((i for i in ends if rest[:i] in stock.index), None)  # titles may hold the symbol
+      return content
+    ends = [
+      position for position in range(len(rest)) if rest.startswith(tokenized_catalog.EOI, position)
+    ]
+    end = next(
+      (position for position in ends if rest[:position] in tokenized.index), None
+    )  # titles may hold the symbol
     if end is None:
-      what = f'{rest[:ends[0]]!r:.80} is no title of the catalogue' if ends else 'is never closed'
+      what = f'{rest[:ends[0]]!r:.80} is no title of the catalog' if ends else 'is never closed'
       raise DataError(f'{place}: {tokenized_catalog.SOI} {what}')
-    out.append(stock.index[rest[:end]])
+    content.append(tokenized.index[rest[:end]])
     text = rest[end + len(tokenized_catalog.EOI):]

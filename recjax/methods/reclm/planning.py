@@ -1,12 +1,15 @@
 """Texts for the tiny model, what a run would cost, and its model in other programs' layouts."""
 import pathlib
 import shutil
+from collections.abc import Sequence
+from pathlib import Path
 
 import jax
 import numpy as np
+from ml_collections import ConfigDict
 
 from recjax import run_files
-from recjax.data.dataset import load_unchanged
+from recjax.data.dataset import Dataset, load_unchanged
 from recjax.distributed import sharding
 from recjax.errors import ConfigError
 from recjax.methods.reclm import offline_samples, sft_data, teacher, tokenized_catalog, train
@@ -19,33 +22,43 @@ from recjax.training.workdir import find_stage, saved_config
 OPENING, TITLE = 60, 14  # tokens of a prompt around its titles, and of a title, typical
 
 
-def documents(template, titles, seed, walks=3, longest=sft_data.LONGEST):
-  """What the tiny model learns before it sees any behaviour: lists that wander from an item to one
-  of like words, asked for and answered, so that it knows titles and form and nothing of users."""
-  words = [sorted(set(t.lower().split())) for t in titles]
+def documents(template: dict[str, str], titles: Sequence[str], seed: int, walks: int = 3,
+              longest: int = sft_data.MAX_ITEMS) -> list[str]:
+  """What the tiny model learns before it sees any behavior: lists that wander from an item to one
+  of like words, asked for and answered, so that it knows titles and form and nothing of users.
+
+  template: the request's parts. walks: over all titles. longest: items of a list.
+  """
+  words = [sorted(set(title.lower().split())) for title in titles]
   rng = np.random.default_rng((seed, len(titles)))
-  out = []
+  texts = []
   for _ in range(walks):
     order = tiny_llm.similarity_walk(words, rng)
     for start in range(0, len(order), longest):
-      some = [titles[i] for i in order[start:start + longest]]
-      cut = int(rng.integers(1, len(some) + 1)) if len(some) > 1 else 1
-      history = ' → '.join(f"'{t}'" for t in some[:cut])
-      lines = '\n '.join(f'{n}. {t}' for n, t in enumerate(some[cut:] or some, 1))
+      list_titles = [titles[item] for item in order[start:start + longest]]
+      cut = int(rng.integers(1, len(list_titles) + 1)) if len(list_titles) > 1 else 1
+      history = ' → '.join(f"'{title}'" for title in list_titles[:cut])
+      lines = '\n '.join(
+        f'{number}. {title}' for number, title in enumerate(list_titles[cut:] or list_titles, 1)
+      )
       form = template['train' if rng.random() < 0.5 else 'test']
       form += template['rule'] if rng.random() < 0.5 else ''
-      out.append(form.replace('{history}', history).replace('{count}', str(len(some) - cut or 1))
-                 + '\n' + lines + '\n')
-  return out
+      texts.append(
+        form.replace('{history}', history).replace('{count}', str(len(list_titles) - cut or 1))
+        + '\n'
+        + lines
+        + '\n'
+      )
+  return texts
 
 
-def cost(cfg, shop):
+def cost(cfg: ConfigDict, dataset: Dataset) -> dict[str, str]:
   """Parameters, operations and time, by hand count. -> {what: text}"""
   shape = llm_loading.shape_of(cfg, **({} if cfg.train.mode == 'full' else dict(
       lora_rank=cfg.lora.rank, lora_targets=tuple(cfg.lora.targets))))
-  users = int((shop.interactions.lengths() > 3).sum())
+  users = int((dataset.interactions.lengths() > 3).sum())
   users = min(users, cfg.train.sample) if cfg.train.sample else users
-  length = OPENING + TITLE * (sft_data.LONGEST // 2 + cfg.train.longest_list / 2)
+  length = OPENING + TITLE * (sft_data.MAX_ITEMS // 2 + cfg.train.longest_list / 2)
   forward = llm.flops_per_token(shape, length / 2)
   full = cfg.train.mode == 'full'
   trained = layers.count_params(llm.shapes(shape)) if full else layers.count_params(
@@ -53,7 +66,7 @@ def cost(cfg, shop):
   tokens = cfg.train.epochs * users * length
   flops = (3 if full else 2) * forward * tokens
   run = cost_model.LLMRun(cost_model.numerics(shape, cfg.llm), max(1, round(
-      cfg.train.batch * length / cfg.train.row)), cfg.train.row, 0, users * length,
+      cfg.train.batch * length / cfg.train.row_tokens)), cfg.train.row_tokens, 0, users * length,
                  cfg.train.epochs, users, cfg.decode.batch, 1, round(length), cfg.decode.new_tokens)
   return {
       'model': f'{layers.count_params(llm.shapes(shape)):,} parameters, '
@@ -64,38 +77,40 @@ def cost(cfg, shop):
       **cost_model.llm_lines(run, cfg.mesh, jax.device_count())}
 
 
-def convert(workdir, to, out):
+def convert(workdir: Path, kind: str, out: Path) -> None:
   """Writes the tuned chat model, control tokens included, as a whole Hugging Face checkpoint
   ('merged'), or the samples that it learnt from, as List[List[Dict]] files ('samples').
 
-  Raises WorkdirError where the run has not finished tuning, ConfigError where `out` is not empty or
-  `to` is another.
+  workdir: of the run. kind: which of both. out: the new folder. Raises WorkdirError where the run
+  has not finished tuning, ConfigError where `out` is not empty or `kind` is another.
   """
   config = saved_config(workdir)
-  made = find_stage(workdir, 'tune')
-  if to not in ('merged', 'samples'):
-    raise ConfigError(f'--to={to} does not fit: an adapter alone lacks the new tokens; choose '
+  tuned_dir = find_stage(workdir, 'tune')
+  if kind not in ('merged', 'samples'):
+    raise ConfigError(f'--to={kind} does not fit: an adapter alone lacks the new tokens; choose '
                       'merged, or samples for what it was trained on')
-  with run_files.new_folder(out, '--out') as fresh:
-    if to == 'samples':
-      write_samples(config, workdir, made, fresh)
+  with run_files.new_folder(out, '--out') as target:
+    if kind == 'samples':
+      write_samples(config, workdir, tuned_dir, target)
       return
     if config.train.mode == 'full':
-      shutil.copytree(made, fresh, dirs_exist_ok=True,
+      shutil.copytree(tuned_dir, target, dirs_exist_ok=True,
                       ignore=shutil.ignore_patterns('DONE.json', '.*', '*.npz'))
       return
     weights = config.llm.weights
-    folder = find_stage(workdir, 'llm') if weights == 'tiny' else pathlib.Path(weights)
-    train.merged(config, folder, made, fresh)
+    llm_dir = find_stage(workdir, 'llm') if weights == 'tiny' else pathlib.Path(weights)
+    train.save_merged(config, llm_dir, tuned_dir, target)
 
 
-def write_samples(cfg, workdir, made, out):
+def write_samples(cfg: ConfigDict, workdir: Path, tuned_dir: Path, out: Path) -> None:
   """The samples of a run, drawn again as training drew them, into the folder `out`."""
-  shop = load_unchanged(cfg.data, read_json(
+  dataset = load_unchanged(cfg.data, read_json(
       find_stage(workdir, 'evaluate') / 'results.json')['data_fingerprint'], workdir)
-  stock = tokenized_catalog.load(shop.catalog, tokenizer.load(made))
+  tokenized = tokenized_catalog.load(dataset.catalog, tokenizer.load(tuned_dir))
   with jax.set_mesh(sharding.make_mesh({'data': -1, 'fsdp': 1, 'model': 1})):
-    teach = teacher.asker(find_stage(workdir, 'teacher'), shop)
+    teach = teacher.make_teacher(find_stage(workdir, 'teacher'), dataset)
     offline_samples.write(
-      out, offline_samples.of_run(cfg, shop, stock, teach, train.talk_of(cfg)[0]), shop, stock
+      out,
+      offline_samples.run_samples(cfg, dataset, tokenized, teach, train.load_chat_pairs(cfg)[0]),
+      dataset, tokenized
     )

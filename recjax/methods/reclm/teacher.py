@@ -1,114 +1,139 @@
-"""The teacher that completes label lists: a SASRec in process, or behind HTTP (reclm.md 2)."""
+"""The teacher that completes label lists: a SASRec in process, or behind HTTP."""
 import json
 import urllib.error
 import urllib.request
+from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import numpy as np
 from ml_collections import ConfigDict
 
 from recjax.data import splits
-from recjax.errors import ConfigError, DataError
+from recjax.data.dataset import Catalog, Dataset
+from recjax.errors import DataError
 from recjax.evaluation import ranking
 from recjax.file_io import write_json
 from recjax.methods.reclm import tokenized_catalog
 from recjax.run_files import read_json
-from recjax.training import auxiliary_recommender, sequential, text_embedding
+from recjax.training import auxiliary_recommender, sequential
+from recjax.training.workdir import Workdir
 
-WHOLE = 1024  # histories whose whole rankings are held at once
+RANKING_BLOCK = 1024  # histories whose whole rankings are held at once
 
 
-def settings(cfg):
+def settings(cfg: ConfigDict) -> ConfigDict:
   """Everything in the config that decides the teacher."""
   if cfg.teacher.source == 'train':
     return ConfigDict({'teacher': cfg.teacher, 'seed': cfg.seed})
   return ConfigDict({'teacher': {'source': cfg.teacher.source}})
 
 
-def stage(work, cfg, shop):
-  """Trains the teacher on the training part, or checks and takes over a trained one."""
-  source, n = cfg.teacher.source, len(shop.catalog)
+def stage(work: Workdir, cfg: ConfigDict, dataset: Dataset) -> dict:
+  """Trains the teacher on the training part, or checks and takes over a trained one. -> counts"""
+  source, num_items = cfg.teacher.source, len(dataset.catalog)
   if source.startswith('http'):
     write_json(work.folder / 'served.json', {'url': source})
     return {'url': source}
   if source != 'train':
     return auxiliary_recommender.adopt(
-      work, source, shop, 'teacher.source', "the address of a served one (http://...), or 'train'"
+      work, source, dataset, 'teacher.source',
+      "the address of a served one (http://...), or 'train'"
     )
-  given, split = (
+  recommender_cfg, split = (
     auxiliary_recommender.settings(cfg.teacher, cfg.seed),
-    splits.leave_one_out(shop.interactions),
+    splits.leave_one_out(dataset.interactions)
   )
-  model = sequential.model_config(given, n)
-  judge = ranking.validator(lambda p: sequential.scorer(model, p), split.valid, n, 1,
-                            given.train.valid_users)
-  return auxiliary_recommender.train(work, given, n, split.train, judge)
+  model = sequential.model_config(recommender_cfg, num_items)
+  validate = ranking.validator(lambda p: sequential.scorer(model, p), split.valid, num_items, 1,
+                            recommender_cfg.train.valid_users)
+  return auxiliary_recommender.train(work, recommender_cfg, num_items, split.train, validate)
 
 
-def scorer(made, shop):
-  """The teacher's scores of all items. -> score function, or None where it is behind HTTP"""
+def scorer(teacher_dir: Path, dataset: Dataset) -> Callable | None:
+  """The teacher's scores of all items, or None where it is behind HTTP."""
   return (
     None
-    if read_json(made / 'served.json')
-    else auxiliary_recommender.scorer(made, len(shop.catalog))
+    if read_json(teacher_dir / 'served.json')
+    else auxiliary_recommender.scorer(teacher_dir, len(dataset.catalog))
   )
 
 
-def asker(made, shop):
+def make_teacher(teacher_dir: Path, dataset: Dataset) -> Callable:
   """-> teach(histories, k, signs=None): (M, k) item indices, best first, none of the history, 0
   behind. signs: '+CATEGORY' of each history for items of it alone, '-CATEGORY' for others."""
-  score, n = scorer(made, shop), len(shop.catalog)
+  score, num_items = scorer(teacher_dir, dataset), len(dataset.catalog)
   if score is None:
-    url = read_json(made / 'served.json')['url']
-    return lambda histories, k, signs=None: over_http(url, shop.catalog, histories, k, signs=signs)
+    url = read_json(teacher_dir / 'served.json')['url']
+    return lambda histories, k, signs=None: ask_server(
+      url, dataset.catalog, histories, k, signs=signs
+    )
 
   def best(histories, k):
-    offsets = np.concatenate([[0], np.cumsum([len(h) for h in histories])]).astype(np.int64)
+    offsets = np.concatenate([[0], np.cumsum([len(history) for history in histories])]).astype(
+      np.int64
+    )
     flat = np.concatenate(histories).astype(np.int32)
-    return ranking.top_items(score, flat, offsets, n, min(k, n))[0]
+    return ranking.top_items(score, flat, offsets, num_items, min(k, num_items))[0]
 
   def teach(histories, k, signs=None):
     if signs is None:
       return best(histories, k)
-    groups, out = groups_of(shop.catalog), np.zeros((len(histories), k), np.int32)
-    for start in range(0, len(histories), WHOLE):
-      order = best(histories[start:start + WHOLE], n)
-      for row, items, sign in zip(out[start:], order, signs[start:]):
-        kept = items[groups[sign[1:]][items] == (sign[0] == '+')]
-        kept = kept[kept > 0][:k]
-        row[:len(kept)] = kept
-    return out
+    masks, taught = category_masks(dataset.catalog), np.zeros((len(histories), k), np.int32)
+    for start in range(0, len(histories), RANKING_BLOCK):
+      order = best(histories[start:start + RANKING_BLOCK], num_items)
+      for row, items, sign in zip(taught[start:], order, signs[start:]):
+        chosen = items[masks[sign[1:]][items] == (sign[0] == '+')]
+        chosen = chosen[chosen > 0][:k]
+        row[:len(chosen)] = chosen
+    return taught
   return teach
 
 
-def groups_of(catalog):
-  """-> {category: (N + 1,) bool, by item index}, categories as in `tokenized_catalog.paths`"""
-  out = {}
-  for item, some in enumerate(tokenized_catalog.paths(catalog), 1):
-    for path in some:
-      out.setdefault(path, np.zeros(len(catalog) + 1, bool))[item] = True
-  return out
+def category_masks(catalog: Catalog) -> dict[str, np.ndarray]:
+  """(N + 1,) bool of each category, by item index; categories as in
+  `tokenized_catalog.category_paths`.
 
-
-def over_http(url, catalog, histories, k, batch=512, signs=None):
-  """Asks a served teacher, many histories a request (reclm.md 2.2). -> (M, k) int32
-
-  Raises DataError where it cannot be reached or names items that the catalogue lacks.
+  catalog: of the data set.
   """
-  out = np.zeros((len(histories), k), np.int32)
+  masks = {}
+  for item, item_paths in enumerate(tokenized_catalog.category_paths(catalog), 1):
+    for path in item_paths:
+      masks.setdefault(path, np.zeros(len(catalog) + 1, bool))[item] = True
+  return masks
+
+
+def ask_server(url: str, catalog: Catalog, histories: Sequence, k: int, batch: int = 512,
+               signs: Sequence[str] | None = None) -> np.ndarray:
+  """Asks a served teacher, many histories a request. -> (M, k) int32
+
+  histories, k: as in `make_teacher`. batch: histories of a request. url: of the server. signs: as
+  in `make_teacher`. Raises DataError where it cannot be reached or names items that the catalog
+  lacks.
+  """
+  taught = np.zeros((len(histories), k), np.int32)
   for start in range(0, len(histories), batch):
-    some = histories[start:start + batch]
-    found = post(f'{url.rstrip("/")}/inference', {
-        'users': [str(i) for i in range(len(some))], 'item_lengths': [len(h) for h in some],
-        'item_lists': [[catalog.id_of(int(i)) for i in h] for h in some], 'k': k,
+    histories_of_batch = histories[start : start + batch]
+    answers = post(
+      f'{url.rstrip("/")}/inference',
+      {
+        'users': [str(item) for item in range(len(histories_of_batch))],
+        'item_lengths': [len(history) for history in histories_of_batch],
+        'item_lists': [
+          [catalog.id_of(int(item)) for item in history] for history in histories_of_batch
+        ],
+        'k': k,
         'immediately': 1,
         **({'target_category': signs[start:start + batch]} if signs else {})})['inference']
-    for row, items in zip(out[start:], found):
-      row[:len(items)] = [catalog.index(i) for i in items[:k]]
-  return out
+    for row, items in zip(taught[start:], answers):
+      row[:len(items)] = [catalog.index(item) for item in items[:k]]
+  return taught
 
 
-def post(url, request, timeout=60):
-  """One JSON request. Raises DataError with what went wrong. -> the answer"""
+def post(url: str, request: dict, timeout: float = 60) -> dict:
+  """One JSON request. timeout: seconds.
+
+  url: of the server. -> the answer. Raises DataError with what went wrong.
+  """
   body = json.dumps(request).encode()
   call = urllib.request.Request(url, body, {'Content-Type': 'application/json'})
   try:
@@ -120,31 +145,3 @@ def post(url, request, timeout=60):
   except (OSError, ValueError, EOFError) as error:
     raise DataError(f'{url} does not answer ({error}); start it with `recjax serve WORKDIR`, '
                     'or set teacher.source=train') from error
-
-
-def item_vectors(work, cfg, made, shop, folder):
-  """Item vectors that RecLM-ret begins from. -> (N, E) float32
-
-  ret.vectors: 'teacher' (its item table), 'text' (the LLM's mean state over title and description),
-  or a .npy file in the order of the items.
-  """
-  how, n = cfg.ret.vectors, len(shop.catalog)
-  if how == 'teacher':
-    if not (made / 'model.npz').exists():
-      raise ConfigError("ret.vectors='teacher' needs a teacher in process; choose 'text' or a .npy")
-    return np.asarray(sequential.load(made / 'model.npz')['items'][1:n + 1], np.float32)
-  if how == 'text':
-    columns = shop.catalog.columns
-    about = columns.get('description') or [''] * n
-    texts = [f'{t}\n{d or ""}'.strip() for t, d in zip(columns['title'], about)]
-    reader = text_embedding.load(folder, cfg.llm, work.mesh, 'avg', cfg.ret.tokens)
-    return text_embedding.embed_kept(work, reader, texts, 'embedding')[0]
-  try:
-    found = np.load(how, allow_pickle=False)
-  except (OSError, ValueError, EOFError) as error:
-    raise ConfigError(f"ret.vectors={how!r} is no readable .npy file ({error}); choose 'teacher', "
-                      "'text' or a file") from error
-  if found.ndim != 2 or len(found) != n or not np.isfinite(found).all():
-    raise DataError(f'{how} has shape {found.shape}; it needs {n:,} rows of finite numbers, one an '
-                    'item in their order')
-  return found.astype(np.float32)

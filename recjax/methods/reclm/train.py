@@ -2,46 +2,55 @@
 import dataclasses
 import functools
 import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int, Key, PyTree
 from ml_collections import ConfigDict
 
 from recjax import run_files
+from recjax.data.dataset import Dataset
 from recjax.data.formats import conversations
 from recjax.data.sample_shop.small_talk import questions
+from recjax.decoding.trie import Trie
 from recjax.distributed import multihost, sharding
 from recjax.errors import ConfigError
 from recjax.file_io import write_json
 from recjax.methods.reclm import (
   chat_encoding,
+  item_embeddings,
   offline_samples,
   sft_data,
   teacher,
   tokenized_catalog,
 )
-from recjax.models import embedding_resize, huggingface, llm, lora
-from recjax.models import layers as layers_lib
+from recjax.models import embedding_resize, huggingface, layers, llm, lora
 from recjax.run_files import read_json
 from recjax.text import tokenizer as tokenizers
+from recjax.text.tokenizer import Tokenizer
 from recjax.training import conversation_sft, llm_loading, loop, microbatch
 from recjax.training import sequential as plain_arrays
 from recjax.training.loop import Task, fit
 from recjax.training.losses import item_losses, trie_masked
+from recjax.training.workdir import Workdir
 
 # What control tokens begin as: the mean of these words, as published, or the quotes that enclose
 # the titles of a history, so that what is learnt of those titles holds for answers at once.
-LIKE = {
+INIT_WORDS = {
   'words': {tokenized_catalog.SOI: 'start of an item', tokenized_catalog.EOI: 'end of an item'},
-  'quotes': {tokenized_catalog.SOI: " '", tokenized_catalog.EOI: "'"},
+  'quotes': {tokenized_catalog.SOI: " '", tokenized_catalog.EOI: "'"}
 }
 
 
-def settings(cfg):
+def settings(cfg: ConfigDict) -> ConfigDict:
   """Everything in the config that decides this stage's result."""
   return ConfigDict({k: cfg[k] for k in ('grounding', 'prompt', 'talk', 'train', 'lora', 'ret',
-                                         'token', 'optim', 'llm', 'seed',
+                                         'semantic_ids', 'optim', 'llm', 'seed',
                                          'control')})
 
 
@@ -50,40 +59,44 @@ AVERAGES = ('tokens', 'samples')  # what a loss is a mean over
 
 @dataclasses.dataclass(eq=False)
 class ChatModel:
-  """A language model with the catalogue's control tokens. params: weights with their rows; lora: an
-  adapter's tree, or None. extra: {'project', 'items'} of ret, or None. scoring: see `scoring`."""
-  model: object
-  params: dict
-  lora: dict | None
-  tokenizer: object
+  """A language model with the catalog's control tokens.
+
+  model: the network. params: weights with their rows; lora: an adapter's tree, or None. soi, eoi:
+  ids of the tokens that open and close an item. codes: ids of the tokens of semantic IDs. extra:
+  {'project', 'items'} of ret, or None. scoring: see `scoring_options`.
+  """
+  model: llm.LM
+  params: PyTree
+  lora: PyTree | None
+  tokenizer: Tokenizer
   soi: int
   eoi: int
-  codes: list
+  codes: list[int]
   extra: dict | None = None
   scoring: dict = dataclasses.field(default_factory=dict)
 
   @property
-  def variables(self):
+  def variables(self) -> dict:
+    """What the network is applied with."""
     return {'params': self.params, **({'lora': self.lora} if self.lora else {})}
 
 
-def names(cfg, table=None):
+def control_tokens(cfg: ConfigDict, table: np.ndarray | None = None) -> list[str]:
   """Control tokens, their order is that of their ids. table: (N, levels) codes of 'token'."""
   if cfg.grounding != 'token':
     return [tokenized_catalog.SOI, tokenized_catalog.EOI]
   size = int(table.max()) + 1
   return [
-    tokenized_catalog.SOI,
-    tokenized_catalog.EOI,
-    *(f'<{level}_{code}>' for level in range(table.shape[1]) for code in range(size)),
+    tokenized_catalog.SOI, tokenized_catalog.EOI,
+    *(f'<{level}_{code}>' for level in range(table.shape[1]) for code in range(size))
   ]
 
 
-def scoring(train, eoi):
+def scoring_options(train: ConfigDict, eoi: int) -> dict:
   """How `constraints.CatalogConstraint` gives a title the log-probability that `loss_sums` gives
   it.
 
-  train: scope, scope_end, free. eoi: the end-of-item token. -> arguments of Titles
+  train: scope, scope_end, free. eoi: the end-of-item token. -> arguments of CatalogConstraint
   """
   if train.scope == 'none':
     return {}
@@ -91,42 +104,58 @@ def scoring(train, eoi):
               whole=() if train.scope_end else (eoi,))
 
 
-def fresh(cfg, folder, mesh, table=None):
-  """The LLM of `folder` with control tokens, untrained. -> Speaker"""
+def new_chat_model(cfg: ConfigDict, llm_dir: Path, mesh: jax.sharding.Mesh,
+                   table: np.ndarray | None = None) -> ChatModel:
+  """The LLM of a folder with control tokens, untrained.
+
+  table: codes of RecLM-token. Raises ConfigError for a mode that is not known.
+  """
   adapter = {}
   if cfg.train.mode == 'lora':
     adapter = dict(lora_rank=cfg.lora.rank, lora_alpha=float(cfg.lora.alpha),
                    lora_targets=tuple(cfg.lora.targets))
   elif cfg.train.mode != 'full':
     raise ConfigError(f"train.mode={cfg.train.mode!r}; choose 'lora' or 'full'")
-  model, params, base = llm_loading.load(folder, cfg.llm, mesh, **adapter)
-  tokenizer, ids = tokenizers.extend(base, names(cfg, table))
-  like = [base.encode(LIKE[cfg.train.control_like].get(n, 'item')) for n in names(cfg, table)]
-  params, shape = embedding_resize.add_tokens(params, model.cfg, ids, like)
+  model, params, base = llm_loading.load(llm_dir, cfg.llm, mesh, **adapter)
+  tokenizer, ids = tokenizers.extend(base, control_tokens(cfg, table))
+  init_words = [
+    base.encode(INIT_WORDS[cfg.train.control_like].get(name, 'item'))
+    for name in control_tokens(cfg, table)
+  ]
+  params, shape = embedding_resize.add_tokens(params, model.cfg, ids, init_words)
   if len(ids) > 2:  # codes that begin alike would stay alike under symmetric gradients
     rows = embedding_resize.token_rows(params, ids)
     key = jax.random.key(cfg.seed)
-    rows = {n: x + x.std() * jax.random.normal(jax.random.fold_in(key, i), x.shape)
-            for i, (n, x) in enumerate(sorted(rows.items()))}
+    rows = {name: row + row.std() * jax.random.normal(jax.random.fold_in(key, number), row.shape)
+            for number, (name, row) in enumerate(sorted(rows.items()))}
     params = embedding_resize.set_rows(params, rows, ids)
   model = llm.LM(shape)
   return ChatModel(model, params, None, tokenizer, *ids[:2], ids[2:],
-                 scoring=scoring(cfg.train, ids[1]))
+                 scoring=scoring_options(cfg.train, ids[1]))
 
 
-def renderer(cfg, speaker, stock, nodes=None):
-  """How this speaker's conversations become tokens."""
-  return chat_encoding.ChatEncoder(speaker.tokenizer, stock.rows, speaker.soi, speaker.eoi, nodes,
-                         cfg.prompt.cutoff, dict(cfg.prompt.variables))
+def make_encoder(cfg: ConfigDict, chat_model: ChatModel,
+                 tokenized: tokenized_catalog.TokenizedCatalog,
+                 nodes: Sequence[np.ndarray] | None = None) -> chat_encoding.ChatEncoder:
+  """How this model's conversations become tokens. nodes: as of `ChatEncoder`."""
+  return chat_encoding.ChatEncoder(
+    chat_model.tokenizer, tokenized.title_tokens, chat_model.soi, chat_model.eoi, nodes,
+    cfg.prompt.max_prompt_tokens, dict(cfg.prompt.variables)
+  )
 
 
-def stock_of(cfg, shop, speaker, table=None):
-  """The catalogue as the speaker writes it. -> Goods"""
-  stock = tokenized_catalog.load(shop.catalog, speaker.tokenizer)
-  return stock if table is None else tokenized_catalog.codes(stock, table, speaker.codes[0])
+def load_tokenized(cfg: ConfigDict, dataset: Dataset, chat_model: ChatModel,
+                   table: np.ndarray | None = None) -> tokenized_catalog.TokenizedCatalog:
+  """The catalog as the model writes it. table: codes of RecLM-token."""
+  tokenized = tokenized_catalog.load(dataset.catalog, chat_model.tokenizer)
+  return (
+    tokenized
+    if table is None
+    else tokenized_catalog.with_codes(tokenized, table, chat_model.codes[0])
+  )
 
 
-def talk_of(cfg):
+def load_chat_pairs(cfg: ConfigDict) -> tuple[list[tuple[str, str]], int]:
   """Chat pairs: of a file, the built-in ones, or none. -> [(question, answer)], left out"""
   if not cfg.talk.source or not (cfg.train.multi_round or cfg.train.chat_share):
     return [], 0
@@ -135,254 +164,333 @@ def talk_of(cfg):
   return conversations.read(cfg.talk.source)
 
 
-def stage(work, cfg, shop, folder, helper, coded=None, given=None):
-  """Tunes the LLM of `folder` into `work.folder`. helper, coded: stages of teacher and codes.
-  given: the folder of `train.static`, whose content decides the result too."""
-  del given
-  table = None if coded is None else run_files.read_arrays(coded / 'codes.npy')
-  speaker = fresh(cfg, folder, work.mesh, table)
-  stock = stock_of(cfg, shop, speaker, table)
-  tree = stock.plant(speaker.eoi, speaker.model.cfg.vocab)
-  talk, left = talk_of(cfg)
-  parts, counts = rendered(cfg, shop, stock, speaker, tree, teacher.asker(helper, shop), talk)
-  prefix = conversation_sft.shared_prefix(parts['train'] + parts['valid'])
-  train, valid = (conversation_sft.pack(parts[p], cfg.train.row, prefix, chat_encoding.MARKS)
-                  for p in ('train', 'valid'))
-  batches, an_epoch = conversation_sft.batches(train, cfg.train.batch, work.mesh, cfg.seed)
-  items = teacher.item_vectors(work, cfg, helper, shop, folder) if cfg.grounding == 'ret' else None
-  task = task_of(
-    cfg, speaker, tree, items, train, valid, batches, sharding.num_batch_shards(work.mesh)
+def stage(work: Workdir, cfg: ConfigDict, dataset: Dataset, llm_dir: Path, teacher_dir: Path,
+          codes_dir: Path | None = None, static_dir: Path | None = None) -> dict:
+  """Tunes the LLM of `llm_dir` into `work.folder`.
+
+  teacher_dir, codes_dir: of those stages. static_dir: the folder of `train.static`, whose content
+  decides the result too. -> counts
+  """
+  del static_dir
+  table = None if codes_dir is None else run_files.read_arrays(codes_dir / 'codes.npy')
+  chat_model = new_chat_model(cfg, llm_dir, work.mesh, table)
+  tokenized = load_tokenized(cfg, dataset, chat_model, table)
+  trie = tokenized.to_trie(chat_model.eoi, chat_model.model.cfg.vocab)
+  talk, num_left_out = load_chat_pairs(cfg)
+  parts, counts = encode_samples(
+    cfg, dataset, tokenized, chat_model, trie, teacher.make_teacher(teacher_dir, dataset), talk
   )
-  steps = max(1, round(an_epoch))
-  fitting = dataclasses.replace(
+  prefix = conversation_sft.shared_prefix(parts['train'] + parts['valid'])
+  train, valid = (
+    conversation_sft.pack(parts[part], cfg.train.row_tokens, prefix, chat_encoding.MARKS)
+    for part in ('train', 'valid')
+  )
+  batches, steps_of_epochs = conversation_sft.batches(train, cfg.train.batch, work.mesh, cfg.seed)
+  items = (
+    item_embeddings.item_vectors(work, cfg, teacher_dir, dataset, llm_dir)
+    if cfg.grounding == 'ret'
+    else None
+  )
+  task = make_task(
+    cfg, chat_model, trie, items, train, valid, batches, sharding.num_batch_shards(work.mesh)
+  )
+  steps = max(1, round(steps_of_epochs))
+  fit_settings = dataclasses.replace(
       loop.FitSettings.of(cfg.optim), steps=steps, seed=cfg.seed,
       eval_every=max(1, round(steps / cfg.train.epochs)), patience=cfg.train.patience)
-  trained = multihost.to_host(fit(task, fitting, work))
-  save(work, cfg, speaker, folder, trained)
-  return {**counts, 'chat_left_out': left, 'steps': steps,
-          'trained': layers_lib.count_params(trained), 'shared_prefix': len(prefix),
+  trained = multihost.to_host(fit(task, fit_settings, work))
+  save_model(work, cfg, chat_model, llm_dir, trained)
+  return {**counts, 'chat_left_out': num_left_out, 'steps': steps,
+          'trained': layers.count_params(trained), 'shared_prefix': len(prefix),
           'rows': len(train.members), 'row': train.row,
-          **{k: v for k, v in stock.notes.items() if v}}
+          **{note: count for note, count in tokenized.notes.items() if count}}
 
 
-def rendered(cfg, shop, stock, speaker, tree, teach, talk):
+def encode_samples(cfg: ConfigDict, dataset: Dataset, tokenized: tokenized_catalog.TokenizedCatalog,
+                   chat_model: ChatModel, trie: Trie, teach: Callable,
+                   talk: Sequence[tuple[str, str]]) -> tuple[dict[str, list], dict]:
   """Examples of every epoch, and of validation.
 
-  Those longer than prompt.cutoff are counted and left out. -> {part: [Example]}, counts
+  trie: of the titles. teach, talk: as in `offline_samples.run_samples`. Those longer than
+  prompt.max_prompt_tokens are counted and left out. -> {part: [Example]}, counts
   """
-  nodes = trie_masked.title_nodes(tree.first, tree.tok, [[*r, speaker.eoi] for r in stock.rows])
-  turn = renderer(cfg, speaker, stock, nodes)
-  parts = offline_samples.of_run(cfg, shop, stock, teach, talk)
-  parts['train'] = [s for some in parts['train'] for s in some]
-  out, long, counts = {}, 0, {}
-  for part, some in parts.items():
-    made = [turn.examples(s) for s in some]
-    fit = [m for m in made if all(len(e.ids) <= cfg.prompt.cutoff for e in m)]
-    out[part] = [e for m in fit for e in m]
-    long += len(made) - len(fit)
-    counts[part] = len(fit)
-  about = sum(s.task.startswith('control') for s in parts['train'])
-  apart = len(out['train']) - counts['train']
-  return out, {'samples': counts['train'], **({'answers_learnt_apart': apart} if apart else {}),
-               'about_categories': about, 'too_long': long,
-               'users_too_short': int((shop.interactions.lengths() < sft_data.SHORTEST).sum())}
+  nodes = trie_masked.title_nodes(
+    trie.first, trie.tok, [[*title_ids, chat_model.eoi] for title_ids in tokenized.title_tokens]
+  )
+  encoder = make_encoder(cfg, chat_model, tokenized, nodes)
+  parts = offline_samples.run_samples(cfg, dataset, tokenized, teach, talk)
+  parts['train'] = [sample for samples in parts['train'] for sample in samples]
+  examples, num_too_long, counts = {}, 0, {}
+  for part, samples in parts.items():
+    encoded = [encoder.examples(sample.turns) for sample in samples]
+    fitting = [
+      sample_examples
+      for sample_examples in encoded
+      if all(len(example.ids) <= cfg.prompt.max_prompt_tokens for example in sample_examples)
+    ]
+    examples[part] = [example for sample_examples in fitting for example in sample_examples]
+    num_too_long += len(encoded) - len(fitting)
+    counts[part] = len(fitting)
+  num_about_categories = sum(sample.task.startswith('control') for sample in parts['train'])
+  num_apart = len(examples['train']) - counts['train']
+  return examples, {
+    'samples': counts['train'], **({'answers_learnt_apart': num_apart} if num_apart else {}),
+    'about_categories': num_about_categories, 'too_long': num_too_long,
+    'users_too_short': int((dataset.interactions.lengths() < sft_data.MIN_USER_ITEMS).sum())
+  }
 
 
 # What is trained.
 
 
-def start_of(cfg, speaker, items):
-  """The tree to train: all weights or an adapter with the new rows; ret's parts beside them."""
+def init_trainable(cfg: ConfigDict, chat_model: ChatModel, items: np.ndarray | None) -> PyTree:
+  """The tree to train: all weights or an adapter with the new rows; ret's parts beside them.
+
+  items: (N, E) vectors of RecLM-ret.
+  """
   if cfg.train.mode == 'full':
-    out = {'params': speaker.params}
+    tree = {'params': chat_model.params}
   else:
-    out = {'lora': lora.init_lora(speaker.model.cfg, jax.random.key(cfg.seed)),
-           'rows': embedding_resize.token_rows(speaker.params, new_ids(speaker))}
+    tree = {'lora': lora.init_lora(chat_model.model.cfg, jax.random.key(cfg.seed)),
+           'rows': embedding_resize.token_rows(chat_model.params, control_ids(chat_model))}
   if items is not None:
-    width = speaker.model.cfg.width
+    width = chat_model.model.cfg.width
     key = jax.random.key(cfg.seed + 1)
-    out['project'] = init_project(key, width, cfg.ret.hidden, items.shape[1])
-    out['items'] = jnp.asarray(items)
-  return out
+    tree['project'] = init_projection(key, width, cfg.ret.hidden, items.shape[1])
+    tree['items'] = jnp.asarray(items)
+  return tree
 
 
-def new_ids(speaker):
-  return [speaker.soi, speaker.eoi, *speaker.codes]
+def control_ids(chat_model: ChatModel) -> list[int]:
+  """Ids of all control tokens."""
+  return [chat_model.soi, chat_model.eoi, *chat_model.codes]
 
 
-def variables_of(cfg, speaker, train, frozen):
-  """The LLM's variables out of what is trained and what is not."""
+def model_variables(cfg: ConfigDict, chat_model: ChatModel, train: PyTree, frozen: PyTree) -> dict:
+  """The LLM's variables out of what is trained and what is not.
+
+  train, frozen: the trees of `fit`.
+  """
   if cfg.train.mode == 'full':
     return {'params': train['params']}
   return {
-    'params': embedding_resize.set_rows(frozen, train['rows'], new_ids(speaker)),
-    'lora': train['lora'],
+    'params': embedding_resize.set_rows(frozen, train['rows'], control_ids(chat_model)),
+    'lora': train['lora']
   }
 
 
-def init_project(key, width, hidden, out):
-  """A layer of GELU between two linear ones, or one linear layer (hidden 0)."""
+def init_projection(key: Key[Array, ''], width: int, hidden: int,
+                    out: int) -> list[dict[str, Array]]:
+  """A layer of GELU between two linear ones, or one linear layer (hidden 0).
+
+  width, out: of states and item vectors.
+  """
   shapes = [(width, out)] if not hidden else [(width, hidden), (hidden, out)]
-  return [{'kernel': jax.random.normal(jax.random.fold_in(key, i), s) / s[0] ** 0.5,
-           'bias': jnp.zeros(s[1])} for i, s in enumerate(shapes)]
+  return [{'kernel': jax.random.normal(jax.random.fold_in(key, number), shape) / shape[0] ** 0.5,
+           'bias': jnp.zeros(shape[1])} for number, shape in enumerate(shapes)]
 
 
-def project(layers, states):
-  """States (..., D) to the items' space (..., E) (reclm.md 3.5)."""
+def project(layers: Sequence[dict[str, Array]],
+            states: Float[Array, '*B D']) -> Float[Array, '*B E']:
+  """States to the items' space (RecLM-ret).
+
+  layers: as `init_projection` gives them. states: of the LLM.
+  """
   for number, layer in enumerate(layers):
     states = (nn.gelu(states, approximate=False) if number else states) @ layer['kernel']
     states = states + layer['bias']
   return states
 
 
-def task_of(cfg, speaker, tree, items, train, valid, batches, ways=1):
-  """The optimisation problem of `fit`. ways: devices over which rows of a batch divide."""
-  table = trie_masked.scope_of(tree.first, tree.tok, speaker.model.cfg.vocab)
-  sums = functools.partial(loss_sums, cfg, speaker, train.prefix, table,
-                           packed_items(train, batches.size))
+def make_task(cfg: ConfigDict, chat_model: ChatModel, trie: Trie, items: np.ndarray | None,
+              train: conversation_sft.Packed, valid: conversation_sft.Packed, batches: Any,
+              num_shards: int = 1) -> Task:
+  """The optimization problem of `fit`.
 
-  def learnt(given, frozen, batch):
-    found, count = sums(given, frozen, batch)
-    return found['valid_loss'], count
+  trie: of the titles. items: vectors of RecLM-ret. train, valid: packed conversations. batches: of
+  the first. num_shards: devices over which rows of a batch divide.
+  """
+  scope = trie_masked.scope_of(trie.first, trie.tok, chat_model.model.cfg.vocab)
+  sums_of_batch = functools.partial(loss_sums, cfg, chat_model, train.prefix, scope,
+                           max_fetched_items(train, batches.size))
+
+  def loss_of_batch(given, frozen, batch):
+    values, count = sums_of_batch(given, frozen, batch)
+    return values['valid_loss'], count
   # The loss of ret is two means, over tokens and over items.
-  split = None if cfg.grounding == 'ret' else microbatch.accumulate_sums(learnt)
-  start = start_of(cfg, speaker, items)
-  frozen = () if cfg.train.mode == 'full' else speaker.params
-  together = -(-batches.size // ways) * ways
-  return Task(init=None, start=start, loss=microbatch.mean(learnt), split=split,
-              shape=(speaker.model.cfg, len(train.prefix)), batches=batches, frozen=frozen,
-              rules=llm.RULES, evaluate=judge_of(functools.partial(
-                  loss_sums, cfg, speaker, train.prefix, table, packed_items(valid, together)),
-                  valid, together, cfg.ret.alpha))
+  split = None if cfg.grounding == 'ret' else microbatch.accumulate_sums(loss_of_batch)
+  start = init_trainable(cfg, chat_model, items)
+  frozen = () if cfg.train.mode == 'full' else chat_model.params
+  padded_rows = -(-batches.size // num_shards) * num_shards
+  return Task(
+    init=None,
+    start=start,
+    loss=microbatch.mean(loss_of_batch),
+    split=split,
+    shape=(chat_model.model.cfg, len(train.prefix)),
+    batches=batches,
+    frozen=frozen,
+    rules=llm.RULES,
+    evaluate=make_validator(
+      functools.partial(
+        loss_sums, cfg, chat_model, train.prefix, scope, max_fetched_items(valid, padded_rows)
+      ),
+      valid,
+      padded_rows,
+      cfg.ret.alpha,
+    ),
+  )
 
 
-def judge_of(sums, valid, rows, alpha=0.0):
+def make_validator(sums: Callable, valid: conversation_sft.Packed, rows: int,
+                   alpha: float = 0.0) -> Callable:
   """Means over held-out lists: `title_nll` is a mean over the tokens of titles, whatever the loss
-  is, so runs with another `train.scope` compare. alpha: ret's weight of items in the loss.
-  -> judge(train, frozen) -> {name: value}"""
-  run = conversation_sft.judge_by(sums, valid, rows)
+  is, so runs with another `train.scope` compare.
 
-  def judge(train, frozen):
-    found = run(train, frozen)
+  valid: packed lists. sums: as `loss_sums`. rows: that are judged together. alpha: ret's weight of
+  items in the loss. -> validate(train, frozen) -> {name: value}
+  """
+  sum_all = conversation_sft.judge_by(sums, valid, rows)
+
+  def validate(train, frozen):
+    values = sum_all(train, frozen)
     for name, count in (('title_nll', 'titles'), ('token_nll', 'tokens'), ('item_nll', 'items')):
-      share = found.pop(count, 0)
-      if share:
-        found[name] /= share
-    if 'token_nll' in found:  # ret: the means of all lists, not of a batch, whose size depends on
-      found['valid_loss'] = found.pop('token_nll') + alpha * found['item_nll']  # the devices
-    return found
-  return judge
+      total = values.pop(count, 0)
+      if total:
+        values[name] /= total
+    if 'token_nll' in values:  # ret: the means of all lists, not of a batch, whose size depends on
+      values['valid_loss'] = values.pop('token_nll') + alpha * values['item_nll']  # the devices
+    return values
+  return validate
 
 
-def packed_items(packed, rows):
-  """Room for the items that a batch of so many rows asks for."""
-  most = max(sum(int((packed.examples[i].marks['item'] > 0).sum()) for i in row)
+def max_fetched_items(packed: conversation_sft.Packed, rows: int) -> int:
+  """Room for the items that a batch of so many rows asks for. packed: conversations."""
+  max_items = max(sum(int((packed.examples[example].marks['item'] > 0).sum()) for example in row)
              for row in packed.members)
-  return -(-most * rows // 8) * 8
+  return -(-max_items * rows // 8) * 8
 
 
-def loss_sums(cfg, speaker, prefix, table, room, train, frozen, batch):
+def loss_sums(cfg: ConfigDict, chat_model: ChatModel, prefix: Sequence[int],
+              scope: trie_masked.Scope, max_items: int, train: PyTree, frozen: PyTree,
+              batch: dict[str, Array]) -> tuple[dict[str, Array], Array]:
   """Sums over the tokens of a batch that are learnt, and their count; with train.average='samples',
   as released, over conversations: each the mean of its own tokens.
 
-  -> {'valid_loss': what is minimised, 'title_nll': of the `titles` tokens of titles and their ends
-  among what the catalogue allows}
+  prefix: tokens that all conversations begin with. scope: of the trie's nodes. max_items: that a
+  batch asks for. train, frozen: what learns and what does not. batch: as `conversation_sft` makes
+  it. -> {'valid_loss': what is minimized, 'title_nll': of the `titles` tokens of titles and their
+  ends among what the catalog allows}
   """
-  variables = variables_of(cfg, speaker, train, frozen)
-  hidden = conversation_sft.states(speaker.model, prefix, variables, batch)
-  head = llm.head_matrix(variables['params'], speaker.model.cfg)
-  flat = {k: batch[k].reshape(-1) for k in ('targets', 'weights', 'node', 'item')}
+  variables = model_variables(cfg, chat_model, train, frozen)
+  hidden = conversation_sft.states(chat_model.model, prefix, variables, batch)
+  head = llm.head_matrix(variables['params'], chat_model.model.cfg)
+  columns = {column: batch[column].reshape(-1) for column in ('targets', 'weights', 'node', 'item')}
 
-  def counted(some):  # how much each token counts
+  def weigh(token_weights):  # how much each token counts
     if cfg.train.average == 'tokens':
-      return some
+      return token_weights
     return conversation_sft.shares(
-      some.reshape(batch['segments'].shape), batch['segments']
+      token_weights.reshape(batch['segments'].shape), batch['segments']
     ).reshape(-1)
 
-  weights = flat['weights']
-  learnt = weights
+  weights = columns['weights']
+  learnt_weights = weights
   if cfg.train.prompt:  # histories are sequences to learn from, too
-    read = (batch['segments'].reshape(-1) > 0) & (weights == 0)
-    learnt = weights + cfg.train.prompt * read
+    is_read = (batch['segments'].reshape(-1) > 0) & (weights == 0)
+    learnt_weights = weights + cfg.train.prompt * is_read
   if cfg.grounding == 'ret':
-    count, kept = learnt.sum(), counted(learnt * (flat['item'] >= 0))
+    count, kept_weights = learnt_weights.sum(), weigh(learnt_weights * (columns['item'] >= 0))
     nll = trie_masked.token_nll(
-      hidden, head, flat['targets'], jnp.full_like(flat['node'], trie_masked.FREE), table
+      hidden, head, columns['targets'], jnp.full_like(columns['node'], trie_masked.FREE), scope
     )
-    sums = {'token_nll': (nll * kept).sum(), 'tokens': kept.sum()}
-    items = flat['item'] * (weights > 0)
+    sums = {'token_nll': (nll * kept_weights).sum(), 'tokens': kept_weights.sum()}
+    items = columns['item'] * (weights > 0)
     sums['item_nll'], sums['items'] = fetch_loss(
-        train, hidden, items, counted((items > 0).astype(jnp.float32)), room)
+        train, hidden, items, weigh((items > 0).astype(jnp.float32)), max_items)
     total = (sums['token_nll'] / jnp.maximum(sums['tokens'], 1)
              + cfg.ret.alpha * sums['item_nll'] / jnp.maximum(sums['items'], 1))
     return {**sums, 'valid_loss': total * count}, count
-  ends = flat['targets'] == speaker.eoi
-  nodes = trie_masked.narrowed(flat['node'], ends, cfg.train.scope, cfg.train.scope_end)
-  nll = trie_masked.token_nll(hidden, head, flat['targets'], nodes, table, cfg.train.gamma,
+  is_end = columns['targets'] == chat_model.eoi
+  nodes = trie_masked.narrowed(columns['node'], is_end, cfg.train.scope, cfg.train.scope_end)
+  nll = trie_masked.token_nll(hidden, head, columns['targets'], nodes, scope, cfg.train.gamma,
                         cfg.train.focus, free=cfg.train.free)
-  within = trie_masked.token_nll(hidden, head, flat['targets'], flat['node'], table)
-  titles, learnt = weights * (flat['item'] < 0), counted(learnt)
-  return {'valid_loss': (nll * learnt).sum(), 'title_nll': (within * titles).sum(),
-          'titles': titles.sum()}, learnt.sum()
+  nll_within = trie_masked.token_nll(hidden, head, columns['targets'], columns['node'], scope)
+  titles, learnt_weights = weights * (columns['item'] < 0), weigh(learnt_weights)
+  return {'valid_loss': (nll * learnt_weights).sum(), 'title_nll': (nll_within * titles).sum(),
+          'titles': titles.sum()}, learnt_weights.sum()
 
 
-def fetch_loss(train, hidden, items, weights, room):
-  """The full softmax over the catalogue where an item begins. items: (M,), 0 for none. weights:
-  (M,), how much each counts. -> sum, count"""
-  spot = jnp.nonzero(items > 0, size=room, fill_value=len(items))[0]
-  take = lambda x: x.at[spot].get(mode='fill', fill_value=0)  # noqa: E731
-  z = project(train['project'], take(hidden).astype(jnp.float32))
-  goal = take(items)
-  nll = item_losses.cross_entropy(z, train['items'], jnp.maximum(goal - 1, 0))
+def fetch_loss(train: PyTree, hidden: Float[Array, 'M D'], items: Int[Array, ' M'],
+               weights: Float[Array, ' M'], max_items: int) -> tuple[Array, Array]:
+  """The full softmax over the catalog where an item begins.
+
+  train: what learns. hidden: states. items: 0 for none. weights: how much each counts. max_items:
+  at most so many are there. -> sum, count
+  """
+  positions = jnp.nonzero(items > 0, size=max_items, fill_value=len(items))[0]
+  take = lambda x: x.at[positions].get(mode='fill', fill_value=0)  # noqa: E731
+  queries = project(train['project'], take(hidden).astype(jnp.float32))
+  target_items = take(items)
+  nll = item_losses.cross_entropy(queries, train['items'], jnp.maximum(target_items - 1, 0))
   return (nll * take(weights)).sum(), weights.sum()
 
 
 # What is kept.
 
 
-def save(work, cfg, speaker, folder, trained):
-  """A whole checkpoint, or an adapter with the new rows; ret's parts as plain arrays."""
-  speaker.tokenizer.save(work.folder)
+def save_model(work: Workdir, cfg: ConfigDict, chat_model: ChatModel, llm_dir: Path,
+               trained: PyTree) -> None:
+  """A whole checkpoint, or an adapter with the new rows; ret's parts as plain arrays.
+
+  trained: what was learnt. llm_dir: of the base.
+  """
+  chat_model.tokenizer.save(work.folder)
   if cfg.train.mode == 'full':
-    huggingface.save(trained['params'], speaker.model.cfg, work.folder)
+    huggingface.save(trained['params'], chat_model.model.cfg, work.folder)
   else:
-    inside = folder.resolve().is_relative_to(work.path.resolve())
-    base = os.path.relpath(folder, work.folder) if inside else str(folder)
-    huggingface.save_adapter(trained['lora'], speaker.model.cfg, work.folder, base=base)
+    is_inside = llm_dir.resolve().is_relative_to(work.path.resolve())
+    base = os.path.relpath(llm_dir, work.folder) if is_inside else str(llm_dir)
+    huggingface.save_adapter(trained['lora'], chat_model.model.cfg, work.folder, base=base)
     plain_arrays.save(work.folder / 'rows.npz', trained['rows'])
   if cfg.grounding == 'ret':
     plain_arrays.save(work.folder / 'ret.npz', {
         'items': trained['items'], 'project': dict(enumerate(trained['project']))})
-  write_json(work.folder / 'control.json', {'soi': speaker.soi, 'eoi': speaker.eoi,
-                                            'codes': speaker.codes})
+  write_json(work.folder / 'control.json', {'soi': chat_model.soi, 'eoi': chat_model.eoi,
+                                            'codes': chat_model.codes})
 
 
-def load(cfg, folder, made, mesh):
-  """The tuned LLM. folder: of the base, made: the stage's. -> Speaker"""
-  control = read_json(made / 'control.json')
+def load_model(cfg: ConfigDict, llm_dir: Path, tuned_dir: Path,
+               mesh: jax.sharding.Mesh) -> ChatModel:
+  """The tuned LLM. llm_dir: of the base, tuned_dir: the stage's."""
+  control = read_json(tuned_dir / 'control.json')
   extra = None
   if cfg.grounding == 'ret':
-    parts = plain_arrays.load(made / 'ret.npz')
-    layers = [jax.tree.map(jnp.asarray, parts['project'][k]) for k in sorted(parts['project'])]
+    parts = plain_arrays.load(tuned_dir / 'ret.npz')
+    layers = [
+      jax.tree.map(jnp.asarray, parts['project'][number]) for number in sorted(parts['project'])
+    ]
     extra = {'project': layers, 'items': jnp.asarray(parts['items'])}
   if cfg.train.mode == 'full':
-    model, params, tokenizer = llm_loading.load(made, cfg.llm, mesh)
+    model, params, tokenizer = llm_loading.load(tuned_dir, cfg.llm, mesh)
     return ChatModel(model, params, None, tokenizer, control['soi'], control['eoi'],
-                   control['codes'], extra, scoring(cfg.train, control['eoi']))
-  model, params, _, adapter = llm_loading.load_adapted(folder, cfg.llm, made, mesh)
-  tokenizer = tokenizers.load(made)
+                   control['codes'], extra, scoring_options(cfg.train, control['eoi']))
+  model, params, _, adapter = llm_loading.load_adapted(llm_dir, cfg.llm, tuned_dir, mesh)
+  tokenizer = tokenizers.load(tuned_dir)
   ids = [control['soi'], control['eoi'], *control['codes']]
   params, shape = embedding_resize.add_tokens(params, model.cfg, ids, [[0]] * len(ids))
-  params = embedding_resize.set_rows(params, plain_arrays.load(made / 'rows.npz'), ids)
+  params = embedding_resize.set_rows(params, plain_arrays.load(tuned_dir / 'rows.npz'), ids)
   return ChatModel(llm.LM(shape), params, adapter, tokenizer, *ids[:2], ids[2:], extra,
-                 scoring(cfg.train, ids[1]))
+                 scoring_options(cfg.train, ids[1]))
 
 
-def merged(cfg, folder, made, out):
-  """Writes base, adapter and new rows as one checkpoint that transformers loads."""
+def save_merged(cfg: ConfigDict, llm_dir: Path, tuned_dir: Path, out: Path) -> None:
+  """Writes base, adapter and new rows as one checkpoint that transformers loads.
+
+  out: the new folder.
+  """
   mesh = sharding.make_mesh({'data': -1, 'fsdp': 1, 'model': 1})
-  speaker = load(cfg, folder, made, mesh)
-  shape = dataclasses.replace(speaker.model.cfg, lora_rank=0)
-  huggingface.save(lora.merge(speaker.params, speaker.lora, speaker.model.cfg), shape, out)
-  speaker.tokenizer.save(out)
+  chat_model = load_model(cfg, llm_dir, tuned_dir, mesh)
+  shape = dataclasses.replace(chat_model.model.cfg, lora_rank=0)
+  huggingface.save(lora.merge(chat_model.params, chat_model.lora, chat_model.model.cfg), shape, out)
+  chat_model.tokenizer.save(out)

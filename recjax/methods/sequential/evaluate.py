@@ -1,5 +1,9 @@
 """Test users ranked by every seed's best epoch, beside popularity and random."""
+import os
+import pathlib
 import shutil
+from collections.abc import Callable
+from typing import Any
 
 import jax
 import numpy as np
@@ -7,75 +11,78 @@ from ml_collections import ConfigDict
 
 from recjax import run_files
 from recjax.data import array_record, splits
-from recjax.data.dataset import load_unchanged
+from recjax.data.dataset import Dataset, load_unchanged
+from recjax.data.splits import Split
 from recjax.errors import ConfigError
 from recjax.evaluation import baselines, metrics, ranking, sampled_ranking
 from recjax.evaluation import results as results_lib
+from recjax.evaluation.ranking import ScoreFn
 from recjax.run_files import read_json
 from recjax.training import cost_model, sequential
-from recjax.training.workdir import find_stage, saved_config
+from recjax.training.workdir import Workdir, find_stage, saved_config
 
 
-def settings(cfg):
+def settings(cfg: ConfigDict) -> ConfigDict:
   """What of the config decides the figures besides the trained model."""
-  return ConfigDict({k: cfg[k] for k in ('model', 'loss', 'train', 'judge', 'seed', 'seeds')})
+  return ConfigDict({k: cfg[k] for k in ('model', 'loss', 'train', 'eval', 'seed', 'seeds')})
 
 
-def row_name(cfg):
+def row_name(cfg: ConfigDict) -> str:
   """The row of results.json: the model, and the loss where it is not the full softmax."""
   kind = cfg.model.kind
   return kind if cfg.loss.kind in ('ce', 'chunked') else f'{kind}:{cfg.loss.kind}'
 
 
-def stage(work, cfg, shop, made, drawn=''):
+def stage(work: Workdir, cfg: ConfigDict, shop: Dataset, made: pathlib.Path,
+          drawn: str = '') -> dict[str, Any]:
   """Ranks the test users once for each seed and writes every result file.
 
   drawn: what the protocol says where `shop` holds some users alone.
   """
-  split = splits.split_for_config(shop, cfg.judge)
+  split = splits.split_for_config(shop, cfg.eval)
   n, row = len(shop.catalog), row_name(cfg)
   model = sequential.model_config(cfg, n)
-  how = dict(block=ranking.block_size(n, cfg.judge.memory << 20), **masking(cfg))
+  options = dict(block=ranking.block_size(n, cfg.eval.memory << 20), **masking(cfg))
   best = int(np.argmax(read_json(made / 'valid.json')['NDCG@10']))
-  ours = []
+  ranks_of_seeds = []
   with work.progress('ranking', cfg.seeds, unit='seed') as advance:
     for seed in range(cfg.seeds):
       score = sequential.scorer(model, sequential.load(made / 'model.npz', seed))
-      found, *top = ranking.rank_and_recommend(
-          score, split.test, n, min(cfg.judge.save_top, n), **how)
-      ours.append(found)
+      seed_ranks, *top = ranking.rank_and_recommend(
+          score, split.test, n, min(cfg.eval.save_top, n), **options)
+      ranks_of_seeds.append(seed_ranks)
       if seed == best:
-        lists, few = top, among_few(cfg, shop, split, score)
+        lists, sampled = top, among_few(cfg, shop, split, score)
       advance()
-  ranks = {row: np.stack(ours)}
+  ranks = {row: np.stack(ranks_of_seeds)}
   for name, score in baselines.baselines(split.train, n, cfg.seed).items():
-    ranks[name] = ranking.rank_cases(score, split.test, n, **how)
+    ranks[name] = ranking.rank_cases(score, split.test, n, **options)
   results = results_lib.save(work.folder, shop, split, row, ranks, lists,
                          ranking.protocol(n, split.protocol + drawn, **masking(cfg)),
-                         range(cfg.seed, cfg.seed + cfg.seeds), **few)
+                         range(cfg.seed, cfg.seed + cfg.seeds), **sampled)
   return {'users': len(split.test), **{m: round(results['rows'][row][m]['value'], 4)
                                        for m in results_lib.CLOSING}}
 
 
-def masking(cfg):
+def masking(cfg: ConfigDict) -> dict[str, Any]:
   """What happens to items of the history, as `ranking` takes it."""
-  return dict(mask_history=cfg.judge.mask_history, seen_mask=cfg.judge.seen_mask)
+  return dict(mask_history=cfg.eval.mask_history, seen_mask=cfg.eval.seen_mask)
 
 
-def among_few(cfg, shop, split, score):
+def among_few(cfg: ConfigDict, shop: Dataset, split: Split, score: ScoreFn) -> dict[str, Any]:
   """Figures of a sampled protocol, where one is asked for. -> dict to stand in results.json"""
-  how = cfg.judge.sampled
-  if not how:
+  rule = cfg.eval.sampled
+  if not rule:
     return {}
   counts = np.bincount(split.train.items, minlength=len(shop.catalog) + 1)[1:]
-  drawn = sampled_ranking.draw(how, split.test, counts, cfg.seed,
-                       split.train if how == 'uniform100_sasrec' else None)
+  drawn = sampled_ranking.draw(rule, split.test, counts, cfg.seed,
+                       split.train if rule == 'uniform100_sasrec' else None)
   values = metrics.per_case(sampled_ranking.rank_cases(score, split.test, len(shop.catalog), drawn))
-  return {'sampled': {'protocol': sampled_ranking.protocol(how),
+  return {'sampled': {'protocol': sampled_ranking.protocol(rule),
                       **{m: float(v.mean()) for m, v in values.items()}}}
 
 
-def recommender(workdir, data=None):
+def recommender(workdir: str | os.PathLike, data: str | None = None) -> Callable:
   """The method's face: the best seed's model on any history.
 
   -> recommend, as `ranking.recommender` makes it. Raises ConfigError for `data`, a later
@@ -86,17 +93,17 @@ def recommender(workdir, data=None):
                       'ones: train it again on later data, or ask a run of a method that reads '
                       'texts: betag, bigrec, llmemb, reclm, etegrec')
   config = saved_config(workdir)
-  made = find_stage(workdir, 'train')
+  trained = find_stage(workdir, 'train')
   results = read_json(find_stage(workdir, 'evaluate') / 'results.json')
   load = array_record.load_unchanged if array_record.found(config.data) else load_unchanged
-  shop = load(config.data, results['data_fingerprint'], workdir, config.judge.tie_order)
-  best = int(np.argmax(read_json(made / 'valid.json')['NDCG@10']))
+  shop = load(config.data, results['data_fingerprint'], workdir, config.eval.tie_order)
+  best = int(np.argmax(read_json(trained / 'valid.json')['NDCG@10']))
   score = sequential.scorer(sequential.model_config(config, len(shop.catalog)),
-                            sequential.load(made / 'model.npz', best))
+                            sequential.load(trained / 'model.npz', best))
   return ranking.recommender(score, shop.catalog)
 
 
-def cost(cfg, shop):
+def cost(cfg: ConfigDict, shop: Dataset) -> dict[str, str]:
   """What a run would take, before it runs. -> {name: text}"""
   train = splits.leave_one_out(shop.interactions).train
   step, steps, targets = sequential.planned(cfg, len(shop.catalog), train)
@@ -105,7 +112,7 @@ def cost(cfg, shop):
   )
 
 
-def convert(workdir, kind, out):
+def convert(workdir: str | os.PathLike, kind: str, out: str | os.PathLike) -> None:
   """Writes the trained parameters as one .npz. Raises ConfigError for others, or a file there."""
   if kind != 'npz':
     raise ConfigError(f'--to={kind} is unknown for this method; npz writes all parameters')

@@ -1,18 +1,23 @@
 """The run's report: the figures, how they came about, and what is recommended."""
+import pathlib
+from typing import Any
+
 import numpy as np
+from ml_collections import ConfigDict
 
 from recjax.data import splits
+from recjax.data.dataset import Dataset
 from recjax.models import seqrec
 from recjax.report import html, plots, results, run, users
 from recjax.run_files import read_json
-from recjax.training.workdir import find_stage
+from recjax.training.workdir import Workdir, find_stage
 
 LABELS = {'popularity': 'popularity', 'recency': 'recent popularity', 'random': 'random'}
 
 
-def write(cfg, work, shop, found):
+def write(cfg: ConfigDict, work: Workdir, shop: Dataset, evaluated: pathlib.Path) -> None:
   """Writes report.html into the run's folder."""
-  outcome = read_json(found / 'results.json')
+  outcome = read_json(evaluated / 'results.json')
   row = next(iter(outcome['rows']))
   html.write(work.path / 'report.html', html.page(
       f'Sequential recommendation: {row}', f'{shop.name}, preset {cfg.preset}',
@@ -25,7 +30,7 @@ def write(cfg, work, shop, found):
       'How to read these figures: docs/evaluation.md.'))
 
 
-def verdict(outcome, row):
+def verdict(outcome: dict[str, Any], row: str) -> str:
   """The result in a sentence."""
   ours, base = outcome['rows'][row], outcome['rows']['popularity']
   items = outcome['protocol'].split('over ')[1].split(' items')[0]
@@ -34,17 +39,17 @@ def verdict(outcome, row):
           f'the most popular items alone give {base["HR@10"]["value"]:.1%}.')
 
 
-def figures(outcome, row):
+def figures(outcome: dict[str, Any], row: str) -> list[tuple]:
   """Tiles of the summary."""
   spread = outcome['sd_of_seeds']['NDCG@10']
   return [*results.tiles(outcome, row, ('HR@10', 'NDCG@10')),
           ('seeds', str(len(outcome['seeds'])),
            f'NDCG@10 varies by {spread:.4f}' if spread is not None else 'one alone'),
           ('items shown', f'{outcome["lists"]["coverage"]:.0%}',
-           'of the catalogue stand in some top ten')]
+           'of the catalog stand in some top ten')]
 
 
-def results_section(outcome, row):
+def results_section(outcome: dict[str, Any], row: str) -> html.Section:
   """The table with intervals, and every seed."""
   every = ['HR@10', 'NDCG@10']
   parts = [results.results_table(outcome, [*every, 'HR@5'], 'NDCG@10', row, LABELS)]
@@ -56,7 +61,7 @@ def results_section(outcome, row):
                       'counts with the mean over the seeds.')
 
 
-def training_section(work):
+def training_section(work: Workdir) -> html.Section:
   """Learning curves of all seeds."""
   rows = [r for r in work.metrics() if r['stage'] == 'train']
   if any('data_wait' in r for r in rows):
@@ -73,7 +78,7 @@ def training_section(work):
                   'Validation NDCG@10 by epoch; the best epoch of each seed is kept', 'curves'))
 
 
-def streamed_section(rows):
+def streamed_section(rows: list[dict]) -> html.Section:
   """Curves by step of training on records, and how long it waited for them."""
   curve = lambda name: {name: [(r['step'], r[name]) for r in rows if name in r]}  # noqa: E731
   return html.section('Training', *(
@@ -84,15 +89,15 @@ def streamed_section(rows):
           ('data_wait', 'share', 'Share of time in which training waited for data'))))
 
 
-def users_section(cfg, shop, work, row):
+def users_section(cfg: ConfigDict, shop: Dataset, work: Workdir, row: str) -> html.Section:
   """Test users with what was recommended, beside what the most popular items would have been."""
-  split = splits.split_for_config(shop, cfg.judge)
+  split = splits.split_for_config(shop, cfg.eval)
   counts = np.bincount(split.train.items, minlength=len(shop.catalog) + 1)[1:]
   popular = np.argsort(-counts, kind='stable') + 1
   best = int(np.argmax(read_json(find_stage(work.path, 'train') / 'valid.json')['NDCG@10']))
 
   def tell(case, had, items):
-    had = set(split.test.history(case).tolist()) if cfg.judge.mask_history else ()
+    had = set(split.test.history(case).tolist()) if cfg.eval.mask_history else ()
     top = [i for i in popular if i not in had][:len(items)]
     return ({}, {'Bought': [f'{counts[i - 1]:,}' for i in items],
                  'The most bought instead': [users.title_of(shop.catalog, i) for i in top]}, [])

@@ -1,19 +1,24 @@
 """The experiment on records: users stay on disk, a sample of them is judged."""
+from typing import Any
+
 import jax
 import numpy as np
+from ml_collections import ConfigDict
 
 from recjax.data import array_record, splits
+from recjax.data.dataset import Dataset
 from recjax.errors import ConfigError, DataError
 from recjax.evaluation import ranking, results
 from recjax.file_io import write_json
 from recjax.methods.sequential import evaluate, report, train
 from recjax.models import layers
 from recjax.training import sequential, sequential_streaming
+from recjax.training.workdir import Workdir
 
 JUDGED = 20_000  # users who are judged at most, the same ones for validation and test
 
 
-def run(cfg, work):
+def run(cfg: ConfigDict, work: Workdir) -> None:
   """As the method's `run`, with training and memory that do not grow with the users."""
   shop = array_record.load(cfg.data)
   check(cfg, shop)
@@ -21,27 +26,27 @@ def run(cfg, work):
            f'{shop.fingerprint[:12]}')
   few, drawn = sample(shop)
   train.check(cfg, few)
-  made = work.stage('train', stage, train.settings(cfg), shop, few)
-  found = work.stage('evaluate', evaluate.stage, evaluate.settings(cfg), few, made, drawn)
-  work.publish(found, 'results.json', 'ranks.parquet', 'predictions.parquet')
-  report.write(cfg, work, few, found)
-  results.show(work, found)
+  trained = work.stage('train', stage, train.settings(cfg), shop, few)
+  evaluated = work.stage('evaluate', evaluate.stage, evaluate.settings(cfg), few, trained, drawn)
+  work.publish(evaluated, 'results.json', 'ranks.parquet', 'predictions.parquet')
+  report.write(cfg, work, few, evaluated)
+  results.show(work, evaluated)
 
 
-def check(cfg, shop):
+def check(cfg: ConfigDict, shop: array_record.Records) -> None:
   """What users on disk cannot do. Raises ConfigError."""
   if cfg.seeds != 1:
     raise ConfigError(f'seeds={cfg.seeds}: records are trained on with one seed a run; set '
                       '--config.seeds=1 and give each --config.seed a workdir')
-  if cfg.judge.tie_order != 'file':
-    raise ConfigError(f'judge.tie_order={cfg.judge.tie_order!r}: records keep the order of the '
+  if cfg.eval.tie_order != 'file':
+    raise ConfigError(f'eval.tie_order={cfg.eval.tie_order!r}: records keep the order of the '
                       'file')
-  if cfg.judge.drop_cold_targets:
-    raise ConfigError('judge.drop_cold_targets needs all training users in memory; leave it False')
+  if cfg.eval.drop_cold_targets:
+    raise ConfigError('eval.drop_cold_targets needs all training users in memory; leave it False')
   sequential_streaming.batches(cfg, shop, 1, 2)
 
 
-def sample(shop):
+def sample(shop: array_record.Records) -> tuple[Dataset, str]:
   """Users to judge, drawn once. -> Dataset of them, what the protocol says about it"""
   rows = np.random.default_rng(0).permutation(len(shop))[:JUDGED]
   few = shop.users(np.sort(rows))
@@ -51,16 +56,17 @@ def sample(shop):
                'them')
 
 
-def stage(work, cfg, shop, few):
+def stage(work: Workdir, cfg: ConfigDict, shop: array_record.Records,
+          few: Dataset) -> dict[str, Any]:
   """Trains one seed on all users and keeps the best epoch by validation NDCG@10."""
   split = splits.leave_one_out(few.interactions)
   if not len(split.valid):
     raise DataError(f'none of {len(few.interactions):,} users of {shop.name} has 3 items')
   n = len(shop.catalog)
   model = sequential.model_config(cfg, n)
-  judge = ranking.validator(lambda params: sequential.scorer(model, params), split.valid, n, 1,
+  validate = ranking.validator(lambda params: sequential.scorer(model, params), split.valid, n, 1,
                             cfg.train.valid_users)
-  best, score, epoch = sequential_streaming.fit_records(work, cfg, shop, judge)
+  best, score, epoch = sequential_streaming.fit_records(work, cfg, shop, validate)
   best = jax.tree.map(lambda x: np.asarray(x)[None], best)
   sequential.save(work.folder / 'model.npz', best)
   write_json(work.folder / 'valid.json', {'NDCG@10': [round(float(score), 6)], 'epoch': [epoch]})

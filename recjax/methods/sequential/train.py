@@ -1,41 +1,45 @@
 """The training stage: leave-one-out, the best epoch of each seed by validation NDCG@10."""
+from typing import Any
+
 from ml_collections import ConfigDict
 
 from recjax.data import splits
+from recjax.data.dataset import Dataset
 from recjax.errors import DataError
 from recjax.evaluation import ranking, sampled_ranking
 from recjax.file_io import write_json
 from recjax.models import layers
 from recjax.training import sequential
+from recjax.training.workdir import Workdir
 
 
-def settings(cfg):
+def settings(cfg: ConfigDict) -> ConfigDict:
   """What of the config decides the trained model."""
   return ConfigDict({k: cfg[k] for k in ('model', 'loss', 'train', 'optim', 'seed', 'seeds')})
 
 
-def stage(work, cfg, shop):
+def stage(work: Workdir, cfg: ConfigDict, shop: Dataset) -> dict[str, Any]:
   """Trains all seeds and keeps the best epoch of each by validation NDCG@10."""
   split = splits.leave_one_out(shop.interactions)
   if not len(split.valid):
     raise DataError(f'no user of {shop.name} has 3 items, so nobody can be validated or tested')
   n = len(shop.catalog)
   model = sequential.model_config(cfg, n)
-  judge = ranking.validator(lambda params: sequential.scorer(model, params), split.valid, n,
+  validate = ranking.validator(lambda params: sequential.scorer(model, params), split.valid, n,
                             cfg.seeds, cfg.train.valid_users)
-  best, scores, at = sequential.fit(work, cfg, n, split.train, judge)
+  best, scores, epochs = sequential.fit(work, cfg, n, split.train, validate)
   sequential.save(work.folder / 'model.npz', best)
   write_json(work.folder / 'valid.json', {
-      'NDCG@10': [round(float(s), 6) for s in scores], 'epoch': at.tolist()})
+      'NDCG@10': [round(float(s), 6) for s in scores], 'epoch': epochs.tolist()})
   return {'parameters': f'{layers.count_params(best) // cfg.seeds:,}',
-          'best_epochs': ', '.join(map(str, at)),
+          'best_epochs': ', '.join(map(str, epochs)),
           'valid_NDCG@10': ', '.join(f'{s:.4f}' for s in scores)}
 
 
-def check(cfg, shop):
+def check(cfg: ConfigDict, shop: Dataset) -> None:
   """What can be known to be wrong before anything runs. Raises ConfigError or DataError."""
   sequential.check(cfg, len(shop.catalog))
-  splits.split_for_config(shop, cfg.judge)
-  ranking.protocol(len(shop.catalog), seen_mask=cfg.judge.seen_mask)
-  if cfg.judge.sampled:
-    sampled_ranking.protocol(cfg.judge.sampled)
+  splits.split_for_config(shop, cfg.eval)
+  ranking.protocol(len(shop.catalog), seen_mask=cfg.eval.seen_mask)
+  if cfg.eval.sampled:
+    sampled_ranking.protocol(cfg.eval.sampled)

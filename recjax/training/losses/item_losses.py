@@ -147,7 +147,7 @@ def generalized_binary(positive, negative, items, t, kept=None):
 def beta(items, count, t):
   """The power of gBCE's positive term. Raises ConfigError for t outside 0..1 or K >= N."""
   if not 0 <= t <= 1:
-    raise ConfigError(f'loss.t={t} must lie between 0 (plain BCE) and 1 (fully calibrated)')
+    raise ConfigError(f'loss.gbce_t={t} must lie between 0 (plain BCE) and 1 (fully calibrated)')
   if count >= items:
     raise ConfigError(f'loss.negatives={count} of {items} items: there must be fewer negatives '
                       "than items; use loss.kind=ce for all of them")

@@ -11,7 +11,7 @@ from ml_collections import ConfigDict
 
 from recjax.distributed import sharding
 from recjax.errors import ConfigError, DataError, Preempted
-from recjax.methods.etegrec import alignment, rqvae_training
+from recjax.methods.etegrec import joint_training, rqvae_training
 from recjax.methods.etegrec import joint_training as training
 from recjax.models import rqvae, semantic_id_t5, semantic_ids, t5
 from recjax.training import fault_tolerance
@@ -42,7 +42,7 @@ def parts(items=9):
 
 def epoch(side, weights, state, some, x, number=0):
   tx = optax.sgd(1e-2)
-  run = training.epoch_of(side, NET, weights, ID, tx, lambda key: jnp.arange(2),
+  run = training.make_epoch(side, NET, weights, ID, tx, lambda key: jnp.arange(2),
                           lambda data, at: data)
   state = {'params': state, 'opt': {side: tx.init(state[side])}}
   new, means = run(state, jax.random.key(0), some, x, jnp.zeros((1, 1)), jnp.int32(number))
@@ -59,7 +59,7 @@ class SidesTest(absltest.TestCase):
     x, ids, table, rec, some = parts()
     state = {'rec': rec, 'id': ids, 'table': table}
     for side, still in (('rec', 'id'), ('id', 'rec')):
-      new, means = epoch(side, training.Weights(0.1, 0.1), state, some, x)
+      new, means = epoch(side, training.AlignmentWeights(0.1, 0.1), state, some, x)
       same = jax.tree.map(lambda a, b: bool((a == b).all()), new[still], state[still])
       self.assertTrue(all(jax.tree.leaves(same)))
       moved = jax.tree.map(lambda a, b: bool((a != b).any()), new[side], state[side])
@@ -74,33 +74,39 @@ class SidesTest(absltest.TestCase):
     for count in (1, 3):
       mesh = devices.mesh(data=count)
       with jax.set_mesh(mesh):
-        found.append([jax.device_get(epoch(side, training.Weights(0.1, 0.1), state, some, x))
-                      for side in ('rec', 'id')])
+        found.append(
+          [
+            jax.device_get(epoch(side, training.AlignmentWeights(0.1, 0.1), state, some, x))
+            for side in ('rec', 'id')
+          ]
+        )
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), *found)
 
   def test_warm_epochs_do_without_alignment(self):
     x, ids, table, rec, some = parts()
     state = {'rec': rec, 'id': ids, 'table': table}
-    alone, _ = epoch('rec', training.Weights(), state, some, x)
+    alone, _ = epoch('rec', training.AlignmentWeights(), state, some, x)
     for number, same in ((0, True), (2, False)):
-      new, _ = epoch('rec', training.Weights(1.0, 1.0, warm=2), state, some, x, number)
+      new, _ = epoch('rec', training.AlignmentWeights(1.0, 1.0, warm=2), state, some, x, number)
       gap = max(float(jnp.abs(a - b).max()) for a, b in zip(
           jax.tree.leaves(alone['rec']), jax.tree.leaves(new['rec'])))
       (self.assertLess if same else self.assertGreater)(gap, 1e-7)
 
   def test_loss_is_that_of_the_distinct_targets(self):
     x, ids, table, rec, some = parts()
-    value, found = training.id_loss(NET, training.Weights(), ID, x, None, ids,
+    value, found = training.id_loss(NET, training.AlignmentWeights(), ID, x, None, ids,
                                     {'rec': rec, 'table': table}, some, None, jnp.float32(0))
     want, _ = rqvae.loss(ID, ids, x[jnp.array([2, 4])])
     self.assertAlmostEqual(float(value), float(want), places=5)
     self.assertAlmostEqual(float(found['vq']), float(want), places=5)
-    self.assertEqual(alignment.first(some[0][1]).tolist(), [True, True, False, False])
+    self.assertEqual(
+      joint_training.first_occurrences(some[0][1]).tolist(), [True, True, False, False]
+    )
 
   def test_large_groups_are_refused(self):
-    training.check_groups({'largest_group': [4]}, 4)
+    training.check_collisions({'largest_group': [4]}, 4)
     with self.assertRaisesRegex(DataError, '5 items share'):
-      training.check_groups({'largest_group': [2, 5]}, 4)
+      training.check_collisions({'largest_group': [2, 5]}, 4)
 
 
 class TokenizerTest(absltest.TestCase):
@@ -108,8 +114,8 @@ class TokenizerTest(absltest.TestCase):
   def folder(self):
     return pathlib.Path(self.create_tempdir().full_path) / 'run'
 
-  def fit(self, x, cfg=ID, letter=rqvae_training.NONE, partners=None, path=None, **changes):
-    how = ConfigDict(dict(steps=60, batch=64, look_every=20, save_every=20, revive=True, lr=3e-3,
+  def fit(self, x, cfg=ID, letter=rqvae_training.NO_LETTER, partners=None, path=None, **changes):
+    how = ConfigDict(dict(steps=60, batch=64, eval_every=20, save_every=20, revive=True, lr=3e-3,
                           warmup=0, schedule='constant', decay=0.0, clip=1.0, beta2=0.999))
     how.update(changes)
     with workdir_lib.open_work(path or self.folder(), {}, sharding.make_mesh({'data': -1})) as work:
@@ -126,18 +132,22 @@ class TokenizerTest(absltest.TestCase):
 
   def test_a_run_stopped_at_any_look_ends_where_an_uninterrupted_one_ends(self):
     x = np.random.default_rng(0).normal(size=(40, 6)).astype(np.float32)
-    more = dict(steps=110, save_every=40, letter=rqvae_training.Letter(0.1, 1e-3), partners=np.tile(
-        x, (1, 2))[:, :8])
+    more = dict(
+      steps=110,
+      save_every=40,
+      letter=rqvae_training.LetterWeights(0.1, 1e-3),
+      partners=np.tile(x, (1, 2))[:, :8],
+    )
     straight, kept, rows = self.fit(x, **more)
     self.assertEqual([r['step'] for r in rows], [20, 40, 60, 80, 100, 110])
     for stop, back in ((1, 0), (3, 40), (5, 80), (6, 80)):
-      path, looks, looked = self.folder(), [], rqvae_training.looked
+      path, looks, looked = self.folder(), [], rqvae_training.record_codes
       def breaks(*given, looks=looks, stop=stop, looked=looked):
         looks.append(given)
         if len(looks) == stop:
           raise Stopped
         return looked(*given)
-      with self.assertRaises(Stopped), mock.patch.object(rqvae_training, 'looked', breaks):
+      with self.assertRaises(Stopped), mock.patch.object(rqvae_training, 'record_codes', breaks):
         self.fit(x, path=path, **more)
       again, found, seen = self.fit(x, path=path, **more)
       if back:
@@ -156,7 +166,7 @@ class TokenizerTest(absltest.TestCase):
       if len(looks) == 3:
         raise Stopped
       return {'collision_rate': 0.1, 'usage': []}  # no float32 is equal to it
-    with mock.patch.object(semantic_ids, 'health', alike):
+    with mock.patch.object(semantic_ids, 'codebook_stats', alike):
       with self.assertRaises(Stopped):
         self.fit(x, path=path)
       _, kept, rows = self.fit(x, path=path)
@@ -194,7 +204,7 @@ class TokenizerTest(absltest.TestCase):
           tx,
           count,
           8,
-          rqvae_training.NONE,
+          rqvae_training.NO_LETTER,
           params,
           tx.init(params),
           x,
@@ -209,16 +219,16 @@ class TokenizerTest(absltest.TestCase):
 
   def test_cadences_below_one_are_refused(self):
     x = np.zeros((30, 6), np.float32)
-    for changes in (dict(look_every=0), dict(save_every=0)):
+    for changes in (dict(eval_every=0), dict(save_every=0)):
       with self.assertRaisesRegex(ConfigError, 'must be 1 or more'):
         self.fit(x, **changes)
 
   def test_letter_needs_partners_of_the_codes_width(self):
     x = np.random.default_rng(0).normal(size=(30, 6)).astype(np.float32)
     with self.assertRaisesRegex(ConfigError, 'width 8'):
-      self.fit(x, letter=rqvae_training.Letter(0.1), partners=x)
+      self.fit(x, letter=rqvae_training.LetterWeights(0.1), partners=x)
     partners = np.random.default_rng(1).normal(size=(30, 8)).astype(np.float32)
-    _, _, rows = self.fit(x, letter=rqvae_training.Letter(0.1, 1e-3), partners=partners)
+    _, _, rows = self.fit(x, letter=rqvae_training.LetterWeights(0.1, 1e-3), partners=partners)
     self.assertTrue(np.isfinite(rows[-1]['loss']))
 
   def test_dead_codes_start_anew_from_the_worst_items(self):

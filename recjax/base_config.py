@@ -1,0 +1,69 @@
+"""What the configs of several methods share: how their argument is read, and groups of settings."""
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from ml_collections import ConfigDict
+
+
+def parse(arg: str, defaults: Mapping[str, str],
+          choices: Mapping[str, Sequence[str]] | None = None) -> tuple[str, dict[str, str]]:
+  """Reads what stands behind the colon of --config=FILE:ARGUMENT.
+
+  arg: 'paper' and KEY=VALUE, in any order, parted by commas. defaults: the value of each known key
+  that is not given. choices: what the values of some keys may be. -> 'paper' or 'sample', {key:
+  value}. Raises ValueError for anything that is not known.
+  """
+  preset, values = 'sample', dict(defaults)
+  for part in filter(None, arg.split(',')):
+    key, equals, value = part.partition('=')
+    if part == 'paper':
+      preset = 'paper'
+    elif equals and key in values:
+      values[key] = value
+    else:
+      known = (f'{k}={"FOLDER" if k in ("data", "other") else "NAME"}' for k in defaults)
+      raise ValueError(f'unknown config argument {part!r}; known: paper, {", ".join(known)}')
+  for key, known in (choices or {}).items():
+    if values[key] not in known:
+      raise ValueError(f'{key}={values[key]!r} is unknown; choose one of {", ".join(known)}')
+  return preset, values
+
+
+def start(method: str, preset: str, data: str, **more: Any) -> ConfigDict:
+  """A config with what every config has. method, preset, data: its settings of these names. more:
+  further settings. -> ConfigDict"""
+  return ConfigDict(dict(method=method, preset=preset, data=data, seed=0,
+                         mesh=dict(data=-1, fsdp=1, model=1), **more))
+
+
+def llm(preset: str, remat: str = 'dots') -> dict[str, str]:
+  """The group `llm`: 'tiny' trains a tokenizer and a small model on the texts of the catalog, else
+  weights is a checkpoint folder, which the preset 'paper' has to be given. remat: its setting."""
+  if preset == 'paper':
+    return dict(weights='', dtype='auto', remat=remat)
+  return dict(weights='tiny', dtype='auto', remat='none')
+
+
+def tiny(**changes: Any) -> dict[str, Any]:
+  """The group `tiny`: size and training of that small model. changes: other values."""
+  return dict(vocab=2048, width=128, layers=2, heads=4, kv_heads=2, ffn=352, row_tokens=256,
+              batch=4, epochs=2.0, lr=4e-3, warmup=20, schedule='linear', decay=0.01, clip=1.0,
+              beta2=0.98, log_every=20, save_every=100) | changes
+
+
+def recommender(**more: Any) -> dict[str, Any]:
+  """The groups of a sequential recommender that stands beside something else. more: further ones.
+
+  model.max_history: items of a history that are read. model.hidden: inner width, or the GRU's
+  state. loss.negative_scope: negatives are shared by a 'position', a 'sequence' or the whole
+  'batch'. loss.gbce_t: calibration of gBCE. train.patience: epochs without a better validation
+  NDCG@10. train.mask_share, max_masked, mask_last: of BERT4Rec.
+  """
+  return dict(
+      model=dict(kind='sasrec', max_history=50, width=64, layers=2, heads=1, hidden=64,
+                 dropout=0.2, norm='pre', separate=False),
+      loss=dict(kind='ce', negatives=1, negative_scope='position', exclude='train_history',
+                gbce_t=0.75, log_q=False, chunk=4096),
+      train=dict(batch=256, epochs=30, patience=5, save_every=10, valid_users=1000,
+                 mask_share=0.2, max_masked=50, mask_last=0.5),
+      optim=dict(lr=2e-3, warmup=0, schedule='constant', decay=0.0, clip=0.0, beta2=0.98), **more)

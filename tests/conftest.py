@@ -1,0 +1,11 @@
+"""`pytest tests` runs the same cases as `python -m tests`, under the same settings."""
+import os
+
+from tests.__main__ import ENV
+
+os.environ.update(ENV)
+
+from absl import flags  # noqa: E402
+
+if not flags.FLAGS.is_parsed():
+  flags.FLAGS(['pytest'])
