@@ -254,15 +254,13 @@ class TablesTest(absltest.TestCase):
 
   def test_arguments_of_configs_pass_too(self):
     for name, arguments in (
-      ('sequential_ml1m', [f'model={m},loss={s}' for m in seqrec.KINDS for s in sequential.LOSSES]),
-      ('llmemb_yelp', [f'variant={v}' for v in variants.VARIANTS] + ['profile=faithful']),
-      ('reclm_toys', [f'grounding={g}' for g in reclm.GROUNDINGS]),
-      (
-        'tiger_beauty',
-        [f'tokenizer={k}' for k in [*tokenization.NETWORKS, *semantic_ids.TOKENIZERS]],
-      ),
-      ('bigrec_movies', ['split=time']),
-    ):
+        ('sequential_ml1m', [f'model={m},loss={s}' for m in seqrec.KINDS
+                             for s in sequential.LOSSES]),
+        ('llmemb_yelp', [f'variant={v}' for v in variants.VARIANTS] + ['profile=faithful']),
+        ('reclm_toys', [f'grounding={g}' for g in reclm.GROUNDINGS]),
+        ('tiger_beauty', [f'tokenizer={k}' for k in [
+            *tokenization.NETWORKS, *semantic_ids.TOKENIZERS]]),
+        ('bigrec_movies', ['split=time'])):
       for argument in arguments:
         for preset in ('', 'paper,'):
           settings.check(made(name, preset + argument))

@@ -62,7 +62,7 @@ class Config:
   def __post_init__(self):
     for name, known in CHOICES.items():
       if getattr(self, name) not in known:
-        raise ConfigError(f'tokenizer.{name}={getattr(self, name)!r}; choose one of '
+        raise ConfigError(f'semantic_ids.{name}={getattr(self, name)!r}; choose one of '
                           f'{", ".join(known)}')
     if min(self.dim, self.width, self.levels, self.size, *self.hidden, 9) < 1:
       raise ConfigError(f'the tokenizer has an empty part: {self}')

@@ -56,11 +56,11 @@ PAPERS = {  # BibTeX, for reports
 class Config:
   """Shape of a model; hashable. Raises ConfigError.
 
-  kind: sasrec, gru4rec, bert4rec. items: N. length: L. width, layers, heads: sizes. hidden: inner
-  width of the feed-forward layers; the GRU's state. dropout: share in training. norm, of SASRec:
-  'pre', 'original' (the authors': residual from the normalized query), 'post', 'ligr' (eSASRec's:
-  pre, gated branches, SwiGLU), or 'unirec' (post, a norm of the input instead of its scale and the
-  last norm, GELU; RecLM's teacher). separate: scores use an output table of their own.
+  kind: sasrec, gru4rec, bert4rec. items: N. max_history: L. width, layers, heads: sizes. hidden:
+  inner width of the feed-forward layers; the GRU's state. dropout: share in training. norm, of
+  SASRec: 'pre', 'original' (the authors': residual from the normalized query), 'post', 'ligr'
+  (eSASRec's: pre, gated branches, SwiGLU), or 'unirec' (post, a norm of the input instead of its
+  scale and the last norm, GELU; RecLM's teacher). separate: scores use an output table.
 
   Of published code: future, tokens see later ones. pads, padding in front is seen (as zeros by
   attention, as the table's row 0 by the GRU). count, positions run from the 'start' of a history

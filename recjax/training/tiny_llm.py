@@ -55,8 +55,8 @@ def train_tiny(work: Workdir, cfg: ConfigDict, seed: int, messages: str | list[d
   params = loop.fit(task, settings, work)
   huggingface.save(multihost.to_host(params), shape, work.folder)
   tokenizer.save(work.folder)
-  return {'parameters': layers.count_params(params), 'vocabulary': tokenizer.vocab_size, 'steps': steps,
-          'tokens': packed.tokens}
+  return {'parameters': layers.count_params(params), 'vocabulary': tokenizer.vocab_size,
+          'steps': steps, 'tokens': packed.tokens}
 
 
 def fan_in(params: PyTree) -> PyTree:

@@ -43,9 +43,9 @@ def stage(work: Workdir, cfg: ConfigDict, vectors_dir: Path, ids: Sequence[str])
   """Writes codes.npy, (N, Q) int32, health.json, and tokenizer.npz of networks, codebooks.npy of
   RESIDUAL.
 
-  cfg: as `settings`; its kind is one of NETWORKS or `semantic_ids.PLAIN`, or an index file, whose
-  items go by `ids`. -> counts. Raises ConfigError for another kind, DataError for codes that do not
-  fit the size or items that share theirs.
+  cfg: as `settings`; its kind is one of NETWORKS or `semantic_ids.TOKENIZERS`, or an index file,
+  whose items go by `ids`. -> counts. Raises ConfigError for another kind, DataError for codes
+  that do not fit the size or items that share theirs.
   """
   ids_cfg, x = cfg.semantic_ids, item_embeddings.read(vectors_dir)
   if ids_cfg.kind.endswith('.json'):

@@ -31,7 +31,6 @@ from recjax.methods.reclm import (
   tokenized_catalog,
 )
 from recjax.models import embedding_resize, huggingface, llm, lora
-from recjax.models import layers as layers_lib
 from recjax.run_files import read_json
 from recjax.text import tokenizer as tokenizers
 from recjax.text.packing import PackedSamples
