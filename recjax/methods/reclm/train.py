@@ -31,6 +31,7 @@ from recjax.methods.reclm import (
   tokenized_catalog,
 )
 from recjax.models import embedding_resize, huggingface, llm, lora
+from recjax.models.layers import count_params
 from recjax.run_files import read_json
 from recjax.text import tokenizer as tokenizers
 from recjax.text.packing import PackedSamples
@@ -206,7 +207,7 @@ def stage(work: Workdir, cfg: ConfigDict, dataset: Dataset, llm_dir: Path, teach
   trained = multihost.to_host(fit(task, fit_settings, work))
   save_model(work, cfg, chat_model, llm_dir, trained)
   return {**counts, 'chat_left_out': num_left_out, 'steps': steps,
-          'trained': layers_lib.count_params(trained), 'shared_prefix': len(prefix),
+          'trained': count_params(trained), 'shared_prefix': len(prefix),
           'rows': len(train.rows), 'row': train.row_tokens,
           **{note: count for note, count in tokenized.notes.items() if count}}
 
