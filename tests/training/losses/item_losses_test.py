@@ -115,7 +115,7 @@ class LossTest(parameterized.TestCase):
     kept = jnp.array([[True, False]])
     np.testing.assert_allclose(losses.binary(positive, negative, kept),
                                losses.binary(positive, negative[:, :1]))
-    np.testing.assert_allclose(losses.sampled_softmax(positive, negative, kept=kept),
+    np.testing.assert_allclose(losses.sampled_softmax(positive, negative, counted=kept),
                                losses.sampled_softmax(positive, negative[:, :1]))
 
   def test_settings_that_cannot_be_are_refused(self):
