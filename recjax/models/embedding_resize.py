@@ -11,7 +11,7 @@ from recjax.errors import ConfigError, DataError
 from recjax.models import llm
 from recjax.models.layers import AnyArray
 
-TokenIds = Sequence[int] | Int[AnyArray, ' n']
+TokenIds = Sequence[int] | Int[AnyArray, ' _']
 
 
 @runtime_checkable

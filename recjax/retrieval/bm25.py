@@ -18,7 +18,7 @@ DENSE = 1 << 26  # query weights, most of them 0, that may be held at once
 
 REDUCERS = ('union', 'sum', 'intersection', 'last')
 Document = Iterable[str | tuple[str, float]] | Mapping[str, float]
-Ids = Int[np.ndarray, ' n'] | Sequence[int]
+Ids = Int[np.ndarray, ' _'] | Sequence[int]
 if TYPE_CHECKING:
   CSR = Any  # scipy has no types
 else:
@@ -167,7 +167,7 @@ def _reduce_runs(stacked, lengths, how):
   return sp.csr_array((data, columns, cuts), shape=stacked.shape)
 
 
-def history_scores(model: BM25, how: str = 'union') -> Callable[[Ids, Ids], np.ndarray]:
+def history_scores(model: BM25, how: str = 'union') -> Callable:
   """A score function for ranking: each history queries the index through `reduce_queries`.
 
   model: the index. how: of `reduce_queries`.

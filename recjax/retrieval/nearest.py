@@ -6,6 +6,7 @@ sides: the distances stay, less cancels. Shape letters: N items, B queries, D wi
 """
 import functools
 import pathlib
+from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
 import jax
@@ -39,7 +40,7 @@ class Vectors(NamedTuple):
   rounded: RoundedVectors | None = None
 
 
-def center(vectors: Num[AnyArray, 'N D']) -> Vectors:
+def center(vectors: Num[AnyArray, 'N D'] | Sequence[Sequence[float]]) -> Vectors:
   """The vectors of a catalog, ready for distances."""
   vectors = jnp.asarray(vectors, jnp.float32)
   mean = vectors.mean(0)
@@ -156,7 +157,7 @@ def min_max_normalize(
   return jnp.where(spread > 0, (x - low) / jnp.where(spread > 0, spread, 1), 0)
 
 
-def popularity(counts: Num[AnyArray, ' N']) -> Float[Array, ' N']:
+def popularity(counts: Num[AnyArray, ' N'] | Sequence[float]) -> Float[Array, ' N']:
   """The weight W of items: their share of all interactions in training, brought to 0 .. 1."""
   counts = jnp.asarray(counts, jnp.float32)
   return min_max_normalize(counts / jnp.maximum(counts.sum(), 1))
@@ -192,7 +193,7 @@ def rank_curve(
 
 
 def best_gamma(
-    curve: Num[AnyArray, ' G'], gammas: Float[AnyArray, ' G'] | list[float] | tuple[float, ...],
+    curve: Num[AnyArray, ' G'] | Sequence[float], gammas: Float[AnyArray, ' G'] | Sequence[float],
 ) -> tuple[float, int]:
   """The gamma with the highest value, the smallest of equals, and its index.
 
