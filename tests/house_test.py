@@ -145,6 +145,16 @@ class HouseTest(absltest.TestCase):
       with self.assertRaisesRegex(ValueError, 'papre'):
         config.get_config('papre')
 
+  def test_sources_are_ones_that_a_reader_can_open(self):
+    for path in [*self.files(), *(ROOT / 'tests').rglob('*.py'), *(ROOT / 'docs').glob('*.md')]:
+      if path == ROOT / 'tests' / 'house_test.py':
+        continue
+      for number, line in enumerate(path.read_text().split('\n'), 1):
+        found = UNREADABLE.search(line)
+        self.assertIsNone(found, f'{path} line {number} cites what no reader has: {line.strip()}')
+    for text in ('(reclm.md 3.3)', '(specification: x)', '(design 5)', 'see jax_stack 4', 'T-G7'):
+      self.assertRegex(text, UNREADABLE)
+
   def test_files_and_functions_keep_to_the_budget(self):
     for path in self.files():
       where = path.relative_to(PACKAGE).as_posix()
@@ -162,6 +172,9 @@ class HouseTest(absltest.TestCase):
     self.assertEqual(done.returncode, 0, done.stdout)
 
 
+# What stands in for a paper, a repository or a page of docs/.
+UNREADABLE = re.compile(r'\b[a-z_]+\.md \d|\((specification|design \d)|\b(jax_stack|house_style)\b'
+                        r'|\bT-[A-Z]\d')
 NAMED = re.compile(r'(?:(--config\.)|(?<![\w./-]))([a-z_]\w*(?:\.[a-z_]\w*)+)(?![\w(/])')
 FILES = {'json', 'jsonl', 'npz', 'npy', 'txt', 'parquet', 'pkl'}  # as in data.pkl
 OF_CONFIG = {'cfg', 'config', 'how', 'select'}  # what a config is called
