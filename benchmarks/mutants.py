@@ -75,8 +75,8 @@ def mutants() -> list[Mutant]:
        ('length - state.depth[..., None] - 1 <= left', 'length - state.depth[..., None] <= left'),
        ('used, state.count + closes)', 'used, state.count)'))
   room('retrieval/nearest.py', 'retrieval.nearest_test',
-       ("(rows < own) if ties == 'index' else (rows != own)",
-        "(rows != own) if ties == 'index' else (rows < own)"),
+       ("(rows < target_rows) if ties == 'index' else (rows != target_rows)",
+        "(rows != target_rows) if ties == 'index' else (rows < target_rows)"),
        ('value[:, -1] > last + slack', 'value[:, -1] > last - slack'))
   room('decoding/exhaustive_scoring.py', 'decoding.exhaustive_scoring_test',
        ('log_probs -= log_sum_exp(logits)[..., 0]', 'pass'))
@@ -116,9 +116,9 @@ def mutants() -> list[Mutant]:
   room('training/sft.py', 'training.sft_test',
        ("'all' else len(prompt)\n", "'all' else len(prompt) + 1\n"),
        ('count += weight.sum() * len(prefix)', 'count += weight.sum()'))
-  room('training/loop.py', 'training.fit_test training.guards_test',
+  room('training/loop.py', 'training.loop_test training.fault_tolerance_test',
        ('lambda new, old: jnp.where(good, new, old), fresh', 'lambda new, old: new, fresh'))
-  room('training/microbatch.py', 'training.micro_test',
+  room('training/microbatch.py', 'training.microbatch_test',
        ('lambda g: g / count, grads)', 'lambda g: g, grads)'))
   room('training/optim.py', 'training.optim_test',
        ('max(1, steps - warmup))', 'max(1, steps))'))
@@ -136,26 +136,27 @@ def mutants() -> list[Mutant]:
        ('allowed &= order[:, None] >= order', 'allowed &= order[:, None] > order - 2'))
   room('models/t5.py', 'models.t5_test',
        ('far = np.minimum(near + np.floor(far + 1e-9)', 'far = np.minimum(near + np.ceil(far)'))
-  room('models/bert.py', 'models.bert_test training.encoder_test',
+  room('models/bert.py', 'models.bert_test training.text_embedding_test',
        ("(real * (order if how == 'last' else order[::-1]))",
         "(real * (order if how == 'cls' else order[::-1]))"))
   room('models/seqrec.py', 'models.seqrec_test',
-       ('same &= at[:, None] >= at', 'same &= at[:, None] > at - 2'),
-       ('h = jnp.where(begin[:, None], 0, h)', 'pass'),
-       ('new = (1 - z) * jnp.tanh(b + r * d) + z * h',
-        'new = z * jnp.tanh(b + r * d) + (1 - z) * h'))
+       ('same &= order[:, None] >= order', 'same &= order[:, None] > order - 2'),
+       ('state = jnp.where(begin[:, None], 0, state)', 'pass'),
+       ('new = (1 - z) * jnp.tanh(candidate_x + r * candidate_h) + z * state',
+        'new = z * jnp.tanh(candidate_x + r * candidate_h) + (1 - z) * state'))
   room('models/rqvae.py', 'models.rqvae_test',
-       ('far(e - sg(v)) + cfg.beta * far(sg(e) - v)', 'cfg.beta * far(e - sg(v)) + far(sg(e) - v)'),
-       ('scale * (v - 2 * w * dot(w, v)', 'scale * (v - w * dot(w, v)'))
+       ('squared(part - constant(residual)) + cfg.beta * squared(constant(part) - residual)',
+        'cfg.beta * squared(part - constant(residual)) + squared(constant(part) - residual)'),
+       ('scale * (x - 2 * between', 'scale * (x - between'))
   room('retrieval/kmeans.py', 'models.rqvae_test',
        ('return n // k + (np.arange(k) < n % k)', 'return n // k + (np.arange(k) <= n % k)'))
-  room('models/semantic_ids.py', 'models.rqvae_test models.coder_test methods.etegrec_test',
+  room('models/semantic_ids.py', 'models.rqvae_test models.semantic_id_t5_test methods.etegrec_test',
        ('for i in group[1:]:', 'for i in group:'))
-  room('retrieval/bm25.py', 'models.bm25_test',
+  room('retrieval/bm25.py', 'retrieval.bm25_test',
        ('keep = idf > idf_cutoff', 'keep = idf >= idf_cutoff'),
        ('norm = k1 * (1 - b + b * length', 'norm = k1 * (b + (1 - b) * length'))
-  room('retrieval/pca.py', 'models.pca_test',
-       ('jnp.where(most < 0, -1.0, 1.0)', 'jnp.where(most < 0, 1.0, 1.0)'))
+  room('retrieval/pca.py', 'retrieval.pca_test',
+       ('jnp.where(largest < 0, -1.0, 1.0)', 'jnp.where(largest < 0, 1.0, 1.0)'))
   # Files, text.
   room('file_io.py', 'file_io_test',
        ('os.fsync(file.fileno())\n    place(fresh, path)', 'pass\n    place(fresh, path)'),
@@ -168,19 +169,19 @@ def mutants() -> list[Mutant]:
         "if error.code == 429:\n      return _Failure('rejected', detail, wait)"),
        ('asked = [messages, api.model, api.n, api.temperature, api.max_tokens]',
         'asked = [messages, api.model, api.n, api.max_tokens]'))
-  room('text/interest_terms.py', 'text.interests_test',
+  room('text/interest_terms.py', 'text.interest_terms_test',
        ('weights = np.repeat(FADE ** np.arange(len(parts))',
         'weights = np.repeat(FADE ** np.arange(len(parts))[::-1]'))
   # Data.
   room('data/splits.py', 'data.splits_test',
-       ('ends - held - starts)', 'ends - back - starts)'),
+       ('ends - held_out - starts)', 'ends - back - starts)'),
        ('users = np.flatnonzero(lengths > holdout)', 'users = np.flatnonzero(lengths >= holdout)'))
   room('data/windows.py', 'data.windows_test',
-       ("order = np.argsort(interactions.times[at], kind='stable')",
-        "order = np.argsort(interactions.times[at - 1], kind='stable')"))
-  room('data/dataset.py', 'data.catalog_test',
+       ('np.argsort(interactions.times[interactions.offsets[users] + places]',
+        'np.argsort(interactions.times[interactions.offsets[users] + places - 1]'))
+  room('data/dataset.py', 'data.dataset_test',
        ('first[data.offsets[:-1][data.lengths() > 0]] = True', 'pass'))
-  room('data/batches.py', 'methods.betag_text_test methods.betag_test training.instruct_test',
+  room('data/batches.py', 'methods.betag_text_test methods.betag_test training.sft_test',
        ('weights[block, column] /= 2', 'weights[block, column] /= 4'))
   # Methods.
   room('methods/etegrec/batching.py', 'methods.etegrec_test',
