@@ -150,7 +150,7 @@ def mutants() -> list[Mutant]:
        ('scale * (x - 2 * between', 'scale * (x - between'))
   room('retrieval/kmeans.py', 'models.rqvae_test',
        ('return n // k + (np.arange(k) < n % k)', 'return n // k + (np.arange(k) <= n % k)'))
-  room('models/semantic_ids.py', 'models.rqvae_test models.semantic_id_t5_test methods.etegrec_test',
+  room('models/semantic_ids.py', 'models.rqvae_test',
        ('for i in group[1:]:', 'for i in group:'))
   room('retrieval/bm25.py', 'retrieval.bm25_test',
        ('keep = idf > idf_cutoff', 'keep = idf >= idf_cutoff'),
