@@ -81,7 +81,7 @@ class LayerNorm(nn.Module):
   cfg: Config
 
   @nn.compact
-  def __call__(self, x: Float[Array, 'B S D']) -> Float[Array, 'B S D']:
+  def __call__(self, x: Float[AnyArray, 'B S D']) -> Float[Array, 'B S D']:
     """x after the norm, in the compute type."""
     norm = nn.LayerNorm(epsilon=self.cfg.norm_eps, use_fast_variance=False, name='of')
     return norm(x.astype(jnp.float32)).astype(self.cfg.dtype)
@@ -93,7 +93,7 @@ class Block(nn.Module):
 
   @nn.compact
   def __call__(
-      self, x: Float[Array, 'B S D'], allowed: Bool[Array, 'B S S'],
+      self, x: Float[AnyArray, 'B S D'], allowed: Bool[AnyArray, 'B S S'],
   ) -> tuple[Float[Array, 'B S D'], None]:
     """x: states. allowed: which tokens each sees."""
     cfg = self.cfg
@@ -109,7 +109,7 @@ class Block(nn.Module):
     return LayerNorm(cfg, name='mlp_norm')(x + dense('down', y)), None
 
 
-def pool(hidden: Float[Array, 'B S D'], mask: Mask, how: str) -> Float[Array, 'B D']:
+def pool(hidden: Float[AnyArray, 'B S D'], mask: Mask, how: str) -> Float[Array, 'B D']:
   """One vector a text, in float32; zeros for a text without real tokens.
 
   hidden: states of `Bert`. mask: which tokens are real. how: 'avg' over real tokens, 'last' real

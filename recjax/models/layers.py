@@ -32,7 +32,7 @@ def count_params(params: PyTree) -> int:
   return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(params))
 
 
-def linear(x: Float[Array, '... D'], kernel: Float[Array, 'D E']) -> Float[Array, '... E']:
+def linear(x: Float[AnyArray, '... D'], kernel: Float[AnyArray, 'D E']) -> Float[Array, '... E']:
   """x times kernel, as one product of two matrices.
 
   The gradients of the product with more axes than two took twice as long on CPUs.
@@ -41,7 +41,7 @@ def linear(x: Float[Array, '... D'], kernel: Float[Array, 'D E']) -> Float[Array
 
 
 def rms_norm(
-    x: Float[Array, '... D'], scale: Float[Array, ' D'], eps: float) -> Float[Array, '... D']:
+    x: Float[AnyArray, '... D'], scale: Float[AnyArray, ' D'], eps: float) -> Float[Array, '... D']:
   """x over its root mean square, computed in float32 (Zhang and Sennrich, NeurIPS 2019, eq. 4).
 
   scale: what each number is multiplied with afterwards. eps: added to the mean square. -> x.dtype
@@ -51,7 +51,7 @@ def rms_norm(
   return (y * scale.astype(jnp.float32)).astype(x.dtype)
 
 
-def dropout(x: Float[Array, '...'], rate: float, key: Key[Array, '']) -> Float[Array, '...']:
+def dropout(x: Float[AnyArray, '...'], rate: float, key: Key[Array, '']) -> Float[Array, '...']:
   """Zeros a share `rate` of x, chosen by `key`, and scales the rest by 1 / (1 - rate).
 
   Which numbers stay is decided by an integer hash of their index and the key (the finalizer of
@@ -65,7 +65,7 @@ def dropout(x: Float[Array, '...'], rate: float, key: Key[Array, '']) -> Float[A
   return jnp.where(keep, x * (1 / (1 - rate)), 0).astype(x.dtype)
 
 
-def _hash(bits: UInt32[Array, '...']) -> UInt32[Array, '...']:
+def _hash(bits: UInt32[AnyArray, '...']) -> UInt32[Array, '...']:
   """The finalizer of MurmurHash3, a bijection of uint32 in which each bit depends on all."""
   bits = (bits ^ (bits >> 16)) * jnp.uint32(0x85EBCA6B)
   bits = (bits ^ (bits >> 13)) * jnp.uint32(0xC2B2AE35)

@@ -140,8 +140,8 @@ class Linear(nn.Module):
     return Weight(kernel, bias, a, b * (cfg.lora_alpha / cfg.lora_rank))
 
 
-def project(
-    x: Float[Array, 'B S E'], weights: Sequence[Weight], dtype: str) -> list[Float[Array, 'B S _']]:
+def project(x: Float[AnyArray, 'B S E'], weights: Sequence[Weight],
+            dtype: str) -> list[Float[Array, 'B S _']]:
   """Applies linear layers that read the same input. -> the output of each
 
   x: the input. weights: the layers. dtype: of the products.
@@ -171,8 +171,8 @@ def _merging_pays(x, weights):
 
 @jax.custom_vjp
 def merged_matmul(
-    x: Float[Array, '... E'], kernels: tuple[Float[Array, 'E _'], ...],
-    a: tuple[Float[Array, 'E _'], ...], b: tuple[Float[Array, '_ _'], ...],
+    x: Float[AnyArray, '... E'], kernels: tuple[Float[AnyArray, 'E _'], ...],
+    a: tuple[Float[AnyArray, 'E _'], ...], b: tuple[Float[AnyArray, '_ _'], ...],
 ) -> list[Float[Array, '... _']]:
   """x (W + A B) for each layer. kernels, a, b: W, A and B of the layers, in one order."""
   return [x @ (w + p @ q) for w, p, q in zip(kernels, a, b)]
@@ -205,9 +205,9 @@ class Block(nn.Module):
 
   @nn.compact
   def __call__(
-      self, x: Float[Array, 'B S D'], past: tuple[tuple[Array, Array], ...],
-      rotation: tuple[Float[Array, '#B S 1 _'], Float[Array, '#B S 1 _']],
-      allowed: Bool[AnyArray, '#B S S'], masks: tuple[Bool[Array, '...'], ...],
+      self, x: Float[AnyArray, 'B S D'], past: tuple[tuple[AnyArray, Array], ...],
+      rotation: tuple[Float[AnyArray, '#B S 1 _'], Float[AnyArray, '#B S 1 _']],
+      allowed: Bool[AnyArray, '#B S S'], masks: tuple[Bool[AnyArray, '...'], ...],
   ) -> tuple[Float[Array, 'B S D'], tuple[Float[Array, 'B S G Dh'], Float[Array, 'B S G Dh']]]:
     """x: the states. past: keys and values of remembered blocks, of this layer; masks: theirs.
 
@@ -291,21 +291,21 @@ class LM(nn.Module):
         x, tuple((p.k, p.v) for p in past), rotation, allowed, tuple(p.mask for p in past))
     return rms_norm(x, self.norm, self.cfg.norm_eps), kv
 
-  def logits(self, hidden: Float[Array, '*rows D']) -> Float[Array, '*rows V']:
+  def logits(self, hidden: Float[AnyArray, '*rows D']) -> Float[Array, '*rows V']:
     """The logits of all tokens, float32. hidden: states of `__call__`."""
     head = self.embed.T if self.cfg.tied else self.head
     y = jnp.matmul(hidden, head.astype(hidden.dtype), preferred_element_type=jnp.float32)
     return shard_rows(y, *(None,) * (y.ndim - 2), 'model') if y.ndim > 1 else y
 
-  def candidate_logits(
-      self, hidden: Float[Array, '*rows D'], ids: Int[Array, '*rows C']) -> Float[Array, '*rows C']:
+  def candidate_logits(self, hidden: Float[AnyArray, '*rows D'],
+                       ids: Int[AnyArray, '*rows C']) -> Float[Array, '*rows C']:
     """The logits of tokens `ids` alone, float32. hidden: states of `__call__`."""
     rows = jnp.take(self.embed, ids, 0) if self.cfg.tied else jnp.take(self.head.T, ids, 0)
     return jnp.einsum('...d,...cd->...c', hidden, rows.astype(hidden.dtype),
                       preferred_element_type=jnp.float32)
 
   def window_logits(
-      self, hidden: Float[Array, '*rows D'], first: int | Int[Array, ''], size: int,
+      self, hidden: Float[AnyArray, '*rows D'], first: int | Int[AnyArray, ''], size: int,
   ) -> Float[Array, '*rows C']:
     """The logits of tokens first .. first + size - 1, float32. hidden: states of `__call__`."""
     if self.cfg.tied:

@@ -10,10 +10,11 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Shaped
 
 from recjax.distributed import sharding
+from recjax.retrieval import AnyArray
 
 
-def token_nll(hidden: Float[Array, 'M D'], head: Float[Array, 'D V'], targets: Int[Array, ' M'],
-              chunk_bytes: int = 1 << 28) -> Float[Array, ' M']:
+def token_nll(hidden: Float[AnyArray, 'M D'], head: Float[AnyArray, 'D V'],
+              targets: Int[AnyArray, ' M'], chunk_bytes: int = 1 << 28) -> Float[Array, ' M']:
   """Negative log-likelihood of each target under softmax(hidden @ head), in float32.
 
   Rows go through in chunks whose logits fit `chunk_bytes` on each device; each chunk's logits are
@@ -32,7 +33,7 @@ def token_nll(hidden: Float[Array, 'M D'], head: Float[Array, 'D V'], targets: I
                   math.ceil(rows * vocab * 4 / (chunk_bytes * devices)))
 
 
-def map_rows(fn: Callable, arrays: Sequence[Shaped[Array, 'M ...']],
+def map_rows(fn: Callable, arrays: Sequence[Shaped[AnyArray, 'M ...']],
              chunks: int) -> Shaped[Array, ' M']:
   """`fn` of some rows at a time, whose inner values are made again in the backward pass.
 
