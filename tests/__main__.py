@@ -3,6 +3,7 @@
   python -m tests                # what a change wants: minutes
   python -m tests beam workdir   # only files whose path holds a word
   python -m tests --all          # long ones as well: kill loops, device matrices, all damages
+  python -m tests --long         # the long ones alone
 
 Warnings that point at a line of ours are listed at the end, and the slowest cases with --slowest=N.
 """
@@ -46,8 +47,8 @@ def group_of(path: pathlib.Path) -> str:
   return name.partition('/')[0] if '/' in name else 'top'
 
 
-def run_group(paths: list[pathlib.Path],
-              env: dict[str, str]) -> tuple[float, list[ET.Element], str]:
+def run_group(paths: list[pathlib.Path], env: dict[str, str],
+              long_alone: bool) -> tuple[float, list[ET.Element], str]:
   """Runs test files in one process. -> seconds, its cases, its output
 
   A process that dies before its report is whole counts as one failed case.
@@ -57,8 +58,9 @@ def run_group(paths: list[pathlib.Path],
   with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
     report = os.path.join(folder, 'report.xml')
     code = 'from absl.testing import absltest; absltest.main(module=None)'
+    start_with = ['-m', 'tests.long'] if long_alone else ['-c', code]
     done = subprocess.run(
-        [sys.executable, '-c', code, *names, f'--xml_output_file={report}',
+        [sys.executable, *start_with, *names, f'--xml_output_file={report}',
          f'--test_tmpdir={folder}'], env={**env, 'TMPDIR': folder}, capture_output=True, text=True,
         errors='replace', cwd=ROOT.parent)
     cases = cases_of(report)
@@ -104,19 +106,21 @@ def main(argv: list[str]) -> int:
   parser = argparse.ArgumentParser(prog='python -m tests', description=__doc__.partition('\n')[0])
   parser.add_argument('words', nargs='*', help='only files whose path holds one of these')
   parser.add_argument('--all', action='store_true', help='long tests as well')
+  parser.add_argument('--long', action='store_true', help='long tests alone')
   parser.add_argument('--slowest', type=int, default=0, help='list so many of the slowest cases')
   args = parser.parse_args(argv)
   groups = collections.defaultdict(list)
   for path in sorted(ROOT.rglob('*_test.py')):
-    if not args.words or any(word in path.relative_to(ROOT).as_posix() for word in args.words):
+    wanted = not args.words or any(w in path.relative_to(ROOT).as_posix() for w in args.words)
+    if wanted and (not args.long or '@long' in path.read_text()):
       groups[group_of(path)].append(path)
   # the longest first, told by the size of the files, so that no core waits at the end
   order = sorted(groups, key=lambda g: -sum(p.stat().st_size for p in groups[g]))
-  env = {**ENV, 'RECJAX_TEST_ALL': '1'} if args.all else ENV
+  env = {**ENV, 'RECJAX_TEST_ALL': '1'} if args.all or args.long else ENV
   ran, skipped, left, warned, failed, passed = [], [], 0, set(), 0, 0
   with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
     for name, (seconds, cases, output) in zip(order, pool.map(
-        lambda g: run_group(groups[g], env), order)):
+        lambda g: run_group(groups[g], env, args.long), order)):
       bad = [case for case in cases if is_bad(case)]
       out = [case for case in cases if is_skipped(case)]
       long, good = sum(map(is_left, out)), len(cases) - len(bad) - len(out)

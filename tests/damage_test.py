@@ -15,6 +15,7 @@ from recjax import errors, experiment
 from recjax.serving import served_model
 from tests import hostile_test
 from tests.hostile_test import DAMAGE, EVERYTHING, ended, flipped, small, untrained, verb
+from tests.long import long
 from tests.methods import betag_test, etegrec_test
 
 KINDS = {**DAMAGE, 'flipped': flipped}
@@ -93,6 +94,7 @@ class AnyMethodTest(parameterized.TestCase):
     return refused
 
   @parameterized.parameters('tiger', 'betag')
+  @long
   def test_every_verb_answers_rightly_or_names_the_file(self, method):
     folder, _ = finished(method)
     run = folder / 'damaged'
@@ -108,6 +110,7 @@ class AnyMethodTest(parameterized.TestCase):
         lambda name, out: self.assertEqual(out, good[name])), 3)
 
   @parameterized.parameters('sequential', 'tiger', 'betag')
+  @long
   def test_the_run_itself_ends_with_the_same_results_or_names_the_file(self, method):
     folder, cfg = finished(method)
     run, good = folder / 'damaged', (folder / 'run' / 'results.json').read_bytes()
