@@ -19,7 +19,7 @@ class DotProduct:
   table: Float[AnyArray, 'N D']
   bias: Float[AnyArray, ' N'] | None = None
 
-  def __call__(self, items, offsets) -> Float[Array, 'B N']:
+  def __call__(self, items: AnyArray, offsets: AnyArray) -> Float[Array, 'B N']:
     """Scores of all items. items, offsets: ragged histories."""
     return dot_product_scores(self.states(items, offsets), self.table, self.bias)
 
