@@ -1,6 +1,6 @@
 """Scores that are inner products of a history's state with a row for every item."""
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import jax
 from jaxtyping import Array, Float
@@ -19,7 +19,9 @@ class DotProduct:
   table: Float[AnyArray, 'N D']
   bias: Float[AnyArray, ' N'] | None = None
 
-  def __call__(self, items, offsets) -> Float[Array, 'B N']:
+  def __call__(
+      self, items: AnyArray | Sequence[int], offsets: AnyArray | Sequence[int],
+  ) -> Float[Array, 'B N']:
     """Scores of all items. items, offsets: ragged histories."""
     return dot_product_scores(self.states(items, offsets), self.table, self.bias)
 

@@ -184,7 +184,9 @@ def reorder_suffix(cache: Suffix, parents: Int[Array, 'B K']) -> Suffix:
   return jax.tree.map(take, cache)
 
 
-def grow_suffix(cache: Suffix, new_tokens: int) -> Suffix:
+def grow_suffix(
+    cache: Suffix, new_tokens: int,
+) -> tuple[Float[Array, 'L B K G grown Dh'], Float[Array, 'L B K G grown Dh']]:
   """Private caches with room for rows of `new_tokens`. cache: the suffixes."""
   more = max(0, new_tokens - 1 - cache[0].shape[4])
   k, v = (jnp.pad(x, [(0, 0)] * 4 + [(0, more), (0, 0)]) for x in cache)

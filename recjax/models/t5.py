@@ -270,7 +270,8 @@ class DecoderStack(T5Layer):
     else:
       bias = self.relative_bias(t, 1, slots[0].shape[3])
     x = self.drop(x.astype(self.cfg.dtype), train)
-    x, slots = self.blocks(x, (cross, slots), bias, cross_bias, t, memory, train)
+    of_layers = cast(Any, (cross, slots))
+    x, slots = self.blocks(x, of_layers, bias, cross_bias, t, memory, train)
     y = rms_norm(x.astype(jnp.float32), self.last_scale, self.cfg.norm_eps)
     return self.drop(y, train), slots
 

@@ -108,8 +108,8 @@ class KMeansTest(absltest.TestCase):
 
   def test_small_cases(self):
     x = jnp.array([[0.], [1.], [10.], [11.]])
-    centres, _, inertia = kmeans.fit(jax.random.key(0), x, 2)
-    np.testing.assert_allclose(np.sort(centres[:, 0]), [.5, 10.5])
+    centers, _, inertia = kmeans.fit(jax.random.key(0), x, 2)
+    np.testing.assert_allclose(np.sort(centers[:, 0]), [.5, 10.5])
     self.assertEqual(float(inertia), 1)
     self.assertTrue(np.isfinite(kmeans.fit(jax.random.key(0), jnp.repeat(x[:2], 5, 0), 4)[0]).all())
 
