@@ -274,8 +274,8 @@ class GenerateTest(parameterized.TestCase):
   def test_groups_find_titles_of_just_the_fewest_tokens(self):
     built = trie.build([[1], [2], [3, 4], [5, 6, 7]], end=END, vocab=V)
     titles = CatalogConstraint(device_trie.to_device_trie(built), min_new_tokens=3)
-    found = generate(TABLE, LOGITS, [[5]], DiverseBeamSearch(4, 2), titles)
-    rows = {tuple(found.row(0, k)) for k in range(4) if found.exists[0, k]}
+    found = generate(TABLE, LOGITS, [[5]], DiverseBeamSearch(8, 2), titles)
+    rows = {tuple(found.row(0, k)) for k in range(8) if found.exists[0, k]}
     self.assertEqual(rows, {(3, 4, END), (5, 6, 7, END)})
 
   def test_sampled_rows_are_titles_with_their_own_scores(self):
