@@ -47,8 +47,8 @@ def group_of(path: pathlib.Path) -> str:
   return name.partition('/')[0] if '/' in name else 'top'
 
 
-def run_group(paths: list[pathlib.Path], env: dict[str, str],
-              long_alone: bool) -> tuple[float, list[ET.Element], str]:
+def run_group(paths: list[pathlib.Path],
+              env: dict[str, str]) -> tuple[float, list[ET.Element], str]:
   """Runs test files in one process. -> seconds, its cases, its output
 
   A process that dies before its report is whole counts as one failed case.
@@ -57,10 +57,8 @@ def run_group(paths: list[pathlib.Path], env: dict[str, str],
   start = time.monotonic()
   with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
     report = os.path.join(folder, 'report.xml')
-    code = 'from absl.testing import absltest; absltest.main(module=None)'
-    start_with = ['-m', 'tests.long'] if long_alone else ['-c', code]
     done = subprocess.run(
-        [sys.executable, *start_with, *names, f'--xml_output_file={report}',
+        [sys.executable, '-m', 'tests.room', *names, f'--xml_output_file={report}',
          f'--test_tmpdir={folder}'], env={**env, 'TMPDIR': folder}, capture_output=True, text=True,
         errors='replace', cwd=ROOT.parent)
     cases = cases_of(report)
@@ -116,11 +114,12 @@ def main(argv: list[str]) -> int:
       groups[group_of(path)].append(path)
   # the longest first, told by the size of the files, so that no core waits at the end
   order = sorted(groups, key=lambda g: -sum(p.stat().st_size for p in groups[g]))
-  env = {**ENV, 'RECJAX_TEST_ALL': '1'} if args.all or args.long else ENV
+  env = {**ENV, 'RECJAX_TEST_ALL': str(int(args.all or args.long)),
+         'RECJAX_TEST_LONG_ALONE': str(int(args.long))}
   ran, skipped, left, warned, failed, passed = [], [], 0, set(), 0, 0
   with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
     for name, (seconds, cases, output) in zip(order, pool.map(
-        lambda g: run_group(groups[g], env, args.long), order)):
+        lambda g: run_group(groups[g], env), order)):
       bad = [case for case in cases if is_bad(case)]
       out = [case for case in cases if is_skipped(case)]
       long, good = sum(map(is_left, out)), len(cases) - len(bad) - len(out)

@@ -2,7 +2,6 @@
 import importlib
 import inspect
 import pathlib
-import types
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +10,7 @@ from absl.testing import absltest, parameterized
 
 import recjax.methods
 from recjax import protocols
-from recjax.data.dataset import Catalog
+from recjax.data.dataset import Catalog, Interactions
 from recjax.decoding import device_trie, item_span, retrieval_constraint, trie
 from recjax.decoding.constraints import CatalogConstraint, CodeConstraint, Unconstrained
 from recjax.decoding.lm_head import plain_head
@@ -108,7 +107,7 @@ class OtherTest(parameterized.TestCase):
   @parameterized.parameters('popularity', 'recency', 'random')
   def test_baselines_are_score_functions(self, name):
     items, offsets = np.int32([1, 2, 2, 3]), np.array([0, 2, 4])
-    train = types.SimpleNamespace(items=items, offsets=offsets)
+    train = Interactions(('a', 'b'), items=items, offsets=offsets)
     score = baselines.baselines(train, 3, 0)[name]
     self.assertEqual(parameters(score), parameters(protocols.ScoreFn.__call__)[1:])
     scores = score(items, offsets)

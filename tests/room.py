@@ -1,0 +1,45 @@
+"""One process of the suite, as the runner starts it: `python -m tests.room tests.a_test ...`.
+
+A file's compiled programs are dropped when its tests have run: thousands of them in one process
+would come to the system's limit of memory maps.
+"""
+import gc
+import os
+import sys
+import unittest
+from types import ModuleType
+from typing import Any
+
+from absl.testing import absltest
+
+LONG_ALONE = os.environ.get('RECJAX_TEST_LONG_ALONE') == '1'
+
+
+class FileSuite(unittest.TestSuite):
+  """The tests of a file, after which JAX forgets its programs."""
+
+  def run(self, result: unittest.TestResult, debug: bool = False) -> unittest.TestResult:
+    """Runs the tests. result: where they are told. debug: whether errors are raised."""
+    super().run(result, debug)
+    if 'jax' in sys.modules:
+      sys.modules['jax'].clear_caches()
+      gc.collect()
+    return result
+
+
+class RoomLoader(absltest.TestLoader):
+  """Finds the tests of files, or the long ones among them alone."""
+
+  def loadTestsFromModule(self, module: ModuleType, **how: Any) -> unittest.TestSuite:
+    """The tests of a file. module: the file. how: as unittest gives it."""
+    return FileSuite([super().loadTestsFromModule(module, **how)])
+
+  def getTestCaseNames(self, testCaseClass: type[unittest.TestCase]) -> list[str]:
+    """The names of a class's tests. testCaseClass: the class."""
+    names = super().getTestCaseNames(testCaseClass)
+    return [n for n in names if not LONG_ALONE
+            or getattr(getattr(testCaseClass, n), 'is_long', False)]
+
+
+if __name__ == '__main__':
+  absltest.main(module=None, testLoader=RoomLoader())
