@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from jaxtyping import Bool, Float, Int, Integer
+from jaxtyping import Bool, Int, Integer
 
 from recjax import file_io, run_files
 from recjax.data import splits
@@ -24,7 +24,7 @@ CLOSING = ('HR@10', 'NDCG@10')
 def save(
     folder: str | os.PathLike, shop: Dataset, split: splits.Split, row: str,
     ranks: Mapping[str, np.ndarray],
-    lists: tuple[Integer[np.ndarray, 'U K'], Float[np.ndarray, 'U K']], protocol: str,
+    lists: Sequence[Num[np.ndarray, 'U K']], protocol: str,
     seeds: Sequence[int] = (0,), ks: Sequence[int] = metrics.KS, **more: Any,
 ) -> dict[str, Any]:
   """Writes results.json, ranks.parquet and predictions.parquet about the test users.

@@ -509,8 +509,9 @@ class LengthTest(absltest.TestCase):
   def test_prompts_count_in_the_length_of_old_releases_alone(self):
     asked, given = [[1, 2, 3], [1, 2, 3, 4, 5]], []
 
-    def answer(rows, **settings):
-      given.append((rows, settings))
+    def answer(rows, search, constraint):
+      given.append((rows, search))
+      self.assertEqual(constraint.eos_ids, (0,))
       return types.SimpleNamespace(row=lambda b, k: [b, k], scores=np.zeros((2, 2)))
     writer = types.SimpleNamespace(
         own=lambda prompt: prompt[2:], generate=answer, tokenizer=types.SimpleNamespace(
@@ -518,7 +519,8 @@ class LengthTest(absltest.TestCase):
     cfg = ConfigDict(dict(beams=2, new_tokens=4, length_penalty=1.0, length_norm='full'))
     self.assertEqual(gen.texts(writer, asked, cfg)[1][0], ['[1, 0]', '[1, 1]'])
     gen.texts(writer, asked, ConfigDict({**cfg, 'length_norm': 'generated'}))
-    self.assertEqual([s['length_offset'] for _, s in given], [[3, 5], 0])  # the opening counts too
+    # the opening counts too
+    self.assertEqual([np.asarray(s.length_offset).tolist() for _, s in given], [[3, 5], 0])
     with self.assertRaisesRegex(ConfigError, 'length_norm'):
       gen.texts(writer, asked, ConfigDict({**cfg, 'length_norm': 'none'}))
 
