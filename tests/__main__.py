@@ -35,8 +35,8 @@ ENV = {
 OURS = re.compile(rf'{re.escape(str(ROOT.parent))}/(?!\.)\S+:\d+: \w*Warning: .*')
 # Files that have a process of their own: they change what belongs to a whole process (signals,
 # limits, the console), or run so long that their room would be the last.
-ALONE = ('methods', 'decoding', 'hostile_test', 'house_test', 'docs_test', 'devices_test', 'damage_test',
-         'training/fault_tolerance_test', 'serving/server_test', 'launch')
+ALONE = ('methods', 'decoding', 'hostile_test', 'house_test', 'docs_test', 'devices_test',
+         'damage_test', 'training/fault_tolerance_test', 'serving/server_test', 'launch')
 
 
 def group_of(path: pathlib.Path) -> str:
