@@ -306,7 +306,7 @@ class ConversationTest(absltest.TestCase):
       self.assertEqual(self.read(text), want, text)
 
   def test_what_is_wrong_is_named(self):
-    with self.assertRaisesRegex(DataError, 'line 1 is not valid JSON'):
+    with self.assertRaisesRegex(DataError, 'line 1, column 12: not valid JSON'):
       self.read('{"question"')
     with self.assertRaisesRegex(DataError, 'record 0 is no conversation'):
       self.read('{"x": 1}')
