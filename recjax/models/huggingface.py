@@ -69,7 +69,10 @@ def read_config(folder: Folder) -> llm.Config:
   raw = read_json(path)
   kind = raw.get('model_type')
   if kind not in ('llama', 'qwen2', 'qwen3'):
-    raise ConfigError(f'{path}: model_type {kind!r} is not supported; llama, qwen2 and qwen3 are')
+    hint = ('. A sentence encoder is read for vectors, not tuned or decoded'
+            if kind in ('bert', 'roberta', 'xlm-roberta', 'mpnet', 'distilbert') else '')
+    raise ConfigError(f'{path}: model_type {kind!r} is not supported; llama, qwen2 and qwen3 '
+                      f'are{hint}')
   refuse_adapter(path.parent)
   checkpoint_config.check_llm(path, raw)
   sizes: dict[str, Any] = {
