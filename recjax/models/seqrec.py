@@ -19,6 +19,9 @@ from jaxtyping import Array, Bool, Float, Int, Key, PyTree
 from recjax.errors import ConfigError
 from recjax.models.layers import FAR, AnyArray
 
+# Whose token a slot holds: from 1 up, 0 for nobody's; one user alone may be a mask.
+Segments = Int[AnyArray, 'R L'] | Bool[AnyArray, 'R L']
+
 KINDS = ('sasrec', 'gru4rec', 'bert4rec')
 NORMS = ('pre', 'original', 'post', 'ligr', 'unirec')
 PAPERS = {  # BibTeX, for reports
@@ -136,7 +139,7 @@ class SeqRec(nn.Module):
   @nn.compact
   def __call__(
       self, items: Int[AnyArray, 'R L'], position: Int[AnyArray, 'R L'],
-      segment: Int[AnyArray, 'R L'], train: bool = False) -> Float[Array, 'R L D']:
+      segment: Segments, train: bool = False) -> Float[Array, 'R L D']:
     """States, zeros where segment is 0.
 
     items: ids. position: of each token in its history. segment: whose token it is.
@@ -177,7 +180,7 @@ class SeqRec(nn.Module):
     return nn.LayerNorm(epsilon=1e-12, name='norm_out')(x) * real
 
 
-def attention_mask(segment: Int[AnyArray, 'R L'], causal: bool) -> Bool[AnyArray, 'R 1 L L']:
+def attention_mask(segment: Segments, causal: bool) -> Bool[AnyArray, 'R 1 L L']:
   """Which slots each slot sees: its own user's, with `causal` only those not after it."""
   same = (segment[:, :, None] == segment[:, None]) & (segment > 0)[:, None]
   if causal:
@@ -270,7 +273,7 @@ class GRU(nn.Module):
 
   @nn.compact
   def __call__(
-      self, x: Float[Array, 'R L D'], segment: Int[AnyArray, 'R L']) -> Float[Array, 'R L F']:
+      self, x: Float[Array, 'R L D'], segment: Segments) -> Float[Array, 'R L F']:
     """x: inputs. segment: whose token a slot holds; nobody's leave the state as it is."""
     w = self.param('input', nn.initializers.xavier_uniform(), (x.shape[-1], 3 * self.hidden))
     u = self.param('state', nn.initializers.xavier_uniform(), (self.hidden, 3 * self.hidden))

@@ -96,7 +96,7 @@ class StreamedTest(parameterized.TestCase):
     cfg.train.update(epochs=6, patience=8, valid_users=300)
     shop = ring(800)
     cfg.data = str(stored(shop, self.room))
-    with mock.patch.object(streaming, 'JUDGED', 400):
+    with mock.patch.object(streaming, 'MAX_USERS', 400):
       results = self.run_on(cfg, folder)
     self.assertIn('400 users drawn of 800', results['protocol'])
     self.assertEqual(told.check(results)[0], 400)
