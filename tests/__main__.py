@@ -118,8 +118,9 @@ def main(argv: list[str]) -> int:
          'RECJAX_TEST_LONG_ALONE': str(int(args.long))}
   ran, skipped, left, warned, failed, passed = [], [], 0, set(), 0, 0
   with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
-    for name, (seconds, cases, output) in zip(order, pool.map(
-        lambda g: run_group(groups[g], env), order)):
+    running = {pool.submit(run_group, groups[name], env): name for name in order}
+    for done in concurrent.futures.as_completed(running):
+      name, (seconds, cases, output) = running[done], done.result()
       bad = [case for case in cases if is_bad(case)]
       out = [case for case in cases if is_skipped(case)]
       long, good = sum(map(is_left, out)), len(cases) - len(bad) - len(out)

@@ -17,7 +17,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec as P
-from jaxtyping import Array, Bool, Float, Int, Key, PyTree
+from jaxtyping import Array, Bool, Float, Integer, Key, PyTree
 
 from recjax.distributed.sharding import shard
 from recjax.errors import ConfigError
@@ -267,8 +267,8 @@ class LM(nn.Module):
       self.head = self.param('head', normal, (cfg.width, cfg.vocab), cfg.param_dtype)
 
   def __call__(
-      self, tokens: Int[AnyArray, 'B S'], positions: Int[AnyArray, '#B S'],
-      segments: Int[AnyArray, 'B S'] | Bool[AnyArray, 'B S S'], past: Sequence[KVBlock] = (),
+      self, tokens: Integer[AnyArray, 'B S'], positions: Integer[AnyArray, '#B S'],
+      segments: Integer[AnyArray, 'B S'] | Bool[AnyArray, 'B S S'], past: Sequence[KVBlock] = (),
   ) -> tuple[Float[Array, 'B S D'],
              tuple[Float[Array, 'L B S G Dh'], Float[Array, 'L B S G Dh']]]:
     """Runs tokens; each sees itself, earlier tokens of its segment, and every unmasked past key.
@@ -298,14 +298,14 @@ class LM(nn.Module):
     return shard_rows(y, *(None,) * (y.ndim - 2), 'model') if y.ndim > 1 else y
 
   def candidate_logits(self, hidden: Float[AnyArray, '*rows D'],
-                       ids: Int[AnyArray, '*rows C']) -> Float[Array, '*rows C']:
+                       ids: Integer[AnyArray, '*rows C']) -> Float[Array, '*rows C']:
     """The logits of tokens `ids` alone, float32. hidden: states of `__call__`."""
     rows = jnp.take(self.embed, ids, 0) if self.cfg.tied else jnp.take(self.head.T, ids, 0)
     return jnp.einsum('...d,...cd->...c', hidden, rows.astype(hidden.dtype),
                       preferred_element_type=jnp.float32)
 
   def window_logits(
-      self, hidden: Float[AnyArray, '*rows D'], first: int | Int[AnyArray, ''], size: int,
+      self, hidden: Float[AnyArray, '*rows D'], first: int | Integer[AnyArray, ''], size: int,
   ) -> Float[Array, '*rows C']:
     """The logits of tokens first .. first + size - 1, float32. hidden: states of `__call__`."""
     if self.cfg.tied:
@@ -316,7 +316,7 @@ class LM(nn.Module):
 
 
 def prefill_prefix(
-    model: LM, variables: PyTree, prefix: Sequence[int] | Int[AnyArray, ' P'],
+    model: LM, variables: PyTree, prefix: Sequence[int] | Integer[AnyArray, ' P'],
 ) -> tuple[Float[Array, ' D'], KVBlock]:
   """Runs a prefix that every row will see, once. -> state of its last token, its block
 
