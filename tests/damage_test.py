@@ -29,7 +29,7 @@ def finished(method):
   atexit.register(shutil.rmtree, folder, ignore_errors=True)
   if method == 'betag':
     cfg = betag_test.toy_config(betag_test.write_toy(folder / 'data'))
-    cfg.tiny.epochs, cfg.train.epochs = 2.0, 1
+    cfg.tiny.epochs, cfg.train.epochs, cfg.mesh.data = 2.0, 1, -1
   else:
     (folder / 'data').mkdir()
     data = etegrec_test.shop_folder(folder / 'data')

@@ -312,7 +312,7 @@ class ConversationTest(absltest.TestCase):
       self.read('{"x": 1}')
     with self.assertRaisesRegex(DataError, 'holds no conversation'):
       self.read('{"conversations": [{"from": "gpt", "value": "a"}]}')
-    with self.assertRaisesRegex(DataError, 'cannot be read'):
+    with self.assertRaisesRegex(DataError, 'does not exist'):
       conversations.read('/nowhere/at/all.json')
 
   def test_small_talk_ends_in_its_number(self):

@@ -212,8 +212,8 @@ class SigtermTest(absltest.TestCase):
     code = '''
         import dataclasses, pathlib, sys, time
         from recjax import errors
-        from recjax.training import guards, fit as fitting
-        from tests.training import guards_test as here
+        from recjax.training import fault_tolerance, loop as fitting
+        from tests.training import fault_tolerance_test as here
         what = here.task()
         class Slow:
           def __getitem__(self, i):
@@ -221,7 +221,7 @@ class SigtermTest(absltest.TestCase):
             time.sleep(0.1)
             return what.batches[i]
         def main():
-          guards.listen()
+          fault_tolerance.listen()
           room = here.GuardsTest()
           room.path = pathlib.Path(sys.argv[1]) / 'run'
           settings = here.types.SimpleNamespace(
@@ -246,9 +246,9 @@ class SigtermTest(absltest.TestCase):
     _, process = self.start('''
         import time
         from recjax import errors
-        from recjax.training import guards
+        from recjax.training import fault_tolerance
         def main():
-          guards.listen()
+          fault_tolerance.listen()
           print('here', flush=True)
           time.sleep(60)
         errors.guard(main)
@@ -261,9 +261,9 @@ class SigtermTest(absltest.TestCase):
   def test_what_does_not_end_in_time_is_ended(self):
     _, process = self.start('''
         import time
-        from recjax.training import guards
-        guards.listen(grace=0.5)
-        with guards.holding():
+        from recjax.training import fault_tolerance
+        fault_tolerance.listen(grace=0.5)
+        with fault_tolerance.holding():
           print('here', flush=True)
           time.sleep(60)
     ''')
@@ -275,9 +275,9 @@ class SigtermTest(absltest.TestCase):
   def test_a_long_call_that_hears_nothing_is_ended(self):
     _, process = self.start('''
         import hashlib
-        from recjax.training import guards
-        guards.listen(grace=0.5)
-        with guards.holding():
+        from recjax.training import fault_tolerance
+        fault_tolerance.listen(grace=0.5)
+        with fault_tolerance.holding():
           print('here', flush=True)
           hashlib.pbkdf2_hmac('sha256', b'x', b'y', 2**31 - 1)  # Python's handlers wait for its end
     ''')
@@ -296,8 +296,8 @@ class SigtermTest(absltest.TestCase):
         me = {me}
         jax.distributed.initialize('127.0.0.1:{port}', 2, me)
         from recjax import errors
-        from recjax.training import guards
-        guards.listen(grace=5)
+        from recjax.training import fault_tolerance
+        fault_tolerance.listen(grace=5)
         {textwrap.indent(textwrap.dedent(code), ' ' * 8).strip()}
     ''')[1] for me in range(2)]
     for process in both:
@@ -324,11 +324,11 @@ class SigtermTest(absltest.TestCase):
     both = self.pair('''
         import time
         def main():
-          with guards.holding():
+          with fault_tolerance.holding():
             print('here', flush=True)
             for step in range(1000):
               time.sleep(0.05 * (1 + me))
-              if guards.asked():
+              if fault_tolerance.asked():
                 print('left at', step, flush=True)
                 raise errors.Preempted
         errors.guard(main)
