@@ -30,6 +30,7 @@ def finished(method):
   if method == 'betag':
     cfg = betag_test.toy_config(betag_test.write_toy(folder / 'data'))
     cfg.tiny.epochs, cfg.train.epochs, cfg.mesh.data = 2.0, 1, -1
+    cfg.decode.batch = 8
   else:
     (folder / 'data').mkdir()
     data = etegrec_test.shop_folder(folder / 'data')
