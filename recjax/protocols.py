@@ -5,9 +5,12 @@ Nothing is registered or inherited: whatever has these functions fits.
 from collections.abc import Callable, Collection, Sequence
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
+import jax
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, PyTree
 from ml_collections import ConfigDict
+
+AnyArray = jax.Array | np.ndarray  # on the device or on the host
 
 
 class Decoder(NamedTuple):
@@ -71,6 +74,7 @@ class Constraint(Protocol):
     """The constraint of some of the requests."""
 
 
+@runtime_checkable
 class ScoreFn(Protocol):
   """Scores a block of histories against the whole catalog."""
 
@@ -88,9 +92,9 @@ class Recommender(Protocol):
                ) -> tuple[list[list[str]], Float[np.ndarray, 'B K'] | list]:
     """The k best items of each history of item ids, oldest first.
 
-    exclude_seen: whether items of the history are out. allowed: the ids that may come, or a mask of
-    a row a history where the recommender has `rows`; None for all. -> ids, fewer than k where fewer
-    may come; their scores. Raises DataError for unknown ids.
+    exclude_seen: whether items of the history are out. allowed: the ids that may come, or a mask,
+    of a row a history where the recommender has `masks_by_row`; None for all. -> ids, fewer than k
+    where fewer may come; their scores. Raises DataError for unknown ids.
     """
 
 

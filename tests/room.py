@@ -13,6 +13,7 @@ from typing import Any
 from absl.testing import absltest
 
 LONG_ALONE = os.environ.get('RECJAX_TEST_LONG_ALONE') == '1'
+ALL = os.environ.get('RECJAX_TEST_ALL') == '1'
 
 
 class FileSuite(unittest.TestSuite):
@@ -28,7 +29,7 @@ class FileSuite(unittest.TestSuite):
 
 
 class RoomLoader(absltest.TestLoader):
-  """Finds the tests of files, or the long ones among them alone."""
+  """Finds the tests of files: without long ones, with them, or these alone, as was asked."""
 
   def loadTestsFromModule(self, module: ModuleType, **how: Any) -> unittest.TestSuite:
     """The tests of a file. module: the file. how: as unittest gives it."""
@@ -36,9 +37,10 @@ class RoomLoader(absltest.TestLoader):
 
   def getTestCaseNames(self, testCaseClass: type[unittest.TestCase]) -> list[str]:
     """The names of a class's tests. testCaseClass: the class."""
-    names = super().getTestCaseNames(testCaseClass)
-    return [n for n in names if not LONG_ALONE
-            or getattr(getattr(testCaseClass, n), 'is_long', False)]
+    def wanted(name):
+      is_long = getattr(getattr(testCaseClass, name), 'is_long', False)
+      return is_long if LONG_ALONE else ALL or not is_long
+    return list(filter(wanted, super().getTestCaseNames(testCaseClass)))
 
 
 if __name__ == '__main__':

@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Array, Int, Shaped, UInt32
 
 from recjax.data.dataset import Interactions
-from recjax.evaluation.ranking import ScoreFn
+from recjax.protocols import ScoreFn
 
 
 def baselines(train: Interactions, n_items: int, seed: int) -> dict[str, ScoreFn]:

@@ -21,6 +21,7 @@ from recjax.errors import ConfigError, DataError
 from recjax.evaluation import blocked_ranking, metrics
 from recjax.evaluation.recommender import Recommender
 from recjax.models.dot_product import DotProduct
+from recjax.protocols import ScoreFn
 
 MEMORY = 256 << 20  # bytes that the score arrays of one block may take
 
@@ -28,7 +29,6 @@ TIES = ('pessimistic', 'optimistic', 'mean')
 
 SEEN = {'inf': -np.inf, 'zero': 0.0}  # the score that items of a history get
 
-ScoreFn = Callable[[np.ndarray, np.ndarray], Array | np.ndarray]  # (items, offsets) -> (B, N)
 
 
 def protocol(n_items: int, split: str = 'leave-one-out', mask_history: bool = True,
@@ -238,8 +238,6 @@ def recommender(score_fn, catalog):
     items = np.concatenate(histories) if len(histories) else np.zeros(0, np.int32)
     return top_items(score_fn, items, offsets, len(catalog), k, exclude_seen, mask)
   return Recommender(recommend, catalog, masks_by_row=True)
-
-
 
 
 def block_size(n_items: int, memory: int = MEMORY) -> int:

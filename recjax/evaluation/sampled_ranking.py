@@ -12,7 +12,7 @@ from recjax.data.dataset import Interactions
 from recjax.data.splits import Cases
 from recjax.errors import ConfigError
 from recjax.evaluation import ranking
-from recjax.evaluation.ranking import ScoreFn
+from recjax.protocols import ScoreFn
 
 PROTOCOLS = ('uniform100', 'uniform100_sasrec', 'uniform99', 'pop100')
 

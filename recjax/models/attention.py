@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from recjax.models.layers import AnyArray
+from recjax.protocols import AnyArray
 
 MASKED = -1e30  # finite: a token with nothing to see gets a mean, not a NaN
 

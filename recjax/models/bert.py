@@ -15,7 +15,8 @@ from jaxtyping import Array, Bool, Float, Int, Key, PyTree, Shaped
 
 from recjax.errors import ConfigError
 from recjax.models.attention import attend
-from recjax.models.layers import AnyArray, check_dtype
+from recjax.models.layers import check_dtype
+from recjax.protocols import AnyArray
 
 ACTIVATIONS = {
     'gelu': functools.partial(nn.gelu, approximate=False), 'relu': nn.relu,

@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 import jax
 from jaxtyping import Array, Float
 
-from recjax.models.layers import AnyArray
+from recjax.protocols import AnyArray
 
 
 @dataclasses.dataclass(frozen=True)

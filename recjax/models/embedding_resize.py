@@ -9,7 +9,7 @@ from jaxtyping import Array, Float, Int, PyTree
 
 from recjax.errors import ConfigError, DataError
 from recjax.models import llm
-from recjax.models.layers import AnyArray
+from recjax.protocols import AnyArray
 
 TokenIds = Sequence[int] | Int[AnyArray, ' _']
 

@@ -7,13 +7,12 @@ import math
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import lax
 from jaxtyping import Array, Float, Key, PyTree, UInt32
 
 from recjax.errors import ConfigError
+from recjax.protocols import AnyArray
 
-AnyArray = jax.Array | np.ndarray  # on the device or on the host
 DTYPES = ('float32', 'bfloat16', 'float16')
 FAR = -1e9  # instead of -inf, so that a row without a single key stays finite
 

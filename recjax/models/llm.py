@@ -23,7 +23,8 @@ from recjax.distributed.sharding import shard
 from recjax.errors import ConfigError
 from recjax.models import rope
 from recjax.models.attention import KVBlock, attend, kv_block
-from recjax.models.layers import AnyArray, check_dtype, linear, rms_norm
+from recjax.models.layers import check_dtype, linear, rms_norm
+from recjax.protocols import AnyArray
 
 LINEAR = ('q', 'k', 'v', 'o', 'gate', 'up', 'down')
 

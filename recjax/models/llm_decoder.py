@@ -13,8 +13,7 @@ from jaxtyping import Array, Float, Int, PyTree
 
 from recjax.models import llm
 from recjax.models.attention import KVBlock, kv_block
-from recjax.models.layers import AnyArray
-from recjax.protocols import Decoder
+from recjax.protocols import AnyArray, Decoder
 
 Suffix = tuple[Float[Array, 'L B K G slots Dh'], Float[Array, 'L B K G slots Dh']]
 

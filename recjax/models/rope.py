@@ -13,7 +13,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from recjax.errors import ConfigError
-from recjax.models.layers import AnyArray
+from recjax.protocols import AnyArray
 
 # What each scaling reads, and what it needs; anything else in a file is an error, not ignored.
 SCALINGS = {

@@ -18,7 +18,7 @@ from jax import lax
 from jaxtyping import Array, Float, Int, Key, PyTree, Shaped
 
 from recjax.errors import ConfigError, DataError
-from recjax.models.layers import AnyArray
+from recjax.protocols import AnyArray
 from recjax.retrieval import kmeans
 
 CHUNK = 2048  # items that are given codes together

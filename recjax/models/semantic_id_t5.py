@@ -17,8 +17,8 @@ from jaxtyping import Array, Bool, Float, Int, Key, PyTree
 
 from recjax.errors import ConfigError
 from recjax.models import t5 as t5_lib
-from recjax.models.layers import FAR, AnyArray
-from recjax.protocols import Decoder
+from recjax.models.layers import FAR
+from recjax.protocols import AnyArray, Decoder
 
 FUSION_SITES = ('none', 'pooled', 'encoder', 'prefix')
 Interests = tuple[Float[AnyArray, 'B K I'], Bool[AnyArray, 'B K']]  # vectors, which are there

@@ -14,7 +14,7 @@ from jax import lax
 from jaxtyping import Array, Float, Int, Num
 
 from recjax.errors import ConfigError, DataError
-from recjax.models.layers import AnyArray
+from recjax.protocols import AnyArray
 from recjax.retrieval import kmeans
 
 POLICIES = ('suffix', 'random', 'nearest', 'sinkhorn', 'balance', 'none')

@@ -17,7 +17,8 @@ from jax import lax
 from jaxtyping import Array, Bool, Float, Int, Key, PyTree
 
 from recjax.errors import ConfigError
-from recjax.models.layers import FAR, AnyArray
+from recjax.models.layers import FAR
+from recjax.protocols import AnyArray
 
 # Whose token a slot holds: from 1 up, 0 for nobody's; one user alone may be a mask.
 Segments = Int[AnyArray, 'R L'] | Bool[AnyArray, 'R L']

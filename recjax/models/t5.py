@@ -20,8 +20,8 @@ from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Float, Int, Key, PyTree, Shaped
 
 from recjax.errors import ConfigError
-from recjax.models.layers import FAR, AnyArray, check_dtype, dropout, linear, rms_norm
-from recjax.protocols import Decoder
+from recjax.models.layers import FAR, check_dtype, dropout, linear, rms_norm
+from recjax.protocols import AnyArray, Decoder
 
 RULES = (
     (r'(shared|head)', P('model', 'fsdp')),

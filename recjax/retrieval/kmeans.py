@@ -12,7 +12,7 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Float, Int, Key
 
-from recjax.retrieval import AnyArray
+from recjax.protocols import AnyArray
 
 CHUNK = 8192  # points whose distances are held at a time
 Clusters = tuple[Float[Array, 'K d'], Int[Array, ' N'], Float[Array, '']]

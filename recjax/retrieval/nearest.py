@@ -15,7 +15,7 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int, Num
 
-from recjax.retrieval import AnyArray
+from recjax.protocols import AnyArray
 from recjax.retrieval.top_k import top_k
 
 UNREACHABLE = jnp.inf  # the distance of an item that may not come

@@ -7,7 +7,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from recjax.errors import ConfigError, DataError
-from recjax.retrieval import AnyArray
+from recjax.protocols import AnyArray
 
 
 class PCA(NamedTuple):

@@ -208,6 +208,13 @@ class SigtermTest(absltest.TestCase):
                                   stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
                                   env=env, cwd=ROOT)
 
+  def assert_ended(self, process):
+    """SIGTERM ends a worker that has said where it is."""
+    self.assertEqual(process.stdout.readline().strip(), 'here')
+    process.send_signal(signal.SIGTERM)
+    process.communicate(timeout=300)
+    self.assertEqual(process.returncode, 143)
+
   def test_training_saves_its_step_and_leaves_and_the_same_command_goes_on(self):
     code = '''
         import dataclasses, pathlib, sys, time
@@ -253,10 +260,7 @@ class SigtermTest(absltest.TestCase):
           time.sleep(60)
         errors.guard(main)
     ''')
-    self.assertEqual(process.stdout.readline().strip(), 'here')
-    process.send_signal(signal.SIGTERM)
-    process.communicate(timeout=300)
-    self.assertEqual(process.returncode, 143)
+    self.assert_ended(process)
 
   def test_what_does_not_end_in_time_is_ended(self):
     _, process = self.start('''
@@ -267,10 +271,7 @@ class SigtermTest(absltest.TestCase):
           print('here', flush=True)
           time.sleep(60)
     ''')
-    self.assertEqual(process.stdout.readline().strip(), 'here')
-    process.send_signal(signal.SIGTERM)
-    process.communicate(timeout=300)
-    self.assertEqual(process.returncode, 143)
+    self.assert_ended(process)
 
   def test_a_long_call_that_hears_nothing_is_ended(self):
     _, process = self.start('''
@@ -281,10 +282,7 @@ class SigtermTest(absltest.TestCase):
           print('here', flush=True)
           hashlib.pbkdf2_hmac('sha256', b'x', b'y', 2**31 - 1)  # Python's handlers wait for its end
     ''')
-    self.assertEqual(process.stdout.readline().strip(), 'here')
-    process.send_signal(signal.SIGTERM)
-    process.communicate(timeout=300)
-    self.assertEqual(process.returncode, 143)
+    self.assert_ended(process)
 
   def pair(self, code):
     """Two processes that have met and run `code`, up to its 'here'. -> processes"""

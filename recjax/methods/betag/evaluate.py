@@ -3,7 +3,6 @@ import itertools
 import json
 import os
 import pathlib
-from collections.abc import Callable
 from typing import Any
 
 from ml_collections import ConfigDict
@@ -14,6 +13,7 @@ from recjax.data.loading import load_unchanged
 from recjax.data.splits import Cases
 from recjax.evaluation import baselines, metrics, ranking
 from recjax.evaluation import results as results_lib
+from recjax.evaluation.recommender import Recommender
 from recjax.file_io import write_json
 from recjax.methods.betag import base_tags, prompts, update
 from recjax.retrieval import bm25
@@ -99,7 +99,7 @@ def save_tags(folder: pathlib.Path, shop: Dataset, docs: list[list]) -> None:
                          ensure_ascii=False) + '\n')
 
 
-def recommender(workdir: str | os.PathLike, data: str | None = None) -> Callable:
+def recommender(workdir: str | os.PathLike, data: str | None = None) -> Recommender:
   """The trained method's face: BM25 over the BETags, with what validation chose.
 
   data: a later data set, whose new items get their BETags from the run's LLM once. workdir: the

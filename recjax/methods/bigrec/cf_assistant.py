@@ -12,9 +12,9 @@ from ml_collections import ConfigDict
 from recjax import run_files
 from recjax.errors import DataError
 from recjax.evaluation import ranking
-from recjax.evaluation.ranking import ScoreFn
 from recjax.file_io import write_json
 from recjax.methods.bigrec.instruction_data import Data
+from recjax.protocols import ScoreFn
 from recjax.run_files import read_json
 from recjax.training import auxiliary_recommender, sequential
 from recjax.training.workdir import Workdir

@@ -12,9 +12,9 @@ from recjax.data.splits import Cases
 from recjax.errors import ConfigError
 from recjax.evaluation import baselines, metrics, ranking
 from recjax.evaluation import results as results_lib
-from recjax.evaluation.ranking import ScoreFn
 from recjax.methods.bigrec import instruction_data
 from recjax.methods.bigrec.instruction_data import Data
+from recjax.protocols import ScoreFn
 from recjax.training.workdir import Workdir
 
 POLICIES = ('exact_id', 'best')

@@ -19,12 +19,12 @@ from recjax.data.splits import Cases
 from recjax.decoding.prefix_generator import PrefixGenerator
 from recjax.errors import ConfigError
 from recjax.evaluation import metrics, ranking
-from recjax.evaluation.ranking import ScoreFn
 from recjax.file_io import write_json
 from recjax.methods.bigrec import cf_assistant, evaluate, instruction_data, prompts, train
 from recjax.methods.bigrec import generate as gen
 from recjax.methods.bigrec.instruction_data import Data
 from recjax.models import bert
+from recjax.protocols import ScoreFn
 from recjax.retrieval import nearest
 from recjax.training import llm_loading, sft, sharded_stage, text_embedding
 from recjax.training.workdir import Workdir

@@ -16,12 +16,12 @@ from recjax.decoding.prefix_generator import PrefixGenerator
 from recjax.decoding.trie import Trie
 from recjax.distributed import sharding
 from recjax.errors import DataError
-from recjax.evaluation.ranking import ScoreFn
 from recjax.evaluation.recommender import Recommender
 from recjax.methods.bigrec import cf_assistant, grounding, instruction_data, prompts, train
 from recjax.methods.bigrec import generate as gen
 from recjax.methods.bigrec.instruction_data import Data
 from recjax.methods.bigrec.prompts import Template
+from recjax.protocols import ScoreFn
 from recjax.retrieval import nearest
 from recjax.run_files import read_json
 from recjax.text.tokenizer import Tokenizer
@@ -29,7 +29,7 @@ from recjax.training import auxiliary_recommender, sft, text_embedding
 from recjax.training.workdir import find_stage, open_adopted, saved_config
 
 
-def recommender(workdir: str | os.PathLike, data: str | None = None) -> Callable:
+def recommender(workdir: str | os.PathLike, data: str | None = None) -> Recommender:
   """The trained method's face. data: a later data set than the run's, whose titles it reads.
 
   workdir: the run's folder. -> Recommender. D3 searches with k or `decode.beams` beams, whichever

@@ -48,7 +48,7 @@ def model_stage(workdir: Path) -> pathlib.Path:
     return find_stage(workdir, 'train')
 
 
-def recommender(workdir: Path, data: str | None = None) -> Callable:
+def recommender(workdir: Path, data: str | None = None) -> Recommender:
   """The trained method's face.
 
   workdir: of the run. data: a later data set; its new items get IDs where texts made the run's.

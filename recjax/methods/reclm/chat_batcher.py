@@ -40,7 +40,7 @@ class ChatRequest:
   """
   turns: tuple[dict, ...]
   domain: str = ''
-  history: tuple[str, ...] = ()
+  history: tuple[int, ...] = ()
   least: int = 0
   most: int = MAX_ITEMS
   tokens: int = 0
@@ -60,7 +60,7 @@ class ChatAnswer:
   """
   text: str
   domain: str
-  items: tuple[str, ...]
+  items: tuple[int, ...]
   titles: tuple[str, ...]
   complete: bool
   tokens_in: int

@@ -1,6 +1,6 @@
 """Recommendations and conversation out of a trained run."""
 import pathlib
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import jax
@@ -66,7 +66,7 @@ def check_later(config: ConfigDict) -> None:
                       'titles')
 
 
-def recommender(workdir: Path, data: str | None = None) -> Callable:
+def recommender(workdir: Path, data: str | None = None) -> Recommender:
   """The trained method's face. data: a later data set, as in `open_run`.
 
   -> Recommender, ranked as the first item of a reply would be: scores are log-probabilities of
@@ -89,7 +89,7 @@ def faces(workdir: Path, catalogs: Sequence[str] = (),
 
 
 def make_recommender(config: ConfigDict, dataset: Dataset, grounded: generation.GroundedModel,
-                     mesh: jax.sharding.Mesh) -> Callable:
+                     mesh: jax.sharding.Mesh) -> Recommender:
   """The face of a run that `open_run` opened."""
   tokenized, template = grounded.tokenized, prompt_templates.read(
       config.prompt.template, 'recjax.methods.reclm', sft_data.FIELDS)

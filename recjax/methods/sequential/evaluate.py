@@ -2,7 +2,6 @@
 import os
 import pathlib
 import shutil
-from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -17,7 +16,8 @@ from recjax.data.splits import Split
 from recjax.errors import ConfigError
 from recjax.evaluation import baselines, metrics, ranking, sampled_ranking
 from recjax.evaluation import results as results_lib
-from recjax.evaluation.ranking import ScoreFn
+from recjax.evaluation.recommender import Recommender
+from recjax.protocols import ScoreFn
 from recjax.run_files import read_json
 from recjax.training import cost_model, sequential
 from recjax.training.workdir import Workdir, find_stage, saved_config
@@ -91,7 +91,7 @@ def among_few(cfg: ConfigDict, shop: Dataset, split: Split, score: ScoreFn) -> d
                       **{m: float(v.mean()) for m, v in values.items()}}}
 
 
-def recommender(workdir: str | os.PathLike, data: str | None = None) -> Callable:
+def recommender(workdir: str | os.PathLike, data: str | None = None) -> Recommender:
   """The method's face: the best seed's model on any history.
 
   workdir: the run's folder. -> recommend, as `ranking.recommender` makes it. Raises ConfigError for

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Shaped
 
 from recjax.distributed import sharding
-from recjax.retrieval import AnyArray
+from recjax.protocols import AnyArray
 
 
 def token_nll(hidden: Float[AnyArray, 'M D'], head: Float[AnyArray, 'D V'],
