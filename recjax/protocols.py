@@ -51,27 +51,30 @@ class Constraint(Protocol):
   num_end_tokens: int
 
   def start(self, batch: int) -> PyTree:
-    """The state before the first token, a pytree with leading axes (B, 1)."""
+    """The state before the first token, a pytree with leading axes (B, 1). batch: B, the requests.
+    """
 
   def candidates(self, head: Any, state: PyTree, t: Array | int, limit: int,
                  choose: Callable[[Array, Array, Array], Any]) -> Any:
     """What `choose` makes of the tokens that may come as number t.
 
     head: a `decoding.lm_head.LMHead` on the beams' states. limit: how many of the best candidates
-    of a beam are enough, 0 for all. choose: (log_probs, tokens, nodes) -> anything; each is
-    (B, K, C); log-probabilities are at most 0, DEAD where a token may not come, tokens ascending
-    where values tie. C is the constraint's affair, so what `choose` returns must not have it in its
-    shape.
+    of a beam are enough, 0 for all. choose: (log_probs, tokens, nodes) -> anything; each is (B, K,
+    C); log-probabilities are at most 0, DEAD where a token may not come, tokens ascending where
+    values tie. C is the constraint's affair, so what `choose` returns must not have it in its
+    shape. state: of the beams. t: number of the token, from 0.
     """
 
   def advance(self, state: PyTree, token: Int[Array, 'B M'], node: Int[Array, 'B M']) -> PyTree:
-    """The state after chosen tokens and their nodes. state: of the rows that they continue."""
+    """The state after chosen tokens and their nodes. state: of the rows that they continue. token:
+    what was chosen. node: what came with it."""
 
   def is_final(self, state: PyTree, token: Int[Array, 'B M'], t: Array | int) -> Bool[Array, 'B M']:
-    """Whether token number t, which led to `state`, is a row's last; () or (B, M) for t."""
+    """Whether token number t, which led to `state`, is a row's last; () or (B, M) for t. token: of
+    the rows."""
 
   def select_requests(self, requests: Int[Array, ' R']) -> 'Constraint':
-    """The constraint of some of the requests."""
+    """The constraint of some of the requests. requests: their numbers, from 0."""
 
 
 @runtime_checkable

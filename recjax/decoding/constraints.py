@@ -29,12 +29,12 @@ DENOMINATORS = ('vocab', 'valid', 'level', 'scope')
 
 
 def sanitize_log_probs(log_probs: Float[Array, '...']) -> Float[Array, '...']:
-  """Log-probabilities without NaN and infinities, FLOOR or above."""
+  """Log-probabilities without NaN and infinities, FLOOR or above. log_probs: of any shape."""
   return jnp.clip(jnp.where(jnp.isnan(log_probs), FLOOR, log_probs), FLOOR, -FLOOR)
 
 
 def finite_logits(logits: Float[Array, '...']) -> Float[Array, '...']:
-  """Logits with -inf for NaN."""
+  """Logits with -inf for NaN. logits: of any shape."""
   return jnp.where(jnp.isnan(logits), -jnp.inf, logits)
 
 
@@ -170,7 +170,8 @@ class ScoreMixing(NamedTuple):
 
 def score_mixing(trie: DeviceTrie, probabilities: Float[Array, 'B N'],
                  weight: float) -> ScoreMixing:
-  """Mixes an assistant's probabilities of items in. weight: of the language model, 0 to 1."""
+  """Mixes an assistant's probabilities of items in. weight: of the language model, 0 to 1. trie: of
+  the catalog that the items belong to."""
   items = trie.item[:probabilities.shape[1]]
   by_place = probabilities.astype(jnp.float32)[:, items]
 
@@ -209,7 +210,8 @@ class Normalization:
       raise ConfigError("Normalization('level') needs code_size, the number of codes of a level")
 
   def scorer(self, trie: DeviceTrie, head: LMHead, t: Array | int) -> Callable:
-    """(tokens (B, K, C), which exist) -> their log-probabilities (B, K, C)."""
+    """A function (tokens (B, K, C), which exist) -> their log-probabilities (B, K, C). trie: of the
+    catalog. head: the output layer on the beams' states. t: number of the token."""
     if self.denominator == 'vocab':
       rows, total = _rows_and_total(head)
       return lambda token, _: sanitize_log_probs(rows(token) - total)

@@ -79,7 +79,11 @@ class DiverseResult(NamedTuple):
 
 
 class GroupRows(NamedTuple):
-  """Finished rows of every group, best value first."""
+  """Finished rows of every group, best value first.
+
+  values: score / length ** length_penalty, -inf where there is no row. tokens: padded. lengths: 0
+  where there is no row. state: the node where a row ends.
+  """
   values: Float[Array, 'B G R']
   tokens: Int[Array, 'B G R T']
   lengths: Int[Array, 'B G R']
@@ -87,7 +91,8 @@ class GroupRows(NamedTuple):
 
 
 class Choices(NamedTuple):
-  """What groups chose: scores, parents within the group, tokens, nodes, whether a row ends."""
+  """What groups chose: scores, parents within the group, tokens, nodes, whether a row ends.
+  is_final: whether a row ends."""
   scores: Float[Array, '... s']
   parents: Int[Array, '... s']
   tokens: Int[Array, '... s']
@@ -96,7 +101,11 @@ class Choices(NamedTuple):
 
 
 class GroupState(NamedTuple):
-  """The loop's state after t tokens: open beams, the finished rows and the end of each group."""
+  """The loop's state after t tokens: open beams, the finished rows and the end of each group.
+
+  scores: sums of log-probabilities less penalties. group_done: which groups are closed. cache: the
+  model's.
+  """
   t: Int[Array, '']
   tokens: Int[Array, 'B K T']
   scores: Float[Array, 'B G s']
@@ -110,9 +119,9 @@ def diverse_beam_search(model: BoundDecoder, cache: PyTree, first: Float[Array, 
                         constraint: Constraint, search: DiverseBeamSearch) -> DiverseResult:
   """Searches all requests at once; what one finds does not depend on the others.
 
-  Arguments as in `beam_search`; constraint: `Unconstrained` or `CatalogConstraint`.
-  `model.reorder` is needed with several beams per group. Raises ConfigError where it is missing,
-  for another constraint, where V is too small, and where
+  cache, first: as in `beam_search`. model: as there; `reorder` is needed with several beams per
+  group. constraint: `Unconstrained` or `CatalogConstraint`. search: its settings. Raises
+  ConfigError where `reorder` is missing, for another constraint, where V is too small, and where
   `constraint.min_new_tokens` is above new_tokens.
   """
   if not isinstance(constraint, Unconstrained | CatalogConstraint):
@@ -148,7 +157,8 @@ def diverse_beam_search(model: BoundDecoder, cache: PyTree, first: Float[Array, 
 
 def initial_state(cache: PyTree, batch: int, constraint: Unconstrained | CatalogConstraint,
                   search: DiverseBeamSearch) -> GroupState:
-  """The state before the first token: one live beam in each group."""
+  """The state before the first token: one live beam in each group. cache: the model's after the
+  prompts. batch: B. constraint, search: as of `diverse_beam_search`."""
   shape = (batch, search.groups, search.size)
   tokens = jnp.full((batch, search.beams, search.new_tokens), search.pad_id, jnp.int32)
   scores = jnp.where(jnp.arange(search.size) == 0, 0.0, UNBORN)
@@ -164,7 +174,11 @@ def initial_state(cache: PyTree, batch: int, constraint: Unconstrained | Catalog
 def advance_groups(state: GroupState, logits: Float[Array, 'B _ V'],
                    constraint: Unconstrained | CatalogConstraint, search: DiverseBeamSearch,
                    reorder: Callable | None) -> GroupState:
-  """Lets every group choose the next token of its beams. logits: of all beams, or of one for all"""
+  """Lets every group choose the next token of its beams.
+
+  logits: of all beams, or of one for all. state: before the step. constraint, search: as of
+  `diverse_beam_search`. reorder: as of `Decoder`, None where beams stay in place.
+  """
   if isinstance(constraint, Unconstrained):
     is_end = np.isin(np.arange(logits.shape[-1]), constraint.eos_ids)
     log_probs, tokens = free_candidates(logits, is_end, state.t, constraint.min_new_tokens, search)
@@ -196,8 +210,9 @@ def free_candidates(logits: Float[Array, 'B _ V'], is_end: Bool[np.ndarray, ' V'
                     ) -> tuple[Float[Array, 'B K C'], Int[Array, 'B K C']]:
   """The tokens that any group can choose, ascending, so that ties go to the lower one.
 
-  is_end: which tokens end a row. -> log-probabilities, those of end tokens -inf while they are
-  forbidden; tokens
+  is_end: which tokens end a row. logits: of all beams, or of one for all. t: number of the token.
+  min_new_tokens: tokens before which none may end a row. search: as of `diverse_beam_search`.
+  -> log-probabilities, those of end tokens -inf while they are forbidden; tokens
   """
   logits = logits.astype(jnp.float32)
   vocab = len(is_end)
@@ -223,7 +238,9 @@ def choose_by_group(log_probs: Float[Array, 'B K C'], tokens: Int[Array, 'B K C'
                     search: DiverseBeamSearch) -> tuple[Choices | None, Choices]:
   """Goes through the groups in order; each is penalized for what the ones before it chose.
 
-  -> the best candidates of any kind, None if no row can end; the best that go on; (B, G, s)
+  log_probs, tokens, nodes, is_final: of the candidates of each beam. state: before this token.
+  search: as of `diverse_beam_search`. -> the best candidates of any kind, None if no row can end;
+  the best that go on; (B, G, s)
   """
   prompts, _, width = tokens.shape
 
@@ -250,7 +267,8 @@ def choose_by_group(log_probs: Float[Array, 'B K C'], tokens: Int[Array, 'B K C'
 
 def largest(total: Float[Array, 'B s C'], tokens: Int[Array, 'B s C'], nodes: Int[Array, 'B s C'],
             is_final: Bool[Array, 'B s C'], count: int) -> Choices:
-  """The `count` best pairs of beam and token of a group. -> (B, count)"""
+  """The `count` best pairs of beam and token of a group. total, tokens, nodes, is_final: of the
+  candidates of each beam; total is what they are ordered by. -> (B, count)"""
   width = total.shape[-1]
   flat = [x.reshape(len(x), -1) for x in (total, tokens, nodes, is_final)]
   lack = count - flat[0].shape[1]
@@ -266,7 +284,8 @@ def store_finished(ended: Choices, state: GroupState, search: DiverseBeamSearch
                    ) -> tuple[GroupRows, Bool[Array, 'B G']]:
   """Stores rows that end with this token and closes groups that cannot improve.
 
-  -> finished rows, which groups are done
+  ended: the best candidates of any kind. state: before this token. search: as of
+  `diverse_beam_search`. -> finished rows, which groups are done
   """
   length = state.t + 1
   value = ended.scores / length.astype(jnp.float32) ** search.length_penalty
@@ -283,7 +302,8 @@ def store_finished(ended: Choices, state: GroupState, search: DiverseBeamSearch
 
 
 def merge_rows(old: GroupRows, new: GroupRows) -> GroupRows:
-  """The best rows of both, as many as `old` has; equal values keep the older row."""
+  """The best rows of both, as many as `old` has; equal values keep the older row. new: of the same
+  groups."""
   both = jax.tree.map(lambda a, b: jnp.concatenate([a, b], 2), old, new)
   values, place = lax.top_k(both.values, old.values.shape[2])
   return GroupRows(values, jnp.take_along_axis(both.tokens, place[..., None], 2),
@@ -292,7 +312,8 @@ def merge_rows(old: GroupRows, new: GroupRows) -> GroupRows:
 
 
 def merge_groups(state: GroupState, search: DiverseBeamSearch) -> DiverseResult:
-  """Adds the beams still open and sorts the rows of all groups by value."""
+  """Adds the beams still open and sorts the rows of all groups by value. state: after the last
+  token. search: as of `diverse_beam_search`."""
   shape = state.scores.shape
   rows = GroupRows(state.scores / float(search.new_tokens) ** search.length_penalty,
                    state.tokens.reshape(*shape, -1), jnp.full(shape, search.new_tokens),

@@ -19,9 +19,12 @@ from recjax.protocols import Decoder
 
 
 class Layout(NamedTuple):
-  """A trie in packed rows. parent: the token before in the title, -1 below the root. ancestors:
-  which tokens of the row stand before a token, or are it. leaf: the last token of each title. item:
-  its number, -1 for none."""
+  """A trie in packed rows.
+
+  parent: the token before in the title, -1 below the root. ancestors: which tokens of the row stand
+  before a token, or are it. leaf: the last token of each title. item: its number, -1 for none.
+  depth: of each token in its title, from 0.
+  """
   tokens: Int[np.ndarray, 'R S']
   depth: Int[np.ndarray, 'R S']
   parent: Int[np.ndarray, 'R S']

@@ -106,7 +106,8 @@ def _item_mask(allowed: np.ndarray | Sequence, num_items: int) -> np.ndarray:
 
 
 def pack_allowed(mask: Bool[Array, 'A N']) -> tuple[UInt32[Array, 'A W'], Int[Array, 'A W']]:
-  """Packs allowed places into words. -> words, allowed places before each word"""
+  """Packs allowed places into words. mask: which of N places each of A lists allows. -> words,
+  allowed places before each word"""
   lists, num_places = mask.shape
   bits = jnp.pad(mask, [(0, 0), (0, -num_places % 32 + 32)]).reshape(lists, -1, 32)
   words = (bits.astype(jnp.uint32) << jnp.arange(32, dtype=jnp.uint32)).sum(-1, dtype=jnp.uint32)

@@ -116,7 +116,7 @@ class Trie:
   def load(cls, folder: str | os.PathLike, mmap: bool = True) -> 'Trie':
     """Opens what `save` wrote. mmap: leaves arrays on disk until they are read.
 
-    Raises DataError where a file is missing or unreadable.
+    folder: as `save` wrote it. Raises DataError where a file is missing or unreadable.
     """
     folder = pathlib.Path(folder)
     try:

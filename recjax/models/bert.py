@@ -129,11 +129,11 @@ def pool(hidden: Float[AnyArray, 'B S D'], mask: Mask, how: str) -> Float[Array,
 
 
 def init(cfg: Config, key: Key[Array, '']) -> PyTree:
-  """Random parameters, float32."""
+  """Random parameters, float32. cfg: the model's shape. key: of the draws."""
   ones = jnp.ones((1, 1), jnp.int32)
   return Bert(cfg).init(key, ones, ones)['params']
 
 
 def shapes(cfg: Config) -> PyTree:
-  """The parameters as jax.ShapeDtypeStruct."""
+  """The parameters as jax.ShapeDtypeStruct. cfg: the model's shape."""
   return jax.eval_shape(lambda key: init(cfg, key), jax.random.key(0))

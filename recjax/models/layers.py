@@ -27,7 +27,7 @@ def check_dtype(name: str, value: object, more: tuple[str, ...] = ()) -> None:
 
 
 def count_params(params: PyTree) -> int:
-  """The number of values in a tree of arrays or of jax.ShapeDtypeStruct."""
+  """The number of values in a tree of arrays or of jax.ShapeDtypeStruct. params: that tree."""
   return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(params))
 
 

@@ -334,38 +334,43 @@ def head_matrix(params: PyTree, cfg: Config) -> Float[Array, 'D V']:
   """The kernel of the head in the compute type, for losses that go chunk by chunk.
 
   params: the 'params' tree. Gathered over 'fsdp' once: products with a part of D each would add up
-  whole logits instead.
+  whole logits instead. cfg: the model's shape.
   """
   head = (params['embed'].T if cfg.tied else params['head']).astype(cfg.dtype)
   return shard(head, None, 'model')
 
 
 def gather_tables(params: PyTree) -> PyTree:
-  """Parameters whose token tables are gathered over 'fsdp', once, for programs of many steps."""
+  """Parameters whose token tables are gathered over 'fsdp', once, for programs of many steps.
+  params: the 'params' tree."""
   tables = {'embed': ('model', None), 'head': (None, 'model')}
   return {name: shard(value, *tables[name]) if name in tables else value
           for name, value in params.items()}
 
 
 def init(cfg: Config, key: Key[Array, '']) -> PyTree:
-  """Random weights, a function of the key alone; no adapters. -> 'params' tree"""
+  """Random weights, a function of the key alone; no adapters. cfg: the model's shape. -> 'params'
+  tree"""
   ones = jnp.ones((1, 1), jnp.int32)
   model = LM(dataclasses.replace(cfg, lora_rank=0, remat='none'))
   return model.init(key, ones, ones, ones)['params']
 
 
 def shapes(cfg: Config) -> PyTree:
-  """The 'params' tree as jax.ShapeDtypeStruct, without computing anything."""
+  """The 'params' tree as jax.ShapeDtypeStruct, without computing anything. cfg: the model's shape.
+  """
   return jax.eval_shape(lambda key: init(cfg, key), jax.random.key(0))
 
 
 def param_bytes(cfg: Config) -> int:
-  """Bytes of the frozen weights as stored."""
+  """Bytes of the frozen weights as stored. cfg: the model's shape."""
   return sum(math.prod(x.shape) * x.dtype.itemsize for x in jax.tree.leaves(shapes(cfg)))
 
 
 def flops_per_token(cfg: Config, context: float) -> float:
   """Forward floating point operations of one token that sees `context` keys, head included.
+
+  cfg: the model's shape.
 
   Counted by hand, because the compiler's own analysis counts a scanned layer once. A step that
   trains everything costs three times this, one that trains adapters only about twice.

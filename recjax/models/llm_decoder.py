@@ -21,7 +21,7 @@ Suffix = tuple[Float[Array, 'L B K G slots Dh'], Float[Array, 'L B K G slots Dh'
 def decoder(model: llm.LM, past: Sequence[KVBlock] = ()) -> Decoder:
   """The LM as `recjax.decoding` wants it; its params are the variables {'params', 'lora'}.
 
-  past: blocks that every prompt continues, as from `llm.prefill_prefix`.
+  past: blocks that every prompt continues, as from `llm.prefill_prefix`. model: the LM.
   """
   def start(variables, tokens, lengths, beams, new_tokens):
     state, prompt = prefill_states(model, variables, tokens, lengths, past)
@@ -70,6 +70,8 @@ def decoder(model: llm.LM, past: Sequence[KVBlock] = ()) -> Decoder:
 
 def continuing_decoder(model: llm.LM) -> Decoder:
   """As `decoder`, for prompts that go on from keys given with the parameters.
+
+  model: the LM.
 
   Its params are {'variables': ..., 'past': KVBlock}: a conversation's rounds are one program as
   long as the block has one size.
@@ -123,7 +125,8 @@ def prefill(
 def prefill_states(
     model: llm.LM, variables: PyTree, tokens: Int[AnyArray, 'B P'], lengths: Int[AnyArray, ' B'],
     past: Sequence[KVBlock] = ()) -> tuple[Float[Array, 'B D'], KVBlock]:
-  """As `prefill`, with the hidden states after the last tokens instead of logits."""
+  """As `prefill`, with the hidden states after the last tokens instead of logits. model, variables,
+  tokens, lengths, past: as there."""
   order = jnp.arange(tokens.shape[1])
   mask = order < lengths[:, None]
   positions = jnp.broadcast_to(_num_seen(past) + order, tokens.shape)
@@ -199,6 +202,8 @@ def _num_seen(past: Sequence[KVBlock]) -> Int[Array, '*rows']:
 
 def uncached(apply: Callable[[Any, Any], Array]) -> Decoder:
   """A Decoder of any function (params, tokens (R, S)) -> logits (R, S, V), without a cache.
+
+  apply: that function.
 
   Every step runs the whole rows again: slow, and right for any causal model; a first try, a test.
   """

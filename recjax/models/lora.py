@@ -16,7 +16,8 @@ from recjax.models import llm
 def init_lora(cfg: llm.Config, key: Key[Array, '']) -> PyTree:
   """Fresh adapters, which change nothing yet: A uniform in +-1/sqrt(in) as PEFT draws it, B zero.
 
-  -> {'blocks': {name: {'a': (L, in, R), 'b': (L, R, out)}}} float32, or {} if cfg.lora_rank is 0
+  cfg: the model's shape. key: of the draws. -> {'blocks': {name: {'a': (L, in, R), 'b': (L, R,
+  out)}}} float32, or {} if cfg.lora_rank is 0
   """
   if not cfg.lora_rank:
     return {}

@@ -58,7 +58,8 @@ def check_scaling(scaling: Mapping) -> None:
 
 
 def frequencies(cfg: RotaryConfig) -> tuple[Float[np.ndarray, ' half'], float]:
-  """The angle per position of each pair, float32, and the factor on cosine and sine."""
+  """The angle per position of each pair, float32, and the factor on cosine and sine. cfg: of the
+  model."""
   scaling = dict(cfg.rope_scaling)
   freq = 1.0 / cfg.rope_theta ** (np.arange(0, cfg.head_dim, 2) / cfg.head_dim)
   scale = 1.0
@@ -119,7 +120,8 @@ def _yarn_scale(scaling):
 def angles(
     cfg: RotaryConfig, positions: Int[AnyArray, 'B S'],
 ) -> tuple[Float[Array, 'B S 1 half'], Float[Array, 'B S 1 half']]:
-  """Cosine and sine of the angles of tokens at `positions`, times the factor, float32."""
+  """Cosine and sine of the angles of tokens at `positions`, times the factor, float32. cfg: of the
+  model."""
   freq, scale = frequencies(cfg)
   turn = positions[..., None, None].astype(jnp.float32) * freq
   return jnp.cos(turn) * scale, jnp.sin(turn) * scale
@@ -128,6 +130,6 @@ def angles(
 def rotate(
     x: Float[Array, 'B S H Dh'], cos: Float[Array, '#B S 1 half'], sin: Float[Array, '#B S 1 half'],
 ) -> Float[Array, 'B S H Dh']:
-  """x, whose pairs are turned by the angles of `angles`. -> x.dtype"""
+  """x, whose pairs are turned by the angles of `angles`. cos, sin: of `angles`. -> x.dtype"""
   a, b = jnp.split(x.astype(jnp.float32), 2, axis=-1)
   return jnp.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1).astype(x.dtype)

@@ -57,7 +57,8 @@ def render_parts(tokenizer: Tokenizer, messages: Messages, generation_prompt: bo
   """As `render`, where contents may hold token ids: a content is a text, or a list of texts and id
   lists, which stand in their places as they are.
 
-  -> [ids, ids, ...]: what is before the first id list, that list, what is up to the next, ...
+  tokenizer, messages, generation_prompt, variables: as there. -> [ids, ids, ...]: what is before
+  the first id list, that list, what is up to the next, ...
   """
   slots, hidden = _hidden(tokenizer, messages)
   return _spliced(tokenizer, _laid_out(tokenizer, hidden, generation_prompt, variables), slots)
@@ -66,6 +67,8 @@ def render_parts(tokenizer: Tokenizer, messages: Messages, generation_prompt: bo
 def prompt_parts(tokenizer: Tokenizer, messages: Messages, **variables: object
                  ) -> list[list[int]]:
   """As `render_parts`, up to where the assistant's answer begins, whatever the template does.
+
+  tokenizer, messages, variables: as there.
 
   Where it has no generation prompt, or none for these messages, the answer is opened as the
   template opens one that is there; white space alone is left to the answer.
@@ -82,7 +85,8 @@ def prompt_parts(tokenizer: Tokenizer, messages: Messages, **variables: object
 
 
 def prompt_ids(tokenizer: Tokenizer, messages: Messages, **variables: object) -> list[int]:
-  """`ask_parts` in one: the ids of messages up to where the assistant's answer begins."""
+  """`prompt_parts` in one: the ids of messages up to where the assistant's answer begins.
+  tokenizer, messages, variables: as there."""
   return [i for part in prompt_parts(tokenizer, messages, **variables) for i in part]
 
 

@@ -57,7 +57,8 @@ def extract_tags(columns: Mapping[str, Sequence], n: int = 10, exclude: Iterable
 
 
 def phrases(text: str) -> list[list[str]]:
-  """Stretches of lower-case words that a phrase may be cut from: no stop words, numbers, codes."""
+  """Stretches of lower-case words that a phrase may be cut from: no stop words, numbers, codes.
+  text: as written."""
   return _runs(_plain(text))
 
 
@@ -151,7 +152,7 @@ def _speaks(word):
 
 @functools.lru_cache(maxsize=1 << 16)
 def stem(word: str) -> str:
-  """Folds plurals, roughly: only used to see whether two tags say the same."""
+  """Folds plurals, roughly: only used to see whether two tags say the same. word: in lower case."""
   if len(word) > 4 and word.endswith('ies'):
     return word[:-3] + 'y'
   if len(word) > 4 and word.endswith(('ches', 'shes', 'xes', 'sses')):

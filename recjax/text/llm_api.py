@@ -42,7 +42,9 @@ class ApiConfig:
   n: answers to a request. timeout: seconds an attempt may take. concurrency: requests under way.
   retries: attempts after the first; backoff: seconds before the first of them, which doubles, with
   jitter. max_cost: money that a job may cost, 0 sets no limit; prices are per million tokens.
-  failure_ratio: share of the requests that may fail.
+  failure_ratio: share of the requests that may fail. base_url: of an OpenAI-compatible service,
+  with its version. model: its name there. temperature, max_tokens: of the request. price_in,
+  price_out: of tokens asked and answered.
   """
   base_url: str
   model: str
@@ -65,7 +67,7 @@ class Result:
 
   Kinds: those that may pass ('timeout', 'unreachable', 'rate_limited', 'server_error',
   'malformed'), 'rejected' (the service will never answer this), 'refused' (the model declined),
-  'empty'.
+  'empty'. failure: the kind, '' for none. detail: the sentence.
   """
   texts: tuple[str, ...] = ()
   failure: str = ''
@@ -73,7 +75,7 @@ class Result:
 
   @classmethod
   def of_record(cls, record: dict) -> 'Result':
-    """The result that a line of the journal holds."""
+    """The result that a line of the journal holds. record: that line."""
     return cls(tuple(record['texts']), record['failure'], record.get('detail', ''))
 
 
@@ -96,12 +98,12 @@ class Answers:
       self._take(record)
 
   def holds(self, key: str) -> bool:
-    """True unless the request is new or its failure may pass."""
+    """True unless the request is new or its failure may pass. key: of `request_hash`."""
     return key in self.results and self.results[key].failure not in _TRANSIENT
 
 
 def is_record(value: object) -> bool:
-  """Whether a line of a journal is one of a job."""
+  """Whether a line of a journal is one of a job. value: of the line."""
   return isinstance(value, dict) and {'hash', 'texts', 'failure', 'detail'} <= value.keys()
 
 
@@ -156,7 +158,8 @@ def ask(messages: Messages, api: ApiConfig, key_env: str = 'OPENAI_API_KEY',
 
 
 def request_hash(messages: Messages, api: ApiConfig) -> str:
-  """sha256 (hex) of all that shapes an answer: messages, model, n, temperature, max_tokens."""
+  """sha256 (hex) of all that shapes an answer: messages, model, n, temperature, max_tokens. api:
+  the service."""
   asked = [messages, api.model, api.n, api.temperature, api.max_tokens]
   return hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()
 

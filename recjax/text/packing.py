@@ -98,7 +98,8 @@ def pack_in_order(lengths: Int[np.ndarray, ' N'], num_rows: int,
                   capacity: int) -> list[tuple[int, list[list[int]]]]:
   """Fills batches of rows with samples in order, each into the first row with space.
 
-  lengths: none above `capacity`. -> [(first sample, for each row its samples counted from there)]
+  lengths: none above `capacity`. num_rows: of a batch. -> [(first sample, for each row its samples
+  counted from there)]
   """
   batches, start = [], 0
   space, rows = [capacity] * num_rows, [[] for _ in range(num_rows)]

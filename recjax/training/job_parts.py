@@ -20,7 +20,7 @@ OPENING = 20  # seconds after which who opens a folder has written its settings
 def parse(text: str | None) -> tuple[int, int] | None:
   """What --part says: '2/8' -> (1, 8), which part this is, from 0, and of how many; None without.
 
-  Raises ConfigError for anything else.
+  text: of the flag, empty or None without. Raises ConfigError for anything else.
   """
   if not text:
     return None
@@ -33,7 +33,8 @@ def parse(text: str | None) -> tuple[int, int] | None:
 
 
 def same_settings(path: pathlib.Path, config: dict) -> None:
-  """Raises WorkdirError where the run in `path` has other settings than this part."""
+  """Raises WorkdirError where the run in `path` has other settings than this part. config: of this
+  part."""
   file, ends = path / 'config.json', time.monotonic() + OPENING
   while not file.exists():
     if time.monotonic() > ends:

@@ -20,7 +20,8 @@ OUT = 'RESOURCE_EXHAUSTED'  # how XLA calls it
 
 
 def mean(sums: Callable) -> Callable:
-  """The loss of `fit` from (train, frozen, batch) -> (sum over tokens, how many count)."""
+  """The loss of `fit` from (train, frozen, batch) -> (sum over tokens, how many count). sums: that
+  function."""
   def loss(train, frozen, batch, key):
     del key
     total, count = sums(train, frozen, batch)
@@ -53,7 +54,8 @@ def accumulate_sums(sums: Callable) -> Callable:
 
 
 def pieces(batch: dict[str, Array], parts: int) -> dict[str, Array]:
-  """Every P-th row in one piece, so that a piece lies on all devices: (P, B / P, ...)."""
+  """Every P-th row in one piece, so that a piece lies on all devices: (P, B / P, ...). batch:
+  arrays of B rows, or of one. parts: P."""
   shards = sharding.num_batch_shards(jax.sharding.get_abstract_mesh())
 
   def split(x):
@@ -78,7 +80,7 @@ def planned(task: Any, batch: dict[str, np.ndarray], mesh: jax.sharding.Mesh,
             limit: float) -> tuple[int, float]:
   """In how many parts a step of `task` fits `limit` bytes of each device, as it is planned.
 
-  -> (parts, bytes as a whole)
+  batch: of a step. mesh: the devices. -> (parts, bytes as a whole)
   """
   if not task.split or not task.shape:
     return task.parts, 0
@@ -92,7 +94,7 @@ def planned(task: Any, batch: dict[str, np.ndarray], mesh: jax.sharding.Mesh,
 
 
 def most_parts(batch: dict[str, np.ndarray], mesh: jax.sharding.Mesh) -> int:
-  """Parts of which each is a row on each device."""
+  """Parts of which each is a row on each device. batch: of a step. mesh: the devices."""
   return max(map(len, batch.values())) // sharding.num_batch_shards(mesh)
 
 

@@ -59,7 +59,8 @@ def pack_conversations(conversations: list[TokenSample], row_tokens: int, prefix
                        fills: dict[str, int]) -> PackedSamples:
   """Lays conversations into rows, with the marks that `fills` names and their value in padding.
 
-  Raises DataError without conversations, or where one learns nothing.
+  row_tokens: tokens of a row at most. prefix: tokens that all conversations begin with. Raises
+  DataError without conversations, or where one learns nothing.
   """
   if not conversations:
     raise DataError('there is no conversation to learn from')
@@ -74,7 +75,8 @@ def loss_sums(model: llm.LM, prefix: list[int], variables: PyTree,
   """Summed negative log-likelihood of a batch, and how many tokens it is over.
 
   batch: rows of PackedSamples. The prefix's own tokens count once for each sample where prompts
-  count.
+  count. model: the LLM. variables: 'params', and 'lora' where there is an adapter. prefix: as of
+  `pack_conversations`.
   """
   cfg, params = model.cfg, variables['params']
   head = llm.head_matrix(params, cfg)
@@ -98,7 +100,8 @@ def loss_sums(model: llm.LM, prefix: list[int], variables: PyTree,
 
 def hidden_states(model: llm.LM, prefix: list[int], variables: PyTree,
                   batch: dict[str, Array]) -> Float[Array, 'RL D']:
-  """Hidden states of a batch's tokens behind the prefix."""
+  """Hidden states of a batch's tokens behind the prefix. model, prefix, variables, batch: as of
+  `loss_sums`."""
   past = (llm.prefill_prefix(model, variables, prefix)[1],) if prefix else ()
   hidden, _ = model.apply(variables, batch['tokens'], batch['positions'], batch['segments'], past)
   return hidden.reshape(-1, model.cfg.width)
@@ -121,7 +124,8 @@ def tune(work: Workdir, cfg: ConfigDict, model: llm.LM, params: PyTree, train: P
 
   work: the stage's part of the work folder. cfg: epochs, batch (samples a step, about), patience
   (epochs without a lower validation loss, 0: none is stopped early), seed, and an `optim` group
-  with the cadences of `fit`. -> (adapter or params, counts)
+  with the cadences of `fit`. model, params: the LLM. train, valid: rows to learn and to validate
+  on, None for no validation. -> (adapter or params, counts)
   """
   adapted = bool(model.cfg.lora_rank)
   batches, epoch_steps = shuffled_batches(train, cfg.batch, work.mesh, cfg.seed)
@@ -159,6 +163,7 @@ def shuffled_batches(packed: PackedSamples, num_samples: int, mesh: jax.sharding
                      seed: int) -> tuple[Batches, float]:
   """Shuffled batches of about so many samples, the same for any number of devices.
 
+  packed: the rows. num_samples: of a batch, about. mesh: the devices. seed: of the order.
   -> (Batches, batches that see all once)
   """
   num_rows = max(1, round(num_samples * len(packed.rows) / len(packed.samples)))
@@ -169,13 +174,15 @@ def shuffled_batches(packed: PackedSamples, num_samples: int, mesh: jax.sharding
 
 
 def padded_rows(num_rows: int, mesh: jax.sharding.Mesh) -> int:
-  """The next number of rows that divides over the devices of `mesh`."""
+  """The next number of rows that divides over the devices of `mesh`. num_rows: at least so many.
+  mesh: the devices."""
   shards = sharding.num_batch_shards(mesh)
   return -(-num_rows // shards) * shards
 
 
 def batches_once(packed: PackedSamples, num_rows: int) -> Iterator[dict[str, np.ndarray]]:
-  """Every row once, in batches of one shape; the last is filled with rows that count nothing."""
+  """Every row once, in batches of one shape; the last is filled with rows that count nothing.
+  packed: the rows. num_rows: of a batch."""
   for start in range(0, len(packed.rows), num_rows):
     yield packed.batch(range(start, min(start + num_rows, len(packed.rows))), num_rows)
 

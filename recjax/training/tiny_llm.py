@@ -24,7 +24,8 @@ def train_tiny(work: Workdir, cfg: ConfigDict, seed: int, messages: str | list[d
 
   work: the stage's part of the work folder. cfg: vocab, width, layers, heads, kv_heads, ffn,
   row_tokens, batch (rows), epochs, and the settings of `fit`. messages: the chat that texts are
-  learnt as answers to, or a plain text that they follow. -> counts
+  learnt as answers to, or a plain text that they follow. texts: documents. seed: of weights and
+  order. -> counts
   """
   plain = isinstance(messages, str)
   turns = [messages] if plain else [m['content'] for m in messages]
@@ -60,7 +61,8 @@ def train_tiny(work: Workdir, cfg: ConfigDict, seed: int, messages: str | list[d
 
 
 def fan_in(params: PyTree) -> PyTree:
-  """Random weights at 1 / sqrt(inputs): at small widths the usual 0.02 learns slowly at first."""
+  """Random weights at 1 / sqrt(inputs): at small widths the usual 0.02 learns slowly at first.
+  params: of an `llm.LM`."""
   def scaled(path, x):
     name = sharding.path_of(path)
     if name.endswith('kernel'):
@@ -72,6 +74,9 @@ def fan_in(params: PyTree) -> PyTree:
 def pack_documents(tokenizer: tokenizers.Tokenizer, texts: list[str], prefix: list[int],
                    row_tokens: int) -> packing.PackedSamples:
   """Documents behind `prefix`, each ended by the end token, in rows; long ones are cut.
+
+  tokenizer: ends and encodes. texts: the documents. prefix: token ids. row_tokens: tokens of a row
+  at most.
 
   The first token of a document is not learnt.
   """

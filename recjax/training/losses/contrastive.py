@@ -55,6 +55,8 @@ def each_soft_target(x: Float[Array, 'B D'], y: Float[Array, 'B D'], tau: Scalar
                      valid: Bool[Array, ' B']) -> tuple[Float[Array, ' B'], Float[Array, ' B']]:
   """Targets are the similarities inside both sides, and gradients flow through them.
 
+  x, y: partners in rows, as of `loss`.
+
   A = X Y' / tau, T = softmax over rows of tau (X X' + Y Y') / 2; the cross-entropies of A with T
   and of A' with T'. Nothing is normalized and T's columns do not sum to one, as in the released
   code of LLMEmb (arXiv 2409.19925). tau, valid: as of `loss`.
@@ -75,7 +77,8 @@ def each_decoupled(x: Float[Array, 'B D'], y: Float[Array, 'B D'], tau: Scalar,
                    valid: Bool[Array, ' B']) -> tuple[Float[Array, ' B'], Float[Array, ' B']]:
   """InfoNCE whose denominator leaves the partner out; it can be negative.
 
-  tau, valid: as of `loss`. Yeh et al., Decoupled Contrastive Learning, arXiv 2110.06848.
+  tau, valid: as of `loss`. Yeh et al., Decoupled Contrastive Learning, arXiv 2110.06848. x, y:
+  partners in rows, as of `loss`.
   """
   scores = _dot(unit(x), unit(y)) / tau
   others = jnp.where(jnp.eye(len(x), dtype=bool), NEVER, scores)
@@ -86,7 +89,7 @@ def each_decoupled(x: Float[Array, 'B D'], y: Float[Array, 'B D'], tau: Scalar,
 
 
 def unit(x: Float[Array, '*rows D']) -> Float[Array, '*rows D']:
-  """Rows of length one; a row of zeros stays, with a finite gradient."""
+  """Rows of length one; a row of zeros stays, with a finite gradient. x: the rows."""
   return x * lax.rsqrt(jnp.maximum((x * x).sum(-1, keepdims=True), 1e-24))
 
 

@@ -17,6 +17,8 @@ def token_nll(hidden: Float[AnyArray, 'M D'], head: Float[AnyArray, 'D V'],
               targets: Int[AnyArray, ' M'], chunk_bytes: int = 1 << 28) -> Float[Array, ' M']:
   """Negative log-likelihood of each target under softmax(hidden @ head), in float32.
 
+  hidden: states of M tokens. head: kernel of the head. targets: token ids.
+
   Rows go through in chunks whose logits fit `chunk_bytes` on each device; each chunk's logits are
   recomputed in the backward pass instead of being kept.
   """
