@@ -51,7 +51,7 @@ def run(workdir: str | os.PathLike, catalogs: Sequence[str] = (),
 
 
 def typed(console: Console) -> Iterator[str]:
-  """Yields lines of the terminal or a pipe."""
+  """console: of the terminal. Yields lines of the terminal or a pipe."""
   while True:
     try:
       yield console.input('> ' if sys.stdin.isatty() else '')
@@ -63,7 +63,8 @@ def turn(talk, line: str, state: dict, console: Console) -> None:
   """One line: a command, or something said.
 
   talk: the conversation, as the method's `converse` gives it. state: 'json', whether replies are
-  shown as JSON, and 'history', ids of what was bought, for the next turn.
+  shown as JSON, and 'history', ids of what was bought, for the next turn. line: what was typed.
+  console: where replies are shown.
   """
   word, _, rest = line.partition(' ')
   if word == '/clear':
@@ -91,7 +92,8 @@ def turn(talk, line: str, state: dict, console: Console) -> None:
 
 
 class Written:
-  """Prints of a reply what is new each time. talk: whose catalog it is about."""
+  """Prints of a reply what is new each time. talk: whose catalog it is about. console: where it is
+  shown."""
 
   def __init__(self, talk, console):
     self.talk, self.console, self.size = talk, console, 0
@@ -103,13 +105,14 @@ class Written:
 
 
 def named(talk, reply) -> list[dict[str, str]]:
-  """The items of a reply, [{'id', 'title'}, ...]."""
+  """The items of a reply, [{'id', 'title'}, ...]. talk: the conversation."""
   stock = talk.grounded.tokenized
   return [{'id': stock.catalog.id_of(i), 'title': stock.titles[i - 1]} for i in reply.items]
 
 
 def shown(text: str, items: Sequence[dict[str, str]]) -> Text:
-  """The reply with its items highlighted, their ids behind. items: as `named` gives them."""
+  """The reply with its items highlighted, their ids behind. items: as `named` gives them. text: of
+  the reply."""
   out, rest = Text(), text
   for item in items:
     before, found, rest = rest.partition(f'"{item["title"]}"')

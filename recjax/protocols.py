@@ -96,8 +96,9 @@ class Recommender(Protocol):
     """The k best items of each history of item ids, oldest first.
 
     exclude_seen: whether items of the history are out. allowed: the ids that may come, or a mask,
-    of a row a history where the recommender has `masks_by_row`; None for all. -> ids, fewer than k
-    where fewer may come; their scores. Raises DataError for unknown ids.
+    of a row a history where the recommender has `masks_by_row`; None for all. histories: of B
+    users. -> ids, fewer than k where fewer may come; their scores. Raises DataError for unknown
+    ids.
     """
 
 
@@ -106,16 +107,20 @@ class Method(Protocol):
   """A method package, `recjax.methods.NAME`: a module with these functions."""
 
   def run(self, cfg: ConfigDict, work: Any) -> None:
-    """The experiment, stage by stage. work: a `training.workdir.Workdir`."""
+    """The experiment, stage by stage. work: a `training.workdir.Workdir`. cfg: its settings."""
 
   def recommender(self, workdir: Any, data: str | None = None) -> Recommender:
-    """The face of what was trained in a folder. data: a later data set than the run's."""
+    """The face of what was trained in a folder. data: a later data set than the run's. workdir:
+    that folder."""
 
   def cost(self, cfg: ConfigDict, shop: Any) -> dict[str, str]:
-    """What a run would take, before it runs: {what: how much, for people}."""
+    """What a run would take, before it runs: {what: how much, for people}. cfg: its settings. shop:
+    the `Dataset`."""
 
   def convert(self, workdir: Any, kind: str, out: Any) -> Any:
-    """Writes files for other programs. Raises ConfigError for an unknown kind."""
+    """Writes files for other programs. workdir: of the run. out: file or folder to make. Raises
+    ConfigError for an unknown kind."""
 
   def validated(self, cfg: ConfigDict) -> str | None:
-    """The stage whose validation figures tell settings apart, for `recjax sweep`; None for none."""
+    """The stage whose validation figures tell settings apart, for `recjax sweep`; None for none.
+    cfg: its settings."""

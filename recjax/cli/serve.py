@@ -13,7 +13,7 @@ WRITES = ''
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
-  """The flags of the verb."""
+  """The flags of the verb. parser: takes them."""
   parser.add_argument('workdirs', nargs='+', metavar='workdir', help='folders of finished runs')
   parser.add_argument('--host', default='127.0.0.1', help='address to listen on (default '
                       '127.0.0.1, this machine alone)')
@@ -37,7 +37,8 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-  """Answers over HTTP until stopped; RECJAX_API_KEY, where set, guards every route."""
+  """Answers over HTTP until stopped; RECJAX_API_KEY, where set, guards every route. args: of the
+  command line."""
   from recjax.serving import server
   from recjax.serving.service import ServerSettings
   if bool(args.interests_url) != bool(args.interests_model):

@@ -19,7 +19,8 @@ ARRAY_DTYPES = {'items': '<i4', 'offsets': '<i8', 'times': '<i8', 'ratings': '<f
 
 @dataclasses.dataclass(frozen=True)
 class Catalog:
-  """Items in index order; `columns[name][i - 1]` belongs to item i, None where it has no value."""
+  """Items in index order; `columns[name][i - 1]` belongs to item i, None where it has no value.
+  ids: of the items."""
   ids: tuple[str, ...]
   columns: dict[str, list]
 
@@ -58,6 +59,7 @@ class Interactions:
   """Users' item sequences, laid end to end; user u has items[offsets[u]:offsets[u + 1]].
 
   items: (M,) int32. offsets: (U + 1,) int64. times: (M,) int64, ratings: (M,) float32, or None.
+  users: their ids.
   """
   users: tuple[str, ...]
   items: np.ndarray
@@ -79,7 +81,8 @@ class Interactions:
 
 @dataclasses.dataclass(frozen=True)
 class Dataset:
-  """A catalog with its interactions; `notes` counts what was odd but usable in the files."""
+  """A catalog with its interactions; `notes` counts what was odd but usable in the files. name:
+  what it is called. fingerprint: hash of its content."""
   name: str
   catalog: Catalog
   interactions: Interactions

@@ -50,6 +50,7 @@ class Source:
   interactions: their times are all None or none. items: in the order of the catalog. notes:
   {'interactions': {...}, 'items': {...}}, what the reading of either tells, complete when all its
   rows are read: 'time' (a TimeParser's kind, per_second and factor among it), 'ids', 'cleaned', ….
+  name: of the data set.
   """
   name: str
   interactions: Iterable[InteractionRow]

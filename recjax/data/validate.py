@@ -21,7 +21,8 @@ _CONTROL = re.compile(
 
 @dataclasses.dataclass(frozen=True)
 class Finding:
-  """One oddity. severity: 'error', 'warning' or 'note'. examples: ids or short texts."""
+  """One oddity. severity: 'error', 'warning' or 'note'. examples: ids or short texts. what: the
+  oddity, in words. count: how often. remedy: what to do."""
   severity: str
   what: str
   count: int

@@ -27,7 +27,7 @@ class Samples:
   """Cases to learn from, to choose by and to judge by.
 
   known: what training may look at. masked: whether this split's origin takes a history's items out
-  of the ranking. protocol: how they were split, in a sentence.
+  of the ranking. protocol: how they were split, in a sentence. train, valid, test: the cases.
   """
   train: Cases
   valid: Cases

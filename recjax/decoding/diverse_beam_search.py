@@ -103,15 +103,15 @@ class Choices(NamedTuple):
 class GroupState(NamedTuple):
   """The loop's state after t tokens: open beams, the finished rows and the end of each group.
 
-  scores: sums of log-probabilities less penalties. group_done: which groups are closed. cache: the
-  model's.
+  scores: sums of log-probabilities less penalties. group_done: which groups are closed. finished:
+  None where no row can end early. state: the constraint's. cache: the model's.
   """
   t: Int[Array, '']
   tokens: Int[Array, 'B K T']
   scores: Float[Array, 'B G s']
   group_done: Bool[Array, 'B G']
-  finished: GroupRows | None   # None where no row can end early
-  state: Int[Array, 'B _']     # the constraint's
+  finished: GroupRows | None
+  state: Int[Array, 'B _']
   cache: PyTree
 
 

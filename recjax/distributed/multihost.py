@@ -48,7 +48,8 @@ def broadcast(value: Any) -> Any:
 
 
 def allgather(values: Any) -> np.ndarray:
-  """A few numbers of every process, one row for each."""
+  """A few numbers of every process, one row for each. values: of this process, as many as of any
+  other."""
   if jax.process_count() == 1:
     return np.asarray(values)[None]
   from jax.experimental import multihost_utils

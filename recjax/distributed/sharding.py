@@ -52,7 +52,7 @@ def shardings(tree: PyTree, rules: Rules, mesh: Mesh) -> PyTree:
 
 
 def spec_of(path: TreePath, leaf: Any, rules: Rules) -> P:
-  """The PartitionSpec that `rules` give a leaf."""
+  """The PartitionSpec that `rules` give a leaf. path: of the leaf. leaf: an array or its shape."""
   if len(leaf.shape) < 2:
     return P()
   return next((s for r, s in rules if re.search(f'(^|/){r}$', path_of(path))), P())
@@ -82,7 +82,7 @@ def present(mesh: Mesh | jax.sharding.AbstractMesh, axes: Iterable) -> P:
 
 
 def num_batch_shards(mesh: Mesh) -> int:
-  """Over how many devices, or groups of them, the rows of a batch divide."""
+  """Over how many devices, or groups of them, the rows of a batch divide. mesh: the devices."""
   return math.prod(mesh.shape.get(axis, 1) for axis in ('data', 'fsdp'))
 
 

@@ -135,9 +135,9 @@ def rank_and_recommend(
 ) -> tuple[Num[np.ndarray, ' U'], Int[np.ndarray, 'U K'], Float[np.ndarray, 'U K']]:
   """`rank_cases` and `top_items` from one pass of scores.
 
-  k: items of a list; the other parameters as in `rank_cases`. cases: the cases. -> ranks, items and
-  scores. With mask_history the lists leave out the whole history, so a target that repeats has a
-  rank but stands in no list.
+  k: items of a list; the other parameters as in `rank_cases`. cases: the cases. score_fn, n_items,
+  block, tie, seen_mask: as of `rank_cases`. -> ranks, items and scores. With mask_history the lists
+  leave out the whole history, so a target that repeats has a rank but stands in no list.
   """
   _check_k(k, n_items)
   return _rank(score_fn, cases, n_items, k, block, mask_history, tie, seen_mask)
@@ -232,7 +232,8 @@ def top_items(
 
 
 def recommender(score_fn, catalog):
-  """The face of a method that scores the whole catalog. -> Recommender, with masks by row"""
+  """The face of a method that scores the whole catalog. score_fn: of the method. catalog: that it
+  scores. -> Recommender, with masks by row"""
   def recommend(histories, k, exclude_seen, mask):
     offsets = np.concatenate([[0], np.cumsum([len(h) for h in histories])]).astype(np.int64)
     items = np.concatenate(histories) if len(histories) else np.zeros(0, np.int32)

@@ -8,7 +8,8 @@ NAMES = tuple(sorted(p.parent.name for p in pathlib.Path(__file__).parent.glob('
 
 
 def find(name, where):
-  """The package of a method. where: what names it, for the message. Raises ConfigError."""
+  """The package of a method. where: what names it, for the message. name: of the method. Raises
+  ConfigError."""
   full = f'recjax.methods.{name}'
   try:
     if isinstance(name, str) and name.isidentifier():

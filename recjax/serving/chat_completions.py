@@ -35,19 +35,25 @@ class ContentPart(pydantic.BaseModel):
 
 
 class ChatMessage(pydantic.BaseModel):
-  """A turn of a conversation."""
+  """A turn of a conversation. role: who says it. content: what is said, a text or parts of one."""
   role: str = pydantic.Field(max_length=40)
   content: Annotated[str, pydantic.Field(max_length=MAX_MESSAGE_CHARS)] | Annotated[
       list[ContentPart], pydantic.Field(max_length=MAX_PARTS)]
 
 
 class StreamOptions(pydantic.BaseModel):
-  """What a stream says besides."""
+  """What a stream says besides. include_usage: whether the last chunk counts tokens."""
   include_usage: bool = False
 
 
 class ChatCompletionRequest(pydantic.BaseModel):
-  """A conversation that waits for its next turn; OpenAI's other fields are taken and not needed."""
+  """A conversation that waits for its next turn; OpenAI's other fields are taken and not needed.
+
+  messages: the turns so far. model: name of the run, where several are served. stream,
+  stream_options: whether the answer comes in chunks, and what they say. n: 1. max_tokens,
+  max_completion_tokens: of the answer. temperature: 0 takes the likeliest token. seed: of the
+  draws.
+  """
   messages: Annotated[list[ChatMessage], pydantic.Field(min_length=1, max_length=MAX_MESSAGES)]
   model: str = ''
   stream: bool = False

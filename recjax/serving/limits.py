@@ -65,7 +65,7 @@ class LimitsMiddleware:
     self.running = 0
 
   async def __call__(self, scope: dict[str, Any], receive: Callable, send: Callable) -> None:
-    """Answers one connection, as ASGI defines it."""
+    """Answers one connection, as ASGI defines it. scope, receive, send: of ASGI."""
     if scope['type'] == 'lifespan':
       await self.app(scope, receive, send)
     elif scope['type'] != 'http':

@@ -103,7 +103,7 @@ class AdaptiveStep:
 
   task: `loop.Task`. make: Task -> update(state, host batch, step) -> (state, values), which a call
   of this runs. restore: () -> the state to go on from, since one that memory ran out under may be
-  gone.
+  gone. work: of the running stage.
   """
 
   def __init__(self, task: Any, work: Any, make: Callable, restore: Callable[[], PyTree]):

@@ -144,6 +144,8 @@ def beams_of(model: llm.LM, search: DiverseBeamSearch, ends: Unconstrained, para
              lengths: Int[Array, ' B']) -> Any:
   """All beams of a batch of items. prefix: (P0,). ids: (B, P). lengths: (B,). -> Beams
 
+  ends: the tokens that end a tag list.
+
   The chat prefix and each item's line are kept once, whatever the number of beams. model: the LLM.
   search: how beams are searched. params: its weights. adapter: LoRA's.
   """

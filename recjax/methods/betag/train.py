@@ -67,6 +67,9 @@ def stage(work: Workdir, cfg: FrozenConfigDict, shop: Dataset, base: pathlib.Pat
 class SampleBatches:
   """batches[i] holds the next draws of the published sampler that fit a fixed shape.
 
+  tokenizer: of the LLM. sequences: item ids of each user. tags: of each item. cfg: of the run.
+  mesh: the devices.
+
   Each batch is `rows` rows of `row` tokens, room for about `train.batch` samples of average length;
   the draws keep their order, so only how many of them a step sees varies a little.
   """
@@ -139,7 +142,8 @@ class SampleBatches:
 
 @dataclasses.dataclass(frozen=True)
 class DrawSettings:
-  """What a draw depends on besides its number."""
+  """What a draw depends on besides its number. seed: of all draws. max_seq_len: items of a sample
+  at most. sep: between tags. keep: shares of tags that stay, least and most."""
   seed: int
   max_seq_len: int
   sep: str

@@ -34,7 +34,8 @@ def decoding(cfg: ConfigDict) -> ConfigDict:
 
 
 class Search:
-  """Constrained beams over the cases of a part."""
+  """Constrained beams over the cases of a part. work: of the stage. cfg, data: of the run. folder:
+  of the LLM. made: of the trained adapter. helper: of the assistant, None for none."""
 
   def __init__(self, work: Workdir, cfg: ConfigDict, data: Data, folder: pathlib.Path,
                made: pathlib.Path, helper: pathlib.Path | None) -> None:
@@ -76,7 +77,8 @@ class Search:
     return generated, closed
 
   def rows(self, *asked_for: Any) -> tuple[np.ndarray, np.ndarray]:
-    """The items of some cases, as `beams` takes them. -> items (b, beams), scores (b, beams)"""
+    """The items of some cases, as `beams` takes them. asked_for: as `beams` takes them. -> items
+    (b, beams), scores (b, beams)"""
     generated, closed = self.beams(*asked_for)
     return generated.best(self.cfg.decode.beams, self.catalog[0], closed)
 

@@ -27,7 +27,7 @@ def save(work: Workdir, cfg: ConfigDict, data: Data, cases: Cases, main: str,
 
   cases: the test cases that were asked. ranks: {row: (n,)}. score: the assistant's score function,
   or None. work: the Workdir. cfg: the run's config. data: the Data. main: the first row. lists: its
-  items and scores. ks: cut-offs. -> counts
+  items and scores. ks: cut-offs. more: further entries of results.json. -> counts
   """
   n, known = len(data.catalog), data.cases.known
   others = baselines.baselines(known, n, cfg.seed)

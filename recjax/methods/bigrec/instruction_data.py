@@ -27,7 +27,8 @@ class Data:
   """A catalog of titles, cases, and their records.
 
   titles: by index - 1, in one spelling. longest: items of a history that a prompt shows. records:
-  {part: [record]}, empty where the template makes them. notes: what was odd, counted.
+  {part: [record]}, empty where the template makes them. notes: what was odd, counted. name: of the
+  data set. catalog, cases: of the run. fingerprint: hash of its content.
   """
   name: str
   catalog: dataset.Catalog

@@ -34,7 +34,7 @@ from recjax.training.workdir import Workdir
 
 
 def run(cfg: ConfigDict, work: Workdir) -> None:
-  """The experiment, stage by stage."""
+  """The experiment, stage by stage. cfg, work: of the run."""
   train.check(cfg)
   dataset = load_data(cfg.data)
   work.log(
@@ -68,5 +68,6 @@ recommender, cost, convert = (inference.recommender, inference.cost, inference.c
 
 
 def validated(cfg: ConfigDict) -> str:
-  """The stage whose validation figures tell settings apart, for `recjax sweep`."""
+  """The stage whose validation figures tell settings apart, for `recjax sweep`. cfg: the run's
+  config."""
   return 'train'

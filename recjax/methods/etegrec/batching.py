@@ -98,7 +98,8 @@ def shuffle_rows(key: Key[Array, ''], bins: Sequence[Bin], shares: Sequence[int]
                  steps: int) -> list[Array]:
   """The rows of an epoch in a new order.
 
-  bins, shares, steps: as `make_bins` gives. -> for each bin (steps, share) row numbers
+  bins, shares, steps: as `make_bins` gives. key: of the epoch. -> for each bin (steps, share) row
+  numbers
   """
   return [
     jax.random.permutation(jax.random.fold_in(key, number), len(one_bin.target)).reshape(

@@ -24,7 +24,8 @@ from recjax.training.workdir import Workdir, find_stage, saved_config
 
 
 def open_run(workdir: Path) -> tuple[ConfigDict, Dataset, semantic_id_t5.Config, PyTree]:
-  """-> the run's config, its data set, the recommender's config, parameters of the best seed"""
+  """workdir: of the run. -> the run's config, its data set, the recommender's config, parameters of
+  the best seed"""
   config = saved_config(workdir)
   results = read_json(find_stage(workdir, 'evaluate') / 'results.json')
   dataset = load_unchanged(config.data, results['data_fingerprint'], workdir)
@@ -41,7 +42,7 @@ def open_run(workdir: Path) -> tuple[ConfigDict, Dataset, semantic_id_t5.Config,
 
 
 def model_stage(workdir: Path) -> pathlib.Path:
-  """The folder of the last training: finetuned where that was done."""
+  """The folder of the last training: finetuned where that was done. workdir: of the run."""
   try:
     return find_stage(workdir, 'finetune')
   except WorkdirError:
@@ -78,7 +79,8 @@ def recommender(workdir: Path, data: str | None = None) -> Recommender:
 def interest_encoder(config: ConfigDict, dataset: Dataset, mesh: jax.sharding.Mesh) -> Callable:
   """Interests of new histories, from the local provider: files know those of the data alone.
 
-  -> as `interests.history_encoder`. Raises ConfigError where the source is gone.
+  config, dataset: of the run. mesh: the devices. -> as `interests.history_encoder`. Raises
+  ConfigError where the source is gone.
   """
   from rich.console import Console
   if config.interests.source != 'local' and not pathlib.Path(config.interests.source).exists():
@@ -107,7 +109,8 @@ def convert(workdir: Path, kind: str, out: Path) -> None:
 
 
 def cost(cfg: ConfigDict, dataset: Dataset) -> dict[str, str]:
-  """What a run would take, before it runs: of the recommender's side. -> {name: text}"""
+  """What a run would take, before it runs: of the recommender's side. cfg, dataset: of the run.
+  -> {name: text}"""
   step, steps, bins = train.trace_step(cfg, dataset)
   model, num_levels = cfg.model, train.num_levels(cfg)
   positions_read = sum(one_bin.history.size for one_bin in bins) * num_levels

@@ -170,7 +170,7 @@ def id_loss(cfg: semantic_id_t5.Config, weights: AlignmentWeights, id_cfg: rqvae
   """Quantization of the distinct targets, and alignment with a recommender that stands still.
 
   weights, id_cfg, x, texts, fixed, bins, on: as there. _key: unused. id_params: the tokenizer's
-  parameters, which learn; the rest as in `rec_loss`.
+  parameters, which learn; the rest as in `rec_loss`. cfg: the recommender's shape.
   """
   _, states, target = read_bins(cfg, fixed['rec'], fixed['table'], bins, texts)
   sia, psa, item_codes = alignment_losses(weights, id_cfg, id_params, x, states, target)

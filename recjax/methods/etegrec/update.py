@@ -25,8 +25,8 @@ def extend_table(workdir: Path, config: ConfigDict, dataset: Dataset, data: str,
   """The table of IDs of a later data set; old items keep theirs, whatever they say now.
 
   config, dataset: of the run. data: the later data set. params: of the run, as `train.load_params`
-  gives them. -> the later data set, its table. Raises ConfigError where vectors do not come from
-  texts, or the tokenizer cannot read others.
+  gives them. workdir: of the run. -> the later data set, its table. Raises ConfigError where
+  vectors do not come from texts, or the tokenizer cannot read others.
   """
   num_known, source = len(dataset.catalog), config.vectors.source
   if source != 'text':
@@ -50,7 +50,8 @@ def extend_table(workdir: Path, config: ConfigDict, dataset: Dataset, data: str,
 
 def new_vectors(workdir: Path, config: ConfigDict, dataset: Dataset,
                 num_known: int) -> Float[np.ndarray, 'm d']:
-  """Vectors of the items behind the first `num_known`, on the run's scale; made once."""
+  """Vectors of the items behind the first `num_known`, on the run's scale; made once. workdir,
+  config: of the run. dataset: the later one. num_known: items of the run."""
   texts, vectors_dir = item_texts(dataset.catalog)[num_known:], find_stage(workdir, 'vectors')
   if config.vectors.unit and not (vectors_dir / 'scale.npz').exists():
     raise WorkdirError(f'{workdir} was made by an earlier version, which did not keep the scale of '
@@ -77,8 +78,8 @@ def encode_vectors(workdir: Path, ids_cfg: ConfigDict, x: Float[np.ndarray, 'm d
   """Codes by the run's tokenizer.
 
   ids_cfg: the config's group semantic_ids. x: item vectors. trained: what ETEGRec made of the
-  tokenizer, or None. -> codes (m, L), distances of the last level (m, C). Raises ConfigError where
-  it gives none.
+  tokenizer, or None. workdir: of the run. -> codes (m, L), distances of the last level (m, C).
+  Raises ConfigError where it gives none.
   """
   ids_dir = find_stage(workdir, 'tokenizer')
   if (ids_dir / 'tokenizer.npz').exists():

@@ -38,7 +38,7 @@ from recjax.training.workdir import Workdir
 
 
 def run(cfg: ConfigDict, work: Workdir) -> None:
-  """The experiment, stage by stage."""
+  """The experiment, stage by stage. cfg, work: of the run."""
   variants.check(cfg)
   dataset = load_data(cfg.data)
   work.log(
@@ -76,7 +76,8 @@ def embeddings(cfg: ConfigDict, work: Workdir, prompts_dir: Path, llm_dir: Path 
                source: str) -> Path:
   """One table of item vectors, through its own stages.
 
-  source: as `variants.vector_source` names it. -> the folder that holds table.npy
+  source: as `variants.vector_source` names it. cfg, work: of the run. prompts_dir, llm_dir: of its
+  stages. -> the folder that holds table.npy
   """
   if source == 'file':
     return work.stage(
@@ -107,10 +108,11 @@ recommender, convert = evaluate.recommender, planning.convert
 
 
 def cost(cfg: ConfigDict, dataset: Dataset) -> dict[str, str]:
-  """What a run would take, before it runs. -> {what: text}"""
+  """What a run would take, before it runs. cfg, dataset: of the run. -> {what: text}"""
   return planning.cost(cfg, dataset) | rat.cost(cfg, dataset)
 
 
 def validated(cfg: ConfigDict) -> str:
-  """The stage whose validation figures tell settings apart, for `recjax sweep`."""
+  """The stage whose validation figures tell settings apart, for `recjax sweep`. cfg: the run's
+  config."""
   return f'rat-{cfg.rat.variant}'

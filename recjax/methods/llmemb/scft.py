@@ -33,7 +33,7 @@ RELEASED_TAU = 3.0  # where the released code's learned temperature begins
 def settings(cfg: ConfigDict, source: str) -> ConfigDict:
   """Everything in the config that decides this stage's result.
 
-  source: as `variants.vector_source` names it.
+  source: as `variants.vector_source` names it. cfg: the run's config.
   """
   return ConfigDict(
     {
@@ -81,12 +81,13 @@ def stage(work: Workdir, cfg: ConfigDict, prompts_dir: Path, llm_dir: Path) -> d
 
 
 def num_row_shards(mesh: jax.sharding.Mesh) -> int:
-  """Over how many devices rows are spread."""
+  """Over how many devices rows are spread. mesh: the devices."""
   return max(1, mesh.size // mesh.shape.get('model', 1))
 
 
 def init_params(shape: llm.Config, cfg: ConfigDict, key: Key[Array, '']) -> PyTree:
-  """What is trained: the adapter, and as released the temperature. shape: of the LLM."""
+  """What is trained: the adapter, and as released the temperature. shape: of the LLM. cfg: as
+  `settings`. key: of the draws."""
   train = {'lora': lora.init_lora(shape, key)}
   return train | ({'tau': jnp.float32(RELEASED_TAU)} if cfg.reproduce_bugs.learned_tau else {})
 

@@ -50,7 +50,7 @@ GROUNDINGS = ('cgen', 'ret', 'token')
 
 
 def run(cfg: ConfigDict, work: Workdir) -> None:
-  """The experiment, stage by stage."""
+  """The experiment, stage by stage. cfg, work: of the run."""
   template = check(cfg)
   dataset = load_data(cfg.data)
   work.log(
@@ -83,7 +83,8 @@ def run(cfg: ConfigDict, work: Workdir) -> None:
 
 
 def check(cfg: ConfigDict) -> dict[str, str]:
-  """What can be known to be wrong before anything runs. -> template parts. Raises ConfigError."""
+  """What can be known to be wrong before anything runs. cfg: the run's config. -> template parts.
+  Raises ConfigError."""
   llm_loading.check(cfg.llm)
   if cfg.grounding not in GROUNDINGS:
     raise ConfigError(f'grounding={cfg.grounding!r}; choose one of {", ".join(GROUNDINGS)}')
@@ -115,7 +116,7 @@ def check_texts(cfg: ConfigDict, dataset: Dataset, llm_dir: Path) -> None:
   """What the tokenizer of `llm_dir` may not be able to write, before anything is trained: what its
   chat template makes of conversations, titles of the catalog and of the test's other one.
 
-  Raises ConfigError naming the folder, DataError naming the item.
+  cfg, dataset: of the run. Raises ConfigError naming the folder, DataError naming the item.
   """
   tokenizer = tokenizer_lib.load(llm_dir)
   several = bool(cfg.train.multi_round or cfg.train.static or cfg.eval.rounds
@@ -130,7 +131,8 @@ def check_texts(cfg: ConfigDict, dataset: Dataset, llm_dir: Path) -> None:
 
 
 def missing_files(cfg: ConfigDict) -> None:
-  """Raises ConfigError for a file that a later stage reads and that is not there."""
+  """Raises ConfigError for a file that a later stage reads and that is not there. cfg: the run's
+  config."""
   chats = cfg.train.multi_round or cfg.train.chat_share
   named = {'talk.source': cfg.talk.source if chats else '',
            'talk.questions': cfg.talk.questions if cfg.eval.rounds else '',
@@ -147,5 +149,6 @@ converse, faces = inference.converse, inference.faces
 
 
 def validated(cfg: ConfigDict) -> str:
-  """The stage whose validation figures tell settings apart, for `recjax sweep`."""
+  """The stage whose validation figures tell settings apart, for `recjax sweep`. cfg: the run's
+  config."""
   return 'tune'

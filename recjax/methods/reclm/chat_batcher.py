@@ -88,7 +88,8 @@ class ChatBatcher:
     }
 
   def domain_of(self, request: ChatRequest) -> tuple[str, GroundedModel]:
-    """-> its catalog's name, the model over it. Raises ConfigError naming the known ones."""
+    """request: the conversation. -> its catalog's name, the model over it. Raises ConfigError
+    naming the known ones."""
     name = request.domain or next(iter(self.domains))
     if name not in self.domains:
       raise ConfigError(f'there is no catalog {name!r:.60}; known are {", ".join(self.domains)}')
@@ -97,7 +98,7 @@ class ChatBatcher:
   def prompt(self, request: ChatRequest) -> list[int]:
     """The tokens of a conversation, its oldest rounds dropped where it is too long.
 
-    Raises ConfigError where the last turn alone is.
+    request: the conversation. Raises ConfigError where the last turn alone is.
     """
     name, grounded = self.domain_of(request)
     tokenized = grounded.tokenized
@@ -129,8 +130,8 @@ class ChatBatcher:
                settle: Callable = lambda row, answer: None) -> list[ChatAnswer]:
     """Replies to a batch.
 
-    settle: called with the row and the ChatAnswer of each whose reply ends before others'. Raises
-    ConfigError or DataError of any.
+    settle: called with the row and the ChatAnswer of each whose reply ends before others'.
+    requests: the conversations. Raises ConfigError or DataError of any.
     """
     answers, rows_by_program = [None] * len(requests), {}
     prompts = [self.prompt(request) for request in requests]
@@ -159,7 +160,8 @@ class ChatBatcher:
     """Replies to conversations that one program takes together.
 
     temperature: of the draws. grounded: the model over their catalog. prompts: of the requests.
-    min_items: before a reply may end. settle: as in `__call__`.
+    min_items: before a reply may end. settle: as in `__call__`. requests: the conversations. seed:
+    of the draws.
     """
     batch_size = next(size for size in BATCH_SIZES if size >= len(requests))
     decode = ConfigDict(
@@ -204,11 +206,12 @@ class ChatBatcher:
     return self.domains[answer.domain].tokenized.catalog.id_of(item)
 
   def own(self, answer: ChatAnswer) -> bool:
-    """Whether a reply is about the catalog that the model was trained on."""
+    """Whether a reply is about the catalog that the model was trained on. answer: the reply."""
     return answer.domain == next(iter(self.domains))
 
   def temperature_of(self, request: ChatRequest) -> float:
-    """The temperature that is used: the run's, or the nearest of TEMPERATURES."""
+    """The temperature that is used: the run's, or the nearest of TEMPERATURES. request: the
+    conversation."""
     if request.temperature is None:
       return float(self.cfg.decode.temperature)
     return min(TEMPERATURES, key=lambda temperature: abs(temperature - request.temperature))
@@ -216,7 +219,8 @@ class ChatBatcher:
   def report(self, grounded: GroundedModel, request: ChatRequest, ids: list[int]) -> bool:
     """Tells a client the text of a reply's tokens so far.
 
-    request: whose reply it is. ids: the tokens. -> whether the reply is at its end
+    request: whose reply it is. ids: the tokens. grounded: the model over its catalog. -> whether
+    the reply is at its end
     """
     if request.gone():
       return True
@@ -232,7 +236,8 @@ class ChatBatcher:
                   tokens_in: int) -> ChatAnswer:
     """The answer, cut where fewer items or tokens were asked for; a cut item is left out.
 
-    request: that is answered. reply: to it. tokens_in: of the prompt.
+    request: that is answered. reply: to it. tokens_in: of the prompt. grounded: the model over its
+    catalog.
     """
     size, _ = reply_length(request, grounded.chat_model, reply.ids)
     if size < len(reply.ids):
@@ -255,7 +260,7 @@ def reply_length(request: ChatRequest, chat_model: train.ChatModel,
   """How many of a reply's tokens count, and whether more would not: enough were asked for, or an
   item more than may come is begun.
 
-  request: that is answered. ids: the reply's tokens.
+  request: that is answered. ids: the reply's tokens. chat_model: the LLM.
   """
   ends = [i + 1 for i, token in enumerate(ids) if token == chat_model.eoi]
   size, is_over = len(ids), False

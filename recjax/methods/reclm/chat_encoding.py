@@ -128,7 +128,7 @@ class ChatEncoder:
     return ids, nodes
 
   def tokens(self, turns: Sequence[dict]) -> list[int]:
-    """The tokens of `asked`."""
+    """The tokens of `asked`. turns: as of `asked`."""
     return self.asked(turns)[0]
 
 

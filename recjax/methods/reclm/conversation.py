@@ -41,7 +41,8 @@ class Conversation:
     self.cached_ids, self.cache = [], None
 
   def use(self, domain: str) -> None:
-    """Recommends from another catalog from now on. Raises ConfigError naming the known ones."""
+    """Recommends from another catalog from now on. domain: its name. Raises ConfigError naming the
+    known ones."""
     if domain not in self.domains:
       raise ConfigError(f'there is no catalog {domain!r}; known are {", ".join(self.domains)}')
     self.domain = domain

@@ -114,7 +114,8 @@ class GroundedModel:
     return Reply(list(ids), items, self.text(ids, items, tokenized), complete, unfinished)
 
   def text(self, ids: Sequence[int], items: Sequence[int], tokenized: TokenizedCatalog) -> str:
-    """What a person reads: titles in double quotes, a cut one left out. items: named by `ids`."""
+    """What a person reads: titles in double quotes, a cut one left out. items: named by `ids`. ids:
+    of the reply. tokenized: the catalog."""
     parts, text_ids, named_items, inside = [], [], iter(items), False
     chat_model = self.chat_model
 
@@ -168,8 +169,9 @@ def rank_items(grounded: GroundedModel, generator: PrefixGenerator,
   with RecLM-ret the nearest vectors.
 
   generator: as in `generate_replies`. prompts: up to where the assistant begins. excluded, allowed:
-  as in `GroundedModel.constraint`. -> items (B, k) int32 1..N, 0 where fewer may come, scores (B,
-  k): log-probabilities of titles as training has them, or products with the projected state
+  as in `GroundedModel.constraint`. grounded: the model over its catalog. -> items (B, k) int32
+  1..N, 0 where fewer may come, scores (B, k): log-probabilities of titles as training has them, or
+  products with the projected state
   """
   chat_model = grounded.chat_model
   list_start = [*chat_model.tokenizer.encode('1. ')]
@@ -192,7 +194,7 @@ def rank_by_vectors(grounded: GroundedModel, generator: PrefixGenerator,
                     allowed: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
   """The items whose vectors go best with the state at the end of prompts.
 
-  generator, excluded, allowed: as there. -> as `rank_items`
+  generator, excluded, allowed: as there. grounded, prompts, k: as there. -> as `rank_items`
   """
   extra, num_items = grounded.chat_model.extra, len(grounded.tokenized.titles)
   queries = train.project(
@@ -209,7 +211,7 @@ def rank_by_vectors(grounded: GroundedModel, generator: PrefixGenerator,
 
 def prefix_generator(chat_model: train.ChatModel,
                      prompts: Sequence[Sequence[int]]) -> PrefixGenerator:
-  """The LLM with what these prompts share run once."""
+  """The LLM with what these prompts share run once. chat_model: the LLM. prompts: token lists."""
   return PrefixGenerator(chat_model.model, chat_model.variables, chat_model.tokenizer,
                          sft.common_prefix(prompts), max(map(len, prompts)))
 
@@ -219,7 +221,8 @@ def rank_items_of_all(work: Workdir, name: str, grounded: GroundedModel, decode:
                       k: int) -> tuple[np.ndarray, np.ndarray]:
   """`rank_items` for all prompts, in batches, resumable: a journal `name` in the stage's folder.
 
-  decode: batch. excluded, k: as there. -> items (n, k) int32, scores (n, k)
+  decode: batch. excluded, k: as there. work: of the stage. grounded, prompts: as there. -> items
+  (n, k) int32, scores (n, k)
   """
   generator = prefix_generator(grounded.chat_model, prompts)
 
@@ -248,7 +251,8 @@ def reply_to_all(work: Workdir, name: str, grounded: GroundedModel, decode: Conf
                  generator: PrefixGenerator | None = None) -> list[Reply]:
   """Replies to all prompts, in batches, resumable: a journal `name` in the stage's folder.
 
-  decode, excluded: as in `generate_replies`. generator: None makes one. seed: of the draws.
+  decode, excluded: as in `generate_replies`. generator: None makes one. seed: of the draws. work:
+  of the stage. grounded, prompts: as in `generate_replies`.
   """
   generator = generator or prefix_generator(grounded.chat_model, prompts)
 
@@ -268,7 +272,7 @@ def reply_freely(work: Workdir, name: str, grounded: GroundedModel, decode: Conf
   """Replies that nothing constrains, in batches, resumable.
 
   name: of the journal. decode: as in `generate_replies`. prompts: token lists. seed: of the draws.
-  -> token lists
+  work: of the stage. grounded: the model over its catalog. -> token lists
   """
   generator = prefix_generator(grounded.chat_model, prompts)
   eos_ids = tuple(grounded.chat_model.tokenizer.eos_ids)

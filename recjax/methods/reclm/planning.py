@@ -28,7 +28,8 @@ def documents(template: dict[str, str], titles: Sequence[str], seed: int, walks:
   """What the tiny model learns before it sees any behavior: lists that wander from an item to one
   of like words, asked for and answered, so that it knows titles and form and nothing of users.
 
-  template: the request's parts. walks: over all titles. longest: items of a list.
+  template: the request's parts. walks: over all titles. longest: items of a list. titles: of the
+  catalog. seed: of the draws.
   """
   words = [sorted(set(title.lower().split())) for title in titles]
   rng = np.random.default_rng((seed, len(titles)))
@@ -54,7 +55,7 @@ def documents(template: dict[str, str], titles: Sequence[str], seed: int, walks:
 
 
 def cost(cfg: ConfigDict, dataset: Dataset) -> dict[str, str]:
-  """Parameters, operations and time, by hand count. -> {what: text}"""
+  """Parameters, operations and time, by hand count. cfg, dataset: of the run. -> {what: text}"""
   shape = llm_loading.shape_of(cfg, **({} if cfg.train.mode == 'full' else dict(
       lora_rank=cfg.lora.rank, lora_targets=tuple(cfg.lora.targets))))
   users = int((dataset.interactions.lengths() > 3).sum())
@@ -104,7 +105,8 @@ def convert(workdir: Path, kind: str, out: Path) -> None:
 
 
 def write_samples(cfg: ConfigDict, workdir: Path, tuned_dir: Path, out: Path) -> None:
-  """The samples of a run, drawn again as training drew them, into the folder `out`."""
+  """The samples of a run, drawn again as training drew them, into the folder `out`. cfg, workdir:
+  of the run. tuned_dir: of its stage."""
   dataset = load_unchanged(cfg.data, read_json(
       find_stage(workdir, 'evaluate') / 'results.json')['data_fingerprint'], workdir)
   tokenized = tokenized_catalog.load(dataset.catalog, tokenizer.load(tuned_dir))

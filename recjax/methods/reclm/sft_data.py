@@ -28,7 +28,8 @@ FIELDS = {'system': (), 'train': ('history|items', 'count'), 'rule': (),
 
 
 def read_template(cfg: ConfigDict) -> dict[str, str]:
-  """The template's parts, those of `control` too where it is on. Raises ConfigError."""
+  """The template's parts, those of `control` too where it is on. cfg: the run's config. Raises
+  ConfigError."""
   control_fields = control_tasks.FIELDS if cfg.control.share else {}
   return prompt_templates.read(
     cfg.prompt.template, 'recjax.methods.reclm', {**FIELDS, **control_fields}
@@ -90,7 +91,7 @@ def epoch_samples(cfg: ConfigDict, tokenized: TokenizedCatalog, train: Interacti
   cfg: the `train` group, `control`, the share of requests about categories, and its seed. train:
   the sequences. teach: (histories, k[, signs]) -> (M, k) item indices, those of the history left
   out, 0 behind the last. number: of the epoch. talk: [(question, answer)]. count: so many of the
-  users, drawn (0: all).
+  users, drawn (0: all). tokenized: the catalog. template: the request's parts.
   """
   users, begin, end = windows(train, number, cfg.seed, cfg.full_histories)
   if count and count < len(users):
@@ -130,7 +131,8 @@ def category_samples(cfg: ConfigDict, tokenized: TokenizedCatalog, template: dic
                      number: int, teach: Callable) -> dict[int, Sample]:
   """Samples about categories, for `cfg.control` of the users.
 
-  histories, targets, users: of the windows. number: of the epoch. -> {place in users: Sample}
+  histories, targets, users: of the windows. number: of the epoch. tokenized, template, teach: as in
+  `epoch_samples`. -> {place in users: Sample}
   """
   if not cfg.control:
     return {}
@@ -175,7 +177,8 @@ def recommendation_sample(tokenized: TokenizedCatalog, template: dict[str, str],
   """A request and its answer: free or among candidates, the rule stated or not, drawn uniformly.
 
   history: item indices. labels: items of the answer. cfg: the `train` group. wish: a sentence that
-  the request ends with; candidates do not come with it.
+  the request ends with; candidates do not come with it. tokenized, template: as in `epoch_samples`.
+  rng: of the draws.
   """
   candidates = ()
   if not wish and rng.random() < cfg.candidates:
@@ -192,7 +195,7 @@ def draw_candidates(labels: Sequence[int], num_items: int, rng: np.random.Genera
                     max_items: int) -> tuple[int, ...]:
   """The labels and other items without repeats, shuffled: len(labels) .. `max_items` in all.
 
-  num_items: of the catalog.
+  num_items: of the catalog. rng: of the draws.
   """
   size = int(rng.integers(len(labels), max(max_items, len(labels)) + 1))
   candidates = list(labels)
@@ -210,7 +213,7 @@ def request_text(tokenized: TokenizedCatalog, form: str, history: Sequence[int] 
   where the form has {items} for {history}, [text or item index, ...], the history's items between
   control tokens, as they are in answers. count: items asked for.
 
-  candidates: items to choose from.
+  candidates: items to choose from. tokenized: the catalog.
   """
   def filled(text):
     return fill(text, history=quote_titles(tokenized, history, ' → '),
@@ -233,7 +236,7 @@ def with_history(cfg: ConfigDict, tokenized: TokenizedCatalog, history: Sequence
                  text: str) -> str | list:
   """A turn of free text after the items that it is about, as the template shows histories.
 
-  history: item indices. text: the turn.
+  history: item indices. text: the turn. cfg: the run's config. tokenized: the catalog.
   """
   if '{items}' in read_template(cfg)['train']:
     return ['', *item_references(history), '. ' + text]
@@ -242,7 +245,7 @@ def with_history(cfg: ConfigDict, tokenized: TokenizedCatalog, history: Sequence
 
 def quote_titles(tokenized: TokenizedCatalog, items: Sequence[int] | np.ndarray,
                  between: str) -> str:
-  """Titles in single quotes, joined by `between`. items: their indices."""
+  """Titles in single quotes, joined by `between`. items: their indices. tokenized: the catalog."""
   return between.join(f"'{tokenized.title(item)}'" for item in items)
 
 
@@ -275,8 +278,8 @@ def request_turns(tokenized: TokenizedCatalog, template: dict[str, str],
 
   history: item indices. words: 'plain' (one turn), 'rule' (with the rule of control symbols),
   'acknowledged' (after a first turn), or 'trained' (training's own words). wish: its last sentence.
-  candidates: items to choose from, asked for in training's words. Raises ConfigError for other
-  words.
+  candidates: items to choose from, asked for in training's words. tokenized: the catalog. template:
+  the request's parts. Raises ConfigError for other words.
   """
   if words not in ('plain', 'rule', 'acknowledged', 'trained'):
     raise ConfigError(f"eval.words={words!r}; choose 'plain', 'rule', 'acknowledged' or 'trained'")
@@ -297,8 +300,9 @@ def make_prompts(encoder: ChatEncoder, tokenized: TokenizedCatalog, template: di
   """Prompts for histories: their last items, fewer where a prompt would be too long.
 
   encoder: of conversations. histories: item indices. words, count: as in `request_turns`. wishes:
-  the last sentence of each request. candidates: items to choose from, of each. -> token lists, how
-  many were shortened. Raises DataError where one title alone is too long.
+  the last sentence of each request. candidates: items to choose from, of each. tokenized: the
+  catalog. template: the request's parts. -> token lists, how many were shortened. Raises DataError
+  where one title alone is too long.
   """
   prompts, num_shortened = [], 0
   for number, history in enumerate(histories):

@@ -127,6 +127,7 @@ def with_codes(tokenized: TokenizedCatalog, table: Int[np.ndarray, 'N L'],
   """The catalog with semantic-ID tokens instead of titles (RecLM-token); titles stay for people.
 
   table: unique rows of codes. first: the id of the first code token, level by level of equal size.
+  tokenized: the catalog with titles.
   """
   size = int(table.max()) + 1
   code_tokens = table + first + size * np.arange(table.shape[1])

@@ -28,7 +28,7 @@ ShortText = Annotated[str, fastapi.Query(max_length=200)]
 
 
 class PurchaseRequest(pydantic.BaseModel):
-  """What a visitor buys."""
+  """What a visitor buys. item: its id. model: whose recommendations come next."""
   model_config = pydantic.ConfigDict(extra='forbid')
   item: str = pydantic.Field(max_length=500)
   model: str = pydantic.Field('', max_length=200)
