@@ -213,7 +213,7 @@ def write_answers(journals: Iterable[pathlib.Path], target: pathlib.Path) -> Non
   A target that is there is left as it is if it holds the same, as where a kill came between the end
   and its note. Raises ConfigError for another.
   """
-  def place(fresh, target):
+  def place(fresh: pathlib.Path, target: pathlib.Path) -> None:
     if not (target.is_file() and digest(target) == digest(fresh)):
       run_files.place(fresh, target, FLAG)
 

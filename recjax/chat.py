@@ -3,6 +3,7 @@ import json
 import os
 import sys
 from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
 
 import jax
 from rich.console import Console
@@ -59,7 +60,7 @@ def typed(console: Console) -> Iterator[str]:
       return
 
 
-def turn(talk, line: str, state: dict, console: Console) -> None:
+def turn(talk: Any, line: str, state: dict, console: Console) -> None:
   """One line: a command, or something said.
 
   talk: the conversation, as the method's `converse` gives it. state: 'json', whether replies are
@@ -95,16 +96,16 @@ class Written:
   """Prints of a reply what is new each time. talk: whose catalog it is about. console: where it is
   shown."""
 
-  def __init__(self, talk, console):
+  def __init__(self, talk: Any, console: Console) -> None:
     self.talk, self.console, self.size = talk, console, 0
 
-  def __call__(self, reply):
+  def __call__(self, reply: Any) -> None:
     line = shown(reply.text, named(self.talk, reply))
     self.console.print(line[self.size:], end='', soft_wrap=True)
     self.size = len(line)
 
 
-def named(talk, reply) -> list[dict[str, str]]:
+def named(talk: Any, reply: Any) -> list[dict[str, str]]:
   """The items of a reply, [{'id', 'title'}, ...]. talk: the conversation."""
   stock = talk.grounded.tokenized
   return [{'id': stock.catalog.id_of(i), 'title': stock.titles[i - 1]} for i in reply.items]

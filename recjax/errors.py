@@ -105,7 +105,7 @@ def guard(main: Callable[[], object]) -> object:
 def quieten() -> None:
   """Keeps threads of libraries, which have no caller, from showing tracebacks about a full disk:
   the call that waits for them gets the error and tells it once."""
-  def but(hook, error_of):
+  def but(hook: Callable, error_of: Callable) -> Callable:
     def filtered(*args):
       if not _about_disk(error_of(*args)):
         hook(*args)
@@ -123,7 +123,7 @@ def quieten() -> None:
 class _DiskFilter(logging.Filter):
   """Drops what a library logs about a full disk."""
 
-  def filter(self, record):
+  def filter(self, record: logging.LogRecord) -> bool:
     raised = record.exc_info[1] if record.exc_info else None
     return not _about_disk(raised) and not any(words in record.getMessage() for words in SAID)
 

@@ -15,6 +15,7 @@ import shlex
 import subprocess
 import traceback
 from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 from ml_collections import ConfigDict
 
@@ -43,12 +44,12 @@ class Run:
     return recommend_lib.load(self.workdir)
 
   @property
-  def data(self):
+  def data(self) -> Any:
     """The data.dataset.Dataset that it was trained on."""
     return self._recommender[1]
 
   def recommend(self, histories: Sequence[Sequence[str]], k: int = 10, exclude_seen: bool = True,
-                allowed: Iterable[str] | None = None):
+                allowed: Iterable[str] | None = None) -> tuple[list[list[str]], Any]:
     """Items for people whose histories are item ids, oldest first.
 
     k: items for each. exclude_seen: whether those of the history are left out. allowed: ids of the
@@ -96,7 +97,7 @@ def open_run(workdir: str | os.PathLike) -> Run:
   return Run(workdir)
 
 
-def run(cfg: ConfigDict, workdir: str | os.PathLike, about: dict, guards=None,
+def run(cfg: ConfigDict, workdir: str | os.PathLike, about: dict, guards: Any = None,
         part: tuple[int, int] | None = None) -> None:
   """Opens the run's folder, says what runs, and hands over to the method.
 
@@ -165,7 +166,7 @@ def facts(command: str, overrides: Mapping[str, object]) -> dict:
   }
 
 
-def announce(work, cfg: ConfigDict, about: dict) -> None:
+def announce(work: Any, cfg: ConfigDict, about: dict) -> None:
   """Logs what runs, on what, with which settings of one's own.
 
   work: the open Workdir. about: as `facts` gives. cfg: the experiment.

@@ -16,6 +16,7 @@ import shutil
 import socket
 import zlib
 from collections.abc import Callable, Iterator
+from typing import IO
 
 import numpy as np
 
@@ -190,7 +191,7 @@ def parse_json(data: bytes, path: str | os.PathLike, line: int | None = None,
   path, line: what the bytes are, a whole file or a line of it, for messages. strict: whether NaN,
   and a key given twice, are refused; other programs' files may hold them. data: the bytes.
   """
-  def complain(what, at_line, column):
+  def complain(what: str, at_line: int, column: int) -> DataError:
     where = f'line {line or at_line}, column {column}'
     return DataError(f'{path} {where}: {what}.')
 
@@ -253,7 +254,7 @@ def write_json(path: str | os.PathLike, value: object) -> None:
   write_atomic(path, json.dumps(value, indent=1, ensure_ascii=False, default=str) + '\n')
 
 
-def write_arrays(path: str | os.PathLike, arrays) -> None:
+def write_arrays(path: str | os.PathLike, arrays: np.ndarray | dict) -> None:
   """Writes an array as .npy, or a dict of named arrays as .npz, whole and without pickles. path: of
   the file."""
   with atomic_path(path) as fresh, open(fresh, 'wb') as file:
@@ -370,7 +371,7 @@ def _parquet_writer(out):
 # Locks and journals.
 
 
-def try_lock(file, wait: bool = False) -> bool:
+def try_lock(file: IO, wait: bool = False) -> bool:
   """Takes an open file for this process alone, or tells that another has it.
 
   file: open for writing.

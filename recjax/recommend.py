@@ -3,6 +3,7 @@ import os
 import pathlib
 from collections.abc import Callable
 from types import ModuleType
+from typing import Any
 
 from recjax import methods, run_files, settings
 from recjax.data import array_record, loading
@@ -55,7 +56,7 @@ def without_retired(recommend: Callable, catalog: Catalog) -> Callable:
   if live is None:
     return recommend
 
-  def among_live(histories, k, exclude_seen=True, allowed=None):
+  def among_live(histories: Any, k: int, exclude_seen: bool = True, allowed: Any = None) -> Any:
     return recommend(histories, k, exclude_seen, live if allowed is None else live & set(allowed))
   return among_live
 

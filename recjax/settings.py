@@ -16,6 +16,7 @@ import pathlib
 import re
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
 
 from ml_collections import ConfigDict
 
@@ -284,7 +285,7 @@ def flag(kind: type, rule: str = '', name: str = '') -> Callable[[str], float]:
   kind: int or float. rule: the range, in the words of RANGES. name: what the number counts, for the
   message.
   """
-  def read(text):
+  def read(text: str) -> Any:
     try:
       value = of_text(text, kind())
     except ValueError:

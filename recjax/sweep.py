@@ -16,6 +16,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from ml_collections import ConfigDict
@@ -230,7 +231,7 @@ def deviation(values: Sequence[float]) -> float | None:
 def cells_of(row: dict) -> list[str]:
   """What a table shows of a setting, as text; an interval stands on a line of its own. row: of
   `table`."""
-  def spread(value, sd):
+  def spread(value: float, sd: float | None) -> str:
     return f'{value:.4f}' + (f' ± {sd:.4f}' if sd is not None else '')
 
   valid = row['validation']
@@ -301,7 +302,7 @@ def write(out: pathlib.Path, config: str, rows: Sequence[dict], failed: Mapping[
                                                  for k in ('value', 'low', 'high', 'sd'))])
   write_atomic(out / 'sweep.csv', lines.getvalue())
 
-  def cell(row, shown):
+  def cell(row: dict, shown: str) -> Any:
     value, _, interval = shown.partition('\n')
     return html.value_with_interval(value, interval, strong=row['best'])
 

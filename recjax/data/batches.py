@@ -38,7 +38,7 @@ class Batches:
 
 def pad_batch(batch: Batch, ways: int) -> Batch:
   """The arrays of `batch` with rows of zeros behind, up to a multiple of `ways`."""
-  def padded(x):
+  def padded(x: np.ndarray) -> np.ndarray:
     return np.pad(x, [(0, -len(x) % ways)] + [(0, 0)] * (x.ndim - 1)) if -len(x) % ways else x
   return {name: padded(x) for name, x in batch.items()}
 

@@ -108,7 +108,7 @@ def item_texts(catalog: Catalog) -> list[str]:
   columns, n = catalog.columns, len(catalog)
   parts = [columns.get(name) or [''] * n for name in ('title', 'price', 'brand', 'categories')]
 
-  def text(value):
+  def text(value: object) -> str:
     if isinstance(value, (list, tuple)):
       return ', '.join(map(text, value))
     return '' if value is None else str(value)

@@ -9,7 +9,7 @@ and beams that do not exist (fewer titles than beams) never come back as rows. S
 import dataclasses
 import functools
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -110,7 +110,7 @@ def beam_search(model: BoundDecoder, cache: PyTree, first: Float[Array, 'B D'],
   """
   half = len(first) // 2 if model.select_requests else 0
 
-  def step(constraint, state):
+  def step(constraint: Constraint, state: BeamState) -> BeamState:
     last = lax.dynamic_index_in_dim(state.beams.tokens, state.t - 1, 2, keepdims=False)
     hidden, cache = model.step(last, state.cache, state.t - 1)
     return advance_beams(state._replace(cache=cache), hidden, model.head, model.reorder, constraint,
@@ -196,7 +196,7 @@ def best_continuations(scores: Float[Array, 'B K'], kept: int) -> Callable:
   scores: of the beams. -> choose(log_probs, tokens, nodes) -> scores, parents, tokens, nodes, each
   (B, kept)
   """
-  def choose(log_probs, tokens, nodes):
+  def choose(log_probs: Array, tokens: Array, nodes: Array) -> tuple[Array, ...]:
     batch, _, width = log_probs.shape
     total = jnp.maximum(scores[..., None] + log_probs, DEAD).reshape(batch, -1)
     flat_tokens, flat_nodes = tokens.reshape(batch, -1), nodes.reshape(batch, -1)
@@ -214,7 +214,7 @@ def best_continuations(scores: Float[Array, 'B K'], kept: int) -> Callable:
 def gather_rows(tree: PyTree, order: Int[Array, 'B M']) -> PyTree:
   """Rows of a pytree with leading axes (B, K) by number. tree: the pytree. order: the rows wanted,
   of each request."""
-  def gather(x):
+  def gather(x: Array) -> Array:
     return jnp.take_along_axis(x, order.reshape(*order.shape, *(1,) * (x.ndim - 2)), 1)
   return jax.tree.map(gather, tree)
 
@@ -243,7 +243,7 @@ def merge_finished(state: BeamState, rows: Rows, ended: Bool[Array, 'B M'], sear
 
 
 def finished_values(scores: Float[Array, 'B M'], ended: Bool[Array, 'B M'], length: Array,
-                    values: Float[Array, 'B K'], search) -> Float[Array, 'B M']:
+                    values: Float[Array, 'B K'], search: Any) -> Float[Array, 'B M']:
   """Values of rows that end now, DEAD for those that do not, or rank too low to.
 
   scores: best first. length: tokens that count, () or (B, 1). values: of the rows that ended
@@ -255,8 +255,8 @@ def finished_values(scores: Float[Array, 'B M'], ended: Bool[Array, 'B M'], leng
   return jnp.where(new, scores / length.astype(jnp.float32) ** search.length_penalty, DEAD)
 
 
-def may_improve(best_score: Float[Array, ' B'], length: Array, values: Float[Array, 'B K'], search,
-                length_offset: Array | int = 0) -> Bool[Array, ' B']:
+def may_improve(best_score: Float[Array, ' B'], length: Array, values: Float[Array, 'B K'],
+                search: Any, length_offset: Array | int = 0) -> Bool[Array, ' B']:
   """Whether a request's open beams can still beat its finished rows.
 
   best_score: of the best open beam. length: new tokens so far, () or (B,). values: of the finished

@@ -163,7 +163,7 @@ class ScoreMixing(NamedTuple):
 
   def mass(self, lo: Int[Array, 'B K C'], hi: Int[Array, 'B K C']) -> Float[Array, 'B K C']:
     """The assistant's probability of the items of places lo .. hi - 1."""
-    def at(sums, place):
+    def at(sums: Array, place: Array) -> Array:
       return jnp.take_along_axis(sums, place.reshape(len(sums), -1), 1).reshape(place.shape)
     return (at(self.high, hi) - at(self.high, lo)) + (at(self.low, hi) - at(self.low, lo))
 
@@ -175,7 +175,8 @@ def score_mixing(trie: DeviceTrie, probabilities: Float[Array, 'B N'],
   items = trie.item[:probabilities.shape[1]]
   by_place = probabilities.astype(jnp.float32)[:, items]
 
-  def add(a, b):  # Knuth's exact sum of two numbers, errors carried along
+  def add(a: tuple[Array, Array], b: tuple[Array, Array]) -> tuple[Array, Array]:
+    # Knuth's exact sum of two numbers, errors carried along.
     high = a[0] + b[0]
     part = high - a[0]
     error = (a[0] - (high - part)) + (b[0] - part)
@@ -222,7 +223,7 @@ class Normalization:
       return lambda token, _: sanitize_log_probs(jnp.take_along_axis(
           logits, jnp.clip(token - start, 0, self.code_size - 1), -1) - total)
 
-    def over_existing(token, exists):
+    def over_existing(token: Array, exists: Array) -> Array:
       logits = jnp.where(exists, sanitize_log_probs(head.rows(token)), DEAD)
       return sanitize_log_probs(logits - log_sum_exp(logits))
     if self.denominator == 'scope' and (

@@ -139,7 +139,7 @@ def diverse_beam_search(model: BoundDecoder, cache: PyTree, first: Float[Array, 
     raise ConfigError(f'min_new_tokens={constraint.min_new_tokens} is above new_tokens='
                       f'{search.new_tokens}')
 
-  def step(state):
+  def step(state: GroupState) -> GroupState:
     last = lax.dynamic_index_in_dim(state.tokens, state.t - 1, 2, keepdims=False)
     hidden, cache = model.step(last, state.cache, state.t - 1)
     return advance_groups(state._replace(cache=cache), model.head(hidden).full(), constraint,
@@ -185,7 +185,7 @@ def advance_groups(state: GroupState, logits: Float[Array, 'B _ V'],
     ended, running = choose_by_group(log_probs, tokens, tokens, jnp.asarray(is_end)[tokens], state,
                                      search)
   else:
-    def choose(log_probs, tokens, nodes):
+    def choose(log_probs: Array, tokens: Array, nodes: Array) -> tuple[Choices | None, Choices]:
       is_final = constraint.is_final(nodes, tokens, state.t)
       shape = (len(tokens), search.beams, tokens.shape[-1])
       return choose_by_group(*(jnp.broadcast_to(x, shape) for x in (
@@ -244,7 +244,7 @@ def choose_by_group(log_probs: Float[Array, 'B K C'], tokens: Int[Array, 'B K C'
   """
   prompts, _, width = tokens.shape
 
-  def choose_for_group(chosen, given):
+  def choose_for_group(chosen: Array, given: tuple) -> tuple[Array, tuple[Choices | None, Choices]]:
     g, log_probs, tokens, nodes, is_final, scores, done = given  # (B, s, C); (B, s); (B,)
     counts = (tokens[..., None] == chosen[:, None, None]).sum(-1)
     total = scores[..., None] + (log_probs - search.diversity_penalty * counts)

@@ -88,7 +88,7 @@ def _scores(decoder, params, tokens, lengths, rows, num_items):
   first, cache = decoder.start(params, tokens, lengths, 1, 2)
   batch = len(tokens)
 
-  def scores_of(row):
+  def scores_of(row: Layout) -> Array:
     size = len(row.tokens)
     wide = lambda x: jnp.broadcast_to(x, (batch, *x.shape))  # noqa: E731
     states, _ = decoder.extend(

@@ -96,7 +96,7 @@ def one_pass(model: BoundDecoder, constraint: Constraint, search: Sampling, key:
   rows, width = state.rows, search.pass_width
   start, live = rows.lengths - 1, unfinished(rows, search)
 
-  def append_forced(_, rows):
+  def append_forced(_: Array | int, rows: Samples) -> Samples:
     token, node, is_forced = constraint.forced_token(rows.state, rows.lengths)
     has_room = rows.lengths - start < width
     return append(rows, constraint, live & is_forced & has_room & unfinished(rows, search), token,
@@ -126,7 +126,7 @@ def feed(extend: Callable, cache: PyTree, rows: Samples, position: Int[Array, 'B
   row = jnp.broadcast_to(jnp.arange(num_rows)[:, None], position.shape)
   slot = jnp.where(real, row * longest + position, num_rows * longest)
 
-  def flat(x):
+  def flat(x: Array) -> Array:
     return x.reshape(batch, num_rows * width)
   pool = jnp.arange(num_rows * longest)
   seen = ((pool // longest == flat(row)[..., None])

@@ -113,12 +113,12 @@ class ItemSpanConstraint:
     """The open child by token of rows inside an item, -1 for none."""
     trie, left = self.trie, self._tokens_left(state, t)
 
-    def gathered(width):
+    def gathered(width: int) -> Array:
       token, child, exists = device_trie.children(trie, state.node, state.depth, width)
       is_open = exists & self._is_open(state, child, left)
       return device_trie.by_token(jnp.where(is_open, token, vocab), child, vocab)
 
-    def dense():
+    def dense() -> Array:
       child = device_trie.dense_children(trie, state.node, state.depth, vocab)
       is_open = (child >= 0) & self._is_open(state, jnp.maximum(child, 0), left)
       return jnp.where(is_open, child, -1)

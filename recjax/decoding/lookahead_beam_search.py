@@ -167,7 +167,7 @@ def lookahead_beam_search(model: BoundDecoder, cache: PyTree, first: Float[Array
                       'titles for their forced tokens, which are free; set it to 0')
   searcher = Searcher(model, constraint, search)
 
-  def step_and_feed(state):
+  def step_and_feed(state: LookaheadState) -> LookaheadState:
     state = lax.while_loop(lambda s: can_step(searcher, s).any(),
                            functools.partial(search_step, searcher), state)
     return lax.cond(state.is_open.any(), functools.partial(feed_pending, searcher), lambda s: s,
@@ -238,7 +238,7 @@ def search_step(searcher: Searcher, state: LookaheadState) -> LookaheadState:
   the search."""
   steps = can_step(searcher, state)
 
-  def where_steps(new, old):
+  def where_steps(new: Array, old: Array) -> Array:
     return jnp.where(steps.reshape(-1, *(1,) * (new.ndim - 1)), new, old)
   new = advance_all(searcher, state)
   return state._replace(**{
@@ -326,10 +326,10 @@ def forced_run(trie: DeviceTrie, node: Int[Array, 'B K'], depth: Int[Array, 'B _
   The end itself needs no pass, so a run stops one short of it. longest: tokens of a row at most.
   -> how many, and the node that the last one leads to
   """
-  def goes_on(carry):
+  def goes_on(carry: tuple) -> Array:
     return carry[2].any()
 
-  def follow(carry):
+  def follow(carry: tuple) -> tuple:
     node, count, following = carry
     fan_out, depth_here = device_trie.fan_out(trie, node), depth + count
     left = jnp.maximum(device_trie.row_length(trie, node) - depth_here - 1, 0)
@@ -408,7 +408,7 @@ def run_pass(searcher: Searcher, state: LookaheadState, fed: PassTokens, slot: I
   hidden, cache = searcher.model.extend(state.cache, tokens, position, seen, within, slot)
   requests = jnp.arange(len(position))[:, None]
 
-  def put(old, new):
+  def put(old: Array, new: Array) -> Array:
     return old.at[requests, slot].set(new, mode='drop')
   pool = pool._replace(lo=put(pool.lo, lo), hi=put(pool.hi, hi),
                        depth=put(pool.depth, position + 1), state=put(pool.state, hidden))
@@ -475,7 +475,7 @@ def best_children(searcher: Searcher, head: LMHead, node: Int[Array, 'B Q'],
   searcher: of the search. head: the output layer on the states at the nodes. node: of the trie.
   depth: tokens that lead to them.
   """
-  def best(log_probs, _, nodes):
+  def best(log_probs: Array, _: Array, nodes: Array) -> Children:
     pad = [(0, 0), (0, 0), (0, max(0, MAX_CHILDREN - log_probs.shape[-1]))]
     log_probs, place = lax.top_k(jnp.pad(log_probs, pad, constant_values=DEAD), MAX_CHILDREN)
     return Children(jnp.take_along_axis(jnp.pad(nodes, pad), place, -1), log_probs)
@@ -495,13 +495,13 @@ def fill_up(searcher: Searcher, state: LookaheadState, fed: PassTokens, tokens: 
                       jnp.where(reached, state.beams.score, DEAD)).best(width)
   chosen = frontier._replace(score=jnp.full_like(frontier.score, DEAD))
 
-  def goes_on(carry):
+  def goes_on(carry: tuple) -> Array:
     frontier, chosen, depth = carry
     worst = jnp.take_along_axis(chosen.score, jnp.clip(budget - 1, 0, width - 1)[:, None], 1)
     better = frontier.score.max(-1) > jnp.maximum(worst[:, 0], LIVE)
     return (better & (budget > 0)).any() & (depth < search.new_tokens)
 
-  def deeper(carry):
+  def deeper(carry: tuple) -> tuple:
     frontier, chosen, depth = carry
     frontier = next_frontier(searcher, frontier, state.pool, width)
     is_new = slot_of(state.pool, trie.lo[frontier.node], frontier.depth) < 0

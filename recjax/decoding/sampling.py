@@ -80,7 +80,7 @@ def sample(model: BoundDecoder, cache: PyTree, first: Float[Array, 'B D'], const
   """
   shape = (len(first), search.samples)
 
-  def append(rows, hidden):
+  def append(rows: Samples, hidden: Array) -> Samples:
     t = rows.steps
     hidden = jnp.broadcast_to(hidden, (*shape, hidden.shape[-1]))
     token, node, log_prob = constraint.candidates(
@@ -96,11 +96,11 @@ def sample(model: BoundDecoder, cache: PyTree, first: Float[Array, 'B D'], const
                    rows.complete | (live & complete), where_rows(live, state, rows.state),
                    token_scores, t + 1, first_nan(rows.nan_step, hidden, ~rows.complete, t))
 
-  def goes_on(carry):
+  def goes_on(carry: tuple) -> Array:
     rows, _ = carry
     return (rows.steps < search.new_tokens) & ~rows.complete.all()
 
-  def step(carry):
+  def step(carry: tuple) -> tuple:
     rows, cache = carry
     last = lax.dynamic_index_in_dim(rows.tokens, rows.steps - 1, 2, keepdims=False)
     hidden, cache = model.step(last, cache, rows.steps - 1)
@@ -113,7 +113,7 @@ def sample(model: BoundDecoder, cache: PyTree, first: Float[Array, 'B D'], const
 def where_rows(which: Bool[Array, 'B K'], new: PyTree, old: PyTree) -> PyTree:
   """Chooses between pytrees with leading axes (B, K), row by row. which: takes `new`, else `old`.
   """
-  def choose(a, b):
+  def choose(a: Array, b: Array) -> Array:
     return jnp.where(which.reshape(*which.shape, *(1,) * (a.ndim - 2)), a, b)
   return jax.tree.map(choose, new, old)
 
@@ -142,7 +142,7 @@ def gumbel_noise(key: Key[Array, ''], t: Array | int, shape: tuple) -> Float[Arr
   all draws. t: number of the token, () or (B, K). shape: (B, K, C)."""
   *rows, width = shape
 
-  def noise_of(t, request, row):
+  def noise_of(t: Array, request: Array, row: Array) -> Array:
     row_key = jax.random.fold_in(jax.random.fold_in(jax.random.fold_in(key, t), request), row)
     return jax.random.gumbel(row_key, (width,))
   return jax.vmap(jax.vmap(noise_of))(jnp.broadcast_to(t, rows), *jnp.indices(rows))

@@ -178,7 +178,7 @@ def _check(flat, offsets, end, vocab) -> None:
     raise DataError(f'row {empty[0]} has no tokens ({len(empty)} such rows): every item needs a '
                     'title; drop it or give it one')
 
-  def row_at(places):
+  def row_at(places: np.ndarray) -> np.integer:
     return np.searchsorted(offsets, places[0], side='right') - 1
   outside = np.flatnonzero((flat < 0) | (flat >= vocab))
   if len(outside):

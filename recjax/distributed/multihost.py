@@ -16,7 +16,7 @@ def to_host(tree: PyTree) -> PyTree:
     return jax.device_get(tree)
   from jax.experimental import multihost_utils
 
-  def gather(x):
+  def gather(x: Any) -> np.ndarray:
     if isinstance(x, jax.Array) and not (x.is_fully_addressable or x.is_fully_replicated):
       return multihost_utils.process_allgather(x, tiled=True)
     return np.asarray(x)

@@ -55,7 +55,7 @@ def rank_block(
   repeated = jnp.resize(target - 1, (max(piece, users),))
   target_scores = jnp.diagonal(_scores(states, table[repeated], bias[repeated]))[:, None]
 
-  def add(carry, number):
+  def add(carry: tuple, number: Array) -> tuple:
     above, level, best_scores, best_items = carry
     start = jnp.minimum(number * piece, n - piece)
     scores = _scores(states, lax.dynamic_slice_in_dim(table, start, piece),

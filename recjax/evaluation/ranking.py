@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Num, PyTree
 
+from recjax.data.dataset import Catalog
 from recjax.data.splits import Cases
 from recjax.errors import ConfigError, DataError
 from recjax.evaluation import blocked_ranking, metrics
@@ -196,7 +197,7 @@ def validator(scorer: Callable[[PyTree], ScoreFn], cases: Cases, n_items: int, s
   cases = cases.select(np.sort(chosen))
   cases = cases.select(np.argsort(np.diff(cases.histories[1]), kind='stable'))
 
-  def ndcg(params):
+  def ndcg(params: PyTree) -> float:
     ranks = rank_cases(scorer(params), cases, n_items)
     return float(metrics.per_case(ranks, (10,))['NDCG@10'].mean())
   return lambda params: [ndcg(jax.tree.map(lambda x, s=s: x[s], params)) for s in range(seeds)]
@@ -231,10 +232,10 @@ def top_items(
   return tuple(np.concatenate(x)[:len(offsets) - 1] for x in zip(*parts))
 
 
-def recommender(score_fn, catalog):
+def recommender(score_fn: ScoreFn, catalog: Catalog) -> Recommender:
   """The face of a method that scores the whole catalog. score_fn: of the method. catalog: that it
   scores. -> Recommender, with masks by row"""
-  def recommend(histories, k, exclude_seen, mask):
+  def recommend(histories: Sequence, k: int, exclude_seen: bool, mask: np.ndarray | None) -> tuple:
     offsets = np.concatenate([[0], np.cumsum([len(h) for h in histories])]).astype(np.int64)
     items = np.concatenate(histories) if len(histories) else np.zeros(0, np.int32)
     return top_items(score_fn, items, offsets, len(catalog), k, exclude_seen, mask)

@@ -64,7 +64,7 @@ def as_recommender(recommend: Callable, catalog: Catalog) -> Recommender:
   if isinstance(recommend, Recommender) and recommend.catalog.ids == catalog.ids:
     return recommend
 
-  def top_items(histories, k, exclude_seen, mask):
+  def top_items(histories: Sequence, k: int, exclude_seen: bool, mask: np.ndarray | None) -> tuple:
     allowed = None if mask is None else frozenset(catalog.ids[i] for i in np.flatnonzero(mask))
     item_ids, scores = recommend([[catalog.id_of(int(i)) for i in history]
                                   for history in histories], k, exclude_seen, allowed)

@@ -235,7 +235,7 @@ def read_tensors(
       everywhere = shardings
       shardings = jax.tree.map(lambda _: everywhere, shapes)
 
-    def read(path, leaf, sharding):
+    def read(path: tuple, leaf: Any, sharding: Any) -> jax.Array:
       return _read_leaf(path_of(path), leaf, sharding, names, stored)
     return jax.tree_util.tree_map_with_path(read, shapes, shardings)
 
@@ -345,7 +345,7 @@ def _read_leaf(path, leaf, sharding, names, stored):
       raise DataError(
           f'{tensor.path}: tensor {name} is stored as {view.get_dtype()}, not as a float')
 
-  def part(index):
+  def part(index: Any) -> np.ndarray:
     inner = index[1:] if stacked else index
     rows = [tensor.view()[inner[::-1] if transpose else inner]
             for tensor in (tensors[index[0]] if stacked else tensors)]
@@ -390,7 +390,7 @@ class _NewTensor(NamedTuple):
 
 def _split_into_files(tree: PyTree, limit: float) -> list[list[_NewTensor]]:
   """The tensors of a tree, in files of at most `limit` bytes where a tensor is not larger."""
-  def make(leaf, layer, transpose):
+  def make(leaf: Any, layer: int | None, transpose: bool) -> np.ndarray:
     x = np.asarray(leaf if layer is None else leaf[layer])
     return np.ascontiguousarray(x.T if transpose else x)  # the writer saves strided arrays wrongly
   entries = []
@@ -520,7 +520,7 @@ def _check_targets(path, raw, layers, stored):
 
 def _targeted(path, raw, module):
   """Whether PEFT puts the adapter on a module, by target_modules and exclude_modules."""
-  def named(modules):
+  def named(modules: Any) -> bool:
     if isinstance(modules, str):
       return re.fullmatch(modules, module) is not None
     return any(module == name or module.endswith(f'.{name}') for name in modules)

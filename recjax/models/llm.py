@@ -217,10 +217,10 @@ class Block(nn.Module):
     cfg = self.cfg
     layers = {name: Linear(cfg, name=name)() for name in LINEAR}
 
-    def ones(name, size=cfg.width):
+    def ones(name: str, size: int = cfg.width) -> Array:
       return self.param(name, nn.initializers.ones, (size,), cfg.param_dtype)
 
-    def apply(y, *names):
+    def apply(y: Array, *names) -> Any:
       return project(y, [layers[name] for name in names], cfg.dtype)
     y = rms_norm(x, ones('attn_norm'), cfg.norm_eps)
     q, k, v = (t.reshape(*t.shape[:2], -1, cfg.head_dim) for t in apply(y, 'q', 'k', 'v'))

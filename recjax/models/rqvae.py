@@ -145,7 +145,7 @@ def rotate(x: Float[AnyArray, 'B E'], code: Float[AnyArray, 'B E']) -> Float[Arr
 
   The rotation trick of Fifty et al., ICLR 2025, 4.
   """
-  def dot(a, b):
+  def dot(a: AnyArray, b: AnyArray) -> AnyArray:
     return (a * b).sum(-1, keepdims=True)
   x_unit, code_unit = constant(_unit(x)), constant(_unit(code))
   scale = constant(_size(code) / _size(x))
@@ -209,7 +209,7 @@ def _level_loss(cfg, residual, part, dist, code, weight):
     return cfg.beta * _mean(nll, weight)
   reduce = jnp.mean if cfg.reduction == 'mean' else jnp.sum
 
-  def squared(gap):
+  def squared(gap: AnyArray) -> AnyArray:
     return _mean(reduce(gap ** 2, -1), weight)
   return squared(part - constant(residual)) + cfg.beta * squared(constant(part) - residual)
 
@@ -255,7 +255,7 @@ def assign_codes(cfg: Config, params: PyTree, x: Float[AnyArray, 'N d']) -> Int[
 
   CHUNK items at a time: what they need stays in a CPU's cache, which is 1.5x faster.
   """
-  def of_chunk(rows):
+  def of_chunk(rows: AnyArray) -> Array:
     return quantize(cfg, params['codebooks'], encode(cfg, params, rows))['codes']
   if len(x) <= CHUNK:
     return of_chunk(x)

@@ -192,7 +192,7 @@ class CrossAttention(nn.Module):
       self, x: Float[Array, 'B S D'], keys: Float[Array, 'B K D'], present: Bool[AnyArray, 'B K'],
   ) -> Float[Array, 'B S D']:
     """x: what asks. keys: what is seen, where it is present."""
-    def project(name, y):
+    def project(name: str, y: AnyArray) -> Array:
       dense = nn.Dense(self.width, name=name, kernel_init=nn.initializers.xavier_uniform())
       return dense(y).reshape(*y.shape[:2], self.heads, -1)
     q, k, v = project('q', x), project('k', keys), project('v', keys)
@@ -222,25 +222,26 @@ def decoder(cfg: Config) -> Decoder:
   """
   model = SemanticIdT5(cfg)
 
-  def read(params, items, lengths):
+  def read(params: PyTree, items: AnyArray, lengths: AnyArray) -> tuple:
     real = jnp.arange(items.shape[1]) < lengths[:, None]
     history = params['table'][jnp.where(real, items, 0)]
     return model.apply({'params': params['params']}, history, params.get('interests'),
                        method='remember')
 
-  def step(params, tokens, cross, mask, slots, t):
+  def step(params: PyTree, tokens: Array | None, cross: tuple, mask: AnyArray, slots: tuple,
+           t: Array | int) -> tuple:
     return model.apply({'params': params['params']}, tokens, cross, mask, slots, t, method='step')
 
-  def output_rows(params):
+  def output_rows(params: PyTree) -> AnyArray:
     table = params['params']['output' if cfg.apart else 'codes']
     return table.reshape(-1, table.shape[-1])
 
-  def logits(params, states):
+  def logits(params: PyTree, states: Array) -> Array:
     return states @ output_rows(params).T
 
-  def rows(params, states, ids):
+  def rows(params: PyTree, states: Array, ids: Array) -> Array:
     return jnp.einsum('bkd,bkcd->bkc', states, output_rows(params)[ids])
 
-  def window(params, states, first, size):
+  def window(params: PyTree, states: Array, first: Array | int, size: int) -> Array:
     return states @ jax.lax.dynamic_slice_in_dim(output_rows(params), first, size).T
   return t5_lib.make_decoder(cfg.t5, read, step, logits, rows, window)

@@ -256,7 +256,7 @@ def mapped_kmeans(
 @jax.jit
 def _transport(dist, scale, shares):
   """The logarithm of a transport plan whose columns have the shares given."""
-  def step(_, log):
+  def step(_: Array | int, log: Array) -> Array:
     log = log - jax.nn.logsumexp(log, 1, keepdims=True)
     return log - jax.nn.logsumexp(log, 0) + jnp.log(shares * len(dist))
   return lax.fori_loop(0, 50, step, -dist / scale)

@@ -206,10 +206,10 @@ class Block(nn.Module):
     attend = Attention(cfg, name='attention')
     feed = FeedForward(cfg, name='feed')
 
-    def norm(name, y):
+    def norm(name: str, y: Array) -> Array:
       return nn.LayerNorm(epsilon=1e-12 if cfg.bert else 1e-8, name=name)(y)
 
-    def gate(name, y):
+    def gate(name: str, y: Array) -> Array:
       return nn.sigmoid(nn.Dense(cfg.width, kernel_init=init_std(), name=name)(y))
     if cfg.bert or cfg.norm == 'post':
       x = norm('norm_1', x + drop(attend(x, x, visible, train)))
@@ -239,7 +239,7 @@ class Attention(nn.Module):
     cfg = self.cfg
     size = cfg.width // cfg.heads
 
-    def heads(name, y):
+    def heads(name: str, y: Array) -> Array:
       return nn.DenseGeneral((cfg.heads, size), kernel_init=init_std(), name=name)(y)
     q, k, v = heads('q', query), heads('k', x), heads('v', x)
     scores = jnp.einsum('rqhd,rkhd->rhqk', q, k) / size ** 0.5
@@ -258,7 +258,7 @@ class FeedForward(nn.Module):
     """x: the states. train: whether there is dropout."""
     cfg = self.cfg
 
-    def up(name):
+    def up(name: str) -> Array:
       return nn.Dense(cfg.hidden, kernel_init=init_std(), name=name)(x)
     if cfg.kind == 'sasrec' and cfg.norm == 'ligr':
       y = nn.silu(up('up')) * up('side')
@@ -284,7 +284,7 @@ class GRU(nn.Module):
     before = jnp.pad(segment[:, :-1], [(0, 0), (1, 0)])
     begins = (segment != before) & (segment > 0)
 
-    def step(state, of_slot):
+    def step(state: Array, of_slot: tuple) -> tuple[Array, Array]:
       projected, begin, real = of_slot
       state = jnp.where(begin[:, None], 0, state)
       gates_x, candidate_x = jnp.split(projected, [2 * self.hidden], -1)

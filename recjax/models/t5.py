@@ -406,19 +406,20 @@ def make_decoder(
   of `Decoder`. What is read is shared by all beams; each has a slot for the start and for every
   token but the last.
   """
-  def start(params, tokens, lengths, beams, new_tokens):
+  def start(params: PyTree, tokens: AnyArray, lengths: AnyArray, beams: int, new_tokens: int
+           ) -> tuple[Array, tuple]:
     cross, mask = read(params, tokens, lengths)
     slots = empty_slots(cfg, len(tokens), 1, new_tokens)
     state, slots = step(params, None, cross, mask, slots, 0)
     slots = tuple(jnp.broadcast_to(s, (*s.shape[:2], beams, *s.shape[3:])) for s in slots)
     return state[:, 0], (cross, mask, slots)
 
-  def forward(params, cache, tokens, t):
+  def forward(params: PyTree, cache: tuple, tokens: Array, t: Array | int) -> tuple[Array, tuple]:
     cross, mask, slots = cache
     state, slots = step(params, tokens, cross, mask, slots, t + 1)
     return state, (cross, mask, slots)
 
-  def reorder(cache, parents):
+  def reorder(cache: tuple, parents: Array) -> tuple:
     take = jax.vmap(lambda beams, order: beams[:, order], (1, 0), 1)
     return (*cache[:2], tuple(take(s, parents) for s in cache[2]))
 
@@ -430,16 +431,17 @@ def decoder(model: T5, start_id: int = 0) -> Decoder:
 
   start_id: the token that stands before what is written. model: the T5.
   """
-  def read(variables, tokens, lengths):
+  def read(variables: PyTree, tokens: AnyArray, lengths: AnyArray) -> tuple:
     mask = jnp.arange(tokens.shape[1]) < lengths[:, None]
     memory = model.apply(variables, tokens, mask, method='encode')
     return model.apply(variables, memory, method='cross'), mask
 
-  def step(variables, tokens, cross, mask, slots, t):
+  def step(variables: PyTree, tokens: Array | None, cross: tuple, mask: AnyArray, slots: tuple,
+           t: Array | int) -> tuple:
     if tokens is None:
       tokens = jnp.full((len(mask), 1), start_id)
     return model.apply(variables, tokens, cross, mask, slots, t, method='step')
 
-  def logits(variables, states):
+  def logits(variables: PyTree, states: Array) -> Array:
     return model.apply(variables, states, method='logits')
   return make_decoder(model.cfg, read, step, logits)

@@ -47,7 +47,7 @@ def nearest(
     x: Float[AnyArray, 'N d'], centers: Float[AnyArray, 'K d'],
 ) -> tuple[Int[Array, ' N'], Float[Array, ' N']]:
   """The nearest center of each point x, and its squared distance. centers: of K clusters."""
-  def of_chunk(points):
+  def of_chunk(points: AnyArray) -> tuple[Array, Array]:
     d = distances(points, centers)
     return argmin(d).astype(jnp.int32), d.min(-1)
   if len(x) <= CHUNK:
@@ -66,7 +66,7 @@ def plus_plus(key: Key[Array, ''], x: Float[Array, 'N d'], k: int) -> Float[Arra
   Each next one is drawn by its squared distance to those before. Where fewer than k points differ,
   some centers are equal.
   """
-  def add(number, carry):
+  def add(number: Array | int, carry: tuple) -> tuple:
     centers, least = carry
     noise = jax.random.gumbel(jax.random.fold_in(key, number), least.shape)
     drawn = jnp.argmax(jnp.where(least > 0, jnp.log(jnp.maximum(least, 1e-37)) + noise, -jnp.inf))
@@ -98,7 +98,7 @@ def update_centers(
 def fit(key: Key[Array, ''], x: Float[Array, 'N d'], k: int, steps: int = 25) -> Clusters:
   """k-means++ and `steps` of Lloyd's algorithm. key: of the draws. -> centers, cluster of each
   point x, inertia"""
-  def step(_, centers):
+  def step(_: Array | int, centers: Array) -> Array:
     assigned, least = nearest(x, centers)
     return update_centers(x, assigned, centers, least)
   centers = lax.fori_loop(0, steps, step, plus_plus(key, x, k))
@@ -119,7 +119,7 @@ def fit_minibatch(
   """
   sample = jax.random.permutation(jax.random.fold_in(key, 0), len(x))[:3072]
 
-  def step(number, carry):
+  def step(number: Array | int, carry: tuple) -> tuple:
     centers, seen = carry
     rows = jax.random.randint(jax.random.fold_in(key, number + 2), (min(batch, len(x)),), 0, len(x))
     assigned, _ = nearest(x[rows], centers)
@@ -150,7 +150,7 @@ def sinkhorn(
   n, k = distance.shape
   goal = jnp.full(k, -jnp.log(k)) if columns is None else jnp.log(columns)
 
-  def step(_, log):
+  def step(_: Array | int, log: Array) -> Array:
     log = log - jax.nn.logsumexp(log, 1, keepdims=True) - jnp.log(n)
     return log - jax.nn.logsumexp(log, 0) + goal
   log = lax.fori_loop(0, steps, step, -scaled / eps - jax.nn.logsumexp(-scaled / eps))

@@ -105,7 +105,7 @@ def nearest(
   """
   queries = queries.astype(jnp.float32) - vectors.mean
 
-  def exact():
+  def exact() -> tuple[Array, Array]:
     dot = jnp.matmul(queries, vectors.items.T, precision=lax.Precision.HIGHEST)
     return top_k(_computed_once(2 * dot - vectors.squared), k)
   if vectors.rounded is None or 2 * k + 12 > len(vectors.items):
@@ -187,7 +187,7 @@ def rank_curve(
     log_distance = jnp.where(seen & (rows != target_rows), UNREACHABLE, log_distance)
   lift = jnp.broadcast_to(jnp.log1p(weight), distance.shape)
 
-  def of_gamma(gamma):
+  def of_gamma(gamma: Array) -> Array:
     value = log_distance - gamma * lift
     target_value = jnp.take_along_axis(value, target_rows, 1)
     tied = (rows < target_rows) if ties == 'index' else (rows != target_rows)

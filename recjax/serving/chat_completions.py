@@ -81,11 +81,11 @@ def add_routes(app: fastapi.FastAPI, service: RecommendationService) -> None:
     model = service.model(body.model, 'chat_model', NO_CHAT)
     is_over, texts, loop = threading.Event(), asyncio.Queue(), asyncio.get_running_loop()
 
-    def on_text(text):
+    def on_text(text: str) -> None:
       with contextlib.suppress(RuntimeError):  # the server has ended
         loop.call_soon_threadsafe(texts.put_nowait, text)
 
-    def on_done(reply):
+    def on_done(reply: asyncio.Future) -> None:
       is_over.set()
       texts.put_nowait(None)
       if not reply.cancelled():
@@ -178,7 +178,7 @@ async def completion_events(head: Mapping[str, Any], model: ServedModel, text: s
   """
   head, sent = {**head, 'object': 'chat.completion.chunk'}, 0
 
-  def chunk(delta, reason=None, **more):
+  def chunk(delta: dict, reason: str | None = None, **more) -> Any:
     choice = {'index': 0, 'delta': delta, 'logprobs': None, 'finish_reason': reason}
     return server_sent_event({**head, 'choices': [choice], **more})
   try:

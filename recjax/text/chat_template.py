@@ -145,10 +145,10 @@ def _hide(tokenizer, message):
   if any(isinstance(p, dict) or p is None for p in parts):
     raise ConfigError(f'a chat message has content {content!r:.60}; only text works')
 
-  def stand_in(match):
+  def stand_in(match: re.Match) -> str:
     return f'{_HIDE}{tokenizer.controls[match[0]]}{_SHOW}'
 
-  def plain(text):
+  def plain(text: str) -> str:
     return tokenizer.control_pattern.sub(stand_in, tokenizer_lib.clean(text))
 
   out = {key: plain(value) if isinstance(value, str) and key != 'role' else value
@@ -180,7 +180,7 @@ def _pieces(tokenizer, text):
   """Splits rendered text into (text, trusted) pieces and brings hidden control tokens back."""
   strings = {str(i): token for token, i in tokenizer.controls.items()}
 
-  def show(match):
+  def show(match: re.Match) -> str:
     return strings[match[1]]
 
   return [(_HIDDEN.sub(show, _MARKS.sub('', piece)), place % 2 == 0)

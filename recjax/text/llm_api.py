@@ -22,6 +22,7 @@ import urllib.error
 import urllib.parse
 import urllib.request
 from collections.abc import Callable, Hashable
+from typing import Any
 
 from recjax import file_io
 from recjax.errors import ConfigError, ServiceError
@@ -204,22 +205,22 @@ class _Ledger:
   def __init__(self, api):
     self.api, self.spent, self.held, self.lock = api, 0., 0., threading.Lock()
 
-  def price_of(self, record):
+  def price_of(self, record: dict) -> float:
     return (record.get('tokens_in', 0) * self.api.price_in
             + record.get('tokens_out', 0) * self.api.price_out) / 1e6
 
-  def worst(self, body):
+  def worst(self, body: bytes) -> dict[str, int]:
     """Tokens a request (bytes) can take at most: none is shorter than a byte."""
     return dict(tokens_in=len(body), tokens_out=self.api.n * self.api.max_tokens)
 
-  def hold(self, cost):
+  def hold(self, cost: float) -> bool:
     with self.lock:
       if self.api.max_cost and self.spent + self.held + cost > self.api.max_cost:
         return False
       self.held += cost
       return True
 
-  def settle(self, cost, real):
+  def settle(self, cost: float, real: float) -> None:
     with self.lock:
       self.held -= cost
       self.spent += real
@@ -252,7 +253,7 @@ class _Job:
     self.quiet_until = 0.  # monotonic time before which a server wants to hear nothing
     self.opener = urllib.request.build_opener(_NoRedirect)
 
-  def run(self, unanswered, answers, report):
+  def run(self, unanswered: dict, answers: Any, report: Callable):
     """Answers {hash: messages}; on any error still journals what is under way and paid for.
 
     report: called with how many are left.

@@ -127,7 +127,7 @@ class Tokenizer:
 
     Control tokens written out in trusted pieces become their ids; the others are plain text.
     """
-    def spell(match):
+    def spell(match: re.Match) -> str:
       return _spelling(self.controls[match[0]])
 
     parts = [self.control_pattern.sub(spell, clean(text)) if trusted else clean(text)
@@ -183,7 +183,7 @@ def _respelled_model(backend, spelling):
   spec = json.loads(backend.to_str())
   model = spec['model']
 
-  def rename(token):
+  def rename(token: str) -> str:
     return spelling.get(token, token)
 
   for token in spec['added_tokens']:

@@ -36,7 +36,7 @@ def open_checkpoints(folder: str | os.PathLike, keep: int = 2) -> Iterator[Any]:
 
 def _put_aside_damaged(folder, ocp):
   """Renames steps that Orbax cannot even list. Other errors than of their content are raised."""
-  def can_list(path):
+  def can_list(path: Any) -> bool:
     try:
       with ocp.training.Checkpointer(path) as checkpointer:
         return all(c.step >= 0 for c in checkpointer.checkpoints)

@@ -283,7 +283,7 @@ class TracedStep:
 
 def trace(loss: Callable, params: PyTree, *rest: PyTree) -> TracedStep:
   """A step of `loss(params, *rest) -> ()`, from shapes alone."""
-  def back(params, *rest):
+  def back(params: PyTree, *rest) -> Callable:
     return jax.vjp(lambda p: loss(p, *rest), params)[1]
   left = collections.Counter(map(_kind, jax.tree.leaves(jax.eval_shape(back, params, *rest))))
   left -= collections.Counter(map(_kind, jax.tree.leaves(params)))  # they are there anyway

@@ -61,7 +61,7 @@ def listen(grace: float = GRACE) -> None:
   what is on disk is whole at any moment. Several processes must all stop at the same step, on which
   JAX makes them agree: its handler, set when they met, is handed the signal.
   """
-  def handler(number, frame):
+  def handler(number: int, frame: Any) -> None:
     del number, frame
     _state['asked'] = True
     if not _state['holding']:
@@ -141,12 +141,12 @@ def watch(work: Any, limit: float, ahead: int = 1, now: Callable[[], float] = ti
   """
   seen, took, over = [now()], [], threading.Event()
 
-  def beat():
+  def beat() -> None:
     took.append(now() - seen[0])
     del took[:-max(50, 2 * ahead)]
     seen[0] = now()
 
-  def look():
+  def look() -> None:
     said = 0.0
     while not over.wait(min(5.0, (limit or 20) / 4)):
       quiet, last = now() - seen[0], seen[0]

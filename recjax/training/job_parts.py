@@ -8,6 +8,7 @@ import pathlib
 import re
 import time
 from collections.abc import Callable
+from typing import Any
 
 from recjax import run_files
 from recjax.errors import ConfigError, PartDone, WorkdirError
@@ -46,7 +47,7 @@ def same_settings(path: pathlib.Path, config: dict) -> None:
                        'and flags, or another --workdir')
 
 
-def turn(work, name: str, state_of: Callable[[], str], shared: bool) -> str:
+def turn(work: Any, name: str, state_of: Callable[[], str], shared: bool) -> str:
   """Waits until a stage is done, or open to all parts, or this one has the folder. -> its state
 
   work: the Workdir. name: of the stage, for the log. state_of: tells the stage's state, as
@@ -63,7 +64,7 @@ def turn(work, name: str, state_of: Callable[[], str], shared: bool) -> str:
     time.sleep(0 if work.lock.held else WAIT)
 
 
-def gather(work, shards: pathlib.Path) -> None:
+def gather(work: Any, shards: pathlib.Path) -> None:
   """To be called where all shards of a stage are there: takes the folder, to finish the stage.
 
   work: the Workdir. shards: the folder of the shards. Raises PartDone where another part does so.

@@ -88,7 +88,7 @@ def fit(task: Task, cfg: FitSettings, work: Workdir) -> PyTree:
     best = best_step(state)  # kept on the host: asking the device would wait for every step
     work.drop_metrics(work.current, step)
 
-    def make(task):
+    def make(task: Task) -> Callable:
       run = make_update(task, tx, key)
       return lambda state, host, step: run(state, task.frozen, place(host, mesh, task.share), step)
     update = microbatch.AdaptiveStep(task, work, make, lambda: restore_or_init(
@@ -158,7 +158,7 @@ def restore_or_init(task: Task, tx: optax.GradientTransformation, key: jax.Array
   task: what is trained. tx: the optimizer. key: of new parameters. mesh: the devices. work: of the
   running stage. -> step, {'train', 'opt'} and, with patience, 'best'
   """
-  def init(key, start):
+  def init(key: jax.Array, start: PyTree) -> PyTree:
     train = task.init(key) if start is None else start
     state = {'train': train, 'opt': tx.init(train)}
     if patience:
@@ -183,7 +183,8 @@ def make_update(task: Task, tx: optax.GradientTransformation, key: jax.Array) ->
 
   Where loss or gradient is not finite the state stays as it was, and `values` say it as 'bad'.
   """
-  def update(state, frozen, batch, step):
+  def update(state: PyTree, frozen: PyTree, batch: PyTree, step: jax.Array | int
+            ) -> tuple[PyTree, dict]:
     grad = jax.value_and_grad(task.loss, has_aux=True)
     (loss, values), grads = grad(state['train'], frozen, batch, jax.random.fold_in(key, step))
     updates, opt = tx.update(grads, state['opt'], state['train'])
@@ -220,7 +221,7 @@ def place(batch: dict[str, Any], mesh: jax.sharding.Mesh,
   axes = tuple(a for a in ('data', 'fsdp') if a in mesh.axis_names)
   shards = math.prod(mesh.shape[a] for a in axes)
 
-  def put(name, x):
+  def put(name: str, x: np.ndarray) -> jax.Array:
     count = x.shape[0] * (jax.process_count() if share else 1) if x.ndim else 1
     if x.ndim and x.shape[0] > 1 and count % shards:
       raise ConfigError(

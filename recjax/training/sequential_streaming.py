@@ -45,7 +45,7 @@ def fit_records(work: Workdir, cfg: ConfigDict, shop: array_record.Records, vali
   work.log(f'    {steps:,} steps an epoch, read from disk; {cfg.train.batch} users mostly fit '
            f'{room[0]} rows of {model.max_history} and {room[1]:,} targets')
 
-  def evaluate(params, frozen):
+  def evaluate(params: PyTree, frozen: PyTree) -> dict[str, float]:
     del frozen
     score, = validate(jax.tree.map(lambda x: x[None], multihost.local_values(params)))
     return {'valid_NDCG@10': score, 'valid_loss': 1 - score}  # `fit` keeps the lowest loss
@@ -117,7 +117,7 @@ def objective(cfg: ConfigDict, model: seqrec.Config, room: tuple[int, int], mesh
   usual, full = (functools.partial(sequential.loss_of, cfg, model, mesh, *size) for size in (
       room, (cfg.train.batch, cfg.train.batch * model.max_history)))
 
-  def loss(params, frozen, batch, key):
+  def loss(params: PyTree, frozen: PyTree, batch: PyTree, key: jax.Array) -> tuple[jax.Array, dict]:
     del frozen
     counts, seen = sequential.places_and_targets(cfg, model, batch['seqs'])
     used = sequential.assign_rows(counts, model.max_history)[2]

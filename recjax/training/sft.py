@@ -5,6 +5,7 @@ others in rows, told apart by segments. R rows of L tokens, D model width.
 """
 import dataclasses
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -113,7 +114,7 @@ def sample_weights(weights: Float[Array, 'R L'], segments: Int[Array, 'R L']
 
   weights: of tokens. segments: the sample of each token of a row, 0 for none.
   """
-  def totals(row, row_segments):
+  def totals(row: Array, row_segments: Array) -> Array:
     return jax.ops.segment_sum(row, row_segments, len(row) + 1)[row_segments]
   return weights / jnp.maximum(jax.vmap(totals)(weights, segments), 1e-9)
 
@@ -131,14 +132,15 @@ def tune(work: Workdir, cfg: ConfigDict, model: llm.LM, params: PyTree, train: P
   batches, epoch_steps = shuffled_batches(train, cfg.batch, work.mesh, cfg.seed)
   steps = max(1, round(cfg.epochs * epoch_steps))
 
-  def sums(packed, trained, frozen, batch):
+  def sums(packed: PackedSamples, trained: PyTree, frozen: PyTree, batch: PyTree
+          ) -> tuple[Array, Array]:
     variables = {'params': frozen, 'lora': trained} if adapted else {'params': trained}
     return loss_sums(model, packed.prefix, variables, batch)
 
-  def train_sums(trained, frozen, batch):
+  def train_sums(trained: PyTree, frozen: PyTree, batch: PyTree) -> tuple[Array, Array]:
     return sums(train, trained, frozen, batch)
 
-  def valid_sums(trained, frozen, batch):
+  def valid_sums(trained: PyTree, frozen: PyTree, batch: PyTree) -> tuple[dict, Array]:
     total, count = sums(valid, trained, frozen, batch)
     return {'valid_loss': total}, count
 
@@ -168,7 +170,7 @@ def shuffled_batches(packed: PackedSamples, num_samples: int, mesh: jax.sharding
   """
   num_rows = max(1, round(num_samples * len(packed.rows) / len(packed.samples)))
 
-  def collate(rows):
+  def collate(rows: Any) -> dict[str, np.ndarray]:
     return packed.batch(rows, padded_rows(len(rows), mesh))
   return Batches(collate, len(packed.rows), num_rows, seed), len(packed.rows) / num_rows
 
@@ -194,7 +196,7 @@ def evaluator(sums: Callable, packed: PackedSamples, num_rows: int) -> Callable:
   """
   run = jax.jit(sums)
 
-  def evaluate(trained, frozen):
+  def evaluate(trained: PyTree, frozen: PyTree) -> dict[str, float]:
     totals, count = {}, 0.0
     for batch in batches_once(packed, num_rows):
       batch_sums, batch_count = run(trained, frozen, batch)

@@ -58,7 +58,7 @@ def load(folder: str | Path, cfg: ConfigDict, mesh: jax.sharding.Mesh, pool: str
   model, params, tokenizer = llm_loading.load(folder, cfg, mesh, **adapter)
   pool = pool or 'avg'
 
-  def run(variables, tokens, mask):
+  def run(variables: dict, tokens: jax.Array, mask: jax.Array) -> jax.Array:
     at = jnp.maximum(jnp.cumsum(mask, -1) - 1, 0)  # padding may stand on either side
     hidden, _ = model.apply(variables, tokens, at, mask)
     return bert.pool(hidden, mask, pool)
@@ -88,12 +88,12 @@ def _sentence(folder, cfg, mesh, pool, most):
     raise ConfigError(f'{folder}: of {most} tokens of a text none is left beside '
                       f'{len(before) + len(after)} special ones')
 
-  def ids(texts):
+  def ids(texts: Sequence[str]) -> list[list[int]]:
     rows = tokenizer.encode_batch([spec.prompt + text for text in texts])
     return [[*before, *row[:room], *after] for row in rows]
   unread = 0 if spec.prompt_pooled or not spec.prompt else len(ids([''])[0]) - len(after)
 
-  def run(variables, tokens, mask):
+  def run(variables: dict, tokens: jax.Array, mask: jax.Array) -> jax.Array:
     hidden = model.apply(variables, tokens, mask)
     z = bert.pool(hidden, mask * (jnp.cumsum(mask, -1) > unread), pool)
     if not spec.normalize:
@@ -173,7 +173,7 @@ def embed_kept(work: Workdir, encoder: Encoder, texts: Sequence[str],
   vectors, infos = [np.zeros((0, encoder.width), np.float32)], []
   with work.progress(title, len(texts), unit='text') as advance:
     for start in range(0, len(texts), PIECE):
-      def make(part=texts[start:start + PIECE]):
+      def make(part: Sequence[str] = texts[start:start + PIECE]) -> dict:
         part_vectors, info = embed(encoder, part, work.mesh)
         return {'vectors': part_vectors, 'info': json.dumps(info)}
       piece = sharded_stage.compute_once(work, f'{title}-{start}', make)

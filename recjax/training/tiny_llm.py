@@ -40,7 +40,7 @@ def train_tiny(work: Workdir, cfg: ConfigDict, seed: int, messages: str | list[d
                     sharding.num_batch_shards(work.mesh))
   model = llm.LM(shape)
 
-  def sums(params, frozen, batch):
+  def sums(params: PyTree, frozen: PyTree, batch: PyTree) -> tuple[jax.Array, jax.Array]:
     del frozen
     hidden = sft.hidden_states(model, prefix, {'params': params}, batch)
     nll = lm.token_nll(hidden, llm.head_matrix(params, shape), batch['targets'].reshape(-1))
@@ -63,7 +63,7 @@ def train_tiny(work: Workdir, cfg: ConfigDict, seed: int, messages: str | list[d
 def fan_in(params: PyTree) -> PyTree:
   """Random weights at 1 / sqrt(inputs): at small widths the usual 0.02 learns slowly at first.
   params: of an `llm.LM`."""
-  def scaled(path, x):
+  def scaled(path: tuple, x: jax.Array) -> jax.Array:
     name = sharding.path_of(path)
     if name.endswith('kernel'):
       return x * (x.shape[-2] ** -0.5 / 0.02)

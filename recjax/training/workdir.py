@@ -11,7 +11,7 @@ import shutil
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from typing import IO
+from typing import IO, Any
 
 import jax
 import numpy as np
@@ -38,7 +38,7 @@ WRITTEN = ('config.json', 'lock', 'stages', 'checkpoints', 'tb', 'adopted', 'run
            'predictions.parquet', 'report.html')
 
 
-def describe(value: object):
+def describe(value: object) -> object:
   """What of an input decides a stage's result, as plain JSON.
 
   value: a config, path, array, anything of JSON, or an object with a `fingerprint`. Raises
@@ -395,7 +395,7 @@ def open_work(path: str | os.PathLike, config: dict | None = None,
         work.board[1].close()
 
 
-def check_board(board, path: pathlib.Path) -> None:
+def check_board(board: Any, path: pathlib.Path) -> None:
   """Raises WorkdirError where TensorBoard's thread has met a full disk: nobody takes what is handed
   to it any more, and the program would wait for ever.
 

@@ -92,7 +92,7 @@ def ask(work: Workdir, cfg: ConfigDict,
   with work.progress('ask for tags', len(requests), unit='item') as advance:
     seen = [0]
 
-    def progress(done, total):
+    def progress(done: int, total: int) -> None:
       advance(done - seen[0])
       seen[0] = done
     answers = llm_api.run_requests(requests, api, work.folder, log=work.log, progress=progress)

@@ -58,7 +58,7 @@ def stage(work: Workdir, cfg: FrozenConfigDict, base: pathlib.Path, folder: path
   paths = [work.folder / SHARDS / f'{n:06d}-of-{len(batches):06d}.json'
            for n in range(len(batches))]
 
-  def make(number, advance):
+  def make(number: int, advance: Any) -> Any:
     items, ids, lengths = batches[number]
     placed = place({'ids': ids, 'lengths': lengths}, work.mesh)
     texts_of_item = run(params, adapter, prefix_ids, **placed)

@@ -152,7 +152,7 @@ def item_card(shop: Dataset, item: int, before: dict[str, list[str]],
   ident = catalog.id_of(item)
   base_list = before[ident]
 
-  def sources(tag):
+  def sources(tag: str) -> tuple[str, ...]:
     return tuple(f'{user_examples.title_of(catalog, j)} (followed {n} times)'
                  for j, n in follow.most_common(40) if tag in before.get(catalog.id_of(j), ()))[:3]
 
@@ -177,11 +177,11 @@ def users_section(cfg: ConfigDict, work: Workdir, shop: Dataset, outcome: dict[s
   model = bm25.BM25.fit(docs, select.k1, select.b, select.idf_cutoff)
   words, how = list(model.terms), outcome['chosen']['betags']['reducer']
 
-  def heaviest(row):
+  def heaviest(row: Any) -> str:
     best = sorted(zip(row.indices, row.data), key=lambda pair: -pair[1])[:TAGS]
     return ', '.join(f'{words[t]} {w:.4g}' for t, w in best)
 
-  def tell(case, had, items):
+  def tell(case: Any, had: Any, items: Any) -> tuple:
     history = test.history(case)
     asked = bm25.reduce_queries(model.counts, history, [0, len(history)], how)
     parts = [heaviest(model.weights[[i - 1]].multiply(asked).tocsr()) for i in items]

@@ -91,7 +91,7 @@ class Search:
     """
     writer = self.writer(asked)
 
-    def answer(chosen):
+    def answer(chosen: list[int]) -> list:
       items, scores = self.rows(writer, cases, asked, alpha, length_penalty, chosen)
       return [[i.tolist(), [round(float(x), 5) for x in s]] for i, s in zip(items, scores)]
     with jax.set_mesh(self.work.mesh):

@@ -66,7 +66,7 @@ def recommender(workdir: str | os.PathLike, data: str | None = None) -> Recommen
     tries = gen.title_trie(tokenizer, template, data.titles)
     answer = decoded(config.decode, results, score, tries)
 
-  def recommend(rows, k, exclude_seen, mask):
+  def recommend(rows: Any, k: int, exclude_seen: bool, mask: Any) -> tuple:
     empty = [i for i, h in enumerate(rows) if not len(h)]
     if empty:
       raise DataError(f'history {empty[0]} is empty; this method continues at least one item')
@@ -135,7 +135,7 @@ def grounded(config: ConfigDict, data: Data, made: pathlib.Path, results: dict[s
   popular = nearest.popularity(np.bincount(data.cases.known.items, minlength=n + 1)[1:])
   how = results['list_of']
 
-  def answer(writer, histories, asked, k, seen, mask):
+  def answer(writer: Any, histories: Any, asked: Any, k: int, seen: Any, mask: Any) -> tuple:
     texts = [prompts.title_of(beams[0]) for beams, _ in gen.texts(writer, asked, config.decode)]
     vectors = np.zeros((len(texts), items.items.shape[1]), np.float32)
     filled = [i for i, t in enumerate(texts) if t]
@@ -162,7 +162,7 @@ def decoded(cfg: ConfigDict, results: dict[str, Any], score: ScoreFn | None,
   tree, planted = catalog
   alpha = results['alpha']
 
-  def answer(writer, histories, asked, k, seen, mask):
+  def answer(writer: Any, histories: Any, asked: Any, k: int, seen: Any, mask: Any) -> tuple:
     closed = gen.limits(tree, histories, seen, mask)
     share = cf_assistant.probabilities(score, histories, seen)
     how = ConfigDict({**cfg.to_dict(), 'beams': max(k, cfg.beams)})

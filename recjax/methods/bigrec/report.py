@@ -189,7 +189,7 @@ def written_users(cfg: ConfigDict, work: Workdir, data: Data, outcome: dict[str,
   """
   known = set(data.titles)
 
-  def tell(case, had, items):
+  def tell(case: Any, had: Any, items: Any) -> tuple:
     beams = [[str(n), text or '(nothing)', 'a title' if text in known else 'no title']
              for n, text in enumerate(records[case]['predict'], 1)]
     return {}, {}, [html.table(['', 'Written', ''], beams, 'Beams, before grounding', 'rll')]
@@ -262,7 +262,7 @@ def decoded_users(cfg: ConfigDict, work: Workdir, data: Data,
   """
   alone = run_files.read_arrays(find_stage(work.path, 'decode') / 'd3-no_mixing.npz')['items']
 
-  def tell(case, had, items):
+  def tell(case: Any, had: Any, items: Any) -> tuple:
     rest = [i for i in alone[case] if i][:len(items)]
     rest = [user_examples.title_of(data.catalog, i) for i in rest] + [''] * (len(items) - len(rest))
     return {}, {'The LLM alone wrote': rest}, []

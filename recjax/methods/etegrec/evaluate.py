@@ -96,7 +96,8 @@ def rank_test_users(work: Workdir, name: str, cfg: ConfigDict, data: train.Train
   order = np.argsort([min(len(array), cfg.model.max_history) for array in histories], kind='stable')
   piece_size, pieces = -(-PIECE_USERS // batch) * batch, []
   for start in range(0, len(order), piece_size):
-    def rank_piece(piece_rows=order[start:start + piece_size]):
+    def rank_piece(piece_rows: np.ndarray = order[start:start + piece_size]
+                  ) -> dict[str, np.ndarray]:
       items, scores = beam_ranking.rank_items(
         data.cfg, params['rec'], params['table'], [histories[i] for i in piece_rows],
         cfg.model.max_history, cfg.decode,

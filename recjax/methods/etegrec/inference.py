@@ -1,7 +1,7 @@
 """Recommendations out of a trained run, for histories of anybody."""
 import pathlib
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import jax
@@ -63,7 +63,8 @@ def recommender(workdir: Path, data: str | None = None) -> Recommender:
   encode_interests = interest_encoder(config, dataset, mesh) if config.fusion != 'none' else None
   rec, table = jax.tree.map(jax.numpy.asarray, (params['rec'], params['table']))
 
-  def recommend(item_rows, k, exclude_seen, allowed_mask):
+  def recommend(item_rows: Sequence, k: int, exclude_seen: bool, allowed_mask: np.ndarray | None
+               ) -> tuple:
     empty = [i for i, h in enumerate(item_rows) if not len(h)]
     if empty:
       raise DataError(f'history {empty[0]} is empty; this method continues at least one item')

@@ -139,7 +139,7 @@ def history_encoder(work: Workdir, cfg: ConfigDict, dataset: Dataset) -> Callabl
   """
   terms = words.read_terms(dataset.catalog.columns, len(dataset.catalog))
 
-  def encode(histories):
+  def encode(histories: Sequence) -> tuple[np.ndarray, np.ndarray]:
     texts_of_rows = [words.interests([int(i) for i in h], terms, MAX_INTERESTS) for h in histories]
     distinct_texts = list(dict.fromkeys(term for texts in texts_of_rows for term in texts))
     vectors = text_vectors(work, cfg.encoder, distinct_texts)

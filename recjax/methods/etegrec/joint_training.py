@@ -190,7 +190,7 @@ def shard_rows(bins: Sequence[tuple]) -> Sequence[tuple]:
   """
   num_shards = sharding.num_batch_shards(jax.sharding.get_abstract_mesh())
 
-  def pad_and_shard(x):
+  def pad_and_shard(x: Array) -> Array:
     x = jnp.pad(x, [(0, -len(x) % num_shards)] + [(0, 0)] * (x.ndim - 1))
     return sharding.shard(x, ('data', 'fsdp'))
   return jax.tree.map(pad_and_shard, bins)
@@ -208,12 +208,13 @@ def make_epoch(side: str, cfg: semantic_id_t5.Config, weights: AlignmentWeights,
   """
   loss = functools.partial(LOSSES[side], cfg, weights, id_cfg)
 
-  def epoch(state, key, data, x, texts, number):
+  def epoch(state: PyTree, key: Array, data: PyTree, x: Array, texts: Array, number: Array
+           ) -> tuple:
     key = jax.random.fold_in(key, number + 1)
     on = (number >= weights.warm).astype(jnp.float32)
     fixed = {k: v for k, v in state['params'].items() if k != side}
 
-    def step(carry, row_and_number):
+    def step(carry: tuple, row_and_number: tuple) -> tuple:
       params, opt = carry
       rows, number_of_step = row_and_number
       (value, parts), grads = jax.value_and_grad(

@@ -1,5 +1,5 @@
 """The run's report: the figures, the IDs, how training went, what interests changed."""
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import jax
@@ -179,7 +179,7 @@ def training_section(work: Workdir) -> str:
   """Curves of the tokenizer, of training, in turn where it is so, and of finetuning. work: of the
   run."""
   rows = work.metrics()
-  def curve(stage, key):
+  def curve(stage: str, key: str) -> list[tuple]:
     return [(r['step'], r[key]) for r in rows if r['stage'] == stage and key in r]
   shown = []
   for stage, key, label, caption in (
@@ -221,7 +221,7 @@ def users_section(cfg: ConfigDict, work: Workdir, dataset: Dataset, vectors_dir:
       cfg, train.load_training_data(cfg, dataset, vectors_dir, ids_dir, interests_dir), params
     )
 
-  def describe(case, history, items):
+  def describe(case: int, history: Sequence, items: Sequence) -> tuple:
     parts = []
     if interests_of_case is not None:
       weights = weights_of(case)
@@ -248,7 +248,7 @@ def interests_weights(cfg: ConfigDict, data: train.TrainingData, params: PyTree)
     return lambda case: None
   interests, cases = data.given('test'), data.split.test
 
-  def weigh(case):
+  def weigh(case: int) -> np.ndarray:
     items = cases.history(case)[-cfg.model.max_history:]
     case_interests = tuple(jax.numpy.asarray(array[case:case + 1]) for array in interests)
     _, intermediates = semantic_id_t5.SemanticIdT5(data.cfg).apply(

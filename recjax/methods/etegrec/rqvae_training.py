@@ -176,7 +176,7 @@ def _steps(cfg: rqvae.Config, tx: optax.GradientTransformation, count: int, batc
 
   -> params, opt, mean loss (), mean reconstruction ()
   """
-  def loss_of(params, rows, key):
+  def loss_of(params: PyTree, rows: Array, key: Array) -> tuple:
     loss_key, diversity_key = jax.random.split(key)
     value, outputs = rqvae.loss(cfg, params, x[rows], loss_key)
     if letter.collaborative:
@@ -187,7 +187,7 @@ def _steps(cfg: rqvae.Config, tx: optax.GradientTransformation, count: int, batc
                                                   outputs['codes'], groups, diversity_key)
     return value, rqvae.recon_loss(cfg, outputs['recon'], x[rows])
 
-  def step(state, number):
+  def step(state: tuple, number: Array) -> tuple:
     params, opt = state
     step_key = jax.random.fold_in(key, number)
     rows = jax.random.permutation(jax.random.fold_in(step_key, 0), len(x))[:batch]
@@ -219,7 +219,7 @@ def reset_dead_codes(cfg: rqvae.Config, params: PyTree, opt: PyTree,
     residual = residual - book[code]
   dead = jnp.stack(dead)[..., None]
 
-  def reset_moments(path, leaf):
+  def reset_moments(path: tuple, leaf: Array) -> Array:
     is_codebook = any(getattr(k, 'key', None) == 'codebooks' for k in path)
     has_rows = is_codebook and leaf.shape == params['codebooks'].shape
     return jnp.where(dead, 0, leaf) if has_rows else leaf

@@ -1,7 +1,7 @@
 """The training stages: the recommender alone or in turn with the tokenizer, then finetuning."""
 import dataclasses
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import jax
@@ -172,7 +172,8 @@ def trace_step(cfg: ConfigDict,
   x = jax.ShapeDtypeStruct((len(dataset.catalog), dim), np.float32)
   texts = jax.ShapeDtypeStruct((1, interests.HASH_WIDTH), np.float32)
 
-  def loss(rec, x, texts, fixed, step_bins, key):
+  def loss(rec: PyTree, x: Array, texts: Array, fixed: PyTree, step_bins: Sequence, key: Array
+          ) -> Array:
     return training.rec_loss(net, weights, id_cfg, x, texts, rec, fixed, step_bins, key, 1.0)[0]
 
   return (
@@ -231,8 +232,8 @@ def stage(work: Workdir, cfg: ConfigDict, dataset: Dataset, vectors_dir: Path, i
   ]
   work.log(f'    {count:,} rows, {data.steps:,} steps an epoch of ' + ', '.join(parts))
 
-  def init():
-    def init_seed(key):
+  def init() -> PyTree:
+    def init_seed(key: Array) -> PyTree:
       params = {**fixed_start, 'rec': semantic_id_t5.init(data.cfg, key)}
       return {
         'params': params, 'opt': {side: side_tx.init(params[side]) for side, side_tx in tx.items()}
@@ -264,7 +265,7 @@ def finetune(work: Workdir, cfg: ConfigDict, dataset: Dataset, vectors_dir: Path
   tx = {'rec': optim.make(cfg.finetune, data.steps * cfg.finetune.epochs)}
   best = jax.tree.map(jnp.asarray, sequential.load(trained_dir / 'model.npz'))
 
-  def init():
+  def init() -> PyTree:
     return {'params': best, 'opt': {'rec': jax.vmap(tx['rec'].init)(best['rec'])}}
   return fit_alternating(work, cfg, cfg.finetune, data, init, tx, training.AlignmentWeights(), 0)
 
@@ -304,13 +305,13 @@ def fit_alternating(work: Workdir, cfg: ConfigDict, schedule: ConfigDict, data: 
   keys = seed_keys(cfg)
   last = {}
 
-  def epoch(state, number):
+  def epoch(state: PyTree, number: int) -> tuple:
     last['side'] = 'id' if cycle and int(number) % cycle == 0 else 'rec'
     state, means = epoch_of_side[last['side']](state, keys, bins, x, texts, number)
     training.check_collisions(jax.device_get(means), data.cfg.size)
     return state, means
 
-  def validate(params):
+  def validate(params: PyTree) -> Sequence:
     if last['side'] == 'id':  # the recommender has not met these codes yet
       return np.full(cfg.seeds, np.nan)
     params_of = lambda seed: jax.tree.map(lambda p: p[seed], params)  # noqa: E731

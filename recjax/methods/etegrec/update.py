@@ -1,4 +1,5 @@
 """Items that come after training: IDs out of their texts, by the run's own tokenizer."""
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,7 @@ from recjax.errors import ConfigError, DataError, WorkdirError
 from recjax.methods.etegrec import item_embeddings, tokenization
 from recjax.models import rqvae, semantic_ids
 from recjax.training import sequential
-from recjax.training.workdir import find_stage, open_adopted
+from recjax.training.workdir import Workdir, find_stage, open_adopted
 
 UNREADABLE = {'train': 'a SASRec that knows items by their numbers alone',
               'file': 'a file that holds those of the run alone'}
@@ -57,7 +58,8 @@ def new_vectors(workdir: Path, config: ConfigDict, dataset: Dataset,
     raise WorkdirError(f'{workdir} was made by an earlier version, which did not keep the scale of '
                        'its vectors; run its experiment again')
 
-  def stage(work, vectors_cfg, texts, vectors_dir):
+  def stage(work: Workdir, vectors_cfg: ConfigDict, texts: Sequence[str], vectors_dir: Path
+           ) -> dict:
     vectors = item_embeddings.from_text(work, texts, vectors_cfg.encoder)
     np.save(
       work.folder / 'vectors.npy',

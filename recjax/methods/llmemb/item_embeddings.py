@@ -1,8 +1,9 @@
 """Item vectors out of the encoder, shard by shard, and their principal components."""
 import hashlib
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -65,7 +66,7 @@ def write_shards(work: Workdir, cfg: ConfigDict, texts: Sequence[str], llm_dir: 
     work.folder / f'items-{number:05d}-of-{len(shards):05d}.json' for number in range(len(shards))
   ]
 
-  def make(number, advance):
+  def make(number: int, advance: Callable) -> Any:
     vectors, info = text_embedding.embed(
       encoder, shards[number], work.mesh, cfg.export.budget, cfg.export.rungs, advance
     )

@@ -230,7 +230,7 @@ def make_objective(cfg: ConfigDict, num_components: int, model: seqrec.Config, l
   """
   max_items = max_distinct_items(cfg, model, targets)
 
-  def total(params, vectors, aim, seqs, key):
+  def total(params: PyTree, vectors: Array, aim: Array, seqs: Array, key: Array) -> Array:
     item_ids = batch_items(cfg, model, targets, max_items, seqs, key)
     full_params = expand_table(cfg, model, params, vectors, item_ids, id_rows)
     value = loss(full_params, seqs, key)

@@ -1,5 +1,7 @@
 """The run's report: what the vectors became, whom it helps, and what each part is worth."""
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from ml_collections import ConfigDict
@@ -176,12 +178,12 @@ def users_section(cfg: ConfigDict, work: Workdir, dataset: Dataset, tables: dict
   before, after = (x / np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1e-9)
                    for x in (before, after))
 
-  def nearest(unit, item):
+  def nearest(unit: np.ndarray, item: int) -> list[str]:
     similarity = unit @ unit[item - 1]
     return [f'{user_examples.title_of(dataset.catalog, i + 1)} ({similarity[i]:.2f})'
             for i in np.argsort(-similarity, kind='stable') if i != item - 1][:NEAREST]
 
-  def describe(case, history, items):
+  def describe(case: int, history: Sequence, items: Sequence) -> tuple:
     last = int(history[-1])
     rows = zip(map(str, range(1, NEAREST + 1)), nearest(before, last), nearest(after, last))
     return {}, {}, [html.table(['', 'As the texts say', 'After RAT'], [list(r) for r in rows],
@@ -207,7 +209,7 @@ def categories(dataset: Dataset) -> list[str]:
   roots = {c[0] for c in values if isinstance(c, list) and c}
   depth = 1 if len(roots) == 1 else 0  # a root that all share says nothing
 
-  def name(value):
+  def name(value: Any) -> str:
     if isinstance(value, list):
       return value[min(depth, len(value) - 1)] if value else 'none'
     return value or 'none'

@@ -56,7 +56,7 @@ def stage(work: Workdir, cfg: ConfigDict, prompts_dir: Path, llm_dir: Path) -> d
                       'variant=no_scft, or name it as text.weights with variant=text')
   prompts_dir = prompts.read(prompts_dir)
   batches = ViewBatches(encoder, prompts_dir, cfg, num_row_shards(work.mesh))
-  def split(parts):  # pairs divide evenly
+  def split(parts: int) -> Callable:  # pairs divide evenly
     num_parts = next(n for n in range(parts, cfg.scft.batch + 1) if cfg.scft.batch % n == 0)
     return make_loss(encoder, cfg, num_row_shards(work.mesh), num_parts)
 
@@ -139,7 +139,7 @@ def make_loss(encoder: text_embedding.Encoder, cfg: ConfigDict, num_shards: int 
   """
   parts = parts or cfg.scft.parts
 
-  def encode(train, frozen, batch):
+  def encode(train: PyTree, frozen: PyTree, batch: dict[str, Array]) -> Array:
     rows = {key_name: array.reshape(-1, array.shape[-1]) for key_name, array in batch.items()}
     vectors = encoder.run({'params': frozen, 'lora': train['lora']}, rows['tokens'], rows['mask'])
     return vectors.reshape(-1, 2, vectors.shape[-1])

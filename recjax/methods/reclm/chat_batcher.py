@@ -169,10 +169,10 @@ class ChatBatcher:
     )
     is_over = np.arange(batch_size) >= len(requests)
 
-    def answer_at(place, reply):
+    def answer_at(place: int, reply: Reply) -> ChatAnswer:
       return self.make_answer(grounded, requests[place], reply, len(prompts[place]))
 
-    def on_tokens(rows):
+    def on_tokens(rows: list[list[int]]) -> np.ndarray:
       for place, (request, ids) in enumerate(zip(requests, rows)):
         if not is_over[place]:
           is_over[place] = self.report(grounded, request, ids)
@@ -186,7 +186,7 @@ class ChatBatcher:
       )
     return [answer_at(place, reply) for place, reply in enumerate(replies[: len(requests)])]
 
-  def asked(self, turns: Sequence[dict], **fields) -> ChatRequest:
+  def asked(self, turns: Sequence[dict], **fields: Any) -> ChatRequest:
     """A conversation, checked before it waits.
 
     turns: [{'role', 'content'}]. fields: of ChatRequest. Raises DataError or ConfigError for turns

@@ -101,7 +101,7 @@ class Conversation:
     reply_decode = ConfigDict({**decode.to_dict(), 'num_items': max_items})
     constraint = self.grounded.constraint(reply_decode, 1)
 
-    def on_tokens(rows):
+    def on_tokens(rows: list[list[int]]) -> np.ndarray:
       if tell:
         reply = self.grounded.read(rows[0])
         tell(dataclasses.replace(reply, text=reply.text.rstrip(chat_batcher.UNFINISHED)))

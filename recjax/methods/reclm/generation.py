@@ -119,7 +119,7 @@ class GroundedModel:
     parts, text_ids, named_items, inside = [], [], iter(items), False
     chat_model = self.chat_model
 
-    def flush():
+    def flush() -> None:
       parts.append(chat_model.tokenizer.decode(text_ids))
       text_ids.clear()
     for token in ids:
@@ -226,7 +226,7 @@ def rank_items_of_all(work: Workdir, name: str, grounded: GroundedModel, decode:
   """
   generator = prefix_generator(grounded.chat_model, prompts)
 
-  def rank_batch(rows):
+  def rank_batch(rows: list[int]) -> list:
     items, scores = rank_items(
       grounded, generator, [prompts[items_of_row] for items_of_row in rows], k,
       None if excluded is None else [excluded[items_of_row] for items_of_row in rows]
@@ -256,7 +256,7 @@ def reply_to_all(work: Workdir, name: str, grounded: GroundedModel, decode: Conf
   """
   generator = generator or prefix_generator(grounded.chat_model, prompts)
 
-  def reply_batch(batch_rows):
+  def reply_batch(batch_rows: list[int]) -> list:
     replies = generate_replies(grounded, generator, decode, [prompts[row] for row in batch_rows],
                     None if excluded is None else [excluded[row] for row in batch_rows], seed=seed)
     return [[reply.ids] for reply in replies]
@@ -277,7 +277,7 @@ def reply_freely(work: Workdir, name: str, grounded: GroundedModel, decode: Conf
   generator = prefix_generator(grounded.chat_model, prompts)
   eos_ids = tuple(grounded.chat_model.tokenizer.eos_ids)
 
-  def reply_batch(batch_rows):
+  def reply_batch(batch_rows: list[int]) -> list:
     generated = generator.generate(
       [generator.own(prompts[row]) for row in batch_rows], sampling(decode, 0),
       constraints.Unconstrained(eos_ids), seed

@@ -96,7 +96,8 @@ def make_recommender(config: ConfigDict, dataset: Dataset, grounded: generation.
       config.prompt.template, 'recjax.methods.reclm', sft_data.FIELDS)
   encoder, generators = train.make_encoder(config, grounded.chat_model, tokenized), []
 
-  def recommend(histories, k, exclude_seen, allowed_mask):
+  def recommend(histories: Sequence, k: int, exclude_seen: bool, allowed_mask: np.ndarray | None
+               ) -> tuple:
     item_rows = [history.tolist() for history in histories]
     prompts, _ = sft_data.make_prompts(
       encoder, tokenized, template, item_rows, config.eval.words, k

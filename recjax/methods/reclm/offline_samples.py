@@ -195,7 +195,7 @@ def _sample(fields: dict, place: str, dataset: Dataset, tokenized: TokenizedCata
   ]
   facts = fields.get('input_field_data') or {}
 
-  def item_indices(key):
+  def item_indices(key: str) -> tuple[int, ...]:
     try:
       return tuple(dataset.catalog.index(str(item)) for item in facts.get(key) or ())
     except DataError as error:

@@ -215,7 +215,7 @@ def request_text(tokenized: TokenizedCatalog, form: str, history: Sequence[int] 
 
   candidates: items to choose from. tokenized: the catalog.
   """
-  def filled(text):
+  def filled(text: str) -> str:
     return fill(text, history=quote_titles(tokenized, history, ' → '),
                 candidates=quote_titles(tokenized, candidates, ', '), count=str(count))
   before, listed, after = form.partition('{items}')

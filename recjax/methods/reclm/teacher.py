@@ -74,14 +74,14 @@ def make_teacher(teacher_dir: Path, dataset: Dataset) -> Callable:
       url, dataset.catalog, histories, k, signs=signs
     )
 
-  def best(histories, k):
+  def best(histories: Sequence, k: int) -> np.ndarray:
     offsets = np.concatenate([[0], np.cumsum([len(history) for history in histories])]).astype(
       np.int64
     )
     flat = np.concatenate(histories).astype(np.int32)
     return ranking.top_items(score, flat, offsets, num_items, min(k, num_items))[0]
 
-  def teach(histories, k, signs=None):
+  def teach(histories: Sequence, k: int, signs: Sequence[str] | None = None) -> np.ndarray:
     if signs is None:
       return best(histories, k)
     masks, taught = category_masks(dataset.catalog), np.zeros((len(histories), k), np.int32)

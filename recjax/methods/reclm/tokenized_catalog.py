@@ -31,7 +31,7 @@ class TokenizedCatalog:
   notes: dict[str, int]
 
   @functools.cached_property
-  def index(self):
+  def index(self) -> dict[str, int]:
     """{title: item index 1..N}, titles also as the catalog spells them"""
     out = {}
     for i, title in enumerate(self.catalog.columns.get('title') or (), 1):
@@ -69,7 +69,7 @@ def load(catalog: Catalog, tokenizer: Tokenizer) -> TokenizedCatalog:
     without in zip(catalog_titles, catalog.ids, is_bare)
   ]
 
-  def round_trip(texts):
+  def round_trip(texts: list[str]) -> list[str]:
     return [' '.join(tokenizer.decode(ids).split()) for ids in tokenizer.encode_batch(texts)]
   titles = spelling.round_trip(round_trip, normalized, catalog.ids)
   distinct = distinct_titles(titles)

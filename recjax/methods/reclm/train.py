@@ -328,7 +328,7 @@ def make_task(cfg: ConfigDict, chat_model: ChatModel, trie: Trie, items: np.ndar
   sums_of_batch = functools.partial(loss_sums, cfg, chat_model, train.prefix, scope,
                                     max_fetched_items(train, batches.size))
 
-  def loss_of_batch(given, frozen, batch):
+  def loss_of_batch(given: PyTree, frozen: PyTree, batch: dict[str, Array]) -> tuple[Array, Array]:
     values, count = sums_of_batch(given, frozen, batch)
     return values['valid_loss'], count
   # The loss of ret is two means, over tokens and over items.
@@ -366,7 +366,7 @@ def make_validator(sums: Callable, valid: PackedSamples, rows: int,
   """
   sum_all = sft.evaluator(sums, valid, rows)
 
-  def validate(train, frozen):
+  def validate(train: PyTree, frozen: PyTree) -> dict[str, float]:
     values = sum_all(train, frozen)
     for name, count in (('title_nll', 'titles'), ('token_nll', 'tokens'), ('item_nll', 'items')):
       total = values.pop(count, 0)
@@ -401,7 +401,7 @@ def loss_sums(cfg: ConfigDict, chat_model: ChatModel, prefix: Sequence[int],
   head = llm.head_matrix(variables['params'], chat_model.model.cfg)
   columns = {column: batch[column].reshape(-1) for column in ('targets', 'weights', 'node', 'item')}
 
-  def weigh(token_weights):  # how much each token counts
+  def weigh(token_weights: Array) -> Array:  # how much each token counts
     if cfg.train.average == 'tokens':
       return token_weights
     return sft.sample_weights(

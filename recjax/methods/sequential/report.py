@@ -74,7 +74,7 @@ def training_section(work: Workdir) -> html.Section:
   rows = [r for r in work.metrics() if r['stage'] == 'train']
   if any('data_wait' in r for r in rows):
     return streamed_section(rows)
-  def curve(prefix):
+  def curve(prefix: str) -> dict[str, list]:
     names = sorted({k for r in rows for k in r if k.startswith(prefix)})
     return {f'seed {k.removeprefix(prefix)}': [(r['step'], r[k]) for r in rows if k in r]
             for k in names}
@@ -110,7 +110,7 @@ def users_section(cfg: ConfigDict, shop: Dataset, work: Workdir, row: str) -> ht
   popular = np.argsort(-counts, kind='stable') + 1
   best = int(np.argmax(read_json(find_stage(work.path, 'train') / 'valid.json')['NDCG@10']))
 
-  def tell(case, had, items):
+  def tell(case: Any, had: Any, items: Any) -> tuple:
     had = set(split.test.history(case).tolist()) if cfg.eval.mask_history else ()
     top = [i for i in popular if i not in had][:len(items)]
     titles = [user_examples.title_of(shop.catalog, i) for i in top]

@@ -48,7 +48,7 @@ def _table_chunks(table, bias, chunk):
 
 
 def _chunked_loss(states, table, targets, bias, chunk):
-  def add_chunk(carry, table_chunk):
+  def add_chunk(carry: tuple, table_chunk: tuple) -> tuple:
     highest, total = carry
     rows, row_bias = table_chunk
     logits = jnp.dot(states, rows.T, preferred_element_type=jnp.float32) + row_bias
@@ -71,7 +71,7 @@ def _chunked_forward(states, table, targets, bias, chunk):
 def _chunked_backward(chunk, saved, grad):
   states, table, targets, bias, log_total = saved
 
-  def add_chunk(states_grad, table_chunk):
+  def add_chunk(states_grad: Array, table_chunk: tuple) -> tuple:
     rows, row_bias = table_chunk
     logits = jnp.dot(states, rows.T, preferred_element_type=jnp.float32) + row_bias
     logits_grad = jnp.exp(logits - log_total[:, None]) * grad[:, None]
@@ -103,7 +103,7 @@ def sharded_cross_entropy(states: Float[Array, 'T D'], table: Float[Array, 'N D'
   bias = jnp.pad(bias, (0, pad), constant_values=NEVER)
   shard_rows = len(table) // mesh.shape[axis]
 
-  def local_loss(states, rows, bias, targets):
+  def local_loss(states: Array, rows: Array, bias: Array, targets: Array) -> Array:
     logits = jnp.dot(states, rows.T, preferred_element_type=jnp.float32) + bias
     local_targets = targets - lax.axis_index(axis) * shard_rows
     here = (local_targets >= 0) & (local_targets < shard_rows)

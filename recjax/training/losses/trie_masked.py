@@ -92,7 +92,7 @@ def token_nll(hidden: Float[Array, 'M D'], head: Float[Array, 'D V'], targets: I
   chunk_bytes: of logits at a time. hidden, head, targets: as of `lm.token_nll`. nodes: of each
   target, FREE outside titles. scope: of the trie. focus: 'title' or 'all'.
   """
-  def token_losses(arrays):
+  def token_losses(arrays: Sequence) -> Array:
     return _scoped_nll(head, scope, free, *arrays)
   chunks = math.ceil(hidden.shape[0] * head.shape[1] * 4 / chunk_bytes)
   nll = lm.map_rows(token_losses, (hidden, targets, nodes), chunks)
