@@ -1,4 +1,4 @@
-"""RecLM's teacher in process against HTTP, and what masking the loss to the catalogue is worth.
+"""RecLM's teacher in process against HTTP, and what masking the loss to the catalog is worth.
 
   python -m benchmarks.reclm [--part=teacher] [--samples=2000] [--items=10000]
   python -m benchmarks.reclm --part=scope [--users=400] [--epochs=2] [--data=sample]
@@ -6,9 +6,9 @@
 teacher: both sides ask the same random SASRec (width 64, two layers) for 11 items; the HTTP side is
 the served teacher on this machine, first with one history a call as published, then with 512.
 scope: the same model tuned on the same samples with the softmax inside titles over the vocabulary
-(train.scope=none), over what the catalogue allows (all), or both (train.free=1 beside); all are
+(train.scope=none), over what the catalog allows (all), or both (train.free=1 beside); all are
 judged on held-out lists by the same measure, the negative log-likelihood of title tokens among what
-the catalogue allows.
+the catalog allows.
 """
 import argparse
 import pathlib

@@ -338,6 +338,6 @@ def check_folder(out: str | os.PathLike, config: str | None = None) -> None:
 
 
 def _normal(config):
-  """`config` as `run` takes it, with its path spelt in one way."""
+  """`config` as `run` takes it, with its path spelled in one way."""
   path, *argument = str(config).split(':', 1)
   return [os.path.normpath(path), *argument]

@@ -120,7 +120,7 @@ def in_tie_order(dataset: Dataset, order: str) -> Dataset:
   """`dataset` with each user's items of one time as the file has them, or shuffled.
 
   order: 'file', or 'shuffle(SEED)', which moves items among neighbors of equal time alone; their
-  order in a file often follows ids, which can be learnt. A shuffled data set has a fingerprint of
+  order in a file often follows ids, which can be learned. A shuffled data set has a fingerprint of
   its own. Raises ConfigError for other orders, DataError without times.
   """
   if order == 'file':

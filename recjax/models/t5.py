@@ -248,7 +248,7 @@ class DecoderStack(T5Layer):
 
   def relative_bias(
       self, first: int | Int[Array, ''], count: int, keys: int) -> Float[Array, '1 H Q T']:
-    """The bias of `count` tokens from `first` on towards tokens 0 .. keys - 1."""
+    """The bias of `count` tokens from `first` on toward tokens 0 .. keys - 1."""
     cfg = self.cfg
     order = np.arange(max(keys, count))
     buckets = position_buckets(order - order[:, None], cfg.buckets, cfg.distance, False)

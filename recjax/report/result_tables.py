@@ -23,7 +23,7 @@ USER_GROUPS = ('head', 'mid', 'tail', 'short', 'long')
 LIST_METRICS = {'coverage': 'share of the catalog that stands in some list',
          'Gini': 'Gini: 0 where all items are shown alike, near 1 where a few get all',
          'novelty': "novelty: mean −log2 of an item's share of training interactions",
-         'out_of_catalogue': 'share of answers that are no item',
+         'out_of_catalog': 'share of answers that are no item',
          'repeat': 'share that stand twice in a list', 'seen': 'share that the user had before'}
 _BAR_WIDTH, _BAR_HEIGHT, _BAR_MARGIN = 140, 16, 5  # of an interval bar, in CSS pixels
 

@@ -238,5 +238,5 @@ def _raise(message):
 
 
 def _strftime_now(style):
-  # What is asked on another day than it was learnt on must read alike.
+  # What is asked on another day than it was learned on must read alike.
   return TODAY.strftime(style)

@@ -50,9 +50,9 @@ def pack(prompts: list[list[int]], answers: list[list[int]], loss_on: str, row_t
     raise DataError('there is no sample to train on')
   samples = []
   for prompt, answer in zip(prompts, answers):
-    unlearnt = 0 if loss_on == 'all' else len(prompt)
+    unlearned = 0 if loss_on == 'all' else len(prompt)
     ids = np.array([*prompt, *answer], np.int32)
-    samples.append(TokenSample(ids, np.arange(len(ids)) >= unlearnt))
+    samples.append(TokenSample(ids, np.arange(len(ids)) >= unlearned))
   return pack_samples(samples, common_prefix(prompts) if prefix is None else prefix, row_tokens)
 
 
@@ -66,7 +66,7 @@ def pack_conversations(conversations: list[TokenSample], row_tokens: int, prefix
   if not conversations:
     raise DataError('there is no conversation to learn from')
   for i, conversation in enumerate(conversations):
-    if not conversation.learnt.any():
+    if not conversation.learned.any():
       raise DataError(f'conversation {i} has no answer to learn')
   return pack_samples(conversations, prefix, row_tokens, fills)
 

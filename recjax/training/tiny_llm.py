@@ -24,7 +24,7 @@ def train_tiny(work: Workdir, cfg: ConfigDict, seed: int, messages: str | list[d
 
   work: the stage's part of the work folder. cfg: vocab, width, layers, heads, kv_heads, ffn,
   row_tokens, batch (rows), epochs, and the settings of `fit`. messages: the chat that texts are
-  learnt as answers to, or a plain text that they follow. texts: documents. seed: of weights and
+  learned as answers to, or a plain text that they follow. texts: documents. seed: of weights and
   order. -> counts
   """
   plain = isinstance(messages, str)
@@ -78,7 +78,7 @@ def pack_documents(tokenizer: tokenizers.Tokenizer, texts: list[str], prefix: li
   tokenizer: ends and encodes. texts: the documents. prefix: token ids. row_tokens: tokens of a row
   at most.
 
-  The first token of a document is not learnt.
+  The first token of a document is not learned.
   """
   end = tokenizer.eos_ids[0]
   samples = []

@@ -334,7 +334,7 @@ class GenerateTest(parameterized.TestCase):
     items, _ = item_span.parse(built, found.row(0, 0), 28)
     self.assertEqual(sorted(items), [0, 1])
 
-  def test_a_second_catalogue_of_that_size_compiles_nothing(self):
+  def test_a_second_catalog_of_that_size_compiles_nothing(self):
     traced = []
 
     def step(params, cache, tokens, t):

@@ -72,7 +72,7 @@ class OracleTest(parameterized.TestCase):
     self.assertIn(SOI, allowed_after(ABCD, tail[:-6]))
     self.assertIn(SOI, allowed_after(ABCD, tail, repeat=True))
 
-  def test_t4_an_answer_that_left_the_catalogue_is_refused_with_its_position(self):
+  def test_t4_an_answer_that_left_the_catalog_is_refused_with_its_position(self):
     with self.assertRaisesRegex(DataError, 'position 6'):
       constraint(ABCD, tails=[[SOI, 1, 2, 3, 4, 5, EOI]])
     with self.assertRaisesRegex(DataError, 'position 1 ends an item that was not opened'):
@@ -201,18 +201,18 @@ class ReplyTest(parameterized.TestCase):
             built, np.asarray(found.rows.tokens)[b, k, :int(found.rows.lengths[b, k])], SOI)
         self.assertLen(set(items), len(items))
 
-  def test_g8_a_batch_over_two_catalogues_equals_separate_runs(self):
+  def test_g8_a_batch_over_two_catalogs_equals_separate_runs(self):
     logits = np.random.default_rng(3).normal(size=(V, V)).astype(np.float32)
     logits[:, SOI] += 2
-    catalogues, tails = [ABCD, [[7, 8], [7], [0, 8, 7]]], [[SOI, *A, EOI, SOI, 1], [SOI, 7]]
-    tries = [trie.build(rows, end=EOI, vocab=V) for rows in catalogues]
+    catalogs, tails = [ABCD, [[7, 8], [7], [0, 8, 7]]], [[SOI, *A, EOI, SOI, 1], [SOI, 7]]
+    tries = [trie.build(rows, end=EOI, vocab=V) for rows in catalogs]
     both = item_span.item_span_constraint(
       tries, device_trie.to_device_trie(tries), SpanSettings(SOI, EOI, (EOS,), 20), tails=tails,
       catalog=[0, 1]
     )
     cfg, table = Sampling(1, 20, 0.0), jnp.asarray(logits)
     found = draw(table, both, jax.random.key(0), cfg)
-    for b, rows in enumerate(catalogues):
+    for b, rows in enumerate(catalogs):
       alone = draw(table, constraint(rows, 20, tails=[tails[b]])[1], jax.random.key(0), cfg)
       np.testing.assert_array_equal(found.tokens[b], alone.tokens[0])
       items, _ = item_span.parse(tries[b], [*tails[b], *np.asarray(

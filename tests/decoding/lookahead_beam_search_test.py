@@ -46,7 +46,7 @@ def tree(titles, cfg):
   return lookahead_beam_search(bind(DECODER, PARAMS), cache, first, titles, cfg)
 
 
-def catalogue(seed, count, alphabet=8, stem=4):
+def catalog(seed, count, alphabet=8, stem=4):
   """Titles of which every other one has a common beginning."""
   rng = np.random.default_rng(seed)
   start = rng.integers(0, alphabet, stem).tolist()
@@ -59,7 +59,7 @@ class TreeSearchTest(parameterized.TestCase):
   @parameterized.product(count=(1, 30, 90), normalize=('vocab', 'valid'), lookahead=(0, 12))
   def test_rows_are_those_of_the_plain_search_in_fewer_passes(self, count, normalize, lookahead):
     for seed in range(3):
-      built = trie.build(catalogue(seed, count), end=END, vocab=V)
+      built = trie.build(catalog(seed, count), end=END, vocab=V)
       titles = CatalogConstraint(
         device_trie.to_device_trie(built), normalization=Normalization(normalize)
       )
@@ -78,7 +78,7 @@ class TreeSearchTest(parameterized.TestCase):
   @parameterized.parameters(False, True, 'never')
   def test_length_penalty_and_stopping_are_those_of_the_plain_search(self, early):
     titles = CatalogConstraint(
-      device_trie.to_device_trie(trie.build(catalogue(7, 60), end=END, vocab=V))
+      device_trie.to_device_trie(trie.build(catalog(7, 60), end=END, vocab=V))
     )
     want = plain(titles, BeamSearch(4, 24, 1.0, early))
     got = tree(titles, LookaheadBeamSearch(4, 24, 1.0, early, (8,)))
@@ -102,7 +102,7 @@ class TreeSearchTest(parameterized.TestCase):
   @parameterized.parameters(('vocab', 16), ('valid', 32))
   def test_look_ahead_leaves_fewer_passes(self, normalize, lookahead):
     titles = CatalogConstraint(
-      device_trie.to_device_trie(trie.build(catalogue(0, 90), end=END, vocab=V)),
+      device_trie.to_device_trie(trie.build(catalog(0, 90), end=END, vocab=V)),
       normalization=Normalization(normalize),
     )
     off, on = (
@@ -118,7 +118,7 @@ class TreeSearchTest(parameterized.TestCase):
       slots = property(lambda self: self.beams * self.new_tokens + self.compiled_widths[-1] + 1)
 
     titles = CatalogConstraint(
-      device_trie.to_device_trie(trie.build(catalogue(5, 90), end=END, vocab=V)),
+      device_trie.to_device_trie(trie.build(catalog(5, 90), end=END, vocab=V)),
       normalization=Normalization(normalize),
     )
     want = plain(titles, BeamSearch(2, 20, 0.0))
@@ -126,8 +126,8 @@ class TreeSearchTest(parameterized.TestCase):
     np.testing.assert_array_equal(got.finished.node, want.rows.state)
     np.testing.assert_allclose(got.finished.value, want.rows.scores, atol=5e-4)
 
-  def test_look_ahead_under_limits_and_several_catalogues(self):
-    tries = [trie.build(catalogue(s, 40), end=END, vocab=V) for s in (1, 2)]
+  def test_look_ahead_under_limits_and_several_catalogs(self):
+    tries = [trie.build(catalog(s, 40), end=END, vocab=V) for s in (1, 2)]
     titles = CatalogConstraint(device_trie.to_device_trie(tries), catalog=jnp.array([1, 0, 1]))
     want = plain(titles, BeamSearch(4, 24, 0.0))
     got = tree(titles, LookaheadBeamSearch(4, 24, 0.0, lookahead=32))
@@ -143,7 +143,7 @@ class TreeSearchTest(parameterized.TestCase):
                                   np.where(exists, want.rows.state, 0))
 
   def test_limits_hold(self):
-    rows = catalogue(3, 40)
+    rows = catalog(3, 40)
     built = trie.build(rows, end=END, vocab=V)
     keep = [1, 5, 8, 20, 21, 33]
     limits = item_filter.build_item_filter(built, allowed=[keep] * 3, taken=[[1], [5, 8], []])

@@ -1,4 +1,4 @@
-"""Tries against a dictionary trie, on random catalogues and by hand."""
+"""Tries against a dictionary trie, on random catalogs and by hand."""
 import pathlib
 
 import hypothesis
@@ -14,7 +14,7 @@ from recjax.errors import DataError
 A = [32, 426, 356, 423]
 TITLES = [A, [*A, 469, 435], [32, 426, 356, 469, 435], [32, 426, 469, 435]]
 END = 9002
-CATALOGUES = st.lists(st.lists(st.integers(0, 4), min_size=1, max_size=6), min_size=1, max_size=25)
+CATALOGS = st.lists(st.lists(st.integers(0, 4), min_size=1, max_size=6), min_size=1, max_size=25)
 
 
 def dictionary(rows, end):
@@ -35,7 +35,7 @@ class TrieTest(parameterized.TestCase):
       self.agree(built, child, [*prefix, token])
 
   @hypothesis.settings(max_examples=300, deadline=None)
-  @hypothesis.given(CATALOGUES, st.randoms(use_true_random=False))
+  @hypothesis.given(CATALOGS, st.randoms(use_true_random=False))
   def test_children_are_those_of_a_dictionary_in_any_order(self, rows, random):
     want = dictionary(rows, 5)
     self.agree(trie.build(rows, end=5), want, [])
@@ -47,7 +47,7 @@ class TrieTest(parameterized.TestCase):
     self.assertEqual(ordered, sorted(ordered))
 
   @hypothesis.settings(max_examples=100, deadline=None)
-  @hypothesis.given(CATALOGUES)
+  @hypothesis.given(CATALOGS)
   def test_a_node_holds_the_places_of_the_titles_below_it(self, rows):
     built = trie.build(rows, end=5)
     for row in rows:
@@ -101,7 +101,7 @@ class TrieTest(parameterized.TestCase):
       ([], 5, 'empty'), ([[1], []], 5, 'row 1 has no tokens'),
       ([[1], [2, 5, 1]], 5, 'row 1 holds the end token'), ([[1], [-1]], 5, 'row 1 holds token -1'),
       ([[1, 2], [1]], None, 'row 1 begins row 0'))
-  def test_bad_catalogues_are_refused_by_row(self, rows, end, words):
+  def test_bad_catalogs_are_refused_by_row(self, rows, end, words):
     with self.assertRaisesRegex(DataError, words):
       trie.build(rows, end=end)
 
@@ -140,8 +140,8 @@ class ForestTest(absltest.TestCase):
     return node
 
   @hypothesis.settings(max_examples=40, deadline=None)
-  @hypothesis.given(CATALOGUES, CATALOGUES)
-  def test_device_children_are_the_hosts_also_of_joined_catalogues(self, one, two):
+  @hypothesis.given(CATALOGS, CATALOGS)
+  def test_device_children_are_the_hosts_also_of_joined_catalogs(self, one, two):
     tries = [trie.build(rows, end=5) for rows in (one, two)]
     planted = device_trie.to_device_trie(tries)
     for built, root, rows in zip(tries, planted.roots.tolist(), (one, two)):

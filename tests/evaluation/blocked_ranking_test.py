@@ -1,4 +1,4 @@
-"""Catalogues in pieces: the same ranks and lists as when everything is scored at once."""
+"""Catalogs in pieces: the same ranks and lists as when everything is scored at once."""
 from unittest import mock
 
 import jax.numpy as jnp
@@ -71,7 +71,7 @@ class PiecesTest(parameterized.TestCase):
     with in_pieces(5), self.assertRaises(DataError):
       ranking.rank_cases(DotProduct(score.states, score.table.at[3].set(jnp.nan)), cases, N)
 
-  def test_scores_of_another_catalogue_and_unknown_ties_are_refused(self):
+  def test_scores_of_another_catalog_and_unknown_ties_are_refused(self):
     score, cases = problem(0)
     with in_pieces(5), self.assertRaisesRegex(DataError, 'a table of 22 rows for 23 items'):
       ranking.rank_cases(DotProduct(score.states, score.table[:22]), cases, N)

@@ -194,7 +194,7 @@ class TopItemsTest(parameterized.TestCase):
     self.assertEqual((ranks.tolist(), items.tolist()), ([0], [[N - 1, N - 2]]))
 
   @parameterized.parameters(0, N + 1)
-  def test_k_outside_the_catalogue(self, k):
+  def test_k_outside_the_catalog(self, k):
     with self.assertRaisesRegex(DataError, f'k is {k}'):
       ranking.top_items(coarse, *ragged([[1]]), N, k)
 

@@ -142,7 +142,7 @@ class RenderTest(parameterized.TestCase):
     tree = some.to_trie(turn.eoi, made.vocab_size)
     self.assertEqual(item_span.parse(tree, ids, turn.soi), ([0, 2], False))
 
-  def test_what_is_learnt_is_answers_and_their_ends(self):
+  def test_what_is_learned_is_answers_and_their_ends(self):
     made, _, turn = self.turn()
     turns = [
       sft_data.message('system', 's'),
@@ -152,10 +152,10 @@ class RenderTest(parameterized.TestCase):
       sft_data.message('assistant', ['fine']),
     ]
     (one,) = turn.examples(turns)
-    learnt = one.ids[one.learnt].tolist()
+    learned = one.ids[one.learned].tolist()
     want = turn.answer(sft_data.numbered_list([4]))[0] + [made.eos_ids[0]] + made.encode('fine') + [
         made.eos_ids[0]]
-    self.assertEqual(learnt, want)
+    self.assertEqual(learned, want)
     self.assertEqual((one.ids == turn.soi).sum(), 1)  # the user's text holds none
     prompt = turn.tokens(turns[:2])
     self.assertEqual(one.ids[:len(prompt)].tolist(), prompt)
@@ -170,7 +170,7 @@ class RenderTest(parameterized.TestCase):
     prompt = turn.tokens(ask)
     self.assertEqual(one.ids[:len(prompt)].tolist(), prompt)
     self.assertEqual(prompt.count(turn.soi), 2)  # the wish is plain text
-    self.assertFalse(one.learnt[:len(prompt)].any())
+    self.assertFalse(one.learned[:len(prompt)].any())
     at = prompt.index(turn.soi) + 1
     row = [*some.title_tokens[1], turn.eoi]
     self.assertEqual(prompt[at:at + len(row)], row)

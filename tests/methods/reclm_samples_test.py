@@ -88,7 +88,7 @@ class WishTest(parameterized.TestCase):
       control_tasks.CategoryRequest(kind, 'even', wanted).followed(items, {2, 4}), want
     )
 
-  def test_lists_that_are_learnt_follow_their_wishes(self):
+  def test_lists_that_are_learned_follow_their_wishes(self):
     stock = tokenized_catalog.load(CATALOG, tokenizer())
     groups, rng, kinds = control_tasks.category_members(stock), np.random.default_rng(0), []
     for _ in range(40):
@@ -359,7 +359,7 @@ class AverageTest(parameterized.TestCase):
     logits = hidden @ np.array(llm.head_matrix(params, self.chat_model.model.cfg))
     rows = [[*r, self.chat_model.eoi] for r in self.stock.title_tokens]
     nll, inside, fetched, prefix = [], [], [], None
-    for at in np.flatnonzero(one.learnt):
+    for at in np.flatnonzero(one.learned):
       label, scores = ids[at], logits[at - 1].copy()
       title = prefix is not None
       if title and masked and label != self.chat_model.eoi:
@@ -384,8 +384,8 @@ class AverageTest(parameterized.TestCase):
          'gamma': 0.0}, **changes))
     batch = self.packed.batch(num_rows=len(self.packed.rows) + 1)
     sums = lambda *a: train_lib.loss_sums(cfg, self.chat_model, [], self.table, 16, *a)  # noqa: E731
-    learnt = lambda *a: (sums(*a)[0]['valid_loss'], sums(*a)[1])  # noqa: E731
-    run = microbatch.accumulate_sums(learnt)(parts) if parts > 1 else microbatch.mean(learnt)
+    learned = lambda *a: (sums(*a)[0]['valid_loss'], sums(*a)[1])  # noqa: E731
+    run = microbatch.accumulate_sums(learned)(parts) if parts > 1 else microbatch.mean(learned)
     return float(jax.jit(lambda p, b: run(p, (), b, None)[0])(self.parts, batch))
 
   def test_cgen(self):
@@ -411,8 +411,8 @@ class AverageTest(parameterized.TestCase):
 
   def test_requests_count_within_their_sample(self):
     def with_requests(one):
-      nll = self.by_hand(dataclasses.replace(one, learnt=np.arange(len(one.ids)) > 0), False)[0]
-      weight = np.where(one.learnt[1:], 1, .5)
+      nll = self.by_hand(dataclasses.replace(one, learned=np.arange(len(one.ids)) > 0), False)[0]
+      weight = np.where(one.learned[1:], 1, .5)
       return (nll * weight).sum() / weight.sum()
     want = np.mean([with_requests(one) for one in self.examples])
     self.assertAlmostEqual(self.loss('samples', scope='none', prompt=.5), want, delta=1e-4)
@@ -446,8 +446,8 @@ class ApartTest(absltest.TestCase):
       found[think] = parts['train'], counts
     self.assertEqual(found[True][1]['samples'], found[False][1]['samples'])
     self.assertLen(found[True][0], found[True][1]['samples'])
-    self.assertNotIn('answers_learnt_apart', found[True][1])
-    self.assertEqual(found[False][1]['answers_learnt_apart'], 12)  # every user's conversation
+    self.assertNotIn('answers_learned_apart', found[True][1])
+    self.assertEqual(found[False][1]['answers_learned_apart'], 12)  # every user's conversation
     self.assertLen(found[False][0], found[False][1]['samples'] + 12)
 
 

@@ -31,7 +31,7 @@ TABLE_COLUMNS = (
   'rating',
   'timestamp',
 )
-MISREAD = re.compile('[\u00c2\u00c3][\u0080-\u00bf]')  # as nothing is spelt in any language
+MISREAD = re.compile('[\u00c2\u00c3][\u0080-\u00bf]')  # as nothing is spelled in any language
 
 
 def clean_title(text: object) -> str:

@@ -50,7 +50,7 @@ def stage(work: Workdir, cfg: FrozenConfigDict, base: pathlib.Path, folder: path
     return finish(work, files.read_predictions(work.folder / 'raw_predict.json'))
   tags = files.read_tags(base / 'base_tags.json')
   model, params, tokenizer, adapter = llm_loading.load_adapted(folder, cfg.llm, lora, work.mesh)
-  tags = prompts_lib.spelt(tokenizer, tags)
+  tags = prompts_lib.respell(tokenizer, tags)
   batches, prefix = prompt_batches(tags, tokenizer, cfg, model.cfg)
   search, ends = search_config(cfg, tokenizer)
   run = jax.jit(functools.partial(beams_of, model, search, ends))

@@ -31,7 +31,7 @@ Now another shopper."""})
 # Our own wording of the authors' structure: the user turn holds no item.
 
 
-def spelt(tokenizer: Tokenizer, tags: dict[str, list[str]]) -> dict[str, list[str]]:
+def respell(tokenizer: Tokenizer, tags: dict[str, list[str]]) -> dict[str, list[str]]:
   """Tags as they come back from their tokens, as generated ones do, so that equal ones are equal.
 
   tags: {item id: [tag]}. -> the same. Raises DataError naming an item with a tag that the tokenizer

@@ -47,7 +47,7 @@ def stage(work: Workdir, cfg: FrozenConfigDict, shop: Dataset, base: pathlib.Pat
   model, params, tokenizer = llm_loading.load(folder, cfg.llm, work.mesh, lora_rank=cfg.lora.rank,
                                            lora_alpha=float(cfg.lora.alpha))
   sequences, _, _ = files.read_sequences(base / 'inters.train.json')
-  tags = prompts.spelt(tokenizer, files.read_tags(base / 'base_tags.json'))
+  tags = prompts.respell(tokenizer, files.read_tags(base / 'base_tags.json'))
   batches = SampleBatches(tokenizer, sequences, tags, cfg, work.mesh)
   steps = len(batches)
   task = Task(init=lambda key: lora.init_lora(model.cfg, key),
@@ -133,8 +133,8 @@ class SampleBatches:
     samples = []
     for ids, boundary in self.samples(range(start, start + count)):
       ids = np.array(self.prefix + ids, np.int32)
-      unlearnt = len(self.prefix) + (boundary if late else 0)
-      samples.append(packing.TokenSample(ids, np.arange(len(ids)) >= unlearnt))
+      unlearned = len(self.prefix) + (boundary if late else 0)
+      samples.append(packing.TokenSample(ids, np.arange(len(ids)) >= unlearned))
     batch = packing.PackedSamples(self.prefix, samples, members, self.row).batch()
     first = 0 if late else count  # all samples begin alike, with the heading
     return {**pad_batch(batch, self.ways), 'first': np.array([self.heading[0]], np.int32),

@@ -59,7 +59,7 @@ def _common(variant: str, template: str, arg: str,
   c.llm, c.tiny = base_config.llm(preset), base_config.tiny()
   # window: which places of a sequence are asked for in training: movie, game, every
   c.samples = dict(window='game', split=given['split'], max_history=10)
-  c.domains = ()  # further (data, noun) pairs that are learnt from
+  c.domains = ()  # further (data, noun) pairs that are learned from
   c.prompt = dict(template=template, noun='goods', max_prompt_tokens=512)
   # mode: 'lora' or 'full' (a model as small as the tiny one learns little through an adapter)
   # sample, valid_sample: samples drawn (-1 or 0: all); row_tokens: of a packed row

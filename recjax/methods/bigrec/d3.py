@@ -216,5 +216,5 @@ def stage(work: Workdir, cfg: ConfigDict, data: Data, helper: pathlib.Path, choi
                    **metrics.list_metrics(shown, counts, cases.histories)}
   score = cf_assistant.scorer(helper, data)
   return evaluate.save(work, cfg, data, cases, 'd3', ranks, lists['d3'], score, ks(cfg),
-                       invalid_titles=alike['d3']['out_of_catalogue'], alpha=alpha,
+                       invalid_titles=alike['d3']['out_of_catalog'], alpha=alpha,
                        homogeneity=alike)

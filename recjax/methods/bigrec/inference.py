@@ -45,9 +45,9 @@ def recommender(workdir: str | os.PathLike, data: str | None = None) -> Recommen
   mesh = sharding.make_mesh({'data': -1, 'fsdp': 1, 'model': 1})  # whatever is here
   model, variables, tokenizer = train.tuned(config, folder, find_stage(workdir, 'tune'), mesh)
   template = prompts.load_template(config.prompt.template)
-  before = data = instruction_data.spelt(data, tokenizer, template)
+  before = data = instruction_data.respell(data, tokenizer, template)
   if later:
-    data = instruction_data.spelt(instruction_data.carried_on(before, later, workdir), tokenizer,
+    data = instruction_data.respell(instruction_data.carried_on(before, later, workdir), tokenizer,
                                   template)
   grounds = config.variant == 'ground'
   score = auxiliary_recommender.widened(  # of a new item the assistant knows nothing

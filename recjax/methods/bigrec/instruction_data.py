@@ -1,4 +1,4 @@
-"""What is learnt from and asked: windows of a data set, or instruction records as they are."""
+"""What is learned from and asked: windows of a data set, or instruction records as they are."""
 import dataclasses
 import hashlib
 import os
@@ -71,7 +71,7 @@ def load(source: str, cfg: ConfigDict) -> Data:
               noted(titles, {}))
 
 
-def spelt(data: Data, tokenizer: Tokenizer, template: Template) -> Data:
+def respell(data: Data, tokenizer: Tokenizer, template: Template) -> Data:
   """The Data with titles as they come back from the tokens of answers. -> Data
 
   data: the Data. template: of prompts. Raises DataError naming an item whose title the tokenizer

@@ -42,7 +42,7 @@ def prefixes(train: Interactions, max_history: int) -> tuple[list[np.ndarray], n
       histories.append(items[max(0, position - max_history):position])
       targets.append(items[position])
   if not targets:
-    raise DataError('no user has two training items, so no next item can be learnt')
+    raise DataError('no user has two training items, so no next item can be learned')
   return histories, np.array(targets, np.int32)
 
 

@@ -4,7 +4,7 @@ Liu et al., AAAI 2025, arXiv 2409.19925. Embeddings of item ids say little about
 people met. Here an LLM reads an item's attributes; contrastive fine-tuning (SCFT) teaches it that
 two views of an item, each without some attributes, are the same item. Its vectors are reduced by
 PCA, and a small adapter turns them into the item table of a recommender, which is trained while its
-vectors are drawn towards those that ids alone gave (RAT). No LLM runs when recommending.
+vectors are drawn toward those that ids alone gave (RAT). No LLM runs when recommending.
 
 Deliberate differences from the authors' code (docs/llmemb.md lists them one by one, and
 `profile=faithful` takes back those that change results):

@@ -81,7 +81,7 @@ def cost(cfg: ConfigDict, dataset: Dataset) -> dict[str, str]:
 
 def convert(workdir: Path, kind: str, out: Path) -> None:
   """Writes the tuned chat model, control tokens included, as a whole Hugging Face checkpoint
-  ('merged'), or the samples that it learnt from, as List[List[Dict]] files ('samples').
+  ('merged'), or the samples that it learned from, as List[List[Dict]] files ('samples').
 
   workdir: of the run. kind: which of both. out: the new folder. Raises WorkdirError where the run
   has not finished tuning, ConfigError where `out` is not empty or `kind` is another.

@@ -1,4 +1,4 @@
-"""What is learnt: windows of users, the lists that a teacher completes, and the turns around them.
+"""What is learned: windows of users, the lists that a teacher completes, and the turns around them.
 
 Every draw is a function of (seed, epoch, user) alone. The forms of requests and answers are those
 of the released code (Liao et al., ACL Findings 2026, arXiv 2505.03336); docs/reclm.md lists what
@@ -20,7 +20,7 @@ from recjax.text.prompt_templates import fill
 
 MAX_ITEMS = 10  # items of a history that a prompt shows, and of a list that is asked for
 
-MIN_USER_ITEMS = 4  # items of a user who can be learnt from: two train, one validates, one tests
+MIN_USER_ITEMS = 4  # items of a user who can be learned from: two train, one validates, one tests
 
 FIELDS = {'system': (), 'train': ('history|items', 'count'), 'rule': (),
           'train_candidates': ('history|items', 'candidates', 'count'),

@@ -53,7 +53,7 @@ class TokenizedCatalog:
 
 
 def load(catalog: Catalog, tokenizer: Tokenizer) -> TokenizedCatalog:
-  """Titles of a catalog, spelt so that they come back from their tokens; an item without one is
+  """Titles of a catalog, spelled so that they come back from their tokens; an item without one is
   called by its id.
 
   Raises DataError for an empty catalog, or naming an item whose title the tokenizer cannot write.
@@ -95,12 +95,12 @@ def distinct_titles(titles: Sequence[str]) -> list[str]:
   """
   taken, distinct = set(), []
   for title in titles:
-    spelt, number = title, 0
-    while spelt in taken:
+    spelled, number = title, 0
+    while spelled in taken:
       number += 1
-      spelt = f'{title} ({number})'
-    taken.add(spelt)
-    distinct.append(spelt)
+      spelled = f'{title} ({number})'
+    taken.add(spelled)
+    distinct.append(spelled)
   return distinct
 
 

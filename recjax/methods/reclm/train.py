@@ -43,7 +43,7 @@ from recjax.training.losses import item_losses, trie_masked
 from recjax.training.workdir import Workdir
 
 # What control tokens begin as: the mean of these words, as published, or the quotes that enclose
-# the titles of a history, so that what is learnt of those titles holds for answers at once.
+# the titles of a history, so that what is learned of those titles holds for answers at once.
 INIT_WORDS = {
   'words': {tokenized_catalog.SOI: 'start of an item', tokenized_catalog.EOI: 'end of an item'},
   'quotes': {tokenized_catalog.SOI: " '", tokenized_catalog.EOI: "'"}
@@ -191,7 +191,7 @@ def stage(work: Workdir, cfg: ConfigDict, dataset: Dataset, llm_dir: Path, teach
     cfg, dataset, tokenized, chat_model, trie, teacher.make_teacher(teacher_dir, dataset), talk
   )
   prefix = sft.common_prefix([
-    example.ids[:example.learnt.argmax()].tolist() for example in parts['train'] + parts['valid']
+    example.ids[:example.learned.argmax()].tolist() for example in parts['train'] + parts['valid']
   ])
   train, valid = (
     sft.pack_conversations(parts[part], cfg.train.row_tokens, prefix, chat_encoding.MARKS)
@@ -247,7 +247,7 @@ def encode_samples(cfg: ConfigDict, dataset: Dataset, tokenized: tokenized_catal
   num_about_categories = sum(sample.task.startswith('control') for sample in parts['train'])
   num_apart = len(examples['train']) - counts['train']
   return examples, {
-    'samples': counts['train'], **({'answers_learnt_apart': num_apart} if num_apart else {}),
+    'samples': counts['train'], **({'answers_learned_apart': num_apart} if num_apart else {}),
     'about_categories': num_about_categories, 'too_long': num_too_long,
     'users_too_short': int((dataset.interactions.lengths() < sft_data.MIN_USER_ITEMS).sum())
   }
@@ -388,8 +388,8 @@ def max_fetched_items(packed: PackedSamples, rows: int) -> int:
 def loss_sums(cfg: ConfigDict, chat_model: ChatModel, prefix: Sequence[int],
               scope: trie_masked.Scope, max_items: int, train: PyTree, frozen: PyTree,
               batch: dict[str, Array]) -> tuple[dict[str, Array], Array]:
-  """Sums over the tokens of a batch that are learnt, and their count; with train.average='samples',
-  as released, over conversations: each the mean of its own tokens.
+  """Sums over the learned tokens of a batch, and their count; with train.average='samples', as
+  released, over conversations: each the mean of its own tokens.
 
   prefix: tokens that all conversations begin with. scope: of the trie's nodes. max_items: that a
   batch asks for. train, frozen: what learns and what does not. batch: as `PackedSamples` makes it.
@@ -409,12 +409,12 @@ def loss_sums(cfg: ConfigDict, chat_model: ChatModel, prefix: Sequence[int],
     ).reshape(-1)
 
   weights = columns['weights']
-  learnt_weights = weights
+  learned_weights = weights
   if cfg.train.prompt:  # histories are sequences to learn from, too
     is_read = (batch['segments'].reshape(-1) > 0) & (weights == 0)
-    learnt_weights = weights + cfg.train.prompt * is_read
+    learned_weights = weights + cfg.train.prompt * is_read
   if cfg.grounding == 'ret':
-    count, kept_weights = learnt_weights.sum(), weigh(learnt_weights * (columns['item'] >= 0))
+    count, kept_weights = learned_weights.sum(), weigh(learned_weights * (columns['item'] >= 0))
     nll = trie_masked.token_nll(
       hidden, head, columns['targets'], jnp.full_like(columns['node'], trie_masked.FREE), scope
     )
@@ -430,9 +430,9 @@ def loss_sums(cfg: ConfigDict, chat_model: ChatModel, prefix: Sequence[int],
   nll = trie_masked.token_nll(hidden, head, columns['targets'], nodes, scope, cfg.train.gamma,
                               cfg.train.focus, free=cfg.train.free)
   nll_within = trie_masked.token_nll(hidden, head, columns['targets'], columns['node'], scope)
-  titles, learnt_weights = weights * (columns['item'] < 0), weigh(learnt_weights)
-  return {'valid_loss': (nll * learnt_weights).sum(), 'title_nll': (nll_within * titles).sum(),
-          'titles': titles.sum()}, learnt_weights.sum()
+  titles, learned_weights = weights * (columns['item'] < 0), weigh(learned_weights)
+  return {'valid_loss': (nll * learned_weights).sum(), 'title_nll': (nll_within * titles).sum(),
+          'titles': titles.sum()}, learned_weights.sum()
 
 
 def fetch_loss(train: PyTree, hidden: Float[Array, 'M D'], items: Int[Array, ' M'],
@@ -457,7 +457,7 @@ def save_model(work: Workdir, cfg: ConfigDict, chat_model: ChatModel, llm_dir: P
                trained: PyTree) -> None:
   """A whole checkpoint, or an adapter with the new rows; ret's parts as plain arrays.
 
-  trained: what was learnt. llm_dir: of the base. work: of the stage. cfg: as `settings`.
+  trained: what was learned. llm_dir: of the base. work: of the stage. cfg: as `settings`.
   chat_model: the LLM.
   """
   chat_model.tokenizer.save(work.folder)
