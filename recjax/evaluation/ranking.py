@@ -21,15 +21,13 @@ from recjax.data.splits import Cases
 from recjax.errors import ConfigError, DataError
 from recjax.evaluation import blocked_ranking, metrics
 from recjax.evaluation.recommender import Recommender
+from recjax.evaluation.ties import count_ahead
 from recjax.models.dot_product import DotProduct
 from recjax.protocols import ScoreFn
 
 MEMORY = 256 << 20  # bytes that the score arrays of one block may take
 
-TIES = ('pessimistic', 'optimistic', 'mean')
-
 SEEN = {'inf': -np.inf, 'zero': 0.0}  # the score that items of a history get
-
 
 
 def protocol(n_items: int, split: str = 'leave-one-out', mask_history: bool = True,
@@ -50,7 +48,7 @@ def item_ranks(scores: Float[Array, 'B N'], target: Int[Array, ' B'],
                tie: str = 'pessimistic') -> Num[Array, ' B']:
   """Counts the items that beat the target; no sort.
 
-  scores: column j of item j + 1, -inf where it may not come. target: 1..N. tie: a rule of TIES.
+  scores: column j of item j + 1, -inf where it may not come. target: 1..N. tie: a rule of `ties.TIES`.
   -> 0 is best; float32 for tie='mean'. A target at -inf is last (N - 1) whatever the tie rule, and
   a row that holds NaN gives -1. Raises ConfigError for an unknown tie rule.
   """
@@ -68,12 +66,7 @@ def _target_scores(scores: Float[Array, 'B N'], target: Int[Array, ' B']) -> Flo
 def _count(scores: Float[Array, 'B N'], own: Float[Array, 'B 1'], itself: Float[Array, 'B 1'],
            tie: str) -> Num[Array, ' B']:
   """Ranks of targets that score `own` and stand among the scores as `itself`."""
-  if tie not in TIES:
-    raise ConfigError(f'tie rule {tie!r} is unknown; use one of {", ".join(TIES)}')
-  ranks = jnp.sum(scores >= own, axis=1, dtype=jnp.int32) - (itself >= own)[:, 0]
-  if tie != 'pessimistic':
-    above = jnp.sum(scores > own, axis=1, dtype=jnp.int32) - (itself > own)[:, 0]
-    ranks = above if tie == 'optimistic' else (above + ranks) / 2
+  ranks = count_ahead(scores, own, tie) - count_ahead(itself, own, tie)
   return jnp.where(own[:, 0] == -jnp.inf, jnp.asarray(scores.shape[1] - 1, ranks.dtype), ranks)
 
 
@@ -122,7 +115,7 @@ def rank_cases(score_fn: ScoreFn, cases: Cases, n_items: int, block: int = 0,
   catalog. block: cases scored at a time; 0 takes what MEMORY allows, at most 256. A `DotProduct`
   over a large catalog is never scored whole, so its blocks are 256 and take a few tens of MB.
   mask_history: whether items of a history are out of the ranking, except the target where it is one
-  of them. tie: a rule of TIES. seen_mask: 'zero' scores items of a history 0 instead, for parity
+  of them. tie: a rule of `ties.TIES`. seen_mask: 'zero' scores items of a history 0 instead, for parity
   with code that does (they then outrank targets below 0). -> 0 is best; float32 for tie='mean'.
   Raises DataError for no cases, ids outside 1..N, scores of another shape, or NaN, and ConfigError
   for an unknown rule.

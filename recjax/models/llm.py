@@ -61,8 +61,8 @@ class Config:
   qk_norm: queries and keys are normed, as in Qwen3. max_positions: length the model was made for.
   dtype: computes. param_dtype: stores the frozen weights; adapters are float32. remat: 'none' keeps
   every activation, 'dots' keeps matmul results, 'full' keeps only each block's input. scan_unroll:
-  layers in one step of the scan. lora_rank: 0 for no adapters. lora_alpha: their scale is alpha /
-  rank. lora_targets: names of the linear layers that have one. Raises ConfigError.
+  layers in one step of the scan. lora_rank: 0 for no adapters. lora_alpha: as of
+  `lora_scale`. lora_targets: names of the linear layers that have one. Raises ConfigError.
   """
   vocab: int
   width: int
@@ -102,6 +102,11 @@ class Config:
                         f'{", ".join(LINEAR)}')
 
   @property
+  def lora_scale(self) -> float:
+    """What an adapter's product A B is multiplied with."""
+    return self.lora_alpha / self.lora_rank
+
+  @property
   def linear(self) -> dict[str, tuple[int, int, bool]]:
     """{name: (inputs, outputs, has a bias)} of a block's seven linear layers."""
     q, kv = self.heads * self.head_dim, self.kv_heads * self.head_dim
@@ -138,7 +143,7 @@ class Linear(nn.Module):
       return Weight(kernel, bias, None, None)
     a = self.variable('lora', 'a', jnp.zeros, (size_in, cfg.lora_rank), jnp.float32).value
     b = self.variable('lora', 'b', jnp.zeros, (cfg.lora_rank, size_out), jnp.float32).value
-    return Weight(kernel, bias, a, b * (cfg.lora_alpha / cfg.lora_rank))
+    return Weight(kernel, bias, a, b * cfg.lora_scale)
 
 
 def project(x: Float[AnyArray, 'B S E'], weights: Sequence[Weight],

@@ -7,7 +7,7 @@ from absl.testing import absltest, parameterized
 
 from recjax.data import splits
 from recjax.errors import ConfigError, DataError
-from recjax.evaluation import blocked_ranking, ranking
+from recjax.evaluation import blocked_ranking, ranking, ties
 from recjax.models.dot_product import DotProduct
 
 N = 23
@@ -37,7 +37,7 @@ def in_pieces(piece):
 
 class PiecesTest(parameterized.TestCase):
 
-  @parameterized.product(piece=(1, 5, 8, 23, 64), tie=ranking.TIES, seen=('inf', 'zero'))
+  @parameterized.product(piece=(1, 5, 8, 23, 64), tie=ties.TIES, seen=('inf', 'zero'))
   def test_ranks_and_lists_are_those_of_all_scores(self, piece, tie, seen):
     for seed, mask, bias in ((0, True, True), (1, False, False)):
       score, cases = problem(seed, bias=bias)
