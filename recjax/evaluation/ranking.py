@@ -19,9 +19,8 @@ from jaxtyping import Array, Bool, Float, Int, Num, PyTree
 from recjax.data.dataset import Catalog
 from recjax.data.splits import Cases
 from recjax.errors import ConfigError, DataError
-from recjax.evaluation import blocked_ranking, metrics
+from recjax.evaluation import blocked_ranking, metrics, ties
 from recjax.evaluation.recommender import Recommender
-from recjax.evaluation.ties import count_ahead
 from recjax.models.dot_product import DotProduct
 from recjax.protocols import ScoreFn
 
@@ -48,7 +47,7 @@ def item_ranks(scores: Float[Array, 'B N'], target: Int[Array, ' B'],
                tie: str = 'pessimistic') -> Num[Array, ' B']:
   """Counts the items that beat the target; no sort.
 
-  scores: column j of item j + 1, -inf where it may not come. target: 1..N. tie: a rule of `ties.TIES`.
+  scores: column j of item j + 1, -inf where it may not come. target: 1..N. tie: of `ties.TIES`.
   -> 0 is best; float32 for tie='mean'. A target at -inf is last (N - 1) whatever the tie rule, and
   a row that holds NaN gives -1. Raises ConfigError for an unknown tie rule.
   """
@@ -66,7 +65,7 @@ def _target_scores(scores: Float[Array, 'B N'], target: Int[Array, ' B']) -> Flo
 def _count(scores: Float[Array, 'B N'], own: Float[Array, 'B 1'], itself: Float[Array, 'B 1'],
            tie: str) -> Num[Array, ' B']:
   """Ranks of targets that score `own` and stand among the scores as `itself`."""
-  ranks = count_ahead(scores, own, tie) - count_ahead(itself, own, tie)
+  ranks = ties.count_ahead(scores, own, tie) - ties.count_ahead(itself, own, tie)
   return jnp.where(own[:, 0] == -jnp.inf, jnp.asarray(scores.shape[1] - 1, ranks.dtype), ranks)
 
 
@@ -115,7 +114,7 @@ def rank_cases(score_fn: ScoreFn, cases: Cases, n_items: int, block: int = 0,
   catalog. block: cases scored at a time; 0 takes what MEMORY allows, at most 256. A `DotProduct`
   over a large catalog is never scored whole, so its blocks are 256 and take a few tens of MB.
   mask_history: whether items of a history are out of the ranking, except the target where it is one
-  of them. tie: a rule of `ties.TIES`. seen_mask: 'zero' scores items of a history 0 instead, for parity
+  of them. tie: of `ties.TIES`. seen_mask: 'zero' scores items of a history 0 instead, for parity
   with code that does (they then outrank targets below 0). -> 0 is best; float32 for tie='mean'.
   Raises DataError for no cases, ids outside 1..N, scores of another shape, or NaN, and ConfigError
   for an unknown rule.
@@ -145,8 +144,7 @@ def _rank(score_fn, cases, n_items, k, block, mask_history, tie, seen_mask):
     raise DataError(f'{len(targets)} targets for {len(offsets) - 1} histories; give one for each')
   if targets.min() < 1 or targets.max() > n_items:
     raise DataError(f'a target lies outside 1..{n_items}: found {targets.min()}..{targets.max()}')
-  if tie not in TIES:
-    raise ConfigError(f'tie rule {tie!r} is unknown; use one of {", ".join(TIES)}')
+  ties.check(tie)
   large = isinstance(score_fn, DotProduct) and n_items >= blocked_ranking.MIN_ITEMS
   if large and len(score_fn.table) != n_items:
     raise DataError(f'the score function has a table of {len(score_fn.table)} rows for {n_items} '

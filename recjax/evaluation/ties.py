@@ -7,6 +7,12 @@ from recjax.errors import ConfigError
 TIES = ('pessimistic', 'optimistic', 'mean')
 
 
+def check(tie: str) -> None:
+  """Raises ConfigError for a rule that there is not. tie: its name."""
+  if tie not in TIES:
+    raise ConfigError(f'tie rule {tie!r} is unknown; use one of {", ".join(TIES)}')
+
+
 def count_ahead(scores: Float[Array, 'B _'], own: Float[Array, 'B 1'], tie: str,
                 among: Bool[Array, 'B _'] | None = None) -> Num[Array, ' B']:
   """How many of each row's scores come before `own`: the rank of what scores so, 0 is best.
@@ -15,8 +21,7 @@ def count_ahead(scores: Float[Array, 'B _'], own: Float[Array, 'B 1'], tie: str,
   among: which scores count, None for all. -> int32, float32 for 'mean'. Raises ConfigError for
   another rule.
   """
-  if tie not in TIES:
-    raise ConfigError(f'tie rule {tie!r} is unknown; use one of {", ".join(TIES)}')
+  check(tie)
   if tie == 'mean':
     ahead = ((scores > own).astype(jnp.float32) + (scores >= own)) / 2
   else:

@@ -13,7 +13,7 @@ from tokenizers import decoders, models, normalizers, pre_tokenizers, trainers
 from recjax.data.dataset import Catalog, Interactions, make_dataset
 from recjax.errors import ConfigError, DataError
 from recjax.methods import reclm
-from recjax.methods.reclm import chat_encoding, sft_data, tokenized_catalog
+from recjax.methods.reclm import chat_encoding, prompts, tokenized_catalog
 from recjax.text import chat_template
 from recjax.text import tokenizer as tokenizer_lib
 from recjax.training.losses import trie_masked
@@ -74,13 +74,13 @@ TEMPLATES = {
                                '<stop>{% else %}<|end|>{% endif %}' + DONE,
 }
 TURNS = [
-  sft_data.message('system', ' Advise. '),
-  sft_data.message('user', ' How?\n'),
-  sft_data.message('assistant', [' So. ']),
-  sft_data.message('user', 'Name two. '),
-  sft_data.message('assistant', sft_data.numbered_list([3, 1])),
-  sft_data.message('user', 'More? '),
-  sft_data.message('assistant', ['No <|end|>.']),
+  prompts.message('system', ' Advise. '),
+  prompts.message('user', ' How?\n'),
+  prompts.message('assistant', [' So. ']),
+  prompts.message('user', 'Name two. '),
+  prompts.message('assistant', prompts.numbered_list([3, 1])),
+  prompts.message('user', 'More? '),
+  prompts.message('assistant', ['No <|end|>.']),
 ]
 
 

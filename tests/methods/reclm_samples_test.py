@@ -19,6 +19,7 @@ from recjax.methods.reclm import (
   chat_encoding,
   control_tasks,
   offline_samples,
+  prompts,
   sft_data,
   teacher,
   tokenized_catalog,
@@ -34,7 +35,7 @@ from recjax.training.losses import trie_masked
 ROOT = pathlib.Path(__file__).parents[2]
 SHARED = ROOT.parent / 'shared/data/formats/reclm-cgen'
 TEMPLATE = prompt_templates.read(
-  'reclm', 'recjax.methods.reclm', {**sft_data.FIELDS, **control_tasks.FIELDS}
+  'reclm', 'recjax.methods.reclm', {**prompts.FIELDS, **control_tasks.FIELDS}
 )
 N = 12
 CATALOG = Catalog(tuple(f'i{n}' for n in range(N)), {
@@ -157,19 +158,19 @@ class WishTest(parameterized.TestCase):
 
   def test_a_template_without_the_sentences_is_refused_only_where_they_are_needed(self):
     path = pathlib.Path(self.enter_context(tempfile.TemporaryDirectory())) / 't.txt'
-    path.write_text(''.join(f'[{k}]\n{v}\n' for k, v in TEMPLATE.items() if k in sft_data.FIELDS))
+    path.write_text(''.join(f'[{k}]\n{v}\n' for k, v in TEMPLATE.items() if k in prompts.FIELDS))
     cfg = config(prompt=dict(template=str(path)))
-    self.assertIn('system', sft_data.read_template(cfg))
+    self.assertIn('system', prompts.read_template(cfg))
     cfg.control.share = 0.1
     with self.assertRaisesRegex(ConfigError, r'part \[with\] is missing'):
-      sft_data.read_template(cfg)
+      prompts.read_template(cfg)
 
 
 class QuestionTest(absltest.TestCase):
 
   def test_candidates_and_wishes_stand_in_the_request(self):
     stock = tokenized_catalog.load(CATALOG, tokenizer())
-    ask = lambda **kw: sft_data.request_turns(  # noqa: E731
+    ask = lambda **kw: prompts.request_turns(  # noqa: E731
         stock, TEMPLATE, [1, 2], 'plain', 3, **kw)[-1]['content']
     self.assertIn("Out of these products: 'thing c', 'thing e', name 3", ask(candidates=(3, 5)))
     self.assertNotIn('Out of these', ask())
@@ -336,7 +337,7 @@ class AverageTest(parameterized.TestCase):
                               [[*r, ids[1]] for r in self.stock.title_tokens])
     self.table = trie_masked.scope_of(self.tree.first, self.tree.tok, shape.vocab)
     turn = chat_encoding.ChatEncoder(made, self.stock.title_tokens, *ids, nodes)
-    said, written = sft_data.message, sft_data.numbered_list
+    said, written = prompts.message, prompts.numbered_list
     talks = [[said('user', 'One?'), said('assistant', written([3]))],
              [said('user', 'Four?'), said('assistant', written([1, 2, 4, 5]))],
              [said('user', 'Why so?'), said('assistant', ['Because of that.']),

@@ -35,8 +35,8 @@ from recjax.methods.reclm import (
   item_embeddings,
   offline_samples,
   planning,
+  prompts,
   report,
-  sft_data,
   teacher,
   tokenized_catalog,
   train,
@@ -58,7 +58,7 @@ def run(cfg: ConfigDict, work: Workdir) -> None:
     f'{len(dataset.interactions.items):,} interactions, fingerprint {dataset.fingerprint[:12]}'
   )
   titles = [' '.join((title or '').split()) for title in dataset.catalog.columns.get('title') or ()]
-  opening = [sft_data.message('system', template['system'])]
+  opening = [prompts.message('system', template['system'])]
   llm_dir = llm_loading.folder(
     cfg, work, opening, lambda: planning.documents(template, titles, cfg.seed), dataset
   )
@@ -109,7 +109,7 @@ def check(cfg: ConfigDict) -> dict[str, str]:
     raise ConfigError(f'control.share={cfg.control.share} must lie between 0 and 1')
   offline_samples.check(cfg)
   missing_files(cfg)
-  return sft_data.read_template(cfg)
+  return prompts.read_template(cfg)
 
 
 def check_texts(cfg: ConfigDict, dataset: Dataset, llm_dir: Path) -> None:

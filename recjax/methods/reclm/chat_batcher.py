@@ -10,7 +10,8 @@ from ml_collections import ConfigDict
 
 from recjax.decoding.prefix_generator import PrefixGenerator
 from recjax.errors import ConfigError, DataError
-from recjax.methods.reclm import generation, sft_data, train
+from recjax.methods.reclm import generation, train
+from recjax.methods.reclm import prompts as prompts_lib
 from recjax.methods.reclm.generation import GroundedModel, Reply
 
 PROMPT_BUCKET = 128  # tokens that prompts are padded to a multiple of
@@ -104,16 +105,17 @@ class ChatBatcher:
     tokenized = grounded.tokenized
     turns = [dict(t) for t in request.turns]
     if turns[0]['role'] != 'system':
-      turns.insert(0, sft_data.message('system', self.system))
+      turns.insert(0, prompts_lib.message('system', self.system))
     max_chars = (
       CHARS_PER_TOKEN * self.cfg.prompt.max_prompt_tokens
     )  # more letters never fit, and take long to see
     while sum(len(t['content']) for t in turns) > max_chars and drop_oldest_round(turns):
       pass
     if request.history:
-      items = list(request.history[-sft_data.MAX_ITEMS:])
-      turns[-1]['content'] = sft_data.with_history(self.cfg, tokenized, items, turns[-1]['content'])
-    turns = [sft_data.message(t['role'], restore_items(t['content'], self.item_of_title[name]))
+      items = list(request.history[-prompts_lib.MAX_ITEMS:])
+      turns[-1]['content'] = prompts_lib.with_history(
+        self.cfg, tokenized, items, turns[-1]['content'])
+    turns = [prompts_lib.message(t['role'], restore_items(t['content'], self.item_of_title[name]))
              if t['role'] == 'assistant' else t for t in turns]
     encoder = train.make_encoder(self.cfg, grounded.chat_model, tokenized)
     ids = encoder.tokens(turns)
@@ -252,7 +254,7 @@ class ChatBatcher:
     """Compiles the programs of short conversations."""
     for size in BATCH_SIZES:
       for min_items in MIN_ITEMS:
-        self([ChatRequest((sft_data.message('user', 'Hello'),), least=min_items)] * size)
+        self([ChatRequest((prompts_lib.message('user', 'Hello'),), least=min_items)] * size)
 
 
 def reply_length(request: ChatRequest, chat_model: train.ChatModel,
@@ -310,9 +312,9 @@ def check_turns(turns: Iterable[dict]) -> tuple[dict, ...]:
     if role == 'system' and checked and checked[-1]['role'] != 'system':
       raise DataError('the system message stands first, before the others')
     if checked and checked[-1]['role'] == role:
-      checked[-1] = sft_data.message(role, checked[-1]['content'] + '\n' + turn['content'])
+      checked[-1] = prompts_lib.message(role, checked[-1]['content'] + '\n' + turn['content'])
     else:
-      checked.append(sft_data.message(role, turn['content']))
+      checked.append(prompts_lib.message(role, turn['content']))
   if not checked or checked[-1]['role'] != 'user':
     raise DataError('the last message must be of the user')
   if checked[0]['role'] == 'assistant' or checked[0]['role'] == 'system' and len(checked) > 1 and (

@@ -19,11 +19,11 @@ from recjax.methods.reclm import (
   control_tasks,
   generation,
   list_metrics,
-  sft_data,
   teacher,
   tokenized_catalog,
   train,
 )
+from recjax.methods.reclm import prompts as prompts_lib
 from recjax.training.workdir import Workdir
 
 KS = (1, 3, 5, 10)
@@ -82,9 +82,9 @@ def make_prompts(cfg: ConfigDict, grounded: generation.GroundedModel, cases: spl
   cfg: as `settings`. grounded: the model over its catalog. -> token lists, how many were shortened
   """
   encoder = train.make_encoder(cfg, grounded.chat_model, grounded.tokenized)
-  return sft_data.make_prompts(
-    encoder, grounded.tokenized, sft_data.read_template(cfg), histories_of(cases), cfg.eval.words,
-    cfg.decode.num_items, wishes, candidates
+  return prompts_lib.make_prompts(
+    encoder, grounded.tokenized, prompts_lib.read_template(cfg), histories_of(cases),
+    cfg.eval.words, cfg.decode.num_items, wishes, candidates
   )
 
 
@@ -183,16 +183,17 @@ def judge_rounds(work: Workdir, cfg: ConfigDict, grounded: generation.GroundedMo
           else conversations.read(cfg.talk.questions)[0])
   first, later = talk[0], talk[1:count + 1]
   count = len(later)
-  template, tokenized = sft_data.read_template(cfg), grounded.tokenized
-  encoder, message = train.make_encoder(cfg, grounded.chat_model, tokenized), sft_data.message
+  template, tokenized = prompts_lib.read_template(cfg), grounded.tokenized
+  encoder, message = train.make_encoder(cfg, grounded.chat_model, tokenized), prompts_lib.message
   opening = [
     message('system', template['system']), message('user', first[0]),
     message('assistant', [first[1]])
   ]
   turns = [
     opening
-    + sft_data.request_turns(
-      tokenized, template, cases.history(case)[-sft_data.MAX_ITEMS :], 'rule', cfg.decode.num_items
+    + prompts_lib.request_turns(
+      tokenized, template, cases.history(case)[-prompts_lib.MAX_ITEMS:], 'rule',
+      cfg.decode.num_items
     )[1:]
     for case in range(count)
   ]
@@ -279,7 +280,7 @@ def judge_control(work: Workdir, cfg: ConfigDict, grounded: generation.GroundedM
   grounded: the model over its catalog. -> {kind: {'users', 'followed', 'unasked', 'in_category',
   'HR@k'}, 'category_of': {'users', 'right'}}
   """
-  k, template, requests = cfg.decode.num_items, sft_data.read_template(cfg), []
+  k, template, requests = cfg.decode.num_items, prompts_lib.read_template(cfg), []
   rows, tokenized = np.arange(min(len(cases), cfg.control.users)), grounded.tokenized
   some_cases, members = cases.select(rows), control_tasks.category_members(tokenized)
   for number, kind in enumerate(control_tasks.LIST_KINDS):
@@ -333,13 +334,13 @@ def category_questions(work: Workdir, cfg: ConfigDict, grounded: generation.Grou
   items = [target for target in cases.targets.tolist() if tokenized.categories_of(target)]
   if not items:
     return {}
-  template, rng = sft_data.read_template(cfg), np.random.default_rng(cfg.seed)
+  template, rng = prompts_lib.read_template(cfg), np.random.default_rng(cfg.seed)
   encoder = train.make_encoder(cfg, grounded.chat_model, tokenized)
   prompts = [
     encoder.tokens(
       [
-        sft_data.message('system', template['system']),
-        sft_data.message(
+        prompts_lib.message('system', template['system']),
+        prompts_lib.message(
           'user', control_tasks.make_question(tokenized, template, 'category_of', item, rng, 1)[0]
         ),
       ]

@@ -15,14 +15,8 @@ from recjax.decoding.prefix_generator import PrefixGenerator
 from recjax.distributed import sharding
 from recjax.errors import ConfigError
 from recjax.evaluation.recommender import Recommender
-from recjax.methods.reclm import (
-  chat_batcher,
-  conversation,
-  generation,
-  sft_data,
-  tokenized_catalog,
-  train,
-)
+from recjax.methods.reclm import chat_batcher, conversation, generation, tokenized_catalog, train
+from recjax.methods.reclm import prompts as prompts_lib
 from recjax.run_files import read_json
 from recjax.text import prompt_templates
 from recjax.training.workdir import find_stage, saved_config
@@ -93,13 +87,13 @@ def make_recommender(config: ConfigDict, dataset: Dataset, grounded: generation.
                      mesh: jax.sharding.Mesh) -> Recommender:
   """The face of a run. config, dataset, grounded, mesh: as `open_run` gives them."""
   tokenized, template = grounded.tokenized, prompt_templates.read(
-      config.prompt.template, 'recjax.methods.reclm', sft_data.FIELDS)
+      config.prompt.template, 'recjax.methods.reclm', prompts_lib.FIELDS)
   encoder, generators = train.make_encoder(config, grounded.chat_model, tokenized), []
 
   def recommend(histories: Sequence, k: int, exclude_seen: bool, allowed_mask: np.ndarray | None
                ) -> tuple:
     item_rows = [history.tolist() for history in histories]
-    prompts, _ = sft_data.make_prompts(
+    prompts, _ = prompts_lib.make_prompts(
       encoder, tokenized, template, item_rows, config.eval.words, k
     )
     items, scores = [], []
@@ -140,7 +134,7 @@ def converse(workdir: Path,
 
 def system_prompt(config: ConfigDict) -> str:
   """What the model is told before a conversation. config: of the run."""
-  return prompt_templates.read(config.prompt.template, 'recjax.methods.reclm', sft_data.FIELDS)[
+  return prompt_templates.read(config.prompt.template, 'recjax.methods.reclm', prompts_lib.FIELDS)[
     'system'
   ]
 

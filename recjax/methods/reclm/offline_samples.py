@@ -12,7 +12,7 @@ from recjax.data import splits
 from recjax.data.dataset import Dataset
 from recjax.data.formats import sft
 from recjax.errors import ConfigError, DataError
-from recjax.methods.reclm import sft_data, tokenized_catalog
+from recjax.methods.reclm import prompts, sft_data, tokenized_catalog
 from recjax.methods.reclm.sft_data import Sample
 from recjax.methods.reclm.tokenized_catalog import TokenizedCatalog
 
@@ -39,7 +39,7 @@ def run_samples(cfg: ConfigDict, dataset: Dataset, tokenized: TokenizedCatalog, 
   """
   parts = {} if cfg.train.static else {'train': draw_samples(cfg, dataset, tokenized, teach, talk)}
   if cfg.train.static:
-    parts = read(cfg.train.static, dataset, tokenized, sft_data.read_template(cfg)['system'])
+    parts = read(cfg.train.static, dataset, tokenized, prompts.read_template(cfg)['system'])
     if len(parts['train']) < cfg.train.epochs:
       raise ConfigError(f'train.epochs={cfg.train.epochs}, and {cfg.train.static} holds '
                         f'{len(parts["train"])} epochs; set train.epochs to that, or write more')
@@ -60,7 +60,7 @@ def draw_samples(cfg: ConfigDict, dataset: Dataset, tokenized: TokenizedCatalog,
   if cfg.control.share and not any(tokenized.categories):
     raise DataError(f'control.share={cfg.control.share} asks about categories, and no item has any;'
                     ' add `categories` to the items, or set it to 0')
-  template = sft_data.read_template(cfg)
+  template = prompts.read_template(cfg)
   sample_cfg = ConfigDict({**cfg.train.to_dict(), 'control': cfg.control.share, 'seed': cfg.seed})
   train = splits.leave_one_out(dataset.interactions).train
   return [
@@ -78,13 +78,13 @@ def validation_samples(cfg: ConfigDict, dataset: Dataset, tokenized: TokenizedCa
   valid = splits.leave_one_out(dataset.interactions).valid
   rows = np.arange(min(len(valid), cfg.train.valid_users))
   cases, rng = valid.select(rows), np.random.default_rng(cfg.seed)
-  taught = teach([cases.history(case) for case in rows], sft_data.MAX_ITEMS + 1)
+  taught = teach([cases.history(case) for case in rows], prompts.MAX_ITEMS + 1)
   plain_cfg = ConfigDict({**cfg.train.to_dict(), 'candidates': 0.0})
-  template, samples = sft_data.read_template(cfg), []
+  template, samples = prompts.read_template(cfg), []
   for case in rows:
     target = int(cases.targets[case])
-    labels = sft_data.label_list(target, taught[case].tolist(), sft_data.MAX_ITEMS)
-    shown = cases.history(case)[-sft_data.MAX_ITEMS:]
+    labels = sft_data.label_list(target, taught[case].tolist(), prompts.MAX_ITEMS)
+    shown = cases.history(case)[-prompts.MAX_ITEMS:]
     sample = sft_data.recommendation_sample(tokenized, template, shown, labels, rng, plain_cfg)
     samples.append(dataclasses.replace(sample, user=int(cases.users[case]), target=target))
   return samples
@@ -128,13 +128,13 @@ def as_dict(sample: Sample, dataset: Dataset, tokenized: TokenizedCatalog) -> di
       'user': dataset.interactions.users[sample.user] if sample.user >= 0 else None,
       'target_item': id_of(sample.target) if sample.target else None,
       'sub_sequential': [id_of(item) for item in sample.history],
-      'history': sft_data.quote_titles(tokenized, sample.history, ' → '),
+      'history': prompts.quote_titles(tokenized, sample.history, ' → '),
       'target_category': (tokenized.categories_of(sample.target) or [None])[-1]
       if sample.target
       else None,
       'item_count': len(sample.labels),
       'candidate_items': [id_of(item) for item in sample.candidates],
-      'candidate_titles': sft_data.quote_titles(tokenized, sample.candidates, ', '),
+      'candidate_titles': prompts.quote_titles(tokenized, sample.candidates, ', '),
     }
   return fields
 
@@ -179,7 +179,7 @@ def read(folder: Path, dataset: Dataset, tokenized: TokenizedCatalog,
 
 def _sample(fields: dict, place: str, dataset: Dataset, tokenized: TokenizedCatalog,
             users: dict[str, int], opening: str) -> Sample:
-  message = sft_data.message
+  message = prompts.message
   turns = [message('system', fields.get('system') or opening)]
   for question, answer in zip(fields['input_texts'], fields['output_texts']):
     turns += [

@@ -13,7 +13,7 @@ from recjax.data.dataset import Dataset
 from recjax.data.loading import load_unchanged
 from recjax.distributed import sharding
 from recjax.errors import ConfigError
-from recjax.methods.reclm import offline_samples, sft_data, teacher, tokenized_catalog, train
+from recjax.methods.reclm import offline_samples, prompts, teacher, tokenized_catalog, train
 from recjax.models import layers, llm, lora
 from recjax.run_files import read_json
 from recjax.text import tokenizer
@@ -24,7 +24,7 @@ OPENING, TITLE = 60, 14  # tokens of a prompt around its titles, and of a title,
 
 
 def documents(template: dict[str, str], titles: Sequence[str], seed: int, walks: int = 3,
-              longest: int = sft_data.MAX_ITEMS) -> list[str]:
+              longest: int = prompts.MAX_ITEMS) -> list[str]:
   """What the tiny model learns before it sees any behavior: lists that wander from an item to one
   of like words, asked for and answered, so that it knows titles and form and nothing of users.
 
@@ -60,7 +60,7 @@ def cost(cfg: ConfigDict, dataset: Dataset) -> dict[str, str]:
       lora_rank=cfg.lora.rank, lora_targets=tuple(cfg.lora.targets))))
   users = int((dataset.interactions.lengths() > 3).sum())
   users = min(users, cfg.train.sample) if cfg.train.sample else users
-  length = OPENING + TITLE * (sft_data.MAX_ITEMS // 2 + cfg.train.longest_list / 2)
+  length = OPENING + TITLE * (prompts.MAX_ITEMS // 2 + cfg.train.longest_list / 2)
   forward = llm.flops_per_token(shape, length / 2)
   full = cfg.train.mode == 'full'
   trained = layers.count_params(llm.shapes(shape)) if full else layers.count_params(
