@@ -41,7 +41,7 @@ def linear(x: Float[AnyArray, '... D'], kernel: Float[AnyArray, 'D E']) -> Float
 
 def rms_norm(
     x: Float[AnyArray, '... D'], scale: Float[AnyArray, ' D'], eps: float) -> Float[Array, '... D']:
-  """x over its root mean square, computed in float32 (Zhang and Sennrich, NeurIPS 2019, eq. 4).
+  """x over its root mean square, computed in float32 (Zhang and Sennrich, NeurIPS 2019).
 
   scale: what each number is multiplied with afterwards. eps: added to the mean square. -> x.dtype
   """

@@ -152,7 +152,7 @@ def project(x: Float[AnyArray, 'B S E'], weights: Sequence[Weight],
 
   x: the input. weights: the layers. dtype: of the products.
 
-  y = x W + bias + s (x A) B (Hu et al., ICLR 2022, eq. 3). In float32, with many tokens,
+  y = x W + bias + s (x A) B (Hu et al., ICLR 2022). In float32, with many tokens,
   x (W + s A B) is the same to rounding and spares the passes over the output; its backward never
   forms the dense gradient of W.
   """

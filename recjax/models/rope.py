@@ -1,6 +1,6 @@
 """Rotary positions in the half-split layout, with the length scalings that checkpoints in use name.
 
-Su et al., arXiv 2104.09864, 3.4.2: the rotation turns pairs (i, i + Dh/2) of a head by position *
+Su et al., arXiv 2104.09864: the rotation turns pairs (i, i + Dh/2) of a head by position *
 frequency_i. Frequencies and the factor on cosine and sine are constants of the configuration,
 computed in numpy at trace time.
 """
@@ -89,7 +89,7 @@ def _llama3(freq, scaling):
 def _yarn(freq, scaling, cfg):
   """Blends over a range of dimensions that is given in turns over the original length.
 
-  Peng et al., ICLR 2024 (YaRN), 3.2.
+  Peng et al., ICLR 2024 (YaRN).
   """
   length, half = scaling['original_max_position_embeddings'], cfg.head_dim // 2
 

@@ -143,7 +143,7 @@ def _unit(x):
 def rotate(x: Float[AnyArray, 'B E'], code: Float[AnyArray, 'B E']) -> Float[Array, 'B E']:
   """`code` as a turned and stretched x, with turn and stretch held constant.
 
-  The rotation trick of Fifty et al., ICLR 2025, 4.
+  The rotation trick of Fifty et al., ICLR 2025.
   """
   def dot(a: AnyArray, b: AnyArray) -> AnyArray:
     return (a * b).sum(-1, keepdims=True)
@@ -280,7 +280,7 @@ def init_codebooks(
   return {**params, 'codebooks': jnp.stack(codebooks)}
 
 
-# LETTER's regularizers (Wang et al., CIKM 2024, 3.2).
+# LETTER's regularizers (Wang et al., CIKM 2024).
 
 
 def collaborative_loss(

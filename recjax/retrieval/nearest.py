@@ -1,6 +1,6 @@
 """From a generated vector to real items: exact distances, and popularity that pulls them.
 
-Bao et al., arXiv 2308.08434 (BIGRec), 3.2 and 3.3; see docs/bigrec.md. Distances are |e|^2 + |o|^2
+Bao et al., arXiv 2308.08434 (BIGRec); see docs/bigrec.md. Distances are |e|^2 + |o|^2
 - 2 e.o in float32 at the highest matmul precision, after the catalog's mean is taken from both
 sides: the distances stay, less cancels. Shape letters: N items, B queries, D width.
 """

@@ -84,7 +84,7 @@ def run(cfg, path):
 
 class PullTest(parameterized.TestCase):
   """Lists and ranks by the paper's score: the normalized distance times (1 + W) ** -gamma, small
-  first (BIGRec, arXiv 2308.08434, section 3.2), in plain numpy."""
+  first (BIGRec, arXiv 2308.08434), in plain numpy."""
 
   def setUp(self):
     super().setUp()

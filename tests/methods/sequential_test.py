@@ -185,7 +185,7 @@ class LossTest(parameterized.TestCase):
       ('sampled', False, 'position', 'bert4rec'), ('sampled', True, 'position', 'sasrec'),
       ('sampled', True, 'batch', 'bert4rec'))
   def test_losses_are_those_of_their_formulas(self, name, log_q, shared, kind):
-    """Full softmax; BCE (SASRec); gBCE (gSASRec, eq. 7 and 8); sampled softmax, whose scores of
+    """Full softmax; BCE (SASRec); gBCE (gSASRec); sampled softmax, whose scores of
     negatives lose the log of how often each is expected among the drawn (logQ, Bengio 2008)."""
     cfg, items, k = config(loss=name, model=kind), 50, 7
     cfg.loss.update(negatives=k, negative_scope=shared, exclude='target', log_q=log_q, gbce_t=.6,

@@ -2,8 +2,8 @@
 
 Everything lives on the device; one call is one epoch. The state is {'rec', 'table'} and, where the
 tokenizer learns too, 'id': its parameters. The table of codes is part of the state, so new codes
-recompile nothing. The losses are equations 6, 15 and 16 of Liu et al., SIGIR 2025, arXiv
-2409.05546; of the rows of a step only the first of each distinct target counts in the alignment.
+recompile nothing. The losses are those of Liu et al., SIGIR 2025, arXiv 2409.05546
+(alignment: its equations 15 and 16); of the rows of a step only the first of each distinct target counts in the alignment.
 
 B rows of a step, Q codes of an item, L levels of the tokenizer, C codes of a level, d numbers of a
 vector, N items, T distinct texts of interests.
@@ -39,7 +39,7 @@ def first_occurrences(targets: Int[Array, ' B']) -> Bool[Array, ' B']:
 
 def code_loss(logits: Float[Array, 'B Q C'], codes: Int[Array, 'B Q'],
               counted: Array) -> Float[Array, '']:
-  """Mean negative log-likelihood of all codes (Liu et al., SIGIR 2025, equation 6).
+  """Mean negative log-likelihood of all codes (Liu et al., SIGIR 2025).
 
   logits: of each code. codes: of the target items. counted: (B,) whether a row holds somebody.
   """

@@ -1,4 +1,4 @@
-"""Training of an RQ-VAE over a whole catalog on the device (Rajput et al., NeurIPS 2023, 3.1).
+"""Training of an RQ-VAE over a whole catalog on the device (Rajput et al., NeurIPS 2023).
 
 All steps between two evaluations of the codes are one call. Codes that no item has start anew from
 the encoder outputs that are quantized worst, since collapse is the failure that others report most.
