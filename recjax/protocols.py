@@ -113,9 +113,9 @@ class Method(Protocol):
     """The face of what was trained in a folder. data: a later data set than the run's. workdir:
     that folder."""
 
-  def cost(self, cfg: ConfigDict, shop: Any) -> dict[str, str]:
-    """What a run would take, before it runs: {what: how much, for people}. cfg: its settings. shop:
-    the `Dataset`."""
+  def cost(self, cfg: ConfigDict, dataset: Any) -> dict[str, str]:
+    """What a run would take, before it runs: {what: how much, for people}. cfg: its settings.
+    dataset: a `Dataset`."""
 
   def convert(self, workdir: Any, kind: str, out: Any) -> Any:
     """Writes files for other programs. workdir: of the run. out: file or folder to make. Raises

@@ -89,6 +89,12 @@ class Dataset:
   fingerprint: str
   notes: dict
 
+  @property
+  def summary(self) -> str:
+    """What it holds, in a line for the log."""
+    return (f'{self.name}: {len(self.catalog):,} items, {len(self.interactions):,} users, '
+            f'{len(self.interactions.items):,} interactions, fingerprint {self.fingerprint[:12]}')
+
 
 def make_dataset(name: str, catalog: Catalog, interactions: Interactions,
                  notes: dict | None = None) -> Dataset:

@@ -20,7 +20,7 @@ from recjax.data.dataset import Catalog
 from recjax.data.splits import Cases
 from recjax.errors import ConfigError, DataError
 from recjax.evaluation import blocked_ranking, metrics, ties
-from recjax.evaluation.recommender import Recommender
+from recjax.evaluation.recommender import CatalogRecommender
 from recjax.models.dot_product import DotProduct
 from recjax.protocols import ScoreFn
 
@@ -223,14 +223,14 @@ def top_items(
   return tuple(np.concatenate(x)[:len(offsets) - 1] for x in zip(*parts))
 
 
-def recommender(score_fn: ScoreFn, catalog: Catalog) -> Recommender:
+def recommender(score_fn: ScoreFn, catalog: Catalog) -> CatalogRecommender:
   """The face of a method that scores the whole catalog. score_fn: of the method. catalog: that it
   scores. -> Recommender, with masks by row"""
   def recommend(histories: Sequence, k: int, exclude_seen: bool, mask: np.ndarray | None) -> tuple:
     offsets = np.concatenate([[0], np.cumsum([len(h) for h in histories])]).astype(np.int64)
     items = np.concatenate(histories) if len(histories) else np.zeros(0, np.int32)
     return top_items(score_fn, items, offsets, len(catalog), k, exclude_seen, mask)
-  return Recommender(recommend, catalog, masks_by_row=True)
+  return CatalogRecommender(recommend, catalog, masks_by_row=True)
 
 
 def block_size(n_items: int, memory: int = MEMORY) -> int:

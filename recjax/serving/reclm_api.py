@@ -37,7 +37,7 @@ class ReclmRequest(pydantic.BaseModel):
 def add_routes(app: fastapi.FastAPI, top_items: TopItems, catalog: Catalog) -> None:
   """Adds the routes to `app`.
 
-  top_items: as `evaluation.recommender.Recommender` has it. catalog: its items.
+  top_items: as `evaluation.recommender.CatalogRecommender` has it. catalog: its items.
   """
   ranker, lock = ReclmRanker(top_items, catalog), threading.Lock()
 

@@ -47,7 +47,7 @@ def same_settings(path: pathlib.Path, config: dict) -> None:
                        'and flags, or another --workdir')
 
 
-def turn(work: Any, name: str, state_of: Callable[[], str], shared: bool) -> str:
+def wait_for_turn(work: Any, name: str, state_of: Callable[[], str], shared: bool) -> str:
   """Waits until a stage is done, or open to all parts, or this one has the folder. -> its state
 
   work: the Workdir. name: of the stage, for the log. state_of: tells the stage's state, as

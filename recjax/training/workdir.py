@@ -151,7 +151,7 @@ class Workdir:
       raise DataError(f'the processes disagree about what stage {name} is made of (here {key[:7]}, '
                       f'in process 0 {first_key[:7]}): give every host the same config and data')
     if self.part:
-      state = job_parts.turn(
+      state = job_parts.wait_for_turn(
         self, name, functools.partial(self.state_of, folder, partial, key), shared
       )
     if state == 'done':
@@ -422,7 +422,7 @@ def check_own(path: pathlib.Path) -> None:
 
 
 @contextlib.contextmanager
-def open_adopted(workdir: str | os.PathLike, data, mesh: jax.sharding.Mesh) -> Iterator[Workdir]:
+def open_later_work(workdir: str | os.PathLike, data, mesh: jax.sharding.Mesh) -> Iterator[Workdir]:
   """Opens the folder in which a run keeps what it makes of a later data set.
 
   data: the Dataset. mesh: the devices. What is logged goes to standard error, as answers go to

@@ -17,7 +17,7 @@ from fastapi.testclient import TestClient
 
 from recjax.data.dataset import Catalog
 from recjax.evaluation import ranking
-from recjax.evaluation.recommender import Recommender
+from recjax.evaluation.recommender import CatalogRecommender
 from recjax.serving import app as apps
 from recjax.serving import limits
 from recjax.serving.batcher import Batcher, QueueFull
@@ -353,7 +353,7 @@ class ModelTest(absltest.TestCase):
       calls.append((len(histories), k, exclude_seen, int(mask.sum())))
       good = (np.flatnonzero(mask) + 1)[:k]
       return np.tile(good, (len(histories), 1)), np.zeros((len(histories), k))
-    model = ServedModel('x', 'x', Recommender(top_items, fake_service.CATALOG),
+    model = ServedModel('x', 'x', CatalogRecommender(top_items, fake_service.CATALOG),
                         fake_service.catalog_versions())
     full, few, none = np.ones(60, bool), np.arange(60) > 50, np.zeros(60, bool)
     asks = [RecommendQuery([1], 3, f) for f in (full, few, full, none, full)]

@@ -37,13 +37,13 @@ def settings(cfg: ConfigDict) -> FrozenConfigDict:
                            'llm': cfg.llm, 'sep': cfg.tags.sep, 'seed': cfg.seed})
 
 
-def stage(work: Workdir, cfg: FrozenConfigDict, shop: Dataset, base: pathlib.Path,
+def stage(work: Workdir, cfg: FrozenConfigDict, dataset: Dataset, base: pathlib.Path,
           folder: pathlib.Path) -> dict[str, Any]:
   """Trains the adapter into `work.folder`, in PEFT's format.
 
-  cfg: of `settings`. shop: the data set. base: folder of the stage 'base-tags'. -> counts
+  cfg: of `settings`. dataset: the data set. base: folder of the stage 'base-tags'. -> counts
   """
-  del shop  # decides the result through the base-tags stage
+  del dataset  # decides the result through the base-tags stage
   model, params, tokenizer = llm_loading.load(folder, cfg.llm, work.mesh, lora_rank=cfg.lora.rank,
                                            lora_alpha=float(cfg.lora.alpha))
   sequences, _, _ = files.read_sequences(base / 'inters.train.json')

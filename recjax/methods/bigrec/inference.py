@@ -16,7 +16,7 @@ from recjax.decoding.prefix_generator import PrefixGenerator
 from recjax.decoding.trie import Trie
 from recjax.distributed import sharding
 from recjax.errors import DataError
-from recjax.evaluation.recommender import Recommender
+from recjax.evaluation.recommender import CatalogRecommender
 from recjax.methods.bigrec import cf_assistant, grounding, instruction_data, prompts, train
 from recjax.methods.bigrec import generate as gen
 from recjax.methods.bigrec.instruction_data import Data
@@ -26,10 +26,10 @@ from recjax.retrieval import nearest
 from recjax.run_files import read_json
 from recjax.text.tokenizer import Tokenizer
 from recjax.training import auxiliary_recommender, sft, text_embedding
-from recjax.training.workdir import find_stage, open_adopted, saved_config
+from recjax.training.workdir import find_stage, open_later_work, saved_config
 
 
-def recommender(workdir: str | os.PathLike, data: str | None = None) -> Recommender:
+def recommender(workdir: str | os.PathLike, data: str | None = None) -> CatalogRecommender:
   """The trained method's face. data: a later data set than the run's, whose titles it reads.
 
   workdir: the run's folder. -> Recommender. D3 searches with k or `decode.beams` beams, whichever
@@ -82,7 +82,7 @@ def recommender(workdir: str | os.PathLike, data: str | None = None) -> Recommen
         items.append(answers[0][:len(chosen)])
         scores.append(answers[1][:len(chosen)])
     return np.concatenate(items), np.concatenate(scores)
-  return Recommender(recommend, data.catalog)
+  return CatalogRecommender(recommend, data.catalog)
 
 
 def vectors_of(workdir: str | os.PathLike, data: Data, before: Data, embed: Callable,
@@ -95,7 +95,7 @@ def vectors_of(workdir: str | os.PathLike, data: Data, before: Data, embed: Call
   embedded = find_stage(workdir, 'embed')
   if data is before:
     return embedded
-  with open_adopted(workdir, data, mesh) as work:
+  with open_later_work(workdir, data, mesh) as work:
     return work.stage('embed', functools.partial(grounding.embed_new, embed=embed), data.titles,
                       before.titles, embedded)
 

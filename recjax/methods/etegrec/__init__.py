@@ -37,10 +37,7 @@ def run(cfg: ConfigDict, work: Workdir) -> None:
   """The experiment, stage by stage. cfg, work: of the run."""
   train.check(cfg)
   dataset = load_data(cfg.data)
-  work.log(
-    f'{dataset.name}: {len(dataset.catalog):,} items, {len(dataset.interactions):,} users, '
-    f'{len(dataset.interactions.items):,} interactions, fingerprint {dataset.fingerprint[:12]}'
-  )
+  work.log(dataset.summary)
   vectors_dir = work.stage('vectors', item_embeddings.stage, item_embeddings.settings(cfg), dataset)
   ids_dir = work.stage('tokenizer', tokenization.stage, tokenization.settings(cfg), vectors_dir,
                        dataset.catalog.ids)

@@ -15,7 +15,7 @@ from recjax.data.formats import etegrec as files
 from recjax.data.loading import load_unchanged
 from recjax.distributed import sharding
 from recjax.errors import ConfigError, DataError, WorkdirError
-from recjax.evaluation.recommender import Recommender
+from recjax.evaluation.recommender import CatalogRecommender
 from recjax.methods.etegrec import beam_ranking, interests, train, update
 from recjax.models import semantic_id_t5
 from recjax.run_files import read_json
@@ -49,7 +49,7 @@ def model_stage(workdir: Path) -> pathlib.Path:
     return find_stage(workdir, 'train')
 
 
-def recommender(workdir: Path, data: str | None = None) -> Recommender:
+def recommender(workdir: Path, data: str | None = None) -> CatalogRecommender:
   """The trained method's face.
 
   workdir: of the run. data: a later data set; its new items get IDs where texts made the run's.
@@ -74,7 +74,7 @@ def recommender(workdir: Path, data: str | None = None) -> Recommender:
           cfg, rec, table, item_rows, config.model.max_history, decode,
           encode_interests(item_rows) if encode_interests else None, exclude_seen, allowed_mask)
     return items[:, :k], scores[:, :k]
-  return Recommender(recommend, dataset.catalog)
+  return CatalogRecommender(recommend, dataset.catalog)
 
 
 def interest_encoder(config: ConfigDict, dataset: Dataset, mesh: jax.sharding.Mesh) -> Callable:

@@ -15,7 +15,7 @@ from recjax.errors import ConfigError, DataError, WorkdirError
 from recjax.methods.etegrec import item_embeddings, tokenization
 from recjax.models import rqvae, semantic_ids
 from recjax.training import sequential
-from recjax.training.workdir import Workdir, find_stage, open_adopted
+from recjax.training.workdir import Workdir, find_stage, open_later_work
 
 UNREADABLE = {'train': 'a SASRec that knows items by their numbers alone',
               'file': 'a file that holds those of the run alone'}
@@ -67,7 +67,7 @@ def new_vectors(workdir: Path, config: ConfigDict, dataset: Dataset,
     )
     return {'items': len(vectors)}
 
-  with open_adopted(
+  with open_later_work(
     workdir, dataset, sharding.make_mesh({'data': -1, 'fsdp': 1, 'model': 1})
   ) as work:
     return item_embeddings.read(

@@ -41,10 +41,7 @@ def run(cfg: ConfigDict, work: Workdir) -> None:
   """The experiment, stage by stage. cfg, work: of the run."""
   variants.check(cfg)
   dataset = load_data(cfg.data)
-  work.log(
-    f'{dataset.name}: {len(dataset.catalog):,} items, {len(dataset.interactions):,} users, '
-    f'{len(dataset.interactions.items):,} interactions, fingerprint {dataset.fingerprint[:12]}'
-  )
+  work.log(dataset.summary)
   rat.check(cfg, len(dataset.catalog))
   prompts_dir = work.stage('prompts', prompts.stage, prompts.settings(cfg), dataset)
   llm_dir = variants.llm_folder(cfg, work, prompts_dir)

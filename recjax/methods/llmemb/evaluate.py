@@ -12,7 +12,7 @@ from recjax.data.splits import Split
 from recjax.errors import ConfigError
 from recjax.evaluation import baselines, metrics, ranking, sampled_ranking, statistics
 from recjax.evaluation import results as results_lib
-from recjax.evaluation.recommender import Recommender
+from recjax.evaluation.recommender import CatalogRecommender
 from recjax.methods.llmemb import rat, update, variants
 from recjax.run_files import read_json
 from recjax.training import sequential
@@ -177,7 +177,7 @@ def format_cell(group: dict, row: str) -> str:
   return f'{group["rows"][row]["NDCG@10"]["value"]:.4f}' + ('' if p is None else f' ({p:.2g})')
 
 
-def recommender(workdir: Path, data: str | None = None) -> Recommender:
+def recommender(workdir: Path, data: str | None = None) -> CatalogRecommender:
   """The method's face: the best seed's model on any history; no LLM runs.
 
   workdir: of the run. data: a later data set, whose new items the run's LLM reads once. ->

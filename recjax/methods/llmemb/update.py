@@ -15,7 +15,7 @@ from recjax.errors import ConfigError
 from recjax.methods.llmemb import item_embeddings, prompts, rat, variants
 from recjax.retrieval import pca
 from recjax.training import sequential
-from recjax.training.workdir import find_stage, open_adopted
+from recjax.training.workdir import find_stage, open_later_work
 
 
 def extend_params(workdir: Path, config: ConfigDict, dataset: Dataset, later: str,
@@ -64,7 +64,7 @@ def prompt_vectors(workdir: Path, config: ConfigDict, dataset: Dataset, source: 
   weights = variants.text_folder(config) if source == 'text' else config.llm.weights
   llm_dir = find_stage(workdir, 'llm') if weights == 'tiny' else pathlib.Path(weights)
   scft_dir = None if source in ('text', 'plain') else find_stage(workdir, f'scft-{source}')
-  with open_adopted(
+  with open_later_work(
     workdir, dataset, sharding.make_mesh({'data': -1, 'fsdp': 1, 'model': 1})
   ) as work:
     return item_embeddings.read_shards(

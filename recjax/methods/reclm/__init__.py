@@ -53,10 +53,7 @@ def run(cfg: ConfigDict, work: Workdir) -> None:
   """The experiment, stage by stage. cfg, work: of the run."""
   template = check(cfg)
   dataset = load_data(cfg.data)
-  work.log(
-    f'{dataset.name}: {len(dataset.catalog):,} items, {len(dataset.interactions):,} users, '
-    f'{len(dataset.interactions.items):,} interactions, fingerprint {dataset.fingerprint[:12]}'
-  )
+  work.log(dataset.summary)
   titles = [' '.join((title or '').split()) for title in dataset.catalog.columns.get('title') or ()]
   opening = [prompts.message('system', template['system'])]
   llm_dir = llm_loading.folder(

@@ -14,7 +14,7 @@ from recjax.data.loading import load_data, load_unchanged
 from recjax.decoding.prefix_generator import PrefixGenerator
 from recjax.distributed import sharding
 from recjax.errors import ConfigError
-from recjax.evaluation.recommender import Recommender
+from recjax.evaluation.recommender import CatalogRecommender
 from recjax.methods.reclm import chat_batcher, conversation, generation, tokenized_catalog, train
 from recjax.methods.reclm import prompts as prompts_lib
 from recjax.run_files import read_json
@@ -61,7 +61,7 @@ def check_later(config: ConfigDict) -> None:
                       'titles')
 
 
-def recommender(workdir: Path, data: str | None = None) -> Recommender:
+def recommender(workdir: Path, data: str | None = None) -> CatalogRecommender:
   """The trained method's face. data: a later data set, as in `open_run`.
 
   workdir: of the run. -> Recommender, ranked as the first item of a reply would be: scores are
@@ -71,7 +71,7 @@ def recommender(workdir: Path, data: str | None = None) -> Recommender:
 
 
 def faces(workdir: Path, catalogs: Sequence[str] = (),
-          data: str | None = None) -> tuple[Recommender, chat_batcher.ChatBatcher]:
+          data: str | None = None) -> tuple[CatalogRecommender, chat_batcher.ChatBatcher]:
   """One opened run for serving: `recommender` and `chat_batcher.ChatBatcher`.
 
   catalogs: as in `converse`; data: a later data set, as in `open_run`. workdir: of the run.
@@ -84,7 +84,7 @@ def faces(workdir: Path, catalogs: Sequence[str] = (),
 
 
 def make_recommender(config: ConfigDict, dataset: Dataset, grounded: generation.GroundedModel,
-                     mesh: jax.sharding.Mesh) -> Recommender:
+                     mesh: jax.sharding.Mesh) -> CatalogRecommender:
   """The face of a run. config, dataset, grounded, mesh: as `open_run` gives them."""
   tokenized, template = grounded.tokenized, prompt_templates.read(
       config.prompt.template, 'recjax.methods.reclm', prompts_lib.FIELDS)
@@ -119,7 +119,7 @@ def make_recommender(config: ConfigDict, dataset: Dataset, grounded: generation.
         items += ranked[0][: len(batch_rows)].tolist()
         scores.append(ranked[1][: len(batch_rows)])
     return items, np.concatenate(scores)
-  return Recommender(recommend, dataset.catalog, masks_by_row=True, max_batch=8)
+  return CatalogRecommender(recommend, dataset.catalog, masks_by_row=True, max_batch=8)
 
 
 def converse(workdir: Path,
