@@ -231,7 +231,7 @@ def deviation(values: Sequence[float]) -> float | None:
 def cells_of(row: dict) -> list[str]:
   """What a table shows of a setting, as text; an interval stands on a line of its own. row: of
   `table`."""
-  def spread(value: float, sd: float | None) -> str:
+  def spread(value: Any, sd: Any) -> str:
     return f'{value:.4f}' + (f' ± {sd:.4f}' if sd is not None else '')
 
   valid = row['validation']

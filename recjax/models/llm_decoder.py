@@ -28,25 +28,26 @@ def decoder(model: llm.LM, past: Sequence[KVBlock] = ()) -> Decoder:
     state, prompt = prefill_states(model, variables, tokens, lengths, past)
     return state, ((*past, prompt), empty_suffix(model.cfg, len(tokens), beams, new_tokens))
 
-  def step(variables: PyTree, cache: PyTree, tokens: Array, t: Array | int) -> tuple[Array, PyTree]:
+  def step(variables: PyTree, cache: PyTree, tokens: AnyArray, t: AnyArray | int
+           ) -> tuple[Array, PyTree]:
     blocks, suffix = cache
     hidden, suffix = suffix_step(model, variables, blocks, suffix, tokens, t)
     return hidden, (blocks, suffix)
 
-  def reorder(cache: PyTree, parents: Array) -> PyTree:
+  def reorder(cache: PyTree, parents: AnyArray) -> PyTree:
     return cache[0], reorder_suffix(cache[1], parents)
 
-  def logits(variables: PyTree, hidden: Array) -> Array:
+  def logits(variables: PyTree, hidden: AnyArray) -> Array:
     return model.apply(variables, hidden, method='logits')
 
-  def rows(variables: PyTree, hidden: Array, ids: Array) -> Array:
+  def rows(variables: PyTree, hidden: AnyArray, ids: AnyArray) -> Array:
     return model.apply(variables, hidden, ids, method='candidate_logits')
 
-  def window(variables: PyTree, hidden: Array, first: Array | int, size: int) -> Array:
+  def window(variables: PyTree, hidden: AnyArray, first: AnyArray | int, size: int) -> Array:
     return model.apply(variables, hidden, first, size, method='window_logits')
 
-  def extend(variables: PyTree, cache: PyTree, tokens: Array, depth: Array, seen: Array,
-             within: Array, slots: Array) -> tuple[Array, PyTree]:
+  def extend(variables: PyTree, cache: PyTree, tokens: AnyArray, depth: AnyArray, seen: AnyArray,
+             within: AnyArray, slots: AnyArray) -> tuple[Array, PyTree]:
     blocks, suffix = cache
     k, v = (x[:, :, 0] for x in suffix)  # one beam's slots are the pool of all
     positions = jnp.broadcast_to(_num_seen(blocks), (len(tokens), 1)) + depth
@@ -61,7 +62,7 @@ def decoder(model: llm.LM, past: Sequence[KVBlock] = ()) -> Decoder:
   def grow(cache: PyTree, new_tokens: int) -> PyTree:
     return cache[0], grow_suffix(cache[1], new_tokens)
 
-  def pick(cache: PyTree, requests: Array) -> PyTree:
+  def pick(cache: PyTree, requests: AnyArray) -> PyTree:
     blocks, suffix = cache
     blocks = tuple(b if b.mask.ndim == 1 else KVBlock(b.k[:, requests], b.v[:, requests],
                                                       b.mask[requests]) for b in blocks)
@@ -106,7 +107,7 @@ def append_tokens(
   order = jnp.arange(tokens.shape[1])
   slots = jnp.where(order < count, start + order, past.mask.shape[1])
 
-  def put(old: Array, x: Array) -> Array:
+  def put(old: AnyArray, x: AnyArray) -> Array:
     return old.at[:, :, :, slots].set(x.astype(old.dtype), mode='drop')
   mask = past.mask.at[:, slots].set(True, mode='drop')
   return KVBlock(put(past.k, new.k), put(past.v, new.v), mask)
@@ -145,7 +146,7 @@ def make_step(
   model, variables: what runs. past: blocks in order, the prompts' last. prompts, beams, new_tokens:
   how many. step: as `diverse_beam_search` wants it.
   """
-  def step(tokens: Array, cache: PyTree, t: Array | int) -> tuple[Array, PyTree]:
+  def step(tokens: AnyArray, cache: PyTree, t: AnyArray | int) -> tuple[Array, PyTree]:
     hidden, cache = suffix_step(model, variables, past, cache, tokens, t)
     return model.apply(variables, hidden, method='logits'), cache
   return step, empty_suffix(model.cfg, prompts, beams, new_tokens)
@@ -183,7 +184,7 @@ def suffix_step(
 
 def reorder_suffix(cache: Suffix, parents: Int[Array, 'B K']) -> Suffix:
   """Makes suffix i of each prompt continue beam parents[b, i]. cache: the suffixes."""
-  def take(x: Array) -> Array:
+  def take(x: AnyArray) -> Array:
     return jax.vmap(lambda beams, order: beams[:, order], (1, 0), 1)(x, parents)
   return jax.tree.map(take, cache)
 
@@ -218,7 +219,8 @@ def uncached(apply: Callable[[Any, Any], Array]) -> Decoder:
     rows = jnp.broadcast_to(rows[:, None], (batch, beams, rows.shape[1]))
     return last, (rows, lengths)
 
-  def step(params: PyTree, cache: PyTree, tokens: Array, t: Array | int) -> tuple[Array, PyTree]:
+  def step(params: PyTree, cache: PyTree, tokens: AnyArray, t: AnyArray | int
+           ) -> tuple[Array, PyTree]:
     rows, lengths = cache
     index = (lengths + t)[:, None, None]
     rows = jnp.where(jnp.arange(rows.shape[-1]) == index, tokens[..., None], rows)
@@ -226,7 +228,7 @@ def uncached(apply: Callable[[Any, Any], Array]) -> Decoder:
     last = jnp.take_along_axis(logits, index[..., None].astype(jnp.int32), 2)[:, :, 0]
     return last, (rows, lengths)
 
-  def reorder(cache: PyTree, parents: Array) -> PyTree:
+  def reorder(cache: PyTree, parents: AnyArray) -> PyTree:
     rows, lengths = cache
     return jnp.take_along_axis(rows, parents[..., None], 1), lengths
 

@@ -93,7 +93,7 @@ def _yarn(freq, scaling, cfg):
   """
   length, half = scaling['original_max_position_embeddings'], cfg.head_dim // 2
 
-  def dimension(turns: float) -> float:
+  def dimension(turns: float | int) -> float:
     return half * math.log(length / (turns * 2 * math.pi)) / math.log(cfg.rope_theta)
   low = dimension(scaling.get('beta_fast') or 32)
   high = dimension(scaling.get('beta_slow') or 1)
@@ -110,7 +110,7 @@ def _yarn_scale(scaling):
   if scaling.get('attention_factor') is not None:
     return scaling['attention_factor']
 
-  def grow(m: float) -> float:
+  def grow(m: float | int) -> float:
     return 1.0 if scaling['factor'] <= 1 else 0.1 * m * math.log(scaling['factor']) + 1.0
   if scaling.get('mscale') and scaling.get('mscale_all_dim'):
     return grow(scaling['mscale']) / grow(scaling['mscale_all_dim'])

@@ -228,20 +228,20 @@ def decoder(cfg: Config) -> Decoder:
     return model.apply({'params': params['params']}, history, params.get('interests'),
                        method='remember')
 
-  def step(params: PyTree, tokens: Array | None, cross: tuple, mask: AnyArray, slots: tuple,
-           t: Array | int) -> tuple:
+  def step(params: PyTree, tokens: AnyArray | None, cross: tuple, mask: AnyArray, slots: tuple,
+           t: AnyArray | int) -> tuple:
     return model.apply({'params': params['params']}, tokens, cross, mask, slots, t, method='step')
 
   def output_rows(params: PyTree) -> AnyArray:
     table = params['params']['output' if cfg.apart else 'codes']
     return table.reshape(-1, table.shape[-1])
 
-  def logits(params: PyTree, states: Array) -> Array:
+  def logits(params: PyTree, states: AnyArray) -> Array:
     return states @ output_rows(params).T
 
-  def rows(params: PyTree, states: Array, ids: Array) -> Array:
+  def rows(params: PyTree, states: AnyArray, ids: AnyArray) -> Array:
     return jnp.einsum('bkd,bkcd->bkc', states, output_rows(params)[ids])
 
-  def window(params: PyTree, states: Array, first: Array | int, size: int) -> Array:
+  def window(params: PyTree, states: AnyArray, first: AnyArray | int, size: int) -> Array:
     return states @ jax.lax.dynamic_slice_in_dim(output_rows(params), first, size).T
   return t5_lib.make_decoder(cfg.t5, read, step, logits, rows, window)

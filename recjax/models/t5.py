@@ -414,12 +414,13 @@ def make_decoder(
     slots = tuple(jnp.broadcast_to(s, (*s.shape[:2], beams, *s.shape[3:])) for s in slots)
     return state[:, 0], (cross, mask, slots)
 
-  def forward(params: PyTree, cache: tuple, tokens: Array, t: Array | int) -> tuple[Array, tuple]:
+  def forward(params: PyTree, cache: tuple, tokens: AnyArray, t: AnyArray | int
+              ) -> tuple[Array, tuple]:
     cross, mask, slots = cache
     state, slots = step(params, tokens, cross, mask, slots, t + 1)
     return state, (cross, mask, slots)
 
-  def reorder(cache: tuple, parents: Array) -> tuple:
+  def reorder(cache: tuple, parents: AnyArray) -> tuple:
     take = jax.vmap(lambda beams, order: beams[:, order], (1, 0), 1)
     return (*cache[:2], tuple(take(s, parents) for s in cache[2]))
 
@@ -436,12 +437,12 @@ def decoder(model: T5, start_id: int = 0) -> Decoder:
     memory = model.apply(variables, tokens, mask, method='encode')
     return model.apply(variables, memory, method='cross'), mask
 
-  def step(variables: PyTree, tokens: Array | None, cross: tuple, mask: AnyArray, slots: tuple,
-           t: Array | int) -> tuple:
+  def step(variables: PyTree, tokens: AnyArray | None, cross: tuple, mask: AnyArray, slots: tuple,
+           t: AnyArray | int) -> tuple:
     if tokens is None:
       tokens = jnp.full((len(mask), 1), start_id)
     return model.apply(variables, tokens, cross, mask, slots, t, method='step')
 
-  def logits(variables: PyTree, states: Array) -> Array:
+  def logits(variables: PyTree, states: AnyArray) -> Array:
     return model.apply(variables, states, method='logits')
   return make_decoder(model.cfg, read, step, logits)

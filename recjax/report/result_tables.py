@@ -95,11 +95,11 @@ def interval_bar(cell: Mapping | None, scale: tuple[float, float],
   if cell is None or not _finite(cell.get('value')):
     return Markup('')
 
-  def x(value: float) -> float:
+  def x(value: Any) -> float:
     share = (min(max(value, scale[0]), scale[1]) - scale[0]) / (scale[1] - scale[0])
     return round(_BAR_MARGIN + share * (_BAR_WIDTH - 2 * _BAR_MARGIN), 1)
 
-  def line(first: float, last: float, name: str, top: float = _BAR_HEIGHT / 2,
+  def line(first: Any, last: Any, name: str, top: float = _BAR_HEIGHT / 2,
            bottom: float = _BAR_HEIGHT / 2) -> dict:
     return {'x1': x(first), 'x2': x(last), 'y1': top, 'y2': bottom, 'name': name}
 

@@ -142,7 +142,7 @@ class _FreeSpace:
     self.leaves = 1 << max(n - 1, 0).bit_length()
     self.most = [capacity] * (2 * self.leaves)
 
-  def take(self, length: int):
+  def take(self, length: int | np.integer):
     node = 1
     while node < self.leaves:
       node = 2 * node + (self.most[2 * node] < length)

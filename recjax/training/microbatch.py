@@ -86,7 +86,7 @@ def planned(task: Any, batch: dict[str, np.ndarray], mesh: jax.sharding.Mesh,
     return task.parts, 0
   parts, most = task.parts, most_parts(batch, mesh)
 
-  def takes(parts: int) -> float:
+  def takes(parts: int) -> Any:
     return cost_model.step_bytes(task.shape, dict(mesh.shape), batch['tokens'], parts)
   while takes(parts) > cost_model.FILL * limit and 2 * parts <= most:
     parts *= 2

@@ -45,7 +45,7 @@ def fit_records(work: Workdir, cfg: ConfigDict, records: array_record.Records, v
   work.log(f'    {steps:,} steps an epoch, read from disk; {cfg.train.batch} users mostly fit '
            f'{room[0]} rows of {model.max_history} and {room[1]:,} targets')
 
-  def evaluate(params: PyTree, frozen: PyTree) -> dict[str, float]:
+  def evaluate(params: PyTree, frozen: PyTree) -> dict:
     del frozen
     score, = validate(jax.tree.map(lambda x: x[None], multihost.local_values(params)))
     return {'valid_NDCG@10': score, 'valid_loss': 1 - score}  # `fit` keeps the lowest loss

@@ -39,7 +39,7 @@ def respell(tokenizer: Tokenizer, tags: dict[str, list[str]]) -> dict[str, list[
   """
   items = {t: i for i, item_tags in tags.items() for t in item_tags}
 
-  def back(texts: list[str]) -> list[str]:
+  def back(texts: Sequence[str]) -> list[str]:
     return [tokenizer.decode(ids).strip() for ids in tokenizer.encode_batch(texts)]
   spelled = dict(zip(items, spelling.round_trip(back, list(items), list(items.values()), 'tag')))
   same = all(old == new for old, new in spelled.items())

@@ -1,6 +1,7 @@
 """The run's report: the figures, the IDs, how training went, what interests changed."""
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -221,7 +222,7 @@ def users_section(cfg: ConfigDict, work: Workdir, dataset: Dataset, vectors_dir:
       cfg, train.load_training_data(cfg, dataset, vectors_dir, ids_dir, interests_dir), params
     )
 
-  def describe(case: int, history: Sequence, items: Sequence) -> tuple:
+  def describe(case: Any, history: Any, items: Any) -> tuple:
     parts = []
     if interests_of_case is not None:
       weights = weights_of(case)
@@ -248,7 +249,7 @@ def interests_weights(cfg: ConfigDict, data: train.TrainingData, params: PyTree)
     return lambda case: None
   interests, cases = data.given('test'), data.split.test
 
-  def weigh(case: int) -> np.ndarray:
+  def weigh(case: Any) -> np.ndarray:
     items = cases.history(case)[-cfg.model.max_history:]
     case_interests = tuple(jax.numpy.asarray(array[case:case + 1]) for array in interests)
     _, intermediates = semantic_id_t5.SemanticIdT5(data.cfg).apply(

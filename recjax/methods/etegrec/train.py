@@ -3,6 +3,7 @@ import dataclasses
 import functools
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -305,13 +306,13 @@ def fit_alternating(work: Workdir, cfg: ConfigDict, schedule: ConfigDict, data: 
   keys = seed_keys(cfg)
   last = {}
 
-  def epoch(state: PyTree, number: int) -> tuple:
+  def epoch(state: PyTree, number: Any) -> tuple:
     last['side'] = 'id' if cycle and int(number) % cycle == 0 else 'rec'
     state, means = epoch_of_side[last['side']](state, keys, bins, x, texts, number)
     training.check_collisions(jax.device_get(means), data.cfg.size)
     return state, means
 
-  def validate(params: PyTree) -> Sequence:
+  def validate(params: PyTree) -> Any:
     if last['side'] == 'id':  # the recommender has not met these codes yet
       return np.full(cfg.seeds, np.nan)
     params_of = lambda seed: jax.tree.map(lambda p: p[seed], params)  # noqa: E731

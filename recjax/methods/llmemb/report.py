@@ -1,5 +1,4 @@
 """The run's report: what the vectors became, whom it helps, and what each part is worth."""
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -183,7 +182,7 @@ def users_section(cfg: ConfigDict, work: Workdir, dataset: Dataset, tables: dict
     return [f'{user_examples.title_of(dataset.catalog, i + 1)} ({similarity[i]:.2f})'
             for i in np.argsort(-similarity, kind='stable') if i != item - 1][:NEAREST]
 
-  def describe(case: int, history: Sequence, items: Sequence) -> tuple:
+  def describe(case: Any, history: Any, items: Any) -> tuple:
     last = int(history[-1])
     rows = zip(map(str, range(1, NEAREST + 1)), nearest(before, last), nearest(after, last))
     return {}, {}, [html.table(['', 'As the texts say', 'After RAT'], [list(r) for r in rows],

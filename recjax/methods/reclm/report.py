@@ -1,7 +1,7 @@
 """The run's report: conversations, how clean the lists are, and whether they help."""
 import json
-from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from ml_collections import ConfigDict
 
@@ -191,7 +191,7 @@ def users_section(cfg: ConfigDict, work: Workdir, dataset: Dataset) -> str:
   for line in (find_stage(work.path, 'evaluate') / 'lists.jsonl').read_text().splitlines():
     replies |= {name: ids for name, ids in json.loads(line)}
 
-  def describe(case: int, history: Sequence, items: Sequence) -> tuple:
+  def describe(case: Any, history: Any, items: Any) -> tuple:
     return {}, {}, [html.label('The reply'),
                     html.code(grounded.read(replies[int(case)]).text or '(nothing)')]
   return user_examples.section(work.path, dataset.catalog, cases, cfg.grounding, cfg.seed, describe,

@@ -69,7 +69,7 @@ def load(catalog: Catalog, tokenizer: Tokenizer) -> TokenizedCatalog:
     without in zip(catalog_titles, catalog.ids, is_bare)
   ]
 
-  def round_trip(texts: list[str]) -> list[str]:
+  def round_trip(texts: Sequence[str]) -> list[str]:
     return [' '.join(tokenizer.decode(ids).split()) for ids in tokenizer.encode_batch(texts)]
   titles = spelling.round_trip(round_trip, normalized, catalog.ids)
   distinct = distinct_titles(titles)
