@@ -47,8 +47,8 @@ def halving_draws(lengths: np.ndarray, epochs: float, seed: int) -> np.ndarray:
   """Draws sequences by length, halving a sequence's weight at each draw, as BETag trains.
 
   lengths: (U,) int, items of each sequence. seed: of the draws. An epoch is U draws; the result is
-  (round(epochs * U),) int32 rows. At an epoch's start the weights go back to the lengths if every sequence
-  has been drawn since they last were. (The authors' code resets when data-set index 0 is asked for;
+  (round(epochs * U),) int32 rows. At an epoch's start the weights go back to the lengths if every
+  sequence has been drawn since they last were. (The authors' code resets when data-set index 0 is asked for;
   with a shuffling loader that is at random.) Weights stand in blocks with their sums, so one draw
   costs about sqrt(U).
   """
