@@ -48,9 +48,9 @@ def halving_draws(lengths: np.ndarray, epochs: float, seed: int) -> np.ndarray:
 
   lengths: (U,) int, items of each sequence. seed: of the draws. An epoch is U draws; the result is
   (round(epochs * U),) int32 rows. At an epoch's start the weights go back to the lengths if every
-  sequence has been drawn since they last were. (The authors' code resets when data-set index 0 is asked for;
-  with a shuffling loader that is at random.) Weights stand in blocks with their sums, so one draw
-  costs about sqrt(U).
+  sequence has been drawn since they last were. (The authors' code resets when data-set index 0 is
+  asked for; with a shuffling loader that is at random.) Weights stand in blocks with their sums, so
+  one draw costs about sqrt(U).
   """
   rng = np.random.default_rng(seed)
   count = len(lengths)

@@ -17,7 +17,7 @@ import scipy.linalg
 import scipy.sparse as sp
 from jaxtyping import Float, Int
 
-from recjax.data.dataset import Interactions
+from recjax.data.dataset import Catalog, Interactions
 from recjax.data.splits import Cases
 from recjax.errors import ConfigError
 from recjax.evaluation import metrics, ranking
@@ -43,25 +43,25 @@ GRIDS: dict[str, dict[str, Sequence[Any]]] = {
 }
 
 
-def score_functions(train: Interactions, titles: Sequence[str],
+def score_functions(train: Interactions, item_titles: Sequence[str],
                     valid: Cases | None, mask_history: bool = True
                     ) -> tuple[dict[str, ScoreFn], dict[str, dict[str, Any]], dict[str, str]]:
   """All classical rows, each with the settings that rank validation users best by NDCG@10.
 
-  train: the training interactions. titles: of items 1..N in order. valid: cases of validation, at
-  most TUNING_USERS of them drawn, or None. mask_history: as the rows will be ranked.
+  train: the training interactions. item_titles: of items 1..N in order. valid: cases of validation,
+  at most TUNING_USERS of them drawn, or None. mask_history: as the rows will be ranked.
   -> {row: score function}, {row: the settings chosen}, {row that is left out: why}
   """
-  n_items = len(titles)
+  n_items = len(item_titles)
   cases = valid and valid.select(np.sort(
       np.random.default_rng(0).permutation(len(valid))[:TUNING_USERS]))
-  makers, left_out = _makers(train, titles), {}
+  makers, left_out = _makers(train, item_titles), {}
   rows, chosen = {}, {}
   for row, grid in GRIDS.items():
     if row.startswith('ease') and (need := 3 * 4 * n_items ** 2) > EASE_BYTES:
       left_out[row] = (f'it needs {need / 2**30:,.1f} GiB for {n_items:,} items; '
                        f'{row.replace("ease", "item_knn")} stands in for it')
-    elif row in ('text', 'id_text') and not any(map(words, titles)):
+    elif row in ('text', 'id_text') and not any(map(words, item_titles)):
       left_out[row] = 'no title has a word'
     else:
       maker = (functools.partial(blend, rows['markov_k'], rows['text']) if row == 'id_text'
@@ -72,14 +72,14 @@ def score_functions(train: Interactions, titles: Sequence[str],
   return rows, chosen, left_out
 
 
-def _makers(train: Interactions, titles: Sequence[str]) -> dict[str, Callable[..., ScoreFn]]:
-  n = len(titles)
+def _makers(train: Interactions, item_titles: Sequence[str]) -> dict[str, Callable[..., ScoreFn]]:
+  n = len(item_titles)
   knn = functools.partial(item_knn, train, n)
   ease_row = functools.partial(ease, train, n)
   return {'markov': functools.partial(markov, train, n),
           'markov_k': functools.partial(markov_k, train, n),
           'item_knn': knn, 'item_knn:decay': knn, 'ease': ease_row, 'ease:decay': ease_row,
-          'text': functools.partial(text, titles)}
+          'text': functools.partial(text, item_titles)}
 
 
 def _choose(maker: Callable[..., ScoreFn], grid: Mapping[str, Sequence[Any]], cases: Cases | None,
@@ -215,34 +215,41 @@ def _ease_weights(train: Interactions, n_items: int, l2: float) -> Float[np.ndar
   return weights
 
 
+def titles(catalog: Catalog) -> list[str]:
+  """The titles of a catalog's items in order, '' where one has none."""
+  column = catalog.columns.get('title') or [None] * len(catalog)
+  return ['' if title is None else str(title) for title in column]
+
+
 def words(title: str) -> list[str]:
   """The words of a title: runs of letters a to z and digits, in small letters."""
   return WORD.findall(title.lower())
 
 
-def tf_idf(titles: Sequence[str]) -> sp.csr_array:
+def tf_idf(item_titles: Sequence[str]) -> sp.csr_array:
   """Titles as unit vectors of words: (1 + ln tf) * (ln((1 + N) / (1 + df)) + 1).
 
-  titles: of N items. -> (N, V) float64, zeros for a title without words
+  item_titles: of N items. -> (N, V) float64, zeros for a title without words
   """
-  counts = bm25.count_matrix(map(words, titles), {}, grow=True).astype(np.float64)
-  idf = np.log((1 + len(titles)) / (1 + np.bincount(counts.indices, minlength=counts.shape[1]))) + 1
+  counts = bm25.count_matrix(map(words, item_titles), {}, grow=True).astype(np.float64)
+  titles_with = np.bincount(counts.indices, minlength=counts.shape[1])
+  idf = np.log((1 + len(item_titles)) / (1 + titles_with)) + 1
   counts.data = (1 + np.log(counts.data)) * idf[counts.indices]
   norm = np.sqrt(counts.power(2).sum(1))
   return (sp.diags_array(np.divide(1.0, norm, where=norm > 0, out=np.zeros(len(norm))))
           @ counts).tocsr()
 
 
-def text(titles: Sequence[str], decay: float) -> ScoreFn:
+def text(item_titles: Sequence[str], decay: float) -> ScoreFn:
   """Cosine of an item's title with those of the history, added up; nobody else's behavior enters.
 
-  titles: of items 1..N in order. decay: of an item's weight with each later one.
+  item_titles: of items 1..N in order. decay: of an item's weight with each later one.
   """
-  vectors = tf_idf(titles)
+  vectors = tf_idf(item_titles)
   by_word = vectors.T.tocsr()
 
   def score(items, offsets):
-    weights = history_weights(items, offsets, len(titles), decay)
+    weights = history_weights(items, offsets, len(item_titles), decay)
     return ((weights @ vectors) @ by_word).toarray().astype(np.float32)
   return score
 
