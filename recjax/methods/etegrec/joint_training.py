@@ -2,9 +2,9 @@
 
 Everything lives on the device; one call is one epoch. The state is {'rec', 'table'} and, where the
 tokenizer learns too, 'id': its parameters. The table of codes is part of the state, so new codes
-recompile nothing. The losses are those of Liu et al., SIGIR 2025, arXiv 2409.05546 (alignment: its
-equations 15 and 16); of the rows of a step only the first of each distinct target counts in the
-alignment.
+recompile nothing. The losses are those of Liu et al., SIGIR 2025, arXiv 2409.05546
+(alignment: its equations 15 and 16). Of the rows of a step only the first of each distinct target
+counts in the alignment.
 
 B rows of a step, Q codes of an item, L levels of the tokenizer, C codes of a level, d numbers of a
 vector, N items, T distinct texts of interests.

@@ -14,7 +14,7 @@ from recjax.data.dataset import Dataset
 from recjax.data.loading import load_unchanged
 from recjax.data.splits import Split
 from recjax.errors import ConfigError
-from recjax.evaluation import baselines, metrics, ranking, sampled_ranking
+from recjax.evaluation import baselines, classical, metrics, ranking, sampled_ranking
 from recjax.evaluation import results as results_lib
 from recjax.evaluation.recommender import CatalogRecommender
 from recjax.protocols import ScoreFn
@@ -60,11 +60,19 @@ def stage(work: Workdir, cfg: ConfigDict, dataset: Dataset, made: pathlib.Path,
         lists, sampled = top, among_few(cfg, dataset, split, score)
       advance()
   ranks = {row: np.stack(ranks_of_seeds)}
-  for name, score in baselines.baselines(split.train, n, cfg.seed).items():
+  others, facts = baselines.baselines(split.train, n, cfg.seed), {}
+  if cfg.eval.classical:
+    with work.progress('tuning classical rows', 1, unit='pass') as advance:
+      classical_rows, settings_of, left_out = classical.score_functions(
+          split.train, classical.titles(shop.catalog), split.valid, cfg.eval.mask_history)
+      advance()
+    others |= classical_rows
+    facts['classical'] = {'settings': settings_of, 'left_out': left_out}
+  for name, score in others.items():
     ranks[name] = ranking.rank_cases(score, split.test, n, **options)
   results = results_lib.save(work.folder, dataset, split, row, ranks, lists,
                          ranking.protocol(n, split.protocol + drawn, **masking(cfg)),
-                         range(cfg.seed, cfg.seed + cfg.seeds), **sampled)
+                         range(cfg.seed, cfg.seed + cfg.seeds), **sampled, **facts)
   return {'users': len(split.test), **{m: round(results['rows'][row][m]['value'], 4)
                                        for m in results_lib.CLOSING}}
 
