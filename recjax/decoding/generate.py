@@ -57,7 +57,7 @@ class Generated:
 
   def items(self, trie: Trie | DeviceTrie, item_filter: ItemFilter | None = None,
             every: bool = False) -> list[list[tuple[int, float]]]:
-    """The items of each request with their scores, best first, 0-based; fewer where fewer exist.
+    """The items of each request with their scores, best first, 1..N; fewer where fewer exist.
 
     trie, item_filter: those of the constraint. Items that share a title share a row; of those the
     first open one is given, or with `every` all.
@@ -68,7 +68,7 @@ class Generated:
       for (lo, hi), score, good in zip(spans, scores, self.exists[b] & self.complete[b]):
         if good:
           places = [p for p in range(lo, hi) if item_filter is None or _is_open(item_filter, b, p)]
-          items += [(int(trie.item[p]), float(score)) for p in places[:None if every else 1]]
+          items += [(int(trie.item[p]) + 1, float(score)) for p in places[:None if every else 1]]
       everything.append(items)
     return everything
 
@@ -80,7 +80,7 @@ class Generated:
     scores = np.full(items.shape, -np.inf, np.float32)
     for b, row in enumerate(self.items(trie, item_filter, every)):
       row = row[:count]
-      items[b, :len(row)] = [i + 1 for i, _ in row]
+      items[b, :len(row)] = [i for i, _ in row]
       scores[b, :len(row)] = [s for _, s in row]
     return items, scores
 

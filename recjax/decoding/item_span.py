@@ -296,8 +296,8 @@ def resume(trie: Trie, tail: Iterable, settings: SpanSettings, root: int = 0, fi
 
 
 def parse(trie: Trie, tokens: Iterable, soi: int) -> tuple[list[int], bool]:
-  """The items of a reply, in order, and whether one is left open. trie: of the catalog. tokens: of
-  the reply. soi: the start-of-item token."""
+  """The items of a reply, 1..N, in order, and whether one is left open. trie: of the catalog.
+  tokens: of the reply. soi: the start-of-item token."""
   items, title, times_seen = [], None, {}
   for token in map(int, tokens):
     if title is None:
@@ -307,7 +307,7 @@ def parse(trie: Trie, tokens: Iterable, soi: int) -> tuple[list[int], bool]:
     if token == trie.end:
       node = trie.walk(title)
       turn = times_seen.get(node, 0)
-      items.append(int(trie.item[min(trie.lo[node] + turn, trie.hi[node] - 1)]))
+      items.append(int(trie.item[min(trie.lo[node] + turn, trie.hi[node] - 1)]) + 1)
       times_seen[node] = turn + 1
       title = None
   return items, title is not None

@@ -168,12 +168,12 @@ def build_retrieval_constraint(titles: Sequence, items: Float[np.ndarray | Array
 
 
 def items_by_title(titles: Sequence) -> dict[tuple, int]:
-  """{title tokens: item, 0-based}, the first of those that share a title. titles: token lists."""
-  return {tuple(map(int, t)): i for i, t in reversed(list(enumerate(titles)))}
+  """{title tokens: item, 1..N}, the first of those that share a title. titles: token lists."""
+  return {tuple(map(int, t)): i for i, t in reversed(list(enumerate(titles, 1)))}
 
 
 def parse(items: dict[tuple, int], tokens: Iterable, soi: int, eoi: int) -> tuple[list[int], bool]:
-  """The items of a reply by their title tokens, in order, 0-based, and whether one is left open.
+  """The items of a reply by their title tokens, 1..N, in order, and whether one is left open.
 
   items: as from `items_by_title`. tokens: of the reply. soi, eoi: the tokens that begin and end a
   title. Raises DataError for an unknown title.

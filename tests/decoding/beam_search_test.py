@@ -327,13 +327,13 @@ class LimitTest(absltest.TestCase):
   @hypothesis.settings(max_examples=60, deadline=None)
   @hypothesis.given(CATALOGS, st.data())
   def test_a_filter_gives_what_a_trie_of_the_subset_gives(self, rows, data):
-    keep = data.draw(st.lists(st.integers(0, len(rows) - 1), min_size=1, unique=True))
+    keep = data.draw(st.lists(st.integers(1, len(rows)), min_size=1, unique=True))
     taken = data.draw(st.lists(st.sampled_from(keep), max_size=len(keep) - 1, unique=True))
     built = trie.build(rows, end=END, vocab=V)
     table, first = tables(0, 1)
     limits = item_filter.build_item_filter(built, allowed=[keep], taken=[taken])
     titles = planted(rows, item_filter=limits)
-    left = [rows[i] for i in keep if i not in taken]
+    left = [rows[i - 1] for i in keep if i not in taken]
     found = rows_of(search(table, first, titles, BeamSearch(26, 6, 0.0)), 0)
     want = rows_of(search(table, first, planted(left), BeamSearch(26, 6, 0.0)), 0)
     self.assertEqual([r for _, r in found], [r for _, r in want])
@@ -351,7 +351,7 @@ class LimitTest(absltest.TestCase):
   def test_all_items_of_a_shared_title_must_go_before_it_closes(self):
     built = trie.build([[1], [2], [1]], end=END, vocab=V)
     table, first = tables(0, 1)
-    for taken, want in (([0], {(1, END), (2, END)}), ([0, 2], {(2, END)}), ([0, 1, 2], set())):
+    for taken, want in (([1], {(1, END), (2, END)}), ([1, 3], {(2, END)}), ([1, 2, 3], set())):
       titles = CatalogConstraint(
         device_trie.to_device_trie(built), item_filter.build_item_filter(built, taken=[taken])
       )
@@ -424,7 +424,7 @@ class RobustTest(parameterized.TestCase):
       rows = rng.integers(0, 60, (n, 3)).tolist()
       built = trie.build(rows, end=63, vocab=64)
       limits = item_filter.build_item_filter(
-        built, allowed=[rng.integers(0, n, 50)] * 2, taken=[[1], [2, 3]]
+        built, allowed=[rng.integers(1, n + 1, 50)] * 2, taken=[[1], [2, 3]]
       )
       run(table, first, CatalogConstraint(device_trie.to_device_trie(built), limits))
     self.assertLen(count, 1)

@@ -169,7 +169,7 @@ class PeerTest(parameterized.TestCase):
     )
     self.agree(found, want)
     for item, _ in found.items(built)[0]:
-      self.assertEqual(tokenizer.decode(built.row(item)[:-1].tolist()), titles[item])
+      self.assertEqual(tokenizer.decode(built.row(item - 1)[:-1].tolist()), titles[item - 1])
 
   def real(self, built, prefix):
     try:
@@ -238,16 +238,16 @@ class GenerateTest(parameterized.TestCase):
     built = trie.build([[1, 2], [3], [1, 2]], end=END, vocab=V)
     titles = CatalogConstraint(device_trie.to_device_trie(built))
     found = generate(TABLE, LOGITS, [[5]], BeamSearch(4), titles)
-    self.assertEqual(sorted(i for i, _ in found.items(built)[0]), [0, 1])
-    self.assertEqual(sorted(i for i, _ in found.items(built, every=True)[0]), [0, 1, 2])
-    limits = item_filter.build_item_filter(built, taken=[[0]])
+    self.assertEqual(sorted(i for i, _ in found.items(built)[0]), [1, 2])
+    self.assertEqual(sorted(i for i, _ in found.items(built, every=True)[0]), [1, 2, 3])
+    limits = item_filter.build_item_filter(built, taken=[[1]])
     found = generate(TABLE, LOGITS, [[5]], BeamSearch(4),
                      dataclasses.replace(titles, item_filter=limits))
-    self.assertEqual(sorted(i for i, _ in found.items(built, limits)[0]), [1, 2])
-    allowed = item_filter.build_item_filter(built, allowed=[[2]])
+    self.assertEqual(sorted(i for i, _ in found.items(built, limits)[0]), [2, 3])
+    allowed = item_filter.build_item_filter(built, allowed=[[3]])
     found = generate(TABLE, LOGITS, [[5]], BeamSearch(4),
                      dataclasses.replace(titles, item_filter=allowed))
-    self.assertEqual([i for i, _ in found.items(built, allowed)[0]], [2])
+    self.assertEqual([i for i, _ in found.items(built, allowed)[0]], [3])
 
   @parameterized.parameters((4, 4), (6, 2), (6, 3))
   def test_groups_under_titles_are_those_of_the_judge(self, beams, groups):
@@ -332,7 +332,7 @@ class GenerateTest(parameterized.TestCase):
     logits = LOGITS.at[:, 28].add(5)
     found = generate(TABLE, logits, [[5]], BeamSearch(2), mode)
     items, _ = item_span.parse(built, found.row(0, 0), 28)
-    self.assertEqual(sorted(items), [0, 1])
+    self.assertEqual(sorted(items), [1, 2])
 
   def test_a_second_catalog_of_that_size_compiles_nothing(self):
     traced = []

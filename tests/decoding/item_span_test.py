@@ -106,7 +106,7 @@ class OracleTest(parameterized.TestCase):
 
   def test_limits_hold_inside_items(self):
     built = trie.build(ABCD, end=EOI, vocab=V)
-    limits = item_filter.build_item_filter(built, allowed=[[1, 3]])
+    limits = item_filter.build_item_filter(built, allowed=[[2, 4]])
     self.assertEqual(allowed_after(ABCD, [SOI, 1, 2, 3], item_filter=limits), {4})
     self.assertEqual(allowed_after(ABCD, [SOI, *A], item_filter=limits), {5})
 
@@ -143,7 +143,7 @@ class ReplyTest(parameterized.TestCase):
     built, mode = constraint([[1, 2], [3]], 40)
     found = draw(jnp.asarray(logits), mode, jax.random.key(0), Sampling(1, 40, 0.0))
     items, open_ = item_span.parse(built, np.asarray(found.tokens)[0, 0], SOI)
-    self.assertEqual((sorted(items), open_), ([0, 1], False))
+    self.assertEqual((sorted(items), open_), ([1, 2], False))
 
   def test_g5_no_budget_leaves_an_item_open(self):
     logits = np.random.default_rng(0).normal(size=(V, V)).astype(np.float32)
@@ -161,9 +161,9 @@ class ReplyTest(parameterized.TestCase):
   def test_no_budget_leaves_an_item_open_whatever_is_used_or_forbidden(self, rows, seed, keep):
     logits = np.random.default_rng(seed).normal(size=(V, V))
     logits[:, SOI] += 4
-    allowed = [i for i in range(len(rows)) if keep[i]] or [0]
+    allowed = [i + 1 for i in range(len(rows)) if keep[i]] or [1]
     built = trie.build(rows, end=EOI, vocab=V)
-    limits = item_filter.build_item_filter(built, allowed=[allowed, list(range(len(rows)))])
+    limits = item_filter.build_item_filter(built, allowed=[allowed, list(range(1, len(rows) + 1))])
     mode = item_span.item_span_constraint(
       built, device_trie.to_device_trie(built), SpanSettings(SOI, EOI, (EOS,), 33, max_items=6), 2,
       item_filter=limits

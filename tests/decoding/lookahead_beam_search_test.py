@@ -133,7 +133,7 @@ class TreeSearchTest(parameterized.TestCase):
     got = tree(titles, LookaheadBeamSearch(4, 24, 0.0, lookahead=32))
     np.testing.assert_array_equal(got.finished.node, want.rows.state)
     limits = item_filter.build_item_filter(
-      tries[0], allowed=[[1, 5, 8, 20, 21, 33]] * 3, taken=[[1], [5, 8], []]
+      tries[0], allowed=[[2, 6, 9, 21, 22, 34]] * 3, taken=[[2], [6, 9], []]
     )
     titles = CatalogConstraint(device_trie.to_device_trie(tries[0]), limits)
     want = plain(titles, BeamSearch(8, 24, 0.0))
@@ -145,16 +145,16 @@ class TreeSearchTest(parameterized.TestCase):
   def test_limits_hold(self):
     rows = catalog(3, 40)
     built = trie.build(rows, end=END, vocab=V)
-    keep = [1, 5, 8, 20, 21, 33]
-    limits = item_filter.build_item_filter(built, allowed=[keep] * 3, taken=[[1], [5, 8], []])
+    keep = [2, 6, 9, 21, 22, 34]
+    limits = item_filter.build_item_filter(built, allowed=[keep] * 3, taken=[[2], [6, 9], []])
     got = tree(
       CatalogConstraint(
         device_trie.to_device_trie(built), limits, normalization=Normalization('valid')
       ),
       LookaheadBeamSearch(8, 24, 0.0, pass_widths=(8,)),
     )
-    for b, taken in enumerate(([1], [5, 8], [])):
-      found = {int(built.item[built.lo[n]]) for n, v in zip(
+    for b, taken in enumerate(([2], [6, 9], [])):
+      found = {int(built.item[built.lo[n]]) + 1 for n, v in zip(
           got.finished.node[b].tolist(), got.finished.value[b].tolist()) if v > LIVE}
       self.assertEqual(found, set(keep) - set(taken))
 

@@ -192,23 +192,24 @@ class ForestTest(absltest.TestCase):
   @hypothesis.given(st.integers(1, 90), st.data())
   def test_open_places_are_counted_like_a_list(self, count, data):
     built = trie.build([[i // 10, i % 10] for i in range(count)], end=10)
+    items = np.arange(1, count + 1)
     allowed = np.array(data.draw(st.lists(st.booleans(), min_size=count, max_size=count)))
-    taken = data.draw(st.lists(st.integers(0, count - 1), max_size=9))
+    taken = data.draw(st.lists(st.integers(1, count), max_size=9))
     for limits, open_ in (
         (item_filter.build_item_filter(built, allowed=allowed[None]), allowed),
-        (item_filter.build_item_filter(built, taken=[taken]), ~np.isin(np.arange(count), taken)),
+        (item_filter.build_item_filter(built, taken=[taken]), ~np.isin(items, taken)),
         (item_filter.build_item_filter(built, allowed=allowed[None], taken=[taken]),
-         allowed & ~np.isin(np.arange(count), taken))):
+         allowed & ~np.isin(items, taken))):
       lo, hi = sorted(data.draw(st.tuples(st.integers(0, count), st.integers(0, count))))
       got = limits.count_open(jnp.full((1, 1), lo), jnp.full((1, 1), hi))
       self.assertEqual(int(got[0, 0]), int(open_[built.item[lo:hi]].sum()))
 
   def test_unknown_items_in_a_limit_are_named(self):
     built = trie.build([[1], [2]], end=5)
-    with self.assertRaisesRegex(DataError, 'item number 2 is outside'):
-      item_filter.build_item_filter(built, allowed=[[0, 2]])
-    with self.assertRaisesRegex(DataError, 'item number -1'):
-      item_filter.build_item_filter(built, taken=[[-1]])
+    with self.assertRaisesRegex(DataError, 'item 3 is outside'):
+      item_filter.build_item_filter(built, allowed=[[1, 3]])
+    with self.assertRaisesRegex(DataError, 'item 0 is outside'):
+      item_filter.build_item_filter(built, taken=[[0]])
 
 
 if __name__ == '__main__':

@@ -140,7 +140,7 @@ class RenderTest(parameterized.TestCase):
     self.assertEqual(text, '1. <SOI>blue lamp<EOI>\n 2. <SOI>red rope<EOI>\n')
     self.assertEqual([i for i in items if i > 0], [1, 3])
     tree = some.to_trie(turn.eoi, made.vocab_size)
-    self.assertEqual(item_span.parse(tree, ids, turn.soi), ([0, 2], False))
+    self.assertEqual(item_span.parse(tree, ids, turn.soi), ([1, 3], False))
 
   def test_what_is_learned_is_answers_and_their_ends(self):
     made, _, turn = self.turn()

@@ -104,12 +104,11 @@ class GroundedModel:
     """The Reply that tokens make. root: the catalog. ids: the tokens."""
     chat_model, tokenized = self.chat_model, self.catalogs[root]
     if self.kind == 'ret':
-      positions, unfinished = retrieval_constraint.parse(
+      items, unfinished = retrieval_constraint.parse(
         self.spelling, ids, chat_model.soi, chat_model.eoi
       )
     else:
-      positions, unfinished = item_span.parse(self.trees[root], ids, chat_model.soi)
-    items = [position + 1 for position in positions]  # decoding counts items from 0
+      items, unfinished = item_span.parse(self.trees[root], ids, chat_model.soi)
     complete = bool(ids) and ids[-1] in chat_model.tokenizer.eos_ids
     return Reply(list(ids), items, self.text(ids, items, tokenized), complete, unfinished)
 

@@ -146,5 +146,5 @@ def make_filter(tree: trie.Trie, excluded: Sequence[Sequence[int]],
     None if allowed_rows is None else np.arange(len(excluded), dtype=np.int32) % len(allowed_rows)
   )
   return item_filter.build_item_filter(
-    tree, allowed_rows, row_of_request, [np.asarray(items, np.int64) - 1 for items in excluded]
+    tree, allowed_rows, row_of_request, excluded
   )

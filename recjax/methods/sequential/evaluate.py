@@ -64,7 +64,7 @@ def stage(work: Workdir, cfg: ConfigDict, dataset: Dataset, made: pathlib.Path,
   if cfg.eval.classical:
     with work.progress('tuning classical rows', 1, unit='pass') as advance:
       classical_rows, settings_of, left_out = classical.score_functions(
-          split.train, classical.titles(shop.catalog), split.valid, cfg.eval.mask_history)
+          split.train, classical.titles(dataset.catalog), split.valid, cfg.eval.mask_history)
       advance()
     others |= classical_rows
     facts['classical'] = {'settings': settings_of, 'left_out': left_out}
