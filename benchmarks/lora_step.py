@@ -206,7 +206,8 @@ def peaks(args):
   for line in range(3):
     found = []
     for side in ('recjax', 'torch'):
-      command = [sys.executable, '-m', 'benchmarks.lora_step', *sys.argv[1:], f'--one={line},{side}']
+      command = [sys.executable, '-m', 'benchmarks.lora_step', *sys.argv[1:],
+                 f'--one={line},{side}']
       ran = subprocess.run(command, capture_output=True, text=True)
       found.append(ran.stdout.strip().splitlines()[-1] if ran.returncode == 0 else
                    f'{side}: killed, code {ran.returncode}')
@@ -227,8 +228,8 @@ def main():
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     steps[side == 'torch']()
     after = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    print(f'{name}, {side}: {before / 2**20:.2f} GiB with both models open, then {after / 2**20:.2f}'
-          ' GiB')
+    print(f'{name}, {side}: {before / 2**20:.2f} GiB with both models open, then '
+          f'{after / 2**20:.2f} GiB')
     return
   print(f'{jax.devices()[0].device_kind}, {about} with {args.threads} threads, {args.rounds} '
         f'rounds\n{"":34} {"loss":>8} {"tokens/s":>10} {"torch":>10} {"ratio":>7} {"of best":>7}')
