@@ -33,6 +33,7 @@ ENV = {
     'RECJAX_TYPECHECK': '1',
 }
 OURS = re.compile(rf'{re.escape(str(ROOT.parent))}/(?!\.)\S+:\d+: \w*Warning: .*')
+LONG = re.compile(r'@(long|long_but|examples)\b')  # what --long runs something of
 NONE_RAN = 5  # unittest's exit code where no test was found, from Python 3.12 on
 # Files that have a process of their own: they change what belongs to a whole process (signals,
 # limits, the console), or run so long that their room would be the last.
@@ -105,7 +106,7 @@ def main(argv: list[str]) -> int:
   groups = collections.defaultdict(list)
   for path in sorted(ROOT.rglob('*_test.py')):
     wanted = not args.words or any(w in path.relative_to(ROOT).as_posix() for w in args.words)
-    if wanted and (not args.long or '@long' in path.read_text()):
+    if wanted and (not args.long or LONG.search(path.read_text())):
       groups[group_of(path)].append(path)
   # the longest first, told by the size of the files, so that no core waits at the end
   order = sorted(groups, key=lambda g: -sum(p.stat().st_size for p in groups[g]))
