@@ -20,6 +20,7 @@ from recjax.decoding.constraints import (
 )
 from recjax.decoding.lm_head import BoundDecoder
 from recjax.errors import ConfigError
+from tests.long import examples, long_but
 from tests.reference import beam_search as judge
 
 V, END = 8, 7
@@ -80,7 +81,7 @@ def brute(rows, logp, alpha=0.0, valid=False):
 
 class WholeCatalogTest(parameterized.TestCase):
 
-  @hypothesis.settings(max_examples=200, deadline=None)
+  @examples(15, 200)
   @hypothesis.given(CATALOGS, st.integers(0, 10**6), st.sampled_from([0.0, 0.5]),
                     st.booleans())
   def test_enough_beams_give_all_titles_in_exact_order(self, rows, seed, alpha, valid):
@@ -111,6 +112,7 @@ class JudgeTest(parameterized.TestCase):
       (0.0, False, (7,), 3), (0.5, False, (6, 7), 3), (1.0, False, (7,), 1),
       (0.0, True, (6, 7), 3), (1.0, True, (7,), 3), (1.0, True, (6, 7), 1),
       (0.5, 'never', (7,), 3), (1.0, 'never', (6, 7), 3))
+  @long_but(0, 1, 4, 6)
   def test_free_rows_are_those_of_the_judge(self, alpha, early, ends, beams):
     for seed in range(4):
       table, first = tables(seed)
@@ -122,6 +124,7 @@ class JudgeTest(parameterized.TestCase):
         np.testing.assert_allclose([s for s, _ in got], [s for s, _ in want], atol=1e-4)
 
   @parameterized.parameters(False, True, 'never')
+  @long_but(0)
   def test_tokens_of_prompts_may_count_in_the_length(self, early):
     changed = 0
     for seed in range(4):
@@ -137,7 +140,7 @@ class JudgeTest(parameterized.TestCase):
       changed += int((short.rows.tokens != found.rows.tokens).any())
     self.assertGreater(changed, 0)
 
-  @hypothesis.settings(max_examples=100, deadline=None)
+  @examples(12, 100)
   @hypothesis.given(CATALOGS, st.integers(0, 10**6), st.sampled_from([0.0, 1.0]),
                     st.sampled_from([False, True]))
   def test_few_beams_prune_as_the_judge_does(self, rows, seed, alpha, early):
@@ -324,7 +327,7 @@ class CodeTest(absltest.TestCase):
 
 class LimitTest(absltest.TestCase):
 
-  @hypothesis.settings(max_examples=60, deadline=None)
+  @examples(10, 60)
   @hypothesis.given(CATALOGS, st.data())
   def test_a_filter_gives_what_a_trie_of_the_subset_gives(self, rows, data):
     keep = data.draw(st.lists(st.integers(1, len(rows)), min_size=1, unique=True))
@@ -361,7 +364,7 @@ class LimitTest(absltest.TestCase):
 
 class RobustTest(parameterized.TestCase):
 
-  @hypothesis.settings(max_examples=60, deadline=None)
+  @examples(10, 60)
   @hypothesis.given(CATALOGS, st.integers(0, 10**6),
                     st.sampled_from([np.nan, np.inf, -np.inf, 0.0]),
                     st.sampled_from(['vocab', 'valid']))

@@ -19,6 +19,7 @@ from recjax.decoding.streaming import stream
 from recjax.errors import ConfigError, DataError, UserError
 from recjax.models import llm, llm_decoder
 from recjax.protocols import Decoder
+from tests.long import examples, long_but
 
 V, SOI, EOI, EOS = 12, 9, 10, 11
 
@@ -119,7 +120,7 @@ class OracleTest(parameterized.TestCase):
 
 class ReplyTest(parameterized.TestCase):
 
-  @hypothesis.settings(max_examples=60, deadline=None)
+  @examples(10, 60)
   @hypothesis.given(
       st.lists(st.lists(st.integers(0, 8), min_size=1, max_size=4), min_size=1, max_size=9),
       st.integers(0, 10**6), st.sampled_from([0.0, 2.0]),
@@ -145,16 +146,17 @@ class ReplyTest(parameterized.TestCase):
     items, open_ = item_span.parse(built, np.asarray(found.tokens)[0, 0], SOI)
     self.assertEqual((sorted(items), open_), ([1, 2], False))
 
-  def test_g5_no_budget_leaves_an_item_open(self):
+  @parameterized.parameters(*range(2, 14))
+  @long_but(1, 6)
+  def test_g5_no_budget_leaves_an_item_open(self, budget):
     logits = np.random.default_rng(0).normal(size=(V, V)).astype(np.float32)
     logits[:, SOI] += 4
-    for budget in range(2, 14):
-      built, mode = constraint(ABCD, budget)
-      found = draw(jnp.asarray(logits), mode, jax.random.key(0), Sampling(1, budget, 0.0))
-      row = np.asarray(found.tokens)[0, 0, :int(found.lengths[0, 0])]
-      self.assertFalse(item_span.parse(built, row, SOI)[1], row)
+    built, mode = constraint(ABCD, budget)
+    found = draw(jnp.asarray(logits), mode, jax.random.key(0), Sampling(1, budget, 0.0))
+    row = np.asarray(found.tokens)[0, 0, :int(found.lengths[0, 0])]
+    self.assertFalse(item_span.parse(built, row, SOI)[1], row)
 
-  @hypothesis.settings(max_examples=80, deadline=None)
+  @examples(8, 80)
   @hypothesis.given(
       st.lists(st.lists(st.integers(0, 2), min_size=1, max_size=5), min_size=2, max_size=12),
       st.integers(0, 10**6), st.lists(st.booleans(), min_size=12, max_size=12))
@@ -186,6 +188,7 @@ class ReplyTest(parameterized.TestCase):
     self.assertEqual(below[built.walk([4])].tolist(), [5, 5, 5])
 
   @parameterized.parameters(1, 2, 4)
+  @long_but(1)
   def test_beams_keep_their_own_lists(self, beams):
     logits = np.random.default_rng(1).normal(size=(V, V)).astype(np.float32)
     logits[:, SOI] += 2
@@ -257,6 +260,7 @@ class ForcedTest(parameterized.TestCase):
   """Forced tokens together, the reply unchanged; with a model that has a cache."""
 
   @parameterized.product(temperature=(0.0, 1.0), width=(2, 6))
+  @long_but(3)
   def test_g7_replies_are_those_of_one_token_at_a_time(self, temperature, width):
     decoder, params, built, prompts, mode = eager()
     soi, start = 37, [[], prompts[1][9:]]
@@ -275,6 +279,7 @@ class ForcedTest(parameterized.TestCase):
     self.assertLess(runs.steps, plain.steps * (.8 if width == 2 else .6))
 
   @parameterized.product(temperature=(0.0, 1.0), passes=(1, 3))
+  @long_but(2)
   def test_rows_that_are_told_while_they_grow(self, temperature, passes):
     decoder, params, _, prompts, mode = eager()
     search, given = Sampling(temperature=temperature, pass_width=6), dict(seed=5, bucket=16)

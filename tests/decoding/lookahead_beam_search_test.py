@@ -17,6 +17,7 @@ from recjax.decoding.lookahead_beam_search import (
 )
 from recjax.errors import ConfigError
 from recjax.models import llm, llm_decoder
+from tests.long import long, long_but
 
 V, END = 60, 59
 
@@ -56,26 +57,29 @@ def catalog(seed, count, alphabet=8, stem=4):
 
 class TreeSearchTest(parameterized.TestCase):
 
-  @parameterized.product(count=(1, 30, 90), normalize=('vocab', 'valid'), lookahead=(0, 12))
-  def test_rows_are_those_of_the_plain_search_in_fewer_passes(self, count, normalize, lookahead):
-    for seed in range(3):
-      built = trie.build(catalog(seed, count), end=END, vocab=V)
-      titles = CatalogConstraint(
-        device_trie.to_device_trie(built), normalization=Normalization(normalize)
-      )
-      want = plain(titles, BeamSearch(5, 24, 0.0))
-      got = tree(titles, LookaheadBeamSearch(5, 24, 0.0, pass_widths=(4, 16), lookahead=lookahead))
-      exists = np.asarray(want.exists)
-      np.testing.assert_array_equal(np.asarray(got.finished.value) > LIVE, exists)
-      np.testing.assert_array_equal(np.where(exists, got.finished.node, 0),
-                                    np.where(exists, want.rows.state, 0))
-      np.testing.assert_array_equal(np.where(exists, got.finished.length, 0),
-                                    np.where(exists, want.rows.lengths, 0))
-      np.testing.assert_allclose(np.where(exists, got.finished.value, 0),  # sums of up to 18 logits
-                                 np.where(exists, want.rows.scores, 0), atol=5e-4)
-      self.assertLess(int(got.passes.max()), max(2, int(want.steps)))
+  @parameterized.product(normalize=('vocab', 'valid'), lookahead=(0, 12), count=(1, 30, 90),
+                         seed=(0, 1, 2))
+  @long_but(30)
+  def test_rows_are_those_of_the_plain_search_in_fewer_passes(self, normalize, lookahead, count,
+                                                               seed):
+    built = trie.build(catalog(seed, count), end=END, vocab=V)
+    titles = CatalogConstraint(
+      device_trie.to_device_trie(built), normalization=Normalization(normalize)
+    )
+    want = plain(titles, BeamSearch(5, 24, 0.0))
+    got = tree(titles, LookaheadBeamSearch(5, 24, 0.0, pass_widths=(4, 16), lookahead=lookahead))
+    exists = np.asarray(want.exists)
+    np.testing.assert_array_equal(np.asarray(got.finished.value) > LIVE, exists)
+    np.testing.assert_array_equal(np.where(exists, got.finished.node, 0),
+                                  np.where(exists, want.rows.state, 0))
+    np.testing.assert_array_equal(np.where(exists, got.finished.length, 0),
+                                  np.where(exists, want.rows.lengths, 0))
+    np.testing.assert_allclose(np.where(exists, got.finished.value, 0),  # sums of up to 18 logits
+                               np.where(exists, want.rows.scores, 0), atol=5e-4)
+    self.assertLess(int(got.passes.max()), max(2, int(want.steps)))
 
   @parameterized.parameters(False, True, 'never')
+  @long_but(0)
   def test_length_penalty_and_stopping_are_those_of_the_plain_search(self, early):
     titles = CatalogConstraint(
       device_trie.to_device_trie(trie.build(catalog(7, 60), end=END, vocab=V))
@@ -100,6 +104,7 @@ class TreeSearchTest(parameterized.TestCase):
     )
 
   @parameterized.parameters(('vocab', 16), ('valid', 32))
+  @long
   def test_look_ahead_leaves_fewer_passes(self, normalize, lookahead):
     titles = CatalogConstraint(
       device_trie.to_device_trie(trie.build(catalog(0, 90), end=END, vocab=V)),
@@ -113,6 +118,7 @@ class TreeSearchTest(parameterized.TestCase):
     np.testing.assert_array_equal(on.finished.node, off.finished.node)
 
   @parameterized.parameters('vocab', 'valid')
+  @long
   def test_a_pool_without_room_forgets_what_is_ahead_and_nothing_else(self, normalize):
     class Tight(LookaheadBeamSearch):
       slots = property(lambda self: self.beams * self.new_tokens + self.compiled_widths[-1] + 1)
@@ -126,6 +132,7 @@ class TreeSearchTest(parameterized.TestCase):
     np.testing.assert_array_equal(got.finished.node, want.rows.state)
     np.testing.assert_allclose(got.finished.value, want.rows.scores, atol=5e-4)
 
+  @long
   def test_look_ahead_under_limits_and_several_catalogs(self):
     tries = [trie.build(catalog(s, 40), end=END, vocab=V) for s in (1, 2)]
     titles = CatalogConstraint(device_trie.to_device_trie(tries), catalog=jnp.array([1, 0, 1]))

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from recjax.decoding import device_trie, item_filter, trie
 from recjax.errors import DataError
+from tests.long import examples
 
 A = [32, 426, 356, 423]
 TITLES = [A, [*A, 469, 435], [32, 426, 356, 469, 435], [32, 426, 469, 435]]
@@ -139,7 +140,7 @@ class ForestTest(absltest.TestCase):
       node = self.children(planted, node, depth)[token]
     return node
 
-  @hypothesis.settings(max_examples=40, deadline=None)
+  @examples(6, 40)
   @hypothesis.given(CATALOGS, CATALOGS)
   def test_device_children_are_the_hosts_also_of_joined_catalogs(self, one, two):
     tries = [trie.build(rows, end=5) for rows in (one, two)]
@@ -153,7 +154,7 @@ class ForestTest(absltest.TestCase):
         self.assertTrue(device_trie.complete(
             planted, jnp.asarray(self.walked(planted, root, row)), len(row)))
 
-  @hypothesis.settings(max_examples=40, deadline=None)
+  @examples(6, 40)
   @hypothesis.given(st.lists(st.tuples(*[st.integers(0, 3)] * 3), min_size=2, max_size=30))
   def test_codes_built_on_the_device_are_those_of_the_host(self, codes):
     codes = np.array(codes, np.int32)
@@ -188,7 +189,7 @@ class ForestTest(absltest.TestCase):
       want[0, k, np.asarray(token[0, k])[good]] = np.asarray(child[0, k])[good]
     np.testing.assert_array_equal(got, want)
 
-  @hypothesis.settings(max_examples=60, deadline=None)
+  @examples(10, 60)
   @hypothesis.given(st.integers(1, 90), st.data())
   def test_open_places_are_counted_like_a_list(self, count, data):
     built = trie.build([[i // 10, i % 10] for i in range(count)], end=10)

@@ -33,6 +33,7 @@ from recjax.retrieval import nearest
 from recjax.text import tokenizer as tokenizer_lib
 from recjax.training import workdir as workdir_lib
 from tests import later, told
+from tests.long import long
 
 ROOT = pathlib.Path(__file__).parents[2]
 SHARED = ROOT.parent / 'shared' / 'data' / 'formats' / 'bigrec'
@@ -181,13 +182,14 @@ class RingTest(absltest.TestCase):
     cls.room.close()
     super().tearDownClass()
 
-  def test_whole(self):
-    path = self.folder / 'run'
-    self.grounded(path)
-    self.decoded(path)  # the tuned model of the same folder is used again
+  @long
+  def test_d3(self):
+    path = self.folder / 'run'  # the tuned model of the same folder, where it is there, is used
+    self.decoded(path)
     self.perfect_assistant(path)
 
-  def grounded(self, path):
+  def test_bigrec(self):
+    path = self.folder / 'run'
     found = run(config('bigrec_games', self.data), path)
     self.assertGreater(found['rows']['bigrec']['HR@1']['value'], 0.9)
     self.assertLess(found['invalid_titles'], 1)

@@ -30,6 +30,7 @@ from recjax.models import llm, lora, semantic_id_t5, t5
 from recjax.text.packing import TokenSample
 from recjax.training import sft
 from recjax.training.losses import trie_masked
+from tests.long import long, long_but
 
 ROOT = pathlib.Path(__file__).parents[2]
 PAD, END, SOI, EOI = 0, 1, 2, 3
@@ -135,6 +136,7 @@ class BetagTest(parameterized.TestCase):
                                   np.array([len(p) for p in PROMPTS], np.int32))
 
   @parameterized.parameters((4, 4, 0.7), (3, 1, 0.0), (4, 4, 1.0))
+  @long_but(0)
   def test_rows_of_groups_with_what_they_pay(self, beams, groups, power):
     search, found = self.beams(beams=beams, groups=groups, new_tokens=5, length_penalty=power,
                                diversity=.4, stop_at_line_end=False)
@@ -167,6 +169,7 @@ class InstructTest(parameterized.TestCase):
     return [[(Tokens().encode(t), s) for t, s in zip(*row)] for row in found]
 
   @parameterized.parameters((1.0, 'generated'), (.6, 'full'), (0.0, 'generated'))
+  @long_but(1)
   def test_bigrec_by_every_length_rule(self, power, norm):
     ended = set()
     found = self.texts(beams=4, new_tokens=5, length_penalty=power, length_norm=norm)
@@ -177,6 +180,7 @@ class InstructTest(parameterized.TestCase):
         ended.add(ids[-1] == END)
     self.assertIn(True, ended)
 
+  @long
   def test_bigrec_over_all_texts(self):
     # An end at once, or any other token and any second one.
     for rows in self.texts(beams=1 + (V - 1) * V, new_tokens=2, length_penalty=0.0):
@@ -184,6 +188,7 @@ class InstructTest(parameterized.TestCase):
       self.assertLen({tuple(ids) for ids, _ in rows}, 1 + (V - 1) * V)
 
   @parameterized.parameters(0.0, 1.0)
+  @long_but(1)
   def test_d3_without_mixing(self, power):
     model, params = language_model()
     tree = trie.build(TITLES, END, V)
@@ -247,6 +252,7 @@ class ReclmTest(parameterized.TestCase):
 
   @parameterized.parameters(*(('cgen', loss) for loss in LOSSES), ('token', 'scope'),
                             ('token', 'preset'))
+  @long_but(2)
   def test_every_form_of_the_loss(self, kind, loss):
     cfg = config('reclm_scientific', f'grounding={kind}')
     cfg.train.update(prompt=0.0, gamma=0.0, **LOSSES[loss])
@@ -336,6 +342,7 @@ class CodesTest(parameterized.TestCase):
 
   @parameterized.parameters(('tiger', 'none'), ('tiger', 'encoder'), ('tiger', 'prefix'),
                             ('etegrec', 'none'), ('etegrec', 'pooled'), ('etegrec', 'encoder'))
+  @long_but(1)
   def test_lists(self, way, fusion):
     cfg, params, table, texts = self.made(way, fusion)
     histories = [np.array([5, 9, 2]), np.array([1]), np.array([3, 3, 7, 8])]

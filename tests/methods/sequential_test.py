@@ -24,6 +24,7 @@ from recjax.training import sequential as train
 from recjax.training import workdir as workdir_lib
 from recjax.training.losses import item_losses
 from tests import devices, told
+from tests.long import long, long_but
 
 ROOT = pathlib.Path(__file__).parents[2]
 
@@ -140,6 +141,7 @@ class LossTest(parameterized.TestCase):
       ('gbce', 'batch', 'target'),
       ('gbce', 'sequence', 'train_history'), ('sampled', 'batch', 'target'),
       ('sampled', 'position', 'none'))
+  @long_but(2)
   def test_losses_are_finite_with_and_without_targets(self, kind, shared, exclude):
     cfg = config(loss=kind)
     cfg.loss.update(negatives=5, negative_scope=shared, exclude=exclude)
@@ -155,6 +157,7 @@ class LossTest(parameterized.TestCase):
     self.assertTrue(all(np.isfinite(g).all() for g in jax.tree.leaves(grads)))
 
   @parameterized.parameters('sasrec', 'bert4rec')
+  @long_but(0)
   def test_a_users_positions_share_negatives_wherever_packing_puts_them(self, kind):
     cfg = config(loss='sampled', model=kind)
     cfg.loss.update(negatives=5, negative_scope='sequence', exclude='none')
@@ -247,6 +250,7 @@ class LossTest(parameterized.TestCase):
 class RingTest(parameterized.TestCase):
 
   @parameterized.parameters(('sasrec', .85), ('gru4rec', .85), ('bert4rec', .80))
+  @long_but(0)
   def test_models_learn_the_ring(self, kind, least):
     cfg = config(model=kind)
     cfg.optim.lr = 4e-3
@@ -288,6 +292,7 @@ class RunTest(parameterized.TestCase):
     self.assertEqual((whole / 'model.npz').read_bytes(), (again / 'model.npz').read_bytes())
 
   @parameterized.parameters(('sasrec', 8), ('gru4rec', 5), ('bert4rec', 5))
+  @long_but(1)
   def test_many_devices_learn_what_one_does(self, kind, devices):
     cfg, shop = config(model=kind), ring(300)
     cfg.train.update(epochs=2, batch=60)  # neither users nor rows divide over 5
@@ -315,6 +320,7 @@ class RunTest(parameterized.TestCase):
       cost.append(program.cost_analysis()['flops'])
     self.assertLess(cost[1], 0.2 * cost[0])
 
+  @long
   def test_seeds_in_one_program_are_those_of_programs_of_their_own(self):
     cfg, shop = config(), ring(300)
     cfg.train.update(epochs=2)
@@ -363,6 +369,7 @@ class RunTest(parameterized.TestCase):
       sequential.convert(folder, 'peft', folder / 'x')
     self.assertIn('a seed', sequential.cost(cfg, shop)['parameters'])
 
+  @long
   def test_options_of_the_evaluation_stand_in_the_protocol_and_change_the_data(self):
     shop, cfg = ring(200), config()
     times = np.tile(np.repeat(np.arange(6), 2), 200)

@@ -25,6 +25,7 @@ from recjax.training import sequential as train
 from recjax.training import sequential_on_disk
 from recjax.training import workdir as workdir_lib
 from tests import told
+from tests.long import long, long_but
 from tests.methods.sequential_test import config, mesh, ring
 
 MISSING = [m for m in ('tensorflow_datasets', 'grain', 'array_record')
@@ -118,6 +119,7 @@ class StreamedTest(parameterized.TestCase):
     with workdir_lib.open_work(folder) as work:
       return work.metrics()
 
+  @long
   def test_a_run_that_was_killed_ends_where_an_uninterrupted_one_does(self):
     cfg = config()
     cfg.train.update(epochs=2, batch=64)
@@ -145,6 +147,7 @@ class StreamedTest(parameterized.TestCase):
     self.assertEqual(one, other)
 
   @parameterized.parameters('sasrec', 'bert4rec')
+  @long_but(0)
   def test_a_batch_that_does_not_fit_has_the_same_loss(self, kind):
     cfg = config(model=kind)
     cfg.model.dropout = 0.0
@@ -164,6 +167,7 @@ class StreamedTest(parameterized.TestCase):
     self.assertEqual(got.tolist(), [[0] * 4, [0, 0, 0, 1], [0, 0, 1, 2], [0, 0, 0, 1], [0, 1, 2, 3],
                                     [4, 5, 6, 7]])
 
+  @long
   def test_two_processes_and_a_change_of_their_number_learn_what_one_does(self):
     path = stored(ring(300), self.room)
 
