@@ -1,0 +1,325 @@
+"""Base tags and interests from a real OpenAI-compatible server, killed twice on the way.
+
+  python -m benchmarks.endpoint --data=data/amazon-scientific --gguf=FILE.gguf --room=DIR
+      [--server-python=PATH]     # a Python with llama-cpp-python[server], where this one lacks it
+      [--url=http://HOST/v1]     # a server that is running, instead of one of our own
+      [--part=tags|interests]    # one of the two alone
+
+Makes a small shop of the items that most users met, starts llama-cpp-python's server, and puts a
+recorder before it that keeps what the server says each answer took. Then:
+
+tags: a BETag run with tags.source=api is given a budget that is too small, then enough, is killed
+twice with SIGKILL while it asks, and runs to its end; so does one with tags.source=keywords. Both
+are compared over the same users, by base tags and by BETags of the tiny model.
+interests: the stages of ETEGRec that ask for interests, killed twice.
+
+Asserted of both: no request is answered twice in the journal, what the journal says an answer took
+is what the server said, nothing is answered twice but what was under way at a kill, and a budget is
+never passed. --room keeps everything: the same command goes on where it was.
+"""
+import argparse
+import collections
+import http.server
+import json
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import threading
+import time
+import urllib.error
+import urllib.request
+
+import numpy as np
+
+from configs import etegrec_scientific
+from recjax import file_io
+from recjax.data import loading
+from recjax.data.dataset import Catalog, Interactions, flatten, make_dataset
+from recjax.evaluation import compare
+from recjax.methods.betag import base_tags
+from recjax.methods.etegrec import interests
+from recjax.training import workdir as workdir_lib
+
+SAMPLES, TOKENS = {'tags': 2, 'interests': 1}, {'tags': 32, 'interests': 64}
+LANES = 2  # requests under way
+PRICES = dict(api_price_in=0.15, api_price_out=0.6)
+MODEL = 'SmolLM2-135M-Instruct'
+
+
+def main():
+  parser = argparse.ArgumentParser(description=__doc__.split('\n')[0])
+  parser.add_argument('--data', required=True, help='folder of the data set')
+  parser.add_argument('--room', required=True, help='folder for everything that is made')
+  parser.add_argument('--gguf', default='', help='model file for the server')
+  parser.add_argument('--server-python', default=sys.executable)
+  parser.add_argument('--url', default='', help='of a server that is running')
+  parser.add_argument('--part', choices=('tags', 'interests', ''), default='')
+  parser.add_argument('--items', type=int, default=200)
+  parser.add_argument('--histories', type=int, default=100, help='users whose interests are asked')
+  parser.add_argument('--budget', type=float, default=.004, help='that is too small')
+  parser.add_argument('--timeout', type=float, default=1500.)
+  parser.add_argument('--port', type=int, default=8137)
+  parser.add_argument('--ask-interests', default='', help=argparse.SUPPRESS)
+  args = parser.parse_args()
+  room = pathlib.Path(args.room)
+  if args.ask_interests:
+    return ask_interests(room, args.ask_interests, args.timeout)
+  make_shops(args, room)
+  server = None if args.url else start_server(args, room)
+  try:
+    url = args.url or f'http://127.0.0.1:{args.port}/v1'
+    wait_for(url)
+    for part in filter(None, [args.part] if args.part else ['tags', 'interests']):
+      (tags if part == 'tags' else history_interests)(args, room, url)
+  finally:
+    if server:
+      server.terminate()
+      server.wait()
+
+
+def make_shops(args, room):
+  """room/shop: the most met items and histories over them. room/few: the longest of these, with
+  titles and categories alone, for interests."""
+  if (room / 'few').exists():
+    return
+  whole = loading.load_data(args.data)
+  data, columns = whole.interactions, whole.catalog.columns
+  met = np.bincount(data.items, minlength=len(whole.catalog) + 1)[1:]
+  kept = np.sort(np.argsort(-met, kind='stable')[:args.items])
+  number = np.zeros(len(whole.catalog) + 1, np.int32)
+  number[kept + 1] = np.arange(1, len(kept) + 1)
+  rows = {user: [int(i) for i in number[data.history(u)] if i] for u, user in enumerate(data.users)}
+  rows = {user: row for user, row in rows.items() if len(row) >= 3}
+
+  def save(name, names, rows):
+    made = {key: [columns[key][i] for i in kept] for key in names if key in columns}
+    if 'description' in made:  # a small model on a CPU reads slowly
+      made['description'] = [text and text[:100].rpartition(' ')[0] for text in made['description']]
+    items, offsets = flatten(list(rows.values()))
+    loading.save_data(make_dataset(name, Catalog(tuple(whole.catalog.ids[i] for i in kept), made),
+                                   Interactions(tuple(rows), items, offsets)), room / name)
+  save('shop', ('title', 'brand', 'categories', 'description'), rows)
+  few = sorted(rows, key=lambda user: -len(rows[user]))[args.histories // 5:][:args.histories // 5]
+  save('few', ('title', 'categories'), {user: rows[user] for user in rows if user in set(few)})
+  print(f'{len(kept)} items, {len(rows):,} users, {sum(map(len, rows.values())):,} interactions')
+
+
+def start_server(args, room):
+  """llama-cpp-python's server with one thread, at a low priority."""
+  command = [args.server_python, '-m', 'llama_cpp.server', f'--model={args.gguf}',
+             '--host=127.0.0.1', f'--port={args.port}', '--n_threads=1', '--n_threads_batch=1',
+             '--n_ctx=4096']
+  log = open(room / 'server.log', 'a')  # noqa: SIM115  lives with the process
+  return subprocess.Popen(['nice', '-n', '10', *command], stdout=log, stderr=log, cwd=room)
+
+
+def wait_for(url):
+  for _ in range(600):
+    try:
+      return urllib.request.urlopen(f'{url}/models', timeout=10).read()
+    except (urllib.error.URLError, ConnectionError, TimeoutError):
+      time.sleep(.5)
+  sys.exit(f'{url} does not answer')
+
+
+class Recorder(http.server.ThreadingHTTPServer):
+  """Hands requests on to a server, and keeps a line of each answer, whoever still waits for it."""
+  daemon_threads = True
+
+  def __init__(self, url, path, port):
+    super().__init__(('127.0.0.1', port), RecorderHandler)
+    self.upstream, self.path, self.lock = url, path, threading.Lock()
+    self.under_way = 0
+    threading.Thread(target=self.serve_forever, daemon=True).start()
+
+  @property
+  def url(self):
+    return f'http://127.0.0.1:{self.server_port}/v1'
+
+  def rows(self):
+    return [row for _, row in file_io.read_rows(self.path)] if self.path.exists() else []
+
+  def handle_error(self, *_):
+    pass  # clients that were killed
+
+  def drain(self):
+    """Waits until the server has ended what killed clients asked for."""
+    while self.under_way:
+      time.sleep(.2)
+
+
+class RecorderHandler(http.server.BaseHTTPRequestHandler):
+
+  def do_POST(self):
+    body = self.rfile.read(int(self.headers['Content-Length']))
+    with self.server.lock:
+      self.server.under_way += 1
+    began = time.monotonic()
+    try:
+      with urllib.request.urlopen(urllib.request.Request(
+          self.server.upstream + '/chat/completions', body,
+          {'Content-Type': 'application/json'}), timeout=900) as response:
+        status, answer = response.status, response.read()
+    except urllib.error.HTTPError as error:
+      status, answer = error.code, error.read()
+    finally:
+      with self.server.lock:
+        self.server.under_way -= 1
+    said = json.loads(answer)
+    row = dict(asked=json.loads(body)['messages'][-1]['content'], n=json.loads(body)['n'],
+               status=status, usage=said.get('usage'), seconds=round(time.monotonic() - began, 2),
+               choices=[c['message']['content'] for c in said.get('choices', ())],
+               ended=[c['finish_reason'] for c in said.get('choices', ())])
+    with self.server.lock, open(self.server.path, 'a') as f:
+      f.write(json.dumps(row, ensure_ascii=False) + '\n')
+    self.send_response(status)
+    self.send_header('Content-Length', str(len(answer)))
+    self.end_headers()
+    self.wfile.write(answer)
+
+  def log_message(self, *_):
+    pass
+
+
+def lines_of(path):
+  return path.read_bytes().count(b'\n') if path.exists() else 0
+
+
+def run(command, log, journal, kill_at=0):
+  """Runs a command; kill -9 once its journal holds so many lines. -> exit code"""
+  with open(log, 'a') as out:
+    process = subprocess.Popen(command, stdout=out, stderr=out, env={
+        **os.environ, 'JAX_PLATFORMS': 'cpu', 'no_proxy': '127.0.0.1'})
+    while kill_at and process.poll() is None and lines_of(journal) < kill_at:
+      time.sleep(.05)
+    if kill_at and process.poll() is None:
+      process.send_signal(signal.SIGKILL)
+    return process.wait()
+
+
+def killed_twice(command, log, journal, recorder, expected):
+  """Runs a command to its end, with two kills on the way, none where it has got beyond them."""
+  kills = []
+  for share in (1 / 3, 2 / 3):
+    if lines_of(journal) < share * expected:
+      code = run(command, log, journal, int(share * expected))
+      assert code == -signal.SIGKILL, f'exit code {code}, see {log}'
+      recorder.drain()
+      kills.append(lines_of(journal))
+  code = run(command, log, journal)
+  assert code == 0, f'exit code {code}, see {log}'
+  return kills
+
+
+def check(journal, recorder, part, requests, most_lost):
+  """The journal beside what the server said. -> figures"""
+  records = [row for _, row in file_io.read_rows(journal)]
+  served = [row for row in recorder.rows() if row['status'] == 200]
+  texts = collections.Counter()
+  for record in records:
+    texts[record['hash']] = SAMPLES[part] - record.get('missing', 0)
+  done = sum(count == SAMPLES[part] for count in texts.values())
+  paid = collections.Counter((r['tokens_in'], r['tokens_out']) for r in records
+                             if 'tokens_in' in r)
+  said = collections.Counter((r['usage']['prompt_tokens'], r['usage']['completion_tokens'])
+                             for r in served)
+  lost = said - paid
+  assert not paid - said, f'the journal names answers that no server gave: {paid - said}'
+  assert lost.total() <= most_lost, f'{lost.total()} answers are not in the journal'
+  assert done == len(texts) == requests, (done, len(texts), requests)
+  again = collections.Counter(row['asked'] for row in served)
+  over = sum(max(0, count - SAMPLES[part]) for count in again.values())
+  assert over <= lost.total(), f'{over} answers were asked for again, {lost.total()} were lost'
+  cut = sum(row['ended'] == ['length'] for row in served)
+  return {
+      'requests': requests, 'answers in the journal': len(records),
+      'answers of the server': len(served), 'lost at kills': lost.total(), 'asked again': over,
+      'tokens in, journal': sum(i * c for (i, _), c in paid.items()),
+      'tokens in, server': sum(i * c for (i, _), c in said.items()),
+      'tokens out, journal': sum(o * c for (_, o), c in paid.items()),
+      'tokens out, server': sum(o * c for (_, o), c in said.items()),
+      'tokens lost': f'{sum(i * c for (i, _), c in lost.items())} + '
+                     f'{sum(o * c for (_, o), c in lost.items())}',
+      'cut at max_tokens': cut, 'seconds of the server': round(sum(r['seconds'] for r in served))}
+
+
+def show(title, figures):
+  print(f'\n{title}')
+  for name, value in figures.items():
+    print(f'  {name:32} {value}', flush=True)
+
+
+def price(tokens_in, tokens_out):
+  return (tokens_in * PRICES['api_price_in'] + tokens_out * PRICES['api_price_out']) / 1e6
+
+
+def tags(args, room, url):
+  """A BETag run by the server's tags under fire, one by keywords, and both compared."""
+  recorder, shop = Recorder(
+      url, room / 'tags.server.jsonl', args.port + 1), room / 'shop'
+  service = {'api_url': recorder.url, 'api_model': MODEL, 'api_samples': SAMPLES['tags'],
+             'api_max_tokens': TOKENS['tags'], 'api_timeout': args.timeout,
+             'api_concurrency': LANES, 'api_failure_ratio': .25, **PRICES}
+
+  def command(name, **changes):
+    return [sys.executable, '-m', 'recjax.main',
+            f'--config=configs/betag_scientific.py:data={shop}', f'--workdir={room / name}',
+            *(f'--config.tags.{key}={value}' for key, value in changes.items())]
+  journal, log = room / 'api/answers/base-tags/responses.jsonl', room / 'api.log'
+  asked = command('api', source='api', on_missing='drop_item', **service)
+  if not lines_of(journal):
+    code = run([*asked, f'--config.tags.api_budget={args.budget}'], log, journal)
+    assert code != 0 and 'before passing max_cost' in log.read_text(), f'see {log}'
+  if not (room / 'budget.json').exists():
+    spent = [row['usage'] for row in recorder.rows()]
+    spent = price(sum(u['prompt_tokens'] for u in spent), sum(u['completion_tokens'] for u in spent))
+    assert spent <= args.budget, f'{spent} of {args.budget} were spent'
+    file_io.write_json(room / 'budget.json', {
+        'budget': args.budget, 'spent, server': spent, 'answers': lines_of(journal)})
+  kills = killed_twice(asked, log, journal, recorder, args.items * SAMPLES['tags'])
+  show('A budget that is too small', file_io.read_json(room / 'budget.json'))
+  columns = loading.load_data(shop).catalog.columns
+  distinct = {base_tags.question({key: value[i] for key, value in columns.items()})[-1]['content']
+              for i in range(args.items)}
+  figures = check(journal, recorder, 'tags', len(distinct), 2 * LANES)
+  done = json.loads((room / 'api/stages/01-base-tags/DONE.json').read_text())
+  show('Base tags', {'killed at line': kills, **figures, **done['counts'], 'cost': round(price(
+      figures['tokens in, journal'], figures['tokens out, journal']), 6)})
+  code = run(command('keywords', source='keywords', on_missing='drop_item'), room / 'keywords.log',
+             journal)
+  assert code == 0, f"see {room / 'keywords.log'}"
+  table = compare.compare([room / 'api', room / 'keywords'])
+  print('\n' + compare.markdown_table(table))
+  recorder.shutdown()
+
+
+def ask_interests(room, url, timeout):
+  """The stages of ETEGRec that make interests, in a process that can be killed."""
+  cfg = etegrec_scientific.get_config(f'data={room / "few"}')
+  cfg.interests.update(source='api', api_url=url, api_model=MODEL, api_timeout=timeout,
+                       api_samples=SAMPLES['interests'], api_max_tokens=TOKENS['interests'],
+                       api_concurrency=LANES, api_failure_ratio=.25, **PRICES)
+  with workdir_lib.open_work(room / 'interests', cfg.to_dict()) as work:
+    interests.make(cfg, work, loading.load_data(cfg.data))
+
+
+def history_interests(args, room, url):
+  """Interests by the server under fire."""
+  recorder = Recorder(url, room / 'interests.server.jsonl', args.port + 2)
+  journal = room / 'interests/answers/ask-interests/responses.jsonl'
+  command = [sys.executable, '-m', 'benchmarks.endpoint', f'--data={args.data}', f'--room={room}',
+             f'--timeout={args.timeout}', f'--ask-interests={recorder.url}']
+  cfg = etegrec_scientific.get_config(f'data={room / "few"}')
+  histories = {tuple(map(int, h)) for h in interests.all_histories(
+      interests.settings(cfg), loading.load_data(cfg.data))} - {()}
+  kills = killed_twice(command, room / 'interests.log', journal, recorder, len(histories))
+  counts = json.loads((room / 'interests/stages/01-ask-interests/DONE.json').read_text())['counts']
+  show('Interests', {'killed at line': kills,
+                     **check(journal, recorder, 'interests', len(histories), 2 * LANES), **counts})
+  recorder.shutdown()
+
+
+if __name__ == '__main__':
+  main()
