@@ -4,13 +4,15 @@
       [--server-python=PATH]     # a Python with llama-cpp-python[server], where this one lacks it
       [--url=http://HOST/v1]     # a server that is running, instead of one of our own
       [--part=tags|interests]    # one of the two alone
+      [--tiny]                   # also tune the tiny model on both kinds of base tags
 
 Makes a small shop of the items that most users met, starts llama-cpp-python's server, and puts a
 recorder before it that keeps what the server says each answer took. Then:
 
-tags: a BETag run with tags.source=api is given a budget that is too small, then enough, is killed
-twice with SIGKILL while it asks, and runs to its end; so does one with tags.source=keywords. Both
-are compared over the same users, by base tags and by BETags of the tiny model.
+tags: BETag's stage of base tags with tags.source=api is given a budget that is too small, then
+enough, and is killed twice with SIGKILL while it asks; the same with tags.source=keywords. Both
+kinds are judged over the same users as BETag judges its base tags; with --tiny by whole runs with
+the tiny model, too.
 interests: the stages of ETEGRec that ask for interests, killed twice.
 
 Asserted of both: no request is answered twice in the journal, what the journal says an answer took
@@ -33,16 +35,19 @@ import urllib.request
 
 import numpy as np
 
-from configs import etegrec_scientific
+from configs import betag_scientific, etegrec_scientific
 from recjax import file_io
 from recjax.data import loading
 from recjax.data.dataset import Catalog, Interactions, flatten, make_dataset
-from recjax.evaluation import compare
-from recjax.methods.betag import base_tags
+from recjax.data.formats import betag as betag_files
+from recjax.evaluation import baselines, compare, metrics, ranking, statistics
+from recjax.methods.betag import base_tags, evaluate
 from recjax.methods.etegrec import interests
+from recjax.retrieval import bm25
+from recjax.text import keywords
 from recjax.training import workdir as workdir_lib
 
-SAMPLES, TOKENS = {'tags': 2, 'interests': 1}, {'tags': 32, 'interests': 64}
+SAMPLES, TOKENS = {'tags': 2, 'interests': 1}, {'tags': 24, 'interests': 64}
 LANES = 2  # requests under way
 PRICES = dict(api_price_in=0.15, api_price_out=0.6)
 MODEL = 'SmolLM2-135M-Instruct'
@@ -58,14 +63,17 @@ def main():
   parser.add_argument('--part', choices=('tags', 'interests', ''), default='')
   parser.add_argument('--items', type=int, default=200)
   parser.add_argument('--histories', type=int, default=100, help='users whose interests are asked')
-  parser.add_argument('--budget', type=float, default=.004, help='that is too small')
+  parser.add_argument('--budget', type=float, default=.0006, help='that is too small')
   parser.add_argument('--timeout', type=float, default=1500.)
+  parser.add_argument('--kill-at', type=int, nargs=2, default=(20, 40),
+                      help='SIGKILL once the journal holds so many answers')
+  parser.add_argument('--tiny', action='store_true')
   parser.add_argument('--port', type=int, default=8137)
-  parser.add_argument('--ask-interests', default='', help=argparse.SUPPRESS)
+  parser.add_argument('--stage', nargs=3, default=(), help=argparse.SUPPRESS)
   args = parser.parse_args()
   room = pathlib.Path(args.room)
-  if args.ask_interests:
-    return ask_interests(room, args.ask_interests, args.timeout)
+  if args.stage:
+    return run_stage(args, room, *args.stage)
   make_shops(args, room)
   server = None if args.url else start_server(args, room)
   try:
@@ -80,8 +88,8 @@ def main():
 
 
 def make_shops(args, room):
-  """room/shop: the most met items and histories over them. room/few: the longest of these, with
-  titles and categories alone, for interests."""
+  """room/shop: the most met items and histories over them, without descriptions, which a small
+  model reads slowly on a CPU. room/few: some of the longest of these, for interests."""
   if (room / 'few').exists():
     return
   whole = loading.load_data(args.data)
@@ -95,12 +103,10 @@ def make_shops(args, room):
 
   def save(name, names, rows):
     made = {key: [columns[key][i] for i in kept] for key in names if key in columns}
-    if 'description' in made:  # a small model on a CPU reads slowly
-      made['description'] = [text and text[:100].rpartition(' ')[0] for text in made['description']]
     items, offsets = flatten(list(rows.values()))
     loading.save_data(make_dataset(name, Catalog(tuple(whole.catalog.ids[i] for i in kept), made),
                                    Interactions(tuple(rows), items, offsets)), room / name)
-  save('shop', ('title', 'brand', 'categories', 'description'), rows)
+  save('shop', ('title', 'brand', 'categories'), rows)
   few = sorted(rows, key=lambda user: -len(rows[user]))[args.histories // 5:][:args.histories // 5]
   save('few', ('title', 'categories'), {user: rows[user] for user in rows if user in set(few)})
   print(f'{len(kept)} items, {len(rows):,} users, {sum(map(len, rows.values())):,} interactions')
@@ -199,12 +205,12 @@ def run(command, log, journal, kill_at=0):
     return process.wait()
 
 
-def killed_twice(command, log, journal, recorder, expected):
+def killed_twice(command, log, journal, recorder, kill_at):
   """Runs a command to its end, with two kills on the way, none where it has got beyond them."""
   kills = []
-  for share in (1 / 3, 2 / 3):
-    if lines_of(journal) < share * expected:
-      code = run(command, log, journal, int(share * expected))
+  for lines in kill_at:
+    if lines_of(journal) < lines:
+      code = run(command, log, journal, lines)
       assert code == -signal.SIGKILL, f'exit code {code}, see {log}'
       recorder.drain()
       kills.append(lines_of(journal))
@@ -255,66 +261,108 @@ def price(tokens_in, tokens_out):
   return (tokens_in * PRICES['api_price_in'] + tokens_out * PRICES['api_price_out']) / 1e6
 
 
-def tags(args, room, url):
-  """A BETag run by the server's tags under fire, one by keywords, and both compared."""
-  recorder, shop = Recorder(
-      url, room / 'tags.server.jsonl', args.port + 1), room / 'shop'
-  service = {'api_url': recorder.url, 'api_model': MODEL, 'api_samples': SAMPLES['tags'],
-             'api_max_tokens': TOKENS['tags'], 'api_timeout': args.timeout,
-             'api_concurrency': LANES, 'api_failure_ratio': .25, **PRICES}
+def service(part, url, timeout):
+  """Settings of a group that asks that server."""
+  return dict(source='api', api_url=url, api_model=MODEL, api_samples=SAMPLES[part],
+              api_max_tokens=TOKENS[part], api_timeout=timeout, api_concurrency=LANES,
+              api_failure_ratio=.25, **PRICES)
 
-  def command(name, **changes):
-    return [sys.executable, '-m', 'recjax.main',
-            f'--config=configs/betag_scientific.py:data={shop}', f'--workdir={room / name}',
-            *(f'--config.tags.{key}={value}' for key, value in changes.items())]
-  journal, log = room / 'api/answers/base-tags/responses.jsonl', room / 'api.log'
-  asked = command('api', source='api', on_missing='drop_item', **service)
-  if not lines_of(journal):
-    code = run([*asked, f'--config.tags.api_budget={args.budget}'], log, journal)
-    assert code != 0 and 'before passing max_cost' in log.read_text(), f'see {log}'
+
+def stage_command(args, part, url, budget):
+  return [sys.executable, '-m', 'benchmarks.endpoint', f'--data={args.data}', f'--room={args.room}',
+          f'--timeout={args.timeout}', '--stage', part, url, str(budget)]
+
+
+def run_stage(args, room, part, url, budget):
+  """The stages that ask, in a process that can be killed."""
+  if part == 'tags':
+    cfg = betag_scientific.get_config(f'data={room / "shop"}')
+    cfg.tags.update(service(part, url, args.timeout), api_budget=float(budget),
+                    on_missing='drop_item')
+    stages = ('base-tags', base_tags.stage, base_tags.settings(cfg))
+  else:
+    cfg = etegrec_scientific.get_config(f'data={room / "few"}')
+    cfg.interests.update(service(part, url, args.timeout))
+  with workdir_lib.open_work(room / part, cfg.to_dict()) as work:
+    dataset = loading.load_data(cfg.data)
+    if part == 'tags':
+      work.stage(*stages, dataset)
+    else:
+      interests.make(cfg, work, dataset)
+
+
+def tags(args, room, url):
+  """Base tags by the server under fire, by keywords, and both judged."""
+  recorder, shop = Recorder(url, room / 'tags.server.jsonl', args.port + 1), room / 'shop'
+  journal, log = room / 'tags/answers/base-tags/responses.jsonl', room / 'tags.log'
   if not (room / 'budget.json').exists():
-    spent = [row['usage'] for row in recorder.rows()]
-    spent = price(sum(u['prompt_tokens'] for u in spent), sum(u['completion_tokens'] for u in spent))
+    code = run(stage_command(args, 'tags', recorder.url, args.budget), log, journal)
+    assert code != 0 and 'before passing max_cost' in log.read_text(), f'see {log}'
+    usage = [row['usage'] for row in recorder.rows()]
+    spent = price(*(sum(u[name] for u in usage) for name in ('prompt_tokens', 'completion_tokens')))
     assert spent <= args.budget, f'{spent} of {args.budget} were spent'
     file_io.write_json(room / 'budget.json', {
-        'budget': args.budget, 'spent, server': spent, 'answers': lines_of(journal)})
-  kills = killed_twice(asked, log, journal, recorder, args.items * SAMPLES['tags'])
+        'budget': args.budget, 'spent, by the server': spent, 'answers': lines_of(journal)})
   show('A budget that is too small', file_io.read_json(room / 'budget.json'))
-  columns = loading.load_data(shop).catalog.columns
+  kills = killed_twice(stage_command(args, 'tags', recorder.url, 5), log, journal, recorder,
+                       args.kill_at)
+  dataset = loading.load_data(shop)
+  columns = dataset.catalog.columns
   distinct = {base_tags.question({key: value[i] for key, value in columns.items()})[-1]['content']
               for i in range(args.items)}
   figures = check(journal, recorder, 'tags', len(distinct), 2 * LANES)
-  done = json.loads((room / 'api/stages/01-base-tags/DONE.json').read_text())
+  recorder.shutdown()
+  done = json.loads((room / 'tags/stages/01-base-tags/DONE.json').read_text())
   show('Base tags', {'killed at line': kills, **figures, **done['counts'], 'cost': round(price(
       figures['tokens in, journal'], figures['tokens out, journal']), 6)})
-  code = run(command('keywords', source='keywords', on_missing='drop_item'), room / 'keywords.log',
-             journal)
-  assert code == 0, f"see {room / 'keywords.log'}"
-  table = compare.compare([room / 'api', room / 'keywords'])
-  print('\n' + compare.markdown_table(table))
-  recorder.shutdown()
+  asked = betag_files.read_tags(room / 'tags/stages/01-base-tags/base_tags.json')
+  judge(dataset, {'SmolLM2': asked, 'keywords': dict(zip(dataset.catalog.ids, keywords.extract_tags(
+      columns, n=betag_scientific.get_config('').tags.max_base_tags)))})
+  if args.tiny:
+    compare_runs(room, shop)
 
 
-def ask_interests(room, url, timeout):
-  """The stages of ETEGRec that make interests, in a process that can be killed."""
-  cfg = etegrec_scientific.get_config(f'data={room / "few"}')
-  cfg.interests.update(source='api', api_url=url, api_model=MODEL, api_timeout=timeout,
-                       api_samples=SAMPLES['interests'], api_max_tokens=TOKENS['interests'],
-                       api_concurrency=LANES, api_failure_ratio=.25, **PRICES)
-  with workdir_lib.open_work(room / 'interests', cfg.to_dict()) as work:
-    interests.make(cfg, work, loading.load_data(cfg.data))
+def judge(dataset, kinds):
+  """Kinds of base tags {name: {item: tags}} as BETag judges its base tags, on the test users."""
+  cfg = betag_scientific.get_config('').select
+  split, n, ranks = base_tags.split_of(dataset), len(dataset.catalog), {}
+  for name, made in kinds.items():
+    documents = evaluate.documents(dataset, {i: [(t, 1) for t in row] for i, row in made.items()})
+    chosen, model = evaluate.choose({'': documents}, split.valid, n, cfg)
+    ranks[name] = ranking.rank_cases(bm25.history_scores(model, chosen['reducer']), split.test, n,
+                                     mask_history=cfg.mask_history)
+  for name, score in baselines.baselines(split.train, n, 0).items():
+    ranks[name] = ranking.rank_cases(score, split.test, n, mask_history=cfg.mask_history)
+  table = statistics.summarize({name: metrics.per_case(r, (10,)) for name, r in ranks.items()}, 0,
+                               pairs=[('SmolLM2', 'keywords')])
+  print(f'\n{len(split.test.targets):,} test users, {n} items')
+  for name, row in table['rows'].items():
+    print(f'  {name:12}', *(f'{key} {v["value"]:.4f} [{v["low"]:.4f}, {v["high"]:.4f}]'
+                            for key, v in row.items() if key in ('HR@10', 'NDCG@10')))
+  print('  SmolLM2 against keywords:', json.dumps(table['tests']))
+
+
+def compare_runs(room, shop):
+  """Whole BETag runs with the tiny model on both kinds of base tags."""
+  for name, changes in (('smollm2', ('source=file', f'file={room}/tags/stages/01-base-tags/'
+                                     'base_tags.json')), ('keywords', ('source=keywords',))):
+    code = run([sys.executable, '-m', 'recjax.main', f'--workdir={room / name}',
+                f'--config=configs/betag_scientific.py:data={shop}',
+                '--config.tags.on_missing=drop_item',
+                *(f'--config.tags.{change}' for change in changes)], room / f'{name}.log', shop)
+    assert code == 0, f'see {room / name}.log'
+  print('\n' + compare.markdown_table(compare.compare([room / 'smollm2', room / 'keywords'])))
 
 
 def history_interests(args, room, url):
   """Interests by the server under fire."""
   recorder = Recorder(url, room / 'interests.server.jsonl', args.port + 2)
   journal = room / 'interests/answers/ask-interests/responses.jsonl'
-  command = [sys.executable, '-m', 'benchmarks.endpoint', f'--data={args.data}', f'--room={room}',
-             f'--timeout={args.timeout}', f'--ask-interests={recorder.url}']
   cfg = etegrec_scientific.get_config(f'data={room / "few"}')
   histories = {tuple(map(int, h)) for h in interests.all_histories(
       interests.settings(cfg), loading.load_data(cfg.data))} - {()}
-  kills = killed_twice(command, room / 'interests.log', journal, recorder, len(histories))
+  kills = killed_twice(stage_command(args, 'interests', recorder.url, 5), room / 'interests.log',
+                       journal, recorder, args.kill_at)
   counts = json.loads((room / 'interests/stages/01-ask-interests/DONE.json').read_text())['counts']
   show('Interests', {'killed at line': kills,
                      **check(journal, recorder, 'interests', len(histories), 2 * LANES), **counts})

@@ -43,8 +43,8 @@ _LOCAL = ('localhost', '127.0.0.1', '::1')
 # What some services refuse, by the words of their errors, and how they are asked instead.
 _UNSUPPORTED = {
     # llama.cpp: "Only one completion choice is allowed" (HTTP 500); others name the field.
-    'n': re.compile(r'(one|single|multiple)\W+(completion )?choice|(?<![\w\\])n(?=["\'`]|\W{1,3}\w* ?'
-                    r'(must|should|greater|less|input|number|larger|above|>|=))', re.IGNORECASE),
+    'n': re.compile(r'(one|single|multiple)\W+(completion )?choice|'
+                    r'(?<![\w\\])n(["\'`]|\W{1,3}(\w+ )?(must|should))', re.IGNORECASE),
     # Gemma's chat template: "System role not supported".
     'system': re.compile(r'system\W+(role|message|prompt)|role\W+system', re.IGNORECASE),
     # OpenAI's newer models.

@@ -34,8 +34,8 @@ def reply(texts, **extra):
 class Server(http.server.ThreadingHTTPServer):
   """Answers by the last message's text; script[text] is a list of replies used up in turn.
 
-  A reply is a dict(status, headers, body, wait, cut); without one '1. tag of TEXT' comes back. like:
-  function of a request and how often its text was asked before, which makes the reply instead.
+  A reply is a dict(status, headers, body, wait, cut); without one '1. tag of TEXT' comes back.
+  like: function of a request and how often its text was asked before, which makes the reply.
   """
   daemon_threads = True
 

@@ -85,8 +85,9 @@ def interest_encoder(config: ConfigDict, dataset: Dataset, mesh: jax.sharding.Me
   ConfigError where the source is gone.
   """
   from rich.console import Console
-  if config.interests.source not in ('local', 'api') and not pathlib.Path(config.interests.source).exists():
-    raise ConfigError(f'interests.source={config.interests.source!r} is no longer there')
+  source = config.interests.source
+  if source not in ('local', 'api') and not pathlib.Path(source).exists():
+    raise ConfigError(f'interests.source={source!r} is no longer there')
   return interests.history_encoder(
     Workdir(pathlib.Path('.'), Console(quiet=True), mesh), config.interests, dataset
   )

@@ -102,8 +102,8 @@ def interest_texts(work: Workdir, cfg: ConfigDict, dataset: Dataset,
   """Texts of each history, from the source that the config names.
 
   cfg: the group `interests`. histories: item indices, oldest first. work: of the stage. dataset:
-  the histories' own. answered: folder of the answers of a service. -> texts, counts. Raises ConfigError where the source is not there, DataError
-  where it knows no history.
+  the histories' own. answered: folder of the answers of a service. -> texts, counts. Raises
+  ConfigError where the source is not there, DataError where it knows no history.
   """
   if cfg.source == 'local':
     terms, texts = words.read_terms(dataset.catalog.columns, len(dataset.catalog)), []
