@@ -61,7 +61,7 @@ setup(
         'test': TEST + DATA + SERVE,
         'parity': PARITY,
         'docs': DOCS,
-        'dev': TEST + DATA + BEAM + SERVE + PARITY + DOCS + ['pre-commit>=4', 'pyright>=1.1.400'],
+        'dev': TEST + DATA + BEAM + SERVE + PARITY + DOCS + ['pre-commit>=4'],
     },
     entry_points={'console_scripts': ['recjax = recjax.cli:main']},
 )

@@ -16,6 +16,7 @@ import shutil
 import socket
 import zlib
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import numpy as np
 
@@ -171,13 +172,13 @@ def plausible(packed: int) -> int:
   return max(256 << 20, 200 * packed)
 
 
-def read_json(path: str | os.PathLike, strict: bool = True) -> object:
+def read_json(path: str | os.PathLike, strict: bool = True) -> Any:
   """The value of a whole JSON file, strict as in `parse_json`. Raises DataError with the place."""
   return parse_json(read_bytes(path), path, strict=strict)
 
 
 def parse_json(data: bytes, path: str | os.PathLike, line: int | None = None,
-               strict: bool = True) -> object:
+               strict: bool = True) -> Any:
   """Parses bytes as JSON, without half surrogate pairs. Raises DataError with line and column.
 
   path, line: what the bytes are, a whole file or a line of it, for messages. strict: whether NaN,

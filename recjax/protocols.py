@@ -3,14 +3,19 @@
 Nothing is registered or inherited: whatever has these functions fits.
 """
 from collections.abc import Callable, Collection, Sequence
-from typing import Any, NamedTuple, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeAlias, runtime_checkable
 
 import jax
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, PyTree
 from ml_collections import ConfigDict
 
-AnyArray = jax.Array | np.ndarray  # on the device or on the host
+if TYPE_CHECKING:
+  AnyArray: TypeAlias = Any  # checkers know no function of JAX that takes both and gives one
+  NewTokens: TypeAlias = Any
+else:
+  AnyArray = jax.Array | np.ndarray  # on the device or on the host
+  NewTokens = int | None  # of a search; None until the longest row of a constraint takes its place
 
 
 class Decoder(NamedTuple):

@@ -14,6 +14,7 @@ import traceback
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import numpy as np
 
@@ -59,7 +60,7 @@ def damaged(path: str | os.PathLike, why: str) -> WorkdirError:
   return WorkdirError(f'{path} is damaged ({why}); {remedy(path)}')
 
 
-def read_json(path: str | os.PathLike, default: object = None, kind: type = dict):
+def read_json(path: str | os.PathLike, default: object = None, kind: type = dict) -> Any:
   """The JSON in `path`, or `default` where there is no such file.
 
   kind: what it must hold, dict or list. Raises WorkdirError for anything else than that as JSON.
@@ -78,7 +79,7 @@ def read_json(path: str | os.PathLike, default: object = None, kind: type = dict
   return value
 
 
-def need_json(path: str | os.PathLike, kind: type = dict):
+def need_json(path: str | os.PathLike, kind: type = dict) -> Any:
   """The JSON in `path`, a `kind`. Raises WorkdirError where it is damaged or missing."""
   value = read_json(path, kind=kind)
   if value is None:

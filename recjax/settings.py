@@ -16,6 +16,7 @@ import pathlib
 import re
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
 
 from ml_collections import ConfigDict
 
@@ -223,8 +224,8 @@ def reading(workdir: str | os.PathLike | None = None) -> Iterator[None]:
 
   workdir: that folder.
   """
-  path = workdir and pathlib.Path(workdir) / 'config.json'
-  if old := path and next(filter(renamed, _saved_names(path)), None):
+  path = pathlib.Path(workdir) / 'config.json' if workdir else None
+  if path and (old := next(filter(renamed, _saved_names(path)), None)):
     raise WorkdirError(f'{path}: {old} is called {renamed(old)} since 0.2, so the run was made '
                        'before 0.2; train anew in a new folder, or use the version that made it')
   try:
@@ -285,7 +286,7 @@ def flag(kind: type, rule: str = '', name: str = '') -> Callable[[str], float]:
   """
   def read(text):
     try:
-      value = of_text(text, kind())
+      value: Any = of_text(text, kind())
     except ValueError:
       what = 'whole number' if kind is int else 'number'
       raise argparse.ArgumentTypeError(f'{text!r} is no {what}{name and " of "}{name}') from None
@@ -310,7 +311,7 @@ def month(text: str) -> str:
   return text
 
 
-def _flat(cfg, above=''):
+def _flat(cfg, above='') -> Iterator[tuple[str, Any]]:
   """Yields every setting with its value, and groups without any."""
   for key, value in cfg.items():
     if isinstance(value, ConfigDict) and len(value):
@@ -395,7 +396,7 @@ def of_text(text: str, like: object, name: str = '') -> object:
   return text
 
 
-def of_python(value: object, like: object, name: str = '') -> object:
+def of_python(value: Any, like: object, name: str = '') -> object:
   """A value of Python as one of the type of `like`. name: of the setting, for ELEMENTS. Raises
   TypeError, ValueError."""
   if hasattr(value, 'item') and getattr(value, 'ndim', None) == 0:

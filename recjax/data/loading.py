@@ -1,5 +1,6 @@
 """Readers and writers of data sets: the canonical folder, the built-in shop, published folders."""
 import json
+import os
 import pathlib
 from collections.abc import Iterable, Iterator
 
@@ -16,7 +17,7 @@ TEXT_COLUMNS = ('title', 'brand', 'description')
 LIST_COLUMNS = ('categories', 'tags')
 
 
-def load_data(source: str | pathlib.Path, tie_order: str = 'file') -> Dataset:
+def load_data(source: str | os.PathLike, tie_order: str = 'file') -> Dataset:
   """Reads the data set at `source`: 'sample', 'sample:SEED', 'sample:SEED:USERS' or a folder, the
   canonical one (docs/data.md) or the own files of BETag, LLMEmb or RecLM.
 

@@ -11,6 +11,7 @@ import json
 import os
 import pathlib
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from jaxtyping import Int, Integer
@@ -45,7 +46,7 @@ class Trie:
   def __len__(self) -> int:
     return len(self.item)
 
-  def row(self, item: int | np.integer) -> Integer[np.ndarray, ' T']:
+  def row(self, item: Any) -> Integer[np.ndarray, ' T']:
     """The tokens of an item, its end token included."""
     if self.length:
       return self.rows[item * self.length:(item + 1) * self.length]

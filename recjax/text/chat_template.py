@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 import jinja2
 import jinja2.ext
 import jinja2.sandbox
+from jinja2 import nodes
 
 from recjax.errors import ConfigError
 from recjax.text import tokenizer as tokenizer_lib
@@ -219,8 +220,8 @@ class _Generation(jinja2.ext.Extension):
 
   def parse(self, parser):
     line = next(parser.stream).lineno
-    body = parser.parse_statements(['name:endgeneration'], drop_needle=True)
-    return jinja2.nodes.Scope(body, lineno=line)
+    body = parser.parse_statements(('name:endgeneration',), drop_needle=True)
+    return nodes.Scope(body, lineno=line)
 
 
 def _tojson(value, ensure_ascii=False, indent=None, separators=None, sort_keys=False):

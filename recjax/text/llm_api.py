@@ -22,6 +22,7 @@ import urllib.error
 import urllib.parse
 import urllib.request
 from collections.abc import Callable, Hashable
+from typing import Any
 
 from recjax import file_io
 from recjax.errors import ConfigError, ServiceError
@@ -319,7 +320,7 @@ class _Job:
           record[name] = record.get(name, 0) + lost * tokens
         return dict(hash=key, **record)
 
-  def _attempt_and_pay(self, body, cost):
+  def _attempt_and_pay(self, body, cost) -> 'tuple[dict[str, Any], _Failure | None]':
     """One attempt and its bill -> (record without hash, _Failure or None)."""
     real = 0.
     try:

@@ -5,7 +5,7 @@ import os
 import pathlib
 import tempfile
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -28,8 +28,9 @@ def open_checkpoints(folder: str | os.PathLike, keep: int = 2) -> Iterator[Any]:
   if jax.process_count() == 1:  # with several, all would have to open, and so to fail, together
     _put_aside_damaged(pathlib.Path(folder).absolute(), ocp)
   policies = ocp.training.preservation_policies
+  latest: Any = policies.LatestN(keep)
   with ocp.training.Checkpointer(
-      pathlib.Path(folder).absolute(), preservation_policy=policies.LatestN(keep),
+      cast(Any, pathlib.Path(folder).absolute()), preservation_policy=latest,
       cleanup_tmp_directories=True) as checkpoints:
     yield checkpoints
 

@@ -4,7 +4,7 @@ import dataclasses
 import math
 import time
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -43,7 +43,7 @@ class Task:
   """One optimisation problem: what is trained, on what, judged how. All functions are pure."""
   init: Callable | None      # key -> tree to train; runs under jit with shardings
   loss: Callable             # (train, frozen, batch, key) -> (scalar, {name: scalar})
-  batches: Sequence          # batches[i] -> dict of host arrays for step i, a function of i alone
+  batches: Any               # batches[i] -> dict of host arrays for step i, a function of i alone
   frozen: PyTree = ()        # tree that the loss reads and nobody changes
   rules: tuple = ()          # (path regex, PartitionSpec) for `train` and its optimizer moments
   evaluate: Callable | None = None  # (train, frozen) -> {name: float}
@@ -98,7 +98,7 @@ def fit(task: Task, cfg: FitSettings, work: Workdir) -> PyTree:
         if keep or step % cfg.log_every == 0 or seen_bad(window):  # no window spans a checkpoint
           report(step, window, waits, start, work, task.batches)
           window, waits, start = [], [], time.monotonic()
-        if judged:
+        if judged and task.evaluate:
           values = task.evaluate(state['train'], task.frozen)
           work.record(step, values)
           state = keep_best(state, values, step)
@@ -141,7 +141,7 @@ def restore_or_init(task: Task, tx: optax.GradientTransformation, key: jax.Array
   -> step, {'train', 'opt'} and, with patience, 'best'
   """
   def init(key, start):
-    train = task.init(key) if start is None else start
+    train = cast(Callable, task.init)(key) if start is None else start
     state = {'train': train, 'opt': tx.init(train)}
     if patience:
       state['best'] = {'train': jax.tree.map(jnp.copy, train), 'loss': jnp.float32(jnp.inf),

@@ -5,7 +5,7 @@ B rows of a batch, P parts of them.
 import dataclasses
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -112,7 +112,7 @@ class AdaptiveStep:
     task = self.task
     if parts > task.parts:
       self.work.log(f'    {why}: a step goes through in {parts} parts')
-      task = dataclasses.replace(task, loss=task.split(parts))
+      task = dataclasses.replace(task, loss=cast(Callable, task.split)(parts))
     self.parts, self.update = parts, self.make(task)
 
   def __call__(self, state: PyTree, batch: dict[str, np.ndarray], step: Any) -> tuple[PyTree, dict]:

@@ -93,7 +93,7 @@ def _sentence(folder, cfg, mesh, pool, most):
   unread = 0 if spec.prompt_pooled or not spec.prompt else len(ids([''])[0]) - len(after)
 
   def run(variables, tokens, mask):
-    hidden = model.apply(variables, tokens, mask)
+    hidden: Any = model.apply(variables, tokens, mask)
     z = bert.pool(hidden, mask * (jnp.cumsum(mask, -1) > unread), pool)
     if not spec.normalize:
       return z
@@ -136,7 +136,7 @@ def embed(encoder: Encoder, texts: Sequence[str], mesh: jax.sharding.Mesh, budge
   run, outputs, start, places = jax.jit(encoder.run), [], 0, 0
   with jax.set_mesh(mesh):
     while start < len(order):
-      width = rung(lengths[order[start]], per_octave)
+      width = rung(int(lengths[order[start]]), per_octave)
       left = 1 << (len(order) - start - 1).bit_length()
       size = max(ways, min(budget // width, left) // ways * ways)
       indices = order[start:start + size]

@@ -11,7 +11,7 @@ import shutil
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from typing import IO
+from typing import IO, Any
 
 import jax
 import numpy as np
@@ -38,7 +38,7 @@ WRITTEN = ('config.json', 'lock', 'stages', 'checkpoints', 'tb', 'adopted', 'run
            'predictions.parquet', 'report.html')
 
 
-def describe(value: object):
+def describe(value: Any):
   """What of an input decides a stage's result, as plain JSON.
 
   value: a config, path, array, anything of JSON, or an object with a `fingerprint`. Raises
@@ -94,15 +94,15 @@ class Workdir:
   """An open run folder. `stage` runs what is not done; the rest reports what happens."""
   path: pathlib.Path
   console: Console
-  mesh: jax.sharding.Mesh | None = None  # the devices, for `fit` and for decoding
+  mesh: Any = None                       # jax.sharding.Mesh: for `fit` and for decoding
   log_file: IO[str] | None = None        # run.log, open for appending
   first: bool = True                     # whether this is process 0, the one that writes
   guards: Guards = Guards()
   part: tuple[int, int] | None = None    # (i, n) where other processes share in, see `job_parts`
-  lock: file_io.FileLock | None = None   # the right to write here
+  lock: Any = None                       # file_io.FileLock: the right to write here
   count: int = 0                         # stages met so far
   current: str = ''                      # the stage that runs now
-  folder: pathlib.Path | None = None     # where it puts its files
+  folder: Any = None                     # pathlib.Path: where it puts its files
   board: tuple | None = None             # that stage and its TensorBoard writer
 
   def log(self, text: str) -> None:
@@ -274,7 +274,7 @@ class Rate:
 class BarProgress:
   """`progress` in a terminal: moves a bar of rich's Progress."""
   bar: Progress
-  row: int
+  row: Any
   done: int
   unit: str
   rate: Rate = dataclasses.field(default_factory=Rate)
@@ -346,7 +346,7 @@ def open_work(path: str | os.PathLike, config: dict | None = None,
     if config is not None and not (part and (path / 'config.json').exists()) and lock.held:
       file_io.write_json(path / 'config.json', run_files.signed(config))
     if part:
-      job_parts.same_settings(path, config['config'])
+      job_parts.same_settings(path, (config or {})['config'])
     log_file = stack.enter_context(open(path / 'run.log', 'a'))
     for name in ('stages', 'checkpoints'):
       (path / name).mkdir(exist_ok=True)
