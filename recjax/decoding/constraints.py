@@ -140,7 +140,7 @@ class CodeConstraint(Stateless):
   def candidates(self, head: LMHead, state: Array, t: Array | int, limit: int,
                  choose: Callable) -> Any:
     del state, limit
-    first: Any = t * self.code_size
+    first = t * self.code_size
     logits = head.window(first, self.code_size)
     tokens = jnp.broadcast_to(first + jnp.arange(self.code_size), logits.shape)
     return choose(sanitize_log_probs(logits - log_sum_exp(logits)), tokens, tokens)

@@ -24,7 +24,7 @@ class LMHead(NamedTuple):
   """
   full: Callable[[], Array]
   rows: Callable[[Array], Array]
-  window: Callable[[Array, int], Array]
+  window: Callable[[Array | int, int], Array]
   total: Callable[[], Array] | None = None
   state: Float[Array, 'B K D'] | None = None
 
