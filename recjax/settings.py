@@ -211,7 +211,7 @@ def check(cfg: ConfigDict) -> None:
       if rule and not WITHIN[rule](element):
         raise ConfigError(f'{name}={value}: it must be {rule}')
       known = choices_of(name) if isinstance(element, str) else None
-      if known and not any(fnmatch.fnmatchcase(element, k) for k in known):
+      if known and not any(fnmatch.fnmatchcase(str(element), k) for k in known):
         listed = ', '.join(k or 'nothing' for k in known)
         raise ConfigError(f'{name}={value!r}; choose one of {listed}')
 

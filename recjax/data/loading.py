@@ -28,7 +28,7 @@ def load_data(source: str | os.PathLike, tie_order: str = 'file') -> Dataset:
   return in_tie_order(_load(source), tie_order)
 
 
-def _load(source: str | pathlib.Path) -> Dataset:
+def _load(source: str | os.PathLike) -> Dataset:
   name, *numbers = str(source).split(':')
   if name == 'sample':
     if not all(n.isdecimal() for n in numbers) or len(numbers) > 2:

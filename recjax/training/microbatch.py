@@ -106,7 +106,8 @@ class AdaptiveStep:
 
   def __init__(self, task: Any, work: Any, make: Callable, restore: Callable[[], PyTree]):
     self.task, self.work, self.make, self.restore = task, work, make, restore
-    self.parts, self.fits, self.update = 0, False, None
+    self.parts, self.fits = 0, False
+    self.update: Any = None
 
   def _split(self, parts, why):
     task = self.task
