@@ -195,8 +195,8 @@ def parse_json(data: bytes, path: str | os.PathLike, line: int | None = None,
     byte = error.start - data.rfind(b'\n', 0, error.start)
     raise complain('not UTF-8; save the file as UTF-8', row, byte) from error
   try:
-    value = json.loads(text, **(
-        dict(object_pairs_hook=_unique, parse_constant=_refuse) if strict else {}))
+    rules: Any = dict(object_pairs_hook=_unique, parse_constant=_refuse) if strict else {}
+    value = json.loads(text, **rules)
     if '\\ud' in text or '\\uD' in text:
       json.dumps(value, ensure_ascii=False).encode('utf-8')
   except json.JSONDecodeError as error:

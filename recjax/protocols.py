@@ -74,9 +74,11 @@ class Constraint(Protocol):
 
   def is_final(self, state: PyTree, token: Int[Array, 'B M'], t: Array | int) -> Bool[Array, 'B M']:
     """Whether token number t, which led to `state`, is a row's last; () or (B, M) for t."""
+    ...
 
   def select_requests(self, requests: Int[Array, ' R']) -> 'Constraint':
     """The constraint of some of the requests."""
+    ...
 
 
 @runtime_checkable
@@ -87,6 +89,7 @@ class ScoreFn(Protocol):
                ) -> Float[Array, 'B N'] | Float[np.ndarray, 'B N']:
     """items: of all histories, 1..N, oldest first. offsets: history b is items[offsets[b]:
     offsets[b + 1]]. -> column j scores item j + 1, -inf for an item that may not come"""
+    ...
 
 
 class Recommender(Protocol):
@@ -101,6 +104,7 @@ class Recommender(Protocol):
     of a row a history where the recommender has `masks_by_row`; None for all. -> ids, fewer than k
     where fewer may come; their scores. Raises DataError for unknown ids.
     """
+    ...
 
 
 @runtime_checkable
@@ -112,9 +116,11 @@ class Method(Protocol):
 
   def recommender(self, workdir: Any, data: str | None = None) -> Recommender:
     """The face of what was trained in a folder. data: a later data set than the run's."""
+    ...
 
   def cost(self, cfg: ConfigDict, shop: Any) -> dict[str, str]:
     """What a run would take, before it runs: {what: how much, for people}."""
+    ...
 
   def convert(self, workdir: Any, kind: str, out: Any) -> Any:
     """Writes files for other programs. Raises ConfigError for an unknown kind."""

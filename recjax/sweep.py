@@ -16,6 +16,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from ml_collections import ConfigDict
@@ -197,7 +198,7 @@ def table(points: Sequence[Point], runs: Mapping[RunKey, pathlib.Path],
             if p == place and finished(runs[p, seed], cfgs[p, seed])}
     if not done:
       continue
-    valid = [validation(folder, cfgs[place, seed]) for seed, folder in done.items()]
+    valid: list[Any] = [validation(folder, cfgs[place, seed]) for seed, folder in done.items()]
     cells = compare.average(done.values())
     test = {m: {**cells[m], 'sd': deviation([read_cell(f, m) for f in done.values()])}
             for m in CLOSING}

@@ -83,7 +83,7 @@ def save_data(dataset: Dataset, folder: str | pathlib.Path, overwrite: bool = Fa
     file_io.write_text(new_folder / 'sequences.jsonl', _json_lines(_sequence_rows(dataset)))
 
 
-def read_items(path: pathlib.Path) -> tuple[Catalog, dict]:
+def read_items(path: str | os.PathLike) -> tuple[Catalog, dict]:
   """Reads the items file at `path`, and notes about it. Raises DataError with file and line."""
   ids, rows, places = [], [], {}
   for place, row in file_io.read_rows(path):
