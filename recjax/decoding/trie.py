@@ -89,10 +89,6 @@ class Trie:
                         f'with {list(map(int, prefix[:position + 1]))}')
     return int(node)
 
-  def items_of(self, lo: int | np.integer, hi: int | np.integer) -> list[int]:
-    """The items at places lo .. hi - 1, all of one title if those are a leaf's."""
-    return self.item[lo:hi].tolist()
-
   def stats(self) -> dict[str, int | float]:
     """What the trie holds, for people."""
     leaf = self.fan_out == 0
