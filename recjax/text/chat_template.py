@@ -9,6 +9,7 @@ import functools
 import json
 import re
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import jinja2
 import jinja2.ext
@@ -221,7 +222,7 @@ class _Generation(jinja2.ext.Extension):
   """{% generation %} marks the assistant's text in some templates; here it only passes through."""
   tags = {'generation'}
 
-  def parse(self, parser):
+  def parse(self, parser: Any) -> jinja2.nodes.Node:
     line = next(parser.stream).lineno
     body = parser.parse_statements(['name:endgeneration'], drop_needle=True)
     return jinja2.nodes.Scope(body, lineno=line)

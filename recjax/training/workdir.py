@@ -422,7 +422,8 @@ def check_own(path: pathlib.Path) -> None:
 
 
 @contextlib.contextmanager
-def open_later_work(workdir: str | os.PathLike, data, mesh: jax.sharding.Mesh) -> Iterator[Workdir]:
+def open_later_work(workdir: str | os.PathLike, data: Any, mesh: jax.sharding.Mesh
+                    ) -> Iterator[Workdir]:
   """Opens the folder in which a run keeps what it makes of a later data set.
 
   data: the Dataset. mesh: the devices. What is logged goes to standard error, as answers go to
