@@ -7,7 +7,7 @@ https://github.com/ggml-org/ggml/blob/master/docs/gguf.md
 from collections.abc import Callable
 from typing import TYPE_CHECKING, NamedTuple
 
-from recjax.errors import ConfigError, DataError
+from recjax.errors import ConfigError, DataError, UserError
 from recjax.gguf_file import File, Path, read
 
 if TYPE_CHECKING:
@@ -86,7 +86,7 @@ def parts(path: Path) -> Parts:
   tokens, kinds = _vocabulary(file)
   try:
     backend, start = builders[kind](file, tokens, kinds)
-  except DataError:
+  except UserError:
     raise
   except Exception as error:  # the Rust library raises bare Exception
     raise DataError(f'{file.path}: the tokenizer is damaged ({error})') from error

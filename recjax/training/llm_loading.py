@@ -24,8 +24,8 @@ def folder(cfg: ConfigDict, work: Workdir, messages: str | list[dict],
 
   cfg.llm.weights: 'tiny', or the path of a checkpoint folder or of a GGUF file. texts: () -> list
   of documents to train the tiny tokenizer and model on, decided by `inputs`; it learns them as
-  answers to the chat `messages`, as an instruction-tuned model would have, or as what follows a plain text, where
-  `messages` is one. -> folder, or file
+  answers to the chat `messages`, as an instruction-tuned model would have, or as what follows a
+  plain text, where `messages` is one. -> folder, or file
   """
   check(cfg.llm)
   weights = cfg.llm.weights
