@@ -23,8 +23,10 @@ def write(path, change=lambda writer: None):
   """A file with every type of metadata and three tensors. -> path"""
   writer = gguf.GGUFWriter(path, 'llama')
   for kind, value in (('uint8', 7), ('int8', -7), ('uint16', 700), ('int16', -700),
-                      ('uint32', 70000), ('int32', -70000), ('uint64', 1 << 40), ('int64', -1 << 40),
-                      ('float32', 0.1), ('float64', 0.1), ('bool', True), ('string', 'ü 🙂')):
+                      ('uint32', 70000), ('int32', -70000), ('uint64', 1 << 40),
+                      ('int64', -1 << 40),
+                      ('float32', 0.1), ('float64', 0.1), ('bool', True),
+                      ('string', 'ü 🙂')):
     getattr(writer, f'add_{kind}')(f'x.{kind}', value)
   writer.add_array('x.texts', ['a', '', 'ß'])
   writer.add_array('x.numbers', [1, -2, 3])

@@ -191,8 +191,9 @@ def _llama3(file, head, theta):
   if np.all(stored == 1):
     return None
   freq = 1.0 / theta ** (np.arange(0, head, 2) / head)
+  factor = float(f'{stored.max():.6g}')  # 8, not what is left of it after divisions
   for power in range(21):
-    scaling = {'rope_type': 'llama3', 'factor': float(stored.max()), 'low_freq_factor': 1.0,
+    scaling = {'rope_type': 'llama3', 'factor': factor, 'low_freq_factor': 1.0,
                'high_freq_factor': 4.0, 'original_max_position_embeddings': 1 << power}
     divisors = freq / rope.llama3(freq, scaling)
     if divisors.shape == stored.shape and np.allclose(divisors, stored, rtol=1e-4, atol=0):

@@ -21,22 +21,22 @@ QWEN3 = gguf_files.SHARED / 'models' / 'qwen3-tokenizer'
 STORIES = gguf_files.SHARED / 'models' / 'stories260K' / 'tok512.bin'
 TOOL = gguf_files.SHARED / 'tools' / 'smollm2.py'
 CHAT = [{'role': 'system', 'content': 'Be brief.'},
-        {'role': 'user', 'content': ' 3 < 4? <|im_end|>'}, {'role': 'assistant', 'content': 'Yes.\n'},
-        {'role': 'user', 'content': 'Why?'}]
+        {'role': 'user', 'content': ' 3 < 4? <|im_end|>'},
+        {'role': 'assistant', 'content': 'Yes.\n'}, {'role': 'user', 'content': 'Why?'}]
 
 
 def tempdir(test):
   return pathlib.Path(test.create_tempdir().full_path)
 
 
-def reference_folder(out):
-  """The tokenizer files that the reference converter makes of SmolLM2; its weights are left out."""
+def reference_folder(out, weights=False):
+  """The folder that the reference converter makes of SmolLM2. weights: whether with its tensors."""
   spec = importlib.util.spec_from_file_location('smollm2', TOOL)
   tool = importlib.util.module_from_spec(spec)
   spec.loader.exec_module(tool)
   path = gguf_files.smollm2()
   fields = {k: mock.Mock(contents=lambda v=v: v) for k, v in gguf_file.read(path).fields.items()}
-  reader = mock.Mock(fields=fields, tensors=[])
+  reader = gguf.GGUFReader(path) if weights else mock.Mock(fields=fields, tensors=[])
   with mock.patch.multiple(tool, fetch=lambda room: path, print=lambda *_: None, create=True), \
       mock.patch.object(tool.gguf, 'GGUFReader', return_value=reader):
     tool.main(out)
