@@ -47,7 +47,7 @@ def folder(cfg: ConfigDict, work: Workdir, messages: str | list[dict],
                       "tokenizer files), a .gguf file, or 'tiny'")
   shape = huggingface.read_config(path)
   opened(path, shape)  # now rather than after an hour
-  if work is not None:
+  if work is not None and work.mesh is not None:
     dtype = dtype_of(cfg.llm)
     shapes = llm.shapes(dataclasses.replace(shape, param_dtype=dtype))
     host_memory.check(path, shapes, sharding.shardings(shapes, llm.RULES, work.mesh))
