@@ -58,7 +58,7 @@ def config(path: Path) -> dict[str, Any]:
   file = read(path)
   kind = _kind(file)
 
-  def number(key, default=None):
+  def number(key: str, default: float | None = None) -> Any:
     value = file.field(f'{kind}.{key}', (int, float), default)
     return float(str(np.float32(value))) if isinstance(value, float) else value  # 1e-05, as written
   _refuse_unknown(file, kind)
@@ -103,7 +103,7 @@ def tensors(path: Path) -> dict[str, Tensor]:
   heads = file.field('llama.attention.head_count', int)
   counts = {'q': heads, 'k': file.field('llama.attention.head_count_kv', int, heads)}
 
-  def ordered(name, tensor):
+  def ordered(name: str, tensor: Tensor) -> Tensor:
     part = re.fullmatch(r'blk\.\d+\.attn_([qk])\.(weight|bias)', name)
     if not part:
       return tensor

@@ -61,9 +61,7 @@ BLOCK = 1 << 22  # numbers of a tensor that are read or compared at a time
 def read_config(folder: Folder) -> llm.Config:
   """The configuration of a checkpoint; its dtype is float32, its param_dtype the file's.
 
-  folder: of the checkpoint, or a GGUF file.
-
-  `tied` is what the files show: a stored output layer that is not the embedding is used, whatever
+  folder: of the checkpoint, or a GGUF file. `tied` is what the files show: a stored output layer that is not the embedding is used, whatever
   config.json says. Raises DataError if config.json is missing or unreadable, ConfigError naming the
   key if the model has an option that is not implemented.
   """
@@ -74,6 +72,8 @@ def read_config(folder: Folder) -> llm.Config:
             if kind in ('bert', 'roberta', 'xlm-roberta', 'mpnet', 'distilbert') else '')
     raise ConfigError(f'{path}: model_type {kind!r} is not supported; llama, qwen2 and qwen3 '
                       f'are{hint}')
+  if not gguf_file.is_gguf(folder):
+    refuse_adapter(folder)
   checkpoint_config.check_llm(path, raw)
   sizes: dict[str, Any] = {
       ours: checkpoint_config.positive_int(path, raw, theirs) for ours, theirs in (
@@ -101,7 +101,6 @@ def _raw_config(folder):
   """What config.json says, or would say of a GGUF file, and the path to name in messages."""
   if gguf_file.is_gguf(folder):
     return pathlib.Path(folder), gguf_checkpoint.config(folder)
-  refuse_adapter(folder)
   path = pathlib.Path(folder) / 'config.json'
   return path, read_json(path)
 
@@ -169,7 +168,8 @@ def require(path: pathlib.Path, raw: Mapping, key: str) -> Any:
 
 
 def read_json(path: pathlib.Path, kind: type = dict) -> Any:
-  """The value of a JSON file, of type `kind`. Raises DataError where it is missing or torn."""
+  """The value of a JSON file, of type `kind`. path: of the file. Raises DataError where it is
+  missing or torn."""
   try:
     value = json.loads(path.read_text(encoding='utf-8'))
   except FileNotFoundError:
@@ -187,10 +187,9 @@ def load(
 ) -> PyTree:
   """Reads the weights of `cfg`'s model from safetensors files or from a GGUF file.
 
-  folder: of the checkpoint, or the GGUF file.
-
-  shardings: a tree like the parameters (or one sharding for all); None puts all on one device.
-  dtype: of the result, cfg.param_dtype if None. -> 'params' tree of llm.LM
+  folder: of the checkpoint, or the GGUF file. shardings: a tree like the parameters (or one
+  sharding for all); None puts all on one device. dtype: of the result, cfg.param_dtype if None.
+  -> 'params' tree of llm.LM
   Raises DataError naming tensor and file where one is missing, left over, or of another shape.
   """
   shapes = llm.shapes(dataclasses.replace(cfg, param_dtype=dtype or cfg.param_dtype))
@@ -204,7 +203,8 @@ def load(
 
 
 class StoredTensor(NamedTuple):
-  """A tensor of an open file: view() gives its shape, its type, and slices of its values."""
+  """A tensor of an open file: view() gives its shape, its type, and slices of its values. path: of
+  that file."""
   path: pathlib.Path
   view: Callable[[], Any]
 
@@ -234,7 +234,7 @@ def read_tensors(
       everywhere = shardings
       shardings = jax.tree.map(lambda _: everywhere, shapes)
 
-    def read(path, leaf, sharding):
+    def read(path: tuple, leaf: Any, sharding: Any) -> jax.Array:
       return _read_leaf(path_of(path), leaf, sharding, names, stored)
     return jax.tree_util.tree_map_with_path(read, shapes, shardings)
 
@@ -293,7 +293,8 @@ def _tensors_equal(a, b):
 
 
 def tensors_differ(folder: Folder, name: str, other: str) -> bool:
-  """Whether the files of a folder, if there are any, hold both tensors and they are not equal."""
+  """Whether the files of a folder, if there are any, hold both tensors and they are not equal.
+  folder: of the files. name, other: of the tensors."""
   folder = pathlib.Path(folder)
   if not any((folder / f'model.safetensors{end}').exists() for end in ('', '.index.json')):
     return False
@@ -374,7 +375,7 @@ def _read_leaf(path, leaf, sharding, names, stored):
   shape = leaf.shape[1:] if stacked else leaf.shape
   tensors = _stored_of(path, leaf, names, stored)
 
-  def part(index):
+  def part(index: Any) -> np.ndarray:
     inner = index[1:] if stacked else index
     layers = tensors[index[0]] if stacked else tensors
     sizes = [len(range(size)[places]) for size, places in zip(shape, inner)]
@@ -422,7 +423,7 @@ def convert_gguf(file: Folder, folder: Folder, max_shard_bytes: int = 1 << 30) -
   entries = []
   for path, leaf in leaves.items():
     for i, tensor in enumerate(_stored_of(path, leaf, names, stored)):
-      def make(view=tensor.view, dtype=leaf.dtype):
+      def make(view: Callable = tensor.view, dtype: Any = leaf.dtype) -> np.ndarray:
         out = np.empty(view().get_shape(), dtype)
         _fill(out, view(), (slice(None),) * out.ndim)
         return out
@@ -460,7 +461,7 @@ class _NewTensor(NamedTuple):
 
 def _new_tensors(tree: PyTree) -> list[tuple[int, _NewTensor]]:
   """An `_entry` for each tensor of a tree."""
-  def make(leaf, layer, transpose):
+  def make(leaf: Any, layer: int | None, transpose: bool) -> np.ndarray:
     x = np.asarray(leaf if layer is None else leaf[layer])
     return np.ascontiguousarray(x.T if transpose else x)  # the writer saves strided arrays wrongly
   entries = []
@@ -601,7 +602,7 @@ def _check_targets(path, raw, layers, stored):
 
 def _targeted(path, raw, module):
   """Whether PEFT puts the adapter on a module, by target_modules and exclude_modules."""
-  def named(modules):
+  def named(modules: Any) -> bool:
     if isinstance(modules, str):
       return re.fullmatch(modules, module) is not None
     return any(module == name or module.endswith(f'.{name}') for name in modules)
@@ -618,8 +619,9 @@ def _targeted(path, raw, module):
 def load_adapter(folder: Folder, cfg: llm.Config) -> PyTree:
   """Reads adapters in PEFT's layout for `cfg`. -> 'lora' tree of llm.LM, float32
 
-  Raises ConfigError if their rank, alpha or targets are not cfg's (`adapter_config` adopts them),
-  DataError naming tensor and file where one is missing, left over, or of another shape.
+  folder: of the adapter. Raises ConfigError if their rank, alpha or targets are not cfg's
+  (`adapter_config` adopts them), DataError naming tensor and file where one is missing, left over,
+  or of another shape.
   """
   theirs = adapter_config(folder, cfg)
   for key in ('lora_rank', 'lora_alpha', 'lora_targets'):

@@ -22,10 +22,10 @@ def folder(cfg: ConfigDict, work: Workdir, messages: str | list[dict],
            texts: Callable[[], list[str]], *inputs: Any) -> pathlib.Path:
   """Where the LLM stands; trains the tiny one where that is asked.
 
-  cfg.llm.weights: 'tiny', or the path of a checkpoint folder or of a GGUF file. texts: () -> list
-  of documents to train the tiny tokenizer and model on, decided by `inputs`; it learns them as
-  answers to the chat `messages`, as an instruction-tuned model would have, or as what follows a
-  plain text, where `messages` is one. -> folder, or file
+  cfg: llm.weights is 'tiny', or the path of a checkpoint folder or of a GGUF file. work: the run's.
+  texts: () -> list of documents to train the tiny tokenizer and model on, decided by `inputs`; it
+  learns them as answers to the chat `messages`, as an instruction-tuned model would have, or as
+  what follows a plain text, where `messages` is one. -> folder, or file
   """
   check(cfg.llm)
   weights = cfg.llm.weights
@@ -55,7 +55,8 @@ def folder(cfg: ConfigDict, work: Workdir, messages: str | list[dict],
 
 
 def check(cfg: ConfigDict) -> None:
-  """Raises ConfigError where a setting of the group `llm` has a value that it cannot have."""
+  """Raises ConfigError where a setting of the group `llm` has a value that it cannot have. cfg:
+  that group."""
   dtype_of(cfg)
   if cfg.remat not in ('none', *llm.POLICIES):
     raise ConfigError(f'llm.remat={cfg.remat!r} is not one of none, {", ".join(llm.POLICIES)}')
@@ -72,7 +73,7 @@ def dtype_of(cfg: ConfigDict) -> str:
 def opened(folder: str | pathlib.Path, shape: llm.Config) -> tokenizers.Tokenizer:
   """The tokenizer of a checkpoint, held against its model.
 
-  Raises DataError where it has ids without rows, or no end token.
+  shape: the model's. Raises DataError where it has ids without rows, or no end token.
   """
   tokenizer = tokenizers.load(folder)
   embedding_resize.check_rows(folder, tokenizer, shape.vocab)
@@ -106,7 +107,8 @@ def load_adapted(folder: str | pathlib.Path, cfg: ConfigDict, adapter: str | pat
                  ) -> tuple[llm.LM, PyTree, tokenizers.Tokenizer, PyTree]:
   """A checkpoint with a trained adapter, saved as PEFT's. cfg: as of `load`.
 
-  -> model, params, tokenizer, adapter, the arrays on `mesh`
+  folder: the checkpoint. adapter: folder of the adapter. -> model, params, tokenizer, adapter, the
+  arrays on `mesh`
   """
   shape = huggingface.adapter_config(adapter, huggingface.read_config(folder))
   model, params, tokenizer = load(folder, cfg, mesh, lora_rank=shape.lora_rank,
@@ -118,7 +120,11 @@ def load_adapted(folder: str | pathlib.Path, cfg: ConfigDict, adapter: str | pat
 
 def export_adapted(folder: str | pathlib.Path, adapter: str | pathlib.Path, to: str,
                    out: pathlib.Path) -> None:
-  """A checkpoint's adapter in PEFT's layout ('peft'), or merged into a whole one ('merged')."""
+  """A checkpoint's adapter in PEFT's layout ('peft'), or merged into a whole one ('merged').
+
+  folder: the checkpoint. adapter: folder of the adapter. to: 'peft' or 'merged'. out: folder to
+  write.
+  """
   base = huggingface.read_config(folder)
   shape = huggingface.adapter_config(adapter, base)
   lora_params = huggingface.load_adapter(adapter, shape)

@@ -15,15 +15,15 @@ from recjax.training.workdir import find_stage, saved_config
 PROMPT, LINE = 160, 24  # tokens of the chat prefix and of one item's line, typical
 
 
-def cost(cfg: ConfigDict, shop: Dataset) -> dict[str, str]:
+def cost(cfg: ConfigDict, dataset: Dataset) -> dict[str, str]:
   """Parameters, memory, operations, tokens and API price, by hand count. -> {what: text}
 
   Line lengths are taken as typical (24 tokens an item); the run itself counts the real ones. cfg:
-  the run's config. shop: the data set.
+  the run's config. dataset: the data set.
   """
   shape = llm_loading.shape_of(cfg, lora_rank=cfg.lora.rank)
-  items, users = len(shop.catalog), len(shop.interactions)
-  length = min(cfg.train.max_seq_len, len(shop.interactions.items) / users)
+  items, users = len(dataset.catalog), len(dataset.interactions)
+  length = min(cfg.train.max_seq_len, len(dataset.interactions.items) / users)
   train_tokens = cfg.train.epochs * users * length * LINE
   new_tokens = items * cfg.decode.beams * cfg.decode.new_tokens
   context = PROMPT + LINE + cfg.decode.new_tokens / 2
