@@ -61,9 +61,10 @@ BLOCK = 1 << 22  # numbers of a tensor that are read or compared at a time
 def read_config(folder: Folder) -> llm.Config:
   """The configuration of a checkpoint; its dtype is float32, its param_dtype the file's.
 
-  folder: of the checkpoint, or a GGUF file. `tied` is what the files show: a stored output layer that is not the embedding is used, whatever
-  config.json says. Raises DataError if config.json is missing or unreadable, ConfigError naming the
-  key if the model has an option that is not implemented.
+  folder: of the checkpoint, or a GGUF file. `tied` is what the files show: a stored output layer
+  that is not the embedding is used, whatever config.json says. Raises DataError if config.json is
+  missing or unreadable, ConfigError naming the key if the model has an option that is not
+  implemented.
   """
   path, raw = _raw_config(folder)
   kind = raw.get('model_type')
