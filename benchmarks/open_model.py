@@ -96,8 +96,14 @@ def main():
       for case, dtype in cases:
         path = room if case.startswith('folder') else args.model
         results[case, dtype].append(run(path, case, dtype))
+        print(case, dtype, *results[case, dtype][-1], file=sys.stderr, flush=True)
+  table(args.model, cfg, results)
+
+
+def table(model, cfg, results):
+  """Prints the medians. results: (case, type) -> [(seconds, bytes)]"""
   count = llm.param_bytes(cfg) / np.dtype(cfg.param_dtype).itemsize
-  print(f'{args.model}: {count / 1e6:.1f} million weights, equal in both')
+  print(f'{model}: {count / 1e6:.1f} million weights, equal in both')
   print('| case | type | CPU seconds | peak growth, MiB | of the weights |')
   print('| --- | --- | --- | --- | --- |')
   for (case, dtype), values in results.items():
