@@ -17,16 +17,17 @@ LAYERS = (
     ('__main__',), ('cli',), ('main',), ('serving', 'experiment', 'batch_recommend'),
     ('recommend', 'chat', 'sweep'), ('methods',),
     ('training', 'decoding', 'evaluation', 'report'), ('models', 'text', 'data'),
-    ('retrieval',), ('distributed', 'settings', 'base_config', 'run_files', 'protocols'),
+    ('retrieval',),
+    ('distributed', 'settings', 'base_config', 'run_files', 'protocols', 'gguf_file'),
     ('file_io',),
     ('errors',))
 LEVEL = {room: level for level, rooms in enumerate(LAYERS) for room in rooms}
 ONE_FILE = {'orbax': 'training/checkpoint.py', 'safetensors': 'models/huggingface.py',
             'transformers': 'text/tokenizer.py', 'duckdb': 'data/prepare/duckdb_engine.py',
             'tensorflow_datasets': 'data/array_record.py', 'grain': 'data/array_record.py',
-            'apache_beam': 'data/prepare/beam_engine.py'}
+            'apache_beam': 'data/prepare/beam_engine.py', 'gguf': 'gguf_file.py'}
 INSIDE_FUNCTIONS = {'orbax', 'transformers', 'tensorflow_datasets', 'grain', 'duckdb',
-                    'matplotlib', 'pyarrow', 'torch', 'apache_beam'}
+                    'matplotlib', 'pyarrow', 'torch', 'apache_beam', 'gguf'}
 AT_IMPORT = {'recjax', 'tests'}
 
 

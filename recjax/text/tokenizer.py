@@ -15,8 +15,9 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from recjax import file_io
+from recjax import file_io, gguf_file
 from recjax.errors import ConfigError, DataError
+from recjax.text import gguf_tokenizer
 
 if TYPE_CHECKING:
   import tokenizers
@@ -281,13 +282,15 @@ def add_control_tokens(tokenizer: Tokenizer, names: Sequence[str]) -> tuple[Toke
 
 
 def load(folder: str | os.PathLike) -> Tokenizer:
-  """Reads the tokenizer of a Hugging Face folder.
+  """Reads the tokenizer of a Hugging Face folder, or of a GGUF file.
 
-  With a tokenizer.json only the tokenizers library is needed; other vocabularies go through
-  transformers, whose import takes seconds. Raises DataError when there is nothing to read or
-  what is there cannot be read.
+  folder: of the checkpoint, or the file. For a file, and with a tokenizer.json, only the
+  tokenizers library is needed; other vocabularies go through transformers, whose import takes
+  seconds. Raises DataError when there is nothing to read or what is there cannot be read.
   """
   folder = pathlib.Path(folder)
+  if gguf_file.is_gguf(folder):
+    return wrap(*gguf_tokenizer.parts(folder))
   if (folder / _FAST_FILE).is_file():
     return _load_fast(folder)
   if any((folder / name).is_file() for name in _SLOW_FILES):
