@@ -17,7 +17,8 @@ LAYERS = (
     ('__main__',), ('cli',), ('main',), ('serving', 'experiment', 'batch_recommend'),
     ('recommend', 'chat', 'sweep'), ('methods',),
     ('training', 'decoding', 'evaluation', 'report'), ('models', 'text', 'data'),
-    ('retrieval',), ('distributed', 'settings', 'base_config', 'run_files', 'protocols'),
+    ('retrieval',),
+    ('distributed', 'settings', 'base_config', 'run_files', 'protocols', 'progress'),
     ('file_io',),
     ('errors',))
 LEVEL = {room: level for level, rooms in enumerate(LAYERS) for room in rooms}

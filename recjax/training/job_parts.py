@@ -11,6 +11,7 @@ from collections.abc import Callable
 
 from recjax import run_files
 from recjax.errors import ConfigError, PartDone, WorkdirError
+from recjax.progress import doing
 
 WAIT = 0.5    # seconds between two looks at what another part does
 
@@ -52,14 +53,15 @@ def turn(work, name: str, state_of: Callable[[], str], shared: bool) -> str:
   `Workdir.state_of`. shared: whether all parts fill it.
   """
   logged = False
-  while True:
-    state = state_of()
-    if state == 'done' or work.lock.held or shared and state == 'begun':
-      return state
-    if not work.lock.acquire() and not logged:
-      work.log(f'    waiting for stage {name}; {work.lock.holder()} is at work here')
-      logged = True
-    time.sleep(0 if work.lock.held else WAIT)
+  with doing(f'another process makes stage {name}'):
+    while True:
+      state = state_of()
+      if state == 'done' or work.lock.held or shared and state == 'begun':
+        return state
+      if not work.lock.acquire() and not logged:
+        work.log(f'    waiting for stage {name}; {work.lock.holder()} is at work here')
+        logged = True
+      time.sleep(0 if work.lock.held else WAIT)
 
 
 def gather(work, shards: pathlib.Path) -> None:

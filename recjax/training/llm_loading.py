@@ -12,6 +12,7 @@ from recjax.distributed import multihost, sharding
 from recjax.errors import ConfigError, DataError
 from recjax.models import embedding_resize, huggingface, llm, lora
 from recjax.models.layers import check_dtype
+from recjax.progress import doing
 from recjax.text import tokenizer as tokenizers
 from recjax.training import tiny_llm
 from recjax.training.workdir import Workdir
@@ -131,5 +132,6 @@ def load(folder: str | pathlib.Path, cfg: ConfigDict, mesh: jax.sharding.Mesh,
   shape = dataclasses.replace(shape, dtype=dtype, param_dtype=dtype, remat=cfg.remat,
                               scan_unroll=unroll, **adapter)
   where = sharding.shardings(llm.shapes(shape), llm.RULES, mesh)
-  tokenizer = opened(folder, shape)
-  return llm.LM(shape), huggingface.load(folder, shape, where), tokenizer
+  with doing(f'opening the model of {folder}'):
+    tokenizer = opened(folder, shape)
+    return llm.LM(shape), huggingface.load(folder, shape, where), tokenizer
