@@ -8,6 +8,7 @@ logs, calls nothing of JAX, and takes no signal, since Python handles those in t
 import contextlib
 import dataclasses
 import functools
+import re
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -20,23 +21,30 @@ LOOK = 1.0     # seconds between two looks of the timer thread
 
 COMPILING = '/jax/core/compile/'  # JAX's events of tracing, lowering and compiling
 
+TRACING = COMPILING + 'jaxpr_trace_duration'  # the first of the three
+
+PLAIN_NAME = re.compile(r'^jit[(_](.*?)\)?$')  # 'jit(score)' and 'jit_score' to 'score'
+
 
 @dataclasses.dataclass
 class Activity:
   """What a thread is at. since: seconds of the clock. compiles: whether JAX said that it compiles.
-  count: gives 'DONE/TOTAL' of what is counted."""
+  count: gives 'DONE/TOTAL' of what is counted. phase: since when it traces, lowers or compiles."""
   name: str
   since: float
   compiles: bool = False
   count: Callable[[], str] | None = None
+  phase: float = 0.0
 
 
 @dataclasses.dataclass
 class Watched:
   """What is known of a watched thread. stack: what it is at, the outermost first. compiled: seconds
-  that its compilations took so far."""
+  that its compilations took so far. program: the last one, traced, lowered and compiled in turn.
+  pulses: how many watch it."""
   stack: list[Activity] = dataclasses.field(default_factory=list)
   compiled: float = 0.0
+  program: Activity | None = None
   pulses: int = 0
 
 
@@ -82,8 +90,15 @@ def _listen_to_jax() -> None:
 
 def _begun(event: str, value: float, fun_name: str = '', **_):
   here = _here()
-  if here and event.startswith(COMPILING):
-    here.stack.append(Activity(fun_name, time.monotonic(), compiles=True))
+  if not here or not event.startswith(COMPILING):
+    return
+  name, now, before = PLAIN_NAME.sub(r'\1', fun_name), time.monotonic(), here.program
+  outermost = not any(a.compiles for a in here.stack)
+  goes_on = outermost and event != TRACING and before is not None and before.name == name
+  program = Activity(name, before.since if goes_on else now, compiles=True, phase=now)
+  here.stack.append(program)
+  if outermost:
+    here.program = program
 
 
 def _ended(event: str, seconds: float, **_):
@@ -91,7 +106,7 @@ def _ended(event: str, seconds: float, **_):
   if here and event.startswith(COMPILING) and here.stack and here.stack[-1].compiles:
     program = here.stack.pop()
     if not any(a.compiles for a in here.stack):  # one inside another is part of that
-      here.compiled += time.monotonic() - program.since
+      here.compiled += time.monotonic() - program.phase
 
 
 def describe(stack: list[Activity], now: float) -> str:

@@ -98,6 +98,18 @@ class PulseTest(absltest.TestCase):
       jax.jit(score_all)(jnp.ones(3))
     self.assertEqual(self.lines, [(10, '    tune: compiling score_all ... 10 s')])
 
+  def test_tracing_lowering_and_compiling_are_one_wait(self):
+    with self.pulse:
+      for event, name, seconds in (('jaxpr_trace', 'update', 6),
+                                   ('jaxpr_to_mlir_module', 'jit(update)', 2),
+                                   ('backend_compile', 'jit(update)', 5)):
+        event = f'{progress.COMPILING}{event}_duration'
+        jax.monitoring.record_scalar(event, 0.0, fun_name=name)
+        self.wait(seconds)
+        jax.monitoring.record_event_duration_secs(event, float(seconds), fun_name=name)
+      self.assertEqual(progress.compiled_seconds(), 13)
+    self.assertEqual(self.lines, [(10, '    tune: compiling update ... 10 s')])
+
   def test_other_threads_are_not_told_of_and_cost_nothing(self):
     with self.pulse:
       def other():

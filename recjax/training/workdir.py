@@ -115,6 +115,10 @@ class Workdir:
     if self.pulse:
       self.pulse.heard()
 
+  def whereabouts(self) -> str:
+    """The stage that runs, or which one comes."""
+    return self.current or f'before stage {self.count + 1}'
+
   def tell_wait(self, text: str) -> None:
     """Says what takes long: beside the bar of a terminal, else as `log`."""
     if not self.bar:
@@ -319,7 +323,7 @@ def open_work(path: str | os.PathLike, config: dict | None = None,
     multihost.broadcast('opened')
     work = Workdir(path, Console(), mesh, log_file, guards=guards, part=part, lock=lock)
     try:
-      with Pulse(work.tell_wait, lambda: work.current or 'between stages') as work.pulse:
+      with Pulse(work.tell_wait, work.whereabouts) as work.pulse:
         yield work
     except BaseException as error:
       work.log_to_file(f'stopped by {type(error).__name__}: {error}')
