@@ -8,7 +8,9 @@ logs, calls nothing of JAX, and takes no signal, since Python handles those in t
 import contextlib
 import dataclasses
 import functools
+import math
 import re
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -29,11 +31,11 @@ PLAIN_NAME = re.compile(r'^jit[(_](.*?)\)?$')  # 'jit(score)' and 'jit_score' to
 @dataclasses.dataclass
 class Activity:
   """What a thread is at. since: seconds of the clock. compiles: whether JAX said that it compiles.
-  count: gives 'DONE/TOTAL' of what is counted. phase: since when it traces, lowers or compiles."""
+  counts: where units of it are counted. phase: since when it traces, lowers or compiles."""
   name: str
   since: float
   compiles: bool = False
-  count: Callable[[], str] | None = None
+  counts: 'Progressing | None' = None
   phase: float = 0.0
 
 
@@ -41,11 +43,11 @@ class Activity:
 class Watched:
   """What is known of a watched thread. stack: what it is at, the outermost first. compiled: seconds
   that its compilations took so far. program: the last one, traced, lowered and compiled in turn.
-  pulses: how many watch it."""
+  pulses: that watch it, of which the last speaks."""
   stack: list[Activity] = dataclasses.field(default_factory=list)
   compiled: float = 0.0
   program: Activity | None = None
-  pulses: int = 0
+  pulses: list['Pulse'] = dataclasses.field(default_factory=list)
 
 
 _watched: dict[int, Watched] = {}  # of each thread that a pulse watches
@@ -56,22 +58,34 @@ def _here() -> Watched | None:
 
 
 @contextlib.contextmanager
-def doing(name: str, count: Callable[[], str] | None = None) -> Iterator[None]:
+def doing(name: str, counts: 'Progressing | None' = None) -> Iterator[None]:
   """Names what the calling thread does within, for the line that tells of a long wait.
 
-  name: e.g. 'the training step (1,024 tokens a row)', of what may also be compiling. count: gives
-  how much of it is done, 'DONE/TOTAL'. Costs nothing where no `Pulse` watches the thread.
+  name: e.g. 'the training step (1,024 tokens a row)', of what may also be compiling. counts: says
+  how much of it is done. Costs nothing where no `Pulse` watches the thread.
   """
   here = _here()
   if here is None:
     yield
     return
-  here.stack.append(Activity(name, time.monotonic(), count=count))
+  here.stack.append(Activity(name, time.monotonic(), counts=counts))
   depth = len(here.stack)
   try:
     yield
   finally:
     del here.stack[depth - 1:]
+
+
+def spoke() -> None:
+  """Notes that the calling thread told how far it is."""
+  here = _here()
+  if here and here.pulses:
+    here.pulses[-1].heard()
+
+
+def printing(where: str) -> 'Pulse':
+  """A pulse that prints to standard error. where: what a line begins with."""
+  return Pulse(lambda text: print(text, file=sys.stderr, flush=True), lambda: where)
 
 
 def compiled_seconds() -> float:
@@ -114,8 +128,9 @@ def describe(stack: list[Activity], now: float) -> str:
 
   -> 'compiling the training step (256 tokens a row) ... 23 s', or '' for nothing
   """
-  calls = [a for a in stack if not a.count]
-  counts = [f'{a.name} {a.count()}' for a in stack if a.count]
+  calls = [a for a in stack if not a.counts]
+  counted = [a for a in stack if a.counts]
+  counts = [f'{a.name} {a.counts.count()}' for a in counted]
   program = next((a for a in calls if a.compiles), None)
   named = [a for a in calls if not a.compiles]
   if program:
@@ -123,14 +138,15 @@ def describe(stack: list[Activity], now: float) -> str:
   elif named:
     what, since = named[-1].name, named[-1].since
   elif counts:
-    return f'{counts[-1]} ... {now - stack[-1].since:.0f} s'
+    return f'{counts[-1]} ... {now - counted[-1].counts.moved:.0f} s'
   else:
     return ''
   return f'{what} ... {now - since:.0f} s' + (f' ({counts[-1]})' if counts else '')
 
 
 class Pulse:
-  """Logs a line where none came for QUIET seconds, about the thread that made it.
+  """Logs a line where none came for QUIET seconds, about the thread that made it. Inside another of
+  the same thread it alone speaks.
 
   log: called with the line. where: gives what to begin it with, e.g. the stage. now: the clock, in
   seconds. To be used as a context; `heard` is called whenever a line came from elsewhere.
@@ -152,27 +168,33 @@ class Pulse:
     if now - self.last < QUIET:
       return
     watched = _watched.get(self.thread)
-    what = describe(list(watched.stack), now) if watched else ''
+    if not watched or watched.pulses[-1:] != [self]:
+      return
+    what, where = describe(list(watched.stack), now), self.where()
     self.last = now
-    self.log(f'    {self.where()}: {what or f"at work ... {now - self.begun:.0f} s"}')
+    what = what or f'at work ... {now - self.begun:.0f} s'
+    self.log(f'    {where}: {what.removeprefix(f"{where} ")}')
 
   def __enter__(self) -> 'Pulse':
-    _listen_to_jax()
-    _watched.setdefault(self.thread, Watched()).pulses += 1
+    _watched.setdefault(self.thread, Watched()).pulses.append(self)
     self.timer = threading.Thread(target=self._run, name='recjax-pulse', daemon=True)
     self.timer.start()
+    _listen_to_jax()  # whose import may take a while
     return self
 
   def _run(self):
     while not self.over.wait(LOOK):
-      self.look()
+      with contextlib.suppress(OSError, ValueError):  # a full disk: the main thread will say so
+        self.look()
 
   def __exit__(self, *_):
     self.over.set()
     self.timer.join()
-    watched = _watched[self.thread]
-    watched.pulses -= 1
-    if not watched.pulses:
+    pulses = _watched[self.thread].pulses
+    pulses.remove(self)
+    if pulses:
+      pulses[-1].heard()
+    else:
       del _watched[self.thread]
 
 
@@ -197,39 +219,54 @@ class Rate:
 
 
 class Progressing:
-  """What `Workdir.progress` yields: a function of what was done since the last call."""
-  done: int
+  """What `Workdir.progress` yields: a function of what was done since the last call.
+
+  done, total: counts of `unit`. now: the clock, in seconds.
+  """
+
+  def __init__(self, done: int, total: int, unit: str,
+               now: Callable[[], float] = time.monotonic):
+    self.done, self.total, self.unit, self.now = done, total, unit, now
+    self.moved, self.rate = now(), Rate(done, now)
+
+  def __call__(self, n: int = 1, note: str = '') -> None:
+    """Counts `n` more units and shows it. note: to stand beside them."""
+    self.done, self.moved = self.done + n, self.now()
+    if self.show(self.rate(self.done), n, note):
+      spoke()
+
+  def show(self, rate: float, n: int, note: str) -> bool:
+    """Shows how far it is. rate: units a second. n, note: of this call. -> whether it did"""
+    raise NotImplementedError
 
   def reach(self, done: int) -> None:
     """Moves to a count of `done`, where that is more than it stands at."""
     if done > self.done:
       self(done - self.done)
 
+  def count(self) -> str:
+    """'DONE/TOTAL'."""
+    return f'{self.done:,}/{self.total:,}'
+
 
 class BarProgress(Progressing):
   """Moves a bar of rich's Progress, in a terminal.
 
-  bar: the Progress. row: its task. done: units so far. unit: their name. pulse: to be told of a
-  move.
+  bar: the Progress. title: of its task. total, done: counts of `unit`.
   """
 
-  def __init__(self, bar: Progress, row: int, done: int, unit: str, pulse: Pulse | None = None):
-    self.bar, self.row, self.done, self.unit, self.rate = bar, row, done, unit, Rate(done)
-    self.pulse = pulse
+  def __init__(self, bar: Progress, title: str, total: int, done: int, unit: str):
+    super().__init__(done, total, unit)
+    self.bar = bar
+    self.row = bar.add_task(title, total=total, completed=done, rate='', note='')
 
-  def count(self) -> str:
-    """'DONE/TOTAL'."""
-    return f'{self.done:,}/{self.bar.tasks[self.row].total:,}'
+  def show(self, rate: float, n: int, note: str) -> bool:
+    self.bar.update(self.row, advance=n, rate=pace(rate, self.unit), note=note)
+    return True
 
   def tell(self, note: str) -> None:
     """Writes a note beside the bar, until the next move."""
     self.bar.update(self.row, note=note)
-
-  def __call__(self, n: int = 1, note: str = '') -> None:
-    self.done += n
-    self.bar.update(self.row, advance=n, rate=pace(self.rate(self.done), self.unit), note=note)
-    if self.pulse:
-      self.pulse.heard()
 
 
 class PlainProgress(Progressing):
@@ -242,22 +279,17 @@ class PlainProgress(Progressing):
 
   def __init__(self, log: Callable[[str], object], title: str, total: int, done: int, unit: str,
                now: Callable[[], float] = time.monotonic):
-    self.log, self.title, self.total, self.done, self.unit = log, title, total, done, unit
-    self.now, self.rate, self.logged = now, Rate(done, now), None
+    super().__init__(done, total, unit, now)
+    self.log, self.title, self.logged = log, title, -math.inf
 
-  def count(self) -> str:
-    """'DONE/TOTAL'."""
-    return f'{self.done:,}/{self.total:,}'
-
-  def __call__(self, n: int = 1, note: str = '') -> None:
-    self.done += n
-    now, rate = self.now(), self.rate(self.done)
-    if self.logged is not None and now - self.logged < QUIET and self.done < self.total:
-      return
-    self.logged = now
+  def show(self, rate: float, n: int, note: str) -> bool:
+    if self.moved - self.logged < QUIET and self.done < self.total:
+      return False
+    self.logged = self.moved
     left = (self.total - self.done) / max(rate, 1e-9)
-    self.log(f'    {self.title} {self.count()}, {pace(rate, self.unit)}, '
-             f'{left:,.0f} s left {note}'.rstrip())
+    self.log(f'    {self.title} {self.count()}, {pace(rate, self.unit)}, {left:,.0f} s left '
+             f'{note}'.rstrip())
+    return True
 
 
 def pace(rate: float, unit: str) -> str:

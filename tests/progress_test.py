@@ -37,6 +37,9 @@ class PulseTest(absltest.TestCase):
   def log(self, text):
     self.lines.append((self.clock.seconds, text))
 
+  def counted(self):
+    return progress.PlainProgress(print, '', 48, 3, 'user', self.clock)
+
   def wait(self, seconds):
     """Looks every second, as the timer thread does."""
     for _ in range(seconds):
@@ -48,15 +51,18 @@ class PulseTest(absltest.TestCase):
       self.wait(25)
       with progress.doing('opening the model'):
         self.wait(12)
-        with progress.doing('ranking', lambda: '3/48'):
+        with progress.doing('ranking', self.counted()):
           self.wait(33)
+      with progress.doing('tune', self.counted()):
+        self.wait(18)
       self.wait(14)
     times = [0.0] + [at for at, _ in self.lines] + [self.clock.seconds]
     self.assertLessEqual(np.diff(times).max(), 20)
     self.assertEqual(self.lines[0], (10, '    tune: at work ... 10 s'))
     self.assertEqual(self.lines[2], (30, '    tune: opening the model ... 5 s'))
     self.assertEqual(self.lines[3], (40, '    tune: opening the model ... 15 s (ranking 3/48)'))
-    self.assertEqual(self.lines[-1][1], '    tune: at work ... 80 s')
+    self.assertEqual(self.lines[-3], (80, '    tune: 3/48 ... 10 s'))
+    self.assertEqual(self.lines[-1][1], '    tune: at work ... 100 s')
 
   def test_lines_from_elsewhere_are_enough(self):
     with self.pulse:
@@ -121,6 +127,31 @@ class PulseTest(absltest.TestCase):
     self.assertEqual(self.lines, [(10, '    tune: at work ... 10 s')])
     with progress.doing('something that nobody watches'):
       self.assertEmpty(progress._watched)
+
+  def test_of_two_the_inner_one_alone_speaks(self):
+    inner_lines = []
+    with self.pulse:
+      with progress.Pulse(inner_lines.append, lambda: 'inner', self.clock) as inner:
+        for _ in range(12):
+          self.wait(1)
+          inner.look()
+      self.wait(9)
+      self.assertEmpty(self.lines)
+      self.assertEqual(inner_lines, ['    inner: at work ... 10 s'])
+      self.wait(1)
+    self.assertEqual(self.lines, [(22, '    tune: at work ... 22 s')])
+
+  def test_a_line_that_cannot_be_written_ends_nothing(self):
+    lines = []
+
+    def full(text):
+      lines.append(text)
+      raise OSError(28, 'No space left on device')
+    with mock.patch.object(progress, 'LOOK', 0.001), mock.patch.object(progress, 'QUIET', 0.0), \
+        progress.Pulse(full, now=self.clock) as pulse:
+      while len(lines) < 2:
+        pulse.over.wait(0.001)
+    self.assertLen(set(lines), 1)
 
   def test_an_error_within_leaves_nothing_behind(self):
     with self.pulse:

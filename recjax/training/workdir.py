@@ -116,8 +116,8 @@ class Workdir:
       self.pulse.heard()
 
   def whereabouts(self) -> str:
-    """The stage that runs, or which one comes."""
-    return self.current or f'before stage {self.count + 1}'
+    """The stage that runs, if one does."""
+    return self.current or 'between stages'
 
   def tell_wait(self, text: str) -> None:
     """Says what takes long: beside the bar of a terminal, else as `log`."""
@@ -267,17 +267,16 @@ class Workdir:
     """
     if not self.console.is_terminal:
       advance = PlainProgress(self.log, title, total, done, unit)
-      with doing(title, advance.count):
+      with doing(title, advance):
         yield advance
       return
     columns = (TextColumn('    {task.description}'), BarColumn(), MofNCompleteColumn(),
                TextColumn('{task.fields[rate]}'), TimeRemainingColumn(),
                TextColumn('{task.fields[note]}'))
     with Progress(*columns, console=self.console, transient=True) as bar:
-      row = bar.add_task(title, total=total, completed=done, rate='', note='')
-      self.bar = BarProgress(bar, row, done, unit, self.pulse)
+      self.bar = BarProgress(bar, title, total, done, unit)
       try:
-        with doing(title, self.bar.count):
+        with doing(title, self.bar):
           yield self.bar
       finally:
         self.bar = None
@@ -299,8 +298,10 @@ def open_work(path: str | os.PathLike, config: dict | None = None,
   if jax.process_index():
     multihost.broadcast('opened')
     with tempfile.TemporaryDirectory(prefix='recjax-') as own:
-      yield Workdir(mirror(path, pathlib.Path(own)), Console(quiet=True), mesh, first=False,
-                    guards=guards)
+      work = Workdir(mirror(path, pathlib.Path(own)), Console(quiet=True), mesh, first=False,
+                     guards=guards)
+      with Pulse(work.tell_wait, work.whereabouts):  # which is quiet, as all that it says
+        yield work
     return
   try:
     path.mkdir(parents=True, exist_ok=True)
