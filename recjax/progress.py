@@ -43,10 +43,12 @@ class Activity:
 class Watched:
   """What is known of a watched thread. stack: what it is at, the outermost first. compiled: seconds
   that its compilations took so far. program: the last one, traced, lowered and compiled in turn.
+  compiled_at: when that ended.
   pulses: that watch it, of which the last speaks."""
   stack: list[Activity] = dataclasses.field(default_factory=list)
   compiled: float = 0.0
   program: Activity | None = None
+  compiled_at: float = 0.0
   pulses: list['Pulse'] = dataclasses.field(default_factory=list)
 
 
@@ -120,12 +122,14 @@ def _ended(event: str, seconds: float, **_):
   if here and event.startswith(COMPILING) and here.stack and here.stack[-1].compiles:
     program = here.stack.pop()
     if not any(a.compiles for a in here.stack):  # one inside another is part of that
-      here.compiled += time.monotonic() - program.phase
+      here.compiled_at = time.monotonic()
+      here.compiled += here.compiled_at - program.phase
 
 
-def describe(stack: list[Activity], now: float) -> str:
-  """What a thread is at, in words. stack: the outermost first. now: seconds of the clock.
+def describe(stack: list[Activity], now: float, compiled_at: float = 0.0) -> str:
+  """What a thread is at, in words.
 
+  stack: the outermost first. now: seconds of the clock. compiled_at: when something last compiled.
   -> 'compiling the training step (256 tokens a row) ... 23 s', or '' for nothing
   """
   calls = [a for a in stack if not a.counts]
@@ -136,7 +140,7 @@ def describe(stack: list[Activity], now: float) -> str:
   if program:
     what, since = f'compiling {named[-1].name if named else program.name}', program.since
   elif named:
-    what, since = named[-1].name, named[-1].since
+    what, since = named[-1].name, max(named[-1].since, compiled_at)
   elif counts:
     return f'{counts[-1]} ... {now - counted[-1].counts.moved:.0f} s'
   else:
@@ -170,7 +174,7 @@ class Pulse:
     watched = _watched.get(self.thread)
     if not watched or watched.pulses[-1:] != [self]:
       return
-    what, where = describe(list(watched.stack), now), self.where()
+    where, what = self.where(), describe(list(watched.stack), now, watched.compiled_at)
     self.last = now
     what = what or f'at work ... {now - self.begun:.0f} s'
     self.log(f'    {where}: {what.removeprefix(f"{where} ")}')

@@ -85,7 +85,10 @@ class PulseTest(absltest.TestCase):
         return 2 * x
       with progress.doing('the training step (1,024 tokens a row)'):
         jax.jit(traced)(jnp.ones(3)).block_until_ready()
-      self.clock.seconds += 5  # what the step itself took
+        self.wait(3)  # what the step itself takes
+        self.assertEqual(self.lines[2][1],
+                         '    tune: the training step (1,024 tokens a row) ... 3 s')
+      self.clock.seconds += 2
       rates.append(rate(1))
       self.clock.seconds += 4
       rates.append(rate(2))

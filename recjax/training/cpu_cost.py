@@ -21,7 +21,7 @@ from jaxtyping import Int
 from ml_collections import ConfigDict
 
 from recjax.models import llm, llm_decoder, lora
-from recjax.models.attention import kv_block
+from recjax.models.attention import KVBlock
 from recjax.text import packing, tokenizer
 from recjax.training import cost_model, llm_loading
 from recjax.training.losses import lm
@@ -130,6 +130,15 @@ def seconds_of(fn: Callable, *args: object,
   return (clock() - start) / count
 
 
+def _filled(shapes):
+  """Arrays of such shapes, made without a program. Numbers do not change what a product takes."""
+  return jax.tree.map(lambda x: jnp.asarray(np.full(x.shape, 0.01, x.dtype)), shapes)
+
+
+def _array(dtype, *shape):
+  return _filled(jax.ShapeDtypeStruct(shape, dtype))
+
+
 class Pieces:
   """Seconds of parts of a model on this machine, each measured when it is first asked for.
 
@@ -139,8 +148,8 @@ class Pieces:
   def __init__(self, shape: llm.Config, clock: Callable[[], float] = time.perf_counter):
     self.shape, self.clock = shape, clock
     self.model = llm.LM(dataclasses.replace(shape, layers=LAYERS, vocab=8))
-    self.params = llm.init(self.model.cfg, jax.random.key(0))
-    self.adapter = lora.init_lora(self.model.cfg, jax.random.key(1))
+    self.params, self.adapter = _filled(llm.shapes(self.model.cfg)), _filled(
+        jax.eval_shape(functools.partial(lora.init_lora, self.model.cfg), jax.random.key(0)))
     self.forward, self.backward = functools.cache(self._forward), functools.cache(self._backward)
     self.step, self.head = functools.cache(self._step), functools.cache(self._head)
     self.choice = functools.cache(self._choice)
@@ -154,7 +163,7 @@ class Pieces:
   def _states(self, rows, length, prefix):
     """How rows of tokens run behind a prefix, and how many do at once."""
     rows = max(1, min(rows, MOST // length))
-    ids = jnp.ones((rows, length), jnp.int32)
+    ids = np.ones((rows, length), np.int32)
     past = (self._block(None, prefix),) if prefix else ()
 
     def run(adapter, params):
@@ -165,9 +174,9 @@ class Pieces:
 
   def _block(self, rows, length):
     cfg = self.model.cfg
-    shape = (cfg.layers, *(() if rows is None else (rows,)), length, cfg.kv_heads, cfg.head_dim)
-    keys = jnp.ones(shape, cfg.dtype)
-    return kv_block(keys, keys, jnp.ones((*(() if rows is None else (rows,)), length), bool))
+    rows = () if rows is None else (rows,)
+    keys = _array(cfg.dtype, cfg.layers, *rows, cfg.kv_heads, length, cfg.head_dim)
+    return KVBlock(keys, keys, np.ones((*rows, length), bool))
 
   def _forward(self, rows: int, length: int, prefix: int = 0) -> float:
     """Of a token in a layer. rows, length, prefix: tokens that run together."""
@@ -188,20 +197,20 @@ class Pieces:
   def _head(self, tokens: int, chunks: int) -> float:
     """Of a token in the loss, forward and backward. tokens: of a batch, in so many chunks."""
     cfg, tokens = self.shape, min(tokens, MOST // 2)
-    hidden = jnp.ones((tokens, cfg.width), cfg.dtype)
-    table = jnp.ones((cfg.vocab, cfg.width), cfg.dtype)
+    hidden, table = _array(cfg.dtype, tokens, cfg.width), _array(cfg.dtype, cfg.vocab, cfg.width)
     chunk_bytes = tokens * cfg.vocab * 4 if chunks == 1 else tokens * cfg.vocab * 2
 
     def loss(hidden, table):
-      return lm.token_nll(hidden, table.T, jnp.zeros(tokens, jnp.int32), chunk_bytes).sum()
+      return lm.token_nll(hidden, table.T, np.zeros(tokens, np.int32), chunk_bytes).sum()
     wanted = 0 if cfg.lora_rank else (0, 1)
     return self._seconds(jax.grad(loss, wanted), hidden, table) / tokens
 
   def _step(self, batch: int, beams: int, prompt: int, room: int) -> float:
     """Of a layer in a step of decoding. batch, beams, prompt: as of `cost_model.LLMRun`. room:
     tokens that a beam has a place for."""
-    suffix = llm_decoder.empty_suffix(self.model.cfg, batch, beams, room + 1)
-    tokens, past = jnp.ones((batch, beams), jnp.int32), self._block(batch, prompt)
+    cfg, past = self.model.cfg, self._block(batch, prompt)
+    tokens = np.ones((batch, beams), np.int32)
+    suffix = (_array(cfg.dtype, cfg.layers, batch, beams, cfg.kv_heads, room, cfg.head_dim),) * 2
 
     def run(adapter, params, suffix, past):
       return llm_decoder.suffix_step(self.model, self._variables(adapter, params), (past,), suffix,
@@ -211,8 +220,7 @@ class Pieces:
   def _choice(self, rows: int, most: int) -> float:
     """Of logits of so many rows, their sum and the `most` best tokens of each."""
     cfg = self.shape
-    states, table = jnp.ones((rows, cfg.width), cfg.dtype), jnp.ones((cfg.vocab, cfg.width),
-                                                                     cfg.dtype)
+    states, table = _array(cfg.dtype, rows, cfg.width), _array(cfg.dtype, cfg.vocab, cfg.width)
 
     def run(states, table):
       logits = jnp.matmul(states, table.T, preferred_element_type=jnp.float32)
@@ -247,7 +255,7 @@ class Pieces:
   def _update(self) -> float:
     """Of an update of all weights by Adam, which memory bounds."""
     size = 1 << 22
-    x = jnp.ones(size, jnp.float32)
+    x = _array(np.float32, size)
     copy = self._seconds(lambda x: x + 1, x) / 2 / size
     return COPIES * copy * sum(math.prod(p.shape) for p in jax.tree.leaves(llm.shapes(self.shape)))
 

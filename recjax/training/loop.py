@@ -21,6 +21,8 @@ from recjax.progress import doing
 from recjax.training import checkpoint, fault_tolerance, microbatch, optim
 from recjax.training.workdir import Workdir
 
+AHEAD = 2  # steps that are handed to the devices before one is waited for
+
 
 @dataclasses.dataclass(frozen=True)
 class FitSettings:
@@ -81,7 +83,7 @@ def fit(task: Task, cfg: FitSettings, work: Workdir) -> PyTree:
         task, tx, key, mesh, saved, work, cfg.patience)[1])
     window, waits, start = [], [], time.monotonic()
     with work.progress(work.current, cfg.steps, step) as advance, \
-        fault_tolerance.watch(work, work.guards.watchdog, cfg.log_every) as beat, \
+        fault_tolerance.watch(work, work.guards.watchdog, AHEAD) as beat, \
         concurrent.futures.ThreadPoolExecutor(1) as reader:
       coming = reader.submit(task.batches.__getitem__, step)
       while step < cfg.steps and step - best < wait:
@@ -183,11 +185,11 @@ def make_update(task: Task, tx: optax.GradientTransformation, key: jax.Array) ->
 def await_step_before(window: list[dict]) -> int:
   """Waits for the step before the last, while that one runs: progress tells what was computed.
 
-  Two steps keep a device busy; were more of them in line, the host would wait for all at once.
+  AHEAD of them keep a device busy; were more in line, the host would wait for all at once.
   window: values of the steps. -> how many still run, 0 or 1
   """
-  if len(window) > 1:
-    jax.block_until_ready(window[-2]['loss'])
+  if len(window) >= AHEAD:
+    jax.block_until_ready(window[-AHEAD]['loss'])
   return int(not window[-1]['loss'].is_ready())
 
 
