@@ -83,8 +83,9 @@ def mutants() -> list[Mutant]:
   # Evaluation.
   room('evaluation/ranking.py', 'evaluation.ranking_test evaluation.invariance_test',
        ('own = _target_scores(scores, target)\n  ranks = _count(masked',
-        'own = _target_scores(masked, target)\n  ranks = _count(masked'),
-       ('ranks = jnp.sum(scores >= own', 'ranks = jnp.sum(scores > own'))
+        'own = _target_scores(masked, target)\n  ranks = _count(masked'))
+  room('evaluation/ties.py', 'evaluation.ranking_test',
+       ('ahead = scores >= own if', 'ahead = scores > own if'))
   room('evaluation/baselines.py', 'evaluation.ranking_test',
        ('weight = 0.5 ** (ends', 'weight = 2.0 ** (ends'))
   room('evaluation/blocked_ranking.py', 'evaluation.blocked_ranking_test',
@@ -128,8 +129,7 @@ def mutants() -> list[Mutant]:
   room('training/workdir.py', 'training.workdir_test',
        ("'shape': list(value.shape),", ''))
   # Models.
-  room('models/lora.py', 'models.lora_test',
-       ('(cfg.lora_alpha / cfg.lora_rank)', 'cfg.lora_alpha'))
+  room('models/lora.py', 'models.lora_test', ('delta * cfg.lora_scale', 'delta * cfg.lora_alpha'))
   room('models/rope.py', 'models.llm_test models.huggingface_test',
        ('keep + (1 - keep) / scaling', '(1 - keep) + keep / scaling'))
   room('models/llm.py', 'models.llm_test',

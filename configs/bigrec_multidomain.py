@@ -8,8 +8,8 @@
       --config.llm.weights=/models/llama-7b
       # the authors' settings: 1,024 samples of each domain
 
-The paper claims in its abstract that what is learnt carries over between domains; its table was not
-at hand.
+The paper claims in its abstract that what is learned carries over between domains; its table was
+not at hand.
 """
 from recjax.methods.bigrec import config
 

@@ -101,7 +101,7 @@ def join() -> None:
 def parse(argv: list[str]) -> list[str]:
   """Flags from the command line, but for settings; a wrong one is said in a sentence, exit code 2.
 
-  -> the program's name and the settings, ['optim.lr=1e-3', ...], for `main`
+  argv: of the process. -> the program's name and the settings, ['optim.lr=1e-3', ...], for `main`
   """
   words, rest = settings.split_command_line(argv[1:])
   try:

@@ -16,6 +16,7 @@ import pathlib
 import re
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
 
 from ml_collections import ConfigDict
 
@@ -175,8 +176,8 @@ def split_command_line(argv: Sequence[str]) -> tuple[list[str], list[str]]:
 def change(cfg: ConfigDict, settings: Sequence[str] | Mapping[str, object]) -> dict[str, object]:
   """Changes settings of a config. settings: ['a.b=TEXT'], or {'a.b': value} from Python.
 
-  -> the values that were set, {'a.b': value}. Raises ConfigError for a setting that there is not,
-  or a value of another type or out of its range.
+  cfg: it changes in place. -> the values that were set, {'a.b': value}. Raises ConfigError for a
+  setting that there is not, or a value of another type or out of its range.
   """
   _check_names(cfg)
   free = {name for name, value in _flat(cfg) if isinstance(value, ConfigDict)} | set(OPEN)
@@ -199,7 +200,8 @@ def change(cfg: ConfigDict, settings: Sequence[str] | Mapping[str, object]) -> d
 
 
 def check(cfg: ConfigDict) -> None:
-  """Raises ConfigError for a number out of its range, a text that is no choice, or an old name."""
+  """Raises ConfigError for a number out of its range, a text that is no choice, or an old name.
+  cfg: all of its settings are looked at."""
   _check_names(cfg)
   for name, value in _flat(cfg):
     for element in value if isinstance(value, (tuple, list)) else (value,):
@@ -266,14 +268,14 @@ def _check_names(cfg):
 
 
 def range_of(name: str) -> str | None:
-  """The range of a number, in words; None where any will do."""
+  """The range of a number, in words; None where any will do. name: of the setting."""
   return EXCEPT.get(name) or next(
       (rule for rule, patterns in RANGES.items()
        if any(fnmatch.fnmatchcase(name, p) for p in patterns.split())), None)
 
 
 def choices_of(name: str) -> tuple[str, ...] | None:
-  """What a text may be; None where any will do."""
+  """What a text may be; None where any will do. name: of the setting."""
   return next((known for p, known in CHOICES.items() if fnmatch.fnmatchcase(name, p)), None)
 
 
@@ -283,7 +285,7 @@ def flag(kind: type, rule: str = '', name: str = '') -> Callable[[str], float]:
   kind: int or float. rule: the range, in the words of RANGES. name: what the number counts, for the
   message.
   """
-  def read(text):
+  def read(text: str) -> Any:
     try:
       value = of_text(text, kind())
     except ValueError:

@@ -20,6 +20,7 @@ from recjax.data.dataset import Catalog
 from recjax.models import llm, llm_decoder
 from recjax.text import tokenizer as tokenizer_lib
 from recjax.training import workdir as workdir_lib
+from tests.long import long
 from tests.methods import reclm_test
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -268,6 +269,7 @@ def tiny(work, config, data):
 
 class NotebookTest(absltest.TestCase):
 
+  @long
   def test_every_cell_runs(self):
     notebook = json.loads((ROOT / 'docs' / 'first_hour.ipynb').read_text())
     room, space = self.create_tempdir().full_path, {}

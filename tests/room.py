@@ -12,8 +12,9 @@ from typing import Any
 
 from absl.testing import absltest
 
+from tests.long import ALL, is_long
+
 LONG_ALONE = os.environ.get('RECJAX_TEST_LONG_ALONE') == '1'
-ALL = os.environ.get('RECJAX_TEST_ALL') == '1'
 
 
 class FileSuite(unittest.TestSuite):
@@ -38,8 +39,10 @@ class RoomLoader(absltest.TestLoader):
   def getTestCaseNames(self, testCaseClass: type[unittest.TestCase]) -> list[str]:
     """The names of a class's tests. testCaseClass: the class."""
     def wanted(name):
-      is_long = getattr(getattr(testCaseClass, name), 'is_long', False)
-      return is_long if LONG_ALONE else ALL or not is_long
+      test = getattr(testCaseClass, name)
+      if LONG_ALONE:
+        return is_long(test, name) or getattr(test, 'in_both', False)
+      return ALL or not is_long(test, name)
     return list(filter(wanted, super().getTestCaseNames(testCaseClass)))
 
 

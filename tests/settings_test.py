@@ -381,14 +381,14 @@ class CommandsTest(parameterized.TestCase):
       ('prepare', 'table', 'x', '--out=y', '--columns=titel='),
       ('prepare', 'table', 'x', '--out=y', '--columns=user=a,user=b'),
       ('prepare', 'table', 'x', '--items=i', '--out=y', '--item-columns=titel=a'),
-      ('prepare', 'table', 'x', '--items=i', '--out=y', '--item-columns=colour='),
+      ('prepare', 'table', 'x', '--items=i', '--out=y', '--item-columns=color='),
       ('prepare', 'table', 'x', '--out=y', '--item-columns=title=a'),
       ('doctor', 'sample:1:60', '--config.seed=1'), ('compare', 'a', '--config.seed=1'))
   def test_flags_out_of_range_are_refused_by_name(self, *argv):
     flag = argv[-1].partition('=')[0]
     self.assertIn(flag, self.ended(cli.main, *argv))
 
-  def test_a_misspelt_column_is_told_those_there_are(self):
+  def test_a_misspelled_column_is_told_those_there_are(self):
     said = self.ended(cli.main, 'prepare', 'table', 'x', '--items=i', '--out=y',
                       '--item-columns=titel=a')
     self.assertRegex(said, "'titel' is none of item, title, brand, .*is it title")

@@ -59,7 +59,8 @@ def main() -> None:
 
 
 def call_verb(args: argparse.Namespace) -> None:
-  """Runs a verb. Raises WorkdirError that names what it writes to where the disk is full."""
+  """Runs a verb. args: of the command line. Raises WorkdirError that names what it writes to where
+  the disk is full."""
   verb = VERBS[args.verb]
   try:
     with contextlib.nullcontext() if args.verb in OPEN_ENDED else progress.printing(args.verb):

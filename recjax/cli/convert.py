@@ -12,7 +12,7 @@ LAYOUTS = ('peft', 'merged', 'npz', 'samples', 'index', 'vectors')
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
-  """The flags of the verb."""
+  """The flags of the verb. parser: takes them."""
   parser.add_argument('workdir', help='the folder of a finished run; for vectors, of a sentence '
                       'encoder (sentence-transformers) or another checkpoint')
   parser.add_argument('--to', required=True, choices=LAYOUTS,
@@ -24,7 +24,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-  """Writes the trained model in a layout that other programs read."""
+  """Writes the trained model in a layout that other programs read. args: of the command line."""
   if args.to == 'vectors':
     return embed(args)
   from recjax import recommend
@@ -35,7 +35,8 @@ def run(args: argparse.Namespace) -> None:
 
 
 def embed(args: argparse.Namespace) -> None:
-  """Writes the vectors of a catalog's texts by an encoder, row i - 1 of item i, float32."""
+  """Writes the vectors of a catalog's texts by an encoder, row i - 1 of item i, float32. args: of
+  the command line."""
   import numpy as np
   from ml_collections import ConfigDict
 

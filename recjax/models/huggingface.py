@@ -160,7 +160,8 @@ def require(path: pathlib.Path, raw: Mapping, key: str) -> Any:
 
 
 def read_json(path: pathlib.Path, kind: type = dict) -> Any:
-  """The value of a JSON file, of type `kind`. Raises DataError where it is missing or torn."""
+  """The value of a JSON file, of type `kind`. path: of the file. Raises DataError where it is
+  missing or torn."""
   try:
     value = json.loads(path.read_text(encoding='utf-8'))
   except FileNotFoundError:
@@ -179,7 +180,7 @@ def load(
   """Reads the weights of `cfg`'s model from one safetensors file or from several with an index.
 
   shardings: a tree like the parameters (or one sharding for all); None puts all on one device.
-  dtype: of the result, cfg.param_dtype if None. -> 'params' tree of llm.LM
+  dtype: of the result, cfg.param_dtype if None. folder: the checkpoint. -> 'params' tree of llm.LM
   Raises DataError naming tensor and file where one is missing, left over, or of another shape.
   """
   shapes = llm.shapes(dataclasses.replace(cfg, param_dtype=dtype or cfg.param_dtype))
@@ -191,7 +192,8 @@ def load(
 
 
 class StoredTensor(NamedTuple):
-  """A tensor of an open file: view() gives its shape, its type, and slices of its values."""
+  """A tensor of an open file: view() gives its shape, its type, and slices of its values. path: of
+  that file."""
   path: pathlib.Path
   view: Callable[[], Any]
 
@@ -233,7 +235,7 @@ def read_tensors(
       everywhere = shardings
       shardings = jax.tree.map(lambda _: everywhere, shapes)
 
-    def read(path, leaf, sharding):
+    def read(path: tuple, leaf: Any, sharding: Any) -> jax.Array:
       return _read_leaf(path_of(path), leaf, sharding, names, stored)
     return jax.tree_util.tree_map_with_path(read, shapes, shardings)
 
@@ -272,7 +274,8 @@ def _tensors_equal(a, b):
 
 
 def tensors_differ(folder: Folder, name: str, other: str) -> bool:
-  """Whether the files of a folder, if there are any, hold both tensors and they are not equal."""
+  """Whether the files of a folder, if there are any, hold both tensors and they are not equal.
+  folder: of the files. name, other: of the tensors."""
   folder = pathlib.Path(folder)
   if not any((folder / f'model.safetensors{end}').exists() for end in ('', '.index.json')):
     return False
@@ -342,7 +345,7 @@ def _read_leaf(path, leaf, sharding, names, stored):
       raise DataError(
           f'{tensor.path}: tensor {name} is stored as {view.get_dtype()}, not as a float')
 
-  def part(index):
+  def part(index: Any) -> np.ndarray:
     inner = index[1:] if stacked else index
     rows = [tensor.view()[inner[::-1] if transpose else inner]
             for tensor in (tensors[index[0]] if stacked else tensors)]
@@ -387,7 +390,7 @@ class _NewTensor(NamedTuple):
 
 def _split_into_files(tree: PyTree, limit: float) -> list[list[_NewTensor]]:
   """The tensors of a tree, in files of at most `limit` bytes where a tensor is not larger."""
-  def make(leaf, layer, transpose):
+  def make(leaf: Any, layer: int | None, transpose: bool) -> np.ndarray:
     x = np.asarray(leaf if layer is None else leaf[layer])
     return np.ascontiguousarray(x.T if transpose else x)  # the writer saves strided arrays wrongly
   entries = []
@@ -517,7 +520,7 @@ def _check_targets(path, raw, layers, stored):
 
 def _targeted(path, raw, module):
   """Whether PEFT puts the adapter on a module, by target_modules and exclude_modules."""
-  def named(modules):
+  def named(modules: Any) -> bool:
     if isinstance(modules, str):
       return re.fullmatch(modules, module) is not None
     return any(module == name or module.endswith(f'.{name}') for name in modules)
@@ -534,8 +537,9 @@ def _targeted(path, raw, module):
 def load_adapter(folder: Folder, cfg: llm.Config) -> PyTree:
   """Reads adapters in PEFT's layout for `cfg`. -> 'lora' tree of llm.LM, float32
 
-  Raises ConfigError if their rank, alpha or targets are not cfg's (`adapter_config` adopts them),
-  DataError naming tensor and file where one is missing, left over, or of another shape.
+  folder: of the adapter. Raises ConfigError if their rank, alpha or targets are not cfg's
+  (`adapter_config` adopts them), DataError naming tensor and file where one is missing, left over,
+  or of another shape.
   """
   theirs = adapter_config(folder, cfg)
   for key in ('lora_rank', 'lora_alpha', 'lora_targets'):

@@ -97,7 +97,7 @@ def read_spec(folder: str | os.PathLike) -> Spec:
   huggingface.refuse_adapter(folder)
   checkpoint_config.check_bert(path, raw)
 
-  def size(key, default=None):
+  def size(key: str, default: int | None = None) -> int:
     return checkpoint_config.positive_int(path, raw, key, default)
   cfg = bert.Config(
       vocab=size('vocab_size'), width=size('hidden_size'), layers=size('num_hidden_layers'),

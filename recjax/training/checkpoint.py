@@ -37,7 +37,7 @@ def open_checkpoints(folder: str | os.PathLike, keep: int = 2) -> Iterator[Any]:
 
 def _put_aside_damaged(folder, ocp):
   """Renames steps that Orbax cannot even list. Other errors than of their content are raised."""
-  def can_list(path):
+  def can_list(path: Any) -> bool:
     try:
       with ocp.training.Checkpointer(path) as checkpointer:
         return all(c.step >= 0 for c in checkpointer.checkpoints)
@@ -54,6 +54,8 @@ def _put_aside_damaged(folder, ocp):
 
 def save(checkpoints: Any, step: int, state: PyTree) -> None:
   """Writes `state` as `step` in the background; host memory holds a copy before this returns.
+
+  checkpoints: of `open_checkpoints`.
 
   The sum of every array goes along, so that damage which still decodes is found on reading.
   """
@@ -107,7 +109,8 @@ def _load(checkpoints, step, like):
 
 
 def sums(state: PyTree) -> dict[str, int]:
-  """A number for the bits of every array by its path, the same on any mesh."""
+  """A number for the bits of every array by its path, the same on any mesh. state: any tree of
+  arrays."""
   flat = jax.tree_util.tree_flatten_with_path(state)[0]
   numbers = multihost.to_host(_sums([x for _, x in flat]))
   return {sharding.path_of(path): int(n) for (path, _), n in zip(flat, numbers)}

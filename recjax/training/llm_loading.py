@@ -22,6 +22,8 @@ def folder(cfg: ConfigDict, work: Workdir, messages: str | list[dict],
            texts: Callable[[], list[str]], *inputs: Any) -> pathlib.Path:
   """Where the LLM stands as a Hugging Face checkpoint; trains the tiny one where that is asked.
 
+  work: the run's.
+
   cfg.llm.weights: 'tiny', or the path of a checkpoint folder. texts: () -> list of documents to
   train the tiny tokenizer and model on, decided by `inputs`; it learns them as answers to the chat
   `messages`, as an instruction-tuned model would have, or as what follows a plain text, where
@@ -45,7 +47,8 @@ def folder(cfg: ConfigDict, work: Workdir, messages: str | list[dict],
 
 
 def check(cfg: ConfigDict) -> None:
-  """Raises ConfigError where a setting of the group `llm` has a value that it cannot have."""
+  """Raises ConfigError where a setting of the group `llm` has a value that it cannot have. cfg:
+  that group."""
   dtype_of(cfg)
   if cfg.remat not in ('none', *llm.POLICIES):
     raise ConfigError(f'llm.remat={cfg.remat!r} is not one of none, {", ".join(llm.POLICIES)}')
@@ -62,7 +65,7 @@ def dtype_of(cfg: ConfigDict) -> str:
 def opened(folder: str | pathlib.Path, shape: llm.Config) -> tokenizers.Tokenizer:
   """The tokenizer of a checkpoint folder, held against its model.
 
-  Raises DataError where it has ids without rows, or no end token.
+  shape: the model's. Raises DataError where it has ids without rows, or no end token.
   """
   tokenizer = tokenizers.load(folder)
   embedding_resize.check_rows(folder, tokenizer, shape.vocab)
@@ -96,7 +99,8 @@ def load_adapted(folder: str | pathlib.Path, cfg: ConfigDict, adapter: str | pat
                  ) -> tuple[llm.LM, PyTree, tokenizers.Tokenizer, PyTree]:
   """A checkpoint with a trained adapter, saved as PEFT's. cfg: as of `load`.
 
-  -> model, params, tokenizer, adapter, the arrays on `mesh`
+  folder: the checkpoint. adapter: folder of the adapter. -> model, params, tokenizer, adapter, the
+  arrays on `mesh`
   """
   shape = huggingface.adapter_config(adapter, huggingface.read_config(folder))
   model, params, tokenizer = load(folder, cfg, mesh, lora_rank=shape.lora_rank,
@@ -108,7 +112,11 @@ def load_adapted(folder: str | pathlib.Path, cfg: ConfigDict, adapter: str | pat
 
 def export_adapted(folder: str | pathlib.Path, adapter: str | pathlib.Path, to: str,
                    out: pathlib.Path) -> None:
-  """A checkpoint's adapter in PEFT's layout ('peft'), or merged into a whole one ('merged')."""
+  """A checkpoint's adapter in PEFT's layout ('peft'), or merged into a whole one ('merged').
+
+  folder: the checkpoint. adapter: folder of the adapter. to: 'peft' or 'merged'. out: folder to
+  write.
+  """
   base = huggingface.read_config(folder)
   shape = huggingface.adapter_config(adapter, base)
   lora_params = huggingface.load_adapter(adapter, shape)

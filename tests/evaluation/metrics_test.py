@@ -93,7 +93,7 @@ class ListMetricsTest(absltest.TestCase):
     counts = np.array([5, 2, 0, 0])
     found = metrics.list_metrics(items, counts, (np.array([2, 3, 1]), np.array([0, 2, 3, 3])))
     self.assertEqual(found['coverage'], 2 / 4)
-    self.assertEqual(found['out_of_catalogue'], 2 / 8)
+    self.assertEqual(found['out_of_catalog'], 2 / 8)
     self.assertEqual(found['repeat'], 1 / 8)
     self.assertEqual(found['seen'], (1 + 2 + 0) / 8)
     surprise = [-math.log2((c + 1) / (7 + 4)) for c in counts]

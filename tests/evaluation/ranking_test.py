@@ -12,7 +12,7 @@ from jax.sharding import PartitionSpec as P
 
 from recjax.data import splits
 from recjax.errors import ConfigError, DataError
-from recjax.evaluation import baselines, metrics, ranking
+from recjax.evaluation import baselines, metrics, ranking, ties
 from tests import devices
 from tests.reference import metrics as judge
 
@@ -69,7 +69,7 @@ class ItemRanksTest(parameterized.TestCase):
     self.assertEqual((ranks.tolist(), items.tolist()), ([1], [[2, 1]]))
     np.testing.assert_array_equal(values, [[0, -.5]])
     again = make_cases([[1, 2]], [1])  # a repeated target keeps its score and never beats itself
-    for tie in ranking.TIES:
+    for tie in ties.TIES:
       found = ranking.rank_cases(lambda *_: scores, again, 4, seen_mask='zero', tie=tie)
       self.assertEqual(found[0], 1)
     self.assertIn('SET TO ZERO', ranking.protocol(4, seen_mask='zero'))
@@ -104,7 +104,7 @@ class ListRanksTest(absltest.TestCase):
 
 class RankCasesTest(parameterized.TestCase):
 
-  @parameterized.product(tie=ranking.TIES, mask=(True, False))
+  @parameterized.product(tie=ties.TIES, mask=(True, False))
   def test_ranks_match_sorting(self, tie, mask):
     cases, rows = some_cases(40)
     scores = coarse(*cases.histories)
@@ -194,7 +194,7 @@ class TopItemsTest(parameterized.TestCase):
     self.assertEqual((ranks.tolist(), items.tolist()), ([0], [[N - 1, N - 2]]))
 
   @parameterized.parameters(0, N + 1)
-  def test_k_outside_the_catalogue(self, k):
+  def test_k_outside_the_catalog(self, k):
     with self.assertRaisesRegex(DataError, f'k is {k}'):
       ranking.top_items(coarse, *ragged([[1]]), N, k)
 

@@ -29,13 +29,14 @@ from recjax.run_files import read_json
 from recjax.training import sharded_stage
 from recjax.training.workdir import Workdir, find_stage, open_work
 from tests import devices, later, told
+from tests.long import long, long_but
 from tests.methods.llmemb_test import random_decoder
 
 USERS, ITEMS = 120, 24
 
 
 def shop_folder(folder):
-  """A shop whose users walk round a circle of items, in which a next item can be learnt."""
+  """A shop whose users walk round a circle of items, in which a next item can be learned."""
   folder = pathlib.Path(folder)
   rng = np.random.default_rng(0)
   kinds = ('Lamps', 'Pumps', 'Gloves', 'Ropes', 'Scales', 'Trays')
@@ -82,6 +83,7 @@ def run(cfg, folder):
 class WholeTest(parameterized.TestCase):
 
   @parameterized.parameters(('tiger', 'none'), ('etegrec', 'encoder'))
+  @long_but(0)
   def test_run(self, way, fusion):
     data = shop_folder(self.create_tempdir())
     made = tiger_beauty.get_config() if way == 'tiger' else etegrec_scientific.get_config()
@@ -125,6 +127,7 @@ class WholeTest(parameterized.TestCase):
 
   @parameterized.parameters(('tiger', 'rqvae', 'suffix'), ('tiger', 'rkmeans', 'nearest'),
                             ('etegrec', 'rqvae', 'suffix'))
+  @long
   def test_new_items_get_ids_of_their_texts(self, way, kind, dedupe):
     data = shop_folder(self.create_tempdir())
     texts = [' '.join(t) for t in zip(*(load_data(data).catalog.columns['title'],) * 2)]
@@ -155,6 +158,7 @@ class WholeTest(parameterized.TestCase):
     with self.assertRaisesRegex(DataError, "item 1 was 'i0', now it is 'i1'.*--update"):
       recommend.load(folder, later.write(data, data + '-wrong', [], swap=True))
 
+  @long
   def test_eight_devices_learn_what_one_does(self):
     cfg = small(etegrec_scientific.get_config('fusion=none'), shop_folder(self.create_tempdir()))
     cfg.model.max_history = 1  # one width of rows is one network to compile
@@ -175,6 +179,7 @@ class WholeTest(parameterized.TestCase):
     self.assertLen(curves[0], 4)  # of both sides in turn
     np.testing.assert_allclose(*curves, rtol=1e-5)
 
+  @long
   def test_a_killed_run_ends_alike(self):
     data = shop_folder(self.create_tempdir())
     cfg = small(etegrec_scientific.get_config('fusion=none'), data)

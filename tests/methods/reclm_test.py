@@ -23,7 +23,7 @@ from recjax.methods.reclm import (
   generation,
   offline_samples,
   planning,
-  sft_data,
+  prompts,
   teacher,
   tokenized_catalog,
   train,
@@ -34,11 +34,12 @@ from recjax.text import prompt_templates, tokenizer
 from recjax.training import llm_loading
 from recjax.training import workdir as workdir_lib
 from tests import devices, later, told
+from tests.long import long, long_but
 
 ROOT = pathlib.Path(__file__).parents[2]
 TITLES = [f'{c} {t}' for c in ('red', 'blue', 'green') for t in (
     'kettle', 'lamp', 'rope', 'drill', 'mug', 'tent', 'stove', 'chair', 'saw', 'pump')]
-TEMPLATE = prompt_templates.read('reclm', 'recjax.methods.reclm', sft_data.FIELDS)
+TEMPLATE = prompt_templates.read('reclm', 'recjax.methods.reclm', prompts.FIELDS)
 
 
 def write_ring(folder, users=90):
@@ -97,6 +98,7 @@ class WholeTest(parameterized.TestCase):
     write_ring(cls.folder / 'ring')
 
   @parameterized.parameters('cgen', 'ret', 'token')
+  @long_but(1)
   def test_lists_exist_and_a_face_recommends(self, grounding):
     path = self.folder / grounding
     more = {'eval': {'rounds': 0}}
@@ -159,6 +161,7 @@ class WholeTest(parameterized.TestCase):
     with self.assertRaisesRegex(DataError, "item 1 was 'i0', now it is 'i1'.*--update"):
       recommend.load(path, self.folder / 'wrong')
 
+  @long
   def test_eight_devices_learn_what_one_does(self):
     cfg = config(self.folder / 'ring', train=dict(batch=3, epochs=1), optim=dict(log_every=1))
     shop, found = load_data(cfg.data), []
@@ -171,7 +174,7 @@ class WholeTest(parameterized.TestCase):
       ):
         if not number:
           llm = llm_loading.folder(
-            cfg, work, [sft_data.message('system', 'x')], lambda: TITLES * 9, shop
+            cfg, work, [prompts.message('system', 'x')], lambda: TITLES * 9, shop
           )
           helper = work.stage('teacher', teacher.stage, teacher.settings(cfg), shop)
         work.stage('tune', train.stage, train.settings(cfg), shop, llm, helper, None, None)
@@ -182,6 +185,7 @@ class WholeTest(parameterized.TestCase):
     last = [[r['title_nll'] for r in rows if 'title_nll' in r][-1] for rows in found]
     self.assertAlmostEqual(*last, delta=1e-3)
 
+  @long
   def test_one_adapter_run_converts_and_talks(self):
     path = self.folder / 'lora'
     cfg = config(self.folder / 'ring', train=dict(mode='lora', epochs=1),
@@ -246,6 +250,7 @@ class UntrainedTest(parameterized.TestCase):
   """A chat model as it is, over catalogs given at the start."""
 
   @parameterized.parameters(0.0, 2.0)
+  @long_but(1)
   def test_two_catalogs_and_no_training(self, temperature):
     cfg, speaker = eager(self)
     cfg.decode.update(temperature=temperature, new_tokens=64, count=4)
@@ -275,6 +280,7 @@ class UntrainedTest(parameterized.TestCase):
     self.assertLess(kept.read_tokens, 0.7 * whole.read_tokens)
 
   @parameterized.parameters(0.0, 1.5)
+  @long_but(1)
   def test_a_reply_is_told_while_it_is_made(self, temperature):
     cfg, speaker = eager(self)
     cfg.decode.update(temperature=temperature, new_tokens=64, count=4)

@@ -11,6 +11,7 @@ from absl.testing import absltest, parameterized
 from recjax.distributed.sharding import make_mesh, shardings
 from recjax.errors import ConfigError, DataError
 from recjax.models import bert, sentence_encoder
+from tests.long import long_but
 
 HAS_TORCH = importlib.util.find_spec('torch') is not None
 SMALL = dict(vocab_size=80, hidden_size=24, num_hidden_layers=3, num_attention_heads=4,
@@ -54,6 +55,7 @@ class BertTest(parameterized.TestCase):
     return folder, model
 
   @parameterized.parameters('gelu', 'gelu_new', 'relu')
+  @long_but(1)
   def test_states_are_those_of_transformers(self, act):
     folder, model = self.folder(hidden_act=act)
     import torch
@@ -62,7 +64,7 @@ class BertTest(parameterized.TestCase):
     tokens, mask = batch()
     with torch.no_grad():
       want = model(torch.tensor(tokens).long(), torch.tensor(mask)).last_hidden_state.numpy()
-    got = np.asarray(bert.Bert(spec.cfg).apply({'params': params}, tokens, mask))
+    got = np.asarray(jax.jit(bert.Bert(spec.cfg).apply)({'params': params}, tokens, mask))
     real = mask > 0
     np.testing.assert_allclose(got[real], want[real], atol=1e-5)
 

@@ -13,6 +13,7 @@ from recjax.models import layers, llm
 from recjax.training import sft
 from recjax.training import workdir as workdir_lib
 from tests import devices as several
+from tests.long import long, long_but
 
 SHAPE = llm.Config(vocab=40, width=16, layers=2, heads=2, kv_heads=1, head_dim=8, ffn=24, tied=True)
 
@@ -45,6 +46,7 @@ def alone(params, prompts, answers, loss_on):
 class PackTest(parameterized.TestCase):
 
   @parameterized.product(loss_on=('all', 'response'), row=(0, 128))
+  @long_but(1)
   def test_packed_loss_is_the_loss_of_samples_one_at_a_time(self, loss_on, row):
     params = llm.init(SHAPE, jax.random.key(1))
     prompts, answers = samples(13)
@@ -108,6 +110,7 @@ class TuneTest(parameterized.TestCase):
     self.assertEqual(counts['trained'], layers.count_params(trained))
     self.assertIn('a', trained['blocks']['q'])
 
+  @long
   def test_patience_ends_training_and_gives_the_best_tree(self):
     trained, _, rows = self.tune(tempfile.mkdtemp(), patience=2, epochs=60)
     valid = [(r['step'], r['valid_loss']) for r in rows if 'valid_loss' in r]
@@ -119,6 +122,7 @@ class TuneTest(parameterized.TestCase):
     loss, count = alone(trained, prompts, answers, 'response')
     self.assertAlmostEqual(loss / count, best[1], places=4)
 
+  @long
   def test_a_killed_run_ends_where_an_uninterrupted_one_does(self):
     whole, _, _ = self.tune(tempfile.mkdtemp(), patience=3, epochs=8)
     folder = tempfile.mkdtemp()
@@ -128,6 +132,7 @@ class TuneTest(parameterized.TestCase):
     again, _, _ = self.tune(folder, patience=3, epochs=8)
     jax.tree.map(np.testing.assert_array_equal, whole, again)
 
+  @long
   def test_eight_devices_learn_what_one_does(self):
     one, eight = (self.tune(tempfile.mkdtemp(), epochs=2, batch=74, devices=n, count=128)
                   for n in (1, 8))

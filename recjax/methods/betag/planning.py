@@ -21,15 +21,15 @@ CHAT = 16  # tokens that a chat template puts around the messages of the prefix,
 PROMPT, LINE = 160, 24  # tokens of the chat prefix and of one item's line, typical
 
 
-def cost(cfg: ConfigDict, shop: Dataset) -> dict[str, str]:
+def cost(cfg: ConfigDict, dataset: Dataset) -> dict[str, str]:
   """Parameters, memory, operations, tokens and API price, by hand count. -> {what: text}
 
   Line lengths are taken as typical (24 tokens an item); the run itself counts the real ones. cfg:
-  the run's config. shop: the data set.
+  the run's config. dataset: the data set.
   """
   shape = llm_loading.shape_of(cfg, lora_rank=cfg.lora.rank)
-  items, users = len(shop.catalog), len(shop.interactions)
-  length = min(cfg.train.max_seq_len, len(shop.interactions.items) / users)
+  items, users = len(dataset.catalog), len(dataset.interactions)
+  length = min(cfg.train.max_seq_len, len(dataset.interactions.items) / users)
   train_tokens = cfg.train.epochs * users * length * LINE
   new_tokens = items * cfg.decode.beams * cfg.decode.new_tokens
   context = PROMPT + LINE + cfg.decode.new_tokens / 2
@@ -57,17 +57,17 @@ def cost(cfg: ConfigDict, shop: Dataset) -> dict[str, str]:
       'API': f'about {api:,.2f} (at most {cfg.tags.api_budget:,.2f}) at the prices of the config'
              if cfg.tags.source == 'api' else 'none: tags come from ' + cfg.tags.source,
       **cost_model.llm_lines(run, cfg.mesh, jax.device_count()),
-      **cpu_cost.lines(cfg, shape, lambda: cpu_stages(cfg, shop))}
+      **cpu_cost.lines(cfg, shape, lambda: cpu_stages(cfg, dataset))}
 
 
-def cpu_stages(cfg: ConfigDict, shop: Dataset) -> list[cpu_cost.Stage]:
+def cpu_stages(cfg: ConfigDict, dataset: Dataset) -> list[cpu_cost.Stage]:
   """The stages that use the language model, tags being the keywords of titles where there are none
-  yet. cfg: the run's config. shop: the data set."""
+  yet. cfg: the run's config. dataset: the data set."""
   tokens_of = cpu_cost.counter(cfg)
-  column = shop.catalog.columns.get('tags')
-  tags = column or keywords.extract_tags(shop.catalog.columns, n=cfg.tags.max_base_tags)
-  sequences = [[tags[i - 1] for i in base_tags.split_of(shop).train.history(user)]
-               for user in range(len(shop.interactions))]
+  column = dataset.catalog.columns.get('tags')
+  tags = column or keywords.extract_tags(dataset.catalog.columns, n=cfg.tags.max_base_tags)
+  sequences = [[tags[i - 1] for i in base_tags.split_of(dataset).train.history(user)]
+               for user in range(len(dataset.interactions))]
   sequences = [s for s in sequences if len(s) >= cfg.train.min_seq_len]
   draws = batches.halving_draws(np.array([len(s) for s in sequences]), cfg.train.epochs, cfg.seed)
   how = train.DrawSettings(cfg.seed, cfg.train.max_seq_len, cfg.tags.sep, tuple(cfg.train.keep))

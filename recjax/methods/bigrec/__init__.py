@@ -49,9 +49,9 @@ def run(cfg: ConfigDict, work: Workdir) -> None:
            + ''.join(f'; {v:,} {k.replace("_", " ")}' for k, v in data.notes.items() if v))
   opening, texts = train.documents(template, cfg.prompt.noun, data.titles, cfg.seed)
   llm = llm_loading.folder(cfg, work, opening, lambda: texts, data)
-  data = instruction_data.spelt(data, tokenizer.load(llm), template)
-  if spelt := data.notes.get('titles_as_the_tokenizer_spells_them'):
-    work.log(f'{spelt:,} titles are read and written as the tokenizer spells them')
+  data = instruction_data.respell(data, tokenizer.load(llm), template)
+  if respelled := data.notes.get('titles_as_the_tokenizer_spells_them'):
+    work.log(f'{respelled:,} titles are read and written as the tokenizer spells them')
   tuned = work.stage('tune', train.stage, train.settings(cfg), data, llm)
   assistant = work.stage('assistant', cf_assistant.stage, cf_assistant.settings(cfg), data)
   if cfg.variant == 'ground':

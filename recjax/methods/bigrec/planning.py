@@ -22,19 +22,19 @@ LONGEST = 0.9  # quantile of the tokens of titles at which a batch of searches i
 OPENING, TITLE = 60, 14  # tokens of a prompt around its history, and of a title, typical
 
 
-def cost(cfg: ConfigDict, shop: Dataset) -> dict[str, str]:
+def cost(cfg: ConfigDict, dataset: Dataset) -> dict[str, str]:
   """Parameters, memory, operations and time, by hand count. -> {what: text}
 
   Titles are taken as typical (14 tokens); the run itself counts the real ones. cfg: the run's
-  config. shop: the data set.
+  config. dataset: the data set.
   """
   shape = llm_loading.shape_of(cfg, **({} if cfg.train.mode == 'full' else dict(
       lora_rank=cfg.lora.rank, lora_targets=tuple(cfg.lora.targets))))
-  users, _ = windows.target_positions(np.maximum(shop.interactions.lengths() - 2, 0),
+  users, _ = windows.target_positions(np.maximum(dataset.interactions.lengths() - 2, 0),
                                       cfg.samples.window, cfg.samples.max_history)
   count = len(users) if cfg.train.sample <= 0 else min(len(users), cfg.train.sample)
   share = min(cfg.samples.max_history,
-              len(shop.interactions.items) / max(1, len(shop.interactions)))
+              len(dataset.interactions.items) / max(1, len(dataset.interactions)))
   length = OPENING + TITLE * (share + 1)
   forward = llm.flops_per_token(shape, length / 2)
   full = cfg.train.mode == 'full'
@@ -42,7 +42,7 @@ def cost(cfg: ConfigDict, shop: Dataset) -> dict[str, str]:
       jax.eval_shape(lambda k: lora.init_lora(shape, k), jax.random.key(0))))
   tokens = cfg.train.epochs * count * length
   flops = (3 if full else 2) * forward * tokens
-  asked = cfg.eval.max_test_users or len(shop.interactions)
+  asked = cfg.eval.max_test_users or len(dataset.interactions)
   written = asked * cfg.decode.beams * (TITLE if cfg.variant == 'decode' else cfg.decode.new_tokens)
   run = cost_model.LLMRun(cost_model.numerics(shape, cfg.llm), max(1, round(
       cfg.train.batch * (length - OPENING) / cfg.train.row_tokens)), cfg.train.row_tokens, OPENING,
@@ -57,13 +57,13 @@ def cost(cfg: ConfigDict, shop: Dataset) -> dict[str, str]:
       'generation': f'{asked:,} prompts, {written / 1e6:,.2f} M beam tokens, '
                     f'{forward * (written + asked * length) / 1e12:,.1f} TFLOP',
       **cost_model.llm_lines(run, cfg.mesh, jax.device_count()),
-      **cpu_cost.lines(cfg, shape, lambda: cpu_stages(cfg, shop))}
+      **cpu_cost.lines(cfg, shape, lambda: cpu_stages(cfg, dataset))}
 
 
-def cpu_stages(cfg: ConfigDict, shop: Dataset) -> list[cpu_cost.Stage]:
-  """The stages that use the language model. cfg: the run's config. shop: the data set."""
+def cpu_stages(cfg: ConfigDict, dataset: Dataset) -> list[cpu_cost.Stage]:
+  """The stages that use the language model. cfg: the run's config. dataset: the data set."""
   tokens_of, template = cpu_cost.counter(cfg), prompts.load_template(cfg.prompt.template)
-  titles, flat = instruction_data.titles_of(shop), shop.interactions
+  titles, flat = instruction_data.titles_of(dataset), dataset.interactions
 
   def texts(cases):  # (user, place of the target in the sequence)
     rows = [(flat.history(user), place) for user, place in cpu_cost.some(cases)]

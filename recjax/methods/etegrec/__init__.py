@@ -34,13 +34,10 @@ from recjax.training.workdir import Workdir
 
 
 def run(cfg: ConfigDict, work: Workdir) -> None:
-  """The experiment, stage by stage."""
+  """The experiment, stage by stage. cfg, work: of the run."""
   train.check(cfg)
   dataset = load_data(cfg.data)
-  work.log(
-    f'{dataset.name}: {len(dataset.catalog):,} items, {len(dataset.interactions):,} users, '
-    f'{len(dataset.interactions.items):,} interactions, fingerprint {dataset.fingerprint[:12]}'
-  )
+  work.log(dataset.summary)
   vectors_dir = work.stage('vectors', item_embeddings.stage, item_embeddings.settings(cfg), dataset)
   ids_dir = work.stage('tokenizer', tokenization.stage, tokenization.settings(cfg), vectors_dir,
                        dataset.catalog.ids)
@@ -68,5 +65,6 @@ recommender, cost, convert = (inference.recommender, inference.cost, inference.c
 
 
 def validated(cfg: ConfigDict) -> str:
-  """The stage whose validation figures tell settings apart, for `recjax sweep`."""
+  """The stage whose validation figures tell settings apart, for `recjax sweep`. cfg: the run's
+  config."""
   return 'train'

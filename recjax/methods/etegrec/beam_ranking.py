@@ -62,7 +62,7 @@ def rank_items(cfg: semantic_id_t5.Config, params: PyTree, table: Int[Array | np
       limits = item_filter.build_item_filter(
         trie, None if allowed is None else allowed[None],
         None if allowed is None else np.zeros(len(padded_rows), np.int32),
-        [np.asarray(history) - 1 for history in batch_histories] if exclude_seen else None
+        batch_histories if exclude_seen else None
       )
       constraint = constraints.CatalogConstraint(
         trie, limits, normalization=constraints.Normalization(NORMALIZE, cfg.size)

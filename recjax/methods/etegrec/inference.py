@@ -1,7 +1,7 @@
 """Recommendations out of a trained run, for histories of anybody."""
 import pathlib
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import jax
@@ -15,7 +15,7 @@ from recjax.data.formats import etegrec as files
 from recjax.data.loading import load_unchanged
 from recjax.distributed import sharding
 from recjax.errors import ConfigError, DataError, WorkdirError
-from recjax.evaluation.recommender import Recommender
+from recjax.evaluation.recommender import CatalogRecommender
 from recjax.methods.etegrec import beam_ranking, interests, train, update
 from recjax.models import semantic_id_t5
 from recjax.run_files import read_json
@@ -24,7 +24,8 @@ from recjax.training.workdir import Workdir, find_stage, saved_config
 
 
 def open_run(workdir: Path) -> tuple[ConfigDict, Dataset, semantic_id_t5.Config, PyTree]:
-  """-> the run's config, its data set, the recommender's config, parameters of the best seed"""
+  """workdir: of the run. -> the run's config, its data set, the recommender's config, parameters of
+  the best seed"""
   config = saved_config(workdir)
   results = read_json(find_stage(workdir, 'evaluate') / 'results.json')
   dataset = load_unchanged(config.data, results['data_fingerprint'], workdir)
@@ -41,14 +42,14 @@ def open_run(workdir: Path) -> tuple[ConfigDict, Dataset, semantic_id_t5.Config,
 
 
 def model_stage(workdir: Path) -> pathlib.Path:
-  """The folder of the last training: finetuned where that was done."""
+  """The folder of the last training: finetuned where that was done. workdir: of the run."""
   try:
     return find_stage(workdir, 'finetune')
   except WorkdirError:
     return find_stage(workdir, 'train')
 
 
-def recommender(workdir: Path, data: str | None = None) -> Recommender:
+def recommender(workdir: Path, data: str | None = None) -> CatalogRecommender:
   """The trained method's face.
 
   workdir: of the run. data: a later data set; its new items get IDs where texts made the run's.
@@ -62,7 +63,8 @@ def recommender(workdir: Path, data: str | None = None) -> Recommender:
   encode_interests = interest_encoder(config, dataset, mesh) if config.fusion != 'none' else None
   rec, table = jax.tree.map(jax.numpy.asarray, (params['rec'], params['table']))
 
-  def recommend(item_rows, k, exclude_seen, allowed_mask):
+  def recommend(item_rows: Sequence, k: int, exclude_seen: bool, allowed_mask: np.ndarray | None
+               ) -> tuple:
     empty = [i for i, h in enumerate(item_rows) if not len(h)]
     if empty:
       raise DataError(f'history {empty[0]} is empty; this method continues at least one item')
@@ -72,13 +74,14 @@ def recommender(workdir: Path, data: str | None = None) -> Recommender:
           cfg, rec, table, item_rows, config.model.max_history, decode,
           encode_interests(item_rows) if encode_interests else None, exclude_seen, allowed_mask)
     return items[:, :k], scores[:, :k]
-  return Recommender(recommend, dataset.catalog)
+  return CatalogRecommender(recommend, dataset.catalog)
 
 
 def interest_encoder(config: ConfigDict, dataset: Dataset, mesh: jax.sharding.Mesh) -> Callable:
   """Interests of new histories, from the local provider: files know those of the data alone.
 
-  -> as `interests.history_encoder`. Raises ConfigError where the source is gone.
+  config, dataset: of the run. mesh: the devices. -> as `interests.history_encoder`. Raises
+  ConfigError where the source is gone.
   """
   from rich.console import Console
   if config.interests.source != 'local' and not pathlib.Path(config.interests.source).exists():
@@ -107,7 +110,8 @@ def convert(workdir: Path, kind: str, out: Path) -> None:
 
 
 def cost(cfg: ConfigDict, dataset: Dataset) -> dict[str, str]:
-  """What a run would take, before it runs: of the recommender's side. -> {name: text}"""
+  """What a run would take, before it runs: of the recommender's side. cfg, dataset: of the run.
+  -> {name: text}"""
   step, steps, bins = train.trace_step(cfg, dataset)
   model, num_levels = cfg.model, train.num_levels(cfg)
   positions_read = sum(one_bin.history.size for one_bin in bins) * num_levels

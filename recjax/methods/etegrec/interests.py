@@ -28,12 +28,14 @@ HASH_WIDTH = 64  # numbers of a vector without an encoder
 
 
 def settings(cfg: ConfigDict) -> ConfigDict:
-  """What of the config decides the interests."""
+  """What of the config decides the interests. cfg: the run's config."""
   return ConfigDict({'interests': cfg.interests, 'most': cfg.model.max_history})
 
 
 def stage(work: Workdir, cfg: ConfigDict, dataset: Dataset) -> dict:
   """Writes texts.json (all texts), vectors.npy (their vectors, row 0 for none) and rows.npy.
+
+  work: of the stage. cfg: as `settings`. dataset: of the run.
 
   Rows are those of `batching.prefixes` on the training part, then the validation and the test
   users; they hold row numbers of vectors.npy. -> counts
@@ -61,8 +63,9 @@ def interest_texts(work: Workdir, cfg: ConfigDict, dataset: Dataset,
                    histories: Sequence[np.ndarray]) -> tuple[list[list[str]], dict]:
   """Texts of each history, from the source that the config names.
 
-  cfg: the group `interests`. histories: item indices, oldest first. -> texts, counts. Raises
-  ConfigError where the source is not there, DataError where it knows no history.
+  cfg: the group `interests`. histories: item indices, oldest first. work: of the stage. dataset:
+  the histories' own. -> texts, counts. Raises ConfigError where the source is not there, DataError
+  where it knows no history.
   """
   if cfg.source == 'local':
     terms, texts = words.read_terms(dataset.catalog.columns, len(dataset.catalog)), []
@@ -95,7 +98,8 @@ def text_vectors(work: Workdir, folder: str, texts: Sequence[str],
                  kept: bool = False) -> Float[np.ndarray, 'n d']:
   """Vectors of texts.
 
-  folder: of a text encoder; '' hashes words. kept: in pieces that a killed stage finds again
+  folder: of a text encoder; '' hashes words. kept: in pieces that a killed stage finds again. work:
+  of the stage. texts: what is encoded.
   """
   if not folder:
     return np.array([hash_words(text) for text in texts], np.float32).reshape(
@@ -120,7 +124,8 @@ def hash_words(text: str, dim: int = HASH_WIDTH) -> Float[np.ndarray, ' d']:
 
 
 def read(folder: Path) -> tuple[np.ndarray, np.ndarray, list[str]]:
-  """What `stage` wrote. -> rows (R, K) int32, vectors (T, d) float32, texts [T]"""
+  """What `stage` wrote. folder: of the stage. -> rows (R, K) int32, vectors (T, d) float32, texts
+  [T]"""
   folder = pathlib.Path(folder)
   return (run_files.read_arrays(folder / 'rows.npy'), run_files.read_arrays(folder / 'vectors.npy'),
           run_files.need_json(folder / 'texts.json', list))
@@ -129,12 +134,12 @@ def read(folder: Path) -> tuple[np.ndarray, np.ndarray, list[str]]:
 def history_encoder(work: Workdir, cfg: ConfigDict, dataset: Dataset) -> Callable:
   """Interests of new histories.
 
-  cfg: the group `interests`. -> encode([item indices of each history]) -> vectors (B, K, d)
-  float32, whether there is one (B, K) bool
+  cfg: the group `interests`. work: for the mesh. dataset: the histories' own. -> encode([item
+  indices of each history]) -> vectors (B, K, d) float32, whether there is one (B, K) bool
   """
   terms = words.read_terms(dataset.catalog.columns, len(dataset.catalog))
 
-  def encode(histories):
+  def encode(histories: Sequence) -> tuple[np.ndarray, np.ndarray]:
     texts_of_rows = [words.interests([int(i) for i in h], terms, MAX_INTERESTS) for h in histories]
     distinct_texts = list(dict.fromkeys(term for texts in texts_of_rows for term in texts))
     vectors = text_vectors(work, cfg.encoder, distinct_texts)

@@ -25,7 +25,7 @@ RESIDUAL = ('rqkmeans', 'rkmeans', 'rkmeans_balanced', 'rkmeans_mapped')  # code
 
 
 def settings(cfg: ConfigDict) -> ConfigDict:
-  """What of the config decides the codes."""
+  """What of the config decides the codes. cfg: the run's config."""
   return ConfigDict({'semantic_ids': cfg.semantic_ids, 'seed': cfg.seed})
 
 
@@ -44,8 +44,9 @@ def stage(work: Workdir, cfg: ConfigDict, vectors_dir: Path, ids: Sequence[str])
   RESIDUAL.
 
   cfg: as `settings`; its kind is one of NETWORKS or `semantic_ids.TOKENIZERS`, or an index file,
-  whose items go by `ids`. -> counts. Raises ConfigError for another kind, DataError for codes
-  that do not fit the size or items that share theirs.
+  whose items go by `ids`. work: of the stage. vectors_dir: of the item vectors. -> counts. Raises
+  ConfigError for another kind, DataError for codes that do not fit the size or items that share
+  theirs.
   """
   ids_cfg, x = cfg.semantic_ids, item_embeddings.read(vectors_dir)
   if ids_cfg.kind.endswith('.json'):
@@ -92,8 +93,8 @@ def train_network(work: Workdir, ids_cfg: ConfigDict, x: Float[np.ndarray, 'N d'
                   seed: int) -> tuple[np.ndarray, np.ndarray]:
   """Trains the RQ-VAE.
 
-  ids_cfg: the group semantic_ids. x: item vectors. seed: of the draws. -> codes (N, L), distances
-  of the last level (N, C)
+  ids_cfg: the group semantic_ids. x: item vectors. seed: of the draws. work: of the stage. -> codes
+  (N, L), distances of the last level (N, C)
   """
   cfg = rqvae_config(ids_cfg, x.shape[1])
   letter = rqvae_training.LetterWeights()
@@ -109,8 +110,8 @@ def load_released(work: Workdir, ids_cfg: ConfigDict,
                   x: Float[np.ndarray, 'N d']) -> tuple[np.ndarray, np.ndarray]:
   """Takes over the tensors of a released RQ-VAE. -> codes (N, L), distances of the last level
 
-  ids_cfg: the group semantic_ids. x: item vectors. Raises DataError where they do not fit the
-  vectors or the config.
+  ids_cfg: the group semantic_ids. x: item vectors. work: of the stage. Raises DataError where they
+  do not fit the vectors or the config.
   """
   cfg, params = rqvae.from_state_dict(
       safe_pickle.read_torch_state(ids_cfg.weights), ids_cfg.weights)
@@ -125,7 +126,8 @@ def save_network(work: Workdir, cfg: rqvae.Config, params: PyTree,
                  x: Float[np.ndarray, 'N d']) -> tuple[np.ndarray, np.ndarray]:
   """Writes the parameters.
 
-  cfg, params: of the network. x: item vectors. -> codes (N, L), distances of the last level (N, C)
+  cfg, params: of the network. x: item vectors. work: of the stage. -> codes (N, L), distances of
+  the last level (N, C)
   """
   sequential.save(work.folder / 'tokenizer.npz', params)
   outputs = jax.jit(rqvae.forward, static_argnums=0)(cfg, params, x)
@@ -133,10 +135,10 @@ def save_network(work: Workdir, cfg: rqvae.Config, params: PyTree,
 
 
 def read(folder: Path) -> Int[np.ndarray, 'N Q']:
-  """The codes of a finished stage."""
+  """The codes of a finished stage. folder: of the stage."""
   return run_files.read_arrays(pathlib.Path(folder) / 'codes.npy')
 
 
 def codebook_stats(folder: Path) -> dict:
-  """What `semantic_ids.codebook_stats` said when the codes were made."""
+  """What `semantic_ids.codebook_stats` said when the codes were made. folder: of the stage."""
   return read_json(pathlib.Path(folder) / 'health.json')

@@ -1,8 +1,9 @@
 """The training stages: the recommender alone or in turn with the tokenizer, then finetuning."""
 import dataclasses
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -35,7 +36,7 @@ VARIANTS = ('tiger', 'etegrec')
 
 
 def settings(cfg: ConfigDict) -> ConfigDict:
-  """What of the config decides the trained models."""
+  """What of the config decides the trained models. cfg: the run's config."""
   names = [
     'variant', 'fusion', 'model', 'semantic_ids', 'train', 'optim', 'decode', 'seed', 'seeds'
   ]
@@ -44,7 +45,7 @@ def settings(cfg: ConfigDict) -> ConfigDict:
 
 
 def finetune_settings(cfg: ConfigDict) -> ConfigDict:
-  """What of the config decides the finetuned models."""
+  """What of the config decides the finetuned models. cfg: the run's config."""
   return ConfigDict({**settings(cfg), 'finetune': cfg.finetune})
 
 
@@ -53,7 +54,7 @@ def model_config(cfg: ConfigDict, levels: int, size: int, dim: int,
   """The recommender of a config.
 
   levels: codes of an item. size: codes of a level. dim: width of item vectors. text_width: of
-  interest vectors.
+  interest vectors. cfg: as `settings`.
   """
   model = cfg.model
   check_dtype('model.dtype', model.dtype)
@@ -107,6 +108,7 @@ def load_training_data(cfg: ConfigDict, dataset: Dataset, vectors_dir: Path, ids
   """Reads what the stages before left.
 
   cfg: as `settings`. vectors_dir, ids_dir, interests_dir: of the stages, None without interests.
+  dataset: of the run.
   """
   split = splits.leave_one_out(dataset.interactions)
   x, table = item_embeddings.read(vectors_dir), tokenization.read(ids_dir)
@@ -130,13 +132,16 @@ def load_training_data(cfg: ConfigDict, dataset: Dataset, vectors_dir: Path, ids
 
 
 def num_levels(cfg: ConfigDict) -> int:
-  """Codes of an item: those of the tokenizer, and one more that tells equal items apart."""
+  """Codes of an item: those of the tokenizer, and one more that tells equal items apart. cfg: the
+  run's config."""
   return cfg.semantic_ids.levels + (cfg.semantic_ids.dedupe in ('suffix', 'random'))
 
 
 def trace_step(cfg: ConfigDict,
                dataset: Dataset) -> tuple[cost_model.TracedStep, int, list[batching.Bin]]:
   """What the recommender's side takes, from shapes. -> a step, steps an epoch, the bins
+
+  cfg: the run's config. dataset: of the run.
 
   Interests are taken to have the width of hashed ones.
   """
@@ -168,7 +173,8 @@ def trace_step(cfg: ConfigDict,
   x = jax.ShapeDtypeStruct((len(dataset.catalog), dim), np.float32)
   texts = jax.ShapeDtypeStruct((1, interests.HASH_WIDTH), np.float32)
 
-  def loss(rec, x, texts, fixed, step_bins, key):
+  def loss(rec: PyTree, x: Array, texts: Array, fixed: PyTree, step_bins: Sequence, key: Array
+          ) -> Array:
     return training.rec_loss(net, weights, id_cfg, x, texts, rec, fixed, step_bins, key, 1.0)[0]
 
   return (
@@ -182,7 +188,8 @@ def trace_step(cfg: ConfigDict,
 
 
 def check(cfg: ConfigDict) -> None:
-  """What can be known to be wrong before anything runs. Raises ConfigError."""
+  """What can be known to be wrong before anything runs. cfg: the run's config. Raises ConfigError.
+  """
   if cfg.variant not in VARIANTS:
     raise ConfigError(f'variant={cfg.variant!r}; choose one of {", ".join(VARIANTS)}')
   if cfg.fusion != 'none' and not cfg.interests.source:
@@ -207,7 +214,11 @@ def check(cfg: ConfigDict) -> None:
 
 def stage(work: Workdir, cfg: ConfigDict, dataset: Dataset, vectors_dir: Path, ids_dir: Path,
           interests_dir: Path | None) -> dict:
-  """Trains all seeds, keeps the best epoch of each by validation NDCG@10. -> counts"""
+  """Trains all seeds, keeps the best epoch of each by validation NDCG@10.
+
+  work: of the stage. cfg: as `settings`. dataset: of the run. vectors_dir, ids_dir, interests_dir:
+  of the stages before. -> counts
+  """
   data = load_training_data(cfg, dataset, vectors_dir, ids_dir, interests_dir)
   joint = data.id_cfg is not None
   id_share = 1 / cfg.train.cycle if joint else 0  # the tokenizer's part of all epochs
@@ -222,8 +233,8 @@ def stage(work: Workdir, cfg: ConfigDict, dataset: Dataset, vectors_dir: Path, i
   ]
   work.log(f'    {count:,} rows, {data.steps:,} steps an epoch of ' + ', '.join(parts))
 
-  def init():
-    def init_seed(key):
+  def init() -> PyTree:
+    def init_seed(key: Array) -> PyTree:
       params = {**fixed_start, 'rec': semantic_id_t5.init(data.cfg, key)}
       return {
         'params': params, 'opt': {side: side_tx.init(params[side]) for side, side_tx in tx.items()}
@@ -248,19 +259,20 @@ def finetune(work: Workdir, cfg: ConfigDict, dataset: Dataset, vectors_dir: Path
              interests_dir: Path | None, trained_dir: Path) -> dict:
   """The recommender alone again, from the best of before, its codes held. -> counts
 
-  trained_dir: of the training stage.
+  trained_dir: of the training stage. work: of the stage. cfg: as `finetune_settings`. dataset,
+  vectors_dir, ids_dir, interests_dir: as of `stage`.
   """
   data = load_training_data(cfg, dataset, vectors_dir, ids_dir, interests_dir)
   tx = {'rec': optim.make(cfg.finetune, data.steps * cfg.finetune.epochs)}
   best = jax.tree.map(jnp.asarray, sequential.load(trained_dir / 'model.npz'))
 
-  def init():
+  def init() -> PyTree:
     return {'params': best, 'opt': {'rec': jax.vmap(tx['rec'].init)(best['rec'])}}
   return fit_alternating(work, cfg, cfg.finetune, data, init, tx, training.AlignmentWeights(), 0)
 
 
 def seed_keys(cfg: ConfigDict) -> Key[Array, ' S']:
-  """A key of each seed."""
+  """A key of each seed. cfg: as `settings`."""
   return jnp.stack([jax.random.key(cfg.seed + seed) for seed in range(cfg.seeds)])
 
 
@@ -271,7 +283,7 @@ def fit_alternating(work: Workdir, cfg: ConfigDict, schedule: ConfigDict, data: 
 
   data: of the run. schedule: epochs, patience, save_every. init: -> the state of all seeds. tx:
   {side: optimizer}. weights: of the alignment. cycle: every so many epochs the tokenizer learns, 0
-  for never. -> counts
+  for never. work: of the stage. cfg: as `settings`. -> counts
   """
   orders = functools.partial(
     batching.shuffle_rows, bins=data.bins, shares=data.shares, steps=data.steps
@@ -294,13 +306,13 @@ def fit_alternating(work: Workdir, cfg: ConfigDict, schedule: ConfigDict, data: 
   keys = seed_keys(cfg)
   last = {}
 
-  def epoch(state, number):
+  def epoch(state: PyTree, number: Any) -> tuple:
     last['side'] = 'id' if cycle and int(number) % cycle == 0 else 'rec'
     state, means = epoch_of_side[last['side']](state, keys, bins, x, texts, number)
     training.check_collisions(jax.device_get(means), data.cfg.size)
     return state, means
 
-  def validate(params):
+  def validate(params: PyTree) -> Any:
     if last['side'] == 'id':  # the recommender has not met these codes yet
       return np.full(cfg.seeds, np.nan)
     params_of = lambda seed: jax.tree.map(lambda p: p[seed], params)  # noqa: E731
@@ -317,7 +329,7 @@ def fit_alternating(work: Workdir, cfg: ConfigDict, schedule: ConfigDict, data: 
 def validate_params(cfg: ConfigDict, data: TrainingData, params: PyTree) -> float:
   """NDCG@10 of validation users, as many as the config looks at, by beams as in the test.
 
-  data, params: of the run.
+  data, params: of the run. cfg: as `settings`.
   """
   cases = data.split.valid
   order = np.random.default_rng(0).permutation(len(cases))[:cfg.train.valid_users or None]
@@ -332,10 +344,11 @@ def validate_params(cfg: ConfigDict, data: TrainingData, params: PyTree) -> floa
 
 
 def load_params(folder: Path, seed: int) -> PyTree:
-  """-> {'rec', 'table', 'id'} of one seed, host arrays"""
+  """folder: of the training. seed: its number, from 0. -> {'rec', 'table', 'id'} of one seed, host
+  arrays"""
   return sequential.load(folder / 'model.npz', seed)
 
 
 def validation_scores(folder: Path) -> dict:
-  """NDCG@10 and its epoch, of each seed."""
+  """NDCG@10 and its epoch, of each seed. folder: of the training."""
   return run_files.need_json(folder / 'valid.json')

@@ -4,7 +4,7 @@ Liu et al., AAAI 2025, arXiv 2409.19925. Embeddings of item ids say little about
 people met. Here an LLM reads an item's attributes; contrastive fine-tuning (SCFT) teaches it that
 two views of an item, each without some attributes, are the same item. Its vectors are reduced by
 PCA, and a small adapter turns them into the item table of a recommender, which is trained while its
-vectors are drawn towards those that ids alone gave (RAT). No LLM runs when recommending.
+vectors are drawn toward those that ids alone gave (RAT). No LLM runs when recommending.
 
 Deliberate differences from the authors' code (docs/llmemb.md lists them one by one, and
 `profile=faithful` takes back those that change results):
@@ -38,13 +38,10 @@ from recjax.training.workdir import Workdir
 
 
 def run(cfg: ConfigDict, work: Workdir) -> None:
-  """The experiment, stage by stage."""
+  """The experiment, stage by stage. cfg, work: of the run."""
   variants.check(cfg)
   dataset = load_data(cfg.data)
-  work.log(
-    f'{dataset.name}: {len(dataset.catalog):,} items, {len(dataset.interactions):,} users, '
-    f'{len(dataset.interactions.items):,} interactions, fingerprint {dataset.fingerprint[:12]}'
-  )
+  work.log(dataset.summary)
   rat.check(cfg, len(dataset.catalog))
   prompts_dir = work.stage('prompts', prompts.stage, prompts.settings(cfg), dataset)
   llm_dir = variants.llm_folder(cfg, work, prompts_dir)
@@ -76,7 +73,8 @@ def embeddings(cfg: ConfigDict, work: Workdir, prompts_dir: Path, llm_dir: Path 
                source: str) -> Path:
   """One table of item vectors, through its own stages.
 
-  source: as `variants.vector_source` names it. -> the folder that holds table.npy
+  source: as `variants.vector_source` names it. cfg, work: of the run. prompts_dir, llm_dir: of its
+  stages. -> the folder that holds table.npy
   """
   if source == 'file':
     return work.stage(
@@ -107,10 +105,11 @@ recommender, convert = evaluate.recommender, planning.convert
 
 
 def cost(cfg: ConfigDict, dataset: Dataset) -> dict[str, str]:
-  """What a run would take, before it runs. -> {what: text}"""
+  """What a run would take, before it runs. cfg, dataset: of the run. -> {what: text}"""
   return planning.cost(cfg, dataset) | rat.cost(cfg, dataset)
 
 
 def validated(cfg: ConfigDict) -> str:
-  """The stage whose validation figures tell settings apart, for `recjax sweep`."""
+  """The stage whose validation figures tell settings apart, for `recjax sweep`. cfg: the run's
+  config."""
   return f'rat-{cfg.rat.variant}'

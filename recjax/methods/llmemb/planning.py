@@ -20,7 +20,7 @@ from recjax.training.workdir import find_stage, saved_config
 
 
 def cost(cfg: ConfigDict, dataset: Dataset) -> dict[str, str]:
-  """What a run would take, by hand count. -> {what: text}"""
+  """What a run would take, by hand count. cfg, dataset: of the run. -> {what: text}"""
   num_items, prompt_tokens = len(dataset.catalog), 120  # tokens of a prompt, typical
   lines = {}
   if variants_lib.needs_llm(cfg):
@@ -67,7 +67,8 @@ def cpu_stages(cfg: ConfigDict, dataset: Dataset) -> list[cpu_cost.Stage]:
 
 
 def llm_shape(cfg: ConfigDict) -> llm.Config:
-  """The LLM's shape, from its folder or the tiny model's settings. Raises ConfigError for none."""
+  """The LLM's shape, from its folder or the tiny model's settings. cfg: the run's config. Raises
+  ConfigError for none."""
   if cfg.llm.weights == 'tiny':
     tiny = cfg.tiny
     return llm.Config(

@@ -50,12 +50,13 @@ RULES = {
 
 
 def settings(cfg: ConfigDict) -> ConfigDict:
-  """What of the config decides this stage's result."""
+  """What of the config decides this stage's result. cfg: the run's config."""
   return ConfigDict({**cfg.prompts, 'crude': cfg.reproduce_bugs.crude_values})
 
 
 def stage(work: Workdir, cfg: ConfigDict, dataset: Dataset) -> dict:
-  """Writes item_str.jsonline, one prompt an item, and counts what had to be made up. -> counts"""
+  """Writes item_str.jsonline, one prompt an item, and counts what had to be made up. work: of the
+  stage. cfg: as `settings`. dataset: of the run. -> counts"""
   ids = dataset.catalog.ids
   prompts, bare_items = item_prompts(cfg, dataset.catalog)
   files.write_prompts(work.folder / files.PROMPTS, ids, prompts)
@@ -149,7 +150,7 @@ def sanitize(text: str, rules: Rules) -> str:
 
 
 def read(folder: Path) -> list[str]:
-  """The prompts of a finished stage, in item order."""
+  """The prompts of a finished stage, in item order. folder: of the stage."""
   return files.read_prompts(folder / files.PROMPTS)
 
 
@@ -171,7 +172,8 @@ def view(prompt: str, ratio: float, rng: np.random.Generator, crude: bool = Fals
   """The prompt with its attributes in another order, the last floor(n * ratio) of them dropped.
 
   crude: as released, an item's only attribute is lost with the line break in front of it, and
-  attributes keep their blanks: 'b; a' may follow as ' a;b'.
+  attributes keep their blanks: 'b; a' may follow as ' a;b'. rng: of the order. prompt: as
+  `item_prompts` makes it. ratio: share of attributes dropped.
   """
   header, parts = split(prompt, crude)
   num_dropped = int(np.floor(len(parts) * ratio + 1e-9))
@@ -192,7 +194,8 @@ def views(prompt: str, ratio: float, seed: int, epoch: int, item: int,
 
 
 def documents(folder: Path, seed: int) -> list[str]:
-  """Texts that a tiny model learns to write: every prompt, and two views of it."""
+  """Texts that a tiny model learns to write: every prompt, and two views of it. folder: of the
+  stage. seed: of the views."""
   texts = read(folder)
   return [
     document

@@ -31,7 +31,7 @@ ALIGN_ITEMS = ('distinct', 'positions')
 def check(cfg: ConfigDict, num_items: int) -> None:
   """What can be known to be wrong before anything is trained.
 
-  num_items: of the catalog. Raises ConfigError.
+  num_items: of the catalog. cfg: the run's config. Raises ConfigError.
   """
   rat = cfg.rat
   if rat.activation not in ACTIVATIONS:
@@ -61,12 +61,14 @@ def check(cfg: ConfigDict, num_items: int) -> None:
 
 
 def id_settings(cfg: ConfigDict, kind: str) -> ConfigDict:
-  """What of the config decides a recommender over ids. kind: of the recommender."""
+  """What of the config decides a recommender over ids. kind: of the recommender. cfg: the run's
+  config."""
   return variants.recommender_config(cfg, kind)
 
 
 def ids_stage(work: Workdir, cfg: ConfigDict, dataset: Dataset) -> dict:
-  """Trains a recommender over ids alone: the base to beat and the aim of the alignment."""
+  """Trains a recommender over ids alone: the base to beat and the aim of the alignment. work: of
+  the stage. cfg: as `id_settings`. dataset: of the run."""
   split = load_split(dataset)
   model = sequential.model_config(cfg, len(dataset.catalog))
   validate = ranking.validator(lambda params: sequential.scorer(model, params), split.valid,
@@ -75,7 +77,7 @@ def ids_stage(work: Workdir, cfg: ConfigDict, dataset: Dataset) -> dict:
 
 
 def load_split(dataset: Dataset) -> splits.Split:
-  """Leave-one-out. Raises DataError where nobody can be judged."""
+  """Leave-one-out. dataset: of the run. Raises DataError where nobody can be judged."""
   split = splits.leave_one_out(dataset.interactions)
   if not len(split.valid):
     raise DataError(f'no user of {dataset.name} has 3 items, so nobody can be validated or tested')
@@ -86,7 +88,8 @@ def save_models(work: Workdir, cfg: ConfigDict, params: PyTree, scores: np.ndarr
                 best_epochs: np.ndarray) -> dict:
   """Writes the model of every seed and how it was chosen.
 
-  params: of all seeds. scores, best_epochs: of each. -> counts
+  params: of all seeds. scores, best_epochs: of each. work: of the stage. cfg: of the training.
+  -> counts
   """
   sequential.save(work.folder / 'model.npz', params)
   write_json(work.folder / 'valid.json', {
@@ -100,7 +103,8 @@ def save_models(work: Workdir, cfg: ConfigDict, params: PyTree, scores: np.ndarr
 
 
 def settings(cfg: ConfigDict, variant: str) -> ConfigDict:
-  """Everything in the config that decides this stage's result. variant: of VARIANTS."""
+  """Everything in the config that decides this stage's result. variant: of VARIANTS. cfg: the run's
+  config."""
   parts = variants.VARIANTS[variant]
   rat = {**cfg.rat.to_dict(), 'adapter': parts.adapter, 'freeze': parts.freeze,
          'alpha': cfg.rat.alpha if parts.align else 0.0,
@@ -115,7 +119,7 @@ def stage(work: Workdir, cfg: ConfigDict, dataset: Dataset, table_dir: Path, ids
   """Trains adapter and recommender, all seeds, and keeps each one's best epoch.
 
   cfg: as `settings`. table_dir: of the reduced item vectors. ids_dir: of the recommender whose
-  items are the aim of the alignment. -> counts
+  items are the aim of the alignment. work: of the stage. dataset: of the run. -> counts
   """
   split = load_split(dataset)
   model = sequential.model_config(cfg, len(dataset.catalog))
@@ -140,7 +144,8 @@ def stage(work: Workdir, cfg: ConfigDict, dataset: Dataset, table_dir: Path, ids
 
 
 def cost(cfg: ConfigDict, dataset: Dataset) -> dict[str, str]:
-  """What the trainings of recommenders take, each over all seeds at once. -> {what: text}"""
+  """What the trainings of recommenders take, each over all seeds at once. cfg: the run's config.
+  dataset: of the run. -> {what: text}"""
   split, num_items, steps_by_name = (
     splits.leave_one_out(dataset.interactions), len(dataset.catalog), {}
   )
@@ -175,7 +180,7 @@ def cost(cfg: ConfigDict, dataset: Dataset) -> dict[str, str]:
 def has_id_row(cfg: ConfigDict, split: splits.Split, num_items: int) -> Bool[Array, ' N'] | None:
   """Items with rat.ids_from training interactions or more; None where that is 0.
 
-  split: of the users. num_items: of the catalog.
+  split: of the users. num_items: of the catalog. cfg: as `settings`.
   """
   if not cfg.rat.ids_from:
     return None
@@ -225,7 +230,7 @@ def make_objective(cfg: ConfigDict, num_components: int, model: seqrec.Config, l
   """
   max_items = max_distinct_items(cfg, model, targets)
 
-  def total(params, vectors, aim, seqs, key):
+  def total(params: PyTree, vectors: Array, aim: Array, seqs: Array, key: Array) -> Array:
     item_ids = batch_items(cfg, model, targets, max_items, seqs, key)
     full_params = expand_table(cfg, model, params, vectors, item_ids, id_rows)
     value = loss(full_params, seqs, key)
@@ -241,7 +246,8 @@ def make_objective(cfg: ConfigDict, num_components: int, model: seqrec.Config, l
 def init(cfg: ConfigDict, model: seqrec.Config, num_components: int, key: Key[Array, '']) -> PyTree:
   """What is trained: the recommender without its table, and what makes the table.
 
-  model: the recommender's. num_components: of an item vector.
+  model: the recommender's. num_components: of an item vector. cfg: as `settings`. key: of the
+  draws.
   """
   rest = seqrec.init(model, jax.random.fold_in(key, 0))
   del rest['items']
@@ -266,7 +272,7 @@ def init_adapter(num_components: int, hidden: int, width: int, spread: float,
                  key: Key[Array, '']) -> dict[str, Array]:
   """Two layers; `spread` is about the size of the numbers that come out, of inputs about one.
 
-  num_components, hidden, width: numbers that come in, stand between, come out.
+  num_components, hidden, width: numbers that come in, stand between, come out. key: of the draws.
   """
   first_key, second_key = jax.random.split(key)
   return {
@@ -294,7 +300,7 @@ def expand_table(cfg: ConfigDict, model: seqrec.Config, params: PyTree,
 
   model: the recommender's. params: what is trained. vectors: as `adapter_inputs` gives them.
   item_ids: that are read, 0 for none; the rest of the table is zeros. None makes all. id_rows:
-  items with a row of their own beside it. -> tree of seqrec
+  items with a row of their own beside it. cfg: as `settings`. -> tree of seqrec
   """
   ids = jnp.arange(1, model.items + 1) if item_ids is None else item_ids
   x = vectors if item_ids is None else vectors[ids - 1]
@@ -320,7 +326,7 @@ def max_distinct_items(cfg: ConfigDict, model: seqrec.Config, targets: int) -> i
   """How many distinct items a batch can hold at most; 0 where that is no less than all.
 
   model: the recommender's. targets: of a batch. A softmax over the catalog reads them all; noisy
-  masks show any item.
+  masks show any item. cfg: as `settings`.
   """
   if cfg.loss.kind in ('ce', 'chunked') or cfg.train.get('mask_by_chance'):
     return 0
@@ -339,7 +345,7 @@ def batch_items(cfg: ConfigDict, model: seqrec.Config, targets: int, max_items: 
   """The distinct items of a batch's sequences and negatives, 0 behind; None where max_items is 0.
 
   model: the recommender's. seqs: item ids of the users. targets: of a batch. key: of the step, from
-  which training draws its negatives, too.
+  which training draws its negatives, too. cfg: as `settings`.
   """
   if not max_items:
     return None
@@ -355,7 +361,8 @@ def alignment_loss(cfg: ConfigDict, model: seqrec.Config, table: Float[Array, 'M
   """How far the table is from that of ids, over what the batch asks for.
 
   model: the recommender's. seqs: item ids of the users. key: of the step. table: of the
-  recommender, row 0 of padding. aim: item table of ids, without padding. targets: of a batch.
+  recommender, row 0 of padding. aim: item table of ids, without padding. targets: of a batch. cfg:
+  as `settings`.
   """
   mask_key, _, draw_key = jax.random.split(key, 3)
   target_ids = sequential.example(cfg, model, seqs, mask_key)[1].reshape(-1)

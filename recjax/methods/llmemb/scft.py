@@ -33,7 +33,7 @@ RELEASED_TAU = 3.0  # where the released code's learned temperature begins
 def settings(cfg: ConfigDict, source: str) -> ConfigDict:
   """Everything in the config that decides this stage's result.
 
-  source: as `variants.vector_source` names it.
+  source: as `variants.vector_source` names it. cfg: the run's config.
   """
   return ConfigDict(
     {
@@ -56,7 +56,7 @@ def stage(work: Workdir, cfg: ConfigDict, prompts_dir: Path, llm_dir: Path) -> d
                       'variant=no_scft, or name it as text.weights with variant=text')
   prompts_dir = prompts.read(prompts_dir)
   batches = ViewBatches(encoder, prompts_dir, cfg, num_row_shards(work.mesh))
-  def split(parts):  # pairs divide evenly
+  def split(parts: int) -> Callable:  # pairs divide evenly
     num_parts = next(n for n in range(parts, cfg.scft.batch + 1) if cfg.scft.batch % n == 0)
     return make_loss(encoder, cfg, num_row_shards(work.mesh), num_parts)
 
@@ -81,12 +81,13 @@ def stage(work: Workdir, cfg: ConfigDict, prompts_dir: Path, llm_dir: Path) -> d
 
 
 def num_row_shards(mesh: jax.sharding.Mesh) -> int:
-  """Over how many devices rows are spread."""
+  """Over how many devices rows are spread. mesh: the devices."""
   return max(1, mesh.size // mesh.shape.get('model', 1))
 
 
 def init_params(shape: llm.Config, cfg: ConfigDict, key: Key[Array, '']) -> PyTree:
-  """What is trained: the adapter, and as released the temperature. shape: of the LLM."""
+  """What is trained: the adapter, and as released the temperature. shape: of the LLM. cfg: as
+  `settings`. key: of the draws."""
   train = {'lora': lora.init_lora(shape, key)}
   return train | ({'tau': jnp.float32(RELEASED_TAU)} if cfg.reproduce_bugs.learned_tau else {})
 
@@ -138,7 +139,7 @@ def make_loss(encoder: text_embedding.Encoder, cfg: ConfigDict, num_shards: int 
   """
   parts = parts or cfg.scft.parts
 
-  def encode(train, frozen, batch):
+  def encode(train: PyTree, frozen: PyTree, batch: dict[str, Array]) -> Array:
     rows = {key_name: array.reshape(-1, array.shape[-1]) for key_name, array in batch.items()}
     vectors = encoder.run({'params': frozen, 'lora': train['lora']}, rows['tokens'], rows['mask'])
     return vectors.reshape(-1, 2, vectors.shape[-1])

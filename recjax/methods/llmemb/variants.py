@@ -33,23 +33,25 @@ VARIANTS = {
 
 
 def variants(cfg: ConfigDict) -> list[str]:
-  """The variants of a run, the one that the run is about first."""
+  """The variants of a run, the one that the run is about first. cfg: the run's config."""
   return list(dict.fromkeys([cfg.rat.variant, *cfg.rat.ablations]))
 
 
 def vector_source(cfg: ConfigDict, variant: str) -> str:
-  """Where a variant's item vectors come from: a stage's name, or the file of the config."""
+  """Where a variant's item vectors come from: a stage's name, or the file of the config. cfg: the
+  run's config. variant: of VARIANTS."""
   return 'file' if cfg.export.file else VARIANTS[variant].source
 
 
 def vector_sources(cfg: ConfigDict) -> list[str]:
-  """The tables of item vectors that a run needs. 'plain' comes along where 'tuned' is shown."""
+  """The tables of item vectors that a run needs. 'plain' comes along where 'tuned' is shown. cfg:
+  the run's config."""
   needed = [vector_source(cfg, v) for v in variants(cfg)]
   return list(dict.fromkeys(needed + (['plain'] if 'tuned' in needed else [])))
 
 
 def needs_llm(cfg: ConfigDict) -> bool:
-  """Whether the LLM is read at all."""
+  """Whether the LLM is read at all. cfg: the run's config."""
   return any(s in ('tuned', 'plain', 'last') for s in vector_sources(cfg))
 
 
@@ -59,17 +61,20 @@ def row_name(variant: str) -> str:
 
 
 def alignment_target(cfg: ConfigDict) -> str:
-  """Whose table is the aim of the alignment: SASRec's, or the same backbone's."""
+  """Whose table is the aim of the alignment: SASRec's, or the same backbone's. cfg: the run's
+  config."""
   return 'sasrec' if cfg.rat.align_source == 'sasrec' else cfg.model.kind
 
 
 def id_models(cfg: ConfigDict) -> list[str]:
-  """The recommenders over ids alone: the backbone's, and the aim of the alignment."""
+  """The recommenders over ids alone: the backbone's, and the aim of the alignment. cfg: the run's
+  config."""
   return list(dict.fromkeys([cfg.model.kind, alignment_target(cfg)]))
 
 
 def recommender_config(cfg: ConfigDict, kind: str) -> ConfigDict:
-  """What `training.sequential` reads, for one kind of recommender; bugs of the profile in it."""
+  """What `training.sequential` reads, for one kind of recommender; bugs of the profile in it. cfg:
+  the run's config. kind: 'sasrec', 'gru4rec' or 'bert4rec'."""
   model = (cfg.model if kind == cfg.model.kind else cfg.base).to_dict()
   train = cfg.train.to_dict()
   model.update(
@@ -86,7 +91,8 @@ def recommender_config(cfg: ConfigDict, kind: str) -> ConfigDict:
 
 
 def check(cfg: ConfigDict) -> None:
-  """What can be known to be wrong before anything runs. Raises ConfigError."""
+  """What can be known to be wrong before anything runs. cfg: the run's config. Raises ConfigError.
+  """
   llm_loading.check(cfg.llm)
   for variant in variants(cfg):
     if variant not in VARIANTS:
@@ -111,7 +117,8 @@ def check(cfg: ConfigDict) -> None:
 
 
 def llm_folder(cfg: ConfigDict, work: Workdir, prompts_dir: Path) -> pathlib.Path | None:
-  """Where the LLM stands; trains the tiny one on the prompts. None where nothing reads it."""
+  """Where the LLM stands; trains the tiny one on the prompts. None where nothing reads it. cfg,
+  work: of the run. prompts_dir: of the stage before."""
   if not needs_llm(cfg):
     return None
   return llm_loading.folder(
@@ -120,7 +127,8 @@ def llm_folder(cfg: ConfigDict, work: Workdir, prompts_dir: Path) -> pathlib.Pat
 
 
 def text_folder(cfg: ConfigDict) -> pathlib.Path:
-  """The folder of the sentence encoder. Raises ConfigError where there is none."""
+  """The folder of the sentence encoder. cfg: the run's config. Raises ConfigError where there is
+  none."""
   folder = pathlib.Path(cfg.text.weights)
   if not cfg.text.weights or not (folder / 'config.json').exists():
     raise ConfigError(f'text.weights={cfg.text.weights!r} holds no config.json, which variant=text '
@@ -129,5 +137,5 @@ def text_folder(cfg: ConfigDict) -> pathlib.Path:
 
 
 def main_stage(workdir: Path) -> pathlib.Path:
-  """The stage of the variant that a run is about."""
+  """The stage of the variant that a run is about. workdir: of the run."""
   return find_stage(workdir, f'rat-{saved_config(workdir).rat.variant}')

@@ -10,7 +10,8 @@ from ml_collections import ConfigDict
 
 from recjax.decoding.prefix_generator import PrefixGenerator
 from recjax.errors import ConfigError, DataError
-from recjax.methods.reclm import generation, sft_data, train
+from recjax.methods.reclm import generation, train
+from recjax.methods.reclm import prompts as prompts_lib
 from recjax.methods.reclm.generation import GroundedModel, Reply
 
 PROMPT_BUCKET = 128  # tokens that prompts are padded to a multiple of
@@ -88,7 +89,8 @@ class ChatBatcher:
     }
 
   def domain_of(self, request: ChatRequest) -> tuple[str, GroundedModel]:
-    """-> its catalog's name, the model over it. Raises ConfigError naming the known ones."""
+    """request: the conversation. -> its catalog's name, the model over it. Raises ConfigError
+    naming the known ones."""
     name = request.domain or next(iter(self.domains))
     if name not in self.domains:
       raise ConfigError(f'there is no catalog {name!r:.60}; known are {", ".join(self.domains)}')
@@ -97,22 +99,23 @@ class ChatBatcher:
   def prompt(self, request: ChatRequest) -> list[int]:
     """The tokens of a conversation, its oldest rounds dropped where it is too long.
 
-    Raises ConfigError where the last turn alone is.
+    request: the conversation. Raises ConfigError where the last turn alone is.
     """
     name, grounded = self.domain_of(request)
     tokenized = grounded.tokenized
     turns = [dict(t) for t in request.turns]
     if turns[0]['role'] != 'system':
-      turns.insert(0, sft_data.message('system', self.system))
+      turns.insert(0, prompts_lib.message('system', self.system))
     max_chars = (
       CHARS_PER_TOKEN * self.cfg.prompt.max_prompt_tokens
     )  # more letters never fit, and take long to see
     while sum(len(t['content']) for t in turns) > max_chars and drop_oldest_round(turns):
       pass
     if request.history:
-      items = list(request.history[-sft_data.MAX_ITEMS:])
-      turns[-1]['content'] = sft_data.with_history(self.cfg, tokenized, items, turns[-1]['content'])
-    turns = [sft_data.message(t['role'], restore_items(t['content'], self.item_of_title[name]))
+      items = list(request.history[-prompts_lib.MAX_ITEMS:])
+      turns[-1]['content'] = prompts_lib.with_history(
+        self.cfg, tokenized, items, turns[-1]['content'])
+    turns = [prompts_lib.message(t['role'], restore_items(t['content'], self.item_of_title[name]))
              if t['role'] == 'assistant' else t for t in turns]
     encoder = train.make_encoder(self.cfg, grounded.chat_model, tokenized)
     ids = encoder.tokens(turns)
@@ -129,8 +132,8 @@ class ChatBatcher:
                settle: Callable = lambda row, answer: None) -> list[ChatAnswer]:
     """Replies to a batch.
 
-    settle: called with the row and the ChatAnswer of each whose reply ends before others'. Raises
-    ConfigError or DataError of any.
+    settle: called with the row and the ChatAnswer of each whose reply ends before others'.
+    requests: the conversations. Raises ConfigError or DataError of any.
     """
     answers, rows_by_program = [None] * len(requests), {}
     prompts = [self.prompt(request) for request in requests]
@@ -159,7 +162,8 @@ class ChatBatcher:
     """Replies to conversations that one program takes together.
 
     temperature: of the draws. grounded: the model over their catalog. prompts: of the requests.
-    min_items: before a reply may end. settle: as in `__call__`.
+    min_items: before a reply may end. settle: as in `__call__`. requests: the conversations. seed:
+    of the draws.
     """
     batch_size = next(size for size in BATCH_SIZES if size >= len(requests))
     decode = ConfigDict(
@@ -167,10 +171,10 @@ class ChatBatcher:
     )
     is_over = np.arange(batch_size) >= len(requests)
 
-    def answer_at(place, reply):
+    def answer_at(place: int, reply: Reply) -> ChatAnswer:
       return self.make_answer(grounded, requests[place], reply, len(prompts[place]))
 
-    def on_tokens(rows):
+    def on_tokens(rows: list[list[int]]) -> np.ndarray:
       for place, (request, ids) in enumerate(zip(requests, rows)):
         if not is_over[place]:
           is_over[place] = self.report(grounded, request, ids)
@@ -184,7 +188,7 @@ class ChatBatcher:
       )
     return [answer_at(place, reply) for place, reply in enumerate(replies[: len(requests)])]
 
-  def asked(self, turns: Sequence[dict], **fields) -> ChatRequest:
+  def asked(self, turns: Sequence[dict], **fields: Any) -> ChatRequest:
     """A conversation, checked before it waits.
 
     turns: [{'role', 'content'}]. fields: of ChatRequest. Raises DataError or ConfigError for turns
@@ -204,11 +208,12 @@ class ChatBatcher:
     return self.domains[answer.domain].tokenized.catalog.id_of(item)
 
   def own(self, answer: ChatAnswer) -> bool:
-    """Whether a reply is about the catalog that the model was trained on."""
+    """Whether a reply is about the catalog that the model was trained on. answer: the reply."""
     return answer.domain == next(iter(self.domains))
 
   def temperature_of(self, request: ChatRequest) -> float:
-    """The temperature that is used: the run's, or the nearest of TEMPERATURES."""
+    """The temperature that is used: the run's, or the nearest of TEMPERATURES. request: the
+    conversation."""
     if request.temperature is None:
       return float(self.cfg.decode.temperature)
     return min(TEMPERATURES, key=lambda temperature: abs(temperature - request.temperature))
@@ -216,7 +221,8 @@ class ChatBatcher:
   def report(self, grounded: GroundedModel, request: ChatRequest, ids: list[int]) -> bool:
     """Tells a client the text of a reply's tokens so far.
 
-    request: whose reply it is. ids: the tokens. -> whether the reply is at its end
+    request: whose reply it is. ids: the tokens. grounded: the model over its catalog. -> whether
+    the reply is at its end
     """
     if request.gone():
       return True
@@ -232,7 +238,8 @@ class ChatBatcher:
                   tokens_in: int) -> ChatAnswer:
     """The answer, cut where fewer items or tokens were asked for; a cut item is left out.
 
-    request: that is answered. reply: to it. tokens_in: of the prompt.
+    request: that is answered. reply: to it. tokens_in: of the prompt. grounded: the model over its
+    catalog.
     """
     size, _ = reply_length(request, grounded.chat_model, reply.ids)
     if size < len(reply.ids):
@@ -247,7 +254,7 @@ class ChatBatcher:
     """Compiles the programs of short conversations."""
     for size in BATCH_SIZES:
       for min_items in MIN_ITEMS:
-        self([ChatRequest((sft_data.message('user', 'Hello'),), least=min_items)] * size)
+        self([ChatRequest((prompts_lib.message('user', 'Hello'),), least=min_items)] * size)
 
 
 def reply_length(request: ChatRequest, chat_model: train.ChatModel,
@@ -255,7 +262,7 @@ def reply_length(request: ChatRequest, chat_model: train.ChatModel,
   """How many of a reply's tokens count, and whether more would not: enough were asked for, or an
   item more than may come is begun.
 
-  request: that is answered. ids: the reply's tokens.
+  request: that is answered. ids: the reply's tokens. chat_model: the LLM.
   """
   ends = [i + 1 for i, token in enumerate(ids) if token == chat_model.eoi]
   size, is_over = len(ids), False
@@ -305,9 +312,9 @@ def check_turns(turns: Iterable[dict]) -> tuple[dict, ...]:
     if role == 'system' and checked and checked[-1]['role'] != 'system':
       raise DataError('the system message stands first, before the others')
     if checked and checked[-1]['role'] == role:
-      checked[-1] = sft_data.message(role, checked[-1]['content'] + '\n' + turn['content'])
+      checked[-1] = prompts_lib.message(role, checked[-1]['content'] + '\n' + turn['content'])
     else:
-      checked.append(sft_data.message(role, turn['content']))
+      checked.append(prompts_lib.message(role, turn['content']))
   if not checked or checked[-1]['role'] != 'user':
     raise DataError('the last message must be of the user')
   if checked[0]['role'] == 'assistant' or checked[0]['role'] == 'system' and len(checked) > 1 and (

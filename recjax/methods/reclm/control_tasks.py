@@ -33,7 +33,7 @@ class CategoryRequest:
   wanted: int = 0
 
   def text(self, template: dict[str, str]) -> str:
-    """The sentence that a request ends with."""
+    """The sentence that a request ends with. template: the request's parts."""
     return fill(template[self.kind], category=self.category, wanted=str(self.wanted))
 
   def followed(self, items: Sequence[int] | np.ndarray, members: set[int]) -> bool:
@@ -48,7 +48,7 @@ class CategoryRequest:
 
 
 def category_members(tokenized: TokenizedCatalog) -> dict[str, set[int]]:
-  """The items of each category, as indices 1..N."""
+  """The items of each category, as indices 1..N. tokenized: the catalog."""
   members = {}
   for item, paths in enumerate(tokenized.categories, 1):
     for path in paths:
@@ -64,8 +64,8 @@ def make_lists(tokenized: TokenizedCatalog, histories: Sequence[np.ndarray],
   histories: item indices; targets: the next item of each, whose categories are asked for, or with
   'without' the one that the teacher's list holds most of and the target does not have. teach:
   (histories, k, signs) -> (M, k) items, signs '+C' or '-C'. seeds: a seed of each; kinds: of
-  LIST_KINDS, of each; max_items: of a list. -> for each the labels and the CategoryRequest, or None
-  where no category serves
+  LIST_KINDS, of each; max_items: of a list. tokenized: the catalog. -> for each the labels and the
+  CategoryRequest, or None where no category serves
   """
   if not histories:
     return []
@@ -136,8 +136,9 @@ def make_question(tokenized: TokenizedCatalog, template: dict[str, str], kind: s
                   rng: np.random.Generator, max_items: int) -> tuple[str, list]:
   """A question about an item's most specific category, or for items of it.
 
-  kind: of QUESTION_KINDS. item: one that has categories. max_items: of an answer. -> text, and its
-  answer: for 'category_of' [the category], for 'item_of' item indices, to be written as a list
+  kind: of QUESTION_KINDS. item: one that has categories. max_items: of an answer. rng: of the
+  draws. tokenized: the catalog. template: the request's parts. -> text, and its answer: for
+  'category_of' [the category], for 'item_of' item indices, to be written as a list
   """
   path = tokenized.categories_of(item)[-1]
   if kind == 'category_of':

@@ -11,7 +11,7 @@ from ml_collections import ConfigDict
 from recjax.data.dataset import Catalog
 from recjax.decoding.streaming import stream
 from recjax.errors import ConfigError
-from recjax.methods.reclm import chat_batcher, generation, sft_data, tokenized_catalog, train
+from recjax.methods.reclm import chat_batcher, generation, prompts, tokenized_catalog, train
 from recjax.methods.reclm.generation import GroundedModel, Reply
 from recjax.models import llm_decoder
 
@@ -37,11 +37,12 @@ class Conversation:
 
   def clear(self) -> None:
     """Forgets every round."""
-    self.turns = [sft_data.message('system', self.system)]
+    self.turns = [prompts.message('system', self.system)]
     self.cached_ids, self.cache = [], None
 
   def use(self, domain: str) -> None:
-    """Recommends from another catalog from now on. Raises ConfigError naming the known ones."""
+    """Recommends from another catalog from now on. domain: its name. Raises ConfigError naming the
+    known ones."""
     if domain not in self.domains:
       raise ConfigError(f'there is no catalog {domain!r}; known are {", ".join(self.domains)}')
     self.domain = domain
@@ -56,10 +57,10 @@ class Conversation:
     """
     grounded, chat_model = self.grounded, self.grounded.chat_model
     if history:
-      items = [grounded.tokenized.catalog.index(token) for token in history][-sft_data.MAX_ITEMS:]
-      text = sft_data.with_history(self.cfg, grounded.tokenized, items, text)
+      items = [grounded.tokenized.catalog.index(token) for token in history][-prompts.MAX_ITEMS:]
+      text = prompts.with_history(self.cfg, grounded.tokenized, items, text)
     encoder = train.make_encoder(self.cfg, chat_model, grounded.tokenized)
-    self.turns.append(sft_data.message('user', text))
+    self.turns.append(prompts.message('user', text))
     ids = encoder.tokens(self.turns)
     fit = self.cfg.prompt.max_prompt_tokens
     while len(ids) > fit:
@@ -72,7 +73,7 @@ class Conversation:
     reply = self._generate(ids, max_items, seed, tell)
     ends = set(chat_model.tokenizer.eos_ids)
     self.turns.append(
-      sft_data.message('assistant', [[token for token in reply.ids if token not in ends]])
+      prompts.message('assistant', [[token for token in reply.ids if token not in ends]])
     )
     return reply
 
@@ -100,7 +101,7 @@ class Conversation:
     reply_decode = ConfigDict({**decode.to_dict(), 'num_items': max_items})
     constraint = self.grounded.constraint(reply_decode, 1)
 
-    def on_tokens(rows):
+    def on_tokens(rows: list[list[int]]) -> np.ndarray:
       if tell:
         reply = self.grounded.read(rows[0])
         tell(dataclasses.replace(reply, text=reply.text.rstrip(chat_batcher.UNFINISHED)))

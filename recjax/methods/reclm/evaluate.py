@@ -19,25 +19,30 @@ from recjax.methods.reclm import (
   control_tasks,
   generation,
   list_metrics,
-  sft_data,
   teacher,
   tokenized_catalog,
   train,
 )
+from recjax.methods.reclm import prompts as prompts_lib
 from recjax.training.workdir import Workdir
 
 KS = (1, 3, 5, 10)
 
 
 def settings(cfg: ConfigDict) -> ConfigDict:
-  """Everything in the config that decides the figures besides the tuned model."""
+  """Everything in the config that decides the figures besides the tuned model. cfg: the run's
+  config."""
   return ConfigDict({k: cfg[k] for k in ('grounding', 'prompt', 'decode', 'eval', 'talk', 'llm',
                                          'train', 'seed', 'control')})
 
 
 def stage(work: Workdir, cfg: ConfigDict, dataset: Dataset, llm_dir: Path, tuned_dir: Path,
           teacher_dir: Path, codes_dir: Path | None = None) -> dict:
-  """Writes every result file. The folders are those of the stages before. -> counts"""
+  """Writes every result file. The folders are those of the stages before.
+
+  work: of the stage. cfg: as `settings`. dataset: of the run. llm_dir, tuned_dir, teacher_dir,
+  codes_dir: of the stages before. -> counts
+  """
   table = None if codes_dir is None else run_files.read_arrays(codes_dir / 'codes.npy')
   chat_model = train.load_model(cfg, llm_dir, tuned_dir, work.mesh)
   split = splits.leave_one_out(dataset.interactions)
@@ -74,12 +79,12 @@ def make_prompts(cfg: ConfigDict, grounded: generation.GroundedModel, cases: spl
   """Requests for lists, in the words of the config, as `sft_data.make_prompts`.
 
   cases: test users. wishes: the last sentence of each request; candidates: what each chooses from.
-  -> token lists, how many were shortened
+  cfg: as `settings`. grounded: the model over its catalog. -> token lists, how many were shortened
   """
   encoder = train.make_encoder(cfg, grounded.chat_model, grounded.tokenized)
-  return sft_data.make_prompts(
-    encoder, grounded.tokenized, sft_data.read_template(cfg), histories_of(cases), cfg.eval.words,
-    cfg.decode.num_items, wishes, candidates
+  return prompts_lib.make_prompts(
+    encoder, grounded.tokenized, prompts_lib.read_template(cfg), histories_of(cases),
+    cfg.eval.words, cfg.decode.num_items, wishes, candidates
   )
 
 
@@ -88,8 +93,8 @@ def ask_lists(work: Workdir, name: str, cfg: ConfigDict, grounded: generation.Gr
               candidates: Sequence | None = None) -> tuple[list[generation.Reply], int]:
   """Lists for cases, without items of the history where the config says so.
 
-  name: of the journal. cases, wishes, candidates: as in `make_prompts`. -> replies, prompts that
-  were shortened
+  name: of the journal. cases, wishes, candidates: as in `make_prompts`. work: of the stage. cfg: as
+  `settings`. grounded: the model over its catalog. -> replies, prompts that were shortened
   """
   prompts, num_shortened = make_prompts(cfg, grounded, cases, wishes, candidates)
   excluded = histories_of(cases) if cfg.eval.mask_history else None
@@ -100,7 +105,8 @@ def ask_lists(work: Workdir, name: str, cfg: ConfigDict, grounded: generation.Gr
 
 def rank_all(work: Workdir, cfg: ConfigDict, grounded: generation.GroundedModel,
              cases: splits.Cases) -> tuple[np.ndarray, np.ndarray]:
-  """The best first items of each case's list. cases: test users. -> items (n, k), scores (n, k)"""
+  """The best first items of each case's list. cases: test users. work: of the stage. cfg: as
+  `settings`. grounded: the model over its catalog. -> items (n, k), scores (n, k)"""
   excluded = histories_of(cases) if cfg.eval.mask_history else None
   return generation.rank_items_of_all(
     work, 'ranked', grounded, cfg.decode, make_prompts(cfg, grounded, cases)[0], excluded,
@@ -109,13 +115,14 @@ def rank_all(work: Workdir, cfg: ConfigDict, grounded: generation.GroundedModel,
 
 
 def histories_of(cases: splits.Cases) -> list[np.ndarray]:
-  """What was before each case, item indices."""
+  """What was before each case, item indices. cases: of the split."""
   return [cases.history(case) for case in range(len(cases))]
 
 
 def rates_of(cfg: ConfigDict, grounded: generation.GroundedModel, cases: splits.Cases,
              lists: Sequence[Sequence[int]]) -> dict[str, float]:
-  """`list_metrics.list_rates` of a list for each case. cases: users. lists: item indices."""
+  """`list_metrics.list_rates` of a list for each case. cases: users. lists: item indices. cfg: as
+  `settings`. grounded: the model over its catalog."""
   tokenized = grounded.tokenized
   return list_metrics.list_rates(
     lists, histories_of(cases), cases.targets, tokenized.categories, len(tokenized.titles),
@@ -129,7 +136,8 @@ def save_results(work: Workdir, cfg: ConfigDict, dataset: Dataset, split: splits
   """Adds the rows of the teacher and for sanity. Lists end early: so do the cut-offs.
 
   split: of the users. lists, ranked: items of each. teacher_score: as of `teacher.scorer`.
-  extra_results: for results.json. -> counts
+  extra_results: for results.json. work: of the stage. cfg: as `settings`. dataset: of the run.
+  -> counts
   """
   cases, num_items, width = split.test, len(dataset.catalog), cfg.decode.num_items
   items = np.zeros((len(cases), width), np.int32)
@@ -165,7 +173,8 @@ def judge_rounds(work: Workdir, cfg: ConfigDict, grounded: generation.GroundedMo
                  cases: splits.Cases) -> dict:
   """A worked question, a request, another question: what of lists and answers is left.
 
-  cases: test users. -> rates
+  cases: test users. work: of the stage. cfg: as `settings`. grounded: the model over its catalog.
+  -> rates
   """
   count = min(cfg.eval.rounds, len(cases))
   if not count:
@@ -174,16 +183,17 @@ def judge_rounds(work: Workdir, cfg: ConfigDict, grounded: generation.GroundedMo
           else conversations.read(cfg.talk.questions)[0])
   first, later = talk[0], talk[1:count + 1]
   count = len(later)
-  template, tokenized = sft_data.read_template(cfg), grounded.tokenized
-  encoder, message = train.make_encoder(cfg, grounded.chat_model, tokenized), sft_data.message
+  template, tokenized = prompts_lib.read_template(cfg), grounded.tokenized
+  encoder, message = train.make_encoder(cfg, grounded.chat_model, tokenized), prompts_lib.message
   opening = [
     message('system', template['system']), message('user', first[0]),
     message('assistant', [first[1]])
   ]
   turns = [
     opening
-    + sft_data.request_turns(
-      tokenized, template, cases.history(case)[-sft_data.MAX_ITEMS :], 'rule', cfg.decode.num_items
+    + prompts_lib.request_turns(
+      tokenized, template, cases.history(case)[-prompts_lib.MAX_ITEMS:], 'rule',
+      cfg.decode.num_items
     )[1:]
     for case in range(count)
   ]
@@ -216,7 +226,8 @@ def judge_rounds(work: Workdir, cfg: ConfigDict, grounded: generation.GroundedMo
 
 
 def judge_cross(work: Workdir, cfg: ConfigDict, chat_model: train.ChatModel) -> dict:
-  """The same weights over another catalog: only the trie and the prompts change. -> rates"""
+  """The same weights over another catalog: only the trie and the prompts change. work: of the
+  stage. cfg: as `settings`. chat_model: the tuned LLM. -> rates"""
   dataset = load_data(cfg.eval.cross)
   tokenized = tokenized_catalog.load(dataset.catalog, chat_model.tokenizer)
   grounded = generation.GroundedModel(chat_model, [tokenized])
@@ -240,7 +251,8 @@ def judge_candidates(work: Workdir, cfg: ConfigDict, grounded: generation.Ground
   """The best of given candidates: the next item among others that the user has not had, shuffled.
   The words alone say what may be named, so another item is counted.
 
-  cases: test users. -> rates
+  cases: test users. work: of the stage. cfg: as `settings`. grounded: the model over its catalog.
+  -> rates
   """
   k, num_items, candidates = cfg.decode.num_items, len(grounded.tokenized.titles), []
   size = min(max(cfg.eval.candidates, k), num_items)
@@ -264,10 +276,11 @@ def judge_control(work: Workdir, cfg: ConfigDict, grounded: generation.GroundedM
   """How often requests about categories are followed (Lu et al., arXiv 2403.05063).
 
   cases: test users. teach: as `teacher.make_teacher` gives it. plain: the lists without such a
-  request; 'unasked' is how often they happen to follow it. -> {kind: {'users', 'followed',
-  'unasked', 'in_category', 'HR@k'}, 'category_of': {'users', 'right'}}
+  request; 'unasked' is how often they happen to follow it. work: of the stage. cfg: as `settings`.
+  grounded: the model over its catalog. -> {kind: {'users', 'followed', 'unasked', 'in_category',
+  'HR@k'}, 'category_of': {'users', 'right'}}
   """
-  k, template, requests = cfg.decode.num_items, sft_data.read_template(cfg), []
+  k, template, requests = cfg.decode.num_items, prompts_lib.read_template(cfg), []
   rows, tokenized = np.arange(min(len(cases), cfg.control.users)), grounded.tokenized
   some_cases, members = cases.select(rows), control_tasks.category_members(tokenized)
   for number, kind in enumerate(control_tasks.LIST_KINDS):
@@ -314,19 +327,20 @@ def category_questions(work: Workdir, cfg: ConfigDict, grounded: generation.Grou
                        cases: splits.Cases) -> dict:
   """Of what kind items are: right where the answer is one of their categories.
 
-  cases: test users. -> rates
+  cases: test users. work: of the stage. cfg: as `settings`. grounded: the model over its catalog.
+  -> rates
   """
   tokenized = grounded.tokenized
   items = [target for target in cases.targets.tolist() if tokenized.categories_of(target)]
   if not items:
     return {}
-  template, rng = sft_data.read_template(cfg), np.random.default_rng(cfg.seed)
+  template, rng = prompts_lib.read_template(cfg), np.random.default_rng(cfg.seed)
   encoder = train.make_encoder(cfg, grounded.chat_model, tokenized)
   prompts = [
     encoder.tokens(
       [
-        sft_data.message('system', template['system']),
-        sft_data.message(
+        prompts_lib.message('system', template['system']),
+        prompts_lib.message(
           'user', control_tasks.make_question(tokenized, template, 'category_of', item, rng, 1)[0]
         ),
       ]
@@ -343,7 +357,7 @@ def category_questions(work: Workdir, cfg: ConfigDict, grounded: generation.Grou
 
 
 def answer_settings(cfg: ConfigDict) -> ConfigDict:
-  """Settings of decoding for answers that are no lists."""
+  """Settings of decoding for answers that are no lists. cfg: as `settings`."""
   return ConfigDict({**cfg.decode.to_dict(), 'new_tokens': cfg.eval.answer_tokens})
 
 
@@ -352,7 +366,8 @@ def judge_free(work: Workdir, cfg: ConfigDict, grounded: generation.GroundedMode
   """What the same model names when nothing holds it to the catalog. -> rates
 
   cases: test users. eval.vague above 0 takes a title within so many edits for the nearest item's,
-  which hides a part of what does not exist.
+  which hides a part of what does not exist. work: of the stage. cfg: as `settings`. grounded: the
+  model over its catalog.
   """
   some_cases = cases.select(np.arange(min(len(cases), cfg.eval.free)))
   chat_model, prompts = grounded.chat_model, make_prompts(cfg, grounded, some_cases)[0]

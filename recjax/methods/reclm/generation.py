@@ -104,21 +104,21 @@ class GroundedModel:
     """The Reply that tokens make. root: the catalog. ids: the tokens."""
     chat_model, tokenized = self.chat_model, self.catalogs[root]
     if self.kind == 'ret':
-      positions, unfinished = retrieval_constraint.parse(
+      items, unfinished = retrieval_constraint.parse(
         self.spelling, ids, chat_model.soi, chat_model.eoi
       )
     else:
-      positions, unfinished = item_span.parse(self.trees[root], ids, chat_model.soi)
-    items = [position + 1 for position in positions]  # decoding counts items from 0
+      items, unfinished = item_span.parse(self.trees[root], ids, chat_model.soi)
     complete = bool(ids) and ids[-1] in chat_model.tokenizer.eos_ids
     return Reply(list(ids), items, self.text(ids, items, tokenized), complete, unfinished)
 
   def text(self, ids: Sequence[int], items: Sequence[int], tokenized: TokenizedCatalog) -> str:
-    """What a person reads: titles in double quotes, a cut one left out. items: named by `ids`."""
+    """What a person reads: titles in double quotes, a cut one left out. items: named by `ids`. ids:
+    of the reply. tokenized: the catalog."""
     parts, text_ids, named_items, inside = [], [], iter(items), False
     chat_model = self.chat_model
 
-    def flush():
+    def flush() -> None:
       parts.append(chat_model.tokenizer.decode(text_ids))
       text_ids.clear()
     for token in ids:
@@ -168,8 +168,9 @@ def rank_items(grounded: GroundedModel, generator: PrefixGenerator,
   with RecLM-ret the nearest vectors.
 
   generator: as in `generate_replies`. prompts: up to where the assistant begins. excluded, allowed:
-  as in `GroundedModel.constraint`. -> items (B, k) int32 1..N, 0 where fewer may come, scores (B,
-  k): log-probabilities of titles as training has them, or products with the projected state
+  as in `GroundedModel.constraint`. grounded: the model over its catalog. -> items (B, k) int32
+  1..N, 0 where fewer may come, scores (B, k): log-probabilities of titles as training has them, or
+  products with the projected state
   """
   chat_model = grounded.chat_model
   list_start = [*chat_model.tokenizer.encode('1. ')]
@@ -192,7 +193,7 @@ def rank_by_vectors(grounded: GroundedModel, generator: PrefixGenerator,
                     allowed: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
   """The items whose vectors go best with the state at the end of prompts.
 
-  generator, excluded, allowed: as there. -> as `rank_items`
+  generator, excluded, allowed: as there. grounded, prompts, k: as there. -> as `rank_items`
   """
   extra, num_items = grounded.chat_model.extra, len(grounded.tokenized.titles)
   queries = train.project(
@@ -209,7 +210,7 @@ def rank_by_vectors(grounded: GroundedModel, generator: PrefixGenerator,
 
 def prefix_generator(chat_model: train.ChatModel,
                      prompts: Sequence[Sequence[int]]) -> PrefixGenerator:
-  """The LLM with what these prompts share run once."""
+  """The LLM with what these prompts share run once. chat_model: the LLM. prompts: token lists."""
   return PrefixGenerator(chat_model.model, chat_model.variables, chat_model.tokenizer,
                          sft.common_prefix(prompts), max(map(len, prompts)))
 
@@ -219,11 +220,12 @@ def rank_items_of_all(work: Workdir, name: str, grounded: GroundedModel, decode:
                       k: int) -> tuple[np.ndarray, np.ndarray]:
   """`rank_items` for all prompts, in batches, resumable: a journal `name` in the stage's folder.
 
-  decode: batch. excluded, k: as there. -> items (n, k) int32, scores (n, k)
+  decode: batch. excluded, k: as there. work: of the stage. grounded, prompts: as there. -> items
+  (n, k) int32, scores (n, k)
   """
   generator = prefix_generator(grounded.chat_model, prompts)
 
-  def rank_batch(rows):
+  def rank_batch(rows: list[int]) -> list:
     items, scores = rank_items(
       grounded, generator, [prompts[items_of_row] for items_of_row in rows], k,
       None if excluded is None else [excluded[items_of_row] for items_of_row in rows]
@@ -248,11 +250,12 @@ def reply_to_all(work: Workdir, name: str, grounded: GroundedModel, decode: Conf
                  generator: PrefixGenerator | None = None) -> list[Reply]:
   """Replies to all prompts, in batches, resumable: a journal `name` in the stage's folder.
 
-  decode, excluded: as in `generate_replies`. generator: None makes one. seed: of the draws.
+  decode, excluded: as in `generate_replies`. generator: None makes one. seed: of the draws. work:
+  of the stage. grounded, prompts: as in `generate_replies`.
   """
   generator = generator or prefix_generator(grounded.chat_model, prompts)
 
-  def reply_batch(batch_rows):
+  def reply_batch(batch_rows: list[int]) -> list:
     replies = generate_replies(grounded, generator, decode, [prompts[row] for row in batch_rows],
                     None if excluded is None else [excluded[row] for row in batch_rows], seed=seed)
     return [[reply.ids] for reply in replies]
@@ -268,12 +271,12 @@ def reply_freely(work: Workdir, name: str, grounded: GroundedModel, decode: Conf
   """Replies that nothing constrains, in batches, resumable.
 
   name: of the journal. decode: as in `generate_replies`. prompts: token lists. seed: of the draws.
-  -> token lists
+  work: of the stage. grounded: the model over its catalog. -> token lists
   """
   generator = prefix_generator(grounded.chat_model, prompts)
   eos_ids = tuple(grounded.chat_model.tokenizer.eos_ids)
 
-  def reply_batch(batch_rows):
+  def reply_batch(batch_rows: list[int]) -> list:
     generated = generator.generate(
       [generator.own(prompts[row]) for row in batch_rows], sampling(decode, 0),
       constraints.Unconstrained(eos_ids), seed

@@ -13,13 +13,14 @@ from recjax.training.workdir import Workdir
 
 
 def settings(cfg: ConfigDict) -> ConfigDict:
-  """Everything in the config that decides the codes."""
+  """Everything in the config that decides the codes. cfg: the run's config."""
   return ConfigDict({k: cfg[k] for k in ('semantic_ids', 'ret', 'llm', 'seed')})
 
 
 def stage(work: Workdir, cfg: ConfigDict, dataset: Dataset, llm_dir: Path,
           teacher_dir: Path) -> dict:
-  """Writes codes.npy: (N, levels + 1) int32, unique rows. -> counts"""
+  """Writes codes.npy: (N, levels + 1) int32, unique rows. work: of the stage. cfg: as `settings`.
+  dataset: of the run. llm_dir, teacher_dir: of the stages before. -> counts"""
   vectors = item_vectors(work, cfg, teacher_dir, dataset, llm_dir)
   fitted = tables.residual_kmeans(vectors, cfg.semantic_ids.levels, cfg.semantic_ids.size, cfg.seed)
   codes = np.asarray(fitted[0] if isinstance(fitted, tuple) else fitted)
@@ -32,6 +33,9 @@ def stage(work: Workdir, cfg: ConfigDict, dataset: Dataset, llm_dir: Path,
 def item_vectors(work: Workdir, cfg: ConfigDict, teacher_dir: Path, dataset: Dataset,
                  llm_dir: Path) -> Float[np.ndarray, 'N E']:
   """Item vectors that RecLM-ret begins from.
+
+  work: of the stage. cfg: as `settings`. teacher_dir, llm_dir: of the stages before. dataset: of
+  the run.
 
   ret.vectors: 'teacher' (its item table), 'text' (the LLM's mean state over title and description),
   or a .npy file in the order of the items. Raises ConfigError or DataError where there are none.

@@ -88,8 +88,8 @@ def match_items(titles: Sequence, tokenized: TokenizedCatalog, tokenizer: Tokeni
                 max_edits: int = 0) -> list[int]:
   """Titles of `parse_titles` as items: by tokens, by spelling, or within `max_edits` edits.
 
-  tokenizer: of the model. -> item indices; below 0, equal for equal titles, where no item has the
-  title
+  tokenizer: of the model. titles: as `parse_titles` gives them. tokenized: the catalog. -> item
+  indices; below 0, equal for equal titles, where no item has the title
   """
   item_of_tokens, items, unknown = (
     {

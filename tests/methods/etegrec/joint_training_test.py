@@ -17,6 +17,7 @@ from recjax.models import rqvae, semantic_id_t5, semantic_ids, t5
 from recjax.training import fault_tolerance
 from recjax.training import workdir as workdir_lib
 from tests import devices
+from tests.long import long
 
 ID = rqvae.Config(6, (8,), 8, 2, 4)
 
@@ -68,6 +69,7 @@ class SidesTest(absltest.TestCase):
     self.assertEqual(new['table'].shape, table.shape)  # made anew by the tokenizer's epoch
     self.assertIn('largest_group', means)
 
+  @long
   def test_devices_that_do_not_divide_a_step_learn_what_one_does(self):
     x, ids, table, rec, some = parts()
     state, found = {'rec': rec, 'id': ids, 'table': table}, []
@@ -130,6 +132,7 @@ class TokenizerTest(absltest.TestCase):
     found = semantic_ids.codebook_stats(rqvae.assign_codes(ID, params, x), ID.size)
     self.assertEqual(found['collision_rate'], kept['collision_rate'])
 
+  @long
   def test_a_run_stopped_at_any_look_ends_where_an_uninterrupted_one_ends(self):
     x = np.random.default_rng(0).normal(size=(40, 6)).astype(np.float32)
     more = dict(
@@ -196,7 +199,7 @@ class TokenizerTest(absltest.TestCase):
     with mock.patch.object(rqvae_training, '_steps', spied):
       self.fit(x, steps=100)
     self.assertLen(set(map(tuple, keys)), 5)
-    tx, params = optax.sgd(0.0), rqvae.init(ID, jax.random.key(0))  # nothing is learnt
+    tx, params = optax.sgd(0.0), rqvae.init(ID, jax.random.key(0))  # nothing is learned
     one, two = (
       float(
         rqvae_training._steps(
