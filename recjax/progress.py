@@ -43,8 +43,7 @@ class Activity:
 class Watched:
   """What is known of a watched thread. stack: what it is at, the outermost first. compiled: seconds
   that its compilations took so far. program: the last one, traced, lowered and compiled in turn.
-  compiled_at: when that ended.
-  pulses: that watch it, of which the last speaks."""
+  compiled_at: when that ended. pulses: that watch it, of which the last speaks."""
   stack: list[Activity] = dataclasses.field(default_factory=list)
   compiled: float = 0.0
   program: Activity | None = None
