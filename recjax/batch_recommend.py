@@ -13,8 +13,8 @@ from recjax.data.array_record import Records
 from recjax.data.dataset import Catalog, Dataset
 from recjax.errors import ConfigError, DataError, WorkdirError
 from recjax.file_io import write_json
+from recjax.progress import PlainProgress
 from recjax.recommend import title_of
-from recjax.training.workdir import PlainProgress
 
 BLOCK = 256  # users that are answered, and come to disk, together
 FLAG = '--output'

@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 from ml_collections import ConfigDict
 
-from recjax import methods, run_files
+from recjax import methods, progress, run_files
 from recjax.errors import ConfigError, Preempted, WorkdirError
 from recjax.evaluation import compare
 from recjax.evaluation.results import CLOSING
@@ -98,7 +98,8 @@ def run(config: str, points: Sequence[Point], cfgs: Mapping[RunKey, ConfigDict],
     name = runs[key].relative_to(out).as_posix()
     print(f'[{number}/{len(runs)}] {name}', flush=True)
     start = time.monotonic()
-    error = run_one(config, points[key[0]], key[1], runs[key])
+    with progress.doing(f'{name}, see its output.log'):
+      error = run_one(config, points[key[0]], key[1], runs[key])
     took.append(time.monotonic() - start)
     if error:
       failed[key] = error

@@ -18,7 +18,7 @@ LAYERS = (
     ('recommend', 'chat', 'sweep'), ('methods',),
     ('training', 'decoding', 'evaluation', 'report'), ('models', 'text', 'data'),
     ('retrieval',),
-    ('distributed', 'settings', 'base_config', 'run_files', 'protocols', 'gguf_file'),
+    ('distributed', 'settings', 'base_config', 'run_files', 'protocols', 'progress', 'gguf_file'),
     ('file_io',),
     ('errors',))
 LEVEL = {room: level for level, rooms in enumerate(LAYERS) for room in rooms}

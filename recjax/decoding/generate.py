@@ -28,6 +28,7 @@ from recjax.decoding.sampling import Sampling, sample
 from recjax.decoding.trie import Trie
 from recjax.distributed import multihost
 from recjax.errors import ConfigError, DataError, UserError
+from recjax.progress import doing
 from recjax.protocols import Constraint, Decoder
 
 Search = BeamSearch | DiverseBeamSearch | LookaheadBeamSearch | Sampling
@@ -114,8 +115,9 @@ def generate(decoder: Decoder, params: PyTree, prompts: Sequence, search: Search
   tokens, lengths = pad_prompts(prompts, bucket, longest_prompt, search.pad_id)
   search = with_new_tokens(search, constraint)
   _check_pair(decoder, search, constraint)
-  arrays = multihost.to_host(_run(decoder, params, tokens, lengths, constraint, search,
-                                  jax.random.key(seed)))
+  with doing(f'the search for {tokens.shape[0]:,} prompts of {tokens.shape[1]:,} tokens'):
+    arrays = multihost.to_host(_run(decoder, params, tokens, lengths, constraint, search,
+                                    jax.random.key(seed)))
   raise_on_nan(arrays.pop('nan_step'))
   return Generated(steps=int(arrays.pop('steps')), **arrays)
 
