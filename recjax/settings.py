@@ -49,7 +49,7 @@ RENAMED = {
 # a tuple every element counts.
 RANGES = {
     'at least 1': '''
-        seeds *.batch *.epochs *.log_every *.save_every *model.layers *model.heads *model.hidden
+        seeds *.batch *.log_every *.save_every *model.layers *model.heads *model.hidden
         *model.max_history *model.width base.layers base.heads base.hidden base.max_history
         base.width model.decoder_layers model.head_dim model.ffn model.fusion_heads
         model.fusion_layers tiny.vocab tiny.width tiny.layers tiny.heads tiny.kv_heads tiny.ffn
@@ -70,7 +70,7 @@ RANGES = {
         tags.api_price_out semantic_ids.alpha semantic_ids.beta semantic_ids.collaborative
         semantic_ids.diversity semantic_ids.sinkhorn train.free train.gamma train.prompt''',
     'above 0': '''
-        *.lr tags.api_timeout lora.alpha align.temperature align.tau rat.tau scft.tau
+        *.lr *.epochs tags.api_timeout lora.alpha align.temperature align.tau rat.tau scft.tau
         semantic_ids.tau ground.step''',
     'between 0 and 1': '''
         *loss.gbce_t *train.mask_share *train.mask_last control.share decode.alphas select.b
@@ -90,7 +90,7 @@ WITHIN = {
     'between 0 and 2147483647': lambda x: 0 <= x < 1 << 31,  # else JAX takes another seed's key
 }
 UNBOUNDED = ('select.idf_cutoff',)  # -inf keeps all tags
-EXCEPT = {'finetune.epochs': 'at least 0', 'tiny.epochs': 'above 0'}  # before the patterns
+EXCEPT = {'finetune.epochs': 'at least 0'}  # before the patterns
 
 # What texts may be (* as above). Of a tuple every element counts.
 CHOICES = {
