@@ -49,7 +49,7 @@ RENAMED = {
 # a tuple every element counts.
 RANGES = {
     'at least 1': '''
-        seeds *.batch *.epochs *.log_every *.save_every *model.layers *model.heads *model.hidden
+        seeds *.batch *.log_every *.save_every *model.layers *model.heads *model.hidden
         *model.max_history *model.width base.layers base.heads base.hidden base.max_history
         base.width model.decoder_layers model.head_dim model.ffn model.fusion_heads
         model.fusion_layers tiny.vocab tiny.width tiny.layers tiny.heads tiny.kv_heads tiny.ffn
@@ -70,7 +70,7 @@ RANGES = {
         tags.api_price_out semantic_ids.alpha semantic_ids.beta semantic_ids.collaborative
         semantic_ids.diversity semantic_ids.sinkhorn train.free train.gamma train.prompt''',
     'above 0': '''
-        *.lr tags.api_timeout lora.alpha align.temperature align.tau rat.tau scft.tau
+        *.lr *.epochs tags.api_timeout lora.alpha align.temperature align.tau rat.tau scft.tau
         semantic_ids.tau ground.step''',
     'between 0 and 1': '''
         *loss.gbce_t *train.mask_share *train.mask_last control.share decode.alphas select.b
@@ -90,7 +90,7 @@ WITHIN = {
     'between 0 and 2147483647': lambda x: 0 <= x < 1 << 31,  # else JAX takes another seed's key
 }
 UNBOUNDED = ('select.idf_cutoff',)  # -inf keeps all tags
-EXCEPT = {'finetune.epochs': 'at least 0', 'tiny.epochs': 'above 0'}  # before the patterns
+EXCEPT = {'finetune.epochs': 'at least 0'}  # before the patterns
 
 # What texts may be (* as above). Of a tuple every element counts.
 CHOICES = {
@@ -176,8 +176,8 @@ def split_command_line(argv: Sequence[str]) -> tuple[list[str], list[str]]:
 def change(cfg: ConfigDict, settings: Sequence[str] | Mapping[str, object]) -> dict[str, object]:
   """Changes settings of a config. settings: ['a.b=TEXT'], or {'a.b': value} from Python.
 
-  -> the values that were set, {'a.b': value}. Raises ConfigError for a setting that there is not,
-  or a value of another type or out of its range.
+  cfg: it changes in place. -> the values that were set, {'a.b': value}. Raises ConfigError for a
+  setting that there is not, or a value of another type or out of its range.
   """
   _check_names(cfg)
   free = {name for name, value in _flat(cfg) if isinstance(value, ConfigDict)} | set(OPEN)
@@ -200,7 +200,8 @@ def change(cfg: ConfigDict, settings: Sequence[str] | Mapping[str, object]) -> d
 
 
 def check(cfg: ConfigDict) -> None:
-  """Raises ConfigError for a number out of its range, a text that is no choice, or an old name."""
+  """Raises ConfigError for a number out of its range, a text that is no choice, or an old name.
+  cfg: all of its settings are looked at."""
   _check_names(cfg)
   for name, value in _flat(cfg):
     for element in value if isinstance(value, (tuple, list)) else (value,):
@@ -267,14 +268,14 @@ def _check_names(cfg):
 
 
 def range_of(name: str) -> str | None:
-  """The range of a number, in words; None where any will do."""
+  """The range of a number, in words; None where any will do. name: of the setting."""
   return EXCEPT.get(name) or next(
       (rule for rule, patterns in RANGES.items()
        if any(fnmatch.fnmatchcase(name, p) for p in patterns.split())), None)
 
 
 def choices_of(name: str) -> tuple[str, ...] | None:
-  """What a text may be; None where any will do."""
+  """What a text may be; None where any will do. name: of the setting."""
   return next((known for p, known in CHOICES.items() if fnmatch.fnmatchcase(name, p)), None)
 
 
@@ -284,7 +285,7 @@ def flag(kind: type, rule: str = '', name: str = '') -> Callable[[str], float]:
   kind: int or float. rule: the range, in the words of RANGES. name: what the number counts, for the
   message.
   """
-  def read(text):
+  def read(text: str) -> Any:
     try:
       value: Any = of_text(text, kind())
     except ValueError:

@@ -28,6 +28,8 @@ ABOUT = 'records.json'
 class Records:
   """A data set whose users stay on disk; the catalog is in memory.
 
+  name: of the data set.
+
   source[u] is {'user_id': bytes, 'items': (n,) int32, 'times': (n,) int64, 'ratings': (n,)
   float32}; the last two are empty where the data set has none. fingerprint: that of the same data
   set in memory.

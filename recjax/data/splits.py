@@ -42,7 +42,11 @@ class Cases:
 
 @dataclasses.dataclass(frozen=True)
 class Split:
-  """Training sequences (one for each user, in the same rows) and what is held out of them."""
+  """Training sequences (one for each user, in the same rows) and what is held out of them.
+
+  train: the sequences. valid, test: what is held out, None where nothing is. protocol: how it was
+  split, in a sentence.
+  """
   train: Interactions
   valid: Cases | None
   test: Cases

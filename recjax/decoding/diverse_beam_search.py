@@ -79,7 +79,11 @@ class DiverseResult(NamedTuple):
 
 
 class GroupRows(NamedTuple):
-  """Finished rows of every group, best value first."""
+  """Finished rows of every group, best value first.
+
+  values: score / length ** length_penalty, -inf where there is no row. tokens: padded. lengths: 0
+  where there is no row. state: the node where a row ends.
+  """
   values: Float[Array, 'B G R']
   tokens: Int[Array, 'B G R T']
   lengths: Int[Array, 'B G R']
@@ -87,7 +91,8 @@ class GroupRows(NamedTuple):
 
 
 class Choices(NamedTuple):
-  """What groups chose: scores, parents within the group, tokens, nodes, whether a row ends."""
+  """What groups chose: scores, parents within the group, tokens, nodes, whether a row ends.
+  is_final: whether a row ends."""
   scores: Float[Array, '... s']
   parents: Int[Array, '... s']
   tokens: Int[Array, '... s']
@@ -96,13 +101,17 @@ class Choices(NamedTuple):
 
 
 class GroupState(NamedTuple):
-  """The loop's state after t tokens: open beams, the finished rows and the end of each group."""
+  """The loop's state after t tokens: open beams, the finished rows and the end of each group.
+
+  scores: sums of log-probabilities less penalties. group_done: which groups are closed. finished:
+  None where no row can end early. state: the constraint's. cache: the model's.
+  """
   t: Int[Array, '']
   tokens: Int[Array, 'B K T']
   scores: Float[Array, 'B G s']
   group_done: Bool[Array, 'B G']
-  finished: GroupRows | None   # None where no row can end early
-  state: Int[Array, 'B _']     # the constraint's
+  finished: GroupRows | None
+  state: Int[Array, 'B _']
   cache: PyTree
 
 
@@ -110,9 +119,9 @@ def diverse_beam_search(model: BoundDecoder, cache: PyTree, first: Float[Array, 
                         constraint: Constraint, search: DiverseBeamSearch) -> DiverseResult:
   """Searches all requests at once; what one finds does not depend on the others.
 
-  Arguments as in `beam_search`; constraint: `Unconstrained` or `CatalogConstraint`.
-  `model.reorder` is needed with several beams per group. Raises ConfigError where it is missing,
-  for another constraint, where V is too small, and where
+  cache, first: as in `beam_search`. model: as there; `reorder` is needed with several beams per
+  group. constraint: `Unconstrained` or `CatalogConstraint`. search: its settings. Raises
+  ConfigError where `reorder` is missing, for another constraint, where V is too small, and where
   `constraint.min_new_tokens` is above new_tokens.
   """
   if not isinstance(constraint, Unconstrained | CatalogConstraint):
@@ -130,7 +139,7 @@ def diverse_beam_search(model: BoundDecoder, cache: PyTree, first: Float[Array, 
     raise ConfigError(f'min_new_tokens={constraint.min_new_tokens} is above new_tokens='
                       f'{search.new_tokens}')
 
-  def step(state):
+  def step(state: GroupState) -> GroupState:
     last = lax.dynamic_index_in_dim(state.tokens, state.t - 1, 2, keepdims=False)
     hidden, cache = model.step(last, state.cache, state.t - 1)
     return advance_groups(state._replace(cache=cache), model.head(hidden).full(), constraint,
@@ -148,7 +157,8 @@ def diverse_beam_search(model: BoundDecoder, cache: PyTree, first: Float[Array, 
 
 def initial_state(cache: PyTree, batch: int, constraint: Unconstrained | CatalogConstraint,
                   search: DiverseBeamSearch) -> GroupState:
-  """The state before the first token: one live beam in each group."""
+  """The state before the first token: one live beam in each group. cache: the model's after the
+  prompts. batch: B. constraint, search: as of `diverse_beam_search`."""
   shape = (batch, search.groups, search.size)
   tokens = jnp.full((batch, search.beams, search.new_tokens), search.pad_id, jnp.int32)
   scores = jnp.where(jnp.arange(search.size) == 0, 0.0, UNBORN)
@@ -164,14 +174,18 @@ def initial_state(cache: PyTree, batch: int, constraint: Unconstrained | Catalog
 def advance_groups(state: GroupState, logits: Float[Array, 'B _ V'],
                    constraint: Unconstrained | CatalogConstraint, search: DiverseBeamSearch,
                    reorder: Callable | None) -> GroupState:
-  """Lets every group choose the next token of its beams. logits: of all beams, or of one for all"""
+  """Lets every group choose the next token of its beams.
+
+  logits: of all beams, or of one for all. state: before the step. constraint, search: as of
+  `diverse_beam_search`. reorder: as of `Decoder`, None where beams stay in place.
+  """
   if isinstance(constraint, Unconstrained):
     is_end = np.isin(np.arange(logits.shape[-1]), constraint.eos_ids)
     log_probs, tokens = free_candidates(logits, is_end, state.t, constraint.min_new_tokens, search)
     ended, running = choose_by_group(log_probs, tokens, tokens, jnp.asarray(is_end)[tokens], state,
                                      search)
   else:
-    def choose(log_probs, tokens, nodes):
+    def choose(log_probs: Array, tokens: Array, nodes: Array) -> tuple[Choices | None, Choices]:
       is_final = constraint.is_final(nodes, tokens, state.t)
       shape = (len(tokens), search.beams, tokens.shape[-1])
       log_probs, tokens, nodes, is_final = (
@@ -197,8 +211,9 @@ def free_candidates(logits: Float[Array, 'B _ V'], is_end: Bool[np.ndarray, ' V'
                     ) -> tuple[Float[Array, 'B K C'], Int[Array, 'B K C']]:
   """The tokens that any group can choose, ascending, so that ties go to the lower one.
 
-  is_end: which tokens end a row. -> log-probabilities, those of end tokens -inf while they are
-  forbidden; tokens
+  is_end: which tokens end a row. logits: of all beams, or of one for all. t: number of the token.
+  min_new_tokens: tokens before which none may end a row. search: as of `diverse_beam_search`.
+  -> log-probabilities, those of end tokens -inf while they are forbidden; tokens
   """
   logits = logits.astype(jnp.float32)
   vocab = len(is_end)
@@ -224,11 +239,13 @@ def choose_by_group(log_probs: Float[Array, 'B K C'], tokens: Int[Array, 'B K C'
                     search: DiverseBeamSearch) -> tuple[Choices | None, Choices]:
   """Goes through the groups in order; each is penalized for what the ones before it chose.
 
-  -> the best candidates of any kind, None if no row can end; the best that go on; (B, G, s)
+  log_probs, tokens, nodes, is_final: of the candidates of each beam. state: before this token.
+  search: as of `diverse_beam_search`. -> the best candidates of any kind, None if no row can end;
+  the best that go on; (B, G, s)
   """
   prompts, _, width = tokens.shape
 
-  def choose_for_group(chosen, given):
+  def choose_for_group(chosen: Array, given: tuple) -> tuple[Array, tuple[Choices | None, Choices]]:
     g, log_probs, tokens, nodes, is_final, scores, done = given  # (B, s, C); (B, s); (B,)
     counts = (tokens[..., None] == chosen[:, None, None]).sum(-1)
     total = scores[..., None] + (log_probs - search.diversity_penalty * counts)
@@ -251,7 +268,8 @@ def choose_by_group(log_probs: Float[Array, 'B K C'], tokens: Int[Array, 'B K C'
 
 def largest(total: Float[Array, 'B s C'], tokens: Int[Array, 'B s C'], nodes: Int[Array, 'B s C'],
             is_final: Bool[Array, 'B s C'], count: int) -> Choices:
-  """The `count` best pairs of beam and token of a group. -> (B, count)"""
+  """The `count` best pairs of beam and token of a group. total, tokens, nodes, is_final: of the
+  candidates of each beam; total is what they are ordered by. -> (B, count)"""
   width = total.shape[-1]
   flat = [x.reshape(len(x), -1) for x in (total, tokens, nodes, is_final)]
   lack = count - flat[0].shape[1]
@@ -267,7 +285,8 @@ def store_finished(ended: Choices, state: GroupState, search: DiverseBeamSearch
                    ) -> tuple[GroupRows, Bool[Array, 'B G']]:
   """Stores rows that end with this token and closes groups that cannot improve.
 
-  -> finished rows, which groups are done
+  ended: the best candidates of any kind. state: before this token. search: as of
+  `diverse_beam_search`. -> finished rows, which groups are done
   """
   length = state.t + 1
   value = ended.scores / length.astype(jnp.float32) ** search.length_penalty
@@ -284,7 +303,8 @@ def store_finished(ended: Choices, state: GroupState, search: DiverseBeamSearch
 
 
 def merge_rows(old: GroupRows, new: GroupRows) -> GroupRows:
-  """The best rows of both, as many as `old` has; equal values keep the older row."""
+  """The best rows of both, as many as `old` has; equal values keep the older row. new: of the same
+  groups."""
   both = jax.tree.map(lambda a, b: jnp.concatenate([a, b], 2), old, new)
   values, place = lax.top_k(both.values, old.values.shape[2])
   return GroupRows(values, jnp.take_along_axis(both.tokens, place[..., None], 2),
@@ -293,7 +313,8 @@ def merge_rows(old: GroupRows, new: GroupRows) -> GroupRows:
 
 
 def merge_groups(state: GroupState, search: DiverseBeamSearch) -> DiverseResult:
-  """Adds the beams still open and sorts the rows of all groups by value."""
+  """Adds the beams still open and sorts the rows of all groups by value. state: after the last
+  token. search: as of `diverse_beam_search`."""
   shape = state.scores.shape
   rows = GroupRows(state.scores / float(search.new_tokens) ** search.length_penalty,
                    state.tokens.reshape(*shape, -1), jnp.full(shape, search.new_tokens),

@@ -19,9 +19,12 @@ from recjax.protocols import Decoder
 
 
 class Layout(NamedTuple):
-  """A trie in packed rows. parent: the token before in the title, -1 below the root. ancestors:
-  which tokens of the row stand before a token, or are it. leaf: the last token of each title. item:
-  its number, -1 for none."""
+  """A trie in packed rows.
+
+  parent: the token before in the title, -1 below the root. ancestors: which tokens of the row stand
+  before a token, or are it. leaf: the last token of each title. item: its number, -1 for none.
+  depth: of each token in its title, from 0.
+  """
   tokens: Int[np.ndarray, 'R S']
   depth: Int[np.ndarray, 'R S']
   parent: Int[np.ndarray, 'R S']
@@ -86,7 +89,7 @@ def _scores(decoder, params, tokens, lengths, rows, num_items):
   first, cache = decoder.start(params, tokens, lengths, 1, 2)
   batch = len(tokens)
 
-  def scores_of(row):
+  def scores_of(row: Layout) -> Array:
     size = len(row.tokens)
     wide = lambda x: jnp.broadcast_to(x, (batch, *x.shape))  # noqa: E731
     states, _ = decoder.extend(

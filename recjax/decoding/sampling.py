@@ -48,7 +48,8 @@ class Samples(NamedTuple):
 
   tokens: padded. scores: sums of log-probabilities before temperature and cuts. complete: ended.
   state: the constraint's. steps: model passes so far. nan_step: the new token at which the model
-  gave NaN to a row that went on, or -1.
+  gave NaN to a row that went on, or -1. lengths: tokens of each row. token_scores: log-probability
+  of each token.
   """
   tokens: Int[Array, 'B K T']
   scores: Float[Array, 'B K']
@@ -61,7 +62,7 @@ class Samples(NamedTuple):
 
 
 def no_samples(batch: int, constraint: Constraint, search: Sampling) -> Samples:
-  """Rows before their first token."""
+  """Rows before their first token. batch: B. constraint, search: as of `sample`."""
   shape = (batch, search.samples)
   state = jax.tree.map(lambda x: jnp.broadcast_to(x, (*shape, *x.shape[2:])),
                        constraint.start(batch))
@@ -72,13 +73,14 @@ def no_samples(batch: int, constraint: Constraint, search: Sampling) -> Samples:
 
 def sample(model: BoundDecoder, cache: PyTree, first: Float[Array, 'B D'], constraint: Constraint,
            search: Sampling, key: Key[Array, '']) -> Samples:
-  """Draws rows token by token; greedy where the temperature is 0. Arguments as in `beam_search`.
+  """Draws rows token by token; greedy where the temperature is 0.
 
-  A row's draws depend on the key, its request's and its own number and the step alone.
+  model, cache, first, constraint: as in `beam_search`. search: its settings. key: of all draws. A
+  row's draws depend on the key, its request's and its own number and the step alone.
   """
   shape = (len(first), search.samples)
 
-  def append(rows, hidden):
+  def append(rows: Samples, hidden: Array) -> Samples:
     t, choose = rows.steps, cast(Any, draw)
     hidden = jnp.broadcast_to(hidden, (*shape, hidden.shape[-1]))
     token, node, log_prob = constraint.candidates(
@@ -94,11 +96,11 @@ def sample(model: BoundDecoder, cache: PyTree, first: Float[Array, 'B D'], const
                    rows.complete | (live & complete), where_rows(live, state, rows.state),
                    token_scores, t + 1, first_nan(rows.nan_step, hidden, ~rows.complete, t))
 
-  def goes_on(carry):
+  def goes_on(carry: tuple) -> Array:
     rows, _ = carry
     return (rows.steps < search.new_tokens) & ~rows.complete.all()
 
-  def step(carry):
+  def step(carry: tuple) -> tuple:
     rows, cache = carry
     last = lax.dynamic_index_in_dim(rows.tokens, rows.steps - 1, 2, keepdims=False)
     hidden, cache = model.step(last, cache, rows.steps - 1)
@@ -109,8 +111,9 @@ def sample(model: BoundDecoder, cache: PyTree, first: Float[Array, 'B D'], const
 
 
 def where_rows(which: Bool[Array, 'B K'], new: PyTree, old: PyTree) -> PyTree:
-  """Chooses between pytrees with leading axes (B, K), row by row."""
-  def choose(a, b):
+  """Chooses between pytrees with leading axes (B, K), row by row. which: takes `new`, else `old`.
+  """
+  def choose(a: Array, b: Array) -> Array:
     return jnp.where(which.reshape(*which.shape, *(1,) * (a.ndim - 2)), a, b)
   return jax.tree.map(choose, new, old)
 
@@ -120,8 +123,8 @@ def draw(log_probs: Float[Array, 'B K C'], tokens: Int[Array, 'B K C'], nodes: I
          ) -> tuple[Int[Array, 'B K'], Int[Array, 'B K'], Float[Array, 'B K']]:
   """Token number t, () or (B, K), of each row, by the Gumbel trick.
 
-  log_probs, tokens, nodes: of the candidates; DEAD where forbidden. key: of all draws. -> tokens,
-  nodes, log-probabilities
+  log_probs, tokens, nodes: of the candidates; DEAD where forbidden. key: of all draws. search:
+  temperature and cuts. -> tokens, nodes, log-probabilities
   """
   if search.temperature:
     scaled = jnp.where(log_probs > LIVE, log_probs / search.temperature, DEAD)
@@ -135,10 +138,11 @@ def draw(log_probs: Float[Array, 'B K C'], tokens: Int[Array, 'B K C'], nodes: I
 
 
 def gumbel_noise(key: Key[Array, ''], t: Array | int, shape: tuple) -> Float[Array, 'B K C']:
-  """Noise of each row's step, which depends on its own numbers, not on the batch's size."""
+  """Noise of each row's step, which depends on its own numbers, not on the batch's size. key: of
+  all draws. t: number of the token, () or (B, K). shape: (B, K, C)."""
   *rows, width = shape
 
-  def noise_of(t, request, row):
+  def noise_of(t: Array, request: Array, row: Array) -> Array:
     row_key = jax.random.fold_in(jax.random.fold_in(jax.random.fold_in(key, t), request), row)
     return jax.random.gumbel(row_key, (width,))
   return jax.vmap(jax.vmap(noise_of))(jnp.broadcast_to(t, rows), *jnp.indices(rows))
@@ -146,7 +150,8 @@ def gumbel_noise(key: Key[Array, ''], t: Array | int, shape: tuple) -> Float[Arr
 
 def within_cuts(log_weights: Float[Array, '... C'], top_k: int, top_p: float
                 ) -> Bool[Array, '... C']:
-  """Which candidates top-k and then top-p leave."""
+  """Which candidates top-k and then top-p leave. log_weights: before normalization. top_k:
+  candidates kept at most, 0 for all. top_p: probability that those kept reach."""
   if not top_k and top_p >= 1:
     return jnp.ones(log_weights.shape, bool)
   order = jnp.argsort(-log_weights, -1)

@@ -30,6 +30,7 @@ class DotProduct:
 def dot_product_scores(
     states: Float[Array, 'B D'], table: Float[Array, 'N D'], bias: Float[Array, ' N'] | None,
 ) -> Float[Array, 'B N']:
-  """Scores of the table's rows for every state. bias: added to each row's scores, or None."""
+  """Scores of the table's rows for every state. bias: added to each row's scores, or None. states:
+  what is scored for. table: of candidates."""
   scores = states @ table.T
   return scores if bias is None else scores + bias

@@ -1,7 +1,7 @@
 """Low-rank adapters as a tree of their own: fresh ones, and folding them into the weights.
 
-Hu et al., ICLR 2022. The layers that use them are in `llm`: y = x W + s (x A) B with s = alpha /
-rank.
+Hu et al., ICLR 2022. The layers that use them are in `llm`: y = x W + s (x A) B with s =
+`llm.Config.lora_scale`.
 """
 import math
 
@@ -16,7 +16,8 @@ from recjax.models import llm
 def init_lora(cfg: llm.Config, key: Key[Array, '']) -> PyTree:
   """Fresh adapters, which change nothing yet: A uniform in +-1/sqrt(in) as PEFT draws it, B zero.
 
-  -> {'blocks': {name: {'a': (L, in, R), 'b': (L, R, out)}}} float32, or {} if cfg.lora_rank is 0
+  cfg: the model's shape. key: of the draws. -> {'blocks': {name: {'a': (L, in, R), 'b': (L, R,
+  out)}}} float32, or {} if cfg.lora_rank is 0
   """
   if not cfg.lora_rank:
     return {}
@@ -47,6 +48,6 @@ def merge(params: PyTree, lora: PyTree, cfg: llm.Config) -> PyTree:
     kernel = blocks[name]['kernel']
     delta = jnp.einsum('lnr,lro->lno', adapter['a'], adapter['b'],
                        precision=jax.lax.Precision.HIGHEST)
-    merged = kernel.astype(jnp.float32) + delta * (cfg.lora_alpha / cfg.lora_rank)
+    merged = kernel.astype(jnp.float32) + delta * cfg.lora_scale
     blocks[name] = {**blocks[name], 'kernel': merged.astype(kernel.dtype)}
   return {**params, 'blocks': blocks}

@@ -76,7 +76,8 @@ def read_terms(columns: Mapping[str, Sequence], count: int) -> Terms:
 
 
 def title_case(text: str) -> str:
-  """Every word with a capital, the rest as it is: str.title would write Men'S and 3D as 3d."""
+  """Every word with a capital, the rest as it is: str.title would write Men'S and 3D as 3d. text:
+  one line."""
   return ' '.join(w[:1].upper() + w[1:] for w in text.split())
 
 
@@ -116,7 +117,8 @@ def interests(history: Sequence[int], terms: Terms, count: int = MAX_INTERESTS) 
 
 
 def shared_terms(item: int, found: Sequence[str], terms: Terms) -> list[str]:
-  """Which of these interests (as `interests` shows them) an item, 1..N, has a term of."""
+  """Which of these interests an item has a term of. item: its index, 1..N. found: as `interests`
+  shows them. terms: of all items."""
   of_item = {terms.shown[t] for t in terms.terms[terms.offsets[item - 1]:terms.offsets[item]]}
   return [text for text in found if text in of_item]
 

@@ -43,7 +43,9 @@ class ApiConfig:
   n: answers to a request. timeout: seconds an attempt may take. concurrency: requests under way.
   retries: attempts after the first; backoff: seconds before the first of them, which doubles, with
   jitter. max_cost: money that a job may cost, 0 sets no limit; prices are per million tokens.
-  failure_ratio: share of the requests that may fail.
+  failure_ratio: share of the requests that may fail. base_url: of an OpenAI-compatible service,
+  with its version. model: its name there. temperature, max_tokens: of the request. price_in,
+  price_out: of tokens asked and answered.
   """
   base_url: str
   model: str
@@ -66,7 +68,7 @@ class Result:
 
   Kinds: those that may pass ('timeout', 'unreachable', 'rate_limited', 'server_error',
   'malformed'), 'rejected' (the service will never answer this), 'refused' (the model declined),
-  'empty'.
+  'empty'. failure: the kind, '' for none. detail: the sentence.
   """
   texts: tuple[str, ...] = ()
   failure: str = ''
@@ -74,7 +76,7 @@ class Result:
 
   @classmethod
   def of_record(cls, record: dict) -> 'Result':
-    """The result that a line of the journal holds."""
+    """The result that a line of the journal holds. record: that line."""
     return cls(tuple(record['texts']), record['failure'], record.get('detail', ''))
 
 
@@ -97,12 +99,12 @@ class Answers:
       self._take(record)
 
   def holds(self, key: str) -> bool:
-    """True unless the request is new or its failure may pass."""
+    """True unless the request is new or its failure may pass. key: of `request_hash`."""
     return key in self.results and self.results[key].failure not in _TRANSIENT
 
 
 def is_record(value: object) -> bool:
-  """Whether a line of a journal is one of a job."""
+  """Whether a line of a journal is one of a job. value: of the line."""
   return isinstance(value, dict) and {'hash', 'texts', 'failure', 'detail'} <= value.keys()
 
 
@@ -157,7 +159,8 @@ def ask(messages: Messages, api: ApiConfig, key_env: str = 'OPENAI_API_KEY',
 
 
 def request_hash(messages: Messages, api: ApiConfig) -> str:
-  """sha256 (hex) of all that shapes an answer: messages, model, n, temperature, max_tokens."""
+  """sha256 (hex) of all that shapes an answer: messages, model, n, temperature, max_tokens. api:
+  the service."""
   asked = [messages, api.model, api.n, api.temperature, api.max_tokens]
   return hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()
 
@@ -202,22 +205,22 @@ class _Ledger:
   def __init__(self, api):
     self.api, self.spent, self.held, self.lock = api, 0., 0., threading.Lock()
 
-  def price_of(self, record):
+  def price_of(self, record: dict) -> float:
     return (record.get('tokens_in', 0) * self.api.price_in
             + record.get('tokens_out', 0) * self.api.price_out) / 1e6
 
-  def worst(self, body):
+  def worst(self, body: bytes) -> dict[str, int]:
     """Tokens a request (bytes) can take at most: none is shorter than a byte."""
     return dict(tokens_in=len(body), tokens_out=self.api.n * self.api.max_tokens)
 
-  def hold(self, cost):
+  def hold(self, cost: float) -> bool:
     with self.lock:
       if self.api.max_cost and self.spent + self.held + cost > self.api.max_cost:
         return False
       self.held += cost
       return True
 
-  def settle(self, cost, real):
+  def settle(self, cost: float, real: float) -> None:
     with self.lock:
       self.held -= cost
       self.spent += real
@@ -250,7 +253,7 @@ class _Job:
     self.quiet_until = 0.  # monotonic time before which a server wants to hear nothing
     self.opener = urllib.request.build_opener(_NoRedirect)
 
-  def run(self, unanswered, answers, report):
+  def run(self, unanswered: dict, answers: Any, report: Callable):
     """Answers {hash: messages}; on any error still journals what is under way and paid for.
 
     report: called with how many are left.

@@ -10,12 +10,15 @@ _BULLET = re.compile(r'[-•–·]+\s+')
 
 
 def is_numbered(text: str) -> bool:
-  """True if the reply holds a numbered list; otherwise its tags are a guess worth flagging."""
+  """True if the reply holds a numbered list; otherwise its tags are a guess worth flagging. text:
+  the reply."""
   return bool(_numbered_lines(text))
 
 
 def parse_tag_list(text: str) -> list[str]:
   """Tags of one reply: its numbered lines, else its parts between commas and line ends.
+
+  text: the reply.
 
   Quotes, asterisks and numbers go; repeats that differ only in case count once.
   """
@@ -44,6 +47,8 @@ def _numbered_lines(text):
 
 def pool_samples(samples: list[list[str]], cap: int = 15) -> list[str]:
   """At most cap tags of several replies: by number of replies that name it, then by first place.
+
+  samples: tags of each reply.
 
   Case does not tell tags apart; the first spelling stays.
   """

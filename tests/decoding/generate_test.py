@@ -172,7 +172,7 @@ class PeerTest(parameterized.TestCase):
     )
     self.agree(found, want)
     for item, _ in found.items(built)[0]:
-      self.assertEqual(tokenizer.decode(built.row(item)[:-1].tolist()), titles[item])
+      self.assertEqual(tokenizer.decode(built.row(item - 1)[:-1].tolist()), titles[item - 1])
 
   def real(self, built, prefix):
     try:
@@ -242,16 +242,16 @@ class GenerateTest(parameterized.TestCase):
     built = trie.build([[1, 2], [3], [1, 2]], end=END, vocab=V)
     titles = CatalogConstraint(device_trie.to_device_trie(built))
     found = generate(TABLE, LOGITS, [[5]], BeamSearch(4), titles)
-    self.assertEqual(sorted(i for i, _ in found.items(built)[0]), [0, 1])
-    self.assertEqual(sorted(i for i, _ in found.items(built, every=True)[0]), [0, 1, 2])
-    limits = item_filter.build_item_filter(built, taken=[[0]])
+    self.assertEqual(sorted(i for i, _ in found.items(built)[0]), [1, 2])
+    self.assertEqual(sorted(i for i, _ in found.items(built, every=True)[0]), [1, 2, 3])
+    limits = item_filter.build_item_filter(built, taken=[[1]])
     found = generate(TABLE, LOGITS, [[5]], BeamSearch(4),
                      dataclasses.replace(titles, item_filter=limits))
-    self.assertEqual(sorted(i for i, _ in found.items(built, limits)[0]), [1, 2])
-    allowed = item_filter.build_item_filter(built, allowed=[[2]])
+    self.assertEqual(sorted(i for i, _ in found.items(built, limits)[0]), [2, 3])
+    allowed = item_filter.build_item_filter(built, allowed=[[3]])
     found = generate(TABLE, LOGITS, [[5]], BeamSearch(4),
                      dataclasses.replace(titles, item_filter=allowed))
-    self.assertEqual([i for i, _ in found.items(built, allowed)[0]], [2])
+    self.assertEqual([i for i, _ in found.items(built, allowed)[0]], [3])
 
   @parameterized.parameters((4, 4), (6, 2), (6, 3))
   @long_but(1)
@@ -338,9 +338,9 @@ class GenerateTest(parameterized.TestCase):
     logits = LOGITS.at[:, 28].add(5)
     found = generate(TABLE, logits, [[5]], BeamSearch(2), mode)
     items, _ = item_span.parse(built, found.row(0, 0), 28)
-    self.assertEqual(sorted(items), [0, 1])
+    self.assertEqual(sorted(items), [1, 2])
 
-  def test_a_second_catalogue_of_that_size_compiles_nothing(self):
+  def test_a_second_catalog_of_that_size_compiles_nothing(self):
     traced = []
 
     def step(params, cache, tokens, t):

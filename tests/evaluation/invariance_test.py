@@ -9,7 +9,7 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from recjax.data import splits
-from recjax.evaluation import metrics, ranking, statistics
+from recjax.evaluation import metrics, ranking, statistics, ties
 from recjax.models import seqrec
 from recjax.training import sequential
 from tests import devices
@@ -53,7 +53,7 @@ def ranked(rows, targets, scores, place=lambda x: x, **kw):
 class InvarianceTest(absltest.TestCase):
 
   @examples(6, 25)
-  @given(problems(), st.sampled_from([1, 4, 20]), st.sampled_from(ranking.TIES), st.sampled_from(
+  @given(problems(), st.sampled_from([1, 4, 20]), st.sampled_from(ties.TIES), st.sampled_from(
       ['inf', 'zero']), st.booleans())
   def test_block_size(self, problem, block, tie, seen, mask):
     *problem, _ = problem
@@ -77,7 +77,7 @@ class InvarianceTest(absltest.TestCase):
     self.assertEqual(found[0], found[1])
 
   @examples(6, 25)
-  @given(problems(), st.sampled_from(ranking.TIES))
+  @given(problems(), st.sampled_from(ties.TIES))
   def test_names_of_items(self, problem, tie):
     rows, targets, scores, rng = problem
     name = np.concatenate([[0], 1 + rng.permutation(N)])

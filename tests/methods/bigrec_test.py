@@ -37,9 +37,9 @@ from tests.long import long
 
 ROOT = pathlib.Path(__file__).parents[2]
 SHARED = ROOT.parent / 'shared' / 'data' / 'formats' / 'bigrec'
-COLOURS = ('red', 'blue', 'green', 'white', 'black')
+COLORS = ('red', 'blue', 'green', 'white', 'black')
 THINGS = ('kettle', 'lamp', 'rope', 'drill', 'mug', 'tent', 'stove', 'chair', 'saw', 'pump')
-TITLES = [f'{c} {t}' for c in COLOURS for t in THINGS]
+TITLES = [f'{c} {t}' for c in COLORS for t in THINGS]
 
 
 def write_ring(folder, users=150):
@@ -84,8 +84,8 @@ def run(cfg, path):
 
 
 class PullTest(parameterized.TestCase):
-  """Lists and ranks by the paper's score: the normalised distance times (1 + W) ** -gamma, small
-  first (BIGRec, arXiv 2308.08434, section 3.2), in plain numpy."""
+  """Lists and ranks by the paper's score: the normalized distance times (1 + W) ** -gamma, small
+  first (BIGRec, arXiv 2308.08434), in plain numpy."""
 
   def setUp(self):
     super().setUp()
@@ -304,12 +304,12 @@ class RingTest(absltest.TestCase):
 class TokenizerTest(absltest.TestCase):
   """A checkpoint whose tokenizer writes titles in another form, or not at all."""
 
-  def folder(self, normaliser):
+  def folder(self, normalizer):
     from tokenizers import Tokenizer
     path = pathlib.Path(self.enter_context(tempfile.TemporaryDirectory())) / 'llm'
     made = tokenizer_lib.train_bpe(TITLES * 4, 330)
     backend = Tokenizer.from_str(made.backend.to_str())
-    backend.normalizer = normaliser
+    backend.normalizer = normalizer
     made = tokenizer_lib.wrap(backend, made.special_tokens, made.chat_template)
     shape = llm.Config(vocab=made.vocab_size, width=32, layers=1, heads=2, kv_heads=1, head_dim=16,
                        ffn=48, max_positions=4096)
@@ -324,8 +324,8 @@ class TokenizerTest(absltest.TestCase):
     (path / 'items.jsonl').write_text('\n'.join(lines) + '\n')
     return path
 
-  def config(self, name, odd, normaliser, **changes):
-    return config(name, self.data(odd), llm={'weights': str(self.folder(normaliser))},
+  def config(self, name, odd, normalizer, **changes):
+    return config(name, self.data(odd), llm={'weights': str(self.folder(normalizer))},
                   eval={'max_valid_users': 4, 'max_test_users': 8}, train={'epochs': 1}, **changes)
 
   def test_decomposed_titles_are_decoded_after_training(self):
@@ -417,7 +417,7 @@ class MisreadTest(parameterized.TestCase):
   TITLES = ['Misérables, Les (1995)', 'Voilà (1999)', 'Á köldum klaka (1994)', 'Schindler’s List',
             'Toy Story', 'Łódź, 東京 (2001)', 'CAFÉ®']
 
-  def load(self, catalogue, written, code='utf-8', told=None):
+  def load(self, catalog, written, code='utf-8', told=None):
     """written: function of a title to how the records spell it. -> Data, raw records"""
     folder = pathlib.Path(self.enter_context(tempfile.TemporaryDirectory()))
     told = [written(t) for t in told or self.TITLES]
@@ -426,7 +426,7 @@ class MisreadTest(parameterized.TestCase):
     for part in ('train', 'valid', 'test'):
       files.write_records(folder / f'{part}.json', rows)
     (folder / 'movies.dat').write_bytes(''.join(
-        f'{n}::{t}::Drama\n' for n, t in enumerate(catalogue, 1)).encode(code))
+        f'{n}::{t}::Drama\n' for n, t in enumerate(catalog, 1)).encode(code))
     data = instruction_data.load(
         folder, ConfigDict(dict(window='movie', split='auto', max_history=10)))
     return data, rows
@@ -457,7 +457,7 @@ class MisreadTest(parameterized.TestCase):
                      3 * (6 + sum(6 - n for n in (0, 1, 2, 3, 5)) + 1))
     self.assertNotIn('misread_titles_of_the_catalog', data.notes)
 
-  def test_the_catalogue_alone_is_misread(self):
+  def test_the_catalog_alone_is_misread(self):
     data, rows = self.load([t.encode().decode('latin-1') for t in self.TITLES], lambda t: t)
     self.check(data)
     self.assertEqual(data.notes['misread_titles_of_the_catalog'], 6)

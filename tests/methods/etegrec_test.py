@@ -36,7 +36,7 @@ USERS, ITEMS = 120, 24
 
 
 def shop_folder(folder):
-  """A shop whose users walk round a circle of items, in which a next item can be learnt."""
+  """A shop whose users walk round a circle of items, in which a next item can be learned."""
   folder = pathlib.Path(folder)
   rng = np.random.default_rng(0)
   kinds = ('Lamps', 'Pumps', 'Gloves', 'Ropes', 'Scales', 'Trays')

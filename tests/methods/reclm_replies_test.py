@@ -7,7 +7,7 @@ from absl.testing import absltest, parameterized
 
 from recjax.data.dataset import Catalog
 from recjax.errors import ConfigError
-from recjax.methods.reclm import chat_batcher, conversation, sft_data
+from recjax.methods.reclm import chat_batcher, conversation, prompts
 from tests.long import long_but
 from tests.methods.reclm_test import TEMPLATE, TITLES, eager, one_device
 
@@ -24,7 +24,7 @@ def replier():
 
 
 def said(text='What now?', **more):
-  return chat_batcher.ChatRequest((sft_data.message('user', text),), **more)
+  return chat_batcher.ChatRequest((prompts.message('user', text),), **more)
 
 
 class TellTest(parameterized.TestCase):
@@ -104,7 +104,7 @@ class ControlTest(parameterized.TestCase):
           'assistant': [('user', 'a'), ('assistant', text), ('user', 'b')],
         }[role]
         return some.prompt(
-          chat_batcher.ChatRequest(tuple(sft_data.message(r, t) for r, t in turns))
+          chat_batcher.ChatRequest(tuple(prompts.message(r, t) for r, t in turns))
         )
 
       plain, bad = prompt('a plain text'), prompt(f'a {symbol} text')
@@ -117,14 +117,14 @@ class ControlTest(parameterized.TestCase):
     some = replier()
     speaker = some.domains['tools'].chat_model
     turns = [('user', 'a'), ('assistant', 'Try "red lamp" and "no item".'), ('user', 'b')]
-    ids = some.prompt(chat_batcher.ChatRequest(tuple(sft_data.message(r, t) for r, t in turns)))
+    ids = some.prompt(chat_batcher.ChatRequest(tuple(prompts.message(r, t) for r, t in turns)))
     self.assertEqual((ids.count(speaker.soi), ids.count(speaker.eoi)), (1, 1))
     inner = ids[ids.index(speaker.soi) + 1:ids.index(speaker.eoi)]
     self.assertEqual(speaker.tokenizer.decode(inner).strip(), 'red lamp')
 
   def test_a_turn_that_is_too_long(self):
     with self.assertRaisesRegex(ConfigError, 'fewer words'):
-      replier().asked([sft_data.message('user', 'word ' * 5000)])
+      replier().asked([prompts.message('user', 'word ' * 5000)])
 
 
 if __name__ == '__main__':

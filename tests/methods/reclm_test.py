@@ -24,7 +24,7 @@ from recjax.methods.reclm import (
   generation,
   offline_samples,
   planning,
-  sft_data,
+  prompts,
   teacher,
   tokenized_catalog,
   train,
@@ -40,7 +40,7 @@ from tests.long import long, long_but
 ROOT = pathlib.Path(__file__).parents[2]
 TITLES = [f'{c} {t}' for c in ('red', 'blue', 'green') for t in (
     'kettle', 'lamp', 'rope', 'drill', 'mug', 'tent', 'stove', 'chair', 'saw', 'pump')]
-TEMPLATE = prompt_templates.read('reclm', 'recjax.methods.reclm', sft_data.FIELDS)
+TEMPLATE = prompt_templates.read('reclm', 'recjax.methods.reclm', prompts.FIELDS)
 
 
 def write_ring(folder, users=90):
@@ -175,7 +175,7 @@ class WholeTest(parameterized.TestCase):
       ):
         if not number:
           llm = llm_loading.folder(
-            cfg, work, [sft_data.message('system', 'x')], lambda: TITLES * 9, shop
+            cfg, work, [prompts.message('system', 'x')], lambda: TITLES * 9, shop
           )
           helper = work.stage('teacher', teacher.stage, teacher.settings(cfg), shop)
         work.stage('tune', train.stage, train.settings(cfg), shop, llm, helper, None, None)

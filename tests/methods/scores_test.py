@@ -73,7 +73,7 @@ def learn(loss, params, steps=40, rate=.03):
 
 @functools.cache
 def language_model():
-  """-> LM, params that have learnt to continue prompts"""
+  """-> LM, params that have learned to continue prompts"""
   cfg = llm.Config(vocab=V, width=16, layers=1, heads=2, kv_heads=1, head_dim=8, ffn=24)
   model, params = llm.LM(cfg), llm.init(cfg, jax.random.key(0))
   rng = np.random.default_rng(0)
@@ -153,7 +153,7 @@ class BetagTest(parameterized.TestCase):
 
 
 class InstructTest(parameterized.TestCase):
-  """BIGRec's free titles, and D3's of the catalogue without the assistant."""
+  """BIGRec's free titles, and D3's of the catalog without the assistant."""
 
   def logp(self, prompt, row):
     packed = sft.pack([prompt], [row], 'response', prefix=sft.common_prefix(PROMPTS))
@@ -262,7 +262,7 @@ class ReclmTest(parameterized.TestCase):
     self.assertEqual(np.sort(items).tolist(), [list(range(1, n + 1))] * 3)
     want = -np.take_along_axis(self.losses(cfg, stock, speaker, PROMPTS), items - 1, 1)
     np.testing.assert_allclose(scores, want, atol=1e-4)
-    if loss == 'scope':  # over what the catalogue allows, up to the end
+    if loss == 'scope':  # over what the catalog allows, up to the end
       np.testing.assert_allclose(np.exp(scores).sum(1), 1, atol=1e-5)
     # An item that a user has already does not make others likelier than training has them.
     fewer, left = generation.rank_items(shelf, writer, PROMPTS, n, [items[b, :3] for b in range(3)])
@@ -271,7 +271,7 @@ class ReclmTest(parameterized.TestCase):
       np.testing.assert_allclose(left[b, :n - 3], scores[b, 3:], atol=1e-5)
 
   def test_fetched_items(self):
-    """RecLM-ret: products are the logits of the loss over the catalogue."""
+    """RecLM-ret: products are the logits of the loss over the catalog."""
     cfg = config('reclm_scientific', 'grounding=ret')
     rng = np.random.default_rng(0)
     vectors = jnp.asarray(rng.normal(size=(8, 5)), jnp.float32)

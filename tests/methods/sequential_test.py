@@ -16,7 +16,7 @@ from recjax import run_files
 from recjax.data import dataset as dataset_lib
 from recjax.data import loading, splits
 from recjax.errors import ConfigError, DataError
-from recjax.evaluation import baselines, metrics, ranking
+from recjax.evaluation import baselines, classical, metrics, ranking
 from recjax.methods import sequential
 from recjax.methods.sequential import train as stages
 from recjax.models import seqrec
@@ -188,7 +188,7 @@ class LossTest(parameterized.TestCase):
       ('sampled', False, 'position', 'bert4rec'), ('sampled', True, 'position', 'sasrec'),
       ('sampled', True, 'batch', 'bert4rec'))
   def test_losses_are_those_of_their_formulas(self, name, log_q, shared, kind):
-    """Full softmax; BCE (SASRec); gBCE (gSASRec, eq. 7 and 8); sampled softmax, whose scores of
+    """Full softmax; BCE (SASRec); gBCE (gSASRec); sampled softmax, whose scores of
     negatives lose the log of how often each is expected among the drawn (logQ, Bengio 2008)."""
     cfg, items, k = config(loss=name, model=kind), 50, 7
     cfg.loss.update(negatives=k, negative_scope=shared, exclude='target', log_q=log_q, gbce_t=.6,
@@ -332,6 +332,7 @@ class RunTest(parameterized.TestCase):
 
   def test_from_files_to_report_and_recommendations(self):
     shop, cfg = ring(200), config(loss='bce')
+    cfg.eval.classical = True
     cfg.seeds, cfg.data = 2, tempfile.mkdtemp() + '/shop'
     loading.save_data(shop, cfg.data)
     folder = pathlib.Path(tempfile.mkdtemp())
@@ -339,7 +340,9 @@ class RunTest(parameterized.TestCase):
     with workdir_lib.open_work(folder, {'config': cfg.to_dict(), 'facts': facts}, mesh()) as work:
       sequential.run(cfg, work)
     results = run_files.read_json(folder / 'results.json')
-    self.assertEqual(list(results['rows']), ['sasrec:bce', 'popularity', 'recency', 'random'])
+    self.assertEqual(list(results['rows']), [
+        'sasrec:bce', 'popularity', 'recency', 'random', *classical.GRIDS])
+    self.assertEqual(set(results['classical']['settings']), set(classical.GRIDS))
     self.assertEqual(told.check(results), (200, 200))
     self.assertEqual(results['seeds'], [0, 1])
     cells = results['rows']['sasrec:bce']

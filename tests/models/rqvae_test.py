@@ -13,7 +13,7 @@ BOOKS = jnp.array([[[0., 0.], [1., 0.], [0., 2.]], [[0., 0.], [.2, 0.], [0., -.3
 PLAIN = rqvae.Config(2, (), 2, 2, 3, encoder='none')
 
 
-class QuantiseTest(parameterized.TestCase):
+class QuantizeTest(parameterized.TestCase):
 
   def test_codes_residuals_and_losses(self):
     for r, want, left, loss in (((1.1, -.2), (1, 2), (.1, .1), .021875),

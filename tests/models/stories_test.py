@@ -15,7 +15,7 @@ FOLDER = pathlib.Path(__file__).parents[2].parent / 'shared' / 'models' / 'stori
 
 
 def read_model(path):
-  """-> (Config, params) from the flat file of (out, in) weights with neighbouring rotary pairs."""
+  """-> (Config, params) from the flat file of (out, in) weights with neighboring rotary pairs."""
   raw = path.read_bytes()
   width, ffn, layers, heads, kv_heads, vocab, length = struct.unpack('<7i', raw[:28])
   flat, size = np.frombuffer(raw[28:], '<f4'), width // heads

@@ -119,7 +119,7 @@ class EncoderTest(parameterized.TestCase):
     self.assertTrue(all(len(r) <= 5 and r[-1] == end and end not in r[:-1] for r in rows))
     self.assertGreater(text_embedding.embed(reader, TEXTS, self.mesh)[1]['cut'], 10)
 
-  def test_convert_writes_the_vectors_of_a_catalogue(self):
+  def test_convert_writes_the_vectors_of_a_catalog(self):
     out = self.folder / 'vectors.npy'
     run = lambda *words: cli.convert.run(cli.parser().parse_args(  # noqa: E731
         ['convert', str(self.folder), '--to=vectors', *words]))

@@ -20,20 +20,20 @@ TEXT_FIELDS = ('title', 'brand', 'categories', 'description')
 SOURCES = ('auto', 'data', 'file', 'keywords', 'api')
 
 
-def stage(work: Workdir, cfg: ConfigDict, shop: Dataset) -> dict[str, Any]:
+def stage(work: Workdir, cfg: ConfigDict, dataset: Dataset) -> dict[str, Any]:
   """Writes base_tags.json and inters.train.json, checked against each other. -> counts
 
   cfg: source, file, sep, max_base_tags, on_missing, on_bad_tag, and the api_* settings. work: the
-  Workdir. shop: the data set.
+  Workdir. dataset: the data set.
   """
-  tags, counts = gather(work, cfg, shop)
-  known = set(shop.catalog.ids)
+  tags, counts = gather(work, cfg, dataset)
+  known = set(dataset.catalog.ids)
   counts['tags_of_unknown_items'] = sum(i not in known for i in tags)
-  tags = {i: tags[i] for i in shop.catalog.ids if i in tags}
+  tags = {i: tags[i] for i in dataset.catalog.ids if i in tags}
   on_empty = 'error' if cfg.on_missing == 'error' else 'drop'
   tags, cleaned = files.clean_tags(tags, 'base tags', cfg.sep, on_empty, cfg.on_bad_tag)
-  train = split_of(shop).train
-  sequences = [[shop.catalog.id_of(i) for i in train.history(u)] for u in range(len(train))]
+  train = split_of(dataset).train
+  sequences = [[dataset.catalog.id_of(i) for i in train.history(u)] for u in range(len(train))]
   sequences, matched = files.match_tags(sequences, tags, 'base tags', cfg.on_missing)
   files.write_tags(work.folder / 'base_tags.json', tags)
   integers = all(str(int(i)) == i if i.isdecimal() else False for i in known)
@@ -41,48 +41,48 @@ def stage(work: Workdir, cfg: ConfigDict, shop: Dataset) -> dict[str, Any]:
   return {**counts, **cleaned, **matched, 'items': len(tags)}
 
 
-def split_of(shop: Dataset) -> Split:
+def split_of(dataset: Dataset) -> Split:
   """Leave-one-out; of BETag's own files, which hold training items only, the last item is held.
 
-  shop: the data set.
+  dataset: the data set.
   """
-  return splits.leave_one_out(shop.interactions,
-                              holdout=1 if shop.notes.get('source') == 'betag' else 2)
+  return splits.leave_one_out(dataset.interactions,
+                              holdout=1 if dataset.notes.get('source') == 'betag' else 2)
 
 
 def gather(work: Workdir, cfg: ConfigDict,
-           shop: Dataset) -> tuple[dict[str, list[str]], dict[str, Any]]:
+           dataset: Dataset) -> tuple[dict[str, list[str]], dict[str, Any]]:
   """Base tags from wherever `cfg.source` says.
 
-  work: the Workdir. cfg: the group `tags`. shop: the data set. -> {item id: [tag]}, counts. Raises
-  DataError where there are none, ConfigError for an unknown source.
+  work: the Workdir. cfg: the group `tags`. dataset: the data set. -> {item id: [tag]}, counts.
+  Raises DataError where there are none, ConfigError for an unknown source.
   """
-  tag_column = shop.catalog.columns.get('tags')
+  tag_column = dataset.catalog.columns.get('tags')
   source = cfg.source
   if source == 'auto':
     source = 'data' if tag_column else 'keywords'
   if source == 'data':
     if not tag_column:
-      raise DataError(f"{shop.name} has no column 'tags'; set --config.tags.source=keywords, or "
+      raise DataError(f"{dataset.name} has no column 'tags'; set --config.tags.source=keywords, or "
                       'file with --config.tags.file=base_tags.json')
-    return dict(zip(shop.catalog.ids, tag_column)), {'source': 'data'}
+    return dict(zip(dataset.catalog.ids, tag_column)), {'source': 'data'}
   if source == 'file':
     return files.read_tags(cfg.file), {'source': cfg.file}
   if source == 'keywords':
-    lists = keywords.extract_tags(shop.catalog.columns, n=cfg.max_base_tags)
-    return dict(zip(shop.catalog.ids, lists)), {'source': 'keywords'}
+    lists = keywords.extract_tags(dataset.catalog.columns, n=cfg.max_base_tags)
+    return dict(zip(dataset.catalog.ids, lists)), {'source': 'keywords'}
   if source == 'api':
-    return ask(work, cfg, shop)
+    return ask(work, cfg, dataset)
   raise ConfigError(f'tags.source={source!r}; choose one of {", ".join(SOURCES)}')
 
 
 def ask(work: Workdir, cfg: ConfigDict,
-        shop: Dataset) -> tuple[dict[str, list[str]], dict[str, Any]]:
+        dataset: Dataset) -> tuple[dict[str, list[str]], dict[str, Any]]:
   """Base tags from an OpenAI-compatible endpoint, as a job that survives a kill.
 
-  work: the Workdir. cfg: the group `tags`. shop: the data set.
+  work: the Workdir. cfg: the group `tags`. dataset: the data set.
   """
-  catalog = shop.catalog
+  catalog = dataset.catalog
   requests = {item: question({k: v[i] for k, v in catalog.columns.items()})
               for i, item in enumerate(catalog.ids)}
   api = llm_api.ApiConfig(
@@ -92,7 +92,7 @@ def ask(work: Workdir, cfg: ConfigDict,
   with work.progress('ask for tags', len(requests), unit='item') as advance:
     seen = [0]
 
-    def progress(done, total):
+    def progress(done: int, total: int) -> None:
       advance(done - seen[0])
       seen[0] = done
     answers = llm_api.run_requests(requests, api, work.folder, log=work.log, progress=progress)
@@ -122,19 +122,19 @@ def question(fields: dict[str, Any]) -> list[dict[str, str]]:
           'recommend it. Answer with a numbered list and nothing else.', *lines])}]
 
 
-def documents(shop: Dataset, base: pathlib.Path, seed: int, walks: int = 8,
+def documents(dataset: Dataset, base: pathlib.Path, seed: int, walks: int = 8,
               longest: int = 12) -> list[str]:
   """Texts that the tiny model learns to write before it sees any behavior. -> list of texts
 
   Each item's own text and tags; and lists in the format of the prompts that wander from an item to
   a similar one, so that the model learns to look back at earlier lines. Nothing of what users did.
-  shop: the data set. base: folder of the stage 'base-tags'. seed: of the walks. walks: how often
+  dataset: the data set. base: folder of the stage 'base-tags'. seed: of the walks. walks: how often
   the lists go through all items. longest: items of a list.
   """
   tags = files.read_tags(base / 'base_tags.json')
   out = []
-  for i, item in enumerate(shop.catalog.ids):
-    fields = {k: v[i] for k, v in shop.catalog.columns.items() if k in TEXT_FIELDS and v[i]}
+  for i, item in enumerate(dataset.catalog.ids):
+    fields = {k: v[i] for k, v in dataset.catalog.columns.items() if k in TEXT_FIELDS and v[i]}
     prose = [', '.join(v) if isinstance(v, list) else str(v) for v in fields.values()]
     out.append('\n'.join([*prose, prompts.item_line(1, tags.get(item, ()), '| ')]))
   rng = np.random.default_rng((seed, len(tags)))

@@ -50,7 +50,7 @@ def stage(work: Workdir, cfg: FrozenConfigDict, base: pathlib.Path, folder: path
     return finish(work, files.read_predictions(work.folder / 'raw_predict.json'))
   tags = files.read_tags(base / 'base_tags.json')
   model, params, tokenizer, adapter = llm_loading.load_adapted(folder, cfg.llm, lora, work.mesh)
-  tags = prompts_lib.spelt(tokenizer, tags)
+  tags = prompts_lib.respell(tokenizer, tags)
   batches, prefix = prompt_batches(tags, tokenizer, cfg, model.cfg)
   search, ends = search_config(cfg, tokenizer)
   run = jax.jit(functools.partial(beams_of, model, search, ends))
@@ -58,7 +58,7 @@ def stage(work: Workdir, cfg: FrozenConfigDict, base: pathlib.Path, folder: path
   paths = [work.folder / SHARDS / f'{n:06d}-of-{len(batches):06d}.json'
            for n in range(len(batches))]
 
-  def make(number, advance):
+  def make(number: int, advance: Any) -> Any:
     items, ids, lengths = batches[number]
     placed = place({'ids': ids, 'lengths': lengths}, work.mesh)
     texts_of_item = run(params, adapter, prefix_ids, **placed)
@@ -143,6 +143,8 @@ def beams_of(model: llm.LM, search: DiverseBeamSearch, ends: Unconstrained, para
              adapter: PyTree, prefix: Int[Array, ' P0'], ids: Int[Array, 'B P'],
              lengths: Int[Array, ' B']) -> Any:
   """All beams of a batch of items. prefix: (P0,). ids: (B, P). lengths: (B,). -> Beams
+
+  ends: the tokens that end a tag list.
 
   The chat prefix and each item's line are kept once, whatever the number of beams. model: the LLM.
   search: how beams are searched. params: its weights. adapter: LoRA's.

@@ -28,12 +28,14 @@ HASH_WIDTH = 64  # numbers of a vector without an encoder
 
 
 def settings(cfg: ConfigDict) -> ConfigDict:
-  """What of the config decides the interests."""
+  """What of the config decides the interests. cfg: the run's config."""
   return ConfigDict({'interests': cfg.interests, 'most': cfg.model.max_history})
 
 
 def stage(work: Workdir, cfg: ConfigDict, dataset: Dataset) -> dict:
   """Writes texts.json (all texts), vectors.npy (their vectors, row 0 for none) and rows.npy.
+
+  work: of the stage. cfg: as `settings`. dataset: of the run.
 
   Rows are those of `batching.prefixes` on the training part, then the validation and the test
   users; they hold row numbers of vectors.npy. -> counts
@@ -41,8 +43,7 @@ def stage(work: Workdir, cfg: ConfigDict, dataset: Dataset) -> dict:
   split = splits.leave_one_out(dataset.interactions)
   histories = batching.prefixes(split.train, cfg.most)[0]
   histories += [
-    cases.history(i)[-cfg.most :] for cases in (split.valid, split.test) for i in range(len(cases))
-  ]
+    cases.history(i)[-cfg.most :] for cases in (split.valid, split.test) for i in range(len(cases))]
   texts_of_rows, counts = interest_texts(work, cfg.interests, dataset, histories)
   numbers = {}
   rows = np.zeros((len(texts_of_rows), MAX_INTERESTS), np.int32)
@@ -61,8 +62,9 @@ def interest_texts(work: Workdir, cfg: ConfigDict, dataset: Dataset,
                    histories: Sequence[np.ndarray]) -> tuple[list[list[str]], dict]:
   """Texts of each history, from the source that the config names.
 
-  cfg: the group `interests`. histories: item indices, oldest first. -> texts, counts. Raises
-  ConfigError where the source is not there, DataError where it knows no history.
+  cfg: the group `interests`. histories: item indices, oldest first. work: of the stage. dataset:
+  the histories' own. -> texts, counts. Raises ConfigError where the source is not there, DataError
+  where it knows no history.
   """
   if cfg.source == 'local':
     terms, texts = words.read_terms(dataset.catalog.columns, len(dataset.catalog)), []
@@ -70,8 +72,7 @@ def interest_texts(work: Workdir, cfg: ConfigDict, dataset: Dataset,
       for start in range(0, len(histories), 1000):
         batch = histories[start : start + 1000]
         texts += [
-          words.interests([int(i) for i in history], terms, MAX_INTERESTS) for history in batch
-        ]
+          words.interests([int(i) for i in history], terms, MAX_INTERESTS) for history in batch]
         advance(len(batch))
     return texts, {}
   folder = pathlib.Path(cfg.source)
@@ -81,13 +82,11 @@ def interest_texts(work: Workdir, cfg: ConfigDict, dataset: Dataset,
                       'file or a folder of them')
   known, counts = files.read_interests(paths)
   texts = [
-    known.get(tuple(dataset.catalog.id_of(int(i)) for i in history), []) for history in histories
-  ]
+    known.get(tuple(dataset.catalog.id_of(int(i)) for i in history), []) for history in histories]
   if not any(texts):
     raise DataError(
       f'{cfg.source} knows no history of {dataset.name}; it must have been made of the '
-      'same items, cut to the same length'
-    )
+      'same items, cut to the same length')
   return texts, {'known_to_the_file': sum(map(bool, texts)), **counts}
 
 
@@ -95,12 +94,12 @@ def text_vectors(work: Workdir, folder: str, texts: Sequence[str],
                  kept: bool = False) -> Float[np.ndarray, 'n d']:
   """Vectors of texts.
 
-  folder: of a text encoder; '' hashes words. kept: in pieces that a killed stage finds again
+  folder: of a text encoder; '' hashes words. kept: in pieces that a killed stage finds again. work:
+  of the stage. texts: what is encoded.
   """
   if not folder:
     return np.array([hash_words(text) for text in texts], np.float32).reshape(
-      len(texts), HASH_WIDTH
-    )
+      len(texts), HASH_WIDTH)
   encoder = text_embedding.load(folder, ConfigDict({'dtype': 'auto', 'remat': 'none'}), work.mesh)
   if kept:
     return text_embedding.embed_kept(work, encoder, texts, 'embedding')[0]
@@ -120,7 +119,8 @@ def hash_words(text: str, dim: int = HASH_WIDTH) -> Float[np.ndarray, ' d']:
 
 
 def read(folder: Path) -> tuple[np.ndarray, np.ndarray, list[str]]:
-  """What `stage` wrote. -> rows (R, K) int32, vectors (T, d) float32, texts [T]"""
+  """What `stage` wrote. folder: of the stage. -> rows (R, K) int32, vectors (T, d) float32, texts
+  [T]"""
   folder = pathlib.Path(folder)
   return (run_files.read_arrays(folder / 'rows.npy'), run_files.read_arrays(folder / 'vectors.npy'),
           run_files.need_json(folder / 'texts.json', list))
@@ -129,19 +129,18 @@ def read(folder: Path) -> tuple[np.ndarray, np.ndarray, list[str]]:
 def history_encoder(work: Workdir, cfg: ConfigDict, dataset: Dataset) -> Callable:
   """Interests of new histories.
 
-  cfg: the group `interests`. -> encode([item indices of each history]) -> vectors (B, K, d)
-  float32, whether there is one (B, K) bool
+  cfg: the group `interests`. work: for the mesh. dataset: the histories' own. -> encode([item
+  indices of each history]) -> vectors (B, K, d) float32, whether there is one (B, K) bool
   """
   terms = words.read_terms(dataset.catalog.columns, len(dataset.catalog))
 
-  def encode(histories):
+  def encode(histories: Sequence) -> tuple[np.ndarray, np.ndarray]:
     texts_of_rows = [words.interests([int(i) for i in h], terms, MAX_INTERESTS) for h in histories]
     distinct_texts = list(dict.fromkeys(term for texts in texts_of_rows for term in texts))
     vectors = text_vectors(work, cfg.encoder, distinct_texts)
     row_vectors = np.zeros(
       (len(texts_of_rows), MAX_INTERESTS, vectors.shape[1] if len(distinct_texts) else HASH_WIDTH),
-      np.float32
-    )
+      np.float32)
     present = np.zeros((len(texts_of_rows), MAX_INTERESTS), bool)
     index = {term: i for i, term in enumerate(distinct_texts)}
     for row, texts in enumerate(texts_of_rows):

@@ -41,7 +41,7 @@ class BeamTest(parameterized.TestCase):
     super().setUp()
     self.folder = pathlib.Path(self.create_tempdir().full_path)
 
-  def test_a_misspelt_flag_of_beam_is_refused(self):
+  def test_a_misspelled_flag_of_beam_is_refused(self):
     with self.assertRaisesRegex(ConfigError, '--beam: Beam has no flag --runer'):
       beam_engine.prepare(
         source, self.folder / 'out', rules_lib.Rules(), options=['--runer=DirectRunner']

@@ -206,7 +206,7 @@ class TokenizerTest(absltest.TestCase):
     with mock.patch.object(rqvae_training, '_steps', spied):
       self.fit(x, steps=100)
     self.assertLen(set(map(tuple, keys)), 5)
-    tx, params = optax.sgd(0.0), rqvae.init(ID, jax.random.key(0))  # nothing is learnt
+    tx, params = optax.sgd(0.0), rqvae.init(ID, jax.random.key(0))  # nothing is learned
     one, two = (
       float(
         rqvae_training._steps(
