@@ -1,4 +1,5 @@
 """The pages: links lead somewhere, commands are ones that recjax takes, Python blocks run."""
+import atexit
 import contextlib
 import functools
 import importlib.util
@@ -10,7 +11,6 @@ import shlex
 import sys
 import tempfile
 import types
-import unittest
 
 import jax
 import jax.numpy as jnp
@@ -290,7 +290,7 @@ class NotebookTest(absltest.TestCase):
 def trained():
   """A SASRec of the built-in shop, for all tests that only read it. -> experiment.Run"""
   room = tempfile.TemporaryDirectory()
-  unittest.addModuleCleanup(room.cleanup)
+  atexit.register(room.cleanup)
   with contextlib.redirect_stdout(sys.stderr):
     return experiment.train('configs/sequential_beauty.py', f'{room.name}/run', {
         'train.epochs': 1})
