@@ -246,13 +246,13 @@ def copy(folder: pathlib.Path) -> None:
 
 def run_tests(folder: pathlib.Path, module: str) -> str:
   """Runs one test module until its first failure. -> '' or the name of what failed"""
-  from tests.__main__ import ENV
+  from tests.__main__ import environment
   with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as room:
     try:
       done = subprocess.run(
           [sys.executable, '-m', f'tests.{module}', f'--test_tmpdir={room}'],
-          env={**ENV, 'TMPDIR': room, 'PYTHONPATH': str(folder), 'PYTHONDONTWRITEBYTECODE': '1',
-               'TESTBRIDGE_TEST_RUNNER_FAIL_FAST': '1'},
+          env={**environment(), 'TMPDIR': room, 'PYTHONPATH': str(folder),
+               'PYTHONDONTWRITEBYTECODE': '1', 'TESTBRIDGE_TEST_RUNNER_FAIL_FAST': '1'},
           cwd=folder, capture_output=True, text=True, errors='replace', timeout=LIMIT)
     except subprocess.TimeoutExpired:
       return f'{module} (no end within {LIMIT} s)'

@@ -45,8 +45,8 @@ def embed(args: argparse.Namespace) -> None:
 
   from recjax.data import dataset, loading
   from recjax.distributed import sharding
+  from recjax.progress import PlainProgress
   from recjax.training import text_embedding
-  from recjax.training.workdir import PlainProgress
   out = pathlib.Path(args.out)
   if not args.data:
     raise ConfigError('--to=vectors embeds the items of a data set; add --data=FOLDER')

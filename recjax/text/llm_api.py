@@ -323,7 +323,7 @@ class _Job:
           record[name] = record.get(name, 0) + lost * tokens
         return dict(hash=key, **record)
 
-  def _attempt_and_pay(self, body, cost):
+  def _attempt_and_pay(self, body, cost) -> 'tuple[dict[str, Any], _Failure | None]':
     """One attempt and its bill -> (record without hash, _Failure or None)."""
     real = 0.
     try:

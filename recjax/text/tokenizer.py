@@ -13,7 +13,7 @@ import os
 import pathlib
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from recjax import file_io, gguf_file
 from recjax.errors import ConfigError, DataError
@@ -274,7 +274,7 @@ def add_control_tokens(tokenizer: Tokenizer, names: Sequence[str]) -> tuple[Toke
   from tokenizers import AddedToken
   backend = type(tokenizer.backend).from_str(tokenizer.backend.to_str())
   backend.add_special_tokens([AddedToken(n, normalized=False, special=True) for n in names])
-  ids = [backend.token_to_id(name) for name in names]
+  ids: list[Any] = [backend.token_to_id(name) for name in names]
   if None in ids or len(set(ids)) < len(names):
     raise ConfigError(f'control tokens {", ".join(names)} become the ids {ids}; each needs one of '
                       'its own: choose other names')
@@ -334,7 +334,7 @@ def _class_of(folder, config):
   """The class that transformers opens the folder with, as far as its class has rules of its own."""
   named = config.get('tokenizer_class')
   if not named:
-    kind = _read_json(folder / 'config.json').get('model_type')
+    kind: Any = _read_json(folder / 'config.json').get('model_type')
     named = {'bert': 'BertTokenizer', 't5': 'T5Tokenizer', 'llama': 'LlamaTokenizer'}.get(kind, '')
   return named.removesuffix('Fast')
 

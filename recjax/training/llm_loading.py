@@ -13,6 +13,7 @@ from recjax.distributed import multihost, sharding
 from recjax.errors import ConfigError, DataError
 from recjax.models import embedding_resize, huggingface, llm, lora
 from recjax.models.layers import check_dtype
+from recjax.progress import doing
 from recjax.text import tokenizer as tokenizers
 from recjax.training import host_memory, tiny_llm
 from recjax.training.workdir import Workdir
@@ -150,5 +151,6 @@ def load(folder: str | pathlib.Path, cfg: ConfigDict, mesh: jax.sharding.Mesh,
   shapes = llm.shapes(shape)
   where = sharding.shardings(shapes, llm.RULES, mesh)
   host_memory.check(folder, shapes, where)
-  tokenizer = opened(folder, shape)
-  return llm.LM(shape), huggingface.load(folder, shape, where), tokenizer
+  with doing(f'opening the model of {folder}'):
+    tokenizer = opened(folder, shape)
+    return llm.LM(shape), huggingface.load(folder, shape, where), tokenizer
