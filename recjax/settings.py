@@ -49,7 +49,7 @@ RENAMED = {
 # a tuple every element counts.
 RANGES = {
     'at least 1': '''
-        seeds *.batch *.epochs *.log_every *.save_every *model.layers *model.heads *model.hidden
+        seeds *.batch *.log_every *.save_every *model.layers *model.heads *model.hidden
         *model.max_history *model.width base.layers base.heads base.hidden base.max_history
         base.width model.decoder_layers model.head_dim model.ffn model.fusion_heads
         model.fusion_layers tiny.vocab tiny.width tiny.layers tiny.heads tiny.kv_heads tiny.ffn
@@ -70,7 +70,7 @@ RANGES = {
         *.api_price_out semantic_ids.alpha semantic_ids.beta semantic_ids.collaborative
         semantic_ids.diversity semantic_ids.sinkhorn train.free train.gamma train.prompt''',
     'above 0': '''
-        *.lr *.api_timeout lora.alpha align.temperature align.tau rat.tau scft.tau
+        *.lr *.epochs *.api_timeout lora.alpha align.temperature align.tau rat.tau scft.tau
         semantic_ids.tau ground.step''',
     'between 0 and 1': '''
         *loss.gbce_t *train.mask_share *train.mask_last control.share decode.alphas select.b
@@ -91,7 +91,7 @@ WITHIN = {
     'between 0 and 2147483647': lambda x: 0 <= x < 1 << 31,  # else JAX takes another seed's key
 }
 UNBOUNDED = ('select.idf_cutoff',)  # -inf keeps all tags
-EXCEPT = {'finetune.epochs': 'at least 0', 'tiny.epochs': 'above 0'}  # before the patterns
+EXCEPT = {'finetune.epochs': 'at least 0'}  # before the patterns
 
 # What texts may be (* as above). Of a tuple every element counts.
 CHOICES = {
@@ -213,7 +213,7 @@ def check(cfg: ConfigDict) -> None:
       if rule and not WITHIN[rule](element):
         raise ConfigError(f'{name}={value}: it must be {rule}')
       known = choices_of(name) if isinstance(element, str) else None
-      if known and not any(fnmatch.fnmatchcase(element, k) for k in known):
+      if known and not any(fnmatch.fnmatchcase(str(element), k) for k in known):
         listed = ', '.join(k or 'nothing' for k in known)
         raise ConfigError(f'{name}={value!r}; choose one of {listed}')
 
@@ -226,8 +226,8 @@ def reading(workdir: str | os.PathLike | None = None) -> Iterator[None]:
 
   workdir: that folder.
   """
-  path = workdir and pathlib.Path(workdir) / 'config.json'
-  if old := path and next(filter(renamed, _saved_names(path)), None):
+  path = pathlib.Path(workdir) / 'config.json' if workdir else None
+  if path and (old := next(filter(renamed, _saved_names(path)), None)):
     raise WorkdirError(f'{path}: {old} is called {renamed(old)} since 0.2, so the run was made '
                        'before 0.2; train anew in a new folder, or use the version that made it')
   try:
@@ -288,7 +288,7 @@ def flag(kind: type, rule: str = '', name: str = '') -> Callable[[str], float]:
   """
   def read(text: str) -> Any:
     try:
-      value = of_text(text, kind())
+      value: Any = of_text(text, kind())
     except ValueError:
       what = 'whole number' if kind is int else 'number'
       raise argparse.ArgumentTypeError(f'{text!r} is no {what}{name and " of "}{name}') from None
@@ -313,7 +313,7 @@ def month(text: str) -> str:
   return text
 
 
-def _flat(cfg, above=''):
+def _flat(cfg, above='') -> Iterator[tuple[str, Any]]:
   """Yields every setting with its value, and groups without any."""
   for key, value in cfg.items():
     if isinstance(value, ConfigDict) and len(value):
@@ -398,7 +398,7 @@ def of_text(text: str, like: object, name: str = '') -> object:
   return text
 
 
-def of_python(value: object, like: object, name: str = '') -> object:
+def of_python(value: Any, like: object, name: str = '') -> object:
   """A value of Python as one of the type of `like`. name: of the setting, for ELEMENTS. Raises
   TypeError, ValueError."""
   if hasattr(value, 'item') and getattr(value, 'ndim', None) == 0:

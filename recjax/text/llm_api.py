@@ -473,7 +473,7 @@ class _Job:
     if self.log:
       self.log(text)
 
-  def _attempt_and_pay(self, attempt):
+  def _attempt_and_pay(self, attempt) -> 'tuple[dict[str, Any], _Failure | None]':
     """One attempt and its bill -> (record without hash, _Failure or None)."""
     real, began = 0., time.monotonic()
     try:

@@ -84,8 +84,8 @@ def loss_sums(model: llm.LM, prefix: list[int], variables: PyTree,
   past, total, count = (), jnp.float32(0), batch['weights'].sum()
   if prefix:
     ids = jnp.asarray(prefix, jnp.int32)[None]
-    opening, (k, v) = model.apply(variables, ids, jnp.arange(ids.shape[1])[None],
-                                  jnp.ones_like(ids))
+    found: Any = model.apply(variables, ids, jnp.arange(ids.shape[1])[None], jnp.ones_like(ids))
+    opening, (k, v) = found
     past = (kv_block(k[:, 0], v[:, 0], jnp.ones(ids.shape[1], bool)),)
     logits = jnp.dot(opening[0, -1], head.astype(opening.dtype), preferred_element_type=jnp.float32)
     weight = batch['first_weight']

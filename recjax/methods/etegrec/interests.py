@@ -111,8 +111,7 @@ def interest_texts(work: Workdir, cfg: ConfigDict, dataset: Dataset,
       for start in range(0, len(histories), 1000):
         batch = histories[start : start + 1000]
         texts += [
-          words.interests([int(i) for i in history], terms, MAX_INTERESTS) for history in batch
-        ]
+          words.interests([int(i) for i in history], terms, MAX_INTERESTS) for history in batch]
         advance(len(batch))
     return texts, {}
   folder = pathlib.Path(answered or cfg.source)
@@ -122,13 +121,11 @@ def interest_texts(work: Workdir, cfg: ConfigDict, dataset: Dataset,
                       '*.processed.jsonl file or a folder of them')
   known, counts = files.read_interests(paths)
   texts = [
-    known.get(tuple(dataset.catalog.id_of(int(i)) for i in history), []) for history in histories
-  ]
+    known.get(tuple(dataset.catalog.id_of(int(i)) for i in history), []) for history in histories]
   if not any(texts):
     raise DataError(
       f'{cfg.source} knows no history of {dataset.name}; it must have been made of the '
-      'same items, cut to the same length'
-    )
+      'same items, cut to the same length')
   return texts, {'known_to_the_file': sum(map(bool, texts)), **counts}
 
 
@@ -141,8 +138,7 @@ def text_vectors(work: Workdir, folder: str, texts: Sequence[str],
   """
   if not folder:
     return np.array([hash_words(text) for text in texts], np.float32).reshape(
-      len(texts), HASH_WIDTH
-    )
+      len(texts), HASH_WIDTH)
   encoder = text_embedding.load(folder, ConfigDict({'dtype': 'auto', 'remat': 'none'}), work.mesh)
   if kept:
     return text_embedding.embed_kept(work, encoder, texts, 'embedding')[0]
@@ -183,8 +179,7 @@ def history_encoder(work: Workdir, cfg: ConfigDict, dataset: Dataset) -> Callabl
     vectors = text_vectors(work, cfg.encoder, distinct_texts)
     row_vectors = np.zeros(
       (len(texts_of_rows), MAX_INTERESTS, vectors.shape[1] if len(distinct_texts) else HASH_WIDTH),
-      np.float32
-    )
+      np.float32)
     present = np.zeros((len(texts_of_rows), MAX_INTERESTS), bool)
     index = {term: i for i, term in enumerate(distinct_texts)}
     for row, texts in enumerate(texts_of_rows):

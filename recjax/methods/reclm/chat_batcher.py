@@ -82,11 +82,9 @@ class ChatBatcher:
     chat_model = grounded.chat_model
     with jax.set_mesh(mesh):
       self.generator = PrefixGenerator(
-        chat_model.model, chat_model.variables, chat_model.tokenizer, [], PROMPT_BUCKET
-      )
+        chat_model.model, chat_model.variables, chat_model.tokenizer, [], PROMPT_BUCKET)
     self.item_of_title = {
-      name: domain_model.tokenized.index for name, domain_model in domains.items()
-    }
+      name: domain_model.tokenized.index for name, domain_model in domains.items()}
 
   def domain_of(self, request: ChatRequest) -> tuple[str, GroundedModel]:
     """request: the conversation. -> its catalog's name, the model over it. Raises ConfigError
@@ -123,8 +121,7 @@ class ChatBatcher:
       if not drop_oldest_round(turns):
         raise ConfigError(
           f'the last turn takes {len(ids)} tokens, {self.cfg.prompt.max_prompt_tokens} fit; '
-          'say it in fewer words'
-        )
+          'say it in fewer words')
       ids = encoder.tokens(turns)
     return ids
 
@@ -141,8 +138,7 @@ class ChatBatcher:
       min_items = next(n for n in MIN_ITEMS if n >= min(request.least, MIN_ITEMS[-1]))
       key = (
         self.domain_of(request)[0], min_items, self.temperature_of(request), request.seed,
-        len(prompts[row]) // PROMPT_BUCKET
-      )
+        len(prompts[row]) // PROMPT_BUCKET)
       rows_by_program.setdefault(key, []).append(row)
     for (name, min_items, temperature, seed, _), rows in rows_by_program.items():
       for start in range(0, len(rows), BATCH_SIZES[-1]):
@@ -150,8 +146,7 @@ class ChatBatcher:
         batch_answers = self.batch(
           self.domains[name], [requests[row_number] for row_number in batch_rows],
           [prompts[row_number] for row_number in batch_rows], min_items, temperature, seed,
-          lambda place, answer, batch_rows=batch_rows: settle(batch_rows[place], answer)
-        )
+          lambda place, answer, batch_rows=batch_rows: settle(batch_rows[place], answer))
         for row, chat_answer in zip(batch_rows, batch_answers):
           answers[row] = chat_answer
     return answers
@@ -167,8 +162,7 @@ class ChatBatcher:
     """
     batch_size = next(size for size in BATCH_SIZES if size >= len(requests))
     decode = ConfigDict(
-      {**self.cfg.decode.to_dict(), 'num_items': MAX_ITEMS, 'temperature': temperature}
-    )
+      {**self.cfg.decode.to_dict(), 'num_items': MAX_ITEMS, 'temperature': temperature})
     is_over = np.arange(batch_size) >= len(requests)
 
     def answer_at(place: int, reply: Reply) -> ChatAnswer:
@@ -184,8 +178,7 @@ class ChatBatcher:
     with jax.set_mesh(self.mesh):
       replies = generation.generate_replies(
         grounded, self.generator, decode, prompts + prompts[-1:] * (batch_size - len(prompts)),
-        min_items=min_items, seed=seed, on_tokens=on_tokens
-      )
+        min_items=min_items, seed=seed, on_tokens=on_tokens)
     return [answer_at(place, reply) for place, reply in enumerate(replies[: len(requests)])]
 
   def asked(self, turns: Sequence[dict], **fields: Any) -> ChatRequest:

@@ -73,8 +73,7 @@ class Conversation:
     reply = self._generate(ids, max_items, seed, tell)
     ends = set(chat_model.tokenizer.eos_ids)
     self.turns.append(
-      prompts.message('assistant', [[token for token in reply.ids if token not in ends]])
-    )
+      prompts.message('assistant', [[token for token in reply.ids if token not in ends]]))
     return reply
 
   def _generate(self, ids: list[int], max_items: int, seed: int, tell: Callable | None) -> Reply:
@@ -110,8 +109,7 @@ class Conversation:
     search = dataclasses.replace(generation.sampling(decode), pad_id=chat_model.tokenizer.pad_id)
     generated = stream(
       _decoder(model), {'variables': chat_model.variables, 'past': self.cache}, [ids[-1:]], search,
-      constraint, on_tokens, seed=seed, bucket=1
-    )
+      constraint, on_tokens, seed=seed, bucket=1)
     return self.grounded.read(generated.row(0, 0))
 
 
@@ -128,7 +126,5 @@ def untrained_models(chat_model: train.ChatModel,
   """
   return {
     name: generation.GroundedModel(
-      chat_model, [tokenized_catalog.load(catalog, chat_model.tokenizer)], [name]
-    )
-    for name, catalog in catalogs.items()
-  }
+      chat_model, [tokenized_catalog.load(catalog, chat_model.tokenizer)], [name])
+    for name, catalog in catalogs.items()}
