@@ -558,6 +558,20 @@ class JournalTest(ApiCase):
       self.assertEqual(server.asked['b'], 2)
       self.assertEqual(self.journal.read_bytes(), whole)
 
+  def test_lines_of_an_older_journal_count(self):
+    """Before answers came one by one, a line had no 'missing' and no 'cut'."""
+    with serving() as server:
+      api = config(server)
+      lines = [dict(hash=llm_api.request_hash(ask(name)[name], api), texts=texts, failure=failure,
+                    detail='', tokens_in=3, tokens_out=2)
+               for name, texts, failure in (('a', ['1. x'], ''), ('b', [], 'timeout'),
+                                            ('c', [], 'refused'))]
+      self.journal.write_text(''.join(json.dumps(line) + '\n' for line in lines))
+      results = self.run_job(server, ask('a', 'b', 'c'), failure_ratio=1.)
+      self.assertEqual(server.asked, dict(b=1))
+    self.assertEqual([(r.texts, r.failure, r.cut) for r in results.values()], [
+        (('1. x',), '', (False,)), (('1. tag of b',) * 2, '', (False, False)), ((), 'refused', ())])
+
   def test_a_damaged_line_and_a_second_process_are_refused(self):
     with serving() as server:
       with file_io.Journal(self.journal), self.assertRaisesRegex(WorkdirError, 'in use'):
