@@ -76,7 +76,8 @@ class Tensor:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class File:
-  """An open file. fields: metadata by key, numeric arrays as NumPy's. tensors: by name."""
+  """An open file. fields: metadata by key, numeric arrays as NumPy's. tensors: by name. path: of
+  the file."""
   path: pathlib.Path
   fields: dict[str, Any]
   tensors: dict[str, Tensor]
@@ -104,7 +105,7 @@ def is_gguf(path: Path) -> bool:
 def read(path: Path) -> File:
   """Opens a file; what was read is kept for as long as the file stays as it is.
 
-  Raises DataError where it is missing, cut short, damaged, or no GGUF file.
+  path: of the file. Raises DataError where it is missing, cut short, damaged, or no GGUF file.
   """
   path = pathlib.Path(path)
   try:

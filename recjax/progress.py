@@ -30,8 +30,11 @@ PLAIN_NAME = re.compile(r'^jit[(_](.*?)\)?$')  # 'jit(score)' and 'jit_score' to
 
 @dataclasses.dataclass
 class Activity:
-  """What a thread is at. since: seconds of the clock. compiles: whether JAX said that it compiles.
-  counts: where units of it are counted. phase: since when it traces, lowers or compiles."""
+  """What a thread is at.
+
+  since: seconds of the clock. compiles: whether JAX said that it compiles. counts: where units of
+  it are counted. phase: since when it traces, lowers or compiles. name: what it is.
+  """
   name: str
   since: float
   compiles: bool = False
@@ -209,10 +212,12 @@ class Rate:
   """
 
   def __init__(self, done: int, now: Callable[[], float] = time.monotonic):
+    """done: units done before it counts. now: the clock, in seconds."""
     self.now, self.first, self.from_first = now, done, False
     self.start, self.compiled = now(), compiled_seconds()
 
   def __call__(self, done: int) -> float:
+    """The rate so far. done: units done in all."""
     now, compiled = self.now(), compiled_seconds()
     seconds = max(1e-9, now - self.start - (compiled - self.compiled))
     rate = (done - self.first) / seconds
@@ -264,6 +269,7 @@ class BarProgress(Progressing):
     self.row = bar.add_task(title, total=total, completed=done, rate='', note='')
 
   def show(self, rate: float, n: int, note: str) -> bool:
+    """Moves the bar. rate: of units. n: units done now. note: what it says besides. -> True"""
     self.bar.update(self.row, advance=n, rate=pace(rate, self.unit), note=note)
     return True
 
@@ -286,6 +292,8 @@ class PlainProgress(Progressing):
     self.log, self.title, self.logged = log, title, -math.inf
 
   def show(self, rate: float, n: int, note: str) -> bool:
+    """Logs a line where it is time. rate: of units. n: units done now. note: what it says besides.
+    -> whether"""
     if self.moved - self.logged < QUIET and self.done < self.total:
       return False
     self.logged = self.moved
@@ -296,5 +304,5 @@ class PlainProgress(Progressing):
 
 
 def pace(rate: float, unit: str) -> str:
-  """'12.3 step/s', or '28.1 s/epoch' where one takes long."""
+  """'12.3 step/s', or '28.1 s/epoch' where one takes long. rate: units a second. unit: its name."""
   return f'{rate:,.1f} {unit}/s' if rate >= 0.5 or rate <= 0 else f'{1 / rate:,.1f} s/{unit}'

@@ -66,7 +66,8 @@ def embed(args: argparse.Namespace) -> None:
 
 
 def unpack(args: argparse.Namespace) -> None:
-  """Writes a GGUF file's model, dequantized, and its tokenizer as a Hugging Face folder."""
+  """Writes a GGUF file's model, dequantized, and its tokenizer as a Hugging Face folder. args: of
+  the command line."""
   from recjax.models import huggingface
   from recjax.text import tokenizer
   if not gguf_file.is_gguf(args.workdir):

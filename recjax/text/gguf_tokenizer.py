@@ -63,7 +63,8 @@ SPACE = '▁'
 
 
 class Parts(NamedTuple):
-  """What `tokenizer.wrap` takes: backend, role -> special token, chat template, more end ids."""
+  """What `tokenizer.wrap` takes: backend, special_tokens (role -> token), chat_template, more_eos
+  (more end ids)."""
   backend: 'tokenizers.Tokenizer'
   special_tokens: dict[str, str]
   chat_template: str

@@ -40,9 +40,12 @@ COPIES = 7       # reads and writes of a parameter in an update by Adam
 
 @dataclasses.dataclass(frozen=True)
 class Training:
-  """A stage that trains. rows, row, prefix: as of `cost_model.LLMRun`. steps: of all epochs.
-  forwards: batches that validation looks at. head: whether logits are part of the loss. parts:
-  pieces of a batch, each of which runs forward once more where there are several."""
+  """A stage that trains.
+
+  rows, row, prefix: as of `cost_model.LLMRun`. steps: of all epochs. forwards: batches that
+  validation looks at. head: whether logits are part of the loss. parts: pieces of a batch, each of
+  which runs forward once more where there are several. name: of the stage.
+  """
   name: str
   rows: int
   row: int
@@ -55,7 +58,7 @@ class Training:
 
 @dataclasses.dataclass(frozen=True)
 class Embedding:
-  """A stage that embeds so many tokens, of texts of `length` tokens."""
+  """A stage that embeds so many tokens, of texts of `length` tokens. name: of the stage."""
   name: str
   tokens: float
   length: int
@@ -63,8 +66,9 @@ class Embedding:
 
 @dataclasses.dataclass(frozen=True)
 class Search:
-  """A stage that generates. passes: of the model for a batch, each of `width` tokens of a beam.
-  The rest: as of `cost_model.LLMRun`, `prompt` as it is padded."""
+  """A stage that generates. name: of the stage. passes: of the model for a batch, each of `width`
+  tokens of a beam. requests, batch, beams, prompt, prefix: as of `cost_model.LLMRun`, `prompt` as
+  it is padded."""
   name: str
   requests: int
   batch: int
@@ -96,7 +100,7 @@ def some(values: Sequence, most: int = 256) -> list:
 
 
 def padded(tokens: float, step: int = 32) -> int:
-  """A prompt as searches pad it. step: what it becomes a multiple of."""
+  """A prompt as searches pad it. step: what it becomes a multiple of. tokens: of the prompt."""
   return max(1, math.ceil(tokens / step)) * step
 
 
@@ -105,7 +109,7 @@ def packed(name: str, lengths: Int[np.ndarray, ' N'], prefix: int, count: float,
   """A training of packed rows (`text.packing`).
 
   lengths: tokens of some samples behind the prefix. count: samples of an epoch. train: row_tokens,
-  batch, epochs. valid: samples of validation.
+  batch, epochs. valid: samples of validation. name: of the stage.
   """
   row = packing.round_row(max(train.row_tokens, int(lengths.max())))
   rows_of_sample = len(packing.pack(lengths, row)) / len(lengths)
@@ -120,7 +124,7 @@ def packed(name: str, lengths: Int[np.ndarray, ' N'], prefix: int, count: float,
 
 def seconds_of(fn: Callable, *args: object,
                clock: Callable[[], float] = time.perf_counter) -> float:
-  """Seconds of a call of `fn` once it is compiled, by `clock`."""
+  """Seconds of a call of `fn` once it is compiled, by `clock`. args: of the call."""
   run = jax.jit(fn)
   jax.block_until_ready(run(*args))
   start, count = clock(), 0
@@ -271,7 +275,8 @@ def memory() -> float:
 
 
 def peak(shape: llm.Config, stages: Sequence[Stage]) -> float:
-  """Bytes of the largest stage, with what Python and its packages hold already."""
+  """Bytes of the largest stage, with what Python and its packages hold already. shape: the model's.
+  stages: of the run."""
   axes, sizes = {'data': 1}, [0.0]
   for stage in stages:
     if isinstance(stage, Training):
@@ -313,7 +318,7 @@ def lines(cfg: ConfigDict, shape: llm.Config,
 
 
 def duration(seconds: float) -> str:
-  """'42 s', '12 min' or '3.4 h'."""
+  """'42 s', '12 min' or '3.4 h'. seconds: how long."""
   if seconds < 120:
     return f'{seconds:.0f} s'
   return f'{seconds / 60:.0f} min' if seconds < 7200 else f'{seconds / 3600:.1f} h'

@@ -74,7 +74,8 @@ def dtype_of(cfg: ConfigDict) -> str:
 def opened(folder: str | pathlib.Path, shape: llm.Config) -> tokenizers.Tokenizer:
   """The tokenizer of a checkpoint, held against its model.
 
-  shape: the model's. Raises DataError where it has ids without rows, or no end token.
+  shape: the model's. folder: the checkpoint. Raises DataError where it has ids without rows, or no
+  end token.
   """
   tokenizer = tokenizers.load(folder)
   embedding_resize.check_rows(folder, tokenizer, shape.vocab)
@@ -141,7 +142,7 @@ def load(folder: str | pathlib.Path, cfg: ConfigDict, mesh: jax.sharding.Mesh,
   """Opens a checkpoint for use on `mesh`. cfg: dtype ('auto' by backend), remat.
 
   adapter: lora_rank, lora_alpha, lora_targets of llm.Config, where the model is to have one.
-  -> (llm.LM, params on the mesh, Tokenizer)
+  folder: the checkpoint. -> (llm.LM, params on the mesh, Tokenizer)
   """
   dtype, shape = dtype_of(cfg), huggingface.read_config(folder)
   # A loop over few layers costs a CPU more than it saves in compilation.

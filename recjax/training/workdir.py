@@ -131,7 +131,7 @@ class Workdir:
     return self.current or 'between stages'
 
   def tell_wait(self, text: str) -> None:
-    """Says what takes long: beside the bar of a terminal, else as `log`."""
+    """Says what takes long: beside the bar of a terminal, else as `log`. text: the line."""
     if not self.bar:
       self.log(text)
       return

@@ -70,15 +70,15 @@ def cpu_stages(cfg: ConfigDict, dataset: Dataset) -> list[cpu_cost.Stage]:
     shown = [items[max(0, place - cfg.samples.max_history):place] for items, place in rows]
     return [template.text(template.record(cfg.prompt.noun, [titles[i - 1] for i in items], ''))
             for items in shown]
-  learnt = list(zip(*windows.target_positions(np.maximum(flat.lengths() - 2, 0),
+  learned = list(zip(*windows.target_positions(np.maximum(flat.lengths() - 2, 0),
                                               cfg.samples.window, cfg.samples.max_history)))
   asked = texts([(user, n - 1) for user, n in enumerate(flat.lengths()) if n > 1])
   answers = tokens_of([template.reply(title) for title in cpu_cost.some(titles)]) + 1
-  sampled = texts(learnt)
+  sampled = texts(learned)
   prefix = int(tokens_of([os.path.commonprefix(sampled)])[0])
   lengths = np.minimum(tokens_of(sampled), cfg.prompt.max_prompt_tokens) - prefix
   lengths = lengths + np.resize(answers, len(lengths))
-  count = len(learnt) if cfg.train.sample <= 0 else min(len(learnt), cfg.train.sample)
+  count = len(learned) if cfg.train.sample <= 0 else min(len(learned), cfg.train.sample)
   valid, test = (min(len(flat), most or len(flat)) for most in (
       cfg.eval.max_valid_users, cfg.eval.max_test_users))
   prompt = min(int(tokens_of(asked).max()), cfg.prompt.max_prompt_tokens) - prefix
