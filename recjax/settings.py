@@ -54,7 +54,7 @@ RANGES = {
         base.width model.decoder_layers model.head_dim model.ffn model.fusion_heads
         model.fusion_layers tiny.vocab tiny.width tiny.layers tiny.heads tiny.kv_heads tiny.ffn
         tiny.row_tokens *loss.chunk *loss.negatives *train.max_masked tags.max_base_tags
-        tags.api_samples tags.api_concurrency lora.rank train.row_tokens train.max_len
+        *.api_samples *.api_concurrency *.api_max_tokens lora.rank train.row_tokens train.max_len
         train.max_seq_len train.min_seq_len train.longest_list train.cycle decode.beams
         decode.groups decode.num_items decode.new_tokens decode.max_tags decode.ghost_cases
         select.save_top eval.save_top eval.memory eval.answer_tokens prompt.max_prompt_tokens
@@ -66,15 +66,16 @@ RANGES = {
         control.users decode.diversity decode.temperature export.budget eval.candidates
         eval.cross_users eval.free eval.rounds eval.tail_item eval.tail_user eval.max_test_users
         eval.max_valid_users eval.users eval.vague rat.alpha rat.hidden rat.ids_from rat.spread
-        ret.alpha ret.hidden select.k1 select.top_k select.top_m tags.api_budget tags.api_price_in
-        tags.api_price_out semantic_ids.alpha semantic_ids.beta semantic_ids.collaborative
+        ret.alpha ret.hidden select.k1 select.top_k select.top_m *.api_budget *.api_price_in
+        *.api_price_out semantic_ids.alpha semantic_ids.beta semantic_ids.collaborative
         semantic_ids.diversity semantic_ids.sinkhorn train.free train.gamma train.prompt''',
     'above 0': '''
-        *.lr *.epochs tags.api_timeout lora.alpha align.temperature align.tau rat.tau scft.tau
+        *.lr *.epochs *.api_timeout lora.alpha align.temperature align.tau rat.tau scft.tau
         semantic_ids.tau ground.step''',
     'between 0 and 1': '''
         *loss.gbce_t *train.mask_share *train.mask_last control.share decode.alphas select.b
-        train.candidates train.chat_share train.keep train.multi_round train.rule''',
+        *.api_failure_ratio train.candidates train.chat_share train.keep train.multi_round
+        train.rule''',
     'at least 0 and below 1': '*.beta2 *model.dropout base.dropout scft.ratio',
     'above 0 and at most 1': 'decode.top_p',
     'a count, or -1 for all': 'train.sample train.valid_sample',

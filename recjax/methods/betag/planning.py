@@ -42,7 +42,7 @@ def cost(cfg: ConfigDict, dataset: Dataset) -> dict[str, str]:
                  cfg.decode.beams, LINE, cfg.decode.new_tokens)
   api = 0.0
   if cfg.tags.source == 'api':
-    api = items * (150 * cfg.tags.api_price_in
+    api = items * (310 * cfg.tags.api_price_in
                    + 100 * cfg.tags.api_samples * cfg.tags.api_price_out) / 1e6
   adapter = dict_size(shape)
   return {

@@ -43,7 +43,7 @@ def run(cfg: ConfigDict, work: Workdir) -> None:
                        dataset.catalog.ids)
   interests_dir = None
   if cfg.fusion != 'none':
-    interests_dir = work.stage('interests', interests.stage, interests.settings(cfg), dataset)
+    interests_dir = interests.make(cfg, work, dataset)
   model_dir = work.stage(
     'train', train.stage, train.settings(cfg), dataset, vectors_dir, ids_dir, interests_dir)
   if cfg.finetune.epochs:

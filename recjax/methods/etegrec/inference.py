@@ -76,14 +76,16 @@ def recommender(workdir: Path, data: str | None = None) -> CatalogRecommender:
 
 
 def interest_encoder(config: ConfigDict, dataset: Dataset, mesh: jax.sharding.Mesh) -> Callable:
-  """Interests of new histories, from the local provider: files know those of the data alone.
+  """Interests of new histories, from the local provider: files and a service's answers know those
+  of the data alone.
 
   config, dataset: of the run. mesh: the devices. -> as `interests.history_encoder`. Raises
   ConfigError where the source is gone.
   """
   from rich.console import Console
-  if config.interests.source != 'local' and not pathlib.Path(config.interests.source).exists():
-    raise ConfigError(f'interests.source={config.interests.source!r} is no longer there')
+  source = config.interests.source
+  if source not in ('local', 'api') and not pathlib.Path(source).exists():
+    raise ConfigError(f'interests.source={source!r} is no longer there')
   return interests.history_encoder(
     Workdir(pathlib.Path('.'), Console(quiet=True), mesh), config.interests, dataset)
 

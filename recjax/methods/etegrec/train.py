@@ -178,8 +178,8 @@ def check(cfg: ConfigDict) -> None:
   if cfg.variant not in VARIANTS:
     raise ConfigError(f'variant={cfg.variant!r}; choose one of {", ".join(VARIANTS)}')
   if cfg.fusion != 'none' and not cfg.interests.source:
-    raise ConfigError(f"fusion={cfg.fusion} needs interests; set interests.source='local', or a "
-                      'folder of *.processed.jsonl files')
+    raise ConfigError(f"fusion={cfg.fusion} needs interests; set interests.source='local', or "
+                      "'api', or a folder of *.processed.jsonl files")
   if cfg.variant == 'etegrec':
     if cfg.semantic_ids.kind not in tokenization.NETWORKS or cfg.semantic_ids.dedupe != 'suffix':
       raise ConfigError(f'ETEGRec trains its tokenizer, so semantic_ids.kind must be one of '
