@@ -107,18 +107,19 @@ def main():
   parser.add_argument('workdir')
   parser.add_argument('--questions', type=int, default=50)
   parser.add_argument('--new-tokens', type=int, default=64)
-  parser.add_argument('--show', default='', help='a file for all replies, as JSON Lines')
+  parser.add_argument('--show', default='', help='a file to add all replies to, as JSON Lines')
   args = parser.parse_args()
   questions = QUESTIONS.strip().splitlines()[:args.questions]
   assert not set(questions) & set(plain_questions.questions(10**6)), 'training knows a question'
   cfg, _, grounded, mesh = inference.open_run(pathlib.Path(args.workdir))
   cfg.decode.new_tokens = max(cfg.decode.new_tokens, args.new_tokens)
   with jax.set_mesh(mesh):
-    shown = [*first_word(cfg, grounded), *compare_talk(args, cfg, grounded, mesh, questions),
-             *compare_requests(cfg, grounded, mesh)]
-  if args.show:
-    with open(args.show, 'w') as file:
-      file.writelines(json.dumps(row, ensure_ascii=False) + '\n' for row in shown)
+    for part in (lambda: first_word(cfg, grounded), lambda: compare_requests(cfg, grounded, mesh),
+                 lambda: compare_talk(args, cfg, grounded, mesh, questions)):
+      shown = part()
+      if args.show:
+        with open(args.show, 'a') as file:
+          file.writelines(json.dumps(row, ensure_ascii=False) + '\n' for row in shown)
 
 
 def compare_talk(args, cfg, grounded, mesh, questions):
@@ -128,11 +129,8 @@ def compare_talk(args, cfg, grounded, mesh, questions):
   model, params, tokenizer = llm_loading.load(folder, cfg.llm, mesh)
   prompt_ids = own_talk.encode(cfg, tokenizer, questions)
   generator = PrefixGenerator(model, {'params': params}, tokenizer, [], max(map(len, prompt_ids)))
-  before = []
-  for start in range(0, len(questions), own_talk.BATCH):
-    batch = prompt_ids[start:start + own_talk.BATCH]
-    before += own_talk.answers(generator, batch, args.new_tokens)
-  before = [tokenizer.decode(ids).strip() for ids in before]
+  before = [tokenizer.decode(ids).strip()
+            for ids in own_talk.answers(generator, prompt_ids, args.new_tokens)]
   speak = chat_batcher.ChatBatcher(cfg, {'own': grounded}, inference.system_prompt(cfg), mesh)
   answers = speak([chat_batcher.ChatRequest((prompts.message('user', question),),
                                             tokens=args.new_tokens) for question in questions])
