@@ -15,8 +15,8 @@ from recjax.methods.bigrec import config
 
 
 def get_config(arg=''):
-  """arg: 'paper', 'data=FOLDER', 'other=FOLDER', 'split=auto' (or leave_one_out, time, rows)."""
+  """arg: 'paper' or 'laptop', 'data=FOLDER', 'other=FOLDER', 'split=auto', parted by commas."""
   c = config.ground(arg, dict(other='sample:1'))
-  if c.preset != 'paper':
+  if c.preset == 'sample':
     c.train.sample = 2500
   return c

@@ -59,6 +59,18 @@ def llm(preset: str, remat: str = 'dots') -> dict[str, str]:
   return dict(weights='tiny', dtype='auto', remat='none')
 
 
+def api(samples: int) -> dict[str, Any]:
+  """Settings of a job at an OpenAI-compatible service, for a group that may ask one.
+
+  samples: answers to a request. api_timeout: seconds. api_budget, api_price_in, api_price_out:
+  money, prices per million tokens; a budget of 0 sets no limit. api_max_tokens: of an answer.
+  api_failure_ratio: share of the requests that may fail.
+  """
+  return dict(api_url='https://api.openai.com/v1', api_model='gpt-4o-mini', api_samples=samples,
+              api_max_tokens=256, api_timeout=60.0, api_concurrency=8, api_budget=5.0,
+              api_price_in=0.15, api_price_out=0.6, api_failure_ratio=0.05)
+
+
 def tiny(**changes: Any) -> dict[str, Any]:
   """The group `tiny`: size and training of that small model. changes: other values."""
   return dict(vocab=2048, width=128, layers=2, heads=4, kv_heads=2, ffn=352, row_tokens=256,

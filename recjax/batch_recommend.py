@@ -7,14 +7,15 @@ import json
 import os
 import pathlib
 from collections.abc import Callable, Iterable, Iterator
+from typing import Any
 
 from recjax import file_io, run_files
 from recjax.data.array_record import Records
 from recjax.data.dataset import Catalog, Dataset
 from recjax.errors import ConfigError, DataError, WorkdirError
 from recjax.file_io import write_json
+from recjax.progress import PlainProgress
 from recjax.recommend import title_of
-from recjax.training.workdir import PlainProgress
 
 BLOCK = 256  # users that are answered, and come to disk, together
 FLAG = '--output'
@@ -145,9 +146,10 @@ def hold_parts(folder: pathlib.Path, request: dict) -> Iterator[None]:
   if any(folder.iterdir()) and not (folder / 'request.json').exists():  # in this order: others
     raise file_io.foreign(folder)
   with file_io.Journal(folder / 'request.json', header=request, wait=True) as journal:
-    if journal.held != request:
-      what = (f'this request in {journal.held["parts"]} parts, not {request["parts"]}'
-              if {**journal.held, 'parts': 0} == {**request, 'parts': 0} else
+    held: Any = journal.held
+    if held != request:
+      what = (f'this request in {held["parts"]} parts, not {request["parts"]}'
+              if {**held, 'parts': 0} == {**request, 'parts': 0} else
               'another request (other input, k, data or model)')
       raise WorkdirError(f'{folder} belongs to {what}; give all parts the same flags, or remove '
                          'the folder to begin anew')

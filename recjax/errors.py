@@ -32,6 +32,7 @@ EXTRAS = {
               'fastapi_offline'),
     'data': ('duckdb', 'tensorflow_datasets', 'array_record', 'grain', 'importlib_resources'),
     'beam': ('apache_beam',),
+    'gguf': ('gguf',),
 }
 
 

@@ -112,7 +112,7 @@ def run(cfg: ConfigDict, workdir: str | os.PathLike, about: dict, guards: Any = 
   from recjax.distributed import sharding
   from recjax.training import fault_tolerance
   from recjax.training import workdir as workdir_lib
-  if not jax.config.jax_compilation_cache_dir:
+  if not jax.config.jax_compilation_cache_dir:  # pyright: ignore[reportAttributeAccessIssue]
     jax.config.update('jax_compilation_cache_dir',
                       str(pathlib.Path.home() / '.cache' / 'recjax' / 'xla'))
   for key in ('method', 'data', 'preset', 'seed', 'mesh'):
@@ -208,7 +208,7 @@ def read_config(text: str) -> ConfigDict:
   path, *argument = text.split(':', 1)
   found = find_config(path)
   spec = importlib.util.spec_from_file_location('config', found)
-  if spec is None:
+  if spec is None or spec.loader is None:
     raise ConfigError(f'{found} is no Python file; name a config, e.g. '
                       'configs/betag_scientific.py')
   module = importlib.util.module_from_spec(spec)

@@ -16,7 +16,7 @@ import shutil
 import socket
 import zlib
 from collections.abc import Callable, Iterator
-from typing import IO
+from typing import IO, Any
 
 import numpy as np
 
@@ -178,14 +178,14 @@ def plausible(packed: int) -> int:
   return max(256 << 20, 200 * packed)
 
 
-def read_json(path: str | os.PathLike, strict: bool = True) -> object:
+def read_json(path: str | os.PathLike, strict: bool = True) -> Any:
   """The value of a whole JSON file, strict as in `parse_json`. path: of the file. Raises DataError
   with the place."""
   return parse_json(read_bytes(path), path, strict=strict)
 
 
 def parse_json(data: bytes, path: str | os.PathLike, line: int | None = None,
-               strict: bool = True) -> object:
+               strict: bool = True) -> Any:
   """Parses bytes as JSON, without half surrogate pairs. Raises DataError with line and column.
 
   path, line: what the bytes are, a whole file or a line of it, for messages. strict: whether NaN,
@@ -202,8 +202,8 @@ def parse_json(data: bytes, path: str | os.PathLike, line: int | None = None,
     byte = error.start - data.rfind(b'\n', 0, error.start)
     raise complain('not UTF-8; save the file as UTF-8', row, byte) from error
   try:
-    value = json.loads(text, **(
-        dict(object_pairs_hook=_unique, parse_constant=_refuse) if strict else {}))
+    rules: Any = dict(object_pairs_hook=_unique, parse_constant=_refuse) if strict else {}
+    value = json.loads(text, **rules)
     if '\\ud' in text or '\\uD' in text:
       json.dumps(value, ensure_ascii=False).encode('utf-8')
   except json.JSONDecodeError as error:

@@ -3,14 +3,19 @@
 Nothing is registered or inherited: whatever has these functions fits.
 """
 from collections.abc import Callable, Collection, Sequence
-from typing import Any, NamedTuple, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeAlias, runtime_checkable
 
 import jax
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, PyTree
 from ml_collections import ConfigDict
 
-AnyArray = jax.Array | np.ndarray  # on the device or on the host
+if TYPE_CHECKING:
+  AnyArray: TypeAlias = Any  # checkers know no function of JAX that takes both and gives one
+  NewTokens: TypeAlias = Any
+else:
+  AnyArray = jax.Array | np.ndarray  # on the device or on the host
+  NewTokens = int | None  # of a search; None until the longest row of a constraint takes its place
 
 
 class Decoder(NamedTuple):
@@ -72,9 +77,11 @@ class Constraint(Protocol):
   def is_final(self, state: PyTree, token: Int[Array, 'B M'], t: Array | int) -> Bool[Array, 'B M']:
     """Whether token number t, which led to `state`, is a row's last; () or (B, M) for t. token: of
     the rows."""
+    ...
 
   def select_requests(self, requests: Int[Array, ' R']) -> 'Constraint':
     """The constraint of some of the requests. requests: their numbers, from 0."""
+    ...
 
 
 @runtime_checkable
@@ -85,6 +92,7 @@ class ScoreFn(Protocol):
                ) -> Float[Array, 'B N'] | Float[np.ndarray, 'B N']:
     """items: of all histories, 1..N, oldest first. offsets: history b is items[offsets[b]:
     offsets[b + 1]]. -> column j scores item j + 1, -inf for an item that may not come"""
+    ...
 
 
 class Recommender(Protocol):
@@ -100,6 +108,7 @@ class Recommender(Protocol):
     users. -> ids, fewer than k where fewer may come; their scores. Raises DataError for unknown
     ids.
     """
+    ...
 
 
 @runtime_checkable
@@ -112,10 +121,12 @@ class Method(Protocol):
   def recommender(self, workdir: Any, data: str | None = None) -> Recommender:
     """The face of what was trained in a folder. data: a later data set than the run's. workdir:
     that folder."""
+    ...
 
   def cost(self, cfg: ConfigDict, dataset: Any) -> dict[str, str]:
     """What a run would take, before it runs: {what: how much, for people}. cfg: its settings.
     dataset: a `Dataset`."""
+    ...
 
   def convert(self, workdir: Any, kind: str, out: Any) -> Any:
     """Writes files for other programs. workdir: of the run. out: file or folder to make. Raises

@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 from ml_collections import ConfigDict
 
-from recjax import methods, run_files
+from recjax import methods, progress, run_files
 from recjax.errors import ConfigError, Preempted, WorkdirError
 from recjax.evaluation import compare
 from recjax.evaluation.results import CLOSING
@@ -98,7 +98,8 @@ def run(config: str, points: Sequence[Point], cfgs: Mapping[RunKey, ConfigDict],
     name = runs[key].relative_to(out).as_posix()
     print(f'[{number}/{len(runs)}] {name}', flush=True)
     start = time.monotonic()
-    error = run_one(config, points[key[0]], key[1], runs[key])
+    with progress.doing(f'{name}, see its output.log'):
+      error = run_one(config, points[key[0]], key[1], runs[key])
     took.append(time.monotonic() - start)
     if error:
       failed[key] = error
@@ -205,7 +206,7 @@ def table(points: Sequence[Point], runs: Mapping[RunKey, pathlib.Path],
             if p == place and finished(runs[p, seed], cfgs[p, seed])}
     if not done:
       continue
-    valid = [validation(folder, cfgs[place, seed]) for seed, folder in done.items()]
+    valid: list[Any] = [validation(folder, cfgs[place, seed]) for seed, folder in done.items()]
     cells = compare.average(done.values())
     test = {m: {**cells[m], 'sd': deviation([read_cell(f, m) for f in done.values()])}
             for m in CLOSING}

@@ -37,13 +37,18 @@ class RoomLoader(absltest.TestLoader):
     return FileSuite([super().loadTestsFromModule(module, **how)])
 
   def getTestCaseNames(self, testCaseClass: type[unittest.TestCase]) -> list[str]:
-    """The names of a class's tests. testCaseClass: the class."""
+    """The names of a class's tests. testCaseClass: the class. Raises ValueError where a test names
+    quick cases that it has not."""
+    names = super().getTestCaseNames(testCaseClass)
+
     def wanted(name):
       test = getattr(testCaseClass, name)
+      if unknown := getattr(test, 'quick', set()) - set(names):
+        raise ValueError(f'{testCaseClass.__qualname__} has no case {", ".join(sorted(unknown))}')
       if LONG_ALONE:
         return is_long(test, name) or getattr(test, 'in_both', False)
       return ALL or not is_long(test, name)
-    return list(filter(wanted, super().getTestCaseNames(testCaseClass)))
+    return list(filter(wanted, names))
 
 
 if __name__ == '__main__':

@@ -59,7 +59,7 @@ def num_cases(protocol: str) -> int | None:
   return int(match[1]) if match else None
 
 
-def with_num_cases(protocol: str, count: int) -> str:
+def with_num_cases(protocol: str, count: int | str) -> str:
   """The sentence `protocol` for `count` of its test cases, however they were chosen."""
   return _NUM_CASES.sub(str(count), _SAMPLED.sub('', protocol), count=1)
 

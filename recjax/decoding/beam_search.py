@@ -9,7 +9,7 @@ and beams that do not exist (fewer titles than beams) never come back as rows. S
 import dataclasses
 import functools
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
@@ -20,7 +20,7 @@ from jaxtyping import Array, Bool, Float, Int, PyTree
 from recjax.decoding.constraints import DEAD, LIVE, first_nan
 from recjax.decoding.lm_head import BoundDecoder, LMHead, cache_lengths
 from recjax.errors import ConfigError
-from recjax.protocols import Constraint
+from recjax.protocols import Constraint, NewTokens
 
 
 def check_beams(beams: int, new_tokens: int | None, early_stopping: bool | str) -> None:
@@ -47,7 +47,7 @@ class BeamSearch:
   token_scores: also return each token's log-probability. pad_id: what fills rows up.
   """
   beams: int = 1
-  new_tokens: int | None = None
+  new_tokens: NewTokens = None
   length_penalty: float = 1.0
   early_stopping: bool | str = False
   length_offset: int | Int[np.ndarray, ' B'] | Int[Array, '...'] = 0
@@ -125,9 +125,10 @@ def beam_search(model: BoundDecoder, cache: PyTree, first: Float[Array, 'B D'],
   if half:
     slow = lax.top_k(state.is_open.astype(jnp.int32), half)[1]
     rest = jax.tree.map(lambda x: x[slow] if x.ndim else x, state._replace(cache=()))
+    kept = cast(Callable, model.select_requests)(state.cache, slow)
     rest = lax.while_loop(lambda s: (s.t < search.new_tokens) & s.is_open.any(),
                           functools.partial(step, constraint.select_requests(slow)),
-                          rest._replace(cache=model.select_requests(state.cache, slow)))
+                          rest._replace(cache=kept))
     finished, nan_step = jax.tree.map(
         lambda a, b: a.at[slow].set(b), (state.finished, state.nan_step),
         (rest.finished, rest.nan_step))

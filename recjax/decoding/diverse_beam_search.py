@@ -11,7 +11,7 @@ Shape letters as in `lm_head`; G groups of s beams.
 """
 import dataclasses
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
@@ -22,7 +22,7 @@ from jaxtyping import Array, Bool, Float, Int, PyTree
 from recjax.decoding.constraints import DEAD, LIVE, CatalogConstraint, Unconstrained
 from recjax.decoding.lm_head import BoundDecoder, cache_lengths, log_sum_exp, plain_head
 from recjax.errors import ConfigError
-from recjax.protocols import Constraint
+from recjax.protocols import Constraint, NewTokens
 from recjax.retrieval.top_k import top_k
 
 UNBORN = -1e9     # the score of beams that do not exist yet, as transformers writes it
@@ -42,7 +42,7 @@ class DiverseBeamSearch:
   beams: int
   groups: int
   diversity_penalty: float = 1.0
-  new_tokens: int | None = None
+  new_tokens: NewTokens = None
   length_penalty: float = 1.0
   pad_id: int = 0
 
@@ -188,8 +188,9 @@ def advance_groups(state: GroupState, logits: Float[Array, 'B _ V'],
     def choose(log_probs: Array, tokens: Array, nodes: Array) -> tuple[Choices | None, Choices]:
       is_final = constraint.is_final(nodes, tokens, state.t)
       shape = (len(tokens), search.beams, tokens.shape[-1])
-      return choose_by_group(*(jnp.broadcast_to(x, shape) for x in (
-          log_probs, tokens, nodes, is_final)), state, search)
+      log_probs, tokens, nodes, is_final = (
+          jnp.broadcast_to(x, shape) for x in (log_probs, tokens, nodes, is_final))
+      return choose_by_group(log_probs, tokens, nodes, is_final, state, search)
     ended, running = constraint.candidates(plain_head(logits), state.state, state.t, 0, choose)
   tokens, cache, batch = state.tokens, state.cache, len(state.tokens)
   if search.size > 1:
@@ -200,7 +201,7 @@ def advance_groups(state: GroupState, logits: Float[Array, 'B _ V'],
   tokens = lax.dynamic_update_index_in_dim(tokens, running.tokens.reshape(batch, -1), state.t, 2)
   finished, group_done = state.finished, state.group_done
   if finished is not None:
-    finished, group_done = store_finished(ended, state, search)
+    finished, group_done = store_finished(cast(Choices, ended), state, search)
   return GroupState(state.t + 1, tokens, running.scores, group_done, finished,
                     running.nodes.reshape(batch, -1), cache)
 
@@ -252,7 +253,7 @@ def choose_by_group(log_probs: Float[Array, 'B K C'], tokens: Int[Array, 'B K C'
     if state.finished is not None:
       ended = running
       running = largest(jnp.where(is_final, DEAD, total), tokens, nodes, is_final, search.size)
-      idle = Choices(0.0, jnp.arange(search.size), search.pad_id, 0, False)
+      idle = (0.0, jnp.arange(search.size), search.pad_id, 0, False)
       running = Choices(*(jnp.where(done[:, None], i, x) for i, x in zip(idle, running)))
     counted = jnp.where(running.scores > LIVE, running.tokens, -1)  # the dead cost nobody
     return lax.dynamic_update_slice(chosen, counted, (0, g * search.size)), (ended, running)
@@ -295,7 +296,7 @@ def store_finished(ended: Choices, state: GroupState, search: DiverseBeamSearch
   ends_now = ended.is_final & ~state.group_done[..., None] & (ended.scores > LIVE)
   new = GroupRows(jnp.where(ends_now, value, -jnp.inf), tokens, jnp.where(ends_now, length, 0),
                   ended.nodes)
-  finished = merge_rows(state.finished, new)
+  finished = merge_rows(cast(GroupRows, state.finished), new)
   all_found = (finished.lengths > 0).all(-1)
   closed = all_found & (finished.values.min(-1) >= value[..., 0])
   return finished, state.group_done | closed | (ended.scores[..., 0] <= LIVE)

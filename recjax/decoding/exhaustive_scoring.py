@@ -5,7 +5,7 @@ begin with alike stands there once, and a token sees the prompt and its own ance
 as in `lm_head`; R packed rows of S tokens, each with up to L titles.
 """
 import functools
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -52,9 +52,9 @@ def layout(trie: Trie, width: int = 256) -> Layout:
 
 def _to_arrays(rows: list, width: int) -> Layout:
   most_titles = max(map(len, rows))
-  packed = Layout(*(np.zeros((len(rows), width), np.int32) for _ in range(3)),
-                  np.zeros((len(rows), width, width), bool),
-                  *(np.full((len(rows), most_titles), -1, np.int32) for _ in range(2)))
+  tokens, depth, parent = (np.zeros((len(rows), width), np.int32) for _ in range(3))
+  leaf, item = (np.full((len(rows), most_titles), -1, np.int32) for _ in range(2))
+  packed = Layout(tokens, depth, parent, np.zeros((len(rows), width, width), bool), leaf, item)
   packed.parent[:] = -1
   packed.ancestors[:] = np.eye(width, dtype=bool)
   for r, titles in enumerate(rows):
@@ -80,7 +80,8 @@ def title_scores(decoder: Decoder, params: PyTree, tokens: Int[np.ndarray, 'B P'
   params: of the decoder. tokens, lengths: prompts, padded on the right. rows: see `layout`.
   num_items: N.
   """
-  return _scores(decoder, params, tokens, lengths, Layout(*map(jnp.asarray, rows)), num_items)
+  on_device: Any = map(jnp.asarray, rows)
+  return _scores(decoder, params, tokens, lengths, Layout(*on_device), num_items)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 5))

@@ -6,7 +6,7 @@ of their own. Tokens, draws and scores are those of `sampling.sample`. Shapes as
 the width of a pass.
 """
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple, cast
 
 import jax.numpy as jnp
 from jax import lax
@@ -65,9 +65,9 @@ def draw_next(model: BoundDecoder, rows: Samples, hidden: Float[Array, 'B K D'],
               constraint: Constraint, search: Sampling, key: Key[Array, '']) -> Samples:
   """Draws the next token of every row that goes on. hidden: the state after its last token. rows:
   so far. model, constraint, search, key: as of `sample_forced`."""
-  t = rows.lengths
+  t, choose = rows.lengths, cast(Callable, draw)
   token, node, log_prob = constraint.candidates(
-      model.head(hidden), rows.state, t, 0, lambda *given: draw(*given, key, t, search))
+      model.head(hidden), rows.state, t, 0, lambda *given: choose(*given, key, t, search))
   live = unfinished(rows, search)
   nan_step = first_nan(rows.nan_step, hidden, live, t)
   rows = append(rows, constraint, live, token, node, log_prob)
@@ -97,14 +97,14 @@ def one_pass(model: BoundDecoder, constraint: Constraint, search: Sampling, key:
   start, live = rows.lengths - 1, unfinished(rows, search)
 
   def append_forced(_: Array | int, rows: Samples) -> Samples:
-    token, node, is_forced = constraint.forced_token(rows.state, rows.lengths)
+    token, node, is_forced = cast(Any, constraint).forced_token(rows.state, rows.lengths)
     has_room = rows.lengths - start < width
     return append(rows, constraint, live & is_forced & has_room & unfinished(rows, search), token,
                   node, jnp.zeros_like(rows.scores))
 
   rows = lax.fori_loop(1, width, append_forced, rows)
   position = start[..., None] + jnp.arange(width)  # (B, K, W)
-  hidden, cache = feed(model.extend, state.cache, rows, position, live, search)
+  hidden, cache = feed(cast(Callable, model.extend), state.cache, rows, position, live, search)
   rows = add_forced_scores(rows, model.head(hidden).full().reshape(*position.shape, -1), position)
   last = jnp.maximum(rows.lengths - 1 - start, 0)[..., None, None]
   hidden = jnp.take_along_axis(hidden.reshape(*position.shape, -1), last, 2)[:, :, 0]

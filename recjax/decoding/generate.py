@@ -5,6 +5,7 @@ Shape letters as in `lm_head`.
 import dataclasses
 import functools
 from collections.abc import Sequence
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -28,6 +29,7 @@ from recjax.decoding.sampling import Sampling, sample
 from recjax.decoding.trie import Trie
 from recjax.distributed import multihost
 from recjax.errors import ConfigError, DataError, UserError
+from recjax.progress import doing
 from recjax.protocols import Constraint, Decoder
 
 Search = BeamSearch | DiverseBeamSearch | LookaheadBeamSearch | Sampling
@@ -63,7 +65,8 @@ class Generated:
     first open one is given, or with `every` all.
     """
     everything = []
-    for b, (spans, scores) in enumerate(zip(self.places, self.scores)):
+    places: Any = self.places
+    for b, (spans, scores) in enumerate(zip(places, self.scores)):
       items = []
       for (lo, hi), score, good in zip(spans, scores, self.exists[b] & self.complete[b]):
         if good:
@@ -89,7 +92,7 @@ def _is_open(item_filter: ItemFilter, request: int, place: int) -> bool:
   """Whether one place is open, on the host."""
   is_open = True
   if item_filter.allowed_bits is not None:
-    row = item_filter.list_of_request[request]
+    row = cast(Array, item_filter.list_of_request)[request]
     word = np.asarray(item_filter.allowed_bits[row, place >> 5])
     is_open = bool(word >> np.uint32(place & 31) & np.uint32(1))
   return is_open and (item_filter.taken is None
@@ -110,12 +113,13 @@ def generate(decoder: Decoder, params: PyTree, prompts: Sequence, search: Search
   an empty or too long prompt, UserError where the model gives NaN, ConfigError for a search and a
   constraint that do not go together.
   """
-  constraint = Unconstrained() if constraint is None else constraint
+  rule: Any = Unconstrained() if constraint is None else constraint
   tokens, lengths = pad_prompts(prompts, bucket, longest_prompt, search.pad_id)
-  search = with_new_tokens(search, constraint)
-  _check_pair(decoder, search, constraint)
-  arrays = multihost.to_host(_run(decoder, params, tokens, lengths, constraint, search,
-                                  jax.random.key(seed)))
+  search = with_new_tokens(search, rule)
+  _check_pair(decoder, search, rule)
+  with doing(f'the search for {tokens.shape[0]:,} prompts of {tokens.shape[1]:,} tokens'):
+    arrays = multihost.to_host(_run(decoder, params, tokens, lengths, rule, search,
+                                    jax.random.key(seed)))
   raise_on_nan(arrays.pop('nan_step'))
   return Generated(steps=int(arrays.pop('steps')), **arrays)
 
@@ -172,8 +176,8 @@ def _run(decoder: Decoder, params: PyTree, tokens: Int[Array, 'B P'], lengths: I
   model = bind(decoder, params)
   if isinstance(search, LookaheadBeamSearch):
     first, cache = decoder.start(params, tokens, lengths, 1, search.slots + 1)
-    return _lookahead(lookahead_beam_search(model, cache, first, constraint, search), constraint,
-                      search)
+    titles = cast(CatalogConstraint, constraint)
+    return _lookahead(lookahead_beam_search(model, cache, first, titles, search), titles, search)
   if isinstance(search, Sampling):
     beams, room, run = search.samples, search.new_tokens, sample
     if search.pass_width:

@@ -1,6 +1,6 @@
 """Which items each request may still have: allow lists and used items, counted by trie interval."""
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import jax.numpy as jnp
 import numpy as np
@@ -47,10 +47,11 @@ class ItemFilter(NamedTuple):
 
   def _allowed_below(self, place: Array) -> Array:
     """Allowed places before each place."""
-    row = self.list_of_request.reshape(-1, *(1,) * (place.ndim - 1))
-    word = self.allowed_bits[row, place >> 5]
+    bits, before, of_request = cast(tuple[Array, Array, Array], self[:3])
+    row = of_request.reshape(-1, *(1,) * (place.ndim - 1))
+    word = bits[row, place >> 5]
     below = word & ((jnp.uint32(1) << (place & 31).astype(jnp.uint32)) - 1)
-    return self.allowed_before[row, place >> 5] + lax.population_count(below).astype(jnp.int32)
+    return before[row, place >> 5] + lax.population_count(below).astype(jnp.int32)
 
 
 def build_item_filter(trie: Trie | DeviceTrie,
@@ -67,23 +68,23 @@ def build_item_filter(trie: Trie | DeviceTrie,
   num_items = len(row_at_place)
   place_of_row = np.empty(num_items, np.int64)
   place_of_row[row_at_place] = np.arange(num_items)
-  bits = before = None
+  bits = before = of_request = places_taken = None
   if allowed is not None:
     allowed_places = _item_mask(allowed, num_items)[:, row_at_place]
     bits, before = pack_allowed(jnp.asarray(allowed_places))
-    list_of_request = (jnp.arange(len(allowed_places)) if list_of_request is None
-                       else jnp.asarray(list_of_request)).astype(jnp.int32)
+    of_request = (jnp.arange(len(allowed_places)) if list_of_request is None
+                  else jnp.asarray(list_of_request)).astype(jnp.int32)
   if taken is not None:
     rows = [np.unique(place_of_row[_rows_of(items, num_items)]) for items in taken]
     if allowed is not None:
-      lists = np.broadcast_to(list_of_request, len(rows))
+      lists = np.broadcast_to(np.asarray(of_request), len(rows))
       rows = [row[allowed_places[int(a)][row]] for row, a in zip(rows, lists)]
     longest = max(8, 1 << max(map(len, rows)).bit_length())
-    taken = np.full((len(rows), longest), PAD, np.int32)
-    for padded, row in zip(taken, rows):
+    table = np.full((len(rows), longest), PAD, np.int32)
+    for padded, row in zip(table, rows):
       padded[:len(row)] = row
-    taken = jnp.asarray(taken)
-  return ItemFilter(bits, before, None if allowed is None else list_of_request, taken)
+    places_taken = jnp.asarray(table)
+  return ItemFilter(bits, before, of_request, places_taken)
 
 
 def _rows_of(items: Sequence | np.ndarray, num_items: int) -> np.ndarray:

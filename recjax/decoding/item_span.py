@@ -96,7 +96,8 @@ class ItemSpanConstraint:
     child = lax.cond(state.inside.any(), lambda: self._child_by_token(state, t, vocab),
                      lambda: jnp.full(logits.shape, -1, jnp.int32))
     token = np.arange(vocab)
-    banned = [settings.eoi] + [settings.pad_id] * (settings.pad_id not in (None, *settings.eos_ids))
+    pad: Any = settings.pad_id
+    banned = [settings.eoi] + [pad] * (pad not in (None, *settings.eos_ids))
     may_open = self._may_open(state, t)[..., None]
     too_early = (np.isin(token, settings.eos_ids) & may_open
                  & (state.count < self.least[:, None])[..., None])
@@ -300,8 +301,9 @@ def resume(trie: Trie, tail: Iterable, settings: SpanSettings, root: int = 0, fi
     raise DataError(f'the answer so far holds {len(used)} items, max_items is {settings.max_items}')
   places = np.full(settings.max_items, device_trie.PAD, np.int32)
   places[:len(used)] = np.array(used, np.int32) + np.int32(first_place)
-  return SpanState(np.bool_(title is not None), np.int32(root + (node if title else 0)),
-                   np.int32(len(title or [])), places, np.int32(len(used)))
+  state: Any = (np.bool_(title is not None), np.int32(root + (node if title else 0)),
+                np.int32(len(title or [])), places, np.int32(len(used)))
+  return SpanState(*state)
 
 
 def parse(trie: Trie, tokens: Iterable, soi: int) -> tuple[list[int], bool]:

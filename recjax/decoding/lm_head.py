@@ -24,7 +24,7 @@ class LMHead(NamedTuple):
   """
   full: Callable[[], Array]
   rows: Callable[[Array], Array]
-  window: Callable[[Array, int], Array]
+  window: Callable[[Array | int, int], Array]
   total: Callable[[], Array] | None = None
   state: Float[Array, 'B K D'] | None = None
 
@@ -35,10 +35,11 @@ def lm_head_of(decoder: Decoder, params: PyTree, state: Float[Array, 'B K D']) -
   full = lambda: decoder.logits(params, state).astype(jnp.float32)  # noqa: E731
   plain = plain_head(full)
   rows = window = None
-  if decoder.rows:
-    rows = lambda ids: decoder.rows(params, state, ids).astype(jnp.float32)  # noqa: E731
-  if decoder.window:
-    window = lambda first, size: decoder.window(  # noqa: E731
+  rows_of, window_of = decoder.rows, decoder.window
+  if rows_of:
+    rows = lambda ids: rows_of(params, state, ids).astype(jnp.float32)  # noqa: E731
+  if window_of:
+    window = lambda first, size: window_of(  # noqa: E731
         params, state, first, size).astype(jnp.float32)
   return LMHead(full, rows or plain.rows, window or plain.window, state=state)
 

@@ -11,7 +11,7 @@ Shape letters as in `lm_head`; S slots of a request's pool, Q tokens of a pass, 
 """
 import dataclasses
 import functools
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -30,6 +30,7 @@ from recjax.decoding.constraints import DEAD, LIVE, CatalogConstraint, first_nan
 from recjax.decoding.device_trie import DeviceTrie
 from recjax.decoding.lm_head import BoundDecoder, LMHead, log_sum_exp, plain_head
 from recjax.errors import ConfigError
+from recjax.protocols import NewTokens
 
 MAX_CHILDREN = 16  # the best children of a node that look-ahead considers
 
@@ -45,7 +46,7 @@ class LookaheadBeamSearch:
   pass of few tokens is bound by reading the weights, so not on a CPU.
   """
   beams: int = 1
-  new_tokens: int | None = None
+  new_tokens: NewTokens = None
   length_penalty: float = 1.0
   early_stopping: bool | str = False
   pass_widths: tuple[int, ...] = (8, 32)
@@ -405,7 +406,8 @@ def run_pass(searcher: Searcher, state: LookaheadState, fed: PassTokens, slot: I
   within = contains(lo, hi, jnp.where(real, position + 1, 0), lo, hi, position + 1)
   within |= jnp.eye(position.shape[1], dtype=bool)
   tokens = device_trie.forced_token(trie, node, position)
-  hidden, cache = searcher.model.extend(state.cache, tokens, position, seen, within, slot)
+  extend: Any = searcher.model.extend
+  hidden, cache = extend(state.cache, tokens, position, seen, within, slot)
   requests = jnp.arange(len(position))[:, None]
 
   def put(old: Array, new: Array) -> Array:
@@ -465,7 +467,8 @@ class Frontier(NamedTuple):
     padded = [jnp.pad(x, [(0, 0), (0, lack)], constant_values=fill)
               for x, fill in zip(self, (0, 0, DEAD))]
     score, place = lax.top_k(padded[2], limit)
-    return Frontier(*(jnp.take_along_axis(x, place, 1) for x in padded[:2]), score)
+    node, depth = (jnp.take_along_axis(x, place, 1) for x in padded[:2])
+    return Frontier(node, depth, score)
 
 
 def best_children(searcher: Searcher, head: LMHead, node: Int[Array, 'B Q'],

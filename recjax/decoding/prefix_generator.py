@@ -2,6 +2,7 @@
 import dataclasses
 import functools
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 import numpy as np
@@ -23,7 +24,8 @@ class PrefixGenerator:
   to come, about; prompts are padded to that, so that one program serves them all.
   """
 
-  def __init__(self, model: llm.LM, variables: PyTree, tokenizer, prefix: Sequence, longest: int):
+  def __init__(self, model: llm.LM, variables: PyTree, tokenizer: Any, prefix: Sequence,
+               longest: int) -> None:
     self.tokenizer, self.prefix, self.variables = tokenizer, list(prefix), variables
     past = ()
     if self.prefix:

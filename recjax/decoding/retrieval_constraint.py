@@ -8,7 +8,7 @@ sampling. Liao et al., arXiv 2505.03336. Shape letters as in `lm_head`; E is the
 import dataclasses
 import functools
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
@@ -75,7 +75,8 @@ class RetrievalConstraint:
     settings, logits = self.settings, head.full()
     vocab = logits.shape[-1]
     token = jnp.arange(vocab)
-    banned = [settings.eoi] + [settings.pad_id] * (settings.pad_id not in (None, *settings.eos_ids))
+    pad: Any = settings.pad_id
+    banned = [settings.eoi] + [pad] * (pad not in (None, *settings.eos_ids))
     may_open = self._may_open(state, t)[..., None]
     least = 0 if self.least is None else self.least[:, None]
     too_early = ((state.count < least)[..., None] & may_open
@@ -90,7 +91,7 @@ class RetrievalConstraint:
     chosen, item, log_prob = choose(log_probs, tokens,
                                     jnp.broadcast_to(state.item[..., None], log_probs.shape))
     opens = (state.item < 0) & (chosen == settings.soi)
-    nearest = lax.cond(opens.any(), lambda: self._nearest_item(head.state, state, t),
+    nearest = lax.cond(opens.any(), lambda: self._nearest_item(cast(Array, head.state), state, t),
                        lambda: jnp.full(item.shape, NONE))
     return chosen, jnp.where(opens, nearest, item), log_prob
 

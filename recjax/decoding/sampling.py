@@ -1,6 +1,6 @@
 """Greedy search and sampling: rows that do not compete with each other. Shapes as in `lm_head`."""
 import dataclasses
-from typing import NamedTuple
+from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +10,7 @@ from jaxtyping import Array, Bool, Float, Int, Key, PyTree
 from recjax.decoding.constraints import DEAD, LIVE, first_nan
 from recjax.decoding.lm_head import BoundDecoder
 from recjax.errors import ConfigError
-from recjax.protocols import Constraint
+from recjax.protocols import Constraint, NewTokens
 
 
 @jax.tree_util.register_static
@@ -25,7 +25,7 @@ class Sampling:
   where they are forced (see `forced_sampling`), 0 for one token a step. pad_id: what fills rows up.
   """
   samples: int = 1
-  new_tokens: int | None = None
+  new_tokens: NewTokens = None
   temperature: float = 1.0
   top_k: int = 0
   top_p: float = 1.0
@@ -81,10 +81,10 @@ def sample(model: BoundDecoder, cache: PyTree, first: Float[Array, 'B D'], const
   shape = (len(first), search.samples)
 
   def append(rows: Samples, hidden: Array) -> Samples:
-    t = rows.steps
+    t, choose = rows.steps, cast(Any, draw)
     hidden = jnp.broadcast_to(hidden, (*shape, hidden.shape[-1]))
     token, node, log_prob = constraint.candidates(
-        model.head(hidden), rows.state, t, 0, lambda *given: draw(*given, key, t, search))
+        model.head(hidden), rows.state, t, 0, lambda *given: choose(*given, key, t, search))
     live = ~rows.complete & (log_prob > LIVE)
     state = constraint.advance(rows.state, token, node)
     complete = constraint.is_final(state, token, t)

@@ -11,6 +11,7 @@ import json
 import os
 import pathlib
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from jaxtyping import Int, Integer
@@ -45,7 +46,7 @@ class Trie:
   def __len__(self) -> int:
     return len(self.item)
 
-  def row(self, row: int | np.integer) -> Integer[np.ndarray, ' T']:
+  def row(self, row: Any) -> Integer[np.ndarray, ' T']:
     """The tokens of a row, its end token included. row: its number, from 0."""
     if self.length:
       return self.rows[row * self.length:(row + 1) * self.length]
@@ -88,10 +89,6 @@ class Trie:
         raise DataError(f'token {token} at position {position} leaves the catalog: no title begins '
                         f'with {list(map(int, prefix[:position + 1]))}')
     return int(node)
-
-  def items_of(self, lo: int | np.integer, hi: int | np.integer) -> list[int]:
-    """The items at places lo .. hi - 1, all of one title if those are a leaf's."""
-    return self.item[lo:hi].tolist()
 
   def stats(self) -> dict[str, int | float]:
     """What the trie holds, for people."""

@@ -28,7 +28,8 @@ def local_values(tree: PyTree) -> PyTree:
   return tree if jax.process_count() == 1 else to_host(tree)
 
 
-def put_global(x: np.ndarray | jax.Array, sharding: jax.sharding.Sharding) -> jax.Array:
+def put_global(x: np.ndarray | np.generic | jax.Array,
+               sharding: jax.sharding.Sharding) -> jax.Array:
   """A host array x that every process has whole, on the devices of `sharding`."""
   if jax.process_count() == 1:
     return jax.device_put(x, sharding)

@@ -81,7 +81,7 @@ def present(mesh: Mesh | jax.sharding.AbstractMesh, axes: Iterable) -> P:
   return P(*map(keep, axes))
 
 
-def num_batch_shards(mesh: Mesh) -> int:
+def num_batch_shards(mesh: Mesh | jax.sharding.AbstractMesh) -> int:
   """Over how many devices, or groups of them, the rows of a batch divide. mesh: the devices."""
   return math.prod(mesh.shape.get(axis, 1) for axis in ('data', 'fsdp'))
 

@@ -65,8 +65,8 @@ def random_scores(n_items: int, seed: int) -> ScoreFn:
 
   def score(items: np.ndarray, offsets: np.ndarray) -> Array:
     items, start = np.ascontiguousarray(items, np.int32), zlib.crc32(str(seed).encode())
-    return draw(np.array([zlib.crc32(items[a:b], start) for a, b in zip(offsets[:-1], offsets[1:])],
-                         np.uint32))
+    return draw(np.array([zlib.crc32(items[a:b].data, start)
+                          for a, b in zip(offsets[:-1], offsets[1:])], np.uint32))
   return score
 
 

@@ -10,6 +10,7 @@ histories, H items of the histories of a block (or room for them), K items of a 
 """
 import functools
 from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -51,7 +52,8 @@ def item_ranks(scores: Float[Array, 'B N'], target: Int[Array, ' B'],
   -> 0 is best; float32 for tie='mean'. A target at -inf is last (N - 1) whatever the tie rule, and
   a row that holds NaN gives -1. Raises ConfigError for an unknown tie rule.
   """
-  return jnp.where(_has_nan(scores), -1, _count(scores, *[_target_scores(scores, target)] * 2, tie))
+  own = _target_scores(scores, target)
+  return jnp.where(_has_nan(scores), -1, _count(scores, own, own, tie))
 
 
 def _has_nan(scores):
@@ -136,7 +138,7 @@ def rank_and_recommend(
   return _rank(score_fn, cases, n_items, k, block, mask_history, tie, seen_mask)
 
 
-def _rank(score_fn, cases, n_items, k, block, mask_history, tie, seen_mask):
+def _rank(score_fn, cases, n_items, k, block, mask_history, tie, seen_mask) -> Any:
   filling = _filling(seen_mask)
   items, offsets, targets = (np.asarray(x) for x in (*cases.histories, cases.targets))
   _check_histories(items, offsets, n_items)
@@ -149,7 +151,7 @@ def _rank(score_fn, cases, n_items, k, block, mask_history, tie, seen_mask):
   if large and len(score_fn.table) != n_items:
     raise DataError(f'the score function has a table of {len(score_fn.table)} rows for {n_items} '
                     'items; index it with the catalog of this data set')
-  parts, peaks = [], blocked_ranking.peak(score_fn.table, score_fn.bias) if large else None
+  parts, peaks = [], blocked_ranking.peak(score_fn.table, score_fn.bias) if large else ()
   for rows, part, cuts, coordinates in blocks(
     items, offsets, n_items, blocked_ranking.USERS if large else block, mask_history
   ):
@@ -220,7 +222,8 @@ def top_items(
     masked, bad = _mask_block(_scores(score_fn, part, cuts, n_items), mask, *coordinates)
     _check_numbers(np.asarray(bad), rows)
     parts.append([np.asarray(x) for x in _top_block(masked, k)])
-  return tuple(np.concatenate(x)[:len(offsets) - 1] for x in zip(*parts))
+  found, values = (np.concatenate(x)[:len(offsets) - 1] for x in zip(*parts))
+  return found, values
 
 
 def recommender(score_fn: ScoreFn, catalog: Catalog) -> CatalogRecommender:

@@ -41,7 +41,7 @@ def save(
   if splits.num_cases(protocol) not in (None, len(test)):
     raise DataError(f'{len(test)} test users were ranked, and the protocol says {protocol!r}; '
                     'build its sentence for these users, as splits.sample_cases does')
-  ranks = {row: ranks[row]} | ranks
+  ranks = {row: ranks[row], **ranks}
   for name, x in ranks.items():
     if np.shape(x)[-1] != len(test) or np.ndim(x) == 2 and len(x) != len(seeds):
       raise DataError(f'row {name} has ranks {np.shape(x)}; give one for each of {len(test)} test '

@@ -69,16 +69,17 @@ def frequencies(cfg: RotaryConfig) -> tuple[Float[np.ndarray, ' half'], float]:
     if kind == 'linear':
       freq = freq / scaling['factor']
     elif kind == 'llama3':
-      freq = _llama3(freq, scaling)
+      freq = llama3(freq, scaling)
     else:
       freq, scale = _yarn(freq, scaling, cfg)
   return freq.astype(np.float32), scale
 
 
-def _llama3(freq, scaling):
+def llama3(freq: Float[np.ndarray, ' half'], scaling: Mapping) -> Float[np.ndarray, ' half']:
   """Keeps fast frequencies, divides slow ones by the factor, and blends those between.
 
-  As transformers computes Llama 3.1's (modeling_rope_utils.py).
+  freq: without scaling. scaling: of the kind llama3. As transformers computes Llama 3.1's
+  (modeling_rope_utils.py).
   """
   low, high = scaling['low_freq_factor'], scaling['high_freq_factor']
   turns = scaling['original_max_position_embeddings'] * freq / (2 * math.pi)

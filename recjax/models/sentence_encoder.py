@@ -6,6 +6,7 @@ import pathlib
 import numpy as np
 from jaxtyping import PyTree
 
+from recjax import gguf_file
 from recjax.errors import ConfigError
 from recjax.models import bert, checkpoint_config, huggingface
 
@@ -65,10 +66,12 @@ class Spec:
 
 
 def is_bert(folder: str | os.PathLike) -> bool:
-  """Whether a checkpoint folder holds a BERT-type encoder.
+  """Whether a checkpoint folder holds a BERT-type encoder; a GGUF file does not.
 
   Raises ConfigError where sentence-transformers keeps another kind of model in it.
   """
+  if gguf_file.is_gguf(folder):
+    return False
   folder = pathlib.Path(folder)
   modules = _modules(folder)
   inner = modules and modules[0].get('path')

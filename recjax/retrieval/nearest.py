@@ -191,7 +191,9 @@ def rank_curve(
     value = log_distance - gamma * lift
     target_value = jnp.take_along_axis(value, target_rows, 1)
     tied = (rows < target_rows) if ties == 'index' else (rows != target_rows)
-    ahead = (value < target_value) | (value == target_value) & tied
+    # A compiler may reckon a target's value twice and round it differently, so that it would be
+    # ahead of itself.
+    ahead = (value < target_value) & (rows != target_rows) | (value == target_value) & tied
     return ahead.sum(-1, dtype=jnp.int32)
   return lax.map(of_gamma, gammas)
 

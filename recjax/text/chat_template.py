@@ -9,10 +9,12 @@ import functools
 import json
 import re
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import jinja2
 import jinja2.ext
 import jinja2.sandbox
+from jinja2 import nodes
 
 from recjax.errors import ConfigError
 from recjax.text import tokenizer as tokenizer_lib
@@ -221,10 +223,10 @@ class _Generation(jinja2.ext.Extension):
   """{% generation %} marks the assistant's text in some templates; here it only passes through."""
   tags = {'generation'}
 
-  def parse(self, parser):
+  def parse(self, parser: Any) -> nodes.Node:
     line = next(parser.stream).lineno
-    body = parser.parse_statements(['name:endgeneration'], drop_needle=True)
-    return jinja2.nodes.Scope(body, lineno=line)
+    body = parser.parse_statements(('name:endgeneration',), drop_needle=True)
+    return nodes.Scope(body, lineno=line)
 
 
 def _tojson(value, ensure_ascii=False, indent=None, separators=None, sort_keys=False):

@@ -1,6 +1,7 @@
 """Token rows of many samples: which of them share a row, and the arrays that a model trains on."""
 import dataclasses
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 import numpy as np
 from jaxtyping import Bool, Int, Num
@@ -40,16 +41,16 @@ class PackedSamples:
     target is learned. `first` and `first_weight` are the same for the token of each sample that the
     prefix predicts. Marks are those of the target.
     """
-    rows = [self.rows[r] for r in (range(len(self.rows)) if rows is None else rows)]
-    num_rows, start = max(num_rows, len(rows)), len(self.prefix)
+    taken = [self.rows[r] for r in (range(len(self.rows)) if rows is None else rows)]
+    num_rows, start = max(num_rows, len(taken)), len(self.prefix)
     shape, widest = (num_rows, self.row_tokens), max(map(len, self.rows))
-    batch = {name: np.zeros(shape, np.int32)
-             for name in ('tokens', 'positions', 'segments', 'targets')}
+    batch: dict[str, Any] = {name: np.zeros(shape, np.int32)
+                             for name in ('tokens', 'positions', 'segments', 'targets')}
     batch['weights'] = np.zeros(shape, np.float32)
     batch['first'] = np.zeros((num_rows, widest), np.int32)
     batch['first_weight'] = np.zeros((num_rows, widest), np.float32)
     batch |= {name: np.full(shape, fill, np.int32) for name, fill in self.fills.items()}
-    for r, members in enumerate(rows):
+    for r, members in enumerate(taken):
       column = 0
       for s, index in enumerate(members):
         sample = self.samples[index]

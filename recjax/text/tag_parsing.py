@@ -15,10 +15,11 @@ def is_numbered(text: str) -> bool:
   return bool(_numbered_lines(text))
 
 
-def parse_tag_list(text: str) -> list[str]:
+def parse_tag_list(text: str, cut: bool = False) -> list[str]:
   """Tags of one reply: its numbered lines, else its parts between commas and line ends.
 
-  text: the reply.
+  text: the reply. cut: whether it ended before its model had, so that its last tag may be half of
+  one; that is left out.
 
   Quotes, asterisks and numbers go; repeats that differ only in case count once.
   """
@@ -30,7 +31,7 @@ def parse_tag_list(text: str) -> list[str]:
     parts = [_BULLET.sub('', part.strip(), count=1) for line in lines
              for part in re.split('[,;]', line)]
   tags = {}
-  for part in parts:
+  for part in parts[:-1] if cut else parts:
     tag = ' '.join(part.split()).strip(' .,;')
     tags.setdefault(tag.casefold(), tag)
   return [tag for key, tag in tags.items() if key]

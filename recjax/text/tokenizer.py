@@ -13,10 +13,11 @@ import os
 import pathlib
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from recjax import file_io
+from recjax import file_io, gguf_file
 from recjax.errors import ConfigError, DataError
+from recjax.text import gguf_tokenizer
 
 if TYPE_CHECKING:
   import tokenizers
@@ -273,7 +274,7 @@ def add_control_tokens(tokenizer: Tokenizer, names: Sequence[str]) -> tuple[Toke
   from tokenizers import AddedToken
   backend = type(tokenizer.backend).from_str(tokenizer.backend.to_str())
   backend.add_special_tokens([AddedToken(n, normalized=False, special=True) for n in names])
-  ids = [backend.token_to_id(name) for name in names]
+  ids: list[Any] = [backend.token_to_id(name) for name in names]
   if None in ids or len(set(ids)) < len(names):
     raise ConfigError(f'control tokens {", ".join(names)} become the ids {ids}; each needs one of '
                       'its own: choose other names')
@@ -281,13 +282,15 @@ def add_control_tokens(tokenizer: Tokenizer, names: Sequence[str]) -> tuple[Toke
 
 
 def load(folder: str | os.PathLike) -> Tokenizer:
-  """Reads the tokenizer of a Hugging Face folder.
+  """Reads the tokenizer of a Hugging Face folder, or of a GGUF file.
 
-  With a tokenizer.json only the tokenizers library is needed; other vocabularies go through
-  transformers, whose import takes seconds. Raises DataError when there is nothing to read or
-  what is there cannot be read.
+  folder: of the checkpoint, or the file. For a file, and with a tokenizer.json, only the
+  tokenizers library is needed; other vocabularies go through transformers, whose import takes
+  seconds. Raises DataError when there is nothing to read or what is there cannot be read.
   """
   folder = pathlib.Path(folder)
+  if gguf_file.is_gguf(folder):
+    return wrap(*gguf_tokenizer.parts(folder))
   if (folder / _FAST_FILE).is_file():
     return _load_fast(folder)
   if any((folder / name).is_file() for name in _SLOW_FILES):
@@ -331,7 +334,7 @@ def _class_of(folder, config):
   """The class that transformers opens the folder with, as far as its class has rules of its own."""
   named = config.get('tokenizer_class')
   if not named:
-    kind = _read_json(folder / 'config.json').get('model_type')
+    kind: Any = _read_json(folder / 'config.json').get('model_type')
     named = {'bert': 'BertTokenizer', 't5': 'T5Tokenizer', 'llama': 'LlamaTokenizer'}.get(kind, '')
   return named.removesuffix('Fast')
 

@@ -370,7 +370,7 @@ def traced_lines(step: TracedStep, steps: int, places: int, epochs: float, seeds
 # Both.
 
 
-def describe_bytes(parts: Mapping[str, float], unit: int = GIB, name: str = 'GiB') -> str:
+def describe_bytes(parts: Mapping[str, float], unit: float = GIB, name: str = 'GiB') -> str:
   """Bytes by what they hold, as text in a unit; what is next to nothing is left out. parts: bytes
   by what they hold. unit, name: of the unit."""
   total = sum(parts.values())

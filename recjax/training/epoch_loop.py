@@ -17,6 +17,7 @@ from ml_collections import ConfigDict
 
 from recjax.distributed import multihost
 from recjax.errors import Preempted, UserError
+from recjax.progress import doing
 from recjax.training import checkpoint, fault_tolerance
 from recjax.training.workdir import Workdir
 
@@ -49,13 +50,15 @@ def fit_epochs(init: Callable, epoch: Callable, validate: Callable, cfg: ConfigD
       while done < cfg.epochs and (
           not cfg.patience or (done - np.asarray(tree['at']) < cfg.patience).any()):
         start = time.monotonic()
-        state, means = epoch(tree['state'], np.int32(done))
-        means = multihost.to_host(means)
+        with doing(f'epoch {done + 1}'):
+          state, means = epoch(tree['state'], np.int32(done))
+          means = multihost.to_host(means)
         seconds = time.monotonic() - start
         done += 1
         check(means, done, work, rows)
         beat()
-        scores = validate(multihost.local_values(state['params']))
+        with doing('the validation'):
+          scores = validate(multihost.local_values(state['params']))
         tree = keep_best(tree, state, np.asarray(scores, np.float32), np.int32(done))
         work.record(done, {
             **{f'{k}_{s}': float(v) for k, vs in means.items() for s, v in enumerate(vs)},

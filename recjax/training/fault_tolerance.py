@@ -91,7 +91,7 @@ def _attend(ear, grace, hand_on):
   ends = time.monotonic() + grace
   while not _state['heard'] and time.monotonic() < ends:
     if not _state['asked']:  # it may have come just before a call that waits: wake that
-      signal.pthread_kill(threading.main_thread().ident, signal.SIGTERM)
+      signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGTERM)
     time.sleep(min(1.0, grace))
   if not _state['heard']:
     os._exit(128 + signal.SIGTERM)
@@ -214,7 +214,7 @@ def check(work: Any, batches: Sequence, first: int, window: list[dict]) -> list[
   return good
 
 
-def dump(work: Any, batches: Sequence, step: int, values: dict) -> None:
+def dump(work: Any, batches: Any, step: int, values: dict) -> None:
   """Keeps what a step was made of: which rows, and the batch itself as plain arrays.
 
   work: of the running stage. batches: of the loop. step: the bad one. values: its loss and the norm
@@ -224,7 +224,8 @@ def dump(work: Any, batches: Sequence, step: int, values: dict) -> None:
   folder.mkdir(exist_ok=True)
   name = f'{work.current}-{step}.npz'
   with open(folder / name, 'wb') as f:
-    np.savez(f, **{k: np.asarray(v) for k, v in batches[step].items()})
+    arrays: dict[str, Any] = {k: np.asarray(v) for k, v in batches[step].items()}
+    np.savez(f, **arrays)
   rows = batches.rows_of(step) if hasattr(batches, 'rows_of') else None
   with open(work.path / 'bad_steps.jsonl', 'a', encoding='utf-8') as f:
     f.write(json.dumps({

@@ -12,6 +12,7 @@ from typing import Any
 
 from recjax import run_files
 from recjax.errors import ConfigError, PartDone, WorkdirError
+from recjax.progress import doing
 
 WAIT = 0.5    # seconds between two looks at what another part does
 
@@ -54,14 +55,15 @@ def wait_for_turn(work: Any, name: str, state_of: Callable[[], str], shared: boo
   `Workdir.state_of`. shared: whether all parts fill it.
   """
   logged = False
-  while True:
-    state = state_of()
-    if state == 'done' or work.lock.held or shared and state == 'begun':
-      return state
-    if not work.lock.acquire() and not logged:
-      work.log(f'    waiting for stage {name}; {work.lock.holder()} is at work here')
-      logged = True
-    time.sleep(0 if work.lock.held else WAIT)
+  with doing(f'another process makes stage {name}'):
+    while True:
+      state = state_of()
+      if state == 'done' or work.lock.held or shared and state == 'begun':
+        return state
+      if not work.lock.acquire() and not logged:
+        work.log(f'    waiting for stage {name}; {work.lock.holder()} is at work here')
+        logged = True
+      time.sleep(0 if work.lock.held else WAIT)
 
 
 def gather(work: Any, shards: pathlib.Path) -> None:

@@ -4,7 +4,7 @@ import dataclasses
 import math
 import time
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -17,8 +17,11 @@ from ml_collections import ConfigDict
 
 from recjax.distributed import multihost, sharding
 from recjax.errors import ConfigError, Preempted
+from recjax.progress import doing
 from recjax.training import checkpoint, fault_tolerance, microbatch, optim
 from recjax.training.workdir import Workdir
+
+AHEAD = 2  # steps that are handed to the devices before one is waited for
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,7 +61,7 @@ class Task:
   """
   init: Callable | None
   loss: Callable
-  batches: Sequence
+  batches: Any
   frozen: PyTree = ()
   rules: tuple = ()
   evaluate: Callable | None = None
@@ -95,7 +98,7 @@ def fit(task: Task, cfg: FitSettings, work: Workdir) -> PyTree:
         task, tx, key, mesh, saved, work, cfg.patience)[1])
     window, waits, start = [], [], time.monotonic()
     with work.progress(work.current, cfg.steps, step) as advance, \
-        fault_tolerance.watch(work, work.guards.watchdog, cfg.log_every) as beat, \
+        fault_tolerance.watch(work, work.guards.watchdog, AHEAD) as beat, \
         concurrent.futures.ThreadPoolExecutor(1) as reader:
       coming = reader.submit(task.batches.__getitem__, step)
       while step < cfg.steps and step - best < wait:
@@ -105,6 +108,7 @@ def fit(task: Task, cfg: FitSettings, work: Workdir) -> PyTree:
         step += 1
         window.append(values)
         waits.append(lost)
+        running = await_step_before(window)
         beat()
         leave = fault_tolerance.asked()
         last = step == cfg.steps
@@ -112,9 +116,11 @@ def fit(task: Task, cfg: FitSettings, work: Workdir) -> PyTree:
         keep = last or leave or step % cfg.save_every == 0 or judged and cfg.patience
         if keep or step % cfg.log_every == 0 or seen_bad(window):  # no window spans a checkpoint
           report(step, window, waits, start, work, task.batches)
-          window, waits, start = [], [], time.monotonic()
-        if judged:
-          values = task.evaluate(state['train'], task.frozen)
+          window, waits, start, running = [], [], time.monotonic(), 0
+        advance.reach(step - running)
+        if judged and task.evaluate:
+          with doing('the validation'):
+            values = task.evaluate(state['train'], task.frozen)
           work.record(step, values)
           state = keep_best(state, values, step)
           best = best_step(state)
@@ -123,7 +129,6 @@ def fit(task: Task, cfg: FitSettings, work: Workdir) -> PyTree:
         if leave and not last:
           work.log(f'    SIGTERM: saving step {step:,}')
           raise Preempted
-        advance()
   return state['best']['train'] if 'best' in state else state['train']
 
 
@@ -159,7 +164,7 @@ def restore_or_init(task: Task, tx: optax.GradientTransformation, key: jax.Array
   running stage. -> step, {'train', 'opt'} and, with patience, 'best'
   """
   def init(key: jax.Array, start: PyTree) -> PyTree:
-    train = task.init(key) if start is None else start
+    train = cast(Callable, task.init)(key) if start is None else start
     state = {'train': train, 'opt': tx.init(train)}
     if patience:
       state['best'] = {'train': jax.tree.map(jnp.copy, train), 'loss': jnp.float32(jnp.inf),
@@ -196,6 +201,17 @@ def make_update(task: Task, tx: optax.GradientTransformation, key: jax.Array) ->
                          {k: state[k] for k in fresh})
     return {**state, **fresh}, {'loss': loss, 'grad_norm': norm, **values, 'bad': ~good}
   return jax.jit(update, donate_argnums=0)
+
+
+def await_step_before(window: list[dict]) -> int:
+  """Waits for the step before the last, while that one runs: progress tells what was computed.
+
+  AHEAD of them keep a device busy; were more in line, the host would wait for all at once.
+  window: values of the steps. -> how many still run, 0 or 1
+  """
+  if len(window) >= AHEAD:
+    jax.block_until_ready(window[-AHEAD]['loss'])
+  return int(not window[-1]['loss'].is_ready())
 
 
 def seen_bad(window: list[dict]) -> bool:

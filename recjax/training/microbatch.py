@@ -5,7 +5,7 @@ B rows of a batch, P parts of them.
 import dataclasses
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -14,6 +14,7 @@ from jax import lax
 from jaxtyping import Array, PyTree
 
 from recjax.distributed import multihost, sharding
+from recjax.progress import doing
 from recjax.training import cost_model
 
 OUT = 'RESOURCE_EXHAUSTED'  # how XLA calls it
@@ -108,13 +109,14 @@ class AdaptiveStep:
 
   def __init__(self, task: Any, work: Any, make: Callable, restore: Callable[[], PyTree]):
     self.task, self.work, self.make, self.restore = task, work, make, restore
-    self.parts, self.fits, self.update = 0, False, None
+    self.parts, self.fits = 0, False
+    self.update: Any = None
 
   def _split(self, parts, why):
     task = self.task
     if parts > task.parts:
       self.work.log(f'    {why}: a step goes through in {parts} parts')
-      task = dataclasses.replace(task, loss=task.split(parts))
+      task = dataclasses.replace(task, loss=cast(Callable, task.split)(parts))
     self.parts, self.update = parts, self.make(task)
 
   def __call__(self, state: PyTree, batch: dict[str, np.ndarray], step: Any) -> tuple[PyTree, dict]:
@@ -126,10 +128,11 @@ class AdaptiveStep:
       self._split(parts, f'as a whole it is planned to take {gib:,.2f} GiB of a device')
     while True:
       try:
-        updated = self.update(state, batch, step)
-        if not self.fits:
-          jax.block_until_ready(updated)
-          self.fits = True
+        if self.fits:
+          return self.update(state, batch, step)
+        with doing(f'the training step{_row(batch)}'):
+          updated = jax.block_until_ready(self.update(state, batch, step))
+        self.fits = True
         return updated
       except jax.errors.JaxRuntimeError as error:
         if (OUT not in str(error) or self.fits or not self.task.split
@@ -138,3 +141,8 @@ class AdaptiveStep:
       self._split(2 * self.parts, 'out of memory')
       if any(x.is_deleted() for x in jax.tree.leaves(state)):
         state = self.restore()
+
+
+def _row(batch):
+  """' (256 tokens a row)' of a batch of texts."""
+  return f' ({batch["tokens"].shape[-1]:,} tokens a row)' if 'tokens' in batch else ''

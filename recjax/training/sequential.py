@@ -7,6 +7,7 @@ import functools
 import math
 import os
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -22,6 +23,7 @@ from recjax.data.dataset import Interactions
 from recjax.distributed import sharding
 from recjax.errors import ConfigError
 from recjax.models import dot_product, seqrec
+from recjax.protocols import AnyArray
 from recjax.training import cost_model, epoch_loop, optim
 from recjax.training.losses import item_losses
 from recjax.training.workdir import Workdir
@@ -115,7 +117,8 @@ def save(path: str | os.PathLike, params: PyTree) -> None:
 def load(path: str | os.PathLike, seed: int | None = None) -> PyTree:
   """What `save` wrote. seed: one seed's alone. path: of the .npz. -> tree of float32 arrays"""
   tree = {}
-  for name, array in run_files.read_arrays(path).items():
+  arrays: Any = run_files.read_arrays(path)
+  for name, array in arrays.items():
     *parents, leaf = name.split('/')
     node = functools.reduce(lambda t, p: t.setdefault(p, {}), parents, tree)
     node[leaf] = array if seed is None else array[seed]
@@ -307,7 +310,7 @@ def planned(cfg: ConfigDict, items: int, train: Interactions, teach: Callable = 
 
 
 def places_and_targets(cfg: ConfigDict, model: seqrec.Config,
-          seqs: Int[Array, 'B L1']) -> tuple[Int[Array, ' B'], Int[Array, ' B']]:
+          seqs: Int[AnyArray, 'B L1']) -> tuple[Int[Array, ' B'], Int[Array, ' B']]:
   """Places that each user's row takes, and targets that it gives. seqs: (B, L + 1).
 
   cfg: the run's config. model: the model's shape. -> (B,), (B,)

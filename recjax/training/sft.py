@@ -5,7 +5,7 @@ others in rows, told apart by segments. R rows of L tokens, D model width.
 """
 import dataclasses
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -84,8 +84,8 @@ def loss_sums(model: llm.LM, prefix: list[int], variables: PyTree,
   past, total, count = (), jnp.float32(0), batch['weights'].sum()
   if prefix:
     ids = jnp.asarray(prefix, jnp.int32)[None]
-    opening, (k, v) = model.apply(variables, ids, jnp.arange(ids.shape[1])[None],
-                                  jnp.ones_like(ids))
+    found: Any = model.apply(variables, ids, jnp.arange(ids.shape[1])[None], jnp.ones_like(ids))
+    opening, (k, v) = found
     past = (kv_block(k[:, 0], v[:, 0], jnp.ones(ids.shape[1], bool)),)
     logits = jnp.dot(opening[0, -1], head.astype(opening.dtype), preferred_element_type=jnp.float32)
     weight = batch['first_weight']
@@ -141,7 +141,7 @@ def tune(work: Workdir, cfg: ConfigDict, model: llm.LM, params: PyTree, train: P
     return sums(train, trained, frozen, batch)
 
   def valid_sums(trained: PyTree, frozen: PyTree, batch: PyTree) -> tuple[dict, Array]:
-    total, count = sums(valid, trained, frozen, batch)
+    total, count = sums(cast(PackedSamples, valid), trained, frozen, batch)
     return {'valid_loss': total}, count
 
   evaluate = None

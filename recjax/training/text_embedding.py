@@ -19,6 +19,7 @@ from ml_collections import ConfigDict
 from recjax.distributed import multihost, sharding
 from recjax.errors import ConfigError, DataError
 from recjax.models import bert, embedding_resize, sentence_encoder
+from recjax.progress import doing
 from recjax.text import tokenizer as tokenizers
 from recjax.training import llm_loading, loop, sharded_stage
 from recjax.training.workdir import Workdir
@@ -94,7 +95,7 @@ def _sentence(folder, cfg, mesh, pool, most):
   unread = 0 if spec.prompt_pooled or not spec.prompt else len(ids([''])[0]) - len(after)
 
   def run(variables: dict, tokens: jax.Array, mask: jax.Array) -> jax.Array:
-    hidden = model.apply(variables, tokens, mask)
+    hidden: Any = model.apply(variables, tokens, mask)
     z = bert.pool(hidden, mask * (jnp.cumsum(mask, -1) > unread), pool)
     if not spec.normalize:
       return z
@@ -139,18 +140,22 @@ def embed(encoder: Encoder, texts: Sequence[str], mesh: jax.sharding.Mesh, budge
   run, outputs, start, places = jax.jit(encoder.run), [], 0, 0
   with jax.set_mesh(mesh):
     while start < len(order):
-      width = rung(lengths[order[start]], per_octave)
+      width = rung(int(lengths[order[start]]), per_octave)
       left = 1 << (len(order) - start - 1).bit_length()
       size = max(ways, min(budget // width, left) // ways * ways)
       indices = order[start:start + size]
       tokens, mask = padded([rows[i] for i in indices] + [[]] * (size - len(indices)), width)
       batch = loop.place({'tokens': tokens, 'mask': mask}, mesh)
-      outputs.append((indices, run(encoder.variables, batch['tokens'], batch['mask'])))
-      start, places = start + size, places + tokens.size
-      if len(outputs) > 1:  # one batch computes while the one before comes back
-        outputs[-2] = (outputs[-2][0], multihost.to_host(outputs[-2][1]))
-      if advance:
-        advance(len(indices))
+      with doing(f'the embedding of {size} texts of {width} tokens'):
+        outputs.append((indices, run(encoder.variables, batch['tokens'], batch['mask'])))
+        start, places = start + size, places + tokens.size
+        if len(outputs) > 1:  # one batch computes while the one before comes back
+          outputs[-2] = (outputs[-2][0], multihost.to_host(outputs[-2][1]))
+          if advance:
+            advance(len(outputs[-2][0]))
+  if advance and outputs:
+    outputs[-1] = (outputs[-1][0], multihost.to_host(outputs[-1][1]))
+    advance(len(outputs[-1][0]))
   vectors = np.zeros((len(texts), encoder.width), np.float32)
   for indices, batch_vectors in outputs:
     vectors[indices] = multihost.to_host(batch_vectors)[:len(indices)]
@@ -173,13 +178,22 @@ def embed_kept(work: Workdir, encoder: Encoder, texts: Sequence[str],
   vectors, infos = [np.zeros((0, encoder.width), np.float32)], []
   with work.progress(title, len(texts), unit='text') as advance:
     for start in range(0, len(texts), PIECE):
-      def make(part: Sequence[str] = texts[start:start + PIECE]) -> dict:
-        part_vectors, info = embed(encoder, part, work.mesh)
+      embedded = 0
+
+      def tell(count: int) -> None:
+        nonlocal embedded
+        embedded += count
+        advance(count)
+
+      def make(part: Sequence[str] = texts[start:start + PIECE],
+               tell: Callable[[int], None] = tell) -> dict:
+        part_vectors, info = embed(encoder, part, work.mesh, advance=tell)
         return {'vectors': part_vectors, 'info': json.dumps(info)}
       piece = sharded_stage.compute_once(work, f'{title}-{start}', make)
       vectors.append(piece['vectors'])
       infos.append(json.loads(str(piece['info'])))
-      advance(len(vectors[-1]))
+      if len(vectors[-1]) > embedded:  # found again after a kill
+        advance(len(vectors[-1]) - embedded)
   tokens, batches, cut = (sum(i[k] for i in infos) for k in ('tokens', 'batches', 'cut'))
   places = sum(i['tokens'] / (1 - i['padding']) for i in infos)
   return np.concatenate(vectors), {

@@ -22,6 +22,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from recjax import file_io, run_files
 from recjax.distributed import multihost
 from recjax.errors import DataError, WorkdirError
+from recjax.progress import BarProgress, PlainProgress, Pulse, doing
 from recjax.run_files import DONE
 from recjax.training import job_parts
 from recjax.training.fault_tolerance import Guards
@@ -38,7 +39,7 @@ WRITTEN = ('config.json', 'lock', 'stages', 'checkpoints', 'tb', 'adopted', 'run
            'predictions.parquet', 'report.html')
 
 
-def describe(value: object) -> object:
+def describe(value: Any) -> object:
   """What of an input decides a stage's result, as plain JSON.
 
   value: a config, path, array, anything of JSON, or an object with a `fingerprint`. Raises
@@ -100,24 +101,41 @@ class Workdir:
   decoding. log_file: run.log, open for appending. first: whether this is process 0, the one that
   writes. guards: what watches over training. part: (i, n) where other processes share in, see
   `job_parts`. lock: the right to write here. count: stages met so far. current: the stage that runs
-  now. folder: where it puts its files. board: that stage and its TensorBoard writer.
+  now. folder: where it puts its files. board: that stage and its TensorBoard writer. pulse: what
+  tells of long waits. bar: what moves in a terminal.
   """
   path: pathlib.Path
   console: Console
-  mesh: jax.sharding.Mesh | None = None
+  mesh: Any = None
   log_file: IO[str] | None = None
   first: bool = True
   guards: Guards = Guards()
   part: tuple[int, int] | None = None
-  lock: file_io.FileLock | None = None
+  lock: Any = None
   count: int = 0
   current: str = ''
-  folder: pathlib.Path | None = None
+  folder: Any = None
   board: tuple | None = None
+  pulse: Pulse | None = None
+  bar: BarProgress | None = None
 
   def log(self, text: str) -> None:
     """Shows a line and keeps it, with the time, in run.log. text: the line."""
     self.console.print(text, markup=False, highlight=False, soft_wrap=True)
+    self.log_to_file(text)
+    if self.pulse:
+      self.pulse.heard()
+
+  def whereabouts(self) -> str:
+    """The stage that runs, if one does."""
+    return self.current or 'between stages'
+
+  def tell_wait(self, text: str) -> None:
+    """Says what takes long: beside the bar of a terminal, else as `log`. text: the line."""
+    if not self.bar:
+      self.log(text)
+      return
+    self.bar.tell(text.strip())
     self.log_to_file(text)
 
   def log_to_file(self, text: str) -> None:
@@ -145,7 +163,8 @@ class Workdir:
     self.count += 1
     folder = self.path / 'stages' / f'{self.count:02d}-{name}'
     partial = folder.with_name(folder.name + '.partial')
-    key = fingerprint(name, *inputs)
+    with doing(f'telling whether {name} is made of the same as before'):
+      key = fingerprint(name, *inputs)
     state, first_key = multihost.broadcast([self.state_of(folder, partial, key), key])
     if len(set(multihost.allgather([int(key[:7], 16)])[:, 0])) > 1:
       raise DataError(f'the processes disagree about what stage {name} is made of (here {key[:7]}, '
@@ -262,88 +281,27 @@ class Workdir:
   @contextlib.contextmanager
   def progress(self, title: str, total: int, done: int = 0, unit: str = 'step'
                ) -> Iterator[Callable[..., None]]:
-    """A bar with rate and ETA; where the output is no terminal, a line every ten seconds.
+    """A bar with rate and time left; where the output is no terminal, a line for the first unit and
+    every ten seconds.
 
     total, done: counts of `unit`. title: what the bar says. Yields advance(n=1, note=''), to be
     called for what is done.
     """
     if not self.console.is_terminal:
-      yield PlainProgress(self.log, title, total, done, unit)
+      advance = PlainProgress(self.log, title, total, done, unit)
+      with doing(title, advance):
+        yield advance
       return
     columns = (TextColumn('    {task.description}'), BarColumn(), MofNCompleteColumn(),
                TextColumn('{task.fields[rate]}'), TimeRemainingColumn(),
                TextColumn('{task.fields[note]}'))
     with Progress(*columns, console=self.console, transient=True) as bar:
-      row = bar.add_task(title, total=total, completed=done, rate='', note='')
-      yield BarProgress(bar, row, done, unit)
-
-
-@dataclasses.dataclass
-class Rate:
-  """Units a second. It counts from the first, which compiles and says nothing about the rate.
-
-  first: units done when it began to count. start: when that was, in seconds; 0 before the first is
-  done.
-  """
-  first: int = 0
-  start: float = 0.
-
-  def __call__(self, done: int) -> float:
-    """The rate so far. done: units done in all."""
-    now = time.monotonic()
-    if not self.start:
-      self.first, self.start = done, now
-    return (done - self.first) / max(1e-9, now - self.start)
-
-
-@dataclasses.dataclass
-class BarProgress:
-  """`progress` in a terminal: moves a bar of rich's Progress. bar: the bar's screen. row: its
-  number there. done: units so far. unit: what is counted. rate: of units."""
-  bar: Progress
-  row: int
-  done: int
-  unit: str
-  rate: Rate = dataclasses.field(default_factory=Rate)
-
-  def __call__(self, n: int = 1, note: str = '') -> None:
-    """Moves the bar. n: units done now. note: what it says beside."""
-    self.done += n
-    rate = self.rate(self.done)
-    self.bar.update(self.row, advance=n, rate=pace(rate, self.unit) if rate else '', note=note)
-
-
-@dataclasses.dataclass
-class PlainProgress:
-  """`progress` for logs and pipes: a line every ten seconds, and one at the end.
-
-  log: writes a line. title: what it begins with. total, done: counts of `unit`. rate: of units.
-  logged: when the last line was logged, in seconds.
-  """
-  log: Callable[[str], object]
-  title: str
-  total: int
-  done: int
-  unit: str
-  logged: float = 0.
-  rate: Rate = dataclasses.field(default_factory=Rate)
-
-  def __call__(self, n: int = 1, note: str = '') -> None:
-    """Counts, and logs when it is time. n: units done now. note: what the line says besides."""
-    self.done += n
-    now, rate = time.monotonic(), self.rate(self.done)
-    if not self.logged or now - self.logged < 10 and self.done < self.total:
-      self.logged = self.logged or now
-      return
-    self.logged = now
-    left = (self.total - self.done) / max(rate, 1e-9)
-    self.log(f'    {self.title} {self.done:,}/{self.total:,}, {pace(rate, self.unit)}, '
-             f'{left:.0f} s left {note}')
-
-
-def pace(rate: float, unit: str) -> str:
-  """'12.3 step/s', or '28.1 s/epoch' where one takes long. rate: units a second. unit: its name."""
-  return f'{rate:,.1f} {unit}/s' if rate >= 0.5 or rate <= 0 else f'{1 / rate:,.1f} s/{unit}'
+      self.bar = BarProgress(bar, title, total, done, unit)
+      try:
+        with doing(title, self.bar):
+          yield self.bar
+      finally:
+        self.bar = None
 
 
 @contextlib.contextmanager
@@ -362,8 +320,10 @@ def open_work(path: str | os.PathLike, config: dict | None = None,
   if jax.process_index():
     multihost.broadcast('opened')
     with tempfile.TemporaryDirectory(prefix='recjax-') as own:
-      yield Workdir(mirror(path, pathlib.Path(own)), Console(quiet=True), mesh, first=False,
-                    guards=guards)
+      work = Workdir(mirror(path, pathlib.Path(own)), Console(quiet=True), mesh, first=False,
+                     guards=guards)
+      with Pulse(work.tell_wait, work.whereabouts):  # which is quiet, as all that it says
+        yield work
     return
   try:
     path.mkdir(parents=True, exist_ok=True)
@@ -379,14 +339,15 @@ def open_work(path: str | os.PathLike, config: dict | None = None,
     if config is not None and not (part and (path / 'config.json').exists()) and lock.held:
       file_io.write_json(path / 'config.json', run_files.signed(config))
     if part:
-      job_parts.same_settings(path, config['config'])
+      job_parts.same_settings(path, (config or {})['config'])
     log_file = stack.enter_context(open(path / 'run.log', 'a'))
     for name in ('stages', 'checkpoints'):
       (path / name).mkdir(exist_ok=True)
     multihost.broadcast('opened')
     work = Workdir(path, Console(), mesh, log_file, guards=guards, part=part, lock=lock)
     try:
-      yield work
+      with Pulse(work.tell_wait, work.whereabouts) as work.pulse:
+        yield work
     except BaseException as error:
       work.log_to_file(f'stopped by {type(error).__name__}: {error}')
       raise
@@ -422,7 +383,8 @@ def check_own(path: pathlib.Path) -> None:
 
 
 @contextlib.contextmanager
-def open_later_work(workdir: str | os.PathLike, data, mesh: jax.sharding.Mesh) -> Iterator[Workdir]:
+def open_later_work(workdir: str | os.PathLike, data: Any, mesh: jax.sharding.Mesh
+                    ) -> Iterator[Workdir]:
   """Opens the folder in which a run keeps what it makes of a later data set.
 
   data: the Dataset. mesh: the devices. What is logged goes to standard error, as answers go to

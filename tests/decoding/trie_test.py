@@ -81,7 +81,7 @@ class TrieTest(parameterized.TestCase):
   def test_duplicates_share_a_leaf(self):
     built = trie.build([[5, 6], [7], [5, 6]], end=9)
     leaf = built.walk([5, 6, 9])
-    self.assertEqual(sorted(built.items_of(built.lo[leaf], built.hi[leaf])), [0, 2])
+    self.assertEqual(sorted(built.item[built.lo[leaf]:built.hi[leaf]]), [0, 2])
     self.assertEqual(built.stats()['duplicates'], 1)
 
   def test_what_is_saved_is_loaded_and_mapped(self):

@@ -59,7 +59,7 @@ class ItemRanksTest(parameterized.TestCase):
     scores[0, 0] = scores[1, 2] = np.nan
     np.testing.assert_array_equal(ranking.item_ranks(scores, np.array([1, 1, 1])), [-1, -1, 3])
 
-  def test_zeroing_seen_items_is_worse_than_masking_them(self):  # oracle 11
+  def test_zeroing_seen_items_is_worse_than_masking_them(self):
     scores = np.array([[-0.5, 3.0, -1.0, -2.0]], np.float32)
     case = make_cases([[2]], [1])
     self.assertEqual(ranking.rank_cases(lambda *_: scores, case, 4)[0], 0)
@@ -223,7 +223,7 @@ class BaselinesTest(absltest.TestCase):
     self.assertFalse((one == np.asarray(baselines.random_scores(50, 1)(*histories))).all())
     np.testing.assert_array_equal(baselines.random_scores(50, 0)(*ragged([[3]]))[0], one[1])
 
-  def test_random_ranks_are_uniform(self):  # oracle 5, with fewer items
+  def test_random_ranks_are_uniform(self):
     rng = np.random.default_rng(0)
     cases = make_cases(rng.integers(1, 101, (4000, 3)).tolist(), rng.integers(1, 101, 4000))
     ranks = ranking.rank_cases(baselines.random_scores(100, 0), cases, 100, mask_history=False)
@@ -231,7 +231,7 @@ class BaselinesTest(absltest.TestCase):
     np.testing.assert_allclose(share, 0.1, atol=4 * np.sqrt(0.09 / 4000))  # four sigma
 
   @absltest.skipUnless((SHARED / 'data/amazon-beauty').is_dir(), 'no shared Beauty data')
-  def test_popularity_on_beauty_is_the_published_figure(self):  # sequential.md, oracle 10
+  def test_popularity_on_beauty_is_the_published_figure(self):
     folder = SHARED / 'data/amazon-beauty'
     def read(name):
       return map(json.loads, (folder / name).read_text().splitlines())

@@ -1,6 +1,7 @@
 """Replies to conversations: told while they are made, ended where nobody wants them; control
 symbols of people are text."""
 import dataclasses
+import functools
 
 from absl.testing import absltest, parameterized
 
@@ -13,9 +14,10 @@ from tests.methods.reclm_test import TEMPLATE, TITLES, eager, one_device
 TOOLS = Catalog(tuple(f't{i}' for i in range(len(TITLES))), {'title': TITLES})
 
 
-def replier(test, **decode):
-  cfg, speaker = eager(test)
-  cfg.decode.update(new_tokens=64, **decode)
+@functools.cache
+def replier():
+  cfg, speaker = eager()
+  cfg.decode.new_tokens = 64
   shelves = conversation.untrained_models(speaker, {'tools': TOOLS, 'two': Catalog(
       ('x', 'y'), {'title': ['Öl 中', 'Two 🛠']})})
   return chat_batcher.ChatBatcher(cfg, shelves, TEMPLATE['system'], one_device())
@@ -31,7 +33,7 @@ class TellTest(parameterized.TestCase):
   @long_but(2)
   def test_what_is_told_is_only_added_to(self, warmth, domain):
     """At temperature 1 the model writes single bytes too, halves of characters among them."""
-    some = replier(self)
+    some = replier()
     pieces, broken, named = 0, 0, 0
     for seed in range(4):
       told = [[] for _ in range(3)]
@@ -59,7 +61,7 @@ class TellTest(parameterized.TestCase):
       self.assertGreater(broken, 0)
 
   def test_who_has_gone_is_not_written_for(self):
-    some, told = replier(self), []
+    some, told = replier(), []
     whole, = some([said()])
     cut, = some([said(tell=told.append, gone=lambda: len(told) == 2)])
     self.assertLen(told, 2)
@@ -69,7 +71,7 @@ class TellTest(parameterized.TestCase):
     self.assertEqual((left.tokens_out, stays), (1, whole))
 
   def test_enough_ends_a_reply(self):
-    some, told = replier(self), []
+    some, told = replier(), []
     short, = some([said(tokens=5, tell=told.append)])
     self.assertEqual(short.tokens_out, 5)
     self.assertLess(len(told), 6)
@@ -91,7 +93,7 @@ class ControlTest(parameterized.TestCase):
   @parameterized.parameters('<SOI>', '<EOI>', '<|end|>', '<|start|>assistant\n',
                             '<SOI>red lamp<EOI>')
   def test_symbols_of_people_are_text(self, symbol):
-    some = replier(self)
+    some = replier()
     speaker = some.domains['tools'].chat_model
     control = {speaker.soi, speaker.eoi, *speaker.tokenizer.controls.values()}
     for role in ('user', 'system', 'assistant'):
@@ -112,7 +114,7 @@ class ControlTest(parameterized.TestCase):
       self.assertIn(symbol, speaker.tokenizer.backend.decode(bad, skip_special_tokens=False))
 
   def test_titles_of_earlier_replies_become_items_again(self):
-    some = replier(self)
+    some = replier()
     speaker = some.domains['tools'].chat_model
     turns = [('user', 'a'), ('assistant', 'Try "red lamp" and "no item".'), ('user', 'b')]
     ids = some.prompt(chat_batcher.ChatRequest(tuple(prompts.message(r, t) for r, t in turns)))
@@ -122,7 +124,7 @@ class ControlTest(parameterized.TestCase):
 
   def test_a_turn_that_is_too_long(self):
     with self.assertRaisesRegex(ConfigError, 'fewer words'):
-      replier(self).asked([prompts.message('user', 'word ' * 5000)])
+      replier().asked([prompts.message('user', 'word ' * 5000)])
 
 
 if __name__ == '__main__':

@@ -1,5 +1,6 @@
 """RecLM whole on a ring of thirty titles, trained and untrained: items exist, none comes twice."""
 import contextlib
+import functools
 import importlib.util
 import io
 import json
@@ -222,9 +223,8 @@ class WholeTest(parameterized.TestCase):
     self.assertNotIn('never', said)
 
 
-def eager(test):
-  """An untrained model that likes to begin items. -> config, Speaker"""
-  folder = pathlib.Path(test.enter_context(tempfile.TemporaryDirectory()))
+@functools.cache
+def eager_speaker():
   made = tokenizer.train_bpe(TITLES + list(TEMPLATE.values()), 400)
   shape = llm_lib.Config(
     vocab=made.vocab_size,
@@ -236,14 +236,20 @@ def eager(test):
     ffn=48,
     max_positions=4096,
   )
-  huggingface.save(llm_lib.init(shape, jax.random.key(0)), shape, folder)
-  made.save(folder)
-  cfg = config('sample')
-  speaker = train.new_chat_model(cfg, folder, one_device())
+  with tempfile.TemporaryDirectory() as folder:
+    folder = pathlib.Path(folder)
+    huggingface.save(llm_lib.init(shape, jax.random.key(0)), shape, folder)
+    made.save(folder)
+    speaker = train.new_chat_model(config('sample'), folder, one_device())
   p = speaker.params  # the first width is always large
   speaker.params = {**p, 'embed': p['embed'].at[:, 0].set(1.0),
                     'head': p['head'].at[0].set(0.0).at[0, speaker.soi].set(1.0)}
-  return cfg, speaker
+  return speaker
+
+
+def eager():
+  """An untrained model that likes to begin items. -> config, Speaker"""
+  return config('sample'), eager_speaker()
 
 
 class UntrainedTest(parameterized.TestCase):
@@ -252,7 +258,7 @@ class UntrainedTest(parameterized.TestCase):
   @parameterized.parameters(0.0, 2.0)
   @long_but(1)
   def test_two_catalogs_and_no_training(self, temperature):
-    cfg, speaker = eager(self)
+    cfg, speaker = eager()
     cfg.decode.update(temperature=temperature, new_tokens=64, count=4)
     shelves = conversation.untrained_models(speaker, {
         'tools': Catalog(tuple(f't{i}' for i in range(30)), {'title': TITLES}),
@@ -268,7 +274,7 @@ class UntrainedTest(parameterized.TestCase):
     self.assertGreater(total, 2)
 
   def test_rounds_read_new_tokens_alone_and_say_the_same(self):
-    cfg, speaker = eager(self)
+    cfg, speaker = eager()
     cfg.decode.update(new_tokens=24, count=3)
     shelves = conversation.untrained_models(speaker, {'tools': Catalog(
         tuple(f't{i}' for i in range(30)), {'title': TITLES})})
@@ -282,7 +288,7 @@ class UntrainedTest(parameterized.TestCase):
   @parameterized.parameters(0.0, 1.5)
   @long_but(1)
   def test_a_reply_is_told_while_it_is_made(self, temperature):
-    cfg, speaker = eager(self)
+    cfg, speaker = eager()
     cfg.decode.update(temperature=temperature, new_tokens=64, count=4)
     shelves = conversation.untrained_models(
       speaker, {'tools': Catalog(tuple(f't{i}' for i in range(30)), {'title': TITLES})}
@@ -309,7 +315,7 @@ class UntrainedTest(parameterized.TestCase):
     self.assertEqual(again.say('What do you have?', max_items=4, seed=3), reply)
 
   def test_a_conversation_drops_its_oldest_rounds(self):
-    cfg, speaker = eager(self)
+    cfg, speaker = eager()
     cfg.decode.update(new_tokens=16, count=2)
     cfg.prompt.max_prompt_tokens = 128
     shelves = conversation.untrained_models(

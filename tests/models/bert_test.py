@@ -91,10 +91,9 @@ class BertTest(parameterized.TestCase):
 
   def test_neither_padding_nor_its_side_nor_the_batch_matters(self):
     cfg = bert.Config(vocab=80, width=24, layers=2, heads=4, ffn=40)
-    params = bert.init(cfg, jax.random.key(0))
+    params = jax.jit(bert.init, static_argnums=0)(cfg, jax.random.key(0))
     tokens, mask = batch(3, 20)
-    run = lambda t, m: np.asarray(bert.pool(  # noqa: E731
-        bert.Bert(cfg).apply({'params': params}, t, m), m, 'avg'))
+    run = jax.jit(lambda t, m: bert.pool(bert.Bert(cfg).apply({'params': params}, t, m), m, 'avg'))
     want = run(tokens, mask)
     for t, m in ((np.pad(tokens, [(0, 0), (0, 9)]), np.pad(mask, [(0, 0), (0, 9)])),
                  (np.pad(tokens, [(0, 0), (9, 0)]), np.pad(mask, [(0, 0), (9, 0)]))):

@@ -31,11 +31,15 @@ def samples(count, seed=0):
 def alone(params, prompts, answers, loss_on):
   """Each sample run by itself, without packing. -> summed loss, tokens"""
   model, total, count = llm.LM(SHAPE), 0.0, 0
+  width = max(len(p + a) for p, a in zip(prompts, answers))
+
+  @jax.jit
+  def log_probs(ids):  # what follows a sample plays no part
+    hidden, _ = model.apply({'params': params}, ids[None], jnp.arange(width)[None],
+                            jnp.ones((1, width), int))
+    return jax.nn.log_softmax(model.apply({'params': params}, hidden, method='logits'))[0]
   for p, a in zip(prompts, answers):
-    ids = jnp.asarray(p + a)[None]
-    hidden, _ = model.apply({'params': params}, ids, jnp.arange(ids.shape[1])[None],
-                            jnp.ones_like(ids))
-    logp = jax.nn.log_softmax(model.apply({'params': params}, hidden, method='logits'))[0]
+    logp = log_probs(np.pad(p + a, (0, width - len(p + a))))
     start = 1 if loss_on == 'all' else len(p)
     at = np.arange(start, len(p + a))
     total -= float(logp[at - 1, np.array(p + a)[at]].sum())
@@ -52,7 +56,8 @@ class PackTest(parameterized.TestCase):
     prompts, answers = samples(13)
     packed = sft.pack(prompts, answers, loss_on, row)
     self.assertEqual(packed.prefix, [1, 2, 3])
-    total, count = sft.loss_sums(llm.LM(SHAPE), packed.prefix, {'params': params}, packed.batch())
+    total, count = jax.jit(functools.partial(sft.loss_sums, llm.LM(SHAPE), packed.prefix))(
+      {'params': params}, packed.batch())
     want, tokens = alone(params, prompts, answers, loss_on)
     self.assertEqual((int(count), packed.tokens), (tokens, tokens))
     self.assertAlmostEqual(float(total), want, delta=1e-3 * want)

@@ -34,7 +34,7 @@ def run(cfg: ConfigDict, work: Workdir) -> None:
   dataset = load_data(cfg.data)
   work.log(f'{dataset.name}: {len(dataset.catalog):,} items, {len(dataset.interactions):,} users, '
            f'{len(dataset.interactions.items):,} interactions')
-  base_dir = work.stage('base-tags', base_tags.stage, cfg.tags, dataset,
+  base_dir = work.stage('base-tags', base_tags.stage, base_tags.settings(cfg), dataset,
                         alone=cfg.tags.source == 'api')
   llm_dir = llm_loading.folder(
       cfg, work, prompts.MESSAGES, lambda: base_tags.documents(dataset, base_dir, cfg.seed),

@@ -11,11 +11,17 @@ from recjax.data.formats import betag as files
 from recjax.data.splits import Split
 from recjax.errors import ConfigError, DataError
 from recjax.methods.betag import prompts
-from recjax.text import keywords, llm_api, tag_parsing
-from recjax.training import tiny_llm
+from recjax.text import keywords, tag_parsing
+from recjax.training import paid_answers, tiny_llm
 from recjax.training.workdir import Workdir
 
 TEXT_FIELDS = ('title', 'brand', 'categories', 'description')
+
+# A product of no catalog: small models keep to a form that they have seen.
+EXAMPLE = {'title': 'PowerPack Propane Gas Camping Stove, 1-Burner', 'brand': 'Coleman',
+           'categories': ['Sports & Outdoors', 'Camping & Hiking', 'Camp Stoves']}
+EXAMPLE_TAGS = ('camping stove', 'propane', 'portable', 'outdoor cooking', 'single burner',
+                'camp kitchen')
 
 SOURCES = ('auto', 'data', 'file', 'keywords', 'api')
 
@@ -39,6 +45,15 @@ def stage(work: Workdir, cfg: ConfigDict, dataset: Dataset) -> dict[str, Any]:
   integers = all(str(int(i)) == i if i.isdecimal() else False for i in known)
   files.write_sequences(work.folder / 'inters.train.json', sequences, integers)
   return {**counts, **cleaned, **matched, 'items': len(tags)}
+
+
+def settings(cfg: ConfigDict) -> ConfigDict:
+  """What of the config decides the base tags. cfg: the run's config."""
+  group = ConfigDict(cfg.tags)
+  if group.source != 'api':
+    for name in ('api_max_tokens', 'api_failure_ratio'):  # younger than the others: runs of before
+      del group[name]  # they came stay valid
+  return group
 
 
 def split_of(dataset: Dataset) -> Split:
@@ -80,46 +95,48 @@ def ask(work: Workdir, cfg: ConfigDict,
         dataset: Dataset) -> tuple[dict[str, list[str]], dict[str, Any]]:
   """Base tags from an OpenAI-compatible endpoint, as a job that survives a kill.
 
-  work: the Workdir. cfg: the group `tags`. dataset: the data set.
+  Answers are kept in the run's folder answers/, whatever becomes of the stage: another budget or
+  another number of tags asks for nothing twice. work: the Workdir. cfg: the group `tags`. dataset:
+  the data set.
   """
   catalog = dataset.catalog
   requests = {item: question({k: v[i] for k, v in catalog.columns.items()})
               for i, item in enumerate(catalog.ids)}
-  api = llm_api.ApiConfig(
-      base_url=cfg.api_url, model=cfg.api_model, n=cfg.api_samples, timeout=cfg.api_timeout,
-      concurrency=cfg.api_concurrency, max_cost=cfg.api_budget, price_in=cfg.api_price_in,
-      price_out=cfg.api_price_out)
-  with work.progress('ask for tags', len(requests), unit='item') as advance:
-    seen = [0]
-
-    def progress(done: int, total: int) -> None:
-      advance(done - seen[0])
-      seen[0] = done
-    answers = llm_api.run_requests(requests, api, work.folder, log=work.log, progress=progress)
-  tags = {
-    item: tag_parsing.pool_samples(
-      [tag_parsing.parse_tag_list(t) for t in answer.texts], cfg.max_base_tags)
-    for item, answer in answers.items()
-    if answer.texts
-  }
+  answers = paid_answers.ask(work, cfg, requests, 'ask for tags', 'item')
+  tags = {item: tag_parsing.pool_samples(
+      [_tags_of(text, cut, cfg.sep) for text, cut in zip(answer.texts, answer.cut)],
+      cfg.max_base_tags) for item, answer in answers.items() if answer.texts}
   unnumbered = sum(not all(map(tag_parsing.is_numbered, a.texts)) for a in answers.values())
   return tags, {'source': cfg.api_url, 'failed': len(requests) - len(tags),
-                'without_numbered_list': unnumbered}
+                'without_numbered_list': unnumbered,
+                'cut_at_max_tokens': sum(any(a.cut) for a in answers.values())}
+
+
+def _tags_of(text, cut, sep):
+  """Tags of one answer, as a line can hold them: nobody can ask a model to mend its own."""
+  tags = (files.escape_tag(tag, sep) for tag in tag_parsing.parse_tag_list(text, cut))
+  return [tag for tag in tags if tag]
 
 
 def question(fields: dict[str, Any]) -> list[dict[str, str]]:
-  """The messages that ask for one item's tags. fields: an item's columns."""
+  """The messages that ask for one item's tags, with another one answered before. fields: an item's
+  columns."""
+  answer = '\n'.join(f'{number}. {tag}' for number, tag in enumerate(EXAMPLE_TAGS, 1))
+  return [{'role': 'system', 'content': 'You label products for a shop.'},
+          {'role': 'user', 'content': _request(EXAMPLE)},
+          {'role': 'assistant', 'content': answer}, {'role': 'user', 'content': _request(fields)}]
+
+
+def _request(fields):
   lines = []
   for name in TEXT_FIELDS:
     value = fields.get(name)
     if value:
       value = ', '.join(value) if isinstance(value, list) else value
       lines.append(f'{name}: {value}')
-  return [
-      {'role': 'system', 'content': 'You label products for a shop.'},
-      {'role': 'user', 'content': '\n'.join([
-          'Write short English tags for this product, of one to three words each, that help to '
-          'recommend it. Answer with a numbered list and nothing else.', *lines])}]
+  return '\n'.join([
+      'Write short English tags for this product, of one to three words each, that help to '
+      'recommend it. Answer with a numbered list and nothing else.', *lines])
 
 
 def documents(dataset: Dataset, base: pathlib.Path, seed: int, walks: int = 8,

@@ -11,9 +11,7 @@ def make(arg: str) -> ConfigDict:
   c.llm, c.tiny = base_config.llm(preset), base_config.tiny()
   # source: auto (the data's own column 'tags', else keywords), data, keywords, file, api
   c.tags = dict(source='auto', file='', sep='| ', max_base_tags=4, on_missing='error',
-                on_bad_tag='error', api_url='https://api.openai.com/v1', api_model='gpt-4o-mini',
-                api_samples=5, api_timeout=60.0, api_concurrency=8, api_budget=5.0,
-                api_price_in=0.15, api_price_out=0.6)
+                on_bad_tag='error', **base_config.api(samples=5))
   c.lora = dict(rank=32, alpha=64.0)
   # batch: samples a step, on average; row_tokens: of a packed row, or more where a sample is longer
   c.train = dict(epochs=4.0, batch=10, max_seq_len=10, min_seq_len=3, keep=(0.8, 1.0), max_len=1024,

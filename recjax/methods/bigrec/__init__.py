@@ -58,11 +58,9 @@ def run(cfg: ConfigDict, work: Workdir) -> None:
     written = work.stage('generate', grounding.generate, grounding.generating(cfg), data, llm,
                          tuned)
     vectors = work.stage(
-      'embed', grounding.embed_all, grounding.embedding(cfg), data.titles, llm, tuned, written
-    )
+      'embed', grounding.embed_all, grounding.embedding(cfg), data.titles, llm, tuned, written)
     evaluated = work.stage(
-      'evaluate', grounding.stage, grounding.settings(cfg), data, written, vectors, assistant
-    )
+      'evaluate', grounding.stage, grounding.settings(cfg), data, written, vectors, assistant)
   else:
     choice = work.stage('choose', d3.choose, d3.decoding(cfg), data, llm, tuned, assistant)
     beams = work.stage('decode', d3.decode, d3.decoding(cfg), data, llm, tuned, assistant,

@@ -41,22 +41,12 @@ def save(work: Workdir, cfg: ConfigDict, data: Data, cases: Cases, main: str,
   test = type(cases)(np.arange(len(cases), dtype=np.int32), cases.histories, cases.targets)
   _, protocol = splits.sample_cases(data.cases.test, cfg.eval.max_test_users, data.cases.protocol)
   results = results_lib.save(
-    work.folder,
-    dataset,
-    splits.Split(known, None, test, protocol),
-    main,
-    ranks,
-    lists,
-    ranking.protocol(n, protocol, instruction_data.masked(cfg, data)),
-    (cfg.seed,),
-    ks,
-    notes=data.notes,
-    **more,
-  )
+    work.folder, dataset, splits.Split(known, None, test, protocol), main, ranks, lists,
+    ranking.protocol(n, protocol, instruction_data.masked(cfg, data)), (cfg.seed,), ks,
+    notes=data.notes, **more)
   return {
     'cases': len(cases),
-    **{f'{row} HR@10': round(cells['HR@10']['value'], 4) for row, cells in results['rows'].items()},
-  }
+    **{f'{row} HR@10': round(cells['HR@10']['value'], 4) for row, cells in results['rows'].items()}}
 
 
 def case_names(users: Sequence[str], rows: np.ndarray) -> list[str]:

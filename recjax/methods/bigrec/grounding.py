@@ -176,8 +176,7 @@ def rank_all(
   ranks_of_part = {}
   for part in PARTS:
     cases = getattr(data.cases, part).select(
-      instruction_data.asked_rows(data, part, cfg.eval[f'max_{part}_users'])
-    )
+      instruction_data.asked_rows(data, part, cfg.eval[f'max_{part}_users']))
     queries = run_files.read_arrays(vectors / f'{part}.npy')
     parts = {kind: [] for kind in KINDS}
     with work.progress(f'ranking {part}', len(cases), unit='case') as advance:

@@ -1,4 +1,5 @@
 """What a run would cost, and its trained model in other programs' layouts."""
+import functools
 import os
 import pathlib
 import shutil
@@ -11,9 +12,12 @@ from recjax import run_files
 from recjax.data import windows
 from recjax.data.dataset import Dataset
 from recjax.errors import ConfigError
+from recjax.methods.bigrec import instruction_data, prompts
 from recjax.models import layers, llm, lora
-from recjax.training import cost_model, llm_loading
+from recjax.training import cost_model, cpu_cost, llm_loading
 from recjax.training.workdir import find_stage, saved_config
+
+LONGEST = 0.9  # quantile of the tokens of titles at which a batch of searches is done, about
 
 OPENING, TITLE = 60, 14  # tokens of a prompt around its history, and of a title, typical
 
@@ -52,7 +56,42 @@ def cost(cfg: ConfigDict, dataset: Dataset) -> dict[str, str]:
                   f'{flops / 1e12:,.1f} TFLOP',
       'generation': f'{asked:,} prompts, {written / 1e6:,.2f} M beam tokens, '
                     f'{forward * (written + asked * length) / 1e12:,.1f} TFLOP',
-      **cost_model.llm_lines(run, cfg.mesh, jax.device_count())}
+      **cost_model.llm_lines(run, cfg.mesh, jax.device_count()),
+      **cpu_cost.lines(cfg, shape, lambda: cpu_stages(cfg, dataset))}
+
+
+def cpu_stages(cfg: ConfigDict, dataset: Dataset) -> list[cpu_cost.Stage]:
+  """The stages that use the language model. cfg: the run's config. dataset: the data set."""
+  tokens_of, template = cpu_cost.counter(cfg), prompts.load_template(cfg.prompt.template)
+  titles, flat = instruction_data.titles_of(dataset), dataset.interactions
+
+  def texts(cases):  # (user, place of the target in the sequence)
+    rows = [(flat.history(user), place) for user, place in cpu_cost.some(cases)]
+    shown = [items[max(0, place - cfg.samples.max_history):place] for items, place in rows]
+    return [template.text(template.record(cfg.prompt.noun, [titles[i - 1] for i in items], ''))
+            for items in shown]
+  learned = list(zip(*windows.target_positions(np.maximum(flat.lengths() - 2, 0),
+                                              cfg.samples.window, cfg.samples.max_history)))
+  asked = texts([(user, n - 1) for user, n in enumerate(flat.lengths()) if n > 1])
+  answers = tokens_of([template.reply(title) for title in cpu_cost.some(titles)]) + 1
+  sampled = texts(learned)
+  prefix = int(tokens_of([os.path.commonprefix(sampled)])[0])
+  lengths = np.minimum(tokens_of(sampled), cfg.prompt.max_prompt_tokens) - prefix
+  lengths = lengths + np.resize(answers, len(lengths))
+  count = len(learned) if cfg.train.sample <= 0 else min(len(learned), cfg.train.sample)
+  valid, test = (min(len(flat), most or len(flat)) for most in (
+      cfg.eval.max_valid_users, cfg.eval.max_test_users))
+  prompt = min(int(tokens_of(asked).max()), cfg.prompt.max_prompt_tokens) - prefix
+  search = functools.partial(cpu_cost.Search, batch=cfg.decode.batch, beams=cfg.decode.beams,
+                             prompt=cpu_cost.padded(prompt), prefix=prefix)
+  tune = cpu_cost.packed('tune', lengths, prefix, count, cfg.train, cfg.train.valid_sample)
+  if cfg.variant == 'decode':
+    passes = float(np.quantile(answers, LONGEST))
+    return [tune, search('choose', len(cfg.decode.alphas) * valid, passes=passes),
+            search('decode', 3 * test + cfg.decode.ghost_cases, passes=passes)]
+  tokens = answers.mean() * (len(titles) + valid + test)
+  return [tune, search('generate', valid + test, passes=cfg.decode.new_tokens),
+          cpu_cost.Embedding('embed', tokens, round(answers.mean()))]
 
 
 def convert(workdir: str | os.PathLike, to: str, out: str | os.PathLike) -> None:

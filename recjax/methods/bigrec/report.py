@@ -267,8 +267,7 @@ def decoded_users(cfg: ConfigDict, work: Workdir, data: Data,
     rest = [user_examples.title_of(data.catalog, i) for i in rest] + [''] * (len(items) - len(rest))
     return {}, {'The LLM alone wrote': rest}, []
   return user_examples.section(
-      work.path, data.catalog, asked(cfg, data), 'd3', cfg.seed, tell, 'Score',
-      cfg.decode.beams,
+      work.path, data.catalog, asked(cfg, data), 'd3', cfg.seed, tell, 'Score', cfg.decode.beams,
       f'A list is the {cfg.decode.beams} best beams, each the title of an item as it was written; '
       f'a score is the sum of its tokens, log-probabilities of the LLM by {outcome["alpha"]:g} and '
       'of the assistant by the rest. Beside it the beams without the assistant.')

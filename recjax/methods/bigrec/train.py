@@ -91,8 +91,7 @@ def domains(cfg: ConfigDict, data: Data, tokenizer: Tokenizer,
   more = [
     (instruction_data.respell(
         instruction_data.load(source, cfg.samples), tokenizer, template), noun)
-    for source, noun in cfg.domains
-  ]
+    for source, noun in cfg.domains]
   return [(data, cfg.prompt.noun), *more]
 
 

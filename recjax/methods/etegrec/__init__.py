@@ -43,19 +43,16 @@ def run(cfg: ConfigDict, work: Workdir) -> None:
                        dataset.catalog.ids)
   interests_dir = None
   if cfg.fusion != 'none':
-    interests_dir = work.stage('interests', interests.stage, interests.settings(cfg), dataset)
+    interests_dir = interests.make(cfg, work, dataset)
   model_dir = work.stage(
-    'train', train.stage, train.settings(cfg), dataset, vectors_dir, ids_dir, interests_dir
-  )
+    'train', train.stage, train.settings(cfg), dataset, vectors_dir, ids_dir, interests_dir)
   if cfg.finetune.epochs:
     model_dir = work.stage(
       'finetune', train.finetune, train.finetune_settings(cfg), dataset, vectors_dir, ids_dir,
-      interests_dir, model_dir
-    )
+      interests_dir, model_dir)
   results_dir = work.stage(
     'evaluate', evaluate.stage, evaluate.settings(cfg), dataset, vectors_dir, ids_dir,
-    interests_dir, model_dir
-  )
+    interests_dir, model_dir)
   work.publish(results_dir, 'results.json', 'ranks.parquet', 'predictions.parquet')
   report.write(cfg, work, dataset, vectors_dir, ids_dir, interests_dir, model_dir, results_dir)
   results.show(work, results_dir)

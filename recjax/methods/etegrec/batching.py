@@ -103,10 +103,8 @@ def shuffle_rows(key: Key[Array, ''], bins: Sequence[Bin], shares: Sequence[int]
   """
   return [
     jax.random.permutation(jax.random.fold_in(key, number), len(one_bin.target)).reshape(
-      steps, share
-    )
-    for number, (one_bin, share) in enumerate(zip(bins, shares))
-  ]
+      steps, share)
+    for number, (one_bin, share) in enumerate(zip(bins, shares))]
 
 
 def take_rows(bins: Sequence[Bin], rows: Sequence[Array]) -> list[Bin]:

@@ -46,8 +46,7 @@ def stage(work: Workdir, cfg: ConfigDict, dataset: Dataset, vectors_dir: pathlib
     for seed in range(cfg.seeds):
       items, scores = rank_test_users(
         work, f'seed-{seed}', cfg, data, train.load_params(model_dir, seed), data.given('test'),
-        advance=advance
-      )
+        advance=advance)
       seed_ranks.append(ranking.list_ranks(items, cases.targets, num_items))
       if seed == best:
         predictions = items[:, :cfg.eval.save_top], scores[:, :cfg.eval.save_top]
@@ -55,14 +54,12 @@ def stage(work: Workdir, cfg: ConfigDict, dataset: Dataset, vectors_dir: pathlib
   extra_results = {'free': judge_free_beams(cfg, data, best_params)}
   if cfg.fusion != 'none':
     extra_results['interests'], ranks['no interests'] = judge_without_interests(
-      work, cfg, data, best_params, predictions[0]
-    )
+      work, cfg, data, best_params, predictions[0])
   mask_history = cfg.eval.mask_history
   if item_embeddings.has_recommender(vectors_dir):
     ranks['sasrec'] = ranking.rank_cases(
       auxiliary_recommender.scorer(vectors_dir, num_items), cases, num_items,
-      mask_history=mask_history
-    )
+      mask_history=mask_history)
   for name, score in baselines.baselines(data.split.train, num_items, cfg.seed).items():
     ranks[name] = ranking.rank_cases(score, cases, num_items, mask_history=mask_history)
   extra_results['note'] = f'lists of {cfg.decode.beams} beams, a target outside counts as not found'
@@ -102,16 +99,14 @@ def rank_test_users(work: Workdir, name: str, cfg: ConfigDict, data: train.Train
         data.cfg, params['rec'], params['table'], [histories[i] for i in piece_rows],
         cfg.model.max_history, cfg.decode,
         None if interests is None else tuple(array[piece_rows] for array in interests),
-        cfg.eval.mask_history
-      )
+        cfg.eval.mask_history)
       return {'items': items, 'scores': scores}
     pieces.append(sharded_stage.compute_once(work, f'{name}-{start}', rank_piece))
     if advance:
       advance(len(pieces[-1]['items']))
   inverse_order = np.argsort(order)
   return tuple(
-    np.concatenate([piece[key] for piece in pieces])[inverse_order] for key in ('items', 'scores')
-  )
+    np.concatenate([piece[key] for piece in pieces])[inverse_order] for key in ('items', 'scores'))
 
 
 def judge_free_beams(cfg: ConfigDict, data: train.TrainingData, params: PyTree) -> dict:
@@ -125,8 +120,7 @@ def judge_free_beams(cfg: ConfigDict, data: train.TrainingData, params: PyTree) 
   items, _ = beam_ranking.rank_items(
     data.cfg, params['rec'], params['table'], [cases.history(i) for i in order],
     cfg.model.max_history, cfg.decode,
-    None if interests is None else tuple(array[order] for array in interests), free=True
-  )
+    None if interests is None else tuple(array[order] for array in interests), free=True)
   return {'users': len(order), 'invalid_rate': float((items[:, :10] == 0).mean())}
 
 
@@ -145,8 +139,7 @@ def judge_without_interests(work: Workdir, cfg: ConfigDict, data: train.Training
   swapped_users = rng.permutation(len(cases))[:MAX_SWAPPED_USERS]
   swapped_items, _ = rank_test_users(
     work, 'swapped', cfg, data, params,
-    tuple(array[np.roll(swapped_users, 1)] for array in interests), swapped_users
-  )
+    tuple(array[np.roll(swapped_users, 1)] for array in interests), swapped_users)
   top = slice(0, min(10, items.shape[1]))
   share_changed = lambda a, b: float((a[:, top] != b[:, top]).any(1).mean())  # noqa: E731
   ranks = ranking.list_ranks(without_items, cases.targets, len(data.x))

@@ -31,13 +31,11 @@ def open_run(workdir: Path) -> tuple[ConfigDict, Dataset, semantic_id_t5.Config,
   dataset = load_unchanged(config.data, results['data_fingerprint'], workdir)
   model_dir = model_stage(workdir)
   params = train.load_params(
-    model_dir, int(np.argmax(train.validation_scores(model_dir)['NDCG@10']))
-  )
+    model_dir, int(np.argmax(train.validation_scores(model_dir)['NDCG@10'])))
   vector_width = params['rec'].get('dec_adapter', {'bias': np.zeros(1)})['bias'].shape[0]
   text_width = params['rec'].get('interest', {'kernel': np.zeros((1, 1))})['kernel'].shape[0]
   cfg = train.model_config(
-    config, params['table'].shape[1], config.semantic_ids.size, vector_width, text_width
-  )
+    config, params['table'].shape[1], config.semantic_ids.size, vector_width, text_width)
   return config, dataset, cfg, params
 
 
@@ -78,17 +76,18 @@ def recommender(workdir: Path, data: str | None = None) -> CatalogRecommender:
 
 
 def interest_encoder(config: ConfigDict, dataset: Dataset, mesh: jax.sharding.Mesh) -> Callable:
-  """Interests of new histories, from the local provider: files know those of the data alone.
+  """Interests of new histories, from the local provider: files and a service's answers know those
+  of the data alone.
 
   config, dataset: of the run. mesh: the devices. -> as `interests.history_encoder`. Raises
   ConfigError where the source is gone.
   """
   from rich.console import Console
-  if config.interests.source != 'local' and not pathlib.Path(config.interests.source).exists():
-    raise ConfigError(f'interests.source={config.interests.source!r} is no longer there')
+  source = config.interests.source
+  if source not in ('local', 'api') and not pathlib.Path(source).exists():
+    raise ConfigError(f'interests.source={source!r} is no longer there')
   return interests.history_encoder(
-    Workdir(pathlib.Path('.'), Console(quiet=True), mesh), config.interests, dataset
-  )
+    Workdir(pathlib.Path('.'), Console(quiet=True), mesh), config.interests, dataset)
 
 
 def convert(workdir: Path, kind: str, out: Path) -> None:
@@ -123,13 +122,10 @@ def cost(cfg: ConfigDict, dataset: Dataset) -> dict[str, str]:
     * model.heads
     * model.head_dim
     * jax.numpy.dtype(model.dtype).itemsize
-    * (cfg.decode.batch * num_levels * (cfg.decode.beams + model.max_history))
-  )
+    * (cfg.decode.batch * num_levels * (cfg.decode.beams + model.max_history)))
   return {
     'variant': cfg.variant,
     'codes': f'{num_levels} levels of {cfg.semantic_ids.size}, by {cfg.semantic_ids.kind}',
     **cost_model.traced_lines(
       step, steps, positions_read, cfg.train.epochs, cfg.seeds, jax.device_count(), cache_bytes,
-      unit=f'code positions read for {num_targets:,} targets'
-    ),
-  }
+      unit=f'code positions read for {num_targets:,} targets')}

@@ -35,19 +35,13 @@ def stage(work: Workdir, cfg: ConfigDict, dataset: Dataset) -> dict:
   elif source_cfg.source == 'train':
     recommender_cfg, split = (
       auxiliary_recommender.settings(source_cfg, cfg.seed),
-      splits.leave_one_out(dataset.interactions)
-    )
+      splits.leave_one_out(dataset.interactions))
     model = sequential.model_config(recommender_cfg, num_items)
     counts = auxiliary_recommender.train(
-      work,
-      recommender_cfg,
-      num_items,
-      split.train,
+      work, recommender_cfg, num_items, split.train,
       ranking.validator(
         lambda p: sequential.scorer(model, p), split.valid, num_items, 1,
-        recommender_cfg.train.valid_users
-      ),
-    )
+        recommender_cfg.train.valid_users))
     vectors = sequential.load(work.folder / 'model.npz')['items'][1 : num_items + 1]
   elif source_cfg.source.endswith('.npy'):
     vectors = from_file(source_cfg.source, num_items)
@@ -89,8 +83,7 @@ def from_file(path: str, num_items: int) -> np.ndarray:
     raise DataError(f'{path} is no readable .npy file ({error})') from error
   if vectors.ndim != 2 or len(vectors) != num_items:
     raise DataError(
-      f'{path} has shape {vectors.shape}; it needs {num_items:,} rows, one an item in their order'
-    )
+      f'{path} has shape {vectors.shape}; it needs {num_items:,} rows, one an item in their order')
   return vectors
 
 

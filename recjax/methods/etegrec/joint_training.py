@@ -113,8 +113,7 @@ def read_bins(
     rngs = {} if key is None else {'dropout': jax.random.fold_in(key, number)}
     bin_outputs = semantic_id_t5.SemanticIdT5(cfg).apply(
       {'params': params}, table[history], table[target], interest_vectors, key is not None,
-      rngs=rngs
-    )
+      rngs=rngs)
     logits.append(bin_outputs[0])
     states.append(bin_outputs[1])
   return (jnp.concatenate(logits), jax.tree.map(lambda *x: jnp.concatenate(x), *states),
@@ -136,11 +135,8 @@ def alignment_losses(weights: AlignmentWeights, id_cfg: rqvae.Config, id_params:
   state_distances = rqvae.quantize(id_cfg, id_params['codebooks'], states['pooled'])['dist']
   return (
     sia(
-      item_codes['dist'], state_distances, rows, weights.sign, weights.reduce, weights.temperature
-    ),
-    psa(item_codes['recon'], states['first'], rows, weights.tau),
-    item_codes,
-  )
+      item_codes['dist'], state_distances, rows, weights.sign, weights.reduce, weights.temperature),
+    psa(item_codes['recon'], states['first'], rows, weights.tau), item_codes)
 
 
 def rec_loss(cfg: semantic_id_t5.Config, weights: AlignmentWeights, id_cfg: rqvae.Config | None,
@@ -221,10 +217,8 @@ def make_epoch(side: str, cfg: semantic_id_t5.Config, weights: AlignmentWeights,
       (value, parts), grads = jax.value_and_grad(
         lambda p: loss(
           x, texts, p, fixed, shard_rows(take(data, rows)), jax.random.fold_in(key, number_of_step),
-          on
-        ),
-        has_aux=True,
-      )(params)
+          on),
+        has_aux=True)(params)
       updates, opt = tx.update(grads, opt, params)
       return (optax.apply_updates(params, updates), opt), {
           'loss': value, **parts, 'grad_norm': optax.global_norm(grads)}

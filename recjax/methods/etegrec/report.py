@@ -52,37 +52,27 @@ def write(cfg: ConfigDict, work: Workdir, dataset: Dataset, vectors_dir: Path, i
   row = next(iter(outcome['rows']))
   table = run_files.read_arrays(model_dir / 'model.npz')['table'][0][1:]
   papers = [
-    PAPERS[cfg.variant], *(seqrec.PAPERS[name] for name in ('sasrec',) if name in outcome['rows'])
-  ]
+    PAPERS[cfg.variant], *(seqrec.PAPERS[name] for name in ('sasrec',) if name in outcome['rows'])]
   html.write(
     work.path / 'report.html',
     html.page(
-      f'Semantic IDs: {row}',
-      f'{dataset.name}, preset {cfg.preset}',
+      f'Semantic IDs: {row}', f'{dataset.name}, preset {cfg.preset}',
       [verdict(outcome, row), html.tiles(figures(outcome, row, ids_dir))],
       [
-        results_section(outcome, row),
-        result_tables.groups_section(outcome, row),
+        results_section(outcome, row), result_tables.groups_section(outcome, row),
         *([interests_section(outcome)] if interests_dir is not None else []),
-        ids_section(dataset, cfg, vectors_dir, ids_dir, table),
-        training_section(work),
+        ids_section(dataset, cfg, vectors_dir, ids_dir, table), training_section(work),
         users_section(cfg, work, dataset, vectors_dir, ids_dir, interests_dir, model_dir, row),
         *run_section.closing_sections(
-          work.path,
-          cfg,
+          work.path, cfg,
           {
             'data': f'{dataset.name}: {len(dataset.interactions):,} users, '
                     f'{len(dataset.catalog):,} items',
             'data fingerprint': dataset.fingerprint,
             'protocol': f'{outcome["protocol"]}; {outcome["note"]}',
-            'seeds': ', '.join(map(str, outcome['seeds'])),
-          },
-          papers,
-        ),
-      ],
-      'How this method works and what is reproduced: docs/etegrec.md.',
-    ),
-  )
+            'seeds': ', '.join(map(str, outcome['seeds']))},
+          papers)],
+      'How this method works and what is reproduced: docs/etegrec.md.'))
 
 
 def verdict(outcome: dict, row: str) -> str:
@@ -154,20 +144,15 @@ def ids_section(dataset: Dataset, cfg: ConfigDict, vectors_dir: Path, ids_dir: P
   return html.section(
     'Semantic IDs',
     html.table(
-      ['Level', 'Codes in use', 'Perplexity', 'Balance'], rows, 'At the end of training', 'lrrr'
-    ),
+      ['Level', 'Codes in use', 'Perplexity', 'Balance'], rows, 'At the end of training', 'lrrr'),
     html.figure(
       plots.heat_map(
-        sorted_counts[:num_learned], names[:num_learned], 'codes, most frequent first', 'items'
-      ),
-      'Items of each code; the level that tells equal items apart is left out',
-      'code usage',
-    ),
+        sorted_counts[:num_learned], names[:num_learned], 'codes, most frequent first', 'items'),
+      'Items of each code; the level that tells equal items apart is left out', 'code usage'),
     html.grid(*maps),
     intro=f'{cfg.semantic_ids.kind}; {stats["collision_rate"]:.2%} of items shared the codes of '
     f'another when the tokenizer was made (largest group {stats["max_group"]}); the last level '
-    'tells them apart.',
-  )
+    'tells them apart.')
 
 
 def entropy(counts: np.ndarray) -> float:
@@ -216,11 +201,9 @@ def users_section(cfg: ConfigDict, work: Workdir, dataset: Dataset, vectors_dir:
   if interests_dir is not None:
     interest_rows, _, texts = interests.read(interests_dir)
     interests_of_case = [
-      [texts[t] for t in line if t] for line in interest_rows[len(interest_rows) - len(test) :]
-    ]
+      [texts[t] for t in line if t] for line in interest_rows[len(interest_rows) - len(test) :]]
     weights_of = interests_weights(
-      cfg, train.load_training_data(cfg, dataset, vectors_dir, ids_dir, interests_dir), params
-    )
+      cfg, train.load_training_data(cfg, dataset, vectors_dir, ids_dir, interests_dir), params)
 
   def describe(case: Any, history: Any, items: Any) -> tuple:
     parts = []

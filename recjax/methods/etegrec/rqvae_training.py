@@ -63,8 +63,7 @@ def fit(work: Workdir, cfg: rqvae.Config, train: ConfigDict, x: Float[np.ndarray
   if min(train.eval_every, train.save_every) < 1:
     raise ConfigError(
       f'semantic_ids.eval_every={train.eval_every} and save_every={train.save_every} '
-      'count steps; each must be 1 or more'
-    )
+      'count steps; each must be 1 or more')
   x, key, tx = jnp.asarray(x), jax.random.key(seed), optim.make(train, train.steps)
   partners = x[:, :0] if partners is None else jnp.asarray(partners)
   with checkpoint.open_checkpoints(work.checkpoints()) as checkpoints, fault_tolerance.holding():
@@ -77,11 +76,9 @@ def fit(work: Workdir, cfg: rqvae.Config, train: ConfigDict, x: Float[np.ndarray
         groups = _letter_groups(cfg, state['params'], seed + done) if letter.diversity else None
         params, opt, loss, recon = _steps(
           cfg, tx, done - before, min(train.batch, len(x)), letter, state['params'], state['opt'],
-          x, partners, groups, jax.random.fold_in(key, done + 2)
-        )
+          x, partners, groups, jax.random.fold_in(key, done + 2))
         state = record_codes(
-          work, cfg, x, {**state, 'params': params, 'opt': opt}, done, loss, recon
-        )
+          work, cfg, x, {**state, 'params': params, 'opt': opt}, done, loss, recon)
         beat()
         if train.revive and done < 0.8 * train.steps:
           params, opt = reset_dead_codes(cfg, params, opt, x)
@@ -104,12 +101,10 @@ def init_state(cfg: rqvae.Config, tx: optax.GradientTransformation, x: Float[Arr
   """
   params = rqvae.init_codebooks(
     cfg, rqvae.init(cfg, jax.random.fold_in(key, 0)), x[_kmeans_rows(key, len(x))],
-    jax.random.fold_in(key, 1)
-  )
+    jax.random.fold_in(key, 1))
   return {
     'params': params, 'opt': tx.init(params), 'best': params, 'rate': np.float32(np.inf),
-    'at': np.int32(0)
-  }
+    'at': np.int32(0)}
 
 
 def restore_state(checkpoints: Any, work: Workdir, start: Callable) -> tuple[int, dict]:

@@ -35,8 +35,7 @@ def rqvae_config(ids_cfg: ConfigDict, dim: int) -> rqvae.Config:
   return rqvae.Config(
     dim, tuple(ids_cfg.hidden), ids_cfg.width if kind == 'mlp' else dim, ids_cfg.levels,
     ids_cfg.size, ids_cfg.beta, ids_cfg.alpha, ids_cfg.reduction, ids_cfg.residual,
-    ids_cfg.distance, ids_cfg.recon, ids_cfg.estimator, kind, tuple(ids_cfg.sinkhorn), ids_cfg.tau
-  )
+    ids_cfg.distance, ids_cfg.recon, ids_cfg.estimator, kind, tuple(ids_cfg.sinkhorn), ids_cfg.tau)
 
 
 def stage(work: Workdir, cfg: ConfigDict, vectors_dir: Path, ids: Sequence[str]) -> dict:
@@ -70,17 +69,14 @@ def stage(work: Workdir, cfg: ConfigDict, vectors_dir: Path, ids: Sequence[str])
   if codes.max() >= ids_cfg.size:
     raise DataError(
       f'semantic_ids.size={ids_cfg.size}, but there is a code {codes.max()}; set '
-      f'semantic_ids.size={1 << int(codes.max()).bit_length()}'
-    )
+      f'semantic_ids.size={1 << int(codes.max()).bit_length()}')
   table = semantic_ids.resolve_collisions(
-    np.asarray(codes), ids_cfg.size, ids_cfg.dedupe, distances, cfg.seed
-  )
+    np.asarray(codes), ids_cfg.size, ids_cfg.dedupe, distances, cfg.seed)
   num_sharing = len(table) - len(np.unique(table, axis=0))
   if num_sharing:
     raise DataError(
       f'{num_sharing} items still share their codes after semantic_ids.dedupe={ids_cfg.dedupe}; '
-      "every item needs its own: choose 'suffix'"
-    )
+      "every item needs its own: choose 'suffix'")
   stats = semantic_ids.codebook_stats(codes, ids_cfg.size)
   np.save(work.folder / 'codes.npy', table, allow_pickle=False)
   write_json(work.folder / 'health.json', stats)

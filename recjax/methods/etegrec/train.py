@@ -38,8 +38,7 @@ VARIANTS = ('tiger', 'etegrec')
 def settings(cfg: ConfigDict) -> ConfigDict:
   """What of the config decides the trained models. cfg: the run's config."""
   names = [
-    'variant', 'fusion', 'model', 'semantic_ids', 'train', 'optim', 'decode', 'seed', 'seeds'
-  ]
+    'variant', 'fusion', 'model', 'semantic_ids', 'train', 'optim', 'decode', 'seed', 'seeds']
   names += ['align', 'id_optim'] if cfg.variant == 'etegrec' else []
   return ConfigDict({**{k: cfg[k] for k in names}, 'normalize': beam_ranking.NORMALIZE})
 
@@ -61,16 +60,13 @@ def model_config(cfg: ConfigDict, levels: int, size: int, dim: int,
   net = t5.Config(
     width=model.width, layers=model.layers, decoder_layers=model.decoder_layers, heads=model.heads,
     head_dim=model.head_dim, ffn=model.ffn, dropout=model.dropout, gated=model.gated,
-    dtype=model.dtype
-  )
+    dtype=model.dtype)
   joint = cfg.variant == 'etegrec'
   code_width = (
-    cfg.semantic_ids.width if tokenization.NETWORKS.get(cfg.semantic_ids.kind) == 'mlp' else dim
-  )
+    cfg.semantic_ids.width if tokenization.NETWORKS.get(cfg.semantic_ids.kind) == 'mlp' else dim)
   return semantic_id_t5.Config(
     net, levels, size, dim if joint else 0, code_width if joint else 0, cfg.fusion, text_width,
-    model.fusion_heads, model.fusion_layers, model.reproduce_release, model.untied_output
-  )
+    model.fusion_heads, model.fusion_layers, model.reproduce_release, model.untied_output)
 
 
 @dataclasses.dataclass
@@ -118,17 +114,14 @@ def load_training_data(cfg: ConfigDict, dataset: Dataset, vectors_dir: Path, ids
   if interests_dir is not None:
     interest_rows, texts, _ = interests.read(interests_dir)
   bins, shares, steps = batching.make_bins(
-    histories, targets, interest_rows[: len(targets)], cfg.model.max_history, cfg.train.batch
-  )
+    histories, targets, interest_rows[: len(targets)], cfg.model.max_history, cfg.train.batch)
   net = model_config(cfg, table.shape[1], cfg.semantic_ids.size, x.shape[1], texts.shape[1])
   id_cfg = (
-    tokenization.rqvae_config(cfg.semantic_ids, x.shape[1]) if cfg.variant == 'etegrec' else None
-  )
+    tokenization.rqvae_config(cfg.semantic_ids, x.shape[1]) if cfg.variant == 'etegrec' else None)
   held_out_rows = interest_rows[len(targets) :]
   return TrainingData(
     net, id_cfg, split, np.pad(table, [(1, 0), (0, 0)], constant_values=-1), x, texts, bins, shares,
-    steps, held_out_rows[: len(split.valid)], held_out_rows[len(split.valid) :]
-  )
+    steps, held_out_rows[: len(split.valid)], held_out_rows[len(split.valid) :])
 
 
 def num_levels(cfg: ConfigDict) -> int:
@@ -148,18 +141,14 @@ def trace_step(cfg: ConfigDict,
   train = splits.leave_one_out(dataset.interactions).train
   histories, targets = batching.prefixes(train, cfg.model.max_history)
   interest_rows = np.zeros(
-    (len(targets), interests.MAX_INTERESTS if cfg.fusion != 'none' else 1), np.int32
-  )
+    (len(targets), interests.MAX_INTERESTS if cfg.fusion != 'none' else 1), np.int32)
   bins, shares, steps = batching.make_bins(
-    histories, targets, interest_rows, cfg.model.max_history, cfg.train.batch
-  )
+    histories, targets, interest_rows, cfg.model.max_history, cfg.train.batch)
   step_bins = [
     tuple(
       jax.ShapeDtypeStruct((share, *x.shape[1:]), np.int32)
-      for x in (one_bin.history, one_bin.target, one_bin.interests)
-    )
-    for share, one_bin in zip(shares, bins)
-  ]
+      for x in (one_bin.history, one_bin.target, one_bin.interests))
+    for share, one_bin in zip(shares, bins)]
   dim = cfg.vectors.model.width
   net = model_config(cfg, num_levels(cfg), cfg.semantic_ids.size, dim, interests.HASH_WIDTH)
   key = jax.eval_shape(lambda: jax.random.key(0))
@@ -167,8 +156,7 @@ def trace_step(cfg: ConfigDict,
   weights, id_cfg = training.AlignmentWeights(), None
   if cfg.variant == 'etegrec':
     weights, id_cfg = (
-      training.AlignmentWeights(1.0, 1.0), tokenization.rqvae_config(cfg.semantic_ids, dim)
-    )
+      training.AlignmentWeights(1.0, 1.0), tokenization.rqvae_config(cfg.semantic_ids, dim))
     fixed['id'] = jax.eval_shape(functools.partial(rqvae.init, id_cfg), key)
   x = jax.ShapeDtypeStruct((len(dataset.catalog), dim), np.float32)
   texts = jax.ShapeDtypeStruct((1, interests.HASH_WIDTH), np.float32)
@@ -180,11 +168,8 @@ def trace_step(cfg: ConfigDict,
   return (
     cost_model.trace(
       loss, jax.eval_shape(functools.partial(semantic_id_t5.init, net), key), x, texts, fixed,
-      step_bins, key
-    ),
-    steps,
-    bins,
-  )
+      step_bins, key),
+    steps, bins)
 
 
 def check(cfg: ConfigDict) -> None:
@@ -193,8 +178,8 @@ def check(cfg: ConfigDict) -> None:
   if cfg.variant not in VARIANTS:
     raise ConfigError(f'variant={cfg.variant!r}; choose one of {", ".join(VARIANTS)}')
   if cfg.fusion != 'none' and not cfg.interests.source:
-    raise ConfigError(f"fusion={cfg.fusion} needs interests; set interests.source='local', or a "
-                      'folder of *.processed.jsonl files')
+    raise ConfigError(f"fusion={cfg.fusion} needs interests; set interests.source='local', or "
+                      "'api', or a folder of *.processed.jsonl files")
   if cfg.variant == 'etegrec':
     if cfg.semantic_ids.kind not in tokenization.NETWORKS or cfg.semantic_ids.dedupe != 'suffix':
       raise ConfigError(f'ETEGRec trains its tokenizer, so semantic_ids.kind must be one of '
@@ -237,22 +222,18 @@ def stage(work: Workdir, cfg: ConfigDict, dataset: Dataset, vectors_dir: Path, i
     def init_seed(key: Array) -> PyTree:
       params = {**fixed_start, 'rec': semantic_id_t5.init(data.cfg, key)}
       return {
-        'params': params, 'opt': {side: side_tx.init(params[side]) for side, side_tx in tx.items()}
-      }
+        'params': params, 'opt': {side: side_tx.init(params[side]) for side, side_tx in tx.items()}}
 
     return jax.vmap(init_seed)(seed_keys(cfg))
 
   weights = (
     training.AlignmentWeights(
       cfg.align.sia, cfg.align.psa, cfg.align.sign, cfg.align.reduce, cfg.align.temperature,
-      cfg.align.tau, cfg.align.warm
-    )
+      cfg.align.tau, cfg.align.warm)
     if joint
-    else (training.AlignmentWeights())
-  )
+    else (training.AlignmentWeights()))
   return fit_alternating(
-    work, cfg, cfg.train, data, init, tx, weights, cfg.train.cycle if joint else 0
-  )
+    work, cfg, cfg.train, data, init, tx, weights, cfg.train.cycle if joint else 0)
 
 
 def finetune(work: Workdir, cfg: ConfigDict, dataset: Dataset, vectors_dir: Path, ids_dir: Path,
@@ -286,20 +267,15 @@ def fit_alternating(work: Workdir, cfg: ConfigDict, schedule: ConfigDict, data: 
   for never. work: of the stage. cfg: as `settings`. -> counts
   """
   orders = functools.partial(
-    batching.shuffle_rows, bins=data.bins, shares=data.shares, steps=data.steps
-  )
+    batching.shuffle_rows, bins=data.bins, shares=data.shares, steps=data.steps)
   epoch_of_side = {
     side: jax.jit(
       jax.vmap(
         training.make_epoch(
-          side, data.cfg, weights, data.id_cfg, tx[side], orders, batching.take_rows
-        ),
-        (0, 0, None, None, None, None),
-      ),
-      donate_argnums=0,
-    )
-    for side in tx
-  }
+          side, data.cfg, weights, data.id_cfg, tx[side], orders, batching.take_rows),
+        (0, 0, None, None, None, None)),
+      donate_argnums=0)
+    for side in tx}
   replicated = jax.NamedSharding(work.mesh, jax.P())
   bins, x, texts = jax.tree.map(lambda array: multihost.put_global(array, replicated),
                                 (data.bins, data.x, data.texts))
@@ -337,8 +313,7 @@ def validate_params(cfg: ConfigDict, data: TrainingData, params: PyTree) -> floa
   ranked, _ = beam_ranking.rank_items(
     data.cfg, params['rec'], params['table'], [cases.history(i) for i in order],
     cfg.model.max_history, cfg.decode,
-    None if interests is None else tuple(array[order] for array in interests)
-  )
+    None if interests is None else tuple(array[order] for array in interests))
   ranks = ranking.list_ranks(ranked, cases.targets[order], len(data.x))
   return float(metrics.per_case(ranks, (10,))['NDCG@10'].mean())
 

@@ -40,8 +40,7 @@ def extend_table(workdir: Path, config: ConfigDict, dataset: Dataset, data: str,
     return dataset, table
   ids_cfg = config.semantic_ids
   codes, distances = encode_vectors(
-    workdir, ids_cfg, new_vectors(workdir, config, dataset, num_known), params.get('id')
-  )
+    workdir, ids_cfg, new_vectors(workdir, config, dataset, num_known), params.get('id'))
   try:
     new_rows = assign_codes(table[1:], codes, distances, ids_cfg.size)
   except DataError as error:
@@ -63,16 +62,13 @@ def new_vectors(workdir: Path, config: ConfigDict, dataset: Dataset,
     vectors = item_embeddings.from_text(work, texts, vectors_cfg.encoder)
     np.save(
       work.folder / 'vectors.npy',
-      item_embeddings.rescale(vectors, vectors_dir) if vectors_cfg.unit else vectors
-    )
+      item_embeddings.rescale(vectors, vectors_dir) if vectors_cfg.unit else vectors)
     return {'items': len(vectors)}
 
   with open_later_work(
-    workdir, dataset, sharding.make_mesh({'data': -1, 'fsdp': 1, 'model': 1})
-  ) as work:
+    workdir, dataset, sharding.make_mesh({'data': -1, 'fsdp': 1, 'model': 1})) as work:
     return item_embeddings.read(
-      work.stage('vectors', stage, item_embeddings.settings(config).vectors, texts, vectors_dir)
-    )
+      work.stage('vectors', stage, item_embeddings.settings(config).vectors, texts, vectors_dir))
 
 
 def encode_vectors(workdir: Path, ids_cfg: ConfigDict, x: Float[np.ndarray, 'm d'],
@@ -95,8 +91,7 @@ def encode_vectors(workdir: Path, ids_cfg: ConfigDict, x: Float[np.ndarray, 'm d
     return semantic_ids.encode_residual(x, codebooks, ids_cfg.kind == 'rkmeans')
   raise ConfigError(
     f'semantic_ids.kind={ids_cfg.kind} of {workdir} gives no code to a new vector; train '
-    f'again with one of {", ".join([*tokenization.NETWORKS, *tokenization.RESIDUAL])}'
-  )
+    f'again with one of {", ".join([*tokenization.NETWORKS, *tokenization.RESIDUAL])}')
 
 
 def assign_codes(table: Int[np.ndarray, 'N Q'], codes: Int[np.ndarray, 'm L'],

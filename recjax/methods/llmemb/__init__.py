@@ -47,22 +47,17 @@ def run(cfg: ConfigDict, work: Workdir) -> None:
   llm_dir = variants.llm_folder(cfg, work, prompts_dir)
   tables = {
     source: embeddings(cfg, work, prompts_dir, llm_dir, source)
-    for source in variants.vector_sources(cfg)
-  }
+    for source in variants.vector_sources(cfg)}
   id_dirs = {
     kind: work.stage(f'ids-{kind}', rat.ids_stage, rat.id_settings(cfg, kind), dataset)
-    for kind in variants.id_models(cfg)
-  }
+    for kind in variants.id_models(cfg)}
   rat_dirs = {
     variant: work.stage(
       f'rat-{variant}', rat.stage, rat.settings(cfg, variant), dataset,
-      tables[variants.vector_source(cfg, variant)], id_dirs[variants.alignment_target(cfg)]
-    )
-    for variant in variants.variants(cfg)
-  }
+      tables[variants.vector_source(cfg, variant)], id_dirs[variants.alignment_target(cfg)])
+    for variant in variants.variants(cfg)}
   results_dir = work.stage(
-    'evaluate', evaluate.stage, evaluate.settings(cfg), dataset, tables, id_dirs, rat_dirs
-  )
+    'evaluate', evaluate.stage, evaluate.settings(cfg), dataset, tables, id_dirs, rat_dirs)
   work.publish(results_dir, 'results.json', 'ranks.parquet', 'predictions.parquet')
   report.write(cfg, work, dataset, tables, id_dirs, rat_dirs, results_dir)
   results.show(work, results_dir)
@@ -78,25 +73,20 @@ def embeddings(cfg: ConfigDict, work: Workdir, prompts_dir: Path, llm_dir: Path 
   """
   if source == 'file':
     return work.stage(
-      'pca-file', item_embeddings.reduce_file, item_embeddings.file_settings(cfg), prompts_dir
-    )
+      'pca-file', item_embeddings.reduce_file, item_embeddings.file_settings(cfg), prompts_dir)
   if source == 'text':
     export_dir = work.stage(
       'export-text', item_embeddings.stage, item_embeddings.settings(cfg, source), prompts_dir,
-      variants.text_folder(cfg), None, shared=True
-    )
+      variants.text_folder(cfg), None, shared=True)
   else:
     scft_dir = (
       None
       if source == 'plain'
       else work.stage(
-        f'scft-{source}', scft.stage, scft.settings(cfg, source), prompts_dir, llm_dir
-      )
-    )
+        f'scft-{source}', scft.stage, scft.settings(cfg, source), prompts_dir, llm_dir))
     export_dir = work.stage(
       f'export-{source}', item_embeddings.stage, item_embeddings.settings(cfg, source), prompts_dir,
-      llm_dir, scft_dir, shared=True
-    )
+      llm_dir, scft_dir, shared=True)
   return work.stage(f'pca-{source}', item_embeddings.reduce, cfg.pca, export_dir)
 
 

@@ -53,13 +53,11 @@ def stage(work: Workdir, cfg: ConfigDict, dataset: Dataset, tables: dict, id_dir
         score = sequential.scorer(model, sequential.load(folder / 'model.npz', seed))
         seed_ranks, *top_items_and_scores = ranking.rank_and_recommend(
           score, split.test, num_items, min(cfg.eval.save_top, num_items), block,
-          mask_history=mask_history
-        )
+          mask_history=mask_history)
         model_ranks.append(seed_ranks)
         if candidate_items is not None:
           model_sampled_ranks.append(
-            sampled_ranking.rank_cases(score, split.test, num_items, candidate_items)
-          )
+            sampled_ranking.rank_cases(score, split.test, num_items, candidate_items))
         if predictions is None and seed == best:
           predictions = top_items_and_scores
         advance()
@@ -73,9 +71,7 @@ def stage(work: Workdir, cfg: ConfigDict, dataset: Dataset, tables: dict, id_dir
     extra_results['sampled'] = {
       'protocol': sampled_ranking.protocol(cfg.eval.sampled),
       **summarize_groups(
-        sampled_ranks, {'all': np.ones(len(split.test), bool), **groups}, main, cfg.seed
-      ),
-    }
+        sampled_ranks, {'all': np.ones(len(split.test), bool), **groups}, main, cfg.seed)}
   for name, score in baselines.baselines(split.train, num_items, cfg.seed).items():
     ranks[name] = ranking.rank_cases(score, split.test, num_items, block, mask_history=mask_history)
   results = results_lib.save(work.folder, dataset, split, main, ranks, predictions,
@@ -115,8 +111,7 @@ def group_masks(cfg: ConfigDict, dataset: Dataset,
   is_rare = counts < cfg.eval.tail_item
   is_short = np.diff(split.test.histories[1]) < cfg.eval.tail_user
   return {
-    'tail_item': is_rare, 'head_item': ~is_rare, 'tail_user': is_short, 'head_user': ~is_short
-  }
+    'tail_item': is_rare, 'head_item': ~is_rare, 'tail_user': is_short, 'head_user': ~is_short}
 
 
 def summarize_groups(ranks: dict, groups: dict, main: str, seed: int) -> dict:
@@ -129,22 +124,18 @@ def summarize_groups(ranks: dict, groups: dict, main: str, seed: int) -> dict:
   for row, seed_ranks in ranks.items():
     values = [metrics.per_case(user_ranks, (10,)) for user_ranks in seed_ranks]
     row_values[row] = {
-      metric: np.mean([value[metric] for value in values], 0) for metric in METRICS
-    }
+      metric: np.mean([value[metric] for value in values], 0) for metric in METRICS}
   summaries = {}
   for name, mask in groups.items():
     if not mask.any():
       continue
     group_values = {
       row: {metric: value[mask] for metric, value in values.items()}
-      for row, values in row_values.items()
-    }
+      for row, values in row_values.items()}
     summaries[name] = {
       'n': int(mask.sum()),
       **statistics.summarize(
-        group_values, seed, {}, [(main, other) for other in group_values if other != main]
-      ),
-    }
+        group_values, seed, {}, [(main, other) for other in group_values if other != main])}
   return summaries
 
 

@@ -63,13 +63,11 @@ def write_shards(work: Workdir, cfg: ConfigDict, texts: Sequence[str], llm_dir: 
   size = cfg.export.shard
   shards = [texts[start : start + size] for start in range(0, len(texts), size)]
   notes = [
-    work.folder / f'items-{number:05d}-of-{len(shards):05d}.json' for number in range(len(shards))
-  ]
+    work.folder / f'items-{number:05d}-of-{len(shards):05d}.json' for number in range(len(shards))]
 
   def make(number: int, advance: Callable) -> Any:
     vectors, info = text_embedding.embed(
-      encoder, shards[number], work.mesh, cfg.export.budget, cfg.export.rungs, advance
-    )
+      encoder, shards[number], work.mesh, cfg.export.budget, cfg.export.rungs, advance)
     write_array(notes[number].with_suffix('.npy'), vectors)
     write_json(notes[number], info)
   sharded_stage.fill(work, 'embedding', notes, list(map(len, shards)), make)
@@ -86,13 +84,10 @@ def write_shards(work: Workdir, cfg: ConfigDict, texts: Sequence[str], llm_dir: 
     {
       'num_items': len(texts), 'dim': encoder.width, 'dtype': 'float32',
       'tuned': scft_dir is not None,
-      'prompts_sha256': hashlib.sha256('\0'.join(texts).encode()).hexdigest(), **about
-    },
-  )
+      'prompts_sha256': hashlib.sha256('\0'.join(texts).encode()).hexdigest(), **about})
   return {
     'items': len(texts), 'dim': encoder.width, 'tokens': total, 'padding': round(padding, 4),
-    'cut_texts': sum(i['cut'] for i in infos)
-  }
+    'cut_texts': sum(i['cut'] for i in infos)}
 
 
 def write_array(path: Path, x: np.ndarray) -> None:
@@ -133,9 +128,7 @@ def write_reduced(work: Workdir, table: Float[np.ndarray, 'N d'], dim: int) -> d
     work.folder / ABOUT_FILE,
     {
       'num_items': len(table), 'dim': dim, 'dtype': 'float32', 'of': table.shape[1],
-      'variance_kept': round(variance_kept, 4)
-    },
-  )
+      'variance_kept': round(variance_kept, 4)})
   return {
     'items': len(table), 'from': table.shape[1], 'to': dim, 'variance_kept': round(variance_kept, 4)
   }

@@ -45,8 +45,7 @@ RULES = {
                      ('fit', 'also_buy', 'also_view', 'similar_item', 'image', 'imageURL',
                       'imageURLHighRes'), none=('description', 'feature', 'tech1')),
     'yelp': Rules('Describe this point of interest by its attributes:',
-                  ('longitude', 'latitude'), cap=0, newline=', '),
-}
+                  ('longitude', 'latitude'), cap=0, newline=', ')}
 
 
 def settings(cfg: ConfigDict) -> ConfigDict:
@@ -63,12 +62,10 @@ def stage(work: Workdir, cfg: ConfigDict, dataset: Dataset) -> dict:
   write_json(work.folder / 'report.json', {'items': len(ids), 'without_attributes': bare_items})
   if bare_items:
     work.log(
-      f'    {len(bare_items)} items have no attribute and read {UNKNOWN!r}, e.g. {bare_items[0]}'
-    )
+      f'    {len(bare_items)} items have no attribute and read {UNKNOWN!r}, e.g. {bare_items[0]}')
   return {
     'items': len(ids), 'without_attributes': len(bare_items),
-    'characters': round(float(np.mean([len(prompt) for prompt in prompts])), 1)
-  }
+    'characters': round(float(np.mean([len(prompt) for prompt in prompts])), 1)}
 
 
 def item_prompts(cfg: ConfigDict, catalog: Catalog) -> tuple[list[str], list[str]]:
@@ -87,14 +84,12 @@ def item_prompts(cfg: ConfigDict, catalog: Catalog) -> tuple[list[str], list[str
     if not text:
       item_attributes = attributes(
         {column: values[i] for column, values in columns.items()}, RULES[cfg.rules], cfg.empty,
-        cfg.crude
-      )
+        cfg.crude)
       bare_items += [] if item_attributes else [item]
       text = (
         (cfg.header or RULES[cfg.rules].header)
         + '\n'
-        + SEPARATOR.join(item_attributes or [UNKNOWN])
-      )
+        + SEPARATOR.join(item_attributes or [UNKNOWN]))
     prompts.append(text)
   return prompts, bare_items
 
@@ -200,5 +195,4 @@ def documents(folder: Path, seed: int) -> list[str]:
   return [
     document
     for item, text in enumerate(texts)
-    for document in (text, *views(text, 0.2, seed, 0, item))
-  ]
+    for document in (text, *views(text, 0.2, seed, 0, item))]

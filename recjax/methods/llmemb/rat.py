@@ -53,8 +53,7 @@ def check(cfg: ConfigDict, num_items: int) -> None:
   if rat.max_align_items < 2 or not 1 <= cfg.pca.dim <= num_items:
     raise ConfigError(
       f'rat.max_align_items={rat.max_align_items} must be 2 or more, pca.dim={cfg.pca.dim} '
-      f'between 1 and the number of items, {num_items}'
-    )
+      f'between 1 and the number of items, {num_items}')
 
 
 # Recommenders over ids alone.
@@ -124,22 +123,18 @@ def stage(work: Workdir, cfg: ConfigDict, dataset: Dataset, table_dir: Path, ids
   split = load_split(dataset)
   model = sequential.model_config(cfg, len(dataset.catalog))
   vectors = jnp.asarray(
-    adapter_inputs(cfg, model, item_embeddings.read(table_dir), len(dataset.catalog))
-  )
+    adapter_inputs(cfg, model, item_embeddings.read(table_dir), len(dataset.catalog)))
   id_rows = has_id_row(cfg, split, model.items)
   aim = jnp.asarray(sequential.load(ids_dir / 'model.npz')['items'][:, 1:model.items + 1])
   full_params = jax.jit(lambda params: expand_table(cfg, model, params, vectors, id_rows=id_rows))
   validate = ranking.validator(
     lambda params: sequential.scorer(model, full_params(params)), split.valid, model.items,
-    cfg.seeds, cfg.train.valid_users
-  )
+    cfg.seeds, cfg.train.valid_users)
   objective = functools.partial(make_objective, cfg, vectors.shape[1], id_rows=id_rows)
   best, scores, best_epochs = sequential.fit(
-    work, cfg, model.items, split.train, validate, objective, vectors, aim
-  )
+    work, cfg, model.items, split.train, validate, objective, vectors, aim)
   sequential.save(
-    work.folder / 'adapter.npz', {key: value for key, value in best.items() if key != 'rest'}
-  )
+    work.folder / 'adapter.npz', {key: value for key, value in best.items() if key != 'rest'})
   return save_models(work, cfg, jax.vmap(full_params)(best), scores, best_epochs)
 
 
@@ -147,8 +142,7 @@ def cost(cfg: ConfigDict, dataset: Dataset) -> dict[str, str]:
   """What the trainings of recommenders take, each over all seeds at once. cfg: the run's config.
   dataset: of the run. -> {what: text}"""
   split, num_items, steps_by_name = (
-    splits.leave_one_out(dataset.interactions), len(dataset.catalog), {}
-  )
+    splits.leave_one_out(dataset.interactions), len(dataset.catalog), {})
   for kind in variants.id_models(cfg):
     planned = sequential.planned(id_settings(cfg, kind), num_items, split.train)
     steps_by_name[f'{kind} over ids'] = planned
@@ -158,22 +152,16 @@ def cost(cfg: ConfigDict, dataset: Dataset) -> dict[str, str]:
     num_components = cfg.pca.dim if variant_cfg.rat.adapter else model.width
     shape = lambda *dims: jax.ShapeDtypeStruct(dims, jnp.float32)  # noqa: E731
     steps_by_name[f'RAT {variant}'] = sequential.planned(
-      variant_cfg,
-      num_items,
-      split.train,
+      variant_cfg, num_items, split.train,
       functools.partial(
         make_objective, variant_cfg, num_components,
-        id_rows=has_id_row(variant_cfg, split, num_items)
-      ),
-      shape(num_items, num_components),
-      shape(num_items, model.width),
-    )
+        id_rows=has_id_row(variant_cfg, split, num_items)),
+      shape(num_items, num_components), shape(num_items, model.width))
   return {
     f'{name}: {what}': text
     for name, (step, steps, targets) in steps_by_name.items()
     for what, text in cost_model.traced_lines(
-      step, steps, targets, cfg.train.epochs, cfg.seeds, jax.device_count(), unit='targets'
-    ).items()
+      step, steps, targets, cfg.train.epochs, cfg.seeds, jax.device_count(), unit='targets').items()
   }
 
 
@@ -185,8 +173,7 @@ def has_id_row(cfg: ConfigDict, split: splits.Split, num_items: int) -> Bool[Arr
   if not cfg.rat.ids_from:
     return None
   return jnp.asarray(
-    np.bincount(split.train.items, minlength=num_items + 1)[1:] >= cfg.rat.ids_from
-  )
+    np.bincount(split.train.items, minlength=num_items + 1)[1:] >= cfg.rat.ids_from)
 
 
 def adapter_inputs(cfg: ConfigDict, model: seqrec.Config, table: Float[np.ndarray, 'N k'],
@@ -202,8 +189,7 @@ def adapter_inputs(cfg: ConfigDict, model: seqrec.Config, table: Float[np.ndarra
   """
   if len(table) != num_items:
     raise DataError(
-      f'the table of item vectors has {len(table)} rows, the catalog {num_items} items'
-    )
+      f'the table of item vectors has {len(table)} rows, the catalog {num_items} items')
   rows = table if rows is None else rows
   if cfg.rat.adapter and cfg.raw_vectors:  # as released
     return rows
@@ -237,8 +223,7 @@ def make_objective(cfg: ConfigDict, num_components: int, model: seqrec.Config, l
     if not cfg.rat.alpha:
       return value
     return value + cfg.rat.alpha * alignment_loss(
-      cfg, model, full_params['items'], aim, seqs, key, targets
-    )
+      cfg, model, full_params['items'], aim, seqs, key, targets)
 
   return functools.partial(init, cfg, model, num_components), total
 
@@ -255,8 +240,7 @@ def init(cfg: ConfigDict, model: seqrec.Config, num_components: int, key: Key[Ar
   if cfg.rat.adapter:
     params['adapter'] = init_adapter(
       num_components, cfg.rat.hidden or num_components // 2, model.width, cfg.rat.spread,
-      jax.random.fold_in(key, 1)
-    )
+      jax.random.fold_in(key, 1))
   if not cfg.rat.freeze:
     params['moved'] = jnp.zeros(
       (model.items, num_components)
@@ -279,8 +263,7 @@ def init_adapter(num_components: int, hidden: int, width: int, spread: float,
     'w1': jax.random.normal(first_key, (num_components, hidden)) * num_components**-0.5,
     'b1': jnp.zeros(hidden),
     'w2': jax.random.normal(second_key, (hidden, width)) * spread * hidden**-0.5,
-    'b2': jnp.zeros(width)
-  }
+    'b2': jnp.zeros(width)}
 
 
 def apply_adapter(adapter: dict[str, Array], x: Float[Array, '*B k'],
@@ -317,8 +300,7 @@ def expand_table(cfg: ConfigDict, model: seqrec.Config, params: PyTree,
     table = table.at[model.mask].set(params['mask'])
   if model.pads and 'adapter' in params:  # as released: padding goes through the adapter
     table = table.at[0].set(
-      apply_adapter(params['adapter'], jnp.zeros(x.shape[-1]), cfg.rat.activation)
-    )
+      apply_adapter(params['adapter'], jnp.zeros(x.shape[-1]), cfg.rat.activation))
   return {**params['rest'], 'items': table}
 
 
@@ -332,8 +314,7 @@ def max_distinct_items(cfg: ConfigDict, model: seqrec.Config, targets: int) -> i
     return 0
   num_negatives = (
     cfg.loss.negatives
-    * {'batch': 1, 'sequence': cfg.train.batch, 'position': targets}[cfg.loss.negative_scope]
-  )
+    * {'batch': 1, 'sequence': cfg.train.batch, 'position': targets}[cfg.loss.negative_scope])
   # Every token but a user's first is a target too.
   tokens = targets + cfg.train.batch if model.causal else cfg.train.batch * (model.max_history + 1)
   max_items = -(-(tokens + num_negatives) // 128) * 128
@@ -371,8 +352,7 @@ def alignment_loss(cfg: ConfigDict, model: seqrec.Config, table: Float[Array, 'M
     ids = target_ids.at[positions].get(mode='fill', fill_value=0)
   else:
     ids = sample_distinct(
-      target_ids, model.items, min(cfg.rat.max_align_items, model.items, targets), draw_key
-    )
+      target_ids, model.items, min(cfg.rat.max_align_items, model.items, targets), draw_key)
   return contrastive.loss(aim[ids - 1], table[ids], cfg.rat.tau, cfg.rat.align_loss, ids > 0)
 
 

@@ -50,28 +50,19 @@ def write(cfg: ConfigDict, work: Workdir, dataset: Dataset, tables: dict, id_dir
       'LLMEmb: item embeddings from a language model', f'{dataset.name}, preset {cfg.preset}',
       [verdict(cfg, outcome, row), html.tiles(figures(outcome, row))],
       [
-        results_section(outcome, row),
-        tail_section(cfg, outcome),
-        map_section(cfg, dataset, tables, rat_dirs),
-        result_tables.groups_section(outcome, row),
+        results_section(outcome, row), tail_section(cfg, outcome),
+        map_section(cfg, dataset, tables, rat_dirs), result_tables.groups_section(outcome, row),
         users_section(cfg, work, dataset, tables, rat_dirs, row),
         training_section(work, id_dirs, rat_dirs),
         *run_section.closing_sections(
-          work.path,
-          cfg,
+          work.path, cfg,
           {
             'data': f'{dataset.name}: {len(dataset.interactions):,} users, '
                     f'{len(dataset.catalog):,} items',
-            'data fingerprint': dataset.fingerprint,
-            'protocol': outcome['protocol'],
-            'seeds': ', '.join(map(str, outcome['seeds'])),
-          },
-          [PAPER, *(seqrec.PAPERS[kind] for kind in id_dirs)],
-        ),
-      ],
-      'Liu et al., AAAI 2025, arXiv 2409.19925.',
-    ),
-  )
+            'data fingerprint': dataset.fingerprint, 'protocol': outcome['protocol'],
+            'seeds': ', '.join(map(str, outcome['seeds']))},
+          [PAPER, *(seqrec.PAPERS[kind] for kind in id_dirs)])],
+      'Liu et al., AAAI 2025, arXiv 2409.19925.'))
 
 
 def verdict(cfg: ConfigDict, outcome: dict, row: str) -> str:
@@ -113,20 +104,12 @@ def results_section(outcome: dict, row: str) -> str:
         [
           [
             LABELS.get(name, name),
-            *(f'{cells[metric]["value"]:.4f}' for metric in ('HR@10', 'NDCG@10')),
-          ]
-          for name, cells in sampled_rows.items()
-        ],
-        outcome['sampled']['protocol'],
-        'lrr',
-      )
-    )
+            *(f'{cells[metric]["value"]:.4f}' for metric in ('HR@10', 'NDCG@10'))]
+          for name, cells in sampled_rows.items()],
+        outcome['sampled']['protocol'], 'lrr'))
   return html.section(
-    'Results and ablations',
-    *parts,
-    intro='The full method first; below it what '
-    'is lost without each part. Intervals are 95 % bootstraps over users.',
-  )
+    'Results and ablations', *parts, intro='The full method first; below it what '
+    'is lost without each part. Intervals are 95 % bootstraps over users.')
 
 
 def tail_section(cfg: ConfigDict, outcome: dict) -> str:
@@ -189,16 +172,10 @@ def users_section(cfg: ConfigDict, work: Workdir, dataset: Dataset, tables: dict
                                f'Nearest to {user_examples.title_of(dataset.catalog, last)}',
                                'rll')]
   return user_examples.section(
-    work.path,
-    dataset.catalog,
-    test,
-    row,
-    cfg.seed + best,
-    describe,
+    work.path, dataset.catalog, test, row, cfg.seed + best, describe,
     intro='Below each list stand the '
     "items whose vectors lie nearest to that of the user's last item, by cosine: as they come "
-    'from the texts, and as RAT made them.',
-  )
+    'from the texts, and as RAT made them.')
 
 
 def categories(dataset: Dataset) -> list[str]:
@@ -222,25 +199,19 @@ def training_section(work: Workdir, id_dirs: dict, rat_dirs: dict) -> str:
   losses = {
     stage_name: [(r['step'], r['loss']) for r in rows if r['stage'] == stage_name and 'loss' in r]
     for stage_name in dict.fromkeys(r['stage'] for r in rows)
-    if stage_name.startswith(('scft', 'llm'))
-  }
+    if stage_name.startswith(('scft', 'llm'))}
   validation = {
     name: [(r['step'], r['valid_0']) for r in rows if r['stage'] == stage]
     for name, stage in [(variants.row_name(variant), f'rat-{variant}') for variant in rat_dirs]
-    + [(kind, f'ids-{kind}') for kind in id_dirs]
-  }
+    + [(kind, f'ids-{kind}') for kind in id_dirs]}
   parts = [
     html.figure(
       plots.loss_curves({stage_name: curve}), f'Training loss of {stage_name}',
-      f'loss of {stage_name}'
-    )
+      f'loss of {stage_name}')
     for stage_name, curve in losses.items()
-    if curve
-  ]
+    if curve]
   parts.append(
     html.figure(
       plots.loss_curves(validation, ylabel='NDCG@10', xlabel='epoch'),
-      'Validation NDCG@10 of the first seed by epoch; the best one is kept', 'validation curves'
-    )
-  )
+      'Validation NDCG@10 of the first seed by epoch; the best one is kept', 'validation curves'))
   return html.section('Training', html.grid(*parts))

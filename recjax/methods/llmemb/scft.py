@@ -38,9 +38,7 @@ def settings(cfg: ConfigDict, source: str) -> ConfigDict:
   return ConfigDict(
     {
       'scft': cfg.scft, 'lora': cfg.lora, 'llm': cfg.llm, 'reproduce_bugs': cfg.reproduce_bugs,
-      'pool': 'last' if source == 'last' else cfg.scft.pool, 'seed': cfg.seed
-    }
-  )
+      'pool': 'last' if source == 'last' else cfg.scft.pool, 'seed': cfg.seed})
 
 
 def stage(work: Workdir, cfg: ConfigDict, prompts_dir: Path, llm_dir: Path) -> dict:
@@ -63,11 +61,9 @@ def stage(work: Workdir, cfg: ConfigDict, prompts_dir: Path, llm_dir: Path) -> d
   task = Task(
     init=functools.partial(init_params, encoder.model.cfg, cfg), batches=batches,
     loss=make_loss(encoder, cfg, num_row_shards(work.mesh)), frozen=encoder.variables['params'],
-    split=split, parts=cfg.scft.parts, shape=(encoder.model.cfg, 0), rules=llm.RULES
-  )
+    split=split, parts=cfg.scft.parts, shape=(encoder.model.cfg, 0), rules=llm.RULES)
   fit_settings = dataclasses.replace(
-    loop.FitSettings.of(cfg.scft.optim), steps=cfg.scft.steps, seed=cfg.seed
-  )
+    loop.FitSettings.of(cfg.scft.optim), steps=cfg.scft.steps, seed=cfg.seed)
   trained = to_host(fit(task, fit_settings, work))
   # A tiny model of this run is named relative to here: the run's folder may be moved.
   is_inside = llm_dir.resolve().is_relative_to(work.path.resolve())
@@ -149,8 +145,7 @@ def make_loss(encoder: text_embedding.Encoder, cfg: ConfigDict, num_shards: int 
     cached_loss = contrastive.cached(encode, loss_of_vectors, parts)
     return lambda train, frozen, batch, key: (cached_loss(train, frozen, batch), {})
   return lambda train, frozen, batch, key: (
-    loss_of_vectors(train, encode(train, frozen, batch)), {}
-  )
+    loss_of_vectors(train, encode(train, frozen, batch)), {})
 
 
 def pair_loss(cfg: ConfigDict, num_shards: int, train: PyTree,
@@ -164,8 +159,7 @@ def pair_loss(cfg: ConfigDict, num_shards: int, train: PyTree,
   if cfg.reproduce_bugs.local_negatives:
     parts = z.reshape(num_shards, -1, *z.shape[1:])
     return jax.vmap(lambda pairs: contrastive.loss(pairs[:, 0], pairs[:, 1], tau, cfg.scft.loss))(
-      parts
-    ).mean()
+      parts).mean()
   z = shard(z, None, None, None)  # every device meets the vectors of all
   return contrastive.loss(z[:, 0], z[:, 1], tau, cfg.scft.loss,
                           jnp.arange(len(z)) < cfg.scft.batch)

@@ -65,14 +65,11 @@ def prompt_vectors(workdir: Path, config: ConfigDict, dataset: Dataset, source: 
   llm_dir = find_stage(workdir, 'llm') if weights == 'tiny' else pathlib.Path(weights)
   scft_dir = None if source in ('text', 'plain') else find_stage(workdir, f'scft-{source}')
   with open_later_work(
-    workdir, dataset, sharding.make_mesh({'data': -1, 'fsdp': 1, 'model': 1})
-  ) as work:
+    workdir, dataset, sharding.make_mesh({'data': -1, 'fsdp': 1, 'model': 1})) as work:
     return item_embeddings.read_shards(
       work.stage(
         f'export-{source}', item_embeddings.write_shards, item_embeddings.settings(config, source),
-        texts, llm_dir, scft_dir
-      )
-    )
+        texts, llm_dir, scft_dir))
 
 
 def table_rows(workdir: Path, config: ConfigDict, num_known: int, source: str, seed: int,
@@ -89,8 +86,7 @@ def table_rows(workdir: Path, config: ConfigDict, num_known: int, source: str, s
   parts = variants.VARIANTS[config.rat.variant]
   rat_cfg = rat.settings(config, config.rat.variant)
   x = rat.adapter_inputs(
-    rat_cfg, model, item_embeddings.read(reduced_dir), num_known, np.asarray(components)
-  )
+    rat_cfg, model, item_embeddings.read(reduced_dir), num_known, np.asarray(components))
   if not parts.adapter:
     return x
   trained = sequential.load(variants.main_stage(workdir) / 'adapter.npz', seed)

@@ -28,8 +28,7 @@ VARIANTS = {
   'full': Variant(), 'no_scft': Variant('plain'), 'no_adapter': Variant(adapter=False),
   'no_freeze': Variant(freeze=False), 'no_align': Variant(align=False),
   'pool_last': Variant('last'), 'pca': Variant('plain', adapter=False, align=False),
-  'text': Variant('text')
-}
+  'text': Variant('text')}
 
 
 def variants(cfg: ConfigDict) -> list[str]:
@@ -79,15 +78,12 @@ def recommender_config(cfg: ConfigDict, kind: str) -> ConfigDict:
   train = cfg.train.to_dict()
   model.update(
     future=cfg.reproduce_bugs.future_seen and kind == 'sasrec', pads=cfg.reproduce_bugs.pads_seen,
-    bare=cfg.reproduce_bugs.bare_backbones
-  )
+    bare=cfg.reproduce_bugs.bare_backbones)
   train.update(
     last_only=cfg.reproduce_bugs.last_target_only and kind == 'gru4rec',
-    mask_by_chance=cfg.reproduce_bugs.noisy_masks and kind == 'bert4rec'
-  )
+    mask_by_chance=cfg.reproduce_bugs.noisy_masks and kind == 'bert4rec')
   return ConfigDict(
-    {'model': model, 'train': train, **{k: cfg[k] for k in ('loss', 'optim', 'seed', 'seeds')}}
-  )
+    {'model': model, 'train': train, **{k: cfg[k] for k in ('loss', 'optim', 'seed', 'seeds')}})
 
 
 def check(cfg: ConfigDict) -> None:
@@ -122,8 +118,7 @@ def llm_folder(cfg: ConfigDict, work: Workdir, prompts_dir: Path) -> pathlib.Pat
   if not needs_llm(cfg):
     return None
   return llm_loading.folder(
-    cfg, work, '\n', lambda: prompts.documents(prompts_dir, cfg.seed), prompts_dir
-  )
+    cfg, work, '\n', lambda: prompts.documents(prompts_dir, cfg.seed), prompts_dir)
 
 
 def text_folder(cfg: ConfigDict) -> pathlib.Path:

@@ -58,8 +58,7 @@ def run(cfg: ConfigDict, work: Workdir) -> None:
   titles = [' '.join((title or '').split()) for title in dataset.catalog.columns.get('title') or ()]
   opening = [prompts.message('system', template['system'])]
   llm_dir = llm_loading.folder(
-    cfg, work, opening, lambda: planning.documents(template, titles, cfg.seed), dataset
-  )
+    cfg, work, opening, lambda: planning.documents(template, titles, cfg.seed), dataset)
   check_texts(cfg, dataset, llm_dir)
   teacher_dir = work.stage('teacher', teacher.stage, teacher.settings(cfg), dataset)
   codes_dir = None
@@ -77,8 +76,7 @@ def run(cfg: ConfigDict, work: Workdir) -> None:
   )
   results_dir = work.stage(
     'evaluate', evaluate.stage, evaluate.settings(cfg), dataset, llm_dir, tuned_dir, teacher_dir,
-    codes_dir
-  )
+    codes_dir)
   work.publish(results_dir, 'results.json', 'ranks.parquet', 'predictions.parquet')
   report.write(cfg, work, dataset, results_dir)
   results.show(work, results_dir)
@@ -92,8 +90,7 @@ def check(cfg: ConfigDict) -> dict[str, str]:
     raise ConfigError(f'grounding={cfg.grounding!r}; choose one of {", ".join(GROUNDINGS)}')
   if cfg.train.scope not in trie_masked.KINDS:
     raise ConfigError(
-      f'train.scope={cfg.train.scope!r}; choose one of {", ".join(trie_masked.KINDS)}'
-    )
+      f'train.scope={cfg.train.scope!r}; choose one of {", ".join(trie_masked.KINDS)}')
   if cfg.train.average not in train.AVERAGES:
     raise ConfigError(f'train.average={cfg.train.average!r}; choose one of '
                       f'{", ".join(train.AVERAGES)}')
@@ -102,8 +99,7 @@ def check(cfg: ConfigDict) -> dict[str, str]:
                       f'{", ".join(train.INIT_WORDS)}')
   if cfg.decode.num_items < 10:
     raise ConfigError(
-      f'decode.num_items={cfg.decode.num_items}: lists of ten are judged; ask for 10 or more'
-    )
+      f'decode.num_items={cfg.decode.num_items}: lists of ten are judged; ask for 10 or more')
   if cfg.decode.batch < 1 or cfg.train.batch < 1:
     raise ConfigError(f'decode.batch={cfg.decode.batch} and '
                       f'train.batch={cfg.train.batch} must be at least 1')

@@ -82,11 +82,9 @@ class ChatBatcher:
     chat_model = grounded.chat_model
     with jax.set_mesh(mesh):
       self.generator = PrefixGenerator(
-        chat_model.model, chat_model.variables, chat_model.tokenizer, [], PROMPT_BUCKET
-      )
+        chat_model.model, chat_model.variables, chat_model.tokenizer, [], PROMPT_BUCKET)
     self.item_of_title = {
-      name: domain_model.tokenized.index for name, domain_model in domains.items()
-    }
+      name: domain_model.tokenized.index for name, domain_model in domains.items()}
 
   def domain_of(self, request: ChatRequest) -> tuple[str, GroundedModel]:
     """request: the conversation. -> its catalog's name, the model over it. Raises ConfigError
@@ -123,8 +121,7 @@ class ChatBatcher:
       if not drop_oldest_round(turns):
         raise ConfigError(
           f'the last turn takes {len(ids)} tokens, {self.cfg.prompt.max_prompt_tokens} fit; '
-          'say it in fewer words'
-        )
+          'say it in fewer words')
       ids = encoder.tokens(turns)
     return ids
 
@@ -173,8 +170,7 @@ class ChatBatcher:
     batch_size = next(size for size in BATCH_SIZES if size >= len(requests))
     num_padded = batch_size - len(requests)
     decode = ConfigDict(
-      {**self.cfg.decode.to_dict(), 'num_items': MAX_ITEMS, 'temperature': temperature}
-    )
+      {**self.cfg.decode.to_dict(), 'num_items': MAX_ITEMS, 'temperature': temperature})
     is_over = np.arange(batch_size) >= len(requests)
 
     def answer_at(place: int, reply: Reply) -> ChatAnswer:

@@ -98,8 +98,7 @@ class ChatEncoder:
       ends = self.tokenizer.eos_ids
       dummy_turns = [
         {**turn, 'content': [[]]} if turn['role'] == 'assistant' else {**turn, 'content': 'x'}
-        for turn in turns
-      ]
+        for turn in turns]
       tail = chat_template.render_parts(self.tokenizer, dummy_turns, False, **self.variables)[-1]
       self.endings[roles] = tail if tail[:1] and tail[0] in ends else [
           next((token for token in tail if token in ends), ends[0])]
@@ -117,8 +116,7 @@ class ChatEncoder:
       has_items = turn['role'] == 'assistant' or not isinstance(content, str)
       if has_items and any(isinstance(part_ids, list) for part_ids in content):
         marks += [
-          [trie_masked.FREE] * len(part_ids) for part_ids in content if isinstance(part_ids, list)
-        ]
+          [trie_masked.FREE] * len(part_ids) for part_ids in content if isinstance(part_ids, list)]
       elif has_items:
         answer_ids, nodes, _ = self.answer(content)
         turn = {**turn, 'content': [answer_ids]}

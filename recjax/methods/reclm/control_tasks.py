@@ -79,8 +79,7 @@ def make_lists(tokenized: TokenizedCatalog, histories: Sequence[np.ndarray],
     teach(served_histories, max_items + 1, [sign + chosen[i] for i in served])
     if served_histories
     else ()
-    for sign in '+-'
-  )
+    for sign in '+-')
   lists = [None] * len(histories)
   for place, i in enumerate(served):
     category_items = members[chosen[i]]
@@ -88,13 +87,10 @@ def make_lists(tokenized: TokenizedCatalog, histories: Sequence[np.ndarray],
       [
         item
         for item in taught[place].tolist()
-        if item and item != targets[i] and (item in category_items) == is_inside
-      ]
-      for taught, is_inside in ((inside, True), (outside, False))
-    ]
+        if item and item != targets[i] and (item in category_items) == is_inside]
+      for taught, is_inside in ((inside, True), (outside, False))]
     lists[i] = _labels(
-      kinds[i], chosen[i], int(targets[i]), category_items, *sides, rngs[i], max_items
-    )
+      kinds[i], chosen[i], int(targets[i]), category_items, *sides, rngs[i], max_items)
   return lists
 
 
@@ -106,8 +102,7 @@ def _category(tokenized: TokenizedCatalog, kind: str, target: int, taught: list[
     return target_paths[rng.integers(len(target_paths))] if target_paths else None
   counts = {}
   for path in (
-    p for item in taught if item for p in tokenized.categories_of(item) if p not in target_paths
-  ):
+    p for item in taught if item for p in tokenized.categories_of(item) if p not in target_paths):
     counts[path] = counts.get(path, 0) + 1
   return min(counts, key=lambda p: (-counts[p], p)) if counts else None
 
@@ -118,8 +113,7 @@ def _labels(kind: str, category: str, target: int, own: set[int], inside: list[i
   """-> labels, request. inside, outside: the teacher's items on both sides, without the target."""
   if kind in ('with', 'without'):
     return [target, *(inside if kind == 'with' else outside)][:max_items], CategoryRequest(
-      kind, category
-    )
+      kind, category)
   # the target has the category: it is one of those wanted
   size = min(max_items, 1 + len(inside) + len(outside))
   low, high = max(1, size - len(outside)), min(size, 1 + len(inside))

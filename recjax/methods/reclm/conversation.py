@@ -163,7 +163,5 @@ def untrained_models(chat_model: train.ChatModel,
   """
   return {
     name: generation.GroundedModel(
-      chat_model, [tokenized_catalog.load(catalog, chat_model.tokenizer)], [name]
-    )
-    for name, catalog in catalogs.items()
-  }
+      chat_model, [tokenized_catalog.load(catalog, chat_model.tokenizer)], [name])
+    for name, catalog in catalogs.items()}

@@ -57,8 +57,7 @@ def stage(work: Workdir, cfg: ConfigDict, dataset: Dataset, llm_dir: Path, tuned
   extra_results = {
     'rates': rates_of(cfg, grounded, cases, lists), 'shortened_prompts': num_shortened,
     'unfinished': sum(reply.unfinished for reply in replies),
-    'rounds': judge_rounds(work, cfg, grounded, cases)
-  }
+    'rounds': judge_rounds(work, cfg, grounded, cases)}
   if cfg.eval.candidates:
     extra_results['ranking'] = judge_candidates(work, cfg, grounded, cases)
   if cfg.eval.free:
@@ -69,8 +68,7 @@ def stage(work: Workdir, cfg: ConfigDict, dataset: Dataset, llm_dir: Path, tuned
   if cfg.eval.cross:
     extra_results['cross'] = judge_cross(work, cfg, chat_model)
   return save_results(
-    work, cfg, dataset, split, lists, ranked, teacher.scorer(teacher_dir, dataset), extra_results
-  )
+    work, cfg, dataset, split, lists, ranked, teacher.scorer(teacher_dir, dataset), extra_results)
 
 
 def make_prompts(cfg: ConfigDict, grounded: generation.GroundedModel, cases: splits.Cases,
@@ -84,8 +82,7 @@ def make_prompts(cfg: ConfigDict, grounded: generation.GroundedModel, cases: spl
   encoder = train.make_encoder(cfg, grounded.chat_model, grounded.tokenized)
   return prompts_lib.make_prompts(
     encoder, grounded.tokenized, prompts_lib.read_template(cfg), histories_of(cases),
-    cfg.eval.words, cfg.decode.num_items, wishes, candidates
-  )
+    cfg.eval.words, cfg.decode.num_items, wishes, candidates)
 
 
 def ask_lists(work: Workdir, name: str, cfg: ConfigDict, grounded: generation.GroundedModel,
@@ -99,8 +96,7 @@ def ask_lists(work: Workdir, name: str, cfg: ConfigDict, grounded: generation.Gr
   prompts, num_shortened = make_prompts(cfg, grounded, cases, wishes, candidates)
   excluded = histories_of(cases) if cfg.eval.mask_history else None
   return generation.reply_to_all(
-    work, name, grounded, cfg.decode, prompts, excluded, cfg.seed
-  ), num_shortened
+    work, name, grounded, cfg.decode, prompts, excluded, cfg.seed), num_shortened
 
 
 def rank_all(work: Workdir, cfg: ConfigDict, grounded: generation.GroundedModel,
@@ -110,8 +106,7 @@ def rank_all(work: Workdir, cfg: ConfigDict, grounded: generation.GroundedModel,
   excluded = histories_of(cases) if cfg.eval.mask_history else None
   return generation.rank_items_of_all(
     work, 'ranked', grounded, cfg.decode, make_prompts(cfg, grounded, cases)[0], excluded,
-    cfg.decode.num_items
-  )
+    cfg.decode.num_items)
 
 
 def histories_of(cases: splits.Cases) -> list[np.ndarray]:
@@ -126,8 +121,7 @@ def rates_of(cfg: ConfigDict, grounded: generation.GroundedModel, cases: splits.
   tokenized = grounded.tokenized
   return list_metrics.list_rates(
     lists, histories_of(cases), cases.targets, tokenized.categories, len(tokenized.titles),
-    cfg.decode.num_items
-  )
+    cfg.decode.num_items)
 
 
 def save_results(work: Workdir, cfg: ConfigDict, dataset: Dataset, split: splits.Split,
@@ -146,12 +140,10 @@ def save_results(work: Workdir, cfg: ConfigDict, dataset: Dataset, split: splits
   list_scores = np.where(items > 0, 1 / (1 + np.arange(width)), 0).astype(np.float32)
   ranks = {
     cfg.grounding: ranking.list_ranks(items, cases.targets, num_items - 1),
-    f'{cfg.grounding}:ranked': ranking.list_ranks(ranked[0], cases.targets, num_items - 1)
-  }
+    f'{cfg.grounding}:ranked': ranking.list_ranks(ranked[0], cases.targets, num_items - 1)}
   other_scores = {
     **({'sasrec': teacher_score} if teacher_score else {}),
-    **baselines.baselines(split.train, num_items, cfg.seed)
-  }
+    **baselines.baselines(split.train, num_items, cfg.seed)}
   for name, score_fn in other_scores.items():
     ranks[name] = ranking.rank_cases(score_fn, cases, num_items, mask_history=cfg.eval.mask_history)
   protocol = ranking.protocol(num_items, split.protocol, cfg.eval.mask_history)
@@ -187,42 +179,34 @@ def judge_rounds(work: Workdir, cfg: ConfigDict, grounded: generation.GroundedMo
   encoder, message = train.make_encoder(cfg, grounded.chat_model, tokenized), prompts_lib.message
   opening = [
     message('system', template['system']), message('user', first[0]),
-    message('assistant', [first[1]])
-  ]
+    message('assistant', [first[1]])]
   turns = [
     opening
     + prompts_lib.request_turns(
       tokenized, template, cases.history(case)[-prompts_lib.MAX_ITEMS:], 'rule',
-      cfg.decode.num_items
-    )[1:]
-    for case in range(count)
-  ]
+      cfg.decode.num_items)[1:]
+    for case in range(count)]
   lists = generation.reply_to_all(
     work, 'rounds-1', grounded, cfg.decode,
-    [encoder.tokens(conversation) for conversation in turns], None, cfg.seed
-  )
+    [encoder.tokens(conversation) for conversation in turns], None, cfg.seed)
   ends = set(grounded.chat_model.tokenizer.eos_ids)
   for conversation, reply, (question, _) in zip(turns, lists, later):
     conversation += [
       message('assistant', [[token for token in reply.ids if token not in ends]]),
-      message('user', question),
-    ]
+      message('user', question)]
   answers = generation.reply_to_all(
     work, 'rounds-2', grounded, answer_settings(cfg),
-    [encoder.tokens(conversation) for conversation in turns], None, cfg.seed
-  )
+    [encoder.tokens(conversation) for conversation in turns], None, cfg.seed)
   is_right = [
     list_metrics.last_number(reply.text) is not None
     and list_metrics.last_number(reply.text) == list_metrics.last_number(gold)
-    for reply, (_, gold) in zip(answers, later)
-  ]
+    for reply, (_, gold) in zip(answers, later)]
   return {
     'conversations': count,
     'CSN_R1': float(np.mean([len(reply.items) == cfg.decode.num_items for reply in lists])),
     'CSN_R2': float(np.mean([not reply.items and not reply.unfinished for reply in answers])),
     'accuracy': float(np.mean(is_right)),
-    **rates_of(cfg, grounded, cases.select(np.arange(count)), [reply.items for reply in lists])
-  }
+    **rates_of(cfg, grounded, cases.select(np.arange(count)), [reply.items for reply in lists])}
 
 
 def judge_cross(work: Workdir, cfg: ConfigDict, chat_model: train.ChatModel) -> dict:
@@ -235,15 +219,13 @@ def judge_cross(work: Workdir, cfg: ConfigDict, chat_model: train.ChatModel) -> 
   cases = cases.select(splits.sample_cases(cases, cfg.eval.cross_users, '')[0])
   replies, _ = ask_lists(work, 'cross', cfg, grounded, cases)
   counts = np.bincount(
-    splits.leave_one_out(dataset.interactions).train.items, minlength=len(dataset.catalog) + 1
-  )[1:]
+    splits.leave_one_out(dataset.interactions).train.items, minlength=len(dataset.catalog) + 1)[1:]
   popular_items = set((np.argsort(-counts, kind='stable')[:10] + 1).tolist())
   return {
     'data': dataset.name,
     'notes': {note: count for note, count in tokenized.notes.items() if count},
     'popularity HR@10': float(np.mean([target in popular_items for target in cases.targets])),
-    **rates_of(cfg, grounded, cases, [reply.items for reply in replies])
-  }
+    **rates_of(cfg, grounded, cases, [reply.items for reply in replies])}
 
 
 def judge_candidates(work: Workdir, cfg: ConfigDict, grounded: generation.GroundedModel,
@@ -286,40 +268,32 @@ def judge_control(work: Workdir, cfg: ConfigDict, grounded: generation.GroundedM
   for number, kind in enumerate(control_tasks.LIST_KINDS):
     lists = control_tasks.make_lists(
       tokenized, histories_of(some_cases), some_cases.targets.tolist(), teach,
-      [(cfg.seed, 6, number, case) for case in rows.tolist()], [kind] * len(rows), k
-    )
+      [(cfg.seed, 6, number, case) for case in rows.tolist()], [kind] * len(rows), k)
     requests += [
       (case, labels_and_request[1])
       for case, labels_and_request in enumerate(lists)
-      if labels_and_request
-    ]
+      if labels_and_request]
   if not requests:
     return {}
   replies, _ = ask_lists(
     work, 'control', cfg, grounded, some_cases.select(np.array([case for case, _ in requests])),
-    [category_request.text(template) for _, category_request in requests]
-  )
+    [category_request.text(template) for _, category_request in requests])
   rates = {}
   for (case, request), reply in zip(requests, replies):
     category_items, items = members[request.category], reply.items[:k]
     row = rates.setdefault(
-      request.kind, {'users': [], 'followed': [], 'unasked': [], 'in_category': [], f'HR@{k}': []}
-    )
+      request.kind, {'users': [], 'followed': [], 'unasked': [], 'in_category': [], f'HR@{k}': []})
     for name, value in zip(
       row,
       (
         1, request.followed(items, category_items), request.followed(plain[case], category_items),
-        sum(item in category_items for item in items) / k, some_cases.targets[case] in items
-      ),
-    ):
+        sum(item in category_items for item in items) / k, some_cases.targets[case] in items)):
       row[name].append(value)
   rates = {
     kind: {
       name: sum(values) if name == 'users' else float(np.mean(values))
-      for name, values in row.items()
-    }
-    for kind, row in rates.items()
-  }
+      for name, values in row.items()}
+    for kind, row in rates.items()}
   return {**rates, **category_questions(work, cfg, grounded, some_cases)}
 
 
@@ -341,18 +315,13 @@ def category_questions(work: Workdir, cfg: ConfigDict, grounded: generation.Grou
       [
         prompts_lib.message('system', template['system']),
         prompts_lib.message(
-          'user', control_tasks.make_question(tokenized, template, 'category_of', item, rng, 1)[0]
-        ),
-      ]
+          'user', control_tasks.make_question(tokenized, template, 'category_of', item, rng, 1)[0])]
     )
-    for item in items
-  ]
+    for item in items]
   replies = generation.reply_to_all(
-    work, 'control-category_of', grounded, answer_settings(cfg), prompts, None, cfg.seed
-  )
+    work, 'control-category_of', grounded, answer_settings(cfg), prompts, None, cfg.seed)
   is_right = [
-    reply.text.strip() in tokenized.categories_of(item) for item, reply in zip(items, replies)
-  ]
+    reply.text.strip() in tokenized.categories_of(item) for item, reply in zip(items, replies)]
   return {'category_of': {'users': len(items), 'right': float(np.mean(is_right))}}
 
 
@@ -374,7 +343,5 @@ def judge_free(work: Workdir, cfg: ConfigDict, grounded: generation.GroundedMode
   return rates_of(cfg, grounded, some_cases, [
     list_metrics.match_items(
       list_metrics.parse_titles(ids, chat_model.tokenizer, chat_model.soi, chat_model.eoi),
-      grounded.tokenized, chat_model.tokenizer, cfg.eval.vague
-    )
-    for ids in generation.reply_freely(work, 'free', grounded, cfg.decode, prompts, cfg.seed)
-  ])
+      grounded.tokenized, chat_model.tokenizer, cfg.eval.vague)
+    for ids in generation.reply_freely(work, 'free', grounded, cfg.decode, prompts, cfg.seed)])

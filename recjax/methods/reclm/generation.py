@@ -49,15 +49,13 @@ class GroundedModel:
     self.chat_model, self.catalogs = chat_model, list(catalogs)
     self.names, self.kind = list(names), kind
     self.trees = [
-      tokenized.to_trie(chat_model.eoi, chat_model.model.cfg.vocab) for tokenized in self.catalogs
-    ]
+      tokenized.to_trie(chat_model.eoi, chat_model.model.cfg.vocab) for tokenized in self.catalogs]
     self.tokenized = self.catalogs[0]  # of the run, whose items are judged
     self.device_trie = device_trie.to_device_trie(self.trees)
     if kind == 'ret' and len(self.catalogs) > 1:
       raise ConfigError('RecLM-ret has vectors of its own catalog alone; give one catalog')
     self.spelling = (
-      retrieval_constraint.items_by_title(self.tokenized.title_tokens) if kind == 'ret' else None
-    )
+      retrieval_constraint.items_by_title(self.tokenized.title_tokens) if kind == 'ret' else None)
 
   def constraint(self, decode: ConfigDict, batch: int,
                  excluded: Sequence[Sequence[int]] | None = None, allowed: np.ndarray | None = None,
@@ -106,8 +104,7 @@ class GroundedModel:
     chat_model, tokenized = self.chat_model, self.catalogs[root]
     if self.kind == 'ret':
       items, unfinished = retrieval_constraint.parse(
-        self.spelling, ids, chat_model.soi, chat_model.eoi
-      )
+        self.spelling, ids, chat_model.soi, chat_model.eoi)
     else:
       items, unfinished = item_span.parse(self.trees[root], ids, chat_model.soi)
     complete = bool(ids) and ids[-1] in chat_model.tokenizer.eos_ids
@@ -177,15 +174,13 @@ def rank_items(grounded: GroundedModel, generator: PrefixGenerator,
   list_start = [*chat_model.tokenizer.encode('1. ')]
   if grounded.kind == 'ret':
     return rank_by_vectors(
-      grounded, generator, [[*prompt, *list_start] for prompt in prompts], k, excluded, allowed
-    )
+      grounded, generator, [[*prompt, *list_start] for prompt in prompts], k, excluded, allowed)
   trie = grounded.trees[0]
   filter_ = tokenized_catalog.make_filter(trie, excluded or [()] * len(prompts), allowed)
   generated = generator.generate(
     [generator.own([*prompt, *list_start, chat_model.soi]) for prompt in prompts],
     BeamSearch(max(k, MIN_BEAMS), length_penalty=0.0), constraints.CatalogConstraint(
-        grounded.device_trie, filter_, normalization=chat_model.scoring)
-  )
+        grounded.device_trie, filter_, normalization=chat_model.scoring))
   return generated.best(k, trie, filter_)
 
 
@@ -198,8 +193,7 @@ def rank_by_vectors(grounded: GroundedModel, generator: PrefixGenerator,
   """
   extra, num_items = grounded.chat_model.extra, len(grounded.tokenized.titles)
   queries = train.project(
-    extra['project'], generator.states([generator.own(prompt) for prompt in prompts])
-  )
+    extra['project'], generator.states([generator.own(prompt) for prompt in prompts]))
   scores = np.array(multihost.to_host(queries @ extra['items'].T), np.float32)
   excluded_mask = grounded.excluded_mask(len(prompts), excluded, allowed)
   if excluded_mask is not None:
@@ -229,21 +223,17 @@ def rank_items_of_all(work: Workdir, name: str, grounded: GroundedModel, decode:
   def rank_batch(rows: list[int]) -> list:
     items, scores = rank_items(
       grounded, generator, [prompts[items_of_row] for items_of_row in rows], k,
-      None if excluded is None else [excluded[items_of_row] for items_of_row in rows]
-    )
+      None if excluded is None else [excluded[items_of_row] for items_of_row in rows])
     return [
       [items_of_row.tolist(), [round(float(score), 5) for score in scores_of_row]]
-      for items_of_row, scores_of_row in zip(items, scores)
-    ]
+      for items_of_row, scores_of_row in zip(items, scores)]
 
   with jax.set_mesh(work.mesh):
     ranked = sharded_stage.answer_all(
-      work, name, work.folder / f'{name}.jsonl', prompts, decode.batch, rank_batch
-    )
+      work, name, work.folder / f'{name}.jsonl', prompts, decode.batch, rank_batch)
   return (
     np.array([items_of_row for items_of_row, _ in ranked], np.int32),
-    np.array([scores_of_row for _, scores_of_row in ranked], np.float32),
-  )
+    np.array([scores_of_row for _, scores_of_row in ranked], np.float32))
 
 
 def reply_to_all(work: Workdir, name: str, grounded: GroundedModel, decode: ConfigDict,
@@ -262,8 +252,7 @@ def reply_to_all(work: Workdir, name: str, grounded: GroundedModel, decode: Conf
     return [[reply.ids] for reply in replies]
   with jax.set_mesh(work.mesh):
     rows = sharded_stage.answer_all(
-      work, name, work.folder / f'{name}.jsonl', prompts, decode.batch, reply_batch
-    )
+      work, name, work.folder / f'{name}.jsonl', prompts, decode.batch, reply_batch)
   return [grounded.read(ids) for (ids,) in rows]
 
 
@@ -280,16 +269,13 @@ def reply_freely(work: Workdir, name: str, grounded: GroundedModel, decode: Conf
   def reply_batch(batch_rows: list[int]) -> list:
     generated = generator.generate(
       [generator.own(prompts[row]) for row in batch_rows], sampling(decode, 0),
-      constraints.Unconstrained(eos_ids), seed
-    )
+      constraints.Unconstrained(eos_ids), seed)
     rows = [list(map(int, generated.row(place, 0))) for place in range(len(batch_rows))]
     return [
       [reply_ids[:-1] if reply_ids and reply_ids[-1] in eos_ids else reply_ids]
-      for reply_ids in rows
-    ]
+      for reply_ids in rows]
 
   with jax.set_mesh(work.mesh):
     rows = sharded_stage.answer_all(
-      work, name, work.folder / f'{name}.jsonl', prompts, decode.batch, reply_batch
-    )
+      work, name, work.folder / f'{name}.jsonl', prompts, decode.batch, reply_batch)
   return [ids for (ids,) in rows]

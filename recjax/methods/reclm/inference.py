@@ -46,8 +46,7 @@ def open_run(
   tokenized = train.load_tokenized(config, dataset, chat_model, table)
   return (
     config, dataset,
-    generation.GroundedModel(chat_model, [tokenized], [dataset.name], config.grounding), mesh
-  )
+    generation.GroundedModel(chat_model, [tokenized], [dataset.name], config.grounding), mesh)
 
 
 def check_later(config: ConfigDict) -> None:
@@ -79,8 +78,7 @@ def faces(workdir: Path, catalogs: Sequence[str] = (),
   config, dataset, grounded, mesh = opened = open_run(workdir, data)
   domains = load_domains(config, grounded, catalogs)
   return make_recommender(*opened), chat_batcher.ChatBatcher(
-    config, domains, system_prompt(config), mesh
-  )
+    config, domains, system_prompt(config), mesh)
 
 
 def make_recommender(config: ConfigDict, dataset: Dataset, grounded: generation.GroundedModel,
@@ -94,8 +92,7 @@ def make_recommender(config: ConfigDict, dataset: Dataset, grounded: generation.
                ) -> tuple:
     item_rows = [history.tolist() for history in histories]
     prompts, _ = prompts_lib.make_prompts(
-      encoder, tokenized, template, item_rows, config.eval.words, k
-    )
+      encoder, tokenized, template, item_rows, config.eval.words, k)
     items, scores = [], []
     size = min(config.decode.batch, 1 << (len(item_rows) - 1).bit_length())
     with jax.set_mesh(mesh):
@@ -107,15 +104,10 @@ def make_recommender(config: ConfigDict, dataset: Dataset, grounded: generation.
         batch_rows = list(range(start, min(start + size, len(item_rows))))
         padded_rows = batch_rows + batch_rows[-1:] * (size - len(batch_rows))
         ranked = generation.rank_items(
-          grounded,
-          generators[0],
-          [prompts[i] for i in padded_rows],
-          k,
-          [item_rows[i] for i in padded_rows] if exclude_seen else None,
-          allowed_mask[padded_rows]
+          grounded, generators[0], [prompts[i] for i in padded_rows], k,
+          [item_rows[i] for i in padded_rows] if exclude_seen else None, allowed_mask[padded_rows]
           if allowed_mask is not None and allowed_mask.ndim == 2
-          else allowed_mask,
-        )
+          else allowed_mask)
         items += ranked[0][: len(batch_rows)].tolist()
         scores.append(ranked[1][: len(batch_rows)])
     return items, np.concatenate(scores)
@@ -128,15 +120,13 @@ def converse(workdir: Path,
   of the run."""
   config, _, grounded, mesh = open_run(workdir)
   return conversation.Conversation(
-    config, load_domains(config, grounded, catalogs), system_prompt(config)
-  ), mesh
+    config, load_domains(config, grounded, catalogs), system_prompt(config)), mesh
 
 
 def system_prompt(config: ConfigDict) -> str:
   """What the model is told before a conversation. config: of the run."""
   return prompt_templates.read(config.prompt.template, 'recjax.methods.reclm', prompts_lib.FIELDS)[
-    'system'
-  ]
+    'system']
 
 
 def load_domains(config: ConfigDict, grounded: generation.GroundedModel,
@@ -154,6 +144,5 @@ def load_domains(config: ConfigDict, grounded: generation.GroundedModel,
     dataset = load_data(source)
     tokenized = tokenized_catalog.load(dataset.catalog, grounded.chat_model.tokenizer)
     domains[dataset.name] = generation.GroundedModel(
-      grounded.chat_model, [tokenized], [dataset.name]
-    )
+      grounded.chat_model, [tokenized], [dataset.name])
   return domains

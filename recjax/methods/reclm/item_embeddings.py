@@ -45,15 +45,13 @@ def item_vectors(work: Workdir, cfg: ConfigDict, teacher_dir: Path, dataset: Dat
     if not (teacher_dir / 'model.npz').exists():
       raise ConfigError("ret.vectors='teacher' needs a teacher in process; choose 'text' or a .npy")
     return np.asarray(
-      sequential.load(teacher_dir / 'model.npz')['items'][1 : num_items + 1], np.float32
-    )
+      sequential.load(teacher_dir / 'model.npz')['items'][1 : num_items + 1], np.float32)
   if source == 'text':
     columns = dataset.catalog.columns
     descriptions = columns.get('description') or [''] * num_items
     texts = [
       f'{title}\n{description or ""}'.strip()
-      for title, description in zip(columns['title'], descriptions)
-    ]
+      for title, description in zip(columns['title'], descriptions)]
     encoder = text_embedding.load(llm_dir, cfg.llm, work.mesh, 'avg', cfg.ret.tokens)
     return text_embedding.embed_kept(work, encoder, texts, 'embedding')[0]
   try:
@@ -61,11 +59,9 @@ def item_vectors(work: Workdir, cfg: ConfigDict, teacher_dir: Path, dataset: Dat
   except (OSError, ValueError, EOFError) as error:
     raise ConfigError(
       f"ret.vectors={source!r} is no readable .npy file ({error}); choose 'teacher', "
-      "'text' or a file"
-    ) from error
+      "'text' or a file") from error
   if vectors.ndim != 2 or len(vectors) != num_items or not np.isfinite(vectors).all():
     raise DataError(
       f'{source} has shape {vectors.shape}; it needs {num_items:,} rows of finite numbers, one an '
-      'item in their order'
-    )
+      'item in their order')
   return vectors.astype(np.float32)

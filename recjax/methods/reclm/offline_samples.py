@@ -65,10 +65,8 @@ def draw_samples(cfg: ConfigDict, dataset: Dataset, tokenized: TokenizedCatalog,
   train = splits.leave_one_out(dataset.interactions).train
   return [
     sft_data.epoch_samples(
-      sample_cfg, tokenized, train, teach, epoch, template, talk, cfg.train.sample
-    )
-    for epoch in range(cfg.train.epochs)
-  ]
+      sample_cfg, tokenized, train, teach, epoch, template, talk, cfg.train.sample)
+    for epoch in range(cfg.train.epochs)]
 
 
 def validation_samples(cfg: ConfigDict, dataset: Dataset, tokenized: TokenizedCatalog,
@@ -99,15 +97,11 @@ def write(folder: Path, parts: dict, dataset: Dataset, tokenized: TokenizedCatal
   epochs = {'train': parts['train'], 'valid': [parts['valid']]}
   return [
     sft.write(
-      folder,
-      part,
+      folder, part,
       [
         [as_dict(sample, dataset, tokenized) for sample in epoch_samples]
-        for epoch_samples in part_epochs
-      ],
-    )
-    for part, part_epochs in epochs.items()
-  ]
+        for epoch_samples in part_epochs])
+    for part, part_epochs in epochs.items()]
 
 
 def as_dict(sample: Sample, dataset: Dataset, tokenized: TokenizedCatalog) -> dict:
@@ -133,11 +127,9 @@ def as_dict(sample: Sample, dataset: Dataset, tokenized: TokenizedCatalog) -> di
       'history': prompts.quote_titles(tokenized, sample.history, ' → '),
       'target_category': (tokenized.categories_of(sample.target) or [None])[-1]
       if sample.target
-      else None,
-      'item_count': len(sample.labels),
+      else None, 'item_count': len(sample.labels),
       'candidate_items': [id_of(item) for item in sample.candidates],
-      'candidate_titles': prompts.quote_titles(tokenized, sample.candidates, ', '),
-    }
+      'candidate_titles': prompts.quote_titles(tokenized, sample.candidates, ', ')}
   return fields
 
 
@@ -148,8 +140,7 @@ def spell_items(content: str | list, tokenized: TokenizedCatalog) -> str:
     part
     if isinstance(part, str)
     else f'{tokenized_catalog.SOI}{tokenized.title(part)}{tokenized_catalog.EOI}'
-    for part in content
-  )
+    for part in content)
 
 
 def read(folder: Path, dataset: Dataset, tokenized: TokenizedCatalog,
@@ -168,10 +159,8 @@ def read(folder: Path, dataset: Dataset, tokenized: TokenizedCatalog,
       parts[part] = [
         [
           _sample(fields, place, dataset, tokenized, users, opening)
-          for place, fields in epoch_samples
-        ]
-        for epoch_samples in epochs
-      ]
+          for place, fields in epoch_samples]
+        for epoch_samples in epochs]
   if 'train' not in parts:
     raise DataError(f'{folder} holds no {" or ".join(sft.PARTS["train"])}')
   if 'valid' in parts:
@@ -193,8 +182,7 @@ def _sample(fields: dict, place: str, dataset: Dataset, tokenized: TokenizedCata
     for turn in turns
     if turn['role'] == 'assistant'
     for part in turn['content']
-    if not isinstance(part, str)
-  ]
+    if not isinstance(part, str)]
   facts = fields.get('input_field_data') or {}
 
   def item_indices(key: str) -> tuple[int, ...]:
@@ -211,8 +199,7 @@ def _sample(fields: dict, place: str, dataset: Dataset, tokenized: TokenizedCata
   return sft_data.Sample(
     turns, TASK_OF.get(task, task), -1 if user is None else users[str(user)],
     item_indices('sub_sequential'), (*item_indices('target_item'), 0)[0], tuple(items),
-    item_indices('candidate_items')
-  )
+    item_indices('candidate_items'))
 
 
 def parse_request(text: str, tokenized: TokenizedCatalog) -> str | list:
@@ -244,8 +231,7 @@ def parse_answer(text: str, tokenized: TokenizedCatalog, place: str) -> list:
     if not opened:
       return content
     ends = [
-      position for position in range(len(rest)) if rest.startswith(tokenized_catalog.EOI, position)
-    ]
+      position for position in range(len(rest)) if rest.startswith(tokenized_catalog.EOI, position)]
     end = next(
       (position for position in ends if rest[:position] in tokenized.index), None
     )  # titles may hold the symbol

@@ -1,4 +1,5 @@
 """Texts for the tiny model, what a run would cost, and its model in other programs' layouts."""
+import functools
 import pathlib
 import shutil
 from collections.abc import Sequence
@@ -13,12 +14,26 @@ from recjax.data.dataset import Dataset
 from recjax.data.loading import load_unchanged
 from recjax.distributed import sharding
 from recjax.errors import ConfigError
-from recjax.methods.reclm import offline_samples, prompts, teacher, tokenized_catalog, train
+from recjax.methods.reclm import (
+  generation,
+  offline_samples,
+  prompts,
+  sft_data,
+  teacher,
+  tokenized_catalog,
+  train,
+)
 from recjax.models import layers, llm, lora
 from recjax.run_files import read_json
 from recjax.text import tokenizer
-from recjax.training import cost_model, llm_loading, tiny_llm
+from recjax.training import cost_model, cpu_cost, llm_loading, tiny_llm
 from recjax.training.workdir import find_stage, saved_config
+
+CHAT, MARKS = 16, 5  # tokens that a chat template puts around, and that a list puts around a title
+
+FORCED = 4  # tokens of a title that a pass of a list writes, about
+
+LONGEST = 0.9  # quantile of the tokens of titles at which a batch of searches is done, about
 
 OPENING, TITLE = 60, 14  # tokens of a prompt around its titles, and of a title, typical
 
@@ -76,7 +91,34 @@ def cost(cfg: ConfigDict, dataset: Dataset) -> dict[str, str]:
       'trained': f'{trained:,} parameters ({cfg.train.mode})',
       'training': f'{cfg.train.epochs} epochs of {users:,} samples, about {tokens / 1e6:,.1f} M '
                   f'tokens, {flops / 1e12:,.1f} TFLOP',
-      **cost_model.llm_lines(run, cfg.mesh, jax.device_count())}
+      **cost_model.llm_lines(run, cfg.mesh, jax.device_count()),
+      **cpu_cost.lines(cfg, shape, lambda: cpu_stages(cfg, dataset))}
+
+
+def cpu_stages(cfg: ConfigDict, dataset: Dataset) -> list[cpu_cost.Stage]:
+  """The stages that use the language model. cfg: the run's config. dataset: the data set."""
+  tokens_of, template = cpu_cost.counter(cfg), prompts.read_template(cfg)
+  columns, flat = dataset.catalog.columns, dataset.interactions
+  titles = tokens_of([text or '' for text in cpu_cost.some(columns['title'])])
+  around = int(tokens_of([template['system'] + template['train']])[0]) + CHAT
+  known = [n for n in flat.lengths() if n >= sft_data.MIN_USER_ITEMS]
+  shown = np.minimum(cpu_cost.some(known), prompts.MAX_ITEMS)
+  title, count = titles.mean(), min(len(known), cfg.train.sample or len(known))
+  answer = cfg.train.longest_list * (title + MARKS)
+  lengths = np.minimum(around + shown * (title + MARKS) + answer, cfg.prompt.max_prompt_tokens)
+  users = min(len(flat), cfg.eval.users or len(flat))
+  prefix = int(tokens_of([template['system']])[0])
+  search = functools.partial(
+      cpu_cost.Search, batch=cfg.decode.batch, prefix=prefix,
+      prompt=cpu_cost.padded(around - prefix + prompts.MAX_ITEMS * (title + MARKS)))
+  passes = cfg.decode.num_items * (MARKS + title / FORCED)
+  tuned = cpu_cost.packed('tune', lengths.astype(int), prefix,
+                          count * (1 + cfg.train.chat_share), cfg.train, cfg.train.valid_users)
+  return [tuned, search('lists', users, beams=1, passes=passes, width=generation.PASS_WIDTH),
+          search('ranked', users, beams=generation.MIN_BEAMS,
+                 passes=float(np.quantile(titles, LONGEST))),
+          search('rounds', cfg.eval.rounds, beams=1, passes=passes + cfg.eval.answer_tokens,
+                 width=generation.PASS_WIDTH)]
 
 
 def convert(workdir: Path, kind: str, out: Path) -> None:

@@ -27,8 +27,7 @@ def read_template(cfg: ConfigDict) -> dict[str, str]:
   ConfigError."""
   control_fields = control_tasks.FIELDS if cfg.control.share else {}
   return prompt_templates.read(
-    cfg.prompt.template, 'recjax.methods.reclm', {**FIELDS, **control_fields}
-  )
+    cfg.prompt.template, 'recjax.methods.reclm', {**FIELDS, **control_fields})
 
 
 def message(role: str, content: str | list) -> dict:
@@ -108,8 +107,7 @@ def request_turns(tokenized: TokenizedCatalog, template: dict[str, str],
   form = template['train_candidates' if candidates else 'train' if words == 'trained' else 'test']
   rule = template['rule'] if words == 'rule' else ''
   return [
-    *turns, message('user', request_text(tokenized, form, history, count, candidates, wish + rule))
-  ]
+    *turns, message('user', request_text(tokenized, form, history, count, candidates, wish + rule))]
 
 
 def make_prompts(encoder: ChatEncoder, tokenized: TokenizedCatalog, template: dict[str, str],

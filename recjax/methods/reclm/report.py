@@ -59,32 +59,20 @@ def write(cfg: ConfigDict, work: Workdir, dataset: Dataset, results_dir: Path) -
       [html.section('Results', result_tables.results_table(
           outcome, ('HR@10', 'NDCG@10', 'HR@5'), 'NDCG@10', row, LABELS),
                     intro='Intervals are 95 % bootstraps over test users. A list of RecLM holds '
-                    f'{cfg.decode.num_items} items; a target outside counts as not found.',
-        ),
-        result_tables.groups_section(outcome, row),
-        rates_section(cfg, outcome),
-        *control_section(cfg, outcome),
-        curves(work),
-        users_section(cfg, work, dataset),
+                    f'{cfg.decode.num_items} items; a target outside counts as not found.'),
+        result_tables.groups_section(outcome, row), rates_section(cfg, outcome),
+        *control_section(cfg, outcome), curves(work), users_section(cfg, work, dataset),
         run_section.training_section(
           work.metrics(),
-          {'llm': 'the tiny language model', 'teacher': 'the teacher', 'tune': 'the LLM'}
-        ),
+          {'llm': 'the tiny language model', 'teacher': 'the teacher', 'tune': 'the LLM'}),
         *run_section.closing_sections(
-          work.path,
-          cfg,
+          work.path, cfg,
           {
             'data': f'{dataset.name}: {len(dataset.catalog):,} items, '
                     f'{len(dataset.interactions):,} users',
-            'data fingerprint': dataset.fingerprint,
-            'protocol': outcome['protocol'],
-          },
-          [*PAPERS, seqrec.PAPERS[cfg.teacher.model.kind]],
-        ),
-      ],
-      'Liao et al., ACL Findings 2026 (arXiv 2505.03336); Lu et al., arXiv 2403.05063.',
-    ),
-  )
+            'data fingerprint': dataset.fingerprint, 'protocol': outcome['protocol']},
+          [*PAPERS, seqrec.PAPERS[cfg.teacher.model.kind]])],
+      'Liao et al., ACL Findings 2026 (arXiv 2505.03336); Lu et al., arXiv 2403.05063.'))
 
 
 def verdict(outcome: dict, row: str) -> str:
@@ -164,8 +152,7 @@ def curves(work: Workdir) -> str:
   rows = [row for row in work.metrics() if row['stage'] == 'tune']
   points = {
     name: [(row['step'], row[name]) for row in rows if name in row]
-    for name in ('title_nll', 'item_nll', 'valid_loss')
-  }
+    for name in ('title_nll', 'item_nll', 'valid_loss')}
   return html.section(
     'Held-out lists',
     html.figure(
@@ -173,13 +160,8 @@ def curves(work: Workdir) -> str:
         {
           name_of_curve.replace('_', ' '): curve for name_of_curve, curve in points.items() if curve
         },
-        ylabel='nats a token',
-        xlabel='step',
-      ),
-      'Validation loss, and of titles among what the catalog allows',
-      'curves',
-    ),
-  )
+        ylabel='nats a token', xlabel='step'),
+      'Validation loss, and of titles among what the catalog allows', 'curves'))
 
 
 def users_section(cfg: ConfigDict, work: Workdir, dataset: Dataset) -> str:

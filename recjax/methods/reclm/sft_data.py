@@ -47,8 +47,7 @@ def windows(sequences: Interactions, epoch: int, seed: int,
   rng = np.random.default_rng((seed, epoch, 1))
   draws = rng.random((2, len(lengths)))[:, users]
   length_before = (
-    lengths[users] - 1 if full else 1 + np.floor(draws[0] * (lengths[users] - 1)).astype(np.int64)
-  )
+    lengths[users] - 1 if full else 1 + np.floor(draws[0] * (lengths[users] - 1)).astype(np.int64))
   first = np.maximum(0, length_before - MAX_ITEMS)
   if not full:
     first = first + np.floor(draws[1] * (length_before - first)).astype(np.int64)
@@ -81,8 +80,7 @@ def epoch_samples(cfg: ConfigDict, tokenized: TokenizedCatalog, train: Interacti
   histories = [train.items[first:last] for first, last in zip(begin, end)]
   taught = teach(histories, MAX_ITEMS + 1)
   category_requests = category_samples(
-    cfg, tokenized, template, histories, train.items[end], users, number, teach
-  )
+    cfg, tokenized, template, histories, train.items[end], users, number, teach)
   samples = []
   for i, user in enumerate(users):
     rng = np.random.default_rng((cfg.seed, number, int(user)))
@@ -94,8 +92,7 @@ def epoch_samples(cfg: ConfigDict, tokenized: TokenizedCatalog, train: Interacti
     sample = (
       category_requests[i]
       if i in category_requests
-      else recommendation_sample(tokenized, template, histories[i], labels, rng, cfg)
-    )
+      else recommendation_sample(tokenized, template, histories[i], labels, rng, cfg))
     samples.append(dataclasses.replace(sample, user=int(user), target=target))
     if talk and rng.random() < cfg.multi_round:
       samples[-1] = add_chat_turn(samples[-1], talk[rng.integers(len(talk))], int(rng.integers(2)))
@@ -127,11 +124,9 @@ def category_samples(cfg: ConfigDict, tokenized: TokenizedCatalog, template: dic
   kinds = {
     i: control_tasks.KINDS[rng.integers(len(control_tasks.KINDS))]
     for i, rng in enumerate(rngs)
-    if rng.random() < cfg.control
-  }
+    if rng.random() < cfg.control}
   lists, samples = (
-    [i for i, kind_of_user in kinds.items() if kind_of_user in control_tasks.LIST_KINDS], {}
-  )
+    [i for i, kind_of_user in kinds.items() if kind_of_user in control_tasks.LIST_KINDS], {})
   max_items = min(cfg.longest_list, len(tokenized.titles) - 1)
   made_lists = control_tasks.make_lists(
       tokenized, [histories[i] for i in lists], [int(targets[i]) for i in lists], teach,
@@ -144,8 +139,7 @@ def category_samples(cfg: ConfigDict, tokenized: TokenizedCatalog, template: dic
   for i, kind in kinds.items():
     if kind in control_tasks.QUESTION_KINDS and tokenized.categories_of(targets[i]):
       request, answer = control_tasks.make_question(
-        tokenized, template, kind, int(targets[i]), rngs[i], max_items
-      )
+        tokenized, template, kind, int(targets[i]), rngs[i], max_items)
       labels = () if kind == 'category_of' else tuple(answer)
       samples[i] = Sample([message('system', template['system']), message('user', request),
                            message('assistant', numbered_list(labels) if labels else answer)],

@@ -38,12 +38,10 @@ def stage(work: Workdir, cfg: ConfigDict, dataset: Dataset) -> dict:
   if source != 'train':
     return auxiliary_recommender.adopt(
       work, source, dataset, 'teacher.source',
-      "the address of a served one (http://...), or 'train'"
-    )
+      "the address of a served one (http://...), or 'train'")
   recommender_cfg, split = (
     auxiliary_recommender.settings(cfg.teacher, cfg.seed),
-    splits.leave_one_out(dataset.interactions)
-  )
+    splits.leave_one_out(dataset.interactions))
   model = sequential.model_config(recommender_cfg, num_items)
   validate = ranking.validator(lambda p: sequential.scorer(model, p), split.valid, num_items, 1,
                                recommender_cfg.train.valid_users)
@@ -56,8 +54,7 @@ def scorer(teacher_dir: Path, dataset: Dataset) -> Callable | None:
   return (
     None
     if read_json(teacher_dir / 'served.json')
-    else auxiliary_recommender.scorer(teacher_dir, len(dataset.catalog))
-  )
+    else auxiliary_recommender.scorer(teacher_dir, len(dataset.catalog)))
 
 
 def make_teacher(teacher_dir: Path, dataset: Dataset) -> Callable:
@@ -71,13 +68,11 @@ def make_teacher(teacher_dir: Path, dataset: Dataset) -> Callable:
   if score is None:
     url = read_json(teacher_dir / 'served.json')['url']
     return lambda histories, k, signs=None: ask_server(
-      url, dataset.catalog, histories, k, signs=signs
-    )
+      url, dataset.catalog, histories, k, signs=signs)
 
   def best(histories: Sequence, k: int) -> np.ndarray:
     offsets = np.concatenate([[0], np.cumsum([len(history) for history in histories])]).astype(
-      np.int64
-    )
+      np.int64)
     flat = np.concatenate(histories).astype(np.int32)
     return ranking.top_items(score, flat, offsets, num_items, min(k, num_items))[0]
 
@@ -125,10 +120,8 @@ def ask_server(url: str, catalog: Catalog, histories: Sequence, k: int, batch: i
         'users': [str(item) for item in range(len(histories_of_batch))],
         'item_lengths': [len(history) for history in histories_of_batch],
         'item_lists': [
-          [catalog.id_of(int(item)) for item in history] for history in histories_of_batch
-        ],
-        'k': k,
-        'immediately': 1,
+          [catalog.id_of(int(item)) for item in history] for history in histories_of_batch],
+        'k': k, 'immediately': 1,
         **({'target_category': signs[start:start + batch]} if signs else {})})['inference']
     for row, items in zip(taught[start:], answers):
       row[:len(items)] = [catalog.index(item) for item in items[:k]]

@@ -78,8 +78,7 @@ def load(catalog: Catalog, tokenizer: Tokenizer) -> TokenizedCatalog:
   is_bare = [not (title or '').strip() for title in catalog_titles]
   normalized = [
     normalize_title(item if without else title) for title, item,
-    without in zip(catalog_titles, catalog.ids, is_bare)
-  ]
+    without in zip(catalog_titles, catalog.ids, is_bare)]
 
   def round_trip(texts: Sequence[str]) -> list[str]:
     return [' '.join(tokenizer.decode(ids).split()) for ids in tokenizer.encode_batch(texts)]
@@ -90,8 +89,7 @@ def load(catalog: Catalog, tokenizer: Tokenizer) -> TokenizedCatalog:
   notes = {
     **spelling.count_changes(normalized, titles), 'equal_tokens': num_twins,
     'named_by_id': sum(is_bare),
-    'titles_made_unlike': sum(before != after for before, after in zip(titles, distinct))
-  }
+    'titles_made_unlike': sum(before != after for before, after in zip(titles, distinct))}
   return TokenizedCatalog(catalog, distinct, title_tokens, category_paths(catalog), notes)
 
 
@@ -124,14 +122,12 @@ def category_paths(catalog: Catalog) -> list[list[str]]:
   lists = catalog.columns.get('categories') or [None] * len(catalog)
   roots = {categories[0] for categories in lists if categories}
   cut = (
-    1 if len(roots) == 1 and any(len(categories) > 1 for categories in lists if categories) else 0
-  )
+    1 if len(roots) == 1 and any(len(categories) > 1 for categories in lists if categories) else 0)
   return [
     [', '.join(categories[cut:end]) for end in range(cut + 1, len(categories) + 1)]
     if categories
     else []
-    for categories in lists
-  ]
+    for categories in lists]
 
 
 def with_codes(tokenized: TokenizedCatalog, table: Int[np.ndarray, 'N L'],
@@ -155,8 +151,6 @@ def make_filter(tree: trie.Trie, excluded: Sequence[Sequence[int]],
   """
   allowed_rows = None if allowed is None else np.atleast_2d(allowed)
   row_of_request = (
-    None if allowed_rows is None else np.arange(len(excluded), dtype=np.int32) % len(allowed_rows)
-  )
+    None if allowed_rows is None else np.arange(len(excluded), dtype=np.int32) % len(allowed_rows))
   return item_filter.build_item_filter(
-    tree, allowed_rows, row_of_request, excluded
-  )
+    tree, allowed_rows, row_of_request, excluded)

@@ -47,8 +47,7 @@ from recjax.training.workdir import Workdir
 # the titles of a history, so that what is learned of those titles holds for answers at once.
 INIT_WORDS = {
   'words': {tokenized_catalog.SOI: 'start of an item', tokenized_catalog.EOI: 'end of an item'},
-  'quotes': {tokenized_catalog.SOI: " '", tokenized_catalog.EOI: "'"}
-}
+  'quotes': {tokenized_catalog.SOI: " '", tokenized_catalog.EOI: "'"}}
 
 
 def settings(cfg: ConfigDict) -> ConfigDict:
@@ -94,8 +93,7 @@ def control_tokens(cfg: ConfigDict, table: np.ndarray | None = None) -> list[str
   size = int(table.max()) + 1
   return [
     tokenized_catalog.SOI, tokenized_catalog.EOI,
-    *(f'<{level}_{code}>' for level in range(table.shape[1]) for code in range(size))
-  ]
+    *(f'<{level}_{code}>' for level in range(table.shape[1]) for code in range(size))]
 
 
 def scoring_options(train: ConfigDict, eoi: int) -> Normalization:
@@ -128,8 +126,7 @@ def new_chat_model(cfg: ConfigDict, llm_dir: Path, mesh: jax.sharding.Mesh,
   tokenizer, ids = tokenizers.add_control_tokens(base, control_tokens(cfg, table))
   init_words = [
     base.encode(INIT_WORDS[cfg.train.control_like].get(name, 'item'))
-    for name in control_tokens(cfg, table)
-  ]
+    for name in control_tokens(cfg, table)]
   params, shape = embedding_resize.add_tokens(params, model.cfg, ids, init_words)
   if len(ids) > 2:  # codes that begin alike would stay alike under symmetric gradients
     rows = embedding_resize.token_rows(params, ids)
@@ -149,8 +146,7 @@ def make_encoder(cfg: ConfigDict, chat_model: ChatModel,
   chat_model: the LLM. tokenized: the catalog."""
   return chat_encoding.ChatEncoder(
     chat_model.tokenizer, tokenized.title_tokens, chat_model.soi, chat_model.eoi, nodes,
-    cfg.prompt.max_prompt_tokens, dict(cfg.prompt.variables)
-  )
+    cfg.prompt.max_prompt_tokens, dict(cfg.prompt.variables))
 
 
 def load_tokenized(cfg: ConfigDict, dataset: Dataset, chat_model: ChatModel,
@@ -161,8 +157,7 @@ def load_tokenized(cfg: ConfigDict, dataset: Dataset, chat_model: ChatModel,
   return (
     tokenized
     if table is None
-    else tokenized_catalog.with_codes(tokenized, table, chat_model.codes[0])
-  )
+    else tokenized_catalog.with_codes(tokenized, table, chat_model.codes[0]))
 
 
 def load_chat_pairs(cfg: ConfigDict,
@@ -194,24 +189,19 @@ def stage(work: Workdir, cfg: ConfigDict, dataset: Dataset, llm_dir: Path, teach
   trie = tokenized.to_trie(chat_model.eoi, chat_model.model.cfg.vocab)
   talk, num_left_out = load_chat_pairs(cfg, talk_dir)
   parts, counts = encode_samples(
-    cfg, dataset, tokenized, chat_model, trie, teacher.make_teacher(teacher_dir, dataset), talk
-  )
+    cfg, dataset, tokenized, chat_model, trie, teacher.make_teacher(teacher_dir, dataset), talk)
   prefix = sft.common_prefix([
-    example.ids[:example.learned.argmax()].tolist() for example in parts['train'] + parts['valid']
-  ])
+    example.ids[:example.learned.argmax()].tolist() for example in parts['train'] + parts['valid']])
   train, valid = (
     sft.pack_conversations(parts[part], cfg.train.row_tokens, prefix, chat_encoding.MARKS)
-    for part in ('train', 'valid')
-  )
+    for part in ('train', 'valid'))
   batches, steps_of_epochs = sft.shuffled_batches(train, cfg.train.batch, work.mesh, cfg.seed)
   items = (
     item_embeddings.item_vectors(work, cfg, teacher_dir, dataset, llm_dir)
     if cfg.grounding == 'ret'
-    else None
-  )
+    else None)
   task = make_task(
-    cfg, chat_model, trie, items, train, valid, batches, sharding.num_batch_shards(work.mesh)
-  )
+    cfg, chat_model, trie, items, train, valid, batches, sharding.num_batch_shards(work.mesh))
   steps = max(1, round(steps_of_epochs))
   fit_settings = dataclasses.replace(
       loop.FitSettings.of(cfg.optim), steps=steps, seed=cfg.seed,
@@ -234,8 +224,7 @@ def encode_samples(cfg: ConfigDict, dataset: Dataset, tokenized: tokenized_catal
   run. chat_model: the LLM. -> {part: [TokenSample]}, counts
   """
   nodes = trie_masked.title_nodes(
-    trie.first, trie.tok, [[*title_ids, chat_model.eoi] for title_ids in tokenized.title_tokens]
-  )
+    trie.first, trie.tok, [[*title_ids, chat_model.eoi] for title_ids in tokenized.title_tokens])
   encoder = make_encoder(cfg, chat_model, tokenized, nodes)
   parts = offline_samples.run_samples(cfg, dataset, tokenized, teach, talk)
   parts['train'] = [sample for samples in parts['train'] for sample in samples]
@@ -245,8 +234,7 @@ def encode_samples(cfg: ConfigDict, dataset: Dataset, tokenized: tokenized_catal
     fitting = [
       sample_examples
       for sample_examples in encoded
-      if all(len(example.ids) <= cfg.prompt.max_prompt_tokens for example in sample_examples)
-    ]
+      if all(len(example.ids) <= cfg.prompt.max_prompt_tokens for example in sample_examples)]
     examples[part] = [example for sample_examples in fitting for example in sample_examples]
     num_too_long += len(encoded) - len(fitting)
     counts[part] = len(fitting)
@@ -255,8 +243,7 @@ def encode_samples(cfg: ConfigDict, dataset: Dataset, tokenized: tokenized_catal
   return examples, {
     'samples': counts['train'], **({'answers_learned_apart': num_apart} if num_apart else {}),
     'about_categories': num_about_categories, 'too_long': num_too_long,
-    'users_too_short': int((dataset.interactions.lengths() < sft_data.MIN_USER_ITEMS).sum())
-  }
+    'users_too_short': int((dataset.interactions.lengths() < sft_data.MIN_USER_ITEMS).sum())}
 
 
 # What is trained.
@@ -294,8 +281,7 @@ def model_variables(cfg: ConfigDict, chat_model: ChatModel, train: PyTree, froze
     return {'params': train['params']}
   return {
     'params': embedding_resize.set_rows(frozen, train['rows'], control_ids(chat_model)),
-    'lora': train['lora']
-  }
+    'lora': train['lora']}
 
 
 def init_projection(key: Key[Array, ''], width: int, hidden: int,
@@ -343,23 +329,13 @@ def make_task(cfg: ConfigDict, chat_model: ChatModel, trie: Trie, items: np.ndar
   frozen = () if cfg.train.mode == 'full' else chat_model.params
   padded_rows = -(-batches.size // num_shards) * num_shards
   return Task(
-    init=None,
-    start=start,
-    loss=microbatch.mean(loss_of_batch),
-    split=split,
-    shape=(chat_model.model.cfg, len(train.prefix)),
-    batches=batches,
-    frozen=frozen,
+    init=None, start=start, loss=microbatch.mean(loss_of_batch), split=split,
+    shape=(chat_model.model.cfg, len(train.prefix)), batches=batches, frozen=frozen,
     rules=llm.RULES,
     evaluate=make_validator(
       functools.partial(
-        loss_sums, cfg, chat_model, train.prefix, scope, max_fetched_items(valid, padded_rows)
-      ),
-      valid,
-      padded_rows,
-      cfg.ret.alpha,
-    ),
-  )
+        loss_sums, cfg, chat_model, train.prefix, scope, max_fetched_items(valid, padded_rows)),
+      valid, padded_rows, cfg.ret.alpha))
 
 
 def make_validator(sums: Callable, valid: PackedSamples, rows: int,
@@ -411,8 +387,7 @@ def loss_sums(cfg: ConfigDict, chat_model: ChatModel, prefix: Sequence[int],
     if cfg.train.average == 'tokens':
       return token_weights
     return sft.sample_weights(
-      token_weights.reshape(batch['segments'].shape), batch['segments']
-    ).reshape(-1)
+      token_weights.reshape(batch['segments'].shape), batch['segments']).reshape(-1)
 
   weights = columns['weights']
   learned_weights = weights
@@ -422,8 +397,7 @@ def loss_sums(cfg: ConfigDict, chat_model: ChatModel, prefix: Sequence[int],
   if cfg.grounding == 'ret':
     count, kept_weights = learned_weights.sum(), weigh(learned_weights * (columns['item'] >= 0))
     nll = trie_masked.token_nll(
-      hidden, head, columns['targets'], jnp.full_like(columns['node'], trie_masked.FREE), scope
-    )
+      hidden, head, columns['targets'], jnp.full_like(columns['node'], trie_masked.FREE), scope)
     sums = {'token_nll': (nll * kept_weights).sum(), 'tokens': kept_weights.sum()}
     items = columns['item'] * (weights > 0)
     sums['item_nll'], sums['items'] = fetch_loss(
@@ -490,8 +464,7 @@ def load_model(cfg: ConfigDict, llm_dir: Path, tuned_dir: Path,
   if cfg.grounding == 'ret':
     parts = plain_arrays.load(tuned_dir / 'ret.npz')
     layers = [
-      jax.tree.map(jnp.asarray, parts['project'][number]) for number in sorted(parts['project'])
-    ]
+      jax.tree.map(jnp.asarray, parts['project'][number]) for number in sorted(parts['project'])]
     extra = {'project': layers, 'items': jnp.asarray(parts['items'])}
   if cfg.train.mode == 'full':
     model, params, tokenizer = llm_loading.load(tuned_dir, cfg.llm, mesh)

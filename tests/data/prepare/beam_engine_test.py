@@ -87,6 +87,7 @@ class BeamTest(parameterized.TestCase):
     self.assertEqual((self.folder / 'beam' / 'sequences.jsonl').read_text(),
                      (self.folder / 'duckdb' / 'sequences.jsonl').read_text())
 
+  @long
   def test_mistakes_are_said_and_nothing_stays(self):
     with self.assertRaisesRegex(DataError, '9 of 159 interactions cannot be used, e.g. f.csv'):
       beam_engine.prepare(

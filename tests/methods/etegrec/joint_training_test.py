@@ -1,4 +1,5 @@
 """Both sides of ETEGRec's training, who moves and who stands still; the fit of the tokenizer."""
+import functools
 import pathlib
 from unittest import mock
 
@@ -30,21 +31,27 @@ NET = semantic_id_t5.Config(
 )
 
 
+@functools.cache
 def parts(items=9):
   x = jnp.asarray(np.random.default_rng(0).normal(size=(items, 6)), jnp.float32)
   ids = rqvae.init_codebooks(ID, rqvae.init(ID, jax.random.key(0)), x, jax.random.key(1))
   table = semantic_ids.padded_table(rqvae.assign_codes(ID, ids, x))[0]
-  rec = semantic_id_t5.init(NET, jax.random.key(2))
+  rec = jax.jit(semantic_id_t5.init, static_argnums=0)(NET, jax.random.key(2))
   rng = np.random.default_rng(1)
   some = [(jnp.asarray(rng.integers(0, items + 1, (4, 3))), jnp.asarray([3, 5, 3, 0]),
            jnp.zeros((4, 1), jnp.int32))]
   return x, ids, table, rec, some
 
 
-def epoch(side, weights, state, some, x, number=0):
+@functools.cache
+def program(side, weights):
   tx = optax.sgd(1e-2)
-  run = training.make_epoch(side, NET, weights, ID, tx, lambda key: jnp.arange(2),
-                          lambda data, at: data)
+  return tx, training.make_epoch(side, NET, weights, ID, tx, lambda key: jnp.arange(2),
+                                 lambda data, at: data)
+
+
+def epoch(side, weights, state, some, x, number=0):
+  tx, run = program(side, weights)
   state = {'params': state, 'opt': {side: tx.init(state[side])}}
   new, means = run(state, jax.random.key(0), some, x, jnp.zeros((1, 1)), jnp.int32(number))
   return new['params'], means
