@@ -64,16 +64,14 @@ def run(cfg: ConfigDict, work: Workdir) -> None:
   codes_dir = None
   if cfg.grounding == 'token':
     codes_dir = work.stage(
-      'codes', item_embeddings.stage, item_embeddings.settings(cfg), dataset, llm_dir, teacher_dir
-    )
+      'codes', item_embeddings.stage, item_embeddings.settings(cfg), dataset, llm_dir, teacher_dir)
   talk_dir = None
   if cfg.talk.source == 'own' and (cfg.train.multi_round or cfg.train.chat_share):
     talk_dir = work.stage('own-talk', own_talk.stage, own_talk.settings(cfg), llm_dir)
   static_dir = pathlib.Path(cfg.train.static) if cfg.train.static else None
   tuned_dir = work.stage(
     'tune', train.stage, train.settings(cfg), dataset, llm_dir, teacher_dir, codes_dir, static_dir,
-    talk_dir
-  )
+    talk_dir)
   results_dir = work.stage(
     'evaluate', evaluate.stage, evaluate.settings(cfg), dataset, llm_dir, tuned_dir, teacher_dir,
     codes_dir)

@@ -142,8 +142,7 @@ class ChatBatcher:
         continue
       key = (
         self.domain_of(request)[0], self.temperature_of(request), request.seed,
-        len(prompts[row]) // PROMPT_BUCKET
-      )
+        len(prompts[row]) // PROMPT_BUCKET)
       rows_by_program.setdefault(key, []).append(row)
     for (name, temperature, seed, _), rows in rows_by_program.items():
       for start in range(0, len(rows), BATCH_SIZES[-1]):
@@ -152,8 +151,7 @@ class ChatBatcher:
           self.domains[name], [requests[row_number] for row_number in batch_rows],
           [prompts[row_number] for row_number in batch_rows],
           [plans[row_number] for row_number in batch_rows], temperature, seed,
-          lambda place, answer, batch_rows=batch_rows: settle(batch_rows[place], answer)
-        )
+          lambda place, answer, batch_rows=batch_rows: settle(batch_rows[place], answer))
         for row, chat_answer in zip(batch_rows, batch_answers):
           answers[row] = chat_answer
     return answers
@@ -188,8 +186,7 @@ class ChatBatcher:
       replies = generation.generate_replies(
         grounded, self.generator, decode, prompts + prompts[-1:] * num_padded,
         allowed=np.stack([plan.allowed for plan in padded_plans]),
-        least=np.array([plan.least for plan in padded_plans]), seed=seed, on_tokens=on_tokens
-      )
+        least=np.array([plan.least for plan in padded_plans]), seed=seed, on_tokens=on_tokens)
     return [answer_at(place, reply) for place, reply in enumerate(replies[: len(requests)])]
 
   def asked(self, turns: Sequence[dict], **fields: Any) -> ChatRequest:

@@ -91,8 +91,7 @@ class Conversation:
     reply = self._generate(ids, plan, seed, tell)
     ends = set(chat_model.tokenizer.eos_ids)
     self.turns.append(
-      prompts.message('assistant', [[token for token in reply.ids if token not in ends]])
-    )
+      prompts.message('assistant', [[token for token in reply.ids if token not in ends]]))
     return dataclasses.replace(reply, text=plan.note + reply.text)
 
   def warm(self) -> None:
@@ -146,8 +145,7 @@ class Conversation:
     search = dataclasses.replace(generation.sampling(decode), pad_id=chat_model.tokenizer.pad_id)
     return stream(
       _decoder(model), {'variables': chat_model.variables, 'past': self.cache}, [ids[-1:]], search,
-      constraint, on_tokens, seed=seed, bucket=1
-    )
+      constraint, on_tokens, seed=seed, bucket=1)
 
 
 _decoder = functools.lru_cache(4)(llm_decoder.continuing_decoder)

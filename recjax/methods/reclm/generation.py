@@ -73,15 +73,13 @@ class GroundedModel:
     if self.kind == 'ret':
       return retrieval_constraint.build_retrieval_constraint(
         self.tokenized.title_tokens, chat_model.extra['items'], chat_model.extra['project'],
-        train.project, settings, self.excluded_mask(batch, excluded, allowed), least
-      )
+        train.project, settings, self.excluded_mask(batch, excluded, allowed), least)
     filter_ = None
     if excluded is not None or allowed is not None:
       filter_ = tokenized_catalog.make_filter(self.trees[0], excluded or [()] * batch, allowed)
     return item_span.item_span_constraint(
       self.trees, self.device_trie, settings, batch, catalog=root, item_filter=filter_,
-      least=least
-    )
+      least=least)
 
   def excluded_mask(self, batch: int, excluded: Sequence[Sequence[int]] | None,
                     allowed: np.ndarray | None) -> np.ndarray | None:

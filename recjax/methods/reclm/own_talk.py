@@ -45,8 +45,7 @@ def stage(work: Workdir, cfg: ConfigDict, llm_dir: Path) -> dict[str, int]:
                                         prompt_ids, min(BATCH, len(asked)), answer_batch)
   records = [
     {'question': question, 'answer': answer_text(tokenizer, ids)}
-    for question, (ids,) in zip(asked, answered)
-  ]
+    for question, (ids,) in zip(asked, answered)]
   records = [record for record in records if record['answer'].strip(conversations.CUT)]
   file_io.write_atomic(work.folder / PAIRS, file_io.encode_lines(records))
   num_cut = sum(record['answer'].endswith(conversations.CUT) for record in records)
