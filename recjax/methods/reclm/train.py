@@ -26,6 +26,7 @@ from recjax.methods.reclm import (
   chat_encoding,
   item_embeddings,
   offline_samples,
+  own_talk,
   sft_data,
   teacher,
   tokenized_catalog,
@@ -159,29 +160,34 @@ def load_tokenized(cfg: ConfigDict, dataset: Dataset, chat_model: ChatModel,
     else tokenized_catalog.with_codes(tokenized, table, chat_model.codes[0]))
 
 
-def load_chat_pairs(cfg: ConfigDict) -> tuple[list[tuple[str, str]], int]:
-  """Chat pairs: of a file, the built-in ones, or none. cfg: the run's config. -> [(question,
-  answer)], left out"""
+def load_chat_pairs(cfg: ConfigDict,
+                    talk_dir: Path | None = None) -> tuple[list[tuple[str, str]], int]:
+  """Chat pairs: of a file, the built-in ones, the model's own, or none. cfg: the run's config.
+  talk_dir: of the stage that asked the model. -> [(question, answer)], left out"""
   if not cfg.talk.source or not (cfg.train.multi_round or cfg.train.chat_share):
     return [], 0
   if cfg.talk.source == 'sample':
     return questions(1000, cfg.seed), 0
+  if cfg.talk.source == 'own':
+    return own_talk.read(talk_dir), 0
   return conversations.read(cfg.talk.source)
 
 
 def stage(work: Workdir, cfg: ConfigDict, dataset: Dataset, llm_dir: Path, teacher_dir: Path,
-          codes_dir: Path | None = None, static_dir: Path | None = None) -> dict:
+          codes_dir: Path | None = None, static_dir: Path | None = None,
+          talk_dir: Path | None = None) -> dict:
   """Tunes the LLM of `llm_dir` into `work.folder`.
 
   teacher_dir, codes_dir: of those stages. static_dir: the folder of `train.static`, whose content
-  decides the result too. work: of the stage. cfg: as `settings`. dataset: of the run. -> counts
+  decides the result too. talk_dir: of the stage that asked the LLM plain questions. work: of the
+  stage. cfg: as `settings`. dataset: of the run. -> counts
   """
   del static_dir
   table = None if codes_dir is None else run_files.read_arrays(codes_dir / 'codes.npy')
   chat_model = new_chat_model(cfg, llm_dir, work.mesh, table)
   tokenized = load_tokenized(cfg, dataset, chat_model, table)
   trie = tokenized.to_trie(chat_model.eoi, chat_model.model.cfg.vocab)
-  talk, num_left_out = load_chat_pairs(cfg)
+  talk, num_left_out = load_chat_pairs(cfg, talk_dir)
   parts, counts = encode_samples(
     cfg, dataset, tokenized, chat_model, trie, teacher.make_teacher(teacher_dir, dataset), talk)
   prefix = sft.common_prefix([
