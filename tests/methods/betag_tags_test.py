@@ -136,7 +136,7 @@ class TagsTest(absltest.TestCase):
     self.assertEqual(counts['cut_at_max_tokens'], 6)
 
   def test_settings_of_a_service_that_is_not_asked_decide_nothing(self):
-    cfg = toy.toy_config(self.folder / 'toy')
+    cfg = toy.toy_config(self.folder / 'toy').lock()  # as a run's is
     before = base_tags.settings(cfg)
     cfg.tags.api_max_tokens = 7
     self.assertEqual(before, base_tags.settings(cfg))

@@ -317,7 +317,7 @@ class PartsTest(parameterized.TestCase):
     self.assertEqual(done['failed'], 0)
 
   def test_settings_of_a_service_that_is_not_asked_decide_nothing(self):
-    cfg = etegrec_scientific.get_config()
+    cfg = etegrec_scientific.get_config().lock()
     self.assertEqual(set(interests.settings(cfg).interests), {'source', 'encoder'})
     cfg.interests.source = 'api'
     self.assertIn('api_model', interests.settings(cfg).interests)

@@ -49,11 +49,10 @@ def stage(work: Workdir, cfg: ConfigDict, dataset: Dataset) -> dict[str, Any]:
 
 def settings(cfg: ConfigDict) -> ConfigDict:
   """What of the config decides the base tags. cfg: the run's config."""
-  group = ConfigDict(cfg.tags)
-  if group.source != 'api':
-    for name in ('api_max_tokens', 'api_failure_ratio'):  # younger than the others: runs of before
-      del group[name]  # they came stay valid
-  return group
+  if cfg.tags.source == 'api':
+    return cfg.tags
+  younger = ('api_max_tokens', 'api_failure_ratio')  # than the others: runs of before stay valid
+  return ConfigDict({name: value for name, value in cfg.tags.items() if name not in younger})
 
 
 def split_of(dataset: Dataset) -> Split:
