@@ -16,6 +16,7 @@ from typing import Any, NamedTuple, cast
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Bool, Float, Integer, Key, PyTree
 
@@ -30,8 +31,10 @@ LINEAR = ('q', 'k', 'v', 'o', 'gate', 'up', 'down')
 
 ROW_AXES = ('data', 'fsdp')
 
+KEPT = 'linear'  # the name of what linear layers give
+
 POLICIES = {
-    'dots': jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+    'dots': jax.checkpoint_policies.save_only_these_names(KEPT),
     'full': jax.checkpoint_policies.nothing_saveable,
 }
 
@@ -60,7 +63,7 @@ class Config:
   output layer is the embedding. qkv_bias, out_bias, mlp_bias: which linear layers have a bias.
   qk_norm: queries and keys are normed, as in Qwen3. max_positions: length the model was made for.
   dtype: computes. param_dtype: stores the frozen weights; adapters are float32. remat: 'none' keeps
-  every activation, 'dots' keeps matmul results, 'full' keeps only each block's input. scan_unroll:
+  every activation, 'dots' keeps what linear layers give, 'full' only each block's input. scan_unroll:
   layers in one step of the scan. lora_rank: 0 for no adapters. lora_alpha: their scale is alpha /
   rank. lora_targets: names of the linear layers that have one. Raises ConfigError.
   """
@@ -161,7 +164,9 @@ def project(x: Float[AnyArray, 'B S E'], weights: Sequence[Weight],
       low_rank = x @ jnp.concatenate(adapted, 1).astype(dtype)
       parts = iter(jnp.split(low_rank, len(adapted), -1))
       ys = [y if w.b is None else y + next(parts) @ w.b.astype(dtype) for y, w in zip(ys, weights)]
-  return [y if w.bias is None else y + w.bias.astype(dtype) for y, w in zip(ys, weights)]
+  # Named as a sum: x W and the adapter's share would each be kept, were products what is kept.
+  return [checkpoint_name(y if w.bias is None else y + w.bias.astype(dtype), KEPT)
+          for y, w in zip(ys, weights)]
 
 
 def _merging_pays(x, weights):
@@ -357,6 +362,14 @@ def init(cfg: Config, key: Key[Array, '']) -> PyTree:
 def shapes(cfg: Config) -> PyTree:
   """The 'params' tree as jax.ShapeDtypeStruct, without computing anything."""
   return jax.eval_shape(lambda key: init(cfg, key), jax.random.key(0))
+
+
+def as_stored(params: PyTree, cfg: Config) -> PyTree:
+  """Trained weights, which are float32, in the type that cfg's model stores; for a checkpoint.
+
+  params: the 'params' tree, on the host or a device.
+  """
+  return jax.tree.map(lambda x: x.astype(jnp.dtype(cfg.param_dtype)), params)
 
 
 def param_bytes(cfg: Config) -> int:

@@ -13,7 +13,7 @@ from recjax.errors import ConfigError
 from recjax.methods.bigrec import instruction_data, prompts
 from recjax.methods.bigrec.instruction_data import Data
 from recjax.methods.bigrec.prompts import Template
-from recjax.models import huggingface
+from recjax.models import huggingface, llm
 from recjax.text.tokenizer import Tokenizer
 from recjax.training import llm_loading, sft, tiny_llm
 from recjax.training.workdir import Workdir
@@ -77,7 +77,7 @@ def stage(work: Workdir, cfg: ConfigDict, data: Data, folder: pathlib.Path) -> d
     name = os.path.relpath(folder, work.folder) if inside else str(folder)
     huggingface.save_adapter(to_host(trained), model.cfg, work.folder, base=name)
   else:
-    huggingface.save(to_host(trained), model.cfg, work.folder)
+    huggingface.save(llm.as_stored(to_host(trained), model.cfg), model.cfg, work.folder)
     tokenizer.save(work.folder)
   return {**counts, 'shortened_prompts': parts[0][2] + parts[1][2]}
 

@@ -303,7 +303,8 @@ def project(layers: Sequence[dict[str, Array]],
   layers: as `init_projection` gives them. states: of the LLM.
   """
   for number, layer in enumerate(layers):
-    states = (nn.gelu(states, approximate=False) if number else states) @ layer['kernel']
+    states = jnp.matmul(nn.gelu(states, approximate=False) if number else states, layer['kernel'],
+                        precision=jax.lax.Precision.HIGHEST)
     states = states + layer['bias']
   return states
 
@@ -453,7 +454,8 @@ def save_model(work: Workdir, cfg: ConfigDict, chat_model: ChatModel, llm_dir: P
   """
   chat_model.tokenizer.save(work.folder)
   if cfg.train.mode == 'full':
-    huggingface.save(trained['params'], chat_model.model.cfg, work.folder)
+    shape = chat_model.model.cfg
+    huggingface.save(llm.as_stored(trained['params'], shape), shape, work.folder)
   else:
     is_inside = llm_dir.resolve().is_relative_to(work.path.resolve())
     base = os.path.relpath(llm_dir, work.folder) if is_inside else str(llm_dir)
