@@ -215,6 +215,7 @@ def decoder(cfg: Config) -> Decoder:
   q * C + c.
   """
   model = SemanticIdT5(cfg)
+  exact = jax.lax.Precision.HIGHEST  # lists hang on these products
 
   def read(params, items, lengths):
     real = jnp.arange(items.shape[1]) < lengths[:, None]
@@ -230,11 +231,12 @@ def decoder(cfg: Config) -> Decoder:
     return table.reshape(-1, table.shape[-1])
 
   def logits(params, states):
-    return states @ output_rows(params).T
+    return jnp.matmul(states, output_rows(params).T, precision=exact)
 
   def rows(params, states, ids):
-    return jnp.einsum('bkd,bkcd->bkc', states, output_rows(params)[ids])
+    return jnp.einsum('bkd,bkcd->bkc', states, output_rows(params)[ids], precision=exact)
 
   def window(params, states, first, size):
-    return states @ jax.lax.dynamic_slice_in_dim(output_rows(params), first, size).T
+    rows = jax.lax.dynamic_slice_in_dim(output_rows(params), first, size)
+    return jnp.matmul(states, rows.T, precision=exact)
   return t5_lib.make_decoder(cfg.t5, read, step, logits, rows, window)
