@@ -8,6 +8,7 @@ from jax.sharding import Mesh
 from jaxtyping import PyTree
 from ml_collections import ConfigDict
 
+from recjax.distributed import sharding
 from recjax.distributed.multihost import to_host
 from recjax.errors import ConfigError
 from recjax.methods.bigrec import instruction_data, prompts
@@ -118,6 +119,11 @@ def encoded(tokenizer: Tokenizer, template: Template, cfg: ConfigDict,
   return asked, answers, cut
 
 
+def generation_mesh(folder: pathlib.Path, mesh: Mesh) -> Mesh:
+  """The devices of `mesh` as writing wants them. folder: of the LLM."""
+  return sharding.generation_mesh(mesh, huggingface.read_config(folder).kv_heads)
+
+
 def tuned(cfg: ConfigDict, folder: pathlib.Path, made: pathlib.Path,
           mesh: Mesh) -> tuple[Any, dict[str, PyTree], Tokenizer]:
   """The tuned LLM.
@@ -126,7 +132,7 @@ def tuned(cfg: ConfigDict, folder: pathlib.Path, made: pathlib.Path,
   -> (model, variables, tokenizer)
   """
   if cfg.train.mode == 'lora':
-    model, params, tokenizer, lora = llm_loading.load_adapted(folder, cfg.llm, made, mesh)
-    return model, {'params': params, 'lora': lora}, tokenizer
-  model, params, tokenizer = llm_loading.load(made, cfg.llm, mesh)
+    model, params, tokenizer = llm_loading.load_merged(folder, cfg.llm, made, mesh)
+  else:
+    model, params, tokenizer = llm_loading.load(made, cfg.llm, mesh)
   return model, {'params': params}, tokenizer
