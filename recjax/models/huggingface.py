@@ -187,7 +187,10 @@ def load(
       r'(model\.layers\.\d+\.self_attn|model)\.rotary_emb\.inv_freq': rope.frequencies(cfg)[0]}
   if cfg.tied:
     spare[re.escape(HEAD)] = EMBED
-  return read_tensors(folder, shapes, shardings, spare)
+  filled = {}
+  if cfg.rows > cfg.vocab:
+    filled = {'embed': (cfg.vocab, cfg.width), 'head': (cfg.width, cfg.vocab)}
+  return read_tensors(folder, shapes, shardings, spare, filled=filled)
 
 
 class StoredTensor(NamedTuple):
@@ -199,13 +202,14 @@ class StoredTensor(NamedTuple):
 def read_tensors(
     folder: Folder, shapes: PyTree, shardings: PyTree | None,
     spare: Mapping[str, np.ndarray | str | None], names: Names = NAMES, root: str = '',
-    stem: str = 'model') -> PyTree:
+    stem: str = 'model', filled: Mapping[str, tuple[int, int]] | None = None) -> PyTree:
   """Fills a tree of jax.ShapeDtypeStruct from the files of `folder`.
 
   shapes: the tree. shardings: as `load` takes them. spare: {pattern of the names of tensors that
   have no place: what they must equal, as an array or as the name of another tensor, or None for
   those that the function never reads}. names: of the leaves. root: what some files put before
-  names. stem: of the files' names. Raises DataError as `load` does.
+  names. stem: of the files' names. filled: {path of a leaf: shape in the files} of those that are
+  larger, with zeros behind. Raises DataError as `load` does.
   """
   folder = pathlib.Path(folder)
   with contextlib.ExitStack() as stack:
@@ -234,7 +238,7 @@ def read_tensors(
       shardings = jax.tree.map(lambda _: everywhere, shapes)
 
     def read(path, leaf, sharding):
-      return _read_leaf(path_of(path), leaf, sharding, names, stored)
+      return _read_leaf(path_of(path), leaf, sharding, names, stored, filled or {})
     return jax.tree_util.tree_map_with_path(read, shapes, shardings)
 
 
@@ -327,12 +331,12 @@ def _open_tensors(
   return stored
 
 
-def _read_leaf(path, leaf, sharding, names, stored):
+def _read_leaf(path, leaf, sharding, names, stored, filled):
   """One of our arrays, each device's part read on its own."""
   template, transpose = names[path]
   stacked = '{}' in template
   tensors = [stored[name] for name in _their_names(path, leaf, names)]
-  shape = leaf.shape[1:] if stacked else leaf.shape
+  shape = filled.get(path, leaf.shape[1:] if stacked else leaf.shape)
   needed = shape[::-1] if transpose else shape
   for name, tensor in zip(_their_names(path, leaf, names), tensors):
     view = tensor.view()
@@ -344,9 +348,17 @@ def _read_leaf(path, leaf, sharding, names, stored):
 
   def part(index):
     inner = index[1:] if stacked else index
+    if path in filled:
+      starts, ends = zip(*(s.indices(size)[:2] for s, size in zip(inner, leaf.shape)))
+      inner = tuple(slice(min(a, n), min(b, n)) for a, b, n in zip(starts, ends, shape))
+      more = [(0, b - a - (s.stop - s.start)) for a, b, s in zip(starts, ends, inner)]
+      if any(s.start == s.stop for s in inner):  # zeros alone, which no file holds
+        return np.zeros([b - a for a, b in zip(starts, ends)], leaf.dtype)
     rows = [tensor.view()[inner[::-1] if transpose else inner]
             for tensor in (tensors[index[0]] if stacked else tensors)]
     rows = [(row.T if transpose else row).astype(leaf.dtype) for row in rows]
+    if path in filled:
+      return np.pad(rows[0], more)
     return np.stack(rows) if stacked else rows[0]
   return jax.make_array_from_callback(leaf.shape, sharding, part)
 
@@ -354,11 +366,11 @@ def _read_leaf(path, leaf, sharding, names, stored):
 def save(params: PyTree, cfg: llm.Config, folder: Folder, max_shard_bytes: int = 5 << 30) -> None:
   """Writes a checkpoint that transformers loads: config.json and safetensors, split by size.
 
-  params: without adapters (see lora.merge). cfg: the model's. max_shard_bytes: of one file. A
-  folder that has config.json is whole: that file goes first and comes back last. Raises ConfigError
-  if no known family has cfg's options.
+  params: without adapters (see lora.merge); rows that fill up tables are left out. cfg: of the
+  model. max_shard_bytes: of one file. A folder that has config.json is whole: that file goes first
+  and comes back last. Raises ConfigError if no known family has cfg's options.
   """
-  config = family_config(cfg)
+  config, params = family_config(cfg), llm.cut_tables(params, cfg)
   config['dtype'] = str(params['embed'].dtype)
   folder = pathlib.Path(folder)
   folder.mkdir(parents=True, exist_ok=True)
