@@ -16,6 +16,7 @@ CORE = [
 DATA = ['duckdb>=2.0', 'tensorflow-datasets>=4.9.10', 'array-record>=0.8', 'grain>=0.2.18',
         'importlib-resources>=6.0']
 BEAM = ['apache-beam>=2.77']
+GGUF = ['gguf>=0.19']
 SERVE = ['fastapi>=0.115', 'uvicorn>=0.30', 'prometheus-client>=0.20',
          'fastapi-offline>=1.7']
 TEST = ['hypothesis>=6.100', 'ruff>=0.13', 'httpx>=0.27', 'openai>=3', 'schemathesis>=4',
@@ -60,11 +61,13 @@ setup(
                     'nvidia-cuda-runtime-cu12>=12.9,<13', 'nvidia-cudnn-cu12>=9.8,<10'],
         'data': DATA,
         'beam': BEAM,
+        'gguf': GGUF,
         'serve': SERVE,
-        'test': TEST + DATA + SERVE,
+        'test': TEST + DATA + SERVE + GGUF,
         'parity': PARITY,
         'docs': DOCS,
-        'dev': TEST + DATA + BEAM + SERVE + PARITY + DOCS + ['pre-commit>=4', 'pyright>=1.1.400'],
+        'dev': [*TEST, *DATA, *BEAM, *SERVE, *GGUF, *PARITY, *DOCS, 'pre-commit>=4',
+                'pyright>=1.1.400'],
     },
     entry_points={'console_scripts': ['recjax = recjax.cli:main']},
 )

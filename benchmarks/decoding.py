@@ -1,6 +1,7 @@
 """Constrained decoding side by side with transformers, on real titles and semantic IDs.
 
   python -m benchmarks.decoding [--lines=q1,q2,q4,...] [--data=FOLDER] [--rounds=5]
+  python -m benchmarks.decoding --lines=q1 --weights=CHECKPOINT  # a real model and its tokenizer
 
 FOLDER holds items.jsonl and semantic_ids.json. A 4-layer Qwen2-shaped model is trained on the
 titles once (kept in benchmarks/out), and both sides run its weights in float32. Every line asserts
@@ -43,6 +44,7 @@ def main():
   parser = argparse.ArgumentParser(description=__doc__.split('\n')[0])
   parser.add_argument('--lines', default='q1,q2,q3,q4,q5,q7,q8,q9,share')
   parser.add_argument('--data', default='../shared/data/minionerec-scientific')
+  parser.add_argument('--weights', default='', help='folder of a checkpoint, for q1, q2 and q5')
   parser.add_argument('--rounds', type=int, default=5)
   parser.add_argument('--requests', type=int, default=8)
   parser.add_argument('--beams', type=int, default=10)
@@ -70,20 +72,28 @@ class Setting:
     lines = (args.data / 'items.jsonl').read_text().splitlines()
     titles = [json.loads(line)['title'] for line in lines]
     titles = list(dict.fromkeys(t for t in titles if t))
-    bpe = tokenizers.train_bpe(titles, 8000)
-    spread = np.random.default_rng(0).permutation(CODES)[:bpe.vocab_size]
-    self.rows = [spread[ids].tolist() for ids in bpe.encode_batch(titles)]
-    self.model = llm.LM(SHAPE)
-    self.params = {'params': trained(self.rows)}
+    if args.weights:
+      tokenizer = tokenizers.load(args.weights)
+      self.rows = tokenizer.encode_batch(titles)
+      self.folder, self.shape = args.weights, huggingface.read_config(args.weights)
+      self.end, self.pad = tokenizer.eos_ids[0], tokenizer.pad_id
+      params = huggingface.load(self.folder, self.shape)
+    else:
+      bpe = tokenizers.train_bpe(titles, 8000)
+      spread = np.random.default_rng(0).permutation(CODES)[:bpe.vocab_size]
+      self.rows = [spread[ids].tolist() for ids in bpe.encode_batch(titles)]
+      self.folder, self.shape, self.end, self.pad = OUT / 'decoding-model', SHAPE, END, PAD
+      params = trained(self.rows)
+    self.model, self.params = llm.LM(self.shape), {'params': params}
     self.decoder = llm_decoder.decoder(self.model)
     rng = np.random.default_rng(1)
-    flat = [t for i in rng.permutation(len(self.rows)) for t in [*self.rows[i], END]]
+    flat = [t for i in rng.permutation(len(self.rows)) for t in [*self.rows[i], self.end]]
     self.prompts = np.array(flat[:args.requests * args.prompt], np.int32).reshape(
         args.requests, args.prompt)
 
   @functools.cached_property
   def trie(self):
-    return trie.build(self.rows, end=END, vocab=VOCAB)
+    return trie.build(self.rows, end=self.end, vocab=self.shape.vocab)
 
   @functools.cached_property
   def device_trie(self):
@@ -160,34 +170,36 @@ def peer(setting):
   import transformers
   transformers.logging.set_verbosity_error()
   model = transformers.AutoModelForCausalLM.from_pretrained(
-      OUT / 'decoding-model', dtype=torch.float32).eval()
+      setting.folder, dtype=torch.float32).eval()
   prompts = torch.as_tensor(setting.prompts, dtype=torch.long)
 
   def run(beams, new_tokens, alpha=0.0, **kw):
     with torch.inference_mode():
       out = model.generate(prompts, attention_mask=torch.ones_like(prompts), do_sample=False,
                            num_beams=beams, num_return_sequences=beams, max_new_tokens=new_tokens,
-                           length_penalty=alpha, eos_token_id=END, pad_token_id=PAD,
+                           length_penalty=alpha, eos_token_id=setting.end,
+                           pad_token_id=setting.pad,
                            return_dict_in_generate=True, output_scores=True, **kw)
     tokens = out.sequences[:, prompts.shape[1]:].reshape(len(prompts), beams, -1).numpy()
     return tokens, out.sequences_scores.reshape(len(prompts), beams).numpy()
   return run
 
 
-def rows_of(tokens):
+def rows_of(tokens, end):
   """Rows up to their end token. tokens: (B, K, T) -> [B][K] tuples"""
   def one(row):
     row = row.tolist()
-    return tuple(row[:row.index(END) + 1] if END in row else row)
+    return tuple(row[:row.index(end) + 1] if end in row else row)
   return [[one(r) for r in rows] for rows in np.asarray(tokens)]
 
 
-def equal(ours, scores, theirs, their_scores, gap=1e-3):
+def equal(ours, scores, theirs, their_scores, end, gap=1e-3):
   """Stops unless rows and scores agree; equal scores may change places."""
   worst = float(np.abs(np.asarray(scores) - their_scores).max())
-  same = all(sorted(a) == sorted(b) for a, b in zip(rows_of(ours), rows_of(theirs)))
+  pairs = list(zip(rows_of(ours, end), rows_of(theirs, end)))
+  same = all(sorted(a) == sorted(b) for a, b in pairs)
   if not same or worst > gap:
-    wrong = sum(len(set(a) - set(b)) for a, b in zip(rows_of(ours), rows_of(theirs)))
+    wrong = sum(len(set(a) - set(b)) for a, b in pairs)
     sys.exit(f'FAIL: {wrong} rows differ, scores by up to {worst:.1e}')
   print(f'  all {sum(map(len, ours))} rows equal, scores within {worst:.1e}', flush=True)
 
@@ -219,12 +231,12 @@ def titles_against_peer(setting):
   children = {}
   for row in setting.rows:
     for at in range(len(row) + 1):
-      children.setdefault(tuple(row[:at]), set()).add(row[at] if at < len(row) else END)
+      children.setdefault(tuple(row[:at]), set()).add(row[at] if at < len(row) else setting.end)
   lists = {k: sorted(v) for k, v in children.items()}
   width = setting.prompts.shape[1]
 
   def allowed(_, ids):
-    return lists.get(tuple(ids[width:].tolist()), [PAD])
+    return lists.get(tuple(ids[width:].tolist()), [setting.pad])
   theirs = functools.partial(hf, beams, steps, prefix_allowed_tokens_fn=allowed)
   exact, c1 = setting.plain(CatalogConstraint(setting.device_trie), steps)
   valid = CatalogConstraint(setting.device_trie, normalization=Normalization('valid'))
@@ -233,7 +245,7 @@ def titles_against_peer(setting):
   exact_runs, c4 = setting.tree(CatalogConstraint(setting.device_trie), steps, (16, 64))
   tokens, scores = theirs()
   found = exact()
-  equal(found.rows.tokens, found.rows.scores, tokens, scores)
+  equal(found.rows.tokens, found.rows.scores, tokens, scores, setting.end)
   same(plain_valid(), runs(), 'valid')
   same(found, exact_runs(), 'vocab')
   print(f'  compile: exact {c1:.1f} s, valid {c2:.1f} s, valid with runs {c3:.1f} s, exact with '
@@ -255,7 +267,7 @@ def same(plain, tree, name):
 
 def against_free(setting):
   """constrained against unconstrained beam search, 24 steps of each, ours"""
-  free, _ = setting.plain(constraints.Unconstrained((END,)), 24, alpha=0.0)
+  free, _ = setting.plain(constraints.Unconstrained((setting.end,)), 24, alpha=0.0)
   exact, _ = setting.plain(CatalogConstraint(setting.device_trie), 24, alpha=0.0)
   f, e = free(), exact()
   medians = versus(setting.args.rounds, unconstrained=free, constrained=exact)
@@ -304,7 +316,7 @@ def against_port(setting):
   port, _ = setting.compiled(copied, 0)
   exact, _ = setting.plain(CatalogConstraint(setting.device_trie), steps)
   a, b = port(), exact()
-  equal(b.rows.tokens, b.rows.scores, a.rows.tokens, np.asarray(a.rows.scores))
+  equal(b.rows.tokens, b.rows.scores, a.rows.tokens, np.asarray(a.rows.scores), setting.end)
   versus(setting.args.rounds, **{'direct port': port, 'ours, exact': exact})
 
 
@@ -343,7 +355,7 @@ def codes(setting):
   )
   tokens, scores = theirs()
   found = exact()
-  equal(found.rows.tokens, found.rows.scores, tokens, scores)
+  equal(found.rows.tokens, found.rows.scores, tokens, scores, setting.end)
   rebuilt = jax.jit(device_trie.semantic_id_trie, static_argnums=1)(
     jnp.asarray(table - CODES - 256 * np.arange(3), jnp.int32),
     256,

@@ -1,4 +1,4 @@
-"""Semantic IDs: a training step and constrained beams beside transformers, and re-tokenising.
+"""Semantic IDs: a training step and constrained beams beside transformers, and re-tokenizing.
 
   python -m benchmarks.etegrec [--tiny] [--rounds=5]
 
@@ -28,14 +28,14 @@ def main():
   parser.add_argument('--tiny', action='store_true')
   parser.add_argument('--rounds', type=int, default=5)
   args = parser.parse_args()
-  size = dict(batch=4, items=5, catalogue=200, users=4, beams=4, width=16, layers=1)
+  size = dict(batch=4, items=5, catalog=200, users=4, beams=4, width=16, layers=1)
   if not args.tiny:
-    size = dict(batch=128, items=20, catalogue=12_000, users=32, beams=20, width=128, layers=6)
+    size = dict(batch=128, items=20, catalog=12_000, users=32, beams=20, width=128, layers=6)
   step(size, args.rounds)
   beams(size, args.rounds)
   if not args.tiny:  # the shape that MiniOneRec's processor is measured with in benchmarks.decoding
     beams({**size, 'users': 8, 'beams': 50, 'items': 32}, args.rounds)
-  retokenise(200 if args.tiny else 25_848, args.rounds)
+  retokenize(200 if args.tiny else 25_848, args.rounds)
 
 
 def turns(sides, rounds):
@@ -113,11 +113,11 @@ def step(size, rounds):
 
 
 def beams(size, rounds):
-  """Constrained beams over one catalogue with the same weights on either side."""
+  """Constrained beams over one catalog with the same weights on either side."""
   import torch
   levels, codes_of, vocab = 4, 256, 4 * 256 + 1
   rng = np.random.default_rng(0)
-  table = np.unique(rng.integers(0, codes_of, (size['catalogue'], levels)), axis=0)
+  table = np.unique(rng.integers(0, codes_of, (size['catalog'], levels)), axis=0)
   shift = np.arange(levels) * codes_of + 1
   model = torch_model(size, vocab).eval()
   with torch.no_grad():  # unlike scores, so that no two beams tie
@@ -162,7 +162,7 @@ def beams(size, rounds):
        turns({'transformers, torch': theirs, 'recjax': ours}, rounds), size['users'], 'users')
 
 
-def retokenise(items, rounds):
+def retokenize(items, rounds):
   """All item vectors to codes, the table and the trie, as after every tokenizer epoch."""
   cfg = rqvae.Config(256)
   params = rqvae.init(cfg, jax.random.key(0))

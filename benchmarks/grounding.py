@@ -5,7 +5,7 @@
 curve: 5,000 queries x 17,408 items x 200 gammas, ranks of the targets, against sorting twice for
 every gamma in NumPy (a few rows of it, scaled; equality is checked on those rows). nearest: exact
 top 10 of 100,000 x 1,024 against faiss-cpu's flat index, ids compared. assistant: the sums of a
-catalogue's probabilities below all children of the root, against a loop over items.
+catalog's probabilities below all children of the root, against a loop over items.
 """
 import argparse
 import pathlib
@@ -96,7 +96,7 @@ def curve(args):
 
 
 def nearest(args):
-  """Exact nearest neighbours."""
+  """Exact nearest neighbors."""
   rng = np.random.default_rng(0)
   items = rng.normal(size=(100_000, 1024)).astype(np.float32)
   queries = rng.normal(size=(256, 1024)).astype(np.float32)

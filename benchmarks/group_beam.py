@@ -23,16 +23,21 @@ SHAPE = dict(vocab_size=32_000, hidden_size=256, num_hidden_layers=4, num_attent
 PENALTY, EOS, PAD = 1.0, 2, 0
 
 
-def peer(folder, beams, new_tokens):
-  """The other side: saves its checkpoint in `folder`, then answers prompts from stdin."""
+def peer(folder, beams, new_tokens, weights):
+  """The other side: saves its checkpoint in `folder` where no `weights` are given, then answers
+  prompts from stdin."""
   import torch
   import transformers
   transformers.logging.set_verbosity_error()
   torch.manual_seed(0)
-  config = transformers.LlamaConfig(**SHAPE, initializer_range=0.05, eos_token_id=EOS,
-                                    pad_token_id=PAD, tie_word_embeddings=False)
-  model = transformers.LlamaForCausalLM(config).eval()
-  model.save_pretrained(folder)
+  if weights:
+    model = transformers.AutoModelForCausalLM.from_pretrained(
+        weights, torch_dtype=torch.float32).eval()
+  else:
+    config = transformers.LlamaConfig(**SHAPE, initializer_range=0.05, eos_token_id=EOS,
+                                      pad_token_id=PAD, tie_word_embeddings=False)
+    model = transformers.LlamaForCausalLM(config).eval()
+    model.save_pretrained(folder)
   say({'transformers': transformers.__version__, 'torch': torch.__version__,
        'threads': torch.get_num_threads()})
   for line in sys.stdin:
@@ -136,6 +141,7 @@ def main():
   parser = argparse.ArgumentParser(description=__doc__.split('\n')[0])
   parser.add_argument('--peer-python', help='interpreter that has transformers 4.55 and torch')
   parser.add_argument('--peer', help=argparse.SUPPRESS)  # the checkpoint folder, in the subprocess
+  parser.add_argument('--weights', default='', help='a checkpoint folder instead of a random one')
   parser.add_argument('--rounds', type=int, default=5)
   parser.add_argument('--beams', type=int, default=40)
   parser.add_argument('--new-tokens', type=int, default=64)
@@ -144,16 +150,16 @@ def main():
   parser.add_argument('--results', default=str(pathlib.Path(__file__).parent / 'RESULTS.md'))
   args = parser.parse_args()
   if args.peer:
-    return peer(args.peer, args.beams, args.new_tokens)
+    return peer(args.peer, args.beams, args.new_tokens, args.weights)
   if not args.peer_python:
     parser.error('--peer-python is missing; name an interpreter with transformers 4.55 and torch')
   with tempfile.TemporaryDirectory() as folder:
     command = [args.peer_python, __file__, f'--peer={folder}', f'--beams={args.beams}',
-               f'--new-tokens={args.new_tokens}']
+               f'--new-tokens={args.new_tokens}', f'--weights={args.weights}']
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
                           stderr=subprocess.DEVNULL) as process:
       versions = hear(process)
-      report(measure(process, folder, args), versions, args)
+      report(measure(process, args.weights or folder, args), versions, args)
       process.stdin.close()
   return None
 
@@ -199,8 +205,8 @@ def report(found, versions, args):
   lines = [
       f'## Group beam search, {args.beams} groups x {args.new_tokens} tokens',
       f'{datetime.date.today()}, {os.cpu_count()} CPU cores ({platform.machine()}), float32, '
-      f'random 4-layer Llama (width 256, vocabulary 32,000), prompt {args.prompt}, jax '
-      f'{jax.__version__}; peer transformers {versions["transformers"]}, torch '
+      f'{args.weights or "random 4-layer Llama (width 256, vocabulary 32,000)"}, prompt '
+      f'{args.prompt}, jax {jax.__version__}; peer transformers {versions["transformers"]}, torch '
       f'{versions["torch"]}, {versions["threads"]} threads; {args.rounds} rounds, interleaved.', '',
       '| | seconds per item, median | min - max |', '| --- | --- | --- |',
       f'| transformers | {theirs:.2f} | {min(found["theirs"]):.2f} - {max(found["theirs"]):.2f} |',

@@ -95,7 +95,7 @@ def export(args):
 
 
 def texts_of(data, count):
-  """Prompts of a catalogue, or of its first items, repeated where it has fewer."""
+  """Prompts of a catalog, or of its first items, repeated where it has fewer."""
   shop = loading.load_data(data)
   columns = shop.catalog.columns
   texts = ['\n'.join(('Describe this item by its attributes:', prompts.SEPARATOR.join(

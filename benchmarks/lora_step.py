@@ -2,6 +2,7 @@
 
   python -m benchmarks.lora_step            # float32 on a CPU, bfloat16 where JAX finds a GPU
   python -m benchmarks.lora_step --rounds=30 --width=1024 --layers=16 --vocab=32000
+  python -m benchmarks.lora_step --weights=CHECKPOINT --memory  # a real model; peaks of memory too
 
 Both sides hold the same weights and adapters, their losses are compared before any timing, and
 rounds alternate between them in one process. Lines of the table: the same (8, 256) batch; eight
@@ -13,7 +14,9 @@ import dataclasses
 import functools
 import importlib.util
 import os
+import resource
 import statistics
+import subprocess
 import sys
 import tempfile
 import time
@@ -33,7 +36,14 @@ def parse():
   for name, value in dict(rounds=15, width=256, layers=4, heads=8, kv_heads=4, ffn=704,
                           vocab=8000, rank=16, seed=0, threads=os.cpu_count()).items():
     parser.add_argument(f'--{name}', type=int, default=value)
-  return parser.parse_args()
+  parser.add_argument('--weights', default='', help='a checkpoint folder instead of a random model')
+  parser.add_argument('--memory', action='store_true',
+                      help='peak memory of each side of each line, in a process of its own')
+  parser.add_argument('--one', default='', help=argparse.SUPPRESS)  # LINE,SIDE in that process
+  args = parser.parse_args()
+  if args.weights:
+    args.vocab = huggingface.read_config(args.weights).vocab
+  return args
 
 
 def samples(args):
@@ -52,10 +62,14 @@ def peer(args, half, folder):
   torch.set_num_threads(args.threads)
   torch.manual_seed(args.seed)
   device = 'cuda' if torch.cuda.is_available() and half else 'cpu'
-  model = transformers.LlamaForCausalLM(transformers.LlamaConfig(
-      vocab_size=args.vocab, hidden_size=args.width, num_hidden_layers=args.layers,
-      num_attention_heads=args.heads, num_key_value_heads=args.kv_heads,
-      intermediate_size=args.ffn, rms_norm_eps=1e-5, use_cache=False))
+  if args.weights:
+    model = transformers.AutoModelForCausalLM.from_pretrained(
+        args.weights, dtype=torch.float32, use_cache=False)
+  else:
+    model = transformers.LlamaForCausalLM(transformers.LlamaConfig(
+        vocab_size=args.vocab, hidden_size=args.width, num_hidden_layers=args.layers,
+        num_attention_heads=args.heads, num_key_value_heads=args.kv_heads,
+        intermediate_size=args.ffn, rms_norm_eps=1e-5, use_cache=False))
   model = model.to(torch.bfloat16) if half else model
   model.save_pretrained(f'{folder}/base')
   names = [m.rpartition('.')[2] for m in huggingface.MODULES.values()]
@@ -164,36 +178,66 @@ def compare(name, ours, theirs, real, rounds, tolerance):
         f' {min(times[1]) / min(times[0]):7.2f}', flush=True)
 
 
+def sides(args, folder):
+  """Both sides of every line. -> what ran, [(name, tokens that count, our step, torch's step)]"""
+  half = jax.default_backend() == 'gpu'
+  model, device = peer(args, half, folder)
+  cfg = huggingface.adapter_config(f'{folder}/adapter', huggingface.read_config(f'{folder}/base'))
+  cfg = dataclasses.replace(cfg, dtype='bfloat16' if half else 'float32',
+                            scan_unroll=min(cfg.layers, 4) if not args.weights else 1)
+  params = huggingface.load(f'{folder}/base', cfg)
+  adapters = huggingface.load_adapter(f'{folder}/adapter', cfg)
+  prefix, tails = samples(args)
+  real = len(tails) * PREFIX + sum(map(len, tails))
+  longest = PREFIX + max(map(len, tails))
+  mine, theirs = same_shape(args)
+  pack = packed(prefix, tails)
+  lines = (('same shapes (8, 256)', mine, theirs, 8 * 256),
+           (f'packed {pack[1].shape} / padded to {longest}', pack, padded(prefix, tails, longest),
+            real),
+           (f'packed {pack[1].shape} / padded to 1024', pack, padded(prefix, tails, 1024), real))
+  return f'{cfg.dtype}, torch on {device}', [
+      (name, tokens, jax_step(cfg, params, adapters, *batch), torch_step(model, device, *peers))
+      for name, batch, peers, tokens in lines]
+
+
+def peaks(args):
+  """Peak memory of a process that makes one step, for each side of each line."""
+  for line in range(3):
+    found = []
+    for side in ('recjax', 'torch'):
+      command = [sys.executable, '-m', 'benchmarks.lora_step', *sys.argv[1:],
+                 f'--one={line},{side}']
+      ran = subprocess.run(command, capture_output=True, text=True)
+      found.append(ran.stdout.strip().splitlines()[-1] if ran.returncode == 0 else
+                   f'{side}: killed, code {ran.returncode}')
+    print('; '.join(found), flush=True)
+
+
 def main():
   args = parse()
   absent = [p for p in ('torch', 'transformers', 'peft') if importlib.util.find_spec(p) is None]
   if absent:
     print(f'skipped: {", ".join(absent)} not installed')
     return
-  half = jax.default_backend() == 'gpu'
   with tempfile.TemporaryDirectory() as folder:
-    model, device = peer(args, half, folder)
-    cfg = huggingface.adapter_config(f'{folder}/adapter',
-                                     huggingface.read_config(f'{folder}/base'))
-    cfg = dataclasses.replace(cfg, dtype='bfloat16' if half else 'float32',
-                              scan_unroll=min(cfg.layers, 4))
-    params = huggingface.load(f'{folder}/base', cfg)
-    adapters = huggingface.load_adapter(f'{folder}/adapter', cfg)
-  print(f'{jax.devices()[0].device_kind}, {cfg.dtype}, torch on {device} with {args.threads} '
-        f'threads, {args.rounds} rounds\n'
-        f'{"":34} {"loss":>8} {"tokens/s":>10} {"torch":>10} {"ratio":>7} {"of best":>7}')
-  prefix, tails = samples(args)
-  real = len(tails) * PREFIX + sum(map(len, tails))
-  longest = PREFIX + max(map(len, tails))
-  mine, theirs = same_shape(args)
-  pack = packed(prefix, tails)
-  for name, batch, peers, tokens in (
-      ('same shapes (8, 256)', mine, theirs, 8 * 256),
-      (f'packed {pack[1].shape} / padded to 1024', pack, padded(prefix, tails, 1024), real),
-      (f'packed {pack[1].shape} / padded to {longest}', pack, padded(prefix, tails, longest), real),
-  ):
-    compare(name, jax_step(cfg, params, adapters, *batch), torch_step(model, device, *peers),
-            tokens, args.rounds, 2e-2 if half else 1e-4)
+    about, lines = sides(args, folder)
+  if args.one:
+    line, side = args.one.split(',')
+    name, _, *steps = lines[int(line)]
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    steps[side == 'torch']()
+    after = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    print(f'{name}, {side}: {before / 2**20:.2f} GiB with both models open, then '
+          f'{after / 2**20:.2f} GiB')
+    return
+  print(f'{jax.devices()[0].device_kind}, {about} with {args.threads} threads, {args.rounds} '
+        f'rounds\n{"":34} {"loss":>8} {"tokens/s":>10} {"torch":>10} {"ratio":>7} {"of best":>7}')
+  if args.memory:
+    peaks(args)
+    return
+  for name, tokens, ours, theirs in lines:
+    compare(name, ours, theirs, tokens, args.rounds, 2e-2 if 'bfloat16' in about else 1e-4)
 
 
 if __name__ == '__main__':

@@ -83,8 +83,9 @@ def mutants() -> list[Mutant]:
   # Evaluation.
   room('evaluation/ranking.py', 'evaluation.ranking_test evaluation.invariance_test',
        ('own = _target_scores(scores, target)\n  ranks = _count(masked',
-        'own = _target_scores(masked, target)\n  ranks = _count(masked'),
-       ('ranks = jnp.sum(scores >= own', 'ranks = jnp.sum(scores > own'))
+        'own = _target_scores(masked, target)\n  ranks = _count(masked'))
+  room('evaluation/ties.py', 'evaluation.ranking_test',
+       ('ahead = scores >= own if', 'ahead = scores > own if'))
   room('evaluation/baselines.py', 'evaluation.ranking_test',
        ('weight = 0.5 ** (ends', 'weight = 2.0 ** (ends'))
   room('evaluation/blocked_ranking.py', 'evaluation.blocked_ranking_test',
@@ -128,10 +129,22 @@ def mutants() -> list[Mutant]:
   room('training/workdir.py', 'training.workdir_test',
        ("'shape': list(value.shape),", ''))
   # Models.
-  room('models/lora.py', 'models.lora_test',
-       ('(cfg.lora_alpha / cfg.lora_rank)', 'cfg.lora_alpha'))
+  room('models/lora.py', 'models.lora_test', ('delta * cfg.lora_scale', 'delta * cfg.lora_alpha'))
   room('models/rope.py', 'models.llm_test models.huggingface_test',
        ('keep + (1 - keep) / scaling', '(1 - keep) + keep / scaling'))
+  room('models/gguf_checkpoint.py', 'models.gguf_checkpoint_test',
+       ('.reshape(heads, -1, 2).swapaxes(1, 2).reshape(-1)', ''),
+       ("'k': file.field('llama.attention.head_count_kv', int, heads)}", "'k': heads}"),
+       ("if kind != 'llama':", "if kind == 'qwen3':"),
+       ('scaling = _llama3(file, head, theta)', 'scaling = None'))
+  room('text/gguf_tokenizer.py', 'text.gguf_tokenizer_test',
+       ('pairs = [(-score, cut,', 'pairs = [(score, cut,'),
+       ('ignore_merges=how.whole_words', 'ignore_merges=False'),
+       ('if how.nfc:', 'if False:'),
+       ("r'|\\p{N}{1,3}|'", "r'|\\p{N}{1,4}|'"))
+  room('gguf_file.py', 'gguf_file_test',
+       ('start = -(-cursor.at // alignment) * alignment', 'start = cursor.at'),
+       ('if end > len(whole):', 'if begin > len(whole):'))
   room('models/llm.py', 'models.llm_test',
        ('allowed &= order[:, None] >= order', 'allowed &= order[:, None] > order - 2'))
   room('models/t5.py', 'models.t5_test',
@@ -233,13 +246,13 @@ def copy(folder: pathlib.Path) -> None:
 
 def run_tests(folder: pathlib.Path, module: str) -> str:
   """Runs one test module until its first failure. -> '' or the name of what failed"""
-  from tests.__main__ import ENV
+  from tests.__main__ import environment
   with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as room:
     try:
       done = subprocess.run(
           [sys.executable, '-m', f'tests.{module}', f'--test_tmpdir={room}'],
-          env={**ENV, 'TMPDIR': room, 'PYTHONPATH': str(folder), 'PYTHONDONTWRITEBYTECODE': '1',
-               'TESTBRIDGE_TEST_RUNNER_FAIL_FAST': '1'},
+          env={**environment(), 'TMPDIR': room, 'PYTHONPATH': str(folder),
+               'PYTHONDONTWRITEBYTECODE': '1', 'TESTBRIDGE_TEST_RUNNER_FAIL_FAST': '1'},
           cwd=folder, capture_output=True, text=True, errors='replace', timeout=LIMIT)
     except subprocess.TimeoutExpired:
       return f'{module} (no end within {LIMIT} s)'

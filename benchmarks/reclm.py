@@ -1,4 +1,4 @@
-"""RecLM's teacher in process against HTTP, and what masking the loss to the catalogue is worth.
+"""RecLM's teacher in process against HTTP, and what masking the loss to the catalog is worth.
 
   python -m benchmarks.reclm [--part=teacher] [--samples=2000] [--items=10000]
   python -m benchmarks.reclm --part=scope [--users=400] [--epochs=2] [--data=sample]
@@ -6,9 +6,9 @@
 teacher: both sides ask the same random SASRec (width 64, two layers) for 11 items; the HTTP side is
 the served teacher on this machine, first with one history a call as published, then with 512.
 scope: the same model tuned on the same samples with the softmax inside titles over the vocabulary
-(train.scope=none), over what the catalogue allows (all), or both (train.free=1 beside); all are
+(train.scope=none), over what the catalog allows (all), or both (train.free=1 beside); all are
 judged on held-out lists by the same measure, the negative log-likelihood of title tokens among what
-the catalogue allows.
+the catalog allows.
 """
 import argparse
 import pathlib
@@ -25,7 +25,7 @@ from recjax.data.dataset import Catalog
 from recjax.data.loading import load_data
 from recjax.distributed import sharding
 from recjax.evaluation import ranking
-from recjax.methods.reclm import planning, sft_data, train
+from recjax.methods.reclm import planning, prompts, train
 from recjax.methods.reclm import teacher as client
 from recjax.models import seqrec
 from recjax.serving import reclm_api
@@ -95,12 +95,12 @@ def compare_scopes(args, seed):
   cfg.teacher.train.update(epochs=10)
   shop, found = load_data(cfg.data), {}
   titles = [' '.join((t or '').split()) for t in shop.catalog.columns['title']]
-  template = sft_data.read_template(cfg)
+  template = prompts.read_template(cfg)
   mesh = sharding.make_mesh({'data': 1, 'fsdp': 1, 'model': 1})
   facts = {'command': 'benchmark', 'devices': '1', 'versions': {}, 'revision': '', 'overrides': {}}
   with tempfile.TemporaryDirectory() as folder, workdir_lib.open_work(
       pathlib.Path(folder) / 'run', {'config': cfg.to_dict(), 'facts': facts}, mesh) as work:
-    llm = llm_loading.folder(cfg, work, [sft_data.message('system', template['system'])],
+    llm = llm_loading.folder(cfg, work, [prompts.message('system', template['system'])],
                           lambda: planning.documents(template, titles, cfg.seed), shop)
     helper = work.stage('teacher', client.stage, client.settings(cfg), shop)
     for name, (kind, free) in WAYS.items():

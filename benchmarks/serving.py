@@ -8,7 +8,7 @@ load: starts `recjax serve` and sends recommendations with filters, interests, s
 event streams and, where a run converses, chat. Every client has canary items of its own: what it is
 answered must be allowed to it alone, exist, and come once; what it bought must be what its session
 says. Memory and descriptors of the server are read after a tenth of the time and at the end.
-attack: recommendations of 8 clients in peace, then beside reloads of broken and sound catalogues,
+attack: recommendations of 8 clients in peace, then beside reloads of broken and sound catalogs,
 bodies too large, too deep and cut off, heads that never end, unknown routes; by turns.
 ratio: the same model, a trained run or a random SASRec, behind two servers, one of which answers
 one request at a time; throughput is measured by turns: of the model called with as many as it
@@ -189,12 +189,12 @@ def figures(pid):
 
 def serve(args, task):
   """Starts a server, and runs task(args, its process id) when it is ready."""
-  begun, catalogue = time.monotonic(), pathlib.Path(tempfile.mkdtemp()) / 'items.jsonl'
+  begun, catalog = time.monotonic(), pathlib.Path(tempfile.mkdtemp()) / 'items.jsonl'
   more = []
   if args.part == 'attack':
-    save_data(faces.load(args.workdirs[0])[1], catalogue.parent / 'sound')
-    shutil.copy(catalogue.parent / 'sound' / 'items.jsonl', catalogue)
-    args.catalogue, more = catalogue, [f'--catalogue={catalogue}']
+    save_data(faces.load(args.workdirs[0])[1], catalog.parent / 'sound')
+    shutil.copy(catalog.parent / 'sound' / 'items.jsonl', catalog)
+    args.catalog, more = catalog, [f'--catalog={catalog}']
   server = subprocess.Popen([sys.executable, '-m', 'recjax', 'serve', *args.workdirs, *more,
                              f'--port={args.port}'])
   try:
@@ -286,14 +286,14 @@ async def under_attack(args, pid):
 async def attacker(args, end, statuses, number):
   """One thing after another that should not be sent."""
   head = 'POST /v1/recommend HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\n'
-  sound, step = (args.catalogue.parent / 'sound' / 'items.jsonl').read_bytes(), number
+  sound, step = (args.catalog.parent / 'sound' / 'items.jsonl').read_bytes(), number
   open_ended = []
   while time.monotonic() < end:
     step += 1
     kind = step % 6
     if kind == 0 and number == 0:
-      args.catalogue.write_bytes(sound if step % 12 else sound[:len(sound) // 2])
-      statuses[(await once(args.port, 'POST', '/v1/catalogue/reload'))] += 1
+      args.catalog.write_bytes(sound if step % 12 else sound[:len(sound) // 2])
+      statuses[(await once(args.port, 'POST', '/v1/catalog/reload'))] += 1
     elif kind == 1:
       statuses[await raw(args.port, head + 'Content-Length: 99999999\r\n\r\n')] += 1
     elif kind == 2:

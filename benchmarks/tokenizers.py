@@ -1,4 +1,4 @@
-"""Health and time of semantic-ID tokenizers on real catalogues.
+"""Health and time of semantic-ID tokenizers on real catalogs.
 
   python -m benchmarks.tokenizers --vectors=FILE.npy [--vectors=...]
   python -m benchmarks.tokenizers --data=FOLDER [--data=...] --encoder=MINILM_FOLDER

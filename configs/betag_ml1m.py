@@ -15,5 +15,5 @@ from recjax.methods.betag import config
 
 
 def get_config(arg=''):
-  """arg: 'paper' and 'data=FOLDER', in any order, parted by commas."""
+  """arg: 'paper' or 'laptop', and 'data=FOLDER', in any order, parted by commas."""
   return config.make(arg)

@@ -15,7 +15,7 @@ from recjax.methods.bigrec import config
 
 
 def get_config(arg=''):
-  """arg: 'paper', 'data=FOLDER', 'split=auto' (or leave_one_out, time, rows), with commas."""
+  """arg: 'paper' or 'laptop', 'data=FOLDER', 'split=auto', parted by commas."""
   c = config.ground(arg)
   if c.preset == 'paper':
     c.prompt.noun, c.samples.window = 'movies', 'movie'

@@ -8,15 +8,15 @@
       --config.llm.weights=/models/llama-7b
       # the authors' settings: 1,024 samples of each domain
 
-The paper claims in its abstract that what is learnt carries over between domains; its table was not
-at hand.
+The paper claims in its abstract that what is learned carries over between domains; its table was
+not at hand.
 """
 from recjax.methods.bigrec import config
 
 
 def get_config(arg=''):
-  """arg: 'paper', 'data=FOLDER', 'other=FOLDER', 'split=auto' (or leave_one_out, time, rows)."""
+  """arg: 'paper' or 'laptop', 'data=FOLDER', 'other=FOLDER', 'split=auto', parted by commas."""
   c = config.ground(arg, dict(other='sample:1'))
-  if c.preset != 'paper':
+  if c.preset == 'sample':
     c.train.sample = 2500
   return c

@@ -15,5 +15,5 @@ from recjax.methods.bigrec import config
 
 
 def get_config(arg=''):
-  """arg: 'paper', 'data=FOLDER', 'split=auto' (or leave_one_out, time, rows), with commas."""
+  """arg: 'paper' or 'laptop', 'data=FOLDER', 'split=auto', parted by commas."""
   return config.decode(arg)

@@ -15,8 +15,8 @@ from recjax.methods.bigrec import config
 
 
 def get_config(arg=''):
-  """arg: 'paper', 'data=FOLDER', 'split=auto' (or leave_one_out, time, rows), with commas."""
+  """arg: 'paper' or 'laptop', 'data=FOLDER', 'split=auto', parted by commas."""
   c = config.decode(arg)
-  if c.preset != 'paper' and c.data == 'sample':
+  if c.preset == 'sample' and c.data == 'sample':
     c.eval.update(max_valid_users=128, max_test_users=512)
   return c

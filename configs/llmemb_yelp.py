@@ -17,5 +17,5 @@ from recjax.methods.llmemb import config
 
 
 def get_config(arg=''):
-  """arg: 'paper', 'data=', 'backbone=', 'variant=', 'profile=', in any order, parted by commas."""
+  """arg: 'paper' or 'laptop', 'data=', 'backbone=', 'variant=', 'profile=', parted by commas."""
   return config.make(arg, 'yelp')

@@ -4,25 +4,35 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+# Presets of a method with an LLM, beside 'sample' with its tiny model: the published settings, and
+# those for a model of 100 to 500 million parameters on a CPU.
+LLM_PRESETS = ('paper', 'laptop')
+# LoRA of the preset 'laptop'.
+LAPTOP_LORA = dict(rank=16, alpha=32.0, targets=('q', 'k', 'v', 'o', 'gate', 'up', 'down'))
+
 
 def parse(arg: str, defaults: Mapping[str, str],
-          choices: Mapping[str, Sequence[str]] | None = None) -> tuple[str, dict[str, str]]:
+          choices: Mapping[str, Sequence[str]] | None = None,
+          presets: Sequence[str] = ('paper',)) -> tuple[str, dict[str, str]]:
   """Reads what stands behind the colon of --config=FILE:ARGUMENT.
 
-  arg: 'paper' and KEY=VALUE, in any order, parted by commas. defaults: the value of each known key
-  that is not given. choices: what the values of some keys may be. -> 'paper' or 'sample', {key:
-  value}. Raises ValueError for anything that is not known.
+  arg: a preset's name and KEY=VALUE, in any order, parted by commas. defaults: the value of each
+  known key that is not given. choices: what the values of some keys may be. presets: those that
+  the config has beside 'sample'. -> preset, {key: value}. Raises ValueError for anything that is
+  not known.
   """
   preset, values = 'sample', dict(defaults)
   for part in filter(None, arg.split(',')):
     key, equals, value = part.partition('=')
-    if part == 'paper':
-      preset = 'paper'
+    if part in presets and preset in ('sample', part):
+      preset = part
+    elif part in presets:
+      raise ValueError(f'config arguments {preset!r} and {part!r}: choose one preset')
     elif equals and key in values:
       values[key] = value
     else:
       known = (f'{k}={"FOLDER" if k in ("data", "other") else "NAME"}' for k in defaults)
-      raise ValueError(f'unknown config argument {part!r}; known: paper, {", ".join(known)}')
+      raise ValueError(f'unknown config argument {part!r}; known: {", ".join([*presets, *known])}')
   for key, known in (choices or {}).items():
     if values[key] not in known:
       raise ValueError(f'{key}={values[key]!r} is unknown; choose one of {", ".join(known)}')
@@ -38,10 +48,27 @@ def start(method: str, preset: str, data: str, **more: Any) -> ConfigDict:
 
 def llm(preset: str, remat: str = 'dots') -> dict[str, str]:
   """The group `llm`: 'tiny' trains a tokenizer and a small model on the texts of the catalog, else
-  weights is a checkpoint folder, which the preset 'paper' has to be given. remat: its setting."""
+  weights is a checkpoint folder, which 'paper' and 'laptop' have to be given.
+
+  preset: the config's. remat: that of the paper's preset.
+  """
   if preset == 'paper':
     return dict(weights='', dtype='auto', remat=remat)
+  if preset == 'laptop':
+    return dict(weights='', dtype='auto', remat='none')
   return dict(weights='tiny', dtype='auto', remat='none')
+
+
+def api(samples: int) -> dict[str, Any]:
+  """Settings of a job at an OpenAI-compatible service, for a group that may ask one.
+
+  samples: answers to a request. api_timeout: seconds. api_budget, api_price_in, api_price_out:
+  money, prices per million tokens; a budget of 0 sets no limit. api_max_tokens: of an answer.
+  api_failure_ratio: share of the requests that may fail.
+  """
+  return dict(api_url='https://api.openai.com/v1', api_model='gpt-4o-mini', api_samples=samples,
+              api_max_tokens=256, api_timeout=60.0, api_concurrency=8, api_budget=5.0,
+              api_price_in=0.15, api_price_out=0.6, api_failure_ratio=0.05)
 
 
 def tiny(**changes: Any) -> dict[str, Any]:

@@ -7,14 +7,15 @@ import json
 import os
 import pathlib
 from collections.abc import Callable, Iterable, Iterator
+from typing import Any
 
 from recjax import file_io, run_files
 from recjax.data.array_record import Records
 from recjax.data.dataset import Catalog, Dataset
 from recjax.errors import ConfigError, DataError, WorkdirError
 from recjax.file_io import write_json
+from recjax.progress import PlainProgress
 from recjax.recommend import title_of
-from recjax.training.workdir import PlainProgress
 
 BLOCK = 256  # users that are answered, and come to disk, together
 FLAG = '--output'
@@ -23,14 +24,18 @@ MERGED = 'merged.json'  # in TARGET.parts: the digest of what they became
 
 @dataclasses.dataclass(frozen=True)
 class Batch:
-  """What is asked for whom: `source` holds the users, `target` gets the answers."""
-  recommend: Callable  # as `recommend.load` gives it
+  """What is asked for whom: `source` holds the users, `target` gets the answers.
+
+  recommend: as `recommend.load` gives it. catalog: its items. k: items of a list. request: what
+  tells this batch from others. total: users in all. log: called with lines of progress.
+  """
+  recommend: Callable
   catalog: Catalog
   source: pathlib.Path
   target: pathlib.Path
   k: int
-  request: dict        # what tells this batch from others
-  total: int           # users in all
+  request: dict
+  total: int
   log: Callable[[str], object]
 
 
@@ -72,7 +77,8 @@ def run(recommend: Callable, data: Dataset | Records, source: str | os.PathLike,
 
 
 def answer(batch: Batch, journal: file_io.Journal, users: range, share: int) -> None:
-  """Journals the answers to `users`, which begin at a block's start, the last of `share` users."""
+  """Journals the answers to `users`, which begin at a block's start, the last of `share` users.
+  batch: what is asked. journal: of `open_journal`."""
   advance = PlainProgress(batch.log, 'answered', share, share - len(users), 'user')
   rows = itertools.islice(read_users(batch.source, batch.catalog), users.start, users.stop)
   while block := list(itertools.islice(rows, BLOCK)):
@@ -81,7 +87,7 @@ def answer(batch: Batch, journal: file_io.Journal, users: range, share: int) -> 
 
 
 def answer_rows(batch: Batch, rows: list[dict]) -> list[dict]:
-  """The rows of one block with what is recommended."""
+  """The rows of one block with what is recommended. batch: what is asked."""
   items, scores = batch.recommend([row['items'] for row in rows], batch.k)
   return [{**row, 'recommended': [
       {'item': item, 'title': title_of(batch.catalog, item), 'score': round(float(score), 6)}
@@ -140,9 +146,10 @@ def hold_parts(folder: pathlib.Path, request: dict) -> Iterator[None]:
   if any(folder.iterdir()) and not (folder / 'request.json').exists():  # in this order: others
     raise file_io.foreign(folder)
   with file_io.Journal(folder / 'request.json', header=request, wait=True) as journal:
-    if journal.held != request:
-      what = (f'this request in {journal.held["parts"]} parts, not {request["parts"]}'
-              if {**journal.held, 'parts': 0} == {**request, 'parts': 0} else
+    held: Any = journal.held
+    if held != request:
+      what = (f'this request in {held["parts"]} parts, not {request["parts"]}'
+              if {**held, 'parts': 0} == {**request, 'parts': 0} else
               'another request (other input, k, data or model)')
       raise WorkdirError(f'{folder} belongs to {what}; give all parts the same flags, or remove '
                          'the folder to begin anew')
@@ -152,6 +159,8 @@ def hold_parts(folder: pathlib.Path, request: dict) -> Iterator[None]:
 @contextlib.contextmanager
 def open_journal(path: pathlib.Path, request: dict, total: int) -> Iterator[file_io.Journal]:
   """The answers so far of `total` users, for this process alone: the request, then a line each.
+
+  path: of the journal. request: what tells this batch from others.
 
   Cut back to whole blocks, so that every answer is computed beside the same others as in a call
   that nobody stopped. Raises WorkdirError where they answer another request, or are damaged.
@@ -166,7 +175,7 @@ def open_journal(path: pathlib.Path, request: dict, total: int) -> Iterator[file
 
 
 def is_answer(value: object) -> bool:
-  """Whether a line of a journal is one of a batch."""
+  """Whether a line of a journal is one of a batch. value: of the line."""
   return isinstance(value, dict) and 'recommended' in value
 
 
@@ -177,13 +186,14 @@ def merged(folder: pathlib.Path, target: pathlib.Path) -> bool:
 
 
 def digest(path: pathlib.Path) -> str:
-  """SHA-256 of a file, hex."""
+  """SHA-256 of a file, hex. path: of the file."""
   with open(path, 'rb') as f:
     return hashlib.file_digest(f, 'sha256').hexdigest()
 
 
 def read_users(source: pathlib.Path, catalog: Catalog) -> Iterator[dict]:
-  """Yields the rows of a batch, items as texts; read as a stream. Raises DataError naming one."""
+  """source: a file of users. catalog: that knows their items. Yields the rows of a batch, items as
+  texts; read as a stream. Raises DataError naming one."""
   for place, row in file_io.read_rows(source, blank_lines=False):
     file_io.text_id(row.get('user_id'), place, 'user_id')
     if not isinstance(row.get('items'), list) or not row['items']:
@@ -205,7 +215,7 @@ def write_answers(journals: Iterable[pathlib.Path], target: pathlib.Path) -> Non
   A target that is there is left as it is if it holds the same, as where a kill came between the end
   and its note. Raises ConfigError for another.
   """
-  def place(fresh, target):
+  def place(fresh: pathlib.Path, target: pathlib.Path) -> None:
     if not (target.is_file() and digest(target) == digest(fresh)):
       run_files.place(fresh, target, FLAG)
 
@@ -219,7 +229,8 @@ def write_answers(journals: Iterable[pathlib.Path], target: pathlib.Path) -> Non
 
 
 def write_parquet(lines: Iterator[bytes], path: pathlib.Path) -> None:
-  """Answers, a JSON object a line, as Parquet: user, rank, item, title, score."""
+  """Answers, a JSON object a line, as Parquet: user, rank, item, title, score. path: of the new
+  file. lines: of the journal."""
   import pyarrow as pa
   import pyarrow.parquet as pq
   schema = pa.schema([('user', pa.string()), ('rank', pa.int32()), ('item', pa.string()),

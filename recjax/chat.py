@@ -3,6 +3,7 @@ import json
 import os
 import sys
 from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
 
 import jax
 from rich.console import Console
@@ -51,7 +52,7 @@ def run(workdir: str | os.PathLike, catalogs: Sequence[str] = (),
 
 
 def typed(console: Console) -> Iterator[str]:
-  """Yields lines of the terminal or a pipe."""
+  """console: of the terminal. Yields lines of the terminal or a pipe."""
   while True:
     try:
       yield console.input('> ' if sys.stdin.isatty() else '')
@@ -59,11 +60,12 @@ def typed(console: Console) -> Iterator[str]:
       return
 
 
-def turn(talk, line: str, state: dict, console: Console) -> None:
+def turn(talk: Any, line: str, state: dict, console: Console) -> None:
   """One line: a command, or something said.
 
   talk: the conversation, as the method's `converse` gives it. state: 'json', whether replies are
-  shown as JSON, and 'history', ids of what was bought, for the next turn.
+  shown as JSON, and 'history', ids of what was bought, for the next turn. line: what was typed.
+  console: where replies are shown.
   """
   word, _, rest = line.partition(' ')
   if word == '/clear':
@@ -91,25 +93,27 @@ def turn(talk, line: str, state: dict, console: Console) -> None:
 
 
 class Written:
-  """Prints of a reply what is new each time. talk: whose catalog it is about."""
+  """Prints of a reply what is new each time. talk: whose catalog it is about. console: where it is
+  shown."""
 
-  def __init__(self, talk, console):
+  def __init__(self, talk: Any, console: Console) -> None:
     self.talk, self.console, self.size = talk, console, 0
 
-  def __call__(self, reply):
+  def __call__(self, reply: Any) -> None:
     line = shown(reply.text, named(self.talk, reply))
     self.console.print(line[self.size:], end='', soft_wrap=True)
     self.size = len(line)
 
 
-def named(talk, reply) -> list[dict[str, str]]:
-  """The items of a reply, [{'id', 'title'}, ...]."""
+def named(talk: Any, reply: Any) -> list[dict[str, str]]:
+  """The items of a reply, [{'id', 'title'}, ...]. talk: the conversation."""
   stock = talk.grounded.tokenized
   return [{'id': stock.catalog.id_of(i), 'title': stock.titles[i - 1]} for i in reply.items]
 
 
 def shown(text: str, items: Sequence[dict[str, str]]) -> Text:
-  """The reply with its items highlighted, their ids behind. items: as `named` gives them."""
+  """The reply with its items highlighted, their ids behind. items: as `named` gives them. text: of
+  the reply."""
   out, rest = Text(), text
   for item in items:
     before, found, rest = rest.partition(f'"{item["title"]}"')

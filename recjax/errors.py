@@ -32,6 +32,7 @@ EXTRAS = {
               'fastapi_offline'),
     'data': ('duckdb', 'tensorflow_datasets', 'array_record', 'grain', 'importlib_resources'),
     'beam': ('apache_beam',),
+    'gguf': ('gguf',),
 }
 
 
@@ -105,7 +106,7 @@ def guard(main: Callable[[], object]) -> object:
 def quieten() -> None:
   """Keeps threads of libraries, which have no caller, from showing tracebacks about a full disk:
   the call that waits for them gets the error and tells it once."""
-  def but(hook, error_of):
+  def but(hook: Callable, error_of: Callable) -> Callable:
     def filtered(*args):
       if not _about_disk(error_of(*args)):
         hook(*args)
@@ -123,7 +124,7 @@ def quieten() -> None:
 class _DiskFilter(logging.Filter):
   """Drops what a library logs about a full disk."""
 
-  def filter(self, record):
+  def filter(self, record: logging.LogRecord) -> bool:
     raised = record.exc_info[1] if record.exc_info else None
     return not _about_disk(raised) and not any(words in record.getMessage() for words in SAID)
 
@@ -149,14 +150,16 @@ def chain(error: BaseException | None) -> list[BaseException]:
 
 
 def disk_error(error: BaseException) -> str:
-  """What to tell of a file system that refuses, wherever in the chain of causes; '' otherwise."""
+  """What to tell of a file system that refuses, wherever in the chain of causes; '' otherwise.
+  error: what was raised."""
   fault = disk_fault(error)
   return fault and (f'{fault}; mend that and run the same command again: finished stages and '
                     'checkpoints are kept')
 
 
 def disk_fault(error: BaseException) -> str:
-  """What a file system refuses, and of which file where that is known; '' for other errors."""
+  """What a file system refuses, and of which file where that is known; '' for other errors. error:
+  what was raised."""
   for cause in chain(error):
     number = getattr(cause, 'errno', None) if isinstance(cause, OSError) else None
     if number not in DISK:
@@ -172,7 +175,8 @@ def disk_fault(error: BaseException) -> str:
 
 
 def file_error(error: BaseException) -> str:
-  """What to tell of a file that the system does not let this process use; '' otherwise."""
+  """What to tell of a file that the system does not let this process use; '' otherwise. error: what
+  was raised."""
   if isinstance(error, OSError) and error.errno and isinstance(error.filename, str):
     return (f'{error.filename}: {error.strerror}; name another file or folder, or change what '
             'stands there')
@@ -180,7 +184,7 @@ def file_error(error: BaseException) -> str:
 
 
 def missing_extra(error: BaseException) -> str:
-  """What to tell of a package that only some uses need; '' otherwise."""
+  """What to tell of a package that only some uses need; '' otherwise. error: what was raised."""
   for cause in chain(error):
     name = ((cause.name or '').partition('.')[0] if isinstance(cause, ModuleNotFoundError) else '')
     for extra, modules in EXTRAS.items():
@@ -206,7 +210,8 @@ SAVERS = (
 def memory_error(error: BaseException, config: Mapping | None = None) -> str:
   """What to tell where memory ran out, wherever in the chain of causes; '' otherwise.
 
-  config: a ConfigDict whose own settings are named, else those that many configs have.
+  config: a ConfigDict whose own settings are named, else those that many configs have. error: what
+  was raised.
   """
   if disk_error(error):  # whose words are much the same
     return ''

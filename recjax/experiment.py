@@ -15,6 +15,7 @@ import shlex
 import subprocess
 import traceback
 from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 from ml_collections import ConfigDict
 
@@ -29,7 +30,7 @@ CONFIGS = next((folder for folder in (pathlib.Path(__file__).parent / 'configs',
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-  """A finished run's folder."""
+  """A finished run's folder. workdir: its path."""
   workdir: pathlib.Path
 
   @functools.cached_property
@@ -43,12 +44,12 @@ class Run:
     return recommend_lib.load(self.workdir)
 
   @property
-  def data(self):
+  def data(self) -> Any:
     """The data.dataset.Dataset that it was trained on."""
     return self._recommender[1]
 
   def recommend(self, histories: Sequence[Sequence[str]], k: int = 10, exclude_seen: bool = True,
-                allowed: Iterable[str] | None = None):
+                allowed: Iterable[str] | None = None) -> tuple[list[list[str]], Any]:
     """Items for people whose histories are item ids, oldest first.
 
     k: items for each. exclude_seen: whether those of the history are left out. allowed: ids of the
@@ -89,20 +90,21 @@ def train(config: str | ConfigDict, workdir: str | os.PathLike,
 
 
 def open_run(workdir: str | os.PathLike) -> Run:
-  """A run that has ended before. Raises WorkdirError where none has."""
+  """A run that has ended before. workdir: its folder. Raises WorkdirError where none has."""
   workdir = pathlib.Path(workdir)
   if not (workdir / 'results.json').exists():
     raise WorkdirError(f'{workdir} holds no results.json, so no run has ended there')
   return Run(workdir)
 
 
-def run(cfg: ConfigDict, workdir: str | os.PathLike, about: dict, guards=None,
+def run(cfg: ConfigDict, workdir: str | os.PathLike, about: dict, guards: Any = None,
         part: tuple[int, int] | None = None) -> None:
   """Opens the run's folder, says what runs, and hands over to the method.
 
   about: as `facts` gives. guards: a training.fault_tolerance.Guards, None for its defaults. part:
-  (i, n), where this process is one of n that share its shards. Raises ConfigError where there are
-  none, and for a setting that is out of its range, WorkdirError for a folder that is not for this.
+  (i, n), where this process is one of n that share its shards. cfg: the experiment. workdir: the
+  run's folder. Raises ConfigError where there are none, and for a setting that is out of its range,
+  WorkdirError for a folder that is not for this.
   """
   parser.check(cfg)
   import jax
@@ -110,7 +112,7 @@ def run(cfg: ConfigDict, workdir: str | os.PathLike, about: dict, guards=None,
   from recjax.distributed import sharding
   from recjax.training import fault_tolerance
   from recjax.training import workdir as workdir_lib
-  if not jax.config.jax_compilation_cache_dir:
+  if not jax.config.jax_compilation_cache_dir:  # pyright: ignore[reportAttributeAccessIssue]
     jax.config.update('jax_compilation_cache_dir',
                       str(pathlib.Path.home() / '.cache' / 'recjax' / 'xla'))
   for key in ('method', 'data', 'preset', 'seed', 'mesh'):
@@ -164,10 +166,10 @@ def facts(command: str, overrides: Mapping[str, object]) -> dict:
   }
 
 
-def announce(work, cfg: ConfigDict, about: dict) -> None:
+def announce(work: Any, cfg: ConfigDict, about: dict) -> None:
   """Logs what runs, on what, with which settings of one's own.
 
-  work: the open Workdir. about: as `facts` gives.
+  work: the open Workdir. about: as `facts` gives. cfg: the experiment.
   """
   versions = ', '.join(f'{k} {v}' for k, v in about['versions'].items())
   work.log(f'recjax {cfg.method}, preset {cfg.preset}, data {cfg.data}, seed {cfg.seed}')
@@ -206,7 +208,7 @@ def read_config(text: str) -> ConfigDict:
   path, *argument = text.split(':', 1)
   found = find_config(path)
   spec = importlib.util.spec_from_file_location('config', found)
-  if spec is None:
+  if spec is None or spec.loader is None:
     raise ConfigError(f'{found} is no Python file; name a config, e.g. '
                       'configs/betag_scientific.py')
   module = importlib.util.module_from_spec(spec)
@@ -231,7 +233,8 @@ def read_config(text: str) -> ConfigDict:
 
 
 def broken(path: pathlib.Path, error: BaseException) -> ConfigError:
-  """The error for a config file that raised one, with its line."""
+  """The error for a config file that raised one, with its line. path: of the file. error: what it
+  raised."""
   lines = [f.lineno for f in traceback.extract_tb(error.__traceback__) if f.filename == str(path)]
   if isinstance(error, SyntaxError) and error.filename == str(path):
     lines = [error.lineno]
@@ -241,6 +244,7 @@ def broken(path: pathlib.Path, error: BaseException) -> ConfigError:
 
 
 def changed(cfg: ConfigDict, settings: Sequence[str] | Mapping[str, object]) -> ConfigDict:
-  """The config, some of its settings changed as `settings.change` does, with its errors."""
+  """The config, some of its settings changed as `settings.change` does, with its errors. cfg: it
+  changes in place."""
   parser.change(cfg, settings)
   return cfg

@@ -16,6 +16,7 @@ import shutil
 import socket
 import zlib
 from collections.abc import Callable, Iterator
+from typing import IO, Any
 
 import numpy as np
 
@@ -65,6 +66,8 @@ def find_table(folder: str | os.PathLike, stem: str) -> pathlib.Path | None:
 def read_rows(path: str | os.PathLike, blank_lines: bool = True) -> Iterator[tuple[str, dict]]:
   """Yields (place, row) of JSON Lines or Parquet: where each object stands, for messages, and it.
 
+  path: of the file.
+
   Lines end in LF or CRLF; a byte order mark is tolerated, and so are blank lines unless blank_lines
   is False. What is not packed is read as a stream. Raises DataError with file and line for anything
   that is not one UTF-8 JSON object a line.
@@ -99,7 +102,8 @@ def _lines(path: pathlib.Path) -> Iterator[bytes]:
 def read_bytes(path: str | os.PathLike) -> bytes:
   """The file's bytes, unpacked if they are gzip's, and without a UTF-8 byte order mark.
 
-  Raises DataError for a file that cannot be read or is of another kind than text.
+  path: of the file. Raises DataError for a file that cannot be read or is of another kind than
+  text.
   """
   path = pathlib.Path(path)
   with _reading(path):
@@ -124,7 +128,8 @@ def _reading(path):
 
 
 def check_kind(head: bytes, path: str | os.PathLike) -> None:
-  """Raises DataError, saying what it is, for a file whose first bytes are not those of text."""
+  """Raises DataError, saying what it is, for a file whose first bytes are not those of text. head:
+  the first bytes. path: of the file, for messages."""
   for magic, what in KINDS:
     if head.startswith(magic):
       raise DataError(f'{path} is {what}.')
@@ -136,7 +141,8 @@ def check_kind(head: bytes, path: str | os.PathLike) -> None:
 
 
 def wide_encoding(head: bytes) -> str:
-  """'utf-16', 'utf-16-le', … where a file begins so, by its mark or by its zeros; else ''."""
+  """'utf-16', 'utf-16-le', … where a file begins so, by its mark or by its zeros; else ''. head:
+  the first bytes."""
   if head.startswith((b'\xff\xfe\0\0', b'\0\0\xfe\xff')):
     return 'utf-32'
   if head.startswith((b'\xff\xfe', b'\xfe\xff')) and len(head) > 3 and 0 in head[2:4]:
@@ -157,7 +163,8 @@ def whole_json(line: bytes) -> str:
 
 
 def unpack(data: bytes, path: str | os.PathLike) -> bytes:
-  """gzip's bytes unpacked. Raises DataError for what unpacks to far more than data do."""
+  """gzip's bytes unpacked. path: of the file, for messages. Raises DataError for what unpacks to
+  far more than data do."""
   limit = plausible(len(data))
   with gzip.GzipFile(fileobj=io.BytesIO(data)) as stream:
     unpacked = stream.read(limit + 1)
@@ -171,19 +178,20 @@ def plausible(packed: int) -> int:
   return max(256 << 20, 200 * packed)
 
 
-def read_json(path: str | os.PathLike, strict: bool = True) -> object:
-  """The value of a whole JSON file, strict as in `parse_json`. Raises DataError with the place."""
+def read_json(path: str | os.PathLike, strict: bool = True) -> Any:
+  """The value of a whole JSON file, strict as in `parse_json`. path: of the file. Raises DataError
+  with the place."""
   return parse_json(read_bytes(path), path, strict=strict)
 
 
 def parse_json(data: bytes, path: str | os.PathLike, line: int | None = None,
-               strict: bool = True) -> object:
+               strict: bool = True) -> Any:
   """Parses bytes as JSON, without half surrogate pairs. Raises DataError with line and column.
 
   path, line: what the bytes are, a whole file or a line of it, for messages. strict: whether NaN,
-  and a key given twice, are refused; other programs' files may hold them.
+  and a key given twice, are refused; other programs' files may hold them. data: the bytes.
   """
-  def complain(what, at_line, column):
+  def complain(what: str, at_line: int, column: int) -> DataError:
     where = f'line {line or at_line}, column {column}'
     return DataError(f'{path} {where}: {what}.')
 
@@ -194,8 +202,8 @@ def parse_json(data: bytes, path: str | os.PathLike, line: int | None = None,
     byte = error.start - data.rfind(b'\n', 0, error.start)
     raise complain('not UTF-8; save the file as UTF-8', row, byte) from error
   try:
-    value = json.loads(text, **(
-        dict(object_pairs_hook=_unique, parse_constant=_refuse) if strict else {}))
+    rules: Any = dict(object_pairs_hook=_unique, parse_constant=_refuse) if strict else {}
+    value = json.loads(text, **rules)
     if '\\ud' in text or '\\uD' in text:
       json.dumps(value, ensure_ascii=False).encode('utf-8')
   except json.JSONDecodeError as error:
@@ -234,18 +242,21 @@ def atomic_path(path: str | os.PathLike,
 
 
 def write_atomic(path: str | os.PathLike, data: str | bytes) -> None:
-  """Writes UTF-8 text or bytes so that readers see the old file or the whole new one."""
+  """Writes UTF-8 text or bytes so that readers see the old file or the whole new one. path: of the
+  file. data: what it will hold."""
   with atomic_path(path) as fresh:
     fresh.write_bytes(data if isinstance(data, bytes) else data.encode())
 
 
 def write_json(path: str | os.PathLike, value: object) -> None:
-  """Writes `value` as indented JSON, whole; what JSON does not know is written as its text."""
+  """Writes `value` as indented JSON, whole; what JSON does not know is written as its text. path:
+  of the file."""
   write_atomic(path, json.dumps(value, indent=1, ensure_ascii=False, default=str) + '\n')
 
 
-def write_arrays(path: str | os.PathLike, arrays) -> None:
-  """Writes an array as .npy, or a dict of named arrays as .npz, whole and without pickles."""
+def write_arrays(path: str | os.PathLike, arrays: np.ndarray | dict) -> None:
+  """Writes an array as .npy, or a dict of named arrays as .npz, whole and without pickles. path: of
+  the file."""
   with atomic_path(path) as fresh, open(fresh, 'wb') as file:
     if isinstance(arrays, dict):
       np.savez(file, **arrays)
@@ -256,8 +267,8 @@ def write_arrays(path: str | os.PathLike, arrays) -> None:
 def write_text(path: str | os.PathLike, text: str) -> None:
   """Writes a user's UTF-8 text, whole, and makes the folder above it.
 
-  Raises WorkdirError if the disk is full or the folder cannot be written, DataError for a text that
-  UTF-8 cannot hold.
+  path: of the file. Raises WorkdirError if the disk is full or the folder cannot be written,
+  DataError for a text that UTF-8 cannot hold.
   """
   path = pathlib.Path(path)
   try:
@@ -325,6 +336,8 @@ def sync_folder(folder: str | os.PathLike) -> None:
 def table_writer(path: pathlib.Path) -> Iterator[TableWriter]:
   """Yields write(rows), which adds dicts to a new .jsonl, .jsonl.gz or .parquet file, as a stream.
 
+  path: of the file.
+
   Parquet takes its columns from the first rows. The file is on disk, flushed, when this ends.
   """
   with open(path, 'wb') as out:
@@ -358,8 +371,10 @@ def _parquet_writer(out):
 # Locks and journals.
 
 
-def try_lock(file, wait: bool = False) -> bool:
+def try_lock(file: IO, wait: bool = False) -> bool:
   """Takes an open file for this process alone, or tells that another has it.
+
+  file: open for writing.
 
   The system frees it when the file is closed or the process ends, however it ends. wait: until
   another lets it go.
@@ -372,7 +387,8 @@ def try_lock(file, wait: bool = False) -> bool:
 
 
 class FileLock:
-  """A file whose lock is the right to do something, and which says who has it."""
+  """A file whose lock is the right to do something, and which says who has it. path: of the file
+  that is locked."""
 
   def __init__(self, path: str | os.PathLike):
     self.file, self.held = open(path, 'a+'), False  # noqa: SIM115  for as long as it may be held
@@ -499,19 +515,22 @@ class Journal:
 
 
 def foreign(path: str | os.PathLike) -> WorkdirError:
-  """The error for a file or folder of another program, where this one would keep its own."""
+  """The error for a file or folder of another program, where this one would keep its own. path: of
+  that file or folder."""
   return WorkdirError(f'{path} was not made by this command, which would keep its answers there, '
                       'and is not written over; move it away, or choose another place')
 
 
 def lines_of(path: str | os.PathLike, header: bool) -> Iterator[bytes]:
-  """Yields the lines of a journal, as they stand there. header: whether the first is one."""
+  """path: of the journal. Yields the lines of a journal, as they stand there. header: whether the
+  first is one."""
   with open(path, 'rb') as lines:
     yield from itertools.islice(lines, header, None)
 
 
 def encode_lines(values: list) -> bytes:
-  """Values as JSON Lines in UTF-8; those that UTF-8 cannot hold (half surrogate pairs) in ASCII."""
+  """Values as JSON Lines in UTF-8; those that UTF-8 cannot hold (half surrogate pairs) in ASCII.
+  values: anything of JSON."""
   try:
     return ''.join(json.dumps(v, ensure_ascii=False) + '\n' for v in values).encode()
   except UnicodeEncodeError:
@@ -526,7 +545,8 @@ def _value(line):
 
 
 def text_id(value: object, place: str, name: str) -> str:
-  """An id as text; JSON integers are written in decimal. Raises DataError for other types."""
+  """An id as text; JSON integers are written in decimal. value: as it was read. place: where it
+  stands, name: what it is, both for messages. Raises DataError for other types."""
   if isinstance(value, str) and value:
     return value
   if isinstance(value, int) and not isinstance(value, bool):

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 from absl import app, flags, logging
 
-from recjax import errors, experiment, settings
+from recjax import errors, experiment, progress, settings
 
 CONFIG = flags.DEFINE_string(
     'config', None, 'The experiment, e.g. configs/betag_scientific.py, with its argument after a '
@@ -47,7 +47,8 @@ def main(argv: list[str], command: str = '') -> None:
   argv: as `parse` gives it. command: what the user typed, by default python -m recjax.main.
   """
   logging.set_verbosity(logging.WARNING)  # jax tells of every backend that it does not find
-  errors.guard(lambda: run(argv[1:], command))
+  with progress.printing('starting'):
+    errors.guard(lambda: run(argv[1:], command))
 
 
 def run(words: Sequence[str], command: str = '') -> None:
@@ -100,7 +101,7 @@ def join() -> None:
 def parse(argv: list[str]) -> list[str]:
   """Flags from the command line, but for settings; a wrong one is said in a sentence, exit code 2.
 
-  -> the program's name and the settings, ['optim.lr=1e-3', ...], for `main`
+  argv: of the process. -> the program's name and the settings, ['optim.lr=1e-3', ...], for `main`
   """
   words, rest = settings.split_command_line(argv[1:])
   try:

@@ -3,14 +3,19 @@
 Nothing is registered or inherited: whatever has these functions fits.
 """
 from collections.abc import Callable, Collection, Sequence
-from typing import Any, NamedTuple, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeAlias, runtime_checkable
 
 import jax
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, PyTree
 from ml_collections import ConfigDict
 
-AnyArray = jax.Array | np.ndarray  # on the device or on the host
+if TYPE_CHECKING:
+  AnyArray: TypeAlias = Any  # checkers know no function of JAX that takes both and gives one
+  NewTokens: TypeAlias = Any
+else:
+  AnyArray = jax.Array | np.ndarray  # on the device or on the host
+  NewTokens = int | None  # of a search; None until the longest row of a constraint takes its place
 
 
 class Decoder(NamedTuple):
@@ -51,27 +56,32 @@ class Constraint(Protocol):
   num_end_tokens: int
 
   def start(self, batch: int) -> PyTree:
-    """The state before the first token, a pytree with leading axes (B, 1)."""
+    """The state before the first token, a pytree with leading axes (B, 1). batch: B, the requests.
+    """
 
   def candidates(self, head: Any, state: PyTree, t: Array | int, limit: int,
                  choose: Callable[[Array, Array, Array], Any]) -> Any:
     """What `choose` makes of the tokens that may come as number t.
 
     head: a `decoding.lm_head.LMHead` on the beams' states. limit: how many of the best candidates
-    of a beam are enough, 0 for all. choose: (log_probs, tokens, nodes) -> anything; each is
-    (B, K, C); log-probabilities are at most 0, DEAD where a token may not come, tokens ascending
-    where values tie. C is the constraint's affair, so what `choose` returns must not have it in its
-    shape.
+    of a beam are enough, 0 for all. choose: (log_probs, tokens, nodes) -> anything; each is (B, K,
+    C); log-probabilities are at most 0, DEAD where a token may not come, tokens ascending where
+    values tie. C is the constraint's affair, so what `choose` returns must not have it in its
+    shape. state: of the beams. t: number of the token, from 0.
     """
 
   def advance(self, state: PyTree, token: Int[Array, 'B M'], node: Int[Array, 'B M']) -> PyTree:
-    """The state after chosen tokens and their nodes. state: of the rows that they continue."""
+    """The state after chosen tokens and their nodes. state: of the rows that they continue. token:
+    what was chosen. node: what came with it."""
 
   def is_final(self, state: PyTree, token: Int[Array, 'B M'], t: Array | int) -> Bool[Array, 'B M']:
-    """Whether token number t, which led to `state`, is a row's last; () or (B, M) for t."""
+    """Whether token number t, which led to `state`, is a row's last; () or (B, M) for t. token: of
+    the rows."""
+    ...
 
   def select_requests(self, requests: Int[Array, ' R']) -> 'Constraint':
-    """The constraint of some of the requests."""
+    """The constraint of some of the requests. requests: their numbers, from 0."""
+    ...
 
 
 @runtime_checkable
@@ -82,6 +92,7 @@ class ScoreFn(Protocol):
                ) -> Float[Array, 'B N'] | Float[np.ndarray, 'B N']:
     """items: of all histories, 1..N, oldest first. offsets: history b is items[offsets[b]:
     offsets[b + 1]]. -> column j scores item j + 1, -inf for an item that may not come"""
+    ...
 
 
 class Recommender(Protocol):
@@ -93,9 +104,11 @@ class Recommender(Protocol):
     """The k best items of each history of item ids, oldest first.
 
     exclude_seen: whether items of the history are out. allowed: the ids that may come, or a mask,
-    of a row a history where the recommender has `masks_by_row`; None for all. -> ids, fewer than k
-    where fewer may come; their scores. Raises DataError for unknown ids.
+    of a row a history where the recommender has `masks_by_row`; None for all. histories: of B
+    users. -> ids, fewer than k where fewer may come; their scores. Raises DataError for unknown
+    ids.
     """
+    ...
 
 
 @runtime_checkable
@@ -103,16 +116,22 @@ class Method(Protocol):
   """A method package, `recjax.methods.NAME`: a module with these functions."""
 
   def run(self, cfg: ConfigDict, work: Any) -> None:
-    """The experiment, stage by stage. work: a `training.workdir.Workdir`."""
+    """The experiment, stage by stage. work: a `training.workdir.Workdir`. cfg: its settings."""
 
   def recommender(self, workdir: Any, data: str | None = None) -> Recommender:
-    """The face of what was trained in a folder. data: a later data set than the run's."""
+    """The face of what was trained in a folder. data: a later data set than the run's. workdir:
+    that folder."""
+    ...
 
-  def cost(self, cfg: ConfigDict, shop: Any) -> dict[str, str]:
-    """What a run would take, before it runs: {what: how much, for people}."""
+  def cost(self, cfg: ConfigDict, dataset: Any) -> dict[str, str]:
+    """What a run would take, before it runs: {what: how much, for people}. cfg: its settings.
+    dataset: a `Dataset`."""
+    ...
 
   def convert(self, workdir: Any, kind: str, out: Any) -> Any:
-    """Writes files for other programs. Raises ConfigError for an unknown kind."""
+    """Writes files for other programs. workdir: of the run. out: file or folder to make. Raises
+    ConfigError for an unknown kind."""
 
   def validated(self, cfg: ConfigDict) -> str | None:
-    """The stage whose validation figures tell settings apart, for `recjax sweep`; None for none."""
+    """The stage whose validation figures tell settings apart, for `recjax sweep`; None for none.
+    cfg: its settings."""

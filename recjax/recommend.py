@@ -3,6 +3,7 @@ import os
 import pathlib
 from collections.abc import Callable
 from types import ModuleType
+from typing import Any
 
 from recjax import methods, run_files, settings
 from recjax.data import array_record, loading
@@ -42,31 +43,34 @@ def open_data(workdir: str | os.PathLike, data: str | os.PathLike | None = None
 
 
 def method_of(workdir: str | os.PathLike) -> tuple[ModuleType, dict]:
-  """The package of the method that made a run, and its config. Raises WorkdirError for no run,
-  ConfigError where it names no method."""
+  """The package of the method that made a run, and its config. workdir: of the run. Raises
+  WorkdirError for no run, ConfigError where it names no method."""
   config = run_files.read_config(workdir)['config']
   return methods.find(config['method'], f'{workdir}/config.json'), config
 
 
 def without_retired(recommend: Callable, catalog: Catalog) -> Callable:
-  """The same recommender without retired items, which stay known in histories."""
+  """The same recommender without retired items, which stay known in histories. recommend: a
+  Recommender. catalog: its items."""
   live = catalog.active_ids()
   if live is None:
     return recommend
 
-  def among_live(histories, k, exclude_seen=True, allowed=None):
+  def among_live(histories: Any, k: int, exclude_seen: bool = True, allowed: Any = None) -> Any:
     return recommend(histories, k, exclude_seen, live if allowed is None else live & set(allowed))
   return among_live
 
 
 def model_version(workdir: str | os.PathLike) -> str:
-  """What tells the model of a run from one that is trained later in the same folder."""
+  """What tells the model of a run from one that is trained later in the same folder. workdir: of
+  the run."""
   done = sorted((pathlib.Path(workdir) / 'stages').glob(f'*/{run_files.DONE}'))
   return ' '.join(str(run_files.need_json(path)['fingerprint'])[:12] for path in done)
 
 
 def history_of(data: Dataset | Records, user_id: str) -> list[str]:
-  """Ids of all items of a known user, oldest first. Raises DataError for an unknown one."""
+  """Ids of all items of a known user, oldest first. data: that knows the user. user_id: of that
+  user. Raises DataError for an unknown one."""
   if isinstance(data, Records):
     raise DataError(f'{data.name} keeps its users on disk, by number; give the items themselves: '
                     '--history=ID,ID,...')
@@ -77,6 +81,6 @@ def history_of(data: Dataset | Records, user_id: str) -> list[str]:
 
 
 def title_of(catalog: Catalog, item_id: str) -> str:
-  """The title of an item id of a catalog, '' where it has none."""
+  """The title of an item id of a catalog, '' where it has none. item_id: of the catalog."""
   titles = catalog.columns.get('title')
   return titles[catalog.index(item_id) - 1] or '' if titles else ''

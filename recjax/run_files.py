@@ -14,6 +14,7 @@ import traceback
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import numpy as np
 
@@ -32,7 +33,8 @@ DAMAGE = (ValueError, KeyError, EOFError, OSError, zipfile.BadZipFile, zlib.erro
 
 
 class Facts(dict):
-  """A JSON object of a file; a key that it lacks is told with the file's name."""
+  """A JSON object of a file; a key that it lacks is told with the file's name. pairs: keys and
+  values. path: of the file."""
 
   def __init__(self, pairs: list[tuple], path: pathlib.Path):
     super().__init__(pairs)
@@ -46,7 +48,7 @@ KINDS = {**file_io.JSON_KINDS, Facts: 'an object'}
 
 
 def remedy(path: str | os.PathLike) -> str:
-  """What makes a file of a run's folder anew."""
+  """What makes a file of a run's folder anew. path: of the file."""
   path = pathlib.Path(path)
   for folder in path.parents:
     if folder.parent.name == 'stages':
@@ -55,14 +57,16 @@ def remedy(path: str | os.PathLike) -> str:
 
 
 def damaged(path: str | os.PathLike, why: str) -> WorkdirError:
-  """The error for a file that is not what a run wrote. why: what is wrong with it."""
+  """The error for a file that is not what a run wrote. why: what is wrong with it. path: of the
+  file."""
   return WorkdirError(f'{path} is damaged ({why}); {remedy(path)}')
 
 
-def read_json(path: str | os.PathLike, default: object = None, kind: type = dict):
+def read_json(path: str | os.PathLike, default: object = None, kind: type = dict) -> Any:
   """The JSON in `path`, or `default` where there is no such file.
 
-  kind: what it must hold, dict or list. Raises WorkdirError for anything else than that as JSON.
+  kind: what it must hold, dict or list. path: of the file. Raises WorkdirError for anything else
+  than that as JSON.
   """
   path = pathlib.Path(path)
   try:
@@ -78,8 +82,9 @@ def read_json(path: str | os.PathLike, default: object = None, kind: type = dict
   return value
 
 
-def need_json(path: str | os.PathLike, kind: type = dict):
-  """The JSON in `path`, a `kind`. Raises WorkdirError where it is damaged or missing."""
+def need_json(path: str | os.PathLike, kind: type = dict) -> Any:
+  """The JSON in `path`, a `kind`. path: of the file. Raises WorkdirError where it is damaged or
+  missing."""
   value = read_json(path, kind=kind)
   if value is None:
     raise WorkdirError(f'{path} is missing; {remedy(path)}')
@@ -88,6 +93,8 @@ def need_json(path: str | os.PathLike, kind: type = dict):
 
 def read_metrics(path: str | os.PathLike, log: Callable[[str], object] | None = None) -> list[dict]:
   """The objects of metrics.jsonl in order, each with 'stage' and 'step'.
+
+  path: of the file.
 
   A line that was torn by a kill is left out: losing one costs nothing, so they are appended without
   waiting for the disk. log: called with a sentence about such lines. Raises WorkdirError for a file
@@ -113,7 +120,8 @@ def read_metrics(path: str | os.PathLike, log: Callable[[str], object] | None = 
 
 
 def read_arrays(path: str | os.PathLike) -> np.ndarray | dict[str, np.ndarray]:
-  """The array of a .npy file, or {name: array} of an .npz. Raises WorkdirError, nothing else."""
+  """The array of a .npy file, or {name: array} of an .npz. path: of the file. Raises WorkdirError,
+  nothing else."""
   path = pathlib.Path(path)
   try:
     with open(path, 'rb') as file:
@@ -140,7 +148,8 @@ def sums(folder: str | os.PathLike) -> dict[str, str]:
 
 
 def sum_of(path: pathlib.Path) -> str:
-  """What tells a file from others: its size, and its hash unless it is larger than HASHED."""
+  """What tells a file from others: its size, and its hash unless it is larger than HASHED. path: of
+  the file."""
   size = path.stat().st_size
   if size > HASHED:
     return str(size)
@@ -149,6 +158,8 @@ def sum_of(path: pathlib.Path) -> str:
 
 def check(folder: str | os.PathLike) -> None:
   """Raises WorkdirError where a file of a finished stage is not as the stage left it.
+
+  folder: of the stage.
 
   What was made before stages kept the sums of their files is not looked at.
   """
@@ -181,7 +192,7 @@ def _signature(value):
 def read_config(workdir: str | os.PathLike) -> dict:
   """What a run's config.json holds, {'config': {...}, 'facts': {...}}.
 
-  Raises WorkdirError where there is none, or it was altered.
+  workdir: of the run. Raises WorkdirError where there is none, or it was altered.
   """
   path = pathlib.Path(workdir) / 'config.json'
   if not pathlib.Path(workdir).is_dir():
@@ -201,7 +212,7 @@ def read_config(workdir: str | os.PathLike) -> dict:
 
 
 def is_config(path: str | os.PathLike) -> bool:
-  """Whether a file looks like the config.json of a run."""
+  """Whether a file looks like the config.json of a run. path: of the file."""
   try:
     saved = json.loads(pathlib.Path(path).read_bytes())
   except (OSError, ValueError, RecursionError):
@@ -211,7 +222,7 @@ def is_config(path: str | os.PathLike) -> bool:
 
 
 def method_before(workdir: str | os.PathLike) -> str | None:
-  """The method of the run in a folder, or None where none can be told."""
+  """The method of the run in a folder, or None where none can be told. workdir: that folder."""
   path = pathlib.Path(workdir) / 'config.json'
   return read_json(path)['config'].get('method') if is_config(path) else None
 
@@ -219,6 +230,8 @@ def method_before(workdir: str | os.PathLike) -> str | None:
 @contextlib.contextmanager
 def opening(workdir: str | os.PathLike) -> Iterator[None]:
   """Code that builds something out of a run's folder.
+
+  workdir: of the run.
 
   What it raises is told as damage of the folder, with the place in the code, as long as the folder
   cannot be proven to be what the run wrote; else it is a mistake of ours and stays as it is.
@@ -309,7 +322,8 @@ def new_folder(path: str | os.PathLike, flag: str) -> Iterator[pathlib.Path]:
 def place(fresh: pathlib.Path, path: str | os.PathLike, flag: str) -> None:
   """Gives a finished file its name, unless something has come to stand there meanwhile.
 
-  Raises ConfigError for that: `flag` named the place.
+  fresh: the finished file. path: the name that it gets. Raises ConfigError for that: `flag` named
+  the place.
   """
   try:
     os.link(fresh, path)

@@ -16,6 +16,7 @@ import pathlib
 import re
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
 
 from ml_collections import ConfigDict
 
@@ -48,12 +49,12 @@ RENAMED = {
 # a tuple every element counts.
 RANGES = {
     'at least 1': '''
-        seeds *.batch *.epochs *.log_every *.save_every *model.layers *model.heads *model.hidden
+        seeds *.batch *.log_every *.save_every *model.layers *model.heads *model.hidden
         *model.max_history *model.width base.layers base.heads base.hidden base.max_history
         base.width model.decoder_layers model.head_dim model.ffn model.fusion_heads
         model.fusion_layers tiny.vocab tiny.width tiny.layers tiny.heads tiny.kv_heads tiny.ffn
         tiny.row_tokens *loss.chunk *loss.negatives *train.max_masked tags.max_base_tags
-        tags.api_samples tags.api_concurrency lora.rank train.row_tokens train.max_len
+        *.api_samples *.api_concurrency *.api_max_tokens lora.rank train.row_tokens train.max_len
         train.max_seq_len train.min_seq_len train.longest_list train.cycle decode.beams
         decode.groups decode.num_items decode.new_tokens decode.max_tags decode.ghost_cases
         select.save_top eval.save_top eval.memory eval.answer_tokens prompt.max_prompt_tokens
@@ -65,15 +66,16 @@ RANGES = {
         control.users decode.diversity decode.temperature export.budget eval.candidates
         eval.cross_users eval.free eval.rounds eval.tail_item eval.tail_user eval.max_test_users
         eval.max_valid_users eval.users eval.vague rat.alpha rat.hidden rat.ids_from rat.spread
-        ret.alpha ret.hidden select.k1 select.top_k select.top_m tags.api_budget tags.api_price_in
-        tags.api_price_out semantic_ids.alpha semantic_ids.beta semantic_ids.collaborative
+        ret.alpha ret.hidden select.k1 select.top_k select.top_m *.api_budget *.api_price_in
+        *.api_price_out semantic_ids.alpha semantic_ids.beta semantic_ids.collaborative
         semantic_ids.diversity semantic_ids.sinkhorn train.free train.gamma train.prompt''',
     'above 0': '''
-        *.lr tags.api_timeout lora.alpha align.temperature align.tau rat.tau scft.tau
+        *.lr *.epochs *.api_timeout lora.alpha align.temperature align.tau rat.tau scft.tau
         semantic_ids.tau ground.step''',
     'between 0 and 1': '''
         *loss.gbce_t *train.mask_share *train.mask_last control.share decode.alphas select.b
-        train.candidates train.chat_share train.keep train.multi_round train.rule''',
+        *.api_failure_ratio train.candidates train.chat_share train.keep train.multi_round
+        train.rule''',
     'at least 0 and below 1': '*.beta2 *model.dropout base.dropout scft.ratio',
     'above 0 and at most 1': 'decode.top_p',
     'a count, or -1 for all': 'train.sample train.valid_sample',
@@ -89,7 +91,7 @@ WITHIN = {
     'between 0 and 2147483647': lambda x: 0 <= x < 1 << 31,  # else JAX takes another seed's key
 }
 UNBOUNDED = ('select.idf_cutoff',)  # -inf keeps all tags
-EXCEPT = {'finetune.epochs': 'at least 0', 'tiny.epochs': 'above 0'}  # before the patterns
+EXCEPT = {'finetune.epochs': 'at least 0'}  # before the patterns
 
 # What texts may be (* as above). Of a tuple every element counts.
 CHOICES = {
@@ -175,8 +177,8 @@ def split_command_line(argv: Sequence[str]) -> tuple[list[str], list[str]]:
 def change(cfg: ConfigDict, settings: Sequence[str] | Mapping[str, object]) -> dict[str, object]:
   """Changes settings of a config. settings: ['a.b=TEXT'], or {'a.b': value} from Python.
 
-  -> the values that were set, {'a.b': value}. Raises ConfigError for a setting that there is not,
-  or a value of another type or out of its range.
+  cfg: it changes in place. -> the values that were set, {'a.b': value}. Raises ConfigError for a
+  setting that there is not, or a value of another type or out of its range.
   """
   _check_names(cfg)
   free = {name for name, value in _flat(cfg) if isinstance(value, ConfigDict)} | set(OPEN)
@@ -199,7 +201,8 @@ def change(cfg: ConfigDict, settings: Sequence[str] | Mapping[str, object]) -> d
 
 
 def check(cfg: ConfigDict) -> None:
-  """Raises ConfigError for a number out of its range, a text that is no choice, or an old name."""
+  """Raises ConfigError for a number out of its range, a text that is no choice, or an old name.
+  cfg: all of its settings are looked at."""
   _check_names(cfg)
   for name, value in _flat(cfg):
     for element in value if isinstance(value, (tuple, list)) else (value,):
@@ -210,7 +213,7 @@ def check(cfg: ConfigDict) -> None:
       if rule and not WITHIN[rule](element):
         raise ConfigError(f'{name}={value}: it must be {rule}')
       known = choices_of(name) if isinstance(element, str) else None
-      if known and not any(fnmatch.fnmatchcase(element, k) for k in known):
+      if known and not any(fnmatch.fnmatchcase(str(element), k) for k in known):
         listed = ', '.join(k or 'nothing' for k in known)
         raise ConfigError(f'{name}={value!r}; choose one of {listed}')
 
@@ -223,8 +226,8 @@ def reading(workdir: str | os.PathLike | None = None) -> Iterator[None]:
 
   workdir: that folder.
   """
-  path = workdir and pathlib.Path(workdir) / 'config.json'
-  if old := path and next(filter(renamed, _saved_names(path)), None):
+  path = pathlib.Path(workdir) / 'config.json' if workdir else None
+  if path and (old := next(filter(renamed, _saved_names(path)), None)):
     raise WorkdirError(f'{path}: {old} is called {renamed(old)} since 0.2, so the run was made '
                        'before 0.2; train anew in a new folder, or use the version that made it')
   try:
@@ -266,14 +269,14 @@ def _check_names(cfg):
 
 
 def range_of(name: str) -> str | None:
-  """The range of a number, in words; None where any will do."""
+  """The range of a number, in words; None where any will do. name: of the setting."""
   return EXCEPT.get(name) or next(
       (rule for rule, patterns in RANGES.items()
        if any(fnmatch.fnmatchcase(name, p) for p in patterns.split())), None)
 
 
 def choices_of(name: str) -> tuple[str, ...] | None:
-  """What a text may be; None where any will do."""
+  """What a text may be; None where any will do. name: of the setting."""
   return next((known for p, known in CHOICES.items() if fnmatch.fnmatchcase(name, p)), None)
 
 
@@ -283,9 +286,9 @@ def flag(kind: type, rule: str = '', name: str = '') -> Callable[[str], float]:
   kind: int or float. rule: the range, in the words of RANGES. name: what the number counts, for the
   message.
   """
-  def read(text):
+  def read(text: str) -> Any:
     try:
-      value = of_text(text, kind())
+      value: Any = of_text(text, kind())
     except ValueError:
       what = 'whole number' if kind is int else 'number'
       raise argparse.ArgumentTypeError(f'{text!r} is no {what}{name and " of "}{name}') from None
@@ -310,7 +313,7 @@ def month(text: str) -> str:
   return text
 
 
-def _flat(cfg, above=''):
+def _flat(cfg, above='') -> Iterator[tuple[str, Any]]:
   """Yields every setting with its value, and groups without any."""
   for key, value in cfg.items():
     if isinstance(value, ConfigDict) and len(value):
@@ -395,7 +398,7 @@ def of_text(text: str, like: object, name: str = '') -> object:
   return text
 
 
-def of_python(value: object, like: object, name: str = '') -> object:
+def of_python(value: Any, like: object, name: str = '') -> object:
   """A value of Python as one of the type of `like`. name: of the setting, for ELEMENTS. Raises
   TypeError, ValueError."""
   if hasattr(value, 'item') and getattr(value, 'ndim', None) == 0:

@@ -16,11 +16,12 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from ml_collections import ConfigDict
 
-from recjax import methods, run_files
+from recjax import methods, progress, run_files
 from recjax.errors import ConfigError, Preempted, WorkdirError
 from recjax.evaluation import compare
 from recjax.evaluation.results import CLOSING
@@ -52,7 +53,8 @@ def grid(settings: Iterable[str]) -> list[Point]:
 
 
 def split(values: str) -> list[str]:
-  """Values parted by commas outside of brackets: '(1,2),(3,)' -> ['(1,2)', '(3,)']"""
+  """Values parted by commas outside of brackets: '(1,2),(3,)' -> ['(1,2)', '(3,)']. values: as
+  --set holds them."""
   parts, depth = [''], 0
   for letter in values:
     depth += (letter in '([{') - (letter in ')]}')
@@ -65,7 +67,7 @@ def split(values: str) -> list[str]:
 
 def check_points(points: Sequence[Point], cfgs: Sequence[ConfigDict]) -> None:
   """Raises ConfigError where two points mean the same config, as 1e-3 and 0.001 do, or would share
-  a folder."""
+  a folder. points: of the grid. cfgs: the config of each."""
   seen = {}
   for point, cfg in zip(points, cfgs):
     for key, what in ((json.dumps(cfg.to_dict(), sort_keys=True, default=str), 'are the same '
@@ -96,7 +98,8 @@ def run(config: str, points: Sequence[Point], cfgs: Mapping[RunKey, ConfigDict],
     name = runs[key].relative_to(out).as_posix()
     print(f'[{number}/{len(runs)}] {name}', flush=True)
     start = time.monotonic()
-    error = run_one(config, points[key[0]], key[1], runs[key])
+    with progress.doing(f'{name}, see its output.log'):
+      error = run_one(config, points[key[0]], key[1], runs[key])
     took.append(time.monotonic() - start)
     if error:
       failed[key] = error
@@ -119,20 +122,22 @@ def run(config: str, points: Sequence[Point], cfgs: Mapping[RunKey, ConfigDict],
 
 
 def folder_name(point: Point, seed: int) -> str:
-  """Where a run goes: its settings and its seed, as a path that any file system takes."""
+  """Where a run goes: its settings and its seed, as a path that any file system takes. point: the
+  settings."""
   name = '_'.join(f'{k}={v}' for k, v in point.items()) or 'preset'
   return f'{re.sub(r"[^A-Za-z0-9=._+-]", "-", name)}/seed={seed}'
 
 
 def finished(folder: pathlib.Path, cfg: ConfigDict) -> bool:
-  """Whether a run of that very config has ended there."""
+  """Whether a run of that very config has ended there. folder: of the run. cfg: its config."""
   saved = run_files.read_config(folder) if (folder / 'config.json').exists() else None
   same = saved and saved['config'] == json.loads(json.dumps(cfg.to_dict(), default=str))
   return bool(same) and (folder / 'report.html').exists() and (folder / 'results.json').exists()
 
 
 def run_one(config: str, point: Point, seed: int, folder: pathlib.Path) -> str:
-  """One experiment in a process of its own. -> '' or what went wrong. Raises Preempted."""
+  """One experiment in a process of its own. config: name of the file. point: the settings. seed: of
+  the run. folder: of the run. -> '' or what went wrong. Raises Preempted."""
   folder.mkdir(parents=True, exist_ok=True)
   command = [sys.executable, '-m', 'recjax.main', f'--config={config}', f'--workdir={folder}',
              *(f'--config.{k}={v}' for k, v in point.items()), f'--config.seed={seed}']
@@ -157,6 +162,8 @@ def run_one(config: str, point: Point, seed: int, folder: pathlib.Path) -> str:
 def validation(folder: pathlib.Path, cfg: ConfigDict) -> tuple[str, float, bool] | None:
   """What a run reached on validation. -> (metric, value, whether more is better), or None.
 
+  folder: of the run. cfg: its config.
+
   It is read from metrics.jsonl for the stage that the method names: the lowest loss, or the best
   NDCG@10, the mean over seeds that were trained side by side. None: the method holds nothing out.
   """
@@ -173,12 +180,12 @@ def validation(folder: pathlib.Path, cfg: ConfigDict) -> tuple[str, float, bool]
 
 
 def validation_text(valid: tuple[str, float, bool] | None) -> str:
-  """What `validation` gives, in words."""
+  """What `validation` gives, in words. valid: what it gives."""
   return f'validation {valid[0]} {valid[1]:.4f}' if valid else 'no validation figure'
 
 
 def read_cell(folder: pathlib.Path, metric: str) -> float:
-  """The value of a metric in the first row of a run's results."""
+  """The value of a metric in the first row of a run's results. folder: of the run."""
   rows = run_files.need_json(folder / 'results.json')['rows']
   return next(iter(rows.values()))[metric]['value']
 
@@ -186,6 +193,8 @@ def read_cell(folder: pathlib.Path, metric: str) -> float:
 def table(points: Sequence[Point], runs: Mapping[RunKey, pathlib.Path],
           cfgs: Mapping[RunKey, ConfigDict]) -> list[dict]:
   """One row a setting, of its finished runs. -> [dict], the best by validation marked.
+
+  points: of the grid. runs: folders. cfgs: the configs of all runs.
 
   Each has 'settings', 'seeds', 'validation' (metric, mean, sd) or None, 'test' {metric: {value,
   low, high, n, sd}}, 'folders' and 'best'. The interval is over users, of their mean over seeds; sd
@@ -197,7 +206,7 @@ def table(points: Sequence[Point], runs: Mapping[RunKey, pathlib.Path],
             if p == place and finished(runs[p, seed], cfgs[p, seed])}
     if not done:
       continue
-    valid = [validation(folder, cfgs[place, seed]) for seed, folder in done.items()]
+    valid: list[Any] = [validation(folder, cfgs[place, seed]) for seed, folder in done.items()]
     cells = compare.average(done.values())
     test = {m: {**cells[m], 'sd': deviation([read_cell(f, m) for f in done.values()])}
             for m in CLOSING}
@@ -221,8 +230,9 @@ def deviation(values: Sequence[float]) -> float | None:
 
 
 def cells_of(row: dict) -> list[str]:
-  """What a table shows of a setting, as text; an interval stands on a line of its own."""
-  def spread(value, sd):
+  """What a table shows of a setting, as text; an interval stands on a line of its own. row: of
+  `table`."""
+  def spread(value: Any, sd: Any) -> str:
     return f'{value:.4f}' + (f' ± {sd:.4f}' if sd is not None else '')
 
   valid = row['validation']
@@ -233,14 +243,14 @@ def cells_of(row: dict) -> list[str]:
 
 
 def heads_of(rows: Sequence[dict]) -> list[str]:
-  """The heads of the columns of `cells_of`."""
+  """The heads of the columns of `cells_of`. rows: of `table`."""
   metric = next((r['validation']['metric'] for r in rows if r['validation']), '')
   return [*rows[0]['settings'], 'seeds', f'validation {metric}'.strip(),
           *(f'test {m}' for m in CLOSING)]
 
 
 def verdict(rows: Sequence[dict]) -> str:
-  """Which setting won, in a sentence."""
+  """Which setting won, in a sentence. rows: of `table`."""
   best = next((r for r in rows if r['best']), None)
   if best:
     setting = ', '.join(f'{k}={v}' for k, v in best['settings'].items()) or 'the config as it is'
@@ -255,7 +265,7 @@ NOTE = ('± is the standard deviation over seeds, [ ] the 95 % bootstrap interva
 
 
 def closing_table(rows: Sequence[dict]) -> str:
-  """The table that a sweep ends with, as text, and what it says."""
+  """The table that a sweep ends with, as text, and what it says. rows: of `table`."""
   from rich.console import Console
   from rich.table import Table
   from rich.text import Text
@@ -274,7 +284,8 @@ def write(out: pathlib.Path, config: str, rows: Sequence[dict], failed: Mapping[
           ) -> None:
   """Writes sweep.json, sweep.csv (one line a setting, full precision) and sweep.html, each whole.
 
-  rows: as `table` gives them. failed: what went wrong with runs.
+  rows: as `table` gives them. failed: what went wrong with runs. out: the sweep's folder. config:
+  name of the file.
   """
   from recjax.report import html
   write_json(out / 'sweep.json', {'config': config, 'rows': rows})
@@ -292,7 +303,7 @@ def write(out: pathlib.Path, config: str, rows: Sequence[dict], failed: Mapping[
                                                  for k in ('value', 'low', 'high', 'sd'))])
   write_atomic(out / 'sweep.csv', lines.getvalue())
 
-  def cell(row, shown):
+  def cell(row: dict, shown: str) -> Any:
     value, _, interval = shown.partition('\n')
     return html.value_with_interval(value, interval, strong=row['best'])
 
@@ -306,7 +317,7 @@ def write(out: pathlib.Path, config: str, rows: Sequence[dict], failed: Mapping[
 
 def check_folder(out: str | os.PathLike, config: str | None = None) -> None:
   """Raises WorkdirError where the folder is that of a run, of another sweep, or holds what no sweep
-  made. config: as `run` takes it."""
+  made. config: as `run` takes it. out: the folder."""
   out = pathlib.Path(out)
   if (out / 'config.json').exists():
     raise WorkdirError(f'{out} is the folder of a run; name another --out for the sweep')
@@ -328,6 +339,6 @@ def check_folder(out: str | os.PathLike, config: str | None = None) -> None:
 
 
 def _normal(config):
-  """`config` as `run` takes it, with its path spelt in one way."""
+  """`config` as `run` takes it, with its path spelled in one way."""
   path, *argument = str(config).split(':', 1)
   return [os.path.normpath(path), *argument]

@@ -1,4 +1,4 @@
-"""Runs the suite: a process a room, all cores, a last line that a machine can read.
+"""Runs the suite: a process a room or a method, all cores, a last line that a machine can read.
 
   python -m tests                # what a change wants: minutes
   python -m tests beam workdir   # only files whose path holds a word
@@ -10,9 +10,11 @@ Warnings that point at a line of ours are listed at the end, and the slowest cas
 import argparse
 import collections
 import concurrent.futures
+import functools
 import os
 import pathlib
 import re
+import resource
 import subprocess
 import sys
 import tempfile
@@ -20,6 +22,10 @@ import time
 import xml.etree.ElementTree as ET
 
 ROOT = pathlib.Path(__file__).parent
+# Programs of tests run for a moment, and compiling is most of the time: XLA's older emitters for
+# CPUs without optimization take a seventh of it. `XLA_FLAGS= python -m tests` optimizes as a run
+# does.
+FAST = '--xla_cpu_use_fusion_emitters=false --xla_backend_optimization_level=0'
 ENV = {
     **os.environ,
     'JAX_PLATFORMS': os.environ.get('JAX_PLATFORMS', 'cpu'),
@@ -33,19 +39,41 @@ ENV = {
     'RECJAX_TYPECHECK': '1',
 }
 OURS = re.compile(rf'{re.escape(str(ROOT.parent))}/(?!\.)\S+:\d+: \w*Warning: .*')
+LONG = re.compile(r'@(long|long_but|examples)\b')  # what --long runs something of
 NONE_RAN = 5  # unittest's exit code where no test was found, from Python 3.12 on
 # Files that have a process of their own: they change what belongs to a whole process (signals,
-# limits, the console), or run so long that their room would be the last.
-ALONE = ('methods', 'decoding', 'hostile_test', 'house_test', 'docs_test', 'devices_test',
-         'damage_test', 'training/fault_tolerance_test', 'serving/server_test', 'launch')
+# limits, the console), or are long enough to run beside their room.
+ALONE = ('hostile_test', 'house_test', 'docs_test', 'devices_test', 'damage_test',
+         'training/fault_tolerance_test', 'serving/server_test',
+         'decoding/lookahead_beam_search_test')
+# Processes that run longest, in this order, begin first, so that no core waits at the end.
+FIRST = ('decoding', 'training', 'models', 'methods/etegrec', 'methods/reclm', 'methods/llmemb',
+         'methods/bigrec', 'methods/betag', 'data', 'methods/scores', 'methods/sequential',
+         'decoding/lookahead_beam_search_test', 'docs_test', 'evaluation', 'serving', 'top')
+
+
+@functools.cache
+def environment() -> dict[str, str]:
+  """The variables that tests run under; with FAST if this jaxlib knows it, and no other flags are
+  set. An unknown flag ends a process."""
+  flags = os.environ.get('XLA_FLAGS')
+  if flags is None:
+    tried = ENV['JAX_PLATFORMS'] == 'cpu' and subprocess.run(
+        [sys.executable, '-c', 'import jax; jax.devices()'], env={**ENV, 'XLA_FLAGS': FAST},
+        capture_output=True).returncode == 0
+    flags = FAST if tried else ''
+  return {**ENV, 'XLA_FLAGS': flags}
 
 
 def group_of(path: pathlib.Path) -> str:
-  """The process that a test file runs in: its room's, or one of its own."""
+  """The process that a test file runs in: its room's, its method's, or one of its own."""
   name = path.relative_to(ROOT).with_suffix('').as_posix()
-  if any(name == alone or name.startswith(f'{alone}/') for alone in ALONE):
+  if name in ALONE:
     return name
-  return name.partition('/')[0] if '/' in name else 'top'
+  room, inside, rest = name.partition('/')
+  if room == 'methods':
+    return f'methods/{re.split("[/_]", rest)[0]}'
+  return room if inside else 'top'
 
 
 def run_group(paths: list[pathlib.Path],
@@ -105,13 +133,12 @@ def main(argv: list[str]) -> int:
   groups = collections.defaultdict(list)
   for path in sorted(ROOT.rglob('*_test.py')):
     wanted = not args.words or any(w in path.relative_to(ROOT).as_posix() for w in args.words)
-    if wanted and (not args.long or '@long' in path.read_text()):
+    if wanted and (not args.long or LONG.search(path.read_text())):
       groups[group_of(path)].append(path)
-  # the longest first, told by the size of the files, so that no core waits at the end
-  order = sorted(groups, key=lambda g: -sum(p.stat().st_size for p in groups[g]))
-  env = {**ENV, 'RECJAX_TEST_ALL': str(int(args.all or args.long)),
+  order = sorted(groups, key=lambda g: FIRST.index(g) if g in FIRST else len(FIRST))
+  env = {**environment(), 'RECJAX_TEST_ALL': str(int(args.all or args.long)),
          'RECJAX_TEST_LONG_ALONE': str(int(args.long))}
-  ran, skipped, warned, failed, passed = [], [], set(), 0, 0
+  ran, skipped, warned, failed, passed, start = [], [], set(), 0, 0, time.monotonic()
   with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
     running = {pool.submit(run_group, groups[name], env): name for name in order}
     for done in concurrent.futures.as_completed(running):
@@ -135,6 +162,8 @@ def main(argv: list[str]) -> int:
     print('long tests are left for --all')
   for case in sorted(ran, key=lambda c: -float(c.get('time') or 0))[:args.slowest]:
     print(f'{float(case.get("time") or 0):7.1f} s  {called(case)}')
+  used = resource.getrusage(resource.RUSAGE_CHILDREN)
+  print(f'{time.monotonic() - start:.0f} s, {used.ru_utime + used.ru_stime:.0f} s of CPU')
   print(f'{passed} passed, {failed} failed, {len(skipped)} skipped')
   return 1 if failed or not passed else 0
 

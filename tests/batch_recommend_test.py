@@ -17,6 +17,7 @@ from recjax import batch_recommend
 from recjax.data import dataset
 from recjax.errors import ConfigError, DataError, WorkdirError
 from recjax.training import job_parts
+from tests.long import long, long_but
 
 ITEMS = [f'i{n}' for n in range(40)]
 
@@ -78,6 +79,7 @@ class BatchTest(parameterized.TestCase):
                      (self.folder / 'two.jsonl').read_text())
 
   @parameterized.product(ending=('jsonl', 'parquet'), share=(0, .1, .5, .77, .999, 1))
+  @long_but(1, 9)
   def test_whatever_a_kill_left_the_end_has_equal_bytes(self, ending, share):
     write_users(self.source, 600)
     self.batch(f'whole.{ending}')
@@ -99,6 +101,7 @@ class BatchTest(parameterized.TestCase):
                      (self.folder / f'whole.{ending}').read_bytes())
     self.assertFalse(partial.exists())
 
+  @long
   def test_kill_9_in_the_middle_and_again(self):
     write_users(self.source, 3000)
     self.batch('whole.parquet')
@@ -272,6 +275,7 @@ class PartsTest(parameterized.TestCase):
       self.assertIn('merged in', self.said[-1])
       self.assertEqual((self.folder / 'out.jsonl').read_bytes(), self.one('out.jsonl'))
 
+  @long
   def test_parts_that_finish_at_once_merge_once(self):
     write_users(self.source, 1100)
     code = ('import sys, time\nfrom tests import batch_recommend_test as t\n'

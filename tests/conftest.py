@@ -1,9 +1,9 @@
 """`pytest tests` runs the same cases as `python -m tests`, under the same settings."""
 import os
 
-from tests.__main__ import ENV
+from tests.__main__ import environment
 
-os.environ.update(ENV)
+os.environ.update(environment())
 
 from absl import flags  # noqa: E402
 

@@ -1,5 +1,7 @@
 """The pages: links lead somewhere, commands are ones that recjax takes, Python blocks run."""
+import atexit
 import contextlib
+import functools
 import importlib.util
 import io
 import json
@@ -7,6 +9,7 @@ import pathlib
 import re
 import shlex
 import sys
+import tempfile
 import types
 
 import jax
@@ -20,6 +23,7 @@ from recjax.data.dataset import Catalog
 from recjax.models import llm, llm_decoder
 from recjax.text import tokenizer as tokenizer_lib
 from recjax.training import workdir as workdir_lib
+from tests.long import long
 from tests.methods import reclm_test
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -183,7 +187,7 @@ class PythonTest(absltest.TestCase):
     return next(t for lang, t in blocks(page) if lang == 'python' and holding in t)
 
   def test_recommendations_out_of_a_run(self):
-    run = trained(self)
+    run = trained()
     text = self.block('README.md', 'recommend.load')
     space = {}
     exec(text.replace('checkpoints/betag_scientific', str(run.workdir)), space)
@@ -207,7 +211,7 @@ class PythonTest(absltest.TestCase):
     for page in ('README.md', 'docs/decoding.md'):
       exec(self.block(page, 'trie.build'), space)
       found = space['found'].items(space['catalog'])
-      self.assertEqual([sorted(i for i, _ in one) for one in found], [list(range(8))] * 2)
+      self.assertEqual([sorted(i for i, _ in one) for one in found], [list(range(1, 9))] * 2)
     table = jnp.asarray(np.random.default_rng(0).normal(size=(tokenizer.vocab_size,) * 2))
     space['model'] = types.SimpleNamespace(apply=lambda p, tokens: p['params'][tokens])
     exec(self.block('docs/decoding.md', 'uncached'), space)
@@ -268,6 +272,7 @@ def tiny(work, config, data):
 
 class NotebookTest(absltest.TestCase):
 
+  @long
   def test_every_cell_runs(self):
     notebook = json.loads((ROOT / 'docs' / 'first_hour.ipynb').read_text())
     room, space = self.create_tempdir().full_path, {}
@@ -281,18 +286,20 @@ class NotebookTest(absltest.TestCase):
     self.assertIn('<table', space['run']._repr_html_())
 
 
-def trained(test, epochs=1):
-  """A SASRec of the built-in shop. -> experiment.Run"""
-  room = test.create_tempdir().full_path
+@functools.cache
+def trained():
+  """A SASRec of the built-in shop, for all tests that only read it. -> experiment.Run"""
+  room = tempfile.TemporaryDirectory()
+  atexit.register(room.cleanup)
   with contextlib.redirect_stdout(sys.stderr):
-    return experiment.train('configs/sequential_beauty.py', f'{room}/run', {
-        'train.epochs': epochs})
+    return experiment.train('configs/sequential_beauty.py', f'{room.name}/run', {
+        'train.epochs': 1})
 
 
 class ExperimentTest(absltest.TestCase):
 
   def test_a_run_from_python_is_a_run(self):
-    run = trained(self)
+    run = trained()
     self.assertContainsSubset({'sasrec', 'popularity'}, run.results['rows'])
     items, scores = run.recommend([list(run.data.catalog.ids[:2])], k=4)
     self.assertEqual((len(items[0]), np.shape(scores)), (4, (1, 4)))

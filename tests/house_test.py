@@ -17,16 +17,17 @@ LAYERS = (
     ('__main__',), ('cli',), ('main',), ('serving', 'experiment', 'batch_recommend'),
     ('recommend', 'chat', 'sweep'), ('methods',),
     ('training', 'decoding', 'evaluation', 'report'), ('models', 'text', 'data'),
-    ('retrieval',), ('distributed', 'settings', 'base_config', 'run_files', 'protocols'),
+    ('retrieval',),
+    ('distributed', 'settings', 'base_config', 'run_files', 'protocols', 'progress', 'gguf_file'),
     ('file_io',),
     ('errors',))
 LEVEL = {room: level for level, rooms in enumerate(LAYERS) for room in rooms}
 ONE_FILE = {'orbax': 'training/checkpoint.py', 'safetensors': 'models/huggingface.py',
             'transformers': 'text/tokenizer.py', 'duckdb': 'data/prepare/duckdb_engine.py',
             'tensorflow_datasets': 'data/array_record.py', 'grain': 'data/array_record.py',
-            'apache_beam': 'data/prepare/beam_engine.py'}
+            'apache_beam': 'data/prepare/beam_engine.py', 'gguf': 'gguf_file.py'}
 INSIDE_FUNCTIONS = {'orbax', 'transformers', 'tensorflow_datasets', 'grain', 'duckdb',
-                    'matplotlib', 'pyarrow', 'torch', 'apache_beam'}
+                    'matplotlib', 'pyarrow', 'torch', 'apache_beam', 'gguf'}
 AT_IMPORT = {'recjax', 'tests'}
 
 
@@ -53,6 +54,26 @@ class HouseTest(absltest.TestCase):
 
   def files(self):
     return [p for p in PACKAGE.rglob('*.py') if p.name != '__init__.py' or p.stat().st_size]
+
+  def test_public_parameters_are_named_in_docstrings_and_annotated(self):
+    unnamed, bare, count = [], [], 0
+    for path in self.files():
+      tree = ast.parse(path.read_text())
+      for node in [*tree.body, *(n for c in tree.body if isinstance(c, ast.ClassDef)
+                                 and not c.name.startswith('_') for n in c.body)]:
+        if not isinstance(node, ast.FunctionDef) or node.name.startswith('_'):
+          continue
+        text = ast.get_docstring(node)  # none where a protocol or base class has it
+        for given in (*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs):
+          if given.arg in ('self', 'cls'):
+            continue
+          where, count = f'{path.name} {node.name}: {given.arg}', count + 1
+          if text is not None and not re.search(rf'(?<!\w){given.arg.lstrip("_")}(?!\w)', text):
+            unnamed.append(where)
+          if given.annotation is None:
+            bare.append(where)
+    self.assertLess(len(unnamed), 0.03 * count, unnamed)
+    self.assertLess(len(bare), 0.03 * count, bare)
 
   def test_imports_point_downwards_and_never_to_a_room_of_the_same_layer(self):
     for path in self.files():

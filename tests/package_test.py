@@ -18,6 +18,7 @@ import recjax
 from recjax import cli, experiment, main, recommend
 from recjax.decoding import generate as decoding
 from recjax.errors import ConfigError
+from tests.long import long
 
 ROOT = pathlib.Path(__file__).parents[1]
 NAMES = sorted(path.stem for path in (ROOT / 'configs').glob('*.py'))
@@ -235,6 +236,7 @@ class WheelTest(absltest.TestCase):
       file.extractall(source / 'unpacked')
     return source / 'unpacked'
 
+  @long
   def test_it_holds_everything_and_runs_from_any_folder(self):
     unpacked, here = self.wheel(), self.create_tempdir().full_path
     for path in (ROOT / 'recjax').rglob('*'):

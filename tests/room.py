@@ -12,8 +12,9 @@ from typing import Any
 
 from absl.testing import absltest
 
+from tests.long import ALL, is_long
+
 LONG_ALONE = os.environ.get('RECJAX_TEST_LONG_ALONE') == '1'
-ALL = os.environ.get('RECJAX_TEST_ALL') == '1'
 
 
 class FileSuite(unittest.TestSuite):
@@ -36,11 +37,18 @@ class RoomLoader(absltest.TestLoader):
     return FileSuite([super().loadTestsFromModule(module, **how)])
 
   def getTestCaseNames(self, testCaseClass: type[unittest.TestCase]) -> list[str]:
-    """The names of a class's tests. testCaseClass: the class."""
+    """The names of a class's tests. testCaseClass: the class. Raises ValueError where a test names
+    quick cases that it has not."""
+    names = super().getTestCaseNames(testCaseClass)
+
     def wanted(name):
-      is_long = getattr(getattr(testCaseClass, name), 'is_long', False)
-      return is_long if LONG_ALONE else ALL or not is_long
-    return list(filter(wanted, super().getTestCaseNames(testCaseClass)))
+      test = getattr(testCaseClass, name)
+      if unknown := getattr(test, 'quick', set()) - set(names):
+        raise ValueError(f'{testCaseClass.__qualname__} has no case {", ".join(sorted(unknown))}')
+      if LONG_ALONE:
+        return is_long(test, name) or getattr(test, 'in_both', False)
+      return ALL or not is_long(test, name)
+    return list(filter(wanted, names))
 
 
 if __name__ == '__main__':

@@ -31,6 +31,7 @@ ROOT = pathlib.Path(__file__).parents[1]
 CONFIGS = sorted((ROOT / 'configs').glob('*.py'))
 PATHS = {  # texts that name a file, a model or whatever one likes, or that a method checks at once
     'data', 'preset', 'method', 'variant', 'llm.weights', 'tags.api_model', 'tags.api_url',
+    'interests.api_model', 'interests.api_url',
     'tags.file', 'tags.sep', 'assist.source', 'prompt.noun', 'prompt.template', 'interests.encoder',
     'interests.source', 'semantic_ids.weights', 'vectors.encoder', 'vectors.source', 'export.file',
     'prompts.header', 'text.weights', 'eval.cross', 'ret.vectors', 'talk.questions', 'talk.source',
@@ -238,11 +239,31 @@ class SavedTest(absltest.TestCase):
     self.assertRegex(str(caught.exception), 'no setting tie_order.*made by an earlier one')
 
 
+def has_llm(path):
+  return path.name.partition('_')[0] in ('betag', 'bigrec', 'd3', 'llmemb', 'reclm')
+
+
+class PresetTest(absltest.TestCase):
+
+  def test_laptop_is_for_methods_with_an_llm(self):
+    for path in CONFIGS:
+      if has_llm(path):
+        cfg = experiment.read_config(f'{path}:laptop')
+        self.assertEqual((cfg.preset, cfg.llm.weights), ('laptop', ''))
+      else:
+        with self.assertRaisesRegex(ConfigError, "unknown config argument 'laptop'; known: paper"):
+          experiment.read_config(f'{path}:laptop')
+
+  def test_one_preset(self):
+    with self.assertRaisesRegex(ConfigError, "'paper' and 'laptop': choose one"):
+      experiment.read_config(f'{CONFIGS[0]}:paper,laptop')
+
+
 class TablesTest(absltest.TestCase):
 
   def test_every_config_passes_and_every_key_of_one_is_ruled(self):
     for path in CONFIGS:
-      for argument in ('', 'paper'):
+      for argument in ('', 'paper', 'laptop') if has_llm(path) else ('', 'paper'):
         cfg = experiment.read_config(f'{path}:{argument}')
         settings.check(cfg)
         for name, value in settings._flat(cfg):
@@ -381,14 +402,14 @@ class CommandsTest(parameterized.TestCase):
       ('prepare', 'table', 'x', '--out=y', '--columns=titel='),
       ('prepare', 'table', 'x', '--out=y', '--columns=user=a,user=b'),
       ('prepare', 'table', 'x', '--items=i', '--out=y', '--item-columns=titel=a'),
-      ('prepare', 'table', 'x', '--items=i', '--out=y', '--item-columns=colour='),
+      ('prepare', 'table', 'x', '--items=i', '--out=y', '--item-columns=color='),
       ('prepare', 'table', 'x', '--out=y', '--item-columns=title=a'),
       ('doctor', 'sample:1:60', '--config.seed=1'), ('compare', 'a', '--config.seed=1'))
   def test_flags_out_of_range_are_refused_by_name(self, *argv):
     flag = argv[-1].partition('=')[0]
     self.assertIn(flag, self.ended(cli.main, *argv))
 
-  def test_a_misspelt_column_is_told_those_there_are(self):
+  def test_a_misspelled_column_is_told_those_there_are(self):
     said = self.ended(cli.main, 'prepare', 'table', 'x', '--items=i', '--out=y',
                       '--item-columns=titel=a')
     self.assertRegex(said, "'titel' is none of item, title, brand, .*is it title")

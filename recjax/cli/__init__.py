@@ -4,15 +4,18 @@ A verb's module holds HELP, EXAMPLE (what may stand behind `recjax VERB`), WRITE
 says where it writes, or ''), `add_flags` and `run`.
 """
 import argparse
+import contextlib
 import sys
 
 import recjax
-from recjax import errors, settings
+from recjax import errors, progress, settings
 from recjax.cli import chat, compare, convert, doctor, prepare, recommend, run, serve, sweep
 from recjax.errors import WorkdirError
 
 VERBS = {'run': run, 'prepare': prepare, 'recommend': recommend, 'chat': chat, 'serve': serve,
          'doctor': doctor, 'compare': compare, 'sweep': sweep, 'convert': convert}
+
+OPEN_ENDED = ('chat', 'serve', 'prepare')  # they wait for people, or tell by themselves
 
 FIRST_HOUR = """\
 from raw files to recommendations:
@@ -56,10 +59,12 @@ def main() -> None:
 
 
 def call_verb(args: argparse.Namespace) -> None:
-  """Runs a verb. Raises WorkdirError that names what it writes to where the disk is full."""
+  """Runs a verb. args: of the command line. Raises WorkdirError that names what it writes to where
+  the disk is full."""
   verb = VERBS[args.verb]
   try:
-    verb.run(args)
+    with contextlib.nullcontext() if args.verb in OPEN_ENDED else progress.printing(args.verb):
+      verb.run(args)
   except errors.UserError:
     raise
   except Exception as error:

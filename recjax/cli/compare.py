@@ -11,7 +11,7 @@ WRITES = 'html'
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
-  """The flags of the verb."""
+  """The flags of the verb. parser: takes them."""
   parser.add_argument('workdirs', nargs='+', metavar='workdir', help='folders of finished runs')
   parser.add_argument('--against', default='', metavar='ROW', help='test every row against '
                       'this one alone, e.g. sasrec; RUN:ROW where several runs have it')
@@ -23,7 +23,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-  """Prints the table of several runs."""
+  """Prints the table of several runs. args: of the command line."""
   from recjax.evaluation import compare
   if args.html:
     run_files.absent(args.html, '--html')
@@ -37,7 +37,8 @@ def run(args: argparse.Namespace) -> None:
 
 
 def page(workdirs: Sequence[str], table: dict) -> str:
-  """The page of `recjax compare --html`. table: as `evaluation.compare.compare` gives it."""
+  """The page of `recjax compare --html`. table: as `evaluation.compare.compare` gives it. workdirs:
+  of the runs."""
   from recjax.evaluation import compare
   from recjax.report import html, result_tables
   tests = [] if table['against'] else [html.section('Paired tests', html.table(

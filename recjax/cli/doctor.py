@@ -10,14 +10,14 @@ WRITES = ''
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
-  """The flags of the verb."""
+  """The flags of the verb. parser: takes them."""
   parser.add_argument('data', help="folder of a data set, or 'sample'")
   parser.add_argument('--config', help='a config file (with :argument) whose cost to print; its '
                       'settings change by --config.a.b=VALUE, as in recjax.main')
 
 
 def run(args: argparse.Namespace) -> None:
-  """Prints findings about the data and the cost of a config."""
+  """Prints findings about the data and the cost of a config. args: of the command line."""
   from recjax.data import loading, validate
   if args.settings and not args.config:
     raise ConfigError(f'--config.{args.settings[0]} changes a config; name it, e.g. '

@@ -17,7 +17,7 @@ add_flags = sources.add_flags
 
 
 def run(args: argparse.Namespace) -> None:
-  """Writes the canonical data set and says what was left out."""
+  """Writes the canonical data set and says what was left out. args: of the command line."""
   if getattr(args, 'overwrite', False):
     check_overwrite(args.out, [value for name in READ if (value := getattr(args, name, ''))])
   sources.run(args)

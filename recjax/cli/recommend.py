@@ -10,7 +10,7 @@ WRITES = 'output'
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
-  """The flags of the verb."""
+  """The flags of the verb. parser: takes them."""
   parser.add_argument('workdir', help='the folder of a finished run')
   who = parser.add_mutually_exclusive_group(required=True)
   who.add_argument('--history', help='item ids, oldest first, parted by commas')
@@ -28,7 +28,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-  """Prints item ids, scores and titles, or answers a file of users."""
+  """Prints item ids, scores and titles, or answers a file of users. args: of the command line."""
   from recjax import batch_recommend
   from recjax import recommend as recommend_lib
   from recjax.training import job_parts

@@ -14,7 +14,7 @@ WRITES = ''
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
-  """The flags of recjax.main."""
+  """The flags of recjax.main. parser: takes them."""
   parser.add_argument('config', metavar='CONFIG[:ARG]', help='one of configs/ by its name, from '
                       'here or as it came with recjax, or a file; ARG is paper, data=FOLDER, or '
                       'what else it takes. Its settings change by --config.a.b=VALUE')
@@ -25,7 +25,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-  """Runs the experiment, and ends the process as recjax.main does."""
+  """Runs the experiment, and ends the process as recjax.main does. args: of the command line."""
   values = {holder.name: getattr(args, holder.name) for holder in experiments.RUN_FLAGS}
   argv = ['recjax run', f'--config={args.config}', *(f'--config.{word}' for word in args.settings),
           *(f'--{name}' if value is True else f'--{name}={value}' for name, value in values.items()

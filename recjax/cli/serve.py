@@ -13,7 +13,7 @@ WRITES = ''
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
-  """The flags of the verb."""
+  """The flags of the verb. parser: takes them."""
   parser.add_argument('workdirs', nargs='+', metavar='workdir', help='folders of finished runs')
   parser.add_argument('--host', default='127.0.0.1', help='address to listen on (default '
                       '127.0.0.1, this machine alone)')
@@ -22,8 +22,9 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
                       help='a further data set that chat models recommend from')
   parser.add_argument('--later', metavar='NEW', help='the data of the runs as `recjax prepare '
                       '--update` carried them on: new items are recommended, too')
-  parser.add_argument('--catalogue', metavar='FILE', help='items as they are now, items.jsonl; '
-                      'read again at POST /v1/catalogue/reload')
+  parser.add_argument('--catalog', metavar='FILE', help='items as they are now, items.jsonl; '
+                      'read again at POST /v1/catalog/reload')
+  parser.add_argument('--catalogue', help=argparse.SUPPRESS)
   parser.add_argument('--timeout', type=settings.flag(float, 'above 0'), default=60.,
                       help='seconds that an answer may take (default 60)')
   parser.add_argument('--most', type=settings.flag(int, 'at least 1'), default=256,
@@ -37,15 +38,18 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-  """Answers over HTTP until stopped; RECJAX_API_KEY, where set, guards every route."""
+  """Answers over HTTP until stopped; RECJAX_API_KEY, where set, guards every route. args: of the
+  command line."""
   from recjax.serving import server
   from recjax.serving.service import ServerSettings
+  if args.catalogue:
+    raise ConfigError('--catalogue is called --catalog since 0.2')
   if bool(args.interests_url) != bool(args.interests_model):
     raise ConfigError('--interests-url and --interests-model go together')
   server_settings = ServerSettings(
       args.host, args.port, answer_seconds=args.timeout, max_concurrent=args.most,
       shop=args.shop, interests_url=args.interests_url, interests_model=args.interests_model)
-  server.run(args.workdirs, server_settings, args.data, args.catalogue, args.later)
+  server.run(args.workdirs, server_settings, args.data, args.catalog, args.later)
   if any(t.daemon for t in threading.enumerate()):  # a model that still warms would abort the end
     sys.stdout.flush()
     os._exit(0)

@@ -12,7 +12,7 @@ WRITES = 'out'
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
-  """The flags of the verb."""
+  """The flags of the verb. parser: takes them."""
   parser.add_argument('--config', required=True, help='a config file, as recjax.main takes it')
   parser.add_argument('--set', action='append', default=[], metavar='KEY=V1,V2', help='values of a '
                       'setting, e.g. optim.lr=1e-3,3e-4; several --set make a grid')
@@ -23,7 +23,8 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-  """Runs a grid and chooses by validation; exit code 1 where runs failed."""
+  """Runs a grid and chooses by validation; exit code 1 where runs failed. args: of the command
+  line."""
   from recjax import sweep
   out = args.out or f'checkpoints/sweep-{pathlib.Path(args.config.partition(":")[0]).stem}'
   sweep.check_folder(out, args.config)

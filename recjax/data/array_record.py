@@ -5,6 +5,7 @@ canonical data set, so rows mean the same in both.
 """
 import dataclasses
 import json
+import os
 import pathlib
 import shutil
 import tempfile
@@ -26,6 +27,8 @@ ABOUT = 'records.json'
 @dataclasses.dataclass(frozen=True)
 class Records:
   """A data set whose users stay on disk; the catalog is in memory.
+
+  name: of the data set.
 
   source[u] is {'user_id': bytes, 'items': (n,) int32, 'times': (n,) int64, 'ratings': (n,)
   float32}; the last two are empty where the data set has none. fingerprint: that of the same data
@@ -51,7 +54,7 @@ class Records:
     return Dataset(self.name, self.catalog, data, self.fingerprint, {'source': 'records'})
 
 
-def is_record_folder(path: str | pathlib.Path) -> bool:
+def is_record_folder(path: str | os.PathLike) -> bool:
   """Whether the folder at `path` is one that `write` made."""
   return (pathlib.Path(path) / ABOUT).is_file()
 
@@ -81,7 +84,7 @@ def write(folder: str | pathlib.Path, data_dir: str | pathlib.Path) -> pathlib.P
   return target
 
 
-def load(path: str | pathlib.Path) -> Records:
+def load(path: str | os.PathLike) -> Records:
   """The records that `write` made at `path`. Raises DataError where there are none."""
   tfds = _tfds()
   path = pathlib.Path(path)

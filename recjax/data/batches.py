@@ -38,19 +38,19 @@ class Batches:
 
 def pad_batch(batch: Batch, ways: int) -> Batch:
   """The arrays of `batch` with rows of zeros behind, up to a multiple of `ways`."""
-  def padded(x):
+  def padded(x: np.ndarray) -> np.ndarray:
     return np.pad(x, [(0, -len(x) % ways)] + [(0, 0)] * (x.ndim - 1)) if -len(x) % ways else x
   return {name: padded(x) for name, x in batch.items()}
 
 
-def halving_draws(lengths: np.ndarray, epochs: int, seed: int) -> np.ndarray:
+def halving_draws(lengths: np.ndarray, epochs: float, seed: int) -> np.ndarray:
   """Draws sequences by length, halving a sequence's weight at each draw, as BETag trains.
 
   lengths: (U,) int, items of each sequence. seed: of the draws. An epoch is U draws; the result is
-  (epochs * U,) int32 rows. At an epoch's start the weights go back to the lengths if every sequence
-  has been drawn since they last were. (The authors' code resets when data-set index 0 is asked for;
-  with a shuffling loader that is at random.) Weights stand in blocks with their sums, so one draw
-  costs about sqrt(U).
+  (round(epochs * U),) int32 rows, one at least. At an epoch's start the weights go back to the
+  lengths if every sequence has been drawn since they last were. (The authors' code resets when
+  data-set index 0 is asked for; with a shuffling loader that is at random.) Weights stand in blocks
+  with their sums, so one draw costs about sqrt(U).
   """
   rng = np.random.default_rng(seed)
   count = len(lengths)
@@ -59,8 +59,8 @@ def halving_draws(lengths: np.ndarray, epochs: int, seed: int) -> np.ndarray:
   full[:count] = lengths
   full = full.reshape(width, width)
   weights, drawn = full.copy(), np.zeros(count, bool)
-  draws = np.empty(epochs * count, np.int32)
-  for i, u in enumerate(rng.random(epochs * count)):
+  draws = np.empty(max(1, round(epochs * count)), np.int32)
+  for i, u in enumerate(rng.random(len(draws))):
     if i % count == 0 and drawn.all():
       weights[:], drawn[:] = full, False
     blocks = np.cumsum(weights.sum(1))

@@ -19,7 +19,8 @@ ARRAY_DTYPES = {'items': '<i4', 'offsets': '<i8', 'times': '<i8', 'ratings': '<f
 
 @dataclasses.dataclass(frozen=True)
 class Catalog:
-  """Items in index order; `columns[name][i - 1]` belongs to item i, None where it has no value."""
+  """Items in index order; `columns[name][i - 1]` belongs to item i, None where it has no value.
+  ids: of the items."""
   ids: tuple[str, ...]
   columns: dict[str, list]
 
@@ -58,6 +59,7 @@ class Interactions:
   """Users' item sequences, laid end to end; user u has items[offsets[u]:offsets[u + 1]].
 
   items: (M,) int32. offsets: (U + 1,) int64. times: (M,) int64, ratings: (M,) float32, or None.
+  users: their ids.
   """
   users: tuple[str, ...]
   items: np.ndarray
@@ -79,12 +81,19 @@ class Interactions:
 
 @dataclasses.dataclass(frozen=True)
 class Dataset:
-  """A catalog with its interactions; `notes` counts what was odd but usable in the files."""
+  """A catalog with its interactions; `notes` counts what was odd but usable in the files. name:
+  what it is called. fingerprint: hash of its content."""
   name: str
   catalog: Catalog
   interactions: Interactions
   fingerprint: str
   notes: dict
+
+  @property
+  def summary(self) -> str:
+    """What it holds, in a line for the log."""
+    return (f'{self.name}: {len(self.catalog):,} items, {len(self.interactions):,} users, '
+            f'{len(self.interactions.items):,} interactions, fingerprint {self.fingerprint[:12]}')
 
 
 def make_dataset(name: str, catalog: Catalog, interactions: Interactions,
@@ -105,7 +114,7 @@ def item_texts(catalog: Catalog) -> list[str]:
   columns, n = catalog.columns, len(catalog)
   parts = [columns.get(name) or [''] * n for name in ('title', 'price', 'brand', 'categories')]
 
-  def text(value):
+  def text(value: object) -> str:
     if isinstance(value, (list, tuple)):
       return ', '.join(map(text, value))
     return '' if value is None else str(value)
@@ -117,7 +126,7 @@ def in_tie_order(dataset: Dataset, order: str) -> Dataset:
   """`dataset` with each user's items of one time as the file has them, or shuffled.
 
   order: 'file', or 'shuffle(SEED)', which moves items among neighbors of equal time alone; their
-  order in a file often follows ids, which can be learnt. A shuffled data set has a fingerprint of
+  order in a file often follows ids, which can be learned. A shuffled data set has a fingerprint of
   its own. Raises ConfigError for other orders, DataError without times.
   """
   if order == 'file':

@@ -1,5 +1,6 @@
 """Readers and writers of data sets: the canonical folder, the built-in shop, published folders."""
 import json
+import os
 import pathlib
 from collections.abc import Iterable, Iterator
 
@@ -16,7 +17,7 @@ TEXT_COLUMNS = ('title', 'brand', 'description')
 LIST_COLUMNS = ('categories', 'tags')
 
 
-def load_data(source: str | pathlib.Path, tie_order: str = 'file') -> Dataset:
+def load_data(source: str | os.PathLike, tie_order: str = 'file') -> Dataset:
   """Reads the data set at `source`: 'sample', 'sample:SEED', 'sample:SEED:USERS' or a folder, the
   canonical one (docs/data.md) or the own files of BETag, LLMEmb or RecLM.
 
@@ -27,7 +28,7 @@ def load_data(source: str | pathlib.Path, tie_order: str = 'file') -> Dataset:
   return in_tie_order(_load(source), tie_order)
 
 
-def _load(source: str | pathlib.Path) -> Dataset:
+def _load(source: str | os.PathLike) -> Dataset:
   name, *numbers = str(source).split(':')
   if name == 'sample':
     if not all(n.isdecimal() for n in numbers) or len(numbers) > 2:
@@ -82,7 +83,7 @@ def save_data(dataset: Dataset, folder: str | pathlib.Path, overwrite: bool = Fa
     file_io.write_text(new_folder / 'sequences.jsonl', _json_lines(_sequence_rows(dataset)))
 
 
-def read_items(path: pathlib.Path) -> tuple[Catalog, dict]:
+def read_items(path: str | os.PathLike) -> tuple[Catalog, dict]:
   """Reads the items file at `path`, and notes about it. Raises DataError with file and line."""
   ids, rows, places = [], [], {}
   for place, row in file_io.read_rows(path):

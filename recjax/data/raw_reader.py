@@ -50,6 +50,7 @@ class Source:
   interactions: their times are all None or none. items: in the order of the catalog. notes:
   {'interactions': {...}, 'items': {...}}, what the reading of either tells, complete when all its
   rows are read: 'time' (a TimeParser's kind, per_second and factor among it), 'ids', 'cleaned', ….
+  name: of the data set.
   """
   name: str
   interactions: Iterable[InteractionRow]
@@ -315,14 +316,14 @@ def _quoted(numbered_texts: Iterator[tuple[int, str]], sep: str,
   """
   pending, taken_lines, width = collections.deque(), [], 0
 
-  def feed():
+  def feed() -> Iterator[str]:
     while line := pending.popleft() if pending else next(numbered_texts, None):
       taken_lines.append(line)
       yield line[1]
       if len(taken_lines) > MAX_QUOTED_LINES:
         yield '"\udcff\n'  # closes the quote and is no separator, so the reader gives up
 
-  def new_reader():
+  def new_reader() -> Iterator[list[str]]:
     return csv.reader(feed(), delimiter=sep, strict=True,
                       quoting=csv.QUOTE_NONE if literal else csv.QUOTE_MINIMAL)
 

@@ -42,7 +42,11 @@ class Cases:
 
 @dataclasses.dataclass(frozen=True)
 class Split:
-  """Training sequences (one for each user, in the same rows) and what is held out of them."""
+  """Training sequences (one for each user, in the same rows) and what is held out of them.
+
+  train: the sequences. valid, test: what is held out, None where nothing is. protocol: how it was
+  split, in a sentence.
+  """
   train: Interactions
   valid: Cases | None
   test: Cases
@@ -55,7 +59,7 @@ def num_cases(protocol: str) -> int | None:
   return int(match[1]) if match else None
 
 
-def with_num_cases(protocol: str, count: int) -> str:
+def with_num_cases(protocol: str, count: int | str) -> str:
   """The sentence `protocol` for `count` of its test cases, however they were chosen."""
   return _NUM_CASES.sub(str(count), _SAMPLED.sub('', protocol), count=1)
 

@@ -114,7 +114,8 @@ def _split_fraction(value: str) -> tuple[str, str]:
 
 
 class Date(NamedTuple):
-  """A date. kind: as in DESCRIPTIONS, '' for none. seconds: since 1970. digits: of the fraction."""
+  """A date. kind: as in DESCRIPTIONS, '' for none. seconds: since 1970. digits: of the fraction.
+  has_zone: whether it names a time zone."""
   kind: str
   seconds: int | None
   digits: str = ''
@@ -206,7 +207,11 @@ def _date_seconds(year: str, month: str | int, day: str, clock: str | None) -> t
 
 @dataclasses.dataclass
 class KindProfile:
-  """What is known of the values of one kind."""
+  """What is known of the values of one kind.
+
+  count: values. decimals: digits of the finest fraction. least, greatest: seconds since 1970.
+  zones: values that name a time zone. lines: the first that hold one. example: one value.
+  """
   count: int = 0
   decimals: int = 0
   least: int | None = None

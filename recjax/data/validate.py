@@ -21,7 +21,8 @@ _CONTROL = re.compile(
 
 @dataclasses.dataclass(frozen=True)
 class Finding:
-  """One oddity. severity: 'error', 'warning' or 'note'. examples: ids or short texts."""
+  """One oddity. severity: 'error', 'warning' or 'note'. examples: ids or short texts. what: the
+  oddity, in words. count: how often. remedy: what to do."""
   severity: str
   what: str
   count: int
@@ -76,7 +77,7 @@ def _sequences(dataset: Dataset) -> Iterator[Finding]:
   same_user = user[1:] == user[:-1]
   adjacent = np.unique(user[1:][same_user & (data.items[1:] == data.items[:-1])])
   yield Finding('warning', 'users with the same item twice in a row', len(adjacent),
-                _names(data, adjacent), 'often a log artefact; merge such purchases')
+                _names(data, adjacent), 'often a log artifact; merge such purchases')
   pairs, counts = np.unique(user * (len(dataset.catalog) + 1) + data.items, return_counts=True)
   repeating = np.unique(pairs[counts > 1] // (len(dataset.catalog) + 1))
   yield Finding('warning', 'users with an item more than once', len(repeating),
@@ -113,7 +114,7 @@ def _times(data: Interactions) -> Iterator[Finding]:
   open_end = user[ends[steps[ends - 1] == 0]]
   yield Finding('warning', 'users whose test item has the time of the item before', len(open_end),
                 _names(data, open_end), 'the file decides which of them is tested: shuffled, about '
-                'half of these tests ask for another item, and an order by item code can be learnt')
+                'half of these tests ask for another item; an order by item code can be learned')
   held_out = np.zeros(len(data.items), bool)
   held_out[ends] = held_out[ends - 1] = True
   later = int((data.times[~held_out] > np.median(data.times[ends])).sum())
@@ -133,7 +134,7 @@ def _ties(dataset: Dataset) -> Iterator[Finding]:
   if len(tied) >= 20 and max(up, len(tied) - up) > 0.9 * len(tied):
     yield Finding('warning', "steps between tied items in the order of the items file, or against "
                   f'it, of {len(tied):,} such steps', max(up, len(tied) - up), (),
-                  'that order can be learnt and is no behaviour; compare with '
+                  'that order can be learned and is no behavior; compare with '
                   "tie_order='shuffle(0)'")
   split = splits.leave_one_out(data)
   if not len(tied) or not len(split.test):

@@ -23,11 +23,11 @@ FIRST_TARGET = {
 
 
 @dataclasses.dataclass(frozen=True)
-class Samples:
+class CaseSplit:
   """Cases to learn from, to choose by and to judge by.
 
   known: what training may look at. masked: whether this split's origin takes a history's items out
-  of the ranking. protocol: how they were split, in a sentence.
+  of the ranking. protocol: how they were split, in a sentence. train, valid, test: the cases.
   """
   train: Cases
   valid: Cases
@@ -38,7 +38,7 @@ class Samples:
 
 
 def make_samples(dataset: Dataset, folder: str | pathlib.Path, window: str, split: str,
-                 longest: int) -> Samples:
+                 longest: int) -> CaseSplit:
   """Cuts and splits the windows of `dataset`.
 
   window: which places are asked for in training, 'movie' (the 11th item on), 'game' (the same, or
@@ -96,12 +96,12 @@ def split_points(count: int, shares: tuple[float, ...] = (0.8, 0.9)) -> tuple[in
   return tuple(int(share * count) for share in shares)
 
 
-def _leave_one_out(interactions: Interactions, window: str, longest: int) -> Samples:
+def _leave_one_out(interactions: Interactions, window: str, longest: int) -> CaseSplit:
   lengths = interactions.lengths()
   tested = np.flatnonzero(lengths > 2)
   train_lengths = np.where(lengths > 2, lengths - 2, lengths)
   users, places = target_positions(train_lengths, window, longest)
-  return Samples(
+  return CaseSplit(
       window_cases(interactions, users, places, longest),
       window_cases(interactions, tested, lengths[tested] - 2),
       window_cases(interactions, tested, lengths[tested] - 1),
@@ -110,7 +110,7 @@ def _leave_one_out(interactions: Interactions, window: str, longest: int) -> Sam
       f'{len(tested)} of {len(lengths)} users, those with 3 items or more')
 
 
-def _by_time(interactions: Interactions, window: str, longest: int) -> Samples:
+def _by_time(interactions: Interactions, window: str, longest: int) -> CaseSplit:
   if interactions.times is None:
     raise DataError("samples.split='time' needs times, which this data set lacks; use "
                     "samples.split='leave_one_out', or add `times` to its sequences")
@@ -121,14 +121,14 @@ def _by_time(interactions: Interactions, window: str, longest: int) -> Samples:
   np.maximum.at(train_lengths, users[order[:first]], places[order[:first]] + 1)
   train, valid, test = (window_cases(interactions, users[rows], places[rows], longest)
                         for rows in np.split(order, (first, second)))
-  return Samples(train, valid, test, prefixes(interactions, train_lengths), False,
+  return CaseSplit(train, valid, test, prefixes(interactions, train_lengths), False,
                  f'windows of up to {longest} items and the next ({window}), by the time of the '
                  f'next item: first 80 % train, then 10 % validation, last 10 % test; '
                  f'{len(test)} test samples')
 
 
 def _by_rows(dataset: Dataset, folder: str | pathlib.Path, interactions: Interactions, window: str,
-             longest: int) -> Samples:
+             longest: int) -> CaseSplit:
   """Held-out rows as they were published; training sees a user's items before the first of them."""
   row_of = {user: row for row, user in enumerate(interactions.users)}
   valid, test = (_read_cases(pathlib.Path(folder), name, dataset, row_of, longest)
@@ -139,7 +139,7 @@ def _by_rows(dataset: Dataset, folder: str | pathlib.Path, interactions: Interac
       place = _target_place(interactions.history(user), cases.history(case), target)
       train_lengths[user] = min(train_lengths[user], place)
   users, places = target_positions(train_lengths, window, longest)
-  return Samples(window_cases(interactions, users, places, longest), valid, test,
+  return CaseSplit(window_cases(interactions, users, places, longest), valid, test,
                  prefixes(interactions, train_lengths), False, 'the rows of valid.jsonl and '
                  f'test.jsonl; {len(test)} test rows')
 

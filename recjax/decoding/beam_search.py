@@ -9,7 +9,7 @@ and beams that do not exist (fewer titles than beams) never come back as rows. S
 import dataclasses
 import functools
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
@@ -20,11 +20,12 @@ from jaxtyping import Array, Bool, Float, Int, PyTree
 from recjax.decoding.constraints import DEAD, LIVE, first_nan
 from recjax.decoding.lm_head import BoundDecoder, LMHead, cache_lengths
 from recjax.errors import ConfigError
-from recjax.protocols import Constraint
+from recjax.protocols import Constraint, NewTokens
 
 
 def check_beams(beams: int, new_tokens: int | None, early_stopping: bool | str) -> None:
-  """Raises ConfigError for settings that no beam search has."""
+  """Raises ConfigError for settings that no beam search has. beams, new_tokens, early_stopping: as
+  of `BeamSearch`."""
   if beams < 1 or (new_tokens is not None and new_tokens < 1):
     raise ConfigError(f'beams={beams} and new_tokens={new_tokens} must be at least 1')
   if early_stopping not in (True, False, 'never'):
@@ -46,7 +47,7 @@ class BeamSearch:
   token_scores: also return each token's log-probability. pad_id: what fills rows up.
   """
   beams: int = 1
-  new_tokens: int | None = None
+  new_tokens: NewTokens = None
   length_penalty: float = 1.0
   early_stopping: bool | str = False
   length_offset: int | Int[np.ndarray, ' B'] | Int[Array, '...'] = 0
@@ -62,7 +63,7 @@ class Rows(NamedTuple):
 
   tokens: padded. scores: sums of log-probabilities of open beams, values of finished rows, DEAD
   where there is no row. complete: ended and not cut at T. state: the constraint's, with leading
-  axes (B, K). token_scores: None unless asked for.
+  axes (B, K). token_scores: None unless asked for. lengths: tokens of each row.
   """
   tokens: Int[Array, 'B K T']
   scores: Float[Array, 'B K']
@@ -74,7 +75,7 @@ class Rows(NamedTuple):
 
 class BeamResult(NamedTuple):
   """What a search gives. count: rows found. steps: model steps used. nan_step: the new token at
-  which the model gave NaN to a live beam, or -1."""
+  which the model gave NaN to a live beam, or -1. exists: which of the rows are rows."""
   rows: Rows
   exists: Bool[Array, 'B K']
   count: Int[Array, ' B']
@@ -83,7 +84,12 @@ class BeamResult(NamedTuple):
 
 
 class BeamState(NamedTuple):
-  """The loop's state after t tokens: open beams, finished rows, which requests go on."""
+  """The loop's state after t tokens: open beams, finished rows, which requests go on.
+
+  t: tokens so far. beams, finished: open and finished rows. is_open: which requests go on.
+  length_offset: as of `BeamSearch`, of each request. nan_step: as of `BeamResult`. cache: the
+  model's.
+  """
   t: Int[Array, '']
   beams: Rows
   finished: Rows
@@ -104,7 +110,7 @@ def beam_search(model: BoundDecoder, cache: PyTree, first: Float[Array, 'B D'],
   """
   half = len(first) // 2 if model.select_requests else 0
 
-  def step(constraint, state):
+  def step(constraint: Constraint, state: BeamState) -> BeamState:
     last = lax.dynamic_index_in_dim(state.beams.tokens, state.t - 1, 2, keepdims=False)
     hidden, cache = model.step(last, state.cache, state.t - 1)
     return advance_beams(state._replace(cache=cache), hidden, model.head, model.reorder, constraint,
@@ -119,9 +125,10 @@ def beam_search(model: BoundDecoder, cache: PyTree, first: Float[Array, 'B D'],
   if half:
     slow = lax.top_k(state.is_open.astype(jnp.int32), half)[1]
     rest = jax.tree.map(lambda x: x[slow] if x.ndim else x, state._replace(cache=()))
+    kept = cast(Callable, model.select_requests)(state.cache, slow)
     rest = lax.while_loop(lambda s: (s.t < search.new_tokens) & s.is_open.any(),
                           functools.partial(step, constraint.select_requests(slow)),
-                          rest._replace(cache=model.select_requests(state.cache, slow)))
+                          rest._replace(cache=kept))
     finished, nan_step = jax.tree.map(
         lambda a, b: a.at[slow].set(b), (state.finished, state.nan_step),
         (rest.finished, rest.nan_step))
@@ -133,7 +140,8 @@ def beam_search(model: BoundDecoder, cache: PyTree, first: Float[Array, 'B D'],
 
 def initial_state(cache: PyTree, batch: int, constraint: Constraint, search: BeamSearch
                   ) -> BeamState:
-  """The state before the first token: one beam a request."""
+  """The state before the first token: one beam a request. cache: the model's after the prompts.
+  batch: B. constraint, search: as of `beam_search`."""
   start = constraint.start(batch)
   beams = _no_rows(batch, 1, start, search)._replace(scores=jnp.zeros((batch, 1)))
   offset = jnp.broadcast_to(jnp.asarray(search.length_offset, jnp.int32), batch)
@@ -152,7 +160,12 @@ def _no_rows(batch: int, rows: int, start: PyTree, search: BeamSearch) -> Rows:
 def advance_beams(state: BeamState, hidden: Float[Array, 'B K D'],
                   head: Callable[[Array], LMHead], reorder: Callable | None,
                   constraint: Constraint, search: BeamSearch) -> BeamState:
-  """One step of all requests after the model's. hidden: the states of the open beams."""
+  """One step of all requests after the model's.
+
+  hidden: the states of the open beams. state: before the step. head: the model's output layer on
+  states. reorder: as of `Decoder`, None where beams stay in place. constraint, search: as of
+  `beam_search`.
+  """
   t, beams = state.t, state.beams
   live = state.is_open[:, None] & (beams.scores > LIVE)  # rows that are dead may hold anything
   nan_step = first_nan(state.nan_step, hidden, live, t)
@@ -184,7 +197,7 @@ def best_continuations(scores: Float[Array, 'B K'], kept: int) -> Callable:
   scores: of the beams. -> choose(log_probs, tokens, nodes) -> scores, parents, tokens, nodes, each
   (B, kept)
   """
-  def choose(log_probs, tokens, nodes):
+  def choose(log_probs: Array, tokens: Array, nodes: Array) -> tuple[Array, ...]:
     batch, _, width = log_probs.shape
     total = jnp.maximum(scores[..., None] + log_probs, DEAD).reshape(batch, -1)
     flat_tokens, flat_nodes = tokens.reshape(batch, -1), nodes.reshape(batch, -1)
@@ -200,15 +213,17 @@ def best_continuations(scores: Float[Array, 'B K'], kept: int) -> Callable:
 
 
 def gather_rows(tree: PyTree, order: Int[Array, 'B M']) -> PyTree:
-  """Rows of a pytree with leading axes (B, K) by number."""
-  def gather(x):
+  """Rows of a pytree with leading axes (B, K) by number. tree: the pytree. order: the rows wanted,
+  of each request."""
+  def gather(x: Array) -> Array:
     return jnp.take_along_axis(x, order.reshape(*order.shape, *(1,) * (x.ndim - 2)), 1)
   return jax.tree.map(gather, tree)
 
 
 def append_tokens(beams: Rows, scores: Float[Array, 'B M'], parents: Int[Array, 'B M'],
                   token: Int[Array, 'B M'], state: PyTree, t: Int[Array, '']) -> Rows:
-  """M rows, each one token longer than its parent. scores, state: with the token."""
+  """M rows, each one token longer than its parent. scores, state: with the token. beams: the rows
+  before. parents: the row that each goes on from. token: what is appended, as number t."""
   base = gather_rows(beams._replace(state=None), parents)
   tokens = lax.dynamic_update_index_in_dim(base.tokens, token, t, 2)
   token_scores = base.token_scores
@@ -219,7 +234,8 @@ def append_tokens(beams: Rows, scores: Float[Array, 'B M'], parents: Int[Array, 
 
 def merge_finished(state: BeamState, rows: Rows, ended: Bool[Array, 'B M'], search: BeamSearch
                    ) -> Rows:
-  """The K best of the rows that end now and of those that ended before."""
+  """The K best of the rows that end now and of those that ended before. state: before this token.
+  search: as of `beam_search`."""
   rows = rows._replace(scores=finished_values(
       rows.scores, ended & state.is_open[:, None], state.t + 1 + state.length_offset[:, None],
       state.finished.scores, search))
@@ -228,7 +244,7 @@ def merge_finished(state: BeamState, rows: Rows, ended: Bool[Array, 'B M'], sear
 
 
 def finished_values(scores: Float[Array, 'B M'], ended: Bool[Array, 'B M'], length: Array,
-                    values: Float[Array, 'B K'], search) -> Float[Array, 'B M']:
+                    values: Float[Array, 'B K'], search: Any) -> Float[Array, 'B M']:
   """Values of rows that end now, DEAD for those that do not, or rank too low to.
 
   scores: best first. length: tokens that count, () or (B, 1). values: of the rows that ended
@@ -240,8 +256,8 @@ def finished_values(scores: Float[Array, 'B M'], ended: Bool[Array, 'B M'], leng
   return jnp.where(new, scores / length.astype(jnp.float32) ** search.length_penalty, DEAD)
 
 
-def may_improve(best_score: Float[Array, ' B'], length: Array, values: Float[Array, 'B K'], search,
-                length_offset: Array | int = 0) -> Bool[Array, ' B']:
+def may_improve(best_score: Float[Array, ' B'], length: Array, values: Float[Array, 'B K'],
+                search: Any, length_offset: Array | int = 0) -> Bool[Array, ' B']:
   """Whether a request's open beams can still beat its finished rows.
 
   best_score: of the best open beam. length: new tokens so far, () or (B,). values: of the finished

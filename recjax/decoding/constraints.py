@@ -29,12 +29,12 @@ DENOMINATORS = ('vocab', 'valid', 'level', 'scope')
 
 
 def sanitize_log_probs(log_probs: Float[Array, '...']) -> Float[Array, '...']:
-  """Log-probabilities without NaN and infinities, FLOOR or above."""
+  """Log-probabilities without NaN and infinities, FLOOR or above. log_probs: of any shape."""
   return jnp.clip(jnp.where(jnp.isnan(log_probs), FLOOR, log_probs), FLOOR, -FLOOR)
 
 
 def finite_logits(logits: Float[Array, '...']) -> Float[Array, '...']:
-  """Logits with -inf for NaN."""
+  """Logits with -inf for NaN. logits: of any shape."""
   return jnp.where(jnp.isnan(logits), -jnp.inf, logits)
 
 
@@ -163,18 +163,20 @@ class ScoreMixing(NamedTuple):
 
   def mass(self, lo: Int[Array, 'B K C'], hi: Int[Array, 'B K C']) -> Float[Array, 'B K C']:
     """The assistant's probability of the items of places lo .. hi - 1."""
-    def at(sums, place):
+    def at(sums: Array, place: Array) -> Array:
       return jnp.take_along_axis(sums, place.reshape(len(sums), -1), 1).reshape(place.shape)
     return (at(self.high, hi) - at(self.high, lo)) + (at(self.low, hi) - at(self.low, lo))
 
 
 def score_mixing(trie: DeviceTrie, probabilities: Float[Array, 'B N'],
                  weight: float) -> ScoreMixing:
-  """Mixes an assistant's probabilities of items in. weight: of the language model, 0 to 1."""
+  """Mixes an assistant's probabilities of items in. weight: of the language model, 0 to 1. trie: of
+  the catalog that the items belong to."""
   items = trie.item[:probabilities.shape[1]]
   by_place = probabilities.astype(jnp.float32)[:, items]
 
-  def add(a, b):  # Knuth's exact sum of two numbers, errors carried along
+  def add(a: tuple[Array, Array], b: tuple[Array, Array]) -> tuple[Array, Array]:
+    # Knuth's exact sum of two numbers, errors carried along.
     high = a[0] + b[0]
     part = high - a[0]
     error = (a[0] - (high - part)) + (b[0] - part)
@@ -209,7 +211,8 @@ class Normalization:
       raise ConfigError("Normalization('level') needs code_size, the number of codes of a level")
 
   def scorer(self, trie: DeviceTrie, head: LMHead, t: Array | int) -> Callable:
-    """(tokens (B, K, C), which exist) -> their log-probabilities (B, K, C)."""
+    """A function (tokens (B, K, C), which exist) -> their log-probabilities (B, K, C). trie: of the
+    catalog. head: the output layer on the beams' states. t: number of the token."""
     if self.denominator == 'vocab':
       rows, total = _rows_and_total(head)
       return lambda token, _: sanitize_log_probs(rows(token) - total)
@@ -220,7 +223,7 @@ class Normalization:
       return lambda token, _: sanitize_log_probs(jnp.take_along_axis(
           logits, jnp.clip(token - start, 0, self.code_size - 1), -1) - total)
 
-    def over_existing(token, exists):
+    def over_existing(token: Array, exists: Array) -> Array:
       logits = jnp.where(exists, sanitize_log_probs(head.rows(token)), DEAD)
       return sanitize_log_probs(logits - log_sum_exp(logits))
     if self.denominator == 'scope' and (

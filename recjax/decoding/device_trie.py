@@ -51,7 +51,8 @@ class DeviceTrie:
 
 
 def rounded_up(size: int) -> int:
-  """Rounds up by an eighth at most (small sizes to 256s), so that near sizes share a program."""
+  """Rounds up by an eighth at most (small sizes to 256s), so that near sizes share a program. size:
+  at least 1."""
   step = 1 << max(8, int(size).bit_length() - 4)
   return -(-size // step) * step
 
@@ -173,12 +174,13 @@ def semantic_id_trie(codes: Integer[Array, 'N L'], code_size: int,
 
 
 def fan_out(trie: DeviceTrie, node: Int[Array, '...']) -> Int[Array, '...']:
-  """Children of each node; 0 where one title is left and its tokens follow from it."""
+  """Children of each node; 0 where one title is left and its tokens follow from it. trie: as of
+  `children`."""
   return trie.first[node + 1] - trie.first[node]
 
 
 def forced_token(trie: DeviceTrie, node: Array, depth: Array | int) -> Int[Array, '...']:
-  """The token at `depth` of the first title below a node."""
+  """The token at `depth` of the first title below a node. trie: as of `children`."""
   item = trie.item[trie.lo[node]]
   row_start = item * trie.length if trie.length else trie.start[item]
   token = trie.rows.at[row_start + depth].get(mode='clip').astype(jnp.int32)
@@ -186,7 +188,7 @@ def forced_token(trie: DeviceTrie, node: Array, depth: Array | int) -> Int[Array
 
 
 def row_length(trie: DeviceTrie, node: Array) -> Int[Array, '...']:
-  """Tokens of the first title below a node, its end included."""
+  """Tokens of the first title below a node, its end included. trie: as of `children`."""
   if trie.length:
     return jnp.full(jnp.shape(node), trie.length, jnp.int32)
   item = trie.item[trie.lo[node]]
@@ -194,13 +196,14 @@ def row_length(trie: DeviceTrie, node: Array) -> Int[Array, '...']:
 
 
 def complete(trie: DeviceTrie, node: Array, depth: Array | int) -> Bool[Array, '...']:
-  """Whether a title ends at a node reached with `depth` tokens."""
+  """Whether a title ends at a node reached with `depth` tokens. trie: as of `children`."""
   return (fan_out(trie, node) == 0) & (row_length(trie, node) <= depth)
 
 
 def children(trie: DeviceTrie, node: Int[Array, 'B K'], depth: Array | int, width: int
              ) -> tuple[Int[Array, 'B K C'], Int[Array, 'B K C'], Bool[Array, 'B K C']]:
-  """The first `width` children of each node. -> tokens, child nodes, which exist"""
+  """The first `width` children of each node. trie: on the device. depth: tokens that lead to the
+  nodes. -> tokens, child nodes, which exist"""
   count = fan_out(trie, node)
   single_title = (count == 0)[..., None]
   slot = jnp.arange(width)
@@ -215,7 +218,8 @@ def children(trie: DeviceTrie, node: Int[Array, 'B K'], depth: Array | int, widt
 
 def dense_children(trie: DeviceTrie, node: Int[Array, 'B K'], depth: Array | int, vocab: int
                    ) -> Int[Array, 'B K V']:
-  """The child by token, -1 for none, where some node is too wide to gather."""
+  """The child by token, -1 for none, where some node is too wide to gather. trie, depth: as of
+  `children`. vocab: V."""
   token, child, exists = children(trie, node, depth, trie.width)
   gathered = by_token(jnp.where(exists, token, vocab), child, vocab)
   row = jnp.minimum(jnp.searchsorted(trie.wide, node), len(trie.wide) - 1)
@@ -226,7 +230,8 @@ def dense_children(trie: DeviceTrie, node: Int[Array, 'B K'], depth: Array | int
 
 def by_token(token: Int[Array, 'B K C'], child: Int[Array, 'B K C'], vocab: int
              ) -> Int[Array, 'B K V']:
-  """Lays children out by their token, -1 for none; a token of `vocab` or above is dropped."""
+  """Lays children out by their token, -1 for none; a token of `vocab` or above is dropped. child:
+  the node of each token. vocab: V."""
   grid = jnp.indices(token.shape, sparse=True)
   child_by_token = jnp.full((*token.shape[:2], vocab), -1, jnp.int32)
   return child_by_token.at[grid[0], grid[1], token].set(child, mode='drop')

@@ -11,7 +11,7 @@ Shape letters as in `lm_head`; G groups of s beams.
 """
 import dataclasses
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
@@ -23,7 +23,7 @@ from recjax.decoding.constraints import DEAD, LIVE, CatalogConstraint, Unconstra
 from recjax.decoding.lm_head import BoundDecoder, cache_lengths, log_sum_exp, plain_head
 from recjax.distributed import sharding
 from recjax.errors import ConfigError
-from recjax.protocols import Constraint
+from recjax.protocols import Constraint, NewTokens
 from recjax.retrieval.top_k import top_k
 
 UNBORN = -1e9     # the score of beams that do not exist yet, as transformers writes it
@@ -43,7 +43,7 @@ class DiverseBeamSearch:
   beams: int
   groups: int
   diversity_penalty: float = 1.0
-  new_tokens: int | None = None
+  new_tokens: NewTokens = None
   length_penalty: float = 1.0
   pad_id: int = 0
 
@@ -80,7 +80,11 @@ class DiverseResult(NamedTuple):
 
 
 class GroupRows(NamedTuple):
-  """Finished rows of every group, best value first."""
+  """Finished rows of every group, best value first.
+
+  values: score / length ** length_penalty, -inf where there is no row. tokens: padded. lengths: 0
+  where there is no row. state: the node where a row ends.
+  """
   values: Float[Array, 'B G R']
   tokens: Int[Array, 'B G R T']
   lengths: Int[Array, 'B G R']
@@ -88,7 +92,8 @@ class GroupRows(NamedTuple):
 
 
 class Choices(NamedTuple):
-  """What groups chose: scores, parents within the group, tokens, nodes, whether a row ends."""
+  """What groups chose: scores, parents within the group, tokens, nodes, whether a row ends.
+  is_final: whether a row ends."""
   scores: Float[Array, '... s']
   parents: Int[Array, '... s']
   tokens: Int[Array, '... s']
@@ -97,13 +102,17 @@ class Choices(NamedTuple):
 
 
 class GroupState(NamedTuple):
-  """The loop's state after t tokens: open beams, the finished rows and the end of each group."""
+  """The loop's state after t tokens: open beams, the finished rows and the end of each group.
+
+  scores: sums of log-probabilities less penalties. group_done: which groups are closed. finished:
+  None where no row can end early. state: the constraint's. cache: the model's.
+  """
   t: Int[Array, '']
   tokens: Int[Array, 'B K T']
   scores: Float[Array, 'B G s']
   group_done: Bool[Array, 'B G']
-  finished: GroupRows | None   # None where no row can end early
-  state: Int[Array, 'B _']     # the constraint's
+  finished: GroupRows | None
+  state: Int[Array, 'B _']
   cache: PyTree
 
 
@@ -111,9 +120,9 @@ def diverse_beam_search(model: BoundDecoder, cache: PyTree, first: Float[Array, 
                         constraint: Constraint, search: DiverseBeamSearch) -> DiverseResult:
   """Searches all requests at once; what one finds does not depend on the others.
 
-  Arguments as in `beam_search`; constraint: `Unconstrained` or `CatalogConstraint`.
-  `model.reorder` is needed with several beams per group. Raises ConfigError where it is missing,
-  for another constraint, where V is too small, and where
+  cache, first: as in `beam_search`. model: as there; `reorder` is needed with several beams per
+  group. constraint: `Unconstrained` or `CatalogConstraint`. search: its settings. Raises
+  ConfigError where `reorder` is missing, for another constraint, where V is too small, and where
   `constraint.min_new_tokens` is above new_tokens.
   """
   if not isinstance(constraint, Unconstrained | CatalogConstraint):
@@ -131,7 +140,7 @@ def diverse_beam_search(model: BoundDecoder, cache: PyTree, first: Float[Array, 
     raise ConfigError(f'min_new_tokens={constraint.min_new_tokens} is above new_tokens='
                       f'{search.new_tokens}')
 
-  def step(state):
+  def step(state: GroupState) -> GroupState:
     last = lax.dynamic_index_in_dim(state.tokens, state.t - 1, 2, keepdims=False)
     hidden, cache = model.step(last, state.cache, state.t - 1)
     return advance_groups(state._replace(cache=cache), model.head(hidden).full(), constraint,
@@ -149,7 +158,8 @@ def diverse_beam_search(model: BoundDecoder, cache: PyTree, first: Float[Array, 
 
 def initial_state(cache: PyTree, batch: int, constraint: Unconstrained | CatalogConstraint,
                   search: DiverseBeamSearch) -> GroupState:
-  """The state before the first token: one live beam in each group."""
+  """The state before the first token: one live beam in each group. cache: the model's after the
+  prompts. batch: B. constraint, search: as of `diverse_beam_search`."""
   shape = (batch, search.groups, search.size)
   tokens = jnp.full((batch, search.beams, search.new_tokens), search.pad_id, jnp.int32)
   scores = jnp.where(jnp.arange(search.size) == 0, 0.0, UNBORN)
@@ -165,18 +175,23 @@ def initial_state(cache: PyTree, batch: int, constraint: Unconstrained | Catalog
 def advance_groups(state: GroupState, logits: Float[Array, 'B _ V'],
                    constraint: Unconstrained | CatalogConstraint, search: DiverseBeamSearch,
                    reorder: Callable | None) -> GroupState:
-  """Lets every group choose the next token of its beams. logits: of all beams, or of one for all"""
+  """Lets every group choose the next token of its beams.
+
+  logits: of all beams, or of one for all. state: before the step. constraint, search: as of
+  `diverse_beam_search`. reorder: as of `Decoder`, None where beams stay in place.
+  """
   if isinstance(constraint, Unconstrained):
     is_end = np.isin(np.arange(logits.shape[-1]), constraint.eos_ids)
     log_probs, tokens = free_candidates(logits, is_end, state.t, constraint.min_new_tokens, search)
     ended, running = choose_by_group(log_probs, tokens, tokens, jnp.asarray(is_end)[tokens], state,
                                      search)
   else:
-    def choose(log_probs, tokens, nodes):
+    def choose(log_probs: Array, tokens: Array, nodes: Array) -> tuple[Choices | None, Choices]:
       is_final = constraint.is_final(nodes, tokens, state.t)
       shape = (len(tokens), search.beams, tokens.shape[-1])
-      return choose_by_group(*(jnp.broadcast_to(x, shape) for x in (
-          log_probs, tokens, nodes, is_final)), state, search)
+      log_probs, tokens, nodes, is_final = (
+          jnp.broadcast_to(x, shape) for x in (log_probs, tokens, nodes, is_final))
+      return choose_by_group(log_probs, tokens, nodes, is_final, state, search)
     ended, running = constraint.candidates(plain_head(logits), state.state, state.t, 0, choose)
   tokens, cache, batch = state.tokens, state.cache, len(state.tokens)
   if search.size > 1:
@@ -187,7 +202,7 @@ def advance_groups(state: GroupState, logits: Float[Array, 'B _ V'],
   tokens = lax.dynamic_update_index_in_dim(tokens, running.tokens.reshape(batch, -1), state.t, 2)
   finished, group_done = state.finished, state.group_done
   if finished is not None:
-    finished, group_done = store_finished(ended, state, search)
+    finished, group_done = store_finished(cast(Choices, ended), state, search)
   return GroupState(state.t + 1, tokens, running.scores, group_done, finished,
                     running.nodes.reshape(batch, -1), cache)
 
@@ -197,8 +212,9 @@ def free_candidates(logits: Float[Array, 'B _ V'], is_end: Bool[np.ndarray, ' V'
                     ) -> tuple[Float[Array, 'B K C'], Int[Array, 'B K C']]:
   """The tokens that any group can choose, ascending, so that ties go to the lower one.
 
-  is_end: which tokens end a row. -> log-probabilities, those of end tokens -inf while they are
-  forbidden; tokens
+  is_end: which tokens end a row. logits: of all beams, or of one for all. t: number of the token.
+  min_new_tokens: tokens before which none may end a row. search: as of `diverse_beam_search`.
+  -> log-probabilities, those of end tokens -inf while they are forbidden; tokens
   """
   logits = logits.astype(jnp.float32)
   vocab = len(is_end)
@@ -226,11 +242,13 @@ def choose_by_group(log_probs: Float[Array, 'B K C'], tokens: Int[Array, 'B K C'
                     search: DiverseBeamSearch) -> tuple[Choices | None, Choices]:
   """Goes through the groups in order; each is penalized for what the ones before it chose.
 
-  -> the best candidates of any kind, None if no row can end; the best that go on; (B, G, s)
+  log_probs, tokens, nodes, is_final: of the candidates of each beam. state: before this token.
+  search: as of `diverse_beam_search`. -> the best candidates of any kind, None if no row can end;
+  the best that go on; (B, G, s)
   """
   prompts, _, width = tokens.shape
 
-  def choose_for_group(chosen, given):
+  def choose_for_group(chosen: Array, given: tuple) -> tuple[Array, tuple[Choices | None, Choices]]:
     g, log_probs, tokens, nodes, is_final, scores, done = given  # (B, s, C); (B, s); (B,)
     counts = (tokens[..., None] == chosen[:, None, None]).sum(-1)
     total = scores[..., None] + (log_probs - search.diversity_penalty * counts)
@@ -238,7 +256,7 @@ def choose_by_group(log_probs: Float[Array, 'B K C'], tokens: Int[Array, 'B K C'
     if state.finished is not None:
       ended = running
       running = largest(jnp.where(is_final, DEAD, total), tokens, nodes, is_final, search.size)
-      idle = Choices(0.0, jnp.arange(search.size), search.pad_id, 0, False)
+      idle = (0.0, jnp.arange(search.size), search.pad_id, 0, False)
       running = Choices(*(jnp.where(done[:, None], i, x) for i, x in zip(idle, running)))
     counted = jnp.where(running.scores > LIVE, running.tokens, -1)  # the dead cost nobody
     return lax.dynamic_update_slice(chosen, counted, (0, g * search.size)), (ended, running)
@@ -253,7 +271,8 @@ def choose_by_group(log_probs: Float[Array, 'B K C'], tokens: Int[Array, 'B K C'
 
 def largest(total: Float[Array, 'B s C'], tokens: Int[Array, 'B s C'], nodes: Int[Array, 'B s C'],
             is_final: Bool[Array, 'B s C'], count: int) -> Choices:
-  """The `count` best pairs of beam and token of a group. -> (B, count)"""
+  """The `count` best pairs of beam and token of a group. total, tokens, nodes, is_final: of the
+  candidates of each beam; total is what they are ordered by. -> (B, count)"""
   width = total.shape[-1]
   flat = [x.reshape(len(x), -1) for x in (total, tokens, nodes, is_final)]
   lack = count - flat[0].shape[1]
@@ -269,7 +288,8 @@ def store_finished(ended: Choices, state: GroupState, search: DiverseBeamSearch
                    ) -> tuple[GroupRows, Bool[Array, 'B G']]:
   """Stores rows that end with this token and closes groups that cannot improve.
 
-  -> finished rows, which groups are done
+  ended: the best candidates of any kind. state: before this token. search: as of
+  `diverse_beam_search`. -> finished rows, which groups are done
   """
   length = state.t + 1
   value = ended.scores / length.astype(jnp.float32) ** search.length_penalty
@@ -279,14 +299,15 @@ def store_finished(ended: Choices, state: GroupState, search: DiverseBeamSearch
   ends_now = ended.is_final & ~state.group_done[..., None] & (ended.scores > LIVE)
   new = GroupRows(jnp.where(ends_now, value, -jnp.inf), tokens, jnp.where(ends_now, length, 0),
                   ended.nodes)
-  finished = merge_rows(state.finished, new)
+  finished = merge_rows(cast(GroupRows, state.finished), new)
   all_found = (finished.lengths > 0).all(-1)
   closed = all_found & (finished.values.min(-1) >= value[..., 0])
   return finished, state.group_done | closed | (ended.scores[..., 0] <= LIVE)
 
 
 def merge_rows(old: GroupRows, new: GroupRows) -> GroupRows:
-  """The best rows of both, as many as `old` has; equal values keep the older row."""
+  """The best rows of both, as many as `old` has; equal values keep the older row. new: of the same
+  groups."""
   both = jax.tree.map(lambda a, b: jnp.concatenate([a, b], 2), old, new)
   values, place = lax.top_k(both.values, old.values.shape[2])
   return GroupRows(values, jnp.take_along_axis(both.tokens, place[..., None], 2),
@@ -295,7 +316,8 @@ def merge_rows(old: GroupRows, new: GroupRows) -> GroupRows:
 
 
 def merge_groups(state: GroupState, search: DiverseBeamSearch) -> DiverseResult:
-  """Adds the beams still open and sorts the rows of all groups by value."""
+  """Adds the beams still open and sorts the rows of all groups by value. state: after the last
+  token. search: as of `diverse_beam_search`."""
   shape = state.scores.shape
   rows = GroupRows(state.scores / float(search.new_tokens) ** search.length_penalty,
                    state.tokens.reshape(*shape, -1), jnp.full(shape, search.new_tokens),

@@ -5,7 +5,7 @@ begin with alike stands there once, and a token sees the prompt and its own ance
 as in `lm_head`; R packed rows of S tokens, each with up to L titles.
 """
 import functools
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -19,9 +19,12 @@ from recjax.protocols import Decoder
 
 
 class Layout(NamedTuple):
-  """A trie in packed rows. parent: the token before in the title, -1 below the root. ancestors:
-  which tokens of the row stand before a token, or are it. leaf: the last token of each title. item:
-  its number, -1 for none."""
+  """A trie in packed rows.
+
+  parent: the token before in the title, -1 below the root. ancestors: which tokens of the row stand
+  before a token, or are it. leaf: the last token of each title. item: its number, -1 for none.
+  depth: of each token in its title, from 0.
+  """
   tokens: Int[np.ndarray, 'R S']
   depth: Int[np.ndarray, 'R S']
   parent: Int[np.ndarray, 'R S']
@@ -49,9 +52,9 @@ def layout(trie: Trie, width: int = 256) -> Layout:
 
 def _to_arrays(rows: list, width: int) -> Layout:
   most_titles = max(map(len, rows))
-  packed = Layout(*(np.zeros((len(rows), width), np.int32) for _ in range(3)),
-                  np.zeros((len(rows), width, width), bool),
-                  *(np.full((len(rows), most_titles), -1, np.int32) for _ in range(2)))
+  tokens, depth, parent = (np.zeros((len(rows), width), np.int32) for _ in range(3))
+  leaf, item = (np.full((len(rows), most_titles), -1, np.int32) for _ in range(2))
+  packed = Layout(tokens, depth, parent, np.zeros((len(rows), width, width), bool), leaf, item)
   packed.parent[:] = -1
   packed.ancestors[:] = np.eye(width, dtype=bool)
   for r, titles in enumerate(rows):
@@ -77,7 +80,8 @@ def title_scores(decoder: Decoder, params: PyTree, tokens: Int[np.ndarray, 'B P'
   params: of the decoder. tokens, lengths: prompts, padded on the right. rows: see `layout`.
   num_items: N.
   """
-  return _scores(decoder, params, tokens, lengths, Layout(*map(jnp.asarray, rows)), num_items)
+  on_device: Any = map(jnp.asarray, rows)
+  return _scores(decoder, params, tokens, lengths, Layout(*on_device), num_items)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 5))
@@ -85,7 +89,7 @@ def _scores(decoder, params, tokens, lengths, rows, num_items):
   first, cache = decoder.start(params, tokens, lengths, 1, 2)
   batch = len(tokens)
 
-  def scores_of(row):
+  def scores_of(row: Layout) -> Array:
     size = len(row.tokens)
     wide = lambda x: jnp.broadcast_to(x, (batch, *x.shape))  # noqa: E731
     states, _ = decoder.extend(

@@ -5,6 +5,7 @@ Shape letters as in `lm_head`.
 import dataclasses
 import functools
 from collections.abc import Sequence
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -28,6 +29,7 @@ from recjax.decoding.sampling import Sampling, sample
 from recjax.decoding.trie import Trie
 from recjax.distributed import multihost
 from recjax.errors import ConfigError, DataError, UserError
+from recjax.progress import doing
 from recjax.protocols import Constraint, Decoder
 
 Search = BeamSearch | DiverseBeamSearch | LookaheadBeamSearch | Sampling
@@ -39,7 +41,8 @@ class Generated:
 
   tokens: padded. exists: false where there are fewer rows than asked for. complete: ended and not
   cut at T. places: of a `CatalogConstraint`, the first place of each title and the one after its
-  last, or None. steps: how often the model was asked. token_scores: where asked for.
+  last, or None. steps: how often the model was asked. token_scores: where asked for. scores: sums
+  of log-probabilities, divided as the search's length_penalty says. lengths: tokens of each row.
   """
   tokens: Int[np.ndarray, 'B K T']
   scores: Float[np.ndarray, 'B K']
@@ -51,34 +54,36 @@ class Generated:
   token_scores: Float[np.ndarray, 'B K T'] | None = None
 
   def row(self, request: int, rank: int) -> list[int]:
-    """The tokens of one row, its end token included."""
+    """The tokens of one row, its end token included. request, rank: its numbers, from 0."""
     return self.tokens[request, rank, :self.lengths[request, rank]].tolist()
 
   def items(self, trie: Trie | DeviceTrie, item_filter: ItemFilter | None = None,
             every: bool = False) -> list[list[tuple[int, float]]]:
-    """The items of each request with their scores, best first, 0-based; fewer where fewer exist.
+    """The items of each request with their scores, best first, 1..N; fewer where fewer exist.
 
     trie, item_filter: those of the constraint. Items that share a title share a row; of those the
     first open one is given, or with `every` all.
     """
     everything = []
-    for b, (spans, scores) in enumerate(zip(self.places, self.scores)):
+    places: Any = self.places
+    for b, (spans, scores) in enumerate(zip(places, self.scores)):
       items = []
       for (lo, hi), score, good in zip(spans, scores, self.exists[b] & self.complete[b]):
         if good:
           places = [p for p in range(lo, hi) if item_filter is None or _is_open(item_filter, b, p)]
-          items += [(int(trie.item[p]), float(score)) for p in places[:None if every else 1]]
+          items += [(int(trie.item[p]) + 1, float(score)) for p in places[:None if every else 1]]
       everything.append(items)
     return everything
 
   def best(self, count: int, trie: Trie | DeviceTrie, item_filter: ItemFilter | None = None,
            every: bool = True) -> tuple[Int[np.ndarray, 'B C'], Float[np.ndarray, 'B C']]:
-    """`items` as arrays: items 1..N and scores, 0 and -inf where there are fewer than `count`."""
+    """`items` as arrays: items 1..N and scores, 0 and -inf where there are fewer than `count`.
+    trie, item_filter, every: as of `items`."""
     items = np.zeros((len(self.scores), count), np.int32)
     scores = np.full(items.shape, -np.inf, np.float32)
     for b, row in enumerate(self.items(trie, item_filter, every)):
       row = row[:count]
-      items[b, :len(row)] = [i + 1 for i, _ in row]
+      items[b, :len(row)] = [i for i, _ in row]
       scores[b, :len(row)] = [s for _, s in row]
     return items, scores
 
@@ -87,7 +92,7 @@ def _is_open(item_filter: ItemFilter, request: int, place: int) -> bool:
   """Whether one place is open, on the host."""
   is_open = True
   if item_filter.allowed_bits is not None:
-    row = item_filter.list_of_request[request]
+    row = cast(Array, item_filter.list_of_request)[request]
     word = np.asarray(item_filter.allowed_bits[row, place >> 5])
     is_open = bool(word >> np.uint32(place & 31) & np.uint32(1))
   return is_open and (item_filter.taken is None
@@ -108,12 +113,13 @@ def generate(decoder: Decoder, params: PyTree, prompts: Sequence, search: Search
   an empty or too long prompt, UserError where the model gives NaN, ConfigError for a search and a
   constraint that do not go together.
   """
-  constraint = Unconstrained() if constraint is None else constraint
+  rule: Any = Unconstrained() if constraint is None else constraint
   tokens, lengths = pad_prompts(prompts, bucket, longest_prompt, search.pad_id)
-  search = with_new_tokens(search, constraint)
-  _check_pair(decoder, search, constraint)
-  arrays = multihost.to_host(_run(decoder, params, tokens, lengths, constraint, search,
-                                  jax.random.key(seed)))
+  search = with_new_tokens(search, rule)
+  _check_pair(decoder, search, rule)
+  with doing(f'the search for {tokens.shape[0]:,} prompts of {tokens.shape[1]:,} tokens'):
+    arrays = multihost.to_host(_run(decoder, params, tokens, lengths, rule, search,
+                                    jax.random.key(seed)))
   raise_on_nan(arrays.pop('nan_step'))
   return Generated(steps=int(arrays.pop('steps')), **arrays)
 
@@ -147,8 +153,8 @@ def pad_prompts(prompts: Sequence, bucket: int, longest: int = 0, pad_id: int = 
                 ) -> tuple[Int[np.ndarray, 'B P'], Int[np.ndarray, ' B']]:
   """Prompts as an array, padded on the right to a multiple of `bucket`. -> tokens, lengths
 
-  longest: the most tokens that a prompt may have, 0 for any. Raises DataError for a longer prompt,
-  an empty one, or none at all.
+  longest: the most tokens that a prompt may have, 0 for any. prompts: token lists. pad_id: what
+  fills up. Raises DataError for a longer prompt, an empty one, or none at all.
   """
   lengths = np.array([len(p) for p in prompts], np.int32)
   if not len(lengths) or lengths.min() < 1:
@@ -170,8 +176,8 @@ def _run(decoder: Decoder, params: PyTree, tokens: Int[Array, 'B P'], lengths: I
   model = bind(decoder, params)
   if isinstance(search, LookaheadBeamSearch):
     first, cache = decoder.start(params, tokens, lengths, 1, search.slots + 1)
-    return _lookahead(lookahead_beam_search(model, cache, first, constraint, search), constraint,
-                      search)
+    titles = cast(CatalogConstraint, constraint)
+    return _lookahead(lookahead_beam_search(model, cache, first, titles, search), titles, search)
   if isinstance(search, Sampling):
     beams, room, run = search.samples, search.new_tokens, sample
     if search.pass_width:

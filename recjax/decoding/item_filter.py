@@ -1,6 +1,6 @@
 """Which items each request may still have: allow lists and used items, counted by trie interval."""
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import jax.numpy as jnp
 import numpy as np
@@ -47,51 +47,52 @@ class ItemFilter(NamedTuple):
 
   def _allowed_below(self, place: Array) -> Array:
     """Allowed places before each place."""
-    row = self.list_of_request.reshape(-1, *(1,) * (place.ndim - 1))
-    word = self.allowed_bits[row, place >> 5]
+    bits, before, of_request = cast(tuple[Array, Array, Array], self[:3])
+    row = of_request.reshape(-1, *(1,) * (place.ndim - 1))
+    word = bits[row, place >> 5]
     below = word & ((jnp.uint32(1) << (place & 31).astype(jnp.uint32)) - 1)
-    return self.allowed_before[row, place >> 5] + lax.population_count(below).astype(jnp.int32)
+    return before[row, place >> 5] + lax.population_count(below).astype(jnp.int32)
 
 
 def build_item_filter(trie: Trie | DeviceTrie,
                       allowed: np.ndarray | Sequence | None = None,
                       list_of_request: np.ndarray | Array | Sequence | None = None,
                       taken: Sequence | None = None) -> ItemFilter:
-  """A filter out of item numbers, without touching the trie.
+  """A filter out of items 1..N, without touching the trie.
 
-  trie: of one catalog. allowed: a mask by item, or a list of A lists of items. list_of_request:
-  which of the A lists each request has, by default its own. taken: for each request the items that
-  it may not have (again). Raises DataError for an item number outside the catalog.
+  trie: of one catalog. allowed: a mask whose column i - 1 is item i, or A lists of items.
+  list_of_request: which of the A lists each request has, by default its own. taken: for each
+  request the items that it may not have (again). Raises DataError for an item outside the catalog.
   """
-  item_at_place = np.asarray(trie.item)
-  num_items = len(item_at_place)
-  place_of_item = np.empty(num_items, np.int64)
-  place_of_item[item_at_place] = np.arange(num_items)
-  bits = before = None
+  row_at_place = np.asarray(trie.item)
+  num_items = len(row_at_place)
+  place_of_row = np.empty(num_items, np.int64)
+  place_of_row[row_at_place] = np.arange(num_items)
+  bits = before = of_request = places_taken = None
   if allowed is not None:
-    allowed_places = _item_mask(allowed, num_items)[:, item_at_place]
+    allowed_places = _item_mask(allowed, num_items)[:, row_at_place]
     bits, before = pack_allowed(jnp.asarray(allowed_places))
-    list_of_request = (jnp.arange(len(allowed_places)) if list_of_request is None
-                       else jnp.asarray(list_of_request)).astype(jnp.int32)
+    of_request = (jnp.arange(len(allowed_places)) if list_of_request is None
+                  else jnp.asarray(list_of_request)).astype(jnp.int32)
   if taken is not None:
-    rows = [np.unique(place_of_item[_checked_items(items, num_items)]) for items in taken]
+    rows = [np.unique(place_of_row[_rows_of(items, num_items)]) for items in taken]
     if allowed is not None:
-      lists = np.broadcast_to(list_of_request, len(rows))
+      lists = np.broadcast_to(np.asarray(of_request), len(rows))
       rows = [row[allowed_places[int(a)][row]] for row, a in zip(rows, lists)]
     longest = max(8, 1 << max(map(len, rows)).bit_length())
-    taken = np.full((len(rows), longest), PAD, np.int32)
-    for padded, row in zip(taken, rows):
+    table = np.full((len(rows), longest), PAD, np.int32)
+    for padded, row in zip(table, rows):
       padded[:len(row)] = row
-    taken = jnp.asarray(taken)
-  return ItemFilter(bits, before, None if allowed is None else list_of_request, taken)
+    places_taken = jnp.asarray(table)
+  return ItemFilter(bits, before, of_request, places_taken)
 
 
-def _checked_items(items: Sequence | np.ndarray, num_items: int) -> np.ndarray:
+def _rows_of(items: Sequence | np.ndarray, num_items: int) -> np.ndarray:
   items = np.asarray(items, np.int64)
-  outside = items[(items < 0) | (items >= num_items)]
+  outside = items[(items < 1) | (items > num_items)]
   if len(outside):
-    raise DataError(f'item number {outside[0]} is outside the catalog of {num_items} items')
-  return items
+    raise DataError(f'item {outside[0]} is outside the catalog of {num_items} items')
+  return items - 1
 
 
 def _item_mask(allowed: np.ndarray | Sequence, num_items: int) -> np.ndarray:
@@ -101,12 +102,13 @@ def _item_mask(allowed: np.ndarray | Sequence, num_items: int) -> np.ndarray:
     return np.atleast_2d(allowed)
   mask = np.zeros((len(allowed), num_items), bool)
   for row, items in zip(mask, allowed):
-    row[_checked_items(items, num_items)] = True
+    row[_rows_of(items, num_items)] = True
   return mask
 
 
 def pack_allowed(mask: Bool[Array, 'A N']) -> tuple[UInt32[Array, 'A W'], Int[Array, 'A W']]:
-  """Packs allowed places into words. -> words, allowed places before each word"""
+  """Packs allowed places into words. mask: which of N places each of A lists allows. -> words,
+  allowed places before each word"""
   lists, num_places = mask.shape
   bits = jnp.pad(mask, [(0, 0), (0, -num_places % 32 + 32)]).reshape(lists, -1, 32)
   words = (bits.astype(jnp.uint32) << jnp.arange(32, dtype=jnp.uint32)).sum(-1, dtype=jnp.uint32)

@@ -67,6 +67,7 @@ class ItemSpanConstraint:
 
   trie: of one or several catalogs. shortest: see `shortest_below`. begin: where the prompts end,
   without the axis K. item_filter: which items each request may have. catalog: of each request.
+  settings: control tokens and numbers of items.
   """
   trie: DeviceTrie
   shortest: Int[Array, 'M S']
@@ -94,7 +95,8 @@ class ItemSpanConstraint:
     child = lax.cond(state.inside.any(), lambda: self._child_by_token(state, t, vocab),
                      lambda: jnp.full(logits.shape, -1, jnp.int32))
     token = np.arange(vocab)
-    banned = [settings.eoi] + [settings.pad_id] * (settings.pad_id not in (None, *settings.eos_ids))
+    pad: Any = settings.pad_id
+    banned = [settings.eoi] + [pad] * (pad not in (None, *settings.eos_ids))
     may_open = self._may_open(state, t)[..., None]
     too_early = (np.isin(token, settings.eos_ids) & may_open
                  & (state.count < settings.min_items)[..., None])
@@ -112,12 +114,12 @@ class ItemSpanConstraint:
     """The open child by token of rows inside an item, -1 for none."""
     trie, left = self.trie, self._tokens_left(state, t)
 
-    def gathered(width):
+    def gathered(width: int) -> Array:
       token, child, exists = device_trie.children(trie, state.node, state.depth, width)
       is_open = exists & self._is_open(state, child, left)
       return device_trie.by_token(jnp.where(is_open, token, vocab), child, vocab)
 
-    def dense():
+    def dense() -> Array:
       child = device_trie.dense_children(trie, state.node, state.depth, vocab)
       is_open = (child >= 0) & self._is_open(state, jnp.maximum(child, 0), left)
       return jnp.where(is_open, child, -1)
@@ -137,7 +139,8 @@ class ItemSpanConstraint:
                    ) -> tuple[Int[Array, 'B K'], Int[Array, 'B K'], Bool[Array, 'B K']]:
     """The one token that may come, where rows are inside an item and it is so.
 
-    -> token, node, whether. Nodes of more than 4 children count as a choice.
+    state: of the rows. t: number of the token. -> token, node, whether. Nodes of more than 4
+    children count as a choice.
     """
     few = device_trie.WIDTHS[0]
     token, child, exists = device_trie.children(self.trie, state.node, state.depth, few)
@@ -218,8 +221,9 @@ def item_span_constraint(tries: Trie | Sequence[Trie], trie: DeviceTrie, setting
   tries: whose rows end with the end-of-item token; one for each catalog of `trie`, which is the
   same on the device. tails: for each request the tokens of the answer that the prompt already
   holds, so that a prompt may end inside a title and earlier items count as used, also for
-  max_items. catalog: the number of each request's. Raises DataError where a tail leaves the
-  catalog, and for tries that end otherwise.
+  max_items. catalog: the number of each request's. settings: control tokens and numbers of items.
+  item_filter: which items each request may have, None for all. Raises DataError where a tail leaves
+  the catalog, and for tries that end otherwise.
   """
   tries = [tries] if isinstance(tries, Trie) else list(tries)
   if any(t.end != settings.eoi for t in tries) or settings.soi == settings.eoi:
@@ -242,6 +246,8 @@ def item_span_constraint(tries: Trie | Sequence[Trie], trie: DeviceTrie, setting
 def shortest_below(trie: Trie, limit: int) -> Int[np.ndarray, 'M S']:
   """Tokens of the `limit` shortest titles below each node, ascending, and then of the longest.
 
+  trie: on the host.
+
   Where a node has fewer titles, the longest's fills up.
   """
   lengths = np.diff(trie.start)[trie.item] if not trie.length else np.full(len(trie), trie.length)
@@ -262,8 +268,9 @@ def resume(trie: Trie, tail: Iterable, settings: SpanSettings, root: int = 0, fi
            ) -> SpanState:
   """Where a reply stands after the tokens of `tail`: one row, numpy.
 
-  root, first_place: where the trie's nodes and places begin on the device. Raises DataError naming
-  the position where the tail leaves the catalog, or for too many items.
+  root, first_place: where the trie's nodes and places begin on the device. trie: of the catalog.
+  settings: as of `item_span_constraint`. Raises DataError naming the position where the tail leaves
+  the catalog, or for too many items.
   """
   used, node, title = [], 0, None
   for position, token in enumerate(tail):
@@ -285,12 +292,14 @@ def resume(trie: Trie, tail: Iterable, settings: SpanSettings, root: int = 0, fi
     raise DataError(f'the answer so far holds {len(used)} items, max_items is {settings.max_items}')
   places = np.full(settings.max_items, device_trie.PAD, np.int32)
   places[:len(used)] = np.array(used, np.int32) + np.int32(first_place)
-  return SpanState(np.bool_(title is not None), np.int32(root + (node if title else 0)),
-                   np.int32(len(title or [])), places, np.int32(len(used)))
+  state: Any = (np.bool_(title is not None), np.int32(root + (node if title else 0)),
+                np.int32(len(title or [])), places, np.int32(len(used)))
+  return SpanState(*state)
 
 
 def parse(trie: Trie, tokens: Iterable, soi: int) -> tuple[list[int], bool]:
-  """The items of a reply, in order, and whether one is left open."""
+  """The items of a reply, 1..N, in order, and whether one is left open. trie: of the catalog.
+  tokens: of the reply. soi: the start-of-item token."""
   items, title, times_seen = [], None, {}
   for token in map(int, tokens):
     if title is None:
@@ -300,7 +309,7 @@ def parse(trie: Trie, tokens: Iterable, soi: int) -> tuple[list[int], bool]:
     if token == trie.end:
       node = trie.walk(title)
       turn = times_seen.get(node, 0)
-      items.append(int(trie.item[min(trie.lo[node] + turn, trie.hi[node] - 1)]))
+      items.append(int(trie.item[min(trie.lo[node] + turn, trie.hi[node] - 1)]) + 1)
       times_seen[node] = turn + 1
       title = None
   return items, title is not None

@@ -24,20 +24,22 @@ class LMHead(NamedTuple):
   """
   full: Callable[[], Array]
   rows: Callable[[Array], Array]
-  window: Callable[[Array, int], Array]
+  window: Callable[[Array | int, int], Array]
   total: Callable[[], Array] | None = None
   state: Float[Array, 'B K D'] | None = None
 
 
 def lm_head_of(decoder: Decoder, params: PyTree, state: Float[Array, 'B K D']) -> LMHead:
-  """The output layer of a `Decoder` with its parameters on states."""
+  """The output layer of a `Decoder` with its parameters on states. decoder: the model. params: its
+  parameters. state: of the beams."""
   full = lambda: decoder.logits(params, state).astype(jnp.float32)  # noqa: E731
   plain = plain_head(full)
   rows = window = None
-  if decoder.rows:
-    rows = lambda ids: decoder.rows(params, state, ids).astype(jnp.float32)  # noqa: E731
-  if decoder.window:
-    window = lambda first, size: decoder.window(  # noqa: E731
+  rows_of, window_of = decoder.rows, decoder.window
+  if rows_of:
+    rows = lambda ids: rows_of(params, state, ids).astype(jnp.float32)  # noqa: E731
+  if window_of:
+    window = lambda first, size: window_of(  # noqa: E731
         params, state, first, size).astype(jnp.float32)
   return LMHead(full, rows or plain.rows, window or plain.window, state=state)
 
@@ -68,7 +70,7 @@ class BoundDecoder(NamedTuple):
 
 
 def bind(decoder: Decoder, params: PyTree) -> BoundDecoder:
-  """The model with its parameters."""
+  """The model with its parameters. decoder: the model. params: its parameters."""
   return BoundDecoder(
       lambda tokens, cache, t: decoder.step(params, cache, tokens, t),
       functools.partial(lm_head_of, decoder, params), decoder.reorder, decoder.grow,
@@ -76,13 +78,16 @@ def bind(decoder: Decoder, params: PyTree) -> BoundDecoder:
 
 
 def log_sum_exp(logits: Float[Array, '... V']) -> Float[Array, '... 1']:
-  """Over the last axis, which stays with size 1."""
+  """Over the last axis, which stays with size 1. logits: -inf for what may not come."""
   return jax.nn.logsumexp(logits, -1, keepdims=True)
 
 
 def cache_lengths(new_tokens: int, first: int = 16) -> list[int]:
   """Tokens that a cache holds at first, and after each time that it grows: doubling, so that what
-  is read and reordered at a step is not the longest row's."""
+  is read and reordered at a step is not the longest row's.
+
+  new_tokens: of the longest row. first: tokens at first.
+  """
   lengths = [min(first, new_tokens)]
   while lengths[-1] < new_tokens:
     lengths.append(min(2 * lengths[-1], new_tokens))

@@ -11,7 +11,7 @@ Shape letters as in `lm_head`; S slots of a request's pool, Q tokens of a pass, 
 """
 import dataclasses
 import functools
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -30,6 +30,7 @@ from recjax.decoding.constraints import DEAD, LIVE, CatalogConstraint, first_nan
 from recjax.decoding.device_trie import DeviceTrie
 from recjax.decoding.lm_head import BoundDecoder, LMHead, log_sum_exp, plain_head
 from recjax.errors import ConfigError
+from recjax.protocols import NewTokens
 
 MAX_CHILDREN = 16  # the best children of a node that look-ahead considers
 
@@ -45,7 +46,7 @@ class LookaheadBeamSearch:
   pass of few tokens is bound by reading the weights, so not on a CPU.
   """
   beams: int = 1
-  new_tokens: int | None = None
+  new_tokens: NewTokens = None
   length_penalty: float = 1.0
   early_stopping: bool | str = False
   pass_widths: tuple[int, ...] = (8, 32)
@@ -90,13 +91,14 @@ class Pool(NamedTuple):
 
 
 class OpenBeams(NamedTuple):
-  """Where beams stand, and their sums of log-probabilities."""
+  """Where beams stand. node: of the trie. score: sums of log-probabilities, DEAD for no beam."""
   node: Int[Array, 'B K']
   score: Float[Array, 'B K']
 
 
 class FinishedRows(NamedTuple):
-  """Finished rows, best value first. node: the last one's. complete: ended and not cut at T."""
+  """Finished rows, best value first. node: the last one's. complete: ended and not cut at T. value:
+  DEAD where there is no row. length: tokens."""
   node: Int[Array, 'B K']
   value: Float[Array, 'B K']
   length: Int[Array, 'B K']
@@ -104,8 +106,12 @@ class FinishedRows(NamedTuple):
 
 
 class LookaheadState(NamedTuple):
-  """t: tokens of each request so far. passes: model passes that each took part in. tokens_fed:
-  tokens that went through the model. nan_step: as in `BeamResult`."""
+  """t: tokens of each request so far.
+
+  passes: model passes that each took part in. tokens_fed: tokens that went through the model.
+  nan_step: as in `BeamResult`. beams, finished: open and finished rows. is_open: which requests go
+  on. pool: states of tokens that went through the model. cache: the model's.
+  """
   t: Int[Array, ' B']
   beams: OpenBeams
   finished: FinishedRows
@@ -118,7 +124,7 @@ class LookaheadState(NamedTuple):
 
 
 class LookaheadResult(NamedTuple):
-  """What the search gives; see `LookaheadState`."""
+  """What the search gives. finished, passes, tokens_fed, nan_step: as of `LookaheadState`."""
   finished: FinishedRows
   passes: Int[Array, ' B']
   tokens_fed: Int[Array, '']
@@ -149,8 +155,9 @@ def lookahead_beam_search(model: BoundDecoder, cache: PyTree, first: Float[Array
   model: with `extend`: (cache, tokens (B, Q), position (B, Q), seen (B, Q, S) bool, within (B, Q,
   Q) bool, slots (B, Q)) -> (states (B, Q, D), cache), which runs tokens number `position` of their
   rows, each seeing the slots and the tokens of this pass that it is told, and keeps their keys in
-  `slots` (S: nowhere). first: the state after each prompt. Raises ConfigError for a normalization
-  but 'vocab' and 'valid', and for a length_penalty with 'valid'.
+  `slots` (S: nowhere). first: the state after each prompt. cache: the model's after the prompts.
+  constraint: of titles. search: its settings. Raises ConfigError for a normalization but 'vocab'
+  and 'valid', and for a length_penalty with 'valid'.
   """
   denominator = constraint.normalization.denominator
   if denominator not in ('vocab', 'valid'):
@@ -161,7 +168,7 @@ def lookahead_beam_search(model: BoundDecoder, cache: PyTree, first: Float[Array
                       'titles for their forced tokens, which are free; set it to 0')
   searcher = Searcher(model, constraint, search)
 
-  def step_and_feed(state):
+  def step_and_feed(state: LookaheadState) -> LookaheadState:
     state = lax.while_loop(lambda s: can_step(searcher, s).any(),
                            functools.partial(search_step, searcher), state)
     return lax.cond(state.is_open.any(), functools.partial(feed_pending, searcher), lambda s: s,
@@ -173,7 +180,8 @@ def lookahead_beam_search(model: BoundDecoder, cache: PyTree, first: Float[Array
 
 
 def initial_state(searcher: Searcher, cache: PyTree, first: Float[Array, 'B D']) -> LookaheadState:
-  """After the first token, which the prompt's state in slot 0 decides: one beam branches into K."""
+  """After the first token, which the prompt's state in slot 0 decides: one beam branches into K.
+  searcher: model, constraint and settings. cache, first: as of `lookahead_beam_search`."""
   search, trie = searcher.search, searcher.trie
   batch, slots = len(first), search.slots
   root = searcher.constraint.start(batch)
@@ -199,20 +207,22 @@ def initial_state(searcher: Searcher, cache: PyTree, first: Float[Array, 'B D'])
 
 
 def slot_of(pool: Pool, lo: Int[Array, 'B Q'], depth: Int[Array, 'B Q']) -> Int[Array, 'B Q']:
-  """The slot of tokens, each known by the first place below its node and its depth; -1 for none."""
+  """The slot of tokens, -1 for none. pool: what went through the model. lo: the first place below
+  each token's node. depth: tokens of the row up to it."""
   same = (pool.lo[:, None] == lo[..., None]) & (pool.depth[:, None] == depth[..., None])
   return jnp.where(same.any(-1), jnp.argmax(same, -1), -1)
 
 
 def beam_slots(searcher: Searcher, state: LookaheadState) -> Int[Array, 'B K']:
-  """The slot of each beam's last token, the prompt's before the first; -1 for none."""
+  """The slot of each beam's last token, the prompt's before the first; -1 for none. searcher,
+  state: of the search."""
   node = state.beams.node
   return slot_of(state.pool, searcher.trie.lo[node],
                  jnp.broadcast_to(state.t[:, None], node.shape))
 
 
 def waiting(searcher: Searcher, state: LookaheadState) -> Bool[Array, 'B K']:
-  """Which beams cannot be scored before a pass."""
+  """Which beams cannot be scored before a pass. searcher, state: of the search."""
   lacks = (state.beams.score > LIVE) & (beam_slots(searcher, state) < 0) & state.is_open[:, None]
   if searcher.over_vocab:
     return lacks
@@ -220,15 +230,16 @@ def waiting(searcher: Searcher, state: LookaheadState) -> Bool[Array, 'B K']:
 
 
 def can_step(searcher: Searcher, state: LookaheadState) -> Bool[Array, ' B']:
-  """Which requests can take a search step."""
+  """Which requests can take a search step. searcher, state: of the search."""
   return state.is_open & ~waiting(searcher, state).any(-1)
 
 
 def search_step(searcher: Searcher, state: LookaheadState) -> LookaheadState:
-  """One token for the requests that can take it; the others stay as they are."""
+  """One token for the requests that can take it; the others stay as they are. searcher, state: of
+  the search."""
   steps = can_step(searcher, state)
 
-  def where_steps(new, old):
+  def where_steps(new: Array, old: Array) -> Array:
     return jnp.where(steps.reshape(-1, *(1,) * (new.ndim - 1)), new, old)
   new = advance_all(searcher, state)
   return state._replace(**{
@@ -237,7 +248,7 @@ def search_step(searcher: Searcher, state: LookaheadState) -> LookaheadState:
 
 
 def advance_all(searcher: Searcher, state: LookaheadState) -> LookaheadState:
-  """All requests one token further."""
+  """All requests one token further. searcher: of the search. state: before the token."""
   trie, search = searcher.trie, searcher.search
   slot = jnp.maximum(beam_slots(searcher, state), 0)
   hidden = jnp.take_along_axis(state.pool.state, slot[..., None], 1)
@@ -264,7 +275,11 @@ def advance_all(searcher: Searcher, state: LookaheadState) -> LookaheadState:
 def merge_finished(state: LookaheadState, scores: Float[Array, 'B M'], node: Int[Array, 'B M'],
                    complete: Bool[Array, 'B M'], ended: Bool[Array, 'B M'],
                    search: LookaheadBeamSearch) -> FinishedRows:
-  """The K best of the rows that end now and of those that ended before."""
+  """The K best of the rows that end now and of those that ended before.
+
+  state: before this token. scores, node, complete: of the M continuations. ended: which of them end
+  now. search: as of `lookahead_beam_search`.
+  """
   length = (state.t + 1)[:, None]
   values = finished_values(scores, ended, length, state.finished.value, search)
   new = FinishedRows(node, values, jnp.broadcast_to(length, node.shape), complete)
@@ -293,7 +308,11 @@ class Pending(NamedTuple):
 def contains(lo: Int[Array, 'B S'], hi: Int[Array, 'B S'], depth: Int[Array, 'B S'],
              lo_below: Int[Array, 'B Q'], hi_below: Int[Array, 'B Q'], depth_below: Array
              ) -> Bool[Array, 'B Q S']:
-  """Which tokens (B, S) come before others (B, Q) in their rows, or are them."""
+  """Which tokens (B, S) come before others (B, Q) in their rows, or are them.
+
+  lo, hi, depth: of the former: the places below the node from lo to hi - 1, tokens up to it.
+  lo_below, hi_below, depth_below: of the latter.
+  """
   lo, hi, depth = (x[:, None] for x in (lo, hi, depth))
   return ((lo <= lo_below[..., None]) & (hi >= hi_below[..., None]) & (depth > 0)
           & (depth <= depth_below[..., None]))
@@ -303,13 +322,15 @@ def forced_run(trie: DeviceTrie, node: Int[Array, 'B K'], depth: Int[Array, 'B _
                ) -> tuple[Int[Array, 'B K'], Int[Array, 'B K']]:
   """The tokens after a node's that are forced before a fork or the title's end.
 
+  trie: of the catalog. depth: tokens that lead to the nodes.
+
   The end itself needs no pass, so a run stops one short of it. longest: tokens of a row at most.
   -> how many, and the node that the last one leads to
   """
-  def goes_on(carry):
+  def goes_on(carry: tuple) -> Array:
     return carry[2].any()
 
-  def follow(carry):
+  def follow(carry: tuple) -> tuple:
     node, count, following = carry
     fan_out, depth_here = device_trie.fan_out(trie, node), depth + count
     left = jnp.maximum(device_trie.row_length(trie, node) - depth_here - 1, 0)
@@ -324,7 +345,7 @@ def forced_run(trie: DeviceTrie, node: Int[Array, 'B K'], depth: Int[Array, 'B _
 
 
 def pending(searcher: Searcher, state: LookaheadState) -> Pending:
-  """What beams wait for, and what is forced after it."""
+  """What beams wait for, and what is forced after it. searcher, state: of the search."""
   trie, node, pool = searcher.trie, state.beams.node, state.pool
   new_tokens = searcher.search.new_tokens
   waits = waiting(searcher, state)
@@ -344,7 +365,8 @@ def pending(searcher: Searcher, state: LookaheadState) -> Pending:
 
 
 def feed_pending(searcher: Searcher, state: LookaheadState) -> LookaheadState:
-  """One model pass of the smallest width that holds what is pending."""
+  """One model pass of the smallest width that holds what is pending. searcher, state: of the
+  search."""
   widths = searcher.search.compiled_widths
   tokens = pending(searcher, state)
   branches = [functools.partial(feed, searcher, w) for w in widths]
@@ -353,7 +375,8 @@ def feed_pending(searcher: Searcher, state: LookaheadState) -> LookaheadState:
 
 
 def feed(searcher: Searcher, width: int, state: LookaheadState, tokens: Pending) -> LookaheadState:
-  """Feeds up to `width` pending tokens of each request, those that come first in their rows."""
+  """Feeds up to `width` pending tokens of each request, those that come first in their rows.
+  searcher, state: of the search. tokens: what is pending."""
   search, trie, wanted = searcher.search, searcher.trie, tokens.wanted
   beams, longest = wanted.shape[1:]
   rank = jnp.where(wanted, jnp.arange(longest) * beams + jnp.arange(beams)[:, None],
@@ -374,7 +397,8 @@ def feed(searcher: Searcher, width: int, state: LookaheadState, tokens: Pending)
 
 def run_pass(searcher: Searcher, state: LookaheadState, fed: PassTokens, slot: Int[Array, 'B Q']
              ) -> LookaheadState:
-  """The pass itself. slot: where each token's state goes."""
+  """The pass itself. slot: where each token's state goes. searcher, state: of the search. fed: the
+  tokens."""
   trie, pool = searcher.trie, state.pool
   node, position, real = fed
   lo, hi = trie.lo[node], trie.hi[node]
@@ -382,10 +406,11 @@ def run_pass(searcher: Searcher, state: LookaheadState, fed: PassTokens, slot: I
   within = contains(lo, hi, jnp.where(real, position + 1, 0), lo, hi, position + 1)
   within |= jnp.eye(position.shape[1], dtype=bool)
   tokens = device_trie.forced_token(trie, node, position)
-  hidden, cache = searcher.model.extend(state.cache, tokens, position, seen, within, slot)
+  extend: Any = searcher.model.extend
+  hidden, cache = extend(state.cache, tokens, position, seen, within, slot)
   requests = jnp.arange(len(position))[:, None]
 
-  def put(old, new):
+  def put(old: Array, new: Array) -> Array:
     return old.at[requests, slot].set(new, mode='drop')
   pool = pool._replace(lo=put(pool.lo, lo), hi=put(pool.hi, hi),
                        depth=put(pool.depth, position + 1), state=put(pool.state, hidden))
@@ -405,6 +430,8 @@ def run_pass(searcher: Searcher, state: LookaheadState, fed: PassTokens, slot: I
 def free_pool(trie: DeviceTrie, state: LookaheadState, needed: Int[Array, ' B']
               ) -> tuple[Int[Array, 'B S'], LookaheadState]:
   """Slots that may be overwritten, first those that hold nothing; -1 for none.
+
+  trie: of the catalog. state: of the search.
 
   What live beams have behind them stays, and what they may come to, unless `needed` slots are not
   free otherwise: then all that is ahead of beams is forgotten.
@@ -440,13 +467,18 @@ class Frontier(NamedTuple):
     padded = [jnp.pad(x, [(0, 0), (0, lack)], constant_values=fill)
               for x, fill in zip(self, (0, 0, DEAD))]
     score, place = lax.top_k(padded[2], limit)
-    return Frontier(*(jnp.take_along_axis(x, place, 1) for x in padded[:2]), score)
+    node, depth = (jnp.take_along_axis(x, place, 1) for x in padded[:2])
+    return Frontier(node, depth, score)
 
 
 def best_children(searcher: Searcher, head: LMHead, node: Int[Array, 'B Q'],
                   depth: Int[Array, 'B Q']) -> Children:
-  """The best children of nodes, by their true log-probabilities under the constraint."""
-  def best(log_probs, _, nodes):
+  """The best children of nodes, by their true log-probabilities under the constraint.
+
+  searcher: of the search. head: the output layer on the states at the nodes. node: of the trie.
+  depth: tokens that lead to them.
+  """
+  def best(log_probs: Array, _: Array, nodes: Array) -> Children:
     pad = [(0, 0), (0, 0), (0, max(0, MAX_CHILDREN - log_probs.shape[-1]))]
     log_probs, place = lax.top_k(jnp.pad(log_probs, pad, constant_values=DEAD), MAX_CHILDREN)
     return Children(jnp.take_along_axis(jnp.pad(nodes, pad), place, -1), log_probs)
@@ -455,7 +487,8 @@ def best_children(searcher: Searcher, head: LMHead, node: Int[Array, 'B Q'],
 
 def fill_up(searcher: Searcher, state: LookaheadState, fed: PassTokens, tokens: Pending,
             num_free: Int[Array, ' B']) -> PassTokens:
-  """Fills a pass with tokens that live beams may come to. num_free: slots. -> what is fed first"""
+  """Fills a pass with tokens that live beams may come to. num_free: slots. searcher, state: of the
+  search. fed: what goes first. tokens: what is pending. -> what is fed first"""
   search, trie, width = searcher.search, searcher.trie, fed.node.shape[1]
   budget = jnp.minimum(search.lookahead, num_free) - fed.real.sum(-1)
   live = (state.beams.score > LIVE) & state.is_open[:, None]
@@ -465,13 +498,13 @@ def fill_up(searcher: Searcher, state: LookaheadState, fed: PassTokens, tokens: 
                       jnp.where(reached, state.beams.score, DEAD)).best(width)
   chosen = frontier._replace(score=jnp.full_like(frontier.score, DEAD))
 
-  def goes_on(carry):
+  def goes_on(carry: tuple) -> Array:
     frontier, chosen, depth = carry
     worst = jnp.take_along_axis(chosen.score, jnp.clip(budget - 1, 0, width - 1)[:, None], 1)
     better = frontier.score.max(-1) > jnp.maximum(worst[:, 0], LIVE)
     return (better & (budget > 0)).any() & (depth < search.new_tokens)
 
-  def deeper(carry):
+  def deeper(carry: tuple) -> tuple:
     frontier, chosen, depth = carry
     frontier = next_frontier(searcher, frontier, state.pool, width)
     is_new = slot_of(state.pool, trie.lo[frontier.node], frontier.depth) < 0
@@ -489,7 +522,8 @@ def fill_up(searcher: Searcher, state: LookaheadState, fed: PassTokens, tokens: 
 
 
 def next_frontier(searcher: Searcher, frontier: Frontier, pool: Pool, limit: int) -> Frontier:
-  """The `limit` best children of the frontier that may have to go through the model."""
+  """The `limit` best children of the frontier that may have to go through the model. searcher: of
+  the search. pool: what went through the model."""
   trie = searcher.trie
   slot = slot_of(pool, trie.lo[frontier.node], frontier.depth)
   known = Children(*(x[jnp.arange(len(slot))[:, None], jnp.maximum(slot, 0)]

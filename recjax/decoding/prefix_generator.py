@@ -2,6 +2,7 @@
 import dataclasses
 import functools
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 import numpy as np
@@ -23,7 +24,8 @@ class PrefixGenerator:
   to come, about; prompts are padded to that, so that one program serves them all.
   """
 
-  def __init__(self, model: llm.LM, variables: PyTree, tokenizer, prefix: Sequence, longest: int):
+  def __init__(self, model: llm.LM, variables: PyTree, tokenizer: Any, prefix: Sequence,
+               longest: int) -> None:
     self.tokenizer, self.prefix, self.variables = tokenizer, list(prefix), variables
     past = ()
     if self.prefix:
@@ -33,14 +35,16 @@ class PrefixGenerator:
 
   def generate(self, prompts: Sequence, search: Search, constraint: Constraint | None = None,
                seed: int = 0) -> Generated:
-    """As `generate.generate`, of what comes after the opening; rows end in the tokenizer's pads."""
+    """As `generate.generate`, of what comes after the opening; rows end in the tokenizer's pads.
+    prompts: what comes after the opening. search, constraint, seed: as of `generate.generate`."""
     search = dataclasses.replace(search, pad_id=self.tokenizer.pad_id)
     return generate(self.decoder, self.variables, prompts, search, constraint, seed=seed,
                     bucket=self.bucket)
 
   def stream(self, prompts: Sequence, search: Sampling, constraint: Constraint, on_rows: Callable,
              seed: int = 0) -> Generated:
-    """As `streaming.stream`, of what comes after the opening."""
+    """As `streaming.stream`, of what comes after the opening. prompts, search, constraint, on_rows,
+    seed: as of `streaming.stream`."""
     search = dataclasses.replace(search, pad_id=self.tokenizer.pad_id)
     return stream(self.decoder, self.variables, prompts, search, constraint, on_rows, seed=seed,
                   bucket=self.bucket)

@@ -8,7 +8,7 @@ sampling. Liao et al., arXiv 2505.03336. Shape letters as in `lm_head`; E is the
 import dataclasses
 import functools
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
@@ -41,7 +41,8 @@ class RetrievalConstraint:
   """The constraint; `build_retrieval_constraint` makes it.
 
   titles: tokens with the end token, padded. items: their vectors. closed: items that requests may
-  not have, or None. query: (project, states (..., D)) -> vectors (..., E).
+  not have, or None. query: (project, states (..., D)) -> vectors (..., E). lengths: tokens of each
+  title. project: parameters of `query`. settings: control tokens and numbers of items.
   """
   titles: Int[Array, 'N L']
   lengths: Int[Array, ' N']
@@ -72,7 +73,8 @@ class RetrievalConstraint:
     settings, logits = self.settings, head.full()
     vocab = logits.shape[-1]
     token = jnp.arange(vocab)
-    banned = [settings.eoi] + [settings.pad_id] * (settings.pad_id not in (None, *settings.eos_ids))
+    pad: Any = settings.pad_id
+    banned = [settings.eoi] + [pad] * (pad not in (None, *settings.eos_ids))
     may_open = self._may_open(state, t)[..., None]
     too_early = ((state.count < settings.min_items)[..., None] & may_open
                  & jnp.isin(token, jnp.asarray(settings.eos_ids)))
@@ -86,13 +88,14 @@ class RetrievalConstraint:
     chosen, item, log_prob = choose(log_probs, tokens,
                                     jnp.broadcast_to(state.item[..., None], log_probs.shape))
     opens = (state.item < 0) & (chosen == settings.soi)
-    nearest = lax.cond(opens.any(), lambda: self._nearest_item(head.state, state, t),
+    nearest = lax.cond(opens.any(), lambda: self._nearest_item(cast(Array, head.state), state, t),
                        lambda: jnp.full(item.shape, NONE))
     return chosen, jnp.where(opens, nearest, item), log_prob
 
   def forced_token(self, state: RetrievalState, t: Array | int
                    ) -> tuple[Int[Array, 'B K'], Int[Array, 'B K'], Bool[Array, 'B K']]:
-    """The one token that may come, inside titles. -> token, item, whether"""
+    """The one token that may come, inside titles. state: of the rows. t: number of the token.
+    -> token, item, whether"""
     del t
     return self._next_token(state), state.item, state.item >= 0
 
@@ -148,7 +151,8 @@ def build_retrieval_constraint(titles: Sequence, items: Float[np.ndarray | Array
 
   titles: token lists without the end token. items: their vectors. project, query: (project, states)
   -> vectors; a function of module level, as it decides the program. closed: items that requests may
-  not have. Raises DataError where a title is empty or their number differs.
+  not have. settings: control tokens and numbers of items. Raises DataError where a title is empty
+  or their number differs.
   """
   if len(titles) != len(items) or not len(titles):
     raise DataError(f'{len(titles)} titles and {len(items)} item vectors; give one for each, and '
@@ -165,14 +169,15 @@ def build_retrieval_constraint(titles: Sequence, items: Float[np.ndarray | Array
 
 
 def items_by_title(titles: Sequence) -> dict[tuple, int]:
-  """{title tokens: item, 0-based}, the first of those that share a title."""
-  return {tuple(map(int, t)): i for i, t in reversed(list(enumerate(titles)))}
+  """{title tokens: item, 1..N}, the first of those that share a title. titles: token lists."""
+  return {tuple(map(int, t)): i for i, t in reversed(list(enumerate(titles, 1)))}
 
 
 def parse(items: dict[tuple, int], tokens: Iterable, soi: int, eoi: int) -> tuple[list[int], bool]:
-  """The items of a reply by their title tokens, in order, 0-based, and whether one is left open.
+  """The items of a reply by their title tokens, 1..N, in order, and whether one is left open.
 
-  items: as from `items_by_title`. Raises DataError for an unknown title.
+  items: as from `items_by_title`. tokens: of the reply. soi, eoi: the tokens that begin and end a
+  title. Raises DataError for an unknown title.
   """
   found, title = [], None
   for token in map(int, tokens):

@@ -1,6 +1,6 @@
 """Greedy search and sampling: rows that do not compete with each other. Shapes as in `lm_head`."""
 import dataclasses
-from typing import NamedTuple
+from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +10,7 @@ from jaxtyping import Array, Bool, Float, Int, Key, PyTree
 from recjax.decoding.constraints import DEAD, LIVE, first_nan
 from recjax.decoding.lm_head import BoundDecoder
 from recjax.errors import ConfigError
-from recjax.protocols import Constraint
+from recjax.protocols import Constraint, NewTokens
 from recjax.retrieval.top_k import top_k as largest
 
 
@@ -26,7 +26,7 @@ class Sampling:
   where they are forced (see `forced_sampling`), 0 for one token a step. pad_id: what fills rows up.
   """
   samples: int = 1
-  new_tokens: int | None = None
+  new_tokens: NewTokens = None
   temperature: float = 1.0
   top_k: int = 0
   top_p: float = 1.0
@@ -49,7 +49,8 @@ class Samples(NamedTuple):
 
   tokens: padded. scores: sums of log-probabilities before temperature and cuts. complete: ended.
   state: the constraint's. steps: model passes so far. nan_step: the new token at which the model
-  gave NaN to a row that went on, or -1.
+  gave NaN to a row that went on, or -1. lengths: tokens of each row. token_scores: log-probability
+  of each token.
   """
   tokens: Int[Array, 'B K T']
   scores: Float[Array, 'B K']
@@ -62,7 +63,7 @@ class Samples(NamedTuple):
 
 
 def no_samples(batch: int, constraint: Constraint, search: Sampling) -> Samples:
-  """Rows before their first token."""
+  """Rows before their first token. batch: B. constraint, search: as of `sample`."""
   shape = (batch, search.samples)
   state = jax.tree.map(lambda x: jnp.broadcast_to(x, (*shape, *x.shape[2:])),
                        constraint.start(batch))
@@ -73,17 +74,18 @@ def no_samples(batch: int, constraint: Constraint, search: Sampling) -> Samples:
 
 def sample(model: BoundDecoder, cache: PyTree, first: Float[Array, 'B D'], constraint: Constraint,
            search: Sampling, key: Key[Array, '']) -> Samples:
-  """Draws rows token by token; greedy where the temperature is 0. Arguments as in `beam_search`.
+  """Draws rows token by token; greedy where the temperature is 0.
 
-  A row's draws depend on the key, its request's and its own number and the step alone.
+  model, cache, first, constraint: as in `beam_search`. search: its settings. key: of all draws. A
+  row's draws depend on the key, its request's and its own number and the step alone.
   """
   shape = (len(first), search.samples)
 
-  def append(rows, hidden):
-    t = rows.steps
+  def append(rows: Samples, hidden: Array) -> Samples:
+    t, choose = rows.steps, cast(Any, draw)
     hidden = jnp.broadcast_to(hidden, (*shape, hidden.shape[-1]))
     token, node, log_prob = constraint.candidates(
-        model.head(hidden), rows.state, t, 0, lambda *given: draw(*given, key, t, search))
+        model.head(hidden), rows.state, t, 0, lambda *given: choose(*given, key, t, search))
     live = ~rows.complete & (log_prob > LIVE)
     state = constraint.advance(rows.state, token, node)
     complete = constraint.is_final(state, token, t)
@@ -95,11 +97,11 @@ def sample(model: BoundDecoder, cache: PyTree, first: Float[Array, 'B D'], const
                    rows.complete | (live & complete), where_rows(live, state, rows.state),
                    token_scores, t + 1, first_nan(rows.nan_step, hidden, ~rows.complete, t))
 
-  def goes_on(carry):
+  def goes_on(carry: tuple) -> Array:
     rows, _ = carry
     return (rows.steps < search.new_tokens) & ~rows.complete.all()
 
-  def step(carry):
+  def step(carry: tuple) -> tuple:
     rows, cache = carry
     last = lax.dynamic_index_in_dim(rows.tokens, rows.steps - 1, 2, keepdims=False)
     hidden, cache = model.step(last, cache, rows.steps - 1)
@@ -110,8 +112,9 @@ def sample(model: BoundDecoder, cache: PyTree, first: Float[Array, 'B D'], const
 
 
 def where_rows(which: Bool[Array, 'B K'], new: PyTree, old: PyTree) -> PyTree:
-  """Chooses between pytrees with leading axes (B, K), row by row."""
-  def choose(a, b):
+  """Chooses between pytrees with leading axes (B, K), row by row. which: takes `new`, else `old`.
+  """
+  def choose(a: Array, b: Array) -> Array:
     return jnp.where(which.reshape(*which.shape, *(1,) * (a.ndim - 2)), a, b)
   return jax.tree.map(choose, new, old)
 
@@ -121,8 +124,8 @@ def draw(log_probs: Float[Array, 'B K C'], tokens: Int[Array, 'B K C'], nodes: I
          ) -> tuple[Int[Array, 'B K'], Int[Array, 'B K'], Float[Array, 'B K']]:
   """Token number t, () or (B, K), of each row, by the Gumbel trick.
 
-  log_probs, tokens, nodes: of the candidates; DEAD where forbidden. key: of all draws. -> tokens,
-  nodes, log-probabilities
+  log_probs, tokens, nodes: of the candidates; DEAD where forbidden. key: of all draws. search:
+  temperature and cuts. -> tokens, nodes, log-probabilities
   """
   if search.temperature:
     scaled = jnp.where(log_probs > LIVE, log_probs / search.temperature, DEAD)
@@ -136,10 +139,11 @@ def draw(log_probs: Float[Array, 'B K C'], tokens: Int[Array, 'B K C'], nodes: I
 
 
 def gumbel_noise(key: Key[Array, ''], t: Array | int, shape: tuple) -> Float[Array, 'B K C']:
-  """Noise of each row's step, which depends on its own numbers, not on the batch's size."""
+  """Noise of each row's step, which depends on its own numbers, not on the batch's size. key: of
+  all draws. t: number of the token, () or (B, K). shape: (B, K, C)."""
   *rows, width = shape
 
-  def noise_of(t, request, row):
+  def noise_of(t: Array, request: Array, row: Array) -> Array:
     row_key = jax.random.fold_in(jax.random.fold_in(jax.random.fold_in(key, t), request), row)
     return jax.random.gumbel(row_key, (width,))
   return jax.vmap(jax.vmap(noise_of))(jnp.broadcast_to(t, rows), *jnp.indices(rows))

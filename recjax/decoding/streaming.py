@@ -23,11 +23,11 @@ def stream(decoder: Decoder, params: PyTree, prompts: Sequence, search: Sampling
            seed: int = 0, bucket: int = 64) -> Generated:
   """One row of each prompt, token for token as `generate` gives it.
 
-  search: of one sample, with pass_width. constraint: `ItemSpanConstraint` or
-  `RetrievalConstraint`. on_rows: called after every `passes` model passes with the rows so far, [B]
-  token lists; says which requests go on, [B] bool. A request that does not ends where it is. The
-  others as in `generate`. Raises UserError where the model gives NaN, ConfigError for another
-  search.
+  decoder, params, prompts, seed, bucket: as in `generate`. search: of one sample, with pass_width.
+  constraint: `ItemSpanConstraint` or `RetrievalConstraint`. on_rows: called after every `passes`
+  model passes with the rows so far, [B] token lists; says which requests go on, [B] bool. A request
+  that does not ends where it is. Raises UserError where the model gives NaN, ConfigError for
+  another search.
   """
   if search.samples != 1 or not search.pass_width:
     raise ConfigError(f'samples={search.samples} and pass_width={search.pass_width}: a stream is '

@@ -11,6 +11,7 @@ import json
 import os
 import pathlib
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from jaxtyping import Int, Integer
@@ -26,8 +27,8 @@ class Trie:
   """A catalog's token rows. M nodes, N items, W tokens in all; `build` makes one.
 
   tok: token on the edge into the node, siblings ascending. first: the first child, M + 1 of them.
-  lo, hi: the places below the node. item: the item at each place, as numbered in the input. start:
-  where each item's row begins, by item, N + 1 of them; none if all have `length`. rows: the tokens,
+  lo, hi: the places below the node. item: the row at each place, from 0: item i has row i - 1.
+  start: where each row begins, N + 1 of them; none if all have `length`. rows: the tokens,
   the end token included. length: tokens of every row, or 0 if they differ. end: the token that ends
   every row, or -1 where rows end by their length. vocab: tokens are below it.
   """
@@ -45,11 +46,11 @@ class Trie:
   def __len__(self) -> int:
     return len(self.item)
 
-  def row(self, item: int | np.integer) -> Integer[np.ndarray, ' T']:
-    """The tokens of an item, its end token included."""
+  def row(self, row: Any) -> Integer[np.ndarray, ' T']:
+    """The tokens of a row, its end token included. row: its number, from 0."""
     if self.length:
-      return self.rows[item * self.length:(item + 1) * self.length]
-    return self.rows[self.start[item]:self.start[item + 1]]
+      return self.rows[row * self.length:(row + 1) * self.length]
+    return self.rows[self.start[row]:self.start[row + 1]]
 
   @functools.cached_property
   def longest(self) -> int:
@@ -89,10 +90,6 @@ class Trie:
                         f'with {list(map(int, prefix[:position + 1]))}')
     return int(node)
 
-  def items_of(self, lo: int | np.integer, hi: int | np.integer) -> list[int]:
-    """The items at places lo .. hi - 1, all of one title if those are a leaf's."""
-    return self.item[lo:hi].tolist()
-
   def stats(self) -> dict[str, int | float]:
     """What the trie holds, for people."""
     leaf = self.fan_out == 0
@@ -116,7 +113,7 @@ class Trie:
   def load(cls, folder: str | os.PathLike, mmap: bool = True) -> 'Trie':
     """Opens what `save` wrote. mmap: leaves arrays on disk until they are read.
 
-    Raises DataError where a file is missing or unreadable.
+    folder: as `save` wrote it. Raises DataError where a file is missing or unreadable.
     """
     folder = pathlib.Path(folder)
     try:
@@ -178,7 +175,7 @@ def _check(flat, offsets, end, vocab) -> None:
     raise DataError(f'row {empty[0]} has no tokens ({len(empty)} such rows): every item needs a '
                     'title; drop it or give it one')
 
-  def row_at(places):
+  def row_at(places: np.ndarray) -> np.integer:
     return np.searchsorted(offsets, places[0], side='right') - 1
   outside = np.flatnonzero((flat < 0) | (flat >= vocab))
   if len(outside):

@@ -16,7 +16,7 @@ def to_host(tree: PyTree) -> PyTree:
     return jax.device_get(tree)
   from jax.experimental import multihost_utils
 
-  def gather(x):
+  def gather(x: Any) -> np.ndarray:
     if isinstance(x, jax.Array) and not (x.is_fully_addressable or x.is_fully_replicated):
       return multihost_utils.process_allgather(x, tiled=True)
     return np.asarray(x)
@@ -28,7 +28,8 @@ def local_values(tree: PyTree) -> PyTree:
   return tree if jax.process_count() == 1 else to_host(tree)
 
 
-def put_global(x: np.ndarray | jax.Array, sharding: jax.sharding.Sharding) -> jax.Array:
+def put_global(x: np.ndarray | np.generic | jax.Array,
+               sharding: jax.sharding.Sharding) -> jax.Array:
   """A host array x that every process has whole, on the devices of `sharding`."""
   if jax.process_count() == 1:
     return jax.device_put(x, sharding)
@@ -48,7 +49,8 @@ def broadcast(value: Any) -> Any:
 
 
 def allgather(values: Any) -> np.ndarray:
-  """A few numbers of every process, one row for each."""
+  """A few numbers of every process, one row for each. values: of this process, as many as of any
+  other."""
   if jax.process_count() == 1:
     return np.asarray(values)[None]
   from jax.experimental import multihost_utils

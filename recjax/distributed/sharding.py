@@ -90,7 +90,7 @@ def shardings(tree: PyTree, rules: Rules, mesh: Mesh) -> PyTree:
 
 
 def spec_of(path: TreePath, leaf: Any, rules: Rules) -> P:
-  """The PartitionSpec that `rules` give a leaf."""
+  """The PartitionSpec that `rules` give a leaf. path: of the leaf. leaf: an array or its shape."""
   if len(leaf.shape) < 2:
     return P()
   return next((s for r, s in rules if re.search(f'(^|/){r}$', path_of(path))), P())
@@ -101,7 +101,7 @@ def device_bytes(tree: PyTree, rules: Rules, axes: Mapping[str, int]) -> int:
 
   tree: of arrays or shapes. rules: as in `shardings`. axes: such as {'data': 1, 'fsdp': 8}.
   """
-  def leaf_bytes(path, leaf):
+  def leaf_bytes(path: TreePath, leaf: Any) -> int:
     spec = [*spec_of(path, leaf, rules), *[None] * len(leaf.shape)]
     names = [axis if isinstance(axis, tuple) else (axis,) for axis in spec]
     return leaf.dtype.itemsize * math.prod(
@@ -112,7 +112,7 @@ def device_bytes(tree: PyTree, rules: Rules, axes: Mapping[str, int]) -> int:
 
 def present(mesh: Mesh | jax.sharding.AbstractMesh, axes: Iterable) -> P:
   """The spec of `axes`, without those that `mesh` lacks."""
-  def keep(axis):
+  def keep(axis: Any) -> Any:
     if isinstance(axis, tuple):
       return tuple(name for name in axis if name in mesh.axis_names) or None
     return axis if axis in mesh.axis_names else None
@@ -120,7 +120,7 @@ def present(mesh: Mesh | jax.sharding.AbstractMesh, axes: Iterable) -> P:
 
 
 def num_batch_shards(mesh: Mesh | jax.sharding.AbstractMesh) -> int:
-  """Over how many devices, or groups of them, the rows of a batch divide."""
+  """Over how many devices, or groups of them, the rows of a batch divide. mesh: the devices."""
   return math.prod(mesh.shape.get(axis, 1) for axis in ('data', 'fsdp'))
 
 

@@ -16,6 +16,7 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Float, Int, Num
 
+from recjax.evaluation.ties import count_ahead
 from recjax.models.dot_product import DotProduct
 
 MIN_ITEMS = 65_536  # from so many items on pieces are faster
@@ -46,7 +47,7 @@ def rank_block(
 
   states: of the users. table, bias: of a `DotProduct`. peaks: of `peak`. target: 1..N. rows,
   columns: users and items of the histories, which score `filling`; row B is dropped. k: items of a
-  list, 0 for ranks alone. tie: a rule of `ranking.TIES`. piece: items scored at a time. -> ranks,
+  list, 0 for ranks alone. tie: a rule of `ties.TIES`. piece: items scored at a time. -> ranks,
   and items and scores of the lists; a user whose scores may be NaN or overflow has rank -1.
   """
   n, users = len(table), len(states)
@@ -55,8 +56,8 @@ def rank_block(
   repeated = jnp.resize(target - 1, (max(piece, users),))
   target_scores = jnp.diagonal(_scores(states, table[repeated], bias[repeated]))[:, None]
 
-  def add(carry, number):
-    above, level, best_scores, best_items = carry
+  def add(carry: tuple, number: Array) -> tuple:
+    ranks, best_scores, best_items = carry
     start = jnp.minimum(number * piece, n - piece)
     scores = _scores(states, lax.dynamic_slice_in_dim(table, start, piece),
                      lax.dynamic_slice_in_dim(bias, start, piece))
@@ -65,22 +66,18 @@ def rank_block(
     column = start + jnp.arange(piece)
     fresh = column >= number * piece  # the last piece begins inside the one before
     others = fresh & (column != target[:, None] - 1)
-    if tie != 'pessimistic':
-      above += jnp.sum((scores > target_scores) & others, 1, dtype=jnp.int32)
-    if tie != 'optimistic':
-      level += jnp.sum((scores >= target_scores) & others, 1, dtype=jnp.int32)
+    ranks += count_ahead(scores, target_scores, tie, others)
     if k:
       piece_scores, places = lax.top_k(jnp.where(fresh, scores, -jnp.inf), min(k, piece))
       candidates = jnp.concatenate([best_scores, piece_scores], 1)
       best_scores, chosen = lax.top_k(candidates, k)
       best_items = jnp.take_along_axis(
           jnp.concatenate([best_items, start + places + 1], 1), chosen, 1)
-    return (above, level, best_scores, best_items), None
+    return (ranks, best_scores, best_items), None
 
-  none = jnp.zeros(users, jnp.int32)
-  start = (none, none, jnp.full((users, k), -jnp.inf), jnp.zeros((users, k), jnp.int32))
-  (above, level, scores, items), _ = lax.scan(add, start, jnp.arange(-(-n // piece)))
-  ranks = {'pessimistic': level, 'optimistic': above, 'mean': (above + level) / 2}[tie]
+  start = (count_ahead(states[:, :0], target_scores, tie), jnp.full((users, k), -jnp.inf),
+           jnp.zeros((users, k), jnp.int32))
+  (ranks, scores, items), _ = lax.scan(add, start, jnp.arange(-(-n // piece)))
   ranks = jnp.where(target_scores[:, 0] == -jnp.inf, jnp.asarray(n - 1, ranks.dtype), ranks)
   bound = jnp.abs(states).max(1) * peaks[0] * states.shape[1] + peaks[1]
   ranks = jnp.where(jnp.isfinite(bound), ranks, -1)
@@ -102,7 +99,7 @@ def rank_users(
   product: the score function. items, offsets: ragged histories of the block. coordinates: (rows,
   columns) of `rank_block`; the other parameters and what comes back as there. peaks: of `peak`.
   target: 1..N. filling: score of items of a history. k: items of a list. tie: a rule of
-  `ranking.TIES`.
+  `ties.TIES`.
   """
   states = jnp.asarray(product.states(items, offsets), jnp.float32)
   return rank_block(states, product.table, product.bias, peaks, np.asarray(target, np.int32),

@@ -76,7 +76,7 @@ def list_metrics(
     coverage           share of the catalog that stands in any list
     Gini               of how often each item is recommended: 0 all alike, near 1 a few get all
     novelty            mean -log2 of an item's share of interactions (one added to each count)
-    out_of_catalogue   share of answers that are no item
+    out_of_catalog   share of answers that are no item
     repeat             share of answers that stand earlier in the same list
     seen               share of answers that stand in the user's history (with histories only)
   Raises DataError where there is no answer at all.
@@ -95,7 +95,7 @@ def list_metrics(
       'coverage': float((shown > 0).mean()),
       'Gini': gini(shown),
       'novelty': float(shown @ surprise / shown.sum()) if shown.any() else 0.0,
-      'out_of_catalogue': 1 - int(known.sum()) / total,
+      'out_of_catalog': 1 - int(known.sum()) / total,
       'repeat': int(repeats.sum()) / total,
   }
   if histories is not None:

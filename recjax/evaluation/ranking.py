@@ -10,25 +10,24 @@ histories, H items of the histories of a block (or room for them), K items of a 
 """
 import functools
 from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Num, PyTree
 
+from recjax.data.dataset import Catalog
 from recjax.data.splits import Cases
 from recjax.errors import ConfigError, DataError
-from recjax.evaluation import blocked_ranking, metrics
-from recjax.evaluation.recommender import Recommender
+from recjax.evaluation import blocked_ranking, metrics, ties
+from recjax.evaluation.recommender import CatalogRecommender
 from recjax.models.dot_product import DotProduct
 from recjax.protocols import ScoreFn
 
 MEMORY = 256 << 20  # bytes that the score arrays of one block may take
 
-TIES = ('pessimistic', 'optimistic', 'mean')
-
 SEEN = {'inf': -np.inf, 'zero': 0.0}  # the score that items of a history get
-
 
 
 def protocol(n_items: int, split: str = 'leave-one-out', mask_history: bool = True,
@@ -49,11 +48,12 @@ def item_ranks(scores: Float[Array, 'B N'], target: Int[Array, ' B'],
                tie: str = 'pessimistic') -> Num[Array, ' B']:
   """Counts the items that beat the target; no sort.
 
-  scores: column j of item j + 1, -inf where it may not come. target: 1..N. tie: a rule of TIES.
+  scores: column j of item j + 1, -inf where it may not come. target: 1..N. tie: of `ties.TIES`.
   -> 0 is best; float32 for tie='mean'. A target at -inf is last (N - 1) whatever the tie rule, and
   a row that holds NaN gives -1. Raises ConfigError for an unknown tie rule.
   """
-  return jnp.where(_has_nan(scores), -1, _count(scores, *[_target_scores(scores, target)] * 2, tie))
+  own = _target_scores(scores, target)
+  return jnp.where(_has_nan(scores), -1, _count(scores, own, own, tie))
 
 
 def _has_nan(scores):
@@ -67,12 +67,7 @@ def _target_scores(scores: Float[Array, 'B N'], target: Int[Array, ' B']) -> Flo
 def _count(scores: Float[Array, 'B N'], own: Float[Array, 'B 1'], itself: Float[Array, 'B 1'],
            tie: str) -> Num[Array, ' B']:
   """Ranks of targets that score `own` and stand among the scores as `itself`."""
-  if tie not in TIES:
-    raise ConfigError(f'tie rule {tie!r} is unknown; use one of {", ".join(TIES)}')
-  ranks = jnp.sum(scores >= own, axis=1, dtype=jnp.int32) - (itself >= own)[:, 0]
-  if tie != 'pessimistic':
-    above = jnp.sum(scores > own, axis=1, dtype=jnp.int32) - (itself > own)[:, 0]
-    ranks = above if tie == 'optimistic' else (above + ranks) / 2
+  ranks = ties.count_ahead(scores, own, tie) - ties.count_ahead(itself, own, tie)
   return jnp.where(own[:, 0] == -jnp.inf, jnp.asarray(scores.shape[1] - 1, ranks.dtype), ranks)
 
 
@@ -121,7 +116,7 @@ def rank_cases(score_fn: ScoreFn, cases: Cases, n_items: int, block: int = 0,
   catalog. block: cases scored at a time; 0 takes what MEMORY allows, at most 256. A `DotProduct`
   over a large catalog is never scored whole, so its blocks are 256 and take a few tens of MB.
   mask_history: whether items of a history are out of the ranking, except the target where it is one
-  of them. tie: a rule of TIES. seen_mask: 'zero' scores items of a history 0 instead, for parity
+  of them. tie: of `ties.TIES`. seen_mask: 'zero' scores items of a history 0 instead, for parity
   with code that does (they then outrank targets below 0). -> 0 is best; float32 for tie='mean'.
   Raises DataError for no cases, ids outside 1..N, scores of another shape, or NaN, and ConfigError
   for an unknown rule.
@@ -135,15 +130,15 @@ def rank_and_recommend(
 ) -> tuple[Num[np.ndarray, ' U'], Int[np.ndarray, 'U K'], Float[np.ndarray, 'U K']]:
   """`rank_cases` and `top_items` from one pass of scores.
 
-  k: items of a list; the other parameters as in `rank_cases`. cases: the cases. -> ranks, items and
-  scores. With mask_history the lists leave out the whole history, so a target that repeats has a
-  rank but stands in no list.
+  k: items of a list; the other parameters as in `rank_cases`. cases: the cases. score_fn, n_items,
+  block, tie, seen_mask: as of `rank_cases`. -> ranks, items and scores. With mask_history the lists
+  leave out the whole history, so a target that repeats has a rank but stands in no list.
   """
   _check_k(k, n_items)
   return _rank(score_fn, cases, n_items, k, block, mask_history, tie, seen_mask)
 
 
-def _rank(score_fn, cases, n_items, k, block, mask_history, tie, seen_mask):
+def _rank(score_fn, cases, n_items, k, block, mask_history, tie, seen_mask) -> Any:
   filling = _filling(seen_mask)
   items, offsets, targets = (np.asarray(x) for x in (*cases.histories, cases.targets))
   _check_histories(items, offsets, n_items)
@@ -151,13 +146,12 @@ def _rank(score_fn, cases, n_items, k, block, mask_history, tie, seen_mask):
     raise DataError(f'{len(targets)} targets for {len(offsets) - 1} histories; give one for each')
   if targets.min() < 1 or targets.max() > n_items:
     raise DataError(f'a target lies outside 1..{n_items}: found {targets.min()}..{targets.max()}')
-  if tie not in TIES:
-    raise ConfigError(f'tie rule {tie!r} is unknown; use one of {", ".join(TIES)}')
+  ties.check(tie)
   large = isinstance(score_fn, DotProduct) and n_items >= blocked_ranking.MIN_ITEMS
   if large and len(score_fn.table) != n_items:
     raise DataError(f'the score function has a table of {len(score_fn.table)} rows for {n_items} '
                     'items; index it with the catalog of this data set')
-  parts, peaks = [], blocked_ranking.peak(score_fn.table, score_fn.bias) if large else None
+  parts, peaks = [], blocked_ranking.peak(score_fn.table, score_fn.bias) if large else ()
   for rows, part, cuts, coordinates in blocks(
     items, offsets, n_items, blocked_ranking.USERS if large else block, mask_history
   ):
@@ -196,7 +190,7 @@ def validator(scorer: Callable[[PyTree], ScoreFn], cases: Cases, n_items: int, s
   cases = cases.select(np.sort(chosen))
   cases = cases.select(np.argsort(np.diff(cases.histories[1]), kind='stable'))
 
-  def ndcg(params):
+  def ndcg(params: PyTree) -> float:
     ranks = rank_cases(scorer(params), cases, n_items)
     return float(metrics.per_case(ranks, (10,))['NDCG@10'].mean())
   return lambda params: [ndcg(jax.tree.map(lambda x, s=s: x[s], params)) for s in range(seeds)]
@@ -228,16 +222,18 @@ def top_items(
     masked, bad = _mask_block(_scores(score_fn, part, cuts, n_items), mask, *coordinates)
     _check_numbers(np.asarray(bad), rows)
     parts.append([np.asarray(x) for x in _top_block(masked, k)])
-  return tuple(np.concatenate(x)[:len(offsets) - 1] for x in zip(*parts))
+  found, values = (np.concatenate(x)[:len(offsets) - 1] for x in zip(*parts))
+  return found, values
 
 
-def recommender(score_fn, catalog):
-  """The face of a method that scores the whole catalog. -> Recommender, with masks by row"""
-  def recommend(histories, k, exclude_seen, mask):
+def recommender(score_fn: ScoreFn, catalog: Catalog) -> CatalogRecommender:
+  """The face of a method that scores the whole catalog. score_fn: of the method. catalog: that it
+  scores. -> Recommender, with masks by row"""
+  def recommend(histories: Sequence, k: int, exclude_seen: bool, mask: np.ndarray | None) -> tuple:
     offsets = np.concatenate([[0], np.cumsum([len(h) for h in histories])]).astype(np.int64)
     items = np.concatenate(histories) if len(histories) else np.zeros(0, np.int32)
     return top_items(score_fn, items, offsets, len(catalog), k, exclude_seen, mask)
-  return Recommender(recommend, catalog, masks_by_row=True)
+  return CatalogRecommender(recommend, catalog, masks_by_row=True)
 
 
 def block_size(n_items: int, memory: int = MEMORY) -> int:

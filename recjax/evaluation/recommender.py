@@ -13,7 +13,7 @@ TopItems = Callable[[list[np.ndarray], int, bool, np.ndarray | None],
 
 
 @dataclasses.dataclass(frozen=True)
-class Recommender:
+class CatalogRecommender:
   """What a method's `recommender` returns. Called with item ids, it translates them at its edge.
 
   top_items: called with (histories, k, exclude_seen, mask). histories: B arrays (L,) int32 of item
@@ -55,16 +55,16 @@ def mask_of(allowed: Iterable[Any] | np.ndarray | None, catalog: Catalog) -> np.
   return mask
 
 
-def as_recommender(recommend: Callable, catalog: Catalog) -> Recommender:
+def as_recommender(recommend: Callable, catalog: Catalog) -> CatalogRecommender:
   """Returns a function of item ids as a Recommender whose indices are those of a catalog.
 
   recommend: called as Recommender is, with `allowed` a set of item ids; a Recommender of the same
   items in the same order is returned as it is. catalog: the items.
   """
-  if isinstance(recommend, Recommender) and recommend.catalog.ids == catalog.ids:
+  if isinstance(recommend, CatalogRecommender) and recommend.catalog.ids == catalog.ids:
     return recommend
 
-  def top_items(histories, k, exclude_seen, mask):
+  def top_items(histories: Sequence, k: int, exclude_seen: bool, mask: np.ndarray | None) -> tuple:
     allowed = None if mask is None else frozenset(catalog.ids[i] for i in np.flatnonzero(mask))
     item_ids, scores = recommend([[catalog.id_of(int(i)) for i in history]
                                   for history in histories], k, exclude_seen, allowed)
@@ -72,4 +72,4 @@ def as_recommender(recommend: Callable, catalog: Catalog) -> Recommender:
     for row, ids in zip(items, item_ids):
       row[:len(ids)] = [catalog.index(i) for i in ids]
     return items, scores
-  return Recommender(top_items, catalog)
+  return CatalogRecommender(top_items, catalog)

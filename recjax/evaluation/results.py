@@ -22,14 +22,14 @@ CLOSING = ('HR@10', 'NDCG@10')
 
 
 def save(
-    folder: str | os.PathLike, shop: Dataset, split: splits.Split, row: str,
+    folder: str | os.PathLike, dataset: Dataset, split: splits.Split, row: str,
     ranks: Mapping[str, np.ndarray],
     lists: Sequence[Num[np.ndarray, 'U K']], protocol: str,
     seeds: Sequence[int] = (0,), ks: Sequence[int] = metrics.KS, **more: Any,
 ) -> dict[str, Any]:
   """Writes results.json, ranks.parquet and predictions.parquet about the test users.
 
-  folder: where to. shop: the data. split: what was held out of them. row: the one that is tested
+  folder: where to. dataset: the data. split: what was held out of them. row: the one that is tested
   against all others. ranks: {row: integers (U,), or (S, U), a line for each seed}; a user's figure
   is the mean over the seeds. lists: of `row`, items 1..N or 0 for an empty place, and their scores.
   protocol: the sentence of `ranking.protocol` about these very users. seeds: of the lines of ranks;
@@ -41,7 +41,7 @@ def save(
   if splits.num_cases(protocol) not in (None, len(test)):
     raise DataError(f'{len(test)} test users were ranked, and the protocol says {protocol!r}; '
                     'build its sentence for these users, as splits.sample_cases does')
-  ranks = {row: ranks[row]} | ranks
+  ranks = {row: ranks[row], **ranks}
   for name, x in ranks.items():
     if np.shape(x)[-1] != len(test) or np.ndim(x) == 2 and len(x) != len(seeds):
       raise DataError(f'row {name} has ranks {np.shape(x)}; give one for each of {len(test)} test '
@@ -49,20 +49,20 @@ def save(
   each = {name: [metrics.per_case(r, ks) for r in np.atleast_2d(x)] for name, x in ranks.items()}
   rows = {name: {m: np.mean([values[m] for values in lines], 0) for m in lines[0]}
           for name, lines in each.items()}
-  counts = np.bincount(split.train.items, minlength=len(shop.catalog) + 1)[1:]
+  counts = np.bincount(split.train.items, minlength=len(dataset.catalog) + 1)[1:]
   masks = metrics.groups(test.targets, counts, np.diff(test.histories[1]))
   by_seed = [{m: float(v.mean()) for m, v in values.items()} for values in each[row]]
   spread = {m: float(np.std([found[m] for found in by_seed], ddof=1)) if len(by_seed) > 1 else None
             for m in by_seed[0]}
   results = {
-      'protocol': protocol, 'seeds': list(seeds), 'data_fingerprint': shop.fingerprint,
+      'protocol': protocol, 'seeds': list(seeds), 'data_fingerprint': dataset.fingerprint,
       **statistics.summarize(rows, seeds[0], masks, [(row, o) for o in rows if o != row]),
       'by_seed': {str(s): found for s, found in zip(seeds, by_seed)}, 'sd_of_seeds': spread,
       'lists': metrics.list_metrics(lists[0][:, :10], counts, test.histories),
       'cold_targets': int((counts[test.targets - 1] == 0).sum()), **more}
-  users = [shop.interactions.users[u] for u in test.users]
+  users = [dataset.interactions.users[u] for u in test.users]
   write_ranks(folder / 'ranks.parquet', users, _lines(ranks, seeds), masks)
-  named = [[shop.catalog.id_of(i) if i else None for i in items] for items in lists[0]]
+  named = [[dataset.catalog.id_of(i) if i else None for i in items] for items in lists[0]]
   write_predictions(folder / 'predictions.parquet', users, named, lists[1])
   text = json.dumps(results, indent=1, ensure_ascii=False)
   file_io.write_text(folder / 'results.json', text + '\n')

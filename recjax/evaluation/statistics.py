@@ -130,7 +130,7 @@ def _checked(values: Any, what: str) -> Float[np.ndarray, ' U']:
 def holm(p_values: Mapping[Any, float]) -> dict[Any, float]:
   """Holm's step-down correction of one family of tests. p_values: by name. -> at most 1"""
   adjusted, worst = {}, 0.0
-  for done, name in enumerate(sorted(p_values, key=p_values.get)):
+  for done, name in enumerate(sorted(p_values, key=lambda name: p_values[name])):
     worst = max(worst, min(1.0, (len(p_values) - done) * p_values[name]))
     adjusted[name] = worst
   return {name: adjusted[name] for name in p_values}

@@ -1,14 +1,16 @@
 """The methods, each a package of its own."""
 import importlib
 import pathlib
+from types import ModuleType
 
 from recjax.errors import ConfigError
 
 NAMES = tuple(sorted(p.parent.name for p in pathlib.Path(__file__).parent.glob('*/__init__.py')))
 
 
-def find(name, where):
-  """The package of a method. where: what names it, for the message. Raises ConfigError."""
+def find(name: object, where: object) -> ModuleType:
+  """The package of a method. where: what names it, for the message. name: of the method. Raises
+  ConfigError."""
   full = f'recjax.methods.{name}'
   try:
     if isinstance(name, str) and name.isidentifier():

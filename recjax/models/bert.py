@@ -66,7 +66,7 @@ class Bert(nn.Module):
     """States in the compute type. tokens: ids. mask: which of them are real."""
     cfg = self.cfg
 
-    def table(name, rows):
+    def table(name: str, rows: int) -> Array:
       return self.param(name, nn.initializers.normal(0.02), (rows, cfg.width))
     positions = jnp.maximum(jnp.cumsum(mask > 0, -1) - 1, 0)  # whichever side is padded
     x = table('words', cfg.vocab)[tokens] + table('places', cfg.positions)[positions]
@@ -99,7 +99,7 @@ class Block(nn.Module):
     """x: states. allowed: which tokens each sees."""
     cfg = self.cfg
 
-    def dense(name, y, size=cfg.width):
+    def dense(name: str, y: Array, size: int = cfg.width) -> Array:
       return nn.Dense(size, dtype=cfg.dtype, kernel_init=nn.initializers.normal(0.02),
                       name=name)(y)
     q, k, v = (dense(name, x).reshape(*x.shape[:2], cfg.heads, -1) for name in 'qkv')
@@ -129,11 +129,11 @@ def pool(hidden: Float[AnyArray, 'B S D'], mask: Mask, how: str) -> Float[Array,
 
 
 def init(cfg: Config, key: Key[Array, '']) -> PyTree:
-  """Random parameters, float32."""
+  """Random parameters, float32. cfg: the model's shape. key: of the draws."""
   ones = jnp.ones((1, 1), jnp.int32)
   return Bert(cfg).init(key, ones, ones)['params']
 
 
 def shapes(cfg: Config) -> PyTree:
-  """The parameters as jax.ShapeDtypeStruct."""
+  """The parameters as jax.ShapeDtypeStruct. cfg: the model's shape."""
   return jax.eval_shape(lambda key: init(cfg, key), jax.random.key(0))

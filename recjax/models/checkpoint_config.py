@@ -75,7 +75,7 @@ def check_llm(path: pathlib.Path, raw: Mapping) -> None:
 
 
 def check_t5(path: pathlib.Path, raw: Mapping) -> None:
-  """As `decoder`, for the config.json of a T5."""
+  """As `decoder`, for the config.json of a T5. path: of the file, for errors. raw: its contents."""
   read = {'vocab_size', 'd_model', 'num_layers', 'num_decoder_layers', 'num_heads', 'd_kv', 'd_ff',
           'relative_attention_num_buckets', 'relative_attention_max_distance',
           'layer_norm_epsilon', 'dropout_rate', 'feed_forward_proj', 'tie_word_embeddings',
@@ -88,7 +88,8 @@ def check_t5(path: pathlib.Path, raw: Mapping) -> None:
 
 
 def check_bert(path: pathlib.Path, raw: Mapping) -> None:
-  """As `decoder`, for the config.json of a BERT. Heads and the pooler are no part of an encoder."""
+  """As `decoder`, for the config.json of a BERT. Heads and the pooler are no part of an encoder.
+  path: of the file, for errors. raw: its contents."""
   read = SIZES | {'type_vocab_size', 'layer_norm_eps', 'hidden_act'}
   allowed = {**ALLOWED, 'position_embedding_type': ('absolute',), 'is_encoder_decoder': (False,),
              'is_causal': (False,)}
@@ -198,7 +199,7 @@ def positive_int(path: pathlib.Path, raw: Mapping, key: str, default: int | None
 
 def nonnegative(
     path: pathlib.Path, raw: Mapping, key: str, default: float | None = None) -> float:
-  """As `positive_int`, for a finite number of 0 or more."""
+  """As `positive_int`, for a finite number of 0 or more. path, raw, key, default: as there."""
   value = _value(path, raw, key, default)
   if type(value) not in (int, float) or not 0 <= value < float('inf'):
     raise ConfigError(f'{path}: {key}={value!r:.120} is no number of 0 or more')
@@ -206,7 +207,8 @@ def nonnegative(
 
 
 def flag(path: pathlib.Path, raw: Mapping, key: str, default: bool = False) -> bool:
-  """As `positive_int`, for true or false; 'false' in quotes is neither."""
+  """As `positive_int`, for true or false; 'false' in quotes is neither. path, raw, key, default: as
+  there."""
   value = _value(path, raw, key, default)
   if type(value) is not bool:
     raise ConfigError(f'{path}: {key}={value!r:.120} is neither true nor false')

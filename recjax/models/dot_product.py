@@ -31,7 +31,8 @@ class DotProduct:
 def dot_product_scores(
     states: Float[Array, 'B D'], table: Float[Array, 'N D'], bias: Float[Array, ' N'] | None,
 ) -> Float[Array, 'B N']:
-  """Scores of the table's rows for every state. bias: added to each row's scores, or None.
+  """Scores of the table's rows for every state. bias: added to each row's scores, or None. states:
+  what is scored for. table: of candidates.
 
   In whole float32 also where a device would round what it multiplies (bfloat16 on a TPU, TF32 on a
   GPU): of 100,000 items 1.6 % of ranks would change.

@@ -29,7 +29,7 @@ class TokenizerLike(Protocol):
   def pad_id(self) -> int: ...
 
   @property
-  def vocab_size(self) -> int: ...
+  def vocab_size(self) -> Any: ...
 
 
 def add_tokens(
@@ -84,13 +84,15 @@ def _tables(params: PyTree) -> dict[str, Float[Array, 'V D']]:
 
 
 def token_rows(params: PyTree, ids: TokenIds) -> dict[str, Float[Array, 'n D']]:
-  """The rows of tokens `ids`, float32. -> {'embed': rows} and 'head' where it is not tied"""
+  """The rows of tokens `ids`, float32. params: of an `llm.LM`. -> {'embed': rows} and 'head' where
+  it is not tied"""
   return {name: table[jnp.asarray(ids)].astype(jnp.float32)
           for name, table in _tables(params).items()}
 
 
 def set_rows(params: PyTree, rows: Mapping[str, Float[AnyArray, 'n D']], ids: TokenIds) -> PyTree:
-  """The weights with other rows for tokens `ids`. rows: as from `token_rows`."""
+  """The weights with other rows for tokens `ids`. rows: as from `token_rows`. params: of an
+  `llm.LM`."""
   ids = jnp.asarray(ids)
   embed = params['embed']
   params = {**params, 'embed': embed.at[ids].set(rows['embed'].astype(embed.dtype))}

@@ -1,4 +1,4 @@
-"""Hugging Face checkpoints and PEFT adapters, read and written without torch.
+"""Hugging Face checkpoints and PEFT adapters, read and written without torch; GGUF files read.
 
 One table pairs our paths with their names; reading, writing, checking and adapters all follow it.
 They keep linear weights as (out, in), one tensor for each layer; ours are (in, out), all layers in
@@ -22,10 +22,10 @@ import safetensors
 import safetensors.numpy
 from jaxtyping import PyTree
 
-from recjax import file_io
+from recjax import file_io, gguf_file
 from recjax.distributed.sharding import path_of
 from recjax.errors import ConfigError, DataError
-from recjax.models import checkpoint_config, llm, rope
+from recjax.models import checkpoint_config, gguf_checkpoint, llm, rope
 
 Folder = str | os.PathLike
 
@@ -55,25 +55,26 @@ FLOATS = {'F64', 'F32', 'F16', 'BF16'}
 METADATA = {'format': 'pt'}
 
 HEAD, EMBED = 'lm_head.weight', 'model.embed_tokens.weight'
-COMPARE_BLOCK = 1 << 22  # numbers of two tensors that are compared at a time
+BLOCK = 1 << 22  # numbers of a tensor that are read or compared at a time
 
 
 def read_config(folder: Folder) -> llm.Config:
-  """The configuration of a checkpoint folder; its dtype is float32, its param_dtype the file's.
+  """The configuration of a checkpoint; its dtype is float32, its param_dtype the file's.
 
-  `tied` is what the files show: a stored output layer that is not the embedding is used, whatever
-  config.json says. Raises DataError if config.json is missing or unreadable, ConfigError naming the
-  key if the model has an option that is not implemented.
+  folder: of the checkpoint, or a GGUF file. `tied` is what the files show: a stored output layer
+  that is not the embedding is used, whatever config.json says. Raises DataError if config.json is
+  missing or unreadable, ConfigError naming the key if the model has an option that is not
+  implemented.
   """
-  path = pathlib.Path(folder) / 'config.json'
-  raw = read_json(path)
+  path, raw = _raw_config(folder)
   kind = raw.get('model_type')
   if kind not in ('llama', 'qwen2', 'qwen3'):
     hint = ('. A sentence encoder is read for vectors, not tuned or decoded'
             if kind in ('bert', 'roberta', 'xlm-roberta', 'mpnet', 'distilbert') else '')
     raise ConfigError(f'{path}: model_type {kind!r} is not supported; llama, qwen2 and qwen3 '
                       f'are{hint}')
-  refuse_adapter(path.parent)
+  if not gguf_file.is_gguf(folder):
+    refuse_adapter(folder)
   checkpoint_config.check_llm(path, raw)
   sizes: dict[str, Any] = {
       ours: checkpoint_config.positive_int(path, raw, theirs) for ours, theirs in (
@@ -95,6 +96,14 @@ def read_config(folder: Folder) -> llm.Config:
       qkv_bias=attention_bias or kind == 'qwen2', out_bias=attention_bias,
       mlp_bias=kind == 'llama' and checkpoint_config.flag(path, raw, 'mlp_bias'),
       param_dtype='bfloat16' if stored == 'bfloat16' else 'float32')
+
+
+def _raw_config(folder):
+  """What config.json says, or would say of a GGUF file, and the path to name in messages."""
+  if gguf_file.is_gguf(folder):
+    return pathlib.Path(folder), gguf_checkpoint.config(folder)
+  path = pathlib.Path(folder) / 'config.json'
+  return path, read_json(path)
 
 
 def refuse_adapter(folder: Folder) -> None:
@@ -160,7 +169,8 @@ def require(path: pathlib.Path, raw: Mapping, key: str) -> Any:
 
 
 def read_json(path: pathlib.Path, kind: type = dict) -> Any:
-  """The value of a JSON file, of type `kind`. Raises DataError where it is missing or torn."""
+  """The value of a JSON file, of type `kind`. path: of the file. Raises DataError where it is
+  missing or torn."""
   try:
     value = json.loads(path.read_text(encoding='utf-8'))
   except FileNotFoundError:
@@ -176,25 +186,30 @@ def read_json(path: pathlib.Path, kind: type = dict) -> Any:
 def load(
     folder: Folder, cfg: llm.Config, shardings: PyTree | None = None, dtype: str | None = None,
 ) -> PyTree:
-  """Reads the weights of `cfg`'s model from one safetensors file or from several with an index.
+  """Reads the weights of `cfg`'s model from safetensors files or from a GGUF file.
 
-  shardings: a tree like the parameters (or one sharding for all); None puts all on one device.
-  dtype: of the result, cfg.param_dtype if None. -> 'params' tree of llm.LM
+  folder: of the checkpoint, or the GGUF file. shardings: a tree like the parameters (or one
+  sharding for all); None puts all on one device. dtype: of the result, cfg.param_dtype if None.
+  -> 'params' tree of llm.LM
   Raises DataError naming tensor and file where one is missing, left over, or of another shape.
   """
   shapes = llm.shapes(dataclasses.replace(cfg, param_dtype=dtype or cfg.param_dtype))
+  filled = {}
+  if cfg.rows > cfg.vocab:
+    filled = {'embed': (cfg.vocab, cfg.width), 'head': (cfg.width, cfg.vocab)}
+  if gguf_file.is_gguf(folder):
+    return read_tensors(folder, shapes, shardings, gguf_checkpoint.SPARE, gguf_checkpoint.NAMES,
+                        filled=filled)
   spare: dict = {
       r'(model\.layers\.\d+\.self_attn|model)\.rotary_emb\.inv_freq': rope.frequencies(cfg)[0]}
   if cfg.tied:
     spare[re.escape(HEAD)] = EMBED
-  filled = {}
-  if cfg.rows > cfg.vocab:
-    filled = {'embed': (cfg.vocab, cfg.width), 'head': (cfg.width, cfg.vocab)}
   return read_tensors(folder, shapes, shardings, spare, filled=filled)
 
 
 class StoredTensor(NamedTuple):
-  """A tensor of an open file: view() gives its shape, its type, and slices of its values."""
+  """A tensor of an open file: view() gives its shape, its type, and slices of its values. path: of
+  that file."""
   path: pathlib.Path
   view: Callable[[], Any]
 
@@ -218,28 +233,36 @@ def read_tensors(
       if stored.setdefault(name.removeprefix(root), tensor) is not tensor:
         raise DataError(
             f'{tensor.path}: tensor {name} is there with and without {root!r} before it')
-    leaves = {path_of(p): x for p, x in jax.tree_util.tree_flatten_with_path(shapes)[0]}
-    wanted = {name for path, leaf in leaves.items() for name in _their_names(path, leaf, names)}
-    extra = sorted(set(stored) - wanted)
-    placeless = [n for n in extra if not any(re.fullmatch(p, n) for p in spare)]
-    if placeless:
-      raise DataError(f'{stored[placeless[0]].path}: tensor {placeless[0]} has no place in this '
-                      f'model ({len(placeless)} such tensors); its config.json may belong to '
-                      'another')
-    if missing := sorted(wanted - set(stored)):
-      raise DataError(f'{folder}: tensor {missing[0]} is in no file ({len(missing)} are missing)')
-    for name in extra:
-      equal = next(value for pattern, value in spare.items() if re.fullmatch(pattern, name))
-      _check_unplaced(name, equal, stored)
+    _check_names(folder, _leaves(shapes), names, stored, spare)
     if shardings is None:
       shardings = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     if isinstance(shardings, jax.sharding.Sharding):
       everywhere = shardings
       shardings = jax.tree.map(lambda _: everywhere, shapes)
 
-    def read(path, leaf, sharding):
+    def read(path: tuple, leaf: Any, sharding: Any) -> jax.Array:
       return _read_leaf(path_of(path), leaf, sharding, names, stored, filled or {})
     return jax.tree_util.tree_map_with_path(read, shapes, shardings)
+
+
+def _leaves(shapes):
+  """A tree's leaves by our paths."""
+  return {path_of(path): leaf for path, leaf in jax.tree_util.tree_flatten_with_path(shapes)[0]}
+
+
+def _check_names(folder, leaves, names, stored, spare):
+  """Raises DataError where stored tensors are not those of our leaves. spare: of `read_tensors`."""
+  wanted = {name for path, leaf in leaves.items() for name in _their_names(path, leaf, names)}
+  extra = sorted(set(stored) - wanted)
+  placeless = [n for n in extra if not any(re.fullmatch(p, n) for p in spare)]
+  if placeless:
+    raise DataError(f'{stored[placeless[0]].path}: tensor {placeless[0]} has no place in this '
+                    f'model ({len(placeless)} such tensors); its config.json may belong to another')
+  if missing := sorted(wanted - set(stored)):
+    raise DataError(f'{folder}: tensor {missing[0]} is in no file ({len(missing)} are missing)')
+  for name in extra:
+    equal = next(value for pattern, value in spare.items() if re.fullmatch(pattern, name))
+    _check_unplaced(name, equal, stored)
 
 
 def _check_unplaced(name, equal, stored):
@@ -270,13 +293,14 @@ def _tensors_equal(a, b):
   shape = a.get_shape()
   if list(shape) != list(b.get_shape()) or not shape:
     return False
-  rows = max(1, COMPARE_BLOCK // max(1, math.prod(shape[1:])))
+  rows = max(1, BLOCK // max(1, math.prod(shape[1:])))
   blocks = [slice(start, min(start + rows, shape[0])) for start in range(0, shape[0], rows)]
   return all(np.array_equal(a[block], b[block]) for block in blocks)
 
 
 def tensors_differ(folder: Folder, name: str, other: str) -> bool:
-  """Whether the files of a folder, if there are any, hold both tensors and they are not equal."""
+  """Whether the files of a folder, if there are any, hold both tensors and they are not equal.
+  folder: of the files. name, other: of the tensors."""
   folder = pathlib.Path(folder)
   if not any((folder / f'model.safetensors{end}').exists() for end in ('', '.index.json')):
     return False
@@ -295,6 +319,9 @@ def _their_names(path, leaf, names=NAMES):
 def _open_tensors(
     folder: pathlib.Path, stem: str, stack: contextlib.ExitStack) -> dict[str, StoredTensor]:
   """All tensors of a checkpoint by name; their files stay open until `stack` is left."""
+  if gguf_file.is_gguf(folder):
+    return {name: StoredTensor(folder, functools.partial(lambda tensor: tensor, tensor))
+            for name, tensor in gguf_checkpoint.tensors(folder).items()}
   index = folder / f'{stem}.safetensors.index.json'
   single = folder / f'{stem}.safetensors'
   listed = {}
@@ -331,13 +358,15 @@ def _open_tensors(
   return stored
 
 
-def _read_leaf(path, leaf, sharding, names, stored, filled):
-  """One of our arrays, each device's part read on its own."""
+def _stored_of(path, leaf, names, stored, filled):
+  """The tensors of one of our leaves, of its shape and type. Raises DataError for others.
+
+  filled: as of `read_tensors`.
+  """
   template, transpose = names[path]
-  stacked = '{}' in template
-  tensors = [stored[name] for name in _their_names(path, leaf, names)]
-  shape = filled.get(path, leaf.shape[1:] if stacked else leaf.shape)
+  shape = filled.get(path, leaf.shape[1:] if '{}' in template else leaf.shape)
   needed = shape[::-1] if transpose else shape
+  tensors = [stored[name] for name in _their_names(path, leaf, names)]
   for name, tensor in zip(_their_names(path, leaf, names), tensors):
     view = tensor.view()
     if (found := tuple(view.get_shape())) != needed:
@@ -345,37 +374,84 @@ def _read_leaf(path, leaf, sharding, names, stored, filled):
     if view.get_dtype() not in FLOATS:
       raise DataError(
           f'{tensor.path}: tensor {name} is stored as {view.get_dtype()}, not as a float')
+  return tensors
 
-  def part(index):
+
+def _read_leaf(path, leaf, sharding, names, stored, filled):
+  """One of our arrays, each device's part read on its own."""
+  template, transpose = names[path]
+  stacked = '{}' in template
+  shape = leaf.shape[1:] if stacked else leaf.shape
+  tensors = _stored_of(path, leaf, names, stored, filled)
+
+  def part(index: Any) -> np.ndarray:
     inner = index[1:] if stacked else index
-    if path in filled:
-      starts, ends = zip(*(s.indices(size)[:2] for s, size in zip(inner, leaf.shape)))
-      inner = tuple(slice(min(a, n), min(b, n)) for a, b, n in zip(starts, ends, shape))
-      more = [(0, b - a - (s.stop - s.start)) for a, b, s in zip(starts, ends, inner)]
-      if any(s.start == s.stop for s in inner):  # zeros alone, which no file holds
-        return np.zeros([b - a for a, b in zip(starts, ends)], leaf.dtype)
-    rows = [tensor.view()[inner[::-1] if transpose else inner]
-            for tensor in (tensors[index[0]] if stacked else tensors)]
-    rows = [(row.T if transpose else row).astype(leaf.dtype) for row in rows]
-    if path in filled:
-      return np.pad(rows[0], more)
-    return np.stack(rows) if stacked else rows[0]
+    layers = tensors[index[0]] if stacked else tensors
+    wanted = [range(size)[places] for size, places in zip(shape, inner)]
+    stored_places = [range(min(r.start, size), min(r.stop, size))
+                     for r, size in zip(wanted, filled.get(path, shape))]
+    out = np.zeros((len(layers), *map(len, wanted)), leaf.dtype)
+    inner = tuple(slice(r.start, r.stop) for r in stored_places)
+    corner = tuple(slice(len(r)) for r in stored_places)
+    for ours, tensor in zip(out, layers if all(map(len, stored_places)) else ()):
+      if transpose:
+        _fill(ours[corner].T, tensor.view(), inner[::-1])
+      else:
+        _fill(ours[corner], tensor.view(), inner)
+    return out if stacked else out[0]
   return jax.make_array_from_callback(leaf.shape, sharding, part)
+
+
+def _fill(out, view, index):
+  """Copies a slice of a stored tensor, a block of rows at a time, so that no whole one is made."""
+  rows = range(view.get_shape()[0])[index[0]]
+  step = max(1, BLOCK // max(1, math.prod(out.shape[1:])))
+  for start in range(0, len(rows), step):
+    block = rows[start:start + step]
+    out[start:start + step] = view[(slice(block[0], block[-1] + 1), *index[1:])]
 
 
 def save(params: PyTree, cfg: llm.Config, folder: Folder, max_shard_bytes: int = 5 << 30) -> None:
   """Writes a checkpoint that transformers loads: config.json and safetensors, split by size.
 
-  params: without adapters (see lora.merge); rows that fill up tables are left out. cfg: of the
-  model. max_shard_bytes: of one file. A folder that has config.json is whole: that file goes first
-  and comes back last. Raises ConfigError if no known family has cfg's options.
+  params: without adapters (see lora.merge); rows that fill up tables are left out. cfg: the
+  model's. folder: to make. max_shard_bytes: of one file. A folder that has config.json is whole:
+  that file goes first and comes back last. Raises ConfigError if no known family has cfg's options.
   """
   config, params = family_config(cfg), llm.cut_tables(params, cfg)
-  config['dtype'] = str(params['embed'].dtype)
+  config |= {'dtype': str(params['embed'].dtype)}
+  _save(config, _new_tensors(params), folder, max_shard_bytes)
+
+
+def convert_gguf(file: Folder, folder: Folder, max_shard_bytes: int = 1 << 30) -> None:
+  """Writes the model of a GGUF file as `save` does, with one written file in memory at a time.
+
+  file: the GGUF file. folder: to make. max_shard_bytes: of one written file. Raises as
+  `read_config` and `load` do.
+  """
+  cfg = read_config(file)
+  names = gguf_checkpoint.NAMES
+  stored = _open_tensors(pathlib.Path(file), '', contextlib.ExitStack())
+  leaves = _leaves(llm.shapes(cfg))
+  _check_names(file, leaves, names, stored, gguf_checkpoint.SPARE)
+  entries = []
+  for path, leaf in leaves.items():
+    for i, tensor in enumerate(_stored_of(path, leaf, names, stored, {})):
+      def make(view: Callable = tensor.view, dtype: Any = leaf.dtype) -> np.ndarray:
+        out = np.empty(view().get_shape(), dtype)
+        _fill(out, view(), (slice(None),) * out.ndim)
+        return out
+      size = leaf.dtype.itemsize * math.prod(tensor.view().get_shape())
+      entries.append(_entry(path, leaf, i, size, make))
+  _save(family_config(cfg) | {'dtype': cfg.param_dtype}, entries, folder, max_shard_bytes)
+
+
+def _save(config, entries, folder, max_shard_bytes):
+  """Writes config.json and tensors. entries: as of `_entry`."""
   folder = pathlib.Path(folder)
   folder.mkdir(parents=True, exist_ok=True)
   (folder / 'config.json').unlink(missing_ok=True)
-  parts = _split_into_files(params, max_shard_bytes)
+  parts = _split_into_files(entries, max_shard_bytes)
   files = ['model.safetensors'] if len(parts) == 1 else [
       f'model-{i + 1:05d}-of-{len(parts):05d}.safetensors' for i in range(len(parts))]
   for name, part in zip(files, parts):
@@ -397,23 +473,34 @@ class _NewTensor(NamedTuple):
   make: Callable[[], np.ndarray]
 
 
-def _split_into_files(tree: PyTree, limit: float) -> list[list[_NewTensor]]:
-  """The tensors of a tree, in files of at most `limit` bytes where a tensor is not larger."""
-  def make(leaf, layer, transpose):
+def _new_tensors(tree: PyTree) -> list[tuple[int, _NewTensor]]:
+  """An `_entry` for each tensor of a tree."""
+  def make(leaf: Any, layer: int | None, transpose: bool) -> np.ndarray:
     x = np.asarray(leaf if layer is None else leaf[layer])
     return np.ascontiguousarray(x.T if transpose else x)  # the writer saves strided arrays wrongly
   entries = []
   for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]:
     template, transpose = NAMES[path_of(path)]
-    names = _their_names(path_of(path), leaf)
-    size = leaf.size * leaf.dtype.itemsize // len(names)
-    for i, name in enumerate(names):
+    count = len(_their_names(path_of(path), leaf))
+    size = leaf.size * leaf.dtype.itemsize // count
+    for i in range(count):
       layer = i if '{}' in template else None
-      entries.append((-1 if layer is None else layer, _NewTensor(
-          name, size, functools.partial(make, leaf, layer, transpose))))
-  entries.sort(key=lambda entry: (entry[0], entry[1].name))  # a layer's tensors stay together
+      entries.append(_entry(path_of(path), leaf, i, size,
+                            functools.partial(make, leaf, layer, transpose)))
+  return entries
+
+
+def _entry(path, leaf, i, size, make) -> tuple[int, _NewTensor]:
+  """The i-th tensor of one of our leaves, behind its layer, -1 for those of none."""
+  layer = i if '{}' in NAMES[path][0] else -1
+  return layer, _NewTensor(_their_names(path, leaf)[i], size, make)
+
+
+def _split_into_files(entries: Iterable[tuple[int, _NewTensor]], limit: float
+                      ) -> list[list[_NewTensor]]:
+  """Entries of `_entry` in files of at most `limit` bytes where a tensor is not larger."""
   parts, filled = [[]], 0
-  for _, tensor in entries:
+  for _, tensor in sorted(entries, key=lambda entry: (entry[0], entry[1].name)):  # layers together
     if parts[-1] and filled + tensor.size > limit:
       parts.append([])
       filled = 0
@@ -472,7 +559,7 @@ def save_adapter(lora: PyTree, cfg: llm.Config, folder: Folder, base: Folder) ->
   folder = pathlib.Path(folder)
   folder.mkdir(parents=True, exist_ok=True)
   (folder / 'adapter_config.json').unlink(missing_ok=True)
-  _write_tensors(folder / 'adapter_model.safetensors', _split_into_files(lora, math.inf)[0])
+  _write_tensors(folder / 'adapter_model.safetensors', [t for _, t in _new_tensors(lora)])
   alpha = int(cfg.lora_alpha) if float(cfg.lora_alpha).is_integer() else cfg.lora_alpha
   _write_json(folder / 'adapter_config.json', {
       'peft_type': 'LORA', 'task_type': 'CAUSAL_LM', 'base_model_name_or_path': str(base),
@@ -529,7 +616,7 @@ def _check_targets(path, raw, layers, stored):
 
 def _targeted(path, raw, module):
   """Whether PEFT puts the adapter on a module, by target_modules and exclude_modules."""
-  def named(modules):
+  def named(modules: Any) -> bool:
     if isinstance(modules, str):
       return re.fullmatch(modules, module) is not None
     return any(module == name or module.endswith(f'.{name}') for name in modules)
@@ -546,8 +633,9 @@ def _targeted(path, raw, module):
 def load_adapter(folder: Folder, cfg: llm.Config) -> PyTree:
   """Reads adapters in PEFT's layout for `cfg`. -> 'lora' tree of llm.LM, float32
 
-  Raises ConfigError if their rank, alpha or targets are not cfg's (`adapter_config` adopts them),
-  DataError naming tensor and file where one is missing, left over, or of another shape.
+  folder: of the adapter. Raises ConfigError if their rank, alpha or targets are not cfg's
+  (`adapter_config` adopts them), DataError naming tensor and file where one is missing, left over,
+  or of another shape.
   """
   theirs = adapter_config(folder, cfg)
   for key in ('lora_rank', 'lora_alpha', 'lora_targets'):

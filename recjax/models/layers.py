@@ -27,7 +27,7 @@ def check_dtype(name: str, value: object, more: tuple[str, ...] = ()) -> None:
 
 
 def count_params(params: PyTree) -> int:
-  """The number of values in a tree of arrays or of jax.ShapeDtypeStruct."""
+  """The number of values in a tree of arrays or of jax.ShapeDtypeStruct. params: that tree."""
   return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(params))
 
 
@@ -41,7 +41,7 @@ def linear(x: Float[AnyArray, '... D'], kernel: Float[AnyArray, 'D E']) -> Float
 
 def rms_norm(
     x: Float[AnyArray, '... D'], scale: Float[AnyArray, ' D'], eps: float) -> Float[Array, '... D']:
-  """x over its root mean square, computed in float32 (Zhang and Sennrich, NeurIPS 2019, eq. 4).
+  """x over its root mean square, computed in float32 (Zhang and Sennrich, NeurIPS 2019).
 
   scale: what each number is multiplied with afterwards. eps: added to the mean square. -> x.dtype
   """

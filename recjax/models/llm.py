@@ -62,8 +62,8 @@ class Config:
   qk_norm: queries and keys are normed, as in Qwen3. max_positions: length the model was made for.
   dtype: computes. param_dtype: stores the frozen weights; adapters are float32. remat: 'none' keeps
   every activation, 'dots' keeps what linear layers give, 'full' only each block's input.
-  scan_unroll: layers in one step of the scan. lora_rank: 0 for no adapters. lora_alpha: their scale
-  is alpha / rank. lora_targets: names of the linear layers that have one. table_rows: of the token
+  scan_unroll: layers in one step of the scan. lora_rank: 0 for no adapters. lora_alpha: as of
+  `lora_scale`. lora_targets: names of the linear layers that have one. table_rows: of the token
   tables where they are filled up for a mesh (see `padded_rows`), 0 for vocab. Raises ConfigError.
   """
   vocab: int
@@ -110,6 +110,11 @@ class Config:
     return self.table_rows or self.vocab
 
   @property
+  def lora_scale(self) -> float:
+    """What an adapter's product A B is multiplied with."""
+    return self.lora_alpha / self.lora_rank
+
+  @property
   def linear(self) -> dict[str, tuple[int, int, bool]]:
     """{name: (inputs, outputs, has a bias)} of a block's seven linear layers."""
     q, kv = self.heads * self.head_dim, self.kv_heads * self.head_dim
@@ -146,7 +151,7 @@ class Linear(nn.Module):
       return Weight(kernel, bias, None, None)
     a = self.variable('lora', 'a', jnp.zeros, (size_in, cfg.lora_rank), jnp.float32).value
     b = self.variable('lora', 'b', jnp.zeros, (cfg.lora_rank, size_out), jnp.float32).value
-    return Weight(kernel, bias, a, b * (cfg.lora_alpha / cfg.lora_rank))
+    return Weight(kernel, bias, a, b * cfg.lora_scale)
 
 
 def project(x: Float[AnyArray, 'B S E'], weights: Sequence[Weight],
@@ -155,7 +160,7 @@ def project(x: Float[AnyArray, 'B S E'], weights: Sequence[Weight],
 
   x: the input. weights: the layers. dtype: of the products.
 
-  y = x W + bias + s (x A) B (Hu et al., ICLR 2022, eq. 3). In float32, with many tokens,
+  y = x W + bias + s (x A) B (Hu et al., ICLR 2022). In float32, with many tokens,
   x (W + s A B) is the same to rounding and spares the passes over the output; its backward never
   forms the dense gradient of W.
   """
@@ -227,10 +232,10 @@ class Block(nn.Module):
     cfg = self.cfg
     layers = {name: Linear(cfg, name=name)() for name in LINEAR}
 
-    def ones(name, size=cfg.width):
+    def ones(name: str, size: int = cfg.width) -> Array:
       return self.param(name, nn.initializers.ones, (size,), cfg.param_dtype)
 
-    def apply(y, *names):
+    def apply(y: Array, *names) -> Any:
       return project(y, [layers[name] for name in names], cfg.dtype)
     y = rms_norm(x, ones('attn_norm'), cfg.norm_eps)
     q, k, v = (t.reshape(*t.shape[:2], -1, cfg.head_dim) for t in apply(y, 'q', 'k', 'v'))
@@ -334,28 +339,31 @@ def head_matrix(params: PyTree, cfg: Config) -> Float[Array, 'D V']:
   """The kernel of the head in the compute type, for losses that go chunk by chunk.
 
   params: the 'params' tree. Gathered over 'fsdp' once: products with a part of D each would add up
-  whole logits instead. Without rows that fill up.
+  whole logits instead. Without rows that fill up. cfg: the model's shape.
   """
   head = (params['embed'].T if cfg.tied else params['head'])[:, :cfg.vocab].astype(cfg.dtype)
   return shard(head, None, 'model')
 
 
 def gather_tables(params: PyTree) -> PyTree:
-  """Parameters whose token tables are gathered over 'fsdp', once, for programs of many steps."""
+  """Parameters whose token tables are gathered over 'fsdp', once, for programs of many steps.
+  params: the 'params' tree."""
   tables = {'embed': ('model', None), 'head': (None, 'model')}
   return {name: shard(value, *tables[name]) if name in tables else value
           for name, value in params.items()}
 
 
 def init(cfg: Config, key: Key[Array, '']) -> PyTree:
-  """Random weights, a function of the key alone; no adapters. -> 'params' tree"""
+  """Random weights, a function of the key alone; no adapters. cfg: the model's shape. -> 'params'
+  tree"""
   ones = jnp.ones((1, 1), jnp.int32)
   model = LM(dataclasses.replace(cfg, lora_rank=0, remat='none'))
   return model.init(key, ones, ones, ones)['params']
 
 
 def shapes(cfg: Config) -> PyTree:
-  """The 'params' tree as jax.ShapeDtypeStruct, without computing anything."""
+  """The 'params' tree as jax.ShapeDtypeStruct, without computing anything. cfg: the model's shape.
+  """
   return jax.eval_shape(lambda key: init(cfg, key), jax.random.key(0))
 
 
@@ -383,12 +391,14 @@ def as_stored(params: PyTree, cfg: Config) -> PyTree:
 
 
 def param_bytes(cfg: Config) -> int:
-  """Bytes of the frozen weights as stored."""
+  """Bytes of the frozen weights as stored. cfg: the model's shape."""
   return sum(math.prod(x.shape) * x.dtype.itemsize for x in jax.tree.leaves(shapes(cfg)))
 
 
 def flops_per_token(cfg: Config, context: float) -> float:
   """Forward floating point operations of one token that sees `context` keys, head included.
+
+  cfg: the model's shape.
 
   Counted by hand, because the compiler's own analysis counts a scanned layer once. A step that
   trains everything costs three times this, one that trains adapters only about twice.

@@ -21,30 +21,33 @@ Suffix = tuple[Float[Array, 'L B K G slots Dh'], Float[Array, 'L B K G slots Dh'
 def decoder(model: llm.LM, past: Sequence[KVBlock] = ()) -> Decoder:
   """The LM as `recjax.decoding` wants it; its params are the variables {'params', 'lora'}.
 
-  past: blocks that every prompt continues, as from `llm.prefill_prefix`.
+  past: blocks that every prompt continues, as from `llm.prefill_prefix`. model: the LM.
   """
-  def start(variables, tokens, lengths, beams, new_tokens):
+  def start(variables: PyTree, tokens: AnyArray, lengths: AnyArray, beams: int, new_tokens: int
+           ) -> tuple[Array, PyTree]:
     state, prompt = prefill_states(model, variables, tokens, lengths, past)
     return state, ((*past, prompt), empty_suffix(model.cfg, len(tokens), beams, new_tokens))
 
-  def step(variables, cache, tokens, t):
+  def step(variables: PyTree, cache: PyTree, tokens: AnyArray, t: AnyArray | int
+           ) -> tuple[Array, PyTree]:
     blocks, suffix = cache
     hidden, suffix = suffix_step(model, variables, blocks, suffix, tokens, t)
     return hidden, (blocks, suffix)
 
-  def reorder(cache, parents):
+  def reorder(cache: PyTree, parents: AnyArray) -> PyTree:
     return cache[0], reorder_suffix(cache[1], parents)
 
-  def logits(variables, hidden):
-    return model.apply(variables, hidden, method='logits')
+  def logits(variables: PyTree, hidden: AnyArray) -> Array:
+    return cast(Array, model.apply(variables, hidden, method='logits'))
 
-  def rows(variables, hidden, ids):
-    return model.apply(variables, hidden, ids, method='candidate_logits')
+  def rows(variables: PyTree, hidden: AnyArray, ids: AnyArray) -> Array:
+    return cast(Array, model.apply(variables, hidden, ids, method='candidate_logits'))
 
-  def window(variables, hidden, first, size):
-    return model.apply(variables, hidden, first, size, method='window_logits')
+  def window(variables: PyTree, hidden: AnyArray, first: AnyArray | int, size: int) -> Array:
+    return cast(Array, model.apply(variables, hidden, first, size, method='window_logits'))
 
-  def extend(variables, cache, tokens, depth, seen, within, slots):
+  def extend(variables: PyTree, cache: PyTree, tokens: AnyArray, depth: AnyArray, seen: AnyArray,
+             within: AnyArray, slots: AnyArray) -> tuple[Array, PyTree]:
     blocks, suffix = cache
     k, v = (x[:, :, 0] for x in suffix)  # one beam's slots are the pool of all
     positions = jnp.broadcast_to(_num_seen(blocks), (len(tokens), 1)) + depth
@@ -56,10 +59,10 @@ def decoder(model: llm.LM, past: Sequence[KVBlock] = ()) -> Decoder:
         for old, x in zip(suffix, new))
     return hidden, (blocks, suffix)
 
-  def grow(cache, new_tokens):
+  def grow(cache: PyTree, new_tokens: int) -> PyTree:
     return cache[0], grow_suffix(cache[1], new_tokens)
 
-  def pick(cache, requests):
+  def pick(cache: PyTree, requests: AnyArray) -> PyTree:
     blocks, suffix = cache
     blocks = tuple(b if b.mask.ndim == 1 else KVBlock(b.k[:, requests], b.v[:, requests],
                                                       b.mask[requests]) for b in blocks)
@@ -71,11 +74,13 @@ def decoder(model: llm.LM, past: Sequence[KVBlock] = ()) -> Decoder:
 def continuing_decoder(model: llm.LM) -> Decoder:
   """As `decoder`, for prompts that go on from keys given with the parameters.
 
+  model: the LM.
+
   Its params are {'variables': ..., 'past': KVBlock}: a conversation's rounds are one program as
   long as the block has one size.
   """
-  def bound(name):
-    def call(params, *args):
+  def bound(name: str) -> Callable:
+    def call(params: dict, *args) -> Any:
       continued = decoder(model, (params['past'],))
       return getattr(continued, name)(params['variables'], *args)
     return call
@@ -102,7 +107,7 @@ def append_tokens(
   order = jnp.arange(tokens.shape[1])
   slots = jnp.where(order < count, start + order, past.mask.shape[1])
 
-  def put(old, x):
+  def put(old: AnyArray, x: AnyArray) -> Array:
     return old.at[:, :, :, slots].set(x.astype(old.dtype), mode='drop')
   mask = past.mask.at[:, slots].set(True, mode='drop')
   return KVBlock(put(past.k, new.k), put(past.v, new.v), mask)
@@ -123,7 +128,8 @@ def prefill(
 def prefill_states(
     model: llm.LM, variables: PyTree, tokens: Int[AnyArray, 'B P'], lengths: Int[AnyArray, ' B'],
     past: Sequence[KVBlock] = ()) -> tuple[Float[Array, 'B D'], KVBlock]:
-  """As `prefill`, with the hidden states after the last tokens instead of logits."""
+  """As `prefill`, with the hidden states after the last tokens instead of logits. model, variables,
+  tokens, lengths, past: as there."""
   order = jnp.arange(tokens.shape[1])
   mask = order < lengths[:, None]
   positions = jnp.broadcast_to(_num_seen(past) + order, tokens.shape)
@@ -140,9 +146,9 @@ def make_step(
   model, variables: what runs. past: blocks in order, the prompts' last. prompts, beams, new_tokens:
   how many. step: as `diverse_beam_search` wants it.
   """
-  def step(tokens, cache, t):
+  def step(tokens: AnyArray, cache: PyTree, t: AnyArray | int) -> tuple[Array, PyTree]:
     hidden, cache = suffix_step(model, variables, past, cache, tokens, t)
-    return model.apply(variables, hidden, method='logits'), cache
+    return cast(Array, model.apply(variables, hidden, method='logits')), cache
   return step, empty_suffix(model.cfg, prompts, beams, new_tokens)
 
 
@@ -178,7 +184,7 @@ def suffix_step(
 
 def reorder_suffix(cache: Suffix, parents: Int[Array, 'B K']) -> Suffix:
   """Makes suffix i of each prompt continue beam parents[b, i]. cache: the suffixes."""
-  def take(x):
+  def take(x: AnyArray) -> Array:
     return jax.vmap(lambda beams, order: beams[:, order], (1, 0), 1)(x, parents)
   return jax.tree.map(take, cache)
 
@@ -200,9 +206,12 @@ def _num_seen(past: Sequence[KVBlock]) -> Int[Array, '*rows']:
 def uncached(apply: Callable[[Any, Any], Array]) -> Decoder:
   """A Decoder of any function (params, tokens (R, S)) -> logits (R, S, V), without a cache.
 
+  apply: that function.
+
   Every step runs the whole rows again: slow, and right for any causal model; a first try, a test.
   """
-  def start(params, tokens, lengths, beams, new_tokens):
+  def start(params: PyTree, tokens: AnyArray, lengths: AnyArray, beams: int, new_tokens: int
+           ) -> tuple[Array, PyTree]:
     batch = len(tokens)
     logits = apply(params, tokens)
     last = jnp.take_along_axis(logits, (lengths - 1)[:, None, None], 1)[:, 0]
@@ -210,7 +219,8 @@ def uncached(apply: Callable[[Any, Any], Array]) -> Decoder:
     rows = jnp.broadcast_to(rows[:, None], (batch, beams, rows.shape[1]))
     return last, (rows, lengths)
 
-  def step(params, cache, tokens, t):
+  def step(params: PyTree, cache: PyTree, tokens: AnyArray, t: AnyArray | int
+           ) -> tuple[Array, PyTree]:
     rows, lengths = cache
     index = (lengths + t)[:, None, None]
     rows = jnp.where(jnp.arange(rows.shape[-1]) == index, tokens[..., None], rows)
@@ -218,7 +228,7 @@ def uncached(apply: Callable[[Any, Any], Array]) -> Decoder:
     last = jnp.take_along_axis(logits, index[..., None].astype(jnp.int32), 2)[:, :, 0]
     return last, (rows, lengths)
 
-  def reorder(cache, parents):
+  def reorder(cache: PyTree, parents: AnyArray) -> PyTree:
     rows, lengths = cache
     return jnp.take_along_axis(rows, parents[..., None], 1), lengths
 

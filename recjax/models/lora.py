@@ -1,7 +1,7 @@
 """Low-rank adapters as a tree of their own: fresh ones, and folding them into the weights.
 
-Hu et al., ICLR 2022. The layers that use them are in `llm`: y = x W + s (x A) B with s = alpha /
-rank.
+Hu et al., ICLR 2022. The layers that use them are in `llm`: y = x W + s (x A) B with s =
+`llm.Config.lora_scale`.
 """
 import functools
 import math
@@ -17,7 +17,8 @@ from recjax.models import llm
 def init_lora(cfg: llm.Config, key: Key[Array, '']) -> PyTree:
   """Fresh adapters, which change nothing yet: A uniform in +-1/sqrt(in) as PEFT draws it, B zero.
 
-  -> {'blocks': {name: {'a': (L, in, R), 'b': (L, R, out)}}} float32, or {} if cfg.lora_rank is 0
+  cfg: the model's shape. key: of the draws. -> {'blocks': {name: {'a': (L, in, R), 'b': (L, R,
+  out)}}} float32, or {} if cfg.lora_rank is 0
   """
   if not cfg.lora_rank:
     return {}
@@ -46,9 +47,8 @@ def merge(params: PyTree, lora: PyTree, cfg: llm.Config) -> PyTree:
       raise ConfigError(f'adapter of {name} has rank {rank}, the configuration says '
                         f'lora_rank={cfg.lora_rank}')
     kernel = blocks[name]['kernel']
-    scale = cfg.lora_alpha / cfg.lora_rank
     blocks[name] = {**blocks[name], 'kernel': jax.lax.map(
-        functools.partial(_merge_layer, scale), (kernel, adapter['a'], adapter['b']))}
+        functools.partial(_merge_layer, cfg.lora_scale), (kernel, adapter['a'], adapter['b']))}
   return {**params, 'blocks': blocks}
 
 

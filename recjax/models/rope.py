@@ -1,6 +1,6 @@
 """Rotary positions in the half-split layout, with the length scalings that checkpoints in use name.
 
-Su et al., arXiv 2104.09864, 3.4.2: the rotation turns pairs (i, i + Dh/2) of a head by position *
+Su et al., arXiv 2104.09864: the rotation turns pairs (i, i + Dh/2) of a head by position *
 frequency_i. Frequencies and the factor on cosine and sine are constants of the configuration,
 computed in numpy at trace time.
 """
@@ -58,7 +58,8 @@ def check_scaling(scaling: Mapping) -> None:
 
 
 def frequencies(cfg: RotaryConfig) -> tuple[Float[np.ndarray, ' half'], float]:
-  """The angle per position of each pair, float32, and the factor on cosine and sine."""
+  """The angle per position of each pair, float32, and the factor on cosine and sine. cfg: of the
+  model."""
   scaling = dict(cfg.rope_scaling)
   freq = 1.0 / cfg.rope_theta ** (np.arange(0, cfg.head_dim, 2) / cfg.head_dim)
   scale = 1.0
@@ -68,16 +69,17 @@ def frequencies(cfg: RotaryConfig) -> tuple[Float[np.ndarray, ' half'], float]:
     if kind == 'linear':
       freq = freq / scaling['factor']
     elif kind == 'llama3':
-      freq = _llama3(freq, scaling)
+      freq = llama3(freq, scaling)
     else:
       freq, scale = _yarn(freq, scaling, cfg)
   return freq.astype(np.float32), scale
 
 
-def _llama3(freq, scaling):
+def llama3(freq: Float[np.ndarray, ' half'], scaling: Mapping) -> Float[np.ndarray, ' half']:
   """Keeps fast frequencies, divides slow ones by the factor, and blends those between.
 
-  As transformers computes Llama 3.1's (modeling_rope_utils.py).
+  freq: without scaling. scaling: of the kind llama3. As transformers computes Llama 3.1's
+  (modeling_rope_utils.py).
   """
   low, high = scaling['low_freq_factor'], scaling['high_freq_factor']
   turns = scaling['original_max_position_embeddings'] * freq / (2 * math.pi)
@@ -88,11 +90,11 @@ def _llama3(freq, scaling):
 def _yarn(freq, scaling, cfg):
   """Blends over a range of dimensions that is given in turns over the original length.
 
-  Peng et al., ICLR 2024 (YaRN), 3.2.
+  Peng et al., ICLR 2024 (YaRN).
   """
   length, half = scaling['original_max_position_embeddings'], cfg.head_dim // 2
 
-  def dimension(turns):
+  def dimension(turns: float | int) -> float:
     return half * math.log(length / (turns * 2 * math.pi)) / math.log(cfg.rope_theta)
   low = dimension(scaling.get('beta_fast') or 32)
   high = dimension(scaling.get('beta_slow') or 1)
@@ -109,7 +111,7 @@ def _yarn_scale(scaling):
   if scaling.get('attention_factor') is not None:
     return scaling['attention_factor']
 
-  def grow(m):
+  def grow(m: float | int) -> float:
     return 1.0 if scaling['factor'] <= 1 else 0.1 * m * math.log(scaling['factor']) + 1.0
   if scaling.get('mscale') and scaling.get('mscale_all_dim'):
     return grow(scaling['mscale']) / grow(scaling['mscale_all_dim'])
@@ -119,7 +121,8 @@ def _yarn_scale(scaling):
 def angles(
     cfg: RotaryConfig, positions: Int[AnyArray, 'B S'],
 ) -> tuple[Float[Array, 'B S 1 half'], Float[Array, 'B S 1 half']]:
-  """Cosine and sine of the angles of tokens at `positions`, times the factor, float32."""
+  """Cosine and sine of the angles of tokens at `positions`, times the factor, float32. cfg: of the
+  model."""
   freq, scale = frequencies(cfg)
   turn = positions[..., None, None].astype(jnp.float32) * freq
   return jnp.cos(turn) * scale, jnp.sin(turn) * scale
@@ -128,6 +131,6 @@ def angles(
 def rotate(
     x: Float[Array, 'B S H Dh'], cos: Float[Array, '#B S 1 half'], sin: Float[Array, '#B S 1 half'],
 ) -> Float[Array, 'B S H Dh']:
-  """x, whose pairs are turned by the angles of `angles`. -> x.dtype"""
+  """x, whose pairs are turned by the angles of `angles`. cos, sin: of `angles`. -> x.dtype"""
   a, b = jnp.split(x.astype(jnp.float32), 2, axis=-1)
   return jnp.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1).astype(x.dtype)

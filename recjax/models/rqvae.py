@@ -74,7 +74,8 @@ class Config:
 
 
 def init(cfg: Config, key: Key[Array, '']) -> PyTree:
-  """Xavier-normal weights, zero biases, uniform codebooks (then `init_codebooks`)."""
+  """Xavier-normal weights, zero biases, uniform codebooks (then `init_codebooks`). cfg: its
+  settings. key: of the draws."""
   sizes = (cfg.dim, *cfg.hidden, cfg.width)
   keys = jax.random.split(key, 3)
   codebooks = jax.random.uniform(
@@ -102,7 +103,7 @@ def _mlp(net, x):
 
 
 def encode(cfg: Config, params: PyTree, x: Float[AnyArray, 'B d']) -> Float[AnyArray, 'B E']:
-  """The encoder's outputs for item vectors x."""
+  """The encoder's outputs for item vectors x. cfg, params: of the RQ-VAE."""
   if cfg.encoder == 'none':
     return x
   y = _mlp(params['encoder'], x)
@@ -111,7 +112,7 @@ def encode(cfg: Config, params: PyTree, x: Float[AnyArray, 'B d']) -> Float[AnyA
 
 def decode(
     cfg: Config, params: PyTree, quantized: Float[AnyArray, 'B E']) -> Float[AnyArray, 'B d']:
-  """The decoder's item vectors."""
+  """The decoder's item vectors. cfg, params: of the RQ-VAE. quantized: 'out' of `quantize`."""
   if cfg.encoder == 'none':
     return quantized
   y = _mlp(params['decoder'], quantized)
@@ -121,7 +122,8 @@ def decode(
 def distances(
     cfg: Config, x: Float[AnyArray, 'B E'], codebook: Float[AnyArray, 'C E'],
 ) -> Float[Array, 'B C']:
-  """What the argmin over a level's codes is taken of. x: residuals."""
+  """What the argmin over a level's codes is taken of. x: residuals. cfg: its settings. codebook: of
+  the level."""
   if cfg.distance == 'l2':  # no floor at 0 here: it would stop gradients of near codes
     dot = jnp.dot(x, codebook.T, precision=lax.Precision.HIGHEST)
     return (x * x).sum(-1, keepdims=True) + (codebook * codebook).sum(-1) - 2 * dot
@@ -141,9 +143,9 @@ def _unit(x):
 def rotate(x: Float[AnyArray, 'B E'], code: Float[AnyArray, 'B E']) -> Float[Array, 'B E']:
   """`code` as a turned and stretched x, with turn and stretch held constant.
 
-  The rotation trick of Fifty et al., ICLR 2025, 4.
+  The rotation trick of Fifty et al., ICLR 2025.
   """
-  def dot(a, b):
+  def dot(a: AnyArray, b: AnyArray) -> AnyArray:
     return (a * b).sum(-1, keepdims=True)
   x_unit, code_unit = constant(_unit(x)), constant(_unit(code))
   scale = constant(_size(code) / _size(x))
@@ -157,7 +159,7 @@ def quantize(
   """The codes of all levels.
 
   x: outputs of the encoder. key: of training's Gumbel noise and Sinkhorn; None is plain argmin.
-  weight: how much a row counts in the loss.
+  weight: how much a row counts in the loss. cfg: its settings. codebooks: of all levels.
 
   -> {'codes': (B, Q), 'dist': (B, Q, C), 'out': (B, E) what the decoder gets, 'parts': [(B, E)],
   the codes' vectors, 'loss': ()}
@@ -207,7 +209,7 @@ def _level_loss(cfg, residual, part, dist, code, weight):
     return cfg.beta * _mean(nll, weight)
   reduce = jnp.mean if cfg.reduction == 'mean' else jnp.sum
 
-  def squared(gap):
+  def squared(gap: AnyArray) -> AnyArray:
     return _mean(reduce(gap ** 2, -1), weight)
   return squared(part - constant(residual)) + cfg.beta * squared(constant(part) - residual)
 
@@ -215,7 +217,8 @@ def _level_loss(cfg, residual, part, dist, code, weight):
 def forward(
     cfg: Config, params: PyTree, x: Float[AnyArray, 'B d'], key: Key[Array, ''] | None = None,
     weight: Weight = None) -> dict[str, Any]:
-  """`quantize`'s dict for item vectors x, with 'recon': (B, d). key, weight: as there."""
+  """`quantize`'s dict for item vectors x, with 'recon': (B, d). key, weight: as there. cfg, params:
+  of the RQ-VAE."""
   quantized = quantize(cfg, params['codebooks'], encode(cfg, params, x), key, weight)
   return {**quantized, 'recon': decode(cfg, params, quantized['out'])}
 
@@ -223,7 +226,8 @@ def forward(
 def recon_loss(
     cfg: Config, recon: Float[AnyArray, 'B d'], x: Float[AnyArray, 'B d'], weight: Weight = None,
 ) -> Float[Array, '']:
-  """How far the decoder's vectors are from the items' vectors x."""
+  """How far the decoder's vectors are from the items' vectors x. cfg: its settings. recon: the
+  decoder's vectors. weight: how much a row counts."""
   if cfg.recon == 'infonce':
     a, b = _unit(recon), _unit(x)
     logits = a @ b.T / cfg.tau
@@ -237,7 +241,8 @@ def recon_loss(
 def loss(
     cfg: Config, params: PyTree, x: Float[AnyArray, 'B d'], key: Key[Array, ''] | None = None,
     weight: Weight = None) -> tuple[Float[Array, ''], dict[str, Any]]:
-  """Reconstruction and alpha times quantization, and `forward`'s dict, whose parameters it has."""
+  """Reconstruction and alpha times quantization, and `forward`'s dict, whose parameters it has.
+  cfg, params: of the RQ-VAE. x, key, weight: as of `quantize`, x before the encoder."""
   quantized = forward(cfg, params, x, key, weight)
   total = recon_loss(cfg, quantized['recon'], x, weight) + cfg.alpha * quantized['loss']
   return total, quantized
@@ -246,9 +251,11 @@ def loss(
 def assign_codes(cfg: Config, params: PyTree, x: Float[AnyArray, 'N d']) -> Int[Array, 'N Q']:
   """The codes of item vectors x by plain argmin, int32.
 
+  cfg, params: of the RQ-VAE.
+
   CHUNK items at a time: what they need stays in a CPU's cache, which is 1.5x faster.
   """
-  def of_chunk(rows):
+  def of_chunk(rows: AnyArray) -> Array:
     return quantize(cfg, params['codebooks'], encode(cfg, params, rows))['codes']
   if len(x) <= CHUNK:
     return of_chunk(x)
@@ -261,7 +268,7 @@ def init_codebooks(
 ) -> PyTree:
   """The parameters with codebooks from k-means on the encoder's outputs, level by level.
 
-  x: item vectors. steps: of `kmeans.fit`.
+  x: item vectors. steps: of `kmeans.fit`. cfg, params: of the RQ-VAE. key: of the draws.
   """
   residuals, codebooks = encode(cfg, params, x), []
   for level in range(cfg.levels):
@@ -273,12 +280,13 @@ def init_codebooks(
   return {**params, 'codebooks': jnp.stack(codebooks)}
 
 
-# LETTER's regularizers (Wang et al., CIKM 2024, 3.2).
+# LETTER's regularizers (Wang et al., CIKM 2024).
 
 
 def collaborative_loss(
     quantized: Float[AnyArray, 'B E'], collaborative: Float[AnyArray, 'B E']) -> Float[Array, '']:
-  """Quantized vectors must pick out their item's collaborative one in the batch."""
+  """Quantized vectors must pick out their item's collaborative one in the batch. quantized: of
+  `quantize`. collaborative: vectors of the same items."""
   return -jnp.diagonal(jax.nn.log_softmax(quantized @ collaborative.T)).mean()
 
 
@@ -289,7 +297,8 @@ def diversity_loss(
   """Codes are drawn to others of their group.
 
   parts, codes: of `quantize`. group: of each code. key: the positive is a random other code of the
-  chosen one's group; a code that is alone in its group counts for nothing.
+  chosen one's group; a code that is alone in its group counts for nothing. codebooks: of all
+  levels.
   """
   total = jnp.float32(0)
   for level, part in enumerate(parts):

@@ -90,7 +90,8 @@ class SemanticIdT5(nn.Module):
   ) -> tuple[Float[Array, 'B Q C'], dict[str, Float[Array, 'B _']]]:
     """history: codes, -1 for none. target: codes of the next item. interests: of the users.
 
-    -> float32 logits, {'pooled': (B, code), 'first': (B, item)} where aligned
+    train: whether there is dropout. -> float32 logits, {'pooled': (B, code), 'first': (B, item)}
+    where aligned
     """
     memory, mask = self.read(history, interests, train)
     started = jnp.broadcast_to(self.shared[None], (len(target), 1, self.shared.shape[1]))
@@ -117,7 +118,8 @@ class SemanticIdT5(nn.Module):
   def read(
       self, history: Int[AnyArray, 'B W Q'], interests: Interests | None = None,
       train: bool = False) -> tuple[Float[Array, 'B S D'], Bool[AnyArray, 'B S']]:
-    """The memory of a history, as `__call__` takes it, and where it is real."""
+    """The memory of a history, as `__call__` takes it, and where it is real. interests, train: as
+    there."""
     batch, items, levels = history.shape
     tokens = history.reshape(batch, items * levels)
     mask = tokens >= 0
@@ -138,7 +140,8 @@ class SemanticIdT5(nn.Module):
   def pool(
       self, memory: Float[Array, 'B S D'], mask: Bool[AnyArray, 'B S'], interests: Interests | None,
   ) -> Float[Array, 'B D']:
-    """The mean over tokens, never divided by 0; with interests at the site 'pooled'."""
+    """The mean over tokens, never divided by 0; with interests at the site 'pooled'. memory, mask:
+    of `read`. interests: of the users, or None."""
     weights = mask / jnp.maximum(mask.sum(1, keepdims=True), 1)
     pooled = jnp.einsum('bsd,bs->bd', memory, weights)
     if self.cfg.fusion != 'pooled' or interests is None:
@@ -159,7 +162,8 @@ class SemanticIdT5(nn.Module):
   def remember(
       self, history: Int[AnyArray, 'B W Q'], interests: Interests | None = None,
   ) -> tuple[t5_lib.CrossKV, Bool[AnyArray, 'B S']]:
-    """The keys and values of a history for `step`, and where they are real."""
+    """The keys and values of a history for `step`, and where they are real. interests: of the
+    users, or None."""
     memory, mask = self.read(history, interests)
     return self.stacks.cross(memory), mask
 
@@ -188,7 +192,7 @@ class CrossAttention(nn.Module):
       self, x: Float[Array, 'B S D'], keys: Float[Array, 'B K D'], present: Bool[AnyArray, 'B K'],
   ) -> Float[Array, 'B S D']:
     """x: what asks. keys: what is seen, where it is present."""
-    def project(name, y):
+    def project(name: str, y: AnyArray) -> Array:
       dense = nn.Dense(self.width, name=name, kernel_init=nn.initializers.xavier_uniform())
       return dense(y).reshape(*y.shape[:2], self.heads, -1)
     q, k, v = project('q', x), project('k', keys), project('v', keys)
@@ -200,7 +204,7 @@ class CrossAttention(nn.Module):
 
 
 def init(cfg: Config, key: Key[Array, '']) -> PyTree:
-  """Random parameters, float32."""
+  """Random parameters, float32. cfg: the model's shape. key: of the draws."""
   history, target = jnp.zeros((1, 1, cfg.levels), jnp.int32), jnp.zeros((1, cfg.levels), jnp.int32)
   interests = (jnp.zeros((1, 1, max(cfg.text, 1))), jnp.ones((1, 1), bool))
   return SemanticIdT5(cfg).init(key, history, target, interests)['params']
@@ -210,33 +214,36 @@ def init(cfg: Config, key: Key[Array, '']) -> PyTree:
 def decoder(cfg: Config) -> Decoder:
   """The model as `recjax.decoding` wants it.
 
+  cfg: the model's shape.
+
   Prompts are items 1..N; params is {'params', 'table': (N + 1, Q) int32 with -1 in row 0,
-  'interests': those of the users, or None}. Tokens count through all levels: level q's code c is
-  q * C + c.
+  'interests': those of the users, or None}. Tokens count through all levels: level q's code c is q
+  * C + c.
   """
   model = SemanticIdT5(cfg)
   exact = jax.lax.Precision.HIGHEST  # lists hang on these products
 
-  def read(params, items, lengths):
+  def read(params: PyTree, items: AnyArray, lengths: AnyArray) -> tuple:
     real = jnp.arange(items.shape[1]) < lengths[:, None]
     history = params['table'][jnp.where(real, items, 0)]
     return model.apply({'params': params['params']}, history, params.get('interests'),
                        method='remember')
 
-  def step(params, tokens, cross, mask, slots, t):
+  def step(params: PyTree, tokens: AnyArray | None, cross: tuple, mask: AnyArray, slots: tuple,
+           t: AnyArray | int) -> tuple:
     return model.apply({'params': params['params']}, tokens, cross, mask, slots, t, method='step')
 
-  def output_rows(params):
+  def output_rows(params: PyTree) -> AnyArray:
     table = params['params']['output' if cfg.apart else 'codes']
     return table.reshape(-1, table.shape[-1])
 
-  def logits(params, states):
+  def logits(params: PyTree, states: AnyArray) -> Array:
     return jnp.matmul(states, output_rows(params).T, precision=exact)
 
-  def rows(params, states, ids):
+  def rows(params: PyTree, states: AnyArray, ids: AnyArray) -> Array:
     return jnp.einsum('bkd,bkcd->bkc', states, output_rows(params)[ids], precision=exact)
 
-  def window(params, states, first, size):
+  def window(params: PyTree, states: AnyArray, first: AnyArray | int, size: int) -> Array:
     rows = jax.lax.dynamic_slice_in_dim(output_rows(params), first, size)
     return jnp.matmul(states, rows.T, precision=exact)
   return t5_lib.make_decoder(cfg.t5, read, step, logits, rows, window)

@@ -23,7 +23,8 @@ State = dict[str, Any]  # arrays: what a tokenizer has learned
 
 
 def check_vectors(x: Num[AnyArray, '...']) -> Float[np.ndarray, 'N d']:
-  """Item vectors as float32. Raises DataError naming the first row that is not finite."""
+  """Item vectors as float32. x: the vectors, of any type of number. Raises DataError naming the
+  first row that is not finite."""
   x = np.asarray(x, np.float32)
   if x.ndim != 2 or not len(x):
     raise DataError(f'item vectors have shape {x.shape}; they must be (items, numbers)')
@@ -54,7 +55,7 @@ def codebook_stats(codes: Int[AnyArray, 'N Q'], size: int) -> dict[str, int | fl
 
 
 def colliding_groups(codes: Codes) -> list[Int[np.ndarray, ' _']]:
-  """Equal rows, as lists of two items or more: row numbers, ascending."""
+  """Equal rows, as lists of two items or more: row numbers, ascending. codes: of all items."""
   _, group, counts = np.unique(codes, axis=0, return_inverse=True, return_counts=True)
   order = np.argsort(group.reshape(-1), kind='stable')
   parts = np.split(order, np.cumsum(counts)[:-1])
@@ -63,7 +64,7 @@ def colliding_groups(codes: Codes) -> list[Int[np.ndarray, ' _']]:
 
 @jax.jit
 def collision_suffix(codes: Int[Array, 'N Q']) -> Int[Array, ' N']:
-  """How many rows before are equal, in the order of items, on the device."""
+  """How many rows before are equal, in the order of items, on the device. codes: of all items."""
   n, levels = codes.shape
   index = jnp.arange(n, dtype=jnp.int32)
   *columns, order = lax.sort([*codes.T, index], num_keys=levels + 1)
@@ -78,7 +79,7 @@ def collision_suffix(codes: Int[Array, 'N Q']) -> Int[Array, ' N']:
 def padded_table(codes: Int[Array, 'N Q']) -> tuple[Int[Array, 'N+1 Q+1'], Int[Array, '']]:
   """What a recommender reads, on the device: with the suffix, and a row 0 of -1 for padding.
 
-  -> the table, the size of the largest group, to be checked on the host
+  codes: of all items. -> the table, the size of the largest group, to be checked on the host
   """
   suffix = collision_suffix(codes)
   table = jnp.concatenate([codes, suffix[:, None]], 1).astype(jnp.int32)
@@ -196,7 +197,7 @@ def residual_kmeans(
   """k-means on what the levels before leave over. -> codes, {'codebooks'}
 
   x: item vectors. levels, size: Q and C. run: a `fit` of `kmeans`. unit: residuals get length one
-  before every level (RK-Means of github.com/snap-research/GRID).
+  before every level (RK-Means of github.com/snap-research/GRID). seed: of the draws.
   """
   residuals, codes, codebooks = jnp.asarray(x), [], []
   for level in range(levels):
@@ -255,7 +256,7 @@ def mapped_kmeans(
 @jax.jit
 def _transport(dist, scale, shares):
   """The logarithm of a transport plan whose columns have the shares given."""
-  def step(_, log):
+  def step(_: Array | int, log: Array) -> Array:
     log = log - jax.nn.logsumexp(log, 1, keepdims=True)
     return log - jax.nn.logsumexp(log, 0) + jnp.log(shares * len(dist))
   return lax.fori_loop(0, 50, step, -dist / scale)
@@ -280,7 +281,8 @@ def product_quantize(
 
 def decode_product(
     codes: Codes, codebooks: Float[np.ndarray, 'Q C piece']) -> Float[np.ndarray, 'N d']:
-  """The vectors that PQ's codes stand for."""
+  """The vectors that PQ's codes stand for. codes: of N items. codebooks: of Q parts of the vectors.
+  """
   pieces = [centers[codes[:, level]] for level, centers in enumerate(codebooks)]
   return np.concatenate(pieces, 1)
 
@@ -320,7 +322,8 @@ def _moved_centers(x, assigned, centers):
 
 def random_codes(
     x: Float[AnyArray, 'N d'], levels: int, size: int, seed: int) -> tuple[Codes, State]:
-  """Random codes: what an ID without meaning is worth. Parameters: as in `residual_kmeans`."""
+  """Random codes: what an ID without meaning is worth. x, levels, size, seed: as in
+  `residual_kmeans`."""
   return np.random.default_rng(seed).integers(0, size, (len(x), levels), np.int32), {}
 
 
@@ -328,8 +331,8 @@ def hashed_codes(
     x: Float[AnyArray, 'N d'], levels: int, size: int, seed: int) -> tuple[Codes, State]:
   """Signs of random projections, log2(C) of them a level (LSH; Charikar, STOC 2002).
 
-  Parameters: as in `residual_kmeans`. -> codes, {'planes'}. Raises ConfigError where size is no
-  power of two.
+  x, levels, size, seed: as in `residual_kmeans`. -> codes, {'planes'}. Raises ConfigError where
+  size is no power of two.
   """
   bits = int(size).bit_length() - 1
   if size != 1 << bits:

@@ -6,6 +6,7 @@ import pathlib
 import numpy as np
 from jaxtyping import PyTree
 
+from recjax import gguf_file
 from recjax.errors import ConfigError
 from recjax.models import bert, checkpoint_config, huggingface
 
@@ -65,10 +66,12 @@ class Spec:
 
 
 def is_bert(folder: str | os.PathLike) -> bool:
-  """Whether a checkpoint folder holds a BERT-type encoder.
+  """Whether a checkpoint folder holds a BERT-type encoder; a GGUF file does not.
 
   Raises ConfigError where sentence-transformers keeps another kind of model in it.
   """
+  if gguf_file.is_gguf(folder):
+    return False
   folder = pathlib.Path(folder)
   modules = _modules(folder)
   inner = modules and modules[0].get('path')
@@ -97,7 +100,7 @@ def read_spec(folder: str | os.PathLike) -> Spec:
   huggingface.refuse_adapter(folder)
   checkpoint_config.check_bert(path, raw)
 
-  def size(key, default=None):
+  def size(key: str, default: int | None = None) -> int:
     return checkpoint_config.positive_int(path, raw, key, default)
   cfg = bert.Config(
       vocab=size('vocab_size'), width=size('hidden_size'), layers=size('num_hidden_layers'),

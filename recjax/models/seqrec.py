@@ -143,7 +143,8 @@ class SeqRec(nn.Module):
       segment: Segments, train: bool = False) -> Float[Array, 'R L D']:
     """States, zeros where segment is 0.
 
-    items: ids. position: of each token in its history. segment: whose token it is.
+    items: ids. position: of each token in its history. segment: whose token it is. train: whether
+    there is dropout.
     """
     cfg = self.cfg
     table = self.param('items', init_std(), (cfg.items + 2, cfg.width))
@@ -182,7 +183,8 @@ class SeqRec(nn.Module):
 
 
 def attention_mask(segment: Segments, causal: bool) -> Bool[AnyArray, 'R 1 L L']:
-  """Which slots each slot sees: its own user's, with `causal` only those not after it."""
+  """Which slots each slot sees: its own user's, with `causal` only those not after it. segment: as
+  of `SeqRec`."""
   same = (segment[:, :, None] == segment[:, None]) & (segment > 0)[:, None]
   if causal:
     order = jnp.arange(segment.shape[1])
@@ -198,16 +200,16 @@ class Block(nn.Module):
   def __call__(
       self, x: Float[Array, 'R L D'], visible: Bool[AnyArray, 'R 1 L L'], train: bool,
   ) -> Float[Array, 'R L D']:
-    """x: the states. visible: of `attention_mask`."""
+    """x: the states. visible: of `attention_mask`. train: whether there is dropout."""
     cfg = self.cfg
     drop = nn.Dropout(cfg.dropout, deterministic=not train)
     attend = Attention(cfg, name='attention')
     feed = FeedForward(cfg, name='feed')
 
-    def norm(name, y):
+    def norm(name: str, y: Array) -> Array:
       return nn.LayerNorm(epsilon=1e-12 if cfg.bert else 1e-8, name=name)(y)
 
-    def gate(name, y):
+    def gate(name: str, y: Array) -> Array:
       return nn.sigmoid(nn.Dense(cfg.width, kernel_init=init_std(), name=name)(y))
     if cfg.bert or cfg.norm == 'post':
       x = norm('norm_1', x + drop(attend(x, x, visible, train)))
@@ -232,11 +234,12 @@ class Attention(nn.Module):
   def __call__(
       self, query: Float[Array, 'R L D'], x: Float[Array, 'R L D'],
       visible: Bool[AnyArray, 'R 1 L L'], train: bool) -> Float[Array, 'R L D']:
-    """query: what asks. x: what is seen. visible: of `attention_mask`."""
+    """query: what asks. x: what is seen. visible: of `attention_mask`. train: whether there is
+    dropout."""
     cfg = self.cfg
     size = cfg.width // cfg.heads
 
-    def heads(name, y):
+    def heads(name: str, y: Array) -> Array:
       return nn.DenseGeneral((cfg.heads, size), kernel_init=init_std(), name=name)(y)
     q, k, v = heads('q', query), heads('k', x), heads('v', x)
     scores = jnp.einsum('rqhd,rkhd->rhqk', q, k) / size ** 0.5
@@ -252,10 +255,10 @@ class FeedForward(nn.Module):
 
   @nn.compact
   def __call__(self, x: Float[Array, 'R L D'], train: bool) -> Float[Array, 'R L D']:
-    """x: the states."""
+    """x: the states. train: whether there is dropout."""
     cfg = self.cfg
 
-    def up(name):
+    def up(name: str) -> Array:
       return nn.Dense(cfg.hidden, kernel_init=init_std(), name=name)(x)
     if cfg.kind == 'sasrec' and cfg.norm == 'ligr':
       y = nn.silu(up('up')) * up('side')
@@ -281,7 +284,7 @@ class GRU(nn.Module):
     before = jnp.pad(segment[:, :-1], [(0, 0), (1, 0)])
     begins = (segment != before) & (segment > 0)
 
-    def step(state, of_slot):
+    def step(state: Array, of_slot: tuple) -> tuple[Array, Array]:
       projected, begin, real = of_slot
       state = jnp.where(begin[:, None], 0, state)
       gates_x, candidate_x = jnp.split(projected, [2 * self.hidden], -1)
@@ -299,20 +302,22 @@ class GRU(nn.Module):
 
 def output_table(
     params: PyTree, cfg: Config) -> tuple[Float[AnyArray, 'N D'], Float[AnyArray, ' N'] | None]:
-  """What states are multiplied with for scores: rows of items 1..N, and their bias or None."""
+  """What states are multiplied with for scores: rows of items 1..N, and their bias or None. params:
+  of `SeqRec`. cfg: its shape."""
   table = params['output' if cfg.separate else 'items'][1:cfg.items + 1]
   bias = params['bias'][1:cfg.items + 1] if 'bias' in params else None
   return table, bias
 
 
 def init(cfg: Config, key: Key[Array, '']) -> PyTree:
-  """Parameters of a new model, float32."""
+  """Parameters of a new model, float32. cfg: the model's shape. key: of the draws."""
   zeros = jnp.zeros((1, cfg.max_history), jnp.int32)
   return SeqRec(cfg).init(key, zeros, zeros, zeros)['params']
 
 
 def history_positions(cfg: Config, rows: Int[AnyArray, 'B W']) -> Int[Array, 'B W']:
-  """The position of each token of histories. rows: their items, padded on the left."""
+  """The position of each token of histories. rows: their items, padded on the left. cfg: the
+  model's shape."""
   if cfg.count == 'start':
     return jnp.cumsum(rows > 0, -1)
   width = rows.shape[1]

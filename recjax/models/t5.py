@@ -106,7 +106,7 @@ class T5Layer(nn.Module):
     return rms_norm(x.astype(jnp.float32), scale, self.cfg.norm_eps).astype(self.cfg.dtype)
 
   def drop(self, x: Float[Array, '...'], train: bool) -> Float[Array, '...']:
-    """x after dropout, where it is training."""
+    """x after dropout, where it is training. train: whether it is training."""
     if not train or not self.cfg.dropout:
       return x
     return dropout(x, self.cfg.dropout, self.make_rng('dropout'))
@@ -122,7 +122,8 @@ class T5Layer(nn.Module):
     """Attention whose scores are not divided.
 
     q, k, v: queries, keys and values. bias: added to the scores, broadcasts to (B, H, Q, keys).
-    k_axes, v_axes: the axes of k and v: b rows, s queries, t keys, h heads, d their size.
+    k_axes, v_axes: the axes of k and v: b rows, s queries, t keys, h heads, d their size. train:
+    whether there is dropout.
     """
     scores = jnp.einsum(f'bshd,{k_axes}->bhst', q, k, preferred_element_type=jnp.float32) + bias
     weights = self.drop(jax.nn.softmax(scores, -1).astype(v.dtype), train)
@@ -133,6 +134,8 @@ class T5Layer(nn.Module):
       self, q: Float[Array, 'B T H Dh'], memory: Float[Array, 'B S D'], w_k: Float[Array, 'D E'],
       w_v: Float[Array, 'D E'], bias: Float[Array, '...'], train: bool) -> Float[Array, 'B T E']:
     """`attend` to keys memory @ w_k and values memory @ w_v that are never made.
+
+    bias, train: as of `attend`.
 
     q w_k' is scored against what is read itself, and what is seen of that goes through w_v.
     """
@@ -145,7 +148,7 @@ class T5Layer(nn.Module):
     return out.reshape(*out.shape[:2], -1)
 
   def feed(self, x: Float[Array, 'B Q D'], train: bool) -> Float[Array, 'B Q D']:
-    """The feed-forward layer with its residual."""
+    """The feed-forward layer with its residual. x: the states. train: whether there is dropout."""
     cfg, y = self.cfg, self.norm(x, 'feed_norm')
     up = self.linear(y, 'up', cfg.ffn)
     if cfg.gated:
@@ -161,7 +164,7 @@ class EncoderBlock(T5Layer):
   def __call__(
       self, x: Float[Array, 'B S D'], bias: Float[Array, 'B H S S'], train: bool,
   ) -> tuple[Float[Array, 'B S D'], None]:
-    """x: the states. bias: added to the scores of attention."""
+    """x: the states. bias: added to the scores of attention. train: whether there is dropout."""
     inner = self.cfg.heads * self.cfg.head_dim
     y = self.norm(x, 'norm')
     q, k, v = (self.heads(self.linear(y, name, inner)) for name in 'qkv')
@@ -181,8 +184,8 @@ class DecoderBlock(T5Layer):
     """x: states of tokens, or of beams. bias, cross_bias: of attention to them and to what is read.
 
     of_layer: keys and values of what is read, or with `memory` the kernels of both; and slots of
-    keys and of values where tokens come one by one, else None. t: the number of the token.
-    -> states, the slots with token t in
+    keys and of values where tokens come one by one, else None. t: the number of the token. train:
+    whether there is dropout. -> states, the slots with token t in
     """
     inner = self.cfg.heads * self.cfg.head_dim
     cross, slots = of_layer
@@ -207,7 +210,8 @@ class Encoder(T5Layer):
   @nn.compact
   def __call__(
       self, x: Float[Array, 'B S D'], mask: Mask, train: bool = False) -> Float[Array, 'B S D']:
-    """x: embeddings of what is read. mask: where there is a token."""
+    """x: embeddings of what is read. mask: where there is a token. train: whether there is dropout.
+    """
     cfg, order = self.cfg, np.arange(x.shape[1])
     table = self.param('bias', nn.initializers.normal(cfg.std), (cfg.buckets, cfg.heads))
     buckets = position_buckets(order - order[:, None], cfg.buckets, cfg.distance, True)
@@ -244,7 +248,7 @@ class DecoderStack(T5Layer):
 
   def relative_bias(
       self, first: int | Int[Array, ''], count: int, keys: int) -> Float[Array, '1 H Q T']:
-    """The bias of `count` tokens from `first` on towards tokens 0 .. keys - 1."""
+    """The bias of `count` tokens from `first` on toward tokens 0 .. keys - 1."""
     cfg = self.cfg
     order = np.arange(max(keys, count))
     buckets = position_buckets(order - order[:, None], cfg.buckets, cfg.distance, False)
@@ -260,7 +264,8 @@ class DecoderStack(T5Layer):
     """x: embeddings of all tokens that are written; or with slots of token t of K beams.
 
     cross: of the method `cross`; None where `memory` is given instead. mask: where a token is read.
-    -> float32 states, slots
+    slots: keys and values of the tokens before, or None. t: number of the token. train: whether
+    there is dropout. -> float32 states, slots
     """
     if memory is not None:
       cross = self.cross_k, self.cross_v
@@ -296,30 +301,34 @@ class Stacks(nn.Module):
   def __call__(
       self, x: Float[Array, 'B S D'], mask: Mask, y: Float[Array, 'B T D'], train: bool = False,
   ) -> tuple[Float[Array, 'B S D'], Float[Array, 'B T D']]:
-    """x: embeddings read, mask: where they are tokens. y: written ones. -> memory, states"""
+    """x: embeddings read, mask: where they are tokens. y: written ones. train: whether there is
+    dropout. -> memory, states"""
     memory = self.encode(x, mask, train)
     return memory, self.decode(y, memory, mask, train)
 
   def encode(
       self, x: Float[Array, 'B S D'], mask: Mask, train: bool = False) -> Float[Array, 'B S D']:
-    """The memory: the encoder's states."""
+    """The memory: the encoder's states. x, mask, train: as of `__call__`."""
     return self.encoder(x, mask, train)
 
   def decode(
       self, y: Float[Array, 'B T D'], memory: Float[Array, 'B S D'], mask: Mask,
       train: bool = False) -> Float[Array, 'B T D']:
-    """The decoder's states of all tokens that are written."""
+    """The decoder's states of all tokens that are written. y, mask, train: as of `__call__`.
+    memory: of `encode`."""
     if memory_attention_pays(self.cfg, y.shape[1], memory.shape[1]):
       return self.decoder(y, None, mask, train=train, memory=memory.astype(self.cfg.dtype))[0]
     return self.decoder(y, self.decoder.cross(memory), mask, train=train)[0]
 
   def cross(self, memory: Float[Array, 'B S D']) -> CrossKV:
+    """The keys and values of memory in every layer. memory: of `encode`."""
     return self.decoder.cross(memory)
 
   def step(
       self, y: Float[Array, 'B K D'], cross: CrossKV, mask: Mask, slots: Slots,
       t: int | Int[Array, '']) -> tuple[Float[Array, 'B K D'], Slots]:
-    """The decoder's states of token t of every beam, and the slots with it."""
+    """The decoder's states of token t of every beam, and the slots with it. y: embeddings of the
+    tokens. cross: of the method `cross`. mask: where a token is read."""
     return cast(Any, self.decoder(y, cross, mask, slots, t))
 
 
@@ -337,37 +346,43 @@ class T5(nn.Module):
   def __call__(
       self, tokens: Int[AnyArray, 'B S'], mask: Mask, written: Int[AnyArray, 'B T'],
       train: bool = False) -> Float[Array, 'B T V']:
-    """tokens: read, mask: where they are real. written: ids, the first one is the start."""
+    """tokens: read, mask: where they are real. written: ids, the first one is the start. train:
+    whether there is dropout."""
     _, states = self.stacks(self.embed(tokens), mask, self.embed(written), train)
     return self.logits(states)
 
   def embed(self, tokens: Int[AnyArray, '*rows']) -> Float[Array, '*rows D']:
+    """Embeddings of tokens: ids."""
     return self.shared[tokens]
 
   def encode(self, tokens: Int[AnyArray, 'B S'], mask: Mask) -> Float[Array, 'B S D']:
+    """The encoder's states. tokens: read, mask: where they are real."""
     return self.stacks.encode(self.embed(tokens), mask)
 
   def cross(self, memory: Float[Array, 'B S D']) -> CrossKV:
+    """The keys and values of memory in every layer. memory: of `encode`."""
     return self.stacks.cross(memory)
 
   def step(
       self, tokens: Int[AnyArray, 'B K'], cross: CrossKV, mask: Mask, slots: Slots,
       t: int | Int[Array, '']) -> tuple[Float[Array, 'B K D'], Slots]:
+    """As `Stacks.step`, for tokens: ids. cross, mask, slots, t: as there."""
     return self.stacks.step(self.embed(tokens), cross, mask, slots, t)
 
   def logits(self, states: Float[Array, '*rows D']) -> Float[Array, '*rows V']:
+    """The head on the decoder's states."""
     states = states * self.cfg.width ** -0.5 if self.cfg.scaled else states
     return states @ (self.shared.T if self.cfg.tied else self.head)
 
 
 def init(cfg: Config, key: Key[Array, '']) -> PyTree:
-  """Random parameters of `T5`, float32."""
+  """Random parameters of `T5`, float32. cfg: the model's shape. key: of the draws."""
   zeros = jnp.zeros((1, 1), jnp.int32)
   return T5(cfg).init(key, zeros, zeros + 1, zeros)['params']
 
 
 def shapes(cfg: Config) -> PyTree:
-  """The parameters of `T5` as jax.ShapeDtypeStruct."""
+  """The parameters of `T5` as jax.ShapeDtypeStruct. cfg: the model's shape."""
   return jax.eval_shape(lambda key: init(cfg, key), jax.random.key(0))
 
 
@@ -375,7 +390,8 @@ def shapes(cfg: Config) -> PyTree:
 
 
 def empty_slots(cfg: Config, batch: int, beams: int, tokens: int) -> Slots:
-  """Room for keys and values of what beams write. batch, beams, tokens: how many."""
+  """Room for keys and values of what beams write. batch, beams, tokens: how many. cfg: the model's
+  shape."""
   shape = (cfg.decoder_layers, batch, beams, tokens, cfg.heads, cfg.head_dim)
   return jnp.zeros(shape, cfg.dtype), jnp.zeros(shape, cfg.dtype)
 
@@ -390,19 +406,21 @@ def make_decoder(
   of `Decoder`. What is read is shared by all beams; each has a slot for the start and for every
   token but the last.
   """
-  def start(params, tokens, lengths, beams, new_tokens):
+  def start(params: PyTree, tokens: AnyArray, lengths: AnyArray, beams: int, new_tokens: int
+           ) -> tuple[Array, tuple]:
     cross, mask = read(params, tokens, lengths)
     slots = empty_slots(cfg, len(tokens), 1, new_tokens)
     state, slots = step(params, None, cross, mask, slots, 0)
     slots = tuple(jnp.broadcast_to(s, (*s.shape[:2], beams, *s.shape[3:])) for s in slots)
     return state[:, 0], (cross, mask, slots)
 
-  def forward(params, cache, tokens, t):
+  def forward(params: PyTree, cache: tuple, tokens: AnyArray, t: AnyArray | int
+              ) -> tuple[Array, tuple]:
     cross, mask, slots = cache
     state, slots = step(params, tokens, cross, mask, slots, t + 1)
     return state, (cross, mask, slots)
 
-  def reorder(cache, parents):
+  def reorder(cache: tuple, parents: AnyArray) -> tuple:
     take = jax.vmap(lambda beams, order: beams[:, order], (1, 0), 1)
     return (*cache[:2], tuple(take(s, parents) for s in cache[2]))
 
@@ -412,18 +430,19 @@ def make_decoder(
 def decoder(model: T5, start_id: int = 0) -> Decoder:
   """The T5 as `recjax.decoding` wants it; its params are the variables {'params'}.
 
-  start_id: the token that stands before what is written.
+  start_id: the token that stands before what is written. model: the T5.
   """
-  def read(variables, tokens, lengths):
+  def read(variables: PyTree, tokens: AnyArray, lengths: AnyArray) -> tuple:
     mask = jnp.arange(tokens.shape[1]) < lengths[:, None]
     memory = model.apply(variables, tokens, mask, method='encode')
     return model.apply(variables, memory, method='cross'), mask
 
-  def step(variables, tokens, cross, mask, slots, t):
+  def step(variables: PyTree, tokens: AnyArray | None, cross: tuple, mask: AnyArray, slots: tuple,
+           t: AnyArray | int) -> tuple:
     if tokens is None:
       tokens = jnp.full((len(mask), 1), start_id)
     return model.apply(variables, tokens, cross, mask, slots, t, method='step')
 
-  def logits(variables, states):
-    return model.apply(variables, states, method='logits')
+  def logits(variables: PyTree, states: AnyArray) -> Array:
+    return cast(Array, model.apply(variables, states, method='logits'))
   return make_decoder(model.cfg, read, step, logits)

@@ -32,7 +32,8 @@ UNREAD = r'decoder\.block\.0\.layer\.1\.EncDecAttention\.relative_attention_bias
 
 
 def names(cfg: t5.Config) -> dict[str, tuple[str, bool]]:
-  """The table of a model: the first feed-forward matrix has another name where it is gated."""
+  """The table of a model: the first feed-forward matrix has another name where it is gated. cfg:
+  the model's shape."""
   wi = 'wi_1' if cfg.gated else 'wi'
   return NAMES | {f'stacks/{side}/blocks/up': (
       f'{side}.block.{{}}.layer.{feed}.DenseReluDense.{wi}.weight', True)

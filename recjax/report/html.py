@@ -63,7 +63,7 @@ def clean(text: Any) -> str:
 @functools.cache
 def environment() -> jinja2.Environment:
   """Returns the templates: every value that is no Markup is cleaned and escaped, None is empty."""
-  def finalize(value):
+  def finalize(value: object) -> object:
     if value is None:
       return ''
     return value if hasattr(value, '__html__') else clean(value)
@@ -287,7 +287,7 @@ def _shown(value: Any) -> Any:
 
 
 def _fact_values(values: Mapping) -> dict:
-  def shown(value):
+  def shown(value: object) -> Any:
     if isinstance(value, Mapping):
       return _fact_values(value)
     if isinstance(value, list | tuple | set | frozenset):

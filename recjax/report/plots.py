@@ -55,7 +55,7 @@ def loss_curves(curves: Mapping[str, Sequence], validation: Mapping[str, Sequenc
   validation = validation or {}
   names = list(dict.fromkeys([*curves, *validation]))
 
-  def paint(axes):
+  def paint(axes: Any) -> None:
     handles = {}
     for i, name in enumerate(names):
       color, dash = _SERIES[i % len(_SERIES)], _DASHES[i // len(_SERIES) % len(_DASHES)]
@@ -94,7 +94,7 @@ def bars_with_intervals(rows: Mapping[str, Mapping], metric: str,
   cells = {row: made[metric] for row, made in rows.items()
            if _finite(made.get(metric, {}).get('value'))}
 
-  def paint(axes):
+  def paint(axes: Any) -> None:
     left, top = 0.0, 0.0
     for y, (row, cell) in enumerate(cells.items()):
       value, low, high = (cell.get(k) for k in ('value', 'low', 'high'))
@@ -134,7 +134,7 @@ def scatter(points: np.ndarray, groups: Sequence[str], xlabel: str = 'first comp
   sizes = {name: int((group_of == name).sum()) for name in sorted(set(group_of))}
   named = sorted(sizes, key=lambda name: -sizes[name])[:len(_SERIES) - (len(sizes) > len(_SERIES))]
 
-  def paint(axes):
+  def paint(axes: Any) -> None:
     handles = {}
     for start, end in lines:
       axes.plot([start[0], end[0]], [start[1], end[1]], color=_MUTED, linewidth=0.7, alpha=0.6)
@@ -164,7 +164,7 @@ def heat_map(values: np.ndarray, rows: Sequence[str], xlabel: str, label: str) -
   """
   values = np.asarray(values, float)
 
-  def paint(axes):
+  def paint(axes: Any) -> None:
     shown = np.ma.masked_less_equal(values, 0)
     drawn = axes.pcolormesh(shown, cmap='viridis')
     axes.set_yticks(np.arange(len(rows)) + 0.5, [_label(r) for r in rows])
@@ -184,7 +184,7 @@ def tag_frequency(before: Mapping[str, float], after: Mapping[str, float],
 
   before, after: {tag: count}; counts below 1 are left out. labels: what to call the two.
   """
-  def paint(axes):
+  def paint(axes: Any) -> None:
     handles = {}
     for counts, label, color, dash in zip((before, after), labels, _SERIES, _DASHES):
       uses = np.sort([float(count) for count in counts.values() if count >= 1])[::-1]
@@ -219,7 +219,7 @@ def histogram(values: Sequence[float], xlabel: str, ylabel: str = 'count', bins:
   finite = np.asarray(values, float)
   finite = finite[np.isfinite(finite)]
 
-  def paint(axes):
+  def paint(axes: Any) -> None:
     if len(finite):
       whole = (finite == finite.round()).all() and np.ptp(finite) < 2 * bins
       edges = np.arange(finite.min() - 0.5, finite.max() + 1) if whole else bins
@@ -273,7 +273,7 @@ def _tidied(svg: str) -> str:
   prefix = hashlib.sha256(svg.encode()).hexdigest()[:8]
   new_ids: dict[str, str] = {}
 
-  def renamed(match):
+  def renamed(match: re.Match) -> str:
     return match[1] + new_ids.setdefault(match[2], f'p{prefix}-{len(new_ids)}') + match[3]
   for node in root.iter():
     for key in ('href', 'clip-path', 'style'):

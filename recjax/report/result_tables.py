@@ -23,7 +23,7 @@ USER_GROUPS = ('head', 'mid', 'tail', 'short', 'long')
 LIST_METRICS = {'coverage': 'share of the catalog that stands in some list',
          'Gini': 'Gini: 0 where all items are shown alike, near 1 where a few get all',
          'novelty': "novelty: mean −log2 of an item's share of training interactions",
-         'out_of_catalogue': 'share of answers that are no item',
+         'out_of_catalog': 'share of answers that are no item',
          'repeat': 'share that stand twice in a list', 'seen': 'share that the user had before'}
 _BAR_WIDTH, _BAR_HEIGHT, _BAR_MARGIN = 140, 16, 5  # of an interval bar, in CSS pixels
 
@@ -60,7 +60,7 @@ def results_table(results: Mapping, metrics: Sequence[str] = (), main: str = '',
   head = ['Row', *(['n'] if sizes else []), main, [f'{main} ', scale_ends],
           *(['p'] if reference else []), *others]
 
-  def cells_of(row):
+  def cells_of(row: str) -> list:
     cells = rows[row]
     p = render('ends', 'reference') if row == reference else (
         p_value(_paired_p(results, row, reference, main)))
@@ -95,11 +95,12 @@ def interval_bar(cell: Mapping | None, scale: tuple[float, float],
   if cell is None or not _finite(cell.get('value')):
     return Markup('')
 
-  def x(value):
+  def x(value: Any) -> float:
     share = (min(max(value, scale[0]), scale[1]) - scale[0]) / (scale[1] - scale[0])
     return round(_BAR_MARGIN + share * (_BAR_WIDTH - 2 * _BAR_MARGIN), 1)
 
-  def line(first, last, name, top=_BAR_HEIGHT / 2, bottom=_BAR_HEIGHT / 2):
+  def line(first: Any, last: Any, name: str, top: float = _BAR_HEIGHT / 2,
+           bottom: float = _BAR_HEIGHT / 2) -> dict:
     return {'x1': x(first), 'x2': x(last), 'y1': top, 'y2': bottom, 'name': name}
 
   low, high = cell.get('low'), cell.get('high')
@@ -140,7 +141,7 @@ def group_differences(differences: Mapping, labels: Mapping[str, str]) -> list[S
     return []
   name = labels.get(differences['reference'], differences['reference'])
 
-  def cell(found):
+  def cell(found: Mapping) -> Any:
     p = found.get('p')
     sign = '+' if p is not None and found['value'] > 0 else ''
     return value_with_interval(
@@ -218,7 +219,7 @@ def _note(results: Mapping, main: str, reference: str) -> Markup:
 def _every_number(results: Mapping, reference: str, labels: Mapping[str, str]) -> Markup:
   head = ['Row', 'Metric', 'Value', 'Low', 'High', 'n', *(['p'] if reference else [])]
 
-  def cells_of(row, metric, cell):
+  def cells_of(row: str, metric: str, cell: Mapping) -> list:
     p = [p_value(_paired_p(results, row, reference, metric))] if reference else []
     ends = [_four(cell.get(key)) for key in ('value', 'low', 'high')]
     return [labels.get(row, row), metric, *ends, number(cell.get('n')), *p]

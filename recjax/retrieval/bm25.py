@@ -103,9 +103,8 @@ def count_matrix(
   data, columns, cuts = [], [], [0]
   for row, doc in enumerate(docs):
     for entry in doc.items() if isinstance(doc, Mapping) else doc:
-      if isinstance(entry, str):
-        entry = entry, 1
-      tag, weight = entry
+      pair: Any = (entry, 1) if isinstance(entry, str) else entry
+      tag, weight = pair
       if not 0 < weight < np.inf:
         raise DataError(f'document {row} gives tag {tag!r} the weight {weight}; weights must be '
                         'finite and above 0')
@@ -142,9 +141,9 @@ def reduce_queries(
     select = sp.csr_array((np.ones(len(filled), np.float32), (filled, last - 1)),
                           shape=(shape[0], counts.shape[0]))
     return select @ counts
-  rows = counts[items - 1]  # one row an interaction; a user's are neighbours
+  rows = counts[items - 1]  # one row an interaction; a user's are neighbors
   stacked = sp.csr_array((rows.data, rows.indices, rows.indptr[offsets]), shape=shape)
-  stacked.sort_indices()  # now a user's entries of one tag are neighbours
+  stacked.sort_indices()  # now a user's entries of one tag are neighbors
   if how == 'sum':
     stacked.sum_duplicates()
     return stacked
@@ -152,7 +151,7 @@ def reduce_queries(
 
 
 def _reduce_runs(stacked, lengths, how):
-  """Merges equal neighbouring columns of each row by max, or by min where all items hold them."""
+  """Merges equal neighboring columns of each row by max, or by min where all items hold them."""
   if not stacked.nnz:
     return stacked
   owner = np.repeat(np.arange(stacked.shape[0]), np.diff(stacked.indptr))

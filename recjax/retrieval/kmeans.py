@@ -21,6 +21,8 @@ Clusters = tuple[Float[Array, 'K d'], Int[Array, ' N'], Float[Array, '']]
 def argmin(x: Float[AnyArray, '*rows K']) -> Int[Array, '*rows']:
   """The first index of the least number, as jnp.argmin over the last axis.
 
+  x: of any shape.
+
   Least numbers of blocks first, then one block: a sixth of the time on a CPU, where a reduction
   that carries indices is not vectorized.
   """
@@ -44,8 +46,8 @@ def distances(x: Float[AnyArray, 'N d'], centers: Float[AnyArray, 'K d']) -> Flo
 def nearest(
     x: Float[AnyArray, 'N d'], centers: Float[AnyArray, 'K d'],
 ) -> tuple[Int[Array, ' N'], Float[Array, ' N']]:
-  """The nearest center of each point x, and its squared distance."""
-  def of_chunk(points):
+  """The nearest center of each point x, and its squared distance. centers: of K clusters."""
+  def of_chunk(points: AnyArray) -> tuple[Array, Array]:
     d = distances(points, centers)
     return argmin(d).astype(jnp.int32), d.min(-1)
   if len(x) <= CHUNK:
@@ -59,10 +61,12 @@ def nearest(
 def plus_plus(key: Key[Array, ''], x: Float[Array, 'N d'], k: int) -> Float[Array, 'K d']:
   """k-means++ (Arthur and Vassilvitskii, SODA 2007): k of the points x as centers.
 
+  key: of the draws.
+
   Each next one is drawn by its squared distance to those before. Where fewer than k points differ,
   some centers are equal.
   """
-  def add(number, carry):
+  def add(number: Array | int, carry: tuple) -> tuple:
     centers, least = carry
     noise = jax.random.gumbel(jax.random.fold_in(key, number), least.shape)
     drawn = jnp.argmax(jnp.where(least > 0, jnp.log(jnp.maximum(least, 1e-37)) + noise, -jnp.inf))
@@ -92,8 +96,9 @@ def update_centers(
 
 @functools.partial(jax.jit, static_argnums=(2, 3))
 def fit(key: Key[Array, ''], x: Float[Array, 'N d'], k: int, steps: int = 25) -> Clusters:
-  """k-means++ and `steps` of Lloyd's algorithm. -> centers, cluster of each point x, inertia"""
-  def step(_, centers):
+  """k-means++ and `steps` of Lloyd's algorithm. key: of the draws. -> centers, cluster of each
+  point x, inertia"""
+  def step(_: Array | int, centers: Array) -> Array:
     assigned, least = nearest(x, centers)
     return update_centers(x, assigned, centers, least)
   centers = lax.fori_loop(0, steps, step, plus_plus(key, x, k))
@@ -107,12 +112,14 @@ def fit_minibatch(
 ) -> Clusters:
   """Mini-batch k-means (Sculley, WWW 2010), as github.com/snap-research/GRID has it.
 
+  key: of the draws.
+
   A center moves by its batch's share of all that it has seen. x, k, steps: as in `fit`. batch:
   points of a step. -> centers, cluster of each point, inertia
   """
   sample = jax.random.permutation(jax.random.fold_in(key, 0), len(x))[:3072]
 
-  def step(number, carry):
+  def step(number: Array | int, carry: tuple) -> tuple:
     centers, seen = carry
     rows = jax.random.randint(jax.random.fold_in(key, number + 2), (min(batch, len(x)),), 0, len(x))
     assigned, _ = nearest(x[rows], centers)
@@ -143,7 +150,7 @@ def sinkhorn(
   n, k = distance.shape
   goal = jnp.full(k, -jnp.log(k)) if columns is None else jnp.log(columns)
 
-  def step(_, log):
+  def step(_: Array | int, log: Array) -> Array:
     log = log - jax.nn.logsumexp(log, 1, keepdims=True) - jnp.log(n)
     return log - jax.nn.logsumexp(log, 0) + goal
   log = lax.fori_loop(0, steps, step, -scaled / eps - jax.nn.logsumexp(-scaled / eps))
@@ -176,6 +183,8 @@ def fit_balanced(
     key: Key[Array, ''], x: Float[Array, 'N d'], k: int, steps: int = 10, eps: float = 0.05,
 ) -> Clusters:
   """k-means whose clusters hold between max(1, N // K - 1) and N // K + 1 points (at least).
+
+  key: of the draws.
 
   Sinkhorn and rounding under capacities in turn with means; a substitute for min-cost flow. x, k:
   as in `fit`. steps: of that. eps: of `sinkhorn`. -> centers, cluster of each point, inertia

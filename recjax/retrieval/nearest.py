@@ -1,6 +1,6 @@
 """From a generated vector to real items: exact distances, and popularity that pulls them.
 
-Bao et al., arXiv 2308.08434 (BIGRec), 3.2 and 3.3; see docs/bigrec.md. Distances are |e|^2 + |o|^2
+Bao et al., arXiv 2308.08434 (BIGRec); see docs/bigrec.md. Distances are |e|^2 + |o|^2
 - 2 e.o in float32 at the highest matmul precision, after the catalog's mean is taken from both
 sides: the distances stay, less cancels. Shape letters: N items, B queries, D width.
 """
@@ -49,7 +49,8 @@ def center(vectors: Num[AnyArray, 'N D'] | Sequence[Sequence[float]]) -> Vectors
 
 
 def with_rounded(vectors: Vectors) -> Vectors:
-  """Vectors for many calls of `nearest`: half as much memory again where that saves time."""
+  """Vectors for many calls of `nearest`: half as much memory again where that saves time. vectors:
+  of all items."""
   if len(vectors.items) < MANY_ITEMS or not bfloat16_pays():
     return vectors
   return vectors._replace(rounded=round_vectors(vectors.items))
@@ -57,7 +58,7 @@ def with_rounded(vectors: Vectors) -> Vectors:
 
 @jax.jit
 def round_vectors(items: Float[Array, 'N D']) -> RoundedVectors:
-  """The vectors in bfloat16, and how far that is from them."""
+  """The vectors in bfloat16, and how far that is from them. items: their vectors."""
   low = items.astype(jnp.bfloat16)
   return RoundedVectors(
       low, _row_norms(items).max(), _row_norms(items - low.astype(jnp.float32)).max())
@@ -80,14 +81,14 @@ def bfloat16_pays() -> bool:
 
 @jax.jit
 def squared_distances(vectors: Vectors, queries: Float[Array, 'B D']) -> Float[Array, 'B N']:
-  """Squared distances of queries to all items, none negative."""
+  """Squared distances of queries to all items, none negative. vectors: of all items."""
   queries = queries.astype(jnp.float32) - vectors.mean
   dot = jnp.matmul(queries, vectors.items.T, precision=lax.Precision.HIGHEST)
   return jnp.maximum(vectors.squared + (queries * queries).sum(-1, keepdims=True) - 2 * dot, 0)
 
 
 def distances(vectors: Vectors, queries: Float[AnyArray, 'B D']) -> Float[Array, 'B N']:
-  """Euclidean distances of queries to all items, float32."""
+  """Euclidean distances of queries to all items, float32. vectors: of all items."""
   return jnp.sqrt(squared_distances(vectors, queries))
 
 
@@ -97,12 +98,14 @@ def nearest(
 ) -> tuple[Float[Array, 'B k'], Int[Array, 'B k']]:
   """The k nearest items, ties to the lower index. -> distances, int32 rows of items
 
+  vectors: of all items. queries: of B users.
+
   With vectors.rounded a pass in bfloat16 picks candidates and float32 decides among them; where
   rounding could hide an item of the k from any query of the batch, all is done in float32.
   """
   queries = queries.astype(jnp.float32) - vectors.mean
 
-  def exact():
+  def exact() -> tuple[Array, Array]:
     dot = jnp.matmul(queries, vectors.items.T, precision=lax.Precision.HIGHEST)
     return top_k(_computed_once(2 * dot - vectors.squared), k)
   if vectors.rounded is None or 2 * k + 12 > len(vectors.items):
@@ -158,7 +161,8 @@ def min_max_normalize(
 
 
 def popularity(counts: Num[AnyArray, ' N'] | Sequence[float]) -> Float[Array, ' N']:
-  """The weight W of items: their share of all interactions in training, brought to 0 .. 1."""
+  """The weight W of items: their share of all interactions in training, brought to 0 .. 1. counts:
+  interactions of each item."""
   counts = jnp.asarray(counts, jnp.float32)
   return min_max_normalize(counts / jnp.maximum(counts.sum(), 1))
 
@@ -174,7 +178,7 @@ def rank_curve(
 
   distance: Dn, of `min_max_normalize`. weight: W, of `popularity` or the like. targets: rows of
   items. seen: items out of the ranking; a target never is. ties: 'pessimistic' counts equal items
-  before the target, 'index' those of lower row alone.
+  before the target, 'index' those of lower row alone. gammas: powers of the weight.
   """
   rows = jnp.arange(distance.shape[1])
   target_rows = targets[:, None]
@@ -183,11 +187,13 @@ def rank_curve(
     log_distance = jnp.where(seen & (rows != target_rows), UNREACHABLE, log_distance)
   lift = jnp.broadcast_to(jnp.log1p(weight), distance.shape)
 
-  def of_gamma(gamma):
+  def of_gamma(gamma: Array) -> Array:
     value = log_distance - gamma * lift
     target_value = jnp.take_along_axis(value, target_rows, 1)
     tied = (rows < target_rows) if ties == 'index' else (rows != target_rows)
-    ahead = (value < target_value) | (value == target_value) & tied
+    # A compiler may reckon a target's value twice and round it differently, so that it would be
+    # ahead of itself.
+    ahead = (value < target_value) & (rows != target_rows) | (value == target_value) & tied
     return ahead.sum(-1, dtype=jnp.int32)
   return lax.map(of_gamma, gammas)
 

@@ -51,23 +51,23 @@ def create_app(service: RecommendationService) -> limits.LimitsMiddleware:
 
 def add_error_handlers(app: fastapi.FastAPI) -> None:
   """Makes `app` answer every error in one form."""
-  def answer(status: int, message: str, headers: Mapping[str, str] | None = None):
+  def answer(status: int, message: str, headers: Mapping[str, str] | None = None) -> JSONResponse:
     return JSONResponse(error_body(status, replace_surrogates(message)), status, headers)
 
   @app.exception_handler(RequestError)
-  async def request_error(request, error):
+  async def request_error(request: Any, error: Any) -> JSONResponse:
     return answer(error.status, error.message, error.headers)
 
   @app.exception_handler(UserError)
-  async def user_error(request, error):
+  async def user_error(request: Any, error: Any) -> JSONResponse:
     return answer(422, str(error))
 
   @app.exception_handler(HTTPException)
-  async def http_exception(request, error):
+  async def http_exception(request: Any, error: Any) -> JSONResponse:
     return answer(error.status_code, str(error.detail), error.headers)
 
   @app.exception_handler(RequestValidationError)
-  async def validation_error(request, error):
+  async def validation_error(request: Any, error: Any) -> JSONResponse:
     problems = error.errors()[:3]
     status = 400 if any(p['type'] == 'json_invalid' for p in problems) else 422
     return answer(status, '; '.join(

@@ -99,7 +99,7 @@ class Batcher:
 
   def _answer(self, batch: list) -> None:
     """Answers all; where that fails, each alone, so that one's mistake is not the others'."""
-    def settle(row, answer):
+    def settle(row: int, answer: Any) -> None:
       if not batch[row][1].done():
         batch[row][1].set_result(answer)
     try:

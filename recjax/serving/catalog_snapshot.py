@@ -181,7 +181,7 @@ class CatalogVersions:
     Returns the new snapshot. Raises DataError where the file is broken; the old one goes on then.
     """
     if not self.path:
-      raise DataError('nothing to reload; start the server with --catalogue=FILE')
+      raise DataError('nothing to reload; start the server with --catalog=FILE')
     with self._lock:
       fresh, _ = loading.read_items(self.path)
       current = self.current

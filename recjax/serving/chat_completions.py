@@ -35,19 +35,25 @@ class ContentPart(pydantic.BaseModel):
 
 
 class ChatMessage(pydantic.BaseModel):
-  """A turn of a conversation."""
+  """A turn of a conversation. role: who says it. content: what is said, a text or parts of one."""
   role: str = pydantic.Field(max_length=40)
   content: Annotated[str, pydantic.Field(max_length=MAX_MESSAGE_CHARS)] | Annotated[
       list[ContentPart], pydantic.Field(max_length=MAX_PARTS)]
 
 
 class StreamOptions(pydantic.BaseModel):
-  """What a stream says besides."""
+  """What a stream says besides. include_usage: whether the last chunk counts tokens."""
   include_usage: bool = False
 
 
 class ChatCompletionRequest(pydantic.BaseModel):
-  """A conversation that waits for its next turn; OpenAI's other fields are taken and not needed."""
+  """A conversation that waits for its next turn; OpenAI's other fields are taken and not needed.
+
+  messages: the turns so far. model: name of the run, where several are served. stream,
+  stream_options: whether the answer comes in chunks, and what they say. n: 1. max_tokens,
+  max_completion_tokens: of the answer. temperature: 0 takes the likeliest token. seed: of the
+  draws.
+  """
   messages: Annotated[list[ChatMessage], pydantic.Field(min_length=1, max_length=MAX_MESSAGES)]
   model: str = ''
   stream: bool = False
@@ -75,11 +81,11 @@ def add_routes(app: fastapi.FastAPI, service: RecommendationService) -> None:
     model = service.model(body.model, 'chat_model', NO_CHAT)
     is_over, texts, loop = threading.Event(), asyncio.Queue(), asyncio.get_running_loop()
 
-    def on_text(text):
+    def on_text(text: str) -> None:
       with contextlib.suppress(RuntimeError):  # the server has ended
         loop.call_soon_threadsafe(texts.put_nowait, text)
 
-    def on_done(reply):
+    def on_done(reply: asyncio.Future) -> None:
       is_over.set()
       texts.put_nowait(None)
       if not reply.cancelled():
@@ -172,7 +178,7 @@ async def completion_events(head: Mapping[str, Any], model: ServedModel, text: s
   """
   head, sent = {**head, 'object': 'chat.completion.chunk'}, 0
 
-  def chunk(delta, reason=None, **more):
+  def chunk(delta: dict, reason: str | None = None, **more) -> Any:
     choice = {'index': 0, 'delta': delta, 'logprobs': None, 'finish_reason': reason}
     return server_sent_event({**head, 'choices': [choice], **more})
   try:

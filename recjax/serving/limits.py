@@ -65,7 +65,7 @@ class LimitsMiddleware:
     self.running = 0
 
   async def __call__(self, scope: dict[str, Any], receive: Callable, send: Callable) -> None:
-    """Answers one connection, as ASGI defines it."""
+    """Answers one connection, as ASGI defines it. scope, receive, send: of ASGI."""
     if scope['type'] == 'lifespan':
       await self.app(scope, receive, send)
     elif scope['type'] != 'http':
@@ -76,7 +76,7 @@ class LimitsMiddleware:
   async def _http(self, scope, receive, send):
     start, status = time.perf_counter(), CLIENT_CLOSED_REQUEST
 
-    async def send_with_headers(message):
+    async def send_with_headers(message: dict[str, Any]) -> None:
       nonlocal status
       if message['type'] == 'http.response.start':
         status = message['status']
@@ -146,7 +146,7 @@ class LimitsMiddleware:
       raise RequestError(422, f'the JSON is nested deeper than {MAX_JSON_DEPTH}')
     messages = [{'type': 'http.request', 'body': body, 'more_body': False}]
 
-    async def receive_whole():
+    async def receive_whole() -> dict[str, Any]:
       return messages.pop() if messages else await receive()
     return receive_whole
 

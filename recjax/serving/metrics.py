@@ -35,7 +35,7 @@ class Metrics:
         'recjax_interests', 'Interests found, by who found them', ('source',),
         registry=self.registry)
     self.catalog_reloads = prometheus.Counter(
-        'recjax_catalogue_reloads', 'Catalogs read anew', ('outcome',), registry=self.registry)
+        'recjax_catalog_reloads', 'Catalogs read anew', ('outcome',), registry=self.registry)
 
   def observe_request(self, scope: Mapping[str, Any], status: int, seconds: float) -> None:
     """Counts one request. Paths that no route has are one label, so that labels stay few.

@@ -20,7 +20,11 @@ MAX_LISTS = 4096  # histories of a request
 
 
 class ReclmRequest(pydantic.BaseModel):
-  """What a client sends; users, item_lengths and immediately are taken and not needed."""
+  """What a client sends; users, item_lengths and immediately are taken and not needed.
+
+  item_lists: histories, oldest first. k: items of a list. candidate_item_lists: of each user the
+  only items that may come. target_category: of each user what to recommend from.
+  """
   item_lists: list[list[str | int]]
   users: list[str | int] = []
   item_lengths: list[int] = []
@@ -33,7 +37,7 @@ class ReclmRequest(pydantic.BaseModel):
 def add_routes(app: fastapi.FastAPI, top_items: TopItems, catalog: Catalog) -> None:
   """Adds the routes to `app`.
 
-  top_items: as `evaluation.recommender.Recommender` has it. catalog: its items.
+  top_items: as `evaluation.recommender.CatalogRecommender` has it. catalog: its items.
   """
   ranker, lock = ReclmRanker(top_items, catalog), threading.Lock()
 

@@ -25,7 +25,7 @@ History = Annotated[list[ItemId], pydantic.Field(max_length=MAX_HISTORY,
 
 
 class StrictBody(pydantic.BaseModel):
-  """A body whose misspelt fields are refused."""
+  """A body whose misspelled fields are refused."""
   model_config = pydantic.ConfigDict(extra='forbid')
 
 
@@ -78,7 +78,7 @@ def add_health_routes(app: fastapi.FastAPI, service: RecommendationService) -> N
     """What is served, in OpenAI's form."""
     return {'object': 'list', 'data': [
         {'id': name, 'object': 'model', 'created': int(service.started), 'owned_by': 'recjax',
-         'method': m.method, 'items': len(m.snapshot), 'catalogue': m.snapshot.version,
+         'method': m.method, 'items': len(m.snapshot), 'catalog': m.snapshot.version,
          'ready': m.is_ready, 'converses': m.chat_model is not None, 'tags': m.tags is not None}
         for name, m in service.models.items()]}
 
@@ -107,7 +107,7 @@ def add_recommend_routes(app: fastapi.FastAPI, service: RecommendationService) -
     return JSONResponse({  # as it is: FastAPI would copy every value first
         'model': model.name, 'items': items, 'short': len(items) < body.k,
         'source': 'model' if history else 'popularity', 'unknown': shown_ids(unknown),
-        'catalogue': snapshot.version})
+        'catalog': snapshot.version})
 
   @app.post('/v1/interests')
   async def interests(body: InterestsRequest):
@@ -136,12 +136,12 @@ def add_catalog_routes(app: fastapi.FastAPI, service: RecommendationService) -> 
             'recommended': int(snapshot.is_live.sum()),
             'unknown_to_the_model': snapshot.unknown_items}
 
-  @app.get('/v1/catalogue')
+  @app.get('/v1/catalog')
   async def state(model: str = ''):
     """Which catalog is served."""
     return describe(service.model(model).snapshot)
 
-  @app.post('/v1/catalogue/reload')
+  @app.post('/v1/catalog/reload')
   async def reload(model: str = ''):
     """Reads the items file again; where it is broken the old catalog goes on."""
     catalogs = service.model(model).catalogs
@@ -153,7 +153,7 @@ def add_catalog_routes(app: fastapi.FastAPI, service: RecommendationService) -> 
     service.metrics.catalog_reloads.labels('taken').inc()
     return describe(snapshot)
 
-  @app.post('/v1/catalogue/rollback')
+  @app.post('/v1/catalog/rollback')
   async def rollback(model: str = ''):
     """Returns to the catalog before."""
     return describe(await run_in_threadpool(service.model(model).catalogs.rollback))

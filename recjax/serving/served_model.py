@@ -14,7 +14,7 @@ import numpy as np
 
 from recjax import recommend, run_files, settings
 from recjax.errors import ConfigError
-from recjax.evaluation.recommender import Recommender, as_recommender
+from recjax.evaluation.recommender import CatalogRecommender, as_recommender
 from recjax.serving.batcher import Batcher
 from recjax.serving.catalog_snapshot import CatalogSnapshot, CatalogVersions
 
@@ -65,8 +65,8 @@ class ServedModel:
   batch_sizes: of its calls. batch_seconds: {size: how long a call takes}, as `warm_up` measures it.
   """
 
-  def __init__(self, name: str, method: str, recommender: Recommender, catalogs: CatalogVersions,
-               chat_model: Any = None, batched: bool = True,
+  def __init__(self, name: str, method: str, recommender: CatalogRecommender,
+               catalogs: CatalogVersions, chat_model: Any = None, batched: bool = True,
                on_batch: Callable[[str, str, int, float], None] | None = None,
                tags: Mapping[str, Sequence[tuple[str, float]]] | None = None,
                purchases: Purchases | None = None):

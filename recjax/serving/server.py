@@ -140,7 +140,7 @@ def build_server(service: RecommendationService, warm_up: bool = True) -> Any:
     """Ends open event streams as soon as a signal comes, so that the rest can end, and then ends as
     a program that did what it was told; uvicorn would raise the signal again."""
 
-    def handle_exit(self, sig, frame):
+    def handle_exit(self, sig: int, frame: Any) -> None:
       self.force_exit = self.should_exit and sig == signal.SIGINT
       service.is_closing = self.should_exit = True
   if warm_up:

@@ -172,14 +172,14 @@ class RecommendationService:
     snapshot, recent = model.snapshot, history[-local_interests.RECENT:]
     reasons: dict[str, list] = {
         'interests': local_interests.shared_terms(item, interests, snapshot.terms), 'tags': [],
-        'neighbours': []}
+        'neighbors': []}
     if model.tags:
       history_tags = {tag for seen in recent
                       for tag, _ in model.tags.get(snapshot.item_id(seen), ())}
       reasons['tags'] = [tag for tag, _ in model.tags.get(snapshot.item_id(item), ())
                          if tag in history_tags][:4]
     for other, people in co_purchased(model.purchases, item, recent):
-      reasons['neighbours'].append({'id': snapshot.item_id(other),
+      reasons['neighbors'].append({'id': snapshot.item_id(other),
                                     'title': snapshot.title(other)[:200], 'people': people})
     return reasons
 

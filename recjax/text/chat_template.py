@@ -9,10 +9,12 @@ import functools
 import json
 import re
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import jinja2
 import jinja2.ext
 import jinja2.sandbox
+from jinja2 import nodes
 
 from recjax.errors import ConfigError
 from recjax.text import tokenizer as tokenizer_lib
@@ -57,7 +59,8 @@ def render_parts(tokenizer: Tokenizer, messages: Messages, generation_prompt: bo
   """As `render`, where contents may hold token ids: a content is a text, or a list of texts and id
   lists, which stand in their places as they are.
 
-  -> [ids, ids, ...]: what is before the first id list, that list, what is up to the next, ...
+  tokenizer, messages, generation_prompt, variables: as there. -> [ids, ids, ...]: what is before
+  the first id list, that list, what is up to the next, ...
   """
   slots, hidden = _hidden(tokenizer, messages)
   return _spliced(tokenizer, _laid_out(tokenizer, hidden, generation_prompt, variables), slots)
@@ -66,6 +69,8 @@ def render_parts(tokenizer: Tokenizer, messages: Messages, generation_prompt: bo
 def prompt_parts(tokenizer: Tokenizer, messages: Messages, **variables: object
                  ) -> list[list[int]]:
   """As `render_parts`, up to where the assistant's answer begins, whatever the template does.
+
+  tokenizer, messages, variables: as there.
 
   Where it has no generation prompt, or none for these messages, the answer is opened as the
   template opens one that is there; white space alone is left to the answer.
@@ -82,7 +87,8 @@ def prompt_parts(tokenizer: Tokenizer, messages: Messages, **variables: object
 
 
 def prompt_ids(tokenizer: Tokenizer, messages: Messages, **variables: object) -> list[int]:
-  """`ask_parts` in one: the ids of messages up to where the assistant's answer begins."""
+  """`prompt_parts` in one: the ids of messages up to where the assistant's answer begins.
+  tokenizer, messages, variables: as there."""
   return [i for part in prompt_parts(tokenizer, messages, **variables) for i in part]
 
 
@@ -141,10 +147,10 @@ def _hide(tokenizer, message):
   if any(isinstance(p, dict) or p is None for p in parts):
     raise ConfigError(f'a chat message has content {content!r:.60}; only text works')
 
-  def stand_in(match):
+  def stand_in(match: re.Match) -> str:
     return f'{_HIDE}{tokenizer.controls[match[0]]}{_SHOW}'
 
-  def plain(text):
+  def plain(text: str) -> str:
     return tokenizer.control_pattern.sub(stand_in, tokenizer_lib.clean(text))
 
   out = {key: plain(value) if isinstance(value, str) and key != 'role' else value
@@ -176,7 +182,7 @@ def _pieces(tokenizer, text):
   """Splits rendered text into (text, trusted) pieces and brings hidden control tokens back."""
   strings = {str(i): token for token, i in tokenizer.controls.items()}
 
-  def show(match):
+  def show(match: re.Match) -> str:
     return strings[match[1]]
 
   return [(_HIDDEN.sub(show, _MARKS.sub('', piece)), place % 2 == 0)
@@ -217,10 +223,10 @@ class _Generation(jinja2.ext.Extension):
   """{% generation %} marks the assistant's text in some templates; here it only passes through."""
   tags = {'generation'}
 
-  def parse(self, parser):
+  def parse(self, parser: Any) -> nodes.Node:
     line = next(parser.stream).lineno
-    body = parser.parse_statements(['name:endgeneration'], drop_needle=True)
-    return jinja2.nodes.Scope(body, lineno=line)
+    body = parser.parse_statements(('name:endgeneration',), drop_needle=True)
+    return nodes.Scope(body, lineno=line)
 
 
 def _tojson(value, ensure_ascii=False, indent=None, separators=None, sort_keys=False):
@@ -234,5 +240,5 @@ def _raise(message):
 
 
 def _strftime_now(style):
-  # What is asked on another day than it was learnt on must read alike.
+  # What is asked on another day than it was learned on must read alike.
   return TODAY.strftime(style)

@@ -10,7 +10,7 @@ import html
 import itertools
 import math
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from recjax.errors import DataError
 from recjax.text import prompt_templates
@@ -57,7 +57,8 @@ def extract_tags(columns: Mapping[str, Sequence], n: int = 10, exclude: Iterable
 
 
 def phrases(text: str) -> list[list[str]]:
-  """Stretches of lower-case words that a phrase may be cut from: no stop words, numbers, codes."""
+  """Stretches of lower-case words that a phrase may be cut from: no stop words, numbers, codes.
+  text: as written."""
   return _runs(_plain(text))
 
 
@@ -151,7 +152,7 @@ def _speaks(word):
 
 @functools.lru_cache(maxsize=1 << 16)
 def stem(word: str) -> str:
-  """Folds plurals, roughly: only used to see whether two tags say the same."""
+  """Folds plurals, roughly: only used to see whether two tags say the same. word: in lower case."""
   if len(word) > 4 and word.endswith('ies'):
     return word[:-3] + 'y'
   if len(word) > 4 and word.endswith(('ches', 'shes', 'xes', 'sses')):
@@ -201,7 +202,7 @@ class _Statistics:
         for part in (phrase[1:], phrase[:-1]) if size > 1 else ():
           self.longer[part] = max(count, self.longer.get(part, 0))
 
-  def phrases(self, runs, size):
+  def phrases(self, runs: Iterable, size: int) -> Iterator[tuple]:
     """(position, ends its run, words) of each phrase whose parts occur in two items."""
     position = 0
     for run in runs:
@@ -215,10 +216,10 @@ class _Statistics:
       position += len(run)
 
   @functools.cached_property
-  def worths(self):
+  def worths(self) -> dict:
     return {phrase: self._worth(phrase, count) for phrase, count in self.df.items()}
 
-  def worth(self, phrase, closes_title):
+  def worth(self, phrase: tuple, closes_title: bool) -> float:
     """How telling a phrase is anywhere, about 0..2; one of a single item must close its title."""
     known = self.worths.get(phrase)
     if known is None:
@@ -245,7 +246,7 @@ def _choose(item, statistics, common, n):
   """The tags of one item; each new one must say something the earlier ones do not."""
   tags, covered = [], set()
 
-  def add(tag, share):
+  def add(tag: str, share: float) -> None:
     stems = _stems(tag)
     if tag and stems and len(stems - covered) >= share * len(stems) and len(tags) < n:
       tags.append(tag)

@@ -1,6 +1,7 @@
 """Token rows of many samples: which of them share a row, and the arrays that a model trains on."""
 import dataclasses
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 import numpy as np
 from jaxtyping import Bool, Int, Num
@@ -12,9 +13,9 @@ ROW_STEP = 64  # rows are a multiple of this long
 
 @dataclasses.dataclass(frozen=True)
 class TokenSample:
-  """Token ids of one sample, the tokens that are learnt, and further marks of each token."""
+  """Token ids of one sample, the tokens that are learned, and further marks of each token."""
   ids: Int[np.ndarray, ' S']
-  learnt: Bool[np.ndarray, ' S']
+  learned: Bool[np.ndarray, ' S']
   marks: dict[str, Int[np.ndarray, ' S']] = dataclasses.field(default_factory=dict)
 
 
@@ -37,29 +38,29 @@ class PackedSamples:
 
     Each token has its next one as target, its position in its sample (prefix included) and the
     number of its sample in the row (`segments`, from 1; 0 for padding). `weights` is 1 where the
-    target is learnt. `first` and `first_weight` are the same for the token of each sample that the
+    target is learned. `first` and `first_weight` are the same for the token of each sample that the
     prefix predicts. Marks are those of the target.
     """
-    rows = [self.rows[r] for r in (range(len(self.rows)) if rows is None else rows)]
-    num_rows, start = max(num_rows, len(rows)), len(self.prefix)
+    taken = [self.rows[r] for r in (range(len(self.rows)) if rows is None else rows)]
+    num_rows, start = max(num_rows, len(taken)), len(self.prefix)
     shape, widest = (num_rows, self.row_tokens), max(map(len, self.rows))
-    batch = {name: np.zeros(shape, np.int32)
-             for name in ('tokens', 'positions', 'segments', 'targets')}
+    batch: dict[str, Any] = {name: np.zeros(shape, np.int32)
+                             for name in ('tokens', 'positions', 'segments', 'targets')}
     batch['weights'] = np.zeros(shape, np.float32)
     batch['first'] = np.zeros((num_rows, widest), np.int32)
     batch['first_weight'] = np.zeros((num_rows, widest), np.float32)
     batch |= {name: np.full(shape, fill, np.int32) for name, fill in self.fills.items()}
-    for r, members in enumerate(rows):
+    for r, members in enumerate(taken):
       column = 0
       for s, index in enumerate(members):
         sample = self.samples[index]
         place = r, slice(column, column + len(sample.ids) - start - 1)
         batch['tokens'][place] = sample.ids[start:-1]
         batch['targets'][place] = sample.ids[start + 1:]
-        batch['weights'][place] = sample.learnt[start + 1:]
+        batch['weights'][place] = sample.learned[start + 1:]
         batch['positions'][place] = np.arange(start, len(sample.ids) - 1)
         batch['segments'][place] = s + 1
-        batch['first'][r, s], batch['first_weight'][r, s] = sample.ids[start], sample.learnt[start]
+        batch['first'][r, s], batch['first_weight'][r, s] = sample.ids[start], sample.learned[start]
         for name in self.fills:
           batch[name][place] = sample.marks[name][start + 1:]
         column = place[1].stop
@@ -67,9 +68,9 @@ class PackedSamples:
 
   @property
   def tokens(self) -> int:
-    """How many tokens are learnt; those of the prefix count once for each sample, or not at all."""
+    """How many tokens are learned; the prefix's count once for each sample, or not at all."""
     start = len(self.prefix)
-    return int(sum(s.learnt[start + 1:].sum() + start * s.learnt[start] for s in self.samples))
+    return int(sum(s.learned[start + 1:].sum() + start * s.learned[start] for s in self.samples))
 
   @property
   def filled(self) -> float:
@@ -98,7 +99,8 @@ def pack_in_order(lengths: Int[np.ndarray, ' N'], num_rows: int,
                   capacity: int) -> list[tuple[int, list[list[int]]]]:
   """Fills batches of rows with samples in order, each into the first row with space.
 
-  lengths: none above `capacity`. -> [(first sample, for each row its samples counted from there)]
+  lengths: none above `capacity`. num_rows: of a batch. -> [(first sample, for each row its samples
+  counted from there)]
   """
   batches, start = [], 0
   space, rows = [capacity] * num_rows, [[] for _ in range(num_rows)]
@@ -141,7 +143,7 @@ class _FreeSpace:
     self.leaves = 1 << max(n - 1, 0).bit_length()
     self.most = [capacity] * (2 * self.leaves)
 
-  def take(self, length):
+  def take(self, length: int | np.integer):
     node = 1
     while node < self.leaves:
       node = 2 * node + (self.most[2 * node] < length)

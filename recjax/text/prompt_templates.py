@@ -39,5 +39,6 @@ def read(name: str, home: str, fields: Mapping[str, Iterable[str]]) -> dict[str,
 
 
 def fill(text: str, **values: object) -> str:
-  """Puts values into {names}; braces in the values, or around other words, stay as they are."""
+  """Puts values into {names}; braces in the values, or around other words, stay as they are. text:
+  the template."""
   return re.sub(r'\{(\w+)\}', lambda m: str(values.get(m[1], m[0])), text)

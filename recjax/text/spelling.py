@@ -53,7 +53,7 @@ def letters_of(text: str) -> str:
 
 
 def difference(old: str, new: str) -> str:
-  """Where a text first became another one, by code points."""
+  """Where a text first became another one, by code points. old, new: the texts."""
   matcher = difflib.SequenceMatcher(None, old, new, autojunk=False)
   for kind, start, end, new_start, new_end in matcher.get_opcodes():
     if kind != 'equal':
@@ -63,13 +63,15 @@ def difference(old: str, new: str) -> str:
 
 
 def code_points(text: str) -> str:
-  """Code points with their names, the first few. -> 'U+00E9 LATIN SMALL LETTER E WITH ACUTE'"""
+  """Code points with their names, the first few. text: the code points. -> 'U+00E9 LATIN SMALL
+  LETTER E WITH ACUTE'"""
   named = [f'U+{ord(c):04X} {unicodedata.name(c, "without a name")}' for c in text[:SHOWN]]
   return ', '.join([*named, *['...'] * (len(text) > SHOWN)]) or 'nothing'
 
 
 def count_changes(before: Sequence[str], after: Sequence[str]) -> dict[str, int]:
-  """What becomes of texts in a tokenizer's form, counted; {} where all stay as they are."""
+  """What becomes of texts in a tokenizer's form, counted; {} where all stay as they are. before,
+  after: the same texts, in order."""
   changed = sum(a != b for a, b in zip(before, after))
   return {'titles_as_the_tokenizer_spells_them': changed,
           'titles_alike_to_the_tokenizer': len(set(before)) - len(set(after))} if changed else {}

@@ -10,12 +10,16 @@ _BULLET = re.compile(r'[-•–·]+\s+')
 
 
 def is_numbered(text: str) -> bool:
-  """True if the reply holds a numbered list; otherwise its tags are a guess worth flagging."""
+  """True if the reply holds a numbered list; otherwise its tags are a guess worth flagging. text:
+  the reply."""
   return bool(_numbered_lines(text))
 
 
-def parse_tag_list(text: str) -> list[str]:
+def parse_tag_list(text: str, cut: bool = False) -> list[str]:
   """Tags of one reply: its numbered lines, else its parts between commas and line ends.
+
+  text: the reply. cut: whether it ended before its model had, so that its last tag may be half of
+  one; that is left out.
 
   Quotes, asterisks and numbers go; repeats that differ only in case count once.
   """
@@ -27,7 +31,7 @@ def parse_tag_list(text: str) -> list[str]:
     parts = [_BULLET.sub('', part.strip(), count=1) for line in lines
              for part in re.split('[,;]', line)]
   tags = {}
-  for part in parts:
+  for part in parts[:-1] if cut else parts:
     tag = ' '.join(part.split()).strip(' .,;')
     tags.setdefault(tag.casefold(), tag)
   return [tag for key, tag in tags.items() if key]
@@ -44,6 +48,8 @@ def _numbered_lines(text):
 
 def pool_samples(samples: list[list[str]], cap: int = 15) -> list[str]:
   """At most cap tags of several replies: by number of replies that name it, then by first place.
+
+  samples: tags of each reply.
 
   Case does not tell tags apart; the first spelling stays.
   """

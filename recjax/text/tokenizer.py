@@ -13,10 +13,11 @@ import os
 import pathlib
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from recjax import file_io
+from recjax import file_io, gguf_file
 from recjax.errors import ConfigError, DataError
+from recjax.text import gguf_tokenizer
 
 if TYPE_CHECKING:
   import tokenizers
@@ -59,7 +60,8 @@ _UNFIT = re.compile('[\ud800-\udfff\ufdd0-\ufdef]')
 
 
 def clean(text: str) -> str:
-  """Replaces what cannot be encoded (lone surrogates) or is reserved here (U+FDD0..U+FDEF)."""
+  """Replaces what cannot be encoded (lone surrogates) or is reserved here (U+FDD0..U+FDEF). text:
+  to be encoded."""
   return text if text.isascii() else _UNFIT.sub('\ufffd', text)
 
 
@@ -70,7 +72,7 @@ class Tokenizer:
   backend: of the tokenizers library. before, after: ids that the tokenizer itself puts around a
   text, as transformers' AutoTokenizer does where nothing is asked for. eos_ids: ids that end a
   text. special_tokens: role -> string ('eos_token' -> '<|end|>'), as chat templates name them.
-  chat_template: '' when there is none.
+  chat_template: '' when there is none. pad_id: fills rows up.
   """
   backend: 'tokenizers.Tokenizer'
   before: tuple[int, ...]
@@ -117,7 +119,7 @@ class Tokenizer:
     return self._plain.encode(clean(text), add_special_tokens=False).ids
 
   def encode_batch(self, texts: list[str]) -> list[list[int]]:
-    """`encode` of each text, in parallel threads."""
+    """`encode` of each text, in parallel threads. texts: as of `encode`."""
     rows = self._plain.encode_batch_fast([clean(t) for t in texts], add_special_tokens=False)
     return [row.ids for row in rows]
 
@@ -126,7 +128,7 @@ class Tokenizer:
 
     Control tokens written out in trusted pieces become their ids; the others are plain text.
     """
-    def spell(match):
+    def spell(match: re.Match) -> str:
       return _spelling(self.controls[match[0]])
 
     parts = [self.control_pattern.sub(spell, clean(text)) if trusted else clean(text)
@@ -138,7 +140,8 @@ class Tokenizer:
     return self.backend.decode([int(i) for i in ids], skip_special_tokens=True)
 
   def save(self, folder: str | os.PathLike) -> None:
-    """Writes tokenizer.json and tokenizer_config.json, which transformers' AutoTokenizer reads."""
+    """Writes tokenizer.json and tokenizer_config.json, which transformers' AutoTokenizer reads.
+    folder: to write to."""
     folder = pathlib.Path(folder)
     config = dict(tokenizer_class='PreTrainedTokenizerFast', clean_up_tokenization_spaces=False,
                   **self.special_tokens, eos_token_ids=list(self.eos_ids))
@@ -181,7 +184,7 @@ def _respelled_model(backend, spelling):
   spec = json.loads(backend.to_str())
   model = spec['model']
 
-  def rename(token):
+  def rename(token: str) -> str:
     return spelling.get(token, token)
 
   for token in spec['added_tokens']:
@@ -236,7 +239,8 @@ def wrap(backend: 'tokenizers.Tokenizer', special_tokens: dict[str, str], chat_t
   """Makes a Tokenizer of a tokenizers.Tokenizer and its special strings, such as eos_token.
 
   more_eos: further ids that end a text. Pad falls back to the first end id, then to 0. Truncation
-  and padding are switched off.
+  and padding are switched off. backend: that tokenizer. special_tokens, chat_template: as of
+  `Tokenizer`.
   """
   backend.no_truncation()
   backend.no_padding()
@@ -264,12 +268,13 @@ def _around(backend):
 def add_control_tokens(tokenizer: Tokenizer, names: Sequence[str]) -> tuple[Tokenizer, list[int]]:
   """The tokenizer with further control tokens, and their ids; those it has keep theirs.
 
-  Raises ConfigError where a name does not become one token of its own.
+  tokenizer: it stays as it is. names: the tokens as text. Raises ConfigError where a name does not
+  become one token of its own.
   """
   from tokenizers import AddedToken
   backend = type(tokenizer.backend).from_str(tokenizer.backend.to_str())
   backend.add_special_tokens([AddedToken(n, normalized=False, special=True) for n in names])
-  ids = [backend.token_to_id(name) for name in names]
+  ids: list[Any] = [backend.token_to_id(name) for name in names]
   if None in ids or len(set(ids)) < len(names):
     raise ConfigError(f'control tokens {", ".join(names)} become the ids {ids}; each needs one of '
                       'its own: choose other names')
@@ -277,13 +282,15 @@ def add_control_tokens(tokenizer: Tokenizer, names: Sequence[str]) -> tuple[Toke
 
 
 def load(folder: str | os.PathLike) -> Tokenizer:
-  """Reads the tokenizer of a Hugging Face folder.
+  """Reads the tokenizer of a Hugging Face folder, or of a GGUF file.
 
-  With a tokenizer.json only the tokenizers library is needed; other vocabularies go through
-  transformers, whose import takes seconds. Raises DataError when there is nothing to read or
-  what is there cannot be read.
+  folder: of the checkpoint, or the file. For a file, and with a tokenizer.json, only the
+  tokenizers library is needed; other vocabularies go through transformers, whose import takes
+  seconds. Raises DataError when there is nothing to read or what is there cannot be read.
   """
   folder = pathlib.Path(folder)
+  if gguf_file.is_gguf(folder):
+    return wrap(*gguf_tokenizer.parts(folder))
   if (folder / _FAST_FILE).is_file():
     return _load_fast(folder)
   if any((folder / name).is_file() for name in _SLOW_FILES):
@@ -327,7 +334,7 @@ def _class_of(folder, config):
   """The class that transformers opens the folder with, as far as its class has rules of its own."""
   named = config.get('tokenizer_class')
   if not named:
-    kind = _read_json(folder / 'config.json').get('model_type')
+    kind: Any = _read_json(folder / 'config.json').get('model_type')
     named = {'bert': 'BertTokenizer', 't5': 'T5Tokenizer', 'llama': 'LlamaTokenizer'}.get(kind, '')
   return named.removesuffix('Fast')
 

@@ -88,7 +88,7 @@ def widened(score: Callable, known: int, n: int, blank: Callable) -> Callable:
   if n == known:
     return score
 
-  def wide(items, offsets):
+  def wide(items: np.ndarray, offsets: np.ndarray) -> Array:
     kept = np.asarray(items) <= known
     cuts = np.concatenate([[0], np.cumsum(kept)])[offsets]
     known_scores = jnp.asarray(score(items[kept], cuts), jnp.float32)

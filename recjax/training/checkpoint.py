@@ -5,7 +5,7 @@ import os
 import pathlib
 import tempfile
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -14,6 +14,7 @@ from jaxtyping import PyTree
 
 from recjax.distributed import multihost, sharding
 from recjax.errors import WorkdirError
+from recjax.progress import doing
 
 
 @contextlib.contextmanager
@@ -28,15 +29,16 @@ def open_checkpoints(folder: str | os.PathLike, keep: int = 2) -> Iterator[Any]:
   if jax.process_count() == 1:  # with several, all would have to open, and so to fail, together
     _put_aside_damaged(pathlib.Path(folder).absolute(), ocp)
   policies = ocp.training.preservation_policies
+  latest: Any = policies.LatestN(keep)
   with ocp.training.Checkpointer(
-      pathlib.Path(folder).absolute(), preservation_policy=policies.LatestN(keep),
+      cast(Any, pathlib.Path(folder).absolute()), preservation_policy=latest,
       cleanup_tmp_directories=True) as checkpoints:
     yield checkpoints
 
 
 def _put_aside_damaged(folder, ocp):
   """Renames steps that Orbax cannot even list. Other errors than of their content are raised."""
-  def can_list(path):
+  def can_list(path: Any) -> bool:
     try:
       with ocp.training.Checkpointer(path) as checkpointer:
         return all(c.step >= 0 for c in checkpointer.checkpoints)
@@ -54,11 +56,14 @@ def _put_aside_damaged(folder, ocp):
 def save(checkpoints: Any, step: int, state: PyTree) -> None:
   """Writes `state` as `step` in the background; host memory holds a copy before this returns.
 
+  checkpoints: of `open_checkpoints`.
+
   The sum of every array goes along, so that damage which still decodes is found on reading.
   """
   # Without `force` Orbax leaves out a step that comes while the one before is being written.
-  checkpoints.save_async(step, state, force=True, overwrite=True,
-                         custom_metadata={'sums': sums(state)})
+  with doing(f'saving step {step:,}'):
+    checkpoints.save_async(step, state, force=True, overwrite=True,
+                           custom_metadata={'sums': sums(state)})
 
 
 def restore(checkpoints: Any, like: PyTree,
@@ -73,7 +78,8 @@ def restore(checkpoints: Any, like: PyTree,
     log(f'checkpoint {step.stem} cannot be read (its description is damaged); it is now {step}')
   steps = sorted((c.step for c in checkpoints.checkpoints), reverse=True)
   for step in steps:
-    state, why = _load(checkpoints, step, like)
+    with doing(f'reading the checkpoint of step {step:,}'):
+      state, why = _load(checkpoints, step, like)
     # With several processes one alone may meet the damaged file.
     if multihost.allgather([int(bool(why))]).any():
       log(f'checkpoint {step} cannot be read ({why or "by another process"}); trying the one '
@@ -104,7 +110,8 @@ def _load(checkpoints, step, like):
 
 
 def sums(state: PyTree) -> dict[str, int]:
-  """A number for the bits of every array by its path, the same on any mesh."""
+  """A number for the bits of every array by its path, the same on any mesh. state: any tree of
+  arrays."""
   flat = jax.tree_util.tree_flatten_with_path(state)[0]
   numbers = multihost.to_host(_sums([x for _, x in flat]))
   return {sharding.path_of(path): int(n) for (path, _), n in zip(flat, numbers)}

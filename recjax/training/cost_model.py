@@ -62,9 +62,9 @@ ADAM = 2  # moments of a parameter
 class LLMRun:
   """What is trained and generated. shape: with the adapter's rank, 0 where all weights train.
 
-  rows, row, prefix: rows of a step, tokens of a row, tokens of the prefix that they share.
-  tokens: of an epoch, all that go through the model. requests, batch, beams, prompt, new_tokens: of
-  generation, 0 requests for none.
+  rows, row, prefix: rows of a step, tokens of a row, tokens of the prefix that they share. tokens:
+  of an epoch, all that go through the model. requests, batch, beams, prompt, new_tokens: of
+  generation, 0 requests for none. epochs: at most.
   """
   shape: llm.Config
   rows: int
@@ -87,7 +87,8 @@ def numerics(shape: llm.Config, cfg: ConfigDict) -> llm.Config:
 
 
 def trained_shapes(shape: llm.Config) -> PyTree:
-  """The tree that is trained: adapters, or all weights in float32 where there is no rank."""
+  """The tree that is trained: adapters, or all weights in float32 where there is no rank. shape: as
+  of `LLMRun`."""
   if shape.lora_rank:
     return jax.eval_shape(lambda k: lora.init_lora(shape, k), jax.random.key(0))
   return llm.shapes(dataclasses.replace(shape, param_dtype='float32'))
@@ -97,7 +98,7 @@ def training_bytes(shape: llm.Config, axes: Mapping[str, int], rows: int, row: i
                    prefix: int = 0) -> dict[str, float]:
   """Bytes of each device while a step runs, by what they hold.
 
-  axes: of the mesh, {'data': 1, ...}. rows, row, prefix: as of LLMRun.
+  axes: of the mesh, {'data': 1, ...}. rows, row, prefix: as of LLMRun. shape: as of `LLMRun`.
   """
   weights = _weights(shape, axes) if shape.lora_rank else 0  # else they are what is trained
   trained = _trained(shape, axes)
@@ -123,10 +124,8 @@ def step_bytes(shape: tuple[llm.Config, int], axes: Mapping[str, int], tokens: n
 
 def generation_bytes(shape: llm.Config, axes: Mapping[str, int], batch: int, beams: int,
                      prompt: int, new_tokens: int, prefix: int = 0) -> dict[str, float]:
-  """Bytes of each device while a batch is generated, by what they hold.
-
-  axes: of the mesh. The rest: as of LLMRun.
-  """
+  """Bytes of each device while a batch is generated, by what they hold. axes: of the mesh. shape,
+  batch, beams, prompt, new_tokens, prefix: as of `LLMRun`."""
   ways, model = _ways(axes), axes.get('model', 1)
   size = _size(shape)
   heads = math.ceil(shape.kv_heads / model)
@@ -219,14 +218,15 @@ def _gathered(shape, axes):
 
 
 def flops_per_trained_token(shape: llm.Config, context: float) -> float:
-  """Of a training step, without what remat computes twice. context: as `llm.flops_per_token`."""
+  """Of a training step, without what remat computes twice. context: as `llm.flops_per_token`.
+  shape: as of `LLMRun`."""
   return (2 if shape.lora_rank else 3) * llm.flops_per_token(shape, context)
 
 
 def epoch_seconds(run: LLMRun, chips: int, peak: float) -> float:
   """Time of an epoch at USED of the peak; full remat runs the forward pass once more.
 
-  peak: FLOP/s of a chip.
+  peak: FLOP/s of a chip. run: what is trained. chips: how many.
   """
   flops = flops_per_trained_token(run.shape, run.row / 2 + run.prefix)
   if run.shape.remat == 'full':
@@ -238,7 +238,7 @@ def generation_seconds(run: LLMRun, axes: Mapping[str, int], chip: Chip) -> floa
   """Time of all requests: of each step, what is slowest, to compute it, to read the weights or to
   gather those that 'fsdp' spreads.
 
-  axes: of the mesh.
+  axes: of the mesh. run: what is generated. chip: of what kind.
   """
   fsdp, chips = axes.get('fsdp', 1), math.prod(axes.values())
   peak, weights = chip.peak, _weights(run.shape, {'model': axes.get('model', 1)})
@@ -255,7 +255,7 @@ def smallest_mesh(run: LLMRun, memory: float, most: int = 512) -> dict[str, int]
   """The fewest chips on which training and generation fit. -> axes, or None beyond `most`
 
   memory: bytes of a chip. Rows are split before layers are, since that moves less between chips;
-  for generation `sharding.generation_axes` turns that round.
+  for generation `sharding.generation_axes` turns that round. run: what is trained and generated.
   """
   chips = 1
   while chips <= most:
@@ -280,7 +280,8 @@ def _total(run, axes):
 
 
 def llm_lines(run: LLMRun, mesh: Mapping[str, int], devices: int = 1) -> dict[str, str]:
-  """What `recjax doctor` prints, as {what: text}. mesh: the config's axes, one of them -1."""
+  """What `recjax doctor` prints, as {what: text}. mesh: the config's axes, one of them -1. run:
+  what is trained and generated. devices: that are there."""
   axes = dict(mesh)
   fixed = math.prod(n for n in axes.values() if n > 0)
   axes = {a: n if n > 0 else max(1, devices // fixed) for a, n in axes.items()}
@@ -334,7 +335,7 @@ class TracedStep:
 
 def trace(loss: Callable, params: PyTree, *rest: PyTree) -> TracedStep:
   """A step of `loss(params, *rest) -> ()`, from shapes alone."""
-  def back(params, *rest):
+  def back(params: PyTree, *rest) -> Callable:
     return jax.vjp(lambda p: loss(p, *rest), params)[1]
   left = collections.Counter(map(_kind, jax.tree.leaves(jax.eval_shape(back, params, *rest))))
   left -= collections.Counter(map(_kind, jax.tree.leaves(params)))  # they are there anyway
@@ -380,7 +381,8 @@ def _jaxprs(value):
 
 
 def device_bytes(step: TracedStep, seeds: int, ways: int) -> dict[str, float]:
-  """Bytes of a device by what they hold, all seeds at once. Rows divide over `ways` alone."""
+  """Bytes of a device by what they hold, all seeds at once. Rows divide over `ways` alone. step: of
+  one seed. seeds: trained at once. ways: devices that rows divide over."""
   one = 4 * step.parameters * seeds
   return {'trained': one, 'optimizer': ADAM * one, 'gradients': one, 'best epoch': one,
           'activations': step.kept * seeds / ways}
@@ -391,7 +393,8 @@ def traced_lines(step: TracedStep, steps: int, places: int, epochs: float, seeds
   """What `recjax doctor` prints, as {what: text}.
 
   steps, places: of an epoch, the latter named by `unit`. seeds: at once. ways: devices that rows
-  divide over. generation: bytes of the KV caches of a batch, on all devices.
+  divide over. generation: bytes of the KV caches of a batch, on all devices. step: of one seed.
+  epochs: at most.
   """
   one = step.flops * seeds
   lines = {
@@ -419,8 +422,9 @@ def traced_lines(step: TracedStep, steps: int, places: int, epochs: float, seeds
 # Both.
 
 
-def describe_bytes(parts: Mapping[str, float], unit: int = GIB, name: str = 'GiB') -> str:
-  """Bytes by what they hold, as text in a unit; what is next to nothing is left out."""
+def describe_bytes(parts: Mapping[str, float], unit: float = GIB, name: str = 'GiB') -> str:
+  """Bytes by what they hold, as text in a unit; what is next to nothing is left out. parts: bytes
+  by what they hold. unit, name: of the unit."""
   total = sum(parts.values())
   return f'{total / unit:,.2f} {name}: ' + ', '.join(
       f'{what} {size / unit:,.2f}' for what, size in parts.items() if size >= unit / 200)

@@ -17,6 +17,7 @@ from ml_collections import ConfigDict
 
 from recjax.distributed import multihost
 from recjax.errors import Preempted, UserError
+from recjax.progress import doing
 from recjax.training import checkpoint, fault_tolerance
 from recjax.training.workdir import Workdir
 
@@ -31,7 +32,8 @@ def fit_epochs(init: Callable, epoch: Callable, validate: Callable, cfg: ConfigD
   -> (state, {name: (S,)} means, 'bad' being the first step whose loss is no number, or -1), jitted,
   its argument donated. validate: params -> (S,) host floats, higher is better. cfg: epochs,
   patience, save_every (epochs). rows: (seed, epoch from 0, step) -> the examples of that step.
-  -> (best params (S, ...), best scores (S,), their epochs (S,), counted from 1)
+  work: of the running stage. -> (best params (S, ...), best scores (S,), their epochs (S,), counted
+  from 1)
   """
   with jax.set_mesh(work.mesh), checkpoint.open_checkpoints(work.checkpoints()) as saved, \
       fault_tolerance.holding():
@@ -48,13 +50,15 @@ def fit_epochs(init: Callable, epoch: Callable, validate: Callable, cfg: ConfigD
       while done < cfg.epochs and (
           not cfg.patience or (done - np.asarray(tree['at']) < cfg.patience).any()):
         start = time.monotonic()
-        state, means = epoch(tree['state'], np.int32(done))
-        means = multihost.to_host(means)
+        with doing(f'epoch {done + 1}'):
+          state, means = epoch(tree['state'], np.int32(done))
+          means = multihost.to_host(means)
         seconds = time.monotonic() - start
         done += 1
         check(means, done, work, rows)
         beat()
-        scores = validate(multihost.local_values(state['params']))
+        with doing('the validation'):
+          scores = validate(multihost.local_values(state['params']))
         tree = keep_best(tree, state, np.asarray(scores, np.float32), np.int32(done))
         work.record(done, {
             **{f'{k}_{s}': float(v) for k, vs in means.items() for s, v in enumerate(vs)},
@@ -76,7 +80,8 @@ def fit_epochs(init: Callable, epoch: Callable, validate: Callable, cfg: ConfigD
 
 
 def begin(state: PyTree) -> PyTree:
-  """Everything that a checkpoint holds, before the first epoch."""
+  """Everything that a checkpoint holds, before the first epoch. state: of `init` of `fit_epochs`.
+  """
   seeds = len(jax.tree.leaves(state)[0])
   return {'state': state, 'best': jax.tree.map(jnp.array, state['params']),
           'score': jnp.full(seeds, -jnp.inf), 'at': jnp.zeros(seeds, jnp.int32)}
@@ -85,7 +90,8 @@ def begin(state: PyTree) -> PyTree:
 @jax.jit
 def keep_best(tree: PyTree, state: PyTree, scores: Float[Array, ' S'],
               done: Int32[Array, '']) -> PyTree:
-  """Takes over the parameters of those seeds that are better than ever."""
+  """Takes over the parameters of those seeds that are better than ever. tree: as `begin` makes it.
+  state: after the epoch. scores: of the epoch, higher is better. done: epochs so far."""
   better = scores > tree['score']
   best = jax.tree.map(
       lambda new, old: jnp.where(better.reshape(-1, *(1,) * (new.ndim - 1)), new, old),
@@ -99,6 +105,7 @@ def check(means: dict[str, np.ndarray], epoch: int, work: Workdir,
   """Raises UserError where a loss is no number; nothing of that epoch is saved.
 
   means: as `fit_epochs` takes them; 'bad' is taken out. The step's examples go to bad_steps.jsonl.
+  epoch: from 1. work, rows: as of `fit_epochs`.
   """
   first = means.pop('bad', None)
   bad = [s for s, v in enumerate(means['loss']) if not math.isfinite(v)]

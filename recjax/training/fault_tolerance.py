@@ -61,7 +61,7 @@ def listen(grace: float = GRACE) -> None:
   what is on disk is whole at any moment. Several processes must all stop at the same step, on which
   JAX makes them agree: its handler, set when they met, is handed the signal.
   """
-  def handler(number, frame):
+  def handler(number: int, frame: Any) -> None:
     del number, frame
     _state['asked'] = True
     if not _state['holding']:
@@ -91,7 +91,7 @@ def _attend(ear, grace, hand_on):
   ends = time.monotonic() + grace
   while not _state['heard'] and time.monotonic() < ends:
     if not _state['asked']:  # it may have come just before a call that waits: wake that
-      signal.pthread_kill(threading.main_thread().ident, signal.SIGTERM)
+      signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGTERM)
     time.sleep(min(1.0, grace))
   if not _state['heard']:
     os._exit(128 + signal.SIGTERM)
@@ -134,18 +134,19 @@ def watch(work: Any, limit: float, ahead: int = 1, now: Callable[[], float] = ti
           leave: Callable[[int], Any] = os._exit) -> Iterator[Callable[[], None]]:
   """Yields a function to call after every step; says when steps stop coming.
 
-  limit: seconds after which `leave(75)` is called, with the stacks of all threads in run.log; 0
-  for never. ahead: so many steps are handed to the device before one is waited for, so the wait
-  for all of them is usual too. Nothing is said before they are over; the first one also compiles.
+  limit: seconds after which `leave(75)` is called, with the stacks of all threads in run.log; 0 for
+  never. ahead: so many steps are handed to the device before one is waited for, so the wait for all
+  of them is usual too. Nothing is said before they are over; the first one also compiles. work: of
+  the running stage. now: the clock, in seconds. leave: ends the process.
   """
   seen, took, over = [now()], [], threading.Event()
 
-  def beat():
+  def beat() -> None:
     took.append(now() - seen[0])
     del took[:-max(50, 2 * ahead)]
     seen[0] = now()
 
-  def look():
+  def look() -> None:
     said = 0.0
     while not over.wait(min(5.0, (limit or 20) / 4)):
       quiet, last = now() - seen[0], seen[0]
@@ -171,7 +172,8 @@ def watch(work: Any, limit: float, ahead: int = 1, now: Callable[[], float] = ti
 
 
 def awaited(coming: Future, work: Any, step: int) -> Any:
-  """The result of a reader's future; while none comes, says so and which batch it is."""
+  """The result of a reader's future; while none comes, says so and which batch it is. coming: the
+  future. work: of the running stage. step: number of the batch."""
   start = time.monotonic()
   while True:
     try:
@@ -190,8 +192,9 @@ def check(work: Any, batches: Sequence, first: int, window: list[dict]) -> list[
   """Looks for steps that were not finite, whose update was left out (see `loop.make_update`).
 
   first: number of the window's first step. window: host values of its steps, with 'bad'. Their
-  batches go to bad_steps.jsonl and bad/. -> the values of the good steps. Raises UserError at the
-  first bad one under --on_nan=stop, and where no step of a window was good.
+  batches go to bad_steps.jsonl and bad/. work: of the running stage. batches: of the loop. -> the
+  values of the good steps. Raises UserError at the first bad one under --on_nan=stop, and where no
+  step of a window was good.
   """
   bad = [i for i, values in enumerate(window) if values['bad']]
   for i in bad if work.guards.on_nan == 'skip' else bad[:1]:
@@ -211,13 +214,18 @@ def check(work: Any, batches: Sequence, first: int, window: list[dict]) -> list[
   return good
 
 
-def dump(work: Any, batches: Sequence, step: int, values: dict) -> None:
-  """Keeps what a step was made of: which rows, and the batch itself as plain arrays."""
+def dump(work: Any, batches: Any, step: int, values: dict) -> None:
+  """Keeps what a step was made of: which rows, and the batch itself as plain arrays.
+
+  work: of the running stage. batches: of the loop. step: the bad one. values: its loss and the norm
+  of its gradient.
+  """
   folder = work.path / 'bad'
   folder.mkdir(exist_ok=True)
   name = f'{work.current}-{step}.npz'
   with open(folder / name, 'wb') as f:
-    np.savez(f, **{k: np.asarray(v) for k, v in batches[step].items()})
+    arrays: dict[str, Any] = {k: np.asarray(v) for k, v in batches[step].items()}
+    np.savez(f, **arrays)
   rows = batches.rows_of(step) if hasattr(batches, 'rows_of') else None
   with open(work.path / 'bad_steps.jsonl', 'a', encoding='utf-8') as f:
     f.write(json.dumps({

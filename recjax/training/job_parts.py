@@ -8,9 +8,11 @@ import pathlib
 import re
 import time
 from collections.abc import Callable
+from typing import Any
 
 from recjax import run_files
 from recjax.errors import ConfigError, PartDone, WorkdirError
+from recjax.progress import doing
 
 WAIT = 0.5    # seconds between two looks at what another part does
 
@@ -20,7 +22,7 @@ OPENING = 20  # seconds after which who opens a folder has written its settings
 def parse(text: str | None) -> tuple[int, int] | None:
   """What --part says: '2/8' -> (1, 8), which part this is, from 0, and of how many; None without.
 
-  Raises ConfigError for anything else.
+  text: of the flag, empty or None without. Raises ConfigError for anything else.
   """
   if not text:
     return None
@@ -33,7 +35,8 @@ def parse(text: str | None) -> tuple[int, int] | None:
 
 
 def same_settings(path: pathlib.Path, config: dict) -> None:
-  """Raises WorkdirError where the run in `path` has other settings than this part."""
+  """Raises WorkdirError where the run in `path` has other settings than this part. config: of this
+  part."""
   file, ends = path / 'config.json', time.monotonic() + OPENING
   while not file.exists():
     if time.monotonic() > ends:
@@ -45,24 +48,25 @@ def same_settings(path: pathlib.Path, config: dict) -> None:
                        'and flags, or another --workdir')
 
 
-def turn(work, name: str, state_of: Callable[[], str], shared: bool) -> str:
+def wait_for_turn(work: Any, name: str, state_of: Callable[[], str], shared: bool) -> str:
   """Waits until a stage is done, or open to all parts, or this one has the folder. -> its state
 
   work: the Workdir. name: of the stage, for the log. state_of: tells the stage's state, as
   `Workdir.state_of`. shared: whether all parts fill it.
   """
   logged = False
-  while True:
-    state = state_of()
-    if state == 'done' or work.lock.held or shared and state == 'begun':
-      return state
-    if not work.lock.acquire() and not logged:
-      work.log(f'    waiting for stage {name}; {work.lock.holder()} is at work here')
-      logged = True
-    time.sleep(0 if work.lock.held else WAIT)
+  with doing(f'another process makes stage {name}'):
+    while True:
+      state = state_of()
+      if state == 'done' or work.lock.held or shared and state == 'begun':
+        return state
+      if not work.lock.acquire() and not logged:
+        work.log(f'    waiting for stage {name}; {work.lock.holder()} is at work here')
+        logged = True
+      time.sleep(0 if work.lock.held else WAIT)
 
 
-def gather(work, shards: pathlib.Path) -> None:
+def gather(work: Any, shards: pathlib.Path) -> None:
   """To be called where all shards of a stage are there: takes the folder, to finish the stage.
 
   work: the Workdir. shards: the folder of the shards. Raises PartDone where another part does so.

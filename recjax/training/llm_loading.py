@@ -1,4 +1,4 @@
-"""The LLM under a method: a checkpoint folder, or a tiny model trained on the catalog."""
+"""The LLM under a method: a checkpoint of others, or a tiny model trained on the catalog."""
 import dataclasses
 import pathlib
 from collections.abc import Callable
@@ -8,23 +8,25 @@ import jax
 from jaxtyping import PyTree
 from ml_collections import ConfigDict
 
+from recjax import gguf_file
 from recjax.distributed import multihost, sharding
 from recjax.errors import ConfigError, DataError
 from recjax.models import embedding_resize, huggingface, llm, lora
 from recjax.models.layers import check_dtype
+from recjax.progress import doing
 from recjax.text import tokenizer as tokenizers
-from recjax.training import tiny_llm
+from recjax.training import host_memory, tiny_llm
 from recjax.training.workdir import Workdir
 
 
 def folder(cfg: ConfigDict, work: Workdir, messages: str | list[dict],
            texts: Callable[[], list[str]], *inputs: Any) -> pathlib.Path:
-  """Where the LLM stands as a Hugging Face checkpoint; trains the tiny one where that is asked.
+  """Where the LLM stands; trains the tiny one where that is asked.
 
-  cfg.llm.weights: 'tiny', or the path of a checkpoint folder. texts: () -> list of documents to
-  train the tiny tokenizer and model on, decided by `inputs`; it learns them as answers to the chat
-  `messages`, as an instruction-tuned model would have, or as what follows a plain text, where
-  `messages` is one. -> folder
+  cfg: llm.weights is 'tiny', or the path of a checkpoint folder or of a GGUF file. work: the run's.
+  texts: () -> list of documents to train the tiny tokenizer and model on, decided by `inputs`; it
+  learns them as answers to the chat `messages`, as an instruction-tuned model would have, or as
+  what follows a plain text, where `messages` is one. -> folder, or file
   """
   check(cfg.llm)
   weights = cfg.llm.weights
@@ -34,17 +36,28 @@ def folder(cfg: ConfigDict, work: Workdir, messages: str | list[dict],
         'llm', lambda work, *_: tiny_llm.train_tiny(work, cfg.tiny, cfg.seed, messages, texts()),
         settings, messages, *inputs)
   if not weights:
-    raise ConfigError('llm.weights is empty: this preset needs a Hugging Face checkpoint folder, '
-                      "e.g. --config.llm.weights=/models/Meta-Llama-3-8B-Instruct, or 'tiny'")
-  if not (pathlib.Path(weights) / 'config.json').exists():
-    raise ConfigError(f'llm.weights={weights!r} holds no config.json; name a folder with a Hugging '
-                      "Face checkpoint (config.json, *.safetensors, tokenizer files), or 'tiny'")
-  opened(weights, huggingface.read_config(weights))  # now rather than after an hour
-  return pathlib.Path(weights)
+    raise ConfigError('llm.weights is empty: this preset needs a Hugging Face checkpoint folder or '
+                      "a .gguf file, e.g. --config.llm.weights=/models/Meta-Llama-3-8B-Instruct, "
+                      "or 'tiny'")
+  path = pathlib.Path(weights)
+  if not gguf_file.is_gguf(path) and not (path / 'config.json').exists():
+    inside = next(iter(sorted(path.glob('*.gguf'))), '')
+    raise ConfigError(f'llm.weights={weights!r} holds no config.json; name '
+                      + (f'the file {inside}, ' if inside else '') +
+                      'a folder with a Hugging Face checkpoint (config.json, *.safetensors, '
+                      "tokenizer files), a .gguf file, or 'tiny'")
+  shape = huggingface.read_config(path)
+  opened(path, shape)  # now rather than after an hour
+  if work is not None and work.mesh is not None:
+    dtype = dtype_of(cfg.llm)
+    shapes = llm.shapes(dataclasses.replace(shape, param_dtype=dtype))
+    host_memory.check(path, shapes, sharding.shardings(shapes, llm.RULES, work.mesh))
+  return path
 
 
 def check(cfg: ConfigDict) -> None:
-  """Raises ConfigError where a setting of the group `llm` has a value that it cannot have."""
+  """Raises ConfigError where a setting of the group `llm` has a value that it cannot have. cfg:
+  that group."""
   dtype_of(cfg)
   if cfg.remat not in ('none', *llm.POLICIES):
     raise ConfigError(f'llm.remat={cfg.remat!r} is not one of none, {", ".join(llm.POLICIES)}')
@@ -59,9 +72,10 @@ def dtype_of(cfg: ConfigDict) -> str:
 
 
 def opened(folder: str | pathlib.Path, shape: llm.Config) -> tokenizers.Tokenizer:
-  """The tokenizer of a checkpoint folder, held against its model.
+  """The tokenizer of a checkpoint, held against its model.
 
-  Raises DataError where it has ids without rows, or no end token.
+  shape: the model's. folder: the checkpoint. Raises DataError where it has ids without rows, or no
+  end token.
   """
   tokenizer = tokenizers.load(folder)
   embedding_resize.check_rows(folder, tokenizer, shape.vocab)
@@ -72,7 +86,7 @@ def opened(folder: str | pathlib.Path, shape: llm.Config) -> tokenizers.Tokenize
 
 
 def shape_of(cfg: ConfigDict, **adapter: Any) -> llm.Config:
-  """The model's shape before anything runs, from its folder or the tiny model's settings.
+  """The model's shape before anything runs, from its files or the tiny model's settings.
 
   cfg: llm.weights and tiny. adapter: lora_rank, lora_targets. Raises ConfigError where no model is
   named.
@@ -95,7 +109,8 @@ def load_adapted(folder: str | pathlib.Path, cfg: ConfigDict, adapter: str | pat
                  ) -> tuple[llm.LM, PyTree, tokenizers.Tokenizer, PyTree]:
   """A checkpoint with a trained adapter, saved as PEFT's. cfg: as of `load`.
 
-  -> model, params, tokenizer, adapter, the arrays on `mesh`
+  folder: the checkpoint. adapter: folder of the adapter. -> model, params, tokenizer, adapter, the
+  arrays on `mesh`
   """
   shape = huggingface.adapter_config(adapter, huggingface.read_config(folder))
   model, params, tokenizer = load(folder, cfg, mesh, lora_rank=shape.lora_rank,
@@ -121,7 +136,11 @@ def load_merged(folder: str | pathlib.Path, cfg: ConfigDict, adapter: str | path
 
 def export_adapted(folder: str | pathlib.Path, adapter: str | pathlib.Path, to: str,
                    out: pathlib.Path) -> None:
-  """A checkpoint's adapter in PEFT's layout ('peft'), or merged into a whole one ('merged')."""
+  """A checkpoint's adapter in PEFT's layout ('peft'), or merged into a whole one ('merged').
+
+  folder: the checkpoint. adapter: folder of the adapter. to: 'peft' or 'merged'. out: folder to
+  write.
+  """
   base = huggingface.read_config(folder)
   shape = huggingface.adapter_config(adapter, base)
   lora_params = huggingface.load_adapter(adapter, shape)
@@ -134,10 +153,10 @@ def export_adapted(folder: str | pathlib.Path, adapter: str | pathlib.Path, to: 
 
 def load(folder: str | pathlib.Path, cfg: ConfigDict, mesh: jax.sharding.Mesh,
          **adapter: Any) -> tuple[llm.LM, PyTree, tokenizers.Tokenizer]:
-  """Opens a checkpoint folder for use on `mesh`. cfg: dtype ('auto' by backend), remat.
+  """Opens a checkpoint for use on `mesh`. cfg: dtype ('auto' by backend), remat.
 
   adapter: lora_rank, lora_alpha, lora_targets of llm.Config, where the model is to have one.
-  -> (llm.LM, params on the mesh, Tokenizer)
+  folder: the checkpoint. -> (llm.LM, params on the mesh, Tokenizer)
   """
   dtype, shape = dtype_of(cfg), huggingface.read_config(folder)
   # A loop over few layers costs a CPU more than it saves in compilation.
@@ -146,6 +165,9 @@ def load(folder: str | pathlib.Path, cfg: ConfigDict, mesh: jax.sharding.Mesh,
                               scan_unroll=unroll, **adapter)
   rows = llm.padded_rows(shape.vocab, mesh.shape.get('model', 1))
   shape = dataclasses.replace(shape, table_rows=0 if rows == shape.vocab else rows)
-  where = sharding.shardings(llm.shapes(shape), llm.RULES, mesh)
-  tokenizer = opened(folder, shape)
-  return llm.LM(shape), huggingface.load(folder, shape, where), tokenizer
+  shapes = llm.shapes(shape)
+  where = sharding.shardings(shapes, llm.RULES, mesh)
+  host_memory.check(folder, shapes, where)
+  with doing(f'opening the model of {folder}'):
+    tokenizer = opened(folder, shape)
+    return llm.LM(shape), huggingface.load(folder, shape, where), tokenizer

@@ -4,7 +4,7 @@ import dataclasses
 import math
 import time
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -17,13 +17,21 @@ from ml_collections import ConfigDict
 
 from recjax.distributed import multihost, sharding
 from recjax.errors import ConfigError, Preempted
+from recjax.progress import doing
 from recjax.training import checkpoint, fault_tolerance, microbatch, optim
 from recjax.training.workdir import Workdir
+
+AHEAD = 2  # steps that are handed to the devices before one is waited for
 
 
 @dataclasses.dataclass(frozen=True)
 class FitSettings:
-  """What `fit` reads; methods fill it from their own config groups."""
+  """What `fit` reads; methods fill it from their own config groups.
+
+  optim: as `optim.make` takes it. steps: of the training. seed: of all draws. log_every,
+  save_every, eval_every: steps between lines, checkpoints and validations, 0 validations for none.
+  patience: validations without a lower loss before it stops, 0 for never.
+  """
   optim: Any
   steps: int = 0
   seed: int = 0
@@ -34,24 +42,34 @@ class FitSettings:
 
   @classmethod
   def of(cls, cfg: ConfigDict) -> 'FitSettings':
-    """From a config group that holds the optimizer's settings and the cadences."""
+    """From a config group that holds the optimizer's settings and the cadences. cfg: that group."""
     return cls(optim=cfg, log_every=cfg.log_every, save_every=cfg.save_every)
 
 
 @dataclasses.dataclass(frozen=True)
 class Task:
-  """One optimisation problem: what is trained, on what, judged how. All functions are pure."""
-  init: Callable | None      # key -> tree to train; runs under jit with shardings
-  loss: Callable             # (train, frozen, batch, key) -> (scalar, {name: scalar})
-  batches: Sequence          # batches[i] -> dict of host arrays for step i, a function of i alone
-  frozen: PyTree = ()        # tree that the loss reads and nobody changes
-  rules: tuple = ()          # (path regex, PartitionSpec) for `train` and its optimizer moments
-  evaluate: Callable | None = None  # (train, frozen) -> {name: float}
-  start: PyTree = None       # tree to begin from instead of `init`, of any floating type
-  split: Callable | None = None  # parts -> the loss, in the memory of one part; see `microbatch`
-  parts: int = 1             # in how many parts `loss` goes through already
-  shape: tuple[Any, int] | None = None  # llm.Config, tokens of the prefix: a step's memory
-  share: bool = False        # batches[i] holds this process's rows alone, not the whole batch
+  """One optimization problem: what is trained, on what, judged how. All functions are pure.
+
+  init: key -> tree to train; runs under jit with shardings. loss: (train, frozen, batch, key) ->
+  (scalar, {name: scalar}). batches: batches[i] is a dict of host arrays for step i, a function of i
+  alone. frozen: tree that the loss reads and nobody changes. rules: (path regex, PartitionSpec) for
+  `train` and its optimizer moments. evaluate: (train, frozen) -> {name: float}. start: tree to
+  begin from instead of `init`, of any floating type. split: parts -> the loss, in the memory of one
+  part; see `microbatch`. parts: in how many parts `loss` goes through already. shape: llm.Config,
+  tokens of the prefix: a step's memory. share: batches[i] holds this process's rows alone, not the
+  whole batch.
+  """
+  init: Callable | None
+  loss: Callable
+  batches: Any
+  frozen: PyTree = ()
+  rules: tuple = ()
+  evaluate: Callable | None = None
+  start: PyTree = None
+  split: Callable | None = None
+  parts: int = 1
+  shape: tuple[Any, int] | None = None
+  share: bool = False
 
 
 def fit(task: Task, cfg: FitSettings, work: Workdir) -> PyTree:
@@ -73,14 +91,14 @@ def fit(task: Task, cfg: FitSettings, work: Workdir) -> PyTree:
     best = best_step(state)  # kept on the host: asking the device would wait for every step
     work.drop_metrics(work.current, step)
 
-    def make(task):
+    def make(task: Task) -> Callable:
       run = make_update(task, tx, key)
       return lambda state, host, step: run(state, task.frozen, place(host, mesh, task.share), step)
     update = microbatch.AdaptiveStep(task, work, make, lambda: restore_or_init(
         task, tx, key, mesh, saved, work, cfg.patience)[1])
     window, waits, start = [], [], time.monotonic()
     with work.progress(work.current, cfg.steps, step) as advance, \
-        fault_tolerance.watch(work, work.guards.watchdog, cfg.log_every) as beat, \
+        fault_tolerance.watch(work, work.guards.watchdog, AHEAD) as beat, \
         concurrent.futures.ThreadPoolExecutor(1) as reader:
       coming = reader.submit(task.batches.__getitem__, step)
       while step < cfg.steps and step - best < wait:
@@ -90,6 +108,7 @@ def fit(task: Task, cfg: FitSettings, work: Workdir) -> PyTree:
         step += 1
         window.append(values)
         waits.append(lost)
+        running = await_step_before(window)
         beat()
         leave = fault_tolerance.asked()
         last = step == cfg.steps
@@ -97,9 +116,11 @@ def fit(task: Task, cfg: FitSettings, work: Workdir) -> PyTree:
         keep = last or leave or step % cfg.save_every == 0 or judged and cfg.patience
         if keep or step % cfg.log_every == 0 or seen_bad(window):  # no window spans a checkpoint
           report(step, window, waits, start, work, task.batches)
-          window, waits, start = [], [], time.monotonic()
-        if judged:
-          values = task.evaluate(state['train'], task.frozen)
+          window, waits, start, running = [], [], time.monotonic(), 0
+        advance.reach(step - running)
+        if judged and task.evaluate:
+          with doing('the validation'):
+            values = task.evaluate(state['train'], task.frozen)
           work.record(step, values)
           state = keep_best(state, values, step)
           best = best_step(state)
@@ -108,17 +129,18 @@ def fit(task: Task, cfg: FitSettings, work: Workdir) -> PyTree:
         if leave and not last:
           work.log(f'    SIGTERM: saving step {step:,}')
           raise Preempted
-        advance()
   return state['best']['train'] if 'best' in state else state['train']
 
 
 def best_step(state: PyTree) -> int:
-  """The step of the best tree so far; 0 where none is kept."""
+  """The step of the best tree so far; 0 where none is kept. state: as of `restore_or_init`."""
   return int(state['best']['step']) if 'best' in state else 0
 
 
 def keep_best(state: PyTree, values: dict[str, float], step: int) -> PyTree:
   """Takes the trained tree over where its validation loss is the lowest yet, the first of equals.
+
+  state: as of `restore_or_init`. values: of the validation. step: its step.
 
   Losses are compared in float32, as the best one is held.
   """
@@ -138,9 +160,10 @@ def restore_or_init(task: Task, tx: optax.GradientTransformation, key: jax.Array
                     patience: int = 0) -> tuple[int, PyTree]:
   """The newest whole checkpoint of `saved`, or step 0.
 
-  -> step, {'train', 'opt'} and, with patience, 'best'
+  task: what is trained. tx: the optimizer. key: of new parameters. mesh: the devices. work: of the
+  running stage. -> step, {'train', 'opt'} and, with patience, 'best'
   """
-  def init(key, start):
+  def init(key: jax.Array, start: PyTree) -> PyTree:
     return fresh_state(task, tx, key, start, patience)
 
   shapes = jax.eval_shape(init, key, task.start)
@@ -162,7 +185,7 @@ def fresh_state(task: Task, tx: optax.GradientTransformation, key: jax.Array | N
   type the model computes in: 0.999, the decay of Adam's second moment, is 1 in bfloat16, and small
   updates are lost (Micikevicius et al., ICLR 2018, arXiv 1710.03740, 3.1).
   """
-  train = jax.tree.map(_master, task.init(key) if start is None else start)
+  train = jax.tree.map(_master, cast(Callable, task.init)(key) if start is None else start)
   state = {'train': train, 'opt': tx.init(train)}
   if patience:
     state['best'] = {'train': jax.tree.map(jnp.copy, train), 'loss': jnp.float32(jnp.inf),
@@ -179,9 +202,12 @@ def _master(x):
 def make_update(task: Task, tx: optax.GradientTransformation, key: jax.Array) -> Callable:
   """One jitted step: gradient with respect to `train` alone, old state donated.
 
+  task: what is trained. tx: the optimizer. key: of all steps.
+
   Where loss or gradient is not finite the state stays as it was, and `values` say it as 'bad'.
   """
-  def update(state, frozen, batch, step):
+  def update(state: PyTree, frozen: PyTree, batch: PyTree, step: jax.Array | int
+            ) -> tuple[PyTree, dict]:
     grad = jax.value_and_grad(task.loss, has_aux=True)
     (loss, values), grads = grad(state['train'], frozen, batch, jax.random.fold_in(key, step))
     updates, opt = tx.update(grads, state['opt'], state['train'])
@@ -195,8 +221,21 @@ def make_update(task: Task, tx: optax.GradientTransformation, key: jax.Array) ->
   return jax.jit(update, donate_argnums=0)
 
 
+def await_step_before(window: list[dict]) -> int:
+  """Waits for the step before the last, while that one runs: progress tells what was computed.
+
+  AHEAD of them keep a device busy; were more in line, the host would wait for all at once.
+  window: values of the steps. -> how many still run, 0 or 1
+  """
+  if len(window) >= AHEAD:
+    jax.block_until_ready(window[-AHEAD]['loss'])
+  return int(not window[-1]['loss'].is_ready())
+
+
 def seen_bad(window: list[dict]) -> bool:
   """Whether the step before the last is known to have gone wrong, without waiting for it.
+
+  window: values of the steps since the last report.
 
   Several processes would find out at different moments, so they look when they report.
   """
@@ -211,11 +250,12 @@ def place(batch: dict[str, Any], mesh: jax.sharding.Mesh,
   """Puts host arrays on the mesh, first axis over the data axes; 1-row arrays are replicated.
 
   share: whether the arrays hold the rows of this process alone, else each process has all rows.
+  batch: arrays of the host by name. mesh: the devices.
   """
   axes = tuple(a for a in ('data', 'fsdp') if a in mesh.axis_names)
   shards = math.prod(mesh.shape[a] for a in axes)
 
-  def put(name, x):
+  def put(name: str, x: np.ndarray) -> jax.Array:
     count = x.shape[0] * (jax.process_count() if share else 1) if x.ndim else 1
     if x.ndim and x.shape[0] > 1 and count % shards:
       raise ConfigError(
@@ -233,6 +273,9 @@ def awaited(coming: concurrent.futures.Future, window: list[dict], work: Workdir
             step: int) -> tuple[dict, float]:
   """The next batch, and for how many seconds at most the devices had nothing to do before it came.
 
+  coming: the batch's future. window: values of the steps since the last report. work: of the
+  running stage. step: number of the batch.
+
   Where the step before is still running when the batch arrives, nothing was lost.
   """
   start = time.monotonic()
@@ -244,6 +287,9 @@ def awaited(coming: concurrent.futures.Future, window: list[dict], work: Workdir
 def report(step: int, window: list[dict], waits: list[float], start: float, work: Workdir,
            batches: Sequence) -> None:
   """Means over the window, fetched in one go: the only host sync of the loop.
+
+  step: steps done. window: values of the steps since the last report. start: of the window, of
+  time.monotonic. work: of the running stage. batches: of the loop.
 
   Steps that were no numbers count nowhere. waits: seconds lost to reading, of each step;
   `data_wait` is their share of the window's time.

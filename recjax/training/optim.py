@@ -33,6 +33,8 @@ def schedule(cfg: ConfigDict, steps: int) -> optax.Schedule:
 def make(cfg: ConfigDict, steps: int) -> optax.GradientTransformation:
   """AdamW with clipping by global norm. cfg: lr, warmup, schedule, decay, clip, beta2.
 
+  steps: of the training, for the schedule.
+
   A group that has `muon` too, above 0, gives with it the peak rate of Muon (Jordan 2024, arXiv
   2502.16982) for the matrices of stacked layers (layers, in, out), on the same schedule; AdamW with
   Nesterov's step has the rest.
@@ -48,6 +50,7 @@ def make(cfg: ConfigDict, steps: int) -> optax.GradientTransformation:
 
 
 def stacked(params: PyTree) -> PyTree:
-  """Which leaves are matrices, one a layer: a tree of optax's MuonDimensionNumbers or None."""
+  """Which leaves are matrices, one a layer: a tree of optax's MuonDimensionNumbers or None. params:
+  what is trained."""
   return jax.tree.map(
       lambda x: contrib.MuonDimensionNumbers(1, 2) if x.ndim == 3 else None, params)

@@ -7,6 +7,7 @@ import functools
 import math
 import os
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -22,6 +23,7 @@ from recjax.data.dataset import Interactions
 from recjax.distributed import sharding
 from recjax.errors import ConfigError
 from recjax.models import dot_product, seqrec
+from recjax.protocols import AnyArray
 from recjax.training import cost_model, epoch_loop, optim
 from recjax.training.losses import item_losses
 from recjax.training.workdir import Workdir
@@ -44,7 +46,7 @@ def plain(model: seqrec.Config, loss: Callable, targets: int) -> tuple[Callable,
   """
   del targets
 
-  def total(params, shared, own, seqs, key):
+  def total(params: PyTree, shared: PyTree, own: PyTree, seqs: Array, key: Array) -> Array:
     if model.pads:  # the row that padding reads stays as it was drawn
       table = params['items']
       params = {**params, 'items': table.at[0].set(lax.stop_gradient(table[0]))}
@@ -76,8 +78,8 @@ def fit(work: Workdir, cfg: ConfigDict, items: int, train: Interactions, validat
   begin, loss = teach(model, functools.partial(loss_of, cfg, model, work.mesh, rows, targets),
                       targets)
 
-  def init():
-    def one(key):
+  def init() -> PyTree:
+    def one(key: Array) -> PyTree:
       params = begin(jax.random.fold_in(key, 0))
       return {'params': params, 'opt': tx.init(params)}
     return jax.vmap(one)(keys)
@@ -116,7 +118,8 @@ def save(path: str | os.PathLike, params: PyTree) -> None:
 def load(path: str | os.PathLike, seed: int | None = None) -> PyTree:
   """What `save` wrote. seed: one seed's alone. path: of the .npz. -> tree of float32 arrays"""
   tree = {}
-  for name, array in run_files.read_arrays(path).items():
+  arrays: Any = run_files.read_arrays(path)
+  for name, array in arrays.items():
     *parents, leaf = name.split('/')
     node = functools.reduce(lambda t, p: t.setdefault(p, {}), parents, tree)
     node[leaf] = array if seed is None else array[seed]
@@ -147,7 +150,7 @@ def epoch(cfg: ConfigDict, tx: optax.GradientTransformation, loss: Callable, ste
   order = epoch_order(key, number, len(seqs) - 1, cfg.train.batch)
   key = jax.random.fold_in(key, 2 * number + 2)
 
-  def step(state, given):
+  def step(state: PyTree, given: tuple) -> tuple:
     users, number_of_step = given
     value, grads = jax.value_and_grad(loss)(state['params'], shared, own, seqs[users],
                                             jax.random.fold_in(key, number_of_step))
@@ -236,7 +239,7 @@ def assign_rows(lengths: Int[Array, ' B'],
 
   lengths: (B,). length: places of a row. -> row and first place of each (B,), rows used ()
   """
-  def put(carry, n):
+  def put(carry: tuple, n: Array) -> tuple:
     row, fill = carry
     new = fill + n > length
     row, start = row + new, jnp.where(new, 0, fill)
@@ -261,7 +264,7 @@ def pack(inputs: Int[Array, 'B L'], targets: Int[Array, 'B L'], rows: int,
   column = start[:, None] + places - (length - counts[:, None])
   destinations = jnp.where(inputs > 0, row[:, None] * length + column, rows * length).reshape(-1)
 
-  def lay(x):
+  def lay(x: Array) -> Array:
     flat = jnp.zeros(rows * length, jnp.int32)
     return flat.at[destinations].set(x.reshape(-1), mode='drop').reshape(rows, length)
   position = jnp.broadcast_to(places, inputs.shape) if position is None else position
@@ -280,7 +283,7 @@ def capacity(cfg: ConfigDict, model: seqrec.Config,
   counts, seen = places_and_targets(cfg, model, seqs)
 
   @jax.jit
-  def largest(key, number):
+  def largest(key: Array, number: Array) -> tuple[Array, Array]:
     order = epoch_order(key, number, users, batch)
     used = jax.vmap(lambda n: assign_rows(n, model.max_history)[2])(counts[order])
     return used.max(), seen[order].sum(-1).max()
@@ -310,7 +313,7 @@ def planned(cfg: ConfigDict, items: int, train: Interactions, teach: Callable = 
 
 
 def places_and_targets(cfg: ConfigDict, model: seqrec.Config,
-          seqs: Int[Array, 'B L1']) -> tuple[Int[Array, ' B'], Int[Array, ' B']]:
+          seqs: Int[AnyArray, 'B L1']) -> tuple[Int[Array, ' B'], Int[Array, ' B']]:
   """Places that each user's row takes, and targets that it gives. seqs: (B, L + 1).
 
   cfg: the run's config. model: the model's shape. -> (B,), (B,)
@@ -434,7 +437,7 @@ def scorer(model: seqrec.Config, params: PyTree) -> dot_product.DotProduct:
   """
   params = jax.tree.map(jnp.asarray, params)
 
-  def states(items, offsets):
+  def states(items: np.ndarray, offsets: np.ndarray) -> Array:
     return last_states(model, params, padded(model, np.asarray(items), np.asarray(offsets)))
   return dot_product.DotProduct(states, *seqrec.output_table(params, model))
 

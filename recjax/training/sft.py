@@ -5,6 +5,7 @@ others in rows, told apart by segments. R rows of L tokens, D model width.
 """
 import dataclasses
 from collections.abc import Callable, Iterator
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -49,9 +50,9 @@ def pack(prompts: list[list[int]], answers: list[list[int]], loss_on: str, row_t
     raise DataError('there is no sample to train on')
   samples = []
   for prompt, answer in zip(prompts, answers):
-    unlearnt = 0 if loss_on == 'all' else len(prompt)
+    unlearned = 0 if loss_on == 'all' else len(prompt)
     ids = np.array([*prompt, *answer], np.int32)
-    samples.append(TokenSample(ids, np.arange(len(ids)) >= unlearnt))
+    samples.append(TokenSample(ids, np.arange(len(ids)) >= unlearned))
   return pack_samples(samples, common_prefix(prompts) if prefix is None else prefix, row_tokens)
 
 
@@ -59,12 +60,13 @@ def pack_conversations(conversations: list[TokenSample], row_tokens: int, prefix
                        fills: dict[str, int]) -> PackedSamples:
   """Lays conversations into rows, with the marks that `fills` names and their value in padding.
 
-  Raises DataError without conversations, or where one learns nothing.
+  row_tokens: tokens of a row at most. prefix: tokens that all conversations begin with. Raises
+  DataError without conversations, or where one learns nothing.
   """
   if not conversations:
     raise DataError('there is no conversation to learn from')
   for i, conversation in enumerate(conversations):
-    if not conversation.learnt.any():
+    if not conversation.learned.any():
       raise DataError(f'conversation {i} has no answer to learn')
   return pack_samples(conversations, prefix, row_tokens, fills)
 
@@ -74,15 +76,16 @@ def loss_sums(model: llm.LM, prefix: list[int], variables: PyTree,
   """Summed negative log-likelihood of a batch, and how many tokens it is over.
 
   batch: rows of PackedSamples. The prefix's own tokens count once for each sample where prompts
-  count.
+  count. model: the LLM. variables: 'params', and 'lora' where there is an adapter. prefix: as of
+  `pack_conversations`.
   """
   cfg, params = model.cfg, variables['params']
   head = llm.head_matrix(params, cfg)
   past, total, count = (), jnp.float32(0), batch['weights'].sum()
   if prefix:
     ids = jnp.asarray(prefix, jnp.int32)[None]
-    opening, (k, v) = model.apply(variables, ids, jnp.arange(ids.shape[1])[None],
-                                  jnp.ones_like(ids))
+    found: Any = model.apply(variables, ids, jnp.arange(ids.shape[1])[None], jnp.ones_like(ids))
+    opening, (k, v) = found
     past = (kv_block(k[:, 0], v[:, 0], jnp.ones(ids.shape[1], bool)),)
     logits = jnp.dot(opening[0, -1], head.astype(opening.dtype), preferred_element_type=jnp.float32)
     weight = batch['first_weight']
@@ -98,7 +101,8 @@ def loss_sums(model: llm.LM, prefix: list[int], variables: PyTree,
 
 def hidden_states(model: llm.LM, prefix: list[int], variables: PyTree,
                   batch: dict[str, Array]) -> Float[Array, 'RL D']:
-  """Hidden states of a batch's tokens behind the prefix."""
+  """Hidden states of a batch's tokens behind the prefix. model, prefix, variables, batch: as of
+  `loss_sums`."""
   past = (llm.prefill_prefix(model, variables, prefix)[1],) if prefix else ()
   hidden, _ = model.apply(variables, batch['tokens'], batch['positions'], batch['segments'], past)
   return hidden.reshape(-1, model.cfg.width)
@@ -110,7 +114,7 @@ def sample_weights(weights: Float[Array, 'R L'], segments: Int[Array, 'R L']
 
   weights: of tokens. segments: the sample of each token of a row, 0 for none.
   """
-  def totals(row, row_segments):
+  def totals(row: Array, row_segments: Array) -> Array:
     return jax.ops.segment_sum(row, row_segments, len(row) + 1)[row_segments]
   return weights / jnp.maximum(jax.vmap(totals)(weights, segments), 1e-9)
 
@@ -121,21 +125,23 @@ def tune(work: Workdir, cfg: ConfigDict, model: llm.LM, params: PyTree, train: P
 
   work: the stage's part of the work folder. cfg: epochs, batch (samples a step, about), patience
   (epochs without a lower validation loss, 0: none is stopped early), seed, and an `optim` group
-  with the cadences of `fit`. -> (adapter or params, counts)
+  with the cadences of `fit`. model, params: the LLM. train, valid: rows to learn and to validate
+  on, None for no validation. -> (adapter or params, counts)
   """
   adapted = bool(model.cfg.lora_rank)
   batches, epoch_steps = shuffled_batches(train, cfg.batch, work.mesh, cfg.seed)
   steps = max(1, round(cfg.epochs * epoch_steps))
 
-  def sums(packed, trained, frozen, batch):
+  def sums(packed: PackedSamples, trained: PyTree, frozen: PyTree, batch: PyTree
+          ) -> tuple[Array, Array]:
     variables = {'params': frozen, 'lora': trained} if adapted else {'params': trained}
     return loss_sums(model, packed.prefix, variables, batch)
 
-  def train_sums(trained, frozen, batch):
+  def train_sums(trained: PyTree, frozen: PyTree, batch: PyTree) -> tuple[Array, Array]:
     return sums(train, trained, frozen, batch)
 
-  def valid_sums(trained, frozen, batch):
-    total, count = sums(valid, trained, frozen, batch)
+  def valid_sums(trained: PyTree, frozen: PyTree, batch: PyTree) -> tuple[dict, Array]:
+    total, count = sums(cast(PackedSamples, valid), trained, frozen, batch)
     return {'valid_loss': total}, count
 
   evaluate = None
@@ -159,23 +165,26 @@ def shuffled_batches(packed: PackedSamples, num_samples: int, mesh: jax.sharding
                      seed: int) -> tuple[Batches, float]:
   """Shuffled batches of about so many samples, the same for any number of devices.
 
+  packed: the rows. num_samples: of a batch, about. mesh: the devices. seed: of the order.
   -> (Batches, batches that see all once)
   """
   num_rows = max(1, round(num_samples * len(packed.rows) / len(packed.samples)))
 
-  def collate(rows):
+  def collate(rows: Any) -> dict[str, np.ndarray]:
     return packed.batch(rows, padded_rows(len(rows), mesh))
   return Batches(collate, len(packed.rows), num_rows, seed), len(packed.rows) / num_rows
 
 
 def padded_rows(num_rows: int, mesh: jax.sharding.Mesh) -> int:
-  """The next number of rows that divides over the devices of `mesh`."""
+  """The next number of rows that divides over the devices of `mesh`. num_rows: at least so many.
+  mesh: the devices."""
   shards = sharding.num_batch_shards(mesh)
   return -(-num_rows // shards) * shards
 
 
 def batches_once(packed: PackedSamples, num_rows: int) -> Iterator[dict[str, np.ndarray]]:
-  """Every row once, in batches of one shape; the last is filled with rows that count nothing."""
+  """Every row once, in batches of one shape; the last is filled with rows that count nothing.
+  packed: the rows. num_rows: of a batch."""
   for start in range(0, len(packed.rows), num_rows):
     yield packed.batch(range(start, min(start + num_rows, len(packed.rows))), num_rows)
 
@@ -187,7 +196,7 @@ def evaluator(sums: Callable, packed: PackedSamples, num_rows: int) -> Callable:
   """
   run = jax.jit(sums)
 
-  def evaluate(trained, frozen):
+  def evaluate(trained: PyTree, frozen: PyTree) -> dict[str, float]:
     totals, count = {}, 0.0
     for batch in batches_once(packed, num_rows):
       batch_sums, batch_count = run(trained, frozen, batch)

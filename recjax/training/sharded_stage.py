@@ -20,7 +20,8 @@ def compute_once(work: Workdir, name: str, make: Callable[[], dict[str, np.ndarr
                  ) -> dict[str, np.ndarray]:
   """Arrays that the running stage computes once, and finds again after a kill.
 
-  name: of the piece, its own in the stage. make: computes it. -> {name: array}
+  name: of the piece, its own in the stage. make: computes it. work: of the running stage. -> {name:
+  array}
   """
   path = work.folder / PIECES / f'{name}.npz'
   if not multihost.broadcast(path.exists()):
@@ -70,8 +71,9 @@ def answer_all(work: Workdir, title: str, path: pathlib.Path, prompts: Sequence[
   """Answers prompts of like length together, `batch` at a time; the last batch repeats its last.
 
   title: of the progress bar. path: the journal, where batches are found again after a kill.
-  prompts: token lists. run: of `batch` prompt numbers one JSON-ready list for each. -> the lists in
-  the order of the prompts. Raises WorkdirError where the journal is damaged or in use.
+  prompts: token lists. run: of `batch` prompt numbers one JSON-ready list for each. work: of the
+  running stage. batch: prompts at once. -> the lists in the order of the prompts. Raises
+  WorkdirError where the journal is damaged or in use.
   """
   order = sorted(range(len(prompts)), key=lambda i: (len(prompts[i]), i))
   with file_io.Journal(path, is_batch, remedy='delete it and the lines behind it, and run the same '
@@ -88,5 +90,6 @@ def answer_all(work: Workdir, title: str, path: pathlib.Path, prompts: Sequence[
 
 
 def is_batch(rows: object) -> bool:
-  """Whether a line of the journal of `answer_all` is one: lists that begin with a number."""
+  """Whether a line of the journal of `answer_all` is one: lists that begin with a number. rows: the
+  value of the line."""
   return isinstance(rows, list) and all(isinstance(row, list) and row for row in rows)

@@ -19,6 +19,7 @@ from ml_collections import ConfigDict
 from recjax.distributed import multihost, sharding
 from recjax.errors import ConfigError, DataError
 from recjax.models import bert, embedding_resize, sentence_encoder
+from recjax.progress import doing
 from recjax.text import tokenizer as tokenizers
 from recjax.training import llm_loading, loop, sharded_stage
 from recjax.training.workdir import Workdir
@@ -32,7 +33,8 @@ ON_CPU, ON_ACCELERATOR = 2048, 8192  # padded tokens of a device's batch: caches
 class Encoder:
   """run(variables, tokens (B, S), mask (B, S)) -> (B, D) float32, pure; ids(texts) -> token lists.
 
-  variables: weights on the mesh, {'params': ...}, and 'lora' where there is an adapter.
+  variables: weights on the mesh, {'params': ...}, and 'lora' where there is an adapter. width: D.
+  model: the network. about: facts for the log, as plain JSON.
   """
   run: Callable
   ids: Callable
@@ -46,8 +48,8 @@ def load(folder: str | Path, cfg: ConfigDict, mesh: jax.sharding.Mesh, pool: str
          most: int = 512, **adapter: Any) -> Encoder:
   """Opens a checkpoint folder. cfg: dtype, remat. pool: '' for the folder's own way, or 'avg'.
 
-  most: tokens of a text at most, end included; longer ones are cut. adapter: lora_rank,
-  lora_alpha of a decoder.
+  most: tokens of a text at most, end included; longer ones are cut. adapter: lora_rank, lora_alpha
+  of a decoder. folder: the checkpoint. mesh: the devices.
   """
   if sentence_encoder.is_bert(folder):
     return _sentence(folder, cfg, mesh, pool, most)
@@ -57,7 +59,7 @@ def load(folder: str | Path, cfg: ConfigDict, mesh: jax.sharding.Mesh, pool: str
   model, params, tokenizer = llm_loading.load(folder, cfg, mesh, **adapter)
   pool = pool or 'avg'
 
-  def run(variables, tokens, mask):
+  def run(variables: dict, tokens: jax.Array, mask: jax.Array) -> jax.Array:
     at = jnp.maximum(jnp.cumsum(mask, -1) - 1, 0)  # padding may stand on either side
     hidden, _ = model.apply(variables, tokens, at, mask)
     return bert.pool(hidden, mask, pool)
@@ -87,13 +89,13 @@ def _sentence(folder, cfg, mesh, pool, most):
     raise ConfigError(f'{folder}: of {most} tokens of a text none is left beside '
                       f'{len(before) + len(after)} special ones')
 
-  def ids(texts):
+  def ids(texts: Sequence[str]) -> list[list[int]]:
     rows = tokenizer.encode_batch([spec.prompt + text for text in texts])
     return [[*before, *row[:room], *after] for row in rows]
   unread = 0 if spec.prompt_pooled or not spec.prompt else len(ids([''])[0]) - len(after)
 
-  def run(variables, tokens, mask):
-    hidden = model.apply(variables, tokens, mask)
+  def run(variables: dict, tokens: jax.Array, mask: jax.Array) -> jax.Array:
+    hidden: Any = model.apply(variables, tokens, mask)
     z = bert.pool(hidden, mask * (jnp.cumsum(mask, -1) > unread), pool)
     if not spec.normalize:
       return z
@@ -110,7 +112,8 @@ def rung(length: int, per_octave: int = 4) -> int:
 
 def padded(rows: Sequence[Sequence[int]],
            width: int) -> tuple[Int32[np.ndarray, 'B S'], Int32[np.ndarray, 'B S']]:
-  """Token lists to arrays of `width` places, padded on the right. -> tokens, mask"""
+  """Token lists to arrays of `width` places, padded on the right. rows: token lists, none longer
+  than width. -> tokens, mask"""
   mask = (np.arange(width) < np.array([len(r) for r in rows])[:, None]).astype(np.int32)
   tokens = np.zeros(mask.shape, np.int32)
   tokens[mask > 0] = [i for r in rows for i in r]
@@ -123,9 +126,10 @@ def embed(encoder: Encoder, texts: Sequence[str], mesh: jax.sharding.Mesh, budge
   """Vectors of texts, those of like length together.
 
   budget: padded tokens of one batch, 0 for what suits the device. per_octave: as of `rung`.
-  advance: called with how many texts are done. -> vectors, {'tokens', 'padding' (share of places
-  that are padding), 'batches', 'cut' (texts that were longer than the encoder reads)}. Raises
-  DataError naming the first text whose vector is not finite.
+  advance: called with how many texts are done. encoder: of `load`. texts: what is encoded. mesh:
+  the devices. -> vectors, {'tokens', 'padding' (share of places that are padding), 'batches', 'cut'
+  (texts that were longer than the encoder reads)}. Raises DataError naming the first text whose
+  vector is not finite.
   """
   rows = encoder.ids(texts)
   lengths = np.array([len(r) for r in rows])
@@ -136,18 +140,22 @@ def embed(encoder: Encoder, texts: Sequence[str], mesh: jax.sharding.Mesh, budge
   run, outputs, start, places = jax.jit(encoder.run), [], 0, 0
   with jax.set_mesh(mesh):
     while start < len(order):
-      width = rung(lengths[order[start]], per_octave)
+      width = rung(int(lengths[order[start]]), per_octave)
       left = 1 << (len(order) - start - 1).bit_length()
       size = max(ways, min(budget // width, left) // ways * ways)
       indices = order[start:start + size]
       tokens, mask = padded([rows[i] for i in indices] + [[]] * (size - len(indices)), width)
       batch = loop.place({'tokens': tokens, 'mask': mask}, mesh)
-      outputs.append((indices, run(encoder.variables, batch['tokens'], batch['mask'])))
-      start, places = start + size, places + tokens.size
-      if len(outputs) > 1:  # one batch computes while the one before comes back
-        outputs[-2] = (outputs[-2][0], multihost.to_host(outputs[-2][1]))
-      if advance:
-        advance(len(indices))
+      with doing(f'the embedding of {size} texts of {width} tokens'):
+        outputs.append((indices, run(encoder.variables, batch['tokens'], batch['mask'])))
+        start, places = start + size, places + tokens.size
+        if len(outputs) > 1:  # one batch computes while the one before comes back
+          outputs[-2] = (outputs[-2][0], multihost.to_host(outputs[-2][1]))
+          if advance:
+            advance(len(outputs[-2][0]))
+  if advance and outputs:
+    outputs[-1] = (outputs[-1][0], multihost.to_host(outputs[-1][1]))
+    advance(len(outputs[-1][0]))
   vectors = np.zeros((len(texts), encoder.width), np.float32)
   for indices, batch_vectors in outputs:
     vectors[indices] = multihost.to_host(batch_vectors)[:len(indices)]
@@ -164,18 +172,28 @@ def embed_kept(work: Workdir, encoder: Encoder, texts: Sequence[str],
                title: str) -> tuple[Float32[np.ndarray, 'N D'], dict]:
   """`embed` on the mesh of a running stage, in pieces that the stage finds again after a kill.
 
-  title: of the progress bar, its own for each call of a stage. -> as `embed`
+  title: of the progress bar, its own for each call of a stage. work: of the running stage. encoder,
+  texts: as of `embed`. -> as `embed`
   """
   vectors, infos = [np.zeros((0, encoder.width), np.float32)], []
   with work.progress(title, len(texts), unit='text') as advance:
     for start in range(0, len(texts), PIECE):
-      def make(part=texts[start:start + PIECE]):
-        part_vectors, info = embed(encoder, part, work.mesh)
+      embedded = 0
+
+      def tell(count: int) -> None:
+        nonlocal embedded
+        embedded += count
+        advance(count)
+
+      def make(part: Sequence[str] = texts[start:start + PIECE],
+               tell: Callable[[int], None] = tell) -> dict:
+        part_vectors, info = embed(encoder, part, work.mesh, advance=tell)
         return {'vectors': part_vectors, 'info': json.dumps(info)}
       piece = sharded_stage.compute_once(work, f'{title}-{start}', make)
       vectors.append(piece['vectors'])
       infos.append(json.loads(str(piece['info'])))
-      advance(len(vectors[-1]))
+      if len(vectors[-1]) > embedded:  # found again after a kill
+        advance(len(vectors[-1]) - embedded)
   tokens, batches, cut = (sum(i[k] for i in infos) for k in ('tokens', 'batches', 'cut'))
   places = sum(i['tokens'] / (1 - i['padding']) for i in infos)
   return np.concatenate(vectors), {

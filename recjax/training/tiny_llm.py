@@ -24,7 +24,8 @@ def train_tiny(work: Workdir, cfg: ConfigDict, seed: int, messages: str | list[d
 
   work: the stage's part of the work folder. cfg: vocab, width, layers, heads, kv_heads, ffn,
   row_tokens, batch (rows), epochs, and the settings of `fit`. messages: the chat that texts are
-  learnt as answers to, or a plain text that they follow. -> counts
+  learned as answers to, or a plain text that they follow. texts: documents. seed: of weights and
+  order. -> counts
   """
   plain = isinstance(messages, str)
   turns = [messages] if plain else [m['content'] for m in messages]
@@ -39,7 +40,7 @@ def train_tiny(work: Workdir, cfg: ConfigDict, seed: int, messages: str | list[d
                     sharding.num_batch_shards(work.mesh))
   model = llm.LM(shape)
 
-  def sums(params, frozen, batch):
+  def sums(params: PyTree, frozen: PyTree, batch: PyTree) -> tuple[jax.Array, jax.Array]:
     del frozen
     hidden = sft.hidden_states(model, prefix, {'params': params}, batch)
     nll = lm.token_nll(hidden, llm.head_matrix(params, shape), batch['targets'].reshape(-1))
@@ -60,8 +61,9 @@ def train_tiny(work: Workdir, cfg: ConfigDict, seed: int, messages: str | list[d
 
 
 def fan_in(params: PyTree) -> PyTree:
-  """Random weights at 1 / sqrt(inputs): at small widths the usual 0.02 learns slowly at first."""
-  def scaled(path, x):
+  """Random weights at 1 / sqrt(inputs): at small widths the usual 0.02 learns slowly at first.
+  params: of an `llm.LM`."""
+  def scaled(path: tuple, x: jax.Array) -> jax.Array:
     name = sharding.path_of(path)
     if name.endswith('kernel'):
       return x * (x.shape[-2] ** -0.5 / 0.02)
@@ -73,7 +75,10 @@ def pack_documents(tokenizer: tokenizers.Tokenizer, texts: list[str], prefix: li
                    row_tokens: int) -> packing.PackedSamples:
   """Documents behind `prefix`, each ended by the end token, in rows; long ones are cut.
 
-  The first token of a document is not learnt.
+  tokenizer: ends and encodes. texts: the documents. prefix: token ids. row_tokens: tokens of a row
+  at most.
+
+  The first token of a document is not learned.
   """
   end = tokenizer.eos_ids[0]
   samples = []

@@ -11,7 +11,7 @@ import shutil
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from typing import IO
+from typing import IO, Any
 
 import jax
 import numpy as np
@@ -22,6 +22,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from recjax import file_io, run_files
 from recjax.distributed import multihost
 from recjax.errors import DataError, WorkdirError
+from recjax.progress import BarProgress, PlainProgress, Pulse, doing
 from recjax.run_files import DONE
 from recjax.training import job_parts
 from recjax.training.fault_tolerance import Guards
@@ -38,7 +39,7 @@ WRITTEN = ('config.json', 'lock', 'stages', 'checkpoints', 'tb', 'adopted', 'run
            'predictions.parquet', 'report.html')
 
 
-def describe(value: object):
+def describe(value: Any) -> object:
   """What of an input decides a stage's result, as plain JSON.
 
   value: a config, path, array, anything of JSON, or an object with a `fingerprint`. Raises
@@ -65,6 +66,8 @@ def describe(value: object):
 def describe_path(path: pathlib.Path) -> dict:
   """A finished stage by its own fingerprint, a file by content, a folder by its files.
 
+  path: of the file or folder.
+
   Of files above HASHED blocks are read, so weights that were trained further are others.
   """
   done = run_files.read_json(path / DONE) if path.is_dir() else None
@@ -84,34 +87,59 @@ def describe_path(path: pathlib.Path) -> dict:
 
 
 def fingerprint(*values: object) -> str:
-  """Hash of everything that decides a result; equal inputs give equal strings on any machine."""
+  """Hash of everything that decides a result; equal inputs give equal strings on any machine.
+  values: as `describe` takes them."""
   text = json.dumps([describe(v) for v in values], sort_keys=True, ensure_ascii=False)
   return hashlib.sha256(text.encode()).hexdigest()[:32]
 
 
 @dataclasses.dataclass
 class Workdir:
-  """An open run folder. `stage` runs what is not done; the rest reports what happens."""
+  """An open run folder. `stage` runs what is not done; the rest reports what happens.
+
+  path: of the folder. console: where lines and bars are shown. mesh: the devices, for `fit` and for
+  decoding. log_file: run.log, open for appending. first: whether this is process 0, the one that
+  writes. guards: what watches over training. part: (i, n) where other processes share in, see
+  `job_parts`. lock: the right to write here. count: stages met so far. current: the stage that runs
+  now. folder: where it puts its files. board: that stage and its TensorBoard writer. pulse: what
+  tells of long waits. bar: what moves in a terminal.
+  """
   path: pathlib.Path
   console: Console
-  mesh: jax.sharding.Mesh | None = None  # the devices, for `fit` and for decoding
-  log_file: IO[str] | None = None        # run.log, open for appending
-  first: bool = True                     # whether this is process 0, the one that writes
+  mesh: Any = None
+  log_file: IO[str] | None = None
+  first: bool = True
   guards: Guards = Guards()
-  part: tuple[int, int] | None = None    # (i, n) where other processes share in, see `job_parts`
-  lock: file_io.FileLock | None = None   # the right to write here
-  count: int = 0                         # stages met so far
-  current: str = ''                      # the stage that runs now
-  folder: pathlib.Path | None = None     # where it puts its files
-  board: tuple | None = None             # that stage and its TensorBoard writer
+  part: tuple[int, int] | None = None
+  lock: Any = None
+  count: int = 0
+  current: str = ''
+  folder: Any = None
+  board: tuple | None = None
+  pulse: Pulse | None = None
+  bar: BarProgress | None = None
 
   def log(self, text: str) -> None:
-    """Shows a line and keeps it, with the time, in run.log."""
+    """Shows a line and keeps it, with the time, in run.log. text: the line."""
     self.console.print(text, markup=False, highlight=False, soft_wrap=True)
+    self.log_to_file(text)
+    if self.pulse:
+      self.pulse.heard()
+
+  def whereabouts(self) -> str:
+    """The stage that runs, if one does."""
+    return self.current or 'between stages'
+
+  def tell_wait(self, text: str) -> None:
+    """Says what takes long: beside the bar of a terminal, else as `log`. text: the line."""
+    if not self.bar:
+      self.log(text)
+      return
+    self.bar.tell(text.strip())
     self.log_to_file(text)
 
   def log_to_file(self, text: str) -> None:
-    """Keeps lines in run.log alone."""
+    """Keeps lines in run.log alone. text: of one line or several."""
     if not self.log_file:
       return
     now = datetime.datetime.now().isoformat(' ', 'seconds')
@@ -135,13 +163,14 @@ class Workdir:
     self.count += 1
     folder = self.path / 'stages' / f'{self.count:02d}-{name}'
     partial = folder.with_name(folder.name + '.partial')
-    key = fingerprint(name, *inputs)
+    with doing(f'telling whether {name} is made of the same as before'):
+      key = fingerprint(name, *inputs)
     state, first_key = multihost.broadcast([self.state_of(folder, partial, key), key])
     if len(set(multihost.allgather([int(key[:7], 16)])[:, 0])) > 1:
       raise DataError(f'the processes disagree about what stage {name} is made of (here {key[:7]}, '
                       f'in process 0 {first_key[:7]}): give every host the same config and data')
     if self.part:
-      state = job_parts.turn(
+      state = job_parts.wait_for_turn(
         self, name, functools.partial(self.state_of, folder, partial, key), shared
       )
     if state == 'done':
@@ -163,7 +192,10 @@ class Workdir:
 
   def state_of(self, folder: pathlib.Path, partial: pathlib.Path, key: str) -> str:
     """'done'; 'made', where it was killed before the folder took its place; 'begun', where files of
-    an earlier attempt are of use; else 'open'."""
+    an earlier attempt are of use; else 'open'.
+
+    folder: of the finished stage. partial: where it is made. key: its fingerprint.
+    """
     for path, state in ((folder, 'done'), (partial, 'made')):
       if (run_files.read_json(path / DONE) or {}).get('fingerprint') == key:
         return state
@@ -172,7 +204,11 @@ class Workdir:
 
   def run_stage(self, name: str, fn: Callable[..., dict | None], inputs: tuple,
                 partial: pathlib.Path, key: str, alone: bool) -> None:
-    """Runs `fn` in the partial folder; processes other than 0 work in a copy of it of their own."""
+    """Runs `fn` in the partial folder; processes other than 0 work in a copy of it of their own.
+
+    name, fn, inputs: as of `stage`. partial: the folder. key: its fingerprint. alone: whether
+    process 0 alone calls `fn`.
+    """
     start, mine = time.monotonic(), partial
     multihost.broadcast('begun')
     if not self.first:
@@ -198,7 +234,8 @@ class Workdir:
     self.log(f'    {name} took {seconds:.1f} s' + (f': {shown}' if shown else ''))
 
   def begin(self, name: str, partial: pathlib.Path, key: str) -> None:
-    """Clears what an earlier attempt with other inputs left."""
+    """Clears what an earlier attempt with other inputs left. name: of the stage. partial: the
+    folder it is made in. key: its fingerprint."""
     shutil.rmtree(partial, ignore_errors=True)
     shutil.rmtree(self.path / 'checkpoints' / name, ignore_errors=True)
     self.drop_metrics(name, -1)
@@ -206,7 +243,8 @@ class Workdir:
     file_io.write_atomic(partial / '.fingerprint', key)
 
   def publish(self, folder: pathlib.Path, *names: str) -> None:
-    """Copies files of a finished stage to the top of the run's folder."""
+    """Copies files of a finished stage to the top of the run's folder. folder: of the stage. names:
+    of the files."""
     for name in names:
       file_io.write_atomic(self.path / name, (folder / name).read_bytes())
 
@@ -215,7 +253,8 @@ class Workdir:
     return self.path / 'checkpoints' / self.current
 
   def record(self, step: int, values: dict[str, float]) -> None:
-    """Appends one step's numbers to metrics.jsonl and to TensorBoard."""
+    """Appends one step's numbers to metrics.jsonl and to TensorBoard. step: number of the step.
+    values: its numbers by name."""
     with open(self.path / 'metrics.jsonl', 'a') as f:
       f.write(json.dumps({'step': step, 'stage': self.current, **values}) + '\n')
     if not self.first:
@@ -242,75 +281,27 @@ class Workdir:
   @contextlib.contextmanager
   def progress(self, title: str, total: int, done: int = 0, unit: str = 'step'
                ) -> Iterator[Callable[..., None]]:
-    """A bar with rate and ETA; where the output is no terminal, a line every ten seconds.
+    """A bar with rate and time left; where the output is no terminal, a line for the first unit and
+    every ten seconds.
 
-    total, done: counts of `unit`. Yields advance(n=1, note=''), to be called for what is done.
+    total, done: counts of `unit`. title: what the bar says. Yields advance(n=1, note=''), to be
+    called for what is done.
     """
     if not self.console.is_terminal:
-      yield PlainProgress(self.log, title, total, done, unit)
+      advance = PlainProgress(self.log, title, total, done, unit)
+      with doing(title, advance):
+        yield advance
       return
     columns = (TextColumn('    {task.description}'), BarColumn(), MofNCompleteColumn(),
                TextColumn('{task.fields[rate]}'), TimeRemainingColumn(),
                TextColumn('{task.fields[note]}'))
     with Progress(*columns, console=self.console, transient=True) as bar:
-      row = bar.add_task(title, total=total, completed=done, rate='', note='')
-      yield BarProgress(bar, row, done, unit)
-
-
-@dataclasses.dataclass
-class Rate:
-  """Units a second. It counts from the first, which compiles and says nothing about the rate."""
-  first: int = 0
-  start: float = 0.  # seconds; 0 before the first is done
-
-  def __call__(self, done: int) -> float:
-    now = time.monotonic()
-    if not self.start:
-      self.first, self.start = done, now
-    return (done - self.first) / max(1e-9, now - self.start)
-
-
-@dataclasses.dataclass
-class BarProgress:
-  """`progress` in a terminal: moves a bar of rich's Progress."""
-  bar: Progress
-  row: int
-  done: int
-  unit: str
-  rate: Rate = dataclasses.field(default_factory=Rate)
-
-  def __call__(self, n: int = 1, note: str = '') -> None:
-    self.done += n
-    rate = self.rate(self.done)
-    self.bar.update(self.row, advance=n, rate=pace(rate, self.unit) if rate else '', note=note)
-
-
-@dataclasses.dataclass
-class PlainProgress:
-  """`progress` for logs and pipes: a line every ten seconds, and one at the end."""
-  log: Callable[[str], object]
-  title: str
-  total: int
-  done: int
-  unit: str
-  logged: float = 0.  # when the last line was logged, in seconds
-  rate: Rate = dataclasses.field(default_factory=Rate)
-
-  def __call__(self, n: int = 1, note: str = '') -> None:
-    self.done += n
-    now, rate = time.monotonic(), self.rate(self.done)
-    if not self.logged or now - self.logged < 10 and self.done < self.total:
-      self.logged = self.logged or now
-      return
-    self.logged = now
-    left = (self.total - self.done) / max(rate, 1e-9)
-    self.log(f'    {self.title} {self.done:,}/{self.total:,}, {pace(rate, self.unit)}, '
-             f'{left:.0f} s left {note}')
-
-
-def pace(rate: float, unit: str) -> str:
-  """'12.3 step/s', or '28.1 s/epoch' where one takes long."""
-  return f'{rate:,.1f} {unit}/s' if rate >= 0.5 or rate <= 0 else f'{1 / rate:,.1f} s/{unit}'
+      self.bar = BarProgress(bar, title, total, done, unit)
+      try:
+        with doing(title, self.bar):
+          yield self.bar
+      finally:
+        self.bar = None
 
 
 @contextlib.contextmanager
@@ -322,15 +313,17 @@ def open_work(path: str | os.PathLike, config: dict | None = None,
   config: what goes to config.json, or None to leave the one that stands there. mesh, guards: for
   the stages. part: (i, n), where this is one of several that open the folder side by side. With
   several processes, process 0 has the folder; the others see its stages, which takes a file system
-  that they share, and write into a folder of their own that is thrown away.
+  that they share, and write into a folder of their own that is thrown away. path: of the folder.
   Raises WorkdirError where another process holds the folder, or it cannot be written.
   """
   path, guards = pathlib.Path(path), guards or Guards()
   if jax.process_index():
     multihost.broadcast('opened')
     with tempfile.TemporaryDirectory(prefix='recjax-') as own:
-      yield Workdir(mirror(path, pathlib.Path(own)), Console(quiet=True), mesh, first=False,
-                    guards=guards)
+      work = Workdir(mirror(path, pathlib.Path(own)), Console(quiet=True), mesh, first=False,
+                     guards=guards)
+      with Pulse(work.tell_wait, work.whereabouts):  # which is quiet, as all that it says
+        yield work
     return
   try:
     path.mkdir(parents=True, exist_ok=True)
@@ -346,14 +339,15 @@ def open_work(path: str | os.PathLike, config: dict | None = None,
     if config is not None and not (part and (path / 'config.json').exists()) and lock.held:
       file_io.write_json(path / 'config.json', run_files.signed(config))
     if part:
-      job_parts.same_settings(path, config['config'])
+      job_parts.same_settings(path, (config or {})['config'])
     log_file = stack.enter_context(open(path / 'run.log', 'a'))
     for name in ('stages', 'checkpoints'):
       (path / name).mkdir(exist_ok=True)
     multihost.broadcast('opened')
     work = Workdir(path, Console(), mesh, log_file, guards=guards, part=part, lock=lock)
     try:
-      yield work
+      with Pulse(work.tell_wait, work.whereabouts) as work.pulse:
+        yield work
     except BaseException as error:
       work.log_to_file(f'stopped by {type(error).__name__}: {error}')
       raise
@@ -362,9 +356,12 @@ def open_work(path: str | os.PathLike, config: dict | None = None,
         work.board[1].close()
 
 
-def check_board(board, path: pathlib.Path) -> None:
+def check_board(board: Any, path: pathlib.Path) -> None:
   """Raises WorkdirError where TensorBoard's thread has met a full disk: nobody takes what is handed
-  to it any more, and the program would wait for ever."""
+  to it any more, and the program would wait for ever.
+
+  board: the SummaryWriter. path: its folder.
+  """
   writer = board.file_writer.event_writer
   if not writer._worker.is_alive():
     writer._event_queue.cancel_join_thread()
@@ -374,7 +371,8 @@ def check_board(board, path: pathlib.Path) -> None:
 
 
 def check_own(path: pathlib.Path) -> None:
-  """Raises WorkdirError where a folder holds what no run put there and a run would write over."""
+  """Raises WorkdirError where a folder holds what no run put there and a run would write over.
+  path: the folder."""
   names = [name for name in WRITTEN if os.path.lexists(path / name)]
   lock = path / 'lock'
   locked = lock.is_file() and lock.read_bytes()[:8] in (b'', b'process ')
@@ -385,11 +383,12 @@ def check_own(path: pathlib.Path) -> None:
 
 
 @contextlib.contextmanager
-def open_adopted(workdir: str | os.PathLike, data, mesh: jax.sharding.Mesh) -> Iterator[Workdir]:
+def open_later_work(workdir: str | os.PathLike, data: Any, mesh: jax.sharding.Mesh
+                    ) -> Iterator[Workdir]:
   """Opens the folder in which a run keeps what it makes of a later data set.
 
   data: the Dataset. mesh: the devices. What is logged goes to standard error, as answers go to
-  standard output. Raises as `open_work`.
+  standard output. workdir: of the run. Raises as `open_work`.
   """
   with open_work(pathlib.Path(workdir) / 'adopted' / data.fingerprint[:16], None, mesh) as work:
     work.console = Console(stderr=True)
@@ -419,13 +418,14 @@ def await_file(path: pathlib.Path) -> None:
 
 
 def saved_config(workdir: str | os.PathLike) -> ConfigDict:
-  """The settings of an earlier run. Raises WorkdirError where there are none."""
+  """The settings of an earlier run. workdir: of the run. Raises WorkdirError where there are none.
+  """
   return ConfigDict(run_files.read_config(workdir)['config'])
 
 
 def find_stage(workdir: str | os.PathLike, name: str) -> pathlib.Path:
-  """The folder of a finished stage of an earlier run. Raises WorkdirError where there is none, or
-  a file of it is not as the stage left it."""
+  """The folder of a finished stage of an earlier run. workdir: of the run. name: of the stage.
+  Raises WorkdirError where there is none, or a file of it is not as the stage left it."""
   stages = [f for f in sorted((pathlib.Path(workdir) / 'stages').glob(f'*-{name}')) if f.is_dir()]
   finished = [f for f in stages if (f / DONE).exists()]
   if not finished:

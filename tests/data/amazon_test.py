@@ -1,4 +1,4 @@
-"""D3's preparation of Amazon dumps: the k-core oracle D6, titles, the growing window, bad files."""
+"""D3's preparation of Amazon dumps: the k-core, titles, the growing window, bad files."""
 import gzip
 import json
 import pathlib

@@ -19,6 +19,7 @@ from absl.testing import absltest, parameterized
 from recjax import file_io
 from recjax.data import archives, raw_reader
 from recjax.errors import DataError, UserError
+from tests.long import long
 
 GOOD = {'ml/ratings.dat': b'1::2::3::4\n', 'ml/README': b'hello', 'ml/a/caf\xc3\xa9.csv': b''}
 TRICKS = ['..', '../x', '../../etc/passwd', 'a/../../x', '/x', '//x', '/etc/passwd', './../x',
@@ -189,6 +190,7 @@ class ArchivesTest(parameterized.TestCase):
       except UserError as error:
         self.assertIn('y.tar', str(error))
 
+  @long
   def test_gzipped_tables_that_burst_are_refused(self):
     self.enterContext(mock.patch.object(file_io, 'plausible', lambda packed: 200 * packed))
     path = self.folder / 'items.jsonl.gz'

@@ -275,7 +275,7 @@ class TieOrderTest(parameterized.TestCase):
   @hypothesis.settings(max_examples=60, deadline=None, derandomize=True)
   @hypothesis.given(st.lists(st.lists(st.tuples(st.integers(1, 9), st.integers(0, 2)), max_size=6),
                              min_size=1, max_size=5), st.integers(0, 9))
-  def test_items_move_among_neighbours_of_equal_time_alone(self, rows, seed):
+  def test_items_move_among_neighbors_of_equal_time_alone(self, rows, seed):
     data = self.dataset(rows)
     moved = dataset_lib.in_tie_order(data, f'shuffle({seed})').interactions
     np.testing.assert_array_equal(moved.times, data.interactions.times)

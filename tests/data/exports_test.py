@@ -13,6 +13,7 @@ from recjax.data.prepare import duckdb_engine, rules
 from recjax.data.sample_shop import simulator
 from recjax.data.sources import table
 from recjax.errors import DataError
+from tests.long import examples
 
 try:
   import duckdb
@@ -54,7 +55,7 @@ class ExportsTest(parameterized.TestCase):
     )
     return loading.load_data(folder / 'out'), folder
 
-  @hypothesis.settings(deadline=None, max_examples=25)
+  @examples(6, 25)
   @hypothesis.given(datasets())
   def test_recbole_round_trip(self, data):
     again, _ = self.there_and_back(data, recbole, lambda f: table.source(
@@ -65,12 +66,12 @@ class ExportsTest(parameterized.TestCase):
     if data.interactions.ratings is not None:
       np.testing.assert_array_equal(again.interactions.ratings, data.interactions.ratings)
 
-  @hypothesis.settings(deadline=None, max_examples=25)
+  @examples(6, 25)
   @hypothesis.given(datasets())
   def test_reclm_round_trip(self, data):
     self.same(self.there_and_back(data, reclm, reclm.source)[0], data)
 
-  @hypothesis.settings(deadline=None, max_examples=25)
+  @examples(6, 25)
   @hypothesis.given(datasets())
   def test_sequences_round_trip(self, data):
     again, folder = self.there_and_back(data, sequence_lines, lambda f: sequence_lines.source(

@@ -12,6 +12,7 @@ from recjax.data.prepare import report as report_lib
 from recjax.data.prepare import rules as rules_lib
 from recjax.data.sources import amazon, movielens, steam, yelp
 from recjax.errors import DataError
+from tests.long import long
 
 try:
   import duckdb
@@ -204,6 +205,7 @@ class SourcesTest(parameterized.TestCase):
       self.assertEqual(report['steps'][-1]['interactions'], 2, unit)
 
   @absltest.skipIf(duckdb is None, 'duckdb is not installed; pip install "recjax[data]"')
+  @long
   def test_movielens_100k_as_published(self):
     if not (SHARED / 'ml-100k').is_dir():
       self.skipTest('needs ../shared/data/ml-100k')
@@ -227,6 +229,7 @@ class SourcesTest(parameterized.TestCase):
     self.assertEqual(again.catalog.columns['title'], goods.columns['title'])
 
   @absltest.skipIf(duckdb is None, 'duckdb is not installed; pip install "recjax[data]"')
+  @long
   def test_beauty_of_s3rec_as_published(self):
     if not (SHARED / 'amazon-beauty').is_dir():
       self.skipTest('needs ../shared/data/amazon-beauty')

@@ -16,6 +16,7 @@ from recjax.data import array_record, loading
 from recjax.data.prepare import duckdb_engine, rules
 from recjax.data.sources import table
 from recjax.errors import ConfigError, DataError
+from tests.long import long_but
 
 try:
   import duckdb
@@ -132,34 +133,34 @@ class TableTest(parameterized.TestCase):
     self.assertEqual(self.events(bare, header='user,item,time'), [('ann', 'x', 7, None)])
 
   @absltest.skipIf(duckdb is None, 'duckdb is not installed; pip install "recjax[data]"')
-  def test_counts_reconcile_for_damaged_tables(self):
+  @parameterized.parameters(*range(60))
+  @long_but(*range(8))
+  def test_counts_reconcile_for_damaged_tables(self, seed):
     damage = ['"', '\x00', '\r', '\n', ',', '\ufeff', '{', '\\ud800', 'nan', 'x' * 200_000, '']
-    for seed in range(60):
-      draw = random.Random(seed)
-      if seed % 2:
-        text = ''.join(json.dumps({'user': f'u{n % 9}', 'item': n % 7, 'time': n}) + '\n'
-                       for n in range(60))
-      else:
-        text = 'user,item,time\n' + ''.join(f'u{n % 9},"i {n % 7}",{n}\n' for n in range(60))
-      for _ in range(draw.randint(0, 8)):
-        at = draw.randrange(16, len(text))
-        text = text[:at] + draw.choice(damage) + text[at + draw.randint(0, 3):]
-      path = self.folder / ('log.jsonl' if seed % 2 else 'log.csv')
-      path.write_bytes(text.encode().replace(b'i 3', b'\xff', draw.randint(0, 2)))
-      report = duckdb_engine.prepare(
-        table.source(path),
-        self.folder / 'out',
-        rules.Rules(max_bad=1.0),
-        overwrite=True,
-        say=lambda said: None,
-      )
-      bad = report['bad']['interactions']
-      self.assertEqual(sum(bad['why'].values()), bad['bad'])
-      self.assertEqual(report['steps'][0]['interactions'], bad['rows'] - bad['bad'])
-      data = loading.load_data(self.folder / 'out')
-      self.assertLen(data.interactions.items, bad['rows'] - bad['bad'])
-      if seed % 2:
-        self.assertEqual(bad['rows'], sum(bool(s.strip()) for s in path.read_bytes().split(b'\n')))
+    draw = random.Random(seed)
+    if seed % 2:
+      text = ''.join(json.dumps({'user': f'u{n % 9}', 'item': n % 7, 'time': n}) + '\n'
+                     for n in range(60))
+    else:
+      text = 'user,item,time\n' + ''.join(f'u{n % 9},"i {n % 7}",{n}\n' for n in range(60))
+    for _ in range(draw.randint(0, 8)):
+      at = draw.randrange(16, len(text))
+      text = text[:at] + draw.choice(damage) + text[at + draw.randint(0, 3):]
+    path = self.folder / ('log.jsonl' if seed % 2 else 'log.csv')
+    path.write_bytes(text.encode().replace(b'i 3', b'\xff', draw.randint(0, 2)))
+    report = duckdb_engine.prepare(
+      table.source(path),
+      self.folder / 'out',
+      rules.Rules(max_bad=1.0),
+      say=lambda said: None,
+    )
+    bad = report['bad']['interactions']
+    self.assertEqual(sum(bad['why'].values()), bad['bad'])
+    self.assertEqual(report['steps'][0]['interactions'], bad['rows'] - bad['bad'])
+    data = loading.load_data(self.folder / 'out')
+    self.assertLen(data.interactions.items, bad['rows'] - bad['bad'])
+    if seed % 2:
+      self.assertEqual(bad['rows'], sum(bool(s.strip()) for s in path.read_bytes().split(b'\n')))
 
   def test_mistakes_in_the_mapping_are_named(self):
     path = self.interactions('buyer,thing,when,stars')

@@ -41,7 +41,7 @@ class AdoptedTest(absltest.TestCase):
 
   def test_fresh_items_are_new_or_say_something_else(self):
     goods = loading.load_data(self.write(
-        'new', [{'item_id': 'd', 'title': 'x', 'colour': 'red'}], retired=['a'],
+        'new', [{'item_id': 'd', 'title': 'x', 'color': 'red'}], retired=['a'],
         changed={'b': {'price': 7}})).catalog
     known = self.shop.catalog
     self.assertEqual(update.changed_items(known, goods), [2, 4])

@@ -8,6 +8,7 @@ from recjax.data import dataset as dataset_lib
 from recjax.data import loading, splits, validate
 from recjax.data.sample_shop import simulator
 from recjax.evaluation import baselines, metrics, ranking
+from tests.long import long
 
 SHARED = pathlib.Path(__file__).parents[2].parent / 'shared' / 'data'
 
@@ -110,6 +111,7 @@ class DoctorTest(absltest.TestCase):
     found = numbered([4, 5, 9000, 8, 10], [[1, 3, 2, 5, 4]])  # not a count
     self.assertFalse([w for w in found if 'no item id' in w])
 
+  @long
   def test_real_data_sets_show_what_is_known_of_them(self):
     def found(name):
       folder = SHARED / name

@@ -1,4 +1,4 @@
-"""Beam search against whole catalogues scored by brute force, and against the literal judge."""
+"""Beam search against whole catalogs scored by brute force, and against the literal judge."""
 import dataclasses
 import functools
 import itertools
@@ -20,11 +20,12 @@ from recjax.decoding.constraints import (
 )
 from recjax.decoding.lm_head import BoundDecoder
 from recjax.errors import ConfigError
+from tests.long import examples, long_but
 from tests.reference import beam_search as judge
 
 V, END = 8, 7
 
-CATALOGUES = st.lists(st.lists(st.integers(0, END - 1), min_size=1, max_size=5), min_size=1,
+CATALOGS = st.lists(st.lists(st.integers(0, END - 1), min_size=1, max_size=5), min_size=1,
                       max_size=24)
 
 
@@ -57,7 +58,7 @@ def rows_of(found, request):
 
 
 def planted(rows, denominator='vocab', **kw):
-  """Titles of a catalogue; one width for all of them, so that they share compiled programs."""
+  """Titles of a catalog; one width for all of them, so that they share compiled programs."""
   small = device_trie.to_device_trie(trie.build(rows, end=END, vocab=V))
   return CatalogConstraint(dataclasses.replace(small, width=16, root_width=16),
                            normalization=Normalization(denominator), **kw)
@@ -78,10 +79,10 @@ def brute(rows, logp, alpha=0.0, valid=False):
   return sorted(out.items(), key=lambda x: -x[1])
 
 
-class WholeCatalogueTest(parameterized.TestCase):
+class WholeCatalogTest(parameterized.TestCase):
 
-  @hypothesis.settings(max_examples=200, deadline=None)
-  @hypothesis.given(CATALOGUES, st.integers(0, 10**6), st.sampled_from([0.0, 0.5]),
+  @examples(15, 200)
+  @hypothesis.given(CATALOGS, st.integers(0, 10**6), st.sampled_from([0.0, 0.5]),
                     st.booleans())
   def test_enough_beams_give_all_titles_in_exact_order(self, rows, seed, alpha, valid):
     alpha = 0.0 if valid else alpha
@@ -93,7 +94,7 @@ class WholeCatalogueTest(parameterized.TestCase):
       got = rows_of(found, b)
       self.assertEqual([r for _, r in got], [r for r, _ in want])
       np.testing.assert_allclose([s for s, _ in got], [s for _, s in want], atol=1e-4)
-      if valid:  # a proper distribution over the catalogue
+      if valid:  # a proper distribution over the catalog
         self.assertAlmostEqual(float(np.exp([s for s, _ in got]).sum()), 1, delta=1e-4)
 
   def test_valid_scores_are_never_below_those_of_the_vocabulary(self):
@@ -111,6 +112,7 @@ class JudgeTest(parameterized.TestCase):
       (0.0, False, (7,), 3), (0.5, False, (6, 7), 3), (1.0, False, (7,), 1),
       (0.0, True, (6, 7), 3), (1.0, True, (7,), 3), (1.0, True, (6, 7), 1),
       (0.5, 'never', (7,), 3), (1.0, 'never', (6, 7), 3))
+  @long_but(0, 1, 4, 6)
   def test_free_rows_are_those_of_the_judge(self, alpha, early, ends, beams):
     for seed in range(4):
       table, first = tables(seed)
@@ -122,6 +124,7 @@ class JudgeTest(parameterized.TestCase):
         np.testing.assert_allclose([s for s, _ in got], [s for s, _ in want], atol=1e-4)
 
   @parameterized.parameters(False, True, 'never')
+  @long_but(0)
   def test_tokens_of_prompts_may_count_in_the_length(self, early):
     changed = 0
     for seed in range(4):
@@ -137,8 +140,8 @@ class JudgeTest(parameterized.TestCase):
       changed += int((short.rows.tokens != found.rows.tokens).any())
     self.assertGreater(changed, 0)
 
-  @hypothesis.settings(max_examples=100, deadline=None)
-  @hypothesis.given(CATALOGUES, st.integers(0, 10**6), st.sampled_from([0.0, 1.0]),
+  @examples(12, 100)
+  @hypothesis.given(CATALOGS, st.integers(0, 10**6), st.sampled_from([0.0, 1.0]),
                     st.sampled_from([False, True]))
   def test_few_beams_prune_as_the_judge_does(self, rows, seed, alpha, early):
     table, first = tables(seed)
@@ -324,21 +327,21 @@ class CodeTest(absltest.TestCase):
 
 class LimitTest(absltest.TestCase):
 
-  @hypothesis.settings(max_examples=60, deadline=None)
-  @hypothesis.given(CATALOGUES, st.data())
+  @examples(10, 60)
+  @hypothesis.given(CATALOGS, st.data())
   def test_a_filter_gives_what_a_trie_of_the_subset_gives(self, rows, data):
-    keep = data.draw(st.lists(st.integers(0, len(rows) - 1), min_size=1, unique=True))
+    keep = data.draw(st.lists(st.integers(1, len(rows)), min_size=1, unique=True))
     taken = data.draw(st.lists(st.sampled_from(keep), max_size=len(keep) - 1, unique=True))
     built = trie.build(rows, end=END, vocab=V)
     table, first = tables(0, 1)
     limits = item_filter.build_item_filter(built, allowed=[keep], taken=[taken])
     titles = planted(rows, item_filter=limits)
-    left = [rows[i] for i in keep if i not in taken]
+    left = [rows[i - 1] for i in keep if i not in taken]
     found = rows_of(search(table, first, titles, BeamSearch(26, 6, 0.0)), 0)
     want = rows_of(search(table, first, planted(left), BeamSearch(26, 6, 0.0)), 0)
     self.assertEqual([r for _, r in found], [r for _, r in want])
 
-  def test_each_request_has_its_own_lists_and_catalogue(self):
+  def test_each_request_has_its_own_lists_and_catalog(self):
     one, two = [[1], [2], [3]], [[4, 5], [4, 6], [5]]
     tries = [trie.build(r, end=END, vocab=V) for r in (one, two)]
     titles = CatalogConstraint(device_trie.to_device_trie(tries), catalog=jnp.array([0, 1]))
@@ -351,7 +354,7 @@ class LimitTest(absltest.TestCase):
   def test_all_items_of_a_shared_title_must_go_before_it_closes(self):
     built = trie.build([[1], [2], [1]], end=END, vocab=V)
     table, first = tables(0, 1)
-    for taken, want in (([0], {(1, END), (2, END)}), ([0, 2], {(2, END)}), ([0, 1, 2], set())):
+    for taken, want in (([1], {(1, END), (2, END)}), ([1, 3], {(2, END)}), ([1, 2, 3], set())):
       titles = CatalogConstraint(
         device_trie.to_device_trie(built), item_filter.build_item_filter(built, taken=[taken])
       )
@@ -361,8 +364,8 @@ class LimitTest(absltest.TestCase):
 
 class RobustTest(parameterized.TestCase):
 
-  @hypothesis.settings(max_examples=60, deadline=None)
-  @hypothesis.given(CATALOGUES, st.integers(0, 10**6),
+  @examples(10, 60)
+  @hypothesis.given(CATALOGS, st.integers(0, 10**6),
                     st.sampled_from([np.nan, np.inf, -np.inf, 0.0]),
                     st.sampled_from(['vocab', 'valid']))
   def test_broken_logits_never_give_a_made_up_title(self, rows, seed, value, normalize):
@@ -410,7 +413,7 @@ class RobustTest(parameterized.TestCase):
     np.testing.assert_array_equal(found[0].rows.tokens, found[1].rows.tokens)
     np.testing.assert_allclose(found[0].rows.scores, found[1].rows.scores, atol=1e-5)
 
-  def test_another_catalogue_of_that_size_is_the_same_program(self):
+  def test_another_catalog_of_that_size_is_the_same_program(self):
     rng = np.random.default_rng(0)
     count = []
 
@@ -424,7 +427,7 @@ class RobustTest(parameterized.TestCase):
       rows = rng.integers(0, 60, (n, 3)).tolist()
       built = trie.build(rows, end=63, vocab=64)
       limits = item_filter.build_item_filter(
-        built, allowed=[rng.integers(0, n, 50)] * 2, taken=[[1], [2, 3]]
+        built, allowed=[rng.integers(1, n + 1, 50)] * 2, taken=[[1], [2, 3]]
       )
       run(table, first, CatalogConstraint(device_trie.to_device_trie(built), limits))
     self.assertLen(count, 1)

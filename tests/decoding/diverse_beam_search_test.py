@@ -12,6 +12,7 @@ from recjax.decoding.constraints import CodeConstraint, Unconstrained
 from recjax.decoding.diverse_beam_search import DiverseBeamSearch, diverse_beam_search
 from recjax.decoding.lm_head import BoundDecoder
 from recjax.errors import ConfigError
+from tests.long import long_but
 from tests.reference import group_search as judge
 
 FIXTURE = pathlib.Path(__file__).parent / 'group_beam_hf455.npz'
@@ -112,6 +113,7 @@ class OracleTest(parameterized.TestCase):
 class JudgeTest(parameterized.TestCase):
 
   @parameterized.parameters(range(16))
+  @long_but(*range(6))
   def test_equals_the_literal_search(self, seed):
     cfg, rule, vocab, rng = random_case(seed)
     for _ in range(5):
@@ -126,6 +128,7 @@ class JudgeTest(parameterized.TestCase):
         np.testing.assert_allclose(found.scores[b], values, rtol=1e-5, atol=1e-5)
 
   @parameterized.parameters(range(10))
+  @long_but(*range(4))
   def test_equals_transformers(self, case):
     stored = np.load(FIXTURE)
     settings = json.loads(str(stored['cases']))[case]

@@ -22,6 +22,7 @@ from recjax.models import huggingface, llm, llm_decoder
 from recjax.models.llm_decoder import uncached
 from recjax.protocols import Decoder
 from recjax.text import tokenizer as tokenizers
+from tests.long import long_but
 from tests.reference import group_search as group_judge
 
 HAS_TORCH = importlib.util.find_spec('torch') is not None
@@ -93,6 +94,7 @@ class PeerTest(parameterized.TestCase):
       ('Llama', 1.0, True, 4, (29,)), ('Llama', 0.0, False, 1, (28, 29)),
       ('Qwen3', 0.0, True, 4, (28, 29)), ('Qwen3', 1.0, False, 4, (29,)),
       ('Qwen3', 0.0, False, 1, (29,)))
+  @long_but(1, 6)
   def test_free_beams(self, family, alpha, early, beams, ends):
     theirs, decoder, params = self.models(family, V)
     prompts = [[3, 1, 4, 1, 5], [9, 2, 6]]
@@ -113,6 +115,7 @@ class PeerTest(parameterized.TestCase):
 
   @parameterized.parameters(('Llama', 0.0, 4), ('Llama', 0.5, 50), ('Qwen3', 1.0, 4),
                             ('Qwen3', 0.0, 50))
+  @long_but(2)
   def test_titles_against_a_prefix_function(self, family, alpha, beams):
     theirs, decoder, params = self.models(family, V)
     prompts = [[3, 1, 4, 1, 5], [9, 2, 6]]
@@ -169,7 +172,7 @@ class PeerTest(parameterized.TestCase):
     )
     self.agree(found, want)
     for item, _ in found.items(built)[0]:
-      self.assertEqual(tokenizer.decode(built.row(item)[:-1].tolist()), titles[item])
+      self.assertEqual(tokenizer.decode(built.row(item - 1)[:-1].tolist()), titles[item - 1])
 
   def real(self, built, prefix):
     try:
@@ -199,57 +202,59 @@ class GenerateTest(parameterized.TestCase):
     np.testing.assert_array_equal(together.tokens, slow.tokens)
     np.testing.assert_allclose(together.scores, slow.scores, atol=1e-4)
 
-  def test_lookahead_gives_the_same_rows(self):
+  @parameterized.parameters('vocab', 'valid')
+  @long_but(1)
+  def test_lookahead_gives_the_same_rows(self, normalize):
     cfg = llm.Config(vocab=V, width=32, layers=2, heads=4, kv_heads=2, head_dim=8, ffn=48)
     decoder = llm_decoder.decoder(llm.LM(cfg))
     params = {'params': jax.tree.map(lambda x: x * 15 if x.ndim > 2 else x,
                                      llm.init(cfg, jax.random.key(0)))}
     prompts = [[1, 2, 3], [4]]
-    for titles in (TITLES, dataclasses.replace(
-        TITLES, normalization=Normalization('valid'))):
-      want = generate(decoder, params, prompts, BeamSearch(50, length_penalty=0.0), titles)
-      found = generate(decoder, params, prompts, LookaheadBeamSearch(50, length_penalty=0.0),
-                       titles)
-      np.testing.assert_array_equal(found.exists, want.exists)
-      np.testing.assert_array_equal(found.tokens[found.exists], want.tokens[want.exists])
-      self.assertEqual(found.items(TRIE)[0][0][0], want.items(TRIE)[0][0][0])
-      self.assertTrue(found.complete[found.exists].all())
+    titles = dataclasses.replace(TITLES, normalization=Normalization(normalize))
+    want = generate(decoder, params, prompts, BeamSearch(50, length_penalty=0.0), titles)
+    found = generate(decoder, params, prompts, LookaheadBeamSearch(50, length_penalty=0.0), titles)
+    np.testing.assert_array_equal(found.exists, want.exists)
+    np.testing.assert_array_equal(found.tokens[found.exists], want.tokens[want.exists])
+    self.assertEqual(found.items(TRIE)[0][0][0], want.items(TRIE)[0][0][0])
+    self.assertTrue(found.complete[found.exists].all())
     for titles in (None, dataclasses.replace(TITLES, min_new_tokens=2)):
       with self.assertRaisesRegex(ConfigError, 'needs a CatalogConstraint without'):
         generate(decoder, params, prompts, LookaheadBeamSearch(1, 4), titles)
 
-  def test_eight_devices_give_what_one_gives(self):
+  @parameterized.parameters(({'data': 8},), ({'data': 4, 'model': 2},))
+  @long_but(1)
+  def test_eight_devices_give_what_one_gives(self, axes):
     cfg = llm.Config(vocab=V, width=32, layers=2, heads=4, kv_heads=2, head_dim=8, ffn=48)
     decoder = llm_decoder.decoder(llm.LM(cfg))
     params = {'params': jax.tree.map(lambda x: x * 15 if x.ndim > 2 else x,
                                      llm.init(cfg, jax.random.key(0)))}
     prompts = [[i + 1, 2, 3][:1 + i % 3] for i in range(8)]
     alone = generate(decoder, params, prompts, BeamSearch(4), TITLES)
-    for axes in ({'data': 8}, {'data': 4, 'model': 2}):
-      mesh = sharding.make_mesh(axes)
-      with jax.set_mesh(mesh):
-        spread = {'params': jax.device_put(
-            params['params'], sharding.shardings(params['params'], llm.RULES, mesh))}
-        found = generate(decoder, spread, prompts, BeamSearch(4), TITLES)
-      np.testing.assert_array_equal(found.tokens, alone.tokens)
-      np.testing.assert_allclose(found.scores, alone.scores, atol=1e-4)
+    mesh = sharding.make_mesh(axes)
+    with jax.set_mesh(mesh):
+      spread = {'params': jax.device_put(
+          params['params'], sharding.shardings(params['params'], llm.RULES, mesh))}
+      found = generate(decoder, spread, prompts, BeamSearch(4), TITLES)
+    np.testing.assert_array_equal(found.tokens, alone.tokens)
+    np.testing.assert_allclose(found.scores, alone.scores, atol=1e-4)
 
   def test_items_come_with_their_scores_and_shared_titles_with_all_of_them(self):
     built = trie.build([[1, 2], [3], [1, 2]], end=END, vocab=V)
     titles = CatalogConstraint(device_trie.to_device_trie(built))
     found = generate(TABLE, LOGITS, [[5]], BeamSearch(4), titles)
-    self.assertEqual(sorted(i for i, _ in found.items(built)[0]), [0, 1])
-    self.assertEqual(sorted(i for i, _ in found.items(built, every=True)[0]), [0, 1, 2])
-    limits = item_filter.build_item_filter(built, taken=[[0]])
+    self.assertEqual(sorted(i for i, _ in found.items(built)[0]), [1, 2])
+    self.assertEqual(sorted(i for i, _ in found.items(built, every=True)[0]), [1, 2, 3])
+    limits = item_filter.build_item_filter(built, taken=[[1]])
     found = generate(TABLE, LOGITS, [[5]], BeamSearch(4),
                      dataclasses.replace(titles, item_filter=limits))
-    self.assertEqual(sorted(i for i, _ in found.items(built, limits)[0]), [1, 2])
-    allowed = item_filter.build_item_filter(built, allowed=[[2]])
+    self.assertEqual(sorted(i for i, _ in found.items(built, limits)[0]), [2, 3])
+    allowed = item_filter.build_item_filter(built, allowed=[[3]])
     found = generate(TABLE, LOGITS, [[5]], BeamSearch(4),
                      dataclasses.replace(titles, item_filter=allowed))
-    self.assertEqual([i for i, _ in found.items(built, allowed)[0]], [2])
+    self.assertEqual([i for i, _ in found.items(built, allowed)[0]], [3])
 
   @parameterized.parameters((4, 4), (6, 2), (6, 3))
+  @long_but(1)
   def test_groups_under_titles_are_those_of_the_judge(self, beams, groups):
     found = generate(TABLE, LOGITS, [[5], [7]], DiverseBeamSearch(beams, groups, new_tokens=8),
                      TITLES)
@@ -313,6 +318,7 @@ class GenerateTest(parameterized.TestCase):
     self.assertEqual(found.row(0, 0), row[1:])
 
   @parameterized.parameters((3, 1.0), (0, 0.6), (4, 0.7), (0, 1e-6))
+  @long_but(0, 2)
   def test_cuts_are_those_of_transformers(self, top_k, top_p):
     x = np.random.default_rng(0).normal(size=(5, 20)).astype(np.float32) * 2
     kept = np.asarray(within_cuts(jnp.asarray(x), top_k, top_p))
@@ -353,9 +359,9 @@ class GenerateTest(parameterized.TestCase):
     logits = LOGITS.at[:, 28].add(5)
     found = generate(TABLE, logits, [[5]], BeamSearch(2), mode)
     items, _ = item_span.parse(built, found.row(0, 0), 28)
-    self.assertEqual(sorted(items), [0, 1])
+    self.assertEqual(sorted(items), [1, 2])
 
-  def test_a_second_catalogue_of_that_size_compiles_nothing(self):
+  def test_a_second_catalog_of_that_size_compiles_nothing(self):
     traced = []
 
     def step(params, cache, tokens, t):

@@ -19,6 +19,7 @@ from recjax.decoding.streaming import stream
 from recjax.errors import ConfigError, DataError, UserError
 from recjax.models import llm, llm_decoder
 from recjax.protocols import Decoder
+from tests.long import examples, long_but
 
 V, SOI, EOI, EOS = 12, 9, 10, 11
 
@@ -72,7 +73,7 @@ class OracleTest(parameterized.TestCase):
     self.assertIn(SOI, allowed_after(ABCD, tail[:-6]))
     self.assertIn(SOI, allowed_after(ABCD, tail, repeat=True))
 
-  def test_t4_an_answer_that_left_the_catalogue_is_refused_with_its_position(self):
+  def test_t4_an_answer_that_left_the_catalog_is_refused_with_its_position(self):
     with self.assertRaisesRegex(DataError, 'position 6'):
       constraint(ABCD, tails=[[SOI, 1, 2, 3, 4, 5, EOI]])
     with self.assertRaisesRegex(DataError, 'position 1 ends an item that was not opened'):
@@ -106,7 +107,7 @@ class OracleTest(parameterized.TestCase):
 
   def test_limits_hold_inside_items(self):
     built = trie.build(ABCD, end=EOI, vocab=V)
-    limits = item_filter.build_item_filter(built, allowed=[[1, 3]])
+    limits = item_filter.build_item_filter(built, allowed=[[2, 4]])
     self.assertEqual(allowed_after(ABCD, [SOI, 1, 2, 3], item_filter=limits), {4})
     self.assertEqual(allowed_after(ABCD, [SOI, *A], item_filter=limits), {5})
 
@@ -119,7 +120,7 @@ class OracleTest(parameterized.TestCase):
 
 class ReplyTest(parameterized.TestCase):
 
-  @hypothesis.settings(max_examples=60, deadline=None)
+  @examples(10, 60)
   @hypothesis.given(
       st.lists(st.lists(st.integers(0, 8), min_size=1, max_size=4), min_size=1, max_size=9),
       st.integers(0, 10**6), st.sampled_from([0.0, 2.0]),
@@ -143,27 +144,28 @@ class ReplyTest(parameterized.TestCase):
     built, mode = constraint([[1, 2], [3]], 40)
     found = draw(jnp.asarray(logits), mode, jax.random.key(0), Sampling(1, 40, 0.0))
     items, open_ = item_span.parse(built, np.asarray(found.tokens)[0, 0], SOI)
-    self.assertEqual((sorted(items), open_), ([0, 1], False))
+    self.assertEqual((sorted(items), open_), ([1, 2], False))
 
-  def test_g5_no_budget_leaves_an_item_open(self):
+  @parameterized.parameters(*range(2, 14))
+  @long_but(1, 6)
+  def test_g5_no_budget_leaves_an_item_open(self, budget):
     logits = np.random.default_rng(0).normal(size=(V, V)).astype(np.float32)
     logits[:, SOI] += 4
-    for budget in range(2, 14):
-      built, mode = constraint(ABCD, budget)
-      found = draw(jnp.asarray(logits), mode, jax.random.key(0), Sampling(1, budget, 0.0))
-      row = np.asarray(found.tokens)[0, 0, :int(found.lengths[0, 0])]
-      self.assertFalse(item_span.parse(built, row, SOI)[1], row)
+    built, mode = constraint(ABCD, budget)
+    found = draw(jnp.asarray(logits), mode, jax.random.key(0), Sampling(1, budget, 0.0))
+    row = np.asarray(found.tokens)[0, 0, :int(found.lengths[0, 0])]
+    self.assertFalse(item_span.parse(built, row, SOI)[1], row)
 
-  @hypothesis.settings(max_examples=80, deadline=None)
+  @examples(8, 80)
   @hypothesis.given(
       st.lists(st.lists(st.integers(0, 2), min_size=1, max_size=5), min_size=2, max_size=12),
       st.integers(0, 10**6), st.lists(st.booleans(), min_size=12, max_size=12))
   def test_no_budget_leaves_an_item_open_whatever_is_used_or_forbidden(self, rows, seed, keep):
     logits = np.random.default_rng(seed).normal(size=(V, V))
     logits[:, SOI] += 4
-    allowed = [i for i in range(len(rows)) if keep[i]] or [0]
+    allowed = [i + 1 for i in range(len(rows)) if keep[i]] or [1]
     built = trie.build(rows, end=EOI, vocab=V)
-    limits = item_filter.build_item_filter(built, allowed=[allowed, list(range(len(rows)))])
+    limits = item_filter.build_item_filter(built, allowed=[allowed, list(range(1, len(rows) + 1))])
     mode = item_span.item_span_constraint(
       built, device_trie.to_device_trie(built), SpanSettings(SOI, EOI, (EOS,), 33, max_items=6), 2,
       item_filter=limits
@@ -186,6 +188,7 @@ class ReplyTest(parameterized.TestCase):
     self.assertEqual(below[built.walk([4])].tolist(), [5, 5, 5])
 
   @parameterized.parameters(1, 2, 4)
+  @long_but(1)
   def test_beams_keep_their_own_lists(self, beams):
     logits = np.random.default_rng(1).normal(size=(V, V)).astype(np.float32)
     logits[:, SOI] += 2
@@ -201,18 +204,18 @@ class ReplyTest(parameterized.TestCase):
             built, np.asarray(found.rows.tokens)[b, k, :int(found.rows.lengths[b, k])], SOI)
         self.assertLen(set(items), len(items))
 
-  def test_g8_a_batch_over_two_catalogues_equals_separate_runs(self):
+  def test_g8_a_batch_over_two_catalogs_equals_separate_runs(self):
     logits = np.random.default_rng(3).normal(size=(V, V)).astype(np.float32)
     logits[:, SOI] += 2
-    catalogues, tails = [ABCD, [[7, 8], [7], [0, 8, 7]]], [[SOI, *A, EOI, SOI, 1], [SOI, 7]]
-    tries = [trie.build(rows, end=EOI, vocab=V) for rows in catalogues]
+    catalogs, tails = [ABCD, [[7, 8], [7], [0, 8, 7]]], [[SOI, *A, EOI, SOI, 1], [SOI, 7]]
+    tries = [trie.build(rows, end=EOI, vocab=V) for rows in catalogs]
     both = item_span.item_span_constraint(
       tries, device_trie.to_device_trie(tries), SpanSettings(SOI, EOI, (EOS,), 20), tails=tails,
       catalog=[0, 1]
     )
     cfg, table = Sampling(1, 20, 0.0), jnp.asarray(logits)
     found = draw(table, both, jax.random.key(0), cfg)
-    for b, rows in enumerate(catalogues):
+    for b, rows in enumerate(catalogs):
       alone = draw(table, constraint(rows, 20, tails=[tails[b]])[1], jax.random.key(0), cfg)
       np.testing.assert_array_equal(found.tokens[b], alone.tokens[0])
       items, _ = item_span.parse(tries[b], [*tails[b], *np.asarray(
@@ -257,6 +260,7 @@ class ForcedTest(parameterized.TestCase):
   """Forced tokens together, the reply unchanged; with a model that has a cache."""
 
   @parameterized.product(temperature=(0.0, 1.0), width=(2, 6))
+  @long_but(3)
   def test_g7_replies_are_those_of_one_token_at_a_time(self, temperature, width):
     decoder, params, built, prompts, mode = eager()
     soi, start = 37, [[], prompts[1][9:]]
@@ -275,6 +279,7 @@ class ForcedTest(parameterized.TestCase):
     self.assertLess(runs.steps, plain.steps * (.8 if width == 2 else .6))
 
   @parameterized.product(temperature=(0.0, 1.0), passes=(1, 3))
+  @long_but(2)
   def test_rows_that_are_told_while_they_grow(self, temperature, passes):
     decoder, params, _, prompts, mode = eager()
     search, given = Sampling(temperature=temperature, pass_width=6), dict(seed=5, bucket=16)

@@ -17,6 +17,7 @@ from recjax.decoding.lookahead_beam_search import (
 )
 from recjax.errors import ConfigError
 from recjax.models import llm, llm_decoder
+from tests.long import long, long_but
 
 V, END = 60, 59
 
@@ -46,7 +47,7 @@ def tree(titles, cfg):
   return lookahead_beam_search(bind(DECODER, PARAMS), cache, first, titles, cfg)
 
 
-def catalogue(seed, count, alphabet=8, stem=4):
+def catalog(seed, count, alphabet=8, stem=4):
   """Titles of which every other one has a common beginning."""
   rng = np.random.default_rng(seed)
   start = rng.integers(0, alphabet, stem).tolist()
@@ -56,29 +57,32 @@ def catalogue(seed, count, alphabet=8, stem=4):
 
 class TreeSearchTest(parameterized.TestCase):
 
-  @parameterized.product(count=(1, 30, 90), normalize=('vocab', 'valid'), lookahead=(0, 12))
-  def test_rows_are_those_of_the_plain_search_in_fewer_passes(self, count, normalize, lookahead):
-    for seed in range(3):
-      built = trie.build(catalogue(seed, count), end=END, vocab=V)
-      titles = CatalogConstraint(
-        device_trie.to_device_trie(built), normalization=Normalization(normalize)
-      )
-      want = plain(titles, BeamSearch(5, 24, 0.0))
-      got = tree(titles, LookaheadBeamSearch(5, 24, 0.0, pass_widths=(4, 16), lookahead=lookahead))
-      exists = np.asarray(want.exists)
-      np.testing.assert_array_equal(np.asarray(got.finished.value) > LIVE, exists)
-      np.testing.assert_array_equal(np.where(exists, got.finished.node, 0),
-                                    np.where(exists, want.rows.state, 0))
-      np.testing.assert_array_equal(np.where(exists, got.finished.length, 0),
-                                    np.where(exists, want.rows.lengths, 0))
-      np.testing.assert_allclose(np.where(exists, got.finished.value, 0),  # sums of up to 18 logits
-                                 np.where(exists, want.rows.scores, 0), atol=5e-4)
-      self.assertLess(int(got.passes.max()), max(2, int(want.steps)))
+  @parameterized.product(normalize=('vocab', 'valid'), lookahead=(0, 12), count=(1, 30, 90),
+                         seed=(0, 1, 2))
+  @long_but(30)
+  def test_rows_are_those_of_the_plain_search_in_fewer_passes(self, normalize, lookahead, count,
+                                                               seed):
+    built = trie.build(catalog(seed, count), end=END, vocab=V)
+    titles = CatalogConstraint(
+      device_trie.to_device_trie(built), normalization=Normalization(normalize)
+    )
+    want = plain(titles, BeamSearch(5, 24, 0.0))
+    got = tree(titles, LookaheadBeamSearch(5, 24, 0.0, pass_widths=(4, 16), lookahead=lookahead))
+    exists = np.asarray(want.exists)
+    np.testing.assert_array_equal(np.asarray(got.finished.value) > LIVE, exists)
+    np.testing.assert_array_equal(np.where(exists, got.finished.node, 0),
+                                  np.where(exists, want.rows.state, 0))
+    np.testing.assert_array_equal(np.where(exists, got.finished.length, 0),
+                                  np.where(exists, want.rows.lengths, 0))
+    np.testing.assert_allclose(np.where(exists, got.finished.value, 0),  # sums of up to 18 logits
+                               np.where(exists, want.rows.scores, 0), atol=5e-4)
+    self.assertLess(int(got.passes.max()), max(2, int(want.steps)))
 
   @parameterized.parameters(False, True, 'never')
+  @long_but(0)
   def test_length_penalty_and_stopping_are_those_of_the_plain_search(self, early):
     titles = CatalogConstraint(
-      device_trie.to_device_trie(trie.build(catalogue(7, 60), end=END, vocab=V))
+      device_trie.to_device_trie(trie.build(catalog(7, 60), end=END, vocab=V))
     )
     want = plain(titles, BeamSearch(4, 24, 1.0, early))
     got = tree(titles, LookaheadBeamSearch(4, 24, 1.0, early, (8,)))
@@ -100,9 +104,10 @@ class TreeSearchTest(parameterized.TestCase):
     )
 
   @parameterized.parameters(('vocab', 16), ('valid', 32))
+  @long
   def test_look_ahead_leaves_fewer_passes(self, normalize, lookahead):
     titles = CatalogConstraint(
-      device_trie.to_device_trie(trie.build(catalogue(0, 90), end=END, vocab=V)),
+      device_trie.to_device_trie(trie.build(catalog(0, 90), end=END, vocab=V)),
       normalization=Normalization(normalize),
     )
     off, on = (
@@ -113,12 +118,13 @@ class TreeSearchTest(parameterized.TestCase):
     np.testing.assert_array_equal(on.finished.node, off.finished.node)
 
   @parameterized.parameters('vocab', 'valid')
+  @long
   def test_a_pool_without_room_forgets_what_is_ahead_and_nothing_else(self, normalize):
     class Tight(LookaheadBeamSearch):
       slots = property(lambda self: self.beams * self.new_tokens + self.compiled_widths[-1] + 1)
 
     titles = CatalogConstraint(
-      device_trie.to_device_trie(trie.build(catalogue(5, 90), end=END, vocab=V)),
+      device_trie.to_device_trie(trie.build(catalog(5, 90), end=END, vocab=V)),
       normalization=Normalization(normalize),
     )
     want = plain(titles, BeamSearch(2, 20, 0.0))
@@ -126,14 +132,15 @@ class TreeSearchTest(parameterized.TestCase):
     np.testing.assert_array_equal(got.finished.node, want.rows.state)
     np.testing.assert_allclose(got.finished.value, want.rows.scores, atol=5e-4)
 
-  def test_look_ahead_under_limits_and_several_catalogues(self):
-    tries = [trie.build(catalogue(s, 40), end=END, vocab=V) for s in (1, 2)]
+  @long
+  def test_look_ahead_under_limits_and_several_catalogs(self):
+    tries = [trie.build(catalog(s, 40), end=END, vocab=V) for s in (1, 2)]
     titles = CatalogConstraint(device_trie.to_device_trie(tries), catalog=jnp.array([1, 0, 1]))
     want = plain(titles, BeamSearch(4, 24, 0.0))
     got = tree(titles, LookaheadBeamSearch(4, 24, 0.0, lookahead=32))
     np.testing.assert_array_equal(got.finished.node, want.rows.state)
     limits = item_filter.build_item_filter(
-      tries[0], allowed=[[1, 5, 8, 20, 21, 33]] * 3, taken=[[1], [5, 8], []]
+      tries[0], allowed=[[2, 6, 9, 21, 22, 34]] * 3, taken=[[2], [6, 9], []]
     )
     titles = CatalogConstraint(device_trie.to_device_trie(tries[0]), limits)
     want = plain(titles, BeamSearch(8, 24, 0.0))
@@ -143,18 +150,18 @@ class TreeSearchTest(parameterized.TestCase):
                                   np.where(exists, want.rows.state, 0))
 
   def test_limits_hold(self):
-    rows = catalogue(3, 40)
+    rows = catalog(3, 40)
     built = trie.build(rows, end=END, vocab=V)
-    keep = [1, 5, 8, 20, 21, 33]
-    limits = item_filter.build_item_filter(built, allowed=[keep] * 3, taken=[[1], [5, 8], []])
+    keep = [2, 6, 9, 21, 22, 34]
+    limits = item_filter.build_item_filter(built, allowed=[keep] * 3, taken=[[2], [6, 9], []])
     got = tree(
       CatalogConstraint(
         device_trie.to_device_trie(built), limits, normalization=Normalization('valid')
       ),
       LookaheadBeamSearch(8, 24, 0.0, pass_widths=(8,)),
     )
-    for b, taken in enumerate(([1], [5, 8], [])):
-      found = {int(built.item[built.lo[n]]) for n, v in zip(
+    for b, taken in enumerate(([2], [6, 9], [])):
+      found = {int(built.item[built.lo[n]]) + 1 for n, v in zip(
           got.finished.node[b].tolist(), got.finished.value[b].tolist()) if v > LIVE}
       self.assertEqual(found, set(keep) - set(taken))
 

@@ -1,4 +1,4 @@
-"""Tries against a dictionary trie, on random catalogues and by hand."""
+"""Tries against a dictionary trie, on random catalogs and by hand."""
 import pathlib
 
 import hypothesis
@@ -10,11 +10,12 @@ from hypothesis import strategies as st
 
 from recjax.decoding import device_trie, item_filter, trie
 from recjax.errors import DataError
+from tests.long import examples
 
 A = [32, 426, 356, 423]
 TITLES = [A, [*A, 469, 435], [32, 426, 356, 469, 435], [32, 426, 469, 435]]
 END = 9002
-CATALOGUES = st.lists(st.lists(st.integers(0, 4), min_size=1, max_size=6), min_size=1, max_size=25)
+CATALOGS = st.lists(st.lists(st.integers(0, 4), min_size=1, max_size=6), min_size=1, max_size=25)
 
 
 def dictionary(rows, end):
@@ -35,7 +36,7 @@ class TrieTest(parameterized.TestCase):
       self.agree(built, child, [*prefix, token])
 
   @hypothesis.settings(max_examples=300, deadline=None)
-  @hypothesis.given(CATALOGUES, st.randoms(use_true_random=False))
+  @hypothesis.given(CATALOGS, st.randoms(use_true_random=False))
   def test_children_are_those_of_a_dictionary_in_any_order(self, rows, random):
     want = dictionary(rows, 5)
     self.agree(trie.build(rows, end=5), want, [])
@@ -47,7 +48,7 @@ class TrieTest(parameterized.TestCase):
     self.assertEqual(ordered, sorted(ordered))
 
   @hypothesis.settings(max_examples=100, deadline=None)
-  @hypothesis.given(CATALOGUES)
+  @hypothesis.given(CATALOGS)
   def test_a_node_holds_the_places_of_the_titles_below_it(self, rows):
     built = trie.build(rows, end=5)
     for row in rows:
@@ -80,7 +81,7 @@ class TrieTest(parameterized.TestCase):
   def test_duplicates_share_a_leaf(self):
     built = trie.build([[5, 6], [7], [5, 6]], end=9)
     leaf = built.walk([5, 6, 9])
-    self.assertEqual(sorted(built.items_of(built.lo[leaf], built.hi[leaf])), [0, 2])
+    self.assertEqual(sorted(built.item[built.lo[leaf]:built.hi[leaf]]), [0, 2])
     self.assertEqual(built.stats()['duplicates'], 1)
 
   def test_what_is_saved_is_loaded_and_mapped(self):
@@ -101,7 +102,7 @@ class TrieTest(parameterized.TestCase):
       ([], 5, 'empty'), ([[1], []], 5, 'row 1 has no tokens'),
       ([[1], [2, 5, 1]], 5, 'row 1 holds the end token'), ([[1], [-1]], 5, 'row 1 holds token -1'),
       ([[1, 2], [1]], None, 'row 1 begins row 0'))
-  def test_bad_catalogues_are_refused_by_row(self, rows, end, words):
+  def test_bad_catalogs_are_refused_by_row(self, rows, end, words):
     with self.assertRaisesRegex(DataError, words):
       trie.build(rows, end=end)
 
@@ -139,9 +140,9 @@ class ForestTest(absltest.TestCase):
       node = self.children(planted, node, depth)[token]
     return node
 
-  @hypothesis.settings(max_examples=40, deadline=None)
-  @hypothesis.given(CATALOGUES, CATALOGUES)
-  def test_device_children_are_the_hosts_also_of_joined_catalogues(self, one, two):
+  @examples(6, 40)
+  @hypothesis.given(CATALOGS, CATALOGS)
+  def test_device_children_are_the_hosts_also_of_joined_catalogs(self, one, two):
     tries = [trie.build(rows, end=5) for rows in (one, two)]
     planted = device_trie.to_device_trie(tries)
     for built, root, rows in zip(tries, planted.roots.tolist(), (one, two)):
@@ -153,7 +154,7 @@ class ForestTest(absltest.TestCase):
         self.assertTrue(device_trie.complete(
             planted, jnp.asarray(self.walked(planted, root, row)), len(row)))
 
-  @hypothesis.settings(max_examples=40, deadline=None)
+  @examples(6, 40)
   @hypothesis.given(st.lists(st.tuples(*[st.integers(0, 3)] * 3), min_size=2, max_size=30))
   def test_codes_built_on_the_device_are_those_of_the_host(self, codes):
     codes = np.array(codes, np.int32)
@@ -188,27 +189,28 @@ class ForestTest(absltest.TestCase):
       want[0, k, np.asarray(token[0, k])[good]] = np.asarray(child[0, k])[good]
     np.testing.assert_array_equal(got, want)
 
-  @hypothesis.settings(max_examples=60, deadline=None)
+  @examples(10, 60)
   @hypothesis.given(st.integers(1, 90), st.data())
   def test_open_places_are_counted_like_a_list(self, count, data):
     built = trie.build([[i // 10, i % 10] for i in range(count)], end=10)
+    items = np.arange(1, count + 1)
     allowed = np.array(data.draw(st.lists(st.booleans(), min_size=count, max_size=count)))
-    taken = data.draw(st.lists(st.integers(0, count - 1), max_size=9))
+    taken = data.draw(st.lists(st.integers(1, count), max_size=9))
     for limits, open_ in (
         (item_filter.build_item_filter(built, allowed=allowed[None]), allowed),
-        (item_filter.build_item_filter(built, taken=[taken]), ~np.isin(np.arange(count), taken)),
+        (item_filter.build_item_filter(built, taken=[taken]), ~np.isin(items, taken)),
         (item_filter.build_item_filter(built, allowed=allowed[None], taken=[taken]),
-         allowed & ~np.isin(np.arange(count), taken))):
+         allowed & ~np.isin(items, taken))):
       lo, hi = sorted(data.draw(st.tuples(st.integers(0, count), st.integers(0, count))))
       got = limits.count_open(jnp.full((1, 1), lo), jnp.full((1, 1), hi))
       self.assertEqual(int(got[0, 0]), int(open_[built.item[lo:hi]].sum()))
 
   def test_unknown_items_in_a_limit_are_named(self):
     built = trie.build([[1], [2]], end=5)
-    with self.assertRaisesRegex(DataError, 'item number 2 is outside'):
-      item_filter.build_item_filter(built, allowed=[[0, 2]])
-    with self.assertRaisesRegex(DataError, 'item number -1'):
-      item_filter.build_item_filter(built, taken=[[-1]])
+    with self.assertRaisesRegex(DataError, 'item 3 is outside'):
+      item_filter.build_item_filter(built, allowed=[[1, 3]])
+    with self.assertRaisesRegex(DataError, 'item 0 is outside'):
+      item_filter.build_item_filter(built, taken=[[0]])
 
 
 if __name__ == '__main__':

@@ -1,4 +1,4 @@
-"""Catalogues in pieces: the same ranks and lists as when everything is scored at once."""
+"""Catalogs in pieces: the same ranks and lists as when everything is scored at once."""
 from unittest import mock
 
 import jax.numpy as jnp
@@ -7,7 +7,7 @@ from absl.testing import absltest, parameterized
 
 from recjax.data import splits
 from recjax.errors import ConfigError, DataError
-from recjax.evaluation import blocked_ranking, ranking
+from recjax.evaluation import blocked_ranking, ranking, ties
 from recjax.models.dot_product import DotProduct
 
 N = 23
@@ -37,7 +37,7 @@ def in_pieces(piece):
 
 class PiecesTest(parameterized.TestCase):
 
-  @parameterized.product(piece=(1, 5, 8, 23, 64), tie=ranking.TIES, seen=('inf', 'zero'))
+  @parameterized.product(piece=(1, 5, 8, 23, 64), tie=ties.TIES, seen=('inf', 'zero'))
   def test_ranks_and_lists_are_those_of_all_scores(self, piece, tie, seen):
     for seed, mask, bias in ((0, True, True), (1, False, False)):
       score, cases = problem(seed, bias=bias)
@@ -71,7 +71,7 @@ class PiecesTest(parameterized.TestCase):
     with in_pieces(5), self.assertRaises(DataError):
       ranking.rank_cases(DotProduct(score.states, score.table.at[3].set(jnp.nan)), cases, N)
 
-  def test_scores_of_another_catalogue_and_unknown_ties_are_refused(self):
+  def test_scores_of_another_catalog_and_unknown_ties_are_refused(self):
     score, cases = problem(0)
     with in_pieces(5), self.assertRaisesRegex(DataError, 'a table of 22 rows for 23 items'):
       ranking.rank_cases(DotProduct(score.states, score.table[:22]), cases, N)

@@ -1,22 +1,21 @@
 """What may not change a figure: blocks, padding, the order of users and items, devices."""
-import functools
 
 import jax
 import numpy as np
 from absl.testing import absltest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from recjax.data import splits
-from recjax.evaluation import metrics, ranking, statistics
+from recjax.evaluation import metrics, ranking, statistics, ties
 from recjax.models import seqrec
 from recjax.training import sequential
 from tests import devices
+from tests.long import examples
 
 N = 16
-few = functools.partial(settings, deadline=None, database=None, derandomize=True)
 
 
 @st.composite
@@ -53,8 +52,8 @@ def ranked(rows, targets, scores, place=lambda x: x, **kw):
 
 class InvarianceTest(absltest.TestCase):
 
-  @few(max_examples=25)
-  @given(problems(), st.sampled_from([1, 4, 20]), st.sampled_from(ranking.TIES), st.sampled_from(
+  @examples(6, 25)
+  @given(problems(), st.sampled_from([1, 4, 20]), st.sampled_from(ties.TIES), st.sampled_from(
       ['inf', 'zero']), st.booleans())
   def test_block_size(self, problem, block, tie, seen, mask):
     *problem, _ = problem
@@ -62,7 +61,7 @@ class InvarianceTest(absltest.TestCase):
     for a, b in zip(ranked(*problem, **how), ranked(*problem, block=block, **how)):
       np.testing.assert_array_equal(a, b)
 
-  @few(max_examples=25)
+  @examples(6, 25)
   @given(problems((2, 12)))
   def test_order_of_users(self, problem):
     rows, targets, scores, rng = problem
@@ -77,8 +76,8 @@ class InvarianceTest(absltest.TestCase):
                                   test_draws=99) for v in values]
     self.assertEqual(found[0], found[1])
 
-  @few(max_examples=25)
-  @given(problems(), st.sampled_from(ranking.TIES))
+  @examples(6, 25)
+  @given(problems(), st.sampled_from(ties.TIES))
   def test_names_of_items(self, problem, tie):
     rows, targets, scores, rng = problem
     name = np.concatenate([[0], 1 + rng.permutation(N)])
@@ -97,7 +96,7 @@ class InvarianceTest(absltest.TestCase):
       for key, value in a.items():
         self.assertAlmostEqual(value, b[key], places=12, msg=key)
 
-  @few(max_examples=6)
+  @examples(2, 6)
   @given(problems((8, 12)))
   def test_devices(self, problem):
     rows, targets, scores, _ = problem
@@ -113,7 +112,7 @@ class InvarianceTest(absltest.TestCase):
       for a, b in zip(one, two):
         np.testing.assert_array_equal(a, b[:len(rows)])
 
-  @few(max_examples=6)
+  @examples(2, 6)
   @given(st.integers(0, 99), st.sampled_from(seqrec.KINDS))
   def test_padding_beside_longer_histories(self, seed, kind):
     model = seqrec.Config(kind, N, 32, width=8, layers=1, hidden=8)

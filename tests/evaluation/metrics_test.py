@@ -14,7 +14,7 @@ RANKS = st.lists(st.integers(0, 200), min_size=1, max_size=50)
 
 class PerCaseTest(parameterized.TestCase):
 
-  def test_ndcg_by_hand(self):  # sequential.md, oracle 5
+  def test_ndcg_by_hand(self):
     found = metrics.per_case(np.array([0, 1, 2, 9, 10, 400], np.int32))
     np.testing.assert_allclose(found['NDCG@10'], [1, .630930, .5, .289065, 0, 0], atol=1e-6)
     np.testing.assert_array_equal(found['HR@10'], [1, 1, 1, 1, 0, 0])
@@ -24,7 +24,7 @@ class PerCaseTest(parameterized.TestCase):
     names = [f'{m}@{k}' for k in (1, 3, 5, 10, 20, 50) for m in ('HR', 'NDCG')] + ['MRR']
     self.assertEqual(list(metrics.per_case([0])), names)
 
-  def test_uniform_ranks_among_101(self):  # oracle 5: the expectation under random scores
+  def test_uniform_ranks_among_101(self):  # the expectation under random scores
     found = metrics.per_case(np.arange(101), (5, 10))
     want = {'HR@5': .049505, 'NDCG@5': .029193, 'HR@10': .099010, 'NDCG@10': .044986}
     for name, value in want.items():
@@ -93,7 +93,7 @@ class ListMetricsTest(absltest.TestCase):
     counts = np.array([5, 2, 0, 0])
     found = metrics.list_metrics(items, counts, (np.array([2, 3, 1]), np.array([0, 2, 3, 3])))
     self.assertEqual(found['coverage'], 2 / 4)
-    self.assertEqual(found['out_of_catalogue'], 2 / 8)
+    self.assertEqual(found['out_of_catalog'], 2 / 8)
     self.assertEqual(found['repeat'], 1 / 8)
     self.assertEqual(found['seen'], (1 + 2 + 0) / 8)
     surprise = [-math.log2((c + 1) / (7 + 4)) for c in counts]

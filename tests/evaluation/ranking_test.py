@@ -12,7 +12,7 @@ from jax.sharding import PartitionSpec as P
 
 from recjax.data import splits
 from recjax.errors import ConfigError, DataError
-from recjax.evaluation import baselines, metrics, ranking
+from recjax.evaluation import baselines, metrics, ranking, ties
 from tests import devices
 from tests.reference import metrics as judge
 
@@ -59,7 +59,7 @@ class ItemRanksTest(parameterized.TestCase):
     scores[0, 0] = scores[1, 2] = np.nan
     np.testing.assert_array_equal(ranking.item_ranks(scores, np.array([1, 1, 1])), [-1, -1, 3])
 
-  def test_zeroing_seen_items_is_worse_than_masking_them(self):  # oracle 11
+  def test_zeroing_seen_items_is_worse_than_masking_them(self):
     scores = np.array([[-0.5, 3.0, -1.0, -2.0]], np.float32)
     case = make_cases([[2]], [1])
     self.assertEqual(ranking.rank_cases(lambda *_: scores, case, 4)[0], 0)
@@ -69,7 +69,7 @@ class ItemRanksTest(parameterized.TestCase):
     self.assertEqual((ranks.tolist(), items.tolist()), ([1], [[2, 1]]))
     np.testing.assert_array_equal(values, [[0, -.5]])
     again = make_cases([[1, 2]], [1])  # a repeated target keeps its score and never beats itself
-    for tie in ranking.TIES:
+    for tie in ties.TIES:
       found = ranking.rank_cases(lambda *_: scores, again, 4, seen_mask='zero', tie=tie)
       self.assertEqual(found[0], 1)
     self.assertIn('SET TO ZERO', ranking.protocol(4, seen_mask='zero'))
@@ -104,7 +104,7 @@ class ListRanksTest(absltest.TestCase):
 
 class RankCasesTest(parameterized.TestCase):
 
-  @parameterized.product(tie=ranking.TIES, mask=(True, False))
+  @parameterized.product(tie=ties.TIES, mask=(True, False))
   def test_ranks_match_sorting(self, tie, mask):
     cases, rows = some_cases(40)
     scores = coarse(*cases.histories)
@@ -194,7 +194,7 @@ class TopItemsTest(parameterized.TestCase):
     self.assertEqual((ranks.tolist(), items.tolist()), ([0], [[N - 1, N - 2]]))
 
   @parameterized.parameters(0, N + 1)
-  def test_k_outside_the_catalogue(self, k):
+  def test_k_outside_the_catalog(self, k):
     with self.assertRaisesRegex(DataError, f'k is {k}'):
       ranking.top_items(coarse, *ragged([[1]]), N, k)
 
@@ -223,7 +223,7 @@ class BaselinesTest(absltest.TestCase):
     self.assertFalse((one == np.asarray(baselines.random_scores(50, 1)(*histories))).all())
     np.testing.assert_array_equal(baselines.random_scores(50, 0)(*ragged([[3]]))[0], one[1])
 
-  def test_random_ranks_are_uniform(self):  # oracle 5, with fewer items
+  def test_random_ranks_are_uniform(self):
     rng = np.random.default_rng(0)
     cases = make_cases(rng.integers(1, 101, (4000, 3)).tolist(), rng.integers(1, 101, 4000))
     ranks = ranking.rank_cases(baselines.random_scores(100, 0), cases, 100, mask_history=False)
@@ -231,7 +231,7 @@ class BaselinesTest(absltest.TestCase):
     np.testing.assert_allclose(share, 0.1, atol=4 * np.sqrt(0.09 / 4000))  # four sigma
 
   @absltest.skipUnless((SHARED / 'data/amazon-beauty').is_dir(), 'no shared Beauty data')
-  def test_popularity_on_beauty_is_the_published_figure(self):  # sequential.md, oracle 10
+  def test_popularity_on_beauty_is_the_published_figure(self):
     folder = SHARED / 'data/amazon-beauty'
     def read(name):
       return map(json.loads, (folder / name).read_text().splitlines())

@@ -5,10 +5,12 @@ import numpy as np
 from absl.testing import absltest
 
 from recjax.evaluation import metrics
+from tests.long import long
 
 
 class RanxTest(absltest.TestCase):
 
+  @long
   def test_metrics_are_those_of_ranx_to_a_billionth(self):
     if importlib.util.find_spec('ranx') is None:
       self.skipTest('ranx is not installed')

@@ -4,7 +4,7 @@ from absl.testing import absltest
 
 from recjax.data.dataset import Catalog
 from recjax.errors import DataError
-from recjax.evaluation.recommender import Recommender, as_recommender
+from recjax.evaluation.recommender import CatalogRecommender, as_recommender
 
 CATALOG = Catalog(tuple('abcd'), {})
 
@@ -24,7 +24,7 @@ def top_items(histories, k, exclude_seen, mask):
 class RecommenderTest(absltest.TestCase):
 
   def test_ids_in_and_out(self):
-    recommend = Recommender(top_items, CATALOG)
+    recommend = CatalogRecommender(top_items, CATALOG)
     items, scores = recommend([['a', 'c'], []], 3)
     self.assertEqual(items, [['b', 'd'], ['a', 'b', 'c']])
     np.testing.assert_array_equal(scores, [[-2, -4, 0], [-1, -2, -3]])
@@ -41,7 +41,7 @@ class RecommenderTest(absltest.TestCase):
 
     def recommend(histories, k, exclude_seen=True, allowed=None):
       calls.append((histories, k, exclude_seen, allowed))
-      return Recommender(top_items, CATALOG)(histories, k, exclude_seen, allowed)
+      return CatalogRecommender(top_items, CATALOG)(histories, k, exclude_seen, allowed)
     made = as_recommender(recommend, CATALOG)
     items, scores = made.top_items([np.array([1, 3], np.int32), np.array([2], np.int32)], 2, True,
                                    np.array([True, True, True, False]))
@@ -50,7 +50,7 @@ class RecommenderTest(absltest.TestCase):
     self.assertEqual(calls, [([['a', 'c'], ['b']], 2, True, frozenset('abc'))])
 
   def test_a_recommender_of_the_same_items_stays_and_of_others_is_translated(self):
-    same = Recommender(top_items, CATALOG)
+    same = CatalogRecommender(top_items, CATALOG)
     self.assertIs(as_recommender(same, Catalog(tuple('abcd'), {'title': list('ABCD')})), same)
     turned = as_recommender(same, Catalog(tuple('dcba'), {}))
     items, _ = turned.top_items([np.array([4], np.int32)], 3, True, None)

@@ -149,7 +149,7 @@ class HolmTest(absltest.TestCase):
     self.assertEqual(ordered, sorted(ordered))
 
 
-class SummariseTest(absltest.TestCase):
+class SummarizeTest(absltest.TestCase):
 
   def setUp(self):
     super().setUp()

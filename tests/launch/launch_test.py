@@ -15,6 +15,8 @@ import numpy as np
 import yaml
 from absl.testing import absltest
 
+from tests.long import long
+
 ROOT = pathlib.Path(__file__).parents[2]
 LAUNCH = ROOT / 'launch'
 FLAGS = ['--config=configs/x.py:paper', '--workdir=/share/a run', '--config.a="q" $HOME']
@@ -169,6 +171,7 @@ class LocalTest(absltest.TestCase):
       return subprocess.Popen([sys.executable, LAUNCH / 'local.py', f'--processes={processes}',
                                '--', *flags], env=env, cwd=ROOT, stderr=log, stdout=log)
 
+  @long
   def test_two_processes_stopped_and_gone_on_with_by_one_end_as_one_alone(self):
     room = pathlib.Path(self.create_tempdir().full_path)
     data = self.data(room)

@@ -11,6 +11,7 @@ from absl.testing import absltest
 from recjax import errors
 from recjax.data.loading import load_data
 from recjax.methods.betag import base_tags
+from recjax.text import llm_api
 from recjax.training import workdir as workdir_lib
 from tests.methods import betag_test as toy
 
@@ -103,6 +104,44 @@ class TagsTest(absltest.TestCase):
     for path in (self.folder / 'run').rglob('*'):
       if path.is_file():
         self.assertNotIn(b'secret-of-the-test', path.read_bytes(), path)
+
+  def test_another_budget_or_number_of_tags_asks_for_nothing_twice(self):
+    """A stage whose settings change starts anew; what was paid for must not."""
+    server = http.server.ThreadingHTTPServer(('127.0.0.1', 0), Service)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    Service.asked.clear()
+    given = dict(source='api', api_url=f'http://127.0.0.1:{server.server_port}/v1', api_samples=1,
+                 api_price_in=0., api_price_out=1e6, api_max_tokens=50, api_concurrency=1)
+    try:
+      with self.assertRaisesRegex(errors.ServiceError, 'before passing max_cost'):
+        self.stage(**given, api_budget=62.)  # 5 an item as served, 50 at its worst
+      self.assertLen(Service.asked, 3)
+      found, _, _ = self.stage(**given, api_budget=1000.)
+      fewer, _, _ = self.stage(**given, api_budget=1000., max_base_tags=1)
+    finally:
+      server.shutdown()
+      server.server_close()
+    self.assertEqual((found['b'], fewer['b']), (['stove', 'gas', 'fuel'], ['stove']))
+    self.assertLen(Service.asked, 6)
+
+  def test_what_a_model_writes_can_stand_in_a_line_and_half_a_tag_is_none(self):
+    answers = iter(['1. camp| stove\n2. gas\n3. out', '1. a\n2. b'])
+
+    def answer(requests, *_, **__):
+      text = next(answers)
+      return {key: llm_api.Result((text,), cut=(text.endswith('out'),)) for key in requests}
+    with mock.patch.object(llm_api, 'run_requests', answer):
+      found, _, counts = self.stage(source='api', api_url='http://localhost/v1')
+    self.assertEqual(found['b'], ['camp stove', 'gas'])
+    self.assertEqual(counts['cut_at_max_tokens'], 6)
+
+  def test_settings_of_a_service_that_is_not_asked_decide_nothing(self):
+    cfg = toy.toy_config(self.folder / 'toy')
+    before = base_tags.settings(cfg)
+    cfg.tags.api_max_tokens = 7
+    self.assertEqual(before, base_tags.settings(cfg))
+    cfg.tags.source = 'api'
+    self.assertEqual(base_tags.settings(cfg).api_max_tokens, 7)
 
   def test_an_unknown_source_is_refused(self):
     with self.assertRaisesRegex(errors.ConfigError, 'tags.source'):

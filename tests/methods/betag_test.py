@@ -28,6 +28,7 @@ from recjax.training import llm_loading
 from recjax.training import workdir as workdir_lib
 from tests import devices as several
 from tests import later, told
+from tests.long import long
 
 ROOT = pathlib.Path(__file__).parents[2]
 WORDS = {'a': ('tent', 'camping'), 'b': ('stove', 'gas fuel'), 'c': ('mug', 'steel'),
@@ -150,6 +151,7 @@ class ToyTest(absltest.TestCase):
     with self.assertRaisesRegex(errors.DataError, "'nope'"):
       ask([['nope']], 2)
 
+  @long
   def test_eight_devices_learn_what_one_does(self):
     cfg, curves = self.cfg.copy_and_resolve_references(), []
     cfg.train.epochs, cfg.optim.log_every = 3, 1
@@ -219,6 +221,7 @@ class ToyTest(absltest.TestCase):
     run(self.cfg, self.path)
     self.assertEqual({p: p.stat().st_mtime_ns for p in (self.path / 'stages').rglob('*')}, before)
 
+  @long
   def test_generation_killed_between_batches_ends_with_equal_files(self):
     path = self.folder / 'again'
     shutil.copytree(self.path, path)
@@ -277,6 +280,7 @@ t.run(t.toy_config({str(self.folder / 'toy')!r}), {str(path)!r})
     self.assertEqual(done('generate'), generated)
     self.assertNotEqual(done('parse'), parsed)
 
+  @long
   def test_beams_that_stop_at_the_lines_end_hold_that_line_alone(self):
     cfg = self.cfg.copy_and_resolve_references()
     cfg.decode.stop_at_line_end = True
@@ -308,6 +312,7 @@ t.run(t.toy_config({str(self.folder / 'toy')!r}), {str(path)!r})
     self.assertContainsSubset(  # the same line as without stopping
         [t.strip() for t in first.split('\n2.', 1)[1].split('|')], WORDS['b'])
 
+  @long
   def test_generation_does_not_depend_on_batch_mates_or_devices(self):
     cfg = generate.settings(self.cfg)
     tags = self.file('base-tags', 'base_tags.json')
@@ -351,14 +356,19 @@ t.run(t.toy_config({str(self.folder / 'toy')!r}), {str(path)!r})
     self.assertEqual(batch['weights'].sum() + batch['first_weight'][0], predicted)
     self.assertLess(batch['segments'].shape[0], len(samples))  # it did pack
     ours, _ = train.sample_loss(model, batches.prefix, adapter, params, batch, None)
-    total = 0.0
-    for ids, _ in samples:  # plainly: the whole text of one sample, prefix and all
-      text = np.array([batches.prefix + ids], np.int32)
-      at = np.arange(text.shape[1])[None]
-      hidden, _ = model.apply({'params': params, 'lora': adapter}, text, at, np.ones_like(text))
-      logits = np.asarray(model.apply({'params': params}, hidden, method='logits'))[0]
+    start, total = len(batches.prefix), 0.0
+    width = start + max(len(ids) for ids, _ in samples)
+
+    @jax.jit
+    def plain(text):  # the whole text of one sample, prefix and all; what follows it plays no part
+      hidden, _ = model.apply({'params': params, 'lora': adapter}, text, np.arange(width)[None],
+                              np.ones_like(text))
+      return model.apply({'params': params}, hidden, method='logits')[0]
+    for ids, _ in samples:
+      text = np.zeros((1, width), np.int32)
+      text[0, :start + len(ids)] = batches.prefix + ids
+      logits = np.asarray(plain(text))
       logp = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
-      start = len(batches.prefix)
       total -= sum(logp[start - 1 + j, t] for j, t in enumerate(ids))
     self.assertAlmostEqual(float(ours), total / predicted, delta=1e-4)
 

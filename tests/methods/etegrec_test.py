@@ -29,13 +29,15 @@ from recjax.run_files import read_json
 from recjax.training import sharded_stage
 from recjax.training.workdir import Workdir, find_stage, open_work
 from tests import devices, later, told
+from tests.long import long, long_but
 from tests.methods.llmemb_test import random_decoder
+from tests.text import llm_api_test
 
 USERS, ITEMS = 120, 24
 
 
 def shop_folder(folder):
-  """A shop whose users walk round a circle of items, in which a next item can be learnt."""
+  """A shop whose users walk round a circle of items, in which a next item can be learned."""
   folder = pathlib.Path(folder)
   rng = np.random.default_rng(0)
   kinds = ('Lamps', 'Pumps', 'Gloves', 'Ropes', 'Scales', 'Trays')
@@ -82,6 +84,7 @@ def run(cfg, folder):
 class WholeTest(parameterized.TestCase):
 
   @parameterized.parameters(('tiger', 'none'), ('etegrec', 'encoder'))
+  @long_but(0)
   def test_run(self, way, fusion):
     data = shop_folder(self.create_tempdir())
     made = tiger_beauty.get_config() if way == 'tiger' else etegrec_scientific.get_config()
@@ -125,6 +128,7 @@ class WholeTest(parameterized.TestCase):
 
   @parameterized.parameters(('tiger', 'rqvae', 'suffix'), ('tiger', 'rkmeans', 'nearest'),
                             ('etegrec', 'rqvae', 'suffix'))
+  @long
   def test_new_items_get_ids_of_their_texts(self, way, kind, dedupe):
     data = shop_folder(self.create_tempdir())
     texts = [' '.join(t) for t in zip(*(load_data(data).catalog.columns['title'],) * 2)]
@@ -155,6 +159,7 @@ class WholeTest(parameterized.TestCase):
     with self.assertRaisesRegex(DataError, "item 1 was 'i0', now it is 'i1'.*--update"):
       recommend.load(folder, later.write(data, data + '-wrong', [], swap=True))
 
+  @long
   def test_eight_devices_learn_what_one_does(self):
     cfg = small(etegrec_scientific.get_config('fusion=none'), shop_folder(self.create_tempdir()))
     cfg.model.max_history = 1  # one width of rows is one network to compile
@@ -175,6 +180,7 @@ class WholeTest(parameterized.TestCase):
     self.assertLen(curves[0], 4)  # of both sides in turn
     np.testing.assert_allclose(*curves, rtol=1e-5)
 
+  @long
   def test_a_killed_run_ends_alike(self):
     data = shop_folder(self.create_tempdir())
     cfg = small(etegrec_scientific.get_config('fusion=none'), data)
@@ -275,6 +281,46 @@ class PartsTest(parameterized.TestCase):
     again, _ = interests.interest_texts(work, cfg, shop, [history, shop.interactions.items[:4]])
     self.assertEqual(said[0], again[0])
     self.assertNotEmpty(said[0])
+
+  def test_a_service_is_asked_once_a_history_and_what_it_says_is_read(self):
+    shop = load_data(shop_folder(self.create_tempdir()))
+    cfg = small(etegrec_scientific.get_config(), '')
+    titles = shop.catalog.columns['title']
+
+    def foresees(asked, before):
+      last = json.loads(asked['messages'][-1]['content'].split('\n')[-2].partition('. ')[2])
+      if last['title'] == titles[5]:
+        return dict(body=llm_api_test.reply(['Things like that.']))
+      return dict(body=llm_api_test.reply([f'<interest>Beyond {last["title"]}</interest>\n<inter']))
+    found, run_folder = [], self.create_tempdir().full_path
+    with llm_api_test.serving(like=foresees) as server:
+      cfg.interests.update(source='api', api_url=f'http://127.0.0.1:{server.server_port}/v1')
+      for budget in (5., 6.):  # another budget makes the stages anew, and asks for nothing
+        cfg.interests.api_budget = budget
+        with open_work(run_folder, {}) as work:
+          work.console = Console(quiet=True)
+          found.append(interests.read(interests.make(cfg, work, shop)))
+      self.assertEqual(set(server.asked.values()), {1})
+      self.assertEqual({body['n'] for body in server.bodies}, {1})
+    rows, vectors, texts = found[0]
+    histories = interests.all_histories(interests.settings(cfg), shop)
+    self.assertLen(server.asked, len({tuple(map(int, h)) for h in histories}))
+    for row, history in zip(rows, histories, strict=True):
+      last = titles[int(history[-1]) - 1]
+      self.assertEqual([texts[i] for i in row if i],
+                       [] if last == titles[5] else [f'Beyond {last}'])
+    for first, again in zip(found[0], found[1]):
+      np.testing.assert_array_equal(first, again)
+    done = read_json(pathlib.Path(run_folder) / 'stages/01-ask-interests/DONE.json')['counts']
+    self.assertEqual(done['answers_without_interests'],
+                     len({tuple(map(int, h)) for h in histories if titles[h[-1] - 1] == titles[5]}))
+    self.assertEqual(done['failed'], 0)
+
+  def test_settings_of_a_service_that_is_not_asked_decide_nothing(self):
+    cfg = etegrec_scientific.get_config()
+    self.assertEqual(set(interests.settings(cfg).interests), {'source', 'encoder'})
+    cfg.interests.source = 'api'
+    self.assertIn('api_model', interests.settings(cfg).interests)
 
   def test_hashed_words(self):
     one, plural, other = (interests.hash_words(t) for t in ('Glass lamp', 'glass lamps', 'Pumps'))

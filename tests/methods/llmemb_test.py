@@ -19,6 +19,7 @@ from recjax.text import tokenizer as tokenizer_lib
 from recjax.training import sequential
 from recjax.training import workdir as workdir_lib
 from tests import devices, later, told
+from tests.long import long
 
 ROOT = pathlib.Path(__file__).parents[2]
 CLUSTERS, ITEMS, USERS = 20, 200, 500
@@ -159,6 +160,7 @@ class WholeTest(absltest.TestCase):
       return (cluster[near] == cluster[:, None]).mean()
     self.assertGreater(purity('tuned'), .3)
 
+  @long
   def test_the_export_is_the_same_whatever_its_shards_and_batches(self):
     folder = workdir_lib.find_stage(self.path, 'export-tuned')
     self.assertLen(list(folder.glob('items-*.npy')), 4)
@@ -180,6 +182,7 @@ class WholeTest(absltest.TestCase):
     with self.assertRaisesRegex(DataError, '0 rows of 200'):
       item_embeddings.read_shards(again)
 
+  @long
   def test_an_export_in_parts_has_the_bytes_of_one(self):
     path = self.room / 'parts'
     shutil.copytree(self.path, path)
@@ -270,6 +273,7 @@ class WholeTest(absltest.TestCase):
     said = llmemb.cost(self.cfg, self.shop)
     self.assertEqual(said['trainings'], '2 of RAT, 1 over ids, 2 seeds each')
 
+  @long
   def test_vectors_from_a_file_and_another_backbone(self):
     cfg = config(self.room, 'backbone=gru4rec,variant=no_freeze')
     path = self.room / 'vectors.npy'
@@ -285,6 +289,7 @@ class WholeTest(absltest.TestCase):
     with self.assertRaisesRegex(DataError, '7 rows, the catalog 200 items'):
       run(cfg, self.room / 'file2')
 
+  @long
   def test_as_released_and_masked_items(self):
     cfg = config(self.room, 'backbone=bert4rec,variant=no_scft,profile=faithful')
     cfg.train.update(epochs=2)
@@ -301,6 +306,7 @@ class WholeTest(absltest.TestCase):
       else:
         np.testing.assert_allclose(new, old, atol=1e-5)
 
+  @long
   def test_a_sentence_encoder_is_not_tuned_but_read(self):
     from tests.training.text_embedding_test import minilm
     if minilm() is None:

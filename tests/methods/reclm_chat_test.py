@@ -13,7 +13,7 @@ from tokenizers import decoders, models, normalizers, pre_tokenizers, trainers
 from recjax.data.dataset import Catalog, Interactions, make_dataset
 from recjax.errors import ConfigError, DataError
 from recjax.methods import reclm
-from recjax.methods.reclm import chat_encoding, sft_data, tokenized_catalog
+from recjax.methods.reclm import chat_encoding, prompts, tokenized_catalog
 from recjax.text import chat_template
 from recjax.text import tokenizer as tokenizer_lib
 from recjax.training.losses import trie_masked
@@ -74,13 +74,13 @@ TEMPLATES = {
                                '<stop>{% else %}<|end|>{% endif %}' + DONE,
 }
 TURNS = [
-  sft_data.message('system', ' Advise. '),
-  sft_data.message('user', ' How?\n'),
-  sft_data.message('assistant', [' So. ']),
-  sft_data.message('user', 'Name two. '),
-  sft_data.message('assistant', sft_data.numbered_list([3, 1])),
-  sft_data.message('user', 'More? '),
-  sft_data.message('assistant', ['No <|end|>.']),
+  prompts.message('system', ' Advise. '),
+  prompts.message('user', ' How?\n'),
+  prompts.message('assistant', [' So. ']),
+  prompts.message('user', 'Name two. '),
+  prompts.message('assistant', prompts.numbered_list([3, 1])),
+  prompts.message('user', 'More? '),
+  prompts.message('assistant', ['No <|end|>.']),
 ]
 
 
@@ -107,7 +107,7 @@ def renderer(base, variables=None, codes=False):
 
 
 def runs(weights):
-  """Where learnt tokens begin and end. -> [(start, stop)]"""
+  """Where learned tokens begin and end. -> [(start, stop)]"""
   edges = np.flatnonzero(np.diff(np.concatenate([[0], weights, [0]])))
   return list(zip(edges[::2].tolist(), edges[1::2].tolist()))
 
@@ -115,21 +115,21 @@ def runs(weights):
 class PrefixTest(parameterized.TestCase):
 
   def check(self, turn, turns=TURNS):
-    """Every answer is learnt once, behind what asks for it, up to a token that decoding ends at."""
+    """Every answer is learned once, behind what asks for it, up to a token that ends decoding."""
     want = [(turn.tokens(turns[:at]), turn.answer(t['content']))
             for at, t in enumerate(turns) if t['role'] == 'assistant']
     found = []
     made = turn.examples(turns)
     for one in made:
-      self.assertLen({len(one.ids), len(one.learnt), *map(len, one.marks.values())}, 1)
-      for start, stop in runs(one.learnt):
+      self.assertLen({len(one.ids), len(one.learned), *map(len, one.marks.values())}, 1)
+      for start, stop in runs(one.learned):
         ids, marks = one.ids.tolist(), {k: v[start:stop - 1].tolist() for k, v in one.marks.items()}
         self.assertIn(ids[stop - 1], turn.tokenizer.eos_ids)
         found.append((ids[:start], (ids[start:stop - 1], marks['node'], marks['item'])))
     self.assertLen(found, len(want))
-    for (asked, answer), (before, learnt) in zip(want, found):
+    for (asked, answer), (before, learned) in zip(want, found):
       self.assertEqual(before, asked)
-      self.assertEqual(learnt, answer)
+      self.assertEqual(learned, answer)
     return made
 
   @parameterized.product(name=list(TEMPLATES), codes=(False, True))
@@ -161,7 +161,7 @@ class PrefixTest(parameterized.TestCase):
       thought = turn.tokenizer.controls['<think>']
       self.assertEqual(turn.tokens(TURNS[:2]).count(thought), int('enable_thinking' in variables))
 
-  def test_one_row_where_the_template_keeps_what_was_learnt(self):
+  def test_one_row_where_the_template_keeps_what_was_learned(self):
     base = tokenizer(tokenizer_lib.CHAT_TEMPLATE)
     turn = renderer(base)
     one, = self.check(turn)
@@ -180,7 +180,7 @@ class PrefixTest(parameterized.TestCase):
     for name in ('llama 2', 'another end', 'plain words'):
       one = renderer(tokenizer(TEMPLATES[name])).examples(TURNS[:3])[0]
       end, = tokenizer('').eos_ids
-      self.assertEqual(one.ids[one.learnt].tolist()[-1], end)
+      self.assertEqual(one.ids[one.learned].tolist()[-1], end)
 
   def test_another_day_asks_alike(self):
     base, seen = tokenizer(TEMPLATES['llama 3']), []

@@ -15,7 +15,7 @@ from recjax.data.formats import conversations
 from recjax.data.sample_shop.small_talk import questions
 from recjax.decoding import item_span
 from recjax.errors import ConfigError, DataError
-from recjax.methods.reclm import chat_encoding, list_metrics, sft_data, tokenized_catalog
+from recjax.methods.reclm import chat_encoding, list_metrics, prompts, sft_data, tokenized_catalog
 from recjax.methods.reclm import train as train_lib
 from recjax.models import layers, seqrec
 from recjax.text import prompt_templates
@@ -23,7 +23,7 @@ from recjax.text import tokenizer as tokenizer_lib
 
 ROOT = pathlib.Path(__file__).parents[2]
 TITLES = ['blue lamp', 'blue lamp shade', 'red rope', 'big mug']
-TEMPLATE = prompt_templates.read('reclm', 'recjax.methods.reclm', sft_data.FIELDS)
+TEMPLATE = prompt_templates.read('reclm', 'recjax.methods.reclm', prompts.FIELDS)
 TRAIN = ConfigDict(dict(seed=0, longest_list=10, full_lists=False, candidates=0.5, rule=0.5,
                         multi_round=0.0, chat_share=0.0, control=0.0, full_histories=False))
 
@@ -94,7 +94,7 @@ class SampleTest(parameterized.TestCase):
     _, begin, end = sft_data.windows(sequences, 0, 0, full=True)
     np.testing.assert_array_equal(end, sequences.offsets[[1, 3]] - 1)
     np.testing.assert_array_equal(
-        begin, np.maximum(sequences.offsets[[0, 2]], end - sft_data.MAX_ITEMS))
+        begin, np.maximum(sequences.offsets[[0, 2]], end - prompts.MAX_ITEMS))
 
   def test_d8_chat_stands_before_or_after(self):
     some = stock()
@@ -134,28 +134,28 @@ class RenderTest(parameterized.TestCase):
 
   def test_d5_the_list_as_text_and_back(self):
     made, some, turn = self.turn()
-    ids, _, items = turn.answer(sft_data.numbered_list([1, 3]))
+    ids, _, items = turn.answer(prompts.numbered_list([1, 3]))
     text = ''.join('<SOI>' if i == turn.soi else '<EOI>' if i == turn.eoi else made.decode([i])
                    for i in ids)
     self.assertEqual(text, '1. <SOI>blue lamp<EOI>\n 2. <SOI>red rope<EOI>\n')
     self.assertEqual([i for i in items if i > 0], [1, 3])
     tree = some.to_trie(turn.eoi, made.vocab_size)
-    self.assertEqual(item_span.parse(tree, ids, turn.soi), ([0, 2], False))
+    self.assertEqual(item_span.parse(tree, ids, turn.soi), ([1, 3], False))
 
-  def test_what_is_learnt_is_answers_and_their_ends(self):
+  def test_what_is_learned_is_answers_and_their_ends(self):
     made, _, turn = self.turn()
     turns = [
-      sft_data.message('system', 's'),
-      sft_data.message('user', 'Name <SOI>one<EOI>'),
-      sft_data.message('assistant', sft_data.numbered_list([4])),
-      sft_data.message('user', 'q'),
-      sft_data.message('assistant', ['fine']),
+      prompts.message('system', 's'),
+      prompts.message('user', 'Name <SOI>one<EOI>'),
+      prompts.message('assistant', prompts.numbered_list([4])),
+      prompts.message('user', 'q'),
+      prompts.message('assistant', ['fine']),
     ]
     (one,) = turn.examples(turns)
-    learnt = one.ids[one.learnt].tolist()
-    want = turn.answer(sft_data.numbered_list([4]))[0] + [made.eos_ids[0]] + made.encode('fine') + [
+    learned = one.ids[one.learned].tolist()
+    want = turn.answer(prompts.numbered_list([4]))[0] + [made.eos_ids[0]] + made.encode('fine') + [
         made.eos_ids[0]]
-    self.assertEqual(learnt, want)
+    self.assertEqual(learned, want)
     self.assertEqual((one.ids == turn.soi).sum(), 1)  # the user's text holds none
     prompt = turn.tokens(turns[:2])
     self.assertEqual(one.ids[:len(prompt)].tolist(), prompt)
@@ -164,13 +164,13 @@ class RenderTest(parameterized.TestCase):
     _, some, turn = self.turn()
     turn.nodes = [np.full(len(r) + 1, 10 * i) for i, r in enumerate(some.title_tokens)]
     template = {**TEMPLATE, 'train': 'Name {count}, I have: {items}'}
-    ask = sft_data.request_turns(some, template, [2, 4], 'trained', 3, ' All <SOI>.')
+    ask = prompts.request_turns(some, template, [2, 4], 'trained', 3, ' All <SOI>.')
     self.assertEqual(ask[1]['content'], ['Name 3, I have: ', 2, ' → ', 4, ' All <SOI>.'])
-    one, = turn.examples([*ask, sft_data.message('assistant', sft_data.numbered_list([1]))])
+    one, = turn.examples([*ask, prompts.message('assistant', prompts.numbered_list([1]))])
     prompt = turn.tokens(ask)
     self.assertEqual(one.ids[:len(prompt)].tolist(), prompt)
     self.assertEqual(prompt.count(turn.soi), 2)  # the wish is plain text
-    self.assertFalse(one.learnt[:len(prompt)].any())
+    self.assertFalse(one.learned[:len(prompt)].any())
     at = prompt.index(turn.soi) + 1
     row = [*some.title_tokens[1], turn.eoi]
     self.assertEqual(prompt[at:at + len(row)], row)
@@ -186,22 +186,22 @@ class RenderTest(parameterized.TestCase):
     control = {turn.soi, turn.eoi}
     for _ in range(5000):
       text = ''.join(parts[i] for i in rng.integers(0, len(parts), rng.integers(1, 8)))
-      ids = turn.tokens([sft_data.message('system', 's'), sft_data.message('user', text)])
+      ids = turn.tokens([prompts.message('system', 's'), prompts.message('user', text)])
       self.assertFalse(control & set(ids), text)
 
   def test_long_histories_lose_their_oldest(self):
     _, some, turn = self.turn()
-    whole, none = sft_data.make_prompts(turn, some, TEMPLATE, [[1, 2, 3, 4] * 3])
+    whole, none = prompts.make_prompts(turn, some, TEMPLATE, [[1, 2, 3, 4] * 3])
     self.assertEqual(none, 0)
     turn.longest = len(whole[0]) - 1
-    less, short = sft_data.make_prompts(turn, some, TEMPLATE, [[1, 2, 3, 4] * 3])
+    less, short = prompts.make_prompts(turn, some, TEMPLATE, [[1, 2, 3, 4] * 3])
     self.assertEqual(short, 1)
     self.assertLess(len(less[0]), len(whole[0]))
     turn.longest = 5
     with self.assertRaisesRegex(DataError, 'raise prompt.max_prompt_tokens'):
-      sft_data.make_prompts(turn, some, TEMPLATE, [[1]])
+      prompts.make_prompts(turn, some, TEMPLATE, [[1]])
     with self.assertRaisesRegex(ConfigError, 'eval.words'):
-      sft_data.request_turns(some, TEMPLATE, [1], 'loud')
+      prompts.request_turns(some, TEMPLATE, [1], 'loud')
 
 
 class TeacherTest(absltest.TestCase):

@@ -1,35 +1,39 @@
 """Replies to conversations: told while they are made, ended where nobody wants them; control
 symbols of people are text."""
 import dataclasses
+import functools
 
 from absl.testing import absltest, parameterized
 
 from recjax.data.dataset import Catalog
 from recjax.errors import ConfigError
-from recjax.methods.reclm import chat_batcher, conversation, sft_data
+from recjax.methods.reclm import chat_batcher, conversation, prompts
+from tests.long import long_but
 from tests.methods.reclm_test import TEMPLATE, TITLES, eager, one_device
 
 TOOLS = Catalog(tuple(f't{i}' for i in range(len(TITLES))), {'title': TITLES})
 
 
-def replier(test, **decode):
-  cfg, speaker = eager(test)
-  cfg.decode.update(new_tokens=64, **decode)
+@functools.cache
+def replier():
+  cfg, speaker = eager()
+  cfg.decode.new_tokens = 64
   shelves = conversation.untrained_models(speaker, {'tools': TOOLS, 'two': Catalog(
       ('x', 'y'), {'title': ['Öl 中', 'Two 🛠']})})
   return chat_batcher.ChatBatcher(cfg, shelves, TEMPLATE['system'], one_device())
 
 
 def said(text='What now?', **more):
-  return chat_batcher.ChatRequest((sft_data.message('user', text),), **more)
+  return chat_batcher.ChatRequest((prompts.message('user', text),), **more)
 
 
 class TellTest(parameterized.TestCase):
 
   @parameterized.parameters((0.0, ''), (1.0, ''), (1.0, 'two'))
+  @long_but(2)
   def test_what_is_told_is_only_added_to(self, warmth, domain):
     """At temperature 1 the model writes single bytes too, halves of characters among them."""
-    some = replier(self)
+    some = replier()
     pieces, broken, named = 0, 0, 0
     for seed in range(4):
       told = [[] for _ in range(3)]
@@ -57,7 +61,7 @@ class TellTest(parameterized.TestCase):
       self.assertGreater(broken, 0)
 
   def test_who_has_gone_is_not_written_for(self):
-    some, told = replier(self), []
+    some, told = replier(), []
     whole, = some([said()])
     cut, = some([said(tell=told.append, gone=lambda: len(told) == 2)])
     self.assertLen(told, 2)
@@ -67,7 +71,7 @@ class TellTest(parameterized.TestCase):
     self.assertEqual((left.tokens_out, stays), (1, whole))
 
   def test_enough_ends_a_reply(self):
-    some, told = replier(self), []
+    some, told = replier(), []
     short, = some([said(tokens=5, tell=told.append)])
     self.assertEqual(short.tokens_out, 5)
     self.assertLess(len(told), 6)
@@ -89,7 +93,7 @@ class ControlTest(parameterized.TestCase):
   @parameterized.parameters('<SOI>', '<EOI>', '<|end|>', '<|start|>assistant\n',
                             '<SOI>red lamp<EOI>')
   def test_symbols_of_people_are_text(self, symbol):
-    some = replier(self)
+    some = replier()
     speaker = some.domains['tools'].chat_model
     control = {speaker.soi, speaker.eoi, *speaker.tokenizer.controls.values()}
     for role in ('user', 'system', 'assistant'):
@@ -100,7 +104,7 @@ class ControlTest(parameterized.TestCase):
           'assistant': [('user', 'a'), ('assistant', text), ('user', 'b')],
         }[role]
         return some.prompt(
-          chat_batcher.ChatRequest(tuple(sft_data.message(r, t) for r, t in turns))
+          chat_batcher.ChatRequest(tuple(prompts.message(r, t) for r, t in turns))
         )
 
       plain, bad = prompt('a plain text'), prompt(f'a {symbol} text')
@@ -110,17 +114,17 @@ class ControlTest(parameterized.TestCase):
       self.assertIn(symbol, speaker.tokenizer.backend.decode(bad, skip_special_tokens=False))
 
   def test_titles_of_earlier_replies_become_items_again(self):
-    some = replier(self)
+    some = replier()
     speaker = some.domains['tools'].chat_model
     turns = [('user', 'a'), ('assistant', 'Try "red lamp" and "no item".'), ('user', 'b')]
-    ids = some.prompt(chat_batcher.ChatRequest(tuple(sft_data.message(r, t) for r, t in turns)))
+    ids = some.prompt(chat_batcher.ChatRequest(tuple(prompts.message(r, t) for r, t in turns)))
     self.assertEqual((ids.count(speaker.soi), ids.count(speaker.eoi)), (1, 1))
     inner = ids[ids.index(speaker.soi) + 1:ids.index(speaker.eoi)]
     self.assertEqual(speaker.tokenizer.decode(inner).strip(), 'red lamp')
 
   def test_a_turn_that_is_too_long(self):
     with self.assertRaisesRegex(ConfigError, 'fewer words'):
-      replier(self).asked([sft_data.message('user', 'word ' * 5000)])
+      replier().asked([prompts.message('user', 'word ' * 5000)])
 
 
 if __name__ == '__main__':

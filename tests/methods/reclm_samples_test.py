@@ -19,6 +19,7 @@ from recjax.methods.reclm import (
   chat_encoding,
   control_tasks,
   offline_samples,
+  prompts,
   sft_data,
   teacher,
   tokenized_catalog,
@@ -34,7 +35,7 @@ from recjax.training.losses import trie_masked
 ROOT = pathlib.Path(__file__).parents[2]
 SHARED = ROOT.parent / 'shared/data/formats/reclm-cgen'
 TEMPLATE = prompt_templates.read(
-  'reclm', 'recjax.methods.reclm', {**sft_data.FIELDS, **control_tasks.FIELDS}
+  'reclm', 'recjax.methods.reclm', {**prompts.FIELDS, **control_tasks.FIELDS}
 )
 N = 12
 CATALOG = Catalog(tuple(f'i{n}' for n in range(N)), {
@@ -88,7 +89,7 @@ class WishTest(parameterized.TestCase):
       control_tasks.CategoryRequest(kind, 'even', wanted).followed(items, {2, 4}), want
     )
 
-  def test_lists_that_are_learnt_follow_their_wishes(self):
+  def test_lists_that_are_learned_follow_their_wishes(self):
     stock = tokenized_catalog.load(CATALOG, tokenizer())
     groups, rng, kinds = control_tasks.category_members(stock), np.random.default_rng(0), []
     for _ in range(40):
@@ -157,19 +158,19 @@ class WishTest(parameterized.TestCase):
 
   def test_a_template_without_the_sentences_is_refused_only_where_they_are_needed(self):
     path = pathlib.Path(self.enter_context(tempfile.TemporaryDirectory())) / 't.txt'
-    path.write_text(''.join(f'[{k}]\n{v}\n' for k, v in TEMPLATE.items() if k in sft_data.FIELDS))
+    path.write_text(''.join(f'[{k}]\n{v}\n' for k, v in TEMPLATE.items() if k in prompts.FIELDS))
     cfg = config(prompt=dict(template=str(path)))
-    self.assertIn('system', sft_data.read_template(cfg))
+    self.assertIn('system', prompts.read_template(cfg))
     cfg.control.share = 0.1
     with self.assertRaisesRegex(ConfigError, r'part \[with\] is missing'):
-      sft_data.read_template(cfg)
+      prompts.read_template(cfg)
 
 
 class QuestionTest(absltest.TestCase):
 
   def test_candidates_and_wishes_stand_in_the_request(self):
     stock = tokenized_catalog.load(CATALOG, tokenizer())
-    ask = lambda **kw: sft_data.request_turns(  # noqa: E731
+    ask = lambda **kw: prompts.request_turns(  # noqa: E731
         stock, TEMPLATE, [1, 2], 'plain', 3, **kw)[-1]['content']
     self.assertIn("Out of these products: 'thing c', 'thing e', name 3", ask(candidates=(3, 5)))
     self.assertNotIn('Out of these', ask())
@@ -336,7 +337,7 @@ class AverageTest(parameterized.TestCase):
                               [[*r, ids[1]] for r in self.stock.title_tokens])
     self.table = trie_masked.scope_of(self.tree.first, self.tree.tok, shape.vocab)
     turn = chat_encoding.ChatEncoder(made, self.stock.title_tokens, *ids, nodes)
-    said, written = sft_data.message, sft_data.numbered_list
+    said, written = prompts.message, prompts.numbered_list
     talks = [[said('user', 'One?'), said('assistant', written([3]))],
              [said('user', 'Four?'), said('assistant', written([1, 2, 4, 5]))],
              [said('user', 'Why so?'), said('assistant', ['Because of that.']),
@@ -359,7 +360,7 @@ class AverageTest(parameterized.TestCase):
     logits = hidden @ np.array(llm.head_matrix(params, self.chat_model.model.cfg))
     rows = [[*r, self.chat_model.eoi] for r in self.stock.title_tokens]
     nll, inside, fetched, prefix = [], [], [], None
-    for at in np.flatnonzero(one.learnt):
+    for at in np.flatnonzero(one.learned):
       label, scores = ids[at], logits[at - 1].copy()
       title = prefix is not None
       if title and masked and label != self.chat_model.eoi:
@@ -384,8 +385,8 @@ class AverageTest(parameterized.TestCase):
          'gamma': 0.0}, **changes))
     batch = self.packed.batch(num_rows=len(self.packed.rows) + 1)
     sums = lambda *a: train_lib.loss_sums(cfg, self.chat_model, [], self.table, 16, *a)  # noqa: E731
-    learnt = lambda *a: (sums(*a)[0]['valid_loss'], sums(*a)[1])  # noqa: E731
-    run = microbatch.accumulate_sums(learnt)(parts) if parts > 1 else microbatch.mean(learnt)
+    learned = lambda *a: (sums(*a)[0]['valid_loss'], sums(*a)[1])  # noqa: E731
+    run = microbatch.accumulate_sums(learned)(parts) if parts > 1 else microbatch.mean(learned)
     return float(jax.jit(lambda p, b: run(p, (), b, None)[0])(self.parts, batch))
 
   def test_cgen(self):
@@ -411,8 +412,8 @@ class AverageTest(parameterized.TestCase):
 
   def test_requests_count_within_their_sample(self):
     def with_requests(one):
-      nll = self.by_hand(dataclasses.replace(one, learnt=np.arange(len(one.ids)) > 0), False)[0]
-      weight = np.where(one.learnt[1:], 1, .5)
+      nll = self.by_hand(dataclasses.replace(one, learned=np.arange(len(one.ids)) > 0), False)[0]
+      weight = np.where(one.learned[1:], 1, .5)
       return (nll * weight).sum() / weight.sum()
     want = np.mean([with_requests(one) for one in self.examples])
     self.assertAlmostEqual(self.loss('samples', scope='none', prompt=.5), want, delta=1e-4)
@@ -446,8 +447,8 @@ class ApartTest(absltest.TestCase):
       found[think] = parts['train'], counts
     self.assertEqual(found[True][1]['samples'], found[False][1]['samples'])
     self.assertLen(found[True][0], found[True][1]['samples'])
-    self.assertNotIn('answers_learnt_apart', found[True][1])
-    self.assertEqual(found[False][1]['answers_learnt_apart'], 12)  # every user's conversation
+    self.assertNotIn('answers_learned_apart', found[True][1])
+    self.assertEqual(found[False][1]['answers_learned_apart'], 12)  # every user's conversation
     self.assertLen(found[False][0], found[False][1]['samples'] + 12)
 
 

@@ -1,5 +1,6 @@
 """RecLM whole on a ring of thirty titles, trained and untrained: items exist, none comes twice."""
 import contextlib
+import functools
 import importlib.util
 import io
 import json
@@ -23,7 +24,7 @@ from recjax.methods.reclm import (
   generation,
   offline_samples,
   planning,
-  sft_data,
+  prompts,
   teacher,
   tokenized_catalog,
   train,
@@ -34,11 +35,12 @@ from recjax.text import prompt_templates, tokenizer
 from recjax.training import llm_loading
 from recjax.training import workdir as workdir_lib
 from tests import devices, later, told
+from tests.long import long, long_but
 
 ROOT = pathlib.Path(__file__).parents[2]
 TITLES = [f'{c} {t}' for c in ('red', 'blue', 'green') for t in (
     'kettle', 'lamp', 'rope', 'drill', 'mug', 'tent', 'stove', 'chair', 'saw', 'pump')]
-TEMPLATE = prompt_templates.read('reclm', 'recjax.methods.reclm', sft_data.FIELDS)
+TEMPLATE = prompt_templates.read('reclm', 'recjax.methods.reclm', prompts.FIELDS)
 
 
 def write_ring(folder, users=90):
@@ -97,6 +99,7 @@ class WholeTest(parameterized.TestCase):
     write_ring(cls.folder / 'ring')
 
   @parameterized.parameters('cgen', 'ret', 'token')
+  @long_but(1)
   def test_lists_exist_and_a_face_recommends(self, grounding):
     path = self.folder / grounding
     more = {'eval': {'rounds': 0}}
@@ -159,6 +162,7 @@ class WholeTest(parameterized.TestCase):
     with self.assertRaisesRegex(DataError, "item 1 was 'i0', now it is 'i1'.*--update"):
       recommend.load(path, self.folder / 'wrong')
 
+  @long
   def test_eight_devices_learn_what_one_does(self):
     cfg = config(self.folder / 'ring', train=dict(batch=3, epochs=1), optim=dict(log_every=1))
     shop, found = load_data(cfg.data), []
@@ -171,7 +175,7 @@ class WholeTest(parameterized.TestCase):
       ):
         if not number:
           llm = llm_loading.folder(
-            cfg, work, [sft_data.message('system', 'x')], lambda: TITLES * 9, shop
+            cfg, work, [prompts.message('system', 'x')], lambda: TITLES * 9, shop
           )
           helper = work.stage('teacher', teacher.stage, teacher.settings(cfg), shop)
         work.stage('tune', train.stage, train.settings(cfg), shop, llm, helper, None, None)
@@ -182,6 +186,7 @@ class WholeTest(parameterized.TestCase):
     last = [[r['title_nll'] for r in rows if 'title_nll' in r][-1] for rows in found]
     self.assertAlmostEqual(*last, delta=1e-3)
 
+  @long
   def test_one_adapter_run_converts_and_talks(self):
     path = self.folder / 'lora'
     cfg = config(self.folder / 'ring', train=dict(mode='lora', epochs=1),
@@ -218,9 +223,8 @@ class WholeTest(parameterized.TestCase):
     self.assertNotIn('never', said)
 
 
-def eager(test):
-  """An untrained model that likes to begin items. -> config, Speaker"""
-  folder = pathlib.Path(test.enter_context(tempfile.TemporaryDirectory()))
+@functools.cache
+def eager_speaker():
   made = tokenizer.train_bpe(TITLES + list(TEMPLATE.values()), 400)
   shape = llm_lib.Config(
     vocab=made.vocab_size,
@@ -232,22 +236,29 @@ def eager(test):
     ffn=48,
     max_positions=4096,
   )
-  huggingface.save(llm_lib.init(shape, jax.random.key(0)), shape, folder)
-  made.save(folder)
-  cfg = config('sample')
-  speaker = train.new_chat_model(cfg, folder, one_device())
+  with tempfile.TemporaryDirectory() as folder:
+    folder = pathlib.Path(folder)
+    huggingface.save(llm_lib.init(shape, jax.random.key(0)), shape, folder)
+    made.save(folder)
+    speaker = train.new_chat_model(config('sample'), folder, one_device())
   p = speaker.params  # the first width is always large
   speaker.params = {**p, 'embed': p['embed'].at[:, 0].set(1.0),
                     'head': p['head'].at[0].set(0.0).at[0, speaker.soi].set(1.0)}
-  return cfg, speaker
+  return speaker
+
+
+def eager():
+  """An untrained model that likes to begin items. -> config, Speaker"""
+  return config('sample'), eager_speaker()
 
 
 class UntrainedTest(parameterized.TestCase):
   """A chat model as it is, over catalogs given at the start."""
 
   @parameterized.parameters(0.0, 2.0)
+  @long_but(1)
   def test_two_catalogs_and_no_training(self, temperature):
-    cfg, speaker = eager(self)
+    cfg, speaker = eager()
     cfg.decode.update(temperature=temperature, new_tokens=64, count=4)
     shelves = conversation.untrained_models(speaker, {
         'tools': Catalog(tuple(f't{i}' for i in range(30)), {'title': TITLES}),
@@ -263,7 +274,7 @@ class UntrainedTest(parameterized.TestCase):
     self.assertGreater(total, 2)
 
   def test_rounds_read_new_tokens_alone_and_say_the_same(self):
-    cfg, speaker = eager(self)
+    cfg, speaker = eager()
     cfg.decode.update(new_tokens=24, count=3)
     shelves = conversation.untrained_models(speaker, {'tools': Catalog(
         tuple(f't{i}' for i in range(30)), {'title': TITLES})})
@@ -275,8 +286,9 @@ class UntrainedTest(parameterized.TestCase):
     self.assertLess(kept.read_tokens, 0.7 * whole.read_tokens)
 
   @parameterized.parameters(0.0, 1.5)
+  @long_but(1)
   def test_a_reply_is_told_while_it_is_made(self, temperature):
-    cfg, speaker = eager(self)
+    cfg, speaker = eager()
     cfg.decode.update(temperature=temperature, new_tokens=64, count=4)
     shelves = conversation.untrained_models(
       speaker, {'tools': Catalog(tuple(f't{i}' for i in range(30)), {'title': TITLES})}
@@ -303,7 +315,7 @@ class UntrainedTest(parameterized.TestCase):
     self.assertEqual(again.say('What do you have?', max_items=4, seed=3), reply)
 
   def test_a_conversation_drops_its_oldest_rounds(self):
-    cfg, speaker = eager(self)
+    cfg, speaker = eager()
     cfg.decode.update(new_tokens=16, count=2)
     cfg.prompt.max_prompt_tokens = 128
     shelves = conversation.untrained_models(

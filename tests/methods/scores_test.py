@@ -30,6 +30,7 @@ from recjax.models import llm, lora, semantic_id_t5, t5
 from recjax.text.packing import TokenSample
 from recjax.training import sft
 from recjax.training.losses import trie_masked
+from tests.long import long, long_but
 
 ROOT = pathlib.Path(__file__).parents[2]
 PAD, END, SOI, EOI = 0, 1, 2, 3
@@ -72,7 +73,7 @@ def learn(loss, params, steps=40, rate=.03):
 
 @functools.cache
 def language_model():
-  """-> LM, params that have learnt to continue prompts"""
+  """-> LM, params that have learned to continue prompts"""
   cfg = llm.Config(vocab=V, width=16, layers=1, heads=2, kv_heads=1, head_dim=8, ffn=24)
   model, params = llm.LM(cfg), llm.init(cfg, jax.random.key(0))
   rng = np.random.default_rng(0)
@@ -135,6 +136,7 @@ class BetagTest(parameterized.TestCase):
                                   np.array([len(p) for p in PROMPTS], np.int32))
 
   @parameterized.parameters((4, 4, 0.7), (3, 1, 0.0), (4, 4, 1.0))
+  @long_but(0)
   def test_rows_of_groups_with_what_they_pay(self, beams, groups, power):
     search, found = self.beams(beams=beams, groups=groups, new_tokens=5, length_penalty=power,
                                diversity=.4, stop_at_line_end=False)
@@ -151,7 +153,7 @@ class BetagTest(parameterized.TestCase):
 
 
 class InstructTest(parameterized.TestCase):
-  """BIGRec's free titles, and D3's of the catalogue without the assistant."""
+  """BIGRec's free titles, and D3's of the catalog without the assistant."""
 
   def logp(self, prompt, row):
     packed = sft.pack([prompt], [row], 'response', prefix=sft.common_prefix(PROMPTS))
@@ -167,6 +169,7 @@ class InstructTest(parameterized.TestCase):
     return [[(Tokens().encode(t), s) for t, s in zip(*row)] for row in found]
 
   @parameterized.parameters((1.0, 'generated'), (.6, 'full'), (0.0, 'generated'))
+  @long_but(1)
   def test_bigrec_by_every_length_rule(self, power, norm):
     ended = set()
     found = self.texts(beams=4, new_tokens=5, length_penalty=power, length_norm=norm)
@@ -177,6 +180,7 @@ class InstructTest(parameterized.TestCase):
         ended.add(ids[-1] == END)
     self.assertIn(True, ended)
 
+  @long
   def test_bigrec_over_all_texts(self):
     # An end at once, or any other token and any second one.
     for rows in self.texts(beams=1 + (V - 1) * V, new_tokens=2, length_penalty=0.0):
@@ -184,6 +188,7 @@ class InstructTest(parameterized.TestCase):
       self.assertLen({tuple(ids) for ids, _ in rows}, 1 + (V - 1) * V)
 
   @parameterized.parameters(0.0, 1.0)
+  @long_but(1)
   def test_d3_without_mixing(self, power):
     model, params = language_model()
     tree = trie.build(TITLES, END, V)
@@ -247,6 +252,7 @@ class ReclmTest(parameterized.TestCase):
 
   @parameterized.parameters(*(('cgen', loss) for loss in LOSSES), ('token', 'scope'),
                             ('token', 'preset'))
+  @long_but(2)
   def test_every_form_of_the_loss(self, kind, loss):
     cfg = config('reclm_scientific', f'grounding={kind}')
     cfg.train.update(prompt=0.0, gamma=0.0, **LOSSES[loss])
@@ -256,7 +262,7 @@ class ReclmTest(parameterized.TestCase):
     self.assertEqual(np.sort(items).tolist(), [list(range(1, n + 1))] * 3)
     want = -np.take_along_axis(self.losses(cfg, stock, speaker, PROMPTS), items - 1, 1)
     np.testing.assert_allclose(scores, want, atol=1e-4)
-    if loss == 'scope':  # over what the catalogue allows, up to the end
+    if loss == 'scope':  # over what the catalog allows, up to the end
       np.testing.assert_allclose(np.exp(scores).sum(1), 1, atol=1e-5)
     # An item that a user has already does not make others likelier than training has them.
     fewer, left = generation.rank_items(shelf, writer, PROMPTS, n, [items[b, :3] for b in range(3)])
@@ -265,7 +271,7 @@ class ReclmTest(parameterized.TestCase):
       np.testing.assert_allclose(left[b, :n - 3], scores[b, 3:], atol=1e-5)
 
   def test_fetched_items(self):
-    """RecLM-ret: products are the logits of the loss over the catalogue."""
+    """RecLM-ret: products are the logits of the loss over the catalog."""
     cfg = config('reclm_scientific', 'grounding=ret')
     rng = np.random.default_rng(0)
     vectors = jnp.asarray(rng.normal(size=(8, 5)), jnp.float32)
@@ -336,6 +342,7 @@ class CodesTest(parameterized.TestCase):
 
   @parameterized.parameters(('tiger', 'none'), ('tiger', 'encoder'), ('tiger', 'prefix'),
                             ('etegrec', 'none'), ('etegrec', 'pooled'), ('etegrec', 'encoder'))
+  @long_but(1)
   def test_lists(self, way, fusion):
     cfg, params, table, texts = self.made(way, fusion)
     histories = [np.array([5, 9, 2]), np.array([1]), np.array([3, 3, 7, 8])]

@@ -16,7 +16,7 @@ from recjax import run_files
 from recjax.data import dataset as dataset_lib
 from recjax.data import loading, splits
 from recjax.errors import ConfigError, DataError
-from recjax.evaluation import baselines, metrics, ranking
+from recjax.evaluation import baselines, classical, metrics, ranking
 from recjax.methods import sequential
 from recjax.methods.sequential import train as stages
 from recjax.models import seqrec
@@ -24,6 +24,7 @@ from recjax.training import sequential as train
 from recjax.training import workdir as workdir_lib
 from recjax.training.losses import item_losses
 from tests import devices, told
+from tests.long import long, long_but
 
 ROOT = pathlib.Path(__file__).parents[2]
 
@@ -155,6 +156,7 @@ class LossTest(parameterized.TestCase):
       ('gbce', 'batch', 'target'),
       ('gbce', 'sequence', 'train_history'), ('sampled', 'batch', 'target'),
       ('sampled', 'position', 'none'))
+  @long_but(2)
   def test_losses_are_finite_with_and_without_targets(self, kind, shared, exclude):
     cfg = config(loss=kind)
     cfg.loss.update(negatives=5, negative_scope=shared, exclude=exclude)
@@ -170,6 +172,7 @@ class LossTest(parameterized.TestCase):
     self.assertTrue(all(np.isfinite(g).all() for g in jax.tree.leaves(grads)))
 
   @parameterized.parameters('sasrec', 'bert4rec')
+  @long_but(0)
   def test_a_users_positions_share_negatives_wherever_packing_puts_them(self, kind):
     cfg = config(loss='sampled', model=kind)
     cfg.loss.update(negatives=5, negative_scope='sequence', exclude='none')
@@ -200,7 +203,7 @@ class LossTest(parameterized.TestCase):
       ('sampled', False, 'position', 'bert4rec'), ('sampled', True, 'position', 'sasrec'),
       ('sampled', True, 'batch', 'bert4rec'))
   def test_losses_are_those_of_their_formulas(self, name, log_q, shared, kind):
-    """Full softmax; BCE (SASRec); gBCE (gSASRec, eq. 7 and 8); sampled softmax, whose scores of
+    """Full softmax; BCE (SASRec); gBCE (gSASRec); sampled softmax, whose scores of
     negatives lose the log of how often each is expected among the drawn (logQ, Bengio 2008)."""
     cfg, items, k = config(loss=name, model=kind), 50, 7
     cfg.loss.update(negatives=k, negative_scope=shared, exclude='target', log_q=log_q, gbce_t=.6,
@@ -262,6 +265,7 @@ class LossTest(parameterized.TestCase):
 class RingTest(parameterized.TestCase):
 
   @parameterized.parameters(('sasrec', .85), ('gru4rec', .85), ('bert4rec', .80))
+  @long_but(0)
   def test_models_learn_the_ring(self, kind, least):
     cfg = config(model=kind)
     cfg.optim.lr = 4e-3
@@ -303,6 +307,7 @@ class RunTest(parameterized.TestCase):
     self.assertEqual((whole / 'model.npz').read_bytes(), (again / 'model.npz').read_bytes())
 
   @parameterized.parameters(('sasrec', 8), ('gru4rec', 5), ('bert4rec', 5))
+  @long_but(1)
   def test_many_devices_learn_what_one_does(self, kind, devices):
     cfg, shop = config(model=kind), ring(300)
     cfg.train.update(epochs=2, batch=60)  # neither users nor rows divide over 5
@@ -330,6 +335,7 @@ class RunTest(parameterized.TestCase):
       cost.append(program.cost_analysis()['flops'])
     self.assertLess(cost[1], 0.2 * cost[0])
 
+  @long
   def test_seeds_in_one_program_are_those_of_programs_of_their_own(self):
     cfg, shop = config(), ring(300)
     cfg.train.update(epochs=2)
@@ -341,6 +347,7 @@ class RunTest(parameterized.TestCase):
 
   def test_from_files_to_report_and_recommendations(self):
     shop, cfg = ring(200), config(loss='bce')
+    cfg.eval.classical = True
     cfg.seeds, cfg.data = 2, tempfile.mkdtemp() + '/shop'
     loading.save_data(shop, cfg.data)
     folder = pathlib.Path(tempfile.mkdtemp())
@@ -348,7 +355,9 @@ class RunTest(parameterized.TestCase):
     with workdir_lib.open_work(folder, {'config': cfg.to_dict(), 'facts': facts}, mesh()) as work:
       sequential.run(cfg, work)
     results = run_files.read_json(folder / 'results.json')
-    self.assertEqual(list(results['rows']), ['sasrec:bce', 'popularity', 'recency', 'random'])
+    self.assertEqual(list(results['rows']), [
+        'sasrec:bce', 'popularity', 'recency', 'random', *classical.GRIDS])
+    self.assertEqual(set(results['classical']['settings']), set(classical.GRIDS))
     self.assertEqual(told.check(results), (200, 200))
     self.assertEqual(results['seeds'], [0, 1])
     cells = results['rows']['sasrec:bce']
@@ -375,6 +384,7 @@ class RunTest(parameterized.TestCase):
       sequential.convert(folder, 'peft', folder / 'x')
     self.assertIn('a seed', sequential.cost(cfg, shop)['parameters'])
 
+  @long
   def test_options_of_the_evaluation_stand_in_the_protocol_and_change_the_data(self):
     shop, cfg = ring(200), config()
     times = np.tile(np.repeat(np.arange(6), 2), 200)

@@ -18,13 +18,14 @@ from recjax import recommend, run_files
 from recjax.data import array_record, loading
 from recjax.errors import ConfigError, DataError
 from recjax.methods import sequential
-from recjax.methods.sequential import streaming
+from recjax.methods.sequential import on_disk
 from recjax.methods.sequential import train as stages
 from recjax.models import seqrec
 from recjax.training import sequential as train
-from recjax.training import sequential_streaming
+from recjax.training import sequential_on_disk
 from recjax.training import workdir as workdir_lib
 from tests import told
+from tests.long import long, long_but
 from tests.methods.sequential_test import config, mesh, ring
 
 MISSING = [m for m in ('tensorflow_datasets', 'grain', 'array_record')
@@ -36,7 +37,7 @@ WORKER = '''
 import json, sys
 import jax, numpy as np
 from recjax.data import array_record
-from recjax.training import loop, sequential, sequential_streaming
+from recjax.training import loop, sequential, sequential_on_disk
 from recjax.models import seqrec
 from tests.methods.sequential_test import config
 number, count, port, path, start, steps, old, out = sys.argv[1:]
@@ -48,8 +49,8 @@ mesh = jax.sharding.Mesh(np.array(jax.devices()).reshape(-1, 1, 1), ('data', 'fs
                          axis_types=(jax.sharding.AxisType.Auto,) * 3)
 cfg, shop = config(), array_record.load(path)
 model = sequential.model_config(cfg, len(shop.catalog))
-part = sequential_streaming.batches(cfg, shop, model.max_history, 2)
-loss = sequential_streaming.objective(cfg, model, (64, 768), mesh)
+part = sequential_on_disk.batches(cfg, shop, model.max_history, 2)
+loss = sequential_on_disk.objective(cfg, model, (64, 768), mesh)
 with jax.set_mesh(mesh):
   params = jax.jit(lambda: seqrec.init(model, jax.random.key(0)))()
   if start:
@@ -86,9 +87,9 @@ class StreamedTest(parameterized.TestCase):
 
   def train_on(self, cfg, folder):
     shop = array_record.load(cfg.data)
-    few, _ = streaming.sample(shop)
+    few, _ = on_disk.sample(shop)
     with workdir_lib.open_work(folder, {}, mesh()) as work:
-      work.stage('train', streaming.stage, stages.settings(cfg), shop, few)
+      work.stage('train', on_disk.stage, stages.settings(cfg), shop, few)
 
   def test_from_records_to_report_and_recommendations(self):
     cfg, folder = config(), self.room / 'run'
@@ -96,7 +97,7 @@ class StreamedTest(parameterized.TestCase):
     cfg.train.update(epochs=6, patience=8, valid_users=300)
     shop = ring(800)
     cfg.data = str(stored(shop, self.room))
-    with mock.patch.object(streaming, 'MAX_USERS', 400):
+    with mock.patch.object(on_disk, 'MAX_USERS', 400):
       results = self.run_on(cfg, folder)
     self.assertIn('400 users drawn of 800', results['protocol'])
     self.assertEqual(told.check(results)[0], 400)
@@ -118,6 +119,7 @@ class StreamedTest(parameterized.TestCase):
     with workdir_lib.open_work(folder) as work:
       return work.metrics()
 
+  @long
   def test_a_run_that_was_killed_ends_where_an_uninterrupted_one_does(self):
     cfg = config()
     cfg.train.update(epochs=2, batch=64)
@@ -131,13 +133,13 @@ class StreamedTest(parameterized.TestCase):
       return inner(batches, step)
 
     with (
-      mock.patch.object(sequential_streaming, 'SAVE_EVERY', 3),
-      mock.patch.object(sequential_streaming, 'SAMPLE', 4),
+      mock.patch.object(sequential_on_disk, 'SAVE_EVERY', 3),
+      mock.patch.object(sequential_on_disk, 'SAMPLE', 4),
       mock.patch.object(array_record.Batches, '__getitem__', dying),
       self.assertRaises(KeyboardInterrupt),
     ):
       self.train_on(cfg, self.room / 'killed')
-    with mock.patch.object(sequential_streaming, 'SAMPLE', 4):
+    with mock.patch.object(sequential_on_disk, 'SAMPLE', 4):
       self.train_on(cfg, self.room / 'killed')
     one, other = (next((self.room / n / 'stages').glob('*train/model.npz')).read_bytes()
                   for n in ('whole', 'killed'))
@@ -145,6 +147,7 @@ class StreamedTest(parameterized.TestCase):
     self.assertEqual(one, other)
 
   @parameterized.parameters('sasrec', 'bert4rec')
+  @long_but(0)
   def test_a_batch_that_does_not_fit_has_the_same_loss(self, kind):
     cfg = config(model=kind)
     cfg.model.dropout = 0.0
@@ -152,18 +155,19 @@ class StreamedTest(parameterized.TestCase):
     params = seqrec.init(model, jax.random.key(0))
     rng = np.random.default_rng(0)
     examples = [{'items': rng.integers(1, 51, n).astype(np.int32)} for n in rng.integers(0, 20, 64)]
-    batch = sequential_streaming.rows_of(examples, 12, 2)
-    values = [float(jax.jit(sequential_streaming.objective(cfg, model, room, mesh()))(
+    batch = sequential_on_disk.rows_of(examples, 12, 2)
+    values = [float(jax.jit(sequential_on_disk.objective(cfg, model, room, mesh()))(
         params, (), batch, jax.random.key(1))[0]) for room in ((64, 768), (56, 768), (8, 64))]
     np.testing.assert_allclose(values, values[0], rtol=1e-6)
     self.assertGreater(values[0], 1)
 
   def test_held_out_items_are_not_read_and_short_users_are_whole(self):
     rows = [np.arange(1, n + 1, dtype=np.int32) for n in (0, 1, 2, 3, 5, 9)]
-    got = sequential_streaming.rows_of([{'items': r} for r in rows], 3, 2)['seqs']
+    got = sequential_on_disk.rows_of([{'items': r} for r in rows], 3, 2)['seqs']
     self.assertEqual(got.tolist(), [[0] * 4, [0, 0, 0, 1], [0, 0, 1, 2], [0, 0, 0, 1], [0, 1, 2, 3],
                                     [4, 5, 6, 7]])
 
+  @long
   def test_two_processes_and_a_change_of_their_number_learn_what_one_does(self):
     path = stored(ring(300), self.room)
 
@@ -208,7 +212,7 @@ class StreamedTest(parameterized.TestCase):
     cfg = config()
     with (mock.patch.object(jax, 'process_count', lambda: 3),
           self.assertRaisesRegex(ConfigError, 'batch=64 does not divide over 3')):
-      sequential_streaming.batches(cfg, array_record.load(path), 12, 2)
+      sequential_on_disk.batches(cfg, array_record.load(path), 12, 2)
 
 
 if __name__ == '__main__':

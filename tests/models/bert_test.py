@@ -11,6 +11,7 @@ from absl.testing import absltest, parameterized
 from recjax.distributed.sharding import make_mesh, shardings
 from recjax.errors import ConfigError, DataError
 from recjax.models import bert, sentence_encoder
+from tests.long import long_but
 
 HAS_TORCH = importlib.util.find_spec('torch') is not None
 SMALL = dict(vocab_size=80, hidden_size=24, num_hidden_layers=3, num_attention_heads=4,
@@ -54,6 +55,7 @@ class BertTest(parameterized.TestCase):
     return folder, model
 
   @parameterized.parameters('gelu', 'gelu_new', 'relu')
+  @long_but(1)
   def test_states_are_those_of_transformers(self, act):
     folder, model = self.folder(hidden_act=act)
     import torch
@@ -62,7 +64,7 @@ class BertTest(parameterized.TestCase):
     tokens, mask = batch()
     with torch.no_grad():
       want = model(torch.tensor(tokens).long(), torch.tensor(mask)).last_hidden_state.numpy()
-    got = np.asarray(bert.Bert(spec.cfg).apply({'params': params}, tokens, mask))
+    got = np.asarray(jax.jit(bert.Bert(spec.cfg).apply)({'params': params}, tokens, mask))
     real = mask > 0
     np.testing.assert_allclose(got[real], want[real], atol=1e-5)
 
@@ -89,10 +91,9 @@ class BertTest(parameterized.TestCase):
 
   def test_neither_padding_nor_its_side_nor_the_batch_matters(self):
     cfg = bert.Config(vocab=80, width=24, layers=2, heads=4, ffn=40)
-    params = bert.init(cfg, jax.random.key(0))
+    params = jax.jit(bert.init, static_argnums=0)(cfg, jax.random.key(0))
     tokens, mask = batch(3, 20)
-    run = lambda t, m: np.asarray(bert.pool(  # noqa: E731
-        bert.Bert(cfg).apply({'params': params}, t, m), m, 'avg'))
+    run = jax.jit(lambda t, m: bert.pool(bert.Bert(cfg).apply({'params': params}, t, m), m, 'avg'))
     want = run(tokens, mask)
     for t, m in ((np.pad(tokens, [(0, 0), (0, 9)]), np.pad(mask, [(0, 0), (0, 9)])),
                  (np.pad(tokens, [(0, 0), (9, 0)]), np.pad(mask, [(0, 0), (9, 0)]))):

@@ -16,6 +16,7 @@ from recjax.distributed.sharding import make_mesh, shardings
 from recjax.errors import ConfigError, DataError
 from recjax.models import embedding_resize, huggingface, llm, lora
 from recjax.training.losses import lm
+from tests.long import long_but
 
 HAS_TORCH = importlib.util.find_spec('torch') is not None
 HAS_PEFT = HAS_TORCH and importlib.util.find_spec('peft') is not None
@@ -85,6 +86,7 @@ def torch_model(family):
 class TransformersTest(parameterized.TestCase):
 
   @parameterized.parameters(*FAMILIES)
+  @long_but(1, 7)
   def test_logits_equal_transformers_both_ways(self, family):
     import transformers
     theirs, ours = tempdir(self), tempdir(self)
@@ -137,6 +139,7 @@ class TransformersTest(parameterized.TestCase):
       ('qwen2', dict(sliding_window=8), ''), ('qwen2', dict(attention_bias=False), ''),
       ('qwen2', dict(use_sliding_window=True, sliding_window=8), 'use_sliding_window'),
       ('qwen3', dict(tie_word_embeddings=False), 'lm_head.weight is in no file'))
+  @long_but(1, 3, 10, 12, 17)
   def test_an_edited_config_is_read_as_transformers_does_or_refused(self, family, edit, message):
     import transformers
     folder = tempdir(self)
@@ -192,6 +195,7 @@ class PeftTest(parameterized.TestCase):
       (dict(exclude_modules=r'.*layers\.1.*v_proj'), 'exclude_modules'),
       (dict(target_modules=['q_proj', 'lm_head']), 'lm_head'),
       (dict(target_modules=['q_proj', 'embed_tokens']), 'embed_tokens'))
+  @long_but(4, 5, 9, 17)
   def test_their_adapters_give_equal_logits_or_are_refused(self, options, message):
     import peft
     import torch

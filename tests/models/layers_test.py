@@ -33,7 +33,7 @@ class DropoutTest(parameterized.TestCase):
   def test_rate_zero_changes_nothing(self):
     self.assertIs(layers.dropout(self.ones, 0.0, jax.random.key(0)), self.ones)
 
-  def test_masks_are_independent_of_neighbours_and_of_other_keys(self):
+  def test_masks_are_independent_of_neighbors_and_of_other_keys(self):
     base = jax.random.key(7)
     masks = [np.asarray(layers.dropout(self.ones, 0.5, k) > 0).astype(float).ravel() - 0.5
              for k in (base, *(jax.random.fold_in(base, i) for i in range(4)), jax.random.key(8))]

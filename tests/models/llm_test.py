@@ -12,6 +12,7 @@ from recjax.distributed.sharding import make_mesh, shardings
 from recjax.errors import ConfigError
 from recjax.models import attention, layers, llm, lora, rope
 from tests import devices
+from tests.long import long_but
 
 TINY = llm.Config(vocab=48, width=32, layers=2, heads=4, kv_heads=2, head_dim=8, ffn=40,
                   qkv_bias=True, qk_norm=True)
@@ -166,7 +167,9 @@ class VariantTest(parameterized.TestCase):
       jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-4),
                    got, expected)
 
-  def test_one_two_and_eight_devices_agree_in_logits_and_gradients(self):
+  @parameterized.parameters((2, 1, 1), (2, 2, 2), (1, 4, 2))
+  @long_but(1)
+  def test_one_two_and_eight_devices_agree_in_logits_and_gradients(self, *shape):
     cfg = dataclasses.replace(TINY, lora_rank=2)
     params, tokens = weights(TINY), jnp.asarray(some_tokens(8, 6))
     adapters = jax.tree.map(lambda x: x + 0.1, lora.init_lora(cfg, jax.random.key(1)))
@@ -179,16 +182,14 @@ class VariantTest(parameterized.TestCase):
       return jnp.sin(logits).mean(), logits
     step = jax.jit(jax.value_and_grad(loss, has_aux=True))
     (_, expected), wanted = step(adapters, params, tokens)
-    for shape in ((2, 1, 1), (2, 2, 2), (1, 4, 2)):
-      mesh = devices.mesh(**dict(zip(('data', 'fsdp', 'model'), shape)))
-      with jax.set_mesh(mesh):
-        put = [jax.device_put(t, shardings(t, llm.RULES, mesh)) for t in (adapters, params)]
-        rows = jax.device_put(tokens, jax.NamedSharding(mesh, P(('data', 'fsdp'))))
-        (_, got), grad = step(*put, rows)
-      # sums are ordered by device
-      np.testing.assert_allclose(got, expected, rtol=1e-4, atol=1e-4)
-      jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-6),
-                   grad, wanted)
+    mesh = devices.mesh(**dict(zip(('data', 'fsdp', 'model'), shape)))
+    with jax.set_mesh(mesh):
+      put = [jax.device_put(t, shardings(t, llm.RULES, mesh)) for t in (adapters, params)]
+      rows = jax.device_put(tokens, jax.NamedSharding(mesh, P(('data', 'fsdp'))))
+      (_, got), grad = step(*put, rows)
+    # sums are ordered by device
+    np.testing.assert_allclose(got, expected, rtol=1e-4, atol=1e-4)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-6), grad, wanted)
 
   def test_rules_name_every_matrix(self):
     cfg = dataclasses.replace(TINY, lora_rank=2)

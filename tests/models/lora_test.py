@@ -11,6 +11,7 @@ from absl.testing import absltest, parameterized
 
 from recjax.errors import ConfigError
 from recjax.models import llm, lora
+from tests.long import long_but
 
 CFG = llm.Config(vocab=48, width=32, layers=2, heads=4, kv_heads=2, head_dim=8, ffn=40,
                  lora_rank=3, lora_alpha=6.0)
@@ -47,6 +48,7 @@ class LoraTest(parameterized.TestCase):
     self.assertEqual(lora.init_lora(dataclasses.replace(CFG, lora_rank=0), jax.random.key(0)), {})
 
   @parameterized.parameters((2, llm.LINEAR), (2, ('q', 'down')), (40, llm.LINEAR))
+  @long_but(2)
   def test_merged_weights_equal_adapters(self, length, targets):
     cfg = dataclasses.replace(CFG, lora_targets=targets)
     params, adapters = weights(cfg), random_lora(cfg)

@@ -7,12 +7,13 @@ from absl.testing import absltest, parameterized
 from recjax.errors import ConfigError, DataError
 from recjax.models import rqvae, semantic_ids
 from recjax.retrieval import kmeans
+from tests.long import long_but
 
 BOOKS = jnp.array([[[0., 0.], [1., 0.], [0., 2.]], [[0., 0.], [.2, 0.], [0., -.3]]])
 PLAIN = rqvae.Config(2, (), 2, 2, 3, encoder='none')
 
 
-class QuantiseTest(parameterized.TestCase):
+class QuantizeTest(parameterized.TestCase):
 
   def test_codes_residuals_and_losses(self):
     for r, want, left, loss in (((1.1, -.2), (1, 2), (.1, .1), .021875),
@@ -187,6 +188,7 @@ class TableTest(parameterized.TestCase):
     self.assertGreater(len(np.unique(spread, axis=0)), 1)
 
   @parameterized.parameters(*semantic_ids.TOKENIZERS)
+  @long_but(1)
   def test_every_tokenizer_gives_codes_in_range(self, name):
     x = np.random.default_rng(0).normal(size=(40, 8)).astype(np.float32)
     table, _ = semantic_ids.TOKENIZERS[name](x, 2, 8, 0)

@@ -1,5 +1,6 @@
 """The recommender over codes: its size, what must not matter, interests, constrained beams."""
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -12,6 +13,7 @@ from recjax.decoding.constraints import CatalogConstraint, CodeConstraint, Norma
 from recjax.decoding.generate import generate
 from recjax.errors import ConfigError
 from recjax.models import semantic_id_t5, t5
+from tests.long import long_but
 
 SMALL = semantic_id_t5.Config(
   t5.Config(width=16, layers=1, decoder_layers=1, heads=2, head_dim=8, ffn=16),
@@ -27,9 +29,15 @@ SMALL = semantic_id_t5.Config(
 
 def made(cfg, key=0):
   params = jax.tree.map(
-    lambda x: 8 * x if x.ndim > 1 else x, semantic_id_t5.init(cfg, jax.random.key(key))
+    lambda x: 8 * x if x.ndim > 1 else x,
+    jax.jit(semantic_id_t5.init, static_argnums=0)(cfg, jax.random.key(key)),
   )
   return params | ({'gate': jnp.float32(1)} if 'gate' in params else {})
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def apply(cfg, params, *given):
+  return semantic_id_t5.SemanticIdT5(cfg).apply({'params': params}, *given)
 
 
 def inputs(seed=0, users=3, items=4):
@@ -50,7 +58,7 @@ class CoderTest(parameterized.TestCase):
 
   def test_padding_and_later_codes_do_not_matter(self):
     params, (history, target, _) = made(SMALL), inputs()
-    run = lambda h, t: semantic_id_t5.SemanticIdT5(SMALL).apply({'params': params}, h, t)  # noqa: E731
+    run = functools.partial(apply, SMALL, params)
     want, aligned = run(history, target)
     wide = np.pad(history, [(0, 0), (0, 3), (0, 0)], constant_values=-1)
     got, more = run(wide, target)
@@ -61,16 +69,15 @@ class CoderTest(parameterized.TestCase):
     got = run(history, changed)[0]
     np.testing.assert_allclose(got[:, :2], want[:, :2], atol=1e-5)
     self.assertGreater(float(jnp.abs(got[:, 2] - want[:, 2]).max()), 1e-3)
-    empty = semantic_id_t5.SemanticIdT5(SMALL).apply(
-      {'params': params}, np.full_like(history, -1), target
-    )
+    empty = run(np.full_like(history, -1), target)
     self.assertTrue(all(np.isfinite(x).all() for x in jax.tree.leaves(empty)))
 
   @parameterized.parameters('encoder', 'prefix', 'pooled')
+  @long_but(0, 2)
   def test_interests(self, site):
     cfg = dataclasses.replace(SMALL, fusion=site)
     params, (history, target, (given, there)) = made(cfg), inputs()
-    run = lambda i: semantic_id_t5.SemanticIdT5(cfg).apply({'params': params}, history, target, i)  # noqa: E731
+    run = functools.partial(apply, cfg, params, history, target)
     plain, none = run(None), run((given, np.zeros_like(there)))
     for a, b in zip(jax.tree.leaves(plain), jax.tree.leaves(none)):
       np.testing.assert_allclose(a, b, atol=0 if site == 'encoder' else 1e-5)
@@ -85,17 +92,14 @@ class CoderTest(parameterized.TestCase):
     np.testing.assert_allclose(logits[2], plain[0][2], atol=1e-5)  # a user without interests
     if site == 'encoder':
       np.testing.assert_allclose(run((given[:, ::-1], there[:, ::-1]))[0], logits, atol=1e-5)
-      shut = semantic_id_t5.SemanticIdT5(cfg).apply(
-        {'params': params | {'gate': jnp.float32(0)}}, history, target, (given, there)
-      )
+      shut = apply(cfg, params | {'gate': jnp.float32(0)}, history, target, (given, there))
       np.testing.assert_array_equal(shut[0], plain[0])
 
   @parameterized.parameters(True, False)
   def test_compat_sees_other_users(self, compat):
     cfg = dataclasses.replace(SMALL, fusion='pooled', compat=compat)
     params, (history, target, (given, there)) = made(cfg), inputs()
-    run = lambda h: semantic_id_t5.SemanticIdT5(cfg).apply(  # noqa: E731
-        {'params': params}, h, target, (given, there))[1]['pooled'][0]
+    run = lambda h: apply(cfg, params, h, target, (given, there))[1]['pooled'][0]  # noqa: E731
     changed = history.copy()
     changed[1, 0] = (changed[1, 0] + 3) % 8
     gap = float(jnp.abs(run(history) - run(changed)).max())
@@ -115,8 +119,8 @@ class CoderTest(parameterized.TestCase):
     found = generate(semantic_id_t5.decoder(SMALL), given, prompts, search, CatalogConstraint(
         tree, normalization=Normalization('level', 8)), bucket=4)
     for b, prompt in enumerate(prompts):
-      logits, _ = semantic_id_t5.SemanticIdT5(SMALL).apply(
-          {'params': params}, np.broadcast_to(whole[prompt], (len(table), len(prompt), 3)), table)
+      logits, _ = apply(
+          SMALL, params, np.broadcast_to(whole[prompt], (len(table), len(prompt), 3)), table)
       want = np.take_along_axis(np.asarray(jax.nn.log_softmax(logits)), table[..., None],
                                 2)[..., 0].sum(1)
       items = np.asarray(tree.item)[found.places[b, :, 0]]

@@ -1,4 +1,6 @@
 """SASRec, GRU4Rec, BERT4Rec: the spec's oracles and invariants."""
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -6,6 +8,7 @@ from absl.testing import absltest, parameterized
 
 from recjax.errors import ConfigError
 from recjax.models import layers, seqrec
+from tests.long import long_but
 
 KINDS = ('sasrec', 'gru4rec', 'bert4rec')
 
@@ -15,14 +18,20 @@ def small(kind, **kw):
                                        hidden=16, dropout=0.3), **kw})
 
 
-def states(cfg, params, items, position, segment):
-  return seqrec.SeqRec(cfg).apply({'params': params}, *(
-      jnp.asarray(x, jnp.int32) for x in (items, position, segment)))
+@functools.partial(jax.jit, static_argnums=0)
+def apply(cfg, params, *rows):
+  return seqrec.SeqRec(cfg).apply({'params': params}, *rows)
+
+
+def states(cfg, params, *rows):
+  """rows: items, positions, segments."""
+  return apply(cfg, params, *(jnp.asarray(x, jnp.int32) for x in rows))
 
 
 def wide(cfg, seed=0):
   """Parameters large enough that outputs differ."""
-  return jax.tree.map(lambda x: x * 8 if x.ndim > 1 else x, seqrec.init(cfg, jax.random.key(seed)))
+  first = jax.jit(seqrec.init, static_argnums=0)(cfg, jax.random.key(seed))
+  return jax.tree.map(lambda x: x * 8 if x.ndim > 1 else x, first)
 
 
 class OracleTest(parameterized.TestCase):
@@ -93,6 +102,7 @@ class InvariantTest(parameterized.TestCase):
     self.assertGreater(np.abs(a - b)[0, 5:].max(), 1e-3)
 
   @parameterized.product(kind=KINDS, norm=seqrec.NORMS)
+  @long_but(*range(0, 15, 4))
   def test_users_that_share_a_row_do_not_see_each_other(self, kind, norm):
     cfg = small(kind, norm=norm)
     params = wide(cfg)
@@ -124,7 +134,7 @@ class InvariantTest(parameterized.TestCase):
 
     def loss(params):
       return (states(cfg, params, row, np.arange(8)[None], row > 0) ** 2).sum()
-    grads = jax.grad(loss)(params)
+    grads = jax.jit(jax.grad(loss))(params)
     self.assertEqual(float(jnp.abs(grads['items'][0]).max()), 0)
     self.assertGreater(float(jnp.abs(grads['items'][5]).max()), 0)
     self.assertTrue(all(np.isfinite(g).all() for g in jax.tree.leaves(grads)))

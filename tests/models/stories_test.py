@@ -9,12 +9,13 @@ from absl.testing import absltest
 
 from recjax.models import attention, llm
 from recjax.models import layers as layers_lib
+from tests.long import long
 
 FOLDER = pathlib.Path(__file__).parents[2].parent / 'shared' / 'models' / 'stories260K'
 
 
 def read_model(path):
-  """-> (Config, params) from the flat file of (out, in) weights with neighbouring rotary pairs."""
+  """-> (Config, params) from the flat file of (out, in) weights with neighboring rotary pairs."""
   raw = path.read_bytes()
   width, ffn, layers, heads, kv_heads, vocab, length = struct.unpack('<7i', raw[:28])
   flat, size = np.frombuffer(raw[28:], '<f4'), width // heads
@@ -75,6 +76,7 @@ def greedy(cfg, params, steps):
 @absltest.skipUnless(FOLDER.exists(), 'shared/models/stories260K is absent')
 class StoriesTest(absltest.TestCase):
 
+  @long
   def test_greedy_text_equals_the_stored_text_to_the_byte(self):
     cfg, params = read_model(FOLDER / 'stories260K.bin')
     self.assertEqual(layers_lib.count_params(params), 260_032)

@@ -15,6 +15,7 @@ from recjax.decoding.constraints import Unconstrained
 from recjax.decoding.generate import generate
 from recjax.errors import ConfigError, DataError
 from recjax.models import t5, t5_weights
+from tests.long import long_but
 
 SMALL = t5.Config(vocab=40, width=24, layers=2, decoder_layers=3, heads=3, head_dim=8, ffn=40,
                   dropout=0.1)
@@ -42,6 +43,7 @@ class ParityTest(parameterized.TestCase):
 
   @parameterized.parameters((dict(),), (dict(feed_forward_proj='gated-gelu',
                                              tie_word_embeddings=False),))
+  @long_but(0)
   def test_logits_and_beams_equal_transformers(self, changes):
     try:
       import torch
@@ -61,7 +63,7 @@ class ParityTest(parameterized.TestCase):
           torch.tensor(tokens), attention_mask=torch.tensor(mask), num_beams=4,
           num_return_sequences=4, max_new_tokens=5, min_new_tokens=5, length_penalty=0.0,
           output_scores=True, return_dict_in_generate=True)
-    got = ours.apply({'params': params}, tokens, mask, written)
+    got = jax.jit(ours.apply)({'params': params}, tokens, mask, written)
     np.testing.assert_allclose(got, want, atol=1e-4)  # float32 sums in another order
     found = generate(t5.decoder(ours), {'params': params}, [r[m > 0] for r, m in zip(tokens, mask)],
                      BeamSearch(4, 5, 0.0), Unconstrained((1,), 5))
@@ -85,8 +87,8 @@ class ParityTest(parameterized.TestCase):
     with torch.no_grad():
       want = model(input_ids=torch.tensor(tokens),
                    decoder_input_ids=torch.tensor(written)).logits.numpy()
-    got = t5.T5(cfg).apply({'params': t5_weights.load(folder, cfg)}, tokens,
-                           np.ones_like(tokens), written)
+    got = jax.jit(t5.T5(cfg).apply)({'params': t5_weights.load(folder, cfg)}, tokens,
+                                    np.ones_like(tokens), written)
     np.testing.assert_allclose(got, want, atol=1e-4)
     with self.assertRaisesRegex(DataError, 'lm_head.weight is not shared.weight'):
       t5_weights.load(folder, dataclasses.replace(cfg, tied=True))
@@ -139,17 +141,23 @@ class ValueTest(parameterized.TestCase):
 
 
 class InvarianceTest(absltest.TestCase):
+  model = t5.T5(SMALL)
+
+  @classmethod
+  def setUpClass(cls):
+    super().setUpClass()
+    first = jax.jit(t5.init, static_argnums=0)(SMALL, jax.random.key(0))
+    cls.params = jax.tree.map(lambda x: x * 5, first)
+    cls.apply = staticmethod(jax.jit(cls.model.apply, static_argnums=4))
 
   def setUp(self):
     super().setUp()
-    self.model = t5.T5(SMALL)
-    self.params = jax.tree.map(lambda x: x * 5, t5.init(SMALL, jax.random.key(0)))
     rng = np.random.default_rng(1)
     self.tokens, self.written = rng.integers(0, 40, (2, 9)), rng.integers(0, 40, (2, 5))
     self.mask = np.arange(9) < np.array([9, 4])[:, None]
 
   def logits(self, tokens, mask, written):
-    return self.model.apply({'params': self.params}, tokens, mask, written)
+    return self.apply({'params': self.params}, tokens, mask, written)
 
   def test_later_tokens_and_padding_do_not_matter(self):
     want = self.logits(self.tokens, self.mask, self.written)
@@ -179,10 +187,9 @@ class InvarianceTest(absltest.TestCase):
         cache = model.reorder(model.reorder(cache, swap), swap)
 
   def test_dropout_depends_on_its_key(self):
-    apply = lambda key: self.model.apply(  # noqa: E731
-        {'params': self.params}, self.tokens, self.mask, self.written, True,
-        rngs={'dropout': jax.random.key(key)})
-    self.assertGreater(float(jnp.abs(apply(0) - apply(1)).max()), 1e-3)
+    one, other = (self.apply({'params': self.params}, self.tokens, self.mask, self.written, True,
+                             rngs={'dropout': jax.random.key(key)}) for key in (0, 1))
+    self.assertGreater(float(jnp.abs(one - other).max()), 1e-3)
 
   def test_cross_attention_without_keys_is_that_with_them(self):
     cfg = t5.Config(width=8, layers=1, decoder_layers=2, heads=2, head_dim=4, ffn=16)
@@ -190,7 +197,8 @@ class InvarianceTest(absltest.TestCase):
     x, y = (jax.random.normal(key(s), (3, n, 8)) for s, n in ((0, 40), (1, 2)))
     mask = jnp.arange(40) < jnp.array([40, 7, 1])[:, None]
     net = t5.Stacks(cfg)
-    params = jax.tree.map(lambda p: 10 * p if p.ndim > 1 else p, net.init(key(2), x, mask, y))
+    params = jax.tree.map(lambda p: 10 * p if p.ndim > 1 else p,
+                          jax.jit(net.init)(key(2), x, mask, y))
     self.assertTrue(t5.memory_attention_pays(cfg, 2, 40))
     self.assertFalse(t5.memory_attention_pays(cfg, 40, 40))
 
@@ -198,7 +206,7 @@ class InvarianceTest(absltest.TestCase):
       return net.decoder(y, net.decoder.cross(x), mask)[0]
     ways = [lambda p, m: net.apply(p, y, m, mask, method='decode'),
             lambda p, m: net.apply(p, y, m, mask, method=with_keys)]
-    both = [jax.value_and_grad(lambda p, m, f=f: (f(p, m) ** 3).sum(), (0, 1))(params, x)
+    both = [jax.jit(jax.value_and_grad(lambda p, m, f=f: (f(p, m) ** 3).sum(), (0, 1)))(params, x)
             for f in ways]
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-3), *both)
 

@@ -181,24 +181,24 @@ class StyleTest(absltest.TestCase):
     self.assertNotIn('<', self.css)
     self.assertNotRegex(self.css, r'url\(|@import|@font-face')
 
-  def test_colours_keep_their_contrast_by_day_and_by_night(self):
+  def test_colors_keep_their_contrast_by_day_and_by_night(self):
     palettes = re.findall(r':root \{(.*?)\}', self.css, re.DOTALL)
     self.assertLen(palettes, 2)
     for palette in palettes:
-      colour = dict(re.findall(r'--([\w-]+): (#\w{6})', palette))
+      color = dict(re.findall(r'--([\w-]+): (#\w{6})', palette))
       for text, ground, least in [
           ('ink', 'page', 7), ('ink', 'sheet', 7), ('ink', 'soft', 7), ('ink', 'new-soft', 7),
           ('ink', 'code', 7), ('muted', 'page', 4.5), ('muted', 'sheet', 4.5),
           ('accent', 'page', 4.5), ('accent', 'sheet', 4.5),
           ('new', 'sheet', 4.5), ('new', 'new-soft', 4.5),
           *((f'c{i}', 'page', 3) for i in range(1, 7))]:
-        self.assertGreaterEqual(contrast(colour[text], colour[ground]), least, (text, ground))
+        self.assertGreaterEqual(contrast(color[text], color[ground]), least, (text, ground))
 
 
 def contrast(one, other):
-  """Contrast ratio of two #rrggbb colours as WCAG 2 defines it."""
-  def luminance(colour):
-    parts = [int(colour[i:i + 2], 16) / 255 for i in (1, 3, 5)]
+  """Contrast ratio of two #rrggbb colors as WCAG 2 defines it."""
+  def luminance(color):
+    parts = [int(color[i:i + 2], 16) / 255 for i in (1, 3, 5)]
     parts = [p / 12.92 if p <= 0.04045 else ((p + 0.055) / 1.055) ** 2.4 for p in parts]
     return 0.2126 * parts[0] + 0.7152 * parts[1] + 0.0722 * parts[2]
   low, high = sorted([luminance(one), luminance(other)])

@@ -125,6 +125,18 @@ class GroundingTest(parameterized.TestCase):
         nearest.rank_curve(near, weight, jnp.asarray(targets), grid),
         nearest.rank_curve(near[:, order], weight[:, order], jnp.asarray(there), grid))
 
+  def test_a_target_is_never_ahead_of_itself(self):
+    """Where a compiler reckons its value twice, once with a fused multiply-add."""
+    rng = np.random.default_rng(0)
+    far, counts = rng.random((9, 40)), rng.integers(0, 30, 40)
+    near, weight = (np.asarray(nearest.min_max_normalize(x), np.float64) for x in (far, counts))
+    value = near * (1 + weight) ** -3
+    for target in range(40):
+      found = nearest.rank_curve(
+        jnp.asarray(near, jnp.float32), jnp.asarray(weight, jnp.float32), jnp.full(9, target),
+        jnp.array([3.0]))[0]
+      np.testing.assert_array_equal(found, (value < value[:, [target]]).sum(1))
+
   def test_seen_items_are_out_but_a_target_never_is(self):
     near = jnp.array([[0.0, .2, .4, 1.0]])
     seen = jnp.array([[True, False, True, False]])

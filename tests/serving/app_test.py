@@ -17,7 +17,7 @@ from fastapi.testclient import TestClient
 
 from recjax.data.dataset import Catalog
 from recjax.evaluation import ranking
-from recjax.evaluation.recommender import Recommender
+from recjax.evaluation.recommender import CatalogRecommender
 from recjax.serving import app as apps
 from recjax.serving import limits
 from recjax.serving.batcher import Batcher, QueueFull
@@ -66,7 +66,7 @@ class RecommendTest(parameterized.TestCase):
   def test_what_an_answer_says(self):
     found = self.ask(history=['i3', 'nix', 7], k=2, why=True, model='ring').json()
     self.assertEqual(found['unknown'], ['nix', '7'])
-    self.assertEqual((found['model'], found['source'], found['catalogue']), ('ring', 'model', 1))
+    self.assertEqual((found['model'], found['source'], found['catalog']), ('ring', 'model', 1))
     first = found['items'][0]
     self.assertEqual((first['id'], first['title'], first['price']), ('i4', 'blue kettle 4', 4.5))
     self.assertEqual(first['why']['tags'], ['tall', 'red'])
@@ -295,32 +295,32 @@ class CatalogTest(parameterized.TestCase):
 
   def first(self):
     found = self.http.post('/v1/recommend', json={'history': ['i3'], 'k': 1}).json()
-    return found['items'][0]['title'], found['catalogue']
+    return found['items'][0]['title'], found['catalog']
 
   def test_reload_rollback_and_broken_files(self):
     self.assertEqual(self.first(), ('blue kettle 4', 2))
     self.write([{'item_id': 'i4', 'title': 'new', 'retired': True}, {'item_id': 'i5', 'title': 'v'},
                 {'item_id': 'zzz', 'title': 'unknown'}])
-    told = self.http.post('/v1/catalogue/reload').json()
+    told = self.http.post('/v1/catalog/reload').json()
     self.assertEqual((told['recommended'], told['unknown_to_the_model']), (1, 1))
     self.assertEqual(self.first(), ('v', 3))
     for broken in ('{"item_id": ', '', '{"item_id": "other"}\n', '{"item_id": 3, "title": []}\n'):
       self.path.write_text(broken)
-      answer = self.http.post('/v1/catalogue/reload')
+      answer = self.http.post('/v1/catalog/reload')
       self.assertEqual(answer.status_code, 422)
       self.assertEqual(self.first(), ('v', 3))
     self.path.unlink()
-    self.assertEqual(self.http.post('/v1/catalogue/reload').status_code, 422)
-    self.assertEqual(self.http.post('/v1/catalogue/rollback').json()['version'], 2)
+    self.assertEqual(self.http.post('/v1/catalog/reload').status_code, 422)
+    self.assertEqual(self.http.post('/v1/catalog/rollback').json()['version'], 2)
     self.assertEqual(self.first(), ('blue kettle 4', 2))
     for _ in range(3):
-      answer = self.http.post('/v1/catalogue/rollback')
+      answer = self.http.post('/v1/catalog/rollback')
     self.assertEqual(answer.status_code, 422)
 
   def test_without_a_file(self):
-    answer = client().post('/v1/catalogue/reload')
+    answer = client().post('/v1/catalog/reload')
     self.assertEqual(answer.status_code, 422)
-    self.assertIn('--catalogue', answer.json()['error']['message'])
+    self.assertIn('--catalog', answer.json()['error']['message'])
 
   def test_answers_under_reloads_are_of_one_catalog(self):
     """Broken and good reloads while others ask: every answer is whole."""
@@ -337,7 +337,7 @@ class CatalogTest(parameterized.TestCase):
     good = self.path.read_text()
     for n in range(20):
       self.path.write_text(good if n % 2 else '{"broken')
-      self.http.post('/v1/catalogue/reload')
+      self.http.post('/v1/catalog/reload')
     stop.set()
     for t in threads:
       t.join()
@@ -353,7 +353,7 @@ class ModelTest(absltest.TestCase):
       calls.append((len(histories), k, exclude_seen, int(mask.sum())))
       good = (np.flatnonzero(mask) + 1)[:k]
       return np.tile(good, (len(histories), 1)), np.zeros((len(histories), k))
-    model = ServedModel('x', 'x', Recommender(top_items, fake_service.CATALOG),
+    model = ServedModel('x', 'x', CatalogRecommender(top_items, fake_service.CATALOG),
                         fake_service.catalog_versions())
     full, few, none = np.ones(60, bool), np.arange(60) > 50, np.zeros(60, bool)
     asks = [RecommendQuery([1], 3, f) for f in (full, few, full, none, full)]

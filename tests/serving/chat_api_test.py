@@ -4,6 +4,7 @@ import importlib.util
 from absl.testing import absltest, parameterized
 
 from recjax.serving import app as apps
+from recjax.text import llm_api
 from tests.serving import app_test, fake_service
 
 
@@ -43,6 +44,22 @@ class ChatTest(parameterized.TestCase):
   def test_refusals(self, body, status):
     answer = self.ask(**body)
     self.assertEqual(answer.status_code, status, answer.text)
+
+  def test_the_job_of_base_tags_takes_this_server(self):
+    """It answers one at a time, and refuses a request for more."""
+    folder, lines = self.create_tempdir().full_path, []
+    with fake_service.listening(fake_service.service()) as url:
+      api = llm_api.ApiConfig(f'{url}/v1', 'talk', n=3, concurrency=2, price_out=1.)
+      asked = {text: [{'role': 'system', 'content': 's'}, {'role': 'user', 'content': text}]
+               for text in ('Some', 'words')}
+      found = llm_api.run_requests(asked, api, folder, log=lines.append)
+      again = llm_api.run_requests(asked, api, folder, log=lines.append)
+      one = llm_api.ask(asked['Some'], api)
+    self.assertEqual(found['words'].texts, ('You said: words\nTry "red kettle 0".',) * 3)
+    self.assertEqual((again, one.texts), (found, found['Some'].texts[:1]))
+    used = self.ask('words', model='talk').json()['usage']
+    self.assertIn(f'{6 * used["prompt_tokens"]} tokens asked and {6 * used["completion_tokens"]} '
+                  'answered', lines[-1])
 
   def test_openais_client(self):
     if importlib.util.find_spec('openai') is None:

@@ -82,7 +82,7 @@ class ModelTest(parameterized.TestCase):
 
   def test_the_question_shows_the_history_alone_on_one_line_an_item(self):
     columns = {'title': ['a\nb', 'target'], 'description': ['x' * 999, None]}
-    text = interest_terms.interest_messages([1], columns)[1]['content']
+    text = interest_terms.interest_messages([1], columns)[-1]['content']
     self.assertNotIn('target', text)
     self.assertEqual(text.count('\n'), 1)
     self.assertLess(len(text), 600)

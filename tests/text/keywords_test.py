@@ -56,11 +56,11 @@ class TagsTest(absltest.TestCase):
     self.assertEqual(keywords.extract_tags({}), [])
     self.assertEqual(keywords.extract_tags(dict(title=[])), [])
 
-  def test_any_catalogue_gives_clean_distinct_tags_and_the_same_twice(self):
+  def test_any_catalog_gives_clean_distinct_tags_and_the_same_twice(self):
     text = st.one_of(st.none(), st.integers(), st.floats(), st.text(max_size=30),
                      st.sampled_from(['Steel Rods', 'a | b, c', 'x\ny', '猫の絵', 'http://a.b']),
                      st.lists(st.text('ab |,\n>-&7é', max_size=9), max_size=3))
-    names = st.sampled_from(['title', 'brand', 'categories', 'description', 'colour'])
+    names = st.sampled_from(['title', 'brand', 'categories', 'description', 'color'])
 
     @settings(max_examples=200, deadline=None, database=None)
     @given(st.integers(0, 5).flatmap(
@@ -86,7 +86,7 @@ class TagsTest(absltest.TestCase):
 class RealDataTest(absltest.TestCase):
 
   @absltest.skipUnless(SCIENTIFIC.is_file(), f'needs {SCIENTIFIC}')
-  def test_a_real_catalogue_is_tagged_well_and_in_seconds(self):
+  def test_a_real_catalog_is_tagged_well_and_in_seconds(self):
     rows = [json.loads(line) for line in SCIENTIFIC.read_text('utf-8').split('\n') if line]
     columns = {name: [row.get(name) for row in rows]
                for name in ('title', 'brand', 'categories', 'description')}

@@ -35,11 +35,13 @@ class Server(http.server.ThreadingHTTPServer):
   """Answers by the last message's text; script[text] is a list of replies used up in turn.
 
   A reply is a dict(status, headers, body, wait, cut); without one '1. tag of TEXT' comes back.
+  like: function of a request and how often its text was asked before, which makes the reply.
   """
   daemon_threads = True
 
-  def __init__(self, script=None):
+  def __init__(self, script=None, like=None):
     super().__init__(('127.0.0.1', 0), Handler)
+    self.like, self.bodies = like, []
     self.script, self.asked, self.lock = script or {}, collections.Counter(), threading.Lock()
     self.times, self.keys, self.busy, self.busiest, self.wait = [], set(), 0, 0, 0.
     self.release, self.crowd, self.crowded = threading.Event(), 0, threading.Event()
@@ -55,6 +57,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
     asked = json.loads(self.rfile.read(int(self.headers['Content-Length'])))
     text = asked['messages'][-1]['content']
     with server.lock:
+      server.bodies.append(asked)
       server.asked[text] += 1
       server.times.append(time.monotonic())
       server.keys.add(self.headers.get('Authorization'))
@@ -62,6 +65,8 @@ class Handler(http.server.BaseHTTPRequestHandler):
       server.busiest = max(server.busiest, server.busy)
       steps = server.script.get(text, [])
       step = steps.pop(0) if len(steps) > 1 else steps[0] if steps else {}
+      if server.like:
+        step = server.like(asked, server.asked[text] - 1)
       if server.busy >= server.crowd:
         server.crowded.set()
     try:
@@ -84,8 +89,8 @@ class Handler(http.server.BaseHTTPRequestHandler):
 
 
 @contextlib.contextmanager
-def serving(script=None):
-  server = Server(script)
+def serving(script=None, like=None):
+  server = Server(script, like)
   thread = threading.Thread(target=server.serve_forever, args=(.02,), daemon=True)
   thread.start()
   try:
@@ -259,6 +264,186 @@ class FaultsTest(ApiCase):
     self.assertEqual(results['x'].failure, 'unreachable')
 
 
+def ignores_n(asked, before):
+  """As llama-cpp-python's server: one choice, whatever `n` says (its issue 1906)."""
+  return dict(body=reply([f'1. tag {before} of {asked["messages"][-1]["content"]}']))
+
+
+REFUSALS = {  # of `n` above 1, by servers of these kinds
+    'llama.cpp': dict(status=500, body='{"error":{"code":500,"message":"Only one completion choice '
+                                       'is allowed","type":"server_error"}}'),
+    'pydantic': dict(status=422, body='{"detail":[{"type":"less_than_equal","loc":["body","n"],'
+                                      '"msg":"Input should be less than or equal to 1"}]}'),
+    'MLX': dict(status=400, body='n must equal 1 (multi-choice is not supported)')}
+
+
+class RealServersTest(ApiCase):
+  """What servers do that are not OpenAI's."""
+
+  def test_where_n_is_ignored_the_missing_answers_are_asked_for(self):
+    with serving(like=ignores_n) as server:
+      results = self.run_job(server, ask('a', 'b', 'c'), n=3, concurrency=1)
+      self.assertEqual(server.asked, dict(a=3, b=3, c=3))
+      self.assertEqual([body['n'] for body in server.bodies], [3] + [1] * 8)
+      names = [body['messages'][-1]['content'] for body in server.bodies]
+      self.assertEqual(names, sorted(names))  # a prompt's answers together: it is read once
+      self.assertEqual(results['b'].texts, tuple(f'1. tag {i} of b' for i in range(3)))
+      self.run_job(server, ask('a', 'b', 'c'), n=3)
+      self.assertLen(server.bodies, 9)
+    records = [json.loads(line) for line in self.journal.read_text().splitlines()]
+    self.assertEqual(sum(record['tokens_in'] for record in records), 9 * USAGE['prompt_tokens'])
+    self.assertLen([line for line in self.lines if 'one at a time' in line], 1)
+    self.assertIn('900 tokens asked and 450 answered', ' '.join(self.lines))
+
+  def test_of_answers_that_came_one_by_one_none_is_asked_for_again_after_a_stop(self):
+    def stops(asked, before):
+      name = asked['messages'][-1]['content']
+      return dict(status=401) if name == 'b' and before == 1 else ignores_n(asked, before)
+    with serving(like=stops) as server:
+      with self.assertRaisesRegex(ServiceError, 'account'):
+        self.run_job(server, ask('a', 'b'), n=3, concurrency=1)
+      results = self.run_job(server, ask('a', 'b'), n=3, concurrency=1)
+      self.assertEqual(server.asked, dict(a=3, b=4))
+    self.assertEqual(results['b'].texts, ('1. tag 0 of b', '1. tag 2 of b', '1. tag 3 of b'))
+
+  def test_some_of_the_answers_are_no_failure_and_the_rest_is_asked_for_later(self):
+    late = [True]
+    def fails(asked, before):
+      return dict(status=500) if before and late[0] else ignores_n(asked, before)
+    with serving(like=fails) as server:
+      result = self.run_job(server, ask('a'), retries=0)['a']
+      self.assertEqual((result.texts, result.failure), (('1. tag 0 of a',), ''))
+      late.clear()
+      late.append(False)
+      result = self.run_job(server, ask('a'))['a']
+      self.assertEqual(result.texts, ('1. tag 0 of a', '1. tag 2 of a'))
+      self.assertEqual(server.asked['a'], 3)
+
+  def test_an_empty_answer_of_several_ends_nothing(self):
+    texts = ['', '1. a']
+    with serving(like=lambda _, before: dict(body=reply([texts[before]]))) as server:
+      self.assertEqual(self.run_job(server, ask('x'))['x'].texts, ('1. a',))
+      self.run_job(server, ask('x'))
+      self.assertEqual(server.asked['x'], 2)
+
+  @parameterized.parameters(*REFUSALS)
+  def test_where_several_answers_are_refused_one_is_asked_for(self, kind):
+    def refuses(asked, before):
+      return REFUSALS[kind] if asked['n'] > 1 else ignores_n(asked, before)
+    with serving(like=refuses) as server:
+      results = self.run_job(server, ask('a', 'b'), n=2, concurrency=1)
+      self.assertEqual([body['n'] for body in server.bodies], [2, 1, 1, 1, 1])
+    self.assertEqual({name: len(r.texts) for name, r in results.items()}, dict(a=2, b=2))
+
+  @parameterized.parameters(*REFUSALS)
+  def test_one_answer_that_is_refused_is_a_failure(self, kind):
+    result, asked = self.one(REFUSALS[kind], n=1, retries=0)
+    self.assertIn(result.failure, ('rejected', 'server_error'))
+    self.assertEqual(asked, 1)
+
+  def test_a_budget_holds_where_answers_come_one_by_one(self):
+    with serving(like=ignores_n) as server:
+      given = dict(price_in=1e4, price_out=1e4, n=4, concurrency=2)  # 1.5 an answer as served
+      with self.assertRaisesRegex(ServiceError, 'before passing max_cost'):
+        self.run_job(server, ask(*'abcdefgh'), max_cost=12., **given)
+      self.assertLessEqual(1.5 * len(server.bodies), 12.)
+      self.assertGreater(len(server.bodies), 3)
+      self.run_job(server, ask(*'abcdefgh'), max_cost=100., **given)
+      self.assertEqual(set(server.asked.values()), {4})
+
+  def test_a_template_without_a_system_role_gets_its_text_before_the_users(self):
+    def gemma(asked, before):
+      if asked['messages'][0]['role'] == 'system':
+        return dict(status=500, body='{"error": {"message": "System role not supported"}}')
+      return dict(body=reply(['1. a'] * asked['n']))
+    with serving(like=gemma) as server:
+      self.assertLen(self.run_job(server, ask('x'), retries=0)['x'].texts, 2)
+      self.assertEqual(server.bodies[-1]['messages'], [dict(role='user', content='help\n\nx')])
+
+  def test_the_limit_goes_by_the_name_that_a_model_wants(self):
+    def newer(asked, before):
+      if 'max_tokens' in asked:
+        return dict(status=400, body="Unsupported parameter: 'max_tokens' is not supported with "
+                                     "this model. Use 'max_completion_tokens' instead.")
+      return dict(body=reply(['1. a'] * asked['n']))
+    with serving(like=newer) as server:
+      self.assertLen(self.run_job(server, ask('x'))['x'].texts, 2)
+      self.assertEqual(server.bodies[-1]['max_completion_tokens'], 50)
+
+  @parameterized.parameters(
+      {}, dict(usage=None), dict(usage={}), dict(usage=dict(prompt_tokens=None)),
+      dict(usage=dict(prompt_tokens=0, completion_tokens=0)),
+      dict(usage=dict(prompt_tokens=-1, completion_tokens='?')))
+  def test_where_usage_says_nothing_each_byte_counts_as_a_token(self, **usage):
+    body = json.dumps(dict(choices=[dict(message=dict(content=text)) for text in ('1. ä', '22')],
+                           **usage))
+    with serving({'x': [dict(body=body)], 'y': [dict(body=body)]}) as server:
+      self.run_job(server, ask('x', 'y'))
+      sent = len(llm_api._Job(config(server), '', None)._body(ask('x')['x']))
+    record = json.loads(self.journal.read_text().splitlines()[0])
+    self.assertEqual((record['tokens_in'], record['tokens_out']), (sent, 5 + 2))
+    self.assertLen([line for line in self.lines if 'each byte' in line], 1)
+
+  def test_usage_of_which_half_is_missing_keeps_the_other_half(self):
+    body = json.dumps(dict(choices=[dict(message=dict(content='1. a'))] * 2,
+                           usage=dict(prompt_tokens=77, completion_tokens=None)))
+    self.one(dict(body=body))
+    record = json.loads(self.journal.read_text())
+    self.assertEqual((record['tokens_in'], record['tokens_out']), (77, 8))
+
+  def test_an_answer_that_ended_at_max_tokens_says_so(self):
+    choices = [dict(message=dict(content=f'1. {end}'), finish_reason=end)
+               for end in ('stop', 'length')]
+    with serving({'x': [dict(body=json.dumps(dict(choices=choices, usage=USAGE)))]}) as server:
+      for _ in range(2):  # the second time from the journal
+        result = self.run_job(server, ask('x', 'y'))
+        self.assertEqual(dict(zip(result['x'].texts, result['x'].cut, strict=True)),
+                         {'1. stop': False, '1. length': True})
+        self.assertEqual(result['y'].cut, (False, False))
+
+  @parameterized.parameters(
+      ('<think>\nA lamp?\n</think>\n\n1. lamp', '1. lamp'), ('A lamp?</think>1. lamp', '1. lamp'),
+      ('<think>A lamp, or', None), ('1. <think> pad', '1. <think> pad'))
+  def test_what_a_model_thinks_is_no_answer(self, said, want):
+    result, _ = self.one(dict(body=reply([said])), n=1)
+    self.assertEqual((result.texts, result.failure),
+                     ((want,), '') if want else ((), 'empty'))
+
+  def test_a_server_that_loads_its_model_is_waited_for(self):
+    loading = dict(status=503, body='{"error":{"code":503,"message":"Loading model",'
+                                    '"type":"unavailable_error"}}')
+    result, asked = self.one(*[loading] * 6, {}, retries=1)
+    self.assertEqual((result.failure, asked), ('', 7))
+
+  def test_a_server_here_is_asked_without_a_proxy(self):
+    with serving() as server, mock.patch.dict(os.environ, http_proxy='http://127.0.0.1:9'):
+      del os.environ['no_proxy']
+      self.assertEqual(self.run_job(server, ask('x'), retries=0)['x'].failure, '')
+
+  def test_after_a_timeout_fewer_requests_are_under_way(self):
+    with serving({'a': [dict(wait=60.), {}]}) as server:
+      result = self.run_job(server, ask('a'), timeout=.5)['a']
+    self.assertEqual(result.failure, '')
+    self.assertIn('at most 2 requests are under way', ' '.join(self.lines))
+
+  def test_lanes_are_halved_once_a_round_and_come_back_where_there_is_time(self):
+    with mock.patch.object(llm_api.time, 'monotonic', lambda: now[0]):
+      now = [100.]
+      lanes = llm_api._Lanes(8, 60.)
+      self.assertEqual([lanes.late(40.), lanes.late(41.), lanes.late(99.)], [True, False, False])
+      self.assertEqual(int(lanes.count), 4)
+      for _ in range(50):
+        lanes.answered(29.)  # a fifth one would make it more than half the timeout
+      self.assertEqual(int(lanes.count), 4)
+      for _ in range(50):
+        lanes.answered(2.)
+      self.assertEqual(lanes.count, 8)
+      for moment in range(200, 1000, 100):
+        now[0] = moment
+        lanes.late(moment)
+      self.assertEqual(int(lanes.count), 1)
+
+
 class SecretsTest(ApiCase):
 
   def test_the_key_is_in_no_file_log_or_error(self):
@@ -372,6 +557,20 @@ class JournalTest(ApiCase):
       self.run_job(server, ask('a', 'b'))
       self.assertEqual(server.asked['b'], 2)
       self.assertEqual(self.journal.read_bytes(), whole)
+
+  def test_lines_of_an_older_journal_count(self):
+    """Before answers came one by one, a line had no 'missing' and no 'cut'."""
+    with serving() as server:
+      api = config(server)
+      lines = [dict(hash=llm_api.request_hash(ask(name)[name], api), texts=texts, failure=failure,
+                    detail='', tokens_in=3, tokens_out=2)
+               for name, texts, failure in (('a', ['1. x'], ''), ('b', [], 'timeout'),
+                                            ('c', [], 'refused'))]
+      self.journal.write_text(''.join(json.dumps(line) + '\n' for line in lines))
+      results = self.run_job(server, ask('a', 'b', 'c'), failure_ratio=1.)
+      self.assertEqual(server.asked, dict(b=1))
+    self.assertEqual([(r.texts, r.failure, r.cut) for r in results.values()], [
+        (('1. x',), '', (False,)), (('1. tag of b',) * 2, '', (False, False)), ((), 'refused', ())])
 
   def test_a_damaged_line_and_a_second_process_are_refused(self):
     with serving() as server:

@@ -18,7 +18,7 @@ from recjax.text import tokenizer as tokenizer_lib
 SHARED = pathlib.Path(__file__).parents[2].parent / 'shared'
 TITLES = ['10 k\u2126 resistor', 'Cafe\u0301 scale', 'Ｗｉｄｅ ﬁn', 'BIG Mug', 'Caf\u00e9 scale',
           'two\u00a0 spaces', 'x\u00b2 tube', 'plain']
-# What each kind of normaliser makes of them, by Unicode's definitions.
+# What each kind of normalizer makes of them, by Unicode's definitions.
 FORMS = {
     'nfc': (normalizers.NFC(), ['10 kΩ resistor', 'Café scale', 'Ｗｉｄｅ ﬁn', 'BIG Mug',
                                 'Café scale', 'two spaces', 'x² tube', 'plain']),
@@ -78,9 +78,9 @@ class FormTest(parameterized.TestCase):
 
   @parameterized.parameters(*FORMS)
   def test_written_titles_are_titles(self, name):
-    normaliser, want = FORMS[name]
-    tokenizer = with_normalizer(normaliser)
-    data = instruction_data.spelt(data_of(TITLES), tokenizer, TEMPLATE)
+    normalizer, want = FORMS[name]
+    tokenizer = with_normalizer(normalizer)
+    data = instruction_data.respell(data_of(TITLES), tokenizer, TEMPLATE)
     self.assertEqual(data.titles, want)
     before = data_of(TITLES).titles
     self.assertEqual(data.notes.get('titles_as_the_tokenizer_spells_them', 0),
@@ -93,9 +93,9 @@ class FormTest(parameterized.TestCase):
 
   @parameterized.parameters(*FORMS)
   def test_reclm_names_items_by_what_it_writes(self, name):
-    normaliser, want = FORMS[name]
+    normalizer, want = FORMS[name]
     made, _ = tokenizer_lib.add_control_tokens(
-      with_normalizer(normaliser), [tokenized_catalog.SOI, tokenized_catalog.EOI]
+      with_normalizer(normalizer), [tokenized_catalog.SOI, tokenized_catalog.EOI]
     )
     stock = tokenized_catalog.load(Catalog(tuple('abcdefgh'), {'title': TITLES}), made)
     for title, row in zip(stock.titles, stock.title_tokens):
@@ -104,7 +104,7 @@ class FormTest(parameterized.TestCase):
     if name != 'strip':  # RecLM takes NFC itself
       self.assertEqual([t.removesuffix(' (1)') for t in stock.titles], want)
     self.assertLen(trie.build(stock.title_tokens, made.eos_ids[0], made.vocab_size), 8)
-    # A file may spell titles as the catalogue does.
+    # A file may spell titles as the catalog does.
     self.assertEqual(
       offline_samples.parse_answer('<SOI>Ｗｉｄｅ ﬁn<EOI> and <SOI>BIG Mug<EOI>', stock, 'f'),
       [3, ' and ', 4],
@@ -113,11 +113,11 @@ class FormTest(parameterized.TestCase):
   def test_generated_tags_are_base_tags(self):
     tokenizer = with_normalizer(normalizers.NFC())
     tags = {'a': ['cafe\u0301', 'caf\u00e9', 'b'], 'c': ['x  y', 'x  y']}
-    self.assertEqual(betag.spelt(tokenizer, tags), {'a': ['café', 'b'], 'c': ['x  y']})
+    self.assertEqual(betag.respell(tokenizer, tags), {'a': ['café', 'b'], 'c': ['x  y']})
     plain = {'c': ['x  y', 'x  y']}
-    self.assertEqual(betag.spelt(tokenizer, plain), plain)
+    self.assertEqual(betag.respell(tokenizer, plain), plain)
     with self.assertRaisesRegex(DataError, "the tag of item q, 'né', .*U\\+00E9"):
-      betag.spelt(letters('ne'), {'p': ['n'], 'q': ['né']})
+      betag.respell(letters('ne'), {'p': ['n'], 'q': ['né']})
 
 
 class LostTest(parameterized.TestCase):
@@ -130,14 +130,14 @@ class LostTest(parameterized.TestCase):
     tokenizer = letters('Dontlamp "i7')
     said = rf'the title of item i1, {title!r}, .*{said}.*change its spelling, or use another'
     with self.assertRaisesRegex(DataError, said):
-      instruction_data.spelt(data_of(['lamp', title]), tokenizer, TEMPLATE)
+      instruction_data.respell(data_of(['lamp', title]), tokenizer, TEMPLATE)
     with self.assertRaisesRegex(DataError, said):
       tokenized_catalog.load(Catalog(('i0', 'i1'), {'title': ['lamp', title]}), tokenizer)
 
   def test_letters_that_become_others(self):
     tokenizer = with_normalizer(normalizers.Replace('\u2019', "'"))
     with self.assertRaisesRegex(DataError, r'at character 4 U\+2019 .* became U\+0027 APOSTROPHE'):
-      instruction_data.spelt(data_of(['Don\u2019t']), tokenizer, TEMPLATE)
+      instruction_data.respell(data_of(['Don\u2019t']), tokenizer, TEMPLATE)
 
   def test_titles_that_never_settle(self):
     with self.assertRaisesRegex(DataError, "'a'.* changes with every encoding, now 'a   '"):
@@ -148,7 +148,7 @@ class LostTest(parameterized.TestCase):
   def test_entities_within_entities_and_quotes_within_quotes_stay_titles(self):
     odd = ['AT&amp;amp;T', '""Heroes""', '"Weird Al" live', 'Pipe 3"', "'n'"]
     tokenizer = with_normalizer(normalizers.NFC())
-    data = instruction_data.spelt(data_of(odd), tokenizer, TEMPLATE)
+    data = instruction_data.respell(data_of(odd), tokenizer, TEMPLATE)
     self.assertEqual(data.titles, ['AT&T', 'Heroes', '"Weird Al" live', 'Pipe 3"', "'n'"])
     generate.title_trie(tokenizer, TEMPLATE, data.titles)
 
@@ -158,7 +158,7 @@ class LostTest(parameterized.TestCase):
     source = SHARED / 'data' / 'cases' / 'titles-nfc' / 'shop'
     data = instruction_data.load(
         source, ConfigDict(dict(window='game', split='auto', max_history=10)))
-    titles = instruction_data.spelt(data, tokenizer, TEMPLATE).titles
+    titles = instruction_data.respell(data, tokenizer, TEMPLATE).titles
     changed = [i for i, (a, b) in enumerate(zip(data.titles, titles)) if a != b]
     self.assertEqual([titles[i] for i in changed], ['10 kΩ metal film resistor', 'Café scale'])
     self.assertLen(generate.title_trie(tokenizer, TEMPLATE, titles)[0], len(titles))

@@ -36,7 +36,7 @@ def metaspace(scheme='first'):
 
 
 def unigram():
-  """A T5-like Unigram: end token in the vocabulary, a normaliser that maps look-alikes to it."""
+  """A T5-like Unigram: end token in the vocabulary, a normalizer that maps look-alikes to it."""
   pieces = [('<pad>', 0.), ('</s>', 0.), ('<unk>', 0.), ('▁', -2.), ('</s', -1.), ('>', -3.),
             ('<', -3.), ('s', -3.), ('/', -3.), ('hi', -4.), ('<extra_0>', 0.)]
   backend = Backend(models.Unigram(pieces, 2))
@@ -145,7 +145,7 @@ class TrainTest(absltest.TestCase):
 
     check()
 
-  def test_line_starts_have_the_same_tokens_beside_any_neighbours(self):
+  def test_line_starts_have_the_same_tokens_beside_any_neighbors(self):
     tokenizer = trained()
     mark = tokenizer.encode('\n2.')
 

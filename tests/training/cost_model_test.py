@@ -18,6 +18,7 @@ from recjax.methods import betag, bigrec, reclm
 from recjax.models import llm, lora
 from recjax.training import cost_model, loop, optim
 from recjax.training.losses import lm
+from tests.long import long
 
 ROOT = pathlib.Path(__file__).parents[2]
 
@@ -115,6 +116,7 @@ class PlanTest(absltest.TestCase):
         told = 3 * 4 * 64 * cost_model.kept_bytes(shape, 64)
         self.assertBetween(told / kept, .9, 1.1, (remat, dtype, rank))
 
+  @long
   def test_8b_fits_one_large_card_and_several_small_ones(self):
     run = cost_model.LLMRun(LLAMA_8B, 8, 512, 160, 1e6, 5, 1000, 8, 40, 24, 64)
     self.assertEqual(
@@ -143,6 +145,7 @@ class PlanTest(absltest.TestCase):
             '%e = (f32[1]{0}, /*index=5*/f32[2]{0}) all-reduce(%y, /*index=5*/%z)')
     self.assertEqual(cost_model.collectives(text), {'all-gather': (2, 256), 'all-reduce': (2, 52)})
 
+  @long
   def test_a_step_moves_weights_and_activations_and_never_logits(self):
     shape = dataclasses.replace(TINY, vocab=4096, layers=3)
     text = step_program(shape, AXES).as_text()

@@ -4,18 +4,19 @@ import types
 
 import jax.numpy as jnp
 import numpy as np
-from absl.testing import absltest
+from absl.testing import absltest, parameterized
 
 from recjax.training import epoch_loop
 from recjax.training import workdir as workdir_lib
 from tests import devices
+from tests.long import long_but
 
 
 class Stopped(Exception):
   pass
 
 
-class EpochsTest(absltest.TestCase):
+class EpochsTest(parameterized.TestCase):
 
   def folder(self):
     return pathlib.Path(self.create_tempdir().full_path) / 'run'
@@ -70,19 +71,18 @@ class EpochsTest(absltest.TestCase):
     self.assertEqual((best, at), ([2], [2]))
     self.assertLen(run, 4)
 
-  def test_a_run_stopped_anywhere_ends_where_an_uninterrupted_one_ends(self):
+  @parameterized.product(patience=(2, 3), stop=(1, 2, 4, 5))
+  @long_but(2)
+  def test_a_run_stopped_anywhere_ends_where_an_uninterrupted_one_ends(self, patience, stop):
     scores = [[.1, .5], [.1, .5], [.3, .2], [.3, .1], [.2, .5], [.4, .5], [.1, .1], [.1, .1]]
-    for patience in (2, 3):
-      straight = self.fit(scores, patience=patience)
-      for stop in (1, 2, 4, 5):
-        path = self.folder()
-        with self.assertRaises(Stopped):
-          self.fit(scores, path, stop, patience=patience)
-        again = self.fit(scores, path, patience=patience)
-        self.assertEqual(again[3], list(range((stop - 1) // 2 * 2, len(straight[3]))))
-        self.assertEqual([*again[:3], again[4]], [*straight[:3], straight[4]])
-      once_more = self.fit(scores, path, patience=patience)  # nothing is left to do
-      self.assertEqual(once_more[:4], (*straight[:3], []))
+    straight, path = self.fit(scores, patience=patience), self.folder()
+    with self.assertRaises(Stopped):
+      self.fit(scores, path, stop, patience=patience)
+    again = self.fit(scores, path, patience=patience)
+    self.assertEqual(again[3], list(range((stop - 1) // 2 * 2, len(straight[3]))))
+    self.assertEqual([*again[:3], again[4]], [*straight[:3], straight[4]])
+    once_more = self.fit(scores, path, patience=patience)  # nothing is left to do
+    self.assertEqual(once_more[:4], (*straight[:3], []))
 
 
 if __name__ == '__main__':

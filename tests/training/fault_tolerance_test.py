@@ -25,6 +25,7 @@ from recjax.data.batches import Batches
 from recjax.training import epoch_loop, fault_tolerance
 from recjax.training import loop as fitting
 from recjax.training import workdir as workdir_lib
+from tests.long import long
 
 ROOT = pathlib.Path(__file__).parents[2]
 
@@ -273,6 +274,7 @@ class SigtermTest(absltest.TestCase):
     ''')
     self.assert_ended(process)
 
+  @long
   def test_a_long_call_that_hears_nothing_is_ended(self):
     _, process = self.start('''
         import hashlib
@@ -302,6 +304,7 @@ class SigtermTest(absltest.TestCase):
       self.assertEqual(process.stdout.readline().strip(), 'here')
     return both
 
+  @long
   def test_two_processes_outside_training_leave_too(self):
     both = self.pair('''
         import time

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from absl.testing import absltest
+from absl.testing import absltest, parameterized
 
 from recjax import errors
 from recjax.data.batches import Batches
@@ -20,6 +20,7 @@ from recjax.training import fault_tolerance
 from recjax.training import loop as fitting
 from recjax.training import workdir as workdir_lib
 from tests import devices as several
+from tests.long import long_but
 
 OPTIM = types.SimpleNamespace(lr=0.05, warmup=3, schedule='linear', decay=0.0, clip=1.0, beta2=0.99)
 
@@ -53,7 +54,7 @@ class Stopped(Exception):
   pass
 
 
-class FitTest(absltest.TestCase):
+class FitTest(parameterized.TestCase):
 
   def run_fit(self, path, task=None, cfg=None, devices=1):
     mesh = several.mesh(data=devices)
@@ -72,22 +73,23 @@ class FitTest(absltest.TestCase):
     self.assertEqual([r['step'] for r in rows if 'norm' in r], [10, 20, 30, 40, 50, 60])
     self.assertEqual(rows[0]['frozen'], 7.0)
 
-  def test_a_run_stopped_anywhere_ends_where_an_uninterrupted_one_ends(self):
+  @parameterized.parameters(1, 5, 8, 13, 19)
+  @long_but(0, 3)
+  def test_a_run_stopped_anywhere_ends_where_an_uninterrupted_one_ends(self, stop):
     straight, rows = self.run_fit(self.folder())
-    for stop in (1, 5, 8, 13, 19):
-      path, task = self.folder(), linear_task()
-      class Breaks:
-        def __getitem__(self, i, task=task, stop=stop):
-          if i >= stop:
-            raise Stopped
-          return task.batches[i]
-      with self.assertRaises(Stopped):
-        self.run_fit(path, dataclasses.replace(task, batches=Breaks()))
-      again, found = self.run_fit(path)
-      if stop >= 4:
-        self.assertIn(f'going on from step {stop // 4 * 4}', (path / 'run.log').read_text())
-      np.testing.assert_array_equal(again, straight)  # bit for bit, on the same machine
-      self.assertEqual(timeless(found), timeless(rows))
+    path, task = self.folder(), linear_task()
+    class Breaks:
+      def __getitem__(self, i):
+        if i >= stop:
+          raise Stopped
+        return task.batches[i]
+    with self.assertRaises(Stopped):
+      self.run_fit(path, dataclasses.replace(task, batches=Breaks()))
+    again, found = self.run_fit(path)
+    if stop >= 4:
+      self.assertIn(f'going on from step {stop // 4 * 4}', (path / 'run.log').read_text())
+    np.testing.assert_array_equal(again, straight)  # bit for bit, on the same machine
+    self.assertEqual(timeless(found), timeless(rows))
 
   def test_a_start_in_bfloat16_trains_and_resumes_in_float32(self):
     task = dataclasses.replace(linear_task(), start={'w': jnp.ones((4, 1), jnp.bfloat16)})

@@ -14,6 +14,7 @@ from recjax.models import llm, lora
 from recjax.training import cost_model, fault_tolerance, loop, microbatch, sft
 from recjax.training import workdir as workdir_lib
 from tests import devices as several
+from tests.long import long, long_but
 from tests.training import loop_test
 
 SHAPE = llm.Config(vocab=96, width=32, layers=2, heads=4, kv_heads=2, head_dim=8, ffn=64,
@@ -58,6 +59,7 @@ def adapter():
 class SplitTest(parameterized.TestCase):
 
   @parameterized.product(case=(instruct_case, betag_case), split=((2, 1), (3, 2), (8, 1)))
+  @long_but(1)
   def test_loss_and_gradient_are_those_of_the_whole(self, case, split):
     parts, devices = split
     sums, frozen, batch = case()
@@ -77,6 +79,7 @@ class SplitTest(parameterized.TestCase):
     self.assertGreater(size, 1e-4)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5 * size), got[1], want[1])
 
+  @long
   def test_a_part_takes_less_memory_than_the_whole(self):
     sums, frozen, batch = instruct_case()
     batch = {k: np.concatenate([v] * 16) for k, v in batch.items()}

@@ -1,5 +1,6 @@
 """Instruction tuning: packed rows with a shared opening lose exactly what separate samples lose."""
 import dataclasses
+import functools
 import tempfile
 
 import jax
@@ -13,6 +14,7 @@ from recjax.models import huggingface, layers, llm
 from recjax.training import loop, microbatch, optim, sft
 from recjax.training import workdir as workdir_lib
 from tests import devices as several
+from tests.long import long, long_but
 
 SHAPE = llm.Config(vocab=40, width=16, layers=2, heads=2, kv_heads=1, head_dim=8, ffn=24, tied=True)
 
@@ -30,11 +32,15 @@ def samples(count, seed=0):
 def alone(params, prompts, answers, loss_on):
   """Each sample run by itself, without packing. -> summed loss, tokens"""
   model, total, count = llm.LM(SHAPE), 0.0, 0
+  width = max(len(p + a) for p, a in zip(prompts, answers))
+
+  @jax.jit
+  def log_probs(ids):  # what follows a sample plays no part
+    hidden, _ = model.apply({'params': params}, ids[None], jnp.arange(width)[None],
+                            jnp.ones((1, width), int))
+    return jax.nn.log_softmax(model.apply({'params': params}, hidden, method='logits'))[0]
   for p, a in zip(prompts, answers):
-    ids = jnp.asarray(p + a)[None]
-    hidden, _ = model.apply({'params': params}, ids, jnp.arange(ids.shape[1])[None],
-                            jnp.ones_like(ids))
-    logp = jax.nn.log_softmax(model.apply({'params': params}, hidden, method='logits'))[0]
+    logp = log_probs(np.pad(p + a, (0, width - len(p + a))))
     start = 1 if loss_on == 'all' else len(p)
     at = np.arange(start, len(p + a))
     total -= float(logp[at - 1, np.array(p + a)[at]].sum())
@@ -45,12 +51,14 @@ def alone(params, prompts, answers, loss_on):
 class PackTest(parameterized.TestCase):
 
   @parameterized.product(loss_on=('all', 'response'), row=(0, 128))
+  @long_but(1)
   def test_packed_loss_is_the_loss_of_samples_one_at_a_time(self, loss_on, row):
     params = llm.init(SHAPE, jax.random.key(1))
     prompts, answers = samples(13)
     packed = sft.pack(prompts, answers, loss_on, row)
     self.assertEqual(packed.prefix, [1, 2, 3])
-    total, count = sft.loss_sums(llm.LM(SHAPE), packed.prefix, {'params': params}, packed.batch())
+    total, count = jax.jit(functools.partial(sft.loss_sums, llm.LM(SHAPE), packed.prefix))(
+      {'params': params}, packed.batch())
     want, tokens = alone(params, prompts, answers, loss_on)
     self.assertEqual((int(count), packed.tokens), (tokens, tokens))
     self.assertAlmostEqual(float(total), want, delta=1e-3 * want)
@@ -135,6 +143,7 @@ class TuneTest(parameterized.TestCase):
     self.assertEqual(counts['trained'], layers.count_params(trained))
     self.assertIn('a', trained['blocks']['q'])
 
+  @long
   def test_patience_ends_training_and_gives_the_best_tree(self):
     trained, _, rows = self.tune(tempfile.mkdtemp(), patience=2, epochs=60)
     valid = [(r['step'], r['valid_loss']) for r in rows if 'valid_loss' in r]
@@ -146,6 +155,7 @@ class TuneTest(parameterized.TestCase):
     loss, count = alone(trained, prompts, answers, 'response')
     self.assertAlmostEqual(loss / count, best[1], places=4)
 
+  @long
   def test_a_killed_run_ends_where_an_uninterrupted_one_does(self):
     whole, _, _ = self.tune(tempfile.mkdtemp(), patience=3, epochs=8)
     folder = tempfile.mkdtemp()
@@ -155,6 +165,7 @@ class TuneTest(parameterized.TestCase):
     again, _, _ = self.tune(folder, patience=3, epochs=8)
     jax.tree.map(np.testing.assert_array_equal, whole, again)
 
+  @long
   def test_eight_devices_learn_what_one_does(self):
     one, eight = (self.tune(tempfile.mkdtemp(), epochs=2, batch=74, devices=n, count=128)
                   for n in (1, 8))

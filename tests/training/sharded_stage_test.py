@@ -115,7 +115,7 @@ class ShardsTest(absltest.TestCase):
 
   def at_once(self, count, before=None, **kw):
     """Runs all parts in threads; `before`, where some wait until one is told to. -> their ends"""
-    ends, turn = [None] * count, job_parts.turn
+    ends, turn = [None] * count, job_parts.wait_for_turn
 
     def told(work, name, state_of, shared):
       if before and name == 'train' and not work.lock.held:

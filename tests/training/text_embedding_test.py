@@ -19,6 +19,7 @@ from recjax.models import bert, huggingface, llm, sentence_encoder
 from recjax.text import tokenizer as tokenizer_lib
 from recjax.training import text_embedding
 from recjax.training import workdir as workdir_lib
+from tests.long import long, long_but
 
 TEXTS = [' '.join(f'word{(i * j) % 7}' for j in range(1 + 3 * i % 40)) for i in range(30)]
 
@@ -50,6 +51,7 @@ class EncoderTest(parameterized.TestCase):
     self.folder = tiny_folder(pathlib.Path(self.create_tempdir().full_path))
 
   @parameterized.parameters('avg', 'last')
+  @long_but(1)
   def test_neither_batch_nor_padding_nor_devices_matter(self, pool):
     reader = text_embedding.load(self.folder, HOW, self.mesh, pool)
     want, info = text_embedding.embed(reader, TEXTS, self.mesh)
@@ -117,7 +119,7 @@ class EncoderTest(parameterized.TestCase):
     self.assertTrue(all(len(r) <= 5 and r[-1] == end and end not in r[:-1] for r in rows))
     self.assertGreater(text_embedding.embed(reader, TEXTS, self.mesh)[1]['cut'], 10)
 
-  def test_convert_writes_the_vectors_of_a_catalogue(self):
+  def test_convert_writes_the_vectors_of_a_catalog(self):
     out = self.folder / 'vectors.npy'
     run = lambda *words: cli.convert.run(cli.parser().parse_args(  # noqa: E731
         ['convert', str(self.folder), '--to=vectors', *words]))
@@ -147,6 +149,7 @@ class EncoderTest(parameterized.TestCase):
   def test_padded_lengths(self, length, want):
     self.assertEqual(text_embedding.rung(length), want)
 
+  @long
   def test_a_published_encoder_gives_its_own_numbers(self):
     folder = minilm()
     if folder is None or importlib.util.find_spec('torch') is None:
@@ -274,6 +277,7 @@ class SentenceFilesTest(parameterized.TestCase):
     self.folder = pathlib.Path(self.create_tempdir().full_path)
 
   @parameterized.parameters(*VARIANTS)
+  @long_but(7, 11)
   def test_vectors_are_those_of_sentence_transformers(self, name):
     if not importlib.util.find_spec('sentence_transformers'):
       self.skipTest('sentence-transformers is not installed')

@@ -15,6 +15,7 @@ from recjax.methods.etegrec import train
 from recjax.models import layers, seqrec
 from recjax.training import cost_model
 from recjax.training import sequential as training
+from tests.long import long, long_but
 
 ROOT = pathlib.Path(__file__).parents[2]
 
@@ -104,6 +105,7 @@ class RecommenderTest(parameterized.TestCase):
 
   @parameterized.parameters(('sasrec', 'ce'), ('bert4rec', 'ce'), ('sasrec', 'bce'),
                             ('sasrec', 'sampled'))
+  @long_but(0, 2)
   def test_operations_are_those_of_the_compiler(self, kind, loss):
     cfg = config('sequential_scientific', kind=kind, width=128, hidden=256, layers=1)
     cfg.loss.update(kind=loss, negatives=256)
@@ -135,6 +137,7 @@ class RecommenderTest(parameterized.TestCase):
     self.assertTrue(sequential.cost(cfg, shop())['parameters'].startswith(f'{real:,} a seed'))
 
   @parameterized.parameters('tiger_beauty', 'etegrec_scientific')
+  @long
   def test_semantic_ids(self, name):
     cfg = config(name, width=128, ffn=256, layers=1, decoder_layers=1, max_history=10, dropout=0.0)
     cfg.train.batch, got, trace = 64, [], cost_model.trace
@@ -160,6 +163,7 @@ class RecommenderTest(parameterized.TestCase):
     self.assertIn(f'KV caches {held:,.2f}', said[f'bytes a device in generation (data={ways})'])
     self.assertIn('s an epoch at', said['H100'])
 
+  @long
   def test_llmemb_says_what_each_training_takes(self):
     cfg = experiment.read_config(str(ROOT / 'configs' / 'llmemb_scientific.py'))
     said = llmemb.cost(cfg, shop())

@@ -7,6 +7,8 @@ import signal
 import subprocess
 import sys
 import textwrap
+import threading
+import time
 from unittest import mock
 
 import jax.numpy as jnp
@@ -14,7 +16,7 @@ import numpy as np
 from absl.testing import absltest
 from ml_collections import ConfigDict
 
-from recjax import errors
+from recjax import errors, progress
 from recjax.training import loop
 from recjax.training import workdir as workdir_lib
 from tests import devices
@@ -69,6 +71,17 @@ class WorkTest(absltest.TestCase):
         first = work.stage('first', lambda w, s: (w.folder / 'a').write_text(str(s)) and None, seed)
         work.stage('second', lambda w, f: calls.append((f / 'a').read_text()), first)
     self.assertEqual(calls, ['0', '1'])
+
+  def test_a_stage_that_says_nothing_is_told_of_in_its_log(self):
+    with mock.patch.object(progress, 'QUIET', 0.01), mock.patch.object(progress, 'LOOK', 0.01), \
+        workdir_lib.open_work(self.path, {}) as work:
+      def silent(work):
+        with progress.doing('opening the model'):
+          while 'slow: opening the model ... 0 s' not in (self.path / 'run.log').read_text():
+            time.sleep(0.01)  # as long as the timer thread needs
+      work.stage('slow', silent)
+    self.assertEmpty(progress._watched)
+    self.assertNotIn('recjax-pulse', [t.name for t in threading.enumerate()])
 
   def test_a_failed_stage_leaves_nothing_that_looks_done_and_keeps_its_partial_work(self):
     def fails(work):
@@ -161,7 +174,7 @@ class WorkTest(absltest.TestCase):
   def test_a_second_process_is_told_who_holds_the_folder(self):
     with self.open():
       code = f"""
-          from recjax import errors
+          from recjax import errors, progress
           from recjax.training import workdir
           def go():
             with workdir.open_work({str(self.path)!r}):

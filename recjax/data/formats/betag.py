@@ -33,7 +33,8 @@ _NUMBERED = re.compile(r'\d+\.(?=\s|$)')
 class Inputs:
   """What fine-tuning reads; `counts` says what was dropped or escaped on the way.
 
-  sequences: lists of item ids in time order. tags: item id -> tags, at least one each
+  sequences: lists of item ids in time order. tags: item id -> tags, at least one each. integer_ids:
+  whether all item ids are integers.
   """
   sequences: list[list[str]]
   tags: dict[str, list[str]]

@@ -31,7 +31,7 @@ TABLE_COLUMNS = (
   'rating',
   'timestamp',
 )
-MISREAD = re.compile('[\u00c2\u00c3][\u0080-\u00bf]')  # as nothing is spelt in any language
+MISREAD = re.compile('[\u00c2\u00c3][\u0080-\u00bf]')  # as nothing is spelled in any language
 
 
 def clean_title(text: object) -> str:
@@ -93,12 +93,12 @@ def repair_titles(titles: dict[str, str], records: dict[str, list[dict]]
   counts = {'misread_titles_of_the_catalog': sum(repaired[i] != t for i, t in titles.items()),
             'misread_titles_of_records': 0}
 
-  def mended_title(text):
+  def mended_title(text: str) -> str:
     intended_title = intended.get(clean_title(text))
     counts['misread_titles_of_records'] += intended_title is not None
     return intended_title or text
 
-  def mended_record(record):
+  def mended_record(record: dict) -> dict:
     text, output = record['input'], record['output']
     start, end = text.find('"'), text.rfind('"')
     if 0 <= start < end:

@@ -38,13 +38,14 @@ SPAN = 1 << 18  # rows of the source whose new users are written together
 
 @dataclasses.dataclass
 class Rows:
-  """The interactions that are left, as JSON lines, and the folder `root` where the next go."""
+  """The interactions that are left, as JSON lines, and the folder `root` where the next go.
+  options: flags of Beam. step: how many rules were applied."""
   root: pathlib.Path
   options: list[str]
   step: int = -1
 
   def folder(self, step: int) -> pathlib.Path:
-    """Where the rows after so many steps lie."""
+    """Where the rows after so many steps lie. step: so many."""
     return self.root / f'{step:03d}'
 
   def read(self, pipeline: Any, step: int | None = None, what: str = 'rows') -> Any:
@@ -57,12 +58,13 @@ class Rows:
 
 
 class Item(NamedTuple):
-  """An item: its places in the items file and in the interactions, or None, and what is kept."""
+  """An item: its places in the items file and in the interactions, or None, and what is kept. id:
+  as text. listed, met: those places. data: its columns as JSON, None for none."""
   id: str
   listed: int | None
   met: int | None
   kept: bool
-  data: str | None  # columns as JSON
+  data: str | None
 
 
 def prepare(open_source: Callable[[], raw_reader.Source], out: raw_reader.Path, rules: Rules,
@@ -72,7 +74,8 @@ def prepare(open_source: Callable[[], raw_reader.Source], out: raw_reader.Path, 
 
   open_source: gives the raw rows; it is called on a worker too. options: flags of Beam, such as
   '--runner=FlinkRunner'; --temp_location names the folder that all workers see, if not that of
-  `out`. Raises as `duckdb_engine.prepare`, and ConfigError for a flag that Beam does not know.
+  `out`. out: the folder to make. rules, layout, overwrite, say: as of `duckdb_engine.prepare`.
+  Raises as `duckdb_engine.prepare`, and ConfigError for a flag that Beam does not know.
   """
   _beam()
   check_options(options)

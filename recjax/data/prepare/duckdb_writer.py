@@ -20,7 +20,7 @@ Connection = Any  # a duckdb.DuckDBPyConnection; one file alone imports that pac
 def spans(con: Connection, column: str, table: str, per_span: int) -> Iterator[tuple[int, int]]:
   """Parts the numbers in a `column` of a `table` into spans of about `per_span` rows.
 
-  Yields the first and the last number of each.
+  con: the database. Yields the first and the last number of each.
   """
   top, rows = con.sql(f'SELECT max({column}), count(*) FROM {table}').fetchall()[0]
   width = max(1, top * per_span // max(1, rows))
@@ -32,6 +32,7 @@ def write_items(con: Connection, path: pathlib.Path, all_items: bool, fates: dic
   """Writes the items that were met, or all, in order to `path`, span by span. Returns how many.
 
   all_items: all. fates: where not empty, counts of what became of earlier ones are added to it.
+  con: the database.
   """
   condition = '' if all_items else 'AND (before IS NOT NULL OR i IN (SELECT i FROM kept))'
   retired = 'before IS NOT NULL AND listed IS NULL AND (met IS NULL OR EXISTS (FROM item_rows))'
@@ -76,7 +77,7 @@ def update_item(item: str, data: str | None, before: str | None, retired: bool) 
 def write_sequences(con: Connection, path: pathlib.Path, ties: str) -> int:
   """Writes each user's items in order of time to `path`, span by span. Returns how many users.
 
-  ties: columns that order items of one time, as SQL.
+  ties: columns that order items of one time, as SQL. con: the database.
   """
   timed, rated = con.sql('SELECT count(t) > 0, count(r) > 0 FROM kept').fetchall()[0]
   names = con.sql('SELECT item FROM items ORDER BY i').to_arrow_table().column(0)

@@ -16,7 +16,9 @@ class Rules:
   start, end: dates or times, both included. untitled: 'keep' or 'drop' items without a title.
   repeats: which of a user's meetings with one item stay. user_k, item_k: interactions each needs,
   counted once or until nothing changes. max_length keeps a user's last or first items. sample:
-  users drawn by seed. max_bad: the share of unusable rows that is still tolerated.
+  users drawn by seed. max_bad: the share of unusable rows that is still tolerated. min_rating:
+  lower ones are dropped. min_length: interactions a user needs. cut: 'last' or 'first'. ties: what
+  orders interactions of one time. all_items: whether items that nobody met stay.
   """
   min_rating: float = 0.0
   start: str = ''

@@ -58,7 +58,11 @@ _THIRD = (
 
 @dataclasses.dataclass(frozen=True)
 class Kind:
-  """One kind of product: what it is called, where it stands, what varies, what it costs."""
+  """One kind of product: what it is called, where it stands, what varies, what it costs.
+
+  key: its name in code. department, categories: where it stands. nouns: what it is called. axes:
+  what varies. packed: whether it comes in packs. prices: from and to. features: sentences.
+  """
   key: str
   department: str
   nouns: tuple[str, ...]

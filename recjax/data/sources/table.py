@@ -64,7 +64,7 @@ def source(interactions: raw_reader.Path, items: raw_reader.Path = '', columns: 
   separator, note = (sep, '') if sep else raw_reader.find_separator(path, encoding or 'utf-8',
                                                                     bool(names))
 
-  def read(tick=None):
+  def read(tick: Callable | None = None) -> Iterator:
     return raw_reader.read(path, names, separator, encoding or 'utf-8', tick=tick)
   sample, first = peek(read(), path)
   named = parse_pairs(columns)
@@ -139,7 +139,7 @@ def item_rows(path: raw_reader.Path, columns: str = '', sep: str = '', list_sep:
   if not sep or raw_reader.file_kind(path) in ('.parquet', '.jsonl'):
     sep, note = raw_reader.find_separator(path, encoding)
 
-  def read():
+  def read() -> Iterator:
     return raw_reader.read(path, sep=sep, encoding=encoding, literal=True)
   _, first = peek(read(), path)
   names = choose_columns(first, ITEM_NAMES, parse_pairs(columns), path, '--item-columns',
@@ -164,7 +164,7 @@ def _cleaned_items(path: pathlib.Path, read: Callable, names: dict[str, str], li
   if decimal == ',':
     notes['decimal'] = 'prices have a decimal comma'
 
-  def item_columns(row):
+  def item_columns(row: dict) -> dict:
     return {ours: cleaning.split_categories(row.get(theirs), list_sep)
             if ours in cleaning.LIST_COLUMNS else row.get(theirs)
             for ours, theirs in names.items() if theirs and ours != 'item'}

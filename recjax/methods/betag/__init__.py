@@ -31,23 +31,23 @@ from recjax.training.workdir import Workdir
 def run(cfg: ConfigDict, work: Workdir) -> None:
   """The experiment, stage by stage. cfg: the run's config. work: the Workdir."""
   check(cfg)
-  shop = load_data(cfg.data)
-  work.log(f'{shop.name}: {len(shop.catalog):,} items, {len(shop.interactions):,} users, '
-           f'{len(shop.interactions.items):,} interactions')
-  base_dir = work.stage('base-tags', base_tags.stage, cfg.tags, shop,
+  dataset = load_data(cfg.data)
+  work.log(f'{dataset.name}: {len(dataset.catalog):,} items, {len(dataset.interactions):,} users, '
+           f'{len(dataset.interactions.items):,} interactions')
+  base_dir = work.stage('base-tags', base_tags.stage, base_tags.settings(cfg), dataset,
                         alone=cfg.tags.source == 'api')
   llm_dir = llm_loading.folder(
-      cfg, work, prompts.MESSAGES, lambda: base_tags.documents(shop, base_dir, cfg.seed), shop,
-      base_dir)
-  adapter_dir = work.stage('tune', train_lib.stage, train_lib.settings(cfg), shop, base_dir,
+      cfg, work, prompts.MESSAGES, lambda: base_tags.documents(dataset, base_dir, cfg.seed),
+      dataset, base_dir)
+  adapter_dir = work.stage('tune', train_lib.stage, train_lib.settings(cfg), dataset, base_dir,
                            llm_dir)
   generated_dir = work.stage('generate', generate.stage, generate.settings(cfg), base_dir, llm_dir,
                              adapter_dir, shared=True)
   tag_rows_dir = work.stage('parse', generate.parse, generate.parsing(cfg), generated_dir)
-  evaluated = work.stage('evaluate', evaluate.stage, cfg.select, cfg.seed, shop, base_dir,
+  evaluated = work.stage('evaluate', evaluate.stage, cfg.select, cfg.seed, dataset, base_dir,
                          tag_rows_dir)
   work.publish(evaluated, 'results.json', 'ranks.parquet', 'predictions.parquet')
-  report.write(cfg, work, shop, base_dir, evaluated)
+  report.write(cfg, work, dataset, base_dir, evaluated)
   results.show(work, evaluated)
 
 

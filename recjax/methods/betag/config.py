@@ -5,18 +5,16 @@ from recjax import base_config
 
 
 def make(arg: str) -> ConfigDict:
-  """arg: 'paper' and 'data=FOLDER', in any order, parted by commas."""
-  preset, given = base_config.parse(arg, dict(data='sample'))
+  """arg: 'paper' or 'laptop', and 'data=FOLDER', in any order, parted by commas."""
+  preset, given = base_config.parse(arg, dict(data='sample'), presets=base_config.LLM_PRESETS)
   c = base_config.start('betag', preset, given['data'])
   c.llm, c.tiny = base_config.llm(preset), base_config.tiny()
   # source: auto (the data's own column 'tags', else keywords), data, keywords, file, api
   c.tags = dict(source='auto', file='', sep='| ', max_base_tags=4, on_missing='error',
-                on_bad_tag='error', api_url='https://api.openai.com/v1', api_model='gpt-4o-mini',
-                api_samples=5, api_timeout=60.0, api_concurrency=8, api_budget=5.0,
-                api_price_in=0.15, api_price_out=0.6)
+                on_bad_tag='error', **base_config.api(samples=5))
   c.lora = dict(rank=32, alpha=64.0)
   # batch: samples a step, on average; row_tokens: of a packed row, or more where a sample is longer
-  c.train = dict(epochs=4, batch=10, max_seq_len=10, min_seq_len=3, keep=(0.8, 1.0), max_len=1024,
+  c.train = dict(epochs=4.0, batch=10, max_seq_len=10, min_seq_len=3, keep=(0.8, 1.0), max_len=1024,
                  row_tokens=256, loss_on='assistant')
   c.optim = dict(lr=6e-3, warmup=30, schedule='linear', decay=0.0, clip=1.0, beta2=0.98,
                  log_every=20, save_every=100)
@@ -30,7 +28,12 @@ def make(arg: str) -> ConfigDict:
   if preset == 'paper':
     c.tags.update(source='api', max_base_tags=15)
     c.lora = dict(rank=64, alpha=16.0)
-    c.train.update(epochs=5, batch=8, max_seq_len=15, row_tokens=512)
+    c.train.update(epochs=5.0, batch=8, max_seq_len=15, row_tokens=512)
     c.optim.update(lr=1e-4, warmup=1000, beta2=0.999, save_every=500)
     c.decode.update(beams=40, groups=40, new_tokens=64, batch=8)
+  if preset == 'laptop':
+    c.lora = dict(rank=16, alpha=32.0)
+    c.train.update(epochs=0.25, batch=8, row_tokens=512)
+    c.optim.update(lr=1e-3, warmup=20, beta2=0.999, log_every=5, save_every=25)
+    c.decode.update(beams=10, groups=10, new_tokens=20)
   return c

@@ -13,7 +13,7 @@ from recjax.data.loading import load_unchanged
 from recjax.data.splits import Cases
 from recjax.evaluation import baselines, metrics, ranking
 from recjax.evaluation import results as results_lib
-from recjax.evaluation.recommender import Recommender
+from recjax.evaluation.recommender import CatalogRecommender
 from recjax.file_io import write_json
 from recjax.methods.betag import base_tags, prompts, update
 from recjax.retrieval import bm25
@@ -23,23 +23,23 @@ from recjax.training.workdir import Workdir, find_stage, saved_config
 REDUCERS = ('union', 'sum', 'last')
 
 
-def stage(work: Workdir, cfg: ConfigDict, seed: int, shop: Dataset, base: pathlib.Path,
+def stage(work: Workdir, cfg: ConfigDict, seed: int, dataset: Dataset, base: pathlib.Path,
           parsed: pathlib.Path) -> dict[str, Any]:
   """Chooses the selection on validation users, ranks the test users, writes every result file.
 
-  work: the Workdir. cfg: the group `select`. seed: of intervals and baselines. shop: the data set.
+  work: the Workdir. cfg: the group `select`. seed: of intervals and baselines. dataset: of the run.
   base: folder of the stage 'base-tags'. parsed: folder of the stage 'parse'.
   """
-  split = base_tags.split_of(shop)
+  split = base_tags.split_of(dataset)
   rows = files.read_betags(parsed / 'raw_betags.json')
   base_lists = files.read_tags(base / 'base_tags.json')
   candidates = {
-      'base_tags': {'': documents(shop, {
+      'base_tags': {'': documents(dataset, {
           i: [(t, 1) for t in tags] for i, tags in base_lists.items()})},
-      'betags': {f'{m},{k}': documents(shop, {
+      'betags': {f'{m},{k}': documents(dataset, {
           i: prompts.select(r, m, k, cfg.casefold, cfg.dedup_within_beam) for i, r in rows.items()})
           for m, k in itertools.product(cfg.top_m, cfg.top_k)}}
-  n, chosen, ranks = len(shop.catalog), {}, {}
+  n, chosen, ranks = len(dataset.catalog), {}, {}
   for row, options in candidates.items():
     chosen[row], model = choose(options, split.valid, n, cfg)
     score = bm25.history_scores(model, chosen[row]['reducer'])
@@ -48,19 +48,19 @@ def stage(work: Workdir, cfg: ConfigDict, seed: int, shop: Dataset, base: pathli
   for row, score in baselines.baselines(split.train, n, seed).items():
     ranks[row] = ranking.rank_cases(score, split.test, n, mask_history=cfg.mask_history)
   best = candidates['betags'][chosen['betags']['option']]
-  results_lib.save(work.folder, shop, split, 'betags', ranks, (items, scores),
+  results_lib.save(work.folder, dataset, split, 'betags', ranks, (items, scores),
                ranking.protocol(n, split.protocol, cfg.mask_history), [seed], chosen=chosen)
-  save_tags(work.folder, shop, best)
+  save_tags(work.folder, dataset, best)
   return {'users': len(split.test.targets), **{f'{r} HR@10': round(float((x < 10).mean()), 4)
                                                for r, x in ranks.items()}}
 
 
-def documents(shop: Dataset, tags: dict[str, list]) -> list[list]:
+def documents(dataset: Dataset, tags: dict[str, list]) -> list[list]:
   """One document per item in index order, empty where an item was dropped.
 
-  shop: the data set. tags: {item id: tag list}.
+  dataset: the data set. tags: {item id: tag list}.
   """
-  return [tags.get(i, []) for i in shop.catalog.ids]
+  return [tags.get(i, []) for i in dataset.catalog.ids]
 
 
 def choose(options: dict[str, list], valid: Cases | None, n: int,
@@ -85,31 +85,31 @@ def choose(options: dict[str, list], valid: Cases | None, n: int,
   return best[1], best[2]
 
 
-def save_tags(folder: pathlib.Path, shop: Dataset, docs: list[list]) -> None:
+def save_tags(folder: pathlib.Path, dataset: Dataset, docs: list[list]) -> None:
   """The chosen tags, and the items with their tags as text.
 
-  folder: where to. shop: the data set. docs: a weighted tag list an item.
+  folder: where to. dataset: the data set. docs: a weighted tag list an item.
   """
-  write_json(folder / 'tags.json', dict(zip(shop.catalog.ids, docs)))
-  columns = shop.catalog.columns
+  write_json(folder / 'tags.json', dict(zip(dataset.catalog.ids, docs)))
+  columns = dataset.catalog.columns
   with open(folder / 'items_with_tags.jsonl', 'w', encoding='utf-8') as f:
-    for i, item in enumerate(shop.catalog.ids):
+    for i, item in enumerate(dataset.catalog.ids):
       row = {k: v[i] for k, v in columns.items() if v[i] is not None}
       f.write(json.dumps({'item_id': item, **row, 'betags': [t for t, _ in docs[i]]},
                          ensure_ascii=False) + '\n')
 
 
-def recommender(workdir: str | os.PathLike, data: str | None = None) -> Recommender:
+def recommender(workdir: str | os.PathLike, data: str | None = None) -> CatalogRecommender:
   """The trained method's face: BM25 over the BETags, with what validation chose.
 
   data: a later data set, whose new items get their BETags from the run's LLM once. workdir: the
   run's folder. -> recommend, as `ranking.recommender` makes it
   """
-  config, shop, docs, known = opened(workdir, data)
+  config, dataset, docs, known = opened(workdir, data)
   select, chosen = config.select, read_json(
       find_stage(workdir, 'evaluate') / 'results.json')['chosen']['betags']
   model = bm25.BM25.fit(docs, select.k1, select.b, select.idf_cutoff, known)
-  return ranking.recommender(bm25.history_scores(model, chosen['reducer']), shop.catalog)
+  return ranking.recommender(bm25.history_scores(model, chosen['reducer']), dataset.catalog)
 
 
 def opened(workdir: str | os.PathLike,
@@ -119,13 +119,13 @@ def opened(workdir: str | os.PathLike,
   config = saved_config(workdir)
   evaluated = find_stage(workdir, 'evaluate')
   results = read_json(evaluated / 'results.json')
-  shop = load_unchanged(config.data, results['data_fingerprint'], workdir)
+  dataset = load_unchanged(config.data, results['data_fingerprint'], workdir)
   docs = [[tuple(t) for t in tags] for tags in read_json(evaluated / 'tags.json').values()]
   known = len(docs)
   if data:
-    shop, docs = update.carried_on(workdir, config, shop, data, docs,
+    dataset, docs = update.carried_on(workdir, config, dataset, data, docs,
                                   results['chosen']['betags']['option'])
-  return config, shop, docs, known
+  return config, dataset, docs, known
 
 
 def item_tags(workdir: str | os.PathLike,
@@ -134,5 +134,5 @@ def item_tags(workdir: str | os.PathLike,
 
   workdir: the run's folder. -> {item id: [(tag, weight), ...]}, heaviest first
   """
-  _, shop, docs, _ = opened(workdir, data)
-  return {item: sorted(tags, key=lambda t: -t[1]) for item, tags in zip(shop.catalog.ids, docs)}
+  _, dataset, docs, _ = opened(workdir, data)
+  return {item: sorted(tags, key=lambda t: -t[1]) for item, tags in zip(dataset.catalog.ids, docs)}

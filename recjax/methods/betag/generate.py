@@ -52,7 +52,7 @@ def stage(work: Workdir, cfg: FrozenConfigDict, base: pathlib.Path, folder: path
   tags = files.read_tags(base / 'base_tags.json')
   mesh = sharding.generation_mesh(work.mesh, huggingface.read_config(folder).kv_heads)
   model, params, tokenizer = llm_loading.load_merged(folder, cfg.llm, lora, mesh)
-  tags = prompts_lib.spelt(tokenizer, tags)
+  tags = prompts_lib.respell(tokenizer, tags)
   batches, prefix = prompt_batches(tags, tokenizer, cfg, model.cfg)
   search, ends = search_config(cfg, tokenizer)
   run = jax.jit(functools.partial(beams_of, model, search, ends))
@@ -60,7 +60,7 @@ def stage(work: Workdir, cfg: FrozenConfigDict, base: pathlib.Path, folder: path
   paths = [work.folder / SHARDS / f'{n:06d}-of-{len(batches):06d}.json'
            for n in range(len(batches))]
 
-  def make(number, advance):
+  def make(number: int, advance: Any) -> Any:
     items, ids, lengths = batches[number]
     placed = place({'ids': ids, 'lengths': lengths}, mesh)
     texts_of_item = run(params, {}, prefix_ids, **placed)
@@ -145,6 +145,8 @@ def beams_of(model: llm.LM, search: DiverseBeamSearch, ends: Unconstrained, para
              adapter: PyTree, prefix: Int[Array, ' P0'], ids: Int[Array, 'B P'],
              lengths: Int[Array, ' B']) -> Any:
   """All beams of a batch of items. prefix: (P0,). ids: (B, P). lengths: (B,). -> Beams
+
+  ends: the tokens that end a tag list.
 
   The chat prefix and each item's line are kept once, whatever the number of beams. model: the LLM.
   search: how beams are searched. params: its weights. adapter: LoRA's, {} where it is merged.

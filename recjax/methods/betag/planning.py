@@ -3,27 +3,33 @@ import os
 import pathlib
 
 import jax
+import numpy as np
 from ml_collections import ConfigDict
 
 from recjax import run_files
+from recjax.data import batches
 from recjax.data.dataset import Dataset
 from recjax.errors import ConfigError
+from recjax.methods.betag import base_tags, prompts, train
 from recjax.models import layers, llm, lora
-from recjax.training import cost_model, llm_loading
+from recjax.text import keywords
+from recjax.training import cost_model, cpu_cost, llm_loading
 from recjax.training.workdir import find_stage, saved_config
+
+CHAT = 16  # tokens that a chat template puts around the messages of the prefix, typical
 
 PROMPT, LINE = 160, 24  # tokens of the chat prefix and of one item's line, typical
 
 
-def cost(cfg: ConfigDict, shop: Dataset) -> dict[str, str]:
+def cost(cfg: ConfigDict, dataset: Dataset) -> dict[str, str]:
   """Parameters, memory, operations, tokens and API price, by hand count. -> {what: text}
 
   Line lengths are taken as typical (24 tokens an item); the run itself counts the real ones. cfg:
-  the run's config. shop: the data set.
+  the run's config. dataset: the data set.
   """
   shape = llm_loading.shape_of(cfg, lora_rank=cfg.lora.rank)
-  items, users = len(shop.catalog), len(shop.interactions)
-  length = min(cfg.train.max_seq_len, len(shop.interactions.items) / users)
+  items, users = len(dataset.catalog), len(dataset.interactions)
+  length = min(cfg.train.max_seq_len, len(dataset.interactions.items) / users)
   train_tokens = cfg.train.epochs * users * length * LINE
   new_tokens = items * cfg.decode.beams * cfg.decode.new_tokens
   context = PROMPT + LINE + cfg.decode.new_tokens / 2
@@ -36,7 +42,7 @@ def cost(cfg: ConfigDict, shop: Dataset) -> dict[str, str]:
                  cfg.decode.beams, LINE, cfg.decode.new_tokens)
   api = 0.0
   if cfg.tags.source == 'api':
-    api = items * (150 * cfg.tags.api_price_in
+    api = items * (310 * cfg.tags.api_price_in
                    + 100 * cfg.tags.api_samples * cfg.tags.api_price_out) / 1e6
   adapter = dict_size(shape)
   return {
@@ -50,7 +56,32 @@ def cost(cfg: ConfigDict, shop: Dataset) -> dict[str, str]:
                   f'prompts, once each: {cfg.decode.batch * LINE * kv / 2**20:,.2f} MiB',
       'API': f'about {api:,.2f} (at most {cfg.tags.api_budget:,.2f}) at the prices of the config'
              if cfg.tags.source == 'api' else 'none: tags come from ' + cfg.tags.source,
-      **cost_model.llm_lines(run, cfg.mesh, jax.device_count())}
+      **cost_model.llm_lines(run, cfg.mesh, jax.device_count()),
+      **cpu_cost.lines(cfg, shape, lambda: cpu_stages(cfg, dataset))}
+
+
+def cpu_stages(cfg: ConfigDict, dataset: Dataset) -> list[cpu_cost.Stage]:
+  """The stages that use the language model, tags being the keywords of titles where there are none
+  yet. cfg: the run's config. dataset: the data set."""
+  tokens_of = cpu_cost.counter(cfg)
+  column = dataset.catalog.columns.get('tags')
+  tags = column or keywords.extract_tags(dataset.catalog.columns, n=cfg.tags.max_base_tags)
+  sequences = [[tags[i - 1] for i in base_tags.split_of(dataset).train.history(user)]
+               for user in range(len(dataset.interactions))]
+  sequences = [s for s in sequences if len(s) >= cfg.train.min_seq_len]
+  draws = batches.halving_draws(np.array([len(s) for s in sequences]), cfg.train.epochs, cfg.seed)
+  how = train.DrawSettings(cfg.seed, cfg.train.max_seq_len, cfg.tags.sep, tuple(cfg.train.keep))
+  drawn = [''.join(prompts.draw_sample(sequences[draws[d]], d, how))
+           for d in cpu_cost.some(range(len(draws)))]
+  prefix = int(tokens_of([''.join(m['content'] for m in prompts.MESSAGES)])[0]) + CHAT
+  heading = int(tokens_of([prompts.HEADING])[0])
+  tuned = cpu_cost.packed('tune', tokens_of(drawn) + heading, prefix,
+                          len(draws) / cfg.train.epochs, cfg.train)
+  lines = [prompts.generation_prompt(t, cfg.tags.sep, cfg.decode.max_tags)
+           for t in cpu_cost.some(tags)]
+  return [tuned, cpu_cost.Search(
+      'generate', len(tags), cfg.decode.batch, cfg.decode.beams,
+      cpu_cost.padded(np.median(tokens_of(lines)) + heading, 16), cfg.decode.new_tokens, prefix)]
 
 
 def dict_size(shape: llm.Config) -> int:

@@ -31,7 +31,7 @@ Now another shopper."""})
 # Our own wording of the authors' structure: the user turn holds no item.
 
 
-def spelt(tokenizer: Tokenizer, tags: dict[str, list[str]]) -> dict[str, list[str]]:
+def respell(tokenizer: Tokenizer, tags: dict[str, list[str]]) -> dict[str, list[str]]:
   """Tags as they come back from their tokens, as generated ones do, so that equal ones are equal.
 
   tags: {item id: [tag]}. -> the same. Raises DataError naming an item with a tag that the tokenizer
@@ -39,7 +39,7 @@ def spelt(tokenizer: Tokenizer, tags: dict[str, list[str]]) -> dict[str, list[st
   """
   items = {t: i for i, item_tags in tags.items() for t in item_tags}
 
-  def back(texts):
+  def back(texts: Sequence[str]) -> list[str]:
     return [tokenizer.decode(ids).strip() for ids in tokenizer.encode_batch(texts)]
   spelled = dict(zip(items, spelling.round_trip(back, list(items), list(items.values()), 'tag')))
   same = all(old == new for old, new in spelled.items())

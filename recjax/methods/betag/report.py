@@ -31,11 +31,11 @@ PAPER = '''\
 }'''
 
 
-def write(cfg: ConfigDict, work: Workdir, shop: Dataset, base: pathlib.Path,
+def write(cfg: ConfigDict, work: Workdir, dataset: Dataset, base: pathlib.Path,
           evaluated: pathlib.Path) -> None:
   """Writes report.html into the run's folder.
 
-  cfg: the run's config. work: the Workdir. shop: the data set. base: folder of the stage
+  cfg: the run's config. work: the Workdir. dataset: the data set. base: folder of the stage
   'base-tags'. evaluated: folder of the stage 'evaluate'.
   """
   outcome = read_json(evaluated / 'results.json')
@@ -45,17 +45,18 @@ def write(cfg: ConfigDict, work: Workdir, shop: Dataset, base: pathlib.Path,
   sections = [
       results_section(outcome),
       result_tables.groups_section(outcome, 'betags'),
-      items_section(shop, before, after),
-      users_section(cfg, work, shop, outcome, after),
+      items_section(dataset, before, after),
+      users_section(cfg, work, dataset, outcome, after),
       frequency_section(before, after),
       run_section.training_section(work.metrics(), {'llm': 'the tiny language model',
                                             'tune': 'the adapter'}),
       *run_section.closing_sections(work.path, cfg, {
-          'data': f'{shop.name}, {len(shop.catalog):,} items, {len(shop.interactions):,} users',
-          'data fingerprint': shop.fingerprint, 'protocol': outcome['protocol']}, [PAPER]),
+          'data': f'{dataset.name}, {len(dataset.catalog):,} items, '
+                  f'{len(dataset.interactions):,} users',
+          'data fingerprint': dataset.fingerprint, 'protocol': outcome['protocol']}, [PAPER]),
   ]
   html.write(work.path / 'report.html', html.page(
-      'BETag: behavior-enhanced item tags', f'{shop.name}, preset {cfg.preset}',
+      'BETag: behavior-enhanced item tags', f'{dataset.name}, preset {cfg.preset}',
       [verdict(outcome), html.tiles(figures(outcome, before, after))], sections,
       'Lin et al., WWW 2025, doi 10.1145/3696410.3714769.'))
 
@@ -109,12 +110,12 @@ def results_section(outcome: dict[str, Any]) -> html.Section:
             'by BM25. Option “m,k” keeps m beams and k tags an item.')
 
 
-def neighbors(shop: Dataset) -> dict[int, collections.Counter]:
+def neighbors(dataset: Dataset) -> dict[int, collections.Counter]:
   """For every item the items that come right after it in training, most frequent first.
 
-  shop: the data set.
+  dataset: the data set.
   """
-  train = base_tags.split_of(shop).train
+  train = base_tags.split_of(dataset).train
   follow = collections.defaultdict(collections.Counter)
   for u in range(len(train)):
     history = train.history(u)
@@ -123,18 +124,18 @@ def neighbors(shop: Dataset) -> dict[int, collections.Counter]:
   return follow
 
 
-def items_section(shop: Dataset, before: dict[str, list[str]],
+def items_section(dataset: Dataset, before: dict[str, list[str]],
                   after: dict[str, dict[str, int]]) -> html.Section:
   """A dozen items: base tags beside BETags, new ones with the neighbors that they come from.
 
-  shop: the data set. before: base tags of each item. after: BETags of each item, with their
+  dataset: the data set. before: base tags of each item. after: BETags of each item, with their
   weights.
   """
-  follow = neighbors(shop)
+  follow = neighbors(dataset)
   popular = sorted(follow, key=lambda i: -sum(follow[i].values()))
   spread = popular[:: max(1, len(popular) // ITEMS)][:ITEMS]
-  parts = [item_card(shop, i, before, after, follow[i]) for i in spread
-           if shop.catalog.id_of(i) in before]
+  parts = [item_card(dataset, i, before, after, follow[i]) for i in spread
+           if dataset.catalog.id_of(i) in before]
   return html.section(
       'What the tags became', html.cards(parts, shown=4, more='more items'),
       intro='Items from the most to the least bought. A number is how many beams wrote the tag; '
@@ -142,17 +143,17 @@ def items_section(shop: Dataset, before: dict[str, list[str]],
             'this one, it comes.')
 
 
-def item_card(shop: Dataset, item: int, before: dict[str, list[str]],
+def item_card(dataset: Dataset, item: int, before: dict[str, list[str]],
               after: dict[str, dict[str, int]], follow: collections.Counter) -> html.Markup:
   """One item's tags before and after.
 
-  shop: the data set. follow: how often which items came next.
+  dataset: the data set. follow: how often which items came next.
   """
-  catalog = shop.catalog
+  catalog = dataset.catalog
   ident = catalog.id_of(item)
   base_list = before[ident]
 
-  def sources(tag):
+  def sources(tag: str) -> tuple[str, ...]:
     return tuple(f'{user_examples.title_of(catalog, j)} (followed {n} times)'
                  for j, n in follow.most_common(40) if tag in before.get(catalog.id_of(j), ()))[:3]
 
@@ -165,30 +166,30 @@ def item_card(shop: Dataset, item: int, before: dict[str, list[str]],
                    html.tags('BETags', chips))
 
 
-def users_section(cfg: ConfigDict, work: Workdir, shop: Dataset, outcome: dict[str, Any],
+def users_section(cfg: ConfigDict, work: Workdir, dataset: Dataset, outcome: dict[str, Any],
                   after: dict[str, dict[str, int]]) -> html.Section:
   """Test users with the tags of what they had, and those that each score comes from.
 
-  cfg: the run's config. work: the Workdir. shop: the data set. outcome: what results.json holds.
+  cfg: the run's config. work: the Workdir. dataset: the data set. outcome: what results.json holds.
   after: BETags of each item, with their weights.
   """
-  test, select = base_tags.split_of(shop).test, cfg.select
-  docs = [list(after.get(i, {}).items()) for i in shop.catalog.ids]
+  test, select = base_tags.split_of(dataset).test, cfg.select
+  docs = [list(after.get(i, {}).items()) for i in dataset.catalog.ids]
   model = bm25.BM25.fit(docs, select.k1, select.b, select.idf_cutoff)
   words, how = list(model.terms), outcome['chosen']['betags']['reducer']
 
-  def heaviest(row):
+  def heaviest(row: Any) -> str:
     best = sorted(zip(row.indices, row.data), key=lambda pair: -pair[1])[:TAGS]
     return ', '.join(f'{words[t]} {w:.4g}' for t, w in best)
 
-  def tell(case, had, items):
+  def tell(case: Any, had: Any, items: Any) -> tuple:
     history = test.history(case)
     asked = bm25.reduce_queries(model.counts, history, [0, len(history)], how)
     parts = [heaviest(model.weights[[i - 1]].multiply(asked).tocsr()) for i in items]
     return ({'Its tags': [heaviest(model.weights[[i - 1]]) for i in had]},
             {'The tags that the score is from': parts}, [])
   return user_examples.section(
-      work.path, shop.catalog, test, 'betags', outcome['seeds'][0], tell, 'BM25', intro=(
+      work.path, dataset.catalog, test, 'betags', outcome['seeds'][0], tell, 'BM25', intro=(
           f'Beside each item stand the {TAGS} tags that say most about it in BM25, with their '
           f'weights; beside each recommended one the {TAGS} tags that bring most of its score, '
           'with what they bring.'))

@@ -37,17 +37,17 @@ def settings(cfg: ConfigDict) -> FrozenConfigDict:
                            'llm': cfg.llm, 'sep': cfg.tags.sep, 'seed': cfg.seed})
 
 
-def stage(work: Workdir, cfg: FrozenConfigDict, shop: Dataset, base: pathlib.Path,
+def stage(work: Workdir, cfg: FrozenConfigDict, dataset: Dataset, base: pathlib.Path,
           folder: pathlib.Path) -> dict[str, Any]:
   """Trains the adapter into `work.folder`, in PEFT's format.
 
-  cfg: of `settings`. shop: the data set. base: folder of the stage 'base-tags'. -> counts
+  cfg: of `settings`. dataset: the data set. base: folder of the stage 'base-tags'. -> counts
   """
-  del shop  # decides the result through the base-tags stage
+  del dataset  # decides the result through the base-tags stage
   model, params, tokenizer = llm_loading.load(folder, cfg.llm, work.mesh, lora_rank=cfg.lora.rank,
                                            lora_alpha=float(cfg.lora.alpha))
   sequences, _, _ = files.read_sequences(base / 'inters.train.json')
-  tags = prompts.spelt(tokenizer, files.read_tags(base / 'base_tags.json'))
+  tags = prompts.respell(tokenizer, files.read_tags(base / 'base_tags.json'))
   batches = SampleBatches(tokenizer, sequences, tags, cfg, work.mesh)
   steps = len(batches)
   task = Task(init=lambda key: lora.init_lora(model.cfg, key),
@@ -66,6 +66,9 @@ def stage(work: Workdir, cfg: FrozenConfigDict, shop: Dataset, base: pathlib.Pat
 
 class SampleBatches:
   """batches[i] holds the next draws of the published sampler that fit a fixed shape.
+
+  tokenizer: of the LLM. sequences: item ids of each user. tags: of each item. cfg: of the run.
+  mesh: the devices.
 
   Each batch is `rows` rows of `row` tokens, room for about `train.batch` samples of average length;
   the draws keep their order, so only how many of them a step sees varies a little.
@@ -130,8 +133,8 @@ class SampleBatches:
     samples = []
     for ids, boundary in self.samples(range(start, start + count)):
       ids = np.array(self.prefix + ids, np.int32)
-      unlearnt = len(self.prefix) + (boundary if late else 0)
-      samples.append(packing.TokenSample(ids, np.arange(len(ids)) >= unlearnt))
+      unlearned = len(self.prefix) + (boundary if late else 0)
+      samples.append(packing.TokenSample(ids, np.arange(len(ids)) >= unlearned))
     batch = packing.PackedSamples(self.prefix, samples, members, self.row).batch()
     first = 0 if late else count  # all samples begin alike, with the heading
     return {**pad_batch(batch, self.ways), 'first': np.array([self.heading[0]], np.int32),
@@ -139,7 +142,8 @@ class SampleBatches:
 
 @dataclasses.dataclass(frozen=True)
 class DrawSettings:
-  """What a draw depends on besides its number."""
+  """What a draw depends on besides its number. seed: of all draws. max_seq_len: items of a sample
+  at most. sep: between tags. keep: shares of tags that stay, least and most."""
   seed: int
   max_seq_len: int
   sep: str

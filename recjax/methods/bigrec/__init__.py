@@ -49,20 +49,18 @@ def run(cfg: ConfigDict, work: Workdir) -> None:
            + ''.join(f'; {v:,} {k.replace("_", " ")}' for k, v in data.notes.items() if v))
   opening, texts = train.documents(template, cfg.prompt.noun, data.titles, cfg.seed)
   llm = llm_loading.folder(cfg, work, opening, lambda: texts, data)
-  data = instruction_data.spelt(data, tokenizer.load(llm), template)
-  if spelt := data.notes.get('titles_as_the_tokenizer_spells_them'):
-    work.log(f'{spelt:,} titles are read and written as the tokenizer spells them')
+  data = instruction_data.respell(data, tokenizer.load(llm), template)
+  if respelled := data.notes.get('titles_as_the_tokenizer_spells_them'):
+    work.log(f'{respelled:,} titles are read and written as the tokenizer spells them')
   tuned = work.stage('tune', train.stage, train.settings(cfg), data, llm)
   assistant = work.stage('assistant', cf_assistant.stage, cf_assistant.settings(cfg), data)
   if cfg.variant == 'ground':
     written = work.stage('generate', grounding.generate, grounding.generating(cfg), data, llm,
                          tuned)
     vectors = work.stage(
-      'embed', grounding.embed_all, grounding.embedding(cfg), data.titles, llm, tuned, written
-    )
+      'embed', grounding.embed_all, grounding.embedding(cfg), data.titles, llm, tuned, written)
     evaluated = work.stage(
-      'evaluate', grounding.stage, grounding.settings(cfg), data, written, vectors, assistant
-    )
+      'evaluate', grounding.stage, grounding.settings(cfg), data, written, vectors, assistant)
   else:
     choice = work.stage('choose', d3.choose, d3.decoding(cfg), data, llm, tuned, assistant)
     beams = work.stage('decode', d3.decode, d3.decoding(cfg), data, llm, tuned, assistant,

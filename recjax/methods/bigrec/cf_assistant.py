@@ -98,7 +98,7 @@ def looked_up(scores: dict[str, Float[np.ndarray, 'n N']], data: Data) -> ScoreF
     cases = getattr(data.cases, part)
     rows |= {tuple(cases.history(i).tolist()): table[i] for i in range(len(cases))}
 
-  def score(items, offsets):
+  def score(items: np.ndarray, offsets: np.ndarray) -> Array:
     try:
       return jnp.stack([rows[tuple(items[a:b].tolist())]
                         for a, b in zip(offsets[:-1], offsets[1:])])

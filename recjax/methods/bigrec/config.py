@@ -7,7 +7,8 @@ from recjax import base_config
 
 
 def ground(arg: str, other: Mapping[str, str] | None = None) -> ConfigDict:
-  """BIGRec. arg: 'paper', 'data=FOLDER', 'split=auto' (or leave_one_out, time, rows), with commas.
+  """BIGRec. arg: 'paper' or 'laptop', 'data=FOLDER',
+  'split=auto' (or leave_one_out, time, rows), with commas.
 
   other: {'other': FOLDER}, the second data set of a config that learns from two.
   """
@@ -27,11 +28,13 @@ def ground(arg: str, other: Mapping[str, str] | None = None) -> ConfigDict:
     c.optim.update(lr=1e-4, beta2=0.999)
     c.decode.update(new_tokens=128, batch=8)
     c.eval.update(max_test_users=5000, max_valid_users=5000)
+  if c.preset == 'laptop':
+    c.eval.update(max_valid_users=200, max_test_users=1000)
   return c
 
 
 def decode(arg: str) -> ConfigDict:
-  """D3. arg: 'paper', 'data=FOLDER', 'split=auto' (or leave_one_out, time, rows), with commas."""
+  """D3. arg: as of `ground`."""
   c, _ = _common('decode', 'd3', arg, {})
   # alphas: weights of the LLM, one is chosen on validation; batch: prompts decoded together
   c.decode = dict(beams=10, batch=64, alphas=(1.0, 0.6, 0.3), plain_length_penalty=1.0,
@@ -49,17 +52,20 @@ def decode(arg: str) -> ConfigDict:
     c.assist.train.update(batch=1024, epochs=500, patience=20)
     c.assist.optim.update(lr=1e-3, decay=1e-5, beta2=0.999)
     c.eval.update(max_test_users=0, max_valid_users=2000)
+  if c.preset == 'laptop':
+    c.eval.update(max_valid_users=100, max_test_users=1000)
   return c
 
 
 def _common(variant: str, template: str, arg: str,
             other: Mapping[str, str]) -> tuple[ConfigDict, dict[str, str]]:
-  preset, given = base_config.parse(arg, dict(data='sample', **other, split='auto'))
+  preset, given = base_config.parse(arg, dict(data='sample', **other, split='auto'),
+                                    presets=base_config.LLM_PRESETS)
   c = base_config.start('bigrec', preset, given['data'], variant=variant)
   c.llm, c.tiny = base_config.llm(preset), base_config.tiny()
   # window: which places of a sequence are asked for in training: movie, game, every
   c.samples = dict(window='game', split=given['split'], max_history=10)
-  c.domains = ()  # further (data, noun) pairs that are learnt from
+  c.domains = ()  # further (data, noun) pairs that are learned from
   c.prompt = dict(template=template, noun='goods', max_prompt_tokens=512)
   # mode: 'lora' or 'full' (a model as small as the tiny one learns little through an adapter)
   # sample, valid_sample: samples drawn (-1 or 0: all); row_tokens: of a packed row
@@ -68,6 +74,11 @@ def _common(variant: str, template: str, arg: str,
   c.lora = dict(rank=8, alpha=16.0, targets=('q', 'v'))
   c.optim = dict(lr=4e-3, warmup=20, schedule='linear', decay=0.0, clip=1.0, beta2=0.98,
                  log_every=20, save_every=200)
+  if preset == 'laptop':
+    c.samples.max_history = 5
+    c.train.update(mode='lora', sample=2048, valid_sample=128, epochs=2, row_tokens=512)
+    c.lora = dict(base_config.LAPTOP_LORA)
+    c.optim.update(lr=1e-3, beta2=0.999, log_every=5, save_every=25)
   # source: 'train' a sequential recommender here, the folder of a `sequential` run, or scores.npz
   c.assist = base_config.recommender(source='train')
   return c, given

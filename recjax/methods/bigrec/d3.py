@@ -34,7 +34,8 @@ def decoding(cfg: ConfigDict) -> ConfigDict:
 
 
 class Search:
-  """Constrained beams over the cases of a part."""
+  """Constrained beams over the cases of a part. work: of the stage. cfg, data: of the run. folder:
+  of the LLM. made: of the trained adapter. helper: of the assistant, None for none."""
 
   def __init__(self, work: Workdir, cfg: ConfigDict, data: Data, folder: pathlib.Path,
                made: pathlib.Path, helper: pathlib.Path | None) -> None:
@@ -77,7 +78,8 @@ class Search:
     return generated, closed
 
   def rows(self, *asked_for: Any) -> tuple[np.ndarray, np.ndarray]:
-    """The items of some cases, as `beams` takes them. -> items (b, beams), scores (b, beams)"""
+    """The items of some cases, as `beams` takes them. asked_for: as `beams` takes them. -> items
+    (b, beams), scores (b, beams)"""
     generated, closed = self.beams(*asked_for)
     return generated.best(self.cfg.decode.beams, self.catalog[0], closed)
 
@@ -90,7 +92,7 @@ class Search:
     """
     writer = self.writer(asked)
 
-    def answer(chosen):
+    def answer(chosen: list[int]) -> list:
       items, scores = self.rows(writer, cases, asked, alpha, length_penalty, chosen)
       return [[i.tolist(), [round(float(x), 5) for x in s]] for i, s in zip(items, scores)]
     with jax.set_mesh(self.mesh):
@@ -215,5 +217,5 @@ def stage(work: Workdir, cfg: ConfigDict, data: Data, helper: pathlib.Path, choi
                    **metrics.list_metrics(shown, counts, cases.histories)}
   score = cf_assistant.scorer(helper, data)
   return evaluate.save(work, cfg, data, cases, 'd3', ranks, lists['d3'], score, ks(cfg),
-                       invalid_titles=alike['d3']['out_of_catalogue'], alpha=alpha,
+                       invalid_titles=alike['d3']['out_of_catalog'], alpha=alpha,
                        homogeneity=alike)

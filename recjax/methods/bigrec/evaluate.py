@@ -27,7 +27,7 @@ def save(work: Workdir, cfg: ConfigDict, data: Data, cases: Cases, main: str,
 
   cases: the test cases that were asked. ranks: {row: (n,)}. score: the assistant's score function,
   or None. work: the Workdir. cfg: the run's config. data: the Data. main: the first row. lists: its
-  items and scores. ks: cut-offs. -> counts
+  items and scores. ks: cut-offs. more: further entries of results.json. -> counts
   """
   n, known = len(data.catalog), data.cases.known
   others = baselines.baselines(known, n, cfg.seed)
@@ -36,27 +36,17 @@ def save(work: Workdir, cfg: ConfigDict, data: Data, cases: Cases, main: str,
   for name, row in others.items():
     ranks[name] = ranking.rank_cases(row, cases, n, mask_history=instruction_data.masked(cfg, data))
   names = tuple(case_names(known.users, cases.users))
-  shop = Dataset(data.name, data.catalog,
+  dataset = Dataset(data.name, data.catalog,
                  Interactions(names, known.items, known.offsets), data.fingerprint, data.notes)
   test = type(cases)(np.arange(len(cases), dtype=np.int32), cases.histories, cases.targets)
   _, protocol = splits.sample_cases(data.cases.test, cfg.eval.max_test_users, data.cases.protocol)
   results = results_lib.save(
-    work.folder,
-    shop,
-    splits.Split(known, None, test, protocol),
-    main,
-    ranks,
-    lists,
-    ranking.protocol(n, protocol, instruction_data.masked(cfg, data)),
-    (cfg.seed,),
-    ks,
-    notes=data.notes,
-    **more,
-  )
+    work.folder, dataset, splits.Split(known, None, test, protocol), main, ranks, lists,
+    ranking.protocol(n, protocol, instruction_data.masked(cfg, data)), (cfg.seed,), ks,
+    notes=data.notes, **more)
   return {
     'cases': len(cases),
-    **{f'{row} HR@10': round(cells['HR@10']['value'], 4) for row, cells in results['rows'].items()},
-  }
+    **{f'{row} HR@10': round(cells['HR@10']['value'], 4) for row, cells in results['rows'].items()}}
 
 
 def case_names(users: Sequence[str], rows: np.ndarray) -> list[str]:

@@ -78,9 +78,9 @@ def limits(tree: Trie, histories: list, seen: bool,
   histories: list of (n,) item arrays, 1..N. seen: whether those are out. allowed: (N,) bool or
   None. tree: the trie. -> Limits
   """
-  taken = [np.asarray(h) - 1 for h in histories] if seen else None
-  return item_filter.build_item_filter(tree, None if allowed is None else allowed[None],
-                      None if allowed is None else np.zeros(len(histories), np.int32), taken)
+  return item_filter.build_item_filter(
+      tree, None if allowed is None else allowed[None],
+      None if allowed is None else np.zeros(len(histories), np.int32), histories if seen else None)
 
 
 def mixed(planted: DeviceTrie, probabilities: Array | None, alpha: float) -> Any:

@@ -142,10 +142,10 @@ def text_encoder(cfg: ConfigDict, folder: pathlib.Path, made: pathlib.Path, mesh
     model, params, tokenizer = llm_loading.load(folder, cfg.llm, mesh)
     variables = {'params': params}
 
-  def ids(texts):
+  def ids(texts: list[str]) -> list[list[int]]:
     return [[*tokenizer.before, *r, *tokenizer.after] for r in tokenizer.encode_batch(texts)]
 
-  def run(variables, tokens, mask):
+  def run(variables: dict, tokens: Array, mask: Array) -> Array:
     positions = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)
     return bert.pool(model.apply(variables, tokens, positions, mask)[0], mask, cfg.ground.pooling)
   return text_embedding.Encoder(run, ids, variables, model.cfg.width, model,
@@ -177,8 +177,7 @@ def rank_all(
   ranks_of_part = {}
   for part in PARTS:
     cases = getattr(data.cases, part).select(
-      instruction_data.asked_rows(data, part, cfg.eval[f'max_{part}_users'])
-    )
+      instruction_data.asked_rows(data, part, cfg.eval[f'max_{part}_users']))
     queries = run_files.read_arrays(vectors / f'{part}.npy')
     parts = {kind: [] for kind in KINDS}
     with work.progress(f'ranking {part}', len(cases), unit='case') as advance:

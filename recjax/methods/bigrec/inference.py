@@ -16,7 +16,7 @@ from recjax.decoding.prefix_generator import PrefixGenerator
 from recjax.decoding.trie import Trie
 from recjax.distributed import sharding
 from recjax.errors import DataError
-from recjax.evaluation.recommender import Recommender
+from recjax.evaluation.recommender import CatalogRecommender
 from recjax.methods.bigrec import cf_assistant, grounding, instruction_data, prompts, train
 from recjax.methods.bigrec import generate as gen
 from recjax.methods.bigrec.instruction_data import Data
@@ -26,10 +26,10 @@ from recjax.retrieval import nearest
 from recjax.run_files import read_json
 from recjax.text.tokenizer import Tokenizer
 from recjax.training import auxiliary_recommender, sft, text_embedding
-from recjax.training.workdir import find_stage, open_adopted, saved_config
+from recjax.training.workdir import find_stage, open_later_work, saved_config
 
 
-def recommender(workdir: str | os.PathLike, data: str | None = None) -> Recommender:
+def recommender(workdir: str | os.PathLike, data: str | None = None) -> CatalogRecommender:
   """The trained method's face. data: a later data set than the run's, whose titles it reads.
 
   workdir: the run's folder. -> Recommender. D3 searches with k or `decode.beams` beams, whichever
@@ -45,9 +45,9 @@ def recommender(workdir: str | os.PathLike, data: str | None = None) -> Recommen
   mesh = sharding.make_mesh({'data': -1, 'fsdp': 1, 'model': 1})  # whatever is here
   model, variables, tokenizer = train.tuned(config, folder, find_stage(workdir, 'tune'), mesh)
   template = prompts.load_template(config.prompt.template)
-  before = data = instruction_data.spelt(data, tokenizer, template)
+  before = data = instruction_data.respell(data, tokenizer, template)
   if later:
-    data = instruction_data.spelt(instruction_data.carried_on(before, later, workdir), tokenizer,
+    data = instruction_data.respell(instruction_data.carried_on(before, later, workdir), tokenizer,
                                   template)
   grounds = config.variant == 'ground'
   score = auxiliary_recommender.widened(  # of a new item the assistant knows nothing
@@ -66,7 +66,7 @@ def recommender(workdir: str | os.PathLike, data: str | None = None) -> Recommen
     tries = gen.title_trie(tokenizer, template, data.titles)
     answer = decoded(config.decode, results, score, tries)
 
-  def recommend(rows, k, exclude_seen, mask):
+  def recommend(rows: Any, k: int, exclude_seen: bool, mask: Any) -> tuple:
     empty = [i for i, h in enumerate(rows) if not len(h)]
     if empty:
       raise DataError(f'history {empty[0]} is empty; this method continues at least one item')
@@ -82,7 +82,7 @@ def recommender(workdir: str | os.PathLike, data: str | None = None) -> Recommen
         items.append(answers[0][:len(chosen)])
         scores.append(answers[1][:len(chosen)])
     return np.concatenate(items), np.concatenate(scores)
-  return Recommender(recommend, data.catalog)
+  return CatalogRecommender(recommend, data.catalog)
 
 
 def vectors_of(workdir: str | os.PathLike, data: Data, before: Data, embed: Callable,
@@ -95,7 +95,7 @@ def vectors_of(workdir: str | os.PathLike, data: Data, before: Data, embed: Call
   embedded = find_stage(workdir, 'embed')
   if data is before:
     return embedded
-  with open_adopted(workdir, data, mesh) as work:
+  with open_later_work(workdir, data, mesh) as work:
     return work.stage('embed', functools.partial(grounding.embed_new, embed=embed), data.titles,
                       before.titles, embedded)
 
@@ -135,7 +135,7 @@ def grounded(config: ConfigDict, data: Data, made: pathlib.Path, results: dict[s
   popular = nearest.popularity(np.bincount(data.cases.known.items, minlength=n + 1)[1:])
   how = results['list_of']
 
-  def answer(writer, histories, asked, k, seen, mask):
+  def answer(writer: Any, histories: Any, asked: Any, k: int, seen: Any, mask: Any) -> tuple:
     texts = [prompts.title_of(beams[0]) for beams, _ in gen.texts(writer, asked, config.decode)]
     vectors = np.zeros((len(texts), items.items.shape[1]), np.float32)
     filled = [i for i, t in enumerate(texts) if t]
@@ -162,7 +162,7 @@ def decoded(cfg: ConfigDict, results: dict[str, Any], score: ScoreFn | None,
   tree, planted = catalog
   alpha = results['alpha']
 
-  def answer(writer, histories, asked, k, seen, mask):
+  def answer(writer: Any, histories: Any, asked: Any, k: int, seen: Any, mask: Any) -> tuple:
     closed = gen.limits(tree, histories, seen, mask)
     share = cf_assistant.probabilities(score, histories, seen)
     how = ConfigDict({**cfg.to_dict(), 'beams': max(k, cfg.beams)})

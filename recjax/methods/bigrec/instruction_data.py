@@ -1,4 +1,4 @@
-"""What is learnt from and asked: windows of a data set, or instruction records as they are."""
+"""What is learned from and asked: windows of a data set, or instruction records as they are."""
 import dataclasses
 import hashlib
 import os
@@ -27,12 +27,13 @@ class Data:
   """A catalog of titles, cases, and their records.
 
   titles: by index - 1, in one spelling. longest: items of a history that a prompt shows. records:
-  {part: [record]}, empty where the template makes them. notes: what was odd, counted.
+  {part: [record]}, empty where the template makes them. notes: what was odd, counted. name: of the
+  data set. catalog, cases: of the run. fingerprint: hash of its content.
   """
   name: str
   catalog: dataset.Catalog
   titles: list
-  cases: windows.Samples
+  cases: windows.CaseSplit
   longest: int
   records: dict
   fingerprint: str
@@ -63,14 +64,14 @@ def load(source: str, cfg: ConfigDict) -> Data:
   folder = pathlib.Path(str(source))
   if all((folder / f'{part}.json').is_file() for part in PARTS):
     return load_records(folder)
-  shop = loading.load_data(source)
-  titles = titles_of(shop)
-  cases = windows.make_samples(shop, folder, cfg.window, cfg.split, cfg.max_history)
-  return Data(shop.name, shop.catalog, titles, cases, cfg.max_history, {}, shop.fingerprint,
-              noted(titles, {}))
+  source_data = loading.load_data(source)
+  titles = titles_of(source_data)
+  cases = windows.make_samples(source_data, folder, cfg.window, cfg.split, cfg.max_history)
+  return Data(source_data.name, source_data.catalog, titles, cases, cfg.max_history, {},
+              source_data.fingerprint, noted(titles, {}))
 
 
-def spelt(data: Data, tokenizer: Tokenizer, template: Template) -> Data:
+def respell(data: Data, tokenizer: Tokenizer, template: Template) -> Data:
   """The Data with titles as they come back from the tokens of answers. -> Data
 
   data: the Data. template: of prompts. Raises DataError naming an item whose title the tokenizer
@@ -82,18 +83,18 @@ def spelt(data: Data, tokenizer: Tokenizer, template: Template) -> Data:
   return dataclasses.replace(data, titles=titles, notes={**noted(titles, data.notes), **more})
 
 
-def titles_of(shop: Dataset) -> list[str]:
+def titles_of(source_data: Dataset) -> list[str]:
   """The titles of a data set in one spelling.
 
-  shop: the data set. -> [str]. Raises DataError where one is missing
+  source_data: the data set. -> [str]. Raises DataError where one is missing
   """
-  raw = shop.catalog.columns.get('title')
+  raw = source_data.catalog.columns.get('title')
   if raw is None:
-    raise DataError(f'{shop.name} has no titles to write; add `title` to its items')
+    raise DataError(f'{source_data.name} has no titles to write; add `title` to its items')
   titles = [files.clean_title(t or '') for t in raw]
-  empty = [shop.catalog.ids[i] for i, t in enumerate(titles) if not t]
+  empty = [source_data.catalog.ids[i] for i, t in enumerate(titles) if not t]
   if empty:
-    raise DataError(f'{len(empty)} items of {shop.name} have no title, e.g. '
+    raise DataError(f'{len(empty)} items of {source_data.name} have no title, e.g. '
                     f'{", ".join(empty[:3])}; give them one, or remove them')
   return titles
 
@@ -103,9 +104,9 @@ def carried_on(data: Data, source: str, workdir: str | os.PathLike) -> Data:
 
   source: a data set or a folder. workdir: the run's folder. -> Data
   """
-  shop = update.load_continuation(source, data.catalog, workdir)
-  return dataclasses.replace(data, catalog=shop.catalog, titles=titles_of(shop),
-                             fingerprint=shop.fingerprint)
+  source_data = update.load_continuation(source, data.catalog, workdir)
+  return dataclasses.replace(data, catalog=source_data.catalog, titles=titles_of(source_data),
+                             fingerprint=source_data.fingerprint)
 
 
 def masked(cfg: ConfigDict, data: Data) -> bool:
@@ -153,7 +154,7 @@ def load_records(folder: str | os.PathLike) -> Data:
   mark = hashlib.sha256(repr((titles, [sorted(r.items()) for part in PARTS
                                        for r in records[part]])).encode()).hexdigest()[:32]
   return Data(folder.resolve().name, dataset.Catalog(tuple(ids), {'title': titles}), titles,
-              windows.Samples(**cases, known=known, masked=False, protocol=protocol), 10**6,
+              windows.CaseSplit(**cases, known=known, masked=False, protocol=protocol), 10**6,
               records, mark, noted(titles, notes))
 
 

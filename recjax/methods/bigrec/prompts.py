@@ -20,7 +20,7 @@ FIELDS = {'instruction': ('noun',), 'input': ('history',), 'prompt': ('instructi
 
 @dataclasses.dataclass(frozen=True)
 class Template:
-  """The four parts of a template file."""
+  """The four parts of a template file: instruction, input, prompt, answer."""
   instruction: str
   input: str
   prompt: str
@@ -99,7 +99,8 @@ def encode_answers(tokenizer: Tokenizer, template: Template, titles: list[str]) 
 
 
 def come_back(tokenizer: Tokenizer, template: Template, titles: list[str]) -> list[str]:
-  """Titles as they are read from the tokens of their answers. -> list of str"""
+  """Titles as they are read from the tokens of their answers. tokenizer, template: of the run.
+  titles: of all items. -> list of str"""
   return [title_of(tokenizer.decode(row)) for row in encode_answers(tokenizer, template, titles)]
 
 

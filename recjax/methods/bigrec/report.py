@@ -133,13 +133,13 @@ def map_section(data: Data, vectors: dict[str, np.ndarray], records: list[dict])
   known = {t: i for i, t in enumerate(data.titles)}
   first = [r['predict'][0] for r in records]
   odd = [i for i, t in enumerate(first) if t not in known and t][:DRAWN]
-  centre = items.mean(0)
-  _, _, axes = np.linalg.svd((items - centre)[:4000], full_matrices=False)
-  flat = (items - centre) @ axes[:2].T
+  center = items.mean(0)
+  _, _, axes = np.linalg.svd((items - center)[:4000], full_matrices=False)
+  flat = (items - center) @ axes[:2].T
   near, lines = [], []
   for i in odd:
     nearest_item = int(((items - texts[i]) ** 2).sum(1).argmin())
-    point = (texts[i] - centre) @ axes[:2].T
+    point = (texts[i] - center) @ axes[:2].T
     near.append(point)
     lines.append((point, flat[nearest_item]))
   groups = ['items'] * len(flat) + ['generated, no title'] * len(near)
@@ -189,7 +189,7 @@ def written_users(cfg: ConfigDict, work: Workdir, data: Data, outcome: dict[str,
   """
   known = set(data.titles)
 
-  def tell(case, had, items):
+  def tell(case: Any, had: Any, items: Any) -> tuple:
     beams = [[str(n), text or '(nothing)', 'a title' if text in known else 'no title']
              for n, text in enumerate(records[case]['predict'], 1)]
     return {}, {}, [html.table(['', 'Written', ''], beams, 'Beams, before grounding', 'rll')]
@@ -241,13 +241,13 @@ def ghost_section(work: Workdir) -> html.Section:
       html.facts({f'mean tokens of first titles, {LABELS[row]}': f'{n:.2f}'
                   for row, n in ghosts['length'].items()}),
       intro=f'{ghosts["share"]:.0%} of the tokens of first titles are all but certain. They add '
-            'nothing to a score and one to its length, so division by length favours long titles.')
+            'nothing to a score and one to its length, so division by length favors long titles.')
 
 
 def likeness_section(outcome: dict[str, Any]) -> html.Section:
   """How alike the lists are. outcome: what results.json holds."""
   names = {'alike': 'title words shared within a list', 'coverage': 'catalog shown',
-           'Gini': 'Gini', 'repeat': 'repeats', 'out_of_catalogue': 'no item'}
+           'Gini': 'Gini', 'repeat': 'repeats', 'out_of_catalog': 'no item'}
   rows = [[LABELS[row], *(f'{cells[k]:.3f}' for k in names)]
           for row, cells in outcome['homogeneity'].items()]
   return html.section('How alike the lists are', html.table(
@@ -262,13 +262,12 @@ def decoded_users(cfg: ConfigDict, work: Workdir, data: Data,
   """
   alone = run_files.read_arrays(find_stage(work.path, 'decode') / 'd3-no_mixing.npz')['items']
 
-  def tell(case, had, items):
+  def tell(case: Any, had: Any, items: Any) -> tuple:
     rest = [i for i in alone[case] if i][:len(items)]
     rest = [user_examples.title_of(data.catalog, i) for i in rest] + [''] * (len(items) - len(rest))
     return {}, {'The LLM alone wrote': rest}, []
   return user_examples.section(
-      work.path, data.catalog, asked(cfg, data), 'd3', cfg.seed, tell, 'Score',
-      cfg.decode.beams,
+      work.path, data.catalog, asked(cfg, data), 'd3', cfg.seed, tell, 'Score', cfg.decode.beams,
       f'A list is the {cfg.decode.beams} best beams, each the title of an item as it was written; '
       f'a score is the sum of its tokens, log-probabilities of the LLM by {outcome["alpha"]:g} and '
       'of the assistant by the rest. Beside it the beams without the assistant.')

@@ -85,14 +85,14 @@ def stage(work: Workdir, cfg: ConfigDict, data: Data, folder: pathlib.Path) -> d
 
 def domains(cfg: ConfigDict, data: Data, tokenizer: Tokenizer,
             template: Template) -> list[tuple[Data, str]]:
-  """The data sets that are learnt from, with what their items are called.
+  """The data sets that are learned from, with what their items are called.
 
   cfg: the run's config. tokenizer: the LLM's. template: of prompts. -> [(Data, noun)]
   """
   more = [
-    (instruction_data.spelt(instruction_data.load(source, cfg.samples), tokenizer, template), noun)
-    for source, noun in cfg.domains
-  ]
+    (instruction_data.respell(
+        instruction_data.load(source, cfg.samples), tokenizer, template), noun)
+    for source, noun in cfg.domains]
   return [(data, cfg.prompt.noun), *more]
 
 

@@ -34,31 +34,25 @@ from recjax.training.workdir import Workdir
 
 
 def run(cfg: ConfigDict, work: Workdir) -> None:
-  """The experiment, stage by stage."""
+  """The experiment, stage by stage. cfg, work: of the run."""
   train.check(cfg)
   dataset = load_data(cfg.data)
-  work.log(
-    f'{dataset.name}: {len(dataset.catalog):,} items, {len(dataset.interactions):,} users, '
-    f'{len(dataset.interactions.items):,} interactions, fingerprint {dataset.fingerprint[:12]}'
-  )
+  work.log(dataset.summary)
   vectors_dir = work.stage('vectors', item_embeddings.stage, item_embeddings.settings(cfg), dataset)
   ids_dir = work.stage('tokenizer', tokenization.stage, tokenization.settings(cfg), vectors_dir,
                        dataset.catalog.ids)
   interests_dir = None
   if cfg.fusion != 'none':
-    interests_dir = work.stage('interests', interests.stage, interests.settings(cfg), dataset)
+    interests_dir = interests.make(cfg, work, dataset)
   model_dir = work.stage(
-    'train', train.stage, train.settings(cfg), dataset, vectors_dir, ids_dir, interests_dir
-  )
+    'train', train.stage, train.settings(cfg), dataset, vectors_dir, ids_dir, interests_dir)
   if cfg.finetune.epochs:
     model_dir = work.stage(
       'finetune', train.finetune, train.finetune_settings(cfg), dataset, vectors_dir, ids_dir,
-      interests_dir, model_dir
-    )
+      interests_dir, model_dir)
   results_dir = work.stage(
     'evaluate', evaluate.stage, evaluate.settings(cfg), dataset, vectors_dir, ids_dir,
-    interests_dir, model_dir
-  )
+    interests_dir, model_dir)
   work.publish(results_dir, 'results.json', 'ranks.parquet', 'predictions.parquet')
   report.write(cfg, work, dataset, vectors_dir, ids_dir, interests_dir, model_dir, results_dir)
   results.show(work, results_dir)
@@ -68,5 +62,6 @@ recommender, cost, convert = (inference.recommender, inference.cost, inference.c
 
 
 def validated(cfg: ConfigDict) -> str:
-  """The stage whose validation figures tell settings apart, for `recjax sweep`."""
+  """The stage whose validation figures tell settings apart, for `recjax sweep`. cfg: the run's
+  config."""
   return 'train'

@@ -42,7 +42,7 @@ def prefixes(train: Interactions, max_history: int) -> tuple[list[np.ndarray], n
       histories.append(items[max(0, position - max_history):position])
       targets.append(items[position])
   if not targets:
-    raise DataError('no user has two training items, so no next item can be learnt')
+    raise DataError('no user has two training items, so no next item can be learned')
   return histories, np.array(targets, np.int32)
 
 
@@ -98,14 +98,13 @@ def shuffle_rows(key: Key[Array, ''], bins: Sequence[Bin], shares: Sequence[int]
                  steps: int) -> list[Array]:
   """The rows of an epoch in a new order.
 
-  bins, shares, steps: as `make_bins` gives. -> for each bin (steps, share) row numbers
+  bins, shares, steps: as `make_bins` gives. key: of the epoch. -> for each bin (steps, share) row
+  numbers
   """
   return [
     jax.random.permutation(jax.random.fold_in(key, number), len(one_bin.target)).reshape(
-      steps, share
-    )
-    for number, (one_bin, share) in enumerate(zip(bins, shares))
-  ]
+      steps, share)
+    for number, (one_bin, share) in enumerate(zip(bins, shares))]
 
 
 def take_rows(bins: Sequence[Bin], rows: Sequence[Array]) -> list[Bin]:

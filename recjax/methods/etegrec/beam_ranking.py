@@ -62,15 +62,12 @@ def rank_items(cfg: semantic_id_t5.Config, params: PyTree, table: Int[Array | np
       limits = item_filter.build_item_filter(
         trie, None if allowed is None else allowed[None],
         None if allowed is None else np.zeros(len(padded_rows), np.int32),
-        [np.asarray(history) - 1 for history in batch_histories] if exclude_seen else None
-      )
+        batch_histories if exclude_seen else None)
       constraint = constraints.CatalogConstraint(
-        trie, limits, normalization=constraints.Normalization(NORMALIZE, cfg.size)
-      )
+        trie, limits, normalization=constraints.Normalization(NORMALIZE, cfg.size))
     generated = generate(
       decoder, inputs, [history[-max_history:].tolist() for history in batch_histories],
-      BeamSearch(beams, cfg.levels, length_penalty=0.0), constraint, bucket=bucket_length
-    )
+      BeamSearch(beams, cfg.levels, length_penalty=0.0), constraint, bucket=bucket_length)
     is_item = generated.exists & generated.complete
     scores[batch_rows] = np.where(is_item, generated.scores, -np.inf)[: len(batch_rows)]
     items[batch_rows] = np.where(

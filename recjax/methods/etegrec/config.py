@@ -77,8 +77,8 @@ def common(variant: str, preset: str, data: str, fusion: str) -> ConfigDict:
                         diversity=1e-4, dedupe='suffix', steps=600, batch=1024, eval_every=50,
                         save_every=200, revive=True, lr=1e-3, warmup=50, schedule='linear',
                         decay=1e-4, clip=1.0, beta2=0.999)
-  # source: 'local', or a folder of *.processed.jsonl. encoder: of texts; '' hashes words
-  c.interests = dict(source='local', encoder='')
+  # source: 'local', 'api', or a folder of *.processed.jsonl. encoder: of texts; '' hashes words
+  c.interests = dict(source='local', encoder='', **base_config.api(samples=1))
   # max_history: items that are read. untied_output: output tables of their own. fusion_*: of the
   # site 'pooled', heads of all; reproduce_release: as released, all users of a batch in one
   c.model = dict(max_history=20, width=64, layers=2, decoder_layers=2, heads=4, head_dim=16,

@@ -19,14 +19,14 @@ MAX_FREE_USERS = 1000     # users at most whose beams are left free
 
 
 def settings(cfg: ConfigDict) -> ConfigDict:
-  """What of the config decides the figures besides the trained models."""
+  """What of the config decides the figures besides the trained models. cfg: the run's config."""
   names = ('variant', 'fusion', 'model', 'semantic_ids', 'decode', 'eval', 'seed', 'seeds')
   return ConfigDict({**{k: cfg[k] for k in names}, 'batch': cfg.train.batch,
                      'normalize': beam_ranking.NORMALIZE})
 
 
 def row_name(cfg: ConfigDict) -> str:
-  """The row of results.json."""
+  """The row of results.json. cfg: as `settings`."""
   return cfg.variant if cfg.fusion == 'none' else f'{cfg.variant}:{cfg.fusion}'
 
 
@@ -35,8 +35,8 @@ def stage(work: Workdir, cfg: ConfigDict, dataset: Dataset, vectors_dir: pathlib
           model_dir: pathlib.Path) -> dict:
   """Ranks the test users with every seed's best epoch and writes every result file.
 
-  cfg: as `settings`. vectors_dir, ids_dir, interests_dir, model_dir: of the stages before. ->
-  counts
+  cfg: as `settings`. vectors_dir, ids_dir, interests_dir, model_dir: of the stages before. work: of
+  the stage. dataset: of the run. -> counts
   """
   data = train.load_training_data(with_train(cfg), dataset, vectors_dir, ids_dir, interests_dir)
   cases, num_items, row = data.split.test, len(dataset.catalog), row_name(cfg)
@@ -46,8 +46,7 @@ def stage(work: Workdir, cfg: ConfigDict, dataset: Dataset, vectors_dir: pathlib
     for seed in range(cfg.seeds):
       items, scores = rank_test_users(
         work, f'seed-{seed}', cfg, data, train.load_params(model_dir, seed), data.given('test'),
-        advance=advance
-      )
+        advance=advance)
       seed_ranks.append(ranking.list_ranks(items, cases.targets, num_items))
       if seed == best:
         predictions = items[:, :cfg.eval.save_top], scores[:, :cfg.eval.save_top]
@@ -55,14 +54,12 @@ def stage(work: Workdir, cfg: ConfigDict, dataset: Dataset, vectors_dir: pathlib
   extra_results = {'free': judge_free_beams(cfg, data, best_params)}
   if cfg.fusion != 'none':
     extra_results['interests'], ranks['no interests'] = judge_without_interests(
-      work, cfg, data, best_params, predictions[0]
-    )
+      work, cfg, data, best_params, predictions[0])
   mask_history = cfg.eval.mask_history
   if item_embeddings.has_recommender(vectors_dir):
     ranks['sasrec'] = ranking.rank_cases(
       auxiliary_recommender.scorer(vectors_dir, num_items), cases, num_items,
-      mask_history=mask_history
-    )
+      mask_history=mask_history)
   for name, score in baselines.baselines(data.split.train, num_items, cfg.seed).items():
     ranks[name] = ranking.rank_cases(score, cases, num_items, mask_history=mask_history)
   extra_results['note'] = f'lists of {cfg.decode.beams} beams, a target outside counts as not found'
@@ -77,7 +74,7 @@ def stage(work: Workdir, cfg: ConfigDict, dataset: Dataset, vectors_dir: pathlib
 
 
 def with_train(cfg: ConfigDict) -> ConfigDict:
-  """The settings of this stage as `train.load_training_data` reads them."""
+  """The settings of this stage as `train.load_training_data` reads them. cfg: as `settings`."""
   return ConfigDict({**cfg, 'train': {'batch': cfg.batch}})
 
 
@@ -88,7 +85,7 @@ def rank_test_users(work: Workdir, name: str, cfg: ConfigDict, data: train.Train
 
   name: of these lists, its own in the stage. data: of the run. params: of a seed. interests: as in
   `beam_ranking.rank_items`. rows: which test users, None for all. advance: told how many are done.
-  -> items (n, beams), scores
+  work: of the stage. cfg: as `settings`. -> items (n, beams), scores
   """
   cases, batch = data.split.test, cfg.decode.batch
   histories = [cases.history(i) for i in (range(len(cases)) if rows is None else rows)]
@@ -96,27 +93,26 @@ def rank_test_users(work: Workdir, name: str, cfg: ConfigDict, data: train.Train
   order = np.argsort([min(len(array), cfg.model.max_history) for array in histories], kind='stable')
   piece_size, pieces = -(-PIECE_USERS // batch) * batch, []
   for start in range(0, len(order), piece_size):
-    def rank_piece(piece_rows=order[start:start + piece_size]):
+    def rank_piece(piece_rows: np.ndarray = order[start:start + piece_size]
+                  ) -> dict[str, np.ndarray]:
       items, scores = beam_ranking.rank_items(
         data.cfg, params['rec'], params['table'], [histories[i] for i in piece_rows],
         cfg.model.max_history, cfg.decode,
         None if interests is None else tuple(array[piece_rows] for array in interests),
-        cfg.eval.mask_history
-      )
+        cfg.eval.mask_history)
       return {'items': items, 'scores': scores}
     pieces.append(sharded_stage.compute_once(work, f'{name}-{start}', rank_piece))
     if advance:
       advance(len(pieces[-1]['items']))
   inverse_order = np.argsort(order)
   return tuple(
-    np.concatenate([piece[key] for piece in pieces])[inverse_order] for key in ('items', 'scores')
-  )
+    np.concatenate([piece[key] for piece in pieces])[inverse_order] for key in ('items', 'scores'))
 
 
 def judge_free_beams(cfg: ConfigDict, data: train.TrainingData, params: PyTree) -> dict:
   """How often beams that may be any codes are codes of no item (Rajput et al., NeurIPS 2023).
 
-  data, params: of the run.
+  data, params: of the run. cfg: as `settings`.
   """
   cases = data.split.test
   order = np.random.default_rng(cfg.seed).permutation(len(cases))[:MAX_FREE_USERS]
@@ -124,8 +120,7 @@ def judge_free_beams(cfg: ConfigDict, data: train.TrainingData, params: PyTree) 
   items, _ = beam_ranking.rank_items(
     data.cfg, params['rec'], params['table'], [cases.history(i) for i in order],
     cfg.model.max_history, cfg.decode,
-    None if interests is None else tuple(array[order] for array in interests), free=True
-  )
+    None if interests is None else tuple(array[order] for array in interests), free=True)
   return {'users': len(order), 'invalid_rate': float((items[:, :10] == 0).mean())}
 
 
@@ -133,8 +128,8 @@ def judge_without_interests(work: Workdir, cfg: ConfigDict, data: train.Training
                             params: PyTree, items: np.ndarray) -> tuple[dict, np.ndarray]:
   """What interests do to lists: taken away, and those of another user given.
 
-  data, params: of the run. items: (n, k), with their own. -> figures, ranks of all test users
-  without interests (seeds, n)
+  data, params: of the run. items: (n, k), with their own. work: of the stage. cfg: as `settings`.
+  -> figures, ranks of all test users without interests (seeds, n)
   """
   cases, interests = data.split.test, data.given('test')
   work.log('    the same users without their interests, and with those of others')
@@ -144,8 +139,7 @@ def judge_without_interests(work: Workdir, cfg: ConfigDict, data: train.Training
   swapped_users = rng.permutation(len(cases))[:MAX_SWAPPED_USERS]
   swapped_items, _ = rank_test_users(
     work, 'swapped', cfg, data, params,
-    tuple(array[np.roll(swapped_users, 1)] for array in interests), swapped_users
-  )
+    tuple(array[np.roll(swapped_users, 1)] for array in interests), swapped_users)
   top = slice(0, min(10, items.shape[1]))
   share_changed = lambda a, b: float((a[:, top] != b[:, top]).any(1).mean())  # noqa: E731
   ranks = ranking.list_ranks(without_items, cases.targets, len(data.x))

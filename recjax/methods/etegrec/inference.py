@@ -1,7 +1,7 @@
 """Recommendations out of a trained run, for histories of anybody."""
 import pathlib
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import jax
@@ -15,7 +15,7 @@ from recjax.data.formats import etegrec as files
 from recjax.data.loading import load_unchanged
 from recjax.distributed import sharding
 from recjax.errors import ConfigError, DataError, WorkdirError
-from recjax.evaluation.recommender import Recommender
+from recjax.evaluation.recommender import CatalogRecommender
 from recjax.methods.etegrec import beam_ranking, interests, train, update
 from recjax.models import semantic_id_t5
 from recjax.run_files import read_json
@@ -24,31 +24,30 @@ from recjax.training.workdir import Workdir, find_stage, saved_config
 
 
 def open_run(workdir: Path) -> tuple[ConfigDict, Dataset, semantic_id_t5.Config, PyTree]:
-  """-> the run's config, its data set, the recommender's config, parameters of the best seed"""
+  """workdir: of the run. -> the run's config, its data set, the recommender's config, parameters of
+  the best seed"""
   config = saved_config(workdir)
   results = read_json(find_stage(workdir, 'evaluate') / 'results.json')
   dataset = load_unchanged(config.data, results['data_fingerprint'], workdir)
   model_dir = model_stage(workdir)
   params = train.load_params(
-    model_dir, int(np.argmax(train.validation_scores(model_dir)['NDCG@10']))
-  )
+    model_dir, int(np.argmax(train.validation_scores(model_dir)['NDCG@10'])))
   vector_width = params['rec'].get('dec_adapter', {'bias': np.zeros(1)})['bias'].shape[0]
   text_width = params['rec'].get('interest', {'kernel': np.zeros((1, 1))})['kernel'].shape[0]
   cfg = train.model_config(
-    config, params['table'].shape[1], config.semantic_ids.size, vector_width, text_width
-  )
+    config, params['table'].shape[1], config.semantic_ids.size, vector_width, text_width)
   return config, dataset, cfg, params
 
 
 def model_stage(workdir: Path) -> pathlib.Path:
-  """The folder of the last training: finetuned where that was done."""
+  """The folder of the last training: finetuned where that was done. workdir: of the run."""
   try:
     return find_stage(workdir, 'finetune')
   except WorkdirError:
     return find_stage(workdir, 'train')
 
 
-def recommender(workdir: Path, data: str | None = None) -> Recommender:
+def recommender(workdir: Path, data: str | None = None) -> CatalogRecommender:
   """The trained method's face.
 
   workdir: of the run. data: a later data set; its new items get IDs where texts made the run's.
@@ -62,7 +61,8 @@ def recommender(workdir: Path, data: str | None = None) -> Recommender:
   encode_interests = interest_encoder(config, dataset, mesh) if config.fusion != 'none' else None
   rec, table = jax.tree.map(jax.numpy.asarray, (params['rec'], params['table']))
 
-  def recommend(item_rows, k, exclude_seen, allowed_mask):
+  def recommend(item_rows: Sequence, k: int, exclude_seen: bool, allowed_mask: np.ndarray | None
+               ) -> tuple:
     empty = [i for i, h in enumerate(item_rows) if not len(h)]
     if empty:
       raise DataError(f'history {empty[0]} is empty; this method continues at least one item')
@@ -72,20 +72,22 @@ def recommender(workdir: Path, data: str | None = None) -> Recommender:
           cfg, rec, table, item_rows, config.model.max_history, decode,
           encode_interests(item_rows) if encode_interests else None, exclude_seen, allowed_mask)
     return items[:, :k], scores[:, :k]
-  return Recommender(recommend, dataset.catalog)
+  return CatalogRecommender(recommend, dataset.catalog)
 
 
 def interest_encoder(config: ConfigDict, dataset: Dataset, mesh: jax.sharding.Mesh) -> Callable:
-  """Interests of new histories, from the local provider: files know those of the data alone.
+  """Interests of new histories, from the local provider: files and a service's answers know those
+  of the data alone.
 
-  -> as `interests.history_encoder`. Raises ConfigError where the source is gone.
+  config, dataset: of the run. mesh: the devices. -> as `interests.history_encoder`. Raises
+  ConfigError where the source is gone.
   """
   from rich.console import Console
-  if config.interests.source != 'local' and not pathlib.Path(config.interests.source).exists():
-    raise ConfigError(f'interests.source={config.interests.source!r} is no longer there')
+  source = config.interests.source
+  if source not in ('local', 'api') and not pathlib.Path(source).exists():
+    raise ConfigError(f'interests.source={source!r} is no longer there')
   return interests.history_encoder(
-    Workdir(pathlib.Path('.'), Console(quiet=True), mesh), config.interests, dataset
-  )
+    Workdir(pathlib.Path('.'), Console(quiet=True), mesh), config.interests, dataset)
 
 
 def convert(workdir: Path, kind: str, out: Path) -> None:
@@ -107,7 +109,8 @@ def convert(workdir: Path, kind: str, out: Path) -> None:
 
 
 def cost(cfg: ConfigDict, dataset: Dataset) -> dict[str, str]:
-  """What a run would take, before it runs: of the recommender's side. -> {name: text}"""
+  """What a run would take, before it runs: of the recommender's side. cfg, dataset: of the run.
+  -> {name: text}"""
   step, steps, bins = train.trace_step(cfg, dataset)
   model, num_levels = cfg.model, train.num_levels(cfg)
   positions_read = sum(one_bin.history.size for one_bin in bins) * num_levels
@@ -119,13 +122,10 @@ def cost(cfg: ConfigDict, dataset: Dataset) -> dict[str, str]:
     * model.heads
     * model.head_dim
     * jax.numpy.dtype(model.dtype).itemsize
-    * (cfg.decode.batch * num_levels * (cfg.decode.beams + model.max_history))
-  )
+    * (cfg.decode.batch * num_levels * (cfg.decode.beams + model.max_history)))
   return {
     'variant': cfg.variant,
     'codes': f'{num_levels} levels of {cfg.semantic_ids.size}, by {cfg.semantic_ids.kind}',
     **cost_model.traced_lines(
       step, steps, positions_read, cfg.train.epochs, cfg.seeds, jax.device_count(), cache_bytes,
-      unit=f'code positions read for {num_targets:,} targets'
-    ),
-  }
+      unit=f'code positions read for {num_targets:,} targets')}

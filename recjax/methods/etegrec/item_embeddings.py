@@ -20,33 +20,28 @@ SOURCES = ('train', 'text')
 
 
 def settings(cfg: ConfigDict) -> ConfigDict:
-  """What of the config decides the vectors."""
+  """What of the config decides the vectors. cfg: the run's config."""
   if cfg.vectors.source == 'train':
     return ConfigDict({'vectors': cfg.vectors, 'seed': cfg.seed})
   return ConfigDict({'vectors': {k: cfg.vectors[k] for k in ('source', 'encoder', 'unit')}})
 
 
 def stage(work: Workdir, cfg: ConfigDict, dataset: Dataset) -> dict:
-  """Writes vectors.npy, (N, d) float32, row i - 1 of item i. cfg: as `settings`. -> counts"""
+  """Writes vectors.npy, (N, d) float32, row i - 1 of item i. cfg: as `settings`. work: of the
+  stage. dataset: of the run. -> counts"""
   source_cfg, num_items, counts = cfg.vectors, len(dataset.catalog), {}
   if source_cfg.source == 'text':
     vectors = from_text(work, item_texts(dataset.catalog), source_cfg.encoder)
   elif source_cfg.source == 'train':
     recommender_cfg, split = (
       auxiliary_recommender.settings(source_cfg, cfg.seed),
-      splits.leave_one_out(dataset.interactions)
-    )
+      splits.leave_one_out(dataset.interactions))
     model = sequential.model_config(recommender_cfg, num_items)
     counts = auxiliary_recommender.train(
-      work,
-      recommender_cfg,
-      num_items,
-      split.train,
+      work, recommender_cfg, num_items, split.train,
       ranking.validator(
         lambda p: sequential.scorer(model, p), split.valid, num_items, 1,
-        recommender_cfg.train.valid_users
-      ),
-    )
+        recommender_cfg.train.valid_users))
     vectors = sequential.load(work.folder / 'model.npz')['items'][1 : num_items + 1]
   elif source_cfg.source.endswith('.npy'):
     vectors = from_file(source_cfg.source, num_items)
@@ -69,7 +64,8 @@ def rescale(vectors: Float[np.ndarray, 'N d'], folder: Path) -> Float[np.ndarray
 
 
 def from_text(work: Workdir, texts: Sequence[str], folder: str) -> Float[np.ndarray, 'N d']:
-  """Vectors of title, brand, categories and price. folder: of a text encoder. texts: by item."""
+  """Vectors of title, brand, categories and price. folder: of a text encoder. texts: by item. work:
+  of the stage."""
   if not folder:
     raise ConfigError("vectors.source='text' needs vectors.encoder, the folder of a text encoder")
   encoder = text_embedding.load(folder, ConfigDict({'dtype': 'auto', 'remat': 'none'}), work.mesh)
@@ -87,8 +83,7 @@ def from_file(path: str, num_items: int) -> np.ndarray:
     raise DataError(f'{path} is no readable .npy file ({error})') from error
   if vectors.ndim != 2 or len(vectors) != num_items:
     raise DataError(
-      f'{path} has shape {vectors.shape}; it needs {num_items:,} rows, one an item in their order'
-    )
+      f'{path} has shape {vectors.shape}; it needs {num_items:,} rows, one an item in their order')
   return vectors
 
 
@@ -98,5 +93,5 @@ def has_recommender(folder: Path) -> bool:
 
 
 def read(folder: Path) -> Float[np.ndarray, 'N d']:
-  """The item vectors of a finished stage."""
+  """The item vectors of a finished stage. folder: of the stage."""
   return run_files.read_arrays(folder / 'vectors.npy')

@@ -2,8 +2,9 @@
 
 Everything lives on the device; one call is one epoch. The state is {'rec', 'table'} and, where the
 tokenizer learns too, 'id': its parameters. The table of codes is part of the state, so new codes
-recompile nothing. The losses are equations 6, 15 and 16 of Liu et al., SIGIR 2025, arXiv
-2409.05546; of the rows of a step only the first of each distinct target counts in the alignment.
+recompile nothing. The losses are those of Liu et al., SIGIR 2025, arXiv 2409.05546
+(alignment: its equations 15 and 16). Of the rows of a step only the first of each distinct target
+counts in the alignment.
 
 B rows of a step, Q codes of an item, L levels of the tokenizer, C codes of a level, d numbers of a
 vector, N items, T distinct texts of interests.
@@ -39,7 +40,7 @@ def first_occurrences(targets: Int[Array, ' B']) -> Bool[Array, ' B']:
 
 def code_loss(logits: Float[Array, 'B Q C'], codes: Int[Array, 'B Q'],
               counted: Array) -> Float[Array, '']:
-  """Mean negative log-likelihood of all codes (Liu et al., SIGIR 2025, equation 6).
+  """Mean negative log-likelihood of all codes (Liu et al., SIGIR 2025).
 
   logits: of each code. codes: of the target items. counted: (B,) whether a row holds somebody.
   """
@@ -112,8 +113,7 @@ def read_bins(
     rngs = {} if key is None else {'dropout': jax.random.fold_in(key, number)}
     bin_outputs = semantic_id_t5.SemanticIdT5(cfg).apply(
       {'params': params}, table[history], table[target], interest_vectors, key is not None,
-      rngs=rngs
-    )
+      rngs=rngs)
     logits.append(bin_outputs[0])
     states.append(bin_outputs[1])
   return (jnp.concatenate(logits), jax.tree.map(lambda *x: jnp.concatenate(x), *states),
@@ -135,11 +135,8 @@ def alignment_losses(weights: AlignmentWeights, id_cfg: rqvae.Config, id_params:
   state_distances = rqvae.quantize(id_cfg, id_params['codebooks'], states['pooled'])['dist']
   return (
     sia(
-      item_codes['dist'], state_distances, rows, weights.sign, weights.reduce, weights.temperature
-    ),
-    psa(item_codes['recon'], states['first'], rows, weights.tau),
-    item_codes,
-  )
+      item_codes['dist'], state_distances, rows, weights.sign, weights.reduce, weights.temperature),
+    psa(item_codes['recon'], states['first'], rows, weights.tau), item_codes)
 
 
 def rec_loss(cfg: semantic_id_t5.Config, weights: AlignmentWeights, id_cfg: rqvae.Config | None,
@@ -170,7 +167,7 @@ def id_loss(cfg: semantic_id_t5.Config, weights: AlignmentWeights, id_cfg: rqvae
   """Quantization of the distinct targets, and alignment with a recommender that stands still.
 
   weights, id_cfg, x, texts, fixed, bins, on: as there. _key: unused. id_params: the tokenizer's
-  parameters, which learn; the rest as in `rec_loss`.
+  parameters, which learn; the rest as in `rec_loss`. cfg: the recommender's shape.
   """
   _, states, target = read_bins(cfg, fixed['rec'], fixed['table'], bins, texts)
   sia, psa, item_codes = alignment_losses(weights, id_cfg, id_params, x, states, target)
@@ -190,7 +187,7 @@ def shard_rows(bins: Sequence[tuple]) -> Sequence[tuple]:
   """
   num_shards = sharding.num_batch_shards(jax.sharding.get_abstract_mesh())
 
-  def pad_and_shard(x):
+  def pad_and_shard(x: Array) -> Array:
     x = jnp.pad(x, [(0, -len(x) % num_shards)] + [(0, 0)] * (x.ndim - 1))
     return sharding.shard(x, ('data', 'fsdp'))
   return jax.tree.map(pad_and_shard, bins)
@@ -208,21 +205,20 @@ def make_epoch(side: str, cfg: semantic_id_t5.Config, weights: AlignmentWeights,
   """
   loss = functools.partial(LOSSES[side], cfg, weights, id_cfg)
 
-  def epoch(state, key, data, x, texts, number):
+  def epoch(state: PyTree, key: Array, data: PyTree, x: Array, texts: Array, number: Array
+           ) -> tuple:
     key = jax.random.fold_in(key, number + 1)
     on = (number >= weights.warm).astype(jnp.float32)
     fixed = {k: v for k, v in state['params'].items() if k != side}
 
-    def step(carry, row_and_number):
+    def step(carry: tuple, row_and_number: tuple) -> tuple:
       params, opt = carry
       rows, number_of_step = row_and_number
       (value, parts), grads = jax.value_and_grad(
         lambda p: loss(
           x, texts, p, fixed, shard_rows(take(data, rows)), jax.random.fold_in(key, number_of_step),
-          on
-        ),
-        has_aux=True,
-      )(params)
+          on),
+        has_aux=True)(params)
       updates, opt = tx.update(grads, opt, params)
       return (optax.apply_updates(params, updates), opt), {
           'loss': value, **parts, 'grad_norm': optax.global_norm(grads)}

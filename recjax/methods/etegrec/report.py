@@ -1,6 +1,7 @@
 """The run's report: the figures, the IDs, how training went, what interests changed."""
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -45,46 +46,37 @@ PAPERS = {'tiger': '''\
 
 def write(cfg: ConfigDict, work: Workdir, dataset: Dataset, vectors_dir: Path, ids_dir: Path,
           interests_dir: Path | None, model_dir: Path, results_dir: Path) -> None:
-  """Writes report.html into the run's folder. The folders are those of the stages."""
+  """Writes report.html into the run's folder. cfg, work, dataset: of the run. vectors_dir, ids_dir,
+  interests_dir, model_dir, results_dir: of its stages."""
   outcome = read_json(results_dir / 'results.json')
   row = next(iter(outcome['rows']))
   table = run_files.read_arrays(model_dir / 'model.npz')['table'][0][1:]
   papers = [
-    PAPERS[cfg.variant], *(seqrec.PAPERS[name] for name in ('sasrec',) if name in outcome['rows'])
-  ]
+    PAPERS[cfg.variant], *(seqrec.PAPERS[name] for name in ('sasrec',) if name in outcome['rows'])]
   html.write(
     work.path / 'report.html',
     html.page(
-      f'Semantic IDs: {row}',
-      f'{dataset.name}, preset {cfg.preset}',
+      f'Semantic IDs: {row}', f'{dataset.name}, preset {cfg.preset}',
       [verdict(outcome, row), html.tiles(figures(outcome, row, ids_dir))],
       [
-        results_section(outcome, row),
-        result_tables.groups_section(outcome, row),
+        results_section(outcome, row), result_tables.groups_section(outcome, row),
         *([interests_section(outcome)] if interests_dir is not None else []),
-        ids_section(dataset, cfg, vectors_dir, ids_dir, table),
-        training_section(work),
+        ids_section(dataset, cfg, vectors_dir, ids_dir, table), training_section(work),
         users_section(cfg, work, dataset, vectors_dir, ids_dir, interests_dir, model_dir, row),
         *run_section.closing_sections(
-          work.path,
-          cfg,
+          work.path, cfg,
           {
             'data': f'{dataset.name}: {len(dataset.interactions):,} users, '
                     f'{len(dataset.catalog):,} items',
             'data fingerprint': dataset.fingerprint,
             'protocol': f'{outcome["protocol"]}; {outcome["note"]}',
-            'seeds': ', '.join(map(str, outcome['seeds'])),
-          },
-          papers,
-        ),
-      ],
-      'How this method works and what is reproduced: docs/etegrec.md.',
-    ),
-  )
+            'seeds': ', '.join(map(str, outcome['seeds']))},
+          papers)],
+      'How this method works and what is reproduced: docs/etegrec.md.'))
 
 
 def verdict(outcome: dict, row: str) -> str:
-  """The result in a sentence."""
+  """The result in a sentence. outcome: what results.json holds. row: the run's own row."""
   ours, popularity = outcome['rows'][row], outcome['rows']['popularity']
   return (f'For {ours["HR@10"]["value"]:.1%} of {ours["HR@10"]["n"]:,} users the next item is '
           f'among the first ten that the model writes; the most popular items alone give '
@@ -92,7 +84,8 @@ def verdict(outcome: dict, row: str) -> str:
 
 
 def figures(outcome: dict, row: str, ids_dir: Path) -> list[tuple]:
-  """Tiles of the summary."""
+  """Tiles of the summary. outcome: what results.json holds. row: the run's own row. ids_dir: of the
+  stage before."""
   stats = tokenization.codebook_stats(ids_dir)
   return [*result_tables.metric_tiles(outcome, row, ('HR@10', 'NDCG@10')),
           ('codes in use', f'{min(stats["usage"]):.0%}', 'of the level that uses fewest'),
@@ -103,7 +96,7 @@ def figures(outcome: dict, row: str, ids_dir: Path) -> list[tuple]:
 
 
 def results_section(outcome: dict, row: str) -> str:
-  """The table with intervals."""
+  """The table with intervals. outcome: what results.json holds. row: the run's own row."""
   metrics = [m for m in ('HR@10', 'NDCG@10', 'HR@5') if m in outcome['rows'][row]]
   return html.section('Results', result_tables.results_table(outcome, metrics, 'NDCG@10', row,
   LABELS),
@@ -111,7 +104,7 @@ def results_section(outcome: dict, row: str) -> str:
 
 
 def interests_section(outcome: dict) -> str:
-  """What interests do to lists."""
+  """What interests do to lists. outcome: what results.json holds."""
   stats = outcome['interests']
   return html.section('Interests', html.facts({
       'test users with interests': f'{stats["with_interests"]:,} of {stats["users"]:,}',
@@ -126,7 +119,8 @@ def ids_section(dataset: Dataset, cfg: ConfigDict, vectors_dir: Path, ids_dir: P
                 table: np.ndarray) -> str:
   """How codes are used, and a map of items in the colors of their first code.
 
-  table: (N, Q) codes at the end of training.
+  table: (N, Q) codes at the end of training. dataset, cfg: of the run. vectors_dir, ids_dir: of the
+  stages before.
   """
   size, stats = cfg.semantic_ids.size, tokenization.codebook_stats(ids_dir)
   counts = np.stack([np.bincount(table[:, q], minlength=size) for q in range(table.shape[1])])
@@ -150,20 +144,15 @@ def ids_section(dataset: Dataset, cfg: ConfigDict, vectors_dir: Path, ids_dir: P
   return html.section(
     'Semantic IDs',
     html.table(
-      ['Level', 'Codes in use', 'Perplexity', 'Balance'], rows, 'At the end of training', 'lrrr'
-    ),
+      ['Level', 'Codes in use', 'Perplexity', 'Balance'], rows, 'At the end of training', 'lrrr'),
     html.figure(
       plots.heat_map(
-        sorted_counts[:num_learned], names[:num_learned], 'codes, most frequent first', 'items'
-      ),
-      'Items of each code; the level that tells equal items apart is left out',
-      'code usage',
-    ),
+        sorted_counts[:num_learned], names[:num_learned], 'codes, most frequent first', 'items'),
+      'Items of each code; the level that tells equal items apart is left out', 'code usage'),
     html.grid(*maps),
     intro=f'{cfg.semantic_ids.kind}; {stats["collision_rate"]:.2%} of items shared the codes of '
     f'another when the tokenizer was made (largest group {stats["max_group"]}); the last level '
-    'tells them apart.',
-  )
+    'tells them apart.')
 
 
 def entropy(counts: np.ndarray) -> float:
@@ -173,9 +162,10 @@ def entropy(counts: np.ndarray) -> float:
 
 
 def training_section(work: Workdir) -> str:
-  """Curves of the tokenizer, of training, in turn where it is so, and of finetuning."""
+  """Curves of the tokenizer, of training, in turn where it is so, and of finetuning. work: of the
+  run."""
   rows = work.metrics()
-  def curve(stage, key):
+  def curve(stage: str, key: str) -> list[tuple]:
     return [(r['step'], r[key]) for r in rows if r['stage'] == stage and key in r]
   shown = []
   for stage, key, label, caption in (
@@ -198,7 +188,11 @@ def training_section(work: Workdir) -> str:
 
 def users_section(cfg: ConfigDict, work: Workdir, dataset: Dataset, vectors_dir: Path,
                   ids_dir: Path, interests_dir: Path | None, model_dir: Path, row: str) -> str:
-  """Test users with semantic IDs, and the weights of their interests where these are attended."""
+  """Test users with semantic IDs, and the weights of their interests where these are attended.
+
+  cfg, work, dataset: of the run. vectors_dir, ids_dir, interests_dir, model_dir: of its stages.
+  row: of results.json.
+  """
   best = int(np.argmax(train.validation_scores(model_dir)['NDCG@10']))
   params = train.load_params(model_dir, best)
   table, test = params['table'], splits.leave_one_out(dataset.interactions).test
@@ -207,13 +201,11 @@ def users_section(cfg: ConfigDict, work: Workdir, dataset: Dataset, vectors_dir:
   if interests_dir is not None:
     interest_rows, _, texts = interests.read(interests_dir)
     interests_of_case = [
-      [texts[t] for t in line if t] for line in interest_rows[len(interest_rows) - len(test) :]
-    ]
+      [texts[t] for t in line if t] for line in interest_rows[len(interest_rows) - len(test) :]]
     weights_of = interests_weights(
-      cfg, train.load_training_data(cfg, dataset, vectors_dir, ids_dir, interests_dir), params
-    )
+      cfg, train.load_training_data(cfg, dataset, vectors_dir, ids_dir, interests_dir), params)
 
-  def describe(case, history, items):
+  def describe(case: Any, history: Any, items: Any) -> tuple:
     parts = []
     if interests_of_case is not None:
       weights = weights_of(case)
@@ -234,13 +226,13 @@ def users_section(cfg: ConfigDict, work: Workdir, dataset: Dataset, vectors_dir:
 def interests_weights(cfg: ConfigDict, data: train.TrainingData, params: PyTree) -> Callable:
   """-> a function of a case: shares of attention (K,), None where no attention is paid
 
-  data, params: of the run.
+  data, params: of the run. cfg: the run's config.
   """
   if cfg.fusion != 'encoder':
     return lambda case: None
   interests, cases = data.given('test'), data.split.test
 
-  def weigh(case):
+  def weigh(case: Any) -> np.ndarray:
     items = cases.history(case)[-cfg.model.max_history:]
     case_interests = tuple(jax.numpy.asarray(array[case:case + 1]) for array in interests)
     _, intermediates = semantic_id_t5.SemanticIdT5(data.cfg).apply(

@@ -1,4 +1,4 @@
-"""Training of an RQ-VAE over a whole catalog on the device (Rajput et al., NeurIPS 2023, 3.1).
+"""Training of an RQ-VAE over a whole catalog on the device (Rajput et al., NeurIPS 2023).
 
 All steps between two evaluations of the codes are one call. Codes that no item has start anew from
 the encoder outputs that are quantized worst, since collapse is the failure that others report most.
@@ -51,11 +51,10 @@ def fit(work: Workdir, cfg: rqvae.Config, train: ConfigDict, x: Float[np.ndarray
   cfg: of the model. train: steps, batch, eval_every and save_every (steps; a checkpoint is written
   at evaluations alone), revive, and what `optim.make` reads. x: item vectors. seed: of all draws.
   letter: weights of LETTER's terms; partners: (N, E) collaborative vectors that its first one
-  contrasts with. -> params, {'step', 'collision_rate'} of the kept ones, the first of equals.
-  Steps depend on their number and the seed alone, so a run that was killed ends bit for bit where
-  an uninterrupted one ends.
-  Raises ConfigError for partners of another width or cadences below 1, UserError where the loss is
-  no number.
+  contrasts with. work: of the stage. -> params, {'step', 'collision_rate'} of the kept ones, the
+  first of equals. Steps depend on their number and the seed alone, so a run that was killed ends
+  bit for bit where an uninterrupted one ends. Raises ConfigError for partners of another width or
+  cadences below 1, UserError where the loss is no number.
   """
   if letter.collaborative and (partners is None or partners.shape[1] != cfg.width):
     raise ConfigError(f'semantic_ids.collaborative contrasts codes of width {cfg.width} with '
@@ -64,8 +63,7 @@ def fit(work: Workdir, cfg: rqvae.Config, train: ConfigDict, x: Float[np.ndarray
   if min(train.eval_every, train.save_every) < 1:
     raise ConfigError(
       f'semantic_ids.eval_every={train.eval_every} and save_every={train.save_every} '
-      'count steps; each must be 1 or more'
-    )
+      'count steps; each must be 1 or more')
   x, key, tx = jnp.asarray(x), jax.random.key(seed), optim.make(train, train.steps)
   partners = x[:, :0] if partners is None else jnp.asarray(partners)
   with checkpoint.open_checkpoints(work.checkpoints()) as checkpoints, fault_tolerance.holding():
@@ -78,11 +76,9 @@ def fit(work: Workdir, cfg: rqvae.Config, train: ConfigDict, x: Float[np.ndarray
         groups = _letter_groups(cfg, state['params'], seed + done) if letter.diversity else None
         params, opt, loss, recon = _steps(
           cfg, tx, done - before, min(train.batch, len(x)), letter, state['params'], state['opt'],
-          x, partners, groups, jax.random.fold_in(key, done + 2)
-        )
+          x, partners, groups, jax.random.fold_in(key, done + 2))
         state = record_codes(
-          work, cfg, x, {**state, 'params': params, 'opt': opt}, done, loss, recon
-        )
+          work, cfg, x, {**state, 'params': params, 'opt': opt}, done, loss, recon)
         beat()
         if train.revive and done < 0.8 * train.steps:
           params, opt = reset_dead_codes(cfg, params, opt, x)
@@ -101,23 +97,21 @@ def init_state(cfg: rqvae.Config, tx: optax.GradientTransformation, x: Float[Arr
                key: Key[Array, '']) -> dict:
   """Everything that a checkpoint holds, before the first step.
 
-  tx: the optimizer. x: item vectors.
+  tx: the optimizer. x: item vectors. cfg: of the model. key: of the draws.
   """
   params = rqvae.init_codebooks(
     cfg, rqvae.init(cfg, jax.random.fold_in(key, 0)), x[_kmeans_rows(key, len(x))],
-    jax.random.fold_in(key, 1)
-  )
+    jax.random.fold_in(key, 1))
   return {
     'params': params, 'opt': tx.init(params), 'best': params, 'rate': np.float32(np.inf),
-    'at': np.int32(0)
-  }
+    'at': np.int32(0)}
 
 
 def restore_state(checkpoints: Any, work: Workdir, start: Callable) -> tuple[int, dict]:
   """The newest whole checkpoint, or what `start` makes. -> steps done, state as of `init_state`
 
   checkpoints: as `checkpoint.open_checkpoints` gives them. Every process holds the state whole, as
-  `_steps` works on one device.
+  `_steps` works on one device. work: of the stage. start: makes a new state.
   """
   replicated = jax.NamedSharding(work.mesh, jax.P())
   shapes = jax.eval_shape(start)
@@ -130,7 +124,8 @@ def restore_state(checkpoints: Any, work: Workdir, start: Callable) -> tuple[int
 
 
 def put_state(state: PyTree, mesh: jax.sharding.Mesh) -> PyTree:
-  """The state as several processes write it together."""
+  """The state as several processes write it together. mesh: the devices. state: as of `init_state`.
+  """
   replicated = jax.NamedSharding(mesh, jax.P())
   return jax.tree.map(lambda leaf: multihost.put_global(leaf, replicated), state)
 
@@ -139,8 +134,8 @@ def record_codes(work: Workdir, cfg: rqvae.Config, x: Float[Array, 'N d'], state
                  loss: Array, recon: Array) -> dict:
   """Records how the codes are used; parameters that are better than ever become the best.
 
-  x: item vectors. done: steps so far. loss, recon: means of the last ones. -> state. Raises
-  UserError where the loss is no number.
+  x: item vectors. done: steps so far. loss, recon: means of the last ones. work: of the stage. cfg:
+  of the model. state: as of `init_state`. -> state. Raises UserError where the loss is no number.
   """
   if not np.isfinite(loss):
     raise UserError(f'the loss of the tokenizer became {loss} before step {done}, of which nothing '
@@ -176,7 +171,7 @@ def _steps(cfg: rqvae.Config, tx: optax.GradientTransformation, count: int, batc
 
   -> params, opt, mean loss (), mean reconstruction ()
   """
-  def loss_of(params, rows, key):
+  def loss_of(params: PyTree, rows: Array, key: Array) -> tuple:
     loss_key, diversity_key = jax.random.split(key)
     value, outputs = rqvae.loss(cfg, params, x[rows], loss_key)
     if letter.collaborative:
@@ -187,7 +182,7 @@ def _steps(cfg: rqvae.Config, tx: optax.GradientTransformation, count: int, batc
                                                   outputs['codes'], groups, diversity_key)
     return value, rqvae.recon_loss(cfg, outputs['recon'], x[rows])
 
-  def step(state, number):
+  def step(state: tuple, number: Array) -> tuple:
     params, opt = state
     step_key = jax.random.fold_in(key, number)
     rows = jax.random.permutation(jax.random.fold_in(step_key, 0), len(x))[:batch]
@@ -204,7 +199,7 @@ def reset_dead_codes(cfg: rqvae.Config, params: PyTree, opt: PyTree,
                      x: Float[Array, 'N d']) -> tuple[PyTree, PyTree]:
   """Codes that no item has become residuals that are quantized worst; their moments become 0.
 
-  opt: the optimizer's state. x: item vectors. -> params, optimizer state
+  opt: the optimizer's state. x: item vectors. cfg, params: of the model. -> params, optimizer state
   """
   quantized = rqvae.quantize(cfg, params['codebooks'], rqvae.encode(cfg, params, x))
   residual, books, dead = rqvae.encode(cfg, params, x), [], []
@@ -219,7 +214,7 @@ def reset_dead_codes(cfg: rqvae.Config, params: PyTree, opt: PyTree,
     residual = residual - book[code]
   dead = jnp.stack(dead)[..., None]
 
-  def reset_moments(path, leaf):
+  def reset_moments(path: tuple, leaf: Array) -> Array:
     is_codebook = any(getattr(k, 'key', None) == 'codebooks' for k in path)
     has_rows = is_codebook and leaf.shape == params['codebooks'].shape
     return jnp.where(dead, 0, leaf) if has_rows else leaf

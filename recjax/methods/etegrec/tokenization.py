@@ -25,7 +25,7 @@ RESIDUAL = ('rqkmeans', 'rkmeans', 'rkmeans_balanced', 'rkmeans_mapped')  # code
 
 
 def settings(cfg: ConfigDict) -> ConfigDict:
-  """What of the config decides the codes."""
+  """What of the config decides the codes. cfg: the run's config."""
   return ConfigDict({'semantic_ids': cfg.semantic_ids, 'seed': cfg.seed})
 
 
@@ -35,8 +35,7 @@ def rqvae_config(ids_cfg: ConfigDict, dim: int) -> rqvae.Config:
   return rqvae.Config(
     dim, tuple(ids_cfg.hidden), ids_cfg.width if kind == 'mlp' else dim, ids_cfg.levels,
     ids_cfg.size, ids_cfg.beta, ids_cfg.alpha, ids_cfg.reduction, ids_cfg.residual,
-    ids_cfg.distance, ids_cfg.recon, ids_cfg.estimator, kind, tuple(ids_cfg.sinkhorn), ids_cfg.tau
-  )
+    ids_cfg.distance, ids_cfg.recon, ids_cfg.estimator, kind, tuple(ids_cfg.sinkhorn), ids_cfg.tau)
 
 
 def stage(work: Workdir, cfg: ConfigDict, vectors_dir: Path, ids: Sequence[str]) -> dict:
@@ -44,8 +43,9 @@ def stage(work: Workdir, cfg: ConfigDict, vectors_dir: Path, ids: Sequence[str])
   RESIDUAL.
 
   cfg: as `settings`; its kind is one of NETWORKS or `semantic_ids.TOKENIZERS`, or an index file,
-  whose items go by `ids`. -> counts. Raises ConfigError for another kind, DataError for codes
-  that do not fit the size or items that share theirs.
+  whose items go by `ids`. work: of the stage. vectors_dir: of the item vectors. -> counts. Raises
+  ConfigError for another kind, DataError for codes that do not fit the size or items that share
+  theirs.
   """
   ids_cfg, x = cfg.semantic_ids, item_embeddings.read(vectors_dir)
   if ids_cfg.kind.endswith('.json'):
@@ -69,17 +69,14 @@ def stage(work: Workdir, cfg: ConfigDict, vectors_dir: Path, ids: Sequence[str])
   if codes.max() >= ids_cfg.size:
     raise DataError(
       f'semantic_ids.size={ids_cfg.size}, but there is a code {codes.max()}; set '
-      f'semantic_ids.size={1 << int(codes.max()).bit_length()}'
-    )
+      f'semantic_ids.size={1 << int(codes.max()).bit_length()}')
   table = semantic_ids.resolve_collisions(
-    np.asarray(codes), ids_cfg.size, ids_cfg.dedupe, distances, cfg.seed
-  )
+    np.asarray(codes), ids_cfg.size, ids_cfg.dedupe, distances, cfg.seed)
   num_sharing = len(table) - len(np.unique(table, axis=0))
   if num_sharing:
     raise DataError(
       f'{num_sharing} items still share their codes after semantic_ids.dedupe={ids_cfg.dedupe}; '
-      "every item needs its own: choose 'suffix'"
-    )
+      "every item needs its own: choose 'suffix'")
   stats = semantic_ids.codebook_stats(codes, ids_cfg.size)
   np.save(work.folder / 'codes.npy', table, allow_pickle=False)
   write_json(work.folder / 'health.json', stats)
@@ -92,8 +89,8 @@ def train_network(work: Workdir, ids_cfg: ConfigDict, x: Float[np.ndarray, 'N d'
                   seed: int) -> tuple[np.ndarray, np.ndarray]:
   """Trains the RQ-VAE.
 
-  ids_cfg: the group semantic_ids. x: item vectors. seed: of the draws. -> codes (N, L), distances
-  of the last level (N, C)
+  ids_cfg: the group semantic_ids. x: item vectors. seed: of the draws. work: of the stage. -> codes
+  (N, L), distances of the last level (N, C)
   """
   cfg = rqvae_config(ids_cfg, x.shape[1])
   letter = rqvae_training.LetterWeights()
@@ -109,8 +106,8 @@ def load_released(work: Workdir, ids_cfg: ConfigDict,
                   x: Float[np.ndarray, 'N d']) -> tuple[np.ndarray, np.ndarray]:
   """Takes over the tensors of a released RQ-VAE. -> codes (N, L), distances of the last level
 
-  ids_cfg: the group semantic_ids. x: item vectors. Raises DataError where they do not fit the
-  vectors or the config.
+  ids_cfg: the group semantic_ids. x: item vectors. work: of the stage. Raises DataError where they
+  do not fit the vectors or the config.
   """
   cfg, params = rqvae.from_state_dict(
       safe_pickle.read_torch_state(ids_cfg.weights), ids_cfg.weights)
@@ -125,7 +122,8 @@ def save_network(work: Workdir, cfg: rqvae.Config, params: PyTree,
                  x: Float[np.ndarray, 'N d']) -> tuple[np.ndarray, np.ndarray]:
   """Writes the parameters.
 
-  cfg, params: of the network. x: item vectors. -> codes (N, L), distances of the last level (N, C)
+  cfg, params: of the network. x: item vectors. work: of the stage. -> codes (N, L), distances of
+  the last level (N, C)
   """
   sequential.save(work.folder / 'tokenizer.npz', params)
   outputs = jax.jit(rqvae.forward, static_argnums=0)(cfg, params, x)
@@ -133,10 +131,10 @@ def save_network(work: Workdir, cfg: rqvae.Config, params: PyTree,
 
 
 def read(folder: Path) -> Int[np.ndarray, 'N Q']:
-  """The codes of a finished stage."""
+  """The codes of a finished stage. folder: of the stage."""
   return run_files.read_arrays(pathlib.Path(folder) / 'codes.npy')
 
 
 def codebook_stats(folder: Path) -> dict:
-  """What `semantic_ids.codebook_stats` said when the codes were made."""
+  """What `semantic_ids.codebook_stats` said when the codes were made. folder: of the stage."""
   return read_json(pathlib.Path(folder) / 'health.json')

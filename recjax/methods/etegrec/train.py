@@ -1,8 +1,9 @@
 """The training stages: the recommender alone or in turn with the tokenizer, then finetuning."""
 import dataclasses
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -35,16 +36,15 @@ VARIANTS = ('tiger', 'etegrec')
 
 
 def settings(cfg: ConfigDict) -> ConfigDict:
-  """What of the config decides the trained models."""
+  """What of the config decides the trained models. cfg: the run's config."""
   names = [
-    'variant', 'fusion', 'model', 'semantic_ids', 'train', 'optim', 'decode', 'seed', 'seeds'
-  ]
+    'variant', 'fusion', 'model', 'semantic_ids', 'train', 'optim', 'decode', 'seed', 'seeds']
   names += ['align', 'id_optim'] if cfg.variant == 'etegrec' else []
   return ConfigDict({**{k: cfg[k] for k in names}, 'normalize': beam_ranking.NORMALIZE})
 
 
 def finetune_settings(cfg: ConfigDict) -> ConfigDict:
-  """What of the config decides the finetuned models."""
+  """What of the config decides the finetuned models. cfg: the run's config."""
   return ConfigDict({**settings(cfg), 'finetune': cfg.finetune})
 
 
@@ -53,23 +53,20 @@ def model_config(cfg: ConfigDict, levels: int, size: int, dim: int,
   """The recommender of a config.
 
   levels: codes of an item. size: codes of a level. dim: width of item vectors. text_width: of
-  interest vectors.
+  interest vectors. cfg: as `settings`.
   """
   model = cfg.model
   check_dtype('model.dtype', model.dtype)
   net = t5.Config(
     width=model.width, layers=model.layers, decoder_layers=model.decoder_layers, heads=model.heads,
     head_dim=model.head_dim, ffn=model.ffn, dropout=model.dropout, gated=model.gated,
-    dtype=model.dtype
-  )
+    dtype=model.dtype)
   joint = cfg.variant == 'etegrec'
   code_width = (
-    cfg.semantic_ids.width if tokenization.NETWORKS.get(cfg.semantic_ids.kind) == 'mlp' else dim
-  )
+    cfg.semantic_ids.width if tokenization.NETWORKS.get(cfg.semantic_ids.kind) == 'mlp' else dim)
   return semantic_id_t5.Config(
     net, levels, size, dim if joint else 0, code_width if joint else 0, cfg.fusion, text_width,
-    model.fusion_heads, model.fusion_layers, model.reproduce_release, model.untied_output
-  )
+    model.fusion_heads, model.fusion_layers, model.reproduce_release, model.untied_output)
 
 
 @dataclasses.dataclass
@@ -107,6 +104,7 @@ def load_training_data(cfg: ConfigDict, dataset: Dataset, vectors_dir: Path, ids
   """Reads what the stages before left.
 
   cfg: as `settings`. vectors_dir, ids_dir, interests_dir: of the stages, None without interests.
+  dataset: of the run.
   """
   split = splits.leave_one_out(dataset.interactions)
   x, table = item_embeddings.read(vectors_dir), tokenization.read(ids_dir)
@@ -116,21 +114,19 @@ def load_training_data(cfg: ConfigDict, dataset: Dataset, vectors_dir: Path, ids
   if interests_dir is not None:
     interest_rows, texts, _ = interests.read(interests_dir)
   bins, shares, steps = batching.make_bins(
-    histories, targets, interest_rows[: len(targets)], cfg.model.max_history, cfg.train.batch
-  )
+    histories, targets, interest_rows[: len(targets)], cfg.model.max_history, cfg.train.batch)
   net = model_config(cfg, table.shape[1], cfg.semantic_ids.size, x.shape[1], texts.shape[1])
   id_cfg = (
-    tokenization.rqvae_config(cfg.semantic_ids, x.shape[1]) if cfg.variant == 'etegrec' else None
-  )
+    tokenization.rqvae_config(cfg.semantic_ids, x.shape[1]) if cfg.variant == 'etegrec' else None)
   held_out_rows = interest_rows[len(targets) :]
   return TrainingData(
     net, id_cfg, split, np.pad(table, [(1, 0), (0, 0)], constant_values=-1), x, texts, bins, shares,
-    steps, held_out_rows[: len(split.valid)], held_out_rows[len(split.valid) :]
-  )
+    steps, held_out_rows[: len(split.valid)], held_out_rows[len(split.valid) :])
 
 
 def num_levels(cfg: ConfigDict) -> int:
-  """Codes of an item: those of the tokenizer, and one more that tells equal items apart."""
+  """Codes of an item: those of the tokenizer, and one more that tells equal items apart. cfg: the
+  run's config."""
   return cfg.semantic_ids.levels + (cfg.semantic_ids.dedupe in ('suffix', 'random'))
 
 
@@ -138,23 +134,21 @@ def trace_step(cfg: ConfigDict,
                dataset: Dataset) -> tuple[cost_model.TracedStep, int, list[batching.Bin]]:
   """What the recommender's side takes, from shapes. -> a step, steps an epoch, the bins
 
+  cfg: the run's config. dataset: of the run.
+
   Interests are taken to have the width of hashed ones.
   """
   train = splits.leave_one_out(dataset.interactions).train
   histories, targets = batching.prefixes(train, cfg.model.max_history)
   interest_rows = np.zeros(
-    (len(targets), interests.MAX_INTERESTS if cfg.fusion != 'none' else 1), np.int32
-  )
+    (len(targets), interests.MAX_INTERESTS if cfg.fusion != 'none' else 1), np.int32)
   bins, shares, steps = batching.make_bins(
-    histories, targets, interest_rows, cfg.model.max_history, cfg.train.batch
-  )
+    histories, targets, interest_rows, cfg.model.max_history, cfg.train.batch)
   step_bins = [
     tuple(
       jax.ShapeDtypeStruct((share, *x.shape[1:]), np.int32)
-      for x in (one_bin.history, one_bin.target, one_bin.interests)
-    )
-    for share, one_bin in zip(shares, bins)
-  ]
+      for x in (one_bin.history, one_bin.target, one_bin.interests))
+    for share, one_bin in zip(shares, bins)]
   dim = cfg.vectors.model.width
   net = model_config(cfg, num_levels(cfg), cfg.semantic_ids.size, dim, interests.HASH_WIDTH)
   key = jax.eval_shape(lambda: jax.random.key(0))
@@ -162,32 +156,30 @@ def trace_step(cfg: ConfigDict,
   weights, id_cfg = training.AlignmentWeights(), None
   if cfg.variant == 'etegrec':
     weights, id_cfg = (
-      training.AlignmentWeights(1.0, 1.0), tokenization.rqvae_config(cfg.semantic_ids, dim)
-    )
+      training.AlignmentWeights(1.0, 1.0), tokenization.rqvae_config(cfg.semantic_ids, dim))
     fixed['id'] = jax.eval_shape(functools.partial(rqvae.init, id_cfg), key)
   x = jax.ShapeDtypeStruct((len(dataset.catalog), dim), np.float32)
   texts = jax.ShapeDtypeStruct((1, interests.HASH_WIDTH), np.float32)
 
-  def loss(rec, x, texts, fixed, step_bins, key):
+  def loss(rec: PyTree, x: Array, texts: Array, fixed: PyTree, step_bins: Sequence, key: Array
+          ) -> Array:
     return training.rec_loss(net, weights, id_cfg, x, texts, rec, fixed, step_bins, key, 1.0)[0]
 
   return (
     cost_model.trace(
       loss, jax.eval_shape(functools.partial(semantic_id_t5.init, net), key), x, texts, fixed,
-      step_bins, key
-    ),
-    steps,
-    bins,
-  )
+      step_bins, key),
+    steps, bins)
 
 
 def check(cfg: ConfigDict) -> None:
-  """What can be known to be wrong before anything runs. Raises ConfigError."""
+  """What can be known to be wrong before anything runs. cfg: the run's config. Raises ConfigError.
+  """
   if cfg.variant not in VARIANTS:
     raise ConfigError(f'variant={cfg.variant!r}; choose one of {", ".join(VARIANTS)}')
   if cfg.fusion != 'none' and not cfg.interests.source:
-    raise ConfigError(f"fusion={cfg.fusion} needs interests; set interests.source='local', or a "
-                      'folder of *.processed.jsonl files')
+    raise ConfigError(f"fusion={cfg.fusion} needs interests; set interests.source='local', or "
+                      "'api', or a folder of *.processed.jsonl files")
   if cfg.variant == 'etegrec':
     if cfg.semantic_ids.kind not in tokenization.NETWORKS or cfg.semantic_ids.dedupe != 'suffix':
       raise ConfigError(f'ETEGRec trains its tokenizer, so semantic_ids.kind must be one of '
@@ -207,7 +199,11 @@ def check(cfg: ConfigDict) -> None:
 
 def stage(work: Workdir, cfg: ConfigDict, dataset: Dataset, vectors_dir: Path, ids_dir: Path,
           interests_dir: Path | None) -> dict:
-  """Trains all seeds, keeps the best epoch of each by validation NDCG@10. -> counts"""
+  """Trains all seeds, keeps the best epoch of each by validation NDCG@10.
+
+  work: of the stage. cfg: as `settings`. dataset: of the run. vectors_dir, ids_dir, interests_dir:
+  of the stages before. -> counts
+  """
   data = load_training_data(cfg, dataset, vectors_dir, ids_dir, interests_dir)
   joint = data.id_cfg is not None
   id_share = 1 / cfg.train.cycle if joint else 0  # the tokenizer's part of all epochs
@@ -222,45 +218,42 @@ def stage(work: Workdir, cfg: ConfigDict, dataset: Dataset, vectors_dir: Path, i
   ]
   work.log(f'    {count:,} rows, {data.steps:,} steps an epoch of ' + ', '.join(parts))
 
-  def init():
-    def init_seed(key):
+  def init() -> PyTree:
+    def init_seed(key: Array) -> PyTree:
       params = {**fixed_start, 'rec': semantic_id_t5.init(data.cfg, key)}
       return {
-        'params': params, 'opt': {side: side_tx.init(params[side]) for side, side_tx in tx.items()}
-      }
+        'params': params, 'opt': {side: side_tx.init(params[side]) for side, side_tx in tx.items()}}
 
     return jax.vmap(init_seed)(seed_keys(cfg))
 
   weights = (
     training.AlignmentWeights(
       cfg.align.sia, cfg.align.psa, cfg.align.sign, cfg.align.reduce, cfg.align.temperature,
-      cfg.align.tau, cfg.align.warm
-    )
+      cfg.align.tau, cfg.align.warm)
     if joint
-    else (training.AlignmentWeights())
-  )
+    else (training.AlignmentWeights()))
   return fit_alternating(
-    work, cfg, cfg.train, data, init, tx, weights, cfg.train.cycle if joint else 0
-  )
+    work, cfg, cfg.train, data, init, tx, weights, cfg.train.cycle if joint else 0)
 
 
 def finetune(work: Workdir, cfg: ConfigDict, dataset: Dataset, vectors_dir: Path, ids_dir: Path,
              interests_dir: Path | None, trained_dir: Path) -> dict:
   """The recommender alone again, from the best of before, its codes held. -> counts
 
-  trained_dir: of the training stage.
+  trained_dir: of the training stage. work: of the stage. cfg: as `finetune_settings`. dataset,
+  vectors_dir, ids_dir, interests_dir: as of `stage`.
   """
   data = load_training_data(cfg, dataset, vectors_dir, ids_dir, interests_dir)
   tx = {'rec': optim.make(cfg.finetune, data.steps * cfg.finetune.epochs)}
   best = jax.tree.map(jnp.asarray, sequential.load(trained_dir / 'model.npz'))
 
-  def init():
+  def init() -> PyTree:
     return {'params': best, 'opt': {'rec': jax.vmap(tx['rec'].init)(best['rec'])}}
   return fit_alternating(work, cfg, cfg.finetune, data, init, tx, training.AlignmentWeights(), 0)
 
 
 def seed_keys(cfg: ConfigDict) -> Key[Array, ' S']:
-  """A key of each seed."""
+  """A key of each seed. cfg: as `settings`."""
   return jnp.stack([jax.random.key(cfg.seed + seed) for seed in range(cfg.seeds)])
 
 
@@ -271,36 +264,31 @@ def fit_alternating(work: Workdir, cfg: ConfigDict, schedule: ConfigDict, data: 
 
   data: of the run. schedule: epochs, patience, save_every. init: -> the state of all seeds. tx:
   {side: optimizer}. weights: of the alignment. cycle: every so many epochs the tokenizer learns, 0
-  for never. -> counts
+  for never. work: of the stage. cfg: as `settings`. -> counts
   """
   orders = functools.partial(
-    batching.shuffle_rows, bins=data.bins, shares=data.shares, steps=data.steps
-  )
+    batching.shuffle_rows, bins=data.bins, shares=data.shares, steps=data.steps)
   epoch_of_side = {
     side: jax.jit(
       jax.vmap(
         training.make_epoch(
-          side, data.cfg, weights, data.id_cfg, tx[side], orders, batching.take_rows
-        ),
-        (0, 0, None, None, None, None),
-      ),
-      donate_argnums=0,
-    )
-    for side in tx
-  }
+          side, data.cfg, weights, data.id_cfg, tx[side], orders, batching.take_rows),
+        (0, 0, None, None, None, None)),
+      donate_argnums=0)
+    for side in tx}
   replicated = jax.NamedSharding(work.mesh, jax.P())
   bins, x, texts = jax.tree.map(lambda array: multihost.put_global(array, replicated),
                                 (data.bins, data.x, data.texts))
   keys = seed_keys(cfg)
   last = {}
 
-  def epoch(state, number):
+  def epoch(state: PyTree, number: Any) -> tuple:
     last['side'] = 'id' if cycle and int(number) % cycle == 0 else 'rec'
     state, means = epoch_of_side[last['side']](state, keys, bins, x, texts, number)
     training.check_collisions(jax.device_get(means), data.cfg.size)
     return state, means
 
-  def validate(params):
+  def validate(params: PyTree) -> Any:
     if last['side'] == 'id':  # the recommender has not met these codes yet
       return np.full(cfg.seeds, np.nan)
     params_of = lambda seed: jax.tree.map(lambda p: p[seed], params)  # noqa: E731
@@ -317,7 +305,7 @@ def fit_alternating(work: Workdir, cfg: ConfigDict, schedule: ConfigDict, data: 
 def validate_params(cfg: ConfigDict, data: TrainingData, params: PyTree) -> float:
   """NDCG@10 of validation users, as many as the config looks at, by beams as in the test.
 
-  data, params: of the run.
+  data, params: of the run. cfg: as `settings`.
   """
   cases = data.split.valid
   order = np.random.default_rng(0).permutation(len(cases))[:cfg.train.valid_users or None]
@@ -325,17 +313,17 @@ def validate_params(cfg: ConfigDict, data: TrainingData, params: PyTree) -> floa
   ranked, _ = beam_ranking.rank_items(
     data.cfg, params['rec'], params['table'], [cases.history(i) for i in order],
     cfg.model.max_history, cfg.decode,
-    None if interests is None else tuple(array[order] for array in interests)
-  )
+    None if interests is None else tuple(array[order] for array in interests))
   ranks = ranking.list_ranks(ranked, cases.targets[order], len(data.x))
   return float(metrics.per_case(ranks, (10,))['NDCG@10'].mean())
 
 
 def load_params(folder: Path, seed: int) -> PyTree:
-  """-> {'rec', 'table', 'id'} of one seed, host arrays"""
+  """folder: of the training. seed: its number, from 0. -> {'rec', 'table', 'id'} of one seed, host
+  arrays"""
   return sequential.load(folder / 'model.npz', seed)
 
 
 def validation_scores(folder: Path) -> dict:
-  """NDCG@10 and its epoch, of each seed."""
+  """NDCG@10 and its epoch, of each seed. folder: of the training."""
   return run_files.need_json(folder / 'valid.json')

@@ -1,4 +1,5 @@
 """Items that come after training: IDs out of their texts, by the run's own tokenizer."""
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,7 @@ from recjax.errors import ConfigError, DataError, WorkdirError
 from recjax.methods.etegrec import item_embeddings, tokenization
 from recjax.models import rqvae, semantic_ids
 from recjax.training import sequential
-from recjax.training.workdir import find_stage, open_adopted
+from recjax.training.workdir import Workdir, find_stage, open_later_work
 
 UNREADABLE = {'train': 'a SASRec that knows items by their numbers alone',
               'file': 'a file that holds those of the run alone'}
@@ -25,8 +26,8 @@ def extend_table(workdir: Path, config: ConfigDict, dataset: Dataset, data: str,
   """The table of IDs of a later data set; old items keep theirs, whatever they say now.
 
   config, dataset: of the run. data: the later data set. params: of the run, as `train.load_params`
-  gives them. -> the later data set, its table. Raises ConfigError where vectors do not come from
-  texts, or the tokenizer cannot read others.
+  gives them. workdir: of the run. -> the later data set, its table. Raises ConfigError where
+  vectors do not come from texts, or the tokenizer cannot read others.
   """
   num_known, source = len(dataset.catalog), config.vectors.source
   if source != 'text':
@@ -39,8 +40,7 @@ def extend_table(workdir: Path, config: ConfigDict, dataset: Dataset, data: str,
     return dataset, table
   ids_cfg = config.semantic_ids
   codes, distances = encode_vectors(
-    workdir, ids_cfg, new_vectors(workdir, config, dataset, num_known), params.get('id')
-  )
+    workdir, ids_cfg, new_vectors(workdir, config, dataset, num_known), params.get('id'))
   try:
     new_rows = assign_codes(table[1:], codes, distances, ids_cfg.size)
   except DataError as error:
@@ -50,26 +50,25 @@ def extend_table(workdir: Path, config: ConfigDict, dataset: Dataset, data: str,
 
 def new_vectors(workdir: Path, config: ConfigDict, dataset: Dataset,
                 num_known: int) -> Float[np.ndarray, 'm d']:
-  """Vectors of the items behind the first `num_known`, on the run's scale; made once."""
+  """Vectors of the items behind the first `num_known`, on the run's scale; made once. workdir,
+  config: of the run. dataset: the later one. num_known: items of the run."""
   texts, vectors_dir = item_texts(dataset.catalog)[num_known:], find_stage(workdir, 'vectors')
   if config.vectors.unit and not (vectors_dir / 'scale.npz').exists():
     raise WorkdirError(f'{workdir} was made by an earlier version, which did not keep the scale of '
                        'its vectors; run its experiment again')
 
-  def stage(work, vectors_cfg, texts, vectors_dir):
+  def stage(work: Workdir, vectors_cfg: ConfigDict, texts: Sequence[str], vectors_dir: Path
+           ) -> dict:
     vectors = item_embeddings.from_text(work, texts, vectors_cfg.encoder)
     np.save(
       work.folder / 'vectors.npy',
-      item_embeddings.rescale(vectors, vectors_dir) if vectors_cfg.unit else vectors
-    )
+      item_embeddings.rescale(vectors, vectors_dir) if vectors_cfg.unit else vectors)
     return {'items': len(vectors)}
 
-  with open_adopted(
-    workdir, dataset, sharding.make_mesh({'data': -1, 'fsdp': 1, 'model': 1})
-  ) as work:
+  with open_later_work(
+    workdir, dataset, sharding.make_mesh({'data': -1, 'fsdp': 1, 'model': 1})) as work:
     return item_embeddings.read(
-      work.stage('vectors', stage, item_embeddings.settings(config).vectors, texts, vectors_dir)
-    )
+      work.stage('vectors', stage, item_embeddings.settings(config).vectors, texts, vectors_dir))
 
 
 def encode_vectors(workdir: Path, ids_cfg: ConfigDict, x: Float[np.ndarray, 'm d'],
@@ -77,8 +76,8 @@ def encode_vectors(workdir: Path, ids_cfg: ConfigDict, x: Float[np.ndarray, 'm d
   """Codes by the run's tokenizer.
 
   ids_cfg: the config's group semantic_ids. x: item vectors. trained: what ETEGRec made of the
-  tokenizer, or None. -> codes (m, L), distances of the last level (m, C). Raises ConfigError where
-  it gives none.
+  tokenizer, or None. workdir: of the run. -> codes (m, L), distances of the last level (m, C).
+  Raises ConfigError where it gives none.
   """
   ids_dir = find_stage(workdir, 'tokenizer')
   if (ids_dir / 'tokenizer.npz').exists():
@@ -92,8 +91,7 @@ def encode_vectors(workdir: Path, ids_cfg: ConfigDict, x: Float[np.ndarray, 'm d
     return semantic_ids.encode_residual(x, codebooks, ids_cfg.kind == 'rkmeans')
   raise ConfigError(
     f'semantic_ids.kind={ids_cfg.kind} of {workdir} gives no code to a new vector; train '
-    f'again with one of {", ".join([*tokenization.NETWORKS, *tokenization.RESIDUAL])}'
-  )
+    f'again with one of {", ".join([*tokenization.NETWORKS, *tokenization.RESIDUAL])}')
 
 
 def assign_codes(table: Int[np.ndarray, 'N Q'], codes: Int[np.ndarray, 'm L'],

@@ -4,7 +4,7 @@ Liu et al., AAAI 2025, arXiv 2409.19925. Embeddings of item ids say little about
 people met. Here an LLM reads an item's attributes; contrastive fine-tuning (SCFT) teaches it that
 two views of an item, each without some attributes, are the same item. Its vectors are reduced by
 PCA, and a small adapter turns them into the item table of a recommender, which is trained while its
-vectors are drawn towards those that ids alone gave (RAT). No LLM runs when recommending.
+vectors are drawn toward those that ids alone gave (RAT). No LLM runs when recommending.
 
 Deliberate differences from the authors' code (docs/llmemb.md lists them one by one, and
 `profile=faithful` takes back those that change results):
@@ -38,34 +38,26 @@ from recjax.training.workdir import Workdir
 
 
 def run(cfg: ConfigDict, work: Workdir) -> None:
-  """The experiment, stage by stage."""
+  """The experiment, stage by stage. cfg, work: of the run."""
   variants.check(cfg)
   dataset = load_data(cfg.data)
-  work.log(
-    f'{dataset.name}: {len(dataset.catalog):,} items, {len(dataset.interactions):,} users, '
-    f'{len(dataset.interactions.items):,} interactions, fingerprint {dataset.fingerprint[:12]}'
-  )
+  work.log(dataset.summary)
   rat.check(cfg, len(dataset.catalog))
   prompts_dir = work.stage('prompts', prompts.stage, prompts.settings(cfg), dataset)
   llm_dir = variants.llm_folder(cfg, work, prompts_dir)
   tables = {
     source: embeddings(cfg, work, prompts_dir, llm_dir, source)
-    for source in variants.vector_sources(cfg)
-  }
+    for source in variants.vector_sources(cfg)}
   id_dirs = {
     kind: work.stage(f'ids-{kind}', rat.ids_stage, rat.id_settings(cfg, kind), dataset)
-    for kind in variants.id_models(cfg)
-  }
+    for kind in variants.id_models(cfg)}
   rat_dirs = {
     variant: work.stage(
       f'rat-{variant}', rat.stage, rat.settings(cfg, variant), dataset,
-      tables[variants.vector_source(cfg, variant)], id_dirs[variants.alignment_target(cfg)]
-    )
-    for variant in variants.variants(cfg)
-  }
+      tables[variants.vector_source(cfg, variant)], id_dirs[variants.alignment_target(cfg)])
+    for variant in variants.variants(cfg)}
   results_dir = work.stage(
-    'evaluate', evaluate.stage, evaluate.settings(cfg), dataset, tables, id_dirs, rat_dirs
-  )
+    'evaluate', evaluate.stage, evaluate.settings(cfg), dataset, tables, id_dirs, rat_dirs)
   work.publish(results_dir, 'results.json', 'ranks.parquet', 'predictions.parquet')
   report.write(cfg, work, dataset, tables, id_dirs, rat_dirs, results_dir)
   results.show(work, results_dir)
@@ -76,29 +68,25 @@ def embeddings(cfg: ConfigDict, work: Workdir, prompts_dir: Path, llm_dir: Path 
                source: str) -> Path:
   """One table of item vectors, through its own stages.
 
-  source: as `variants.vector_source` names it. -> the folder that holds table.npy
+  source: as `variants.vector_source` names it. cfg, work: of the run. prompts_dir, llm_dir: of its
+  stages. -> the folder that holds table.npy
   """
   if source == 'file':
     return work.stage(
-      'pca-file', item_embeddings.reduce_file, item_embeddings.file_settings(cfg), prompts_dir
-    )
+      'pca-file', item_embeddings.reduce_file, item_embeddings.file_settings(cfg), prompts_dir)
   if source == 'text':
     export_dir = work.stage(
       'export-text', item_embeddings.stage, item_embeddings.settings(cfg, source), prompts_dir,
-      variants.text_folder(cfg), None, shared=True
-    )
+      variants.text_folder(cfg), None, shared=True)
   else:
     scft_dir = (
       None
       if source == 'plain'
       else work.stage(
-        f'scft-{source}', scft.stage, scft.settings(cfg, source), prompts_dir, llm_dir
-      )
-    )
+        f'scft-{source}', scft.stage, scft.settings(cfg, source), prompts_dir, llm_dir))
     export_dir = work.stage(
       f'export-{source}', item_embeddings.stage, item_embeddings.settings(cfg, source), prompts_dir,
-      llm_dir, scft_dir, shared=True
-    )
+      llm_dir, scft_dir, shared=True)
   return work.stage(f'pca-{source}', item_embeddings.reduce, cfg.pca, export_dir)
 
 
@@ -107,10 +95,11 @@ recommender, convert = evaluate.recommender, planning.convert
 
 
 def cost(cfg: ConfigDict, dataset: Dataset) -> dict[str, str]:
-  """What a run would take, before it runs. -> {what: text}"""
+  """What a run would take, before it runs. cfg, dataset: of the run. -> {what: text}"""
   return planning.cost(cfg, dataset) | rat.cost(cfg, dataset)
 
 
 def validated(cfg: ConfigDict) -> str:
-  """The stage whose validation figures tell settings apart, for `recjax sweep`."""
+  """The stage whose validation figures tell settings apart, for `recjax sweep`. cfg: the run's
+  config."""
   return f'rat-{cfg.rat.variant}'

@@ -25,11 +25,12 @@ DATASETS = {'beauty': Published('beauty', 4, 9), 'fashion': Published('fashion',
 
 
 def make(arg: str, name: str) -> ConfigDict:
-  """arg: 'paper', 'data=FOLDER', 'backbone=NAME', 'variant=NAME', 'profile=NAME', in any order,
-  parted by commas. name: of DATASETS."""
+  """arg: 'paper' or 'laptop', 'data=FOLDER', 'backbone=NAME', 'variant=NAME', 'profile=NAME',
+  in any order, parted by commas. name: of DATASETS."""
   preset, given = base_config.parse(
       arg, dict(data='sample:1:1200', backbone='sasrec', variant='full', profile='fixed'),
-      dict(backbone=seqrec.KINDS, variant=tuple(VARIANTS), profile=('fixed', 'faithful')))
+      dict(backbone=seqrec.KINDS, variant=tuple(VARIANTS), profile=('fixed', 'faithful')),
+      base_config.LLM_PRESETS)
   c = sample(preset, given['data'], given['backbone'], given['variant'])
   if given['backbone'] == 'gru4rec':
     c.model.update(layers=1, hidden=128, dropout=0.3)
@@ -38,6 +39,12 @@ def make(arg: str, name: str) -> ConfigDict:
     c.train.update(epochs=80, patience=12)
   if preset == 'paper':
     paper(c, DATASETS[name])
+  if preset == 'laptop':
+    c.lora = dict(rank=16, alpha=32.0)
+    c.scft.update(steps=60, batch=32, max_len=128)
+    c.scft.optim.update(lr=5e-4, warmup=10, log_every=5, save_every=20)
+    c.train.update(epochs=40, patience=5)
+    c.rat.ablations = ()
   if given['variant'] != 'full':
     c.rat.ablations = ()
   if given['profile'] == 'faithful':

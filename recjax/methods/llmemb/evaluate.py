@@ -12,7 +12,7 @@ from recjax.data.splits import Split
 from recjax.errors import ConfigError
 from recjax.evaluation import baselines, metrics, ranking, sampled_ranking, statistics
 from recjax.evaluation import results as results_lib
-from recjax.evaluation.recommender import Recommender
+from recjax.evaluation.recommender import CatalogRecommender
 from recjax.methods.llmemb import rat, update, variants
 from recjax.run_files import read_json
 from recjax.training import sequential
@@ -23,7 +23,7 @@ METRICS = ('HR@10', 'NDCG@10')
 
 
 def settings(cfg: ConfigDict) -> ConfigDict:
-  """What of the config decides the figures besides the trained models."""
+  """What of the config decides the figures besides the trained models. cfg: the run's config."""
   kinds = {k: variants.recommender_config(cfg, k) for k in variants.id_models(cfg)}
   return ConfigDict({'kinds': kinds, 'kind': cfg.model.kind, 'eval': cfg.eval, 'seed': cfg.seed,
                      'seeds': cfg.seeds, 'popularity_of_all': cfg.reproduce_bugs.popularity_of_all,
@@ -35,7 +35,7 @@ def stage(work: Workdir, cfg: ConfigDict, dataset: Dataset, tables: dict, id_dir
   """Ranks the test users with every model and seed; writes every result file.
 
   cfg: as `settings`. tables: folders of item vectors by their source. id_dirs: of recommenders over
-  ids by kind. rat_dirs: of RAT by variant. -> counts
+  ids by kind. rat_dirs: of RAT by variant. work: of the stage. dataset: of the run. -> counts
   """
   del tables
   split, num_items = rat.load_split(dataset), len(dataset.catalog)
@@ -53,13 +53,11 @@ def stage(work: Workdir, cfg: ConfigDict, dataset: Dataset, tables: dict, id_dir
         score = sequential.scorer(model, sequential.load(folder / 'model.npz', seed))
         seed_ranks, *top_items_and_scores = ranking.rank_and_recommend(
           score, split.test, num_items, min(cfg.eval.save_top, num_items), block,
-          mask_history=mask_history
-        )
+          mask_history=mask_history)
         model_ranks.append(seed_ranks)
         if candidate_items is not None:
           model_sampled_ranks.append(
-            sampled_ranking.rank_cases(score, split.test, num_items, candidate_items)
-          )
+            sampled_ranking.rank_cases(score, split.test, num_items, candidate_items))
         if predictions is None and seed == best:
           predictions = top_items_and_scores
         advance()
@@ -73,9 +71,7 @@ def stage(work: Workdir, cfg: ConfigDict, dataset: Dataset, tables: dict, id_dir
     extra_results['sampled'] = {
       'protocol': sampled_ranking.protocol(cfg.eval.sampled),
       **summarize_groups(
-        sampled_ranks, {'all': np.ones(len(split.test), bool), **groups}, main, cfg.seed
-      ),
-    }
+        sampled_ranks, {'all': np.ones(len(split.test), bool), **groups}, main, cfg.seed)}
   for name, score in baselines.baselines(split.train, num_items, cfg.seed).items():
     ranks[name] = ranking.rank_cases(score, split.test, num_items, block, mask_history=mask_history)
   results = results_lib.save(work.folder, dataset, split, main, ranks, predictions,
@@ -89,7 +85,7 @@ def draw_candidates(work: Workdir, cfg: ConfigDict, split: Split,
                     num_items: int) -> np.ndarray | None:
   """The items that each target is ranked among besides, where a sampled protocol is asked for.
 
-  split: of the users. num_items: of the catalog.
+  split: of the users. num_items: of the catalog. work: of the stage. cfg: as `settings`.
   """
   if not cfg.eval.sampled:
     return None
@@ -108,15 +104,14 @@ def group_masks(cfg: ConfigDict, dataset: Dataset,
   """Which test users belong where, by the group's name.
 
   split: of the users. An item is of the tail with fewer than eval.tail_item training interactions,
-  a user with a shorter input than eval.tail_user.
+  a user with a shorter input than eval.tail_user. cfg: as `settings`. dataset: of the run.
   """
   items = dataset.interactions.items if cfg.popularity_of_all else split.train.items
   counts = np.bincount(items, minlength=len(dataset.catalog) + 1)[split.test.targets]
   is_rare = counts < cfg.eval.tail_item
   is_short = np.diff(split.test.histories[1]) < cfg.eval.tail_user
   return {
-    'tail_item': is_rare, 'head_item': ~is_rare, 'tail_user': is_short, 'head_user': ~is_short
-  }
+    'tail_item': is_rare, 'head_item': ~is_rare, 'tail_user': is_short, 'head_user': ~is_short}
 
 
 def summarize_groups(ranks: dict, groups: dict, main: str, seed: int) -> dict:
@@ -129,27 +124,24 @@ def summarize_groups(ranks: dict, groups: dict, main: str, seed: int) -> dict:
   for row, seed_ranks in ranks.items():
     values = [metrics.per_case(user_ranks, (10,)) for user_ranks in seed_ranks]
     row_values[row] = {
-      metric: np.mean([value[metric] for value in values], 0) for metric in METRICS
-    }
+      metric: np.mean([value[metric] for value in values], 0) for metric in METRICS}
   summaries = {}
   for name, mask in groups.items():
     if not mask.any():
       continue
     group_values = {
       row: {metric: value[mask] for metric, value in values.items()}
-      for row, values in row_values.items()
-    }
+      for row, values in row_values.items()}
     summaries[name] = {
       'n': int(mask.sum()),
       **statistics.summarize(
-        group_values, seed, {}, [(main, other) for other in group_values if other != main]
-      ),
-    }
+        group_values, seed, {}, [(main, other) for other in group_values if other != main])}
   return summaries
 
 
 def show(work: Workdir, results_dir: Path) -> None:
-  """Prints the tables of rare and frequent items, short and long histories."""
+  """Prints the tables of rare and frequent items, short and long histories. work: the run's.
+  results_dir: of the stage."""
   from rich.table import Table
   results = run_files.need_json(results_dir / 'results.json')
   names = list(results['groups'])
@@ -176,7 +168,7 @@ def format_cell(group: dict, row: str) -> str:
   return f'{group["rows"][row]["NDCG@10"]["value"]:.4f}' + ('' if p is None else f' ({p:.2g})')
 
 
-def recommender(workdir: Path, data: str | None = None) -> Recommender:
+def recommender(workdir: Path, data: str | None = None) -> CatalogRecommender:
   """The method's face: the best seed's model on any history; no LLM runs.
 
   workdir: of the run. data: a later data set, whose new items the run's LLM reads once. ->

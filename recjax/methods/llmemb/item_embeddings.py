@@ -1,8 +1,9 @@
 """Item vectors out of the encoder, shard by shard, and their principal components."""
 import hashlib
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -25,7 +26,8 @@ TABLE_FILE, ABOUT_FILE = 'table.npy', 'table.json'
 
 
 def settings(cfg: ConfigDict, source: str) -> ConfigDict:
-  """What of the config decides the vectors. source: as `variants.vector_source` names it."""
+  """What of the config decides the vectors. source: as `variants.vector_source` names it. cfg: the
+  run's config."""
   pool = {'last': 'last', 'text': cfg.text.pool}.get(source, cfg.scft.pool)
   return ConfigDict({'llm': cfg.llm, 'pool': pool, 'max_len': cfg.scft.max_len,
                      'export': cfg.export})
@@ -33,7 +35,11 @@ def settings(cfg: ConfigDict, source: str) -> ConfigDict:
 
 def stage(work: Workdir, cfg: ConfigDict, prompts_dir: Path, llm_dir: Path,
           scft_dir: Path | None) -> dict:
-  """Embeds the prompts of a finished stage, as `write_shards`. -> counts"""
+  """Embeds the prompts of a finished stage, as `write_shards`.
+
+  work: of the stage. cfg: as `settings`. prompts_dir, llm_dir, scft_dir: of the stages before,
+  scft_dir None for the LLM as it is. -> counts
+  """
   return write_shards(work, cfg, prompts.read(prompts_dir), llm_dir, scft_dir)
 
 
@@ -42,7 +48,7 @@ def write_shards(work: Workdir, cfg: ConfigDict, texts: Sequence[str], llm_dir: 
   """Writes one row a text into shards, which are made once, whoever makes them.
 
   texts: prompts by item. cfg: as `settings`. llm_dir: of the encoder. scft_dir: of the SCFT stage,
-  or None for the encoder as it is. -> counts
+  or None for the encoder as it is. work: of the stage. -> counts
   """
   lora_shape = {}
   if scft_dir is not None:
@@ -57,13 +63,11 @@ def write_shards(work: Workdir, cfg: ConfigDict, texts: Sequence[str], llm_dir: 
   size = cfg.export.shard
   shards = [texts[start : start + size] for start in range(0, len(texts), size)]
   notes = [
-    work.folder / f'items-{number:05d}-of-{len(shards):05d}.json' for number in range(len(shards))
-  ]
+    work.folder / f'items-{number:05d}-of-{len(shards):05d}.json' for number in range(len(shards))]
 
-  def make(number, advance):
+  def make(number: int, advance: Callable) -> Any:
     vectors, info = text_embedding.embed(
-      encoder, shards[number], work.mesh, cfg.export.budget, cfg.export.rungs, advance
-    )
+      encoder, shards[number], work.mesh, cfg.export.budget, cfg.export.rungs, advance)
     write_array(notes[number].with_suffix('.npy'), vectors)
     write_json(notes[number], info)
   sharded_stage.fill(work, 'embedding', notes, list(map(len, shards)), make)
@@ -80,13 +84,10 @@ def write_shards(work: Workdir, cfg: ConfigDict, texts: Sequence[str], llm_dir: 
     {
       'num_items': len(texts), 'dim': encoder.width, 'dtype': 'float32',
       'tuned': scft_dir is not None,
-      'prompts_sha256': hashlib.sha256('\0'.join(texts).encode()).hexdigest(), **about
-    },
-  )
+      'prompts_sha256': hashlib.sha256('\0'.join(texts).encode()).hexdigest(), **about})
   return {
     'items': len(texts), 'dim': encoder.width, 'tokens': total, 'padding': round(padding, 4),
-    'cut_texts': sum(i['cut'] for i in infos)
-  }
+    'cut_texts': sum(i['cut'] for i in infos)}
 
 
 def write_array(path: Path, x: np.ndarray) -> None:
@@ -95,7 +96,8 @@ def write_array(path: Path, x: np.ndarray) -> None:
 
 
 def read_shards(folder: Path) -> Float[np.ndarray, 'N d']:
-  """All rows of an export in item order. Raises DataError for missing rows."""
+  """All rows of an export in item order. folder: of the stage. Raises DataError for missing rows.
+  """
   about = run_files.need_json(folder / ABOUT_FILE)
   parts = [run_files.read_arrays(p) for p in sorted(folder.glob('items-*.npy'))]
   table = np.concatenate(parts) if parts else np.zeros((0, 1), np.float32)
@@ -106,14 +108,15 @@ def read_shards(folder: Path) -> Float[np.ndarray, 'N d']:
 
 
 def reduce(work: Workdir, cfg: ConfigDict, export_dir: Path) -> dict:
-  """Principal components of an export. cfg: the group pca. export_dir: of the export. -> counts"""
+  """Principal components of an export. cfg: the group pca. export_dir: of the export. work: of the
+  stage. -> counts"""
   return write_reduced(work, read_shards(export_dir), cfg.dim)
 
 
 def write_reduced(work: Workdir, table: Float[np.ndarray, 'N d'], dim: int) -> dict:
   """Writes the first `dim` components of every item, by falling variance.
 
-  table: item vectors. -> counts
+  table: item vectors. work: of the stage. -> counts
   """
   components = pca.fit(table, dim)
   write_array(work.folder / TABLE_FILE, components(table))
@@ -125,25 +128,24 @@ def write_reduced(work: Workdir, table: Float[np.ndarray, 'N d'], dim: int) -> d
     work.folder / ABOUT_FILE,
     {
       'num_items': len(table), 'dim': dim, 'dtype': 'float32', 'of': table.shape[1],
-      'variance_kept': round(variance_kept, 4)
-    },
-  )
+      'variance_kept': round(variance_kept, 4)})
   return {
     'items': len(table), 'from': table.shape[1], 'to': dim, 'variance_kept': round(variance_kept, 4)
   }
 
 
 def file_settings(cfg: ConfigDict) -> ConfigDict:
-  """The file of item vectors and what is made of it."""
+  """The file of item vectors and what is made of it. cfg: the run's config."""
   return ConfigDict({'file': cfg.export.file, 'dim': cfg.pca.dim})
 
 
 def reduce_file(work: Workdir, cfg: ConfigDict, prompts_dir: Path) -> dict:
-  """The same from a file of item vectors, .npy or a published pickle. -> counts"""
+  """The same from a file of item vectors, .npy or a published pickle. work: of the stage. cfg: as
+  `file_settings`. prompts_dir: of the stage before. -> counts"""
   vectors = files.read_item_vectors(cfg.file, len(prompts.read(prompts_dir)))
   return write_reduced(work, vectors, cfg.dim)
 
 
 def read(folder: Path) -> Float[np.ndarray, 'N k']:
-  """The reduced table of a finished stage."""
+  """The reduced table of a finished stage. folder: of the stage."""
   return run_files.read_arrays(folder / TABLE_FILE)

@@ -5,20 +5,22 @@ import shutil
 from pathlib import Path
 
 import jax
+import numpy as np
 from ml_collections import ConfigDict
 
 from recjax import run_files
 from recjax.data.dataset import Dataset
 from recjax.errors import ConfigError
+from recjax.methods.llmemb import prompts
 from recjax.methods.llmemb import variants as variants_lib
 from recjax.models import huggingface, layers, llm, lora
 from recjax.text import tokenizer as tokenizer_lib
-from recjax.training import cost_model
+from recjax.training import cost_model, cpu_cost, text_embedding
 from recjax.training.workdir import find_stage, saved_config
 
 
 def cost(cfg: ConfigDict, dataset: Dataset) -> dict[str, str]:
-  """What a run would take, by hand count. -> {what: text}"""
+  """What a run would take, by hand count. cfg, dataset: of the run. -> {what: text}"""
   num_items, prompt_tokens = len(dataset.catalog), 120  # tokens of a prompt, typical
   lines = {}
   if variants_lib.needs_llm(cfg):
@@ -38,14 +40,35 @@ def cost(cfg: ConfigDict, dataset: Dataset) -> dict[str, str]:
         **cost_model.llm_lines(cost_model.LLMRun(
             cost_model.numerics(shape, cfg.llm), max(1, 2 * cfg.scft.batch // cfg.scft.parts),
             round(prompt_tokens * (1 - cfg.scft.ratio)), 0, tuned * steps, 1), cfg.mesh,
-                               jax.device_count())}
+                               jax.device_count()),
+        **cpu_cost.lines(cfg, shape, lambda: cpu_stages(cfg, dataset))}
   variants, id_models = variants_lib.variants(cfg), variants_lib.id_models(cfg)
   return lines | {'trainings': f'{len(variants)} of RAT, {len(id_models)} over ids, '
                   f'{cfg.seeds} seeds each'}
 
 
+def cpu_stages(cfg: ConfigDict, dataset: Dataset) -> list[cpu_cost.Stage]:
+  """The stages that use the language model. cfg: the run's config. dataset: the data set."""
+  texts = prompts.item_prompts(prompts.settings(cfg), dataset.catalog)[0]
+  tokens_of, sampled = cpu_cost.counter(cfg), cpu_cost.some(texts)
+  lengths = np.minimum(tokens_of(sampled) + 1, cfg.scft.max_len)
+  views = np.minimum(tokens_of([prompts.views(text, cfg.scft.ratio, cfg.seed, 0, i)[0]
+                                for i, text in enumerate(sampled)]) + 1, cfg.scft.max_len)
+  row = text_embedding.rung(int(views.max()), 2)  # a batch is as wide as its longest view
+  stages = []
+  for source in variants_lib.vector_sources(cfg):
+    if source in ('tuned', 'last'):
+      stages.append(cpu_cost.Training(f'scft-{source}', 2 * cfg.scft.batch, row, 0, cfg.scft.steps,
+                                      head=False, parts=cfg.scft.parts))
+    if source in ('tuned', 'last', 'plain'):
+      stages.append(cpu_cost.Embedding(f'export-{source}', lengths.mean() * len(texts),
+                                       round(lengths.mean())))
+  return stages
+
+
 def llm_shape(cfg: ConfigDict) -> llm.Config:
-  """The LLM's shape, from its folder or the tiny model's settings. Raises ConfigError for none."""
+  """The LLM's shape, from its folder or the tiny model's settings. cfg: the run's config. Raises
+  ConfigError for none."""
   if cfg.llm.weights == 'tiny':
     tiny = cfg.tiny
     return llm.Config(

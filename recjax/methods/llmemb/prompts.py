@@ -45,29 +45,27 @@ RULES = {
                      ('fit', 'also_buy', 'also_view', 'similar_item', 'image', 'imageURL',
                       'imageURLHighRes'), none=('description', 'feature', 'tech1')),
     'yelp': Rules('Describe this point of interest by its attributes:',
-                  ('longitude', 'latitude'), cap=0, newline=', '),
-}
+                  ('longitude', 'latitude'), cap=0, newline=', ')}
 
 
 def settings(cfg: ConfigDict) -> ConfigDict:
-  """What of the config decides this stage's result."""
+  """What of the config decides this stage's result. cfg: the run's config."""
   return ConfigDict({**cfg.prompts, 'crude': cfg.reproduce_bugs.crude_values})
 
 
 def stage(work: Workdir, cfg: ConfigDict, dataset: Dataset) -> dict:
-  """Writes item_str.jsonline, one prompt an item, and counts what had to be made up. -> counts"""
+  """Writes item_str.jsonline, one prompt an item, and counts what had to be made up. work: of the
+  stage. cfg: as `settings`. dataset: of the run. -> counts"""
   ids = dataset.catalog.ids
   prompts, bare_items = item_prompts(cfg, dataset.catalog)
   files.write_prompts(work.folder / files.PROMPTS, ids, prompts)
   write_json(work.folder / 'report.json', {'items': len(ids), 'without_attributes': bare_items})
   if bare_items:
     work.log(
-      f'    {len(bare_items)} items have no attribute and read {UNKNOWN!r}, e.g. {bare_items[0]}'
-    )
+      f'    {len(bare_items)} items have no attribute and read {UNKNOWN!r}, e.g. {bare_items[0]}')
   return {
     'items': len(ids), 'without_attributes': len(bare_items),
-    'characters': round(float(np.mean([len(prompt) for prompt in prompts])), 1)
-  }
+    'characters': round(float(np.mean([len(prompt) for prompt in prompts])), 1)}
 
 
 def item_prompts(cfg: ConfigDict, catalog: Catalog) -> tuple[list[str], list[str]]:
@@ -86,14 +84,12 @@ def item_prompts(cfg: ConfigDict, catalog: Catalog) -> tuple[list[str], list[str
     if not text:
       item_attributes = attributes(
         {column: values[i] for column, values in columns.items()}, RULES[cfg.rules], cfg.empty,
-        cfg.crude
-      )
+        cfg.crude)
       bare_items += [] if item_attributes else [item]
       text = (
         (cfg.header or RULES[cfg.rules].header)
         + '\n'
-        + SEPARATOR.join(item_attributes or [UNKNOWN])
-      )
+        + SEPARATOR.join(item_attributes or [UNKNOWN]))
     prompts.append(text)
   return prompts, bare_items
 
@@ -149,7 +145,7 @@ def sanitize(text: str, rules: Rules) -> str:
 
 
 def read(folder: Path) -> list[str]:
-  """The prompts of a finished stage, in item order."""
+  """The prompts of a finished stage, in item order. folder: of the stage."""
   return files.read_prompts(folder / files.PROMPTS)
 
 
@@ -171,7 +167,8 @@ def view(prompt: str, ratio: float, rng: np.random.Generator, crude: bool = Fals
   """The prompt with its attributes in another order, the last floor(n * ratio) of them dropped.
 
   crude: as released, an item's only attribute is lost with the line break in front of it, and
-  attributes keep their blanks: 'b; a' may follow as ' a;b'.
+  attributes keep their blanks: 'b; a' may follow as ' a;b'. rng: of the order. prompt: as
+  `item_prompts` makes it. ratio: share of attributes dropped.
   """
   header, parts = split(prompt, crude)
   num_dropped = int(np.floor(len(parts) * ratio + 1e-9))
@@ -192,10 +189,10 @@ def views(prompt: str, ratio: float, seed: int, epoch: int, item: int,
 
 
 def documents(folder: Path, seed: int) -> list[str]:
-  """Texts that a tiny model learns to write: every prompt, and two views of it."""
+  """Texts that a tiny model learns to write: every prompt, and two views of it. folder: of the
+  stage. seed: of the views."""
   texts = read(folder)
   return [
     document
     for item, text in enumerate(texts)
-    for document in (text, *views(text, 0.2, seed, 0, item))
-  ]
+    for document in (text, *views(text, 0.2, seed, 0, item))]

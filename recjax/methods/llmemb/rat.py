@@ -31,7 +31,7 @@ ALIGN_ITEMS = ('distinct', 'positions')
 def check(cfg: ConfigDict, num_items: int) -> None:
   """What can be known to be wrong before anything is trained.
 
-  num_items: of the catalog. Raises ConfigError.
+  num_items: of the catalog. cfg: the run's config. Raises ConfigError.
   """
   rat = cfg.rat
   if rat.activation not in ACTIVATIONS:
@@ -53,20 +53,21 @@ def check(cfg: ConfigDict, num_items: int) -> None:
   if rat.max_align_items < 2 or not 1 <= cfg.pca.dim <= num_items:
     raise ConfigError(
       f'rat.max_align_items={rat.max_align_items} must be 2 or more, pca.dim={cfg.pca.dim} '
-      f'between 1 and the number of items, {num_items}'
-    )
+      f'between 1 and the number of items, {num_items}')
 
 
 # Recommenders over ids alone.
 
 
 def id_settings(cfg: ConfigDict, kind: str) -> ConfigDict:
-  """What of the config decides a recommender over ids. kind: of the recommender."""
+  """What of the config decides a recommender over ids. kind: of the recommender. cfg: the run's
+  config."""
   return variants.recommender_config(cfg, kind)
 
 
 def ids_stage(work: Workdir, cfg: ConfigDict, dataset: Dataset) -> dict:
-  """Trains a recommender over ids alone: the base to beat and the aim of the alignment."""
+  """Trains a recommender over ids alone: the base to beat and the aim of the alignment. work: of
+  the stage. cfg: as `id_settings`. dataset: of the run."""
   split = load_split(dataset)
   model = sequential.model_config(cfg, len(dataset.catalog))
   validate = ranking.validator(lambda params: sequential.scorer(model, params), split.valid,
@@ -75,7 +76,7 @@ def ids_stage(work: Workdir, cfg: ConfigDict, dataset: Dataset) -> dict:
 
 
 def load_split(dataset: Dataset) -> splits.Split:
-  """Leave-one-out. Raises DataError where nobody can be judged."""
+  """Leave-one-out. dataset: of the run. Raises DataError where nobody can be judged."""
   split = splits.leave_one_out(dataset.interactions)
   if not len(split.valid):
     raise DataError(f'no user of {dataset.name} has 3 items, so nobody can be validated or tested')
@@ -86,7 +87,8 @@ def save_models(work: Workdir, cfg: ConfigDict, params: PyTree, scores: np.ndarr
                 best_epochs: np.ndarray) -> dict:
   """Writes the model of every seed and how it was chosen.
 
-  params: of all seeds. scores, best_epochs: of each. -> counts
+  params: of all seeds. scores, best_epochs: of each. work: of the stage. cfg: of the training.
+  -> counts
   """
   sequential.save(work.folder / 'model.npz', params)
   write_json(work.folder / 'valid.json', {
@@ -100,7 +102,8 @@ def save_models(work: Workdir, cfg: ConfigDict, params: PyTree, scores: np.ndarr
 
 
 def settings(cfg: ConfigDict, variant: str) -> ConfigDict:
-  """Everything in the config that decides this stage's result. variant: of VARIANTS."""
+  """Everything in the config that decides this stage's result. variant: of VARIANTS. cfg: the run's
+  config."""
   parts = variants.VARIANTS[variant]
   rat = {**cfg.rat.to_dict(), 'adapter': parts.adapter, 'freeze': parts.freeze,
          'alpha': cfg.rat.alpha if parts.align else 0.0,
@@ -115,35 +118,31 @@ def stage(work: Workdir, cfg: ConfigDict, dataset: Dataset, table_dir: Path, ids
   """Trains adapter and recommender, all seeds, and keeps each one's best epoch.
 
   cfg: as `settings`. table_dir: of the reduced item vectors. ids_dir: of the recommender whose
-  items are the aim of the alignment. -> counts
+  items are the aim of the alignment. work: of the stage. dataset: of the run. -> counts
   """
   split = load_split(dataset)
   model = sequential.model_config(cfg, len(dataset.catalog))
   vectors = jnp.asarray(
-    adapter_inputs(cfg, model, item_embeddings.read(table_dir), len(dataset.catalog))
-  )
+    adapter_inputs(cfg, model, item_embeddings.read(table_dir), len(dataset.catalog)))
   id_rows = has_id_row(cfg, split, model.items)
   aim = jnp.asarray(sequential.load(ids_dir / 'model.npz')['items'][:, 1:model.items + 1])
   full_params = jax.jit(lambda params: expand_table(cfg, model, params, vectors, id_rows=id_rows))
   validate = ranking.validator(
     lambda params: sequential.scorer(model, full_params(params)), split.valid, model.items,
-    cfg.seeds, cfg.train.valid_users
-  )
+    cfg.seeds, cfg.train.valid_users)
   objective = functools.partial(make_objective, cfg, vectors.shape[1], id_rows=id_rows)
   best, scores, best_epochs = sequential.fit(
-    work, cfg, model.items, split.train, validate, objective, vectors, aim
-  )
+    work, cfg, model.items, split.train, validate, objective, vectors, aim)
   sequential.save(
-    work.folder / 'adapter.npz', {key: value for key, value in best.items() if key != 'rest'}
-  )
+    work.folder / 'adapter.npz', {key: value for key, value in best.items() if key != 'rest'})
   return save_models(work, cfg, jax.vmap(full_params)(best), scores, best_epochs)
 
 
 def cost(cfg: ConfigDict, dataset: Dataset) -> dict[str, str]:
-  """What the trainings of recommenders take, each over all seeds at once. -> {what: text}"""
+  """What the trainings of recommenders take, each over all seeds at once. cfg: the run's config.
+  dataset: of the run. -> {what: text}"""
   split, num_items, steps_by_name = (
-    splits.leave_one_out(dataset.interactions), len(dataset.catalog), {}
-  )
+    splits.leave_one_out(dataset.interactions), len(dataset.catalog), {})
   for kind in variants.id_models(cfg):
     planned = sequential.planned(id_settings(cfg, kind), num_items, split.train)
     steps_by_name[f'{kind} over ids'] = planned
@@ -153,35 +152,28 @@ def cost(cfg: ConfigDict, dataset: Dataset) -> dict[str, str]:
     num_components = cfg.pca.dim if variant_cfg.rat.adapter else model.width
     shape = lambda *dims: jax.ShapeDtypeStruct(dims, jnp.float32)  # noqa: E731
     steps_by_name[f'RAT {variant}'] = sequential.planned(
-      variant_cfg,
-      num_items,
-      split.train,
+      variant_cfg, num_items, split.train,
       functools.partial(
         make_objective, variant_cfg, num_components,
-        id_rows=has_id_row(variant_cfg, split, num_items)
-      ),
-      shape(num_items, num_components),
-      shape(num_items, model.width),
-    )
+        id_rows=has_id_row(variant_cfg, split, num_items)),
+      shape(num_items, num_components), shape(num_items, model.width))
   return {
     f'{name}: {what}': text
     for name, (step, steps, targets) in steps_by_name.items()
     for what, text in cost_model.traced_lines(
-      step, steps, targets, cfg.train.epochs, cfg.seeds, jax.device_count(), unit='targets'
-    ).items()
+      step, steps, targets, cfg.train.epochs, cfg.seeds, jax.device_count(), unit='targets').items()
   }
 
 
 def has_id_row(cfg: ConfigDict, split: splits.Split, num_items: int) -> Bool[Array, ' N'] | None:
   """Items with rat.ids_from training interactions or more; None where that is 0.
 
-  split: of the users. num_items: of the catalog.
+  split: of the users. num_items: of the catalog. cfg: as `settings`.
   """
   if not cfg.rat.ids_from:
     return None
   return jnp.asarray(
-    np.bincount(split.train.items, minlength=num_items + 1)[1:] >= cfg.rat.ids_from
-  )
+    np.bincount(split.train.items, minlength=num_items + 1)[1:] >= cfg.rat.ids_from)
 
 
 def adapter_inputs(cfg: ConfigDict, model: seqrec.Config, table: Float[np.ndarray, 'N k'],
@@ -197,8 +189,7 @@ def adapter_inputs(cfg: ConfigDict, model: seqrec.Config, table: Float[np.ndarra
   """
   if len(table) != num_items:
     raise DataError(
-      f'the table of item vectors has {len(table)} rows, the catalog {num_items} items'
-    )
+      f'the table of item vectors has {len(table)} rows, the catalog {num_items} items')
   rows = table if rows is None else rows
   if cfg.rat.adapter and cfg.raw_vectors:  # as released
     return rows
@@ -225,15 +216,14 @@ def make_objective(cfg: ConfigDict, num_components: int, model: seqrec.Config, l
   """
   max_items = max_distinct_items(cfg, model, targets)
 
-  def total(params, vectors, aim, seqs, key):
+  def total(params: PyTree, vectors: Array, aim: Array, seqs: Array, key: Array) -> Array:
     item_ids = batch_items(cfg, model, targets, max_items, seqs, key)
     full_params = expand_table(cfg, model, params, vectors, item_ids, id_rows)
     value = loss(full_params, seqs, key)
     if not cfg.rat.alpha:
       return value
     return value + cfg.rat.alpha * alignment_loss(
-      cfg, model, full_params['items'], aim, seqs, key, targets
-    )
+      cfg, model, full_params['items'], aim, seqs, key, targets)
 
   return functools.partial(init, cfg, model, num_components), total
 
@@ -241,7 +231,8 @@ def make_objective(cfg: ConfigDict, num_components: int, model: seqrec.Config, l
 def init(cfg: ConfigDict, model: seqrec.Config, num_components: int, key: Key[Array, '']) -> PyTree:
   """What is trained: the recommender without its table, and what makes the table.
 
-  model: the recommender's. num_components: of an item vector.
+  model: the recommender's. num_components: of an item vector. cfg: as `settings`. key: of the
+  draws.
   """
   rest = seqrec.init(model, jax.random.fold_in(key, 0))
   del rest['items']
@@ -249,8 +240,7 @@ def init(cfg: ConfigDict, model: seqrec.Config, num_components: int, key: Key[Ar
   if cfg.rat.adapter:
     params['adapter'] = init_adapter(
       num_components, cfg.rat.hidden or num_components // 2, model.width, cfg.rat.spread,
-      jax.random.fold_in(key, 1)
-    )
+      jax.random.fold_in(key, 1))
   if not cfg.rat.freeze:
     params['moved'] = jnp.zeros(
       (model.items, num_components)
@@ -266,15 +256,14 @@ def init_adapter(num_components: int, hidden: int, width: int, spread: float,
                  key: Key[Array, '']) -> dict[str, Array]:
   """Two layers; `spread` is about the size of the numbers that come out, of inputs about one.
 
-  num_components, hidden, width: numbers that come in, stand between, come out.
+  num_components, hidden, width: numbers that come in, stand between, come out. key: of the draws.
   """
   first_key, second_key = jax.random.split(key)
   return {
     'w1': jax.random.normal(first_key, (num_components, hidden)) * num_components**-0.5,
     'b1': jnp.zeros(hidden),
     'w2': jax.random.normal(second_key, (hidden, width)) * spread * hidden**-0.5,
-    'b2': jnp.zeros(width)
-  }
+    'b2': jnp.zeros(width)}
 
 
 def apply_adapter(adapter: dict[str, Array], x: Float[Array, '*B k'],
@@ -294,7 +283,7 @@ def expand_table(cfg: ConfigDict, model: seqrec.Config, params: PyTree,
 
   model: the recommender's. params: what is trained. vectors: as `adapter_inputs` gives them.
   item_ids: that are read, 0 for none; the rest of the table is zeros. None makes all. id_rows:
-  items with a row of their own beside it. -> tree of seqrec
+  items with a row of their own beside it. cfg: as `settings`. -> tree of seqrec
   """
   ids = jnp.arange(1, model.items + 1) if item_ids is None else item_ids
   x = vectors if item_ids is None else vectors[ids - 1]
@@ -311,8 +300,7 @@ def expand_table(cfg: ConfigDict, model: seqrec.Config, params: PyTree,
     table = table.at[model.mask].set(params['mask'])
   if model.pads and 'adapter' in params:  # as released: padding goes through the adapter
     table = table.at[0].set(
-      apply_adapter(params['adapter'], jnp.zeros(x.shape[-1]), cfg.rat.activation)
-    )
+      apply_adapter(params['adapter'], jnp.zeros(x.shape[-1]), cfg.rat.activation))
   return {**params['rest'], 'items': table}
 
 
@@ -320,14 +308,13 @@ def max_distinct_items(cfg: ConfigDict, model: seqrec.Config, targets: int) -> i
   """How many distinct items a batch can hold at most; 0 where that is no less than all.
 
   model: the recommender's. targets: of a batch. A softmax over the catalog reads them all; noisy
-  masks show any item.
+  masks show any item. cfg: as `settings`.
   """
   if cfg.loss.kind in ('ce', 'chunked') or cfg.train.get('mask_by_chance'):
     return 0
   num_negatives = (
     cfg.loss.negatives
-    * {'batch': 1, 'sequence': cfg.train.batch, 'position': targets}[cfg.loss.negative_scope]
-  )
+    * {'batch': 1, 'sequence': cfg.train.batch, 'position': targets}[cfg.loss.negative_scope])
   # Every token but a user's first is a target too.
   tokens = targets + cfg.train.batch if model.causal else cfg.train.batch * (model.max_history + 1)
   max_items = -(-(tokens + num_negatives) // 128) * 128
@@ -339,7 +326,7 @@ def batch_items(cfg: ConfigDict, model: seqrec.Config, targets: int, max_items: 
   """The distinct items of a batch's sequences and negatives, 0 behind; None where max_items is 0.
 
   model: the recommender's. seqs: item ids of the users. targets: of a batch. key: of the step, from
-  which training draws its negatives, too.
+  which training draws its negatives, too. cfg: as `settings`.
   """
   if not max_items:
     return None
@@ -355,7 +342,8 @@ def alignment_loss(cfg: ConfigDict, model: seqrec.Config, table: Float[Array, 'M
   """How far the table is from that of ids, over what the batch asks for.
 
   model: the recommender's. seqs: item ids of the users. key: of the step. table: of the
-  recommender, row 0 of padding. aim: item table of ids, without padding. targets: of a batch.
+  recommender, row 0 of padding. aim: item table of ids, without padding. targets: of a batch. cfg:
+  as `settings`.
   """
   mask_key, _, draw_key = jax.random.split(key, 3)
   target_ids = sequential.example(cfg, model, seqs, mask_key)[1].reshape(-1)
@@ -364,8 +352,7 @@ def alignment_loss(cfg: ConfigDict, model: seqrec.Config, table: Float[Array, 'M
     ids = target_ids.at[positions].get(mode='fill', fill_value=0)
   else:
     ids = sample_distinct(
-      target_ids, model.items, min(cfg.rat.max_align_items, model.items, targets), draw_key
-    )
+      target_ids, model.items, min(cfg.rat.max_align_items, model.items, targets), draw_key)
   return contrastive.loss(aim[ids - 1], table[ids], cfg.rat.tau, cfg.rat.align_loss, ids > 0)
 
 

@@ -33,14 +33,12 @@ RELEASED_TAU = 3.0  # where the released code's learned temperature begins
 def settings(cfg: ConfigDict, source: str) -> ConfigDict:
   """Everything in the config that decides this stage's result.
 
-  source: as `variants.vector_source` names it.
+  source: as `variants.vector_source` names it. cfg: the run's config.
   """
   return ConfigDict(
     {
       'scft': cfg.scft, 'lora': cfg.lora, 'llm': cfg.llm, 'reproduce_bugs': cfg.reproduce_bugs,
-      'pool': 'last' if source == 'last' else cfg.scft.pool, 'seed': cfg.seed
-    }
-  )
+      'pool': 'last' if source == 'last' else cfg.scft.pool, 'seed': cfg.seed})
 
 
 def stage(work: Workdir, cfg: ConfigDict, prompts_dir: Path, llm_dir: Path) -> dict:
@@ -56,18 +54,16 @@ def stage(work: Workdir, cfg: ConfigDict, prompts_dir: Path, llm_dir: Path) -> d
                       'variant=no_scft, or name it as text.weights with variant=text')
   prompts_dir = prompts.read(prompts_dir)
   batches = ViewBatches(encoder, prompts_dir, cfg, num_row_shards(work.mesh))
-  def split(parts):  # pairs divide evenly
+  def split(parts: int) -> Callable:  # pairs divide evenly
     num_parts = next(n for n in range(parts, cfg.scft.batch + 1) if cfg.scft.batch % n == 0)
     return make_loss(encoder, cfg, num_row_shards(work.mesh), num_parts)
 
   task = Task(
     init=functools.partial(init_params, encoder.model.cfg, cfg), batches=batches,
     loss=make_loss(encoder, cfg, num_row_shards(work.mesh)), frozen=encoder.variables['params'],
-    split=split, parts=cfg.scft.parts, shape=(encoder.model.cfg, 0), rules=llm.RULES
-  )
+    split=split, parts=cfg.scft.parts, shape=(encoder.model.cfg, 0), rules=llm.RULES)
   fit_settings = dataclasses.replace(
-    loop.FitSettings.of(cfg.scft.optim), steps=cfg.scft.steps, seed=cfg.seed
-  )
+    loop.FitSettings.of(cfg.scft.optim), steps=cfg.scft.steps, seed=cfg.seed)
   trained = to_host(fit(task, fit_settings, work))
   # A tiny model of this run is named relative to here: the run's folder may be moved.
   is_inside = llm_dir.resolve().is_relative_to(work.path.resolve())
@@ -81,12 +77,13 @@ def stage(work: Workdir, cfg: ConfigDict, prompts_dir: Path, llm_dir: Path) -> d
 
 
 def num_row_shards(mesh: jax.sharding.Mesh) -> int:
-  """Over how many devices rows are spread."""
+  """Over how many devices rows are spread. mesh: the devices."""
   return max(1, mesh.size // mesh.shape.get('model', 1))
 
 
 def init_params(shape: llm.Config, cfg: ConfigDict, key: Key[Array, '']) -> PyTree:
-  """What is trained: the adapter, and as released the temperature. shape: of the LLM."""
+  """What is trained: the adapter, and as released the temperature. shape: of the LLM. cfg: as
+  `settings`. key: of the draws."""
   train = {'lora': lora.init_lora(shape, key)}
   return train | ({'tau': jnp.float32(RELEASED_TAU)} if cfg.reproduce_bugs.learned_tau else {})
 
@@ -138,7 +135,7 @@ def make_loss(encoder: text_embedding.Encoder, cfg: ConfigDict, num_shards: int 
   """
   parts = parts or cfg.scft.parts
 
-  def encode(train, frozen, batch):
+  def encode(train: PyTree, frozen: PyTree, batch: dict[str, Array]) -> Array:
     rows = {key_name: array.reshape(-1, array.shape[-1]) for key_name, array in batch.items()}
     vectors = encoder.run({'params': frozen, 'lora': train['lora']}, rows['tokens'], rows['mask'])
     return vectors.reshape(-1, 2, vectors.shape[-1])
@@ -148,8 +145,7 @@ def make_loss(encoder: text_embedding.Encoder, cfg: ConfigDict, num_shards: int 
     cached_loss = contrastive.cached(encode, loss_of_vectors, parts)
     return lambda train, frozen, batch, key: (cached_loss(train, frozen, batch), {})
   return lambda train, frozen, batch, key: (
-    loss_of_vectors(train, encode(train, frozen, batch)), {}
-  )
+    loss_of_vectors(train, encode(train, frozen, batch)), {})
 
 
 def pair_loss(cfg: ConfigDict, num_shards: int, train: PyTree,
@@ -163,8 +159,7 @@ def pair_loss(cfg: ConfigDict, num_shards: int, train: PyTree,
   if cfg.reproduce_bugs.local_negatives:
     parts = z.reshape(num_shards, -1, *z.shape[1:])
     return jax.vmap(lambda pairs: contrastive.loss(pairs[:, 0], pairs[:, 1], tau, cfg.scft.loss))(
-      parts
-    ).mean()
+      parts).mean()
   z = shard(z, None, None, None)  # every device meets the vectors of all
   return contrastive.loss(z[:, 0], z[:, 1], tau, cfg.scft.loss,
                           jnp.arange(len(z)) < cfg.scft.batch)

@@ -15,7 +15,7 @@ from recjax.errors import ConfigError
 from recjax.methods.llmemb import item_embeddings, prompts, rat, variants
 from recjax.retrieval import pca
 from recjax.training import sequential
-from recjax.training.workdir import find_stage, open_adopted
+from recjax.training.workdir import find_stage, open_later_work
 
 
 def extend_params(workdir: Path, config: ConfigDict, dataset: Dataset, later: str,
@@ -23,8 +23,8 @@ def extend_params(workdir: Path, config: ConfigDict, dataset: Dataset, later: st
   """The recommender for a later data set, without training.
 
   config, dataset: of the run. later: the data set. seed: whose model. Items whose prompt is new, or
-  another, get their vectors here. -> the later data set, parameters. Raises ConfigError where
-  vectors do not come from texts, DataError where the data set is no later one.
+  another, get their vectors here. workdir: of the run. -> the later data set, parameters. Raises
+  ConfigError where vectors do not come from texts, DataError where the data set is no later one.
   """
   rat_dir = variants.main_stage(workdir)
   params = sequential.load(rat_dir / 'model.npz', seed)
@@ -59,20 +59,17 @@ def prompt_vectors(workdir: Path, config: ConfigDict, dataset: Dataset, source: 
                    texts: Sequence[str]) -> Float[np.ndarray, 'n d']:
   """Vectors of prompts by the run's own encoder, made once for a data set.
 
-  source: of the vectors. texts: the prompts.
+  source: of the vectors. texts: the prompts. workdir, config: of the run. dataset: the later one.
   """
   weights = variants.text_folder(config) if source == 'text' else config.llm.weights
   llm_dir = find_stage(workdir, 'llm') if weights == 'tiny' else pathlib.Path(weights)
   scft_dir = None if source in ('text', 'plain') else find_stage(workdir, f'scft-{source}')
-  with open_adopted(
-    workdir, dataset, sharding.make_mesh({'data': -1, 'fsdp': 1, 'model': 1})
-  ) as work:
+  with open_later_work(
+    workdir, dataset, sharding.make_mesh({'data': -1, 'fsdp': 1, 'model': 1})) as work:
     return item_embeddings.read_shards(
       work.stage(
         f'export-{source}', item_embeddings.write_shards, item_embeddings.settings(config, source),
-        texts, llm_dir, scft_dir
-      )
-    )
+        texts, llm_dir, scft_dir))
 
 
 def table_rows(workdir: Path, config: ConfigDict, num_known: int, source: str, seed: int,
@@ -80,7 +77,7 @@ def table_rows(workdir: Path, config: ConfigDict, num_known: int, source: str, s
   """What the run's principal components and adapter make of vectors. -> (n, D)
 
   num_known: items of the run. source: of the vectors. seed: whose adapter. positions: rows of the
-  vectors' items, from 0.
+  vectors' items, from 0. workdir, config: of the run.
   """
   model = sequential.model_config(variants.recommender_config(config, config.model.kind), num_known)
   reduced_dir = find_stage(workdir, f'pca-{source}')
@@ -89,8 +86,7 @@ def table_rows(workdir: Path, config: ConfigDict, num_known: int, source: str, s
   parts = variants.VARIANTS[config.rat.variant]
   rat_cfg = rat.settings(config, config.rat.variant)
   x = rat.adapter_inputs(
-    rat_cfg, model, item_embeddings.read(reduced_dir), num_known, np.asarray(components)
-  )
+    rat_cfg, model, item_embeddings.read(reduced_dir), num_known, np.asarray(components))
   if not parts.adapter:
     return x
   trained = sequential.load(variants.main_stage(workdir) / 'adapter.npz', seed)

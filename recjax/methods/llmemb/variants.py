@@ -28,28 +28,29 @@ VARIANTS = {
   'full': Variant(), 'no_scft': Variant('plain'), 'no_adapter': Variant(adapter=False),
   'no_freeze': Variant(freeze=False), 'no_align': Variant(align=False),
   'pool_last': Variant('last'), 'pca': Variant('plain', adapter=False, align=False),
-  'text': Variant('text')
-}
+  'text': Variant('text')}
 
 
 def variants(cfg: ConfigDict) -> list[str]:
-  """The variants of a run, the one that the run is about first."""
+  """The variants of a run, the one that the run is about first. cfg: the run's config."""
   return list(dict.fromkeys([cfg.rat.variant, *cfg.rat.ablations]))
 
 
 def vector_source(cfg: ConfigDict, variant: str) -> str:
-  """Where a variant's item vectors come from: a stage's name, or the file of the config."""
+  """Where a variant's item vectors come from: a stage's name, or the file of the config. cfg: the
+  run's config. variant: of VARIANTS."""
   return 'file' if cfg.export.file else VARIANTS[variant].source
 
 
 def vector_sources(cfg: ConfigDict) -> list[str]:
-  """The tables of item vectors that a run needs. 'plain' comes along where 'tuned' is shown."""
+  """The tables of item vectors that a run needs. 'plain' comes along where 'tuned' is shown. cfg:
+  the run's config."""
   needed = [vector_source(cfg, v) for v in variants(cfg)]
   return list(dict.fromkeys(needed + (['plain'] if 'tuned' in needed else [])))
 
 
 def needs_llm(cfg: ConfigDict) -> bool:
-  """Whether the LLM is read at all."""
+  """Whether the LLM is read at all. cfg: the run's config."""
   return any(s in ('tuned', 'plain', 'last') for s in vector_sources(cfg))
 
 
@@ -59,34 +60,35 @@ def row_name(variant: str) -> str:
 
 
 def alignment_target(cfg: ConfigDict) -> str:
-  """Whose table is the aim of the alignment: SASRec's, or the same backbone's."""
+  """Whose table is the aim of the alignment: SASRec's, or the same backbone's. cfg: the run's
+  config."""
   return 'sasrec' if cfg.rat.align_source == 'sasrec' else cfg.model.kind
 
 
 def id_models(cfg: ConfigDict) -> list[str]:
-  """The recommenders over ids alone: the backbone's, and the aim of the alignment."""
+  """The recommenders over ids alone: the backbone's, and the aim of the alignment. cfg: the run's
+  config."""
   return list(dict.fromkeys([cfg.model.kind, alignment_target(cfg)]))
 
 
 def recommender_config(cfg: ConfigDict, kind: str) -> ConfigDict:
-  """What `training.sequential` reads, for one kind of recommender; bugs of the profile in it."""
+  """What `training.sequential` reads, for one kind of recommender; bugs of the profile in it. cfg:
+  the run's config. kind: 'sasrec', 'gru4rec' or 'bert4rec'."""
   model = (cfg.model if kind == cfg.model.kind else cfg.base).to_dict()
   train = cfg.train.to_dict()
   model.update(
     future=cfg.reproduce_bugs.future_seen and kind == 'sasrec', pads=cfg.reproduce_bugs.pads_seen,
-    bare=cfg.reproduce_bugs.bare_backbones
-  )
+    bare=cfg.reproduce_bugs.bare_backbones)
   train.update(
     last_only=cfg.reproduce_bugs.last_target_only and kind == 'gru4rec',
-    mask_by_chance=cfg.reproduce_bugs.noisy_masks and kind == 'bert4rec'
-  )
+    mask_by_chance=cfg.reproduce_bugs.noisy_masks and kind == 'bert4rec')
   return ConfigDict(
-    {'model': model, 'train': train, **{k: cfg[k] for k in ('loss', 'optim', 'seed', 'seeds')}}
-  )
+    {'model': model, 'train': train, **{k: cfg[k] for k in ('loss', 'optim', 'seed', 'seeds')}})
 
 
 def check(cfg: ConfigDict) -> None:
-  """What can be known to be wrong before anything runs. Raises ConfigError."""
+  """What can be known to be wrong before anything runs. cfg: the run's config. Raises ConfigError.
+  """
   llm_loading.check(cfg.llm)
   for variant in variants(cfg):
     if variant not in VARIANTS:
@@ -111,16 +113,17 @@ def check(cfg: ConfigDict) -> None:
 
 
 def llm_folder(cfg: ConfigDict, work: Workdir, prompts_dir: Path) -> pathlib.Path | None:
-  """Where the LLM stands; trains the tiny one on the prompts. None where nothing reads it."""
+  """Where the LLM stands; trains the tiny one on the prompts. None where nothing reads it. cfg,
+  work: of the run. prompts_dir: of the stage before."""
   if not needs_llm(cfg):
     return None
   return llm_loading.folder(
-    cfg, work, '\n', lambda: prompts.documents(prompts_dir, cfg.seed), prompts_dir
-  )
+    cfg, work, '\n', lambda: prompts.documents(prompts_dir, cfg.seed), prompts_dir)
 
 
 def text_folder(cfg: ConfigDict) -> pathlib.Path:
-  """The folder of the sentence encoder. Raises ConfigError where there is none."""
+  """The folder of the sentence encoder. cfg: the run's config. Raises ConfigError where there is
+  none."""
   folder = pathlib.Path(cfg.text.weights)
   if not cfg.text.weights or not (folder / 'config.json').exists():
     raise ConfigError(f'text.weights={cfg.text.weights!r} holds no config.json, which variant=text '
@@ -129,5 +132,5 @@ def text_folder(cfg: ConfigDict) -> pathlib.Path:
 
 
 def main_stage(workdir: Path) -> pathlib.Path:
-  """The stage of the variant that a run is about."""
+  """The stage of the variant that a run is about. workdir: of the run."""
   return find_stage(workdir, f'rat-{saved_config(workdir).rat.variant}')

@@ -35,8 +35,8 @@ from recjax.methods.reclm import (
   item_embeddings,
   offline_samples,
   planning,
+  prompts,
   report,
-  sft_data,
   teacher,
   tokenized_catalog,
   train,
@@ -50,47 +50,40 @@ GROUNDINGS = ('cgen', 'ret', 'token')
 
 
 def run(cfg: ConfigDict, work: Workdir) -> None:
-  """The experiment, stage by stage."""
+  """The experiment, stage by stage. cfg, work: of the run."""
   template = check(cfg)
   dataset = load_data(cfg.data)
-  work.log(
-    f'{dataset.name}: {len(dataset.catalog):,} items, {len(dataset.interactions):,} users, '
-    f'{len(dataset.interactions.items):,} interactions, fingerprint {dataset.fingerprint[:12]}'
-  )
+  work.log(dataset.summary)
   titles = [' '.join((title or '').split()) for title in dataset.catalog.columns.get('title') or ()]
-  opening = [sft_data.message('system', template['system'])]
+  opening = [prompts.message('system', template['system'])]
   llm_dir = llm_loading.folder(
-    cfg, work, opening, lambda: planning.documents(template, titles, cfg.seed), dataset
-  )
+    cfg, work, opening, lambda: planning.documents(template, titles, cfg.seed), dataset)
   check_texts(cfg, dataset, llm_dir)
   teacher_dir = work.stage('teacher', teacher.stage, teacher.settings(cfg), dataset)
   codes_dir = None
   if cfg.grounding == 'token':
     codes_dir = work.stage(
-      'codes', item_embeddings.stage, item_embeddings.settings(cfg), dataset, llm_dir, teacher_dir
-    )
+      'codes', item_embeddings.stage, item_embeddings.settings(cfg), dataset, llm_dir, teacher_dir)
   static_dir = pathlib.Path(cfg.train.static) if cfg.train.static else None
   tuned_dir = work.stage(
-    'tune', train.stage, train.settings(cfg), dataset, llm_dir, teacher_dir, codes_dir, static_dir
-  )
+    'tune', train.stage, train.settings(cfg), dataset, llm_dir, teacher_dir, codes_dir, static_dir)
   results_dir = work.stage(
     'evaluate', evaluate.stage, evaluate.settings(cfg), dataset, llm_dir, tuned_dir, teacher_dir,
-    codes_dir
-  )
+    codes_dir)
   work.publish(results_dir, 'results.json', 'ranks.parquet', 'predictions.parquet')
   report.write(cfg, work, dataset, results_dir)
   results.show(work, results_dir)
 
 
 def check(cfg: ConfigDict) -> dict[str, str]:
-  """What can be known to be wrong before anything runs. -> template parts. Raises ConfigError."""
+  """What can be known to be wrong before anything runs. cfg: the run's config. -> template parts.
+  Raises ConfigError."""
   llm_loading.check(cfg.llm)
   if cfg.grounding not in GROUNDINGS:
     raise ConfigError(f'grounding={cfg.grounding!r}; choose one of {", ".join(GROUNDINGS)}')
   if cfg.train.scope not in trie_masked.KINDS:
     raise ConfigError(
-      f'train.scope={cfg.train.scope!r}; choose one of {", ".join(trie_masked.KINDS)}'
-    )
+      f'train.scope={cfg.train.scope!r}; choose one of {", ".join(trie_masked.KINDS)}')
   if cfg.train.average not in train.AVERAGES:
     raise ConfigError(f'train.average={cfg.train.average!r}; choose one of '
                       f'{", ".join(train.AVERAGES)}')
@@ -99,8 +92,7 @@ def check(cfg: ConfigDict) -> dict[str, str]:
                       f'{", ".join(train.INIT_WORDS)}')
   if cfg.decode.num_items < 10:
     raise ConfigError(
-      f'decode.num_items={cfg.decode.num_items}: lists of ten are judged; ask for 10 or more'
-    )
+      f'decode.num_items={cfg.decode.num_items}: lists of ten are judged; ask for 10 or more')
   if cfg.decode.batch < 1 or cfg.train.batch < 1:
     raise ConfigError(f'decode.batch={cfg.decode.batch} and '
                       f'train.batch={cfg.train.batch} must be at least 1')
@@ -108,14 +100,14 @@ def check(cfg: ConfigDict) -> dict[str, str]:
     raise ConfigError(f'control.share={cfg.control.share} must lie between 0 and 1')
   offline_samples.check(cfg)
   missing_files(cfg)
-  return sft_data.read_template(cfg)
+  return prompts.read_template(cfg)
 
 
 def check_texts(cfg: ConfigDict, dataset: Dataset, llm_dir: Path) -> None:
   """What the tokenizer of `llm_dir` may not be able to write, before anything is trained: what its
   chat template makes of conversations, titles of the catalog and of the test's other one.
 
-  Raises ConfigError naming the folder, DataError naming the item.
+  cfg, dataset: of the run. Raises ConfigError naming the folder, DataError naming the item.
   """
   tokenizer = tokenizer_lib.load(llm_dir)
   several = bool(cfg.train.multi_round or cfg.train.static or cfg.eval.rounds
@@ -130,7 +122,8 @@ def check_texts(cfg: ConfigDict, dataset: Dataset, llm_dir: Path) -> None:
 
 
 def missing_files(cfg: ConfigDict) -> None:
-  """Raises ConfigError for a file that a later stage reads and that is not there."""
+  """Raises ConfigError for a file that a later stage reads and that is not there. cfg: the run's
+  config."""
   chats = cfg.train.multi_round or cfg.train.chat_share
   named = {'talk.source': cfg.talk.source if chats else '',
            'talk.questions': cfg.talk.questions if cfg.eval.rounds else '',
@@ -147,5 +140,6 @@ converse, faces = inference.converse, inference.faces
 
 
 def validated(cfg: ConfigDict) -> str:
-  """The stage whose validation figures tell settings apart, for `recjax sweep`."""
+  """The stage whose validation figures tell settings apart, for `recjax sweep`. cfg: the run's
+  config."""
   return 'tune'

@@ -10,7 +10,8 @@ from ml_collections import ConfigDict
 
 from recjax.decoding.prefix_generator import PrefixGenerator
 from recjax.errors import ConfigError, DataError
-from recjax.methods.reclm import generation, sft_data, train
+from recjax.methods.reclm import generation, train
+from recjax.methods.reclm import prompts as prompts_lib
 from recjax.methods.reclm.generation import GroundedModel, Reply
 
 PROMPT_BUCKET = 128  # tokens that prompts are padded to a multiple of
@@ -81,14 +82,13 @@ class ChatBatcher:
     chat_model = grounded.chat_model
     with jax.set_mesh(mesh):
       self.generator = PrefixGenerator(
-        chat_model.model, chat_model.variables, chat_model.tokenizer, [], PROMPT_BUCKET
-      )
+        chat_model.model, chat_model.variables, chat_model.tokenizer, [], PROMPT_BUCKET)
     self.item_of_title = {
-      name: domain_model.tokenized.index for name, domain_model in domains.items()
-    }
+      name: domain_model.tokenized.index for name, domain_model in domains.items()}
 
   def domain_of(self, request: ChatRequest) -> tuple[str, GroundedModel]:
-    """-> its catalog's name, the model over it. Raises ConfigError naming the known ones."""
+    """request: the conversation. -> its catalog's name, the model over it. Raises ConfigError
+    naming the known ones."""
     name = request.domain or next(iter(self.domains))
     if name not in self.domains:
       raise ConfigError(f'there is no catalog {name!r:.60}; known are {", ".join(self.domains)}')
@@ -97,22 +97,23 @@ class ChatBatcher:
   def prompt(self, request: ChatRequest) -> list[int]:
     """The tokens of a conversation, its oldest rounds dropped where it is too long.
 
-    Raises ConfigError where the last turn alone is.
+    request: the conversation. Raises ConfigError where the last turn alone is.
     """
     name, grounded = self.domain_of(request)
     tokenized = grounded.tokenized
     turns = [dict(t) for t in request.turns]
     if turns[0]['role'] != 'system':
-      turns.insert(0, sft_data.message('system', self.system))
+      turns.insert(0, prompts_lib.message('system', self.system))
     max_chars = (
       CHARS_PER_TOKEN * self.cfg.prompt.max_prompt_tokens
     )  # more letters never fit, and take long to see
     while sum(len(t['content']) for t in turns) > max_chars and drop_oldest_round(turns):
       pass
     if request.history:
-      items = list(request.history[-sft_data.MAX_ITEMS:])
-      turns[-1]['content'] = sft_data.with_history(self.cfg, tokenized, items, turns[-1]['content'])
-    turns = [sft_data.message(t['role'], restore_items(t['content'], self.item_of_title[name]))
+      items = list(request.history[-prompts_lib.MAX_ITEMS:])
+      turns[-1]['content'] = prompts_lib.with_history(
+        self.cfg, tokenized, items, turns[-1]['content'])
+    turns = [prompts_lib.message(t['role'], restore_items(t['content'], self.item_of_title[name]))
              if t['role'] == 'assistant' else t for t in turns]
     encoder = train.make_encoder(self.cfg, grounded.chat_model, tokenized)
     ids = encoder.tokens(turns)
@@ -120,8 +121,7 @@ class ChatBatcher:
       if not drop_oldest_round(turns):
         raise ConfigError(
           f'the last turn takes {len(ids)} tokens, {self.cfg.prompt.max_prompt_tokens} fit; '
-          'say it in fewer words'
-        )
+          'say it in fewer words')
       ids = encoder.tokens(turns)
     return ids
 
@@ -129,8 +129,8 @@ class ChatBatcher:
                settle: Callable = lambda row, answer: None) -> list[ChatAnswer]:
     """Replies to a batch.
 
-    settle: called with the row and the ChatAnswer of each whose reply ends before others'. Raises
-    ConfigError or DataError of any.
+    settle: called with the row and the ChatAnswer of each whose reply ends before others'.
+    requests: the conversations. Raises ConfigError or DataError of any.
     """
     answers, rows_by_program = [None] * len(requests), {}
     prompts = [self.prompt(request) for request in requests]
@@ -138,8 +138,7 @@ class ChatBatcher:
       min_items = next(n for n in MIN_ITEMS if n >= min(request.least, MIN_ITEMS[-1]))
       key = (
         self.domain_of(request)[0], min_items, self.temperature_of(request), request.seed,
-        len(prompts[row]) // PROMPT_BUCKET
-      )
+        len(prompts[row]) // PROMPT_BUCKET)
       rows_by_program.setdefault(key, []).append(row)
     for (name, min_items, temperature, seed, _), rows in rows_by_program.items():
       for start in range(0, len(rows), BATCH_SIZES[-1]):
@@ -147,8 +146,7 @@ class ChatBatcher:
         batch_answers = self.batch(
           self.domains[name], [requests[row_number] for row_number in batch_rows],
           [prompts[row_number] for row_number in batch_rows], min_items, temperature, seed,
-          lambda place, answer, batch_rows=batch_rows: settle(batch_rows[place], answer)
-        )
+          lambda place, answer, batch_rows=batch_rows: settle(batch_rows[place], answer))
         for row, chat_answer in zip(batch_rows, batch_answers):
           answers[row] = chat_answer
     return answers
@@ -159,18 +157,18 @@ class ChatBatcher:
     """Replies to conversations that one program takes together.
 
     temperature: of the draws. grounded: the model over their catalog. prompts: of the requests.
-    min_items: before a reply may end. settle: as in `__call__`.
+    min_items: before a reply may end. settle: as in `__call__`. requests: the conversations. seed:
+    of the draws.
     """
     batch_size = next(size for size in BATCH_SIZES if size >= len(requests))
     decode = ConfigDict(
-      {**self.cfg.decode.to_dict(), 'num_items': MAX_ITEMS, 'temperature': temperature}
-    )
+      {**self.cfg.decode.to_dict(), 'num_items': MAX_ITEMS, 'temperature': temperature})
     is_over = np.arange(batch_size) >= len(requests)
 
-    def answer_at(place, reply):
+    def answer_at(place: int, reply: Reply) -> ChatAnswer:
       return self.make_answer(grounded, requests[place], reply, len(prompts[place]))
 
-    def on_tokens(rows):
+    def on_tokens(rows: list[list[int]]) -> np.ndarray:
       for place, (request, ids) in enumerate(zip(requests, rows)):
         if not is_over[place]:
           is_over[place] = self.report(grounded, request, ids)
@@ -180,11 +178,10 @@ class ChatBatcher:
     with jax.set_mesh(self.mesh):
       replies = generation.generate_replies(
         grounded, self.generator, decode, prompts + prompts[-1:] * (batch_size - len(prompts)),
-        min_items=min_items, seed=seed, on_tokens=on_tokens
-      )
+        min_items=min_items, seed=seed, on_tokens=on_tokens)
     return [answer_at(place, reply) for place, reply in enumerate(replies[: len(requests)])]
 
-  def asked(self, turns: Sequence[dict], **fields) -> ChatRequest:
+  def asked(self, turns: Sequence[dict], **fields: Any) -> ChatRequest:
     """A conversation, checked before it waits.
 
     turns: [{'role', 'content'}]. fields: of ChatRequest. Raises DataError or ConfigError for turns
@@ -204,11 +201,12 @@ class ChatBatcher:
     return self.domains[answer.domain].tokenized.catalog.id_of(item)
 
   def own(self, answer: ChatAnswer) -> bool:
-    """Whether a reply is about the catalog that the model was trained on."""
+    """Whether a reply is about the catalog that the model was trained on. answer: the reply."""
     return answer.domain == next(iter(self.domains))
 
   def temperature_of(self, request: ChatRequest) -> float:
-    """The temperature that is used: the run's, or the nearest of TEMPERATURES."""
+    """The temperature that is used: the run's, or the nearest of TEMPERATURES. request: the
+    conversation."""
     if request.temperature is None:
       return float(self.cfg.decode.temperature)
     return min(TEMPERATURES, key=lambda temperature: abs(temperature - request.temperature))
@@ -216,7 +214,8 @@ class ChatBatcher:
   def report(self, grounded: GroundedModel, request: ChatRequest, ids: list[int]) -> bool:
     """Tells a client the text of a reply's tokens so far.
 
-    request: whose reply it is. ids: the tokens. -> whether the reply is at its end
+    request: whose reply it is. ids: the tokens. grounded: the model over its catalog. -> whether
+    the reply is at its end
     """
     if request.gone():
       return True
@@ -232,7 +231,8 @@ class ChatBatcher:
                   tokens_in: int) -> ChatAnswer:
     """The answer, cut where fewer items or tokens were asked for; a cut item is left out.
 
-    request: that is answered. reply: to it. tokens_in: of the prompt.
+    request: that is answered. reply: to it. tokens_in: of the prompt. grounded: the model over its
+    catalog.
     """
     size, _ = reply_length(request, grounded.chat_model, reply.ids)
     if size < len(reply.ids):
@@ -247,7 +247,7 @@ class ChatBatcher:
     """Compiles the programs of short conversations."""
     for size in BATCH_SIZES:
       for min_items in MIN_ITEMS:
-        self([ChatRequest((sft_data.message('user', 'Hello'),), least=min_items)] * size)
+        self([ChatRequest((prompts_lib.message('user', 'Hello'),), least=min_items)] * size)
 
 
 def reply_length(request: ChatRequest, chat_model: train.ChatModel,
@@ -255,7 +255,7 @@ def reply_length(request: ChatRequest, chat_model: train.ChatModel,
   """How many of a reply's tokens count, and whether more would not: enough were asked for, or an
   item more than may come is begun.
 
-  request: that is answered. ids: the reply's tokens.
+  request: that is answered. ids: the reply's tokens. chat_model: the LLM.
   """
   ends = [i + 1 for i, token in enumerate(ids) if token == chat_model.eoi]
   size, is_over = len(ids), False
@@ -305,9 +305,9 @@ def check_turns(turns: Iterable[dict]) -> tuple[dict, ...]:
     if role == 'system' and checked and checked[-1]['role'] != 'system':
       raise DataError('the system message stands first, before the others')
     if checked and checked[-1]['role'] == role:
-      checked[-1] = sft_data.message(role, checked[-1]['content'] + '\n' + turn['content'])
+      checked[-1] = prompts_lib.message(role, checked[-1]['content'] + '\n' + turn['content'])
     else:
-      checked.append(sft_data.message(role, turn['content']))
+      checked.append(prompts_lib.message(role, turn['content']))
   if not checked or checked[-1]['role'] != 'user':
     raise DataError('the last message must be of the user')
   if checked[0]['role'] == 'assistant' or checked[0]['role'] == 'system' and len(checked) > 1 and (

@@ -1,4 +1,4 @@
-"""Conversations as tokens, with what is learnt and where titles are.
+"""Conversations as tokens, with what is learned and where titles are.
 
 Titles stand between two control tokens, as in Liao et al., ACL Findings 2026, arXiv 2505.03336.
 """
@@ -55,9 +55,9 @@ class ChatEncoder:
   def examples(self, turns: Sequence[dict]) -> list[TokenSample]:
     """A conversation as training sees it: every answer behind the very tokens that ask for it.
 
-    It is one row as long as the template keeps what was learnt as it was. Where it lays an earlier
+    It is one row as long as the template keeps what was learned as it was. Where it lays an earlier
     answer out anew (Qwen3 without thinking, Llama 2), what follows is a row of its own, behind what
-    it will be asked with, and the earlier answers are learnt in theirs. turns: [{'role',
+    it will be asked with, and the earlier answers are learned in theirs. turns: [{'role',
     'content'}].
     """
     rows, tails = [], []
@@ -83,7 +83,7 @@ class ChatEncoder:
                        {'node': np.array(nodes, np.int32), 'item': np.array(items, np.int32)})
 
   def ending(self, turns: Sequence[dict]) -> list[int]:
-    """What is learnt behind the answer that ends `turns`: an end token, and what the template
+    """What is learned behind the answer that ends `turns`: an end token, and what the template
     writes behind it.
 
     Decoding stops at end tokens alone, so where the template writes another text first the end
@@ -94,8 +94,7 @@ class ChatEncoder:
       ends = self.tokenizer.eos_ids
       dummy_turns = [
         {**turn, 'content': [[]]} if turn['role'] == 'assistant' else {**turn, 'content': 'x'}
-        for turn in turns
-      ]
+        for turn in turns]
       tail = chat_template.render_parts(self.tokenizer, dummy_turns, False, **self.variables)[-1]
       self.endings[roles] = tail if tail[:1] and tail[0] in ends else [
           next((token for token in tail if token in ends), ends[0])]
@@ -113,8 +112,7 @@ class ChatEncoder:
       has_items = turn['role'] == 'assistant' or not isinstance(content, str)
       if has_items and any(isinstance(part_ids, list) for part_ids in content):
         marks += [
-          [trie_masked.FREE] * len(part_ids) for part_ids in content if isinstance(part_ids, list)
-        ]
+          [trie_masked.FREE] * len(part_ids) for part_ids in content if isinstance(part_ids, list)]
       elif has_items:
         answer_ids, nodes, _ = self.answer(content)
         turn = {**turn, 'content': [answer_ids]}
@@ -128,7 +126,7 @@ class ChatEncoder:
     return ids, nodes
 
   def tokens(self, turns: Sequence[dict]) -> list[int]:
-    """The tokens of `asked`."""
+    """The tokens of `asked`. turns: as of `asked`."""
     return self.asked(turns)[0]
 
 

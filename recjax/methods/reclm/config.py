@@ -5,9 +5,10 @@ from recjax import base_config
 
 
 def make(arg: str) -> ConfigDict:
-  """arg: 'paper', 'data=FOLDER', 'grounding=NAME', in any order, parted by commas."""
+  """arg: 'paper' or 'laptop', 'data=FOLDER', 'grounding=NAME', in any order, parted by commas."""
   preset, given = base_config.parse(arg, dict(data='sample', grounding='cgen'),
-                                    dict(grounding=('cgen', 'ret', 'token')))
+                                    dict(grounding=('cgen', 'ret', 'token')),
+                                    base_config.LLM_PRESETS)
   c = sample(preset, given['data'], given['grounding'])
   if given['data'].partition(':')[0] != 'sample':  # real titles are longer, users more
     c.train.update(sample=0, epochs=1)
@@ -27,6 +28,11 @@ def make(arg: str) -> ConfigDict:
     c.optim.update(lr=1e-4, muon=0.0, warmup=39, schedule='square', decay=0.01, beta2=0.999)
     c.decode.update(new_tokens=1024, batch=16)
     c.eval.update(words='plain', users=0, rounds=1319, mask_history=False)
+  if preset == 'laptop':
+    c.train.update(mode='lora', sample=1500, epochs=1, valid_users=64, free=0.0, chat_share=0.1)
+    c.lora = dict(base_config.LAPTOP_LORA)
+    c.optim.update(lr=1e-3, muon=0.0, beta2=0.999, log_every=5, save_every=25)
+    c.decode.update(batch=32)
   return c
 
 

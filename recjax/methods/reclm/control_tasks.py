@@ -33,7 +33,7 @@ class CategoryRequest:
   wanted: int = 0
 
   def text(self, template: dict[str, str]) -> str:
-    """The sentence that a request ends with."""
+    """The sentence that a request ends with. template: the request's parts."""
     return fill(template[self.kind], category=self.category, wanted=str(self.wanted))
 
   def followed(self, items: Sequence[int] | np.ndarray, members: set[int]) -> bool:
@@ -48,7 +48,7 @@ class CategoryRequest:
 
 
 def category_members(tokenized: TokenizedCatalog) -> dict[str, set[int]]:
-  """The items of each category, as indices 1..N."""
+  """The items of each category, as indices 1..N. tokenized: the catalog."""
   members = {}
   for item, paths in enumerate(tokenized.categories, 1):
     for path in paths:
@@ -64,8 +64,8 @@ def make_lists(tokenized: TokenizedCatalog, histories: Sequence[np.ndarray],
   histories: item indices; targets: the next item of each, whose categories are asked for, or with
   'without' the one that the teacher's list holds most of and the target does not have. teach:
   (histories, k, signs) -> (M, k) items, signs '+C' or '-C'. seeds: a seed of each; kinds: of
-  LIST_KINDS, of each; max_items: of a list. -> for each the labels and the CategoryRequest, or None
-  where no category serves
+  LIST_KINDS, of each; max_items: of a list. tokenized: the catalog. -> for each the labels and the
+  CategoryRequest, or None where no category serves
   """
   if not histories:
     return []
@@ -79,8 +79,7 @@ def make_lists(tokenized: TokenizedCatalog, histories: Sequence[np.ndarray],
     teach(served_histories, max_items + 1, [sign + chosen[i] for i in served])
     if served_histories
     else ()
-    for sign in '+-'
-  )
+    for sign in '+-')
   lists = [None] * len(histories)
   for place, i in enumerate(served):
     category_items = members[chosen[i]]
@@ -88,13 +87,10 @@ def make_lists(tokenized: TokenizedCatalog, histories: Sequence[np.ndarray],
       [
         item
         for item in taught[place].tolist()
-        if item and item != targets[i] and (item in category_items) == is_inside
-      ]
-      for taught, is_inside in ((inside, True), (outside, False))
-    ]
+        if item and item != targets[i] and (item in category_items) == is_inside]
+      for taught, is_inside in ((inside, True), (outside, False))]
     lists[i] = _labels(
-      kinds[i], chosen[i], int(targets[i]), category_items, *sides, rngs[i], max_items
-    )
+      kinds[i], chosen[i], int(targets[i]), category_items, *sides, rngs[i], max_items)
   return lists
 
 
@@ -106,8 +102,7 @@ def _category(tokenized: TokenizedCatalog, kind: str, target: int, taught: list[
     return target_paths[rng.integers(len(target_paths))] if target_paths else None
   counts = {}
   for path in (
-    p for item in taught if item for p in tokenized.categories_of(item) if p not in target_paths
-  ):
+    p for item in taught if item for p in tokenized.categories_of(item) if p not in target_paths):
     counts[path] = counts.get(path, 0) + 1
   return min(counts, key=lambda p: (-counts[p], p)) if counts else None
 
@@ -118,8 +113,7 @@ def _labels(kind: str, category: str, target: int, own: set[int], inside: list[i
   """-> labels, request. inside, outside: the teacher's items on both sides, without the target."""
   if kind in ('with', 'without'):
     return [target, *(inside if kind == 'with' else outside)][:max_items], CategoryRequest(
-      kind, category
-    )
+      kind, category)
   # the target has the category: it is one of those wanted
   size = min(max_items, 1 + len(inside) + len(outside))
   low, high = max(1, size - len(outside)), min(size, 1 + len(inside))
@@ -136,8 +130,9 @@ def make_question(tokenized: TokenizedCatalog, template: dict[str, str], kind: s
                   rng: np.random.Generator, max_items: int) -> tuple[str, list]:
   """A question about an item's most specific category, or for items of it.
 
-  kind: of QUESTION_KINDS. item: one that has categories. max_items: of an answer. -> text, and its
-  answer: for 'category_of' [the category], for 'item_of' item indices, to be written as a list
+  kind: of QUESTION_KINDS. item: one that has categories. max_items: of an answer. rng: of the
+  draws. tokenized: the catalog. template: the request's parts. -> text, and its answer: for
+  'category_of' [the category], for 'item_of' item indices, to be written as a list
   """
   path = tokenized.categories_of(item)[-1]
   if kind == 'category_of':

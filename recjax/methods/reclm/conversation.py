@@ -11,7 +11,7 @@ from ml_collections import ConfigDict
 from recjax.data.dataset import Catalog
 from recjax.decoding.streaming import stream
 from recjax.errors import ConfigError
-from recjax.methods.reclm import chat_batcher, generation, sft_data, tokenized_catalog, train
+from recjax.methods.reclm import chat_batcher, generation, prompts, tokenized_catalog, train
 from recjax.methods.reclm.generation import GroundedModel, Reply
 from recjax.models import llm_decoder
 
@@ -37,11 +37,12 @@ class Conversation:
 
   def clear(self) -> None:
     """Forgets every round."""
-    self.turns = [sft_data.message('system', self.system)]
+    self.turns = [prompts.message('system', self.system)]
     self.cached_ids, self.cache = [], None
 
   def use(self, domain: str) -> None:
-    """Recommends from another catalog from now on. Raises ConfigError naming the known ones."""
+    """Recommends from another catalog from now on. domain: its name. Raises ConfigError naming the
+    known ones."""
     if domain not in self.domains:
       raise ConfigError(f'there is no catalog {domain!r}; known are {", ".join(self.domains)}')
     self.domain = domain
@@ -56,10 +57,10 @@ class Conversation:
     """
     grounded, chat_model = self.grounded, self.grounded.chat_model
     if history:
-      items = [grounded.tokenized.catalog.index(token) for token in history][-sft_data.MAX_ITEMS:]
-      text = sft_data.with_history(self.cfg, grounded.tokenized, items, text)
+      items = [grounded.tokenized.catalog.index(token) for token in history][-prompts.MAX_ITEMS:]
+      text = prompts.with_history(self.cfg, grounded.tokenized, items, text)
     encoder = train.make_encoder(self.cfg, chat_model, grounded.tokenized)
-    self.turns.append(sft_data.message('user', text))
+    self.turns.append(prompts.message('user', text))
     ids = encoder.tokens(self.turns)
     fit = self.cfg.prompt.max_prompt_tokens
     while len(ids) > fit:
@@ -72,8 +73,7 @@ class Conversation:
     reply = self._generate(ids, max_items, seed, tell)
     ends = set(chat_model.tokenizer.eos_ids)
     self.turns.append(
-      sft_data.message('assistant', [[token for token in reply.ids if token not in ends]])
-    )
+      prompts.message('assistant', [[token for token in reply.ids if token not in ends]]))
     return reply
 
   def _generate(self, ids: list[int], max_items: int, seed: int, tell: Callable | None) -> Reply:
@@ -100,7 +100,7 @@ class Conversation:
     reply_decode = ConfigDict({**decode.to_dict(), 'num_items': max_items})
     constraint = self.grounded.constraint(reply_decode, 1)
 
-    def on_tokens(rows):
+    def on_tokens(rows: list[list[int]]) -> np.ndarray:
       if tell:
         reply = self.grounded.read(rows[0])
         tell(dataclasses.replace(reply, text=reply.text.rstrip(chat_batcher.UNFINISHED)))
@@ -109,8 +109,7 @@ class Conversation:
     search = dataclasses.replace(generation.sampling(decode), pad_id=chat_model.tokenizer.pad_id)
     generated = stream(
       _decoder(model), {'variables': chat_model.variables, 'past': self.cache}, [ids[-1:]], search,
-      constraint, on_tokens, seed=seed, bucket=1
-    )
+      constraint, on_tokens, seed=seed, bucket=1)
     return self.grounded.read(generated.row(0, 0))
 
 
@@ -127,7 +126,5 @@ def untrained_models(chat_model: train.ChatModel,
   """
   return {
     name: generation.GroundedModel(
-      chat_model, [tokenized_catalog.load(catalog, chat_model.tokenizer)], [name]
-    )
-    for name, catalog in catalogs.items()
-  }
+      chat_model, [tokenized_catalog.load(catalog, chat_model.tokenizer)], [name])
+    for name, catalog in catalogs.items()}

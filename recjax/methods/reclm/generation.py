@@ -50,15 +50,13 @@ class GroundedModel:
     self.chat_model, self.catalogs = chat_model, list(catalogs)
     self.names, self.kind = list(names), kind
     self.trees = [
-      tokenized.to_trie(chat_model.eoi, chat_model.model.cfg.vocab) for tokenized in self.catalogs
-    ]
+      tokenized.to_trie(chat_model.eoi, chat_model.model.cfg.vocab) for tokenized in self.catalogs]
     self.tokenized = self.catalogs[0]  # of the run, whose items are judged
     self.device_trie = device_trie.to_device_trie(self.trees)
     if kind == 'ret' and len(self.catalogs) > 1:
       raise ConfigError('RecLM-ret has vectors of its own catalog alone; give one catalog')
     self.spelling = (
-      retrieval_constraint.items_by_title(self.tokenized.title_tokens) if kind == 'ret' else None
-    )
+      retrieval_constraint.items_by_title(self.tokenized.title_tokens) if kind == 'ret' else None)
 
   def constraint(self, decode: ConfigDict, batch: int,
                  excluded: Sequence[Sequence[int]] | None = None, allowed: np.ndarray | None = None,
@@ -76,14 +74,12 @@ class GroundedModel:
     if self.kind == 'ret':
       return retrieval_constraint.build_retrieval_constraint(
         self.tokenized.title_tokens, chat_model.extra['items'], chat_model.extra['project'],
-        train.project, settings, self.excluded_mask(batch, excluded, allowed)
-      )
+        train.project, settings, self.excluded_mask(batch, excluded, allowed))
     filter_ = None
     if excluded is not None or allowed is not None:
       filter_ = tokenized_catalog.make_filter(self.trees[0], excluded or [()] * batch, allowed)
     return item_span.item_span_constraint(
-      self.trees, self.device_trie, settings, batch, catalog=root, item_filter=filter_
-    )
+      self.trees, self.device_trie, settings, batch, catalog=root, item_filter=filter_)
 
   def excluded_mask(self, batch: int, excluded: Sequence[Sequence[int]] | None,
                     allowed: np.ndarray | None) -> np.ndarray | None:
@@ -105,21 +101,20 @@ class GroundedModel:
     """The Reply that tokens make. root: the catalog. ids: the tokens."""
     chat_model, tokenized = self.chat_model, self.catalogs[root]
     if self.kind == 'ret':
-      positions, unfinished = retrieval_constraint.parse(
-        self.spelling, ids, chat_model.soi, chat_model.eoi
-      )
+      items, unfinished = retrieval_constraint.parse(
+        self.spelling, ids, chat_model.soi, chat_model.eoi)
     else:
-      positions, unfinished = item_span.parse(self.trees[root], ids, chat_model.soi)
-    items = [position + 1 for position in positions]  # decoding counts items from 0
+      items, unfinished = item_span.parse(self.trees[root], ids, chat_model.soi)
     complete = bool(ids) and ids[-1] in chat_model.tokenizer.eos_ids
     return Reply(list(ids), items, self.text(ids, items, tokenized), complete, unfinished)
 
   def text(self, ids: Sequence[int], items: Sequence[int], tokenized: TokenizedCatalog) -> str:
-    """What a person reads: titles in double quotes, a cut one left out. items: named by `ids`."""
+    """What a person reads: titles in double quotes, a cut one left out. items: named by `ids`. ids:
+    of the reply. tokenized: the catalog."""
     parts, text_ids, named_items, inside = [], [], iter(items), False
     chat_model = self.chat_model
 
-    def flush():
+    def flush() -> None:
       parts.append(chat_model.tokenizer.decode(text_ids))
       text_ids.clear()
     for token in ids:
@@ -169,22 +164,21 @@ def rank_items(grounded: GroundedModel, generator: PrefixGenerator,
   with RecLM-ret the nearest vectors.
 
   generator: as in `generate_replies`. prompts: up to where the assistant begins. excluded, allowed:
-  as in `GroundedModel.constraint`. -> items (B, k) int32 1..N, 0 where fewer may come, scores (B,
-  k): log-probabilities of titles as training has them, or products with the projected state
+  as in `GroundedModel.constraint`. grounded: the model over its catalog. -> items (B, k) int32
+  1..N, 0 where fewer may come, scores (B, k): log-probabilities of titles as training has them, or
+  products with the projected state
   """
   chat_model = grounded.chat_model
   list_start = [*chat_model.tokenizer.encode('1. ')]
   if grounded.kind == 'ret':
     return rank_by_vectors(
-      grounded, generator, [[*prompt, *list_start] for prompt in prompts], k, excluded, allowed
-    )
+      grounded, generator, [[*prompt, *list_start] for prompt in prompts], k, excluded, allowed)
   trie = grounded.trees[0]
   filter_ = tokenized_catalog.make_filter(trie, excluded or [()] * len(prompts), allowed)
   generated = generator.generate(
     [generator.own([*prompt, *list_start, chat_model.soi]) for prompt in prompts],
     BeamSearch(max(k, MIN_BEAMS), length_penalty=0.0), constraints.CatalogConstraint(
-        grounded.device_trie, filter_, normalization=chat_model.scoring)
-  )
+        grounded.device_trie, filter_, normalization=chat_model.scoring))
   return generated.best(k, trie, filter_)
 
 
@@ -193,12 +187,11 @@ def rank_by_vectors(grounded: GroundedModel, generator: PrefixGenerator,
                     allowed: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
   """The items whose vectors go best with the state at the end of prompts.
 
-  generator, excluded, allowed: as there. -> as `rank_items`
+  generator, excluded, allowed: as there. grounded, prompts, k: as there. -> as `rank_items`
   """
   extra, num_items = grounded.chat_model.extra, len(grounded.tokenized.titles)
   queries = train.project(
-    extra['project'], generator.states([generator.own(prompt) for prompt in prompts])
-  )
+    extra['project'], generator.states([generator.own(prompt) for prompt in prompts]))
   scores = np.array(multihost.to_host(dot_product_scores(queries, extra['items'], None)),
                     np.float32)
   excluded_mask = grounded.excluded_mask(len(prompts), excluded, allowed)
@@ -211,7 +204,7 @@ def rank_by_vectors(grounded: GroundedModel, generator: PrefixGenerator,
 
 def prefix_generator(chat_model: train.ChatModel,
                      prompts: Sequence[Sequence[int]]) -> PrefixGenerator:
-  """The LLM with what these prompts share run once."""
+  """The LLM with what these prompts share run once. chat_model: the LLM. prompts: token lists."""
   return PrefixGenerator(chat_model.model, chat_model.variables, chat_model.tokenizer,
                          sft.common_prefix(prompts), max(map(len, prompts)))
 
@@ -221,28 +214,25 @@ def rank_items_of_all(work: Workdir, name: str, grounded: GroundedModel, decode:
                       k: int) -> tuple[np.ndarray, np.ndarray]:
   """`rank_items` for all prompts, in batches, resumable: a journal `name` in the stage's folder.
 
-  decode: batch. excluded, k: as there. -> items (n, k) int32, scores (n, k)
+  decode: batch. excluded, k: as there. work: of the stage. grounded, prompts: as there. -> items
+  (n, k) int32, scores (n, k)
   """
   generator = prefix_generator(grounded.chat_model, prompts)
 
-  def rank_batch(rows):
+  def rank_batch(rows: list[int]) -> list:
     items, scores = rank_items(
       grounded, generator, [prompts[items_of_row] for items_of_row in rows], k,
-      None if excluded is None else [excluded[items_of_row] for items_of_row in rows]
-    )
+      None if excluded is None else [excluded[items_of_row] for items_of_row in rows])
     return [
       [items_of_row.tolist(), [round(float(score), 5) for score in scores_of_row]]
-      for items_of_row, scores_of_row in zip(items, scores)
-    ]
+      for items_of_row, scores_of_row in zip(items, scores)]
 
   with jax.set_mesh(work.mesh):
     ranked = sharded_stage.answer_all(
-      work, name, work.folder / f'{name}.jsonl', prompts, decode.batch, rank_batch
-    )
+      work, name, work.folder / f'{name}.jsonl', prompts, decode.batch, rank_batch)
   return (
     np.array([items_of_row for items_of_row, _ in ranked], np.int32),
-    np.array([scores_of_row for _, scores_of_row in ranked], np.float32),
-  )
+    np.array([scores_of_row for _, scores_of_row in ranked], np.float32))
 
 
 def reply_to_all(work: Workdir, name: str, grounded: GroundedModel, decode: ConfigDict,
@@ -250,18 +240,18 @@ def reply_to_all(work: Workdir, name: str, grounded: GroundedModel, decode: Conf
                  generator: PrefixGenerator | None = None) -> list[Reply]:
   """Replies to all prompts, in batches, resumable: a journal `name` in the stage's folder.
 
-  decode, excluded: as in `generate_replies`. generator: None makes one. seed: of the draws.
+  decode, excluded: as in `generate_replies`. generator: None makes one. seed: of the draws. work:
+  of the stage. grounded, prompts: as in `generate_replies`.
   """
   generator = generator or prefix_generator(grounded.chat_model, prompts)
 
-  def reply_batch(batch_rows):
+  def reply_batch(batch_rows: list[int]) -> list:
     replies = generate_replies(grounded, generator, decode, [prompts[row] for row in batch_rows],
                     None if excluded is None else [excluded[row] for row in batch_rows], seed=seed)
     return [[reply.ids] for reply in replies]
   with jax.set_mesh(work.mesh):
     rows = sharded_stage.answer_all(
-      work, name, work.folder / f'{name}.jsonl', prompts, decode.batch, reply_batch
-    )
+      work, name, work.folder / f'{name}.jsonl', prompts, decode.batch, reply_batch)
   return [grounded.read(ids) for (ids,) in rows]
 
 
@@ -270,24 +260,21 @@ def reply_freely(work: Workdir, name: str, grounded: GroundedModel, decode: Conf
   """Replies that nothing constrains, in batches, resumable.
 
   name: of the journal. decode: as in `generate_replies`. prompts: token lists. seed: of the draws.
-  -> token lists
+  work: of the stage. grounded: the model over its catalog. -> token lists
   """
   generator = prefix_generator(grounded.chat_model, prompts)
   eos_ids = tuple(grounded.chat_model.tokenizer.eos_ids)
 
-  def reply_batch(batch_rows):
+  def reply_batch(batch_rows: list[int]) -> list:
     generated = generator.generate(
       [generator.own(prompts[row]) for row in batch_rows], sampling(decode, 0),
-      constraints.Unconstrained(eos_ids), seed
-    )
+      constraints.Unconstrained(eos_ids), seed)
     rows = [list(map(int, generated.row(place, 0))) for place in range(len(batch_rows))]
     return [
       [reply_ids[:-1] if reply_ids and reply_ids[-1] in eos_ids else reply_ids]
-      for reply_ids in rows
-    ]
+      for reply_ids in rows]
 
   with jax.set_mesh(work.mesh):
     rows = sharded_stage.answer_all(
-      work, name, work.folder / f'{name}.jsonl', prompts, decode.batch, reply_batch
-    )
+      work, name, work.folder / f'{name}.jsonl', prompts, decode.batch, reply_batch)
   return [ids for (ids,) in rows]

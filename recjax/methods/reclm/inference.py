@@ -14,15 +14,9 @@ from recjax.data.loading import load_data, load_unchanged
 from recjax.decoding.prefix_generator import PrefixGenerator
 from recjax.distributed import sharding
 from recjax.errors import ConfigError
-from recjax.evaluation.recommender import Recommender
-from recjax.methods.reclm import (
-  chat_batcher,
-  conversation,
-  generation,
-  sft_data,
-  tokenized_catalog,
-  train,
-)
+from recjax.evaluation.recommender import CatalogRecommender
+from recjax.methods.reclm import chat_batcher, conversation, generation, tokenized_catalog, train
+from recjax.methods.reclm import prompts as prompts_lib
 from recjax.run_files import read_json
 from recjax.text import prompt_templates
 from recjax.training.workdir import find_stage, saved_config
@@ -33,7 +27,8 @@ def open_run(
 ) -> tuple[ConfigDict, Dataset, generation.GroundedModel, jax.sharding.Mesh]:
   """-> config, data set, the model over its catalog, a mesh of what is here, whatever the folder
 
-  later: a data set that carries the run's on. Raises ConfigError where its items cannot be read.
+  later: a data set that carries the run's on. workdir: of the run. Raises ConfigError where its
+  items cannot be read.
   """
   config = saved_config(workdir)
   results = read_json(find_stage(workdir, 'evaluate') / 'results.json')
@@ -51,12 +46,11 @@ def open_run(
   tokenized = train.load_tokenized(config, dataset, chat_model, table)
   return (
     config, dataset,
-    generation.GroundedModel(chat_model, [tokenized], [dataset.name], config.grounding), mesh
-  )
+    generation.GroundedModel(chat_model, [tokenized], [dataset.name], config.grounding), mesh)
 
 
 def check_later(config: ConfigDict) -> None:
-  """Raises ConfigError where new items have no place in what was trained."""
+  """Raises ConfigError where new items have no place in what was trained. config: of the run."""
   why = {'ret': 'finds items by vectors that were trained one an item',
          'token': 'writes codes that were dealt out among the items of the run'}.get(
              config.grounding)
@@ -66,40 +60,39 @@ def check_later(config: ConfigDict) -> None:
                       'titles')
 
 
-def recommender(workdir: Path, data: str | None = None) -> Recommender:
+def recommender(workdir: Path, data: str | None = None) -> CatalogRecommender:
   """The trained method's face. data: a later data set, as in `open_run`.
 
-  -> Recommender, ranked as the first item of a reply would be: scores are log-probabilities of
-  titles, or of RecLM-ret products with the projected state.
+  workdir: of the run. -> Recommender, ranked as the first item of a reply would be: scores are
+  log-probabilities of titles, or of RecLM-ret products with the projected state.
   """
   return make_recommender(*open_run(workdir, data))
 
 
 def faces(workdir: Path, catalogs: Sequence[str] = (),
-          data: str | None = None) -> tuple[Recommender, chat_batcher.ChatBatcher]:
+          data: str | None = None) -> tuple[CatalogRecommender, chat_batcher.ChatBatcher]:
   """One opened run for serving: `recommender` and `chat_batcher.ChatBatcher`.
 
-  catalogs: as in `converse`; data: a later data set, as in `open_run`.
+  catalogs: as in `converse`; data: a later data set, as in `open_run`. workdir: of the run.
   """
   config, dataset, grounded, mesh = opened = open_run(workdir, data)
   domains = load_domains(config, grounded, catalogs)
   return make_recommender(*opened), chat_batcher.ChatBatcher(
-    config, domains, system_prompt(config), mesh
-  )
+    config, domains, system_prompt(config), mesh)
 
 
 def make_recommender(config: ConfigDict, dataset: Dataset, grounded: generation.GroundedModel,
-                     mesh: jax.sharding.Mesh) -> Recommender:
-  """The face of a run that `open_run` opened."""
+                     mesh: jax.sharding.Mesh) -> CatalogRecommender:
+  """The face of a run. config, dataset, grounded, mesh: as `open_run` gives them."""
   tokenized, template = grounded.tokenized, prompt_templates.read(
-      config.prompt.template, 'recjax.methods.reclm', sft_data.FIELDS)
+      config.prompt.template, 'recjax.methods.reclm', prompts_lib.FIELDS)
   encoder, generators = train.make_encoder(config, grounded.chat_model, tokenized), []
 
-  def recommend(histories, k, exclude_seen, allowed_mask):
+  def recommend(histories: Sequence, k: int, exclude_seen: bool, allowed_mask: np.ndarray | None
+               ) -> tuple:
     item_rows = [history.tolist() for history in histories]
-    prompts, _ = sft_data.make_prompts(
-      encoder, tokenized, template, item_rows, config.eval.words, k
-    )
+    prompts, _ = prompts_lib.make_prompts(
+      encoder, tokenized, template, item_rows, config.eval.words, k)
     items, scores = [], []
     size = min(config.decode.batch, 1 << (len(item_rows) - 1).bit_length())
     with jax.set_mesh(mesh):
@@ -111,35 +104,29 @@ def make_recommender(config: ConfigDict, dataset: Dataset, grounded: generation.
         batch_rows = list(range(start, min(start + size, len(item_rows))))
         padded_rows = batch_rows + batch_rows[-1:] * (size - len(batch_rows))
         ranked = generation.rank_items(
-          grounded,
-          generators[0],
-          [prompts[i] for i in padded_rows],
-          k,
-          [item_rows[i] for i in padded_rows] if exclude_seen else None,
-          allowed_mask[padded_rows]
+          grounded, generators[0], [prompts[i] for i in padded_rows], k,
+          [item_rows[i] for i in padded_rows] if exclude_seen else None, allowed_mask[padded_rows]
           if allowed_mask is not None and allowed_mask.ndim == 2
-          else allowed_mask,
-        )
+          else allowed_mask)
         items += ranked[0][: len(batch_rows)].tolist()
         scores.append(ranked[1][: len(batch_rows)])
     return items, np.concatenate(scores)
-  return Recommender(recommend, dataset.catalog, masks_by_row=True, max_batch=8)
+  return CatalogRecommender(recommend, dataset.catalog, masks_by_row=True, max_batch=8)
 
 
 def converse(workdir: Path,
              catalogs: Sequence[str] = ()) -> tuple[conversation.Conversation, jax.sharding.Mesh]:
-  """A conversation with the trained model. catalogs: further data sets to recommend from."""
+  """A conversation with the trained model. catalogs: further data sets to recommend from. workdir:
+  of the run."""
   config, _, grounded, mesh = open_run(workdir)
   return conversation.Conversation(
-    config, load_domains(config, grounded, catalogs), system_prompt(config)
-  ), mesh
+    config, load_domains(config, grounded, catalogs), system_prompt(config)), mesh
 
 
 def system_prompt(config: ConfigDict) -> str:
-  """What the model is told before a conversation."""
-  return prompt_templates.read(config.prompt.template, 'recjax.methods.reclm', sft_data.FIELDS)[
-    'system'
-  ]
+  """What the model is told before a conversation. config: of the run."""
+  return prompt_templates.read(config.prompt.template, 'recjax.methods.reclm', prompts_lib.FIELDS)[
+    'system']
 
 
 def load_domains(config: ConfigDict, grounded: generation.GroundedModel,
@@ -147,7 +134,7 @@ def load_domains(config: ConfigDict, grounded: generation.GroundedModel,
   """The run's own catalog and further data sets, by name. Raises ConfigError where the grounding
   knows its own alone.
 
-  catalogs: further data sets.
+  catalogs: further data sets. config: of the run. grounded: the model over the run's catalog.
   """
   domains = {grounded.names[0]: grounded}
   if catalogs and config.grounding != 'cgen':
@@ -157,6 +144,5 @@ def load_domains(config: ConfigDict, grounded: generation.GroundedModel,
     dataset = load_data(source)
     tokenized = tokenized_catalog.load(dataset.catalog, grounded.chat_model.tokenizer)
     domains[dataset.name] = generation.GroundedModel(
-      grounded.chat_model, [tokenized], [dataset.name]
-    )
+      grounded.chat_model, [tokenized], [dataset.name])
   return domains

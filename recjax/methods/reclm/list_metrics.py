@@ -32,23 +32,17 @@ def list_rates(lists: Sequence[Sequence[int]], histories: Sequence,
     target_category = (categories[target - 1] or [None])[-1]
     list_values.append({
         'HR': place is not None, 'MRR': 0 if place is None else 1 / (place + 1),
-        'NDCG': 0 if place is None else 1 / np.log2(place + 2),
-        'NonExistRate': num_unknown,
+        'NDCG': 0 if place is None else 1 / np.log2(place + 2), 'NonExistRate': num_unknown,
         'RepeatRate': len(first_items) - len(set(first_items)),
         'InHistoryRate': sum(item in seen for item in first_items),
-        'CorrectCount': len(items) == asked,
-        'EmptyRate': not items,
+        'CorrectCount': len(items) == asked, 'EmptyRate': not items,
         'TargetCategoryRate': sum(
           target_category is not None and target_category in categories[item - 1]
           for item in first_items
-          if 1 <= item <= num_items
-        ),
-      }
-    )
+          if 1 <= item <= num_items)})
   rates = {
     f'{name}@{asked}': float(np.mean([values[name] for values in list_values]))
-    for name in list_values[0]
-  }
+    for name in list_values[0]}
   rates[f'OOD@{asked} share'] = rates[f'NonExistRate@{asked}'] / asked
   return {**rates, f'coverage@{asked}': len(shown) / num_items, 'lists': len(list_values)}
 
@@ -88,16 +82,14 @@ def match_items(titles: Sequence, tokenized: TokenizedCatalog, tokenizer: Tokeni
                 max_edits: int = 0) -> list[int]:
   """Titles of `parse_titles` as items: by tokens, by spelling, or within `max_edits` edits.
 
-  tokenizer: of the model. -> item indices; below 0, equal for equal titles, where no item has the
-  title
+  tokenizer: of the model. titles: as `parse_titles` gives them. tokenized: the catalog. -> item
+  indices; below 0, equal for equal titles, where no item has the title
   """
   item_of_tokens, items, unknown = (
     {
       tuple(title_ids): item_index for item_index, title_ids in enumerate(tokenized.title_tokens, 1)
     },
-    [],
-    {},
-  )
+    [], {})
   for title in titles:
     text = title if isinstance(title, str) else tokenizer.decode(title).strip()
     item = (
@@ -137,8 +129,7 @@ def edit_distance(a: str, b: str, max_edits: int) -> int:
       steps = [row.get(j, max_edits) + 1]
       if j:
         steps += [
-          next_row.get(j - 1, max_edits) + 1, row.get(j - 1, max_edits + 1) + (letter != b[j - 1])
-        ]
+          next_row.get(j - 1, max_edits) + 1, row.get(j - 1, max_edits + 1) + (letter != b[j - 1])]
       next_row[j] = min(steps)
     row = next_row
     if min(row.values()) > max_edits:

@@ -1,4 +1,5 @@
 """Texts for the tiny model, what a run would cost, and its model in other programs' layouts."""
+import functools
 import pathlib
 import shutil
 from collections.abc import Sequence
@@ -13,22 +14,37 @@ from recjax.data.dataset import Dataset
 from recjax.data.loading import load_unchanged
 from recjax.distributed import sharding
 from recjax.errors import ConfigError
-from recjax.methods.reclm import offline_samples, sft_data, teacher, tokenized_catalog, train
+from recjax.methods.reclm import (
+  generation,
+  offline_samples,
+  prompts,
+  sft_data,
+  teacher,
+  tokenized_catalog,
+  train,
+)
 from recjax.models import layers, llm, lora
 from recjax.run_files import read_json
 from recjax.text import tokenizer
-from recjax.training import cost_model, llm_loading, tiny_llm
+from recjax.training import cost_model, cpu_cost, llm_loading, tiny_llm
 from recjax.training.workdir import find_stage, saved_config
+
+CHAT, MARKS = 16, 5  # tokens that a chat template puts around, and that a list puts around a title
+
+FORCED = 4  # tokens of a title that a pass of a list writes, about
+
+LONGEST = 0.9  # quantile of the tokens of titles at which a batch of searches is done, about
 
 OPENING, TITLE = 60, 14  # tokens of a prompt around its titles, and of a title, typical
 
 
 def documents(template: dict[str, str], titles: Sequence[str], seed: int, walks: int = 3,
-              longest: int = sft_data.MAX_ITEMS) -> list[str]:
+              longest: int = prompts.MAX_ITEMS) -> list[str]:
   """What the tiny model learns before it sees any behavior: lists that wander from an item to one
   of like words, asked for and answered, so that it knows titles and form and nothing of users.
 
-  template: the request's parts. walks: over all titles. longest: items of a list.
+  template: the request's parts. walks: over all titles. longest: items of a list. titles: of the
+  catalog. seed: of the draws.
   """
   words = [sorted(set(title.lower().split())) for title in titles]
   rng = np.random.default_rng((seed, len(titles)))
@@ -54,12 +70,12 @@ def documents(template: dict[str, str], titles: Sequence[str], seed: int, walks:
 
 
 def cost(cfg: ConfigDict, dataset: Dataset) -> dict[str, str]:
-  """Parameters, operations and time, by hand count. -> {what: text}"""
+  """Parameters, operations and time, by hand count. cfg, dataset: of the run. -> {what: text}"""
   shape = llm_loading.shape_of(cfg, **({} if cfg.train.mode == 'full' else dict(
       lora_rank=cfg.lora.rank, lora_targets=tuple(cfg.lora.targets))))
   users = int((dataset.interactions.lengths() > 3).sum())
   users = min(users, cfg.train.sample) if cfg.train.sample else users
-  length = OPENING + TITLE * (sft_data.MAX_ITEMS // 2 + cfg.train.longest_list / 2)
+  length = OPENING + TITLE * (prompts.MAX_ITEMS // 2 + cfg.train.longest_list / 2)
   forward = llm.flops_per_token(shape, length / 2)
   full = cfg.train.mode == 'full'
   trained = layers.count_params(llm.shapes(shape)) if full else layers.count_params(
@@ -75,12 +91,39 @@ def cost(cfg: ConfigDict, dataset: Dataset) -> dict[str, str]:
       'trained': f'{trained:,} parameters ({cfg.train.mode})',
       'training': f'{cfg.train.epochs} epochs of {users:,} samples, about {tokens / 1e6:,.1f} M '
                   f'tokens, {flops / 1e12:,.1f} TFLOP',
-      **cost_model.llm_lines(run, cfg.mesh, jax.device_count())}
+      **cost_model.llm_lines(run, cfg.mesh, jax.device_count()),
+      **cpu_cost.lines(cfg, shape, lambda: cpu_stages(cfg, dataset))}
+
+
+def cpu_stages(cfg: ConfigDict, dataset: Dataset) -> list[cpu_cost.Stage]:
+  """The stages that use the language model. cfg: the run's config. dataset: the data set."""
+  tokens_of, template = cpu_cost.counter(cfg), prompts.read_template(cfg)
+  columns, flat = dataset.catalog.columns, dataset.interactions
+  titles = tokens_of([text or '' for text in cpu_cost.some(columns['title'])])
+  around = int(tokens_of([template['system'] + template['train']])[0]) + CHAT
+  known = [n for n in flat.lengths() if n >= sft_data.MIN_USER_ITEMS]
+  shown = np.minimum(cpu_cost.some(known), prompts.MAX_ITEMS)
+  title, count = titles.mean(), min(len(known), cfg.train.sample or len(known))
+  answer = cfg.train.longest_list * (title + MARKS)
+  lengths = np.minimum(around + shown * (title + MARKS) + answer, cfg.prompt.max_prompt_tokens)
+  users = min(len(flat), cfg.eval.users or len(flat))
+  prefix = int(tokens_of([template['system']])[0])
+  search = functools.partial(
+      cpu_cost.Search, batch=cfg.decode.batch, prefix=prefix,
+      prompt=cpu_cost.padded(around - prefix + prompts.MAX_ITEMS * (title + MARKS)))
+  passes = cfg.decode.num_items * (MARKS + title / FORCED)
+  tuned = cpu_cost.packed('tune', lengths.astype(int), prefix,
+                          count * (1 + cfg.train.chat_share), cfg.train, cfg.train.valid_users)
+  return [tuned, search('lists', users, beams=1, passes=passes, width=generation.PASS_WIDTH),
+          search('ranked', users, beams=generation.MIN_BEAMS,
+                 passes=float(np.quantile(titles, LONGEST))),
+          search('rounds', cfg.eval.rounds, beams=1, passes=passes + cfg.eval.answer_tokens,
+                 width=generation.PASS_WIDTH)]
 
 
 def convert(workdir: Path, kind: str, out: Path) -> None:
   """Writes the tuned chat model, control tokens included, as a whole Hugging Face checkpoint
-  ('merged'), or the samples that it learnt from, as List[List[Dict]] files ('samples').
+  ('merged'), or the samples that it learned from, as List[List[Dict]] files ('samples').
 
   workdir: of the run. kind: which of both. out: the new folder. Raises WorkdirError where the run
   has not finished tuning, ConfigError where `out` is not empty or `kind` is another.
@@ -104,7 +147,8 @@ def convert(workdir: Path, kind: str, out: Path) -> None:
 
 
 def write_samples(cfg: ConfigDict, workdir: Path, tuned_dir: Path, out: Path) -> None:
-  """The samples of a run, drawn again as training drew them, into the folder `out`."""
+  """The samples of a run, drawn again as training drew them, into the folder `out`. cfg, workdir:
+  of the run. tuned_dir: of its stage."""
   dataset = load_unchanged(cfg.data, read_json(
       find_stage(workdir, 'evaluate') / 'results.json')['data_fingerprint'], workdir)
   tokenized = tokenized_catalog.load(dataset.catalog, tokenizer.load(tuned_dir))

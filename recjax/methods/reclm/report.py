@@ -1,6 +1,7 @@
 """The run's report: conversations, how clean the lists are, and whether they help."""
 import json
 from pathlib import Path
+from typing import Any
 
 from ml_collections import ConfigDict
 
@@ -48,7 +49,8 @@ PAPERS = ('''\
 
 
 def write(cfg: ConfigDict, work: Workdir, dataset: Dataset, results_dir: Path) -> None:
-  """Writes report.html into the run's folder."""
+  """Writes report.html into the run's folder. cfg, work, dataset: of the run. results_dir: of the
+  stage before."""
   outcome = read_json(results_dir / 'results.json')
   row = next(iter(outcome['rows']))
   html.write(work.path / 'report.html', html.page(
@@ -57,36 +59,24 @@ def write(cfg: ConfigDict, work: Workdir, dataset: Dataset, results_dir: Path) -
       [html.section('Results', result_tables.results_table(
           outcome, ('HR@10', 'NDCG@10', 'HR@5'), 'NDCG@10', row, LABELS),
                     intro='Intervals are 95 % bootstraps over test users. A list of RecLM holds '
-                    f'{cfg.decode.num_items} items; a target outside counts as not found.',
-        ),
-        result_tables.groups_section(outcome, row),
-        rates_section(cfg, outcome),
-        *control_section(cfg, outcome),
-        curves(work),
-        users_section(cfg, work, dataset),
+                    f'{cfg.decode.num_items} items; a target outside counts as not found.'),
+        result_tables.groups_section(outcome, row), rates_section(cfg, outcome),
+        *control_section(cfg, outcome), curves(work), users_section(cfg, work, dataset),
         run_section.training_section(
           work.metrics(),
-          {'llm': 'the tiny language model', 'teacher': 'the teacher', 'tune': 'the LLM'}
-        ),
+          {'llm': 'the tiny language model', 'teacher': 'the teacher', 'tune': 'the LLM'}),
         *run_section.closing_sections(
-          work.path,
-          cfg,
+          work.path, cfg,
           {
             'data': f'{dataset.name}: {len(dataset.catalog):,} items, '
                     f'{len(dataset.interactions):,} users',
-            'data fingerprint': dataset.fingerprint,
-            'protocol': outcome['protocol'],
-          },
-          [*PAPERS, seqrec.PAPERS[cfg.teacher.model.kind]],
-        ),
-      ],
-      'Liao et al., ACL Findings 2026 (arXiv 2505.03336); Lu et al., arXiv 2403.05063.',
-    ),
-  )
+            'data fingerprint': dataset.fingerprint, 'protocol': outcome['protocol']},
+          [*PAPERS, seqrec.PAPERS[cfg.teacher.model.kind]])],
+      'Liao et al., ACL Findings 2026 (arXiv 2505.03336); Lu et al., arXiv 2403.05063.'))
 
 
 def verdict(outcome: dict, row: str) -> str:
-  """The result in a sentence."""
+  """The result in a sentence. outcome: what results.json holds. row: the run's own row."""
   ours, popularity = outcome['rows'][row]['HR@10'], outcome['rows']['popularity']['HR@10']
   p = outcome['tests'][f'{row}>popularity']['HR@10']
   text = (f'For {ours["value"]:.1%} of {ours["n"]:,} test users the next item is in the list of '
@@ -100,7 +90,8 @@ def verdict(outcome: dict, row: str) -> str:
 
 
 def figures(cfg: ConfigDict, outcome: dict, row: str) -> list[tuple]:
-  """Tiles of the summary."""
+  """Tiles of the summary. cfg: of the run. outcome: what results.json holds. row: the run's own
+  row."""
   k = cfg.decode.num_items
   return [*result_tables.metric_tiles(outcome, row, ('HR@10', 'NDCG@10')),
           ('items that do not exist', f'{outcome["rates"][f"NonExistRate@{k}"]:g}', 'in all lists'),
@@ -108,7 +99,8 @@ def figures(cfg: ConfigDict, outcome: dict, row: str) -> list[tuple]:
 
 
 def rates_section(cfg: ConfigDict, outcome: dict) -> str:
-  """How clean lists are: in one turn, amid other talk, over another catalog."""
+  """How clean lists are: in one turn, amid other talk, over another catalog. cfg: of the run.
+  outcome: what results.json holds."""
   tests = {'one turn': outcome['rates']}
   if outcome.get('rounds'):
     tests['between questions'] = outcome['rounds']
@@ -137,8 +129,8 @@ def rates_section(cfg: ConfigDict, outcome: dict) -> str:
 
 
 def control_section(cfg: ConfigDict, outcome: dict) -> list[str]:
-  """How often requests about categories are followed, beside lists that were not asked to. -> a
-  section where there were such requests"""
+  """How often requests about categories are followed, beside lists that were not asked to. cfg: of
+  the run. outcome: what results.json holds. -> a section where there were such requests"""
   control = outcome.get('control') or {}
   k = cfg.decode.num_items
   rows = [[WISHES[kind], str(rates['users']), f'{rates["followed"]:.1%}', f'{rates["unasked"]:.1%}',
@@ -156,12 +148,11 @@ def control_section(cfg: ConfigDict, outcome: dict) -> list[str]:
 
 
 def curves(work: Workdir) -> str:
-  """Likelihood of held-out titles among what the catalog allows."""
+  """Likelihood of held-out titles among what the catalog allows. work: of the run."""
   rows = [row for row in work.metrics() if row['stage'] == 'tune']
   points = {
     name: [(row['step'], row[name]) for row in rows if name in row]
-    for name in ('title_nll', 'item_nll', 'valid_loss')
-  }
+    for name in ('title_nll', 'item_nll', 'valid_loss')}
   return html.section(
     'Held-out lists',
     html.figure(
@@ -169,17 +160,12 @@ def curves(work: Workdir) -> str:
         {
           name_of_curve.replace('_', ' '): curve for name_of_curve, curve in points.items() if curve
         },
-        ylabel='nats a token',
-        xlabel='step',
-      ),
-      'Validation loss, and of titles among what the catalog allows',
-      'curves',
-    ),
-  )
+        ylabel='nats a token', xlabel='step'),
+      'Validation loss, and of titles among what the catalog allows', 'curves'))
 
 
 def users_section(cfg: ConfigDict, work: Workdir, dataset: Dataset) -> str:
-  """Test users with the reply that each list was read from."""
+  """Test users with the reply that each list was read from. cfg, work, dataset: of the run."""
   _, _, grounded, _ = inference.open_run(work.path)
   cases = splits.leave_one_out(dataset.interactions).test
   cases = cases.select(splits.sample_cases(cases, cfg.eval.users, '')[0])
@@ -187,7 +173,7 @@ def users_section(cfg: ConfigDict, work: Workdir, dataset: Dataset) -> str:
   for line in (find_stage(work.path, 'evaluate') / 'lists.jsonl').read_text().splitlines():
     replies |= {name: ids for name, ids in json.loads(line)}
 
-  def describe(case, history, items):
+  def describe(case: Any, history: Any, items: Any) -> tuple:
     return {}, {}, [html.label('The reply'),
                     html.code(grounded.read(replies[int(case)]).text or '(nothing)')]
   return user_examples.section(work.path, dataset.catalog, cases, cfg.grounding, cfg.seed, describe,

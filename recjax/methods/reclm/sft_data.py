@@ -1,8 +1,6 @@
-"""What is learnt: windows of users, the lists that a teacher completes, and the turns around them.
+"""What is learned: windows of users, and the lists that a teacher completes, in turns of `prompts`.
 
-Every draw is a function of (seed, epoch, user) alone. The forms of requests and answers are those
-of the released code (Liao et al., ACL Findings 2026, arXiv 2505.03336); docs/reclm.md lists what
-differs.
+Every draw is a function of (seed, epoch, user) alone.
 """
 import dataclasses
 from collections.abc import Callable, Sequence
@@ -11,28 +9,11 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from recjax.data.dataset import Interactions
-from recjax.errors import ConfigError, DataError
 from recjax.methods.reclm import control_tasks
-from recjax.methods.reclm.chat_encoding import ChatEncoder
+from recjax.methods.reclm.prompts import MAX_ITEMS, message, numbered_list, request_text
 from recjax.methods.reclm.tokenized_catalog import TokenizedCatalog
-from recjax.text import prompt_templates
-from recjax.text.prompt_templates import fill
 
-MAX_ITEMS = 10  # items of a history that a prompt shows, and of a list that is asked for
-
-MIN_USER_ITEMS = 4  # items of a user who can be learnt from: two train, one validates, one tests
-
-FIELDS = {'system': (), 'train': ('history|items', 'count'), 'rule': (),
-          'train_candidates': ('history|items', 'candidates', 'count'),
-          'test': ('history|items', 'count'), 'first': (), 'acknowledge': ()}
-
-
-def read_template(cfg: ConfigDict) -> dict[str, str]:
-  """The template's parts, those of `control` too where it is on. Raises ConfigError."""
-  control_fields = control_tasks.FIELDS if cfg.control.share else {}
-  return prompt_templates.read(
-    cfg.prompt.template, 'recjax.methods.reclm', {**FIELDS, **control_fields}
-  )
+MIN_USER_ITEMS = 4  # items of a user who can be learned from: two train, one validates, one tests
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,8 +46,7 @@ def windows(sequences: Interactions, epoch: int, seed: int,
   rng = np.random.default_rng((seed, epoch, 1))
   draws = rng.random((2, len(lengths)))[:, users]
   length_before = (
-    lengths[users] - 1 if full else 1 + np.floor(draws[0] * (lengths[users] - 1)).astype(np.int64)
-  )
+    lengths[users] - 1 if full else 1 + np.floor(draws[0] * (lengths[users] - 1)).astype(np.int64))
   first = np.maximum(0, length_before - MAX_ITEMS)
   if not full:
     first = first + np.floor(draws[1] * (length_before - first)).astype(np.int64)
@@ -90,7 +70,7 @@ def epoch_samples(cfg: ConfigDict, tokenized: TokenizedCatalog, train: Interacti
   cfg: the `train` group, `control`, the share of requests about categories, and its seed. train:
   the sequences. teach: (histories, k[, signs]) -> (M, k) item indices, those of the history left
   out, 0 behind the last. number: of the epoch. talk: [(question, answer)]. count: so many of the
-  users, drawn (0: all).
+  users, drawn (0: all). tokenized: the catalog. template: the request's parts.
   """
   users, begin, end = windows(train, number, cfg.seed, cfg.full_histories)
   if count and count < len(users):
@@ -99,8 +79,7 @@ def epoch_samples(cfg: ConfigDict, tokenized: TokenizedCatalog, train: Interacti
   histories = [train.items[first:last] for first, last in zip(begin, end)]
   taught = teach(histories, MAX_ITEMS + 1)
   category_requests = category_samples(
-    cfg, tokenized, template, histories, train.items[end], users, number, teach
-  )
+    cfg, tokenized, template, histories, train.items[end], users, number, teach)
   samples = []
   for i, user in enumerate(users):
     rng = np.random.default_rng((cfg.seed, number, int(user)))
@@ -112,8 +91,7 @@ def epoch_samples(cfg: ConfigDict, tokenized: TokenizedCatalog, train: Interacti
     sample = (
       category_requests[i]
       if i in category_requests
-      else recommendation_sample(tokenized, template, histories[i], labels, rng, cfg)
-    )
+      else recommendation_sample(tokenized, template, histories[i], labels, rng, cfg))
     samples.append(dataclasses.replace(sample, user=int(user), target=target))
     if talk and rng.random() < cfg.multi_round:
       samples[-1] = add_chat_turn(samples[-1], talk[rng.integers(len(talk))], int(rng.integers(2)))
@@ -130,7 +108,8 @@ def category_samples(cfg: ConfigDict, tokenized: TokenizedCatalog, template: dic
                      number: int, teach: Callable) -> dict[int, Sample]:
   """Samples about categories, for `cfg.control` of the users.
 
-  histories, targets, users: of the windows. number: of the epoch. -> {place in users: Sample}
+  histories, targets, users: of the windows. number: of the epoch. tokenized, template, teach: as in
+  `epoch_samples`. -> {place in users: Sample}
   """
   if not cfg.control:
     return {}
@@ -138,11 +117,9 @@ def category_samples(cfg: ConfigDict, tokenized: TokenizedCatalog, template: dic
   kinds = {
     i: control_tasks.KINDS[rng.integers(len(control_tasks.KINDS))]
     for i, rng in enumerate(rngs)
-    if rng.random() < cfg.control
-  }
+    if rng.random() < cfg.control}
   lists, samples = (
-    [i for i, kind_of_user in kinds.items() if kind_of_user in control_tasks.LIST_KINDS], {}
-  )
+    [i for i, kind_of_user in kinds.items() if kind_of_user in control_tasks.LIST_KINDS], {})
   max_items = min(cfg.longest_list, len(tokenized.titles) - 1)
   made_lists = control_tasks.make_lists(
       tokenized, [histories[i] for i in lists], [int(targets[i]) for i in lists], teach,
@@ -155,18 +132,12 @@ def category_samples(cfg: ConfigDict, tokenized: TokenizedCatalog, template: dic
   for i, kind in kinds.items():
     if kind in control_tasks.QUESTION_KINDS and tokenized.categories_of(targets[i]):
       request, answer = control_tasks.make_question(
-        tokenized, template, kind, int(targets[i]), rngs[i], max_items
-      )
+        tokenized, template, kind, int(targets[i]), rngs[i], max_items)
       labels = () if kind == 'category_of' else tuple(answer)
       samples[i] = Sample([message('system', template['system']), message('user', request),
                            message('assistant', numbered_list(labels) if labels else answer)],
                           f'control:{kind}', labels=labels)
   return samples
-
-
-def message(role: str, content: str | list) -> dict:
-  """A turn of a conversation. role: who speaks. content: what is said."""
-  return {'role': role, 'content': content}
 
 
 def recommendation_sample(tokenized: TokenizedCatalog, template: dict[str, str],
@@ -175,7 +146,8 @@ def recommendation_sample(tokenized: TokenizedCatalog, template: dict[str, str],
   """A request and its answer: free or among candidates, the rule stated or not, drawn uniformly.
 
   history: item indices. labels: items of the answer. cfg: the `train` group. wish: a sentence that
-  the request ends with; candidates do not come with it.
+  the request ends with; candidates do not come with it. tokenized, template: as in `epoch_samples`.
+  rng: of the draws.
   """
   candidates = ()
   if not wish and rng.random() < cfg.candidates:
@@ -192,7 +164,7 @@ def draw_candidates(labels: Sequence[int], num_items: int, rng: np.random.Genera
                     max_items: int) -> tuple[int, ...]:
   """The labels and other items without repeats, shuffled: len(labels) .. `max_items` in all.
 
-  num_items: of the catalog.
+  num_items: of the catalog. rng: of the draws.
   """
   size = int(rng.integers(len(labels), max(max_items, len(labels)) + 1))
   candidates = list(labels)
@@ -201,60 +173,6 @@ def draw_candidates(labels: Sequence[int], num_items: int, rng: np.random.Genera
     if item not in candidates:
       candidates.append(item)
   return tuple(candidates[place] for place in rng.permutation(len(candidates)))
-
-
-def request_text(tokenized: TokenizedCatalog, form: str, history: Sequence[int] | np.ndarray,
-                 count: int, candidates: Sequence[int] | np.ndarray = (),
-                 more: str = '') -> str | list:
-  """A request, `more` at its end: a text, its titles in single quotes and joined by arrows; or,
-  where the form has {items} for {history}, [text or item index, ...], the history's items between
-  control tokens, as they are in answers. count: items asked for.
-
-  candidates: items to choose from.
-  """
-  def filled(text):
-    return fill(text, history=quote_titles(tokenized, history, ' → '),
-                candidates=quote_titles(tokenized, candidates, ', '), count=str(count))
-  before, listed, after = form.partition('{items}')
-  if not listed:
-    return filled(form) + more
-  return [filled(before), *item_references(history), filled(after) + more]
-
-
-def item_references(items: Sequence[int] | np.ndarray) -> list:
-  """Items in a request, by themselves, joined by arrows.
-
-  items: their indices. -> [str or int, ...]
-  """
-  return [part for item in items for part in (' → ', int(item))][1:]
-
-
-def with_history(cfg: ConfigDict, tokenized: TokenizedCatalog, history: Sequence[int] | np.ndarray,
-                 text: str) -> str | list:
-  """A turn of free text after the items that it is about, as the template shows histories.
-
-  history: item indices. text: the turn.
-  """
-  if '{items}' in read_template(cfg)['train']:
-    return ['', *item_references(history), '. ' + text]
-  return f'{quote_titles(tokenized, history, " → ")}. {text}'
-
-
-def quote_titles(tokenized: TokenizedCatalog, items: Sequence[int] | np.ndarray,
-                 between: str) -> str:
-  """Titles in single quotes, joined by `between`. items: their indices."""
-  return between.join(f"'{tokenized.title(item)}'" for item in items)
-
-
-def numbered_list(labels: Sequence[int]) -> list:
-  """An answer: numbered items, one a line, a new line at its end.
-
-  labels: item indices. -> [str or int, ...]
-  """
-  parts = []
-  for number, item in enumerate(labels, 1):
-    parts += [('' if number == 1 else '\n ') + f'{number}. ', int(item)]
-  return [*parts, '\n']
 
 
 def add_chat_turn(sample: Sample, pair: tuple[str, str], late: int) -> Sample:
@@ -266,53 +184,3 @@ def add_chat_turn(sample: Sample, pair: tuple[str, str], late: int) -> Sample:
   system, *rest = sample.turns
   return dataclasses.replace(sample, turns=[system, *rest, *turns] if late
                              else [system, *turns, *rest])
-
-
-def request_turns(tokenized: TokenizedCatalog, template: dict[str, str],
-                  history: Sequence[int] | np.ndarray, words: str = 'plain', count: int = MAX_ITEMS,
-                  wish: str = '', candidates: Sequence[int] | np.ndarray = ()) -> list[dict]:
-  """The turns that ask for `count` items, in words that training does not use.
-
-  history: item indices. words: 'plain' (one turn), 'rule' (with the rule of control symbols),
-  'acknowledged' (after a first turn), or 'trained' (training's own words). wish: its last sentence.
-  candidates: items to choose from, asked for in training's words. Raises ConfigError for other
-  words.
-  """
-  if words not in ('plain', 'rule', 'acknowledged', 'trained'):
-    raise ConfigError(f"eval.words={words!r}; choose 'plain', 'rule', 'acknowledged' or 'trained'")
-  turns = [message('system', template['system'])]
-  if words == 'acknowledged':
-    turns += [message('user', template['first']), message('assistant', template['acknowledge'])]
-  form = template['train_candidates' if candidates else 'train' if words == 'trained' else 'test']
-  rule = template['rule'] if words == 'rule' else ''
-  return [
-    *turns, message('user', request_text(tokenized, form, history, count, candidates, wish + rule))
-  ]
-
-
-def make_prompts(encoder: ChatEncoder, tokenized: TokenizedCatalog, template: dict[str, str],
-                 histories: Sequence, words: str = 'plain', count: int = MAX_ITEMS,
-                 wishes: Sequence[str] | None = None,
-                 candidates: Sequence | None = None) -> tuple[list[list[int]], int]:
-  """Prompts for histories: their last items, fewer where a prompt would be too long.
-
-  encoder: of conversations. histories: item indices. words, count: as in `request_turns`. wishes:
-  the last sentence of each request. candidates: items to choose from, of each. -> token lists, how
-  many were shortened. Raises DataError where one title alone is too long.
-  """
-  prompts, num_shortened = [], 0
-  for number, history in enumerate(histories):
-    shown = list(history[-MAX_ITEMS:])
-    while True:
-      ids = encoder.tokens(request_turns(tokenized, template, shown, words, count,
-                                         wishes[number] if wishes else '',
-                                         candidates[number] if candidates else ()))
-      if len(ids) <= encoder.longest:
-        break
-      if len(shown) < 2:
-        raise DataError(f'history {number}: one title alone makes a prompt of {len(ids)} tokens, '
-                        f'{encoder.longest} fit; raise prompt.max_prompt_tokens')
-      shown = shown[1:]
-    num_shortened += len(shown) < min(MAX_ITEMS, len(history))
-    prompts.append(ids)
-  return prompts, num_shortened

@@ -22,14 +22,15 @@ RANKING_BLOCK = 1024  # histories whose whole rankings are held at once
 
 
 def settings(cfg: ConfigDict) -> ConfigDict:
-  """Everything in the config that decides the teacher."""
+  """Everything in the config that decides the teacher. cfg: the run's config."""
   if cfg.teacher.source == 'train':
     return ConfigDict({'teacher': cfg.teacher, 'seed': cfg.seed})
   return ConfigDict({'teacher': {'source': cfg.teacher.source}})
 
 
 def stage(work: Workdir, cfg: ConfigDict, dataset: Dataset) -> dict:
-  """Trains the teacher on the training part, or checks and takes over a trained one. -> counts"""
+  """Trains the teacher on the training part, or checks and takes over a trained one. work: of the
+  stage. cfg: as `settings`. dataset: of the run. -> counts"""
   source, num_items = cfg.teacher.source, len(dataset.catalog)
   if source.startswith('http'):
     write_json(work.folder / 'served.json', {'url': source})
@@ -37,12 +38,10 @@ def stage(work: Workdir, cfg: ConfigDict, dataset: Dataset) -> dict:
   if source != 'train':
     return auxiliary_recommender.adopt(
       work, source, dataset, 'teacher.source',
-      "the address of a served one (http://...), or 'train'"
-    )
+      "the address of a served one (http://...), or 'train'")
   recommender_cfg, split = (
     auxiliary_recommender.settings(cfg.teacher, cfg.seed),
-    splits.leave_one_out(dataset.interactions)
-  )
+    splits.leave_one_out(dataset.interactions))
   model = sequential.model_config(recommender_cfg, num_items)
   validate = ranking.validator(lambda p: sequential.scorer(model, p), split.valid, num_items, 1,
                                recommender_cfg.train.valid_users)
@@ -50,32 +49,34 @@ def stage(work: Workdir, cfg: ConfigDict, dataset: Dataset) -> dict:
 
 
 def scorer(teacher_dir: Path, dataset: Dataset) -> Callable | None:
-  """The teacher's scores of all items, or None where it is behind HTTP."""
+  """The teacher's scores of all items, or None where it is behind HTTP. teacher_dir: of the stage.
+  dataset: of the run."""
   return (
     None
     if read_json(teacher_dir / 'served.json')
-    else auxiliary_recommender.scorer(teacher_dir, len(dataset.catalog))
-  )
+    else auxiliary_recommender.scorer(teacher_dir, len(dataset.catalog)))
 
 
 def make_teacher(teacher_dir: Path, dataset: Dataset) -> Callable:
-  """-> teach(histories, k, signs=None): (M, k) item indices, best first, none of the history, 0
-  behind. signs: '+CATEGORY' of each history for items of it alone, '-CATEGORY' for others."""
+  """A function teach(histories, k, signs=None) -> (M, k) item indices, best first, none of the
+  history, 0 behind.
+
+  signs: '+CATEGORY' of each history for items of it alone, '-CATEGORY' for others. teacher_dir: of
+  the stage. dataset: of the run.
+  """
   score, num_items = scorer(teacher_dir, dataset), len(dataset.catalog)
   if score is None:
     url = read_json(teacher_dir / 'served.json')['url']
     return lambda histories, k, signs=None: ask_server(
-      url, dataset.catalog, histories, k, signs=signs
-    )
+      url, dataset.catalog, histories, k, signs=signs)
 
-  def best(histories, k):
+  def best(histories: Sequence, k: int) -> np.ndarray:
     offsets = np.concatenate([[0], np.cumsum([len(history) for history in histories])]).astype(
-      np.int64
-    )
+      np.int64)
     flat = np.concatenate(histories).astype(np.int32)
     return ranking.top_items(score, flat, offsets, num_items, min(k, num_items))[0]
 
-  def teach(histories, k, signs=None):
+  def teach(histories: Sequence, k: int, signs: Sequence[str] | None = None) -> np.ndarray:
     if signs is None:
       return best(histories, k)
     masks, taught = category_masks(dataset.catalog), np.zeros((len(histories), k), np.int32)
@@ -119,10 +120,8 @@ def ask_server(url: str, catalog: Catalog, histories: Sequence, k: int, batch: i
         'users': [str(item) for item in range(len(histories_of_batch))],
         'item_lengths': [len(history) for history in histories_of_batch],
         'item_lists': [
-          [catalog.id_of(int(item)) for item in history] for history in histories_of_batch
-        ],
-        'k': k,
-        'immediately': 1,
+          [catalog.id_of(int(item)) for item in history] for history in histories_of_batch],
+        'k': k, 'immediately': 1,
         **({'target_category': signs[start:start + batch]} if signs else {})})['inference']
     for row, items in zip(taught[start:], answers):
       row[:len(items)] = [catalog.index(item) for item in items[:k]]

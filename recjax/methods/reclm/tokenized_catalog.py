@@ -31,7 +31,7 @@ class TokenizedCatalog:
   notes: dict[str, int]
 
   @functools.cached_property
-  def index(self):
+  def index(self) -> dict[str, int]:
     """{title: item index 1..N}, titles also as the catalog spells them"""
     out = {}
     for i, title in enumerate(self.catalog.columns.get('title') or (), 1):
@@ -53,7 +53,7 @@ class TokenizedCatalog:
 
 
 def load(catalog: Catalog, tokenizer: Tokenizer) -> TokenizedCatalog:
-  """Titles of a catalog, spelt so that they come back from their tokens; an item without one is
+  """Titles of a catalog, spelled so that they come back from their tokens; an item without one is
   called by its id.
 
   Raises DataError for an empty catalog, or naming an item whose title the tokenizer cannot write.
@@ -66,10 +66,9 @@ def load(catalog: Catalog, tokenizer: Tokenizer) -> TokenizedCatalog:
   is_bare = [not (title or '').strip() for title in catalog_titles]
   normalized = [
     normalize_title(item if without else title) for title, item,
-    without in zip(catalog_titles, catalog.ids, is_bare)
-  ]
+    without in zip(catalog_titles, catalog.ids, is_bare)]
 
-  def round_trip(texts):
+  def round_trip(texts: Sequence[str]) -> list[str]:
     return [' '.join(tokenizer.decode(ids).split()) for ids in tokenizer.encode_batch(texts)]
   titles = spelling.round_trip(round_trip, normalized, catalog.ids)
   distinct = distinct_titles(titles)
@@ -78,8 +77,7 @@ def load(catalog: Catalog, tokenizer: Tokenizer) -> TokenizedCatalog:
   notes = {
     **spelling.count_changes(normalized, titles), 'equal_tokens': num_twins,
     'named_by_id': sum(is_bare),
-    'titles_made_unlike': sum(before != after for before, after in zip(titles, distinct))
-  }
+    'titles_made_unlike': sum(before != after for before, after in zip(titles, distinct))}
   return TokenizedCatalog(catalog, distinct, title_tokens, category_paths(catalog), notes)
 
 
@@ -95,12 +93,12 @@ def distinct_titles(titles: Sequence[str]) -> list[str]:
   """
   taken, distinct = set(), []
   for title in titles:
-    spelt, number = title, 0
-    while spelt in taken:
+    spelled, number = title, 0
+    while spelled in taken:
       number += 1
-      spelt = f'{title} ({number})'
-    taken.add(spelt)
-    distinct.append(spelt)
+      spelled = f'{title} ({number})'
+    taken.add(spelled)
+    distinct.append(spelled)
   return distinct
 
 
@@ -112,14 +110,12 @@ def category_paths(catalog: Catalog) -> list[list[str]]:
   lists = catalog.columns.get('categories') or [None] * len(catalog)
   roots = {categories[0] for categories in lists if categories}
   cut = (
-    1 if len(roots) == 1 and any(len(categories) > 1 for categories in lists if categories) else 0
-  )
+    1 if len(roots) == 1 and any(len(categories) > 1 for categories in lists if categories) else 0)
   return [
     [', '.join(categories[cut:end]) for end in range(cut + 1, len(categories) + 1)]
     if categories
     else []
-    for categories in lists
-  ]
+    for categories in lists]
 
 
 def with_codes(tokenized: TokenizedCatalog, table: Int[np.ndarray, 'N L'],
@@ -127,6 +123,7 @@ def with_codes(tokenized: TokenizedCatalog, table: Int[np.ndarray, 'N L'],
   """The catalog with semantic-ID tokens instead of titles (RecLM-token); titles stay for people.
 
   table: unique rows of codes. first: the id of the first code token, level by level of equal size.
+  tokenized: the catalog with titles.
   """
   size = int(table.max()) + 1
   code_tokens = table + first + size * np.arange(table.shape[1])
@@ -142,8 +139,6 @@ def make_filter(tree: trie.Trie, excluded: Sequence[Sequence[int]],
   """
   allowed_rows = None if allowed is None else np.atleast_2d(allowed)
   row_of_request = (
-    None if allowed_rows is None else np.arange(len(excluded), dtype=np.int32) % len(allowed_rows)
-  )
+    None if allowed_rows is None else np.arange(len(excluded), dtype=np.int32) % len(allowed_rows))
   return item_filter.build_item_filter(
-    tree, allowed_rows, row_of_request, [np.asarray(items, np.int64) - 1 for items in excluded]
-  )
+    tree, allowed_rows, row_of_request, excluded)

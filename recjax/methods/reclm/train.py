@@ -43,15 +43,14 @@ from recjax.training.losses import item_losses, trie_masked
 from recjax.training.workdir import Workdir
 
 # What control tokens begin as: the mean of these words, as published, or the quotes that enclose
-# the titles of a history, so that what is learnt of those titles holds for answers at once.
+# the titles of a history, so that what is learned of those titles holds for answers at once.
 INIT_WORDS = {
   'words': {tokenized_catalog.SOI: 'start of an item', tokenized_catalog.EOI: 'end of an item'},
-  'quotes': {tokenized_catalog.SOI: " '", tokenized_catalog.EOI: "'"}
-}
+  'quotes': {tokenized_catalog.SOI: " '", tokenized_catalog.EOI: "'"}}
 
 
 def settings(cfg: ConfigDict) -> ConfigDict:
-  """Everything in the config that decides this stage's result."""
+  """Everything in the config that decides this stage's result. cfg: the run's config."""
   return ConfigDict({k: cfg[k] for k in ('grounding', 'prompt', 'talk', 'train', 'lora', 'ret',
                                          'semantic_ids', 'optim', 'llm', 'seed',
                                          'control')})
@@ -66,7 +65,8 @@ class ChatModel:
 
   model: the network. params: weights with their rows; lora: an adapter's tree, or None. soi, eoi:
   ids of the tokens that open and close an item. codes: ids of the tokens of semantic IDs. extra:
-  {'project', 'items'} of ret, or None. scoring: see `scoring_options`.
+  {'project', 'items'} of ret, or None. scoring: see `scoring_options`. tokenizer: that knows these
+  tokens.
   """
   model: llm.LM
   params: PyTree
@@ -85,14 +85,14 @@ class ChatModel:
 
 
 def control_tokens(cfg: ConfigDict, table: np.ndarray | None = None) -> list[str]:
-  """Control tokens, their order is that of their ids. table: (N, levels) codes of 'token'."""
+  """Control tokens, their order is that of their ids. table: (N, levels) codes of 'token'. cfg: as
+  `settings`."""
   if cfg.grounding != 'token':
     return [tokenized_catalog.SOI, tokenized_catalog.EOI]
   size = int(table.max()) + 1
   return [
     tokenized_catalog.SOI, tokenized_catalog.EOI,
-    *(f'<{level}_{code}>' for level in range(table.shape[1]) for code in range(size))
-  ]
+    *(f'<{level}_{code}>' for level in range(table.shape[1]) for code in range(size))]
 
 
 def scoring_options(train: ConfigDict, eoi: int) -> Normalization:
@@ -112,7 +112,8 @@ def new_chat_model(cfg: ConfigDict, llm_dir: Path, mesh: jax.sharding.Mesh,
                    table: np.ndarray | None = None) -> ChatModel:
   """The LLM of a folder with control tokens, untrained.
 
-  table: codes of RecLM-token. Raises ConfigError for a mode that is not known.
+  table: codes of RecLM-token. cfg: as `settings`. llm_dir: of the stage before. mesh: the devices.
+  Raises ConfigError for a mode that is not known.
   """
   adapter = {}
   if cfg.train.mode == 'lora':
@@ -124,8 +125,7 @@ def new_chat_model(cfg: ConfigDict, llm_dir: Path, mesh: jax.sharding.Mesh,
   tokenizer, ids = tokenizers.add_control_tokens(base, control_tokens(cfg, table))
   init_words = [
     base.encode(INIT_WORDS[cfg.train.control_like].get(name, 'item'))
-    for name in control_tokens(cfg, table)
-  ]
+    for name in control_tokens(cfg, table)]
   params, shape = embedding_resize.add_tokens(params, model.cfg, ids, init_words)
   if len(ids) > 2:  # codes that begin alike would stay alike under symmetric gradients
     rows = embedding_resize.token_rows(params, ids)
@@ -141,26 +141,27 @@ def new_chat_model(cfg: ConfigDict, llm_dir: Path, mesh: jax.sharding.Mesh,
 def make_encoder(cfg: ConfigDict, chat_model: ChatModel,
                  tokenized: tokenized_catalog.TokenizedCatalog,
                  nodes: Sequence[np.ndarray] | None = None) -> chat_encoding.ChatEncoder:
-  """How this model's conversations become tokens. nodes: as of `ChatEncoder`."""
+  """How this model's conversations become tokens. nodes: as of `ChatEncoder`. cfg: of the run.
+  chat_model: the LLM. tokenized: the catalog."""
   return chat_encoding.ChatEncoder(
     chat_model.tokenizer, tokenized.title_tokens, chat_model.soi, chat_model.eoi, nodes,
-    cfg.prompt.max_prompt_tokens, dict(cfg.prompt.variables)
-  )
+    cfg.prompt.max_prompt_tokens, dict(cfg.prompt.variables))
 
 
 def load_tokenized(cfg: ConfigDict, dataset: Dataset, chat_model: ChatModel,
                    table: np.ndarray | None = None) -> tokenized_catalog.TokenizedCatalog:
-  """The catalog as the model writes it. table: codes of RecLM-token."""
+  """The catalog as the model writes it. table: codes of RecLM-token. cfg: as `settings`. dataset:
+  of the run. chat_model: the LLM."""
   tokenized = tokenized_catalog.load(dataset.catalog, chat_model.tokenizer)
   return (
     tokenized
     if table is None
-    else tokenized_catalog.with_codes(tokenized, table, chat_model.codes[0])
-  )
+    else tokenized_catalog.with_codes(tokenized, table, chat_model.codes[0]))
 
 
 def load_chat_pairs(cfg: ConfigDict) -> tuple[list[tuple[str, str]], int]:
-  """Chat pairs: of a file, the built-in ones, or none. -> [(question, answer)], left out"""
+  """Chat pairs: of a file, the built-in ones, or none. cfg: the run's config. -> [(question,
+  answer)], left out"""
   if not cfg.talk.source or not (cfg.train.multi_round or cfg.train.chat_share):
     return [], 0
   if cfg.talk.source == 'sample':
@@ -173,7 +174,7 @@ def stage(work: Workdir, cfg: ConfigDict, dataset: Dataset, llm_dir: Path, teach
   """Tunes the LLM of `llm_dir` into `work.folder`.
 
   teacher_dir, codes_dir: of those stages. static_dir: the folder of `train.static`, whose content
-  decides the result too. -> counts
+  decides the result too. work: of the stage. cfg: as `settings`. dataset: of the run. -> counts
   """
   del static_dir
   table = None if codes_dir is None else run_files.read_arrays(codes_dir / 'codes.npy')
@@ -182,24 +183,19 @@ def stage(work: Workdir, cfg: ConfigDict, dataset: Dataset, llm_dir: Path, teach
   trie = tokenized.to_trie(chat_model.eoi, chat_model.model.cfg.vocab)
   talk, num_left_out = load_chat_pairs(cfg)
   parts, counts = encode_samples(
-    cfg, dataset, tokenized, chat_model, trie, teacher.make_teacher(teacher_dir, dataset), talk
-  )
+    cfg, dataset, tokenized, chat_model, trie, teacher.make_teacher(teacher_dir, dataset), talk)
   prefix = sft.common_prefix([
-    example.ids[:example.learnt.argmax()].tolist() for example in parts['train'] + parts['valid']
-  ])
+    example.ids[:example.learned.argmax()].tolist() for example in parts['train'] + parts['valid']])
   train, valid = (
     sft.pack_conversations(parts[part], cfg.train.row_tokens, prefix, chat_encoding.MARKS)
-    for part in ('train', 'valid')
-  )
+    for part in ('train', 'valid'))
   batches, steps_of_epochs = sft.shuffled_batches(train, cfg.train.batch, work.mesh, cfg.seed)
   items = (
     item_embeddings.item_vectors(work, cfg, teacher_dir, dataset, llm_dir)
     if cfg.grounding == 'ret'
-    else None
-  )
+    else None)
   task = make_task(
-    cfg, chat_model, trie, items, train, valid, batches, sharding.num_batch_shards(work.mesh)
-  )
+    cfg, chat_model, trie, items, train, valid, batches, sharding.num_batch_shards(work.mesh))
   steps = max(1, round(steps_of_epochs))
   fit_settings = dataclasses.replace(
       loop.FitSettings.of(cfg.optim), steps=steps, seed=cfg.seed,
@@ -218,11 +214,11 @@ def encode_samples(cfg: ConfigDict, dataset: Dataset, tokenized: tokenized_catal
   """Examples of every epoch, and of validation.
 
   trie: of the titles. teach, talk: as in `offline_samples.run_samples`. Those longer than
-  prompt.max_prompt_tokens are counted and left out. -> {part: [TokenSample]}, counts
+  prompt.max_prompt_tokens are counted and left out. tokenized: the catalog. cfg, dataset: of the
+  run. chat_model: the LLM. -> {part: [TokenSample]}, counts
   """
   nodes = trie_masked.title_nodes(
-    trie.first, trie.tok, [[*title_ids, chat_model.eoi] for title_ids in tokenized.title_tokens]
-  )
+    trie.first, trie.tok, [[*title_ids, chat_model.eoi] for title_ids in tokenized.title_tokens])
   encoder = make_encoder(cfg, chat_model, tokenized, nodes)
   parts = offline_samples.run_samples(cfg, dataset, tokenized, teach, talk)
   parts['train'] = [sample for samples in parts['train'] for sample in samples]
@@ -232,18 +228,16 @@ def encode_samples(cfg: ConfigDict, dataset: Dataset, tokenized: tokenized_catal
     fitting = [
       sample_examples
       for sample_examples in encoded
-      if all(len(example.ids) <= cfg.prompt.max_prompt_tokens for example in sample_examples)
-    ]
+      if all(len(example.ids) <= cfg.prompt.max_prompt_tokens for example in sample_examples)]
     examples[part] = [example for sample_examples in fitting for example in sample_examples]
     num_too_long += len(encoded) - len(fitting)
     counts[part] = len(fitting)
   num_about_categories = sum(sample.task.startswith('control') for sample in parts['train'])
   num_apart = len(examples['train']) - counts['train']
   return examples, {
-    'samples': counts['train'], **({'answers_learnt_apart': num_apart} if num_apart else {}),
+    'samples': counts['train'], **({'answers_learned_apart': num_apart} if num_apart else {}),
     'about_categories': num_about_categories, 'too_long': num_too_long,
-    'users_too_short': int((dataset.interactions.lengths() < sft_data.MIN_USER_ITEMS).sum())
-  }
+    'users_too_short': int((dataset.interactions.lengths() < sft_data.MIN_USER_ITEMS).sum())}
 
 
 # What is trained.
@@ -252,7 +246,7 @@ def encode_samples(cfg: ConfigDict, dataset: Dataset, tokenized: tokenized_catal
 def init_trainable(cfg: ConfigDict, chat_model: ChatModel, items: np.ndarray | None) -> PyTree:
   """The tree to train: all weights or an adapter with the new rows; ret's parts beside them.
 
-  items: (N, E) vectors of RecLM-ret.
+  items: (N, E) vectors of RecLM-ret. cfg: as `settings`. chat_model: the LLM.
   """
   if cfg.train.mode == 'full':
     tree = {'params': chat_model.params}
@@ -268,28 +262,27 @@ def init_trainable(cfg: ConfigDict, chat_model: ChatModel, items: np.ndarray | N
 
 
 def control_ids(chat_model: ChatModel) -> list[int]:
-  """Ids of all control tokens."""
+  """Ids of all control tokens. chat_model: the LLM."""
   return [chat_model.soi, chat_model.eoi, *chat_model.codes]
 
 
 def model_variables(cfg: ConfigDict, chat_model: ChatModel, train: PyTree, frozen: PyTree) -> dict:
   """The LLM's variables out of what is trained and what is not.
 
-  train, frozen: the trees of `fit`.
+  train, frozen: the trees of `fit`. cfg: as `settings`. chat_model: the LLM.
   """
   if cfg.train.mode == 'full':
     return {'params': train['params']}
   return {
     'params': embedding_resize.set_rows(frozen, train['rows'], control_ids(chat_model)),
-    'lora': train['lora']
-  }
+    'lora': train['lora']}
 
 
 def init_projection(key: Key[Array, ''], width: int, hidden: int,
                     out: int) -> list[dict[str, Array]]:
   """A layer of GELU between two linear ones, or one linear layer (hidden 0).
 
-  width, out: of states and item vectors.
+  width, out: of states and item vectors. key: of the draws. hidden: its width between.
   """
   shapes = [(width, out)] if not hidden else [(width, hidden), (hidden, out)]
   return [{'kernel': jax.random.normal(jax.random.fold_in(key, number), shape) / shape[0] ** 0.5,
@@ -315,13 +308,14 @@ def make_task(cfg: ConfigDict, chat_model: ChatModel, trie: Trie, items: np.ndar
   """The optimization problem of `fit`.
 
   trie: of the titles. items: vectors of RecLM-ret. train, valid: packed conversations. batches: of
-  the first. num_shards: devices over which rows of a batch divide.
+  the first. num_shards: devices over which rows of a batch divide. cfg: as `settings`. chat_model:
+  the LLM.
   """
   scope = trie_masked.scope_of(trie.first, trie.tok, chat_model.model.cfg.vocab)
   sums_of_batch = functools.partial(loss_sums, cfg, chat_model, train.prefix, scope,
                                     max_fetched_items(train, batches.size))
 
-  def loss_of_batch(given, frozen, batch):
+  def loss_of_batch(given: PyTree, frozen: PyTree, batch: dict[str, Array]) -> tuple[Array, Array]:
     values, count = sums_of_batch(given, frozen, batch)
     return values['valid_loss'], count
   # The loss of ret is two means, over tokens and over items.
@@ -330,23 +324,13 @@ def make_task(cfg: ConfigDict, chat_model: ChatModel, trie: Trie, items: np.ndar
   frozen = () if cfg.train.mode == 'full' else chat_model.params
   padded_rows = -(-batches.size // num_shards) * num_shards
   return Task(
-    init=None,
-    start=start,
-    loss=microbatch.mean(loss_of_batch),
-    split=split,
-    shape=(chat_model.model.cfg, len(train.prefix)),
-    batches=batches,
-    frozen=frozen,
+    init=None, start=start, loss=microbatch.mean(loss_of_batch), split=split,
+    shape=(chat_model.model.cfg, len(train.prefix)), batches=batches, frozen=frozen,
     rules=llm.RULES,
     evaluate=make_validator(
       functools.partial(
-        loss_sums, cfg, chat_model, train.prefix, scope, max_fetched_items(valid, padded_rows)
-      ),
-      valid,
-      padded_rows,
-      cfg.ret.alpha,
-    ),
-  )
+        loss_sums, cfg, chat_model, train.prefix, scope, max_fetched_items(valid, padded_rows)),
+      valid, padded_rows, cfg.ret.alpha))
 
 
 def make_validator(sums: Callable, valid: PackedSamples, rows: int,
@@ -359,7 +343,7 @@ def make_validator(sums: Callable, valid: PackedSamples, rows: int,
   """
   sum_all = sft.evaluator(sums, valid, rows)
 
-  def validate(train, frozen):
+  def validate(train: PyTree, frozen: PyTree) -> dict[str, float]:
     values = sum_all(train, frozen)
     for name, count in (('title_nll', 'titles'), ('token_nll', 'tokens'), ('item_nll', 'items')):
       total = values.pop(count, 0)
@@ -381,36 +365,34 @@ def max_fetched_items(packed: PackedSamples, rows: int) -> int:
 def loss_sums(cfg: ConfigDict, chat_model: ChatModel, prefix: Sequence[int],
               scope: trie_masked.Scope, max_items: int, train: PyTree, frozen: PyTree,
               batch: dict[str, Array]) -> tuple[dict[str, Array], Array]:
-  """Sums over the tokens of a batch that are learnt, and their count; with train.average='samples',
-  as released, over conversations: each the mean of its own tokens.
+  """Sums over the learned tokens of a batch, and their count; with train.average='samples', as
+  released, over conversations: each the mean of its own tokens.
 
   prefix: tokens that all conversations begin with. scope: of the trie's nodes. max_items: that a
-  batch asks for. train, frozen: what learns and what does not. batch: as `PackedSamples` makes
-  it. -> {'valid_loss': what is minimized, 'title_nll': of the `titles` tokens of titles and their
-  ends among what the catalog allows}
+  batch asks for. train, frozen: what learns and what does not. batch: as `PackedSamples` makes it.
+  cfg: as `settings`. chat_model: the LLM. -> {'valid_loss': what is minimized, 'title_nll': of the
+  `titles` tokens of titles and their ends among what the catalog allows}
   """
   variables = model_variables(cfg, chat_model, train, frozen)
   hidden = sft.hidden_states(chat_model.model, prefix, variables, batch)
   head = llm.head_matrix(variables['params'], chat_model.model.cfg)
   columns = {column: batch[column].reshape(-1) for column in ('targets', 'weights', 'node', 'item')}
 
-  def weigh(token_weights):  # how much each token counts
+  def weigh(token_weights: Array) -> Array:  # how much each token counts
     if cfg.train.average == 'tokens':
       return token_weights
     return sft.sample_weights(
-      token_weights.reshape(batch['segments'].shape), batch['segments']
-    ).reshape(-1)
+      token_weights.reshape(batch['segments'].shape), batch['segments']).reshape(-1)
 
   weights = columns['weights']
-  learnt_weights = weights
+  learned_weights = weights
   if cfg.train.prompt:  # histories are sequences to learn from, too
     is_read = (batch['segments'].reshape(-1) > 0) & (weights == 0)
-    learnt_weights = weights + cfg.train.prompt * is_read
+    learned_weights = weights + cfg.train.prompt * is_read
   if cfg.grounding == 'ret':
-    count, kept_weights = learnt_weights.sum(), weigh(learnt_weights * (columns['item'] >= 0))
+    count, kept_weights = learned_weights.sum(), weigh(learned_weights * (columns['item'] >= 0))
     nll = trie_masked.token_nll(
-      hidden, head, columns['targets'], jnp.full_like(columns['node'], trie_masked.FREE), scope
-    )
+      hidden, head, columns['targets'], jnp.full_like(columns['node'], trie_masked.FREE), scope)
     sums = {'token_nll': (nll * kept_weights).sum(), 'tokens': kept_weights.sum()}
     items = columns['item'] * (weights > 0)
     sums['item_nll'], sums['items'] = fetch_loss(
@@ -423,9 +405,9 @@ def loss_sums(cfg: ConfigDict, chat_model: ChatModel, prefix: Sequence[int],
   nll = trie_masked.token_nll(hidden, head, columns['targets'], nodes, scope, cfg.train.gamma,
                               cfg.train.focus, free=cfg.train.free)
   nll_within = trie_masked.token_nll(hidden, head, columns['targets'], columns['node'], scope)
-  titles, learnt_weights = weights * (columns['item'] < 0), weigh(learnt_weights)
-  return {'valid_loss': (nll * learnt_weights).sum(), 'title_nll': (nll_within * titles).sum(),
-          'titles': titles.sum()}, learnt_weights.sum()
+  titles, learned_weights = weights * (columns['item'] < 0), weigh(learned_weights)
+  return {'valid_loss': (nll * learned_weights).sum(), 'title_nll': (nll_within * titles).sum(),
+          'titles': titles.sum()}, learned_weights.sum()
 
 
 def fetch_loss(train: PyTree, hidden: Float[Array, 'M D'], items: Int[Array, ' M'],
@@ -450,7 +432,8 @@ def save_model(work: Workdir, cfg: ConfigDict, chat_model: ChatModel, llm_dir: P
                trained: PyTree) -> None:
   """A whole checkpoint, or an adapter with the new rows; ret's parts as plain arrays.
 
-  trained: what was learnt. llm_dir: of the base.
+  trained: what was learned. llm_dir: of the base. work: of the stage. cfg: as `settings`.
+  chat_model: the LLM.
   """
   chat_model.tokenizer.save(work.folder)
   if cfg.train.mode == 'full':
@@ -470,14 +453,14 @@ def save_model(work: Workdir, cfg: ConfigDict, chat_model: ChatModel, llm_dir: P
 
 def load_model(cfg: ConfigDict, llm_dir: Path, tuned_dir: Path,
                mesh: jax.sharding.Mesh) -> ChatModel:
-  """The tuned LLM. llm_dir: of the base, tuned_dir: the stage's."""
+  """The tuned LLM. llm_dir: of the base, tuned_dir: the stage's. cfg: as `settings`. mesh: the
+  devices."""
   control = read_json(tuned_dir / 'control.json')
   extra = None
   if cfg.grounding == 'ret':
     parts = plain_arrays.load(tuned_dir / 'ret.npz')
     layers = [
-      jax.tree.map(jnp.asarray, parts['project'][number]) for number in sorted(parts['project'])
-    ]
+      jax.tree.map(jnp.asarray, parts['project'][number]) for number in sorted(parts['project'])]
     extra = {'project': layers, 'items': jnp.asarray(parts['items'])}
   if cfg.train.mode == 'full':
     model, params, tokenizer = llm_loading.load(tuned_dir, cfg.llm, mesh)
@@ -495,7 +478,7 @@ def load_model(cfg: ConfigDict, llm_dir: Path, tuned_dir: Path,
 def save_merged(cfg: ConfigDict, llm_dir: Path, tuned_dir: Path, out: Path) -> None:
   """Writes base, adapter and new rows as one checkpoint that transformers loads.
 
-  out: the new folder.
+  out: the new folder. cfg: as `settings`. llm_dir, tuned_dir: of the stages before.
   """
   mesh = sharding.make_mesh({'data': -1, 'fsdp': 1, 'model': 1})
   chat_model = load_model(cfg, llm_dir, tuned_dir, mesh)

@@ -15,7 +15,7 @@ from ml_collections import ConfigDict
 from recjax.data import array_record
 from recjax.data.loading import load_data
 from recjax.evaluation import results
-from recjax.methods.sequential import evaluate, report, streaming, train
+from recjax.methods.sequential import evaluate, on_disk, report, train
 from recjax.run_files import read_json
 from recjax.training.workdir import Workdir
 
@@ -23,15 +23,14 @@ from recjax.training.workdir import Workdir
 def run(cfg: ConfigDict, work: Workdir) -> None:
   """The experiment, stage by stage. cfg: the run's config. work: the Workdir."""
   if array_record.is_record_folder(cfg.data):
-    return streaming.run(cfg, work)
-  shop = load_data(cfg.data, cfg.eval.tie_order)
-  train.check(cfg, shop)
-  work.log(f'{shop.name}: {len(shop.catalog):,} items, {len(shop.interactions):,} users, '
-           f'{len(shop.interactions.items):,} interactions, fingerprint {shop.fingerprint[:12]}')
-  trained = work.stage('train', train.stage, train.settings(cfg), shop)
-  evaluated = work.stage('evaluate', evaluate.stage, evaluate.settings(cfg), shop, trained)
+    return on_disk.run(cfg, work)
+  dataset = load_data(cfg.data, cfg.eval.tie_order)
+  train.check(cfg, dataset)
+  work.log(dataset.summary)
+  trained = work.stage('train', train.stage, train.settings(cfg), dataset)
+  evaluated = work.stage('evaluate', evaluate.stage, evaluate.settings(cfg), dataset, trained)
   work.publish(evaluated, 'results.json', 'ranks.parquet', 'predictions.parquet')
-  report.write(cfg, work, shop, evaluated)
+  report.write(cfg, work, dataset, evaluated)
   results.show(work, evaluated)
   sampled = read_json(evaluated / 'results.json').get('sampled')
   if sampled:

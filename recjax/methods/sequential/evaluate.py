@@ -14,9 +14,9 @@ from recjax.data.dataset import Dataset
 from recjax.data.loading import load_unchanged
 from recjax.data.splits import Split
 from recjax.errors import ConfigError
-from recjax.evaluation import baselines, metrics, ranking, sampled_ranking
+from recjax.evaluation import baselines, classical, metrics, ranking, sampled_ranking
 from recjax.evaluation import results as results_lib
-from recjax.evaluation.recommender import Recommender
+from recjax.evaluation.recommender import CatalogRecommender
 from recjax.protocols import ScoreFn
 from recjax.run_files import read_json
 from recjax.training import cost_model, sequential
@@ -37,15 +37,15 @@ def row_name(cfg: ConfigDict) -> str:
   return kind if cfg.loss.kind in ('ce', 'chunked') else f'{kind}:{cfg.loss.kind}'
 
 
-def stage(work: Workdir, cfg: ConfigDict, shop: Dataset, made: pathlib.Path,
+def stage(work: Workdir, cfg: ConfigDict, dataset: Dataset, made: pathlib.Path,
           drawn: str = '') -> dict[str, Any]:
   """Ranks the test users once for each seed and writes every result file.
 
-  drawn: what the protocol says where `shop` holds some users alone. work: the Workdir. cfg: of
+  drawn: what the protocol says where `dataset` holds some users alone. work: the Workdir. cfg: of
   `settings`. made: folder of the stage 'train'.
   """
-  split = splits.split_for_config(shop, cfg.eval)
-  n, row = len(shop.catalog), row_name(cfg)
+  split = splits.split_for_config(dataset, cfg.eval)
+  n, row = len(dataset.catalog), row_name(cfg)
   model = sequential.model_config(cfg, n)
   options = dict(block=ranking.block_size(n, cfg.eval.memory << 20), **masking(cfg))
   best = int(np.argmax(read_json(made / 'valid.json')['NDCG@10']))
@@ -57,14 +57,22 @@ def stage(work: Workdir, cfg: ConfigDict, shop: Dataset, made: pathlib.Path,
           score, split.test, n, min(cfg.eval.save_top, n), **options)
       ranks_of_seeds.append(seed_ranks)
       if seed == best:
-        lists, sampled = top, among_few(cfg, shop, split, score)
+        lists, sampled = top, among_few(cfg, dataset, split, score)
       advance()
   ranks = {row: np.stack(ranks_of_seeds)}
-  for name, score in baselines.baselines(split.train, n, cfg.seed).items():
+  others, facts = baselines.baselines(split.train, n, cfg.seed), {}
+  if cfg.eval.classical:
+    with work.progress('tuning classical rows', 1, unit='pass') as advance:
+      classical_rows, settings_of, left_out = classical.score_functions(
+          split.train, classical.titles(dataset.catalog), split.valid, cfg.eval.mask_history)
+      advance()
+    others |= classical_rows
+    facts['classical'] = {'settings': settings_of, 'left_out': left_out}
+  for name, score in others.items():
     ranks[name] = ranking.rank_cases(score, split.test, n, **options)
-  results = results_lib.save(work.folder, shop, split, row, ranks, lists,
+  results = results_lib.save(work.folder, dataset, split, row, ranks, lists,
                          ranking.protocol(n, split.protocol + drawn, **masking(cfg)),
-                         range(cfg.seed, cfg.seed + cfg.seeds), **sampled)
+                         range(cfg.seed, cfg.seed + cfg.seeds), **sampled, **facts)
   return {'users': len(split.test), **{m: round(results['rows'][row][m]['value'], 4)
                                        for m in results_lib.CLOSING}}
 
@@ -74,24 +82,25 @@ def masking(cfg: ConfigDict) -> dict[str, Any]:
   return dict(mask_history=cfg.eval.mask_history, seen_mask=cfg.eval.seen_mask)
 
 
-def among_few(cfg: ConfigDict, shop: Dataset, split: Split, score: ScoreFn) -> dict[str, Any]:
+def among_few(cfg: ConfigDict, dataset: Dataset, split: Split, score: ScoreFn) -> dict[str, Any]:
   """Figures of a sampled protocol, where one is asked for.
 
-  cfg: the run's config. shop: the data set. split: the split. score: the score function. -> dict to
-  stand in results.json
+  cfg: the run's config. dataset: the data set. split: the split. score: the score function. -> dict
+  to stand in results.json
   """
   rule = cfg.eval.sampled
   if not rule:
     return {}
-  counts = np.bincount(split.train.items, minlength=len(shop.catalog) + 1)[1:]
+  counts = np.bincount(split.train.items, minlength=len(dataset.catalog) + 1)[1:]
   drawn = sampled_ranking.draw(rule, split.test, counts, cfg.seed,
                        split.train if rule == 'uniform100_sasrec' else None)
-  values = metrics.per_case(sampled_ranking.rank_cases(score, split.test, len(shop.catalog), drawn))
+  values = metrics.per_case(
+      sampled_ranking.rank_cases(score, split.test, len(dataset.catalog), drawn))
   return {'sampled': {'protocol': sampled_ranking.protocol(rule),
                       **{m: float(v.mean()) for m, v in values.items()}}}
 
 
-def recommender(workdir: str | os.PathLike, data: str | None = None) -> Recommender:
+def recommender(workdir: str | os.PathLike, data: str | None = None) -> CatalogRecommender:
   """The method's face: the best seed's model on any history.
 
   workdir: the run's folder. -> recommend, as `ranking.recommender` makes it. Raises ConfigError for
@@ -106,20 +115,20 @@ def recommender(workdir: str | os.PathLike, data: str | None = None) -> Recommen
   results = read_json(find_stage(workdir, 'evaluate') / 'results.json')
   streamed = array_record.is_record_folder(config.data)
   load = array_record.load_unchanged if streamed else load_unchanged
-  shop = load(config.data, results['data_fingerprint'], workdir, config.eval.tie_order)
+  dataset = load(config.data, results['data_fingerprint'], workdir, config.eval.tie_order)
   best = int(np.argmax(read_json(trained / 'valid.json')['NDCG@10']))
-  score = sequential.scorer(sequential.model_config(config, len(shop.catalog)),
+  score = sequential.scorer(sequential.model_config(config, len(dataset.catalog)),
                             sequential.load(trained / 'model.npz', best))
-  return ranking.recommender(score, shop.catalog)
+  return ranking.recommender(score, dataset.catalog)
 
 
-def cost(cfg: ConfigDict, shop: Dataset) -> dict[str, str]:
+def cost(cfg: ConfigDict, dataset: Dataset) -> dict[str, str]:
   """What a run would take, before it runs.
 
-  cfg: the run's config. shop: the data set. -> {name: text}
+  cfg: the run's config. dataset: the data set. -> {name: text}
   """
-  train = splits.leave_one_out(shop.interactions).train
-  step, steps, targets = sequential.planned(cfg, len(shop.catalog), train)
+  train = splits.leave_one_out(dataset.interactions).train
+  step, steps, targets = sequential.planned(cfg, len(dataset.catalog), train)
   return cost_model.traced_lines(
     step, steps, targets, cfg.train.epochs, cfg.seeds, jax.device_count(), unit='targets'
   )

@@ -15,22 +15,23 @@ from recjax.training.workdir import Workdir, find_stage
 LABELS = {'popularity': 'popularity', 'recency': 'recent popularity', 'random': 'random'}
 
 
-def write(cfg: ConfigDict, work: Workdir, shop: Dataset, evaluated: pathlib.Path) -> None:
+def write(cfg: ConfigDict, work: Workdir, dataset: Dataset, evaluated: pathlib.Path) -> None:
   """Writes report.html into the run's folder.
 
-  cfg: the run's config. work: the Workdir. shop: the data set. evaluated: folder of the stage
+  cfg: the run's config. work: the Workdir. dataset: the data set. evaluated: folder of the stage
   'evaluate'.
   """
   outcome = read_json(evaluated / 'results.json')
   row = next(iter(outcome['rows']))
   html.write(work.path / 'report.html', html.page(
-      f'Sequential recommendation: {row}', f'{shop.name}, preset {cfg.preset}',
+      f'Sequential recommendation: {row}', f'{dataset.name}, preset {cfg.preset}',
       [verdict(outcome, row), html.tiles(figures(outcome, row))],
       [results_section(outcome, row), result_tables.groups_section(outcome, row),
-       users_section(cfg, shop, work, row), training_section(work),
+       users_section(cfg, dataset, work, row), training_section(work),
        *run_section.closing_sections(work.path, cfg, {
-           'data': f'{shop.name}: {len(shop.interactions):,} users, {len(shop.catalog):,} items',
-           'data fingerprint': shop.fingerprint, 'protocol': outcome['protocol'],
+           'data': f'{dataset.name}: {len(dataset.interactions):,} users, '
+                   f'{len(dataset.catalog):,} items',
+           'data fingerprint': dataset.fingerprint, 'protocol': outcome['protocol'],
            'seeds': ', '.join(map(str, outcome['seeds']))}, [seqrec.PAPERS[cfg.model.kind]])],
       'How to read these figures: docs/evaluation.md.'))
 
@@ -74,7 +75,7 @@ def training_section(work: Workdir) -> html.Section:
   rows = [r for r in work.metrics() if r['stage'] == 'train']
   if any('data_wait' in r for r in rows):
     return streamed_section(rows)
-  def curve(prefix):
+  def curve(prefix: str) -> dict[str, list]:
     names = sorted({k for r in rows for k in r if k.startswith(prefix)})
     return {f'seed {k.removeprefix(prefix)}': [(r['step'], r[k]) for r in rows if k in r]
             for k in names}
@@ -100,23 +101,23 @@ def streamed_section(rows: list[dict]) -> html.Section:
           ('data_wait', 'share', 'Share of time in which training waited for data'))))
 
 
-def users_section(cfg: ConfigDict, shop: Dataset, work: Workdir, row: str) -> html.Section:
+def users_section(cfg: ConfigDict, dataset: Dataset, work: Workdir, row: str) -> html.Section:
   """Test users with what was recommended, beside what the most popular items would have been.
 
-  cfg: the run's config. shop: the data set. work: the Workdir. row: the first row.
+  cfg: the run's config. dataset: the data set. work: the Workdir. row: the first row.
   """
-  split = splits.split_for_config(shop, cfg.eval)
-  counts = np.bincount(split.train.items, minlength=len(shop.catalog) + 1)[1:]
+  split = splits.split_for_config(dataset, cfg.eval)
+  counts = np.bincount(split.train.items, minlength=len(dataset.catalog) + 1)[1:]
   popular = np.argsort(-counts, kind='stable') + 1
   best = int(np.argmax(read_json(find_stage(work.path, 'train') / 'valid.json')['NDCG@10']))
 
-  def tell(case, had, items):
+  def tell(case: Any, had: Any, items: Any) -> tuple:
     had = set(split.test.history(case).tolist()) if cfg.eval.mask_history else ()
     top = [i for i in popular if i not in had][:len(items)]
-    titles = [user_examples.title_of(shop.catalog, i) for i in top]
+    titles = [user_examples.title_of(dataset.catalog, i) for i in top]
     return ({}, {'Bought': [f'{counts[i - 1]:,}' for i in items],
                  'The most bought instead': titles}, [])
   return user_examples.section(
-      work.path, shop.catalog, split.test, row, cfg.seed + best, tell, intro=(
+      work.path, dataset.catalog, split.test, row, cfg.seed + best, tell, intro=(
       '“Bought” counts the training interactions of an item; beside the list stand the most bought '
       'items, those of the history left out where they are left out of the list.'))

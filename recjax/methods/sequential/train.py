@@ -18,15 +18,15 @@ def settings(cfg: ConfigDict) -> ConfigDict:
   return ConfigDict({k: cfg[k] for k in ('model', 'loss', 'train', 'optim', 'seed', 'seeds')})
 
 
-def stage(work: Workdir, cfg: ConfigDict, shop: Dataset) -> dict[str, Any]:
+def stage(work: Workdir, cfg: ConfigDict, dataset: Dataset) -> dict[str, Any]:
   """Trains all seeds and keeps the best epoch of each by validation NDCG@10.
 
-  work: the Workdir. cfg: of `settings`. shop: the data set.
+  work: the Workdir. cfg: of `settings`. dataset: the data set.
   """
-  split = splits.leave_one_out(shop.interactions)
+  split = splits.leave_one_out(dataset.interactions)
   if not len(split.valid):
-    raise DataError(f'no user of {shop.name} has 3 items, so nobody can be validated or tested')
-  n = len(shop.catalog)
+    raise DataError(f'no user of {dataset.name} has 3 items, so nobody can be validated or tested')
+  n = len(dataset.catalog)
   model = sequential.model_config(cfg, n)
   validate = ranking.validator(lambda params: sequential.scorer(model, params), split.valid, n,
                             cfg.seeds, cfg.train.valid_users)
@@ -39,13 +39,13 @@ def stage(work: Workdir, cfg: ConfigDict, shop: Dataset) -> dict[str, Any]:
           'valid_NDCG@10': ', '.join(f'{s:.4f}' for s in scores)}
 
 
-def check(cfg: ConfigDict, shop: Dataset) -> None:
+def check(cfg: ConfigDict, dataset: Dataset) -> None:
   """What can be known to be wrong before anything runs.
 
-  cfg: the run's config. shop: the data set. Raises ConfigError or DataError.
+  cfg: the run's config. dataset: the data set. Raises ConfigError or DataError.
   """
-  sequential.check(cfg, len(shop.catalog))
-  splits.split_for_config(shop, cfg.eval)
-  ranking.protocol(len(shop.catalog), seen_mask=cfg.eval.seen_mask)
+  sequential.check(cfg, len(dataset.catalog))
+  splits.split_for_config(dataset, cfg.eval)
+  ranking.protocol(len(dataset.catalog), seen_mask=cfg.eval.seen_mask)
   if cfg.eval.sampled:
     sampled_ranking.protocol(cfg.eval.sampled)

@@ -28,7 +28,7 @@ ShortText = Annotated[str, fastapi.Query(max_length=200)]
 
 
 class PurchaseRequest(pydantic.BaseModel):
-  """What a visitor buys."""
+  """What a visitor buys. item: its id. model: whose recommendations come next."""
   model_config = pydantic.ConfigDict(extra='forbid')
   item: str = pydantic.Field(max_length=500)
   model: str = pydantic.Field('', max_length=200)
@@ -52,7 +52,7 @@ def add_page_routes(app: fastapi.FastAPI) -> None:
   contents = {file.name: file.read_bytes() for file in folder.iterdir()
               if file.name.rpartition('.')[2] in MEDIA_TYPES}
 
-  def part(name):
+  def part(name: str) -> Response:
     if name not in contents:
       raise RequestError(404, 'there is no such page')
     return Response(contents[name], media_type=MEDIA_TYPES[name.rpartition('.')[2]],
@@ -155,7 +155,7 @@ def add_recommend_route(app: fastapi.FastAPI, service: RecommendationService,
 def add_history_routes(app: fastapi.FastAPI, service: RecommendationService,
                        sessions: Sessions) -> None:
   """Adds what a visitor bought to `app`. service: what answers. sessions: of the visitors."""
-  def changed(session, model):
+  def changed(session: Any, model: Any) -> dict:
     sessions.refresh_interests(session, model)
     return visitor_state(session, model)
 

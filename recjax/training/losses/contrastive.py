@@ -8,7 +8,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, PyTree
 
 from recjax.errors import ConfigError
 
@@ -55,6 +55,8 @@ def each_soft_target(x: Float[Array, 'B D'], y: Float[Array, 'B D'], tau: Scalar
                      valid: Bool[Array, ' B']) -> tuple[Float[Array, ' B'], Float[Array, ' B']]:
   """Targets are the similarities inside both sides, and gradients flow through them.
 
+  x, y: partners in rows, as of `loss`.
+
   A = X Y' / tau, T = softmax over rows of tau (X X' + Y Y') / 2; the cross-entropies of A with T
   and of A' with T'. Nothing is normalized and T's columns do not sum to one, as in the released
   code of LLMEmb (arXiv 2409.19925). tau, valid: as of `loss`.
@@ -66,7 +68,7 @@ def each_soft_target(x: Float[Array, 'B D'], y: Float[Array, 'B D'], tau: Scalar
   down = jax.nn.log_softmax(jnp.where(valid[:, None], scores, NEVER), 0)
   both = valid & valid[:, None]
 
-  def weighted(log_probs):
+  def weighted(log_probs: Array) -> Array:
     return jnp.where(both, targets * jnp.where(both, log_probs, 0), 0)
   return -weighted(along).sum(1), -weighted(down).sum(0)
 
@@ -75,7 +77,8 @@ def each_decoupled(x: Float[Array, 'B D'], y: Float[Array, 'B D'], tau: Scalar,
                    valid: Bool[Array, ' B']) -> tuple[Float[Array, ' B'], Float[Array, ' B']]:
   """InfoNCE whose denominator leaves the partner out; it can be negative.
 
-  tau, valid: as of `loss`. Yeh et al., Decoupled Contrastive Learning, arXiv 2110.06848.
+  tau, valid: as of `loss`. Yeh et al., Decoupled Contrastive Learning, arXiv 2110.06848. x, y:
+  partners in rows, as of `loss`.
   """
   scores = _dot(unit(x), unit(y)) / tau
   others = jnp.where(jnp.eye(len(x), dtype=bool), NEVER, scores)
@@ -86,7 +89,7 @@ def each_decoupled(x: Float[Array, 'B D'], y: Float[Array, 'B D'], tau: Scalar,
 
 
 def unit(x: Float[Array, '*rows D']) -> Float[Array, '*rows D']:
-  """Rows of length one; a row of zeros stays, with a finite gradient."""
+  """Rows of length one; a row of zeros stays, with a finite gradient. x: the rows."""
   return x * lax.rsqrt(jnp.maximum((x * x).sum(-1, keepdims=True), 1e-24))
 
 
@@ -102,23 +105,23 @@ def cached(encode: Callable, loss_of_vectors: Callable, parts: int) -> Callable:
   and each piece is encoded once more to take it back to `train`: as direct differentiation, in the
   memory of one piece (Gao et al., RepL4NLP 2021). -> (train, frozen, batch) -> scalar
   """
-  def encode_all(train, frozen, batch):
+  def encode_all(train: PyTree, frozen: PyTree, batch: PyTree) -> Array:
     vectors = lax.map(lambda piece: encode(train, frozen, piece), _split(batch, parts))
     return jnp.swapaxes(vectors, 0, 1).reshape(-1, *vectors.shape[2:])
 
   @jax.custom_vjp
-  def run(train, frozen, batch):
+  def run(train: PyTree, frozen: PyTree, batch: PyTree) -> Array:
     return loss_of_vectors(train, encode_all(train, frozen, batch))
 
-  def forward(train, frozen, batch):
+  def forward(train: PyTree, frozen: PyTree, batch: PyTree) -> tuple:
     vectors = encode_all(train, frozen, batch)
     value, (direct, vectors_grad) = jax.value_and_grad(loss_of_vectors, (0, 1))(train, vectors)
     return value, (train, frozen, batch, direct, vectors_grad)
 
-  def backward(saved, grad):
+  def backward(saved: tuple, grad: Array) -> tuple:
     train, frozen, batch, direct, vectors_grad = saved
 
-    def add(total, piece_and_grad):
+    def add(total: PyTree, piece_and_grad: tuple) -> tuple:
       piece, piece_grad = piece_and_grad
       _, back = jax.vjp(lambda t: encode(t, frozen, piece), train)
       return jax.tree.map(jnp.add, total, back(piece_grad)[0]), None

@@ -21,7 +21,8 @@ NEVER = -1e30  # score of what nobody can choose
 def cross_entropy(states: Float[Array, 'T D'], table: Float[Array, 'N D'],
                   targets: Int[Array, ' T'], bias: Float[Array, ' N'] | None = None
                   ) -> Float[Array, ' T']:
-  """Full softmax: -s+ + log-sum-exp of all scores."""
+  """Full softmax: -s+ + log-sum-exp of all scores. states: of T positions. table: vectors of all
+  items. targets: rows of the table. bias: of each row's scores."""
   logits = jnp.dot(states, table.T, preferred_element_type=jnp.float32)
   logits = logits if bias is None else logits + bias
   return jax.nn.logsumexp(logits, -1) - jnp.take_along_axis(logits, targets[:, None], 1)[:, 0]
@@ -33,7 +34,8 @@ def chunked_cross_entropy(states: Float[Array, 'T D'], table: Float[Array, 'N D'
                           chunk: int) -> Float[Array, ' T']:
   """`cross_entropy` that never holds more than (T, chunk) scores, forward or backward.
 
-  bias: zeros for none. Saved for the backward pass: inputs and the log-sum-exp.
+  bias: zeros for none. Saved for the backward pass: inputs and the log-sum-exp. states, table,
+  targets: as of `cross_entropy`. chunk: rows of the table at a time.
   """
   return _chunked_loss(states, table, targets, bias, chunk)[0]
 
@@ -46,7 +48,7 @@ def _table_chunks(table, bias, chunk):
 
 
 def _chunked_loss(states, table, targets, bias, chunk):
-  def add_chunk(carry, table_chunk):
+  def add_chunk(carry: tuple, table_chunk: tuple) -> tuple:
     highest, total = carry
     rows, row_bias = table_chunk
     logits = jnp.dot(states, rows.T, preferred_element_type=jnp.float32) + row_bias
@@ -69,7 +71,7 @@ def _chunked_forward(states, table, targets, bias, chunk):
 def _chunked_backward(chunk, saved, grad):
   states, table, targets, bias, log_total = saved
 
-  def add_chunk(states_grad, table_chunk):
+  def add_chunk(states_grad: Array, table_chunk: tuple) -> tuple:
     rows, row_bias = table_chunk
     logits = jnp.dot(states, rows.T, preferred_element_type=jnp.float32) + row_bias
     logits_grad = jnp.exp(logits - log_total[:, None]) * grad[:, None]
@@ -92,6 +94,7 @@ def sharded_cross_entropy(states: Float[Array, 'T D'], table: Float[Array, 'N D'
   """`cross_entropy` with the table's rows over a mesh axis; each device scores its own rows.
 
   bias: zeros for none. States lie over the data axes. Both are filled up where they do not divide.
+  states, table, targets: as of `cross_entropy`. mesh: the devices. axis: of the mesh.
   """
   data = sharding.present(mesh, [('data', 'fsdp')])
   missing = -len(states) % sharding.num_batch_shards(mesh)
@@ -100,7 +103,7 @@ def sharded_cross_entropy(states: Float[Array, 'T D'], table: Float[Array, 'N D'
   bias = jnp.pad(bias, (0, pad), constant_values=NEVER)
   shard_rows = len(table) // mesh.shape[axis]
 
-  def local_loss(states, rows, bias, targets):
+  def local_loss(states: Array, rows: Array, bias: Array, targets: Array) -> Array:
     logits = jnp.dot(states, rows.T, preferred_element_type=jnp.float32) + bias
     local_targets = targets - lax.axis_index(axis) * shard_rows
     here = (local_targets >= 0) & (local_targets < shard_rows)
@@ -120,6 +123,8 @@ def scores_by_position(states: Float[Array, 'T D'], table: Float[Array, 'N D'],
                        negatives: Int[Array, 'T K']) -> Float[Array, 'T K']:
   """Scores of negatives that each position draws anew.
 
+  states, table: as of `cross_entropy`. negatives: rows of the table.
+
   Rows gathered one by one cost far more than rows in a matmul, so a catalog up to DENSE times K
   items is scored whole and K scores are picked.
   """
@@ -134,7 +139,7 @@ def scores_by_user(states: Float[Array, 'T D'], table: Float[Array, 'N D'],
   """Scores of negatives that all positions of a user share: a matmul for each user.
 
   user: of each position, 0..B - 1 and never falling, then -1 for nobody, whose scores mean nothing.
-  max_positions: of any user.
+  max_positions: of any user. states, table: as of `cross_entropy`. negatives: rows of the table.
   """
   user = jnp.where(user < 0, len(negatives), user)
   position = jnp.arange(len(user)) - jnp.searchsorted(user, user)
@@ -145,7 +150,8 @@ def scores_by_user(states: Float[Array, 'T D'], table: Float[Array, 'N D'],
 
 def binary(positive: Float[Array, ' T'], negative: Float[Array, 'T K'],
            counted: Bool[Array, 'T K'] | None = None) -> Float[Array, ' T']:
-  """BCE over scores: softplus(-s+) + sum of softplus(s-). counted: which negatives, all if None."""
+  """BCE over scores: softplus(-s+) + sum of softplus(s-). counted: which negatives, all if None.
+  positive, negative: scores s+ and s-."""
   return jax.nn.softplus(-positive) + _sum_counted(jax.nn.softplus(negative), counted)
 
 
@@ -154,7 +160,7 @@ def generalized_binary(positive: Float[Array, ' T'], negative: Float[Array, 'T K
   """gBCE: (beta softplus(-s+) + sum of softplus(s-)) / (K + 1); t = 0 is BCE's mean.
 
   items: N. t: calibration, see `beta`. Petrov and Macdonald, gSASRec (RecSys 2023, arXiv
-  2308.07192).
+  2308.07192). positive, negative, counted: as of `binary`.
   """
   count = negative.shape[-1]
   negatives = _sum_counted(jax.nn.softplus(negative), counted)
@@ -181,7 +187,7 @@ def sampled_softmax(positive: Float[Array, ' T'], negative: Float[Array, 'T K'],
   """-s+ + log(e^s+ + sum of e^s-).
 
   log_expected: the logarithm of how often each negative is drawn, log(K q), which is taken off its
-  score (logQ correction).
+  score (logQ correction). positive, negative, counted: as of `binary`.
   """
   if log_expected is not None:
     negative = negative - log_expected

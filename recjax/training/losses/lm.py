@@ -17,6 +17,8 @@ def token_nll(hidden: Float[AnyArray, 'M D'], head: Float[AnyArray, 'D V'],
               targets: Int[AnyArray, ' M'], chunk_bytes: int = 1 << 28) -> Float[Array, ' M']:
   """Negative log-likelihood of each target under softmax(hidden @ head), in float32.
 
+  hidden: states of M tokens. head: kernel of the head. targets: token ids.
+
   Rows go through in chunks whose logits fit `chunk_bytes` on each device; each chunk's logits are
   recomputed in the backward pass instead of being kept.
   """
@@ -24,7 +26,7 @@ def token_nll(hidden: Float[AnyArray, 'M D'], head: Float[AnyArray, 'D V'],
   mesh = jax.sharding.get_abstract_mesh()
   devices = sharding.num_batch_shards(mesh) * mesh.shape.get('model', 1)
 
-  def nll(arrays):
+  def nll(arrays: Sequence) -> Array:
     states, targets = arrays
     logits = head_logits(states, head.astype(states.dtype))
     target_logits = jnp.take_along_axis(logits, targets[:, None], -1)[:, 0]
@@ -72,7 +74,7 @@ def map_rows(fn: Callable, arrays: Sequence[Shaped[AnyArray, 'M ...']],
   shards = shards if rows % shards == 0 else 1
   size = math.ceil(rows / shards / chunks)
 
-  def split(x):
+  def split(x: AnyArray) -> Array:
     x = x.reshape(shards, rows // shards, *x.shape[1:])
     x = jnp.pad(x, [(0, 0), (0, size * chunks - rows // shards)] + [(0, 0)] * (x.ndim - 2))
     x = jnp.swapaxes(x.reshape(shards, chunks, size, *x.shape[2:]), 0, 1)

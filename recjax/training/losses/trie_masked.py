@@ -35,7 +35,8 @@ class Scope:
 
 def scope_of(first: Integer[np.ndarray, ' U1'], tok: Integer[np.ndarray, ' E'],
              vocab: int) -> Scope:
-  """The Scope of a trie's arrays: the children of node u are first[u] .. first[u + 1] - 1."""
+  """The Scope of a trie's arrays: the children of node u are first[u] .. first[u + 1] - 1. first,
+  tok: those arrays. vocab: V."""
   first = np.asarray(first, np.int64)
   count = np.diff(first)
   root = np.zeros(vocab, bool)
@@ -50,7 +51,7 @@ def title_nodes(first: Integer[np.ndarray, ' U1'], tok: Integer[np.ndarray, ' E'
   """The node before each token of each title, which ends with the end-of-item token.
 
   first, tok: of the trie, as of `scope_of`. Every token is marked, FORCED where no other may come;
-  `narrowed` says which marks a loss uses.
+  `narrowed` says which marks a loss uses. titles: token lists.
   """
   return [_nodes_of(first, tok, title) for title in titles]
 
@@ -88,9 +89,10 @@ def token_nll(hidden: Float[Array, 'M D'], head: Float[Array, 'D V'], targets: I
 
   gamma: above 0 multiplies by (1 - p) to its power, at positions in titles or, with focus 'all',
   everywhere. free: weight of the same over the whole vocabulary, beside, at positions in titles.
-  chunk_bytes: of logits at a time.
+  chunk_bytes: of logits at a time. hidden, head, targets: as of `lm.token_nll`. nodes: of each
+  target, FREE outside titles. scope: of the trie. focus: 'title' or 'all'.
   """
-  def token_losses(arrays):
+  def token_losses(arrays: Sequence) -> Array:
     return _scoped_nll(head, scope, free, *arrays)
   chunks = math.ceil(hidden.shape[0] * head.shape[1] * 4 / chunk_bytes)
   nll = lm.map_rows(token_losses, (hidden, targets, nodes), chunks)

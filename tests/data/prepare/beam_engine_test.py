@@ -13,6 +13,7 @@ from recjax.data.prepare import beam_engine, duckdb_engine
 from recjax.data.prepare import rules as rules_lib
 from recjax.data.sources import table
 from recjax.errors import ConfigError, DataError, EmptyDatasetError
+from tests.long import long, long_but
 
 MISSING = [m for m in ('apache_beam', 'duckdb') if importlib.util.find_spec(m) is None]
 
@@ -40,7 +41,7 @@ class BeamTest(parameterized.TestCase):
     super().setUp()
     self.folder = pathlib.Path(self.create_tempdir().full_path)
 
-  def test_a_misspelt_flag_of_beam_is_refused(self):
+  def test_a_misspelled_flag_of_beam_is_refused(self):
     with self.assertRaisesRegex(ConfigError, '--beam: Beam has no flag --runer'):
       beam_engine.prepare(
         source, self.folder / 'out', rules_lib.Rules(), options=['--runer=DirectRunner']
@@ -55,6 +56,7 @@ class BeamTest(parameterized.TestCase):
       dict(min_rating=2.0, start='3', end='17', repeats='last', min_length=3),
       dict(untitled='drop', repeats='first', max_length=3, cut='first', sample=5, seed=4),
       dict(repeats='first-in-file', max_length=2, all_items=True, ties='item'))
+  @long_but(3)
   def test_files_and_counts_are_those_of_duckdb(self, **given):
     rules = rules_lib.Rules(max_bad=0.1, **given)
     timed = 'start' in given or 'untitled' not in given
@@ -67,6 +69,7 @@ class BeamTest(parameterized.TestCase):
                        (self.folder / 'duckdb' / name).read_text(), name)
     self.assertCountEqual([p.name for p in self.folder.iterdir()], ['beam', 'duckdb'])
 
+  @long
   def test_tables_are_read_alike(self):
     log, goods = self.folder / 'log.csv', self.folder / 'goods.csv'
     log.write_text('user_id,item_id,created_at\n' + ''.join(
@@ -84,6 +87,7 @@ class BeamTest(parameterized.TestCase):
     self.assertEqual((self.folder / 'beam' / 'sequences.jsonl').read_text(),
                      (self.folder / 'duckdb' / 'sequences.jsonl').read_text())
 
+  @long
   def test_mistakes_are_said_and_nothing_stays(self):
     with self.assertRaisesRegex(DataError, '9 of 159 interactions cannot be used, e.g. f.csv'):
       beam_engine.prepare(

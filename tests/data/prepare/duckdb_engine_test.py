@@ -14,6 +14,7 @@ from recjax.data.prepare import duckdb_engine, duckdb_writer
 from recjax.data.prepare import report as report_lib
 from recjax.data.prepare import rules as rules_lib
 from recjax.errors import ConfigError, DataError, EmptyDatasetError
+from tests.long import examples
 
 try:
   import duckdb
@@ -83,7 +84,7 @@ class FunnelTest(parameterized.TestCase):
     return out, duckdb_engine.prepare(source, out, rules or rules_lib.Rules(), say=quiet,
                                **given)
 
-  @hypothesis.settings(deadline=None, max_examples=80)
+  @examples(12, 80)
   @hypothesis.given(st.lists(st.tuples(ids, ids, st.integers(0, 4), st.integers(1, 3).map(float)),
                              min_size=1, max_size=40), st.lists(ids), RULES)
   def test_all_rules_as_by_hand(self, events, listed, rules):
@@ -178,7 +179,7 @@ class FunnelTest(parameterized.TestCase):
       '1 came back and 4 are retired; 0 are new', report_lib.report_page('x', report, None)
     )
 
-  @hypothesis.settings(deadline=None, max_examples=30)
+  @examples(6, 30)
   @hypothesis.given(*[st.lists(ids, max_size=8)] * 2, *[st.lists(ids, min_size=1, max_size=8)] * 2)
   def test_numbers_never_change_by_an_update(self, listed, then, met, later):
     goods = [[(i, {'title': f'{i} {n}'}) for i in row] for n, row in enumerate((listed, then))]

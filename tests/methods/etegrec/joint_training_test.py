@@ -1,4 +1,5 @@
 """Both sides of ETEGRec's training, who moves and who stands still; the fit of the tokenizer."""
+import functools
 import pathlib
 from unittest import mock
 
@@ -17,6 +18,7 @@ from recjax.models import rqvae, semantic_id_t5, semantic_ids, t5
 from recjax.training import fault_tolerance
 from recjax.training import workdir as workdir_lib
 from tests import devices
+from tests.long import long
 
 ID = rqvae.Config(6, (8,), 8, 2, 4)
 
@@ -29,21 +31,27 @@ NET = semantic_id_t5.Config(
 )
 
 
+@functools.cache
 def parts(items=9):
   x = jnp.asarray(np.random.default_rng(0).normal(size=(items, 6)), jnp.float32)
   ids = rqvae.init_codebooks(ID, rqvae.init(ID, jax.random.key(0)), x, jax.random.key(1))
   table = semantic_ids.padded_table(rqvae.assign_codes(ID, ids, x))[0]
-  rec = semantic_id_t5.init(NET, jax.random.key(2))
+  rec = jax.jit(semantic_id_t5.init, static_argnums=0)(NET, jax.random.key(2))
   rng = np.random.default_rng(1)
   some = [(jnp.asarray(rng.integers(0, items + 1, (4, 3))), jnp.asarray([3, 5, 3, 0]),
            jnp.zeros((4, 1), jnp.int32))]
   return x, ids, table, rec, some
 
 
-def epoch(side, weights, state, some, x, number=0):
+@functools.cache
+def program(side, weights):
   tx = optax.sgd(1e-2)
-  run = training.make_epoch(side, NET, weights, ID, tx, lambda key: jnp.arange(2),
-                          lambda data, at: data)
+  return tx, training.make_epoch(side, NET, weights, ID, tx, lambda key: jnp.arange(2),
+                                 lambda data, at: data)
+
+
+def epoch(side, weights, state, some, x, number=0):
+  tx, run = program(side, weights)
   state = {'params': state, 'opt': {side: tx.init(state[side])}}
   new, means = run(state, jax.random.key(0), some, x, jnp.zeros((1, 1)), jnp.int32(number))
   return new['params'], means
@@ -68,6 +76,7 @@ class SidesTest(absltest.TestCase):
     self.assertEqual(new['table'].shape, table.shape)  # made anew by the tokenizer's epoch
     self.assertIn('largest_group', means)
 
+  @long
   def test_devices_that_do_not_divide_a_step_learn_what_one_does(self):
     x, ids, table, rec, some = parts()
     state, found = {'rec': rec, 'id': ids, 'table': table}, []
@@ -130,6 +139,7 @@ class TokenizerTest(absltest.TestCase):
     found = semantic_ids.codebook_stats(rqvae.assign_codes(ID, params, x), ID.size)
     self.assertEqual(found['collision_rate'], kept['collision_rate'])
 
+  @long
   def test_a_run_stopped_at_any_look_ends_where_an_uninterrupted_one_ends(self):
     x = np.random.default_rng(0).normal(size=(40, 6)).astype(np.float32)
     more = dict(
@@ -196,7 +206,7 @@ class TokenizerTest(absltest.TestCase):
     with mock.patch.object(rqvae_training, '_steps', spied):
       self.fit(x, steps=100)
     self.assertLen(set(map(tuple, keys)), 5)
-    tx, params = optax.sgd(0.0), rqvae.init(ID, jax.random.key(0))  # nothing is learnt
+    tx, params = optax.sgd(0.0), rqvae.init(ID, jax.random.key(0))  # nothing is learned
     one, two = (
       float(
         rqvae_training._steps(

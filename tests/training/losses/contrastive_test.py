@@ -10,6 +10,7 @@ from recjax.distributed.sharding import shard
 from recjax.errors import ConfigError
 from recjax.training.losses import contrastive
 from tests import devices
+from tests.long import long, long_but
 
 X = jnp.eye(2)
 
@@ -77,6 +78,7 @@ class InvariantTest(parameterized.TestCase):
                               float(contrastive.loss(3 * x, y, .7, 'soft_target')), places=2)
 
   @parameterized.parameters(*contrastive.KINDS)
+  @long_but(1)
   def test_pairs_that_do_not_count_change_neither_loss_nor_gradient(self, kind):
     x, y = pairs()
     valid = jnp.arange(16) < 11
@@ -89,6 +91,7 @@ class InvariantTest(parameterized.TestCase):
       self.assertEqual(float(jnp.abs(got[11:]).max()), 0)
 
   @parameterized.parameters(*contrastive.KINDS)
+  @long_but(1)
   def test_gradients_stay_finite_at_zero_vectors(self, kind):
     x = jnp.zeros((4, 3))
     grads = jax.grad(lambda x: contrastive.loss(x, x, .1, kind))(x)
@@ -102,6 +105,7 @@ class DevicesTest(parameterized.TestCase):
     self.mesh = devices.mesh(data=8)
 
   @parameterized.parameters(*contrastive.KINDS)
+  @long_but(1)
   def test_eight_devices_give_the_loss_of_one(self, kind):
     x, y = pairs(64)
     want, grads = jax.value_and_grad(lambda x: contrastive.loss(x, y, .3, kind))(x)
@@ -115,6 +119,7 @@ class DevicesTest(parameterized.TestCase):
     np.testing.assert_allclose(got, want, atol=1e-5)
     np.testing.assert_allclose(many, grads, atol=1e-5)
 
+  @long
   def test_eight_devices_cache_gradients_as_one_differentiates(self):
     x = jnp.stack(pairs(64), 1)
     encode = lambda w, frozen, batch: jnp.tanh(batch) @ w  # noqa: E731
@@ -133,6 +138,7 @@ class DevicesTest(parameterized.TestCase):
 class CachedTest(parameterized.TestCase):
 
   @parameterized.product(kind=('infonce', 'soft_target'), parts=(1, 2, 8))
+  @long_but(1)
   def test_caching_is_direct_differentiation(self, kind, parts):
     rng = np.random.default_rng(0)
     train = {'w': jnp.asarray(rng.normal(size=(5, 6)) / 3), 'tau': jnp.float32(.6)}

@@ -9,6 +9,7 @@ from absl.testing import absltest, parameterized
 from recjax.errors import ConfigError
 from recjax.training.losses import item_losses as losses
 from tests import devices
+from tests.long import long_but
 
 
 def case(seed, count=7, items=23, width=5):
@@ -44,6 +45,7 @@ class LossTest(parameterized.TestCase):
     self.assertAlmostEqual(losses.beta(101, 20, 1.0), .2)
 
   @parameterized.parameters(1, 5, 10, 23, 64)
+  @long_but(1, 3)
   def test_chunks_equal_the_whole_in_value_and_gradient(self, chunk):
     states, table, targets, bias = case(0)
     weight = jnp.arange(7.0)
@@ -61,6 +63,7 @@ class LossTest(parameterized.TestCase):
     self.assertIn('f32[64,100]', text)
 
   @parameterized.parameters((22, 1), (24, 1), (23, 4))
+  @long_but(2)
   def test_a_table_over_devices_equals_one_device(self, items, data):
     mesh = devices.mesh(data=data, model=8 // data)
     states, table, targets, bias = case(1, items=items)
@@ -75,6 +78,7 @@ class LossTest(parameterized.TestCase):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), got, want)
 
   @parameterized.parameters(64, 1)
+  @long_but(0)
   def test_scores_of_negatives_by_position_in_value_and_gradient(self, dense):
     states, table, _, _ = case(2)
     drawn = jax.random.randint(jax.random.key(3), (7, 4), 0, 23)

@@ -82,7 +82,7 @@ function reasonList(why) {
   };
   if (why.interests.length) line('Fits ', why.interests.slice(0, 3).join(', '));
   if (why.tags.length) line('Shares ', why.tags.slice(0, 3).join(', '));
-  for (const other of why.neighbours.slice(0, 1)) {
+  for (const other of why.neighbors.slice(0, 1)) {
     line(`${other.people} people also bought `, other.title || other.id);
   }
   return list;

@@ -30,28 +30,28 @@ SPARE = 1.25       # room beyond the fullest of them
 SAVE_EVERY = 1000  # steps between checkpoints at most; an epoch may take hours
 
 
-def fit_records(work: Workdir, cfg: ConfigDict, shop: array_record.Records, validate: Callable,
+def fit_records(work: Workdir, cfg: ConfigDict, records: array_record.Records, validate: Callable,
                 held: int = 2) -> tuple[PyTree, float, int]:
   """Trains one seed of a config on users that stay on disk.
 
-  work: the Workdir. cfg: model, loss, train, optim, seed. shop: the records. validate: parameters
+  work: the Workdir. cfg: model, loss, train, optim, seed. records: the users. validate: parameters
   with a leading axis of one seed -> [figure], higher is better. held: of each user's last items
   that stay out. -> the best parameters, their figure, their epoch. Raises ConfigError for a batch
   that does not divide over the processes.
   """
-  model = sequential.model_config(cfg, len(shop.catalog))
-  steps = math.ceil(len(shop) / cfg.train.batch)
-  room = room_of(cfg, model, batches(cfg, shop, model.max_history, held, 0, 1))
+  model = sequential.model_config(cfg, len(records.catalog))
+  steps = math.ceil(len(records) / cfg.train.batch)
+  room = room_of(cfg, model, batches(cfg, records, model.max_history, held, 0, 1))
   work.log(f'    {steps:,} steps an epoch, read from disk; {cfg.train.batch} users mostly fit '
            f'{room[0]} rows of {model.max_history} and {room[1]:,} targets')
 
-  def evaluate(params, frozen):
+  def evaluate(params: PyTree, frozen: PyTree) -> dict:
     del frozen
     score, = validate(jax.tree.map(lambda x: x[None], multihost.local_values(params)))
     return {'valid_NDCG@10': score, 'valid_loss': 1 - score}  # `fit` keeps the lowest loss
 
   task = Task(functools.partial(seqrec.init, model), objective(cfg, model, room, work.mesh),
-              batches(cfg, shop, model.max_history, held), evaluate=evaluate, share=True)
+              batches(cfg, records, model.max_history, held), evaluate=evaluate, share=True)
   how = FitSettings(cfg.optim, steps * cfg.train.epochs, cfg.seed, log_every=max(1, steps // 10),
                     save_every=min(SAVE_EVERY, steps), eval_every=steps,
                     patience=cfg.train.patience)
@@ -61,11 +61,11 @@ def fit_records(work: Workdir, cfg: ConfigDict, shop: array_record.Records, vali
   return best, top['valid_NDCG@10'], round(top['step'] / steps)
 
 
-def batches(cfg: ConfigDict, shop: array_record.Records, length: int, held: int,
+def batches(cfg: ConfigDict, records: array_record.Records, length: int, held: int,
             process: int | None = None, processes: int | None = None) -> array_record.Batches:
   """This process's part of every step's batch.
 
-  cfg: the run's config. shop: the records. length: items that are read. held: of each user's last
+  cfg: the run's config. records: the users. length: items that are read. held: of each user's last
   items that stay out. processes: how many there are. -> records.Batches of {'seqs': (b, L + 1)
   int32}
   """
@@ -75,7 +75,7 @@ def batches(cfg: ConfigDict, shop: array_record.Records, length: int, held: int,
   if rest or not size:
     raise ConfigError(f'train.batch={cfg.train.batch} does not divide over {processes} processes')
   collate = functools.partial(rows_of, length=length, held=held)
-  return array_record.Batches(shop.source, collate, size, cfg.seed, process, processes)
+  return array_record.Batches(records.source, collate, size, cfg.seed, process, processes)
 
 
 def rows_of(examples: list[dict], length: int, held: int) -> dict[str, Int[np.ndarray, 'B L1']]:
@@ -117,7 +117,7 @@ def objective(cfg: ConfigDict, model: seqrec.Config, room: tuple[int, int], mesh
   usual, full = (functools.partial(sequential.loss_of, cfg, model, mesh, *size) for size in (
       room, (cfg.train.batch, cfg.train.batch * model.max_history)))
 
-  def loss(params, frozen, batch, key):
+  def loss(params: PyTree, frozen: PyTree, batch: PyTree, key: jax.Array) -> tuple[jax.Array, dict]:
     del frozen
     counts, seen = sequential.places_and_targets(cfg, model, batch['seqs'])
     used = sequential.assign_rows(counts, model.max_history)[2]

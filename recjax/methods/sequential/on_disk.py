@@ -12,7 +12,7 @@ from recjax.evaluation import ranking, results
 from recjax.file_io import write_json
 from recjax.methods.sequential import evaluate, report, train
 from recjax.models import layers
-from recjax.training import sequential, sequential_streaming
+from recjax.training import sequential, sequential_on_disk
 from recjax.training.workdir import Workdir
 
 MAX_USERS = 20_000  # users who are judged at most, the same ones for validation and test
@@ -23,21 +23,21 @@ def run(cfg: ConfigDict, work: Workdir) -> None:
 
   cfg: the run's config. work: the Workdir.
   """
-  shop = array_record.load(cfg.data)
-  check(cfg, shop)
-  work.log(f'{shop.name}: {len(shop.catalog):,} items, {len(shop):,} users on disk, fingerprint '
-           f'{shop.fingerprint[:12]}')
-  few, drawn = sample(shop)
+  records = array_record.load(cfg.data)
+  check(cfg, records)
+  work.log(f'{records.name}: {len(records.catalog):,} items, {len(records):,} users on disk, '
+           f'fingerprint {records.fingerprint[:12]}')
+  few, drawn = sample(records)
   train.check(cfg, few)
-  trained = work.stage('train', stage, train.settings(cfg), shop, few)
+  trained = work.stage('train', stage, train.settings(cfg), records, few)
   evaluated = work.stage('evaluate', evaluate.stage, evaluate.settings(cfg), few, trained, drawn)
   work.publish(evaluated, 'results.json', 'ranks.parquet', 'predictions.parquet')
   report.write(cfg, work, few, evaluated)
   results.show(work, evaluated)
 
 
-def check(cfg: ConfigDict, shop: array_record.Records) -> None:
-  """What users on disk cannot do. cfg: the run's config. shop: the records. Raises ConfigError."""
+def check(cfg: ConfigDict, records: array_record.Records) -> None:
+  """What users on disk cannot do. cfg: the run's config. records: the users. Raises ConfigError."""
   if cfg.seeds != 1:
     raise ConfigError(f'seeds={cfg.seeds}: records are trained on with one seed a run; set '
                       '--config.seeds=1 and give each --config.seed a workdir')
@@ -46,36 +46,36 @@ def check(cfg: ConfigDict, shop: array_record.Records) -> None:
                       'file')
   if cfg.eval.drop_cold_targets:
     raise ConfigError('eval.drop_cold_targets needs all training users in memory; leave it False')
-  sequential_streaming.batches(cfg, shop, 1, 2)
+  sequential_on_disk.batches(cfg, records, 1, 2)
 
 
-def sample(shop: array_record.Records) -> tuple[Dataset, str]:
+def sample(records: array_record.Records) -> tuple[Dataset, str]:
   """Users to judge, drawn once.
 
-  shop: the records. -> Dataset of them, what the protocol says about it
+  records: the records. -> Dataset of them, what the protocol says about it
   """
-  rows = np.random.default_rng(0).permutation(len(shop))[:MAX_USERS]
-  few = shop.users(np.sort(rows))
-  if len(rows) == len(shop):
+  rows = np.random.default_rng(0).permutation(len(records))[:MAX_USERS]
+  few = records.users(np.sort(rows))
+  if len(rows) == len(records):
     return few, ''
-  return few, (f'; {len(rows):,} users drawn of {len(shop):,}, popularity and groups counted among '
-               'them')
+  return few, (f'; {len(rows):,} users drawn of {len(records):,}, popularity and groups counted '
+               'among them')
 
 
-def stage(work: Workdir, cfg: ConfigDict, shop: array_record.Records,
+def stage(work: Workdir, cfg: ConfigDict, records: array_record.Records,
           few: Dataset) -> dict[str, Any]:
   """Trains one seed on all users and keeps the best epoch by validation NDCG@10.
 
-  work: the Workdir. cfg: the run's config. shop: the records. few: users of it in memory.
+  work: the Workdir. cfg: the run's config. records: the records. few: users of it in memory.
   """
   split = splits.leave_one_out(few.interactions)
   if not len(split.valid):
-    raise DataError(f'none of {len(few.interactions):,} users of {shop.name} has 3 items')
-  n = len(shop.catalog)
+    raise DataError(f'none of {len(few.interactions):,} users of {records.name} has 3 items')
+  n = len(records.catalog)
   model = sequential.model_config(cfg, n)
   validate = ranking.validator(lambda params: sequential.scorer(model, params), split.valid, n, 1,
                             cfg.train.valid_users)
-  best, score, epoch = sequential_streaming.fit_records(work, cfg, shop, validate)
+  best, score, epoch = sequential_on_disk.fit_records(work, cfg, records, validate)
   best = jax.tree.map(lambda x: np.asarray(x)[None], best)
   sequential.save(work.folder / 'model.npz', best)
   write_json(work.folder / 'valid.json', {'NDCG@10': [round(float(score), 6)], 'epoch': [epoch]})
