@@ -102,7 +102,8 @@ def training_bytes(shape: llm.Config, axes: Mapping[str, int], rows: int, row: i
   """
   weights = _weights(shape, axes) if shape.lora_rank else 0  # else they are what is trained
   trained = _trained(shape, axes)
-  trained['gradients'] *= 2 if prefix else 1  # the prefix's own, until they are added up
+  if prefix and not shape.lora_rank:  # a gradient of the prefix's pass, until both are added up
+    trained['gradients'] *= 2
   return {'weights': weights, **trained,
           'activations': _activations(shape, axes, rows, row, prefix),
           'logits': _logits(shape, axes, rows * row), 'gathered': _gathered(shape, axes)}
@@ -138,7 +139,7 @@ def generation_bytes(shape: llm.Config, axes: Mapping[str, int], batch: int, bea
   return {'weights': _weights(shape, axes), 'adapters': adapter,
           'prompts': (device_rows * prompt + prefix) * token, 'beams': cache,
           'logits': device_rows * beams * math.ceil(shape.vocab / model) * 4,
-          'gathered': _gathered(shape, axes)}
+          'a layer': _layer(shape, axes), 'gathered': _gathered(shape, axes)}
 
 
 def _size(shape):
@@ -203,6 +204,13 @@ def _logits(shape, axes, tokens):
   """One chunk of logits in float32 and its gradient."""
   each = math.ceil(tokens / _ways(axes)) * math.ceil(shape.vocab / axes.get('model', 1)) * 4
   return 2 * min(each, CHUNK)
+
+
+def _layer(shape, axes):
+  """The weights of one layer, which a GPU copies out of their stack before it multiplies."""
+  if axes.get('fsdp', 1) > 1:
+    return 0  # gathered, which is counted
+  return sum(n * out for n, out, _ in shape.linear.values()) / axes.get('model', 1) * _size(shape)
 
 
 def _gathered(shape, axes):
