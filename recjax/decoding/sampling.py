@@ -183,4 +183,4 @@ def _in_nucleus(log_weights, top_p):
     mass = jnp.where(order >= higher, share, 0).sum(-1, keepdims=True)
     return jnp.where(mass >= top_p, higher, bound)
   none = jnp.zeros((*log_weights.shape[:-1], 1), jnp.uint32)
-  return order >= lax.fori_loop(0, 32, raised, none)
+  return order >= lax.fori_loop(0, 32, raised, none, unroll=8)  # a turn is several kernels
