@@ -19,6 +19,7 @@ os.environ.setdefault('TPU_SKIP_MDS_QUERY', '1')  # no server to ask for the mac
 os.environ.setdefault('ALLOW_MULTIPLE_LIBTPU_LOAD', '1')  # nobody holds a chip
 
 import argparse  # noqa: E402
+import contextlib  # noqa: E402
 import dataclasses  # noqa: E402
 import functools  # noqa: E402
 import importlib.metadata  # noqa: E402
@@ -150,10 +151,8 @@ def versions() -> dict[str, str]:
   """Of JAX and the compilers that are here."""
   found = {'jax': jax.__version__}
   for package in ('libtpu', 'jax-cuda12-plugin'):
-    try:
+    with contextlib.suppress(importlib.metadata.PackageNotFoundError):
       found[package] = importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-      pass
   return found
 
 
