@@ -165,6 +165,7 @@ class PlanTest(absltest.TestCase):
     # Tables once, a layer's weights there and back; a loop's body counts once.
     self.assertLess(total, 1.3 * (tables + 2 * layer))
 
+  @long
   def test_every_method_with_an_llm_says_what_it_takes(self):
     sys.path.insert(0, str(ROOT))
     shop = loading.load_data('sample')
