@@ -15,6 +15,7 @@ from recjax.distributed import multihost
 from recjax.errors import ConfigError
 from recjax.methods.reclm import tokenized_catalog, train
 from recjax.methods.reclm.tokenized_catalog import TokenizedCatalog
+from recjax.models.dot_product import dot_product_scores
 from recjax.training import sft, sharded_stage
 from recjax.training.workdir import Workdir
 
@@ -192,7 +193,8 @@ def rank_by_vectors(grounded: GroundedModel, generator: PrefixGenerator,
   extra, num_items = grounded.chat_model.extra, len(grounded.tokenized.titles)
   queries = train.project(
     extra['project'], generator.states([generator.own(prompt) for prompt in prompts]))
-  scores = np.array(multihost.to_host(queries @ extra['items'].T), np.float32)
+  scores = np.array(multihost.to_host(dot_product_scores(queries, extra['items'], None)),
+                    np.float32)
   excluded_mask = grounded.excluded_mask(len(prompts), excluded, allowed)
   if excluded_mask is not None:
     scores[excluded_mask] = -np.inf

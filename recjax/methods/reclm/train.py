@@ -302,7 +302,8 @@ def project(layers: Sequence[dict[str, Array]],
   layers: as `init_projection` gives them. states: of the LLM.
   """
   for number, layer in enumerate(layers):
-    states = (nn.gelu(states, approximate=False) if number else states) @ layer['kernel']
+    states = jnp.matmul(nn.gelu(states, approximate=False) if number else states, layer['kernel'],
+                        precision=jax.lax.Precision.HIGHEST)
     states = states + layer['bias']
   return states
 
@@ -442,7 +443,8 @@ def save_model(work: Workdir, cfg: ConfigDict, chat_model: ChatModel, llm_dir: P
   """
   chat_model.tokenizer.save(work.folder)
   if cfg.train.mode == 'full':
-    huggingface.save(trained['params'], chat_model.model.cfg, work.folder)
+    shape = chat_model.model.cfg
+    huggingface.save(llm.as_stored(trained['params'], shape), shape, work.folder)
   else:
     is_inside = llm_dir.resolve().is_relative_to(work.path.resolve())
     base = os.path.relpath(llm_dir, work.folder) if is_inside else str(llm_dir)
@@ -470,12 +472,12 @@ def load_model(cfg: ConfigDict, llm_dir: Path, tuned_dir: Path,
     model, params, tokenizer = llm_loading.load(tuned_dir, cfg.llm, mesh)
     return ChatModel(model, params, None, tokenizer, control['soi'], control['eoi'],
                      control['codes'], extra, scoring_options(cfg.train, control['eoi']))
-  model, params, _, adapter = llm_loading.load_adapted(llm_dir, cfg.llm, tuned_dir, mesh)
+  model, params, _ = llm_loading.load_merged(llm_dir, cfg.llm, tuned_dir, mesh)
   tokenizer = tokenizers.load(tuned_dir)
   ids = [control['soi'], control['eoi'], *control['codes']]
   params, shape = embedding_resize.add_tokens(params, model.cfg, ids, [[0]] * len(ids))
   params = embedding_resize.set_rows(params, plain_arrays.load(tuned_dir / 'rows.npz'), ids)
-  return ChatModel(llm.LM(shape), params, adapter, tokenizer, *ids[:2], ids[2:], extra,
+  return ChatModel(llm.LM(shape), params, None, tokenizer, *ids[:2], ids[2:], extra,
                    scoring_options(cfg.train, ids[1]))
 
 
@@ -486,6 +488,5 @@ def save_merged(cfg: ConfigDict, llm_dir: Path, tuned_dir: Path, out: Path) -> N
   """
   mesh = sharding.make_mesh({'data': -1, 'fsdp': 1, 'model': 1})
   chat_model = load_model(cfg, llm_dir, tuned_dir, mesh)
-  shape = dataclasses.replace(chat_model.model.cfg, lora_rank=0)
-  huggingface.save(lora.merge(chat_model.params, chat_model.lora, chat_model.model.cfg), shape, out)
+  huggingface.save(chat_model.params, chat_model.model.cfg, out)
   chat_model.tokenizer.save(out)
