@@ -56,6 +56,9 @@ setup(
     extras_require={
         'cuda': ['jax[cuda13]'],
         'tpu': ['jax[tpu]'],
+        'aot-tpu': ['jax[tpu]'],  # the compiler alone is used: benchmarks/accelerators.py
+        'aot-gpu': ['jax-cuda12-plugin', 'nvidia-cuda-nvcc-cu12>=12.9,<13',
+                    'nvidia-cuda-runtime-cu12>=12.9,<13', 'nvidia-cudnn-cu12>=9.8,<10'],
         'data': DATA,
         'beam': BEAM,
         'gguf': GGUF,

@@ -2,6 +2,7 @@
 import json
 import os
 import sys
+import time
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
@@ -40,6 +41,10 @@ def run(workdir: str | os.PathLike, catalogs: Sequence[str] = (),
     console.print(TINY)
   state = {'json': False, 'history': ()}
   with jax.set_mesh(mesh):
+    console.print('Getting ready ...', end=' ')
+    started = time.monotonic()
+    talk.warm()
+    console.print(f'{time.monotonic() - started:.0f} s.')
     for line in lines if lines is not None else typed(console):
       line = line.strip()
       if line in ('/quit', '/exit'):

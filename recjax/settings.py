@@ -54,8 +54,9 @@ RANGES = {
         base.width model.decoder_layers model.head_dim model.ffn model.fusion_heads
         model.fusion_layers tiny.vocab tiny.width tiny.layers tiny.heads tiny.kv_heads tiny.ffn
         tiny.row_tokens *loss.chunk *loss.negatives *train.max_masked tags.max_base_tags
-        *.api_samples *.api_concurrency *.api_max_tokens lora.rank train.row_tokens train.max_len
-        train.max_seq_len train.min_seq_len train.longest_list train.cycle decode.beams
+        *.api_samples *.api_concurrency *.api_max_tokens talk.own talk.answer_tokens lora.rank
+        train.row_tokens train.max_len train.max_seq_len train.min_seq_len train.longest_list
+        train.cycle decode.beams
         decode.groups decode.num_items decode.new_tokens decode.max_tags decode.ghost_cases
         select.save_top eval.save_top eval.memory eval.answer_tokens prompt.max_prompt_tokens
         samples.max_history ret.tokens semantic_ids.hidden semantic_ids.width semantic_ids.levels
@@ -75,7 +76,7 @@ RANGES = {
     'between 0 and 1': '''
         *loss.gbce_t *train.mask_share *train.mask_last control.share decode.alphas select.b
         *.api_failure_ratio train.candidates train.chat_share train.keep train.multi_round
-        train.rule''',
+        train.rule train.wishes''',
     'at least 0 and below 1': '*.beta2 *model.dropout base.dropout scft.ratio',
     'above 0 and at most 1': 'decode.top_p',
     'a count, or -1 for all': 'train.sample train.valid_sample',

@@ -23,10 +23,9 @@ import xml.etree.ElementTree as ET
 
 ROOT = pathlib.Path(__file__).parent
 # Programs of tests run for a moment, and compiling is most of the time: XLA's older emitters for
-# CPUs without optimization take a seventh of it. Methods train for longer, so a little pays there.
-# `XLA_FLAGS= python -m tests` optimizes as a run does.
+# CPUs without optimization take a seventh of it. `XLA_FLAGS= python -m tests` optimizes as a run
+# does.
 FAST = '--xla_cpu_use_fusion_emitters=false --xla_backend_optimization_level=0'
-FAST_TRAINING = FAST.replace('level=0', 'level=1')
 ENV = {
     **os.environ,
     'JAX_PLATFORMS': os.environ.get('JAX_PLATFORMS', 'cpu'),
@@ -141,11 +140,7 @@ def main(argv: list[str]) -> int:
          'RECJAX_TEST_LONG_ALONE': str(int(args.long))}
   ran, skipped, warned, failed, passed, start = [], [], set(), 0, 0, time.monotonic()
   with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
-    running = {}
-    for name in order:
-      trains = env['XLA_FLAGS'] == FAST and name.startswith('methods/')
-      more = {'XLA_FLAGS': FAST_TRAINING} if trains else {}
-      running[pool.submit(run_group, groups[name], {**env, **more})] = name
+    running = {pool.submit(run_group, groups[name], env): name for name in order}
     for done in concurrent.futures.as_completed(running):
       name, (seconds, cases, output) = running[done], done.result()
       bad = [case for case in cases if is_bad(case)]

@@ -211,7 +211,7 @@ class PythonTest(absltest.TestCase):
     for page in ('README.md', 'docs/decoding.md'):
       exec(self.block(page, 'trie.build'), space)
       found = space['found'].items(space['catalog'])
-      self.assertEqual([sorted(i for i, _ in one) for one in found], [list(range(8))] * 2)
+      self.assertEqual([sorted(i for i, _ in one) for one in found], [list(range(1, 9))] * 2)
     table = jnp.asarray(np.random.default_rng(0).normal(size=(tokenizer.vocab_size,) * 2))
     space['model'] = types.SimpleNamespace(apply=lambda p, tokens: p['params'][tokens])
     exec(self.block('docs/decoding.md', 'uncached'), space)

@@ -15,6 +15,7 @@ from recjax.errors import ConfigError, WorkdirError
 from recjax.evaluation import metrics
 from recjax.evaluation import results as results_lib
 from recjax.run_files import read_json
+from tests.long import long
 
 ROOT = pathlib.Path(__file__).parents[1]
 
@@ -133,6 +134,7 @@ class RunTest(absltest.TestCase):
          '--set', 'train.epochs=1', '--set', f'model.norm={values}', f'--out={out}'],
         capture_output=True, text=True, cwd=ROOT)
 
+  @long
   def test_failed_runs_are_said_and_finished_ones_kept(self):
     out = pathlib.Path(self.create_tempdir().full_path)
     done = self.command(out, 'nosuch,pre')

@@ -21,6 +21,7 @@ from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from recjax.decoding.constraints import DEAD, LIVE, CatalogConstraint, Unconstrained
 from recjax.decoding.lm_head import BoundDecoder, cache_lengths, log_sum_exp, plain_head
+from recjax.distributed import sharding
 from recjax.errors import ConfigError
 from recjax.protocols import Constraint, NewTokens
 from recjax.retrieval.top_k import top_k
@@ -230,6 +231,8 @@ def free_candidates(logits: Float[Array, 'B _ V'], is_end: Bool[np.ndarray, ' V'
     values = jnp.where(jnp.asarray(is_end)[tokens] & (t < min_new_tokens), -jnp.inf, values)
   values -= log_sum_exp(logits)
   tokens, values = lax.sort((tokens, values), num_keys=1)
+  # Whole on each device of a row: groups choose in turn, and would else gather them in each turn.
+  values, tokens = sharding.shard_rows(values), sharding.shard_rows(tokens)
   shape = (len(logits), search.beams, tokens.shape[-1])
   return jnp.broadcast_to(values, shape), jnp.broadcast_to(tokens, shape)
 

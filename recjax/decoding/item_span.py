@@ -44,22 +44,21 @@ class SpanSettings:
   """What decides the program of an `ItemSpanConstraint`; hashable.
 
   soi, eoi: the start-of-item and end-of-item tokens. eos_ids: tokens that end a reply. new_tokens:
-  tokens of a reply at most. max_items, min_items: items of a reply; below min_items it may not end
-  as long as another may be opened. pad_id: a token that may not come in text, or None. repeat:
-  whether an item may come twice.
+  tokens of a reply at most. max_items: items of a reply. pad_id: a token that may not come in text,
+  or None. repeat: whether an item may come twice.
   """
   soi: int
   eoi: int
   eos_ids: tuple[int, ...]
   new_tokens: int
   max_items: int = 32
-  min_items: int = 0
   pad_id: int | None = None
   repeat: bool = False
 
 
 @functools.partial(jax.tree_util.register_dataclass,
-                   data_fields=['trie', 'shortest', 'begin', 'item_filter', 'catalog'],
+                   data_fields=['trie', 'shortest', 'begin', 'item_filter', 'catalog',
+                                'least'],
                    meta_fields=['settings'])
 @dataclasses.dataclass(frozen=True)
 class ItemSpanConstraint:
@@ -67,6 +66,7 @@ class ItemSpanConstraint:
 
   trie: of one or several catalogs. shortest: see `shortest_below`. begin: where the prompts end,
   without the axis K. item_filter: which items each request may have. catalog: of each request.
+  least: items of each reply, before which it may not end as long as another may be opened.
   settings: control tokens and numbers of items.
   """
   trie: DeviceTrie
@@ -74,6 +74,7 @@ class ItemSpanConstraint:
   begin: SpanState
   item_filter: ItemFilter
   catalog: Int[Array, ' B']
+  least: Int[Array, ' B']
   settings: SpanSettings
 
   @property
@@ -99,7 +100,7 @@ class ItemSpanConstraint:
     banned = [settings.eoi] + [pad] * (pad not in (None, *settings.eos_ids))
     may_open = self._may_open(state, t)[..., None]
     too_early = (np.isin(token, settings.eos_ids) & may_open
-                 & (state.count < settings.min_items)[..., None])
+                 & (state.count < self.least[:, None])[..., None])
     in_text = ~np.isin(token, banned) & ~too_early & ((token != settings.soi) | may_open)
     allowed = jnp.where(state.inside[..., None], child >= 0, in_text)
     logits = finite_logits(logits)
@@ -209,21 +210,23 @@ class ItemSpanConstraint:
   def select_requests(self, requests: Int[Array, ' R']) -> 'ItemSpanConstraint':
     return dataclasses.replace(
         self, begin=jax.tree.map(lambda x: x[requests], self.begin), catalog=self.catalog[requests],
-        item_filter=self.item_filter.select_requests(requests))
+        least=self.least[requests], item_filter=self.item_filter.select_requests(requests))
 
 
 def item_span_constraint(tries: Trie | Sequence[Trie], trie: DeviceTrie, settings: SpanSettings,
                          batch: int = 1, tails: Sequence | None = None,
                          catalog: Sequence | np.ndarray | None = None,
-                         item_filter: ItemFilter | None = None) -> ItemSpanConstraint:
+                         item_filter: ItemFilter | None = None,
+                         least: Sequence | np.ndarray | None = None) -> ItemSpanConstraint:
   """The constraint for `batch` requests.
 
   tries: whose rows end with the end-of-item token; one for each catalog of `trie`, which is the
   same on the device. tails: for each request the tokens of the answer that the prompt already
   holds, so that a prompt may end inside a title and earlier items count as used, also for
   max_items. catalog: the number of each request's. settings: control tokens and numbers of items.
-  item_filter: which items each request may have, None for all. Raises DataError where a tail leaves
-  the catalog, and for tries that end otherwise.
+  item_filter: which items each request may have, None for all. least: items of each reply, before
+  which it may not end, None for none. Raises DataError where a tail leaves the catalog, and for
+  tries that end otherwise.
   """
   tries = [tries] if isinstance(tries, Trie) else list(tries)
   if any(t.end != settings.eoi for t in tries) or settings.soi == settings.eoi:
@@ -240,7 +243,13 @@ def item_span_constraint(tries: Trie | Sequence[Trie], trie: DeviceTrie, setting
   shortest = np.concatenate([x for t in tries for x in (shortest_below(t, limit), idle)])
   shortest = np.resize(shortest, (len(trie.tok), limit + 1))  # the end is not read
   return ItemSpanConstraint(trie, jnp.asarray(shortest), begin, item_filter or ItemFilter(),
-                            jnp.asarray(catalog), settings)
+                            jnp.asarray(catalog), minimum_items(least, len(tails)), settings)
+
+
+def minimum_items(least: Sequence | np.ndarray | None, batch: int) -> Int[Array, ' B']:
+  """The least number of items of each of `batch` replies: an array, so that it does not decide the
+  program. least: as given, None for none."""
+  return jnp.zeros(batch, jnp.int32) if least is None else jnp.asarray(least, jnp.int32)
 
 
 def shortest_below(trie: Trie, limit: int) -> Int[np.ndarray, 'M S']:

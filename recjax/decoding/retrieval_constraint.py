@@ -34,21 +34,23 @@ class RetrievalState(NamedTuple):
 
 
 @functools.partial(jax.tree_util.register_dataclass,
-                   data_fields=['titles', 'lengths', 'items', 'project', 'closed'],
+                   data_fields=['titles', 'lengths', 'items', 'project', 'closed', 'least'],
                    meta_fields=['query', 'settings'])
 @dataclasses.dataclass(frozen=True)
 class RetrievalConstraint:
   """The constraint; `build_retrieval_constraint` makes it.
 
   titles: tokens with the end token, padded. items: their vectors. closed: items that requests may
-  not have, or None. query: (project, states (..., D)) -> vectors (..., E). lengths: tokens of each
-  title. project: parameters of `query`. settings: control tokens and numbers of items.
+  not have, or None. least: items of each reply, before which it may not end, or None. query:
+  (project, states (..., D)) -> vectors (..., E). lengths: tokens of each title. project: parameters
+  of `query`. settings: control tokens and numbers of items.
   """
   titles: Int[Array, 'N L']
   lengths: Int[Array, ' N']
   items: Float[Array, 'N E']
   project: PyTree
   closed: Bool[Array, 'B N'] | None
+  least: Int[Array, ' B'] | None
   query: Callable
   settings: SpanSettings
 
@@ -76,7 +78,8 @@ class RetrievalConstraint:
     pad: Any = settings.pad_id
     banned = [settings.eoi] + [pad] * (pad not in (None, *settings.eos_ids))
     may_open = self._may_open(state, t)[..., None]
-    too_early = ((state.count < settings.min_items)[..., None] & may_open
+    least = 0 if self.least is None else self.least[:, None]
+    too_early = ((state.count < least)[..., None] & may_open
                  & jnp.isin(token, jnp.asarray(settings.eos_ids)))
     in_text = (~np.isin(np.arange(vocab), banned) & ~too_early
                & ((token != settings.soi) | may_open))
@@ -140,19 +143,21 @@ class RetrievalConstraint:
 
   def select_requests(self, requests: Int[Array, ' R']) -> 'RetrievalConstraint':
     closed = None if self.closed is None else self.closed[requests]
-    return dataclasses.replace(self, closed=closed)
+    least = None if self.least is None else self.least[requests]
+    return dataclasses.replace(self, closed=closed, least=least)
 
 
 def build_retrieval_constraint(titles: Sequence, items: Float[np.ndarray | Array, 'N E'],
                                project: PyTree, query: Callable, settings: SpanSettings,
-                               closed: Bool[np.ndarray, 'B N'] | None = None
+                               closed: Bool[np.ndarray, 'B N'] | None = None,
+                               least: Int[np.ndarray, ' B'] | None = None
                                ) -> RetrievalConstraint:
   """The constraint of a catalog.
 
   titles: token lists without the end token. items: their vectors. project, query: (project, states)
   -> vectors; a function of module level, as it decides the program. closed: items that requests may
-  not have. settings: control tokens and numbers of items. Raises DataError where a title is empty
-  or their number differs.
+  not have. least: items of each reply, before which it may not end. settings: control tokens and
+  numbers of items. Raises DataError where a title is empty or their number differs.
   """
   if len(titles) != len(items) or not len(titles):
     raise DataError(f'{len(titles)} titles and {len(items)} item vectors; give one for each, and '
@@ -165,7 +170,8 @@ def build_retrieval_constraint(titles: Sequence, items: Float[np.ndarray | Array
     row[:len(title)] = title
   return RetrievalConstraint(
       jnp.asarray(padded), jnp.asarray(lengths), jnp.asarray(items, jnp.float32), project,
-      None if closed is None else jnp.asarray(closed), query, settings)
+      None if closed is None else jnp.asarray(closed),
+      None if least is None else jnp.asarray(least, jnp.int32), query, settings)
 
 
 def items_by_title(titles: Sequence) -> dict[tuple, int]:

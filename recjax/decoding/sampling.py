@@ -11,6 +11,7 @@ from recjax.decoding.constraints import DEAD, LIVE, first_nan
 from recjax.decoding.lm_head import BoundDecoder
 from recjax.errors import ConfigError
 from recjax.protocols import Constraint, NewTokens
+from recjax.retrieval.top_k import top_k as largest
 
 
 @jax.tree_util.register_static
@@ -150,16 +151,36 @@ def gumbel_noise(key: Key[Array, ''], t: Array | int, shape: tuple) -> Float[Arr
 
 def within_cuts(log_weights: Float[Array, '... C'], top_k: int, top_p: float
                 ) -> Bool[Array, '... C']:
-  """Which candidates top-k and then top-p leave. log_weights: before normalization. top_k:
-  candidates kept at most, 0 for all. top_p: probability that those kept reach."""
+  """Which candidates top-k and then top-p leave: all that are equal at a cut, and the best.
+
+  log_weights: of the candidates, unnormalized. top_k: how many, 0 for all. top_p: the share that
+  those which are left have at least together, 1 for all. Nothing is sorted but the top k.
+  """
   if not top_k and top_p >= 1:
     return jnp.ones(log_weights.shape, bool)
-  order = jnp.argsort(-log_weights, -1)
-  ranked = jnp.take_along_axis(log_weights, order, -1)
+  kept = log_weights > LIVE
   if top_k:
-    ranked = jnp.where(jnp.arange(log_weights.shape[-1]) < top_k, ranked, DEAD)
-  share = jax.nn.softmax(ranked, -1)
-  before = jnp.cumsum(share, -1) - share
-  kept = (before < top_p) & (ranked > LIVE)
-  rank = jnp.argsort(order, -1)
-  return jnp.take_along_axis(kept.at[..., 0].set(True), rank, -1)
+    best, _ = largest(log_weights, min(top_k, log_weights.shape[-1]))
+    kept &= log_weights >= best[..., -1:]
+  if top_p < 1:
+    kept &= _in_nucleus(jnp.where(kept, log_weights, DEAD), top_p)
+  return kept | (log_weights == log_weights.max(-1, keepdims=True))
+
+
+def _in_nucleus(log_weights, top_p):
+  """The fewest candidates whose shares add up to top_p, by the largest lower bound that has them.
+
+  The bound is found bit by bit on whole numbers that order as floats do: the sign bit set for
+  positive ones, all bits turned for negative ones.
+  """
+  share = jax.nn.softmax(log_weights, -1)
+  bits = lax.bitcast_convert_type(log_weights.astype(jnp.float32), jnp.uint32)
+  sign = jnp.uint32(1 << 31)
+  order = jnp.where(bits >= sign, ~bits, bits | sign)
+
+  def raised(turn, bound):
+    higher = bound | (sign >> turn.astype(jnp.uint32))
+    mass = jnp.where(order >= higher, share, 0).sum(-1, keepdims=True)
+    return jnp.where(mass >= top_p, higher, bound)
+  none = jnp.zeros((*log_weights.shape[:-1], 1), jnp.uint32)
+  return order >= lax.fori_loop(0, 32, raised, none, unroll=8)  # a turn is several kernels

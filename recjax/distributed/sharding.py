@@ -35,6 +35,44 @@ def make_mesh(axes: Mapping[str, int]) -> Mesh:
   return jax.make_mesh(shape, tuple(axes), axis_types=auto)
 
 
+def generation_axes(axes: Mapping[str, int], heads: int) -> dict[str, int]:
+  """The sizes of `generation_mesh`. axes: of the mesh. heads: of keys and values."""
+  fsdp, model = axes.get('fsdp', 1), axes.get('model', 1)
+  more = max(n for n in range(1, fsdp + 1)
+             if fsdp % n == 0 and (n == 1 or heads % (n * model) == 0))
+  return {**axes, 'fsdp': fsdp // more, 'model': model * more}
+
+
+def generation_mesh(mesh: Mesh, heads: int) -> Mesh:
+  """The devices of `mesh` with 'fsdp' turned into 'model' as far as that divides the heads.
+
+  heads: of keys and values. Weights split over 'fsdp' are gathered at every token that is written,
+  over 'model' only what a block gives is added up. A mesh without both axes stays as it is.
+  """
+  if not {'fsdp', 'model'} <= set(mesh.axis_names):
+    return mesh
+  axes = generation_axes(mesh.shape, heads)
+  if axes == dict(mesh.shape):
+    return mesh
+  names = mesh.axis_names
+  first = [n for n in names if n not in ('fsdp', 'model')] + ['fsdp', 'model']
+  devices = mesh.devices.transpose([names.index(n) for n in first])
+  devices = devices.reshape([axes[n] for n in first])
+  order = [first.index(n) for n in names]
+  return Mesh(devices.transpose(order), names, axis_types=mesh.axis_types)
+
+
+def shard_rows(x: jax.Array, *axes: str | None) -> jax.Array:
+  """Keeps rows on the data axes of the mesh; a row that all devices share stays where it is.
+
+  axes: mesh axes of the other dimensions of x; none by default.
+  """
+  mesh = jax.sharding.get_abstract_mesh()
+  if x.shape[0] % num_batch_shards(mesh):
+    return x
+  return shard(x, ('data', 'fsdp'), *(axes or (None,) * (x.ndim - 1)))
+
+
 def path_of(path: TreePath) -> str:
   """'a/b/c' for a tree path as jax.tree_util gives it."""
   return jax.tree_util.keystr(path, simple=True, separator='/')

@@ -85,7 +85,8 @@ def rank_block(
 
 
 def _scores(states, rows, bias):
-  return jnp.dot(states, rows.T, preferred_element_type=jnp.float32) + bias
+  return jnp.dot(states, rows.T, precision=lax.Precision.HIGHEST,  # ranks hang on it
+                 preferred_element_type=jnp.float32) + bias
 
 
 def rank_users(

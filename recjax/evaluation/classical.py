@@ -21,7 +21,7 @@ from recjax.data.dataset import Catalog, Interactions
 from recjax.data.splits import Cases
 from recjax.errors import ConfigError
 from recjax.evaluation import metrics, ranking
-from recjax.protocols import ScoreFn
+from recjax.protocols import AnyArray, ScoreFn
 from recjax.retrieval import bm25
 
 LONGEST = 20  # items of a history that a Markov chain reads, the last ones
@@ -177,7 +177,7 @@ def item_knn(train: Interactions, n_items: int, shrink: float, neighbors: int,
   return _linear(_keep_largest(near, neighbors) if neighbors else near, None, decay)
 
 
-def _keep_largest(matrix: sp.csr_array, count: int) -> sp.csr_array:
+def _keep_largest(matrix: Any, count: int) -> sp.csr_array:
   """The `count` largest of each row; of equal ones those of lower columns."""
   matrix.sort_indices()
   rows = np.repeat(np.arange(matrix.shape[0]), np.diff(matrix.indptr))
@@ -204,8 +204,9 @@ def _ease_weights(train: Interactions, n_items: int, l2: float) -> Float[np.ndar
   met = incidence(train, n_items).astype(np.float32)
   gram = (met.T @ met).toarray(order='F')
   gram[np.diag_indices(n_items)] += np.float32(l2)
-  factor, failed = scipy.linalg.lapack.spotrf(gram, lower=1, overwrite_a=1)
-  inverse, bad = scipy.linalg.lapack.spotri(factor, lower=1, overwrite_c=1)
+  lapack: Any = scipy.linalg.lapack
+  factor, failed = lapack.spotrf(gram, lower=1, overwrite_a=1)
+  inverse, bad = lapack.spotri(factor, lower=1, overwrite_c=1)
   if failed or bad:
     raise ConfigError(f'EASE cannot be solved with l2={l2}; choose a larger one')
   inverse = np.tril(inverse)
@@ -265,7 +266,7 @@ def blend(first: ScoreFn, second: ScoreFn, weight: float) -> ScoreFn:
   return score
 
 
-def _min_max(scores: Float[np.ndarray, 'B N']) -> Float[np.ndarray, 'B N']:
+def _min_max(scores: Float[AnyArray, 'B N']) -> Float[np.ndarray, 'B N']:
   scores = np.asarray(scores, np.float64)
   low, high = scores.min(1, keepdims=True), scores.max(1, keepdims=True)
   return (scores - low) / np.where(high > low, high - low, 1.0)
@@ -276,14 +277,14 @@ def _item_counts(train: Interactions, n_items: int) -> Int[np.ndarray, ' N']:
   return np.bincount(train.items, minlength=n_items + 1)[1:]
 
 
-def _linear(table: sp.csr_array | Float[np.ndarray, 'N N'], back_off: np.ndarray | None,
+def _linear(table: Any, back_off: np.ndarray | None,
             decay: float, longest: int = 0) -> ScoreFn:
   """The sum of a table's rows over a history's items, weighted as `history_weights` says.
 
   back_off: (N,) what every item has besides, or None.
   """
   def score(items, offsets):
-    found = history_weights(items, offsets, table.shape[0], decay, longest) @ table
+    found: Any = history_weights(items, offsets, table.shape[0], decay, longest) @ table
     dense = found.toarray() if sp.issparse(found) else found
     return (dense if back_off is None else dense + back_off).astype(np.float32)
   return score

@@ -4,6 +4,7 @@ import os
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol, runtime_checkable
 
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, PyTree
 
@@ -37,8 +38,9 @@ def add_tokens(
   """Weights with rows for new tokens, each the mean of the rows of other tokens.
 
   params, cfg: of the model. ids: of the new tokens. like: for each the tokens it shall resemble.
-  Input and output rows alike; a vocabulary that has spare rows keeps its size. Raises ConfigError
-  where an id between the old rows and the new ones is nobody's.
+  Input and output rows alike; a vocabulary that has spare rows keeps its size. Tables are filled up
+  where the axis 'model' of their mesh would not divide them. Raises ConfigError where an id between
+  the old rows and the new ones is nobody's.
   """
   size = max(cfg.vocab, max(ids) + 1)
   if unfilled := set(range(cfg.vocab, size)) - set(ids):
@@ -47,11 +49,14 @@ def add_tokens(
   rows = {name: jnp.stack([table[jnp.asarray(similar)].astype(jnp.float32).mean(0)
                            for similar in like])
           for name, table in _tables(params).items()}
-  more = size - cfg.vocab
+  old, where = params['embed'].shape[0], getattr(params['embed'], 'sharding', None)
+  model = where.mesh.shape.get('model', 1) if isinstance(where, jax.NamedSharding) else 1
+  more = llm.padded_rows(size, model) - old if size > old else 0
   params = {**params, 'embed': jnp.pad(params['embed'], [(0, more), (0, 0)])}
   if 'head' in params:
     params['head'] = jnp.pad(params['head'], [(0, 0), (0, more)])
-  return set_rows(params, rows, ids), dataclasses.replace(cfg, vocab=size)
+  table_rows = 0 if old + more == size else old + more
+  return set_rows(params, rows, ids), dataclasses.replace(cfg, vocab=size, table_rows=table_rows)
 
 
 def check_rows(folder: str | os.PathLike, tokenizer: TokenizerLike, rows: int) -> None:

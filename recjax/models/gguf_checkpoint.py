@@ -161,7 +161,9 @@ def _rotary(file, kind, head, number):
   """rope_theta and rope_scaling, from metadata or from the factors of Llama 3.1 and later."""
   theta, length = number('rope.freq_base', 10_000.0), number('context_length')
   said = file.field(f'{kind}.rope.scaling.type', str, 'none')
-  scaling = None if said == 'none' else {'rope_type': said, 'factor': number('rope.scaling.factor')}
+  scaling: Any = None
+  if said != 'none':
+    scaling = {'rope_type': said, 'factor': number('rope.scaling.factor')}
   if said == 'yarn':
     scaling['original_max_position_embeddings'] = number(
         'rope.scaling.original_context_length', length)

@@ -194,13 +194,17 @@ def load(
   Raises DataError naming tensor and file where one is missing, left over, or of another shape.
   """
   shapes = llm.shapes(dataclasses.replace(cfg, param_dtype=dtype or cfg.param_dtype))
+  filled = {}
+  if cfg.rows > cfg.vocab:
+    filled = {'embed': (cfg.vocab, cfg.width), 'head': (cfg.width, cfg.vocab)}
   if gguf_file.is_gguf(folder):
-    return read_tensors(folder, shapes, shardings, gguf_checkpoint.SPARE, gguf_checkpoint.NAMES)
+    return read_tensors(folder, shapes, shardings, gguf_checkpoint.SPARE, gguf_checkpoint.NAMES,
+                        filled=filled)
   spare: dict = {
       r'(model\.layers\.\d+\.self_attn|model)\.rotary_emb\.inv_freq': rope.frequencies(cfg)[0]}
   if cfg.tied:
     spare[re.escape(HEAD)] = EMBED
-  return read_tensors(folder, shapes, shardings, spare)
+  return read_tensors(folder, shapes, shardings, spare, filled=filled)
 
 
 class StoredTensor(NamedTuple):
@@ -213,13 +217,14 @@ class StoredTensor(NamedTuple):
 def read_tensors(
     folder: Folder, shapes: PyTree, shardings: PyTree | None,
     spare: Mapping[str, np.ndarray | str | None], names: Names = NAMES, root: str = '',
-    stem: str = 'model') -> PyTree:
+    stem: str = 'model', filled: Mapping[str, tuple[int, int]] | None = None) -> PyTree:
   """Fills a tree of jax.ShapeDtypeStruct from the files of `folder`.
 
   shapes: the tree. shardings: as `load` takes them. spare: {pattern of the names of tensors that
   have no place: what they must equal, as an array or as the name of another tensor, or None for
   those that the function never reads}. names: of the leaves. root: what some files put before
-  names. stem: of the files' names. Raises DataError as `load` does.
+  names. stem: of the files' names. filled: {path of a leaf: shape in the files} of those that are
+  larger, with zeros behind. Raises DataError as `load` does.
   """
   folder = pathlib.Path(folder)
   with contextlib.ExitStack() as stack:
@@ -236,7 +241,7 @@ def read_tensors(
       shardings = jax.tree.map(lambda _: everywhere, shapes)
 
     def read(path: tuple, leaf: Any, sharding: Any) -> jax.Array:
-      return _read_leaf(path_of(path), leaf, sharding, names, stored)
+      return _read_leaf(path_of(path), leaf, sharding, names, stored, filled or {})
     return jax.tree_util.tree_map_with_path(read, shapes, shardings)
 
 
@@ -353,10 +358,13 @@ def _open_tensors(
   return stored
 
 
-def _stored_of(path, leaf, names, stored):
-  """The tensors of one of our leaves, of its shape and type. Raises DataError for others."""
+def _stored_of(path, leaf, names, stored, filled):
+  """The tensors of one of our leaves, of its shape and type. Raises DataError for others.
+
+  filled: as of `read_tensors`.
+  """
   template, transpose = names[path]
-  shape = leaf.shape[1:] if '{}' in template else leaf.shape
+  shape = filled.get(path, leaf.shape[1:] if '{}' in template else leaf.shape)
   needed = shape[::-1] if transpose else shape
   tensors = [stored[name] for name in _their_names(path, leaf, names)]
   for name, tensor in zip(_their_names(path, leaf, names), tensors):
@@ -369,23 +377,27 @@ def _stored_of(path, leaf, names, stored):
   return tensors
 
 
-def _read_leaf(path, leaf, sharding, names, stored):
+def _read_leaf(path, leaf, sharding, names, stored, filled):
   """One of our arrays, each device's part read on its own."""
   template, transpose = names[path]
   stacked = '{}' in template
   shape = leaf.shape[1:] if stacked else leaf.shape
-  tensors = _stored_of(path, leaf, names, stored)
+  tensors = _stored_of(path, leaf, names, stored, filled)
 
   def part(index: Any) -> np.ndarray:
     inner = index[1:] if stacked else index
     layers = tensors[index[0]] if stacked else tensors
-    sizes = [len(range(size)[places]) for size, places in zip(shape, inner)]
-    out = np.empty((len(layers), *sizes), leaf.dtype)
-    for ours, tensor in zip(out, layers):
+    wanted = [range(size)[places] for size, places in zip(shape, inner)]
+    stored_places = [range(min(r.start, size), min(r.stop, size))
+                     for r, size in zip(wanted, filled.get(path, shape))]
+    out = np.zeros((len(layers), *map(len, wanted)), leaf.dtype)
+    inner = tuple(slice(r.start, r.stop) for r in stored_places)
+    corner = tuple(slice(len(r)) for r in stored_places)
+    for ours, tensor in zip(out, layers if all(map(len, stored_places)) else ()):
       if transpose:
-        _fill(ours.T, tensor.view(), inner[::-1])
+        _fill(ours[corner].T, tensor.view(), inner[::-1])
       else:
-        _fill(ours, tensor.view(), inner)
+        _fill(ours[corner], tensor.view(), inner)
     return out if stacked else out[0]
   return jax.make_array_from_callback(leaf.shape, sharding, part)
 
@@ -402,11 +414,12 @@ def _fill(out, view, index):
 def save(params: PyTree, cfg: llm.Config, folder: Folder, max_shard_bytes: int = 5 << 30) -> None:
   """Writes a checkpoint that transformers loads: config.json and safetensors, split by size.
 
-  params: without adapters (see lora.merge). cfg: the model's. folder: to make. max_shard_bytes: of
-  one file. A folder that has config.json is whole: that file goes first and comes back last. Raises
-  ConfigError if no known family has cfg's options.
+  params: without adapters (see lora.merge); rows that fill up tables are left out. cfg: the
+  model's. folder: to make. max_shard_bytes: of one file. A folder that has config.json is whole:
+  that file goes first and comes back last. Raises ConfigError if no known family has cfg's options.
   """
-  config = family_config(cfg) | {'dtype': str(params['embed'].dtype)}
+  config, params = family_config(cfg), llm.cut_tables(params, cfg)
+  config |= {'dtype': str(params['embed'].dtype)}
   _save(config, _new_tensors(params), folder, max_shard_bytes)
 
 
@@ -423,7 +436,7 @@ def convert_gguf(file: Folder, folder: Folder, max_shard_bytes: int = 1 << 30) -
   _check_names(file, leaves, names, stored, gguf_checkpoint.SPARE)
   entries = []
   for path, leaf in leaves.items():
-    for i, tensor in enumerate(_stored_of(path, leaf, names, stored)):
+    for i, tensor in enumerate(_stored_of(path, leaf, names, stored, {})):
       def make(view: Callable = tensor.view, dtype: Any = leaf.dtype) -> np.ndarray:
         out = np.empty(view().get_shape(), dtype)
         _fill(out, view(), (slice(None),) * out.ndim)

@@ -16,10 +16,11 @@ from typing import Any, NamedTuple, cast
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Bool, Float, Integer, Key, PyTree
 
-from recjax.distributed.sharding import shard
+from recjax.distributed.sharding import shard, shard_rows
 from recjax.errors import ConfigError
 from recjax.models import rope
 from recjax.models.attention import KVBlock, attend, kv_block
@@ -28,10 +29,10 @@ from recjax.protocols import AnyArray
 
 LINEAR = ('q', 'k', 'v', 'o', 'gate', 'up', 'down')
 
-ROW_AXES = ('data', 'fsdp')
+KEPT = 'linear'  # the name of what linear layers give
 
 POLICIES = {
-    'dots': jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+    'dots': jax.checkpoint_policies.save_only_these_names(KEPT),
     'full': jax.checkpoint_policies.nothing_saveable,
 }
 
@@ -60,9 +61,10 @@ class Config:
   output layer is the embedding. qkv_bias, out_bias, mlp_bias: which linear layers have a bias.
   qk_norm: queries and keys are normed, as in Qwen3. max_positions: length the model was made for.
   dtype: computes. param_dtype: stores the frozen weights; adapters are float32. remat: 'none' keeps
-  every activation, 'dots' keeps matmul results, 'full' keeps only each block's input. scan_unroll:
-  layers in one step of the scan. lora_rank: 0 for no adapters. lora_alpha: as of
-  `lora_scale`. lora_targets: names of the linear layers that have one. Raises ConfigError.
+  every activation, 'dots' keeps what linear layers give, 'full' only each block's input.
+  scan_unroll: layers in one step of the scan. lora_rank: 0 for no adapters. lora_alpha: as of
+  `lora_scale`. lora_targets: names of the linear layers that have one. table_rows: of the token
+  tables where they are filled up for a mesh (see `padded_rows`), 0 for vocab. Raises ConfigError.
   """
   vocab: int
   width: int
@@ -87,6 +89,7 @@ class Config:
   lora_rank: int = 0
   lora_alpha: float = 16.0
   lora_targets: tuple[str, ...] = LINEAR
+  table_rows: int = 0
 
   def __post_init__(self):
     check_dtype('dtype', self.dtype)
@@ -100,6 +103,11 @@ class Config:
     if unknown := set(self.lora_targets) - set(LINEAR):
       raise ConfigError(f'lora_targets has {", ".join(sorted(unknown))}; known are '
                         f'{", ".join(LINEAR)}')
+
+  @property
+  def rows(self) -> int:
+    """Rows of the token tables."""
+    return self.table_rows or self.vocab
 
   @property
   def lora_scale(self) -> float:
@@ -166,7 +174,9 @@ def project(x: Float[AnyArray, 'B S E'], weights: Sequence[Weight],
       low_rank = x @ jnp.concatenate(adapted, 1).astype(dtype)
       parts = iter(jnp.split(low_rank, len(adapted), -1))
       ys = [y if w.b is None else y + next(parts) @ w.b.astype(dtype) for y, w in zip(ys, weights)]
-  return [y if w.bias is None else y + w.bias.astype(dtype) for y, w in zip(ys, weights)]
+  # Named as a sum: x W and the adapter's share would each be kept, were products what is kept.
+  return [checkpoint_name(y if w.bias is None else y + w.bias.astype(dtype), KEPT)
+          for y, w in zip(ys, weights)]
 
 
 def _merging_pays(x, weights):
@@ -240,18 +250,6 @@ class Block(nn.Module):
     return shard_rows(x), (k, v)
 
 
-def shard_rows(x: Array, *axes: str | None) -> Array:
-  """Keeps rows on the data axes of the mesh; a row that all devices share stays where it is.
-
-  axes: mesh axes of the other dimensions of x; none by default.
-  """
-  mesh = jax.sharding.get_abstract_mesh()
-  num_shards = math.prod(mesh.shape.get(a, 1) for a in ROW_AXES)
-  if x.shape[0] % num_shards:
-    return x
-  return shard(x, ROW_AXES, *(axes or (None,) * (x.ndim - 1)))
-
-
 class LM(nn.Module):
   """Embedding, a scanned stack of blocks, final norm, and the head as a method of its own."""
   cfg: Config
@@ -259,7 +257,7 @@ class LM(nn.Module):
   def setup(self) -> None:
     cfg = self.cfg
     normal = nn.initializers.normal(0.02)
-    self.embed = self.param('embed', normal, (cfg.vocab, cfg.width), cfg.param_dtype)
+    self.embed = self.param('embed', normal, (cfg.rows, cfg.width), cfg.param_dtype)
     block = Block
     if cfg.remat != 'none':
       block = nn.remat(Block, prevent_cse=False, policy=POLICIES[cfg.remat])
@@ -270,7 +268,7 @@ class LM(nn.Module):
         unroll=min(cfg.scan_unroll, cfg.layers))(cfg)
     self.norm = self.param('norm', nn.initializers.ones, (cfg.width,), cfg.param_dtype)
     if not cfg.tied:
-      self.head = self.param('head', normal, (cfg.width, cfg.vocab), cfg.param_dtype)
+      self.head = self.param('head', normal, (cfg.width, cfg.rows), cfg.param_dtype)
 
   def __call__(
       self, tokens: Integer[AnyArray, 'B S'], positions: Integer[AnyArray, '#B S'],
@@ -298,9 +296,11 @@ class LM(nn.Module):
     return rms_norm(x, self.norm, self.cfg.norm_eps), kv
 
   def logits(self, hidden: Float[AnyArray, '*rows D']) -> Float[Array, '*rows V']:
-    """The logits of all tokens, float32. hidden: states of `__call__`."""
+    """The logits of all tokens, float32, -inf for rows that fill up. hidden: of `__call__`."""
     head = self.embed.T if self.cfg.tied else self.head
     y = jnp.matmul(hidden, head.astype(hidden.dtype), preferred_element_type=jnp.float32)
+    if self.cfg.rows > self.cfg.vocab:
+      y = jnp.where(jnp.arange(self.cfg.rows) < self.cfg.vocab, y, -jnp.inf)
     return shard_rows(y, *(None,) * (y.ndim - 2), 'model') if y.ndim > 1 else y
 
   def candidate_logits(self, hidden: Float[AnyArray, '*rows D'],
@@ -339,9 +339,9 @@ def head_matrix(params: PyTree, cfg: Config) -> Float[Array, 'D V']:
   """The kernel of the head in the compute type, for losses that go chunk by chunk.
 
   params: the 'params' tree. Gathered over 'fsdp' once: products with a part of D each would add up
-  whole logits instead. cfg: the model's shape.
+  whole logits instead. Without rows that fill up. cfg: the model's shape.
   """
-  head = (params['embed'].T if cfg.tied else params['head']).astype(cfg.dtype)
+  head = (params['embed'].T if cfg.tied else params['head'])[:, :cfg.vocab].astype(cfg.dtype)
   return shard(head, None, 'model')
 
 
@@ -365,6 +365,29 @@ def shapes(cfg: Config) -> PyTree:
   """The 'params' tree as jax.ShapeDtypeStruct, without computing anything. cfg: the model's shape.
   """
   return jax.eval_shape(lambda key: init(cfg, key), jax.random.key(0))
+
+
+def padded_rows(vocab: int, model: int) -> int:
+  """Rows of the token tables on a mesh whose axis 'model' has that size.
+
+  vocab: tokens. An array lies on devices in equal parts only, so where the axis does not divide the
+  tokens they are filled up to a multiple of 128, a TPU's lanes, for each device.
+  """
+  return vocab if vocab % model == 0 else -(-vocab // (128 * model)) * 128 * model
+
+
+def cut_tables(params: PyTree, cfg: Config) -> PyTree:
+  """The weights without rows that fill up the token tables. params: the 'params' tree."""
+  tables = {'embed': lambda x: x[:cfg.vocab], 'head': lambda x: x[:, :cfg.vocab]}
+  return {name: tables[name](x) if name in tables else x for name, x in params.items()}
+
+
+def as_stored(params: PyTree, cfg: Config) -> PyTree:
+  """Trained weights, which are float32, in the type that cfg's model stores; for a checkpoint.
+
+  params: the 'params' tree, on the host or a device.
+  """
+  return jax.tree.map(lambda x: x.astype(jnp.dtype(cfg.param_dtype)), params)
 
 
 def param_bytes(cfg: Config) -> int:

@@ -38,13 +38,13 @@ def decoder(model: llm.LM, past: Sequence[KVBlock] = ()) -> Decoder:
     return cache[0], reorder_suffix(cache[1], parents)
 
   def logits(variables: PyTree, hidden: AnyArray) -> Array:
-    return model.apply(variables, hidden, method='logits')
+    return cast(Array, model.apply(variables, hidden, method='logits'))
 
   def rows(variables: PyTree, hidden: AnyArray, ids: AnyArray) -> Array:
-    return model.apply(variables, hidden, ids, method='candidate_logits')
+    return cast(Array, model.apply(variables, hidden, ids, method='candidate_logits'))
 
   def window(variables: PyTree, hidden: AnyArray, first: AnyArray | int, size: int) -> Array:
-    return model.apply(variables, hidden, first, size, method='window_logits')
+    return cast(Array, model.apply(variables, hidden, first, size, method='window_logits'))
 
   def extend(variables: PyTree, cache: PyTree, tokens: AnyArray, depth: AnyArray, seen: AnyArray,
              within: AnyArray, slots: AnyArray) -> tuple[Array, PyTree]:
@@ -148,7 +148,7 @@ def make_step(
   """
   def step(tokens: AnyArray, cache: PyTree, t: AnyArray | int) -> tuple[Array, PyTree]:
     hidden, cache = suffix_step(model, variables, past, cache, tokens, t)
-    return model.apply(variables, hidden, method='logits'), cache
+    return cast(Array, model.apply(variables, hidden, method='logits')), cache
   return step, empty_suffix(model.cfg, prompts, beams, new_tokens)
 
 

@@ -3,6 +3,7 @@
 Hu et al., ICLR 2022. The layers that use them are in `llm`: y = x W + s (x A) B with s =
 `llm.Config.lora_scale`.
 """
+import functools
 import math
 
 import jax
@@ -46,8 +47,13 @@ def merge(params: PyTree, lora: PyTree, cfg: llm.Config) -> PyTree:
       raise ConfigError(f'adapter of {name} has rank {rank}, the configuration says '
                         f'lora_rank={cfg.lora_rank}')
     kernel = blocks[name]['kernel']
-    delta = jnp.einsum('lnr,lro->lno', adapter['a'], adapter['b'],
-                       precision=jax.lax.Precision.HIGHEST)
-    merged = kernel.astype(jnp.float32) + delta * cfg.lora_scale
-    blocks[name] = {**blocks[name], 'kernel': merged.astype(kernel.dtype)}
+    blocks[name] = {**blocks[name], 'kernel': jax.lax.map(
+        functools.partial(_merge_layer, cfg.lora_scale), (kernel, adapter['a'], adapter['b']))}
   return {**params, 'blocks': blocks}
+
+
+def _merge_layer(scale, weights):
+  """One layer at a time, so that one layer's float32 numbers are there beside the weights."""
+  kernel, a, b = weights
+  delta = jnp.dot(a, b, precision=jax.lax.Precision.HIGHEST)
+  return (kernel.astype(jnp.float32) + delta * scale).astype(kernel.dtype)

@@ -221,6 +221,7 @@ def decoder(cfg: Config) -> Decoder:
   * C + c.
   """
   model = SemanticIdT5(cfg)
+  exact = jax.lax.Precision.HIGHEST  # lists hang on these products
 
   def read(params: PyTree, items: AnyArray, lengths: AnyArray) -> tuple:
     real = jnp.arange(items.shape[1]) < lengths[:, None]
@@ -237,11 +238,12 @@ def decoder(cfg: Config) -> Decoder:
     return table.reshape(-1, table.shape[-1])
 
   def logits(params: PyTree, states: AnyArray) -> Array:
-    return states @ output_rows(params).T
+    return jnp.matmul(states, output_rows(params).T, precision=exact)
 
   def rows(params: PyTree, states: AnyArray, ids: AnyArray) -> Array:
-    return jnp.einsum('bkd,bkcd->bkc', states, output_rows(params)[ids])
+    return jnp.einsum('bkd,bkcd->bkc', states, output_rows(params)[ids], precision=exact)
 
   def window(params: PyTree, states: AnyArray, first: AnyArray | int, size: int) -> Array:
-    return states @ jax.lax.dynamic_slice_in_dim(output_rows(params), first, size).T
+    rows = jax.lax.dynamic_slice_in_dim(output_rows(params), first, size)
+    return jnp.matmul(states, rows.T, precision=exact)
   return t5_lib.make_decoder(cfg.t5, read, step, logits, rows, window)

@@ -444,5 +444,5 @@ def decoder(model: T5, start_id: int = 0) -> Decoder:
     return model.apply(variables, tokens, cross, mask, slots, t, method='step')
 
   def logits(variables: PyTree, states: AnyArray) -> Array:
-    return model.apply(variables, states, method='logits')
+    return cast(Array, model.apply(variables, states, method='logits'))
   return make_decoder(model.cfg, read, step, logits)

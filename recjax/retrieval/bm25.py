@@ -103,7 +103,8 @@ def count_matrix(
   data, columns, cuts = [], [], [0]
   for row, doc in enumerate(docs):
     for entry in doc.items() if isinstance(doc, Mapping) else doc:
-      tag, weight = (entry, 1) if isinstance(entry, str) else entry
+      pair: Any = (entry, 1) if isinstance(entry, str) else entry
+      tag, weight = pair
       if not 0 < weight < np.inf:
         raise DataError(f'document {row} gives tag {tag!r} the weight {weight}; weights must be '
                         'finite and above 0')

@@ -223,7 +223,7 @@ class _Generation(jinja2.ext.Extension):
   """{% generation %} marks the assistant's text in some templates; here it only passes through."""
   tags = {'generation'}
 
-  def parse(self, parser: Any) -> jinja2.nodes.Node:
+  def parse(self, parser: Any) -> nodes.Node:
     line = next(parser.stream).lineno
     body = parser.parse_statements(('name:endgeneration',), drop_needle=True)
     return nodes.Scope(body, lineno=line)

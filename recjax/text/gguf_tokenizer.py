@@ -5,7 +5,7 @@ and BPE of sentencepiece ('llama'), whose merges follow from scores. Metadata:
 https://github.com/ggml-org/ggml/blob/master/docs/gguf.md
 """
 from collections.abc import Callable
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from recjax.errors import ConfigError, DataError, UserError
 from recjax.gguf_file import File, Path, read
@@ -157,7 +157,7 @@ def _byte_level(file, tokens, kinds):
       ignore_merges=how.whole_words))
   if how.nfc:
     backend.normalizer = normalizers.NFC()
-  steps = [pre_tokenizers.Digits(individual_digits=True)] if how.digits else []
+  steps: list[Any] = [pre_tokenizers.Digits(individual_digits=True)] if how.digits else []
   if how.pattern:
     steps.append(pre_tokenizers.Split(Regex(how.pattern), 'isolated'))
   steps.append(pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=not how.pattern))

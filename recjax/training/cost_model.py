@@ -10,7 +10,7 @@ import dataclasses
 import math
 import re
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -27,13 +27,30 @@ USED = 0.4     # share of the peak that training reaches, typical
 
 FILL = 0.92    # share of a device's memory that a program may plan with
 
+CHUNK_QUERIES = 128  # of a row that attend at a time (models.attention)
+
 CHUNK = 1 << 28  # bytes of logits on a device at a time (losses.token_nll)
 
-# Of one chip, from the vendors' data sheets: dense bfloat16 FLOP/s, bytes of memory, bytes/s.
+
+class Chip(NamedTuple):
+  """One chip, from the vendors' data sheets.
+
+  peak: dense bfloat16 FLOP/s. memory: bytes. speed: bytes/s of memory. link: bytes/s that a chip
+  sends to others at most.
+  """
+  peak: float
+  memory: float
+  speed: float
+  link: float
+
+
 HARDWARE = {
-    'TPU v5e': (197e12, 16 * GIB, 819e9), 'TPU v5p': (459e12, 95 * GIB, 2765e9),
-    'TPU v6e': (918e12, 32 * GIB, 1640e9), 'A100 80 GB': (312e12, 80 * GIB, 2039e9),
-    'H100': (989e12, 80 * GIB, 3350e9), 'H200': (989e12, 141 * GIB, 4800e9)}
+    'TPU v5e': Chip(197e12, 16 * GIB, 819e9, 200e9),
+    'TPU v5p': Chip(459e12, 95 * GIB, 2765e9, 600e9),
+    'TPU v6e': Chip(918e12, 32 * GIB, 1640e9, 400e9),
+    'A100 80 GB': Chip(312e12, 80 * GIB, 2039e9, 300e9),
+    'H100': Chip(989e12, 80 * GIB, 3350e9, 450e9),
+    'H200': Chip(989e12, 141 * GIB, 4800e9, 450e9)}
 
 ADAM = 2  # moments of a parameter
 
@@ -83,7 +100,11 @@ def training_bytes(shape: llm.Config, axes: Mapping[str, int], rows: int, row: i
 
   axes: of the mesh, {'data': 1, ...}. rows, row, prefix: as of LLMRun. shape: as of `LLMRun`.
   """
-  return {'weights': _weights(shape, axes), **_trained(shape, axes),
+  weights = _weights(shape, axes) if shape.lora_rank else 0  # else they are what is trained
+  trained = _trained(shape, axes)
+  if prefix and not shape.lora_rank:  # a gradient of the prefix's pass, until both are added up
+    trained['gradients'] *= 2
+  return {'weights': weights, **trained,
           'activations': _activations(shape, axes, rows, row, prefix),
           'logits': _logits(shape, axes, rows * row), 'gathered': _gathered(shape, axes)}
 
@@ -118,7 +139,7 @@ def generation_bytes(shape: llm.Config, axes: Mapping[str, int], batch: int, bea
   return {'weights': _weights(shape, axes), 'adapters': adapter,
           'prompts': (device_rows * prompt + prefix) * token, 'beams': cache,
           'logits': device_rows * beams * math.ceil(shape.vocab / model) * 4,
-          'gathered': _gathered(shape, axes)}
+          'a layer': _layer(shape, axes), 'gathered': _gathered(shape, axes)}
 
 
 def _size(shape):
@@ -130,8 +151,8 @@ def _ways(axes):
 
 
 def _weights(shape, axes):
-  """Frozen weights as stored; 0 where they are trained, which counts them in float32."""
-  return sharding.device_bytes(llm.shapes(shape), llm.RULES, axes) if shape.lora_rank else 0
+  """Weights as stored."""
+  return sharding.device_bytes(llm.shapes(shape), llm.RULES, axes)
 
 
 def _trained(shape, axes):
@@ -143,25 +164,53 @@ def _activations(shape, axes, rows, row, prefix):
   """What is kept for the backward pass, and what one block needs while it runs."""
   model, size = axes.get('model', 1), _size(shape)
   tokens = math.ceil(rows / _ways(axes)) * row + prefix
-  outputs = {name: out / (1 if name in ('o', 'down') else model)
-             for name, (_, out, _) in shape.linear.items()}
-  kept = {'full': shape.width, 'dots': shape.width + sum(outputs.values()) - outputs['down']}
-  # Without remat also norms, rotated q and k, attention's output and the gated product.
-  kept['none'] = (kept['dots'] + 3 * shape.width + 2 * outputs['q'] + outputs['k']
-                  + 2 * outputs['up'])
-  # Adapters are merged in float32, a product of our own that the policy 'dots' does not see.
-  merged = shape.lora_rank and shape.dtype == 'float32' and shape.remat == 'dots'
-  policy = 'full' if merged else shape.remat
-  block = (2 * shape.width + sum(outputs.values())) * tokens * size
+  block = (2 * shape.width + sum(_outputs(shape, model).values())) * tokens * size
   heads = math.ceil(shape.heads / model)
-  scores = math.ceil(rows / _ways(axes)) * heads * min(row, 128) * (row + prefix) * 4
-  return shape.layers * tokens * kept[policy] * size + block + scores
+  scores = math.ceil(rows / _ways(axes)) * heads * min(row, CHUNK_QUERIES) * (row + prefix) * 4
+  kept = shape.layers * tokens * kept_bytes(shape, row, prefix, model)
+  if shape.remat == 'none' and not shape.lora_rank and shape.dtype != 'float32':
+    kept += shape.layers * size / model * sum(n * out for n, out, _ in shape.linear.values())
+  return kept + block + scores
+
+
+def _outputs(shape, model):
+  """Numbers of a token that the linear layers give on one device."""
+  return {name: out / (1 if name in ('o', 'down') else model)
+          for name, (_, out, _) in shape.linear.items()}
+
+
+def kept_bytes(shape: llm.Config, row: int, prefix: int = 0, model: int = 1) -> float:
+  """Bytes that a layer keeps of a token for the backward pass.
+
+  shape: with its remat and dtype. row, prefix: tokens of a row and before all rows. model: devices
+  that a layer is split over. Without remat also norms, rotated q and k, scores of each head with
+  every key (their weights in both types), and six arrays of a feed-forward layer's inner width.
+  Weights that train need their layers' inputs again.
+  """
+  size, width, outputs = _size(shape), shape.width, _outputs(shape, model)
+  if shape.remat == 'full':
+    return width * size
+  if shape.remat == 'dots':
+    return (width + sum(outputs.values()) - outputs['down']) * size
+  trained = not shape.lora_rank
+  short = (6 * outputs['up'] + (3 + 3 * trained) * width + outputs['q'] + 2 * outputs['k']
+           + 7 * shape.lora_rank)
+  seen = (row + min(row, CHUNK_QUERIES)) / 2 + prefix  # keys of a query, those after it included
+  weights = shape.heads / model * (4 + size % 4) + 5 * shape.heads / shape.kv_heads
+  return short * size + 4 * ((2 + 2 * trained) * width + outputs['q']) + seen * weights
 
 
 def _logits(shape, axes, tokens):
   """One chunk of logits in float32 and its gradient."""
   each = math.ceil(tokens / _ways(axes)) * math.ceil(shape.vocab / axes.get('model', 1)) * 4
   return 2 * min(each, CHUNK)
+
+
+def _layer(shape, axes):
+  """The weights of one layer, which a GPU copies out of their stack before it multiplies."""
+  if axes.get('fsdp', 1) > 1:
+    return 0  # gathered, which is counted
+  return sum(n * out for n, out, _ in shape.linear.values()) / axes.get('model', 1) * _size(shape)
 
 
 def _gathered(shape, axes):
@@ -193,23 +242,28 @@ def epoch_seconds(run: LLMRun, chips: int, peak: float) -> float:
   return run.tokens * flops / (USED * peak * chips)
 
 
-def generation_seconds(run: LLMRun, chips: int, peak: float, speed: float) -> float:
-  """Time of all requests: of each step, what is slower, to compute it or to read the weights.
+def generation_seconds(run: LLMRun, axes: Mapping[str, int], chip: Chip) -> float:
+  """Time of all requests: of each step, what is slowest, to compute it, to read the weights or to
+  gather those that 'fsdp' spreads.
 
-  peak: FLOP/s of a chip. speed: bytes/s of its memory. run: what is generated. chips: how many.
+  axes: of the mesh. run: what is generated. chip: of what kind.
   """
+  fsdp, chips = axes.get('fsdp', 1), math.prod(axes.values())
+  peak, weights = chip.peak, _weights(run.shape, {'model': axes.get('model', 1)})
+  read = weights / fsdp / chip.speed
+  gather = weights * (1 - 1 / fsdp) / chip.link
   steps = math.ceil(run.requests / run.batch) * run.new_tokens
   forward = llm.flops_per_token(run.shape, run.prefix + run.prompt + run.new_tokens / 2)
   prompts = run.requests * run.prompt * forward / (USED * peak * chips)
   compute = run.batch * run.beams * forward / (USED * peak * chips)
-  return prompts + steps * max(compute, llm.param_bytes(run.shape) / (speed * chips))
+  return prompts + steps * max(compute, read, gather)
 
 
 def smallest_mesh(run: LLMRun, memory: float, most: int = 512) -> dict[str, int] | None:
   """The fewest chips on which training and generation fit. -> axes, or None beyond `most`
 
-  memory: bytes of a chip. Rows are split before layers are, since that moves less between chips.
-  run: what is trained and generated.
+  memory: bytes of a chip. Rows are split before layers are, since that moves less between chips;
+  for generation `sharding.generation_axes` turns that round. run: what is trained and generated.
   """
   chips = 1
   while chips <= most:
@@ -227,7 +281,8 @@ def _total(run, axes):
   """Bytes a device of training and of generation."""
   ways = _ways(axes)  # every device has a row at least
   train = training_bytes(run.shape, axes, max(run.rows, ways), run.row, run.prefix)
-  write = generation_bytes(run.shape, axes, max(run.batch, ways), run.beams, run.prompt,
+  axes = sharding.generation_axes(axes, run.shape.kv_heads)
+  write = generation_bytes(run.shape, axes, max(run.batch, _ways(axes)), run.beams, run.prompt,
                            run.new_tokens, run.prefix) if run.requests else {}
   return sum(train.values()), sum(write.values())
 
@@ -252,20 +307,25 @@ def llm_lines(run: LLMRun, mesh: Mapping[str, int], devices: int = 1) -> dict[st
                   f'{run.tokens * step / (run.rows * run.row) / 1e12:,.1f} TFLOP; {run.epochs:g} '
                   'epochs at most'}
   if run.requests:
+    writing = sharding.generation_axes(axes, shape.kv_heads)
+    named = ', '.join(f'{a}={n}' for a, n in writing.items())
     lines[f'bytes a device in generation ({named})'] = describe_bytes(generation_bytes(
-        shape, axes, max(run.batch, _ways(axes)), run.beams, run.prompt, run.new_tokens,
+        shape, writing, max(run.batch, _ways(writing)), run.beams, run.prompt, run.new_tokens,
         run.prefix))
-  for name, (peak, memory, speed) in HARDWARE.items():
-    fits = smallest_mesh(run, memory)
+  for name, chip in HARDWARE.items():
+    fits = smallest_mesh(run, chip.memory)
     if fits is None:
       lines[name] = 'does not fit 512 chips; try --config.llm.remat=full or a smaller batch'
       continue
     chips = math.prod(fits.values())
     lines[name] = (f'fits {chips} ' + ('chips' if chips > 1 else 'chip')
                    + f' (fsdp={fits["fsdp"]}, model={fits["model"]}): '
-                   f'{epoch_seconds(run, chips, peak):,.0f} s an epoch at {USED:.0%} of the peak'
-                   + (f', {generation_seconds(run, chips, peak, speed):,.0f} s to generate'
-                      if run.requests else ''))
+                   f'{epoch_seconds(run, chips, chip.peak):,.0f} s an epoch at {USED:.0%} of the '
+                   'peak')
+    if run.requests:
+      writing = sharding.generation_axes(fits, shape.kv_heads)
+      lines[name] += (f', {generation_seconds(run, writing, chip):,.0f} s to generate'
+                      + f' (model={writing["model"]})' * (writing != fits))
   return lines
 
 
@@ -356,7 +416,7 @@ def traced_lines(step: TracedStep, steps: int, places: int, epochs: float, seeds
   if generation:
     lines[f'bytes a device in generation (data={ways})'] = describe_bytes(
         {'weights': 4 * step.parameters, 'KV caches': generation / ways}, GIB / 1024, 'MiB')
-  for name, (peak, memory, _) in HARDWARE.items():
+  for name, (peak, memory, *_) in HARDWARE.items():
     chips = next((n for n in (2**i for i in range(10)) if max(
         sum(device_bytes(step, seeds, n).values()), 4 * step.parameters + generation / n)
         <= FILL * memory), 0)

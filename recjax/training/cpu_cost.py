@@ -13,6 +13,7 @@ import os
 import resource
 import time
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -180,7 +181,8 @@ class Pieces:
     cfg = self.model.cfg
     rows = () if rows is None else (rows,)
     keys = _array(cfg.dtype, cfg.layers, *rows, cfg.kv_heads, length, cfg.head_dim)
-    return KVBlock(keys, keys, np.ones((*rows, length), bool))
+    mask: Any = np.ones((*rows, length), bool)
+    return KVBlock(keys, keys, mask)
 
   def _forward(self, rows: int, length: int, prefix: int = 0) -> float:
     """Of a token in a layer. rows, length, prefix: tokens that run together."""

@@ -120,6 +120,20 @@ def load_adapted(folder: str | pathlib.Path, cfg: ConfigDict, adapter: str | pat
   return model, params, tokenizer, jax.tree.map(multihost.put_global, trained, where)
 
 
+def load_merged(folder: str | pathlib.Path, cfg: ConfigDict, adapter: str | pathlib.Path,
+                mesh: jax.sharding.Mesh) -> tuple[llm.LM, PyTree, tokenizers.Tokenizer]:
+  """As `load_adapted`, the adapter folded into the weights, for programs that do not train.
+
+  folder, cfg, adapter, mesh: as there. Each token then costs the products of the weights alone.
+  -> model without an adapter, params on `mesh`, tokenizer
+  """
+  model, params, tokenizer, trained = load_adapted(folder, cfg, adapter, mesh)
+  where = jax.tree.map(lambda x: x.sharding, params)
+  merge = jax.jit(lambda params, trained: lora.merge(params, trained, model.cfg),
+                  donate_argnums=0, out_shardings=where)
+  return llm.LM(dataclasses.replace(model.cfg, lora_rank=0)), merge(params, trained), tokenizer
+
+
 def export_adapted(folder: str | pathlib.Path, adapter: str | pathlib.Path, to: str,
                    out: pathlib.Path) -> None:
   """A checkpoint's adapter in PEFT's layout ('peft'), or merged into a whole one ('merged').
@@ -149,6 +163,8 @@ def load(folder: str | pathlib.Path, cfg: ConfigDict, mesh: jax.sharding.Mesh,
   unroll = shape.layers if shape.layers <= 4 and jax.default_backend() == 'cpu' else 1
   shape = dataclasses.replace(shape, dtype=dtype, param_dtype=dtype, remat=cfg.remat,
                               scan_unroll=unroll, **adapter)
+  rows = llm.padded_rows(shape.vocab, mesh.shape.get('model', 1))
+  shape = dataclasses.replace(shape, table_rows=0 if rows == shape.vocab else rows)
   shapes = llm.shapes(shape)
   where = sharding.shardings(shapes, llm.RULES, mesh)
   host_memory.check(folder, shapes, where)

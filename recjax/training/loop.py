@@ -54,10 +54,10 @@ class Task:
   (scalar, {name: scalar}). batches: batches[i] is a dict of host arrays for step i, a function of i
   alone. frozen: tree that the loss reads and nobody changes. rules: (path regex, PartitionSpec) for
   `train` and its optimizer moments. evaluate: (train, frozen) -> {name: float}. start: tree to
-  begin from instead of `init`. split: parts -> the loss, in the memory of one part; see
-  `microbatch`. parts: in how many parts `loss` goes through already. shape: llm.Config, tokens of
-  the prefix: a step's memory. share: batches[i] holds this process's rows alone, not the whole
-  batch.
+  begin from instead of `init`, of any floating type. split: parts -> the loss, in the memory of one
+  part; see `microbatch`. parts: in how many parts `loss` goes through already. shape: llm.Config,
+  tokens of the prefix: a step's memory. share: batches[i] holds this process's rows alone, not the
+  whole batch.
   """
   init: Callable | None
   loss: Callable
@@ -164,12 +164,7 @@ def restore_or_init(task: Task, tx: optax.GradientTransformation, key: jax.Array
   running stage. -> step, {'train', 'opt'} and, with patience, 'best'
   """
   def init(key: jax.Array, start: PyTree) -> PyTree:
-    train = cast(Callable, task.init)(key) if start is None else start
-    state = {'train': train, 'opt': tx.init(train)}
-    if patience:
-      state['best'] = {'train': jax.tree.map(jnp.copy, train), 'loss': jnp.float32(jnp.inf),
-                       'step': jnp.int32(0)}
-    return state
+    return fresh_state(task, tx, key, start, patience)
 
   shapes = jax.eval_shape(init, key, task.start)
   where = sharding.shardings(shapes, task.rules, mesh)
@@ -179,6 +174,29 @@ def restore_or_init(task: Task, tx: optax.GradientTransformation, key: jax.Array
   if step:
     work.log(f'    going on from step {step:,}')
   return step, state
+
+
+def fresh_state(task: Task, tx: optax.GradientTransformation, key: jax.Array | None,
+                start: PyTree = None, patience: int = 0) -> PyTree:
+  """The state before the first step, as `restore_or_init` gives it.
+
+  task, tx: what is trained and how. key: of what `task.init` draws. start: the tree to begin from
+  instead. patience: as of FitSettings. What is trained is float32, and so are its moments, whatever
+  type the model computes in: 0.999, the decay of Adam's second moment, is 1 in bfloat16, and small
+  updates are lost (Micikevicius et al., ICLR 2018, arXiv 1710.03740, 3.1).
+  """
+  train = jax.tree.map(_master, cast(Callable, task.init)(key) if start is None else start)
+  state = {'train': train, 'opt': tx.init(train)}
+  if patience:
+    state['best'] = {'train': jax.tree.map(jnp.copy, train), 'loss': jnp.float32(jnp.inf),
+                     'step': jnp.int32(0)}
+  return state
+
+
+def _master(x):
+  """A trained array as it is kept: short floating point types become float32."""
+  short = jnp.issubdtype(x.dtype, jnp.floating) and x.dtype.itemsize < 4
+  return x.astype(jnp.float32) if short else x
 
 
 def make_update(task: Task, tx: optax.GradientTransformation, key: jax.Array) -> Callable:

@@ -30,6 +30,7 @@ from recjax.training.workdir import Workdir
 
 LOSSES = ('ce', 'chunked', 'bce', 'gbce', 'sampled')
 NEGATIVE_SCOPES = ('position', 'sequence', 'batch')
+UNROLL = 32  # turns of `assign_rows` in one
 EXCLUDE = ('train_history', 'target', 'none')
 
 
@@ -244,7 +245,9 @@ def assign_rows(lengths: Int[Array, ' B'],
     row, start = row + new, jnp.where(new, 0, fill)
     return (row, start + n), (row, start)
 
-  (last, fill), (row, start) = lax.scan(put, (jnp.int32(0), jnp.int32(0)), lengths)
+  # Each turn is several kernels of an accelerator and does next to nothing; a CPU has a real loop.
+  unroll = 1 if jax.default_backend() == 'cpu' else UNROLL
+  (last, fill), (row, start) = lax.scan(put, (jnp.int32(0), jnp.int32(0)), lengths, unroll=unroll)
   return row, start, last + (fill > 0)
 
 

@@ -5,7 +5,7 @@ others in rows, told apart by segments. R rows of L tokens, D model width.
 """
 import dataclasses
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -141,7 +141,7 @@ def tune(work: Workdir, cfg: ConfigDict, model: llm.LM, params: PyTree, train: P
     return sums(train, trained, frozen, batch)
 
   def valid_sums(trained: PyTree, frozen: PyTree, batch: PyTree) -> tuple[dict, Array]:
-    total, count = sums(valid, trained, frozen, batch)
+    total, count = sums(cast(PackedSamples, valid), trained, frozen, batch)
     return {'valid_loss': total}, count
 
   evaluate = None

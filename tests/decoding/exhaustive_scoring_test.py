@@ -10,6 +10,7 @@ from recjax.decoding import constraints, device_trie, exhaustive_scoring, trie
 from recjax.decoding.beam_search import BeamSearch
 from recjax.decoding.generate import generate
 from recjax.models import llm, llm_decoder
+from tests.long import long
 
 V, END = 30, 29
 
@@ -45,6 +46,7 @@ def one_at_a_time(prompt, tree):
 
 class ExactTest(absltest.TestCase):
 
+  @long
   def test_every_title_as_if_it_were_run_alone(self):
     lm, variables = model()
     decoder, prompts = llm_decoder.decoder(lm), [[4, 7, 1], [9]]

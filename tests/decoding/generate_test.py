@@ -330,6 +330,27 @@ class GenerateTest(parameterized.TestCase):
       want = {int(i) for i, before in zip(order, np.cumsum(p) - p) if before < top_p}
       self.assertEqual(set(np.flatnonzero(good).tolist()), want)
 
+  def test_top_p_of_a_whole_vocabulary(self):
+    rng = np.random.default_rng(1)
+    x = (rng.normal(size=(4, 50_000)) * 3).astype(np.float32)
+    x[2, rng.integers(0, 50_000, 20_000)] = -1e30  # forbidden
+    x[3] = 1.5  # all equal: the bound keeps all
+    kept = np.asarray(within_cuts(jnp.asarray(x), 0, .9))
+    p = np.exp(np.float64(x) - x.max(-1, keepdims=True))
+    p /= p.sum(-1, keepdims=True)
+    for row, share, good in zip(x[:3], p, kept):
+      fewest = int((np.cumsum(np.sort(share)[::-1]) < .9).sum()) + 1
+      self.assertAlmostEqual(good.sum(), fewest, delta=1)  # sums of float32 come in another order
+      self.assertGreater(row[good].min(), row[~good].max())
+    self.assertTrue(kept[3].all())
+    text = jax.jit(lambda x: within_cuts(x, 0, .9)).lower(x).as_text()
+    self.assertNotIn('sort', text)
+
+  def test_equal_candidates_at_a_cut_stay_together_as_in_transformers(self):
+    x = jnp.log(jnp.float32([.1, .3, .3, .2, .1]))
+    self.assertEqual(within_cuts(x, 1, 1.0).tolist(), [False, True, True, False, False])
+    self.assertEqual(within_cuts(x, 0, .2).tolist(), [False, True, True, False, False])
+
   def test_a_reply_with_items_by_beams(self):
     built = trie.build([[1, 2], [3]], end=END, vocab=V)
     mode = item_span.item_span_constraint(

@@ -23,10 +23,10 @@ def plain(project, states):
   return states[..., :2] if project is None else states @ project
 
 
-def rule(rows, items, new_tokens=40, project=None, closed=None, **kw):
+def rule(rows, items, new_tokens=40, project=None, closed=None, least=None, **kw):
   return retrieval_constraint.build_retrieval_constraint(
     rows, np.asarray(items, np.float32), project, plain,
-    SpanSettings(SOI, EOI, (EOS,), new_tokens, pad_id=0, **kw), closed
+    SpanSettings(SOI, EOI, (EOS,), new_tokens, pad_id=0, **kw), closed, least
   )
 
 
@@ -62,7 +62,7 @@ class FetchTest(parameterized.TestCase):
     rng = np.random.default_rng(0)
     rows = [list(r) for r in {tuple(rng.integers(0, 9, rng.integers(1, 5))) for _ in range(20)}]
     made = rule(rows, rng.normal(size=(len(rows), 5)), project=jnp.asarray(
-        rng.normal(size=(16, 5))), max_items=6, min_items=4)
+        rng.normal(size=(16, 5))), max_items=6, least=np.full(4, 4))
     prompts = [rng.integers(0, 9, n).tolist() for n in (1, 5, 9, 3)]
     decoder = llm_decoder.decoder(model)
     eager = decoder._replace(rows=None, window=None, logits=lambda p, s: decoder.logits(
@@ -83,7 +83,7 @@ class FetchTest(parameterized.TestCase):
     rng = np.random.default_rng(1)
     rows = [[1, 2, 3], [1, 2], [4, 5, 6, 7], [8]]
     made = rule(rows, rng.normal(size=(4, 5)), project=jnp.asarray(rng.normal(size=(16, 5))),
-                max_items=4, min_items=3)
+                max_items=4, least=np.full(2, 3))
 
     def apply(params, tokens):
       at = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)

@@ -5,6 +5,7 @@ from absl.testing import absltest
 from jax.sharding import PartitionSpec as P
 
 from recjax.distributed import sharding
+from tests import devices
 
 RULES = (('mlp/kernel', P('fsdp', 'model')), ('kernel', P(None, 'model')), ('table', P('model')))
 
@@ -38,6 +39,18 @@ class RuleTest(absltest.TestCase):
     # ceil(6 / 2) * ceil(5 / 2) of the kernel, the whole bias
     self.assertEqual(sharding.device_bytes(tree, RULES, {'data': 4, 'fsdp': 2, 'model': 2}),
                      4 * (3 * 3 + 7))
+
+  def test_writing_turns_fsdp_into_model_as_far_as_heads_divide(self):
+    for heads, want in ((8, (1, 1, 8)), (2, (1, 4, 2)), (4, (1, 2, 4)), (3, (1, 8, 1))):
+      mesh = sharding.generation_mesh(devices.mesh(data=1, fsdp=8, model=1), heads)
+      self.assertEqual(tuple(mesh.shape.values()), want)
+    mesh = devices.mesh(data=2, fsdp=2, model=2)
+    turned = sharding.generation_mesh(mesh, 4)
+    self.assertEqual(dict(turned.shape), {'data': 2, 'fsdp': 1, 'model': 4})
+    self.assertEqual(turned.devices[1].ravel().tolist(), mesh.devices[1].ravel().tolist())
+    self.assertIs(sharding.generation_mesh(mesh, 2), mesh)  # model=2 already
+    plain = devices.mesh(data=8)
+    self.assertIs(sharding.generation_mesh(plain, 8), plain)
 
 
 if __name__ == '__main__':

@@ -13,6 +13,7 @@ import sys
 from unittest import mock
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from absl.testing import absltest
 
@@ -362,7 +363,7 @@ t.run(t.toy_config({str(self.folder / 'toy')!r}), {str(path)!r})
     @jax.jit
     def plain(text):  # the whole text of one sample, prefix and all; what follows it plays no part
       hidden, _ = model.apply({'params': params, 'lora': adapter}, text, np.arange(width)[None],
-                              np.ones_like(text))
+                              jnp.ones_like(text))
       return model.apply({'params': params}, hidden, method='logits')[0]
     for ids, _ in samples:
       text = np.zeros((1, width), np.int32)

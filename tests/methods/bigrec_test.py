@@ -328,6 +328,7 @@ class TokenizerTest(absltest.TestCase):
     return config(name, self.data(odd), llm={'weights': str(self.folder(normalizer))},
                   eval={'max_valid_users': 4, 'max_test_users': 8}, train={'epochs': 1}, **changes)
 
+  @long
   def test_decomposed_titles_are_decoded_after_training(self):
     from tokenizers import normalizers
     odd, reached = ['10 k\u2126 resistor', 'Cafe\u0301 scale'], []

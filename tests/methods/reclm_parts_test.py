@@ -25,7 +25,8 @@ ROOT = pathlib.Path(__file__).parents[2]
 TITLES = ['blue lamp', 'blue lamp shade', 'red rope', 'big mug']
 TEMPLATE = prompt_templates.read('reclm', 'recjax.methods.reclm', prompts.FIELDS)
 TRAIN = ConfigDict(dict(seed=0, longest_list=10, full_lists=False, candidates=0.5, rule=0.5,
-                        multi_round=0.0, chat_share=0.0, control=0.0, full_histories=False))
+                        multi_round=0.0, chat_share=0.0, wishes=0.0, control=0.0,
+                        full_histories=False))
 
 
 def tokenizer():

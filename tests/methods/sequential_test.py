@@ -87,6 +87,21 @@ class PackTest(parameterized.TestCase):
     self.assertEqual(train.sequences(split.train, 4).tolist(),
                      [[14, 15, 16, 17, 18], [0, 0, 0, 0, 3], [0] * 5])
 
+  def test_rows_are_the_same_where_the_loop_is_unrolled(self):
+    lengths = np.random.default_rng(0).integers(0, 9, 70)  # no multiple of the turns in one
+    rows, starts, row, fill = [], [], 0, 0
+    for n in lengths:
+      if fill + n > 8:
+        row, fill = row + 1, 0
+      rows.append(row)
+      starts.append(fill)
+      fill += n
+    for backend in ('cpu', 'tpu'):
+      with mock.patch.object(jax, 'default_backend', lambda backend=backend: backend):
+        found = train.assign_rows(jnp.asarray(lengths), 8)
+      for x, want in zip(found, (rows, starts, row + (fill > 0))):
+        np.testing.assert_array_equal(x, want)
+
   @parameterized.parameters(0, 1, 2)
   def test_every_token_is_laid_down_once(self, seed):
     rng = np.random.default_rng(seed)

@@ -14,7 +14,8 @@ from absl.testing import absltest, parameterized
 
 from recjax.distributed.sharding import make_mesh, shardings
 from recjax.errors import ConfigError, DataError
-from recjax.models import huggingface, llm, lora
+from recjax.models import embedding_resize, huggingface, llm, lora
+from recjax.training.losses import lm
 from tests.long import long_but
 
 HAS_TORCH = importlib.util.find_spec('torch') is not None
@@ -279,6 +280,41 @@ class FilesTest(parameterized.TestCase):
     kernel = again['blocks']['q']['kernel']
     self.assertEqual(kernel.sharding, where['blocks']['q']['kernel'])
     self.assertEqual(kernel.addressable_shards[0].data.shape, (3, 16, 32))
+
+  @parameterized.parameters(False, True)
+  def test_a_vocabulary_that_no_axis_divides_is_filled_up_and_cut_again(self, tied):
+    plain = dataclasses.replace(TINY, vocab=66, tied=tied)
+    params, folder = random_params(plain), tempdir(self)
+    huggingface.save(params, plain, folder)
+    mesh = make_mesh({'data': 1, 'fsdp': 2, 'model': 4})
+    self.assertEqual([llm.padded_rows(v, 4) for v in (64, 66, 513)], [64, 512, 1024])
+    cfg = dataclasses.replace(plain, table_rows=llm.padded_rows(66, 4))
+    where = shardings(llm.shapes(cfg), llm.RULES, mesh)
+    filled = huggingface.load(folder, cfg, where)
+    for name in ('embed',) if tied else ('embed', 'head'):
+      table, want = (np.asarray(t[name]) for t in (filled, params))
+      np.testing.assert_array_equal(table[tuple(map(slice, want.shape))], want)
+      self.assertEqual(table.size, 512 * 32)
+      self.assertEqual(np.count_nonzero(table), np.count_nonzero(want))
+      self.assertEqual(filled[name].sharding, where[name])
+    with jax.set_mesh(mesh):
+      logits = our_logits(cfg, filled)
+      np.testing.assert_allclose(logits[..., :66], our_logits(plain, params), atol=1e-5)
+      self.assertTrue(np.isneginf(logits[..., 66:]).all())
+
+      def loss(params, cfg):
+        head = llm.head_matrix(params, cfg)
+        return lm.token_nll(jnp.ones((3, 32)), head, jnp.array([0, 5, 65])).sum()
+      got, want = (jax.jit(jax.grad(loss), static_argnums=1, out_shardings=place)(p, c)
+                   for p, c, place in ((filled, cfg, where), (params, plain, None)))
+    jax.tree.map(functools.partial(np.testing.assert_allclose, atol=1e-5),
+                 llm.cut_tables(got, cfg), want)
+    out = tempdir(self)
+    huggingface.save(filled, cfg, out)
+    jax.tree.map(np.testing.assert_array_equal, huggingface.load(out, plain), params)
+    grown, shape = embedding_resize.add_tokens(filled, cfg, [66, 67], [[1], [2, 3]])
+    self.assertEqual((shape.vocab, shape.rows, grown['embed'].shape[0]), (68, 512, 512))
+    np.testing.assert_allclose(grown['embed'][66], params['embed'][1], rtol=1e-6)
 
   def test_saving_over_a_split_checkpoint_leaves_no_old_part(self):
     folder, params = tempdir(self), random_params(TINY)

@@ -1,6 +1,8 @@
 """Adapters: what they start as, what they change, and that merging is the same function."""
+import collections
 import dataclasses
 import functools
+import math
 
 import jax
 import jax.numpy as jnp
@@ -83,6 +85,21 @@ class LoraTest(parameterized.TestCase):
     self.assertNotIn(f'f32[32,40]{{1,0}} dot(f32[{rows},32]', text)
     grad = jax.grad(loss)(adapters, params)
     self.assertEqual(jax.tree.structure(grad), jax.tree.structure(adapters))
+
+  def test_policy_dots_keeps_sums_of_weight_and_adapter(self):
+    for dtype in ('bfloat16', 'float32'):
+      cfg = dataclasses.replace(CFG, dtype=dtype, remat='dots')
+      params, adapters = weights(cfg), random_lora(cfg)
+
+      def back(adapters, params, cfg=cfg):
+        return jax.vjp(lambda a: hidden(cfg, params, a, 4, 40), adapters)[1]
+      kept = collections.Counter(
+          x.shape for x in jax.tree.leaves(jax.eval_shape(back, adapters, params)))
+      widths = [n for name, (_, n, _) in cfg.linear.items() if name != 'down']
+      stacked = sum(math.prod(s) * n for s, n in kept.items() if s[:1] == (2,) and 40 in s[1:3]
+                    or math.prod(s) % (2 * 4 * 40) == 0 and s[:1] == (2,))
+      # Each layer's input and what its layers give; x W apart from the adapter would be twice that.
+      self.assertBetween(stacked / (2 * 4 * 40), sum(widths) + 32, 1.2 * (sum(widths) + 32))
 
   def test_merging_keeps_bfloat16_and_refuses_another_rank(self):
     cfg = dataclasses.replace(CFG, param_dtype='bfloat16')

@@ -72,7 +72,7 @@ class ControlTest(parameterized.TestCase):
     catalogs = CatalogVersions(goods, np.zeros(len(goods), np.int64))
     recommender = ranking.recommender(
         lambda items, offsets: np.zeros((len(offsets) - 1, len(goods))), goods)
-    model = ServedModel('talk', 'reclm', recommender, catalogs, reclm_replies_test.replier(case))
+    model = ServedModel('talk', 'reclm', recommender, catalogs, reclm_replies_test.replier())
     model.is_ready = True
     service = RecommendationService({'talk': model}, ServerSettings())
     cls.url = cls.enterClassContext(fake_service.listening(service))

@@ -83,6 +83,39 @@ class PlanTest(absltest.TestCase):
     got = sum(cost_model.training_bytes(shape, AXES, 8, 128).values())
     self.assertBetween(got / want, 0.85, 1.25)  # parts are added up as if all lived at once
 
+  def test_weights_that_train_are_counted_as_they_are_kept(self):
+    shape = dataclasses.replace(TINY, lora_rank=0, dtype='bfloat16', param_dtype='bfloat16')
+    tx = optim.make(ConfigDict(dict(lr=1e-4, warmup=0, schedule='constant', decay=0.0, clip=1.0,
+                                    beta2=0.999)), 10)
+    task = loop.Task(init=None, loss=None, batches=())
+    state = loop.fresh_state(task, tx, None, llm.init(shape, jax.random.key(0)))
+    held = sum(x.nbytes for x in jax.tree.leaves(state) if x.ndim)
+    told = cost_model.training_bytes(shape, {}, 8, 64)
+    self.assertEqual(told['trained'] + told['optimizer'], held)
+
+  def test_what_the_backward_pass_keeps(self):
+    base = llm.Config(vocab=96, width=128, layers=3, heads=8, kv_heads=4, head_dim=16, ffn=384)
+    tokens = jax.ShapeDtypeStruct((4, 64), jnp.int32)
+    for remat in ('none', 'dots', 'full'):
+      for dtype, rank in (('bfloat16', 8), ('bfloat16', 0), ('float32', 8), ('float32', 0)):
+        shape = dataclasses.replace(base, remat=remat, dtype=dtype, lora_rank=rank)
+        frozen = llm.shapes(shape)
+
+        def run(train, frozen, tokens, shape=shape):
+          variables = {'params': frozen, 'lora': train} if shape.lora_rank else {'params': train}
+          return llm.LM(shape).apply(variables, tokens, jnp.arange(64)[None], tokens)[0]
+
+        def back(train, frozen, tokens, run=run):
+          return jax.vjp(lambda t: run(t, frozen, tokens), train)[1]
+        train = jax.eval_shape(lambda k, shape=shape: lora.init_lora(shape, k), jax.random.key(0))
+        left = jax.eval_shape(back, *((train, frozen) if rank else (frozen, ())), tokens)
+        # Stacked by the scan, but for weights, of any type, and what a block has once.
+        weights = {x.shape for x in jax.tree.leaves((frozen, train))}
+        kept = sum(math.prod(x.shape) * x.dtype.itemsize for x in jax.tree.leaves(left)
+                   if x.shape[:1] == (3,) and x.shape not in weights)
+        told = 3 * 4 * 64 * cost_model.kept_bytes(shape, 64)
+        self.assertBetween(told / kept, .9, 1.1, (remat, dtype, rank))
+
   @long
   def test_8b_fits_one_large_card_and_several_small_ones(self):
     run = cost_model.LLMRun(LLAMA_8B, 8, 512, 160, 1e6, 5, 1000, 8, 40, 24, 64)
@@ -132,6 +165,7 @@ class PlanTest(absltest.TestCase):
     # Tables once, a layer's weights there and back; a loop's body counts once.
     self.assertLess(total, 1.3 * (tables + 2 * layer))
 
+  @long
   def test_every_method_with_an_llm_says_what_it_takes(self):
     sys.path.insert(0, str(ROOT))
     shop = loading.load_data('sample')

@@ -321,6 +321,7 @@ class SigtermTest(absltest.TestCase):
       self.assertEqual(process.returncode, 143)
     self.assertLess(time.monotonic() - asked, 90)  # before they end by themselves
 
+  @long
   def test_one_of_two_is_told_and_both_leave_at_the_same_step(self):
     both = self.pair('''
         import time

@@ -91,6 +91,18 @@ class FitTest(parameterized.TestCase):
     np.testing.assert_array_equal(again, straight)  # bit for bit, on the same machine
     self.assertEqual(timeless(found), timeless(rows))
 
+  def test_a_start_in_bfloat16_trains_and_resumes_in_float32(self):
+    task = dataclasses.replace(linear_task(), start={'w': jnp.ones((4, 1), jnp.bfloat16)})
+    straight, _ = self.run_fit(self.folder(), task)
+    self.assertEqual(straight.dtype, np.float32)
+    path = self.folder()
+    with mock.patch.object(fitting, 'report', side_effect=[None, Stopped]), \
+        self.assertRaises(Stopped):
+      self.run_fit(path, task)
+    again, _ = self.run_fit(path, task)
+    self.assertIn('going on from step 4', (path / 'run.log').read_text())
+    np.testing.assert_array_equal(again, straight)
+
   def test_the_share_of_time_that_waits_for_data_is_recorded(self):
     coming = concurrent.futures.Future()
     coming.set_result('batch')

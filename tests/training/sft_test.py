@@ -1,4 +1,5 @@
 """Instruction tuning: packed rows with a shared opening lose exactly what separate samples lose."""
+import dataclasses
 import functools
 import tempfile
 
@@ -9,8 +10,8 @@ from absl.testing import absltest, parameterized
 from ml_collections import ConfigDict
 
 from recjax.errors import ConfigError, DataError
-from recjax.models import layers, llm
-from recjax.training import sft
+from recjax.models import huggingface, layers, llm
+from recjax.training import loop, microbatch, optim, sft
 from recjax.training import workdir as workdir_lib
 from tests import devices as several
 from tests.long import long, long_but
@@ -82,9 +83,7 @@ class PackTest(parameterized.TestCase):
 class TuneTest(parameterized.TestCase):
 
   def tune(self, folder, rank=0, patience=0, epochs=6, stop=0, devices=1, batch=4, count=16):
-    shape = functools.partial(llm.Config, **{
-        **{k: getattr(SHAPE, k) for k in ('vocab', 'width', 'layers', 'heads', 'kv_heads',
-                                          'head_dim', 'ffn', 'tied')}, 'lora_rank': rank})()
+    shape = dataclasses.replace(SHAPE, lora_rank=rank)
     params = llm.init(SHAPE, jax.random.key(1))
     prompts, answers = samples(count)
     train, valid = (sft.pack(p, a, 'response', 0, [1, 2, 3]) for p, a in (
@@ -109,6 +108,35 @@ class TuneTest(parameterized.TestCase):
     _, _, rows = self.tune(tempfile.mkdtemp(), epochs=24)
     losses = [r['loss'] for r in rows if 'loss' in r]
     self.assertLess(losses[-1], 0.7 * losses[0])
+
+  def test_weights_of_a_bfloat16_model_train_in_float32(self):
+    packed = sft.pack(*samples(16), 'response', 0, [1, 2, 3])
+    batch = packed.batch(range(len(packed.rows)), len(packed.rows))
+    shape = dataclasses.replace(SHAPE, dtype='bfloat16', param_dtype='bfloat16')
+    start = llm.as_stored(llm.init(SHAPE, jax.random.key(1)), shape)
+    tx, losses, states = optim.make(OPTIM, 30), [], []
+    for cfg in (shape, SHAPE):
+      task = loop.Task(init=None, batches=(), loss=microbatch.mean(
+          lambda train, frozen, batch, cfg=cfg: sft.loss_sums(
+              llm.LM(cfg), packed.prefix, {'params': train}, batch)))
+      state = loop.fresh_state(task, tx, None, jax.tree.map(jnp.copy, start))
+      update = loop.make_update(task, tx, jax.random.key(0))
+      for step in range(30):
+        state, values = update(state, (), batch, np.int32(step))
+      losses.append(float(values['loss']))
+      states.append(state)
+    for path, x in jax.tree_util.tree_leaves_with_path(states[0]):
+      self.assertIn(x.dtype, (np.float32, np.int32), path)
+    self.assertAlmostEqual(losses[0], losses[1], delta=.02 * losses[1])
+    # A scale of 1 moves by steps that bfloat16 would round away: 2 ** -7 is its next number.
+    (norm, exact) = (np.asarray(state['train']['norm']) for state in states)
+    self.assertTrue((norm != 1).all())
+    self.assertLess(np.abs(norm - exact).max(), .2 * np.abs(exact - 1).max())
+    folder = tempfile.mkdtemp()
+    huggingface.save(llm.as_stored(states[0]['train'], shape), shape, folder)
+    again = huggingface.load(folder, shape)
+    self.assertEqual(again['norm'].dtype, jnp.bfloat16)
+    np.testing.assert_array_equal(again['norm'], norm.astype(jnp.bfloat16))
 
   def test_an_adapter_is_all_that_is_trained(self):
     trained, counts, _ = self.tune(tempfile.mkdtemp(), rank=2)

@@ -127,7 +127,7 @@ class ShardsTest(absltest.TestCase):
         ends[i] = self.run_part((i, count), **kw)
       except BaseException as error:
         ends[i] = error
-    with mock.patch.object(job_parts, 'turn', told):
+    with mock.patch.object(job_parts, 'wait_for_turn', told):
       threads = [threading.Thread(target=one, args=(i,)) for i in range(count)]
       for thread in threads:
         thread.start()
@@ -145,6 +145,7 @@ class ShardsTest(absltest.TestCase):
       thread.start()
       log = self.path / 'run.log'
       while not log.exists() or 'waiting for stage train; process' not in log.read_text():
+        self.assertTrue(thread.is_alive(), 'the part ended before it waited')
         time.sleep(.01)
       self.assertEqual(self.trained, [])
     thread.join()  # whoever had the lock is gone without a word

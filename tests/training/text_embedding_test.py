@@ -277,7 +277,7 @@ class SentenceFilesTest(parameterized.TestCase):
     self.folder = pathlib.Path(self.create_tempdir().full_path)
 
   @parameterized.parameters(*VARIANTS)
-  @long_but(7, 11)
+  @long_but(11)
   def test_vectors_are_those_of_sentence_transformers(self, name):
     if not importlib.util.find_spec('sentence_transformers'):
       self.skipTest('sentence-transformers is not installed')

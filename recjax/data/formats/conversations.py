@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from recjax import file_io
 from recjax.errors import DataError
 
+CUT = '\N{SYMBOL FOR CANCEL}'  # at the end of an answer that goes on, whose end is not learned
 ROLES = {'human': 'user', 'user': 'user', 'gpt': 'assistant', 'assistant': 'assistant',
          'chatgpt': 'assistant', 'bing': 'assistant', 'bard': 'assistant'}
 

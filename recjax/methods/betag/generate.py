@@ -15,11 +15,12 @@ from recjax.data.formats import betag as files
 from recjax.decoding.constraints import Unconstrained
 from recjax.decoding.diverse_beam_search import DiverseBeamSearch, diverse_beam_search
 from recjax.decoding.lm_head import BoundDecoder, cache_lengths
+from recjax.distributed import sharding
 from recjax.distributed.multihost import to_host
 from recjax.errors import DataError
 from recjax.file_io import write_json
 from recjax.methods.betag import prompts as prompts_lib
-from recjax.models import llm, llm_decoder
+from recjax.models import huggingface, llm, llm_decoder
 from recjax.run_files import read_json
 from recjax.text import chat_template
 from recjax.text.tokenizer import Tokenizer
@@ -49,7 +50,8 @@ def stage(work: Workdir, cfg: FrozenConfigDict, base: pathlib.Path, folder: path
     job_parts.gather(work, work.folder)
     return finish(work, files.read_predictions(work.folder / 'raw_predict.json'))
   tags = files.read_tags(base / 'base_tags.json')
-  model, params, tokenizer, adapter = llm_loading.load_adapted(folder, cfg.llm, lora, work.mesh)
+  mesh = sharding.generation_mesh(work.mesh, huggingface.read_config(folder).kv_heads)
+  model, params, tokenizer = llm_loading.load_merged(folder, cfg.llm, lora, mesh)
   tags = prompts_lib.respell(tokenizer, tags)
   batches, prefix = prompt_batches(tags, tokenizer, cfg, model.cfg)
   search, ends = search_config(cfg, tokenizer)
@@ -60,14 +62,14 @@ def stage(work: Workdir, cfg: FrozenConfigDict, base: pathlib.Path, folder: path
 
   def make(number: int, advance: Any) -> Any:
     items, ids, lengths = batches[number]
-    placed = place({'ids': ids, 'lengths': lengths}, work.mesh)
-    texts_of_item = run(params, adapter, prefix_ids, **placed)
+    placed = place({'ids': ids, 'lengths': lengths}, mesh)
+    texts_of_item = run(params, {}, prefix_ids, **placed)
     tokens, lengths = to_host((texts_of_item.tokens, texts_of_item.lengths))
     write_json(paths[number], {
         item: texts_of(tokenizer, tags[item], cfg, tokens[b], lengths[b])
         for b, item in enumerate(items)})
     advance(len(items))
-  with jax.set_mesh(work.mesh):
+  with jax.set_mesh(mesh):
     sharded_stage.fill(work, 'generate', paths, [len(items) for items, *_ in batches], make)
   if not work.first:
     return {}
@@ -147,7 +149,7 @@ def beams_of(model: llm.LM, search: DiverseBeamSearch, ends: Unconstrained, para
   ends: the tokens that end a tag list.
 
   The chat prefix and each item's line are kept once, whatever the number of beams. model: the LLM.
-  search: how beams are searched. params: its weights. adapter: LoRA's.
+  search: how beams are searched. params: its weights. adapter: LoRA's, {} where it is merged.
   """
   variables = {'params': llm.gather_tables(params), 'lora': adapter}
   _, shared = llm.prefill_prefix(model, variables, prefix)

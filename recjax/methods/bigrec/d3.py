@@ -40,7 +40,8 @@ class Search:
   def __init__(self, work: Workdir, cfg: ConfigDict, data: Data, folder: pathlib.Path,
                made: pathlib.Path, helper: pathlib.Path | None) -> None:
     self.work, self.cfg, self.data = work, cfg, data
-    self.model, self.variables, self.tokenizer = train.tuned(cfg, folder, made, work.mesh)
+    self.mesh = train.generation_mesh(folder, work.mesh)
+    self.model, self.variables, self.tokenizer = train.tuned(cfg, folder, made, self.mesh)
     self.template = prompts.load_template(cfg.prompt.template)
     self.catalog = gen.title_trie(self.tokenizer, self.template, data.titles)
     self.score = cf_assistant.scorer(helper, data) if helper else None
@@ -94,7 +95,7 @@ class Search:
     def answer(chosen: list[int]) -> list:
       items, scores = self.rows(writer, cases, asked, alpha, length_penalty, chosen)
       return [[i.tolist(), [round(float(x), 5) for x in s]] for i, s in zip(items, scores)]
-    with jax.set_mesh(self.work.mesh):
+    with jax.set_mesh(self.mesh):
       lists = sharded_stage.answer_all(self.work, name, self.work.folder / f'{name}.jsonl', asked,
                                  self.cfg.decode.batch, answer)
     return (np.array([i for i, _ in lists], np.int32), np.array([s for _, s in lists], np.float32))
@@ -172,7 +173,7 @@ def ghosts(search: Search, cases: Cases, asked: list[list[int]], most: int,
   writer, size, each = search.writer(asked), search.cfg.decode.batch, {}
   rows = list(range(min(most, len(asked))))
   rows += rows[-1:] * (-len(rows) % size)
-  with jax.set_mesh(search.work.mesh):
+  with jax.set_mesh(search.mesh):
     for start in range(0, len(rows), size):
       beams, _ = search.beams(writer, cases, asked, 1.0, 0.0, rows[start:start + size])
       for b in range(size):

@@ -61,10 +61,11 @@ def generate(work: Workdir, cfg: ConfigDict, data: Data, folder: pathlib.Path,
   work: the Workdir. cfg: the run's config. data: the Data. folder: of the LLM. made: folder of the
   tuned model.
   """
-  model, variables, tokenizer = train.tuned(cfg, folder, made, work.mesh)
+  mesh = train.generation_mesh(folder, work.mesh)
+  model, variables, tokenizer = train.tuned(cfg, folder, made, mesh)
   template = prompts.load_template(cfg.prompt.template)
   counts = {}
-  with jax.set_mesh(work.mesh):
+  with jax.set_mesh(mesh):
     for part in PARTS:
       rows = instruction_data.asked_rows(data, part, cfg.eval[f'max_{part}_users'])
       records = data.records_of(part, template, cfg.prompt.noun, rows)

@@ -8,12 +8,13 @@ from jax.sharding import Mesh
 from jaxtyping import PyTree
 from ml_collections import ConfigDict
 
+from recjax.distributed import sharding
 from recjax.distributed.multihost import to_host
 from recjax.errors import ConfigError
 from recjax.methods.bigrec import instruction_data, prompts
 from recjax.methods.bigrec.instruction_data import Data
 from recjax.methods.bigrec.prompts import Template
-from recjax.models import huggingface
+from recjax.models import huggingface, llm
 from recjax.text.tokenizer import Tokenizer
 from recjax.training import llm_loading, sft, tiny_llm
 from recjax.training.workdir import Workdir
@@ -77,7 +78,7 @@ def stage(work: Workdir, cfg: ConfigDict, data: Data, folder: pathlib.Path) -> d
     name = os.path.relpath(folder, work.folder) if inside else str(folder)
     huggingface.save_adapter(to_host(trained), model.cfg, work.folder, base=name)
   else:
-    huggingface.save(to_host(trained), model.cfg, work.folder)
+    huggingface.save(llm.as_stored(to_host(trained), model.cfg), model.cfg, work.folder)
     tokenizer.save(work.folder)
   return {**counts, 'shortened_prompts': parts[0][2] + parts[1][2]}
 
@@ -118,6 +119,11 @@ def encoded(tokenizer: Tokenizer, template: Template, cfg: ConfigDict,
   return asked, answers, cut
 
 
+def generation_mesh(folder: pathlib.Path, mesh: Mesh) -> Mesh:
+  """The devices of `mesh` as writing wants them. folder: of the LLM."""
+  return sharding.generation_mesh(mesh, huggingface.read_config(folder).kv_heads)
+
+
 def tuned(cfg: ConfigDict, folder: pathlib.Path, made: pathlib.Path,
           mesh: Mesh) -> tuple[Any, dict[str, PyTree], Tokenizer]:
   """The tuned LLM.
@@ -126,7 +132,7 @@ def tuned(cfg: ConfigDict, folder: pathlib.Path, made: pathlib.Path,
   -> (model, variables, tokenizer)
   """
   if cfg.train.mode == 'lora':
-    model, params, tokenizer, lora = llm_loading.load_adapted(folder, cfg.llm, made, mesh)
-    return model, {'params': params, 'lora': lora}, tokenizer
-  model, params, tokenizer = llm_loading.load(made, cfg.llm, mesh)
+    model, params, tokenizer = llm_loading.load_merged(folder, cfg.llm, made, mesh)
+  else:
+    model, params, tokenizer = llm_loading.load(made, cfg.llm, mesh)
   return model, {'params': params}, tokenizer

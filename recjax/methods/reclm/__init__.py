@@ -34,6 +34,7 @@ from recjax.methods.reclm import (
   inference,
   item_embeddings,
   offline_samples,
+  own_talk,
   planning,
   prompts,
   report,
@@ -64,9 +65,13 @@ def run(cfg: ConfigDict, work: Workdir) -> None:
   if cfg.grounding == 'token':
     codes_dir = work.stage(
       'codes', item_embeddings.stage, item_embeddings.settings(cfg), dataset, llm_dir, teacher_dir)
+  talk_dir = None
+  if cfg.talk.source == 'own' and (cfg.train.multi_round or cfg.train.chat_share):
+    talk_dir = work.stage('own-talk', own_talk.stage, own_talk.settings(cfg), llm_dir)
   static_dir = pathlib.Path(cfg.train.static) if cfg.train.static else None
   tuned_dir = work.stage(
-    'tune', train.stage, train.settings(cfg), dataset, llm_dir, teacher_dir, codes_dir, static_dir)
+    'tune', train.stage, train.settings(cfg), dataset, llm_dir, teacher_dir, codes_dir, static_dir,
+    talk_dir)
   results_dir = work.stage(
     'evaluate', evaluate.stage, evaluate.settings(cfg), dataset, llm_dir, tuned_dir, teacher_dir,
     codes_dir)
@@ -130,7 +135,7 @@ def missing_files(cfg: ConfigDict) -> None:
            'eval.cross': cfg.eval.cross,
            'ret.vectors': cfg.ret.vectors if cfg.grounding == 'ret' else ''}
   for key, value in named.items():
-    known = value in ('', 'teacher', 'text') or value.partition(':')[0] == 'sample'
+    known = value in ('', 'teacher', 'text', 'own') or value.partition(':')[0] == 'sample'
     if not known and not pathlib.Path(value).exists():
       raise ConfigError(f'{key}={value!r} does not exist; name what does')
 

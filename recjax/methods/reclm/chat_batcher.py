@@ -10,9 +10,10 @@ from ml_collections import ConfigDict
 
 from recjax.decoding.prefix_generator import PrefixGenerator
 from recjax.errors import ConfigError, DataError
-from recjax.methods.reclm import generation, train
+from recjax.methods.reclm import generation, request_limits, train
 from recjax.methods.reclm import prompts as prompts_lib
 from recjax.methods.reclm.generation import GroundedModel, Reply
+from recjax.methods.reclm.request_limits import Plan
 
 PROMPT_BUCKET = 128  # tokens that prompts are padded to a multiple of
 
@@ -26,15 +27,14 @@ CHARS_PER_TOKEN = 32  # of a token at most, about
 
 UNFINISHED = '\ufffd \t\r\n'  # at the end of a text: half a character, or space that may be cut
 
-MIN_ITEMS = (0, 3)  # of which so many must come, padded up
-
 
 @dataclasses.dataclass(frozen=True)
 class ChatRequest:
   """A conversation that waits for a reply.
 
   turns: ({'role', 'content'}, ...), the last a user's. domain: a catalog's name, '' the first.
-  history: item indices that the last turn is about. least, most: items of the reply. tokens: at
+  history: item indices that the last turn is about. least, most: items of the reply, within which
+  its last turn may ask for fewer or more, as `request_limits` reads it. tokens: at
   most so many, 0 for no limit. temperature: None takes the run's. seed: of the draws. tell: called
   with the text so far, to which more is only ever added, while the reply is made. gone: whether
   nobody waits for the reply any more, which then ends where it is.
@@ -134,51 +134,59 @@ class ChatBatcher:
     """
     answers, rows_by_program = [None] * len(requests), {}
     prompts = [self.prompt(request) for request in requests]
+    plans = [self.plan(request) for request in requests]
     for row, request in enumerate(requests):
-      min_items = next(n for n in MIN_ITEMS if n >= min(request.least, MIN_ITEMS[-1]))
+      if plans[row].refusal:
+        answers[row] = self.refused(request, plans[row], len(prompts[row]))
+        settle(row, answers[row])
+        continue
       key = (
-        self.domain_of(request)[0], min_items, self.temperature_of(request), request.seed,
+        self.domain_of(request)[0], self.temperature_of(request), request.seed,
         len(prompts[row]) // PROMPT_BUCKET)
       rows_by_program.setdefault(key, []).append(row)
-    for (name, min_items, temperature, seed, _), rows in rows_by_program.items():
+    for (name, temperature, seed, _), rows in rows_by_program.items():
       for start in range(0, len(rows), BATCH_SIZES[-1]):
         batch_rows = rows[start:start + BATCH_SIZES[-1]]
         batch_answers = self.batch(
           self.domains[name], [requests[row_number] for row_number in batch_rows],
-          [prompts[row_number] for row_number in batch_rows], min_items, temperature, seed,
+          [prompts[row_number] for row_number in batch_rows],
+          [plans[row_number] for row_number in batch_rows], temperature, seed,
           lambda place, answer, batch_rows=batch_rows: settle(batch_rows[place], answer))
         for row, chat_answer in zip(batch_rows, batch_answers):
           answers[row] = chat_answer
     return answers
 
   def batch(self, grounded: GroundedModel, requests: Sequence[ChatRequest],
-            prompts: list[list[int]], min_items: int, temperature: float, seed: int,
+            prompts: list[list[int]], plans: list[Plan], temperature: float, seed: int,
             settle: Callable) -> list[ChatAnswer]:
     """Replies to conversations that one program takes together.
 
     temperature: of the draws. grounded: the model over their catalog. prompts: of the requests.
-    min_items: before a reply may end. settle: as in `__call__`. requests: the conversations. seed:
-    of the draws.
+    plans: which items may come, and how many. settle: as in `__call__`. requests: the
+    conversations. seed: of the draws.
     """
     batch_size = next(size for size in BATCH_SIZES if size >= len(requests))
+    num_padded = batch_size - len(requests)
     decode = ConfigDict(
       {**self.cfg.decode.to_dict(), 'num_items': MAX_ITEMS, 'temperature': temperature})
     is_over = np.arange(batch_size) >= len(requests)
 
     def answer_at(place: int, reply: Reply) -> ChatAnswer:
-      return self.make_answer(grounded, requests[place], reply, len(prompts[place]))
+      return self.make_answer(grounded, requests[place], plans[place], reply, len(prompts[place]))
 
     def on_tokens(rows: list[list[int]]) -> np.ndarray:
       for place, (request, ids) in enumerate(zip(requests, rows)):
         if not is_over[place]:
-          is_over[place] = self.report(grounded, request, ids)
+          is_over[place] = self.report(grounded, request, plans[place], ids)
           if is_over[place]:
             settle(place, answer_at(place, grounded.read(ids)))
       return ~is_over
+    padded_plans = plans + plans[-1:] * num_padded
     with jax.set_mesh(self.mesh):
       replies = generation.generate_replies(
-        grounded, self.generator, decode, prompts + prompts[-1:] * (batch_size - len(prompts)),
-        min_items=min_items, seed=seed, on_tokens=on_tokens)
+        grounded, self.generator, decode, prompts + prompts[-1:] * num_padded,
+        allowed=np.stack([plan.allowed for plan in padded_plans]),
+        least=np.array([plan.least for plan in padded_plans]), seed=seed, on_tokens=on_tokens)
     return [answer_at(place, reply) for place, reply in enumerate(replies[: len(requests)])]
 
   def asked(self, turns: Sequence[dict], **fields: Any) -> ChatRequest:
@@ -211,34 +219,43 @@ class ChatBatcher:
       return float(self.cfg.decode.temperature)
     return min(TEMPERATURES, key=lambda temperature: abs(temperature - request.temperature))
 
-  def report(self, grounded: GroundedModel, request: ChatRequest, ids: list[int]) -> bool:
+  def plan(self, request: ChatRequest) -> Plan:
+    """What the last turn of a conversation states in numbers. request: the conversation."""
+    tokenized = self.domain_of(request)[1].tokenized
+    return request_limits.plan(request.turns[-1]['content'], tokenized.prices, tokenized.on_offer,
+                               request.least, request.most)
+
+  def refused(self, request: ChatRequest, plan: Plan, tokens_in: int) -> ChatAnswer:
+    """The answer to a conversation whose limits no item meets. plan: that says so. tokens_in: of
+    the prompt. request: the conversation."""
+    if request.tell and not request.gone():
+      request.tell(plan.refusal)
+    return ChatAnswer(plan.refusal, self.domain_of(request)[0], (), (), True, tokens_in, 0)
+
+  def report(self, grounded: GroundedModel, request: ChatRequest, plan: Plan,
+             ids: list[int]) -> bool:
     """Tells a client the text of a reply's tokens so far.
 
-    request: whose reply it is. ids: the tokens. grounded: the model over its catalog. -> whether
-    the reply is at its end
+    request: whose reply it is. plan: of the reply. ids: the tokens. grounded: the model over its
+    catalog. -> whether the reply is at its end
     """
     if request.gone():
       return True
-    size, is_over = reply_length(request, grounded.chat_model, ids)
+    size, is_over = reply_length(grounded.chat_model, ids, plan.most, request.tokens)
     if request.tell:
-      ends = [i + 1 for i, token in enumerate(ids[:size]) if token == grounded.chat_model.eoi]
-      if len(ends) >= request.most:  # what follows is left out where another item follows it
-        size = ends[request.most - 1]
-      request.tell(grounded.read(ids[:size]).text.rstrip(UNFINISHED))
+      request.tell(text_so_far(grounded, plan, ids[:size]))
     return is_over or ids[-1] in grounded.chat_model.tokenizer.eos_ids
 
-  def make_answer(self, grounded: GroundedModel, request: ChatRequest, reply: Reply,
+  def make_answer(self, grounded: GroundedModel, request: ChatRequest, plan: Plan, reply: Reply,
                   tokens_in: int) -> ChatAnswer:
     """The answer, cut where fewer items or tokens were asked for; a cut item is left out.
 
-    request: that is answered. reply: to it. tokens_in: of the prompt. grounded: the model over its
-    catalog.
+    request: that is answered. plan: of the reply. reply: to it. tokens_in: of the prompt. grounded:
+    the model over its catalog.
     """
-    size, _ = reply_length(request, grounded.chat_model, reply.ids)
-    if size < len(reply.ids):
-      reply = grounded.read(reply.ids[:size])
+    reply = cut_reply(grounded, reply, plan.most, request.tokens)
     tokenized = grounded.tokenized
-    return ChatAnswer(reply.text, self.domain_of(request)[0],
+    return ChatAnswer(plan.note + reply.text, self.domain_of(request)[0],
                       tuple(int(i) for i in reply.items),
                       tuple(tokenized.title(i) for i in reply.items), reply.complete, tokens_in,
                       len(reply.ids))
@@ -246,24 +263,48 @@ class ChatBatcher:
   def warm(self) -> None:
     """Compiles the programs of short conversations."""
     for size in BATCH_SIZES:
-      for min_items in MIN_ITEMS:
-        self([ChatRequest((prompts_lib.message('user', 'Hello'),), least=min_items)] * size)
+      self([ChatRequest((prompts_lib.message('user', 'Hello'),))] * size)
 
 
-def reply_length(request: ChatRequest, chat_model: train.ChatModel,
-                 ids: list[int]) -> tuple[int, bool]:
+def reply_length(chat_model: train.ChatModel, ids: list[int], most: int,
+                 tokens: int = 0) -> tuple[int, bool]:
   """How many of a reply's tokens count, and whether more would not: enough were asked for, or an
   item more than may come is begun.
 
-  request: that is answered. ids: the reply's tokens. chat_model: the LLM.
+  ids: the reply's tokens. most: items that may come. tokens: that may come, 0 for no limit.
+  chat_model: the LLM.
   """
   ends = [i + 1 for i, token in enumerate(ids) if token == chat_model.eoi]
   size, is_over = len(ids), False
-  if sum(token == chat_model.soi for token in ids) > request.most:
-    size, is_over = ends[request.most - 1], True
-  if request.tokens and size >= request.tokens:
-    size, is_over = request.tokens, True
+  if sum(token == chat_model.soi for token in ids) > most:
+    size, is_over = ends[most - 1], True
+  if tokens and size >= tokens:
+    size, is_over = tokens, True
   return size, is_over
+
+
+def text_so_far(grounded: GroundedModel, plan: Plan, ids: list[int]) -> str:
+  """What a person may see of a reply that goes on: what follows the last item that may come is left
+  out, where another item may follow it.
+
+  plan: of the reply. ids: its tokens so far. grounded: the model over its catalog.
+  """
+  ends = [i + 1 for i, token in enumerate(ids) if token == grounded.chat_model.eoi]
+  shown_ids = ids[:ends[plan.most - 1]] if len(ends) >= plan.most else ids
+  return plan.note + grounded.read(shown_ids).text.rstrip(UNFINISHED)
+
+
+def cut_reply(grounded: GroundedModel, reply: Reply, most: int, tokens: int = 0) -> Reply:
+  """A reply without what is more than may come; one that ends with its last item is complete.
+
+  reply: as generated. most, tokens: as in `reply_length`. grounded: the model over its catalog.
+  """
+  size, _ = reply_length(grounded.chat_model, reply.ids, most, tokens)
+  if size == len(reply.ids):
+    return reply
+  cut = grounded.read(reply.ids[:size])
+  return dataclasses.replace(cut, complete=len(cut.items) == most and cut.ids[-1:] == [
+    grounded.chat_model.eoi])
 
 
 def drop_oldest_round(turns: list[dict]) -> bool:

@@ -70,6 +70,10 @@ class ChatEncoder:
         earlier = rows.pop()
         row[:len(earlier)] = earlier
       row += [(token, True, node, item) for token, node, item in zip(*self.answer(turn['content']))]
+      if turn.get('cut') and turn is turns[-1]:  # it goes on, so no end is learned
+        rows.append(row)
+        tails.append([])
+        continue
       end, *tail = self.ending(turns[:position + 1])
       rows.append([*row, (end, True, trie_masked.FREE, 0)])
       tails.append([(token, False, trie_masked.FREE, 0) for token in tail])

@@ -29,7 +29,9 @@ def make(arg: str) -> ConfigDict:
     c.decode.update(new_tokens=1024, batch=16)
     c.eval.update(words='plain', users=0, rounds=1319, mask_history=False)
   if preset == 'laptop':
-    c.train.update(mode='lora', sample=1500, epochs=1, valid_users=64, free=0.0, chat_share=0.1)
+    c.talk.source = 'own'
+    c.train.update(mode='lora', sample=1500, epochs=1, valid_users=64, free=0.0, chat_share=0.1,
+                   wishes=0.2)
     c.lora = dict(base_config.LAPTOP_LORA)
     c.optim.update(lr=1e-3, muon=0.0, beta2=0.999, log_every=5, save_every=25)
     c.decode.update(batch=32)
@@ -43,14 +45,17 @@ def sample(preset: str, data: str, grounding: str) -> ConfigDict:
   # max_prompt_tokens: tokens of a conversation. variables: of the chat template, such as
   # enable_thinking
   c.prompt = dict(template='last', max_prompt_tokens=1024, variables=dict())
-  # source: chat pairs for training, 'sample', a file or ''. questions: of the multi-round test
-  c.talk = dict(source='sample', questions='sample')
+  # source: chat pairs for training: 'sample', a file, '', or 'own', what the model itself answers
+  # to `own` plain questions before it is tuned, in at most `answer_tokens`. questions: of the
+  # multi-round test
+  c.talk = dict(source='sample', questions='sample', own=200, answer_tokens=96)
   # source: 'train' here, the folder of a `sequential` run, or http://... of a served one
   c.teacher = base_config.recommender(source='train')
   # scope: where the softmax is over the catalog's tokens alone: none, all, branches; scope_end:
   # at the end token too. sample: users an epoch (0: all). longest_list: items of a training list;
   # full_lists: always that many. candidates, rule: shares of prompts with them. multi_round: share
-  # with a chat turn beside; chat_share: chat alone. gamma, focus: focal weighting. static: a folder
+  # with a chat turn beside; chat_share: chat alone; wishes: requests in plain words, by category,
+  # number and price. gamma, focus: focal weighting. static: a folder
   # of samples to read instead of drawing them. prompt: weight of the tokens of requests, whose
   # histories are sequences too; 0 learns answers alone. full_histories: whole ones, not
   # windows cut at random. control_like: what <SOI> and <EOI> begin as, words or quotes. free:
@@ -59,7 +64,7 @@ def sample(preset: str, data: str, grounding: str) -> ConfigDict:
   # its own tokens
   c.train = dict(mode='full', scope='all', scope_end=True, epochs=2, patience=3, batch=4,
                  row_tokens=512, sample=3000, valid_users=128, longest_list=10, full_lists=True,
-                 candidates=0.05, rule=0.1, multi_round=0.1, chat_share=0.05, gamma=0.0,
+                 candidates=0.05, rule=0.1, multi_round=0.1, chat_share=0.05, wishes=0.0, gamma=0.0,
                  focus='title', static='', prompt=1.0, full_histories=True, control_like='quotes',
                  free=1.0, average='tokens')
   # requests about categories: share of training samples, users asked with each of them in the test

@@ -15,6 +15,7 @@ from recjax.distributed import multihost
 from recjax.errors import ConfigError
 from recjax.methods.reclm import tokenized_catalog, train
 from recjax.methods.reclm.tokenized_catalog import TokenizedCatalog
+from recjax.models.dot_product import dot_product_scores
 from recjax.training import sft, sharded_stage
 from recjax.training.workdir import Workdir
 
@@ -59,26 +60,27 @@ class GroundedModel:
 
   def constraint(self, decode: ConfigDict, batch: int,
                  excluded: Sequence[Sequence[int]] | None = None, allowed: np.ndarray | None = None,
-                 min_items: int = 0, root: np.ndarray | None = None) -> Any:
+                 least: np.ndarray | None = None, root: np.ndarray | None = None) -> Any:
     """The rule of one batch.
 
     decode: num_items, new_tokens. batch: requests. excluded: item indices of each that may not
-    come. allowed: (N,) bool, other items may not. min_items: before a reply may end. root: (B,),
-    the catalog of each request.
+    come. allowed: (N,) or (B, N) bool, other items may not. least: (B,), items of each before its
+    reply may end. root: (B,), the catalog of each request.
     """
     chat_model = self.chat_model
     settings = item_span.SpanSettings(
         chat_model.soi, chat_model.eoi, tuple(chat_model.tokenizer.eos_ids), decode.new_tokens,
-        decode.num_items, min_items, chat_model.tokenizer.pad_id)
+        decode.num_items, chat_model.tokenizer.pad_id)
     if self.kind == 'ret':
       return retrieval_constraint.build_retrieval_constraint(
         self.tokenized.title_tokens, chat_model.extra['items'], chat_model.extra['project'],
-        train.project, settings, self.excluded_mask(batch, excluded, allowed))
+        train.project, settings, self.excluded_mask(batch, excluded, allowed), least)
     filter_ = None
     if excluded is not None or allowed is not None:
       filter_ = tokenized_catalog.make_filter(self.trees[0], excluded or [()] * batch, allowed)
     return item_span.item_span_constraint(
-      self.trees, self.device_trie, settings, batch, catalog=root, item_filter=filter_)
+      self.trees, self.device_trie, settings, batch, catalog=root, item_filter=filter_,
+      least=least)
 
   def excluded_mask(self, batch: int, excluded: Sequence[Sequence[int]] | None,
                     allowed: np.ndarray | None) -> np.ndarray | None:
@@ -131,16 +133,16 @@ class GroundedModel:
 
 def generate_replies(grounded: GroundedModel, generator: PrefixGenerator, decode: ConfigDict,
                      prompts: Sequence[Sequence[int]], excluded: Sequence | None = None,
-                     allowed: np.ndarray | None = None, min_items: int = 0,
+                     allowed: np.ndarray | None = None, least: np.ndarray | None = None,
                      root: np.ndarray | None = None, *, seed: int,
                      on_tokens: Callable | None = None) -> list[Reply]:
   """Answers to a batch of prompts, token lists.
 
   grounded: the model. generator: of it, with what the prompts share. decode: num_items, new_tokens,
-  temperature, top_p. excluded, allowed, min_items, root: as in `GroundedModel.constraint`. seed: of
+  temperature, top_p. excluded, allowed, least, root: as in `GroundedModel.constraint`. seed: of
   the draws. on_tokens: what `decoding.stream` tells the tokens to.
   """
-  constraint = grounded.constraint(decode, len(prompts), excluded, allowed, min_items, root)
+  constraint = grounded.constraint(decode, len(prompts), excluded, allowed, least, root)
   suffixes, search = [generator.own(prompt) for prompt in prompts], sampling(decode)
   if on_tokens:
     generated = generator.stream(suffixes, search, constraint, on_tokens, seed)
@@ -191,7 +193,8 @@ def rank_by_vectors(grounded: GroundedModel, generator: PrefixGenerator,
   extra, num_items = grounded.chat_model.extra, len(grounded.tokenized.titles)
   queries = train.project(
     extra['project'], generator.states([generator.own(prompt) for prompt in prompts]))
-  scores = np.array(multihost.to_host(queries @ extra['items'].T), np.float32)
+  scores = np.array(multihost.to_host(dot_product_scores(queries, extra['items'], None)),
+                    np.float32)
   excluded_mask = grounded.excluded_mask(len(prompts), excluded, allowed)
   if excluded_mask is not None:
     scores[excluded_mask] = -np.inf

@@ -10,7 +10,7 @@ from ml_collections import ConfigDict
 
 from recjax.data import splits
 from recjax.data.dataset import Dataset
-from recjax.data.formats import sft
+from recjax.data.formats import conversations, sft
 from recjax.errors import ConfigError, DataError
 from recjax.methods.reclm import prompts, sft_data, tokenized_catalog
 from recjax.methods.reclm.sft_data import Sample
@@ -109,10 +109,12 @@ def as_dict(sample: Sample, dataset: Dataset, tokenized: TokenizedCatalog) -> di
   catalog."""
   id_of = dataset.catalog.id_of
   texts = {role: [turn['content'] for turn in sample.turns if turn['role'] == role]
-           for role in ('system', 'user', 'assistant')}
+           for role in ('system', 'user')}
+  answers = [[*turn['content'], *[conversations.CUT] * ('cut' in turn)]
+             for turn in sample.turns if turn['role'] == 'assistant']
   fields = {'task': TASKS.get(sample.task, sample.task), 'system': texts['system'][0],
             'input_texts': [spell_items(content, tokenized) for content in texts['user']],
-            'output_texts': [spell_items(content, tokenized) for content in texts['assistant']]}
+            'output_texts': [spell_items(answer, tokenized) for answer in answers]}
   if sample.labels:
     titles = [tokenized.title(item) for item in sample.labels]
     fields['output_field_data'] = {'item_list': [id_of(item) for item in sample.labels],
@@ -171,9 +173,10 @@ def _sample(fields: dict, place: str, dataset: Dataset, tokenized: TokenizedCata
   message = prompts.message
   turns = [message('system', fields.get('system') or opening)]
   for question, answer in zip(fields['input_texts'], fields['output_texts']):
-    turns += [
-      message('user', parse_request(question, tokenized)),
-      message('assistant', parse_answer(answer, tokenized, place))]
+    reply = message('assistant',
+                    parse_answer(answer.removesuffix(conversations.CUT), tokenized, place))
+    turns += [message('user', parse_request(question, tokenized)),
+              {**reply, 'cut': True} if answer.endswith(conversations.CUT) else reply]
   items = [
     part
     for turn in turns

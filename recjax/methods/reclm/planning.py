@@ -152,10 +152,12 @@ def write_samples(cfg: ConfigDict, workdir: Path, tuned_dir: Path, out: Path) ->
   dataset = load_unchanged(cfg.data, read_json(
       find_stage(workdir, 'evaluate') / 'results.json')['data_fingerprint'], workdir)
   tokenized = tokenized_catalog.load(dataset.catalog, tokenizer.load(tuned_dir))
+  talk_dir = find_stage(workdir, 'own-talk') if cfg.talk.source == 'own' else None
   with jax.set_mesh(sharding.make_mesh({'data': -1, 'fsdp': 1, 'model': 1})):
     teach = teacher.make_teacher(find_stage(workdir, 'teacher'), dataset)
     offline_samples.write(
       out,
-      offline_samples.run_samples(cfg, dataset, tokenized, teach, train.load_chat_pairs(cfg)[0]),
+      offline_samples.run_samples(cfg, dataset, tokenized, teach,
+                                  train.load_chat_pairs(cfg, talk_dir)[0]),
       dataset, tokenized
     )

@@ -9,7 +9,8 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from recjax.data.dataset import Interactions
-from recjax.methods.reclm import control_tasks
+from recjax.data.formats import conversations
+from recjax.methods.reclm import control_tasks, plain_wishes
 from recjax.methods.reclm.prompts import MAX_ITEMS, message, numbered_list, request_text
 from recjax.methods.reclm.tokenized_catalog import TokenizedCatalog
 
@@ -95,11 +96,17 @@ def epoch_samples(cfg: ConfigDict, tokenized: TokenizedCatalog, train: Interacti
     samples.append(dataclasses.replace(sample, user=int(user), target=target))
     if talk and rng.random() < cfg.multi_round:
       samples[-1] = add_chat_turn(samples[-1], talk[rng.integers(len(talk))], int(rng.integers(2)))
-  rng = np.random.default_rng((cfg.seed, number, 3))
-  for _ in range(round(cfg.chat_share * len(samples)) if talk else 0):
-    question, answer = talk[rng.integers(len(talk))]
-    samples.append(Sample([message('system', template['system']), message('user', question),
-                           message('assistant', [answer])]))
+  num_users, rng = len(samples), np.random.default_rng((cfg.seed, number, 3))
+  for _ in range(round(cfg.chat_share * num_users) if talk else 0):
+    samples.append(Sample([message('system', template['system']),
+                           *chat_turns(talk[rng.integers(len(talk))])]))
+  rng = np.random.default_rng((cfg.seed, number, 6))
+  for _ in range(round(cfg.wishes * num_users)):
+    wish = plain_wishes.make_wish(tokenized, tokenized.prices, rng, cfg.longest_list)
+    if wish:
+      samples.append(Sample(
+        [message('system', template['system']), message('user', wish[0]),
+         message('assistant', numbered_list(wish[1]))], 'wish', labels=tuple(wish[1])))
   return samples
 
 
@@ -175,12 +182,24 @@ def draw_candidates(labels: Sequence[int], num_items: int, rng: np.random.Genera
   return tuple(candidates[place] for place in rng.permutation(len(candidates)))
 
 
+def chat_turns(pair: tuple[str, str]) -> list[dict]:
+  """A chat turn and its answer, marked as 'cut' where it goes on beyond what is known.
+
+  pair: question and answer, a cut one with the sign `conversations.CUT` at its end.
+  """
+  question, answer = pair
+  reply = message('assistant', [answer.removesuffix(conversations.CUT)])
+  return [message('user', question),
+          {**reply, 'cut': True} if answer.endswith(conversations.CUT) else reply]
+
+
 def add_chat_turn(sample: Sample, pair: tuple[str, str], late: int) -> Sample:
   """A chat turn before the recommendation, or after it where it is `late`.
 
-  sample: the recommendation. pair: question and answer.
+  sample: the recommendation. pair: question and answer; one that was cut stands after it.
   """
-  turns = [message('user', pair[0]), message('assistant', [pair[1]])]
+  turns = chat_turns(pair)
+  late = late or 'cut' in turns[-1]
   system, *rest = sample.turns
   return dataclasses.replace(sample, turns=[system, *rest, *turns] if late
                              else [system, *turns, *rest])

@@ -5,11 +5,12 @@ import unicodedata
 from collections.abc import Sequence
 
 import numpy as np
-from jaxtyping import Int
+from jaxtyping import Bool, Float, Int
 
 from recjax.data.dataset import Catalog
 from recjax.decoding import item_filter, trie
 from recjax.errors import DataError
+from recjax.methods.reclm import request_limits
 from recjax.text import spelling
 from recjax.text.tokenizer import Tokenizer
 
@@ -38,6 +39,17 @@ class TokenizedCatalog:
       if normalize_title(title or ''):
         out.setdefault(normalize_title(title), i)
     return {**out, **{t: i for i, t in enumerate(self.titles, 1)}}
+
+  @functools.cached_property
+  def prices(self) -> Float[np.ndarray, ' N']:
+    """What items cost, NaN where that is not known."""
+    return request_limits.prices_of(self.catalog)
+
+  @functools.cached_property
+  def on_offer(self) -> Bool[np.ndarray, ' N']:
+    """Items that may be recommended: all but the retired."""
+    return ~np.array([bool(retired) for retired in self.catalog.columns.get('retired')
+                      or [False] * len(self.catalog)])
 
   def title(self, item: int) -> str:
     """The title of an item, by its index 1..N."""

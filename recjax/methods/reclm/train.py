@@ -26,6 +26,7 @@ from recjax.methods.reclm import (
   chat_encoding,
   item_embeddings,
   offline_samples,
+  own_talk,
   sft_data,
   teacher,
   tokenized_catalog,
@@ -159,29 +160,34 @@ def load_tokenized(cfg: ConfigDict, dataset: Dataset, chat_model: ChatModel,
     else tokenized_catalog.with_codes(tokenized, table, chat_model.codes[0]))
 
 
-def load_chat_pairs(cfg: ConfigDict) -> tuple[list[tuple[str, str]], int]:
-  """Chat pairs: of a file, the built-in ones, or none. cfg: the run's config. -> [(question,
-  answer)], left out"""
+def load_chat_pairs(cfg: ConfigDict,
+                    talk_dir: Path | None = None) -> tuple[list[tuple[str, str]], int]:
+  """Chat pairs: of a file, the built-in ones, the model's own, or none. cfg: the run's config.
+  talk_dir: of the stage that asked the model. -> [(question, answer)], left out"""
   if not cfg.talk.source or not (cfg.train.multi_round or cfg.train.chat_share):
     return [], 0
   if cfg.talk.source == 'sample':
     return questions(1000, cfg.seed), 0
+  if cfg.talk.source == 'own':
+    return own_talk.read(talk_dir), 0
   return conversations.read(cfg.talk.source)
 
 
 def stage(work: Workdir, cfg: ConfigDict, dataset: Dataset, llm_dir: Path, teacher_dir: Path,
-          codes_dir: Path | None = None, static_dir: Path | None = None) -> dict:
+          codes_dir: Path | None = None, static_dir: Path | None = None,
+          talk_dir: Path | None = None) -> dict:
   """Tunes the LLM of `llm_dir` into `work.folder`.
 
   teacher_dir, codes_dir: of those stages. static_dir: the folder of `train.static`, whose content
-  decides the result too. work: of the stage. cfg: as `settings`. dataset: of the run. -> counts
+  decides the result too. talk_dir: of the stage that asked the LLM plain questions. work: of the
+  stage. cfg: as `settings`. dataset: of the run. -> counts
   """
   del static_dir
   table = None if codes_dir is None else run_files.read_arrays(codes_dir / 'codes.npy')
   chat_model = new_chat_model(cfg, llm_dir, work.mesh, table)
   tokenized = load_tokenized(cfg, dataset, chat_model, table)
   trie = tokenized.to_trie(chat_model.eoi, chat_model.model.cfg.vocab)
-  talk, num_left_out = load_chat_pairs(cfg)
+  talk, num_left_out = load_chat_pairs(cfg, talk_dir)
   parts, counts = encode_samples(
     cfg, dataset, tokenized, chat_model, trie, teacher.make_teacher(teacher_dir, dataset), talk)
   prefix = sft.common_prefix([
@@ -296,7 +302,8 @@ def project(layers: Sequence[dict[str, Array]],
   layers: as `init_projection` gives them. states: of the LLM.
   """
   for number, layer in enumerate(layers):
-    states = (nn.gelu(states, approximate=False) if number else states) @ layer['kernel']
+    states = jnp.matmul(nn.gelu(states, approximate=False) if number else states, layer['kernel'],
+                        precision=jax.lax.Precision.HIGHEST)
     states = states + layer['bias']
   return states
 
@@ -436,7 +443,8 @@ def save_model(work: Workdir, cfg: ConfigDict, chat_model: ChatModel, llm_dir: P
   """
   chat_model.tokenizer.save(work.folder)
   if cfg.train.mode == 'full':
-    huggingface.save(trained['params'], chat_model.model.cfg, work.folder)
+    shape = chat_model.model.cfg
+    huggingface.save(llm.as_stored(trained['params'], shape), shape, work.folder)
   else:
     is_inside = llm_dir.resolve().is_relative_to(work.path.resolve())
     base = os.path.relpath(llm_dir, work.folder) if is_inside else str(llm_dir)
@@ -464,12 +472,12 @@ def load_model(cfg: ConfigDict, llm_dir: Path, tuned_dir: Path,
     model, params, tokenizer = llm_loading.load(tuned_dir, cfg.llm, mesh)
     return ChatModel(model, params, None, tokenizer, control['soi'], control['eoi'],
                      control['codes'], extra, scoring_options(cfg.train, control['eoi']))
-  model, params, _, adapter = llm_loading.load_adapted(llm_dir, cfg.llm, tuned_dir, mesh)
+  model, params, _ = llm_loading.load_merged(llm_dir, cfg.llm, tuned_dir, mesh)
   tokenizer = tokenizers.load(tuned_dir)
   ids = [control['soi'], control['eoi'], *control['codes']]
   params, shape = embedding_resize.add_tokens(params, model.cfg, ids, [[0]] * len(ids))
   params = embedding_resize.set_rows(params, plain_arrays.load(tuned_dir / 'rows.npz'), ids)
-  return ChatModel(llm.LM(shape), params, adapter, tokenizer, *ids[:2], ids[2:], extra,
+  return ChatModel(llm.LM(shape), params, None, tokenizer, *ids[:2], ids[2:], extra,
                    scoring_options(cfg.train, ids[1]))
 
 
@@ -480,6 +488,5 @@ def save_merged(cfg: ConfigDict, llm_dir: Path, tuned_dir: Path, out: Path) -> N
   """
   mesh = sharding.make_mesh({'data': -1, 'fsdp': 1, 'model': 1})
   chat_model = load_model(cfg, llm_dir, tuned_dir, mesh)
-  shape = dataclasses.replace(chat_model.model.cfg, lora_rank=0)
-  huggingface.save(lora.merge(chat_model.params, chat_model.lora, chat_model.model.cfg), shape, out)
+  huggingface.save(chat_model.params, chat_model.model.cfg, out)
   chat_model.tokenizer.save(out)

@@ -103,7 +103,7 @@ def token_nll(hidden: Float[Array, 'M D'], head: Float[Array, 'D V'], targets: I
 
 
 def _scoped_nll(head, scope, free, states, targets, nodes):
-  logits = jnp.dot(states, head.astype(states.dtype), preferred_element_type=jnp.float32)
+  logits = lm.head_logits(states, head.astype(states.dtype))
   target_logits = jnp.take_along_axis(logits, targets[:, None], -1)[:, 0]
   place = jnp.arange(scope.width)
   is_inner = nodes > 0

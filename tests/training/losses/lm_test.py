@@ -34,6 +34,29 @@ class TokenNllTest(parameterized.TestCase):
     np.testing.assert_allclose(gh, dh, atol=1e-5)
     np.testing.assert_allclose(gw, dw, atol=1e-5)
 
+  @parameterized.parameters(1 << 28, 600)
+  def test_a_bfloat16_model_multiplies_bfloat16_alone(self, chunk_bytes):
+    _, (dh, dw) = self.gradients(plain)
+    hidden, head = self.hidden.astype(jnp.bfloat16), self.head.astype(jnp.bfloat16)
+
+    def loss(hidden, head):
+      return (lm.token_nll(hidden, head, self.targets, chunk_bytes) * self.weights).sum()
+    gh, gw = jax.grad(loss, (0, 1))(hidden, head)
+    for got, want in ((gh, dh), (gw, dw)):
+      self.assertEqual(got.dtype, jnp.bfloat16)
+      np.testing.assert_allclose(got.astype(jnp.float32), want, atol=.03 * np.abs(want).max())
+    text = jax.jit(jax.grad(loss, (0, 1))).lower(hidden, head).as_text()
+    products = [line for line in text.splitlines() if 'dot_general' in line]
+    self.assertGreaterEqual(len(products), 3)
+    for line in products:
+      self.assertNotIn('xf32', line.split(':')[-1].split('->')[0], line)
+
+  def test_the_head_of_a_model_that_keeps_it_has_no_gradient(self):
+    def loss(hidden, head):
+      return lm.token_nll(hidden, head, self.targets, 600).sum()
+    text = jax.jit(jax.grad(loss)).lower(self.hidden, self.head).compile().as_text()
+    self.assertNotIn('f32[8,30]{1,0} dot(', text)  # states.T @ the gradient of logits
+
 
 if __name__ == '__main__':
   absltest.main()
