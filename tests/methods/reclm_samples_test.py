@@ -68,7 +68,7 @@ def config(**changes):
   c = ConfigDict(dict(seed=0, prompt=dict(template='reclm', max_prompt_tokens=1024, variables={}),
                       control=dict(share=0.0, users=4)))
   c.train = dict(epochs=2, longest_list=5, full_lists=False, candidates=0.3, rule=0.5,
-                 multi_round=0.5, chat_share=0.2, wishes=0.2, sample=0, valid_users=8, static='',
+                 multi_round=0.5, chat_share=0.2, wishes=0.0, sample=0, valid_users=8, static='',
                  scope='all', scope_end=True, gamma=0.0, focus='title', mode='full', prompt=0.0,
                  free=0.0, full_histories=False, average='tokens')
   c.grounding = 'cgen'
