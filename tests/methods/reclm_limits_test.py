@@ -127,7 +127,7 @@ class ReplyTest(absltest.TestCase):
 
   def setUp(self):
     super().setUp()
-    self.cfg, speaker = eager(self)
+    self.cfg, speaker = eager()
     self.cfg.decode.update(new_tokens=96)
     self.domains = conversation.untrained_models(speaker, {'priced': PRICED, 'plain': UNPRICED})
     self.batcher = chat_batcher.ChatBatcher(self.cfg, self.domains, TEMPLATE['system'],
