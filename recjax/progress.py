@@ -5,6 +5,7 @@ stage, names that code gives to long calls (`doing`), and what JAX tells of its 
 nothing was logged for QUIET seconds, a timer thread logs which it is and since when. It reads and
 logs, calls nothing of JAX, and takes no signal, since Python handles those in the main thread.
 """
+import abc
 import contextlib
 import dataclasses
 import functools
@@ -226,7 +227,7 @@ class Rate:
     return rate
 
 
-class Progressing:
+class Progressing(abc.ABC):
   """What `Workdir.progress` yields: a function of what was done since the last call.
 
   done, total: counts of `unit`. now: the clock, in seconds.
@@ -243,9 +244,9 @@ class Progressing:
     if self.show(self.rate(self.done), n, note):
       spoke()
 
+  @abc.abstractmethod
   def show(self, rate: float, n: int, note: str) -> bool:
     """Shows how far it is. rate: units a second. n, note: of this call. -> whether it did"""
-    raise NotImplementedError
 
   def reach(self, done: int) -> None:
     """Moves to a count of `done`, where that is more than it stands at."""

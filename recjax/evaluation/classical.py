@@ -67,8 +67,7 @@ def score_functions(train: Interactions, item_titles: Sequence[str],
       maker = (functools.partial(blend, rows['markov_k'], rows['text']) if row == 'id_text'
                else makers[row])
       few = row.startswith('ease') and n_items > EASE_TUNING
-      chosen[row] = _choose(maker, grid, None if few else cases, n_items, mask_history)
-      rows[row] = maker(**chosen[row])
+      rows[row], chosen[row] = _choose(maker, grid, None if few else cases, n_items, mask_history)
   return rows, chosen, left_out
 
 
@@ -83,16 +82,22 @@ def _makers(train: Interactions, item_titles: Sequence[str]) -> dict[str, Callab
 
 
 def _choose(maker: Callable[..., ScoreFn], grid: Mapping[str, Sequence[Any]], cases: Cases | None,
-            n_items: int, mask_history: bool) -> dict[str, Any]:
-  """The settings of a grid that rank `cases` best by NDCG@10, the first of equal ones."""
+            n_items: int, mask_history: bool) -> tuple[ScoreFn, dict[str, Any]]:
+  """The row, and its settings, that ranks `cases` best by NDCG@10, the first of equal ones."""
   options = [dict(zip(grid, values)) for values in itertools.product(*grid.values())]
+  best_row, best_settings = maker(**options[0]), options[0]
   if cases is None or not len(cases) or len(options) == 1:
-    return options[0]
+    return best_row, best_settings
 
-  def ndcg(settings):
-    ranks = ranking.rank_cases(maker(**settings), cases, n_items, mask_history=mask_history)
+  def ndcg(row):
+    ranks = ranking.rank_cases(row, cases, n_items, mask_history=mask_history)
     return float(metrics.per_case(ranks, (10,))['NDCG@10'].mean())
-  return max(options, key=ndcg)
+  best = ndcg(best_row)
+  for settings in options[1:]:
+    row = maker(**settings)
+    if (value := ndcg(row)) > best:
+      best, best_row, best_settings = value, row, settings
+  return best_row, best_settings
 
 
 def history_weights(items: Int[np.ndarray, ' M'], offsets: Int[np.ndarray, ' B1'], n_items: int,
@@ -114,15 +119,14 @@ def history_weights(items: Int[np.ndarray, ' M'], offsets: Int[np.ndarray, ' B1'
                       shape=(len(lengths), n_items))
 
 
-def transitions(train: Interactions, n_items: int, distance: int = 1) -> sp.csr_array:
-  """How often item j stands `distance` places behind item i in training sequences.
+def transitions(train: Interactions, n_items: int) -> sp.csr_array:
+  """How often item j comes right after item i in training sequences.
 
   train: the sequences. n_items: of the catalog. -> (N, N) float64, row i - 1, column j - 1
   """
   user = np.repeat(np.arange(len(train.offsets) - 1), np.diff(train.offsets))
-  start = np.flatnonzero(user[:-distance] == user[distance:]) if len(user) > distance else (
-      np.zeros(0, np.int64))
-  pairs = (train.items[start] - 1, train.items[start + distance] - 1)
+  start = np.flatnonzero(user[:-1] == user[1:])
+  pairs = (train.items[start] - 1, train.items[start + 1] - 1)
   return sp.csr_array((np.ones(len(start)), pairs), shape=(n_items, n_items))
 
 
@@ -188,14 +192,13 @@ def _keep_largest(matrix: Any, count: int) -> sp.csr_array:
 
 
 def ease(train: Interactions, n_items: int, l2: float, decay: float) -> ScoreFn:
-  """EASE (Steck, WWW 2019, eq. 8): the linear model of items by items in closed form.
+  """EASE (Steck, WWW 2019, arXiv 1905.03375): items by items, a linear model in closed form.
 
   train: the training sequences. n_items: of the catalog. l2: of its ridge regression, above 0.
   decay: of an item's weight with each later one. Takes 3 N^2 numbers of float32. Raises ConfigError
   for l2 that is not above 0.
   """
-  table = _ease_weights(train, n_items, l2)
-  return _linear(table, None, decay)
+  return _linear(_ease_weights(train, n_items, l2), None, decay)
 
 
 def _ease_weights(train: Interactions, n_items: int, l2: float) -> Float[np.ndarray, 'N N']:
@@ -217,13 +220,14 @@ def _ease_weights(train: Interactions, n_items: int, l2: float) -> Float[np.ndar
 
 
 def titles(catalog: Catalog) -> list[str]:
-  """The titles of a catalog's items in order, '' where one has none."""
+  """The titles of a catalog's items in order, '' where one has none. catalog: the items."""
   column = catalog.columns.get('title') or [None] * len(catalog)
   return ['' if title is None else str(title) for title in column]
 
 
 def words(title: str) -> list[str]:
-  """The words of a title: runs of letters a to z and digits, in small letters."""
+  """The words of a title: runs of letters a to z and digits, in small letters. title: of an item.
+  """
   return WORD.findall(title.lower())
 
 
@@ -258,7 +262,7 @@ def text(item_titles: Sequence[str], decay: float) -> ScoreFn:
 def blend(first: ScoreFn, second: ScoreFn, weight: float) -> ScoreFn:
   """Two rows mixed, each brought to 0..1 over the catalog for every history.
 
-  weight: of `first`; `second` has the rest.
+  first, second: the rows. weight: of `first`; `second` has the rest.
   """
   def score(items, offsets):
     return (weight * _min_max(first(items, offsets))

@@ -1,5 +1,6 @@
 """Classical rows against figures computed by hand and against scipy's own solvers."""
 import pathlib
+from unittest import mock
 
 import numpy as np
 import scipy.linalg
@@ -139,15 +140,30 @@ class ChoiceTest(absltest.TestCase):
     rows, chosen, left_out = classical.score_functions(
         TRAIN, ['a b', 'b c', 'c d', 'd a', 'e'], CASES)
     self.assertEqual(set(rows), set(classical.GRIDS))
+    self.assertEqual(set(chosen), set(classical.GRIDS))
     self.assertEqual(left_out, {})
-    for row in ('markov_k', 'item_knn', 'ease'):
-      maker = classical._makers(TRAIN, ['x'] * N)[row]
 
-      def ndcg(settings, maker=maker):
-        found = ranking.rank_cases(maker(**settings), CASES, N)
-        return metrics.per_case(found, (10,))['NDCG@10'].mean()
-      first = {k: v[0] for k, v in classical.GRIDS[row].items()}
-      self.assertGreaterEqual(ndcg(chosen[row]), ndcg(first))
+  def test_the_best_of_a_grid_is_chosen_and_the_first_of_equal_ones(self):
+    def maker(place, other):
+      del other
+
+      def score(items, offsets):
+        scores = np.tile(-np.arange(N, dtype=np.float32), (len(offsets) - 1, 1))
+        scores[:, 4] = [-5, 5, -5][place]  # of the target
+        return scores
+      return score
+    cases = Cases(np.zeros(1, np.int32), flatten([(1,)]), np.array([5], np.int32))
+    grid = dict(place=(0, 1, 2), other=('a', 'b'))
+    row, settings = classical._choose(maker, grid, cases, N, True)
+    self.assertEqual(settings, dict(place=1, other='a'))
+    self.assertEqual(ranking.rank_cases(row, cases, N).tolist(), [0])
+
+  def test_ease_beyond_its_memory_is_left_out_with_what_stands_in(self):
+    with mock.patch.object(classical, 'EASE_BYTES', 3 * 4 * N * N - 1):
+      rows, _, left_out = classical.score_functions(TRAIN, ['a'] * N, None)
+    self.assertEqual(set(left_out), {'ease', 'ease:decay'})
+    self.assertRegex(left_out['ease:decay'], 'GiB for 5 items; item_knn:decay stands in')
+    self.assertIn('item_knn:decay', rows)
 
   def test_first_settings_where_nothing_is_held_out(self):
     _, chosen, _ = classical.score_functions(TRAIN, ['a'] * N, None)

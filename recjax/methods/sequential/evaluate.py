@@ -17,6 +17,7 @@ from recjax.errors import ConfigError
 from recjax.evaluation import baselines, classical, metrics, ranking, sampled_ranking
 from recjax.evaluation import results as results_lib
 from recjax.evaluation.recommender import CatalogRecommender
+from recjax.progress import doing
 from recjax.protocols import ScoreFn
 from recjax.run_files import read_json
 from recjax.training import cost_model, sequential
@@ -62,10 +63,11 @@ def stage(work: Workdir, cfg: ConfigDict, dataset: Dataset, made: pathlib.Path,
   ranks = {row: np.stack(ranks_of_seeds)}
   others, facts = baselines.baselines(split.train, n, cfg.seed), {}
   if cfg.eval.classical:
-    with work.progress('tuning classical rows', 1, unit='pass') as advance:
+    with doing('the choice of settings for classical rows'):
       classical_rows, settings_of, left_out = classical.score_functions(
           split.train, classical.titles(dataset.catalog), split.valid, cfg.eval.mask_history)
-      advance()
+    for name, why in left_out.items():
+      work.log(f'    row {name} is left out: {why}')
     others |= classical_rows
     facts['classical'] = {'settings': settings_of, 'left_out': left_out}
   for name, score in others.items():
