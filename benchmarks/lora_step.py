@@ -29,6 +29,7 @@ from recjax.models import attention, huggingface, llm
 from recjax.training.losses.lm import token_nll
 
 PREFIX, ROW = 120, 512
+AT_ONCE = 2048  # tokens of torch's widest step; more go in parts, as 24 GiB do not hold 8 x 1024
 
 
 def parse():
@@ -83,20 +84,27 @@ def peer(args, half, folder):
 
 
 def torch_step(model, device, tokens, mask, labels):
-  """-> function that makes one step and returns the loss"""
+  """-> function that makes one step and returns the loss; in parts where it is over AT_ONCE"""
   import torch
   put = functools.partial(torch.as_tensor, dtype=torch.long, device=device)
-  batch = dict(input_ids=put(tokens), attention_mask=put(mask), labels=put(labels))
-  if mask.all():
-    del batch['attention_mask']
+  rows, counted, parts = max(1, AT_ONCE // tokens.shape[1]), (labels[:, 1:] >= 0).sum(), []
+  for start in range(0, len(tokens), rows):
+    part = slice(start, start + rows)
+    batch = dict(input_ids=put(tokens[part]), labels=put(labels[part]))
+    if not mask.all():
+      batch['attention_mask'] = put(mask[part])
+    parts.append(((labels[part, 1:] >= 0).sum() / counted, batch))
   trained = [p for p in model.parameters() if p.requires_grad]
 
   def step():
+    total = 0.
     for p in trained:
       p.grad = None
-    loss = model(**batch).loss
-    loss.backward()
-    return loss.item()
+    for share, batch in parts:
+      loss = model(**batch).loss * share
+      loss.backward()
+      total += loss.item()
+    return total
   return step
 
 
@@ -133,10 +141,20 @@ def padded(prefix, tails, length):
 
 
 def packed(prefix, tails):
-  """First-fit rows without the prefix. -> prefix, tokens, positions, segments, targets"""
+  """First-fit rows without the prefix, of the length that leaves the fewest places empty.
+
+  -> prefix, tokens, positions, segments, targets
+  """
+  return min((packed_to(prefix, tails, length) for length in range(-(-max(map(len, tails)) // 64)
+                                                                   * 64, ROW + 1, 64)),
+             key=lambda batch: batch[1].size)
+
+
+def packed_to(prefix, tails, length):
+  """`packed`, into rows of `length` at most."""
   rows = []
   for tail in sorted(tails, key=len, reverse=True):
-    row = next((r for r in rows if sum(map(len, r)) + len(tail) <= ROW), None)
+    row = next((r for r in rows if sum(map(len, r)) + len(tail) <= length), None)
     if row is None:
       rows.append(row := [])
     row.append(tail)

@@ -57,6 +57,22 @@ class TokenNllTest(parameterized.TestCase):
     text = jax.jit(jax.grad(loss)).lower(self.hidden, self.head).compile().as_text()
     self.assertNotIn('f32[8,30]{1,0} dot(', text)  # states.T @ the gradient of logits
 
+  @parameterized.parameters(1 << 28, 600)
+  def test_a_frozen_head_is_multiplied_twice_and_no_more(self, chunk_bytes):
+    want, dh = jax.value_and_grad(
+        lambda h: (plain(h, self.head, self.targets) * self.weights).sum())(self.hidden)
+
+    def loss(hidden, head):
+      return (lm.token_nll(hidden, head, self.targets, chunk_bytes) * self.weights).sum()
+    got, gh = jax.jit(jax.value_and_grad(loss))(self.hidden, self.head)
+    np.testing.assert_allclose(got, want, rtol=1e-5)
+    np.testing.assert_allclose(gh, dh, atol=1e-5)
+    text = jax.jit(jax.grad(loss)).lower(self.hidden, self.head).as_text()
+    self.assertEqual(sum('dot_general' in line for line in text.splitlines()), 2)
+    # Logits far apart, where softmax is 1 or 0 to the last bit: the gradient of what is sure is 0.
+    sure = jax.grad(lambda h: lm.token_nll(h, 1e4 * self.head, self.targets, chunk_bytes).sum())
+    self.assertTrue(np.isfinite(sure(self.hidden)).all())
+
 
 if __name__ == '__main__':
   absltest.main()
