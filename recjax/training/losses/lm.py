@@ -21,8 +21,8 @@ def token_nll(hidden: Float[AnyArray, 'M D'], head: Float[AnyArray, 'D V'],
 
   Rows go through in chunks whose logits fit `chunk_bytes` on each device. Where the head is frozen,
   the gradient of the states is made beside the loss, from the same logits: two products with the
-  head in all (the idea of Hsu et al., Liger Kernel, arXiv 2410.10989). Where it
-  trains, each chunk's logits are made again in the backward pass.
+  head in all (the idea of Hsu et al., Liger Kernel, arXiv 2410.10989). Where it trains, each
+  chunk's logits are made again in the backward pass.
   """
   rows, vocab = hidden.shape[0], head.shape[1]
   mesh = jax.sharding.get_abstract_mesh()
@@ -57,7 +57,8 @@ def _nll_forward(chunks, hidden, head, targets):
     nll = log_total - jnp.take_along_axis(logits, targets[:, None], -1)[:, 0]
     return nll, jnp.dot(logit_grads, kernel.T, preferred_element_type=jnp.float32)
   nll, gradient = map_rows(nll_and_gradient, (hidden.value, targets.value), chunks, remat=False)
-  return nll, (gradient, jnp.zeros((), hidden.value.dtype))
+  # The empty array carries the type that the gradient must have.
+  return nll, (gradient, jnp.zeros(0, hidden.value.dtype))
 
 
 def _nll_backward(chunks, saved, grads):
