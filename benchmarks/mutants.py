@@ -244,14 +244,16 @@ def copy(folder: pathlib.Path) -> None:
       shutil.copy2(ROOT / name, folder / name)
 
 
-def run_tests(folder: pathlib.Path, module: str) -> str:
-  """Runs one test module until its first failure. -> '' or the name of what failed"""
+def run_tests(folder: pathlib.Path, module: str, long: bool = False) -> str:
+  """Runs one test module until its first failure. long: its long tests too. -> '' or the name of
+  what failed"""
   from tests.__main__ import environment
   with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as room:
     try:
       done = subprocess.run(
           [sys.executable, '-m', f'tests.{module}', f'--test_tmpdir={room}'],
           env={**environment(), 'TMPDIR': room, 'PYTHONPATH': str(folder),
+               'RECJAX_TEST_ALL': str(int(long)),
                'PYTHONDONTWRITEBYTECODE': '1', 'TESTBRIDGE_TEST_RUNNER_FAIL_FAST': '1'},
           cwd=folder, capture_output=True, text=True, errors='replace', timeout=LIMIT)
     except subprocess.TimeoutExpired:
@@ -263,12 +265,13 @@ def run_tests(folder: pathlib.Path, module: str) -> str:
 
 
 def judge(mutant: Mutant, folders: 'collections.deque[pathlib.Path]') -> tuple[str, float]:
-  """Plants a fault in a free copy, runs its tests, takes it back. -> who killed it, or an empty
-  text, and seconds"""
+  """Plants a fault in a free copy, runs its tests, the long ones where no other saw it, takes it
+  back. -> who killed it, or an empty text, and seconds"""
   start, folder = time.monotonic(), folders.popleft()
   before = planted(mutant, folder)
   try:
-    killer = next(filter(None, (run_tests(folder, module) for module in mutant.tests)), '')
+    killer = next(filter(None, (run_tests(folder, module, long) for long in (False, True)
+                                for module in mutant.tests)), '')
   finally:
     (folder / 'recjax' / mutant.file).write_text(before)
     folders.append(folder)

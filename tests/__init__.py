@@ -13,6 +13,12 @@ CHECKED = ('recjax.models', 'recjax.decoding', 'recjax.retrieval', 'recjax.evalu
 # A float may be an int, as Python's type system has it.
 CHECKER = 'beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))'
 
-if os.environ.get('RECJAX_TYPECHECK') == '1':
-  import jaxtyping
-  jaxtyping.install_import_hook(CHECKED, CHECKER)
+
+def check_annotations() -> None:
+  """Where RECJAX_TYPECHECK is 1: what CHECKED names is checked as it is imported from here on."""
+  if os.environ.get('RECJAX_TYPECHECK') == '1':
+    import jaxtyping
+    jaxtyping.install_import_hook(CHECKED, CHECKER)
+
+
+check_annotations()

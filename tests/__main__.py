@@ -9,17 +9,25 @@ Warnings that point at a line of ours are listed at the end, and the slowest cas
 """
 import argparse
 import collections
-import concurrent.futures
+import contextlib
+import dataclasses
 import functools
+import gc
+import importlib
 import os
 import pathlib
+import pkgutil
 import re
-import resource
 import subprocess
 import sys
 import tempfile
 import time
+import traceback
+import warnings
 import xml.etree.ElementTree as ET
+from typing import NoReturn
+
+import tests
 
 ROOT = pathlib.Path(__file__).parent
 # Programs of tests run for a moment, and compiling is most of the time: XLA's older emitters for
@@ -40,7 +48,11 @@ ENV = {
 }
 OURS = re.compile(rf'{re.escape(str(ROOT.parent))}/(?!\.)\S+:\d+: \w*Warning: .*')
 LONG = re.compile(r'@(long|long_but|examples)\b')  # what --long runs something of
+FORKS = sys.platform == 'linux'  # libraries of other systems do not bear it
 NONE_RAN = 5  # unittest's exit code where no test was found, from Python 3.12 on
+# What most processes import. They fork from one that has, with all of recjax: 5 s of CPU each less.
+LIBRARIES = ('jax', 'flax', 'optax', 'orbax.checkpoint', 'transformers', 'torch', 'pandas',
+             'hypothesis', 'scipy.stats', 'fastapi')
 # Files that have a process of their own: they change what belongs to a whole process (signals,
 # limits, the console), or are long enough to run beside their room.
 ALONE = ('hostile_test', 'house_test', 'docs_test', 'devices_test', 'damage_test',
@@ -76,26 +88,104 @@ def group_of(path: pathlib.Path) -> str:
   return room if inside else 'top'
 
 
-def run_group(paths: list[pathlib.Path],
-              env: dict[str, str]) -> tuple[float, list[ET.Element], str]:
-  """Runs test files in one process. -> seconds, its cases, its output
+@dataclasses.dataclass(frozen=True)
+class Group:
+  """Test files of one process. folder: all that it may write to. start: time.monotonic()."""
+  name: str
+  modules: list[str]
+  folder: tempfile.TemporaryDirectory
+  start: float
 
-  A process that dies before its report is whole counts as one failed case.
+  @property
+  def argv(self) -> list[str]:
+    """What `python -m tests.room` is called with."""
+    return [*self.modules, f'--xml_output_file={self.report}', f'--test_tmpdir={self.folder.name}']
+
+  @property
+  def report(self) -> str:
+    """The XML file of its cases."""
+    return os.path.join(self.folder.name, 'report.xml')
+
+  @property
+  def output(self) -> str:
+    """The file of what it prints."""
+    return os.path.join(self.folder.name, 'output.txt')
+
+
+def prepare(groups: int) -> None:
+  """Imports what the processes of so many groups want, once, before they fork. No device is
+  touched. What cannot be imported is told by the tests of it."""
+  tests.check_annotations()
+  if groups > 1 and FORKS:
+    import recjax
+    ours = [m.name for m in pkgutil.walk_packages(recjax.__path__, 'recjax.')
+            if not m.name.endswith('main__')]
+    for name in (*LIBRARIES, *ours):
+      with contextlib.suppress(Exception):
+        importlib.import_module(name)
+    gc.collect()
+    gc.freeze()
+
+
+def launch(name: str, paths: list[pathlib.Path]) -> tuple[int, Group]:
+  """Starts test files in a process. -> its id, the group
+
+  name: what the group is called. paths: its files.
   """
-  names = ['.'.join(('tests', *p.relative_to(ROOT).with_suffix('').parts)) for p in paths]
-  start = time.monotonic()
-  with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
-    report = os.path.join(folder, 'report.xml')
-    done = subprocess.run(
-        [sys.executable, '-m', 'tests.room', *names, f'--xml_output_file={report}',
-         f'--test_tmpdir={folder}'], env={**env, 'TMPDIR': folder}, capture_output=True, text=True,
-        errors='replace', cwd=ROOT.parent)
-    cases = cases_of(report)
-  if cases is None or done.returncode not in (0, NONE_RAN) and not any(map(is_bad, cases)):
-    dead = ET.Element('testcase', name='process', classname=', '.join(names), time='0')
+  modules = ['.'.join(('tests', *p.relative_to(ROOT).with_suffix('').parts)) for p in paths]
+  group = Group(name, modules, tempfile.TemporaryDirectory(ignore_cleanup_errors=True),
+                time.monotonic())
+  if not FORKS:
+    opened = os.O_WRONLY | os.O_CREAT
+    return os.posix_spawn(
+        sys.executable, [sys.executable, '-m', 'tests.room', *group.argv],
+        {**os.environ, 'TMPDIR': group.folder.name},
+        file_actions=[(os.POSIX_SPAWN_OPEN, 1, group.output, opened, 0o600),
+                      (os.POSIX_SPAWN_DUP2, 1, 2)]), group
+  sys.stdout.flush()
+  with warnings.catch_warnings():
+    warnings.simplefilter('ignore')  # threads of libraries wait for work and hold nothing
+    pid = os.fork()
+  if not pid:
+    run_here(group)
+  return pid, group
+
+
+def run_here(group: Group) -> NoReturn:
+  """Runs a group's files in this process, a fork, and ends it."""
+  code = 1
+  try:
+    os.environ['TMPDIR'] = tempfile.tempdir = group.folder.name
+    output = os.open(group.output, os.O_WRONLY | os.O_CREAT)
+    os.dup2(output, 1)
+    os.dup2(output, 2)
+    sys.argv = ['tests.room', *group.argv]
+    from tests import room
+    room.main()
+  except SystemExit as end:
+    code = int(end.code or 0)
+  except BaseException:
+    traceback.print_exc()
+  finally:
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)  # what belongs to the runner is not cleaned up here
+
+
+def collect(group: Group, code: int) -> tuple[list[ET.Element], str]:
+  """What a group that has ended leaves. -> its cases, its output
+
+  group: the group. code: its exit status; below 0 the signal that ended it. A process that dies
+  before its report is whole counts as one failed case.
+  """
+  cases = cases_of(group.report)
+  if cases is None or code not in (0, NONE_RAN) and not any(map(is_bad, cases)):
+    dead = ET.Element('testcase', name='process', classname=', '.join(group.modules), time='0')
     ET.SubElement(dead, 'error')
     cases = [*(cases or ()), dead]
-  return time.monotonic() - start, cases, done.stdout + done.stderr
+  output = pathlib.Path(group.output).read_text(errors='replace')
+  group.folder.cleanup()
+  return cases, output
 
 
 def cases_of(report: str) -> list[ET.Element] | None:
@@ -136,24 +226,39 @@ def main(argv: list[str]) -> int:
     if wanted and (not args.long or LONG.search(path.read_text())):
       groups[group_of(path)].append(path)
   order = sorted(groups, key=lambda g: FIRST.index(g) if g in FIRST else len(FIRST))
-  env = {**environment(), 'RECJAX_TEST_ALL': str(int(args.all or args.long)),
-         'RECJAX_TEST_LONG_ALONE': str(int(args.long))}
-  ran, skipped, warned, failed, passed, start = [], [], set(), 0, 0, time.monotonic()
-  with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
-    running = {pool.submit(run_group, groups[name], env): name for name in order}
-    for done in concurrent.futures.as_completed(running):
-      name, (seconds, cases, output) = running[done], done.result()
-      bad = [case for case in cases if is_bad(case)]
-      out = [case for case in cases if is_skipped(case)]
-      good = len(cases) - len(bad) - len(out)
-      skipped += map(called, out)
-      failed, passed = failed + len(bad), passed + good
-      note = f', {len(out)} skipped' if out else ''
-      print(f'{"FAIL" if bad else "ok":4} {name}  {good} passed{note}  {seconds:.1f} s', flush=True)
-      if bad:
-        print(output, *(f'FAILED {called(case)}' for case in bad), sep='\n', flush=True)
-      ran += cases
-      warned |= set(OURS.findall(output))
+  start = time.monotonic()
+  os.environ.update(environment(), RECJAX_TEST_ALL=str(int(args.all or args.long)),
+                    RECJAX_TEST_LONG_ALONE=str(int(args.long)))
+  os.chdir(ROOT.parent)
+  prepare(len(groups))
+  ran, skipped, warned, failed, passed, running = [], [], set(), 0, 0, {}
+  used = time.process_time()
+  while order or running:
+    if order and len(running) < (os.cpu_count() or 1):
+      name = order.pop(0)
+      pid, group = launch(name, groups[name])
+      running[pid] = group
+      continue
+    pid, status, usage = os.wait4(-1, 0)
+    if pid not in running:
+      continue
+    group = running.pop(pid)
+    cpu = usage.ru_utime + usage.ru_stime
+    used += cpu
+    cases, output = collect(group, os.waitstatus_to_exitcode(status))
+    bad = [case for case in cases if is_bad(case)]
+    out = [case for case in cases if is_skipped(case)]
+    good = len(cases) - len(bad) - len(out)
+    skipped += map(called, out)
+    failed, passed = failed + len(bad), passed + good
+    note = f', {len(out)} skipped' if out else ''
+    seconds = time.monotonic() - group.start
+    print(f'{"FAIL" if bad else "ok":4} {group.name}  {good} passed{note}  {seconds:.0f} s, '
+          f'{cpu:.0f} s of CPU', flush=True)
+    if bad:
+      print(output, *(f'FAILED {called(case)}' for case in bad), sep='\n', flush=True)
+    ran += cases
+    warned |= set(OURS.findall(output))
   if warned:
     print('warnings:', *sorted(warned), sep='\n  ')
   if skipped:
@@ -162,8 +267,7 @@ def main(argv: list[str]) -> int:
     print('long tests are left for --all')
   for case in sorted(ran, key=lambda c: -float(c.get('time') or 0))[:args.slowest]:
     print(f'{float(case.get("time") or 0):7.1f} s  {called(case)}')
-  used = resource.getrusage(resource.RUSAGE_CHILDREN)
-  print(f'{time.monotonic() - start:.0f} s, {used.ru_utime + used.ru_stime:.0f} s of CPU')
+  print(f'{time.monotonic() - start:.0f} s, {used:.0f} s of CPU')
   print(f'{passed} passed, {failed} failed, {len(skipped)} skipped')
   return 1 if failed or not passed else 0
 

@@ -292,8 +292,8 @@ def trained():
   room = tempfile.TemporaryDirectory()
   atexit.register(room.cleanup)
   with contextlib.redirect_stdout(sys.stderr):
-    return experiment.train('configs/sequential_beauty.py', f'{room.name}/run', {
-        'train.epochs': 1})
+    return experiment.train('configs/sequential_beauty.py:data=sample:1:80', f'{room.name}/run', {
+        'train.epochs': 1, 'model.width': 8})
 
 
 class ExperimentTest(absltest.TestCase):

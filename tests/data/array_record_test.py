@@ -8,6 +8,7 @@ from absl.testing import absltest
 from recjax.data import array_record, dataset, loading
 from recjax.data.sample_shop import simulator
 from recjax.errors import DataError, WorkdirError
+from tests.long import long
 
 MISSING = [m for m in ('tensorflow_datasets', 'grain', 'array_record')
            if importlib.util.find_spec(m) is None]
@@ -25,6 +26,7 @@ def padded(examples):
 @absltest.skipIf(MISSING, f'{", ".join(MISSING)} missing; pip install "recjax[data]"')
 class RecordsTest(absltest.TestCase):
 
+  @long
   def test_the_same_data_set_and_batches_of_any_number_of_processes(self):
     room = pathlib.Path(self.create_tempdir().full_path)
     shop = simulator.make_shop(0)

@@ -55,7 +55,7 @@ class ExportsTest(parameterized.TestCase):
     )
     return loading.load_data(folder / 'out'), folder
 
-  @examples(6, 25)
+  @examples(3, 25)
   @hypothesis.given(datasets())
   def test_recbole_round_trip(self, data):
     again, _ = self.there_and_back(data, recbole, lambda f: table.source(
@@ -66,12 +66,12 @@ class ExportsTest(parameterized.TestCase):
     if data.interactions.ratings is not None:
       np.testing.assert_array_equal(again.interactions.ratings, data.interactions.ratings)
 
-  @examples(6, 25)
+  @examples(3, 25)
   @hypothesis.given(datasets())
   def test_reclm_round_trip(self, data):
     self.same(self.there_and_back(data, reclm, reclm.source)[0], data)
 
-  @examples(6, 25)
+  @examples(3, 25)
   @hypothesis.given(datasets())
   def test_sequences_round_trip(self, data):
     again, folder = self.there_and_back(data, sequence_lines, lambda f: sequence_lines.source(

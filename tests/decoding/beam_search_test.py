@@ -20,7 +20,7 @@ from recjax.decoding.constraints import (
 )
 from recjax.decoding.lm_head import BoundDecoder
 from recjax.errors import ConfigError
-from tests.long import examples, long_but
+from tests.long import examples, long, long_but
 from tests.reference import beam_search as judge
 
 V, END = 8, 7
@@ -81,7 +81,7 @@ def brute(rows, logp, alpha=0.0, valid=False):
 
 class WholeCatalogTest(parameterized.TestCase):
 
-  @examples(15, 200)
+  @examples(6, 200)
   @hypothesis.given(CATALOGS, st.integers(0, 10**6), st.sampled_from([0.0, 0.5]),
                     st.booleans())
   def test_enough_beams_give_all_titles_in_exact_order(self, rows, seed, alpha, valid):
@@ -140,7 +140,7 @@ class JudgeTest(parameterized.TestCase):
       changed += int((short.rows.tokens != found.rows.tokens).any())
     self.assertGreater(changed, 0)
 
-  @examples(12, 100)
+  @examples(5, 100)
   @hypothesis.given(CATALOGS, st.integers(0, 10**6), st.sampled_from([0.0, 1.0]),
                     st.sampled_from([False, True]))
   def test_few_beams_prune_as_the_judge_does(self, rows, seed, alpha, early):
@@ -327,8 +327,9 @@ class CodeTest(absltest.TestCase):
 
 class LimitTest(absltest.TestCase):
 
-  @examples(10, 60)
+  @examples(4, 60)
   @hypothesis.given(CATALOGS, st.data())
+  @long
   def test_a_filter_gives_what_a_trie_of_the_subset_gives(self, rows, data):
     keep = data.draw(st.lists(st.integers(1, len(rows)), min_size=1, unique=True))
     taken = data.draw(st.lists(st.sampled_from(keep), max_size=len(keep) - 1, unique=True))
@@ -364,7 +365,7 @@ class LimitTest(absltest.TestCase):
 
 class RobustTest(parameterized.TestCase):
 
-  @examples(10, 60)
+  @examples(4, 60)
   @hypothesis.given(CATALOGS, st.integers(0, 10**6),
                     st.sampled_from([np.nan, np.inf, -np.inf, 0.0]),
                     st.sampled_from(['vocab', 'valid']))

@@ -59,6 +59,7 @@ class ExactTest(absltest.TestCase):
       for b, prompt in enumerate(prompts):
         np.testing.assert_allclose(found[b], one_at_a_time(prompt, tree), rtol=1e-4, atol=1e-4)
 
+  @long
   def test_a_wide_beam_finds_all_titles_in_exact_order_d5(self):
     lm, variables = model()
     decoder, tree = llm_decoder.decoder(lm), catalog(5)
@@ -100,6 +101,7 @@ class ExactTest(absltest.TestCase):
     self.assertLess(found.sum(), 1)
     self.assertTrue((found > 0).all())
 
+  @long
   def test_the_assistant_changes_no_bit_at_full_weight_of_the_model(self):
     lm, variables = model()
     decoder, tree = llm_decoder.decoder(lm), catalog(7)

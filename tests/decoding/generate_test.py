@@ -22,7 +22,7 @@ from recjax.models import huggingface, llm, llm_decoder
 from recjax.models.llm_decoder import uncached
 from recjax.protocols import Decoder
 from recjax.text import tokenizer as tokenizers
-from tests.long import long_but
+from tests.long import long, long_but
 from tests.reference import group_search as group_judge
 
 HAS_TORCH = importlib.util.find_spec('torch') is not None
@@ -94,7 +94,7 @@ class PeerTest(parameterized.TestCase):
       ('Llama', 1.0, True, 4, (29,)), ('Llama', 0.0, False, 1, (28, 29)),
       ('Qwen3', 0.0, True, 4, (28, 29)), ('Qwen3', 1.0, False, 4, (29,)),
       ('Qwen3', 0.0, False, 1, (29,)))
-  @long_but(1, 6)
+  @long_but(6)
   def test_free_beams(self, family, alpha, early, beams, ends):
     theirs, decoder, params = self.models(family, V)
     prompts = [[3, 1, 4, 1, 5], [9, 2, 6]]
@@ -137,6 +137,7 @@ class PeerTest(parameterized.TestCase):
     except DataError:
       return [0]
 
+  @long
   def test_titles_in_the_tokens_of_qwen3(self):
     folder = SHARED / 'models' / 'qwen3-tokenizer'
     if not folder.exists():
@@ -183,6 +184,7 @@ class PeerTest(parameterized.TestCase):
 
 class GenerateTest(parameterized.TestCase):
 
+  @long
   def test_prompts_of_different_lengths_in_one_batch_are_as_alone(self):
     cfg = llm.Config(vocab=V, width=32, layers=2, heads=4, kv_heads=2, head_dim=8, ffn=48)
     decoder = llm_decoder.decoder(llm.LM(cfg))
@@ -203,7 +205,7 @@ class GenerateTest(parameterized.TestCase):
     np.testing.assert_allclose(together.scores, slow.scores, atol=1e-4)
 
   @parameterized.parameters('vocab', 'valid')
-  @long_but(1)
+  @long
   def test_lookahead_gives_the_same_rows(self, normalize):
     cfg = llm.Config(vocab=V, width=32, layers=2, heads=4, kv_heads=2, head_dim=8, ffn=48)
     decoder = llm_decoder.decoder(llm.LM(cfg))
@@ -222,7 +224,7 @@ class GenerateTest(parameterized.TestCase):
         generate(decoder, params, prompts, LookaheadBeamSearch(1, 4), titles)
 
   @parameterized.parameters(({'data': 8},), ({'data': 4, 'model': 2},))
-  @long_but(1)
+  @long
   def test_eight_devices_give_what_one_gives(self, axes):
     cfg = llm.Config(vocab=V, width=32, layers=2, heads=4, kv_heads=2, head_dim=8, ffn=48)
     decoder = llm_decoder.decoder(llm.LM(cfg))
@@ -305,6 +307,7 @@ class GenerateTest(parameterized.TestCase):
     share = np.bincount(found.tokens[0, :, 0], minlength=6) / 4000
     np.testing.assert_allclose(share, p / p.sum(), atol=0.03)  # four standard errors
 
+  @long
   def test_sampling_in_a_batch_is_as_alone(self):
     many = generate(TABLE, LOGITS, [[5], [7], [2]], Sampling(3), TITLES, seed=1)
     one = generate(TABLE, LOGITS, [[5]], Sampling(3), TITLES, seed=1)

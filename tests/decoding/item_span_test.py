@@ -19,7 +19,7 @@ from recjax.decoding.streaming import stream
 from recjax.errors import ConfigError, DataError, UserError
 from recjax.models import llm, llm_decoder
 from recjax.protocols import Decoder
-from tests.long import examples, long_but
+from tests.long import examples, long, long_but
 
 V, SOI, EOI, EOS = 12, 9, 10, 11
 
@@ -120,7 +120,7 @@ class OracleTest(parameterized.TestCase):
 
 class ReplyTest(parameterized.TestCase):
 
-  @examples(10, 60)
+  @examples(4, 60)
   @hypothesis.given(
       st.lists(st.lists(st.integers(0, 8), min_size=1, max_size=4), min_size=1, max_size=9),
       st.integers(0, 10**6), st.sampled_from([0.0, 2.0]),
@@ -156,7 +156,7 @@ class ReplyTest(parameterized.TestCase):
     row = np.asarray(found.tokens)[0, 0, :int(found.lengths[0, 0])]
     self.assertFalse(item_span.parse(built, row, SOI)[1], row)
 
-  @examples(8, 80)
+  @examples(4, 80)
   @hypothesis.given(
       st.lists(st.lists(st.integers(0, 2), min_size=1, max_size=5), min_size=2, max_size=12),
       st.integers(0, 10**6), st.lists(st.booleans(), min_size=12, max_size=12))
@@ -279,7 +279,7 @@ class ForcedTest(parameterized.TestCase):
     self.assertLess(runs.steps, plain.steps * (.8 if width == 2 else .6))
 
   @parameterized.product(temperature=(0.0, 1.0), passes=(1, 3))
-  @long_but(2)
+  @long
   def test_rows_that_are_told_while_they_grow(self, temperature, passes):
     decoder, params, _, prompts, mode = eager()
     search, given = Sampling(temperature=temperature, pass_width=6), dict(seed=5, bucket=16)
@@ -316,6 +316,7 @@ class ForcedTest(parameterized.TestCase):
            passes=passes, **given)
     self.assertLen(told, 1)
 
+  @long
   def test_a_model_that_gives_nan_is_told_when_it_does(self):
     decoder, params, _, prompts, mode = eager()
     torn = decoder._replace(extend=lambda *given: (lambda h, c: (h * jnp.nan, c))(

@@ -14,7 +14,7 @@ from recjax.decoding.streaming import stream
 from recjax.errors import ConfigError, DataError
 from recjax.models import llm, llm_decoder
 from recjax.models.llm_decoder import uncached
-from tests.long import long_but
+from tests.long import long
 
 V, SOI, EOI, EOS = 12, 9, 10, 11
 
@@ -56,7 +56,7 @@ class FetchTest(parameterized.TestCase):
     self.assertNotEqual(int(made.candidates(head, state, 9, 0, pick)[0][0, 0]), SOI)
 
   @parameterized.parameters(0.0, 2.0)
-  @long_but(1)
+  @long
   def test_lists_exist_and_never_repeat_whatever_the_weights(self, temperature):
     model, variables = small()
     rng = np.random.default_rng(0)
@@ -78,6 +78,7 @@ class FetchTest(parameterized.TestCase):
         listed += len(items)
     self.assertGreater(listed, 16)
 
+  @long
   def test_r4_cached_and_pasted_in_runs_equal_whole_passes(self):
     model, variables = small()
     rng = np.random.default_rng(1)

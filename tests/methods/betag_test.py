@@ -250,6 +250,7 @@ t.run(t.toy_config({str(self.folder / 'toy')!r}), {str(path)!r})
     self.assertEqual(sorted(p.name for p in found.iterdir()), [
         '.fingerprint', 'DONE.json', 'generation_config.json', 'raw_predict.json'])
 
+  @long
   def test_generation_in_parts_of_any_number_has_equal_bytes(self):
     path = self.folder / 'parts'
     shutil.copytree(self.path, path)
@@ -338,6 +339,7 @@ t.run(t.toy_config({str(self.folder / 'toy')!r}), {str(path)!r})
         np.testing.assert_array_equal(np.asarray(turned.tokens)[order], found[-1])
     np.testing.assert_array_equal(found[0], found[1])
 
+  @long
   def test_t5_loss_counts_the_assistants_tokens_and_packing_changes_nothing(self):
     cfg = train.settings(self.cfg)
     stages = [workdir_lib.find_stage(self.path, s) for s in ('llm', 'tune')]
@@ -402,6 +404,7 @@ class BadInputTest(absltest.TestCase):
 
   def refuse(self, words, tags=None, **changes):
     cfg = toy_config(write_toy(self.folder / 'toy', tags))
+    cfg.tiny.epochs = 1.0  # what it learned does not matter here
     cfg.update_from_flattened_dict(changes)
     with self.assertRaisesRegex(errors.UserError, words), contextlib.redirect_stdout(io.StringIO()):
       run(cfg, self.folder / 'run')
@@ -447,6 +450,7 @@ class BadInputTest(absltest.TestCase):
 
 class CommandTest(absltest.TestCase):
 
+  @long
   def test_a_wrong_key_or_argument_answers_in_a_sentence_with_exit_code_2(self):
     folder = self.create_tempdir().full_path
     for flags, words in ((['--config.optim.lrr=1'], 'lrr is not among beta2'),

@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 from recjax import errors
 from recjax.data.batches import halving_draws
 from recjax.methods.betag import prompts
+from tests.long import long
 
 TAGS = {10: ['a', 'b'], 20: ['c'], 30: ['d', 'e']}
 
@@ -71,6 +72,7 @@ class SamplerTest(absltest.TestCase):
               if d[0] == 1]
     np.testing.assert_allclose(np.bincount(second) / len(second), [1 / 3] * 3, atol=0.04)
 
+  @long
   def test_t3_weights_reset_at_an_epoch_once_all_were_drawn(self):
     fourth = [d[3] for d in (halving_draws(np.array([2, 4, 2]), 2, s) for s in range(20_000))
               if set(d[:3]) == {0, 1, 2}]

@@ -207,17 +207,27 @@ class RingTest(absltest.TestCase):
                                  all_of_them[row['input']]['predict_score'], atol=1e-3)
     self.later(path, recommend.load(path)[0])
 
+  def test_a_run_of_few_steps(self):
+    path = self.folder / 'brief'
+    found, _ = self.grounded(path, train={'epochs': 1}, eval={
+        'max_valid_users': 16, 'max_test_users': 16}, tiny={'epochs': 1.0})
+    self.assertEqual(told.check(found), (16, 150))
+
+  @long
   def test_bigrec(self):
-    path = self.folder / 'run'
-    found = run(config('bigrec_games', self.data), path)
+    found, items = self.grounded(self.folder / 'run')
     self.assertGreater(found['rows']['bigrec']['HR@1']['value'], 0.9)
     self.assertLess(found['invalid_titles'], 1)
+    self.assertEqual(items[0][0], 'i6')
+
+  def grounded(self, path, **changes):
+    """Runs BIGRec and looks at what it leaves. -> results, the items of two histories"""
+    found = run(config('bigrec_games', self.data, **changes), path)
     self.assertIn('sasrec', found['rows'])
     ask, _ = recommend.load(path)
-    items, scores = ask([['i3', 'i4', 'i5'], ['i20']], 5)
-    self.assertEqual(items[0][0], 'i6')
-    self.assertEqual((len(items[1]), scores.shape), (5, (2, 5)))
-    self.assertNotIn('i5', items[0])
+    both, scores = ask([['i3', 'i4', 'i5'], ['i20']], 5)
+    self.assertEqual((len(both[1]), scores.shape), (5, (2, 5)))
+    self.assertNotIn('i5', both[0])
     items, _ = ask([['i3', 'i4', 'i5']], 3, allowed={'i9', 'i4'})
     self.assertEqual(items, [['i9']])
     with self.assertRaisesRegex(DataError, 'history 1 is empty'):
@@ -225,6 +235,7 @@ class RingTest(absltest.TestCase):
     page = (path / 'report.html').read_text()
     for said in ('Grounding', 'Beams, before grounding', 'bao2025bigrec'):
       self.assertIn(said, page)
+    return found, both
 
   def later(self, path, ask):
     """New items in both ways, after no training; the old ones keep what they had."""

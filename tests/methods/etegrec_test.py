@@ -29,7 +29,7 @@ from recjax.run_files import read_json
 from recjax.training import sharded_stage
 from recjax.training.workdir import Workdir, find_stage, open_work
 from tests import devices, later, told
-from tests.long import long, long_but
+from tests.long import long
 from tests.methods.llmemb_test import random_decoder
 from tests.text import llm_api_test
 
@@ -83,19 +83,27 @@ def run(cfg, folder):
 
 class WholeTest(parameterized.TestCase):
 
+  def test_a_run_of_few_steps(self):
+    cfg = small(tiger_beauty.get_config(), shop_folder(self.create_tempdir()))
+    cfg.vectors.train.epochs, cfg.semantic_ids.steps, cfg.train.epochs = 1, 20, 1
+    self.look('tiger', cfg)
+
   @parameterized.parameters(('tiger', 'none'), ('etegrec', 'encoder'))
-  @long_but(0)
-  def test_run(self, way, fusion):
-    data = shop_folder(self.create_tempdir())
+  @long
+  def test_a_run_learns_what_follows(self, way, fusion):
     made = tiger_beauty.get_config() if way == 'tiger' else etegrec_scientific.get_config()
-    cfg, folder = small(made, data), self.create_tempdir().full_path
+    cfg = small(made, shop_folder(self.create_tempdir()))
     self.assertEqual((cfg.variant, cfg.fusion), (way, fusion))
-    results = run(cfg, folder)
     name = way if fusion == 'none' else f'{way}:{fusion}'
+    rows = self.look(name, cfg)
+    self.assertGreater(rows[name]['NDCG@5']['value'], 1.5 * rows['random']['NDCG@5']['value'])
+
+  def look(self, name, cfg):
+    """Runs a config whose first row has that name, and looks at what it leaves. -> rows"""
+    folder, fusion = self.create_tempdir().full_path, cfg.fusion
+    results = run(cfg, folder)
     self.assertEqual(next(iter(results['rows'])), name)
     self.assertContainsSubset({'sasrec', 'popularity', 'recency', 'random'}, results['rows'])
-    self.assertGreater(results['rows'][name]['NDCG@5']['value'],
-                       1.5 * results['rows']['random']['NDCG@5']['value'])
     self.assertBetween(results['free']['invalid_rate'], 0, 1)
     page = (pathlib.Path(folder) / 'report.html').read_text()
     for word in ('Semantic IDs', 'Codes in use', 'Users one by one') + (
@@ -106,6 +114,7 @@ class WholeTest(parameterized.TestCase):
     if fusion != 'none':
       self.assertIn('no interests', results['rows'])
       self.assertGreater(results['interests']['with_interests'], 0)
+    return results['rows']
 
   def check_face(self, folder):
     ask, shop = recommend.load(folder)

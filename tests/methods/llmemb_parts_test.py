@@ -22,7 +22,7 @@ from recjax.training import sequential, text_embedding
 from recjax.training import workdir as workdir_lib
 from recjax.training.losses import item_losses
 from tests import devices
-from tests.long import long_but
+from tests.long import long
 
 ROOT = pathlib.Path(__file__).parents[2]
 RULES = prompts.RULES['any']
@@ -333,7 +333,7 @@ class RatTest(parameterized.TestCase):
     self.assertFalse([p for p in paths if 'items' in p or 'moved' in p])
 
   @parameterized.parameters('position', 'sequence', 'batch')
-  @long_but(1)
+  @long
   def test_the_adapter_over_distinct_items_gives_loss_and_gradient_of_all(self, shared):
     cfg = small()
     cfg.loss.update(kind='bce', negative_scope=shared, negatives=2)

@@ -19,7 +19,7 @@ from recjax.text import tokenizer as tokenizer_lib
 from recjax.training import sequential
 from recjax.training import workdir as workdir_lib
 from tests import devices, later, told
-from tests.long import long
+from tests.long import ALL, long
 
 ROOT = pathlib.Path(__file__).parents[2]
 CLUSTERS, ITEMS, USERS = 20, 200, 500
@@ -112,6 +112,8 @@ class WholeTest(absltest.TestCase):
             *(cls.shop.catalog.columns[k] for k in ('title', 'brand', 'categories')))])
     cls.cfg = config(cls.room)
     cls.cfg.seeds = 2
+    if not ALL:  # few steps leave the same files; what is learned is looked at with --all
+      cls.cfg.scft.steps, cls.cfg.train.epochs = 6, 2
     cls.cfg.export.shard = 64
     cls.path = cls.room / 'run'
     run(cls.cfg, cls.path)
@@ -137,6 +139,7 @@ class WholeTest(absltest.TestCase):
                  'liu2025llmemb', 'kang2018sasrec'):
       self.assertIn(said, page)
 
+  @long
   def test_on_rare_items_texts_beat_ids(self):
     tail = self.results['groups']['tail_item']
     ours, theirs = (tail['rows'][r]['NDCG@10']['value'] for r in ('llmemb', 'sasrec'))
@@ -145,6 +148,7 @@ class WholeTest(absltest.TestCase):
     self.assertGreaterEqual(self.results['rows']['llmemb']['NDCG@10']['value'],
                             .9 * self.results['rows']['sasrec']['NDCG@10']['value'])
 
+  @long
   def test_tuning_brings_items_of_a_cluster_together(self):
     cluster = np.arange(ITEMS) % CLUSTERS
 

@@ -9,6 +9,7 @@ from absl.testing import absltest, parameterized
 from recjax.data.dataset import Catalog
 from recjax.decoding import streaming
 from recjax.methods.reclm import chat_batcher, conversation, prompts, request_limits
+from tests.long import long
 from tests.methods.reclm_test import TEMPLATE, TITLES, eager, one_device
 
 FREE = -math.inf, math.inf
@@ -164,6 +165,7 @@ class ReplyTest(absltest.TestCase):
     self.assertStartsWith(found.text, 'This catalog states no prices, so I cannot keep to "under')
     self.assertLen(found.items, 2)
 
+  @long
   def test_a_conversation_keeps_to_them_too(self):
     with jax.set_mesh(one_device()):
       talk = conversation.Conversation(self.cfg, self.domains, TEMPLATE['system'])

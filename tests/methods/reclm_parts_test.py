@@ -20,6 +20,7 @@ from recjax.methods.reclm import train as train_lib
 from recjax.models import layers, seqrec
 from recjax.text import prompt_templates
 from recjax.text import tokenizer as tokenizer_lib
+from tests.long import long
 
 ROOT = pathlib.Path(__file__).parents[2]
 TITLES = ['blue lamp', 'blue lamp shade', 'red rope', 'big mug']
@@ -353,6 +354,7 @@ print(items.tolist(), scores.tolist())
 
 class ProcessesTest(absltest.TestCase):
 
+  @long
   def test_two_processes_find_the_nearest_items(self):
     with socket.socket() as s:
       s.bind(('127.0.0.1', 0))

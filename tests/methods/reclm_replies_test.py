@@ -8,7 +8,7 @@ from absl.testing import absltest, parameterized
 from recjax.data.dataset import Catalog
 from recjax.errors import ConfigError
 from recjax.methods.reclm import chat_batcher, conversation, prompts
-from tests.long import long_but
+from tests.long import long
 from tests.methods.reclm_test import TEMPLATE, TITLES, eager, one_device
 
 TOOLS = Catalog(tuple(f't{i}' for i in range(len(TITLES))), {'title': TITLES})
@@ -30,7 +30,7 @@ def said(text='What now?', **more):
 class TellTest(parameterized.TestCase):
 
   @parameterized.parameters((0.0, ''), (1.0, ''), (1.0, 'two'))
-  @long_but(2)
+  @long
   def test_what_is_told_is_only_added_to(self, warmth, domain):
     """At temperature 1 the model writes single bytes too, halves of characters among them."""
     some = replier()

@@ -31,6 +31,7 @@ from recjax.text import tokenizer as tokenizer_lib
 from recjax.training import microbatch
 from recjax.training import sft as tuning
 from recjax.training.losses import trie_masked
+from tests.long import long
 
 ROOT = pathlib.Path(__file__).parents[2]
 SHARED = ROOT.parent / 'shared/data/formats/reclm-cgen'
@@ -389,6 +390,7 @@ class AverageTest(parameterized.TestCase):
     run = microbatch.accumulate_sums(learned)(parts) if parts > 1 else microbatch.mean(learned)
     return float(jax.jit(lambda p, b: run(p, (), b, None)[0])(self.parts, batch))
 
+  @long
   def test_cgen(self):
     each = [self.by_hand(one, True)[0] for one in self.examples]
     released = np.mean([nll.mean() for nll in each])
@@ -454,6 +456,7 @@ class ApartTest(absltest.TestCase):
 
 class MaskTest(absltest.TestCase):
 
+  @long
   def test_title_nll_is_the_same_whatever_the_loss_is(self):
     """An untrained model judged under every `train.scope`: one figure, over the same tokens."""
     base = tokenizer()

@@ -24,6 +24,7 @@ from recjax.models import huggingface, llm
 from recjax.text import tokenizer as tokenizer_lib
 from recjax.training import workdir
 from tests import devices
+from tests.long import long
 from tests.methods import reclm_chat_test
 
 KINDS = ('Lamps & Lights', 'Ropes', 'Mugs')
@@ -34,6 +35,7 @@ CATALOG = Catalog(tuple(f'i{n}' for n in range(24)), {
 
 class OwnTalkTest(absltest.TestCase):
 
+  @long
   def test_the_models_own_answers_are_the_pairs(self):
     """Against whole passes of the model over the prompt and each answer."""
     folder = pathlib.Path(self.enter_context(tempfile.TemporaryDirectory()))

@@ -99,7 +99,7 @@ class WholeTest(parameterized.TestCase):
     write_ring(cls.folder / 'ring')
 
   @parameterized.parameters('cgen', 'ret', 'token')
-  @long_but(1)
+  @long
   def test_lists_exist_and_a_face_recommends(self, grounding):
     path = self.folder / grounding
     more = {'eval': {'rounds': 0}}
@@ -286,7 +286,7 @@ class UntrainedTest(parameterized.TestCase):
     self.assertLess(kept.read_tokens, 0.7 * whole.read_tokens)
 
   @parameterized.parameters(0.0, 1.5)
-  @long_but(1)
+  @long
   def test_a_reply_is_told_while_it_is_made(self, temperature):
     cfg, speaker = eager()
     cfg.decode.update(temperature=temperature, new_tokens=64, count=4)
@@ -314,6 +314,7 @@ class UntrainedTest(parameterized.TestCase):
     again = conversation.Conversation(cfg, shelves, TEMPLATE['system'])
     self.assertEqual(again.say('What do you have?', max_items=4, seed=3), reply)
 
+  @long
   def test_a_conversation_drops_its_oldest_rounds(self):
     cfg, speaker = eager()
     cfg.decode.update(new_tokens=16, count=2)
@@ -350,7 +351,7 @@ class CheckTest(parameterized.TestCase):
       reclm.check(cfg)
 
   def test_cost_is_counted(self):
-    found = planning.cost(config('sample'), load_data('sample'))
+    found = planning.cost(config('sample:1:60'), load_data('sample:1:60'))
     self.assertIn('TFLOP', found['training'])
 
   def test_documents_name_every_title(self):

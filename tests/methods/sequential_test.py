@@ -265,7 +265,7 @@ class LossTest(parameterized.TestCase):
 class RingTest(parameterized.TestCase):
 
   @parameterized.parameters(('sasrec', .85), ('gru4rec', .85), ('bert4rec', .80))
-  @long_but(0)
+  @long
   def test_models_learn_the_ring(self, kind, least):
     cfg = config(model=kind)
     cfg.optim.lr = 4e-3
@@ -284,6 +284,7 @@ class RingTest(parameterized.TestCase):
 
 class RunTest(parameterized.TestCase):
 
+  @long
   def test_a_run_that_was_killed_ends_where_an_uninterrupted_one_does(self):
     cfg, shop = config(), ring(300)
     cfg.seeds = 2
@@ -307,7 +308,7 @@ class RunTest(parameterized.TestCase):
     self.assertEqual((whole / 'model.npz').read_bytes(), (again / 'model.npz').read_bytes())
 
   @parameterized.parameters(('sasrec', 8), ('gru4rec', 5), ('bert4rec', 5))
-  @long_but(1)
+  @long
   def test_many_devices_learn_what_one_does(self, kind, devices):
     cfg, shop = config(model=kind), ring(300)
     cfg.train.update(epochs=2, batch=60)  # neither users nor rows divide over 5
@@ -420,6 +421,7 @@ class RunTest(parameterized.TestCase):
     with self.assertRaisesRegex(DataError, 'no user'):
       train_on(dataset([np.array([1, 2])], 5), config(), tempfile.mkdtemp())
 
+  @long
   def test_popularity_on_beauty_proves_loader_split_and_metric(self):
     folder = ROOT.parent / 'shared' / 'data' / 'amazon-beauty'
     if not folder.exists():

@@ -91,6 +91,7 @@ class StreamedTest(parameterized.TestCase):
     with workdir_lib.open_work(folder, {}, mesh()) as work:
       work.stage('train', on_disk.stage, stages.settings(cfg), shop, few)
 
+  @long
   def test_from_records_to_report_and_recommendations(self):
     cfg, folder = config(), self.room / 'run'
     cfg.optim.lr = 1e-2

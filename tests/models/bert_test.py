@@ -11,7 +11,7 @@ from absl.testing import absltest, parameterized
 from recjax.distributed.sharding import make_mesh, shardings
 from recjax.errors import ConfigError, DataError
 from recjax.models import bert, sentence_encoder
-from tests.long import long_but
+from tests.long import long, long_but
 
 HAS_TORCH = importlib.util.find_spec('torch') is not None
 SMALL = dict(vocab_size=80, hidden_size=24, num_hidden_layers=3, num_attention_heads=4,
@@ -68,6 +68,7 @@ class BertTest(parameterized.TestCase):
     real = mask > 0
     np.testing.assert_allclose(got[real], want[real], atol=1e-5)
 
+  @long
   def test_names_may_carry_the_prefix_of_a_larger_model(self):
     import safetensors.numpy
     folder, _ = self.folder()

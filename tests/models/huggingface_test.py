@@ -282,6 +282,7 @@ class FilesTest(parameterized.TestCase):
     self.assertEqual(kernel.addressable_shards[0].data.shape, (3, 16, 32))
 
   @parameterized.parameters(False, True)
+  @long_but(1)
   def test_a_vocabulary_that_no_axis_divides_is_filled_up_and_cut_again(self, tied):
     plain = dataclasses.replace(TINY, vocab=66, tied=tied)
     params, folder = random_params(plain), tempdir(self)

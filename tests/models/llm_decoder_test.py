@@ -8,6 +8,7 @@ from recjax.decoding.constraints import Unconstrained
 from recjax.decoding.diverse_beam_search import DiverseBeamSearch, diverse_beam_search
 from recjax.decoding.lm_head import BoundDecoder
 from recjax.models import attention, llm, llm_decoder
+from tests.long import long
 from tests.reference import group_search as judge
 
 CFG = llm.Config(vocab=40, width=32, layers=2, heads=4, kv_heads=2, head_dim=8, ffn=48)
@@ -84,6 +85,7 @@ class DecodeTest(absltest.TestCase):
     _, (_, own) = self.prepared()
     self.assertEqual(own.k.shape, (2, 2, 2, 5, 8))
 
+  @long
   def test_group_search_over_the_model_equals_the_judge(self):
     for beams, groups, ends in ((4, 4, ()), (4, 2, (7, 9)), (6, 2, (7,))):
       found = self.search(DiverseBeamSearch(beams, groups, 1.0, 5, pad_id=1), ends)

@@ -12,7 +12,7 @@ from recjax.distributed.sharding import make_mesh, shardings
 from recjax.errors import ConfigError
 from recjax.models import attention, layers, llm, lora, rope
 from tests import devices
-from tests.long import long_but
+from tests.long import long
 
 TINY = llm.Config(vocab=48, width=32, layers=2, heads=4, kv_heads=2, head_dim=8, ffn=40,
                   qkv_bias=True, qk_norm=True)
@@ -76,6 +76,7 @@ class CacheTest(parameterized.TestCase):
           expected, _ = run(TINY, params, full[None])
           np.testing.assert_allclose(hidden[b, s], expected[0, prefix + lengths[b] + t], **NEAR)
 
+  @long
   def test_shared_prefix_passes_the_same_gradient_as_repeating_it(self):
     cfg = dataclasses.replace(TINY, lora_rank=2)
     params, adapters = weights(TINY), lora.init_lora(cfg, jax.random.key(5))
@@ -168,7 +169,7 @@ class VariantTest(parameterized.TestCase):
                    got, expected)
 
   @parameterized.parameters((2, 1, 1), (2, 2, 2), (1, 4, 2))
-  @long_but(1)
+  @long
   def test_one_two_and_eight_devices_agree_in_logits_and_gradients(self, *shape):
     cfg = dataclasses.replace(TINY, lora_rank=2)
     params, tokens = weights(TINY), jnp.asarray(some_tokens(8, 6))

@@ -7,7 +7,7 @@ from absl.testing import absltest, parameterized
 from recjax.errors import ConfigError, DataError
 from recjax.models import rqvae, semantic_ids
 from recjax.retrieval import kmeans
-from tests.long import long_but
+from tests.long import long, long_but
 
 BOOKS = jnp.array([[[0., 0.], [1., 0.], [0., 2.]], [[0., 0.], [.2, 0.], [0., -.3]]])
 PLAIN = rqvae.Config(2, (), 2, 2, 3, encoder='none')
@@ -51,6 +51,7 @@ class QuantizeTest(parameterized.TestCase):
       again, _ = semantic_ids.encode_residual(x[:n], params['codebooks'])
       np.testing.assert_array_equal(rqvae.assign_codes(plus, params, x[:n]), again)
 
+  @long
   def test_many_items_get_the_codes_that_few_get(self):
     cfg = rqvae.Config(6, (8,), 4, 2, 16)
     params = rqvae.init(cfg, jax.random.key(0))

@@ -15,7 +15,7 @@ from recjax.decoding.constraints import Unconstrained
 from recjax.decoding.generate import generate
 from recjax.errors import ConfigError, DataError
 from recjax.models import t5, t5_weights
-from tests.long import long_but
+from tests.long import long, long_but
 
 SMALL = t5.Config(vocab=40, width=24, layers=2, decoder_layers=3, heads=3, head_dim=8, ffn=40,
                   dropout=0.1)
@@ -191,6 +191,7 @@ class InvarianceTest(absltest.TestCase):
                              rngs={'dropout': jax.random.key(key)}) for key in (0, 1))
     self.assertGreater(float(jnp.abs(one - other).max()), 1e-3)
 
+  @long
   def test_cross_attention_without_keys_is_that_with_them(self):
     cfg = t5.Config(width=8, layers=1, decoder_layers=2, heads=2, head_dim=4, ffn=16)
     key = jax.random.key

@@ -24,7 +24,7 @@ class InterestsTest(parameterized.TestCase):
     with llm_api_test.serving({asked: [step]}) as server:
       http = app_test.client(interests_url=f'http://127.0.0.1:{server.server_port}/v1',
                              interests_model='m',
-                             interests_seconds=0.5 if 'wait' in step else 5)
+                             interests_seconds=0.5 if {'wait', 'status'} & {*step} else 5)
       found = http.post('/v1/interests', json={'history': ['i41', 'i44']}).json()
     self.assertEqual(found['source'], source)
     self.assertIn(note, found['note'])

@@ -10,6 +10,7 @@ import httpx
 from absl.testing import absltest
 
 from recjax import experiment
+from tests.long import long
 
 CONFIG = f'{pathlib.Path(__file__).parents[2]}/configs/sequential_scientific.py:data=sample:1:60'
 WARMS_FOREVER = '''
@@ -30,6 +31,7 @@ cli.main()
 
 class ServeTest(absltest.TestCase):
 
+  @long
   def test_ctrl_c_ends_it_cleanly_while_models_warm(self):
     room = self.create_tempdir().full_path
     experiment.train(CONFIG, room, {'train.epochs': 1, 'model.width': 8})

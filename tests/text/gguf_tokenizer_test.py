@@ -94,6 +94,7 @@ class SmolLM2Test(absltest.TestCase):
     for text in ('<|im_end|>', 'a<|im_start|>b', '<|endoftext|>'):
       self.assertFalse(set(self.ours.encode(text)) & set(self.ours.controls.values()))
 
+  @long
   def test_it_is_saved_as_a_folder_of_equal_ids(self):
     folder = tempdir(self)
     self.ours.save(folder)
@@ -131,6 +132,7 @@ def qwen3():
 
 class SplittingTest(parameterized.TestCase):
 
+  @long
   def test_qwen3_has_the_ids_of_transformers(self):
     if not QWEN3.exists():
       self.skipTest(f'needs {QWEN3.name}')

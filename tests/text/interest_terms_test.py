@@ -100,7 +100,7 @@ class ModelTest(parameterized.TestCase):
     self.assertEqual(interest_terms.ask_model([], COLUMNS, None, '', None), [])
 
   @parameterized.parameters(
-      (dict(status=429), 'rate_limited'), (dict(body='{"broken'), 'malformed'),
+      (dict(status=429, timeout=1.), 'rate_limited'), (dict(body='{"broken'), 'malformed'),
       (dict(body=llm_api_test.reply([''])), 'empty'), (dict(status=401), 'refuses'),
       (dict(body=llm_api_test.reply(['Pots, I think.'])), 'without interests'))
   def test_failures_are_named(self, step, what):

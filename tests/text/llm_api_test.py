@@ -209,7 +209,7 @@ class FaultsTest(ApiCase):
 
   @parameterized.parameters(
       dict(step=dict(status=500), kind='server_error'),
-      dict(step=dict(wait=60.), kind='timeout', timeout=1.),
+      dict(step=dict(wait=60.), kind='timeout', timeout=.5),
       dict(step=dict(body='{"choices": [{"mess'), kind='malformed'),
       dict(step=dict(body='{"error": "odd"}'), kind='malformed'),
       dict(step=dict(body=reply(['1. a']), cut=30), kind='malformed'))

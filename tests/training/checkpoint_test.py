@@ -15,6 +15,7 @@ from absl.testing import absltest
 from recjax import errors
 from recjax.training import checkpoint
 from tests import devices as several
+from tests.long import long
 
 ROOT = pathlib.Path(__file__).parents[2]
 
@@ -139,6 +140,7 @@ class CheckpointTest(absltest.TestCase):
       self.assertNotEqual(checkpoint.sums({'w': np.ascontiguousarray(swapped)}),
                           checkpoint.sums({'w': w}))
 
+  @long
   def test_killed_while_writing_the_step_before_is_there(self):
     code = textwrap.dedent('''
         import itertools, pathlib, sys

@@ -93,6 +93,7 @@ class PlanTest(absltest.TestCase):
     told = cost_model.training_bytes(shape, {}, 8, 64)
     self.assertEqual(told['trained'] + told['optimizer'], held)
 
+  @long
   def test_what_the_backward_pass_keeps(self):
     base = llm.Config(vocab=96, width=128, layers=3, heads=8, kv_heads=4, head_dim=16, ffn=384)
     tokens = jax.ShapeDtypeStruct((4, 64), jnp.int32)
@@ -177,6 +178,7 @@ class PlanTest(absltest.TestCase):
       self.assertIn('fits 1 chip', found['TPU v5e'], name)
       self.assertTrue(any('bytes a device' in k for k in found), name)
 
+  @long
   def test_doctor_takes_settings_as_a_run_does(self):
     def doctor(*words):
       return subprocess.run(

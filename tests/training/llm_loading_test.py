@@ -21,6 +21,7 @@ from recjax.models import embedding_resize, huggingface, llm
 from recjax.text import tokenizer as tokenizer_lib
 from recjax.training import host_memory, llm_loading, text_embedding, workdir
 from tests import gguf_files
+from tests.long import long
 from tests.models import huggingface_test
 
 HOW = ConfigDict(dict(dtype='float32', remat='none'))
@@ -97,6 +98,7 @@ class OpenTest(parameterized.TestCase):
     with self.assertRaisesRegex(ConfigError, f"{key}='bogus' is not one of"):
       method.run(cfg, None)
 
+  @long
   def test_a_gguf_file_is_what_a_folder_is(self):
     if not huggingface_test.HAS_TORCH:
       self.skipTest('torch is not installed')

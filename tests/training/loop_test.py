@@ -20,7 +20,7 @@ from recjax.training import fault_tolerance
 from recjax.training import loop as fitting
 from recjax.training import workdir as workdir_lib
 from tests import devices as several
-from tests.long import long_but
+from tests.long import long, long_but
 
 OPTIM = types.SimpleNamespace(lr=0.05, warmup=3, schedule='linear', decay=0.0, clip=1.0, beta2=0.99)
 
@@ -190,6 +190,7 @@ class FitTest(parameterized.TestCase):
       self.assertLen(seen, 5)
       np.testing.assert_array_equal(w, seen[best])
 
+  @long
   def test_patience_counts_evaluations_without_a_lower_loss(self):
     losses = [.5, .1, .3, .1, .1, .05, .2, .2, .2, .2]
     for patience, looks, best in ((1, 3, 1), (2, 4, 1), (3, 5, 1), (4, 10, 5)):

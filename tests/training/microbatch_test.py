@@ -59,7 +59,7 @@ def adapter():
 class SplitTest(parameterized.TestCase):
 
   @parameterized.product(case=(instruct_case, betag_case), split=((2, 1), (3, 2), (8, 1)))
-  @long_but(1)
+  @long_but(0)
   def test_loss_and_gradient_are_those_of_the_whole(self, case, split):
     parts, devices = split
     sums, frozen, batch = case()
@@ -174,6 +174,7 @@ class FitTest(absltest.TestCase):
         self.assertRaisesRegex(jax.errors.JaxRuntimeError, 'RESOURCE_EXHAUSTED'):
       self.trained(self.task(), fails=1)
 
+  @long
   def test_a_step_that_was_stopped_goes_on_from_its_checkpoint(self):
     path = pathlib.Path(self.create_tempdir().full_path) / 'run'
     task, calls = self.task(), []
@@ -190,6 +191,7 @@ class FitTest(absltest.TestCase):
     self.assertIn('going on from step 8', said)
     np.testing.assert_allclose(got, self.trained(task)[0], atol=1e-5)
 
+  @long
   def test_a_tiny_limit_splits_as_planned(self):
     shape = SHAPE, 3
     whole = cost_model.step_bytes(shape, {'data': 1}, np.zeros((16, 4)))

@@ -104,11 +104,13 @@ class TuneTest(parameterized.TestCase):
       trained, counts = sft.tune(work, cfg, llm.LM(shape), params, train, valid)
       return jax.device_get(trained), counts, work.metrics()
 
+  @long
   def test_full_tuning_learns_and_does_not_touch_what_it_began_with(self):
     _, _, rows = self.tune(tempfile.mkdtemp(), epochs=24)
     losses = [r['loss'] for r in rows if 'loss' in r]
     self.assertLess(losses[-1], 0.7 * losses[0])
 
+  @long
   def test_weights_of_a_bfloat16_model_train_in_float32(self):
     packed = sft.pack(*samples(16), 'response', 0, [1, 2, 3])
     batch = packed.batch(range(len(packed.rows)), len(packed.rows))

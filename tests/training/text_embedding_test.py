@@ -67,6 +67,7 @@ class EncoderTest(parameterized.TestCase):
     found, _ = text_embedding.embed(text_embedding.load(self.folder, HOW, one, pool), TEXTS, one)
     np.testing.assert_allclose(found, want, atol=1e-5)
 
+  @long
   def test_padding_on_the_left_gives_the_same(self):
     reader = text_embedding.load(self.folder, HOW, self.mesh)
     ids, mask = text_embedding.padded(reader.ids(TEXTS[:4]), 48)
@@ -77,6 +78,7 @@ class EncoderTest(parameterized.TestCase):
       ids[i, 60 - len(row):], mask[i, 60 - len(row):] = row, 1
     np.testing.assert_allclose(np.asarray(reader.run(reader.variables, ids, mask)), want, atol=1e-5)
 
+  @long
   def test_a_stage_stopped_between_pieces_goes_on_and_leaves_none(self):
     reader, calls, own = text_embedding.load(self.folder, HOW, self.mesh), [], text_embedding.embed
 
@@ -119,6 +121,7 @@ class EncoderTest(parameterized.TestCase):
     self.assertTrue(all(len(r) <= 5 and r[-1] == end and end not in r[:-1] for r in rows))
     self.assertGreater(text_embedding.embed(reader, TEXTS, self.mesh)[1]['cut'], 10)
 
+  @long
   def test_convert_writes_the_vectors_of_a_catalog(self):
     out = self.folder / 'vectors.npy'
     run = lambda *words: cli.convert.run(cli.parser().parse_args(  # noqa: E731

@@ -13,7 +13,7 @@ from recjax.data.prepare import beam_engine, duckdb_engine
 from recjax.data.prepare import rules as rules_lib
 from recjax.data.sources import table
 from recjax.errors import ConfigError, DataError, EmptyDatasetError
-from tests.long import long, long_but
+from tests.long import long
 
 MISSING = [m for m in ('apache_beam', 'duckdb') if importlib.util.find_spec(m) is None]
 
@@ -56,7 +56,7 @@ class BeamTest(parameterized.TestCase):
       dict(min_rating=2.0, start='3', end='17', repeats='last', min_length=3),
       dict(untitled='drop', repeats='first', max_length=3, cut='first', sample=5, seed=4),
       dict(repeats='first-in-file', max_length=2, all_items=True, ties='item'))
-  @long_but(3)
+  @long
   def test_files_and_counts_are_those_of_duckdb(self, **given):
     rules = rules_lib.Rules(max_bad=0.1, **given)
     timed = 'start' in given or 'untitled' not in given

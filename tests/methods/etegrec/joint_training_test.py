@@ -91,6 +91,7 @@ class SidesTest(absltest.TestCase):
         )
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), *found)
 
+  @long
   def test_warm_epochs_do_without_alignment(self):
     x, ids, table, rec, some = parts()
     state = {'rec': rec, 'id': ids, 'table': table}
@@ -183,6 +184,7 @@ class TokenizerTest(absltest.TestCase):
     self.assertEqual(kept, {'step': 20, 'collision_rate': 0.1})
     self.assertLen(rows, 3)
 
+  @long
   def test_sigterm_saves_the_look_and_leaves(self):
     x = np.random.default_rng(0).normal(size=(40, 6)).astype(np.float32)
     straight, kept, rows = self.fit(x)
@@ -197,6 +199,7 @@ class TokenizerTest(absltest.TestCase):
     jax.tree.map(np.testing.assert_array_equal, again, straight)
     self.assertEqual((found, seen), (kept, rows))
 
+  @long
   def test_every_look_and_every_step_draws_anew(self):
     x = np.random.default_rng(0).normal(size=(40, 6)).astype(np.float32)
     keys, steps = [], rqvae_training._steps
@@ -233,6 +236,7 @@ class TokenizerTest(absltest.TestCase):
       with self.assertRaisesRegex(ConfigError, 'must be 1 or more'):
         self.fit(x, **changes)
 
+  @long
   def test_letter_needs_partners_of_the_codes_width(self):
     x = np.random.default_rng(0).normal(size=(30, 6)).astype(np.float32)
     with self.assertRaisesRegex(ConfigError, 'width 8'):
