@@ -10,9 +10,9 @@ from ml_collections import ConfigDict
 
 from recjax.decoding.prefix_generator import PrefixGenerator
 from recjax.errors import ConfigError, DataError
-from recjax.methods.reclm import generation, request_limits, train
+from recjax.methods.reclm import generate, request_limits, train
 from recjax.methods.reclm import prompts as prompts_lib
-from recjax.methods.reclm.generation import GroundedModel, Reply
+from recjax.methods.reclm.generate import GroundedModel, Reply
 from recjax.methods.reclm.request_limits import Plan
 
 PROMPT_BUCKET = 128  # tokens that prompts are padded to a multiple of
@@ -183,7 +183,7 @@ class ChatBatcher:
       return ~is_over
     padded_plans = plans + plans[-1:] * num_padded
     with jax.set_mesh(self.mesh):
-      replies = generation.generate_replies(
+      replies = generate.generate_replies(
         grounded, self.generator, decode, prompts + prompts[-1:] * num_padded,
         allowed=np.stack([plan.allowed for plan in padded_plans]),
         least=np.array([plan.least for plan in padded_plans]), seed=seed, on_tokens=on_tokens)

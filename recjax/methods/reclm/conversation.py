@@ -14,13 +14,13 @@ from recjax.decoding.streaming import stream
 from recjax.errors import ConfigError
 from recjax.methods.reclm import (
   chat_batcher,
-  generation,
+  generate,
   prompts,
   request_limits,
   tokenized_catalog,
   train,
 )
-from recjax.methods.reclm.generation import GroundedModel, Reply
+from recjax.methods.reclm.generate import GroundedModel, Reply
 from recjax.methods.reclm.request_limits import Plan
 from recjax.models import llm_decoder
 
@@ -142,7 +142,7 @@ class Conversation:
     reply_decode = ConfigDict({**decode.to_dict(), 'num_items': chat_batcher.MAX_ITEMS})
     constraint = self.grounded.constraint(reply_decode, 1, allowed=plan.allowed[None],
                                           least=np.array([plan.least]))
-    search = dataclasses.replace(generation.sampling(decode), pad_id=chat_model.tokenizer.pad_id)
+    search = dataclasses.replace(generate.sampling(decode), pad_id=chat_model.tokenizer.pad_id)
     return stream(
       _decoder(model), {'variables': chat_model.variables, 'past': self.cache}, [ids[-1:]], search,
       constraint, on_tokens, seed=seed, bucket=1)
@@ -160,6 +160,6 @@ def untrained_models(chat_model: train.ChatModel,
   chat_model: as from `train.new_chat_model`. catalogs: by name.
   """
   return {
-    name: generation.GroundedModel(
+    name: generate.GroundedModel(
       chat_model, [tokenized_catalog.load(catalog, chat_model.tokenizer)], [name])
     for name, catalog in catalogs.items()}

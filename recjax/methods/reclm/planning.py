@@ -8,7 +8,7 @@ from ml_collections import ConfigDict
 
 from recjax.data.dataset import Dataset
 from recjax.methods.reclm import (
-  generation,
+  generate,
   prompts,
   sft_data,
 )
@@ -100,8 +100,8 @@ def cpu_stages(cfg: ConfigDict, dataset: Dataset) -> list[cpu_cost.Stage]:
   passes = cfg.decode.num_items * (MARKS + title / FORCED)
   tuned = cpu_cost.packed('tune', lengths.astype(int), prefix,
                           count * (1 + cfg.train.chat_share), cfg.train, cfg.train.valid_users)
-  return [tuned, search('lists', users, beams=1, passes=passes, width=generation.PASS_WIDTH),
-          search('ranked', users, beams=generation.MIN_BEAMS,
+  return [tuned, search('lists', users, beams=1, passes=passes, width=generate.PASS_WIDTH),
+          search('ranked', users, beams=generate.MIN_BEAMS,
                  passes=float(np.quantile(titles, LONGEST))),
           search('rounds', cfg.eval.rounds, beams=1, passes=passes + cfg.eval.answer_tokens,
-                 width=generation.PASS_WIDTH)]
+                 width=generate.PASS_WIDTH)]
