@@ -15,13 +15,13 @@ from recjax.errors import ConfigError
 from recjax.methods.reclm import (
   chat_batcher,
   generate,
+  item_limits,
   prompts,
-  request_limits,
   tokenized_catalog,
   train,
 )
 from recjax.methods.reclm.generate import GroundedModel, Reply
-from recjax.methods.reclm.request_limits import Plan
+from recjax.methods.reclm.item_limits import Plan
 from recjax.models import llm_decoder
 
 READ_TOKENS = 64  # that are read together, so that one program reads turns of any length
@@ -61,13 +61,13 @@ class Conversation:
     """A person's turn.
 
     max_items: of the reply, 10 at most; the text may ask for fewer, and for prices, as
-    `request_limits` reads it. history: item ids that it is about, shown before the text. seed: of
+    `item_limits` reads it. history: item ids that it is about, shown before the text. seed: of
     the draws. tell: called with the Reply so far while it is made; its text is only ever added to.
     The oldest rounds are dropped where the conversation would grow beyond prompt.max_prompt_tokens.
     """
     grounded, chat_model = self.grounded, self.grounded.chat_model
-    plan = request_limits.plan(text, grounded.tokenized.prices, grounded.tokenized.on_offer, 0,
-                               min(max_items, chat_batcher.MAX_ITEMS))
+    plan = item_limits.plan(text, grounded.tokenized.prices, grounded.tokenized.on_offer, 0,
+                            min(max_items, chat_batcher.MAX_ITEMS))
     if history:
       items = [grounded.tokenized.catalog.index(token) for token in history][-prompts.MAX_ITEMS:]
       text = prompts.with_history(self.cfg, grounded.tokenized, items, text)
@@ -99,7 +99,7 @@ class Conversation:
     tokenized = self.grounded.tokenized
     ids = train.make_encoder(self.cfg, self.grounded.chat_model, tokenized).tokens(
       [*self.turns, prompts.message('user', 'Hello')])
-    plan = request_limits.plan('', tokenized.prices, tokenized.on_offer, 0, 1)
+    plan = item_limits.plan('', tokenized.prices, tokenized.on_offer, 0, 1)
     self._stream(ids, plan, 0, lambda rows: np.array([len(rows[0]) < 2]))
     self.clear()
 
