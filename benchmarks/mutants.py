@@ -100,7 +100,7 @@ def mutants() -> list[Mutant]:
        ('(1 + far.sum()) / (1 + draws)', 'far.sum() / draws'),
        ('[(1 - level) / 2, (1 + level) / 2]', '[1 - level, level]'))
   room('evaluation/sampled_ranking.py', 'evaluation.sampled_ranking_test',
-       ('drawn[rows] - 1, 1) >= target_scores)', 'drawn[rows] - 1, 1) > target_scores)'))
+       ("target_scores, 'pessimistic')", "target_scores, 'optimistic')"))
   room('evaluation/compare.py', 'evaluation.compare_test',
        ('rows[row][group][\'p\'] = p', 'rows[row][group][\'p\'] = tests[row, group]'),
        ('lambda run: -len(run[\'users\'])', 'lambda run: len(run[\'users\'])'))
