@@ -80,7 +80,7 @@ def language_model():
   asked = [PROMPTS[i % 3] for i in range(24)]
   replies = [[SOI, *TITLES[i % 5], EOI, END] if i % 2 else [*TITLES[rng.integers(6)], END]
              for i in range(24)]
-  packed = sft.pack(asked, replies, 'all')
+  packed = sft.pack_pairs(asked, replies, 'all')
   return model, learn(lambda p: sft.loss_sums(
       model, packed.prefix, {'params': p}, packed.batch())[0] / packed.tokens, params)
 
@@ -156,7 +156,7 @@ class InstructTest(parameterized.TestCase):
   """BIGRec's free titles, and D3's of the catalog without the assistant."""
 
   def logp(self, prompt, row):
-    packed = sft.pack([prompt], [row], 'response', prefix=sft.common_prefix(PROMPTS))
+    packed = sft.pack_pairs([prompt], [row], 'response', prefix=sft.common_prefix(PROMPTS))
     total, count = answered()(packed.batch())
     self.assertEqual(float(count), len(row))
     return -float(total)
