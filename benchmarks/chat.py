@@ -25,10 +25,10 @@ from recjax.methods.reclm import (
   chat_batcher,
   conversation,
   inference,
+  item_limits,
   own_talk,
   plain_questions,
   prompts,
-  request_limits,
 )
 from recjax.training import llm_loading, workdir
 
@@ -190,7 +190,7 @@ def compare_requests(cfg, grounded, mesh):
   kept, num_priced, num_items, fitting, num_asked = 0, 0, 0, 0, 0
   shown = []
   for (text, kinds), answer in zip(rows, answers):
-    stated = request_limits.read(text)
+    stated = item_limits.read(text)
     prices = tokenized.prices[np.array(answer.items, int) - 1]
     num_ok = stated.least <= len(answer.items) <= (stated.most or chat_batcher.MAX_ITEMS)
     kept += bool(num_ok and answer.items and stated.meets(prices).all())

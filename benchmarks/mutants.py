@@ -56,7 +56,7 @@ def mutants() -> list[Mutant]:
        ('finished.values.min(-1) >= value[..., 0]', 'finished.values.max(-1) >= value[..., 0]'),
        ('(t < min_new_tokens)', '(t + 1 < min_new_tokens)'))
   room('decoding/sampling.py', 'decoding.sampling_test decoding.generate_test',
-       ('kept = (before < top_p)', 'kept = (before + share < top_p)'),
+       ('return order >= lax.fori_loop(', 'return order > lax.fori_loop('),
        ('jax.random.fold_in(jax.random.fold_in(jax.random.fold_in(key, t), request), row)',
         'jax.random.fold_in(jax.random.fold_in(key, t), row)'))
   room('decoding/constraints.py', 'decoding.beam_search_test decoding.generate_test',
@@ -100,7 +100,7 @@ def mutants() -> list[Mutant]:
        ('(1 + far.sum()) / (1 + draws)', 'far.sum() / draws'),
        ('[(1 - level) / 2, (1 + level) / 2]', '[1 - level, level]'))
   room('evaluation/sampled_ranking.py', 'evaluation.sampled_ranking_test',
-       ('drawn[rows] - 1, 1) >= target_scores)', 'drawn[rows] - 1, 1) > target_scores)'))
+       ("target_scores, 'pessimistic')", "target_scores, 'optimistic')"))
   room('evaluation/compare.py', 'evaluation.compare_test',
        ('rows[row][group][\'p\'] = p', 'rows[row][group][\'p\'] = tests[row, group]'),
        ('lambda run: -len(run[\'users\'])', 'lambda run: len(run[\'users\'])'))
@@ -129,7 +129,8 @@ def mutants() -> list[Mutant]:
   room('training/workdir.py', 'training.workdir_test',
        ("'shape': list(value.shape),", ''))
   # Models.
-  room('models/lora.py', 'models.lora_test', ('delta * cfg.lora_scale', 'delta * cfg.lora_alpha'))
+  room('models/lora.py', 'models.lora_test',
+       ('_merge_layer, cfg.lora_scale', '_merge_layer, cfg.lora_alpha'))
   room('models/rope.py', 'models.llm_test models.huggingface_test',
        ('keep + (1 - keep) / scaling', '(1 - keep) + keep / scaling'))
   room('models/gguf_checkpoint.py', 'models.gguf_checkpoint_test',
@@ -178,8 +179,7 @@ def mutants() -> list[Mutant]:
   room('text/tokenizer.py', 'text.tokenizer_test',
        ("if t.special or t.content.strip(' \\t\\r\\n▁')}", 'if t.special}'))
   room('text/llm_api.py', 'text.llm_api_test',
-       ("if error.code == 429:\n      return _Failure('rate_limited', detail, wait)",
-        "if error.code == 429:\n      return _Failure('rejected', detail, wait)"),
+       ("_Failure('rate_limited', detail", "_Failure('rejected', detail"),
        ('asked = [messages, api.model, api.n, api.temperature, api.max_tokens]',
         'asked = [messages, api.model, api.n, api.max_tokens]'))
   room('text/interest_terms.py', 'text.interest_terms_test',

@@ -140,7 +140,7 @@ def read_arrays(path: str | os.PathLike) -> np.ndarray | dict[str, np.ndarray]:
 # What a finished stage and a config say of themselves.
 
 
-def sums(folder: str | os.PathLike) -> dict[str, str]:
+def file_sums(folder: str | os.PathLike) -> dict[str, str]:
   """What tells the files of a stage from others. -> {name below folder: 'size' or 'size sha256'}"""
   folder = pathlib.Path(folder)
   return {p.relative_to(folder).as_posix(): sum_of(p) for p in sorted(folder.rglob('*'))

@@ -90,6 +90,12 @@ class OtherTest(parameterized.TestCase):
       signature.bind(*asked)  # raises TypeError where fewer are taken by place
     inspect.signature(module.recommender).bind('workdir')
 
+  @parameterized.product(name=METHODS, where=(
+      ('recommender', 'inference'), ('cost', 'planning'), ('convert', 'export')))
+  def test_each_function_stands_in_the_same_file_of_every_package(self, name, where):
+    module = importlib.import_module(f'recjax.methods.{name}')
+    self.assertEqual(getattr(module, where[0]).__module__, f'recjax.methods.{name}.{where[1]}')
+
   def test_a_package_without_a_function_is_no_method(self):
     self.assertNotIsInstance(recjax.methods, protocols.Method)
 

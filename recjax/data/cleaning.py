@@ -11,8 +11,9 @@ import re
 import warnings
 from collections.abc import Iterable, Iterator
 
-TEXT_COLUMNS = ('title', 'brand', 'description', 'features', 'main_category', 'city', 'state')
-LIST_COLUMNS = ('categories', 'tags', 'neighborhoods')
+# Columns that become texts, and lists of texts, wherever a source has them.
+CLEANED_TEXTS = ('title', 'brand', 'description', 'features', 'main_category', 'city', 'state')
+CLEANED_LISTS = ('categories', 'tags', 'neighborhoods')
 LONG_TEXTS = ('description', 'features')  # where script is only told at the beginning
 CODE_WITHIN = 80
 EMPTY_TEXTS = frozenset(('none', 'null', 'nan', 'n/a', '#n/a', '<na>', 'nat', 'undefined', 'n.a.',
@@ -67,9 +68,9 @@ def clean_item(columns: dict, counts: dict, decimal: str = '') -> dict:
     if name == 'brand' and isinstance(value, str) and (by := _BY.match(value)):
       count['the word `by` of a page taken off'] += 1
       value = value[by.end():]
-    if name in LIST_COLUMNS:
+    if name in CLEANED_LISTS:
       value = clean_list(value, count)
-    elif name in TEXT_COLUMNS:
+    elif name in CLEANED_TEXTS:
       value = clean_text(value, count, name in LONG_TEXTS)
     elif name == 'price':
       value = clean_price(value, count, decimal)

@@ -12,9 +12,9 @@ from recjax.data.formats import betag, llmemb, reclm
 from recjax.data.sample_shop import simulator
 from recjax.errors import DataError
 
-TEXT_COLUMNS = ('title', 'brand', 'description')
-
-LIST_COLUMNS = ('categories', 'tags')
+# Columns that the package reads, so that they must be texts, or lists of texts, in any folder.
+CHECKED_TEXTS = ('title', 'brand', 'description')
+CHECKED_LISTS = ('categories', 'tags')
 
 
 def load_data(source: str | os.PathLike, tie_order: str = 'file') -> Dataset:
@@ -105,11 +105,11 @@ def read_items(path: str | os.PathLike) -> tuple[Catalog, dict]:
 
 def _check_columns(row: dict, place: str) -> None:
   """Checks the columns that the package reads; others may hold any JSON value."""
-  for name in TEXT_COLUMNS:
+  for name in CHECKED_TEXTS:
     value = row.get(name)
     if value is not None and not isinstance(value, str):
       raise DataError(f'{place}: {name} must be a text, found {value!r:.60}.')
-  for name in LIST_COLUMNS:
+  for name in CHECKED_LISTS:
     value = row.get(name)
     if value is not None and not (isinstance(value, list)
                                   and all(isinstance(x, str) for x in value)):
@@ -119,7 +119,7 @@ def _check_columns(row: dict, place: str) -> None:
   for name, value in row.items():
     if value != value:  # Parquet's way to leave a number out
       row[name] = None
-    elif isinstance(value, str | int | None) or name in LIST_COLUMNS:
+    elif isinstance(value, str | int | None) or name in CHECKED_LISTS:
       continue
     try:
       json.dumps(row[name], allow_nan=False)

@@ -63,7 +63,7 @@ def groups(
   return {'head': third == 0, 'mid': third == 1, 'tail': third == 2, 'short': short, 'long': ~short}
 
 
-def list_metrics(
+def list_properties(
     items: Integer[np.ndarray, '...'] | Sequence[Sequence[int]],
     counts: Num[np.ndarray, ' N'] | Sequence[int],
     histories: tuple[np.ndarray, np.ndarray] | None = None,

@@ -11,7 +11,7 @@ from jaxtyping import Int, Num
 from recjax.data.dataset import Interactions
 from recjax.data.splits import Cases
 from recjax.errors import ConfigError
-from recjax.evaluation import ranking
+from recjax.evaluation import ranking, ties
 from recjax.protocols import ScoreFn
 
 PROTOCOLS = ('uniform100', 'uniform100_sasrec', 'uniform99', 'pop100')
@@ -74,5 +74,6 @@ def rank_cases(score_fn: ScoreFn, cases: Cases, n_items: int, drawn: Int[np.ndar
   for rows, part, cuts, _ in ranking.blocks(flat, offsets, n_items, block, False):
     scores = np.asarray(score_fn(part, cuts))
     target_scores = np.take_along_axis(scores, cases.targets[rows][:, None] - 1, 1)
-    ranks.append((np.take_along_axis(scores, drawn[rows] - 1, 1) >= target_scores).sum(1))
+    drawn_scores = np.take_along_axis(scores, drawn[rows] - 1, 1)
+    ranks.append(np.asarray(ties.count_ahead(drawn_scores, target_scores, 'pessimistic')))
   return np.concatenate(ranks)[:len(cases)].astype(np.int32)

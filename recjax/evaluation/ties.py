@@ -1,5 +1,6 @@
 """How equal scores rank: the one place that knows."""
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Float, Num
 
 from recjax.errors import ConfigError
@@ -13,8 +14,8 @@ def check(tie: str) -> None:
     raise ConfigError(f'tie rule {tie!r} is unknown; use one of {", ".join(TIES)}')
 
 
-def count_ahead(scores: Float[Array, 'B _'], own: Float[Array, 'B 1'], tie: str,
-                among: Bool[Array, 'B _'] | None = None) -> Num[Array, ' B']:
+def count_ahead(scores: Float[Array | np.ndarray, 'B _'], own: Float[Array | np.ndarray, 'B 1'],
+                tie: str, among: Bool[Array, 'B _'] | None = None) -> Num[Array, ' B']:
   """How many of each row's scores come before `own`: the rank of what scores so, 0 is best.
 
   tie: 'pessimistic' puts equal scores before it, 'optimistic' behind it, 'mean' counts them half.

@@ -1,7 +1,7 @@
 """Low-rank adapters as a tree of their own: fresh ones, and folding them into the weights.
 
-Hu et al., ICLR 2022. The layers that use them are in `llm`: y = x W + s (x A) B with s =
-`llm.Config.lora_scale`.
+The scale s is `models/llm.Config.lora_scale`. Hu et al., ICLR 2022: y = x W + s (x A) B, which the
+layers in `llm` compute.
 """
 import functools
 import math

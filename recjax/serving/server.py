@@ -13,7 +13,7 @@ from typing import Any
 from recjax.errors import ConfigError
 from recjax.serving import app as apps
 from recjax.serving import limits, served_model
-from recjax.serving.metrics import Metrics
+from recjax.serving.prometheus import Metrics
 from recjax.serving.service import RecommendationService, ServerSettings
 
 KEY_ENV = 'RECJAX_API_KEY'

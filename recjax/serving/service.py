@@ -15,7 +15,7 @@ from recjax.serving import limits
 from recjax.serving.batcher import Batcher, QueueFull
 from recjax.serving.catalog_snapshot import CatalogSnapshot
 from recjax.serving.http_errors import CLIENT_CLOSED_REQUEST, RequestError, replace_surrogates
-from recjax.serving.metrics import Metrics
+from recjax.serving.prometheus import Metrics
 from recjax.serving.served_model import RecommendQuery, ServedModel, co_purchased
 from recjax.text import interest_terms as local_interests
 from recjax.text.llm_api import ApiConfig

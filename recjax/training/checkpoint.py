@@ -63,7 +63,7 @@ def save(checkpoints: Any, step: int, state: PyTree) -> None:
   # Without `force` Orbax leaves out a step that comes while the one before is being written.
   with doing(f'saving step {step:,}'):
     checkpoints.save_async(step, state, force=True, overwrite=True,
-                           custom_metadata={'sums': sums(state)})
+                           custom_metadata={'sums': array_sums(state)})
 
 
 def restore(checkpoints: Any, like: PyTree,
@@ -102,14 +102,14 @@ def _load(checkpoints, step, like):
     return None, str(error).replace('\n', ' ')[:300]
   if saved_sums is None:  # written before sums were
     return state, ''
-  state_sums = sums(state)
+  state_sums = array_sums(state)
   wrong = sorted(name for name in saved_sums if state_sums.get(name) != saved_sums[name])
   if wrong:
     return None, f'array {wrong[0]} is not as it was saved, nor are {len(wrong) - 1} others'
   return state, ''
 
 
-def sums(state: PyTree) -> dict[str, int]:
+def array_sums(state: PyTree) -> dict[str, int]:
   """A number for the bits of every array by its path, the same on any mesh. state: any tree of
   arrays."""
   flat = jax.tree_util.tree_flatten_with_path(state)[0]

@@ -23,7 +23,7 @@ GRACE = 25.0       # seconds that a step may still take after SIGTERM, before th
 
 HUNG = 75          # exit code of the watchdog: "try again", which launchers do
 
-PATIENT = 20       # times the usual time of a step after which slowness is worth a line
+SLOW_FACTOR = 20   # times the usual time of a step after which slowness is worth a line
 
 ON_NAN = ('stop', 'skip')
 
@@ -121,12 +121,12 @@ def asked() -> bool:
 # Hung steps.
 
 
-def patience(took: Sequence[float], ahead: int) -> float:
-  """Seconds without a step that are worth a line. took: seconds of the latest steps; ahead: as of
-  `watch`. Infinite until the wait for all steps under way has been seen once."""
+def slow_after(took: Sequence[float], ahead: int) -> float:
+  """Seconds without a step after which a line says so. took: seconds of the latest steps. ahead: as
+  of `watch`. -> infinite until the wait for all steps under way has been seen once"""
   if len(took) <= ahead:
     return math.inf
-  return max(PATIENT * max(3.0, statistics.median(took)), 3 * max(took))
+  return max(SLOW_FACTOR * max(3.0, statistics.median(took)), 3 * max(took))
 
 
 @contextlib.contextmanager
@@ -157,7 +157,7 @@ def watch(work: Any, limit: float, ahead: int = 1, now: Callable[[], float] = ti
           faulthandler.dump_traceback(work.log_file)
         leave(HUNG)
         return
-      if quiet > patience(took, ahead) and said != last:
+      if quiet > slow_after(took, ahead) and said != last:
         said = last
         work.log(f'    no step of {work.current} for {quiet:.0f} s, usually one takes '
                  f'{statistics.mean(took):.1f} s; --watchdog=SECONDS would end a hung run')

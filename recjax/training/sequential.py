@@ -178,7 +178,7 @@ def loss_of(cfg: ConfigDict, model: seqrec.Config, mesh: Mesh, rows: int, target
   targets += -targets % ways
   inputs, wanted = example(cfg, model, seqs, hide)
   position = seqrec.history_positions(model, inputs)
-  packed = pack(inputs, wanted, rows, position)
+  packed = pack_histories(inputs, wanted, rows, position)
   if model.pads:  # a row for each user, nothing of it hidden
     user = jnp.broadcast_to(jnp.arange(1, len(seqs) + 1)[:, None], inputs.shape)
     packed = inputs, position, user, wanted
@@ -251,9 +251,9 @@ def assign_rows(lengths: Int[Array, ' B'],
   return row, start, last + (fill > 0)
 
 
-def pack(inputs: Int[Array, 'B L'], targets: Int[Array, 'B L'], rows: int,
-         position: Int[Array, 'B L'] | None = None) -> tuple[Int[Array, 'R L'], ...]:
-  """Lays sequences side by side. inputs, targets: (B, L). position: (B, L), from the end if None.
+def pack_histories(inputs: Int[Array, 'B L'], targets: Int[Array, 'B L'], rows: int,
+                   position: Int[Array, 'B L'] | None = None) -> tuple[Int[Array, 'R L'], ...]:
+  """Lays histories side by side. inputs, targets: (B, L). position: (B, L), from the end if None.
 
   -> items, position, segment (user of the batch, from 1), targets: (rows, L) each
   """

@@ -35,9 +35,9 @@ def common_prefix(prompts: list[list[int]]) -> list[int]:
   return first[:min(same, longest)]
 
 
-def pack(prompts: list[list[int]], answers: list[list[int]], loss_on: str, row_tokens: int = 0,
-         prefix: list[int] | None = None) -> PackedSamples:
-  """Lays prompts and answers into rows.
+def pack_pairs(prompts: list[list[int]], answers: list[list[int]], loss_on: str,
+               row_tokens: int = 0, prefix: list[int] | None = None) -> PackedSamples:
+  """Lays pairs of a prompt and its answer into rows.
 
   prompts, answers: token lists, the answers with their end token. loss_on: 'all' tokens or those of
   the 'response'. row_tokens: length of a row, or more where a sample is longer. prefix: of these

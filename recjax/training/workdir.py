@@ -229,7 +229,7 @@ class Workdir:
     if self.first:
       file_io.write_json(partial / DONE, {
           'stage': name, 'fingerprint': key, 'seconds': seconds, 'counts': counts,
-          'files': run_files.sums(partial)})
+          'files': run_files.file_sums(partial)})
     shown = ', '.join(f'{k.replace("_", " ")} {v}' for k, v in counts.items() if v)
     self.log(f'    {name} took {seconds:.1f} s' + (f': {shown}' if shown else ''))
 

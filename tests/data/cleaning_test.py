@@ -5,7 +5,7 @@ import hypothesis
 from absl.testing import absltest, parameterized
 from hypothesis import strategies as st
 
-from recjax.data import cleaning
+from recjax.data import cleaning, loading
 
 SCRIPT = 'var aPageStart = (new Date()).getTime();\nvar ue_t0=ue_t0||+new Date();'
 CSS = '.a-box-inner{background-color:#fff}#alohaBuyBoxWidget .selected{background-color:#fffbf3}'
@@ -80,6 +80,10 @@ class CleaningTest(parameterized.TestCase):
       (["['A', 'B']"], ['A', 'B']), ('[broken', ['[broken']))
   def test_lists(self, value, want):
     self.assertEqual(cleaning.clean_list(value, count()), want)
+
+  def test_what_must_be_texts_when_read_is_cleaned_to_texts(self):
+    self.assertContainsSubset(loading.CHECKED_TEXTS, cleaning.CLEANED_TEXTS)
+    self.assertContainsSubset(loading.CHECKED_LISTS, cleaning.CLEANED_LISTS)
 
   def test_only_other_texts_are_parted(self):
     self.assertEqual(cleaning.split_categories('A|B', '|'), ['A', 'B'])

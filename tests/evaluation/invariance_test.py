@@ -92,7 +92,7 @@ class InvarianceTest(absltest.TestCase):
     renamed[name[1:] - 1] = counts
     lists = [(one[1], counts), (name[one[1]], renamed)]
     if one[1].any():
-      a, b = (metrics.list_metrics(items, count) for items, count in lists)
+      a, b = (metrics.list_properties(items, count) for items, count in lists)
       for key, value in a.items():
         self.assertAlmostEqual(value, b[key], places=12, msg=key)
 

@@ -91,7 +91,7 @@ class ListMetricsTest(absltest.TestCase):
   def test_by_hand(self):
     items = np.array([[1, 2, 0], [1, 1, -1], [2, 9, 1]], np.int32)  # 8 answers, 2 of them no items
     counts = np.array([5, 2, 0, 0])
-    found = metrics.list_metrics(items, counts, (np.array([2, 3, 1]), np.array([0, 2, 3, 3])))
+    found = metrics.list_properties(items, counts, (np.array([2, 3, 1]), np.array([0, 2, 3, 3])))
     self.assertEqual(found['coverage'], 2 / 4)
     self.assertEqual(found['out_of_catalog'], 2 / 8)
     self.assertEqual(found['repeat'], 1 / 8)
@@ -112,9 +112,9 @@ class ListMetricsTest(absltest.TestCase):
     if not any(any(row) for row in rows):
       return
     counts = np.array([3, 1, 4, 1, 5])
-    found = metrics.list_metrics(np.array(rows), counts)
+    found = metrics.list_properties(np.array(rows), counts)
     shuffle.shuffle(rows)
-    again = metrics.list_metrics(np.array(rows), counts)
+    again = metrics.list_properties(np.array(rows), counts)
     for name, value in found.items():
       self.assertAlmostEqual(value, again[name], places=12)
       if name != 'novelty':
@@ -122,7 +122,7 @@ class ListMetricsTest(absltest.TestCase):
 
   def test_lists_without_an_answer(self):
     with self.assertRaisesRegex(DataError, 'hold no answer'):
-      metrics.list_metrics(np.zeros((2, 3), np.int32), np.ones(4))
+      metrics.list_properties(np.zeros((2, 3), np.int32), np.ones(4))
 
 
 if __name__ == '__main__':

@@ -5,7 +5,7 @@ from absl.testing import absltest, parameterized
 from recjax.data import splits
 from recjax.data.dataset import Interactions
 from recjax.errors import ConfigError
-from recjax.evaluation import sampled_ranking
+from recjax.evaluation import ranking, sampled_ranking
 
 
 def shop(users=30, items=300, length=8, seed=0):
@@ -59,6 +59,15 @@ class SampledTest(parameterized.TestCase):
       lambda i, o: np.zeros((len(o) - 1, 300)), split.test, 300, drawn
     )
     self.assertTrue((ranks == 99).all())
+
+  def test_among_all_other_items_it_is_the_full_ranking(self):
+    cases, rng = splits.leave_one_out(shop(items=40)).test, np.random.default_rng(1)
+    scores = rng.integers(0, 5, (len(cases), 40)).astype(np.float32)  # most of them tie
+    drawn = np.stack([np.setdiff1d(np.arange(1, 41), [target]) for target in cases.targets])
+    score = lambda items, offsets: scores  # noqa: E731
+    np.testing.assert_array_equal(
+      sampled_ranking.rank_cases(score, cases, 40, drawn, len(cases)),
+      ranking.rank_cases(score, cases, 40, len(cases), mask_history=False))
 
   def test_impossible_draws_are_refused(self):
     split = splits.leave_one_out(shop(items=100))

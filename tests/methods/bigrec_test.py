@@ -22,9 +22,9 @@ from recjax.methods.bigrec import (
   cf_assistant,
   d3,
   evaluate,
+  export,
   grounding,
   instruction_data,
-  planning,
   prompts,
 )
 from recjax.methods.bigrec import generate as gen
@@ -285,7 +285,7 @@ class RingTest(absltest.TestCase):
       with contextlib.ExitStack() as room:
         if kind == 'peft':
           room.enter_context(self.assertRaisesRegex(ConfigError, 'choose merged'))
-        planning.convert(path, kind, self.folder / kind)
+        export.convert(path, kind, self.folder / kind)
     self.assertTrue((self.folder / 'merged' / 'config.json').exists())
 
   def perfect_assistant(self, path):

@@ -8,7 +8,7 @@ from absl.testing import absltest, parameterized
 
 from recjax.data.dataset import Catalog
 from recjax.decoding import streaming
-from recjax.methods.reclm import chat_batcher, conversation, prompts, request_limits
+from recjax.methods.reclm import chat_batcher, conversation, item_limits, prompts
 from tests.long import long
 from tests.methods.reclm_test import TEMPLATE, TITLES, eager, one_device
 
@@ -46,15 +46,15 @@ class ReadTest(parameterized.TestCase):
       ('Recommend two beakers, no more than 20', 2, 2, -math.inf, 20),
   )
   def test_limits(self, text, least, most, low, high):
-    found = request_limits.read(text)
+    found = item_limits.read(text)
     self.assertEqual((found.least, found.most, found.low, found.high), (least, most, low, high))
 
   @parameterized.parameters('under 20', 'Below $20!', 'less than 20 euros', 'cheaper than twenty')
   def test_under_leaves_the_number_itself_out(self, text):
-    found = request_limits.read(text)
+    found = item_limits.read(text)
     np.testing.assert_array_equal(found.meets(np.array([19.99, 20.0, 20.01, math.nan])),
                                   [True, False, False, False])
-    above = request_limits.read('over 20')
+    above = item_limits.read('over 20')
     np.testing.assert_array_equal(above.meets(np.array([19.99, 20.0, 20.01, math.nan])),
                                   [False, False, True, False])
 
@@ -71,32 +71,32 @@ class ReadTest(parameterized.TestCase):
       'What are the three primary colors?', 'between 3 and 5 pm', 'a box of 3 by 5', '', '50', '$',
       'not over', 'three', 'a chair for two and a half people')
   def test_numbers_that_are_no_limits(self, text):
-    self.assertEqual(request_limits.read(text), request_limits.RequestLimits())
+    self.assertEqual(item_limits.read(text), item_limits.ItemLimits())
 
   @parameterized.parameters('Give me three short tips for sleeping.', 'Name three planets.',
                             'three suggestions for a birthday speech')
   def test_nothing_has_to_be_sold_where_no_goods_are_asked_for(self, text):
-    found = request_limits.read(text)
+    found = item_limits.read(text)
     self.assertEqual((found.least, found.words), (0, ''))
 
   def test_hostile_texts_are_read_soon(self):
     start = time.process_time()
     for piece in ('3 ', 'between ', 'three items ', '1,', 'a hundred and ', 'give me 3 ', ' '):
-      request_limits.read(piece * (20_000 // len(piece)))
+      item_limits.read(piece * (20_000 // len(piece)))
     self.assertLess(time.process_time() - start, 20)
 
   def test_prices_as_catalogs_have_them(self):
-    prices = request_limits.prices_of(Catalog(tuple('abcdef'), {'price': [
+    prices = item_limits.prices_of(Catalog(tuple('abcdef'), {'price': [
         3, 4.5, '$1,200.00', 'from 3 to 4', None, [1, 2]]}))
     np.testing.assert_array_equal(prices, [3, 4.5, 1200, math.nan, math.nan, math.nan])
-    self.assertTrue(np.isnan(request_limits.prices_of(Catalog(('a',), {}))).all())
+    self.assertTrue(np.isnan(item_limits.prices_of(Catalog(('a',), {}))).all())
 
 
 class PlanTest(parameterized.TestCase):
 
   def plan(self, text, prices=tuple(PRICES), may_come=None, least=0, most=10):
     may_come = np.ones(len(prices), bool) if may_come is None else may_come
-    return request_limits.plan(text, np.array(prices), may_come, least, most)
+    return item_limits.plan(text, np.array(prices), may_come, least, most)
 
   def test_limits_add_to_what_may_come(self):
     retired = np.arange(30) % 2 == 0

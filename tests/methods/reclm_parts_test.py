@@ -335,7 +335,7 @@ class ControlTest(absltest.TestCase):
 NEAREST = '''
 import sys, types
 import jax, jax.numpy as jnp, numpy as np
-from recjax.methods.reclm import generation
+from recjax.methods.reclm import generate
 jax.config.update('jax_cpu_collectives_implementation', 'gloo')
 jax.distributed.initialize(f'127.0.0.1:{sys.argv[1]}', 2, int(sys.argv[2]))
 mesh = jax.sharding.Mesh(np.array(jax.devices()), ('data',))
@@ -347,7 +347,7 @@ grounded = types.SimpleNamespace(
     chat_model=types.SimpleNamespace(extra=extra), tokenized=types.SimpleNamespace(titles='abc'),
     excluded_mask=lambda *_: None)
 generator = types.SimpleNamespace(states=lambda prompts: states, own=lambda prompt: prompt)
-items, scores = generation.rank_by_vectors(grounded, generator, [[1], [2]], 2, None, None)
+items, scores = generate.rank_by_vectors(grounded, generator, [[1], [2]], 2, None, None)
 print(items.tolist(), scores.tolist())
 '''
 

@@ -12,11 +12,11 @@ from ml_collections import ConfigDict
 from recjax.data.dataset import Catalog
 from recjax.data.formats import conversations
 from recjax.methods.reclm import (
+  item_limits,
   own_talk,
   plain_questions,
   plain_wishes,
   prompts,
-  request_limits,
   sft_data,
   tokenized_catalog,
 )
@@ -111,7 +111,7 @@ class WishTest(absltest.TestCase):
       kind, = {KINDS[(item - 1) % 3] for item in items}
       self.assertIn(kind.lower(), text)
       self.assertLen(set(items), len(items))
-      stated = request_limits.read(text)
+      stated = item_limits.read(text)
       self.assertEqual(stated.most, len(items), text)
       self.assertTrue(stated.meets(tokenized.prices[np.array(items) - 1]).all(), text)
       priced += bool(stated.words)

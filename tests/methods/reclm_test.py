@@ -21,7 +21,7 @@ from recjax.methods import reclm
 from recjax.methods.reclm import (
   control_tasks,
   conversation,
-  generation,
+  generate,
   offline_samples,
   planning,
   prompts,
@@ -365,7 +365,7 @@ class CheckTest(parameterized.TestCase):
     model = llm_lib.LM(llm_lib.Config(made.vocab_size, 16, 1, 1, 1, 16, 16))
     speaker = train.ChatModel(model, {}, None, made, soi, eoi, [])
     with self.assertRaisesRegex(ConfigError, 'give one catalog'):
-      generation.GroundedModel(speaker, [stock, stock], ['a', 'b'], 'ret')
+      generate.GroundedModel(speaker, [stock, stock], ['a', 'b'], 'ret')
 
 
 if __name__ == '__main__':

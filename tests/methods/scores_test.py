@@ -24,7 +24,7 @@ from recjax.methods.betag import train as betag_tune
 from recjax.methods.bigrec import generate as bigrec
 from recjax.methods.etegrec import beam_ranking
 from recjax.methods.etegrec import joint_training as coding
-from recjax.methods.reclm import chat_encoding, generation, tokenized_catalog
+from recjax.methods.reclm import chat_encoding, generate, tokenized_catalog
 from recjax.methods.reclm import train as train_lib
 from recjax.models import llm, lora, semantic_id_t5, t5
 from recjax.text.packing import TokenSample
@@ -80,7 +80,7 @@ def language_model():
   asked = [PROMPTS[i % 3] for i in range(24)]
   replies = [[SOI, *TITLES[i % 5], EOI, END] if i % 2 else [*TITLES[rng.integers(6)], END]
              for i in range(24)]
-  packed = sft.pack(asked, replies, 'all')
+  packed = sft.pack_pairs(asked, replies, 'all')
   return model, learn(lambda p: sft.loss_sums(
       model, packed.prefix, {'params': p}, packed.batch())[0] / packed.tokens, params)
 
@@ -156,7 +156,7 @@ class InstructTest(parameterized.TestCase):
   """BIGRec's free titles, and D3's of the catalog without the assistant."""
 
   def logp(self, prompt, row):
-    packed = sft.pack([prompt], [row], 'response', prefix=sft.common_prefix(PROMPTS))
+    packed = sft.pack_pairs([prompt], [row], 'response', prefix=sft.common_prefix(PROMPTS))
     total, count = answered()(packed.batch())
     self.assertEqual(float(count), len(row))
     return -float(total)
@@ -223,7 +223,7 @@ class ReclmTest(parameterized.TestCase):
     stock = tokenized_catalog.TokenizedCatalog(
       Catalog(ids, {'title': list(ids)}), list(ids), rows, [[]] * len(rows), {}
     )
-    return generation.GroundedModel(speaker, [stock], kind=kind), stock, speaker
+    return generate.GroundedModel(speaker, [stock], kind=kind), stock, speaker
 
   def losses(self, cfg, stock, speaker, prompts):
     """The summed loss of each item as the first of a reply, through `train.loss_sums`. -> (B, N)"""
@@ -257,15 +257,15 @@ class ReclmTest(parameterized.TestCase):
     cfg = config('reclm_scientific', f'grounding={kind}')
     cfg.train.update(prompt=0.0, gamma=0.0, **LOSSES[loss])
     shelf, stock, speaker = self.shelf(kind, cfg.train)
-    writer, n = generation.prefix_generator(speaker, PROMPTS), len(stock.title_tokens)
-    items, scores = generation.rank_items(shelf, writer, PROMPTS, n)
+    writer, n = generate.prefix_generator(speaker, PROMPTS), len(stock.title_tokens)
+    items, scores = generate.rank_items(shelf, writer, PROMPTS, n)
     self.assertEqual(np.sort(items).tolist(), [list(range(1, n + 1))] * 3)
     want = -np.take_along_axis(self.losses(cfg, stock, speaker, PROMPTS), items - 1, 1)
     np.testing.assert_allclose(scores, want, atol=1e-4)
     if loss == 'scope':  # over what the catalog allows, up to the end
       np.testing.assert_allclose(np.exp(scores).sum(1), 1, atol=1e-5)
     # An item that a user has already does not make others likelier than training has them.
-    fewer, left = generation.rank_items(shelf, writer, PROMPTS, n, [items[b, :3] for b in range(3)])
+    fewer, left = generate.rank_items(shelf, writer, PROMPTS, n, [items[b, :3] for b in range(3)])
     for b in range(3):
       self.assertEqual(fewer[b, :n - 3].tolist(), items[b, 3:].tolist())
       np.testing.assert_allclose(left[b, :n - 3], scores[b, 3:], atol=1e-5)
@@ -278,9 +278,9 @@ class ReclmTest(parameterized.TestCase):
     extra = {'project': train_lib.init_projection(jax.random.key(0), 16, 6, 5), 'items': vectors}
     shelf, stock, speaker = self.shelf('cgen', cfg.train)
     speaker.extra = extra
-    shelf = generation.GroundedModel(speaker, [stock], kind='ret')
-    writer = generation.prefix_generator(speaker, PROMPTS)
-    items, scores = generation.rank_items(shelf, writer, PROMPTS, 8)
+    shelf = generate.GroundedModel(speaker, [stock], kind='ret')
+    writer = generate.prefix_generator(speaker, PROMPTS)
+    items, scores = generate.rank_items(shelf, writer, PROMPTS, 8)
     tree = stock.to_trie(EOI, V)
     run = jax.jit(functools.partial(train_lib.loss_sums, cfg, speaker, PROMPTS[0][:2],
                                     trie_masked.scope_of(tree.first, tree.tok, V), 8))

@@ -107,7 +107,7 @@ class PackTest(parameterized.TestCase):
     rng = np.random.default_rng(seed)
     counts = rng.integers(0, 9, 30)
     inputs = np.array([[0] * (8 - n) + rng.integers(1, 99, n).tolist() for n in counts])
-    packed = train.pack(jnp.asarray(inputs), jnp.asarray(inputs) * 2, 30)
+    packed = train.pack_histories(jnp.asarray(inputs), jnp.asarray(inputs) * 2, 30)
     items, position, segment, targets = map(np.asarray, packed)
     self.assertEqual((items > 0).sum(), counts.sum())
     np.testing.assert_array_equal(targets, items * 2)
@@ -127,7 +127,7 @@ class PackTest(parameterized.TestCase):
       for number in range(cfg.train.epochs):
         for users in train.epoch_order(jax.random.key(0), number, 300, 64):
           inputs, wanted = train.example(cfg, model, seqs[users], jax.random.key(number))
-          packed = train.pack(inputs, wanted, rows)
+          packed = train.pack_histories(inputs, wanted, rows)
           self.assertEqual(int((packed[0] > 0).sum()), int((inputs > 0).sum()))
           self.assertLessEqual(int((wanted > 0).sum()), targets)
       self.assertEqual(steps, 5)

@@ -110,7 +110,7 @@ class CheckpointTest(absltest.TestCase):
     self.write(4)
     with checkpoint.open_checkpoints(self.path) as saved:
       one = state(8)
-      wrong = checkpoint.sums(one) | {'train/w': 1}
+      wrong = checkpoint.array_sums(one) | {'train/w': 1}
       saved.save_async(8, one, force=True, custom_metadata={'sums': wrong})
     _, _, said = self.read()
     self.assertIn('array train/w is not as it was saved', said)
@@ -129,16 +129,16 @@ class CheckpointTest(absltest.TestCase):
 
   def test_sums_see_every_bit_and_every_place_on_any_mesh(self):
     one = state(1)
-    sums = checkpoint.sums(one)
-    self.assertEqual(sums, checkpoint.sums(state(1, devices=8)))
+    sums = checkpoint.array_sums(one)
+    self.assertEqual(sums, checkpoint.array_sums(state(1, devices=8)))
     w = np.array(one['train']['w'])
     for bit in (0, 13, 31):
       changed = w.copy()
       changed.view(np.uint32)[5, 7] ^= np.uint32(1) << np.uint32(bit)
-      self.assertNotEqual(checkpoint.sums({'w': changed}), checkpoint.sums({'w': w}))
+      self.assertNotEqual(checkpoint.array_sums({'w': changed}), checkpoint.array_sums({'w': w}))
     for swapped in (w[::-1], w[:, ::-1]):
-      self.assertNotEqual(checkpoint.sums({'w': np.ascontiguousarray(swapped)}),
-                          checkpoint.sums({'w': w}))
+      self.assertNotEqual(checkpoint.array_sums({'w': np.ascontiguousarray(swapped)}),
+                          checkpoint.array_sums({'w': w}))
 
   @long
   def test_killed_while_writing_the_step_before_is_there(self):

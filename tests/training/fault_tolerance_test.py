@@ -166,14 +166,14 @@ class GuardsTest(absltest.TestCase):
     self.assertEqual(left, [])
 
   def test_slowness_is_said_beyond_what_is_usual(self):
-    self.assertEqual(fault_tolerance.patience([], 1), math.inf)
-    self.assertEqual(fault_tolerance.patience([30.0], 1), math.inf)  # the first one compiles
-    self.assertEqual(fault_tolerance.patience([2.0, .1, .1], 1), 60)
-    self.assertEqual(fault_tolerance.patience([5.0] * 9, 1), 100)
+    self.assertEqual(fault_tolerance.slow_after([], 1), math.inf)
+    self.assertEqual(fault_tolerance.slow_after([30.0], 1), math.inf)  # the first one compiles
+    self.assertEqual(fault_tolerance.slow_after([2.0, .1, .1], 1), 60)
+    self.assertEqual(fault_tolerance.slow_after([5.0] * 9, 1), 100)
     ahead = [1.0] + [0.1] * 19  # twenty steps are under way, none is known to be done
-    self.assertEqual(fault_tolerance.patience(ahead, 20), math.inf)
+    self.assertEqual(fault_tolerance.slow_after(ahead, 20), math.inf)
     self.assertEqual(
-      fault_tolerance.patience([*ahead, 62.0], 20), 186
+      fault_tolerance.slow_after([*ahead, 62.0], 20), 186
     )  # they take a minute together
 
   def test_unknown_policies_are_refused(self):

@@ -28,7 +28,7 @@ def packed(count=60):
   rng = np.random.default_rng(0)
   prompts = [PREFIX + rng.integers(10, 96, 1 + n % 7).tolist() for n in range(count)]
   answers = [rng.integers(10, 96, 1 + n * n % 40).tolist() for n in range(count)]
-  batch = sft.pack(prompts, answers, 'all', 64, PREFIX).batch()
+  batch = sft.pack_pairs(prompts, answers, 'all', 64, PREFIX).batch()
   at = np.arange(len(batch['tokens']))[:, None]
   batch['weights'] *= np.arange(batch['tokens'].shape[1]) < 10 * (at % 6 + 1)
   return batch

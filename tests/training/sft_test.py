@@ -55,7 +55,7 @@ class PackTest(parameterized.TestCase):
   def test_packed_loss_is_the_loss_of_samples_one_at_a_time(self, loss_on, row):
     params = llm.init(SHAPE, jax.random.key(1))
     prompts, answers = samples(13)
-    packed = sft.pack(prompts, answers, loss_on, row)
+    packed = sft.pack_pairs(prompts, answers, loss_on, row)
     self.assertEqual(packed.prefix, [1, 2, 3])
     total, count = jax.jit(functools.partial(sft.loss_sums, llm.LM(SHAPE), packed.prefix))(
       {'params': params}, packed.batch())
@@ -65,8 +65,8 @@ class PackTest(parameterized.TestCase):
 
   def test_labels_b9(self):
     prompt, answer = list(range(1, 7)), [7, 8, 9, 39]  # 6 tokens, 3 and the end
-    every = sft.pack([prompt], [answer], 'all', prefix=[])
-    some = sft.pack([prompt], [answer], 'response', prefix=[])
+    every = sft.pack_pairs([prompt], [answer], 'all', prefix=[])
+    some = sft.pack_pairs([prompt], [answer], 'response', prefix=[])
     self.assertEqual((every.tokens, some.tokens), (9, 4))  # the first of 10 is predicted by none
 
   def test_common_prefix_stops_short_of_the_shortest_prompt(self):
@@ -75,9 +75,9 @@ class PackTest(parameterized.TestCase):
 
   def test_wrong_settings_and_nothing_to_train_on(self):
     with self.assertRaisesRegex(ConfigError, 'train.loss_on'):
-      sft.pack([[1]], [[2]], 'some')
+      sft.pack_pairs([[1]], [[2]], 'some')
     with self.assertRaisesRegex(DataError, 'no sample'):
-      sft.pack([], [], 'all')
+      sft.pack_pairs([], [], 'all')
 
 
 class TuneTest(parameterized.TestCase):
@@ -86,7 +86,7 @@ class TuneTest(parameterized.TestCase):
     shape = dataclasses.replace(SHAPE, lora_rank=rank)
     params = llm.init(SHAPE, jax.random.key(1))
     prompts, answers = samples(count)
-    train, valid = (sft.pack(p, a, 'response', 0, [1, 2, 3]) for p, a in (
+    train, valid = (sft.pack_pairs(p, a, 'response', 0, [1, 2, 3]) for p, a in (
         (prompts, answers), samples(6, 9)))
     cfg = ConfigDict(dict(epochs=epochs, batch=batch, patience=patience, seed=0, optim=OPTIM))
     mesh = several.mesh(data=devices, fsdp=1, model=1)
@@ -112,7 +112,7 @@ class TuneTest(parameterized.TestCase):
 
   @long
   def test_weights_of_a_bfloat16_model_train_in_float32(self):
-    packed = sft.pack(*samples(16), 'response', 0, [1, 2, 3])
+    packed = sft.pack_pairs(*samples(16), 'response', 0, [1, 2, 3])
     batch = packed.batch(range(len(packed.rows)), len(packed.rows))
     shape = dataclasses.replace(SHAPE, dtype='bfloat16', param_dtype='bfloat16')
     start = llm.as_stored(llm.init(SHAPE, jax.random.key(1)), shape)
@@ -178,7 +178,7 @@ class TuneTest(parameterized.TestCase):
     np.testing.assert_allclose(*losses, rtol=1e-5)
 
   def test_every_row_comes_once(self):
-    packed = sft.pack(*samples(9), 'response', 0, [1, 2, 3])
+    packed = sft.pack_pairs(*samples(9), 'response', 0, [1, 2, 3])
     rows = list(sft.batches_once(packed, 2))
     self.assertTrue(all(len(r['tokens']) == 2 for r in rows))
     self.assertEqual(sum(float(r['weights'].sum()) for r in rows), packed.tokens)

@@ -198,7 +198,7 @@ def check_columns(args: argparse.Namespace) -> None:
     raise ConfigError('--item-columns names columns of --items; add that, or leave it out')
   for flag, text, known in (
     ('--columns', args.columns, table.INTERACTION_NAMES),
-    ('--item-columns', args.item_columns, (*table.ITEM_NAMES, *cleaning.LIST_COLUMNS)),
+    ('--item-columns', args.item_columns, (*table.ITEM_NAMES, *cleaning.CLEANED_LISTS)),
   ):
     ours = [part.partition('=')[0].strip() for part in text.split(',')]
     for name, equals, theirs in (part.partition('=') for part in filter(None, text.split(','))):

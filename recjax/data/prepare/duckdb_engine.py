@@ -28,7 +28,7 @@ from recjax.data.prepare.report import (
   time_range,
   time_scale,
 )
-from recjax.data.prepare.rules import DEFAULT_RULES, REPEATS, TIES, Rules, check_rules
+from recjax.data.prepare.rules import DEFAULT_RULES, EQUAL_TIMES, REPEATS, Rules, check_rules
 from recjax.errors import ConfigError, DataError, EmptyDatasetError, WorkdirError
 
 _CREATE_ITEMS = 'CREATE TABLE {} (item VARCHAR, data VARCHAR, titled BOOLEAN, n BIGINT)'
@@ -69,7 +69,7 @@ def prepare(source: raw_reader.Source, out: raw_reader.Path, rules: Rules = DEFA
     fates = {'of': str(update)} if update else {}
     written = {'items': duckdb_writer.write_items(con, items_path, rules.all_items, fates),
                'users': duckdb_writer.write_sequences(con, folder / f'sequences.{layout}',
-                                                      TIES[rules.ties])}
+                                                      EQUAL_TIMES[rules.ties])}
     report = {'source': source.name, 'rules': dataclasses.asdict(rules), 'bad': bad,
               'told': {key: source_notes(source, what) for what, key in NOTE_KEYS.items()},
               'times': time_range(scale, *ends), 'repeated': repeated,

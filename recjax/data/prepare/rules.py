@@ -6,7 +6,7 @@ from recjax.errors import ConfigError
 
 # Which of equal ones comes first, in columns of DuckDB's tables: time, and number of the row.
 REPEATS = {'keep': '', 'first': 't, n', 'last': 't DESC, n DESC', 'first-in-file': 'n'}
-TIES = {'file': 'n', 'item': 'item, n'}
+EQUAL_TIMES = {'file': 'n', 'item': 'item, n'}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,7 +44,7 @@ DEFAULT_RULES = Rules()
 def check_rules(rules: Rules) -> None:
   """Raises ConfigError for `rules` that are none."""
   for name, allowed in (('untitled', ('keep', 'drop')), ('repeats', tuple(REPEATS)),
-                        ('cut', ('last', 'first')), ('ties', tuple(TIES))):
+                        ('cut', ('last', 'first')), ('ties', tuple(EQUAL_TIMES))):
     if getattr(rules, name) not in allowed:
       raise ConfigError(f'{name}={getattr(rules, name)!r}; choose one of {", ".join(allowed)}')
   for name in ('start', 'end'):

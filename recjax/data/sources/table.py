@@ -166,7 +166,7 @@ def _cleaned_items(path: pathlib.Path, read: Callable, names: dict[str, str], li
 
   def item_columns(row: dict) -> dict:
     return {ours: cleaning.split_categories(row.get(theirs), list_sep)
-            if ours in cleaning.LIST_COLUMNS else row.get(theirs)
+            if ours in cleaning.CLEANED_LISTS else row.get(theirs)
             for ours, theirs in names.items() if theirs and ours != 'item'}
   yield from raw_reader.to_items(path, read(), names['item'], item_columns, notes, decimal,
                                  ids.whole())

@@ -22,7 +22,16 @@ from ml_collections import ConfigDict
 from recjax.data.loading import load_data
 from recjax.errors import ConfigError
 from recjax.evaluation import results
-from recjax.methods.betag import base_tags, evaluate, generate, planning, prompts, report
+from recjax.methods.betag import (
+  base_tags,
+  evaluate,
+  export,
+  generate,
+  inference,
+  planning,
+  prompts,
+  report,
+)
 from recjax.methods.betag import train as train_lib
 from recjax.training import llm_loading
 from recjax.training.workdir import Workdir
@@ -70,8 +79,8 @@ def check(cfg: ConfigDict) -> None:
 
 
 SHARED = ('generate',)  # stages made of shards, which parts of a run divide
-recommender, cost, convert = evaluate.recommender, planning.cost, planning.convert
-item_tags = evaluate.item_tags
+recommender, cost, convert = inference.recommender, planning.cost, export.convert
+item_tags = inference.item_tags
 
 
 def validated(cfg: ConfigDict) -> None:

@@ -1,20 +1,14 @@
-"""What a BETag run would cost, and its trained model in other programs' layouts."""
-import os
-import pathlib
-
+"""What a BETag run would cost before it runs."""
 import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from recjax import run_files
 from recjax.data import batches
 from recjax.data.dataset import Dataset
-from recjax.errors import ConfigError
 from recjax.methods.betag import base_tags, prompts, train
 from recjax.models import layers, llm, lora
 from recjax.text import keywords
 from recjax.training import cost_model, cpu_cost, llm_loading
-from recjax.training.workdir import find_stage, saved_config
 
 CHAT = 16  # tokens that a chat template puts around the messages of the prefix, typical
 
@@ -87,20 +81,3 @@ def cpu_stages(cfg: ConfigDict, dataset: Dataset) -> list[cpu_cost.Stage]:
 def dict_size(shape: llm.Config) -> int:
   """Parameters of the adapter. shape: the LLM's."""
   return layers.count_params(jax.eval_shape(lambda k: lora.init_lora(shape, k), jax.random.key(0)))
-
-
-def convert(workdir: str | os.PathLike, to: str, out: str | os.PathLike) -> None:
-  """Writes the tuned model: 'peft' as an adapter folder, 'merged' as a whole checkpoint.
-
-  workdir: the run's folder. Raises WorkdirError where the run has not finished tuning, ConfigError
-  where `out` exists or `to` is another.
-  """
-  if to not in ('peft', 'merged'):
-    raise ConfigError(f'--to={to} is unknown for this method; choose peft or merged')
-  run_files.absent(out, '--out', folder=True)
-  config = saved_config(workdir)
-  adapter_at = find_stage(workdir, 'tune')
-  weights = config['llm']['weights']
-  folder = find_stage(workdir, 'llm') if weights == 'tiny' else pathlib.Path(weights)
-  with run_files.new_folder(out, '--out') as fresh:
-    llm_loading.export_adapted(folder, adapter_at, to, fresh)

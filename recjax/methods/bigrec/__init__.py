@@ -25,6 +25,7 @@ from recjax.evaluation import results
 from recjax.methods.bigrec import (
   cf_assistant,
   d3,
+  export,
   grounding,
   inference,
   instruction_data,
@@ -92,7 +93,7 @@ def check(cfg: ConfigDict) -> prompts.Template:
   return template
 
 
-recommender, cost, convert = inference.recommender, planning.cost, planning.convert
+recommender, cost, convert = inference.recommender, planning.cost, export.convert
 
 
 def validated(cfg: ConfigDict) -> str:

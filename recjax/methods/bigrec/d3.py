@@ -214,7 +214,7 @@ def stage(work: Workdir, cfg: ConfigDict, data: Data, helper: pathlib.Path, choi
     shown = lists[name][0]
     counts = np.bincount(data.cases.known.items, minlength=n + 1)[1:]
     alike[name] = {'alike': evaluate.likeness(shown, data.titles),
-                   **metrics.list_metrics(shown, counts, cases.histories)}
+                   **metrics.list_properties(shown, counts, cases.histories)}
   score = cf_assistant.scorer(helper, data)
   return evaluate.save(work, cfg, data, cases, 'd3', ranks, lists['d3'], score, ks(cfg),
                        invalid_titles=alike['d3']['out_of_catalog'], alpha=alpha,

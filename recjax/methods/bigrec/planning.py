@@ -1,21 +1,16 @@
-"""What a run would cost, and its trained model in other programs' layouts."""
+"""What a run would cost before it runs."""
 import functools
 import os
-import pathlib
-import shutil
 
 import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from recjax import run_files
 from recjax.data import windows
 from recjax.data.dataset import Dataset
-from recjax.errors import ConfigError
 from recjax.methods.bigrec import instruction_data, prompts
 from recjax.models import layers, llm, lora
 from recjax.training import cost_model, cpu_cost, llm_loading
-from recjax.training.workdir import find_stage, saved_config
 
 LONGEST = 0.9  # quantile of the tokens of titles at which a batch of searches is done, about
 
@@ -92,26 +87,3 @@ def cpu_stages(cfg: ConfigDict, dataset: Dataset) -> list[cpu_cost.Stage]:
   tokens = answers.mean() * (len(titles) + valid + test)
   return [tune, search('generate', valid + test, passes=cfg.decode.new_tokens),
           cpu_cost.Embedding('embed', tokens, round(answers.mean()))]
-
-
-def convert(workdir: str | os.PathLike, to: str, out: str | os.PathLike) -> None:
-  """Writes the tuned model: 'peft' as an adapter folder, 'merged' as a whole checkpoint.
-
-  workdir: the run's folder. Raises WorkdirError where the run has not finished tuning, ConfigError
-  where `out` exists, or `to` is another or does not fit how the run was tuned.
-  """
-  config = saved_config(workdir)
-  tuned, mode = find_stage(workdir, 'tune'), config['train']['mode']
-  if to not in ('peft', 'merged') or (to == 'peft' and mode == 'full'):
-    raise ConfigError(f'--to={to} does not fit this run, which was tuned with train.mode={mode}; '
-                      + ('choose merged' if mode == 'full' else 'choose peft or merged'))
-  run_files.absent(out, '--out', folder=True)
-  if mode == 'full':
-    with run_files.new_folder(out, '--out') as fresh:
-      shutil.copytree(tuned, fresh, dirs_exist_ok=True,
-                      ignore=shutil.ignore_patterns('DONE.json', '.*'))
-    return
-  weights = config['llm']['weights']
-  folder = find_stage(workdir, 'llm') if weights == 'tiny' else pathlib.Path(weights)
-  with run_files.new_folder(out, '--out') as fresh:
-    llm_loading.export_adapted(folder, tuned, to, fresh)

@@ -69,7 +69,7 @@ def stage(work: Workdir, cfg: ConfigDict, data: Data, folder: pathlib.Path) -> d
   parts = [encoded(tokenizer, template, cfg, every, part, most) for part, most in (
       ('train', cfg.train.sample), ('valid', cfg.train.valid_sample))]
   prefix = sft.common_prefix(parts[0][0] + parts[1][0])
-  train, valid = (sft.pack(p, a, cfg.train.loss_on, cfg.train.row_tokens, prefix)
+  train, valid = (sft.pack_pairs(p, a, cfg.train.loss_on, cfg.train.row_tokens, prefix)
                   for p, a, _ in parts)
   settings = ConfigDict({**cfg.train.to_dict(), 'optim': cfg.optim, 'seed': cfg.seed})
   trained, counts = sft.tune(work, settings, model, params, train, valid)

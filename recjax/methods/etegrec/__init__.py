@@ -23,9 +23,11 @@ from recjax.data.loading import load_data
 from recjax.evaluation import results
 from recjax.methods.etegrec import (
   evaluate,
+  export,
   inference,
   interests,
   item_embeddings,
+  planning,
   report,
   tokenization,
   train,
@@ -58,7 +60,7 @@ def run(cfg: ConfigDict, work: Workdir) -> None:
   results.show(work, results_dir)
 
 
-recommender, cost, convert = (inference.recommender, inference.cost, inference.convert)
+recommender, cost, convert = inference.recommender, planning.cost, export.convert
 
 
 def validated(cfg: ConfigDict) -> str:

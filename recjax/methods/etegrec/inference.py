@@ -1,6 +1,5 @@
 """Recommendations out of a trained run, for histories of anybody."""
 import pathlib
-import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -9,9 +8,7 @@ import numpy as np
 from jaxtyping import PyTree
 from ml_collections import ConfigDict
 
-from recjax import run_files
 from recjax.data.dataset import Dataset
-from recjax.data.formats import etegrec as files
 from recjax.data.loading import load_unchanged
 from recjax.distributed import sharding
 from recjax.errors import ConfigError, DataError, WorkdirError
@@ -19,7 +16,6 @@ from recjax.evaluation.recommender import CatalogRecommender
 from recjax.methods.etegrec import beam_ranking, interests, train, update
 from recjax.models import semantic_id_t5
 from recjax.run_files import read_json
-from recjax.training import cost_model
 from recjax.training.workdir import Workdir, find_stage, saved_config
 
 
@@ -88,44 +84,3 @@ def interest_encoder(config: ConfigDict, dataset: Dataset, mesh: jax.sharding.Me
     raise ConfigError(f'interests.source={source!r} is no longer there')
   return interests.history_encoder(
     Workdir(pathlib.Path('.'), Console(quiet=True), mesh), config.interests, dataset)
-
-
-def convert(workdir: Path, kind: str, out: Path) -> None:
-  """Writes what was trained.
-
-  workdir: of the run. kind: 'npz', all parameters; 'index', the items' codes as index JSON. out:
-  the new file. Raises ConfigError for other kinds, or a file that is there.
-  """
-  if kind not in ('npz', 'index'):
-    raise ConfigError(f'--to={kind} is unknown for this method; npz writes all parameters, index '
-                      'the codes of all items as JSON')
-  run_files.absent(out, '--out')
-  _, dataset, _, params = open_run(workdir)
-  with run_files.new_file(out, '--out') as path:
-    if kind == 'index':
-      files.write_index(path, np.asarray(params['table'])[1:], dataset.catalog.ids)
-    else:
-      shutil.copyfile(model_stage(workdir) / 'model.npz', path)
-
-
-def cost(cfg: ConfigDict, dataset: Dataset) -> dict[str, str]:
-  """What a run would take, before it runs: of the recommender's side. cfg, dataset: of the run.
-  -> {name: text}"""
-  step, steps, bins = train.trace_step(cfg, dataset)
-  model, num_levels = cfg.model, train.num_levels(cfg)
-  positions_read = sum(one_bin.history.size for one_bin in bins) * num_levels
-  num_targets = sum(int((one_bin.target > 0).sum()) for one_bin in bins)
-  # A beam keeps its own codes, a request what it has read, once for every decoder layer.
-  cache_bytes = (
-    model.decoder_layers
-    * 2
-    * model.heads
-    * model.head_dim
-    * jax.numpy.dtype(model.dtype).itemsize
-    * (cfg.decode.batch * num_levels * (cfg.decode.beams + model.max_history)))
-  return {
-    'variant': cfg.variant,
-    'codes': f'{num_levels} levels of {cfg.semantic_ids.size}, by {cfg.semantic_ids.kind}',
-    **cost_model.traced_lines(
-      step, steps, positions_read, cfg.train.epochs, cfg.seeds, jax.device_count(), cache_bytes,
-      unit=f'code positions read for {num_targets:,} targets')}

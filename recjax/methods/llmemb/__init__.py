@@ -21,11 +21,12 @@ from pathlib import Path
 
 from ml_collections import ConfigDict
 
-from recjax.data.dataset import Dataset
 from recjax.data.loading import load_data
 from recjax.evaluation import results
 from recjax.methods.llmemb import (
   evaluate,
+  export,
+  inference,
   item_embeddings,
   planning,
   prompts,
@@ -91,12 +92,7 @@ def embeddings(cfg: ConfigDict, work: Workdir, prompts_dir: Path, llm_dir: Path 
 
 
 SHARED = ('export',)  # stages made of shards, which parts of a run divide
-recommender, convert = evaluate.recommender, planning.convert
-
-
-def cost(cfg: ConfigDict, dataset: Dataset) -> dict[str, str]:
-  """What a run would take, before it runs. cfg, dataset: of the run. -> {what: text}"""
-  return planning.cost(cfg, dataset) | rat.cost(cfg, dataset)
+recommender, cost, convert = inference.recommender, planning.cost, export.convert
 
 
 def validated(cfg: ConfigDict) -> str:

@@ -7,17 +7,14 @@ from ml_collections import ConfigDict
 
 from recjax import run_files
 from recjax.data.dataset import Dataset
-from recjax.data.loading import load_unchanged
 from recjax.data.splits import Split
 from recjax.errors import ConfigError
 from recjax.evaluation import baselines, metrics, ranking, sampled_ranking, statistics
 from recjax.evaluation import results as results_lib
-from recjax.evaluation.recommender import CatalogRecommender
-from recjax.methods.llmemb import rat, update, variants
+from recjax.methods.llmemb import rat, variants
 from recjax.run_files import read_json
 from recjax.training import sequential
-from recjax.training import workdir as workdir_lib
-from recjax.training.workdir import Workdir, find_stage
+from recjax.training.workdir import Workdir
 
 METRICS = ('HR@10', 'NDCG@10')
 
@@ -166,22 +163,3 @@ def format_cell(group: dict, row: str) -> str:
   first = next(iter(group['rows']))
   p = group['tests'].get(f'{first}>{row}', {}).get('NDCG@10')
   return f'{group["rows"][row]["NDCG@10"]["value"]:.4f}' + ('' if p is None else f' ({p:.2g})')
-
-
-def recommender(workdir: Path, data: str | None = None) -> CatalogRecommender:
-  """The method's face: the best seed's model on any history; no LLM runs.
-
-  workdir: of the run. data: a later data set, whose new items the run's LLM reads once. ->
-  recommend, as `ranking.recommender` makes it
-  """
-  config, rat_dir = workdir_lib.saved_config(workdir), variants.main_stage(workdir)
-  results = read_json(find_stage(workdir, 'evaluate') / 'results.json')
-  dataset = load_unchanged(config.data, results['data_fingerprint'], workdir)
-  best = int(np.argmax(read_json(rat_dir / 'valid.json')['NDCG@10']))
-  if data:
-    dataset, params = update.extend_params(workdir, config, dataset, data, best)
-  else:
-    params = sequential.load(rat_dir / 'model.npz', best)
-  model = sequential.model_config(variants.recommender_config(config, config.model.kind),
-                                  len(dataset.catalog))
-  return ranking.recommender(sequential.scorer(model, params), dataset.catalog)

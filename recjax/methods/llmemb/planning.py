@@ -1,22 +1,16 @@
-"""What a run would cost before it runs, and its parts for other programs."""
+"""What a run would cost before it runs."""
 import dataclasses
-import pathlib
-import shutil
-from pathlib import Path
 
 import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from recjax import run_files
 from recjax.data.dataset import Dataset
 from recjax.errors import ConfigError
-from recjax.methods.llmemb import prompts
+from recjax.methods.llmemb import prompts, rat
 from recjax.methods.llmemb import variants as variants_lib
 from recjax.models import huggingface, layers, llm, lora
-from recjax.text import tokenizer as tokenizer_lib
 from recjax.training import cost_model, cpu_cost, text_embedding
-from recjax.training.workdir import find_stage, saved_config
 
 
 def cost(cfg: ConfigDict, dataset: Dataset) -> dict[str, str]:
@@ -44,7 +38,7 @@ def cost(cfg: ConfigDict, dataset: Dataset) -> dict[str, str]:
         **cpu_cost.lines(cfg, shape, lambda: cpu_stages(cfg, dataset))}
   variants, id_models = variants_lib.variants(cfg), variants_lib.id_models(cfg)
   return lines | {'trainings': f'{len(variants)} of RAT, {len(id_models)} over ids, '
-                  f'{cfg.seeds} seeds each'}
+                  f'{cfg.seeds} seeds each'} | rat.cost(cfg, dataset)
 
 
 def cpu_stages(cfg: ConfigDict, dataset: Dataset) -> list[cpu_cost.Stage]:
@@ -79,32 +73,3 @@ def llm_shape(cfg: ConfigDict) -> llm.Config:
     raise ConfigError('llm.weights is empty, so there is no model to count; add '
                       '--config.llm.weights=FOLDER, or use the sample preset')
   return dataclasses.replace(huggingface.read_config(cfg.llm.weights), lora_rank=cfg.lora.rank)
-
-
-def convert(workdir: Path, kind: str, out: Path) -> None:
-  """Writes the trained recommender ('npz'), or the tuned LLM as 'peft' adapter or 'merged'.
-
-  workdir: of the run. kind: which of these. out: a new file or folder. Raises ConfigError where
-  `out` is there already, WorkdirError where that was not trained.
-  """
-  if kind == 'npz':
-    run_files.absent(out, '--out')
-    model = variants_lib.main_stage(workdir) / 'model.npz'
-    with run_files.new_file(out, '--out') as target:
-      shutil.copyfile(model, target)
-    return
-  if kind not in ('peft', 'merged'):
-    raise ConfigError(f'--to={kind} is unknown for this method; choose npz, peft or merged')
-  run_files.absent(out, '--out', folder=True)
-  scft_dir = find_stage(workdir, 'scft-tuned')
-  weights = saved_config(workdir).llm.weights
-  llm_dir = find_stage(workdir, 'llm') if weights == 'tiny' else pathlib.Path(weights)
-  base = huggingface.read_config(llm_dir)
-  shape = huggingface.adapter_config(scft_dir, base)
-  adapter = huggingface.load_adapter(scft_dir, shape)
-  with run_files.new_folder(out, '--out') as target:
-    if kind == 'peft':
-      huggingface.save_adapter(adapter, shape, target, base=str(llm_dir.resolve()))
-      return
-    huggingface.save(lora.merge(huggingface.load(llm_dir, base), adapter, shape), base, target)
-    tokenizer_lib.load(llm_dir).save(target)

@@ -31,6 +31,7 @@ from recjax.evaluation import results
 from recjax.methods.reclm import (
   chat_encoding,
   evaluate,
+  export,
   inference,
   item_embeddings,
   offline_samples,
@@ -140,7 +141,7 @@ def missing_files(cfg: ConfigDict) -> None:
       raise ConfigError(f'{key}={value!r} does not exist; name what does')
 
 
-recommender, cost, convert = inference.recommender, planning.cost, planning.convert
+recommender, cost, convert = inference.recommender, planning.cost, export.convert
 converse, faces = inference.converse, inference.faces
 
 

@@ -10,10 +10,10 @@ from ml_collections import ConfigDict
 
 from recjax.decoding.prefix_generator import PrefixGenerator
 from recjax.errors import ConfigError, DataError
-from recjax.methods.reclm import generation, request_limits, train
+from recjax.methods.reclm import generate, item_limits, train
 from recjax.methods.reclm import prompts as prompts_lib
-from recjax.methods.reclm.generation import GroundedModel, Reply
-from recjax.methods.reclm.request_limits import Plan
+from recjax.methods.reclm.generate import GroundedModel, Reply
+from recjax.methods.reclm.item_limits import Plan
 
 PROMPT_BUCKET = 128  # tokens that prompts are padded to a multiple of
 
@@ -34,7 +34,7 @@ class ChatRequest:
 
   turns: ({'role', 'content'}, ...), the last a user's. domain: a catalog's name, '' the first.
   history: item indices that the last turn is about. least, most: items of the reply, within which
-  its last turn may ask for fewer or more, as `request_limits` reads it. tokens: at
+  its last turn may ask for fewer or more, as `item_limits` reads it. tokens: at
   most so many, 0 for no limit. temperature: None takes the run's. seed: of the draws. tell: called
   with the text so far, to which more is only ever added, while the reply is made. gone: whether
   nobody waits for the reply any more, which then ends where it is.
@@ -183,7 +183,7 @@ class ChatBatcher:
       return ~is_over
     padded_plans = plans + plans[-1:] * num_padded
     with jax.set_mesh(self.mesh):
-      replies = generation.generate_replies(
+      replies = generate.generate_replies(
         grounded, self.generator, decode, prompts + prompts[-1:] * num_padded,
         allowed=np.stack([plan.allowed for plan in padded_plans]),
         least=np.array([plan.least for plan in padded_plans]), seed=seed, on_tokens=on_tokens)
@@ -222,8 +222,8 @@ class ChatBatcher:
   def plan(self, request: ChatRequest) -> Plan:
     """What the last turn of a conversation states in numbers. request: the conversation."""
     tokenized = self.domain_of(request)[1].tokenized
-    return request_limits.plan(request.turns[-1]['content'], tokenized.prices, tokenized.on_offer,
-                               request.least, request.most)
+    return item_limits.plan(request.turns[-1]['content'], tokenized.prices, tokenized.on_offer,
+                            request.least, request.most)
 
   def refused(self, request: ChatRequest, plan: Plan, tokens_in: int) -> ChatAnswer:
     """The answer to a conversation whose limits no item meets. plan: that says so. tokens_in: of

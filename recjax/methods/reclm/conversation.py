@@ -14,14 +14,14 @@ from recjax.decoding.streaming import stream
 from recjax.errors import ConfigError
 from recjax.methods.reclm import (
   chat_batcher,
-  generation,
+  generate,
+  item_limits,
   prompts,
-  request_limits,
   tokenized_catalog,
   train,
 )
-from recjax.methods.reclm.generation import GroundedModel, Reply
-from recjax.methods.reclm.request_limits import Plan
+from recjax.methods.reclm.generate import GroundedModel, Reply
+from recjax.methods.reclm.item_limits import Plan
 from recjax.models import llm_decoder
 
 READ_TOKENS = 64  # that are read together, so that one program reads turns of any length
@@ -61,13 +61,13 @@ class Conversation:
     """A person's turn.
 
     max_items: of the reply, 10 at most; the text may ask for fewer, and for prices, as
-    `request_limits` reads it. history: item ids that it is about, shown before the text. seed: of
+    `item_limits` reads it. history: item ids that it is about, shown before the text. seed: of
     the draws. tell: called with the Reply so far while it is made; its text is only ever added to.
     The oldest rounds are dropped where the conversation would grow beyond prompt.max_prompt_tokens.
     """
     grounded, chat_model = self.grounded, self.grounded.chat_model
-    plan = request_limits.plan(text, grounded.tokenized.prices, grounded.tokenized.on_offer, 0,
-                               min(max_items, chat_batcher.MAX_ITEMS))
+    plan = item_limits.plan(text, grounded.tokenized.prices, grounded.tokenized.on_offer, 0,
+                            min(max_items, chat_batcher.MAX_ITEMS))
     if history:
       items = [grounded.tokenized.catalog.index(token) for token in history][-prompts.MAX_ITEMS:]
       text = prompts.with_history(self.cfg, grounded.tokenized, items, text)
@@ -99,7 +99,7 @@ class Conversation:
     tokenized = self.grounded.tokenized
     ids = train.make_encoder(self.cfg, self.grounded.chat_model, tokenized).tokens(
       [*self.turns, prompts.message('user', 'Hello')])
-    plan = request_limits.plan('', tokenized.prices, tokenized.on_offer, 0, 1)
+    plan = item_limits.plan('', tokenized.prices, tokenized.on_offer, 0, 1)
     self._stream(ids, plan, 0, lambda rows: np.array([len(rows[0]) < 2]))
     self.clear()
 
@@ -142,7 +142,7 @@ class Conversation:
     reply_decode = ConfigDict({**decode.to_dict(), 'num_items': chat_batcher.MAX_ITEMS})
     constraint = self.grounded.constraint(reply_decode, 1, allowed=plan.allowed[None],
                                           least=np.array([plan.least]))
-    search = dataclasses.replace(generation.sampling(decode), pad_id=chat_model.tokenizer.pad_id)
+    search = dataclasses.replace(generate.sampling(decode), pad_id=chat_model.tokenizer.pad_id)
     return stream(
       _decoder(model), {'variables': chat_model.variables, 'past': self.cache}, [ids[-1:]], search,
       constraint, on_tokens, seed=seed, bucket=1)
@@ -160,6 +160,6 @@ def untrained_models(chat_model: train.ChatModel,
   chat_model: as from `train.new_chat_model`. catalogs: by name.
   """
   return {
-    name: generation.GroundedModel(
+    name: generate.GroundedModel(
       chat_model, [tokenized_catalog.load(catalog, chat_model.tokenizer)], [name])
     for name, catalog in catalogs.items()}

@@ -17,7 +17,7 @@ from recjax.evaluation import baselines, ranking
 from recjax.evaluation import results as results_lib
 from recjax.methods.reclm import (
   control_tasks,
-  generation,
+  generate,
   list_metrics,
   teacher,
   tokenized_catalog,
@@ -50,7 +50,7 @@ def stage(work: Workdir, cfg: ConfigDict, dataset: Dataset, llm_dir: Path, tuned
   cases = split.test.select(rows)
   split = dataclasses.replace(split, test=cases, protocol=protocol)
   tokenized = train.load_tokenized(cfg, dataset, chat_model, table)
-  grounded = generation.GroundedModel(chat_model, [tokenized], kind=cfg.grounding)
+  grounded = generate.GroundedModel(chat_model, [tokenized], kind=cfg.grounding)
   replies, num_shortened = ask_lists(work, 'lists', cfg, grounded, cases)
   lists = [reply.items[:cfg.decode.num_items] for reply in replies]
   ranked = rank_all(work, cfg, grounded, cases)
@@ -71,7 +71,7 @@ def stage(work: Workdir, cfg: ConfigDict, dataset: Dataset, llm_dir: Path, tuned
     work, cfg, dataset, split, lists, ranked, teacher.scorer(teacher_dir, dataset), extra_results)
 
 
-def make_prompts(cfg: ConfigDict, grounded: generation.GroundedModel, cases: splits.Cases,
+def make_prompts(cfg: ConfigDict, grounded: generate.GroundedModel, cases: splits.Cases,
                  wishes: Sequence[str] | None = None,
                  candidates: Sequence | None = None) -> tuple[list[list[int]], int]:
   """Requests for lists, in the words of the config, as `sft_data.make_prompts`.
@@ -85,9 +85,9 @@ def make_prompts(cfg: ConfigDict, grounded: generation.GroundedModel, cases: spl
     cfg.eval.words, cfg.decode.num_items, wishes, candidates)
 
 
-def ask_lists(work: Workdir, name: str, cfg: ConfigDict, grounded: generation.GroundedModel,
+def ask_lists(work: Workdir, name: str, cfg: ConfigDict, grounded: generate.GroundedModel,
               cases: splits.Cases, wishes: Sequence[str] | None = None,
-              candidates: Sequence | None = None) -> tuple[list[generation.Reply], int]:
+              candidates: Sequence | None = None) -> tuple[list[generate.Reply], int]:
   """Lists for cases, without items of the history where the config says so.
 
   name: of the journal. cases, wishes, candidates: as in `make_prompts`. work: of the stage. cfg: as
@@ -95,16 +95,16 @@ def ask_lists(work: Workdir, name: str, cfg: ConfigDict, grounded: generation.Gr
   """
   prompts, num_shortened = make_prompts(cfg, grounded, cases, wishes, candidates)
   excluded = histories_of(cases) if cfg.eval.mask_history else None
-  return generation.reply_to_all(
+  return generate.reply_to_all(
     work, name, grounded, cfg.decode, prompts, excluded, cfg.seed), num_shortened
 
 
-def rank_all(work: Workdir, cfg: ConfigDict, grounded: generation.GroundedModel,
+def rank_all(work: Workdir, cfg: ConfigDict, grounded: generate.GroundedModel,
              cases: splits.Cases) -> tuple[np.ndarray, np.ndarray]:
   """The best first items of each case's list. cases: test users. work: of the stage. cfg: as
   `settings`. grounded: the model over its catalog. -> items (n, k), scores (n, k)"""
   excluded = histories_of(cases) if cfg.eval.mask_history else None
-  return generation.rank_items_of_all(
+  return generate.rank_items_of_all(
     work, 'ranked', grounded, cfg.decode, make_prompts(cfg, grounded, cases)[0], excluded,
     cfg.decode.num_items)
 
@@ -114,7 +114,7 @@ def histories_of(cases: splits.Cases) -> list[np.ndarray]:
   return [cases.history(case) for case in range(len(cases))]
 
 
-def rates_of(cfg: ConfigDict, grounded: generation.GroundedModel, cases: splits.Cases,
+def rates_of(cfg: ConfigDict, grounded: generate.GroundedModel, cases: splits.Cases,
              lists: Sequence[Sequence[int]]) -> dict[str, float]:
   """`list_metrics.list_rates` of a list for each case. cases: users. lists: item indices. cfg: as
   `settings`. grounded: the model over its catalog."""
@@ -161,7 +161,7 @@ def save_results(work: Workdir, cfg: ConfigDict, dataset: Dataset, split: splits
 # Several rounds.
 
 
-def judge_rounds(work: Workdir, cfg: ConfigDict, grounded: generation.GroundedModel,
+def judge_rounds(work: Workdir, cfg: ConfigDict, grounded: generate.GroundedModel,
                  cases: splits.Cases) -> dict:
   """A worked question, a request, another question: what of lists and answers is left.
 
@@ -186,7 +186,7 @@ def judge_rounds(work: Workdir, cfg: ConfigDict, grounded: generation.GroundedMo
       tokenized, template, cases.history(case)[-prompts_lib.MAX_ITEMS:], 'rule',
       cfg.decode.num_items)[1:]
     for case in range(count)]
-  lists = generation.reply_to_all(
+  lists = generate.reply_to_all(
     work, 'rounds-1', grounded, cfg.decode,
     [encoder.tokens(conversation) for conversation in turns], None, cfg.seed)
   ends = set(grounded.chat_model.tokenizer.eos_ids)
@@ -194,7 +194,7 @@ def judge_rounds(work: Workdir, cfg: ConfigDict, grounded: generation.GroundedMo
     conversation += [
       message('assistant', [[token for token in reply.ids if token not in ends]]),
       message('user', question)]
-  answers = generation.reply_to_all(
+  answers = generate.reply_to_all(
     work, 'rounds-2', grounded, answer_settings(cfg),
     [encoder.tokens(conversation) for conversation in turns], None, cfg.seed)
   is_right = [
@@ -214,7 +214,7 @@ def judge_cross(work: Workdir, cfg: ConfigDict, chat_model: train.ChatModel) -> 
   stage. cfg: as `settings`. chat_model: the tuned LLM. -> rates"""
   dataset = load_data(cfg.eval.cross)
   tokenized = tokenized_catalog.load(dataset.catalog, chat_model.tokenizer)
-  grounded = generation.GroundedModel(chat_model, [tokenized])
+  grounded = generate.GroundedModel(chat_model, [tokenized])
   cases = splits.leave_one_out(dataset.interactions).test
   cases = cases.select(splits.sample_cases(cases, cfg.eval.cross_users, '')[0])
   replies, _ = ask_lists(work, 'cross', cfg, grounded, cases)
@@ -228,7 +228,7 @@ def judge_cross(work: Workdir, cfg: ConfigDict, chat_model: train.ChatModel) -> 
     **rates_of(cfg, grounded, cases, [reply.items for reply in replies])}
 
 
-def judge_candidates(work: Workdir, cfg: ConfigDict, grounded: generation.GroundedModel,
+def judge_candidates(work: Workdir, cfg: ConfigDict, grounded: generate.GroundedModel,
                      cases: splits.Cases) -> dict:
   """The best of given candidates: the next item among others that the user has not had, shuffled.
   The words alone say what may be named, so another item is counted.
@@ -253,7 +253,7 @@ def judge_candidates(work: Workdir, cfg: ConfigDict, grounded: generation.Ground
 # Requests about categories, and replies that nothing holds to the catalog.
 
 
-def judge_control(work: Workdir, cfg: ConfigDict, grounded: generation.GroundedModel,
+def judge_control(work: Workdir, cfg: ConfigDict, grounded: generate.GroundedModel,
                   cases: splits.Cases, plain: list[list[int]], teach: Callable) -> dict:
   """How often requests about categories are followed (Lu et al., arXiv 2403.05063).
 
@@ -297,7 +297,7 @@ def judge_control(work: Workdir, cfg: ConfigDict, grounded: generation.GroundedM
   return {**rates, **category_questions(work, cfg, grounded, some_cases)}
 
 
-def category_questions(work: Workdir, cfg: ConfigDict, grounded: generation.GroundedModel,
+def category_questions(work: Workdir, cfg: ConfigDict, grounded: generate.GroundedModel,
                        cases: splits.Cases) -> dict:
   """Of what kind items are: right where the answer is one of their categories.
 
@@ -318,7 +318,7 @@ def category_questions(work: Workdir, cfg: ConfigDict, grounded: generation.Grou
           'user', control_tasks.make_question(tokenized, template, 'category_of', item, rng, 1)[0])]
     )
     for item in items]
-  replies = generation.reply_to_all(
+  replies = generate.reply_to_all(
     work, 'control-category_of', grounded, answer_settings(cfg), prompts, None, cfg.seed)
   is_right = [
     reply.text.strip() in tokenized.categories_of(item) for item, reply in zip(items, replies)]
@@ -330,7 +330,7 @@ def answer_settings(cfg: ConfigDict) -> ConfigDict:
   return ConfigDict({**cfg.decode.to_dict(), 'new_tokens': cfg.eval.answer_tokens})
 
 
-def judge_free(work: Workdir, cfg: ConfigDict, grounded: generation.GroundedModel,
+def judge_free(work: Workdir, cfg: ConfigDict, grounded: generate.GroundedModel,
                cases: splits.Cases) -> dict:
   """What the same model names when nothing holds it to the catalog. -> rates
 
@@ -344,4 +344,4 @@ def judge_free(work: Workdir, cfg: ConfigDict, grounded: generation.GroundedMode
     list_metrics.match_items(
       list_metrics.parse_titles(ids, chat_model.tokenizer, chat_model.soi, chat_model.eoi),
       grounded.tokenized, chat_model.tokenizer, cfg.eval.vague)
-    for ids in generation.reply_freely(work, 'free', grounded, cfg.decode, prompts, cfg.seed)])
+    for ids in generate.reply_freely(work, 'free', grounded, cfg.decode, prompts, cfg.seed)])

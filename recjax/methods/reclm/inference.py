@@ -15,7 +15,7 @@ from recjax.decoding.prefix_generator import PrefixGenerator
 from recjax.distributed import sharding
 from recjax.errors import ConfigError
 from recjax.evaluation.recommender import CatalogRecommender
-from recjax.methods.reclm import chat_batcher, conversation, generation, tokenized_catalog, train
+from recjax.methods.reclm import chat_batcher, conversation, generate, tokenized_catalog, train
 from recjax.methods.reclm import prompts as prompts_lib
 from recjax.run_files import read_json
 from recjax.text import prompt_templates
@@ -24,7 +24,7 @@ from recjax.training.workdir import find_stage, saved_config
 
 def open_run(
     workdir: Path, later: str | None = None
-) -> tuple[ConfigDict, Dataset, generation.GroundedModel, jax.sharding.Mesh]:
+) -> tuple[ConfigDict, Dataset, generate.GroundedModel, jax.sharding.Mesh]:
   """-> config, data set, the model over its catalog, a mesh of what is here, whatever the folder
 
   later: a data set that carries the run's on. workdir: of the run. Raises ConfigError where its
@@ -46,7 +46,7 @@ def open_run(
   tokenized = train.load_tokenized(config, dataset, chat_model, table)
   return (
     config, dataset,
-    generation.GroundedModel(chat_model, [tokenized], [dataset.name], config.grounding), mesh)
+    generate.GroundedModel(chat_model, [tokenized], [dataset.name], config.grounding), mesh)
 
 
 def check_later(config: ConfigDict) -> None:
@@ -81,7 +81,7 @@ def faces(workdir: Path, catalogs: Sequence[str] = (),
     config, domains, system_prompt(config), mesh)
 
 
-def make_recommender(config: ConfigDict, dataset: Dataset, grounded: generation.GroundedModel,
+def make_recommender(config: ConfigDict, dataset: Dataset, grounded: generate.GroundedModel,
                      mesh: jax.sharding.Mesh) -> CatalogRecommender:
   """The face of a run. config, dataset, grounded, mesh: as `open_run` gives them."""
   tokenized, template = grounded.tokenized, prompt_templates.read(
@@ -103,7 +103,7 @@ def make_recommender(config: ConfigDict, dataset: Dataset, grounded: generation.
       for start in range(0, len(item_rows), size):
         batch_rows = list(range(start, min(start + size, len(item_rows))))
         padded_rows = batch_rows + batch_rows[-1:] * (size - len(batch_rows))
-        ranked = generation.rank_items(
+        ranked = generate.rank_items(
           grounded, generators[0], [prompts[i] for i in padded_rows], k,
           [item_rows[i] for i in padded_rows] if exclude_seen else None, allowed_mask[padded_rows]
           if allowed_mask is not None and allowed_mask.ndim == 2
@@ -129,8 +129,8 @@ def system_prompt(config: ConfigDict) -> str:
     'system']
 
 
-def load_domains(config: ConfigDict, grounded: generation.GroundedModel,
-                 catalogs: Sequence[str]) -> dict[str, generation.GroundedModel]:
+def load_domains(config: ConfigDict, grounded: generate.GroundedModel,
+                 catalogs: Sequence[str]) -> dict[str, generate.GroundedModel]:
   """The run's own catalog and further data sets, by name. Raises ConfigError where the grounding
   knows its own alone.
 
@@ -143,6 +143,6 @@ def load_domains(config: ConfigDict, grounded: generation.GroundedModel,
   for source in catalogs:
     dataset = load_data(source)
     tokenized = tokenized_catalog.load(dataset.catalog, grounded.chat_model.tokenizer)
-    domains[dataset.name] = generation.GroundedModel(
+    domains[dataset.name] = generate.GroundedModel(
       grounded.chat_model, [tokenized], [dataset.name])
   return domains

@@ -1,12 +1,12 @@
 """Requests in a person's own words, by kind of goods, number and price, and lists that fulfil them.
 
 Histories alone teach a chat model to answer one form of request; these teach it to answer any with
-a list. Number and price are kept to by decoding (`request_limits`); here lists only have to agree.
+a list. Number and price are kept to by decoding (`item_limits`); here lists only have to agree.
 """
 import numpy as np
 from jaxtyping import Float
 
-from recjax.methods.reclm import request_limits
+from recjax.methods.reclm import item_limits
 from recjax.methods.reclm.tokenized_catalog import TokenizedCatalog
 
 FORMS = (
@@ -39,7 +39,7 @@ def make_wish(tokenized: TokenizedCatalog, prices: Float[np.ndarray, ' N'],
     limit = LIMITS[rng.integers(len(LIMITS))].format(price)
     members = members[prices[members - 1] < price]  # that of `item` is among them
   count = int(rng.integers(1, min(max_items, len(members)) + 1))
-  spelled = request_limits.SMALL[count] if rng.random() < 0.7 and count < 20 else str(count)
+  spelled = item_limits.SMALL[count] if rng.random() < 0.7 and count < 20 else str(count)
   text = FORMS[rng.integers(len(FORMS))].format(
     what=path.split(', ')[-1].lower(), count=spelled, Count=spelled.capitalize(), limit=limit)
   if count == 1:

@@ -1,7 +1,7 @@
 """RecLM's prompts: the words in which lists are asked for and answered, and their lengths.
 
-The forms of requests and answers are those of the released code (Liao et al., ACL Findings 2026,
-arXiv 2505.03336), in `templates/`; docs/reclm.md lists what differs.
+The text of the prompt is in `templates/`. The forms of requests and answers are those of the
+released code (Liao et al., ACL Findings 2026, arXiv 2505.03336); docs/reclm.md lists what differs.
 """
 from collections.abc import Sequence
 

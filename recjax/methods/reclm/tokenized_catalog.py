@@ -10,7 +10,7 @@ from jaxtyping import Bool, Float, Int
 from recjax.data.dataset import Catalog
 from recjax.decoding import item_filter, trie
 from recjax.errors import DataError
-from recjax.methods.reclm import request_limits
+from recjax.methods.reclm import item_limits
 from recjax.text import spelling
 from recjax.text.tokenizer import Tokenizer
 
@@ -43,7 +43,7 @@ class TokenizedCatalog:
   @functools.cached_property
   def prices(self) -> Float[np.ndarray, ' N']:
     """What items cost, NaN where that is not known."""
-    return request_limits.prices_of(self.catalog)
+    return item_limits.prices_of(self.catalog)
 
   @functools.cached_property
   def on_offer(self) -> Bool[np.ndarray, ' N']:

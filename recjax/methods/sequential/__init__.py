@@ -15,7 +15,15 @@ from ml_collections import ConfigDict
 from recjax.data import array_record
 from recjax.data.loading import load_data
 from recjax.evaluation import results
-from recjax.methods.sequential import evaluate, on_disk, report, train
+from recjax.methods.sequential import (
+  evaluate,
+  export,
+  inference,
+  on_disk,
+  planning,
+  report,
+  train,
+)
 from recjax.run_files import read_json
 from recjax.training.workdir import Workdir
 
@@ -38,7 +46,7 @@ def run(cfg: ConfigDict, work: Workdir) -> None:
              f'{sampled["NDCG@10"]:.4f}')
 
 
-recommender, cost, convert = evaluate.recommender, evaluate.cost, evaluate.convert
+recommender, cost, convert = inference.recommender, planning.cost, export.convert
 
 
 def validated(cfg: ConfigDict) -> str:

@@ -1,27 +1,20 @@
 """Test users ranked by every seed's best epoch, beside popularity and random."""
-import os
 import pathlib
-import shutil
 from typing import Any
 
-import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from recjax import run_files
-from recjax.data import array_record, splits
+from recjax.data import splits
 from recjax.data.dataset import Dataset
-from recjax.data.loading import load_unchanged
 from recjax.data.splits import Split
-from recjax.errors import ConfigError
 from recjax.evaluation import baselines, classical, metrics, ranking, sampled_ranking
 from recjax.evaluation import results as results_lib
-from recjax.evaluation.recommender import CatalogRecommender
 from recjax.progress import doing
 from recjax.protocols import ScoreFn
 from recjax.run_files import read_json
-from recjax.training import cost_model, sequential
-from recjax.training.workdir import Workdir, find_stage, saved_config
+from recjax.training import sequential
+from recjax.training.workdir import Workdir
 
 
 def settings(cfg: ConfigDict) -> ConfigDict:
@@ -100,51 +93,3 @@ def among_few(cfg: ConfigDict, dataset: Dataset, split: Split, score: ScoreFn) -
       sampled_ranking.rank_cases(score, split.test, len(dataset.catalog), drawn))
   return {'sampled': {'protocol': sampled_ranking.protocol(rule),
                       **{m: float(v.mean()) for m, v in values.items()}}}
-
-
-def recommender(workdir: str | os.PathLike, data: str | None = None) -> CatalogRecommender:
-  """The method's face: the best seed's model on any history.
-
-  workdir: the run's folder. -> recommend, as `ranking.recommender` makes it. Raises ConfigError for
-  `data`, a later data set with items that the run was not trained on
-  """
-  if data:
-    raise ConfigError(f'{workdir} knows items by their numbers alone, so it can say nothing of new '
-                      'ones: train it again on later data, or ask a run of a method that reads '
-                      'texts: betag, bigrec, llmemb, reclm, etegrec')
-  config = saved_config(workdir)
-  trained = find_stage(workdir, 'train')
-  results = read_json(find_stage(workdir, 'evaluate') / 'results.json')
-  streamed = array_record.is_record_folder(config.data)
-  load = array_record.load_unchanged if streamed else load_unchanged
-  dataset = load(config.data, results['data_fingerprint'], workdir, config.eval.tie_order)
-  best = int(np.argmax(read_json(trained / 'valid.json')['NDCG@10']))
-  score = sequential.scorer(sequential.model_config(config, len(dataset.catalog)),
-                            sequential.load(trained / 'model.npz', best))
-  return ranking.recommender(score, dataset.catalog)
-
-
-def cost(cfg: ConfigDict, dataset: Dataset) -> dict[str, str]:
-  """What a run would take, before it runs.
-
-  cfg: the run's config. dataset: the data set. -> {name: text}
-  """
-  train = splits.leave_one_out(dataset.interactions).train
-  step, steps, targets = sequential.planned(cfg, len(dataset.catalog), train)
-  return cost_model.traced_lines(
-    step, steps, targets, cfg.train.epochs, cfg.seeds, jax.device_count(), unit='targets'
-  )
-
-
-def convert(workdir: str | os.PathLike, kind: str, out: str | os.PathLike) -> None:
-  """Writes the trained parameters as one .npz.
-
-  workdir: the run's folder. kind: 'npz'. out: the file. Raises ConfigError for others, or a file
-  there.
-  """
-  if kind != 'npz':
-    raise ConfigError(f'--to={kind} is unknown for this method; npz writes all parameters')
-  run_files.absent(out, '--out')
-  model = find_stage(workdir, 'train') / 'model.npz'
-  with run_files.new_file(out, '--out') as fresh:
-    shutil.copyfile(model, fresh)

@@ -2,7 +2,7 @@
 from collections.abc import Callable, Mapping
 from typing import Any
 
-import prometheus_client as prometheus
+import prometheus_client
 
 SECONDS_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
 SIZE_BUCKETS = (1, 2, 4, 8, 16, 32, 64)
@@ -16,25 +16,25 @@ class Metrics:
   """
 
   def __init__(self):
-    self.registry = prometheus.CollectorRegistry()
-    prometheus.ProcessCollector(registry=self.registry)
-    prometheus.GCCollector(registry=self.registry)
-    self._requests = prometheus.Counter(
+    self.registry = prometheus_client.CollectorRegistry()
+    prometheus_client.ProcessCollector(registry=self.registry)
+    prometheus_client.GCCollector(registry=self.registry)
+    self._requests = prometheus_client.Counter(
         'recjax_requests', 'Requests answered', ('route', 'method', 'status'),
         registry=self.registry)
-    self._request_seconds = prometheus.Histogram(
+    self._request_seconds = prometheus_client.Histogram(
         'recjax_request_seconds', "From a request's head to its answer's end", ('route',),
         buckets=SECONDS_BUCKETS, registry=self.registry)
-    self._batch_size = prometheus.Histogram(
+    self._batch_size = prometheus_client.Histogram(
         'recjax_batch_size', 'Requests answered together', ('kind', 'model'),
         buckets=SIZE_BUCKETS, registry=self.registry)
-    self._batch_seconds = prometheus.Histogram(
+    self._batch_seconds = prometheus_client.Histogram(
         'recjax_batch_seconds', 'Time a batch took', ('kind', 'model'), buckets=SECONDS_BUCKETS,
         registry=self.registry)
-    self.interests = prometheus.Counter(
+    self.interests = prometheus_client.Counter(
         'recjax_interests', 'Interests found, by who found them', ('source',),
         registry=self.registry)
-    self.catalog_reloads = prometheus.Counter(
+    self.catalog_reloads = prometheus_client.Counter(
         'recjax_catalog_reloads', 'Catalogs read anew', ('outcome',), registry=self.registry)
 
   def observe_request(self, scope: Mapping[str, Any], status: int, seconds: float) -> None:
@@ -58,8 +58,8 @@ class Metrics:
 
     name: of the metric. description: a line for readers. value: called for the figure.
     """
-    prometheus.Gauge(name, description, registry=self.registry).set_function(value)
+    prometheus_client.Gauge(name, description, registry=self.registry).set_function(value)
 
   def render(self) -> bytes:
     """Returns all metrics in Prometheus' text format."""
-    return prometheus.generate_latest(self.registry)
+    return prometheus_client.generate_latest(self.registry)

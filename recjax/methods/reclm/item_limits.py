@@ -74,8 +74,8 @@ TOTAL = re.compile(r'\b(?:in total|altogether|together|in all|overall|for all of
 
 
 @dataclasses.dataclass(frozen=True)
-class RequestLimits:
-  """What a request states.
+class ItemLimits:
+  """What a request states of items: how many, and at which price.
 
   least, most: items that it asks for, 0 where it does not say. low, high: what an item may cost,
   both included. words: how the request puts the price. of_sum: whether that is said of all items
@@ -98,7 +98,7 @@ class RequestLimits:
     return (prices >= self.low) & (prices <= self.high)  # NaN is neither
 
 
-def read(text: str) -> RequestLimits:
+def read(text: str) -> ItemLimits:
   """The limits that a request states. text: as a person typed it."""
   least, most, bare_least, low, high, words = 0, 0, 0, -math.inf, math.inf, []
   of_sum = False
@@ -114,8 +114,7 @@ def read(text: str) -> RequestLimits:
       low, high, of_sum = max(low, start), min(high, stop), of_sum or bool(TOTAL.search(sentence))
       words.append(said)
   least = max(least, bare_least) if words else least  # with a price it is goods that are asked for
-  return RequestLimits(min(least, most) if most else least, most, low, high, ', '.join(words),
-                       of_sum)
+  return ItemLimits(min(least, most) if most else least, most, low, high, ', '.join(words), of_sum)
 
 
 def sentences(text: str) -> list[str]:
