@@ -59,9 +59,9 @@ ALONE = ('hostile_test', 'house_test', 'docs_test', 'devices_test', 'damage_test
          'training/fault_tolerance_test', 'serving/server_test',
          'decoding/lookahead_beam_search_test')
 # Processes that run longest, in this order, begin first, so that no core waits at the end.
-FIRST = ('decoding', 'training', 'models', 'methods/etegrec', 'methods/reclm', 'methods/llmemb',
-         'methods/bigrec', 'methods/betag', 'data', 'methods/scores', 'methods/sequential',
-         'decoding/lookahead_beam_search_test', 'docs_test', 'evaluation', 'serving', 'top')
+FIRST = ('decoding', 'training', 'models', 'methods/etegrec', 'methods/llmemb', 'data', 'serving',
+         'methods/betag', 'methods/bigrec', 'methods/reclm', 'text', 'methods/sequential',
+         'methods/scores', 'docs_test', 'evaluation', 'top')
 
 
 @functools.cache

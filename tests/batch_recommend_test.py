@@ -161,6 +161,7 @@ class BatchTest(parameterized.TestCase):
     self.assertEqual(done.returncode, 2, done.stderr)
     self.assertRegex(done.stderr, f'^error: {self.folder} holds no config.json')
 
+  @long
   def test_a_reader_that_has_enough_ends_a_verb_quietly(self):
     for buffered in ('', '1'):
       child = subprocess.Popen(

@@ -11,6 +11,7 @@ import jax
 from absl.testing import absltest
 
 from tests import devices
+from tests.long import long
 
 ASK = 'import tests.devices, jax; print(jax.device_count())'
 
@@ -23,6 +24,7 @@ class DevicesTest(absltest.TestCase):
     return subprocess.run([sys.executable, '-c', ASK], env={
         **inherited, 'JAX_PLATFORMS': 'cpu', **env}, capture_output=True, text=True).stdout.strip()
 
+  @long
   def test_eight_by_default_or_what_the_environment_says(self):
     self.assertEqual(self.started(), '8')
     self.assertEqual(self.started(JAX_NUM_CPU_DEVICES='3'), '3')

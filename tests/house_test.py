@@ -10,6 +10,7 @@ from absl.testing import absltest
 from ml_collections import ConfigDict
 
 from recjax import errors
+from tests.long import long
 
 ROOT = pathlib.Path(__file__).parents[1]
 PACKAGE = ROOT / 'recjax'
@@ -103,6 +104,7 @@ class HouseTest(absltest.TestCase):
         if top:
           self.assertNotIn(package, INSIDE_FUNCTIONS, f'{where} imports {name} at its top')
 
+  @long
   def test_importing_the_package_touches_no_device(self):
     modules = ['.'.join(('recjax', *p.relative_to(PACKAGE).with_suffix('').parts))
                for p in self.files() if p.stem not in ('__main__', '__init__')]

@@ -1,10 +1,11 @@
 """One process of the suite: `python -m tests.room tests.a_test ...`, or a fork of the runner.
 
-A file's compiled programs are dropped when its tests have run: thousands of them in one process
-would come to the system's limit of memory maps.
+Compiled programs are dropped where there are many: thousands of them in one process would come to
+the system's limit of memory maps.
 """
 import gc
 import os
+import pathlib
 import sys
 import unittest
 from types import ModuleType
@@ -17,13 +18,18 @@ from tests.long import ALL, is_long
 LONG_ALONE = os.environ.get('RECJAX_TEST_LONG_ALONE') == '1'
 
 
+MAPS = pathlib.Path('/proc/self/maps')
+MOST_MAPS = 25_000  # Linux allows 65,530, and a file of tests takes 10,000 at most
+
+
 class FileSuite(unittest.TestSuite):
-  """The tests of a file, after which JAX forgets its programs."""
+  """The tests of a file, after which JAX forgets its programs if they are many."""
 
   def run(self, result: unittest.TestResult, debug: bool = False) -> unittest.TestResult:
     """Runs the tests. result: where they are told. debug: whether errors are raised."""
     super().run(result, debug)
-    if 'jax' in sys.modules:
+    many = not MAPS.exists() or MAPS.read_bytes().count(b'\n') > MOST_MAPS
+    if many and 'jax' in sys.modules:
       sys.modules['jax'].clear_caches()
       gc.collect()
     return result

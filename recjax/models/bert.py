@@ -128,6 +128,7 @@ def pool(hidden: Float[AnyArray, 'B S D'], mask: Mask, how: str) -> Float[Array,
   return chosen * (real.sum(1) > 0)[:, None]
 
 
+@functools.partial(jax.jit, static_argnums=0, inline=True)
 def init(cfg: Config, key: Key[Array, '']) -> PyTree:
   """Random parameters, float32. cfg: the model's shape. key: of the draws."""
   ones = jnp.ones((1, 1), jnp.int32)

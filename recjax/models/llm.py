@@ -353,6 +353,7 @@ def gather_tables(params: PyTree) -> PyTree:
           for name, value in params.items()}
 
 
+@functools.partial(jax.jit, static_argnums=0, inline=True)
 def init(cfg: Config, key: Key[Array, '']) -> PyTree:
   """Random weights, a function of the key alone; no adapters. cfg: the model's shape. -> 'params'
   tree"""

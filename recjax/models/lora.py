@@ -14,6 +14,7 @@ from recjax.errors import ConfigError
 from recjax.models import llm
 
 
+@functools.partial(jax.jit, static_argnums=0, inline=True)
 def init_lora(cfg: llm.Config, key: Key[Array, '']) -> PyTree:
   """Fresh adapters, which change nothing yet: A uniform in +-1/sqrt(in) as PEFT draws it, B zero.
 

@@ -73,6 +73,7 @@ class Config:
       raise ConfigError(f'semantic_ids.sinkhorn={self.sinkhorn} must have {self.levels} numbers')
 
 
+@functools.partial(jax.jit, static_argnums=0, inline=True)
 def init(cfg: Config, key: Key[Array, '']) -> PyTree:
   """Xavier-normal weights, zero biases, uniform codebooks (then `init_codebooks`). cfg: its
   settings. key: of the draws."""

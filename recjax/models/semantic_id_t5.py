@@ -203,6 +203,7 @@ class CrossAttention(nn.Module):
     return nn.Dense(self.width, name='o', kernel_init=nn.initializers.normal(0.02))(out)
 
 
+@functools.partial(jax.jit, static_argnums=0, inline=True)
 def init(cfg: Config, key: Key[Array, '']) -> PyTree:
   """Random parameters, float32. cfg: the model's shape. key: of the draws."""
   history, target = jnp.zeros((1, 1, cfg.levels), jnp.int32), jnp.zeros((1, cfg.levels), jnp.int32)

@@ -9,9 +9,11 @@ Shape letters: R rows, L slots, D width, H heads, F inner width, B histories, W 
 items: ids 1..N, 0 is padding, N + 1 the mask of BERT4Rec.
 """
 import dataclasses
+import functools
 from typing import Any, cast
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int, Key, PyTree
@@ -309,6 +311,7 @@ def output_table(
   return table, bias
 
 
+@functools.partial(jax.jit, static_argnums=0, inline=True)
 def init(cfg: Config, key: Key[Array, '']) -> PyTree:
   """Parameters of a new model, float32. cfg: the model's shape. key: of the draws."""
   zeros = jnp.zeros((1, cfg.max_history), jnp.int32)

@@ -8,6 +8,7 @@ Shape letters: B rows, S tokens read, T tokens written, K beams, D width, H head
 layers, V vocabulary. An axis E is H * Dh.
 """
 import dataclasses
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any, cast
 
@@ -375,6 +376,7 @@ class T5(nn.Module):
     return states @ (self.shared.T if self.cfg.tied else self.head)
 
 
+@functools.partial(jax.jit, static_argnums=0, inline=True)
 def init(cfg: Config, key: Key[Array, '']) -> PyTree:
   """Random parameters of `T5`, float32. cfg: the model's shape. key: of the draws."""
   zeros = jnp.zeros((1, 1), jnp.int32)

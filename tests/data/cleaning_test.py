@@ -6,6 +6,7 @@ from absl.testing import absltest, parameterized
 from hypothesis import strategies as st
 
 from recjax.data import cleaning, loading
+from tests.long import examples
 
 SCRIPT = 'var aPageStart = (new Date()).getTime();\nvar ue_t0=ue_t0||+new Date();'
 CSS = '.a-box-inner{background-color:#fff}#alohaBuyBoxWidget .selected{background-color:#fffbf3}'
@@ -140,7 +141,7 @@ class CleaningTest(parameterized.TestCase):
         ids.add(value)
       self.assertEqual(ids.whole(), want, values)
 
-  @hypothesis.settings(deadline=None, max_examples=200)
+  @examples(40, 200)
   @hypothesis.given(st.text(max_size=60))
   def test_cleaning_a_clean_text_changes_nothing(self, value):
     made = cleaning.clean_text(value, count())

@@ -15,6 +15,7 @@ from recjax import file_io
 from recjax.data import dataset as dataset_lib
 from recjax.data import loading
 from recjax.errors import ConfigError, DataError, UserError, WorkdirError
+from tests.long import examples
 
 SHARED = pathlib.Path(__file__).parents[2].parent / 'shared' / 'data'
 
@@ -230,7 +231,7 @@ class CatalogTest(parameterized.TestCase):
     self.assertEqual((len(data.interactions), len(data.catalog), len(data.interactions.items)),
                      (users, items, interactions))
 
-  @hypothesis.settings(max_examples=60, deadline=None, derandomize=True)
+  @examples(12, 60)
   @hypothesis.given(st.one_of(st.binary(max_size=60), st.text(max_size=60).map(
       lambda s: s.encode('utf-8', 'surrogatepass'))), st.booleans())
   def test_garbage_raises_data_errors_only(self, garbage, in_items):
@@ -239,7 +240,7 @@ class CatalogTest(parameterized.TestCase):
     path.write_bytes(garbage)
     self.quietly(folder)
 
-  @hypothesis.settings(max_examples=60, deadline=None, derandomize=True)
+  @examples(12, 60)
   @hypothesis.given(st.recursive(
       st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=4),
       lambda x: st.lists(x, max_size=3) | st.dictionaries(
@@ -272,7 +273,7 @@ class TieOrderTest(parameterized.TestCase):
         np.array([i / 2 for i, _ in flat], np.float32))
     return dataset_lib.make_dataset('x', dataset_lib.Catalog(tuple('abcdefghi'), {}), data)
 
-  @hypothesis.settings(max_examples=60, deadline=None, derandomize=True)
+  @examples(12, 60)
   @hypothesis.given(st.lists(st.lists(st.tuples(st.integers(1, 9), st.integers(0, 2)), max_size=6),
                              min_size=1, max_size=5), st.integers(0, 9))
   def test_items_move_among_neighbors_of_equal_time_alone(self, rows, seed):

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from recjax.data.formats import betag
 from recjax.errors import ConfigError, DataError
+from tests.long import examples
 
 SHARED = pathlib.Path(__file__).parents[2].parent / 'shared' / 'data' / 'formats' / 'betag'
 
@@ -165,7 +166,7 @@ class BetagFilesTest(parameterized.TestCase):
       self.assertEqual(json.loads((folder / name).read_text()),
                        json.loads((SHARED / name).read_text()))
 
-  @hypothesis.settings(max_examples=80, deadline=None, derandomize=True)
+  @examples(16, 80)
   @hypothesis.given(st.binary(max_size=40) | JSON.map(json.dumps).map(str.encode))
   def test_garbage_raises_data_errors_only(self, garbage):
     path = self.folder() / 'garbage.json'
@@ -177,7 +178,7 @@ class BetagFilesTest(parameterized.TestCase):
       except DataError as error:
         self.assertIn('garbage.json', str(error))
 
-  @hypothesis.settings(max_examples=80, deadline=None, derandomize=True)
+  @examples(16, 80)
   @hypothesis.given(st.dictionaries(IDS.filter(lambda s: s.isprintable()),
                                     st.lists(st.lists(TAGS, max_size=3), max_size=3), max_size=4))
   def test_tables_round_trip(self, betags):
@@ -188,7 +189,7 @@ class BetagFilesTest(parameterized.TestCase):
     betag.write_predictions(folder / 'p.json', rows)
     self.assertEqual(betag.read_predictions(folder / 'p.json'), rows)
 
-  @hypothesis.settings(max_examples=200, deadline=None, derandomize=True)
+  @examples(40, 200)
   @hypothesis.given(st.lists(TAGS | st.sampled_from(['a|', '|', '2. ', '| |', '3.\n1. |', ', ,']),
                              min_size=1, max_size=4), st.sampled_from(['| ', ', ', '||', ';']))
   def test_escaped_tags_survive_being_written_and_parsed(self, tags, sep):

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from recjax.data import raw_reader
 from recjax.errors import ConfigError, DataError, UserError
-from tests.long import long
+from tests.long import examples, long
 
 DAMAGE = [b'\xff\xfe', b'\x00', b'\r', b'\r\n', b'\n', b'"', b'\xef\xbb\xbf', b'{', b'[[[[', b',,,',
           b'\t', b'::', b'\\ud800', b'NaN', b'1e999', b'9' * 5000, b'a' * 5000, b'null',
@@ -190,7 +190,7 @@ class RawTest(parameterized.TestCase):
     elif path.suffix == '.dat':
       self.assertLen(rows, sum(bool(line.rstrip(b'\r')) for line in lines))
 
-  @hypothesis.settings(deadline=None, max_examples=100)
+  @examples(20, 100)
   @hypothesis.given(st.lists(st.tuples(st.text(min_size=1), st.text(min_size=1),
                                        st.integers(-2 ** 61, 2 ** 61)), max_size=20))
   def test_ids_of_any_letters_come_through_or_are_named(self, rows):

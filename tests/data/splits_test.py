@@ -11,6 +11,7 @@ from recjax.data import splits
 from recjax.data.dataset import Catalog, Dataset, Interactions
 from recjax.data.splits import leave_one_out, split_for_config
 from recjax.errors import ConfigError, DataError
+from tests.long import examples
 
 
 def interactions(*rows):
@@ -115,7 +116,7 @@ class SplitsTest(absltest.TestCase):
     with self.assertRaisesRegex(ConfigError, 'holdout is 3'):
       leave_one_out(interactions([1, 2]), holdout=3)
 
-  @hypothesis.settings(max_examples=60, deadline=None, derandomize=True)
+  @examples(12, 60)
   @hypothesis.given(st.lists(st.lists(st.integers(1, 9), max_size=6), min_size=1, max_size=8),
                     st.sampled_from([1, 2]))
   def test_split_equals_slicing_each_user(self, rows, holdout):

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from recjax.data import times
 from recjax.errors import ConfigError, DataError
+from tests.long import examples
 
 DAY = datetime.datetime(2024, 1, 31, tzinfo=datetime.UTC)
 AT = int(DAY.timestamp())
@@ -52,7 +53,7 @@ class TimesTest(parameterized.TestCase):
     clock, _ = decide([value] * 3)
     self.assertEqual((clock.kind, clock.per_second, clock.read(value)), (kind, per_second, want))
 
-  @hypothesis.settings(deadline=None, max_examples=300)
+  @examples(60, 300)
   @hypothesis.given(st.lists(st.integers(0, 10 ** 9 - 1), min_size=2, max_size=8),
                     st.sampled_from(['s', 'ms', 'us', 'ns', 'iso', 'number']))
   def test_order_is_kept_to_a_nanosecond(self, nanos, kind):

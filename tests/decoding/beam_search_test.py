@@ -261,6 +261,7 @@ class OracleTest(parameterized.TestCase):
         titles, normalization=Normalization()), BeamSearch(2, 2, 0.0)), 0)
     self.assertEqual([r for _, r in two], [(0, 1), (0, 2)])  # (2, 0) is pruned at the first step
 
+  @long
   def test_tables_of_wide_levels_are_one_on_host_and_device(self):
     codes = np.random.default_rng(0).integers(0, 256, (2000, 2))
     offsets = 10 + 256 * np.arange(2)

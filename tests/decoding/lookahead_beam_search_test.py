@@ -79,7 +79,7 @@ class TreeSearchTest(parameterized.TestCase):
     self.assertLess(int(got.passes.max()), max(2, int(want.steps)))
 
   @parameterized.parameters(False, True, 'never')
-  @long_but(0)
+  @long
   def test_length_penalty_and_stopping_are_those_of_the_plain_search(self, early):
     titles = CatalogConstraint(
       device_trie.to_device_trie(trie.build(catalog(7, 60), end=END, vocab=V))
@@ -89,6 +89,7 @@ class TreeSearchTest(parameterized.TestCase):
     np.testing.assert_array_equal(got.finished.node, want.rows.state)
     np.testing.assert_allclose(got.finished.value, want.rows.scores, atol=5e-4)
 
+  @long
   def test_a_title_alone_from_its_first_token_needs_no_pass(self):
     rows = [[i, *range(10, 20)] for i in range(5)]
     titles = CatalogConstraint(

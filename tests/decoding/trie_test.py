@@ -35,7 +35,7 @@ class TrieTest(parameterized.TestCase):
     for token, child in node.items():
       self.agree(built, child, [*prefix, token])
 
-  @hypothesis.settings(max_examples=300, deadline=None)
+  @examples(60, 300)
   @hypothesis.given(CATALOGS, st.randoms(use_true_random=False))
   def test_children_are_those_of_a_dictionary_in_any_order(self, rows, random):
     want = dictionary(rows, 5)
@@ -47,7 +47,7 @@ class TrieTest(parameterized.TestCase):
     ordered = [built.row(i).tolist() for i in built.item]
     self.assertEqual(ordered, sorted(ordered))
 
-  @hypothesis.settings(max_examples=100, deadline=None)
+  @examples(20, 100)
   @hypothesis.given(CATALOGS)
   def test_a_node_holds_the_places_of_the_titles_below_it(self, rows):
     built = trie.build(rows, end=5)

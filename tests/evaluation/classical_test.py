@@ -11,6 +11,7 @@ from recjax.data.dataset import Interactions, flatten
 from recjax.data.splits import Cases
 from recjax.errors import ConfigError
 from recjax.evaluation import classical, metrics, ranking
+from tests.long import long
 
 SEQUENCES = ((1, 2, 3), (1, 2, 4), (2, 3, 1), (3, 4), (1, 2))  # item 5 is never met
 TARGETS = (4, 3, 4, 1, 3)
@@ -174,6 +175,7 @@ class ChoiceTest(absltest.TestCase):
     self.assertEqual(left_out, {'text': 'no title has a word', 'id_text': 'no title has a word'})
     self.assertNotIn('text', rows)
 
+  @long
   def test_published_data(self):
     """Amazon Scientific: figures computed once with plain scipy in float64."""
     if not SCIENTIFIC.exists():

@@ -13,7 +13,7 @@ from recjax.evaluation import metrics, ranking, statistics, ties
 from recjax.models import seqrec
 from recjax.training import sequential
 from tests import devices
-from tests.long import examples
+from tests.long import examples, long
 
 N = 16
 
@@ -114,6 +114,7 @@ class InvarianceTest(absltest.TestCase):
 
   @examples(2, 6)
   @given(st.integers(0, 99), st.sampled_from(seqrec.KINDS))
+  @long
   def test_padding_beside_longer_histories(self, seed, kind):
     model = seqrec.Config(kind, N, 32, width=8, layers=1, hidden=8)
     score = sequential.scorer(model, seqrec.init(model, jax.random.key(seed)))

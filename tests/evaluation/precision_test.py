@@ -13,6 +13,7 @@ from recjax.models import semantic_id_t5, t5
 from recjax.models.dot_product import DotProduct
 from recjax.retrieval import nearest
 from tests import short_products
+from tests.long import long
 
 USERS, ITEMS, WIDTH = 32, 5000, 64
 
@@ -57,6 +58,7 @@ class PrecisionTest(absltest.TestCase):
     layers = reclm_train.init_projection(jax.random.key(0), WIDTH, 32, 16)
     self.assert_equal_when_rounded(lambda: reclm_train.project(layers, self.states))
 
+  @long
   def test_codes_of_beams(self):
     net = t5.Config(width=16, layers=1, decoder_layers=1, heads=2, head_dim=8, ffn=16)
     cfg = semantic_id_t5.Config(net, 3, 8, 0, 0)

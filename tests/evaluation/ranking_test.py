@@ -14,6 +14,7 @@ from recjax.data import splits
 from recjax.errors import ConfigError, DataError
 from recjax.evaluation import baselines, metrics, ranking, ties
 from tests import devices
+from tests.long import long
 from tests.reference import metrics as judge
 
 SHARED = pathlib.Path(__file__).parents[2].parent / 'shared'
@@ -231,6 +232,7 @@ class BaselinesTest(absltest.TestCase):
     np.testing.assert_allclose(share, 0.1, atol=4 * np.sqrt(0.09 / 4000))  # four sigma
 
   @absltest.skipUnless((SHARED / 'data/amazon-beauty').is_dir(), 'no shared Beauty data')
+  @long
   def test_popularity_on_beauty_is_the_published_figure(self):
     folder = SHARED / 'data/amazon-beauty'
     def read(name):

@@ -208,6 +208,7 @@ class ScftTest(parameterized.TestCase):
     with self.assertRaisesRegex(ConfigError, 'scft.batch=6 does not divide over 4'):
       scft.ViewBatches(Reader(), self.texts, self.cfg, 4)
 
+  @long
   def test_local_negatives_are_the_mean_over_devices(self):
     z = jnp.asarray(np.random.default_rng(0).normal(size=(8, 2, 5)))
     self.cfg.reproduce_bugs.local_negatives = True

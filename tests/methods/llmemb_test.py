@@ -273,6 +273,7 @@ class WholeTest(absltest.TestCase):
     with self.assertRaisesRegex(ConfigError, 'there already'):
       llmemb.convert(self.path, 'npz', self.path / 'out.npz')
 
+  @long
   def test_cost_is_counted_before_a_run(self):
     said = llmemb.cost(self.cfg, self.shop)
     self.assertEqual(said['trainings'], '2 of RAT, 1 over ids, 2 seeds each')

@@ -160,6 +160,7 @@ class ReplyTest(absltest.TestCase):
     self.assertEqual((found[4].items, found[4].complete), ((), True))
     self.assertIn('prices go from 5 to 150', found[4].text)
 
+  @long
   def test_a_catalog_without_prices_says_so(self):
     found, = self.batcher([self.ask('Two items under 20, please', domain='plain')])
     self.assertStartsWith(found.text, 'This catalog states no prices, so I cannot keep to "under')

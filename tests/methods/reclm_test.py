@@ -273,6 +273,7 @@ class UntrainedTest(parameterized.TestCase):
       total += len(reply.items)
     self.assertGreater(total, 2)
 
+  @long
   def test_rounds_read_new_tokens_alone_and_say_the_same(self):
     cfg, speaker = eager()
     cfg.decode.update(new_tokens=24, count=3)
@@ -350,6 +351,7 @@ class CheckTest(parameterized.TestCase):
     with self.assertRaisesRegex(ConfigError, what):
       reclm.check(cfg)
 
+  @long
   def test_cost_is_counted(self):
     found = planning.cost(config('sample:1:60'), load_data('sample:1:60'))
     self.assertIn('TFLOP', found['training'])

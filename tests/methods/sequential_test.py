@@ -117,6 +117,7 @@ class PackTest(parameterized.TestCase):
       self.assertEqual(items[mine].tolist(), inputs[user, 8 - n:].tolist())
       self.assertEqual(position[mine].tolist(), list(range(8 - n, 8)))
 
+  @long
   def test_room_is_enough_for_every_batch(self):
     shop = ring(300)
     seqs = train.sequences(splits.leave_one_out(shop.interactions).train, 12)
@@ -172,7 +173,7 @@ class LossTest(parameterized.TestCase):
     self.assertTrue(all(np.isfinite(g).all() for g in jax.tree.leaves(grads)))
 
   @parameterized.parameters('sasrec', 'bert4rec')
-  @long_but(0)
+  @long
   def test_a_users_positions_share_negatives_wherever_packing_puts_them(self, kind):
     cfg = config(loss='sampled', model=kind)
     cfg.loss.update(negatives=5, negative_scope='sequence', exclude='none')

@@ -5,6 +5,7 @@ from absl.testing import absltest, parameterized
 
 from recjax.serving import app as apps
 from recjax.text import llm_api
+from tests.long import ALL
 from tests.serving import app_test, fake_service
 
 
@@ -102,7 +103,7 @@ class SchemaTest(absltest.TestCase):
       if operation.ok().path == '/shop/events':
         continue
 
-      @hypothesis.settings(max_examples=25, deadline=None, database=None,
+      @hypothesis.settings(max_examples=25 if ALL else 5, deadline=None, database=None,
                            suppress_health_check=list(hypothesis.HealthCheck))
       @hypothesis.given(case=case_of)
       def attack(case):

@@ -10,6 +10,7 @@ from recjax.data import loading
 from recjax.data.formats import etegrec
 from recjax.errors import ServiceError
 from recjax.text import interest_terms
+from tests.long import examples
 from tests.text import llm_api_test
 
 TITLES = ['Copper Wire', 'Copper Wire', 'Copper Pot', 'Steel Pot', 'Glass Jar', 'Glass Lid',
@@ -63,7 +64,7 @@ class LocalTest(parameterized.TestCase):
     some = [interest_terms.shared_terms(int(i), out, terms) for i in history[-50:]]
     self.assertEqual({w for row in some for w in row}, set(out))
 
-  @hypothesis.settings(max_examples=100, deadline=None)
+  @examples(20, 100)
   @hypothesis.given(
       st.lists(st.tuples(st.one_of(st.none(), st.text(max_size=30)),
                          st.one_of(st.none(), st.lists(st.text(max_size=9), max_size=2))),

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from recjax.errors import DataError
 from recjax.text import keywords
+from tests.long import long
 
 SCIENTIFIC = (pathlib.Path(__file__).parents[2].parent / 'shared' / 'data' / 'amazon-scientific'
               / 'items.jsonl')
@@ -86,6 +87,7 @@ class TagsTest(absltest.TestCase):
 class RealDataTest(absltest.TestCase):
 
   @absltest.skipUnless(SCIENTIFIC.is_file(), f'needs {SCIENTIFIC}')
+  @long
   def test_a_real_catalog_is_tagged_well_and_in_seconds(self):
     rows = [json.loads(line) for line in SCIENTIFIC.read_text('utf-8').split('\n') if line]
     columns = {name: [row.get(name) for row in rows]

@@ -20,6 +20,7 @@ from absl.testing import absltest, parameterized
 from recjax import file_io
 from recjax.errors import ConfigError, ServiceError, WorkdirError
 from recjax.text import llm_api
+from tests.long import long
 
 KEY = 'sk-very-secret-4711'
 USAGE = dict(prompt_tokens=100, completion_tokens=50)
@@ -580,6 +581,7 @@ class JournalTest(ApiCase):
       with self.assertRaisesRegex(WorkdirError, 'line 1 is damaged'):
         self.run_job(server, ask('a'))
 
+  @long
   def test_killed_jobs_never_ask_again_for_what_the_journal_holds(self):
     names = [f'item {i}' for i in range(60)]
     with serving() as server:

@@ -216,6 +216,7 @@ class SigtermTest(absltest.TestCase):
     process.communicate(timeout=300)
     self.assertEqual(process.returncode, 143)
 
+  @long
   def test_training_saves_its_step_and_leaves_and_the_same_command_goes_on(self):
     code = '''
         import dataclasses, pathlib, sys, time

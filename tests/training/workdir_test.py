@@ -20,6 +20,7 @@ from recjax import errors, progress
 from recjax.training import loop
 from recjax.training import workdir as workdir_lib
 from tests import devices
+from tests.long import long
 
 ROOT = pathlib.Path(__file__).parents[2]
 
@@ -171,6 +172,7 @@ class WorkTest(absltest.TestCase):
     with self.assertRaisesRegex(errors.WorkdirError, 'file system that all hosts share'):
       workdir_lib.mirror(self.path.with_name('elsewhere'), room)
 
+  @long
   def test_a_second_process_is_told_who_holds_the_folder(self):
     with self.open():
       code = f"""

@@ -132,6 +132,7 @@ class TokenizerTest(absltest.TestCase):
       work.current = 'tokenizer'
       return (*rqvae_training.fit(work, cfg, how, x, 0, letter, partners), work.metrics())
 
+  @long
   def test_reconstruction_gets_better(self):
     x = np.random.default_rng(0).normal(size=(40, 6)).astype(np.float32)
     params, kept, rows = self.fit(x)
@@ -169,6 +170,7 @@ class TokenizerTest(absltest.TestCase):
       again, found, _ = self.fit(x, path=path, **more)
     jax.tree.map(np.testing.assert_array_equal, again, straight)
 
+  @long
   def test_what_was_best_before_a_kill_stays_so_against_an_equal_after_it(self):
     x = np.random.default_rng(0).normal(size=(40, 6)).astype(np.float32)
     path, looks = self.folder(), []
