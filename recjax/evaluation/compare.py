@@ -273,7 +273,7 @@ def note(table: Mapping[str, Any]) -> str:
     notes.append(f'p: paired randomization test against {table["against"]}, Holm-corrected')
   if table.get('once'):
     notes.append(f'{", ".join(table["once"])}: the same in several runs, shown once')
-  return '; '.join(notes)
+  return '; '.join(filter(None, [*notes, table.get('power', '')]))
 
 
 def text_table(table: Mapping[str, Any], metrics: Sequence[str] = SHOWN, width: int = 120) -> str:

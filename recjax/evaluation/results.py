@@ -99,6 +99,8 @@ def show(work: Any, folder: str | os.PathLike) -> None:
     work.log(f'{len(results["seeds"])} seeds, mean ± standard deviation: {figures}')
   work.log(f'{results["protocol"]}; 95 % bootstrap intervals; p: paired randomization test of '
            f'{first} against the row by {CLOSING[0]}, Holm-corrected')
+  if results.get('power'):
+    work.log(results['power'])
 
 
 def write_ranks(path: str | os.PathLike, users: Sequence[str], rows: Mapping[str, Any],

@@ -20,6 +20,7 @@ from recjax.errors import DataError
 DISTINCT = 20_000     # more distinct values than this are resampled one by one, with Poisson counts
 BLOCK = 1 << 18       # random numbers held at once
 BINOMIAL = 48         # equal differences that are cheaper as one binomial than as single signs
+POWER = 2.801585      # standard errors: 1.959964 of p < .05, two-sided, and .841621 of power .8
 
 
 def bootstrap_interval(values: Shaped[np.ndarray, '...'] | Sequence, seed: Any,
@@ -127,6 +128,30 @@ def _checked(values: Any, what: str) -> Float[np.ndarray, ' U']:
   return values
 
 
+def detectable(a: Shaped[np.ndarray, '...'] | Sequence,
+               b: Shaped[np.ndarray, '...'] | Sequence) -> float:
+  """How far apart two means must be for these users to show it in four of five tables.
+
+  a, b: one value a user, the same users in both. -> POWER standard errors of the mean paired
+  difference, at p < .05 two-sided and power .8 (Cohen, Statistical Power Analysis, 1988, ch. 2);
+  nan for one user, 0 where no user differs. Raises DataError for no values, NaN or unequal lengths.
+  """
+  a, b = _checked(a, 'the first values'), _checked(b, 'the second values')
+  if len(a) != len(b):
+    raise DataError(f'{len(a)} values against {len(b)}; differences need the same users in both')
+  return POWER * float(np.std(a - b, ddof=1)) / math.sqrt(len(a)) if len(a) > 1 else math.nan
+
+
+def _power(apart: Mapping[str, Mapping[str, float | None]], metric: str) -> str:
+  """What these users can tell, as a sentence; '' where nothing was tested."""
+  found = [values[metric] for values in apart.values() if values.get(metric)]
+  if not found:
+    return ''
+  return (f'so many users show a difference in {metric} of {np.median(found):.4f} (median of the '
+          f'pairs; {min(found):.4f} to {max(found):.4f}) in four tables of five and miss smaller '
+          'ones more often: a p above .05 does not mean equal')
+
+
 def holm(p_values: Mapping[Any, float]) -> dict[Any, float]:
   """Holm's step-down correction of one family of tests. p_values: by name. -> at most 1"""
   adjusted, worst = {}, 0.0
@@ -140,16 +165,18 @@ def summarize(
     rows: Mapping[str, Mapping[str, Shaped[np.ndarray, '...'] | Sequence]], seed: Any,
     masks: Mapping[str, Bool[np.ndarray, ' U']] | None = None,
     pairs: Iterable[tuple[str, str]] | None = None, draws: int = 1000, test_draws: int = 10000,
-) -> dict[str, dict]:
-  """What results.json holds under 'rows' and 'tests'.
+) -> dict[str, Any]:
+  """What results.json holds under 'rows', 'tests', 'detectable' and 'power'.
 
   rows: {row: {metric: a value of each user}}, the same users in the same order everywhere. seed: of
   numpy's generator. masks: {group: its users} adds each metric over that group's users as
   'metric:group', empty groups left out. pairs: (row, other) to test, by default every row against
   every later one. draws, test_draws: of intervals and tests. -> {'rows': {row: {metric: {'value',
-  'low', 'high', 'n'}}}, 'tests': {'row>other': {metric: p}}}. Intervals are 95 % bootstraps over
-  users; p is two-sided (the values say which row is better), over all users, and Holm-corrected
-  across the comparisons of the same metric. Raises DataError for unequal users.
+  'low', 'high', 'n'}}}, 'tests': {'row>other': {metric: p}}, 'detectable': {'row>other': {metric:
+  `detectable`, None for one user}}, 'power': what they come to for HR@10, or the first metric,
+  as a sentence}. Intervals are 95 % bootstraps over users; p is two-sided (the values say which row
+  is better), over all users, and Holm-corrected across the comparisons of the same metric. Raises
+  DataError for unequal users.
   """
   if not rows:
     raise DataError('there is no row to summarize; give at least one row of per-user values')
@@ -162,7 +189,11 @@ def summarize(
            for row, other in pairs}
     for name, p in holm(raw).items():
       tests[name][metric] = p
-  return {'rows': intervals, 'tests': tests}
+  apart = {f'{row}>{other}': {metric: None if math.isnan(value := detectable(
+      rows[row][metric], rows[other][metric])) else value for metric in metrics}
+      for row, other in pairs}
+  return {'rows': intervals, 'tests': tests, 'detectable': apart,
+          'power': _power(apart, 'HR@10' if 'HR@10' in metrics else metrics[0])}
 
 
 def _intervals(values: Mapping, seed: Any, masks: Mapping, draws: int) -> dict[str, dict]:

@@ -210,10 +210,12 @@ def _note(results: Mapping, main: str, reference: str) -> Markup:
   seeds = f' Seeds: {seeds}.' if seeds is not None else ''
   sizes = {cells[main].get('n') for cells in results['rows'].values() if main in cells} - {None}
   users = ' to '.join(number(n) for n in sorted({min(sizes), max(sizes)})) if sizes else '–'
+  power = results.get('power', '')
+  power = f' {power[0].upper()}{power[1:]}.' if power else ''
   test = (f' p: paired test of {main} against {reference}, '
           'whose value is the upright line in the bars.') if reference else ''
   return render('note', f'Under each value and in the bars: its interval. n = {users}.{test} '
-                        f'Protocol: {results.get("protocol", "–")}.{seeds}')
+                        f'Protocol: {results.get("protocol", "–")}.{seeds}{power}')
 
 
 def _every_number(results: Mapping, reference: str, labels: Mapping[str, str]) -> Markup:

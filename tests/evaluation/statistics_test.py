@@ -129,6 +129,37 @@ class PairedTest(parameterized.TestCase):
       statistics.paired_test([1], [np.nan], 0)
 
 
+class DetectableTest(parameterized.TestCase):
+
+  @parameterized.parameters((.05, 22363, .0042), (.05, 2000, .0140), (.10, 500, .0396),
+                            (.10, 2000, .0198))
+  def test_of_hits_it_is_that_of_the_share_of_users_hit_by_one_alone(self, share, users, want):
+    # 2.801585 sqrt(share / users), by the normal approximation.
+    one, other = np.zeros(users), np.zeros(users)
+    count = round(share * users) // 2
+    one[:count], other[count:2 * count] = 1, 1
+    self.assertAlmostEqual(statistics.detectable(one, other), want, delta=.0001)
+
+  def test_four_tables_of_five_find_such_a_difference(self):
+    rng = np.random.default_rng(0)
+    spread, users = 2.0, 400
+    gap = statistics.POWER * spread / users ** .5
+    drawn = rng.normal(gap, spread, (4000, users))
+    z = drawn.mean(1) / (drawn.std(1, ddof=1) / users ** .5)
+    self.assertBetween((np.abs(z) > 1.959964).mean(), .78, .82)
+
+  def test_what_cannot_be_said(self):
+    self.assertTrue(np.isnan(statistics.detectable([1.], [0.])))
+    self.assertEqual(statistics.detectable([1., 1.], [1., 1.]), 0)
+    with self.assertRaisesRegex(DataError, 'the same users'):
+      statistics.detectable([1.], [1., 0.])
+    one = statistics.summarize({'a': {'HR@10': [1.]}, 'b': {'HR@10': [0.]}}, 0)
+    self.assertEqual((one['detectable'], one['power']), ({'a>b': {'HR@10': None}}, ''))
+    rows = {'a': {'HR@10': [1., 0., 1., 0.]}, 'b': {'HR@10': [1., 1., 0., 0.]}}
+    said = statistics.summarize(rows, 0)['power']
+    self.assertIn('a difference in HR@10 of 1.1437 (median of the pairs', said)  # sd .816497 / 2
+
+
 class HolmTest(absltest.TestCase):
 
   def test_by_hand(self):
