@@ -14,6 +14,7 @@ from jaxtyping import Bool, Float
 from recjax import run_files
 from recjax.data import splits
 from recjax.errors import ConfigError, DataError, WorkdirError
+from recjax.evaluation import slices
 from recjax.evaluation.metrics import GROUPS, KS, per_case
 from recjax.evaluation.results import read_groups, read_ranks
 from recjax.evaluation.statistics import bootstrap_interval, holm, paired_test, summarize
@@ -82,7 +83,8 @@ def _masks(runs: Mapping[str, dict],
   for run in sorted(runs.values(), key=lambda run: -len(run['users'])):
     if run['groups']:
       groups = [run['groups'][u] for u in users]
-      masks = {name: np.array([name in each for each in groups]) for name in GROUPS}
+      masks = {name: np.array([name in each for each in groups])
+               for name in (*GROUPS, *slices.NAMES)}
       return {name: mask for name, mask in masks.items() if mask.any()}
   return {}
 

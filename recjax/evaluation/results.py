@@ -16,7 +16,7 @@ from recjax import file_io, run_files
 from recjax.data import splits
 from recjax.data.dataset import Dataset
 from recjax.errors import DataError, WorkdirError
-from recjax.evaluation import metrics, statistics
+from recjax.evaluation import metrics, slices, statistics
 
 CLOSING = ('HR@10', 'NDCG@10')
 
@@ -50,7 +50,8 @@ def save(
   rows = {name: {m: np.mean([values[m] for values in lines], 0) for m in lines[0]}
           for name, lines in each.items()}
   counts = np.bincount(split.train.items, minlength=len(dataset.catalog) + 1)[1:]
-  masks = metrics.groups(test.targets, counts, np.diff(test.histories[1]))
+  masks = {**metrics.groups(test.targets, counts, np.diff(test.histories[1])),
+           **slices.groups(split.train, test, len(dataset.catalog))}
   by_seed = [{m: float(v.mean()) for m, v in values.items()} for values in each[row]]
   spread = {m: float(np.std([found[m] for found in by_seed], ddof=1)) if len(by_seed) > 1 else None
             for m in by_seed[0]}

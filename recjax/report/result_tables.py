@@ -19,7 +19,13 @@ from recjax.report.html import (
     value_with_interval,
 )
 
-USER_GROUPS = ('head', 'mid', 'tail', 'short', 'long')
+USER_GROUPS = ('head', 'mid', 'tail', 'short', 'long', 'memorized', 'generalized', 'uncategorized',
+               'cold', 'few')
+GROUPS_ARE = ('Head, mid and tail items hold a third of all training interactions each; short and '
+              'long histories are cut at the median. The step to a memorized target was seen in '
+              'training, to a generalized one it can be inferred from what stands near it, to an '
+              'uncategorized one it cannot; cold items have no training interaction, few of them '
+              'at most four.')
 LIST_METRICS = {'coverage': 'share of the catalog that stands in some list',
          'Gini': 'Gini: 0 where all items are shown alike, near 1 where a few get all',
          'novelty': "novelty: mean −log2 of an item's share of training interactions",
@@ -121,14 +127,14 @@ def groups_section(results: Mapping, row: str, metric: str = 'HR@10') -> Section
   by_group = {group: {metric: cells[f'{metric}:{group}']} for group in USER_GROUPS
               if f'{metric}:{group}' in cells}
   return section(
-      'Popular and rare items, short and long histories',
+      'Where the hits are',
       figure(plots.bars_with_intervals(by_group, metric),
              f'{metric} of {row} by group of test users', f'bars of {metric} by group'),
       table(['Lists of ten', 'Value'],
             [[LIST_METRICS.get(name, name), f'{value:.4f}']
              for name, value in results['lists'].items()], 'What is shown', 'lr'),
-      intro='Head, mid and tail items hold a third of all training interactions each. '
-            f'{number(results["cold_targets"])} test items were never seen in training.')
+      intro=f'{GROUPS_ARE} {number(results["cold_targets"])} test items were never seen in '
+            'training.')
 
 
 def group_differences(differences: Mapping, labels: Mapping[str, str]) -> list[Section]:
@@ -155,10 +161,9 @@ def group_differences(differences: Mapping, labels: Mapping[str, str]) -> list[S
   return [section(
       'Differences by group', table(head, body, f'{differences["metric"]} less that of {name}',
                                     'l'.ljust(len(head), 'r')),
-      intro='Users by what came next and by how much came before. Head, mid and tail items hold a '
-            'third of all training interactions each; short and long histories are cut at the '
-            'median. Under each difference its 95 % interval and its paired test, Holm-corrected '
-            'over the whole table; bold where p is below 0.05.')]
+      intro=f'Users by what came next and by how much came before. {GROUPS_ARE} Under each '
+            'difference its 95 % interval and its paired test, Holm-corrected over the whole '
+            'table; bold where p is below 0.05.')]
 
 
 def _finite(value: Any) -> bool:

@@ -13,7 +13,7 @@ from rich.console import Console
 from recjax import experiment
 from recjax.data import dataset, loading, splits
 from recjax.errors import DataError
-from recjax.evaluation import ranking
+from recjax.evaluation import ranking, slices
 from recjax.evaluation import results as results_lib
 from recjax.methods import reclm
 from recjax.methods.bigrec import instruction_data
@@ -72,7 +72,10 @@ class OutcomeTest(absltest.TestCase):
     groups = results_lib.read_groups(self.folder / 'ranks.parquet')
     self.assertEqual(sum('tail' in of for of in groups.values()),
                      cells.get('HR@10:tail', {'n': 0})['n'])
-    self.assertTrue(all(of[-1] == 'short' for of in groups.values()))
+    self.assertTrue(all('short' in of and 'long' not in of for of in groups.values()))
+    self.assertTrue(all(sum(name in slices.NAMES[:3] for name in of) == 1
+                        for of in groups.values()))
+    self.assertEqual(sum('cold' in of for of in groups.values()), results['cold_targets'])
     self.assertEqual(results['lists']['coverage'], 2 / 8)
     trained = set(split.train.items.tolist())
     self.assertEqual(results['cold_targets'],

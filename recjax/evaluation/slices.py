@@ -1,0 +1,90 @@
+"""Test cases by what training could know of them: a step it saw, one that it can infer, or neither.
+
+After "How Well Does Generative Recommendation Generalize?" (arXiv 2603.19809). A model that leads
+where the step was seen has learned transitions by heart; where it leads elsewhere it has learned
+more.
+
+Letters of shapes: U test cases, N items.
+"""
+import numpy as np
+import scipy.sparse as sp
+from jaxtyping import Bool, Int
+
+from recjax.data.dataset import Interactions
+from recjax.data.splits import Cases
+
+HOPS = 4       # items back that may lead to the target
+FEW = 4        # training interactions of an item up to which it is rare
+BLOCK = 2048   # cases at once
+NAMES = ('memorized', 'generalized', 'uncategorized', 'cold', 'few')
+
+
+def groups(train: Interactions, cases: Cases, n_items: int) -> dict[str, Bool[np.ndarray, ' U']]:
+  """The cases of each of NAMES; the first three part them, the others say how well training knows
+  the target: not at all, or by FEW interactions at most.
+
+  train: the training sequences. cases: of the test. n_items: of the catalog.
+  """
+  kind = memory(train, cases, n_items)
+  count = np.bincount(train.items, minlength=n_items + 1)[cases.targets]
+  return {**{name: kind == k for k, name in enumerate(NAMES[:3])},
+          'cold': count == 0, 'few': (count > 0) & (count <= FEW)}
+
+
+def memory(train: Interactions, cases: Cases, n_items: int, hops: int = HOPS
+           ) -> Int[np.ndarray, ' U']:
+  """What training says of the step to each target: 0 it was seen, 1 it can be inferred, 2 neither.
+
+  It was seen where the target came right after the last item in some training sequence. It can be
+  inferred where, for one of the last `hops` items u and the target v, within so many places of a
+  sequence (no more than the history is long): v comes after u, or u after v; an item comes after u
+  and before v, or after v and before u; one comes after both, or before both.
+  train: the training sequences. cases: of the test. n_items: of the catalog.
+  """
+  items, offsets = cases.histories
+  lengths = np.diff(offsets)
+  target = cases.targets - 1
+  kind = np.full(len(cases), 2)
+  near = [after(train, n_items, h) for h in range(1, hops + 1)]
+  some = lengths > 0
+  last = items[np.maximum(offsets[1:] - 1, 0)] - 1
+  kind[some & _held(near[0], last, target)] = 0
+  for begin in range(0, len(cases), BLOCK):
+    for h in range(1, hops + 1):
+      rows = begin + np.flatnonzero(np.minimum(lengths, hops)[begin:begin + BLOCK] == h)
+      for back in range(1, h + 1):
+        rows = rows[kind[rows] == 2]
+        if len(rows):
+          u = items[offsets[rows + 1] - back] - 1
+          kind[rows[_inferred(near[h - 1], u, target[rows])]] = 1
+  return kind
+
+
+def after(train: Interactions, n_items: int, hops: int) -> sp.csr_array:
+  """Which items come at most `hops` places after which in training sequences. train: the sequences.
+  n_items: of the catalog. -> (N, N) of 1, row i - 1, column j - 1"""
+  user = np.repeat(np.arange(len(train)), train.lengths())
+  found = sp.csr_array((n_items, n_items), dtype=np.float32)
+  for h in range(1, hops + 1):
+    start = np.flatnonzero(user[:-h] == user[h:])
+    pairs = train.items[start] - 1, train.items[start + h] - 1
+    found = found + sp.csr_array((np.ones(len(start), np.float32), pairs), shape=found.shape)
+  found.data[:] = 1
+  return found
+
+
+def _held(matrix: sp.csr_array, row: Int[np.ndarray, ' U'], column: Int[np.ndarray, ' U']
+          ) -> Bool[np.ndarray, ' U']:
+  """Whether each place of the matrix holds something."""
+  return np.asarray(matrix[row, column]).reshape(-1) > 0
+
+
+def _inferred(follow: sp.csr_array, u: Int[np.ndarray, ' U'], v: Int[np.ndarray, ' U']
+              ) -> Bool[np.ndarray, ' U']:
+  """Whether v is tied to u by one step or by an item between, beside or around them."""
+  lead = follow.T.tocsr()
+
+  def meet(a: sp.csr_array, x: np.ndarray, b: sp.csr_array, y: np.ndarray) -> np.ndarray:
+    return np.asarray(a[x].multiply(b[y]).sum(1)).reshape(-1) > 0
+  return (_held(follow, u, v) | _held(follow, v, u) | meet(follow, u, lead, v)
+          | meet(follow, v, lead, u) | meet(follow, v, follow, u) | meet(lead, v, lead, u))
