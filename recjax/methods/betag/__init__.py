@@ -53,7 +53,7 @@ def run(cfg: ConfigDict, work: Workdir) -> None:
   generated_dir = work.stage('generate', generate.stage, generate.settings(cfg), base_dir, llm_dir,
                              adapter_dir, shared=True)
   tag_rows_dir = work.stage('parse', generate.parse, generate.parsing(cfg), generated_dir)
-  evaluated = work.stage('evaluate', evaluate.stage, cfg.select, cfg.seed, dataset, base_dir,
+  evaluated = work.stage('evaluate', evaluate.stage, evaluate.settings(cfg), dataset, base_dir,
                          tag_rows_dir)
   work.publish(evaluated, 'results.json', 'ranks.parquet', 'predictions.parquet')
   report.write(cfg, work, dataset, base_dir, evaluated)

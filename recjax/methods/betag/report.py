@@ -14,8 +14,7 @@ from recjax.retrieval import bm25
 from recjax.run_files import read_json
 from recjax.training.workdir import Workdir
 
-LABELS = {'betags': 'BETags', 'base_tags': 'base tags', 'popularity': 'popularity',
-          'recency': 'recent popularity', 'random': 'random'}
+LABELS = {'betags': 'BETags', 'base_tags': 'base tags', **result_tables.BESIDE}
 
 ITEMS, TAGS = 12, 3  # items shown, tags of an item in a list
 
