@@ -223,12 +223,13 @@ class ChoiceTest(absltest.TestCase):
     self.assertEqual(found.settings['ease'], dict(l2=50.0, decay=1.0))
     self.assertIn('ease', found.untuned)
     self.assertRegex(found.untuned['ease'], 'eval.classical_minutes=.* leave no room')
+    self.assertIn('ease:decay', found.untuned)  # the same solutions
     found = self.rows(minutes=1.001 * (first - seconds['ease:decay'][0]) / 60)
     self.assertEqual(set(found.left_out), {'ease:decay'})
     self.assertRegex(found.left_out['ease:decay'], 'minutes of two cores')
     found = self.rows(minutes=1.001 * sum(seconds[r][0] for r in ('markov', 'markov_k')) / 60)
     self.assertEqual(set(found.scores), {'markov', 'markov_k'})
-    self.assertEqual(found.left_out['id_text'], 'it is made of text')
+    self.assertEqual(found.left_out['id_text'], 'it is made of text, left out too')
 
   def test_large_catalogs_lose_what_would_take_hours(self):
     seconds = classical.counted_seconds(np.full(100_000, 8), 1_000_000, 100_000, 2000)

@@ -62,7 +62,7 @@ def toy_config(data):
   c.optim.update(lr=1e-2, warmup=5, save_every=50)
   c.decode.update(beams=4, groups=4, new_tokens=12, batch=4)
   c.select.update(mask_history=False)
-  c.eval.classical = False
+  c.eval.classical, c.sasrec.source = False, 'none'
   return c
 
 
@@ -85,7 +85,9 @@ class ToyTest(absltest.TestCase):
     cls.room = contextlib.ExitStack()
     cls.folder = pathlib.Path(cls.room.enter_context(tempfile.TemporaryDirectory()))
     cls.cfg = toy_config(write_toy(cls.folder / 'toy'))
-    cls.cfg.eval.classical = True
+    cls.cfg.eval.classical, cls.cfg.sasrec.source = True, 'train'
+    cls.cfg.sasrec.model.update(width=8, hidden=8, layers=1)
+    cls.cfg.sasrec.train.epochs = 2
     cls.path = cls.folder / 'run'
     run(cls.cfg, cls.path)
 
@@ -134,7 +136,7 @@ class ToyTest(absltest.TestCase):
   def test_results_hold_every_row_with_an_interval_and_a_paired_test(self):
     results = json.loads((self.path / 'results.json').read_text())
     told.check(results)
-    self.assertEqual(list(results['rows'])[:2], ['betags', 'base_tags'])
+    self.assertEqual(list(results['rows'])[:3], ['betags', 'base_tags', 'sasrec'])
     beside_rows.check(self, self.path, loading.load_data(self.cfg.data), masked=False)
     for cells in results['rows'].values():
       cell = cells['HR@10']

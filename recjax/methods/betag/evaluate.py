@@ -14,6 +14,7 @@ from recjax.evaluation import results as results_lib
 from recjax.file_io import write_json
 from recjax.methods.betag import base_tags, prompts
 from recjax.retrieval import bm25
+from recjax.training import auxiliary_recommender
 from recjax.training.workdir import Workdir
 
 REDUCERS = ('union', 'sum', 'last')
@@ -25,11 +26,11 @@ def settings(cfg: ConfigDict) -> ConfigDict:
 
 
 def stage(work: Workdir, run_cfg: ConfigDict, dataset: Dataset, base: pathlib.Path,
-          parsed: pathlib.Path) -> dict[str, Any]:
+          parsed: pathlib.Path, sasrec: pathlib.Path | None) -> dict[str, Any]:
   """Chooses the selection on validation users, ranks the test users, writes every result file.
 
   work: the Workdir. run_cfg: of `settings`. dataset: of the run. base: folder of the stage
-  'base-tags'. parsed: folder of the stage 'parse'.
+  'base-tags'. parsed: folder of the stage 'parse'. sasrec: folder of the stage 'sasrec', or None.
   """
   split, cfg, seed = base_tags.split_of(dataset), run_cfg.select, run_cfg.seed
   rows = files.read_betags(parsed / 'raw_betags.json')
@@ -46,6 +47,9 @@ def stage(work: Workdir, run_cfg: ConfigDict, dataset: Dataset, base: pathlib.Pa
     score = bm25.history_scores(model, chosen[row]['reducer'])
     ranks[row], items, scores = ranking.rank_and_recommend(
         score, split.test, n, min(cfg.save_top, n), mask_history=cfg.mask_history)
+  if sasrec:
+    ranks['sasrec'] = ranking.rank_cases(auxiliary_recommender.scorer(sasrec, n), split.test, n,
+                                         mask_history=cfg.mask_history)
   others, facts = beside.rank_beside(split, dataset.catalog, run_cfg.eval, seed, work.log,
                                      mask_history=cfg.mask_history)
   best = candidates['betags'][chosen['betags']['option']]
