@@ -291,6 +291,9 @@ def main() -> int:
       word in m.file or word in m.old for word in args.words)]
   with tempfile.TemporaryDirectory() as room:
     folders = collections.deque(pathlib.Path(room) / str(i) for i in range(args.workers))
+    data = ROOT.parent / 'shared'  # real tokenizers and data beside the checkout, where there are
+    if data.is_dir():
+      (pathlib.Path(room) / data.name).symlink_to(data)
     for folder in folders:
       copy(folder)
     try:

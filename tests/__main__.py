@@ -9,6 +9,7 @@ Warnings that point at a line of ours are listed at the end, and the slowest cas
 """
 import argparse
 import collections
+import concurrent.futures
 import contextlib
 import dataclasses
 import functools
@@ -227,10 +228,13 @@ def main(argv: list[str]) -> int:
       groups[group_of(path)].append(path)
   order = sorted(groups, key=lambda g: FIRST.index(g) if g in FIRST else len(FIRST))
   start = time.monotonic()
-  os.environ.update(environment(), RECJAX_TEST_ALL=str(int(args.all or args.long)),
+  os.environ.update(ENV, RECJAX_TEST_ALL=str(int(args.all or args.long)),
                     RECJAX_TEST_LONG_ALONE=str(int(args.long)))
   os.chdir(ROOT.parent)
-  prepare(len(groups))
+  with concurrent.futures.ThreadPoolExecutor(1) as pool:  # nothing reads XLA's flags before it ends
+    variables = pool.submit(environment)
+    prepare(len(groups))
+    os.environ.update(variables.result())
   ran, skipped, warned, failed, passed, running = [], [], set(), 0, 0, {}
   used = time.process_time()
   while order or running:

@@ -92,7 +92,6 @@ class ExactTest(absltest.TestCase):
       np.testing.assert_allclose([s for _, s in got], [want[m] for m in order], rtol=1e-3,
                                  atol=1e-3)
 
-  @long
   def test_mass_of_the_whole_tree_is_below_one_and_prefix_titles_share_d4(self):
     lm, variables = model()
     tree = trie.build([[1], [1, 2], [1, 2, 3], [4]], END, V)

@@ -70,8 +70,8 @@ def small(cfg, data):
   return cfg
 
 
-def run(cfg, folder):
-  mesh = devices.mesh(data=2, fsdp=1, model=1)
+def run(cfg, folder, count=2):
+  mesh = devices.mesh(data=count, fsdp=1, model=1)
   with open_work(folder, {'config': cfg.to_dict(), 'facts': {
       'devices': 'cpu', 'versions': {}, 'revision': '', 'overrides': {}, 'command': ''}},
                  mesh) as work:
@@ -88,7 +88,7 @@ class WholeTest(parameterized.TestCase):
     cfg = small(tiger_beauty.get_config(), shop_folder(self.create_tempdir()))
     cfg.vectors.train.epochs, cfg.semantic_ids.steps, cfg.train.epochs = 1, 20, 1
     cfg.eval.update(classical=True, mask_history=False)
-    self.look('tiger', cfg)
+    self.look('tiger', cfg, 1)
 
   @parameterized.parameters(('tiger', 'none'), ('etegrec', 'encoder'))
   @long
@@ -100,10 +100,11 @@ class WholeTest(parameterized.TestCase):
     rows = self.look(name, cfg)
     self.assertGreater(rows[name]['NDCG@5']['value'], 1.5 * rows['random']['NDCG@5']['value'])
 
-  def look(self, name, cfg):
-    """Runs a config whose first row has that name, and looks at what it leaves. -> rows"""
+  def look(self, name, cfg, count=2):
+    """Runs a config whose first row has that name on so many devices, and looks at what it
+    leaves. -> rows"""
     folder, fusion = self.create_tempdir().full_path, cfg.fusion
-    results = run(cfg, folder)
+    results = run(cfg, folder, count)
     self.assertEqual(next(iter(results['rows'])), name)
     self.assertContainsSubset({'sasrec', 'popularity', 'recency', 'random'}, results['rows'])
     self.assertBetween(results['free']['invalid_rate'], 0, 1)

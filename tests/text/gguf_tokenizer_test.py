@@ -165,6 +165,15 @@ class SplittingTest(parameterized.TestCase):
     self.assertGreater(len(texts), SAMPLE / 10)
     self.assertEqual([ours.encode(text) for text in texts], [theirs(text) for text in texts])
 
+  @parameterized.parameters(('llama-bpe', [4]), ('tekken', [4]), ('smaug-bpe', [3, 2]))
+  def test_a_word_that_no_merge_makes_is_whole_where_llama_3_says_so(self, pre, ids):
+    # 'ignore_merges' of Llama 3's tokenizer.json.
+    path = gguf_files.write_vocabulary(tempdir(self) / 'x.gguf', gguf_files.add_words(
+        ['a', 'b', 'c', 'ab', 'abc'], ['a b'], pre, bos=0, eos=0))
+    self.assertEqual(tokenizer_lib.load(path).encode('abc'), ids)
+    if gguf_files.HAS_LLAMA_CPP:
+      self.assertEqual(llama_cpp_ids(path)('abc'), ids)
+
   @parameterized.parameters('', 'default', 'kimi-k2')
   def test_an_unknown_way_to_split_is_refused_by_name(self, pre):
     path = gguf_files.write_vocabulary(
