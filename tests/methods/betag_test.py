@@ -450,6 +450,7 @@ class BadInputTest(absltest.TestCase):
     self.refuse('diversity', **{'decode.diversity': 0.0})
     self.refuse('loss_on', **{'train.loss_on': 'all'})
     self.refuse('weights', **{'llm.weights': '/nowhere'})
+    self.refuse('sasrec.source', **{'sasrec.source': '/nowhere'})
     self.assertFalse((self.folder / 'run' / 'stages' / '02-llm').exists())
 
 

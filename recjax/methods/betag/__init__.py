@@ -78,6 +78,7 @@ def check(cfg: ConfigDict) -> None:
   if cfg.tags.sep.strip() == '':
     raise ConfigError(f'tags.sep={cfg.tags.sep!r} is blank, so tags could not be told apart')
   generate.search_config(decode)
+  sasrec.check(cfg)
 
 
 SHARED = ('generate',)  # stages made of shards, which parts of a run divide

@@ -4,11 +4,22 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from recjax import run_files
 from recjax.data.dataset import Dataset
+from recjax.errors import ConfigError
 from recjax.evaluation import ranking
 from recjax.methods.betag import base_tags
 from recjax.training import auxiliary_recommender, sequential
 from recjax.training.workdir import Workdir
+
+
+def check(cfg: ConfigDict) -> None:
+  """Raises ConfigError for a source that is no run. cfg: the run's config."""
+  source = cfg.sasrec.source
+  if source not in ('train', 'none') and not run_files.is_config(
+      pathlib.Path(source) / 'config.json'):
+    raise ConfigError(f'sasrec.source={source!r} is no folder of a run; give that of a run of the '
+                      "method 'sequential', 'train' or 'none'")
 
 
 def make(cfg: ConfigDict, work: Workdir, dataset: Dataset) -> pathlib.Path | None:
