@@ -398,10 +398,12 @@ def graph(train: Interactions, item_titles: Sequence[str],
   """
   n, counts = len(item_titles), _item_counts(train, len(item_titles))
   vectors, follow = tf_idf(item_titles), transitions(train, n)
-  by_word, step, bonus = vectors.T.tocsr(), (follow > 0).astype(np.float32), follow.copy()
+  by_word, step, bonus = vectors.T.tocsr(), follow.astype(np.float32), follow.copy()
+  step.data[:] = 1.0
   bonus.data = np.log1p(bonus.data)
   largest = bonus.max(1).toarray().ravel()
-  bonus = sp.diags_array(np.divide(0.5, largest, where=largest > 0, out=np.zeros(n))) @ bonus
+  bonus = sp.csr_array(
+      sp.diags_array(np.divide(0.5, largest, where=largest > 0, out=np.zeros(n))) @ bonus)
   places = sum(sum(rings) for _, rings in around)
 
   def score(items, offsets):

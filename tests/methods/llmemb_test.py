@@ -117,7 +117,8 @@ class WholeTest(absltest.TestCase):
       cls.cfg.scft.steps, cls.cfg.train.epochs = 6, 2
     cls.cfg.export.shard = 64
     cls.path = cls.room / 'run'
-    run(cls.cfg, cls.path)
+    with mock.patch.object(classical, 'TUNING_USERS', 20):
+      run(cls.cfg, cls.path)
     cls.results = run_files.read_json(cls.path / 'results.json')
 
   @classmethod
