@@ -398,7 +398,8 @@ def graph(train: Interactions, item_titles: Sequence[str],
   """
   n, counts = len(item_titles), _item_counts(train, len(item_titles))
   vectors, follow = tf_idf(item_titles), transitions(train, n)
-  by_word, step, bonus = vectors.T.tocsr(), follow.astype(np.float32), follow.copy()
+  step: Any = follow.astype(np.float32)
+  by_word, bonus = vectors.T.tocsr(), follow.copy()
   step.data[:] = 1.0
   bonus.data = np.log1p(bonus.data)
   largest = bonus.max(1).toarray().ravel()

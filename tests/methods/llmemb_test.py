@@ -105,6 +105,7 @@ class WholeTest(absltest.TestCase):
   @classmethod
   def setUpClass(cls):
     super().setUpClass()
+    cls.enterClassContext(mock.patch.object(classical, 'TUNING_USERS', 20))
     cls.room = pathlib.Path(tempfile.mkdtemp())
     cls.shop = clusters()
     loading.save_data(cls.shop, cls.room / 'data')
@@ -117,8 +118,7 @@ class WholeTest(absltest.TestCase):
       cls.cfg.scft.steps, cls.cfg.train.epochs = 6, 2
     cls.cfg.export.shard = 64
     cls.path = cls.room / 'run'
-    with mock.patch.object(classical, 'TUNING_USERS', 20):
-      run(cls.cfg, cls.path)
+    run(cls.cfg, cls.path)
     cls.results = run_files.read_json(cls.path / 'results.json')
 
   @classmethod
