@@ -78,6 +78,15 @@ def tiny(**changes: Any) -> dict[str, Any]:
               beta2=0.98, log_every=20, save_every=100) | changes
 
 
+def rows_beside() -> dict[str, Any]:
+  """Settings of the rows that stand beside a method's own, for its group `eval`.
+
+  classical: whether Markov chains, neighbors, EASE, titles and graphs do. classical_minutes: of two
+  cores, by a count of operations, that they may take.
+  """
+  return dict(classical=True, classical_minutes=5.0)
+
+
 def recommender(**more: Any) -> dict[str, Any]:
   """The groups of a sequential recommender that stands beside something else. more: further ones.
 

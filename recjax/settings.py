@@ -66,7 +66,8 @@ RANGES = {
         *.patience *.warmup *.decay *.clip *.muon *.valid_users align.sia align.psa align.warm
         control.users decode.diversity decode.temperature export.budget eval.candidates
         eval.cross_users eval.free eval.rounds eval.tail_item eval.tail_user eval.max_test_users
-        eval.max_valid_users eval.users eval.vague rat.alpha rat.hidden rat.ids_from rat.spread
+        eval.max_valid_users eval.users eval.vague eval.classical_minutes rat.alpha rat.hidden
+        rat.ids_from rat.spread
         ret.alpha ret.hidden select.k1 select.top_k select.top_m *.api_budget *.api_price_in
         *.api_price_out semantic_ids.alpha semantic_ids.beta semantic_ids.collaborative
         semantic_ids.diversity semantic_ids.sinkhorn train.free train.gamma train.prompt''',

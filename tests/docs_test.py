@@ -293,7 +293,7 @@ def trained():
   atexit.register(room.cleanup)
   with contextlib.redirect_stdout(sys.stderr):
     return experiment.train('configs/sequential_beauty.py:data=sample:1:80', f'{room.name}/run', {
-        'train.epochs': 1, 'model.width': 8})
+        'train.epochs': 1, 'model.width': 8, 'eval.classical': False})
 
 
 class ExperimentTest(absltest.TestCase):

@@ -42,6 +42,7 @@ def small(data, seed=0):
   cfg = sequential_beauty.get_config(f'data={data}')
   cfg.model.update(max_history=8, width=8, hidden=8, layers=1)
   cfg.train.update(epochs=1, batch=64)
+  cfg.eval.classical = False
   cfg.seed = seed
   return cfg
 

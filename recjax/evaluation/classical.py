@@ -1,21 +1,24 @@
-"""Rows that learn no weights by gradients: Markov chains, neighbors, EASE, and titles.
+"""Rows that learn no weights by gradients: Markov chains, neighbors, EASE, titles, a graph.
 
 They are fitted on training interactions alone, in seconds, and are what a strict reviewer asks to
 see beside any model. Every row is a score function (`recjax.protocols.ScoreFn`).
 
 Letters of shapes: M interactions of all histories, U users (U1 is one more), B histories of a
-block (B1 is one more), N items, V words.
+block (B1 is one more), N items, V words, K items of a list.
 """
 import functools
 import itertools
+import math
 import re
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import scipy.linalg
 import scipy.sparse as sp
-from jaxtyping import Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from recjax.data.dataset import Catalog, Interactions
 from recjax.data.splits import Cases
@@ -26,8 +29,18 @@ from recjax.retrieval import bm25
 
 LONGEST = 20  # items of a history that a Markov chain reads, the last ones
 TUNING_USERS = 2000  # validation users at most by whom settings are chosen
-EASE_BYTES = 8 << 30  # memory that EASE may take: three float32 tables of N x N
-EASE_TUNING = 8000  # items up to which its ridge is chosen: each value costs N^3 operations
+MEMORY = 8 << 30  # bytes that a row may take: EASE three float32 tables of N x N, pairs of items
+PAIR_BYTES = 64  # of a pair of items that someone met, while neighbors are sought
+# What two cores do in a second, about. A budget is counted by these, never timed, so that a data
+# set has the same rows and settings on any machine, however busy.
+SCORES = 1e8  # scores that are made and ranked
+SLOWER = {'text': 2.5, 'id_text': 3.5, 'graph1': 3.0, 'graph2': 4.5}  # times longer than others'
+PRODUCTS = 1e9  # multiplications of a history with a table of N x N
+PAIRS = 5e7  # pairs of items of one user that are counted
+SOLVED = 1.5e10  # of the N^3 operations that solve EASE
+BUDGET = ('markov', 'markov_k', 'text', 'id_text', 'item_knn', 'item_knn:decay', 'graph1',
+          'graph2', 'ease', 'ease:decay')  # who is served first
+MADE_OF = {'id_text': ('markov_k', 'text'), 'ease:decay': ('ease',)}
 WORD = re.compile('[a-z0-9]+')
 
 # Settings that validation chooses among, the first is taken where there is no validation.
@@ -40,60 +53,158 @@ GRIDS: dict[str, dict[str, Sequence[Any]]] = {
     'ease:decay': dict(l2=(50.0, 100.0, 300.0), decay=(0.7,)),
     'text': dict(decay=(0.7, 0.5, 1.0)),
     'id_text': dict(weight=(0.3, 0.5, 0.7)),
+    'graph1': {},
+    'graph2': {},
 }
+# (items back from the end of a history, places for each ring around that item)
+GRAPHS = {'graph1': ((1, (7, 2, 1)),), 'graph2': ((1, (5, 1)), (2, (3, 1)))}
 
 
-def score_functions(train: Interactions, item_titles: Sequence[str],
-                    valid: Cases | None, mask_history: bool = True
-                    ) -> tuple[dict[str, ScoreFn], dict[str, dict[str, Any]], dict[str, str]]:
+class Rows(NamedTuple):
+  """The classical rows of a data set.
+
+  scores: {row: score function}. settings: {row: those chosen}. left_out: {row: why}. untuned: {row
+  that has the first settings of its grid: why}.
+  """
+  scores: dict[str, ScoreFn]
+  settings: dict[str, dict[str, Any]]
+  left_out: dict[str, str]
+  untuned: dict[str, str]
+
+
+def score_functions(train: Interactions, item_titles: Sequence[str], valid: Cases | None,
+                    num_cases: int, minutes: float, **options: Any) -> Rows:
   """All classical rows, each with the settings that rank validation users best by NDCG@10.
 
   train: the training interactions. item_titles: of items 1..N in order. valid: cases of validation,
-  at most TUNING_USERS of them drawn, or None. mask_history: as the rows will be ranked.
-  -> {row: score function}, {row: the settings chosen}, {row that is left out: why}
+  at most TUNING_USERS of them drawn, or None. num_cases: how many cases the rows will rank.
+  minutes: of two cores that fitting, choosing and ranking may take, as `counted_seconds` counts
+  them. options: how the rows will be ranked, as `ranking.rank_cases` takes it.
   """
   n_items = len(item_titles)
   cases = valid and valid.select(np.sort(
       np.random.default_rng(0).permutation(len(valid))[:TUNING_USERS]))
-  makers, left_out = _makers(train, item_titles), {}
-  rows, chosen = {}, {}
+  left_out = _impossible(train, item_titles)
+  seconds = counted_seconds(train.lengths(), n_items, num_cases, len(cases) if cases else 0)
+  slow, untuned = _beyond(seconds, left_out, minutes)
+  left_out |= slow
+  if not cases:
+    untuned = {row: 'nobody is held out to choose by' for row, grid in GRIDS.items() if grid}
+  makers, rows, chosen = _makers(train, item_titles), {}, {}
   for row, grid in GRIDS.items():
-    if row.startswith('ease') and (need := 3 * 4 * n_items ** 2) > EASE_BYTES:
-      left_out[row] = (f'it needs {need / 2**30:,.1f} GiB for {n_items:,} items; '
-                       f'{row.replace("ease", "item_knn")} stands in for it')
-    elif row in ('text', 'id_text') and not any(map(words, item_titles)):
-      left_out[row] = 'no title has a word'
+    if row in left_out:
+      continue
+    maker = (functools.partial(blend, rows['markov_k'], rows['text']) if row == 'id_text'
+             else makers[row])
+    rows[row], chosen[row] = _choose(maker, grid, None if row in untuned else cases, n_items,
+                                     options)
+  return Rows(rows, chosen, left_out, {row: why for row, why in untuned.items() if row in rows})
+
+
+def counted_seconds(lengths: Int[np.ndarray, ' U'], n_items: int, num_cases: int,
+                    num_valid: int) -> dict[str, tuple[float, float]]:
+  """What each row takes on two cores, by a count of operations.
+
+  lengths: of training sequences. n_items: of the catalog. num_cases, num_valid: cases that are
+  ranked, and by which settings are chosen. -> {row: (seconds with the first settings, seconds more
+  to choose them)}
+  """
+  mean = float(lengths.mean()) + 2
+  one_pass = {row: SLOWER.get(row, 1.0) * n_items / SCORES for row in GRIDS}
+  for row in ('ease', 'ease:decay'):
+    one_pass[row] += n_items * mean / PRODUCTS
+  fit = dict.fromkeys(GRIDS, 0.0)
+  for row in ('item_knn', 'item_knn:decay'):
+    fit[row] = float((lengths.astype(float) ** 2).sum()) / PAIRS
+  fit['ease'] = n_items ** 3 / SOLVED  # 'ease:decay' weighs what that has solved
+  out = {}
+  for row, grid in GRIDS.items():
+    options = math.prod(map(len, grid.values()))
+    out[row] = (fit[row] + num_cases * one_pass[row],
+                (options - 1) * fit[row] + (options > 1) * options * num_valid * one_pass[row])
+  return out
+
+
+def _impossible(train: Interactions, item_titles: Sequence[str]) -> dict[str, str]:
+  """{row that cannot be had: why}."""
+  n_items, out = len(item_titles), {}
+  lengths = train.lengths().astype(float)
+  pairs = min(float(n_items) ** 2, float((lengths ** 2).sum()))
+  for rows, need, instead in (
+      (('ease', 'ease:decay'), 3 * 4 * n_items ** 2, 'item_knn'),
+      (('item_knn', 'item_knn:decay'), PAIR_BYTES * pairs, '')):
+    for row in rows:
+      if need > MEMORY:
+        out[row] = (f'it needs {need / 2**30:,.1f} GiB for {n_items:,} items'
+                    + (f'; {row.replace("ease", instead)} stands in for it' if instead else ''))
+  if not any(map(words, item_titles)):
+    out |= dict.fromkeys(('text', 'id_text', *GRAPHS), 'no title has a word')
+  return out
+
+
+def _beyond(seconds: Mapping[str, tuple[float, float]], left_out: Mapping[str, str],
+            minutes: float) -> tuple[dict[str, str], dict[str, str]]:
+  """{row for which the budget has no room: why}, {row whose settings it cannot choose: why}."""
+  left, out, untuned = 60 * minutes, {}, {}
+  said = f'of two cores, and eval.classical_minutes={minutes:g} leave no room for it'
+  for row in BUDGET:
+    if row in left_out:
+      continue
+    if gone := [part for part in MADE_OF.get(row, ()) if part in out or part in left_out]:
+      out[row] = f'it is made of {" and ".join(gone)}, left out too'
+    elif seconds[row][0] > left:
+      out[row] = f'it takes about {seconds[row][0] / 60:,.1f} minutes {said}'
     else:
-      maker = (functools.partial(blend, rows['markov_k'], rows['text']) if row == 'id_text'
-               else makers[row])
-      few = row.startswith('ease') and n_items > EASE_TUNING
-      rows[row], chosen[row] = _choose(maker, grid, None if few else cases, n_items, mask_history)
-  return rows, chosen, left_out
+      left -= seconds[row][0]
+  for row in BUDGET:
+    if row in out or row in left_out:
+      continue
+    if row == 'ease:decay' and 'ease' in untuned:
+      untuned[row] = untuned['ease']
+    elif seconds[row][1] > left:
+      untuned[row] = f'the choice takes about {seconds[row][1] / 60:,.1f} minutes more {said}'
+    else:
+      left -= seconds[row][1]
+  return out, untuned
 
 
 def _makers(train: Interactions, item_titles: Sequence[str]) -> dict[str, Callable[..., ScoreFn]]:
   n = len(item_titles)
-  knn = functools.partial(item_knn, train, n)
-  ease_row = functools.partial(ease, train, n)
+
+  @functools.cache
+  def shared():
+    return _shared_users(train, n)
+
+  @functools.cache
+  def weights(l2):
+    return _ease_weights(train, n, l2)
+
+  def knn(decay, **how):
+    return _linear(_neighbors(shared(), **how), None, decay)
+
+  def ease_row(l2, decay):
+    return _linear(weights(l2), None, decay)
   return {'markov': functools.partial(markov, train, n),
           'markov_k': functools.partial(markov_k, train, n),
           'item_knn': knn, 'item_knn:decay': knn, 'ease': ease_row, 'ease:decay': ease_row,
-          'text': functools.partial(text, item_titles)}
+          'text': functools.partial(text, item_titles),
+          **{row: functools.partial(graph, train, item_titles, around)
+             for row, around in GRAPHS.items()}}
 
 
 def _choose(maker: Callable[..., ScoreFn], grid: Mapping[str, Sequence[Any]], cases: Cases | None,
-            n_items: int, mask_history: bool) -> tuple[ScoreFn, dict[str, Any]]:
+            n_items: int, options: Mapping[str, Any]) -> tuple[ScoreFn, dict[str, Any]]:
   """The row, and its settings, that ranks `cases` best by NDCG@10, the first of equal ones."""
-  options = [dict(zip(grid, values)) for values in itertools.product(*grid.values())]
-  best_row, best_settings = maker(**options[0]), options[0]
-  if cases is None or not len(cases) or len(options) == 1:
+  choices = [dict(zip(grid, values)) for values in itertools.product(*grid.values())]
+  best_row, best_settings = maker(**choices[0]), choices[0]
+  if cases is None or not len(cases) or len(choices) == 1:
     return best_row, best_settings
 
   def ndcg(row):
-    ranks = ranking.rank_cases(row, cases, n_items, mask_history=mask_history)
+    ranks = ranking.rank_cases(row, cases, n_items, **options)
     return float(metrics.per_case(ranks, (10,))['NDCG@10'].mean())
   best = ndcg(best_row)
-  for settings in options[1:]:
+  for settings in choices[1:]:
     row = maker(**settings)
     if (value := ndcg(row)) > best:
       best, best_row, best_settings = value, row, settings
@@ -171,14 +282,23 @@ def item_knn(train: Interactions, n_items: int, shrink: float, neighbors: int,
   neighbors: so many of the nearest count for each item, 0 for all. decay: of an item's weight with
   each later one. Sarwar et al., WWW 2001.
   """
+  return _linear(_neighbors(_shared_users(train, n_items), shrink, neighbors), None, decay)
+
+
+def _shared_users(train: Interactions, n_items: int) -> sp.csr_array:
+  """How many users met both of two items, in the diagonal those of each."""
   met = incidence(train, n_items)
-  both = (met.T @ met).tocoo()
-  norm = np.sqrt(np.asarray(met.sum(0)).ravel())
+  return (met.T @ met).tocsr()
+
+
+def _neighbors(shared: sp.csr_array, shrink: float, neighbors: int) -> sp.csr_array:
+  norm = np.sqrt(shared.diagonal())
+  both = shared.tocoo()
   row, column = both.coords
   value = both.data / (norm[row] * norm[column] + shrink)
   near = sp.csr_array((np.where(row == column, 0.0, value), (row, column)), shape=both.shape)
   near.eliminate_zeros()
-  return _linear(_keep_largest(near, neighbors) if neighbors else near, None, decay)
+  return _keep_largest(near, neighbors) if neighbors else near
 
 
 def _keep_largest(matrix: Any, count: int) -> sp.csr_array:
@@ -259,6 +379,81 @@ def text(item_titles: Sequence[str], decay: float) -> ScoreFn:
   return score
 
 
+def graph(train: Interactions, item_titles: Sequence[str],
+          around: Sequence[tuple[int, Sequence[int]]]) -> ScoreFn:
+  """TGH: lists of ten out of rings around the last items, in the graph of what followed what.
+
+  Ring 1 holds what followed an item in training, ring 2 what followed that, ring 3 the rest. Inside
+  a ring the titles nearest to the item's come first (cosine of TF-IDF); in ring 1, 0.5 * ln(1 +
+  times followed), divided by its largest value of that item, is added. Each ring has fixed places;
+  what a short one leaves goes to the next best of the rings before it, then to anything left over.
+  Items of the history never come, and nothing is drawn at random.
+
+  The row is a list: its items score from 10 down, all others 0, so that a target outside ties with
+  the whole catalog and, as ties count against it, is a miss at any cut-off. An empty history has
+  the most popular items. Where a history has one item, that stands for the second last too.
+
+  train: the training sequences. item_titles: of items 1..N in order. around: (items back from the
+  end of the history, places for each ring around that item). arXiv 2605.07125.
+  """
+  n, counts = len(item_titles), _item_counts(train, len(item_titles))
+  vectors, follow = tf_idf(item_titles), transitions(train, n)
+  step: Any = follow.astype(np.float32)
+  by_word, bonus = vectors.T.tocsr(), follow.copy()
+  step.data[:] = 1.0
+  bonus.data = np.log1p(bonus.data)
+  largest = bonus.max(1).toarray().ravel()
+  bonus = sp.csr_array(
+      sp.diags_array(np.divide(0.5, largest, where=largest > 0, out=np.zeros(n))) @ bonus)
+  places = sum(sum(rings) for _, rings in around)
+
+  def score(items, offsets):
+    items, offsets = np.asarray(items), np.asarray(offsets)
+    scores = np.zeros((len(offsets) - 1, n), np.float32)
+    taken = history_weights(items, offsets, n, 1.0).toarray() > 0
+    empty = np.diff(offsets) == 0
+    known = np.append(items, 1)  # any item for an empty history, which has another list
+    first = places
+    for back, budget in around:
+      item = known[np.maximum(offsets[1:] - back, offsets[:-1])] - 1
+      one = step[item].toarray() > 0
+      two = ((step[item] @ step).toarray() > 0) & ~one
+      near = (vectors[item] @ by_word).toarray()
+      rings = [_best(value, ring & ~taken, min(sum(budget), n)) for value, ring in (
+          (near + bonus[item].toarray(), one), (near, two), (near, ~(one | two)))[:len(budget)]]
+      for row, of_rings in enumerate(zip(*rings)):
+        chosen = _fill([ring[ring >= 0].tolist() for ring in of_rings], budget)
+        scores[row, chosen] = first - np.arange(len(chosen))
+        taken[row, chosen] = True
+      first -= sum(budget)
+    scores[empty] = counts / (counts.max() + 1)
+    return scores
+  return score
+
+
+def _best(values: Float[np.ndarray, 'B N'], allowed: Bool[np.ndarray, 'B N'],
+          k: int) -> Int[np.ndarray, 'B K']:
+  """The columns of the k largest that are allowed, of equal ones the lower; -1 where none is left.
+  """
+  return np.asarray(_top(jnp.asarray(values, jnp.float32), jnp.asarray(allowed), k))
+
+
+@functools.partial(jax.jit, static_argnames='k')
+def _top(values: Float[Array, 'B N'], allowed: Bool[Array, 'B N'], k: int) -> Int[Array, 'B K']:
+  best, columns = jax.lax.top_k(jnp.where(allowed, values, -jnp.inf), k)
+  return jnp.where(best > -jnp.inf, columns, -1)
+
+
+def _fill(rings: Sequence[list[int]], budget: Sequence[int]) -> list[int]:
+  """So many items of each ring; the places of a short one go to what rings before it left over."""
+  chosen, left = [], []
+  for ring, room in zip(rings, budget):
+    given = max(0, min(len(left), room - len(ring)))
+    chosen += left[:given] + ring[:room - given]
+    left = left[given:] + ring[room - given:]
+  return (chosen + left)[:sum(budget)]
+
+
 def blend(first: ScoreFn, second: ScoreFn, weight: float) -> ScoreFn:
   """Two rows mixed, each brought to 0..1 over the catalog for every history.
 
@@ -288,7 +483,8 @@ def _linear(table: Any, back_off: np.ndarray | None,
   back_off: (N,) what every item has besides, or None.
   """
   def score(items, offsets):
-    found: Any = history_weights(items, offsets, table.shape[0], decay, longest) @ table
+    weights = history_weights(items, offsets, table.shape[0], decay, longest)
+    found: Any = weights.astype(table.dtype) @ table  # of one type, or the table would be copied
     dense = found.toarray() if sp.issparse(found) else found
     return (dense if back_off is None else dense + back_off).astype(np.float32)
   return score

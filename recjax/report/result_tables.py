@@ -31,6 +31,14 @@ LIST_METRICS = {'coverage': 'share of the catalog that stands in some list',
          'novelty': "novelty: mean −log2 of an item's share of training interactions",
          'out_of_catalog': 'share of answers that are no item',
          'repeat': 'share that stand twice in a list', 'seen': 'share that the user had before'}
+# what `evaluation.beside` puts beside the rows of a method
+BESIDE = {'popularity': 'popularity', 'recency': 'recent popularity', 'random': 'random',
+          'markov': 'Markov chain, last item', 'markov_k': 'Markov chain, last 20 items',
+          'item_knn': 'neighbors', 'item_knn:decay': 'neighbors, later items more',
+          'ease': 'EASE', 'ease:decay': 'EASE, later items more',
+          'text': 'titles of the history (TF-IDF)', 'id_text': 'Markov chain and titles',
+          'graph1': 'graph around the last item (TGH-1)',
+          'graph2': 'graph around the last two (TGH-2)'}
 _BAR_WIDTH, _BAR_HEIGHT, _BAR_MARGIN = 140, 16, 5  # of an interval bar, in CSS pixels
 
 
@@ -220,7 +228,19 @@ def _note(results: Mapping, main: str, reference: str) -> Markup:
   test = (f' p: paired test of {main} against {reference}, '
           'whose value is the upright line in the bars.') if reference else ''
   return render('note', f'Under each value and in the bars: its interval. n = {users}.{test} '
-                        f'Protocol: {results.get("protocol", "–")}.{seeds}{power}')
+                        f'Protocol: {results.get("protocol", "–")}.{seeds}{power}'
+                        f'{_classical(results)}')
+
+
+def _classical(results: Mapping) -> str:
+  """Says which classical rows are left out or not tuned, and why."""
+  facts, said = results.get('classical', {}), ''
+  for key, opening in (('left_out', 'Left out'), ('untuned', 'With first settings')):
+    rows_of: dict[str, list[str]] = {}
+    for row, why in facts.get(key, {}).items():
+      rows_of.setdefault(why, []).append(BESIDE[row])
+    said += ''.join(f' {opening}: {", ".join(rows)}, since {why}.' for why, rows in rows_of.items())
+  return said
 
 
 def _every_number(results: Mapping, reference: str, labels: Mapping[str, str]) -> Markup:

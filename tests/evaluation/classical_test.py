@@ -4,6 +4,7 @@ from unittest import mock
 
 import numpy as np
 import scipy.linalg
+import scipy.sparse as sp
 from absl.testing import absltest
 
 from recjax.data import loading, splits
@@ -135,14 +136,60 @@ class TextTest(absltest.TestCase):
     np.testing.assert_allclose(scores(classical.blend(first, second, 0.3), 1), [0, .3, .15])
 
 
+class GraphTest(absltest.TestCase):
+
+  def listed(self, row, *history):
+    """The items of a row's list, best first."""
+    found = scores(row, *history)
+    return (np.argsort(-found, kind='stable') + 1)[:(found > 0).sum()].tolist()
+
+  def test_ring_1_is_by_title_and_by_how_often_it_followed(self):
+    # item 3 followed item 2 twice, item 4 once: .5 against .5 ln 2 / ln 3 = .315465
+    row = classical.graph(TRAIN, ['a', 'b', 'c', 'd', 'e'], ((1, (2, 0, 0)),))
+    self.assertEqual(self.listed(row, 2), [3, 4])
+    for cosine, expected in ((.18, [3, 4]), (.19, [4, 3])):
+      vectors = sp.csr_array(np.array([[1, 0], [1, 0], [0, 1], [cosine, 0], [0, 1.]]))
+      with mock.patch.object(classical, 'tf_idf', lambda _, v=vectors: v):
+        row = classical.graph(TRAIN, ['a'] * N, ((1, (2, 0, 0)),))
+      self.assertEqual(self.listed(row, 2), expected)
+
+  def test_rings_have_their_places_and_short_ones_leave_them(self):
+    # after 1 comes 2, after that 3 and 4; 5 is near to item 1 and never met
+    row = classical.graph(TRAIN, ['a b', 'c', 'd', 'b', 'a b'], ((1, (1, 1, 1)),))
+    self.assertEqual(self.listed(row, 1), [2, 4, 5])
+    row = classical.graph(TRAIN, ['a b', 'c', 'd', 'b', 'a b'], ((1, (3, 1, 0)),))
+    self.assertEqual(self.listed(row, 1), [2, 4, 3, 5])
+    self.assertEqual(self.listed(row, 4, 1), [2, 3, 5])  # none of the history
+
+  def test_places_pass_on(self):
+    fill = classical._fill
+    self.assertEqual(fill([[1, 2, 3], [4], [5]], (2, 2, 1)), [1, 2, 3, 4, 5])
+    self.assertEqual(fill([[1], [4, 6, 7], [5, 8]], (2, 2, 1)), [1, 4, 6, 5, 7])
+    self.assertEqual(fill([[], [], [5]], (7, 2, 1)), [5])
+
+  def test_two_items_back_without_repeats(self):
+    row = classical.graph(TRAIN, list('abcde'), ((1, (1, 0)), (2, (2, 0))))
+    self.assertEqual(self.listed(row, 2, 1), [3, 4])  # 3 two steps from 1, 4 after 2
+    # the second last of one item is that item
+    self.assertEqual(self.listed(row, 2), [3, 4, 1])
+
+  def test_outside_the_list_is_a_miss_and_an_empty_history_has_popular_items(self):
+    row = classical.graph(TRAIN, list('abcde'), ((1, (1,)),))
+    self.assertEqual(ranks(row), [0, 1, 1, 2, 0])  # a miss has the last place outside the history
+    self.assertEqual(np.argsort(-scores(row), kind='stable').tolist(), [0, 1, 2, 3, 4])
+
+
 class ChoiceTest(absltest.TestCase):
 
+  def rows(self, item_titles=('a b', 'b c', 'c d', 'd a', 'e'), valid=CASES, minutes=5.0):
+    return classical.score_functions(TRAIN, item_titles, valid, len(CASES), minutes)
+
   def test_validation_chooses(self):
-    rows, chosen, left_out = classical.score_functions(
-        TRAIN, ['a b', 'b c', 'c d', 'd a', 'e'], CASES)
-    self.assertEqual(set(rows), set(classical.GRIDS))
-    self.assertEqual(set(chosen), set(classical.GRIDS))
-    self.assertEqual(left_out, {})
+    found = self.rows()
+    self.assertEqual(list(found.scores), list(classical.GRIDS))
+    self.assertEqual(set(found.settings), set(classical.GRIDS))
+    self.assertEqual((found.left_out, found.untuned), ({}, {}))
+    self.assertEqual(set(classical.BUDGET), set(classical.GRIDS))
 
   def test_the_best_of_a_grid_is_chosen_and_the_first_of_equal_ones(self):
     def maker(place, other):
@@ -155,25 +202,52 @@ class ChoiceTest(absltest.TestCase):
       return score
     cases = Cases(np.zeros(1, np.int32), flatten([(1,)]), np.array([5], np.int32))
     grid = dict(place=(0, 1, 2), other=('a', 'b'))
-    row, settings = classical._choose(maker, grid, cases, N, True)
+    row, settings = classical._choose(maker, grid, cases, N, {})
     self.assertEqual(settings, dict(place=1, other='a'))
     self.assertEqual(ranking.rank_cases(row, cases, N).tolist(), [0])
 
-  def test_ease_beyond_its_memory_is_left_out_with_what_stands_in(self):
-    with mock.patch.object(classical, 'EASE_BYTES', 3 * 4 * N * N - 1):
-      rows, _, left_out = classical.score_functions(TRAIN, ['a'] * N, None)
-    self.assertEqual(set(left_out), {'ease', 'ease:decay'})
-    self.assertRegex(left_out['ease:decay'], 'GiB for 5 items; item_knn:decay stands in')
-    self.assertIn('item_knn:decay', rows)
+  def test_what_has_no_room_is_left_out_with_what_stands_in(self):
+    with mock.patch.multiple(classical, MEMORY=3 * 4 * N * N - 1, PAIR_BYTES=1):
+      found = self.rows()
+    self.assertEqual(set(found.left_out), {'ease', 'ease:decay'})
+    self.assertRegex(found.left_out['ease:decay'], 'GiB for 5 items; item_knn:decay stands in')
+    self.assertIn('item_knn:decay', found.scores)
+
+  def test_a_budget_is_counted_and_what_it_does_not_hold_is_said(self):
+    seconds = classical.counted_seconds(TRAIN.lengths(), N, len(CASES), len(CASES))
+    first = sum(least for least, _ in seconds.values())
+    exact = first + sum(more for _, more in seconds.values())
+    self.assertEqual(self.rows(minutes=1.001 * exact / 60).untuned, {})
+    found = self.rows(minutes=1.001 * first / 60)  # room for all rows, for the choice of few
+    self.assertEqual((found.left_out, set(found.scores)), ({}, set(classical.GRIDS)))
+    self.assertEqual(found.settings['ease'], dict(l2=50.0, decay=1.0))
+    self.assertIn('ease', found.untuned)
+    self.assertRegex(found.untuned['ease'], 'eval.classical_minutes=.* leave no room')
+    self.assertIn('ease:decay', found.untuned)  # the same solutions
+    found = self.rows(minutes=1.001 * (first - seconds['ease:decay'][0]) / 60)
+    self.assertEqual(set(found.left_out), {'ease:decay'})
+    self.assertRegex(found.left_out['ease:decay'], 'minutes of two cores')
+    found = self.rows(minutes=1.001 * sum(seconds[r][0] for r in ('markov', 'markov_k')) / 60)
+    self.assertEqual(set(found.scores), {'markov', 'markov_k'})
+    self.assertEqual(found.left_out['id_text'], 'it is made of text, left out too')
+
+  def test_large_catalogs_lose_what_would_take_hours(self):
+    seconds = classical.counted_seconds(np.full(100_000, 8), 1_000_000, 100_000, 2000)
+    self.assertGreater(seconds['markov'][0], 600)
+    self.assertGreater(seconds['ease'][0], 1e6)
+    self.assertEqual(set(classical._beyond(seconds, {}, 5.0)[0]), set(classical.GRIDS))
 
   def test_first_settings_where_nothing_is_held_out(self):
-    _, chosen, _ = classical.score_functions(TRAIN, ['a'] * N, None)
-    self.assertEqual(chosen['markov_k'], dict(decay=0.7, shrink=10.0, second=0.5))
+    found = self.rows(valid=None)
+    self.assertEqual(found.settings['markov_k'], dict(decay=0.7, shrink=10.0, second=0.5))
+    self.assertEqual(found.untuned['markov_k'], 'nobody is held out to choose by')
+    self.assertNotIn('markov', found.untuned)  # it has none
 
   def test_what_cannot_be_is_left_out_with_a_reason(self):
-    rows, _, left_out = classical.score_functions(TRAIN, ['', '?', '', '', ''], CASES)
-    self.assertEqual(left_out, {'text': 'no title has a word', 'id_text': 'no title has a word'})
-    self.assertNotIn('text', rows)
+    found = self.rows(['', '?', '', '', ''])
+    self.assertEqual(found.left_out, dict.fromkeys(
+        ('text', 'id_text', 'graph1', 'graph2'), 'no title has a word'))
+    self.assertNotIn('text', found.scores)
 
   @long
   def test_published_data(self):
@@ -187,7 +261,10 @@ class ChoiceTest(absltest.TestCase):
     for row, hits, ndcg in (
         (classical.markov(split.train, n), .089696, .068123), (markov_k, .108332, .079138),
         (classical.item_knn(split.train, n, 20.0, 0, 1.0), .105687, .072792),
-        (classical.text(data.catalog.columns['title'], 0.7), .109174, .071000)):
+        (classical.text(data.catalog.columns['title'], 0.7), .109174, .071000),
+        *((classical.graph(split.train, data.catalog.columns['title'], classical.GRAPHS[name]),
+           *figures) for name, figures in (
+               ('graph1', (.107250, .080964)), ('graph2', (.108212, .081175))))):
       found = metrics.per_case(ranking.rank_cases(row, split.test, n), (10,))
       self.assertAlmostEqual(found['HR@10'].mean(), hits, delta=2e-4)
       self.assertAlmostEqual(found['NDCG@10'].mean(), ndcg, delta=2e-4)

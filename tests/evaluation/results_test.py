@@ -18,7 +18,7 @@ from recjax.evaluation import results as results_lib
 from recjax.methods import reclm
 from recjax.methods.bigrec import instruction_data
 from recjax.methods.reclm import evaluate as lists
-from tests import told
+from tests import beside_rows, told
 
 ROOT = pathlib.Path(__file__).parents[2]
 
@@ -119,8 +119,8 @@ class OutcomeTest(absltest.TestCase):
     items = np.array([[1, 2, 3]] * 4, np.int32)
     for kind in reclm.GROUNDINGS:
       cfg = experiment.read_config(f'{ROOT}/configs/reclm_scientific.py:grounding={kind}')
-      cfg.decode.num_items = 3
-      work = types.SimpleNamespace(folder=pathlib.Path(self.create_tempdir().full_path))
+      cfg.decode.num_items, cfg.eval.classical = 3, kind == 'cgen'
+      work = types.SimpleNamespace(folder=pathlib.Path(self.create_tempdir().full_path), log=print)
       lists.save_results(
         work,
         cfg,
@@ -133,6 +133,8 @@ class OutcomeTest(absltest.TestCase):
       )
       results = json.loads((work.folder / 'results.json').read_text())
       self.assertEqual(told.check(results), (4, 6))
+      if cfg.eval.classical:
+        beside_rows.check(self, work.folder, data, masked=True)
 
   def test_every_config_says_how_many_it_asks(self):
     data = loading.load_data('sample:1:120')

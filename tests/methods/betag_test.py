@@ -18,6 +18,7 @@ import numpy as np
 from absl.testing import absltest
 
 from recjax import batch_recommend, errors, recommend
+from recjax.data import loading
 from recjax.distributed import sharding
 from recjax.methods import betag
 from recjax.methods.betag import generate, train
@@ -27,8 +28,8 @@ from recjax.serving import served_model
 from recjax.text import tokenizer as tokenizer_lib
 from recjax.training import llm_loading
 from recjax.training import workdir as workdir_lib
+from tests import beside_rows, later, told
 from tests import devices as several
-from tests import later, told
 from tests.long import long
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -61,6 +62,7 @@ def toy_config(data):
   c.optim.update(lr=1e-2, warmup=5, save_every=50)
   c.decode.update(beams=4, groups=4, new_tokens=12, batch=4)
   c.select.update(mask_history=False)
+  c.eval.classical, c.sasrec.source = False, 'none'
   return c
 
 
@@ -83,6 +85,9 @@ class ToyTest(absltest.TestCase):
     cls.room = contextlib.ExitStack()
     cls.folder = pathlib.Path(cls.room.enter_context(tempfile.TemporaryDirectory()))
     cls.cfg = toy_config(write_toy(cls.folder / 'toy'))
+    cls.cfg.eval.classical, cls.cfg.sasrec.source = True, 'train'
+    cls.cfg.sasrec.model.update(width=8, hidden=8, layers=1)
+    cls.cfg.sasrec.train.epochs = 2
     cls.path = cls.folder / 'run'
     run(cls.cfg, cls.path)
 
@@ -131,8 +136,8 @@ class ToyTest(absltest.TestCase):
   def test_results_hold_every_row_with_an_interval_and_a_paired_test(self):
     results = json.loads((self.path / 'results.json').read_text())
     told.check(results)
-    self.assertEqual(set(results['rows']),
-                     {'betags', 'base_tags', 'popularity', 'recency', 'random'})
+    self.assertEqual(list(results['rows'])[:3], ['betags', 'base_tags', 'sasrec'])
+    beside_rows.check(self, self.path, loading.load_data(self.cfg.data), masked=False)
     for cells in results['rows'].values():
       cell = cells['HR@10']
       self.assertLessEqual(cell['low'], cell['value'])
@@ -445,6 +450,7 @@ class BadInputTest(absltest.TestCase):
     self.refuse('diversity', **{'decode.diversity': 0.0})
     self.refuse('loss_on', **{'train.loss_on': 'all'})
     self.refuse('weights', **{'llm.weights': '/nowhere'})
+    self.refuse('sasrec.source', **{'sasrec.source': '/nowhere'})
     self.assertFalse((self.folder / 'run' / 'stages' / '02-llm').exists())
 
 

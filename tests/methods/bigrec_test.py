@@ -14,7 +14,7 @@ from absl.testing import absltest, parameterized
 from ml_collections import ConfigDict
 
 from recjax import recommend
-from recjax.data import splits
+from recjax.data import loading, splits
 from recjax.data.formats import bigrec as files
 from recjax.errors import ConfigError, DataError
 from recjax.methods import bigrec
@@ -32,7 +32,7 @@ from recjax.models import huggingface, llm
 from recjax.retrieval import nearest
 from recjax.text import tokenizer as tokenizer_lib
 from recjax.training import workdir as workdir_lib
-from tests import later, told
+from tests import beside_rows, later, told
 from tests.long import long
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -66,7 +66,7 @@ def config(name, data, **changes):
   c.assist.train.update(epochs=2, patience=2, batch=32)
   c.assist.model.update(width=16, hidden=16, max_history=10)
   c.decode.batch = 16
-  c.eval.update(max_valid_users=32, max_test_users=100)
+  c.eval.update(max_valid_users=32, max_test_users=100, classical=False)
   for key, value in changes.items():
     c[key].update(value)
   return c
@@ -210,8 +210,9 @@ class RingTest(absltest.TestCase):
   def test_a_run_of_few_steps(self):
     path = self.folder / 'brief'
     found, _ = self.grounded(path, train={'epochs': 1}, eval={
-        'max_valid_users': 16, 'max_test_users': 16}, tiny={'epochs': 1.0})
+        'max_valid_users': 16, 'max_test_users': 16, 'classical': True}, tiny={'epochs': 1.0})
     self.assertEqual(told.check(found), (16, 150))
+    beside_rows.check(self, path, loading.load_data(self.data), masked=True)
 
   @long
   def test_bigrec(self):

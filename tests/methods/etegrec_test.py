@@ -28,7 +28,7 @@ from recjax.methods.etegrec import update as later_ids
 from recjax.run_files import read_json
 from recjax.training import sharded_stage
 from recjax.training.workdir import Workdir, find_stage, open_work
-from tests import devices, later, told
+from tests import beside_rows, devices, later, told
 from tests.long import long
 from tests.methods.llmemb_test import random_decoder
 from tests.text import llm_api_test
@@ -64,6 +64,7 @@ def small(cfg, data):
   cfg.train.update(epochs=12, batch=64, save_every=6, valid_users=40)
   cfg.optim.update(lr=1e-2, warmup=0)
   cfg.decode.update(beams=10, batch=128)
+  cfg.eval.classical = False
   if 'lr' in cfg.finetune:
     cfg.finetune.update(epochs=4, save_every=2)
   return cfg
@@ -86,6 +87,7 @@ class WholeTest(parameterized.TestCase):
   def test_a_run_of_few_steps(self):
     cfg = small(tiger_beauty.get_config(), shop_folder(self.create_tempdir()))
     cfg.vectors.train.epochs, cfg.semantic_ids.steps, cfg.train.epochs = 1, 20, 1
+    cfg.eval.update(classical=True, mask_history=False)
     self.look('tiger', cfg, 1)
 
   @parameterized.parameters(('tiger', 'none'), ('etegrec', 'encoder'))
@@ -112,6 +114,8 @@ class WholeTest(parameterized.TestCase):
             ('the share of attention',) if fusion == 'encoder' else ()):
       self.assertIn(word, page)
     self.check_face(folder)
+    if cfg.eval.classical:
+      beside_rows.check(self, folder, load_data(cfg.data), cfg.eval.mask_history)
     if fusion != 'none':
       self.assertIn('no interests', results['rows'])
       self.assertGreater(results['interests']['with_interests'], 0)

@@ -12,13 +12,14 @@ from absl.testing import absltest
 from recjax import errors, recommend, run_files
 from recjax.data import dataset, loading
 from recjax.errors import ConfigError, DataError
+from recjax.evaluation import classical
 from recjax.methods import llmemb
 from recjax.methods.llmemb import item_embeddings
 from recjax.models import huggingface, llm
 from recjax.text import tokenizer as tokenizer_lib
 from recjax.training import sequential
 from recjax.training import workdir as workdir_lib
-from tests import devices, later, told
+from tests import beside_rows, devices, later, told
 from tests.long import ALL, long
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -85,7 +86,7 @@ def config(room, arg=''):
   cfg.train.update(batch=16, epochs=20, patience=6, save_every=2)
   cfg.optim.lr = 5e-3
   cfg.rat.update(hidden=0, activation='none', alpha=.03, ids_from=0)
-  cfg.eval.update(tail_user=6, sampled='uniform99')
+  cfg.eval.update(tail_user=6, sampled='uniform99', classical=False)
   return cfg
 
 
@@ -104,6 +105,7 @@ class WholeTest(absltest.TestCase):
   @classmethod
   def setUpClass(cls):
     super().setUpClass()
+    cls.enterClassContext(mock.patch.object(classical, 'TUNING_USERS', 20))
     cls.room = pathlib.Path(tempfile.mkdtemp())
     cls.shop = clusters()
     loading.save_data(cls.shop, cls.room / 'data')
@@ -111,7 +113,7 @@ class WholeTest(absltest.TestCase):
         f'{t} {b}\n {c[1]}; is title brand categories goods' for t, b, c in zip(
             *(cls.shop.catalog.columns[k] for k in ('title', 'brand', 'categories')))])
     cls.cfg = config(cls.room)
-    cls.cfg.seeds = 2
+    cls.cfg.seeds, cls.cfg.eval.classical = 2, True
     if not ALL:  # few steps leave the same files; what is learned is looked at with --all
       cls.cfg.scft.steps, cls.cfg.train.epochs = 6, 2
     cls.cfg.export.shard = 64
@@ -126,8 +128,9 @@ class WholeTest(absltest.TestCase):
 
   def test_rows_and_what_stands_beside_them(self):
     self.assertEqual(list(self.results['rows']), [
-        'llmemb', 'llmemb:no_scft', 'sasrec', 'popularity', 'recency', 'random'])
+        'llmemb', 'llmemb:no_scft', 'sasrec', 'popularity', 'recency', 'random', *classical.GRIDS])
     told.check(self.results)
+    beside_rows.check(self, self.path, self.shop, masked=True)
     self.assertEqual(self.results['seeds'], [0, 1])
     groups = self.results['groups']
     self.assertEqual(groups['tail_item']['n'] + groups['head_item']['n'], USERS)

@@ -67,7 +67,7 @@ def config(data, grounding='cgen', **changes):
   c.ret.update(hidden=0)
   c.semantic_ids.update(levels=2, size=8)
   c.decode.update(new_tokens=160, batch=16)
-  c.eval.update(users=32, rounds=4, answer_tokens=16, cross_users=8)
+  c.eval.update(users=32, rounds=4, answer_tokens=16, cross_users=8, classical=False)
   for key, value in changes.items():
     c[key].update(value)
   return c

@@ -16,7 +16,8 @@ class PagesTest(absltest.TestCase):
     self.addCleanup(browser.close)
     room = pathlib.Path(self.create_tempdir().full_path)
     with contextlib.redirect_stdout(sys.stderr):
-      experiment.train('configs/sequential_beauty.py', room / 'run', {'train.epochs': 1})
+      experiment.train('configs/sequential_beauty.py', room / 'run', {
+          'train.epochs': 1, 'eval.classical': False})
     browser.call('Page.setBypassCSP', enabled=True)  # for axe-core, not for the page
     browser.go((room / 'run' / 'report.html').as_uri())
     browser.until("document.readyState === 'complete' && document.querySelector('h1') !== null")

@@ -49,6 +49,13 @@ class ResultsTest(parameterized.TestCase):
     self.assertIn('n = 4,000.', made)
     self.assertIn('against base_tags', made)
 
+  def test_classical_rows_that_are_left_out_are_said(self):
+    facts = {'left_out': {'ease': 'it is slow', 'ease:decay': 'it is slow'},
+             'untuned': {'markov_k': 'nobody is held out'}}
+    made = text(result_tables.results_table({**MADE, 'classical': facts}))
+    self.assertIn('Left out: EASE, EASE, later items more, since it is slow.', made)
+    self.assertIn('With first settings: Markov chain, last 20 items, since nobody is held', made)
+
   def test_groups_stand_only_among_every_number(self):
     short, full = result_tables.results_table(MADE).split('<details>')
     self.assertNotIn('HR@10:mid', short)

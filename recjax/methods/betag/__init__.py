@@ -31,6 +31,7 @@ from recjax.methods.betag import (
   planning,
   prompts,
   report,
+  sasrec,
 )
 from recjax.methods.betag import train as train_lib
 from recjax.training import llm_loading
@@ -53,8 +54,9 @@ def run(cfg: ConfigDict, work: Workdir) -> None:
   generated_dir = work.stage('generate', generate.stage, generate.settings(cfg), base_dir, llm_dir,
                              adapter_dir, shared=True)
   tag_rows_dir = work.stage('parse', generate.parse, generate.parsing(cfg), generated_dir)
-  evaluated = work.stage('evaluate', evaluate.stage, cfg.select, cfg.seed, dataset, base_dir,
-                         tag_rows_dir)
+  sasrec_dir = sasrec.make(cfg, work, dataset)
+  evaluated = work.stage('evaluate', evaluate.stage, evaluate.settings(cfg), dataset, base_dir,
+                         tag_rows_dir, sasrec_dir)
   work.publish(evaluated, 'results.json', 'ranks.parquet', 'predictions.parquet')
   report.write(cfg, work, dataset, base_dir, evaluated)
   results.show(work, evaluated)
@@ -76,6 +78,7 @@ def check(cfg: ConfigDict) -> None:
   if cfg.tags.sep.strip() == '':
     raise ConfigError(f'tags.sep={cfg.tags.sep!r} is blank, so tags could not be told apart')
   generate.search_config(decode)
+  sasrec.check(cfg)
 
 
 SHARED = ('generate',)  # stages made of shards, which parts of a run divide

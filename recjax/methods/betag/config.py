@@ -25,6 +25,11 @@ def make(arg: str) -> ConfigDict:
   c.select = dict(top_m=(2, 5, 10, 20), top_k=(8, 16, 32, 0), casefold=False,
                   dedup_within_beam=False, k1=0.75, b=0.75, idf_cutoff=0.0, reducer='sum',
                   mask_history=True, save_top=20)
+  c.eval = base_config.rows_beside()
+  # beside the tags; source: 'train' it here, the folder of a `sequential` run, or 'none'
+  c.sasrec = base_config.recommender(source='train')
+  c.sasrec.train.update(epochs=16, patience=6)
+  c.sasrec.optim.update(lr=5e-3, schedule='cosine')
   if preset == 'paper':
     c.tags.update(source='api', max_base_tags=15)
     c.lora = dict(rank=64, alpha=16.0)

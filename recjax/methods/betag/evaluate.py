@@ -1,4 +1,4 @@
-"""Next-item retrieval by tags with BM25: BETags against base tags and simple baselines."""
+"""Next-item retrieval by tags with BM25: BETags against base tags and what stands beside."""
 import itertools
 import json
 import pathlib
@@ -9,24 +9,30 @@ from ml_collections import ConfigDict
 from recjax.data.dataset import Dataset
 from recjax.data.formats import betag as files
 from recjax.data.splits import Cases
-from recjax.evaluation import baselines, metrics, ranking
+from recjax.evaluation import beside, metrics, ranking
 from recjax.evaluation import results as results_lib
 from recjax.file_io import write_json
 from recjax.methods.betag import base_tags, prompts
 from recjax.retrieval import bm25
+from recjax.training import auxiliary_recommender
 from recjax.training.workdir import Workdir
 
 REDUCERS = ('union', 'sum', 'last')
 
 
-def stage(work: Workdir, cfg: ConfigDict, seed: int, dataset: Dataset, base: pathlib.Path,
-          parsed: pathlib.Path) -> dict[str, Any]:
+def settings(cfg: ConfigDict) -> ConfigDict:
+  """What of the config decides the figures besides the tags. cfg: the run's config."""
+  return ConfigDict({k: cfg[k] for k in ('select', 'eval', 'seed')})
+
+
+def stage(work: Workdir, run_cfg: ConfigDict, dataset: Dataset, base: pathlib.Path,
+          parsed: pathlib.Path, sasrec: pathlib.Path | None) -> dict[str, Any]:
   """Chooses the selection on validation users, ranks the test users, writes every result file.
 
-  work: the Workdir. cfg: the group `select`. seed: of intervals and baselines. dataset: of the run.
-  base: folder of the stage 'base-tags'. parsed: folder of the stage 'parse'.
+  work: the Workdir. run_cfg: of `settings`. dataset: of the run. base: folder of the stage
+  'base-tags'. parsed: folder of the stage 'parse'. sasrec: folder of the stage 'sasrec', or None.
   """
-  split = base_tags.split_of(dataset)
+  split, cfg, seed = base_tags.split_of(dataset), run_cfg.select, run_cfg.seed
   rows = files.read_betags(parsed / 'raw_betags.json')
   base_lists = files.read_tags(base / 'base_tags.json')
   candidates = {
@@ -41,11 +47,15 @@ def stage(work: Workdir, cfg: ConfigDict, seed: int, dataset: Dataset, base: pat
     score = bm25.history_scores(model, chosen[row]['reducer'])
     ranks[row], items, scores = ranking.rank_and_recommend(
         score, split.test, n, min(cfg.save_top, n), mask_history=cfg.mask_history)
-  for row, score in baselines.baselines(split.train, n, seed).items():
-    ranks[row] = ranking.rank_cases(score, split.test, n, mask_history=cfg.mask_history)
+  if sasrec:
+    ranks['sasrec'] = ranking.rank_cases(auxiliary_recommender.scorer(sasrec, n), split.test, n,
+                                         mask_history=cfg.mask_history)
+  others, facts = beside.rank_beside(split, dataset.catalog, run_cfg.eval, seed, work.log,
+                                     mask_history=cfg.mask_history)
   best = candidates['betags'][chosen['betags']['option']]
-  results_lib.save(work.folder, dataset, split, 'betags', ranks, (items, scores),
-               ranking.protocol(n, split.protocol, cfg.mask_history), [seed], chosen=chosen)
+  results_lib.save(work.folder, dataset, split, 'betags', ranks | others, (items, scores),
+               ranking.protocol(n, split.protocol, cfg.mask_history), [seed], chosen=chosen,
+               **facts)
   save_tags(work.folder, dataset, best)
   return {'users': len(split.test.targets), **{f'{r} HR@10': round(float((x < 10).mean()), 4)
                                                for r, x in ranks.items()}}

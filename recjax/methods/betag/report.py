@@ -9,13 +9,14 @@ from ml_collections import ConfigDict
 from recjax.data.dataset import Dataset
 from recjax.data.formats import betag as files
 from recjax.methods.betag import base_tags
+from recjax.models import seqrec
 from recjax.report import html, plots, result_tables, run_section, user_examples
 from recjax.retrieval import bm25
 from recjax.run_files import read_json
 from recjax.training.workdir import Workdir
 
-LABELS = {'betags': 'BETags', 'base_tags': 'base tags', 'popularity': 'popularity',
-          'recency': 'recent popularity', 'random': 'random'}
+LABELS = {'betags': 'BETags', 'base_tags': 'base tags', 'sasrec': 'SASRec, ids alone',
+          **result_tables.BESIDE}
 
 ITEMS, TAGS = 12, 3  # items shown, tags of an item in a list
 
@@ -49,11 +50,12 @@ def write(cfg: ConfigDict, work: Workdir, dataset: Dataset, base: pathlib.Path,
       users_section(cfg, work, dataset, outcome, after),
       frequency_section(before, after),
       run_section.training_section(work.metrics(), {'llm': 'the tiny language model',
-                                            'tune': 'the adapter'}),
+                                            'tune': 'the adapter', 'sasrec': 'SASRec'}),
       *run_section.closing_sections(work.path, cfg, {
           'data': f'{dataset.name}, {len(dataset.catalog):,} items, '
                   f'{len(dataset.interactions):,} users',
-          'data fingerprint': dataset.fingerprint, 'protocol': outcome['protocol']}, [PAPER]),
+          'data fingerprint': dataset.fingerprint, 'protocol': outcome['protocol']},
+          [PAPER, *(seqrec.PAPERS[name] for name in ('sasrec',) if name in outcome['rows'])]),
   ]
   html.write(work.path / 'report.html', html.page(
       'BETag: behavior-enhanced item tags', f'{dataset.name}, preset {cfg.preset}',

@@ -19,7 +19,8 @@ def ground(arg: str, other: Mapping[str, str] | None = None) -> ConfigDict:
   # model: 'base' or 'tuned' embeds both sides, by its 'last' token or 'avg'. prior: what the lists
   # are pulled by (none, pop, cf); rows of all three are ranked. step, max_gamma: the grid of gammas
   c.ground = dict(model='base', pooling='last', prior='none', step=0.01, max_gamma=99)
-  c.eval = dict(mask_history='auto', max_valid_users=1000, max_test_users=2000, save_top=20)
+  c.eval = dict(mask_history='auto', max_valid_users=1000, max_test_users=2000, save_top=20,
+                **base_config.rows_beside())
   if other:
     c.domains = ((given['other'], 'goods'),)
   if c.preset == 'paper':
@@ -41,7 +42,7 @@ def decode(arg: str) -> ConfigDict:
                   ghost_cases=64)
   # duplicate_titles: 'exact_id' wants the very item, 'best' any item of its title
   c.eval = dict(mask_history='auto', max_valid_users=192, max_test_users=1024,
-                duplicate_titles='exact_id')
+                duplicate_titles='exact_id', **base_config.rows_beside())
   if c.preset == 'paper':
     c.samples.window = 'every'
     c.train.update(batch=128, epochs=3, patience=1, row_tokens=512, loss_on='response',

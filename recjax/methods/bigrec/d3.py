@@ -29,8 +29,8 @@ GHOST = 0.99  # a token likelier than this tells nothing
 
 def decoding(cfg: ConfigDict) -> ConfigDict:
   """Everything in the config that decides the beams. cfg: the run's config."""
-  return ConfigDict({k: cfg[k] for k in ('data', 'samples', 'prompt', 'decode', 'llm', 'train',
-                                         'eval', 'seed')})
+  return ConfigDict({'eval': instruction_data.asked_settings(cfg), **{
+      k: cfg[k] for k in ('data', 'samples', 'prompt', 'decode', 'llm', 'train', 'seed')}})
 
 
 class Search:

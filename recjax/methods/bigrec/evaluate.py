@@ -1,4 +1,4 @@
-"""What both methods leave: result files with the assistant's row and the sanity rows."""
+"""What both methods leave: result files with the assistant's row and what stands beside."""
 from collections.abc import Sequence
 from typing import Any
 
@@ -10,7 +10,7 @@ from recjax.data import splits
 from recjax.data.dataset import Dataset, Interactions
 from recjax.data.splits import Cases
 from recjax.errors import ConfigError
-from recjax.evaluation import baselines, metrics, ranking
+from recjax.evaluation import beside, metrics, ranking
 from recjax.evaluation import results as results_lib
 from recjax.methods.bigrec import instruction_data
 from recjax.methods.bigrec.instruction_data import Data
@@ -23,30 +23,31 @@ POLICIES = ('exact_id', 'best')
 def save(work: Workdir, cfg: ConfigDict, data: Data, cases: Cases, main: str,
          ranks: dict[str, np.ndarray], lists: tuple[np.ndarray, np.ndarray], score: ScoreFn | None,
          ks: Sequence[int] = metrics.KS, **more: Any) -> dict[str, Any]:
-  """Adds the sanity rows and the assistant's, and writes the files of `results.save`.
+  """Adds the assistant's row and `beside.rank_beside`, and writes the files of `results.save`.
 
   cases: the test cases that were asked. ranks: {row: (n,)}. score: the assistant's score function,
   or None. work: the Workdir. cfg: the run's config. data: the Data. main: the first row. lists: its
   items and scores. ks: cut-offs. more: further entries of results.json. -> counts
   """
   n, known = len(data.catalog), data.cases.known
-  others = baselines.baselines(known, n, cfg.seed)
+  mask_history = instruction_data.masked(cfg, data)
   if score is not None:
-    others = {'sasrec': score, **others}
-  for name, row in others.items():
-    ranks[name] = ranking.rank_cases(row, cases, n, mask_history=instruction_data.masked(cfg, data))
+    ranks['sasrec'] = ranking.rank_cases(score, cases, n, mask_history=mask_history)
   names = tuple(case_names(known.users, cases.users))
   dataset = Dataset(data.name, data.catalog,
                  Interactions(names, known.items, known.offsets), data.fingerprint, data.notes)
   test = type(cases)(np.arange(len(cases), dtype=np.int32), cases.histories, cases.targets)
   _, protocol = splits.sample_cases(data.cases.test, cfg.eval.max_test_users, data.cases.protocol)
+  split = splits.Split(known, data.cases.valid, test, protocol)
+  others, facts = beside.rank_beside(split, data.catalog, cfg.eval, cfg.seed, work.log,
+                                     mask_history=mask_history)
   results = results_lib.save(
-    work.folder, dataset, splits.Split(known, None, test, protocol), main, ranks, lists,
-    ranking.protocol(n, protocol, instruction_data.masked(cfg, data)), (cfg.seed,), ks,
-    notes=data.notes, **more)
+    work.folder, dataset, split, main, ranks | others, lists,
+    ranking.protocol(n, protocol, mask_history), (cfg.seed,), ks, notes=data.notes, **more, **facts)
   return {
     'cases': len(cases),
-    **{f'{row} HR@10': round(cells['HR@10']['value'], 4) for row, cells in results['rows'].items()}}
+    **{f'{row} HR@10': round(cells['HR@10']['value'], 4) for row, cells in results['rows'].items()
+       if row in ranks}}
 
 
 def case_names(users: Sequence[str], rows: np.ndarray) -> list[str]:

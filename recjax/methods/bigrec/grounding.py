@@ -50,8 +50,8 @@ def gammas(cfg: ConfigDict) -> Float[np.ndarray, ' G']:
 
 def generating(cfg: ConfigDict) -> ConfigDict:
   """Everything in the config that decides what is written. cfg: the run's config."""
-  return ConfigDict({k: cfg[k] for k in ('data', 'samples', 'prompt', 'decode', 'llm', 'train',
-                                         'eval')})
+  return ConfigDict({'eval': instruction_data.asked_settings(cfg), **{
+      k: cfg[k] for k in ('data', 'samples', 'prompt', 'decode', 'llm', 'train')}})
 
 
 def generate(work: Workdir, cfg: ConfigDict, data: Data, folder: pathlib.Path,

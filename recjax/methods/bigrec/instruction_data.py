@@ -9,6 +9,7 @@ import numpy as np
 from jaxtyping import Int
 from ml_collections import ConfigDict
 
+from recjax import base_config
 from recjax.data import dataset, loading, splits, update, windows
 from recjax.data.dataset import Dataset, Interactions
 from recjax.data.formats import bigrec as files
@@ -118,6 +119,14 @@ def masked(cfg: ConfigDict, data: Data) -> bool:
   if how not in ('auto', 'yes', 'no'):
     raise ConfigError(f"eval.mask_history={how!r}; choose 'auto', 'yes' or 'no'")
   return data.cases.masked if how == 'auto' else how == 'yes'
+
+
+def asked_settings(cfg: ConfigDict) -> ConfigDict:
+  """The group `eval` without what decides the rows beside alone, which no text depends on.
+
+  cfg: the run's config.
+  """
+  return ConfigDict({k: v for k, v in cfg.eval.items() if k not in base_config.rows_beside()})
 
 
 def asked_rows(data: Data, part: str, most: int) -> Int[np.ndarray, ' n']:

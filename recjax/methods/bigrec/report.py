@@ -17,8 +17,7 @@ from recjax.training.workdir import Workdir, find_stage
 LABELS = {'bigrec': 'BIGRec', 'bigrec:pop': 'BIGRec, pulled by popularity',
           'bigrec:cf': 'BIGRec, pulled by SASRec', 'd3': 'D3', 'd3:no_mixing': 'D3, the LLM alone',
           'd3:length_norm': 'constrained beams divided by length',
-          'sasrec': 'SASRec (the assistant)', 'popularity': 'popularity',
-          'recency': 'recent popularity', 'random': 'random'}
+          'sasrec': 'SASRec (the assistant)', **result_tables.BESIDE}
 
 DRAWN = 60
 

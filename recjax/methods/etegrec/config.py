@@ -86,5 +86,5 @@ def common(variant: str, preset: str, data: str, fusion: str) -> ConfigDict:
                  fusion_layers=3, reproduce_release=False, untied_output=False)
   c.optim = dict(lr=3e-3, warmup=50, schedule='cosine', decay=0.05, clip=1.0, beta2=0.999)
   c.decode = dict(beams=20, batch=256)
-  c.eval = dict(mask_history=preset != 'paper', save_top=20)
+  c.eval = dict(mask_history=preset != 'paper', save_top=20, **base_config.rows_beside())
   return c

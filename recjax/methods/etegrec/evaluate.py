@@ -7,7 +7,7 @@ from jaxtyping import PyTree
 from ml_collections import ConfigDict
 
 from recjax.data.dataset import Dataset
-from recjax.evaluation import baselines, ranking
+from recjax.evaluation import beside, ranking
 from recjax.evaluation import results as results_lib
 from recjax.methods.etegrec import beam_ranking, item_embeddings, train
 from recjax.training import auxiliary_recommender, sharded_stage
@@ -60,14 +60,15 @@ def stage(work: Workdir, cfg: ConfigDict, dataset: Dataset, vectors_dir: pathlib
     ranks['sasrec'] = ranking.rank_cases(
       auxiliary_recommender.scorer(vectors_dir, num_items), cases, num_items,
       mask_history=mask_history)
-  for name, score in baselines.baselines(data.split.train, num_items, cfg.seed).items():
-    ranks[name] = ranking.rank_cases(score, cases, num_items, mask_history=mask_history)
+  others, facts = beside.rank_beside(data.split, dataset.catalog, cfg.eval, cfg.seed, work.log,
+                                     mask_history=mask_history)
   extra_results['note'] = f'lists of {cfg.decode.beams} beams, a target outside counts as not found'
   results = results_lib.save(
-      work.folder, dataset, data.split, row, ranks, predictions,
+      work.folder, dataset, data.split, row, ranks | others, predictions,
       ranking.protocol(num_items, data.split.protocol, mask_history),
       range(cfg.seed, cfg.seed + cfg.seeds),
-      tuple(k for k in (1, 5, 10, 20) if k <= min(cfg.decode.beams, num_items)), **extra_results)
+      tuple(k for k in (1, 5, 10, 20) if k <= min(cfg.decode.beams, num_items)), **extra_results,
+      **facts)
   return {'users': len(cases), **{m: round(results['rows'][row][m]['value'], 4)
                                   for m in results_lib.CLOSING},
           'invalid_rate_of_free_beams': f'{extra_results["free"]["invalid_rate"]:.2%}'}

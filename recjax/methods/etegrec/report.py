@@ -18,7 +18,7 @@ from recjax.retrieval import pca
 from recjax.run_files import read_json
 from recjax.training.workdir import Workdir
 
-LABELS = {'popularity': 'popularity', 'recency': 'recent popularity', 'random': 'random',
+LABELS = {**result_tables.BESIDE,
           'sasrec': 'SASRec of the item vectors', 'no interests': 'the same without interests'}
 
 PAPERS = {'tiger': '''\

@@ -114,7 +114,7 @@ def sample(preset: str, data: str, backbone: str, variant: str) -> ConfigDict:
                max_align_items=4096, ids_from=5)
   # sampled: also rank among few items. tail_*: fewer interactions, or a shorter input, are tail
   c.eval = dict(mask_history=True, save_top=20, sampled='uniform100', memory=256, tail_item=3,
-                tail_user=9)
+                tail_user=9, **base_config.rows_beside())
   # what the released code does otherwise; docs/llmemb.md numbers them
   c.reproduce_bugs = dict(early_mask_row=False, future_seen=False, pads_seen=False,
                           lone_attribute_lost=False, views_frozen=False, learned_tau=False,

@@ -9,7 +9,7 @@ from recjax import run_files
 from recjax.data.dataset import Dataset
 from recjax.data.splits import Split
 from recjax.errors import ConfigError
-from recjax.evaluation import baselines, metrics, ranking, sampled_ranking, statistics
+from recjax.evaluation import beside, metrics, ranking, sampled_ranking, statistics
 from recjax.evaluation import results as results_lib
 from recjax.methods.llmemb import rat, variants
 from recjax.run_files import read_json
@@ -69,11 +69,11 @@ def stage(work: Workdir, cfg: ConfigDict, dataset: Dataset, tables: dict, id_dir
       'protocol': sampled_ranking.protocol(cfg.eval.sampled),
       **summarize_groups(
         sampled_ranks, {'all': np.ones(len(split.test), bool), **groups}, main, cfg.seed)}
-  for name, score in baselines.baselines(split.train, num_items, cfg.seed).items():
-    ranks[name] = ranking.rank_cases(score, split.test, num_items, block, mask_history=mask_history)
-  results = results_lib.save(work.folder, dataset, split, main, ranks, predictions,
+  others, facts = beside.rank_beside(split, dataset.catalog, cfg.eval, cfg.seed, work.log,
+                                     block=block, mask_history=mask_history)
+  results = results_lib.save(work.folder, dataset, split, main, ranks | others, predictions,
                              ranking.protocol(num_items, split.protocol, mask_history),
-                             range(cfg.seed, cfg.seed + cfg.seeds), **extra_results)
+                             range(cfg.seed, cfg.seed + cfg.seeds), **extra_results, **facts)
   return {'users': len(split.test), **{m: round(results['rows'][main][m]['value'], 4)
                                        for m in METRICS}}
 

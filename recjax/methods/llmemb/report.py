@@ -19,7 +19,7 @@ LABELS = {'llmemb': 'LLMEmb', 'sasrec': 'SASRec, ids alone', 'gru4rec': 'GRU4Rec
           'llmemb:no_adapter': 'no adapter, PCA alone', 'llmemb:no_freeze': 'vectors not frozen',
           'llmemb:no_align': 'without alignment', 'llmemb:pool_last': 'last token pooled',
           'llmemb:pca': 'PCA of the untuned LLM alone', 'llmemb:text': 'plain text embedding',
-          'popularity': 'popularity', 'recency': 'recent popularity', 'random': 'random'}
+          **result_tables.BESIDE}
 
 GROUPS = {'tail_item': 'Rare items', 'head_item': 'Frequent items', 'tail_user': 'Short histories',
           'head_user': 'Long histories'}

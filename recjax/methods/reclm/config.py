@@ -83,5 +83,6 @@ def sample(preset: str, data: str, grounding: str) -> ConfigDict:
   # free: users whom the same model answers without the constraint, to see what it would make up;
   # vague: edits within which such a title passes for an item's
   c.eval = dict(words='trained', mask_history=True, users=500, rounds=64, answer_tokens=96,
-                cross='', cross_users=500, candidates=0, free=0, vague=0)
+                cross='', cross_users=500, candidates=0, free=0, vague=0,
+                **base_config.rows_beside())
   return c

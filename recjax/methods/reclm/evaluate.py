@@ -13,7 +13,7 @@ from recjax.data.dataset import Dataset
 from recjax.data.formats import conversations
 from recjax.data.loading import load_data
 from recjax.data.sample_shop.small_talk import questions
-from recjax.evaluation import baselines, ranking
+from recjax.evaluation import beside, ranking
 from recjax.evaluation import results as results_lib
 from recjax.methods.reclm import (
   control_tasks,
@@ -127,7 +127,7 @@ def rates_of(cfg: ConfigDict, grounded: generate.GroundedModel, cases: splits.Ca
 def save_results(work: Workdir, cfg: ConfigDict, dataset: Dataset, split: splits.Split,
                  lists: list[list[int]], ranked: tuple[np.ndarray, np.ndarray],
                  teacher_score: Callable | None, extra_results: dict) -> dict:
-  """Adds the rows of the teacher and for sanity. Lists end early: so do the cut-offs.
+  """Adds the rows of the teacher and of `beside.rank_beside`. Lists end early: so do the cut-offs.
 
   split: of the users. lists, ranked: items of each. teacher_score: as of `teacher.scorer`.
   extra_results: for results.json. work: of the stage. cfg: as `settings`. dataset: of the run.
@@ -141,18 +141,18 @@ def save_results(work: Workdir, cfg: ConfigDict, dataset: Dataset, split: splits
   ranks = {
     cfg.grounding: ranking.list_ranks(items, cases.targets, num_items - 1),
     f'{cfg.grounding}:ranked': ranking.list_ranks(ranked[0], cases.targets, num_items - 1)}
-  other_scores = {
-    **({'sasrec': teacher_score} if teacher_score else {}),
-    **baselines.baselines(split.train, num_items, cfg.seed)}
-  for name, score_fn in other_scores.items():
-    ranks[name] = ranking.rank_cases(score_fn, cases, num_items, mask_history=cfg.eval.mask_history)
+  if teacher_score:
+    ranks['sasrec'] = ranking.rank_cases(
+        teacher_score, cases, num_items, mask_history=cfg.eval.mask_history)
+  others, facts = beside.rank_beside(split, dataset.catalog, cfg.eval, cfg.seed, work.log,
+                                     mask_history=cfg.eval.mask_history)
   protocol = ranking.protocol(num_items, split.protocol, cfg.eval.mask_history)
   shown = (items, list_scores) if items.any() else ranked  # a model that writes no list has no own
   results = results_lib.save(
-      work.folder, dataset, split, cfg.grounding, ranks, shown, protocol, (cfg.seed,),
-      tuple(k for k in KS if k <= width), **extra_results)
+      work.folder, dataset, split, cfg.grounding, ranks | others, shown, protocol, (cfg.seed,),
+      tuple(k for k in KS if k <= width), **extra_results, **facts)
   rows = {row: round(cells['HR@10' if width >= 10 else f'HR@{KS[0]}']['value'], 4)
-          for row, cells in results['rows'].items()}
+          for row, cells in results['rows'].items() if row in ranks}
   return {'users': len(cases), **{f'{row} HR@10': hit_rate for row, hit_rate in rows.items()},
           'out_of_catalog': extra_results['rates'][f'NonExistRate@{width}'],
           'repeats': extra_results['rates'][f'RepeatRate@{width}']}

@@ -15,8 +15,7 @@ from recjax.training.workdir import Workdir, find_stage
 
 LABELS = {'cgen': 'RecLM-cgen', 'ret': 'RecLM-ret', 'token': 'RecLM-token',
           **{f'{k}:ranked': f'RecLM-{k}, first items ranked' for k in ('cgen', 'ret', 'token')},
-          'sasrec': 'SASRec (the teacher)', 'popularity': 'popularity',
-          'recency': 'recent popularity', 'random': 'random'}
+          'sasrec': 'SASRec (the teacher)', **result_tables.BESIDE}
 
 RATES = {'NonExistRate': 'items that do not exist', 'RepeatRate': 'repeats',
          'InHistoryRate': 'items of the history shown', 'CorrectCount': 'lists of the right length',

@@ -17,11 +17,10 @@ def make(arg: str) -> ConfigDict:
   c.optim.update(lr=5e-3, schedule='cosine')
   # sampled: also rank among few items, as old tables do: uniform100, uniform99, pop100, ...
   # memory: MiB that the scores of one block of users may take
-  # classical: also rows of Markov chains, neighbors, EASE and titles, tuned on validation
   # tie_order: of equal times, or 'shuffle(SEED)'. seen_mask: or 'zero'. test_history: or 'train'
   c.eval = dict(mask_history=True, save_top=20, sampled='', memory=256, tie_order='file',
                 seen_mask='inf', test_history='train+valid', drop_cold_targets=False,
-                classical=False)
+                **base_config.rows_beside())
   if given['loss'] == 'sampled':
     c.loss.update(negatives=256, exclude='target')
   if given['loss'] == 'gbce':

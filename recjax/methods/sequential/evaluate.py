@@ -1,4 +1,4 @@
-"""Test users ranked by every seed's best epoch, beside popularity and random."""
+"""Test users ranked by every seed's best epoch, beside the rows of `beside.rank_beside`."""
 import pathlib
 from typing import Any
 
@@ -8,9 +8,8 @@ from ml_collections import ConfigDict
 from recjax.data import splits
 from recjax.data.dataset import Dataset
 from recjax.data.splits import Split
-from recjax.evaluation import baselines, classical, metrics, ranking, sampled_ranking
+from recjax.evaluation import beside, metrics, ranking, sampled_ranking
 from recjax.evaluation import results as results_lib
-from recjax.progress import doing
 from recjax.protocols import ScoreFn
 from recjax.run_files import read_json
 from recjax.training import sequential
@@ -54,18 +53,9 @@ def stage(work: Workdir, cfg: ConfigDict, dataset: Dataset, made: pathlib.Path,
         lists, sampled = top, among_few(cfg, dataset, split, score)
       advance()
   ranks = {row: np.stack(ranks_of_seeds)}
-  others, facts = baselines.baselines(split.train, n, cfg.seed), {}
-  if cfg.eval.classical:
-    with doing('the choice of settings for classical rows'):
-      classical_rows, settings_of, left_out = classical.score_functions(
-          split.train, classical.titles(dataset.catalog), split.valid, cfg.eval.mask_history)
-    for name, why in left_out.items():
-      work.log(f'    row {name} is left out: {why}')
-    others |= classical_rows
-    facts['classical'] = {'settings': settings_of, 'left_out': left_out}
-  for name, score in others.items():
-    ranks[name] = ranking.rank_cases(score, split.test, n, **options)
-  results = results_lib.save(work.folder, dataset, split, row, ranks, lists,
+  others, facts = beside.rank_beside(split, dataset.catalog, cfg.eval, cfg.seed, work.log,
+                                     **options)
+  results = results_lib.save(work.folder, dataset, split, row, ranks | others, lists,
                          ranking.protocol(n, split.protocol + drawn, **masking(cfg)),
                          range(cfg.seed, cfg.seed + cfg.seeds), **sampled, **facts)
   return {'users': len(split.test), **{m: round(results['rows'][row][m]['value'], 4)

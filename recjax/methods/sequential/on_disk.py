@@ -58,8 +58,8 @@ def sample(records: array_record.Records) -> tuple[Dataset, str]:
   few = records.users(np.sort(rows))
   if len(rows) == len(records):
     return few, ''
-  return few, (f'; {len(rows):,} users drawn of {len(records):,}, popularity and groups counted '
-               'among them')
+  return few, (f'; {len(rows):,} users drawn of {len(records):,}, among whom alone popularity, '
+               'classical rows and groups are counted')
 
 
 def stage(work: Workdir, cfg: ConfigDict, records: array_record.Records,

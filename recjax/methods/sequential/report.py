@@ -12,7 +12,7 @@ from recjax.report import html, plots, result_tables, run_section, user_examples
 from recjax.run_files import read_json
 from recjax.training.workdir import Workdir, find_stage
 
-LABELS = {'popularity': 'popularity', 'recency': 'recent popularity', 'random': 'random'}
+LABELS = result_tables.BESIDE
 
 
 def write(cfg: ConfigDict, work: Workdir, dataset: Dataset, evaluated: pathlib.Path) -> None:
