@@ -139,7 +139,8 @@ def detectable(a: Shaped[np.ndarray, '...'] | Sequence,
   a, b = _checked(a, 'the first values'), _checked(b, 'the second values')
   if len(a) != len(b):
     raise DataError(f'{len(a)} values against {len(b)}; differences need the same users in both')
-  return POWER * float(np.std(a - b, ddof=1)) / math.sqrt(len(a)) if len(a) > 1 else math.nan
+  apart = np.sort(a - b)  # so that the order of users changes no bit
+  return POWER * float(np.std(apart, ddof=1)) / math.sqrt(len(a)) if len(a) > 1 else math.nan
 
 
 def _power(apart: Mapping[str, Mapping[str, float | None]], metric: str) -> str:
