@@ -9,6 +9,7 @@ Letters of shapes: M interactions, U users, N items, C test cases, R interaction
 import dataclasses
 import datetime
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import scipy.stats
@@ -17,6 +18,7 @@ from jaxtyping import Bool, Int
 from recjax.data import splits
 from recjax.data.dataset import Dataset, Interactions
 from recjax.data.splits import Cases, Split
+from recjax.errors import DataError
 from recjax.evaluation import classical, ranking
 from recjax.evaluation.metrics import per_case
 
@@ -196,10 +198,10 @@ def _clock(data: Interactions, split: Split) -> list[Check]:
 
 
 def _ties(data: Interactions, split: Split) -> Iterator[Check]:
-  tied = _same_user(data) & (np.diff(data.times) == 0)
+  tied = _same_user(data) & (np.diff(_times(data)) == 0)
   user = np.repeat(np.arange(len(data)), data.lengths())[1:]
   ends = data.offsets[split.test.users + 1]
-  decides = float((data.times[ends - 1] == data.times[ends - 2]).mean()) if len(ends) else 0.
+  decides = float((_times(data)[ends - 1] == _times(data)[ends - 2]).mean()) if len(ends) else 0.
   share = float(tied.sum()) / max(len(data.items), 1)
   level = 'warning' if share > .25 or decides > .05 else 'note' if share > .05 else 'ok'
   yield Check('ties', {'interactions at the time of the one before': share, 'users with a tie':
@@ -216,7 +218,7 @@ def _shared(data: Interactions, split: Split) -> Iterator[Check]:
   for end, user in zip(ends, split.test.users):
     rows = slice(data.offsets[user], end - 1)
     found += bool(((data.items[rows] == data.items[end])
-                   & (data.times[rows] == data.times[end])).any())
+                   & (_times(data)[rows] == _times(data)[end])).any())
   yield Check('copied targets', {'cases': found}, 'error' if found else 'ok',
               'the same item at the same time stands in training and as the target; remove copied '
               'rows' if found else 'no target stands in its own training at the same time')
@@ -244,14 +246,14 @@ def leak(data: Interactions, split: Split) -> dict[str, float]:
   """
   train, test = split.train, split.test
   ends = data.offsets[test.users + 1]
-  when, target = data.times[ends - 1], test.targets
+  when, target = _times(data)[ends - 1], test.targets
   before = data.items[ends - 2]
-  clock = np.sort(train.times)
+  clock = np.sort(_times(train))
   later = 1 - np.searchsorted(clock, when, 'right') / len(clock)
   n = int(max(data.items.max(), target.max())) + 1
   first, last = np.full(n, np.iinfo(np.int64).max), np.full(n, np.iinfo(np.int64).min)
-  np.minimum.at(first, train.items, train.times)
-  np.maximum.at(last, train.items, train.times)
+  np.minimum.at(first, train.items, _times(train))
+  np.maximum.at(last, train.items, _times(train))
   met = np.unique(train.items)
   births = np.sort(first[met])
   warm = np.isin(target, met)
@@ -272,7 +274,7 @@ def _later_pairs(train: Interactions, before: Int[np.ndarray, ' C'], target: Int
   """Of the last steps that training knows: those that it knows from later, or from later alone."""
   start = np.flatnonzero(_same_user(train))
   codes = train.items[start].astype(np.int64) * n + train.items[start + 1]
-  times = train.times[start + 1]
+  times = _times(train)[start + 1]
   order = np.lexsort((times, codes))
   codes, times = codes[order], times[order]
   asked = before.astype(np.int64) * n + target
@@ -286,17 +288,19 @@ def _later_pairs(train: Interactions, before: Int[np.ndarray, ' C'], target: Int
 
 
 def _drift(data: Interactions, split: Split) -> Iterator[Check]:
-  low, high = np.quantile(data.times, (.1, .9))
+  low, high = np.quantile(_times(data), (.1, .9))
   n = int(data.items.max()) + 1
   old, new = (np.bincount(data.items[part], minlength=n)
-              for part in (data.times <= low, data.times > high))
+              for part in (_times(data) <= low, _times(data) > high))
   either = (old + new) > 0
   constant = any(len(np.unique(x[either])) < 2 for x in (old, new))
-  drift = 0. if constant else float(scipy.stats.spearmanr(old[either], new[either]).statistic)
+  ranks: Any = scipy.stats.spearmanr(old[either], new[either]) if not constant else None
+  drift = 0. if constant else float(ranks.statistic)
   ends = data.offsets[split.test.users + 1]
-  days = float(np.median(data.times[ends - 1] - data.times[ends - 2])) / DAY if len(ends) else 0.
+  gaps = _times(data)[ends - 1] - _times(data)[ends - 2]
+  days = float(np.median(gaps)) / DAY if len(gaps) else 0.
   dates = [datetime.datetime.fromtimestamp(int(t), datetime.UTC).date().isoformat()
-           for t in (data.times.min(), data.times.max())]
+           for t in (_times(data).min(), _times(data).max())]
   yield Check('drift', {'rank correlation of popularity': drift, 'median days to the target': days},
               'note' if drift < .3 else 'ok',
               f'from {dates[0]} to {dates[1]}; ' + (
@@ -309,3 +313,10 @@ def _same_user(data: Interactions) -> Bool[np.ndarray, ' M_1']:
   """Whether each interaction but the first is of the user of the one before."""
   user = np.repeat(np.arange(len(data)), data.lengths())
   return user[1:] == user[:-1]
+
+
+def _times(data: Interactions) -> Int[np.ndarray, ' M']:
+  """The times of interactions. Raises DataError where there are none."""
+  if data.times is None:
+    raise DataError('these interactions have no times; add `times` to the sequences')
+  return data.times

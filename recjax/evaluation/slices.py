@@ -69,8 +69,7 @@ def after(train: Interactions, n_items: int, hops: int) -> sp.csr_array:
     start = np.flatnonzero(user[:-h] == user[h:])
     pairs = train.items[start] - 1, train.items[start + h] - 1
     found = found + sp.csr_array((np.ones(len(start), np.float32), pairs), shape=found.shape)
-  found.data[:] = 1
-  return found
+  return sp.csr_array((np.ones(found.nnz, np.float32), found.nonzero()), shape=found.shape)
 
 
 def _held(matrix: sp.csr_array, row: Int[np.ndarray, ' U'], column: Int[np.ndarray, ' U']

@@ -145,7 +145,7 @@ def detectable(a: Shaped[np.ndarray, '...'] | Sequence,
 
 def _power(apart: Mapping[str, Mapping[str, float | None]], metric: str) -> str:
   """What these users can tell, as a sentence; '' where nothing was tested."""
-  found = [values[metric] for values in apart.values() if values.get(metric)]
+  found = [value for values in apart.values() if (value := values.get(metric))]
   if not found:
     return ''
   return (f'so many users show a difference in {metric} of {np.median(found):.4f} (median of the '
