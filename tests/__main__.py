@@ -61,9 +61,9 @@ ALONE = ('hostile_test', 'house_test', 'docs_test', 'devices_test', 'damage_test
          'decoding/lookahead_beam_search_test')
 # Processes that run longest, in this order, begin first, so that no core waits at the end.
 FIRST = ('decoding', 'decoding/lookahead_beam_search_test', 'training', 'models',
-         'methods/etegrec', 'methods/llmemb', 'data', 'serving', 'methods/betag', 'methods/bigrec',
-         'methods/reclm', 'text', 'methods/sequential', 'methods/scores', 'docs_test',
-         'evaluation', 'top')
+         'methods/etegrec', 'report', 'methods/llmemb', 'data', 'serving', 'methods/betag',
+         'methods/bigrec', 'methods/reclm', 'text', 'methods/sequential', 'methods/scores',
+         'docs_test', 'evaluation', 'top')
 
 
 @functools.cache
