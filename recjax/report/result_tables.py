@@ -24,8 +24,8 @@ USER_GROUPS = ('head', 'mid', 'tail', 'short', 'long', 'memorized', 'generalized
 GROUPS_ARE = ('Head, mid and tail items hold a third of all training interactions each; short and '
               'long histories are cut at the median. The step to a memorized target was seen in '
               'training, to a generalized one it can be inferred from what stands near it, to an '
-              'uncategorized one it cannot; cold items have no training interaction, few of them '
-              'at most four.')
+              'uncategorized one it cannot. Cold targets have no interaction in training, "few" '
+              'have one to four.')
 LIST_METRICS = {'coverage': 'share of the catalog that stands in some list',
          'Gini': 'Gini: 0 where all items are shown alike, near 1 where a few get all',
          'novelty': "novelty: mean −log2 of an item's share of training interactions",
