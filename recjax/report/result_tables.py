@@ -19,6 +19,7 @@ from recjax.report.html import (
     value_with_interval,
 )
 
+FEWEST = 30  # users of a group whose figure says something
 USER_GROUPS = ('head', 'mid', 'tail', 'short', 'long', 'memorized', 'generalized', 'uncategorized',
                'cold', 'few')
 GROUPS_ARE = ('Head, mid and tail items hold a third of all training interactions each; short and '
@@ -132,17 +133,22 @@ def groups_section(results: Mapping, row: str, metric: str = 'HR@10') -> Section
   results: as `results_table` takes it, with 'lists' and 'cold_targets'. row: whose. metric: which.
   """
   cells = results['rows'][row]
-  by_group = {group: {metric: cells[f'{metric}:{group}']} for group in USER_GROUPS
-              if f'{metric}:{group}' in cells}
+  found = {group: {metric: cells[f'{metric}:{group}']} for group in USER_GROUPS
+           if f'{metric}:{group}' in cells}
+  drawn = {group: cell for group, cell in found.items()
+           if cell[metric].get('n', FEWEST) >= FEWEST} or found
+  left = ', '.join(f'{group} ({number(cell[metric]["n"])})' for group, cell in found.items()
+                   if group not in drawn)
+  said = f' Groups of fewer than {FEWEST} users are not drawn: {left}.' if left else ''
   return section(
       'Where the hits are',
-      figure(plots.bars_with_intervals(by_group, metric),
+      figure(plots.bars_with_intervals(drawn, metric),
              f'{metric} of {row} by group of test users', f'bars of {metric} by group'),
       table(['Lists of ten', 'Value'],
             [[LIST_METRICS.get(name, name), f'{value:.4f}']
              for name, value in results['lists'].items()], 'What is shown', 'lr'),
       intro=f'{GROUPS_ARE} {number(results["cold_targets"])} test items were never seen in '
-            'training.')
+            f'training.{said}')
 
 
 def group_differences(differences: Mapping, labels: Mapping[str, str]) -> list[Section]:

@@ -102,6 +102,16 @@ class ResultsTest(parameterized.TestCase):
   def test_p_values_are_written_for_readers(self, p, shown):
     self.assertEqual(result_tables.p_value(p), shown)
 
+  def test_groups_of_too_few_users_are_named_and_not_drawn(self):
+    cells = {f'HR@10:{group}': cell(.2, .1, .3, n) for group, n in (
+        ('head', 30), ('uncategorized', 29), ('cold', 3))}
+    results = {'rows': {'a': cells}, 'lists': {}, 'cold_targets': 3}
+    made = text(result_tables.groups_section(results, 'a').body)
+    self.assertIn('fewer than 30 users are not drawn: uncategorized (29), cold (3).', made)
+    few = {name: {**c, 'n': 5} for name, c in cells.items()}  # all of them: drawn as they are
+    self.assertNotIn('not drawn', text(result_tables.groups_section(
+        {**results, 'rows': {'a': few}}, 'a').body))
+
 
 if __name__ == '__main__':
   absltest.main()
