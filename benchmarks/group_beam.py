@@ -156,7 +156,9 @@ def main():
   with tempfile.TemporaryDirectory() as folder:
     command = [args.peer_python, __file__, f'--peer={folder}', f'--beams={args.beams}',
                f'--new-tokens={args.new_tokens}', f'--weights={args.weights}']
+    # Without the script's folder, whose tokenizers.py would stand before the package of that name.
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+                          env={**os.environ, 'PYTHONSAFEPATH': '1'},
                           stderr=subprocess.DEVNULL) as process:
       versions = hear(process)
       report(measure(process, args.weights or folder, args), versions, args)
