@@ -98,7 +98,24 @@ def mutants() -> list[Mutant]:
   room('evaluation/statistics.py', 'evaluation.statistics_test',
        ('(len(p_values) - done) * p_values[name]', 'len(p_values) * p_values[name]'),
        ('(1 + far.sum()) / (1 + draws)', 'far.sum() / draws'),
-       ('[(1 - level) / 2, (1 + level) / 2]', '[1 - level, level]'))
+       ('[(1 - level) / 2, (1 + level) / 2]', '[1 - level, level]'),
+       ('np.std(apart, ddof=1)', 'np.std(apart)'))
+  room('evaluation/audit.py', 'evaluation.audit_test',
+       ('last[target] >= when', 'last[target] > when'),
+       ('times[low[known]] > when[known]', 'times[high[known] - 1] > when[known]'),
+       ('counts > SUPPORT', 'counts >= SUPPORT'),
+       ('draws.random(len(items)), user', 'draws.random(len(items)), 0 * user'))
+  room('evaluation/slices.py', 'evaluation.slices_test',
+       ('(count <= FEW)', '(count < FEW)'),
+       ('| _held(follow, v, u)', ''),
+       ('| meet(lead, v, lead, u)', ''),
+       ('np.minimum(lengths, hops)', 'np.minimum(lengths, 1)'))
+  room('evaluation/beside.py', 'evaluation.beside_test',
+       ("rows |= made.scores", "rows = made.scores | rows"),
+       ('len(split.test), cfg.classical_minutes', '0, cfg.classical_minutes'))
+  room('evaluation/classical.py', 'evaluation.classical_test',
+       ('np.divide(0.5, largest', 'np.divide(1.0, largest'),
+       ('min(len(left), room - len(ring))', 'min(len(left), 0)'))
   room('evaluation/sampled_ranking.py', 'evaluation.sampled_ranking_test',
        ("target_scores, 'pessimistic')", "target_scores, 'optimistic')"))
   room('evaluation/compare.py', 'evaluation.compare_test',

@@ -55,6 +55,11 @@ class LeakTest(absltest.TestCase):
     self.assertAlmostEqual(got['last steps known'], 1 / 3)
     self.assertEqual((got['of these from later'], got['of these from later alone']), (0, 0))
 
+  def test_what_training_meets_at_the_time_of_a_target_is_leaked_but_not_later(self):
+    data = shop([1, 2, 3], [3, 4, 5], times=[[1, 2, 7], [7, 8, 9]])
+    got = audit.leak(data.interactions, splits.leave_one_out(data.interactions))
+    self.assertEqual((got['targets leaked'], got['targets with later training']), (.5, 0))
+
   def test_steps_that_training_knows_from_later(self):
     data = shop([1, 2, 9, 9], [7, 1, 2], [8, 1, 2], [7, 1, 3], [1, 3, 9, 9], [1, 3, 8, 8],
                 times=[[50, 51, 52, 53], [1, 2, 40], [1, 2, 60], [1, 2, 45], [40, 41, 42, 43],
