@@ -1,10 +1,11 @@
 """`recjax doctor`: what is wrong with data, what a config costs."""
 import argparse
+import pathlib
 import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from recjax import experiment, methods, run_files, settings
+from recjax import experiment, file_io, methods, run_files, settings
 from recjax.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -23,6 +24,14 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
                       'settings change by --config.a.b=VALUE, as in recjax.main')
   parser.add_argument('--audit', action='store_true', help='also: is there an order to learn, how '
                       'much does leave-one-out leak, ties, repeats, drift; exit code 1 on an error')
+  parser.add_argument('--contamination', metavar='MODEL', default='', help='also: how much of the '
+                      'data a language model can recite; a Hugging Face folder, a .gguf file, or '
+                      'the folder of a run, whose model it is')
+  parser.add_argument('--cases', type=settings.flag(int, 'at least 1'), default=200, help='of '
+                      '--contamination: questions of each kind (default 200)')
+  parser.add_argument('--control', default='sample', metavar='DATA', help='of --contamination: a '
+                      'catalog whose titles the model cannot know, best of the same kind (default '
+                      'the built-in shop, whose products are made up)')
   parser.add_argument('--html', default='', help='also write the audit as a page, e.g. audit.html')
 
 
@@ -47,6 +56,8 @@ def run(args: argparse.Namespace) -> None:
           + (f', e.g. {", ".join(map(str, finding.examples[:3]))}' if finding.examples else ''))
     print(f'    {finding.remedy}')
   checks = audited(data, args.html) if args.audit else []
+  if args.contamination:
+    contaminated(data, args)
   if cfg:
     with settings.reading():
       costs = methods.find(cfg.method, args.config).cost(cfg, data)
@@ -54,6 +65,24 @@ def run(args: argparse.Namespace) -> None:
       print(f'{name}: {value}')
   if args.audit and 'error' in {*(f.severity for f in findings), *(c.level for c in checks)}:
     sys.exit(1)
+
+
+def contaminated(data: 'Dataset', args: argparse.Namespace) -> None:
+  """Prints how much of the data a model can recite, and keeps it in the folder of its run, where it
+  is of one. data: the data set. args: of the command line."""
+  from recjax import contamination
+  from recjax.data import loading
+  print(f'asking {args.contamination} about {data.name}', file=sys.stderr, flush=True)
+  found = contamination.probe(
+      data, args.contamination, args.cases, 0, loading.load_data(args.control),
+      lambda text: print(text, file=sys.stderr, flush=True))
+  for line in contamination.told(found):
+    print(line)
+  folder = pathlib.Path(args.contamination)
+  if 'probes' in found and run_files.is_config(folder / 'config.json'):
+    file_io.write_json(folder / contamination.FILE, found)
+    print(f'kept in {folder / contamination.FILE}; the report of the run says it from its next '
+          'start on')
 
 
 def audited(data: 'Dataset', page_path: str = '') -> 'list[Check]':

@@ -20,6 +20,7 @@ from recjax.errors import DataError
 DISTINCT = 20_000     # more distinct values than this are resampled one by one, with Poisson counts
 BLOCK = 1 << 18       # random numbers held at once
 BINOMIAL = 48         # equal differences that are cheaper as one binomial than as single signs
+NORMAL = 1.959964     # standard errors of a 95 % interval
 POWER = 2.801585      # standard errors: 1.959964 of p < .05, two-sided, and .841621 of power .8
 
 
@@ -160,6 +161,32 @@ def holm(p_values: Mapping[Any, float]) -> dict[Any, float]:
     worst = max(worst, min(1.0, (len(p_values) - done) * p_values[name]))
     adjusted[name] = worst
   return {name: adjusted[name] for name in p_values}
+
+
+def wilson(hits: int, n: int) -> tuple[float, float]:
+  """The 95 % interval of a share, inside 0 to 1 and of some width where all or none are hit.
+
+  hits, n: how many of how many. Wilson, Journal of the American Statistical Association 22, 1927.
+  Raises DataError for no case, or more hits than cases.
+  """
+  if not 0 <= hits <= n or not n:
+    raise DataError(f'{hits} of {n} is no share')
+  share, square = hits / n, NORMAL ** 2
+  middle = (share + square / (2 * n)) / (1 + square / n)
+  reach = NORMAL / (1 + square / n) * math.sqrt(share * (1 - share) / n + square / (4 * n * n))
+  return max(0.0, min(middle - reach, share)), min(1.0, max(middle + reach, share))
+
+
+def newcombe(hits: int, n: int, other_hits: int, other_n: int) -> tuple[float, float, float]:
+  """How far apart two shares are, and the 95 % interval of that, of two samples apart.
+
+  hits, n: of the first. other_hits, other_n: of the second. Wider than needed where both are of the
+  same cases. Newcombe, Statistics in Medicine 17, 1998, method 10. -> (first - second, low, high)
+  """
+  (low, high), (other_low, other_high) = wilson(hits, n), wilson(other_hits, other_n)
+  one, two = hits / n, other_hits / other_n
+  return (one - two, one - two - math.hypot(one - low, other_high - two),
+          one - two + math.hypot(high - one, two - other_low))
 
 
 def summarize(

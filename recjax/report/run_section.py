@@ -12,6 +12,8 @@ from recjax import run_files
 from recjax.report import html, plots
 from recjax.report.html import Section
 
+CONTAMINATION = 'contamination.json'  # in a run's folder
+
 
 def training_section(rows: Iterable[Mapping], names: Mapping[str, str] | None = None) -> Section:
   """Returns loss curves of every trained stage.
@@ -69,11 +71,28 @@ def reproduce_section(path: pathlib.Path, cfg: ml_collections.ConfigDict,
                   'settings that differ from the preset': run_facts['overrides'] or 'none'}),
       html.table(['Stage', 'Seconds', 'Fingerprint', 'Counts'], rows, 'What each stage did',
                  'lrll'),
+      recited(path),
       html.details('Every setting', html.facts(cfg.to_dict())),
       intro='The same command at the same revision, with these versions and data of the same '
             'fingerprint, makes these stages again. A fingerprint stands for the settings and '
             'inputs of a stage; where it is the same, the stage had the same task. Command, '
             'revision and versions are those of the last start of this run.')
+
+
+def recited(path: pathlib.Path) -> str | None:
+  """What `recjax doctor DATA --contamination=RUN` found, as a paragraph, None where nobody asked.
+
+  path: the run's folder.
+  """
+  found = run_files.read_json(path / CONTAMINATION)
+  if not found:
+    return None
+  asked = '; '.join(f'{probe["asked"]}: {probe["real"]["exact"]:.3f}, gap to the control '
+                    f'{probe["gap"]:+.3f} [{probe["gap_low"]:+.3f}, {probe["gap_high"]:+.3f}], '
+                    f'n {probe["real"]["n"]}' for probe in found['probes'])
+  return (f'How much of the data the model under this run recites: {found["sentence"]}. {asked}. '
+          f'Model {found["model"]}, revision {found["revision"]}, prompts {found["prompts"]}, seed '
+          f'{found["seed"]}.')
 
 
 def cite_section(papers: Sequence[str], run_facts: Mapping[str, Any]) -> Section:
