@@ -373,8 +373,8 @@ def scored(asked: Probe, answers: Sequence[str], besides: Sequence[str] | None,
   answers against the truths of other questions. fifth: the quintile of each question's item. seed:
   draws which other. -> {'name', 'asked', 'about', 'left_out', 'real', 'control': {'hits', 'n',
   'exact', 'low', 'high', 'f1'}, 'gap', 'gap_low', 'gap_high', 'others': {row: the same},
-  'quintiles': [of the same], 'examples': [[question, truth, answer]]}. The gap is to the best of control and
-  others, Newcombe's interval.
+  'quintiles': [of the same], 'examples': [[question, truth, answer]]}. The gap is to the best of
+  control and others, Newcombe's interval.
   """
   truths = asked.real.answers
   right = exact(answers, truths)

@@ -53,6 +53,7 @@ def page(workdirs: Sequence[str], table: dict) -> str:
   notes = [f'{name}: {run["note"]}.' for name, run in table['runs'].items() if run['note']]
   note, labels = compare.note(table), {row: row.replace(':', ': ', 1) for row in table['rows']}
   return html.page('Runs compared', ', '.join(workdirs), [
+      f'{table["verdict"]}.' if table['verdict'] else '',
       f'{table["users"]:,} users that all runs ranked. Protocol of every row: {table["protocol"]}.',
       f'{note}.' if note else ''], [
           html.section('Results', result_tables.results_table(

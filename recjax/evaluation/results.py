@@ -59,6 +59,8 @@ def save(
       'protocol': protocol, 'seeds': list(seeds), 'data_fingerprint': dataset.fingerprint,
       **statistics.summarize(rows, seeds[0], masks, [(row, o) for o in rows if o != row]),
       'by_seed': {str(s): found for s, found in zip(seeds, by_seed)}, 'sd_of_seeds': spread,
+      'users_and_seeds': {m: statistics.two_way(np.stack([x[m] for x in each[row]]))
+                          for m in by_seed[0]},
       'lists': metrics.list_properties(lists[0][:, :10], counts, test.histories),
       'cold_targets': int((counts[test.targets - 1] == 0).sum()), **more}
   users = [dataset.interactions.users[u] for u in test.users]
