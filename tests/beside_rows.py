@@ -14,9 +14,11 @@ def check(test, folder, data, masked):
   whether items of a history are out of the ranking.
   """
   found = run_files.read_json(pathlib.Path(folder) / 'results.json')
-  test.assertContainsSubset(['popularity', 'recency', 'random', *classical.GRIDS], found['rows'])
-  test.assertEqual(set(found['classical']['settings']), set(classical.GRIDS))
-  test.assertEqual(found['classical']['left_out'], {})
+  timeless = set() if data.interactions.times is not None else set(classical.TIMED)
+  possible = {*classical.GRIDS} - timeless
+  test.assertContainsSubset(['popularity', 'recency', 'random', *possible], found['rows'])
+  test.assertEqual(set(found['classical']['settings']), possible)
+  test.assertEqual(set(found['classical']['left_out']), timeless)
   users, ranks = results.read_ranks(pathlib.Path(folder) / 'ranks.parquet')
   had = {user: data.interactions.history(row).tolist()
          for row, user in enumerate(data.interactions.users)}

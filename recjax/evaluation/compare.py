@@ -36,10 +36,10 @@ def compare(workdirs: Iterable[str | os.PathLike], rows: Sequence[str] = (), aga
   {workdir: what its figures rest on}, 'once': row names that were found again, 'against': its full
   name or '', 'groups': of `by_group`, 'spread': {row of several seeds: {metric:
   `statistics.two_way`}}, 'by_seed': {row: [{metric: mean}]}, 'verdict': `over_seeds.verdict`,
-  'rows', 'tests'}, the last two as in statistics.summarize with rows named 'workdir:row'. Lines of one row
-  that differ in their seed alone, inside a run or in runs of otherwise equal settings, are one row:
-  users' means over the seeds, with the interval over users and seeds from three on; a line that
-  `rows` names stays alone. Raises DataError where data or protocols differ, or no user or row
+  'rows', 'tests'}, the last two as in statistics.summarize with rows named 'workdir:row'. Lines of
+  one row that differ in their seed alone, inside a run or in runs of otherwise equal settings, are
+  one row: users' means over the seeds, with the interval over users and seeds from three on; a line
+  that `rows` names stays alone. Raises DataError where data or protocols differ, or no user or row
   is shared.
   """
   paths = _names(workdirs)
@@ -151,7 +151,8 @@ def average(workdirs: Iterable[str | os.PathLike], seed: int = 0,
 
   A user's figure is the mean over the runs; only users that all of them ranked count. workdirs,
   seed, ks: as in `compare`. -> {metric: {value, low, high, n}}, the interval over users and seeds
-  where there are three and more, over users where there are fewer. Raises DataError as `compare` does.
+  where there are three and more, over users where there are fewer. Raises DataError as `compare`
+  does.
   """
   runs = {name: _read_run(path) for name, path in _names(workdirs).items()}
   for key in ('data', 'protocol'):

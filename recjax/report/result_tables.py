@@ -34,6 +34,7 @@ LIST_METRICS = {'coverage': 'share of the catalog that stands in some list',
          'repeat': 'share that stand twice in a list', 'seen': 'share that the user had before'}
 # what `evaluation.beside` puts beside the rows of a method
 BESIDE = {'popularity': 'popularity', 'recency': 'recent popularity', 'random': 'random',
+          'pop_recent': 'popularity of the last days', 'pop_decay': 'popularity, fading with age',
           'markov': 'Markov chain, last item', 'markov_k': 'Markov chain, last 20 items',
           'item_knn': 'neighbors', 'item_knn:decay': 'neighbors, later items more',
           'ease': 'EASE', 'ease:decay': 'EASE, later items more',
