@@ -45,9 +45,10 @@ def page(workdirs: Sequence[str], table: dict) -> str:
       ['Rows', 'HR@10', 'NDCG@10'], [
           [name, *(result_tables.p_value(p[m]) for m in ('HR@10', 'NDCG@10'))]
           for name, p in table['tests'].items()], 'p-values, Holm-corrected'))]
-  heads = ['Run', 'Method', 'Preset', 'Revision', 'Seeds', 'Users', 'Left out']
+  heads = ['Run', 'Method', 'Preset', 'Revision', 'Seeds', 'Users', 'Left out', 'Memorized']
   runs = [[name, *(run[k] or '–' for k in ('method', 'preset', 'revision')), ', '.join(
-      map(str, run['seeds'])), run['users'], table['left_out'][name]]
+      map(str, run['seeds'])), run['users'], table['left_out'][name],
+           html.number(run['lists'].get('memorized'), 3)]
           for name, run in table['runs'].items()]
   commands = '\n'.join(run['command'] for run in table['runs'].values() if run['command'])
   notes = [f'{name}: {run["note"]}.' for name, run in table['runs'].items() if run['note']]
@@ -59,6 +60,8 @@ def page(workdirs: Sequence[str], table: dict) -> str:
           html.section('Results', result_tables.results_table(
               table, compare.SHOWN, main='HR@10', reference=table['against'], sizes=True,
               labels=labels)), *tests, *result_tables.group_differences(table['groups'], labels),
-          html.section('The runs', html.table(heads, runs, 'What each run is', 'lllllrr'), notes,
+          html.section('The runs', html.table(heads, runs, 'What each run is', 'lllllrrr'), notes,
                        html.code(commands) if commands else None,
-                       intro='Left out: users of a run that the others did not rank.')])
+                       intro='Left out: users of a run that the others did not rank. Memorized: '
+                       "the share of its first row's lists of ten that came right after the last "
+                       'item in training, which a table of transitions would have said too.')])

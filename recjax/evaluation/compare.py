@@ -99,8 +99,9 @@ def _masks(runs: Mapping[str, dict],
   for run in sorted(runs.values(), key=lambda run: -len(run['users'])):
     if run['groups']:
       groups = [run['groups'][u] for u in users]
-      masks = {name: np.array([name in each for each in groups])
-               for name in (*GROUPS, *slices.NAMES)}
+      known = (*GROUPS, *slices.NAMES, *slices.LENGTHS, 'repeated', 'new')
+      names = [*known, *sorted({name for each in groups for name in each} - set(known))]
+      masks = {name: np.array([name in each for each in groups]) for name in names}
       return {name: mask for name, mask in masks.items() if mask.any()}
   return {}
 
@@ -116,6 +117,8 @@ def by_group(values: Mapping[str, Mapping[str, Float[np.ndarray, ' U']]], refere
   mean difference of users, its 95 % bootstrap interval, and the paired test, Holm-corrected over
   all rows and groups; for the reference its own figure, without p.
   """
+  few = {group: int(mask.sum()) for group, mask in masks.items() if mask.sum() < slices.FEWEST}
+  masks = {group: mask for group, mask in masks.items() if group not in few}
   if not masks or metric not in values[reference]:
     return {}
   base = values[reference][metric]
@@ -128,7 +131,7 @@ def by_group(values: Mapping[str, Mapping[str, Float[np.ndarray, ' U']]], refere
       tests[row, group] = paired_test(mine[mask], base[mask], seed)
   for (row, group), p in holm(tests).items():
     rows[row][group]['p'] = p
-  return {'reference': reference, 'metric': metric, 'rows': rows,
+  return {'reference': reference, 'metric': metric, 'rows': rows, 'few': few,
           'sizes': {group: int(mask.sum()) for group, mask in masks.items()}}
 
 
@@ -200,7 +203,8 @@ def _read_run(path: pathlib.Path) -> dict[str, Any]:
          'data': results.get('data_fingerprint') or config.get('data_fingerprint'), 'about': {
              'method': settings.get('method'), 'preset': settings.get('preset'),
              'seeds': results.get('seeds', []), 'users': len(users),
-             'note': results.get('note', ''), 'revision': facts.get('revision'),
+             'lists': results.get('lists', {}), 'note': results.get('note', ''),
+             'revision': facts.get('revision'),
              'command': facts.get('command')}}
   for key, what in (('protocol', 'protocol'), ('data', 'data_fingerprint')):
     if not run[key]:

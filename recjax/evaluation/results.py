@@ -52,6 +52,7 @@ def save(
   counts = np.bincount(split.train.items, minlength=len(dataset.catalog) + 1)[1:]
   masks = {**metrics.groups(test.targets, counts, np.diff(test.histories[1])),
            **slices.groups(split.train, test, len(dataset.catalog))}
+  further = slices.apart(dataset.interactions, test)
   by_seed = [{m: float(v.mean()) for m, v in values.items()} for values in each[row]]
   spread = {m: float(np.std([found[m] for found in by_seed], ddof=1)) if len(by_seed) > 1 else None
             for m in by_seed[0]}
@@ -61,10 +62,15 @@ def save(
       'by_seed': {str(s): found for s, found in zip(seeds, by_seed)}, 'sd_of_seeds': spread,
       'users_and_seeds': {m: statistics.two_way(np.stack([x[m] for x in each[row]]))
                           for m in by_seed[0]},
-      'lists': metrics.list_properties(lists[0][:, :10], counts, test.histories),
+      'lists': metrics.list_properties(lists[0][:, :10], counts, test.histories) | {
+          'memorized': slices.memorized(split.train, test.histories, np.asarray(lists[0])[:, :10],
+                                        len(dataset.catalog))},
       'cold_targets': int((counts[test.targets - 1] == 0).sum()), **more}
+  for name, cells in results['rows'].items():
+    cells |= statistics.in_groups({m: rows[name][m] for m in CLOSING if m in rows[name]}, seeds[0],
+                                  further)
   users = [dataset.interactions.users[u] for u in test.users]
-  write_ranks(folder / 'ranks.parquet', users, _lines(ranks, seeds), masks)
+  write_ranks(folder / 'ranks.parquet', users, _lines(ranks, seeds), masks | further)
   named = [[dataset.catalog.id_of(i) if i else None for i in items] for items in lists[0]]
   write_predictions(folder / 'predictions.parquet', users, named, lists[1])
   text = json.dumps(results, indent=1, ensure_ascii=False)

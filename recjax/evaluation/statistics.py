@@ -299,6 +299,14 @@ def summarize(
           'power': _power(apart, 'HR@10' if 'HR@10' in metrics else metrics[0])}
 
 
+def in_groups(values: Mapping[str, Shaped[np.ndarray, '...']], seed: Any,
+              masks: Mapping[str, Bool[np.ndarray, ' U']]) -> dict[str, dict[str, float]]:
+  """The entries 'metric:group' of a row, as `summarize` gives them. values: {metric: a value of
+  each user}. seed: of intervals. masks: {group: its users}."""
+  every = _intervals(values, seed, masks, 1000)
+  return {metric: cell for metric, cell in every.items() if metric not in values}
+
+
 def _intervals(values: Mapping, seed: Any, masks: Mapping, draws: int) -> dict[str, dict]:
   chosen = dict(values)
   for group, mask in masks.items():

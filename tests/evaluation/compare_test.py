@@ -11,7 +11,7 @@ from absl.testing import absltest, parameterized
 
 from recjax import cli
 from recjax.errors import ConfigError, DataError, WorkdirError
-from recjax.evaluation import compare, metrics, statistics
+from recjax.evaluation import compare, metrics, slices, statistics
 from recjax.evaluation import results as results_lib
 
 USERS = [f'u{i}' for i in range(60)]
@@ -168,6 +168,7 @@ class RunsTest(parameterized.TestCase):
     self.assertIn('python -m recjax.main --config=b', page)
     self.assertNotIn('Seeds:', page)
 
+  @mock.patch.object(slices, 'FEWEST', 1)
   def test_differences_by_group_by_hand(self):
     ours = np.where(np.arange(60) < 20, 0, 30).astype(np.int32)  # hits the first 20 users
     base = np.where(np.arange(60) < 30, 0, 30).astype(np.int32)
@@ -191,6 +192,22 @@ class RunsTest(parameterized.TestCase):
     self.assertRegex(words, r'a: ours −0\.5000 −0\.\d{4} to −0\.\d{4} p (< )?0\.\d{3} 0\.0000 ')
     self.assertIn('<strong>−0.5000</strong>', page)
 
+  def test_small_groups_have_no_figures_and_times_come_last(self):
+    count = np.arange(60)
+    masks = {'2014-05': count < 31, '2014-04': count >= 30, 'len4-5': count < 40,
+             'tail': count < 29, 'new': count > 0}
+    a = self.run_at('a', {'ours': self.good, 'sasrec': self.bad}, groups=masks)
+    table = compare.compare([a])
+    found = table['groups']
+    self.assertEqual(list(found['sizes']), ['len4-5', 'new', '2014-04', '2014-05'])
+    self.assertEqual((found['few'], found['sizes']['2014-04']), ({'tail': 29}, 30))
+    self.assertEqual(set(found['rows']['a:sasrec']), set(found['sizes']))
+    words = re.sub(r'\s+', ' ', re.sub('<[^>]*>', ' ', cli.compare.page([str(a)], table)))
+    for said in ('How long the history is: HR@10 less that of a: ours',
+                 'have no figures: tail (29)', 'When the next item was met: HR@10', 'len4-5* n = 40'):
+      self.assertIn(said, words)
+
+  @mock.patch.object(slices, 'FEWEST', 1)
   def test_groups_are_those_of_the_run_of_most_users(self):
     # A run of few users cuts short and long histories at their own median.
     of = lambda cut, n: {name: np.arange(n) < cut if name in ('head', 'short') else np.arange(  # noqa: E731
