@@ -67,12 +67,14 @@ class Rows(NamedTuple):
   """The classical rows of a data set.
 
   scores: {row: score function}. settings: {row: those chosen}. left_out: {row: why}. untuned: {row
-  that has the first settings of its grid: why}.
+  that has the first settings of its grid: why}. counted: {row: seconds of two cores for fitting,
+  choosing and ranking, by `counted_seconds`}.
   """
   scores: dict[str, ScoreFn]
   settings: dict[str, dict[str, Any]]
   left_out: dict[str, str]
   untuned: dict[str, str]
+  counted: dict[str, float]
 
 
 def score_functions(train: Interactions, item_titles: Sequence[str], valid: Cases | None,
@@ -101,7 +103,9 @@ def score_functions(train: Interactions, item_titles: Sequence[str], valid: Case
              else makers[row])
     rows[row], chosen[row] = _choose(maker, grid, None if row in untuned else cases, n_items,
                                      options)
-  return Rows(rows, chosen, left_out, {row: why for row, why in untuned.items() if row in rows})
+  untuned = {row: why for row, why in untuned.items() if row in rows}
+  return Rows(rows, chosen, left_out, untuned, {
+      row: round(sum(seconds[row][:1 if row in untuned else 2]), 3) for row in rows})
 
 
 def counted_seconds(lengths: Int[np.ndarray, ' U'], n_items: int, num_cases: int,

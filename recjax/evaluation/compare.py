@@ -123,12 +123,13 @@ def by_group(values: Mapping[str, Mapping[str, Float[np.ndarray, ' U']]], refere
     return {}
   base = values[reference][metric]
   rows, tests = {row: {} for row in values}, {}
+  draws = max(10_000, 100 * len(values) * len(masks))  # or no corrected p could be below .05
   for (row, of_row), (group, mask) in itertools.product(values.items(), masks.items()):
     mine = of_row[metric]
     value, low, high = bootstrap_interval((mine if row == reference else mine - base)[mask], seed)
     rows[row][group] = {'value': value, 'low': low, 'high': high}
     if row != reference:
-      tests[row, group] = paired_test(mine[mask], base[mask], seed)
+      tests[row, group] = paired_test(mine[mask], base[mask], seed, draws)
   for (row, group), p in holm(tests).items():
     rows[row][group]['p'] = p
   return {'reference': reference, 'metric': metric, 'rows': rows, 'few': few,

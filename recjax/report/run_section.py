@@ -9,10 +9,11 @@ import ml_collections
 
 import recjax
 from recjax import run_files
-from recjax.report import html, plots
+from recjax.report import html, plots, result_plots, result_tables
 from recjax.report.html import Section
 
 CONTAMINATION = 'contamination.json'  # in a run's folder
+PLOTS = 'plots'
 
 
 def training_section(rows: Iterable[Mapping], names: Mapping[str, str] | None = None) -> Section:
@@ -40,14 +41,30 @@ def training_section(rows: Iterable[Mapping], names: Mapping[str, str] | None = 
 
 def closing_sections(path: str | os.PathLike, cfg: ml_collections.ConfigDict,
                      data_facts: Mapping[str, Any], papers: Sequence[str]) -> list[Section]:
-  """Returns the last two sections: how to reproduce the run, how to cite what it used.
+  """Returns the last sections: pictures, how to reproduce the run, how to cite what it used.
+
+  The pictures also become files of the folder plots/ of the run.
 
   path: the run's folder. cfg: the resolved config. data_facts: {what: text} of the data. papers:
   BibTeX entries of what was run.
   """
   run_facts = run_files.read_config(path)['facts']
-  return [reproduce_section(pathlib.Path(path), cfg, data_facts, run_facts),
+  path = pathlib.Path(path)
+  return [*pictures_section(path), reproduce_section(path, cfg, data_facts, run_facts),
           cite_section(papers, run_facts)]
+
+
+def pictures_section(path: pathlib.Path) -> list[Section]:
+  """Returns the pictures of the run's table, which are kept beside its report; none where it has no
+  figures. path: the run's folder."""
+  results = run_files.read_json(path / 'results.json')
+  if not results or not results.get('rows'):
+    return []
+  made = result_plots.pictures(results, [next(iter(results['rows']))], result_tables.BESIDE,
+                               result_plots.seconds_of(path, results))
+  result_plots.save(made, path / PLOTS)
+  return [html.section('Pictures of the table', result_plots.figures(made), intro=(
+      f'Each is a file in {PLOTS}/ beside this page, as SVG and, with its numbers, as CSV.'))]
 
 
 def reproduce_section(path: pathlib.Path, cfg: ml_collections.ConfigDict,

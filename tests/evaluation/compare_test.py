@@ -204,7 +204,8 @@ class RunsTest(parameterized.TestCase):
     self.assertEqual(set(found['rows']['a:sasrec']), set(found['sizes']))
     words = re.sub(r'\s+', ' ', re.sub('<[^>]*>', ' ', cli.compare.page([str(a)], table)))
     for said in ('How long the history is: HR@10 less that of a: ours',
-                 'have no figures: tail (29)', 'When the next item was met: HR@10', 'len4-5* n = 40'):
+                 'have no figures: tail (29)', 'When the next item was met: HR@10',
+                 'len4-5* n = 40'):
       self.assertIn(said, words)
 
   @mock.patch.object(slices, 'FEWEST', 1)
