@@ -42,6 +42,7 @@ _WIDTH = 6.4  # inches of 72 SVG units: text stays legible when a phone shows it
 _MAX_POINTS = 400
 _MAX_DOTS = 1200
 _MAX_LABEL_CHARS = 28
+_COST_HEIGHT, _LABEL_GAP = 4.2, .065  # inches; share of the height that a label takes
 
 
 def loss_curves(curves: Mapping[str, Sequence], validation: Mapping[str, Sequence] | None = None,
@@ -171,14 +172,19 @@ def quality_against_cost(points: Mapping[str, tuple[float, float, float, float]]
       color = _SERIES[0] if row in highlight else _SERIES[-1]
       axes.plot([cost, cost], [low, high], color=color, linewidth=1.4, alpha=0.6)
       axes.plot([cost], [value], 'o', color=color, markersize=6, markeredgecolor=_PAGE)
-    named = sorted({*front, *highlight} & {*points}, key=lambda row: points[row][1])
-    for row in named:
-      axes.annotate(_label(labels.get(row, row)), points[row][:2], (7, -3),
-                    textcoords='offset points', va='top', ha='left', fontsize=11)
+    top = 1.08 * max((point[3] for point in points.values()), default=1.0) or 1.0
+    axes.set_ylim(0, top)
+    below = top
+    for row in sorted({*front, *highlight} & {*points}, key=lambda row: -points[row][1]):
+      below = min(points[row][1], below - _LABEL_GAP * top)  # so that no label hides another
+      drop = (below - points[row][1]) / top * _COST_HEIGHT * 72 * .8
+      axes.annotate(_label(labels.get(row, row)), points[row][:2], (12, drop), va='center',
+                    ha='left', textcoords='offset points', fontsize=11, arrowprops={
+                        'arrowstyle': '-', 'color': _MUTED, 'linewidth': 0.6, 'shrinkB': 4})
     if points:
       axes.set_xscale('log')
       costs = [point[0] for point in points.values()]
-      axes.set_xlim(min(costs) / 1.6, max(costs) * (max(costs) / min(costs)) ** .4 * 3)
+      axes.set_xlim(min(costs) / 1.6, max(costs) * (max(costs) / min(costs)) ** .3 * 3)
     axes.xaxis.set_major_formatter(_plain)
     axes.xaxis.set_minor_formatter('')
     axes.tick_params(which='minor', length=0)
@@ -187,7 +193,7 @@ def quality_against_cost(points: Mapping[str, tuple[float, float, float, float]]
     if not points:
       _nothing(axes)
 
-  return _drawn(paint, height=4.2)
+  return _drawn(paint, height=_COST_HEIGHT)
 
 
 def pareto(points: Mapping[str, Sequence[float]]) -> list[str]:

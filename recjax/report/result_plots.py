@@ -38,15 +38,15 @@ def pictures(results: Mapping, first: Sequence[str], labels: Mapping[str, str],
   """All pictures that a table allows.
 
   results: as `result_tables.results_table` takes it. first: the rows that matter most. labels: row
-  -> what to call it. seconds: {row: what it took}, of those that are known.
+  -> what to call it where there is room. seconds: {row: what it took}, of those that are known.
   """
   rows = results['rows']
   metric = MAIN if all(MAIN in cells for cells in rows.values()) else next(iter(
       next(iter(rows.values()))))
   ordered = sorted(rows, key=lambda row: -rows[row][metric]['value'])
   return [_table(rows, ordered, metric, first, labels),
-          *_over_k(rows, ordered, metric, first, labels),
-          *_cost(rows, metric, first, labels, seconds)]
+          *_over_k(rows, ordered, metric, first),
+          *_cost(rows, metric, first, seconds)]
 
 
 def _ends(cell: Mapping) -> tuple[float, float, float]:
@@ -62,8 +62,8 @@ def _table(rows: Mapping, ordered: Sequence[str], metric: str, first: Sequence[s
                  [[row, *_ends(rows[row][metric]), rows[row][metric]['n']] for row in ordered])
 
 
-def _over_k(rows: Mapping, ordered: Sequence[str], metric: str, first: Sequence[str],
-            labels: Mapping[str, str]) -> list[Picture]:
+def _over_k(rows: Mapping, ordered: Sequence[str], metric: str,
+            first: Sequence[str]) -> list[Picture]:
   stem = metric.partition('@')[0]
   ks = [int(m.rpartition('@')[2]) for m in rows[ordered[0]] if re.fullmatch(rf'{stem}@\d+', m)]
   ks = sorted(k for k in ks if all(f'{stem}@{k}' in cells for cells in rows.values()))
@@ -72,20 +72,20 @@ def _over_k(rows: Mapping, ordered: Sequence[str], metric: str, first: Sequence[
   curves = {row: [(k, *_ends(rows[row][f'{stem}@{k}'])) for k in ks] for row in ordered}
   shown = list(dict.fromkeys([*first, *ordered]))[:MOST_CURVES]
   said = '' if len(shown) == len(ordered) else f'; the best of {len(ordered)} rows, all in the CSV'
-  svg = plots.curves_over_k({row: curves[row] for row in shown}, f'{stem}@k', labels)
+  svg = plots.curves_over_k({row: curves[row] for row in shown}, f'{stem}@k')
   return [Picture('by_k', svg,
                   f'{stem}@k against the length of the list, with 95 % intervals{said}',
                   ['row', 'k', 'value', 'low', 'high'],
                   [[row, *point] for row, curve in curves.items() for point in curve])]
 
 
-def _cost(rows: Mapping, metric: str, first: Sequence[str], labels: Mapping[str, str],
+def _cost(rows: Mapping, metric: str, first: Sequence[str],
           seconds: Mapping[str, float]) -> list[Picture]:
   points = {row: (max(seconds[row], .01), *_ends(rows[row][metric])) for row in rows
             if row in seconds}
   if len(points) < 2:
     return []
-  svg = plots.quality_against_cost(points, 'seconds', metric, labels, first)
+  svg = plots.quality_against_cost(points, 'seconds', metric, highlight=first)
   return [Picture(
       'cost', svg, f'{metric} against seconds: of a run all its stages but the evaluation, as they '
       'took on its machine; of a classical row fitting, choosing and ranking, as counted from the '
