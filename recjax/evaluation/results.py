@@ -16,7 +16,8 @@ from recjax import file_io, run_files
 from recjax.data import splits
 from recjax.data.dataset import Dataset
 from recjax.errors import DataError, WorkdirError
-from recjax.evaluation import metrics, slices, statistics
+from recjax.evaluation import audit, metrics, slices, statistics
+from recjax.progress import doing
 
 CLOSING = ('HR@10', 'NDCG@10')
 
@@ -25,7 +26,7 @@ def save(
     folder: str | os.PathLike, dataset: Dataset, split: splits.Split, row: str,
     ranks: Mapping[str, np.ndarray],
     lists: Sequence[Num[np.ndarray, 'U K']], protocol: str,
-    seeds: Sequence[int] = (0,), ks: Sequence[int] = metrics.KS, **more: Any,
+    seeds: Sequence[int] = (0,), ks: Sequence[int] = metrics.KS, audited: bool = True, **more: Any,
 ) -> dict[str, Any]:
   """Writes results.json, ranks.parquet and predictions.parquet about the test users.
 
@@ -33,7 +34,8 @@ def save(
   against all others. ranks: {row: integers (U,), or (S, U), a line for each seed}; a user's figure
   is the mean over the seeds. lists: of `row`, items 1..N or 0 for an empty place, and their scores.
   protocol: the sentence of `ranking.protocol` about these very users. seeds: of the lines of ranks;
-  the first one draws the intervals. ks: cut-offs, fewer for lists that end early. more: further
+  the first one draws the intervals. ks: cut-offs, fewer for lists that end early. audited: whether
+  it holds what `audit.brief` says of the data, which are then as they were loaded. more: further
   entries of results.json. -> its content. Raises DataError for ranks of another shape, or a
   sentence about another number of users.
   """
@@ -66,6 +68,9 @@ def save(
           'memorized': slices.memorized(split.train, test.histories, np.asarray(lists[0])[:, :10],
                                         len(dataset.catalog))},
       'cold_targets': int((counts[test.targets - 1] == 0).sum()), **more}
+  if audited:
+    with doing('the audit of the data'):
+      results['audit'] = audit.brief(dataset)
   for name, cells in results['rows'].items():
     cells |= statistics.in_groups({m: rows[name][m] for m in CLOSING if m in rows[name]}, seeds[0],
                                   further)

@@ -9,7 +9,7 @@ import ml_collections
 
 import recjax
 from recjax import run_files
-from recjax.report import html, plots, result_plots, result_tables
+from recjax.report import audit_tables, html, plots, result_plots, result_tables
 from recjax.report.html import Section
 
 CONTAMINATION = 'contamination.json'  # in a run's folder
@@ -41,7 +41,8 @@ def training_section(rows: Iterable[Mapping], names: Mapping[str, str] | None = 
 
 def closing_sections(path: str | os.PathLike, cfg: ml_collections.ConfigDict,
                      data_facts: Mapping[str, Any], papers: Sequence[str]) -> list[Section]:
-  """Returns the last sections: pictures, how to reproduce the run, how to cite what it used.
+  """Returns the last sections: pictures, what an audit says of the data, how to reproduce the run,
+  how to cite what it used.
 
   The pictures also become files of the folder plots/ of the run.
 
@@ -50,8 +51,9 @@ def closing_sections(path: str | os.PathLike, cfg: ml_collections.ConfigDict,
   """
   run_facts = run_files.read_config(path)['facts']
   path = pathlib.Path(path)
-  return [*pictures_section(path), reproduce_section(path, cfg, data_facts, run_facts),
-          cite_section(papers, run_facts)]
+  checks = (run_files.read_json(path / 'results.json') or {}).get('audit')
+  return [*pictures_section(path), *([audit_tables.section(checks)] if checks else []),
+          reproduce_section(path, cfg, data_facts, run_facts), cite_section(papers, run_facts)]
 
 
 def pictures_section(path: pathlib.Path) -> list[Section]:
