@@ -9,15 +9,15 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 
 from recjax import run_files
 from recjax.data import splits
 from recjax.errors import ConfigError, DataError, WorkdirError
 from recjax.evaluation import over_seeds, slices
 from recjax.evaluation.metrics import GROUPS, KS, per_case
-from recjax.evaluation.results import read_groups, read_ranks
-from recjax.evaluation.statistics import bootstrap_interval, holm, paired_test, summarize
+from recjax.evaluation.results import CaseKey, read_groups, read_ranks
+from recjax.evaluation.statistics import bootstrap_interval, by_user, holm, paired_test, summarize
 
 SANITY = ('popularity', 'random')  # rows that every run repeats; not tested against each other
 SHOWN = ('HR@10', 'NDCG@10', 'MRR')
@@ -44,7 +44,7 @@ def compare(workdirs: Iterable[str | os.PathLike], rows: Sequence[str] = (), aga
   """
   paths = _names(workdirs)
   runs = {name: _read_run(path) for name, path in paths.items()}
-  for key in ('data', 'protocol'):
+  for key in ('protocol', 'data'):
     _check_equal(key, {name: run[key] for name, run in runs.items()})
   users, takes = _shared_users(runs)
   plain = {f'{name}:{row}': (name, row) for name, run in runs.items() for row in run['ranks']}
@@ -58,29 +58,37 @@ def compare(workdirs: Iterable[str | os.PathLike], rows: Sequence[str] = (), aga
       for full, (_, row) in plain.items())]
   if lacking:
     raise DataError(f'no row is named {", ".join(lacking)}; these runs have {", ".join(plain)}')
-  family = over_seeds.families(runs, paths)
+  owners, family = owners_of(users), over_seeds.families(runs, paths)
+  first = next(iter(runs.values()))
+  set_sizes = np.bincount(owners)[owners] if first['as_set'] and owners is not None else None
   values, names, several = over_seeds.merged(
-      {full: (family[name], row, per_case(runs[name]['ranks'][row][takes[name]], ks))
+      {full: (family[name], row, per_case(runs[name]['ranks'][row][takes[name]], ks, set_sizes))
        for full, (name, row) in chosen.items()}, rows)
-  spread = over_seeds.intervals(several)
-  pairs = _pairs(names, against)
-  first, reference = next(iter(runs.values())), pairs[0][1] if against else next(iter(values))
-  found = summarize(values, seed, pairs=pairs)
-  for row, metrics in spread.items():
-    for metric, cell in metrics.items():
-      if cell['low'] is not None:
-        found['rows'][row][metric] |= {'low': cell['low'], 'high': cell['high']}
+  spread, pairs = over_seeds.intervals(several, owners), _pairs(names, against)
+  reference = pairs[0][1] if against else next(iter(values))
+  found = summarize(values, seed, pairs=pairs, owners=owners)
+  for row, cells in spread.items():
+    over_seeds.widen(found['rows'][row], cells)
   return {
       'protocol': _protocol(runs, len(users)), 'data': first['data'], 'users': len(users),
       'left_out': {name: len(run['users']) - len(users) for name, run in runs.items()},
       'runs': {name: run['about'] for name, run in runs.items()},
       'once': list(dict.fromkeys(full.partition(':')[2] for full in once)),
       'against': against and reference,
-      'groups': by_group(values, reference, _masks(runs, users), seed), 'spread': spread,
-      'by_seed': {row: [{m: float(x.mean()) for m, x in line.items()} for line in each]
-                  for row, each in several.items()},
+      'groups': by_group(values, reference, _masks(runs, users), seed, owners=owners),
+      'spread': spread, 'by_seed': {row: [{m: float(by_user(x, owners).mean())
+                                           for m, x in line.items()} for line in each]
+                                    for row, each in several.items()},
       'verdict': over_seeds.verdict(found['rows'], found['tests'], spread, SHOWN[0],
                                     against and reference), **found}
+
+
+def owners_of(cases: Sequence[CaseKey]) -> Int[np.ndarray, ' C'] | None:
+  """Whose each case is, from 0, None where they are users. cases: as `read_ranks` gives them."""
+  if not cases or isinstance(cases[0], str):
+    return None
+  numbers: dict[str, int] = {}
+  return np.array([numbers.setdefault(case[0], len(numbers)) for case in cases])
 
 
 def _protocol(runs: Mapping[str, dict], count: int) -> str:
@@ -94,7 +102,7 @@ def _protocol(runs: Mapping[str, dict], count: int) -> str:
 
 
 def _masks(runs: Mapping[str, dict],
-           users: Sequence[str]) -> dict[str, Bool[np.ndarray, ' U']]:
+           users: Sequence[CaseKey]) -> dict[str, Bool[np.ndarray, ' U']]:
   """The users of each group, as the run of most users tells them."""
   for run in sorted(runs.values(), key=lambda run: -len(run['users'])):
     if run['groups']:
@@ -108,16 +116,20 @@ def _masks(runs: Mapping[str, dict],
 
 def by_group(values: Mapping[str, Mapping[str, Float[np.ndarray, ' U']]], reference: str,
              masks: Mapping[str, Bool[np.ndarray, ' U']], seed: int,
-             metric: str = SHOWN[0]) -> dict[str, Any]:
+             metric: str = SHOWN[0],
+             owners: Int[np.ndarray, ' C'] | None = None) -> dict[str, Any]:
   """How far every row is from one in each group of users.
 
   values: {row: {metric: a value of each user}}. reference: the row. masks: the users of each group.
-  seed: of intervals and tests. metric: which is compared. -> {} without groups, else {'reference',
-  'metric', 'sizes': {group: users}, 'rows': {row: {group: {'value', 'low', 'high', 'p'}}}}: the
-  mean difference of users, its 95 % bootstrap interval, and the paired test, Holm-corrected over
-  all rows and groups; for the reference its own figure, without p.
+  seed: of intervals and tests. metric: which is compared. owners: as of `statistics.by_user`. -> {}
+  without groups, else {'reference', 'metric', 'sizes': {group: users}, 'few': the same of groups
+  below slices.FEWEST, which have no figures, 'rows': {row: {group: {'value', 'low', 'high',
+  'p'}}}}: the mean difference of users, its 95 % bootstrap interval, and the paired test,
+  Holm-corrected over all rows and groups; for the reference its own figure, without p.
   """
-  few = {group: int(mask.sum()) for group, mask in masks.items() if mask.sum() < slices.FEWEST}
+  sizes = {group: len(by_user(mask[mask], owners if owners is None else owners[mask]))
+           for group, mask in masks.items()}
+  few = {group: n for group, n in sizes.items() if n < slices.FEWEST}
   masks = {group: mask for group, mask in masks.items() if group not in few}
   if not masks or metric not in values[reference]:
     return {}
@@ -125,15 +137,16 @@ def by_group(values: Mapping[str, Mapping[str, Float[np.ndarray, ' U']]], refere
   rows, tests = {row: {} for row in values}, {}
   draws = max(10_000, 100 * len(values) * len(masks))  # or no corrected p could be below .05
   for (row, of_row), (group, mask) in itertools.product(values.items(), masks.items()):
-    mine = of_row[metric]
-    value, low, high = bootstrap_interval((mine if row == reference else mine - base)[mask], seed)
+    mine, other = (by_user(x[mask], owners if owners is None else owners[mask])
+                   for x in (of_row[metric], base))
+    value, low, high = bootstrap_interval(mine if row == reference else mine - other, seed)
     rows[row][group] = {'value': value, 'low': low, 'high': high}
     if row != reference:
-      tests[row, group] = paired_test(mine[mask], base[mask], seed, draws)
+      tests[row, group] = paired_test(mine, other, seed, draws)
   for (row, group), p in holm(tests).items():
     rows[row][group]['p'] = p
   return {'reference': reference, 'metric': metric, 'rows': rows, 'few': few,
-          'sizes': {group: int(mask.sum()) for group, mask in masks.items()}}
+          'sizes': {group: sizes[group] for group in masks}}
 
 
 def _found_again(runs: Mapping[str, dict], takes: Mapping[str, np.ndarray],
@@ -159,19 +172,17 @@ def average(workdirs: Iterable[str | os.PathLike], seed: int = 0,
   does.
   """
   runs = {name: _read_run(path) for name, path in _names(workdirs).items()}
-  for key in ('data', 'protocol'):
+  for key in ('protocol', 'data'):
     _check_equal(key, {name: run[key] for name, run in runs.items()})
-  _, takes = _shared_users(runs)
+  users, takes = _shared_users(runs)
   values = []
   for name, run in runs.items():
     ours = next(iter(run['ranks'])).partition(':seed=')[0]
     values += [per_case(ranks[takes[name]], ks) for row, ranks in run['ranks'].items()
                if row.partition(':seed=')[0] == ours]
   means = {m: np.mean([each[m] for each in values], 0) for m in values[0]}
-  cells = summarize({'mean': means}, seed, pairs=[])['rows']['mean']
-  for metric, cell in over_seeds.intervals({'mean': values})['mean'].items():
-    if cell['low'] is not None:
-      cells[metric] |= {'low': cell['low'], 'high': cell['high']}
+  cells = summarize({'mean': means}, seed, pairs=[], owners=owners_of(users))['rows']['mean']
+  over_seeds.widen(cells, over_seeds.intervals({'mean': values}, owners_of(users))['mean'])
   return cells
 
 
@@ -201,6 +212,7 @@ def _read_run(path: pathlib.Path) -> dict[str, Any]:
   users, ranks = read_ranks(path / 'ranks.parquet')
   run = {'protocol': results.get('protocol'), 'users': users, 'ranks': ranks,
          'settings': settings, 'groups': read_groups(path / 'ranks.parquet'),
+         'as_set': bool(results.get('as_set')),
          'data': results.get('data_fingerprint') or config.get('data_fingerprint'), 'about': {
              'method': settings.get('method'), 'preset': settings.get('preset'),
              'seeds': results.get('seeds', []), 'users': len(users),
@@ -249,7 +261,7 @@ def _check_equal(key: str, values: Mapping[str, Any]) -> None:
                     'compare runs of one data set and one protocol')
 
 
-def _shared_users(runs: Mapping[str, dict]) -> tuple[list[str], dict[str, np.ndarray]]:
+def _shared_users(runs: Mapping[str, dict]) -> tuple[list[CaseKey], dict[str, np.ndarray]]:
   """Users that every run ranked, in the first run's order, and where each run has them."""
   places = {name: {user: i for i, user in enumerate(run['users'])} for name, run in runs.items()}
   users = [u for u in next(iter(places.values())) if all(u in place for place in places.values())]
@@ -303,7 +315,7 @@ def note(table: Mapping[str, Any]) -> str:
   if table.get('once'):
     notes.append(f'{", ".join(table["once"])}: the same in several runs, shown once')
   for row, cells in table.get('spread', {}).items():
-    metric = next(m for m in SHOWN if m in cells)
+    metric = next((m for m in SHOWN if m in cells), next(iter(cells)))
     each = ', '.join(f'{line[metric]:.4f}' for line in table['by_seed'][row])
     sure = 'interval over users and seeds' if cells[metric]['low'] is not None else (
         'too few to say how far seeds reach, interval over users')

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, Int
 
 from recjax.evaluation import classical, statistics
 
@@ -68,10 +68,21 @@ def merged(lines: Mapping[str, tuple[str, str, Values]], alone: Sequence[str]
   return means, rows, several
 
 
-def intervals(several: Mapping[str, list[Values]]) -> dict[str, dict[str, dict]]:
-  """`statistics.two_way` of each metric of each row of several lines. several: of `merged`."""
-  return {row: {m: statistics.two_way(np.stack([values[m] for values in each])) for m in each[0]}
+def intervals(several: Mapping[str, list[Values]], owners: Int[np.ndarray, ' C'] | None = None
+              ) -> dict[str, dict[str, dict]]:
+  """`statistics.two_way` of each metric of each row of several lines. several: of `merged`. owners:
+  as of `statistics.by_user`."""
+  return {row: {m: statistics.two_way(np.stack(
+      [statistics.by_user(values[m], owners) for values in each])) for m in each[0]}
           for row, each in several.items()}
+
+
+def widen(cells: Mapping[str, dict], spread: Mapping[str, Mapping]) -> None:
+  """Puts the ends of intervals over users and seeds, where there are such, in the place of those
+  over users. cells: {metric: {'low', 'high', ...}}, changed. spread: of one row of `intervals`."""
+  for metric, found in spread.items():
+    if found['low'] is not None:
+      cells[metric] |= {'low': found['low'], 'high': found['high']}
 
 
 def verdict(rows: Mapping[str, Mapping], tests: Mapping[str, Mapping],
@@ -81,9 +92,9 @@ def verdict(rows: Mapping[str, Mapping], tests: Mapping[str, Mapping],
   rows: {row: {metric: {'value', ...}}}. tests: {'a>b': {metric: p}}, corrected. spread: of
   `intervals`. metric: which. against: the row that all were tested against, '' where all pairs
   were. Two trained rows are told apart where p is below .05 and the difference above
-  `statistics.seed_noise`. '' for a single row.
+  `statistics.seed_noise`. '' for a single row, and where the metric was not counted.
   """
-  if len(rows) < 2:
+  if len(rows) < 2 or not all(metric in cells for cells in rows.values()):
     return ''
   best = against or max(rows, key=lambda row: rows[row][metric]['value'])
   value = rows[best][metric]['value']

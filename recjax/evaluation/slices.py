@@ -64,18 +64,21 @@ def times(interactions: Interactions, cases: Cases) -> Shaped[np.ndarray, ' U'] 
   """When each target was met, as datetime64 in seconds, none where it cannot be told; None without
   times.
 
-  interactions, cases: as of `apart`. A target is looked for right behind the case's history, and
-  one place further, where that ends with training.
+  interactions, cases: as of `apart`. A target is looked for behind the case's history: right there,
+  or further where a history ends before what the user did next.
   """
   if interactions.times is None or not len(cases):
     return None
   when = np.full(len(cases), np.datetime64('NaT', 's'))
   place = interactions.offsets[cases.users] + np.diff(cases.histories[1])
-  for further in (1, 0):
-    at = np.minimum(place + further, len(interactions.items) - 1)
-    good = (interactions.items[at] == cases.targets) & (
-        place + further < interactions.offsets[cases.users + 1])
-    when[good] = interactions.times[at[good]].astype('datetime64[s]')
+  ends = interactions.offsets[cases.users + 1]
+  left = np.flatnonzero(place < ends)
+  while len(left):
+    good = interactions.items[place[left]] == cases.targets[left]
+    when[left[good]] = interactions.times[place[left[good]]].astype('datetime64[s]')
+    left = left[~good]
+    place[left] += 1
+    left = left[place[left] < ends[left]]
   return when
 
 

@@ -10,7 +10,7 @@ from absl.testing import absltest
 
 from recjax.data import loading, splits
 from recjax.data.dataset import Interactions, flatten
-from recjax.data.splits import Cases
+from recjax.data.splits import Cases, Split
 from recjax.errors import ConfigError, DataError
 from recjax.evaluation import baselines, classical, metrics, ranking
 from tests.long import long
@@ -62,7 +62,7 @@ class TimedTest(absltest.TestCase):
   def test_no_times_no_row(self):
     with self.assertRaisesRegex(DataError, 'have no times'):
       baselines.recent_popularity(TRAIN, N, 7)
-    found = classical.score_functions(TRAIN, ['a'] * N, CASES, len(CASES), 5.0)
+    found = classical.score_functions(Split(TRAIN, CASES, CASES, ''), ['a'] * N, len(CASES), 5.0)
     self.assertEqual(found.left_out, dict.fromkeys(classical.TIMED, 'the data have no times'))
 
 
@@ -222,7 +222,8 @@ class GraphTest(absltest.TestCase):
 class ChoiceTest(absltest.TestCase):
 
   def rows(self, item_titles=('a b', 'b c', 'c d', 'd a', 'e'), valid=CASES, minutes=5.0):
-    return classical.score_functions(timed(), item_titles, valid, len(CASES), minutes)
+    return classical.score_functions(Split(timed(), valid, CASES, ''), item_titles, len(CASES),
+                                     minutes)
 
   def test_validation_chooses(self):
     found = self.rows()

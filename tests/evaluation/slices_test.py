@@ -68,6 +68,12 @@ class ApartTest(absltest.TestCase):
       self.assertEqual(slices.times(self.DATA, cases).astype('datetime64[D]').astype(str).tolist(),
                        ['2014-05-31', '2014-06-01', '2014-06-02'])
 
+  def test_cases_of_one_user_have_their_own_times(self):
+    cases = asked(([1, 2, 3], 4), ([1, 2, 3], 2), ([1, 2, 3, 4, 5], 2))
+    cases = dataclasses.replace(cases, users=np.zeros(3, np.int32))
+    self.assertEqual(slices.times(self.DATA, cases).astype('datetime64[D]').astype(str).tolist(),
+                     ['2014-01-04', '2014-05-31', '2014-05-31'])
+
   def test_many_months_are_years_and_one_is_no_group(self):
     rows = [[(1, '2000-01-01'), (2, '2000-01-01'), (3, f'{2000 + k // 12}-{k % 12 + 1:02}-01')]
             for k in range(30)]
@@ -81,7 +87,7 @@ class ApartTest(absltest.TestCase):
   def test_without_times_and_with_targets_that_are_not_there(self):
     data = sequences([1, 2, 3], [1, 2, 4])
     self.assertEqual(slices.apart(data, splits.leave_one_out(data).test), {})
-    strange = asked(([1, 2, 3, 4, 5], 9), ([1], 2), ([1], 7))
+    strange = asked(([1, 2, 3, 4, 5], 9), ([1], 2), ([1], 12))
     self.assertTrue(np.isnat(slices.times(self.DATA, strange)[[0, 2]]).all())
 
   def test_what_lists_repeat_of_training(self):
