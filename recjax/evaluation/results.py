@@ -58,18 +58,12 @@ def save(
   masks = {**metrics.groups(test.targets, counts, np.diff(test.histories[1])),
            **slices.groups(split.train, test, len(dataset.catalog))}
   further = slices.apart(dataset.interactions, test)
-  by_seed = [{m: float(statistics.by_user(v, owners).mean()) for m, v in values.items()}
-             for values in each[row]]
-  spread = {m: float(np.std([found[m] for found in by_seed], ddof=1)) if len(by_seed) > 1 else None
-            for m in by_seed[0]}
   results = {
       'protocol': protocol, 'users': len(np.unique(test.users)), 'seeds': list(seeds),
       'data_fingerprint': dataset.fingerprint,
       **statistics.summarize(rows, seeds[0], masks, [(row, o) for o in rows if o != row],
                              owners=owners),
-      'by_seed': {str(s): found for s, found in zip(seeds, by_seed)}, 'sd_of_seeds': spread,
-      'users_and_seeds': {m: statistics.two_way(np.stack(
-          [statistics.by_user(x[m], owners) for x in each[row]])) for m in by_seed[0]},
+      **_over_seeds(each[row], seeds, owners),
       'lists': metrics.list_properties(lists[0][:, :10], counts, test.histories) | {
           'memorized': slices.memorized(split.train, test.histories, np.asarray(lists[0])[:, :10],
                                         len(dataset.catalog))},
@@ -89,6 +83,18 @@ def save(
   text = json.dumps(results, indent=1, ensure_ascii=False)
   file_io.write_text(folder / 'results.json', text + '\n')
   return results
+
+
+def _over_seeds(lines: Sequence[Mapping], seeds: Sequence[int],
+                owners: np.ndarray | None) -> dict[str, Any]:
+  """What results.json says of the seeds of a row. lines: values by metric, one for each seed."""
+  stacked = {m: np.stack([statistics.by_user(line[m], owners) for line in lines])
+             for m in lines[0]}
+  found = {m: statistics.two_way(values) for m, values in stacked.items()}
+  return {'by_seed': {str(seed): {m: float(values[i].mean()) for m, values in stacked.items()}
+                      for i, seed in zip(range(len(lines)), seeds)},
+          'sd_of_seeds': {m: cell['sd_of_seeds'] for m, cell in found.items()},
+          'users_and_seeds': found}
 
 
 def _lines(ranks: Mapping[str, np.ndarray],
