@@ -150,7 +150,8 @@ def groups_section(results: Mapping, row: str, metric: str = 'HR@10') -> Section
   return section(
       'Where the hits are',
       grid(*(figure(plots.bars_with_intervals({g: drawn[g] for g in groups}, metric),
-                    f'{metric} of {row}: {kind[0].lower()}{kind[1:]}', f'bars of {metric} by group')
+                    f'{metric} of {row} by group: {kind[0].lower()}{kind[1:]}',
+                    f'bars of {metric} by group')
              for kind, groups in _by_kind(drawn).items())),
       table(['Lists of ten', 'Value'],
             [[LIST_METRICS.get(name, name), f'{value:.4f}']
