@@ -9,11 +9,12 @@ import sys
 
 import recjax
 from recjax import errors, progress, settings
-from recjax.cli import chat, compare, convert, doctor, prepare, recommend, run, serve, sweep
+from recjax.cli import blend, chat, compare, convert, doctor, prepare, recommend, run, serve, sweep
 from recjax.errors import WorkdirError
 
 VERBS = {'run': run, 'prepare': prepare, 'recommend': recommend, 'chat': chat, 'serve': serve,
-         'doctor': doctor, 'compare': compare, 'sweep': sweep, 'convert': convert}
+         'doctor': doctor, 'compare': compare, 'blend': blend, 'sweep': sweep,
+         'convert': convert}
 
 OPEN_ENDED = ('chat', 'serve', 'prepare')  # they wait for people, or tell by themselves
 

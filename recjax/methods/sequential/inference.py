@@ -32,4 +32,4 @@ def recommender(workdir: str | os.PathLike, data: str | None = None) -> CatalogR
   best = int(np.argmax(read_json(trained / 'valid.json')['NDCG@10']))
   score = sequential.scorer(sequential.model_config(config, len(dataset.catalog)),
                             sequential.load(trained / 'model.npz', best))
-  return ranking.recommender(score, dataset.catalog)
+  return ranking.recommender(score, dataset.catalog, logits=True)
