@@ -104,7 +104,7 @@ def comparable(scores: Float[AnyArray, 'B N'], seen: Bool[AnyArray, 'B N'],
     low = jnp.maximum(low, jax.lax.top_k(unseen, top)[0][:, -1:])
   spread = high - low
   scaled = jnp.maximum((scores - low) / jnp.where(spread > 0, spread, 1.0), 0.0)
-  scaled = jnp.where(spread > 0, scaled, (scores >= low).astype(scores.dtype))
+  scaled = jnp.where(spread <= 0, (scores >= low).astype(scores.dtype), scaled)
   return jnp.where(scores == -jnp.inf, 0.0, scaled)
 
 
@@ -144,11 +144,12 @@ def _weighted(scaled: Sequence[Float[Array, 'B N'] | None],
   return sum(weights[:, part, None] * s for part, s in enumerate(scaled) if s is not None)
 
 
-def score_function(parts: Sequence[ScoreFn], rule: Rule, n_items: int, top: int = 0,
+def score_function(parts: Sequence[ScoreFn | None], rule: Rule, n_items: int, top: int = 0,
                    mask_history: bool = True) -> ScoreFn:
   """The blend of score functions, itself one.
 
-  parts: of all, -inf for what one does not list. rule: how they are mixed. n_items: of the catalog.
+  parts: of all, -inf for what one does not list; those that the rule does not use are not called.
+  rule: how they are mixed. n_items: of the catalog.
   top: as of `comparable`. mask_history: whether items of a history are out, and so do not count for
   the range.
   """

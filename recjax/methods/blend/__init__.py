@@ -9,15 +9,12 @@ In all files `work` is the run's Workdir, `cfg` its config, `dataset` users and 
 folder that stage X left. Items are indices 1..N, 0 is none.
 """
 import functools
-from typing import Any
 
 from ml_collections import ConfigDict
 
-from recjax.data.dataset import Dataset
 from recjax.data.loading import load_data
-from recjax.errors import ConfigError
 from recjax.evaluation import results
-from recjax.methods.blend import evaluate, inference, parts, report
+from recjax.methods.blend import evaluate, export, inference, parts, planning, report
 from recjax.training.workdir import Workdir
 
 
@@ -46,21 +43,7 @@ def run(cfg: ConfigDict, work: Workdir) -> None:
   results.show(work, results_dir)
 
 
-recommender = inference.recommender
-
-
-def cost(cfg: ConfigDict, dataset: Dataset) -> dict[str, str]:
-  """What a blend would take, before it runs. cfg: of the run. dataset: the data set. -> {name:
-  text}"""
-  return {'parts': str(len(cfg.parts)), 'training': 'none: parts are finished runs',
-          'cases that each part scores': f'{2 * len(dataset.interactions):,} at most'}
-
-
-def convert(workdir: Any, kind: str, out: Any) -> None:
-  """Raises ConfigError: a blend has no weights of its own. workdir: of the run. kind, out: as of
-  `recjax convert`."""
-  raise ConfigError(f'--to={kind} --out={out}: {workdir} is a blend and trained nothing; convert '
-                    'its parts')
+recommender, cost, convert = inference.recommender, planning.cost, export.convert
 
 
 def validated(cfg: ConfigDict) -> None:
