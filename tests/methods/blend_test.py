@@ -2,7 +2,6 @@
 import dataclasses
 import functools
 import json
-import os
 import pathlib
 import shutil
 import tempfile
@@ -138,7 +137,7 @@ class BlendTest(parameterized.TestCase):
       np.testing.assert_array_equal(self.ranks('mix')[1][row], ranks)
 
   def test_parts_move_with_it_and_may_not_change(self):
-    recommend.load(self.here / 'half')  # which was copied with its parts, away from where it was made
+    recommend.load(self.here / 'half')  # copied with its parts, away from where it was made
     done = next((self.here / 'sasrec').glob(f'stages/*-evaluate/{run_files.DONE}'))
     file_io.write_json(done, {**json.loads(done.read_text()), 'fingerprint': 'f' * 32})
     with self.assertRaisesRegex(WorkdirError, 'sasrec was trained again since .*recjax blend'):
