@@ -1,8 +1,11 @@
 """What the configs of several methods share: how their argument is read, and groups of settings."""
+import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ml_collections import ConfigDict
+
+from recjax.data import split_rule
 
 # Presets of a method with an LLM, beside 'sample' with its tiny model: the published settings, and
 # those for a model of 100 to 500 million parameters on a CPU.
@@ -16,12 +19,14 @@ def parse(arg: str, defaults: Mapping[str, str],
           presets: Sequence[str] = ('paper',)) -> tuple[str, dict[str, str]]:
   """Reads what stands behind the colon of --config=FILE:ARGUMENT.
 
-  arg: a preset's name and KEY=VALUE, in any order, parted by commas. defaults: the value of each
-  known key that is not given. choices: what the values of some keys may be. presets: those that
-  the config has beside 'sample'. -> preset, {key: value}. Raises ValueError for anything that is
-  not known.
+  arg: a preset's name and KEY=VALUE, in any order, parted by commas; split=KIND is a key of all.
+  defaults: the value of each other known key that is not given. choices: what the values of some
+  keys may be. presets: those that the config has beside 'sample'. -> preset, {key: value}. Raises
+  ValueError for anything that is not known.
   """
-  preset, values = 'sample', dict(defaults)
+  preset, values = 'sample', {'split': 'leave_one_out', **defaults}
+  if 'split' not in defaults:
+    choices = {'split': split_rule.KINDS, **(choices or {})}
   for part in filter(None, arg.split(',')):
     key, equals, value = part.partition('=')
     if part in presets and preset in ('sample', part):
@@ -31,7 +36,7 @@ def parse(arg: str, defaults: Mapping[str, str],
     elif equals and key in values:
       values[key] = value
     else:
-      known = (f'{k}={"FOLDER" if k in ("data", "other") else "NAME"}' for k in defaults)
+      known = (f'{k}={"FOLDER" if k in ("data", "other") else "NAME"}' for k in values)
       raise ValueError(f'unknown config argument {part!r}; known: {", ".join([*presets, *known])}')
   for key, known in (choices or {}).items():
     if values[key] not in known:
@@ -41,9 +46,15 @@ def parse(arg: str, defaults: Mapping[str, str],
 
 def start(method: str, preset: str, data: str, **more: Any) -> ConfigDict:
   """A config with what every config has. method, preset, data: its settings of these names. more:
-  further settings. -> ConfigDict"""
-  return ConfigDict(dict(method=method, preset=preset, data=data, seed=0,
-                         mesh=dict(data=-1, fsdp=1, model=1), **more))
+  further settings. -> ConfigDict
+
+  split: how the data are parted; `split_rule.SplitRule` says what its settings are.
+  """
+  rule = dataclasses.asdict(split_rule.LEAVE_ONE_OUT)
+  return ConfigDict(dict(
+      method=method, preset=preset, data=data, seed=0, mesh=dict(data=-1, fsdp=1, model=1),
+      split={name: rule[name] for name in ('kind', 'at', 'target', 'validation')}
+      | {'refit': method in split_rule.REFITTED}, **more))
 
 
 def llm(preset: str, remat: str = 'dots') -> dict[str, str]:

@@ -20,6 +20,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from recjax.data import split_rule
 from recjax.errors import ConfigError, WorkdirError
 
 WORDS = {'true': True, '1': True, 'yes': True, 'on': True,
@@ -122,6 +123,8 @@ CHOICES = {
     'semantic_ids.estimator': ('ste', 'rotation', 'gumbel'),
     'semantic_ids.dedupe': ('suffix', 'random', 'nearest', 'sinkhorn', 'balance', 'none'),
     'samples.window': ('movie', 'game', 'every'),
+    'split.kind': split_rule.KINDS, 'split.target': split_rule.TARGETS,
+    'split.validation': split_rule.VALIDATIONS,
     'samples.split': ('auto', 'leave_one_out', 'time', 'rows'),
     'decode.length_norm': ('generated', 'full'),
     'ground.model': ('base', 'tuned'), 'ground.pooling': ('avg', 'last', 'cls'),

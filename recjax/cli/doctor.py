@@ -29,7 +29,8 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
   """Prints findings about the data, an audit and the cost of a config. args: of the command line.
   Raises SystemExit with 1 where an audit finds an error."""
-  from recjax.data import loading, validate
+  from recjax.data import loading, split_rule, validate
+  from recjax.data.dataset import with_rule
   if args.html:
     if not args.audit:
       raise ConfigError('--html writes the audit as a page; add --audit')
@@ -39,6 +40,8 @@ def run(args: argparse.Namespace) -> None:
                       '--config=configs/betag_scientific.py')
   cfg = args.config and experiment.changed(experiment.read_config(args.config), args.settings)
   data = loading.load_data(args.data)
+  if cfg:
+    data = with_rule(data, split_rule.for_config(cfg))
   print(f'{data.name}: {len(data.catalog):,} items, {len(data.interactions):,} users, '
         f'{len(data.interactions.items):,} interactions, fingerprint {data.fingerprint[:16]}')
   findings = validate.check(data)

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import numpy as np
+from ml_collections import ConfigDict
 
 from recjax import file_io
 from recjax.data import loading, raw_reader
@@ -100,17 +101,17 @@ def load(path: str | os.PathLike) -> Records:
   return Records(about['name'], loading.read_items(items)[0], source, about['fingerprint'])
 
 
-def load_unchanged(path: str | pathlib.Path, fingerprint: str, workdir: str | pathlib.Path,
-                   tie_order: str = 'file') -> Records:
-  """`load` of `path`, which must have the `fingerprint` that the run in `workdir` was made on.
+def load_unchanged(cfg: ConfigDict, fingerprint: str, workdir: str | pathlib.Path) -> Records:
+  """`load` of a run's records, which must have the `fingerprint` that the run in `workdir` was made
+  on.
 
-  tie_order: not used, it is that of the file. Raises DataError where the data changed.
+  cfg: the run's. Raises DataError where the data changed.
   """
-  del tie_order
-  records = load(path)
+  records = load(cfg.data)
   if records.fingerprint != fingerprint:
-    raise DataError(f'{path} has changed since {workdir} was made; run the experiment again')
+    raise DataError(f'{cfg.data} has changed since {workdir} was made; run the experiment again')
   return records
+
 
 
 class Batches:

@@ -12,6 +12,7 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 
+from recjax.data.split_rule import LEAVE_ONE_OUT, SplitRule
 from recjax.errors import ConfigError, DataError
 
 ARRAY_DTYPES = {'items': '<i4', 'offsets': '<i8', 'times': '<i8', 'ratings': '<f4'}  # when hashed
@@ -82,12 +83,14 @@ class Interactions:
 @dataclasses.dataclass(frozen=True)
 class Dataset:
   """A catalog with its interactions; `notes` counts what was odd but usable in the files. name:
-  what it is called. fingerprint: hash of its content."""
+  what it is called. fingerprint: hash of its content, and of the rule where that is not
+  leave-one-out. split_rule: how it is parted into training and test."""
   name: str
   catalog: Catalog
   interactions: Interactions
   fingerprint: str
   notes: dict
+  split_rule: SplitRule = LEAVE_ONE_OUT
 
   @property
   def summary(self) -> str:
@@ -146,6 +149,16 @@ def in_tie_order(dataset: Dataset, order: str) -> Dataset:
   ratings = None if data.ratings is None else data.ratings[shuffled]
   data = dataclasses.replace(data, items=data.items[shuffled], ratings=ratings)
   return make_dataset(dataset.name, dataset.catalog, data, dataset.notes)
+
+
+def with_rule(dataset: Dataset, rule: SplitRule) -> Dataset:
+  """`dataset` to be split by `rule`; what is made under one rule fits no other, so the fingerprint
+  says it too."""
+  if rule.default:
+    return dataset
+  named = _canonical_json([dataset.fingerprint, dataclasses.asdict(rule)])
+  return dataclasses.replace(dataset, split_rule=rule,
+                             fingerprint=hashlib.sha256(named).hexdigest())
 
 
 def fingerprint(catalog: Catalog, interactions: Interactions) -> str:

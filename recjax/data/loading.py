@@ -5,9 +5,19 @@ import pathlib
 from collections.abc import Iterable, Iterator
 
 import numpy as np
+from ml_collections import ConfigDict
 
 from recjax import file_io
-from recjax.data.dataset import Catalog, Dataset, Interactions, flatten, in_tie_order, make_dataset
+from recjax.data import split_rule
+from recjax.data.dataset import (
+  Catalog,
+  Dataset,
+  Interactions,
+  flatten,
+  in_tie_order,
+  make_dataset,
+  with_rule,
+)
 from recjax.data.formats import betag, llmemb, reclm
 from recjax.data.sample_shop import simulator
 from recjax.errors import DataError
@@ -59,15 +69,24 @@ def _load(source: str | os.PathLike) -> Dataset:
   return make_dataset(name, catalog, interactions, notes)
 
 
-def load_unchanged(source: str | pathlib.Path, fingerprint: str, workdir: str | pathlib.Path,
-                   tie_order: str = 'file') -> Dataset:
-  """`load_data` of the very data that the run in `workdir` was made on, which had `fingerprint`.
+def load_for_config(cfg: ConfigDict) -> Dataset:
+  """The data set of a run, in its order of ties and to be split by its rule.
 
-  source, tie_order: as there. Raises DataError where they changed.
+  cfg: its config. Raises DataError as `load_data` does, ConfigError for an unknown rule.
   """
-  dataset = load_data(source, tie_order)
+  tie_order = cfg.eval.get('tie_order', 'file') if 'eval' in cfg else 'file'
+  return with_rule(load_data(cfg.data, tie_order), split_rule.for_config(cfg))
+
+
+def load_unchanged(cfg: ConfigDict, fingerprint: str, workdir: str | pathlib.Path) -> Dataset:
+  """`load_for_config` of the very data that the run in `workdir` was made on, which had
+  `fingerprint`.
+
+  cfg: the run's. Raises DataError where they changed.
+  """
+  dataset = load_for_config(cfg)
   if dataset.fingerprint != fingerprint:
-    raise DataError(f'{source} has changed since {workdir} was made (its fingerprint is now '
+    raise DataError(f'{cfg.data} has changed since {workdir} was made (its fingerprint is now '
                     f'{dataset.fingerprint[:12]}); run the experiment again')
   return dataset
 

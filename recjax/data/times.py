@@ -549,12 +549,13 @@ def find_scale(least: int | None, greatest: int | None) -> TimeScale:
   return TimeScale(kind, UNITS[kind]) if kind in UNITS else TimeScale()
 
 
-def parse_bound(text: str, name: str, scale: TimeScale | None = None) -> int | None:
-  """A bound as a time of the data set, None of ''. The end of a day is its last moment.
+def parse_bound(text: str, name: str, scale: TimeScale | None = None,
+                closing: bool = False) -> int | None:
+  """A bound as a time of the data set, None of ''.
 
-  text: a date, or a number as the column has them. name: of the bound, 'start' or 'end'. scale: of
-  the times; None looks at the text alone. Raises ConfigError where it is neither, or cannot be
-  compared with those times.
+  text: a date, or a number as the column has them. name: of the flag. scale: of the times; None
+  looks at the text alone. closing: whether a day is meant up to its end. Raises ConfigError where
+  it is neither, or cannot be compared with those times.
   """
   text = text.strip()
   if not text:
@@ -574,7 +575,7 @@ def parse_bound(text: str, name: str, scale: TimeScale | None = None) -> int | N
   if scale and not per_second:
     raise ConfigError(f'--{name}={text}: the times are plain numbers, not dates; compare with '
                       'a number, or name their unit, e.g. --time-format=days')
-  if name == 'end' and ':' not in text and len(text) <= 10:
+  if closing and ':' not in text and len(text) <= 10:
     return (seconds + DAY) * per_second - 1
   return seconds * per_second + int(digits or 0) * per_second // 10 ** len(digits)
 

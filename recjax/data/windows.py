@@ -11,7 +11,7 @@ import numpy as np
 
 from recjax import file_io
 from recjax.data.dataset import Dataset, Interactions
-from recjax.data.splits import Cases, flat_positions, prefixes
+from recjax.data.splits import Cases, flat_positions, make_split, prefixes
 from recjax.errors import ConfigError, DataError
 
 # The first place of a sequence of n items that is asked for.
@@ -28,6 +28,7 @@ class CaseSplit:
 
   known: what training may look at. masked: whether this split's origin takes a history's items out
   of the ranking. protocol: how they were split, in a sentence. train, valid, test: the cases.
+  by_user: whether cases of one user are averaged first; published figures count each alike.
   """
   train: Cases
   valid: Cases
@@ -35,6 +36,7 @@ class CaseSplit:
   known: Interactions
   masked: bool
   protocol: str
+  by_user: bool = False
 
 
 def make_samples(dataset: Dataset, folder: str | pathlib.Path, window: str, split: str,
@@ -44,17 +46,23 @@ def make_samples(dataset: Dataset, folder: str | pathlib.Path, window: str, spli
   window: which places are asked for in training, 'movie' (the 11th item on), 'game' (the same, or
   the last item of a shorter sequence), 'every' (all but the first item). split: 'leave_one_out',
   'time' (80/10/10 by the target's time), 'rows' (valid.jsonl and test.jsonl of `folder`), 'auto'
-  ('rows' where the folder has them, else leave-one-out). longest: items of a window; histories of
-  leave-one-out are whole. Raises ConfigError for other names, DataError where the data lack times,
-  rows, or any sample.
+  (the data set's own rule, 'rows' where the folder has them, else leave-one-out). longest: items of
+  a window; histories of leave-one-out are whole. Raises ConfigError for other names, DataError
+  where the data lack times, rows, or any sample.
   """
-  if split == 'auto':
+  if not dataset.split_rule.default:
+    if split != 'auto':
+      raise ConfigError(f'samples.split={split!r} and split.kind={dataset.split_rule.kind!r} part '
+                        "the data twice; leave samples.split='auto'")
+    split = dataset.split_rule.kind
+  elif split == 'auto':
     rows = file_io.find_table(folder, 'test') if pathlib.Path(folder).is_dir() else None
     split = 'rows' if rows else 'leave_one_out'
   if window not in FIRST_TARGET:
     raise ConfigError(f'samples.window={window!r}; choose one of {", ".join(FIRST_TARGET)}')
   splitters = {'leave_one_out': _leave_one_out, 'time': _by_time,
-               'rows': lambda *settings: _by_rows(dataset, folder, *settings)}
+               'rows': lambda *settings: _by_rows(dataset, folder, *settings),
+               'global_time': lambda _, *settings: _by_rule(dataset, *settings)}
   if split not in splitters:
     raise ConfigError(f'samples.split={split!r}; choose one of {", ".join(splitters)}')
   samples = splitters[split](dataset.interactions, window, longest)
@@ -110,6 +118,14 @@ def _leave_one_out(interactions: Interactions, window: str, longest: int) -> Cas
       f'{len(tested)} of {len(lengths)} users, those with 3 items or more')
 
 
+def _by_rule(dataset: Dataset, window: str, longest: int) -> CaseSplit:
+  """Windows of the training part, whole histories of what the data set's own rule holds out."""
+  split = make_split(dataset)
+  users, places = target_positions(split.train.lengths(), window, longest)
+  return CaseSplit(window_cases(split.train, users, places, longest), split.valid, split.test,
+                   split.train, True, split.protocol, by_user=True)
+
+
 def _by_time(interactions: Interactions, window: str, longest: int) -> CaseSplit:
   if interactions.times is None:
     raise DataError("samples.split='time' needs times, which this data set lacks; use "
@@ -122,8 +138,8 @@ def _by_time(interactions: Interactions, window: str, longest: int) -> CaseSplit
   train, valid, test = (window_cases(interactions, users[rows], places[rows], longest)
                         for rows in np.split(order, (first, second)))
   return CaseSplit(train, valid, test, prefixes(interactions, train_lengths), False,
-                 f'windows of up to {longest} items and the next ({window}), by the time of the '
-                 f'next item: first 80 % train, then 10 % validation, last 10 % test; '
+                 f'windows_by_count of up to {longest} items and the next ({window}), by the time '
+                 f'of the next item: first 80 % train, then 10 % validation, last 10 % test; '
                  f'{len(test)} test samples')
 
 

@@ -34,8 +34,8 @@ def rank_beside(
   rows = baselines.baselines(split.train, num_items, seed)
   if cfg.classical:
     with doing('the choice of settings for classical rows'):
-      made = classical.score_functions(split.train, classical.titles(catalog), split.valid,
-                                       len(split.test), cfg.classical_minutes, **options)
+      made = classical.score_functions(split, classical.titles(catalog), len(split.test),
+                                       cfg.classical_minutes, **options)
     for name, why in made.left_out.items():
       log(f'    row {name} is left out: {why}')
     for name, why in made.untuned.items():

@@ -21,7 +21,7 @@ import scipy.sparse as sp
 from jaxtyping import Array, Bool, Float, Int
 
 from recjax.data.dataset import Catalog, Interactions
-from recjax.data.splits import Cases
+from recjax.data.splits import Cases, Split
 from recjax.errors import ConfigError
 from recjax.evaluation import metrics, ranking
 from recjax.protocols import AnyArray, ScoreFn
@@ -72,16 +72,17 @@ class Rows(NamedTuple):
   untuned: dict[str, str]
 
 
-def score_functions(train: Interactions, item_titles: Sequence[str], valid: Cases | None,
+def score_functions(split: Split, item_titles: Sequence[str],
                     num_cases: int, minutes: float, **options: Any) -> Rows:
   """All classical rows, each with the settings that rank validation users best by NDCG@10.
 
-  train: the training interactions. item_titles: of items 1..N in order. valid: cases of validation,
-  at most TUNING_USERS of them drawn, or None. num_cases: how many cases the rows will rank.
-  minutes: of two cores that fitting, choosing and ranking may take, as `counted_seconds` counts
-  them. options: how the rows will be ranked, as `ranking.rank_cases` takes it.
+  split: whose training interactions they learn from, and whose cases of validation, at most
+  TUNING_USERS of them drawn, choose. item_titles: of items 1..N in order. num_cases: how many cases
+  the rows will rank. minutes: of two cores that fitting, choosing and ranking may take, as
+  `counted_seconds` counts them. options: how the rows will be ranked, as `ranking.rank_cases` takes
+  it.
   """
-  n_items = len(item_titles)
+  n_items, train, valid = len(item_titles), split.train, split.valid
   cases = valid and valid.select(np.sort(
       np.random.default_rng(0).permutation(len(valid))[:TUNING_USERS]))
   left_out = _impossible(train, item_titles)
@@ -90,14 +91,22 @@ def score_functions(train: Interactions, item_titles: Sequence[str], valid: Case
   left_out |= slow
   if not cases:
     untuned = {row: 'nobody is held out to choose by' for row, grid in GRIDS.items() if grid}
-  makers, rows, chosen = _makers(train, item_titles), {}, {}
-  for row, grid in GRIDS.items():
-    if row in left_out:
-      continue
-    maker = (functools.partial(blend, rows['markov_k'], rows['text']) if row == 'id_text'
-             else makers[row])
-    rows[row], chosen[row] = _choose(maker, grid, None if row in untuned else cases, n_items,
-                                     options)
+  kept = [row for row in GRIDS if row not in left_out]
+
+  def fit(known: Interactions, settings: Mapping[str, Mapping[str, Any]]) -> tuple[dict, dict]:
+    makers, rows, chosen = _makers(known, item_titles), {}, {}
+    for row in kept:
+      maker = (functools.partial(blend, rows['markov_k'], rows['text']) if row == 'id_text'
+               else makers[row])
+      if row in settings:
+        rows[row] = maker(**settings[row])
+      else:
+        rows[row], chosen[row] = _choose(maker, GRIDS[row], None if row in untuned else cases,
+                                         n_items, options)
+    return rows, chosen
+  rows, chosen = fit(split.for_choice, {})
+  if split.refit is not None:
+    rows, _ = fit(split.refit, chosen)
   return Rows(rows, chosen, left_out, {row: why for row, why in untuned.items() if row in rows})
 
 

@@ -9,15 +9,15 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 
 from recjax import run_files
 from recjax.data import splits
 from recjax.errors import ConfigError, DataError, WorkdirError
 from recjax.evaluation import slices
 from recjax.evaluation.metrics import GROUPS, KS, per_case
-from recjax.evaluation.results import read_groups, read_ranks
-from recjax.evaluation.statistics import bootstrap_interval, holm, paired_test, summarize
+from recjax.evaluation.results import CaseKey, read_groups, read_ranks
+from recjax.evaluation.statistics import bootstrap_interval, by_user, holm, paired_test, summarize
 
 SANITY = ('popularity', 'random')  # rows that every run repeats; not tested against each other
 SHOWN = ('HR@10', 'NDCG@10', 'MRR')
@@ -39,7 +39,7 @@ def compare(workdirs: Iterable[str | os.PathLike], rows: Sequence[str] = (), aga
   is shared.
   """
   runs = {name: _read_run(path) for name, path in _names(workdirs).items()}
-  for key in ('data', 'protocol'):
+  for key in ('protocol', 'data'):
     _check_equal(key, {name: run[key] for name, run in runs.items()})
   users, takes = _shared_users(runs)
   plain = {f'{name}:{row}': (name, row) for name, run in runs.items() for row in run['ranks']}
@@ -52,19 +52,30 @@ def compare(workdirs: Iterable[str | os.PathLike], rows: Sequence[str] = (), aga
              if not any(asked in (full, row) for full, (_, row) in plain.items())]
   if lacking:
     raise DataError(f'no row is named {", ".join(lacking)}; these runs have {", ".join(plain)}')
-  values = {full: per_case(runs[name]['ranks'][row][takes[name]], ks)
+  owners = owners_of(users)
+  first = next(iter(runs.values()))
+  set_sizes = np.bincount(owners)[owners] if first['as_set'] and owners is not None else None
+  values = {full: per_case(runs[name]['ranks'][row][takes[name]], ks, set_sizes)
             for full, (name, row) in chosen.items()}
   pairs = _pairs({full: row for full, (_, row) in chosen.items()}, against)
-  first, reference = next(iter(runs.values())), pairs[0][1] if against else next(iter(chosen))
+  reference = pairs[0][1] if against else next(iter(chosen))
   return {
       'protocol': _protocol(runs, len(users)), 'data': first['data'], 'users': len(users),
       'left_out': {name: len(run['users']) - len(users) for name, run in runs.items()},
       'runs': {name: run['about'] for name, run in runs.items()},
       'once': list(dict.fromkeys(full.partition(':')[2] for full in once)),
       'against': against and reference,
-      'groups': by_group(values, reference, _masks(runs, users), seed),
-      **summarize(values, seed, pairs=pairs),
+      'groups': by_group(values, reference, _masks(runs, users), seed, owners=owners),
+      **summarize(values, seed, pairs=pairs, owners=owners),
   }
+
+
+def owners_of(cases: Sequence[CaseKey]) -> Int[np.ndarray, ' C'] | None:
+  """Whose each case is, from 0, None where they are users. cases: as `read_ranks` gives them."""
+  if not cases or isinstance(cases[0], str):
+    return None
+  numbers: dict[str, int] = {}
+  return np.array([numbers.setdefault(case[0], len(numbers)) for case in cases])
 
 
 def _protocol(runs: Mapping[str, dict], count: int) -> str:
@@ -78,7 +89,7 @@ def _protocol(runs: Mapping[str, dict], count: int) -> str:
 
 
 def _masks(runs: Mapping[str, dict],
-           users: Sequence[str]) -> dict[str, Bool[np.ndarray, ' U']]:
+           users: Sequence[CaseKey]) -> dict[str, Bool[np.ndarray, ' U']]:
   """The users of each group, as the run of most users tells them."""
   for run in sorted(runs.values(), key=lambda run: -len(run['users'])):
     if run['groups']:
@@ -91,29 +102,33 @@ def _masks(runs: Mapping[str, dict],
 
 def by_group(values: Mapping[str, Mapping[str, Float[np.ndarray, ' U']]], reference: str,
              masks: Mapping[str, Bool[np.ndarray, ' U']], seed: int,
-             metric: str = SHOWN[0]) -> dict[str, Any]:
+             metric: str = SHOWN[0],
+             owners: Int[np.ndarray, ' C'] | None = None) -> dict[str, Any]:
   """How far every row is from one in each group of users.
 
   values: {row: {metric: a value of each user}}. reference: the row. masks: the users of each group.
-  seed: of intervals and tests. metric: which is compared. -> {} without groups, else {'reference',
-  'metric', 'sizes': {group: users}, 'rows': {row: {group: {'value', 'low', 'high', 'p'}}}}: the
-  mean difference of users, its 95 % bootstrap interval, and the paired test, Holm-corrected over
-  all rows and groups; for the reference its own figure, without p.
+  seed: of intervals and tests. metric: which is compared. owners: as of `statistics.by_user`. -> {}
+  without groups, else {'reference', 'metric', 'sizes': {group: users}, 'rows': {row: {group:
+  {'value', 'low', 'high', 'p'}}}}: the mean difference of users, its 95 % bootstrap interval, and
+  the paired test, Holm-corrected over all rows and groups; for the reference its own figure,
+  without p.
   """
   if not masks or metric not in values[reference]:
     return {}
   base = values[reference][metric]
   rows, tests = {row: {} for row in values}, {}
   for (row, of_row), (group, mask) in itertools.product(values.items(), masks.items()):
-    mine = of_row[metric]
-    value, low, high = bootstrap_interval((mine if row == reference else mine - base)[mask], seed)
+    mine, other = (by_user(x[mask], owners if owners is None else owners[mask])
+                   for x in (of_row[metric], base))
+    value, low, high = bootstrap_interval(mine if row == reference else mine - other, seed)
     rows[row][group] = {'value': value, 'low': low, 'high': high}
     if row != reference:
-      tests[row, group] = paired_test(mine[mask], base[mask], seed)
+      tests[row, group] = paired_test(mine, other, seed)
   for (row, group), p in holm(tests).items():
     rows[row][group]['p'] = p
   return {'reference': reference, 'metric': metric, 'rows': rows,
-          'sizes': {group: int(mask.sum()) for group, mask in masks.items()}}
+          'sizes': {group: len(by_user(mask[mask], owners if owners is None else owners[mask]))
+                    for group, mask in masks.items()}}
 
 
 def _found_again(runs: Mapping[str, dict], takes: Mapping[str, np.ndarray],
@@ -137,16 +152,16 @@ def average(workdirs: Iterable[str | os.PathLike], seed: int = 0,
   seed, ks: as in `compare`. -> {metric: {value, low, high, n}}. Raises DataError as `compare` does.
   """
   runs = {name: _read_run(path) for name, path in _names(workdirs).items()}
-  for key in ('data', 'protocol'):
+  for key in ('protocol', 'data'):
     _check_equal(key, {name: run[key] for name, run in runs.items()})
-  _, takes = _shared_users(runs)
+  users, takes = _shared_users(runs)
   values = []
   for name, run in runs.items():
     ours = next(iter(run['ranks'])).partition(':seed=')[0]
     values += [per_case(ranks[takes[name]], ks) for row, ranks in run['ranks'].items()
                if row.partition(':seed=')[0] == ours]
   means = {m: np.mean([each[m] for each in values], 0) for m in values[0]}
-  return summarize({'mean': means}, seed, pairs=[])['rows']['mean']
+  return summarize({'mean': means}, seed, pairs=[], owners=owners_of(users))['rows']['mean']
 
 
 def _names(workdirs: Iterable[str | os.PathLike]) -> dict[str, pathlib.Path]:
@@ -174,7 +189,7 @@ def _read_run(path: pathlib.Path) -> dict[str, Any]:
                       f'{run_files.KINDS[kind]}; run it again')
   users, ranks = read_ranks(path / 'ranks.parquet')
   run = {'protocol': results.get('protocol'), 'users': users, 'ranks': ranks,
-         'groups': read_groups(path / 'ranks.parquet'),
+         'groups': read_groups(path / 'ranks.parquet'), 'as_set': bool(results.get('as_set')),
          'data': results.get('data_fingerprint') or config.get('data_fingerprint'), 'about': {
              'method': settings.get('method'), 'preset': settings.get('preset'),
              'seeds': results.get('seeds', []), 'users': len(users),
@@ -222,7 +237,7 @@ def _check_equal(key: str, values: Mapping[str, Any]) -> None:
                     'compare runs of one data set and one protocol')
 
 
-def _shared_users(runs: Mapping[str, dict]) -> tuple[list[str], dict[str, np.ndarray]]:
+def _shared_users(runs: Mapping[str, dict]) -> tuple[list[CaseKey], dict[str, np.ndarray]]:
   """Users that every run ranked, in the first run's order, and where each run has them."""
   places = {name: {user: i for i, user in enumerate(run['users'])} for name, run in runs.items()}
   users = [u for u in next(iter(places.values())) if all(u in place for place in places.values())]

@@ -1,6 +1,8 @@
 """What ranks and lists are worth: per-case metrics, groups of cases, properties of the lists.
 
-With one target a case, recall at K equals the hit rate, so only HR is named.
+With one target a case, recall at K equals the hit rate, so only HR is named. Where a question has
+several targets, each is a case, and a user's figure is the mean over the cases: HR@K is then the
+share of the targets inside K, which is recall.
 
 Letters of shapes: U cases or users, N items, K items of a list.
 """
@@ -15,12 +17,14 @@ KS = (1, 3, 5, 10, 20, 50)
 GROUPS = ('head', 'mid', 'tail', 'short', 'long')
 
 
-def per_case(ranks: Num[np.ndarray, '...'] | Sequence,
-             ks: Iterable[int] = KS) -> dict[str, Float[np.ndarray, ' U']]:
+def per_case(ranks: Num[np.ndarray, '...'] | Sequence, ks: Iterable[int] = KS,
+             set_sizes: Int[np.ndarray, ' U'] | None = None) -> dict[str, Float[np.ndarray, ' U']]:
   """HR@K, NDCG@K = 1 / log2(rank + 2) inside the first K, and MRR = 1 / (rank + 1) without a cut.
 
-  ranks: 0 is best; half ranks of tie='mean' count as they are. ks: the cut-offs. -> {name: a value
-  of each case}. Raises DataError for no ranks, negative or NaN ones, ConfigError for a K below 1.
+  ranks: 0 is best; half ranks of tie='mean' count as they are. ks: the cut-offs. set_sizes: how
+  many right answers the question of each case has, None for one; NDCG is then so scaled that its
+  mean over a question's cases has the best list's gain below it. -> {name: a value of each case}.
+  Raises DataError for no ranks, negative or NaN ones, ConfigError for a K below 1.
   """
   ranks = np.asarray(ranks, np.float64)
   if ranks.ndim != 1 or not len(ranks):
@@ -33,8 +37,16 @@ def per_case(ranks: Num[np.ndarray, '...'] | Sequence,
   values = {}
   for k in ks:
     values[f'HR@{k}'] = (ranks < k).astype(np.float64)
-    values[f'NDCG@{k}'] = np.where(ranks < k, gain, 0.0)
+    values[f'NDCG@{k}'] = np.where(ranks < k, gain * _scale(set_sizes, k), 0.0)
   return values | {'MRR': 1 / (ranks + 1.0)}
+
+
+def _scale(set_sizes: Int[np.ndarray, ' U'] | None, k: int) -> Float[np.ndarray, ' U'] | float:
+  """Targets of a question over the gain of its best list of k."""
+  if set_sizes is None:
+    return 1.0
+  best = np.cumsum(1 / np.log2(np.arange(k) + 2.0))
+  return set_sizes / best[np.minimum(set_sizes, k) - 1]
 
 
 def groups(

@@ -2,6 +2,7 @@
 
 Letters of shapes: U users, S seeds, K items of a list.
 """
+import collections
 import contextlib
 import json
 import os
@@ -46,25 +47,31 @@ def save(
     if np.shape(x)[-1] != len(test) or np.ndim(x) == 2 and len(x) != len(seeds):
       raise DataError(f'row {name} has ranks {np.shape(x)}; give one for each of {len(test)} test '
                       f'users, and with two axes a line for each of {len(seeds)} seeds')
-  each = {name: [metrics.per_case(r, ks) for r in np.atleast_2d(x)] for name, x in ranks.items()}
+  owners, set_sizes = test.owners(), test.set_sizes()
+  each = {name: [metrics.per_case(r, ks, set_sizes) for r in np.atleast_2d(x)]
+          for name, x in ranks.items()}
   rows = {name: {m: np.mean([values[m] for values in lines], 0) for m in lines[0]}
           for name, lines in each.items()}
   counts = np.bincount(split.train.items, minlength=len(dataset.catalog) + 1)[1:]
   masks = {**metrics.groups(test.targets, counts, np.diff(test.histories[1])),
            **slices.groups(split.train, test, len(dataset.catalog))}
-  by_seed = [{m: float(v.mean()) for m, v in values.items()} for values in each[row]]
+  by_seed = [{m: float(statistics.by_user(v, owners).mean()) for m, v in values.items()}
+             for values in each[row]]
   spread = {m: float(np.std([found[m] for found in by_seed], ddof=1)) if len(by_seed) > 1 else None
             for m in by_seed[0]}
   results = {
-      'protocol': protocol, 'seeds': list(seeds), 'data_fingerprint': dataset.fingerprint,
-      **statistics.summarize(rows, seeds[0], masks, [(row, o) for o in rows if o != row]),
+      'protocol': protocol, 'users': len(np.unique(test.users)), 'seeds': list(seeds), 'data_fingerprint': dataset.fingerprint,
+      **statistics.summarize(rows, seeds[0], masks, [(row, o) for o in rows if o != row],
+                             owners=owners),
       'by_seed': {str(s): found for s, found in zip(seeds, by_seed)}, 'sd_of_seeds': spread,
       'lists': metrics.list_properties(lists[0][:, :10], counts, test.histories),
-      'cold_targets': int((counts[test.targets - 1] == 0).sum()), **more}
+      'cold_targets': int((counts[test.targets - 1] == 0).sum()),
+      **({'as_set': True} if test.as_set else {}), **more}
   users = [dataset.interactions.users[u] for u in test.users]
-  write_ranks(folder / 'ranks.parquet', users, _lines(ranks, seeds), masks)
+  numbers = None if owners is None else case_numbers(users)
+  write_ranks(folder / 'ranks.parquet', users, _lines(ranks, seeds), masks, numbers)
   named = [[dataset.catalog.id_of(i) if i else None for i in items] for items in lists[0]]
-  write_predictions(folder / 'predictions.parquet', users, named, lists[1])
+  write_predictions(folder / 'predictions.parquet', users, named, lists[1], numbers)
   text = json.dumps(results, indent=1, ensure_ascii=False)
   file_io.write_text(folder / 'results.json', text + '\n')
   return results
@@ -104,13 +111,26 @@ def show(work: Any, folder: str | os.PathLike) -> None:
     work.log(results['power'])
 
 
+def case_numbers(users: Sequence[str]) -> list[int]:
+  """Which of its user's cases each is, from 1. users: whose each case is, in order."""
+  met: collections.Counter[str] = collections.Counter()
+  numbers = []
+  for user in users:
+    met[user] += 1
+    numbers.append(met[user])
+  return numbers
+
+
 def write_ranks(path: str | os.PathLike, users: Sequence[str], rows: Mapping[str, Any],
-                groups: Mapping[str, Bool[np.ndarray, ' U']] | None = None) -> None:
+                groups: Mapping[str, Bool[np.ndarray, ' U']] | None = None,
+                numbers: Sequence[int] | None = None) -> None:
   """Writes columns user, row, rank (0 is best), groups (names between spaces), atomically.
 
   path: of the Parquet file. users: their names. rows: {row: integer ranks}. groups: the users of
-  each group; without them there is no such column. Raises DataError for unequal lengths, ranks that
-  are no integers, or a user named twice; WorkdirError where the file cannot be written.
+  each group; without them there is no such column. numbers: which of its user's cases each is, a
+  column `case`; None where each user has one. Raises DataError for unequal lengths, ranks that are
+  no integers, or a user, or case of one, named twice; WorkdirError where the file cannot be
+  written.
   """
   import pyarrow as pa
   users = [str(u) for u in users]
@@ -119,13 +139,16 @@ def write_ranks(path: str | os.PathLike, users: Sequence[str], rows: Mapping[str
     if ranks.shape != (len(users),) or not np.issubdtype(ranks.dtype, np.integer):
       raise DataError(f'row {row}: ranks are {ranks.dtype}{ranks.shape} for {len(users)} users; '
                       'give one integer each')
-  if len(set(users)) < len(users):
-    raise DataError(f'{len(users) - len(set(users))} users are named twice; a rank belongs to one')
+  cases = set(users) if numbers is None else set(zip(users, numbers))
+  if len(cases) < len(users):
+    raise DataError(f'{len(users) - len(cases)} users are named twice; a rank belongs to one')
   column = pa.array(users, pa.string())
   table = {
       'user': pa.chunked_array([column] * len(rows), pa.string()),
       'row': pa.array(np.repeat(np.array(list(rows), object), len(users)), pa.string()),
       'rank': pa.array(np.concatenate([np.zeros(0), *rows.values()]).astype(np.int32))}
+  if numbers is not None:
+    table['case'] = pa.array(np.tile(np.asarray(numbers, np.int32), len(rows)))
   if groups:
     names = pa.array([' '.join(n for n, mask in groups.items() if mask[i])
                       for i in range(len(users))])
@@ -133,18 +156,23 @@ def write_ranks(path: str | os.PathLike, users: Sequence[str], rows: Mapping[str
   _write_parquet(path, pa.table(table))
 
 
+# Whose a rank is: a user, or one of a user's cases.
+CaseKey = str | tuple[str, int]
+
+
 def read_ranks(
     path: str | os.PathLike,
-) -> tuple[tuple[str, ...], dict[str, Int[np.ndarray, ' U']]]:
+) -> tuple[tuple[CaseKey, ...], dict[str, Int[np.ndarray, ' U']]]:
   """Reads what write_ranks wrote, in whatever order of lines.
 
-  path: of the Parquet file. -> users, {row: their ranks}. Raises DataError where it is missing or
-  broken, or its rows do not rank the same users once each.
+  path: of the Parquet file. -> users, or (user, number) of each case where users have several,
+  {row: their ranks}. Raises DataError where it is missing or broken, or its rows do not rank the
+  same users once each.
   """
-  table = _read_parquet(path, ('user', 'row', 'rank'))
+  table = _read_parquet(path, ('user', 'row', 'rank', *_case_column(path)))
   labels = table['row'].combine_chunks().dictionary_encode()
   owner, order = labels.indices.to_numpy(zero_copy_only=False), labels.dictionary.to_pylist()
-  user, rank = np.array(table['user'].to_pylist(), object), table['rank'].to_numpy()
+  user, rank = _case_keys(table), table['rank'].to_numpy()
   users, rows = (), {}
   for number, name in enumerate(order):
     mine = owner == number
@@ -159,25 +187,39 @@ def read_ranks(
   return users, rows
 
 
-def read_groups(path: str | os.PathLike) -> dict[str, list[str]]:
-  """The groups of each user, empty where the file does not say them.
+def read_groups(path: str | os.PathLike) -> dict[CaseKey, list[str]]:
+  """The groups of each user, or case, empty where the file does not say them.
 
   path: of what write_ranks wrote. Raises DataError where it is missing or broken.
   """
   if 'groups' not in _schema(path).names:
     return {}
-  table = _read_parquet(path, ('user', 'groups'))
-  return {user: names.split()
-          for user, names in zip(table['user'].to_pylist(), table['groups'].to_pylist())}
+  table = _read_parquet(path, ('user', 'groups', *_case_column(path)))
+  return {key: names.split()
+          for key, names in zip(_case_keys(table), table['groups'].to_pylist())}
+
+
+def _case_column(path: str | os.PathLike) -> tuple[str, ...]:
+  return ('case',) if 'case' in _schema(path).names else ()
+
+
+def _case_keys(table: Any) -> np.ndarray:
+  """Whose each line is, (lines,) of CaseKey."""
+  users = table['user'].to_pylist()
+  keys = np.empty(len(users), object)
+  keys[:] = users if 'case' not in table.column_names else list(
+      zip(users, table['case'].to_pylist()))
+  return keys
 
 
 def write_predictions(path: str | os.PathLike, users: Sequence[str],
-                      items: Sequence[Sequence[str | None]] | np.ndarray, scores: Any) -> None:
+                      items: Sequence[Sequence[str | None]] | np.ndarray, scores: Any,
+                      numbers: Sequence[int] | None = None) -> None:
   """Writes columns user, rank (1 is best), item, score, atomically.
 
   path: of the Parquet file. users: one a list. items: ids, None or '' where a list is shorter.
-  scores: (U, K), of these items. Raises DataError for unequal shapes, WorkdirError where the file
-  cannot be written.
+  scores: (U, K), of these items. numbers: as of `write_ranks`. Raises DataError for unequal shapes,
+  WorkdirError where the file cannot be written.
   """
   import pyarrow as pa
   items, scores = np.asarray(items, object), np.asarray(scores, np.float32)
@@ -186,12 +228,15 @@ def write_predictions(path: str | os.PathLike, users: Sequence[str],
                     'belong together; give one list of k items and scores a user')
   row, place = np.nonzero((items != None) & (items != ''))  # noqa: E711  elementwise
   names = pa.array([str(u) for u in users], pa.string())
-  _write_parquet(path, pa.table({
+  table = {
       'user': names.take(pa.array(row)),
       'rank': pa.array((place + 1).astype(np.int32)),
       'item': pa.array([str(i) for i in items[row, place]], pa.string()),
       'score': pa.array(scores[row, place]),
-  }))
+  }
+  if numbers is not None:
+    table['case'] = pa.array(np.asarray(numbers, np.int32)[row])
+  _write_parquet(path, pa.table(table))
 
 
 def _write_parquet(path: str | os.PathLike, table: Any) -> None:
@@ -207,7 +252,7 @@ def _read_parquet(path: str | os.PathLike, columns: Sequence[str]) -> Any:
   import pyarrow as pa
   import pyarrow.parquet as pq
   kinds = {'user': pa.string(), 'row': pa.string(), 'groups': pa.string(), 'item': pa.string(),
-           'rank': pa.int32(), 'score': pa.float32()}
+           'rank': pa.int32(), 'score': pa.float32(), 'case': pa.int32()}
   with _reading(path, columns):
     table = pq.read_table(path, columns=list(columns), page_checksum_verification=True)
     table = table.select(columns).cast(pa.schema([(c, kinds[c]) for c in columns]))

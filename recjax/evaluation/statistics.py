@@ -162,17 +162,32 @@ def holm(p_values: Mapping[Any, float]) -> dict[Any, float]:
   return {name: adjusted[name] for name in p_values}
 
 
+def by_user(values: Shaped[np.ndarray, ' C'],
+            owners: Int[np.ndarray, ' C'] | None) -> Shaped[np.ndarray, ' U']:
+  """The mean of each user's cases, since cases of one user depend on each other.
+
+  values: one a case. owners: whose each case is, None where everybody has one. -> one a user, in
+  ascending order of owners
+  """
+  if owners is None:
+    return values
+  _, user = np.unique(owners, return_inverse=True)
+  return np.bincount(user, np.asarray(values, np.float64)) / np.bincount(user)
+
+
 def summarize(
     rows: Mapping[str, Mapping[str, Shaped[np.ndarray, '...'] | Sequence]], seed: Any,
     masks: Mapping[str, Bool[np.ndarray, ' U']] | None = None,
     pairs: Iterable[tuple[str, str]] | None = None, draws: int = 1000, test_draws: int = 10000,
+    owners: Int[np.ndarray, ' C'] | None = None,
 ) -> dict[str, Any]:
   """What results.json holds under 'rows', 'tests', 'detectable' and 'power'.
 
   rows: {row: {metric: a value of each user}}, the same users in the same order everywhere. seed: of
   numpy's generator. masks: {group: its users} adds each metric over that group's users as
   'metric:group', empty groups left out. pairs: (row, other) to test, by default every row against
-  every later one. draws, test_draws: of intervals and tests. -> {'rows': {row: {metric: {'value',
+  every later one. draws, test_draws: of intervals and tests. owners: as of `by_user`, where values
+  and masks are of cases; figures are then means over users. -> {'rows': {row: {metric: {'value',
   'low', 'high', 'n'}}}, 'tests': {'row>other': {metric: p}}, 'detectable': {'row>other': {metric:
   `detectable`, None for one user}}, 'power': what they come to for HR@10, or the first metric,
   as a sentence}. Intervals are 95 % bootstraps over users; p is two-sided (the values say which row
@@ -182,7 +197,10 @@ def summarize(
   if not rows:
     raise DataError('there is no row to summarize; give at least one row of per-user values')
   metrics = [m for m in next(iter(rows.values())) if all(m in values for values in rows.values())]
-  intervals = {row: _intervals(values, seed, masks or {}, draws) for row, values in rows.items()}
+  intervals = {row: _intervals(values, seed, masks or {}, draws, owners)
+               for row, values in rows.items()}
+  rows = {row: {metric: by_user(np.asarray(values[metric]), owners) for metric in metrics}
+          for row, values in rows.items()}
   pairs = list(itertools.combinations(rows, 2)) if pairs is None else list(pairs)
   tests = {f'{row}>{other}': {} for row, other in pairs}
   for metric in metrics:
@@ -197,11 +215,14 @@ def summarize(
           'power': _power(apart, 'HR@10' if 'HR@10' in metrics else metrics[0])}
 
 
-def _intervals(values: Mapping, seed: Any, masks: Mapping, draws: int) -> dict[str, dict]:
-  chosen = dict(values)
+def _intervals(values: Mapping, seed: Any, masks: Mapping, draws: int,
+               owners: np.ndarray | None) -> dict[str, dict]:
+  chosen = {metric: by_user(np.asarray(x), owners) for metric, x in values.items()}
   for group, mask in masks.items():
     if np.any(mask):
-      chosen |= {f'{metric}:{group}': np.asarray(x)[mask] for metric, x in values.items()}
+      whose = None if owners is None else owners[mask]
+      chosen |= {f'{metric}:{group}': by_user(np.asarray(x)[mask], whose)
+                 for metric, x in values.items()}
   intervals = {}
   for metric, x in chosen.items():
     value, low, high = bootstrap_interval(x, seed, draws)

@@ -122,27 +122,38 @@ def spread_over_groups(groups: Sequence[np.ndarray]) -> list[np.ndarray]:
 
 
 def read_ranks(path: str | os.PathLike, row: str, seed: int) -> tuple[list[str], np.ndarray]:
-  """Returns user names and ranks (n,) of a row.
+  """Returns user names, with the case's number where users have several, and ranks (n,) of a row.
 
   path: the run's folder. row: its name. seed: of which, where there are several.
   """
   import pyarrow.parquet as pq
   table = pq.read_table(pathlib.Path(path) / 'ranks.parquet',
                         filters=[('row', 'in', [row, f'{row}:seed={seed}'])])
-  return table['user'].to_pylist(), table['rank'].to_numpy()
+  names = table['user'].to_pylist()
+  if 'case' in table.column_names:
+    names = [_case_name(user, case) for user, case in zip(names, table['case'].to_pylist())]
+  return names, table['rank'].to_numpy()
 
 
-def read_lists(path: str | os.PathLike, users: Iterable[str]
+def _case_name(user: str, case: int) -> str:
+  return f'{user}, case {case}'
+
+
+def read_lists(path: str | os.PathLike, names: Iterable[str]
                ) -> dict[str, list[tuple[str, float]]]:
-  """Returns {user: (item id, score) of the list, best first}.
+  """Returns {name: (item id, score) of the list, best first}.
 
-  path: the run's folder. users: whose lists.
+  path: the run's folder. names: whose lists, as `read_ranks` names them.
   """
   import pyarrow.parquet as pq
+  path, names = pathlib.Path(path) / 'predictions.parquet', set(names)
+  several = 'case' in pq.read_schema(path).names
+  users = {name.rpartition(', case ')[0] for name in names} if several else names
   lists: dict[str, list[Any]] = {}
-  for line in pq.read_table(pathlib.Path(path) / 'predictions.parquet',
-                            filters=[('user', 'in', list(users))]).to_pylist():
-    lists.setdefault(line['user'], []).append((line['rank'], line['item'], line['score']))
+  for line in pq.read_table(path, filters=[('user', 'in', list(users))]).to_pylist():
+    name = _case_name(line['user'], line['case']) if several else line['user']
+    if name in names:
+      lists.setdefault(name, []).append((line['rank'], line['item'], line['score']))
   return {user: [(item, score) for _, item, score in sorted(rows)]
           for user, rows in lists.items()}
 

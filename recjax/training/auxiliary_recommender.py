@@ -10,7 +10,7 @@ from jaxtyping import Array, Float
 from ml_collections import ConfigDict
 
 from recjax import run_files
-from recjax.data.dataset import Interactions
+from recjax.data.splits import Split
 from recjax.errors import ConfigError, DataError
 from recjax.file_io import write_json
 from recjax.models.dot_product import DotProduct
@@ -31,15 +31,15 @@ def settings(group: ConfigDict, seed: int) -> ConfigDict:
                     | {'seed': seed, 'seeds': 1})
 
 
-def train(work: Workdir, cfg: ConfigDict, n: int, known: Interactions,
+def train(work: Workdir, cfg: ConfigDict, n: int, split: Split,
           judge: Callable) -> dict[str, Any]:
   """Trains one model over `n` items into `work.folder`.
 
-  cfg: as from `settings`. known: Interactions to learn from. judge: as `sequential.fit` takes it.
-  -> counts
+  cfg: as from `settings`. split: whose training part is learned from. judge: as `sequential.fit`
+  takes it. -> counts
   """
   sequential.check(cfg, n)
-  best, scores, epochs = sequential.fit(work, cfg, n, known, judge)
+  best, scores, epochs = sequential.fit(work, cfg, n, split, judge)
   sequential.save(work.folder / 'model.npz', jax.tree.map(lambda x: x[0], best))
   write_json(work.folder / FACTS, {'config': cfg.to_dict()})
   return {'best_epoch': int(epochs[0]), 'valid_NDCG@10': round(float(scores[0]), 4)}

@@ -22,9 +22,10 @@ from recjax.training import checkpoint, fault_tolerance
 from recjax.training.workdir import Workdir
 
 
-def fit_epochs(init: Callable, epoch: Callable, validate: Callable, cfg: ConfigDict,
-               work: Workdir,
-               rows: Callable[[int, int, int], Iterable[int]] | None = None
+def fit_epochs(init: Callable, epoch: Callable, validate: Callable | None = None, *,
+               cfg: ConfigDict, work: Workdir,
+               rows: Callable[[int, int, int], Iterable[int]] | None = None,
+               stop_at: Int[np.ndarray, ' S'] | None = None,
                ) -> tuple[PyTree, Float[np.ndarray, ' S'], Int[np.ndarray, ' S']]:
   """Trains until no seed has got better for `cfg.patience` epochs (0: ever), or for `cfg.epochs`.
 
@@ -32,10 +33,14 @@ def fit_epochs(init: Callable, epoch: Callable, validate: Callable, cfg: ConfigD
   -> (state, {name: (S,)} means, 'bad' being the first step whose loss is no number, or -1), jitted,
   its argument donated. validate: params -> (S,) host floats, higher is better. cfg: epochs,
   patience, save_every (epochs). rows: (seed, epoch from 0, step) -> the examples of that step.
-  work: of the running stage. -> (best params (S, ...), best scores (S,), their epochs (S,), counted
-  from 1)
+  work: of the running stage. stop_at: in place of `validate`, the epoch at which each seed is
+  taken; this is then the stage's part 'refit'. -> (best params (S, ...), best scores (S,), their
+  epochs (S,), counted from 1)
   """
-  with jax.set_mesh(work.mesh), checkpoint.open_checkpoints(work.checkpoints()) as saved, \
+  last = cfg.epochs if stop_at is None else int(stop_at.max())
+  patience = cfg.patience if stop_at is None else 0
+  with work.again('' if stop_at is None else 'refit'), jax.set_mesh(work.mesh), \
+      checkpoint.open_checkpoints(work.checkpoints()) as saved, \
       fault_tolerance.holding():
     shapes = jax.eval_shape(begin, jax.eval_shape(init))
     where = jax.tree.map(lambda _: jax.NamedSharding(work.mesh, jax.P()), shapes)
@@ -45,10 +50,10 @@ def fit_epochs(init: Callable, epoch: Callable, validate: Callable, cfg: ConfigD
     elif done:
       work.log(f'    going on from epoch {done}')
     work.drop_metrics(work.current, done)
-    with work.progress(work.current, cfg.epochs, done, 'epoch') as advance, \
+    with work.progress(work.current, last, done, 'epoch') as advance, \
         fault_tolerance.watch(work, work.guards.watchdog) as beat:
-      while done < cfg.epochs and (
-          not cfg.patience or (done - np.asarray(tree['at']) < cfg.patience).any()):
+      while done < last and (
+          not patience or (done - np.asarray(tree['at']) < patience).any()):
         start = time.monotonic()
         with doing(f'epoch {done + 1}'):
           state, means = epoch(tree['state'], np.int32(done))
@@ -57,23 +62,28 @@ def fit_epochs(init: Callable, epoch: Callable, validate: Callable, cfg: ConfigD
         done += 1
         check(means, done, work, rows)
         beat()
-        with doing('the validation'):
-          scores = validate(multihost.local_values(state['params']))
+        if validate is None:
+          scores = np.asarray(stop_at) == done
+        else:
+          with doing('the validation'):
+            scores = validate(multihost.local_values(state['params']))
         tree = keep_best(tree, state, np.asarray(scores, np.float32), np.int32(done))
         work.record(done, {
             **{f'{k}_{s}': float(v) for k, vs in means.items() for s, v in enumerate(vs)},
-            **{f'valid_{s}': float(v) for s, v in enumerate(scores) if math.isfinite(v)},
+            **{f'valid_{s}': float(v) for s, v in enumerate(scores)
+               if validate is not None and math.isfinite(v)},
             'seconds': round(seconds, 2), 'with_validation': round(time.monotonic() - start, 2)})
         leave = fault_tolerance.asked()
         if leave or done % cfg.save_every == 0:
           checkpoint.save(saved, done, tree)
-        if leave and done < cfg.epochs:
+        if leave and done < last:
           work.log(f'    SIGTERM: saving epoch {done}')
           raise Preempted
         best, at = (np.asarray(tree[k]) for k in ('score', 'at'))
         judged = f'valid {np.mean(scores):.4f}, ' if np.isfinite(scores).all() else ''
-        advance(note=f'at most; {judged}best {best.mean():.4f}, stops at '
-                f'{min(cfg.epochs, at.max() + (cfg.patience or cfg.epochs))}')
+        advance(note='' if validate is None else (
+            f'at most; {judged}best {best.mean():.4f}, stops at '
+            f'{min(last, at.max() + (patience or last))}'))
     if done % cfg.save_every:
       checkpoint.save(saved, done, tree)
   return multihost.local_values(tree['best']), np.asarray(tree['score']), np.asarray(tree['at'])

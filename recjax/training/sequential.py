@@ -20,6 +20,7 @@ from ml_collections import ConfigDict
 
 from recjax import file_io, run_files
 from recjax.data.dataset import Interactions
+from recjax.data.splits import Split
 from recjax.distributed import sharding
 from recjax.errors import ConfigError
 from recjax.models import dot_product, seqrec
@@ -54,18 +55,32 @@ def plain(model: seqrec.Config, loss: Callable, targets: int) -> tuple[Callable,
   return functools.partial(seqrec.init, model), total
 
 
-def fit(work: Workdir, cfg: ConfigDict, items: int, train: Interactions, validate: Callable,
+def fit(work: Workdir, cfg: ConfigDict, items: int, split: Split, validate: Callable,
         teach: Callable = plain, shared: PyTree = (),
         own: PyTree = ()) -> tuple[PyTree, Float[np.ndarray, ' S'], Int[np.ndarray, ' S']]:
   """Trains all seeds of a config and keeps the best epoch of each.
 
+  Where the split says so, each seed is then trained anew up to the split's cut, for as many epochs
+  as were best before it, under the same schedule.
+
   work: the Workdir. cfg: model, loss, train, optim, seed, seeds. items: how many the catalog has.
-  train: what is learned from. validate: parameters with a leading axis of seeds -> a figure of
-  each, higher is better. teach: where another tree than the model's own is trained: (model,
-  loss(params of the model, seqs, key), places in the loss) -> init(key), loss(params, shared, own,
-  seqs, key). shared: arrays that it may read. own: such with a leading axis of seeds. -> the best
-  parameters with a leading axis of seeds, their figures, their epochs
+  split: whose training sequences are learned from. validate: parameters with a leading axis of
+  seeds -> a figure of each, higher is better. teach: where another tree than the model's own is
+  trained: (model, loss(params of the model, seqs, key), places in the loss) -> init(key),
+  loss(params, shared, own, seqs, key). shared: arrays that it may read. own: such with a leading
+  axis of seeds. -> the best parameters with a leading axis of seeds, their figures, their epochs
   """
+  given = work, cfg, items, teach, shared, own
+  best, scores, epochs = _fit_to(split.for_choice, *given, validate=validate)
+  if split.refit is not None:
+    work.log(f'    again up to the cut, for {", ".join(map(str, epochs))} epochs')
+    best, _, _ = _fit_to(split.refit, *given, stop_at=epochs)
+  return best, scores, epochs
+
+
+def _fit_to(train: Interactions, work: Workdir, cfg: ConfigDict, items: int, teach: Callable,
+            shared: PyTree, own: PyTree, **how: Any) -> tuple:
+  """`fit` to some training sequences. how: `validate` or `stop_at` of `epoch_loop.fit_epochs`."""
   model = model_config(cfg, items)
   seqs = sequences(train, model.max_history)
   rows, targets, steps = capacity(cfg, model, seqs)
@@ -87,9 +102,9 @@ def fit(work: Workdir, cfg: ConfigDict, items: int, train: Interactions, validat
   run = jax.jit(jax.vmap(functools.partial(epoch, cfg, tx, loss, steps),
                          (0, 0, None, None, None, 0)), donate_argnums=0)
   return epoch_loop.fit_epochs(
-      init, lambda state, number: run(state, keys, seqs, number, shared, own), validate, cfg.train,
-      work, lambda seed, number, step: epoch_order(
-          keys[seed], number, len(seqs) - 1, cfg.train.batch)[step])
+      init, lambda state, number: run(state, keys, seqs, number, shared, own), cfg=cfg.train,
+      work=work, rows=lambda seed, number, step: epoch_order(
+          keys[seed], number, len(seqs) - 1, cfg.train.batch)[step], **how)
 
 
 def sequences(train: Interactions, length: int) -> Int[Array, 'U1 L1']:

@@ -27,6 +27,7 @@ from recjax.run_files import DONE
 from recjax.training import job_parts
 from recjax.training.fault_tolerance import Guards
 
+TRAININGS = ('refit',)  # trainings of a stage beside its first
 HASHED = 64 << 20  # files up to this size are fingerprinted by all of their content
 
 PIECES = '.pieces'  # what a stage keeps in its folder to go on with; gone when the stage is done
@@ -237,8 +238,9 @@ class Workdir:
     """Clears what an earlier attempt with other inputs left. name: of the stage. partial: the
     folder it is made in. key: its fingerprint."""
     shutil.rmtree(partial, ignore_errors=True)
-    shutil.rmtree(self.path / 'checkpoints' / name, ignore_errors=True)
-    self.drop_metrics(name, -1)
+    for training in (name, *(f'{name}.{other}' for other in TRAININGS)):
+      shutil.rmtree(self.path / 'checkpoints' / training, ignore_errors=True)
+      self.drop_metrics(training, -1)
     partial.mkdir(parents=True)
     file_io.write_atomic(partial / '.fingerprint', key)
 
@@ -247,6 +249,16 @@ class Workdir:
     of the files."""
     for name in names:
       file_io.write_atomic(self.path / name, (folder / name).read_bytes())
+
+  @contextlib.contextmanager
+  def again(self, name: str) -> Iterator[None]:
+    """Inside, the running stage goes by a name of its own. name: of TRAININGS, '' for none."""
+    stage = self.current
+    self.current = f'{stage}.{name}' if name else stage
+    try:
+      yield
+    finally:
+      self.current = stage
 
   def checkpoints(self) -> pathlib.Path:
     """Where the running stage keeps its checkpoints."""

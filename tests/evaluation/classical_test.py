@@ -9,7 +9,7 @@ from absl.testing import absltest
 
 from recjax.data import loading, splits
 from recjax.data.dataset import Interactions, flatten
-from recjax.data.splits import Cases
+from recjax.data.splits import Cases, Split
 from recjax.errors import ConfigError
 from recjax.evaluation import classical, metrics, ranking
 from tests.long import long
@@ -182,7 +182,8 @@ class GraphTest(absltest.TestCase):
 class ChoiceTest(absltest.TestCase):
 
   def rows(self, item_titles=('a b', 'b c', 'c d', 'd a', 'e'), valid=CASES, minutes=5.0):
-    return classical.score_functions(TRAIN, item_titles, valid, len(CASES), minutes)
+    return classical.score_functions(Split(TRAIN, valid, CASES, ''), item_titles, len(CASES),
+                                     minutes)
 
   def test_validation_chooses(self):
     found = self.rows()

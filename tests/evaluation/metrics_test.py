@@ -20,6 +20,16 @@ class PerCaseTest(parameterized.TestCase):
     np.testing.assert_array_equal(found['HR@10'], [1, 1, 1, 1, 0, 0])
     np.testing.assert_allclose(found['MRR'], [1, 1 / 2, 1 / 3, 1 / 10, 1 / 11, 1 / 401])
 
+  def test_several_targets_by_hand(self):
+    relevance, of_five = np.array([0, 2, 9]), np.array([3, 3, 3])  # 1 0 1 0 0, the third beyond
+    values = metrics.per_case(relevance, (1, 5), of_five)
+    self.assertAlmostEqual(values['NDCG@5'].mean(), .703918, places=6)
+    self.assertAlmostEqual(values['HR@5'].mean(), 2 / 3)  # recall
+    self.assertAlmostEqual(values['NDCG@1'].mean(), 1.0)  # the best list of one holds one
+    one = metrics.per_case(relevance, (1, 5), np.ones(3, int))
+    for name, plain in metrics.per_case(relevance, (1, 5)).items():
+      np.testing.assert_array_equal(one[name], plain)
+
   def test_names(self):
     names = [f'{m}@{k}' for k in (1, 3, 5, 10, 20, 50) for m in ('HR', 'NDCG')] + ['MRR']
     self.assertEqual(list(metrics.per_case([0])), names)

@@ -13,11 +13,12 @@ from rich.console import Console
 from recjax import experiment
 from recjax.data import dataset, loading, splits
 from recjax.errors import DataError
-from recjax.evaluation import ranking, slices
+from recjax.evaluation import compare, ranking, slices
 from recjax.evaluation import results as results_lib
 from recjax.methods import reclm
 from recjax.methods.bigrec import instruction_data
 from recjax.methods.reclm import evaluate as lists
+from recjax.report import user_examples
 from tests import beside_rows, told
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -90,6 +91,43 @@ class OutcomeTest(absltest.TestCase):
     text = '\n'.join(said)
     for words in ('ours', 'random', '2 seeds', 'by hand', '1.0000 [1.0000, 1.0000]'):
       self.assertIn(words, text)
+
+  def test_a_user_of_several_cases_counts_once(self):
+    data = shop(3)
+    cases = splits.Cases(np.array([0, 0, 0, 2], np.int32), dataset.flatten([[1], [1], [1], [2]]),
+                         np.array([2, 3, 4, 5], np.int32))
+    split = splits.Split(data.interactions, None, cases, '4 test cases')
+    folder = pathlib.Path(self.enterContext(tempfile.TemporaryDirectory()))
+    lists = np.tile(np.arange(1, 4), (4, 1)), np.ones((4, 3), np.float32)
+    ranks = {'a': np.array([0, 50, 50, 0]), 'b': np.array([0, 0, 0, 50])}
+    saved = results_lib.save(folder, data, split, 'a', ranks, lists, '4 test cases', ks=(1,))
+    cells = {row: saved['rows'][row]['HR@1'] for row in ranks}
+    self.assertAlmostEqual(cells['a']['value'], (1 / 3 + 1) / 2)
+    self.assertAlmostEqual(cells['b']['value'], .5)
+    self.assertEqual((cells['a']['n'], saved['users']), (2, 2))
+    keys, rows = results_lib.read_ranks(folder / 'ranks.parquet')
+    self.assertEqual(keys, (('u0', 1), ('u0', 2), ('u0', 3), ('u2', 1)))
+    self.assertEqual(rows['b'].tolist(), [0, 0, 0, 50])
+    self.assertEqual(compare.compare([folder], ks=(1,))['rows'][f'{folder.name}:a']['HR@1'],
+                     cells['a'])
+    self.assertEqual(set(results_lib.read_groups(folder / 'ranks.parquet')), set(keys))
+    names, _ = user_examples.read_ranks(folder, 'a', 0)
+    self.assertEqual(names, ['u0, case 1', 'u0, case 2', 'u0, case 3', 'u2, case 1'])
+    self.assertEqual(user_examples.read_lists(folder, names[1:2]), {
+        'u0, case 2': [('i1', 1.0), ('i2', 1.0), ('i3', 1.0)]})
+
+  def test_a_user_wanted_several_items_is_one_question(self):
+    data = shop(2)
+    cases = splits.Cases(np.array([0, 0, 1], np.int32), dataset.flatten([[1], [1], [2]]),
+                         np.array([2, 3, 5], np.int32), as_set=True)
+    split = splits.Split(data.interactions, None, cases, '3 test cases')
+    folder = pathlib.Path(self.enterContext(tempfile.TemporaryDirectory()))
+    lists = np.tile(np.arange(1, 4), (3, 1)), np.ones((3, 3), np.float32)
+    saved = results_lib.save(folder, data, split, 'a', {'a': np.array([0, 1, 4])}, lists,
+                             '3 test cases', ks=(3,))
+    self.assertAlmostEqual(saved['rows']['a']['NDCG@3']['value'], .5)  # a perfect list, and a miss
+    found = compare.compare([folder], ks=(3,))['rows'][f'{folder.name}:a']
+    self.assertEqual(found['NDCG@3'], saved['rows']['a']['NDCG@3'])
 
   def test_ranks_of_other_users_are_refused(self):
     for wrong in (np.zeros(5, int), np.zeros((3, 6), int)):

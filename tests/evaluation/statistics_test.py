@@ -213,6 +213,19 @@ class SummarizeTest(absltest.TestCase):
     self.assertAlmostEqual(found['HR@10:head']['value'], self.rows['good']['HR@10'][:100].mean())
     self.assertNotIn('HR@10:long', found)
 
+  def test_cases_of_a_user_are_averaged_first(self):
+    owners = np.array([7, 3, 7, 7, 3, 9])
+    rows = {'a': {'m': np.array([1., 0, 0, 0, 1, 1])}, 'b': {'m': np.array([0., 1, 1, 1, 0, 1])}}
+    mask = np.array([True, False, True, False, False, True])
+    found = statistics.summarize(rows, 0, {'g': mask}, owners=owners)
+    users = {'a': {'m': np.array([.5, 1 / 3, 1])}, 'b': {'m': np.array([.5, 2 / 3, 1])}}
+    plain = statistics.summarize(users, 0)  # in order of owners
+    for row in rows:
+      self.assertEqual(found['rows'][row]['m'], plain['rows'][row]['m'])
+    self.assertEqual((found['tests'], found['detectable']), (plain['tests'], plain['detectable']))
+    self.assertEqual(found['rows']['a']['m:g']['value'], (.5 + 1) / 2)
+    self.assertEqual(found['rows']['a']['m:g']['n'], 2)
+
   def test_other_users_are_an_error(self):
     with self.assertRaisesRegex(DataError, '400 values against 3'):
       statistics.summarize(self.rows | {'short': metrics.per_case([1, 2, 3], (10,))}, 0)

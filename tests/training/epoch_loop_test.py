@@ -42,7 +42,7 @@ class EpochsTest(parameterized.TestCase):
       work.current = 'train'
       best, value, at = epoch_loop.fit_epochs(
           lambda: {'params': {'w': jnp.zeros(seeds)}, 'opt': jnp.zeros(seeds)}, epoch, validate,
-          cfg, work)
+          cfg=cfg, work=work)
       rows = [{k: v for k, v in r.items() if not k.startswith(('seconds', 'with_'))}
               for r in work.metrics()]
     return np.asarray(best['w']).tolist(), value.tolist(), at.tolist(), run, rows
@@ -65,6 +65,27 @@ class EpochsTest(parameterized.TestCase):
     self.assertEqual((best, at), ([3, 4],) * 2)
     np.testing.assert_allclose(score, [.6, .4])
     self.assertLen(run, 6)
+
+  def test_a_refit_takes_each_seed_at_its_epoch_and_goes_by_another_name(self):
+    def epoch(state, number):
+      del number
+      return ({'params': {'w': state['params']['w'] + 1}, 'opt': state['opt']},
+              {'loss': jnp.ones(3)})
+    cfg = types.SimpleNamespace(epochs=50, patience=2, save_every=2)
+    init = lambda: {'params': {'w': jnp.zeros(3)}, 'opt': jnp.zeros(3)}  # noqa: E731
+    with workdir_lib.open_work(self.folder(), {}, devices.mesh(data=2)) as work:
+      work.current = 'train'
+      work.record(1, {'loss': 0.5})  # of the training before
+      best, _, at = epoch_loop.fit_epochs(init, epoch, cfg=cfg, work=work,
+                                          stop_at=np.array([5, 1, 3]))
+      self.assertEqual((np.asarray(best['w']).tolist(), at.tolist()), ([5, 1, 3],) * 2)
+      self.assertEqual([(r['stage'], r['step']) for r in work.metrics()],
+                       [('train', 1), *(('train.refit', e) for e in range(1, 6))])
+      self.assertNotIn('valid_0', work.metrics()[-1])
+      self.assertTrue((work.path / 'checkpoints' / 'train.refit').is_dir())
+      work.begin('train', work.path / 'stages' / 'partial', 'another')
+      self.assertEqual(work.metrics(), [])
+      self.assertFalse((work.path / 'checkpoints' / 'train.refit').exists())
 
   def test_an_epoch_that_is_not_judged_is_never_the_best(self):
     best, _, at, run, _ = self.fit([[np.nan], [.2], [np.nan], [.1], [.3]])

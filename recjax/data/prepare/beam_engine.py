@@ -304,7 +304,7 @@ def _row_tests(rules: Rules, scale: times.TimeScale) -> Iterator[tuple[str, Call
   for name in ('start', 'end'):
     if not getattr(rules, name):
       continue
-    bound = times.parse_bound(getattr(rules, name), name, scale)
+    bound = times.parse_bound(getattr(rules, name), name, scale, name == 'end')
     yield f'{name}={getattr(rules, name)}', {
         'start': lambda r, bound=bound: r[2] is not None and r[2] >= bound,
         'end': lambda r, bound=bound: r[2] is not None and r[2] <= bound}[name]

@@ -230,7 +230,7 @@ def _apply_rules(con: Connection, rules: Rules, scale: times.TimeScale) -> Itera
     tests.append((f'min_rating={rules.min_rating}', f'r >= {float(rules.min_rating)}'))
   for name, sign in (('start', '>='), ('end', '<=')):
     if getattr(rules, name):
-      bound = times.parse_bound(getattr(rules, name), name, scale)
+      bound = times.parse_bound(getattr(rules, name), name, scale, name == 'end')
       tests.append((f'{name}={getattr(rules, name)}', f't {sign} {bound}'))
   if rules.untitled == 'drop':
     tests.append(('untitled=drop', 'i IN (SELECT i FROM items WHERE titled)'))

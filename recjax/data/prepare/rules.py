@@ -48,4 +48,4 @@ def check_rules(rules: Rules) -> None:
     if getattr(rules, name) not in allowed:
       raise ConfigError(f'{name}={getattr(rules, name)!r}; choose one of {", ".join(allowed)}')
   for name in ('start', 'end'):
-    times.parse_bound(getattr(rules, name), name)
+    times.parse_bound(getattr(rules, name), name, closing=name == 'end')

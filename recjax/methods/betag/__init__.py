@@ -19,7 +19,7 @@ Deliberate differences from the authors' code:
 """
 from ml_collections import ConfigDict
 
-from recjax.data.loading import load_data
+from recjax.data.loading import load_for_config
 from recjax.errors import ConfigError
 from recjax.evaluation import results
 from recjax.methods.betag import (
@@ -41,7 +41,7 @@ from recjax.training.workdir import Workdir
 def run(cfg: ConfigDict, work: Workdir) -> None:
   """The experiment, stage by stage. cfg: the run's config. work: the Workdir."""
   check(cfg)
-  dataset = load_data(cfg.data)
+  dataset = load_for_config(cfg)
   work.log(f'{dataset.name}: {len(dataset.catalog):,} items, {len(dataset.interactions):,} users, '
            f'{len(dataset.interactions.items):,} interactions')
   base_dir = work.stage('base-tags', base_tags.stage, base_tags.settings(cfg), dataset,

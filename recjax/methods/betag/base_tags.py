@@ -56,12 +56,14 @@ def settings(cfg: ConfigDict) -> ConfigDict:
 
 
 def split_of(dataset: Dataset) -> Split:
-  """Leave-one-out; of BETag's own files, which hold training items only, the last item is held.
+  """By the data set's rule; of BETag's own files, which hold training items only, the last item is
+  held out alone.
 
   dataset: the data set.
   """
-  return splits.leave_one_out(dataset.interactions,
-                              holdout=1 if dataset.notes.get('source') == 'betag' else 2)
+  if dataset.split_rule.default and dataset.notes.get('source') == 'betag':
+    return splits.leave_one_out(dataset.interactions, holdout=1)
+  return splits.make_split(dataset)
 
 
 def gather(work: Workdir, cfg: ConfigDict,

@@ -8,6 +8,7 @@ def make(arg: str) -> ConfigDict:
   """arg: 'paper' or 'laptop', and 'data=FOLDER', in any order, parted by commas."""
   preset, given = base_config.parse(arg, dict(data='sample'), presets=base_config.LLM_PRESETS)
   c = base_config.start('betag', preset, given['data'])
+  c.split.kind = given['split']
   c.llm, c.tiny = base_config.llm(preset), base_config.tiny()
   # source: auto (the data's own column 'tags', else keywords), data, keywords, file, api
   c.tags = dict(source='auto', file='', sep='| ', max_base_tags=4, on_missing='error',

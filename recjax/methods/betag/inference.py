@@ -33,7 +33,7 @@ def opened(workdir: str | os.PathLike,
   config = saved_config(workdir)
   evaluated = find_stage(workdir, 'evaluate')
   results = read_json(evaluated / 'results.json')
-  dataset = load_unchanged(config.data, results['data_fingerprint'], workdir)
+  dataset = load_unchanged(config, results['data_fingerprint'], workdir)
   docs = [[tuple(t) for t in tags] for tags in read_json(evaluated / 'tags.json').values()]
   known = len(docs)
   if data:

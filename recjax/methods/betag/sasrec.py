@@ -51,4 +51,4 @@ def stage(work: Workdir, cfg: ConfigDict, dataset: Dataset) -> dict[str, Any]:
   model = sequential.model_config(settings, n)
   validate = ranking.validator(lambda params: sequential.scorer(model, params), split.valid, n, 1,
                                settings.train.valid_users)
-  return auxiliary_recommender.train(work, settings, n, split.train, validate)
+  return auxiliary_recommender.train(work, settings, n, split, validate)

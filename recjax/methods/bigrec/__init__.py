@@ -20,6 +20,7 @@ Deliberate differences from the authors' code:
 
 from ml_collections import ConfigDict
 
+from recjax.data import split_rule
 from recjax.errors import ConfigError
 from recjax.evaluation import results
 from recjax.methods.bigrec import (
@@ -44,7 +45,7 @@ VARIANTS = ('ground', 'decode')
 def run(cfg: ConfigDict, work: Workdir) -> None:
   """The experiment, stage by stage. cfg: the run's config. work: the Workdir."""
   template = check(cfg)
-  data = instruction_data.load(cfg.data, cfg.samples)
+  data = instruction_data.load(cfg.data, cfg.samples, split_rule.for_config(cfg))
   work.log(f'{data.name}: {len(data.catalog):,} items; {len(data.cases.train):,} training, '
            f'{len(data.cases.valid):,} validation, {len(data.cases.test):,} test cases'
            + ''.join(f'; {v:,} {k.replace("_", " ")}' for k, v in data.notes.items() if v))

@@ -10,6 +10,7 @@ from jaxtyping import Array, Float
 from ml_collections import ConfigDict
 
 from recjax import run_files
+from recjax.data.splits import Split
 from recjax.errors import DataError
 from recjax.evaluation import ranking
 from recjax.file_io import write_json
@@ -39,7 +40,8 @@ def stage(work: Workdir, cfg: ConfigDict, data: Data) -> dict[str, Any]:
     validate = ranking.validator(
         lambda params: sequential.scorer(model, params), data.cases.valid, n, 1,
         assistant_config.train.valid_users)
-    return auxiliary_recommender.train(work, assistant_config, n, data.cases.known, validate)
+    split = Split(data.cases.known, data.cases.valid, data.cases.test, data.cases.protocol)
+    return auxiliary_recommender.train(work, assistant_config, n, split, validate)
   if source.endswith('.npz'):
     read_scores(source, data)
     write_json(work.folder / 'scores.json', {'scores': str(pathlib.Path(source).resolve())})

@@ -8,7 +8,7 @@ from recjax import base_config
 
 def ground(arg: str, other: Mapping[str, str] | None = None) -> ConfigDict:
   """BIGRec. arg: 'paper' or 'laptop', 'data=FOLDER',
-  'split=auto' (or leave_one_out, time, rows), with commas.
+  'split=auto' (or leave_one_out, global_time, time, rows), with commas.
 
   other: {'other': FOLDER}, the second data set of a config that learns from two.
   """
@@ -65,7 +65,9 @@ def _common(variant: str, template: str, arg: str,
   c = base_config.start('bigrec', preset, given['data'], variant=variant)
   c.llm, c.tiny = base_config.llm(preset), base_config.tiny()
   # window: which places of a sequence are asked for in training: movie, game, every
-  c.samples = dict(window='game', split=given['split'], max_history=10)
+  by_moment = given['split'] == 'global_time'
+  c.split.kind = 'global_time' if by_moment else 'leave_one_out'
+  c.samples = dict(window='game', split='auto' if by_moment else given['split'], max_history=10)
   c.domains = ()  # further (data, noun) pairs that are learned from
   c.prompt = dict(template=template, noun='goods', max_prompt_tokens=512)
   # mode: 'lora' or 'full' (a model as small as the tiny one learns little through an adapter)

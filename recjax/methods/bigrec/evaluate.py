@@ -1,4 +1,5 @@
 """What both methods leave: result files with the assistant's row and what stands beside."""
+import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
@@ -33,10 +34,12 @@ def save(work: Workdir, cfg: ConfigDict, data: Data, cases: Cases, main: str,
   mask_history = instruction_data.masked(cfg, data)
   if score is not None:
     ranks['sasrec'] = ranking.rank_cases(score, cases, n, mask_history=mask_history)
-  names = tuple(case_names(known.users, cases.users))
-  dataset = Dataset(data.name, data.catalog,
-                 Interactions(names, known.items, known.offsets), data.fingerprint, data.notes)
-  test = type(cases)(np.arange(len(cases), dtype=np.int32), cases.histories, cases.targets)
+  dataset, test = Dataset(data.name, data.catalog, known, data.fingerprint, data.notes), cases
+  if not data.cases.by_user:  # each case counts alike, as if it were a user
+    names = tuple(case_names(known.users, cases.users))
+    dataset = dataclasses.replace(
+        dataset, interactions=Interactions(names, known.items, known.offsets))
+    test = dataclasses.replace(cases, users=np.arange(len(cases), dtype=np.int32))
   _, protocol = splits.sample_cases(data.cases.test, cfg.eval.max_test_users, data.cases.protocol)
   split = splits.Split(known, data.cases.valid, test, protocol)
   others, facts = beside.rank_beside(split, data.catalog, cfg.eval, cfg.seed, work.log,

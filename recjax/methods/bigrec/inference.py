@@ -11,6 +11,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from recjax import run_files
+from recjax.data import split_rule
 from recjax.decoding.device_trie import DeviceTrie
 from recjax.decoding.prefix_generator import PrefixGenerator
 from recjax.decoding.trie import Trie
@@ -37,7 +38,8 @@ def recommender(workdir: str | os.PathLike, data: str | None = None) -> CatalogR
   """
   config = saved_config(workdir)
   results = read_json(find_stage(workdir, 'evaluate') / 'results.json')
-  later, data = data, instruction_data.load(config.data, config.samples)
+  later, data = data, instruction_data.load(
+      config.data, config.samples, split_rule.for_config(config))
   if data.fingerprint != results['data_fingerprint']:
     raise DataError(f'{config.data} has changed since {workdir} was made; run the experiment again')
   weights = config.llm.weights

@@ -13,6 +13,7 @@ from recjax import base_config
 from recjax.data import dataset, loading, splits, update, windows
 from recjax.data.dataset import Dataset, Interactions
 from recjax.data.formats import bigrec as files
+from recjax.data.split_rule import LEAVE_ONE_OUT, SplitRule
 from recjax.data.splits import Cases
 from recjax.errors import ConfigError, DataError
 from recjax.methods.bigrec import prompts
@@ -56,16 +57,20 @@ class Data:
                             self.titles[cases.targets[r] - 1]) for r in rows]
 
 
-def load(source: str, cfg: ConfigDict) -> Data:
+def load(source: str, cfg: ConfigDict, rule: SplitRule = LEAVE_ONE_OUT) -> Data:
   """Reads a canonical data set, the sample shop, or a folder of BIGRec's own files.
 
-  cfg: window, split, history. source: a data set or a folder. -> Data. Raises DataError where a
+  cfg: window, split, history. source: a data set or a folder. rule: how the data are parted where
+  `cfg` says nothing. -> Data. Raises DataError where a
   title is missing.
   """
   folder = pathlib.Path(str(source))
   if all((folder / f'{part}.json').is_file() for part in PARTS):
+    if not rule.default:
+      raise DataError(f'{folder} holds samples that were split before and has no times; leave '
+                      "split.kind='leave_one_out', which takes them as they are")
     return load_records(folder)
-  source_data = loading.load_data(source)
+  source_data = dataset.with_rule(loading.load_data(source), rule)
   titles = titles_of(source_data)
   cases = windows.make_samples(source_data, folder, cfg.window, cfg.split, cfg.max_history)
   return Data(source_data.name, source_data.catalog, titles, cases, cfg.max_history, {},

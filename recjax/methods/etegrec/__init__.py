@@ -19,7 +19,7 @@ results.json holds and `row` a name of its rows. Items are indices 1..N, 0 is no
 """
 from ml_collections import ConfigDict
 
-from recjax.data.loading import load_data
+from recjax.data.loading import load_for_config
 from recjax.evaluation import results
 from recjax.methods.etegrec import (
   evaluate,
@@ -38,7 +38,7 @@ from recjax.training.workdir import Workdir
 def run(cfg: ConfigDict, work: Workdir) -> None:
   """The experiment, stage by stage. cfg, work: of the run."""
   train.check(cfg)
-  dataset = load_data(cfg.data)
+  dataset = load_for_config(cfg)
   work.log(dataset.summary)
   vectors_dir = work.stage('vectors', item_embeddings.stage, item_embeddings.settings(cfg), dataset)
   ids_dir = work.stage('tokenizer', tokenization.stage, tokenization.settings(cfg), vectors_dir,

@@ -12,6 +12,7 @@ def make_etegrec(arg: str) -> ConfigDict:
   preset, given = base_config.parse(arg, dict(data='sample', fusion='encoder'),
                                     dict(fusion=('none', 'pooled', 'encoder', 'prefix')))
   c = common('etegrec', preset, given['data'], given['fusion'])
+  c.split.kind = given['split']
   # weights of both alignments, after `warm` epochs. sign, reduce: 'pos' and 'mean_levels' are the
   # released code's
   c.align = dict(sia=1e-4, psa=3e-4, sign='neg', reduce='sum_levels', temperature=1.0, tau=0.07,
@@ -41,6 +42,7 @@ def make_tiger(arg: str) -> ConfigDict:
       arg, dict(data='sample', tokenizer='rqvae', fusion='none'),
       dict(tokenizer=TOKENIZERS, fusion=('none', 'encoder', 'prefix')))
   c = common('tiger', preset, given['data'], given['fusion'])
+  c.split.kind = given['split']
   c.semantic_ids.kind = given['tokenizer']  # may be an index file too (.json)
   c.train = dict(epochs=8, patience=4, batch=128, save_every=4, valid_users=500)
   c.finetune = dict(epochs=0)

@@ -24,7 +24,7 @@ def open_run(workdir: Path) -> tuple[ConfigDict, Dataset, semantic_id_t5.Config,
   the best seed"""
   config = saved_config(workdir)
   results = read_json(find_stage(workdir, 'evaluate') / 'results.json')
-  dataset = load_unchanged(config.data, results['data_fingerprint'], workdir)
+  dataset = load_unchanged(config, results['data_fingerprint'], workdir)
   model_dir = model_stage(workdir)
   params = train.load_params(
     model_dir, int(np.argmax(train.validation_scores(model_dir)['NDCG@10'])))

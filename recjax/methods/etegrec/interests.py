@@ -67,7 +67,7 @@ def ask(work: Workdir, cfg: ConfigDict, dataset: Dataset) -> dict:
 def all_histories(cfg: ConfigDict, dataset: Dataset) -> list[np.ndarray]:
   """Item indices of the rows, oldest first: prefixes of the training part, then the validation and
   the test users. cfg: as `settings`. dataset: of the run."""
-  split = splits.leave_one_out(dataset.interactions)
+  split = splits.make_split(dataset)
   histories = list(batching.prefixes(split.train, cfg.most)[0])
   return histories + [cases.history(i)[-cfg.most:]
                       for cases in (split.valid, split.test) for i in range(len(cases))]

@@ -35,10 +35,10 @@ def stage(work: Workdir, cfg: ConfigDict, dataset: Dataset) -> dict:
   elif source_cfg.source == 'train':
     recommender_cfg, split = (
       auxiliary_recommender.settings(source_cfg, cfg.seed),
-      splits.leave_one_out(dataset.interactions))
+      splits.make_split(dataset))
     model = sequential.model_config(recommender_cfg, num_items)
     counts = auxiliary_recommender.train(
-      work, recommender_cfg, num_items, split.train,
+      work, recommender_cfg, num_items, split,
       ranking.validator(
         lambda p: sequential.scorer(model, p), split.valid, num_items, 1,
         recommender_cfg.train.valid_users))

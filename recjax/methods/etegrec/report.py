@@ -195,7 +195,7 @@ def users_section(cfg: ConfigDict, work: Workdir, dataset: Dataset, vectors_dir:
   """
   best = int(np.argmax(train.validation_scores(model_dir)['NDCG@10']))
   params = train.load_params(model_dir, best)
-  table, test = params['table'], splits.leave_one_out(dataset.interactions).test
+  table, test = params['table'], splits.make_split(dataset).test
   codes_of = lambda items_shown: [' '.join(map(str, table[i])) for i in items_shown]  # noqa: E731
   interests_of_case, weights_of = None, lambda case: None
   if interests_dir is not None:

@@ -106,7 +106,7 @@ def load_training_data(cfg: ConfigDict, dataset: Dataset, vectors_dir: Path, ids
   cfg: as `settings`. vectors_dir, ids_dir, interests_dir: of the stages, None without interests.
   dataset: of the run.
   """
-  split = splits.leave_one_out(dataset.interactions)
+  split = splits.make_split(dataset)
   x, table = item_embeddings.read(vectors_dir), tokenization.read(ids_dir)
   histories, targets = batching.prefixes(split.train, cfg.model.max_history)
   interest_rows = np.zeros((len(targets) + len(split.valid) + len(split.test), 1), np.int32)
@@ -138,7 +138,7 @@ def trace_step(cfg: ConfigDict,
 
   Interests are taken to have the width of hashed ones.
   """
-  train = splits.leave_one_out(dataset.interactions).train
+  train = splits.make_split(dataset).train
   histories, targets = batching.prefixes(train, cfg.model.max_history)
   interest_rows = np.zeros(
     (len(targets), interests.MAX_INTERESTS if cfg.fusion != 'none' else 1), np.int32)
@@ -293,7 +293,7 @@ def fit_alternating(work: Workdir, cfg: ConfigDict, schedule: ConfigDict, data: 
       return np.full(cfg.seeds, np.nan)
     params_of = lambda seed: jax.tree.map(lambda p: p[seed], params)  # noqa: E731
     return [validate_params(cfg, data, params_of(seed)) for seed in range(cfg.seeds)]
-  best, scores, best_epochs = epoch_loop.fit_epochs(init, epoch, validate, schedule, work)
+  best, scores, best_epochs = epoch_loop.fit_epochs(init, epoch, validate, cfg=schedule, work=work)
   sequential.save(work.folder / 'model.npz', best)
   write_json(work.folder / 'valid.json', {
       'NDCG@10': [round(float(seed), 6) for seed in scores], 'epoch': best_epochs.tolist()})

@@ -21,7 +21,7 @@ from pathlib import Path
 
 from ml_collections import ConfigDict
 
-from recjax.data.loading import load_data
+from recjax.data.loading import load_for_config
 from recjax.evaluation import results
 from recjax.methods.llmemb import (
   evaluate,
@@ -41,7 +41,7 @@ from recjax.training.workdir import Workdir
 def run(cfg: ConfigDict, work: Workdir) -> None:
   """The experiment, stage by stage. cfg, work: of the run."""
   variants.check(cfg)
-  dataset = load_data(cfg.data)
+  dataset = load_for_config(cfg)
   work.log(dataset.summary)
   rat.check(cfg, len(dataset.catalog))
   prompts_dir = work.stage('prompts', prompts.stage, prompts.settings(cfg), dataset)

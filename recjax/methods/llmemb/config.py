@@ -32,6 +32,7 @@ def make(arg: str, name: str) -> ConfigDict:
       dict(backbone=seqrec.KINDS, variant=tuple(VARIANTS), profile=('fixed', 'faithful')),
       base_config.LLM_PRESETS)
   c = sample(preset, given['data'], given['backbone'], given['variant'])
+  c.split.kind = given['split']
   if given['backbone'] == 'gru4rec':
     c.model.update(layers=1, hidden=128, dropout=0.3)
   if given['backbone'] == 'bert4rec':

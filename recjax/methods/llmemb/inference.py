@@ -21,7 +21,7 @@ def recommender(workdir: Path, data: str | None = None) -> CatalogRecommender:
   """
   config, rat_dir = workdir_lib.saved_config(workdir), variants.main_stage(workdir)
   results = read_json(find_stage(workdir, 'evaluate') / 'results.json')
-  dataset = load_unchanged(config.data, results['data_fingerprint'], workdir)
+  dataset = load_unchanged(config, results['data_fingerprint'], workdir)
   best = int(np.argmax(read_json(rat_dir / 'valid.json')['NDCG@10']))
   if data:
     dataset, params = update.extend_params(workdir, config, dataset, data, best)

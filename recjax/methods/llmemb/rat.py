@@ -72,12 +72,12 @@ def ids_stage(work: Workdir, cfg: ConfigDict, dataset: Dataset) -> dict:
   model = sequential.model_config(cfg, len(dataset.catalog))
   validate = ranking.validator(lambda params: sequential.scorer(model, params), split.valid,
                                model.items, cfg.seeds, cfg.train.valid_users)
-  return save_models(work, cfg, *sequential.fit(work, cfg, model.items, split.train, validate))
+  return save_models(work, cfg, *sequential.fit(work, cfg, model.items, split, validate))
 
 
 def load_split(dataset: Dataset) -> splits.Split:
-  """Leave-one-out. dataset: of the run. Raises DataError where nobody can be judged."""
-  split = splits.leave_one_out(dataset.interactions)
+  """How the users are parted. dataset: of the run. Raises DataError where nobody can be judged."""
+  split = splits.make_split(dataset)
   if not len(split.valid):
     raise DataError(f'no user of {dataset.name} has 3 items, so nobody can be validated or tested')
   return split
@@ -132,7 +132,7 @@ def stage(work: Workdir, cfg: ConfigDict, dataset: Dataset, table_dir: Path, ids
     cfg.seeds, cfg.train.valid_users)
   objective = functools.partial(make_objective, cfg, vectors.shape[1], id_rows=id_rows)
   best, scores, best_epochs = sequential.fit(
-    work, cfg, model.items, split.train, validate, objective, vectors, aim)
+    work, cfg, model.items, split, validate, objective, vectors, aim)
   sequential.save(
     work.folder / 'adapter.npz', {key: value for key, value in best.items() if key != 'rest'})
   return save_models(work, cfg, jax.vmap(full_params)(best), scores, best_epochs)
@@ -142,7 +142,7 @@ def cost(cfg: ConfigDict, dataset: Dataset) -> dict[str, str]:
   """What the trainings of recommenders take, each over all seeds at once. cfg: the run's config.
   dataset: of the run. -> {what: text}"""
   split, num_items, steps_by_name = (
-    splits.leave_one_out(dataset.interactions), len(dataset.catalog), {})
+    splits.make_split(dataset), len(dataset.catalog), {})
   for kind in variants.id_models(cfg):
     planned = sequential.planned(id_settings(cfg, kind), num_items, split.train)
     steps_by_name[f'{kind} over ids'] = planned

@@ -25,7 +25,7 @@ from pathlib import Path
 from ml_collections import ConfigDict
 
 from recjax.data.dataset import Dataset
-from recjax.data.loading import load_data
+from recjax.data.loading import load_data, load_for_config
 from recjax.errors import ConfigError
 from recjax.evaluation import results
 from recjax.methods.reclm import (
@@ -54,7 +54,7 @@ GROUNDINGS = ('cgen', 'ret', 'token')
 def run(cfg: ConfigDict, work: Workdir) -> None:
   """The experiment, stage by stage. cfg, work: of the run."""
   template = check(cfg)
-  dataset = load_data(cfg.data)
+  dataset = load_for_config(cfg)
   work.log(dataset.summary)
   titles = [' '.join((title or '').split()) for title in dataset.catalog.columns.get('title') or ()]
   opening = [prompts.message('system', template['system'])]

@@ -10,6 +10,7 @@ def make(arg: str) -> ConfigDict:
                                     dict(grounding=('cgen', 'ret', 'token')),
                                     base_config.LLM_PRESETS)
   c = sample(preset, given['data'], given['grounding'])
+  c.split.kind = given['split']
   if given['data'].partition(':')[0] != 'sample':  # real titles are longer, users more
     c.train.update(sample=0, epochs=1)
     c.decode.new_tokens = 640

@@ -45,7 +45,7 @@ def stage(work: Workdir, cfg: ConfigDict, dataset: Dataset, llm_dir: Path, tuned
   """
   table = None if codes_dir is None else run_files.read_arrays(codes_dir / 'codes.npy')
   chat_model = train.load_model(cfg, llm_dir, tuned_dir, work.mesh)
-  split = splits.leave_one_out(dataset.interactions)
+  split = splits.make_split(dataset)
   rows, protocol = splits.sample_cases(split.test, cfg.eval.users, split.protocol)
   cases = split.test.select(rows)
   split = dataclasses.replace(split, test=cases, protocol=protocol)
@@ -215,11 +215,11 @@ def judge_cross(work: Workdir, cfg: ConfigDict, chat_model: train.ChatModel) -> 
   dataset = load_data(cfg.eval.cross)
   tokenized = tokenized_catalog.load(dataset.catalog, chat_model.tokenizer)
   grounded = generate.GroundedModel(chat_model, [tokenized])
-  cases = splits.leave_one_out(dataset.interactions).test
+  cases = splits.make_split(dataset).test
   cases = cases.select(splits.sample_cases(cases, cfg.eval.cross_users, '')[0])
   replies, _ = ask_lists(work, 'cross', cfg, grounded, cases)
   counts = np.bincount(
-    splits.leave_one_out(dataset.interactions).train.items, minlength=len(dataset.catalog) + 1)[1:]
+    splits.make_split(dataset).train.items, minlength=len(dataset.catalog) + 1)[1:]
   popular_items = set((np.argsort(-counts, kind='stable')[:10] + 1).tolist())
   return {
     'data': dataset.name,

@@ -49,7 +49,7 @@ def convert(workdir: Path, kind: str, out: Path) -> None:
 def write_samples(cfg: ConfigDict, workdir: Path, tuned_dir: Path, out: Path) -> None:
   """The samples of a run, drawn again as training drew them, into the folder `out`. cfg, workdir:
   of the run. tuned_dir: of its stage."""
-  dataset = load_unchanged(cfg.data, read_json(
+  dataset = load_unchanged(cfg, read_json(
       find_stage(workdir, 'evaluate') / 'results.json')['data_fingerprint'], workdir)
   tokenized = tokenized_catalog.load(dataset.catalog, tokenizer.load(tuned_dir))
   talk_dir = find_stage(workdir, 'own-talk') if cfg.talk.source == 'own' else None

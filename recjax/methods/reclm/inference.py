@@ -32,7 +32,7 @@ def open_run(
   """
   config = saved_config(workdir)
   results = read_json(find_stage(workdir, 'evaluate') / 'results.json')
-  dataset = load_unchanged(config.data, results['data_fingerprint'], workdir)
+  dataset = load_unchanged(config, results['data_fingerprint'], workdir)
   if later:
     check_later(config)
     dataset = update.load_continuation(later, dataset.catalog, workdir)

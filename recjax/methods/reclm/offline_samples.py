@@ -62,7 +62,7 @@ def draw_samples(cfg: ConfigDict, dataset: Dataset, tokenized: TokenizedCatalog,
                     ' add `categories` to the items, or set it to 0')
   template = prompts.read_template(cfg)
   sample_cfg = ConfigDict({**cfg.train.to_dict(), 'control': cfg.control.share, 'seed': cfg.seed})
-  train = splits.leave_one_out(dataset.interactions).train
+  train = splits.make_split(dataset).train
   return [
     sft_data.epoch_samples(
       sample_cfg, tokenized, train, teach, epoch, template, talk, cfg.train.sample)
@@ -73,7 +73,7 @@ def validation_samples(cfg: ConfigDict, dataset: Dataset, tokenized: TokenizedCa
                        teach: Callable) -> list[Sample]:
   """Lists of validation: the last training item's follower, training's words. cfg, dataset: of the
   run. tokenized: the catalog. teach: as of `teacher.make_teacher`."""
-  valid = splits.leave_one_out(dataset.interactions).valid
+  valid = splits.make_split(dataset).valid
   rows = np.arange(min(len(valid), cfg.train.valid_users))
   cases, rng = valid.select(rows), np.random.default_rng(cfg.seed)
   taught = teach([cases.history(case) for case in rows], prompts.MAX_ITEMS + 1)

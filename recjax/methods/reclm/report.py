@@ -166,7 +166,7 @@ def curves(work: Workdir) -> str:
 def users_section(cfg: ConfigDict, work: Workdir, dataset: Dataset) -> str:
   """Test users with the reply that each list was read from. cfg, work, dataset: of the run."""
   _, _, grounded, _ = inference.open_run(work.path)
-  cases = splits.leave_one_out(dataset.interactions).test
+  cases = splits.make_split(dataset).test
   cases = cases.select(splits.sample_cases(cases, cfg.eval.users, '')[0])
   replies = {}
   for line in (find_stage(work.path, 'evaluate') / 'lists.jsonl').read_text().splitlines():

@@ -41,11 +41,11 @@ def stage(work: Workdir, cfg: ConfigDict, dataset: Dataset) -> dict:
       "the address of a served one (http://...), or 'train'")
   recommender_cfg, split = (
     auxiliary_recommender.settings(cfg.teacher, cfg.seed),
-    splits.leave_one_out(dataset.interactions))
+    splits.make_split(dataset))
   model = sequential.model_config(recommender_cfg, num_items)
   validate = ranking.validator(lambda p: sequential.scorer(model, p), split.valid, num_items, 1,
                                recommender_cfg.train.valid_users)
-  return auxiliary_recommender.train(work, recommender_cfg, num_items, split.train, validate)
+  return auxiliary_recommender.train(work, recommender_cfg, num_items, split, validate)
 
 
 def scorer(teacher_dir: Path, dataset: Dataset) -> Callable | None:

@@ -13,7 +13,7 @@ Deliberate differences from the authors' code:
 from ml_collections import ConfigDict
 
 from recjax.data import array_record
-from recjax.data.loading import load_data
+from recjax.data.loading import load_for_config
 from recjax.evaluation import results
 from recjax.methods.sequential import (
   evaluate,
@@ -32,7 +32,7 @@ def run(cfg: ConfigDict, work: Workdir) -> None:
   """The experiment, stage by stage. cfg: the run's config. work: the Workdir."""
   if array_record.is_record_folder(cfg.data):
     return on_disk.run(cfg, work)
-  dataset = load_data(cfg.data, cfg.eval.tie_order)
+  dataset = load_for_config(cfg)
   train.check(cfg, dataset)
   work.log(dataset.summary)
   trained = work.stage('train', train.stage, train.settings(cfg), dataset)

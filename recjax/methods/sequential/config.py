@@ -12,6 +12,7 @@ def make(arg: str) -> ConfigDict:
       arg, dict(data='sample', model='sasrec', loss='ce'),
       dict(model=seqrec.KINDS, loss=sequential.LOSSES))
   c = base_config.start('sequential', preset, given['data'], seeds=1, **base_config.recommender())
+  c.split.kind = given['split']
   c.model.kind, c.loss.kind = given['model'], given['loss']
   c.train.update(epochs=16, patience=6, save_every=5, valid_users=0)
   c.optim.update(lr=5e-3, schedule='cosine')

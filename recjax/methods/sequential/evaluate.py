@@ -58,7 +58,7 @@ def stage(work: Workdir, cfg: ConfigDict, dataset: Dataset, made: pathlib.Path,
   results = results_lib.save(work.folder, dataset, split, row, ranks | others, lists,
                          ranking.protocol(n, split.protocol + drawn, **masking(cfg)),
                          range(cfg.seed, cfg.seed + cfg.seeds), **sampled, **facts)
-  return {'users': len(split.test), **{m: round(results['rows'][row][m]['value'], 4)
+  return {'users': results['users'], **{m: round(results['rows'][row][m]['value'], 4)
                                        for m in results_lib.CLOSING}}
 
 

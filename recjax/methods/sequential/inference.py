@@ -28,7 +28,7 @@ def recommender(workdir: str | os.PathLike, data: str | None = None) -> CatalogR
   results = read_json(find_stage(workdir, 'evaluate') / 'results.json')
   streamed = array_record.is_record_folder(config.data)
   load = array_record.load_unchanged if streamed else load_unchanged
-  dataset = load(config.data, results['data_fingerprint'], workdir, config.eval.tie_order)
+  dataset = load(config, results['data_fingerprint'], workdir)
   best = int(np.argmax(read_json(trained / 'valid.json')['NDCG@10']))
   score = sequential.scorer(sequential.model_config(config, len(dataset.catalog)),
                             sequential.load(trained / 'model.npz', best))

@@ -44,6 +44,9 @@ def check(cfg: ConfigDict, records: array_record.Records) -> None:
   if cfg.eval.tie_order != 'file':
     raise ConfigError(f'eval.tie_order={cfg.eval.tie_order!r}: records keep the order of the '
                       'file')
+  if cfg.split.kind != 'leave_one_out':
+    raise ConfigError(f'split.kind={cfg.split.kind!r} needs all users in memory; records are split '
+                      'by leave-one-out')
   if cfg.eval.drop_cold_targets:
     raise ConfigError('eval.drop_cold_targets needs all training users in memory; leave it False')
   sequential_on_disk.batches(cfg, records, 1, 2)

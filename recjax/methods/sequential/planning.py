@@ -12,7 +12,7 @@ def cost(cfg: ConfigDict, dataset: Dataset) -> dict[str, str]:
 
   cfg: the run's config. dataset: the data set. -> {name: text}
   """
-  train = splits.leave_one_out(dataset.interactions).train
+  train = splits.make_split(dataset).train
   step, steps, targets = sequential.planned(cfg, len(dataset.catalog), train)
   return cost_model.traced_lines(
     step, steps, targets, cfg.train.epochs, cfg.seeds, jax.device_count(), unit='targets'

@@ -23,14 +23,14 @@ def stage(work: Workdir, cfg: ConfigDict, dataset: Dataset) -> dict[str, Any]:
 
   work: the Workdir. cfg: of `settings`. dataset: the data set.
   """
-  split = splits.leave_one_out(dataset.interactions)
+  split = splits.make_split(dataset)
   if not len(split.valid):
     raise DataError(f'no user of {dataset.name} has 3 items, so nobody can be validated or tested')
   n = len(dataset.catalog)
   model = sequential.model_config(cfg, n)
   validate = ranking.validator(lambda params: sequential.scorer(model, params), split.valid, n,
                             cfg.seeds, cfg.train.valid_users)
-  best, scores, epochs = sequential.fit(work, cfg, n, split.train, validate)
+  best, scores, epochs = sequential.fit(work, cfg, n, split, validate)
   sequential.save(work.folder / 'model.npz', best)
   write_json(work.folder / 'valid.json', {
       'NDCG@10': [round(float(s), 6) for s in scores], 'epoch': epochs.tolist()})
