@@ -41,8 +41,7 @@ def run(args: argparse.Namespace) -> None:
   check_out(out, refs)
   first = next(part for part in parts.read(out, refs) if part.is_run)
   of_run = run_files.read_config(first.path)['config']
-  cfg = config.make(refs, of_run['data'], of_run.get('eval') or {},
-                    'history not masked' not in first.protocol)
+  cfg = config.make(refs, of_run, 'history not masked' not in first.protocol)
   cfg.mix.update(mode=args.mode, top=args.top, valid_users=args.valid_users,
                  weights=weights_of(args.weights, len(refs)))
   experiment.run(cfg, out, experiment.facts(f'recjax {shlex.join(sys.argv[1:])}', {}))

@@ -24,7 +24,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from recjax.data.splits import Cases
 from recjax.errors import DataError
-from recjax.evaluation import metrics, ranking
+from recjax.evaluation import metrics, ranking, statistics
 from recjax.protocols import AnyArray, ScoreFn
 
 STEPS = 10  # weights are multiples of 1 / STEPS
@@ -270,6 +270,9 @@ def _moved(weights: Sequence[float], part: int, value: float) -> Rule:
                     for other, weight in enumerate(weights)))
 
 
-def mean_ndcg(ranks: Int[np.ndarray, 'C U']) -> list[float]:
-  """METRIC of each line. ranks: of the same cases under several rules."""
-  return [float(metrics.per_case(line, (10,))[METRIC].mean()) for line in ranks]
+def mean_ndcg(ranks: Int[np.ndarray, 'C U'], cases: Cases) -> list[float]:
+  """METRIC of each line, a mean over users. ranks: of the cases under several rules. cases: whose
+  they are."""
+  sizes, owners = cases.set_sizes(), cases.owners()
+  return [float(statistics.by_user(metrics.per_case(line, (10,), sizes)[METRIC], owners).mean())
+          for line in ranks]

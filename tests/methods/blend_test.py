@@ -49,7 +49,7 @@ class BlendTest(parameterized.TestCase):
     shutil.copytree(room().name, self.here)
 
   def blend(self, *words, out='mix'):
-    blend(*(self.here / word if word in ('sasrec', 'gru', 'half') else word for word in words),
+    blend(*(self.here / word if (self.here / str(word)).is_dir() else word for word in words),
           f'--out={self.here / out}')
     return json.loads((self.here / out / 'results.json').read_text())
 
@@ -215,6 +215,26 @@ class BlendTest(parameterized.TestCase):
     self.assertEqual(found['blend']['cases'], 40)
     recommend.load(self.here / 'mix')
 
+  def test_one_moment_for_everybody(self):
+    experiment.train(f'{CONFIG}:data={DATA},split=global_time', self.here / 'later', {
+        'train.epochs': 2, 'model.width': 16, 'eval.classical': False, 'split.refit': False,
+        'split.target': 'successive', 'split.at': '0.8'})
+    found = self.blend('later', 'classical:text')
+    self.assertStartsWith(found['protocol'], 'global time: train to ')
+    cases, ranks = self.ranks('mix')
+    self.assertGreater(len(cases), found['users'])
+    _, own = self.ranks('later')
+    np.testing.assert_array_equal(ranks['later'], own['sasrec'])
+    recommend.load(self.here / 'mix')
+    with self.assertRaisesRegex(ConfigError, 'later and .*sasrec differ in their'):
+      self.blend('later', 'sasrec', out='both')
+    experiment.train(f'{CONFIG}:data={DATA},split=global_time', self.here / 'again', {
+        'train.epochs': 2, 'model.width': 16, 'eval.classical': False, 'split.at': '0.8'})
+    with self.assertRaisesRegex(ConfigError, 'no weights can be chosen: the runs were refitted'):
+      self.blend('again', 'classical:text', out='both')
+    found = self.blend('again', 'classical:text', '--weights=0.5,0.5', out='both')
+    self.assertIsNone(found['blend']['valid'])
+
   @parameterized.parameters(
       (['sasrec'], ConfigError, 'two parts or more'),
       (['sasrec', 'sasrec'], ConfigError, 'named twice'),
@@ -253,7 +273,7 @@ class BlendTest(parameterized.TestCase):
 
   def test_data_that_changed(self):
     changed = loading.load_data('sample:2:150')
-    with mock.patch('recjax.methods.blend.load_data', return_value=changed), (
+    with mock.patch('recjax.methods.blend.load_for_config', return_value=changed), (
         self.assertRaisesRegex(DataError, 'has changed since .*sasrec was made')):
       self.blend('sasrec', 'gru')
 

@@ -12,7 +12,7 @@ import functools
 
 from ml_collections import ConfigDict
 
-from recjax.data.loading import load_data
+from recjax.data.loading import load_for_config
 from recjax.evaluation import results
 from recjax.methods.blend import evaluate, export, inference, parts, planning, report
 from recjax.training.workdir import Workdir
@@ -21,7 +21,7 @@ from recjax.training.workdir import Workdir
 def run(cfg: ConfigDict, work: Workdir) -> None:
   """The experiment, stage by stage. cfg, work: of the run."""
   of_blend = parts.found(work.path, cfg.parts)
-  dataset = load_data(cfg.data, cfg.eval.tie_order)
+  dataset = load_for_config(cfg)
   parts.check_data(of_blend, dataset)
   work.log(dataset.summary)
   opened = evaluate.Opened(cfg, of_blend, dataset)
@@ -32,7 +32,7 @@ def run(cfg: ConfigDict, work: Workdir) -> None:
   lists_dirs = {
     part.name: work.stage(
       f'lists-{part.name}', functools.partial(evaluate.search, opened=opened), part.name,
-      part.version, len(opened.valid), *cases)
+      part.version, len(opened.valid or ()), *cases)
     for part in of_blend if opened.searches(part)}
   chosen_dir = work.stage(
     'choose', evaluate.choose, evaluate.choice_settings(cfg), opened, beside_dir, lists_dirs)

@@ -9,7 +9,7 @@ from ml_collections import ConfigDict
 
 from recjax.data import splits
 from recjax.data.dataset import Dataset
-from recjax.data.splits import Cases
+from recjax.data.splits import Cases, Split
 from recjax.errors import ConfigError
 from recjax.evaluation import beside, blending, ranking
 from recjax.evaluation import results as results_lib
@@ -32,8 +32,8 @@ class Opened:
   cfg: of the run. parts: as `parts.read` gives them. dataset: the data set.
 
   fingerprint: of what decides a stage. split, protocol: with the cases that all runs ranked. valid:
-  the cases of validation that rules are tried on. recommenders: {part: its recommender}, after
-  `open`. settings: of classical rows, too.
+  the cases of validation that rules are tried on, or None and in `unjudged` why. recommenders:
+  {part: its recommender}, after `open`. settings: of classical rows, too.
   """
 
   def __init__(self, cfg: ConfigDict, parts: list[Part], dataset: Dataset):
@@ -41,14 +41,12 @@ class Opened:
     self.mask_history = bool(cfg.eval.mask_history)
     self.split, self.protocol = parts_lib.split_of(
         parts, splits.split_for_config(dataset, cfg.eval), len(dataset.catalog), self.mask_history)
-    valid = self.split.valid
-    if valid is None or not len(valid):
-      raise ConfigError(f'nobody of {dataset.name} is held out for validation, and a blend is '
-                        'judged by them; take runs of a split that has some')
-    rows, _ = splits.sample_cases(valid, cfg.mix.valid_users, '')
-    self.valid = valid.select(rows) if len(rows) < len(valid) else valid
-    self.fingerprint = fingerprint(
-        dataset, self.protocol, len(self.valid), [[p.ref, p.name, p.version] for p in parts])
+    self.valid, self.unjudged = cases_of_choice(self.split, cfg.mix.valid_users)
+    if self.unjudged and not cfg.mix.weights:
+      raise ConfigError(f'no weights can be chosen: {self.unjudged}; give them, e.g. --weights='
+                        + ','.join([f'{1 / len(parts):.3g}'] * len(parts)))
+    self.fingerprint = fingerprint(dataset, self.protocol, len(self.valid or ()),
+                                   [[p.ref, p.name, p.version] for p in parts])
     self.recommenders, self.settings = {}, {}
 
   @property
@@ -68,7 +66,7 @@ class Opened:
       log(f'    part {part.name}: ' + (f'{part.path}' if part.is_run else
                                        f'settings {self.settings[part.name]}'))
       self.recommenders[part.name] = parts_lib.opened(
-          part, self.split, self.dataset.catalog, self.settings)
+          part, self.split.train, self.dataset.catalog, self.settings)
 
   def searches(self, part: Part) -> bool:
     """Whether a part gives lists alone. part: of the blend."""
@@ -81,6 +79,18 @@ class Opened:
     return [listed(cases, read_arrays(lists_dirs[name] / f'{which}.npz'), len(self.dataset.catalog))
             if name in lists_dirs else recommender.score_fn
             for name, recommender in self.recommenders.items()]
+
+
+def cases_of_choice(split: Split, max_users: int) -> tuple[Cases | None, str]:
+  """The cases that rules are tried on, or None and why there are none. split: of the runs.
+  max_users: cases at most, 0 for all."""
+  if split.valid is None or not len(split.valid):
+    return None, 'the split of the runs holds nobody out for validation'
+  if split.refit is not None:
+    return None, ('the runs were refitted, so that they have learned from what validation asks '
+                  'for; runs of split.refit=False have not')
+  rows, _ = splits.sample_cases(split.valid, max_users, '')
+  return (split.valid.select(rows) if len(rows) < len(split.valid) else split.valid), ''
 
 
 def listed(cases: Cases, lists: Mapping[str, np.ndarray], n_items: int) -> ScoreFn:
@@ -123,9 +133,11 @@ def search(work: Workdir, name: str, *inputs: Any, opened: Opened) -> dict:
   del inputs
   recommender, catalog = opened.recommenders[name], opened.dataset.catalog
   size = parts_lib.list_size(recommender, len(catalog))
-  cases_of = {'valid': opened.valid, 'test': opened.split.test}
-  with work.progress(f'lists of {name}', sum(map(len, cases_of.values())), unit='case') as advance:
-    for which, cases in cases_of.items():
+  cases_of = [('test', opened.split.test)]
+  cases_of += [('valid', opened.valid)] if opened.valid else []
+  total = sum(len(cases) for _, cases in cases_of)
+  with work.progress(f'lists of {name}', total, unit='case') as advance:
+    for which, cases in cases_of:
       pieces = []
       for start in range(0, len(cases), PIECE):
         rows = range(start, min(start + PIECE, len(cases)))
@@ -162,7 +174,8 @@ def choose(work: Workdir, cfg: ConfigDict, opened: Opened, beside_dir: Path,
   which parts it is about."""
   del beside_dir
   mix, n_items, names = cfg.mix, len(opened.dataset.catalog), opened.names
-  scorers, valid = opened.scorers(lists_dirs, 'valid'), opened.valid
+  valid = opened.valid
+  scorers = opened.scorers(lists_dirs, 'valid') if valid else []
   id_part, why_not = indicated(opened)
   if mix.mode == 'indicator' and id_part is None:
     raise ConfigError(f'--mode=indicator cannot be: {why_not}')
@@ -172,10 +185,10 @@ def choose(work: Workdir, cfg: ConfigDict, opened: Opened, beside_dir: Path,
   def judge(rules: list) -> list[float]:
     with work.progress(f'{len(rules)} rules', len(valid), unit='case') as advance:
       return blending.mean_ndcg(blending.ranks_of(
-          scorers, rules, valid, n_items, mix.top, opened.mask_history, advance))
+          scorers, rules, valid, n_items, mix.top, opened.mask_history, advance), valid)
   if mix.weights:
     rules = [blending.Rule(tuple(map(float, mix.weights))), *blending.alone(len(names))]
-    tried = list(zip(rules, judge(rules)))
+    tried = list(zip(rules, judge(rules) if valid else [None] * len(rules)))
   else:
     more = blending.indicators(id_part) if id_part is not None and mix.mode != 'weights' else ()
     tried = blending.search(len(names), judge, more, mix.mode != 'indicator')
@@ -183,17 +196,18 @@ def choose(work: Workdir, cfg: ConfigDict, opened: Opened, beside_dir: Path,
       tried.sort(key=lambda pair: bool(pair[0].weights))
   rule, figure = tried[0]
   write_json(work.folder / 'chosen.json', {
-      'rule': as_json(rule), 'told': rule.told(names), 'valid': round(figure, 6),
-      'metric': blending.METRIC, 'cases': len(valid), 'given': bool(mix.weights), 'top': mix.top,
-      'indicator': why_not or 'tried',
+      'rule': as_json(rule), 'told': rule.told(names), 'valid': figure,
+      'metric': blending.METRIC, 'cases': len(valid or ()), 'given': bool(mix.weights),
+      'top': mix.top, 'indicator': why_not or 'tried',
       'parts': [{'ref': p.ref, 'name': p.name, 'version': p.version} for p in opened.parts],
       'settings': opened.settings,
-      'tried': [{'rule': as_json(r), 'told': r.told(names), 'valid': round(v, 6)}
-                for r, v in tried]})
+      'tried': [{'rule': as_json(r), 'told': r.told(names), 'valid': v} for r, v in tried]})
   for place, (r, v) in enumerate(tried[:5]):
-    work.log(f'    {blending.METRIC} of {len(valid)} validation cases {v:.4f}: {r.told(names)}'
+    judged = (f'{blending.METRIC} of {len(valid)} validation cases {v:.4f}' if valid
+              else 'not judged')
+    work.log(f'    {judged}: {r.told(names)}'
              + ((', given' if mix.weights else ', chosen') if place == 0 else ''))
-  return {'rules': len(tried), f'valid_{blending.METRIC}': round(figure, 4)}
+  return {'rules': len(tried), f'valid_{blending.METRIC}': f'{figure:.4f}' if valid else 'none'}
 
 
 def indicated(opened: Opened) -> tuple[int | None, str]:

@@ -28,12 +28,12 @@ def recommender(workdir: Path, data: str | None = None) -> CatalogRecommender:
   chosen = need_json(find_stage(workdir, 'choose') / 'chosen.json')
   of_blend = parts_lib.found(workdir, config.parts)
   parts_lib.check_unchanged(workdir, of_blend, {p['ref']: p['version'] for p in chosen['parts']})
-  dataset = load_unchanged(config.data, results['data_fingerprint'], workdir, config.eval.tie_order)
+  dataset = load_unchanged(config, results['data_fingerprint'], workdir)
   split, catalog = splits.split_for_config(dataset, config.eval), dataset.catalog
   if data:
     catalog = update.load_continuation(data, dataset.catalog, workdir).catalog
   rule = evaluate.of_json(chosen['rule'])
-  opened = [parts_lib.opened(part, split, catalog, chosen['settings'], data)
+  opened = [parts_lib.opened(part, split.train, catalog, chosen['settings'], data)
             if rule.uses(number) else None for number, part in enumerate(of_blend)]
   return face(opened, rule, chosen['top'], bool(config.eval.mask_history))
 

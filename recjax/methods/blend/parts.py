@@ -10,7 +10,7 @@ import numpy as np
 from recjax import methods, run_files
 from recjax import settings as settings_lib
 from recjax.data import array_record, splits
-from recjax.data.dataset import Catalog, Dataset
+from recjax.data.dataset import Catalog, Dataset, Interactions
 from recjax.data.splits import Split
 from recjax.errors import ConfigError, DataError, WorkdirError
 from recjax.evaluation import classical, ranking
@@ -172,16 +172,16 @@ def split_of(parts: Sequence[Part], split: Split, n_items: int,
   return dataclasses.replace(split, test=test, protocol=sentence), protocol
 
 
-def opened(part: Part, split: Split, catalog: Catalog, settings: Mapping[str, Any],
+def opened(part: Part, train: Interactions, catalog: Catalog, settings: Mapping[str, Any],
            data: str | None = None) -> CatalogRecommender:
   """What a part recommends with.
 
-  part: of the blend. split: of the run's data, which a row learns from. catalog: of the items.
+  part: of the blend. train: sequences that a row learns from. catalog: of the items.
   settings: of classical rows by their names. data: a later data set, None for the run's. Raises
   DataError where its items are others than the catalog's.
   """
   if not part.is_run:
-    score = classical.fitted(split.train, classical.titles(catalog), part.name, settings)
+    score = classical.fitted(train, classical.titles(catalog), part.name, settings)
     return ranking.recommender(score, catalog)
   method = methods.find(run_files.read_config(part.path)['config']['method'], part.path)
   with run_files.opening(part.path), settings_lib.reading(part.path):

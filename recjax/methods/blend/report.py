@@ -55,12 +55,14 @@ def rules_section(chosen: dict[str, Any]) -> html.Section:
   tried = chosen['tried']
   head = 'Given, and the parts alone' if chosen['given'] else (
       f'The best {min(SHOWN, len(tried))} of {len(tried)} rules')
-  rows = [[rule['told'], f'{rule["valid"]:.4f}'] for rule in tried[:SHOWN]]
+  cells = lambda rule: [rule['told'], '–' if rule['valid'] is None else (  # noqa: E731
+      f'{rule["valid"]:.4f}')]
+  rows = [cells(rule) for rule in tried[:SHOWN]]
   known = {rule['told'] for rule in tried[:SHOWN]}
-  rows += [[rule['told'], f'{rule["valid"]:.4f}'] for rule in tried
+  rows += [cells(rule) for rule in tried
            if rule['told'] not in known and 1.0 in rule['rule'].get('weights', ())]
   said = '' if chosen['indicator'] == 'tried' else (
       f' The memorization indicator was not tried: {chosen["indicator"]}.')
   return html.section(
       'How it is mixed', html.table(['Rule', f'{chosen["metric"]} of validation'], rows, head),
-      intro=f'Chosen by {chosen["cases"]:,} validation cases; test cases were not looked at.{said}')
+      intro=f'Judged by {chosen["cases"]:,} validation cases; test cases were not looked at.{said}')
