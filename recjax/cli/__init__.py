@@ -25,6 +25,7 @@ from raw files to recommendations:
   recjax run CONFIG:data=data/mine --workdir=checkpoints/mine
   recjax recommend checkpoints/mine --user=ID                   or --history=, or --input=FILE
   recjax compare checkpoints/mine checkpoints/other --html=compare.html
+  recjax blend checkpoints/mine checkpoints/other --out=checkpoints/mix
   recjax serve checkpoints/mine                                 a shop at http://127.0.0.1:8000
 
 CONFIG is one of configs/, e.g. betag_scientific, which has a built-in shop as well, or your file.

@@ -30,6 +30,9 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
                       '(default 0: by all that it scores)')
   parser.add_argument('--valid-users', type=settings.flag(int, 'at least 0'), default=0,
                       help='choose by so many validation cases at most (default 0: all)')
+  parser.add_argument('--classical-minutes', type=settings.flag(float, 'at least 0'), default=5.0,
+                      help='of two cores, by a count of operations, that the classical rows may '
+                      'take (default 5)')
 
 
 def run(args: argparse.Namespace) -> None:
@@ -44,6 +47,7 @@ def run(args: argparse.Namespace) -> None:
   cfg = config.make(refs, of_run, 'history not masked' not in first.protocol)
   cfg.mix.update(mode=args.mode, top=args.top, valid_users=args.valid_users,
                  weights=weights_of(args.weights, len(refs)))
+  cfg.eval.classical_minutes = args.classical_minutes
   experiment.run(cfg, out, experiment.facts(f'recjax {shlex.join(sys.argv[1:])}', {}))
 
 

@@ -16,6 +16,7 @@ import dataclasses
 import functools
 import itertools
 from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -141,7 +142,8 @@ def mixed(scores: Sequence[Float[AnyArray, 'B N'] | None], rule: Rule,
 
 def _weighted(scaled: Sequence[Float[Array, 'B N'] | None],
               weights: Float[Array, 'B P']) -> Float[Array, 'B N']:
-  return sum(weights[:, part, None] * s for part, s in enumerate(scaled) if s is not None)
+  total: Any = sum(weights[:, part, None] * s for part, s in enumerate(scaled) if s is not None)
+  return total
 
 
 def score_function(parts: Sequence[ScoreFn | None], rule: Rule, n_items: int, top: int = 0,
@@ -153,13 +155,13 @@ def score_function(parts: Sequence[ScoreFn | None], rule: Rule, n_items: int, to
   top: as of `comparable`. mask_history: whether items of a history are out, and so do not count for
   the range.
   """
+  used: Any = [part if rule.uses(number) else None for number, part in enumerate(parts)]
   if rule.alone is not None:
-    return parts[rule.alone]
+    return used[rule.alone]
 
   def score(items: np.ndarray, offsets: np.ndarray) -> Float[AnyArray, 'B N']:
     seen = seen_items(items, offsets, n_items) & mask_history
-    return mixed([part(items, offsets) if rule.uses(number) else None
-                  for number, part in enumerate(parts)], rule, seen, top)
+    return mixed([part and part(items, offsets) for part in used], rule, seen, top)
   return score
 
 

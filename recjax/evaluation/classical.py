@@ -119,8 +119,8 @@ def fitted(train: Interactions, item_titles: Sequence[str], row: str,
   """
   makers = _makers(train, item_titles)
   if row == 'id_text':
-    parts = (makers[part](**settings[part]) for part in MADE_OF[row])
-    return blend(*parts, **settings[row])
+    first, second = (makers[part](**settings[part]) for part in MADE_OF[row])
+    return blend(first, second, **settings[row])
   return makers[row](**settings[row])
 
 

@@ -222,7 +222,7 @@ def indicated(opened: Opened) -> tuple[int | None, str]:
       return number, ''
   return None, ('it needs the largest probability of an ID model over the whole catalog, and '
                 f'{" and ".join(opened.names)} give lists, or scores that are no logits; a run of '
-                'sequential or llmemb gives them')
+                'sequential or llmemb gives them, where its loss is a softmax')
 
 
 def as_json(rule: blending.Rule) -> dict[str, Any]:
