@@ -17,6 +17,7 @@ from recjax.evaluation import compare, results
 from recjax.methods.blend import evaluate, parts
 from recjax.serving import served_model
 from tests import told
+from tests.long import long
 
 FEW = '--classical-minutes=0.00025'  # for chains and titles, and little else
 CONFIG = f'{pathlib.Path(__file__).parents[2]}/configs/sequential_scientific.py'
@@ -228,6 +229,9 @@ class BlendTest(parameterized.TestCase):
     recommend.load(self.here / 'mix')
     with self.assertRaisesRegex(ConfigError, 'later and .*sasrec differ in their'):
       self.blend('later', 'sasrec', out='both')
+
+  @long
+  def test_refitted_runs_take_given_weights_alone(self):
     experiment.train(f'{CONFIG}:data={DATA},split=global_time', self.here / 'again', {
         'train.epochs': 2, 'model.width': 16, 'eval.classical': False, 'split.at': '0.8'})
     with self.assertRaisesRegex(ConfigError, 'no weights can be chosen: the runs were refitted'):

@@ -96,8 +96,8 @@ def run_part(ref: str, path: pathlib.Path, name: str) -> Part:
   """The part that is a run. ref, name: as of `Part`. path: of the run. Raises WorkdirError where it
   is none or not finished."""
   config = run_files.read_config(path)['config']
-  methods.find(config.get('method'), f'{path}/config.json')
-  if array_record.is_record_folder(config.get('data', '')):
+  methods.find(config['method'], f'{path}/config.json')
+  if array_record.is_record_folder(config['data']):
     raise ConfigError(f'{path} was trained on records, whose users are numbers on disk; a blend '
                       'mixes runs of data sets that fit into memory')
   if not (path / 'results.json').is_file():
