@@ -112,7 +112,24 @@ def mutants() -> list[Mutant]:
        ('np.minimum(lengths, hops)', 'np.minimum(lengths, 1)'))
   room('evaluation/beside.py', 'evaluation.beside_test',
        ("rows |= made.scores", "rows = made.scores | rows"),
-       ('len(split.test), cfg.classical_minutes', '0, cfg.classical_minutes'))
+       ('classical.titles(catalog), len(split.test)', 'classical.titles(catalog), 0'))
+  room('data/splits.py', 'data.global_time_test',
+       ('np.cumsum(times <= cut)', 'np.cumsum(times < cut)'),
+       ('(known > 0) & (ends > known)', '(ends > known)'),
+       ('read = known[users] if', 'read = places if'),
+       ('learned[asked] = 0 if', 'learned[asked] = 1 if'),
+       ('np.quantile(times[times <= cut], share)', 'np.quantile(times, share)'),
+       ('train = until_cut if rule.refit', 'train = until_cut if True'),
+       ("if rule.validation == 'users' else 2)", "if rule.validation == 'users' else 1)"),
+       ('np.cumsum(of_user[order]) <= max_cases', 'np.cumsum(of_user[order]) <= 9'))
+  room('evaluation/statistics.py', 'evaluation.statistics_test',
+       ('/ np.bincount(user)', '/ np.bincount(user).max()'),
+       ('None if owners is None else owners[mask]', 'None'))
+  room('evaluation/metrics.py', 'evaluation.metrics_test',
+       ('np.minimum(set_sizes, k) - 1', 'np.minimum(set_sizes, k + 1) - 1'))
+  room('training/epoch_loop.py', 'training.epoch_loop_test',
+       ('np.asarray(stop_at) == done', 'np.asarray(stop_at) <= done'),
+       ('int(stop_at.max())', 'int(stop_at.min())'))
   room('evaluation/classical.py', 'evaluation.classical_test',
        ('np.divide(0.5, largest', 'np.divide(1.0, largest'),
        ('min(len(left), room - len(ring))', 'min(len(left), 0)'))

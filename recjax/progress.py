@@ -162,12 +162,12 @@ class Pulse:
   def __init__(self, log: Callable[[str], object], where: Callable[[], str] = lambda: 'still at it',
                now: Callable[[], float] = time.monotonic):
     self.log, self.where, self.now = log, where, now
-    self.last = self.begun = now()
+    self.last = self.heard_at = now()
     self.thread, self.over = threading.get_ident(), threading.Event()
 
   def heard(self) -> None:
     """Notes that a line came."""
-    self.last = self.now()
+    self.last = self.heard_at = self.now()
 
   def look(self) -> None:
     """Logs what the thread is at if it has been quiet for QUIET seconds."""
@@ -179,7 +179,7 @@ class Pulse:
       return
     where, what = self.where(), describe(list(watched.stack), now, watched.compiled_at)
     self.last = now
-    what = what or f'at work ... {now - self.begun:.0f} s'
+    what = what or f'at work ... {now - self.heard_at:.0f} s'
     self.log(f'    {where}: {what.removeprefix(f"{where} ")}')
 
   def __enter__(self) -> 'Pulse':

@@ -142,7 +142,7 @@ class PulseTest(absltest.TestCase):
       self.assertEmpty(self.lines)
       self.assertEqual(inner_lines, ['    inner: at work ... 10 s'])
       self.wait(1)
-    self.assertEqual(self.lines, [(22, '    tune: at work ... 22 s')])
+    self.assertEqual(self.lines, [(22, '    tune: at work ... 10 s')])
 
   def test_a_line_that_cannot_be_written_ends_nothing(self):
     lines = []

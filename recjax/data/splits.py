@@ -301,7 +301,7 @@ def _after(interactions: Interactions, known: np.ndarray, ends: np.ndarray, targ
       _, once = np.unique(np.stack([users, items]), axis=1, return_index=True)
       users, places = users[np.sort(once)], places[np.sort(once)]
   elif target == 'random':
-    draw = [np.random.default_rng([seed, user]).integers(n) for user, n in zip(users, count)]
+    draw = [np.random.default_rng([seed, int(user)]).integers(n) for user, n in zip(users, count)]
     places = first + np.array(draw, np.int64)
   else:
     places = first if target == 'first' else first + count - 1

@@ -121,6 +121,7 @@ def _leave_one_out(interactions: Interactions, window: str, longest: int) -> Cas
 def _by_rule(dataset: Dataset, window: str, longest: int) -> CaseSplit:
   """Windows of the training part, whole histories of what the data set's own rule holds out."""
   split = make_split(dataset)
+  assert split.valid is not None  # as the rule's own splits always have
   users, places = target_positions(split.train.lengths(), window, longest)
   return CaseSplit(window_cases(split.train, users, places, longest), split.valid, split.test,
                    split.train, True, split.protocol, by_user=True)

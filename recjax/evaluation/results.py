@@ -60,7 +60,8 @@ def save(
   spread = {m: float(np.std([found[m] for found in by_seed], ddof=1)) if len(by_seed) > 1 else None
             for m in by_seed[0]}
   results = {
-      'protocol': protocol, 'users': len(np.unique(test.users)), 'seeds': list(seeds), 'data_fingerprint': dataset.fingerprint,
+      'protocol': protocol, 'users': len(np.unique(test.users)), 'seeds': list(seeds),
+      'data_fingerprint': dataset.fingerprint,
       **statistics.summarize(rows, seeds[0], masks, [(row, o) for o in rows if o != row],
                              owners=owners),
       'by_seed': {str(s): found for s, found in zip(seeds, by_seed)}, 'sd_of_seeds': spread,
