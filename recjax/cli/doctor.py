@@ -29,7 +29,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
   """Prints findings about the data, an audit and the cost of a config. args: of the command line.
   Raises SystemExit with 1 where an audit finds an error."""
-  from recjax.data import loading, split_rule, validate
+  from recjax.data import loading, split_rule, splits, validate
   from recjax.data.dataset import with_rule
   if args.html:
     if not args.audit:
@@ -44,6 +44,8 @@ def run(args: argparse.Namespace) -> None:
     data = with_rule(data, split_rule.for_config(cfg))
   print(f'{data.name}: {len(data.catalog):,} items, {len(data.interactions):,} users, '
         f'{len(data.interactions.items):,} interactions, fingerprint {data.fingerprint[:16]}')
+  if not data.split_rule.default:
+    print(f'split: {splits.make_split(data).protocol}')
   findings = validate.check(data)
   for finding in findings:
     print(f'{finding.severity}: {finding.what}: {finding.count:,}'
