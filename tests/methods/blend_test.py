@@ -71,6 +71,10 @@ class BlendTest(parameterized.TestCase):
     self.assertLen(tried['tried'], 2 + 9 + 24)
     self.assertEqual(found['blend']['valid'], max(rule['valid'] for rule in tried['tried']))
     self.assertEqual(found['blend']['tried'], tried['tried'][:10])
+    # the cases are those by which the part chose its own epoch
+    valid = json.loads(next((self.here / 'sasrec').glob('stages/*-train/valid.json')).read_text())
+    alone = next(r['valid'] for r in tried['tried'] if r['rule'].get('weights') == [1., 0.])
+    self.assertAlmostEqual(alone, max(valid['NDCG@10']), 5)
     # what the part ranked in its own run, it ranks here
     users, own = self.ranks('sasrec')
     again, mixed = self.ranks('mix')
