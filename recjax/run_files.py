@@ -156,6 +156,19 @@ def sum_of(path: pathlib.Path) -> str:
   return f'{size} {hashlib.sha256(path.read_bytes()).hexdigest()}'
 
 
+def version(workdir: str | os.PathLike) -> str:
+  """What tells a run's finished stages from those of another training in the same folder, however
+  the folder is moved or touched.
+
+  workdir: of the run. -> a hash of each stage's fingerprint and of the sums of its files
+  """
+  made = {}
+  for path in sorted((pathlib.Path(workdir) / 'stages').glob(f'*/{DONE}')):
+    saved = need_json(path)
+    made[path.parent.name] = [saved['fingerprint'], saved.get('files')]
+  return _signature(made)
+
+
 def check(folder: str | os.PathLike) -> None:
   """Raises WorkdirError where a file of a finished stage is not as the stage left it.
 

@@ -9,11 +9,12 @@ import sys
 
 import recjax
 from recjax import errors, progress, settings
-from recjax.cli import chat, compare, convert, doctor, prepare, recommend, run, serve, sweep
+from recjax.cli import blend, chat, compare, convert, doctor, prepare, recommend, run, serve, sweep
 from recjax.errors import WorkdirError
 
 VERBS = {'run': run, 'prepare': prepare, 'recommend': recommend, 'chat': chat, 'serve': serve,
-         'doctor': doctor, 'compare': compare, 'sweep': sweep, 'convert': convert}
+         'doctor': doctor, 'compare': compare, 'blend': blend, 'sweep': sweep,
+         'convert': convert}
 
 OPEN_ENDED = ('chat', 'serve', 'prepare')  # they wait for people, or tell by themselves
 
@@ -24,6 +25,7 @@ from raw files to recommendations:
   recjax run CONFIG:data=data/mine --workdir=checkpoints/mine
   recjax recommend checkpoints/mine --user=ID                   or --history=, or --input=FILE
   recjax compare checkpoints/mine checkpoints/other --html=compare.html
+  recjax blend checkpoints/mine checkpoints/other --out=checkpoints/mix
   recjax serve checkpoints/mine                                 a shop at http://127.0.0.1:8000
 
 CONFIG is one of configs/, e.g. betag_scientific, which has a built-in shop as well, or your file.

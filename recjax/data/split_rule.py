@@ -7,8 +7,9 @@ from recjax.errors import ConfigError
 
 KINDS = ('leave_one_out', 'global_time')
 TARGETS = ('last', 'first', 'random', 'successive', 'all')
-# Methods whose training can be repeated up to the cut, for as many epochs as were best before it.
-REFITTED = ('sequential', 'llmemb')
+# Methods whose training can be repeated up to the cut, for as many epochs as were best before it;
+# a blend takes such runs.
+REFITTED = ('sequential', 'llmemb', 'blend')
 VALIDATIONS = ('time', 'users', 'last_train')
 
 

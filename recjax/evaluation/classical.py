@@ -117,6 +117,20 @@ def score_functions(split: Split, item_titles: Sequence[str],
       row: round(sum(seconds[row][:1 if row in untuned else 2]), 3) for row in rows})
 
 
+def fitted(train: Interactions, item_titles: Sequence[str], row: str,
+           settings: Mapping[str, Mapping[str, Any]]) -> ScoreFn:
+  """One classical row with settings that were chosen before.
+
+  train, item_titles: as of `score_functions`. row: of GRIDS. settings: {row: its settings}, those
+  of the rows it is made of too, as `Rows` has them.
+  """
+  makers = _makers(train, item_titles)
+  if row == 'id_text':
+    first, second = (makers[part](**settings[part]) for part in MADE_OF[row])
+    return blend(first, second, **settings[row])
+  return makers[row](**settings[row])
+
+
 def counted_seconds(lengths: Int[np.ndarray, ' U'], n_items: int, num_cases: int,
                     num_valid: int) -> dict[str, tuple[float, float]]:
   """What each row takes on two cores, by a count of operations.

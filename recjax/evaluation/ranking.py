@@ -72,10 +72,12 @@ def _count(scores: Float[Array, 'B N'], own: Float[Array, 'B 1'], itself: Float[
 
 
 @functools.partial(jax.jit, static_argnames=('k', 'tie'))
-def _rank_block(scores: Float[Array, 'B N'], target: Int[Array, ' B'], rows: Int[Array, ' H'],
-                columns: Int[Array, ' H'], filling: Float[Array, ''] | float, k: int,
-                tie: str) -> tuple:
-  """Ranks and, for k > 0, top-k of one block. rows, columns: what to mask; row B is dropped."""
+def rank_block(scores: Float[Array, 'B N'], target: Int[Array, ' B'], rows: Int[Array, ' H'],
+               columns: Int[Array, ' H'], filling: Float[Array, ''] | float, k: int,
+               tie: str) -> tuple:
+  """Ranks and, for k > 0, top-k of one block. scores: of its histories. target: 1..N. rows,
+  columns: what to mask with `filling`; row B is dropped. tie: of `ties.TIES`. -> ranks, -1 where a
+  row holds NaN; with k items and scores too"""
   masked = scores.at[rows, columns].set(filling, mode='drop')
   # A repeated target is ranked as scored, but a list made before it is known cannot hold it.
   own = _target_scores(scores, target)
@@ -162,7 +164,7 @@ def _rank(score_fn, cases, n_items, k, block, mask_history, tie, seen_mask) -> A
       )
     else:
       scores = _scores(score_fn, part, cuts, n_items)
-      ranked = _rank_block(scores, target, *coordinates, filling, k, tie)
+      ranked = rank_block(scores, target, *coordinates, filling, k, tie)
     parts.append([np.asarray(x) for x in ranked])  # waits: blocks in flight would pile up in memory
     _check_numbers(parts[-1][0] < 0, rows)
   return tuple(np.concatenate(x)[:len(targets)] for x in zip(*parts))
@@ -226,14 +228,15 @@ def top_items(
   return found, values
 
 
-def recommender(score_fn: ScoreFn, catalog: Catalog) -> CatalogRecommender:
+def recommender(score_fn: ScoreFn, catalog: Catalog, logits: bool = False) -> CatalogRecommender:
   """The face of a method that scores the whole catalog. score_fn: of the method. catalog: that it
-  scores. -> Recommender, with masks by row"""
+  scores. logits: whether their softmax is what the model trains. -> Recommender, with masks by row
+  """
   def recommend(histories: Sequence, k: int, exclude_seen: bool, mask: np.ndarray | None) -> tuple:
     offsets = np.concatenate([[0], np.cumsum([len(h) for h in histories])]).astype(np.int64)
     items = np.concatenate(histories) if len(histories) else np.zeros(0, np.int32)
     return top_items(score_fn, items, offsets, len(catalog), k, exclude_seen, mask)
-  return CatalogRecommender(recommend, catalog, masks_by_row=True)
+  return CatalogRecommender(recommend, catalog, masks_by_row=True, score_fn=score_fn, logits=logits)
 
 
 def block_size(n_items: int, memory: int = MEMORY) -> int:

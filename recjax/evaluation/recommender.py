@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 
 from recjax.data.dataset import Catalog
+from recjax.protocols import ScoreFn
 
 # (histories, k, exclude_seen, mask) -> item indices and scores; `Recommender` says what they are.
 TopItems = Callable[[list[np.ndarray], int, bool, np.ndarray | None],
@@ -23,11 +24,17 @@ class CatalogRecommender:
   catalog: the N items.
   masks_by_row: whether `top_items` takes a mask for each history.
   max_batch: histories of a call beyond which more gain nothing, None for any number.
+  score_fn: scores of the whole catalog, None where a search finds lists alone. logits: whether the
+    softmax of these is what the model trains, so that it says how sure it is.
+  list_size: items of a list that its search finds anyway, 0 where nothing is said.
   """
   top_items: TopItems
   catalog: Catalog
   masks_by_row: bool = False
   max_batch: int | None = None
+  score_fn: ScoreFn | None = None
+  logits: bool = False
+  list_size: int = 0
 
   def __call__(self, histories: Sequence[Sequence[Any]], k: int, exclude_seen: bool = True,
                allowed: Iterable[Any] | None = None) -> tuple[list[list[str]], np.ndarray]:

@@ -30,6 +30,7 @@ from recjax.training.losses import item_losses
 from recjax.training.workdir import Workdir
 
 LOSSES = ('ce', 'chunked', 'bce', 'gbce', 'sampled')
+SOFTMAX_LOSSES = ('ce', 'chunked', 'sampled')  # of these the softmax of scores is a probability
 NEGATIVE_SCOPES = ('position', 'sequence', 'batch')
 UNROLL = 32  # turns of `assign_rows` in one
 EXCLUDE = ('train_history', 'target', 'none')

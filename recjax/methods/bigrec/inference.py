@@ -84,7 +84,8 @@ def recommender(workdir: str | os.PathLike, data: str | None = None) -> CatalogR
         items.append(answers[0][:len(chosen)])
         scores.append(answers[1][:len(chosen)])
     return np.concatenate(items), np.concatenate(scores)
-  return CatalogRecommender(recommend, data.catalog)
+  return CatalogRecommender(recommend, data.catalog,
+                            list_size=len(data.catalog) if grounds else config.decode.beams)
 
 
 def vectors_of(workdir: str | os.PathLike, data: Data, before: Data, embed: Callable,

@@ -68,7 +68,7 @@ def recommender(workdir: Path, data: str | None = None) -> CatalogRecommender:
           cfg, rec, table, item_rows, config.model.max_history, decode,
           encode_interests(item_rows) if encode_interests else None, exclude_seen, allowed_mask)
     return items[:, :k], scores[:, :k]
-  return CatalogRecommender(recommend, dataset.catalog)
+  return CatalogRecommender(recommend, dataset.catalog, list_size=config.decode.beams)
 
 
 def interest_encoder(config: ConfigDict, dataset: Dataset, mesh: jax.sharding.Mesh) -> Callable:

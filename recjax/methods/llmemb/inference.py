@@ -29,4 +29,5 @@ def recommender(workdir: Path, data: str | None = None) -> CatalogRecommender:
     params = sequential.load(rat_dir / 'model.npz', best)
   model = sequential.model_config(variants.recommender_config(config, config.model.kind),
                                   len(dataset.catalog))
-  return ranking.recommender(sequential.scorer(model, params), dataset.catalog)
+  return ranking.recommender(sequential.scorer(model, params), dataset.catalog,
+                             logits=config.loss.kind in sequential.SOFTMAX_LOSSES)

@@ -111,7 +111,8 @@ def make_recommender(config: ConfigDict, dataset: Dataset, grounded: generate.Gr
         items += ranked[0][: len(batch_rows)].tolist()
         scores.append(ranked[1][: len(batch_rows)])
     return items, np.concatenate(scores)
-  return CatalogRecommender(recommend, dataset.catalog, masks_by_row=True, max_batch=8)
+  return CatalogRecommender(recommend, dataset.catalog, masks_by_row=True, max_batch=8,
+                            list_size=config.decode.num_items)
 
 
 def converse(workdir: Path,

@@ -32,4 +32,5 @@ def recommender(workdir: str | os.PathLike, data: str | None = None) -> CatalogR
   best = int(np.argmax(read_json(trained / 'valid.json')['NDCG@10']))
   score = sequential.scorer(sequential.model_config(config, len(dataset.catalog)),
                             sequential.load(trained / 'model.npz', best))
-  return ranking.recommender(score, dataset.catalog)
+  return ranking.recommender(score, dataset.catalog,
+                             logits=config.loss.kind in sequential.SOFTMAX_LOSSES)
