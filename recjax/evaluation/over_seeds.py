@@ -77,7 +77,7 @@ def intervals(several: Mapping[str, list[Values]], owners: Int[np.ndarray, ' C']
           for row, each in several.items()}
 
 
-def widen(cells: Mapping[str, dict], spread: Mapping[str, Mapping]) -> None:
+def widen(cells: dict[str, dict], spread: Mapping[str, Mapping]) -> None:
   """Puts the ends of intervals over users and seeds, where there are such, in the place of those
   over users. cells: {metric: {'low', 'high', ...}}, changed. spread: of one row of `intervals`."""
   for metric, found in spread.items():
