@@ -128,7 +128,7 @@ def mutants() -> list[Mutant]:
   room('evaluation/metrics.py', 'evaluation.metrics_test',
        ('np.minimum(set_sizes, k) - 1', 'np.minimum(set_sizes, k + 1) - 1'))
   room('training/epoch_loop.py', 'training.epoch_loop_test',
-       ('np.asarray(stop_at) == done', 'np.asarray(stop_at) <= done'),
+       ('np.asarray(stop_at) == done', 'np.asarray(stop_at) + 1 == done'),
        ('int(stop_at.max())', 'int(stop_at.min())'))
   room('evaluation/classical.py', 'evaluation.classical_test',
        ('np.divide(0.5, largest', 'np.divide(1.0, largest'),

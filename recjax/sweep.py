@@ -197,8 +197,8 @@ def table(points: Sequence[Point], runs: Mapping[RunKey, pathlib.Path],
   points: of the grid. runs: folders. cfgs: the configs of all runs.
 
   Each has 'settings', 'seeds', 'validation' (metric, mean, sd) or None, 'test' {metric: {value,
-  low, high, n, sd}}, 'folders' and 'best'. The interval is over users, of their mean over seeds; sd
-  is over seeds, None for one.
+  low, high, n, sd}}, 'folders' and 'best'. The interval is that of `compare.average`; sd is over
+  seeds, None for one.
   """
   rows = []
   for place, point in enumerate(points):
@@ -260,8 +260,9 @@ def verdict(rows: Sequence[dict]) -> str:
   return 'the method holds nothing out for validation, so no setting is called best'
 
 
-NOTE = ('± is the standard deviation over seeds, [ ] the 95 % bootstrap interval over users of '
-        'their mean over seeds; test figures choose nothing')
+NOTE = ('± is the standard deviation over seeds, [ ] the 95 % interval of the mean over seeds: '
+        'over users and seeds from three seeds on, a bootstrap over users below; test figures '
+        'choose nothing')
 
 
 def closing_table(rows: Sequence[dict]) -> str:

@@ -1,9 +1,14 @@
 """`recjax compare`: one table of several runs, with paired tests."""
 import argparse
+import pathlib
 import sys
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from recjax import run_files
+
+if TYPE_CHECKING:
+  from recjax.report.result_plots import Picture
 
 HELP = 'one table of several runs, with paired tests'
 EXAMPLE = 'checkpoints/a checkpoints/b --against=sasrec --html=compare.html'
@@ -20,6 +25,8 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
   parser.add_argument('--format', default='text', choices=('text', 'csv', 'markdown', 'latex'),
                       help='of the table (default text)')
   parser.add_argument('--html', default='', help='also write a page, e.g. compare.html')
+  parser.add_argument('--plots', default='', metavar='DIR', help='also write the pictures of the '
+                      'page into this new folder, each as SVG and, with its numbers, as CSV')
 
 
 def run(args: argparse.Namespace) -> None:
@@ -27,6 +34,8 @@ def run(args: argparse.Namespace) -> None:
   from recjax.evaluation import compare
   if args.html:
     run_files.absent(args.html, '--html')
+  if args.plots:
+    run_files.absent(args.plots, '--plots', folder=True)
   table = compare.compare(args.workdirs, args.rows.split(',') if args.rows else (), args.against)
   sys.stdout.write(getattr(compare, f'{args.format}_table')(table).rstrip() + '\n')
   if args.html:
@@ -34,30 +43,61 @@ def run(args: argparse.Namespace) -> None:
     run_files.absent(args.html, '--html')  # a comparison takes a while
     html.write(args.html, page(args.workdirs, table))
     print(f'page: {args.html}')
+  if args.plots:
+    from recjax.report import result_plots
+    with run_files.new_folder(args.plots, '--plots') as fresh:
+      result_plots.save(pictures(args.workdirs, table), fresh)
+    print(f'pictures: {args.plots}')
+
+
+def pictures(workdirs: Sequence[str], table: dict) -> 'list[Picture]':
+  """The pictures of a comparison. workdirs: of the runs. table: as `evaluation.compare.compare`
+  gives it."""
+  from recjax.report import result_plots
+  first, seconds = [], {}
+  for name, path in zip(table['runs'], workdirs):
+    results = run_files.need_json(pathlib.Path(path) / 'results.json')
+    took = result_plots.seconds_of(path, results) if results.get('rows') else {}
+    seconds |= {f'{name}:{row}': s for row, s in took.items()}
+    first += [f'{name}:{row}' for row in list(results.get('rows', ()))[:1]]
+  return result_plots.pictures(table, [row for row in first if row in table['rows']],
+                               labels_of(table), seconds)
+
+
+def labels_of(table: dict) -> dict[str, str]:
+  """What to call the rows. table: as `evaluation.compare.compare` gives it."""
+  return {row: row.replace(':', ': ', 1) for row in table['rows']}
 
 
 def page(workdirs: Sequence[str], table: dict) -> str:
   """The page of `recjax compare --html`. table: as `evaluation.compare.compare` gives it. workdirs:
   of the runs."""
   from recjax.evaluation import compare
-  from recjax.report import html, result_tables
+  from recjax.report import html, result_plots, result_tables
   tests = [] if table['against'] else [html.section('Paired tests', html.table(
       ['Rows', 'HR@10', 'NDCG@10'], [
           [name, *(result_tables.p_value(p[m]) for m in ('HR@10', 'NDCG@10'))]
           for name, p in table['tests'].items()], 'p-values, Holm-corrected'))]
-  heads = ['Run', 'Method', 'Preset', 'Revision', 'Seeds', 'Users', 'Left out']
+  heads = ['Run', 'Method', 'Preset', 'Revision', 'Seeds', 'Users', 'Left out', 'Memorized']
   runs = [[name, *(run[k] or '–' for k in ('method', 'preset', 'revision')), ', '.join(
-      map(str, run['seeds'])), run['users'], table['left_out'][name]]
+      map(str, run['seeds'])), run['users'], table['left_out'][name],
+           html.number(run['lists'].get('memorized'), 3)]
           for name, run in table['runs'].items()]
   commands = '\n'.join(run['command'] for run in table['runs'].values() if run['command'])
   notes = [f'{name}: {run["note"]}.' for name, run in table['runs'].items() if run['note']]
-  note, labels = compare.note(table), {row: row.replace(':', ': ', 1) for row in table['rows']}
+  note, labels = compare.note(table), labels_of(table)
+  drawn = html.section('Pictures', result_plots.figures(pictures(workdirs, table)), intro=(
+      'The flag --plots=DIR writes them as files, SVG and CSV.'))
   return html.page('Runs compared', ', '.join(workdirs), [
+      f'{table["verdict"]}.' if table['verdict'] else '',
       f'{table["users"]:,} users that all runs ranked. Protocol of every row: {table["protocol"]}.',
       f'{note}.' if note else ''], [
           html.section('Results', result_tables.results_table(
               table, compare.SHOWN, main='HR@10', reference=table['against'], sizes=True,
-              labels=labels)), *tests, *result_tables.group_differences(table['groups'], labels),
-          html.section('The runs', html.table(heads, runs, 'What each run is', 'lllllrr'), notes,
+              labels=labels)), drawn, *tests,
+          *result_tables.group_differences(table['groups'], labels),
+          html.section('The runs', html.table(heads, runs, 'What each run is', 'lllllrrr'), notes,
                        html.code(commands) if commands else None,
-                       intro='Left out: users of a run that the others did not rank.')])
+                       intro='Left out: users of a run that the others did not rank. Memorized: '
+                       "the share of its first row's lists of ten that came right after the last "
+                       'item in training, which a table of transitions would have said too.')])

@@ -22,12 +22,14 @@ _CONTROL = re.compile(
 @dataclasses.dataclass(frozen=True)
 class Finding:
   """One oddity. severity: 'error', 'warning' or 'note'. examples: ids or short texts. what: the
-  oddity, in words. count: how often. remedy: what to do."""
+  oddity, in words. count: how often. remedy: what to do. check: that of `evaluation.audit` which
+  looks at the same, '' for none."""
   severity: str
   what: str
   count: int
   examples: tuple[str, ...]
   remedy: str
+  check: str = ''
 
 
 def check(dataset: Dataset) -> list[Finding]:
@@ -77,18 +79,18 @@ def _sequences(dataset: Dataset) -> Iterator[Finding]:
   same_user = user[1:] == user[:-1]
   adjacent = np.unique(user[1:][same_user & (data.items[1:] == data.items[:-1])])
   yield Finding('warning', 'users with the same item twice in a row', len(adjacent),
-                _names(data, adjacent), 'often a log artifact; merge such purchases')
+                _names(data, adjacent), 'often a log artifact; merge such purchases', 'repeats')
   pairs, counts = np.unique(user * (len(dataset.catalog) + 1) + data.items, return_counts=True)
   repeating = np.unique(pairs[counts > 1] // (len(dataset.catalog) + 1))
   yield Finding('warning', 'users with an item more than once', len(repeating),
                 _names(data, repeating), 'masking the history then hides repeated targets; keep '
-                'first purchases, or evaluate without the mask')
+                'first purchases, or evaluate without the mask', 'repeats')
   rows = [data.history(u).tobytes() for u in range(len(data))]
   copies = collections.Counter(rows)
   copied = [u for u, row in enumerate(rows) if len(row) > 4 and copies[row] > 1]
   yield Finding('warning', 'users with the very sequence of another', len(copied),
                 _names(data, copied), 'one of them is tested on what the other was trained on; '
-                'keep one of each')
+                'keep one of each', 'identical users')
 
 
 def _columns(notes: dict) -> Iterator[Finding]:
@@ -105,7 +107,7 @@ def _times(data: Interactions) -> Iterator[Finding]:
   same_user, steps = user[1:] == user[:-1], np.diff(data.times)
   tied, backwards = (np.unique(user[1:][same_user & odd]) for odd in (steps == 0, steps < 0))
   yield Finding('note', 'users with tied times', len(tied), _names(data, tied),
-                'their order is that of the file; sort by a finer time if there is one')
+                'their order is that of the file; sort by a finer time if there is one', 'ties')
   yield Finding('error', 'users whose times run backwards', len(backwards), _names(data, backwards),
                 'sequences must be in time order; sort them, and times along')
   ends = data.offsets[1:][lengths >= 3] - 1
@@ -114,13 +116,14 @@ def _times(data: Interactions) -> Iterator[Finding]:
   open_end = user[ends[steps[ends - 1] == 0]]
   yield Finding('warning', 'users whose test item has the time of the item before', len(open_end),
                 _names(data, open_end), 'the file decides which of them is tested: shuffled, about '
-                'half of these tests ask for another item; an order by item code can be learned')
+                'half of these tests ask for another item; an order by item code can be learned',
+                'ties')
   held_out = np.zeros(len(data.items), bool)
   held_out[ends] = held_out[ends - 1] = True
   later = int((data.times[~held_out] > np.median(data.times[ends])).sum())
   yield Finding('note', 'training interactions later than half of all test items', later, (),
                 'leave-one-out lets models see the future of other users; for forecasting, compare '
-                'under a split by time as well')
+                'under a split by time as well', 'leave-one-out')
 
 
 def _ties(dataset: Dataset) -> Iterator[Finding]:
@@ -207,7 +210,7 @@ def _items(dataset: Dataset) -> Iterator[Finding]:
   tested = tested[seen[data.items[data.offsets[1:][tested] - 1] - 1] == 0]
   yield Finding('note', "users whose test item is in nobody's training", len(tested),
                 _names(data, tested), 'they count as misses of such methods; drop_cold_targets '
-                'leaves them out, as some papers do')
+                'leaves them out, as some papers do', 'cold targets')
 
 
 # (users, items, interactions) of data sets that are often mixed up.

@@ -27,6 +27,7 @@ SHUFFLES = 5          # orders of every user's items that the true one is compar
 SUPPORT, CONFIDENCE = 5, .1  # a rule comes more often, and after this share of its beginnings
 MARKOV = dict(decay=.7, shrink=10., second=.5)  # of the model whose histories are shuffled
 MOST_CASES = 25_000   # test users at most whose histories are shuffled
+QUICK = 80_000_000    # scores of a pass up to which a run's report has the shuffle test
 DAY = 86400  # seconds
 
 
@@ -40,10 +41,22 @@ class Check:
   sentence: str
 
 
-def audit(dataset: Dataset, seed: int = 0) -> list[Check]:
+def brief(dataset: Dataset) -> list[dict[str, Any]]:
+  """What `audit` finds, as results.json holds it: for a run's report, so within a few seconds.
+
+  dataset: the data set. The shuffle test is left to `recjax doctor` where it ranks more than
+  QUICK scores.
+  """
+  cases = min(int((dataset.interactions.lengths() > 2).sum()), MOST_CASES)
+  quick = cases * len(dataset.catalog) <= QUICK and len(dataset.interactions.items) <= QUICK // 500
+  return [dataclasses.asdict(check) for check in audit(dataset, shuffle=quick)]
+
+
+def audit(dataset: Dataset, seed: int = 0, shuffle: bool = True) -> list[Check]:
   """All checks that the data allow, the gravest first.
 
-  dataset: the data set, in the order of its file. seed: of the shuffled orders. Shuffle tests and
+  dataset: the data set, in the order of its file. seed: of the shuffled orders. shuffle: whether
+  the order is tested by shuffling, which takes nearly all of the time. Shuffle tests and
   levels after "Does It Look Sequential?" (RecSys 2024, arXiv 2408.12008), and SplitLight (arXiv
   2602.19339). Seconds for a million interactions; N^2 is never held.
   """
@@ -51,7 +64,10 @@ def audit(dataset: Dataset, seed: int = 0) -> list[Check]:
   checks = [*_sizes(dataset, split), *_repeats(dataset.interactions), *_cold(split),
             *_copies(dataset.interactions)]
   if len(split.test):
-    checks += [*_order(dataset, split, seed), *_neighbors(dataset, split.train, seed)]
+    checks += [*_order(dataset, split, seed)] if shuffle else [Check(
+        'order', {}, 'note', 'not tested by shuffling here, since it takes a while; `recjax doctor '
+        'DATA --audit` does')]
+    checks += _neighbors(dataset, split.train, seed)
   if dataset.interactions.times is None:
     checks.append(Check('times', {}, 'note', 'the data have none, so that ties, leaks from the '
                         'future and drift cannot be looked at; add `times` to the sequences'))

@@ -7,10 +7,13 @@ import zlib
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Int, Shaped, UInt32
+from jaxtyping import Array, Float, Int, Shaped, UInt32
 
 from recjax.data.dataset import Interactions
+from recjax.errors import DataError
 from recjax.protocols import ScoreFn
+
+DAY = 86400  # seconds
 
 
 def baselines(train: Interactions, n_items: int, seed: int) -> dict[str, ScoreFn]:
@@ -42,6 +45,35 @@ def recency(items: Int[np.ndarray, ' M'], offsets: Int[np.ndarray, ' U1'],
   ends = np.repeat(offsets[1:] - 1, np.diff(offsets))
   weight = 0.5 ** (ends - np.arange(len(items))).astype(np.float64)
   return _one_list(np.bincount(items, weight, minlength=n_items + 1)[1:])
+
+
+def recent_popularity(train: Interactions, n_items: int, days: float) -> ScoreFn:
+  """One list for everyone: items by how often they were met in the last days of training.
+
+  Popularity of all time parts what is left equal. train: the training interactions, with times in
+  seconds. n_items: of the catalog. days: before the last of these times. Raises DataError without
+  times.
+  """
+  age, counts = _age(train), np.bincount(train.items, minlength=n_items + 1)[1:]
+  recent = np.bincount(train.items[age < days], minlength=n_items + 1)[1:]
+  return _one_list(recent + counts / (counts.max() + 1))
+
+
+def decayed_popularity(train: Interactions, n_items: int, half_life: float) -> ScoreFn:
+  """One list for everyone: items by their training interactions, older ones counting less.
+
+  train: as of `recent_popularity`. n_items: of the catalog. half_life: days before the end of
+  training at which an interaction counts half. Raises DataError without times.
+  """
+  return _one_list(np.bincount(train.items, .5 ** (_age(train) / half_life),
+                               minlength=n_items + 1)[1:])
+
+
+def _age(train: Interactions) -> Float[np.ndarray, ' M']:
+  """Days between each interaction and the last of all."""
+  if train.times is None:
+    raise DataError('these interactions have no times; add `times` to the sequences')
+  return (train.times.max(initial=0) - train.times) / DAY
 
 
 def _one_list(worth: Shaped[np.ndarray, ' N']) -> ScoreFn:

@@ -28,7 +28,7 @@ def rank_beside(
   cfg: the group `eval` of the run's config. seed: of the random row. log: is told which rows or
   choices are left out and why. options: block, mask_history and seen_mask, as `ranking.rank_cases`
   takes them. -> {row: ranks}, what results.json is to say of it: {'classical': {'settings',
-  'left_out', 'untuned'}}, or nothing
+  'left_out', 'untuned', 'counted_seconds'}}, or nothing
   """
   num_items, facts = len(catalog), {}
   rows = baselines.baselines(split.train, num_items, seed)
@@ -42,7 +42,7 @@ def rank_beside(
       log(f'    row {name} has the first settings of its grid: {why}')
     rows |= made.scores
     facts['classical'] = {'settings': made.settings, 'left_out': made.left_out,
-                          'untuned': made.untuned}
+                          'untuned': made.untuned, 'counted_seconds': made.counted}
   with doing('the ranking of the rows that stand beside'):
     return {name: ranking.rank_cases(score, split.test, num_items, **options)
             for name, score in rows.items()}, facts

@@ -23,7 +23,7 @@ from jaxtyping import Array, Bool, Float, Int
 from recjax.data.dataset import Catalog, Interactions
 from recjax.data.splits import Cases, Split
 from recjax.errors import ConfigError
-from recjax.evaluation import metrics, ranking
+from recjax.evaluation import baselines, metrics, ranking
 from recjax.protocols import AnyArray, ScoreFn
 from recjax.retrieval import bm25
 
@@ -38,13 +38,16 @@ SLOWER = {'text': 2.5, 'id_text': 3.5, 'graph1': 3.0, 'graph2': 4.5}  # times lo
 PRODUCTS = 1e9  # multiplications of a history with a table of N x N
 PAIRS = 5e7  # pairs of items of one user that are counted
 SOLVED = 1.5e10  # of the N^3 operations that solve EASE
-BUDGET = ('markov', 'markov_k', 'text', 'id_text', 'item_knn', 'item_knn:decay', 'graph1',
+TIMED = ('pop_recent', 'pop_decay')  # rows that need times
+BUDGET = ('markov', 'markov_k', 'text', 'id_text', *TIMED, 'item_knn', 'item_knn:decay', 'graph1',
           'graph2', 'ease', 'ease:decay')  # who is served first
 MADE_OF = {'id_text': ('markov_k', 'text'), 'ease:decay': ('ease',)}
 WORD = re.compile('[a-z0-9]+')
 
 # Settings that validation chooses among, the first is taken where there is no validation.
 GRIDS: dict[str, dict[str, Sequence[Any]]] = {
+    'pop_recent': dict(days=(30, 7, 90)),
+    'pop_decay': dict(half_life=(90, 30, 365)),
     'markov': {},
     'markov_k': dict(decay=(0.7, 0.5, 0.85, 1.0), shrink=(10.0, 3.0, 1.0), second=(0.5, 0.0)),
     'item_knn': dict(shrink=(20.0, 0.0, 100.0), neighbors=(0, 100), decay=(1.0,)),
@@ -64,12 +67,14 @@ class Rows(NamedTuple):
   """The classical rows of a data set.
 
   scores: {row: score function}. settings: {row: those chosen}. left_out: {row: why}. untuned: {row
-  that has the first settings of its grid: why}.
+  that has the first settings of its grid: why}. counted: {row: seconds of two cores for fitting,
+  choosing and ranking, by `counted_seconds`}.
   """
   scores: dict[str, ScoreFn]
   settings: dict[str, dict[str, Any]]
   left_out: dict[str, str]
   untuned: dict[str, str]
+  counted: dict[str, float]
 
 
 def score_functions(split: Split, item_titles: Sequence[str],
@@ -107,7 +112,9 @@ def score_functions(split: Split, item_titles: Sequence[str],
   rows, chosen = fit(split.for_choice, {})
   if split.refit is not None:
     rows, _ = fit(split.refit, chosen)
-  return Rows(rows, chosen, left_out, {row: why for row, why in untuned.items() if row in rows})
+  untuned = {row: why for row, why in untuned.items() if row in rows}
+  return Rows(rows, chosen, left_out, untuned, {
+      row: round(sum(seconds[row][:1 if row in untuned else 2]), 3) for row in rows})
 
 
 def fitted(train: Interactions, item_titles: Sequence[str], row: str,
@@ -160,6 +167,8 @@ def _impossible(train: Interactions, item_titles: Sequence[str]) -> dict[str, st
       if need > MEMORY:
         out[row] = (f'it needs {need / 2**30:,.1f} GiB for {n_items:,} items'
                     + (f'; {row.replace("ease", instead)} stands in for it' if instead else ''))
+  if train.times is None:
+    out |= dict.fromkeys(TIMED, 'the data have no times')
   if not any(map(words, item_titles)):
     out |= dict.fromkeys(('text', 'id_text', *GRAPHS), 'no title has a word')
   return out
@@ -207,7 +216,9 @@ def _makers(train: Interactions, item_titles: Sequence[str]) -> dict[str, Callab
 
   def ease_row(l2, decay):
     return _linear(weights(l2), None, decay)
-  return {'markov': functools.partial(markov, train, n),
+  return {'pop_recent': functools.partial(baselines.recent_popularity, train, n),
+          'pop_decay': functools.partial(baselines.decayed_popularity, train, n),
+          'markov': functools.partial(markov, train, n),
           'markov_k': functools.partial(markov_k, train, n),
           'item_knn': knn, 'item_knn:decay': knn, 'ease': ease_row, 'ease:decay': ease_row,
           'text': functools.partial(text, item_titles),

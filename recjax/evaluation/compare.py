@@ -14,7 +14,7 @@ from jaxtyping import Bool, Float, Int
 from recjax import run_files
 from recjax.data import splits
 from recjax.errors import ConfigError, DataError, WorkdirError
-from recjax.evaluation import slices
+from recjax.evaluation import over_seeds, slices
 from recjax.evaluation.metrics import GROUPS, KS, per_case
 from recjax.evaluation.results import CaseKey, read_groups, read_ranks
 from recjax.evaluation.statistics import bootstrap_interval, by_user, holm, paired_test, summarize
@@ -34,31 +34,41 @@ def compare(workdirs: Iterable[str | os.PathLike], rows: Sequence[str] = (), aga
   pairs are tested, sanity rows not among themselves. seed: of intervals and tests. ks: cut-offs. ->
   {'protocol', 'data', 'users': count, 'left_out': {workdir: users that others lack}, 'runs':
   {workdir: what its figures rest on}, 'once': row names that were found again, 'against': its full
-  name or '', 'groups': of `by_group`, 'rows', 'tests'}, the last two as in statistics.summarize
-  with rows named 'workdir:row'. Raises DataError where data or protocols differ, or no user or row
+  name or '', 'groups': of `by_group`, 'spread': {row of several seeds: {metric:
+  `statistics.two_way`}}, 'by_seed': {row: [{metric: mean}]}, 'verdict': `over_seeds.verdict`,
+  'rows', 'tests'}, the last two as in statistics.summarize with rows named 'workdir:row'. Lines of
+  one row that differ in their seed alone, inside a run or in runs of otherwise equal settings, are
+  one row: users' means over the seeds, with the interval over users and seeds from three on; a line
+  that `rows` names stays alone. Raises DataError where data or protocols differ, or no user or row
   is shared.
   """
-  runs = {name: _read_run(path) for name, path in _names(workdirs).items()}
+  paths = _names(workdirs)
+  runs = {name: _read_run(path) for name, path in paths.items()}
   for key in ('protocol', 'data'):
     _check_equal(key, {name: run[key] for name, run in runs.items()})
   users, takes = _shared_users(runs)
   plain = {f'{name}:{row}': (name, row) for name, run in runs.items() for row in run['ranks']}
   chosen = {full: (name, row) for full, (name, row) in plain.items()
-            if not rows or full in rows or row in rows}
+            if not rows or {full, row, over_seeds.row_of(full), over_seeds.row_of(row)} & {*rows}}
   once = [full for full in _found_again(runs, takes, chosen) if full not in rows]
   for full in once:
     del chosen[full]
-  lacking = [asked for asked in rows
-             if not any(asked in (full, row) for full, (_, row) in plain.items())]
+  lacking = [asked for asked in rows if not any(
+      asked in (full, row, over_seeds.row_of(full), over_seeds.row_of(row))
+      for full, (_, row) in plain.items())]
   if lacking:
     raise DataError(f'no row is named {", ".join(lacking)}; these runs have {", ".join(plain)}')
-  owners = owners_of(users)
+  owners, family = owners_of(users), over_seeds.families(runs, paths)
   first = next(iter(runs.values()))
   set_sizes = np.bincount(owners)[owners] if first['as_set'] and owners is not None else None
-  values = {full: per_case(runs[name]['ranks'][row][takes[name]], ks, set_sizes)
-            for full, (name, row) in chosen.items()}
-  pairs = _pairs({full: row for full, (_, row) in chosen.items()}, against)
-  reference = pairs[0][1] if against else next(iter(chosen))
+  values, names, several = over_seeds.merged(
+      {full: (family[name], row, per_case(runs[name]['ranks'][row][takes[name]], ks, set_sizes))
+       for full, (name, row) in chosen.items()}, rows)
+  spread, pairs = over_seeds.intervals(several, owners), _pairs(names, against)
+  reference = pairs[0][1] if against else next(iter(values))
+  found = summarize(values, seed, pairs=pairs, owners=owners)
+  for row, cells in spread.items():
+    over_seeds.widen(found['rows'][row], cells)
   return {
       'protocol': _protocol(runs, len(users)), 'data': first['data'], 'users': len(users),
       'left_out': {name: len(run['users']) - len(users) for name, run in runs.items()},
@@ -66,8 +76,11 @@ def compare(workdirs: Iterable[str | os.PathLike], rows: Sequence[str] = (), aga
       'once': list(dict.fromkeys(full.partition(':')[2] for full in once)),
       'against': against and reference,
       'groups': by_group(values, reference, _masks(runs, users), seed, owners=owners),
-      **summarize(values, seed, pairs=pairs, owners=owners),
-  }
+      'spread': spread, 'by_seed': {row: [{m: float(by_user(x, owners).mean())
+                                           for m, x in line.items()} for line in each]
+                                    for row, each in several.items()},
+      'verdict': over_seeds.verdict(found['rows'], found['tests'], spread, SHOWN[0],
+                                    against and reference), **found}
 
 
 def owners_of(cases: Sequence[CaseKey]) -> Int[np.ndarray, ' C'] | None:
@@ -94,8 +107,9 @@ def _masks(runs: Mapping[str, dict],
   for run in sorted(runs.values(), key=lambda run: -len(run['users'])):
     if run['groups']:
       groups = [run['groups'][u] for u in users]
-      masks = {name: np.array([name in each for each in groups])
-               for name in (*GROUPS, *slices.NAMES)}
+      known = (*GROUPS, *slices.NAMES, *slices.LENGTHS, 'repeated', 'new')
+      names = [*known, *sorted({name for each in groups for name in each} - set(known))]
+      masks = {name: np.array([name in each for each in groups]) for name in names}
       return {name: mask for name, mask in masks.items() if mask.any()}
   return {}
 
@@ -108,27 +122,31 @@ def by_group(values: Mapping[str, Mapping[str, Float[np.ndarray, ' U']]], refere
 
   values: {row: {metric: a value of each user}}. reference: the row. masks: the users of each group.
   seed: of intervals and tests. metric: which is compared. owners: as of `statistics.by_user`. -> {}
-  without groups, else {'reference', 'metric', 'sizes': {group: users}, 'rows': {row: {group:
-  {'value', 'low', 'high', 'p'}}}}: the mean difference of users, its 95 % bootstrap interval, and
-  the paired test, Holm-corrected over all rows and groups; for the reference its own figure,
-  without p.
+  without groups, else {'reference', 'metric', 'sizes': {group: users}, 'few': the same of groups
+  below slices.FEWEST, which have no figures, 'rows': {row: {group: {'value', 'low', 'high',
+  'p'}}}}: the mean difference of users, its 95 % bootstrap interval, and the paired test,
+  Holm-corrected over all rows and groups; for the reference its own figure, without p.
   """
+  sizes = {group: len(by_user(mask[mask], owners if owners is None else owners[mask]))
+           for group, mask in masks.items()}
+  few = {group: n for group, n in sizes.items() if n < slices.FEWEST}
+  masks = {group: mask for group, mask in masks.items() if group not in few}
   if not masks or metric not in values[reference]:
     return {}
   base = values[reference][metric]
   rows, tests = {row: {} for row in values}, {}
+  draws = max(10_000, 100 * len(values) * len(masks))  # or no corrected p could be below .05
   for (row, of_row), (group, mask) in itertools.product(values.items(), masks.items()):
     mine, other = (by_user(x[mask], owners if owners is None else owners[mask])
                    for x in (of_row[metric], base))
     value, low, high = bootstrap_interval(mine if row == reference else mine - other, seed)
     rows[row][group] = {'value': value, 'low': low, 'high': high}
     if row != reference:
-      tests[row, group] = paired_test(mine, other, seed)
+      tests[row, group] = paired_test(mine, other, seed, draws)
   for (row, group), p in holm(tests).items():
     rows[row][group]['p'] = p
-  return {'reference': reference, 'metric': metric, 'rows': rows,
-          'sizes': {group: len(by_user(mask[mask], owners if owners is None else owners[mask]))
-                    for group, mask in masks.items()}}
+  return {'reference': reference, 'metric': metric, 'rows': rows, 'few': few,
+          'sizes': {group: sizes[group] for group in masks}}
 
 
 def _found_again(runs: Mapping[str, dict], takes: Mapping[str, np.ndarray],
@@ -149,7 +167,9 @@ def average(workdirs: Iterable[str | os.PathLike], seed: int = 0,
   """The first row of several runs, e.g. of one setting and several seeds, as one row.
 
   A user's figure is the mean over the runs; only users that all of them ranked count. workdirs,
-  seed, ks: as in `compare`. -> {metric: {value, low, high, n}}. Raises DataError as `compare` does.
+  seed, ks: as in `compare`. -> {metric: {value, low, high, n}}, the interval over users and seeds
+  where there are three and more, over users where there are fewer. Raises DataError as `compare`
+  does.
   """
   runs = {name: _read_run(path) for name, path in _names(workdirs).items()}
   for key in ('protocol', 'data'):
@@ -161,7 +181,9 @@ def average(workdirs: Iterable[str | os.PathLike], seed: int = 0,
     values += [per_case(ranks[takes[name]], ks) for row, ranks in run['ranks'].items()
                if row.partition(':seed=')[0] == ours]
   means = {m: np.mean([each[m] for each in values], 0) for m in values[0]}
-  return summarize({'mean': means}, seed, pairs=[], owners=owners_of(users))['rows']['mean']
+  cells = summarize({'mean': means}, seed, pairs=[], owners=owners_of(users))['rows']['mean']
+  over_seeds.widen(cells, over_seeds.intervals({'mean': values}, owners_of(users))['mean'])
+  return cells
 
 
 def _names(workdirs: Iterable[str | os.PathLike]) -> dict[str, pathlib.Path]:
@@ -189,11 +211,13 @@ def _read_run(path: pathlib.Path) -> dict[str, Any]:
                       f'{run_files.KINDS[kind]}; run it again')
   users, ranks = read_ranks(path / 'ranks.parquet')
   run = {'protocol': results.get('protocol'), 'users': users, 'ranks': ranks,
-         'groups': read_groups(path / 'ranks.parquet'), 'as_set': bool(results.get('as_set')),
+         'settings': settings, 'groups': read_groups(path / 'ranks.parquet'),
+         'as_set': bool(results.get('as_set')),
          'data': results.get('data_fingerprint') or config.get('data_fingerprint'), 'about': {
              'method': settings.get('method'), 'preset': settings.get('preset'),
              'seeds': results.get('seeds', []), 'users': len(users),
-             'note': results.get('note', ''), 'revision': facts.get('revision'),
+             'lists': results.get('lists', {}), 'note': results.get('note', ''),
+             'revision': facts.get('revision'),
              'command': facts.get('command')}}
   for key, what in (('protocol', 'protocol'), ('data', 'data_fingerprint')):
     if not run[key]:
@@ -290,6 +314,13 @@ def note(table: Mapping[str, Any]) -> str:
     notes.append(f'p: paired randomization test against {table["against"]}, Holm-corrected')
   if table.get('once'):
     notes.append(f'{", ".join(table["once"])}: the same in several runs, shown once')
+  for row, cells in table.get('spread', {}).items():
+    metric = next((m for m in SHOWN if m in cells), next(iter(cells)))
+    each = ', '.join(f'{line[metric]:.4f}' for line in table['by_seed'][row])
+    sure = 'interval over users and seeds' if cells[metric]['low'] is not None else (
+        'too few to say how far seeds reach, interval over users')
+    notes.append(f'{row}: mean over {cells[metric]["seeds"]} seeds, {metric} {each}, sd '
+                 f'{cells[metric]["sd_of_seeds"]:.4f}, {sure}')
   return '; '.join(filter(None, [*notes, table.get('power', '')]))
 
 
@@ -304,7 +335,7 @@ def text_table(table: Mapping[str, Any], metrics: Sequence[str] = SHOWN, width: 
   heads, figures, test_heads, tests = _cells(table, metrics)
   out = io.StringIO()
   console = Console(file=out, width=width, force_terminal=False)
-  for line in filter(None, (table['protocol'], note(table))):
+  for line in filter(None, (table.get('verdict'), table['protocol'], note(table))):
     console.print(line, markup=False, highlight=False)
   for head, body in ((heads, figures), (test_heads, tests)):
     shown = Table()
@@ -329,7 +360,8 @@ def markdown_table(table: Mapping[str, Any], metrics: Sequence[str] = SHOWN) -> 
     for row in cells:
       row[0] = row[0].replace('|', r'\|')
   _mark_best(table, metrics, figures, '**{}**')
-  parts = [p for line in (table['protocol'], note(table)) if line for p in (line, '')]
+  opening = (table.get('verdict'), table['protocol'], note(table))
+  parts = [p for line in opening if line for p in (line, '')]
   for head, body in ((heads, figures), (test_heads, tests)):
     lines = [head, ['---'] + ['---:'] * (len(head) - 1), *body]
     parts += ['| ' + ' | '.join(line) + ' |' for line in lines if body] + [''] * bool(body)
@@ -345,7 +377,8 @@ def latex_table(table: Mapping[str, Any], metrics: Sequence[str] = SHOWN) -> str
   for cells in (heads, test_heads, *figures, *tests):
     cells[:] = [_latex(cell) for cell in cells]
   _mark_best(table, metrics, figures, r'\textbf{{{}}}')
-  parts = [f'% {line}' for line in (table['protocol'], note(table)) if line]
+  opening = (table.get('verdict'), table['protocol'], note(table))
+  parts = [f'% {line}' for line in opening if line]
   for head, body in ((heads, figures), (test_heads, tests)):
     if body:
       lines = [' & '.join(line) + r' \\' for line in (head, *body)]

@@ -17,7 +17,8 @@ from recjax import file_io, run_files
 from recjax.data import splits
 from recjax.data.dataset import Dataset
 from recjax.errors import DataError, WorkdirError
-from recjax.evaluation import metrics, slices, statistics
+from recjax.evaluation import audit, metrics, slices, statistics
+from recjax.progress import doing
 
 CLOSING = ('HR@10', 'NDCG@10')
 
@@ -26,7 +27,7 @@ def save(
     folder: str | os.PathLike, dataset: Dataset, split: splits.Split, row: str,
     ranks: Mapping[str, np.ndarray],
     lists: Sequence[Num[np.ndarray, 'U K']], protocol: str,
-    seeds: Sequence[int] = (0,), ks: Sequence[int] = metrics.KS, **more: Any,
+    seeds: Sequence[int] = (0,), ks: Sequence[int] = metrics.KS, audited: bool = True, **more: Any,
 ) -> dict[str, Any]:
   """Writes results.json, ranks.parquet and predictions.parquet about the test users.
 
@@ -34,7 +35,8 @@ def save(
   against all others. ranks: {row: integers (U,), or (S, U), a line for each seed}; a user's figure
   is the mean over the seeds. lists: of `row`, items 1..N or 0 for an empty place, and their scores.
   protocol: the sentence of `ranking.protocol` about these very users. seeds: of the lines of ranks;
-  the first one draws the intervals. ks: cut-offs, fewer for lists that end early. more: further
+  the first one draws the intervals. ks: cut-offs, fewer for lists that end early. audited: whether
+  it holds what `audit.brief` says of the data, which are then as they were loaded. more: further
   entries of results.json. -> its content. Raises DataError for ranks of another shape, or a
   sentence about another number of users.
   """
@@ -55,27 +57,44 @@ def save(
   counts = np.bincount(split.train.items, minlength=len(dataset.catalog) + 1)[1:]
   masks = {**metrics.groups(test.targets, counts, np.diff(test.histories[1])),
            **slices.groups(split.train, test, len(dataset.catalog))}
-  by_seed = [{m: float(statistics.by_user(v, owners).mean()) for m, v in values.items()}
-             for values in each[row]]
-  spread = {m: float(np.std([found[m] for found in by_seed], ddof=1)) if len(by_seed) > 1 else None
-            for m in by_seed[0]}
+  further = slices.apart(dataset.interactions, test)
   results = {
       'protocol': protocol, 'users': len(np.unique(test.users)), 'seeds': list(seeds),
       'data_fingerprint': dataset.fingerprint,
       **statistics.summarize(rows, seeds[0], masks, [(row, o) for o in rows if o != row],
                              owners=owners),
-      'by_seed': {str(s): found for s, found in zip(seeds, by_seed)}, 'sd_of_seeds': spread,
-      'lists': metrics.list_properties(lists[0][:, :10], counts, test.histories),
+      **_over_seeds(each[row], seeds, owners),
+      'lists': metrics.list_properties(lists[0][:, :10], counts, test.histories) | {
+          'memorized': slices.memorized(split.train, test.histories, np.asarray(lists[0])[:, :10],
+                                        len(dataset.catalog))},
       'cold_targets': int((counts[test.targets - 1] == 0).sum()),
       **({'as_set': True} if test.as_set else {}), **more}
+  if audited:
+    with doing('the audit of the data'):
+      results['audit'] = audit.brief(dataset)
+  for name, cells in results['rows'].items():
+    cells |= statistics.in_groups({m: rows[name][m] for m in CLOSING if m in rows[name]}, seeds[0],
+                                  further, owners)
   users = [dataset.interactions.users[u] for u in test.users]
   numbers = None if owners is None else case_numbers(users)
-  write_ranks(folder / 'ranks.parquet', users, _lines(ranks, seeds), masks, numbers)
+  write_ranks(folder / 'ranks.parquet', users, _lines(ranks, seeds), masks | further, numbers)
   named = [[dataset.catalog.id_of(i) if i else None for i in items] for items in lists[0]]
   write_predictions(folder / 'predictions.parquet', users, named, lists[1], numbers)
   text = json.dumps(results, indent=1, ensure_ascii=False)
   file_io.write_text(folder / 'results.json', text + '\n')
   return results
+
+
+def _over_seeds(lines: Sequence[Mapping], seeds: Sequence[int],
+                owners: np.ndarray | None) -> dict[str, Any]:
+  """What results.json says of the seeds of a row. lines: values by metric, one for each seed."""
+  stacked = {m: np.stack([statistics.by_user(line[m], owners) for line in lines])
+             for m in lines[0]}
+  found = {m: statistics.two_way(values) for m, values in stacked.items()}
+  return {'by_seed': {str(seed): {m: float(values[i].mean()) for m, values in stacked.items()}
+                      for i, seed in zip(range(len(lines)), seeds)},
+          'sd_of_seeds': {m: cell['sd_of_seeds'] for m, cell in found.items()},
+          'users_and_seeds': found}
 
 
 def _lines(ranks: Mapping[str, np.ndarray],

@@ -8,7 +8,7 @@ Letters of shapes: U test cases, N items.
 """
 import numpy as np
 import scipy.sparse as sp
-from jaxtyping import Bool, Int
+from jaxtyping import Bool, Int, Integer, Shaped
 
 from recjax.data.dataset import Interactions
 from recjax.data.splits import Cases
@@ -16,6 +16,9 @@ from recjax.data.splits import Cases
 HOPS = 4       # items back that may lead to the target
 FEW = 4        # training interactions of an item up to which it is rare
 BLOCK = 2048   # cases at once
+LENGTHS = {'len1-3': (0, 4), 'len4-5': (4, 6), 'len6-9': (6, 10), 'len10+': (10, 1 << 40)}
+MONTHS = 12    # groups of time at most
+FEWEST = 30    # users of a group whose figure says something
 NAMES = ('memorized', 'generalized', 'uncategorized', 'cold', 'few')
 
 
@@ -29,6 +32,72 @@ def groups(train: Interactions, cases: Cases, n_items: int) -> dict[str, Bool[np
   count = np.bincount(train.items, minlength=n_items + 1)[cases.targets]
   return {**{name: kind == k for k, name in enumerate(NAMES[:3])},
           'cold': count == 0, 'few': (count > 0) & (count <= FEW)}
+
+
+def apart(interactions: Interactions, cases: Cases) -> dict[str, Bool[np.ndarray, ' U']]:
+  """Further groups, each left out where it parts nothing: by how long the history is (LENGTHS), by
+  whether the target stands in it ('repeated', 'new'), by the month of the target, or its year where
+  there are more than MONTHS months.
+
+  interactions: all that were split, with times or without. cases: of the test, whose users are rows
+  of `interactions`.
+  """
+  items, offsets = cases.histories
+  lengths = np.diff(offsets)
+  owner = np.repeat(np.arange(len(cases)), lengths)
+  again = np.bincount(owner, items == cases.targets[owner], len(cases)) > 0
+  found = {name: (lengths >= low) & (lengths < high) for name, (low, high) in LENGTHS.items()}
+  if again.any():
+    found |= {'repeated': again, 'new': ~again}
+  when = times(interactions, cases)
+  if when is not None:
+    for unit in ('M', 'Y'):
+      stamps = when.astype('datetime64[s]').astype(f'datetime64[{unit}]')
+      known = np.unique(stamps[~np.isnat(stamps)])
+      if 1 < len(known) <= MONTHS:
+        found |= {str(stamp): stamps == stamp for stamp in known}
+        break
+  return {name: mask for name, mask in found.items() if mask.any() and not mask.all()}
+
+
+def times(interactions: Interactions, cases: Cases) -> Shaped[np.ndarray, ' U'] | None:
+  """When each target was met, as datetime64 in seconds, none where it cannot be told; None without
+  times.
+
+  interactions, cases: as of `apart`. A target is looked for behind the case's history: right there,
+  or further where a history ends before what the user did next.
+  """
+  if interactions.times is None or not len(cases):
+    return None
+  when = np.full(len(cases), np.datetime64('NaT', 's'))
+  place = interactions.offsets[cases.users] + np.diff(cases.histories[1])
+  ends = interactions.offsets[cases.users + 1]
+  left = np.flatnonzero(place < ends)
+  while len(left):
+    good = interactions.items[place[left]] == cases.targets[left]
+    when[left[good]] = interactions.times[place[left[good]]].astype('datetime64[s]')
+    left = left[~good]
+    place[left] += 1
+    left = left[place[left] < ends[left]]
+  return when
+
+
+def memorized(train: Interactions, histories: tuple[np.ndarray, np.ndarray],
+              lists: Integer[np.ndarray, 'U K'], n_items: int) -> float:
+  """The share of recommended items that came right after the list's last history item in some
+  training sequence: what a table of transitions would have said too.
+
+  train: the training sequences. histories: flat items and offsets, one a list. lists: items 1..N,
+  0 for an empty place, others are no items and count as not seen. n_items: of the catalog. nan
+  where nothing is recommended.
+  """
+  items, offsets = histories
+  follow = after(train, n_items, 1)
+  user, place = np.nonzero(lists)
+  shown = lists[user, place]
+  some = (np.diff(offsets)[user] > 0) & (shown > 0) & (shown <= n_items)
+  last = items[offsets[user[some] + 1] - 1] - 1
+  return float(_held(follow, last, shown[some] - 1).sum() / len(shown)) if len(shown) else np.nan
 
 
 def memory(train: Interactions, cases: Cases, n_items: int, hops: int = HOPS

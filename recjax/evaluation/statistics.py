@@ -13,6 +13,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
+import scipy.stats
 from jaxtyping import Bool, Float, Int, Shaped
 
 from recjax.errors import DataError
@@ -20,6 +21,7 @@ from recjax.errors import DataError
 DISTINCT = 20_000     # more distinct values than this are resampled one by one, with Poisson counts
 BLOCK = 1 << 18       # random numbers held at once
 BINOMIAL = 48         # equal differences that are cheaper as one binomial than as single signs
+NORMAL = 1.959964     # standard errors of a 95 % interval
 POWER = 2.801585      # standard errors: 1.959964 of p < .05, two-sided, and .841621 of power .8
 
 
@@ -175,6 +177,106 @@ def by_user(values: Shaped[np.ndarray, ' C'],
   return np.bincount(user, np.asarray(values, np.float64)) / np.bincount(user)
 
 
+def two_way(values: Shaped[np.ndarray, 'S U'] | Sequence) -> dict[str, Any]:
+  """A method's mean over seeds and users, and how sure it is for other users and other seeds.
+
+  values: a line of users' values for each of S seeds, the same users in all. -> {'value', 'n',
+  'seeds': S, 'sd_of_seeds': of the seeds' means, None for one seed, 'se_users': standard error over
+  users of the mean over seeds, 'se': over users and seeds, the root of var(user means) / n +
+  var(seed means) / S, sample variances, which is slightly too large; 'low', 'high': the 95 %
+  interval of t with the degrees of freedom of Welch and Satterthwaite (Biometrics Bulletin 2,
+  1946)}; 'se', 'low' and 'high' are None for one user and for two seeds and fewer, which say
+  nothing about seeds. Raises DataError for no values or NaN.
+  """
+  values = np.asarray(values, np.float64)
+  if values.ndim != 2 or not values.size or not np.isfinite(values).all():
+    raise DataError(f'values {values.shape} are no lines of finite values, one for each seed')
+  seeds, n = values.shape
+  of_users, by_seed = values.mean(0), values.mean(1)
+  parts = [float(np.var(x, ddof=1)) / len(x) if len(x) > 1 else math.nan
+           for x in (of_users, by_seed)]
+  found = {'value': float(of_users.mean()), 'n': n, 'seeds': seeds,
+           'sd_of_seeds': math.sqrt(parts[1] * seeds) if seeds > 1 else None,
+           'se_users': math.sqrt(parts[0]) if n > 1 else None, 'se': None, 'low': None,
+           'high': None}
+  if seeds > 2 and n > 1:
+    found['se'] = math.sqrt(sum(parts))
+    spread = sum(part ** 2 / (len(x) - 1) for part, x in zip(parts, (of_users, by_seed)))
+    reach = (scipy.stats.t.ppf(.975, sum(parts) ** 2 / spread) * found['se']) if spread else 0.0
+    found |= {'low': found['value'] - float(reach), 'high': found['value'] + float(reach)}
+  return found
+
+
+def seed_noise(a: Mapping[str, Any], b: Mapping[str, Any]) -> float | None:
+  """How far apart two means over seeds may come to lie by the seeds alone, about.
+
+  a, b: of `two_way`; 'seeds' of 0 means a row that draws nothing. -> 2 standard deviations of the
+  difference of the means, 2 sd sqrt(2 / S) where both have S seeds of one spread; None where one
+  has a single seed, whose spread nobody knows.
+  """
+  if 1 in (a['seeds'], b['seeds']):
+    return None
+  return 2 * math.sqrt(sum(x['sd_of_seeds'] ** 2 / x['seeds'] for x in (a, b) if x['seeds']))
+
+
+def kendall(a: Shaped[np.ndarray, '_ _'] | Sequence, b: Shaped[np.ndarray, '_ _'] | Sequence,
+            seed: Any, draws: int = 1000, paired: bool = False) -> tuple[float, float, float]:
+  """How alike two tests order the same rows: Kendall's tau-b of the rows' means, and how sure.
+
+  a, b: for each of R rows a value of each user; the users of the two may differ. seed: of numpy's
+  generator. draws: resamples of users, all rows of a test together. paired: whether both have the
+  same users in the same order, who are then drawn together. -> (tau, low, high), a 95 % bootstrap
+  interval; with ten rows it is wide. nan where a test puts all rows level. Raises DataError for
+  unequal rows, fewer than two of them, or NaN.
+  """
+  a, b = (np.asarray(x, np.float64) for x in (a, b))
+  if a.ndim != 2 or b.ndim != 2 or len(a) != len(b) or len(a) < 2 or not (a.size and b.size):
+    raise DataError(f'values {a.shape} and {b.shape}: tau wants a line of users for each of the '
+                    'same two rows or more in both')
+  if not (np.isfinite(a).all() and np.isfinite(b).all()):
+    raise DataError('tau wants finite values for every row and user')
+  if paired and a.shape != b.shape:
+    raise DataError(f'{a.shape[1]} users against {b.shape[1]}; paired ones are the same in both')
+
+  def tau(x: np.ndarray, y: np.ndarray) -> float:
+    x, y = (np.round(z / max(np.abs(z).max(), 1e-300), 12) for z in (x, y))  # sums of equal rows
+    return round(float(scipy.stats.kendalltau(x, y)[0]), 12)
+  rng, taus = np.random.default_rng(seed), []
+  for size in _block_sizes(draws, max(a.shape[1], b.shape[1])):
+    one = rng.poisson(1.0, (size, a.shape[1]))  # so many times each user, about as one draws them
+    two = one if paired else rng.poisson(1.0, (size, b.shape[1]))
+    taus += [tau(x, y) for x, y in zip(one @ a.T, two @ b.T)]  # sums order as means do
+  low, high = np.nanquantile(taus, (.025, .975)) if not np.isnan(taus).all() else (math.nan,) * 2
+  found = tau(a.mean(1), b.mean(1))
+  return found, min(found, float(low)), max(found, float(high))
+
+
+def wilson(hits: int, n: int) -> tuple[float, float]:
+  """The 95 % interval of a share, inside 0 to 1 and of some width where all or none are hit.
+
+  hits, n: how many of how many. Wilson, Journal of the American Statistical Association 22, 1927.
+  Raises DataError for no case, or more hits than cases.
+  """
+  if not 0 <= hits <= n or not n:
+    raise DataError(f'{hits} of {n} is no share')
+  share, square = hits / n, NORMAL ** 2
+  middle = (share + square / (2 * n)) / (1 + square / n)
+  reach = NORMAL / (1 + square / n) * math.sqrt(share * (1 - share) / n + square / (4 * n * n))
+  return max(0.0, min(middle - reach, share)), min(1.0, max(middle + reach, share))
+
+
+def newcombe(hits: int, n: int, other_hits: int, other_n: int) -> tuple[float, float, float]:
+  """How far apart two shares are, and the 95 % interval of that, of two samples apart.
+
+  hits, n: of the first. other_hits, other_n: of the second. Wider than needed where both are of the
+  same cases. Newcombe, Statistics in Medicine 17, 1998, method 10. -> (first - second, low, high)
+  """
+  (low, high), (other_low, other_high) = wilson(hits, n), wilson(other_hits, other_n)
+  one, two = hits / n, other_hits / other_n
+  return (one - two, one - two - math.hypot(one - low, other_high - two),
+          one - two + math.hypot(high - one, two - other_low))
+
+
 def summarize(
     rows: Mapping[str, Mapping[str, Shaped[np.ndarray, '...'] | Sequence]], seed: Any,
     masks: Mapping[str, Bool[np.ndarray, ' U']] | None = None,
@@ -213,6 +315,15 @@ def summarize(
       for row, other in pairs}
   return {'rows': intervals, 'tests': tests, 'detectable': apart,
           'power': _power(apart, 'HR@10' if 'HR@10' in metrics else metrics[0])}
+
+
+def in_groups(values: Mapping[str, Shaped[np.ndarray, '...']], seed: Any,
+              masks: Mapping[str, Bool[np.ndarray, ' U']],
+              owners: Int[np.ndarray, ' C'] | None = None) -> dict[str, dict[str, float]]:
+  """The entries 'metric:group' of a row, as `summarize` gives them. values: {metric: a value of
+  each case}. seed: of intervals. masks: {group: its cases}. owners: as of `by_user`."""
+  every = _intervals(values, seed, masks, 1000, owners)
+  return {metric: cell for metric, cell in every.items() if metric not in values}
 
 
 def _intervals(values: Mapping, seed: Any, masks: Mapping, draws: int,

@@ -42,6 +42,7 @@ _WIDTH = 6.4  # inches of 72 SVG units: text stays legible when a phone shows it
 _MAX_POINTS = 400
 _MAX_DOTS = 1200
 _MAX_LABEL_CHARS = 28
+_COST_HEIGHT, _LABEL_GAP = 4.2, .065  # inches; share of the height that a label takes
 
 
 def loss_curves(curves: Mapping[str, Sequence], validation: Mapping[str, Sequence] | None = None,
@@ -119,6 +120,98 @@ def bars_with_intervals(rows: Mapping[str, Mapping], metric: str,
       _nothing(axes)
 
   return _drawn(paint, height=0.95 + 0.42 * max(len(cells), 3))
+
+
+def curves_over_k(curves: Mapping[str, Sequence[tuple[float, float, float, float]]],
+                  ylabel: str, labels: Mapping[str, str] | None = None) -> Markup:
+  """Draws a metric against the length of lists, with its interval as a band.
+
+  curves: {row: [(k, value, low, high), ...]}. ylabel: the metric. labels: row -> what to call it.
+  """
+  labels = labels or {}
+
+  def paint(axes: Any) -> None:
+    handles, every = {}, sorted({point[0] for curve in curves.values() for point in curve})
+    for i, (row, curve) in enumerate(curves.items()):
+      color, dash = _SERIES[i % len(_SERIES)], _DASHES[i // len(_SERIES) % len(_DASHES)]
+      k, value, low, high = np.asarray(curve, float).reshape(-1, 4).T
+      axes.fill_between(k, low, high, color=color, alpha=0.14, linewidth=0)
+      handles[labels.get(row, row)], = axes.plot(k, value, color=color, linestyle=dash,
+                                                 marker='o', markersize=4)
+    if every:
+      axes.set_xscale('log')
+      axes.set_xticks(every, [_plain(k) for k in every])
+      axes.minorticks_off()
+    axes.set_ylim(bottom=0)
+    axes.set_xlabel('k, the length of the list')
+    axes.set_ylabel(clean(ylabel))
+    axes.grid(axis='x', visible=False)
+    _legend(axes, handles)
+    if not handles:
+      _nothing(axes)
+
+  return _drawn(paint, height=3.9)
+
+
+def quality_against_cost(points: Mapping[str, tuple[float, float, float, float]], xlabel: str,
+                         ylabel: str, labels: Mapping[str, str] | None = None,
+                         highlight: Sequence[str] = ()) -> Markup:
+  """Draws rows by what they cost, on a logarithmic axis, and what they reach, with intervals.
+
+  points: {row: (cost above 0, value, low, high)}. xlabel, ylabel: what the axes say. labels: row ->
+  what to call it. highlight: rows in the accent color. Rows that no other beats at less or equal
+  cost are joined by a line; they and the highlighted ones are named.
+  """
+  labels, front = labels or {}, pareto({row: point[:2] for row, point in points.items()})
+
+  def paint(axes: Any) -> None:
+    ordered = [points[row][:2] for row in front]
+    axes.plot(*np.asarray(ordered, float).reshape(-1, 2).T, color=_MUTED, linewidth=1,
+              drawstyle='steps-post')
+    for row, (cost, value, low, high) in points.items():
+      color = _SERIES[0] if row in highlight else _SERIES[-1]
+      axes.plot([cost, cost], [low, high], color=color, linewidth=1.4, alpha=0.6)
+      axes.plot([cost], [value], 'o', color=color, markersize=6, markeredgecolor=_PAGE)
+    top = 1.08 * max((point[3] for point in points.values()), default=1.0) or 1.0
+    axes.set_ylim(0, top)
+    below = top
+    for row in sorted({*front, *highlight} & {*points}, key=lambda row: -points[row][1]):
+      below = min(points[row][1], below - _LABEL_GAP * top)  # so that no label hides another
+      drop = (below - points[row][1]) / top * _COST_HEIGHT * 72 * .8
+      axes.annotate(_label(labels.get(row, row)), points[row][:2], (12, drop), va='center',
+                    ha='left', textcoords='offset points', fontsize=11, arrowprops={
+                        'arrowstyle': '-', 'color': _MUTED, 'linewidth': 0.6, 'shrinkB': 4})
+    if points:
+      axes.set_xscale('log')
+      costs = [point[0] for point in points.values()]
+      axes.set_xlim(min(costs) / 1.6, max(costs) * (max(costs) / min(costs)) ** .3 * 3)
+    axes.xaxis.set_major_formatter(_plain)
+    axes.xaxis.set_minor_formatter('')
+    axes.tick_params(which='minor', length=0)
+    axes.set_xlabel(clean(xlabel))
+    axes.set_ylabel(clean(ylabel))
+    if not points:
+      _nothing(axes)
+
+  return _drawn(paint, height=_COST_HEIGHT)
+
+
+def pareto(points: Mapping[str, Sequence[float]]) -> list[str]:
+  """Rows that no other beats at less or equal cost, by cost. points: {row: (cost, value)}."""
+  best, front = -math.inf, []
+  for row in sorted(points, key=lambda row: (points[row][0], -points[row][1])):
+    if points[row][1] > best:
+      best = points[row][1]
+      front.append(row)
+  return front
+
+
+def standalone(svg: Markup) -> str:
+  """A picture as a file of its own, in the colors of the day, for programs that know no style sheet
+  of ours. svg: of this module."""
+  size = re.search(r'viewBox="[\d.]+ [\d.]+ ([\d.]+) ([\d.]+)"', svg)
+  sized = f'<svg width="{size[1]}" height="{size[2]}"' if size else '<svg'
+  return re.sub(r'var\(--\w+, (#[0-9a-f]{6})\)', r'\1', str(svg)).replace('<svg', sized, 1)
 
 
 def scatter(points: np.ndarray, groups: Sequence[str], xlabel: str = 'first component',

@@ -1,7 +1,7 @@
 """Tables of figures: rows of a `results.json` with intervals and tests, and counts with bars."""
 import math
 import numbers
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from markupsafe import Markup
@@ -11,6 +11,7 @@ from recjax.report.html import (
     Section,
     details,
     figure,
+    grid,
     inline,
     number,
     render,
@@ -20,20 +21,26 @@ from recjax.report.html import (
 )
 
 FEWEST = 30  # users of a group whose figure says something
-USER_GROUPS = ('head', 'mid', 'tail', 'short', 'long', 'memorized', 'generalized', 'uncategorized',
-               'cold', 'few')
-GROUPS_ARE = ('Head, mid and tail items hold a third of all training interactions each; short and '
-              'long histories are cut at the median. The step to a memorized target was seen in '
-              'training, to a generalized one it can be inferred from what stands near it, to an '
-              'uncategorized one it cannot. Cold targets have no interaction in training, "few" '
-              'have one to four.')
+MARKED = 200  # users of a group below which it is marked
+# groups of test users that one table and one picture show together; those of no kind are times
+KINDS = {'How popular the next item is': ('head', 'mid', 'tail', 'cold', 'few'),
+         'How long the history is': ('short', 'long', 'len1-3', 'len4-5', 'len6-9', 'len10+'),
+         'What training could know of the step': ('memorized', 'generalized', 'uncategorized'),
+         'Met before or new': ('repeated', 'new')}
+WHEN = 'When the next item was met'
+GROUPS_ARE = ('Head, mid and tail items hold a third of all training interactions each; cold ones '
+              'have none there, few have one to four. Short and long histories are cut at the '
+              'median. The step to a memorized target was seen in training, to a generalized one '
+              'it can be inferred from what stands near it, to an uncategorized one it cannot.')
 LIST_METRICS = {'coverage': 'share of the catalog that stands in some list',
          'Gini': 'Gini: 0 where all items are shown alike, near 1 where a few get all',
          'novelty': "novelty: mean −log2 of an item's share of training interactions",
          'out_of_catalog': 'share of answers that are no item',
-         'repeat': 'share that stand twice in a list', 'seen': 'share that the user had before'}
+         'repeat': 'share that stand twice in a list', 'seen': 'share that the user had before',
+         'memorized': 'share that came right after the last item in training'}
 # what `evaluation.beside` puts beside the rows of a method
 BESIDE = {'popularity': 'popularity', 'recency': 'recent popularity', 'random': 'random',
+          'pop_recent': 'popularity of the last days', 'pop_decay': 'popularity, fading with age',
           'markov': 'Markov chain, last item', 'markov_k': 'Markov chain, last 20 items',
           'item_knn': 'neighbors', 'item_knn:decay': 'neighbors, later items more',
           'ease': 'EASE', 'ease:decay': 'EASE, later items more',
@@ -133,8 +140,8 @@ def groups_section(results: Mapping, row: str, metric: str = 'HR@10') -> Section
   results: as `results_table` takes it, with 'lists' and 'cold_targets'. row: whose. metric: which.
   """
   cells = results['rows'][row]
-  found = {group: {metric: cells[f'{metric}:{group}']} for group in USER_GROUPS
-           if f'{metric}:{group}' in cells}
+  found = {name.partition(':')[2]: {metric: cell} for name, cell in cells.items()
+           if name.startswith(f'{metric}:')}
   drawn = {group: cell for group, cell in found.items()
            if cell[metric].get('n', FEWEST) >= FEWEST} or found
   left = ', '.join(f'{group} ({number(cell[metric]["n"])})' for group, cell in found.items()
@@ -142,13 +149,25 @@ def groups_section(results: Mapping, row: str, metric: str = 'HR@10') -> Section
   said = f' Groups of fewer than {FEWEST} users are not drawn: {left}.' if left else ''
   return section(
       'Where the hits are',
-      figure(plots.bars_with_intervals(drawn, metric),
-             f'{metric} of {row} by group of test users', f'bars of {metric} by group'),
+      grid(*(figure(plots.bars_with_intervals({g: drawn[g] for g in groups}, metric),
+                    f'{metric} of {row} by group: {kind[0].lower()}{kind[1:]}',
+                    f'bars of {metric} by group')
+             for kind, groups in _by_kind(drawn).items())),
       table(['Lists of ten', 'Value'],
             [[LIST_METRICS.get(name, name), f'{value:.4f}']
              for name, value in results['lists'].items()], 'What is shown', 'lr'),
       intro=f'{GROUPS_ARE} {number(results["cold_targets"])} test items were never seen in '
             f'training.{said}')
+
+
+def _by_kind(groups: Iterable[str]) -> dict[str, list[str]]:
+  """{what parts them: the groups, in order}, of those that there are."""
+  kind_of = {group: kind for kind, names in KINDS.items() for group in names}
+  order = [group for names in KINDS.values() for group in names]
+  out: dict[str, list[str]] = {}
+  for group in sorted(groups, key=lambda g: order.index(g) if g in order else len(order)):
+    out.setdefault(kind_of.get(group, WHEN), []).append(group)
+  return out
 
 
 def group_differences(differences: Mapping, labels: Mapping[str, str]) -> list[Section]:
@@ -168,16 +187,21 @@ def group_differences(differences: Mapping, labels: Mapping[str, str]) -> list[S
         sign + _four(found['value']), f'{_four(found["low"])} to {_four(found["high"])}',
         strong=p is not None and p < 0.05, below='its own' if p is None else f'p {p_value(p)}')
 
-  head = ['Row', *([f'{group} ', render('small', f'n = {number(n)}')]
-                   for group, n in differences['sizes'].items())]
-  body = [[labels.get(row, row), *(cell(cells[group]) for group in differences['sizes'])]
-          for row, cells in differences['rows'].items()]
+  sizes, tables = differences['sizes'], []
+  for kind, groups in _by_kind(sizes).items():
+    head = ['Row', *([f'{group}{"*" * (sizes[group] < MARKED)} ',
+                      render('small', f'n = {number(sizes[group])}')] for group in groups)]
+    body = [[labels.get(row, row), *(cell(cells[group]) for group in groups)]
+            for row, cells in differences['rows'].items()]
+    tables.append(table(head, body, f'{kind}: {differences["metric"]} less that of {name}',
+                        'l'.ljust(len(head), 'r')))
+  few = ', '.join(f'{group} ({n})' for group, n in differences.get('few', {}).items())
+  few = f' Groups of fewer than {FEWEST} users have no figures: {few}.' if few else ''
   return [section(
-      'Differences by group', table(head, body, f'{differences["metric"]} less that of {name}',
-                                    'l'.ljust(len(head), 'r')),
+      'Differences by group', *tables,
       intro=f'Users by what came next and by how much came before. {GROUPS_ARE} Under each '
-            'difference its 95 % interval and its paired test, Holm-corrected over the whole '
-            'table; bold where p is below 0.05.')]
+            'difference its 95 % interval and its paired test, Holm-corrected over all tables; '
+            f'bold where p is below 0.05; * marks groups of fewer than {MARKED} users.{few}')]
 
 
 def _finite(value: Any) -> bool:

@@ -9,8 +9,11 @@ import ml_collections
 
 import recjax
 from recjax import run_files
-from recjax.report import html, plots
+from recjax.report import audit_tables, html, plots, result_plots, result_tables
 from recjax.report.html import Section
+
+CONTAMINATION = 'contamination.json'  # in a run's folder
+PLOTS = 'plots'
 
 
 def training_section(rows: Iterable[Mapping], names: Mapping[str, str] | None = None) -> Section:
@@ -38,14 +41,32 @@ def training_section(rows: Iterable[Mapping], names: Mapping[str, str] | None = 
 
 def closing_sections(path: str | os.PathLike, cfg: ml_collections.ConfigDict,
                      data_facts: Mapping[str, Any], papers: Sequence[str]) -> list[Section]:
-  """Returns the last two sections: how to reproduce the run, how to cite what it used.
+  """Returns the last sections: pictures, what an audit says of the data, how to reproduce the run,
+  how to cite what it used.
+
+  The pictures also become files of the folder plots/ of the run.
 
   path: the run's folder. cfg: the resolved config. data_facts: {what: text} of the data. papers:
   BibTeX entries of what was run.
   """
   run_facts = run_files.read_config(path)['facts']
-  return [reproduce_section(pathlib.Path(path), cfg, data_facts, run_facts),
-          cite_section(papers, run_facts)]
+  path = pathlib.Path(path)
+  checks = (run_files.read_json(path / 'results.json') or {}).get('audit')
+  return [*pictures_section(path), *([audit_tables.section(checks)] if checks else []),
+          reproduce_section(path, cfg, data_facts, run_facts), cite_section(papers, run_facts)]
+
+
+def pictures_section(path: pathlib.Path) -> list[Section]:
+  """Returns the pictures of the run's table, which are kept beside its report; none where it has no
+  figures. path: the run's folder."""
+  results = run_files.read_json(path / 'results.json')
+  if not results or not results.get('rows'):
+    return []
+  made = result_plots.pictures(results, [next(iter(results['rows']))], result_tables.BESIDE,
+                               result_plots.seconds_of(path, results))
+  result_plots.save(made, path / PLOTS)
+  return [html.section('Pictures of the table', result_plots.figures(made), intro=(
+      f'Each is a file in {PLOTS}/ beside this page, as SVG and, with its numbers, as CSV.'))]
 
 
 def reproduce_section(path: pathlib.Path, cfg: ml_collections.ConfigDict,
@@ -69,11 +90,28 @@ def reproduce_section(path: pathlib.Path, cfg: ml_collections.ConfigDict,
                   'settings that differ from the preset': run_facts['overrides'] or 'none'}),
       html.table(['Stage', 'Seconds', 'Fingerprint', 'Counts'], rows, 'What each stage did',
                  'lrll'),
+      recited(path),
       html.details('Every setting', html.facts(cfg.to_dict())),
       intro='The same command at the same revision, with these versions and data of the same '
             'fingerprint, makes these stages again. A fingerprint stands for the settings and '
             'inputs of a stage; where it is the same, the stage had the same task. Command, '
             'revision and versions are those of the last start of this run.')
+
+
+def recited(path: pathlib.Path) -> str | None:
+  """What `recjax doctor DATA --contamination=RUN` found, as a paragraph, None where nobody asked.
+
+  path: the run's folder.
+  """
+  found = run_files.read_json(path / CONTAMINATION)
+  if not found:
+    return None
+  asked = '; '.join(f'{probe["asked"]}: {probe["real"]["exact"]:.3f}, gap to the control '
+                    f'{probe["gap"]:+.3f} [{probe["gap_low"]:+.3f}, {probe["gap_high"]:+.3f}], '
+                    f'n {probe["real"]["n"]}' for probe in found['probes'])
+  return (f'How much of the data the model under this run recites: {found["sentence"]}. {asked}. '
+          f'Model {found["model"]}, revision {found["revision"]}, prompts {found["prompts"]}, seed '
+          f'{found["seed"]}.')
 
 
 def cite_section(papers: Sequence[str], run_facts: Mapping[str, Any]) -> Section:

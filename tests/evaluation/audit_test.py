@@ -4,6 +4,8 @@ import contextlib
 import io
 import itertools
 import pathlib
+import re
+from unittest import mock
 
 import numpy as np
 from absl.testing import absltest, parameterized
@@ -199,11 +201,36 @@ class CommandTest(absltest.TestCase):
   def test_doctor_prints_it_and_writes_a_page(self):
     path = pathlib.Path(self.create_tempdir().full_path) / 'audit.html'
     said = self.call('sample:1:60', '--audit', f'--html={path}')
-    self.assertIn('audit:\n', said)
     self.assertIn('targets leaked', said)
     self.assertIn('What was looked at', path.read_text())
     with self.assertRaisesRegex(ConfigError, 'add --audit'):
       self.call('sample:1:60', f'--html={path}')
+
+  def test_nothing_is_said_twice(self):
+    rows = [[1, 2, 2, 3, 4], [1, 2, 2, 3, 4], [5, 6, 7, 8, 9], [3, 1, 4]]
+    data = shop(*rows, times=[[1, 2, 2, 3, 3], [1, 2, 2, 3, 3], [4, 5, 6, 7, 8], [9, 10, 11]])
+    folder = f'{self.create_tempdir().full_path}/shop'
+    loading.save_data(data, folder)
+    plain, whole = self.call(folder), self.call(folder, '--audit')
+    for what, check in (('users with the very sequence of another: 2', 'identical users'),
+                        ('users with the same item twice in a row: 2', 'repeats'),
+                        ('users with tied times: 2', 'ties'),
+                        ("users whose test item is in nobody's training: 4", 'cold targets')):
+      self.assertRegex(plain, rf'(note|warning): {what}')
+      self.assertEqual(whole.count(what), 1, what)  # below the check, with who it is
+      self.assertRegex(whole, rf'\n(note|warning|ok): {check}\n(    .*\n)*    {what}, e\.g\.')
+    heads = re.findall(r'^(error|warning|note|ok): ', whole, re.MULTILINE)
+    self.assertEqual(heads, sorted(heads, key=audit.LEVELS.index))  # one list
+
+  def test_a_run_says_it_within_seconds(self):
+    data = shop(*[[1 + (u + k) % 9 for k in range(5)] for u in range(40)])
+    quick = audit.brief(data)
+    self.assertEqual([c['name'] for c in quick], [c.name for c in audit.audit(data)])
+    self.assertIn('NDCG@10', next(c for c in quick if c['name'] == 'order')['figures'])
+    with mock.patch.object(audit, 'QUICK', 40 * 9 - 1):
+      order = next(c for c in audit.brief(data) if c['name'] == 'order')
+    self.assertEqual((order['figures'], order['level']), ({}, 'note'))
+    self.assertIn('recjax doctor', order['sentence'])
 
   def test_an_error_is_exit_code_1(self):
     data = shop([1, 2, 3, 1], [1, 2, 3, 1], times=[[5, 5, 5, 5], [1, 2, 3, 4]])

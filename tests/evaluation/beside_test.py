@@ -1,4 +1,5 @@
 """The rows that stand beside any method's: under its masking, and said where they are left out."""
+import dataclasses
 from unittest import mock
 
 import numpy as np
@@ -15,6 +16,8 @@ class BesideTest(absltest.TestCase):
 
   def ranked(self, **changes):
     data, self.said = shop(), []
+    data = dataclasses.replace(data, interactions=dataclasses.replace(
+        data.interactions, times=np.arange(len(data.interactions.items), dtype=np.int64)))
     self.split = splits.leave_one_out(data.interactions)
     cfg = ConfigDict(base_config.rows_beside() | changes)
     return beside.rank_beside(self.split, data.catalog, cfg, 0, self.said.append, block=3,

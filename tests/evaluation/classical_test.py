@@ -1,4 +1,5 @@
 """Classical rows against figures computed by hand and against scipy's own solvers."""
+import dataclasses
 import pathlib
 from unittest import mock
 
@@ -10,14 +11,15 @@ from absl.testing import absltest
 from recjax.data import loading, splits
 from recjax.data.dataset import Interactions, flatten
 from recjax.data.splits import Cases, Split
-from recjax.errors import ConfigError
-from recjax.evaluation import classical, metrics, ranking
+from recjax.errors import ConfigError, DataError
+from recjax.evaluation import baselines, classical, metrics, ranking
 from tests.long import long
 
 SEQUENCES = ((1, 2, 3), (1, 2, 4), (2, 3, 1), (3, 4), (1, 2))  # item 5 is never met
 TARGETS = (4, 3, 4, 1, 3)
 N = 5
 TRAIN = Interactions(tuple('abcde'), *flatten(SEQUENCES))
+TIMES = np.arange(len(TRAIN.items), dtype=np.int64) * 86400 * 3  # a step every three days
 CASES = Cases(np.arange(5, dtype=np.int32), flatten(SEQUENCES), np.array(TARGETS, np.int32))
 SCIENTIFIC = pathlib.Path(__file__).parents[2].parent / 'shared/data/amazon-scientific'
 
@@ -28,6 +30,44 @@ def ranks(score):
 
 def scores(score, *history):
   return np.asarray(score(np.array(history, np.int32), np.array([0, len(history)])))[0]
+
+
+class TimedTest(absltest.TestCase):
+  """Popularity in its windows, against plain loops."""
+
+  def order(self, score):
+    return np.argsort(-np.asarray(score(*flatten([(1,)])))[0], kind='stable').tolist()
+
+  def worth(self, weigh):
+    """Items by the sum of `weigh` (age in days) of their interactions, then by count and number."""
+    train = timed()
+    ages = [(int(train.times.max()) - int(t)) / 86400 for t in train.times]
+    counts = [sum(i == item for i in train.items) for item in range(1, N + 1)]
+    sums = [sum(weigh(age) for age, i in zip(ages, train.items) if i == item)
+            for item in range(1, N + 1)]
+    return sorted(range(N), key=lambda k: (-round(sums[k], 9), -counts[k], k))
+
+  def test_the_last_days_alone_and_popularity_parts_the_rest(self):
+    found = [self.order(baselines.recent_popularity(timed(), N, days)) for days in (7, 20, 900)]
+    self.assertEqual(found, [self.worth(lambda age, days=days: age < days)
+                             for days in (7, 20, 900)])
+    self.assertEqual(found[2], self.order(baselines.popularity(TRAIN.items, N)))
+    self.assertNotEqual(found[0], found[2])
+
+  def test_half_at_the_half_life(self):
+    for half in (2., 10., 1e6):
+      self.assertEqual(self.order(baselines.decayed_popularity(timed(), N, half)),
+                       self.worth(lambda age, half=half: .5 ** (age / half)))
+
+  def test_no_times_no_row(self):
+    with self.assertRaisesRegex(DataError, 'have no times'):
+      baselines.recent_popularity(TRAIN, N, 7)
+    found = classical.score_functions(Split(TRAIN, CASES, CASES, ''), ['a'] * N, len(CASES), 5.0)
+    self.assertEqual(found.left_out, dict.fromkeys(classical.TIMED, 'the data have no times'))
+
+
+def timed():
+  return dataclasses.replace(TRAIN, times=TIMES)
 
 
 class MarkovTest(absltest.TestCase):
@@ -182,7 +222,7 @@ class GraphTest(absltest.TestCase):
 class ChoiceTest(absltest.TestCase):
 
   def rows(self, item_titles=('a b', 'b c', 'c d', 'd a', 'e'), valid=CASES, minutes=5.0):
-    return classical.score_functions(Split(TRAIN, valid, CASES, ''), item_titles, len(CASES),
+    return classical.score_functions(Split(timed(), valid, CASES, ''), item_titles, len(CASES),
                                      minutes)
 
   def test_validation_chooses(self):

@@ -11,7 +11,7 @@ from absl.testing import absltest, parameterized
 
 from recjax import cli
 from recjax.errors import ConfigError, DataError, WorkdirError
-from recjax.evaluation import compare, metrics, statistics
+from recjax.evaluation import compare, metrics, slices, statistics
 from recjax.evaluation import results as results_lib
 
 USERS = [f'u{i}' for i in range(60)]
@@ -78,6 +78,68 @@ class RunsTest(parameterized.TestCase):
     self.assertIn('a:betags>b:betags', pairs)  # a run's own row is never left out
     self.assertLen(pairs, 7)
 
+  def seeded(self, seeds, rows, group, **settings):
+    """Runs whose configs differ in their seed alone. rows: of seed -> {row: ranks}."""
+    runs = []
+    for seed in seeds:
+      runs.append(self.run_at(f'{group}/seed={seed}', rows(seed)))
+      (runs[-1] / 'config.json').write_text(json.dumps(
+          {'config': {'method': 'm', 'seed': seed, **settings}}))
+    return runs
+
+  def noisy(self, ranks, seed):
+    """Ranks with a third of the users redrawn."""
+    draws = np.random.default_rng(seed)
+    return np.where(draws.random(60) < .3, draws.integers(0, 20, 60), ranks).astype(np.int32)
+
+  def test_runs_that_differ_in_their_seed_are_one_row(self):
+    runs = self.seeded((3, 4, 5), lambda s: {'sasrec': self.noisy(self.good, s),
+                                             'popularity': self.bad}, 'wide', width=9)
+    table = compare.compare(runs)
+    self.assertEqual(list(table['rows']), ['wide:sasrec', 'wide:popularity'])
+    each = np.stack([metrics.per_case(self.noisy(self.good, s))['HR@10'] for s in (3, 4, 5)])
+    cell, want = table['rows']['wide:sasrec']['HR@10'], statistics.two_way(each)
+    self.assertAlmostEqual(cell['value'], each.mean())
+    self.assertEqual((cell['low'], cell['high']), (want['low'], want['high']))
+    self.assertEqual(table['spread']['wide:sasrec']['HR@10'], want)
+    p = statistics.paired_test(each.mean(0), metrics.per_case(self.bad)['HR@10'], 0)
+    self.assertEqual(table['tests']['wide:sasrec>wide:popularity']['HR@10'], p)
+    text = ' '.join(compare.text_table(table).split())
+    self.assertTrue(text.startswith(f'wide:sasrec has the highest HR@10, {each.mean():.4f} (mean '
+                                    'over 3 seeds); it is ahead of wide:popularity'), text)
+    self.assertIn('interval over users and seeds', text)
+    alone = compare.compare(runs, ['seed=4:sasrec', 'seed=5:sasrec'])
+    self.assertEqual(list(alone['rows']), ['seed=4:sasrec', 'seed=5:sasrec'])
+
+  def test_what_seeds_alone_make_is_no_lead(self):
+    def shifted(hits):
+      return np.where(np.arange(60) < hits, 0, 30).astype(np.int32)
+    one = self.seeded((0, 1, 2), lambda s: {'x': shifted((20, 30, 40)[s])}, 'one', width=1)
+    two = self.seeded((0, 1, 2), lambda s: {'y': shifted((12, 22, 32)[s])}, 'two', width=2)
+    far = self.seeded((0, 1, 2), lambda s: {'z': shifted(s)}, 'far', width=3)
+    table = compare.compare([*one, *two, *far])
+    self.assertLess(table['tests']['one:x>two:y']['HR@10'], .05)  # by users alone it would be one
+    self.assertRegex(table['verdict'], 'one:x has the highest .*ahead of far:z; not told apart '
+                     'from two:y .*above what seeds alone make')
+
+  def test_two_seeds_are_printed_and_have_no_interval_of_seeds(self):
+    runs = self.seeded((0, 1), lambda s: {'x': self.noisy(self.good, s), 'random': self.bad + s},
+                       'few')
+    table = compare.compare(runs)
+    self.assertEqual(list(table['rows']), ['few:x', 'few:random'])
+    self.assertIn('too few to say how far seeds reach', compare.note(table))
+    self.assertLen(table['by_seed']['few:x'], 2)
+
+  def test_seeds_inside_a_run_and_the_same_seed_twice(self):
+    rows = {f'x:seed={s}': self.noisy(self.good, s) for s in (0, 1, 2)}
+    table = compare.compare([self.run_at('a', rows)], ['x'])
+    self.assertEqual(list(table['rows']), ['a:x'])
+    self.assertEqual(list(compare.compare([self.room / 'a'], ['x:seed=1'])['rows']),
+                     ['a:x:seed=1'])
+    again = [self.seeded((7,), lambda seed: {'x': self.noisy(self.good, seed)}, 'one'),
+             self.seeded((7,), lambda seed: {'x': self.noisy(self.good, seed + 1)}, 'two')]
+    self.assertLen(compare.compare([run for runs in again for run in runs])['rows'], 2)
+
   def test_one_reference_puts_its_p_beside_the_figures(self):
     a = self.run_at('a', {'betags': self.good, 'popularity': self.bad})
     table = compare.compare([a], against='popularity')
@@ -106,6 +168,7 @@ class RunsTest(parameterized.TestCase):
     self.assertIn('python -m recjax.main --config=b', page)
     self.assertNotIn('Seeds:', page)
 
+  @mock.patch.object(slices, 'FEWEST', 1)
   def test_differences_by_group_by_hand(self):
     ours = np.where(np.arange(60) < 20, 0, 30).astype(np.int32)  # hits the first 20 users
     base = np.where(np.arange(60) < 30, 0, 30).astype(np.int32)
@@ -129,6 +192,23 @@ class RunsTest(parameterized.TestCase):
     self.assertRegex(words, r'a: ours −0\.5000 −0\.\d{4} to −0\.\d{4} p (< )?0\.\d{3} 0\.0000 ')
     self.assertIn('<strong>−0.5000</strong>', page)
 
+  def test_small_groups_have_no_figures_and_times_come_last(self):
+    count = np.arange(60)
+    masks = {'2014-05': count < 31, '2014-04': count >= 30, 'len4-5': count < 40,
+             'tail': count < 29, 'new': count > 0}
+    a = self.run_at('a', {'ours': self.good, 'sasrec': self.bad}, groups=masks)
+    table = compare.compare([a])
+    found = table['groups']
+    self.assertEqual(list(found['sizes']), ['len4-5', 'new', '2014-04', '2014-05'])
+    self.assertEqual((found['few'], found['sizes']['2014-04']), ({'tail': 29}, 30))
+    self.assertEqual(set(found['rows']['a:sasrec']), set(found['sizes']))
+    words = re.sub(r'\s+', ' ', re.sub('<[^>]*>', ' ', cli.compare.page([str(a)], table)))
+    for said in ('How long the history is: HR@10 less that of a: ours',
+                 'have no figures: tail (29)', 'When the next item was met: HR@10',
+                 'len4-5* n = 40'):
+      self.assertIn(said, words)
+
+  @mock.patch.object(slices, 'FEWEST', 1)
   def test_groups_are_those_of_the_run_of_most_users(self):
     # A run of few users cuts short and long histories at their own median.
     of = lambda cut, n: {name: np.arange(n) < cut if name in ('head', 'short') else np.arange(  # noqa: E731

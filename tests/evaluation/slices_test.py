@@ -1,4 +1,5 @@
 """Steps that training saw, that it can infer, and neither: by hand, by sets, on public data."""
+import dataclasses
 import pathlib
 
 import numpy as np
@@ -40,6 +41,60 @@ def by_sets(rows, history, target, hops):
           or out(v) & out(u) or into(v) & into(u)):
         return INFERRED
   return NEITHER
+
+
+def dated(*rows):
+  """Sequences of (item, date)."""
+  made = sequences(*([item for item, _ in row] for row in rows))
+  return dataclasses.replace(made, times=np.array(
+      [np.datetime64(date, 's').astype(np.int64) for row in rows for _, date in row]))
+
+
+class ApartTest(absltest.TestCase):
+
+  DATA = dated([(i, f'2014-01-{i:02}') for i in range(1, 6)] + [(2, '2014-05-31')],
+               [(1, '2014-01-01'), (2, '2014-01-02'), (3, '2014-06-01')],
+               [(i, '2014-02-02') for i in range(1, 11)] + [(11, '2014-06-02')])
+
+  def test_lengths_repeats_and_months_by_hand(self):
+    found = slices.apart(self.DATA, splits.leave_one_out(self.DATA).test)
+    self.assertEqual({name: np.flatnonzero(mask).tolist() for name, mask in found.items()}, {
+        'len1-3': [1], 'len4-5': [0], 'len10+': [2], 'repeated': [0], 'new': [1, 2],
+        '2014-05': [0], '2014-06': [1, 2]})
+
+  def test_histories_that_end_with_training_have_the_same_times(self):
+    for history in ('train', 'train+valid'):
+      cases = splits.leave_one_out(self.DATA, test_history=history).test
+      self.assertEqual(slices.times(self.DATA, cases).astype('datetime64[D]').astype(str).tolist(),
+                       ['2014-05-31', '2014-06-01', '2014-06-02'])
+
+  def test_cases_of_one_user_have_their_own_times(self):
+    cases = asked(([1, 2, 3], 4), ([1, 2, 3], 2), ([1, 2, 3, 4, 5], 2))
+    cases = dataclasses.replace(cases, users=np.zeros(3, np.int32))
+    self.assertEqual(slices.times(self.DATA, cases).astype('datetime64[D]').astype(str).tolist(),
+                     ['2014-01-04', '2014-05-31', '2014-05-31'])
+
+  def test_many_months_are_years_and_one_is_no_group(self):
+    rows = [[(1, '2000-01-01'), (2, '2000-01-01'), (3, f'{2000 + k // 12}-{k % 12 + 1:02}-01')]
+            for k in range(30)]
+    data = dated(*rows)
+    found = slices.apart(data, splits.leave_one_out(data).test)
+    self.assertEqual({name: int(mask.sum()) for name, mask in found.items()},
+                     {'2000': 12, '2001': 12, '2002': 6})
+    data = dated(*rows[:1] * 3)
+    self.assertEqual(slices.apart(data, splits.leave_one_out(data).test), {})
+
+  def test_without_times_and_with_targets_that_are_not_there(self):
+    data = sequences([1, 2, 3], [1, 2, 4])
+    self.assertEqual(slices.apart(data, splits.leave_one_out(data).test), {})
+    strange = asked(([1, 2, 3, 4, 5], 9), ([1], 2), ([1], 12))
+    self.assertTrue(np.isnat(slices.times(self.DATA, strange)[[0, 2]]).all())
+
+  def test_what_lists_repeat_of_training(self):
+    train = sequences([1, 2, 3], [1, 2, 4])  # 1>2, 2>3, 2>4
+    cases = asked(([3, 2], 4), ([4, 1], 2), ([], 1))
+    lists = np.array([[3, 1, 4], [2, 0, 3], [1, 9, 2]])
+    self.assertAlmostEqual(slices.memorized(train, cases.histories, lists, 5), 3 / 8)
 
 
 class MemoryTest(parameterized.TestCase):

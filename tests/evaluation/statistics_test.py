@@ -1,6 +1,7 @@
 import time
 
 import numpy as np
+import scipy.stats
 from absl.testing import absltest, parameterized
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -178,6 +179,77 @@ class HolmTest(absltest.TestCase):
       self.assertBetween(found[name], p, min(1, len(raw) * p))
     ordered = [found[n] for n in sorted(raw, key=raw.get)]
     self.assertEqual(ordered, sorted(ordered))
+
+
+class SeedsTest(parameterized.TestCase):
+
+  def test_users_and_seeds_by_hand(self):
+    found = statistics.two_way([[1, 0, 1, 0], [1, 0, 0, 0], [1, 1, 1, 0]])
+    for name, value in dict(value=.5, sd_of_seeds=.25, se_users=.215166, se=.259094).items():
+      self.assertAlmostEqual(found[name], value, 6, name)
+    self.assertAlmostEqual((found['low'] + found['high']) / 2, .5)
+    parts = np.array([.0462963, .0208333])  # .215166 ** 2 and .25 ** 2 / 3
+    t = scipy.stats.t.ppf(.975, parts.sum() ** 2 / (parts ** 2 / [3, 2]).sum())
+    self.assertAlmostEqual(found['high'] - .5, t * .259094, 4)
+
+  def test_intervals_hold_the_truth_of_other_users_and_other_seeds(self):
+    draws, held = np.random.default_rng(0), 0
+    for _ in range(400):  # a value of each user and seed: user, seed, noise
+      values = (draws.normal(size=(1, 60)) + .2 * draws.normal(size=(5, 1))
+                + draws.normal(size=(5, 60)))
+      found = statistics.two_way(values)
+      held += found['low'] <= 0 <= found['high']
+    self.assertBetween(held / 400, .92, .995)
+
+  def test_two_seeds_say_nothing_about_seeds(self):
+    found = statistics.two_way([[1, 0, 1], [1, 0, 0]])
+    self.assertEqual((found['se'], found['low'], found['high']), (None, None, None))
+    self.assertAlmostEqual(found['sd_of_seeds'], np.std([2 / 3, 1 / 3], ddof=1))
+    alone = statistics.two_way([[1, 0, 1]])
+    self.assertIsNone(alone['sd_of_seeds'])
+    self.assertIsNone(statistics.two_way([[1], [0], [1]])['se'])
+    self.assertEqual(statistics.two_way(np.ones((3, 4)))['high'], 1)
+    for bad in ([1, 2], [[]], [[1, np.nan]]):
+      with self.assertRaises(DataError):
+        statistics.two_way(bad)
+
+  def test_noise_of_seeds(self):
+    three, none, one = ({'seeds': s, 'sd_of_seeds': sd}
+                        for s, sd in ((3, .01), (0, None), (1, None)))
+    self.assertAlmostEqual(statistics.seed_noise(three, three), 2 * .01 * (2 / 3) ** .5)
+    self.assertAlmostEqual(statistics.seed_noise(three, none), 2 * .01 / 3 ** .5)
+    self.assertEqual(statistics.seed_noise(none, none), 0)
+    self.assertIsNone(statistics.seed_noise(three, one))
+
+  @parameterized.parameters(([1, 2, 3, 4, 5], [1, 2, 4, 3, 5], .8),
+                            ([.1, .2, .2, .3], [.1, .2, .3, .4], .912871),
+                            ([1, 2, 3], [3, 2, 1], -1))
+  def test_kendalls_tau(self, a, b, want):
+    found = statistics.kendall(np.transpose([a]), np.transpose([b]), 0, draws=20)
+    self.assertAlmostEqual(found[0], want, 6)
+
+  def test_taus_interval_is_that_of_drawing_users(self):
+    draws = np.random.default_rng(0)
+    a = draws.normal(size=(5, 80)) + .12 * np.arange(5)[:, None]
+    b = draws.normal(size=(5, 90)) + .12 * np.arange(5)[:, None]
+    tau, low, high = statistics.kendall(a, b, 0)
+    self.assertBetween(tau, low, high)
+    plain = []
+    for _ in range(1000):
+      x, y = (z[:, draws.integers(0, z.shape[1], z.shape[1])].mean(1) for z in (a, b))
+      plain.append(scipy.stats.kendalltau(x, y).statistic)
+    np.testing.assert_allclose((low, high), np.quantile(plain, (.025, .975)), atol=.21)  # one step
+    same = statistics.kendall(a, a, 0, paired=True)
+    self.assertEqual(same, (1, 1, 1))
+    self.assertLess(statistics.kendall(a, a, 0)[1], 1)
+
+  def test_what_has_no_tau(self):
+    self.assertTrue(np.isnan(statistics.kendall(np.ones((3, 4)), np.eye(3), 0)[0]))
+    for a, b, paired in ((np.ones((1, 4)), np.ones((1, 4)), False), (np.eye(3), np.eye(2), False),
+                         (np.eye(3), np.ones((3, 4)), True),
+                         (np.full((2, 2), np.nan), np.eye(2), False)):
+      with self.assertRaises(DataError):
+        statistics.kendall(a, b, 0, paired=paired)
 
 
 class SummarizeTest(absltest.TestCase):

@@ -128,7 +128,8 @@ class WholeTest(absltest.TestCase):
 
   def test_rows_and_what_stands_beside_them(self):
     self.assertEqual(list(self.results['rows']), [
-        'llmemb', 'llmemb:no_scft', 'sasrec', 'popularity', 'recency', 'random', *classical.GRIDS])
+        'llmemb', 'llmemb:no_scft', 'sasrec', 'popularity', 'recency', 'random',
+        *beside_rows.classical_rows(self.shop)])
     told.check(self.results)
     beside_rows.check(self, self.path, self.shop, masked=True)
     self.assertEqual(self.results['seeds'], [0, 1])

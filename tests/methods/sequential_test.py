@@ -16,7 +16,7 @@ from recjax import run_files
 from recjax.data import dataset as dataset_lib
 from recjax.data import loading, splits
 from recjax.errors import ConfigError, DataError
-from recjax.evaluation import baselines, classical, metrics, ranking
+from recjax.evaluation import baselines, metrics, ranking
 from recjax.methods import sequential
 from recjax.methods.sequential import train as stages
 from recjax.models import seqrec
@@ -359,7 +359,7 @@ class RunTest(parameterized.TestCase):
       sequential.run(cfg, work)
     results = run_files.read_json(folder / 'results.json')
     self.assertEqual(list(results['rows']), [
-        'sasrec:bce', 'popularity', 'recency', 'random', *classical.GRIDS])
+        'sasrec:bce', 'popularity', 'recency', 'random', *beside_rows.classical_rows(shop)])
     beside_rows.check(self, folder, shop, masked=True)
     self.assertEqual(told.check(results), (200, 200))
     self.assertEqual(results['seeds'], [0, 1])

@@ -22,6 +22,9 @@ def every_picture(text='name'):
       'loss': plots.loss_curves({text: STEPS, 'b': STEPS[:3]}, {text: [(0, 3.0), (99, 2.0)]}, text),
       'bars': plots.bars_with_intervals(rows, 'HR@10', {'zero': text}, highlight=text),
       'tags': plots.tag_frequency({'a': 100, 'b': 10, text: 1}, {'a': 5}, (text, text)),
+      'curves': plots.curves_over_k({text: [(1, .1, .05, .2), (10, .3, .2, .4)]}, text),
+      'cost': plots.quality_against_cost({text: (3., .1, .05, .2), 'b': (90., .05, .01, .2)},
+                                         text, text, {}, [text]),
       'histogram': plots.histogram([1, 2, 2, 3], text, text),
       'scatter': plots.scatter([[0, 0], [1, 2], [3, 1]], [text, 'b', 'b'], text, text),
   }
@@ -88,9 +91,24 @@ class PlotsTest(parameterized.TestCase):
 
   @parameterized.parameters(
       ('loss_curves', ({'a': [(0, float('nan'))]},)), ('bars_with_intervals', ({}, 'HR@10')),
-      ('tag_frequency', ({}, {})), ('histogram', ([], 'x')))
+      ('tag_frequency', ({}, {})), ('histogram', ([], 'x')), ('curves_over_k', ({}, 'x')),
+      ('quality_against_cost', ({}, 'x', 'y')))
   def test_nothing_to_show_is_said(self, name, arguments):
     self.assertIn('nothing to show', getattr(plots, name)(*arguments))
+
+  def test_the_front_holds_what_nothing_cheaper_beats(self):
+    points = {'a': (1, .1), 'b': (2, .1), 'c': (2, .3), 'd': (9, .2), 'e': (5, .4), 'f': (5, .5)}
+    self.assertEqual(plots.pareto(points), ['a', 'c', 'f'])
+    whole = {row: (*x, x[1] - .1, x[1] + .1) for row, x in points.items()}
+    drawn = plots.quality_against_cost(whole, 'seconds', 'x', {'c': 'third'}, ['d'])
+    named = [row for row in ('a', 'b', 'third', 'd', 'e', 'f') if f'>{row}</text>' in drawn]
+    self.assertEqual(named, ['a', 'third', 'd', 'f'])
+
+  def test_a_file_of_its_own_has_plain_colors_and_a_size(self):
+    for name, picture in every_picture().items():
+      alone = plots.standalone(picture)
+      self.assertNotIn('var(', alone, name)
+      self.assertGreater(float(ElementTree.fromstring(alone).get('width')), 100)
 
   def test_smoothing_does_not_lag_behind_a_falling_loss(self):
     raw, smooth = lines(plots.loss_curves({'a': [(i, 9 - i / 100) for i in range(800)]}))

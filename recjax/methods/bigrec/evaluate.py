@@ -46,7 +46,8 @@ def save(work: Workdir, cfg: ConfigDict, data: Data, cases: Cases, main: str,
                                      mask_history=mask_history)
   results = results_lib.save(
     work.folder, dataset, split, main, ranks | others, lists,
-    ranking.protocol(n, protocol, mask_history), (cfg.seed,), ks, notes=data.notes, **more, **facts)
+    ranking.protocol(n, protocol, mask_history), (cfg.seed,), ks, audited=False, notes=data.notes,
+    **more, **facts)
   return {
     'cases': len(cases),
     **{f'{row} HR@10': round(cells['HR@10']['value'], 4) for row, cells in results['rows'].items()
