@@ -228,15 +228,16 @@ def top_items(
   return found, values
 
 
-def recommender(score_fn: ScoreFn, catalog: Catalog, logits: bool = False) -> CatalogRecommender:
+def recommender(score_fn: ScoreFn, catalog: Catalog, logits: bool = False,
+                choice_fn: ScoreFn | None = None) -> CatalogRecommender:
   """The face of a method that scores the whole catalog. score_fn: of the method. catalog: that it
-  scores. logits: whether their softmax is what the model trains. -> Recommender, with masks by row
-  """
+  scores. logits, choice_fn: as `CatalogRecommender` has them. -> Recommender, with masks by row"""
   def recommend(histories: Sequence, k: int, exclude_seen: bool, mask: np.ndarray | None) -> tuple:
     offsets = np.concatenate([[0], np.cumsum([len(h) for h in histories])]).astype(np.int64)
     items = np.concatenate(histories) if len(histories) else np.zeros(0, np.int32)
     return top_items(score_fn, items, offsets, len(catalog), k, exclude_seen, mask)
-  return CatalogRecommender(recommend, catalog, masks_by_row=True, score_fn=score_fn, logits=logits)
+  return CatalogRecommender(recommend, catalog, masks_by_row=True, score_fn=score_fn, logits=logits,
+                            choice_fn=choice_fn)
 
 
 def block_size(n_items: int, memory: int = MEMORY) -> int:

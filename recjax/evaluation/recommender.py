@@ -26,6 +26,8 @@ class CatalogRecommender:
   max_batch: histories of a call beyond which more gain nothing, None for any number.
   score_fn: scores of the whole catalog, None where a search finds lists alone. logits: whether the
     softmax of these is what the model trains, so that it says how sure it is.
+  choice_fn: of a run that was refitted the score_fn before that, which has learned nothing that
+    validation asks for; None where it was not kept, or nothing was refitted.
   list_size: items of a list that its search finds anyway, 0 where nothing is said.
   """
   top_items: TopItems
@@ -34,6 +36,7 @@ class CatalogRecommender:
   max_batch: int | None = None
   score_fn: ScoreFn | None = None
   logits: bool = False
+  choice_fn: ScoreFn | None = None
   list_size: int = 0
 
   def __call__(self, histories: Sequence[Sequence[Any]], k: int, exclude_seen: bool = True,

@@ -57,8 +57,9 @@ def plain(model: seqrec.Config, loss: Callable, targets: int) -> tuple[Callable,
 
 
 def fit(work: Workdir, cfg: ConfigDict, items: int, split: Split, validate: Callable,
-        teach: Callable = plain, shared: PyTree = (),
-        own: PyTree = ()) -> tuple[PyTree, Float[np.ndarray, ' S'], Int[np.ndarray, ' S']]:
+        teach: Callable = plain, shared: PyTree = (), own: PyTree = (),
+        before_refit: Callable[[PyTree], object] = lambda best: None,
+        ) -> tuple[PyTree, Float[np.ndarray, ' S'], Int[np.ndarray, ' S']]:
   """Trains all seeds of a config and keeps the best epoch of each.
 
   Where the split says so, each seed is then trained anew up to the split's cut, for as many epochs
@@ -69,11 +70,13 @@ def fit(work: Workdir, cfg: ConfigDict, items: int, split: Split, validate: Call
   seeds -> a figure of each, higher is better. teach: where another tree than the model's own is
   trained: (model, loss(params of the model, seqs, key), places in the loss) -> init(key),
   loss(params, shared, own, seqs, key). shared: arrays that it may read. own: such with a leading
-  axis of seeds. -> the best parameters with a leading axis of seeds, their figures, their epochs
+  axis of seeds. before_refit: told the best parameters where they are trained anew. -> the best
+  parameters with a leading axis of seeds, their figures, their epochs
   """
   given = work, cfg, items, teach, shared, own
   best, scores, epochs = _fit_to(split.for_choice, *given, validate=validate)
   if split.refit is not None:
+    before_refit(best)
     work.log(f'    again up to the cut, for {", ".join(map(str, epochs))} epochs')
     best, _, _ = _fit_to(split.refit, *given, stop_at=epochs)
   return best, scores, epochs

@@ -157,8 +157,8 @@ class BlendTest(parameterized.TestCase):
     """Makes the run `gru` one that gives lists alone, as beams do."""
     opened = parts.opened
 
-    def as_beams(part, *args):
-      made = opened(part, *args)
+    def as_beams(part, *args, **more):
+      made = opened(part, *args, **more)
       if part.name != 'gru':
         return made
       return dataclasses.replace(made, score_fn=None, logits=False, masks_by_row=False,
@@ -235,12 +235,22 @@ class BlendTest(parameterized.TestCase):
       self.blend('later', 'sasrec', out='both')
 
   @long
-  def test_refitted_runs_take_given_weights_alone(self):
+  def test_refitted_runs_choose_by_what_they_were_before(self):
     experiment.train(f'{CONFIG}:data={DATA},split=global_time', self.here / 'again', {
         'train.epochs': 2, 'model.width': 16, 'eval.classical': False, 'split.at': '0.8'})
-    with self.assertRaisesRegex(ConfigError, 'no weights can be chosen: the runs were refitted'):
-      self.blend('again', 'classical:text', out='both')
-    found = self.blend('again', 'classical:text', '--weights=0.5,0.5', out='both')
+    found = self.blend('again', 'classical:text', out='both')
+    np.testing.assert_array_equal(self.ranks('both')[1]['again'], self.ranks('again')[1]['sasrec'])
+    # chosen by what the run was before it learned from what validation asks for
+    valid = json.loads(next((self.here / 'again').glob('stages/*-train/valid.json')).read_text())
+    tried = json.loads(next((self.here / 'both').glob('stages/*-choose/chosen.json')).read_text())
+    alone = next(r['valid'] for r in tried['tried'] if r['rule'].get('weights') == [1., 0.])
+    self.assertAlmostEqual(alone, max(valid['NDCG@10']), 5)
+    opened = parts.opened
+    with mock.patch.object(parts, 'opened', lambda *args, **more: dataclasses.replace(
+        opened(*args, **more), choice_fn=None)):
+      with self.assertRaisesRegex(ConfigError, 'no weights can be chosen: again was refitted'):
+        self.blend('again', 'classical:text', out='unjudged')
+      found = self.blend('again', 'classical:text', '--weights=0.5,0.5', out='given')
     self.assertIsNone(found['blend']['valid'])
 
   @parameterized.parameters(

@@ -28,7 +28,7 @@ def run(cfg: ConfigDict, work: Workdir) -> None:
   cases = dataset, opened.protocol
   beside_dir = work.stage('beside', functools.partial(evaluate.rank_beside, opened=opened),
                           evaluate.beside_settings(cfg), *cases)
-  opened.open(beside_dir, work.log)
+  opened.open_rows(beside_dir, work.log)
   lists_dirs = {
     part.name: work.stage(
       f'lists-{part.name}', functools.partial(evaluate.search, opened=opened), part.name,

@@ -1,4 +1,5 @@
 """Rules tried on validation cases, the best one and its parts ranked on the test cases."""
+import dataclasses
 import functools
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -13,6 +14,7 @@ from recjax.data.splits import Cases, Split
 from recjax.errors import ConfigError
 from recjax.evaluation import beside, blending, ranking
 from recjax.evaluation import results as results_lib
+from recjax.evaluation.recommender import CatalogRecommender
 from recjax.file_io import write_arrays, write_json
 from recjax.methods.blend import parts as parts_lib
 from recjax.methods.blend.parts import Part
@@ -33,7 +35,7 @@ class Opened:
 
   fingerprint: of what decides a stage. split, protocol: with the cases that all runs ranked. valid:
   the cases of validation that rules are tried on, or None and in `unjudged` why. recommenders:
-  {part: its recommender}, after `open`. settings: of classical rows, too.
+  {part: its recommender} in order, those of rows after `open_rows`, as are their settings.
   """
 
   def __init__(self, cfg: ConfigDict, parts: list[Part], dataset: Dataset):
@@ -41,22 +43,25 @@ class Opened:
     self.mask_history = bool(cfg.eval.mask_history)
     self.split, self.protocol = parts_lib.split_of(
         parts, splits.split_for_config(dataset, cfg.eval), len(dataset.catalog), self.mask_history)
-    self.valid, self.unjudged = cases_of_choice(self.split, cfg.mix.valid_users)
+    self.settings: dict[str, Any] = {}
+    self.recommenders = {part.name: parts_lib.opened(
+        part, self.split.train, dataset.catalog, {}) for part in parts if part.is_run}
+    self.valid, self.unjudged = cases_of_choice(
+        self.split, cfg.mix.valid_users, self.recommenders)
     if self.unjudged and not cfg.mix.weights:
       raise ConfigError(f'no weights can be chosen: {self.unjudged}; give them, e.g. --weights='
                         + ','.join([f'{1 / len(parts):.3g}'] * len(parts)))
     self.fingerprint = fingerprint(dataset, self.protocol, len(self.valid or ()),
                                    [[p.ref, p.name, p.version] for p in parts])
-    self.recommenders, self.settings = {}, {}
 
   @property
   def names(self) -> list[str]:
     """Of the parts, in order."""
     return [part.name for part in self.parts]
 
-  def open(self, beside_dir: Path, log: Callable[[str], None]) -> None:
-    """Opens the recommenders. beside_dir: of the stage. log: told what is opened. Raises
-    ConfigError for a classical row that is left out here."""
+  def open_rows(self, beside_dir: Path, log: Callable[[str], None]) -> None:
+    """Opens the recommenders of classical rows. beside_dir: of the stage. log: told what each part
+    is. Raises ConfigError for a classical row that is left out here."""
     facts = need_json(beside_dir / 'facts.json').get('classical', {})
     self.settings = facts.get('settings', {})
     for part in self.parts:
@@ -65,8 +70,17 @@ class Opened:
         raise ConfigError(f'{part.ref} cannot be a part here: {why}')
       log(f'    part {part.name}: ' + (f'{part.path}' if part.is_run else
                                        f'settings {self.settings[part.name]}'))
-      self.recommenders[part.name] = parts_lib.opened(
-          part, self.split.train, self.dataset.catalog, self.settings)
+      self.recommenders[part.name] = (
+          self.recommenders.pop(part.name) if part.is_run else self._row(part))
+
+  def _row(self, part: Part) -> CatalogRecommender:
+    """A classical row, and of a split that refits what it was before that."""
+    fit = functools.partial(parts_lib.opened, part, catalog=self.dataset.catalog,
+                            settings=self.settings)
+    made = fit(self.split.train)
+    if self.split.refit is None:
+      return made
+    return dataclasses.replace(made, choice_fn=fit(self.split.for_choice).score_fn)
 
   def searches(self, part: Part) -> bool:
     """Whether a part gives lists alone. part: of the blend."""
@@ -76,19 +90,23 @@ class Opened:
     """Score functions of the parts in order. lists_dirs: of the stages of parts that search. which:
     the cases, 'valid' or 'test'."""
     cases = self.valid if which == 'valid' else self.split.test
+    if which == 'valid' and self.split.refit is not None:
+      return [recommender.choice_fn for recommender in self.recommenders.values()]
     return [listed(cases, read_arrays(lists_dirs[name] / f'{which}.npz'), len(self.dataset.catalog))
             if name in lists_dirs else recommender.score_fn
             for name, recommender in self.recommenders.items()]
 
 
-def cases_of_choice(split: Split, max_users: int) -> tuple[Cases | None, str]:
+def cases_of_choice(split: Split, max_users: int, runs: Mapping[str, CatalogRecommender],
+                    ) -> tuple[Cases | None, str]:
   """The cases that rules are tried on, or None and why there are none. split: of the runs.
-  max_users: cases at most, 0 for all."""
+  max_users: cases at most, 0 for all. runs: what they recommend with, by name."""
   if split.valid is None or not len(split.valid):
     return None, 'the split of the runs holds nobody out for validation'
-  if split.refit is not None:
-    return None, ('the runs were refitted, so that they have learned from what validation asks '
-                  'for; runs of split.refit=False have not')
+  learned = [name for name, run in runs.items() if run.choice_fn is None]
+  if split.refit is not None and learned:
+    return None, (f'{", ".join(learned)} was refitted, so that it has learned from what validation '
+                  'asks for, and kept no model of before; a run of split.refit=False has not')
   rows, _ = splits.sample_cases(split.valid, max_users, '')
   return (split.valid.select(rows) if len(rows) < len(split.valid) else split.valid), ''
 

@@ -8,6 +8,7 @@ from recjax.data.loading import load_unchanged
 from recjax.errors import ConfigError
 from recjax.evaluation import ranking
 from recjax.evaluation.recommender import CatalogRecommender
+from recjax.methods.sequential import train
 from recjax.run_files import read_json
 from recjax.training import sequential
 from recjax.training.workdir import find_stage, saved_config
@@ -30,7 +31,9 @@ def recommender(workdir: str | os.PathLike, data: str | None = None) -> CatalogR
   load = array_record.load_unchanged if streamed else load_unchanged
   dataset = load(config, results['data_fingerprint'], workdir)
   best = int(np.argmax(read_json(trained / 'valid.json')['NDCG@10']))
-  score = sequential.scorer(sequential.model_config(config, len(dataset.catalog)),
-                            sequential.load(trained / 'model.npz', best))
+  model = sequential.model_config(config, len(dataset.catalog))
+  score, before = (
+      sequential.scorer(model, sequential.load(trained / name, best))
+      if (trained / name).exists() else None for name in ('model.npz', train.BEFORE_REFIT))
   return ranking.recommender(score, dataset.catalog,
-                             logits=config.loss.kind in sequential.SOFTMAX_LOSSES)
+                             config.loss.kind in sequential.SOFTMAX_LOSSES, before)

@@ -1,4 +1,5 @@
 """The training stage: leave-one-out, the best epoch of each seed by validation NDCG@10."""
+import functools
 from typing import Any
 
 from ml_collections import ConfigDict
@@ -11,6 +12,8 @@ from recjax.file_io import write_json
 from recjax.models import layers
 from recjax.training import sequential
 from recjax.training.workdir import Workdir
+
+BEFORE_REFIT = 'before_refit.npz'  # the model that validation chose, of a run that trained anew
 
 
 def settings(cfg: ConfigDict) -> ConfigDict:
@@ -30,7 +33,9 @@ def stage(work: Workdir, cfg: ConfigDict, dataset: Dataset) -> dict[str, Any]:
   model = sequential.model_config(cfg, n)
   validate = ranking.validator(lambda params: sequential.scorer(model, params), split.valid, n,
                             cfg.seeds, cfg.train.valid_users)
-  best, scores, epochs = sequential.fit(work, cfg, n, split, validate)
+  best, scores, epochs = sequential.fit(
+      work, cfg, n, split, validate,
+      before_refit=functools.partial(sequential.save, work.folder / BEFORE_REFIT))
   sequential.save(work.folder / 'model.npz', best)
   write_json(work.folder / 'valid.json', {
       'NDCG@10': [round(float(s), 6) for s in scores], 'epoch': epochs.tolist()})
