@@ -240,7 +240,8 @@ def kendall(a: Shaped[np.ndarray, '_ _'] | Sequence, b: Shaped[np.ndarray, '_ _'
 
   def tau(x: np.ndarray, y: np.ndarray) -> float:
     x, y = (np.round(z / max(np.abs(z).max(), 1e-300), 12) for z in (x, y))  # sums of equal rows
-    return round(float(scipy.stats.kendalltau(x, y).statistic), 12)
+    found: Any = scipy.stats.kendalltau(x, y)
+    return round(float(found.statistic), 12)
   rng, taus = np.random.default_rng(seed), []
   for size in _block_sizes(draws, max(a.shape[1], b.shape[1])):
     one = rng.poisson(1.0, (size, a.shape[1]))  # so many times each user, about as one draws them
