@@ -82,7 +82,7 @@ def widen(cells: dict[str, dict], spread: Mapping[str, Mapping]) -> None:
   over users. cells: {metric: {'low', 'high', ...}}, changed. spread: of one row of `intervals`."""
   for metric, found in spread.items():
     if found['low'] is not None:
-      cells[metric] |= {'low': found['low'], 'high': found['high']}
+      cells[metric].update(low=found['low'], high=found['high'])
 
 
 def verdict(rows: Mapping[str, Mapping], tests: Mapping[str, Mapping],
