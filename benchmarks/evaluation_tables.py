@@ -14,8 +14,8 @@ import pathlib
 import numpy as np
 import scipy.stats
 
-from recjax import experiment
-from recjax.data import loading, split_rule, splits
+from recjax import experiment, split_rule
+from recjax.data import loading, splits
 from recjax.data.dataset import flatten, make_dataset, with_rule
 from recjax.evaluation import audit, compare, metrics, results, statistics
 

@@ -5,7 +5,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from recjax.data import split_rule
+from recjax import split_rule
 
 # Presets of a method with an LLM, beside 'sample' with its tiny model: the published settings, and
 # those for a model of 100 to 500 million parameters on a CPU.

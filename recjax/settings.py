@@ -20,7 +20,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from recjax.data import split_rule
+from recjax import split_rule
 from recjax.errors import ConfigError, WorkdirError
 
 WORDS = {'true': True, '1': True, 'yes': True, 'on': True,

@@ -21,7 +21,7 @@ LAYERS = (
     ('training', 'decoding', 'evaluation', 'report'), ('models', 'text', 'data'),
     ('retrieval',),
     ('distributed', 'settings', 'base_config', 'run_files', 'protocols', 'progress', 'gguf_file'),
-    ('file_io',),
+    ('file_io', 'split_rule'),
     ('errors',))
 LEVEL = {room: level for level, rooms in enumerate(LAYERS) for room in rooms}
 ONE_FILE = {'orbax': 'training/checkpoint.py', 'safetensors': 'models/huggingface.py',

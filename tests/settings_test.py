@@ -31,7 +31,7 @@ ROOT = pathlib.Path(__file__).parents[1]
 CONFIGS = sorted((ROOT / 'configs').glob('*.py'))
 PATHS = {  # texts that name a file, a model or whatever one likes, or that a method checks at once
     'data', 'preset', 'method', 'variant', 'llm.weights', 'tags.api_model', 'tags.api_url',
-    'interests.api_model', 'interests.api_url',
+    'interests.api_model', 'interests.api_url', 'split.at',
     'tags.file', 'tags.sep', 'assist.source', 'prompt.noun', 'prompt.template', 'interests.encoder',
     'interests.source', 'semantic_ids.weights', 'vectors.encoder', 'vectors.source', 'export.file',
     'prompts.header', 'text.weights', 'eval.cross', 'ret.vectors', 'talk.questions', 'talk.source',

@@ -40,7 +40,8 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
   """Prints findings about the data, an audit and the cost of a config. args: of the command line.
   Raises SystemExit with 1 where an audit finds an error."""
-  from recjax.data import loading, split_rule, splits, validate
+  from recjax import split_rule
+  from recjax.data import loading, splits, validate
   from recjax.data.dataset import with_rule
   if args.html:
     if not args.audit:

@@ -12,8 +12,8 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 
-from recjax.data.split_rule import LEAVE_ONE_OUT, SplitRule
 from recjax.errors import ConfigError, DataError
+from recjax.split_rule import LEAVE_ONE_OUT, SplitRule
 
 ARRAY_DTYPES = {'items': '<i4', 'offsets': '<i8', 'times': '<i8', 'ratings': '<f4'}  # when hashed
 

@@ -7,8 +7,7 @@ from collections.abc import Iterable, Iterator
 import numpy as np
 from ml_collections import ConfigDict
 
-from recjax import file_io
-from recjax.data import split_rule
+from recjax import file_io, split_rule
 from recjax.data.dataset import (
   Catalog,
   Dataset,
@@ -74,7 +73,7 @@ def load_for_config(cfg: ConfigDict) -> Dataset:
 
   cfg: its config. Raises DataError as `load_data` does, ConfigError for an unknown rule.
   """
-  tie_order = cfg.eval.get('tie_order', 'file') if 'eval' in cfg else 'file'
+  tie_order = cfg.eval.tie_order if cfg.method == 'sequential' else 'file'
   return with_rule(load_data(cfg.data, tie_order), split_rule.for_config(cfg))
 
 

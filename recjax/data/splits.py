@@ -8,8 +8,8 @@ from ml_collections import ConfigDict
 
 from recjax.data import times as times_lib
 from recjax.data.dataset import Dataset, Interactions
-from recjax.data.split_rule import SplitRule
 from recjax.errors import ConfigError, DataError
+from recjax.split_rule import SplitRule
 
 HISTORIES = ('train+valid', 'train')
 SAMPLE_SEED = 42  # draws test cases where not all are asked

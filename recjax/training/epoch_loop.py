@@ -8,6 +8,7 @@ import json
 import math
 import time
 from collections.abc import Callable, Iterable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -42,14 +43,7 @@ def fit_epochs(init: Callable, epoch: Callable, validate: Callable | None = None
   with work.again('' if stop_at is None else 'refit'), jax.set_mesh(work.mesh), \
       checkpoint.open_checkpoints(work.checkpoints()) as saved, \
       fault_tolerance.holding():
-    shapes = jax.eval_shape(begin, jax.eval_shape(init))
-    where = jax.tree.map(lambda _: jax.NamedSharding(work.mesh, jax.P()), shapes)
-    done, tree = checkpoint.restore(saved, checkpoint.abstract(shapes, where), work.log)
-    if tree is None:
-      tree = jax.jit(lambda: begin(init()), out_shardings=where)()
-    elif done:
-      work.log(f'    going on from epoch {done}')
-    work.drop_metrics(work.current, done)
+    done, tree = restore_or_begin(init, saved, work)
     with work.progress(work.current, last, done, 'epoch') as advance, \
         fault_tolerance.watch(work, work.guards.watchdog) as beat:
       while done < last and (
@@ -62,11 +56,9 @@ def fit_epochs(init: Callable, epoch: Callable, validate: Callable | None = None
         done += 1
         check(means, done, work, rows)
         beat()
-        if validate is None:
-          scores = np.asarray(stop_at) == done
-        else:
-          with doing('the validation'):
-            scores = validate(multihost.local_values(state['params']))
+        with doing('the validation'):
+          scores = (validate(multihost.local_values(state['params'])) if validate
+                    else np.asarray(stop_at) == done)
         tree = keep_best(tree, state, np.asarray(scores, np.float32), np.int32(done))
         work.record(done, {
             **{f'{k}_{s}': float(v) for k, vs in means.items() for s, v in enumerate(vs)},
@@ -87,6 +79,20 @@ def fit_epochs(init: Callable, epoch: Callable, validate: Callable | None = None
     if done % cfg.save_every:
       checkpoint.save(saved, done, tree)
   return multihost.local_values(tree['best']), np.asarray(tree['score']), np.asarray(tree['at'])
+
+
+def restore_or_begin(init: Callable, saved: Any, work: Workdir) -> tuple[int, PyTree]:
+  """The newest checkpoint, or the beginning. init, work: as `fit_epochs` takes them. saved: the
+  open checkpoints. -> epochs done, what `begin` makes"""
+  shapes = jax.eval_shape(begin, jax.eval_shape(init))
+  where = jax.tree.map(lambda _: jax.NamedSharding(work.mesh, jax.P()), shapes)
+  done, tree = checkpoint.restore(saved, checkpoint.abstract(shapes, where), work.log)
+  if tree is None:
+    tree = jax.jit(lambda: begin(init()), out_shardings=where)()
+  elif done:
+    work.log(f'    going on from epoch {done}')
+  work.drop_metrics(work.current, done)
+  return done, tree
 
 
 def begin(state: PyTree) -> PyTree:

@@ -8,11 +8,11 @@ from absl.testing import absltest, parameterized
 from hypothesis import strategies as st
 from ml_collections import ConfigDict
 
-from recjax import experiment
-from recjax.data import dataset, loading, split_rule, splits
+from recjax import experiment, split_rule
+from recjax.data import dataset, loading, splits
 from recjax.data.dataset import Catalog, Interactions
-from recjax.data.split_rule import SplitRule
 from recjax.errors import ConfigError, DataError
+from recjax.split_rule import SplitRule
 from tests.long import examples
 
 SHARED = pathlib.Path(__file__).parents[3] / 'shared' / 'data'

@@ -8,10 +8,10 @@ from absl.testing import absltest, parameterized
 
 from recjax import experiment, methods, recommend, run_files
 from recjax.data import dataset, loading, splits
-from recjax.data.split_rule import SplitRule
 from recjax.errors import ConfigError, DataError
 from recjax.evaluation import compare
 from recjax.methods.sequential import on_disk
+from recjax.split_rule import SplitRule
 from recjax.training import auxiliary_recommender, sequential, workdir
 from tests import devices
 from tests.long import long

@@ -20,7 +20,7 @@ Deliberate differences from the authors' code:
 
 from ml_collections import ConfigDict
 
-from recjax.data import split_rule
+from recjax import split_rule
 from recjax.errors import ConfigError
 from recjax.evaluation import results
 from recjax.methods.bigrec import (

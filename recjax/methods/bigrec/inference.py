@@ -10,8 +10,7 @@ import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from recjax import run_files
-from recjax.data import split_rule
+from recjax import run_files, split_rule
 from recjax.decoding.device_trie import DeviceTrie
 from recjax.decoding.prefix_generator import PrefixGenerator
 from recjax.decoding.trie import Trie

@@ -13,11 +13,11 @@ from recjax import base_config
 from recjax.data import dataset, loading, splits, update, windows
 from recjax.data.dataset import Dataset, Interactions
 from recjax.data.formats import bigrec as files
-from recjax.data.split_rule import LEAVE_ONE_OUT, SplitRule
 from recjax.data.splits import Cases
 from recjax.errors import ConfigError, DataError
 from recjax.methods.bigrec import prompts
 from recjax.methods.bigrec.prompts import Template
+from recjax.split_rule import LEAVE_ONE_OUT, SplitRule
 from recjax.text import spelling
 from recjax.text.tokenizer import Tokenizer
 
