@@ -1,5 +1,4 @@
 """What the configs of several methods share: how their argument is read, and groups of settings."""
-import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -50,11 +49,9 @@ def start(method: str, preset: str, data: str, **more: Any) -> ConfigDict:
 
   split: how the data are parted; `split_rule.SplitRule` says what its settings are.
   """
-  rule = dataclasses.asdict(split_rule.LEAVE_ONE_OUT)
   return ConfigDict(dict(
       method=method, preset=preset, data=data, seed=0, mesh=dict(data=-1, fsdp=1, model=1),
-      split={name: rule[name] for name in ('kind', 'at', 'target', 'validation')}
-      | {'refit': method in split_rule.REFITTED}, **more))
+      split=split_rule.settings(method), **more))
 
 
 def llm(preset: str, remat: str = 'dots') -> dict[str, str]:

@@ -1,5 +1,6 @@
 """How a data set is parted into training, validation and test, as a config asks for it."""
 import dataclasses
+from typing import Any
 
 from ml_collections import ConfigDict
 
@@ -39,11 +40,17 @@ class SplitRule:
 LEAVE_ONE_OUT = SplitRule()
 
 
+def settings(method: str) -> dict[str, Any]:
+  """The group `split` of a config by default, and what runs did that are older than it. method: of
+  the config."""
+  return {name: getattr(LEAVE_ONE_OUT, name) for name in ('kind', 'at', 'target', 'validation')
+          } | {'refit': method in REFITTED}
+
+
 def for_config(cfg: ConfigDict) -> SplitRule:
-  """The rule of a run. cfg: its config, with or without a group `split`. Raises ConfigError for
-  what is not known."""
-  group = cfg.get('split')
-  if group is None or group.kind == 'leave_one_out':
+  """The rule of a run. cfg: its config. Raises ConfigError for what is not known."""
+  group = cfg.split
+  if group.kind == 'leave_one_out':
     return LEAVE_ONE_OUT
   for name, known in (('kind', KINDS), ('target', TARGETS), ('validation', VALIDATIONS)):
     if group[name] not in known:
@@ -53,4 +60,4 @@ def for_config(cfg: ConfigDict) -> SplitRule:
                       "once, up to where validation begins. Set it to False, or with "
                       "split.validation='users' validation takes no time away")
   return SplitRule(group.kind, str(group.at), group.target, group.validation, bool(group.refit),
-                   int(cfg.get('seed', 0)))
+                   int(cfg.seed))

@@ -19,7 +19,7 @@ from ml_collections import ConfigDict
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from recjax import file_io, run_files
+from recjax import file_io, run_files, split_rule
 from recjax.distributed import multihost
 from recjax.errors import DataError, WorkdirError
 from recjax.progress import BarProgress, PlainProgress, Pulse, doing
@@ -432,7 +432,8 @@ def await_file(path: pathlib.Path) -> None:
 def saved_config(workdir: str | os.PathLike) -> ConfigDict:
   """The settings of an earlier run. workdir: of the run. Raises WorkdirError where there are none.
   """
-  return ConfigDict(run_files.read_config(workdir)['config'])
+  config = run_files.read_config(workdir)['config']
+  return ConfigDict({'split': split_rule.settings(str(config.get('method'))), **config})
 
 
 def find_stage(workdir: str | os.PathLike, name: str) -> pathlib.Path:

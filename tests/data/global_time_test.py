@@ -6,13 +6,13 @@ import hypothesis
 import numpy as np
 from absl.testing import absltest, parameterized
 from hypothesis import strategies as st
-from ml_collections import ConfigDict
 
 from recjax import experiment, split_rule
 from recjax.data import dataset, loading, splits
 from recjax.data.dataset import Catalog, Interactions
 from recjax.errors import ConfigError, DataError
 from recjax.split_rule import SplitRule
+from recjax.training import workdir
 from tests.long import examples
 
 SHARED = pathlib.Path(__file__).parents[3] / 'shared' / 'data'
@@ -245,9 +245,10 @@ class RuleTest(absltest.TestCase):
         split_rule.LEAVE_ONE_OUT, rule(), rule('first'), rule(at='0.6'), rule(refit=False))}
     self.assertLen(prints, 5)
 
-  def test_a_config_of_before_means_leave_one_out(self):
-    self.assertEqual(split_rule.for_config(ConfigDict({'method': 'betag'})),
-                     split_rule.LEAVE_ONE_OUT)
+  def test_a_run_of_before_means_leave_one_out(self):
+    folder = self.create_tempdir().full_path
+    pathlib.Path(folder, 'config.json').write_text('{"config": {"method": "betag"}, "facts": {}}')
+    self.assertTrue(split_rule.for_config(workdir.saved_config(folder)).default)
 
   def test_a_method_that_is_trained_once_says_so(self):
     cfg = experiment.read_config('betag_scientific:split=global_time')
