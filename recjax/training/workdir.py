@@ -432,8 +432,8 @@ def await_file(path: pathlib.Path) -> None:
 def saved_config(workdir: str | os.PathLike) -> ConfigDict:
   """The settings of an earlier run. workdir: of the run. Raises WorkdirError where there are none.
   """
-  config = run_files.read_config(workdir)['config']
-  return ConfigDict({'split': split_rule.settings(str(config.get('method'))), **config})
+  older = {'split': split_rule.settings('')}  # than which some runs are
+  return ConfigDict({**older, **run_files.read_config(workdir)['config']})
 
 
 def find_stage(workdir: str | os.PathLike, name: str) -> pathlib.Path:
