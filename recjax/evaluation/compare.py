@@ -103,8 +103,11 @@ def _protocol(runs: Mapping[str, dict], count: int) -> str:
 
 def _masks(runs: Mapping[str, dict],
            users: Sequence[CaseKey]) -> dict[str, Bool[np.ndarray, ' U']]:
-  """The users of each group, as the run of most users tells them."""
-  for run in sorted(runs.values(), key=lambda run: -len(run['users'])):
+  """The users of each group, as the run of most users tells them, of such the one of most groups.
+  """
+  def named(run: Mapping[str, Any]) -> int:
+    return len({name for names in run['groups'].values() for name in names})
+  for run in sorted(runs.values(), key=lambda run: (-len(run['users']), -named(run))):
     if run['groups']:
       groups = [run['groups'][u] for u in users]
       known = (*GROUPS, *slices.NAMES, *slices.LENGTHS, 'repeated', 'new')

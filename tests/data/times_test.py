@@ -137,11 +137,11 @@ class TimesTest(parameterized.TestCase):
   def test_bounds(self):
     seconds, days = times.TimeScale('s', 1), times.TimeScale('ymd', 1)
     self.assertEqual(times.parse_bound('2024-01-31', 'start', seconds), AT)
-    self.assertEqual(times.parse_bound('2024-01-31', 'end', seconds), AT + 86399)
-    self.assertEqual(times.parse_bound('2024-01-31 00:00:00', 'end', seconds), AT)
-    self.assertEqual(times.parse_bound('2024-01-31', 'end', times.TimeScale('s', 10 ** 9)),
+    self.assertEqual(times.parse_bound('2024-01-31', 'end', seconds, closing=True), AT + 86399)
+    self.assertEqual(times.parse_bound('2024-01-31 00:00:00', 'end', seconds, closing=True), AT)
+    self.assertEqual(times.parse_bound('2024-01-31', 'end', times.TimeScale('s', 10 ** 9), True),
                      (AT + 86400) * 10 ** 9 - 1)
-    self.assertEqual(times.parse_bound('20240131', 'end', days), AT + 86399)
+    self.assertEqual(times.parse_bound('20240131', 'end', days, closing=True), AT + 86399)
     self.assertEqual(times.parse_bound(str(AT), 'end', times.TimeScale('s', 1000, 1000)), AT * 1000)
     self.assertEqual(times.parse_bound('2.5', 'end', times.TimeScale('number', 0, 10)), 25)
     self.assertEqual(times.parse_bound(str(AT), 'end', times.TimeScale('iso', 1)), AT)

@@ -34,6 +34,12 @@ class RunsTest(parameterized.TestCase):
     results_lib.write_ranks(folder / 'ranks.parquet', users, rows, groups)
     return folder
 
+  def test_groups_are_those_of_the_run_that_tells_most(self):
+    head = np.arange(60) < 30
+    old = self.run_at('old', {'a': self.good}, groups={'head': head})
+    new = self.run_at('new', {'b': self.bad}, groups={'head': head, 'cold': ~head})
+    self.assertEqual(compare.compare([old, new])['groups']['sizes'], {'head': 30, 'cold': 30})
+
   def test_two_runs_in_one_table_over_shared_users(self):
     a = self.run_at('a', {'betags': self.good, 'popularity': self.bad})
     order = np.random.default_rng(1).permutation(60)[:50]
