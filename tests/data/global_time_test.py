@@ -250,6 +250,18 @@ class RuleTest(absltest.TestCase):
     pathlib.Path(folder, 'config.json').write_text('{"config": {"method": "betag"}, "facts": {}}')
     self.assertTrue(split_rule.for_config(workdir.saved_config(folder)).default)
 
+  def test_runs_of_other_seeds_ask_the_same(self):
+    first, second = (experiment.read_config('sequential_beauty:split=global_time')
+                     for _ in range(2))
+    second.seed = 7
+    self.assertEqual(split_rule.for_config(first), split_rule.for_config(second))
+
+  def test_settings_of_a_moment_without_one_are_refused(self):
+    cfg = experiment.read_config('sequential_beauty')
+    cfg.split.at = '2024-06-01'
+    with self.assertRaisesRegex(ConfigError, "split.at='2024-06-01' says nothing .*global_time"):
+      split_rule.for_config(cfg)
+
   def test_a_method_that_is_trained_once_says_so(self):
     cfg = experiment.read_config('betag_scientific:split=global_time')
     self.assertFalse(split_rule.for_config(cfg).refit)

@@ -19,7 +19,7 @@ SEQUENCES = ((1, 2, 3), (1, 2, 4), (2, 3, 1), (3, 4), (1, 2))  # item 5 is never
 TARGETS = (4, 3, 4, 1, 3)
 N = 5
 TRAIN = Interactions(tuple('abcde'), *flatten(SEQUENCES))
-TIMES = np.arange(len(TRAIN.items), dtype=np.int64) * 86400 * 3  # a step every three days
+TIMES = 15 * 10**8 + np.arange(len(TRAIN.items)) * 86400 * 3  # a step every three days
 CASES = Cases(np.arange(5, dtype=np.int32), flatten(SEQUENCES), np.array(TARGETS, np.int32))
 SCIENTIFIC = pathlib.Path(__file__).parents[2].parent / 'shared/data/amazon-scientific'
 
@@ -58,6 +58,19 @@ class TimedTest(absltest.TestCase):
     for half in (2., 10., 1e6):
       self.assertEqual(self.order(baselines.decayed_popularity(timed(), N, half)),
                        self.worth(lambda age, half=half: .5 ** (age / half)))
+
+  def test_a_day_is_a_day_in_milliseconds_too(self):
+    fine = dataclasses.replace(TRAIN, times=TIMES * 1000)
+    self.assertEqual(self.order(baselines.recent_popularity(fine, N, 7)),
+                     self.worth(lambda age: age < 7))
+    self.assertEqual(self.order(baselines.decayed_popularity(fine, N, 2.)),
+                     self.worth(lambda age: .5 ** (age / 2.)))
+
+  def test_plain_numbers_have_no_days(self):
+    counted = dataclasses.replace(TRAIN, times=np.arange(len(TRAIN.items)))
+    found = classical.score_functions(Split(counted, CASES, CASES, ''), ['a'] * N, len(CASES), 5.0)
+    self.assertEqual(set(found.left_out), set(classical.TIMED))
+    self.assertIn('plain numbers', found.left_out['pop_recent'])
 
   def test_no_times_no_row(self):
     with self.assertRaisesRegex(DataError, 'have no times'):

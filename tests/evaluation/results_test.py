@@ -128,6 +128,7 @@ class OutcomeTest(absltest.TestCase):
     self.assertAlmostEqual(saved['rows']['a']['NDCG@3']['value'], .5)  # a perfect list, and a miss
     found = compare.compare([folder], ks=(3,))['rows'][f'{folder.name}:a']
     self.assertEqual(found['NDCG@3'], saved['rows']['a']['NDCG@3'])
+    self.assertAlmostEqual(compare.average([folder], ks=(3,))['NDCG@3']['value'], .5)
 
   def test_ranks_of_other_users_are_refused(self):
     for wrong in (np.zeros(5, int), np.zeros((3, 6), int)):

@@ -260,6 +260,7 @@ class BlendTest(parameterized.TestCase):
       (['sasrec', 'classical:idtext'], ConfigError, 'classical:markov, .*classical:id_text'),
       (['classical:text', 'classical:markov'], ConfigError, 'name a run too'),
       (['sasrec', 'gru', '--weights=0.5'], ConfigError, 'one for each of the 2 parts'),
+      (['sasrec', 'gru', '--weights=0.5,0.5', '--mode=indicator'], ConfigError, 'leave one'),
       (['sasrec', 'gru', '--weights=0.5,0.6'], ConfigError, 'sum is 1.1'),
       (['sasrec', 'gru', '--weights=-1,2'], ConfigError, '0 or more'),
       (['sasrec', 'gru', '--weights=a,b'], ConfigError, 'give numbers'),
