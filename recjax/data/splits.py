@@ -202,7 +202,7 @@ def global_time(interactions: Interactions, rule: SplitRule, drop_cold_targets: 
 
   Interactions at T itself are training's. T is the quantile of all times, by linear interpolation,
   or the end of a day. A user is asked for the last later item, given all before it; for the first;
-  for one drawn by the rule's seed; for each in turn ('successive'); or for all later items at once, given
+  for one that is drawn; for each in turn ('successive'); or for all later items at once, given
   what is up to T ('all'). Users with nothing up to T are left out and counted.
 
   Validation 'time' cuts what is up to T once more in the same way, at the same quantile; 'users'

@@ -20,7 +20,7 @@ import scipy.linalg
 import scipy.sparse as sp
 from jaxtyping import Array, Bool, Float, Int
 
-from recjax.data import splits, times
+from recjax.data import splits
 from recjax.data.dataset import Catalog, Interactions
 from recjax.data.splits import Cases, Split
 from recjax.errors import ConfigError
@@ -169,9 +169,6 @@ def _impossible(train: Interactions, item_titles: Sequence[str]) -> dict[str, st
                     + (f'; {row.replace("ease", instead)} stands in for it' if instead else ''))
   if train.times is None:
     out |= dict.fromkeys(TIMED, 'the data have no times')
-  elif len(train.times) and not times.find_scale(
-      int(train.times.min()), int(train.times.max())).per_second:
-    out |= dict.fromkeys(TIMED, 'the times are plain numbers, which tell no days')
   if not any(map(words, item_titles)):
     out |= dict.fromkeys(('text', 'id_text', *GRAPHS), 'no title has a word')
   return out

@@ -59,18 +59,17 @@ class TimedTest(absltest.TestCase):
       self.assertEqual(self.order(baselines.decayed_popularity(timed(), N, half)),
                        self.worth(lambda age, half=half: .5 ** (age / half)))
 
+  def test_a_window_is_open_where_it_begins(self):
+    self.assertNotEqual(self.worth(lambda age: age < 6), self.worth(lambda age: age <= 6))
+    self.assertEqual(self.order(baselines.recent_popularity(timed(), N, 6)),
+                     self.worth(lambda age: age < 6))
+
   def test_a_day_is_a_day_in_milliseconds_too(self):
     fine = dataclasses.replace(TRAIN, times=TIMES * 1000)
     self.assertEqual(self.order(baselines.recent_popularity(fine, N, 7)),
                      self.worth(lambda age: age < 7))
     self.assertEqual(self.order(baselines.decayed_popularity(fine, N, 2.)),
                      self.worth(lambda age: .5 ** (age / 2.)))
-
-  def test_plain_numbers_have_no_days(self):
-    counted = dataclasses.replace(TRAIN, times=np.arange(len(TRAIN.items)))
-    found = classical.score_functions(Split(counted, CASES, CASES, ''), ['a'] * N, len(CASES), 5.0)
-    self.assertEqual(set(found.left_out), set(classical.TIMED))
-    self.assertIn('plain numbers', found.left_out['pop_recent'])
 
   def test_no_times_no_row(self):
     with self.assertRaisesRegex(DataError, 'have no times'):
