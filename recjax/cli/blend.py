@@ -40,8 +40,8 @@ def run(args: argparse.Namespace) -> None:
   from recjax import experiment
   from recjax.methods.blend import config, parts
   if args.weights is not None and args.mode == 'indicator':
-    raise ConfigError('--mode=indicator weighs by the model, so --weights say nothing; leave one of '
-                      'them out')
+    raise ConfigError('--mode=indicator weighs by the model, so --weights say nothing; leave one '
+                      'of them out')
   out = pathlib.Path(args.out)
   refs = [parts.ref_of(out, part) for part in args.parts]
   check_out(out, refs)

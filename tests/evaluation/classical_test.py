@@ -59,6 +59,17 @@ class TimedTest(absltest.TestCase):
       self.assertEqual(self.order(baselines.decayed_popularity(timed(), N, half)),
                        self.worth(lambda age, half=half: .5 ** (age / half)))
 
+  def test_rows_are_fitted_again_to_the_cut(self):
+    until = np.array([2, 2, 2, 1, 1])
+    split = Split(timed(), CASES, CASES, '', splits.prefixes(timed(), until))
+    made = classical.score_functions(split, [f'a{i}' for i in range(N)], len(CASES), 5.0)
+    for row, told in (('markov', True), ('pop_recent', False), ('item_knn', False)):
+      found, again, before = (scores(score, 1, 2) for score in (made.scores[row], *(
+          classical.fitted(known, ['a'] * N, row, made.settings)
+          for known in (split.train, split.for_choice))))
+      np.testing.assert_array_equal(found, again)
+      self.assertTrue(not told or not np.array_equal(found, before))
+
   def test_a_window_is_open_where_it_begins(self):
     self.assertNotEqual(self.worth(lambda age: age < 6), self.worth(lambda age: age <= 6))
     self.assertEqual(self.order(baselines.recent_popularity(timed(), N, 6)),
