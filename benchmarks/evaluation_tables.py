@@ -44,7 +44,8 @@ def opened(path):
 def shortcuts(paths):
   """Rows that train nothing beside one that does, and what the data are like, a column a run."""
   runs = [opened(path) for path in paths]
-  names = [f'{data.name} ({found["users"]:,} users)' for found, _, data in runs]
+  users = [next(iter(found['rows'].values()))['HR@10']['n'] for found, _, _ in runs]
+  names = [f'{data.name} ({n:,} users)' for n, (_, _, data) in zip(users, runs)]
   rows = list(dict.fromkeys(row for found, _, _ in runs for row in found['rows']))
   for metric in ('HR@10', 'NDCG@10'):
     body = []
@@ -67,7 +68,7 @@ def shortcuts(paths):
         facts.setdefault(f'{check.name}: {name}', {})[number] = (
             f'{value:,}' if isinstance(value, int) else f'{value:.4f}')
     facts.setdefault('share of tests memorized', {})[number] = (
-        f'{next(iter(found["rows"].values()))["HR@10:memorized"]["n"] / found["users"]:.4f}')
+        f'{next(iter(found["rows"].values()))["HR@10:memorized"]["n"] / users[number]:.4f}')
   lines(['of the data', *names],
         [[name, *(values.get(n, '') for n in range(len(runs)))] for name, values in facts.items()])
 

@@ -265,6 +265,7 @@ class CommandTest(absltest.TestCase):
     with self.assertRaisesRegex(ConfigError, 'no language model'):
       self.call('sample:1:60', f'--contamination={self.run_of()}')
 
+  @long
   def test_the_model_of_a_run_is_asked_and_the_run_keeps_what_it_said(self):
     with tempfile.TemporaryDirectory() as model:
       tuned(model, films(3), steps=1)

@@ -557,7 +557,7 @@ class ConfigFileTest(parameterized.TestCase):
 
   def test_settings_that_are_lacking_and_methods_that_are_none(self):
     path = pathlib.Path(self.create_tempdir().full_path) / 'c.py'
-    for values, said in (('method="sequential"', "'model'"), ('method="../x"', 'none of that name'),
+    for values, said in (('method="sequential"', "'split'"), ('method="../x"', 'none of that name'),
                          ('seed=1', "'method'")):
       path.write_text('from ml_collections import ConfigDict\n'
                       f'def get_config(arg=""):\n  return ConfigDict(dict({values}))\n')

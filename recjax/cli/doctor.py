@@ -53,7 +53,9 @@ def run(args: argparse.Namespace) -> None:
   cfg = args.config and experiment.changed(experiment.read_config(args.config), args.settings)
   data = loading.load_data(args.data)
   if cfg:
-    data = with_rule(data, split_rule.for_config(cfg))
+    with settings.reading():
+      method = methods.find(cfg.method, args.config)
+      data = with_rule(data, split_rule.for_config(cfg))
   print(f'{data.name}: {len(data.catalog):,} items, {len(data.interactions):,} users, '
         f'{len(data.interactions.items):,} interactions, fingerprint {data.fingerprint[:16]}')
   if not data.split_rule.default:
@@ -70,7 +72,7 @@ def run(args: argparse.Namespace) -> None:
     contaminated(data, args)
   if cfg:
     with settings.reading():
-      costs = methods.find(cfg.method, args.config).cost(cfg, data)
+      costs = method.cost(cfg, data)
     for name, value in costs.items():
       print(f'{name}: {value}')
   if args.audit and 'error' in {*(f.severity for f in findings), *(c.level for c in checks)}:

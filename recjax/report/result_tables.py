@@ -282,6 +282,7 @@ def _every_number(results: Mapping, reference: str, labels: Mapping[str, str]) -
     return [labels.get(row, row), metric, *ends, number(cell.get('n')), *p]
 
   rows = [cells_of(row, metric, cell) for row, cells in results['rows'].items()
-          for metric, cell in cells.items()]
-  full = table(head, rows, 'Every metric of every row', 'll' + 'r' * (len(head) - 2))
+          for metric, cell in cells.items() if ':' not in metric]
+  full = table(head, rows, 'Every metric of every row over all users; results.json has those of '
+               'groups', 'll' + 'r' * (len(head) - 2))
   return details('Every number', full)

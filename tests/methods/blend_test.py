@@ -131,6 +131,7 @@ class BlendTest(parameterized.TestCase):
     for one, other in zip(mix(history, 7), alone(history, 7)):
       np.testing.assert_array_equal(one, other)
 
+  @long
   def test_a_stop_costs_the_stage_that_ran(self):
     whole = self.blend('sasrec', 'gru', out='whole')
     with mock.patch.object(evaluate, 'choose', side_effect=KeyboardInterrupt), (
@@ -184,6 +185,7 @@ class BlendTest(parameterized.TestCase):
     np.testing.assert_array_equal(here[own < 12], own[own < 12])
     self.assertTrue((here[own >= 12] >= len(data.catalog) - 60).all())
 
+  @long
   def test_lists_go_on_after_a_kill(self):
     asked, of_cases = [], evaluate.lists_of
 
@@ -200,6 +202,7 @@ class BlendTest(parameterized.TestCase):
       pieces = -(-150 // 50)
       self.assertEqual(calls.call_count, 2 * pieces - 1)
 
+  @long
   def test_the_indicator_needs_logits(self):
     found = self.blend('sasrec', 'classical:text', '--mode=indicator')
     self.assertIn('sigmoid', found['blend']['told'])
@@ -214,6 +217,7 @@ class BlendTest(parameterized.TestCase):
     with self.assertRaisesRegex(ConfigError, 'it weighs two parts, and these are 3'):
       self.blend('sasrec', 'gru', 'classical:text', '--mode=indicator', out='three')
 
+  @long
   def test_a_blend_is_a_part_too(self):
     found = self.blend('half', 'gru', '--valid-users=40')
     self.assertEqual(list(found['rows'])[:3], ['blend', 'half', 'gru'])
@@ -221,6 +225,7 @@ class BlendTest(parameterized.TestCase):
     self.assertEqual(found['blend']['cases'], 40)
     recommend.load(self.here / 'mix')
 
+  @long
   def test_one_moment_for_everybody(self):
     experiment.train(f'{CONFIG}:data={DATA},split=global_time', self.here / 'later', {
         'train.epochs': 2, 'model.width': 16, 'eval.classical': False, 'split.refit': False,
