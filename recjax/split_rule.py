@@ -22,7 +22,7 @@ class SplitRule:
   interactions, such as '0.9', or a date of the data ('2014-05-13', the end of that day). target:
   which later items of a user are asked for, of TARGETS. validation: what epochs and settings are
   chosen by, of VALIDATIONS; `splits.global_time` says what they are. refit: train again to the cut
-  for the chosen epochs. seed: of what is drawn.
+  for the chosen epochs. seed: of what is drawn, not that of a run: all runs ask the same.
   """
   kind: str = 'leave_one_out'
   at: str = '0.9'
@@ -51,6 +51,10 @@ def for_config(cfg: ConfigDict) -> SplitRule:
   """The rule of a run. cfg: its config. Raises ConfigError for what is not known."""
   group = cfg.split
   if group.kind == 'leave_one_out':
+    if idle := [name for name in ('at', 'target', 'validation')
+                if group[name] != getattr(LEAVE_ONE_OUT, name)]:
+      raise ConfigError(f'split.{idle[0]}={group[idle[0]]!r} says nothing under leave-one-out; add '
+                        "split=global_time to the config's argument, or leave it out")
     return LEAVE_ONE_OUT
   for name, known in (('kind', KINDS), ('target', TARGETS), ('validation', VALIDATIONS)):
     if group[name] not in known:
@@ -59,5 +63,4 @@ def for_config(cfg: ConfigDict) -> SplitRule:
     raise ConfigError(f'split.refit=True is for {" and ".join(REFITTED)}; {cfg.method} is trained '
                       "once, up to where validation begins. Set it to False, or with "
                       "split.validation='users' validation takes no time away")
-  return SplitRule(group.kind, str(group.at), group.target, group.validation, bool(group.refit),
-                   int(cfg.seed))
+  return SplitRule(group.kind, str(group.at), group.target, group.validation, bool(group.refit))

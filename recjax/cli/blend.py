@@ -39,6 +39,9 @@ def run(args: argparse.Namespace) -> None:
   """Mixes the parts, and ranks and reports as a run does. args: of the command line."""
   from recjax import experiment
   from recjax.methods.blend import config, parts
+  if args.weights is not None and args.mode == 'indicator':
+    raise ConfigError('--mode=indicator weighs by the model, so --weights say nothing; leave one '
+                      'of them out')
   out = pathlib.Path(args.out)
   refs = [parts.ref_of(out, part) for part in args.parts]
   check_out(out, refs)

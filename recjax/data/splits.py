@@ -105,18 +105,26 @@ def sample_cases(cases: Cases, max_cases: int, protocol: str) -> tuple[np.ndarra
   count = len(cases)
   if not 0 < max_cases < count:
     return np.arange(count), protocol
-  rng = np.random.default_rng(SAMPLE_SEED)
-  if cases.owners() is None:
-    rows = np.sort(rng.permutation(count)[:max_cases])
-  else:
-    users, user, of_user = np.unique(cases.users, return_inverse=True, return_counts=True)
-    order = rng.permutation(len(users))
-    taken = order[np.cumsum(of_user[order]) <= max_cases]
-    rows = np.flatnonzero(np.isin(user, taken if len(taken) else order[:1]))
+  rows = drawn_rows(cases, max_cases, SAMPLE_SEED)
+  if cases.owners() is not None:
     asked = len(np.unique(cases.users[rows]))
     protocol = re.sub(r'(?<=within each of )\d+', str(asked), protocol)
   return rows, (f'{with_num_cases(protocol, len(rows))}; drawn by seed {SAMPLE_SEED} out of '
                 f'{count}')
+
+
+def drawn_rows(cases: Cases, most: int, seed: int) -> np.ndarray:
+  """At most `most` of the cases (0: all), drawn by `seed`; users who have several with all of
+  theirs, at least one. -> rows (n,), ascending"""
+  if not 0 < most < len(cases):
+    return np.arange(len(cases))
+  rng = np.random.default_rng(seed)
+  if cases.owners() is None:
+    return np.sort(rng.permutation(len(cases))[:most])
+  users, user, of_user = np.unique(cases.users, return_inverse=True, return_counts=True)
+  order = rng.permutation(len(users))
+  taken = order[np.cumsum(of_user[order]) <= most]
+  return np.flatnonzero(np.isin(user, taken if len(taken) else order[:1]))
 
 
 def leave_one_out(interactions: Interactions, holdout: int = 2, test_history: str = 'train+valid',
@@ -194,7 +202,7 @@ def global_time(interactions: Interactions, rule: SplitRule, drop_cold_targets: 
 
   Interactions at T itself are training's. T is the quantile of all times, by linear interpolation,
   or the end of a day. A user is asked for the last later item, given all before it; for the first;
-  for one drawn by the seed; for each in turn ('successive'); or for all later items at once, given
+  for one that is drawn; for each in turn ('successive'); or for all later items at once, given
   what is up to T ('all'). Users with nothing up to T are left out and counted.
 
   Validation 'time' cuts what is up to T once more in the same way, at the same quantile; 'users'

@@ -10,6 +10,8 @@ import pathlib
 import re
 from typing import NamedTuple
 
+import numpy as np
+
 from recjax.errors import ConfigError, DataError
 
 UNITS = {'s': 1, 'ms': 10 ** 3, 'us': 10 ** 6, 'ns': 10 ** 9}
@@ -547,6 +549,13 @@ def find_scale(least: int | None, greatest: int | None) -> TimeScale:
   kinds = {number_kind(end) for end in (least, greatest) if end is not None}
   kind = kinds.pop() if len(kinds) == 1 else 'number'
   return TimeScale(kind, UNITS[kind]) if kind in UNITS else TimeScale()
+
+
+def in_seconds(times: np.ndarray) -> np.ndarray:
+  """Times in whole seconds. times: of a data set; plain numbers, which have no unit, stay."""
+  if not len(times):
+    return times
+  return times // (find_scale(int(times.min()), int(times.max())).per_second or 1)
 
 
 def parse_bound(text: str, name: str, scale: TimeScale | None = None,

@@ -7,7 +7,6 @@ items, the target is the last one. Checks of the clock need times and are left o
 Letters of shapes: M interactions, U users, N items, C test cases, R interactions of training.
 """
 import dataclasses
-import datetime
 from collections.abc import Iterator
 from typing import Any
 
@@ -15,7 +14,7 @@ import numpy as np
 import scipy.stats
 from jaxtyping import Bool, Int
 
-from recjax.data import splits
+from recjax.data import splits, times
 from recjax.data.dataset import Dataset, Interactions
 from recjax.data.splits import Cases, Split
 from recjax.errors import DataError
@@ -314,9 +313,10 @@ def _drift(data: Interactions, split: Split) -> Iterator[Check]:
   drift = 0. if constant else float(ranks.statistic)
   ends = data.offsets[split.test.users + 1]
   gaps = _times(data)[ends - 1] - _times(data)[ends - 2]
-  days = float(np.median(gaps)) / DAY if len(gaps) else 0.
-  dates = [datetime.datetime.fromtimestamp(int(t), datetime.UTC).date().isoformat()
-           for t in (_times(data).min(), _times(data).max())]
+  reach = int(_times(data).min()), int(_times(data).max())
+  scale = times.find_scale(*reach)
+  days = float(np.median(gaps)) / (scale.per_second or 1) / DAY if len(gaps) else 0.
+  dates = [str(scale.shown(t)).partition(' ')[0] for t in reach]
   yield Check('drift', {'rank correlation of popularity': drift, 'median days to the target': days},
               'note' if drift < .3 else 'ok',
               f'from {dates[0]} to {dates[1]}; ' + (

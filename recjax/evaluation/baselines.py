@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, Shaped, UInt32
 
+from recjax.data import times
 from recjax.data.dataset import Interactions
 from recjax.errors import DataError
 from recjax.protocols import ScoreFn
@@ -50,9 +51,8 @@ def recency(items: Int[np.ndarray, ' M'], offsets: Int[np.ndarray, ' U1'],
 def recent_popularity(train: Interactions, n_items: int, days: float) -> ScoreFn:
   """One list for everyone: items by how often they were met in the last days of training.
 
-  Popularity of all time parts what is left equal. train: the training interactions, with times in
-  seconds. n_items: of the catalog. days: before the last of these times. Raises DataError without
-  times.
+  Popularity of all time parts what is left equal. train: the training interactions, with times.
+  n_items: of the catalog. days: before the last of these times. Raises DataError without times.
   """
   age, counts = _age(train), np.bincount(train.items, minlength=n_items + 1)[1:]
   recent = np.bincount(train.items[age < days], minlength=n_items + 1)[1:]
@@ -73,7 +73,8 @@ def _age(train: Interactions) -> Float[np.ndarray, ' M']:
   """Days between each interaction and the last of all."""
   if train.times is None:
     raise DataError('these interactions have no times; add `times` to the sequences')
-  return (train.times.max(initial=0) - train.times) / DAY
+  seconds = times.in_seconds(train.times)
+  return (seconds.max(initial=0) - seconds) / DAY
 
 
 def _one_list(worth: Shaped[np.ndarray, ' N']) -> ScoreFn:

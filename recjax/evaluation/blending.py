@@ -25,7 +25,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from recjax.data.splits import Cases
 from recjax.errors import DataError
-from recjax.evaluation import metrics, ranking, statistics
+from recjax.evaluation import ranking
 from recjax.protocols import AnyArray, ScoreFn
 
 STEPS = 10  # weights are multiples of 1 / STEPS
@@ -275,6 +275,4 @@ def _moved(weights: Sequence[float], part: int, value: float) -> Rule:
 def mean_ndcg(ranks: Int[np.ndarray, 'C U'], cases: Cases) -> list[float]:
   """METRIC of each line, a mean over users. ranks: of the cases under several rules. cases: whose
   they are."""
-  sizes, owners = cases.set_sizes(), cases.owners()
-  return [float(statistics.by_user(metrics.per_case(line, (10,), sizes)[METRIC], owners).mean())
-          for line in ranks]
+  return [ranking.mean_ndcg(line, cases) for line in ranks]

@@ -20,10 +20,11 @@ import scipy.linalg
 import scipy.sparse as sp
 from jaxtyping import Array, Bool, Float, Int
 
+from recjax.data import splits
 from recjax.data.dataset import Catalog, Interactions
 from recjax.data.splits import Cases, Split
 from recjax.errors import ConfigError
-from recjax.evaluation import baselines, metrics, ranking
+from recjax.evaluation import baselines, ranking
 from recjax.protocols import AnyArray, ScoreFn
 from recjax.retrieval import bm25
 
@@ -88,8 +89,7 @@ def score_functions(split: Split, item_titles: Sequence[str],
   it.
   """
   n_items, train, valid = len(item_titles), split.train, split.valid
-  cases = valid and valid.select(np.sort(
-      np.random.default_rng(0).permutation(len(valid))[:TUNING_USERS]))
+  cases = valid and valid.select(splits.drawn_rows(valid, TUNING_USERS, 0))
   left_out = _impossible(train, item_titles)
   seconds = counted_seconds(train.lengths(), n_items, num_cases, len(cases) if cases else 0)
   slow, untuned = _beyond(seconds, left_out, minutes)
@@ -235,8 +235,7 @@ def _choose(maker: Callable[..., ScoreFn], grid: Mapping[str, Sequence[Any]], ca
     return best_row, best_settings
 
   def ndcg(row):
-    ranks = ranking.rank_cases(row, cases, n_items, **options)
-    return float(metrics.per_case(ranks, (10,))['NDCG@10'].mean())
+    return ranking.mean_ndcg(ranking.rank_cases(row, cases, n_items, **options), cases)
   best = ndcg(best_row)
   for settings in choices[1:]:
     row = maker(**settings)

@@ -60,7 +60,7 @@ def compare(workdirs: Iterable[str | os.PathLike], rows: Sequence[str] = (), aga
     raise DataError(f'no row is named {", ".join(lacking)}; these runs have {", ".join(plain)}')
   owners, family = owners_of(users), over_seeds.families(runs, paths)
   first = next(iter(runs.values()))
-  set_sizes = np.bincount(owners)[owners] if first['as_set'] and owners is not None else None
+  set_sizes = _set_sizes(runs, owners)
   values, names, several = over_seeds.merged(
       {full: (family[name], row, per_case(runs[name]['ranks'][row][takes[name]], ks, set_sizes))
        for full, (name, row) in chosen.items()}, rows)
@@ -89,6 +89,13 @@ def owners_of(cases: Sequence[CaseKey]) -> Int[np.ndarray, ' C'] | None:
     return None
   numbers: dict[str, int] = {}
   return np.array([numbers.setdefault(case[0], len(numbers)) for case in cases])
+
+
+def _set_sizes(runs: Mapping[str, dict],
+               owners: Int[np.ndarray, ' C'] | None) -> Int[np.ndarray, ' C'] | None:
+  """How many right answers each case's question has, None where each has one."""
+  as_set = next(iter(runs.values()))['as_set']
+  return np.bincount(owners)[owners] if as_set and owners is not None else None
 
 
 def _protocol(runs: Mapping[str, dict], count: int) -> str:
@@ -178,14 +185,15 @@ def average(workdirs: Iterable[str | os.PathLike], seed: int = 0,
   for key in ('protocol', 'data'):
     _check_equal(key, {name: run[key] for name, run in runs.items()})
   users, takes = _shared_users(runs)
-  values = []
+  owners, values = owners_of(users), []
+  set_sizes = _set_sizes(runs, owners)
   for name, run in runs.items():
     ours = next(iter(run['ranks'])).partition(':seed=')[0]
-    values += [per_case(ranks[takes[name]], ks) for row, ranks in run['ranks'].items()
+    values += [per_case(ranks[takes[name]], ks, set_sizes) for row, ranks in run['ranks'].items()
                if row.partition(':seed=')[0] == ours]
   means = {m: np.mean([each[m] for each in values], 0) for m in values[0]}
-  cells = summarize({'mean': means}, seed, pairs=[], owners=owners_of(users))['rows']['mean']
-  over_seeds.widen(cells, over_seeds.intervals({'mean': values}, owners_of(users))['mean'])
+  cells = summarize({'mean': means}, seed, pairs=[], owners=owners)['rows']['mean']
+  over_seeds.widen(cells, over_seeds.intervals({'mean': values}, owners)['mean'])
   return cells
 
 

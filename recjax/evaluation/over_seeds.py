@@ -28,7 +28,8 @@ def families(runs: Mapping[str, Mapping], paths: Mapping[str, pathlib.Path]) -> 
     key = json.dumps(settings, sort_keys=True, default=str) if settings else name
     alike.setdefault(key, []).append(name)
   for key, names in list(alike.items()):  # the same seed twice is one run, and stays two rows
-    if len({str(runs[name]['settings'].get('seed')) for name in names}) < len(names):
+    drawn = [seed for name in names for seed in _seeds_of(runs[name]['settings'])]
+    if len(set(drawn)) < len(drawn):
       del alike[key]
       alike |= {f'{key} {name}': [name] for name in names}
   out = {}
@@ -39,6 +40,14 @@ def families(runs: Mapping[str, Mapping], paths: Mapping[str, pathlib.Path]) -> 
     out |= dict.fromkeys(names, resolved[0].parent.name if swept else names[0])
   taken = [out[names[0]] for names in alike.values()]
   return {name: family if taken.count(family) == 1 else name for name, family in out.items()}
+
+
+def _seeds_of(settings: Mapping[str, Any]) -> list[Any]:
+  """The seeds that a run trained."""
+  first, count = settings.get('seed'), settings.get('seeds', 1)
+  if not isinstance(first, int) or not isinstance(count, int):
+    return [str(first)]
+  return list(range(first, first + count))
 
 
 def row_of(row: str) -> str:

@@ -17,10 +17,11 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Num, PyTree
 
+from recjax.data import splits
 from recjax.data.dataset import Catalog
 from recjax.data.splits import Cases
 from recjax.errors import ConfigError, DataError
-from recjax.evaluation import blocked_ranking, metrics, ties
+from recjax.evaluation import blocked_ranking, metrics, statistics, ties
 from recjax.evaluation.recommender import CatalogRecommender
 from recjax.models.dot_product import DotProduct
 from recjax.protocols import ScoreFn
@@ -188,14 +189,21 @@ def validator(scorer: Callable[[PyTree], ScoreFn], cases: Cases, n_items: int, s
   seeds: how many. max_users: rank so many users (drawn once) at most, 0 for all. -> a function of
   parameters with a leading axis of seeds, which gives a figure for each
   """
-  chosen = np.random.default_rng(0).permutation(len(cases))[:max_users or len(cases)]
-  cases = cases.select(np.sort(chosen))
+  cases = cases.select(splits.drawn_rows(cases, max_users, 0))
   cases = cases.select(np.argsort(np.diff(cases.histories[1]), kind='stable'))
 
   def ndcg(params: PyTree) -> float:
-    ranks = rank_cases(scorer(params), cases, n_items)
-    return float(metrics.per_case(ranks, (10,))['NDCG@10'].mean())
+    return mean_ndcg(rank_cases(scorer(params), cases, n_items), cases)
   return lambda params: [ndcg(jax.tree.map(lambda x, s=s: x[s], params)) for s in range(seeds)]
+
+
+def mean_ndcg(ranks: Num[np.ndarray, ' U'], cases: Cases) -> float:
+  """NDCG@10, a mean over users, by which settings and epochs are chosen.
+
+  ranks: of the cases. cases: whose they are.
+  """
+  values = metrics.per_case(ranks, (10,), cases.set_sizes())['NDCG@10']
+  return float(statistics.by_user(values, cases.owners()).mean())
 
 
 def top_items(

@@ -10,6 +10,7 @@ import numpy as np
 import scipy.sparse as sp
 from jaxtyping import Bool, Int, Integer, Shaped
 
+from recjax.data import times as times_lib
 from recjax.data.dataset import Interactions
 from recjax.data.splits import Cases
 
@@ -72,10 +73,11 @@ def times(interactions: Interactions, cases: Cases) -> Shaped[np.ndarray, ' U'] 
   when = np.full(len(cases), np.datetime64('NaT', 's'))
   place = interactions.offsets[cases.users] + np.diff(cases.histories[1])
   ends = interactions.offsets[cases.users + 1]
+  seconds = times_lib.in_seconds(interactions.times)
   left = np.flatnonzero(place < ends)
   while len(left):
     good = interactions.items[place[left]] == cases.targets[left]
-    when[left[good]] = interactions.times[place[left[good]]].astype('datetime64[s]')
+    when[left[good]] = seconds[place[left[good]]].astype('datetime64[s]')
     left = left[~good]
     place[left] += 1
     left = left[place[left] < ends[left]]

@@ -67,6 +67,14 @@ class ByHandTest(parameterized.TestCase):
                      [[1, 2], [1], [], []])
     self.assertEqual(split.refit.items.tolist(), split.train.items.tolist())
 
+  def test_validation_ends_at_the_quantile_of_what_is_known(self):
+    # Many items at T itself: what is known is more than the share that was asked for.
+    data = interactions([[(1, a), (2, b), (3, 10), (4, 10), (5, 50)]
+                         for a, b in ((1, 3), (1, 4), (2, 6))])
+    split = splits.global_time(data, rule(at='0.5'))
+    self.assertEqual(np.quantile(data.times, .5), 10)
+    self.assertEqual(split.for_choice.times.tolist(), [1, 3, 1, 4, 2, 6])  # all below 8
+
   def test_without_refit_training_ends_where_validation_begins(self):
     split = splits.global_time(by_hand(), rule(refit=False))
     self.assertEqual(split.train.lengths().tolist(), [2, 1, 0, 0])
@@ -249,6 +257,18 @@ class RuleTest(absltest.TestCase):
     folder = self.create_tempdir().full_path
     pathlib.Path(folder, 'config.json').write_text('{"config": {"method": "betag"}, "facts": {}}')
     self.assertTrue(split_rule.for_config(workdir.saved_config(folder)).default)
+
+  def test_runs_of_other_seeds_ask_the_same(self):
+    first, second = (experiment.read_config('sequential_beauty:split=global_time')
+                     for _ in range(2))
+    second.seed = 7
+    self.assertEqual(split_rule.for_config(first), split_rule.for_config(second))
+
+  def test_settings_of_a_moment_without_one_are_refused(self):
+    cfg = experiment.read_config('sequential_beauty')
+    cfg.split.at = '2024-06-01'
+    with self.assertRaisesRegex(ConfigError, "split.at='2024-06-01' says nothing .*global_time"):
+      split_rule.for_config(cfg)
 
   def test_a_method_that_is_trained_once_says_so(self):
     cfg = experiment.read_config('betag_scientific:split=global_time')

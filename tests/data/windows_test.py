@@ -6,8 +6,9 @@ import tempfile
 import numpy as np
 from absl.testing import absltest, parameterized
 
-from recjax.data import dataset, windows
+from recjax.data import dataset, loading, splits, windows
 from recjax.errors import ConfigError, DataError
+from recjax.split_rule import SplitRule
 
 
 def shop(sequences, times=None):
@@ -95,6 +96,21 @@ class WindowsTest(parameterized.TestCase):
       windows.make_samples(made, '.', 'movie', 'leave_one_out', 10)
     with self.assertRaisesRegex(DataError, 'needs .*valid.jsonl'):
       windows.make_samples(made, tempfile.mkdtemp(), 'every', 'rows', 10)
+
+
+class ByRuleTest(absltest.TestCase):
+
+  def test_nothing_after_the_cut_is_trained_on(self):
+    shop = dataset.with_rule(loading.load_data('sample:1:60'), SplitRule(
+        'global_time', '0.7', 'successive', refit=False))
+    data, split = shop.interactions, splits.make_split(shop)
+    made = windows.make_samples(shop, 'x', 'every', 'auto', 5)
+    self.assertLen(made.train, int(np.maximum(split.train.lengths() - 1, 0).sum()))
+    met = {(int(user), int(item)) for user in range(len(data)) for item in
+           split.train.history(user)}
+    self.assertContainsSubset(
+        {(int(user), int(item)) for user, item in zip(made.train.users, made.train.targets)}, met)
+    self.assertTrue(made.by_user and made.masked)
 
 
 if __name__ == '__main__':

@@ -129,6 +129,15 @@ class CheckTest(parameterized.TestCase):
         'tests that a tie decides': .5})
     self.assertEqual(audit.audit(data)[0].level, 'error')  # the gravest comes first
 
+  def test_any_unit_of_time_has_its_days_and_plain_numbers_none(self):
+    rows, days = [[1, 2, 3], [3, 4, 5]], np.array([[0, 1, 4], [2, 3, 6]]) * 86400 + 15 * 10**8
+    for unit in (1, 10**3, 10**6):
+      check = found(shop(*rows, times=days * unit), 'drift')
+      self.assertIn('from 2017-07-14 to 2017-07-20', check.sentence)
+      self.assertEqual(check.figures['median days to the target'], 3)
+    check = found(shop(*rows, times=days + 5 * 10**15), 'drift')  # no unit that there is
+    self.assertIn(f'from {days.min() + 5 * 10**15} to', check.sentence)
+
   def test_nobody_to_test_is_an_error_and_no_times_are_told(self):
     checks = audit.audit(shop([1, 2], [3]))
     self.assertEqual((checks[0].name, checks[0].level), ('test cases', 'error'))

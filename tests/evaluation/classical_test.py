@@ -19,7 +19,7 @@ SEQUENCES = ((1, 2, 3), (1, 2, 4), (2, 3, 1), (3, 4), (1, 2))  # item 5 is never
 TARGETS = (4, 3, 4, 1, 3)
 N = 5
 TRAIN = Interactions(tuple('abcde'), *flatten(SEQUENCES))
-TIMES = np.arange(len(TRAIN.items), dtype=np.int64) * 86400 * 3  # a step every three days
+TIMES = 15 * 10**8 + np.arange(len(TRAIN.items)) * 86400 * 3  # a step every three days
 CASES = Cases(np.arange(5, dtype=np.int32), flatten(SEQUENCES), np.array(TARGETS, np.int32))
 SCIENTIFIC = pathlib.Path(__file__).parents[2].parent / 'shared/data/amazon-scientific'
 
@@ -58,6 +58,29 @@ class TimedTest(absltest.TestCase):
     for half in (2., 10., 1e6):
       self.assertEqual(self.order(baselines.decayed_popularity(timed(), N, half)),
                        self.worth(lambda age, half=half: .5 ** (age / half)))
+
+  def test_rows_are_fitted_again_to_the_cut(self):
+    until = np.array([2, 2, 2, 1, 1])
+    split = Split(timed(), CASES, CASES, '', splits.prefixes(timed(), until))
+    made = classical.score_functions(split, [f'a{i}' for i in range(N)], len(CASES), 5.0)
+    for row, told in (('markov', True), ('pop_recent', False), ('item_knn', False)):
+      found, again, before = (scores(score, 1, 2) for score in (made.scores[row], *(
+          classical.fitted(known, ['a'] * N, row, made.settings)
+          for known in (split.train, split.for_choice))))
+      np.testing.assert_array_equal(found, again)
+      self.assertTrue(not told or not np.array_equal(found, before))
+
+  def test_a_window_is_open_where_it_begins(self):
+    self.assertNotEqual(self.worth(lambda age: age < 6), self.worth(lambda age: age <= 6))
+    self.assertEqual(self.order(baselines.recent_popularity(timed(), N, 6)),
+                     self.worth(lambda age: age < 6))
+
+  def test_a_day_is_a_day_in_milliseconds_too(self):
+    fine = dataclasses.replace(TRAIN, times=TIMES * 1000)
+    self.assertEqual(self.order(baselines.recent_popularity(fine, N, 7)),
+                     self.worth(lambda age: age < 7))
+    self.assertEqual(self.order(baselines.decayed_popularity(fine, N, 2.)),
+                     self.worth(lambda age: .5 ** (age / 2.)))
 
   def test_no_times_no_row(self):
     with self.assertRaisesRegex(DataError, 'have no times'):

@@ -146,6 +146,16 @@ class RunsTest(parameterized.TestCase):
              self.seeded((7,), lambda seed: {'x': self.noisy(self.good, seed + 1)}, 'two')]
     self.assertLen(compare.compare([run for runs in again for run in runs])['rows'], 2)
 
+  def test_seeds_that_two_runs_share_are_not_counted_twice(self):
+    inside = {f'x:seed={s}': self.noisy(self.good, s) for s in (0, 1, 2)}
+    runs = [self.run_at('a', inside), self.run_at('b', {'x': inside['x:seed=2']})]
+    for folder, seed, seeds in zip(runs, (0, 2), (3, 1)):
+      (folder / 'config.json').write_text(json.dumps(
+          {'config': {'method': 'sequential', 'seed': seed, 'seeds': seeds}, 'facts': {}}))
+    table = compare.compare(runs)
+    self.assertEqual(list(table['rows']), ['a:x', 'b:x'])
+    self.assertEqual(table['spread']['a:x']['HR@10']['seeds'], 3)
+
   def test_one_reference_puts_its_p_beside_the_figures(self):
     a = self.run_at('a', {'betags': self.good, 'popularity': self.bad})
     table = compare.compare([a], against='popularity')

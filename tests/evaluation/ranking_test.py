@@ -45,6 +45,36 @@ def coarse(items, offsets):
   return ((sums[:, None] * 7 + np.arange(N) * 5) % 4).astype(np.float32)
 
 
+class ChoiceTest(absltest.TestCase):
+  """Epochs and settings are chosen by the mean over users, as results are told."""
+
+  HITS = np.array([True] * 8 + [False] * 2)  # a user of eight cases, two users of one
+
+  def cases(self, as_set=False):
+    users = np.array([0] * 8 + [1, 2], np.int32)
+    targets = np.array([*range(3, 11), 3, 3], np.int32)
+    return splits.Cases(users, ragged([[1]] * 8 + [[2]] * 2), targets, as_set)
+
+  def test_a_user_of_many_cases_counts_once(self):
+    ranks = np.where(self.HITS, 0, 20)
+    self.assertAlmostEqual(ranking.mean_ndcg(ranks, self.cases()), 1 / 3)
+    perfect = np.array([*range(8), 0, 0])  # of the set no list can be better
+    self.assertAlmostEqual(ranking.mean_ndcg(perfect, self.cases(as_set=True)), 1)
+
+  def test_validation_draws_users_whole_and_means_over_them(self):
+    scores = np.zeros((1, N), np.float32)
+    scores[0, 2:10] = np.arange(8, 0, -1)
+    def scorer(params):
+      return lambda items, offsets: np.repeat(scores * params, len(offsets) - 1, 0)
+    judge = ranking.validator(scorer, self.cases(as_set=True), N, 1)
+    np.testing.assert_allclose(judge(np.ones(1)), [1])
+    drawn = splits.drawn_rows(self.cases(), 9, 0)
+    self.assertIn(len(drawn), (1, 2, 9))
+    self.assertIn((drawn < 8).sum(), (0, 8))
+    judge = ranking.validator(scorer, self.cases(as_set=True), N, 1, 8)
+    np.testing.assert_allclose(judge(np.ones(1)), [1])
+
+
 class ItemRanksTest(parameterized.TestCase):
 
   @parameterized.parameters(('pessimistic', [2, 4, 4]), ('optimistic', [1, 0, 4]),

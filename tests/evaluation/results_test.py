@@ -5,6 +5,7 @@ import json
 import pathlib
 import tempfile
 import types
+from unittest import mock
 
 import numpy as np
 from absl.testing import absltest
@@ -116,6 +117,28 @@ class OutcomeTest(absltest.TestCase):
     self.assertEqual(user_examples.read_lists(folder, names[1:2]), {
         'u0, case 2': [('i1', 1.0), ('i2', 1.0), ('i3', 1.0)]})
 
+  @mock.patch.object(slices, 'FEWEST', 1)
+  def test_differences_by_group_are_means_over_users(self):
+    data, users = shop(3), np.array([0] * 6 + [1, 2], np.int32)
+    cases = splits.Cases(users, dataset.flatten([[1]] * 6 + [[2], [3]]),
+                         np.array([2, 3, 4, 5, 6, 2, 5, 6], np.int32) % 6 + 1)
+    split = splits.Split(data.interactions, None, cases, '8 test cases')
+    folder = pathlib.Path(self.enterContext(tempfile.TemporaryDirectory()))
+    lists = np.tile(np.arange(1, 4), (8, 1)), np.ones((8, 3), np.float32)
+    ranks = {'a': np.array([0] * 6 + [50, 50]), 'b': np.array([50] * 6 + [0, 50])}
+    results_lib.save(folder, data, split, 'a', ranks, lists, '8 test cases')
+    found = compare.compare([folder], against='b')['groups']
+    some = 0
+    for name, mask in compare._masks({'x': compare._read_run(folder)}, [
+        *results_lib.read_ranks(folder / 'ranks.parquet')[0]]).items():
+      gaps = [np.mean((ranks['a'] < 10)[mask & (users == user)]) - np.mean(
+          (ranks['b'] < 10)[mask & (users == user)]) for user in np.unique(users[mask])]
+      cell = found['rows'][f'{folder.name}:a'][name]
+      self.assertAlmostEqual(cell['value'], np.mean(gaps))
+      self.assertEqual(found['sizes'][name], len(gaps))
+      some += mask.sum() > len(gaps)
+    self.assertGreater(some, 0)
+
   def test_a_user_wanted_several_items_is_one_question(self):
     data = shop(2)
     cases = splits.Cases(np.array([0, 0, 1], np.int32), dataset.flatten([[1], [1], [2]]),
@@ -128,6 +151,7 @@ class OutcomeTest(absltest.TestCase):
     self.assertAlmostEqual(saved['rows']['a']['NDCG@3']['value'], .5)  # a perfect list, and a miss
     found = compare.compare([folder], ks=(3,))['rows'][f'{folder.name}:a']
     self.assertEqual(found['NDCG@3'], saved['rows']['a']['NDCG@3'])
+    self.assertAlmostEqual(compare.average([folder], ks=(3,))['NDCG@3']['value'], .5)
 
   def test_ranks_of_other_users_are_refused(self):
     for wrong in (np.zeros(5, int), np.zeros((3, 6), int)):

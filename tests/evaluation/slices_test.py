@@ -68,6 +68,11 @@ class ApartTest(absltest.TestCase):
       self.assertEqual(slices.times(self.DATA, cases).astype('datetime64[D]').astype(str).tolist(),
                        ['2014-05-31', '2014-06-01', '2014-06-02'])
 
+  def test_milliseconds_are_the_same_days(self):
+    cases = splits.leave_one_out(self.DATA).test
+    fine = dataclasses.replace(self.DATA, times=self.DATA.times * 1000)
+    np.testing.assert_array_equal(slices.times(fine, cases), slices.times(self.DATA, cases))
+
   def test_cases_of_one_user_have_their_own_times(self):
     cases = asked(([1, 2, 3], 4), ([1, 2, 3], 2), ([1, 2, 3, 4, 5], 2))
     cases = dataclasses.replace(cases, users=np.zeros(3, np.int32))

@@ -14,7 +14,8 @@ from absl.testing import absltest, parameterized
 from ml_collections import ConfigDict
 
 from recjax import recommend
-from recjax.data import loading, splits
+from recjax.data import dataset as dataset_lib
+from recjax.data import loading, splits, windows
 from recjax.data.formats import bigrec as files
 from recjax.errors import ConfigError, DataError
 from recjax.methods import bigrec
@@ -30,6 +31,7 @@ from recjax.methods.bigrec import (
 from recjax.methods.bigrec import generate as gen
 from recjax.models import huggingface, llm
 from recjax.retrieval import nearest
+from recjax.split_rule import SplitRule
 from recjax.text import tokenizer as tokenizer_lib
 from recjax.training import workdir as workdir_lib
 from tests import beside_rows, later, told
@@ -567,6 +569,20 @@ class JudgeTest(absltest.TestCase):
   def test_likeness(self):
     self.assertEqual(evaluate.likeness(np.array([[1, 2]]), ['a b', 'a b']), 1)
     self.assertAlmostEqual(evaluate.likeness(np.array([[1, 2, 0]]), ['a b', 'a c']), 1 / 3)
+
+  def test_settings_are_chosen_over_users_where_the_split_says_so(self):
+    cases = splits.Cases(np.array([0, 0, 0, 1], np.int32), (np.ones(4, np.int32), np.arange(5)),
+                         np.array([2, 3, 4, 2], np.int32))
+    ranks = np.array([0, 0, 0, 9])
+    self.assertEqual(evaluate.means(ranks, cases, (1,))['HR@1'], .5)
+    self.assertEqual(evaluate.means(ranks, None, (1,))['HR@1'], .75)
+    shop = loading.load_data('sample:1:60')
+    shop = dataset_lib.with_rule(shop, SplitRule('global_time', '0.7', 'successive', refit=False))
+    made = windows.make_samples(shop, 'x', 'game', 'auto', 10)
+    data = instruction_data.Data('x', shop.catalog, [], made, 10, {}, '', {})
+    found = instruction_data.of_users(data, 'valid', 0)
+    np.testing.assert_array_equal(found.users, made.valid.users)
+    self.assertIsNotNone(found.owners())
 
   def test_a_user_asked_twice_has_two_names(self):
     self.assertEqual(evaluate.case_names(['x', 'y'], [0, 0, 1]), ['x', 'x#2', 'y'])

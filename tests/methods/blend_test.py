@@ -11,11 +11,12 @@ import numpy as np
 from absl.testing import absltest, parameterized
 
 from recjax import batch_recommend, cli, experiment, file_io, methods, recommend, run_files
-from recjax.data import loading
+from recjax.data import loading, splits
 from recjax.errors import ConfigError, DataError, WorkdirError
-from recjax.evaluation import compare, results
+from recjax.evaluation import classical, compare, results
 from recjax.methods.blend import evaluate, parts
 from recjax.serving import served_model
+from recjax.split_rule import SplitRule
 from tests import told
 from tests.long import long
 
@@ -239,6 +240,19 @@ class BlendTest(parameterized.TestCase):
     with self.assertRaisesRegex(ConfigError, 'later and .*sasrec differ in their'):
       self.blend('later', 'sasrec', out='both')
 
+  def test_a_row_is_chosen_by_what_it_was_before_the_refit(self):
+    shop = loading.load_data(DATA)
+    split = splits.global_time(shop.interactions, SplitRule('global_time', '0.8'))
+    opened = object.__new__(evaluate.Opened)
+    opened.dataset, opened.split, opened.settings = shop, split, {'markov': {}}
+    made = opened._row(parts.Part('classical:markov', 'markov'))
+    for score, known in ((made.score_fn, split.refit), (made.choice_fn, split.for_choice)):
+      want = classical.markov(known, len(shop.catalog))
+      for user in range(20):
+        history = shop.interactions.history(user)
+        asked = history, np.array([0, len(history)])
+        np.testing.assert_array_equal(np.asarray(score(*asked)), np.asarray(want(*asked)))
+
   @long
   def test_refitted_runs_choose_by_what_they_were_before(self):
     experiment.train(f'{CONFIG}:data={DATA},split=global_time', self.here / 'again', {
@@ -265,6 +279,7 @@ class BlendTest(parameterized.TestCase):
       (['sasrec', 'classical:idtext'], ConfigError, 'classical:markov, .*classical:id_text'),
       (['classical:text', 'classical:markov'], ConfigError, 'name a run too'),
       (['sasrec', 'gru', '--weights=0.5'], ConfigError, 'one for each of the 2 parts'),
+      (['sasrec', 'gru', '--weights=0.5,0.5', '--mode=indicator'], ConfigError, 'leave one'),
       (['sasrec', 'gru', '--weights=0.5,0.6'], ConfigError, 'sum is 1.1'),
       (['sasrec', 'gru', '--weights=-1,2'], ConfigError, '0 or more'),
       (['sasrec', 'gru', '--weights=a,b'], ConfigError, 'give numbers'),

@@ -431,13 +431,18 @@ class JudgeTest(parameterized.TestCase):
     cfg = ConfigDict(dict(eval=dict(tail_item=20, tail_user=7), popularity_of_all=False))
     groups = evaluate.group_masks(cfg, shop, split)
     ranks = rng.integers(0, 29, (2, 80))
-    found = evaluate.summarize_groups({'a': ranks, 'b': ranks[::-1]}, groups, 'a', 0)
+    found = evaluate.summarize_groups({'a': ranks, 'b': ranks[::-1]}, groups, 'a', 0, split.test)
     whole = np.mean([metrics.per_case(r, (10,))['NDCG@10'] for r in ranks])
     for kind in ('item', 'user'):
       tail, head = found[f'tail_{kind}'], found[f'head_{kind}']
       self.assertEqual(tail['n'] + head['n'], 80)
       np.testing.assert_allclose(sum(g['n'] * g['rows']['a']['NDCG@10']['value']
                                      for g in (tail, head)) / 80, whole, rtol=1e-6)
+    twice = split.test.select(np.repeat(np.arange(80), 2))  # every user is asked the same twice
+    again = evaluate.summarize_groups(
+        {row: np.repeat(x, 2, 1) for row, x in (('a', ranks), ('b', ranks[::-1]))},
+        {name: np.repeat(mask, 2) for name, mask in groups.items()}, 'a', 0, twice)
+    self.assertEqual(again, found)
     cfg.popularity_of_all = True
     self.assertLessEqual(evaluate.group_masks(cfg, shop, split)['tail_item'].sum(),
                          groups['tail_item'].sum())

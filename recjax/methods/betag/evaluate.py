@@ -9,7 +9,7 @@ from ml_collections import ConfigDict
 from recjax.data.dataset import Dataset
 from recjax.data.formats import betag as files
 from recjax.data.splits import Cases
-from recjax.evaluation import beside, metrics, ranking
+from recjax.evaluation import beside, ranking
 from recjax.evaluation import results as results_lib
 from recjax.file_io import write_json
 from recjax.methods.betag import base_tags, prompts
@@ -84,7 +84,7 @@ def choose(options: dict[str, list], valid: Cases | None, n: int,
     for reducer in REDUCERS:
       ranks = ranking.rank_cases(bm25.history_scores(model, reducer), valid, n,
                                  mask_history=cfg.mask_history)
-      score = float(metrics.per_case(ranks, (10,))['NDCG@10'].mean())
+      score = ranking.mean_ndcg(ranks, valid)
       if best is None or score > best[0]:
         choice = {'option': option, 'reducer': reducer, 'valid NDCG@10': round(score, 5)}
         best = score, choice, model

@@ -118,8 +118,8 @@ def choose(work: Workdir, cfg: ConfigDict, data: Data, folder: pathlib.Path, mad
     items, _ = search.run(f'alpha {alpha}', cases, asked, alpha, 0.0)
     ranks = evaluate.rank_in(items, cases.targets, data.titles, cfg.eval.duplicate_titles,
                              len(data.catalog) - 1)
-    each = metrics.per_case(ranks, ks(cfg))
-    curve[alpha] = {m: round(float(v.mean()), 6) for m, v in each.items()}
+    curve[alpha] = evaluate.means(
+        ranks, instruction_data.of_users(data, 'valid', cfg.eval.max_valid_users), ks(cfg))
   best = max(alphas, key=lambda a: curve[a]['NDCG@10'])
   write_json(work.folder / 'alpha.json', {'alpha': best, 'cases': len(cases), 'by': 'NDCG@10',
                                           'curve': [[a, curve[a]] for a in alphas]})

@@ -11,7 +11,7 @@ from recjax.data import splits
 from recjax.data.dataset import Dataset, Interactions
 from recjax.data.splits import Cases
 from recjax.errors import ConfigError
-from recjax.evaluation import beside, metrics, ranking
+from recjax.evaluation import beside, metrics, ranking, statistics
 from recjax.evaluation import results as results_lib
 from recjax.methods.bigrec import instruction_data
 from recjax.methods.bigrec.instruction_data import Data
@@ -19,6 +19,15 @@ from recjax.protocols import ScoreFn
 from recjax.training.workdir import Workdir
 
 POLICIES = ('exact_id', 'best')
+
+
+def means(ranks: np.ndarray, cases: Cases | None,
+          ks: Sequence[int] = metrics.KS) -> dict[str, float]:
+  """Metrics over users, by which settings are chosen. ranks: of the cases. cases: whose they are,
+  None where each counts alike. ks: the cut-offs. -> {metric: mean}"""
+  each = metrics.per_case(ranks, ks, cases.set_sizes() if cases else None)
+  owners = cases.owners() if cases else None
+  return {m: round(float(statistics.by_user(v, owners).mean()), 6) for m, v in each.items()}
 
 
 def save(work: Workdir, cfg: ConfigDict, data: Data, cases: Cases, main: str,

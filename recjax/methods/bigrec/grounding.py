@@ -18,7 +18,7 @@ from recjax.data.formats import bigrec as files
 from recjax.data.splits import Cases
 from recjax.decoding.prefix_generator import PrefixGenerator
 from recjax.errors import ConfigError
-from recjax.evaluation import metrics, ranking
+from recjax.evaluation import ranking
 from recjax.file_io import write_json
 from recjax.methods.bigrec import cf_assistant, evaluate, instruction_data, prompts, train
 from recjax.methods.bigrec import generate as gen
@@ -213,21 +213,23 @@ def pulls(items: nearest.Vectors, popular: np.ndarray, score: ScoreFn | None, qu
   return near, weight, seen, int(empty.sum())
 
 
-def curves(ranks: Int[np.ndarray, 'G n']) -> dict[str, list[float]]:
-  """Metrics for every gamma. ranks: (G, n). -> {metric: [G]}"""
-  each = [metrics.per_case(r) for r in ranks]
-  return {m: [round(float(e[m].mean()), 6) for e in each] for m in each[0]}
+def curves(ranks: Int[np.ndarray, 'G n'], cases: Cases | None = None) -> dict[str, list[float]]:
+  """Metrics for every gamma. ranks: (G, n). cases: as of `evaluate.means`. -> {metric: [G]}"""
+  each = [evaluate.means(r, cases) for r in ranks]
+  return {m: [e[m] for e in each] for m in each[0]}
 
 
-def chosen(found: dict[str, dict[str, np.ndarray]], grid: np.ndarray) -> dict[str, dict[str, Any]]:
+def chosen(found: dict[str, dict[str, np.ndarray]], grid: np.ndarray,
+           cases: dict[str, Cases | None]) -> dict[str, dict[str, Any]]:
   """The curves, one gamma by validation NDCG@10, and the published choice for each metric alone.
 
-  found: of `rank_all`. grid: of `gammas`. -> {kind: {'gammas', 'valid', 'test': {metric: [G]},
-  'one': gamma, 'place', 'per_metric': {metric: {'gamma', 'test'}}}}
+  found: of `rank_all`. grid: of `gammas`. cases: of each part, as of `evaluate.means`.
+  -> {kind: {'gammas', 'valid', 'test': {metric: [G]}, 'one': gamma, 'place',
+  'per_metric': {metric: {'gamma', 'test'}}}}
   """
   out = {}
   for kind in KINDS:
-    valid, test = (curves(found[part][kind]) for part in PARTS)
+    valid, test = (curves(found[part][kind], cases[part]) for part in PARTS)
     gamma, place = nearest.best_gamma(valid['NDCG@10'], grid)
     each = {m: nearest.best_gamma(v, grid) for m, v in valid.items()}
     out[kind] = {'gammas': [round(float(g), 4) for g in grid], 'valid': valid, 'test': test,
@@ -288,7 +290,8 @@ def stage(work: Workdir, cfg: ConfigDict, data: Data, written: pathlib.Path, vec
   """
   all_ranks, cases, items, popular, score, queries = rank_all(work, cfg, data, vectors, helper)
   grid, n = gammas(cfg.ground), len(data.catalog)
-  choice = chosen(all_ranks, grid)
+  choice = chosen(all_ranks, grid, {
+      part: instruction_data.of_users(data, part, cfg.eval[f'max_{part}_users']) for part in PARTS})
   write_json(work.folder / 'gamma.json', choice)
   ranks = {'bigrec': all_ranks['test']['pop'][0]}
   for kind in KINDS:

@@ -142,6 +142,16 @@ def asked_rows(data: Data, part: str, most: int) -> Int[np.ndarray, ' n']:
   return splits.sample_cases(getattr(data.cases, part), most, '')[0]
 
 
+def of_users(data: Data, part: str, most: int) -> Cases | None:
+  """The cases of `asked_rows` where they are averaged within users, None where each counts alike.
+
+  data: the Data.
+  """
+  if not data.cases.by_user:
+    return None
+  return getattr(data.cases, part).select(asked_rows(data, part, most))
+
+
 def noted(titles: list[str], notes: dict[str, Any]) -> dict[str, Any]:
   """How many items share their title with another, beside other notes. titles: of all items."""
   return {**notes, 'items_with_a_shared_title': len(titles) - len(set(titles))}

@@ -8,6 +8,7 @@ from jax.sharding import Mesh
 from jaxtyping import PyTree
 from ml_collections import ConfigDict
 
+from recjax import split_rule
 from recjax.distributed import sharding
 from recjax.distributed.multihost import to_host
 from recjax.errors import ConfigError
@@ -91,7 +92,8 @@ def domains(cfg: ConfigDict, data: Data, tokenizer: Tokenizer,
   """
   more = [
     (instruction_data.respell(
-        instruction_data.load(source, cfg.samples), tokenizer, template), noun)
+        instruction_data.load(source, cfg.samples, split_rule.for_config(cfg)), tokenizer,
+        template), noun)
     for source, noun in cfg.domains]
   return [(data, cfg.prompt.noun), *more]
 

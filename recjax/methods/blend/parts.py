@@ -113,8 +113,8 @@ def check_alike(parts: Sequence[Part]) -> None:
   Of a protocol everything counts but how many users were asked."""
   first, *others = [part for part in parts if part.is_run]
   for part in others:
-    for what, of_part in (('data set (by its fingerprint)', lambda p: p.data),
-                          ('protocol', lambda p: splits.with_num_cases(p.protocol, 'so many'))):
+    for what, of_part in (('protocol', lambda p: splits.with_num_cases(p.protocol, 'so many')),
+                          ('data set (by its fingerprint)', lambda p: p.data)):
       if of_part(part) != of_part(first):
         raise ConfigError(f'{first.path} and {part.path} differ in their {what}, so they cannot be '
                           f'mixed: {of_part(first)}; {of_part(part)}')

@@ -16,7 +16,7 @@ from recjax.data import splits
 from recjax.data.dataset import Dataset
 from recjax.distributed import multihost
 from recjax.errors import ConfigError
-from recjax.evaluation import metrics, ranking
+from recjax.evaluation import ranking
 from recjax.file_io import write_json
 from recjax.methods.etegrec import (
   batching,
@@ -308,14 +308,14 @@ def validate_params(cfg: ConfigDict, data: TrainingData, params: PyTree) -> floa
   data, params: of the run. cfg: as `settings`.
   """
   cases = data.split.valid
-  order = np.random.default_rng(0).permutation(len(cases))[:cfg.train.valid_users or None]
+  order = splits.drawn_rows(cases, cfg.train.valid_users, 0)
   interests = data.given('valid')
   ranked, _ = beam_ranking.rank_items(
     data.cfg, params['rec'], params['table'], [cases.history(i) for i in order],
     cfg.model.max_history, cfg.decode,
     None if interests is None else tuple(array[order] for array in interests))
-  ranks = ranking.list_ranks(ranked, cases.targets[order], len(data.x))
-  return float(metrics.per_case(ranks, (10,))['NDCG@10'].mean())
+  return ranking.mean_ndcg(ranking.list_ranks(ranked, cases.targets[order], len(data.x)),
+                           cases.select(order))
 
 
 def load_params(folder: Path, seed: int) -> PyTree:

@@ -7,7 +7,7 @@ from ml_collections import ConfigDict
 
 from recjax import run_files
 from recjax.data.dataset import Dataset
-from recjax.data.splits import Split
+from recjax.data.splits import Cases, Split
 from recjax.errors import ConfigError
 from recjax.evaluation import beside, metrics, ranking, sampled_ranking, statistics
 from recjax.evaluation import results as results_lib
@@ -63,12 +63,13 @@ def stage(work: Workdir, cfg: ConfigDict, dataset: Dataset, tables: dict, id_dir
         sampled_ranks[row] = np.stack(model_sampled_ranks)
   main = next(iter(models))
   groups = group_masks(cfg, dataset, split)
-  extra_results = {'groups': summarize_groups(ranks, groups, main, cfg.seed)}
+  extra_results = {'groups': summarize_groups(ranks, groups, main, cfg.seed, split.test)}
   if sampled_ranks:
     extra_results['sampled'] = {
       'protocol': sampled_ranking.protocol(cfg.eval.sampled),
       **summarize_groups(
-        sampled_ranks, {'all': np.ones(len(split.test), bool), **groups}, main, cfg.seed)}
+        sampled_ranks, {'all': np.ones(len(split.test), bool), **groups}, main, cfg.seed,
+        split.test)}
   others, facts = beside.rank_beside(split, dataset.catalog, cfg.eval, cfg.seed, work.log,
                                      block=block, mask_history=mask_history)
   results = results_lib.save(work.folder, dataset, split, main, ranks | others, predictions,
@@ -111,15 +112,15 @@ def group_masks(cfg: ConfigDict, dataset: Dataset,
     'tail_item': is_rare, 'head_item': ~is_rare, 'tail_user': is_short, 'head_user': ~is_short}
 
 
-def summarize_groups(ranks: dict, groups: dict, main: str, seed: int) -> dict:
+def summarize_groups(ranks: dict, groups: dict, main: str, seed: int, cases: Cases) -> dict:
   """Figures of groups of test users with tests of `main` against every other row.
 
   ranks: {row: (S, n)}; a user counts with the mean over seeds. groups: {name: (n,) bool}. seed: of
-  the bootstrap. -> {group: {'n', 'rows', 'tests'}}
+  the bootstrap. cases: whose ranks they are. -> {group: {'n': users, 'rows', 'tests'}}
   """
-  row_values = {}
+  row_values, owners, set_sizes = {}, cases.owners(), cases.set_sizes()
   for row, seed_ranks in ranks.items():
-    values = [metrics.per_case(user_ranks, (10,)) for user_ranks in seed_ranks]
+    values = [metrics.per_case(user_ranks, (10,), set_sizes) for user_ranks in seed_ranks]
     row_values[row] = {
       metric: np.mean([value[metric] for value in values], 0) for metric in METRICS}
   summaries = {}
@@ -130,9 +131,10 @@ def summarize_groups(ranks: dict, groups: dict, main: str, seed: int) -> dict:
       row: {metric: value[mask] for metric, value in values.items()}
       for row, values in row_values.items()}
     summaries[name] = {
-      'n': int(mask.sum()),
+      'n': len(np.unique(cases.users[mask])),
       **statistics.summarize(
-        group_values, seed, {}, [(main, other) for other in group_values if other != main])}
+        group_values, seed, {}, [(main, other) for other in group_values if other != main],
+        owners=None if owners is None else owners[mask])}
   return summaries
 
 

@@ -8,7 +8,7 @@ from ml_collections import ConfigDict
 from recjax.data import splits
 from recjax.data.dataset import Dataset
 from recjax.data.splits import Split
-from recjax.evaluation import beside, metrics, ranking, sampled_ranking
+from recjax.evaluation import beside, metrics, ranking, sampled_ranking, statistics
 from recjax.evaluation import results as results_lib
 from recjax.protocols import ScoreFn
 from recjax.run_files import read_json
@@ -80,6 +80,8 @@ def among_few(cfg: ConfigDict, dataset: Dataset, split: Split, score: ScoreFn) -
   drawn = sampled_ranking.draw(rule, split.test, counts, cfg.seed,
                        split.train if rule == 'uniform100_sasrec' else None)
   values = metrics.per_case(
-      sampled_ranking.rank_cases(score, split.test, len(dataset.catalog), drawn))
+      sampled_ranking.rank_cases(score, split.test, len(dataset.catalog), drawn),
+      set_sizes=split.test.set_sizes())
   return {'sampled': {'protocol': sampled_ranking.protocol(rule),
-                      **{m: float(v.mean()) for m, v in values.items()}}}
+                      **{m: float(statistics.by_user(v, split.test.owners()).mean())
+                         for m, v in values.items()}}}
