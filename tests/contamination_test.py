@@ -265,6 +265,10 @@ class CommandTest(absltest.TestCase):
     with self.assertRaisesRegex(ConfigError, 'no language model'):
       self.call('sample:1:60', f'--contamination={self.run_of()}')
 
+  def test_a_model_that_is_not_there_is_named_before_anything_is_looked_at(self):
+    with self.assertRaisesRegex(ConfigError, 'nowhere does not exist; name a Hugging Face folder'):
+      self.call('no data either', '--contamination=nowhere')
+
   @long
   def test_the_model_of_a_run_is_asked_and_the_run_keeps_what_it_said(self):
     with tempfile.TemporaryDirectory() as model:

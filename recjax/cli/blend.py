@@ -42,6 +42,9 @@ def run(args: argparse.Namespace) -> None:
   if args.weights is not None and args.mode == 'indicator':
     raise ConfigError('--mode=indicator weighs by the model, so --weights say nothing; leave one '
                       'of them out')
+  if args.mode == 'indicator' and len(args.parts) != 2:
+    raise ConfigError('--mode=indicator weighs two parts, an ID model and another; '
+                      f'{len(args.parts)} are given')
   out = pathlib.Path(args.out)
   refs = [parts.ref_of(out, part) for part in args.parts]
   check_out(out, refs)
@@ -76,6 +79,10 @@ def weights_of(text: str | None, count: int) -> tuple[float, ...]:
 def check_out(out: pathlib.Path, refs: list[str]) -> None:
   """Raises ConfigError where --out holds something else than a blend of these parts. out: the
   folder. refs: of the parts."""
+  around = next((folder for folder in out.absolute().parents
+                 if run_files.is_config(folder / 'config.json')), None)
+  if around:
+    raise ConfigError(f'--out={out} is inside of {around}, which is a run; name a folder beside it')
   if not os.path.lexists(out):
     return
   if not out.is_dir():

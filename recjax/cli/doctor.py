@@ -50,6 +50,9 @@ def run(args: argparse.Namespace) -> None:
   if args.settings and not args.config:
     raise ConfigError(f'--config.{args.settings[0]} changes a config; name it, e.g. '
                       '--config=configs/betag_scientific.py')
+  if args.contamination and not pathlib.Path(args.contamination).exists():
+    raise ConfigError(f'--contamination={args.contamination} does not exist; name a Hugging Face '
+                      'folder, a .gguf file, or a run whose language model is to be asked')
   cfg = args.config and experiment.changed(experiment.read_config(args.config), args.settings)
   data = loading.load_data(args.data)
   if cfg:

@@ -281,6 +281,7 @@ class BlendTest(parameterized.TestCase):
       (['sasrec', 'gru', '--weights=0.5'], ConfigError, 'one for each of the 2 parts'),
       (['sasrec', 'gru', '--weights=0.5,0.5', '--mode=indicator'], ConfigError, 'leave one'),
       (['sasrec', 'gru', '--weights=0.5,0.6'], ConfigError, 'sum is 1.1'),
+      (['sasrec', 'gru', 'classical:text', '--mode=indicator'], ConfigError, 'weighs two parts'),
       (['sasrec', 'gru', '--weights=-1,2'], ConfigError, '0 or more'),
       (['sasrec', 'gru', '--weights=a,b'], ConfigError, 'give numbers'),
       (['sasrec', 'gru', '--weights=nan,1'], ConfigError, '0 or more'),
@@ -318,6 +319,9 @@ class BlendTest(parameterized.TestCase):
   def test_an_out_that_holds_something_else(self):
     with self.assertRaisesRegex(ConfigError, 'holds a run of sequential'):
       self.blend('sasrec', 'classical:text', out='gru')
+    with self.assertRaisesRegex(ConfigError, 'is inside of .*gru, which is a run'):
+      self.blend('sasrec', 'classical:text', out='gru/mix')
+    self.assertFalse((self.here / 'gru' / 'mix').exists())
     (self.here / 'mix').mkdir()
     (self.here / 'mix' / 'photo.jpg').write_bytes(b'')
     with self.assertRaisesRegex(ConfigError, 'holds other things'):
