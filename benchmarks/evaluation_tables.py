@@ -12,12 +12,12 @@ import dataclasses
 import pathlib
 
 import numpy as np
-import scipy.stats
 
-from recjax import experiment, split_rule
+from recjax import experiment
 from recjax.data import loading, splits
-from recjax.data.dataset import flatten, make_dataset, with_rule
+from recjax.data.dataset import flatten, make_dataset
 from recjax.evaluation import audit, compare, metrics, results, statistics
+from recjax.training import workdir
 
 
 def cell(value):
@@ -33,25 +33,21 @@ def lines(heads, body):
 
 
 def opened(path):
-  """A run's results, config and data set as it was split."""
-  run = experiment.open_run(path)
-  from recjax.training import workdir
-  cfg = workdir.saved_config(path)
-  rule = split_rule.for_config(cfg)
-  return run.results, cfg, with_rule(loading.load_data(cfg.data), rule)
+  """A run's results, and its data set as it was split."""
+  return experiment.open_run(path).results, loading.load_for_config(workdir.saved_config(path))
 
 
 def shortcuts(paths):
   """Rows that train nothing beside one that does, and what the data are like, a column a run."""
   runs = [opened(path) for path in paths]
-  users = [next(iter(found['rows'].values()))['HR@10']['n'] for found, _, _ in runs]
-  names = [f'{data.name} ({n:,} users)' for n, (_, _, data) in zip(users, runs)]
-  rows = list(dict.fromkeys(row for found, _, _ in runs for row in found['rows']))
+  users = [next(iter(found['rows'].values()))['HR@10']['n'] for found, _ in runs]
+  names = [f'{data.name} ({n:,} users)' for n, (_, data) in zip(users, runs)]
+  rows = list(dict.fromkeys(row for found, _ in runs for row in found['rows']))
   for metric in ('HR@10', 'NDCG@10'):
     body = []
     for row in rows:
       cells = []
-      for found, _, _ in runs:
+      for found, _ in runs:
         first = next(iter(found['rows']))
         if row not in found['rows']:
           cells.append('left out')
@@ -62,7 +58,7 @@ def shortcuts(paths):
       body.append([f'`{row}`', *cells])
     lines([metric, *names], body)
   facts = {}
-  for number, (found, _, data) in enumerate(runs):
+  for number, (found, data) in enumerate(runs):
     for check in audit.audit(data):
       for name, value in check.figures.items():
         facts.setdefault(f'{check.name}: {name}', {})[number] = (
@@ -77,33 +73,26 @@ def by_row(path, metric='NDCG@10'):
   """A metric of every user under each row: {row: (U,)}, means over seeds and cases."""
   cases, ranks = results.read_ranks(pathlib.Path(path) / 'ranks.parquet')
   owners = compare.owners_of(cases)
+  sizes = np.bincount(owners)[owners] if experiment.open_run(path).results.get('as_set') else None
   values = {}
   for row, line in ranks.items():
     values.setdefault(row.partition(':seed=')[0], []).append(
-        statistics.by_user(metrics.per_case(line)[metric], owners))
+        statistics.by_user(metrics.per_case(line, (10,), sizes)[metric], owners))
   return {row: np.mean(each, 0) for row, each in values.items()}
 
 
-def splits_table(paths, draws=1000):
+def splits_table(paths):
   """The same rows under several splits of one data set, and how alike their orders are."""
   found = [experiment.open_run(path).results for path in paths]
   values = [by_row(path) for path in paths]
   shared = [row for row in values[0] if all(row in v for v in values) and row != 'random']
   lines(['NDCG@10', *(f.get('protocol', '').split(', full')[0] for f in found)],
         [[f'`{row}`', *(cell(f['rows'][row]['NDCG@10']) for f in found)] for row in shared])
-  rng = np.random.default_rng(0)
-  of_rows = [np.stack([v[row] for row in shared]) for v in values]
-
-  def drawn(matrix):
-    return matrix[:, rng.integers(0, matrix.shape[1], matrix.shape[1])].mean(1)
-  body = []
-  for path, matrix in zip(paths[1:], of_rows[1:]):
-    tau = scipy.stats.kendalltau(of_rows[0].mean(1), matrix.mean(1)).statistic
-    taus = [scipy.stats.kendalltau(drawn(of_rows[0]), drawn(matrix)).statistic
-            for _ in range(draws)]
-    low, high = np.nanquantile(taus, [.025, .975])
-    body.append([pathlib.Path(path).name, str(len(shared)), f'{tau:.3f} [{low:.3f}, {high:.3f}]'])
-  lines([f'against {pathlib.Path(paths[0]).name}', 'rows', "Kendall's tau-b of NDCG@10"], body)
+  first, *others = ([v[row] for row in shared] for v in values)
+  taus = [statistics.kendall(first, other, 0) for other in others]
+  lines([f'against {pathlib.Path(paths[0]).name}', 'rows', "Kendall's tau-b of NDCG@10"],
+        [[pathlib.Path(path).name, str(len(shared)), '{:.3f} [{:.3f}, {:.3f}]'.format(*tau)]
+         for path, tau in zip(paths[1:], taus)])
 
 
 def groups(paths, against, rows):

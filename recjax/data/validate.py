@@ -123,7 +123,7 @@ def _times(data: Interactions) -> Iterator[Finding]:
   later = int((data.times[~held_out] > np.median(data.times[ends])).sum())
   yield Finding('note', 'training interactions later than half of all test items', later, (),
                 'leave-one-out lets models see the future of other users; for forecasting, compare '
-                'under a split by time as well', 'leave-one-out')
+                'under split=global_time as well', 'leave-one-out')
 
 
 def _ties(dataset: Dataset) -> Iterator[Finding]:

@@ -70,8 +70,9 @@ def compare(workdirs: Iterable[str | os.PathLike], rows: Sequence[str] = (), aga
   for row, cells in spread.items():
     over_seeds.widen(found['rows'][row], cells)
   return {
-      'protocol': _protocol(runs, len(users)), 'data': first['data'], 'users': len(users),
-      'left_out': {name: len(run['users']) - len(users) for name, run in runs.items()},
+      'protocol': _protocol(runs, len(users)), 'data': first['data'], 'users': _num_users(users),
+      'left_out': {name: _num_users(run['users']) - _num_users(users)
+                   for name, run in runs.items()},
       'runs': {name: run['about'] for name, run in runs.items()},
       'once': list(dict.fromkeys(full.partition(':')[2] for full in once)),
       'against': against and reference,
@@ -81,6 +82,12 @@ def compare(workdirs: Iterable[str | os.PathLike], rows: Sequence[str] = (), aga
                                     for row, each in several.items()},
       'verdict': over_seeds.verdict(found['rows'], found['tests'], spread, SHOWN[0],
                                     against and reference), **found}
+
+
+def _num_users(cases: Sequence[CaseKey]) -> int:
+  """How many users so many cases are of."""
+  owners = owners_of(cases)
+  return len(cases) if owners is None else int(owners.max()) + 1
 
 
 def owners_of(cases: Sequence[CaseKey]) -> Int[np.ndarray, ' C'] | None:
@@ -226,7 +233,7 @@ def _read_run(path: pathlib.Path) -> dict[str, Any]:
          'as_set': bool(results.get('as_set')),
          'data': results.get('data_fingerprint') or config.get('data_fingerprint'), 'about': {
              'method': settings.get('method'), 'preset': settings.get('preset'),
-             'seeds': results.get('seeds', []), 'users': len(users),
+             'seeds': results.get('seeds', []), 'users': _num_users(users),
              'lists': results.get('lists', {}), 'note': results.get('note', ''),
              'revision': facts.get('revision'),
              'command': facts.get('command')}}

@@ -109,8 +109,9 @@ class OutcomeTest(absltest.TestCase):
     keys, rows = results_lib.read_ranks(folder / 'ranks.parquet')
     self.assertEqual(keys, (('u0', 1), ('u0', 2), ('u0', 3), ('u2', 1)))
     self.assertEqual(rows['b'].tolist(), [0, 0, 0, 50])
-    self.assertEqual(compare.compare([folder], ks=(1,))['rows'][f'{folder.name}:a']['HR@1'],
-                     cells['a'])
+    table = compare.compare([folder], ks=(1,))
+    self.assertEqual(table['rows'][f'{folder.name}:a']['HR@1'], cells['a'])
+    self.assertEqual((table['users'], table['left_out']), (2, {folder.name: 0}))
     self.assertEqual(set(results_lib.read_groups(folder / 'ranks.parquet')), set(keys))
     names, _ = user_examples.read_ranks(folder, 'a', 0)
     self.assertEqual(names, ['u0, case 1', 'u0, case 2', 'u0, case 3', 'u2, case 1'])
