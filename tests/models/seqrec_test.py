@@ -10,7 +10,7 @@ from recjax.errors import ConfigError
 from recjax.models import layers, seqrec
 from tests.long import long_but
 
-KINDS = ('sasrec', 'gru4rec', 'bert4rec')
+KINDS = seqrec.KINDS
 
 
 def small(kind, **kw):
