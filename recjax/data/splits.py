@@ -48,8 +48,8 @@ class Cases:
 
   users: (n,) int32, rows of the interactions that were split; a user may have several. targets:
   (n,) int32, item indices. histories: flat items int32, and offsets (n + 1,) int64 into them.
-  as_set: whether a user's cases are one question with several right answers. when: their times, None
-  where there are none.
+  as_set: whether a user's cases are one question with several right answers. when: their times,
+  None where there are none.
   """
   users: np.ndarray
   histories: tuple[np.ndarray, np.ndarray]

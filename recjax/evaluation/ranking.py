@@ -136,8 +136,9 @@ def rank_and_recommend(
   """`rank_cases` and `top_items` from one pass of scores.
 
   k: items of a list; the other parameters as in `rank_cases`. cases: the cases. score_fn, n_items,
-  block, tie, seen_mask, clock: as of `rank_cases`. -> ranks, items and scores. With mask_history the lists
-  leave out the whole history, so a target that repeats has a rank but stands in no list.
+  block, tie, seen_mask, clock: as of `rank_cases`. -> ranks, items and scores. With
+  mask_history the lists leave out the whole history, so a target that repeats has a rank but stands
+  in no list.
   """
   _check_k(k, n_items)
   return _rank(score_fn, cases, n_items, k, block, mask_history, tie, seen_mask, clock)
@@ -178,9 +179,8 @@ def at_times(score_fn: ScoreFn, cases: Cases, rows: Int[np.ndarray, ' B'],
              clock: str = 'last') -> ScoreFn:
   """The score function of one block, told its times where it reads any. score_fn: of the model.
   cases: of all blocks. rows: those of this one. clock: of `splits.CLOCKS`."""
-  if isinstance(score_fn, DotProduct) and score_fn.timed:
-    return score_fn.at(cases.request_times(rows, clock))
-  return score_fn
+  timed: Any = score_fn if getattr(score_fn, 'timed', False) else None
+  return timed.at(cases.request_times(rows, clock)) if timed else score_fn
 
 
 def list_ranks(items: Int[np.ndarray, 'U K'], targets: Int[np.ndarray, ' U'] | Sequence[int],
@@ -221,7 +221,7 @@ def mean_ndcg(ranks: Num[np.ndarray, ' U'], cases: Cases) -> float:
 def top_items(
     score_fn: ScoreFn, items: Int[np.ndarray, ' M'], offsets: Int[np.ndarray, ' U1'],
     n_items: int, k: int, exclude_seen: bool = True, allowed: np.ndarray | None = None,
-    block: int = 0,
+    block: int = 0, times: Int[np.ndarray, ' MU'] | None = None,
 ) -> tuple[Int[np.ndarray, 'U K'], Float[np.ndarray, 'U K']]:
   """The k best items for every history.
 
@@ -241,7 +241,10 @@ def top_items(
   parts = []
   for rows, part, cuts, coordinates in blocks(items, offsets, n_items, block, exclude_seen):
     mask = allowed if allowed.ndim == 1 else allowed[rows]
-    masked, bad = _mask_block(_scores(score_fn, part, cuts, n_items), mask, *coordinates)
+    score_block: Any = score_fn
+    if times is not None:
+      score_block = score_block.at(_gather(times, offsets + np.arange(len(offsets)), rows)[0])
+    masked, bad = _mask_block(_scores(score_block, part, cuts, n_items), mask, *coordinates)
     _check_numbers(np.asarray(bad), rows)
     parts.append([np.asarray(x) for x in _top_block(masked, k)])
   found, values = (np.concatenate(x)[:len(offsets) - 1] for x in zip(*parts))
@@ -252,10 +255,12 @@ def recommender(score_fn: ScoreFn, catalog: Catalog, logits: bool = False,
                 choice_fn: ScoreFn | None = None) -> CatalogRecommender:
   """The face of a method that scores the whole catalog. score_fn: of the method. catalog: that it
   scores. logits, choice_fn: as `CatalogRecommender` has them. -> Recommender, with masks by row"""
-  def recommend(histories: Sequence, k: int, exclude_seen: bool, mask: np.ndarray | None) -> tuple:
+  def recommend(histories: Sequence, k: int, exclude_seen: bool, mask: np.ndarray | None,
+                times: Sequence | None = None) -> tuple:
     offsets = np.concatenate([[0], np.cumsum([len(h) for h in histories])]).astype(np.int64)
     items = np.concatenate(histories) if len(histories) else np.zeros(0, np.int32)
-    return top_items(score_fn, items, offsets, len(catalog), k, exclude_seen, mask)
+    flat = None if times is None else np.concatenate(times)
+    return top_items(score_fn, items, offsets, len(catalog), k, exclude_seen, mask, times=flat)
   return CatalogRecommender(recommend, catalog, masks_by_row=True, score_fn=score_fn, logits=logits,
                             choice_fn=choice_fn)
 

@@ -33,7 +33,8 @@ class DotProduct:
   def at(self, times: Int[np.ndarray, ' M'] | None) -> 'DotProduct':
     """The score function of one block of histories with these times. times: as `states` of a timed
     one takes them; with None nothing changes."""
-    return self if times is None else dataclasses.replace(self, states=functools.partial(self.states, times=times))
+    return self if times is None else dataclasses.replace(
+        self, states=functools.partial(self.states, times=times))
 
 
 @jax.jit

@@ -21,6 +21,7 @@ TIMES = ('none', 'bias')  # what is known of when things happened
 EDGES = np.array([math.ceil(math.exp(.301 * k)) for k in range(1, 72)], np.int32)
 NUM_BUCKETS = len(EDGES) + 1  # as many as differences of 32 bits reach
 EPS = 1e-6
+SPAN = 64  # slots that ask together; those behind them are not computed, half of a long row
 
 
 def time_buckets(asked: Int[AnyArray, 'R L'], seen: Int[AnyArray, 'R L']) -> UInt8[Array, 'R L L']:
@@ -60,17 +61,25 @@ class HstuBlock(nn.Module):
       return nn.LayerNorm(EPS, use_scale=False, use_bias=False, use_fast_variance=False)(y)
 
     def by_head(y: Array) -> Array:
-      return y.reshape(*y.shape[:2], self.heads, width // self.heads)
+      return y.reshape(*y.shape[:2], self.heads, width // self.heads).swapaxes(1, 2)
     uvqk = nn.silu(linear(norm(x), self.param('uvqk', std, (width, 4 * width))))
     u, v, q, k = jnp.split(uvqk, 4, -1)
-    scores = jnp.einsum('rqhd,rkhd->rhqk', by_head(q), by_head(k))
-    behind = jnp.maximum(order[:, None] - order, 0)
-    scores = scores + self.param('behind', std, (self.slots,))[behind]
-    if self.timed:
-      by_time = self.param('time', std, (NUM_BUCKETS,))
-      scores = scores if buckets is None else scores + by_time[buckets][:, None]
-    weights = jnp.where(visible, nn.silu(scores) / self.slots, 0)  # SiLU of a bias is not 0
-    y = jnp.einsum('rhqk,rkhd->rqhd', weights, by_head(v)).reshape(x.shape)
+    v, q, k = by_head(v), by_head(q), by_head(k)
+    by_place = self.param('behind', std, (self.slots,))
+    by_time = self.param('time', std, (NUM_BUCKETS,)) if self.timed else None
+
+    def summed(first: int, last: int) -> Array:
+      """What slots first .. last - 1 take from those up to themselves."""
+      scores = jnp.einsum('rhqd,rhkd->rhqk', q[:, :, first:last], k[:, :, :last])
+      bias = by_place[jnp.maximum(order[first:last, None] - order[:last], 0)]
+      if by_time is not None and buckets is not None:
+        bias = bias + by_time[buckets[:, None, first:last, :last]]
+      weights = nn.silu(scores + bias) / self.slots  # masked below: SiLU of a bias is not 0
+      weights = jnp.where(visible[:, :, first:last, :last], weights, 0)
+      return jnp.einsum('rhqk,rhkd->rhqd', weights, v[:, :, :last])
+    length = x.shape[1]
+    y = jnp.concatenate([summed(i, min(i + SPAN, length)) for i in range(0, length, SPAN)], 2)
+    y = y.swapaxes(1, 2).reshape(x.shape)
     gated = nn.Dropout(self.dropout, deterministic=not train)(u * norm(y))
     return x + nn.Dense(width, kernel_init=nn.initializers.xavier_uniform(), name='out')(gated)
 

@@ -75,9 +75,9 @@ REMAT = 4     # layers of HSTU beyond which their attention is computed again in
 class Config:
   """Shape of a model; hashable. Raises ConfigError.
 
-  kind: sasrec, gru4rec, bert4rec, hstu. items: N. max_history: L. width, layers, heads: sizes. hidden:
-  inner width of the feed-forward layers; the GRU's state. dropout: share in training. norm, of
-  SASRec: 'pre', 'original' (the authors': residual from the normalized query), 'post', 'ligr'
+  kind: sasrec, gru4rec, bert4rec, hstu. items: N. max_history: L. width, layers, heads: sizes.
+  hidden: inner width of the feed-forward layers; the GRU's state. dropout: share in training. norm,
+  of SASRec: 'pre', 'original' (the authors': residual from the normalized query), 'post', 'ligr'
   (eSASRec's: pre, gated branches, SwiGLU), or 'unirec' (post, a norm of the input instead of its
   scale and the last norm, GELU; RecLM's teacher). separate: scores use an output table. unit:
   scores are cosines over `temperature`.
@@ -122,14 +122,15 @@ class Config:
       raise ConfigError(f'model.hidden={self.hidden} must equal model.width={self.width} where '
                         'GRU4Rec has no output layer (reproduce_bugs.bare_backbones)')
     if self.time not in hstu.TIMES or self.time != 'none' and self.kind != 'hstu':
-      raise ConfigError(f"model.time={self.time!r} with model.kind={self.kind!r}; 'none' is for all "
-                        "kinds, 'bias' for hstu")
+      raise ConfigError(f"model.time={self.time!r} with model.kind={self.kind!r}; 'none' is for "
+                        "all kinds, 'bias' for hstu")
     if self.kind == 'hstu' and self.num_slots < self.max_history:
       raise ConfigError(f'model.slots={self.slots} is less than model.max_history='
                         f'{self.max_history}; give as many or more, or 0 for {RESERVE} more')
     if not 0 < self.temperature < float('inf') or self.temperature != 1 and not self.unit:
-      raise ConfigError(f'model.temperature={self.temperature} with model.unit={self.unit}: it must '
-                        'be above 0, and divides cosines alone, which model.unit=True asks for')
+      raise ConfigError(f'model.temperature={self.temperature} with model.unit={self.unit}: it '
+                        'must be above 0, and divides cosines alone, which model.unit=True asks '
+                        'for')
     if self.items < 2 or self.max_history < 1:
       raise ConfigError(f'{self.items} items and max_history {self.max_history}: a recommender '
                         'needs two items and a history')

@@ -15,8 +15,7 @@ from recjax.run_files import read_json
 from recjax.training import sequential
 from recjax.training.workdir import Workdir
 
-
-TOLD = 'clock=target'  # the row of a model that is told when the target will come, as HSTU's authors'
+TOLD = 'clock=target'  # row of a model that is told when the target will come, as published
 
 
 def settings(cfg: ConfigDict) -> ConfigDict:
