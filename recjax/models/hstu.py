@@ -31,7 +31,7 @@ def time_buckets(asked: Int[AnyArray, 'R L'], seen: Int[AnyArray, 'R L']) -> UIn
   whole numbers, since float32 puts some edges a bucket off, each library others.
   """
   gap = jnp.abs(asked[:, :, None] - seen[:, None]).astype(jnp.int32)
-  # An estimate that is off by one at most, then two exact comparisons: 7 lookups of a search less.
+  # An estimate, off by one at most, then two exact comparisons: cheaper than a search.
   guess = (jnp.log(jnp.maximum(gap, 1).astype(jnp.float32)) / .301).astype(jnp.int32)
   limits = jnp.asarray(np.concatenate([[0], EDGES, [np.iinfo(np.int32).max]]).astype(np.int32))
   guess = guess - (gap < limits[guess])

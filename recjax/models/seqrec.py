@@ -201,7 +201,7 @@ class SeqRec(nn.Module):
     places = self.param('positions', nn.initializers.xavier_normal(), (cfg.num_slots, cfg.width))
     x = table[items] * cfg.width ** 0.5 + places[position]
     x = nn.Dropout(cfg.dropout, deterministic=not train)(x) * real
-    visible = attention_mask(segment, not cfg.future)
+    visible = attention_mask(segment, True)
     timed = cfg.time == 'bias'
     buckets = None if times is None or not timed else hstu.time_buckets(times[1], times[0])
     block = nn.remat(hstu.HstuBlock, static_argnums=(4,)) if cfg.layers > REMAT else hstu.HstuBlock

@@ -1,9 +1,12 @@
 """Sequential recommenders whole: packing, losses, training, resume, devices, the face."""
+import contextlib
 import dataclasses
 import functools
 import importlib.util
+import io
 import json
 import pathlib
+import sys
 import tempfile
 from unittest import mock
 
@@ -12,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from absl.testing import absltest, parameterized
 
-from recjax import run_files
+from recjax import batch_recommend, cli, recommend, run_files
 from recjax.data import dataset as dataset_lib
 from recjax.data import loading, splits
 from recjax.errors import ConfigError, DataError
@@ -462,16 +465,50 @@ class RunTest(parameterized.TestCase):
     self.assertIn('zhai2024hstu', (folder / 'report.html').read_text())
     self.assertIn('a seed', sequential.cost(cfg, shop)['parameters'])
     ask = sequential.recommender(folder)
-    items, _ = ask([['i3', 'i4', 'i5'], ['i9']], 5)  # one of a single item too
+    items, untold = ask([['i3', 'i4', 'i5'], ['i9']], 5)  # one of a single item too
     self.assertEqual([len(set(r)) for r in items], [5, 5])
+    self.assertTrue(ask.timed)
+    times = [[0, 60, 90000, 90000], [5, 10 ** 7]]
+    items, scores = ask([['i3', 'i4', 'i5'], ['i9']], 5, times=times)
+    self.assertGreater(np.abs(scores - untold).max(), 0)
+    with self.assertRaisesRegex(DataError, '3 times for a history of 3 items'):
+      ask([['i3', 'i4', 'i5']], 5, times=[[0, 60, 90000]])
+    self.files_with_times(ask, folder, shop, list(zip(items, scores)), untold)
+
+  def files_with_times(self, ask, folder, shop, told, untold):
+    """A file of users has the same answers as calls; the command knows a user's times."""
+    rows = [{'user_id': 'a', 'items': ['i3', 'i4', 'i5'], 'times': [0, 60, 90000]},
+            {'user_id': 'b', 'items': ['i9'], 'times': [5], 'now': 10 ** 7},
+            {'user_id': 'c', 'items': ['i9']}]
+    source, target = folder / 'in.jsonl', folder / 'out.jsonl'
+    source.write_text(''.join(json.dumps(row) + '\n' for row in rows))
+    batch_recommend.run(ask, shop, source, target, 5, log=lambda line: None)
+    answers = [json.loads(line)['recommended'] for line in target.read_text().splitlines()]
+    for answer, (items, scores) in zip(answers, told):
+      self.assertEqual([a['item'] for a in answer], items)
+      np.testing.assert_allclose([a['score'] for a in answer], scores, atol=1e-5)
+    np.testing.assert_allclose([a['score'] for a in answers[2]], untold[1], atol=1e-5)
+    source.write_text(json.dumps({**rows[0], 'times': [0, 60]}) + '\n')
+    with self.assertRaisesRegex(DataError, 'line 1.*whole seconds, one for each of 3 items'):
+      batch_recommend.run(ask, shop, source, folder / 'other.jsonl', 5)
+    own = recommend.times_of(shop, 'u2')
+    self.assertEqual(own, [*shop.interactions.times[24:36], shop.interactions.times[35]])
+    said = io.StringIO()
+    words = ['recjax', 'recommend', str(folder), '--user=u2', '--k=3']
+    with contextlib.redirect_stdout(said), mock.patch.object(sys, 'argv', words):
+      cli.main()
+    history = [f'i{i}' for i in shop.interactions.history(2)]
+    self.assertEqual([line.split('\t')[0] for line in said.getvalue().splitlines()],
+                     ask([history], 3, times=[own])[0][0])
 
   def test_a_request_is_at_the_last_item_or_at_the_target(self):
     """What either clock scores is what the model says of histories with these times."""
     shop, cfg = ring(40), config(model='hstu')
     model = train.model_config(cfg, 50)
-    params = jax.tree.map(lambda x: x * 10, seqrec.init(model, jax.random.key(0)))
-    split = splits.leave_one_out(shop.interactions)
-    cases = split.test.select(np.array([7, 3, 20]))
+    params = jax.tree_util.tree_map_with_path(
+        lambda path, x: x * (300 if 'time' in str(path[-1]) else 10),
+        seqrec.init(model, jax.random.key(0)))
+    cases = splits.leave_one_out(shop.interactions).test.select(np.arange(20, 5, -3))
     ranks = {}
     for clock in splits.CLOCKS:
       ranks[clock] = ranking.rank_cases(train.scorer(model, params), cases, 50, clock=clock)
@@ -480,7 +517,7 @@ class RunTest(parameterized.TestCase):
         items, times = shop.interactions.items[own], shop.interactions.times[own].copy()
         times[-1] = times[-1] if clock == 'target' else times[-2]
         row, times = np.pad(items[:-1], (1, 0))[None], np.pad(times - times[0], (1, 0))[None]
-        state = seqrec.last_states(model, params, jnp.asarray(row), jnp.asarray(times))
+        state = train.last_states(model, params, jnp.asarray(row), jnp.asarray(times))
         scores = np.array(seqrec.output_table(params, model)[0] @ state[0])
         scores[np.setdiff1d(items[:-1], items[-1:]) - 1] = -np.inf
         self.assertEqual(ranks[clock][case], (scores > scores[items[-1] - 1]).sum())
