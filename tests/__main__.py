@@ -141,7 +141,8 @@ def launch(name: str, paths: list[pathlib.Path]) -> tuple[int, Group]:
     opened = os.O_WRONLY | os.O_CREAT
     return os.posix_spawn(
         sys.executable, [sys.executable, '-m', 'tests.room', *group.argv],
-        {**os.environ, 'TMPDIR': group.folder.name},
+        {**os.environ, 'TMPDIR': group.folder.name,
+         'RECJAX_CACHE': os.path.join(group.folder.name, 'cache')},
         file_actions=[(os.POSIX_SPAWN_OPEN, 1, group.output, opened, 0o600),
                       (os.POSIX_SPAWN_DUP2, 1, 2)]), group
   sys.stdout.flush()
@@ -158,6 +159,7 @@ def run_here(group: Group) -> NoReturn:
   code = 1
   try:
     os.environ['TMPDIR'] = tempfile.tempdir = group.folder.name
+    os.environ['RECJAX_CACHE'] = os.path.join(group.folder.name, 'cache')
     output = os.open(group.output, os.O_WRONLY | os.O_CREAT)
     os.dup2(output, 1)
     os.dup2(output, 2)

@@ -17,7 +17,7 @@ ROOT = pathlib.Path(__file__).parents[1]
 PACKAGE = ROOT / 'recjax'
 LAYERS = (
     ('__main__',), ('cli',), ('main',), ('serving', 'experiment', 'batch_recommend'),
-    ('recommend', 'chat', 'sweep', 'contamination'), ('methods',),
+    ('recommend', 'chat', 'sweep', 'contamination', 'answer_times'), ('methods',),
     ('training', 'decoding', 'evaluation', 'report'), ('models', 'text', 'data'),
     ('retrieval',),
     ('distributed', 'settings', 'base_config', 'run_files', 'protocols', 'progress', 'gguf_file'),
