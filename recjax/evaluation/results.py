@@ -21,6 +21,7 @@ from recjax.evaluation import audit, metrics, slices, statistics
 from recjax.progress import doing
 
 CLOSING = ('HR@10', 'NDCG@10')
+MONTH = np.timedelta64(30, 'D')
 
 
 def save(
@@ -69,6 +70,8 @@ def save(
                                         len(dataset.catalog))},
       'cold_targets': int((counts[test.targets - 1] == 0).sum()),
       **({'as_set': True} if test.as_set else {}), **more}
+  if trend := _trend(rows, slices.times(dataset.interactions, test), seeds[0], owners):
+    results['trend'] = trend
   if audited:
     with doing('the audit of the data'):
       results['audit'] = audit.brief(dataset)
@@ -83,6 +86,22 @@ def save(
   text = json.dumps(results, indent=1, ensure_ascii=False)
   file_io.write_text(folder / 'results.json', text + '\n')
   return results
+
+
+def _trend(rows: Mapping[str, Mapping], when: np.ndarray | None, seed: int,
+           owners: np.ndarray | None) -> dict[str, Any]:
+  """{row: {metric: its change with each MONTH from the first target on}}, where data have times and
+  the targets lie over more than two of them."""
+  if when is None:
+    return {}
+  known = ~np.isnat(when)
+  months = (when[known] - when[known].min(initial=np.datetime64('9999', 's'))) / MONTH
+  if not len(months) or months.max() <= 2:
+    return {}
+  whose = None if owners is None else owners[known]
+  return {name: {m: dict(zip(('value', 'low', 'high'), statistics.slope(
+      values[m][known], months, seed, whose))) for m in CLOSING if m in values}
+      for name, values in rows.items()}
 
 
 def _over_seeds(lines: Sequence[Mapping], seeds: Sequence[int],
