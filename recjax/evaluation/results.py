@@ -88,8 +88,8 @@ def save(
 
 def _trend(rows: Mapping[str, Mapping], when: np.ndarray | None, seed: int,
            owners: np.ndarray | None) -> dict[str, Any]:
-  """{'trend': {row: {metric: its change with each MONTH from the first target on}}}, where data have
-  times and the targets lie over more than two of them."""
+  """{'trend': {row: {metric: its change with each MONTH from the first target on}}}, where data
+  have times and the targets lie over more than two of them."""
   if when is None:
     return {}
   known = ~np.isnat(when)
