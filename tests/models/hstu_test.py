@@ -25,9 +25,16 @@ def block(slots=4, heads=1, successors=(1060, 4660, 91060, 91060), segment=(1, 1
   params['behind'] = np.resize(params['behind'], slots)
   buckets = hstu.time_buckets(jnp.array([successors]), jnp.asarray(TIMES[None, :len(x)]))
   seen = seqrec.attention_mask(jnp.array([segment]), True)
-  return np.asarray(hstu.HstuBlock(heads, slots, 0.0, True).apply(
-      {'params': jax.tree.map(jnp.float32, params)}, jnp.float32(x)[None], seen,
-      buckets if timed else None, False)[0])
+  return np.asarray(apply(heads, slots, jax.tree.map(jnp.float32, params), jnp.float32(x)[None],
+                          seen, buckets if timed else None)[0])
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def apply(heads, slots, params, x, seen, buckets):
+  return hstu.HstuBlock(heads, slots, 0.0, True).apply({'params': params}, x, seen, buckets, False)
+
+
+last_states = jax.jit(seqrec.last_states, static_argnums=0)
 
 
 class OracleTest(parameterized.TestCase):
@@ -70,8 +77,8 @@ class OracleTest(parameterized.TestCase):
   def test_every_edge_is_that_of_the_formula_in_float64(self):
     near = hstu.EDGES.astype(np.int64)[:, None] + np.array([-1, 0, 1])
     gaps = np.concatenate([near.ravel(), np.random.default_rng(0).integers(0, 2**31, 5000)])
-    got = hstu.time_buckets(jnp.asarray(gaps[None], jnp.int32),
-                            jnp.zeros((1, 1), jnp.int32).repeat(len(gaps), 1))[0, :, 0]
+    got = hstu.time_buckets(jnp.asarray(gaps[:, None], jnp.int32),
+                            jnp.zeros((len(gaps), 1), jnp.int32))[:, 0, 0]
     np.testing.assert_array_equal(got, np.floor(np.log(np.maximum(gaps, 1)) / .301))
 
   def test_parameters_of_movielens(self):
@@ -145,7 +152,7 @@ class ModelTest(parameterized.TestCase):
       times = np.sort(rng.integers(0, 10**7, count + 1)) + 1_600_000_000
       row = np.pad(items, (8 - count, 0))[None]
       since = np.pad(times - times[0], (8 - count, 0))[None]
-      got = seqrec.last_states(cfg, params, jnp.asarray(row), jnp.asarray(since))
+      got = last_states(cfg, params, jnp.asarray(row), jnp.asarray(since))
       want = torch_states(params, cfg, items, times)
       np.testing.assert_allclose(got[0], want[-1], atol=2e-5, rtol=2e-5)
 
@@ -169,17 +176,17 @@ class ModelTest(parameterized.TestCase):
     cfg = small()
     params = wide(cfg)
     rows, times = jnp.array([[0, 4, 2, 9]]), jnp.array([[0, 10, 500, 9000, 10**6]])
-    got = seqrec.last_states(cfg, params, rows, times)
-    np.testing.assert_array_equal(got, seqrec.last_states(cfg, params, rows, times + 12345))
-    self.assertGreater(float(jnp.abs(got - seqrec.last_states(
+    got = last_states(cfg, params, rows, times)
+    np.testing.assert_array_equal(got, last_states(cfg, params, rows, times + 12345))
+    self.assertGreater(float(jnp.abs(got - last_states(
         cfg, params, rows, times.at[0, 4].add(86400 * 400))).max()), 1e-3)
     zeroed = {k: {**v, 'time': v['time'] * 0} if k.startswith('block') else v
               for k, v in params.items()}
     bare = {k: {n: x for n, x in v.items() if n != 'time'} if k.startswith('block') else v
             for k, v in params.items()}
-    without = seqrec.last_states(small(time='none'), bare, rows)
-    np.testing.assert_array_equal(without, seqrec.last_states(cfg, zeroed, rows, times))
-    np.testing.assert_array_equal(without, seqrec.last_states(cfg, params, rows))
+    without = last_states(small(time='none'), bare, rows)
+    np.testing.assert_array_equal(without, last_states(cfg, zeroed, rows, times))
+    np.testing.assert_array_equal(without, last_states(cfg, params, rows))
 
   def test_scores_are_cosines_over_the_temperature(self):
     cfg = small(items=3, width=4, heads=1)
