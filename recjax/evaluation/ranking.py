@@ -162,7 +162,7 @@ def _rank(score_fn, cases, n_items, k, block, mask_history, tie, seen_mask, cloc
     items, offsets, n_items, blocked_ranking.USERS if large else block, mask_history
   ):
     target = jnp.asarray(targets[rows], jnp.int32)
-    score_block = at_times(score_fn, cases, rows, clock)
+    score_block: Any = at_times(score_fn, cases, rows, clock)
     if large:
       ranked = blocked_ranking.rank_users(
         score_block, peaks, target, coordinates, filling, part, cuts, k, tie
