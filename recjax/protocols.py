@@ -106,8 +106,8 @@ class Recommender(Protocol):
 
     exclude_seen: whether items of the history are out. allowed: the ids that may come, or a mask,
     of a row a history where the recommender has `masks_by_row`; None for all. histories: of B
-    users. times: of each the seconds of its items and of the request, for one that is `timed`. -> ids, fewer than k where fewer may come; their scores. Raises DataError for unknown
-    ids.
+    users. times: of each the seconds of its items and of the request, for one that is `timed`. ->
+    ids, fewer than k where fewer may come; their scores. Raises DataError for unknown ids.
     """
     ...
 
