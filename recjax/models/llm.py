@@ -118,6 +118,11 @@ class Config:
     return self.table_rows or self.vocab
 
   @property
+  def stored(self) -> str:
+    """The types that weights are kept in, for people."""
+    return self.param_dtype + (f', kernels {self.quantize}' if self.quantize != 'none' else '')
+
+  @property
   def lora_scale(self) -> float:
     """What an adapter's product A B is multiplied with."""
     return self.lora_alpha / self.lora_rank
@@ -147,13 +152,9 @@ class Weight(NamedTuple):
 
   def product(self, x: Float[AnyArray, '... E'], dtype: str) -> Float[Array, '... F']:
     """x W in `dtype`. x: the input."""
-    y = linear(x, self.kernel.astype(dtype))
-    return y if self.scale is None else (y * self.scale).astype(dtype)
-
-  def dense(self, dtype: str) -> Float[Array, 'E F']:
-    """W in `dtype`."""
-    kernel = self.kernel.astype(dtype)
-    return kernel if self.scale is None else kernel * self.scale.astype(dtype)
+    if self.scale is None:
+      return linear(x, self.kernel.astype(dtype))
+    return quantize.product(x.astype(dtype), self.kernel, self.scale)
 
 
 class Linear(nn.Module):
@@ -199,7 +200,7 @@ def project(x: Float[AnyArray, 'B S E'], weights: Sequence[Weight],
   """
   adapted = [w.a for w in weights if w.a is not None]
   if adapted and len(adapted) == len(weights) and dtype == 'float32' and _merging_pays(x, weights):
-    kernels = tuple(w.dense(dtype) for w in weights)
+    kernels = tuple(w.kernel if w.scale is None else (w.kernel, w.scale) for w in weights)
     ys = merged_matmul(x, kernels, tuple(w.a for w in weights), tuple(w.b for w in weights))
   else:
     ys = [w.product(x, dtype) for w in weights]
@@ -220,28 +221,37 @@ def _merging_pays(x, weights):
 
 @jax.custom_vjp
 def merged_matmul(
-    x: Float[AnyArray, '... E'], kernels: tuple[Float[AnyArray, 'E _'], ...],
+    x: Float[AnyArray, '... E'],
+    kernels: tuple[Float[AnyArray, 'E _']
+                   | tuple[Int8[AnyArray, 'E _'], Float[AnyArray, ' _']], ...],
     a: tuple[Float[AnyArray, 'E _'], ...], b: tuple[Float[AnyArray, '_ _'], ...],
 ) -> list[Float[Array, '... _']]:
-  """x (W + A B) for each layer. kernels, a, b: W, A and B of the layers, in one order."""
-  return [x @ (w + p @ q) for w, p, q in zip(kernels, a, b)]
+  """x (W + A B) for each layer, float32. kernels, a, b: W, A and B of the layers, in one order; W
+  as numbers and scales where it is in 8 bits, and then without a gradient."""
+  return [x @ (_dense(w) + p @ q) for w, p, q in zip(kernels, a, b)]
+
+
+def _dense(kernel):
+  return quantize.to_float(*kernel) if isinstance(kernel, tuple) else kernel.astype(jnp.float32)
 
 
 def _merged_forward(x, kernels, a, b):
-  return merged_matmul(x, kernels, a, b), (x, kernels, a, b)
+  return merged_matmul(x, kernels, a, b), (x, kernels, a, b)  # in 8 bits, not as it was multiplied
 
 
 def _merged_backward(saved, dys):
   x, kernels, a, b = saved
   flat, dys = x.reshape(-1, x.shape[-1]), [d.reshape(-1, d.shape[-1]) for d in dys]
   dx = functools.reduce(
-      jnp.add, [dy @ (w + p @ q).T for dy, w, p, q in zip(dys, kernels, a, b)])
+      jnp.add, [dy @ (_dense(w) + p @ q).T for dy, w, p, q in zip(dys, kernels, a, b)])
   # The thin products of layers that share an input go through as one matmul each way.
   down = jnp.concatenate([dy @ q.T for dy, q in zip(dys, b)], 1)
   up = jnp.split(flat @ jnp.concatenate(a, 1), len(a), 1)
   da = tuple(part.T for part in jnp.split(down.T @ flat, len(a)))
   db = tuple(part.T @ dy for part, dy in zip(up, dys))
-  dw = tuple(flat.T @ dy for dy in dys)  # dropped by the compiler while the kernels are frozen
+  # Dropped by the compiler while the kernels are frozen.
+  dw = tuple(None if isinstance(w, tuple) else (flat.T @ dy).astype(w.dtype)
+             for w, dy in zip(kernels, dys))
   return dx.reshape(x.shape), dw, da, db
 
 

@@ -7,8 +7,10 @@ arXiv 2208.07339, section 2).
 """
 from typing import Any
 
-from jaxtyping import Float, Int8
+import jax
+from jaxtyping import Array, Float, Int8
 
+from recjax.models.layers import linear
 from recjax.protocols import AnyArray
 
 KINDS = ('none', 'int8')  # of `llm.Config.quantize`
@@ -30,3 +32,26 @@ def to_float(numbers: Int8[AnyArray, '... E F'], scale: Float[AnyArray, '... F']
   """The kernel that numbers and scales stand for, in the scales' type. numbers, scale: of
   `to_int8`."""
   return numbers.astype(scale.dtype) * scale[..., None, :]
+
+
+@jax.custom_vjp
+def product(x: Float[AnyArray, '... E'], numbers: Int8[AnyArray, 'E F'],
+            scale: Float[AnyArray, ' F']) -> Float[Array, '... F']:
+  """x W in the type of x, with a gradient for x alone.
+
+  x: the input. numbers, scale: W, of `to_int8`. The backward pass reads the numbers again: what it
+  would keep otherwise is the kernel as it was multiplied.
+  """
+  return (linear(x, numbers.astype(x.dtype)) * scale).astype(x.dtype)
+
+
+def _forward(x, numbers, scale):
+  return product(x, numbers, scale), (numbers, scale)
+
+
+def _backward(kernel, dy):
+  numbers, scale = kernel
+  return linear((dy * scale).astype(dy.dtype), numbers.astype(dy.dtype).T), None, None
+
+
+product.defvjp(_forward, _backward)

@@ -74,9 +74,18 @@ class Int8Test(parameterized.TestCase):
       self.assertLess(np.linalg.norm(x - y), near * np.linalg.norm(y))
     jax.tree.map(compare, found, want)
 
-  def test_no_kernel_is_kept_as_floats(self):
-    cfg = dataclasses.replace(INT8, dtype='bfloat16', param_dtype='bfloat16', layers=5)
-    text = jax.jit(lambda params: forward(cfg, {'params': params})).lower(llm.shapes(cfg)).as_text()
+  @parameterized.product(dtype=('float32', 'bfloat16'), remat=('none', 'dots'), rank=(0, 2))
+  def test_no_kernel_is_kept_as_floats(self, dtype, remat, rank):
+    cfg = dataclasses.replace(INT8, dtype=dtype, param_dtype=dtype, layers=5, remat=remat,
+                              lora_rank=rank)
+
+    def loss(trained, params):
+      tokens = jnp.ones((3, 31), jnp.int32)  # enough of them for adapters to be folded in
+      states = llm.LM(cfg).apply({'params': params, 'lora': trained}, tokens,
+                                 jnp.arange(31)[None], tokens)[0]
+      return states.astype(jnp.float32).sum()
+    trained = jax.eval_shape(lambda key: lora.init_lora(cfg, key), jax.random.key(0))
+    text = jax.jit(jax.value_and_grad(loss)).lower(trained, llm.shapes(cfg)).as_text()
     self.assertRegex(text, r'tensor<5x32x48xi8>')
     self.assertEmpty(re.findall(r'tensor<5x(?:32x48|48x32|32x32|32x16)x(?:bf16|f32)>', text))
 
