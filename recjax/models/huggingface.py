@@ -430,6 +430,9 @@ def _read_quantized(path, leaf, sharding, names, stored, scales):
       view = stored[name].view()
       rows = np.zeros((len(wanted[-1]), view.get_shape()[1]), np.float32)
       _fill(rows, view, (outputs, slice(0, rows.shape[1])))
+      if not np.isfinite(rows).all():
+        raise DataError(f'{stored[name].path}: tensor {name} holds weights that are no finite '
+                        'numbers; get the file again')
       numbers, scales[key] = quantize.to_int8(rows.T)
       place[:] = scales[key] if path.endswith('/scale') else numbers[index[1]]
     return out

@@ -8,6 +8,8 @@ arXiv 2208.07339, section 2).
 from typing import Any
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, Int8
 
 from recjax.models.layers import linear
@@ -20,10 +22,10 @@ MOST = 127
 def to_int8(kernel: Float[AnyArray, '... E F']
             ) -> tuple[Int8[AnyArray, '... E F'], Float[AnyArray, '... F']]:
   """A kernel as whole numbers and their scales. kernel: of NumPy or JAX, in float32. -> numbers,
-  scales; 1 for an output without a weight"""
+  scales; 1 for an output without a weight, or whose scale is too small for a float32"""
   xp: Any = kernel.__array_namespace__()
-  largest = xp.max(xp.abs(kernel), axis=-2)
-  scale = xp.where(largest > 0, largest / MOST, xp.ones_like(largest))
+  scale = xp.max(xp.abs(kernel), axis=-2) / MOST
+  scale = xp.where(scale < np.finfo(np.float32).tiny, xp.ones_like(scale), scale)  # NaN stays
   return xp.round(kernel / scale[..., None, :]).astype(xp.int8), scale
 
 
@@ -40,9 +42,12 @@ def product(x: Float[AnyArray, '... E'], numbers: Int8[AnyArray, 'E F'],
   """x W in the type of x, with a gradient for x alone.
 
   x: the input. numbers, scale: W, of `to_int8`. The backward pass reads the numbers again: what it
-  would keep otherwise is the kernel as it was multiplied.
+  would keep otherwise is the kernel as it was multiplied. Sums before the scale can be thousands of
+  times those behind it, more than float16 holds, so there they are in float32.
   """
-  return (linear(x, numbers.astype(x.dtype)) * scale).astype(x.dtype)
+  sums = jnp.float32 if x.dtype == jnp.float16 else None
+  y = jnp.matmul(x.reshape(-1, x.shape[-1]), numbers.astype(x.dtype), preferred_element_type=sums)
+  return (y * scale).astype(x.dtype).reshape(*x.shape[:-1], numbers.shape[-1])
 
 
 def _forward(x, numbers, scale):

@@ -15,7 +15,7 @@ from ml_collections import ConfigDict
 from recjax.cli import convert
 from recjax.distributed.sharding import make_mesh, shardings
 from recjax.errors import ConfigError, DataError
-from recjax.models import gguf_checkpoint, huggingface, llm
+from recjax.models import gguf_checkpoint, huggingface, llm, quantize
 from recjax.training import llm_loading
 from tests import gguf_files
 from tests.long import long
@@ -117,7 +117,15 @@ class NumbersTest(parameterized.TestCase):
     mesh = make_mesh({'data': 1, 'fsdp': 2, 'model': 4})
     split = huggingface.load(path, cfg, shardings(llm.shapes(cfg), llm.RULES, mesh))
     self.assertFalse(split['blocks']['q']['kernel'].is_fully_replicated)
-    jax.tree.map(np.testing.assert_array_equal, split, huggingface.load(path, cfg))
+    whole = huggingface.load(path, cfg)
+    jax.tree.map(np.testing.assert_array_equal, split, whole)
+    eight = dataclasses.replace(cfg, quantize='int8')
+    for where in (None, shardings(llm.shapes(eight), llm.RULES, mesh)):
+      found = huggingface.load(path, eight, where)['blocks']
+      for name in llm.LINEAR:
+        numbers, scale = quantize.to_int8(np.asarray(whole['blocks'][name]['kernel'], np.float32))
+        np.testing.assert_array_equal(found[name]['kernel'], numbers)
+        np.testing.assert_array_equal(found[name]['scale'], scale)
 
   def test_convert_writes_the_folder_it_came_from(self):
     import transformers

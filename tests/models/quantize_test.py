@@ -52,6 +52,24 @@ class Int8Test(parameterized.TestCase):
       self.assertEqual((numbers.dtype, scale.dtype), (np.int8, np.float32))
       np.testing.assert_allclose(quantize.to_float(numbers, scale), kernel, atol=.0101)
 
+  def test_weights_that_no_scale_reaches(self):
+    for xp in (np, jnp):
+      for tiny in (1e-44, 1e-40, 1e-37, 0):
+        numbers, scale = quantize.to_int8(xp.asarray([[tiny], [-tiny]], 'float32'))
+        self.assertEqual((numbers.tolist(), float(scale[0])), ([[0], [0]], 1))
+      with np.errstate(invalid='ignore'):
+        for odd in (np.nan, np.inf):  # never hidden
+          scale = quantize.to_int8(xp.asarray([[odd], [1]], 'float32'))[1]
+          self.assertFalse(np.isfinite(scale[0]))
+
+  @parameterized.parameters('float16', 'bfloat16', 'float32')
+  def test_sums_before_the_scale_do_not_overflow(self, dtype):
+    numbers, scale = quantize.to_int8(np.full((4096, 2), .25, np.float32))
+    for shape in ((4096,), (3, 4096), (0, 4096)):
+      got = quantize.product(jnp.ones(shape, dtype), jnp.asarray(numbers), jnp.asarray(scale))
+      self.assertEqual((got.dtype, got.shape), (dtype, (*shape[:-1], 2)))
+      np.testing.assert_allclose(got.astype('float32'), 1024, rtol=.01)
+
   @parameterized.parameters(('float32', 0), ('float32', 3), ('float32', 40), ('bfloat16', 3))
   def test_the_model_is_that_of_the_floats(self, dtype, rank):
     cfg = dataclasses.replace(INT8, dtype=dtype, lora_rank=rank)
@@ -145,6 +163,15 @@ class FilesTest(absltest.TestCase):
     llm_loading.check(cfg)
     with self.assertRaisesRegex(ConfigError, 'train.mode=full trains all; take train.mode=lora'):
       llm_loading.check(cfg, 'full')
+
+  def test_weights_that_are_no_numbers_are_named(self):
+    self.params['blocks']['o']['kernel'] = self.params['blocks']['o']['kernel'].at[1, 2, 3].set(
+        np.nan)
+    folder = self.create_tempdir().full_path
+    huggingface.save(self.params, CFG, folder)
+    with self.assertRaisesRegex(huggingface.DataError, r'tensor model.layers.1.self_attn.o_proj.'
+                                r'weight holds weights that are no finite numbers'):
+      huggingface.load(folder, INT8)
 
   def test_a_missing_or_cut_tensor_is_named(self):
     other = dataclasses.replace(INT8, ffn=40)
