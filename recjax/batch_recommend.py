@@ -10,9 +10,11 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 from recjax import file_io, run_files
+from recjax.data import times as times_lib
 from recjax.data.array_record import Records
 from recjax.data.dataset import Catalog, Dataset
 from recjax.errors import ConfigError, DataError, WorkdirError
+from recjax.evaluation import recommender
 from recjax.file_io import write_json
 from recjax.progress import PlainProgress
 from recjax.recommend import title_of
@@ -45,11 +47,12 @@ def run(recommend: Callable, data: Dataset | Records, source: str | os.PathLike,
   """Recommends for every row of `source` into `target`; a call that was killed goes on.
 
   recommend, data: as `recommend.load` gives them. source: JSON Lines, {"user_id": ..., "items":
-  [...]} a line, or Parquet with these columns (name ends in .parquet); "times", and "now" of the
-  request, in seconds too, for a model that reads them. target: x.jsonl, the same
-  rows with "recommended": [{"item", "title", "score"}], or x.parquet with a row an answer: user,
-  rank (1 is best), item, title, score. k: items for each. model: as `recommend.model_version` gives
-  it. log: called with lines. part: (i, n) for the i-th of n shares, from 0, see `_run_part`.
+  [...]} a line, or Parquet with these columns (name ends in .parquet); in seconds also "times" of
+  the items and "now" of the request, the last time without it, for a model that reads them. target:
+  x.jsonl, the same rows with "recommended": [{"item", "title", "score"}], or x.parquet with a row
+  an answer: user, rank (1 is best), item, title, score. k: items for each. model: as
+  `recommend.model_version` gives it. log: called with lines. part: (i, n) for the i-th of n shares,
+  from 0, see `_run_part`.
 
   All of source is checked first; answers gather in TARGET.partial, and target appears whole. ->
   users answered now. Raises DataError naming the row that is wrong, ConfigError for another ending
@@ -62,7 +65,7 @@ def run(recommend: Callable, data: Dataset | Records, source: str | os.PathLike,
   partial = target.with_name(target.name + ('.parts' if part else '.partial'))
   if not os.path.lexists(partial):
     run_files.absent(target, FLAG, source)
-  total = sum(1 for _ in read_users(source, data.catalog))
+  total = sum(1 for _ in read_users(source, data.catalog, is_timed(recommend)))
   request = {'source': digest(source), 'k': k, 'model': model, 'data': data.fingerprint}
   batch = Batch(recommend, data.catalog, source, target, k, request, total, log)
   if part:
@@ -81,7 +84,8 @@ def answer(batch: Batch, journal: file_io.Journal, users: range, share: int) -> 
   """Journals the answers to `users`, which begin at a block's start, the last of `share` users.
   batch: what is asked. journal: of `open_journal`."""
   advance = PlainProgress(batch.log, 'answered', share, share - len(users), 'user')
-  rows = itertools.islice(read_users(batch.source, batch.catalog), users.start, users.stop)
+  read = read_users(batch.source, batch.catalog, is_timed(batch.recommend))
+  rows = itertools.islice(read, users.start, users.stop)
   while block := list(itertools.islice(rows, BLOCK)):
     journal.add(answer_rows(batch, block))
     advance(len(block))
@@ -91,13 +95,12 @@ def answer_rows(batch: Batch, rows: list[dict]) -> list[dict]:
   """The rows of one block with what is recommended. batch: what is asked."""
   items: list[Any] = [None] * len(rows)
   scores = items[:]
-  timed = getattr(batch.recommend, 'timed', False)
+  timed = is_timed(batch.recommend)
   for told in (False, True):  # rows with times, where they are read, apart from the others
     places = [n for n, row in enumerate(rows) if (timed and bool(row.get('times'))) == told]
     some = [rows[n] for n in places]
     if some:
-      more = {'times': [[*row['times'], row.get('now') or row['times'][-1]]
-                        for row in some]} if told else {}
+      more = {'times': [times_of(row) for row in some]} if told else {}
       answers = batch.recommend([row['items'] for row in some], batch.k, **more)
       for place, *answer in zip(places, *answers):
         items[place], scores[place] = answer
@@ -203,21 +206,34 @@ def digest(path: pathlib.Path) -> str:
     return hashlib.file_digest(f, 'sha256').hexdigest()
 
 
-def read_users(source: pathlib.Path, catalog: Catalog) -> Iterator[dict]:
-  """source: a file of users. catalog: that knows their items. Yields the rows of a batch, items as
-  texts; read as a stream. Raises DataError naming one."""
+def is_timed(recommend: Callable) -> bool:
+  """Whether a recommender reads times. recommend: it."""
+  return getattr(recommend, 'timed', False)
+
+
+def times_of(row: dict) -> list[int]:
+  """The seconds of a row's items and, last, of its request. row: of a file of users, with times."""
+  return [*row['times'], row['times'][-1] if row.get('now') is None else row['now']]
+
+
+def read_users(source: pathlib.Path, catalog: Catalog, timed: bool = False) -> Iterator[dict]:
+  """source: a file of users. catalog: that knows their items. timed: whether their times are read.
+  Yields the rows of a batch, items as texts; read as a stream. Raises DataError naming one."""
   for place, row in file_io.read_rows(source, blank_lines=False):
     file_io.text_id(row.get('user_id'), place, 'user_id')
     if not isinstance(row.get('items'), list) or not row['items']:
       raise DataError(f'{place}: items must be a list of one item id or more, oldest first, found '
                       f'{row.get("items")!r:.60}')
     row['items'] = [file_io.text_id(item, place, 'an item') for item in row['items']]
-    times = row.get('times')
-    if times is not None and (
-        not isinstance(times, list) or len(times) != len(row['items'])
-        or not all(isinstance(t, int) for t in (*times, row.get('now') or 0))):
-      raise DataError(f'{place}: times must be whole seconds, one for each of {len(row["items"])} '
-                      f'items, and now another, found {times!r:.60}')
+    if timed and (row.get('times') is not None or row.get('now') is not None):
+      times = row.get('times')
+      if not isinstance(times, list) or len(times) != len(row['items']):
+        raise DataError(f'{place}: times must be whole seconds, one for each of '
+                        f'{len(row["items"])} items, and now another, found {times!r:.60}')
+      *_, last = recommender.request_seconds(times_of(row), len(times), place)
+      if (unit := times_lib.number_kind(int(last))) in times_lib.UNITS and unit != 's':
+        raise DataError(f'{place}: the time {last} looks like {times_lib.DESCRIPTIONS[unit]}; '
+                        'times are whole seconds')
     for item in row['items']:
       try:
         catalog.index(item)

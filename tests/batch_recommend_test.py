@@ -155,6 +155,42 @@ class BatchTest(parameterized.TestCase):
       self.batch('out.jsonl')
     self.assertEqual(os.listdir(self.folder), ['in.jsonl'])
 
+  def test_times_reach_a_recommender_that_reads_them_in_the_order_of_rows(self):
+    told = []
+
+    def timed(histories, k, times=()):
+      told.append(times)
+      return ask(histories, k)
+    timed.timed = True
+    more = {'times': [5], 'now': 0}, {}, {'times': [5], 'now': 9}, {'times': None}, {'times': [5]}
+    self.source.write_text(''.join(json.dumps({'user_id': f'u{n}', 'items': [f'i{n}'], **row})
+                                   + '\n' for n, row in enumerate(more)))
+    with self.assertRaisesRegex(DataError, 'line 1: the time 0 comes behind 5'):
+      self.batch('out.jsonl', ask=timed)  # now, of which 0 is one
+    self.source.write_text(self.source.read_text().replace('"now": 0', '"now": 7'))
+    self.batch('out.jsonl', ask=timed)
+    self.assertEqual(told, [(), [[5, 7], [5, 9], [5, 5]]])
+    rows = [json.loads(line) for line in (self.folder / 'out.jsonl').read_text().splitlines()]
+    self.assertEqual([row['recommended'][0]['item'] for row in rows],
+                     ['i1', 'i2', 'i3', 'i4', 'i5'])
+
+  @parameterized.parameters(
+      ('"times": 5', 'one for each of 2 items'), ('"times": [1]', 'one for each of 2 items'),
+      ('"now": 5', 'one for each of 2 items'), ('"times": ["1", "2"]', "a time is '1'"),
+      ('"times": [1, 2], "now": "x"', "a time is 'x'"), ('"times": [1, null]', 'a time is None'),
+      ('"times": [true, 2]', 'a time is True'), ('"times": [1, 2.5]', 'a time is 2.5'),
+      (f'"times": [1, {10 ** 30}]', f'a time is {10 ** 30}'),
+      ('"times": [2, 1]', 'the time 1 comes behind 2'),
+      ('"times": [2, 3], "now": 1', 'the time 1 comes behind 3'),
+      ('"times": [1600000000000, 1600000000001]', 'looks like milliseconds since 1970'))
+  def test_wrong_times_are_named_where_they_are_read(self, fields, words):
+    self.source.write_text(f'{{"user_id": "a", "items": ["i1", "i2"], {fields}}}\n')
+    timed = mock.Mock(timed=True)
+    with self.assertRaisesRegex(DataError, f'in.jsonl line 1: .*{words}'):
+      self.batch('out.jsonl', ask=timed)
+    timed.assert_not_called()
+    self.assertEqual(self.batch('out.jsonl'), 1)  # a column like any other
+
   def test_a_folder_without_a_run_is_named(self):
     done = subprocess.run([sys.executable, '-m', 'recjax', 'convert', self.folder, '--to=npz',
                            '--out=x.npz'], capture_output=True, text=True)

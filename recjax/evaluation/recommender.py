@@ -1,10 +1,12 @@
 """A trained method behind one face: item ids outside, item indices and masks inside."""
 import dataclasses
+import itertools
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import numpy as np
 
+from recjax.data import times as times_lib
 from recjax.data.dataset import Catalog
 from recjax.errors import DataError
 from recjax.protocols import ScoreFn
@@ -54,19 +56,39 @@ class CatalogRecommender:
     the history out. allowed: item ids that may come, None for all; or a mask as `top_items` takes.
     times: of each history the seconds of its items and, last, of the request; read where `timed`.
 
-    Returns item ids [B][<= k] and scores (B, k). Raises DataError for an id that the catalog lacks.
+    Returns item ids [B][<= k] and scores (B, k). Raises DataError for an id that the catalog lacks,
+    and as `request_seconds` does.
     """
     rows = [np.array([self.catalog.index(i) for i in history], np.int32) for history in histories]
     told: tuple = ()
     if times is not None and self.timed:
-      told = ([np.array(seconds, np.int64) for seconds in times],)
-      for history, seconds in zip(histories, times):
-        if len(seconds) != len(history) + 1:
-          raise DataError(f'{len(seconds)} times for a history of {len(history)} items; give one '
-                          'for each, and one for the request')
+      if len(times) != len(rows):
+        raise DataError(f'times of {len(times)} histories, and {len(rows)} histories')
+      told = ([request_seconds(seconds, len(history), f'history {number}')
+               for number, (seconds, history) in enumerate(zip(times, histories), 1)],)
     top_items: Callable = self.top_items
     items, scores = top_items(rows, k, exclude_seen, mask_of(allowed, self.catalog), *told)
     return [[self.catalog.id_of(int(i)) for i in row if i] for row in items], scores
+
+
+def request_seconds(times: Sequence[Any], count: int, place: str) -> np.ndarray:
+  """The seconds of a history's items and of the request behind it, int64.
+
+  times: count + 1 of them. count: items of the history. place: where they stand, for messages.
+  Raises DataError where they are not so many, no whole seconds, or run backwards.
+  """
+  if len(times) != count + 1:
+    raise DataError(f'{place}: {len(times)} times for a history of {count} items; give one for '
+                    'each, and one for the request')
+  for time in times:
+    whole = isinstance(time, (int, np.integer)) and not isinstance(time, bool)
+    if not whole or abs(int(time)) >= times_lib.MAX_TIME:
+      raise DataError(f'{place}: a time is {time!r:.60}; times are whole seconds')
+  for earlier, later in itertools.pairwise(times):
+    if later < earlier:
+      raise DataError(f'{place}: the time {later} comes behind {earlier}; give the items oldest '
+                      'first, and a request that is no earlier than the last')
+  return np.array(times, np.int64)
 
 
 def mask_of(allowed: Iterable[Any] | np.ndarray | None, catalog: Catalog) -> np.ndarray | None:

@@ -1,4 +1,6 @@
 """The face of a method: ids at its edge alone, masks, and functions of ids that become one."""
+from unittest import mock
+
 import numpy as np
 from absl.testing import absltest
 
@@ -35,6 +37,23 @@ class RecommenderTest(absltest.TestCase):
     for ask in (lambda: recommend([['z']], 1), lambda: recommend([['a']], 1, allowed=['z'])):
       with self.assertRaisesRegex(DataError, "'z'"):
         ask()
+
+  def test_times_are_one_for_each_item_and_one_for_the_request(self):
+    told = []
+
+    def timed(histories, k, exclude_seen, mask, times):
+      told.append(times)
+      return top_items(histories, k, exclude_seen, mask)
+    recommend = CatalogRecommender(timed, CATALOG, score_fn=mock.Mock(timed=True))
+    recommend([['a'], []], 1, times=[[4, 4], [7]])
+    self.assertEqual([x.tolist() for x in told[0]], [[4, 4], [7]])
+    for times, words in (([[4, 4]], 'times of 1 histories, and 2'),
+                         ([[4], [7]], 'history 1: 1 times for a history of 1 items'),
+                         ([[4, 4], [-2 ** 62]], 'history 2: a time is -4')):
+      with self.assertRaisesRegex(DataError, words):
+        recommend([['a'], []], 1, times=times)
+    self.assertLen(told, 1)
+    CatalogRecommender(top_items, CATALOG)([['a'], []], 1, times=[[]])
 
   def test_a_function_of_ids_becomes_one_of_indices(self):
     calls = []
