@@ -17,7 +17,7 @@ from recjax.errors import ConfigError, DataError, WorkdirError
 from recjax.evaluation import recommender
 from recjax.file_io import write_json
 from recjax.progress import PlainProgress
-from recjax.recommend import title_of
+from recjax.recommend import is_timed, title_of
 
 BLOCK = 256  # users that are answered, and come to disk, together
 FLAG = '--output'
@@ -204,11 +204,6 @@ def digest(path: pathlib.Path) -> str:
   """SHA-256 of a file, hex. path: of the file."""
   with open(path, 'rb') as f:
     return hashlib.file_digest(f, 'sha256').hexdigest()
-
-
-def is_timed(recommend: Callable) -> bool:
-  """Whether a recommender reads times. recommend: it."""
-  return getattr(recommend, 'timed', False)
 
 
 def times_of(row: dict) -> list[int]:

@@ -1,4 +1,5 @@
 """The recommender of a run: one face for all methods, for the command line, Python and serving."""
+import dataclasses
 import os
 import pathlib
 from collections.abc import Callable
@@ -56,10 +57,28 @@ def without_retired(recommend: Callable, catalog: Catalog) -> Callable:
   live = catalog.active_ids()
   if live is None:
     return recommend
+  return _AmongLive(recommend, live)
 
-  def among_live(histories: Any, k: int, exclude_seen: bool = True, allowed: Any = None) -> Any:
-    return recommend(histories, k, exclude_seen, live if allowed is None else live & set(allowed))
-  return among_live
+
+@dataclasses.dataclass(frozen=True)
+class _AmongLive:
+  """A recommender of `live` item ids alone."""
+  recommend: Callable
+  live: frozenset[str]
+
+  @property
+  def timed(self) -> bool:
+    return is_timed(self.recommend)
+
+  def __call__(self, histories: Any, k: int, exclude_seen: bool = True, allowed: Any = None,
+               **more: Any) -> Any:
+    allowed = self.live if allowed is None else self.live & set(allowed)
+    return self.recommend(histories, k, exclude_seen, allowed, **more)
+
+
+def is_timed(recommend: Callable) -> bool:
+  """Whether a recommender reads the times of histories. recommend: it."""
+  return getattr(recommend, 'timed', False)
 
 
 def model_version(workdir: str | os.PathLike) -> str:

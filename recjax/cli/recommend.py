@@ -49,7 +49,8 @@ def run(args: argparse.Namespace) -> None:
     raise ConfigError('--history is empty; give item ids, parted by commas')
   history = (args.history.split(',') if args.history else
              recommend_lib.history_of(data, args.user))
-  times = recommend_lib.times_of(data, args.user) if args.user and recommend.timed else None
+  timed = args.user and recommend_lib.is_timed(recommend)
+  times = recommend_lib.times_of(data, args.user) if timed else None
   items, scores = recommend([history], args.k, **({'times': [times]} if times else {}))
   for item, score in zip(items[0], scores[0]):
     print(f'{item}\t{score:.4f}\t{recommend_lib.title_of(data.catalog, item)}')

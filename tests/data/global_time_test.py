@@ -253,10 +253,14 @@ class RuleTest(absltest.TestCase):
         split_rule.LEAVE_ONE_OUT, rule(), rule('first'), rule(at='0.6'), rule(refit=False))}
     self.assertLen(prints, 5)
 
-  def test_a_run_of_before_means_leave_one_out(self):
+  def test_a_run_of_before_means_leave_one_out_and_whole_weights(self):
     folder = self.create_tempdir().full_path
     pathlib.Path(folder, 'config.json').write_text('{"config": {"method": "betag"}, "facts": {}}')
     self.assertTrue(split_rule.for_config(workdir.saved_config(folder)).default)
+    pathlib.Path(folder, 'config.json').write_text(
+        '{"config": {"method": "betag", "llm": {"weights": "w"}}, "facts": {}}')
+    self.assertEqual(workdir.saved_config(folder).llm.to_dict(),
+                     {'weights': 'w', 'quantize': 'none'})
 
   def test_runs_of_other_seeds_ask_the_same(self):
     first, second = (experiment.read_config('sequential_beauty:split=global_time')

@@ -8,11 +8,12 @@ import scipy.linalg
 import scipy.sparse as sp
 from absl.testing import absltest
 
+import recjax
 from recjax.data import loading, splits
 from recjax.data.dataset import Interactions, flatten
 from recjax.data.splits import Cases, Split
 from recjax.errors import ConfigError, DataError
-from recjax.evaluation import baselines, classical, metrics, ranking
+from recjax.evaluation import baselines, classical, metrics, ranking, settings_store
 from tests.long import long
 
 SEQUENCES = ((1, 2, 3), (1, 2, 4), (2, 3, 1), (3, 4), (1, 2))  # item 5 is never met
@@ -245,9 +246,9 @@ class GraphTest(absltest.TestCase):
 class ChoiceTest(absltest.TestCase):
 
   def rows(self, item_titles=('a b', 'b c', 'c d', 'd a', 'e'), valid=CASES, minutes=5.0,
-           store=None, **options):
-    return classical.score_functions(Split(timed(), valid, CASES, ''), item_titles, len(CASES),
-                                     minutes, store, **options)
+           store=None, train=None, **options):
+    return classical.score_functions(Split(train or timed(), valid, CASES, ''), item_titles,
+                                     len(CASES), minutes, store, **options)
 
   def test_validation_chooses(self):
     found = self.rows()
@@ -281,7 +282,10 @@ class ChoiceTest(absltest.TestCase):
         np.testing.assert_array_equal(*(scores(r.scores[row], 1, 2) for r in (first, again)))
       self.assertEqual(first[1:], again[1:])
     others = dict(item_titles=('a b', 'b c', 'c d', 'd a', 'f')), dict(
-        valid=CASES.select(np.arange(3))), dict(minutes=0.0000001), dict(mask_history=False)
+        valid=CASES.select(np.arange(3))), dict(minutes=0.0000001), dict(mask_history=False), dict(
+        valid=dataclasses.replace(CASES, targets=CASES.targets[::-1])), dict(
+        train=dataclasses.replace(TRAIN, times=TIMES[::-1])), dict(
+        train=dataclasses.replace(TRAIN, times=TIMES, items=TRAIN.items[::-1]))
     for other in others:
       self.rows(store=store, **other)
     self.assertLen(list(store.iterdir()), 1 + len(others))
@@ -293,6 +297,17 @@ class ChoiceTest(absltest.TestCase):
       kept.write_text(broken)
       self.assertEqual(self.rows(store=store).settings, first.settings)
       self.assertEqual(kept.read_text(), whole)
+
+  def test_keys_tell_inputs_versions_and_arrays_of_equal_bytes_apart(self):
+    one = np.arange(4, dtype=np.int32)
+    given = ((one, one), (one,), (one, None), (one.reshape(2, 2),), (one.view(np.int64),),
+             (one.tolist(),), ({'a': 1.0},), ({'a': 2.0},), ('ab', 'c'), ('a', 'bc'))
+    keys = [settings_store.key_of(*inputs) for inputs in given]
+    with mock.patch.object(recjax, '__version__', 'another'):
+      keys.append(settings_store.key_of(one))
+    self.assertLen({*keys}, len(given) + 1)
+    self.assertEqual(settings_store.key_of({'a': 1, 'b': 2}), settings_store.key_of(
+        {'b': 2, 'a': 1}))
 
   def test_a_store_that_cannot_be_written_is_no_error(self):
     store = pathlib.Path(self.create_tempdir().full_path, 'file')

@@ -104,6 +104,25 @@ class OutcomeTest(absltest.TestCase):
       timed.interactions.times[:] //= 3  # two months and less
       self.assertNotIn('trend', self.saved(ours=hit))
 
+  def test_a_trend_counts_users_and_leaves_out_targets_without_a_time(self):
+    draws = np.random.default_rng(0)
+    days = np.repeat(draws.integers(0, 200, 12), 10)  # ten alike of each user
+    values = np.repeat(draws.normal(size=12), 10)
+    when = np.datetime64('2020-01-01', 's') + days * np.timedelta64(1, 'D')
+    owners = np.repeat(np.arange(12), 10)
+
+    def cell(when, owners):
+      return results_lib._trend({'x': {'HR@10': values}}, when, 0, owners)['trend']['x']['HR@10']
+    users, blind = cell(when, owners), cell(when, None)
+    self.assertEqual(users['value'], blind['value'])
+    self.assertGreater(users['high'] - users['low'], 2 * (blind['high'] - blind['low']))
+    when[5::10] = np.datetime64('NaT')
+    known = np.arange(120) % 10 != 5
+    want = np.polyfit((days[known] - days[known].min()) / 30, values[known], 1)[0]
+    self.assertAlmostEqual(cell(when, owners)['value'], want)
+    when[:] = np.datetime64('NaT')
+    self.assertEqual(results_lib._trend({'x': {'HR@10': values}}, when, 0, owners), {})
+
   def test_the_closing_table_says_rows_tests_and_protocol(self):
     self.saved(ours=np.array([[0] * 6, [1] * 6]), random=np.arange(6) + 20)
     said = []
