@@ -19,7 +19,7 @@ from recjax import batch_recommend, cli, recommend, run_files
 from recjax.data import dataset as dataset_lib
 from recjax.data import loading, splits
 from recjax.errors import ConfigError, DataError
-from recjax.evaluation import baselines, metrics, ranking
+from recjax.evaluation import baselines, blending, metrics, ranking, sampled_ranking
 from recjax.methods import sequential
 from recjax.methods.sequential import train as stages
 from recjax.models import seqrec
@@ -148,6 +148,15 @@ class PackTest(parameterized.TestCase):
     self.assertEqual(packed[5][1].tolist(), [0, 2 ** 31 - 1, 2 ** 31 - 1, 0])
     with self.assertRaisesRegex(DataError, "no times; add `times`.*model.time=none"):
       train.sequences(dataclasses.replace(shop, times=None), 4, True)
+
+  def test_times_in_any_unit_are_seconds(self):
+    shop = ring(20).interactions
+    for unit in (1000, 10 ** 9):
+      finer = dataclasses.replace(shop, times=shop.times * unit + unit // 2)
+      np.testing.assert_array_equal(*(train.sequences(data, 12, True) for data in (shop, finer)))
+      cases = [splits.leave_one_out(data).test for data in (shop, finer)]
+      for clock in splits.CLOCKS:
+        np.testing.assert_array_equal(*(c.request_times(np.arange(3), clock) for c in cases))
 
   def test_times_of_a_cut_history_and_of_its_request(self):
     model = seqrec.Config('hstu', 9, 4, time='bias')
@@ -522,6 +531,21 @@ class RunTest(parameterized.TestCase):
         scores[np.setdiff1d(items[:-1], items[-1:]) - 1] = -np.inf
         self.assertEqual(ranks[clock][case], (scores > scores[items[-1] - 1]).sum())
     self.assertNotEqual(ranks['last'].tolist(), ranks['target'].tolist())
+    self.never_told_of_the_target(train.scorer(model, params), cases, ranks['last'])
+
+  def never_told_of_the_target(self, score, cases, want):
+    """Whatever ranks cases is at the last item unless it is told otherwise, and blends too."""
+    everything = np.stack([np.setdiff1d(np.arange(1, 51), [target]) for target in cases.targets])
+    blend = blending.score_function([score, score], blending.Rule((.5, .5)), 50, 0, True)
+    self.assertTrue(blend.timed)
+    rules = [blending.Rule((1., 0.)), blending.Rule((.5, .5))]
+    unmasked = ranking.rank_cases(score, cases, 50, mask_history=False)
+    for got, ranks in ((ranking.rank_cases(score, cases, 50), want),
+                       (ranking.rank_and_recommend(score, cases, 50, 3)[0], want),
+                       (ranking.rank_cases(blend, cases, 50), want),
+                       *((r, want) for r in blending.ranks_of([score, score], rules, cases, 50)),
+                       (sampled_ranking.rank_cases(score, cases, 50, everything), unmasked)):
+      np.testing.assert_array_equal(got, ranks)
 
   @long
   def test_options_of_the_evaluation_stand_in_the_protocol_and_change_the_data(self):

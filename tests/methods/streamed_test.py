@@ -1,4 +1,5 @@
 """Training on users that stay on disk: the same losses, any number of processes, the whole run."""
+import dataclasses
 import importlib.util
 import json
 import os
@@ -7,6 +8,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+import types
 from unittest import mock
 
 import jax
@@ -176,6 +178,13 @@ class StreamedTest(parameterized.TestCase):
     timed = sequential_on_disk.rows_of(examples, 3, 2, 1)['seqs']
     in_memory = train.sequences(splits.leave_one_out(data).train, 3, True)
     np.testing.assert_array_equal(timed, in_memory[:-1])
+    finer = [{**e, 'times': e['times'] * 1000 + 999} for e in examples]
+    np.testing.assert_array_equal(sequential_on_disk.rows_of(finer, 3, 2, 1000)['seqs'], timed)
+    finer = dataclasses.replace(data, times=data.times * 1000)
+    records = mock.MagicMock(array_record.Records)
+    records.name, records.__len__.return_value = 'ring', len(data)
+    records.users.return_value = types.SimpleNamespace(interactions=finer)
+    self.assertEqual(sequential_on_disk.units_per_second(records), 1000)
 
   @long
   def test_two_processes_and_a_change_of_their_number_learn_what_one_does(self):

@@ -64,10 +64,12 @@ class PicturesTest(absltest.TestCase):
 
   def test_a_run_keeps_them_beside_its_report(self):
     run = pathlib.Path(self.create_tempdir().full_path)
-    for number, (stage, seconds) in enumerate((('train', 40.), ('evaluate', 9.))):
+    for number, (stage, seconds, size) in enumerate((
+        ('teacher', 30., '9'), ('train', 10., '1,234'), ('evaluate', 9., None))):
+      counts = {'parameters': size} if size else {}
       (run / 'stages' / f'{number}-{stage}').mkdir(parents=True)
       (run / 'stages' / f'{number}-{stage}' / 'DONE.json').write_text(
-          json.dumps({'stage': stage, 'seconds': seconds, 'counts': {'parameters': '1,234'}}))
+          json.dumps({'stage': stage, 'seconds': seconds, 'counts': counts}))
     self.assertEqual(run_section.pictures_section(run), [])
     (run / 'results.json').write_text(json.dumps(RESULTS))
     section, = run_section.pictures_section(run)

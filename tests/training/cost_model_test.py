@@ -12,6 +12,7 @@ import numpy as np
 from absl.testing import absltest
 from ml_collections import ConfigDict
 
+from recjax import base_config
 from recjax.data import loading
 from recjax.distributed import sharding
 from recjax.methods import betag, bigrec, reclm
@@ -116,6 +117,14 @@ class PlanTest(absltest.TestCase):
                    if x.shape[:1] == (3,) and x.shape not in weights)
         told = 3 * 4 * 64 * cost_model.kept_bytes(shape, 64)
         self.assertBetween(told / kept, .9, 1.1, (remat, dtype, rank))
+
+  def test_weights_in_8_bits_are_counted_as_they_are_kept(self):
+    whole, eight = (cost_model.numerics(TINY, ConfigDict({
+        **base_config.llm('paper'), 'quantize': kind})) for kind in ('none', 'int8'))
+    self.assertEqual((whole.stored, eight.stored), ('bfloat16', 'bfloat16, kernels int8'))
+    kernels = sum(n * out for n, out, _ in TINY.linear.values()) * TINY.layers
+    scales = 4 * sum(out for _, out, _ in TINY.linear.values()) * TINY.layers
+    self.assertEqual(llm.param_bytes(whole) - llm.param_bytes(eight), kernels - scales)
 
   @long
   def test_8b_fits_one_large_card_and_several_small_ones(self):
