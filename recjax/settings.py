@@ -74,8 +74,7 @@ RANGES = {
         semantic_ids.diversity semantic_ids.sinkhorn train.free train.gamma train.prompt''',
     'above 0': '''
         *.lr *.epochs *.api_timeout lora.alpha align.temperature align.tau model.temperature rat.tau
-        scft.tau
-        semantic_ids.tau ground.step''',
+        scft.tau semantic_ids.tau ground.step''',
     'between 0 and 1': '''
         *loss.gbce_t *train.mask_share *train.mask_last control.share decode.alphas select.b
         *.api_failure_ratio train.candidates train.chat_share train.keep train.multi_round

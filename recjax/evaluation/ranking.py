@@ -227,9 +227,10 @@ def top_items(
 
   score_fn: scores a block of histories. items, offsets: ragged histories. n_items: of the catalog.
   k: items of a list. exclude_seen: whether items of a history are out. allowed: (N,) bool, which
-  items may appear, or (U, N), a row a history. block: as in `rank_cases`. -> items, 0 where fewer
-  than k may appear, and their scores, best first, ties to the lower index. Raises DataError as
-  `rank_cases` does, for k outside 1..N, and for a mask of another shape.
+  items may appear, or (U, N), a row a history. block: as in `rank_cases`. times: seconds of each
+  history's items and then of its request, end to end, for a score function that is `timed`. ->
+  items, 0 where fewer than k may appear, and their scores, best first, ties to the lower index.
+  Raises DataError as `rank_cases` does, for k outside 1..N, and for a mask of another shape.
   """
   items, offsets = np.asarray(items), np.asarray(offsets)
   _check_k(k, n_items)

@@ -44,6 +44,14 @@ class Encoder:
   about: dict
 
 
+def check(folder: str | Path, cfg: ConfigDict) -> None:
+  """Raises ConfigError where a checkpoint cannot be kept as `quantize` says. folder: of the
+  checkpoint. cfg: as of `load`."""
+  if cfg.quantize != 'none' and sentence_encoder.is_bert(folder):
+    raise ConfigError(f'llm.quantize={cfg.quantize}: {folder} is a sentence encoder, which is read '
+                      'as it is; leave the setting at none')
+
+
 def load(folder: str | Path, cfg: ConfigDict, mesh: jax.sharding.Mesh, pool: str = '',
          most: int = 512, **adapter: Any) -> Encoder:
   """Opens a checkpoint folder. cfg: dtype, remat, quantize. mesh: the devices.
@@ -51,10 +59,8 @@ def load(folder: str | Path, cfg: ConfigDict, mesh: jax.sharding.Mesh, pool: str
   pool: '' for the folder's own way, or 'avg'. most: tokens of a text at most, end included; longer
   ones are cut. adapter: lora_rank, lora_alpha of a decoder. folder: the checkpoint.
   """
+  check(folder, cfg)
   if sentence_encoder.is_bert(folder):
-    if cfg.quantize != 'none':
-      raise ConfigError(f'llm.quantize={cfg.quantize}: {folder} is a sentence encoder, which is '
-                        'read as it is; leave the setting at none')
     return _sentence(folder, cfg, mesh, pool, most)
   if sentence_encoder.has_modules_list(folder) and not pool:
     raise ConfigError(f'{folder}: modules.json says how sentence-transformers makes vectors with '

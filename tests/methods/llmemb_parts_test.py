@@ -411,6 +411,16 @@ class RatTest(parameterized.TestCase):
       variants.check(cfg)
       rat.check(cfg, 1000)
 
+  def test_a_sentence_encoder_in_8_bits_is_refused_before_anything_runs(self):
+    folder = pathlib.Path(self.create_tempdir().full_path)
+    (folder / 'config.json').write_text('{"model_type": "bert"}')
+    cfg = config('variant=text')
+    cfg.text.weights = str(folder)
+    variants.check(cfg)
+    cfg.llm.quantize = 'int8'
+    with self.assertRaisesRegex(ConfigError, 'quantize=int8: .* is a sentence encoder'):
+      variants.check(cfg)
+
 
 class JudgeTest(parameterized.TestCase):
 

@@ -313,6 +313,14 @@ class SentenceFilesTest(parameterized.TestCase):
       with self.assertRaisesRegex(DataError, message):
         text_embedding.load(folder, HOW, self.mesh)
 
+  def test_a_sentence_encoder_is_not_kept_in_8_bits(self):
+    eight = ConfigDict({**HOW, 'quantize': 'int8'})
+    (self.folder / 'config.json').write_text('{"model_type": "bert"}')
+    with self.assertRaisesRegex(ConfigError, 'quantize=int8: .* is a sentence encoder'):
+      text_embedding.load(self.folder, eight, self.mesh)
+    (self.folder / 'config.json').write_text('{"model_type": "qwen3"}')
+    text_embedding.check(self.folder, eight)
+
   def test_a_decoder_that_sentence_transformers_keeps_is_refused(self):
     tiny_folder(self.folder)
     write(self.folder / 'modules.json', NEW['modules'])

@@ -7,7 +7,7 @@ from ml_collections import ConfigDict
 
 from recjax.errors import ConfigError
 from recjax.methods.llmemb import prompts
-from recjax.training import llm_loading
+from recjax.training import llm_loading, text_embedding
 from recjax.training.workdir import Workdir, find_stage, saved_config
 
 
@@ -97,7 +97,7 @@ def check(cfg: ConfigDict) -> None:
     raise ConfigError(f"rat.align_source={cfg.rat.align_source!r}; choose 'sasrec' or "
                       "'same_backbone'")
   if 'text' in vector_sources(cfg):
-    text_folder(cfg)
+    text_embedding.check(text_folder(cfg), cfg.llm)
   scft = cfg.scft
   if scft.batch < 2:
     raise ConfigError(f'scft.batch={scft.batch}: contrast needs two items or more')
