@@ -29,7 +29,9 @@ SHORT = re.compile(r'\d+ requested and \d+ written')  # of numpy
 # Modules that come with an extra of the package, as setup.py lists them.
 EXTRAS = {
     'serve': ('fastapi', 'uvicorn', 'prometheus_client', 'pydantic', 'starlette',
-              'fastapi_offline'),
+              'fastapi_offline', 'sqlalchemy', 'alembic'),
+    'postgres': ('psycopg',),
+    'mcp': ('mcp',),
     'data': ('duckdb', 'tensorflow_datasets', 'array_record', 'grain', 'importlib_resources'),
     'beam': ('apache_beam',),
     'gguf': ('gguf',),

@@ -5,6 +5,7 @@ import sys
 import threading
 
 from recjax import settings
+from recjax.cli import events as events_cli
 from recjax.errors import ConfigError
 
 HELP = 'trained runs over HTTP, and a web shop'
@@ -33,6 +34,14 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
                       'endpoint that foresees interests; its key is in OPENAI_API_KEY')
   parser.add_argument('--interests-model', default='', metavar='NAME', help='the model to ask '
                       'there')
+  parser.add_argument('--events', default=events_cli.DEFAULT_PLACE, metavar='PLACE', help='the '
+                      'database of what users do: a SQLite file (default '
+                      f'{events_cli.DEFAULT_PLACE} here), postgresql://USER:PASSWORD@HOST/NAME, '
+                      'or none, which forgets all at the end')
+  parser.add_argument('--history-types', default='purchase', metavar='TYPE,...', help='events that '
+                      "make a user's history, of view, click, cart, purchase (default purchase)")
+  parser.add_argument('--split', default='', metavar='NAME:SHARE,...', help='which share of users '
+                      'gets which model where a request names none, as in a:0.9,b:0.1')
   parser.add_argument('--no-shop', dest='shop', action='store_false', help='the API alone, '
                       'without the demonstration shop')
 
@@ -48,7 +57,9 @@ def run(args: argparse.Namespace) -> None:
     raise ConfigError('--interests-url and --interests-model go together')
   server_settings = ServerSettings(
       args.host, args.port, answer_seconds=args.timeout, max_concurrent=args.most,
-      shop=args.shop, interests_url=args.interests_url, interests_model=args.interests_model)
+      shop=args.shop, interests_url=args.interests_url, interests_model=args.interests_model,
+      events='' if args.events == 'none' else args.events, split=args.split,
+      history_types=events_cli.parse_types(args.history_types, '--history-types'))
   server.run(args.workdirs, server_settings, args.data, args.catalog, args.later)
   if any(t.daemon for t in threading.enumerate()):  # a model that still warms would abort the end
     sys.stdout.flush()

@@ -8,13 +8,21 @@ from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
 from recjax.errors import UserError
-from recjax.serving import api_docs, chat_completions, limits, reclm_api, routes
+from recjax.serving import (
+  api_docs,
+  chat_completions,
+  event_routes,
+  limits,
+  reclm_api,
+  routes,
+)
 from recjax.serving.http_errors import RequestError, error_body, replace_surrogates
 from recjax.serving.service import RecommendationService
 
 ERROR_RESPONSES: dict[int | str, dict[str, Any]] = {
     status: {'description': text} for status, text in (
         (400, 'not JSON'), (401, 'no or a wrong key'), (404, 'no such model or item'),
+        (409, 'a key that stands for something else'),
         (408, 'the request came too slowly'), (413, 'too many bytes'),
         (422, 'a value that is wrong'), (503, 'too many requests; try again'),
         (504, 'no answer in time'))}
@@ -33,6 +41,7 @@ def create_app(service: RecommendationService) -> limits.LimitsMiddleware:
   add_error_handlers(app)
   routes.add_health_routes(app, service)
   routes.add_recommend_routes(app, service)
+  event_routes.add_routes(app, service)
   routes.add_catalog_routes(app, service)
   chat_completions.add_routes(app, service)
   models = list(service.models.values())

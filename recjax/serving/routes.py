@@ -18,6 +18,18 @@ from recjax.text import interest_terms as local_interests
 
 MAX_K, MAX_HISTORY, MAX_FILTER_ITEMS, MAX_TAG_ITEMS = 100, 10_000, 100_000, 1000
 MAX_UNKNOWN_SHOWN, MAX_NOTE_CHARS = 100, 300
+
+
+def clean_id(value: str | int) -> str:
+  """Returns an id as text. value: what a client sent. Raises ValueError for what no database
+  holds."""
+  text = str(value)
+  if '\0' in text or replace_surrogates(text) != text:
+    raise ValueError('an id is a text without the sign NUL and without halves of characters')
+  return text
+
+
+UserId = Annotated[str, pydantic.Field(max_length=500), pydantic.AfterValidator(clean_id)]
 ItemId = Annotated[pydantic.StrictStr, pydantic.Field(max_length=500)] | pydantic.StrictInt
 FilterItems = Annotated[list[ItemId], pydantic.Field(max_length=MAX_FILTER_ITEMS)]
 History = Annotated[list[ItemId], pydantic.Field(max_length=MAX_HISTORY,
@@ -32,6 +44,9 @@ class StrictBody(pydantic.BaseModel):
 class RecommendRequest(StrictBody):
   """What POST /v1/recommend takes."""
   history: History = []
+  user: UserId = pydantic.Field(
+      '', description='an id: without `history` it is what the training data and the events say of '
+      'this user; which model answers goes by it, too, where the server splits users')
   k: int = pydantic.Field(10, ge=1, le=MAX_K, description='how many items')
   model: str = pydantic.Field('', description='which run; the first where none is named')
   category: str | None = pydantic.Field(None, description='only items of it: one part of their '
@@ -91,9 +106,12 @@ def add_recommend_routes(app: fastapi.FastAPI, service: RecommendationService) -
   @app.post('/v1/recommend', response_model=None)
   async def recommend(body: RecommendRequest, request: fastapi.Request) -> JSONResponse:
     """The best items for a history; ids that the model does not know are left out and named."""
-    model = service.model(body.model)
+    model = service.model_of_user(body.model, body.user)
     snapshot = model.snapshot
-    history, unknown = snapshot.indices(body.history)
+    if body.user and 'history' not in body.model_fields_set:
+      history, unknown = await service.user_history(model, body.user)
+    else:
+      history, unknown = snapshot.indices(body.history)
     allowed = allowed_mask(
         snapshot, category=body.category, block=snapshot.indices(body.block)[0], history=history,
         allow=None if body.allow is None else snapshot.indices(body.allow)[0],
@@ -104,8 +122,10 @@ def add_recommend_routes(app: fastapi.FastAPI, service: RecommendationService) -
       interests = local_interests.interests(history, snapshot.terms)
       for shown, (item, _) in zip(items, recommended):
         shown['why'] = service.explain(model, item, history, interests)
+    request_id = await service.record_shown(
+        request, body.user, model, [shown['id'] for shown in items]) if body.user else None
     return JSONResponse({  # as it is: FastAPI would copy every value first
-        'model': model.name, 'items': items, 'short': len(items) < body.k,
+        'request_id': request_id, 'model': model.name, 'items': items, 'short': len(items) < body.k,
         'source': 'model' if history else 'popularity', 'unknown': shown_ids(unknown),
         'catalog': snapshot.version})
 

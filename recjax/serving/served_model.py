@@ -17,6 +17,7 @@ from recjax.errors import ConfigError
 from recjax.evaluation.recommender import CatalogRecommender, as_recommender
 from recjax.serving.batcher import Batcher
 from recjax.serving.catalog_snapshot import CatalogSnapshot, CatalogVersions
+from recjax.serving.user_histories import TrainingHistories
 
 BATCH_SIZES = (1, 8, 64)  # histories of a call, padded up
 TOP_KS = (20, 100)  # items of an answer, padded up, as few as suffice
@@ -60,6 +61,7 @@ class ServedModel:
   whether requests are answered together. on_batch: called with (kind, name, size, seconds) after
   each call.
   tags: {item id: [(tag, weight)]} of a BETag run, or None. purchases: of the data set, or None.
+  training_histories: of the users of the data set; without them nobody is known.
 
   is_ready: whether its programs are compiled. failure: why they could not be, '' where they could.
   batch_sizes: of its calls. batch_seconds: {size: how long a call takes}, as `warm_up` measures it.
@@ -69,10 +71,12 @@ class ServedModel:
                catalogs: CatalogVersions, chat_model: Any = None, batched: bool = True,
                on_batch: Callable[[str, str, int, float], None] | None = None,
                tags: Mapping[str, Sequence[tuple[str, float]]] | None = None,
-               purchases: Purchases | None = None):
+               purchases: Purchases | None = None,
+               training_histories: TrainingHistories | None = None):
     self.name, self.method, self.catalogs = name, method, catalogs
     self.recommender, self.chat_model = recommender, chat_model
     self.tags, self.purchases = tags, purchases
+    self.training_histories = training_histories or TrainingHistories(None)
     max_batch = recommender.max_batch or (
         BATCH_SIZES[-1] if recommender.masks_by_row else LLM_BATCH_SIZE)
     self.batch_sizes = tuple(s for s in BATCH_SIZES if s <= max_batch) if batched else (1,)
@@ -251,7 +255,7 @@ def open_models(workdirs: Iterable[str | os.PathLike], chat_data: Sequence[str] 
   Returns {name: model} in order. Raises ConfigError where two folders have one name.
   """
   models: dict[str, ServedModel] = {}
-  shared_by_data: dict[str, tuple[CatalogVersions, Purchases | None]] = {}
+  shared_by_data: dict[str, tuple[CatalogVersions, Purchases | None, TrainingHistories]] = {}
   for workdir in workdirs:
     module, dataset = recommend.open_data(workdir, later)
     name = str(workdir).rstrip('/').rsplit('/', 1)[-1] or str(workdir)
@@ -261,13 +265,13 @@ def open_models(workdirs: Iterable[str | os.PathLike], chat_data: Sequence[str] 
     if dataset.fingerprint not in shared_by_data:
       counts, purchases = count_purchases(dataset)
       catalogs = CatalogVersions(dataset.catalog, counts, items_file)
-      shared_by_data[dataset.fingerprint] = catalogs, purchases
-    catalogs, purchases = shared_by_data[dataset.fingerprint]
+      shared_by_data[dataset.fingerprint] = catalogs, purchases, TrainingHistories(dataset)
+    catalogs, purchases, histories = shared_by_data[dataset.fingerprint]
     with run_files.opening(workdir), settings.reading(workdir):
       recommender, chat_model, tags = open_run(module, workdir, chat_data, later)
     models[name] = ServedModel(
         name, module.__name__.rsplit('.', 1)[-1], as_recommender(recommender, dataset.catalog),
-        catalogs, chat_model, batched, on_batch, tags, purchases)
+        catalogs, chat_model, batched, on_batch, tags, purchases, histories)
   return models
 
 

@@ -13,6 +13,7 @@ from typing import Any
 from recjax.errors import ConfigError
 from recjax.serving import app as apps
 from recjax.serving import limits, served_model
+from recjax.serving.events import EventStore
 from recjax.serving.prometheus import Metrics
 from recjax.serving.service import RecommendationService, ServerSettings
 
@@ -49,7 +50,11 @@ def run(workdirs: Iterable[str | os.PathLike], settings: ServerSettings,
                                       on_batch=metrics.observe_batch, later=later)
     for line in served_model.describe_models(models, folders):
       log(line)
-    service = RecommendationService(models, dataclasses.replace(settings, api_key=key), metrics)
+    store = EventStore(settings.events)
+    log(f'events are in {store.name}' if settings.events else
+        'events are forgotten when the server ends')
+    service = RecommendationService(models, dataclasses.replace(settings, api_key=key), metrics,
+                                    store)
     if not key and settings.host not in limits.LOCAL_HOSTS:
       log(f'anybody who reaches {settings.host} may ask; set {KEY_ENV} to a secret')
     listen(service, log, sockets)

@@ -2,25 +2,32 @@
 import asyncio
 import concurrent.futures
 import dataclasses
+import logging
 import time
-from collections.abc import Mapping, Sequence
+import uuid
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import fastapi
 import numpy as np
+from fastapi.concurrency import run_in_threadpool
 
 from recjax.data.formats import etegrec
 from recjax.errors import ConfigError, DataError, ServiceError, UserError
 from recjax.serving import limits
 from recjax.serving.batcher import Batcher, QueueFull
 from recjax.serving.catalog_snapshot import CatalogSnapshot
+from recjax.serving.events import Event, EventStore, Shown, StoreUnavailable, Written
 from recjax.serving.http_errors import CLIENT_CLOSED_REQUEST, RequestError, replace_surrogates
 from recjax.serving.prometheus import Metrics
 from recjax.serving.served_model import RecommendQuery, ServedModel, co_purchased
+from recjax.serving.user_histories import parse_split
 from recjax.text import interest_terms as local_interests
 from recjax.text.llm_api import ApiConfig
 
 INTEREST_WORKERS = 8  # interests that are asked for at a time
+EVENT_BATCH, MAX_WAITING_EVENTS = 256, 4096  # requests whose events are written together, and wait
+log = logging.getLogger('recjax')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,6 +42,8 @@ class ServerSettings:
   interests_url, interests_model: an OpenAI-compatible endpoint that interests come from, '' for
   words of the catalog. interests_key_env: the environment variable that holds its key.
   interests_seconds: that it may take.
+  events: the database of events, as `EventStore` takes it. split: which users get which model, as
+  `parse_split` takes it. history_types: which events make a user's history.
   """
   host: str = '127.0.0.1'
   port: int = 8000
@@ -47,6 +56,9 @@ class ServerSettings:
   interests_model: str = ''
   interests_key_env: str = 'OPENAI_API_KEY'
   interests_seconds: float = 20.0
+  events: str = ''
+  split: str = ''
+  history_types: tuple[str, ...] = ('purchase',)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,17 +77,22 @@ class RecommendationService:
   """Everything behind the routes.
 
   models: {name: model}, the first answers where a request names none. settings: how the server is
-  run. metrics: what is counted.
+  run. metrics: what is counted. store: the database of events; without it, it is opened as
+  `settings.events` says.
 
   is_closing: whether the server is ending. started: when it began, seconds since 1970. executor:
   threads in which interests are found.
   """
 
   def __init__(self, models: Mapping[str, ServedModel], settings: ServerSettings | None = None,
-               metrics: Metrics | None = None):
+               metrics: Metrics | None = None, store: EventStore | None = None):
     settings = settings or ServerSettings()
     self.models, self.settings = models, settings
     self.metrics = metrics or Metrics()
+    self.split = parse_split(settings.split, models)
+    self.store = store or EventStore(settings.events)
+    self.event_batcher = Batcher(self.store.write, EVENT_BATCH, MAX_WAITING_EVENTS, name='events',
+                                 on_batch=self.metrics.observe_event_batch)
     self.is_closing, self.started = False, time.time()
     self.executor = concurrent.futures.ThreadPoolExecutor(INTEREST_WORKERS, 'interests')
     self._interests_api = ApiConfig(
@@ -144,6 +161,66 @@ class RecommendationService:
     query = RecommendQuery(history, min(k, len(model.snapshot)), allowed)
     return await self.answer(request, model.batcher, query)
 
+  def model_of_user(self, name: str, user: str) -> ServedModel:
+    """Returns the model that a user gets.
+
+    name: of the model that is asked for, '' for the one that the split gives. user: an id, '' for
+    nobody in particular. Raises RequestError where there is no such model.
+    """
+    return self.model(self.split.choose(user) if self.split and user and not name else name)
+
+  def knows(self, item_id: str) -> bool:
+    """Returns whether any model knows the item `item_id`."""
+    return any(model.snapshot.index(item_id) for model in self.models.values())
+
+  async def ask_store(self, call: Callable, *args: Any) -> Any:
+    """Returns what a method of the store gives. call: the method. args: its arguments. Raises
+    RequestError where the database is away."""
+    try:
+      return await run_in_threadpool(call, *args)
+    except StoreUnavailable as error:
+      raise store_away(error) from error
+
+  async def user_history(self, model: ServedModel, user: str) -> tuple[list[int], list[str]]:
+    """Returns what a user did by now: item indices, oldest first, and ids that the model does not
+    know. Every event that was answered for is in it, whichever process wrote it.
+
+    model: whose indices. user: an id. Raises RequestError where the database is away.
+    """
+    events = await self.ask_store(self.store.history, user, self.settings.history_types)
+    return model.training_histories.merge(user, events, model.snapshot.index)
+
+  async def record(self, request: fastapi.Request, rows: Sequence[Event | Shown]) -> Written:
+    """Writes events, and returns what became of them when they are on disk.
+
+    request: the client's. rows: what to write. Raises RequestError where the database is away.
+    """
+    written = await self.answer(request, self.event_batcher, rows)
+    if isinstance(written, StoreUnavailable):
+      raise store_away(written) from written
+    return written
+
+  async def record_shown(self, request: fastapi.Request, user: str, model: ServedModel,
+                         items: Sequence[str]) -> str | None:
+    """Writes what an answer shows.
+
+    request: the client's. user: an id. model: that recommended. items: ids, the best first.
+
+    Returns the id by which events name the answer; None where the database is away, which keeps
+    nobody from an answer.
+    """
+    request_id = uuid.uuid4().hex
+    shown = Shown(request_id, user, model.name, round(time.time() * 1000), items)
+    try:
+      await self.record(request, [shown])
+    except RequestError as error:
+      if error.status == CLIENT_CLOSED_REQUEST:
+        raise
+      self.metrics.impressions_lost.inc()
+      log.warning('an answer is not in the events: %s', error.message)
+      return None
+    return request_id
+
   def find_interests(self, snapshot: CatalogSnapshot, history: Sequence[int]) -> FoundInterests:
     """Finds the interests of a history; blocks while the endpoint is asked.
 
@@ -188,6 +265,8 @@ class RecommendationService:
     self.is_closing = True
     for model in self.models.values():
       model.close(self.settings.answer_seconds)
+    self.event_batcher.close(self.settings.answer_seconds)
+    self.store.close()
     self.executor.shutdown(wait=False, cancel_futures=True)
 
 
@@ -195,6 +274,13 @@ async def wait_for_disconnect(request: fastapi.Request) -> None:
   """Returns when the client of `request` has gone."""
   while (await request.receive())['type'] != 'http.disconnect':
     pass
+
+
+def store_away(error: StoreUnavailable) -> RequestError:
+  """Returns what a client is told where the database is away. error: what it said, for the log."""
+  log.warning('%s', error)
+  return RequestError(503, 'the database of events does not answer; try again',
+                      {'Retry-After': '5'})
 
 
 def allowed_mask(snapshot: CatalogSnapshot, **filters: Any) -> np.ndarray:

@@ -1,0 +1,108 @@
+"""The routes of what users do: events in, and a user's data out of the database again."""
+import time
+from typing import Annotated, Any, Literal
+
+import fastapi
+import pydantic
+
+from recjax.serving.events import Event, event_key
+from recjax.serving.http_errors import RequestError
+from recjax.serving.routes import StrictBody, UserId, clean_id
+from recjax.serving.service import RecommendationService
+
+MAX_EVENTS, MAX_CONFLICTS_SHOWN = 1000, 20
+LAST_SECOND = 253_402_300_799  # of the year 9999
+
+
+CleanId = Annotated[
+    Annotated[pydantic.StrictStr, pydantic.Field(min_length=1, max_length=500)]
+    | pydantic.StrictInt, pydantic.AfterValidator(clean_id)]
+
+
+def only_text(value: Any) -> Any:
+  """Returns a time as it came. Raises ValueError for a number, which has its own limits."""
+  if isinstance(value, int | float):
+    raise ValueError('a number of seconds is 0 or more, and before the year 10000')
+  return value
+
+
+ShortId = Annotated[str, pydantic.Field(max_length=200), pydantic.AfterValidator(clean_id)]
+
+
+class EventRequest(StrictBody):
+  """One thing that a user did."""
+  user: CleanId
+  item: CleanId
+  type: Literal['view', 'click', 'cart', 'purchase']
+  time: Annotated[pydantic.StrictFloat | pydantic.StrictInt, pydantic.Field(
+      ge=0, le=LAST_SECOND)] | Annotated[pydantic.AwareDatetime, pydantic.BeforeValidator(
+          only_text)] | None = pydantic.Field(
+              None, description='when: seconds since 1970, or a time with its zone; now without it')
+  request_id: ShortId = pydantic.Field('', description='of the answer that showed the item')
+  key: ShortId = pydantic.Field('', description='names the event: what is sent again under it '
+                                'counts once; made of the other fields without it')
+
+
+class EventsRequest(StrictBody):
+  """Many events, at most 1,000."""
+  events: Annotated[list[EventRequest], pydantic.Field(max_length=MAX_EVENTS)]
+
+
+class EventsAnswer(pydantic.BaseModel):
+  """What became of events. accepted: how many are new and on disk. duplicates: how many were there
+  before. unknown: items that no model here knows; their events are kept."""
+  accepted: int
+  duplicates: int
+  unknown: list[str]
+
+
+class ForgottenAnswer(pydantic.BaseModel):
+  """How many events of a user were deleted."""
+  deleted: int
+
+
+def kind_of_body(body: Any) -> str:
+  """Returns 'many' for a body with `events`, else 'one'. body: JSON, or what was made of it."""
+  return 'many' if isinstance(body, EventsRequest) or (
+      isinstance(body, dict) and 'events' in body) else 'one'
+
+
+EventsBody = Annotated[
+    Annotated[EventRequest, pydantic.Tag('one')] | Annotated[EventsRequest, pydantic.Tag('many')],
+    pydantic.Discriminator(kind_of_body)]
+
+
+def as_event(body: EventRequest) -> Event:
+  """Returns a checked event as it is stored."""
+  when = body.time
+  if when is None or isinstance(when, int | float):
+    time_ms = None if when is None else round(when * 1000)
+  else:
+    time_ms = round(when.timestamp() * 1000)
+  key = body.key or event_key(body.user, body.item, body.type, time_ms, body.request_id)
+  return Event(key, body.user, body.item, body.type,
+               round(time.time() * 1000) if time_ms is None else time_ms, body.request_id)
+
+
+def add_routes(app: fastapi.FastAPI, service: RecommendationService) -> None:
+  """Adds the routes to `app`. service: holds the database."""
+  @app.post('/v1/events')
+  async def events(body: EventsBody, request: fastapi.Request) -> EventsAnswer:
+    """Stores what users did; when this answers, it is on disk. What is sent twice counts once."""
+    bodies = body.events if isinstance(body, EventsRequest) else [body]
+    rows = [as_event(one) for one in bodies]
+    written = await service.record(request, rows)
+    service.metrics.count_events(row.type for row in rows)
+    if written.conflicts:
+      keys = ', '.join(map(repr, written.conflicts[:MAX_CONFLICTS_SHOWN]))
+      raise RequestError(409, f'stored under the same key before, with other fields: {keys}; these '
+                         f'stay as they were. {written.accepted} other events are stored')
+    unknown = dict.fromkeys(row.item for row in rows if not service.knows(row.item))
+    return EventsAnswer(accepted=written.accepted, duplicates=written.duplicates,
+                        unknown=list(unknown)[:100])
+
+  @app.delete('/v1/users/{user:path}')
+  async def forget(user: Annotated[UserId, fastapi.Path(min_length=1)]) -> ForgottenAnswer:
+    """Deletes all events of a user, and that answers were shown to them. What a model was trained
+    on stays in it."""
+    return ForgottenAnswer(deleted=await service.ask_store(service.store.forget, user))
